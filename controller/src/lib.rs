@@ -1,0 +1,1 @@
+//! Allocation: which Service gets which address, and why not.

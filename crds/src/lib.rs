@@ -1,0 +1,43 @@
+//! Landfall's contract, in pure data: the objects it adds to Kubernetes, the addresses they speak of, and typed views
+//! of the Kubernetes objects it reads.
+//!
+//! | room | what is in it |
+//! |---|---|
+//! | [`address`] | ranges of addresses, and the name that an address has as an object |
+//! | [`ip_address_pool`] | `IPAddressPool`: addresses an administrator lends to Landfall |
+//! | [`load_balancer_ip`] | `LoadBalancerIP`: one address in use; the truth about who holds it |
+//! | [`service`], [`endpoints`], [`node`] | what Landfall reads of Services, EndpointSlices and Nodes |
+//! | [`condition`] | how conditions are kept in a status |
+//!
+//! Objects are parsed here, at the edge, into types that cannot be wrong; whoever decides something works on the views.
+//! Nothing here talks to anybody: no client, no clock, no socket.
+
+pub mod address;
+pub mod condition;
+pub mod endpoints;
+pub mod ip_address_pool;
+pub mod load_balancer_ip;
+pub mod node;
+pub mod service;
+
+pub use address::Range;
+pub use endpoints::{Endpoint, EndpointSlice};
+pub use ip_address_pool::{IPAddressPool, IPAddressPoolSpec, IPAddressPoolStatus};
+pub use load_balancer_ip::{Announcer, Holder, LoadBalancerIP, LoadBalancerIPSpec, LoadBalancerIPStatus};
+pub use node::Node;
+pub use service::{Key, Port, Protocol, Service, TrafficPolicy};
+
+/// The API group of all our objects, and the prefix of our conditions, annotations and finalizers.
+pub const GROUP: &str = "landfall.dev";
+
+/// An object that Landfall reads but cannot make sense of. It is skipped and reported; others are not affected.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{kind} {name}: {problem}")]
+pub struct Malformed {
+    /// The kind of the object: `Service`.
+    pub kind: &'static str,
+    /// Its name, with the namespace in front where it has one: `default/web`.
+    pub name: String,
+    /// What is wrong with it.
+    pub problem: String,
+}

@@ -1,0 +1,138 @@
+//! `LoadBalancerIP`: one address in use, and the truth about who holds it.
+//!
+//! The object is named by the address, so the API server itself sees to it that an address is given once: the second
+//! create is refused. Nothing is announced or forwarded but what has such an object.
+
+#![allow(clippy::duplicated_attributes, reason = "the columns of `kubectl get` may share a type")]
+
+use std::net::IpAddr;
+
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+use kube::{CustomResource, KubeSchema};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use crate::{Malformed, address};
+
+/// One address that is given to a Service. Made by Landfall; to see who has which address: `kubectl get lbip`.
+#[derive(CustomResource, Clone, Debug, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
+#[kube(
+    group = "landfall.dev",
+    version = "v1alpha1",
+    kind = "LoadBalancerIP",
+    plural = "loadbalancerips",
+    shortname = "lbip",
+    category = "landfall",
+    status = "LoadBalancerIPStatus",
+    derive = "PartialEq",
+    doc = "One address that is given to a Service, and who announces it. Its name is the address, which makes the API \
+           server the judge of who has it. Made and deleted by Landfall.",
+    validation = Rule::new(
+        "self.metadata.name.contains('.') ? self.metadata.name == self.spec.address \
+         : isIP(self.metadata.name.replace('-', ':')) && ip(self.metadata.name.replace('-', ':')) == ip(self.spec.address)"
+    ).message("the name must be the address: 192.0.2.10, or 2001-db8-0-0-0-0-0-1 for 2001:db8::1"),
+    printcolumn(name = "Address", type_ = "string", json_path = ".spec.address"),
+    printcolumn(name = "Pool", type_ = "string", json_path = ".spec.pool"),
+    printcolumn(name = "Namespace", type_ = "string", json_path = ".spec.services[*].namespace"),
+    printcolumn(name = "Service", type_ = "string", json_path = ".spec.services[*].name"),
+    printcolumn(name = "Announcer", type_ = "string", json_path = ".status.announcers[*].node"),
+    printcolumn(name = "Link", type_ = "string", json_path = ".status.announcers[*].link", priority = 1),
+    printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp")
+)]
+#[serde(rename_all = "camelCase")]
+pub struct LoadBalancerIPSpec {
+    /// The address, in its canonical form. It never changes.
+    #[schemars(length(max = 45))]
+    #[x_kube(
+        validation = Rule::new("isIP(self) && ip.isCanonical(self)").message("not an address in canonical form"),
+        validation = Rule::new("self == oldSelf").message("the address of a LoadBalancerIP never changes")
+    )]
+    pub address: String,
+
+    /// The pool it was taken from.
+    #[schemars(length(max = 253))]
+    pub pool: String,
+
+    /// The Services that hold it.
+    #[serde(default)]
+    #[schemars(length(max = 100))]
+    pub services: Vec<Holder>,
+}
+
+/// A Service that holds an address.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Holder {
+    /// Its namespace.
+    #[schemars(length(max = 63))]
+    pub namespace: String,
+    /// Its name.
+    #[schemars(length(max = 63))]
+    pub name: String,
+    /// Its UID: a Service that is deleted and made again under the same name is another one.
+    #[schemars(length(max = 63))]
+    pub uid: String,
+}
+
+/// Who announces the address, written by the announcer itself after the fact.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct LoadBalancerIPStatus {
+    /// The nodes that announce it now, one for each link.
+    #[serde(default)]
+    #[schemars(length(max = 16))]
+    pub announcers: Vec<Announcer>,
+}
+
+/// A node that announces an address on one of its links.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Announcer {
+    /// The node's name.
+    #[schemars(length(max = 253))]
+    pub node: String,
+    /// The network interface of the node.
+    #[schemars(length(max = 15))]
+    pub link: String,
+    /// Counts the owners that this address has had. When two nodes claim it, the greater epoch wins.
+    pub epoch: i64,
+    /// When the node took it.
+    pub since: Time,
+}
+
+impl LoadBalancerIP {
+    /// The address, if name and spec agree on one.
+    ///
+    /// # Errors
+    /// If they don't: then the object is nobody's word on anything.
+    pub fn address(&self) -> Result<IpAddr, Malformed> {
+        let name = self.metadata.name.as_deref().unwrap_or_default();
+        match (address::named(name), self.spec.address.parse::<IpAddr>()) {
+            (Some(named), Ok(written)) if named == written => Ok(named),
+            _ => Err(Malformed {
+                kind: "LoadBalancerIP",
+                name: name.to_owned(),
+                problem: format!("the name is not that of its address {:?}", self.spec.address),
+            }),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn object(name: &str, address: &str) -> LoadBalancerIP {
+        let spec = LoadBalancerIPSpec { address: address.into(), pool: "lan".into(), services: vec![] };
+        LoadBalancerIP::new(name, spec)
+    }
+
+    #[test]
+    fn the_address_is_what_name_and_spec_agree_on() {
+        let ip = |text: &str| text.parse::<IpAddr>().expect("address");
+        assert_eq!(object("192.0.2.1", "192.0.2.1").address(), Ok(ip("192.0.2.1")));
+        assert_eq!(object("2001-db8-0-0-0-0-0-1", "2001:db8::1").address(), Ok(ip("2001:db8::1")));
+        assert!(object("192.0.2.1", "192.0.2.2").address().is_err());
+        assert!(object("web", "192.0.2.2").address().is_err());
+    }
+}

@@ -1,0 +1,319 @@
+//! What Landfall reads of a Service.
+
+use std::collections::BTreeSet;
+use std::fmt;
+use std::net::IpAddr;
+
+use jiff::Timestamp;
+use k8s_openapi::api::core::v1 as core;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, ObjectMeta};
+
+use crate::Malformed;
+
+/// The class that asks for Landfall by name: `spec.loadBalancerClass: landfall.dev/landfall`.
+pub const CLASS: &str = "landfall.dev/landfall";
+
+/// The finalizer that keeps a Service until its address is withdrawn (KEP-980).
+pub const FINALIZER: &str = "service.kubernetes.io/load-balancer-cleanup";
+
+/// Namespace and name of a Service, in this order. Written `namespace/name`.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Key {
+    /// The namespace.
+    pub namespace: String,
+    /// The name.
+    pub name: String,
+}
+
+impl Key {
+    /// The key of that Service.
+    pub fn new(namespace: impl Into<String>, name: impl Into<String>) -> Self {
+        Self { namespace: namespace.into(), name: name.into() }
+    }
+}
+
+impl fmt::Display for Key {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.namespace, self.name)
+    }
+}
+
+/// A transport protocol that Services know.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Protocol {
+    /// TCP.
+    Tcp,
+    /// UDP.
+    Udp,
+    /// SCTP.
+    Sctp,
+}
+
+impl Protocol {
+    /// The protocol that Kubernetes calls so; absent means TCP.
+    pub fn parse(name: Option<&str>) -> Option<Self> {
+        match name {
+            None | Some("TCP") => Some(Self::Tcp),
+            Some("UDP") => Some(Self::Udp),
+            Some("SCTP") => Some(Self::Sctp),
+            Some(_) => None,
+        }
+    }
+
+    /// Its number in an IP header (IANA protocol numbers).
+    pub fn number(self) -> u8 {
+        match self {
+            Self::Tcp => 6,
+            Self::Udp => 17,
+            Self::Sctp => 132,
+        }
+    }
+}
+
+impl fmt::Display for Protocol {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Tcp => "TCP",
+            Self::Udp => "UDP",
+            Self::Sctp => "SCTP",
+        })
+    }
+}
+
+/// `spec.externalTrafficPolicy`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum TrafficPolicy {
+    /// A packet from outside may go to any endpoint.
+    #[default]
+    Cluster,
+    /// It may go only to endpoints on the node it reached.
+    Local,
+}
+
+/// One port of a Service.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Port {
+    /// Its name, by which the ports of EndpointSlices belong to it; empty where the Service has but one.
+    pub name: String,
+    /// Its protocol.
+    pub protocol: Protocol,
+    /// The port that clients use.
+    pub number: u16,
+}
+
+/// An address family, as `spec.ipFamilies` has it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Family {
+    /// IPv4.
+    V4,
+    /// IPv6.
+    V6,
+}
+
+impl Family {
+    /// The family of an address.
+    pub fn of(address: IpAddr) -> Self {
+        if address.is_ipv4() { Self::V4 } else { Self::V6 }
+    }
+}
+
+impl fmt::Display for Family {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::V4 => "IPv4",
+            Self::V6 => "IPv6",
+        })
+    }
+}
+
+/// What Landfall reads of a Service.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Service {
+    /// Namespace and name.
+    pub key: Key,
+    /// Which of all Services that ever had this name it is.
+    pub uid: String,
+    /// What a conditional write must name.
+    pub resource_version: String,
+    /// When it was created.
+    pub created: Timestamp,
+    /// Whether it is being deleted and waits for finalizers.
+    pub deleting: bool,
+    /// Whether its type is LoadBalancer. All that follows counts only then, but for what is left to clean up.
+    pub is_load_balancer: bool,
+    /// `spec.loadBalancerClass`.
+    pub class: Option<String>,
+    /// `spec.loadBalancerIP` as written: the address that the user asks for.
+    pub requested: Option<String>,
+    /// The families it wants an address of, in its own order.
+    pub families: Vec<Family>,
+    /// Its ports.
+    pub ports: Vec<Port>,
+    /// `spec.externalTrafficPolicy`.
+    pub traffic_policy: TrafficPolicy,
+    /// All its finalizers.
+    pub finalizers: Vec<String>,
+    /// The addresses in its status. Anybody with the right to patch a status can write there: never a reason to
+    /// announce or forward anything.
+    pub ingress: Vec<Ingress>,
+    /// All its conditions.
+    pub conditions: Vec<Condition>,
+}
+
+/// One entry of `status.loadBalancer.ingress`.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Ingress {
+    /// The address as it is written there, if it is an address.
+    pub ip: Option<String>,
+    /// `VIP`, or `Proxy`.
+    pub ip_mode: Option<String>,
+    /// The host name, which is never ours.
+    pub hostname: Option<String>,
+}
+
+impl Ingress {
+    /// How Landfall writes `address`: packets arrive with the address as their destination (KEP-1860).
+    pub fn of(address: IpAddr) -> Self {
+        Self { ip: Some(address.to_string()), ip_mode: Some("VIP".into()), hostname: None }
+    }
+}
+
+impl Service {
+    /// Whether it is ours to serve: of type LoadBalancer, and of our class, or of none if we are the `default`
+    /// provider of this cluster (KEP-1959).
+    pub fn is_ours(&self, default: bool) -> bool {
+        self.is_load_balancer && self.class.as_deref().map_or(default, |class| class == CLASS)
+    }
+
+    /// Whether it has our finalizer.
+    pub fn has_finalizer(&self) -> bool {
+        self.finalizers.iter().any(|finalizer| finalizer == FINALIZER)
+    }
+}
+
+impl TryFrom<&core::Service> for Service {
+    type Error = Malformed;
+
+    fn try_from(object: &core::Service) -> Result<Self, Malformed> {
+        let meta = &object.metadata;
+        let key = key(meta);
+        let malformed = |problem: String| Malformed { kind: "Service", name: key.to_string(), problem };
+        let spec = object.spec.clone().unwrap_or_default();
+        let mut ports = Vec::new();
+        let mut seen = BTreeSet::new();
+        for port in spec.ports.iter().flatten() {
+            let protocol = Protocol::parse(port.protocol.as_deref())
+                .ok_or_else(|| malformed(format!("unknown protocol {:?}", port.protocol)))?;
+            let number = u16::try_from(port.port).map_err(|_| malformed(format!("port {} is none", port.port)))?;
+            if !seen.insert((protocol, number)) {
+                return Err(malformed(format!("port {number}/{protocol} is there twice")));
+            }
+            ports.push(Port { name: port.name.clone().unwrap_or_default(), protocol, number });
+        }
+        let families = spec.ip_families.iter().flatten().filter_map(|family| match family.as_str() {
+            "IPv4" => Some(Family::V4),
+            "IPv6" => Some(Family::V6),
+            _ => None,
+        });
+        let status = object.status.clone().unwrap_or_default();
+        let ingress = status.load_balancer.and_then(|balancer| balancer.ingress).unwrap_or_default();
+        Ok(Self {
+            uid: meta.uid.clone().unwrap_or_default(),
+            resource_version: meta.resource_version.clone().unwrap_or_default(),
+            created: meta.creation_timestamp.as_ref().map_or(Timestamp::UNIX_EPOCH, |time| time.0),
+            deleting: meta.deletion_timestamp.is_some(),
+            is_load_balancer: spec.type_.as_deref() == Some("LoadBalancer"),
+            class: spec.load_balancer_class,
+            requested: spec.load_balancer_ip.filter(|address| !address.is_empty()),
+            families: families.collect(),
+            ports,
+            traffic_policy: match spec.external_traffic_policy.as_deref() {
+                Some("Local") => TrafficPolicy::Local,
+                _ => TrafficPolicy::Cluster,
+            },
+            finalizers: meta.finalizers.clone().unwrap_or_default(),
+            ingress: ingress
+                .into_iter()
+                .map(|entry| Ingress { ip: entry.ip, ip_mode: entry.ip_mode, hostname: entry.hostname })
+                .collect(),
+            conditions: status.conditions.unwrap_or_default(),
+            key,
+        })
+    }
+}
+
+pub(crate) fn key(meta: &ObjectMeta) -> Key {
+    Key::new(meta.namespace.clone().unwrap_or_default(), meta.name.clone().unwrap_or_default())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    fn service(spec: serde_json::Value) -> Result<Service, Malformed> {
+        let object: core::Service = serde_json::from_value(json!({
+            "metadata": {"namespace": "default", "name": "web", "uid": "u1", "resourceVersion": "7"},
+            "spec": spec,
+            "status": {"loadBalancer": {"ingress": [{"ip": "192.0.2.1", "ipMode": "VIP"}]}},
+        }))
+        .expect("a Service");
+        Service::try_from(&object)
+    }
+
+    #[test]
+    fn a_service_is_read_whole() {
+        let read = service(json!({
+            "type": "LoadBalancer",
+            "loadBalancerIP": "192.0.2.1",
+            "externalTrafficPolicy": "Local",
+            "ipFamilies": ["IPv6", "IPv4"],
+            "ports": [{"name": "dns", "port": 53, "protocol": "UDP"}, {"name": "dns-tcp", "port": 53}],
+        }))
+        .expect("a view");
+        let port = |name: &str, protocol| Port { name: name.into(), protocol, number: 53 };
+        assert_eq!(
+            read,
+            Service {
+                key: Key::new("default", "web"),
+                uid: "u1".into(),
+                resource_version: "7".into(),
+                created: Timestamp::UNIX_EPOCH,
+                deleting: false,
+                is_load_balancer: true,
+                class: None,
+                requested: Some("192.0.2.1".into()),
+                families: vec![Family::V6, Family::V4],
+                ports: vec![port("dns", Protocol::Udp), port("dns-tcp", Protocol::Tcp)],
+                traffic_policy: TrafficPolicy::Local,
+                finalizers: vec![],
+                ingress: vec![Ingress::of("192.0.2.1".parse().expect("address"))],
+                conditions: vec![],
+            }
+        );
+    }
+
+    #[test]
+    fn ours_are_load_balancers_of_our_class_and_as_the_default_those_of_none() {
+        for (spec, default, ours) in [
+            (json!({"type": "LoadBalancer"}), true, true),
+            (json!({"type": "LoadBalancer"}), false, false),
+            (json!({"type": "LoadBalancer", "loadBalancerClass": CLASS}), false, true),
+            (json!({"type": "LoadBalancer", "loadBalancerClass": "example.com/other"}), true, false),
+            (json!({"type": "ClusterIP"}), true, false),
+            (json!({}), true, false),
+        ] {
+            assert_eq!(service(spec.clone()).expect("a view").is_ours(default), ours, "{spec}, default {default}");
+        }
+    }
+
+    #[test]
+    fn a_port_that_cannot_be_is_refused_with_the_name_of_the_service() {
+        for ports in
+            [json!([{"port": 70000}]), json!([{"port": 1, "protocol": "ICMP"}]), json!([{"port": 1}, {"port": 1}])]
+        {
+            let error = service(json!({"type": "LoadBalancer", "ports": ports})).expect_err("malformed");
+            assert!(error.to_string().starts_with("Service default/web: "), "{error}");
+        }
+    }
+}

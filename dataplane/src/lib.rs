@@ -1,0 +1,1 @@
+//! Forwarding: what the kernel must do with a packet to an address.

@@ -1,0 +1,1 @@
+//! Announcing: who is alive on the wire, who owns which address, ARP.

@@ -1,0 +1,198 @@
+//! Network namespaces as values: hosts for tests, made of the real kernel.
+//!
+//! A [`Namespace`] is a host. [`veth`] is a cable between two of them. A closure runs inside with [`Namespace::run`],
+//! a process is started inside with [`Namespace::command`], and addresses, routes and bridges are set up with the
+//! lines one would type to `ip` ([`Namespace::ip`]).
+//!
+//! ```text
+//!   let (a, b) = (Namespace::new()?, Namespace::new()?);
+//!   veth((&a, "eth0"), (&b, "eth0"))?;
+//!   a.ip(["addr add 192.0.2.1/24 dev eth0", "link set eth0 up"])?;
+//! ```
+//!
+//! An anonymous namespace goes with the last handle and the last process in it: nothing is left behind, whatever
+//! happens to the test. A named one (`/run/netns/NAME`, as `ip netns` has it) stays until [`Namespace::delete`].
+#![allow(unsafe_code)]
+
+use std::ffi::OsStr;
+use std::fs::File;
+use std::io::{self, Write};
+use std::os::fd::{AsFd, AsRawFd};
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::sync::Arc;
+
+use nix::mount::{MntFlags, MsFlags, mount, umount2};
+use nix::sched::{CloneFlags, setns, unshare};
+
+/// Where named namespaces live; `ip netns` looks here.
+const NAMED: &str = "/run/netns";
+
+/// A network namespace. Clones are handles on the same one.
+#[derive(Clone, Debug)]
+pub struct Namespace {
+    handle: Arc<File>,
+}
+
+impl Namespace {
+    /// Makes a namespace without a name, with its loopback up. It needs root, or a user namespace of its own.
+    pub fn new() -> io::Result<Self> {
+        let handle = std::thread::spawn(|| {
+            unshare(CloneFlags::CLONE_NEWNET)?;
+            File::open("/proc/thread-self/ns/net")
+        })
+        .join()
+        .expect("invariant: making a namespace does not panic")?;
+        let namespace = Self { handle: Arc::new(handle) };
+        namespace.ip(["link set lo up"])?;
+        Ok(namespace)
+    }
+
+    /// Makes a namespace that `ip netns` lists as `name`, with its loopback up. One of that name is an error.
+    pub fn named(name: &str) -> io::Result<Self> {
+        let path = Self::path_of(name);
+        std::fs::create_dir_all(NAMED)?;
+        File::create_new(&path)?;
+        let bound = path.clone();
+        let made = std::thread::spawn(move || {
+            unshare(CloneFlags::CLONE_NEWNET)?;
+            let none = None::<&str>;
+            mount(Some("/proc/thread-self/ns/net"), &bound, none, MsFlags::MS_BIND, none)?;
+            Ok(())
+        })
+        .join()
+        .expect("invariant: making a namespace does not panic");
+        if let Err(error) = made {
+            let _ = std::fs::remove_file(&path);
+            return Err(error);
+        }
+        let namespace = Self::open(name)?;
+        namespace.ip(["link set lo up"])?;
+        Ok(namespace)
+    }
+
+    /// Opens the namespace that `ip netns` lists as `name`.
+    pub fn open(name: &str) -> io::Result<Self> {
+        Ok(Self { handle: Arc::new(File::open(Self::path_of(name))?) })
+    }
+
+    /// Takes the name away. The namespace itself goes with its last handle and its last process.
+    /// No error if there is no such name.
+    pub fn delete(name: &str) -> io::Result<()> {
+        let path = Self::path_of(name);
+        if !path.exists() {
+            return Ok(());
+        }
+        // Not mounted is fine: the file alone is left when a machine went down in between.
+        let _ = umount2(&path, MntFlags::MNT_DETACH);
+        std::fs::remove_file(&path)
+    }
+
+    /// The file that `nsenter --net=` takes for a namespace of this name.
+    pub fn path_of(name: &str) -> PathBuf {
+        Path::new(NAMED).join(name)
+    }
+
+    /// A path to this namespace that holds for as long as this process keeps the handle.
+    pub fn path(&self) -> PathBuf {
+        PathBuf::from(format!("/proc/{}/fd/{}", std::process::id(), self.handle.as_raw_fd()))
+    }
+
+    /// Runs `work` inside, on a thread of its own, and returns what it returns. What it opens (sockets, an async
+    /// runtime on that thread and its blocking threads) belongs to this namespace and stays usable outside of it.
+    ///
+    /// # Panics
+    /// If `work` panics, with the same message, or if the namespace can't be entered.
+    pub fn run<T: Send>(&self, work: impl FnOnce() -> T + Send) -> T {
+        std::thread::scope(|scope| {
+            let inside = scope.spawn(|| {
+                setns(self.handle.as_fd(), CloneFlags::CLONE_NEWNET).expect("enter the network namespace");
+                work()
+            });
+            inside.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+        })
+    }
+
+    /// A command that will run inside, with the mounts of the caller (unlike `ip netns exec`, which remounts /sys).
+    pub fn command(&self, program: impl AsRef<OsStr>) -> Command {
+        let mut command = Command::new(program);
+        let handle = Arc::clone(&self.handle);
+        // SAFETY: between fork and exec only setns(2) is called, which is async-signal-safe; nothing is allocated.
+        unsafe {
+            command.pre_exec(move || setns(handle.as_fd(), CloneFlags::CLONE_NEWNET).map_err(io::Error::from));
+        }
+        command
+    }
+
+    /// Gives `ip` these lines as one batch: `["link set eth0 up", "addr add 192.0.2.1/24 dev eth0"]`.
+    /// The error is what `ip` said.
+    pub fn ip<L: AsRef<str>>(&self, lines: impl IntoIterator<Item = L>) -> io::Result<()> {
+        let lines: Vec<L> = lines.into_iter().collect();
+        let batch: String = lines.iter().flat_map(|line| [line.as_ref(), "\n"]).collect();
+        let mut ip = self
+            .command("ip")
+            .args(["-batch", "-"])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped())
+            .spawn()?;
+        ip.stdin.take().expect("invariant: stdin is piped").write_all(batch.as_bytes())?;
+        let output = ip.wait_with_output()?;
+        if output.status.success() {
+            return Ok(());
+        }
+        let said = String::from_utf8_lossy(&output.stderr);
+        Err(io::Error::other(format!("ip: {}\nin the batch:\n{batch}", said.trim())))
+    }
+
+    /// Sets `net.KEY` here: `sysctl("ipv4.ip_forward", "1")`.
+    pub fn sysctl(&self, key: &str, value: &str) -> io::Result<()> {
+        let path = format!("/proc/sys/net/{}", key.replace('.', "/"));
+        let value = value.to_owned();
+        self.run(move || std::fs::write(&path, value).map_err(|e| io::Error::new(e.kind(), format!("{path}: {e}"))))
+    }
+}
+
+/// Joins two namespaces by a cable: interface `a.1` in `a.0` and `b.1` in `b.0`, both still down.
+pub fn veth(a: (&Namespace, &str), b: (&Namespace, &str)) -> io::Result<()> {
+    let peer = b.0.path();
+    a.0.ip([format!("link add {} type veth peer name {} netns {}", a.1, b.1, peer.display())])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_datagram_crosses_a_cable_between_two_namespaces() {
+        let (a, b) = (Namespace::new().expect("a"), Namespace::new().expect("b"));
+        veth((&a, "eth0"), (&b, "eth0")).expect("veth");
+        a.ip(["addr add 192.0.2.1/24 dev eth0", "link set eth0 up"]).expect("a");
+        b.ip(["addr add 192.0.2.2/24 dev eth0", "link set eth0 up"]).expect("b");
+        let server = b.run(|| std::net::UdpSocket::bind("192.0.2.2:7").expect("bind"));
+        let client = a.run(|| std::net::UdpSocket::bind("192.0.2.1:0").expect("bind"));
+        client.send_to(b"hello", "192.0.2.2:7").expect("send");
+        server.set_read_timeout(Some(std::time::Duration::from_secs(5))).expect("timeout");
+        let mut buffer = [0; 16];
+        let (length, from) = server.recv_from(&mut buffer).expect("receive");
+        assert_eq!((&buffer[..length], from), (&b"hello"[..], client.local_addr().expect("address")));
+    }
+
+    #[test]
+    fn what_ip_refuses_is_said_with_the_line() {
+        let a = Namespace::new().expect("a");
+        let error = a.ip(["link set eth9 up"]).expect_err("there is no eth9");
+        assert!(error.to_string().contains("eth9"), "{error}");
+    }
+
+    #[test]
+    fn a_name_is_taken_once_and_given_back() {
+        let name = format!("landfall-test-{}", std::process::id());
+        Namespace::named(&name).expect("first");
+        assert!(Namespace::named(&name).is_err());
+        Namespace::delete(&name).expect("delete");
+        assert!(!Namespace::path_of(&name).exists());
+        Namespace::delete(&name).expect("deleting what is gone is fine");
+    }
+}
