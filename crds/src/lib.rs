@@ -8,6 +8,7 @@
 //! | [`load_balancer_ip`] | `LoadBalancerIP`: one address in use; the truth about who holds it |
 //! | [`service`], [`endpoints`], [`node`] | what Landfall reads of Services, EndpointSlices and Nodes |
 //! | [`condition`] | how conditions are kept in a status |
+//! | [`manifest`] | the definitions of our objects, as `kubectl apply` takes them |
 //!
 //! Objects are parsed here, at the edge, into types that cannot be wrong; whoever decides something works on the views.
 //! Nothing here talks to anybody: no client, no clock, no socket.
@@ -17,6 +18,7 @@ pub mod condition;
 pub mod endpoints;
 pub mod ip_address_pool;
 pub mod load_balancer_ip;
+pub mod manifest;
 pub mod node;
 pub mod service;
 
