@@ -1,0 +1,85 @@
+//! What decides something is pure: it reads no clock, no file and no socket, and knows no client and no runtime. Those
+//! that act are few, and named here.
+
+/// The libraries whose files are pure unless they stand in [`SHELLS`].
+const LIBRARIES: [&str; 5] = ["controller/src", "crds/src", "dataplane/src", "observe/src", "speaker/src"];
+
+/// The files that act. What stands here touches something; everything else only decides.
+const SHELLS: [&str; 0] = [];
+
+/// What a pure file does not say outside of its tests.
+const IMPURE: [&str; 16] = [
+    "kube::Client",
+    "kube::Api",
+    "tokio::",
+    "Instant::now",
+    "SystemTime::now",
+    "Timestamp::now",
+    "Zoned::now",
+    "std::fs",
+    "std::env",
+    "std::process",
+    "std::thread",
+    "UdpSocket",
+    "TcpStream",
+    "socket2",
+    "libc::",
+    "rand::",
+];
+
+#[test]
+fn pure_files_touch_nothing() {
+    let mut found = Vec::new();
+    for path in LIBRARIES.into_iter().flat_map(rules::sources) {
+        let name = path.to_string_lossy().into_owned();
+        if SHELLS.contains(&name.as_str()) {
+            continue;
+        }
+        let text = std::fs::read_to_string(rules::root().join(&path)).expect("a source file");
+        // What stands in a file's own tests may touch whatever it tests with.
+        let code = text.split("#[cfg(test)]").next().unwrap_or_default();
+        for (number, line) in code.lines().enumerate() {
+            let line = line.split("//").next().unwrap_or_default();
+            if let Some(word) = IMPURE.iter().find(|word| line.contains(**word)) {
+                found.push(format!("{name}:{}: {word}", number + 1));
+            }
+        }
+    }
+    assert!(
+        found.is_empty(),
+        "pure files that touch something (or shells that tests/rules does not name):\n{}",
+        found.join("\n")
+    );
+}
+
+#[test]
+fn every_shell_that_is_named_exists() {
+    for shell in SHELLS {
+        assert!(rules::root().join(shell).is_file(), "{shell} is named as a shell and isn't there");
+    }
+}
+
+#[test]
+fn libraries_do_not_know_each_other() {
+    for (library, foreign) in [
+        ("crds", ["controller", "speaker", "dataplane", "landfall", "observe"].as_slice()),
+        ("observe", &["controller", "speaker", "dataplane", "landfall"]),
+        ("controller", &["speaker", "dataplane", "landfall"]),
+        ("speaker", &["controller", "dataplane", "landfall", "observe"]),
+        ("dataplane", &["controller", "speaker", "landfall", "observe"]),
+    ] {
+        let manifest = std::fs::read_to_string(rules::root().join(library).join("Cargo.toml")).expect("a manifest");
+        for other in foreign {
+            assert!(!manifest.contains(&format!("\n{other}.workspace")), "{library} depends on {other}");
+        }
+    }
+}
+
+#[test]
+fn no_file_is_named_utils() {
+    let vague = ["utils.rs", "util.rs", "helpers.rs", "misc.rs", "common.rs"];
+    for path in LIBRARIES.into_iter().chain(["landfall/src", "tests"]).flat_map(rules::sources) {
+        let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        assert!(!vague.contains(&name.as_str()), "{} says nothing about what is in it", path.display());
+    }
+}
