@@ -81,6 +81,14 @@ pub fn next(address: IpAddr) -> Option<IpAddr> {
     }
 }
 
+/// The address before `address`, or `None` before the first of its family.
+pub fn previous(address: IpAddr) -> Option<IpAddr> {
+    match address {
+        IpAddr::V4(v4) => v4.to_bits().checked_sub(1).map(|bits| Ipv4Addr::from_bits(bits).into()),
+        IpAddr::V6(v6) => v6.to_bits().checked_sub(1).map(|bits| Ipv6Addr::from_bits(bits).into()),
+    }
+}
+
 fn number(address: IpAddr) -> u128 {
     match address {
         IpAddr::V4(v4) => v4.to_bits().into(),
@@ -179,6 +187,13 @@ mod tests {
         let (v4, v6): (Range, Range) = ("0.0.0.0/0".parse().expect("v4"), "::/0".parse().expect("v6"));
         assert_eq!(v4.intersection(&v6), None);
         assert!(!v6.contains("192.0.2.1".parse().expect("address")));
+    }
+
+    #[test]
+    fn the_first_address_has_none_before_it() {
+        assert_eq!(previous("192.0.3.0".parse().expect("v4")), Some("192.0.2.255".parse().expect("v4")));
+        assert_eq!(previous("0.0.0.0".parse().expect("v4")), None);
+        assert_eq!(previous("::".parse().expect("v6")), None);
     }
 
     #[test]

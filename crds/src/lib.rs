@@ -25,9 +25,9 @@ pub mod service;
 pub use address::Range;
 pub use endpoints::{Endpoint, EndpointSlice};
 pub use ip_address_pool::{IPAddressPool, IPAddressPoolSpec, IPAddressPoolStatus};
-pub use load_balancer_ip::{Announcer, Holder, LoadBalancerIP, LoadBalancerIPSpec, LoadBalancerIPStatus};
+pub use load_balancer_ip::{Announcer, Holder, LoadBalancerIP, LoadBalancerIPSpec, LoadBalancerIPStatus, Record};
 pub use node::Node;
-pub use service::{Key, Port, Protocol, Service, TrafficPolicy};
+pub use service::{FamilyPolicy, Key, Port, Protocol, Service, TrafficPolicy};
 
 /// The API group of all our objects, and the prefix of our conditions, annotations and finalizers.
 pub const GROUP: &str = "landfall.dev";

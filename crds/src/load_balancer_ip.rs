@@ -118,6 +118,42 @@ impl LoadBalancerIP {
     }
 }
 
+/// What Landfall reads of a [`LoadBalancerIP`]: who holds an address.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Record {
+    /// The address.
+    pub address: IpAddr,
+    /// Which of all objects that ever had this name it is.
+    pub uid: String,
+    /// What a conditional write must name.
+    pub resource_version: String,
+    /// Whether it is being deleted and waits for finalizers: nobody holds it any more, and nobody can have it yet.
+    pub deleting: bool,
+    /// The pool it was taken from.
+    pub pool: String,
+    /// The Services that hold it.
+    pub holders: Vec<Holder>,
+    /// Who announces it, as the announcers say themselves.
+    pub announcers: Vec<Announcer>,
+}
+
+impl TryFrom<&LoadBalancerIP> for Record {
+    type Error = Malformed;
+
+    fn try_from(object: &LoadBalancerIP) -> Result<Self, Malformed> {
+        let meta = &object.metadata;
+        Ok(Self {
+            address: object.address()?,
+            uid: meta.uid.clone().unwrap_or_default(),
+            resource_version: meta.resource_version.clone().unwrap_or_default(),
+            deleting: meta.deletion_timestamp.is_some(),
+            pool: object.spec.pool.clone(),
+            holders: object.spec.services.clone(),
+            announcers: object.status.as_ref().map(|status| status.announcers.clone()).unwrap_or_default(),
+        })
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -125,6 +161,41 @@ mod tests {
     fn object(name: &str, address: &str) -> LoadBalancerIP {
         let spec = LoadBalancerIPSpec { address: address.into(), pool: "lan".into(), services: vec![] };
         LoadBalancerIP::new(name, spec)
+    }
+
+    #[test]
+    fn a_record_is_read_whole() {
+        let object: LoadBalancerIP = serde_json::from_value(serde_json::json!({
+            "apiVersion": "landfall.dev/v1alpha1",
+            "kind": "LoadBalancerIP",
+            "metadata": {
+                "name": "192.0.2.1", "uid": "a1", "resourceVersion": "7", "deletionTimestamp": "2026-01-01T00:00:00Z",
+            },
+            "spec": {
+                "address": "192.0.2.1",
+                "pool": "lan",
+                "services": [{"namespace": "default", "name": "web", "uid": "u1"}],
+            },
+            "status": {"announcers": [{"node": "n1", "link": "eth0", "epoch": 3, "since": "1970-01-01T00:00:00Z"}]},
+        }))
+        .expect("a LoadBalancerIP");
+        assert_eq!(
+            Record::try_from(&object),
+            Ok(Record {
+                address: "192.0.2.1".parse().expect("address"),
+                uid: "a1".into(),
+                resource_version: "7".into(),
+                deleting: true,
+                pool: "lan".into(),
+                holders: vec![Holder { namespace: "default".into(), name: "web".into(), uid: "u1".into() }],
+                announcers: vec![Announcer {
+                    node: "n1".into(),
+                    link: "eth0".into(),
+                    epoch: 3,
+                    since: Time(jiff::Timestamp::UNIX_EPOCH),
+                }],
+            })
+        );
     }
 
     #[test]

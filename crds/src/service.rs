@@ -90,6 +90,18 @@ pub enum TrafficPolicy {
     Local,
 }
 
+/// `spec.ipFamilyPolicy` (KEP-563): how much it matters to have an address of each family.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum FamilyPolicy {
+    /// One family, the first.
+    #[default]
+    SingleStack,
+    /// Both where there are both, and else one.
+    PreferDualStack,
+    /// Both or none.
+    RequireDualStack,
+}
+
 /// One port of a Service.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Port {
@@ -147,6 +159,8 @@ pub struct Service {
     pub requested: Option<String>,
     /// The families it wants an address of, in its own order.
     pub families: Vec<Family>,
+    /// `spec.ipFamilyPolicy`.
+    pub family_policy: FamilyPolicy,
     /// Its ports.
     pub ports: Vec<Port>,
     /// `spec.externalTrafficPolicy`.
@@ -226,6 +240,11 @@ impl TryFrom<&core::Service> for Service {
             class: spec.load_balancer_class,
             requested: spec.load_balancer_ip.filter(|address| !address.is_empty()),
             families: families.collect(),
+            family_policy: match spec.ip_family_policy.as_deref() {
+                Some("PreferDualStack") => FamilyPolicy::PreferDualStack,
+                Some("RequireDualStack") => FamilyPolicy::RequireDualStack,
+                _ => FamilyPolicy::SingleStack,
+            },
             ports,
             traffic_policy: match spec.external_traffic_policy.as_deref() {
                 Some("Local") => TrafficPolicy::Local,
@@ -268,6 +287,7 @@ mod tests {
             "loadBalancerIP": "192.0.2.1",
             "externalTrafficPolicy": "Local",
             "ipFamilies": ["IPv6", "IPv4"],
+            "ipFamilyPolicy": "PreferDualStack",
             "ports": [{"name": "dns", "port": 53, "protocol": "UDP"}, {"name": "dns-tcp", "port": 53}],
         }))
         .expect("a view");
@@ -284,6 +304,7 @@ mod tests {
                 class: None,
                 requested: Some("192.0.2.1".into()),
                 families: vec![Family::V6, Family::V4],
+                family_policy: FamilyPolicy::PreferDualStack,
                 ports: vec![port("dns", Protocol::Udp), port("dns-tcp", Protocol::Tcp)],
                 traffic_policy: TrafficPolicy::Local,
                 finalizers: vec![],

@@ -1,0 +1,99 @@
+//! How objects become entries of a table: for each kind that Landfall watches, what its key is and what is read of it.
+//!
+//! Object → [`Observation`]. What cannot be read is reported with the reason, and still has a key, so that whoever
+//! plans can leave it alone.
+
+use std::net::IpAddr;
+
+use crds::{EndpointSlice, IPAddressPool, Key, LoadBalancerIP, Malformed, Node, Record, Service, address};
+use k8s_openapi::api::core::v1 as core;
+use k8s_openapi::api::discovery::v1 as discovery;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use kube::Resource;
+
+use crate::table::{Content, Observation, Version};
+
+/// How objects of kind `R` become entries of a table.
+#[derive(Debug)]
+pub struct Source<R, K, V> {
+    /// The key of the object with this name; `None` if no object that matters can have such a name.
+    pub key: fn(&ObjectMeta) -> Option<K>,
+    /// What is read of an object; `None` if it does not matter, which is as if it did not exist.
+    pub read: fn(&R) -> Result<Option<V>, Malformed>,
+    /// Which objects are asked for at all, as a label selector. Empty: all.
+    pub labels: &'static str,
+}
+
+impl<R, K, V> Clone for Source<R, K, V> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+
+impl<R, K, V> Copy for Source<R, K, V> {}
+
+impl<R: Resource<DynamicType = ()>, K, V> Source<R, K, V> {
+    /// What this object says, and what is wrong with it if it can't be read. `None` for an object without a key or a
+    /// version, which no API server sends.
+    pub fn observe(&self, object: &R) -> Option<(Observation<K, V>, Option<Malformed>)> {
+        let (content, malformed) = match (self.read)(object) {
+            Ok(Some(value)) => (Content::Known(value), None),
+            Ok(None) => (Content::Ignored, None),
+            Err(malformed) => (Content::Unreadable, Some(malformed)),
+        };
+        Some((self.observation(object.meta(), content)?, malformed))
+    }
+
+    /// What is known of an object by its metadata alone, and the rest of it as `content`.
+    pub fn observation(&self, meta: &ObjectMeta, content: Content<V>) -> Option<Observation<K, V>> {
+        Some(Observation {
+            key: (self.key)(meta)?,
+            uid: meta.uid.clone().unwrap_or_default(),
+            version: version(meta)?,
+            content,
+        })
+    }
+}
+
+/// The version of an object.
+pub fn version(meta: &ObjectMeta) -> Option<Version> {
+    meta.resource_version.as_deref()?.parse().ok()
+}
+
+/// Services of all namespaces and types.
+pub fn services() -> Source<core::Service, Key, Service> {
+    Source { key: namespaced, read: |object| Service::try_from(object).map(Some), labels: "" }
+}
+
+/// EndpointSlices of all namespaces that belong to a Service. Those of headless Services are not asked for: no address
+/// leads there.
+pub fn endpoint_slices() -> Source<discovery::EndpointSlice, Key, EndpointSlice> {
+    Source {
+        key: namespaced,
+        read: EndpointSlice::read,
+        labels: "kubernetes.io/service-name,!service.kubernetes.io/headless",
+    }
+}
+
+/// Nodes.
+pub fn nodes() -> Source<core::Node, String, Node> {
+    Source { key: |meta| meta.name.clone(), read: |object| Ok(Some(Node::from(object))), labels: "" }
+}
+
+/// IPAddressPools.
+pub fn pools() -> Source<IPAddressPool, String, IPAddressPool> {
+    Source { key: |meta| meta.name.clone(), read: |object| Ok(Some(object.clone())), labels: "" }
+}
+
+/// LoadBalancerIPs, by their address.
+pub fn addresses() -> Source<LoadBalancerIP, IpAddr, Record> {
+    Source {
+        key: |meta| address::named(meta.name.as_deref()?),
+        read: |object| Record::try_from(object).map(Some),
+        labels: "",
+    }
+}
+
+fn namespaced(meta: &ObjectMeta) -> Option<Key> {
+    Some(Key::new(meta.namespace.clone()?, meta.name.clone()?))
+}

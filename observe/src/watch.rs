@@ -1,0 +1,266 @@
+//! The list and the watch that feed a store.
+//!
+//! One future per kind, which ends only when it is dropped:
+//!
+//! ```text
+//!        +--> list, page by page --> watch from the list's version on --+--> ended (every minute): watch on
+//!        |                                                              +--> failed: wait, watch on
+//!        +------------------ version too old (410) <--------------------+
+//! ```
+//!
+//! kube's own watcher is not used because it keeps to itself which version a list has, without which nobody can tell
+//! whether an own write's answer is newer than the list (see [`crate::table`]).
+//!
+//! Cancel safe: what was told is in the store, and a list in the middle is asked for again.
+
+use std::convert::Infallible;
+use std::fmt::Debug;
+use std::pin::pin;
+use std::time::Duration;
+
+use futures::TryStreamExt;
+use kube::api::{ListParams, WatchEvent, WatchParams};
+use kube::core::{DeserializeGuard, Status};
+use kube::runtime::watcher::DefaultBackoff;
+use kube::{Api, Client, Resource};
+use serde::de::DeserializeOwned;
+use tokio::time::{Instant, sleep, timeout};
+
+use crate::source::{Source, version};
+use crate::store::Store;
+use crate::table::{Content, Observation, Version};
+
+/// Objects in one page of a list: bounds the memory that receiving it takes (kubectl's number).
+const PAGE: u32 = 500;
+
+/// For how long the API server is to answer a request for a page, or begin a watch.
+const ANSWER: Duration = Duration::from_secs(30);
+
+/// For how long one watch is asked for, in seconds. A connection that died in silence is noticed when it is over.
+const WATCH: u32 = 60;
+
+/// How much longer than [`WATCH`] to wait for the end of a watch.
+const GRACE: Duration = Duration::from_secs(5);
+
+/// A watch that ends sooner than this did not work, even if it ended without an error.
+const BRIEF: Duration = Duration::from_secs(1);
+
+/// Why watching has to wait, or begin anew.
+#[derive(Debug)]
+enum Trouble {
+    /// A request failed.
+    Failed(kube::Error),
+    /// The API server ended a watch with this.
+    Refused(Box<Status>),
+    /// No answer.
+    Silent,
+    /// The version to go on from is too old: only a new list helps.
+    Expired,
+    /// What came has no version, so it is no Kubernetes API that answers.
+    NoVersion,
+}
+
+/// Lists and watches the objects of `source`, and feeds `store` with them. Logs when that stops working, with what to
+/// check, and when it works again; tries again with growing pauses as long as it takes.
+pub async fn watch<R, K, V>(client: Client, source: Source<R, K, V>, store: Store<K, V>) -> Infallible
+where
+    R: Resource<DynamicType = ()> + Clone + Debug + DeserializeOwned + Send + 'static,
+    K: Ord + Clone,
+    V: PartialEq,
+{
+    let watcher = Watcher { api: Api::all(client), source, store };
+    let mut backoff = DefaultBackoff::default();
+    let mut health = Health { kind: R::kind(&()).into_owned(), plural: R::plural(&()).into_owned(), trouble: None };
+    loop {
+        let mut from = match watcher.list().await {
+            Ok(version) => version,
+            Err(trouble) => {
+                health.worsens(&trouble);
+                sleep(backoff.next().unwrap_or(GRACE)).await;
+                continue;
+            }
+        };
+        health.heals();
+        loop {
+            let began = Instant::now();
+            match watcher.follow(&mut from, &mut health).await {
+                Ok(()) if began.elapsed() >= BRIEF => {}
+                Ok(()) => sleep(backoff.next().unwrap_or(GRACE)).await,
+                Err(Trouble::Expired) => break,
+                Err(trouble) => {
+                    health.worsens(&trouble);
+                    sleep(backoff.next().unwrap_or(GRACE)).await;
+                }
+            }
+        }
+    }
+}
+
+/// One kind's connection between the API server and its store.
+struct Watcher<R, K, V> {
+    api: Api<DeserializeGuard<R>>,
+    source: Source<R, K, V>,
+    store: Store<K, V>,
+}
+
+impl<R, K, V> Watcher<R, K, V>
+where
+    R: Resource<DynamicType = ()> + Clone + Debug + DeserializeOwned + Send + 'static,
+    K: Ord + Clone,
+    V: PartialEq,
+{
+    /// Receives a whole list, and returns the version that it shows.
+    async fn list(&self) -> Result<Version, Trouble> {
+        self.change(|table| {
+            table.list_begins();
+            false
+        });
+        let mut page = ListParams::default().limit(PAGE);
+        page.label_selector = self.labels();
+        loop {
+            let list = timeout(ANSWER, self.api.list(&page)).await.map_err(|_| Trouble::Silent)?;
+            let list = list.map_err(Trouble::from)?;
+            for object in list.items {
+                if let Some(observation) = self.observe(object) {
+                    self.change(|table| {
+                        table.listed(observation);
+                        false
+                    });
+                }
+            }
+            match list.metadata.continue_.filter(|token| !token.is_empty()) {
+                Some(token) => page.continue_token = Some(token),
+                None => {
+                    let version = list.metadata.resource_version.and_then(|version| version.parse().ok());
+                    let version = version.ok_or(Trouble::NoVersion)?;
+                    self.change(|table| table.list_ends(version));
+                    return Ok(version);
+                }
+            }
+        }
+    }
+
+    /// Receives one watch's events from `from` on, which moves along, until the watch ends.
+    async fn follow(&self, from: &mut Version, health: &mut Health) -> Result<(), Trouble> {
+        let mut params = WatchParams::default().timeout(WATCH);
+        params.label_selector = self.labels();
+        let events = timeout(ANSWER, self.api.watch(&params, &from.to_string())).await;
+        let mut events = pin!(events.map_err(|_| Trouble::Silent)?.map_err(Trouble::from)?);
+        health.heals();
+        let silence = Duration::from_secs(WATCH.into()) + GRACE;
+        loop {
+            let event = timeout(silence, events.try_next()).await.map_err(|_| Trouble::Silent)?;
+            match event.map_err(Trouble::from)? {
+                None => return Ok(()),
+                Some(WatchEvent::Added(object) | WatchEvent::Modified(object)) => {
+                    *from = version(object.meta()).ok_or(Trouble::NoVersion)?;
+                    if let Some(observation) = self.observe(object) {
+                        self.change(|table| table.applied(observation));
+                    }
+                }
+                Some(WatchEvent::Deleted(object)) => {
+                    *from = version(object.meta()).ok_or(Trouble::NoVersion)?;
+                    if let Some(last) = self.source.observation(object.meta(), Content::Ignored) {
+                        self.change(|table| table.deleted(&last.key, &last.uid, last.version));
+                    }
+                }
+                Some(WatchEvent::Bookmark(bookmark)) => {
+                    *from = bookmark.metadata.resource_version.parse().map_err(|_| Trouble::NoVersion)?;
+                    self.change(|table| {
+                        table.reached(*from);
+                        false
+                    });
+                }
+                Some(WatchEvent::Error(status)) => return Err(refused(status)),
+            }
+        }
+    }
+
+    /// What an object says. One that can't be read harms only itself.
+    fn observe(&self, DeserializeGuard(object): DeserializeGuard<R>) -> Option<Observation<K, V>> {
+        match object {
+            Ok(mut object) => {
+                // Who wrote which field is half of an object's bytes and of no use here.
+                object.meta_mut().managed_fields = None;
+                let (observation, malformed) = self.source.observe(&object)?;
+                if let Some(malformed) = malformed {
+                    tracing::warn!(%malformed, "an object is skipped: it makes no sense");
+                }
+                Some(observation)
+            }
+            Err(invalid) => {
+                let (kind, meta) = (R::kind(&()), &invalid.metadata);
+                let (namespace, name) = (meta.namespace.as_deref(), meta.name.as_deref());
+                tracing::warn!(%kind, namespace, name, error = %invalid.error, "an object is skipped: it can't be read");
+                self.source.observation(meta, Content::Unreadable)
+            }
+        }
+    }
+
+    fn change(&self, change: impl FnOnce(&mut crate::table::Table<K, V>) -> bool) {
+        self.store.change(change);
+    }
+
+    fn labels(&self) -> Option<String> {
+        Some(self.source.labels).filter(|labels| !labels.is_empty()).map(str::to_owned)
+    }
+}
+
+impl From<kube::Error> for Trouble {
+    fn from(error: kube::Error) -> Self {
+        match error {
+            kube::Error::Api(status) => refused(status),
+            error => Self::Failed(error),
+        }
+    }
+}
+
+fn refused(status: Box<Status>) -> Trouble {
+    if status.code == 410 { Trouble::Expired } else { Trouble::Refused(status) }
+}
+
+/// Whether watching works, so that only changes of that are logged.
+#[derive(Debug)]
+struct Health {
+    kind: String,
+    plural: String,
+    /// What is wrong, if something is.
+    trouble: Option<&'static str>,
+}
+
+impl Health {
+    fn worsens(&mut self, trouble: &Trouble) {
+        let advice = match trouble {
+            Trouble::Refused(status) => match status.code {
+                401 => "the API server does not know us: check the service account and its token",
+                403 => "grant list and watch on it: deploy/landfall.yaml has the ClusterRole",
+                404 => "the API server does not know this kind: kubectl apply -f deploy/crds.yaml",
+                _ => "the API server refuses",
+            },
+            Trouble::Failed(_) => "check that the API server runs and can be reached from here",
+            Trouble::Silent => "the API server does not answer: check that it can be reached from here",
+            Trouble::NoVersion => "what answers is no Kubernetes API: check its address",
+            // Begins anew at once, without a pause.
+            Trouble::Expired => return,
+        };
+        if self.trouble.replace(advice) == Some(advice) {
+            return;
+        }
+        let (kind, plural) = (&self.kind, &self.plural);
+        match trouble {
+            Trouble::Refused(status) => {
+                tracing::warn!(kind, plural, advice, error = %status.message, "can't watch; trying again");
+            }
+            Trouble::Failed(error) => tracing::warn!(kind, plural, advice, %error, "can't watch; trying again"),
+            Trouble::Silent | Trouble::NoVersion | Trouble::Expired => {
+                tracing::warn!(kind, plural, advice, "can't watch; trying again");
+            }
+        }
+    }
+
+    fn heals(&mut self) {
+        if self.trouble.take().is_some() {
+            tracing::info!(kind = self.kind, "watching again");
+        }
+    }
+}
