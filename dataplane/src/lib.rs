@@ -1,1 +1,34 @@
-//! Forwarding: what the kernel must do with a packet to an address.
+//! Forwarding: what the kernel must do with a packet to an lb_ip, and making it do so.
+//!
+//! ```text
+//!   Snapshot ──ruleset()──▶ Ruleset ──diff──▶ changes ──one transaction──▶ the kernel's table `ip landfall`
+//!                                                                               │ acknowledged
+//!                                                      Forwarding  ◀────────────┘
+//! ```
+//!
+//! | room | what is in it |
+//! |---|---|
+//! | [`snapshot`] | what was observed |
+//! | [`ruleset`] | what must happen to packets; knows no kernel (pure) |
+//! | [`diff`] | what to change (pure) |
+//! | [`nft`] | how nf_tables is told: the table, its elements, their bytes (pure) |
+//! | [`netlink`] | the language of the kernel, and the socket |
+//! | [`engine`] | makes the kernel's table what a ruleset says (shell) |
+//! | [`run`](mod@run) | the loop |
+//!
+//! A packet from outside goes to a random endpoint. An endpoint on this node sees the client's address; for one on
+//! another node the packet is masqueraded, so that the answer comes back through here. What a Service has no endpoint
+//! for is refused, and what nobody serves is dropped.
+
+pub mod diff;
+pub mod engine;
+pub mod netlink;
+pub mod nft;
+pub mod ruleset;
+pub mod run;
+pub mod snapshot;
+
+pub use engine::{Error, remove};
+pub use ruleset::Ruleset;
+pub use run::{Forwarding, run};
+pub use snapshot::Snapshot;

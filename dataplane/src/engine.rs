@@ -1,0 +1,323 @@
+//! The engine: makes the kernel's table what a [`Ruleset`] says. Touches nf_tables through a netlink [`Socket`].
+//!
+//! It remembers what the kernel has acknowledged, so that a change costs what it changes: one transaction with just the
+//! elements that differ, and nothing at all if none does. When it does not know (after a start, or when something went
+//! wrong), it reads the table first. A table that is as it should be but for some elements is changed like any other,
+//! so that traffic flows on while the agent restarts; any other is replaced, in one transaction.
+//!
+//! Blocks while it talks to the kernel.
+
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use crate::diff::{Change, changes, diff};
+use crate::netlink::socket::{self, Socket};
+use crate::nft::dump::{self, Found, FoundSet};
+use crate::nft::element::{Elements, elements};
+use crate::nft::request::Requests;
+use crate::nft::skeleton;
+use crate::ruleset::{Pick, Ruleset};
+
+/// How often to read the table again because nf_tables changed meanwhile, before going on with what was read last.
+/// Others (kube-proxy) may change their tables all the time, and it is not likely to be ours.
+const ATTEMPTS: usize = 4;
+
+/// Why the kernel's table is not what it should be.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// It could not be read.
+    #[error("reading the table from the kernel failed, nothing changed")]
+    Read(#[source] socket::Error),
+    /// The kernel refused a change; all of the transaction is undone.
+    #[error("the kernel refused to {what}, nothing changed")]
+    Refused {
+        /// What it refused, in words.
+        what: String,
+        /// Why.
+        #[source]
+        source: socket::Error,
+    },
+    /// There is no socket, or it could not be used.
+    #[error("talking to the kernel failed")]
+    Socket(#[from] socket::Error),
+}
+
+/// What was done to the table.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Applied {
+    /// Nothing: it was as it should be.
+    Unchanged,
+    /// It was changed, by this many elements.
+    Changed(usize),
+    /// There was none, and it was made, with this many elements.
+    Created(usize),
+    /// It was not ours to change, and was replaced.
+    Replaced {
+        /// What was wrong with it.
+        because: String,
+        /// How many elements the new one has.
+        elements: usize,
+    },
+    /// It was taken away, since nothing is to be forwarded.
+    Removed,
+}
+
+/// What the kernel has.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Observed {
+    /// No table.
+    Absent,
+    /// A table with a skeleton that is not ours, and what is wrong with it.
+    Foreign(String),
+    /// Our table with these elements.
+    Ours(Elements),
+}
+
+/// Makes the kernel's table what it should be.
+#[derive(Debug)]
+pub struct Engine {
+    socket: Socket,
+    /// What the kernel has acknowledged; `None` if it has to be read first.
+    applied: Option<Known>,
+}
+
+/// What the kernel is known to have.
+#[derive(Debug)]
+struct Known {
+    ruleset: Arc<Ruleset>,
+    /// The generation of nf_tables if nobody but us has changed anything since.
+    generation: u32,
+}
+
+impl Engine {
+    /// An engine for the network namespace of the calling thread.
+    ///
+    /// # Errors
+    /// If the kernel has no nf_tables for us.
+    pub fn open() -> Result<Self, Error> {
+        Ok(Self { socket: Socket::open()?, applied: None })
+    }
+
+    /// Makes the table what `desired` says.
+    ///
+    /// # Errors
+    /// If it could not. The engine then reads the table before the next change.
+    pub fn apply(&mut self, desired: &Arc<Ruleset>) -> Result<Applied, Error> {
+        // Taken, so that after an error nothing is taken for known.
+        match self.applied.take() {
+            Some(known) => self.advance(known, desired),
+            None => self.establish(desired),
+        }
+    }
+
+    /// Whether the kernel still has what was applied; `Some` with what is wrong if not, and the next
+    /// [`apply`](Self::apply) repairs it. Costs one question if nobody else changed anything in nf_tables.
+    ///
+    /// # Errors
+    /// If the kernel does not tell.
+    pub fn check(&mut self) -> Result<Option<String>, Error> {
+        let Some(expected) = self.applied.as_ref().map(|known| known.generation) else { return Ok(None) };
+        if self.generation()? == expected {
+            return Ok(None);
+        }
+        let (observed, generation) = self.observe()?;
+        let Some(known) = &mut self.applied else { return Ok(None) };
+        let wrong = match (&observed, needs_table(&known.ruleset)) {
+            (Observed::Absent, false) => None,
+            (Observed::Absent, true) => Some("it is gone".to_owned()),
+            (_, false) => Some("it is there again".to_owned()),
+            (Observed::Foreign(why), true) => Some(why.clone()),
+            (Observed::Ours(elements), true) => {
+                let changes = diff(elements, &self::elements(&known.ruleset));
+                changes.first().map(|first| format!("to repair: {first} and {} more", changes.len() - 1))
+            }
+        };
+        match wrong {
+            None => known.generation = generation,
+            Some(_) => self.applied = None,
+        }
+        Ok(wrong)
+    }
+
+    /// Goes from what is known to what is desired.
+    fn advance(&mut self, known: Known, desired: &Arc<Ruleset>) -> Result<Applied, Error> {
+        let Known { ruleset, generation } = known;
+        let (had, needs) = (needs_table(&ruleset), needs_table(desired));
+        let changes = changes(&ruleset, desired);
+        let (requests, applied) = match (had, needs) {
+            (true, true) if !changes.is_empty() => (change(&changes), Applied::Changed(changes.len())),
+            (false, true) => (create(false, &changes), Applied::Created(changes.len())),
+            (true, false) => (remove_table(), Applied::Removed),
+            _ => (Requests::default(), Applied::Unchanged),
+        };
+        let commits = u32::from(!requests.messages.is_empty());
+        self.transact(&requests, None)?;
+        // Every transaction counts the generation up by one, and leaves out 0.
+        let generation = if commits > 0 { next_generation(generation) } else { generation };
+        self.applied = Some(Known { ruleset: Arc::clone(desired), generation });
+        Ok(applied)
+    }
+
+    /// Reads what there is and goes from there.
+    fn establish(&mut self, desired: &Arc<Ruleset>) -> Result<Applied, Error> {
+        let target = elements(desired);
+        let all = || diff(&Elements::new(), &target);
+        for attempt in 1.. {
+            let (observed, generation) = self.observe()?;
+            let (requests, applied) = match (observed, needs_table(desired)) {
+                (Observed::Absent, false) => (Requests::default(), Applied::Unchanged),
+                (_, false) => (remove_table(), Applied::Removed),
+                (Observed::Absent, true) => (create(false, &all()), Applied::Created(target.len())),
+                (Observed::Foreign(because), true) => {
+                    (create(true, &all()), Applied::Replaced { because, elements: target.len() })
+                }
+                (Observed::Ours(elements), true) => match diff(&elements, &target) {
+                    changes if changes.is_empty() => (Requests::default(), Applied::Unchanged),
+                    changes => (change(&changes), Applied::Changed(changes.len())),
+                },
+            };
+            let commits = !requests.messages.is_empty();
+            match self.transact(&requests, (attempt < ATTEMPTS).then_some(generation)) {
+                Err(Error::Refused { source, .. }) if attempt < ATTEMPTS && source.errno() == Some(ERESTART) => {}
+                Err(error) => return Err(error),
+                Ok(()) => {
+                    let generation = if commits { next_generation(generation) } else { generation };
+                    self.applied = Some(Known { ruleset: Arc::clone(desired), generation });
+                    return Ok(applied);
+                }
+            }
+        }
+        unreachable!("invariant: the last attempt returns")
+    }
+
+    /// Reads the table, with the generation it is from.
+    ///
+    /// # Errors
+    /// If the kernel does not tell.
+    pub fn observe(&mut self) -> Result<(Observed, u32), Error> {
+        let mut attempt = 1;
+        loop {
+            let before = self.generation()?;
+            let observed = self.read();
+            let after = self.generation()?;
+            // What was read in parts is only worth something if nothing changed in between.
+            if before == after || attempt >= ATTEMPTS {
+                return Ok((observed.map_err(Error::Read)?, before));
+            }
+            attempt += 1;
+        }
+    }
+
+    fn generation(&mut self) -> Result<u32, Error> {
+        let answer = self.socket.ask(dump::get_generation(), dump::generation).map_err(Error::Read)?;
+        Ok(answer.flatten().unwrap_or(0))
+    }
+
+    fn read(&mut self) -> Result<Observed, socket::Error> {
+        let Some(mut found) = known(self.socket.ask(dump::get_table(), Found::table))? else {
+            return Ok(Observed::Absent);
+        };
+        found.sets = self.socket.dump(dump::get_sets(), FoundSet::read)?;
+        for (chain, rule) in self.socket.dump(dump::get_rules(), dump::rule)?.into_iter().flatten() {
+            found.rules.entry(chain).or_default().push(rule);
+        }
+        for chain in skeleton::chains() {
+            if let Some(hook) = known(self.socket.ask(dump::get_chain(&chain.name), dump::chain_hook))? {
+                found.chains.insert(chain.name, hook);
+            }
+        }
+        let picks = match found.check() {
+            Ok(picks) => picks,
+            Err(why) => return Ok(Observed::Foreign(why)),
+        };
+        Ok(match self.read_elements(&picks)? {
+            Some(elements) => Observed::Ours(elements),
+            None => Observed::Foreign("it has elements that nobody but us could read, and not even we".to_owned()),
+        })
+    }
+
+    fn read_elements(&mut self, picks: &BTreeSet<Pick>) -> Result<Option<Elements>, socket::Error> {
+        let mut all = Vec::new();
+        let mut pods = Vec::new();
+        for set in skeleton::sets() {
+            let question = dump::get_elements(set.name);
+            if set.ranges {
+                pods.extend(self.socket.dump(question, dump::boundaries)?.into_iter().flatten());
+            } else {
+                let answers = self.socket.dump(question, |answer| dump::elements(set.name, answer))?;
+                all.extend(answers.into_iter().flatten());
+            }
+        }
+        let pods = pods.into_iter().collect::<Option<Vec<_>>>().and_then(dump::ranges);
+        let all = all.into_iter().collect::<Option<Vec<_>>>();
+        Ok(all.zip(pods).map(|(all, pods)| dump::assembled(all, picks, pods)))
+    }
+
+    fn transact(&mut self, requests: &Requests, generation: Option<u32>) -> Result<(), Error> {
+        self.socket.transact(&requests.messages, generation).map_err(|source| match &source {
+            socket::Error::Refused { message, offset, .. } => {
+                let what = message.map_or_else(|| "make changes".to_owned(), |m| requests.subject(m, *offset));
+                Error::Refused { what, source }
+            }
+            _ => Error::Socket(source),
+        })
+    }
+}
+
+/// The errno of a transaction that came too late: something changed since the generation it was made for. User space
+/// normally never sees it, so libc has no name for it.
+const ERESTART: i32 = 85;
+
+/// Whether there is anything to forward in the table, which is of IPv4.
+pub(crate) fn needs_table(ruleset: &Ruleset) -> bool {
+    ruleset.addresses.keys().any(IpAddr::is_ipv4)
+}
+
+fn next_generation(generation: u32) -> u32 {
+    generation.wrapping_add(1).max(1)
+}
+
+fn change(changes: &[Change]) -> Requests {
+    let mut requests = Requests::default();
+    requests.change(changes);
+    requests
+}
+
+fn create(replace: bool, elements: &[Change]) -> Requests {
+    let mut requests = Requests::default();
+    if replace {
+        requests.delete_table();
+    }
+    requests.create_table();
+    requests.change(elements);
+    requests
+}
+
+fn remove_table() -> Requests {
+    let mut requests = Requests::default();
+    requests.delete_table();
+    requests
+}
+
+/// What was asked for, or nothing if the kernel says that it isn't there.
+fn known<T>(answer: Result<Option<T>, socket::Error>) -> Result<Option<T>, socket::Error> {
+    match answer {
+        Err(error) if error.errno() == Some(libc::ENOENT) => Ok(None),
+        other => other,
+    }
+}
+
+/// Takes everything of ours out of the kernel, in the network namespace of the calling thread; for an uninstallation.
+/// Returns whether there was anything.
+///
+/// # Errors
+/// If the kernel does not tell or refuses.
+pub fn remove() -> Result<bool, Error> {
+    let mut engine = Engine::open()?;
+    if known(engine.socket.ask(dump::get_table(), |_| ())).map_err(Error::Read)?.is_none() {
+        return Ok(false);
+    }
+    engine.transact(&remove_table(), None)?;
+    Ok(true)
+}

@@ -1,0 +1,11 @@
+//! Netlink, as far as netfilter speaks it.
+//!
+//! | room | what is in it |
+//! |---|---|
+//! | [`attribute`] | the type-length-value language: written into a message, read without trust (pure) |
+//! | [`message`] | headers: requests put together, replies taken apart (pure) |
+//! | [`socket`] | the socket itself: transactions and dumps (shell) |
+
+pub mod attribute;
+pub mod message;
+pub mod socket;

@@ -1,0 +1,268 @@
+//! Netlink messages: a header that says how long it is, what it is and which question it belongs to, then netfilter's
+//! own small header, then attributes.
+//!
+//! A transaction is a row of messages between *batch begin* and *batch end*; the kernel does all of them or none.
+
+use super::attribute::{Attributes, Writer, attributes};
+
+/// nfnetlink's subsystem of nf_tables.
+pub const NFTABLES: u8 = 10;
+/// nfnetlink's subsystem of connection tracking.
+pub const CTNETLINK: u8 = 1;
+
+/// A request (NLM_F_REQUEST).
+pub const REQUEST: u16 = 0x1;
+/// Several messages answer (NLM_F_MULTI).
+const MULTI: u16 = 0x2;
+/// Confirm it (NLM_F_ACK).
+pub const ACK: u16 = 0x4;
+/// What was dumped changed meanwhile (NLM_F_DUMP_INTR).
+const INTERRUPTED: u16 = 0x10;
+/// List all there are (NLM_F_DUMP).
+pub const DUMP: u16 = 0x300;
+/// Make it if it isn't there (NLM_F_CREATE).
+pub const CREATE: u16 = 0x400;
+/// Put it behind the others (NLM_F_APPEND).
+pub const APPEND: u16 = 0x800;
+
+/// Bytes of a netlink header.
+const HEADER: usize = 16;
+/// Bytes of netfilter's header after it (struct nfgenmsg).
+const FAMILY_HEADER: usize = 4;
+
+const NLMSG_ERROR: u16 = 2;
+const NLMSG_DONE: u16 = 3;
+/// An error carries extended attributes (NLM_F_ACK_TLVS).
+const ACK_TLVS: u16 = 0x200;
+/// An error does not carry the request it is about (NLM_F_CAPPED).
+const CAPPED: u16 = 0x100;
+const BATCH_BEGIN: u16 = 0x10;
+const BATCH_END: u16 = 0x11;
+const BATCH_GENID: u16 = 1;
+const ERROR_MESSAGE: u16 = 1;
+const ERROR_OFFSET: u16 = 2;
+
+/// A message without its sequence number, which it gets when it is sent.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Message {
+    kind: u16,
+    flags: u16,
+    family: u8,
+    /// Netfilter's resource number: the subsystem, in the messages that frame a batch.
+    resource: u16,
+    attributes: Vec<u8>,
+}
+
+impl Message {
+    /// How many bytes stand before the attributes.
+    pub const HEADERS: usize = HEADER + FAMILY_HEADER;
+
+    /// A message to a subsystem, about objects of a family (`libc::AF_INET`).
+    pub fn new(subsystem: u8, kind: u8, flags: u16, family: u8, fill: impl FnOnce(&mut Writer)) -> Self {
+        let mut writer = Writer::default();
+        fill(&mut writer);
+        let kind = u16::from_be_bytes([subsystem, kind]);
+        Self { kind, flags: flags | REQUEST, family, resource: 0, attributes: writer.finish() }
+    }
+
+    /// What begins a transaction of nf_tables. With a generation, the kernel refuses it (ERESTART) if anything at all
+    /// in nf_tables has changed since that generation.
+    pub fn begin(generation: Option<u32>) -> Self {
+        let mut writer = Writer::default();
+        if let Some(generation) = generation {
+            writer.u32(BATCH_GENID, generation);
+        }
+        let resource = u16::from(NFTABLES);
+        Self { kind: BATCH_BEGIN, flags: REQUEST, family: 0, resource, attributes: writer.finish() }
+    }
+
+    /// What ends a transaction.
+    pub fn end() -> Self {
+        Self { kind: BATCH_END, flags: REQUEST, family: 0, resource: u16::from(NFTABLES), attributes: Vec::new() }
+    }
+
+    /// The same, with these flags too.
+    pub fn with(mut self, flags: u16) -> Self {
+        self.flags |= flags;
+        self
+    }
+
+    /// How many bytes it has.
+    pub fn size(&self) -> usize {
+        Self::HEADERS + self.attributes.len()
+    }
+
+    /// Appends the bytes.
+    pub fn encode(&self, sequence: u32, into: &mut Vec<u8>) {
+        let length = u32::try_from(self.size()).expect("invariant: a message has less than 4 GiB");
+        into.extend_from_slice(&length.to_ne_bytes());
+        into.extend_from_slice(&self.kind.to_ne_bytes());
+        into.extend_from_slice(&self.flags.to_ne_bytes());
+        into.extend_from_slice(&sequence.to_ne_bytes());
+        into.extend_from_slice(&0u32.to_ne_bytes());
+        into.extend_from_slice(&[self.family, 0]);
+        into.extend_from_slice(&self.resource.to_be_bytes());
+        into.extend_from_slice(&self.attributes);
+    }
+}
+
+/// What the kernel sent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Reply<'a> {
+    /// The number of the request that it belongs to.
+    pub sequence: u32,
+    /// Whether what is being dumped changed meanwhile, so that the dump can't be trusted.
+    pub interrupted: bool,
+    /// What it says.
+    pub body: Body<'a>,
+}
+
+/// What a [`Reply`] says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Body<'a> {
+    /// An object.
+    Object {
+        /// What message it would take to make it, without the subsystem.
+        kind: u8,
+        /// Whether more follow, up to a [`Body::End`].
+        more: bool,
+        /// Its attributes.
+        attributes: &'a [u8],
+    },
+    /// The request was done.
+    Done,
+    /// The request failed.
+    Failed {
+        /// The errno.
+        code: i32,
+        /// What the kernel says about it, if anything.
+        said: Option<&'a str>,
+        /// Where in the request the offending attribute begins, counted from the request's first byte.
+        offset: Option<u32>,
+    },
+    /// The dump is over, with this errno if it failed.
+    End(i32),
+}
+
+impl<'a> Body<'a> {
+    /// The attributes of an object, none of anything else.
+    pub fn attributes(&self) -> Attributes<'a> {
+        match self {
+            Self::Object { attributes: bytes, .. } => attributes(bytes),
+            _ => attributes(&[]),
+        }
+    }
+}
+
+/// The replies in one datagram; ends at the first that is cut off.
+pub fn replies(datagram: &[u8]) -> impl Iterator<Item = Reply<'_>> {
+    let mut rest = datagram;
+    std::iter::from_fn(move || {
+        loop {
+            let length = usize::try_from(u32_at(rest, 0)?).ok()?;
+            let message = rest.get(..length).filter(|message| message.len() >= HEADER)?;
+            rest = rest.get(length.next_multiple_of(4)..).unwrap_or_default();
+            if let Some(reply) = reply(message) {
+                return Some(reply);
+            }
+        }
+    })
+}
+
+/// One reply; `None` if it says nothing to us (NLMSG_NOOP) or makes no sense.
+fn reply(message: &[u8]) -> Option<Reply<'_>> {
+    let (kind, flags) = (u16_at(message, 4)?, u16_at(message, 6)?);
+    let payload = message.get(HEADER..)?;
+    let body = match kind {
+        NLMSG_ERROR => match i32_at(payload, 0)? {
+            0 => Body::Done,
+            code => {
+                let extended = extended(payload, flags);
+                Body::Failed {
+                    code: code.saturating_neg(),
+                    said: extended.find(ERROR_MESSAGE).and_then(|said| said.text()),
+                    offset: extended.find(ERROR_OFFSET).and_then(|at| u32_at(at.value, 0)),
+                }
+            }
+        },
+        // NLMSG_OVERRUN and NLMSG_NOOP don't come from netfilter.
+        NLMSG_DONE => Body::End(i32_at(payload, 0).unwrap_or(0).saturating_neg()),
+        kind if kind < 0x10 => return None,
+        kind => {
+            let [_, kind] = kind.to_be_bytes();
+            Body::Object { kind, more: flags & MULTI != 0, attributes: payload.get(FAMILY_HEADER..)? }
+        }
+    };
+    Some(Reply { sequence: u32_at(message, 8)?, interrupted: flags & INTERRUPTED != 0, body })
+}
+
+/// The attributes after an error: behind the header of the request that failed, and behind all of that request if
+/// the kernel did not cap it.
+fn extended(payload: &[u8], flags: u16) -> Attributes<'_> {
+    let request = match u32_at(payload, 4).map(usize::try_from) {
+        Some(Ok(length)) if flags & CAPPED == 0 => length.next_multiple_of(4),
+        _ => HEADER,
+    };
+    let found = if flags & ACK_TLVS == 0 { None } else { payload.get(4..).and_then(|rest| rest.get(request..)) };
+    attributes(found.unwrap_or_default())
+}
+
+fn u16_at(bytes: &[u8], at: usize) -> Option<u16> {
+    Some(u16::from_ne_bytes(*bytes.get(at..)?.first_chunk()?))
+}
+
+fn u32_at(bytes: &[u8], at: usize) -> Option<u32> {
+    Some(u32::from_ne_bytes(*bytes.get(at..)?.first_chunk()?))
+}
+
+fn i32_at(bytes: &[u8], at: usize) -> Option<i32> {
+    Some(i32::from_ne_bytes(*bytes.get(at..)?.first_chunk()?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn an_object_is_read_as_it_was_written() {
+        let mut bytes = Vec::new();
+        let message = Message::new(NFTABLES, 3, 0, 2, |w| {
+            w.u32(1, 5);
+        });
+        message.encode(9, &mut bytes);
+        assert_eq!(bytes.len(), message.size());
+        let all: Vec<_> = replies(&bytes).collect();
+        let attributes = &bytes[20..];
+        let body = Body::Object { kind: 3, more: false, attributes };
+        assert_eq!(all, vec![Reply { sequence: 9, interrupted: false, body }]);
+    }
+
+    #[test]
+    fn an_error_says_what_the_kernel_said_and_where() {
+        let mut tlvs = Writer::default();
+        tlvs.text(ERROR_MESSAGE, "no").bytes(ERROR_OFFSET, &84u32.to_ne_bytes());
+        let tlvs = tlvs.finish();
+        let mut bytes = Vec::new();
+        let length = u32::try_from(HEADER + 4 + HEADER + tlvs.len()).expect("short");
+        bytes.extend_from_slice(&length.to_ne_bytes());
+        bytes.extend_from_slice(&NLMSG_ERROR.to_ne_bytes());
+        bytes.extend_from_slice(&(CAPPED | ACK_TLVS).to_ne_bytes());
+        bytes.extend_from_slice(&7u32.to_ne_bytes());
+        bytes.extend_from_slice(&[0; 4]);
+        bytes.extend_from_slice(&(-17i32).to_ne_bytes());
+        bytes.extend_from_slice(&[0; HEADER]);
+        bytes.extend_from_slice(&tlvs);
+        let body = Body::Failed { code: 17, said: Some("no"), offset: Some(84) };
+        assert_eq!(replies(&bytes).next(), Some(Reply { sequence: 7, interrupted: false, body }));
+    }
+
+    proptest! {
+        #[test]
+        fn reading_any_datagram_never_panics(bytes in proptest::collection::vec(any::<u8>(), 0..300)) {
+            for reply in replies(&bytes) {
+                let _ = reply.body.attributes().count();
+            }
+        }
+    }
+}

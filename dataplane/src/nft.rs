@@ -1,0 +1,43 @@
+//! The engine nft: a [`Ruleset`](crate::ruleset::Ruleset) as elements of one table, `ip landfall`.
+//!
+//! The shape is *few maps with many elements*: what the kernel does for a packet, and what it costs to change one
+//! Service, is the same with one Service as with 30,000. There is never a chain or a map of a single Service.
+//!
+//! ```text
+//!            nat prerouting, output (-110)              filter prerouting, output (-90)
+//!                        │                                           │
+//!   inside ──────────────┤ lb_ip . proto . port → pick-N             │ lb_ip in addresses? then nothing has
+//!   services ────────────┤ lb_ip . proto . port → pick-N             │ translated it, so it is unserved:
+//!   addresses, ping ─────┘ → this node answers                       └→ unserved: in refused → reset, else drop
+//!                        │
+//!        pick-N: endpoints[ lb_ip . proto . port . random below N ] → destination
+//!                        │
+//!            nat postrouting (90): was the connection's destination one of addresses? then
+//!                        └→ source: keep the client's address for an endpoint on this node, else masquerade
+//! ```
+//!
+//! * Of a connection only the first packet passes the nat chains; every packet passes one lookup in `addresses`.
+//! * nat at -110 is before kube-proxy's -100, so where both know an address, this table decides. The filter is behind
+//!   both, so a packet that another proxy has translated isn't ours to refuse.
+//! * No packet mark is used: everybody's marks stay theirs. What was translated here is recognised in postrouting by
+//!   the destination that the connection had.
+//! * `inside` holds only what differs from `services`: a Service with the traffic policy Local, seen by this node and
+//!   its pods.
+//! * All keys begin with the lb_ip, so the elements of different lb_ips have nothing to do with each other, and a
+//!   change costs what it changes.
+//! * Refusing happens before routing: it works whether or not the node forwards and knows a route to the lb_ip.
+//!
+//! | room | what is in it |
+//! |---|---|
+//! | [`element`] | what the maps hold: ruleset → elements (pure) |
+//! | [`skeleton`] | what never changes: sets, chains, rules (pure) |
+//! | [`expression`] | rules as the kernel's bytecode, only as `nft` itself would write it (pure) |
+//! | [`userdata`] | notes for `nft`, which the kernel only keeps (pure) |
+//! | [`request`], [`dump`] | netlink messages that change the table, and those that tell of it (pure) |
+
+pub mod dump;
+pub mod element;
+pub mod expression;
+pub mod request;
+pub mod skeleton;
+pub mod userdata;

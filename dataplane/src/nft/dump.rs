@@ -1,0 +1,322 @@
+//! What the kernel tells of the table: questions to ask, answers read into types, and whether it is the table that we
+//! would make.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::{Ipv4Addr, SocketAddrV4};
+
+use crds::Protocol;
+
+use super::element::{Elements, Frontend, Key, Value, chain};
+use super::expression::{Expression, Verdict, decode_value};
+use super::request::*;
+use super::skeleton::{self, COMMENT, Hook, TABLE};
+use super::userdata;
+use crate::netlink::attribute::{Attribute, Attributes};
+use crate::netlink::message::{Message, NFTABLES};
+use crate::ruleset::Pick;
+
+const GETTABLE: u8 = 1;
+const GETCHAIN: u8 = 4;
+const GETRULE: u8 = 7;
+const GETSET: u8 = 10;
+const GETSETELEM: u8 = 13;
+const GETGEN: u8 = 16;
+const GEN_ID: u16 = 1;
+
+/// Asks for the generation of nf_tables: a number that every change of any table counts up.
+pub fn get_generation() -> Message {
+    Message::new(NFTABLES, GETGEN, 0, 0, |_| ())
+}
+
+/// Asks for the table.
+pub fn get_table() -> Message {
+    Message::new(NFTABLES, GETTABLE, 0, IPV4, |w| {
+        w.text(TABLE_NAME, TABLE);
+    })
+}
+
+/// Asks for one chain. (All chains of the family, which the kernel would list, may be tens of thousands of another
+/// table's.)
+pub fn get_chain(name: &str) -> Message {
+    Message::new(NFTABLES, GETCHAIN, 0, IPV4, |w| {
+        w.text(CHAIN_TABLE, TABLE).text(CHAIN_NAME, name);
+    })
+}
+
+/// Asks for all rules of the table; a dump.
+pub fn get_rules() -> Message {
+    Message::new(NFTABLES, GETRULE, 0, IPV4, |w| {
+        w.text(RULE_TABLE, TABLE);
+    })
+}
+
+/// Asks for all sets of the table; a dump.
+pub fn get_sets() -> Message {
+    Message::new(NFTABLES, GETSET, 0, IPV4, |w| {
+        w.text(SET_TABLE, TABLE);
+    })
+}
+
+/// Asks for all elements of a set; a dump.
+pub fn get_elements(set: &str) -> Message {
+    Message::new(NFTABLES, GETSETELEM, 0, IPV4, |w| {
+        w.text(ELEM_LIST_TABLE, TABLE).text(ELEM_LIST_SET, set);
+    })
+}
+
+/// The generation in an answer.
+pub fn generation(answer: Attributes<'_>) -> Option<u32> {
+    answer.find(GEN_ID)?.u32()
+}
+
+/// The table as it is in the kernel, but for its elements.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Found {
+    /// Its flags: none, if it works.
+    pub flags: u32,
+    /// How many chains, sets and other objects are in it.
+    pub used: u32,
+    /// The comment on it.
+    pub comment: Option<String>,
+    /// Its sets and maps.
+    pub sets: Vec<FoundSet>,
+    /// The hooks of those chains that a skeleton has, where they exist; `None` for a chain without a hook, or with one
+    /// we wouldn't make.
+    pub chains: BTreeMap<String, Option<Hook>>,
+    /// The rules of each chain that has some; `None` for a rule that we wouldn't make.
+    pub rules: BTreeMap<String, Vec<Option<Vec<Expression>>>>,
+}
+
+/// A set or map as it is in the kernel.
+#[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub struct FoundSet {
+    name: String,
+    flags: u32,
+    key: Option<(u32, u32)>,
+    data: Option<(u32, u32)>,
+}
+
+impl Found {
+    /// The table in an answer, still without what is in it.
+    pub fn table(answer: Attributes<'_>) -> Self {
+        let comment = answer.find(TABLE_USERDATA).and_then(|notes| userdata::read_comment(notes.value));
+        Self {
+            flags: number(answer, TABLE_FLAGS).unwrap_or(0),
+            used: number(answer, TABLE_USE).unwrap_or(0),
+            comment: comment.map(str::to_owned),
+            ..Self::default()
+        }
+    }
+
+    /// What is wrong with it, in words; `Ok` with the picks it has chains for if nothing is.
+    ///
+    /// # Errors
+    /// The first thing that is not as [`skeleton`] would have it.
+    pub fn check(&self) -> Result<BTreeSet<Pick>, String> {
+        if self.comment.as_deref() != Some(COMMENT) {
+            return Err(format!("its comment is {:?}, so another version made it", self.comment.as_deref()));
+        }
+        if self.flags != 0 {
+            return Err(format!("it has flags {:#x}", self.flags));
+        }
+        let mut expected: Vec<FoundSet> = skeleton::sets().iter().map(FoundSet::expected).collect();
+        let mut sets = self.sets.clone();
+        expected.sort();
+        sets.sort();
+        if let Some(set) = expected.iter().find(|set| !sets.contains(set)) {
+            return Err(format!("set {} is not there as it should be", set.name));
+        }
+        let mut rules = self.rules.clone();
+        let fixed = skeleton::chains();
+        for chain in &fixed {
+            if self.chains.get(&chain.name) != Some(&chain.hook) {
+                return Err(format!("chain {} is not there as it should be", chain.name));
+            }
+            same_rules(&chain.name, rules.remove(&chain.name), &chain.rules)?;
+        }
+        let mut picks = BTreeSet::new();
+        for (name, found) in rules {
+            let pick = picked(&found).ok_or_else(|| format!("chain {name} should not be there"))?;
+            let expected = skeleton::pick(pick);
+            if expected.name != name {
+                return Err(format!("chain {name} picks others than its name says"));
+            }
+            same_rules(&name, Some(found), &expected.rules)?;
+            picks.insert(pick);
+        }
+        // What has neither rules nor a name that we know can only be counted.
+        let objects = expected.len() + fixed.len() + picks.len();
+        if usize::try_from(self.used) != Ok(objects) {
+            return Err(format!("it has {} chains, sets and other objects instead of {objects}", self.used));
+        }
+        Ok(picks)
+    }
+}
+
+fn same_rules(
+    name: &str,
+    found: Option<Vec<Option<Vec<Expression>>>>,
+    expected: &[Vec<Expression>],
+) -> Result<(), String> {
+    let found = found.unwrap_or_default();
+    let same = found.len() == expected.len() && found.iter().zip(expected).all(|(f, e)| f.as_ref() == Some(e));
+    if same { Ok(()) } else { Err(format!("the rules of chain {name} are not as they should be")) }
+}
+
+/// What a chain of these rules picks.
+fn picked(rules: &[Option<Vec<Expression>>]) -> Option<Pick> {
+    let [Some(rule)] = rules else { return None };
+    rule.iter().find_map(|expression| match expression {
+        Expression::Random { modulus, offset, .. } => Some(Pick { from: *offset, count: *modulus }),
+        _ => None,
+    })
+}
+
+impl FoundSet {
+    /// The set in an answer.
+    pub fn read(answer: Attributes<'_>) -> Self {
+        let data = number(answer, SET_DATA_TYPE).map(|kind| (kind, number(answer, SET_DATA_LEN).unwrap_or(0)));
+        Self {
+            name: text(answer, SET_NAME).unwrap_or_default(),
+            flags: number(answer, SET_FLAGS).unwrap_or(0),
+            key: number(answer, SET_KEY_TYPE).zip(number(answer, SET_KEY_LEN)),
+            // How long a verdict is, is the kernel's own business.
+            data: data.map(|(kind, length)| (kind, if kind == skeleton::VERDICT { 0 } else { length })),
+        }
+    }
+
+    fn expected(set: &skeleton::Set) -> Self {
+        let key = Some((set.key_type(), set.key_length()));
+        Self { name: set.name.to_owned(), flags: set.flags(), key, data: set.data() }
+    }
+}
+
+/// The hook of the chain in an answer.
+pub fn chain_hook(answer: Attributes<'_>) -> Option<Hook> {
+    let hook = answer.find(CHAIN_HOOK)?.inner();
+    let kind = answer.find(CHAIN_TYPE)?.text()?;
+    (number(answer, CHAIN_POLICY) == Some(ACCEPT)).then_some(())?;
+    Some(Hook {
+        kind: ["nat", "filter"].into_iter().find(|known| *known == kind)?,
+        number: number(hook, HOOK_NUMBER)?,
+        priority: number(hook, HOOK_PRIORITY)?.cast_signed(),
+    })
+}
+
+/// The rule in an answer: the name of its chain, and its expressions if we could have made them.
+pub fn rule(answer: Attributes<'_>) -> Option<(String, Option<Vec<Expression>>)> {
+    let expressions = answer.find(RULE_EXPRESSIONS).map(|list| list.inner().map(Expression::decode).collect());
+    Some((text(answer, RULE_CHAIN)?, expressions.unwrap_or_default()))
+}
+
+/// The elements in an answer about `set`; `None` in place of one that we would not make.
+///
+/// A set of ranges is told by its boundaries: put them together with [`ranges`] when all are there.
+pub fn elements(set: &str, answer: Attributes<'_>) -> Vec<Option<(Key, Value)>> {
+    let list = answer.find(ELEM_LIST_ELEMENTS);
+    list.into_iter().flat_map(|list| list.inner()).map(|item| element(set, item)).collect()
+}
+
+fn element(set: &str, item: Attribute<'_>) -> Option<(Key, Value)> {
+    let fields = item.inner();
+    let key = fields.find(ELEM_KEY).and_then(|key| decode_value(key.inner()))?;
+    let data = fields.find(ELEM_DATA).map(|data| data.inner());
+    match set {
+        "addresses" => Some((Key::Address(Ipv4Addr::from_octets(key.try_into().ok()?)), Value::Present)),
+        "services" => Some((Key::Service(frontend(key)?), Value::Pick(verdict(data?)?))),
+        "inside" => Some((Key::Inside(frontend(key)?), Value::Pick(verdict(data?)?))),
+        "refused" => Some((Key::Refused(frontend(key)?), Value::Present)),
+        "endpoints" => {
+            let (front, index) = key.split_last_chunk::<4>()?;
+            let (address, port) = decode_value(data?)?.split_first_chunk::<4>()?;
+            let endpoint = SocketAddrV4::new(Ipv4Addr::from_octets(*address), port_of(port)?);
+            Some((Key::Endpoint(frontend(front)?, u32::from_ne_bytes(*index)), Value::Endpoint(endpoint)))
+        }
+        "local" => {
+            let [address, endpoint] = addresses(key)?;
+            Some((Key::Local(address, endpoint), Value::Present))
+        }
+        "hairpin" => {
+            let [address, source, destination] = addresses(key)?;
+            (source == destination).then_some((Key::Hairpin(address, source), Value::Present))
+        }
+        _ => None,
+    }
+}
+
+/// The boundaries in an answer about a set of ranges: an address, and whether a range has ended there.
+pub fn boundaries(answer: Attributes<'_>) -> Vec<Option<(Ipv4Addr, bool)>> {
+    let list = answer.find(ELEM_LIST_ELEMENTS);
+    let boundary = |item: Attribute<'_>| {
+        let key = item.inner().find(ELEM_KEY).and_then(|key| decode_value(key.inner()))?;
+        let flags = number(item.inner(), ELEM_FLAGS).unwrap_or(0);
+        Some((Ipv4Addr::from_octets(key.try_into().ok()?), flags & INTERVAL_END != 0))
+    };
+    list.into_iter().flat_map(|list| list.inner()).map(boundary).collect()
+}
+
+/// The ranges between boundaries; `None` if they don't fit each other.
+pub fn ranges(mut boundaries: Vec<(Ipv4Addr, bool)>) -> Option<Vec<(Ipv4Addr, Ipv4Addr)>> {
+    boundaries.sort();
+    let mut ranges = Vec::new();
+    let mut open = None;
+    for (address, end) in boundaries {
+        match (open, end) {
+            (None, false) => open = Some(address),
+            (Some(first), true) => {
+                ranges.push((first, Ipv4Addr::from_bits(address.to_bits().checked_sub(1)?)));
+                open = None;
+            }
+            // Before the first range, one has ended that never began.
+            (None, true) if ranges.is_empty() => {}
+            _ => return None,
+        }
+    }
+    ranges.extend(open.map(|first| (first, Ipv4Addr::BROADCAST)));
+    Some(ranges)
+}
+
+/// All elements of a table, from those that its sets hold and the chains it has.
+pub fn assembled(elements: Vec<(Key, Value)>, picks: &BTreeSet<Pick>, pods: Vec<(Ipv4Addr, Ipv4Addr)>) -> Elements {
+    let pods = (!pods.is_empty()).then_some((Key::Pods, Value::Ranges(pods)));
+    let chains = picks.iter().map(|pick| (Key::Pick(*pick), Value::Present));
+    elements.into_iter().chain(pods).chain(chains).collect()
+}
+
+fn frontend(bytes: &[u8]) -> Option<Frontend> {
+    let bytes: &[u8; 12] = bytes.try_into().ok()?;
+    let protocols = [Protocol::Tcp, Protocol::Udp, Protocol::Sctp];
+    Some(Frontend {
+        address: Ipv4Addr::from_octets(*bytes.first_chunk()?),
+        protocol: protocols.into_iter().find(|protocol| protocol.number() == bytes[4])?,
+        port: port_of(&bytes[8..])?,
+    })
+}
+
+fn port_of(bytes: &[u8]) -> Option<u16> {
+    bytes.first_chunk().map(|port| u16::from_be_bytes(*port))
+}
+
+fn addresses<const N: usize>(bytes: &[u8]) -> Option<[Ipv4Addr; N]> {
+    let all: Vec<Ipv4Addr> =
+        bytes.chunks(4).map(|part| part.try_into().ok().map(Ipv4Addr::from_octets)).collect::<Option<_>>()?;
+    all.try_into().ok()
+}
+
+/// The pick whose chain a verdict leads to.
+fn verdict(data: Attributes<'_>) -> Option<Pick> {
+    let Verdict::Goto(name) = Verdict::decode(data)? else { return None };
+    let rest = name.strip_prefix("pick-")?;
+    let (count, from) = rest.split_once("-from-").unwrap_or((rest, "0"));
+    let pick = Pick { from: from.parse().ok()?, count: count.parse().ok()? };
+    // One pick has one name.
+    (chain(pick) == name).then_some(pick)
+}
+
+fn number(attributes: Attributes<'_>, kind: u16) -> Option<u32> {
+    attributes.find(kind)?.u32()
+}
+
+fn text(attributes: Attributes<'_>, kind: u16) -> Option<String> {
+    attributes.find(kind)?.text().map(str::to_owned)
+}

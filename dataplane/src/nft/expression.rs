@@ -1,0 +1,432 @@
+//! Rules in the kernel's bytecode: a row of expressions that load registers, compare them and decide.
+//!
+//! Only what the rules of this table need, and every expression as `nft --debug=netlink` shows it, so that
+//! `nft list table` can print the rules back. Written by [`Expression::encode`]; [`Expression::decode`] reads what the
+//! kernel dumps, which is the same but for attributes with default values.
+
+use std::fmt;
+
+use crate::netlink::attribute::{Attribute, Attributes, Writer};
+
+/// A register. One register of 16 bytes is also four of 4 bytes: `R1` is the first quarter, `R1_1` the second, and so
+/// on. A concatenation fills quarters one after the other.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u32)]
+pub enum Register {
+    /// Where the verdict goes.
+    Verdict = 0,
+    /// The first register.
+    R1 = 1,
+    /// Its second quarter.
+    R1_1 = 9,
+    /// Its third quarter.
+    R1_2 = 10,
+    /// Its fourth quarter.
+    R1_3 = 11,
+}
+
+impl Register {
+    fn decode(attribute: Attribute<'_>) -> Option<Self> {
+        [Self::Verdict, Self::R1, Self::R1_1, Self::R1_2, Self::R1_3]
+            .into_iter()
+            .find(|register| attribute.u32() == Some(*register as u32))
+    }
+}
+
+/// What is done with a packet, and which rule is next.
+#[derive(Clone, PartialEq, Eq)]
+pub enum Verdict {
+    /// The packet is dropped.
+    Drop,
+    /// Back to where this chain was called; at the end of a hook's chain, its policy.
+    Return,
+    /// On to that chain and not back.
+    Goto(String),
+}
+
+impl fmt::Debug for Verdict {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Drop => f.write_str("drop"),
+            Self::Return => f.write_str("return"),
+            Self::Goto(chain) => write!(f, "goto {chain}"),
+        }
+    }
+}
+
+const VERDICT_CODE: u16 = 1;
+const VERDICT_CHAIN: u16 = 2;
+/// In a packet's data (NFTA_DATA_*).
+const DATA_VALUE: u16 = 1;
+const DATA_VERDICT: u16 = 2;
+/// enum nft_verdicts, as the 32 bits they are on the wire.
+const DROP: u32 = 0;
+const GOTO: u32 = -4i32 as u32;
+const RETURN: u32 = -5i32 as u32;
+
+impl Verdict {
+    /// Writes it as the data of an element or of an expression.
+    pub fn encode(&self, into: &mut Writer) {
+        into.nested(DATA_VERDICT, |verdict| {
+            match self {
+                Self::Drop => verdict.u32(VERDICT_CODE, DROP),
+                Self::Return => verdict.u32(VERDICT_CODE, RETURN),
+                Self::Goto(chain) => verdict.u32(VERDICT_CODE, GOTO).text(VERDICT_CHAIN, chain),
+            };
+        });
+    }
+
+    /// Reads it from such data.
+    pub fn decode(data: Attributes<'_>) -> Option<Self> {
+        let verdict = data.find(DATA_VERDICT)?.inner();
+        match verdict.find(VERDICT_CODE)?.u32()? {
+            DROP => Some(Self::Drop),
+            RETURN => Some(Self::Return),
+            GOTO => Some(Self::Goto(verdict.find(VERDICT_CHAIN)?.text()?.to_owned())),
+            _ => None,
+        }
+    }
+}
+
+/// Writes a value as the data of an element or of an expression.
+pub fn encode_value(value: &[u8], into: &mut Writer) {
+    into.bytes(DATA_VALUE, value);
+}
+
+/// Reads a value from such data.
+pub fn decode_value(data: Attributes<'_>) -> Option<&[u8]> {
+    data.find(DATA_VALUE).map(|value| value.value)
+}
+
+/// A part of a packet (enum nft_payload_bases).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u32)]
+pub enum Header {
+    /// The IP header.
+    Network = 1,
+    /// The header after it.
+    Transport = 2,
+}
+
+/// One step of a rule.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Expression {
+    /// Loads bytes of the packet.
+    Payload {
+        /// Of which header.
+        header: Header,
+        /// The first one.
+        offset: u32,
+        /// How many.
+        length: u32,
+        /// Where to.
+        into: Register,
+    },
+    /// Loads the number of the transport protocol.
+    Protocol {
+        /// Where to.
+        into: Register,
+    },
+    /// Loads the status bits of the connection.
+    Status {
+        /// Where to.
+        into: Register,
+    },
+    /// Loads the address that the connection was first addressed to, before any translation.
+    OriginalDestination {
+        /// Where to.
+        into: Register,
+    },
+    /// Loads the type (RTN_*) of the packet's source address.
+    SourceType {
+        /// Where to.
+        into: Register,
+    },
+    /// Loads a random number.
+    Random {
+        /// How many numbers there are to choose from.
+        modulus: u32,
+        /// The least of them.
+        offset: u32,
+        /// Where to.
+        into: Register,
+    },
+    /// Keeps only these bits of `R1`.
+    Mask(Vec<u8>),
+    /// Goes on if `R1` begins with this value, or does not.
+    Compare {
+        /// Whether it should.
+        equal: bool,
+        /// The value.
+        value: Vec<u8>,
+    },
+    /// Goes on if what begins in `R1` is a key of this set or map.
+    Lookup {
+        /// The name of the set or map.
+        set: String,
+        /// Where the value of a map goes; none for a set.
+        into: Option<Register>,
+    },
+    /// Decides.
+    Verdict(Verdict),
+    /// Translates the destination: address in `R1`, port in `R1_1`.
+    Dnat,
+    /// Translates the source to this node's address on the way out, with a port chosen at random.
+    Masquerade,
+    /// Translates the destination to this node's address on the way in.
+    Redirect,
+    /// Refuses with a reset of TCP.
+    Reset,
+    /// Refuses with ICMP: port unreachable.
+    Unreachable,
+}
+
+/// An item of a list (NFTA_LIST_ELEM), and what is in it (NFTA_EXPR_*).
+const ITEM: u16 = 1;
+const NAME: u16 = 1;
+const DATA: u16 = 2;
+
+// Attributes of each expression, in the order of linux/netfilter/nf_tables.h.
+const PAYLOAD_DREG: u16 = 1;
+const PAYLOAD_BASE: u16 = 2;
+const PAYLOAD_OFFSET: u16 = 3;
+const PAYLOAD_LEN: u16 = 4;
+const META_DREG: u16 = 1;
+const META_KEY: u16 = 2;
+const META_L4PROTO: u32 = 16;
+const CT_DREG: u16 = 1;
+const CT_KEY: u16 = 2;
+const CT_DIRECTION: u16 = 3;
+const CT_STATUS: u32 = 2;
+const CT_DST_IP: u32 = 20;
+const CT_ORIGINAL: u8 = 0;
+const FIB_DREG: u16 = 1;
+const FIB_RESULT: u16 = 2;
+const FIB_FLAGS: u16 = 3;
+const FIB_ADDRTYPE: u32 = 3;
+const FIB_SADDR: u32 = 1;
+const NUMGEN_DREG: u16 = 1;
+const NUMGEN_MODULUS: u16 = 2;
+const NUMGEN_TYPE: u16 = 3;
+const NUMGEN_OFFSET: u16 = 4;
+const NUMGEN_RANDOM: u32 = 1;
+const BITWISE_SREG: u16 = 1;
+const BITWISE_DREG: u16 = 2;
+const BITWISE_LEN: u16 = 3;
+const BITWISE_MASK: u16 = 4;
+const BITWISE_XOR: u16 = 5;
+const BITWISE_OP: u16 = 6;
+const CMP_SREG: u16 = 1;
+const CMP_OP: u16 = 2;
+const CMP_DATA: u16 = 3;
+const CMP_EQ: u32 = 0;
+const CMP_NEQ: u32 = 1;
+const LOOKUP_SET: u16 = 1;
+const LOOKUP_SREG: u16 = 2;
+const LOOKUP_DREG: u16 = 3;
+const LOOKUP_FLAGS: u16 = 5;
+const IMMEDIATE_DREG: u16 = 1;
+const IMMEDIATE_DATA: u16 = 2;
+const NAT_TYPE: u16 = 1;
+const NAT_FAMILY: u16 = 2;
+const NAT_REG_ADDR_MIN: u16 = 3;
+const NAT_REG_ADDR_MAX: u16 = 4;
+const NAT_REG_PROTO_MIN: u16 = 5;
+const NAT_REG_PROTO_MAX: u16 = 6;
+const NAT_FLAGS: u16 = 7;
+const NAT_DNAT: u32 = 1;
+/// NF_NAT_RANGE_MAP_IPS and NF_NAT_RANGE_PROTO_SPECIFIED: the kernel adds them by itself, and dumps them.
+const NAT_IMPLIED: u32 = 1 | 2;
+const MASQ_FLAGS: u16 = 1;
+/// NF_NAT_RANGE_PROTO_RANDOM_FULLY: with ports in order, two clients that connect at once can be given the same one,
+/// and one of them loses its first packet.
+const FULLY_RANDOM: u32 = 1 << 4;
+const REDIR_REG_PROTO_MIN: u16 = 1;
+const REDIR_FLAGS: u16 = 3;
+const REJECT_TYPE: u16 = 1;
+const REJECT_CODE: u16 = 2;
+const REJECT_ICMP: u32 = 0;
+const REJECT_RESET: u32 = 1;
+const PORT_UNREACHABLE: u8 = 3;
+const NFPROTO_IPV4: u32 = 2;
+
+impl Expression {
+    /// Writes it as one item of a rule's list.
+    pub fn encode(&self, into: &mut Writer) {
+        let mut data = Writer::default();
+        let name = match self {
+            Self::Payload { header, offset, length, into } => {
+                data.u32(PAYLOAD_DREG, *into as u32).u32(PAYLOAD_BASE, *header as u32);
+                data.u32(PAYLOAD_OFFSET, *offset).u32(PAYLOAD_LEN, *length);
+                "payload"
+            }
+            Self::Protocol { into } => {
+                data.u32(META_KEY, META_L4PROTO).u32(META_DREG, *into as u32);
+                "meta"
+            }
+            Self::Status { into } => {
+                data.u32(CT_KEY, CT_STATUS).u32(CT_DREG, *into as u32);
+                "ct"
+            }
+            Self::OriginalDestination { into } => {
+                data.u32(CT_KEY, CT_DST_IP).u32(CT_DREG, *into as u32).u8(CT_DIRECTION, CT_ORIGINAL);
+                "ct"
+            }
+            Self::SourceType { into } => {
+                data.u32(FIB_FLAGS, FIB_SADDR).u32(FIB_RESULT, FIB_ADDRTYPE).u32(FIB_DREG, *into as u32);
+                "fib"
+            }
+            Self::Random { modulus, offset, into } => {
+                data.u32(NUMGEN_DREG, *into as u32).u32(NUMGEN_MODULUS, *modulus);
+                data.u32(NUMGEN_TYPE, NUMGEN_RANDOM).u32(NUMGEN_OFFSET, *offset);
+                "numgen"
+            }
+            Self::Mask(mask) => {
+                let length = u32::try_from(mask.len()).unwrap_or(u32::MAX);
+                data.u32(BITWISE_SREG, Register::R1 as u32).u32(BITWISE_DREG, Register::R1 as u32);
+                data.u32(BITWISE_LEN, length);
+                data.nested(BITWISE_MASK, |value| encode_value(mask, value));
+                data.nested(BITWISE_XOR, |value| encode_value(&vec![0; mask.len()], value));
+                "bitwise"
+            }
+            Self::Compare { equal, value } => {
+                data.u32(CMP_SREG, Register::R1 as u32).u32(CMP_OP, if *equal { CMP_EQ } else { CMP_NEQ });
+                data.nested(CMP_DATA, |data| encode_value(value, data));
+                "cmp"
+            }
+            Self::Lookup { set, into } => {
+                data.u32(LOOKUP_SREG, Register::R1 as u32);
+                if let Some(into) = into {
+                    data.u32(LOOKUP_DREG, *into as u32);
+                }
+                data.text(LOOKUP_SET, set);
+                "lookup"
+            }
+            Self::Verdict(verdict) => {
+                data.u32(IMMEDIATE_DREG, Register::Verdict as u32);
+                data.nested(IMMEDIATE_DATA, |data| verdict.encode(data));
+                "immediate"
+            }
+            Self::Dnat => {
+                data.u32(NAT_TYPE, NAT_DNAT).u32(NAT_FAMILY, NFPROTO_IPV4);
+                data.u32(NAT_REG_ADDR_MIN, Register::R1 as u32).u32(NAT_REG_PROTO_MIN, Register::R1_1 as u32);
+                "nat"
+            }
+            Self::Masquerade => {
+                data.u32(MASQ_FLAGS, FULLY_RANDOM);
+                "masq"
+            }
+            Self::Redirect => "redir",
+            Self::Reset => {
+                data.u32(REJECT_TYPE, REJECT_RESET).u8(REJECT_CODE, 0);
+                "reject"
+            }
+            Self::Unreachable => {
+                data.u32(REJECT_TYPE, REJECT_ICMP).u8(REJECT_CODE, PORT_UNREACHABLE);
+                "reject"
+            }
+        };
+        into.nested(ITEM, |expression| {
+            expression.text(NAME, name).nested(DATA, |inner| inner.append(data));
+        });
+    }
+
+    /// Reads such an item; `None` if it is anything but what [`Expression::encode`] writes.
+    pub fn decode(item: Attribute<'_>) -> Option<Self> {
+        let data = item.inner().find(DATA)?.inner();
+        let number = |kind: u16| data.find(kind).and_then(|attribute| attribute.u32());
+        let register = |kind: u16| data.find(kind).and_then(Register::decode);
+        let value = |kind: u16| data.find(kind).and_then(|found| decode_value(found.inner()));
+        let is = |kind: u16, expected: u32| (number(kind) == Some(expected)).then_some(());
+        let absent_or = |kind: u16, expected: u32| number(kind).is_none_or(|n| n == expected).then_some(());
+        let from = |kind: u16, expected: Register| (register(kind) == Some(expected)).then_some(());
+        match item.inner().find(NAME)?.text()? {
+            "payload" => Some(Self::Payload {
+                header: [Header::Network, Header::Transport]
+                    .into_iter()
+                    .find(|header| number(PAYLOAD_BASE) == Some(*header as u32))?,
+                offset: number(PAYLOAD_OFFSET)?,
+                length: number(PAYLOAD_LEN)?,
+                into: register(PAYLOAD_DREG)?,
+            }),
+            "meta" => {
+                is(META_KEY, META_L4PROTO)?;
+                Some(Self::Protocol { into: register(META_DREG)? })
+            }
+            "ct" => {
+                let into = register(CT_DREG)?;
+                match (number(CT_KEY)?, data.find(CT_DIRECTION).and_then(|direction| direction.u8())) {
+                    (CT_STATUS, None) => Some(Self::Status { into }),
+                    (CT_DST_IP, Some(CT_ORIGINAL)) => Some(Self::OriginalDestination { into }),
+                    _ => None,
+                }
+            }
+            "fib" => {
+                is(FIB_FLAGS, FIB_SADDR)?;
+                is(FIB_RESULT, FIB_ADDRTYPE)?;
+                Some(Self::SourceType { into: register(FIB_DREG)? })
+            }
+            "numgen" => {
+                is(NUMGEN_TYPE, NUMGEN_RANDOM)?;
+                let (modulus, offset) = (number(NUMGEN_MODULUS)?, number(NUMGEN_OFFSET).unwrap_or(0));
+                Some(Self::Random { modulus, offset, into: register(NUMGEN_DREG)? })
+            }
+            "bitwise" => {
+                from(BITWISE_SREG, Register::R1)?;
+                from(BITWISE_DREG, Register::R1)?;
+                absent_or(BITWISE_OP, 0)?;
+                let (mask, xor) = (value(BITWISE_MASK)?, value(BITWISE_XOR)?);
+                (number(BITWISE_LEN) == u32::try_from(mask.len()).ok()).then_some(())?;
+                (xor.len() == mask.len() && xor.iter().all(|byte| *byte == 0)).then(|| Self::Mask(mask.to_vec()))
+            }
+            "cmp" => {
+                from(CMP_SREG, Register::R1)?;
+                let equal = match number(CMP_OP)? {
+                    CMP_EQ => true,
+                    CMP_NEQ => false,
+                    _ => return None,
+                };
+                Some(Self::Compare { equal, value: value(CMP_DATA)?.to_vec() })
+            }
+            "lookup" => {
+                from(LOOKUP_SREG, Register::R1)?;
+                absent_or(LOOKUP_FLAGS, 0)?;
+                let into = match data.find(LOOKUP_DREG) {
+                    Some(attribute) => Some(Register::decode(attribute)?),
+                    None => None,
+                };
+                Some(Self::Lookup { set: data.find(LOOKUP_SET)?.text()?.to_owned(), into })
+            }
+            "immediate" => {
+                from(IMMEDIATE_DREG, Register::Verdict)?;
+                Verdict::decode(data.find(IMMEDIATE_DATA)?.inner()).map(Self::Verdict)
+            }
+            "nat" => {
+                is(NAT_TYPE, NAT_DNAT)?;
+                is(NAT_FAMILY, NFPROTO_IPV4)?;
+                from(NAT_REG_ADDR_MIN, Register::R1)?;
+                from(NAT_REG_PROTO_MIN, Register::R1_1)?;
+                absent_or(NAT_REG_ADDR_MAX, Register::R1 as u32)?;
+                absent_or(NAT_REG_PROTO_MAX, Register::R1_1 as u32)?;
+                absent_or(NAT_FLAGS, NAT_IMPLIED)?;
+                Some(Self::Dnat)
+            }
+            "masq" => {
+                is(MASQ_FLAGS, FULLY_RANDOM)?;
+                Some(Self::Masquerade)
+            }
+            "redir" => data
+                .find(REDIR_REG_PROTO_MIN)
+                .is_none()
+                .then_some(())
+                .and_then(|()| absent_or(REDIR_FLAGS, 0))
+                .map(|()| Self::Redirect),
+            "reject" => match (number(REJECT_TYPE)?, data.find(REJECT_CODE).and_then(|code| code.u8())) {
+                (REJECT_RESET, None | Some(0)) => Some(Self::Reset),
+                (REJECT_ICMP, Some(PORT_UNREACHABLE)) => Some(Self::Unreachable),
+                _ => None,
+            },
+            _ => None,
+        }
+    }
+}

@@ -1,0 +1,110 @@
+//! Notes that the kernel keeps for `nft` and doesn't read: comments, and how a set's key was declared.
+//!
+//! Without the latter `nft` prints the key of `endpoints` as a type that it would not accept itself. With it, what
+//! `nft list table ip landfall` prints can be loaded again. The numbers are `nft`'s own, which it keeps stable since
+//! they outlive it in the kernel.
+
+use super::skeleton::{Data, Set, Type};
+
+/// A comment on a table or chain.
+const COMMENT: u8 = 0;
+const SET_KEY_BYTEORDER: u8 = 0;
+const SET_DATA_BYTEORDER: u8 = 1;
+const SET_KEY_TYPEOF: u8 = 3;
+const SET_DATA_TYPEOF: u8 = 4;
+const SET_DATA_INTERVAL: u8 = 6;
+const SET_COMMENT: u8 = 7;
+/// A key of one part is big-endian; of more, it has no order of its own.
+const BIG_ENDIAN: u32 = 2;
+const NO_ORDER: u32 = 0;
+
+/// Kinds of expressions in `nft`.
+const CONCATENATION: u32 = 13;
+const PAYLOAD: u32 = 7;
+const META: u32 = 9;
+const NUMGEN: u32 = 23;
+/// What a payload expression is of, and which field: `ip daddr`, `th dport`.
+const IP_DADDR: (u32, u32) = (12, 12);
+const TH_DPORT: (u32, u32) = (11, 2);
+const META_L4PROTO: u32 = 16;
+const NUMGEN_RANDOM: u32 = 1;
+
+/// A comment on a table or a chain.
+pub fn comment(text: &str) -> Vec<u8> {
+    item(COMMENT, &zero_terminated(text))
+}
+
+/// The comment in such notes.
+pub fn read_comment(notes: &[u8]) -> Option<&str> {
+    let (&[kind, length], rest) = notes.split_first_chunk::<2>()?;
+    let text = rest.get(..usize::from(length))?.strip_suffix(&[0])?;
+    if kind == COMMENT { std::str::from_utf8(text).ok() } else { None }
+}
+
+/// The notes on a set.
+pub fn set(set: &Set) -> Vec<u8> {
+    let order = if set.key.len() == 1 { BIG_ENDIAN } else { NO_ORDER };
+    let mut notes = number(SET_KEY_BYTEORDER, order);
+    if set.data != Data::None {
+        notes.extend(number(SET_DATA_BYTEORDER, NO_ORDER));
+    }
+    if set.data == Data::Endpoint {
+        notes.extend(item(SET_KEY_TYPEOF, &concatenation(&set.key)));
+        notes.extend(item(SET_DATA_TYPEOF, &concatenation(&[Type::Address, Type::Port])));
+    }
+    if set.data != Data::None {
+        notes.extend(number(SET_DATA_INTERVAL, 0));
+    }
+    notes.extend(item(SET_COMMENT, &zero_terminated(set.comment)));
+    notes
+}
+
+fn concatenation(parts: &[Type]) -> Vec<u8> {
+    let parts = (0..).zip(parts).flat_map(|(index, part)| item(index, &field(*part))).collect::<Vec<u8>>();
+    expression(CONCATENATION, &parts)
+}
+
+/// Where the packets of this table have such a field.
+fn field(kind: Type) -> Vec<u8> {
+    match kind {
+        Type::Address => payload(IP_DADDR),
+        Type::Port => payload(TH_DPORT),
+        Type::Protocol => expression(META, &number(0, META_L4PROTO)),
+        // Which modulus stands here does not matter; there has to be one.
+        Type::Integer => expression(NUMGEN, &[number(0, NUMGEN_RANDOM), number(1, 2), number(2, 0)].concat()),
+    }
+}
+
+fn payload((protocol, field): (u32, u32)) -> Vec<u8> {
+    expression(PAYLOAD, &[number(0, protocol), number(1, field)].concat())
+}
+
+fn expression(kind: u32, data: &[u8]) -> Vec<u8> {
+    [number(0, kind), item(1, data)].concat()
+}
+
+/// These numbers are the machine's own, unlike those of netlink.
+fn number(kind: u8, value: u32) -> Vec<u8> {
+    item(kind, &value.to_ne_bytes())
+}
+
+fn item(kind: u8, value: &[u8]) -> Vec<u8> {
+    let length = u8::try_from(value.len()).expect("invariant: notes are shorter than 256 bytes");
+    [&[kind, length], value].concat()
+}
+
+fn zero_terminated(text: &str) -> Vec<u8> {
+    [text.as_bytes(), &[0]].concat()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_comment_is_read_back() {
+        assert_eq!(read_comment(&comment("who made this")), Some("who made this"));
+        assert_eq!(read_comment(&[]), None);
+        assert_eq!(read_comment(&[0, 200, 1]), None);
+    }
+}

@@ -1,0 +1,191 @@
+//! What must happen to packets: [`Snapshot`] → [`Ruleset`], by [`ruleset`].
+//!
+//! The ruleset knows lb_ips, ports and endpoints, and nothing of how a kernel is told: that is the engine's business.
+//!
+//! Two kinds of packets are told apart. Those from *outside* come from other hosts; the traffic policy binds them.
+//! Those from *inside* come from this node or a pod on it; they may use every endpoint, whatever the policy is, as with
+//! kube-proxy.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+
+use crds::{EndpointSlice, Key, Port, Protocol, Range, Service, TrafficPolicy};
+use ipnet::IpNet;
+
+use crate::snapshot::Snapshot;
+
+/// What must happen to packets on this node.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Ruleset {
+    /// Where packets from this node's pods come from: sorted, and no two of them touch.
+    pub pod_ranges: Vec<Range>,
+    /// Every lb_ip that a Service holds, with what is behind it. An lb_ip that is held by none that exists is not
+    /// here: packets to it are none of our business, and it must not be announced.
+    pub addresses: BTreeMap<IpAddr, Arc<LbIp>>,
+}
+
+/// What is behind one lb_ip.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct LbIp {
+    /// What is behind each port. Packets to any other port are dropped: handed on, they would go back to the router
+    /// they came from.
+    pub ports: BTreeMap<(Protocol, u16), Target>,
+}
+
+/// What is behind one port of an lb_ip.
+///
+/// Without any endpoint, packets are refused. With endpoints, but none for packets from outside, those are dropped:
+/// the endpoints are alive, only not here.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Target {
+    /// All endpoints that new connections may go to: first those for packets from outside, of these first the local
+    /// ones, and else by address.
+    pub endpoints: Vec<Endpoint>,
+    /// Which of them packets from outside may use.
+    pub outside: Pick,
+    /// Which of them packets from inside may use.
+    pub inside: Pick,
+    /// Endpoints that get no new connection but still serve those they have.
+    pub draining: BTreeSet<SocketAddr>,
+}
+
+/// An endpoint that packets are sent to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Endpoint {
+    /// Whether it is on another node. (So that local ones are first in order.)
+    pub remote: bool,
+    /// Its address and port.
+    pub address: SocketAddr,
+}
+
+/// Some consecutive endpoints of a [`Target`]: one of them is picked at random for each new connection.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Pick {
+    /// The index of the first.
+    pub from: u32,
+    /// How many there are.
+    pub count: u32,
+}
+
+/// The ruleset for what was observed.
+pub fn ruleset(snapshot: &Snapshot) -> Ruleset {
+    let addresses =
+        snapshot.addresses.keys().filter_map(|&address| Some((address, Arc::new(lb_ip(snapshot, address)?))));
+    Ruleset { pod_ranges: merged(&snapshot.pod_ranges), addresses: addresses.collect() }
+}
+
+/// What is behind `address`; `None` if no Service that exists holds it.
+fn lb_ip(snapshot: &Snapshot, address: IpAddr) -> Option<LbIp> {
+    let mut holders: Vec<&Arc<Service>> = Vec::new();
+    for holder in snapshot.addresses.get(&address)?.iter() {
+        let key = Key::new(holder.namespace.clone(), holder.name.clone());
+        let held_by = |service: &&Arc<Service>| service.uid == holder.uid && service.is_load_balancer;
+        holders.extend(snapshot.services.get(&key).filter(held_by));
+    }
+    if holders.is_empty() {
+        return None;
+    }
+    // Services that share an lb_ip have different ports, or the controller would not have let them. Should two claim
+    // the same one nevertheless, it is the first one's by name: on every node the same.
+    holders.sort_by(|a, b| a.key.cmp(&b.key));
+    let mut ports = BTreeMap::new();
+    for service in holders {
+        let slices = snapshot.slices.get(&service.key).map_or(&[][..], Vec::as_slice);
+        for port in &service.ports {
+            ports
+                .entry((port.protocol, port.number))
+                .or_insert_with(|| target(service, port, slices, (&snapshot.node, address.is_ipv4())));
+        }
+    }
+    Some(LbIp { ports })
+}
+
+/// What is behind one port: the endpoints of `slices` that are of the right family, seen from `node`.
+fn target(service: &Service, port: &Port, slices: &[Arc<EndpointSlice>], (node, ipv4): (&str, bool)) -> Target {
+    let mut candidates: BTreeMap<SocketAddr, &crds::Endpoint> = BTreeMap::new();
+    let name = (port.name.clone(), port.protocol);
+    for slice in slices {
+        let Some(&number) = slice.ports.get(&name) else { continue };
+        for endpoint in slice.endpoints.iter().filter(|endpoint| endpoint.address.is_ipv4() == ipv4) {
+            // While an endpoint moves from one slice to another it may be in both: the better word counts, and of
+            // two equal ones the lesser, so that the order of slices does not.
+            let rank = |e: &crds::Endpoint| (e.ready, e.serving, !e.terminating, std::cmp::Reverse(e.node.clone()));
+            let known = candidates.entry(SocketAddr::new(endpoint.address, number)).or_insert(endpoint);
+            if rank(endpoint) > rank(known) {
+                *known = endpoint;
+            }
+        }
+    }
+    let all: Vec<Candidate> = candidates
+        .into_iter()
+        .map(|(address, e)| Candidate {
+            endpoint: Endpoint { remote: e.node.as_deref() != Some(node), address },
+            ready: e.ready,
+            fallback: e.serving && e.terminating,
+            serving: e.serving || e.ready,
+        })
+        .collect();
+    let inside = usable(&all, |_| true);
+    let outside = match service.traffic_policy {
+        TrafficPolicy::Cluster => inside.clone(),
+        TrafficPolicy::Local => usable(&all, |endpoint| !endpoint.remote),
+    };
+    arranged(outside, inside, &all)
+}
+
+/// An endpoint that slices speak of.
+struct Candidate {
+    endpoint: Endpoint,
+    ready: bool,
+    /// Whether it may be used when none is ready.
+    fallback: bool,
+    /// Whether it answers those that are connected to it.
+    serving: bool,
+}
+
+/// Which of those that `may` be used are: the ready ones, and if there are none, those that serve while they
+/// terminate (KEP-1669): better a connection that will be short than none.
+fn usable(all: &[Candidate], may: impl Fn(&Endpoint) -> bool) -> BTreeSet<Endpoint> {
+    let choose = |which: fn(&Candidate) -> bool| -> BTreeSet<Endpoint> {
+        all.iter().filter(|c| may(&c.endpoint) && which(c)).map(|c| c.endpoint).collect()
+    };
+    let ready = choose(|candidate| candidate.ready);
+    if ready.is_empty() { choose(|candidate| candidate.fallback) } else { ready }
+}
+
+/// Puts the endpoints in an order in which both choices are consecutive.
+///
+/// Either all of `outside` is in `inside`, or nothing of it: the one way to differ is that local endpoints all
+/// terminate while remote ones are ready.
+fn arranged(outside: BTreeSet<Endpoint>, inside: BTreeSet<Endpoint>, all: &[Candidate]) -> Target {
+    let count = |set: &BTreeSet<Endpoint>| u32::try_from(set.len()).unwrap_or(u32::MAX);
+    let from = if outside.is_subset(&inside) { 0 } else { count(&outside) };
+    let picks = (Pick { from: 0, count: count(&outside) }, Pick { from, count: count(&inside) });
+    let endpoints: Vec<Endpoint> = outside.iter().chain(inside.difference(&outside)).copied().collect();
+    let chosen = |endpoint: &Endpoint| outside.contains(endpoint) || inside.contains(endpoint);
+    let draining = all.iter().filter(|c| c.serving && !chosen(&c.endpoint)).map(|c| c.endpoint.address).collect();
+    Target { endpoints, outside: picks.0, inside: picks.1, draining }
+}
+
+/// The same addresses in as few ranges as there can be, in order.
+fn merged(nets: &[IpNet]) -> Vec<Range> {
+    let mut ranges: Vec<Range> = nets.iter().filter_map(|net| Range::new(net.network(), net.broadcast())).collect();
+    ranges.sort();
+    let mut merged: Vec<Range> = Vec::new();
+    for range in ranges {
+        match merged.last_mut() {
+            Some(last) if touch(last, &range) => {
+                let end = last.last().max(range.last());
+                *last = Range::new(last.first(), end).unwrap_or(*last);
+            }
+            _ => merged.push(range),
+        }
+    }
+    merged
+}
+
+/// Whether there is no address between `first` and `second`, of which `second` begins later.
+fn touch(first: &Range, second: &Range) -> bool {
+    first.is_ipv4() == second.is_ipv4() && crds::address::next(first.last()).is_none_or(|after| second.first() <= after)
+}

@@ -1,0 +1,202 @@
+//! The loop: wake → snapshot → plan → diff → apply → publish.
+//!
+//! One task, which owns a [`Worker`] and lends it to a blocking thread for each step, so that no async worker waits for
+//! the kernel. It wakes when there is a new snapshot (any number of them at once count as one), when a check of the
+//! kernel is due, and when a failed step is to be tried again. It ends when nobody can send snapshots any more.
+//!
+//! Cancel safe: dropped in the middle of a step, the step still finishes, and the kernel goes on forwarding either way.
+//! Only [`remove`](crate::remove) ends that.
+
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::watch;
+use tokio::task;
+use tokio::time::{Instant, sleep_until};
+
+use crate::engine::{Applied, Engine, Error};
+use crate::ruleset::{LbIp, Ruleset, ruleset};
+use crate::snapshot::Snapshot;
+
+/// How often to look whether the kernel still has what was applied. Somebody flushing all of nf_tables (a firewall
+/// that is reloaded) is the reason to look; nobody else should touch the table.
+const CHECK: Duration = Duration::from_secs(10);
+/// The first pause after a failed step; each further one is twice as long.
+const FIRST_PAUSE: Duration = Duration::from_millis(50);
+/// The longest pause.
+const LONGEST_PAUSE: Duration = Duration::from_secs(5);
+
+/// What the kernel of this node does now: published when it has acknowledged it, and taken back before it ends.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Forwarding {
+    /// The lb_ips that the kernel knows. Only these may be announced from here.
+    pub addresses: BTreeSet<IpAddr>,
+    /// Those of them for which it has an endpoint that packets from outside may use: under the traffic policy Local,
+    /// one on this node.
+    pub serving: BTreeSet<IpAddr>,
+}
+
+/// Forwards what the latest snapshot says, until nobody can send any more. Nothing is done before the first snapshot
+/// that is not `None`: what the kernel has from before stays.
+///
+/// # Errors
+/// If there is no way to talk to the kernel at all. What fails later is logged and tried again.
+pub async fn run(
+    mut snapshots: watch::Receiver<Option<Arc<Snapshot>>>,
+    forwarding: watch::Sender<Forwarding>,
+) -> Result<(), Error> {
+    let mut worker = blocking(move || Worker::open(forwarding)).await?;
+    let mut pause = FIRST_PAUSE;
+    loop {
+        let snapshot = snapshots.borrow_and_update().clone();
+        let Some(snapshot) = snapshot else {
+            if snapshots.changed().await.is_err() {
+                return Ok(());
+            }
+            continue;
+        };
+        let done;
+        (worker, done) = blocking(move || {
+            let done = worker.step(&snapshot);
+            (worker, done)
+        })
+        .await;
+        let wake = match done {
+            Ok(()) => {
+                pause = FIRST_PAUSE;
+                Instant::now() + CHECK
+            }
+            Err(error) => {
+                let cause = std::error::Error::source(&error).map(ToString::to_string).unwrap_or_default();
+                tracing::error!(%error, cause, retry_in = ?pause, "the kernel does not forward what it should");
+                let wake = Instant::now() + pause;
+                pause = (pause * 2).min(LONGEST_PAUSE);
+                wake
+            }
+        };
+        tokio::select! {
+            changed = snapshots.changed() => if changed.is_err() { return Ok(()) },
+            () = sleep_until(wake) => {}
+        }
+    }
+}
+
+/// Runs `work` where it may block. A panic in it is one of ours, and goes on here.
+async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
+    match task::spawn_blocking(work).await {
+        Ok(result) => result,
+        Err(error) => match error.try_into_panic() {
+            Ok(panic) => std::panic::resume_unwind(panic),
+            // The runtime is going down and takes this task with it.
+            Err(_) => std::future::pending().await,
+        },
+    }
+}
+
+/// What a step needs and leaves behind.
+struct Worker {
+    engine: Engine,
+    forwarding: watch::Sender<Forwarding>,
+    /// The snapshot that the kernel has, with its ruleset.
+    done: Option<(Arc<Snapshot>, Arc<Ruleset>)>,
+    /// Whether the state of ip_forward has been looked at.
+    looked_at_ip_forward: bool,
+}
+
+impl Worker {
+    fn open(forwarding: watch::Sender<Forwarding>) -> Result<Self, Error> {
+        Ok(Self { engine: Engine::open()?, forwarding, done: None, looked_at_ip_forward: false })
+    }
+
+    /// Makes the kernel do what `snapshot` says; if it is the same one as before, looks whether the kernel still does.
+    fn step(&mut self, snapshot: &Arc<Snapshot>) -> Result<(), Error> {
+        let damaged = match &self.done {
+            Some((done, _)) if Arc::ptr_eq(done, snapshot) => match self.engine.check()? {
+                None => return Ok(()),
+                Some(wrong) => {
+                    tracing::warn!(wrong, "somebody changed the table landfall, repairing it");
+                    true
+                }
+            },
+            _ => false,
+        };
+        let desired = Arc::new(ruleset(snapshot));
+        // Until this step is done, the next one must not take anything for done.
+        self.done = None;
+        self.withdraw(&desired);
+        match self.engine.apply(&desired) {
+            Ok(applied) => log(&applied, &desired),
+            Err(error) => {
+                // A change that failed leaves the kernel as it was. A table that is known to be broken and could not
+                // be repaired forwards nothing that others should rely on.
+                if damaged {
+                    self.publish(Forwarding::default());
+                }
+                return Err(error);
+            }
+        }
+        self.look_at_ip_forward(&desired);
+        self.publish(forwarding(&desired));
+        self.done = Some((Arc::clone(snapshot), desired));
+        Ok(())
+    }
+
+    /// Takes back what will end with the next change, before it does: nobody should announce what isn't forwarded.
+    fn withdraw(&self, desired: &Ruleset) {
+        self.forwarding.send_if_modified(|published| {
+            let before = published.addresses.len();
+            published.addresses.retain(|address| desired.addresses.contains_key(address));
+            published.serving.retain(|address| desired.addresses.contains_key(address));
+            published.addresses.len() != before
+        });
+    }
+
+    fn publish(&self, forwarding: Forwarding) {
+        self.forwarding.send_if_modified(|published| {
+            let news = *published != forwarding;
+            *published = forwarding;
+            news
+        });
+    }
+
+    /// Whether the node forwards at all is the business of whoever runs the cluster's network: say it, change nothing.
+    fn look_at_ip_forward(&mut self, desired: &Ruleset) {
+        if self.looked_at_ip_forward || desired.addresses.is_empty() {
+            return;
+        }
+        self.looked_at_ip_forward = true;
+        match std::fs::read_to_string("/proc/sys/net/ipv4/ip_forward") {
+            Ok(value) if value.trim() == "0" => tracing::warn!(
+                "this node does not forward IPv4, so packets won't reach endpoints: sysctl -w net.ipv4.ip_forward=1 \
+                 (kube-proxy or the network plugin does so as a rule)"
+            ),
+            Ok(_) => {}
+            Err(error) => tracing::debug!(%error, "can't tell whether this node forwards IPv4"),
+        }
+    }
+}
+
+/// What the kernel does when it has this ruleset. IPv6 is not in it yet.
+fn forwarding(ruleset: &Ruleset) -> Forwarding {
+    let v4 = ruleset.addresses.iter().filter(|(address, _)| address.is_ipv4());
+    let serves = |lb_ip: &LbIp| lb_ip.ports.values().any(|target| target.outside.count > 0);
+    Forwarding {
+        addresses: v4.clone().map(|(address, _)| *address).collect(),
+        serving: v4.filter(|(_, lb_ip)| serves(lb_ip)).map(|(address, _)| *address).collect(),
+    }
+}
+
+fn log(applied: &Applied, desired: &Ruleset) {
+    let addresses = desired.addresses.len();
+    match applied {
+        Applied::Unchanged => tracing::trace!(addresses, "nothing to change in the kernel"),
+        Applied::Changed(changes) => tracing::debug!(addresses, changes, "changed the table landfall"),
+        Applied::Created(elements) => tracing::info!(addresses, elements, "made the table landfall"),
+        Applied::Removed => tracing::info!("removed the table landfall: nothing is to be forwarded"),
+        Applied::Replaced { because, elements } => {
+            tracing::warn!(addresses, elements, because, "replaced the table landfall");
+        }
+    }
+}

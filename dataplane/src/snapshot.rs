@@ -1,0 +1,25 @@
+//! What was observed: everything that decides what happens to a packet on this node.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use crds::{EndpointSlice, Holder, Key, Service};
+use ipnet::IpNet;
+
+/// The observed world, as far as forwarding depends on it. Made of shared parts, so that a new one costs little when
+/// little has changed.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Snapshot {
+    /// The name of this node: endpoints on it are local.
+    pub node: String,
+    /// The ranges that the pods of this node have their addresses from (`Node.spec.podCIDRs`). A packet from there is
+    /// not from outside, so the traffic policy Local does not bind it. Where none is known, pods count as outside.
+    pub pod_ranges: Vec<IpNet>,
+    /// Which Services hold which lb_ip, from the LoadBalancerIP objects, which are the only truth about that.
+    pub addresses: BTreeMap<IpAddr, Arc<[Holder]>>,
+    /// All Services that a holder may name. More do no harm.
+    pub services: BTreeMap<Key, Arc<Service>>,
+    /// The slices of each Service, in any order.
+    pub slices: BTreeMap<Key, Vec<Arc<EndpointSlice>>>,
+}

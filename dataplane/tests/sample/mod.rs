@@ -1,0 +1,106 @@
+//! Snapshots for tests, made with few words.
+#![allow(dead_code, reason = "each test binary uses some of it")]
+
+use std::collections::BTreeMap;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+
+use crds::{Endpoint, EndpointSlice, Holder, Key, Port, Protocol, Service, TrafficPolicy};
+use dataplane::Snapshot;
+use k8s_openapi::api::core::v1 as core;
+
+/// The node that everything is seen from.
+pub const NODE: &str = "n1";
+
+/// An address, or a panic.
+pub fn ip(text: &str) -> IpAddr {
+    text.parse().expect("an address")
+}
+
+/// An address and a port, or a panic.
+pub fn at(text: &str) -> SocketAddr {
+    text.parse().expect("an address and a port")
+}
+
+/// A snapshot of nothing, seen from [`NODE`].
+pub fn nothing() -> Snapshot {
+    Snapshot { node: NODE.into(), ..Snapshot::default() }
+}
+
+/// An endpoint that is ready on a node.
+pub fn ready(address: &str, node: &str) -> Endpoint {
+    Endpoint { address: ip(address), node: Some(node.into()), ready: true, serving: true, terminating: false }
+}
+
+/// The same, being stopped but still answering.
+pub fn terminating(endpoint: Endpoint) -> Endpoint {
+    Endpoint { ready: false, serving: true, terminating: true, ..endpoint }
+}
+
+/// The same, not answering.
+pub fn unready(endpoint: Endpoint) -> Endpoint {
+    Endpoint { ready: false, serving: false, ..endpoint }
+}
+
+/// A Service being described.
+pub struct Described {
+    service: Service,
+    slices: Vec<EndpointSlice>,
+    holds: Vec<IpAddr>,
+}
+
+/// A Service `default/NAME` with the traffic policy Cluster, no port and no endpoint.
+pub fn service(name: &str) -> Described {
+    let nothing = Service::try_from(&core::Service::default()).expect("a Service");
+    let (key, uid) = (Key::new("default", name), format!("uid-of-{name}"));
+    let service = Service { key, uid, is_load_balancer: true, ..nothing };
+    Described { service, slices: vec![], holds: vec![] }
+}
+
+impl Described {
+    /// It holds this lb_ip.
+    pub fn holds(mut self, address: &str) -> Self {
+        self.holds.push(ip(address));
+        self
+    }
+
+    /// It has this port.
+    pub fn port(mut self, name: &str, protocol: Protocol, number: u16) -> Self {
+        self.service.ports.push(Port { name: name.into(), protocol, number });
+        self
+    }
+
+    /// It has the traffic policy Local.
+    pub fn local(mut self) -> Self {
+        self.service.traffic_policy = TrafficPolicy::Local;
+        self
+    }
+
+    /// It has one more slice: where each of its ports leads to (by name and protocol), and its endpoints.
+    pub fn slice(mut self, ports: &[(&str, Protocol, u16)], endpoints: impl IntoIterator<Item = Endpoint>) -> Self {
+        let key = &self.service.key;
+        self.slices.push(EndpointSlice {
+            key: Key::new(key.namespace.clone(), format!("{}-{}", key.name, self.slices.len())),
+            service: key.clone(),
+            ports: ports.iter().map(|(name, protocol, number)| (((*name).to_owned(), *protocol), *number)).collect(),
+            endpoints: endpoints.into_iter().collect(),
+        });
+        self
+    }
+}
+
+/// A snapshot of these Services.
+pub fn snapshot(services: impl IntoIterator<Item = Described>) -> Snapshot {
+    let mut snapshot = nothing();
+    let mut holders: BTreeMap<IpAddr, Vec<Holder>> = BTreeMap::new();
+    for Described { service, slices, holds } in services {
+        for address in holds {
+            let (namespace, name) = (service.key.namespace.clone(), service.key.name.clone());
+            holders.entry(address).or_default().push(Holder { namespace, name, uid: service.uid.clone() });
+        }
+        snapshot.slices.insert(service.key.clone(), slices.into_iter().map(Arc::new).collect());
+        snapshot.services.insert(service.key.clone(), Arc::new(service));
+    }
+    snapshot.addresses = holders.into_iter().map(|(address, holders)| (address, holders.into())).collect();
+    snapshot
+}
