@@ -1,0 +1,228 @@
+//! A small network for tests: a client and two nodes on a LAN, pods behind the nodes, all in network namespaces.
+//!
+//! ```text
+//!   client 192.0.2.100 ──┐          ┌── pods 10.244.1.0/24
+//!   node n1 192.0.2.1 ───┤ LAN ─ n1 ┘
+//!   node n2 192.0.2.2 ───┘     └ n2 ─── pods 10.244.2.0/24
+//! ```
+//!
+//! The client sends packets for 198.51.100.0/24, where the lb_ips are, to n1.
+#![allow(dead_code, reason = "each test binary uses some of it")]
+
+use std::io::{BufRead, BufReader, ErrorKind, Read, Write};
+use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::process::Stdio;
+use std::time::{Duration, Instant};
+
+use netns::{Namespace, veth};
+
+/// How long anything that should happen may take, on a machine that is busy.
+pub const PATIENCE: Duration = Duration::from_secs(10);
+/// How long to wait for what should not happen.
+pub const SILENCE: Duration = Duration::from_millis(300);
+
+/// The client's address.
+pub const CLIENT: &str = "192.0.2.100";
+
+/// The network.
+pub struct World {
+    /// The switch.
+    lan: Namespace,
+    /// A host that is no node.
+    pub client: Namespace,
+    /// The first node: the one that the tests program.
+    pub n1: Namespace,
+    /// Another node.
+    pub n2: Namespace,
+}
+
+impl World {
+    /// A network without any pod.
+    pub fn new() -> Self {
+        let namespace = || Namespace::new().expect("a namespace (these tests need root)");
+        let world = Self { lan: namespace(), client: namespace(), n1: namespace(), n2: namespace() };
+        world.lan.ip(["link add br0 type bridge", "link set br0 up"]).expect("a bridge");
+        let hosts = [(&world.client, "client", 100), (&world.n1, "n1", 1), (&world.n2, "n2", 2)];
+        for (host, name, number) in hosts {
+            veth((host, "eth0"), (&world.lan, name)).expect("a cable");
+            world.lan.ip([format!("link set {name} master br0 up")]).expect("a port");
+            host.ip([format!("addr add 192.0.2.{number}/24 dev eth0"), "link set eth0 up".into()]).expect("eth0");
+        }
+        for (node, own, (other, gateway)) in [(&world.n1, 1, (2, 2)), (&world.n2, 2, (1, 1))] {
+            node.sysctl("ipv4.ip_forward", "1").expect("forwarding");
+            node.ip([
+                "link add cni0 type bridge".to_owned(),
+                format!("addr add 10.244.{own}.1/24 dev cni0"),
+                "link set cni0 up".into(),
+                format!("route add 10.244.{other}.0/24 via 192.0.2.{gateway}"),
+                "route add default via 192.0.2.100".into(),
+            ])
+            .expect("a node");
+        }
+        world.client.ip(["route add 198.51.100.0/24 via 192.0.2.1"]).expect("a route to the lb_ips");
+        world
+    }
+
+    /// A pod on node 1 or 2 with the address 10.244.NODE.NUMBER, which answers on port 8080 of TCP and UDP.
+    pub fn pod(&self, node: u8, number: u8) -> Pod {
+        let namespace = Namespace::new().expect("a namespace");
+        let host = if node == 1 { &self.n1 } else { &self.n2 };
+        let name = format!("pod{number}");
+        veth((&namespace, "eth0"), (host, &name)).expect("a cable");
+        // Without hairpin on the port, a bridge does not send a packet back to where it came from.
+        host.ip([format!("link set {name} master cni0 up"), format!("link set {name} type bridge_slave hairpin on")])
+            .expect("a port");
+        namespace
+            .ip([
+                format!("addr add 10.244.{node}.{number}/24 dev eth0"),
+                "link set eth0 up".into(),
+                format!("route add default via 10.244.{node}.1"),
+            ])
+            .expect("a pod");
+        let address = IpAddr::from([10, 244, node, number]);
+        let pod = Pod { namespace, address };
+        pod.serve();
+        pod
+    }
+}
+
+/// A pod that answers whom it sees and who it is.
+pub struct Pod {
+    /// Where it lives.
+    pub namespace: Namespace,
+    /// Its address.
+    pub address: IpAddr,
+}
+
+impl Pod {
+    fn serve(&self) {
+        let at = SocketAddr::new(self.address, 8080);
+        let (tcp, udp) =
+            self.namespace.run(|| (TcpListener::bind(at).expect("tcp"), UdpSocket::bind(at).expect("udp")));
+        let own = self.address;
+        std::thread::spawn(move || {
+            for stream in tcp.incoming().map_while(Result::ok) {
+                std::thread::spawn(move || answer(stream, own));
+            }
+        });
+        std::thread::spawn(move || {
+            let mut buffer = [0; 64];
+            while let Ok((_, from)) = udp.recv_from(&mut buffer) {
+                let _ = udp.send_to(format!("{own} {}\n", from.ip()).as_bytes(), from);
+            }
+        });
+    }
+}
+
+/// Answers every line with who answers and whom it sees.
+fn answer(mut stream: TcpStream, own: IpAddr) {
+    let Ok(peer) = stream.peer_addr() else { return };
+    let Ok(lines) = stream.try_clone().map(BufReader::new) else { return };
+    for _ in lines.lines().map_while(Result::ok) {
+        if stream.write_all(format!("{own} {}\n", peer.ip()).as_bytes()).is_err() {
+            return;
+        }
+    }
+}
+
+/// What a server says: who it is, and whom it sees.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Answer {
+    /// The pod that answers.
+    pub pod: IpAddr,
+    /// Who asks, as the pod sees it.
+    pub client: IpAddr,
+}
+
+impl Answer {
+    /// The answer of this pod to a client that it sees as this.
+    pub fn new(pod: &Pod, client: &str) -> Self {
+        Self { pod: pod.address, client: client.parse().expect("an address") }
+    }
+
+    fn read(line: &str) -> Self {
+        let (pod, client) = line.trim().split_once(' ').expect("two words");
+        Self { pod: pod.parse().expect("an address"), client: client.parse().expect("an address") }
+    }
+}
+
+/// A connection that stays open.
+pub struct Connection(BufReader<TcpStream>);
+
+impl Connection {
+    /// Asks once more.
+    pub fn ask(&mut self) -> std::io::Result<Answer> {
+        self.0.get_mut().write_all(b"?\n")?;
+        let mut line = String::new();
+        self.0.read_line(&mut line)?;
+        if line.is_empty() { Err(ErrorKind::UnexpectedEof.into()) } else { Ok(Answer::read(&line)) }
+    }
+}
+
+/// Connects to an lb_ip from somewhere.
+pub fn connect(from: &Namespace, to: &str, patience: Duration) -> std::io::Result<Connection> {
+    let to = to.parse().expect("an address and a port");
+    let stream = from.run(|| TcpStream::connect_timeout(&to, patience))?;
+    stream.set_read_timeout(Some(PATIENCE))?;
+    Ok(Connection(BufReader::new(stream)))
+}
+
+/// Asks over a new connection.
+pub fn ask_tcp(from: &Namespace, to: &str) -> Answer {
+    connect(from, to, PATIENCE).and_then(|mut connection| connection.ask()).expect("an answer over TCP")
+}
+
+/// A socket of UDP at a port of its own.
+pub fn udp(from: &Namespace, to: &str) -> UdpSocket {
+    let socket = from.run(|| UdpSocket::bind("0.0.0.0:0").expect("a socket"));
+    from.run(|| socket.connect(to).expect("connect"));
+    socket.set_read_timeout(Some(SILENCE)).expect("a timeout");
+    socket
+}
+
+/// Asks over UDP, again and again, since datagrams may be lost.
+pub fn ask_udp(socket: &UdpSocket) -> std::io::Result<Answer> {
+    let deadline = Instant::now() + PATIENCE;
+    let mut buffer = [0; 64];
+    loop {
+        let done = socket.send(b"?").and_then(|_| socket.recv(&mut buffer));
+        match done {
+            Ok(length) => return Ok(Answer::read(std::str::from_utf8(&buffer[..length]).expect("text"))),
+            Err(error) if error.kind() == ErrorKind::WouldBlock && Instant::now() < deadline => {}
+            Err(error) => return Err(error),
+        }
+    }
+}
+
+/// Whether an address answers a ping, once.
+pub fn ping(from: &Namespace, to: &str) -> std::io::Result<()> {
+    use socket2::{Domain, Protocol, Socket, Type};
+    let socket = from.run(|| Socket::new(Domain::IPV4, Type::RAW, Some(Protocol::ICMPV4)))?;
+    socket.set_read_timeout(Some(PATIENCE))?;
+    socket.connect(&SocketAddr::new(to.parse().expect("an address"), 0).into())?;
+    // Type 8 (echo request), code 0, checksum, identifier 0x4c66, sequence number 1; no payload.
+    let checksum = !(0x0800u16 + 0x4c66 + 0x0001);
+    let [c0, c1] = checksum.to_be_bytes();
+    (&socket).write_all(&[8, 0, c0, c1, 0x4c, 0x66, 0, 1])?;
+    let mut buffer = [0; 128];
+    // A connected raw socket hears only the one it is connected to; the IP header comes first.
+    let length = (&socket).read(&mut buffer)?;
+    assert_eq!(&buffer[20..length], &[0, 0, !0x4c, !0x67, 0x4c, 0x66, 0, 1], "an echo reply");
+    Ok(())
+}
+
+/// Lets `nft` do these lines.
+pub fn nft(namespace: &Namespace, lines: &str) {
+    let mut child = namespace.command("nft").args(["-f", "-"]).stdin(Stdio::piped()).spawn().expect("run nft");
+    child.stdin.take().expect("stdin").write_all(lines.as_bytes()).expect("write");
+    assert!(child.wait().expect("wait").success(), "nft refuses {lines}");
+}
+
+/// Waits until `condition` holds; says `what` if it does not.
+pub fn wait_for(what: &str, mut condition: impl FnMut() -> bool) {
+    let deadline = Instant::now() + PATIENCE;
+    while !condition() {
+        assert!(Instant::now() < deadline, "{what}: not within {PATIENCE:?}");
+        std::thread::yield_now();
+    }
+}
