@@ -1,0 +1,165 @@
+//! When which lb_ip is announced unasked: the schedule of gratuitous ARP.
+//!
+//! A burst when an address is taken, then a slow refresh for those who missed all of it. Frames are not made here, only
+//! times: [`Schedule::take_due`] says whose turn it is.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+use std::time::Duration;
+
+use crate::hash;
+
+/// When a burst announces, after the address was taken. At once, and twice more soon against loss. Kernels of the age of
+/// RHEL 7 ignore whatever comes within a second of their last update (`locktime`), so at least one must come more than a
+/// second after any earlier one.
+const BURST: [Duration; 6] = [
+    Duration::ZERO,
+    Duration::from_millis(50),
+    Duration::from_millis(200),
+    Duration::from_millis(1100),
+    Duration::from_millis(2300),
+    Duration::from_secs(4),
+];
+
+/// How often an address is announced after its burst. For those who missed all of it, such as a switch that restarted.
+const REFRESH: Duration = Duration::from_secs(60);
+
+/// By so much, at random for each address, a refresh comes early: thousands must not come in one moment.
+const SPREAD: Duration = Duration::from_secs(15);
+
+/// How long an announcement is put off that must not be made now.
+const PUT_OFF: Duration = Duration::from_secs(1);
+
+/// Whose turn it is when.
+#[derive(Clone, Debug, Default)]
+pub struct Schedule {
+    due: BTreeSet<(Duration, IpAddr)>,
+    entries: BTreeMap<IpAddr, Entry>,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Entry {
+    /// When the burst began.
+    begun: Duration,
+    /// How many announcements of the burst were made or left out.
+    step: usize,
+    /// When it is due next.
+    due: Duration,
+}
+
+impl Schedule {
+    /// Begins the burst for `lb_ip`, anew if there was one already.
+    pub fn start(&mut self, lb_ip: IpAddr, now: Duration) {
+        self.stop(lb_ip);
+        self.entries.insert(lb_ip, Entry { begun: now, step: 0, due: now });
+        self.due.insert((now, lb_ip));
+    }
+
+    /// Announces `lb_ip` no more.
+    pub fn stop(&mut self, lb_ip: IpAddr) {
+        if let Some(entry) = self.entries.remove(&lb_ip) {
+            self.due.remove(&(entry.due, lb_ip));
+        }
+    }
+
+    /// When the next one is due.
+    pub fn next_deadline(&self) -> Option<Duration> {
+        self.due.first().map(|(due, _)| *due)
+    }
+
+    /// The addresses to announce now, at most `limit`, the longest overdue first. Those that `may` forbids are put off.
+    /// However late this is called, an address is announced once and then goes on with what lies ahead.
+    pub fn take_due(&mut self, now: Duration, limit: usize, may: impl Fn(IpAddr) -> bool) -> Vec<IpAddr> {
+        let mut turns = Vec::new();
+        while turns.len() < limit {
+            let Some((due, lb_ip)) = self.due.first().copied().filter(|(due, _)| *due <= now) else { break };
+            self.due.remove(&(due, lb_ip));
+            let entry = self.entries.get_mut(&lb_ip).expect("invariant: what is due has an entry");
+            if may(lb_ip) {
+                turns.push(lb_ip);
+                while BURST.get(entry.step).is_some_and(|after| entry.begun + *after <= now) {
+                    entry.step += 1;
+                }
+                entry.due = match BURST.get(entry.step) {
+                    Some(after) => entry.begun + *after,
+                    None => now + refresh(lb_ip, now),
+                };
+            } else {
+                entry.due = now + PUT_OFF;
+            }
+            self.due.insert((entry.due, lb_ip));
+        }
+        turns
+    }
+}
+
+/// How long until the next refresh. Another time for each address and each round, without a source of randomness.
+fn refresh(lb_ip: IpAddr, now: Duration) -> Duration {
+    let random = hash::mix(hash::of_address(lb_ip) ^ now.as_nanos() as u64);
+    REFRESH - SPREAD.mul_f64(random as f64 / u64::MAX as f64)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn ip(last: u8) -> IpAddr {
+        [192, 0, 2, last].into()
+    }
+
+    /// When `schedule` has somebody announced until `end`, in milliseconds.
+    fn run(schedule: &mut Schedule, end: Duration, may: impl Fn(IpAddr) -> bool) -> Vec<(u128, IpAddr)> {
+        let mut turns = Vec::new();
+        while let Some(due) = schedule.next_deadline().filter(|due| *due <= end) {
+            turns.extend(schedule.take_due(due, 10, &may).into_iter().map(|lb_ip| (due.as_millis(), lb_ip)));
+        }
+        turns
+    }
+
+    #[test]
+    fn an_address_is_announced_in_a_burst_and_then_refreshed_for_as_long_as_it_is_owned() {
+        let mut schedule = Schedule::default();
+        schedule.start(ip(1), Duration::from_secs(10));
+        let turns: Vec<u128> =
+            run(&mut schedule, Duration::from_secs(200), |_| true).into_iter().map(|(at, _)| at).collect();
+        assert_eq!(turns[..6], [10_000, 10_050, 10_200, 11_100, 12_300, 14_000]);
+        let gaps: Vec<u128> = turns[5..].windows(2).map(|pair| pair[1] - pair[0]).collect();
+        assert!(gaps.len() >= 3 && gaps.iter().all(|gap| (45_000..=60_000).contains(gap)), "{gaps:?}");
+        schedule.stop(ip(1));
+        assert_eq!(schedule.next_deadline(), None);
+    }
+
+    #[test]
+    fn a_late_loop_announces_once_and_not_all_that_it_missed() {
+        let mut schedule = Schedule::default();
+        schedule.start(ip(1), Duration::ZERO);
+        assert_eq!(schedule.take_due(Duration::from_secs(2), 10, |_| true), [ip(1)]);
+        assert_eq!(schedule.next_deadline(), Some(Duration::from_millis(2300)));
+    }
+
+    #[test]
+    fn what_must_not_be_announced_now_is_put_off_and_not_forgotten() {
+        let mut schedule = Schedule::default();
+        schedule.start(ip(1), Duration::ZERO);
+        schedule.start(ip(2), Duration::ZERO);
+        assert_eq!(schedule.take_due(Duration::ZERO, 10, |lb_ip| lb_ip == ip(2)), [ip(2)]);
+        let turns = run(&mut schedule, Duration::from_secs(1), |_| true);
+        assert_eq!(turns, [(50, ip(2)), (200, ip(2)), (1000, ip(1))]);
+    }
+
+    #[test]
+    fn no_more_than_the_limit_goes_at_once_and_refreshes_of_thousands_are_spread() {
+        let mut schedule = Schedule::default();
+        for n in 0..5000u32 {
+            schedule.start(IpAddr::from(n.to_be_bytes()), Duration::ZERO);
+        }
+        assert_eq!(schedule.take_due(Duration::ZERO, 256, |_| true).len(), 256);
+        run(&mut schedule, Duration::from_secs(5), |_| true);
+        let refreshes = run(&mut schedule, Duration::from_secs(60), |_| true);
+        let mut busiest = BTreeMap::<u128, usize>::new();
+        for (at, _) in refreshes {
+            *busiest.entry(at / 100).or_default() += 1;
+        }
+        assert!(busiest.values().all(|count| *count < 100), "{busiest:?}");
+    }
+}
