@@ -48,8 +48,8 @@ pub enum Error {
 pub enum Applied {
     /// Nothing: it was as it should be.
     Unchanged,
-    /// It was changed, by this many elements.
-    Changed(usize),
+    /// It was changed, so.
+    Changed(Vec<Change>),
     /// There was none, and it was made, with this many elements.
     Created(usize),
     /// It was not ours to change, and was replaced.
@@ -146,7 +146,7 @@ impl Engine {
         let (had, needs) = (needs_table(&ruleset), needs_table(desired));
         let changes = changes(&ruleset, desired);
         let (requests, applied) = match (had, needs) {
-            (true, true) if !changes.is_empty() => (change(&changes), Applied::Changed(changes.len())),
+            (true, true) if !changes.is_empty() => (change(&changes), Applied::Changed(changes)),
             (false, true) => (create(false, &changes), Applied::Created(changes.len())),
             (true, false) => (remove_table(), Applied::Removed),
             _ => (Requests::default(), Applied::Unchanged),
@@ -174,7 +174,7 @@ impl Engine {
                 }
                 (Observed::Ours(elements), true) => match diff(&elements, &target) {
                     changes if changes.is_empty() => (Requests::default(), Applied::Unchanged),
-                    changes => (change(&changes), Applied::Changed(changes.len())),
+                    changes => (change(&changes), Applied::Changed(changes)),
                 },
             };
             let commits = !requests.messages.is_empty();

@@ -14,12 +14,15 @@
 //! | [`nft`] | how nf_tables is told: the table, its elements, their bytes (pure) |
 //! | [`netlink`] | the language of the kernel, and the socket |
 //! | [`engine`] | makes the kernel's table what a ruleset says (shell) |
+//! | [`stale`] | which tracked flows go nowhere any more (pure) |
+//! | [`conntrack`] | makes the kernel forget those (shell) |
 //! | [`run`](mod@run) | the loop |
 //!
 //! A packet from outside goes to a random endpoint. An endpoint on this node sees the client's address; for one on
 //! another node the packet is masqueraded, so that the answer comes back through here. What a Service has no endpoint
 //! for is refused, and what nobody serves is dropped.
 
+pub mod conntrack;
 pub mod diff;
 pub mod engine;
 pub mod netlink;
@@ -27,6 +30,7 @@ pub mod nft;
 pub mod ruleset;
 pub mod run;
 pub mod snapshot;
+pub mod stale;
 
 pub use engine::{Error, remove};
 pub use ruleset::Ruleset;

@@ -4,8 +4,10 @@
 //! |---|---|
 //! | [`attribute`] | the type-length-value language: written into a message, read without trust (pure) |
 //! | [`message`] | headers: requests put together, replies taken apart (pure) |
+//! | [`flow`] | tracked flows in messages (pure) |
 //! | [`socket`] | the socket itself: transactions and dumps (shell) |
 
 pub mod attribute;
+pub mod flow;
 pub mod message;
 pub mod socket;

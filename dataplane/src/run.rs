@@ -16,9 +16,13 @@ use tokio::sync::watch;
 use tokio::task;
 use tokio::time::{Instant, sleep_until};
 
+use crate::conntrack;
+use crate::diff::Change;
 use crate::engine::{Applied, Engine, Error};
+use crate::netlink::socket::Socket;
 use crate::ruleset::{LbIp, Ruleset, ruleset};
 use crate::snapshot::Snapshot;
+use crate::stale::stale;
 
 /// How often to look whether the kernel still has what was applied. Somebody flushing all of nf_tables (a firewall
 /// that is reloaded) is the reason to look; nobody else should touch the table.
@@ -69,7 +73,7 @@ pub async fn run(
                 Instant::now() + CHECK
             }
             Err(error) => {
-                let cause = std::error::Error::source(&error).map(ToString::to_string).unwrap_or_default();
+                let cause = cause(&error);
                 tracing::error!(%error, cause, retry_in = ?pause, "the kernel does not forward what it should");
                 let wake = Instant::now() + pause;
                 pause = (pause * 2).min(LONGEST_PAUSE);
@@ -81,6 +85,17 @@ pub async fn run(
             () = sleep_until(wake) => {}
         }
     }
+}
+
+/// What is behind an error, down to the kernel's own word.
+fn cause(error: &dyn std::error::Error) -> String {
+    let mut causes = Vec::new();
+    let mut next = error.source();
+    while let Some(cause) = next {
+        causes.push(cause.to_string());
+        next = cause.source();
+    }
+    causes.join(": ")
 }
 
 /// Runs `work` where it may block. A panic in it is one of ours, and goes on here.
@@ -101,20 +116,28 @@ struct Worker {
     forwarding: watch::Sender<Forwarding>,
     /// The snapshot that the kernel has, with its ruleset.
     done: Option<(Arc<Snapshot>, Arc<Ruleset>)>,
+    /// Connection tracking.
+    conntrack: Socket,
+    /// The ruleset for which stale flows were last forgotten.
+    swept: Option<Arc<Ruleset>>,
     /// Whether the state of ip_forward has been looked at.
     looked_at_ip_forward: bool,
 }
 
 impl Worker {
     fn open(forwarding: watch::Sender<Forwarding>) -> Result<Self, Error> {
-        Ok(Self { engine: Engine::open()?, forwarding, done: None, looked_at_ip_forward: false })
+        let (engine, conntrack) = (Engine::open()?, Socket::open()?);
+        Ok(Self { engine, forwarding, done: None, conntrack, swept: None, looked_at_ip_forward: false })
     }
 
     /// Makes the kernel do what `snapshot` says; if it is the same one as before, looks whether the kernel still does.
     fn step(&mut self, snapshot: &Arc<Snapshot>) -> Result<(), Error> {
         let damaged = match &self.done {
             Some((done, _)) if Arc::ptr_eq(done, snapshot) => match self.engine.check()? {
-                None => return Ok(()),
+                None => {
+                    self.sweep(&[]);
+                    return Ok(());
+                }
                 Some(wrong) => {
                     tracing::warn!(wrong, "somebody changed the table landfall, repairing it");
                     true
@@ -126,8 +149,11 @@ impl Worker {
         // Until this step is done, the next one must not take anything for done.
         self.done = None;
         self.withdraw(&desired);
-        match self.engine.apply(&desired) {
-            Ok(applied) => log(&applied, &desired),
+        let changes = match self.engine.apply(&desired) {
+            Ok(applied) => {
+                log(&applied, &desired);
+                if let Applied::Changed(changes) = applied { changes } else { Vec::new() }
+            }
             Err(error) => {
                 // A change that failed leaves the kernel as it was. A table that is known to be broken and could not
                 // be repaired forwards nothing that others should rely on.
@@ -136,11 +162,34 @@ impl Worker {
                 }
                 return Err(error);
             }
-        }
+        };
         self.look_at_ip_forward(&desired);
         self.publish(forwarding(&desired));
         self.done = Some((Arc::clone(snapshot), desired));
+        self.sweep(&changes);
         Ok(())
+    }
+
+    /// Forgets flows that went where the ruleset before led them and that this one would lead elsewhere. What fails is
+    /// tried again when the kernel is next checked.
+    fn sweep(&mut self, changes: &[Change]) {
+        let Some((_, ruleset)) = &self.done else { return };
+        if self.swept.as_ref().is_some_and(|swept| Arc::ptr_eq(swept, ruleset)) {
+            return;
+        }
+        let stale = stale(self.swept.as_deref(), ruleset, changes);
+        match conntrack::forget(&mut self.conntrack, &stale) {
+            Ok(flows) => {
+                self.swept = Some(Arc::clone(ruleset));
+                if flows > 0 {
+                    tracing::debug!(flows, "forgot flows of UDP whose endpoint is gone");
+                }
+            }
+            Err(error) => {
+                let cause = cause(&error);
+                tracing::warn!(%error, cause, "UDP clients may wait for endpoints that are gone");
+            }
+        }
     }
 
     /// Takes back what will end with the next change, before it does: nobody should announce what isn't forwarded.
@@ -192,7 +241,7 @@ fn log(applied: &Applied, desired: &Ruleset) {
     let addresses = desired.addresses.len();
     match applied {
         Applied::Unchanged => tracing::trace!(addresses, "nothing to change in the kernel"),
-        Applied::Changed(changes) => tracing::debug!(addresses, changes, "changed the table landfall"),
+        Applied::Changed(changes) => tracing::debug!(addresses, changes = changes.len(), "changed the table landfall"),
         Applied::Created(elements) => tracing::info!(addresses, elements, "made the table landfall"),
         Applied::Removed => tracing::info!("removed the table landfall: nothing is to be forwarded"),
         Applied::Replaced { because, elements } => {

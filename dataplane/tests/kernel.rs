@@ -8,8 +8,9 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use crds::Protocol::{Sctp, Tcp, Udp};
+use dataplane::diff::Change;
 use dataplane::engine::{Applied, Engine, Observed};
-use dataplane::nft::element::elements;
+use dataplane::nft::element::{Key, Value, elements};
 use dataplane::ruleset::{Ruleset, ruleset};
 use dataplane::{Snapshot, remove};
 use netns::Namespace;
@@ -110,8 +111,11 @@ fn an_agent_that_starts_over_an_old_table_changes_only_what_differs() {
     later.addresses.remove(&sample::ip("192.0.2.12"));
     later.pod_ranges = vec!["10.244.1.0/25".parse().expect("a range")];
     let later = planned(&later);
-    // The address and its refused port, and the pods' ranges away and back.
-    assert_eq!(engine(&namespace).apply(&later).expect("apply"), Applied::Changed(4));
+    let Applied::Changed(changes) = engine(&namespace).apply(&later).expect("apply") else { panic!("not changed") };
+    let changes: Vec<String> = changes.iter().map(ToString::to_string).collect();
+    let expected =
+        ["delete set pods", "delete 192.0.2.12 in addresses", "delete 192.0.2.12:80/TCP in refused", "add set pods"];
+    assert_eq!(changes, expected);
     assert_eq!(observed(&namespace).0, Observed::Ours(elements(&later)));
 }
 
@@ -234,7 +238,8 @@ fn a_refusal_names_what_the_kernel_refuses_and_changes_nothing() {
     assert_eq!(error.to_string(), expected);
     assert_eq!(observed(&namespace), before);
     // The next attempt looks first.
-    assert_eq!(engine.apply(&planned(&later)).expect("apply"), Applied::Changed(1));
+    let address = Change::Delete(Key::Address("192.0.2.12".parse().expect("v4")), Value::Present);
+    assert_eq!(engine.apply(&planned(&later)).expect("apply"), Applied::Changed(vec![address]));
 }
 
 #[test]
@@ -270,7 +275,7 @@ fn ten_thousand_services_are_programmed_in_one_go() {
     timed("plan again", &mut || planned_other = Some(planned(&other)));
     let planned_other = planned_other.expect("planned");
     timed("change one endpoint", &mut || applied = Some(first.apply(&planned_other)));
-    assert!(matches!(applied, Some(Ok(Applied::Changed(6)))), "{applied:?}");
+    assert!(matches!(&applied, Some(Ok(Applied::Changed(changes))) if changes.len() == 6), "{applied:?}");
     let mut second = engine(&namespace);
     timed("restart: read and compare", &mut || applied = Some(second.apply(&planned_other)));
     assert!(matches!(applied, Some(Ok(Applied::Unchanged))), "{applied:?}");

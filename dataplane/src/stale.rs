@@ -1,0 +1,173 @@
+//! Which tracked flows go nowhere any more: [`stale`] finds the ports of lb_ips for which that can have changed, and
+//! [`Stale::is`] judges a flow.
+//!
+//! Only the first packet of a flow passes the maps; the kernel sends all others where that one went. A TCP client whose
+//! endpoint is gone notices and connects again. A UDP client that keeps asking from one port would keep its flow alive
+//! and never be answered, so such a flow is forgotten: its next packet is a first one again.
+//!
+//! A flow may stay with an endpoint that only drains: that one still answers.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+
+use crds::Protocol;
+
+use crate::diff::{Change, both};
+use crate::nft::element::Key;
+use crate::ruleset::{LbIp, Ruleset, Target};
+
+/// One tracked flow of UDP.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Flow {
+    /// Who asks.
+    pub client: SocketAddr,
+    /// Where the client's packets are addressed to.
+    pub destination: SocketAddr,
+    /// Who answers: an endpoint, if the flow is translated; the destination itself if it isn't.
+    pub answers: SocketAddr,
+}
+
+/// Ports of lb_ips whose flows must be looked at.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Stale {
+    /// For each of them, who may still answer.
+    may_answer: BTreeMap<SocketAddr, BTreeSet<SocketAddr>>,
+}
+
+impl Stale {
+    /// Whether there is nothing to look at.
+    pub fn is_empty(&self) -> bool {
+        self.may_answer.is_empty()
+    }
+
+    /// The lb_ip that all of them are of, if it is only one.
+    pub fn only_address(&self) -> Option<IpAddr> {
+        let first = self.may_answer.first_key_value()?.0.ip();
+        let last = self.may_answer.last_key_value()?.0.ip();
+        (first == last).then_some(first)
+    }
+
+    /// Whether this flow goes nowhere any more.
+    pub fn is(&self, flow: &Flow) -> bool {
+        self.may_answer.get(&flow.destination).is_some_and(|endpoints| !endpoints.contains(&flow.answers))
+    }
+}
+
+/// What must be looked at after `after` has come in place of `before`. If `before` is not known: every port of UDP, and
+/// those that the `changes` of the table took away.
+pub fn stale(before: Option<&Ruleset>, after: &Ruleset, changes: &[Change]) -> Stale {
+    let mut may_answer = BTreeMap::new();
+    let nothing = BTreeMap::new();
+    both(before.map_or(&nothing, |ruleset| &ruleset.addresses), &after.addresses, |address, before, after| {
+        if let (Some(before), Some(after)) = (before, after)
+            && Arc::ptr_eq(before, after)
+        {
+            return;
+        }
+        let (before, after) = (answering(*address, before), answering(*address, after));
+        both(&before, &after, |port, before, after| match (before, after) {
+            // Whoever could answer still can. (A port that is new may have flows that nobody translated.)
+            (Some(before), Some(after)) if before.is_subset(after) => {}
+            (_, after) => {
+                may_answer.insert(*port, after.cloned().unwrap_or_default());
+            }
+        });
+    });
+    if before.is_none() {
+        for change in changes {
+            if let Change::Delete(Key::Service(port) | Key::Inside(port) | Key::Refused(port), _) = change
+                && port.protocol == Protocol::Udp
+            {
+                may_answer.entry(SocketAddr::from((port.address, port.port))).or_default();
+            }
+        }
+    }
+    Stale { may_answer }
+}
+
+/// Who may answer at each port of UDP: those that get new flows, and those that drain.
+fn answering(address: IpAddr, lb_ip: Option<&Arc<LbIp>>) -> BTreeMap<SocketAddr, BTreeSet<SocketAddr>> {
+    let ports = lb_ip.into_iter().flat_map(|lb_ip| &lb_ip.ports);
+    let endpoints = |target: &Target| {
+        let used = target.endpoints.iter().map(|endpoint| endpoint.address);
+        used.chain(target.draining.iter().copied()).collect()
+    };
+    ports
+        .filter(|((protocol, _), _)| *protocol == Protocol::Udp)
+        .map(|((_, port), target)| (SocketAddr::new(address, *port), endpoints(target)))
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ruleset::{Endpoint, Pick};
+
+    const LB_IP: &str = "192.0.2.10:53";
+
+    fn at(text: &str) -> SocketAddr {
+        text.parse().expect("an address and a port")
+    }
+
+    fn ruleset(endpoints: &[&str], draining: &[&str]) -> Ruleset {
+        let all = Pick { from: 0, count: u32::try_from(endpoints.len()).expect("few") };
+        let target = Target {
+            endpoints: endpoints.iter().map(|e| Endpoint { remote: false, address: at(e) }).collect(),
+            outside: all,
+            inside: all,
+            draining: draining.iter().map(|e| at(e)).collect(),
+        };
+        let ports = BTreeMap::from([((Protocol::Udp, 53), target.clone()), ((Protocol::Tcp, 53), target)]);
+        Ruleset { addresses: BTreeMap::from([(at(LB_IP).ip(), Arc::new(LbIp { ports }))]), ..Ruleset::default() }
+    }
+
+    fn flow(answers: &str) -> Flow {
+        Flow { client: at("198.51.100.1:4000"), destination: at(LB_IP), answers: at(answers) }
+    }
+
+    /// Which of the flows to A, to B and to the lb_ip itself are stale.
+    fn judged(stale: &Stale) -> [bool; 3] {
+        [A, B, LB_IP].map(|answers| stale.is(&flow(answers)))
+    }
+
+    const A: &str = "10.0.0.1:5353";
+    const B: &str = "10.0.0.2:5353";
+
+    #[test]
+    fn a_flow_is_stale_when_nobody_of_those_who_may_answer_does() {
+        let nothing = Ruleset::default();
+        for (case, before, after, expected) in [
+            ("an endpoint goes", ruleset(&[A, B], &[]), ruleset(&[B], &[]), [true, false, true]),
+            ("an endpoint drains", ruleset(&[A, B], &[]), ruleset(&[B], &[A]), [false; 3]),
+            ("it has drained", ruleset(&[B], &[A]), ruleset(&[B], &[]), [true, false, true]),
+            ("an endpoint comes", ruleset(&[A], &[]), ruleset(&[A, B], &[]), [false; 3]),
+            ("the last one goes", ruleset(&[A], &[]), ruleset(&[], &[]), [true, true, true]),
+            ("the Service goes", ruleset(&[A], &[]), nothing.clone(), [true, true, true]),
+            ("a Service comes", nothing, ruleset(&[A], &[]), [false, true, true]),
+            ("nothing changes", ruleset(&[A], &[B]), ruleset(&[A], &[B]), [false; 3]),
+        ] {
+            assert_eq!(judged(&stale(Some(&before), &after, &[])), expected, "{case}");
+        }
+    }
+
+    #[test]
+    fn after_a_start_all_that_is_there_is_looked_at_and_what_the_table_lost() {
+        let after = ruleset(&[A], &[]);
+        assert_eq!(judged(&stale(None, &after, &[])), [false, true, true]);
+        let gone =
+            crate::nft::element::of_address("192.0.2.10".parse().expect("v4"), &after.addresses[&at(LB_IP).ip()]);
+        let changes: Vec<Change> = gone.into_iter().map(|(key, value)| Change::Delete(key, value)).collect();
+        assert_eq!(judged(&stale(None, &Ruleset::default(), &changes)), [true, true, true]);
+        assert_eq!(judged(&stale(Some(&Ruleset::default()), &Ruleset::default(), &[])), [false; 3]);
+    }
+
+    #[test]
+    fn other_ports_and_addresses_are_left_alone() {
+        let stale = stale(Some(&ruleset(&[A], &[])), &Ruleset::default(), &[]);
+        let other = |destination: &str| Flow { destination: at(destination), ..flow(A) };
+        assert!(!stale.is(&other("192.0.2.10:54")));
+        assert!(!stale.is(&other("192.0.2.11:53")));
+        assert_eq!(stale.only_address(), Some(at(LB_IP).ip()));
+    }
+}

@@ -1,0 +1,258 @@
+//! The loop against a real kernel: what it publishes, and what packets do when snapshots change.
+
+mod sample;
+mod world;
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use crds::Endpoint;
+use crds::Protocol::{Tcp, Udp};
+use dataplane::engine::{Applied, Engine, Observed};
+use dataplane::netlink::message::{CREATE, Message, NFTABLES};
+use dataplane::netlink::socket::Socket;
+use dataplane::ruleset::ruleset;
+use dataplane::{Forwarding, Snapshot};
+use netns::Namespace;
+use sample::{Described, NODE, ip, nothing, ready, service, snapshot, terminating};
+use tokio::sync::watch;
+use world::{Answer, CLIENT, Pod, SILENCE, World, ask_tcp, ask_udp, nft, udp, wait_for};
+
+/// `dataplane::run` on a thread of its own.
+struct Agent {
+    snapshots: watch::Sender<Option<Arc<Snapshot>>>,
+    forwarding: watch::Receiver<Forwarding>,
+    thread: JoinHandle<()>,
+}
+
+impl Agent {
+    fn start(node: &Namespace) -> Self {
+        let (snapshots, receiver) = watch::channel(None);
+        let (sender, forwarding) = watch::channel(Forwarding::default());
+        let node = node.clone();
+        let thread = std::thread::spawn(move || {
+            node.run(|| {
+                let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+                runtime.block_on(dataplane::run(receiver, sender)).expect("run");
+            });
+        });
+        Self { snapshots, forwarding, thread }
+    }
+
+    fn tell(&self, snapshot: Snapshot) {
+        self.snapshots.send_replace(Some(Arc::new(snapshot)));
+    }
+
+    fn published(&self) -> Forwarding {
+        self.forwarding.borrow().clone()
+    }
+
+    /// Ends it as a process ends: nobody sends any more.
+    fn end(self) {
+        drop(self.snapshots);
+        self.thread.join().expect("no panic");
+    }
+}
+
+fn forwarding(addresses: &[&str], serving: &[&str]) -> Forwarding {
+    let set = |texts: &[&str]| texts.iter().map(|text| ip(text)).collect::<BTreeSet<_>>();
+    Forwarding { addresses: set(addresses), serving: set(serving) }
+}
+
+fn web(address: &str, endpoints: impl IntoIterator<Item = Endpoint>) -> Described {
+    service("web")
+        .holds(address)
+        .port("tcp", Tcp, 80)
+        .port("udp", Udp, 80)
+        .slice(&[("tcp", Tcp, 8080), ("udp", Udp, 8080)], endpoints)
+}
+
+fn on(node: &str, pod: &Pod) -> Endpoint {
+    ready(&pod.address.to_string(), node)
+}
+
+fn observed(namespace: &Namespace) -> Observed {
+    namespace.run(|| Engine::open().expect("an engine").observe().expect("observe").0)
+}
+
+fn is_from(pod: &Pod, answer: std::io::Result<Answer>) -> bool {
+    answer.is_ok_and(|answer| answer.pod == pod.address)
+}
+
+const LB_IP: &str = "198.51.100.10";
+const WEB: &str = "198.51.100.10:80";
+
+#[test]
+fn an_lb_ip_is_published_once_the_kernel_has_it_and_taken_back_when_it_goes() {
+    let namespace = Namespace::new().expect("a namespace");
+    let agent = Agent::start(&namespace);
+    let held = |endpoints: &[Endpoint]| {
+        let local = service("local").holds("198.51.100.11").port("", Tcp, 80).local();
+        let local = local.slice(&[("", Tcp, 8080)], endpoints.to_vec());
+        snapshot([web(LB_IP, []), local, service("six").holds("2001:db8::1").port("", Tcp, 80)])
+    };
+    agent.tell(held(&[ready("10.244.2.5", "n2")]));
+    let both = [LB_IP, "198.51.100.11"];
+    wait_for("addresses without endpoints here", || agent.published() == forwarding(&both, &[]));
+    assert!(matches!(observed(&namespace), Observed::Ours(_)));
+    agent.tell(held(&[ready("10.244.1.5", NODE)]));
+    wait_for("an endpoint here", || agent.published() == forwarding(&both, &["198.51.100.11"]));
+    agent.tell(nothing());
+    wait_for("nothing published", || agent.published() == Forwarding::default());
+    wait_for("no table", || observed(&namespace) == Observed::Absent);
+    agent.end();
+}
+
+#[test]
+fn before_it_knows_anything_and_after_it_has_ended_the_kernel_goes_on() {
+    let world = World::new();
+    let pod = world.pod(1, 5);
+    let known = snapshot([web(LB_IP, [on(NODE, &pod)])]);
+    let agent = Agent::start(&world.n1);
+    agent.tell(known.clone());
+    wait_for("the address", || agent.published() == forwarding(&[LB_IP], &[LB_IP]));
+    agent.end();
+    let before = observed(&world.n1);
+    assert_eq!(ask_tcp(&world.client, WEB), Answer::new(&pod, CLIENT));
+
+    let agent = Agent::start(&world.n1);
+    assert_eq!(agent.published(), Forwarding::default());
+    assert_eq!(ask_tcp(&world.client, WEB), Answer::new(&pod, CLIENT));
+    agent.tell(known);
+    wait_for("the address again", || agent.published() == forwarding(&[LB_IP], &[LB_IP]));
+    assert_eq!(observed(&world.n1), before);
+    agent.end();
+}
+
+#[test]
+fn what_somebody_breaks_is_repaired() {
+    let namespace = Namespace::new().expect("a namespace");
+    let agent = Agent::start(&namespace);
+    let known = snapshot([web(LB_IP, [ready("10.244.1.5", NODE)])]);
+    agent.tell(known.clone());
+    wait_for("the address", || agent.published() == forwarding(&[LB_IP], &[LB_IP]));
+    let before = observed(&namespace);
+    nft(&namespace, "flush ruleset");
+    // It looks every ten seconds.
+    let deadline = Instant::now() + Duration::from_secs(20);
+    while observed(&namespace) != before {
+        assert!(Instant::now() < deadline, "not repaired");
+        std::thread::yield_now();
+    }
+    assert_eq!(agent.published(), forwarding(&[LB_IP], &[LB_IP]));
+    agent.end();
+}
+
+#[test]
+fn what_the_kernel_refuses_is_tried_again_and_not_published() {
+    const NEWTABLE: u8 = 0;
+    const OWNED: u32 = 2;
+    let namespace = Namespace::new().expect("a namespace");
+    // A table that belongs to another process as long as that lives.
+    let mut other = namespace.run(|| Socket::open().expect("a socket"));
+    let table = Message::new(NFTABLES, NEWTABLE, CREATE, 2, |w| {
+        w.text(1, "landfall").u32(2, OWNED);
+    });
+    other.transact(&[table], None).expect("a table");
+    let known = snapshot([web(LB_IP, [ready("10.244.1.5", NODE)])]);
+    let mut engine = namespace.run(|| Engine::open().expect("an engine"));
+    let error = engine.apply(&Arc::new(ruleset(&known))).expect_err("refused");
+    assert_eq!(error.to_string(), "the kernel refused to delete table landfall, nothing changed");
+
+    let agent = Agent::start(&namespace);
+    agent.tell(known);
+    let quiet = Instant::now() + SILENCE;
+    while Instant::now() < quiet {
+        assert_eq!(agent.published(), Forwarding::default());
+        std::thread::yield_now();
+    }
+    drop(other);
+    wait_for("the address", || agent.published() == forwarding(&[LB_IP], &[LB_IP]));
+    agent.end();
+}
+
+#[test]
+fn a_udp_client_that_keeps_asking_is_moved_when_its_endpoint_goes_and_silenced_with_the_service() {
+    let world = World::new();
+    let (first, second) = (world.pod(1, 5), world.pod(1, 6));
+    let (client, pod) = (udp(&world.client, WEB), world.pod(1, 7));
+    let inside = udp(&pod.namespace, WEB);
+    let agent = Agent::start(&world.n1);
+    agent.tell(snapshot([web(LB_IP, [on(NODE, &first)])]));
+    wait_for("the address", || agent.published() == forwarding(&[LB_IP], &[LB_IP]));
+    assert!(is_from(&first, ask_udp(&client)));
+    assert!(is_from(&first, ask_udp(&inside)));
+
+    // As long as it still answers, it is not taken from its clients.
+    agent.tell(snapshot([web(LB_IP, [terminating(on(NODE, &first)), on(NODE, &second)])]));
+    wait_for("new clients at the other", || is_from(&second, ask_udp(&udp(&world.client, WEB))));
+    assert!(is_from(&first, ask_udp(&client)));
+
+    agent.tell(snapshot([web(LB_IP, [on(NODE, &second)])]));
+    wait_for("the client at the other", || is_from(&second, ask_udp(&client)));
+    wait_for("the pod at the other", || is_from(&second, ask_udp(&inside)));
+
+    agent.tell(snapshot([service("other").holds("198.51.100.11")]));
+    wait_for("silence", || {
+        let mut buffer = [0; 64];
+        client.send(b"?").is_ok() && client.recv(&mut buffer).is_err()
+    });
+    agent.end();
+}
+
+#[test]
+fn a_udp_client_that_asked_before_the_service_was_there_is_served() {
+    let world = World::new();
+    let pod = world.pod(1, 5);
+    let client = udp(&world.client, WEB);
+    let other = || service("other").holds("198.51.100.11");
+    let agent = Agent::start(&world.n1);
+    agent.tell(snapshot([other()]));
+    wait_for("the other address", || agent.published() == forwarding(&["198.51.100.11"], &[]));
+    // The node routes it on: the flow is tracked without being translated, and would stay so.
+    client.send(b"?").expect("send");
+    wait_for("a tracked flow", || {
+        let listed = world.n1.command("conntrack").args(["-L", "-p", "udp", "-d", LB_IP]).output().expect("conntrack");
+        !listed.stdout.is_empty()
+    });
+    agent.tell(snapshot([web(LB_IP, [on(NODE, &pod)]), other()]));
+    wait_for("the address", || agent.published().serving.contains(&ip(LB_IP)));
+    assert_eq!(ask_udp(&client).expect("an answer"), Answer::new(&pod, CLIENT));
+    agent.end();
+}
+
+#[test]
+fn an_agent_that_was_away_forgets_the_flows_of_what_went_meanwhile() {
+    let world = World::new();
+    let pod = world.pod(1, 5);
+    let client = udp(&world.client, WEB);
+    let other = || service("other").holds("198.51.100.11");
+    let agent = Agent::start(&world.n1);
+    agent.tell(snapshot([web(LB_IP, [on(NODE, &pod)]), other()]));
+    wait_for("the address", || agent.published().serving.contains(&ip(LB_IP)));
+    assert_eq!(ask_udp(&client).expect("an answer"), Answer::new(&pod, CLIENT));
+    agent.end();
+    let agent = Agent::start(&world.n1);
+    agent.tell(snapshot([other()]));
+    wait_for("silence", || {
+        let mut buffer = [0; 64];
+        client.send(b"?").is_ok() && client.recv(&mut buffer).is_err()
+    });
+    agent.end();
+}
+
+#[test]
+fn a_burst_of_snapshots_ends_with_the_last() {
+    let namespace = Namespace::new().expect("a namespace");
+    let agent = Agent::start(&namespace);
+    for number in 1..=250 {
+        agent.tell(snapshot([web(&format!("198.51.100.{number}"), [])]));
+    }
+    wait_for("the last", || agent.published() == forwarding(&["198.51.100.250"], &[]));
+    let mut engine = namespace.run(|| Engine::open().expect("an engine"));
+    let last = Arc::new(ruleset(&snapshot([web("198.51.100.250", [])])));
+    assert_eq!(engine.apply(&last).expect("apply"), Applied::Unchanged);
+    agent.end();
+}
