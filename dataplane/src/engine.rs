@@ -8,13 +8,12 @@
 //! Blocks while it talks to the kernel.
 
 use std::collections::BTreeSet;
-use std::net::IpAddr;
 use std::sync::Arc;
 
 use crate::diff::{Change, changes, diff};
 use crate::netlink::socket::{self, Socket};
 use crate::nft::dump::{self, Found, FoundSet};
-use crate::nft::element::{Elements, elements};
+use crate::nft::element::{Elements, elements, is_needed};
 use crate::nft::request::Requests;
 use crate::nft::skeleton;
 use crate::ruleset::{Pick, Ruleset};
@@ -104,6 +103,9 @@ impl Engine {
     /// # Errors
     /// If it could not. The engine then reads the table before the next change.
     pub fn apply(&mut self, desired: &Arc<Ruleset>) -> Result<Applied, Error> {
+        if self.applied.as_ref().is_some_and(|known| Arc::ptr_eq(&known.ruleset, desired)) {
+            return Ok(Applied::Unchanged);
+        }
         // Taken, so that after an error nothing is taken for known.
         match self.applied.take() {
             Some(known) => self.advance(known, desired),
@@ -123,7 +125,7 @@ impl Engine {
         }
         let (observed, generation) = self.observe()?;
         let Some(known) = &mut self.applied else { return Ok(None) };
-        let wrong = match (&observed, needs_table(&known.ruleset)) {
+        let wrong = match (&observed, is_needed(&known.ruleset)) {
             (Observed::Absent, false) => None,
             (Observed::Absent, true) => Some("it is gone".to_owned()),
             (_, false) => Some("it is there again".to_owned()),
@@ -143,7 +145,7 @@ impl Engine {
     /// Goes from what is known to what is desired.
     fn advance(&mut self, known: Known, desired: &Arc<Ruleset>) -> Result<Applied, Error> {
         let Known { ruleset, generation } = known;
-        let (had, needs) = (needs_table(&ruleset), needs_table(desired));
+        let (had, needs) = (is_needed(&ruleset), is_needed(desired));
         let changes = changes(&ruleset, desired);
         let (requests, applied) = match (had, needs) {
             (true, true) if !changes.is_empty() => (change(&changes), Applied::Changed(changes)),
@@ -165,7 +167,7 @@ impl Engine {
         let all = || diff(&Elements::new(), &target);
         for attempt in 1.. {
             let (observed, generation) = self.observe()?;
-            let (requests, applied) = match (observed, needs_table(desired)) {
+            let (requests, applied) = match (observed, is_needed(desired)) {
                 (Observed::Absent, false) => (Requests::default(), Applied::Unchanged),
                 (_, false) => (remove_table(), Applied::Removed),
                 (Observed::Absent, true) => (create(false, &all()), Applied::Created(target.len())),
@@ -268,11 +270,6 @@ impl Engine {
 /// The errno of a transaction that came too late: something changed since the generation it was made for. User space
 /// normally never sees it, so libc has no name for it.
 const ERESTART: i32 = 85;
-
-/// Whether there is anything to forward in the table, which is of IPv4.
-pub(crate) fn needs_table(ruleset: &Ruleset) -> bool {
-    ruleset.addresses.keys().any(IpAddr::is_ipv4)
-}
 
 fn next_generation(generation: u32) -> u32 {
     generation.wrapping_add(1).max(1)

@@ -10,6 +10,7 @@
 //! |---|---|
 //! | [`snapshot`] | what was observed |
 //! | [`ruleset`] | what must happen to packets; knows no kernel (pure) |
+//! | [`planner`] | plans again only what has changed (pure) |
 //! | [`diff`] | what to change (pure) |
 //! | [`nft`] | how nf_tables is told: the table, its elements, their bytes (pure) |
 //! | [`netlink`] | the language of the kernel, and the socket |
@@ -27,6 +28,7 @@ pub mod diff;
 pub mod engine;
 pub mod netlink;
 pub mod nft;
+pub mod planner;
 pub mod ruleset;
 pub mod run;
 pub mod snapshot;

@@ -23,6 +23,37 @@ pub struct Ruleset {
     /// Every lb_ip that a Service holds, with what is behind it. An lb_ip that is held by none that exists is not
     /// here: packets to it are none of our business, and it must not be announced.
     pub addresses: BTreeMap<IpAddr, Arc<LbIp>>,
+    /// Which picks of IPv4 targets there are, and how often: what an engine needs one of for all, without having to
+    /// look at all. Kept by [`Ruleset::set`].
+    picks: BTreeMap<Pick, usize>,
+}
+
+impl Ruleset {
+    /// Puts `new` behind `address`, or nothing.
+    pub(crate) fn set(&mut self, address: IpAddr, new: Option<Arc<LbIp>>) {
+        let picks = |lb_ip: &Arc<LbIp>| -> Vec<Pick> {
+            let targets = lb_ip.ports.values().filter(|_| address.is_ipv4());
+            targets.flat_map(|target| [target.outside, target.inside]).filter(|pick| pick.count > 0).collect()
+        };
+        for pick in new.iter().flat_map(picks) {
+            *self.picks.entry(pick).or_default() += 1;
+        }
+        let old = match new {
+            Some(new) => self.addresses.insert(address, new),
+            None => self.addresses.remove(&address),
+        };
+        for pick in old.iter().flat_map(picks) {
+            if let Some(count) = self.picks.get_mut(&pick) {
+                *count -= 1;
+            }
+        }
+        self.picks.retain(|_, count| *count > 0);
+    }
+
+    /// Every pick of an IPv4 target.
+    pub fn picks(&self) -> impl Iterator<Item = Pick> {
+        self.picks.keys().copied()
+    }
 }
 
 /// What is behind one lb_ip.
@@ -70,13 +101,17 @@ pub struct Pick {
 
 /// The ruleset for what was observed.
 pub fn ruleset(snapshot: &Snapshot) -> Ruleset {
-    let addresses =
-        snapshot.addresses.keys().filter_map(|&address| Some((address, Arc::new(lb_ip(snapshot, address)?))));
-    Ruleset { pod_ranges: merged(&snapshot.pod_ranges), addresses: addresses.collect() }
+    let mut ruleset = Ruleset { pod_ranges: merged(&snapshot.pod_ranges), ..Ruleset::default() };
+    for address in snapshot.addresses.keys() {
+        if let Some(lb_ip) = lb_ip(snapshot, *address) {
+            ruleset.set(*address, Some(Arc::new(lb_ip)));
+        }
+    }
+    ruleset
 }
 
 /// What is behind `address`; `None` if no Service that exists holds it.
-fn lb_ip(snapshot: &Snapshot, address: IpAddr) -> Option<LbIp> {
+pub(crate) fn lb_ip(snapshot: &Snapshot, address: IpAddr) -> Option<LbIp> {
     let mut holders: Vec<&Arc<Service>> = Vec::new();
     for holder in snapshot.addresses.get(&address)?.iter() {
         let key = Key::new(holder.namespace.clone(), holder.name.clone());

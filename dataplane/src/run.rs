@@ -17,10 +17,11 @@ use tokio::task;
 use tokio::time::{Instant, sleep_until};
 
 use crate::conntrack;
-use crate::diff::Change;
+use crate::diff::{Change, both};
 use crate::engine::{Applied, Engine, Error};
 use crate::netlink::socket::Socket;
-use crate::ruleset::{LbIp, Ruleset, ruleset};
+use crate::planner::Planner;
+use crate::ruleset::{LbIp, Ruleset};
 use crate::snapshot::Snapshot;
 use crate::stale::stale;
 
@@ -40,6 +41,15 @@ pub struct Forwarding {
     /// Those of them for which it has an endpoint that packets from outside may use: under the traffic policy Local,
     /// one on this node.
     pub serving: BTreeSet<IpAddr>,
+}
+
+impl Forwarding {
+    /// Sets whether the kernel knows `address`, and if so whether it serves it. Returns whether that is news.
+    fn set(&mut self, address: IpAddr, serves: Option<bool>) -> bool {
+        let put = |set: &mut BTreeSet<IpAddr>, there| if there { set.insert(address) } else { set.remove(&address) };
+        let known = put(&mut self.addresses, serves.is_some());
+        put(&mut self.serving, serves == Some(true)) || known
+    }
 }
 
 /// Forwards what the latest snapshot says, until nobody can send any more. Nothing is done before the first snapshot
@@ -114,6 +124,9 @@ async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) 
 struct Worker {
     engine: Engine,
     forwarding: watch::Sender<Forwarding>,
+    /// The ruleset that `forwarding` speaks of.
+    published: Arc<Ruleset>,
+    planner: Planner,
     /// The snapshot that the kernel has, with its ruleset.
     done: Option<(Arc<Snapshot>, Arc<Ruleset>)>,
     /// Connection tracking.
@@ -127,7 +140,16 @@ struct Worker {
 impl Worker {
     fn open(forwarding: watch::Sender<Forwarding>) -> Result<Self, Error> {
         let (engine, conntrack) = (Engine::open()?, Socket::open()?);
-        Ok(Self { engine, forwarding, done: None, conntrack, swept: None, looked_at_ip_forward: false })
+        Ok(Self {
+            engine,
+            forwarding,
+            published: Arc::default(),
+            planner: Planner::default(),
+            done: None,
+            conntrack,
+            swept: None,
+            looked_at_ip_forward: false,
+        })
     }
 
     /// Makes the kernel do what `snapshot` says; if it is the same one as before, looks whether the kernel still does.
@@ -145,7 +167,7 @@ impl Worker {
             },
             _ => false,
         };
-        let desired = Arc::new(ruleset(snapshot));
+        let desired = self.planner.plan(snapshot);
         // Until this step is done, the next one must not take anything for done.
         self.done = None;
         self.withdraw(&desired);
@@ -158,13 +180,13 @@ impl Worker {
                 // A change that failed leaves the kernel as it was. A table that is known to be broken and could not
                 // be repaired forwards nothing that others should rely on.
                 if damaged {
-                    self.publish(Forwarding::default());
+                    self.publish(Arc::default());
                 }
                 return Err(error);
             }
         };
         self.look_at_ip_forward(&desired);
-        self.publish(forwarding(&desired));
+        self.publish(Arc::clone(&desired));
         self.done = Some((Arc::clone(snapshot), desired));
         self.sweep(&changes);
         Ok(())
@@ -193,21 +215,39 @@ impl Worker {
     }
 
     /// Takes back what will end with the next change, before it does: nobody should announce what isn't forwarded.
-    fn withdraw(&self, desired: &Ruleset) {
-        self.forwarding.send_if_modified(|published| {
-            let before = published.addresses.len();
-            published.addresses.retain(|address| desired.addresses.contains_key(address));
-            published.serving.retain(|address| desired.addresses.contains_key(address));
-            published.addresses.len() != before
+    fn withdraw(&mut self, desired: &Ruleset) {
+        let mut going = Vec::new();
+        both(&self.published.addresses, &desired.addresses, |address, before, after| {
+            if before.is_some() && after.is_none() {
+                going.push(*address);
+            }
+        });
+        if going.is_empty() {
+            return;
+        }
+        let published = Arc::make_mut(&mut self.published);
+        self.forwarding.send_modify(|forwarding| {
+            for address in going {
+                published.set(address, None);
+                forwarding.set(address, None);
+            }
         });
     }
 
-    fn publish(&self, forwarding: Forwarding) {
-        self.forwarding.send_if_modified(|published| {
-            let news = *published != forwarding;
-            *published = forwarding;
+    /// Says what the kernel does now, looking only at what differs from what was said before.
+    fn publish(&mut self, ruleset: Arc<Ruleset>) {
+        self.forwarding.send_if_modified(|forwarding| {
+            let mut news = false;
+            both(&self.published.addresses, &ruleset.addresses, |address, before, after| {
+                let same = matches!((before, after), (Some(before), Some(after)) if Arc::ptr_eq(before, after));
+                // IPv6 is not in the table yet.
+                if !same && address.is_ipv4() {
+                    news |= forwarding.set(*address, after.map(|lb_ip| serves(lb_ip)));
+                }
+            });
             news
         });
+        self.published = ruleset;
     }
 
     /// Whether the node forwards at all is the business of whoever runs the cluster's network: say it, change nothing.
@@ -227,14 +267,9 @@ impl Worker {
     }
 }
 
-/// What the kernel does when it has this ruleset. IPv6 is not in it yet.
-fn forwarding(ruleset: &Ruleset) -> Forwarding {
-    let v4 = ruleset.addresses.iter().filter(|(address, _)| address.is_ipv4());
-    let serves = |lb_ip: &LbIp| lb_ip.ports.values().any(|target| target.outside.count > 0);
-    Forwarding {
-        addresses: v4.clone().map(|(address, _)| *address).collect(),
-        serving: v4.filter(|(_, lb_ip)| serves(lb_ip)).map(|(address, _)| *address).collect(),
-    }
+/// Whether packets from outside find an endpoint here.
+fn serves(lb_ip: &LbIp) -> bool {
+    lb_ip.ports.values().any(|target| target.outside.count > 0)
 }
 
 fn log(applied: &Applied, desired: &Ruleset) {

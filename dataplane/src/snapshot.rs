@@ -7,8 +7,10 @@ use std::sync::Arc;
 use crds::{EndpointSlice, Holder, Key, Service};
 use ipnet::IpNet;
 
-/// The observed world, as far as forwarding depends on it. Made of shared parts, so that a new one costs little when
-/// little has changed.
+/// The observed world, as far as forwarding depends on it.
+///
+/// Made of shared parts. Who makes one after the other should put the same `Arc` wherever nothing has changed (for the
+/// holders, too): what is the same is not looked at again.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Snapshot {
     /// The name of this node: endpoints on it are local.
@@ -18,8 +20,8 @@ pub struct Snapshot {
     pub pod_ranges: Vec<IpNet>,
     /// Which Services hold which lb_ip, from the LoadBalancerIP objects, which are the only truth about that.
     pub addresses: BTreeMap<IpAddr, Arc<[Holder]>>,
-    /// All Services that a holder may name. More do no harm.
+    /// All Services that a holder may name, by their own keys. More do no harm.
     pub services: BTreeMap<Key, Arc<Service>>,
-    /// The slices of each Service, in any order.
+    /// The slices of each Service, by the key of the Service they belong to, in any order.
     pub slices: BTreeMap<Key, Vec<Arc<EndpointSlice>>>,
 }

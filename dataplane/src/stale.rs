@@ -119,7 +119,9 @@ mod tests {
             draining: draining.iter().map(|e| at(e)).collect(),
         };
         let ports = BTreeMap::from([((Protocol::Udp, 53), target.clone()), ((Protocol::Tcp, 53), target)]);
-        Ruleset { addresses: BTreeMap::from([(at(LB_IP).ip(), Arc::new(LbIp { ports }))]), ..Ruleset::default() }
+        let mut ruleset = Ruleset::default();
+        ruleset.set(at(LB_IP).ip(), Some(Arc::new(LbIp { ports })));
+        ruleset
     }
 
     fn flow(answers: &str) -> Flow {

@@ -11,6 +11,7 @@ use crds::Protocol::{Sctp, Tcp, Udp};
 use dataplane::diff::Change;
 use dataplane::engine::{Applied, Engine, Observed};
 use dataplane::nft::element::{Key, Value, elements};
+use dataplane::planner::Planner;
 use dataplane::ruleset::{Ruleset, ruleset};
 use dataplane::{Snapshot, remove};
 use netns::Namespace;
@@ -244,37 +245,34 @@ fn a_refusal_names_what_the_kernel_refuses_and_changes_nothing() {
 
 #[test]
 fn ten_thousand_services_are_programmed_in_one_go() {
-    let many = |last: u8| {
-        let services = (0..10_000u32).map(|n| {
-            let [_, _, high, low] = n.to_be_bytes();
-            let last = if n == 5_000 { last } else { 1 };
-            let endpoints =
-                [ready(&format!("10.{high}.{low}.{last}"), NODE), ready(&format!("10.{high}.{low}.9"), "n2")];
-            service(&format!("s{n}"))
-                .holds(&format!("198.{}.{high}.{low}", 18))
-                .port("", Tcp, 80)
-                .slice(&[("", Tcp, 8080)], endpoints)
-        });
-        snapshot(services)
+    let described = |n: u32, last: u8| {
+        let [_, _, high, low] = n.to_be_bytes();
+        let endpoints = [ready(&format!("10.{high}.{low}.{last}"), NODE), ready(&format!("10.{high}.{low}.9"), "n2")];
+        let lb_ip = format!("198.18.{high}.{low}");
+        service(&format!("s{n}")).holds(&lb_ip).port("", Tcp, 80).slice(&[("", Tcp, 8080)], endpoints)
     };
+    let one = Arc::new(snapshot((0..10_000).map(|n| described(n, 1))));
+    let mut other = Snapshot::clone(&one);
+    other.slices.extend(snapshot([described(5_000, 2)]).slices);
+    let other = Arc::new(other);
     let namespace = Namespace::new().expect("a namespace");
     let mut first = engine(&namespace);
+    #[allow(clippy::print_stdout, reason = "`--nocapture` shows them; nothing depends on them")]
     let timed = |what: &str, work: &mut dyn FnMut()| {
         let start = Instant::now();
         work();
         println!("{what}: {:.1?}", start.elapsed());
     };
-    let (one, other) = (many(1), many(2));
-    let mut planned_one = None;
-    timed("plan", &mut || planned_one = Some(planned(&one)));
-    let planned_one = planned_one.expect("planned");
+    let mut planner = Planner::default();
+    let mut ruleset = None;
+    timed("plan", &mut || ruleset = Some(planner.plan(&one)));
     let mut applied = None;
-    timed("program 10,000 Services with 2 endpoints each", &mut || applied = Some(first.apply(&planned_one)));
+    let desired = ruleset.take().expect("planned");
+    timed("program 10,000 Services with 2 endpoints each", &mut || applied = Some(first.apply(&desired)));
     assert!(matches!(applied, Some(Ok(Applied::Created(_)))), "{applied:?}");
-    let mut planned_other = None;
-    timed("plan again", &mut || planned_other = Some(planned(&other)));
-    let planned_other = planned_other.expect("planned");
-    timed("change one endpoint", &mut || applied = Some(first.apply(&planned_other)));
+    timed("plan a change of one endpoint", &mut || ruleset = Some(planner.plan(&other)));
+    let planned_other = ruleset.take().expect("planned");
+    timed("apply it", &mut || applied = Some(first.apply(&planned_other)));
     assert!(matches!(&applied, Some(Ok(Applied::Changed(changes))) if changes.len() == 6), "{applied:?}");
     let mut second = engine(&namespace);
     timed("restart: read and compare", &mut || applied = Some(second.apply(&planned_other)));

@@ -9,7 +9,7 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV4};
 
 use crds::Protocol;
 
-use crate::ruleset::{LbIp, Pick, Ruleset, Target};
+use crate::ruleset::{LbIp, Pick, Ruleset};
 
 /// Everything the table holds besides its skeleton.
 pub type Elements = BTreeMap<Key, Value>;
@@ -105,8 +105,6 @@ pub fn elements(ruleset: &Ruleset) -> Elements {
 
 /// The elements that don't belong to a single lb_ip.
 pub fn shared(ruleset: &Ruleset) -> Vec<(Key, Value)> {
-    let v4 = ruleset.addresses.iter().filter(|(address, _)| address.is_ipv4()).map(|(_, lb_ip)| lb_ip);
-    let picks: BTreeSet<Pick> = v4.clone().flat_map(|lb_ip| lb_ip.ports.values()).flat_map(picks).collect();
     let ranges: Vec<_> = ruleset
         .pod_ranges
         .iter()
@@ -115,14 +113,15 @@ pub fn shared(ruleset: &Ruleset) -> Vec<(Key, Value)> {
             _ => None,
         })
         .collect();
-    // A table without any lb_ip is not needed, so that it holds nothing either.
-    let pods = (!ranges.is_empty() && v4.clone().next().is_some()).then_some((Key::Pods, Value::Ranges(ranges)));
-    pods.into_iter().chain(picks.into_iter().map(|pick| (Key::Pick(pick), Value::Present))).collect()
+    // A table without any lb_ip is not needed, so it holds nothing either.
+    let pods = (!ranges.is_empty() && is_needed(ruleset)).then_some((Key::Pods, Value::Ranges(ranges)));
+    pods.into_iter().chain(ruleset.picks().map(|pick| (Key::Pick(pick), Value::Present))).collect()
 }
 
-/// The picks that elements of `services` and `inside` lead to.
-fn picks(target: &Target) -> impl Iterator<Item = Pick> {
-    [target.outside, target.inside].into_iter().filter(|pick| pick.count > 0)
+/// Whether there is anything to forward in the table, which is of IPv4.
+pub fn is_needed(ruleset: &Ruleset) -> bool {
+    // Addresses are in order, IPv4 before IPv6.
+    ruleset.addresses.first_key_value().is_some_and(|(address, _)| address.is_ipv4())
 }
 
 /// The elements of one lb_ip.

@@ -43,6 +43,7 @@ pub fn unready(endpoint: Endpoint) -> Endpoint {
 }
 
 /// A Service being described.
+#[derive(Debug)]
 pub struct Described {
     service: Service,
     slices: Vec<EndpointSlice>,

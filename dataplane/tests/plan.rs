@@ -1,0 +1,313 @@
+//! What a ruleset says for a snapshot, and what makes one table of another: no kernel.
+
+mod sample;
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use crds::Protocol::{self, Sctp, Tcp, Udp};
+use dataplane::Snapshot;
+use dataplane::diff::{Change, changes, diff};
+use dataplane::nft::element::{Elements, Key, Value, elements};
+use dataplane::planner::Planner;
+use dataplane::ruleset::{Endpoint, LbIp, Pick, Ruleset, Target, ruleset};
+use proptest::prelude::*;
+use sample::{Described, NODE, at, ip, nothing, ready, service, snapshot, terminating, unready};
+
+/// The target of TCP port 80 of 192.0.2.10.
+fn target(service: Described) -> Target {
+    let planned = ruleset(&snapshot([service]));
+    planned.addresses[&ip("192.0.2.10")].ports[&(Tcp, 80)].clone()
+}
+
+fn web(endpoints: impl IntoIterator<Item = crds::Endpoint>) -> Described {
+    service("web").holds("192.0.2.10").port("http", Tcp, 80).slice(&[("http", Tcp, 8080)], endpoints)
+}
+
+/// Written short: `l1` is the endpoint 10.0.0.1:8080 on this node, `r1` is 10.1.0.1:8080 on another.
+fn endpoint(short: &str) -> Endpoint {
+    let (remote, number) = (short.starts_with('r'), &short[1..]);
+    Endpoint { remote, address: at(&format!("10.{}.0.{number}:8080", u8::from(remote))) }
+}
+
+fn ready_(short: &str) -> crds::Endpoint {
+    let endpoint = endpoint(short);
+    ready(&endpoint.address.ip().to_string(), if endpoint.remote { "n2" } else { NODE })
+}
+
+#[test]
+fn endpoints_are_chosen_by_readiness_and_policy() {
+    let gone = |short: &str| unready(terminating(ready_(short)));
+    let stops = |short: &str| terminating(ready_(short));
+    type Case = (&'static str, bool, Vec<crds::Endpoint>, &'static [&'static str], (u32, u32), (u32, u32), usize);
+    // Policy Local?, endpoints, in order, outside (from, count), inside (from, count), draining.
+    let cases: Vec<Case> = vec![
+        ("all ready", false, vec![ready_("r1"), ready_("l1")], &["l1", "r1"], (0, 2), (0, 2), 0),
+        ("unready ones are left out", false, vec![ready_("l1"), unready(ready_("l2"))], &["l1"], (0, 1), (0, 1), 0),
+        ("terminating ones drain", false, vec![ready_("r1"), stops("l1")], &["r1"], (0, 1), (0, 1), 1),
+        ("none ready: those that still serve", false, vec![stops("r1"), gone("l1")], &["r1"], (0, 1), (0, 1), 0),
+        ("none at all", false, vec![gone("l1"), unready(ready_("r1"))], &[], (0, 0), (0, 0), 0),
+        ("Local: local ones first", true, vec![ready_("r1"), ready_("l1")], &["l1", "r1"], (0, 1), (0, 2), 0),
+        ("Local: none here", true, vec![ready_("r1")], &["r1"], (0, 0), (0, 1), 0),
+        ("Local: here only terminating", true, vec![ready_("r1"), stops("l1")], &["l1", "r1"], (0, 1), (1, 1), 0),
+        ("Local: all terminating", true, vec![stops("r1"), stops("l1")], &["l1", "r1"], (0, 1), (0, 2), 0),
+        ("Local: one here ready", true, vec![ready_("l2"), stops("l1")], &["l2"], (0, 1), (0, 1), 1),
+        ("Local: none", true, vec![], &[], (0, 0), (0, 0), 0),
+    ];
+    for (case, local, given, expected, outside, inside, draining) in cases {
+        let described = if local { web(given).local() } else { web(given) };
+        let found = target(described);
+        let pick = |(from, count)| Pick { from, count };
+        let endpoints: Vec<Endpoint> = expected.iter().map(|short| endpoint(short)).collect();
+        assert_eq!(
+            (&found.endpoints, found.outside, found.inside, found.draining.len()),
+            (&endpoints, pick(outside), pick(inside), draining),
+            "{case}"
+        );
+    }
+}
+
+#[test]
+fn named_ports_are_looked_up_in_each_slice_and_endpoints_collapse() {
+    let described = service("web")
+        .holds("192.0.2.10")
+        .port("http", Tcp, 80)
+        .slice(&[("http", Tcp, 8080), ("other", Tcp, 1)], [ready_("l1"), unready(ready_("r1"))])
+        .slice(&[("http", Tcp, 9090)], [ready_("l1")])
+        .slice(&[("http", Tcp, 8080)], [ready_("r1"), ready_("l1")])
+        .slice(&[("http", Udp, 7070)], [ready_("l2")])
+        .slice(&[("", Tcp, 7071)], [ready_("l3")]);
+    let also = Endpoint { remote: false, address: at("10.0.0.1:9090") };
+    assert_eq!(target(described).endpoints, [endpoint("l1"), also, endpoint("r1")]);
+}
+
+#[test]
+fn endpoints_are_of_the_family_of_the_address() {
+    let six = ready("2001:db8::5", NODE);
+    let both = web([ready_("l1"), six.clone()]).holds("2001:db8::1");
+    let planned = ruleset(&snapshot([both]));
+    let addresses = |lb_ip: &str| -> Vec<_> {
+        planned.addresses[&ip(lb_ip)].ports[&(Tcp, 80)].endpoints.iter().map(|e| e.address.ip()).collect()
+    };
+    assert_eq!(addresses("192.0.2.10"), [ip("10.0.0.1")]);
+    assert_eq!(addresses("2001:db8::1"), [six.address]);
+}
+
+#[test]
+fn only_a_service_that_exists_under_its_uid_is_forwarded() {
+    let good = snapshot([web([ready_("l1")])]);
+    assert_eq!(ruleset(&good).addresses.len(), 1);
+    let with = |change: fn(&mut crds::Service)| {
+        let mut snapshot = good.clone();
+        snapshot.services.values_mut().for_each(|service| change(Arc::make_mut(service)));
+        ruleset(&snapshot)
+    };
+    assert_eq!(with(|service| service.uid = "another".into()), Ruleset::default());
+    assert_eq!(with(|service| service.is_load_balancer = false), Ruleset::default());
+    // Until the address is taken from it, a Service that is being deleted is served.
+    assert_eq!(with(|service| service.deleting = true), ruleset(&good));
+    assert_eq!(ruleset(&Snapshot { services: BTreeMap::new(), ..good.clone() }), Ruleset::default());
+    // What stands in a status counts for nothing.
+    assert_eq!(ruleset(&Snapshot { addresses: BTreeMap::new(), ..good }), Ruleset::default());
+}
+
+#[test]
+fn services_that_share_an_address_have_their_ports_side_by_side() {
+    let other = |name| service(name).holds("192.0.2.10").port("", Udp, 80).port("", Tcp, 80);
+    let planned = ruleset(&snapshot([other("zzz"), web([ready_("l1")])]));
+    let lb_ip: &LbIp = &planned.addresses[&ip("192.0.2.10")];
+    assert_eq!(lb_ip.ports.keys().copied().collect::<Vec<_>>(), [(Tcp, 80), (Udp, 80)]);
+    assert_eq!(lb_ip.ports[&(Tcp, 80)].endpoints, [endpoint("l1")], "the first by name has it");
+}
+
+#[test]
+fn ranges_of_pods_are_merged() {
+    let ranges = |nets: &[&str]| {
+        let pod_ranges = nets.iter().map(|net| net.parse().expect("a range")).collect();
+        let planned = ruleset(&Snapshot { pod_ranges, ..nothing() });
+        planned.pod_ranges.iter().map(ToString::to_string).collect::<Vec<_>>()
+    };
+    assert_eq!(ranges(&["10.1.0.0/24", "10.0.0.0/24"]), ["10.0.0.0-10.0.0.255", "10.1.0.0-10.1.0.255"]);
+    assert_eq!(ranges(&["10.0.1.0/25", "10.0.0.0/24", "10.0.0.7/32"]), ["10.0.0.0-10.0.1.127"]);
+    assert_eq!(
+        ranges(&["255.255.255.0/24", "::/0"]),
+        ["255.255.255.0-255.255.255.255", "::-ffff:ffff:ffff:ffff:ffff:ffff:ffff:ffff"]
+    );
+}
+
+prop_compose! {
+    fn an_endpoint()(
+        number in 0u8..6,
+        node in prop_oneof![Just(None), Just(Some(NODE)), Just(Some("n2"))],
+        ready: bool,
+        serving: bool,
+        terminating: bool,
+    ) -> crds::Endpoint {
+        let node = node.map(str::to_owned);
+        crds::Endpoint { address: ip(&format!("10.0.0.{number}")), node, ready, serving, terminating }
+    }
+}
+
+fn a_protocol() -> impl Strategy<Value = Protocol> {
+    prop_oneof![Just(Tcp), Just(Udp), Just(Sctp)]
+}
+
+prop_compose! {
+    fn a_service(name: &'static str)(
+        addresses in proptest::collection::btree_set(1u8..4, 0..3),
+        ports in proptest::collection::btree_map((a_protocol(), 80u16..83), "[ab]", 0..4),
+        slices in proptest::collection::vec(
+            (proptest::collection::btree_map(("[ab]", a_protocol()), 8080u16..8082, 0..4),
+             proptest::collection::vec(an_endpoint(), 0..4)),
+            0..3,
+        ),
+        local: bool,
+    ) -> Described {
+        let mut described = service(name);
+        for address in addresses {
+            described = described.holds(&format!("192.0.2.{address}"));
+        }
+        for ((protocol, number), port) in ports {
+            described = described.port(&port, protocol, number);
+        }
+        for (ports, endpoints) in slices {
+            let ports: Vec<_> = ports.iter().map(|((name, protocol), number)| (name.as_str(), *protocol, *number)).collect();
+            described = described.slice(&ports, endpoints);
+        }
+        if local { described.local() } else { described }
+    }
+}
+
+prop_compose! {
+    fn a_snapshot()(
+        one in a_service("one"),
+        other in a_service("other"),
+        there: [bool; 2],
+        pods in proptest::option::of((0u8..4, 22u8..26)),
+    ) -> Snapshot {
+        let net = |(third, length)| format!("10.0.{third}.0/{length}").parse().expect("a range");
+        let services = [one, other].into_iter().zip(there).filter_map(|(service, there)| there.then_some(service));
+        Snapshot { pod_ranges: pods.map(net).into_iter().collect(), ..snapshot(services) }
+    }
+}
+
+/// Does what the kernel would: what it would refuse is an error.
+fn applied(elements: &Elements, changes: &[Change]) -> Result<Elements, String> {
+    let mut elements = elements.clone();
+    for change in changes {
+        let needs = |key: &Key| -> Option<Key> {
+            match (key, change) {
+                (Key::Service(_) | Key::Inside(_), Change::Add(_, Value::Pick(pick))) => Some(Key::Pick(*pick)),
+                _ => None,
+            }
+        };
+        match change {
+            Change::Add(key, value) => {
+                if let Some(missing) = needs(key).filter(|chain| !elements.contains_key(chain)) {
+                    return Err(format!("{change} before {missing}"));
+                }
+                if elements.insert(*key, value.clone()).is_some() {
+                    return Err(format!("{change}, which is there"));
+                }
+            }
+            Change::Delete(Key::Pick(pick), _) if elements.values().any(|value| *value == Value::Pick(*pick)) => {
+                return Err(format!("{change}, which is in use"));
+            }
+            Change::Delete(key, value) => {
+                if elements.remove(key).as_ref() != Some(value) {
+                    return Err(format!("{change}, which is not there"));
+                }
+            }
+        }
+    }
+    Ok(elements)
+}
+
+/// The second snapshot, made of parts of the first one where they are equal.
+fn sharing(before: &Snapshot, after: &Snapshot) -> Snapshot {
+    fn known<T: ?Sized + PartialEq>(old: Option<&Arc<T>>, new: &Arc<T>) -> Arc<T> {
+        Arc::clone(old.filter(|old| *old == new).unwrap_or(new))
+    }
+    let mut shared = after.clone();
+    for (address, holders) in &mut shared.addresses {
+        // Also with that of another address, as somebody might.
+        let old = before.addresses.get(address).or_else(|| before.addresses.values().find(|old| *old == holders));
+        *holders = known(old, holders);
+    }
+    for (key, service) in &mut shared.services {
+        *service = known(before.services.get(key), service);
+    }
+    for (key, slices) in &mut shared.slices {
+        for (index, slice) in slices.iter_mut().enumerate() {
+            *slice = known(before.slices.get(key).and_then(|slices| slices.get(index)), slice);
+        }
+    }
+    shared
+}
+
+proptest! {
+    #[test]
+    fn changes_make_what_is_desired_of_what_is_there(before in a_snapshot(), after in a_snapshot()) {
+        let (before, after) = (ruleset(&before), ruleset(&after));
+        let (was, will_be) = (elements(&before), elements(&after));
+        let changes_all = diff(&was, &will_be);
+        prop_assert_eq!(applied(&was, &changes_all), Ok(will_be));
+        // And looking only at what differs finds the same.
+        prop_assert_eq!(changes(&before, &after), changes_all);
+    }
+
+    #[test]
+    fn planning_only_what_changed_is_the_same_as_planning_all(
+        snapshots in proptest::collection::vec(a_snapshot(), 1..5),
+    ) {
+        let mut planner = Planner::default();
+        let mut before = Arc::new(nothing());
+        let mut planned = planner.plan(&before);
+        for snapshot in snapshots {
+            let next = Arc::new(sharing(&before, &snapshot));
+            prop_assert_eq!(&*next, &snapshot);
+            let replanned = planner.plan(&next);
+            prop_assert_eq!(&*replanned, &ruleset(&snapshot));
+            if replanned == planned && next.pod_ranges == before.pod_ranges {
+                prop_assert!(Arc::ptr_eq(&replanned, &planned), "the same is not made twice");
+            }
+            (before, planned) = (next, replanned);
+        }
+    }
+
+    #[test]
+    fn planning_again_changes_nothing(snapshot in a_snapshot()) {
+        prop_assert_eq!(changes(&ruleset(&snapshot), &ruleset(&snapshot)), vec![]);
+    }
+
+    #[test]
+    fn the_order_of_what_is_observed_never_matters(snapshot in a_snapshot()) {
+        let mut turned = snapshot.clone();
+        for slices in turned.slices.values_mut() {
+            slices.reverse();
+            for slice in slices {
+                Arc::make_mut(slice).endpoints.reverse();
+            }
+        }
+        for holders in turned.addresses.values_mut() {
+            *holders = holders.iter().rev().cloned().collect();
+        }
+        turned.pod_ranges.reverse();
+        prop_assert_eq!(ruleset(&turned), ruleset(&snapshot));
+    }
+
+    #[test]
+    fn every_verdict_leads_to_endpoints_that_are_there(snapshot in a_snapshot()) {
+        let planned = ruleset(&snapshot);
+        for lb_ip in planned.addresses.values() {
+            for target in lb_ip.ports.values() {
+                let count = u32::try_from(target.endpoints.len()).expect("few");
+                for pick in [target.outside, target.inside] {
+                    prop_assert!(pick.from + pick.count <= count);
+                }
+                prop_assert_eq!(target.inside.count == 0, target.endpoints.is_empty());
+                prop_assert!(target.endpoints.iter().all(|e| !target.draining.contains(&e.address)));
+            }
+        }
+    }
+}
