@@ -1,1 +1,49 @@
 //! Allocation: which Service gets which address, and why not.
+//!
+//! ```text
+//! API server --watch--> stores --snapshot--> plan --series of effects--> apply --writes--> API server
+//!                         ^                  (pure)                        |
+//!                         +-------------------- answers -------------------+
+//! ```
+//!
+//! | room | what is in it |
+//! |---|---|
+//! | [`snapshot`] | what was observed, all at once |
+//! | [`pools`] | what the pools come to: which pool an address belongs to, what overlaps |
+//! | `free`, `allocation` | which address is given next; who gets which, and who keeps, gives up or is refused |
+//! | [`refusal`] | why a Service doesn't get what it asks for, with the fix |
+//! | `pool_status` | what is said of a pool |
+//! | [`mod@plan`], [`effect`] | what is to be written, as data |
+//! | `pace` | when something may be tried again |
+//! | `stores`, `apply`, `report` | what is known; doing what was planned; telling people |
+//! | [`mod@run`] | the loop |
+//!
+//! What it needs to be allowed to do: list and watch Services, Nodes, IPAddressPools and LoadBalancerIPs; get the same but
+//! Nodes; patch `services/status` and `ipaddresspools/status`; create and delete LoadBalancerIPs; create events
+//! (events.k8s.io).
+
+#![forbid(unsafe_code)]
+
+mod allocation;
+mod apply;
+pub mod effect;
+#[cfg(test)]
+mod fixtures;
+mod free;
+#[cfg(test)]
+mod history;
+mod pace;
+pub mod plan;
+mod pool_status;
+pub mod pools;
+pub mod refusal;
+mod report;
+pub mod run;
+pub mod snapshot;
+mod stores;
+#[cfg(test)]
+mod world;
+
+pub use plan::{Plan, plan};
+pub use run::{Config, Error, run};
+pub use snapshot::Snapshot;

@@ -1,0 +1,197 @@
+//! What a plan has done: each write as data, and as the JSON that the API server gets.
+
+use std::fmt;
+use std::net::IpAddr;
+
+use crds::service::Ingress;
+use crds::{Holder, IPAddressPoolStatus, Key, LoadBalancerIP, LoadBalancerIPSpec, address};
+use k8s_openapi::api::core::v1::ObjectReference;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
+use kube::Resource;
+use serde_json::{Map, Value, json};
+
+/// What series of effects are about. Two series about one subject are never under way at once.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Subject {
+    /// An address that nobody holds any more.
+    Address(IpAddr),
+    /// A Service, and the addresses that it has, gets or loses.
+    Service(Key),
+    /// A pool.
+    Pool(String),
+}
+
+impl fmt::Display for Subject {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Address(address) => write!(f, "LoadBalancerIP {address}"),
+            Self::Service(key) => write!(f, "Service {key}"),
+            Self::Pool(name) => write!(f, "IPAddressPool {name}"),
+        }
+    }
+}
+
+/// Effects in the order in which they are to happen: the next only after the one before has succeeded.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Series {
+    /// What they are about.
+    pub subject: Subject,
+    /// The effects.
+    pub effects: Vec<Effect>,
+}
+
+/// One write.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Effect {
+    /// Take an address for a Service. The API server refuses that if somebody has it.
+    Create {
+        /// The address.
+        address: IpAddr,
+        /// Its pool.
+        pool: String,
+        /// The Service.
+        holder: Holder,
+    },
+    /// Withdraw an address, if it is still held by this very record.
+    Delete {
+        /// The address.
+        address: IpAddr,
+        /// The record's UID.
+        uid: String,
+    },
+    /// Write a Service's status and finalizers.
+    PatchService(ServicePatch),
+    /// Write a pool's status.
+    PatchPool(PoolPatch),
+    /// Tell people.
+    Event(Event),
+}
+
+/// What changes of a Service, in one write. What is `None` stays as it is.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ServicePatch {
+    /// Namespace and name.
+    pub key: Key,
+    /// The version that was looked at. If the Service is another by now, the write fails and nothing is changed.
+    pub resource_version: String,
+    /// All its finalizers.
+    pub finalizers: Option<Vec<String>>,
+    /// All entries of `status.loadBalancer.ingress`.
+    pub ingress: Option<Vec<Ingress>>,
+    /// All its conditions.
+    pub conditions: Option<Vec<Condition>>,
+}
+
+/// The new status of a pool.
+#[derive(Clone, Debug, PartialEq)]
+pub struct PoolPatch {
+    /// Its name.
+    pub name: String,
+    /// The version that was looked at, as for Services.
+    pub resource_version: String,
+    /// The new status.
+    pub status: IPAddressPoolStatus,
+}
+
+/// Something that people should know, as `kubectl describe` shows it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Event {
+    /// What it is about.
+    pub regarding: ObjectReference,
+    /// Whether something is wrong.
+    pub is_warning: bool,
+    /// One CamelCase word for machines.
+    pub reason: &'static str,
+    /// A sentence for people.
+    pub message: String,
+}
+
+impl ServicePatch {
+    /// The JSON merge patch (RFC 7386) for `services/status`, where lists are replaced as a whole. That subresource
+    /// takes metadata too, so that finalizer, address and condition are one write: a crash can't come between.
+    pub fn body(&self) -> Value {
+        let mut metadata = Map::from_iter([("resourceVersion".to_owned(), json!(self.resource_version))]);
+        if let Some(finalizers) = &self.finalizers {
+            metadata.insert("finalizers".into(), json!(finalizers));
+        }
+        let mut status = Map::new();
+        if let Some(ingress) = &self.ingress {
+            let entries: Vec<Value> = ingress.iter().map(entry).collect();
+            status.insert("loadBalancer".into(), json!({"ingress": entries}));
+        }
+        if let Some(conditions) = &self.conditions {
+            status.insert("conditions".into(), json!(conditions));
+        }
+        let mut body = json!({"metadata": metadata});
+        if !status.is_empty() {
+            body["status"] = status.into();
+        }
+        body
+    }
+}
+
+fn entry(ingress: &Ingress) -> Value {
+    let fields = [("ip", &ingress.ip), ("ipMode", &ingress.ip_mode), ("hostname", &ingress.hostname)];
+    fields.into_iter().filter_map(|(name, value)| Some((name.to_owned(), json!(value.as_ref()?)))).collect()
+}
+
+impl PoolPatch {
+    /// The JSON merge patch for `ipaddresspools/status`.
+    pub fn body(&self) -> Value {
+        json!({"metadata": {"resourceVersion": self.resource_version}, "status": self.status})
+    }
+}
+
+/// The object that makes `address` this Service's.
+pub fn load_balancer_ip(address: IpAddr, pool: &str, holder: &Holder) -> LoadBalancerIP {
+    let spec = LoadBalancerIPSpec { address: address.to_string(), pool: pool.into(), services: vec![holder.clone()] };
+    LoadBalancerIP::new(&address::name(address), spec)
+}
+
+/// A reference to a Service, for events.
+pub fn service_reference(key: &Key, uid: &str) -> ObjectReference {
+    ObjectReference {
+        api_version: Some("v1".into()),
+        kind: Some("Service".into()),
+        namespace: Some(key.namespace.clone()),
+        name: Some(key.name.clone()),
+        uid: Some(uid.into()),
+        ..ObjectReference::default()
+    }
+}
+
+/// A reference to a pool, for events.
+pub fn pool_reference(pool: &crds::IPAddressPool) -> ObjectReference {
+    pool.object_ref(&())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::fixtures::ip;
+
+    #[test]
+    fn a_patch_names_only_what_changes_and_the_version_it_is_for() {
+        let nothing = ServicePatch {
+            key: Key::new("default", "web"),
+            resource_version: "7".into(),
+            finalizers: None,
+            ingress: None,
+            conditions: None,
+        };
+        assert_eq!(nothing.body(), json!({"metadata": {"resourceVersion": "7"}}));
+        let all = ServicePatch {
+            finalizers: Some(vec!["a".into()]),
+            ingress: Some(vec![Ingress::of(ip("192.0.2.1"))]),
+            conditions: Some(vec![]),
+            ..nothing
+        };
+        assert_eq!(
+            all.body(),
+            json!({
+                "metadata": {"resourceVersion": "7", "finalizers": ["a"]},
+                "status": {"loadBalancer": {"ingress": [{"ip": "192.0.2.1", "ipMode": "VIP"}]}, "conditions": []},
+            })
+        );
+    }
+}

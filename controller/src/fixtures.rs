@@ -1,0 +1,77 @@
+//! Objects for tests, with what matters to the test as arguments.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use crds::ip_address_pool::AddressRange;
+use crds::service::Family;
+use crds::{FamilyPolicy, Holder, IPAddressPool, IPAddressPoolSpec, Key, Node, Record, Service, TrafficPolicy};
+use jiff::Timestamp;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+
+pub(crate) fn ip(text: &str) -> IpAddr {
+    text.parse().expect("an address")
+}
+
+pub(crate) fn at(second: i64) -> Timestamp {
+    Timestamp::from_second(second).expect("in range")
+}
+
+/// A pool that was created at that second.
+pub(crate) fn pool(name: &str, created: i64, addresses: &[&str]) -> Arc<IPAddressPool> {
+    let addresses = addresses.iter().map(|text| AddressRange((*text).to_owned())).collect();
+    let mut pool = IPAddressPool::new(name, IPAddressPoolSpec { addresses, auto_assign: true });
+    pool.metadata.creation_timestamp = Some(Time(at(created)));
+    pool.metadata.resource_version = Some("1".into());
+    pool.metadata.uid = Some(format!("pool-{name}"));
+    Arc::new(pool)
+}
+
+pub(crate) fn by_name<const N: usize>(pools: [Arc<IPAddressPool>; N]) -> BTreeMap<String, Arc<IPAddressPool>> {
+    pools.map(|pool| (pool.metadata.name.clone().expect("a name"), pool)).into()
+}
+
+pub(crate) fn node(name: &str, address: &str) -> Arc<Node> {
+    let (addresses, pod_cidrs) = (vec![ip(address)], vec![]);
+    Arc::new(Node { name: name.into(), addresses, pod_cidrs, excluded: false })
+}
+
+/// A Service of type LoadBalancer in namespace `default` that was created at that second. Its UID is its name.
+pub(crate) fn service(name: &str, created: i64) -> Service {
+    Service {
+        key: Key::new("default", name),
+        uid: name.into(),
+        resource_version: "1".into(),
+        created: at(created),
+        deleting: false,
+        is_load_balancer: true,
+        class: None,
+        requested: None,
+        families: vec![Family::V4],
+        family_policy: FamilyPolicy::SingleStack,
+        ports: vec![],
+        traffic_policy: TrafficPolicy::Cluster,
+        finalizers: vec![],
+        ingress: vec![],
+        conditions: vec![],
+    }
+}
+
+pub(crate) fn holder(service: &str) -> Holder {
+    Holder { namespace: "default".into(), name: service.into(), uid: service.into() }
+}
+
+/// The record of an address that these Services hold. Its UID is the address.
+pub(crate) fn record(address: &str, pool: &str, holders: &[&str]) -> (IpAddr, Arc<Record>) {
+    let record = Record {
+        address: ip(address),
+        uid: address.into(),
+        resource_version: "1".into(),
+        deleting: false,
+        pool: pool.into(),
+        holders: holders.iter().map(|name| holder(name)).collect(),
+        announcers: vec![],
+    };
+    (record.address, Arc::new(record))
+}

@@ -1,0 +1,245 @@
+//! What is to be written, so that everything says who got which address.
+//!
+//! Snapshot → [`Plan`]. It depends on nothing else and not on any order, and once its effects have happened, the next
+//! plan is empty: so a crash, a lost answer or another writer between any two effects heals with the next plan.
+//!
+//! Orders that matter, each within one [`Series`]:
+//!
+//! - Allocation: the LoadBalancerIP, then one write of the Service's finalizer, address and condition. Until that second
+//!   write is done, the LoadBalancerIP itself is what cleans up after the Service (KEP-980 asks for a finalizer before
+//!   provisioning: a record of our own serves the same end, and doesn't cost a write more).
+//! - Release: the LoadBalancerIP is deleted, so that nobody announces the address any more, then status and finalizer
+//!   are cleared (KEP-980).
+//! - Change to another address: the new one is taken and shown before the old one is withdrawn.
+
+use crds::condition::{Desired, Status, without_ours};
+use crds::service::{FINALIZER, Ingress};
+use crds::{Holder, Record, Service};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
+
+use crate::allocation::{Allocation, Outcome, allocations};
+use crate::effect::{Effect, Event, PoolPatch, Series, ServicePatch, Subject, pool_reference, service_reference};
+use crate::pool_status;
+use crate::pools::{Pool, Pools};
+use crate::snapshot::Snapshot;
+
+/// The condition that says whether a Service has the address it asks for.
+pub const ALLOCATED: &str = "landfall.dev/Allocated";
+
+/// What is to be written.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Plan {
+    /// Independent of each other, and so in any order or at once. In this order nobody waits for who comes later: what
+    /// is withdrawn, then Services in the order in which they are served, then pools.
+    pub series: Vec<Series>,
+}
+
+/// What is to be written, given what was observed.
+pub fn plan(snapshot: &Snapshot) -> Plan {
+    let pools = Pools::new(snapshot.pools.values(), snapshot.nodes.values());
+    let allocations = allocations(snapshot, &pools);
+    let mut series = Vec::new();
+    for record in &allocations.orphans {
+        push(&mut series, Subject::Address(record.address), withdrawn(std::slice::from_ref(record)));
+    }
+    for (service, records) in &allocations.others {
+        push(&mut series, subject(service), released(service, records, &pools, snapshot));
+    }
+    for allocation in &allocations.served {
+        push(&mut series, subject(allocation.service), allocated(allocation, &pools, snapshot));
+    }
+    for pool in pools.iter() {
+        push(&mut series, Subject::Pool(pool.name().to_owned()), counted(pool, &pools, snapshot));
+    }
+    Plan { series }
+}
+
+fn subject(service: &Service) -> Subject {
+    Subject::Service(service.key.clone())
+}
+
+fn push(series: &mut Vec<Series>, subject: Subject, effects: Vec<Effect>) {
+    if !effects.is_empty() {
+        series.push(Series { subject, effects });
+    }
+}
+
+/// What gives a Service that is ours what it gets, and says so.
+fn allocated(allocation: &Allocation<'_>, pools: &Pools, snapshot: &Snapshot) -> Vec<Effect> {
+    let service = allocation.service;
+    let mut effects = Vec::new();
+    if let Outcome::Gets(address, pool) = allocation.outcome {
+        let (key, uid) = (&service.key, service.uid.clone());
+        let holder = Holder { namespace: key.namespace.clone(), name: key.name.clone(), uid };
+        effects.push(Effect::Create { address, pool: pool.name().to_owned(), holder });
+    }
+    let desired = condition(allocation, pools);
+    let address = allocation.address();
+    let news = (!desired.is_in(&service.conditions)).then(|| desired.set_in(&service.conditions, snapshot.now));
+    let changed = Changes {
+        finalizer: address.is_some(),
+        ingress: (!shows(service, address)).then(|| address.map(Ingress::of).into_iter().collect()),
+        conditions: news,
+    };
+    let event = changed.conditions.is_some().then(|| Effect::Event(event(service, &desired)));
+    let patch = changed.of(service).into_iter().chain(event);
+    if address.is_some() {
+        effects.extend(patch);
+        effects.extend(withdrawn(&allocation.gives_up));
+    } else {
+        effects.extend(withdrawn(&allocation.gives_up));
+        // Withdrawn is what is gone, not what waits for somebody's finalizer.
+        if !allocation.gives_up.iter().any(|record| record.deleting) {
+            effects.extend(patch);
+        }
+    }
+    effects
+}
+
+/// Whether the status shows this address as we write it, and nothing else.
+fn shows(service: &Service, address: Option<std::net::IpAddr>) -> bool {
+    match (service.ingress.as_slice(), address) {
+        ([], None) => true,
+        ([only], Some(address)) => *only == Ingress::of(address),
+        _ => false,
+    }
+}
+
+fn condition(allocation: &Allocation<'_>, pools: &Pools) -> Desired {
+    let desired =
+        |status, reason, message| Desired { type_: ALLOCATED, status, reason, message, observed_generation: None };
+    let has = |address| match pools.pool_of(address) {
+        Some(pool) => desired(Status::True, "Allocated", format!("{address} from pool {}", pool.name())),
+        None => desired(
+            Status::True,
+            "PoolGone",
+            format!(
+                "{address} is in no IPAddressPool any more, and the Service keeps it: to have another one, ask for it \
+                 in spec.loadBalancerIP, or delete this Service's LoadBalancerIP"
+            ),
+        ),
+    };
+    match &allocation.outcome {
+        Outcome::Keeps(record) => has(record.address),
+        Outcome::Gets(address, _) => has(*address),
+        Outcome::Refused(refusal, None) => desired(Status::False, refusal.reason(), refusal.to_string()),
+        Outcome::Refused(refusal, Some(record)) => {
+            desired(Status::False, refusal.reason(), format!("{refusal}; it keeps {} until then", record.address))
+        }
+    }
+}
+
+fn event(service: &Service, desired: &Desired) -> Event {
+    let reason = match (desired.status, desired.reason) {
+        (Status::True, "Allocated") => "IPAllocated",
+        (Status::True, other) => other,
+        _ => "AllocationFailed",
+    };
+    Event {
+        regarding: service_reference(&service.key, &service.uid),
+        is_warning: reason != "IPAllocated",
+        reason,
+        message: desired.message.clone(),
+    }
+}
+
+/// What takes from a Service that is not ours (any more), or is being deleted, what it has from us.
+///
+/// It is touched only if we did so before: if it holds an address, or carries a condition of ours. Its finalizer alone
+/// says nothing, because other providers use the same one (KEP-1959), unless the Service is one of ours.
+fn released(service: &Service, records: &[&Record], pools: &Pools, snapshot: &Snapshot) -> Vec<Effect> {
+    let others = without_ours(&service.conditions);
+    let has_conditions = others.len() < service.conditions.len();
+    let is_ours = service.is_ours(snapshot.default_class);
+    if records.is_empty() && !has_conditions && !(is_ours && service.has_finalizer()) {
+        return Vec::new();
+    }
+    let mut effects = withdrawn(records);
+    if records.iter().any(|record| record.deleting) {
+        return effects;
+    }
+    // Of a Service that is somebody else's by now, the new owner's addresses stay. For another type there is none, and
+    // the API server has seen to that.
+    let from_us = |ingress: &&Ingress| {
+        let address = ingress.ip.as_ref().and_then(|ip| ip.parse().ok());
+        let held = |address| records.iter().any(|record| record.address == address) || pools.pool_of(address).is_some();
+        is_ours || address.is_some_and(held)
+    };
+    let left: Vec<_> = service.ingress.iter().filter(|ingress| !from_us(ingress)).cloned().collect();
+    let changes = Changes {
+        finalizer: false,
+        ingress: (service.is_load_balancer && left.len() < service.ingress.len()).then_some(left),
+        conditions: has_conditions.then_some(others),
+    };
+    effects.extend(changes.of(service));
+    effects
+}
+
+/// What withdraws addresses: those that are not being withdrawn yet.
+fn withdrawn(records: &[&Record]) -> Vec<Effect> {
+    let live = records.iter().filter(|record| !record.deleting);
+    live.map(|record| Effect::Delete { address: record.address, uid: record.uid.clone() }).collect()
+}
+
+/// What should be different about a Service.
+struct Changes {
+    /// Whether it should have our finalizer.
+    finalizer: bool,
+    ingress: Option<Vec<Ingress>>,
+    conditions: Option<Vec<Condition>>,
+}
+
+impl Changes {
+    /// The one write that makes it so; none if it is.
+    fn of(self, service: &Service) -> Option<Effect> {
+        let finalizers = (self.finalizer != service.has_finalizer()).then(|| {
+            let others = service.finalizers.iter().filter(|finalizer| *finalizer != FINALIZER).cloned();
+            others.chain(self.finalizer.then(|| FINALIZER.to_owned())).collect()
+        });
+        if finalizers.is_none() && self.ingress.is_none() && self.conditions.is_none() {
+            return None;
+        }
+        Some(Effect::PatchService(ServicePatch {
+            key: service.key.clone(),
+            resource_version: service.resource_version.clone(),
+            finalizers,
+            ingress: self.ingress,
+            conditions: self.conditions,
+        }))
+    }
+}
+
+/// What makes a pool say how it is.
+fn counted(pool: &Pool, pools: &Pools, snapshot: &Snapshot) -> Vec<Effect> {
+    let status = pool_status::status(pool, pools, snapshot);
+    let old = pool.object.status.as_ref();
+    if old == Some(&status) {
+        return Vec::new();
+    }
+    let before = old.map(|status| status.conditions.as_slice()).unwrap_or_default();
+    let said = |condition: &Condition| {
+        before
+            .iter()
+            .any(|c| c.type_ == condition.type_ && c.reason == condition.reason && c.message == condition.message)
+    };
+    let wrong =
+        |c: &&Condition| (c.type_ == "Ready" && c.status == "False") || (c.type_ == "Overlap" && c.status == "True");
+    let events = status.conditions.iter().filter(wrong).filter(|condition| !said(condition)).map(|condition| {
+        Effect::Event(Event {
+            regarding: pool_reference(&pool.object),
+            is_warning: true,
+            reason: if condition.type_ == "Overlap" { "Overlap" } else { "NotReady" },
+            message: condition.message.clone(),
+        })
+    });
+    let events: Vec<_> = events.collect();
+    let patch = PoolPatch {
+        name: pool.name().to_owned(),
+        resource_version: pool.object.metadata.resource_version.clone().unwrap_or_default(),
+        status,
+    };
+    std::iter::once(Effect::PatchPool(patch)).chain(events).collect()
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,468 @@
+//! What is planned in which case. What any history comes to is in [`crate::history`].
+
+use super::*;
+use crate::fixtures::{at, holder, ip, node, pool, record, service};
+use crate::world::{Seen, World, shows};
+use crds::service::Family;
+use crds::{FamilyPolicy, IPAddressPoolStatus, Key};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+use std::sync::Arc;
+
+fn lan() -> Arc<crds::IPAddressPool> {
+    pool("lan", 1, &["192.0.2.10-192.0.2.12"])
+}
+
+fn condition(type_: &str, status: &str, reason: &str, message: &str, second: i64) -> Condition {
+    Condition {
+        last_transition_time: Time(at(second)),
+        message: message.into(),
+        observed_generation: None,
+        reason: reason.into(),
+        status: status.into(),
+        type_: type_.into(),
+    }
+}
+
+fn subjects(plan: &Plan) -> Vec<String> {
+    plan.series.iter().map(|series| series.subject.to_string()).collect()
+}
+
+/// The effects of a plan, without their content.
+fn effects(plan: &Plan) -> Vec<String> {
+    let name = |effect: &Effect| match effect {
+        Effect::Create { address, .. } => format!("create {address}"),
+        Effect::Delete { address, .. } => format!("delete {address}"),
+        Effect::PatchService(patch) => format!("patch {}", patch.key),
+        Effect::PatchPool(patch) => format!("patch {}", patch.name),
+        Effect::Event(event) => format!("event {}", event.reason),
+    };
+    plan.series.iter().flat_map(|series| series.effects.iter().map(name)).collect()
+}
+
+#[test]
+fn a_new_service_gets_the_first_free_address_in_one_create_and_one_patch() {
+    let mut world = World::with([lan()], [service("web", 5)]);
+    world.snapshot.now = at(9);
+    let message = "192.0.2.10 from pool lan";
+    let patch = ServicePatch {
+        key: Key::new("default", "web"),
+        resource_version: "1".into(),
+        finalizers: Some(vec![FINALIZER.into()]),
+        ingress: Some(shows("192.0.2.10")),
+        conditions: Some(vec![condition(ALLOCATED, "True", "Allocated", message, 9)]),
+    };
+    let event = Event {
+        regarding: service_reference(&Key::new("default", "web"), "web"),
+        is_warning: false,
+        reason: "IPAllocated",
+        message: message.into(),
+    };
+    let create = Effect::Create { address: ip("192.0.2.10"), pool: "lan".into(), holder: holder("web") };
+    let conditions = vec![
+        condition("Ready", "True", "Ready", "its addresses are given out", 9),
+        condition("Overlap", "False", "NoOverlap", "no older pool has any of its addresses", 9),
+    ];
+    let status = IPAddressPoolStatus { assigned: 0, available: 3, conditions };
+    assert_eq!(
+        plan(&world.snapshot).series,
+        [
+            Series {
+                subject: Subject::Service(Key::new("default", "web")),
+                effects: vec![create, Effect::PatchService(patch), Effect::Event(event)],
+            },
+            Series {
+                subject: Subject::Pool("lan".into()),
+                effects: vec![Effect::PatchPool(PoolPatch {
+                    name: "lan".into(),
+                    resource_version: "1".into(),
+                    status
+                })],
+            },
+        ]
+    );
+    world.settle();
+    assert_eq!(world.seen("web"), Seen::has("192.0.2.10", "lan"));
+    let status = world.snapshot.pools["lan"].status.clone().expect("a status");
+    assert_eq!((status.assigned, status.available), (1, 2));
+}
+
+#[test]
+fn the_oldest_is_served_first_and_who_asks_by_name_before_who_takes_any() {
+    let mut asks = service("asks", 9);
+    asks.requested = Some("192.0.2.10".into());
+    let world = World::with([lan()], [service("c-old", 1), asks, service("a-young", 3), service("b-young", 3)]);
+    let plan = plan(&world.snapshot);
+    assert_eq!(
+        subjects(&plan),
+        [
+            "Service default/asks",
+            "Service default/c-old",
+            "Service default/a-young",
+            "Service default/b-young",
+            "IPAddressPool lan"
+        ]
+    );
+    let mut world = world;
+    world.settle();
+    let ingress = ["asks", "c-old", "a-young", "b-young"].map(|name| world.seen(name).ingress);
+    assert_eq!(ingress, [vec!["192.0.2.10".to_owned()], vec!["192.0.2.11".into()], vec!["192.0.2.12".into()], vec![]]);
+}
+
+#[test]
+fn a_service_that_does_not_get_what_it_asks_for_is_told_why_and_what_to_do() {
+    let mut manual = pool("manual", 1, &["192.0.2.30-192.0.2.30"]);
+    Arc::make_mut(&mut manual).spec.auto_assign = false;
+    let asks = |address: &str| {
+        let mut service = service("web", 5);
+        service.requested = Some(address.into());
+        service
+    };
+    let mut six = service("web", 5);
+    six.families = vec![Family::V6];
+    let mut both = service("web", 5);
+    (both.families, both.family_policy) = (vec![Family::V4, Family::V6], FamilyPolicy::RequireDualStack);
+    let full = || pool("full", 1, &["192.0.2.20-192.0.2.20"]);
+    for (pools, service, reason, message) in [
+        (
+            vec![],
+            service("web", 5),
+            "NoPool",
+            "no IPAddressPool exists: create one with addresses of the nodes' network that nothing else uses, such as \
+             spec.addresses: [192.0.2.200-192.0.2.250]",
+        ),
+        (
+            vec![manual.clone()],
+            service("web", 5),
+            "NoAutomaticPool",
+            "no IPAddressPool gives IPv4 addresses by itself: ask for one of manual in spec.loadBalancerIP, or set \
+             spec.autoAssign of a pool, or create another",
+        ),
+        (
+            vec![full(), manual.clone()],
+            service("web", 5),
+            "PoolsExhausted",
+            "no address is free in full: add addresses there, or create another IPAddressPool",
+        ),
+        (
+            vec![lan()],
+            asks("192.0.2.300"),
+            "InvalidRequest",
+            "spec.loadBalancerIP \"192.0.2.300\" is not an address: write one such as 192.0.2.10, or leave it out",
+        ),
+        (
+            vec![lan()],
+            asks("192.0.2.99"),
+            "AddressNotInPool",
+            "spec.loadBalancerIP 192.0.2.99 is in no IPAddressPool: ask for an address of a pool, or add it to one",
+        ),
+        (
+            vec![full()],
+            asks("192.0.2.20"),
+            "AddressInUse",
+            "spec.loadBalancerIP 192.0.2.20 is held by Service default/other; ask for another address, or leave it out",
+        ),
+        (
+            vec![lan()],
+            asks("192.0.2.11"),
+            "AddressInUse",
+            "spec.loadBalancerIP 192.0.2.11 is the address of node n1; ask for another address, or leave it out",
+        ),
+        (
+            vec![lan()],
+            asks("192.0.2.12"),
+            "AddressInUse",
+            "spec.loadBalancerIP 192.0.2.12 is taken: see kubectl get lbip 192.0.2.12; ask for another address, or leave \
+             it out",
+        ),
+        (
+            vec![lan()],
+            asks("2001:db8::1"),
+            "IPv6NotSupported",
+            "spec.loadBalancerIP 2001:db8::1: IPv6 addresses are not given out yet; ask for an IPv4 address",
+        ),
+        (
+            vec![lan()],
+            six.clone(),
+            "IPv6NotSupported",
+            "IPv6 addresses are not given out yet: use IPv4 in spec.ipFamilies, alone or with PreferDualStack",
+        ),
+        (
+            vec![lan()],
+            both.clone(),
+            "DualStackNotSupported",
+            "IPv6 addresses are not given out yet, and RequireDualStack wants both or none: use PreferDualStack or \
+             SingleStack in spec.ipFamilyPolicy",
+        ),
+    ] {
+        let mut world = World::with(pools, [service, crate::fixtures::service("other", 1)]);
+        world.snapshot.nodes.insert("n1".into(), node("n1", "192.0.2.11"));
+        world.snapshot.addresses = [record("192.0.2.20", "full", &["other"])].into();
+        world.snapshot.unreadable.addresses.insert(ip("192.0.2.12"));
+        world.settle();
+        let expected = Seen { condition: Some(format!("False {reason}: {message}")), ..Seen::nothing() };
+        assert_eq!(world.seen("web"), expected);
+        let web = service_reference(&Key::new("default", "web"), "web");
+        let told: Vec<_> = world.events.iter().filter(|event| event.regarding == web).cloned().collect();
+        let event = Event { regarding: web, is_warning: true, reason: "AllocationFailed", message: message.into() };
+        assert_eq!(told, [event]);
+    }
+}
+
+#[test]
+fn of_a_service_that_prefers_both_families_the_ipv4_address_is_given() {
+    let mut web = service("web", 5);
+    (web.families, web.family_policy) = (vec![Family::V6, Family::V4], FamilyPolicy::PreferDualStack);
+    let mut world = World::with([lan()], [web]);
+    world.settle();
+    assert_eq!(world.seen("web"), Seen::has("192.0.2.10", "lan"));
+}
+
+#[test]
+fn a_deleted_service_is_withdrawn_before_it_is_let_go() {
+    let mut world = World::with([lan()], [service("web", 5)]);
+    world.settle();
+    world.delete("web");
+    let uid = world.snapshot.addresses[&ip("192.0.2.10")].uid.clone();
+    let patch = ServicePatch {
+        key: Key::new("default", "web"),
+        resource_version: world.service("web").resource_version.clone(),
+        finalizers: Some(vec![]),
+        ingress: Some(vec![]),
+        conditions: Some(vec![]),
+    };
+    assert_eq!(
+        plan(&world.snapshot).series,
+        [Series {
+            subject: Subject::Service(Key::new("default", "web")),
+            effects: vec![Effect::Delete { address: ip("192.0.2.10"), uid }, Effect::PatchService(patch)],
+        }]
+    );
+    world.settle();
+    assert_eq!((world.snapshot.services.len(), world.snapshot.addresses.len()), (0, 0));
+}
+
+#[test]
+fn a_withdrawal_that_waits_for_somebody_keeps_status_and_finalizer_waiting() {
+    let mut world = World::with([lan()], [service("web", 5)]);
+    world.settle();
+    Arc::make_mut(world.snapshot.addresses.get_mut(&ip("192.0.2.10")).expect("a record")).deleting = true;
+    world.delete("web");
+    assert_eq!(plan(&world.snapshot), Plan::default());
+}
+
+#[test]
+fn a_service_that_ceases_to_be_a_load_balancer_is_released_and_what_others_wrote_stays() {
+    let mut web = service("web", 5);
+    web.finalizers = vec!["example.com/theirs".into()];
+    web.conditions = vec![condition("example.com/Theirs", "True", "Theirs", "", 1)];
+    let before = web.clone();
+    let mut world = World::with([lan()], [web]);
+    world.settle();
+    assert!(world.seen("web").has_finalizer);
+    world.edit("web", |service| service.is_load_balancer = false);
+    assert_eq!(effects(&plan(&world.snapshot)), ["delete 192.0.2.10", "patch default/web"]);
+    world.settle();
+    let after = world.service("web");
+    assert_eq!(world.seen("web"), Seen::nothing());
+    assert_eq!((&after.finalizers, &after.conditions), (&before.finalizers, &before.conditions));
+}
+
+#[test]
+fn services_of_other_classes_are_never_touched() {
+    let mut theirs = service("theirs", 1);
+    theirs.class = Some("example.com/other".into());
+    theirs.finalizers = vec![FINALIZER.into()];
+    theirs.ingress = shows("192.0.2.10");
+    theirs.conditions = vec![condition("example.com/Theirs", "True", "Theirs", "", 1)];
+    let mut deleted = Service { key: Key::new("default", "deleted"), deleting: true, ..theirs.clone() };
+    deleted.requested = Some("192.0.2.11".into());
+    let mut other = service("cluster-ip", 1);
+    (other.is_load_balancer, other.finalizers) = (false, vec![FINALIZER.into()]);
+    let mut world = World::with([lan()], [theirs, deleted, other]);
+    let before = world.snapshot.services.clone();
+    world.settle();
+    assert_eq!(world.snapshot.services, before);
+}
+
+#[test]
+fn a_service_without_a_class_is_another_providers_unless_we_are_the_default() {
+    let mut classless = service("classless", 1);
+    classless.finalizers = vec![FINALIZER.into()];
+    let mut ours = service("ours", 2);
+    ours.class = Some("landfall.dev/landfall".into());
+    let mut world = World::with([lan()], [classless.clone(), ours]);
+    world.snapshot.default_class = false;
+    world.settle();
+    assert_eq!((world.service("classless"), world.seen("ours")), (&classless, Seen::has("192.0.2.10", "lan")));
+}
+
+#[test]
+fn what_ceases_to_be_ours_is_released_and_the_new_owners_address_stays() {
+    let mut world = World::with([lan()], [service("web", 5)]);
+    world.settle();
+    // Seen only after it was another type in between.
+    world.edit("web", |service| {
+        service.class = Some("example.com/other".into());
+        service.ingress.extend(shows("198.51.100.1"));
+    });
+    world.settle();
+    assert_eq!(world.seen("web"), Seen { ingress: vec!["198.51.100.1".into()], ..Seen::nothing() });
+}
+
+#[test]
+fn a_forged_status_gives_nothing_and_is_repaired() {
+    let mut world = World::with([lan()], [service("web", 5), service("thief", 6)]);
+    world.settle();
+    world.edit("thief", |service| {
+        service.ingress = shows("192.0.2.10");
+        service.ingress.extend(shows("198.51.100.1"));
+    });
+    world.edit("web", |service| (service.ingress, service.finalizers) = (vec![], vec![]));
+    assert_eq!(effects(&plan(&world.snapshot)), ["patch default/thief", "patch default/web"]);
+    world.settle();
+    let seen = ["web", "thief"].map(|name| world.seen(name));
+    assert_eq!(seen, [Seen::has("192.0.2.10", "lan"), Seen::has("192.0.2.11", "lan")]);
+}
+
+#[test]
+fn a_service_made_again_under_an_old_name_is_another_one() {
+    let mut world = World::with([lan()], [service("web", 5)]);
+    world.settle();
+    let mut again = service("web", 7);
+    again.uid = "web-again".into();
+    world.snapshot.services.insert(again.key.clone(), Arc::new(again));
+    let plan = plan(&world.snapshot);
+    assert_eq!(
+        (subjects(&plan), effects(&plan)),
+        (
+            vec!["LoadBalancerIP 192.0.2.10".into(), "Service default/web".into()],
+            vec![
+                "delete 192.0.2.10".into(),
+                "create 192.0.2.11".into(),
+                "patch default/web".into(),
+                "event IPAllocated".into()
+            ]
+        )
+    );
+}
+
+#[test]
+fn a_service_that_asks_for_another_address_gets_it_before_it_loses_the_old_one() {
+    let mut world = World::with([lan()], [service("web", 5)]);
+    world.settle();
+    world.edit("web", |service| service.requested = Some("192.0.2.12".into()));
+    let plan = plan(&world.snapshot);
+    assert_eq!(effects(&plan), ["create 192.0.2.12", "patch default/web", "event IPAllocated", "delete 192.0.2.10"]);
+    world.settle();
+    assert_eq!(world.seen("web"), Seen::has("192.0.2.12", "lan"));
+}
+
+#[test]
+fn a_service_that_asks_for_what_it_cannot_get_keeps_what_it_has_and_is_told() {
+    let mut world = World::with([lan()], [service("web", 5), service("other", 6)]);
+    world.settle();
+    world.edit("web", |service| service.requested = Some("192.0.2.11".into()));
+    world.settle();
+    let message = "False AddressInUse: spec.loadBalancerIP 192.0.2.11 is held by Service default/other; ask for another \
+                   address, or leave it out; it keeps 192.0.2.10 until then";
+    assert_eq!(world.seen("web"), Seen { condition: Some(message.into()), ..Seen::has("192.0.2.10", "lan") });
+    world.delete("other");
+    world.settle();
+    assert_eq!(world.seen("web"), Seen::has("192.0.2.11", "lan"));
+}
+
+#[test]
+fn editing_pools_takes_no_address_away() {
+    let mut world = World::with([lan()], [service("web", 5)]);
+    world.settle();
+    world.snapshot.pools.clear();
+    world.settle();
+    let message = "True PoolGone: 192.0.2.10 is in no IPAddressPool any more, and the Service keeps it: to have another \
+                   one, ask for it in spec.loadBalancerIP, or delete this Service's LoadBalancerIP";
+    assert_eq!(world.seen("web"), Seen { condition: Some(message.into()), ..Seen::has("192.0.2.10", "lan") });
+    world.snapshot.pools.insert("renamed".into(), pool("renamed", 9, &["192.0.2.0/24"]));
+    world.settle();
+    assert_eq!(world.seen("web"), Seen::has("192.0.2.10", "renamed"));
+}
+
+#[test]
+fn an_address_whose_record_a_user_deletes_is_given_anew() {
+    let mut world = World::with([lan()], [service("web", 5)]);
+    world.settle();
+    world.snapshot.addresses.clear();
+    world.snapshot.addresses.extend([record("192.0.2.10", "lan", &[])]);
+    world.settle();
+    assert_eq!(
+        world.seen("web"),
+        Seen::has("192.0.2.11", "lan"),
+        "a record without a Service is somebody's reservation"
+    );
+}
+
+#[test]
+fn a_crash_after_the_create_leaves_nothing_that_the_next_plan_does_not_finish() {
+    let mut world = World::with([lan()], [service("web", 5)]);
+    let first = plan(&world.snapshot);
+    world.apply(&first.series[0].effects[0]);
+    assert_eq!(effects(&plan(&world.snapshot)), ["patch default/web", "event IPAllocated", "patch lan"]);
+    world.settle();
+    assert_eq!(world.seen("web"), Seen::has("192.0.2.10", "lan"));
+    // And in the middle of a change: both addresses are held, and the one that users know stays.
+    world.snapshot.addresses.extend([record("192.0.2.12", "lan", &["web"])]);
+    world.settle();
+    assert_eq!(world.seen("web"), Seen::has("192.0.2.10", "lan"));
+}
+
+#[test]
+fn a_crash_after_a_withdrawal_is_finished_too() {
+    for leaves in
+        [|service: &mut Service| service.deleting = true, |service: &mut Service| service.is_load_balancer = false]
+    {
+        let mut world = World::with([lan()], [service("web", 5)]);
+        world.settle();
+        world.edit("web", leaves);
+        world.snapshot.addresses.clear();
+        assert_eq!(effects(&plan(&world.snapshot))[0], "patch default/web");
+        world.settle();
+        if world.snapshot.services.contains_key(&World::key("web")) {
+            assert_eq!(world.seen("web"), Seen::nothing());
+        }
+    }
+}
+
+#[test]
+fn what_cannot_be_read_is_left_alone() {
+    let mut world = World::with([lan()], [service("web", 5)]);
+    world.settle();
+    // The Service is there, but nobody can read it; and so is a record.
+    world.snapshot.services.clear();
+    world.snapshot.unreadable.services.insert(World::key("web"));
+    world.snapshot.unreadable.addresses.insert(ip("192.0.2.11"));
+    let other = service("other", 6);
+    world.snapshot.services.insert(other.key.clone(), Arc::new(other));
+    world.settle();
+    assert_eq!(world.seen("other"), Seen::has("192.0.2.12", "lan"));
+    assert!(world.snapshot.addresses.contains_key(&ip("192.0.2.10")));
+}
+
+#[test]
+fn people_are_told_once_of_each_change() {
+    let mut world = World::with([], [service("web", 5)]);
+    world.settle();
+    world.snapshot.now = at(50);
+    world.settle();
+    world.snapshot.pools.insert("lan".into(), lan());
+    world.settle();
+    world.edit("web", |service| service.traffic_policy = crds::TrafficPolicy::Local);
+    world.settle();
+    assert_eq!(world.events.iter().map(|event| event.reason).collect::<Vec<_>>(), ["AllocationFailed", "IPAllocated"]);
+}
+
+#[test]
+fn what_is_wrong_with_a_pool_is_told_as_an_event_of_the_pool() {
+    let bad = pool("bad", 2, &["nonsense", "192.0.2.12-192.0.2.13"]);
+    let mut world = World::with([lan(), bad], []);
+    world.settle();
+    let told: Vec<_> = world.events.iter().map(|e| (e.regarding.name.as_deref(), e.reason, e.is_warning)).collect();
+    assert_eq!(told, [(Some("bad"), "NotReady", true), (Some("bad"), "Overlap", true)]);
+}

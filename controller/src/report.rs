@@ -1,0 +1,78 @@
+//! Telling people: events, as `kubectl describe` and `kubectl events` show them (events.k8s.io/v1).
+//!
+//! One task, fed by a bounded channel; a few requests at a time, so that events never stand in the way of addresses.
+//! Plans tell only changes, so there is nothing to deduplicate. (kube's Recorder keeps every event for six minutes to do
+//! that, and looks through all of them at each.) An event that can't be written is given up.
+
+use std::time::Duration;
+
+use futures::StreamExt;
+use jiff::Timestamp;
+use k8s_openapi::api::events::v1 as events;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{MicroTime, ObjectMeta};
+use kube::api::PostParams;
+use kube::{Api, Client};
+use tokio::sync::mpsc;
+use tokio::time::timeout;
+
+use crate::effect::Event;
+
+/// Who reports, in all events.
+pub(crate) const CONTROLLER: &str = "landfall.dev/controller";
+
+/// Events that wait to be written. More at once are dropped.
+pub(crate) const WAITING: usize = 4096;
+
+/// Requests at a time.
+const CONCURRENCY: usize = 4;
+
+/// For how long the API server is to answer.
+const ANSWER: Duration = Duration::from_secs(15);
+
+/// The longest text of an event that the API server takes, in bytes.
+const NOTE: usize = 1024;
+
+/// Writes the events that come, until no more can.
+pub(crate) async fn report(client: Client, instance: String, incoming: mpsc::Receiver<Event>) {
+    let events = futures::stream::unfold(incoming, |mut incoming| async {
+        let event = incoming.recv().await?;
+        Some((event, incoming))
+    });
+    let write = |event: Event| {
+        let object = object(event, &instance, Timestamp::now());
+        let namespace = object.metadata.namespace.clone().unwrap_or_default();
+        let api = Api::<events::Event>::namespaced(client.clone(), &namespace);
+        async move {
+            match timeout(ANSWER, api.create(&PostParams::default(), &object)).await {
+                Ok(Ok(_)) => {}
+                // Such as in a namespace that is being deleted.
+                Ok(Err(error)) => tracing::debug!(namespace, %error, "an event is given up"),
+                Err(_) => tracing::debug!(namespace, "an event is given up: no answer"),
+            }
+        }
+    };
+    events.for_each_concurrent(CONCURRENCY, write).await;
+}
+
+/// The event as the API server takes it.
+fn object(event: Event, instance: &str, now: Timestamp) -> events::Event {
+    let regarding = event.regarding;
+    let about = regarding.name.clone().unwrap_or_default();
+    events::Event {
+        metadata: ObjectMeta {
+            name: Some(format!("{about}.{:x}", now.as_nanosecond())),
+            // Those about objects of the whole cluster are by convention in `default`.
+            namespace: Some(regarding.namespace.clone().unwrap_or_else(|| "default".into())),
+            ..ObjectMeta::default()
+        },
+        action: Some("Allocate".into()),
+        event_time: Some(MicroTime(now)),
+        note: Some(event.message[..event.message.floor_char_boundary(NOTE)].to_owned()),
+        reason: Some(event.reason.to_owned()),
+        regarding: Some(regarding),
+        reporting_controller: Some(CONTROLLER.into()),
+        reporting_instance: Some(instance.to_owned()),
+        type_: Some(if event.is_warning { "Warning" } else { "Normal" }.into()),
+        ..events::Event::default()
+    }
+}

@@ -1,0 +1,199 @@
+//! A cluster in memory for tests: what an API server and its users do to the objects that plans are made from.
+
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use crds::service::{FINALIZER, Ingress};
+use crds::{IPAddressPool, Key, Record, Service};
+
+use crate::effect::{Effect, Event};
+use crate::plan::{ALLOCATED, plan};
+use crate::snapshot::Snapshot;
+
+/// A cluster.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct World {
+    pub(crate) snapshot: Snapshot,
+    /// What people were told.
+    pub(crate) events: Vec<Event>,
+    version: u64,
+}
+
+impl World {
+    /// A cluster with these pools and Services.
+    pub(crate) fn with(
+        pools: impl IntoIterator<Item = Arc<IPAddressPool>>,
+        services: impl IntoIterator<Item = Service>,
+    ) -> Self {
+        let mut world = Self { version: 100, ..Self::default() };
+        for pool in pools {
+            world.snapshot.pools.insert(pool.metadata.name.clone().expect("a name"), pool);
+        }
+        for service in services {
+            world.snapshot.services.insert(service.key.clone(), Arc::new(service));
+        }
+        world
+    }
+
+    pub(crate) fn key(name: &str) -> Key {
+        Key::new("default", name)
+    }
+
+    pub(crate) fn service(&self, name: &str) -> &Service {
+        &self.snapshot.services[&Self::key(name)]
+    }
+
+    /// Changes a Service, as a user does.
+    pub(crate) fn edit(&mut self, name: &str, edit: impl FnOnce(&mut Service)) {
+        self.version += 1;
+        let service = self.snapshot.services.get_mut(&Self::key(name)).map(Arc::make_mut).expect("a Service");
+        edit(service);
+        service.resource_version = self.version.to_string();
+        if !service.is_load_balancer {
+            // The API server does both in the same write (pkg/registry/core/service).
+            service.class = None;
+            service.ingress.clear();
+        }
+    }
+
+    /// Deletes a Service, as a user does.
+    pub(crate) fn delete(&mut self, name: &str) {
+        self.edit(name, |service| service.deleting = true);
+        self.collect(&Self::key(name));
+    }
+
+    /// What is being deleted and waits for nobody is gone.
+    fn collect(&mut self, key: &Key) {
+        if self.snapshot.services.get(key).is_some_and(|service| service.deleting && service.finalizers.is_empty()) {
+            self.snapshot.services.remove(key);
+        }
+    }
+
+    /// Does what the API server does with a write; `false` if it refuses.
+    pub(crate) fn apply(&mut self, effect: &Effect) -> bool {
+        self.version += 1;
+        match effect {
+            Effect::Create { address, pool, holder } => {
+                if self.snapshot.addresses.contains_key(address) || self.snapshot.unreadable.addresses.contains(address)
+                {
+                    return false;
+                }
+                let record = Record {
+                    address: *address,
+                    uid: format!("record-{}", self.version),
+                    resource_version: self.version.to_string(),
+                    deleting: false,
+                    pool: pool.clone(),
+                    holders: vec![holder.clone()],
+                    announcers: vec![],
+                };
+                self.snapshot.addresses.insert(*address, Arc::new(record));
+            }
+            Effect::Delete { address, uid } => {
+                if self.snapshot.addresses.get(address).is_some_and(|record| record.uid == *uid) {
+                    self.snapshot.addresses.remove(address);
+                }
+            }
+            Effect::PatchService(patch) => {
+                let Some(service) = self.snapshot.services.get_mut(&patch.key).map(Arc::make_mut) else { return false };
+                if service.resource_version != patch.resource_version {
+                    return false;
+                }
+                let before = service.ingress.clone();
+                service.resource_version = self.version.to_string();
+                if let Some(finalizers) = &patch.finalizers {
+                    service.finalizers = finalizers.clone();
+                }
+                if let Some(ingress) = &patch.ingress {
+                    assert!(service.is_load_balancer || ingress.is_empty(), "the API server refuses ingress here");
+                    service.ingress = ingress.clone();
+                }
+                if let Some(conditions) = &patch.conditions {
+                    service.conditions = conditions.clone();
+                }
+                let uid = service.uid.clone();
+                let shown = patch.ingress.iter().flatten().filter(|ingress| !before.contains(ingress));
+                for address in shown.filter_map(|ingress| ingress.ip.as_ref()?.parse::<IpAddr>().ok()) {
+                    let record = self.snapshot.addresses.get(&address);
+                    let holder = record.and_then(|record| record.holders.first());
+                    assert_eq!(holder.map(|holder| &holder.uid), Some(&uid), "{address} is shown and not held");
+                }
+                self.collect(&patch.key);
+            }
+            Effect::PatchPool(patch) => {
+                let Some(pool) = self.snapshot.pools.get_mut(&patch.name).map(Arc::make_mut) else { return false };
+                if pool.metadata.resource_version.as_deref() != Some(&patch.resource_version) {
+                    return false;
+                }
+                pool.metadata.resource_version = Some(self.version.to_string());
+                pool.status = Some(patch.status.clone());
+            }
+            Effect::Event(event) => self.events.push(event.clone()),
+        }
+        true
+    }
+
+    /// Plans and applies until nothing is left to do, and returns how many plans that took.
+    pub(crate) fn settle(&mut self) -> usize {
+        for plans in 0..8 {
+            let series = plan(&self.snapshot).series;
+            if series.is_empty() {
+                return plans;
+            }
+            for series in series {
+                for effect in &series.effects {
+                    if !self.apply(effect) {
+                        break;
+                    }
+                }
+            }
+        }
+        panic!("no end of plans: {:#?}", plan(&self.snapshot));
+    }
+
+    /// What a user sees of a Service: its addresses, and the condition as `Status Reason`; with `held` what it really
+    /// has.
+    pub(crate) fn seen(&self, name: &str) -> Seen {
+        let service = self.service(name);
+        let condition = service.conditions.iter().find(|condition| condition.type_ == ALLOCATED);
+        let held = self.snapshot.addresses.values().filter(|record| {
+            record.holders.iter().any(|holder| holder.uid == service.uid && holder.name == service.key.name)
+        });
+        Seen {
+            ingress: service.ingress.iter().filter_map(|ingress| ingress.ip.clone()).collect(),
+            condition: condition.map(|c| format!("{} {}: {}", c.status, c.reason, c.message)),
+            held: held.map(|record| record.address.to_string()).collect(),
+            has_finalizer: service.finalizers.iter().any(|finalizer| finalizer == FINALIZER),
+        }
+    }
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Seen {
+    pub(crate) ingress: Vec<String>,
+    pub(crate) condition: Option<String>,
+    pub(crate) held: Vec<String>,
+    pub(crate) has_finalizer: bool,
+}
+
+impl Seen {
+    /// A Service that has this address of that pool, and all that belongs to it.
+    pub(crate) fn has(address: &str, pool: &str) -> Self {
+        Self {
+            ingress: vec![address.into()],
+            condition: Some(format!("True Allocated: {address} from pool {pool}")),
+            held: vec![address.into()],
+            has_finalizer: true,
+        }
+    }
+
+    /// A Service that we have nothing to do with.
+    pub(crate) fn nothing() -> Self {
+        Self { ingress: vec![], condition: None, held: vec![], has_finalizer: false }
+    }
+}
+
+/// A status that shows this address, whoever wrote it.
+pub(crate) fn shows(address: &str) -> Vec<Ingress> {
+    vec![Ingress::of(address.parse().expect("an address"))]
+}
