@@ -306,7 +306,7 @@ fn known<T>(answer: Result<Option<T>, socket::Error>) -> Result<Option<T>, socke
 }
 
 /// Takes everything of ours out of the kernel, in the network namespace of the calling thread; for an uninstallation.
-/// Returns whether there was anything.
+/// Returns whether there was anything. [`run`](crate::run()) must have ended before, or it would make it again.
 ///
 /// # Errors
 /// If the kernel does not tell or refuses.

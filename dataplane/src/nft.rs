@@ -27,6 +27,8 @@
 //!   change costs what it changes.
 //! * Refusing happens before routing: it works whether or not the node forwards and knows a route to the lb_ip.
 //!
+//! Needs Linux 5.10 or newer (a reset from prerouting), and nothing of the `nft` program.
+//!
 //! | room | what is in it |
 //! |---|---|
 //! | [`element`] | what the maps hold: ruleset → elements (pure) |

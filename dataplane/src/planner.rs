@@ -1,7 +1,7 @@
 //! Plans again only what has changed: the same as [`ruleset`] of the whole snapshot, at the price of the difference.
 //!
 //! A cluster of 30,000 Services changes one at a time, and a packet should take the new way within milliseconds. So the
-//! last snapshot is kept, parts of the new one that are the same (the same `Arc`, not only equal) are passed over, and
+//! last snapshot is kept, parts of the new one that are the same (the same `Arc`; of holders, also equal ones) are passed over, and
 //! what is not affected is shared between the rulesets. Whoever compares two of those can do the same.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -44,7 +44,8 @@ impl Planner {
         let mut affected = BTreeSet::new();
         // Several addresses may share one list of holders, so the same list does not mean the same address.
         let never = |_: &Arc<[Holder]>, _: &Arc<[Holder]>| false;
-        differing(&before.addresses, &after.addresses, never, Arc::ptr_eq, |address, before, after| {
+        let same = |a: &Arc<[Holder]>, b: &Arc<[Holder]>| Arc::ptr_eq(a, b) || a == b;
+        differing(&before.addresses, &after.addresses, never, same, |address, before, after| {
             affected.insert(*address);
             for key in before.into_iter().flat_map(|holders| holders.iter()).map(key) {
                 let left = self.held.get_mut(&key).is_some_and(|held| held.remove(address) && held.is_empty());

@@ -9,8 +9,8 @@ use ipnet::IpNet;
 
 /// The observed world, as far as forwarding depends on it.
 ///
-/// Made of shared parts. Who makes one after the other should put the same `Arc` wherever nothing has changed (for the
-/// holders, too): what is the same is not looked at again.
+/// Made of shared parts. Who makes one after the other should put the same `Arc` wherever nothing has changed: what is
+/// the same is not looked at again.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Snapshot {
     /// The name of this node: endpoints on it are local.

@@ -320,3 +320,137 @@ fn number(attributes: Attributes<'_>, kind: u16) -> Option<u32> {
 fn text(attributes: Attributes<'_>, kind: u16) -> Option<String> {
     attributes.find(kind)?.text().map(str::to_owned)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::diff::{Change, diff};
+    use crate::netlink::attribute::{Writer, attributes};
+    use crate::ruleset::Pick;
+    use proptest::prelude::*;
+
+    /// Any elements, with the chains that they need.
+    fn some_elements() -> impl Strategy<Value = Elements> {
+        let address = || any::<u32>().prop_map(Ipv4Addr::from_bits);
+        let protocol = prop_oneof![Just(Protocol::Tcp), Just(Protocol::Udp), Just(Protocol::Sctp)];
+        let frontend = (address(), protocol, any::<u16>()).prop_map(|(address, protocol, port)| Frontend {
+            address,
+            protocol,
+            port,
+        });
+        let pick = (any::<u32>(), 1u32..).prop_map(|(from, count)| Pick { from, count });
+        let endpoint = (address(), any::<u16>()).prop_map(|(address, port)| SocketAddrV4::new(address, port));
+        let element = prop_oneof![
+            address().prop_map(|a| (Key::Address(a), Value::Present)),
+            (frontend.clone(), pick.clone()).prop_map(|(f, p)| (Key::Service(f), Value::Pick(p))),
+            (frontend.clone(), pick.clone()).prop_map(|(f, p)| (Key::Inside(f), Value::Pick(p))),
+            frontend.clone().prop_map(|f| (Key::Refused(f), Value::Present)),
+            (frontend, any::<u32>(), endpoint).prop_map(|(f, i, e)| (Key::Endpoint(f, i), Value::Endpoint(e))),
+            (address(), address()).prop_map(|(a, e)| (Key::Local(a, e), Value::Present)),
+            (address(), address()).prop_map(|(a, e)| (Key::Hairpin(a, e), Value::Present)),
+        ];
+        proptest::collection::btree_map(any::<u64>(), element, 0..40)
+            .prop_map(|elements| elements.into_values().collect())
+    }
+
+    /// What the messages that add all of `elements` say, read as if the kernel had said it.
+    fn told(elements: &Elements) -> Vec<Option<(Key, Value)>> {
+        let mut requests = Requests::default();
+        requests.change(&diff(&Elements::new(), elements));
+        let mut told = Vec::new();
+        for message in requests.messages {
+            let mut bytes = Vec::new();
+            message.encode(0, &mut bytes);
+            assert!(bytes.len() < 1 << 16, "a message has an attribute of less than 64 KiB");
+            let answer = attributes(&bytes[Message::HEADERS..]);
+            let set = answer.find(ELEM_LIST_SET).and_then(|set| set.text()).expect("a set");
+            told.extend(self::elements(set, answer));
+        }
+        told
+    }
+
+    proptest! {
+        #[test]
+        fn elements_are_read_as_they_are_written(elements in some_elements()) {
+            let read: Option<Elements> = told(&elements).into_iter().collect();
+            prop_assert_eq!(read, Some(elements));
+        }
+
+        #[test]
+        fn ranges_are_read_as_they_are_written(ends in proptest::collection::btree_set(any::<u32>(), 0..12)) {
+            let ends: Vec<_> = ends.into_iter().map(Ipv4Addr::from_bits).collect();
+            // Ranges that touch are one.
+            let apart = |(before, after): (&Ipv4Addr, &Ipv4Addr)| after.to_bits() - before.to_bits() > 1;
+            prop_assume!(ends.iter().zip(ends.iter().skip(1)).all(apart));
+            let expected: Vec<_> = ends.chunks_exact(2).map(|pair| (pair[0], pair[1])).collect();
+            let mut list = Writer::default();
+            list.nested(ELEM_LIST_ELEMENTS, |list| {
+                super::super::request::element(&Change::Add(Key::Pods, Value::Ranges(expected.clone())), list);
+            });
+            let boundaries = boundaries(attributes(&list.finish())).into_iter().collect::<Option<Vec<_>>>();
+            prop_assert_eq!(boundaries.and_then(ranges), Some(expected));
+        }
+
+        #[test]
+        fn reading_any_answer_never_panics(bytes in proptest::collection::vec(any::<u8>(), 0..300)) {
+            let answer = attributes(&bytes);
+            let _ = (Found::table(answer), FoundSet::read(answer), chain_hook(answer), rule(answer), generation(answer));
+            for set in skeleton::sets() {
+                let _ = elements(set.name, answer);
+            }
+            let _ = boundaries(answer).into_iter().collect::<Option<Vec<_>>>().and_then(ranges);
+        }
+
+        #[test]
+        fn reading_an_answer_with_a_flaw_never_panics(elements in some_elements(), at: usize, flaw: u8) {
+            let mut requests = Requests::default();
+            requests.create_table();
+            requests.change(&diff(&Elements::new(), &elements));
+            for message in requests.messages {
+                let mut bytes = Vec::new();
+                message.encode(0, &mut bytes);
+                let mut bytes = bytes.split_off(Message::HEADERS);
+                if !bytes.is_empty() {
+                    let at = at % bytes.len();
+                    bytes[at] = flaw;
+                }
+                let answer = attributes(&bytes);
+                let _ = (Found::table(answer), FoundSet::read(answer), chain_hook(answer), rule(answer));
+                for set in skeleton::sets() {
+                    let _ = self::elements(set.name, answer);
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn every_rule_is_read_as_it_is_written() {
+        let picks = [Pick { from: 0, count: 1 }, Pick { from: 3, count: 7 }].map(skeleton::pick);
+        for chain in skeleton::chains().into_iter().chain(picks) {
+            for expected in chain.rules {
+                let mut message = Writer::default();
+                message.text(RULE_CHAIN, &chain.name).nested(RULE_EXPRESSIONS, |list| {
+                    expected.iter().for_each(|expression| expression.encode(list));
+                });
+                let read = rule(attributes(&message.finish()));
+                assert_eq!(read, Some((chain.name.clone(), Some(expected))));
+            }
+        }
+    }
+
+    #[test]
+    fn many_elements_are_spread_over_messages() {
+        let elements = (0..5_000).map(|n| (Key::Address(Ipv4Addr::from_bits(n)), Value::Present)).collect();
+        assert_eq!(told(&elements).len(), 5_000);
+    }
+
+    #[test]
+    fn boundaries_that_do_not_fit_are_no_ranges() {
+        let at = |last: u8| Ipv4Addr::new(10, 0, 0, last);
+        assert_eq!(ranges(vec![]), Some(vec![]));
+        assert_eq!(ranges(vec![(at(2), true), (at(1), false)]), Some(vec![(at(1), at(1))]));
+        assert_eq!(ranges(vec![(at(1), false)]), Some(vec![(at(1), Ipv4Addr::BROADCAST)]));
+        assert_eq!(ranges(vec![(at(1), false), (at(2), false)]), None);
+        assert_eq!(ranges(vec![(at(1), false), (at(2), true), (at(3), true)]), None);
+    }
+}
