@@ -63,6 +63,7 @@ pub async fn run(
 ) -> Result<(), Error> {
     let mut worker = blocking(move || Worker::open(forwarding)).await?;
     let mut pause = FIRST_PAUSE;
+    let mut next_check = Instant::now() + CHECK;
     loop {
         let snapshot = snapshots.borrow_and_update().clone();
         let Some(snapshot) = snapshot else {
@@ -71,16 +72,21 @@ pub async fn run(
             }
             continue;
         };
+        // Due by the clock and not by silence: where something changes all the time, it must be looked at as well.
+        let check = Instant::now() >= next_check;
         let done;
         (worker, done) = blocking(move || {
-            let done = worker.step(&snapshot);
+            let done = worker.step(&snapshot, check);
             (worker, done)
         })
         .await;
         let wake = match done {
             Ok(()) => {
                 pause = FIRST_PAUSE;
-                Instant::now() + CHECK
+                if check {
+                    next_check = Instant::now() + CHECK;
+                }
+                next_check
             }
             Err(error) => {
                 let cause = cause(&error);
@@ -127,8 +133,8 @@ struct Worker {
     /// The ruleset that `forwarding` speaks of.
     published: Arc<Ruleset>,
     planner: Planner,
-    /// The snapshot that the kernel has, with its ruleset.
-    done: Option<(Arc<Snapshot>, Arc<Ruleset>)>,
+    /// The ruleset that the kernel has; `None` after a failure.
+    done: Option<Arc<Ruleset>>,
     /// Connection tracking.
     conntrack: Socket,
     /// The ruleset for which stale flows were last forgotten.
@@ -152,22 +158,17 @@ impl Worker {
         })
     }
 
-    /// Makes the kernel do what `snapshot` says; if it is the same one as before, looks whether the kernel still does.
-    fn step(&mut self, snapshot: &Arc<Snapshot>) -> Result<(), Error> {
-        let damaged = match &self.done {
-            Some((done, _)) if Arc::ptr_eq(done, snapshot) => match self.engine.check()? {
-                None => {
-                    self.sweep(&[]);
-                    return Ok(());
-                }
-                Some(wrong) => {
-                    tracing::warn!(wrong, "somebody changed the table landfall, repairing it");
-                    true
-                }
-            },
-            _ => false,
-        };
+    /// Makes the kernel do what `snapshot` says. With `check`, first looks whether it does what it was told before.
+    fn step(&mut self, snapshot: &Arc<Snapshot>, check: bool) -> Result<(), Error> {
+        let wrong = if check { self.engine.check()? } else { None };
+        if let Some(wrong) = &wrong {
+            tracing::warn!(wrong, "somebody changed the table landfall, repairing it");
+        }
         let desired = self.planner.plan(snapshot);
+        if wrong.is_none() && self.done.as_ref().is_some_and(|done| Arc::ptr_eq(done, &desired)) {
+            self.sweep(&[]);
+            return Ok(());
+        }
         // Until this step is done, the next one must not take anything for done.
         self.done = None;
         self.withdraw(&desired);
@@ -179,7 +180,7 @@ impl Worker {
             Err(error) => {
                 // A change that failed leaves the kernel as it was. A table that is known to be broken and could not
                 // be repaired forwards nothing that others should rely on.
-                if damaged {
+                if wrong.is_some() {
                     self.publish(Arc::default());
                 }
                 return Err(error);
@@ -187,7 +188,7 @@ impl Worker {
         };
         self.look_at_ip_forward(&desired);
         self.publish(Arc::clone(&desired));
-        self.done = Some((Arc::clone(snapshot), desired));
+        self.done = Some(desired);
         self.sweep(&changes);
         Ok(())
     }
@@ -195,7 +196,7 @@ impl Worker {
     /// Forgets flows that went where the ruleset before led them and that this one would lead elsewhere. What fails is
     /// tried again when the kernel is next checked.
     fn sweep(&mut self, changes: &[Change]) {
-        let Some((_, ruleset)) = &self.done else { return };
+        let Some(ruleset) = &self.done else { return };
         if self.swept.as_ref().is_some_and(|swept| Arc::ptr_eq(swept, ruleset)) {
             return;
         }
