@@ -144,53 +144,54 @@ impl Engine {
 
     /// Goes from what is known to what is desired.
     fn advance(&mut self, known: Known, desired: &Arc<Ruleset>) -> Result<Applied, Error> {
-        let Known { ruleset, generation } = known;
-        let (had, needs) = (is_needed(&ruleset), is_needed(desired));
-        let changes = changes(&ruleset, desired);
-        let (requests, applied) = match (had, needs) {
-            (true, true) if !changes.is_empty() => (change(&changes), Applied::Changed(changes)),
-            (false, true) => (create(false, &changes), Applied::Created(changes.len())),
-            (true, false) => (remove_table(), Applied::Removed),
-            _ => (Requests::default(), Applied::Unchanged),
+        let changes = changes(&known.ruleset, desired);
+        let todo = match (is_needed(&known.ruleset), is_needed(desired)) {
+            (true, true) => Todo::Change(changes),
+            (false, true) => Todo::Create { changes, instead_of: None },
+            (true, false) => Todo::Remove,
+            (false, false) => Todo::Nothing,
         };
-        let commits = u32::from(!requests.messages.is_empty());
-        self.transact(&requests, None)?;
-        // Every transaction counts the generation up by one, and leaves out 0.
-        let generation = if commits > 0 { next_generation(generation) } else { generation };
-        self.applied = Some(Known { ruleset: Arc::clone(desired), generation });
-        Ok(applied)
+        self.execute(todo, desired, known.generation, None)
     }
 
     /// Reads what there is and goes from there.
     fn establish(&mut self, desired: &Arc<Ruleset>) -> Result<Applied, Error> {
         let target = elements(desired);
-        let all = || diff(&Elements::new(), &target);
-        for attempt in 1.. {
+        let mut attempt = 1;
+        loop {
             let (observed, generation) = self.observe()?;
-            let (requests, applied) = match (observed, is_needed(desired)) {
-                (Observed::Absent, false) => (Requests::default(), Applied::Unchanged),
-                (_, false) => (remove_table(), Applied::Removed),
-                (Observed::Absent, true) => (create(false, &all()), Applied::Created(target.len())),
-                (Observed::Foreign(because), true) => {
-                    (create(true, &all()), Applied::Replaced { because, elements: target.len() })
-                }
-                (Observed::Ours(elements), true) => match diff(&elements, &target) {
-                    changes if changes.is_empty() => (Requests::default(), Applied::Unchanged),
-                    changes => (change(&changes), Applied::Changed(changes)),
-                },
+            let all = || diff(&Elements::new(), &target);
+            let todo = match (observed, is_needed(desired)) {
+                (Observed::Absent, false) => Todo::Nothing,
+                (_, false) => Todo::Remove,
+                (Observed::Absent, true) => Todo::Create { changes: all(), instead_of: None },
+                (Observed::Foreign(because), true) => Todo::Create { changes: all(), instead_of: Some(because) },
+                (Observed::Ours(elements), true) => Todo::Change(diff(&elements, &target)),
             };
-            let commits = !requests.messages.is_empty();
-            match self.transact(&requests, (attempt < ATTEMPTS).then_some(generation)) {
-                Err(Error::Refused { source, .. }) if attempt < ATTEMPTS && source.errno() == Some(ERESTART) => {}
-                Err(error) => return Err(error),
-                Ok(()) => {
-                    let generation = if commits { next_generation(generation) } else { generation };
-                    self.applied = Some(Known { ruleset: Arc::clone(desired), generation });
-                    return Ok(applied);
-                }
+            let last = attempt >= ATTEMPTS;
+            match self.execute(todo, desired, generation, (!last).then_some(generation)) {
+                Err(Error::Refused { source, .. }) if !last && source.errno() == Some(ERESTART) => attempt += 1,
+                done => return done,
             }
         }
-        unreachable!("invariant: the last attempt returns")
+    }
+
+    /// Does it, as one transaction, and remembers what the kernel has now. With `only_at`, only if the kernel's
+    /// generation is still that one.
+    fn execute(
+        &mut self,
+        todo: Todo,
+        desired: &Arc<Ruleset>,
+        generation: u32,
+        only_at: Option<u32>,
+    ) -> Result<Applied, Error> {
+        let requests = todo.requests();
+        let commits = !requests.messages.is_empty();
+        self.transact(&requests, only_at)?;
+        // Every transaction counts the generation up by one, and leaves out 0.
+        let generation = if commits { generation.wrapping_add(1).max(1) } else { generation };
+        self.applied = Some(Known { ruleset: Arc::clone(desired), generation });
+        Ok(todo.done())
     }
 
     /// Reads the table, with the generation it is from.
@@ -256,7 +257,7 @@ impl Engine {
         Ok(all.zip(pods).map(|(all, pods)| dump::assembled(all, picks, pods)))
     }
 
-    fn transact(&mut self, requests: &Requests, generation: Option<u32>) -> Result<(), Error> {
+    fn transact(&mut self, requests: &Requests<'_>, generation: Option<u32>) -> Result<(), Error> {
         self.socket.transact(&requests.messages, generation).map_err(|source| match &source {
             socket::Error::Refused { message, offset, .. } => {
                 let what = message.map_or_else(|| "make changes".to_owned(), |m| requests.subject(m, *offset));
@@ -267,35 +268,50 @@ impl Engine {
     }
 }
 
+/// What is to be done to the table.
+enum Todo {
+    Nothing,
+    Change(Vec<Change>),
+    Create { changes: Vec<Change>, instead_of: Option<String> },
+    Remove,
+}
+
+impl Todo {
+    fn requests(&self) -> Requests<'_> {
+        let mut requests = Requests::default();
+        match self {
+            Self::Nothing => {}
+            Self::Change(changes) => requests.change(changes),
+            Self::Create { changes, instead_of } => {
+                if instead_of.is_some() {
+                    requests.delete_table();
+                }
+                requests.create_table();
+                requests.change(changes);
+            }
+            Self::Remove => requests.delete_table(),
+        }
+        requests
+    }
+
+    /// What it is when it is done.
+    fn done(self) -> Applied {
+        match self {
+            Self::Nothing => Applied::Unchanged,
+            Self::Change(changes) if changes.is_empty() => Applied::Unchanged,
+            Self::Change(changes) => Applied::Changed(changes),
+            Self::Create { changes, instead_of: None } => Applied::Created(changes.len()),
+            Self::Create { changes, instead_of: Some(because) } => {
+                Applied::Replaced { because, elements: changes.len() }
+            }
+            Self::Remove => Applied::Removed,
+        }
+    }
+}
+
 /// The errno of a transaction that came too late: something changed since the generation it was made for. User space
 /// normally never sees it, so libc has no name for it.
 const ERESTART: i32 = 85;
-
-fn next_generation(generation: u32) -> u32 {
-    generation.wrapping_add(1).max(1)
-}
-
-fn change(changes: &[Change]) -> Requests {
-    let mut requests = Requests::default();
-    requests.change(changes);
-    requests
-}
-
-fn create(replace: bool, elements: &[Change]) -> Requests {
-    let mut requests = Requests::default();
-    if replace {
-        requests.delete_table();
-    }
-    requests.create_table();
-    requests.change(elements);
-    requests
-}
-
-fn remove_table() -> Requests {
-    let mut requests = Requests::default();
-    requests.delete_table();
-    requests
-}
 
 /// What was asked for, or nothing if the kernel says that it isn't there.
 fn known<T>(answer: Result<Option<T>, socket::Error>) -> Result<Option<T>, socket::Error> {
@@ -315,6 +331,6 @@ pub fn remove() -> Result<bool, Error> {
     if known(engine.socket.ask(dump::get_table(), |_| ())).map_err(Error::Read)?.is_none() {
         return Ok(false);
     }
-    engine.transact(&remove_table(), None)?;
+    engine.transact(&Todo::Remove.requests(), None)?;
     Ok(true)
 }

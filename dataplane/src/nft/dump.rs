@@ -355,8 +355,9 @@ mod tests {
 
     /// What the messages that add all of `elements` say, read as if the kernel had said it.
     fn told(elements: &Elements) -> Vec<Option<(Key, Value)>> {
+        let changes = diff(&Elements::new(), elements);
         let mut requests = Requests::default();
-        requests.change(&diff(&Elements::new(), elements));
+        requests.change(&changes);
         let mut told = Vec::new();
         for message in requests.messages {
             let mut bytes = Vec::new();
@@ -403,9 +404,10 @@ mod tests {
 
         #[test]
         fn reading_an_answer_with_a_flaw_never_panics(elements in some_elements(), at: usize, flaw: u8) {
+            let changes = diff(&Elements::new(), &elements);
             let mut requests = Requests::default();
             requests.create_table();
-            requests.change(&diff(&Elements::new(), &elements));
+            requests.change(&changes);
             for message in requests.messages {
                 let mut bytes = Vec::new();
                 message.encode(0, &mut bytes);

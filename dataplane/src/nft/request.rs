@@ -67,22 +67,22 @@ const LIST: usize = 60_000;
 
 /// Messages with what each is about.
 #[derive(Debug, Default)]
-pub struct Requests {
+pub struct Requests<'a> {
     /// The messages, in order.
     pub messages: Vec<Message>,
-    subjects: Vec<Subject>,
+    subjects: Vec<Subject<'a>>,
 }
 
 /// What a message is about.
 #[derive(Debug)]
-enum Subject {
+enum Subject<'a> {
     /// A part of the skeleton, in words.
     Skeleton(String),
     /// These changes; where each begins in the message, in bytes.
-    Changes(Vec<(usize, Change)>),
+    Changes(Vec<(usize, &'a Change)>),
 }
 
-impl Requests {
+impl<'a> Requests<'a> {
     /// What a message is about, in words: the change that begins last before `offset`, if one is given.
     pub fn subject(&self, message: usize, offset: Option<u32>) -> String {
         match self.subjects.get(message) {
@@ -156,7 +156,7 @@ impl Requests {
     }
 
     /// Makes these changes, which must be in the order that [`crate::diff::diff`] gives.
-    pub fn change(&mut self, changes: &[Change]) {
+    pub fn change(&mut self, changes: &'a [Change]) {
         let mut rest = changes;
         while let Some(first) = rest.first() {
             match first {
@@ -180,7 +180,7 @@ impl Requests {
     }
 
     /// One message for as many of the first changes as are of one kind, in one set, and fit. Returns how many.
-    fn change_elements(&mut self, changes: &[Change]) -> usize {
+    fn change_elements(&mut self, changes: &'a [Change]) -> usize {
         let kind_of = |change: &Change| (matches!(change, Change::Add(..)), set_of(change.key()));
         let Some((adds, Some(set))) = changes.first().map(kind_of) else { return changes.len() };
         let mut subjects = Vec::new();
@@ -193,7 +193,7 @@ impl Requests {
                     if list.len() - start > LIST {
                         break;
                     }
-                    subjects.push((Message::HEADERS + list.len(), change.clone()));
+                    subjects.push((Message::HEADERS + list.len(), change));
                     element(change, list);
                 }
             });
