@@ -1,0 +1,530 @@
+//! A whole cluster: how it comes up, what one can ask of it, how it goes.
+//!
+//! Touches everything the other modules touch; see there. Coming up is one path, with what can run at the same time
+//! running at the same time:
+//!
+//! ```text
+//!   switch ─┬─ cp plugged ── etcd, API server ────────── /readyz ─┬─ Node objects ── controllers, scheduler ─┬─ Ready
+//!           └─ each node plugged ── boot, containerd, images ─────┴──────────────── kubelet, kube-proxy ─────┘
+//! ```
+
+use std::fs;
+use std::net::Ipv4Addr;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::thread;
+use std::time::{Duration, Instant, SystemTime};
+
+use anyhow::{Context, Result, anyhow, ensure};
+use k8s_openapi::api::authentication::v1::{TokenRequest, TokenRequestSpec};
+use k8s_openapi::api::core::v1::{ConfigMap, Node, ServiceAccount};
+use kube::api::{Api, ListParams, PostParams};
+use kube::config::{KubeConfigOptions, Kubeconfig};
+
+use crate::certificates::{Authority, kubeconfig_with_token};
+use crate::control_plane::{self, Files};
+use crate::host::Host;
+use crate::image::{Image, write_archive};
+use crate::network::{self, BRIDGE, SWITCH};
+use crate::state::{self, Lock, Place, Record};
+use crate::topology::{API_PORT, Kind, KubeProxy, Seat, Topology};
+use crate::wait::wait_until;
+use crate::{faults, light_node, node};
+
+/// A cluster is Ready in 6 to 10 s on two idle cores; on busy ones several may come up at once.
+const READY: Duration = Duration::from_secs(120);
+/// A captured frame's first bytes: headers, and a line of payload.
+const SNAP_LENGTH: &str = "256";
+/// Two files of this many million bytes.
+const CAPTURE_SIZE: &str = "16";
+
+/// A running cluster.
+///
+/// One made by [`Cluster::up`] goes when the value is dropped, and its logs are kept aside first if that happens in a
+/// panic. If the process is killed instead, the next `up` of any name removes what is left.
+pub struct Cluster {
+    place: Place,
+    topology: Topology,
+    client: kube::Client,
+    files: Files,
+    switch: Host,
+    control_plane: Host,
+    /// Whoever holds it ends it.
+    lock: Option<Lock>,
+}
+
+/// Tells how far the making of a cluster is.
+pub type Progress = fn(&str);
+
+impl Cluster {
+    /// Makes a cluster and waits until it is Ready. It lives as long as the value.
+    ///
+    /// Names are per machine, not per process: give each test its own.
+    pub async fn up(name: &str, topology: &Topology) -> Result<Self> {
+        Self::make(name, topology, Some(std::process::id()), |_| {}).await
+    }
+
+    /// Makes a cluster that stays when the caller ends.
+    pub async fn up_to_stay(name: &str, topology: &Topology, progress: Progress) -> Result<Self> {
+        let mut cluster = Self::make(name, topology, None, progress).await?;
+        cluster.lock = None;
+        Ok(cluster)
+    }
+
+    /// The cluster of this name that somebody else made.
+    pub async fn attach(name: &str) -> Result<Self> {
+        let place = Place::new(name)?;
+        let record = place.read()?;
+        Self::open(place, record.topology).await
+    }
+
+    async fn open(place: Place, topology: Topology) -> Result<Self> {
+        let switch = Host::new(&place, None)?;
+        let control_plane = Host::new(&place, Some(topology.control_plane()))?;
+        let files = Files::new(&control_plane.dir());
+        let client = client(&files.kubeconfig).await?;
+        Ok(Self { place, topology, client, files, switch, control_plane, lock: None })
+    }
+
+    async fn make(name: &str, topology: &Topology, owner: Option<u32>, progress: Progress) -> Result<Self> {
+        topology.check()?;
+        for binary in ["kubernetes", "pause", "whoami"] {
+            control_plane::binary(binary)?;
+        }
+        let place = Place::new(name)?;
+        state::sweep()?;
+        let lock = Lock::take(&place)?;
+        place.remove().context("remove what is left of an earlier cluster of this name")?;
+        match Self::make_at(&place, topology, owner, progress).await {
+            // Only what is complete removes itself.
+            Ok(mut cluster) => {
+                cluster.lock = Some(lock);
+                Ok(cluster)
+            }
+            Err(error) => {
+                let error = match keep_logs(&place, topology) {
+                    Ok(dir) => {
+                        error.context(format!("cluster {name:?} did not come up; its logs are in {}", dir.display()))
+                    }
+                    Err(_) => error.context(format!("cluster {name:?} did not come up")),
+                };
+                place.remove()?;
+                Err(error)
+            }
+        }
+    }
+
+    async fn make_at(place: &Place, topology: &Topology, owner: Option<u32>, progress: Progress) -> Result<Self> {
+        place.make()?;
+        let (listener, api_port) = control_plane::listen()?;
+        let authority = Authority::new()?;
+        let cp = Host::new(place, Some(topology.control_plane()))?;
+        let files = control_plane::write_files(&cp, topology, &authority, api_port)?;
+        let switch = network::make_switch(&place.name)?;
+        faults::prepare(&switch)?;
+
+        let seats = topology.seats();
+        network::plug(&place.name, &switch, &seats[0], &seats)?;
+        control_plane::start_api(&cp, &files)?;
+        control_plane::start_forwarder(&cp, listener)?;
+        progress("control plane started");
+
+        // The nodes boot while the API server starts.
+        let nodes = {
+            let (place, topology, switch) = (place.clone(), topology.clone(), switch.clone());
+            thread::spawn(move || build_hosts(&place, &topology, &switch, &authority))
+        };
+        let cluster = Self::open(place.clone(), topology.clone()).await?;
+        let ready = cluster.wait_for_api().await;
+        if ready.is_ok() {
+            progress("API server ready");
+        }
+        tokio::task::spawn_blocking(move || nodes.join())
+            .await?
+            .map_err(|_| anyhow!("building the nodes panicked"))?
+            .context("build the nodes")?;
+        ready?;
+        progress("hosts booted");
+
+        control_plane::start_controllers(&cp, topology, &cluster.files)?;
+        light_node::make(&cluster.client, &seats).await?;
+        for seat in seats.iter().filter(|seat| seat.kind == Kind::Node) {
+            let host = Host::new(place, Some(seat.clone()))?;
+            node::start_kubelet(&host, seat)?;
+            node::start_kube_proxy(&host, topology)?;
+        }
+        progress("kubelets started");
+        cluster.wait_ready(READY).await?;
+        if topology.capture {
+            cluster.start_capture()?;
+        }
+        place.write(&Record { topology: topology.clone(), api_port, owner })?;
+        Ok(cluster)
+    }
+
+    /// Its name.
+    pub fn name(&self) -> &str {
+        &self.place.name
+    }
+
+    /// Its shape.
+    pub fn topology(&self) -> &Topology {
+        &self.topology
+    }
+
+    pub(crate) fn place(&self) -> &Place {
+        &self.place
+    }
+
+    /// A client with all rights, through 127.0.0.1.
+    pub fn client(&self) -> kube::Client {
+        self.client.clone()
+    }
+
+    /// An administrator's kubeconfig for the root namespace (127.0.0.1).
+    pub fn kubeconfig(&self) -> &Path {
+        &self.files.kubeconfig
+    }
+
+    /// An administrator's kubeconfig for hosts on the LAN. Nodes with a kubelet don't see this path; others do.
+    pub fn lan_kubeconfig(&self) -> &Path {
+        &self.files.lan_kubeconfig
+    }
+
+    /// The API server's URL for hosts on the LAN and for pods of a cluster without kube-proxy.
+    pub fn lan_url(&self) -> String {
+        control_plane::lan_url(&self.topology)
+    }
+
+    /// The API server's LAN address.
+    pub fn api_address(&self) -> (Ipv4Addr, u16) {
+        (self.control_plane.ipv4(), API_PORT)
+    }
+
+    /// Writes a kubeconfig for a ServiceAccount at the API server's LAN address, and returns its path: for an agent that
+    /// runs as a plain process (on a light node, say) with the rights it has in a pod. The token holds for a day.
+    pub async fn service_account_kubeconfig(&self, namespace: &str, name: &str) -> Result<PathBuf> {
+        let accounts: Api<ServiceAccount> = Api::namespaced(self.client.clone(), namespace);
+        let spec = TokenRequestSpec { expiration_seconds: Some(86_400), ..TokenRequestSpec::default() };
+        let request = TokenRequest { spec: Some(spec), ..TokenRequest::default() };
+        let token = accounts
+            .create_token_request(name, &PostParams::default(), &request)
+            .await
+            .with_context(|| format!("ask for a token of ServiceAccount {namespace}/{name}"))?;
+        let token = token.status.and_then(|status| status.token).context("the API server gave no token")?;
+        let text = kubeconfig_with_token(&self.lan_url(), &fs::read_to_string(&self.files.authority)?, &token)?;
+        let path = self.control_plane.dir().join(format!("{namespace}.{name}.kubeconfig"));
+        fs::write(&path, text)?;
+        Ok(path)
+    }
+
+    /// Any host: `n1`, `l1`, `c1`, `cp`, `switch`. The error lists those there are.
+    pub fn host(&self, name: &str) -> Result<Host> {
+        match name {
+            SWITCH => Ok(self.switch.clone()),
+            name => Host::new(&self.place, Some(self.topology.seat(name)?)),
+        }
+    }
+
+    /// All hosts but the switch.
+    pub fn hosts(&self) -> Result<Vec<Host>> {
+        self.topology.seats().into_iter().map(|seat| Host::new(&self.place, Some(seat))).collect()
+    }
+
+    /// The node of this name.
+    ///
+    /// # Panics
+    /// If there is none: a test that asks for it is wrong.
+    pub fn node(&self, name: &str) -> Host {
+        self.expect(name, |kind| matches!(kind, Kind::Node | Kind::LightNode))
+    }
+
+    /// The client of this name.
+    ///
+    /// # Panics
+    /// If there is none: a test that asks for it is wrong.
+    pub fn client_host(&self, name: &str) -> Host {
+        self.expect(name, |kind| kind == Kind::Client)
+    }
+
+    fn expect(&self, name: &str, is: impl Fn(Kind) -> bool) -> Host {
+        match self.host(name) {
+            Ok(host) if host.seat().is_some_and(|seat| is(seat.kind)) => host,
+            Ok(_) => panic!("{name} is a host of cluster {:?}, but of another kind", self.name()),
+            Err(error) => panic!("{error}"),
+        }
+    }
+
+    /// The switch: its bridge is `br0`, its ports are called like the hosts.
+    pub fn switch(&self) -> &Host {
+        &self.switch
+    }
+
+    /// The host of etcd, API server, controller manager and scheduler.
+    pub fn control_plane(&self) -> &Host {
+        &self.control_plane
+    }
+
+    /// A kubectl with this cluster for its target.
+    pub fn kubectl_command(&self) -> Result<Command> {
+        let mut kubectl = Command::new(control_plane::binary("kubernetes")?);
+        kubectl.arg("kubectl").env("KUBECONFIG", &self.files.kubeconfig);
+        // 127.0.0.1 is not to be asked of a proxy.
+        for variable in ["HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy"] {
+            kubectl.env_remove(variable);
+        }
+        Ok(kubectl)
+    }
+
+    /// Runs kubectl with these arguments and returns what it printed. The error has what it said.
+    pub fn kubectl<A: AsRef<std::ffi::OsStr>>(&self, words: impl IntoIterator<Item = A>) -> Result<String> {
+        let output = self.kubectl_command()?.args(words).stdin(Stdio::null()).output().context("run kubectl")?;
+        said(output)
+    }
+
+    /// Applies manifests (YAML or JSON), as `kubectl apply -f -` does. Returns what it printed.
+    pub fn apply(&self, manifests: &str) -> Result<String> {
+        use std::io::Write;
+        let mut kubectl = self.kubectl_command()?;
+        kubectl.args(["apply", "-f", "-"]).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut child = kubectl.spawn().context("run kubectl")?;
+        child.stdin.take().context("invariant: stdin is piped")?.write_all(manifests.as_bytes())?;
+        said(child.wait_with_output()?)
+    }
+
+    /// Gives every node the images in a docker-archive tar. Nodes that are off don't get them.
+    pub fn load_image(&self, tar: &Path) -> Result<()> {
+        let nodes = self.hosts()?.into_iter().filter(|host| host.seat().is_some_and(|seat| seat.kind == Kind::Node));
+        at_once(nodes.filter(Host::is_up).collect(), |host| node::load_image(host, tar))
+    }
+
+    /// Makes an image of a static binary and gives it to every node.
+    pub fn load_binary(&self, binary: &Path, name: &str) -> Result<()> {
+        let file_name = binary.file_name().context("the binary has no file name")?.to_string_lossy();
+        let tar = self.place.dir.join(format!("image-{file_name}.tar"));
+        write_archive(&[Image { binary, name }], &tar)?;
+        self.load_image(&tar)
+    }
+
+    async fn wait_for_api(&self) -> Result<()> {
+        wait_until(READY, "the API server to be ready", async || {
+            let request = http_get("/readyz")?;
+            self.client.request_text(request).await.map_err(|error| error_of_log(error.into(), &self.control_plane))
+        })
+        .await
+        .map(drop)
+    }
+
+    /// Waits until every node that is powered on is Ready, and pods can be made.
+    pub async fn wait_ready(&self, within: Duration) -> Result<()> {
+        let wanted: Vec<Host> =
+            self.hosts()?.into_iter().filter(|host| host.pods().is_some() && host.netns().is_ok()).collect();
+        let nodes: Api<Node> = Api::all(self.client.clone());
+        wait_until(within, &format!("{} nodes to be Ready", wanted.len()), async || {
+            let list = nodes.list(&ListParams::default()).await?;
+            let ready = |host: &Host| list.items.iter().any(|node| is_ready(node, host));
+            let missing: Vec<_> = wanted.iter().filter(|host| !ready(host)).map(Host::name).collect();
+            ensure!(missing.is_empty(), "{} not Ready", missing.join(", "));
+            Ok(())
+        })
+        .await?;
+        // Without these no pod is admitted.
+        let accounts: Api<ServiceAccount> = Api::namespaced(self.client.clone(), "default");
+        let roots: Api<ConfigMap> = Api::namespaced(self.client.clone(), "default");
+        wait_until(within, "the default ServiceAccount", async || {
+            accounts.get("default").await?;
+            roots.get("kube-root-ca.crt").await?;
+            Ok(())
+        })
+        .await?;
+        if self.topology.kube_proxy != KubeProxy::None {
+            let proxied: Vec<&Host> =
+                wanted.iter().filter(|host| host.seat().is_some_and(|seat| seat.kind == Kind::Node)).collect();
+            wait_until(within, "kube-proxy to have written its rules", async || {
+                proxied.iter().try_for_each(|host| proxy_is_healthy(host))
+            })
+            .await?;
+        }
+        Ok(())
+    }
+
+    fn start_capture(&self) -> Result<()> {
+        let mut tcpdump = Command::new("tcpdump");
+        tcpdump.args(["-i", BRIDGE, "-n", "-U", "-Z", "root", "-s", SNAP_LENGTH, "-C", CAPTURE_SIZE, "-W", "2", "-w"]);
+        tcpdump.arg(self.switch.dir().join("capture.pcap"));
+        tcpdump.arg(format!("not port {API_PORT} and not port 10250"));
+        self.switch.spawn("capture", &tcpdump)?;
+        Ok(())
+    }
+
+    /// Takes the cluster down and removes every trace of it. Dropping the value does the same, but can't fail.
+    pub fn down(mut self) -> Result<()> {
+        let _held = self.lock.take();
+        self.place.remove()
+    }
+}
+
+impl Drop for Cluster {
+    fn drop(&mut self) {
+        if self.lock.is_none() {
+            return;
+        }
+        if thread::panicking() {
+            match keep_logs(&self.place, &self.topology) {
+                Ok(dir) => eprintln!("cluster {:?}: logs and frames are in {}", self.place.name, dir.display()),
+                Err(error) => eprintln!("cluster {:?}: logs are lost: {error:#}", self.place.name),
+            }
+        }
+        if let Err(error) = self.place.remove() {
+            eprintln!("cluster {:?} was not removed: {error:#}", self.place.name);
+        }
+    }
+}
+
+/// Takes down the cluster of this name, whoever made it, unless a running process holds it. Returns whether there was one.
+pub fn down(name: &str) -> Result<bool> {
+    let place = Place::new(name)?;
+    let _held = Lock::take(&place)?;
+    let existed = state::names().iter().any(|other| other == name);
+    place.remove()?;
+    Ok(existed)
+}
+
+/// Every cluster there is any trace of, sorted.
+pub fn names() -> Vec<String> {
+    state::names()
+}
+
+fn build_hosts(place: &Place, topology: &Topology, switch: &netns::Namespace, authority: &Authority) -> Result<()> {
+    let archive = place.dir.join("image-lab.tar");
+    let (pause, whoami) = (control_plane::binary("pause")?, control_plane::binary("whoami")?);
+    write_archive(
+        &[Image { binary: &pause, name: "pause:dev" }, Image { binary: &whoami, name: "whoami:dev" }],
+        &archive,
+    )?;
+    let seats = topology.seats();
+    let images: Vec<&Path> =
+        std::iter::once(archive.as_path()).chain(topology.images.iter().map(PathBuf::as_path)).collect();
+    at_once(seats[1..].to_vec(), |seat| {
+        let host = Host::new(place, Some(seat.clone()))?;
+        fs::create_dir_all(host.logs())?;
+        network::plug(&place.name, switch, seat, &seats)?;
+        if seat.kind == Kind::Node {
+            node::write_files(&host, seat, topology, authority)?;
+            node::boot(&host)?;
+            images.iter().try_for_each(|tar| node::load_image(&host, tar))?;
+        }
+        Ok(())
+    })
+}
+
+/// Does something with each, a few at once: it is mostly waiting for others. The first error is the answer.
+fn at_once<T: Send + Sync>(items: Vec<T>, work: impl Fn(&T) -> Result<()> + Sync) -> Result<()> {
+    /// More would only wait for each other on the kernel's one lock for network configuration.
+    const WORKERS: usize = 8;
+    let next = std::sync::atomic::AtomicUsize::new(0);
+    thread::scope(|scope| {
+        let workers: Vec<_> = (0..WORKERS.min(items.len()))
+            .map(|_| {
+                scope.spawn(|| {
+                    while let Some(item) = items.get(next.fetch_add(1, std::sync::atomic::Ordering::Relaxed)) {
+                        work(item)?;
+                    }
+                    Ok(())
+                })
+            })
+            .collect();
+        let results: Vec<Result<()>> = workers
+            .into_iter()
+            .map(|worker| worker.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
+            .collect();
+        results.into_iter().collect()
+    })
+}
+
+async fn client(kubeconfig: &Path) -> Result<kube::Client> {
+    let kubeconfig = Kubeconfig::read_from(kubeconfig)?;
+    let mut config = kube::Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default()).await?;
+    config.proxy_url = None;
+    Ok(kube::Client::try_from(config)?)
+}
+
+fn http_get(path: &str) -> Result<http::Request<Vec<u8>>> {
+    Ok(http::Request::get(path).body(Vec::new())?)
+}
+
+/// A daemon that has ended explains more than a connection that is refused.
+fn error_of_log(error: anyhow::Error, cp: &Host) -> anyhow::Error {
+    let ended = ["etcd", "kube-apiserver", "forward"].into_iter().find(|name| !cp.process(name).is_running());
+    match ended {
+        Some(name) => error.context(format!("{name} has ended, see {}", cp.process(name).log().display())),
+        None => error,
+    }
+}
+
+/// Whether this is the host's Node object, and says Ready. A kubelet must have said so since the last boot.
+fn is_ready(node: &Node, host: &Host) -> bool {
+    let booted = node::booted_at(host).ok().and_then(|at| at.duration_since(SystemTime::UNIX_EPOCH).ok());
+    let booted = booted.map_or(0, |at| at.as_secs() as i64);
+    node.metadata.name.as_deref() == Some(host.name())
+        && node.status.iter().flat_map(|status| status.conditions.iter().flatten()).any(|condition| {
+            let heard = condition.last_heartbeat_time.as_ref().map_or(0, |time| time.0.as_second());
+            condition.type_ == "Ready" && condition.status == "True" && heard >= booted
+        })
+}
+
+/// kube-proxy's own word: it is healthy when its rules are written.
+fn proxy_is_healthy(host: &Host) -> Result<()> {
+    use std::io::{Read, Write};
+    let answer = host.run(|| -> std::io::Result<String> {
+        let mut stream = std::net::TcpStream::connect(("127.0.0.1", 10256))?;
+        stream.set_read_timeout(Some(Duration::from_secs(1)))?;
+        stream.write_all(b"GET /healthz HTTP/1.0\r\n\r\n")?;
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer)?;
+        Ok(answer)
+    })?;
+    let answer = answer.with_context(|| format!("ask kube-proxy on {}", host.name()))?;
+    let status = answer.lines().next().unwrap_or_default();
+    ensure!(status.contains(" 200 "), "kube-proxy on {} says {status:?}", host.name());
+    Ok(())
+}
+
+fn said(output: std::process::Output) -> Result<String> {
+    let (out, error) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    ensure!(output.status.success(), "kubectl: {}\n{out}{error}", output.status);
+    Ok(out.into_owned())
+}
+
+/// Collects into a directory of its own, among those of other failures.
+fn keep_logs(place: &Place, topology: &Topology) -> Result<PathBuf> {
+    let dir = control_plane::directory().join("failures").join(format!("{}-{}", place.name, std::process::id()));
+    crate::collect::collect(place, topology, &dir)?;
+    Ok(dir)
+}
+
+impl Cluster {
+    /// Copies logs of every daemon and pod, what the API server knows, what the kernels know, and the last frames on the
+    /// switch into a directory.
+    pub fn collect(&self, dir: &Path) -> Result<()> {
+        crate::collect::collect(&self.place, &self.topology, dir)
+    }
+
+    /// How long ago the cluster was made, roughly.
+    pub fn age(&self) -> Duration {
+        let made = fs::metadata(&self.files.kubeconfig).and_then(|data| data.modified()).ok();
+        made.and_then(|made| made.elapsed().ok()).unwrap_or_default()
+    }
+
+    /// Polls `/readyz` once, and says how long the answer took.
+    pub async fn api_latency(&self) -> Result<Duration> {
+        let start = Instant::now();
+        self.client.request_text(http_get("/readyz")?).await?;
+        Ok(start.elapsed())
+    }
+}
+
+/// The seats of nodes with a kubelet.
+pub fn node_seats(topology: &Topology) -> impl Iterator<Item = Seat> {
+    topology.seats().into_iter().filter(|seat| seat.kind == Kind::Node)
+}
