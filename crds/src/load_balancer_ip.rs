@@ -29,7 +29,8 @@ use crate::{Malformed, address};
            server the judge of who has it. Made and deleted by Landfall.",
     validation = Rule::new(
         "self.metadata.name.contains('.') ? self.metadata.name == self.spec.address \
-         : isIP(self.metadata.name.replace('-', ':')) && ip(self.metadata.name.replace('-', ':')) == ip(self.spec.address)"
+         : self.metadata.name.matches('^(0|[1-9a-f][0-9a-f]{0,3})(-(0|[1-9a-f][0-9a-f]{0,3})){7}$') \
+         && isIP(self.spec.address) && ip(self.metadata.name.replace('-', ':')) == ip(self.spec.address)"
     ).message("the name must be the address: 192.0.2.10, or 2001-db8-0-0-0-0-0-1 for 2001:db8::1"),
     printcolumn(name = "Address", type_ = "string", json_path = ".spec.address"),
     printcolumn(name = "Pool", type_ = "string", json_path = ".spec.pool"),
