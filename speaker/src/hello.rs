@@ -127,7 +127,7 @@ impl Packet {
         out.extend(self.incarnation.to_be_bytes());
         out.extend(self.sequence.to_be_bytes());
         out.extend(millis(self.interval).to_be_bytes());
-        out.push(u8::from(self.leaving) * LEAVING | u8::from(self.blind) * BLIND);
+        out.push(if self.leaving { LEAVING } else { 0 } | if self.blind { BLIND } else { 0 });
         // A node's name is a DNS subdomain: 253 bytes at most.
         let name = &self.node.as_bytes()[..self.node.len().min(255)];
         out.push(name.len() as u8);

@@ -1,0 +1,141 @@
+//! What the speaker tells about itself: transitions for the log, counters for metrics.
+//!
+//! The machine makes them, the shell writes them out: nothing here knows a log or a registry.
+
+use std::net::IpAddr;
+use std::time::Duration;
+
+use crate::liveness::Standing;
+use crate::ownership::Reason;
+use crate::placement::Mac;
+
+/// A transition. Each is told once.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Event {
+    /// An lb_ip is announced from here from now on.
+    Announced {
+        /// The address.
+        lb_ip: IpAddr,
+        /// On which link.
+        link: String,
+        /// The epoch of the claim.
+        epoch: u64,
+        /// Whether the claim is backed.
+        backed: bool,
+        /// Who claimed it before, if anybody is known.
+        from: Option<String>,
+    },
+    /// A claim made in loneliness has become a backed one.
+    Renewed {
+        /// The address.
+        lb_ip: IpAddr,
+        /// On which link.
+        link: String,
+        /// The epoch of the claim.
+        epoch: u64,
+    },
+    /// An lb_ip isn't announced from here any more.
+    Withdrawn {
+        /// The address.
+        lb_ip: IpAddr,
+        /// On which link.
+        link: String,
+        /// The epoch of the claim that ended.
+        epoch: u64,
+        /// Why.
+        reason: Reason,
+    },
+    /// A peer on a link was heard for the first time, or changed its standing.
+    Peer {
+        /// Its node.
+        node: String,
+        /// On which link.
+        link: String,
+        /// How it stands now.
+        standing: Standing,
+    },
+    /// Most of the peers known on a link are heard, or not any more.
+    Company {
+        /// The link.
+        link: String,
+        /// Whether they are heard.
+        backed: bool,
+        /// How many are.
+        live: usize,
+        /// How many there are.
+        known: usize,
+    },
+    /// Somebody who is no peer uses an lb_ip that is announced here.
+    Conflict {
+        /// The address.
+        lb_ip: IpAddr,
+        /// On which link.
+        link: String,
+        /// Who uses it.
+        mac: Mac,
+    },
+    /// Another speaker runs under the name of this node.
+    Twin {
+        /// On which link it is heard.
+        link: String,
+        /// Where it sends from.
+        mac: Mac,
+    },
+    /// The loop didn't run when it should have.
+    Slept {
+        /// By how much it was late.
+        late: Duration,
+    },
+}
+
+/// Counters of the wire, since the start of the speaker.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Counters {
+    /// ARP requests for announced addresses.
+    pub arp_requests: u64,
+    /// Answers to them.
+    pub arp_answers: u64,
+    /// ARP frames that make no sense.
+    pub arp_malformed: u64,
+    /// ARP frames in which somebody else uses an announced address.
+    pub arp_conflicts: u64,
+    /// Gratuitous ARP frames, of both forms.
+    pub gratuitous: u64,
+    /// Packets sent to peers.
+    pub packets_sent: u64,
+    /// Packets of peers that were taken in.
+    pub packets_received: u64,
+    /// Packets that were dropped, by reason.
+    pub dropped: Dropped,
+    /// Addresses that this node began to announce.
+    pub announced: u64,
+    /// Addresses that this node withdrew.
+    pub withdrawn: u64,
+    /// How often a peer was lost.
+    pub peers_lost: u64,
+    /// How often the loop slept through more than an interval.
+    pub slept: u64,
+    /// The greatest lateness of the loop.
+    pub late_max: Duration,
+    /// Frames that the kernel refused to send.
+    pub send_failed: u64,
+}
+
+/// Packets of others that were dropped.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Dropped {
+    /// Not a packet of ours, or damaged.
+    pub malformed: u64,
+    /// Of a version that is not spoken here.
+    pub version: u64,
+    /// Of another cluster.
+    pub cluster: u64,
+    /// Under the name of this node.
+    pub twin: u64,
+    /// Overtaken by a later one, or of a speaker that has been replaced.
+    pub stale: u64,
+    /// Of one node too many.
+    pub crowded: u64,
+    /// Received while the loop slept.
+    pub backlog: u64,
+}

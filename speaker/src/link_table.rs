@@ -1,0 +1,201 @@
+//! What the kernel tells of links and addresses, as the links that an lb_ip may be announced on.
+//!
+//! Netlink messages in, [`Link`]s out. Each message says all about one link or one address, so nothing is asked for again.
+
+use std::collections::BTreeMap;
+use std::net::{IpAddr, Ipv4Addr};
+
+use ipnet::Ipv4Net;
+use rtnetlink::packet_route::address::{AddressAttribute, AddressMessage};
+use rtnetlink::packet_route::link::{
+    InfoKind, InfoPortKind, LinkAttribute, LinkFlags, LinkInfo, LinkLayerType, LinkMessage,
+};
+use rtnetlink::packet_route::{AddressFamily, RouteNetlinkMessage};
+
+use crate::placement::{Link, Mac};
+
+/// All links and IPv4 addresses of the node.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Table {
+    links: BTreeMap<u32, Option<Device>>,
+    /// In the order of the kernel, so the primary one is first.
+    addresses: BTreeMap<u32, Vec<Ipv4Net>>,
+}
+
+/// A link that could be announced on, if it had an address.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Device {
+    name: String,
+    mac: Mac,
+    is_bridge: bool,
+}
+
+impl Table {
+    /// Takes in what the kernel tells: a part of a dump, or a change.
+    pub fn apply(&mut self, message: &RouteNetlinkMessage) {
+        match message {
+            // Bridges tell of their ports in messages of their own family, which say little of the link itself.
+            RouteNetlinkMessage::NewLink(link) if link.header.interface_family == AddressFamily::Unspec => {
+                self.links.insert(link.header.index, device(link));
+            }
+            RouteNetlinkMessage::DelLink(link) if link.header.interface_family == AddressFamily::Unspec => {
+                self.links.remove(&link.header.index);
+                self.addresses.remove(&link.header.index);
+            }
+            RouteNetlinkMessage::NewAddress(message) => {
+                if let Some(address) = address(message) {
+                    let all = self.addresses.entry(message.header.index).or_default();
+                    if !all.contains(&address) {
+                        all.push(address);
+                    }
+                }
+            }
+            RouteNetlinkMessage::DelAddress(message) => {
+                let all = self.addresses.get_mut(&message.header.index);
+                if let (Some(all), Some(address)) = (all, address(message)) {
+                    all.retain(|other| *other != address);
+                }
+            }
+            _ => {}
+        }
+    }
+
+    /// The links that an lb_ip may be announced on, by index.
+    pub fn links(&self) -> BTreeMap<u32, Link> {
+        let links = self.links.iter().filter_map(|(index, device)| {
+            let Device { name, mac, is_bridge } = device.clone()?;
+            let addresses = self.addresses.get(index)?.clone();
+            // With nothing but /32 there are no neighbours: the veths of some network plugins are such, and dummies.
+            let reaches = addresses.iter().any(|address| address.prefix_len() < 32);
+            reaches.then_some((*index, Link { index: *index, name, mac, addresses, is_bridge }))
+        });
+        links.collect()
+    }
+}
+
+/// The device, if it is up, speaks ARP, and is not a part of something else: what comes in on a port of a bridge or a
+/// bond belongs to the bridge or bond. A port of a VRF is a link like any other.
+fn device(message: &LinkMessage) -> Option<Device> {
+    let flags = message.header.flags;
+    let usable = flags.contains(LinkFlags::Up | LinkFlags::LowerUp)
+        && !flags.intersects(LinkFlags::Loopback | LinkFlags::Noarp)
+        && message.header.link_layer_type == LinkLayerType::Ether;
+    if !usable {
+        return None;
+    }
+    let (mut name, mut mac, mut is_bridge, mut is_part, mut in_vrf) = (None, None, false, false, false);
+    for attribute in &message.attributes {
+        match attribute {
+            LinkAttribute::IfName(text) => name = Some(text.clone()),
+            LinkAttribute::Address(bytes) => mac = <[u8; 6]>::try_from(bytes.as_slice()).ok().map(Mac),
+            LinkAttribute::Controller(index) => is_part = *index != 0,
+            LinkAttribute::LinkInfo(all) => {
+                is_bridge = all.contains(&LinkInfo::Kind(InfoKind::Bridge));
+                in_vrf = all.contains(&LinkInfo::PortKind(InfoPortKind::Vrf));
+            }
+            _ => {}
+        }
+    }
+    if is_part && !in_vrf {
+        return None;
+    }
+    Some(Device { name: name?, mac: mac.filter(|mac| mac.is_station())?, is_bridge })
+}
+
+/// The node's own address (not the peer's, on a point-to-point link) with its prefix, if it is IPv4.
+fn address(message: &AddressMessage) -> Option<Ipv4Net> {
+    let mut own: Option<Ipv4Addr> = None;
+    for attribute in &message.attributes {
+        match attribute {
+            AddressAttribute::Local(IpAddr::V4(local)) => own = Some(*local),
+            AddressAttribute::Address(IpAddr::V4(address)) => own = own.or(Some(*address)),
+            _ => {}
+        }
+    }
+    Ipv4Net::new(own?, message.header.prefix_len).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rtnetlink::packet_route::link::LinkMessage;
+
+    const UP: LinkFlags = LinkFlags::Up.union(LinkFlags::LowerUp);
+
+    fn link(index: u32, flags: LinkFlags, more: &[LinkAttribute]) -> LinkMessage {
+        let mut message = LinkMessage::default();
+        message.header.index = index;
+        message.header.flags = flags;
+        message.header.link_layer_type = LinkLayerType::Ether;
+        message.attributes = vec![
+            LinkAttribute::IfName(format!("eth{index}")),
+            LinkAttribute::Address(vec![2, 0, 0, 0, 0, index as u8]),
+        ];
+        message.attributes.extend_from_slice(more);
+        message
+    }
+
+    fn own(index: u32, address: &str) -> AddressMessage {
+        let net: Ipv4Net = address.parse().expect("address");
+        let mut message = AddressMessage::default();
+        message.header.index = index;
+        message.header.family = AddressFamily::Inet;
+        message.header.prefix_len = net.prefix_len();
+        message.attributes = vec![AddressAttribute::Local(net.addr().into())];
+        message
+    }
+
+    fn names(table: &Table) -> Vec<String> {
+        table.links().into_values().map(|link| link.name).collect()
+    }
+
+    #[test]
+    fn only_links_with_neighbours_that_stand_for_themselves_are_announced_on() {
+        let port = |kind| vec![LinkAttribute::Controller(9), LinkAttribute::LinkInfo(vec![LinkInfo::PortKind(kind)])];
+        let mut table = Table::default();
+        for (message, address) in [
+            (link(1, UP | LinkFlags::Loopback, &[]), "127.0.0.1/8"),
+            (link(2, UP, &[]), "192.0.2.1/24"),
+            (link(3, LinkFlags::Up, &[]), "198.51.100.1/24"),
+            (link(4, UP | LinkFlags::Noarp, &[]), "198.51.100.2/24"),
+            (link(5, UP, &[]), "10.0.0.1/32"),
+            (link(6, UP, &port(InfoPortKind::Bridge)), "198.51.100.3/24"),
+            (link(7, UP, &port(InfoPortKind::Vrf)), "198.51.100.4/24"),
+            (link(8, UP, &port(InfoPortKind::Other("openvswitch".into()))), "198.51.100.5/24"),
+            (link(9, UP, &[LinkAttribute::LinkInfo(vec![LinkInfo::Kind(InfoKind::Bridge)])]), "203.0.113.1/24"),
+        ] {
+            table.apply(&RouteNetlinkMessage::NewAddress(own(message.header.index, address)));
+            table.apply(&RouteNetlinkMessage::NewLink(message));
+        }
+        assert_eq!(names(&table), ["eth2", "eth7", "eth9"]);
+        let expected = Link {
+            index: 9,
+            name: "eth9".into(),
+            mac: Mac([2, 0, 0, 0, 0, 9]),
+            addresses: vec!["203.0.113.1/24".parse().expect("address")],
+            is_bridge: true,
+        };
+        assert_eq!(table.links()[&9], expected);
+    }
+
+    #[test]
+    fn a_link_comes_and_goes_with_its_carrier_its_addresses_and_itself() {
+        let mut table = Table::default();
+        table.apply(&RouteNetlinkMessage::NewLink(link(2, UP, &[])));
+        assert_eq!(names(&table), [""; 0]);
+        table.apply(&RouteNetlinkMessage::NewAddress(own(2, "192.0.2.1/24")));
+        assert_eq!(names(&table), ["eth2"]);
+        table.apply(&RouteNetlinkMessage::NewLink(link(2, LinkFlags::Up, &[])));
+        assert_eq!(names(&table), [""; 0]);
+        table.apply(&RouteNetlinkMessage::NewLink(link(2, UP, &[])));
+        let mut port = link(2, UP, &[]);
+        port.header.interface_family = AddressFamily::Bridge;
+        table.apply(&RouteNetlinkMessage::DelLink(port));
+        assert_eq!(names(&table), ["eth2"]);
+        table.apply(&RouteNetlinkMessage::DelAddress(own(2, "192.0.2.1/24")));
+        assert_eq!(names(&table), [""; 0]);
+        table.apply(&RouteNetlinkMessage::NewAddress(own(2, "192.0.2.1/24")));
+        table.apply(&RouteNetlinkMessage::DelLink(link(2, UP, &[])));
+        assert_eq!(table, Table::default());
+    }
+}

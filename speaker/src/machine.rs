@@ -1,0 +1,378 @@
+//! The whole of the speaker without its sockets, its clock and its sleep.
+//!
+//! It is fed with what happens (frames, links, snapshots, what the dataplane forwards) and asked what to send and when
+//! to ask again. The real loop ([`crate::run`]) and the simulated network of the tests drive the same machine:
+//!
+//! ```text
+//!   loop {
+//!       sleep until next_deadline() (or announcement_due(), if there is room to send), or something comes in
+//!       if woke(now) { drop what is in the sockets }
+//!       else         { hear(now, ..), arp(now, ..) for each frame }
+//!       set_links(..), set_snapshot(..), set_forwarded(..), leave(now) as it happens
+//!       poll(now, room) -> send take_frames(), log take_events(), publish announced() if it has changed
+//!   }
+//! ```
+//!
+//! Times are durations since any fixed moment, the same for all calls.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::claims::Claim;
+use crate::events::{Counters, Event};
+use crate::hello::{Malformed, Packet};
+use crate::placement::{Link, placement};
+use crate::segment::{Context, Segment};
+use crate::snapshot::Snapshot;
+use crate::{datagram, hash};
+
+/// Who this speaker is, and how fast.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Config {
+    /// The identity of the cluster, hashed.
+    pub cluster: u64,
+    /// The name of this node.
+    pub node: String,
+    /// A random number, another one at each start.
+    pub incarnation: u64,
+    /// How often to say Hello.
+    pub interval: Duration,
+    /// After how many missed Hellos a peer is dead.
+    pub multiplier: u32,
+}
+
+impl Config {
+    /// How often to say Hello, unless told otherwise: a dead node is noticed within 150 ms, so that an open connection
+    /// loses a single retransmission (after 200 ms), at 20 small packets a second.
+    pub const INTERVAL: Duration = Duration::from_millis(50);
+
+    /// After how many missed Hellos a peer is dead, unless told otherwise. One or two are lost now and then.
+    pub const MULTIPLIER: u32 = 3;
+
+    /// The speaker of `node` in the cluster of this identity (the UID of its namespace `kube-system`), with the usual
+    /// times.
+    pub fn new(cluster: &str, node: &str, incarnation: u64) -> Self {
+        Self {
+            cluster: hash::hash(cluster.as_bytes()),
+            node: node.into(),
+            incarnation,
+            interval: Self::INTERVAL,
+            multiplier: Self::MULTIPLIER,
+        }
+    }
+
+    /// For how long to listen before anything is claimed: whoever is there has spoken, even if a Hello was lost, and has
+    /// been asked for what it claims.
+    pub(crate) fn listening(&self) -> Duration {
+        self.interval * (self.multiplier + 1)
+    }
+
+    /// How long a better candidate is waited for: it may need an interval to see what we see, and its Hello may be lost.
+    pub(crate) fn step_in(&self) -> Duration {
+        self.interval * 2
+    }
+
+    /// How long others are waited for to take over, when we go.
+    fn farewell(&self) -> Duration {
+        self.interval * self.multiplier + self.step_in() * 2
+    }
+}
+
+/// A frame to send.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Frame {
+    /// On which link, by its index.
+    pub link: u32,
+    /// By which of the two sockets.
+    pub channel: Channel,
+    /// The whole frame.
+    pub bytes: Vec<u8>,
+}
+
+/// Hellos must not wait behind thousands of gratuitous ARPs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Channel {
+    /// For packets to peers.
+    Hello,
+    /// For ARP.
+    Arp,
+}
+
+/// The whole of the speaker.
+#[derive(Debug)]
+pub struct Machine {
+    config: Config,
+    links: BTreeMap<u32, Link>,
+    snapshot: Option<Arc<Snapshot>>,
+    forwarded: Arc<BTreeSet<IpAddr>>,
+    segments: BTreeMap<u32, Segment>,
+    stopping: Stopping,
+    /// When the loop should run next.
+    expected: Option<Duration>,
+    changed: bool,
+    frames: Vec<Frame>,
+    events: Vec<Event>,
+    counters: Counters,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Stopping {
+    No,
+    /// Others are asked to take over, until then.
+    Until(Duration),
+    Done,
+}
+
+impl Machine {
+    /// A speaker that knows nothing yet.
+    pub fn new(config: Config) -> Self {
+        Self {
+            config,
+            links: BTreeMap::new(),
+            snapshot: None,
+            forwarded: Arc::default(),
+            segments: BTreeMap::new(),
+            stopping: Stopping::No,
+            expected: None,
+            changed: false,
+            frames: Vec::new(),
+            events: Vec::new(),
+            counters: Counters::default(),
+        }
+    }
+
+    /// The loop runs: to be told first. Returns whether it slept so long that whatever waits in the sockets must be
+    /// dropped unread: it is old, and it would tell nothing about who is alive now.
+    pub fn woke(&mut self, now: Duration) -> bool {
+        let late = self.expected.map_or(Duration::ZERO, |expected| now.saturating_sub(expected));
+        self.counters.late_max = self.counters.late_max.max(late);
+        if late <= self.config.interval {
+            return false;
+        }
+        self.counters.slept += 1;
+        self.events.push(Event::Slept { late });
+        for segment in self.segments.values_mut() {
+            segment.excuse(now, &self.config);
+        }
+        true
+    }
+
+    /// So many frames were dropped after a sleep.
+    pub fn dropped_backlog(&mut self, frames: u64) {
+        self.counters.dropped.backlog += frames;
+    }
+
+    /// So many frames could not be sent.
+    pub fn send_failed(&mut self, frames: u64) {
+        self.counters.send_failed += frames;
+    }
+
+    /// These links are there now.
+    pub fn set_links(&mut self, now: Duration, links: BTreeMap<u32, Link>) {
+        if self.links != links {
+            self.links = links;
+            self.arrange(now);
+        }
+    }
+
+    /// This was observed; `None` if nothing is known yet.
+    pub fn set_snapshot(&mut self, now: Duration, snapshot: Option<Arc<Snapshot>>) {
+        let before = std::mem::replace(&mut self.snapshot, snapshot);
+        let (Some(before), Some(after)) = (&before, &self.snapshot) else {
+            self.arrange(now);
+            self.segments.values_mut().for_each(Segment::touch_all);
+            return;
+        };
+        let after = Arc::clone(after);
+        let changed: Vec<&IpAddr> = after
+            .addresses
+            .iter()
+            .filter(|(lb_ip, wanted)| before.addresses.get(lb_ip) != Some(wanted))
+            .map(|(lb_ip, _)| lb_ip)
+            .collect();
+        for segment in self.segments.values_mut() {
+            segment.touch(changed.iter().copied());
+        }
+        let same = before.addresses.len() == after.addresses.len()
+            && before.addresses.keys().eq(after.addresses.keys())
+            && before.node_addresses == after.node_addresses;
+        if !same {
+            self.arrange(now);
+        }
+    }
+
+    /// The dataplane forwards these addresses now, and no others.
+    pub fn set_forwarded(&mut self, forwarded: Arc<BTreeSet<IpAddr>>) {
+        let changed: Vec<IpAddr> = self.forwarded.symmetric_difference(&forwarded).copied().collect();
+        self.forwarded = forwarded;
+        for segment in self.segments.values_mut() {
+            segment.touch(&changed);
+        }
+    }
+
+    /// Sees to it that there is a segment for each link that is needed, and an address on the one it belongs to.
+    fn arrange(&mut self, now: Duration) {
+        let mut placed = BTreeMap::<u32, BTreeSet<IpAddr>>::new();
+        match &self.snapshot {
+            Some(snapshot) => {
+                // On the node's own link we speak in any case: when the first address comes, everybody is known.
+                let home = self.links.values().filter(|link| link.holds(&snapshot.node_addresses));
+                placed.extend(home.map(|link| (link.index, BTreeSet::new())));
+                for lb_ip in snapshot.addresses.keys() {
+                    if let Some(link) = placement(*lb_ip, self.links.values(), &snapshot.node_addresses) {
+                        placed.entry(link.index).or_default().insert(*lb_ip);
+                    }
+                }
+            }
+            // Which links count is not known yet. To say so is of use only where other nodes may be.
+            None => {
+                let open = self.links.values().filter(|link| !link.is_bridge);
+                placed.extend(open.map(|link| (link.index, BTreeSet::new())));
+            }
+        }
+        let gone: Vec<u32> = self.segments.keys().filter(|index| !placed.contains_key(index)).copied().collect();
+        for index in gone {
+            if let Some(mut segment) = self.segments.remove(&index) {
+                segment.close(&mut self.context(now));
+                self.changed = true;
+            }
+        }
+        for (index, lb_ips) in placed {
+            let link = self.links[&index].clone();
+            let segment = self.segments.entry(index).or_insert_with(|| Segment::new(now, link.clone(), &self.config));
+            segment.update(now, link);
+            segment.place(lb_ips);
+        }
+    }
+
+    fn context(&mut self, now: Duration) -> Context<'_> {
+        Context {
+            now,
+            config: &self.config,
+            snapshot: self.snapshot.as_deref(),
+            forwarded: &self.forwarded,
+            leaving: self.stopping != Stopping::No,
+            frames: &mut self.frames,
+            events: &mut self.events,
+            counters: &mut self.counters,
+        }
+    }
+
+    /// Does something with each segment.
+    fn each(&mut self, now: Duration, mut act: impl FnMut(&mut Segment, &mut Context<'_>)) {
+        let mut segments = std::mem::take(&mut self.segments);
+        let mut context = self.context(now);
+        for segment in segments.values_mut() {
+            act(segment, &mut context);
+        }
+        self.segments = segments;
+    }
+
+    /// Does something with one segment, if there is one.
+    fn one(&mut self, now: Duration, link: u32, act: impl FnOnce(&mut Segment, &mut Context<'_>)) {
+        if let Some(mut segment) = self.segments.remove(&link) {
+            act(&mut segment, &mut self.context(now));
+            self.segments.insert(link, segment);
+        }
+    }
+
+    /// A frame with a datagram for our group came in on a link.
+    pub fn hear(&mut self, now: Duration, link: u32, frame: &[u8]) {
+        let dropped = &mut self.counters.dropped;
+        let Ok((mac, payload)) = datagram::unwrap(frame) else {
+            dropped.malformed += 1;
+            return;
+        };
+        match Packet::decode(payload) {
+            Ok(packet) => self.one(now, link, |segment, context| segment.hear(context, mac, &packet)),
+            Err(Malformed::Version(_)) => dropped.version += 1,
+            Err(_) => dropped.malformed += 1,
+        }
+    }
+
+    /// An ARP frame came in on a link.
+    pub fn arp(&mut self, now: Duration, link: u32, frame: &[u8]) {
+        self.one(now, link, |segment, context| segment.arp(context, frame));
+    }
+
+    /// The speaker is to stop. It asks the others to take over, goes on until they have or for a few intervals, and then
+    /// is [done](Self::is_done).
+    pub fn leave(&mut self, now: Duration) {
+        if self.stopping == Stopping::No {
+            self.stopping = Stopping::Until(now + self.config.farewell());
+            self.each(now, |segment, _| segment.hasten());
+        }
+    }
+
+    /// Whether the speaker has stopped, with nothing left to do but to send the last frames.
+    pub fn is_done(&self) -> bool {
+        self.stopping == Stopping::Done
+    }
+
+    /// Does what is due. At most `room` addresses are announced unasked.
+    pub fn poll(&mut self, now: Duration, room: usize) {
+        if self.is_done() {
+            return;
+        }
+        let (mut changed, mut room) = (false, room);
+        self.each(now, |segment, context| {
+            segment.look(context);
+            changed |= segment.decide(context);
+            segment.greet(context);
+            room -= segment.announce(context, room);
+        });
+        self.changed |= changed;
+        if let Stopping::Until(deadline) = self.stopping {
+            let waiting = self.segments.values().any(|segment| !segment.own.is_empty() && segment.has_heirs());
+            if now >= deadline || !waiting {
+                self.each(now, |segment, context| segment.part(context));
+                self.changed = true;
+                self.stopping = Stopping::Done;
+            }
+        }
+        self.expected = self.next_deadline(now);
+    }
+
+    /// When to call [`poll`](Self::poll) next, apart from announcements.
+    pub fn next_deadline(&self, now: Duration) -> Option<Duration> {
+        self.segments.values().map(|segment| segment.next_deadline(now, &self.config)).min()
+    }
+
+    /// When the next announcement is due: a reason to call [`poll`](Self::poll) if there is room to send.
+    pub fn announcement_due(&self) -> Option<Duration> {
+        self.segments.values().filter_map(Segment::announcement_due).min()
+    }
+
+    /// The frames to send.
+    pub fn take_frames(&mut self) -> Vec<Frame> {
+        std::mem::take(&mut self.frames)
+    }
+
+    /// What to tell.
+    pub fn take_events(&mut self) -> Vec<Event> {
+        std::mem::take(&mut self.events)
+    }
+
+    /// What was counted so far.
+    pub fn counters(&self) -> Counters {
+        self.counters
+    }
+
+    /// The links that we speak on.
+    pub fn speaking(&self) -> impl Iterator<Item = &Link> {
+        self.segments.values().map(|segment| &segment.link)
+    }
+
+    /// Whether [`announced`](Self::announced) has changed since this was last asked.
+    pub fn take_changed(&mut self) -> bool {
+        std::mem::take(&mut self.changed)
+    }
+
+    /// What is announced: the address, the name of the link, the claim. By link, then in no order that means anything.
+    pub fn announced(&self) -> impl Iterator<Item = (IpAddr, &str, Claim)> {
+        let segments = self.segments.values();
+        segments.flat_map(|segment| segment.own.iter().map(|(lb_ip, claim)| (lb_ip, segment.link.name.as_str(), claim)))
+    }
+}

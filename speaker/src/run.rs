@@ -1,0 +1,418 @@
+//! The wire loop: the [`Machine`] with real sockets, real links and real time.
+//!
+//! [`run`] starts one thread, `landfall-wire`, with an async runtime of its own. There everything happens that must not
+//! wait: Hellos, ARP, takeovers. It shares nothing with the rest of the process but channels that hold one latest value:
+//!
+//! ```text
+//!   snapshot  --watch-->  |        thread `landfall-wire`         |  --watch-->  announcements
+//!   forwarded --watch-->  | links (netlink) -> Machine <-> sockets |  --watch-->  counters
+//!                                        |
+//!                                        +-- events, bounded --> run(): the log
+//! ```
+//!
+//! The log is written where `run` is polled, because a log that can't be written fast enough would block the wire. If it
+//! falls behind by [`EVENTS`], transitions are lost and their number is logged instead.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::io;
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use jiff::Timestamp;
+use tokio::sync::{mpsc, oneshot, watch};
+
+use crate::events::{Counters, Event};
+use crate::links;
+use crate::liveness::Standing;
+use crate::machine::{Channel, Config, Frame, Machine};
+use crate::placement::Link;
+use crate::snapshot::Snapshot;
+use crate::socket::{Buffer, Port};
+
+/// So many transitions may wait to be logged: all addresses of a large node change hands at once.
+const EVENTS: usize = 16_384;
+
+/// So many addresses are announced before the loop looks at what came in: 512 frames, about a millisecond.
+const ANNOUNCEMENTS: usize = 256;
+
+/// So many frames are taken in before the loop does anything else, so that a flood can't keep it from it.
+const FRAMES: usize = 1024;
+
+/// What is announced is published no more often than this: others write it to the API server, and don't need it sooner.
+const PUBLISH: Duration = Duration::from_millis(50);
+
+/// What this node announces: for each lb_ip the links it is announced on. What is not in here is not announced.
+pub type Announcements = BTreeMap<IpAddr, Vec<Announcement>>;
+
+/// An lb_ip is announced on a link.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Announcement {
+    /// The name of the link.
+    pub link: String,
+    /// The epoch of the claim.
+    pub epoch: u64,
+    /// When this node took it, with this epoch.
+    pub since: Timestamp,
+}
+
+/// What the speaker has to be told.
+#[derive(Clone, Debug)]
+pub struct Inputs {
+    /// What was observed of the cluster; `None` until it is known. Without it nothing is announced.
+    pub snapshot: watch::Receiver<Option<Arc<Snapshot>>>,
+    /// The addresses that the kernel forwards from here, as acknowledged by the dataplane. Nothing else is announced.
+    pub forwarded: watch::Receiver<Arc<BTreeSet<IpAddr>>>,
+}
+
+/// What the speaker tells.
+#[derive(Debug)]
+pub struct Outputs {
+    /// What is announced. Empty when the speaker has stopped.
+    pub announcements: watch::Sender<Announcements>,
+    /// What was counted, renewed once an interval.
+    pub counters: watch::Sender<Counters>,
+}
+
+/// The speaker can't go on. Whatever was announced isn't any more; peers take over.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// No thread.
+    #[error("cannot start the thread of the wire")]
+    Thread(#[source] io::Error),
+    /// No sockets: `CAP_NET_RAW` is missing, as a rule.
+    #[error("cannot open a packet socket (this needs CAP_NET_RAW)")]
+    Socket(#[source] io::Error),
+    /// No links.
+    #[error("cannot observe the links of this node")]
+    Links(#[from] links::Error),
+    /// The thread panicked.
+    #[error("the thread of the wire is gone")]
+    Panicked,
+}
+
+/// Announces what is wanted until `stop` completes: then others are asked to take over, which they do within
+/// milliseconds, and this returns when they have, or after a few intervals.
+///
+/// The network namespace is that of the thread that polls this first.
+///
+/// Dropping the future stops the thread without a farewell, as a crash would: peers notice after a few intervals.
+///
+/// # Errors
+/// If the speaker can't go on.
+pub async fn run(
+    config: Config,
+    inputs: Inputs,
+    outputs: Outputs,
+    stop: impl Future<Output = ()>,
+) -> Result<(), Error> {
+    let node = config.node.clone();
+    let (events, mut told) = mpsc::channel(EVENTS);
+    let (leave, left) = oneshot::channel();
+    let (end, mut ended) = oneshot::channel();
+    let wire = move || {
+        let result = (|| {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(Error::Thread)?;
+            runtime.block_on(Wire::follow(config, inputs, outputs, events, left))
+        })();
+        let _ = end.send(result);
+    };
+    std::thread::Builder::new().name("landfall-wire".into()).spawn(wire).map_err(Error::Thread)?;
+    let mut leave = Some(leave);
+    let mut stop = std::pin::pin!(stop);
+    loop {
+        tokio::select! {
+            () = &mut stop, if leave.is_some() => {
+                let _ = leave.take().map(|leave| leave.send(()));
+            }
+            Some(told) = told.recv() => log(&node, told),
+            result = &mut ended => {
+                while let Ok(told) = told.try_recv() {
+                    log(&node, told);
+                }
+                return result.unwrap_or(Err(Error::Panicked));
+            }
+        }
+    }
+}
+
+/// What the thread of the wire has.
+struct Wire {
+    machine: Machine,
+    begun: Instant,
+    hello: Port,
+    arp: Port,
+    buffer: Buffer,
+    /// ARP frames that the kernel had no room for.
+    queue: VecDeque<Frame>,
+    links: watch::Receiver<BTreeMap<u32, Link>>,
+    inputs: Inputs,
+    outputs: Outputs,
+    published: Option<Instant>,
+    unpublished: bool,
+    events: mpsc::Sender<Told>,
+    /// Transitions that were not logged.
+    lost: u64,
+}
+
+enum Told {
+    Event(Event),
+    Lost(u64),
+}
+
+/// Why the loop goes round.
+enum Wake {
+    /// Something is to be done, or came in.
+    Up,
+    /// We are asked to stop.
+    Leave,
+    /// Nobody waits for us any more.
+    Abandoned,
+}
+
+impl Wire {
+    /// Goes on until the speaker has left, is dropped, or can't go on.
+    async fn follow(
+        config: Config,
+        inputs: Inputs,
+        outputs: Outputs,
+        events: mpsc::Sender<Told>,
+        leave: oneshot::Receiver<()>,
+    ) -> Result<(), Error> {
+        let (sender, links) = watch::channel(BTreeMap::new());
+        let mut wire = Self {
+            machine: Machine::new(config),
+            begun: Instant::now(),
+            hello: Port::open(Channel::Hello).map_err(Error::Socket)?,
+            arp: Port::open(Channel::Arp).map_err(Error::Socket)?,
+            buffer: Buffer::default(),
+            queue: VecDeque::new(),
+            links,
+            inputs,
+            outputs,
+            published: None,
+            unpublished: true,
+            events,
+            lost: 0,
+        };
+        // What is known already counts as news.
+        wire.inputs.snapshot.mark_changed();
+        wire.inputs.forwarded.mark_changed();
+        let result = tokio::select! {
+            biased;
+            result = wire.turn(leave) => result,
+            end = links::watch(sender) => match end {
+                Ok(never) => match never {},
+                Err(error) => Err(error.into()),
+            },
+        };
+        wire.outputs.announcements.send_replace(Announcements::new());
+        result
+    }
+
+    async fn turn(&mut self, mut leave: oneshot::Receiver<()>) -> Result<(), Error> {
+        let mut leaving = false;
+        // Frames may be left in the sockets when a round has taken in enough.
+        let mut more = false;
+        loop {
+            let wake = self.sleep(&mut leave, leaving, more).await?;
+            let now = self.begun.elapsed();
+            if self.machine.woke(now) {
+                self.drop_backlog()?;
+            } else {
+                more = self.receive(now)?;
+            }
+            match wake {
+                Wake::Up => {}
+                Wake::Leave => {
+                    leaving = true;
+                    self.machine.leave(now);
+                }
+                Wake::Abandoned => return Ok(()),
+            }
+            self.look(now)?;
+            let room = if self.queue.is_empty() { ANNOUNCEMENTS } else { 0 };
+            self.machine.poll(now, room);
+            self.send();
+            self.tell();
+            if self.machine.is_done() {
+                return Ok(());
+            }
+        }
+    }
+
+    /// Sleeps until something is to be done.
+    async fn sleep(&mut self, leave: &mut oneshot::Receiver<()>, leaving: bool, more: bool) -> Result<Wake, Error> {
+        let now = self.begun.elapsed();
+        let announcement = self.machine.announcement_due().filter(|_| self.queue.is_empty());
+        let publication = self.published.filter(|_| self.unpublished).map(|at| at + PUBLISH - self.begun);
+        let deadlines = [self.machine.next_deadline(now), announcement, publication, more.then_some(now)];
+        let until = deadlines.into_iter().flatten().min();
+        let asleep = async {
+            match until {
+                Some(at) => tokio::time::sleep_until((self.begun + at).into()).await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            biased;
+            asked = leave, if !leaving => Ok(if asked.is_ok() { Wake::Leave } else { Wake::Abandoned }),
+            ready = self.hello.readable() => ready.map(|()| Wake::Up).map_err(Error::Socket),
+            ready = self.arp.readable() => ready.map(|()| Wake::Up).map_err(Error::Socket),
+            ready = self.arp.writable(), if !self.queue.is_empty() => ready.map(|()| Wake::Up).map_err(Error::Socket),
+            Ok(()) = self.links.changed() => { self.links.mark_changed(); Ok(Wake::Up) },
+            Ok(()) = self.inputs.snapshot.changed() => { self.inputs.snapshot.mark_changed(); Ok(Wake::Up) },
+            Ok(()) = self.inputs.forwarded.changed() => { self.inputs.forwarded.mark_changed(); Ok(Wake::Up) },
+            () = asleep => Ok(Wake::Up),
+        }
+    }
+
+    /// Takes in what has come. Hellos first: an ARP flood must not make anybody look dead. Returns whether there is more.
+    fn receive(&mut self, now: Duration) -> Result<bool, Error> {
+        for _ in 0..FRAMES {
+            match self.hello.receive(&mut self.buffer) {
+                Ok(Some((link, frame))) => self.machine.hear(now, link, frame),
+                Ok(None) => break,
+                Err(error) => tracing::debug!(%error, "the socket of the speakers reports an error"),
+            }
+        }
+        for _ in 0..FRAMES {
+            match self.arp.receive(&mut self.buffer) {
+                Ok(Some((link, frame))) => self.machine.arp(now, link, frame),
+                Ok(None) => return Ok(false),
+                Err(error) => tracing::debug!(%error, "the socket for ARP reports an error"),
+            }
+        }
+        Ok(true)
+    }
+
+    fn drop_backlog(&mut self) -> Result<(), Error> {
+        let mut dropped = 0;
+        for port in [&self.hello, &self.arp] {
+            while port.receive(&mut self.buffer).map_err(Error::Socket)?.is_some() {
+                dropped += 1;
+            }
+        }
+        self.machine.dropped_backlog(dropped);
+        Ok(())
+    }
+
+    /// Looks at what has changed around us.
+    fn look(&mut self, now: Duration) -> Result<(), Error> {
+        let Inputs { snapshot, forwarded } = &mut self.inputs;
+        // When the one who tells is gone, what was told last holds.
+        let (links, told, acknowledged) = (
+            self.links.has_changed().unwrap_or(false),
+            snapshot.has_changed().unwrap_or(false),
+            forwarded.has_changed().unwrap_or(false),
+        );
+        if acknowledged {
+            self.machine.set_forwarded(forwarded.borrow_and_update().clone());
+        }
+        if links {
+            self.machine.set_links(now, self.links.borrow_and_update().clone());
+        }
+        if told {
+            self.machine.set_snapshot(now, snapshot.borrow_and_update().clone());
+        }
+        if links || told {
+            let speaking: BTreeSet<u32> = self.machine.speaking().map(|link| link.index).collect();
+            self.hello.listen_on(speaking.clone()).map_err(Error::Socket)?;
+            self.arp.listen_on(speaking).map_err(Error::Socket)?;
+        }
+        Ok(())
+    }
+
+    /// Sends what there is to send. ARP waits when there is no room; a Hello that can't be sent now is worth nothing later.
+    fn send(&mut self) {
+        let mut failed = 0;
+        for frame in self.machine.take_frames() {
+            match frame.channel {
+                Channel::Hello => failed += u64::from(self.hello.send(frame.link, &frame.bytes).is_err()),
+                Channel::Arp => self.queue.push_back(frame),
+            }
+        }
+        while let Some(frame) = self.queue.front() {
+            match self.arp.send(frame.link, &frame.bytes) {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
+                sent => failed += u64::from(sent.is_err()),
+            }
+            self.queue.pop_front();
+        }
+        if failed > 0 {
+            self.machine.send_failed(failed);
+        }
+    }
+
+    /// Tells others what has changed.
+    fn tell(&mut self) {
+        for event in self.machine.take_events() {
+            self.lost += u64::from(self.events.try_send(Told::Event(event)).is_err());
+        }
+        if self.lost > 0 && self.events.try_send(Told::Lost(self.lost)).is_ok() {
+            self.lost = 0;
+        }
+        self.unpublished |= self.machine.take_changed();
+        if self.published.is_some_and(|published| published.elapsed() < PUBLISH) {
+            return;
+        }
+        self.published = Some(Instant::now());
+        self.outputs.counters.send_replace(self.machine.counters());
+        if std::mem::take(&mut self.unpublished) {
+            let now = Timestamp::now();
+            let (machine, before) = (&self.machine, self.outputs.announcements.borrow().clone());
+            let announcements = announcements(machine, &before, now);
+            if announcements != before {
+                self.outputs.announcements.send_replace(announcements);
+            }
+        }
+    }
+}
+
+/// What `machine` announces. What was announced `before` with the same epoch has been since then, anything else since
+/// `now`.
+fn announcements(machine: &Machine, before: &Announcements, now: Timestamp) -> Announcements {
+    let mut all = Announcements::new();
+    for (lb_ip, link, claim) in machine.announced() {
+        let mut known = before.get(&lb_ip).into_iter().flatten();
+        let known = known.find(|known| known.link == link && known.epoch == claim.epoch);
+        let since = known.map_or(now, |known| known.since);
+        all.entry(lb_ip).or_default().push(Announcement { link: link.into(), epoch: claim.epoch, since });
+    }
+    all
+}
+
+fn log(me: &str, told: Told) {
+    let event = match told {
+        Told::Event(event) => event,
+        Told::Lost(count) => {
+            tracing::warn!(node = me, count, "transitions were not logged: the log is too slow");
+            return;
+        }
+    };
+    match event {
+        Event::Announced { lb_ip, link, epoch, backed, from } => {
+            tracing::info!(%lb_ip, node = me, link, epoch, backed, from, "announced");
+        }
+        Event::Renewed { lb_ip, link, epoch } => tracing::info!(%lb_ip, node = me, link, epoch, "renewed"),
+        Event::Withdrawn { lb_ip, link, epoch, reason } => {
+            tracing::info!(%lb_ip, node = me, link, epoch, reason = reason.as_str(), "withdrawn");
+        }
+        Event::Peer { node, link, standing } => match standing {
+            Standing::Alive => tracing::info!(node, link, "peer is alive"),
+            Standing::Deaf => tracing::warn!(node, link, "peer says that it hears nobody: its claims are void"),
+            Standing::Dead => tracing::warn!(node, link, "peer is silent: its addresses are taken over"),
+        },
+        Event::Company { link, backed: true, live, known } => {
+            tracing::info!(link, live, known, "most peers are heard");
+        }
+        Event::Company { link, backed: false, live, known } => {
+            tracing::warn!(link, live, known, "most peers are not heard: unasked announcements stop");
+        }
+        Event::Conflict { lb_ip, link, mac } => {
+            tracing::warn!(%lb_ip, node = me, link, %mac, "somebody else uses this address");
+        }
+        Event::Twin { link, mac } => tracing::warn!(node = me, link, %mac, "another speaker has the name of this node"),
+        Event::Slept { late } => tracing::warn!(node = me, ?late, "the loop slept: nobody's silence counts"),
+    }
+}

@@ -1,0 +1,507 @@
+//! One link, and the LAN behind it: who else is there, and what this node claims and announces on it.
+//!
+//! All decisions are made elsewhere ([`ownership`], [`liveness`], [`arp`], [`announce`](crate::announce)); here is what
+//! they are about. Addresses are decided anew only when something that bears on them has changed: the
+//! [`Segment::dirty`] set.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::{IpAddr, Ipv4Addr};
+use std::time::Duration;
+
+use crate::announce::Schedule;
+use crate::arp;
+use crate::claims::{Claim, Claims};
+use crate::events::{Counters, Event};
+use crate::hello::{MAX_PAYLOAD, Packet};
+use crate::liveness::{self, Standing};
+use crate::machine::{Channel, Config, Frame};
+use crate::ownership::{self, Company, Reason, Rival, Verdict, View};
+use crate::peer::Peer;
+use crate::placement::{Link, Mac};
+use crate::snapshot::{Snapshot, Wanted};
+use crate::{datagram, greeting};
+
+/// More nodes than this are not listened to on one link: whoever forges names must not fill the memory.
+const MAX_PEERS: usize = 1024;
+
+/// A peer that has been dead for so long isn't missed any more: it was taken away.
+const FORGET: Duration = Duration::from_secs(600);
+
+/// What a segment looks at beyond itself, and where it puts what follows.
+pub struct Context<'a> {
+    /// The time.
+    pub now: Duration,
+    /// Who we are.
+    pub config: &'a Config,
+    /// Which addresses there are, once known.
+    pub snapshot: Option<&'a Snapshot>,
+    /// Which addresses the dataplane forwards.
+    pub forwarded: &'a BTreeSet<IpAddr>,
+    /// Whether we are about to go.
+    pub leaving: bool,
+    /// Frames to send.
+    pub frames: &'a mut Vec<Frame>,
+    /// What to tell.
+    pub events: &'a mut Vec<Event>,
+    /// What to count.
+    pub counters: &'a mut Counters,
+}
+
+/// A link with all that goes on there.
+#[derive(Debug)]
+pub struct Segment {
+    pub(crate) link: Link,
+    pub(crate) peers: BTreeMap<String, Peer>,
+    /// What we claim here.
+    pub(crate) own: Claims,
+    /// Which addresses belong here.
+    placed: BTreeSet<IpAddr>,
+    /// Addresses to decide about.
+    dirty: BTreeSet<IpAddr>,
+    /// The greatest epoch seen of each address.
+    epochs: BTreeMap<IpAddr, u64>,
+    /// Addresses that nobody claims, and since when we would.
+    orphans: BTreeMap<IpAddr, Option<Duration>>,
+    /// When it will be our turn to claim an orphan.
+    turns: BTreeSet<(Duration, IpAddr)>,
+    /// Addresses of ours that somebody else claims too.
+    contested: BTreeSet<IpAddr>,
+    schedule: Schedule,
+    /// Before that we claim nothing: we have just come, or woken up, or met the others again.
+    listen_until: Duration,
+    /// Before that we announce nothing unasked: we have slept or were cut off, and somebody else may have taken over.
+    hush_until: Duration,
+    in_company: bool,
+    greeting: greeting::State,
+}
+
+impl Segment {
+    /// A link that we have just come to.
+    pub fn new(now: Duration, link: Link, config: &Config) -> Self {
+        Self {
+            link,
+            peers: BTreeMap::new(),
+            own: Claims::default(),
+            placed: BTreeSet::new(),
+            dirty: BTreeSet::new(),
+            epochs: BTreeMap::new(),
+            orphans: BTreeMap::new(),
+            turns: BTreeSet::new(),
+            contested: BTreeSet::new(),
+            schedule: Schedule::default(),
+            listen_until: now + config.listening(),
+            hush_until: Duration::ZERO,
+            in_company: false,
+            greeting: greeting::State::new(now),
+        }
+    }
+
+    /// The link has changed: with a new MAC address, all must be announced anew.
+    pub fn update(&mut self, now: Duration, link: Link) {
+        if self.link.mac != link.mac {
+            for (lb_ip, _) in self.own.iter() {
+                self.schedule.start(lb_ip, now);
+            }
+        }
+        self.link = link;
+    }
+
+    /// These addresses belong here, and no others.
+    pub fn place(&mut self, placed: BTreeSet<IpAddr>) {
+        self.dirty.extend(self.placed.symmetric_difference(&placed));
+        self.placed = placed;
+    }
+
+    /// Something that bears on these addresses has changed.
+    pub fn touch<'a>(&mut self, lb_ips: impl IntoIterator<Item = &'a IpAddr>) {
+        let concerned = lb_ips.into_iter().filter(|lb_ip| self.placed.contains(lb_ip));
+        self.dirty.extend(concerned);
+    }
+
+    /// Everything has to be decided anew.
+    pub fn touch_all(&mut self) {
+        self.dirty.extend(&self.placed);
+        self.dirty.extend(self.own.iter().map(|(lb_ip, _)| lb_ip));
+    }
+
+    /// We slept until now: nobody's silence means anything, and somebody else may own what we own.
+    pub fn excuse(&mut self, now: Duration, config: &Config) {
+        for peer in self.peers.values_mut().filter(|peer| peer.standing != Standing::Dead) {
+            peer.liveness.excuse(now);
+        }
+        self.listen_until = self.listen_until.max(now + config.listening());
+        self.hush_until = now + config.listening();
+    }
+
+    /// A frame with a packet of a peer came in.
+    pub fn hear(&mut self, context: &mut Context<'_>, mac: Mac, packet: &Packet) {
+        let (now, config) = (context.now, context.config);
+        let dropped = &mut context.counters.dropped;
+        if packet.cluster != config.cluster {
+            dropped.cluster += 1;
+            return;
+        }
+        if packet.node == config.node {
+            dropped.twin += 1;
+            // Our own packets may come back to us: some links reflect what they flood.
+            if packet.incarnation != config.incarnation {
+                context.events.push(Event::Twin { link: self.link.name.clone(), mac });
+            }
+            return;
+        }
+        if !self.peers.contains_key(&packet.node) {
+            if self.peers.len() >= MAX_PEERS {
+                dropped.crowded += 1;
+                return;
+            }
+            let peer = Peer::new(now, mac, packet, config.multiplier);
+            self.peers.insert(packet.node.clone(), peer);
+        }
+        let peer = self.peers.get_mut(&packet.node).expect("invariant: it was put there");
+        let before = (peer.takes(), peer.holds(), peer.unread.0);
+        let us = (config.incarnation, config.multiplier);
+        match peer.receive(now, mac, packet, us) {
+            Ok(changed) => self.dirty.extend(changed),
+            Err(_) => {
+                dropped.stale += 1;
+                return;
+            }
+        }
+        context.counters.packets_received += 1;
+        if before != (peer.takes(), peer.holds(), peer.unread.0) {
+            self.dirty.extend(peer.claims.iter().map(|(lb_ip, _)| lb_ip));
+            self.dirty.extend(self.orphans.keys());
+        }
+        if let Some(hello) = &packet.hello {
+            self.vouched(now, packet, hello);
+            self.greeting.asked(&hello.wanted, config.incarnation);
+        }
+        self.look(context);
+    }
+
+    /// A peer says when it heard the others.
+    fn vouched(&mut self, now: Duration, packet: &Packet, hello: &crate::hello::Hello) {
+        let others = self.peers.iter_mut().filter(|(node, _)| **node != packet.node);
+        for (_, other) in others {
+            if let Some(heard) = hello.heard.iter().find(|heard| heard.incarnation == other.incarnation) {
+                other.liveness.vouched(now.saturating_sub(heard.age));
+            }
+        }
+    }
+
+    /// Looks who is alive now.
+    pub fn look(&mut self, context: &mut Context<'_>) {
+        for (node, peer) in &mut self.peers {
+            let standing = peer.liveness.standing(context.now);
+            if standing == peer.standing {
+                continue;
+            }
+            if standing < peer.standing {
+                context.counters.peers_lost += 1;
+            }
+            peer.standing = standing;
+            self.dirty.extend(peer.claims.iter().map(|(lb_ip, _)| lb_ip));
+            self.dirty.extend(self.orphans.keys());
+            context.events.push(Event::Peer { node: node.clone(), link: self.link.name.clone(), standing });
+        }
+        let (live, known) = (self.live(), self.peers.len());
+        let backed = liveness::in_company(live, known);
+        if backed == self.in_company {
+            return;
+        }
+        self.in_company = backed;
+        if backed {
+            // What the others have claimed meanwhile has to be heard before anything is claimed in their company.
+            self.listen_until = self.listen_until.max(context.now + context.config.listening());
+            self.hush_until = self.listen_until;
+        }
+        context.events.push(Event::Company { link: self.link.name.clone(), backed, live, known });
+    }
+
+    fn live(&self) -> usize {
+        self.peers.values().filter(|peer| peer.standing == Standing::Alive).count()
+    }
+
+    /// Whether somebody here would take over what we give up.
+    pub fn has_heirs(&self) -> bool {
+        self.peers.values().any(Peer::takes)
+    }
+
+    /// An ARP frame came in.
+    pub fn arp(&mut self, context: &mut Context<'_>, frame: &[u8]) {
+        match arp::judge(frame, self.link.mac, |lb_ip| self.own.get(IpAddr::V4(lb_ip)).is_some()) {
+            arp::Verdict::Answer(bytes) => {
+                context.counters.arp_requests += 1;
+                context.counters.arp_answers += 1;
+                context.frames.push(Frame { link: self.link.index, channel: Channel::Arp, bytes });
+            }
+            arp::Verdict::Conflict { lb_ip, mac } => {
+                // A peer that takes over says so in its Hello too; that is no conflict.
+                if self.peers.values().all(|peer| peer.mac != mac) {
+                    context.counters.arp_conflicts += 1;
+                    context.events.push(Event::Conflict { lb_ip: lb_ip.into(), link: self.link.name.clone(), mac });
+                }
+            }
+            arp::Verdict::Ignore(arp::Ignored::Malformed) => context.counters.arp_malformed += 1,
+            arp::Verdict::Ignore(_) => {}
+        }
+    }
+
+    /// Decides about all addresses on which something has changed. Returns whether our claims changed.
+    pub fn decide(&mut self, context: &mut Context<'_>) -> bool {
+        while let Some((turn, lb_ip)) = self.turns.first().copied().filter(|(turn, _)| *turn <= context.now) {
+            self.turns.remove(&(turn, lb_ip));
+            self.dirty.insert(lb_ip);
+        }
+        if self.dirty.is_empty() {
+            return false;
+        }
+        let dirty = std::mem::take(&mut self.dirty);
+        let claimants = self.claimants(&dirty);
+        let mut changed = false;
+        for lb_ip in dirty {
+            let others = claimants.get(&lb_ip).map(Vec::as_slice).unwrap_or_default();
+            changed |= self.decide_one(context, lb_ip, others);
+        }
+        if changed {
+            self.greeting.hasten();
+        }
+        changed
+    }
+
+    /// All claims of others to these addresses, of the dead too.
+    fn claimants(&self, lb_ips: &BTreeSet<IpAddr>) -> BTreeMap<IpAddr, Vec<(String, Claim)>> {
+        let mut claimants = BTreeMap::<IpAddr, Vec<(String, Claim)>>::new();
+        for (node, peer) in &self.peers {
+            let mut note = |lb_ip: IpAddr, claim: Claim| {
+                claimants.entry(lb_ip).or_default().push((node.clone(), claim));
+            };
+            if peer.claims.len() < lb_ips.len() {
+                peer.claims.iter().filter(|(lb_ip, _)| lb_ips.contains(lb_ip)).for_each(|(l, c)| note(l, c));
+            } else {
+                lb_ips.iter().filter_map(|l| Some((*l, peer.claims.get(*l)?))).for_each(|(l, c)| note(l, c));
+            }
+        }
+        claimants
+    }
+
+    fn decide_one(&mut self, context: &mut Context<'_>, lb_ip: IpAddr, others: &[(String, Claim)]) -> bool {
+        let now = context.now;
+        let wanted = context.snapshot.and_then(|snapshot| snapshot.addresses.get(&lb_ip));
+        let mine = self.own.get(lb_ip);
+        let my_rank = ownership::rank(&context.config.node, lb_ip);
+        let rivals: Vec<Rival> = others
+            .iter()
+            .filter_map(|(node, claim)| {
+                let peer = self.peers.get(node).filter(|peer| peer.holds())?;
+                let hears_us = peer.liveness.hears_us(now);
+                Some(Rival { claim: *claim, rank: ownership::rank(node, lb_ip), hears_us })
+            })
+            .collect();
+        let claimed = others.iter().map(|(_, claim)| claim.epoch).chain(mine.map(|claim| claim.epoch)).max();
+        let known = self.epochs.get(&lb_ip).copied().max(claimed).unwrap_or(0);
+        if wanted.is_some() {
+            self.epochs.insert(lb_ip, known);
+        } else {
+            self.epochs.remove(&lb_ip);
+        }
+        let verdict = ownership::decide(&View {
+            now,
+            mine: (mine, my_rank),
+            may: self.may(context, lb_ip, wanted),
+            rivals: &rivals,
+            epoch: known.max(wanted.map_or(0, |wanted| wanted.epoch)),
+            company: self.company(context, lb_ip, wanted),
+            before: wanted.map_or(0, |wanted| self.before(lb_ip, wanted, my_rank)),
+            orphaned: self.orphans.get(&lb_ip).copied().flatten().unwrap_or(now),
+            step_in: context.config.step_in(),
+        });
+        if !matches!(verdict, Verdict::Wait(_)) {
+            self.orphans.remove(&lb_ip);
+        }
+        let contested = verdict == Verdict::Keep { contested: true };
+        let settled = if contested { !self.contested.insert(lb_ip) } else { !self.contested.remove(&lb_ip) };
+        match verdict {
+            Verdict::Leave => false,
+            Verdict::Wait(turn) => {
+                let since = turn.map(|_| self.orphans.get(&lb_ip).copied().flatten().unwrap_or(now));
+                self.orphans.insert(lb_ip, since);
+                self.turns.extend(turn.map(|turn| (turn, lb_ip)));
+                false
+            }
+            Verdict::Keep { .. } if settled => false,
+            Verdict::Keep { .. } => {
+                // Somebody else has just begun or stopped to claim it. It may have announced it up to now, whatever we
+                // knew: the last one to announce must be the owner. And it should hear of us soon.
+                self.schedule.start(lb_ip, now);
+                self.greeting.hasten();
+                false
+            }
+            Verdict::Claim(claim) => {
+                self.claim(context, lb_ip, claim, others);
+                true
+            }
+            Verdict::Withdraw(reason) => {
+                self.withdraw(context, lb_ip, reason);
+                true
+            }
+        }
+    }
+
+    fn claim(&mut self, context: &mut Context<'_>, lb_ip: IpAddr, claim: Claim, others: &[(String, Claim)]) {
+        self.greeting.changed(lb_ip);
+        let link = self.link.name.clone();
+        if self.own.insert(lb_ip, claim).is_some() {
+            context.events.push(Event::Renewed { lb_ip, link, epoch: claim.epoch });
+            return;
+        }
+        self.schedule.start(lb_ip, context.now);
+        context.counters.announced += 1;
+        let from = others.iter().max_by_key(|(_, claim)| *claim).map(|(node, _)| node.clone());
+        let Claim { epoch, backed } = claim;
+        context.events.push(Event::Announced { lb_ip, link, epoch, backed, from });
+    }
+
+    /// Gives up `lb_ip`.
+    fn withdraw(&mut self, context: &mut Context<'_>, lb_ip: IpAddr, reason: Reason) {
+        self.schedule.stop(lb_ip);
+        self.contested.remove(&lb_ip);
+        self.greeting.changed(lb_ip);
+        if let Some(claim) = self.own.remove(lb_ip) {
+            context.counters.withdrawn += 1;
+            let (link, epoch) = (self.link.name.clone(), claim.epoch);
+            context.events.push(Event::Withdrawn { lb_ip, link, epoch, reason });
+        }
+    }
+
+    /// The link is gone, or needed no more.
+    pub fn close(&mut self, context: &mut Context<'_>) {
+        for lb_ip in self.owned() {
+            let wanted = context.snapshot.and_then(|snapshot| snapshot.addresses.get(&lb_ip));
+            let reason = self.may(context, lb_ip, wanted).err().unwrap_or(Reason::LinkLost);
+            self.withdraw(context, lb_ip, reason);
+        }
+    }
+
+    /// Gives up everything and says so at once.
+    pub fn part(&mut self, context: &mut Context<'_>) {
+        for lb_ip in self.owned() {
+            self.withdraw(context, lb_ip, Reason::Leaving);
+        }
+        self.greeting.now();
+        self.greet(context);
+    }
+
+    fn owned(&self) -> Vec<IpAddr> {
+        self.own.iter().map(|(lb_ip, _)| lb_ip).collect()
+    }
+
+    /// Whether we may announce `lb_ip` here.
+    fn may(&self, context: &Context<'_>, lb_ip: IpAddr, wanted: Option<&Wanted>) -> Result<(), Reason> {
+        if context.snapshot.is_none() {
+            return Err(Reason::Blind);
+        }
+        let wanted = wanted.ok_or(Reason::Unwanted)?;
+        if !self.placed.contains(&lb_ip) {
+            return Err(Reason::LinkLost);
+        }
+        if !wanted.candidates.contains(&context.config.node) {
+            return Err(Reason::NotCandidate);
+        }
+        if !context.forwarded.contains(&lb_ip) {
+            return Err(Reason::NotForwarded);
+        }
+        Ok(())
+    }
+
+    fn company(&self, context: &Context<'_>, lb_ip: IpAddr, wanted: Option<&Wanted>) -> Company {
+        let (now, config) = (context.now, context.config);
+        let unread = || self.peers.values().any(|peer| peer.may_claim(lb_ip, now, config.interval));
+        if context.leaving || now < self.listen_until || unread() {
+            return Company::Listening;
+        }
+        if self.is_backed(context, wanted) { Company::Backed } else { Company::Lonely }
+    }
+
+    /// Whether enough others are heard to claim or announce an address; or nobody else may have it, so that there is no one
+    /// to miss.
+    fn is_backed(&self, context: &Context<'_>, wanted: Option<&Wanted>) -> bool {
+        let me = &context.config.node;
+        self.in_company || wanted.is_some_and(|wanted| wanted.candidates.iter().all(|node| node == me))
+    }
+
+    /// How many of those who would take `lb_ip` rank before us.
+    fn before(&self, lb_ip: IpAddr, wanted: &Wanted, mine: u64) -> usize {
+        let takers = self.peers.iter().filter(|(node, peer)| peer.takes() && wanted.candidates.contains(*node));
+        takers.filter(|(node, _)| ownership::rank(node, lb_ip) > mine).count()
+    }
+
+    /// Says Hello if it is time to.
+    pub fn greet(&mut self, context: &mut Context<'_>) {
+        if !self.greeting.is_due(context.now, context.config) {
+            return;
+        }
+        let Some(address) = self.link.addresses.first().map(|own| own.addr()) else { return };
+        for packet in self.greeting.packets(context, &mut self.own, &self.peers) {
+            let payload = packet.encode();
+            debug_assert!(payload.len() <= MAX_PAYLOAD, "{} bytes", payload.len());
+            let bytes = datagram::wrap(self.link.mac, address, &payload);
+            context.counters.packets_sent += 1;
+            context.frames.push(Frame { link: self.link.index, channel: Channel::Hello, bytes });
+        }
+        self.tidy(context);
+    }
+
+    /// Others should hear from us soon.
+    pub fn hasten(&mut self) {
+        self.greeting.hasten();
+    }
+
+    /// What depends on the passage of time alone, and not on the moment: looked at once an interval.
+    fn tidy(&mut self, context: &Context<'_>) {
+        let now = context.now;
+        self.peers
+            .retain(|_, peer| peer.standing != Standing::Dead || !(peer.leaving || peer.liveness.age(now) > FORGET));
+        self.dirty.extend(self.orphans.iter().filter(|(_, since)| since.is_none()).map(|(lb_ip, _)| lb_ip));
+        if self.in_company && now >= self.listen_until {
+            self.dirty.extend(self.own.iter().filter(|(_, claim)| !claim.backed).map(|(lb_ip, _)| lb_ip));
+        }
+    }
+
+    /// Announces unasked what is due, at most `limit` addresses. Returns how many.
+    pub fn announce(&mut self, context: &mut Context<'_>, limit: usize) -> usize {
+        if context.now < self.hush_until {
+            return 0;
+        }
+        let mut schedule = std::mem::take(&mut self.schedule);
+        // In loneliness only that is announced which was claimed in it, because somebody has to take over from the dead.
+        // Anything else might steal an address back from somebody who isn't heard.
+        let may = |lb_ip: IpAddr| {
+            let wanted = context.snapshot.and_then(|snapshot| snapshot.addresses.get(&lb_ip));
+            self.own.get(lb_ip).is_some_and(|claim| !claim.backed) || self.is_backed(context, wanted)
+        };
+        let turns = schedule.take_due(context.now, limit, may);
+        self.schedule = schedule;
+        for lb_ip in &turns {
+            let IpAddr::V4(lb_ip) = lb_ip else { continue };
+            for form in [arp::gratuitous_request as fn(Mac, Ipv4Addr) -> Vec<u8>, arp::gratuitous_reply] {
+                let bytes = form(self.link.mac, *lb_ip);
+                context.counters.gratuitous += 1;
+                context.frames.push(Frame { link: self.link.index, channel: Channel::Arp, bytes });
+            }
+        }
+        turns.len()
+    }
+
+    /// When something is to be done, apart from announcements.
+    pub fn next_deadline(&self, now: Duration, config: &Config) -> Duration {
+        let silence = self.peers.values().filter_map(|peer| peer.liveness.next_deadline(now));
+        let turn = self.turns.first().map(|(turn, _)| *turn);
+        silence.chain(turn).fold(self.greeting.due(config), Duration::min)
+    }
+
+    /// When the next announcement is due.
+    pub fn announcement_due(&self) -> Option<Duration> {
+        Some(self.schedule.next_deadline()?.max(self.hush_until))
+    }
+}

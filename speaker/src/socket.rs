@@ -1,0 +1,237 @@
+//! The packet sockets through which frames come and go: one for ARP, one for the packets of speakers.
+//!
+//! Packets of speakers are ordinary UDP datagrams on the wire, but they don't go through the kernel's UDP: like ARP, they
+//! are sent and received by a packet socket, beside netfilter and routing. So no host firewall can separate the detector
+//! from what it detects: a node whose Hellos are not heard is one whose ARP answers are not heard either. It takes
+//! `CAP_NET_RAW` and nothing else.
+//!
+//! A filter in the kernel lets through only what is for us, on the links that are listened on: whatever traffic the node
+//! has, this process sleeps. The socket is made without a protocol, gets its filter, and is bound then: nothing slips in
+//! before. It is bound to no link, so that links may come and go.
+#![allow(unsafe_code)]
+
+use std::collections::BTreeSet;
+use std::io;
+use std::mem::MaybeUninit;
+use std::os::fd::AsRawFd;
+
+use socket2::{Domain, SockAddr, SockAddrStorage, SockFilter, Socket, Type};
+use tokio::io::unix::AsyncFd;
+
+use crate::datagram::{GROUP, GROUP_MAC, PORT, TTL};
+use crate::machine::Channel;
+
+/// No frame is longer: an MTU of 1500, the header, and room. What is longer is cut off, and malformed then.
+const MAX_FRAME: usize = 2048;
+
+/// A filter knows no more links than this: a jump in it leads over 255 steps at most.
+const MAX_LINKS: usize = 200;
+
+/// A packet socket.
+#[derive(Debug)]
+pub struct Port {
+    socket: AsyncFd<Socket>,
+    channel: Channel,
+    links: BTreeSet<u32>,
+}
+
+impl Port {
+    /// Opens the socket for a channel, in the network namespace of this thread. It listens on no link yet. It belongs to
+    /// the async runtime that it is opened in.
+    ///
+    /// # Errors
+    /// Without `CAP_NET_RAW`.
+    pub fn open(channel: Channel) -> io::Result<Self> {
+        let socket = Socket::new(Domain::PACKET, Type::RAW.nonblocking().cloexec(), None)?;
+        socket.attach_filter(&filter(channel, &BTreeSet::new()))?;
+        socket.bind(&address(channel, 0))?;
+        // SAFETY: the descriptor belongs to `socket`, stays the same and is closed with it, after it is deregistered.
+        let socket = unsafe { AsyncFd::register(socket)? };
+        Ok(Self { socket, channel, links: BTreeSet::new() })
+    }
+
+    /// Listens on these links, by index, and on no others.
+    ///
+    /// # Errors
+    /// If the kernel refuses the filter; then nothing has changed. A link that has just gone is none.
+    pub fn listen_on(&mut self, links: BTreeSet<u32>) -> io::Result<()> {
+        if links == self.links {
+            return Ok(());
+        }
+        self.socket.get_ref().attach_filter(&filter(self.channel, &links))?;
+        if self.channel == Channel::Hello {
+            // A network card may drop frames to a group that nobody on the host has joined.
+            for gone in self.links.difference(&links) {
+                let _ = self.membership(libc::PACKET_DROP_MEMBERSHIP, *gone);
+            }
+            for new in links.difference(&self.links) {
+                if let Err(error) = self.membership(libc::PACKET_ADD_MEMBERSHIP, *new) {
+                    tracing::warn!(link = new, %error, "cannot join the group of the speakers");
+                }
+            }
+        }
+        self.links = links;
+        Ok(())
+    }
+
+    /// Waits until there may be something to receive. Whoever is told so must receive until there is nothing left.
+    ///
+    /// Cancel safe: nothing is read here.
+    pub async fn readable(&self) -> io::Result<()> {
+        // Cleared before reading and not after: what comes in from now on makes it readable again.
+        self.socket.readable().await?.clear_ready();
+        Ok(())
+    }
+
+    /// Waits until there may be room to send. Whoever is told so must send until there is no room. Cancel safe.
+    pub async fn writable(&self) -> io::Result<()> {
+        self.socket.writable().await?.clear_ready();
+        Ok(())
+    }
+
+    /// Receives a frame and the index of the link that it came in on; `None` if there is none.
+    ///
+    /// # Errors
+    /// If the kernel reports any: it says nothing about what is received next.
+    pub fn receive<'a>(&self, buffer: &'a mut Buffer) -> io::Result<Option<(u32, &'a [u8])>> {
+        loop {
+            let (length, from) = match self.socket.get_ref().recv_from(&mut *buffer.0) {
+                Ok(received) => received,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(None),
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+                Err(error) => return Err(error),
+            };
+            // SAFETY: the socket is one of AF_PACKET, for which the kernel writes a sockaddr_ll. It fits the storage.
+            let from = unsafe { &*from.as_ptr().cast::<libc::sockaddr_ll>() };
+            if from.sll_pkttype == libc::PACKET_OUTGOING {
+                continue;
+            }
+            // SAFETY: recv_from has written the first `length` bytes.
+            let frame = unsafe { std::slice::from_raw_parts(buffer.0.as_ptr().cast::<u8>(), length) };
+            return Ok(Some((from.sll_ifindex.cast_unsigned(), frame)));
+        }
+    }
+
+    /// Sends a frame on a link.
+    ///
+    /// # Errors
+    /// `WouldBlock` if there is no room: the frame was not sent, and may be later. Anything else: it can't be sent.
+    pub fn send(&self, link: u32, frame: &[u8]) -> io::Result<()> {
+        self.socket.get_ref().send_to(frame, &address(self.channel, link)).map(|_| ())
+    }
+
+    fn membership(&self, option: libc::c_int, link: u32) -> io::Result<()> {
+        let mut group = [0; 8];
+        group[..6].copy_from_slice(&GROUP_MAC.0);
+        let request = libc::packet_mreq {
+            mr_ifindex: link.cast_signed(),
+            mr_type: libc::PACKET_MR_MULTICAST as u16,
+            mr_alen: 6,
+            mr_address: group,
+        };
+        // SAFETY: the pointer and the length are those of `request`, which outlives the call.
+        let result = unsafe {
+            libc::setsockopt(
+                self.socket.as_raw_fd(),
+                libc::SOL_PACKET,
+                option,
+                (&raw const request).cast(),
+                size_of_val(&request) as libc::socklen_t,
+            )
+        };
+        if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+    }
+}
+
+/// Where frames are received.
+#[derive(Debug)]
+pub struct Buffer(Box<[MaybeUninit<u8>; MAX_FRAME]>);
+
+impl Default for Buffer {
+    fn default() -> Self {
+        Self(Box::new([MaybeUninit::uninit(); MAX_FRAME]))
+    }
+}
+
+/// The address of a link, or of all links (0), for a channel.
+fn address(channel: Channel, link: u32) -> SockAddr {
+    let protocol = match channel {
+        Channel::Hello => libc::ETH_P_IP,
+        Channel::Arp => libc::ETH_P_ARP,
+    };
+    let mut storage = SockAddrStorage::zeroed();
+    // SAFETY: all bytes of the storage are initialised, it is large enough and aligned for any address, and a sockaddr_ll
+    // is plain data.
+    let address = unsafe { storage.view_as::<libc::sockaddr_ll>() };
+    address.sll_family = libc::AF_PACKET as u16;
+    address.sll_protocol = (protocol as u16).to_be();
+    address.sll_ifindex = link.cast_signed();
+    // SAFETY: the storage holds a sockaddr_ll of this length.
+    unsafe { SockAddr::new(storage, size_of::<libc::sockaddr_ll>() as libc::socklen_t) }
+}
+
+// Classic BPF, as in linux/bpf_common.h.
+const LOAD_WORD: u16 = 0x20;
+const LOAD_HALF: u16 = 0x28;
+const LOAD_BYTE: u16 = 0x30;
+const LOAD_HALF_AT_X: u16 = 0x48;
+const LOAD_X_HEADER_LENGTH: u16 = 0xb1;
+const JUMP_IF_EQUAL: u16 = 0x15;
+const JUMP_IF_SET: u16 = 0x45;
+const RETURN: u16 = 0x06;
+
+/// Where the index of the link is read from (linux/filter.h).
+const LINK_INDEX: u32 = (libc::SKF_AD_OFF + libc::SKF_AD_IFINDEX).cast_unsigned();
+
+/// A step of a filter.
+#[derive(Clone, Copy)]
+enum Step {
+    /// Loads something.
+    Load(u16, u32),
+    /// Goes on if what was loaded is this.
+    Equal(u32),
+    /// Goes on if none of these bits is set in what was loaded.
+    Clear(u32),
+}
+
+/// The filter for a channel on these links. Of an IP packet that isn't ours, which is nearly every packet of a busy node,
+/// it looks at one word.
+fn filter(channel: Channel, links: &BTreeSet<u32>) -> Vec<SockFilter> {
+    use Step::{Clear, Equal, Load};
+    let steps: &[Step] = match channel {
+        Channel::Hello => &[
+            Load(LOAD_WORD, 14 + 16),
+            Equal(GROUP.to_bits()),
+            Load(LOAD_BYTE, 14 + 9),
+            Equal(libc::IPPROTO_UDP as u32),
+            Load(LOAD_HALF, 14 + 6),
+            Clear(0x3fff), // more fragments, or an offset
+            Load(LOAD_BYTE, 14 + 8),
+            Equal(TTL as u32),
+            Load(LOAD_X_HEADER_LENGTH, 14),
+            Load(LOAD_HALF_AT_X, 14 + 2),
+            Equal(PORT as u32),
+        ],
+        Channel::Arp => &[],
+    };
+    let links: Vec<u32> = links.iter().copied().take(MAX_LINKS).collect();
+    // steps, load of the index, a jump for each link, drop, accept
+    let drop = steps.len() + 1 + links.len();
+    let mut program = Vec::with_capacity(drop + 2);
+    for (at, step) in steps.iter().enumerate() {
+        let to_drop = u8::try_from(drop - at - 1).unwrap_or(u8::MAX);
+        program.push(match *step {
+            Load(code, from) => SockFilter::new(code, 0, 0, from),
+            Equal(value) => SockFilter::new(JUMP_IF_EQUAL, 0, to_drop, value),
+            Clear(bits) => SockFilter::new(JUMP_IF_SET, to_drop, 0, bits),
+        });
+    }
+    program.push(SockFilter::new(LOAD_WORD, 0, 0, LINK_INDEX));
+    for (at, link) in links.iter().enumerate() {
+        let to_accept = u8::try_from(links.len() - at).unwrap_or(u8::MAX);
+        program.push(SockFilter::new(JUMP_IF_EQUAL, to_accept, 0, *link));
+    }
+    program.push(SockFilter::new(RETURN, 0, 0, 0));
+    program.push(SockFilter::new(RETURN, 0, 0, u32::MAX));
+    program
+}

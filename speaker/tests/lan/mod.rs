@@ -1,0 +1,291 @@
+//! A LAN for tests: a switch, a client, and nodes with speakers, each in a namespace of its own.
+//!
+//! ```text
+//!    client --- switch (bridge br0, ports p0 p1 ..) --- n0, n1, .. (eth0, 192.0.2.10 + n)
+//! ```
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::{IpAddr, Ipv4Addr, UdpSocket};
+use std::process::Stdio;
+use std::sync::Arc;
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use netns::{Namespace, veth};
+use speaker::machine::Channel;
+use speaker::placement::Mac;
+use speaker::socket::{Buffer, Port};
+use speaker::{Announcements, Config, Counters, Inputs, Outputs, Snapshot, Wanted};
+use tokio::sync::{oneshot, watch};
+
+/// An address that the nodes announce.
+pub const LB_IP: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 200);
+
+const CLIENT: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 9);
+
+/// How long anything may take before a test fails.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// A LAN.
+pub struct Lan {
+    switch: Namespace,
+    client: Namespace,
+    nodes: Vec<Namespace>,
+}
+
+impl Lan {
+    /// A LAN with a client and so many nodes.
+    pub fn new(nodes: usize) -> Self {
+        let switch = Namespace::new().expect("a namespace (this needs root)");
+        switch.ip(["link add br0 type bridge", "link set br0 up"]).expect("bridge");
+        let plug = |host: &Namespace, port: String, address: String| {
+            veth((&switch, &port), (host, "eth0")).expect("veth");
+            switch.ip([format!("link set {port} master br0"), format!("link set {port} up")]).expect("port");
+            host.ip([format!("addr add {address}/24 dev eth0"), "link set eth0 up".into()]).expect("host");
+        };
+        let client = Namespace::new().expect("client");
+        plug(&client, "client".into(), CLIENT.to_string());
+        let nodes: Vec<Namespace> = (0..nodes).map(|_| Namespace::new().expect("node")).collect();
+        for (n, node) in nodes.iter().enumerate() {
+            plug(node, format!("p{n}"), format!("192.0.2.{}", 10 + n));
+        }
+        Self { switch, client, nodes }
+    }
+
+    /// The namespace of a node.
+    pub fn node(&self, n: usize) -> &Namespace {
+        &self.nodes[n]
+    }
+
+    /// Starts a speaker on each node. All want [`LB_IP`] and these addresses, and forward these.
+    pub fn speakers(&self, lb_ips: &[Ipv4Addr]) -> Vec<Speaker> {
+        let names: Arc<BTreeSet<String>> = Arc::new((0..self.nodes.len()).map(|n| format!("n{n}")).collect());
+        let wanted: Vec<Ipv4Addr> = lb_ips.iter().copied().chain([LB_IP]).collect();
+        let start = |n: usize| Speaker::start(n, &self.nodes[n], Arc::clone(&names), &wanted, lb_ips);
+        (0..self.nodes.len()).map(start).collect()
+    }
+
+    /// Waits until exactly one of the nodes announces `lb_ip`: which one.
+    pub fn owner(&self, nodes: &[Speaker], lb_ip: Ipv4Addr) -> usize {
+        wait("one owner", || {
+            let owners: Vec<usize> = (0..nodes.len()).filter(|n| nodes[*n].epoch(lb_ip).is_some()).collect();
+            match owners[..] {
+                [owner] => Ok(owner),
+                _ => Err(format!("{owners:?} announce {lb_ip}")),
+            }
+        })
+    }
+
+    /// Drops all frames to and from a node. Its carrier stays.
+    pub fn cut(&self, node: usize) {
+        let rules = format!(
+            "table bridge cut{node} {{ chain c {{ type filter hook prerouting priority 0; iifname p{node} drop; }}; \
+             chain o {{ type filter hook postrouting priority 0; oifname p{node} drop; }}; }}"
+        );
+        nft(&self.switch, &rules);
+    }
+
+    /// Ends [`cut`](Self::cut).
+    pub fn heal(&self, node: usize) {
+        nft(&self.switch, &format!("delete table bridge cut{node}"));
+    }
+
+    /// Has the node itself drop everything that passes its IP stack.
+    pub fn firewall(&self, node: usize) {
+        let chain = |hook: &str| format!("chain {hook} {{ type filter hook {hook} priority 0; policy drop; }};");
+        nft(&self.nodes[node], &format!("table inet wall {{ {} {} }}", chain("input"), chain("output")));
+    }
+
+    /// Lets time pass in which nothing should happen.
+    pub fn pass(&self, time: Duration) {
+        std::thread::sleep(time);
+    }
+
+    /// Has the client look for `lb_ip`, as it does when it sends something.
+    pub fn resolve(&self, lb_ip: Ipv4Addr) {
+        self.client.run(|| {
+            let socket = UdpSocket::bind("0.0.0.0:0").expect("bind");
+            socket.send_to(b"?", (lb_ip, 9)).expect("send");
+        });
+    }
+
+    /// Waits until the client's neighbour entry for `lb_ip` has a MAC address that is `right`.
+    pub fn neighbour_becomes(&self, lb_ip: Ipv4Addr, right: impl Fn(Mac) -> bool + Sync) -> Mac {
+        self.client.run(|| {
+            wait("a neighbour entry", || {
+                let table = std::fs::read_to_string("/proc/thread-self/net/arp").expect("the table");
+                let entry = table.lines().map(|line| line.split_whitespace().collect::<Vec<_>>());
+                let found = entry.filter(|columns| columns[0] == lb_ip.to_string()).map(|columns| mac(columns[3]));
+                found.flatten().find(|mac| right(*mac)).ok_or(table)
+            })
+        })
+    }
+
+    /// Asks for `lb_ip` by broadcast: who answers, each once.
+    pub fn who_answers(&self, lb_ip: Ipv4Addr) -> Vec<Mac> {
+        self.client.run(|| {
+            let (index, own) = eth0();
+            let mut request = speaker::arp::gratuitous_request(own, lb_ip);
+            request[28..32].copy_from_slice(&CLIENT.octets());
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("runtime");
+            runtime.block_on(async {
+                let mut port = Port::open(Channel::Arp).expect("a packet socket");
+                port.listen_on([index].into()).expect("listen");
+                port.send(index, &request).expect("send");
+                let (mut answers, mut buffer) = (BTreeSet::new(), Buffer::default());
+                // Nobody says that no other answer will come.
+                let _ = tokio::time::timeout(Duration::from_millis(200), async {
+                    loop {
+                        port.readable().await.expect("readable");
+                        while let Some((_, frame)) = port.receive(&mut buffer).expect("receive") {
+                            if frame[..6] == own.0 && frame[20..22] == [0, 2] && frame[28..32] == lb_ip.octets() {
+                                answers.insert(Mac(frame[22..28].try_into().expect("six bytes")));
+                            }
+                        }
+                    }
+                })
+                .await;
+                answers.into_iter().collect()
+            })
+        })
+    }
+}
+
+/// A speaker on a node.
+pub struct Speaker {
+    /// The MAC address of its link.
+    pub mac: Mac,
+    candidates: Arc<BTreeSet<String>>,
+    snapshot: watch::Sender<Option<Arc<Snapshot>>>,
+    forwarded: watch::Sender<Arc<BTreeSet<IpAddr>>>,
+    announcements: watch::Receiver<Announcements>,
+    stop: Option<oneshot::Sender<()>>,
+    crash: Option<oneshot::Sender<()>>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Speaker {
+    fn start(
+        n: usize,
+        namespace: &Namespace,
+        candidates: Arc<BTreeSet<String>>,
+        wanted: &[Ipv4Addr],
+        forwarded: &[Ipv4Addr],
+    ) -> Self {
+        let mac = namespace.run(eth0).1;
+        let (snapshot_sender, snapshot) = watch::channel(None);
+        let (forwarded_sender, forwarded_receiver) = watch::channel(Arc::default());
+        let (announcements, announcements_receiver) = watch::channel(Announcements::new());
+        let (counters, _) = watch::channel(Counters::default());
+        let (stop, stopped) = oneshot::channel::<()>();
+        let (crash, crashed) = oneshot::channel::<()>();
+        let config = Config::new("test", &format!("n{n}"), u64::from(std::process::id()) << 32 | n as u64);
+        let inputs = Inputs { snapshot, forwarded: forwarded_receiver };
+        let outputs = Outputs { announcements, counters };
+        let inside = namespace.clone();
+        let thread = std::thread::spawn(move || {
+            inside.run(|| {
+                let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("runtime");
+                runtime.block_on(async {
+                    let run = speaker::run(config, inputs, outputs, async {
+                        if stopped.await.is_err() {
+                            std::future::pending().await
+                        }
+                    });
+                    tokio::select! {
+                        result = run => result.expect("the speaker goes on"),
+                        _ = crashed => {}
+                    }
+                });
+            });
+        });
+        let speaker = Self {
+            mac,
+            candidates,
+            snapshot: snapshot_sender,
+            forwarded: forwarded_sender,
+            announcements: announcements_receiver,
+            stop: Some(stop),
+            crash: Some(crash),
+            thread: Some(thread),
+        };
+        speaker.want(wanted);
+        speaker.forward(forwarded);
+        speaker
+    }
+
+    /// Tells it which addresses there are.
+    pub fn want(&self, lb_ips: &[Ipv4Addr]) {
+        let wanted =
+            |lb_ip: &Ipv4Addr| (IpAddr::V4(*lb_ip), Wanted { candidates: Arc::clone(&self.candidates), epoch: 0 });
+        let addresses: BTreeMap<IpAddr, Wanted> = lb_ips.iter().map(wanted).collect();
+        self.snapshot.send_replace(Some(Arc::new(Snapshot { node_addresses: vec![], addresses })));
+    }
+
+    /// Tells it what the dataplane forwards.
+    pub fn forward(&self, lb_ips: &[Ipv4Addr]) {
+        self.forwarded.send_replace(Arc::new(lb_ips.iter().copied().map(IpAddr::V4).collect()));
+    }
+
+    /// The epoch with which it announces `lb_ip`.
+    pub fn epoch(&self, lb_ip: Ipv4Addr) -> Option<u64> {
+        self.announcements.borrow().get(&IpAddr::V4(lb_ip)).map(|all| all[0].epoch)
+    }
+
+    /// Waits until it announces `lb_ip`, or doesn't.
+    pub fn announces(&self, lb_ip: Ipv4Addr, expected: bool) {
+        wait("an announcement, or none", || {
+            let epoch = self.epoch(lb_ip);
+            if epoch.is_some() == expected { Ok(()) } else { Err(format!("{lb_ip}: {epoch:?}")) }
+        });
+    }
+
+    /// Asks it to stop, and waits until it has.
+    pub fn stop(mut self) {
+        let _ = self.stop.take().map(|stop| stop.send(()));
+        self.thread.take().expect("a thread").join().expect("the speaker stops");
+    }
+
+    /// Ends it without a farewell.
+    pub fn crash(self) {}
+}
+
+impl Drop for Speaker {
+    fn drop(&mut self) {
+        if let Some(thread) = self.thread.take() {
+            let _ = self.crash.take().map(|crash| crash.send(()));
+            thread.join().expect("the speaker ends");
+        }
+    }
+}
+
+/// Polls until `look` finds what it looks for.
+fn wait<T>(what: &str, mut look: impl FnMut() -> Result<T, String>) -> T {
+    let until = Instant::now() + PATIENCE;
+    loop {
+        match look() {
+            Ok(found) => return found,
+            Err(state) if Instant::now() > until => panic!("waited for {what} in vain: {state}"),
+            Err(_) => std::thread::sleep(Duration::from_millis(1)),
+        }
+    }
+}
+
+/// The index and the MAC address of eth0 in this namespace.
+fn eth0() -> (u32, Mac) {
+    let output = std::process::Command::new("ip").args(["-o", "link", "show", "dev", "eth0"]).output().expect("ip");
+    let text = String::from_utf8_lossy(&output.stdout);
+    let index = text.split(':').next().and_then(|index| index.parse().ok());
+    let mac = text.split("link/ether ").nth(1).and_then(|rest| rest.split(' ').next()).and_then(mac);
+    (index.expect("an index"), mac.expect("an address"))
+}
+
+fn mac(text: &str) -> Option<Mac> {
+    let bytes: Vec<u8> = text.split(':').map_while(|byte| u8::from_str_radix(byte, 16).ok()).collect();
+    Some(Mac(bytes.try_into().ok()?)).filter(|mac| *mac != Mac([0; 6]))
+}
+
+fn nft(namespace: &Namespace, rules: &str) {
+    let output = namespace.command("nft").arg(rules).stdin(Stdio::null()).output().expect("nft");
+    assert!(output.status.success(), "nft {rules}: {}", String::from_utf8_lossy(&output.stderr));
+}

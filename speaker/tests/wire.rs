@@ -1,0 +1,134 @@
+//! Speakers on a LAN of the real kernel: namespaces for nodes and a client, a bridge in another one for the switch.
+
+mod lan;
+
+use std::time::{Duration, Instant};
+
+use lan::{LB_IP, Lan};
+
+/// Generous: a figure is printed, and what it should be is for benchmarks to judge.
+const TAKEOVER: Duration = Duration::from_secs(2);
+
+#[test]
+fn exactly_one_node_answers_and_the_client_reaches_it() {
+    let lan = Lan::new(3);
+    let nodes = lan.speakers(&[LB_IP]);
+    let owner = lan.owner(&nodes, LB_IP);
+    assert_eq!(lan.who_answers(LB_IP), [nodes[owner].mac]);
+    lan.resolve(LB_IP);
+    lan.neighbour_becomes(LB_IP, |mac| mac == nodes[owner].mac);
+}
+
+#[test]
+fn when_the_owner_is_cut_off_silently_another_node_answers_and_the_client_follows() {
+    for run in 1..=5 {
+        let lan = Lan::new(3);
+        let nodes = lan.speakers(&[LB_IP]);
+        let owner = lan.owner(&nodes, LB_IP);
+        lan.resolve(LB_IP);
+        lan.neighbour_becomes(LB_IP, |mac| mac == nodes[owner].mac);
+        // The carrier stays: nobody is told.
+        let cut = Instant::now();
+        lan.cut(owner);
+        let heir = lan.neighbour_becomes(LB_IP, |mac| mac != nodes[owner].mac);
+        let took = cut.elapsed();
+        eprintln!("takeover {run}, until the client's neighbour entry has changed: {took:?}");
+        assert!(took < TAKEOVER, "{took:?}");
+        assert_eq!(lan.who_answers(LB_IP), [heir]);
+
+        // Back on the LAN it finds itself outbid. Nothing moves.
+        lan.heal(owner);
+        nodes[owner].announces(LB_IP, false);
+        assert_eq!(lan.who_answers(LB_IP), [heir]);
+        lan.neighbour_becomes(LB_IP, |mac| mac == heir);
+    }
+}
+
+#[test]
+fn when_the_owner_crashes_another_node_answers() {
+    let lan = Lan::new(2);
+    let mut nodes = lan.speakers(&[LB_IP]);
+    let owner = lan.owner(&nodes, LB_IP);
+    lan.resolve(LB_IP);
+    let gone = nodes.remove(owner);
+    let mac = gone.mac;
+    let crash = Instant::now();
+    gone.crash();
+    let heir = lan.neighbour_becomes(LB_IP, |other| other != mac);
+    eprintln!("takeover by the only one that is left: {:?}", crash.elapsed());
+    assert_eq!(heir, nodes[0].mac);
+    assert_eq!(lan.who_answers(LB_IP), [heir]);
+}
+
+#[test]
+fn a_node_that_stops_hands_over_before_it_falls_silent() {
+    let lan = Lan::new(3);
+    let mut nodes = lan.speakers(&[LB_IP]);
+    let owner = lan.owner(&nodes, LB_IP);
+    let epoch = nodes[owner].epoch(LB_IP).expect("it announces it");
+    let gone = nodes.remove(owner);
+    let stop = Instant::now();
+    gone.stop();
+    eprintln!("the owner stopped within {:?}", stop.elapsed());
+    // It returns when somebody else has taken over, not before.
+    let heir = lan.owner(&nodes, LB_IP);
+    assert_eq!(nodes[heir].epoch(LB_IP), Some(epoch + 1));
+    assert_eq!(lan.who_answers(LB_IP), [nodes[heir].mac]);
+}
+
+#[test]
+fn nothing_is_answered_before_the_dataplane_forwards_nor_after_it_stops_to() {
+    let lan = Lan::new(1);
+    let nodes = lan.speakers(&[]);
+    assert_eq!(lan.who_answers(LB_IP), []);
+    nodes[0].forward(&[LB_IP]);
+    nodes[0].announces(LB_IP, true);
+    assert_eq!(lan.who_answers(LB_IP), [nodes[0].mac]);
+    nodes[0].forward(&[]);
+    nodes[0].announces(LB_IP, false);
+    assert_eq!(lan.who_answers(LB_IP), []);
+}
+
+#[test]
+fn an_address_that_is_not_wanted_any_more_falls_silent_everywhere() {
+    let lan = Lan::new(2);
+    let nodes = lan.speakers(&[LB_IP]);
+    lan.owner(&nodes, LB_IP);
+    for node in &nodes {
+        node.want(&[]);
+    }
+    for node in &nodes {
+        node.announces(LB_IP, false);
+    }
+    assert_eq!(lan.who_answers(LB_IP), []);
+}
+
+#[test]
+fn a_firewall_on_the_node_does_not_make_it_look_dead() {
+    let lan = Lan::new(2);
+    let nodes = lan.speakers(&[LB_IP]);
+    let owner = lan.owner(&nodes, LB_IP);
+    let epoch = nodes[owner].epoch(LB_IP);
+    for node in 0..2 {
+        lan.firewall(node);
+    }
+    lan.pass(Duration::from_millis(500));
+    assert_eq!((nodes[owner].epoch(LB_IP), nodes[1 - owner].epoch(LB_IP)), (epoch, None));
+    assert_eq!(lan.who_answers(LB_IP), [nodes[owner].mac]);
+}
+
+#[test]
+fn a_link_that_comes_later_or_changes_its_mac_is_noticed() {
+    let lan = Lan::new(1);
+    lan.node(0).ip(["link set eth0 down"]).expect("down");
+    let nodes = lan.speakers(&[LB_IP]);
+    assert_eq!(nodes[0].epoch(LB_IP), None);
+    lan.node(0).ip(["link set eth0 up"]).expect("up");
+    nodes[0].announces(LB_IP, true);
+    lan.resolve(LB_IP);
+    lan.neighbour_becomes(LB_IP, |mac| mac == nodes[0].mac);
+    lan.node(0).ip(["link set eth0 address 02:00:00:00:00:77"]).expect("another MAC");
+    lan.neighbour_becomes(LB_IP, |mac| mac.0[5] == 0x77);
+    lan.node(0).ip(["link set eth0 down"]).expect("down");
+    nodes[0].announces(LB_IP, false);
+}
