@@ -40,8 +40,9 @@ const CAPTURE_SIZE: &str = "16";
 
 /// A running cluster.
 ///
-/// One made by [`Cluster::up`] goes when the value is dropped, and its logs are kept aside first if that happens in a
-/// panic. If the process is killed instead, the next `up` of any name removes what is left.
+/// One made by [`Cluster::up`] lasts until [`Cluster::down`]. When it is dropped without, a test has failed (a panic, or
+/// an error returned by `?`): then its logs are kept in `target/lab/failures/NAME` first. If the process is killed instead,
+/// the next `up` of any name removes what is left.
 pub struct Cluster {
     place: Place,
     topology: Topology,
@@ -357,7 +358,7 @@ impl Cluster {
         Ok(())
     }
 
-    /// Takes the cluster down and removes every trace of it. Dropping the value does the same, but can't fail.
+    /// Takes the cluster down and removes every trace of it: the end of a test that went well.
     pub fn down(mut self) -> Result<()> {
         let _held = self.lock.take();
         self.place.remove()
@@ -369,11 +370,9 @@ impl Drop for Cluster {
         if self.lock.is_none() {
             return;
         }
-        if thread::panicking() {
-            match keep_logs(&self.place, &self.topology) {
-                Ok(dir) => eprintln!("cluster {:?}: logs and frames are in {}", self.place.name, dir.display()),
-                Err(error) => eprintln!("cluster {:?}: logs are lost: {error:#}", self.place.name),
-            }
+        match keep_logs(&self.place, &self.topology) {
+            Ok(dir) => eprintln!("cluster {:?}: logs and frames are in {}", self.place.name, dir.display()),
+            Err(error) => eprintln!("cluster {:?}: logs are lost: {error:#}", self.place.name),
         }
         if let Err(error) = self.place.remove() {
             eprintln!("cluster {:?} was not removed: {error:#}", self.place.name);
@@ -496,9 +495,14 @@ fn said(output: std::process::Output) -> Result<String> {
     Ok(out.into_owned())
 }
 
-/// Collects into a directory of its own, among those of other failures.
+/// Collects into the directory for failures of this cluster, in place of those of an earlier run.
 fn keep_logs(place: &Place, topology: &Topology) -> Result<PathBuf> {
-    let dir = control_plane::directory().join("failures").join(format!("{}-{}", place.name, std::process::id()));
+    let failures = control_plane::directory().join("failures");
+    fs::create_dir_all(&failures)?;
+    let dir = failures.canonicalize()?.join(&place.name);
+    if dir.exists() {
+        fs::remove_dir_all(&dir)?;
+    }
     crate::collect::collect(place, topology, &dir)?;
     Ok(dir)
 }

@@ -61,10 +61,11 @@ impl Cluster {
              flush chain bridge lab loss_{port}\n"
         );
         let of_10000 = (percent * 100.0).round() as u32;
-        if of_10000 > 0 {
+        // Of the numbers 0 to 9999, those up to this one.
+        if let Some(highest) = of_10000.checked_sub(1) {
             for direction in ["iifname", "oifname"] {
                 script += &format!(
-                    "add rule bridge lab loss_{port} {direction} {port} numgen random mod 10000 < {of_10000} drop\n"
+                    "add rule bridge lab loss_{port} {direction} {port} numgen random mod 10000 <= {highest} drop\n"
                 );
             }
         } else {

@@ -8,7 +8,7 @@ use std::io::{self, BufRead, BufReader, Write};
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream, UdpSocket};
 use std::os::fd::OwnedFd;
 use std::os::unix::process::CommandExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -187,6 +187,13 @@ impl Host {
     pub(crate) fn spawn_with(&self, name: &str, what: &Command, stdin: Option<OwnedFd>) -> Result<Process> {
         let group = self.group.child(name);
         ensure!(!group.is_populated(), "{name} already runs on {}", self.name());
+        let program = Path::new(what.get_program());
+        ensure!(
+            program.is_absolute() || program.components().count() == 1,
+            "start {name} on {}: a daemon starts in /, so {} must be absolute or found in {PATH}",
+            self.name(),
+            program.display()
+        );
         fs::create_dir_all(self.logs())?;
         let path = self.logs().join(format!("{name}.log"));
         let log = fs::File::options().create(true).append(true).open(&path)?;
@@ -326,7 +333,7 @@ impl Process {
     }
 
     /// Where its output goes.
-    pub fn log(&self) -> &std::path::Path {
+    pub fn log(&self) -> &Path {
         &self.log
     }
 

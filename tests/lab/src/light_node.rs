@@ -19,14 +19,16 @@ pub const LABEL: &str = "lab.landfall.dev/light";
 /// does not set: the addresses of its pods.
 pub async fn make(client: &kube::Client, seats: &[Seat]) -> Result<()> {
     let nodes: Api<Node> = Api::all(client.clone());
-    let made = seats.iter().filter_map(object).map(|(name, light, object)| {
+    let made = seats.iter().filter_map(object).map(|(name, object, status)| {
         let nodes = nodes.clone();
         async move {
-            let apply = PatchParams::apply("lab").force();
             let failed = || format!("make the Node object of {name}");
+            let apply = PatchParams::apply("lab").force();
             nodes.patch(&name, &apply, &Patch::Apply(&object)).await.with_context(failed)?;
-            if light {
-                nodes.patch_status(&name, &apply, &Patch::Apply(&object)).await.with_context(failed)?;
+            if let Some(status) = status {
+                // Not applied: the API server takes a second address of one type for a duplicate there.
+                let status = Patch::Merge(json!({"status": status}));
+                nodes.patch_status(&name, &PatchParams::default(), &status).await.with_context(failed)?;
             }
             anyhow::Ok(())
         }
@@ -35,20 +37,19 @@ pub async fn make(client: &kube::Client, seats: &[Seat]) -> Result<()> {
     Ok(())
 }
 
-/// The Node object of a seat, as the lab sets it: (name, whether it is a light one, object).
-fn object(seat: &Seat) -> Option<(String, bool, Value)> {
+/// The Node object of a seat, as the lab sets it: (name, object, the status of a light one).
+fn object(seat: &Seat) -> Option<(String, Value, Option<Value>)> {
     let pods = seat.pods()?;
-    let light = seat.kind == Kind::LightNode;
     let mut object = json!({
         "apiVersion": "v1",
         "kind": "Node",
         "metadata": {"name": seat.name, "labels": {"kubernetes.io/hostname": seat.name, "kubernetes.io/os": "linux"}},
         "spec": {"podCIDR": pods.v4(), "podCIDRs": [pods.v4(), pods.v6()]},
     });
-    if light {
+    let status = (seat.kind == Kind::LightNode).then(|| {
         object["metadata"]["labels"][LABEL] = json!("true");
         object["spec"]["taints"] = json!([{"key": LABEL, "effect": "NoSchedule"}]);
-        object["status"] = json!({
+        json!({
             "addresses": [
                 {"type": "InternalIP", "address": seat.v4()},
                 {"type": "InternalIP", "address": seat.v6()},
@@ -56,9 +57,9 @@ fn object(seat: &Seat) -> Option<(String, bool, Value)> {
             ],
             "conditions": [{"type": "Ready", "status": "True", "reason": "LightNode", "message": "answers on the LAN"}],
             "nodeInfo": node_info(),
-        });
-    }
-    Some((seat.name.clone(), light, object))
+        })
+    });
+    Some((seat.name.clone(), object, status))
 }
 
 /// What a kubelet would say about itself; the fields are required.

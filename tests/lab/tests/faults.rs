@@ -1,0 +1,141 @@
+//! What goes wrong on purpose goes wrong in the way it says, and no further.
+
+mod support;
+
+use std::net::SocketAddr;
+use std::process::Command;
+use std::time::Duration;
+
+use anyhow::{Result, ensure};
+use lab::{Cluster, Direction, KubeProxy, Signal, Topology, wait_until};
+use support::{ANSWER, SILENCE, SOON, addresses, ready_is, whoami};
+
+#[tokio::test]
+async fn faults_are_silent_complete_and_undone() -> Result<()> {
+    let topology = Topology {
+        nodes: 2,
+        light_nodes: 1,
+        clients: 2,
+        kube_proxy: KubeProxy::None,
+        node_monitor_grace: Duration::from_secs(4),
+        ..Topology::default()
+    };
+    let cluster = Cluster::up("lab-faults", &topology).await?;
+    let (n1, n2, l1, c1) = (cluster.node("n1"), cluster.node("n2"), cluster.node("l1"), cluster.client_host("c1"));
+    cluster.apply(&(whoami("host", "n1", ", hostNetwork: true") + &whoami("pod", "n1", "")))?;
+    let host = addresses(&cluster, "host").await?;
+    let pod = addresses(&cluster, "pod").await?;
+    let answers = |server: SocketAddr| c1.ask_tcp(server, ANSWER);
+    let silent = |server: SocketAddr| ensure_silent(c1.ask_tcp(server, SILENCE));
+    answers(host[0])?;
+
+    // A cut in either direction stops a conversation; the carrier stays, and the others talk on.
+    for direction in [Direction::In, Direction::Out, Direction::Both] {
+        cluster.cut("n1", direction)?;
+        silent(host[0])?;
+        silent(host[1])?;
+        assert!(n1.output(["cat", "/sys/class/net/eth0/carrier"])?.starts_with('1'), "{direction:?}");
+        refused(c1.ask_tcp((n2.ipv4(), 8080).into(), ANSWER))?;
+        cluster.heal("n1")?;
+        answers(host[0])?;
+        answers(host[1])?;
+    }
+
+    // Only frames to it are gone: it is deaf, and can still be heard.
+    cluster.cut("n1", Direction::In)?;
+    assert_eq!(heard(&n1, &c1)?, "from 192.0.2.11");
+    ensure_silent_udp(&c1, &n1)?;
+    cluster.heal("n1")?;
+
+    // All frames may get lost.
+    cluster.lose("n1", 100.0)?;
+    silent(host[0])?;
+    cluster.lose("n1", 0.0)?;
+    answers(host[0])?;
+
+    // Frozen: the kernel takes the connection, nobody answers. So for the whole host and for what matches.
+    cluster.freeze("n1")?;
+    silent(host[0])?;
+    cluster.thaw("n1")?;
+    answers(host[0])?;
+    n1.signal("/whoami", Signal::SIGSTOP)?;
+    silent(host[0])?;
+    n1.signal("/whoami", Signal::SIGCONT)?;
+    answers(host[0])?;
+
+    // A light node is Ready, and runs an agent as a plain process.
+    ready_is(&cluster, "l1", "True").await?;
+    let agent = l1.spawn("agent", Command::new("target/lab/bin/whoami").current_dir("/"));
+    assert!(agent.is_err(), "a relative path means nothing to a daemon, and that is said at once");
+    let binary = concat!(env!("CARGO_MANIFEST_DIR"), "/../../target/lab/bin/whoami");
+    let agent = l1.spawn("agent", Command::new(binary).arg("7000").env("POD_NAME", "agent"))?;
+    let server = (l1.ipv4(), 7000).into();
+    wait_until(SOON, "the agent to answer", async || c1.ask_tcp(server, ANSWER)).await?;
+    agent.freeze()?;
+    silent(server)?;
+    agent.thaw()?;
+    assert_eq!(answers(server)?.pod, "agent");
+    agent.kill()?;
+    assert!(!agent.is_running());
+    refused(c1.ask_tcp(server, ANSWER))?;
+
+    // Power off: nothing of it is left but its disk, and the cluster notices in its own time.
+    for name in ["n1", "l1"] {
+        cluster.power_off(name)?;
+        cluster.power_off(name)?;
+    }
+    assert!(n1.processes("").is_empty() && n1.netns().is_err() && !n1.is_up());
+    let error = n1.output(["true"]).expect_err("it is off");
+    assert!(error.to_string().contains("lab power-on lab-faults n1"), "{error}");
+    silent(host[0])?;
+    ready_is(&cluster, "n1", "Unknown").await?;
+    ready_is(&cluster, "l1", "Unknown").await?;
+
+    // Power on: Ready, and the pods are back.
+    for name in ["n1", "l1"] {
+        cluster.power_on(name)?;
+    }
+    cluster.wait_ready(SOON).await?;
+    wait_until(SOON, "the pod on the host network to be back", async || c1.ask_tcp(host[0], ANSWER)).await?;
+    wait_until(SOON, "the pod to be back", async || {
+        let servers = addresses(&cluster, "pod").await?;
+        let answer = n2.ask_tcp(servers[0], ANSWER)?;
+        ensure!(answer.pod == "pod" && servers.len() == pod.len(), "{answer:?}");
+        Ok(())
+    })
+    .await?;
+    cluster.down()
+}
+
+/// No answer within the time is what it should be; an answer or a refusal is not.
+fn ensure_silent<T: std::fmt::Debug>(answer: Result<T>) -> Result<()> {
+    let Err(error) = answer else { anyhow::bail!("an answer came: {answer:?}") };
+    let kind = error.downcast_ref::<std::io::Error>().map(std::io::Error::kind);
+    ensure!(matches!(kind, Some(std::io::ErrorKind::TimedOut | std::io::ErrorKind::WouldBlock)), "{error:#}");
+    Ok(())
+}
+
+/// A kernel that answers with a refusal is there.
+fn refused<T: std::fmt::Debug>(answer: Result<T>) -> Result<()> {
+    let Err(error) = answer else { anyhow::bail!("an answer came: {answer:?}") };
+    let kind = error.downcast_ref::<std::io::Error>().map(std::io::Error::kind);
+    ensure!(kind == Some(std::io::ErrorKind::ConnectionRefused), "{error:#}");
+    Ok(())
+}
+
+/// Sends a datagram from one host to another, whose neighbour entry it may not have to ask for, and says where from it came.
+fn heard(from: &lab::Host, to: &lab::Host) -> Result<String> {
+    let ear = to.run(|| std::net::UdpSocket::bind((to.ipv4(), 9)))??;
+    ear.set_read_timeout(Some(ANSWER))?;
+    // The deaf can't hear the answer to an ARP request.
+    let mac = to.mac().expect("a client has one");
+    from.output(["ip", "neigh", "replace", &to.ipv4().to_string(), "lladdr", &mac, "dev", "eth0", "nud", "permanent"])?;
+    from.output(["bash", "-c", &format!("echo > /dev/udp/{}/9", to.ipv4())])?;
+    let (_, source) = ear.recv_from(&mut [0; 16])?;
+    from.output(["ip", "neigh", "del", &to.ipv4().to_string(), "dev", "eth0"])?;
+    Ok(format!("from {}", source.ip()))
+}
+
+fn ensure_silent_udp(from: &lab::Host, to: &lab::Host) -> Result<()> {
+    ensure_silent(from.ask_udp((to.ipv4(), 8080).into(), SILENCE))
+}

@@ -1,0 +1,90 @@
+//! What the lab's own tests share.
+#![allow(dead_code, reason = "each test binary uses a part")]
+
+use std::fs;
+use std::net::{IpAddr, SocketAddr};
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use k8s_openapi::api::core::v1::{Node, Pod};
+use kube::api::{Api, ListParams};
+use lab::{Cluster, wait_until};
+
+/// For what takes a second or two on an idle machine.
+pub const SOON: Duration = Duration::from_secs(60);
+/// For one answer over the network.
+pub const ANSWER: Duration = Duration::from_secs(2);
+/// For an answer that must not come: a packet takes microseconds here.
+pub const SILENCE: Duration = Duration::from_millis(300);
+
+/// A whoami pod on this node; `more` goes into its spec (as `, hostNetwork: true`).
+pub fn whoami(name: &str, node: &str, more: &str) -> String {
+    format!(
+        "apiVersion: v1\n\
+         kind: Pod\n\
+         metadata: {{name: {name}, labels: {{app: {name}}}}}\n\
+         spec: {{nodeName: {node}, containers: [{{name: whoami, image: 'whoami:dev'}}]{more}}}\n\
+         ---\n"
+    )
+}
+
+/// Waits until a pod runs, and returns its addresses with whoami's port.
+pub async fn addresses(cluster: &Cluster, pod: &str) -> Result<Vec<SocketAddr>> {
+    let pods: Api<Pod> = Api::default_namespaced(cluster.client());
+    wait_until(SOON, &format!("pod {pod} to run"), async || {
+        let status = pods.get(pod).await?.status.context("no status")?;
+        let ready = status.conditions.iter().flatten().any(|c| c.type_ == "Ready" && c.status == "True");
+        ensure!(ready, "it is {:?} {:?}", status.phase, status.container_statuses);
+        let ips = status.pod_ips.unwrap_or_default();
+        ips.iter().map(|ip| Ok(SocketAddr::new(ip.ip.parse::<IpAddr>()?, 8080))).collect()
+    })
+    .await
+}
+
+/// Waits until a Node's Ready condition is this: "True", "False" or "Unknown".
+pub async fn ready_is(cluster: &Cluster, node: &str, wanted: &str) -> Result<()> {
+    let nodes: Api<Node> = Api::all(cluster.client());
+    wait_until(SOON, &format!("node {node} to be Ready={wanted}"), async || {
+        let conditions = nodes.get(node).await?.status.and_then(|status| status.conditions).unwrap_or_default();
+        let ready = conditions.iter().find(|c| c.type_ == "Ready").context("no such condition")?;
+        ensure!(ready.status == wanted, "it is {} ({:?})", ready.status, ready.message);
+        Ok(())
+    })
+    .await
+}
+
+/// All Node objects, by name.
+pub async fn nodes(cluster: &Cluster) -> Result<Vec<Node>> {
+    Ok(Api::<Node>::all(cluster.client()).list(&ListParams::default()).await?.items)
+}
+
+/// Everything on this machine that has to do with a cluster of this name.
+pub fn traces(cluster: &str) -> Vec<String> {
+    let mut found = Vec::new();
+    for entry in fs::read_dir("/run/netns").into_iter().flatten().flatten() {
+        let name = entry.file_name().to_string_lossy().into_owned();
+        if name.starts_with(&format!("lf-{cluster}-")) {
+            found.push(format!("namespace {name}"));
+        }
+    }
+    let mounts = fs::read_to_string("/proc/self/mounts").expect("mounts");
+    found.extend(
+        mounts.lines().filter(|line| line.contains(&format!("/{cluster} "))).map(|line| format!("mount {line}")),
+    );
+    if fs::exists(format!("/run/landfall-lab/{cluster}")).expect("look") {
+        found.push("its directory".to_owned());
+    }
+    for hierarchy in fs::read_dir("/sys/fs/cgroup").into_iter().flatten().flatten() {
+        let group = hierarchy.path().join("landfall-lab").join(cluster);
+        if group.exists() {
+            found.push(format!("control group {}", group.display()));
+        }
+    }
+    for process in fs::read_dir("/proc").into_iter().flatten().flatten() {
+        let groups = fs::read_to_string(process.path().join("cgroup")).unwrap_or_default();
+        if groups.lines().any(|line| format!("{line}/").contains(&format!("/landfall-lab/{cluster}/"))) {
+            found.push(format!("process {}", process.path().display()));
+        }
+    }
+    found
+}
