@@ -1,1 +1,14 @@
-//! End-to-end scenarios on the lab.
+//! End-to-end scenarios: a real cluster with Landfall on it, and what its users and its LAN see.
+//!
+//! | room | what is in it |
+//! |---|---|
+//! | [`world`] | a cluster of the lab with Landfall installed as an operator would, and the objects that scenarios need |
+//! | [`lan`] | what a client on the LAN sees: who answers over TCP and UDP, and which MAC answers ARP |
+//!
+//! The scenarios are in `tests/`, one file for a theme; each test brings up a cluster of its own, which goes with it.
+
+pub mod lan;
+pub mod world;
+
+pub use lan::{Connect, Lan};
+pub use world::World;

@@ -1,0 +1,34 @@
+# Landfall's commands. `make` alone lists them. Each does its own set-up: on a machine with Rust, Go and apt-get nothing
+# else has to be there.
+
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+NAME ?= demo
+LAB := target/debug/lab
+TARGET := x86_64-unknown-linux-musl
+
+.PHONY: help setup build demo test lab-up lab-down crds
+
+help: ## List the commands
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup: ## Install and build what the lab needs (once; about ten minutes on two cores)
+	@tests/setup.sh
+
+build: ## Build the binary that is shipped, and its image (target/landfall.tar)
+	@tests/setup.sh --only-image
+
+demo: setup ## Show it: a cluster comes up, an EXTERNAL-IP appears, a node dies, the address goes on (CLEAN=1: leave nothing)
+	@target/debug/demo $(if $(CLEAN),--clean)
+
+test: ## Everything CI checks: format, lints, unit, property, kernel and end-to-end tests
+	@tests/run.sh
+
+lab-up: setup ## Bring up a cluster to play with: NAME=demo ARGS='--nodes 3 --kube-proxy none'
+	@$(LAB) up $(NAME) $(ARGS)
+
+lab-down: ## Remove every trace of a cluster: NAME=demo
+	@$(LAB) down $(NAME)
+
+crds: ## Write deploy/crds.yaml anew from the types in crds/
+	@LANDFALL_WRITE_GOLDENS=1 cargo test --quiet -p crds manifest >/dev/null && git --no-pager diff --stat deploy/crds.yaml

@@ -1,0 +1,121 @@
+//! What each library is to know, from what the API server says. Pure: tables in, snapshots out.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use crds::{EndpointSlice, Holder, Key, Node, Record, Service};
+
+/// All that a node agent observes, complete: nothing is composed before every kind has been listed once.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Observed {
+    pub(super) services: BTreeMap<Key, Arc<Service>>,
+    pub(super) slices: BTreeMap<Key, Arc<EndpointSlice>>,
+    pub(super) nodes: BTreeMap<String, Arc<Node>>,
+    pub(super) addresses: BTreeMap<IpAddr, Arc<Record>>,
+}
+
+/// What the two libraries are to know.
+pub(super) struct Snapshots {
+    pub(super) dataplane: dataplane::Snapshot,
+    pub(super) speaker: speaker::Snapshot,
+}
+
+/// What the libraries on `node` are to know of what was observed.
+///
+/// An address counts if there is an object for it that nobody is deleting, whatever the status of a Service says.
+pub(super) fn snapshots(node: &str, observed: Observed) -> Snapshots {
+    let Observed { mut services, slices: all, nodes, addresses } = observed;
+    services.retain(|_, service| service.is_load_balancer);
+    let mut slices: BTreeMap<Key, Vec<Arc<EndpointSlice>>> = BTreeMap::new();
+    for slice in all.into_values().filter(|slice| services.contains_key(&slice.service)) {
+        slices.entry(slice.service.clone()).or_default().push(slice);
+    }
+    let held: BTreeMap<IpAddr, (Arc<[Holder]>, u64)> = addresses
+        .into_iter()
+        .filter(|(_, record)| !record.deleting)
+        .map(|(address, record)| (address, held(&record)))
+        .collect();
+    let pod_cidrs = nodes.get(node).map(|own| own.pod_cidrs.clone()).unwrap_or_default();
+    let dataplane = dataplane::Snapshot {
+        node: node.to_owned(),
+        // A range that can't be read is as good as none: the pods count as clients from outside.
+        pod_ranges: pod_cidrs.iter().filter_map(|cidr| cidr.parse().ok()).collect(),
+        addresses: held.iter().map(|(address, (holders, _))| (*address, Arc::clone(holders))).collect(),
+        services: services.clone(),
+        slices: slices.clone(),
+    };
+    let observed = speaker::eligibility::Observed { services, slices, nodes, addresses: held };
+    Snapshots { dataplane, speaker: speaker::eligibility::snapshot(node, &observed) }
+}
+
+/// Who holds an address, and the greatest epoch that any announcer of it wrote.
+fn held(record: &Record) -> (Arc<[Holder]>, u64) {
+    let epochs = record.announcers.iter().filter_map(|announcer| u64::try_from(announcer.epoch).ok());
+    (record.holders.clone().into(), epochs.max().unwrap_or(0))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    fn observed() -> Observed {
+        let service = |name: &str, kind: &str| {
+            let object = serde_json::from_value(json!({
+                "metadata": {"namespace": "default", "name": name, "uid": format!("uid-{name}")},
+                "spec": {"type": kind, "ports": [{"port": 80}]},
+            }));
+            let service = Service::try_from(&object.expect("a Service")).expect("a view");
+            (service.key.clone(), Arc::new(service))
+        };
+        let slice = |name: &str, service: &str| {
+            let slice = EndpointSlice {
+                key: Key::new("default", name),
+                service: Key::new("default", service),
+                ports: BTreeMap::new(),
+                endpoints: vec![],
+            };
+            (slice.key.clone(), Arc::new(slice))
+        };
+        let record = |address: &str, deleting: bool| {
+            let address: IpAddr = address.parse().expect("address");
+            let holder = Holder { namespace: "default".into(), name: "web".into(), uid: "uid-web".into() };
+            let record = Record {
+                address,
+                uid: String::new(),
+                resource_version: String::new(),
+                deleting,
+                pool: "lan".into(),
+                holders: vec![holder],
+                announcers: vec![],
+            };
+            (address, Arc::new(record))
+        };
+        let node = Node {
+            name: "n1".into(),
+            addresses: vec![],
+            pod_cidrs: vec!["10.244.1.0/24".into(), "?".into()],
+            excluded: false,
+        };
+        Observed {
+            services: [service("web", "LoadBalancer"), service("inner", "ClusterIP")].into(),
+            slices: [slice("web-1", "web"), slice("web-2", "web"), slice("inner-1", "inner")].into(),
+            nodes: [("n1".to_owned(), Arc::new(node))].into(),
+            addresses: [record("192.0.2.1", false), record("192.0.2.2", true)].into(),
+        }
+    }
+
+    #[test]
+    fn only_load_balancers_with_their_slices_and_addresses_in_use_are_handed_on() {
+        let Snapshots { dataplane, speaker } = snapshots("n1", observed());
+        let web = Key::new("default", "web");
+        assert_eq!(dataplane.services.keys().collect::<Vec<_>>(), [&web]);
+        assert_eq!(dataplane.slices.keys().collect::<Vec<_>>(), [&web]);
+        assert_eq!(dataplane.slices[&web].len(), 2);
+        let address: IpAddr = "192.0.2.1".parse().expect("address");
+        assert_eq!(dataplane.addresses.keys().collect::<Vec<_>>(), [&address]);
+        assert_eq!(speaker.addresses.keys().collect::<Vec<_>>(), [&address]);
+        assert_eq!(dataplane.pod_ranges, ["10.244.1.0/24".parse().expect("range")]);
+    }
+}

@@ -1,0 +1,81 @@
+//! What a client on the LAN sees. Everything is sent from the client's namespace, to addresses of the cluster's own LAN.
+
+use std::collections::BTreeSet;
+use std::io::ErrorKind;
+use std::net::{IpAddr, SocketAddr, TcpStream};
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use lab::{Answer, Host};
+
+/// How long one question waits for its answer.
+const PATIENCE: Duration = Duration::from_millis(800);
+
+/// A client on the LAN.
+#[derive(Clone, Debug)]
+pub struct Lan {
+    host: Host,
+}
+
+/// How an attempt to connect ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Connect {
+    /// Somebody took it.
+    Accepted,
+    /// A reset came back.
+    Refused,
+    /// Nothing came back.
+    Silence,
+}
+
+impl Lan {
+    /// The client that is this host.
+    pub fn new(host: Host) -> Self {
+        Self { host }
+    }
+
+    /// The client's own address.
+    pub fn address(&self) -> IpAddr {
+        self.host.ipv4().into()
+    }
+
+    /// Asks whoami over a new TCP connection.
+    pub fn tcp(&self, address: IpAddr) -> Result<Answer> {
+        self.host.ask_tcp(SocketAddr::new(address, 80), PATIENCE)
+    }
+
+    /// Asks whoami with one datagram, from a new port.
+    pub fn udp(&self, address: IpAddr) -> Result<Answer> {
+        self.udp_within(address, PATIENCE)
+    }
+
+    /// The same, with another patience.
+    pub fn udp_within(&self, address: IpAddr, patience: Duration) -> Result<Answer> {
+        self.host.ask_udp(SocketAddr::new(address, 80), patience)
+    }
+
+    /// Who answers `count` new TCP connections. All of them must be answered.
+    pub fn pods(&self, count: usize, address: IpAddr) -> Result<BTreeSet<String>> {
+        (0..count).map(|_| Ok(self.tcp(address)?.pod)).collect()
+    }
+
+    /// How an attempt to connect ends.
+    pub fn connect(&self, address: IpAddr, port: u16) -> Result<Connect> {
+        let attempt = self.host.run(|| TcpStream::connect_timeout(&SocketAddr::new(address, port), PATIENCE))?;
+        match attempt.map_err(|error| error.kind()) {
+            Ok(_) => Ok(Connect::Accepted),
+            Err(ErrorKind::ConnectionRefused) => Ok(Connect::Refused),
+            Err(_) => Ok(Connect::Silence),
+        }
+    }
+
+    /// The MACs that answer ARP for `address`, asked three times by broadcast.
+    pub fn macs(&self, address: IpAddr) -> Result<BTreeSet<String>> {
+        let mut arping = self.host.command("arping")?;
+        arping.args(["-b", "-c", "3", "-w", "2", "-I", "eth0", &address.to_string()]);
+        let output = arping.output().context("run arping")?;
+        let text = String::from_utf8_lossy(&output.stdout);
+        ensure!(text.contains("ARPING"), "arping {address}: {text}{}", String::from_utf8_lossy(&output.stderr));
+        Ok(text.split('[').skip(1).filter_map(|rest| rest.split(']').next()).map(str::to_lowercase).collect())
+    }
+}

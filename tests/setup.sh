@@ -1,0 +1,65 @@
+#!/usr/bin/env bash
+# Makes everything that the demo and the tests run: what the lab needs (Kubernetes among it), Landfall's binary, its
+# image, and the tools. Only what has changed is done: about ten minutes on a fresh machine with two cores, seconds when
+# all is there.
+#
+#   tests/setup.sh                 everything
+#   tests/setup.sh --only-image    Landfall's binary and image, and no Kubernetes (needs no root)
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+
+target=x86_64-unknown-linux-musl
+binary=target/$target/release/landfall
+image=target/landfall.tar
+
+say() { printf '%4d s  %s\n' "$SECONDS" "$*"; }
+fail() {
+    printf 'setup: %s\n' "$*" >&2
+    exit 1
+}
+
+# build TITLE ARGUMENTS...: runs `cargo build`, and tells how far it is when that takes long.
+build() {
+    local title=$1 log all done began pid
+    shift
+    log=$(mktemp)
+    say "building $title"
+    cargo build --locked --verbose "$@" >"$log" 2>&1 &
+    pid=$!
+    began=$SECONDS
+    while sleep 0.2 && kill -0 $pid 2>/dev/null; do
+        ((SECONDS - began < 15 || (SECONDS - began) % 20 != 15)) && continue
+        all=${all:-$(crates "$@")}
+        done=$(grep -cE '^ +(Fresh|Compiling) ' "$log" || true)
+        ((done == 0)) || say "  $done of $all crates, about $(((SECONDS - began) * (all - done) / done + 20)) s to go"
+        sleep 1
+    done
+    wait $pid || {
+        tail -40 "$log" >&2
+        rm -f "$log"
+        fail "building $title failed"
+    }
+    rm -f "$log"
+}
+
+# crates ARGUMENTS...: how many crates `cargo build` with these arguments looks at, dependencies included.
+crates() {
+    local arguments=()
+    for argument in "$@"; do [ "$argument" = --release ] || arguments+=("$argument"); done
+    cargo tree --locked --prefix none --edges normal,build "${arguments[@]}" | sort -u | wc -l
+}
+
+command -v cargo >/dev/null || fail "cargo isn't there: install Rust with rustup (https://rustup.rs)"
+if [ "${1:-}" = --only-image ]; then
+    [ -d "$(rustc --target $target --print target-libdir 2>/dev/null)" ] || rustup target add $target
+    command -v musl-gcc >/dev/null || fail "musl-gcc isn't there: apt-get install musl-tools"
+else
+    tests/lab/setup.sh
+fi
+build "Landfall" --release --target $target --package landfall
+build "the lab and the demo" --package lab --package demo
+if [ ! "$image" -nt "$binary" ]; then
+    say "making the image $image"
+    target/debug/lab image $binary landfall:dev $image
+fi
+say "ready"
