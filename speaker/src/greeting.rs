@@ -75,6 +75,8 @@ impl State {
     pub fn packets(&mut self, context: &Context<'_>, own: &mut Claims, peers: &BTreeMap<String, Peer>) -> Vec<Packet> {
         let config = context.config;
         (self.last, self.hasty) = (Some(context.now), false);
+        // One number for all of them: they may overtake each other.
+        self.sequence += 1;
         let bits = own.fitting_bits();
         if bits != own.bits() {
             own.set_bits(bits);
@@ -118,7 +120,7 @@ impl State {
     }
 
     /// `pages` in as few packets as they fit in, in their order.
-    fn packed(&mut self, context: &Context<'_>, pages: &[Page], room: usize, bits: u8) -> Vec<Packet> {
+    fn packed(&self, context: &Context<'_>, pages: &[Page], room: usize, bits: u8) -> Vec<Packet> {
         let mut packets: Vec<Packet> = Vec::new();
         let mut left = 0;
         for page in pages {
@@ -132,9 +134,8 @@ impl State {
         packets
     }
 
-    fn packet(&mut self, context: &Context<'_>, bits: u8) -> Packet {
+    fn packet(&self, context: &Context<'_>, bits: u8) -> Packet {
         let config = context.config;
-        self.sequence += 1;
         Packet {
             cluster: config.cluster,
             node: config.node.clone(),

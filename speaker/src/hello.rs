@@ -50,7 +50,8 @@ pub struct Packet {
     pub node: String,
     /// Chosen at random when the sender started: a restarted speaker is another one.
     pub incarnation: u64,
-    /// Grows with each packet that the sender sends on this link.
+    /// Grows with each Hello that the sender sends on this link. The pages that go with a Hello have the same number: they
+    /// speak of different claims, so their order doesn't matter.
     pub sequence: u64,
     /// How often the sender says Hello. A whole number of milliseconds, up to 65 seconds.
     pub interval: Duration,

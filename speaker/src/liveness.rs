@@ -90,6 +90,11 @@ impl Liveness {
         now.saturating_sub(self.heard)
     }
 
+    /// Whether it was heard just now, with no more than one of its Hellos missing.
+    pub fn is_fresh(&self, now: Duration) -> bool {
+        self.age(now) < self.interval * 3 / 2
+    }
+
     /// Whether it was heard within its window, by us.
     pub fn is_heard(&self, now: Duration) -> bool {
         self.age(now) < self.window

@@ -325,7 +325,8 @@ impl Machine {
         });
         self.changed |= changed;
         if let Stopping::Until(deadline) = self.stopping {
-            let waiting = self.segments.values().any(|segment| !segment.own.is_empty() && segment.has_heirs());
+            let waiting =
+                self.segments.values().any(|segment| segment.announced().next().is_some() && segment.has_heirs());
             if now >= deadline || !waiting {
                 self.each(now, |segment, context| segment.part(context));
                 self.changed = true;
@@ -373,6 +374,7 @@ impl Machine {
     /// What is announced: the address, the name of the link, the claim. By link, then in no order that means anything.
     pub fn announced(&self) -> impl Iterator<Item = (IpAddr, &str, Claim)> {
         let segments = self.segments.values();
-        segments.flat_map(|segment| segment.own.iter().map(|(lb_ip, claim)| (lb_ip, segment.link.name.as_str(), claim)))
+        segments
+            .flat_map(|segment| segment.announced().map(|(lb_ip, claim)| (lb_ip, segment.link.name.as_str(), claim)))
     }
 }

@@ -93,7 +93,7 @@ impl Peer {
             changed.extend(self.claims.iter().map(|(lb_ip, _)| lb_ip));
             let former = Some(self.incarnation);
             *self = Self { former, standing: self.standing, ..Self::new(now, mac, packet, multiplier) };
-        } else if packet.sequence <= self.sequence {
+        } else if packet.sequence < self.sequence {
             return Err(Refused::Stale);
         }
         self.sequence = packet.sequence;

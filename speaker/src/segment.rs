@@ -27,6 +27,12 @@ const MAX_PEERS: usize = 1024;
 /// A peer that has been dead for so long isn't missed any more: it was taken away.
 const FORGET: Duration = Duration::from_secs(600);
 
+/// An address is not defended again within this time: others must not make us flood the link.
+const DEFEND: Duration = Duration::from_secs(1);
+
+/// For so long a contest is answered unasked, even if few others are heard: as long as a burst takes.
+const INSIST: Duration = Duration::from_secs(5);
+
 /// What a segment looks at beyond itself, and where it puts what follows.
 pub struct Context<'a> {
     /// The time.
@@ -52,8 +58,11 @@ pub struct Context<'a> {
 pub struct Segment {
     pub(crate) link: Link,
     pub(crate) peers: BTreeMap<String, Peer>,
-    /// What we claim here.
-    pub(crate) own: Claims,
+    /// What we claim here, in the eyes of the others.
+    own: Claims,
+    /// What we lost to somebody else just now. We don't announce it any more, but go on telling that we claimed it until
+    /// then: the winner, who may not have heard of it before, announces again what we may have announced.
+    lost: BTreeMap<IpAddr, Duration>,
     /// Which addresses belong here.
     placed: BTreeSet<IpAddr>,
     /// Addresses to decide about.
@@ -66,6 +75,10 @@ pub struct Segment {
     turns: BTreeSet<(Duration, IpAddr)>,
     /// Addresses of ours that somebody else claims too.
     contested: BTreeSet<IpAddr>,
+    /// Addresses that somebody else has just begun or stopped to claim: until then we insist that they are ours.
+    insisted: BTreeMap<IpAddr, Duration>,
+    /// Who else was last seen to use an address of ours, and when.
+    conflicts: BTreeMap<IpAddr, (Duration, Mac)>,
     schedule: Schedule,
     /// Before that we claim nothing: we have just come, or woken up, or met the others again.
     listen_until: Duration,
@@ -82,12 +95,15 @@ impl Segment {
             link,
             peers: BTreeMap::new(),
             own: Claims::default(),
+            lost: BTreeMap::new(),
             placed: BTreeSet::new(),
             dirty: BTreeSet::new(),
             epochs: BTreeMap::new(),
             orphans: BTreeMap::new(),
             turns: BTreeSet::new(),
             contested: BTreeSet::new(),
+            insisted: BTreeMap::new(),
+            conflicts: BTreeMap::new(),
             schedule: Schedule::default(),
             listen_until: now + config.listening(),
             hush_until: Duration::ZERO,
@@ -99,11 +115,21 @@ impl Segment {
     /// The link has changed: with a new MAC address, all must be announced anew.
     pub fn update(&mut self, now: Duration, link: Link) {
         if self.link.mac != link.mac {
-            for (lb_ip, _) in self.own.iter() {
+            for lb_ip in self.owned() {
                 self.schedule.start(lb_ip, now);
             }
         }
         self.link = link;
+    }
+
+    /// What is announced here.
+    pub fn announced(&self) -> impl Iterator<Item = (IpAddr, Claim)> + '_ {
+        self.own.iter().filter(|(lb_ip, _)| !self.lost.contains_key(lb_ip))
+    }
+
+    /// Our claim to `lb_ip`, if we announce it.
+    fn mine(&self, lb_ip: IpAddr) -> Option<Claim> {
+        self.own.get(lb_ip).filter(|_| !self.lost.contains_key(&lb_ip))
     }
 
     /// These addresses belong here, and no others.
@@ -121,7 +147,7 @@ impl Segment {
     /// Everything has to be decided anew.
     pub fn touch_all(&mut self) {
         self.dirty.extend(&self.placed);
-        self.dirty.extend(self.own.iter().map(|(lb_ip, _)| lb_ip));
+        self.dirty.extend(self.owned());
     }
 
     /// We slept until now: nobody's silence means anything, and somebody else may own what we own.
@@ -172,6 +198,8 @@ impl Segment {
             self.dirty.extend(peer.claims.iter().map(|(lb_ip, _)| lb_ip));
             self.dirty.extend(self.orphans.keys());
         }
+        // Those we don't dare to claim: now somebody has been heard.
+        self.dirty.extend(self.orphans.iter().filter(|(_, since)| since.is_none()).map(|(lb_ip, _)| lb_ip));
         if let Some(hello) = &packet.hello {
             self.vouched(now, packet, hello);
             self.greeting.asked(&hello.wanted, config.incarnation);
@@ -229,21 +257,35 @@ impl Segment {
 
     /// An ARP frame came in.
     pub fn arp(&mut self, context: &mut Context<'_>, frame: &[u8]) {
-        match arp::judge(frame, self.link.mac, |lb_ip| self.own.get(IpAddr::V4(lb_ip)).is_some()) {
+        match arp::judge(frame, self.link.mac, |lb_ip| self.mine(IpAddr::V4(lb_ip)).is_some()) {
             arp::Verdict::Answer(bytes) => {
                 context.counters.arp_requests += 1;
                 context.counters.arp_answers += 1;
                 context.frames.push(Frame { link: self.link.index, channel: Channel::Arp, bytes });
             }
-            arp::Verdict::Conflict { lb_ip, mac } => {
-                // A peer that takes over says so in its Hello too; that is no conflict.
-                if self.peers.values().all(|peer| peer.mac != mac) {
-                    context.counters.arp_conflicts += 1;
-                    context.events.push(Event::Conflict { lb_ip: lb_ip.into(), link: self.link.name.clone(), mac });
-                }
-            }
+            arp::Verdict::Conflict { lb_ip, mac } => self.conflict(context, lb_ip.into(), mac),
             arp::Verdict::Ignore(arp::Ignored::Malformed) => context.counters.arp_malformed += 1,
             arp::Verdict::Ignore(_) => {}
+        }
+    }
+
+    /// Somebody else uses an address that we announce.
+    fn conflict(&mut self, context: &mut Context<'_>, lb_ip: IpAddr, mac: Mac) {
+        let now = context.now;
+        let news = self.conflicts.get(&lb_ip).is_none_or(|(at, who)| *who != mac || *at + DEFEND < now);
+        if !news {
+            return;
+        }
+        self.conflicts.insert(lb_ip, (now, mac));
+        if self.peers.values().any(|peer| peer.mac == mac) {
+            // A peer that takes over says so in its Hello, and then we withdraw. One whose claim is weaker can't hear us:
+            // the last word must be ours. Unless we are the one that doesn't hear.
+            self.schedule.start(lb_ip, now);
+            self.greeting.hasten();
+        } else {
+            // TODO(correctness): RFC 5227 §2.4 has us defend the address once, and give it up if that doesn't help.
+            context.counters.arp_conflicts += 1;
+            context.events.push(Event::Conflict { lb_ip, link: self.link.name.clone(), mac });
         }
     }
 
@@ -288,7 +330,7 @@ impl Segment {
     fn decide_one(&mut self, context: &mut Context<'_>, lb_ip: IpAddr, others: &[(String, Claim)]) -> bool {
         let now = context.now;
         let wanted = context.snapshot.and_then(|snapshot| snapshot.addresses.get(&lb_ip));
-        let mine = self.own.get(lb_ip);
+        let mine = self.mine(lb_ip);
         let my_rank = ownership::rank(&context.config.node, lb_ip);
         let rivals: Vec<Rival> = others
             .iter()
@@ -334,6 +376,7 @@ impl Segment {
                 // Somebody else has just begun or stopped to claim it. It may have announced it up to now, whatever we
                 // knew: the last one to announce must be the owner. And it should hear of us soon.
                 self.schedule.start(lb_ip, now);
+                self.insisted.insert(lb_ip, now + INSIST);
                 self.greeting.hasten();
                 false
             }
@@ -351,7 +394,10 @@ impl Segment {
     fn claim(&mut self, context: &mut Context<'_>, lb_ip: IpAddr, claim: Claim, others: &[(String, Claim)]) {
         self.greeting.changed(lb_ip);
         let link = self.link.name.clone();
-        if self.own.insert(lb_ip, claim).is_some() {
+        let renewed = self.mine(lb_ip).is_some();
+        self.lost.remove(&lb_ip);
+        self.own.insert(lb_ip, claim);
+        if renewed {
             context.events.push(Event::Renewed { lb_ip, link, epoch: claim.epoch });
             return;
         }
@@ -366,12 +412,18 @@ impl Segment {
     fn withdraw(&mut self, context: &mut Context<'_>, lb_ip: IpAddr, reason: Reason) {
         self.schedule.stop(lb_ip);
         self.contested.remove(&lb_ip);
+        self.insisted.remove(&lb_ip);
+        self.conflicts.remove(&lb_ip);
         self.greeting.changed(lb_ip);
-        if let Some(claim) = self.own.remove(lb_ip) {
-            context.counters.withdrawn += 1;
-            let (link, epoch) = (self.link.name.clone(), claim.epoch);
-            context.events.push(Event::Withdrawn { lb_ip, link, epoch, reason });
+        let Some(claim) = self.mine(lb_ip) else { return };
+        if matches!(reason, Reason::Outbid | Reason::Unheard) {
+            self.lost.insert(lb_ip, context.now + context.config.listening());
+        } else {
+            self.own.remove(lb_ip);
         }
+        context.counters.withdrawn += 1;
+        let (link, epoch) = (self.link.name.clone(), claim.epoch);
+        context.events.push(Event::Withdrawn { lb_ip, link, epoch, reason });
     }
 
     /// The link is gone, or needed no more.
@@ -388,12 +440,13 @@ impl Segment {
         for lb_ip in self.owned() {
             self.withdraw(context, lb_ip, Reason::Leaving);
         }
+        self.forget_lost(None);
         self.greeting.now();
         self.greet(context);
     }
 
     fn owned(&self) -> Vec<IpAddr> {
-        self.own.iter().map(|(lb_ip, _)| lb_ip).collect()
+        self.announced().map(|(lb_ip, _)| lb_ip).collect()
     }
 
     /// Whether we may announce `lb_ip` here.
@@ -420,14 +473,24 @@ impl Segment {
         if context.leaving || now < self.listen_until || unread() {
             return Company::Listening;
         }
+        let fresh = self.peers.values().filter(|peer| peer.standing == Standing::Alive && peer.liveness.is_fresh(now));
+        if self.in_company && !liveness::in_company(fresh.count(), self.peers.len()) && !self.is_alone(context, wanted)
+        {
+            // Who is cut off loses the others one after the other, in the order in which their last Hellos came. When the
+            // first one is missed, the rest isn't company: they haven't been heard since either.
+            return Company::Listening;
+        }
         if self.is_backed(context, wanted) { Company::Backed } else { Company::Lonely }
     }
 
-    /// Whether enough others are heard to claim or announce an address; or nobody else may have it, so that there is no one
-    /// to miss.
+    /// Whether enough others are heard to announce an address unasked.
     fn is_backed(&self, context: &Context<'_>, wanted: Option<&Wanted>) -> bool {
-        let me = &context.config.node;
-        self.in_company || wanted.is_some_and(|wanted| wanted.candidates.iter().all(|node| node == me))
+        self.in_company || self.is_alone(context, wanted)
+    }
+
+    /// Whether nobody else may have an address, so that there is no one to miss.
+    fn is_alone(&self, context: &Context<'_>, wanted: Option<&Wanted>) -> bool {
+        wanted.is_some_and(|wanted| wanted.candidates.iter().all(|node| *node == context.config.node))
     }
 
     /// How many of those who would take `lb_ip` rank before us.
@@ -464,7 +527,19 @@ impl Segment {
             .retain(|_, peer| peer.standing != Standing::Dead || !(peer.leaving || peer.liveness.age(now) > FORGET));
         self.dirty.extend(self.orphans.iter().filter(|(_, since)| since.is_none()).map(|(lb_ip, _)| lb_ip));
         if self.in_company && now >= self.listen_until {
-            self.dirty.extend(self.own.iter().filter(|(_, claim)| !claim.backed).map(|(lb_ip, _)| lb_ip));
+            let lonely = self.own.iter().filter(|(_, claim)| !claim.backed);
+            self.dirty.extend(lonely.map(|(lb_ip, _)| lb_ip));
+        }
+        self.forget_lost(Some(now));
+    }
+
+    /// Tells no more of what was lost long enough ago.
+    fn forget_lost(&mut self, now: Option<Duration>) {
+        let over = self.lost.iter().filter(|(_, until)| now.is_none_or(|now| **until <= now));
+        for lb_ip in over.map(|(lb_ip, _)| *lb_ip).collect::<Vec<_>>() {
+            self.lost.remove(&lb_ip);
+            self.own.remove(lb_ip);
+            self.greeting.changed(lb_ip);
         }
     }
 
@@ -474,11 +549,14 @@ impl Segment {
             return 0;
         }
         let mut schedule = std::mem::take(&mut self.schedule);
-        // In loneliness only that is announced which was claimed in it, because somebody has to take over from the dead.
-        // Anything else might steal an address back from somebody who isn't heard.
+        // In loneliness only that is announced which was claimed in it, because somebody has to take over from the dead; and
+        // what somebody claims who has been heard, and loses. Anything else might steal an address back from somebody who
+        // isn't heard.
         let may = |lb_ip: IpAddr| {
             let wanted = context.snapshot.and_then(|snapshot| snapshot.addresses.get(&lb_ip));
-            self.own.get(lb_ip).is_some_and(|claim| !claim.backed) || self.is_backed(context, wanted)
+            self.mine(lb_ip).is_some_and(|claim| !claim.backed)
+                || self.insisted.get(&lb_ip).is_some_and(|until| context.now < *until)
+                || self.is_backed(context, wanted)
         };
         let turns = schedule.take_due(context.now, limit, may);
         self.schedule = schedule;

@@ -1,0 +1,357 @@
+//! Many speakers on a simulated LAN, in simulated time, from seeds.
+//!
+//! A failure names its seed; `LANDFALL_SEED=7 cargo test -p speaker --test simulation` replays that one alone, and
+//! `LANDFALL_SEEDS=10000` tries so many.
+
+mod world;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+use std::time::Duration;
+
+use speaker::events::Event;
+use world::{INTERVAL, Network, Random, WINDOW, World, lb_ip};
+
+/// After the last disturbance everything is settled within this time: what is silent is dead after a window, one that
+/// comes back listens for four intervals, candidates step in one after the other, and deafness takes two windows.
+const SETTLED: Duration = Duration::from_millis(1500);
+
+fn ms(ms: u64) -> Duration {
+    Duration::from_millis(ms)
+}
+
+/// Runs a test with many seeds.
+fn seeds(count: u64, test: impl Fn(u64)) {
+    let number = |name: &str| std::env::var(name).ok().map(|text| text.parse::<u64>().expect(name));
+    let seeds = match number("LANDFALL_SEED") {
+        Some(seed) => seed..seed + 1,
+        None => 0..number("LANDFALL_SEEDS").unwrap_or(count),
+    };
+    for seed in seeds {
+        if let Err(panic) = catch_unwind(AssertUnwindSafe(|| test(seed))) {
+            eprintln!("failed with LANDFALL_SEED={seed}");
+            resume_unwind(panic);
+        }
+    }
+}
+
+/// Nobody disturbs the LAN: each address that may be announced has one owner, and was last announced by it.
+fn check(world: &World) {
+    for (lb_ip, owners) in world.all_owners() {
+        let possible = (0..world.nodes()).any(|node| world.may(node, lb_ip));
+        assert_eq!(
+            owners.len(),
+            usize::from(possible),
+            "{lb_ip} is owned by {owners:?} at {:?}\n{}",
+            world.now,
+            told(world, lb_ip)
+        );
+        for owner in owners {
+            assert!(world.may(owner, lb_ip), "{lb_ip} is owned by {owner}");
+            let last = world.announced.get(&lb_ip).map(|seen| seen.node);
+            assert_eq!(last, Some(owner), "who announced {lb_ip} last, at {:?}\n{}", world.now, told(world, lb_ip));
+        }
+    }
+}
+
+/// What was told about an address, and about peers.
+fn told(world: &World, about: IpAddr) -> String {
+    let told = world.told.iter().filter(|(_, _, event)| match event {
+        Event::Announced { lb_ip, .. } | Event::Withdrawn { lb_ip, .. } | Event::Renewed { lb_ip, .. } => {
+            *lb_ip == about
+        }
+        _ => true,
+    });
+    told.map(|(at, node, event)| format!("{at:?} n{node} {event:?}\n")).collect()
+}
+
+fn sole_owners(world: &World) -> BTreeMap<IpAddr, usize> {
+    world.all_owners().into_iter().map(|(lb_ip, owners)| (lb_ip, owners[0])).collect()
+}
+
+/// A LAN on which everything is settled.
+fn settled(seed: u64, nodes: usize, lb_ips: usize) -> World {
+    let mut world = World::new(seed, nodes, lb_ips);
+    world.start_all();
+    world.pass(SETTLED);
+    check(&world);
+    world
+}
+
+#[test]
+fn whatever_happens_there_is_one_owner_afterwards_and_it_was_the_last_to_announce() {
+    seeds(150, |seed| {
+        let mut choice = Random::new(seed);
+        let nodes = 1 + choice.below(5);
+        let mut world = World::new(seed, nodes, 1 + choice.below(12));
+        world.network = Network { loss: [0.0, 0.02][choice.below(2)], straggle: [0.0, 0.01][choice.below(2)] };
+        world.acknowledgement = [ms(1), ms(400)][choice.below(2)];
+        world.start_all();
+        for _ in 0..6 {
+            for _ in 0..=choice.below(4) {
+                disturb(&mut world, &mut choice);
+                world.pass(choice.time(Duration::ZERO, ms(700)));
+            }
+            // Peace: cuts are healed and whoever was frozen is awake. Who crashed stays so, if others are left.
+            world.heal();
+            if (0..nodes).all(|node| world.machine(node).is_none()) {
+                world.start(choice.below(nodes));
+            }
+            world.network.straggle = 0.0;
+            world.pass(ms(2000) + SETTLED);
+            let before = world.all_owners();
+            check(&world);
+            world.pass(ms(3000));
+            check(&world);
+            if nodes != 2 || world.network.loss == 0.0 {
+                assert_eq!(world.all_owners(), before, "something moved without a cause");
+            }
+        }
+    });
+}
+
+fn disturb(world: &mut World, choice: &mut Random) {
+    let (node, other) = (choice.below(world.nodes()), choice.below(world.nodes()));
+    let lb_ips = world.lb_ips();
+    match choice.below(12) {
+        0 | 1 => world.crash(node),
+        2 | 3 => world.start(node),
+        4 => world.stop(node),
+        5 => world.freeze(node, choice.time(ms(10), ms(1500))),
+        6 => world.isolate(node, true),
+        7 => world.cut(node, other, true),
+        8 => world.part(&(0..world.nodes()).filter(|_| choice.happens(0.5)).collect()),
+        9 => world.heal(),
+        10 if !lb_ips.is_empty() => {
+            let candidates: BTreeSet<usize> = (0..world.nodes()).filter(|_| choice.happens(0.6)).collect();
+            world.want(lb_ips[choice.below(lb_ips.len())], Some(&candidates));
+        }
+        11 if choice.happens(0.5) && !lb_ips.is_empty() => world.want(lb_ips[choice.below(lb_ips.len())], None),
+        _ => world.want(lb_ip(choice.below(20)), Some(&(0..world.nodes()).collect())),
+    }
+}
+
+#[test]
+fn the_addresses_of_a_crashed_node_are_announced_by_others_within_three_intervals_and_no_other_moves() {
+    seeds(60, |seed| {
+        let nodes = 2 + seed as usize % 4;
+        let mut world = settled(seed, nodes, 30);
+        let before = sole_owners(&world);
+        let victim = world.random.below(nodes);
+        let orphans: BTreeSet<IpAddr> =
+            before.iter().filter(|(_, owner)| **owner == victim).map(|(lb_ip, _)| *lb_ip).collect();
+        let pause = world.random.time(Duration::ZERO, INTERVAL);
+        world.pass(pause);
+        world.crash(victim);
+        let crash = world.now;
+        let took = world.pass_until(ms(1000), |world| {
+            let mut seen = orphans.iter().filter_map(|lb_ip| world.announced.get(lb_ip));
+            seen.all(|seen| seen.at >= crash && seen.node != victim)
+        });
+        let took = took.expect("a takeover");
+        assert!(took <= WINDOW + ms(5), "it took {took:?}");
+        let after = sole_owners(&world);
+        for (lb_ip, owner) in &before {
+            assert!(orphans.contains(lb_ip) || after[lb_ip] == *owner, "{lb_ip} moved");
+        }
+        world.pass(SETTLED);
+        check(&world);
+        assert_eq!(sole_owners(&world), after, "somebody stepped in needlessly");
+        // No failback.
+        world.start(victim);
+        world.pass(SETTLED);
+        assert_eq!(sole_owners(&world), after);
+    });
+}
+
+#[test]
+fn nothing_moves_for_minutes_while_one_hello_in_fifty_is_lost() {
+    seeds(4, |seed| {
+        let mut world = settled(seed, 3, 10);
+        let before = sole_owners(&world);
+        world.network = Network { loss: 0.02, straggle: 0.005 };
+        let told = world.told.len();
+        for _ in 0..120 {
+            world.pass(Duration::from_secs(1));
+            let owners: BTreeMap<IpAddr, Vec<usize>> = before.iter().map(|(l, owner)| (*l, vec![*owner])).collect();
+            assert_eq!(world.all_owners(), owners, "{:?}", &world.told[told..]);
+        }
+    });
+}
+
+#[test]
+fn a_node_that_was_cut_off_takes_nothing_with_it_when_it_returns() {
+    seeds(40, |seed| {
+        let nodes = 3 + seed as usize % 3;
+        let mut world = settled(seed, nodes, 20);
+        let lost = world.random.below(nodes);
+        world.isolate(lost, true);
+        world.pass(ms(400) + SETTLED);
+        // Clients are with the others.
+        let others: BTreeMap<IpAddr, Vec<usize>> = world
+            .all_owners()
+            .into_iter()
+            .map(|(lb_ip, owners)| (lb_ip, owners.into_iter().filter(|owner| *owner != lost).collect()))
+            .collect();
+        assert!(others.values().all(|owners| owners.len() == 1), "the others serve everything: {others:?}");
+        let gratuitous = world.announced.clone();
+        world.isolate(lost, false);
+        let pause = world.random.time(Duration::ZERO, SETTLED);
+        world.pass(pause);
+        world.pass(SETTLED);
+        assert_eq!(world.all_owners(), others);
+        check(&world);
+        for (lb_ip, seen) in gratuitous {
+            assert_eq!(world.announced[&lb_ip].node, seen.node);
+        }
+    });
+}
+
+#[test]
+fn a_node_that_slept_steals_nothing_back_when_it_wakes() {
+    seeds(40, |seed| {
+        let nodes = 3 + seed as usize % 3;
+        let mut world = settled(seed, nodes, 20);
+        world.pass(ms(5000)); // until the last burst is over
+        let asleep = world.random.below(nodes);
+        let owned = sole_owners(&world).values().any(|owner| *owner == asleep);
+        let time = world.random.time(ms(5000), ms(9000));
+        world.freeze(asleep, time);
+        world.pass(time - ms(1));
+        let others = world.all_owners();
+        assert!(others.values().all(|owners| owners.len() == 1), "the others serve everything: {others:?}");
+        let frames = world.gratuitous;
+        world.pass(SETTLED);
+        assert_eq!(world.all_owners(), others);
+        assert_eq!(world.gratuitous > frames, owned, "the winners say so again");
+        check(&world);
+    });
+}
+
+#[test]
+fn a_short_sleep_of_anybody_moves_nothing() {
+    seeds(40, |seed| {
+        let mut world = settled(seed, 3, 10);
+        let before = world.all_owners();
+        for _ in 0..20 {
+            let (node, time) = (world.random.below(3), world.random.time(ms(1), ms(95)));
+            world.freeze(node, time);
+            world.pass(ms(300));
+            assert_eq!(world.all_owners(), before);
+        }
+    });
+}
+
+#[test]
+fn a_node_that_stops_hands_over_without_a_gap() {
+    seeds(40, |seed| {
+        let nodes = 2 + seed as usize % 3;
+        let mut world = settled(seed, nodes, 10);
+        let leaver = world.random.below(nodes);
+        world.stop(leaver);
+        let gone = world.pass_until(ms(400), |world| {
+            assert!(world.all_owners().values().all(|owners| !owners.is_empty()), "nobody owns an address");
+            world.machine(leaver).is_none()
+        });
+        assert!(gone.expect("it leaves") <= INTERVAL, "{gone:?}");
+        world.pass(SETTLED);
+        check(&world);
+    });
+}
+
+#[test]
+fn a_cut_in_one_direction_leaves_one_owner() {
+    seeds(60, |seed| {
+        let nodes = 3 + seed as usize % 3;
+        let mut world = settled(seed, nodes, 10);
+        let (a, b) = (world.random.below(nodes), world.random.below(nodes));
+        world.cut(a, b, a != b);
+        // Others vouch for the one that isn't heard, but not forever.
+        world.pass(ms(1500) + SETTLED);
+        check(&world);
+        let before = world.all_owners();
+        world.pass(ms(3000));
+        assert_eq!(world.all_owners(), before);
+        world.heal();
+        world.pass(SETTLED);
+        check(&world);
+        assert_eq!(world.all_owners(), before, "healing moves nothing");
+    });
+}
+
+#[test]
+fn a_deaf_node_loses_its_addresses() {
+    seeds(20, |seed| {
+        let nodes = 2 + seed as usize % 3;
+        let mut world = settled(seed, nodes, 10);
+        for other in 1..nodes {
+            world.cut(other, 0, true);
+        }
+        world.cut(nodes, 0, true);
+        let before: BTreeSet<IpAddr> =
+            sole_owners(&world).into_iter().filter(|(_, owner)| *owner == 0).map(|(lb_ip, _)| lb_ip).collect();
+        let took = world.pass_until(SETTLED, |world| before.iter().all(|lb_ip| world.owners(*lb_ip).len() == 2));
+        assert!(took.expect("somebody else takes them") <= WINDOW * 2 + INTERVAL * 2, "{took:?}");
+        // It can't know. But it doesn't announce what it owned, so clients stay with the others.
+        world.pass(Duration::from_secs(70));
+        for lb_ip in before {
+            assert_ne!(world.announced[&lb_ip].node, 0, "{}", told(&world, lb_ip));
+        }
+        world.heal();
+        world.pass(SETTLED);
+        check(&world);
+    });
+}
+
+#[test]
+fn a_blind_speaker_owns_nothing_and_one_that_becomes_blind_goes_on() {
+    let mut world = settled(1, 3, 20);
+    let before = sole_owners(&world);
+    for node in 0..3 {
+        world.blind(node, true);
+    }
+    world.pass(SETTLED);
+    assert_eq!(sole_owners(&world), before, "losing the API server alone changes nothing");
+    world.start(0);
+    world.pass(SETTLED);
+    assert!(world.all_owners().values().all(|owners| owners.len() == 1 && owners[0] != 0), "a blind one owns nothing");
+    world.blind(0, false);
+    world.pass(SETTLED);
+    check(&world);
+}
+
+#[test]
+fn five_thousand_addresses_change_hands_at_once() {
+    let mut world = settled(3, 3, 5000);
+    let before = sole_owners(&world);
+    let victim = 0;
+    let orphans: Vec<IpAddr> = before.iter().filter(|(_, o)| **o == victim).map(|(lb_ip, _)| *lb_ip).collect();
+    assert!(orphans.len() > 1500, "{}", orphans.len());
+    world.crash(victim);
+    let crash = world.now;
+    let took = world.pass_until(ms(2000), |world| {
+        orphans
+            .iter()
+            .all(|lb_ip| world.announced.get(lb_ip).is_some_and(|seen| seen.at >= crash && seen.node != victim))
+    });
+    let took = took.expect("a takeover");
+    assert!(took <= WINDOW + ms(20), "it took {took:?}");
+    let packets = world.packets;
+    world.pass(Duration::from_secs(1));
+    assert!(world.packets - packets < 100, "claims are told over and over: {} packets", world.packets - packets);
+    check(&world);
+}
+
+#[test]
+fn two_nodes_get_on_with_each_other_after_any_separation() {
+    seeds(40, |seed| {
+        let mut world = settled(seed, 2, 10);
+        let cut = world.random.time(ms(100), ms(3000));
+        world.isolate(0, true);
+        world.pass(cut);
+        world.heal();
+        world.pass(SETTLED);
+        check(&world);
+    });
+}
