@@ -129,6 +129,15 @@ enum Verb {
         #[arg(long)]
         process: String,
     },
+    /// Start a daemon of a host again that has ended: kubelet, kube-proxy, kube-apiserver, etcd, ..
+    Start {
+        /// The cluster.
+        name: String,
+        /// The host.
+        host: String,
+        /// The daemon, as `lab status` and log/ call it.
+        daemon: String,
+    },
     /// Take the power from a host: silence first, then no process, no container, no kernel state. Its disk stays.
     PowerOff {
         /// The cluster.
@@ -283,6 +292,7 @@ pub async fn run() -> Result<ExitCode> {
                 println!("killed {pid} {line}");
             }
         }
+        Verb::Start { name, host, daemon } => Cluster::attach(&name).await?.host(&host)?.process(&daemon).start()?,
         Verb::PowerOff { name, host } => Cluster::attach(&name).await?.power_off(&host)?,
         Verb::PowerOn { name, host } => {
             let (cluster, start) = (Cluster::attach(&name).await?, Instant::now());

@@ -13,12 +13,12 @@ use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::thread;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, ensure};
 use k8s_openapi::api::authentication::v1::{TokenRequest, TokenRequestSpec};
-use k8s_openapi::api::core::v1::{ConfigMap, Node, ServiceAccount};
-use kube::api::{Api, ListParams, PostParams};
+use k8s_openapi::api::core::v1::ServiceAccount;
+use kube::api::{Api, PostParams};
 use kube::config::{KubeConfigOptions, Kubeconfig};
 
 use crate::certificates::{Authority, kubeconfig_with_token};
@@ -27,8 +27,7 @@ use crate::host::Host;
 use crate::image::{Image, write_archive};
 use crate::network::{self, BRIDGE, SWITCH};
 use crate::state::{self, Lock, Place, Record};
-use crate::topology::{API_PORT, Kind, KubeProxy, Seat, Topology};
-use crate::wait::wait_until;
+use crate::topology::{API_PORT, Kind, Topology};
 use crate::{faults, light_node, node};
 
 /// A cluster is Ready in 6 to 10 s on two idle cores; on busy ones several may come up at once.
@@ -136,7 +135,7 @@ impl Cluster {
             thread::spawn(move || build_hosts(&place, &topology, &switch, &authority))
         };
         let cluster = Self::open(place.clone(), topology.clone()).await?;
-        let ready = cluster.wait_for_api().await;
+        let ready = cluster.wait_for_api(READY).await;
         if ready.is_ok() {
             progress("API server ready");
         }
@@ -268,13 +267,7 @@ impl Cluster {
 
     /// A kubectl with this cluster for its target.
     pub fn kubectl_command(&self) -> Result<Command> {
-        let mut kubectl = Command::new(control_plane::binary("kubernetes")?);
-        kubectl.arg("kubectl").env("KUBECONFIG", &self.files.kubeconfig);
-        // 127.0.0.1 is not to be asked of a proxy.
-        for variable in ["HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy"] {
-            kubectl.env_remove(variable);
-        }
-        Ok(kubectl)
+        control_plane::kubectl(&self.files)
     }
 
     /// Runs kubectl with these arguments and returns what it printed. The error has what it said.
@@ -305,48 +298,6 @@ impl Cluster {
         let tar = self.place.dir.join(format!("image-{file_name}.tar"));
         write_archive(&[Image { binary, name }], &tar)?;
         self.load_image(&tar)
-    }
-
-    async fn wait_for_api(&self) -> Result<()> {
-        wait_until(READY, "the API server to be ready", async || {
-            let request = http_get("/readyz")?;
-            self.client.request_text(request).await.map_err(|error| error_of_log(error.into(), &self.control_plane))
-        })
-        .await
-        .map(drop)
-    }
-
-    /// Waits until every node that is powered on is Ready, and pods can be made.
-    pub async fn wait_ready(&self, within: Duration) -> Result<()> {
-        let wanted: Vec<Host> =
-            self.hosts()?.into_iter().filter(|host| host.pods().is_some() && host.netns().is_ok()).collect();
-        let nodes: Api<Node> = Api::all(self.client.clone());
-        wait_until(within, &format!("{} nodes to be Ready", wanted.len()), async || {
-            let list = nodes.list(&ListParams::default()).await?;
-            let ready = |host: &Host| list.items.iter().any(|node| is_ready(node, host));
-            let missing: Vec<_> = wanted.iter().filter(|host| !ready(host)).map(Host::name).collect();
-            ensure!(missing.is_empty(), "{} not Ready", missing.join(", "));
-            Ok(())
-        })
-        .await?;
-        // Without these no pod is admitted.
-        let accounts: Api<ServiceAccount> = Api::namespaced(self.client.clone(), "default");
-        let roots: Api<ConfigMap> = Api::namespaced(self.client.clone(), "default");
-        wait_until(within, "the default ServiceAccount", async || {
-            accounts.get("default").await?;
-            roots.get("kube-root-ca.crt").await?;
-            Ok(())
-        })
-        .await?;
-        if self.topology.kube_proxy != KubeProxy::None {
-            let proxied: Vec<&Host> =
-                wanted.iter().filter(|host| host.seat().is_some_and(|seat| seat.kind == Kind::Node)).collect();
-            wait_until(within, "kube-proxy to have written its rules", async || {
-                proxied.iter().try_for_each(|host| proxy_is_healthy(host))
-            })
-            .await?;
-        }
-        Ok(())
     }
 
     fn start_capture(&self) -> Result<()> {
@@ -448,47 +399,6 @@ async fn client(kubeconfig: &Path) -> Result<kube::Client> {
     Ok(kube::Client::try_from(config)?)
 }
 
-fn http_get(path: &str) -> Result<http::Request<Vec<u8>>> {
-    Ok(http::Request::get(path).body(Vec::new())?)
-}
-
-/// A daemon that has ended explains more than a connection that is refused.
-fn error_of_log(error: anyhow::Error, cp: &Host) -> anyhow::Error {
-    let ended = ["etcd", "kube-apiserver", "forward"].into_iter().find(|name| !cp.process(name).is_running());
-    match ended {
-        Some(name) => error.context(format!("{name} has ended, see {}", cp.process(name).log().display())),
-        None => error,
-    }
-}
-
-/// Whether this is the host's Node object, and says Ready. A kubelet must have said so since the last boot.
-fn is_ready(node: &Node, host: &Host) -> bool {
-    let booted = node::booted_at(host).ok().and_then(|at| at.duration_since(SystemTime::UNIX_EPOCH).ok());
-    let booted = booted.map_or(0, |at| at.as_secs() as i64);
-    node.metadata.name.as_deref() == Some(host.name())
-        && node.status.iter().flat_map(|status| status.conditions.iter().flatten()).any(|condition| {
-            let heard = condition.last_heartbeat_time.as_ref().map_or(0, |time| time.0.as_second());
-            condition.type_ == "Ready" && condition.status == "True" && heard >= booted
-        })
-}
-
-/// kube-proxy's own word: it is healthy when its rules are written.
-fn proxy_is_healthy(host: &Host) -> Result<()> {
-    use std::io::{Read, Write};
-    let answer = host.run(|| -> std::io::Result<String> {
-        let mut stream = std::net::TcpStream::connect(("127.0.0.1", 10256))?;
-        stream.set_read_timeout(Some(Duration::from_secs(1)))?;
-        stream.write_all(b"GET /healthz HTTP/1.0\r\n\r\n")?;
-        let mut answer = String::new();
-        stream.read_to_string(&mut answer)?;
-        Ok(answer)
-    })?;
-    let answer = answer.with_context(|| format!("ask kube-proxy on {}", host.name()))?;
-    let status = answer.lines().next().unwrap_or_default();
-    ensure!(status.contains(" 200 "), "kube-proxy on {} says {status:?}", host.name());
-    Ok(())
-}
-
 fn said(output: std::process::Output) -> Result<String> {
     let (out, error) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
     ensure!(output.status.success(), "kubectl: {}\n{out}{error}", output.status);
@@ -519,16 +429,4 @@ impl Cluster {
         let made = fs::metadata(&self.files.kubeconfig).and_then(|data| data.modified()).ok();
         made.and_then(|made| made.elapsed().ok()).unwrap_or_default()
     }
-
-    /// Polls `/readyz` once, and says how long the answer took.
-    pub async fn api_latency(&self) -> Result<Duration> {
-        let start = Instant::now();
-        self.client.request_text(http_get("/readyz")?).await?;
-        Ok(start.elapsed())
-    }
-}
-
-/// The seats of nodes with a kubelet.
-pub fn node_seats(topology: &Topology) -> impl Iterator<Item = Seat> {
-    topology.seats().into_iter().filter(|seat| seat.kind == Kind::Node)
 }

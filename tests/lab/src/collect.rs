@@ -11,11 +11,11 @@
 
 use std::fs;
 use std::path::Path;
-use std::process::{Command, Stdio};
+use std::process::Stdio;
 
 use anyhow::{Context, Result};
 
-use crate::control_plane::{Files, binary};
+use crate::control_plane::{Files, kubectl};
 use crate::host::Host;
 use crate::state::Place;
 use crate::topology::Topology;
@@ -69,10 +69,9 @@ fn objects(place: &Place, topology: &Topology, dir: &Path) -> Result<()> {
     fs::create_dir_all(dir)?;
     let cp = Host::new(place, Some(topology.control_plane()))?;
     for kind in OBJECTS {
-        let mut kubectl = Command::new(binary("kubernetes")?);
-        kubectl.args(["kubectl", "get", kind, "--all-namespaces", "--output=yaml", "--request-timeout=5s"]);
-        kubectl.env("KUBECONFIG", Files::new(&cp.dir()).kubeconfig).stdin(Stdio::null());
-        let output = kubectl.output().context("run kubectl")?;
+        let mut kubectl = kubectl(&Files::new(&cp.dir()))?;
+        kubectl.args(["get", kind, "--all-namespaces", "--output=yaml", "--request-timeout=5s"]);
+        let output = kubectl.stdin(Stdio::null()).output().context("run kubectl")?;
         fs::write(dir.join(format!("{kind}.yaml")), [output.stdout, output.stderr].concat())?;
         // It doesn't answer: asking for the rest would take as long again each time.
         if !output.status.success() {

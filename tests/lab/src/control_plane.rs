@@ -52,7 +52,20 @@ pub fn lan_url(topology: &Topology) -> String {
     format!("https://{}:{API_PORT}", topology.control_plane().v4())
 }
 
-/// The binary that is all of Kubernetes. The error says how to get it.
+/// A kubectl for the cluster with these files.
+pub fn kubectl(files: &Files) -> Result<Command> {
+    let mut kubectl = Command::new(binary("kubernetes")?);
+    kubectl.arg("kubectl").env("KUBECONFIG", &files.kubeconfig);
+    // It remembers what an address serves, and the next cluster may have this one's port.
+    kubectl.env("KUBECACHEDIR", files.path("cache"));
+    // 127.0.0.1 is not to be asked of a proxy.
+    for variable in ["HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy"] {
+        kubectl.env_remove(variable);
+    }
+    Ok(kubectl)
+}
+
+/// What set-up has built. The error says how to get it.
 pub fn binary(name: &str) -> Result<PathBuf> {
     let path = directory().join("bin").join(name);
     if !path.exists() {
@@ -167,6 +180,7 @@ pub fn start_controllers(cp: &Host, topology: &Topology, files: &Files) -> Resul
     manager.args(["--kube-api-qps=500", "--kube-api-burst=1000", "--profiling=false"]);
     manager.arg(format!("--root-ca-file={}", files.authority.display()));
     manager.arg(format!("--service-account-private-key-file={}", files.path("tokens.key")));
+    manager.arg(format!("--flex-volume-plugin-dir={}", files.path("plugins")));
     let grace = topology.node_monitor_grace;
     manager.arg(format!("--node-monitor-grace-period={}s", grace.as_secs()));
     // Kubernetes looks every 5 s for a grace of 50 s: the same proportion for a shorter one.

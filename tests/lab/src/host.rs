@@ -1,29 +1,22 @@
-//! A host of the lab as a handle: run something in it, ask what it is doing, signal its processes.
+//! A host of the lab as a handle: who it is, and how to run something in it.
 //!
-//! Touches processes in the host's control group only: those the lab started there and their descendants.
+//! Reads the host's control group and network namespace; what it starts joins both.
 
 use std::ffi::OsStr;
 use std::fs;
-use std::io::{self, BufRead, BufReader, Write};
-use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream, UdpSocket};
-use std::os::fd::OwnedFd;
+use std::io;
+use std::net::{Ipv4Addr, Ipv6Addr};
 use std::os::unix::process::CommandExt;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::{Command, Stdio};
-use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 use netns::Namespace;
-use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
 
 use crate::cgroup::{Group, Hierarchies};
 use crate::network::{SWITCH, namespace_name};
 use crate::state::Place;
 use crate::topology::{Kind, PodCidrs, Seat};
-
-/// What daemons get for an environment, besides what they are given: none of the caller's proxies and kubeconfigs.
-const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
 /// A handle on a host. It stays valid over a power-off and a power-on.
 #[derive(Clone, Debug)]
@@ -131,7 +124,7 @@ impl Host {
     }
 
     #[allow(unsafe_code)]
-    fn command_in(&self, group: &Group, program: impl AsRef<OsStr>) -> Result<Command> {
+    pub(crate) fn command_in(&self, group: &Group, program: impl AsRef<OsStr>) -> Result<Command> {
         let mut command = match self.seat.as_ref().map(|seat| seat.kind) {
             Some(Kind::Node) => {
                 let init = self.init().with_context(|| {
@@ -175,201 +168,5 @@ impl Host {
             String::from_utf8_lossy(&output.stderr)
         );
         Ok(String::from_utf8_lossy(&output.stdout).into_owned())
-    }
-
-    /// Starts a daemon on this host under a name; it outlives the caller, and its output goes to `log/NAME.log`.
-    /// Only the program, the arguments and the variables set in `what` count: it does not inherit the environment.
-    pub fn spawn(&self, name: &str, what: &Command) -> Result<Process> {
-        self.spawn_with(name, what, None)
-    }
-
-    /// As [`Host::spawn`], with something for standard input.
-    pub(crate) fn spawn_with(&self, name: &str, what: &Command, stdin: Option<OwnedFd>) -> Result<Process> {
-        let group = self.group.child(name);
-        ensure!(!group.is_populated(), "{name} already runs on {}", self.name());
-        let program = Path::new(what.get_program());
-        ensure!(
-            program.is_absolute() || program.components().count() == 1,
-            "start {name} on {}: a daemon starts in /, so {} must be absolute or found in {PATH}",
-            self.name(),
-            program.display()
-        );
-        fs::create_dir_all(self.logs())?;
-        let path = self.logs().join(format!("{name}.log"));
-        let log = fs::File::options().create(true).append(true).open(&path)?;
-        let mut command = self.command_in(&group, "setsid")?;
-        command.arg("--fork").arg(what.get_program()).args(what.get_args());
-        command.env_clear().env("PATH", PATH).env("HOME", "/root");
-        for (key, value) in what.get_envs() {
-            command.env(key, value.unwrap_or_default());
-        }
-        command.current_dir("/").stdin(stdin.map_or_else(Stdio::null, Stdio::from));
-        command.stdout(log.try_clone()?).stderr(log);
-        let status = command.status().with_context(|| format!("start {name} on {}", self.name()))?;
-        ensure!(status.success(), "starting {name} on {} failed ({status}): see {}", self.name(), path.display());
-        Ok(Process { host: self.clone(), name: name.to_owned(), group, log: path })
-    }
-
-    /// The handle on a daemon that was started under this name, in whatever process.
-    pub fn process(&self, name: &str) -> Process {
-        Process {
-            host: self.clone(),
-            name: name.to_owned(),
-            group: self.group.child(name),
-            log: self.logs().join(format!("{name}.log")),
-        }
-    }
-
-    /// The names of the daemons that run on it, sorted.
-    pub fn daemons(&self) -> Vec<String> {
-        let names = self.group.children().into_iter();
-        names.filter(|name| self.group.child(name).is_populated()).collect()
-    }
-
-    /// Every process of the host whose command line has `pattern` in it, containers' included: (pid here, command line).
-    pub fn processes(&self, pattern: &str) -> Vec<(i32, String)> {
-        let mut found: Vec<(i32, String)> = Vec::new();
-        for pid in self.group.pids() {
-            let line = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
-            let words: Vec<_> = line.split(|byte| *byte == 0).map(String::from_utf8_lossy).collect();
-            let line = words.join(" ").trim_end().to_owned();
-            if !line.is_empty() && line.contains(pattern) {
-                found.push((pid, line));
-            }
-        }
-        found.sort();
-        found
-    }
-
-    /// Sends a signal to every process of the host whose command line has `pattern` in it. Returns whom it reached; it
-    /// is an error if there is none.
-    pub fn signal(&self, pattern: &str, signal: Signal) -> Result<Vec<(i32, String)>> {
-        let found = self.processes(pattern);
-        if found.is_empty() {
-            let all: Vec<String> = self.processes("").into_iter().map(|(_, line)| line).collect();
-            bail!("no process on {} has {pattern:?} in its command line; there are:\n{}", self.name(), all.join("\n"));
-        }
-        for (pid, line) in &found {
-            match kill(Pid::from_raw(*pid), signal) {
-                // It ended by itself in between.
-                Ok(()) | Err(nix::errno::Errno::ESRCH) => {}
-                Err(error) => bail!("{signal} to {pid} ({line}) on {}: {error}", self.name()),
-            }
-        }
-        Ok(found)
-    }
-
-    /// Ends every process whose command line has `pattern` in it by SIGKILL.
-    pub fn kill(&self, pattern: &str) -> Result<Vec<(i32, String)>> {
-        self.signal(pattern, Signal::SIGKILL)
-    }
-
-    /// Asks a whoami over TCP, once, on a connection of its own.
-    pub fn ask_tcp(&self, server: SocketAddr, within: Duration) -> Result<Answer> {
-        let line = self.run(|| -> io::Result<String> {
-            let start = Instant::now();
-            let mut stream = TcpStream::connect_timeout(&server, within)?;
-            let left = within.saturating_sub(start.elapsed()).max(Duration::from_millis(1));
-            stream.set_read_timeout(Some(left))?;
-            stream.write_all(b"who\n")?;
-            let mut line = String::new();
-            BufReader::new(stream).read_line(&mut line)?;
-            Ok(line)
-        })?;
-        Answer::parse(&line.with_context(|| format!("ask {server} over TCP from {}", self.name()))?)
-    }
-
-    /// Asks a whoami over UDP, once, from a socket of its own.
-    pub fn ask_udp(&self, server: SocketAddr, within: Duration) -> Result<Answer> {
-        let line = self.run(|| -> io::Result<String> {
-            let any: SocketAddr = match server {
-                SocketAddr::V4(_) => (Ipv4Addr::UNSPECIFIED, 0).into(),
-                SocketAddr::V6(_) => (Ipv6Addr::UNSPECIFIED, 0).into(),
-            };
-            let socket = UdpSocket::bind(any)?;
-            socket.connect(server)?;
-            socket.set_read_timeout(Some(within))?;
-            socket.send(b"who\n")?;
-            let mut buffer = [0; 512];
-            let length = socket.recv(&mut buffer)?;
-            Ok(String::from_utf8_lossy(&buffer[..length]).into_owned())
-        })?;
-        Answer::parse(&line.with_context(|| format!("ask {server} over UDP from {}", self.name()))?)
-    }
-}
-
-/// What a whoami said.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Answer {
-    /// The pod that answered.
-    pub pod: String,
-    /// The client's address and port as the pod saw them.
-    pub client: SocketAddr,
-}
-
-impl Answer {
-    fn parse(line: &str) -> Result<Self> {
-        let parsed = line
-            .trim()
-            .split_once(' ')
-            .and_then(|(pod, client)| Some(Self { pod: pod.to_owned(), client: client.parse().ok()? }));
-        parsed.with_context(|| format!("{line:?} is not what a whoami says"))
-    }
-}
-
-/// A daemon on a host. Dropping the handle leaves it running.
-#[derive(Clone, Debug)]
-pub struct Process {
-    host: Host,
-    name: String,
-    group: Group,
-    log: PathBuf,
-}
-
-impl Process {
-    /// Its name.
-    pub fn name(&self) -> &str {
-        &self.name
-    }
-
-    /// Where its output goes.
-    pub fn log(&self) -> &Path {
-        &self.log
-    }
-
-    /// Whether it runs.
-    pub fn is_running(&self) -> bool {
-        self.group.is_populated()
-    }
-
-    /// Its processes, as numbered here.
-    pub fn pids(&self) -> Vec<i32> {
-        self.group.pids()
-    }
-
-    /// Ends it, and all it has started, by SIGKILL. Fine if it has ended.
-    pub fn kill(&self) -> Result<()> {
-        self.group.kill()
-    }
-
-    /// Sends it, and all it has started, a signal.
-    pub fn signal(&self, signal: Signal) -> Result<()> {
-        for pid in self.pids() {
-            match kill(Pid::from_raw(pid), signal) {
-                Ok(()) | Err(nix::errno::Errno::ESRCH) => {}
-                Err(error) => bail!("{signal} to {} on {}: {error}", self.name, self.host.name()),
-            }
-        }
-        Ok(())
-    }
-
-    /// Stops it, and all it has started, where they are.
-    pub fn freeze(&self) -> Result<()> {
-        self.group.freeze(true)
-    }
-
-    /// Lets it go on.
-    pub fn thaw(&self) -> Result<()> {
-        self.group.freeze(false)
     }
 }

@@ -6,6 +6,7 @@
 //! mounts go with them, so nothing inside needs to be tidied up.
 
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant, SystemTime};
@@ -36,7 +37,7 @@ pub fn write_files(node: &Host, seat: &Seat, topology: &Topology, authority: &Au
     let server =
         authority.identity(&user, "system:nodes", &[name.clone(), seat.v4().to_string(), seat.v6().to_string()])?;
     let dir = node.dir().join("lib/lab");
-    for made in [&dir.join("cni"), &node.dir().join("log/pods"), &node.dir().join("tmp")] {
+    for made in [&dir.join("cni"), &dir.join("cni-bin"), &node.dir().join("log/pods"), &node.dir().join("tmp")] {
         fs::create_dir_all(made)?;
     }
     for (file, text) in [
@@ -48,9 +49,15 @@ pub fn write_files(node: &Host, seat: &Seat, topology: &Topology, authority: &Au
         ("kubelet.yaml", kubelet_config(topology)),
         ("containerd.toml", containerd_config()),
         ("cni/lab.conflist", cni_config(&pods.v4(), &pods.v6())),
+        ("cni-bin/lab-ptp", CNI_PLUGIN.to_owned()),
     ] {
         fs::write(dir.join(file), text).with_context(|| format!("write {}", dir.join(file).display()))?;
     }
+    // A plugin finds the others where it was found itself.
+    for plugin in CNI_PLUGINS {
+        std::os::unix::fs::symlink(Path::new("/usr/lib/cni").join(plugin), dir.join("cni-bin").join(plugin))?;
+    }
+    fs::set_permissions(dir.join("cni-bin/lab-ptp"), fs::Permissions::from_mode(0o755))?;
     Ok(())
 }
 
@@ -71,7 +78,7 @@ hostname {name}
 # Without a mount table in user space, for which /run is not ready.
 mount() {{ command mount -n "$@"; }}
 # Copies of other hosts' mounts would keep those alive after their end.
-others=$(awk '$5 ~ "^/run/(netns|landfall-lab)/" {{ print $5 }}' /proc/self/mountinfo)
+others=$(awk '$5 ~ "^/run/(netns|landfall-lab)($|/)" {{ print $5 }}' /proc/self/mountinfo)
 
 mount --bind {dir} /var
 ln -sfn /run /var/run; ln -sfn /run/lock /var/lock
@@ -88,6 +95,14 @@ mount -t tmpfs -o mode=755 cgroup /var/.run/cgroup
 umount -n -l /sys/fs/cgroup
 mount --move /var/.run /run
 mount -t proc proc /proc
+# A kubelet sets these, and they are the whole machine's: it shall find what it wants and set nothing.
+for setting in vm/overcommit_memory=1 vm/panic_on_oom=0 kernel/panic=10 kernel/panic_on_oops=1 \
+    kernel/keys/root_maxkeys=1000000 kernel/keys/root_maxbytes=25000000; do
+  file=/run/sysctl/${{setting%=*}}
+  mkdir -p "${{file%/*}}"
+  echo "${{setting#*=}}" >"$file"
+  mount --bind "$file" "/proc/sys/${{setting%=*}}"
+done
 mount -t sysfs sys /sys
 mount --move /run/cgroup /sys/fs/cgroup
 mount -t bpf bpf /sys/fs/bpf 2>/dev/null || :
@@ -234,6 +249,7 @@ evictionHard: {{memory.available: "0%", nodefs.available: "0%", nodefs.inodesFre
 imageGCHighThresholdPercent: 100
 maxPods: 250
 resolvConf: /dev/null
+volumePluginDir: /var/lib/kubelet/plugins
 clusterDomain: cluster.local
 nodeLeaseDurationSeconds: {lease}
 kubeAPIQPS: 200
@@ -257,13 +273,22 @@ disabled_plugins = [
   restrict_oom_score_adj = true
   disable_apparmor = true
 [plugins."io.containerd.grpc.v1.cri".cni]
-  bin_dir = "/usr/lib/cni"
+  bin_dir = "{FILES}/cni-bin"
   conf_dir = "{FILES}/cni"
 [plugins."io.containerd.grpc.v1.cri".containerd.runtimes.runc]
   runtime_type = "io.containerd.runc.v2"
 "#
     )
 }
+
+/// Debian's plugins that are used.
+const CNI_PLUGINS: [&str; 4] = ["host-local", "loopback", "portmap", "ptp"];
+/// Debian's ptp waits until the kernel has looked for duplicates of the pod's address, which takes over a second and
+/// makes up most of a pod's start. Addresses are unique here.
+const CNI_PLUGIN: &str = r#"#!/bin/sh
+case $CNI_COMMAND in ADD) nsenter --net="$CNI_NETNS" sh -c 'echo 0 >/proc/sys/net/ipv6/conf/default/accept_dad' ;; esac
+exec /usr/lib/cni/ptp
+"#;
 
 /// A cable from the node to each pod, and addresses that are forgotten at power-off.
 fn cni_config(v4: &str, v6: &str) -> String {
@@ -273,7 +298,7 @@ fn cni_config(v4: &str, v6: &str) -> String {
   "name": "lab",
   "plugins": [
     {{
-      "type": "ptp",
+      "type": "lab-ptp",
       "mtu": 1500,
       "ipam": {{
         "type": "host-local",

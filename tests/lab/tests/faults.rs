@@ -63,6 +63,14 @@ async fn faults_are_silent_complete_and_undone() -> Result<()> {
     n1.signal("/whoami", Signal::SIGCONT)?;
     answers(host[0])?;
 
+    // The API server alone goes and comes back as it was; everyone else lives through it.
+    let api = cluster.control_plane().process("kube-apiserver");
+    api.kill()?;
+    cluster.kubectl(["get", "--raw", "/readyz", "--request-timeout", "1s"]).expect_err("nobody answers");
+    answers(host[0])?;
+    api.start()?;
+    cluster.wait_for_api(SOON).await?;
+
     // A light node is Ready, and runs an agent as a plain process.
     ready_is(&cluster, "l1", "True").await?;
     let agent = l1.spawn("agent", Command::new("target/lab/bin/whoami").current_dir("/"));
@@ -78,6 +86,12 @@ async fn faults_are_silent_complete_and_undone() -> Result<()> {
     agent.kill()?;
     assert!(!agent.is_running());
     refused(c1.ask_tcp(server, ANSWER))?;
+    agent.start()?;
+    wait_until(SOON, "the agent to answer as before", async || {
+        ensure!(c1.ask_tcp(server, ANSWER)?.pod == "agent");
+        Ok(())
+    })
+    .await?;
 
     // Power off: nothing of it is left but its disk, and the cluster notices in its own time.
     for name in ["n1", "l1"] {

@@ -82,6 +82,11 @@ pub fn traces(cluster: &str) -> Vec<String> {
     }
     for process in fs::read_dir("/proc").into_iter().flatten().flatten() {
         let groups = fs::read_to_string(process.path().join("cgroup")).unwrap_or_default();
+        let status = fs::read_to_string(process.path().join("status")).unwrap_or_default();
+        // Dead, and about to be forgotten by whoever inherited it.
+        if status.lines().any(|line| line.starts_with("State:\tZ") || line.starts_with("State:\tX")) {
+            continue;
+        }
         if groups.lines().any(|line| format!("{line}/").contains(&format!("/landfall-lab/{cluster}/"))) {
             found.push(format!("process {}", process.path().display()));
         }
