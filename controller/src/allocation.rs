@@ -78,10 +78,9 @@ pub(crate) fn allocations<'a>(snapshot: &'a Snapshot, pools: &'a Pools) -> Alloc
     let mut result = Allocations::default();
     let (mut by_name, mut any) = (Vec::new(), Vec::new());
     for (key, service) in &snapshot.services {
-        let mut records = held.remove(service.uid.as_str()).unwrap_or_default();
-        records.retain(|record| holder(record).is_some_and(|holder| is(holder, key, &service.uid)));
+        let records = held.remove(&(&service.uid, &key.namespace, &key.name)).unwrap_or_default();
         if service.deleting || !service.is_ours(snapshot.default_class) {
-            result.others.push((service, records));
+            result.others.push((service, records.iter().collect()));
             continue;
         }
         let outcome = match wish(service) {
@@ -137,13 +136,13 @@ fn age(service: &Service) -> (Timestamp, &Key) {
 }
 
 /// What a Service has besides what comes of it, it gives up.
-fn allocation<'a>(service: &'a Service, mut records: Vec<&'a Record>, outcome: Outcome<'a>) -> Allocation<'a> {
+fn allocation<'a>(service: &'a Service, records: Records<'a>, outcome: Outcome<'a>) -> Allocation<'a> {
     let kept = match outcome {
         Outcome::Keeps(record) | Outcome::Refused(_, Some(record)) => Some(record.address),
         Outcome::Gets(..) | Outcome::Refused(_, None) => None,
     };
-    records.retain(|record| Some(record.address) != kept);
-    Allocation { service, outcome, gives_up: records }
+    let gives_up = records.iter().filter(|record| Some(record.address) != kept).collect();
+    Allocation { service, outcome, gives_up }
 }
 
 /// The Service that a record is of. TODO(sharing): for now an address has one holder; others that somebody wrote there
@@ -152,30 +151,50 @@ fn holder(record: &Record) -> Option<&Holder> {
     record.holders.first()
 }
 
-fn is(holder: &Holder, key: &Key, uid: &str) -> bool {
-    holder.uid == uid && holder.namespace == key.namespace && holder.name == key.name
+/// The records of one Service, in order of their addresses. One, as a rule: that takes no memory of its own.
+#[derive(Default)]
+struct Records<'a> {
+    first: Option<&'a Record>,
+    more: Vec<&'a Record>,
 }
 
-/// The records of each Service, by its UID, in order of their addresses.
-fn held(snapshot: &Snapshot) -> HashMap<&str, Vec<&Record>> {
-    let mut held = HashMap::<&str, Vec<&Record>>::with_capacity(snapshot.addresses.len());
+impl<'a> Records<'a> {
+    fn iter(&self) -> impl Iterator<Item = &'a Record> {
+        self.first.into_iter().chain(self.more.iter().copied())
+    }
+}
+
+/// A Service as records name it: UID, namespace and name.
+type Named<'a> = (&'a str, &'a str, &'a str);
+
+fn named(holder: &Holder) -> Named<'_> {
+    (&holder.uid, &holder.namespace, &holder.name)
+}
+
+/// The records of each Service.
+fn held(snapshot: &Snapshot) -> HashMap<Named<'_>, Records<'_>> {
+    let mut held = HashMap::<_, Records<'_>>::with_capacity(snapshot.addresses.len());
     for record in snapshot.addresses.values() {
         if let Some(holder) = holder(record) {
-            held.entry(&holder.uid).or_default().push(record);
+            let records = held.entry(named(holder)).or_default();
+            match records.first {
+                None => records.first = Some(record),
+                Some(_) => records.more.push(record),
+            }
         }
     }
     held
 }
 
 /// Of the records that no Service has claimed, those whose Service is gone for sure.
-fn orphans<'a>(snapshot: &'a Snapshot, unclaimed: HashMap<&str, Vec<&'a Record>>) -> Vec<&'a Record> {
+fn orphans<'a>(snapshot: &'a Snapshot, unclaimed: HashMap<Named<'a>, Records<'a>>) -> Vec<&'a Record> {
     let gone = |record: &&Record| {
         holder(record).is_some_and(|holder| {
             let key = Key::new(holder.namespace.clone(), holder.name.clone());
             !snapshot.unreadable.services.contains(&key)
         })
     };
-    let mut orphans: Vec<_> = unclaimed.into_values().flatten().filter(gone).collect();
+    let mut orphans: Vec<_> = unclaimed.values().flat_map(Records::iter).filter(gone).collect();
     orphans.sort_by_key(|record| record.address);
     orphans
 }
@@ -197,8 +216,8 @@ fn wish(service: &Service) -> Wish {
 
 /// Which of its records a Service keeps, of those that `suit`. It has several only after a crash in the middle of a
 /// change: then the one that its status shows, so that users see no change; else the first.
-fn kept<'a>(service: &Service, records: &[&'a Record], suit: impl Fn(&Record) -> bool) -> Option<&'a Record> {
-    let suiting = || records.iter().copied().filter(|record| !record.deleting && suit(record));
+fn kept<'a>(service: &Service, records: &Records<'a>, suit: impl Fn(&Record) -> bool) -> Option<&'a Record> {
+    let suiting = || records.iter().filter(|record| !record.deleting && suit(record));
     let shown = |record: &&Record| {
         let text = record.address.to_string();
         service.ingress.iter().any(|ingress| ingress.ip.as_ref() == Some(&text))
@@ -235,9 +254,8 @@ fn obtainable<'a>(
 fn user(record: &Record, snapshot: &Snapshot) -> InUse {
     let Some(holder) = holder(record) else { return InUse::Unknown };
     let key = Key::new(holder.namespace.clone(), holder.name.clone());
-    let holds = |service: &Service| {
-        is(holder, &service.key, &service.uid) && !service.deleting && service.is_ours(snapshot.default_class)
-    };
+    let holds =
+        |service: &Service| service.uid == holder.uid && !service.deleting && service.is_ours(snapshot.default_class);
     let is_held = snapshot.unreadable.services.contains(&key) || snapshot.services.get(&key).is_some_and(|s| holds(s));
     if is_held && !record.deleting { InUse::Service(key) } else { InUse::Withdrawn }
 }

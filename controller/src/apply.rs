@@ -212,3 +212,181 @@ impl Failure {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::effect::Subject;
+    use crate::fixtures::{holder, ip};
+    use crds::{Key, Service};
+    use http::{Request, Response};
+    use kube::client::Body;
+    use observe::{Store, Wake};
+    use serde_json::json;
+    use std::collections::VecDeque;
+    use std::sync::{Arc, Mutex};
+
+    /// Applies one series against an API server that gives these answers in turn, and then none. Returns how that ended, what
+    /// the server was asked, and what is known then.
+    async fn applied(
+        effects: Vec<Effect>,
+        answers: Vec<(u16, Value)>,
+    ) -> (Result<Progress, String>, Vec<String>, Stores) {
+        let asked = Arc::new(Mutex::new(Vec::new()));
+        let answers = Arc::new(Mutex::new(VecDeque::from(answers)));
+        let log = asked.clone();
+        let service = tower::service_fn(move |request: Request<Body>| {
+            let path = request.uri().path().to_owned();
+            log.lock().expect("no panic").push(format!("{} {path}", request.method()));
+            let answer = answers.lock().expect("no panic").pop_front();
+            async move {
+                let Some((code, body)) = answer else { return std::future::pending().await };
+                Response::builder().status(code).body(Body::from(body.to_string().into_bytes()))
+            }
+        });
+        let wake = Wake::default();
+        let stores = Stores {
+            pools: Store::listed(&wake, 1, []),
+            services: Store::listed(&wake, 1, []),
+            addresses: Store::listed(&wake, 1, []),
+            nodes: Store::listed(&wake, 1, []),
+        };
+        stores.put_address(&serde_json::from_value(address("192.0.2.9", "a9", "web")).expect("a LoadBalancerIP"));
+        let (events, _) = mpsc::channel(1);
+        let applier = Applier { client: Client::new(service, "default"), stores: stores.clone(), events };
+        let series = Series { subject: Subject::Service(Key::new("default", "web")), effects };
+        let result = applier.apply(&series).await.map_err(|failure| failure.to_string());
+        let asked = asked.lock().expect("no panic").clone();
+        (result, asked, stores)
+    }
+
+    fn create() -> Effect {
+        Effect::Create { address: ip("192.0.2.1"), pool: "lan".into(), holder: holder("web") }
+    }
+
+    fn delete() -> Effect {
+        Effect::Delete { address: ip("192.0.2.9"), uid: "a9".into() }
+    }
+
+    fn patch() -> Effect {
+        Effect::PatchService(ServicePatch {
+            key: Key::new("default", "web"),
+            resource_version: "7".into(),
+            finalizers: Some(vec![]),
+            ingress: None,
+            conditions: None,
+        })
+    }
+
+    fn address(address: &str, uid: &str, service: &str) -> Value {
+        json!({
+            "apiVersion": "landfall.dev/v1alpha1",
+            "kind": "LoadBalancerIP",
+            "metadata": {"name": address, "uid": uid, "resourceVersion": "5"},
+            "spec": {
+                "address": address,
+                "pool": "lan",
+                "services": [{"namespace": "default", "name": service, "uid": service}],
+            },
+        })
+    }
+
+    fn service(version: &str) -> Value {
+        let metadata = json!({"namespace": "default", "name": "web", "uid": "web", "resourceVersion": version});
+        json!({"apiVersion": "v1", "kind": "Service", "metadata": metadata, "spec": {"type": "LoadBalancer"}})
+    }
+
+    fn refusal(code: u16, reason: &str) -> (u16, Value) {
+        let status = json!({
+            "kind": "Status", "apiVersion": "v1", "status": "Failure", "code": code, "reason": reason, "message": "no",
+        });
+        (code, status)
+    }
+
+    fn holders(stores: &Stores) -> Vec<(String, String)> {
+        let known = stores.addresses.snapshot().expect("synced");
+        known.values().map(|record| (record.address.to_string(), record.holders[0].name.clone())).collect()
+    }
+
+    const LBIPS: &str = "/apis/landfall.dev/v1alpha1/loadbalancerips";
+    const STATUS: &str = "PATCH /api/v1/namespaces/default/services/web/status";
+
+    #[tokio::test]
+    async fn answers_are_known_at_once() {
+        let answers = vec![(201, address("192.0.2.1", "a1", "web")), (200, service("8"))];
+        let (result, asked, stores) = applied(vec![create(), patch()], answers).await;
+        assert_eq!((result, asked), (Ok(Progress::Done), vec![format!("POST {LBIPS}"), STATUS.into()]));
+        assert_eq!(holders(&stores), [("192.0.2.1".into(), "web".into()), ("192.0.2.9".into(), "web".into())]);
+        let version = |service: Arc<Service>| service.resource_version.clone();
+        assert_eq!(stores.services.get(&Key::new("default", "web")).map(version), Some("8".into()));
+    }
+
+    #[tokio::test]
+    async fn an_address_that_somebody_took_first_is_theirs_and_is_known_to_be() {
+        let answers = vec![refusal(409, "AlreadyExists"), (200, address("192.0.2.1", "a1", "other"))];
+        let (result, asked, stores) = applied(vec![create(), patch()], answers).await;
+        assert_eq!(result, Err("192.0.2.1 is taken".into()));
+        assert_eq!(asked, [format!("POST {LBIPS}"), format!("GET {LBIPS}/192.0.2.1")]);
+        assert_eq!(holders(&stores)[0], ("192.0.2.1".into(), "other".into()));
+    }
+
+    #[tokio::test]
+    async fn an_address_that_we_took_before_the_answer_got_lost_is_ours() {
+        let answers =
+            vec![refusal(409, "AlreadyExists"), (200, address("192.0.2.1", "a1", "web")), (200, service("8"))];
+        let (result, asked, _) = applied(vec![create(), patch()], answers).await;
+        assert_eq!((result, asked.len()), (Ok(Progress::Done), 3));
+    }
+
+    #[tokio::test]
+    async fn an_address_that_is_free_again_when_we_look_is_left_to_the_next_plan() {
+        let answers = vec![refusal(409, "AlreadyExists"), refusal(404, "NotFound")];
+        let (result, ..) = applied(vec![create(), patch()], answers).await;
+        assert_eq!(result, Err("192.0.2.1 is taken".into()));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_answer_that_does_not_come_ends_the_series() {
+        let (result, asked, _) = applied(vec![create(), patch()], vec![]).await;
+        assert_eq!(result, Err("the API server did not answer within 15 s".into()));
+        assert_eq!(asked, [format!("POST {LBIPS}")]);
+    }
+
+    #[tokio::test]
+    async fn what_is_withdrawn_already_or_somebody_elses_by_now_is_withdrawn() {
+        let gone = json!({"kind": "Status", "apiVersion": "v1", "status": "Success"});
+        for answer in [(200, gone), refusal(404, "NotFound"), refusal(409, "Conflict")] {
+            let (result, asked, stores) = applied(vec![delete(), patch()], vec![answer, (200, service("8"))]).await;
+            assert_eq!(result, Ok(Progress::Done));
+            assert_eq!(asked, [format!("DELETE {LBIPS}/192.0.2.9"), STATUS.into()]);
+            assert_eq!(holders(&stores), []);
+        }
+    }
+
+    #[tokio::test]
+    async fn a_withdrawal_that_waits_for_a_finalizer_is_waited_for() {
+        let mut waiting = address("192.0.2.9", "a9", "web");
+        waiting["metadata"]["finalizers"] = json!(["example.com/wait"]);
+        waiting["metadata"]["deletionTimestamp"] = json!("2026-01-01T00:00:00Z");
+        waiting["metadata"]["resourceVersion"] = json!("6");
+        let (result, asked, stores) = applied(vec![delete(), patch()], vec![(200, waiting)]).await;
+        assert_eq!((result, asked.len()), (Ok(Progress::Waits), 1));
+        assert_eq!(stores.addresses.get(&ip("192.0.2.9")).map(|record| record.deleting), Some(true));
+    }
+
+    #[tokio::test]
+    async fn a_service_that_changed_meanwhile_is_read_anew() {
+        let answers = vec![refusal(409, "Conflict"), (200, service("9"))];
+        let (result, asked, stores) = applied(vec![patch()], answers).await;
+        assert_eq!(result, Err("it was changed meanwhile".into()));
+        assert_eq!(asked, [STATUS, "GET /api/v1/namespaces/default/services/web"]);
+        let version = |service: Arc<Service>| service.resource_version.clone();
+        assert_eq!(stores.services.get(&Key::new("default", "web")).map(version), Some("9".into()));
+    }
+
+    #[tokio::test]
+    async fn a_service_that_is_gone_needs_nothing_more() {
+        let (result, ..) = applied(vec![patch(), create()], vec![refusal(404, "NotFound")]).await;
+        assert_eq!(result, Ok(Progress::Waits));
+    }
+}

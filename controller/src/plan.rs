@@ -12,6 +12,9 @@
 //!   are cleared (KEP-980).
 //! - Change to another address: the new one is taken and shown before the old one is withdrawn.
 
+use std::fmt;
+use std::net::IpAddr;
+
 use crds::condition::{Desired, Status, without_ours};
 use crds::service::{FINALIZER, Ingress};
 use crds::{Holder, Record, Service};
@@ -40,33 +43,36 @@ pub fn plan(snapshot: &Snapshot) -> Plan {
     let allocations = allocations(snapshot, &pools);
     let mut series = Vec::new();
     for record in &allocations.orphans {
-        push(&mut series, Subject::Address(record.address), withdrawn(std::slice::from_ref(record)));
+        push(&mut series, || Subject::Address(record.address), withdrawn(std::slice::from_ref(record)));
     }
     for (service, records) in &allocations.others {
-        push(&mut series, subject(service), released(service, records, &pools, snapshot));
+        push(&mut series, about(service), released(service, records, &pools, snapshot));
     }
     for allocation in &allocations.served {
-        push(&mut series, subject(allocation.service), allocated(allocation, &pools, snapshot));
+        push(&mut series, about(allocation.service), allocated(allocation, &pools, snapshot));
     }
     for pool in pools.iter() {
-        push(&mut series, Subject::Pool(pool.name().to_owned()), counted(pool, &pools, snapshot));
+        push(&mut series, || Subject::Pool(pool.name().to_owned()), counted(pool, &pools, snapshot));
     }
     Plan { series }
 }
 
-fn subject(service: &Service) -> Subject {
-    Subject::Service(service.key.clone())
+fn about(service: &Service) -> impl FnOnce() -> Subject {
+    || Subject::Service(service.key.clone())
 }
 
-fn push(series: &mut Vec<Series>, subject: Subject, effects: Vec<Effect>) {
+fn push(series: &mut Vec<Series>, subject: impl FnOnce() -> Subject, effects: Vec<Effect>) {
     if !effects.is_empty() {
-        series.push(Series { subject, effects });
+        series.push(Series { subject: subject(), effects });
     }
 }
 
 /// What gives a Service that is ours what it gets, and says so.
 fn allocated(allocation: &Allocation<'_>, pools: &Pools, snapshot: &Snapshot) -> Vec<Effect> {
     let service = allocation.service;
+    if is_settled(allocation, pools) {
+        return Vec::new();
+    }
     let mut effects = Vec::new();
     if let Outcome::Gets(address, pool) = allocation.outcome {
         let (key, uid) = (&service.key, service.uid.clone());
@@ -96,20 +102,59 @@ fn allocated(allocation: &Allocation<'_>, pools: &Pools, snapshot: &Snapshot) ->
     effects
 }
 
+/// Whether all is written that is to be. True of nearly all Services in nearly every plan, so it takes no memory.
+fn is_settled(allocation: &Allocation<'_>, pools: &Pools) -> bool {
+    let (service, Outcome::Keeps(record)) = (allocation.service, &allocation.outcome) else { return false };
+    let Some(pool) = pools.pool_of(record.address) else { return false };
+    let message = given(record.address, pool);
+    let says = |c: &Condition| {
+        c.type_ == ALLOCATED
+            && c.status == "True"
+            && c.reason == "Allocated"
+            && c.observed_generation.is_none()
+            && is_text(&c.message, &message)
+    };
+    allocation.gives_up.is_empty()
+        && service.has_finalizer()
+        && shows(service, Some(record.address))
+        && service.conditions.iter().any(says)
+}
+
+/// Whether something would be written as `text`.
+fn is_text(text: &str, written: &impl fmt::Display) -> bool {
+    /// What is left of a text that has to follow.
+    struct Rest<'a>(&'a str);
+    impl fmt::Write for Rest<'_> {
+        fn write_str(&mut self, part: &str) -> fmt::Result {
+            self.0 = self.0.strip_prefix(part).ok_or(fmt::Error)?;
+            Ok(())
+        }
+    }
+    let mut rest = Rest(text);
+    fmt::write(&mut rest, format_args!("{written}")).is_ok() && rest.0.is_empty()
+}
+
 /// Whether the status shows this address as we write it, and nothing else.
-fn shows(service: &Service, address: Option<std::net::IpAddr>) -> bool {
+fn shows(service: &Service, address: Option<IpAddr>) -> bool {
     match (service.ingress.as_slice(), address) {
         ([], None) => true,
-        ([only], Some(address)) => *only == Ingress::of(address),
+        ([Ingress { ip: Some(ip), ip_mode: Some(mode), hostname: None }], Some(address)) => {
+            mode == "VIP" && is_text(ip, &address)
+        }
         _ => false,
     }
+}
+
+/// What is said of a Service that has its address.
+fn given(address: IpAddr, pool: &Pool) -> impl fmt::Display {
+    fmt::from_fn(move |f| write!(f, "{address} from pool {}", pool.name()))
 }
 
 fn condition(allocation: &Allocation<'_>, pools: &Pools) -> Desired {
     let desired =
         |status, reason, message| Desired { type_: ALLOCATED, status, reason, message, observed_generation: None };
     let has = |address| match pools.pool_of(address) {
-        Some(pool) => desired(Status::True, "Allocated", format!("{address} from pool {}", pool.name())),
+        Some(pool) => desired(Status::True, "Allocated", given(address, pool).to_string()),
         None => desired(
             Status::True,
             "PoolGone",

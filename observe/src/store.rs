@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::watch;
 
-use crate::table::{Observation, Table};
+use crate::table::{Observation, Table, Version};
 
 /// Tells listeners that something changed. Several stores can share one.
 #[derive(Clone, Debug, Default)]
@@ -58,6 +58,17 @@ impl<K: Ord + Clone, V: PartialEq> Store<K, V> {
     /// An empty store, which wakes `wake` when what is known changes.
     pub fn new(wake: &Wake) -> Self {
         Self { table: Arc::default(), wake: wake.clone() }
+    }
+
+    /// A store that has received one list already, of these objects, taken at `version`: where no API server is.
+    pub fn listed(wake: &Wake, version: Version, observations: impl IntoIterator<Item = Observation<K, V>>) -> Self {
+        let store = Self::new(wake);
+        store.change(|table| {
+            table.list_begins();
+            observations.into_iter().for_each(|observation| table.listed(observation));
+            table.list_ends(version)
+        });
+        store
     }
 
     /// What is known now; `None` before the first whole list.
@@ -119,13 +130,9 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_burst_in_several_stores_is_one_wake() {
         let wake = Wake::default();
-        let (one, other) = (Store::new(&wake), Store::new(&wake));
         let mut listener = wake.listener();
+        let (one, other) = (Store::listed(&wake, 1, []), Store::listed(&wake, 1, []));
         for store in [&one, &other] {
-            store.change(|table| {
-                table.list_begins();
-                table.list_ends(1)
-            });
             store.put(seen("web", 2));
         }
         listener.woken().await;

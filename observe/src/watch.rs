@@ -86,7 +86,12 @@ where
             match watcher.follow(&mut from, &mut health).await {
                 Ok(()) if began.elapsed() >= BRIEF => {}
                 Ok(()) => sleep(backoff.next().unwrap_or(GRACE)).await,
-                Err(Trouble::Expired) => break,
+                Err(Trouble::Expired) => {
+                    if began.elapsed() < BRIEF {
+                        sleep(backoff.next().unwrap_or(GRACE)).await;
+                    }
+                    break;
+                }
                 Err(trouble) => {
                     health.worsens(&trouble);
                     sleep(backoff.next().unwrap_or(GRACE)).await;
@@ -262,5 +267,155 @@ impl Health {
         if self.trouble.take().is_some() {
             tracing::info!(kind = self.kind, "watching again");
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::source;
+    use crate::store::Wake;
+    use http::{Request, Response};
+    use k8s_openapi::api::core::v1 as core;
+    use kube::client::Body;
+    use serde_json::{Value, json};
+    use std::collections::{BTreeSet, VecDeque};
+    use std::sync::{Arc, Mutex};
+
+    /// An API server that gives these answers (code and body) in turn, and then none; and what it was asked.
+    fn scripted(answers: Vec<(u16, String)>) -> (Client, Arc<Mutex<Vec<String>>>) {
+        let asked = Arc::new(Mutex::new(Vec::new()));
+        let answers = Arc::new(Mutex::new(VecDeque::from(answers)));
+        let log = asked.clone();
+        let service = tower::service_fn(move |request: Request<Body>| {
+            log.lock().expect("no panic").push(request.uri().to_string());
+            let answer = answers.lock().expect("no panic").pop_front();
+            async move {
+                let Some((code, body)) = answer else { return std::future::pending().await };
+                Response::builder().status(code).body(Body::from(body.into_bytes()))
+            }
+        });
+        (Client::new(service, "default"), asked)
+    }
+
+    fn node(name: &str, version: u64, address: &str) -> Value {
+        json!({
+            "metadata": {"name": name, "uid": format!("u-{name}"), "resourceVersion": version.to_string()},
+            "status": {"addresses": [{"type": "InternalIP", "address": address}]},
+        })
+    }
+
+    fn list(version: u64, more: &str, items: Value) -> (u16, String) {
+        let metadata = json!({"resourceVersion": version.to_string(), "continue": more});
+        (200, json!({"kind": "NodeList", "apiVersion": "v1", "metadata": metadata, "items": items}).to_string())
+    }
+
+    fn watched(events: &[(&str, Value)]) -> (u16, String) {
+        (
+            200,
+            events.iter().map(|(type_, object)| json!({"type": type_, "object": object}).to_string() + "\n").collect(),
+        )
+    }
+
+    fn refusal(code: u16) -> Value {
+        json!({"kind": "Status", "apiVersion": "v1", "status": "Failure", "code": code, "message": "no", "reason": "No"})
+    }
+
+    /// Watches nodes until `done` of what is known: name and address.
+    async fn watch_until(
+        answers: Vec<(u16, String)>,
+        done: &[(&str, &str)],
+    ) -> (Vec<String>, Store<String, crds::Node>) {
+        let (client, asked) = scripted(answers);
+        let wake = Wake::default();
+        let mut listener = wake.listener();
+        let store = Store::new(&wake);
+        let mut watch = pin!(watch::<core::Node, _, _>(client, source::nodes(), store.clone()));
+        let done: Vec<_> = done.iter().map(|(name, address)| ((*name).to_owned(), (*address).to_owned())).collect();
+        loop {
+            let known = store.snapshot().map(|nodes| {
+                nodes.into_iter().map(|(name, node)| (name, node.addresses[0].to_string())).collect::<Vec<_>>()
+            });
+            if known.as_ref() == Some(&done) {
+                let asked = asked.lock().expect("no panic").clone();
+                return (asked, store);
+            }
+            tokio::select! {
+                never = &mut watch => match never {},
+                () = listener.woken() => {}
+                () = sleep(Duration::from_secs(600)) => panic!("known: {known:?}, expected: {done:?}"),
+            }
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_list_comes_in_pages_and_the_watch_goes_on_from_its_version() {
+        let answers = vec![
+            list(9, "more", json!([node("n1", 3, "192.0.2.1")])),
+            list(9, "", json!([node("n2", 4, "192.0.2.2")])),
+            watched(&[
+                ("MODIFIED", node("n1", 10, "192.0.2.11")),
+                ("DELETED", node("n2", 11, "192.0.2.2")),
+                ("BOOKMARK", json!({"kind": "Node", "apiVersion": "v1", "metadata": {"resourceVersion": "15"}})),
+            ]),
+            watched(&[("ADDED", node("n3", 16, "192.0.2.3"))]),
+        ];
+        let (asked, _) = watch_until(answers, &[("n1", "192.0.2.11"), ("n3", "192.0.2.3")]).await;
+        assert_eq!(
+            asked,
+            [
+                "/api/v1/nodes?&limit=500",
+                "/api/v1/nodes?&limit=500&continue=more",
+                "/api/v1/nodes?&watch=true&timeoutSeconds=60&allowWatchBookmarks=true&resourceVersion=9",
+                "/api/v1/nodes?&watch=true&timeoutSeconds=60&allowWatchBookmarks=true&resourceVersion=15",
+            ]
+        );
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_object_that_cannot_be_read_harms_no_other() {
+        let mut bad = node("bad", 5, "");
+        bad["status"]["addresses"] = json!("nonsense");
+        let answers = vec![
+            list(9, "", json!([bad, node("n1", 3, "192.0.2.1")])),
+            watched(&[("ADDED", bad.clone()), ("ADDED", node("n2", 10, "192.0.2.2"))]),
+        ];
+        let (_, store) = watch_until(answers, &[("n1", "192.0.2.1"), ("n2", "192.0.2.2")]).await;
+        assert_eq!(store.unreadable(), Some(BTreeSet::from(["bad".to_owned()])));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_version_that_is_too_old_leads_to_a_new_list() {
+        for expired in [(410, refusal(410).to_string()), watched(&[("ERROR", refusal(410))])] {
+            let answers = vec![
+                list(9, "", json!([node("n1", 3, "192.0.2.1")])),
+                expired,
+                list(20, "", json!([node("n2", 12, "192.0.2.2")])),
+            ];
+            watch_until(answers, &[("n2", "192.0.2.2")]).await;
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_fails_is_tried_again_and_what_is_known_stays_meanwhile() {
+        let forbidden = || (403, refusal(403).to_string());
+        let answers = vec![
+            forbidden(),
+            (500, "nonsense".to_owned()),
+            list(9, "", json!([node("n1", 3, "192.0.2.1")])),
+            forbidden(),
+            watched(&[("ERROR", refusal(500))]),
+            watched(&[("ADDED", node("n2", 10, "192.0.2.2"))]),
+        ];
+        watch_until(answers, &[("n1", "192.0.2.1"), ("n2", "192.0.2.2")]).await;
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_api_server_that_does_not_answer_is_asked_again() {
+        let (client, asked) = scripted(vec![]);
+        let store = Store::new(&Wake::default());
+        let watch = watch::<core::Node, _, _>(client, source::nodes(), store);
+        assert!(timeout(ANSWER * 4, watch).await.is_err());
+        assert!(asked.lock().expect("no panic").len() >= 2);
     }
 }

@@ -466,3 +466,14 @@ fn what_is_wrong_with_a_pool_is_told_as_an_event_of_the_pool() {
     let told: Vec<_> = world.events.iter().map(|e| (e.regarding.name.as_deref(), e.reason, e.is_warning)).collect();
     assert_eq!(told, [(Some("bad"), "NotReady", true), (Some("bad"), "Overlap", true)]);
 }
+
+#[test]
+fn a_record_that_names_one_service_by_name_and_another_by_uid_is_nobodys() {
+    let mut world = World::with([lan()], [service("web", 5), service("other", 6)]);
+    let (address, mut record) = record("192.0.2.11", "lan", &["web"]);
+    Arc::make_mut(&mut record).holders[0].uid = "other".into();
+    world.snapshot.addresses.insert(address, record);
+    world.settle();
+    assert_eq!(world.seen("web"), Seen::has("192.0.2.10", "lan"));
+    assert!(!world.snapshot.addresses.contains_key(&address));
+}
