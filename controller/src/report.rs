@@ -46,7 +46,7 @@ pub(crate) async fn report(client: Client, instance: String, incoming: mpsc::Rec
             match timeout(ANSWER, api.create(&PostParams::default(), &object)).await {
                 Ok(Ok(_)) => {}
                 // Such as in a namespace that is being deleted.
-                Ok(Err(error)) => tracing::debug!(namespace, %error, "an event is given up"),
+                Ok(Err(error)) => tracing::debug!(namespace, error = observe::causes(&error), "an event is given up"),
                 Err(_) => tracing::debug!(namespace, "an event is given up: no answer"),
             }
         }

@@ -23,7 +23,7 @@ use std::time::Duration;
 use crds::Record;
 use jiff::Timestamp;
 use kube::Client;
-use observe::{Wake, source, watch};
+use observe::{Wake, causes, source, watch};
 use tokio::sync::mpsc;
 use tokio::task::{JoinError, JoinSet};
 use tokio::time::{Instant, sleep_until, timeout};
@@ -210,8 +210,7 @@ impl Work {
         match (result, notable) {
             (Err(failure), _) if failure.is_conflict() => tracing::debug!(%subject, %failure, "planning anew"),
             (Err(failure), Notable::Failing) => {
-                let cause = std::error::Error::source(&failure).map(ToString::to_string);
-                tracing::warn!(%subject, %failure, cause, "trying again until it works");
+                tracing::warn!(%subject, error = causes(&failure), "trying again until it works");
             }
             (Ok(Progress::Done), Notable::Recovered) => tracing::info!(%subject, "works again"),
             (Ok(Progress::Done), Notable::Fight) => {

@@ -37,4 +37,4 @@ pub mod watch;
 pub use source::Source;
 pub use store::{Listener, Store, Wake};
 pub use table::Content;
-pub use watch::watch;
+pub use watch::{causes, watch};

@@ -224,6 +224,21 @@ fn refused(status: Box<Status>) -> Trouble {
     if status.code == 410 { Trouble::Expired } else { Trouble::Refused(status) }
 }
 
+/// An error with all that caused it, as one line: what kube says of a refused connection names that only in the end.
+pub fn causes(error: &dyn std::error::Error) -> String {
+    let mut line = error.to_string();
+    let mut next = error.source();
+    while let Some(cause) = next {
+        let text = cause.to_string();
+        // Many errors print their cause as part of themselves.
+        if !line.contains(&text) {
+            line = format!("{line}: {text}");
+        }
+        next = cause.source();
+    }
+    line
+}
+
 /// Whether watching works, so that only changes of that are logged.
 #[derive(Debug)]
 struct Health {
@@ -256,7 +271,9 @@ impl Health {
             Trouble::Refused(status) => {
                 tracing::warn!(kind, plural, advice, error = %status.message, "can't watch; trying again");
             }
-            Trouble::Failed(error) => tracing::warn!(kind, plural, advice, %error, "can't watch; trying again"),
+            Trouble::Failed(error) => {
+                tracing::warn!(kind, plural, advice, error = causes(error), "can't watch; trying again");
+            }
             Trouble::Silent | Trouble::NoVersion | Trouble::Expired => {
                 tracing::warn!(kind, plural, advice, "can't watch; trying again");
             }
@@ -346,6 +363,15 @@ mod tests {
                 () = sleep(Duration::from_secs(600)) => panic!("known: {known:?}, expected: {done:?}"),
             }
         }
+    }
+
+    #[test]
+    fn an_error_is_told_with_its_causes_and_none_twice() {
+        let refused = std::io::Error::from(std::io::ErrorKind::ConnectionRefused);
+        let error = kube::Error::Service(Box::new(std::io::Error::other(refused)));
+        assert_eq!(causes(&error), "ServiceError: connection refused");
+        let error = kube::Error::ReadEvents(std::io::Error::other(kube::Error::TlsRequired));
+        assert_eq!(causes(&error), "Error reading events stream: TLS required but no TLS stack selected");
     }
 
     #[tokio::test(start_paused = true)]
