@@ -10,7 +10,8 @@ set -euo pipefail
 
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 root=$(cd "$here/../.." && pwd)
-out=${LANDFALL_LAB:-$root/target/lab}
+out=$(realpath -m "${LANDFALL_LAB:-$root/target/lab}")
+cd "$root"
 # The version of Kubernetes in kubernetes/go.mod, as clients shall see it.
 version=$(awk '$1 == "k8s.io/kubernetes" { print $2; exit }' "$here/kubernetes/go.mod")
 target=$(uname -m)-unknown-linux-musl
@@ -20,6 +21,14 @@ fail() { printf 'setup: %s\n' "$*" >&2; exit 1; }
 
 [ "$(id -u)" = 0 ] || fail "this needs root: it installs packages, and the lab makes namespaces"
 mkdir -p "$out/bin"
+# However it ends: no policy of ours stays in /usr/sbin, no build goes on unseen.
+policy= build=
+tidy_up() {
+  [ -z "$policy" ] || rm -f "$policy"
+  [ -z "$build" ] || kill "$build" 2>/dev/null || :
+}
+trap tidy_up EXIT
+trap 'exit 130' INT TERM HUP
 exec 9>"$out/setup.lock"
 flock --nonblock 9 || { say "waiting for another setup.sh to end"; flock 9; }
 
@@ -44,15 +53,14 @@ arping iputils-arping
 ping iputils-ping
 curl curl
 musl-gcc musl-tools
-awk gawk
+awk mawk
 END
 if [ ${#packages[@]} -gt 0 ]; then
   say "installing ${packages[*]} (about 30 s)"
   command -v apt-get >/dev/null || fail "apt-get isn't there; install by other means: ${packages[*]}"
   # Packages of daemons would start them. Debian asks this file first; one that is there already is left alone.
-  policy=/usr/sbin/policy-rc.d
-  if [ ! -e $policy ]; then
-    trap 'rm -f $policy' EXIT
+  if [ ! -e /usr/sbin/policy-rc.d ]; then
+    policy=/usr/sbin/policy-rc.d
     printf '#!/bin/sh\nexit 101\n' >$policy
     chmod 755 $policy
   fi
@@ -62,7 +70,8 @@ if [ ${#packages[@]} -gt 0 ]; then
   : >"$log"
   # The lists of packages may be old or missing: then they are fetched, and it is tried once more.
   apt_install || { apt-get update -q >>"$log" 2>&1 && apt_install; } || fail "apt-get failed, see $log"
-  [ -z "$(trap -p EXIT)" ] || { rm -f $policy; trap - EXIT; }
+  [ -z "$policy" ] || rm -f "$policy"
+  policy=
 fi
 
 # --- the guests: what runs in pods ----------------------------------------------------------------------------------
@@ -73,8 +82,9 @@ if ! rustc --target "$target" --print target-libdir >/dev/null 2>&1 ||
   rustup target add "$target" >/dev/null 2>&1 || fail "rustup target add $target failed: is rustup there, and the network?"
 fi
 say "building whoami and pause"
-(cd "$root" && cargo build --quiet --release --target "$target" --package guests)
-built=${CARGO_TARGET_DIR:-$root/target}/$target/release
+# In a directory of their own: another build that holds the usual one may take long.
+cargo build --quiet --release --target-dir "$out/guests" --target "$target" --package guests
+built=$out/guests/$target/release
 for guest in whoami pause; do
   # By renaming: a running cluster keeps the file it has open.
   cmp -s "$built/$guest" "$out/bin/$guest" && continue
@@ -108,7 +118,8 @@ else
       say "  $done of up to $all packages, at most $(((SECONDS - start) * (all - done) / done + 15)) s to go"
     fi
   done
-  wait $build || { tail -20 "$log" >&2; fail "go build failed, see $log"; }
+  wait $build || { build=; tail -20 "$log" >&2; fail "go build failed, see $log"; }
+  build=
   mv "$out/bin/.kubernetes" "$out/bin/kubernetes"
   echo "$sum" >"$out/bin/.kubernetes.sum"
 fi

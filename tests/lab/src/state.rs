@@ -51,6 +51,7 @@ impl Place {
     /// The place for a cluster of this name, made or not.
     pub fn new(name: &str) -> Result<Self> {
         check_name(name)?;
+        ensure!(nix::unistd::geteuid().is_root(), "the lab needs root: it makes namespaces, mounts and control groups");
         Ok(Self { name: name.to_owned(), dir: Path::new(STATE).join(name) })
     }
 
