@@ -477,3 +477,37 @@ fn a_record_that_names_one_service_by_name_and_another_by_uid_is_nobodys() {
     assert_eq!(world.seen("web"), Seen::has("192.0.2.10", "lan"));
     assert!(!world.snapshot.addresses.contains_key(&address));
 }
+
+#[test]
+fn of_two_that_ask_for_one_address_the_older_gets_it() {
+    let asks = |name, created| Service { requested: Some("192.0.2.10".into()), ..service(name, created) };
+    let mut world = World::with([lan()], [asks("a", 9), asks("b", 5)]);
+    world.settle();
+    assert_eq!(world.seen("b"), Seen::has("192.0.2.10", "lan"));
+    let message = "False AddressInUse: spec.loadBalancerIP 192.0.2.10 is held by Service default/b; ask for another address, \
+                   or leave it out";
+    assert_eq!(world.seen("a"), Seen { condition: Some(message.into()), ..Seen::nothing() });
+}
+
+#[test]
+fn of_two_addresses_that_a_service_holds_by_accident_the_one_that_its_status_shows_stays() {
+    let mut world = World::with([lan()], [service("web", 5)]);
+    world.snapshot.addresses = [record("192.0.2.11", "lan", &["web"]), record("192.0.2.12", "lan", &["web"])].into();
+    world.edit("web", |service| service.ingress = shows("192.0.2.12"));
+    world.settle();
+    assert_eq!(world.seen("web"), Seen::has("192.0.2.12", "lan"));
+}
+
+#[test]
+fn an_address_that_is_being_withdrawn_under_a_service_is_replaced_and_given_to_nobody_yet() {
+    let mut world = World::with([lan()], [service("web", 5)]);
+    world.settle();
+    Arc::make_mut(world.snapshot.addresses.get_mut(&ip("192.0.2.10")).expect("a record")).deleting = true;
+    let asks = Service { requested: Some("192.0.2.10".into()), ..service("asks", 9) };
+    world.snapshot.services.insert(asks.key.clone(), Arc::new(asks));
+    world.settle();
+    assert_eq!(world.seen("web").ingress, ["192.0.2.11"]);
+    let message = "False AddressInUse: spec.loadBalancerIP 192.0.2.10 is being withdrawn: it will be given as soon as it is \
+                   free";
+    assert_eq!(world.seen("asks"), Seen { condition: Some(message.into()), ..Seen::nothing() });
+}
