@@ -7,7 +7,7 @@ NAME ?= demo
 LAB := target/debug/lab
 TARGET := x86_64-unknown-linux-musl
 
-.PHONY: help setup build demo test lab-up lab-down crds
+.PHONY: help setup build demo test bench lab-up lab-down crds
 
 help: ## List the commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -23,6 +23,9 @@ demo: setup ## Show it: a cluster comes up, an EXTERNAL-IP appears, a node dies,
 
 test: ## Everything CI checks: format, lints, unit, property, kernel and end-to-end tests
 	@tests/run.sh
+
+bench: setup ## Measure: Service to address to first answer, memory, size (a cluster of its own, half a minute)
+	@cargo run --quiet --locked -p e2e --bin first-light
 
 lab-up: setup ## Bring up a cluster to play with: NAME=demo ARGS='--nodes 3 --kube-proxy none'
 	@$(LAB) up $(NAME) $(ARGS)

@@ -25,6 +25,8 @@ impl Connection {
         if let Some(apiserver) = &self.apiserver {
             config.cluster_url = apiserver.clone();
         }
+        // Whoever asks decides when to ask again: a retry inside of a request would hold up what has changed meanwhile.
+        config.default_retry = false;
         let url = config.cluster_url.clone();
         Client::try_from(config).with_context(|| format!("make a client for the API server at {url}"))
     }

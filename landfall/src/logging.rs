@@ -1,9 +1,11 @@
 //! Where log lines go and what they look like.
 
 use std::io::IsTerminal;
+use std::str::FromStr;
 
 use clap::{Args, ValueEnum};
 use tracing_subscriber::EnvFilter;
+use tracing_subscriber::filter::Directive;
 
 /// What the log says and how.
 #[derive(Debug, Args)]
@@ -33,6 +35,9 @@ impl Logging {
             Ok(filter) => (filter, None),
             Err(problem) => (EnvFilter::new("info"), Some(problem)),
         };
+        // The client reports every failed connection as an error of its own; whoever asked says it once, with what it means.
+        let filter =
+            filter.add_directive(Directive::from_str("kube_client=off").expect("invariant: a valid directive"));
         let lines = tracing_subscriber::fmt()
             .with_env_filter(filter)
             .with_ansi(std::io::stderr().is_terminal())

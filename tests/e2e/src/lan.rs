@@ -41,7 +41,12 @@ impl Lan {
 
     /// Asks whoami over a new TCP connection.
     pub fn tcp(&self, address: IpAddr) -> Result<Answer> {
-        self.host.ask_tcp(SocketAddr::new(address, 80), PATIENCE)
+        self.tcp_within(address, PATIENCE)
+    }
+
+    /// The same, with another patience.
+    pub fn tcp_within(&self, address: IpAddr, patience: Duration) -> Result<Answer> {
+        self.host.ask_tcp(SocketAddr::new(address, 80), patience)
     }
 
     /// Asks whoami with one datagram, from a new port.

@@ -53,6 +53,12 @@ impl World {
         Ok(Self::of(Cluster::up_to_stay(name, &with_image(topology)?, progress).await?))
     }
 
+    /// Ends a scenario that went well: the cluster goes. One that is dropped instead leaves its logs behind, for then
+    /// something went wrong.
+    pub fn end(self) -> Result<()> {
+        self.cluster.down()
+    }
+
     fn of(cluster: Cluster) -> Self {
         let client = cluster.client();
         let lan = Lan::new(cluster.client_host("c1"));

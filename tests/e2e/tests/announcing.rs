@@ -43,5 +43,5 @@ async fn when_the_announcer_dies_another_node_answers_and_never_two_at_once() ->
         ensure!(now == after, "{now:?} answer after {first} came back, {after:?} before");
     }
     ensure!(world.announcer(address).await? == second);
-    Ok(())
+    world.end()
 }

@@ -37,7 +37,7 @@ async fn an_address_appears_and_answers(name: &str, kube_proxy: KubeProxy) -> Re
     }
     let report = world.landfall(&["status"])?;
     ensure!(report.contains("default/web") && report.contains(&announcer), "{report}");
-    Ok(())
+    world.end()
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -58,7 +58,7 @@ async fn changes_of_endpoints_and_ports_show_within_a_second() -> Result<()> {
     })
     .await?;
     ensure!(world.lan.connect(address, 81)? == Connect::Accepted);
-    Ok(())
+    world.end()
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -90,5 +90,5 @@ async fn an_agent_that_is_killed_leaves_the_kernel_forwarding_and_flushes_nothin
     ensure!(rules().await? == before, "handles changed: the table was made anew\n{before}\n{}", rules().await?);
     // The successor needs three Hellos to notice and one frame to say so; a connection attempt waits 800 ms.
     ensure!(lost <= 1, "{lost} connections were lost");
-    Ok(())
+    world.end()
 }

@@ -44,5 +44,6 @@ async fn uninstalling_leaves_no_rule_address_socket_or_finalizer() -> Result<()>
         Ok(())
     })
     .await?;
-    world.delete_service("web").await
+    world.delete_service("web").await?;
+    world.end()
 }
