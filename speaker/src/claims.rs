@@ -11,8 +11,8 @@ use std::ops::RangeInclusive;
 
 use crate::hash;
 
-/// No epoch is greater: it has to fit the `int64` of the API.
-pub const MAX_EPOCH: u64 = i64::MAX as u64;
+/// No epoch is greater: it has to fit the `int64` of the API, and a packet has two bits for something else.
+pub const MAX_EPOCH: u64 = (1 << 62) - 1;
 
 /// With so many bits there are 128 buckets, whose digests are 512 bytes of a Hello: as much as it can spare.
 pub const MAX_BITS: u8 = 7;
@@ -23,7 +23,8 @@ const IN_EACH_HELLO: usize = 32;
 /// So many claims are aimed at in each bucket, if there is more than one: a page of them is about half a packet.
 const PER_BUCKET: usize = 40;
 
-/// A claim to an address. The greater one wins: first by epoch, then if it is backed. Ties are for the rank to decide.
+/// A claim to an address. Of those that are held the greater one wins: first by epoch, then if it is backed. Ties are for
+/// the rank to decide.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Claim {
     /// Counts the owners that the address has had.
@@ -31,6 +32,9 @@ pub struct Claim {
     /// Whether its owner heard most of its peers when it made it. One that hears few of them may be the one that is cut
     /// off: what it claims then must not outbid what the others go on with.
     pub backed: bool,
+    /// Whether it still holds. One that is over is told for a while, so that the owner, who may never have heard of it,
+    /// announces the address again: clients may have heard more than the owner.
+    pub held: bool,
 }
 
 /// A set of claims with the digests of its buckets.
@@ -214,7 +218,7 @@ fn range(bucket: usize, bits: u8) -> RangeInclusive<u32> {
 }
 
 fn digest_of(lb_ip: IpAddr, claim: Claim) -> u32 {
-    let claim = claim.epoch << 1 | u64::from(claim.backed);
+    let claim = claim.epoch << 2 | u64::from(claim.backed) << 1 | u64::from(claim.held);
     hash::mix(hash::of_address(lb_ip) ^ hash::mix(claim)) as u32
 }
 
@@ -226,7 +230,7 @@ mod tests {
     fn set(addresses: impl IntoIterator<Item = u32>) -> Claims {
         let mut claims = Claims::default();
         for n in addresses {
-            claims.insert(IpAddr::from(n.to_be_bytes()), Claim { epoch: 1, backed: true });
+            claims.insert(IpAddr::from(n.to_be_bytes()), Claim { epoch: 1, backed: true, held: true });
         }
         claims.set_bits(claims.fitting_bits());
         claims
@@ -243,7 +247,7 @@ mod tests {
 
     #[test]
     fn a_backed_claim_beats_one_that_is_not_and_the_epoch_beats_both() {
-        let claim = |epoch, backed| Claim { epoch, backed };
+        let claim = |epoch, backed| Claim { epoch, backed, held: true };
         assert!(claim(2, false) > claim(1, true));
         assert!(claim(1, true) > claim(1, false));
     }
@@ -275,8 +279,8 @@ mod tests {
             let mut detour = Claims::default();
             detour.set_bits(bits);
             for n in addresses.iter().rev() {
-                detour.insert(IpAddr::from(n.to_be_bytes()), Claim { epoch: 7, backed: false });
-                detour.insert(IpAddr::from(n.to_be_bytes()), Claim { epoch: 1, backed: true });
+                detour.insert(IpAddr::from(n.to_be_bytes()), Claim { epoch: 1, backed: true, held: false });
+                detour.insert(IpAddr::from(n.to_be_bytes()), Claim { epoch: 1, backed: true, held: true });
             }
             prop_assert_eq!(straight.digests(), detour.digests());
         }

@@ -19,7 +19,7 @@
 //!      length (1), trailer: room for authentication
 //! ```
 //!
-//! The highest bit of an epoch says that the claim is backed. A packet of another version is dropped and counted: a change
+//! The highest bit of an epoch says that the claim is backed, the next one that it is over. A packet of another version is dropped and counted: a change
 //! that old speakers cannot read needs a new version, and during an upgrade both are spoken. Bits of flags and a trailer
 //! that a speaker does not know are ignored.
 
@@ -40,6 +40,7 @@ const PAGES: u8 = 2;
 const LEAVING: u8 = 1;
 const BLIND: u8 = 2;
 const BACKED: u64 = 1 << 63;
+const OVER: u64 = 1 << 62;
 
 /// A packet between speakers.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -237,7 +238,8 @@ fn encode_claim(lb_ip: IpAddr, claim: Claim, out: &mut Vec<u8>) {
         IpAddr::V6(v6) => out.extend(v6.octets()),
     }
     let backed = if claim.backed { BACKED } else { 0 };
-    out.extend((claim.epoch.min(MAX_EPOCH) | backed).to_be_bytes());
+    let over = if claim.held { 0 } else { OVER };
+    out.extend((claim.epoch.min(MAX_EPOCH) | backed | over).to_be_bytes());
 }
 
 fn decode_page(input: &mut Input<'_>) -> Result<Page, Malformed> {
@@ -255,7 +257,7 @@ fn decode_page(input: &mut Input<'_>) -> Result<Page, Malformed> {
 
 fn decode_claim(input: &mut Input<'_>) -> Result<Claim, Malformed> {
     let word = input.u64()?;
-    Ok(Claim { epoch: word & !BACKED, backed: word & BACKED != 0 })
+    Ok(Claim { epoch: word & MAX_EPOCH, backed: word & BACKED != 0, held: word & OVER == 0 })
 }
 
 /// Milliseconds in two bytes, rounded up: an age that is told too great only makes what is heard look older.
@@ -299,7 +301,7 @@ mod tests {
     use proptest::prelude::*;
 
     fn claim() -> impl Strategy<Value = Claim> {
-        (0..=MAX_EPOCH, any::<bool>()).prop_map(|(epoch, backed)| Claim { epoch, backed })
+        (0..=MAX_EPOCH, any::<bool>(), any::<bool>()).prop_map(|(epoch, backed, held)| Claim { epoch, backed, held })
     }
 
     fn page() -> impl Strategy<Value = Page> {
@@ -334,7 +336,7 @@ mod tests {
     }
 
     fn example() -> Packet {
-        let claim = Claim { epoch: 3, backed: true };
+        let claim = Claim { epoch: 3, backed: true, held: true };
         Packet {
             cluster: 0x0102_0304_0506_0708,
             node: "n1".into(),

@@ -74,6 +74,11 @@ impl Config {
         self.interval * 2
     }
 
+    /// How long a claim that is over is told: until one can know who doesn't hear us, which takes two windows.
+    pub(crate) fn regret(&self) -> Duration {
+        self.interval * (2 * self.multiplier + 2)
+    }
+
     /// How long others are waited for to take over, when we go.
     fn farewell(&self) -> Duration {
         self.interval * self.multiplier + self.step_in() * 2

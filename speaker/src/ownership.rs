@@ -10,6 +10,10 @@
 //! - A claim that is made without the company of most peers is not backed, and keeps the epoch. The one that is cut off
 //!   thinks that everybody else is dead. When it returns, what it took is worth less than what the others went on with,
 //!   and what the others took from it is worth more than what it had: nothing moves.
+//!
+//! TODO(correctness): of two nodes neither ever has company without the other, and nobody vouches for them: three Hellos
+//! lost in a row look like a death, and after a cut each gets back what it had. A lonely candidate should ask the wire for
+//! the address (RFC 5227 §2.1.1) before it takes it.
 
 use std::net::IpAddr;
 use std::time::Duration;
@@ -32,8 +36,10 @@ pub struct View<'a> {
     pub mine: (Option<Claim>, u64),
     /// Whether this node may announce the address, or why not.
     pub may: Result<(), Reason>,
-    /// The claims of others that count: of peers that are alive and don't leave.
+    /// The claims of others that count: held, and of peers that are alive and don't leave.
     pub rivals: &'a [Rival],
+    /// Whether somebody tells of a claim that is over, and may have announced it.
+    pub lost: bool,
     /// The greatest epoch that was ever seen for it.
     pub epoch: u64,
     /// How this node stands to the others.
@@ -78,7 +84,7 @@ pub enum Verdict {
     Wait(Option<Duration>),
     /// Claim it, or claim it anew.
     Claim(Claim),
-    /// Keep it. If it is contested, a weaker claim to it is heard.
+    /// Keep it. If it is contested, a claim to it is heard that is weaker, or over.
     Keep {
         /// Whether it is contested.
         contested: bool,
@@ -140,7 +146,7 @@ pub fn decide(view: &View<'_>) -> Verdict {
             } else if !mine.backed && view.company == Company::Backed && view.rivals.is_empty() {
                 Verdict::Claim(next(view.epoch.max(mine.epoch), true))
             } else {
-                Verdict::Keep { contested: !view.rivals.is_empty() }
+                Verdict::Keep { contested: view.lost || !view.rivals.is_empty() }
             }
         }
         (None, Ok(())) if strongest.is_some() => Verdict::Leave,
@@ -157,7 +163,7 @@ pub fn decide(view: &View<'_>) -> Verdict {
 
 fn next(epoch: u64, backed: bool) -> Claim {
     let epoch = if backed { epoch.saturating_add(1) } else { epoch.max(1) };
-    Claim { epoch: epoch.min(MAX_EPOCH), backed }
+    Claim { epoch: epoch.min(MAX_EPOCH), backed, held: true }
 }
 
 #[cfg(test)]
@@ -169,7 +175,7 @@ mod tests {
     const STEP_IN: Duration = Duration::from_millis(100);
 
     fn claim(epoch: u64, backed: bool) -> Claim {
-        Claim { epoch, backed }
+        Claim { epoch, backed, held: true }
     }
 
     fn rival(epoch: u64, backed: bool, rank: u64) -> Rival {
@@ -179,7 +185,18 @@ mod tests {
     /// A view of somebody with rank 50 in good company, of an address with epoch 7 that was orphaned just now.
     fn view(mine: Option<Claim>, rivals: &[Rival]) -> View<'_> {
         let (may, epoch, company) = (Ok(()), 7, Company::Backed);
-        View { now: NOW, mine: (mine, 50), may, rivals, epoch, company, before: 0, orphaned: NOW, step_in: STEP_IN }
+        View {
+            now: NOW,
+            mine: (mine, 50),
+            may,
+            rivals,
+            lost: false,
+            epoch,
+            company,
+            before: 0,
+            orphaned: NOW,
+            step_in: STEP_IN,
+        }
     }
 
     #[test]
@@ -201,6 +218,8 @@ mod tests {
         ] {
             assert_eq!(decide(&view(Some(mine), &rivals)), expected, "{what}");
         }
+        let lost = View { lost: true, ..view(Some(mine), &[]) };
+        assert_eq!(decide(&lost), Verdict::Keep { contested: true }, "somebody has just lost it");
         for reason in [Reason::Unwanted, Reason::NotCandidate, Reason::NotForwarded, Reason::Blind] {
             assert_eq!(decide(&View { may: Err(reason), ..view(Some(mine), &[]) }), Verdict::Withdraw(reason));
             assert_eq!(decide(&View { may: Err(reason), ..view(None, &[]) }), Verdict::Leave);

@@ -18,6 +18,12 @@ const MAX_CLAIMS: usize = 65_536;
 /// wrong, and an address without an owner is worse.
 const UNREAD: u32 = 20;
 
+/// No packet is under way for longer. After that even a speaker that was taken for a former one is heard again.
+const UNDER_WAY: Duration = Duration::from_secs(1);
+
+/// More restarts than this within [`UNDER_WAY`] are not told apart.
+const MAX_FORMER: usize = 8;
+
 /// The least interval that is believed: a peer can't make us look for its death more often.
 const MIN_INTERVAL: Duration = Duration::from_millis(10);
 
@@ -26,8 +32,8 @@ const MIN_INTERVAL: Duration = Duration::from_millis(10);
 pub struct Peer {
     /// Which of all speakers that ever ran on that node it is.
     pub incarnation: u64,
-    /// The one before it, whose packets may still be under way.
-    former: Option<u64>,
+    /// Those before it whose packets may still be under way, and when each was replaced.
+    former: Vec<(u64, Duration)>,
     /// The sequence of its last packet.
     sequence: u64,
     /// The MAC address of its link.
@@ -60,7 +66,7 @@ impl Peer {
     pub fn new(now: Duration, mac: Mac, packet: &Packet, multiplier: u32) -> Self {
         Self {
             incarnation: packet.incarnation,
-            former: None,
+            former: Vec::new(),
             sequence: packet.sequence.saturating_sub(1),
             mac,
             liveness: Liveness::new(now, packet.interval.max(MIN_INTERVAL), multiplier),
@@ -85,13 +91,16 @@ impl Peer {
         (me, multiplier): (u64, u32),
     ) -> Result<BTreeSet<IpAddr>, Refused> {
         let mut changed = BTreeSet::new();
-        if self.former == Some(packet.incarnation) {
+        self.former.retain(|(_, replaced)| now < *replaced + UNDER_WAY);
+        if self.former.iter().any(|(incarnation, _)| *incarnation == packet.incarnation) {
             return Err(Refused::Former);
         }
         if self.incarnation != packet.incarnation {
             // It restarted: it claims nothing but what it says from now on.
             changed.extend(self.claims.iter().map(|(lb_ip, _)| lb_ip));
-            let former = Some(self.incarnation);
+            let mut former = std::mem::take(&mut self.former);
+            former.truncate(MAX_FORMER - 1);
+            former.insert(0, (self.incarnation, now));
             *self = Self { former, standing: self.standing, ..Self::new(now, mac, packet, multiplier) };
         } else if packet.sequence < self.sequence {
             return Err(Refused::Stale);
@@ -131,5 +140,48 @@ impl Peer {
     pub fn may_claim(&self, lb_ip: IpAddr, now: Duration, interval: Duration) -> bool {
         let (unread, since) = self.unread;
         self.holds() && unread & 1 << self.claims.bucket(lb_ip) != 0 && now < since + interval * UNREAD
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const ME: (u64, u32) = (1, 3);
+
+    fn packet(incarnation: u64, sequence: u64) -> Packet {
+        Packet {
+            cluster: 0,
+            node: "n2".into(),
+            incarnation,
+            sequence,
+            interval: Duration::from_millis(50),
+            leaving: false,
+            blind: false,
+            hello: None,
+            bits: 0,
+            pages: vec![],
+        }
+    }
+
+    #[test]
+    fn packets_out_of_date_are_refused_but_nobody_is_refused_forever() {
+        let mac = Mac([2, 0, 0, 0, 0, 2]);
+        let mut peer = Peer::new(Duration::ZERO, mac, &packet(7, 5), 3);
+        for (ms, incarnation, sequence, expected) in [
+            (0, 7, 5, Ok(())),
+            (1, 7, 5, Ok(())), // pages of one Hello share its number
+            (2, 7, 4, Err(Refused::Stale)),
+            (3, 8, 1, Ok(())), // it restarted
+            (4, 7, 6, Err(Refused::Former)),
+            (5, 9, 1, Ok(())), // and again
+            (6, 7, 7, Err(Refused::Former)),
+            (7, 8, 2, Err(Refused::Former)),
+            (8, 9, 2, Ok(())),
+            (1100, 7, 8, Ok(())), // so it was the other way round
+        ] {
+            let received = peer.receive(Duration::from_millis(ms), mac, &packet(incarnation, sequence), ME);
+            assert_eq!(received.map(|_| ()), expected, "at {ms} ms");
+        }
     }
 }

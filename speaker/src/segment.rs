@@ -60,8 +60,7 @@ pub struct Segment {
     pub(crate) peers: BTreeMap<String, Peer>,
     /// What we claim here, in the eyes of the others.
     own: Claims,
-    /// What we lost to somebody else just now. We don't announce it any more, but go on telling that we claimed it until
-    /// then: the winner, who may not have heard of it before, announces again what we may have announced.
+    /// Our claims that are over and still told, and until when.
     lost: BTreeMap<IpAddr, Duration>,
     /// Which addresses belong here.
     placed: BTreeSet<IpAddr>,
@@ -77,12 +76,12 @@ pub struct Segment {
     contested: BTreeSet<IpAddr>,
     /// Addresses that somebody else has just begun or stopped to claim: until then we insist that they are ours.
     insisted: BTreeMap<IpAddr, Duration>,
-    /// Who else was last seen to use an address of ours, and when.
-    conflicts: BTreeMap<IpAddr, (Duration, Mac)>,
+    /// When somebody else was seen to use an address of ours, and we did something about it.
+    conflicts: BTreeMap<IpAddr, Duration>,
     schedule: Schedule,
     /// Before that we claim nothing: we have just come, or woken up, or met the others again.
     listen_until: Duration,
-    /// Before that we announce nothing unasked: we have slept or were cut off, and somebody else may have taken over.
+    /// Before that we announce nothing unasked: we were away, and somebody else may have taken over.
     hush_until: Duration,
     in_company: bool,
     greeting: greeting::State,
@@ -124,12 +123,12 @@ impl Segment {
 
     /// What is announced here.
     pub fn announced(&self) -> impl Iterator<Item = (IpAddr, Claim)> + '_ {
-        self.own.iter().filter(|(lb_ip, _)| !self.lost.contains_key(lb_ip))
+        self.own.iter().filter(|(_, claim)| claim.held)
     }
 
     /// Our claim to `lb_ip`, if we announce it.
     fn mine(&self, lb_ip: IpAddr) -> Option<Claim> {
-        self.own.get(lb_ip).filter(|_| !self.lost.contains_key(&lb_ip))
+        self.own.get(lb_ip).filter(|claim| claim.held)
     }
 
     /// These addresses belong here, and no others.
@@ -156,7 +155,16 @@ impl Segment {
             peer.liveness.excuse(now);
         }
         self.listen_until = self.listen_until.max(now + config.listening());
+        self.was_away(now, config);
+    }
+
+    /// We were asleep or cut off. Others may have taken over what we own, and announced it, and may even have given it up
+    /// since. So we are silent for as long as it takes to hear of it; what is ours then, we announce anew.
+    fn was_away(&mut self, now: Duration, config: &Config) {
         self.hush_until = now + config.listening();
+        for lb_ip in self.owned() {
+            self.schedule.start(lb_ip, now);
+        }
     }
 
     /// A frame with a packet of a peer came in.
@@ -241,7 +249,9 @@ impl Segment {
         if backed {
             // What the others have claimed meanwhile has to be heard before anything is claimed in their company.
             self.listen_until = self.listen_until.max(context.now + context.config.listening());
-            self.hush_until = self.listen_until;
+            self.was_away(context.now, context.config);
+            let until = context.now + context.config.regret();
+            self.lost.values_mut().for_each(|told| *told = until);
         }
         context.events.push(Event::Company { link: self.link.name.clone(), backed, live, known });
     }
@@ -272,16 +282,18 @@ impl Segment {
     /// Somebody else uses an address that we announce.
     fn conflict(&mut self, context: &mut Context<'_>, lb_ip: IpAddr, mac: Mac) {
         let now = context.now;
-        let news = self.conflicts.get(&lb_ip).is_none_or(|(at, who)| *who != mac || *at + DEFEND < now);
-        if !news {
+        // Whoever it is: several owners who meet must not set each other off.
+        if self.conflicts.get(&lb_ip).is_some_and(|at| now < *at + DEFEND) {
             return;
         }
-        self.conflicts.insert(lb_ip, (now, mac));
+        self.conflicts.insert(lb_ip, now);
         if self.peers.values().any(|peer| peer.mac == mac) {
             // A peer that takes over says so in its Hello, and then we withdraw. One whose claim is weaker can't hear us:
             // the last word must be ours. Unless we are the one that doesn't hear.
-            self.schedule.start(lb_ip, now);
-            self.greeting.hasten();
+            if self.in_company {
+                self.schedule.start(lb_ip, now);
+                self.greeting.hasten();
+            }
         } else {
             // TODO(correctness): RFC 5227 §2.4 has us defend the address once, and give it up if that doesn't help.
             context.counters.arp_conflicts += 1;
@@ -334,6 +346,7 @@ impl Segment {
         let my_rank = ownership::rank(&context.config.node, lb_ip);
         let rivals: Vec<Rival> = others
             .iter()
+            .filter(|(_, claim)| claim.held)
             .filter_map(|(node, claim)| {
                 let peer = self.peers.get(node).filter(|peer| peer.holds())?;
                 let hears_us = peer.liveness.hears_us(now);
@@ -352,6 +365,7 @@ impl Segment {
             mine: (mine, my_rank),
             may: self.may(context, lb_ip, wanted),
             rivals: &rivals,
+            lost: others.iter().any(|(node, claim)| !claim.held && self.peers.get(node).is_some_and(Peer::holds)),
             epoch: known.max(wanted.map_or(0, |wanted| wanted.epoch)),
             company: self.company(context, lb_ip, wanted),
             before: wanted.map_or(0, |wanted| self.before(lb_ip, wanted, my_rank)),
@@ -404,7 +418,7 @@ impl Segment {
         self.schedule.start(lb_ip, context.now);
         context.counters.announced += 1;
         let from = others.iter().max_by_key(|(_, claim)| *claim).map(|(node, _)| node.clone());
-        let Claim { epoch, backed } = claim;
+        let Claim { epoch, backed, .. } = claim;
         context.events.push(Event::Announced { lb_ip, link, epoch, backed, from });
     }
 
@@ -416,8 +430,11 @@ impl Segment {
         self.conflicts.remove(&lb_ip);
         self.greeting.changed(lb_ip);
         let Some(claim) = self.mine(lb_ip) else { return };
-        if matches!(reason, Reason::Outbid | Reason::Unheard) {
-            self.lost.insert(lb_ip, context.now + context.config.listening());
+        let cut_off = !self.in_company && !self.peers.is_empty();
+        if matches!(reason, Reason::Outbid | Reason::Unheard) || cut_off {
+            // Somebody else owns it, or will, who may not hear us now.
+            self.own.insert(lb_ip, Claim { held: false, ..claim });
+            self.lost.insert(lb_ip, context.now + context.config.regret());
         } else {
             self.own.remove(lb_ip);
         }
@@ -527,10 +544,12 @@ impl Segment {
             .retain(|_, peer| peer.standing != Standing::Dead || !(peer.leaving || peer.liveness.age(now) > FORGET));
         self.dirty.extend(self.orphans.iter().filter(|(_, since)| since.is_none()).map(|(lb_ip, _)| lb_ip));
         if self.in_company && now >= self.listen_until {
-            let lonely = self.own.iter().filter(|(_, claim)| !claim.backed);
+            let lonely = self.own.iter().filter(|(_, claim)| claim.held && !claim.backed);
             self.dirty.extend(lonely.map(|(lb_ip, _)| lb_ip));
         }
-        self.forget_lost(Some(now));
+        let mut alive = self.peers.values().filter(|peer| peer.standing == Standing::Alive);
+        let is_told = self.in_company && alive.all(|peer| peer.liveness.hears_us(now));
+        self.forget_lost(Some(if is_told { now } else { now.saturating_sub(FORGET) }));
     }
 
     /// Tells no more of what was lost long enough ago.

@@ -89,6 +89,8 @@ pub struct Seen {
     pub at: Duration,
     /// From which node.
     pub node: usize,
+    /// How often the speaker of the node had been started.
+    start: u64,
 }
 
 /// The LAN.
@@ -110,6 +112,7 @@ pub struct World {
     count: u64,
     /// Who announced what last, where clients can hear it.
     pub announced: BTreeMap<IpAddr, Seen>,
+    recently: BTreeMap<(usize, IpAddr), (Duration, usize)>,
     /// How many gratuitous frames were sent.
     pub gratuitous: u64,
     /// How many packets between speakers.
@@ -146,6 +149,7 @@ impl World {
             what: BTreeMap::new(),
             count: 0,
             announced: BTreeMap::new(),
+            recently: BTreeMap::new(),
             gratuitous: 0,
             packets: 0,
             told: Vec::new(),
@@ -319,6 +323,13 @@ impl World {
         self.hosts[node].machine.as_ref()
     }
 
+    /// Who announced `lb_ip` last, where clients hear it. `None` if that speaker is gone since.
+    pub fn last_to_announce(&self, lb_ip: IpAddr) -> Option<usize> {
+        let seen = self.announced.get(&lb_ip)?;
+        let host = &self.hosts[seen.node];
+        (host.machine.is_some() && host.starts == seen.start).then_some(seen.node)
+    }
+
     /// Lets time pass.
     pub fn pass(&mut self, time: Duration) {
         let end = self.now + time;
@@ -434,8 +445,15 @@ impl World {
         assert!(self.hosts[from].forwarded.contains(&lb_ip), "{lb_ip} is announced from where it is not forwarded");
         assert_eq!(frame.bytes[22..28], mac(from).0, "somebody speaks for somebody else");
         self.gratuitous += 1;
+        // Two forms at a time, and a few reasons to begin anew: more is a storm.
+        let (since, count) = self.recently.entry((from, lb_ip)).or_insert((self.now, 0));
+        if *since + Duration::from_millis(100) < self.now {
+            (*since, *count) = (self.now, 0);
+        }
+        *count += 1;
+        assert!(*count <= 16, "n{from} shouts {lb_ip} at {:?}", self.now);
         if !self.cut[from][self.nodes()] {
-            self.announced.insert(lb_ip, Seen { at: self.now, node: from });
+            self.announced.insert(lb_ip, Seen { at: self.now, node: from, start: self.hosts[from].starts });
         }
     }
 }
