@@ -1,4 +1,31 @@
 //! Announcing: who is alive on the wire, who owns which address, ARP.
+//!
+//! Every node runs one speaker. On each link where an lb_ip belongs, speakers say Hello to each other, and in it what they
+//! claim; from that each of them decides by the same rules who owns which address, and the owner answers ARP for it.
+//! Nothing of this asks the API server: it only says which addresses there are ([`Snapshot`]), and is told afterwards who
+//! announces them ([`Announcements`]).
+//!
+//! ```text
+//!  objects -> eligibility -> Snapshot --+            +--> Announcements, Counters
+//!  the dataplane's acknowledgements ----+-> Machine -+
+//!  links, frames, time -----------------+            +--> frames
+//! ```
+//!
+//! | room | what is in it |
+//! |---|---|
+//! | [`run`](fn@run) | the wire loop on a thread of its own: this is what one starts |
+//! | [`eligibility`], [`snapshot`] | which nodes may announce which address; what the loop knows of the cluster |
+//! | [`machine`], [`segment`] | the whole without sockets and clock; one link of it |
+//! | [`ownership`], [`claims`] | who owns an address; what a node claims, and how others know |
+//! | [`liveness`], [`peer`] | whether a peer is alive on a link; what is known of it |
+//! | [`hello`], [`datagram`] | the packets of speakers, and what they travel in |
+//! | [`arp`], [`announce`] | what to answer; when to announce unasked |
+//! | [`placement`], [`link_table`] | which link an address is announced on; which links there are |
+//! | [`links`], [`socket`] | netlink; packet sockets |
+//! | [`events`] | what there is to log and to count |
+//!
+//! Only [`run`](fn@run), [`links`] and [`socket`] touch anything. The rest is pure: time is an argument, and the tests
+//! drive the same [`machine`] through a simulated network.
 
 pub mod announce;
 pub mod arp;
@@ -21,7 +48,7 @@ pub mod segment;
 pub mod snapshot;
 pub mod socket;
 
-pub use eligibility::{Observed, snapshot};
+pub use eligibility::Observed;
 pub use events::Counters;
 pub use machine::Config;
 pub use run::{Announcement, Announcements, Error, Inputs, Outputs, run};

@@ -9,7 +9,7 @@
 //!
 //! - *Vouching.* Each Hello says when its sender last heard whom. A peer that somebody else has heard since is alive: so a
 //!   few Hellos that are lost between two nodes mean nothing, and a death is not noticed any later, because the last
-//!   Hello of the dead is old for everybody. Past [`VOUCHED`] own ears count again.
+//!   Hello of the dead is old for everybody. After a second or so own ears count again.
 //! - *Distrust of oneself.* Who slept has heard nothing and must not conclude anything: [`Liveness::excuse`] gives
 //!   everybody a new window.
 

@@ -11,7 +11,7 @@
 //! ```
 //!
 //! The log is written where `run` is polled, because a log that can't be written fast enough would block the wire. If it
-//! falls behind by [`EVENTS`], transitions are lost and their number is logged instead.
+//! falls behind by thousands, transitions are lost and their number is logged instead.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::io;

@@ -24,6 +24,10 @@ use crate::machine::Channel;
 /// No frame is longer: an MTU of 1500, the header, and room. What is longer is cut off, and malformed then.
 const MAX_FRAME: usize = 2048;
 
+/// So many bytes may wait in a socket, in the kernel's count of about 800 for a small frame: the gratuitous ARP of a node
+/// that takes over thousands of addresses come to all others at once.
+const BUFFER: libc::c_int = 8 << 20;
+
 /// A filter knows no more links than this: a jump in it leads over 255 steps at most.
 const MAX_LINKS: usize = 200;
 
@@ -44,6 +48,10 @@ impl Port {
     pub fn open(channel: Channel) -> io::Result<Self> {
         let socket = Socket::new(Domain::PACKET, Type::RAW.nonblocking().cloexec(), None)?;
         socket.attach_filter(&filter(channel, &BTreeSet::new()))?;
+        for option in [libc::SO_RCVBUFFORCE, libc::SO_SNDBUFFORCE] {
+            // It needs CAP_NET_ADMIN. Without it more is lost, or waits, when thousands of addresses change hands.
+            let _ = set(&socket, libc::SOL_SOCKET, option, &BUFFER);
+        }
         socket.bind(&address(channel, 0))?;
         // SAFETY: the descriptor belongs to `socket`, stays the same and is closed with it, after it is deregistered.
         let socket = unsafe { AsyncFd::register(socket)? };
@@ -129,18 +137,23 @@ impl Port {
             mr_alen: 6,
             mr_address: group,
         };
-        // SAFETY: the pointer and the length are those of `request`, which outlives the call.
-        let result = unsafe {
-            libc::setsockopt(
-                self.socket.as_raw_fd(),
-                libc::SOL_PACKET,
-                option,
-                (&raw const request).cast(),
-                size_of_val(&request) as libc::socklen_t,
-            )
-        };
-        if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+        set(&self.socket, libc::SOL_PACKET, option, &request)
     }
+}
+
+/// Sets an option that socket2 doesn't know. `T` must be what the kernel expects for it.
+fn set<T: Copy>(socket: &impl AsRawFd, level: libc::c_int, option: libc::c_int, value: &T) -> io::Result<()> {
+    // SAFETY: the pointer and the length are those of `value`, which outlives the call; the kernel only reads it.
+    let result = unsafe {
+        libc::setsockopt(
+            socket.as_raw_fd(),
+            level,
+            option,
+            std::ptr::from_ref(value).cast(),
+            size_of::<T>() as libc::socklen_t,
+        )
+    };
+    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
 /// Where frames are received.

@@ -2,6 +2,7 @@
 
 mod lan;
 
+use std::net::Ipv4Addr;
 use std::time::{Duration, Instant};
 
 use lan::{LB_IP, Lan};
@@ -42,6 +43,25 @@ fn when_the_owner_is_cut_off_silently_another_node_answers_and_the_client_follow
         assert_eq!(lan.who_answers(LB_IP), [heir]);
         lan.neighbour_becomes(LB_IP, |mac| mac == heir);
     }
+}
+
+#[test]
+fn all_addresses_of_a_node_change_hands_together() {
+    let lan = Lan::new(3);
+    let lb_ips: Vec<Ipv4Addr> = (0..5000).map(|n| Ipv4Addr::from_bits(0xcb00_0000 + n)).collect();
+    let mut nodes = lan.speakers(&lb_ips);
+    lan.all_owned(&nodes, &lb_ips);
+    nodes.sort_by_key(|node| node.owned(&lb_ips).len());
+    let victim = nodes.pop().expect("three nodes");
+    let (orphans, mac) = (victim.owned(&lb_ips), victim.mac);
+    let (first, last) = lan.announced(&orphans, mac, || victim.crash());
+    eprintln!(
+        "{} addresses announced by others: the first after {first:?}, the last {:?} later",
+        orphans.len(),
+        last - first
+    );
+    assert!(last < TAKEOVER, "{last:?}");
+    lan.all_owned(&nodes, &lb_ips);
 }
 
 #[test]

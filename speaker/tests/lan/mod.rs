@@ -76,6 +76,14 @@ impl Lan {
         })
     }
 
+    /// Waits until each of `lb_ips` has one owner.
+    pub fn all_owned(&self, nodes: &[Speaker], lb_ips: &[Ipv4Addr]) {
+        wait("an owner of each", || {
+            let owned: Vec<usize> = nodes.iter().map(|node| node.owned(lb_ips).len()).collect();
+            if owned.iter().sum::<usize>() == lb_ips.len() { Ok(()) } else { Err(format!("{owned:?}")) }
+        });
+    }
+
     /// Drops all frames to and from a node. Its carrier stays.
     pub fn cut(&self, node: usize) {
         let rules = format!(
@@ -121,6 +129,35 @@ impl Lan {
         })
     }
 
+    /// Does something, and waits until all of `lb_ips` have been announced unasked by somebody else than `not`. Returns how
+    /// long after it the first and the last one were.
+    pub fn announced(&self, lb_ips: &[Ipv4Addr], not: Mac, act: impl FnOnce() + Send) -> (Duration, Duration) {
+        self.client.run(|| {
+            let (index, _) = eth0();
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("runtime");
+            runtime.block_on(async {
+                let mut port = Port::open(Channel::Arp).expect("a packet socket");
+                port.listen_on([index].into()).expect("listen");
+                let (mut missing, mut buffer) = (lb_ips.iter().copied().collect::<BTreeSet<_>>(), Buffer::default());
+                act();
+                let (begun, mut first) = (Instant::now(), None);
+                let all = tokio::time::timeout(PATIENCE, async {
+                    while !missing.is_empty() {
+                        port.readable().await.expect("readable");
+                        while let Some((_, frame)) = port.receive(&mut buffer).expect("receive") {
+                            let lb_ip = Ipv4Addr::new(frame[28], frame[29], frame[30], frame[31]);
+                            if frame[22..28] != not.0 && missing.remove(&lb_ip) {
+                                first.get_or_insert_with(|| begun.elapsed());
+                            }
+                        }
+                    }
+                });
+                all.await.expect("all of them are announced");
+                (first.unwrap_or_default(), begun.elapsed())
+            })
+        })
+    }
+
     /// Asks for `lb_ip` by broadcast: who answers, each once.
     pub fn who_answers(&self, lb_ip: Ipv4Addr) -> Vec<Mac> {
         self.client.run(|| {
@@ -155,6 +192,7 @@ impl Lan {
 pub struct Speaker {
     /// The MAC address of its link.
     pub mac: Mac,
+    address: Ipv4Addr,
     candidates: Arc<BTreeSet<String>>,
     snapshot: watch::Sender<Option<Arc<Snapshot>>>,
     forwarded: watch::Sender<Arc<BTreeSet<IpAddr>>>,
@@ -201,6 +239,7 @@ impl Speaker {
         });
         let speaker = Self {
             mac,
+            address: Ipv4Addr::new(192, 0, 2, 10 + n as u8),
             candidates,
             snapshot: snapshot_sender,
             forwarded: forwarded_sender,
@@ -219,7 +258,8 @@ impl Speaker {
         let wanted =
             |lb_ip: &Ipv4Addr| (IpAddr::V4(*lb_ip), Wanted { candidates: Arc::clone(&self.candidates), epoch: 0 });
         let addresses: BTreeMap<IpAddr, Wanted> = lb_ips.iter().map(wanted).collect();
-        self.snapshot.send_replace(Some(Arc::new(Snapshot { node_addresses: vec![], addresses })));
+        let node_addresses = vec![self.address.into()];
+        self.snapshot.send_replace(Some(Arc::new(Snapshot { node_addresses, addresses })));
     }
 
     /// Tells it what the dataplane forwards.
@@ -230,6 +270,12 @@ impl Speaker {
     /// The epoch with which it announces `lb_ip`.
     pub fn epoch(&self, lb_ip: Ipv4Addr) -> Option<u64> {
         self.announcements.borrow().get(&IpAddr::V4(lb_ip)).map(|all| all[0].epoch)
+    }
+
+    /// What it announces, of these addresses.
+    pub fn owned(&self, lb_ips: &[Ipv4Addr]) -> Vec<Ipv4Addr> {
+        let announcements = self.announcements.borrow();
+        lb_ips.iter().copied().filter(|lb_ip| announcements.contains_key(&IpAddr::V4(*lb_ip))).collect()
     }
 
     /// Waits until it announces `lb_ip`, or doesn't.

@@ -1,0 +1,206 @@
+//! What a segment makes of the verdicts about its addresses: the view of each one, and what follows.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+
+use super::{Context, INSIST, Segment};
+use crate::claims::Claim;
+use crate::events::Event;
+use crate::liveness::{self, Standing};
+use crate::ownership::{self, Company, Reason, Rival, Verdict, View};
+use crate::peer::Peer;
+use crate::snapshot::Wanted;
+
+impl Segment {
+    /// Decides about all addresses on which something has changed. Returns whether our claims changed.
+    pub fn decide(&mut self, context: &mut Context<'_>) -> bool {
+        while let Some((turn, lb_ip)) = self.turns.first().copied().filter(|(turn, _)| *turn <= context.now) {
+            self.turns.remove(&(turn, lb_ip));
+            self.dirty.insert(lb_ip);
+        }
+        if self.dirty.is_empty() {
+            return false;
+        }
+        let dirty = std::mem::take(&mut self.dirty);
+        let claimants = self.claimants(&dirty);
+        let mut changed = false;
+        for lb_ip in dirty {
+            let others = claimants.get(&lb_ip).map(Vec::as_slice).unwrap_or_default();
+            changed |= self.decide_one(context, lb_ip, others);
+        }
+        if changed {
+            self.greeting.hasten();
+        }
+        changed
+    }
+
+    /// All claims of others to these addresses, of the dead too.
+    fn claimants(&self, lb_ips: &BTreeSet<IpAddr>) -> BTreeMap<IpAddr, Vec<(String, Claim)>> {
+        let mut claimants = BTreeMap::<IpAddr, Vec<(String, Claim)>>::new();
+        for (node, peer) in &self.peers {
+            let mut note = |lb_ip: IpAddr, claim: Claim| {
+                claimants.entry(lb_ip).or_default().push((node.clone(), claim));
+            };
+            if peer.claims.len() < lb_ips.len() {
+                peer.claims.iter().filter(|(lb_ip, _)| lb_ips.contains(lb_ip)).for_each(|(l, c)| note(l, c));
+            } else {
+                lb_ips.iter().filter_map(|l| Some((*l, peer.claims.get(*l)?))).for_each(|(l, c)| note(l, c));
+            }
+        }
+        claimants
+    }
+
+    fn decide_one(&mut self, context: &mut Context<'_>, lb_ip: IpAddr, others: &[(String, Claim)]) -> bool {
+        let now = context.now;
+        let wanted = context.snapshot.and_then(|snapshot| snapshot.addresses.get(&lb_ip));
+        let mine = self.mine(lb_ip);
+        let my_rank = ownership::rank(&context.config.node, lb_ip);
+        let rivals: Vec<Rival> = others
+            .iter()
+            .filter(|(_, claim)| claim.held)
+            .filter_map(|(node, claim)| {
+                let peer = self.peers.get(node).filter(|peer| peer.holds())?;
+                let hears_us = peer.liveness.hears_us(now);
+                Some(Rival { claim: *claim, rank: ownership::rank(node, lb_ip), hears_us })
+            })
+            .collect();
+        let claimed = others.iter().map(|(_, claim)| claim.epoch).chain(mine.map(|claim| claim.epoch)).max();
+        let known = self.epochs.get(&lb_ip).copied().max(claimed).unwrap_or(0);
+        if wanted.is_some() {
+            self.epochs.insert(lb_ip, known);
+        } else {
+            self.epochs.remove(&lb_ip);
+        }
+        let verdict = ownership::decide(&View {
+            now,
+            mine: (mine, my_rank),
+            may: self.may(context, lb_ip, wanted),
+            rivals: &rivals,
+            lost: others.iter().any(|(node, claim)| !claim.held && self.peers.get(node).is_some_and(Peer::holds)),
+            epoch: known.max(wanted.map_or(0, |wanted| wanted.epoch)),
+            company: self.company(context, lb_ip, wanted),
+            before: wanted.map_or(0, |wanted| self.before(lb_ip, wanted, my_rank)),
+            orphaned: self.orphans.get(&lb_ip).copied().flatten().unwrap_or(now),
+            step_in: context.config.step_in(),
+        });
+        if !matches!(verdict, Verdict::Wait(_)) {
+            self.orphans.remove(&lb_ip);
+        }
+        let contested = verdict == Verdict::Keep { contested: true };
+        let settled = if contested { !self.contested.insert(lb_ip) } else { !self.contested.remove(&lb_ip) };
+        match verdict {
+            Verdict::Leave => false,
+            Verdict::Wait(turn) => {
+                let since = turn.map(|_| self.orphans.get(&lb_ip).copied().flatten().unwrap_or(now));
+                self.orphans.insert(lb_ip, since);
+                self.turns.extend(turn.map(|turn| (turn, lb_ip)));
+                false
+            }
+            Verdict::Keep { .. } if settled => false,
+            Verdict::Keep { .. } => {
+                // Somebody else has just begun or stopped to claim it. It may have announced it up to now, whatever we
+                // knew: the last one to announce must be the owner. And it should hear of us soon.
+                self.schedule.start(lb_ip, now);
+                self.insisted.insert(lb_ip, now + INSIST);
+                self.greeting.hasten();
+                false
+            }
+            Verdict::Claim(claim) => {
+                self.claim(context, lb_ip, claim, others);
+                true
+            }
+            Verdict::Withdraw(reason) => {
+                self.withdraw(context, lb_ip, reason);
+                true
+            }
+        }
+    }
+
+    fn claim(&mut self, context: &mut Context<'_>, lb_ip: IpAddr, claim: Claim, others: &[(String, Claim)]) {
+        self.greeting.changed(lb_ip);
+        let link = self.link.name.clone();
+        let renewed = self.mine(lb_ip).is_some();
+        self.lost.remove(&lb_ip);
+        self.own.insert(lb_ip, claim);
+        if renewed {
+            context.events.push(Event::Renewed { lb_ip, link, epoch: claim.epoch });
+            return;
+        }
+        self.schedule.start(lb_ip, context.now);
+        context.counters.announced += 1;
+        let from = others.iter().max_by_key(|(_, claim)| *claim).map(|(node, _)| node.clone());
+        let Claim { epoch, backed, .. } = claim;
+        context.events.push(Event::Announced { lb_ip, link, epoch, backed, from });
+    }
+
+    /// Gives up `lb_ip`.
+    pub(super) fn withdraw(&mut self, context: &mut Context<'_>, lb_ip: IpAddr, reason: Reason) {
+        self.schedule.stop(lb_ip);
+        self.contested.remove(&lb_ip);
+        self.insisted.remove(&lb_ip);
+        self.conflicts.remove(&lb_ip);
+        self.greeting.changed(lb_ip);
+        let Some(claim) = self.mine(lb_ip) else { return };
+        let cut_off = !self.in_company && !self.peers.is_empty();
+        if matches!(reason, Reason::Outbid | Reason::Unheard) || cut_off {
+            // Somebody else owns it, or will, who may not hear us now.
+            self.own.insert(lb_ip, Claim { held: false, ..claim });
+            self.lost.insert(lb_ip, context.now + context.config.regret());
+        } else {
+            self.own.remove(lb_ip);
+        }
+        context.counters.withdrawn += 1;
+        let (link, epoch) = (self.link.name.clone(), claim.epoch);
+        context.events.push(Event::Withdrawn { lb_ip, link, epoch, reason });
+    }
+
+    /// Whether we may announce `lb_ip` here.
+    pub(super) fn may(&self, context: &Context<'_>, lb_ip: IpAddr, wanted: Option<&Wanted>) -> Result<(), Reason> {
+        if context.snapshot.is_none() {
+            return Err(Reason::Blind);
+        }
+        let wanted = wanted.ok_or(Reason::Unwanted)?;
+        if !self.placed.contains(&lb_ip) {
+            return Err(Reason::LinkLost);
+        }
+        if !wanted.candidates.contains(&context.config.node) {
+            return Err(Reason::NotCandidate);
+        }
+        if !context.forwarded.contains(&lb_ip) {
+            return Err(Reason::NotForwarded);
+        }
+        Ok(())
+    }
+
+    fn company(&self, context: &Context<'_>, lb_ip: IpAddr, wanted: Option<&Wanted>) -> Company {
+        let (now, config) = (context.now, context.config);
+        let unread = || self.peers.values().any(|peer| peer.may_claim(lb_ip, now, config.interval));
+        if context.leaving || now < self.listen_until || unread() {
+            return Company::Listening;
+        }
+        let fresh = self.peers.values().filter(|peer| peer.standing == Standing::Alive && peer.liveness.is_fresh(now));
+        if self.in_company && !liveness::in_company(fresh.count(), self.peers.len()) && !self.is_alone(context, wanted)
+        {
+            // Who is cut off loses the others one after the other, in the order in which their last Hellos came. When the
+            // first one is missed, the rest isn't company: they haven't been heard since either.
+            return Company::Listening;
+        }
+        if self.is_backed(context, wanted) { Company::Backed } else { Company::Lonely }
+    }
+
+    /// Whether enough others are heard to announce an address unasked.
+    pub(super) fn is_backed(&self, context: &Context<'_>, wanted: Option<&Wanted>) -> bool {
+        self.in_company || self.is_alone(context, wanted)
+    }
+
+    /// Whether nobody else may have an address, so that there is no one to miss.
+    fn is_alone(&self, context: &Context<'_>, wanted: Option<&Wanted>) -> bool {
+        wanted.is_some_and(|wanted| wanted.candidates.iter().all(|node| *node == context.config.node))
+    }
+
+    /// How many of those who would take `lb_ip` rank before us.
+    fn before(&self, lb_ip: IpAddr, wanted: &Wanted, mine: u64) -> usize {
+        let takers = self.peers.iter().filter(|(node, peer)| peer.takes() && wanted.candidates.contains(*node));
+        takers.filter(|(node, _)| ownership::rank(node, lb_ip) > mine).count()
+    }
+}
