@@ -5,7 +5,6 @@ SHELL := /bin/bash
 .DEFAULT_GOAL := help
 NAME ?= demo
 LAB := target/debug/lab
-TARGET := x86_64-unknown-linux-musl
 
 .PHONY: help setup build demo test bench lab-up lab-down crds
 
@@ -18,8 +17,8 @@ setup: ## Install and build what the lab needs (once; about ten minutes on two c
 build: ## Build the binary that is shipped, and its image (target/landfall.tar)
 	@tests/setup.sh --only-image
 
-demo: setup ## Show it: a cluster comes up, an EXTERNAL-IP appears, a node dies, the address goes on (CLEAN=1: leave nothing)
-	@target/debug/demo $(if $(CLEAN),--clean)
+demo: setup ## Show it: a cluster, an EXTERNAL-IP that appears and answers, a node that dies (NAME=demo, CLEAN=1: leave nothing)
+	@target/debug/demo $(NAME) $(if $(CLEAN),--clean)
 
 test: ## Everything CI checks: format, lints, unit, property, kernel and end-to-end tests
 	@tests/run.sh
@@ -34,4 +33,4 @@ lab-down: ## Remove every trace of a cluster: NAME=demo
 	@$(LAB) down $(NAME)
 
 crds: ## Write deploy/crds.yaml anew from the types in crds/
-	@LANDFALL_WRITE_GOLDENS=1 cargo test --quiet -p crds manifest >/dev/null && git --no-pager diff --stat deploy/crds.yaml
+	@LANDFALL_WRITE_GOLDENS=1 cargo test --quiet --locked -p crds manifest && git --no-pager diff --stat deploy/crds.yaml

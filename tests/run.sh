@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Everything CI checks, in the order in which it fails soonest. The last lines say how many tests ran.
+# Everything CI checks. The last lines say how many tests ran.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 

@@ -26,6 +26,9 @@ build() {
     say "building $title"
     cargo build --locked --verbose "$@" >"$log" 2>&1 &
     pid=$!
+    # Whoever interrupts this does not want a build that goes on unseen.
+    trap 'kill $pid 2>/dev/null; rm -f "$log"' EXIT
+    trap 'exit 130' INT TERM
     began=$SECONDS
     while sleep 0.2 && kill -0 $pid 2>/dev/null; do
         ((SECONDS - began < 15 || (SECONDS - began) % 20 != 15)) && continue
@@ -36,23 +39,24 @@ build() {
     done
     wait $pid || {
         tail -40 "$log" >&2
-        rm -f "$log"
         fail "building $title failed"
     }
     rm -f "$log"
+    trap - EXIT INT TERM
 }
 
 # crates ARGUMENTS...: how many crates `cargo build` with these arguments looks at, dependencies included.
 crates() {
     local arguments=()
     for argument in "$@"; do [ "$argument" = --release ] || arguments+=("$argument"); done
-    cargo tree --locked --prefix none --edges normal,build "${arguments[@]}" | sort -u | wc -l
+    cargo tree --locked --prefix none --edges normal,build "${arguments[@]}" | sed 's/ (\*)$//' | sort -u | wc -l
 }
 
 command -v cargo >/dev/null || fail "cargo isn't there: install Rust with rustup (https://rustup.rs)"
 if [ "${1:-}" = --only-image ]; then
     [ -d "$(rustc --target $target --print target-libdir 2>/dev/null)" ] || rustup target add $target
     command -v musl-gcc >/dev/null || fail "musl-gcc isn't there: apt-get install musl-tools"
+    command -v cc >/dev/null || fail "cc isn't there: apt-get install build-essential"
 else
     tests/lab/setup.sh
 fi

@@ -80,7 +80,7 @@ pub(crate) async fn run(connection: &Connection, options: Options) -> Result<()>
     let (forwarding, forwarded) = watch::channel(dataplane::Forwarding::default());
     let (may_announce, announceable) = watch::channel(Arc::default());
     let (announcements, announced) = watch::channel(speaker::Announcements::default());
-    let (counters, _) = watch::channel(speaker::Counters::default());
+    let (counters, counted) = watch::channel(speaker::Counters::default());
     let leave = Arc::new(Notify::new());
 
     let mut tasks: JoinSet<Result<Infallible>> = JoinSet::new();
@@ -123,6 +123,7 @@ pub(crate) async fn run(connection: &Connection, options: Options) -> Result<()>
     leave.notify_one();
     let last = tokio::time::timeout(FAREWELL, async {
         let _ = has_left.await;
+        tracing::info!(counters = ?*counted.borrow(), "nothing is announced from here any more");
         is_uninstalled(&client).await
     });
     if last.await.unwrap_or(false) && options.dataplane == Dataplane::Nft {

@@ -20,6 +20,9 @@ say() { printf '%4d s  %s\n' "$SECONDS" "$*"; }
 fail() { printf 'setup: %s\n' "$*" >&2; exit 1; }
 
 [ "$(id -u)" = 0 ] || fail "this needs root: it installs packages, and the lab makes namespaces"
+# Said now, and not after ten minutes of building.
+grep -q ' cgroup2 ' /proc/mounts && grep -q '^[^ ]* [^ ]*/memory cgroup ' /proc/mounts ||
+  fail "the lab needs control groups in hybrid mode; boot with systemd.unified_cgroup_hierarchy=0"
 mkdir -p "$out/bin"
 # However it ends: no policy of ours stays in /usr/sbin, no build goes on unseen.
 policy= build=
@@ -54,6 +57,7 @@ ping iputils-ping
 curl curl
 musl-gcc musl-tools
 awk mawk
+cc build-essential
 END
 if [ ${#packages[@]} -gt 0 ]; then
   say "installing ${packages[*]} (about 30 s)"

@@ -50,18 +50,23 @@ async fn main() -> Result<()> {
     let nodes = ["get", "nodes", "-o", "wide"];
     story.command("kubectl get nodes -o wide", &columns(&world.kubectl(&nodes)?, 6));
 
-    waits_in_vain(&story, &world).await?;
-    let address = arrives(&story, &world).await?;
-    answers(&story, &world, address).await?;
-    survives(&story, &world, address).await?;
-
+    let told = tell(&story, &world).await;
     if demo.clean {
-        world.cluster.down()?;
+        world.end()?;
         story.chapter("The cluster is gone, and nothing of it is left.");
-    } else {
+    } else if let Ok(address) = told {
         yours(&story, &world, address);
     }
-    Ok(())
+    told.map(drop)
+}
+
+/// The chapters with Landfall, and the address that they are about.
+async fn tell(story: &Story, world: &World) -> Result<IpAddr> {
+    waits_in_vain(story, world).await?;
+    let address = arrives(story, world).await?;
+    answers(story, world, address).await?;
+    survives(story, world, address).await?;
+    Ok(address)
 }
 
 async fn waits_in_vain(story: &Story, world: &World) -> Result<()> {

@@ -71,7 +71,7 @@ async fn an_agent_that_is_killed_leaves_the_kernel_forwarding_and_flushes_nothin
     wait_until(SOON, "an answer", async || world.lan.tcp(address)).await?;
     let announcer = world.announcer(address).await?;
     let node = world.cluster.node(&announcer);
-    // A rule that an agent would not write stands for all of them: it goes if the table is ever flushed.
+    // With the numbers that the kernel gave to tables, chains and rules: they change if anything is made anew.
     let rules = async || node.output(["nft", "-a", "list", "table", "ip", "landfall"]);
     let before = rules().await?;
     node.kill("landfall node")?;

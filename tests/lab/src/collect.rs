@@ -31,7 +31,8 @@ const KERNEL: [&[&str]; 7] = [
     &["conntrack", "-L"],
 ];
 /// What is asked of the API server.
-const OBJECTS: [&str; 7] = ["nodes", "pods", "services", "endpointslices", "events", "leases", "configmaps"];
+const OBJECTS: [&str; 9] =
+    ["nodes", "pods", "deployments", "daemonsets", "services", "endpointslices", "events", "leases", "configmaps"];
 
 /// Collects into `dir`. A part that can't be had is left out, with the reason in its place: the rest is still worth having.
 pub fn collect(place: &Place, topology: &Topology, dir: &Path) -> Result<()> {

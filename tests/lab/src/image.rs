@@ -26,7 +26,9 @@ pub struct Image<'a> {
 
 /// Writes these images to one tar.
 pub fn write_archive(images: &[Image<'_>], out: &Path) -> Result<()> {
-    let file = fs::File::create(out).with_context(|| format!("write the image {}", out.display()))?;
+    // By renaming: what is there under the name is always whole.
+    let unfinished = out.with_added_extension(std::process::id().to_string());
+    let file = fs::File::create(&unfinished).with_context(|| format!("write {}", unfinished.display()))?;
     let mut archive = tar::Builder::new(std::io::BufWriter::new(file));
     let mut manifest = Vec::new();
     for image in images {
@@ -43,7 +45,8 @@ pub fn write_archive(images: &[Image<'_>], out: &Path) -> Result<()> {
         manifest.push(json!({"Config": config_name, "RepoTags": [image.name], "Layers": [layer_name]}));
     }
     append(&mut archive, "manifest.json", 0o644, Value::from(manifest).to_string().as_bytes())?;
-    archive.into_inner()?.flush().with_context(|| format!("write the image {}", out.display()))
+    archive.into_inner()?.flush().with_context(|| format!("write {}", unfinished.display()))?;
+    fs::rename(&unfinished, out).with_context(|| format!("write the image {}", out.display()))
 }
 
 /// The root file system: the binary and nothing else.
