@@ -16,14 +16,13 @@
 //! left undone.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
-use std::hash::{BuildHasher, RandomState};
 use std::pin::pin;
 use std::time::Duration;
 
 use crds::Record;
 use jiff::Timestamp;
 use kube::Client;
-use observe::{Wake, causes, source, watch};
+use observe::{Wake, causes, jitter, source, watch};
 use tokio::sync::mpsc;
 use tokio::task::{JoinError, JoinSet};
 use tokio::time::{Instant, sleep_until, timeout};
@@ -246,9 +245,4 @@ fn taken(series: &Series) -> Vec<Record> {
         _ => None,
     });
     created.collect()
-}
-
-/// Something between 0 and 1.
-fn jitter() -> f64 {
-    f64::from(u32::try_from(RandomState::new().hash_one(()) >> 32).unwrap_or_default()) / f64::from(u32::MAX)
 }

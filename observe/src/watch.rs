@@ -15,17 +15,18 @@
 
 use std::convert::Infallible;
 use std::fmt::Debug;
+use std::hash::{BuildHasher, RandomState};
 use std::pin::pin;
 use std::time::Duration;
 
 use futures::TryStreamExt;
 use kube::api::{ListParams, WatchEvent, WatchParams};
 use kube::core::{DeserializeGuard, Status};
-use kube::runtime::watcher::DefaultBackoff;
 use kube::{Api, Client, Resource};
 use serde::de::DeserializeOwned;
 use tokio::time::{Instant, sleep, timeout};
 
+use crate::pauses::Pauses;
 use crate::source::{Source, version};
 use crate::store::Store;
 use crate::table::{Content, Observation, Version};
@@ -69,36 +70,46 @@ where
     V: PartialEq,
 {
     let watcher = Watcher { api: Api::all(client), source, store };
-    let mut backoff = DefaultBackoff::default();
+    let mut pauses = Pauses::default();
     let mut health = Health { kind: R::kind(&()).into_owned(), plural: R::plural(&()).into_owned(), trouble: None };
     loop {
         let mut from = match watcher.list().await {
             Ok(version) => version,
             Err(trouble) => {
                 health.worsens(&trouble);
-                sleep(backoff.next().unwrap_or(GRACE)).await;
+                sleep(pauses.next(jitter())).await;
                 continue;
             }
         };
         health.heals();
         loop {
             let began = Instant::now();
-            match watcher.follow(&mut from, &mut health).await {
-                Ok(()) if began.elapsed() >= BRIEF => {}
-                Ok(()) => sleep(backoff.next().unwrap_or(GRACE)).await,
-                Err(Trouble::Expired) => {
-                    if began.elapsed() < BRIEF {
-                        sleep(backoff.next().unwrap_or(GRACE)).await;
-                    }
-                    break;
-                }
-                Err(trouble) => {
-                    health.worsens(&trouble);
-                    sleep(backoff.next().unwrap_or(GRACE)).await;
-                }
+            let ended = watcher.follow(&mut from, &mut health).await;
+            let brief = began.elapsed() < BRIEF;
+            if !brief {
+                pauses.reset();
+            }
+            let expired = matches!(ended, Err(Trouble::Expired));
+            if let Err(trouble) = &ended
+                && !expired
+            {
+                health.worsens(trouble);
+            }
+            // A watch that ran its time is followed by the next one at once, and an expired version by a list.
+            if brief || (ended.is_err() && !expired) {
+                sleep(pauses.next(jitter())).await;
+            }
+            if expired {
+                break;
             }
         }
     }
+}
+
+/// A random number from 0 to 1, to spread those who would do the same at the same time. The standard library seeds its
+/// hash maps at random; that is randomness enough.
+pub fn jitter() -> f64 {
+    f64::from(u32::try_from(RandomState::new().hash_one(()) >> 32).unwrap_or_default()) / f64::from(u32::MAX)
 }
 
 /// One kind's connection between the API server and its store.
