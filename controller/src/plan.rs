@@ -16,7 +16,7 @@ use std::fmt;
 use std::net::IpAddr;
 
 use crds::condition::{Desired, Status, without_ours};
-use crds::service::{FINALIZER, Ingress};
+use crds::service::{ALLOCATED, FINALIZER, Ingress};
 use crds::{Holder, Record, Service};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 
@@ -26,9 +26,6 @@ use crate::pool_status;
 use crate::pools::{Pool, Pools};
 use crate::snapshot::Snapshot;
 
-/// The condition that says whether a Service has the address it asks for.
-pub const ALLOCATED: &str = "landfall.dev/Allocated";
-
 /// What is to be written.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Plan {
@@ -36,6 +33,9 @@ pub struct Plan {
     /// is withdrawn, then Services in the order in which they are served, then pools.
     pub series: Vec<Series>,
 }
+
+/// Stands before the address that a Service keeps while it is refused another one.
+const KEEPS: &str = "; it keeps ";
 
 /// What is to be written, given what was observed.
 pub fn plan(snapshot: &Snapshot) -> Plan {
@@ -82,10 +82,23 @@ fn allocated(allocation: &Allocation<'_>, pools: &Pools, snapshot: &Snapshot) ->
     let desired = condition(allocation, pools);
     let address = allocation.address();
     let news = (!desired.is_in(&service.conditions)).then(|| desired.set_in(&service.conditions, snapshot.now));
-    let changed = Changes {
-        finalizer: address.is_some(),
-        ingress: (!shows(service, address)).then(|| address.map(Ingress::of).into_iter().collect()),
-        conditions: news,
+    // What another provider wrote to a Service that never had anything from us stays: it may be the one that serves it.
+    let wrote = says_it_has_one(service) || !allocation.gives_up.is_empty();
+    let changed = match address {
+        Some(address) => Changes {
+            finalizer: true,
+            ingress: (!shows(service, Some(address))).then(|| vec![Ingress::of(address)]),
+            conditions: news,
+        },
+        None => {
+            let foreign = |ingress: &&Ingress| !wrote && !is_from(pools, ingress);
+            let left: Vec<_> = service.ingress.iter().filter(foreign).cloned().collect();
+            Changes {
+                finalizer: !wrote && service.has_finalizer(),
+                ingress: (left.len() < service.ingress.len()).then_some(left),
+                conditions: news,
+            }
+        }
     };
     let event = changed.conditions.is_some().then(|| Effect::Event(event(service, &desired)));
     let patch = changed.of(service).into_iter().chain(event);
@@ -134,6 +147,19 @@ fn is_text(text: &str, written: &impl fmt::Display) -> bool {
     fmt::write(&mut rest, format_args!("{written}")).is_ok() && rest.0.is_empty()
 }
 
+/// Whether the status says that the Service has an address from us: the one it asks for, or another one for as long as it
+/// can't have that.
+fn says_it_has_one(service: &Service) -> bool {
+    let keeps = |c: &Condition| c.type_ == ALLOCATED && c.message.contains(KEEPS);
+    service.is_allocated() || service.conditions.iter().any(keeps)
+}
+
+/// Whether this is an address of a pool, which nobody but us may give away.
+fn is_from(pools: &Pools, ingress: &Ingress) -> bool {
+    let address = ingress.ip.as_ref().and_then(|ip| ip.parse().ok());
+    address.is_some_and(|address| pools.pool_of(address).is_some())
+}
+
 /// Whether the status shows this address as we write it, and nothing else.
 fn shows(service: &Service, address: Option<IpAddr>) -> bool {
     match (service.ingress.as_slice(), address) {
@@ -169,7 +195,7 @@ fn condition(allocation: &Allocation<'_>, pools: &Pools) -> Desired {
         Outcome::Gets(address, _) => has(*address),
         Outcome::Refused(refusal, None) => desired(Status::False, refusal.reason(), refusal.to_string()),
         Outcome::Refused(refusal, Some(record)) => {
-            desired(Status::False, refusal.reason(), format!("{refusal}; it keeps {} until then", record.address))
+            desired(Status::False, refusal.reason(), format!("{refusal}{KEEPS}{} until then", record.address))
         }
     }
 }
@@ -206,13 +232,13 @@ fn released(service: &Service, records: &[&Record], pools: &Pools, snapshot: &Sn
     // Of a Service that is somebody else's by now, the new owner's addresses stay. For another type there is none, and
     // the API server has seen to that.
     let from_us = |ingress: &&Ingress| {
-        let address = ingress.ip.as_ref().and_then(|ip| ip.parse().ok());
-        let held = |address| records.iter().any(|record| record.address == address) || pools.pool_of(address).is_some();
-        is_ours || address.is_some_and(held)
+        let address: Option<IpAddr> = ingress.ip.as_ref().and_then(|ip| ip.parse().ok());
+        is_ours || records.iter().any(|record| Some(record.address) == address) || is_from(pools, ingress)
     };
+    let wrote = !records.is_empty() || says_it_has_one(service) || is_ours;
     let left: Vec<_> = service.ingress.iter().filter(|ingress| !from_us(ingress)).cloned().collect();
     let changes = Changes {
-        finalizer: false,
+        finalizer: !wrote && service.has_finalizer(),
         ingress: (service.is_load_balancer && left.len() < service.ingress.len()).then_some(left),
         conditions: has_conditions.then_some(others),
     };

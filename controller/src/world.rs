@@ -3,11 +3,11 @@
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use crds::service::{FINALIZER, Ingress};
+use crds::service::{ALLOCATED, FINALIZER, Ingress};
 use crds::{IPAddressPool, Key, Record, Service};
 
 use crate::effect::{Effect, Event};
-use crate::plan::{ALLOCATED, plan};
+use crate::plan::plan;
 use crate::snapshot::Snapshot;
 
 /// A cluster.

@@ -16,6 +16,9 @@ pub const CLASS: &str = "landfall.dev/landfall";
 /// The finalizer that keeps a Service until its address is withdrawn (KEP-980).
 pub const FINALIZER: &str = "service.kubernetes.io/load-balancer-cleanup";
 
+/// The condition that says whether a Service has an address from Landfall.
+pub const ALLOCATED: &str = "landfall.dev/Allocated";
+
 /// Namespace and name of a Service, in this order. Written `namespace/name`.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Key {
@@ -197,6 +200,12 @@ impl Service {
     /// provider of this cluster (KEP-1959).
     pub fn is_ours(&self, default: bool) -> bool {
         self.is_load_balancer && self.class.as_deref().map_or(default, |class| class == CLASS)
+    }
+
+    /// Whether its status says that it has an address from us. That is written together with the address and the
+    /// finalizer, so it tells these from another provider's, who uses the same finalizer.
+    pub fn is_allocated(&self) -> bool {
+        self.conditions.iter().any(|condition| condition.type_ == ALLOCATED && condition.status == "True")
     }
 
     /// Whether it has our finalizer.

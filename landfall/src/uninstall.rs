@@ -17,7 +17,7 @@ use anyhow::{Context, bail};
 use clap::Args;
 use crds::condition::without_ours;
 use crds::service::FINALIZER;
-use crds::{IPAddressPool, Key, LoadBalancerIP, Service};
+use crds::{IPAddressPool, LoadBalancerIP, Service};
 use k8s_openapi::api::apps::v1::{DaemonSet, Deployment};
 use k8s_openapi::api::core::v1::{self as core, Namespace, Pod};
 use k8s_openapi::api::rbac::v1::{ClusterRole, ClusterRoleBinding};
@@ -51,7 +51,7 @@ pub(crate) async fn run(connection: &Connection, options: Options) -> anyhow::Re
     let client = connection.client().await?;
     let services = ours(&client).await?;
     if !options.yes {
-        let names: Vec<_> = services.iter().map(|service| format!("  {}\n", service.key)).collect();
+        let names: Vec<_> = services.iter().map(|ours| format!("  {}\n", ours.service.key)).collect();
         return print(&format!(
             "Landfall would leave this cluster: {} Services lose their address (they stay, and stay pending),\n{}\
              and all IPAddressPools, LoadBalancerIPs, the namespace {NAMESPACE} and Landfall's definitions are deleted.\n\
@@ -63,9 +63,9 @@ pub(crate) async fn run(connection: &Connection, options: Options) -> anyhow::Re
     print("the controller goes\n")?;
     end::<Deployment>(&client, CONTROLLER, "controller").await?;
     // Once more: the controller may have given an address to another one meanwhile.
-    for service in ours(&client).await? {
-        print(&format!("Service {} is let go\n", service.key))?;
-        release(&client, &service).await?;
+    for ours in ours(&client).await? {
+        print(&format!("Service {} is let go\n", ours.service.key))?;
+        release(&client, &ours).await?;
     }
     print("the addresses are withdrawn\n")?;
     delete_all::<LoadBalancerIP>(&client).await?;
@@ -84,29 +84,39 @@ pub(crate) async fn run(connection: &Connection, options: Options) -> anyhow::Re
     print("Landfall is gone\n")
 }
 
+/// A Service that Landfall has written to.
+struct Ours {
+    service: Service,
+    /// Whether address and finalizer are ours too, and not only a condition: a pending Service may have them from
+    /// another provider.
+    has_address: bool,
+}
+
 /// The Services that Landfall has written to: those that hold an address, and those with a condition of ours. The
 /// finalizer alone proves nothing, since every provider uses it.
-async fn ours(client: &Client) -> anyhow::Result<Vec<Service>> {
-    let holders: BTreeSet<Key> = list::<LoadBalancerIP>(client)
-        .await?
-        .into_iter()
-        .flat_map(|address| address.spec.services)
-        .map(|holder| Key::new(holder.namespace, holder.name))
-        .collect();
+async fn ours(client: &Client) -> anyhow::Result<Vec<Ours>> {
+    let addresses = list::<LoadBalancerIP>(client).await?;
+    let holders: BTreeSet<String> =
+        addresses.into_iter().flat_map(|address| address.spec.services).map(|holder| holder.uid).collect();
     let services: Vec<core::Service> = list(client).await?;
     let views = services.iter().filter_map(|object| Service::try_from(object).ok());
     Ok(views
-        .filter(|service| holders.contains(&service.key) || without_ours(&service.conditions) != service.conditions)
+        .filter(|service| holders.contains(&service.uid) || without_ours(&service.conditions) != service.conditions)
+        .map(|service| Ours { has_address: holders.contains(&service.uid) || service.is_allocated(), service })
         .collect())
 }
 
 /// Takes out of a Service what Landfall wrote there.
-async fn release(client: &Client, service: &Service) -> anyhow::Result<()> {
-    let finalizers: Vec<_> = service.finalizers.iter().filter(|finalizer| *finalizer != FINALIZER).collect();
-    let patch = json!({
-        "metadata": {"resourceVersion": service.resource_version, "finalizers": finalizers},
-        "status": {"conditions": without_ours(&service.conditions), "loadBalancer": {"ingress": null}},
+async fn release(client: &Client, Ours { service, has_address }: &Ours) -> anyhow::Result<()> {
+    let mut patch = json!({
+        "metadata": {"resourceVersion": service.resource_version},
+        "status": {"conditions": without_ours(&service.conditions)},
     });
+    if *has_address {
+        let finalizers = service.finalizers.iter().filter(|finalizer| *finalizer != FINALIZER);
+        patch["metadata"]["finalizers"] = json!(finalizers.collect::<Vec<_>>());
+        patch["status"]["loadBalancer"] = json!({"ingress": null});
+    }
     let services: Api<core::Service> = Api::namespaced(client.clone(), &service.key.namespace);
     match services.patch_status(&service.key.name, &PatchParams::default(), &Patch::Merge(patch)).await {
         Err(error) if !is_gone(&error) => Err(error).with_context(|| format!("let Service {} go", service.key)),

@@ -325,6 +325,24 @@ fn a_forged_status_gives_nothing_and_is_repaired() {
 }
 
 #[test]
+fn what_another_provider_wrote_stays_on_a_service_that_never_had_anything_from_us() {
+    let mut theirs = service("web", 5);
+    theirs.ingress = shows("198.51.100.1");
+    theirs.finalizers = vec![FINALIZER.into()];
+    let mut world = World::with([], [theirs.clone()]);
+    world.settle();
+    let seen = world.snapshot.services[&theirs.key].clone();
+    assert_eq!((&seen.ingress, &seen.finalizers), (&theirs.ingress, &theirs.finalizers));
+    assert_eq!(seen.conditions[0].reason, "NoPool");
+    // Nor is it taken away when Landfall turns out not to be the one for Services without a class.
+    world.snapshot.default_class = false;
+    world.settle();
+    let seen = &world.snapshot.services[&theirs.key];
+    assert_eq!((&seen.ingress, &seen.finalizers), (&theirs.ingress, &theirs.finalizers));
+    assert!(seen.conditions.is_empty());
+}
+
+#[test]
 fn a_service_made_again_under_an_old_name_is_another_one() {
     let mut world = World::with([lan()], [service("web", 5)]);
     world.settle();
