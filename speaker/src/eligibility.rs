@@ -27,9 +27,13 @@ pub struct Observed {
 /// What the speaker on the node `me` has to know.
 ///
 /// An address without a Service (a reservation, or one whose holder is gone or is another one by now) is not wanted.
+///
+/// Where every node is labelled to take no traffic from outside, none is: kubeadm labels control planes so, also where
+/// they are the only nodes, and an address that nobody announces serves nobody.
 pub fn snapshot(me: &str, observed: &Observed) -> Snapshot {
-    let included: Arc<BTreeSet<String>> =
-        Arc::new(observed.nodes.values().filter(|node| !node.excluded).map(|node| node.name.clone()).collect());
+    let all_excluded = observed.nodes.values().all(|node| node.excluded);
+    let included = observed.nodes.values().filter(|node| all_excluded || !node.excluded);
+    let included: Arc<BTreeSet<String>> = Arc::new(included.map(|node| node.name.clone()).collect());
     // Equal sets are one set: there may be as many addresses as Services, and as many names in each as nodes.
     let mut sets = BTreeSet::from([Arc::clone(&included)]);
     let mut addresses = BTreeMap::new();
