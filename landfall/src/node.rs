@@ -34,12 +34,16 @@ use observe::{Source, Store, Wake, source};
 use serde::de::DeserializeOwned;
 use tokio::sync::{Notify, oneshot, watch};
 use tokio::task::JoinSet;
+use tokio::time::timeout;
 
 use crate::client::Connection;
 use crate::shutdown;
 
 /// How long the agent may take to leave; Kubernetes gives it 10 s.
 const FAREWELL: Duration = Duration::from_secs(3);
+
+/// How long to wait for the API server to answer before asking again.
+const ANSWER: Duration = Duration::from_secs(10);
 
 /// What this node does.
 #[derive(Debug, Args)]
@@ -121,7 +125,7 @@ pub(crate) async fn run(connection: &Connection, options: Options) -> Result<()>
     }
     // The speaker tells its peers, so that they take over at once and not when they miss it.
     leave.notify_one();
-    let last = tokio::time::timeout(FAREWELL, async {
+    let last = timeout(FAREWELL, async {
         let _ = has_left.await;
         tracing::info!(counters = ?*counted.borrow(), "nothing is announced from here any more");
         is_uninstalled(&client).await
@@ -140,11 +144,13 @@ async fn identity(client: &Client) -> String {
     let namespaces: Api<Namespace> = Api::all(client.clone());
     let mut pause = Duration::from_millis(100);
     loop {
-        match namespaces.get("kube-system").await {
-            Ok(namespace) => return namespace.metadata.uid.unwrap_or_default(),
-            Err(error) => {
-                tracing::warn!(%error, retry_in = ?pause, "the API server does not tell which cluster this is")
+        match timeout(ANSWER, namespaces.get("kube-system")).await {
+            Ok(Ok(namespace)) => return namespace.metadata.uid.unwrap_or_default(),
+            Ok(Err(error)) => {
+                let error = observe::causes(&error);
+                tracing::warn!(error, retry_in = ?pause, "the API server does not tell which cluster this is");
             }
+            Err(_) => tracing::warn!("the API server does not answer"),
         }
         tokio::time::sleep(pause).await;
         pause = (pause * 2).min(Duration::from_secs(5));

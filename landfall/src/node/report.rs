@@ -19,6 +19,7 @@ use observe::{Listener, Store, source};
 use serde_json::json;
 use speaker::{Announcement, Announcements};
 use tokio::sync::watch;
+use tokio::time::timeout;
 
 /// How many writes are under way at once: a node that takes over thousands of addresses reports them within seconds, and
 /// does not hold up the API server for others.
@@ -26,6 +27,9 @@ const AT_ONCE: usize = 16;
 
 /// How long to wait after a write has failed.
 const PAUSE: Duration = Duration::from_secs(1);
+
+/// How long to wait for an answer: the connection may be to a node that has just died.
+const ANSWER: Duration = Duration::from_secs(10);
 
 /// The reporter of one node.
 pub(super) struct Report {
@@ -66,7 +70,13 @@ impl Report {
     async fn write(&self, (lb_ip, announcers): (IpAddr, Vec<Announcer>)) -> bool {
         let addresses: Api<LoadBalancerIP> = Api::all(self.client.clone());
         let patch = Patch::Merge(json!({"status": {"announcers": announcers}}));
-        match addresses.patch_status(&address::name(lb_ip), &PatchParams::default(), &patch).await {
+        let name = address::name(lb_ip);
+        let params = PatchParams::default();
+        let Ok(answer) = timeout(ANSWER, addresses.patch_status(&name, &params, &patch)).await else {
+            tracing::warn!(%lb_ip, "the API server does not answer; reporting who announces it again");
+            return false;
+        };
+        match answer {
             Ok(object) => {
                 if let Some((observation, _)) = source::addresses().observe(&object) {
                     self.addresses.put(observation);
@@ -100,9 +110,9 @@ fn differences(
         if own.iter().map(place).collect::<Vec<_>>() == said {
             continue;
         }
-        // A greater epoch has taken the address over from whoever had it. Links are not compared: the same LAN may have
-        // another name on another node.
-        let taken = |other: &Announcer| own.iter().any(|own| own.epoch > other.epoch);
+        // A greater epoch, or the same one taken later (by the last of two nodes), has taken the address over from
+        // whoever had it. Links are not compared: the same LAN may have another name on another node.
+        let taken = |other: &Announcer| own.iter().any(|own| (own.epoch, own.since.0) > (other.epoch, other.since.0));
         let others = record.announcers.iter().filter(|other| other.node != node && !taken(other));
         differences.push((*lb_ip, own.iter().chain(others).cloned().collect()));
     }
@@ -130,7 +140,9 @@ mod tests {
 
     /// What node `me` writes when it announces with `own` epoch, and `written` stands in the status.
     fn written(own: Option<u64>, written: &[Announcer]) -> Option<Vec<Announcer>> {
-        let announcement = |epoch| Announcement { link: "eth0".into(), epoch, since: jiff::Timestamp::UNIX_EPOCH };
+        // Later than what is written already.
+        let since = jiff::Timestamp::from_second(1).expect("in range");
+        let announcement = |epoch| Announcement { link: "eth0".into(), epoch, since };
         let announcements = own.map(|epoch| (LB_IP.into(), vec![announcement(epoch)])).into_iter().collect();
         let record = Record {
             address: LB_IP.into(),
@@ -142,7 +154,10 @@ mod tests {
             announcers: written.to_vec(),
         };
         let records = [(LB_IP.into(), Arc::new(record))].into();
-        differences("me", &announcements, &records).pop().map(|(_, announcers)| announcers)
+        let (_, mut announcers) = differences("me", &announcements, &records).pop()?;
+        // Whether it is this node's is told by its name.
+        announcers.iter_mut().for_each(|announcer| announcer.since = Time(jiff::Timestamp::UNIX_EPOCH));
+        Some(announcers)
     }
 
     #[test]
@@ -156,6 +171,7 @@ mod tests {
             (Some(3), vec![me(2)], Some(vec![me(3)])),
             (Some(3), vec![other(2)], Some(vec![me(3)])),
             (Some(3), vec![other(4)], Some(vec![me(3), other(4)])),
+            (Some(4), vec![other(4)], Some(vec![me(4)])),
             (None, vec![me(3)], Some(vec![])),
             (None, vec![me(3), other(4)], Some(vec![other(4)])),
         ] {
