@@ -215,6 +215,12 @@ mod tests {
     }
 
     #[test]
+    fn where_every_node_is_excluded_none_is() {
+        let cluster = Cluster::new(&[("cp1", true), ("cp2", true)]);
+        assert_eq!(cluster.candidates(&["web"]).as_deref(), Some("cp1 cp2"));
+    }
+
+    #[test]
     fn a_service_that_is_no_load_balancer_any_more_holds_nothing() {
         let mut cluster = Cluster::new(NODES);
         let service = Service { is_load_balancer: false, ..service("web", TrafficPolicy::Cluster) };
