@@ -110,7 +110,7 @@ else
   package=k8s.io/component-base/version
   log=$out/go-build.log
   start=$SECONDS
-  CGO_ENABLED=0 go build -v -trimpath -o "$out/bin/.kubernetes" \
+  CGO_ENABLED=0 go build -v -trimpath -buildvcs=false -o "$out/bin/.kubernetes" \
     -ldflags "-s -w -X $package.gitVersion=$version -X $package.gitMajor=$major -X $package.gitMinor=$minor" . \
     >"$log" 2>&1 &
   build=$!
