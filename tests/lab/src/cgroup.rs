@@ -174,7 +174,7 @@ impl Group {
 }
 
 fn make(path: &Path) -> Result<()> {
-    fs::create_dir_all(path).with_context(|| format!("make the control group {}", path.display()))
+    crate::state::make_shared(path).with_context(|| format!("make the control group {}", path.display()))
 }
 
 fn file_name(path: &Path) -> Option<String> {

@@ -47,6 +47,13 @@ pub struct Place {
     pub dir: PathBuf,
 }
 
+/// Makes a directory in one that all clusters share. A cluster that goes at this moment takes the empty parent along: then
+/// it is made once more.
+pub(crate) fn make_shared(path: &Path) -> std::io::Result<()> {
+    let gone = |made: &std::io::Result<()>| made.as_ref().is_err_and(|e| e.kind() == std::io::ErrorKind::NotFound);
+    (0..100).map(|_| fs::create_dir_all(path)).find(|made| !gone(made)).unwrap_or_else(|| fs::create_dir_all(path))
+}
+
 impl Place {
     /// The place for a cluster of this name, made or not.
     pub fn new(name: &str) -> Result<Self> {
@@ -62,7 +69,7 @@ impl Place {
 
     /// Makes the directory, empty, on a tmpfs.
     pub fn make(&self) -> Result<()> {
-        fs::create_dir_all(&self.dir)?;
+        make_shared(&self.dir).with_context(|| format!("make {}", self.dir.display()))?;
         mount(Some("landfall-lab"), &self.dir, Some("tmpfs"), MsFlags::empty(), Some("mode=755"))
             .with_context(|| format!("mount a tmpfs on {}", self.dir.display()))
     }
