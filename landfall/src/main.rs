@@ -7,6 +7,7 @@ mod client;
 mod controller;
 mod logging;
 mod node;
+mod output;
 mod shutdown;
 mod status;
 mod uninstall;
@@ -55,7 +56,7 @@ async fn main() -> anyhow::Result<()> {
         Command::Controller(options) => controller::run(&cli.connection, options).await,
         Command::Node(options) => node::run(&cli.connection, options).await,
         Command::Status(options) => status::run(&cli.connection, options).await,
-        Command::Crds => status::print(&crds::manifest::yaml()?),
+        Command::Crds => output::print(&crds::manifest::yaml()?),
         Command::Uninstall(options) => uninstall::run(&cli.connection, options).await,
     }
 }

@@ -3,7 +3,6 @@
 //! What is shown is decided by [`report`], from the objects alone.
 
 use std::collections::BTreeMap;
-use std::io::Write;
 
 use anyhow::Context;
 use clap::Args;
@@ -15,6 +14,7 @@ use kube::api::ListParams;
 use kube::{Api, Client, ResourceExt};
 
 use crate::client::Connection;
+use crate::output::print;
 
 /// What to show.
 #[derive(Debug, Args)]
@@ -29,14 +29,6 @@ pub(crate) async fn run(connection: &Connection, options: Options) -> anyhow::Re
     let client = connection.client().await?;
     let observed = observe(client, options.namespace.as_deref()).await?;
     print(&report(&observed, Timestamp::now()))
-}
-
-/// Prints to standard output. A reader that went away (`| head`) is no error.
-pub(crate) fn print(text: &str) -> anyhow::Result<()> {
-    match std::io::stdout().lock().write_all(text.as_bytes()) {
-        Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => Err(error).context("print"),
-        _ => Ok(()),
-    }
 }
 
 /// What the tables are made of.

@@ -28,7 +28,7 @@ use serde::de::DeserializeOwned;
 use serde_json::json;
 
 use crate::client::Connection;
-use crate::status::print;
+use crate::output::print;
 
 /// The namespace and the names that deploy/landfall.yaml uses.
 const NAMESPACE: &str = "landfall-system";
