@@ -206,11 +206,13 @@ fn wish(service: &Service) -> Wish {
     if service.family_policy == FamilyPolicy::RequireDualStack {
         return Wish::Nothing(Refusal::DualStackNotSupported);
     }
-    let Some(text) = &service.requested else { return Wish::Any };
-    match text.trim().parse::<IpAddr>() {
-        Ok(address) if address.is_ipv4() => Wish::Address(address),
-        Ok(address) => Wish::Nothing(Refusal::IPv6NotSupported(Some(address))),
-        Err(_) => Wish::Nothing(Refusal::InvalidRequest(text.clone())),
+    match &service.request {
+        Err(invalid) => Wish::Nothing(Refusal::InvalidRequest(invalid.to_string())),
+        Ok(request) => match request.addresses.first() {
+            None => Wish::Any,
+            Some(address) if address.is_ipv4() => Wish::Address(*address),
+            Some(address) => Wish::Nothing(Refusal::IPv6NotSupported(Some(*address))),
+        },
     }
 }
 

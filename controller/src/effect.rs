@@ -144,7 +144,12 @@ impl PoolPatch {
 
 /// The object that makes `address` this Service's.
 pub fn load_balancer_ip(address: IpAddr, pool: &str, holder: &Holder) -> LoadBalancerIP {
-    let spec = LoadBalancerIPSpec { address: address.to_string(), pool: pool.into(), services: vec![holder.clone()] };
+    let spec = LoadBalancerIPSpec {
+        address: address.to_string(),
+        pool: pool.into(),
+        services: vec![holder.clone()],
+        ..LoadBalancerIPSpec::default()
+    };
     LoadBalancerIP::new(&address::name(address), spec)
 }
 

@@ -6,7 +6,10 @@ use std::sync::Arc;
 
 use crds::ip_address_pool::AddressRange;
 use crds::service::Family;
-use crds::{FamilyPolicy, Holder, IPAddressPool, IPAddressPoolSpec, Key, Node, Record, Service, TrafficPolicy};
+use crds::{
+    FamilyPolicy, Holder, IPAddressPool, IPAddressPoolSpec, InvalidRequest, Key, Labels, Node, Record, Request,
+    Service, TrafficPolicy,
+};
 use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
@@ -21,7 +24,7 @@ pub(crate) fn at(second: i64) -> Timestamp {
 /// A pool that was created at that second.
 pub(crate) fn pool(name: &str, created: i64, addresses: &[&str]) -> Arc<IPAddressPool> {
     let addresses = addresses.iter().map(|text| AddressRange((*text).to_owned())).collect();
-    let mut pool = IPAddressPool::new(name, IPAddressPoolSpec { addresses, auto_assign: true });
+    let mut pool = IPAddressPool::new(name, IPAddressPoolSpec { addresses, ..IPAddressPoolSpec::default() });
     pool.metadata.creation_timestamp = Some(Time(at(created)));
     pool.metadata.resource_version = Some("1".into());
     pool.metadata.uid = Some(format!("pool-{name}"));
@@ -43,11 +46,14 @@ pub(crate) fn service(name: &str, created: i64) -> Service {
         key: Key::new("default", name),
         uid: name.into(),
         resource_version: "1".into(),
+        generation: None,
         created: at(created),
         deleting: false,
         is_load_balancer: true,
         class: None,
-        requested: None,
+        request: Ok(Request::default()),
+        labels: Labels::default(),
+        selector: Labels::default(),
         families: vec![Family::V4],
         family_policy: FamilyPolicy::SingleStack,
         ports: vec![],
@@ -58,8 +64,13 @@ pub(crate) fn service(name: &str, created: i64) -> Service {
     }
 }
 
+/// What a Service asks for that names this address in `spec.loadBalancerIP`.
+pub(crate) fn asking(address: &str) -> Result<Request, InvalidRequest> {
+    Request::read(None, Some(address))
+}
+
 pub(crate) fn holder(service: &str) -> Holder {
-    Holder { namespace: "default".into(), name: service.into(), uid: service.into() }
+    Holder { namespace: "default".into(), name: service.into(), uid: service.into(), terms: None }
 }
 
 /// The record of an address that these Services hold. Its UID is the address.
@@ -71,6 +82,8 @@ pub(crate) fn record(address: &str, pool: &str, holders: &[&str]) -> (IpAddr, Ar
         deleting: false,
         pool: pool.into(),
         holders: holders.iter().map(|name| holder(name)).collect(),
+        sharing_key: None,
+        reservation: None,
         announcers: vec![],
     };
     (record.address, Arc::new(record))

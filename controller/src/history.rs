@@ -8,10 +8,10 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use crds::service::FINALIZER;
-use crds::{IPAddressPool, Service};
+use crds::{IPAddressPool, Request, Service};
 use proptest::prelude::*;
 
-use crate::fixtures::{at, ip, node, pool, service};
+use crate::fixtures::{asking, at, ip, node, pool, service};
 use crate::plan::plan;
 use crate::world::{World, shows};
 
@@ -68,6 +68,11 @@ fn address(last: u8) -> IpAddr {
     IpAddr::from([192, 0, 2, last])
 }
 
+/// The address that a Service asks for.
+fn asked(service: &Service) -> Option<IpAddr> {
+    service.request.as_ref().ok()?.addresses.first().copied()
+}
+
 fn take(world: &mut World, step: &Step, time: i64) {
     world.snapshot.now = at(time);
     let name = |name: &u8| format!("s{name}");
@@ -85,7 +90,9 @@ fn take(world: &mut World, step: &Step, time: i64) {
             service.class = foreign.then(|| "example.com/other".to_owned());
         }),
         Step::Ask(n, ask) if exists(world, n) => {
-            world.edit(&name(n), |service| service.requested = ask.map(|last| address(last).to_string()));
+            world.edit(&name(n), |service| {
+                service.request = ask.map_or(Ok(Request::default()), |last| asking(&address(last).to_string()))
+            });
         }
         Step::Forge(n, last) if exists(world, n) && world.service(&name(n)).is_load_balancer => {
             world.edit(&name(n), |service| service.ingress = shows(&address(*last).to_string()));
@@ -192,7 +199,7 @@ fn check(world: &World) -> Result<(), TestCaseError> {
         }
         prop_assert_eq!(seen.has_finalizer, address.is_some(), "{}", name);
         let condition = seen.condition.unwrap_or_default();
-        match (&service.requested, address) {
+        match (asked(service), address) {
             (None, Some(_)) => prop_assert!(condition.starts_with("True "), "{name}: {condition}"),
             (None, None) => {
                 prop_assert!(condition.starts_with("False "), "{name}: {condition}");
@@ -201,16 +208,14 @@ fn check(world: &World) -> Result<(), TestCaseError> {
                 });
                 prop_assert_eq!(free, None, "{} has no address", name);
             }
-            (Some(asked), has) if has == Some(ip(asked)) => {
+            (Some(asked), has) if has == Some(asked) => {
                 prop_assert!(condition.starts_with("True "), "{name}: {condition}");
             }
             (Some(asked), _) => {
                 prop_assert!(condition.starts_with("False "), "{name}: {condition}");
-                let address = ip(asked);
-                let can_be_had = owners.contains_key(&address)
-                    && !nodes.contains(&address)
-                    && !snapshot.addresses.contains_key(&address);
-                prop_assert!(!can_be_had, "{name} could have {address}: {condition}");
+                let can_be_had =
+                    owners.contains_key(&asked) && !nodes.contains(&asked) && !snapshot.addresses.contains_key(&asked);
+                prop_assert!(!can_be_had, "{name} could have {asked}: {condition}");
             }
         }
     }
@@ -224,7 +229,7 @@ fn check(world: &World) -> Result<(), TestCaseError> {
         });
         let status = pool.status.clone().expect("a status");
         let expected = (assigned as i64, available.count() as i64);
-        prop_assert_eq!((status.assigned, status.available), expected, "pool {}", name);
+        prop_assert_eq!((status.assigned_ipv4, status.available_ipv4), expected, "pool {}", name);
     }
     Ok(())
 }
@@ -236,11 +241,11 @@ fn check_kept(before: &World, step: &Step, after: &World) -> Result<(), TestCase
             continue;
         };
         let (was, is) = (before.seen(&old.key.name), after.seen(&old.key.name));
-        let asked = new.requested != old.requested || matches!(step, Step::Unrecord(..));
+        let changed = new.request != old.request || matches!(step, Step::Unrecord(..));
         // It may have got at last what it had asked for all along.
-        let got = new.requested.is_some() && is.ingress.first() == new.requested.as_ref();
+        let got = asked(new).is_some_and(|asked| is.ingress.first() == Some(&asked.to_string()));
         let held = was.held.iter().filter(|held| !before.snapshot.addresses[&ip(held)].deleting).count();
-        if !was.ingress.is_empty() && !asked && !got && held == 1 {
+        if !was.ingress.is_empty() && !changed && !got && held == 1 {
             prop_assert_eq!(was.ingress, is.ingress, "{} lost its address by {:?}", old.key, step);
         }
     }

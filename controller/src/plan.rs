@@ -76,7 +76,7 @@ fn allocated(allocation: &Allocation<'_>, pools: &Pools, snapshot: &Snapshot) ->
     let mut effects = Vec::new();
     if let Outcome::Gets(address, pool) = allocation.outcome {
         let (key, uid) = (&service.key, service.uid.clone());
-        let holder = Holder { namespace: key.namespace.clone(), name: key.name.clone(), uid };
+        let holder = Holder { namespace: key.namespace.clone(), name: key.name.clone(), uid, terms: None };
         effects.push(Effect::Create { address, pool: pool.name().to_owned(), holder });
     }
     let desired = condition(allocation, pools);

@@ -22,7 +22,12 @@ pub(crate) fn status(pool: &Pool, pools: &Pools, snapshot: &Snapshot) -> IPAddre
         }
     }
     let written = |number: u128| i64::try_from(number).unwrap_or(i64::MAX);
-    IPAddressPoolStatus { assigned: written(assigned), available: written(available), conditions }
+    IPAddressPoolStatus {
+        assigned_ipv4: written(assigned),
+        available_ipv4: written(available),
+        conditions,
+        ..IPAddressPoolStatus::default()
+    }
 }
 
 #[derive(Debug, PartialEq, Eq)]
@@ -102,7 +107,7 @@ mod tests {
             let status = status(pool, &pools, snapshot);
             let conditions =
                 status.conditions.iter().map(|c| format!("{}={} {}: {}", c.type_, c.status, c.reason, c.message));
-            (pool.name().to_owned(), status.assigned, status.available, conditions.collect())
+            (pool.name().to_owned(), status.assigned_ipv4, status.available_ipv4, conditions.collect())
         };
         pools.iter().map(line).collect()
     }
@@ -160,7 +165,7 @@ mod tests {
                 0,
                 2,
                 "Ready=False InvalidRange: \"nonsense\" is neither a CIDR such as 192.0.2.0/28 nor a range such as \
-                 192.0.2.10-192.0.2.20; its other addresses are given out"
+                 192.0.2.10-192.0.2.20 nor an address; its other addresses are given out"
                     .into(),
                 NO_OVERLAP.into(),
             ),

@@ -79,12 +79,7 @@ impl fmt::Display for Refusal {
                 "no address is free in {}: add addresses there, or create another IPAddressPool",
                 listed(pools)
             ),
-            Self::InvalidRequest(text) => {
-                write!(
-                    f,
-                    "spec.loadBalancerIP {text:?} is not an address: write one such as 192.0.2.10, or leave it out"
-                )
-            }
+            Self::InvalidRequest(text) => f.write_str(text),
             Self::AddressNotInPool(address) => write!(
                 f,
                 "spec.loadBalancerIP {address} is in no IPAddressPool: ask for an address of a pool, or add it to one"

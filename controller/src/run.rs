@@ -240,6 +240,8 @@ fn taken(series: &Series) -> Vec<Record> {
             deleting: false,
             pool: pool.clone(),
             holders: vec![holder.clone()],
+            sharing_key: None,
+            reservation: None,
             announcers: vec![],
         }),
         _ => None,

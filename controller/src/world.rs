@@ -85,6 +85,8 @@ impl World {
                     deleting: false,
                     pool: pool.clone(),
                     holders: vec![holder.clone()],
+                    sharing_key: None,
+                    reservation: None,
                     announcers: vec![],
                 };
                 self.snapshot.addresses.insert(*address, Arc::new(record));

@@ -11,8 +11,8 @@ use ipnet::IpNet;
 
 /// All addresses from the first to the last, both included, of one family.
 ///
-/// Written as a CIDR (`192.0.2.0/28`) or as `first-last` (`192.0.2.10-192.0.2.20`); host bits of a CIDR are ignored,
-/// as MetalLB does. The order is by family, then first, then last address.
+/// Written as a CIDR (`192.0.2.0/28`), as `first-last` (`192.0.2.10-192.0.2.20`) or as one address (`192.0.2.10`); host
+/// bits of a CIDR are ignored, as MetalLB does. The order is by family, then first, then last address.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Range {
     first: IpAddr,
@@ -22,8 +22,8 @@ pub struct Range {
 /// Why a text is not a [`Range`].
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum InvalidRange {
-    /// Neither a CIDR nor `first-last`.
-    #[error("{0:?} is neither a CIDR such as 192.0.2.0/28 nor a range such as 192.0.2.10-192.0.2.20")]
+    /// Neither a CIDR, nor `first-last`, nor an address.
+    #[error("{0:?} is neither a CIDR such as 192.0.2.0/28 nor a range such as 192.0.2.10-192.0.2.20 nor an address")]
     Syntax(String),
     /// The two ends are of different families.
     #[error("{0:?} goes from one address family to the other")]
@@ -111,7 +111,7 @@ impl FromStr for Range {
             };
             return Ok(Self { first: net.network(), last });
         }
-        let (first, last) = text.split_once('-').ok_or_else(syntax)?;
+        let (first, last) = text.split_once('-').unwrap_or((text, text));
         let first: IpAddr = first.trim().parse().map_err(|_| syntax())?;
         let last: IpAddr = last.trim().parse().map_err(|_| syntax())?;
         if first.is_ipv4() != last.is_ipv4() {
@@ -151,12 +151,14 @@ mod tests {
     use proptest::prelude::*;
 
     #[test]
-    fn ranges_are_written_as_cidr_or_as_first_and_last() {
+    fn ranges_are_written_as_cidr_or_as_first_and_last_or_as_one_address() {
         for (text, written, size) in [
             ("192.0.2.0/28", "192.0.2.0-192.0.2.15", 16),
             ("192.0.2.9/28", "192.0.2.0-192.0.2.15", 16),
             ("192.0.2.10-192.0.2.20", "192.0.2.10-192.0.2.20", 11),
             (" 192.0.2.10 - 192.0.2.10 ", "192.0.2.10-192.0.2.10", 1),
+            ("192.0.2.10", "192.0.2.10-192.0.2.10", 1),
+            ("2001:db8::1", "2001:db8::1-2001:db8::1", 1),
             ("0.0.0.0/0", "0.0.0.0-255.255.255.255", 1 << 32),
             ("2001:db8::/64", "2001:db8::-2001:db8::ffff:ffff:ffff:ffff", 1 << 64),
             ("::/0", "::-ffff:ffff:ffff:ffff:ffff:ffff:ffff:ffff", u128::MAX),
@@ -171,7 +173,8 @@ mod tests {
         let syntax = |text: &str| InvalidRange::Syntax(text.to_owned());
         for (text, error) in [
             ("", syntax("")),
-            ("192.0.2.1", syntax("192.0.2.1")),
+            ("-", syntax("-")),
+            ("192.0.2.1-", syntax("192.0.2.1-")),
             ("192.0.2.0/33", syntax("192.0.2.0/33")),
             ("192.0.2.300-192.0.2.301", syntax("192.0.2.300-192.0.2.301")),
             ("192.0.2.01-192.0.2.2", syntax("192.0.2.01-192.0.2.2")),

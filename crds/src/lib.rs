@@ -6,7 +6,10 @@
 //! | [`address`] | ranges of addresses, and the name that an address has as an object |
 //! | [`ip_address_pool`] | `IPAddressPool`: addresses an administrator lends to Landfall |
 //! | [`load_balancer_ip`] | `LoadBalancerIP`: one address in use; the truth about who holds it |
-//! | [`service`], [`endpoints`], [`node`] | what Landfall reads of Services, EndpointSlices and Nodes |
+//! | [`node_network`] | `NodeNetwork`: what an agent found on its node's network |
+//! | [`service`], [`request`] | what Landfall reads of Services, and what they ask for |
+//! | [`endpoints`], [`node`], [`namespace`] | what it reads of EndpointSlices, Nodes and Namespaces |
+//! | [`labels`] | labels, and selectors of them |
 //! | [`condition`] | how conditions are kept in a status |
 //! | [`manifest`] | the definitions of our objects, as `kubectl apply` takes them |
 //!
@@ -17,16 +20,26 @@ pub mod address;
 pub mod condition;
 pub mod endpoints;
 pub mod ip_address_pool;
+pub mod labels;
 pub mod load_balancer_ip;
 pub mod manifest;
+pub mod namespace;
 pub mod node;
+pub mod node_network;
+pub mod request;
 pub mod service;
 
 pub use address::Range;
 pub use endpoints::{Endpoint, EndpointSlice};
-pub use ip_address_pool::{IPAddressPool, IPAddressPoolSpec, IPAddressPoolStatus};
-pub use load_balancer_ip::{Announcer, Holder, LoadBalancerIP, LoadBalancerIPSpec, LoadBalancerIPStatus, Record};
+pub use ip_address_pool::{IPAddressPool, IPAddressPoolSpec, IPAddressPoolStatus, ServiceAllocation};
+pub use labels::Labels;
+pub use load_balancer_ip::{
+    Announcer, Holder, LoadBalancerIP, LoadBalancerIPSpec, LoadBalancerIPStatus, Record, Reservation,
+};
+pub use namespace::Namespace;
 pub use node::Node;
+pub use node_network::{Network, NodeNetwork};
+pub use request::{InvalidRequest, Request};
 pub use service::{FamilyPolicy, Key, Port, Protocol, Service, TrafficPolicy};
 
 /// The API group of all our objects, and the prefix of our conditions, annotations and finalizers.

@@ -14,8 +14,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::{Malformed, address};
 
-/// One address that is given to a Service. Made by Landfall; to see who has which address: `kubectl get lbip`.
-#[derive(CustomResource, Clone, Debug, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
+/// One address that is given to a Service, or reserved. To see who has which address: `kubectl get lbip`.
+#[derive(CustomResource, Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
 #[kube(
     group = "landfall.dev",
     version = "v1alpha1",
@@ -25,8 +25,10 @@ use crate::{Malformed, address};
     category = "landfall",
     status = "LoadBalancerIPStatus",
     derive = "PartialEq",
-    doc = "One address that is given to a Service, and who announces it. Its name is the address, which makes the API \
-           server the judge of who has it. Made and deleted by Landfall.",
+    doc = "One address that is given to Services, and who announces it. Its name is the address, which makes the API \
+           server the judge of who has it. Made and deleted by Landfall, except for reservations: create one without \
+           services to keep an address, and it outlives the Services that use it.",
+    selectable = "spec.pool",
     validation = Rule::new(
         "self.metadata.name.contains('.') ? self.metadata.name == self.spec.address \
          : self.metadata.name.matches('^(0|[1-9a-f][0-9a-f]{0,3})(-(0|[1-9a-f][0-9a-f]{0,3})){7}$') \
@@ -36,6 +38,7 @@ use crate::{Malformed, address};
     printcolumn(name = "Pool", type_ = "string", json_path = ".spec.pool"),
     printcolumn(name = "Namespace", type_ = "string", json_path = ".spec.services[*].namespace"),
     printcolumn(name = "Service", type_ = "string", json_path = ".spec.services[*].name"),
+    printcolumn(name = "Sharing-Key", type_ = "string", json_path = ".spec.sharingKey", priority = 1),
     printcolumn(name = "Announcer", type_ = "string", json_path = ".status.announcers[*].node"),
     printcolumn(name = "Link", type_ = "string", json_path = ".status.announcers[*].link", priority = 1),
     printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp")
@@ -50,14 +53,46 @@ pub struct LoadBalancerIPSpec {
     )]
     pub address: String,
 
-    /// The pool it was taken from.
+    /// The pool it was taken from. Leave it out of a reservation: Landfall fills it in when a Service uses it.
+    #[serde(default)]
     #[schemars(length(max = 253))]
     pub pool: String,
 
-    /// The Services that hold it.
+    /// The Services that hold it, in the order in which they came to it. Written by Landfall alone.
     #[serde(default)]
-    #[schemars(length(max = 100))]
+    #[schemars(length(max = MAX_HOLDERS))]
     pub services: Vec<Holder>,
+
+    /// The key by which Services share it: their annotation `landfall.dev/allow-shared-ip`. Absent: it is not shared.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 253))]
+    pub sharing_key: Option<String>,
+
+    /// Set on an address that is kept whether or not a Service uses it. It is given only to a Service that asks for it
+    /// by name, or that is named here. One that is created without `services` is a reservation in any case.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[x_kube(validation = Rule::new("has(self.namespace) || !has(self.service)").message(
+        "a reservation for a Service must name its namespace too"
+    ))]
+    pub reservation: Option<Reservation>,
+}
+
+/// The most Services that may share an address: each has a port at least, and the object has to stay small.
+pub const MAX_HOLDERS: usize = 100;
+
+/// Whom an address is kept for. Empty: for any Service that asks for it.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Reservation {
+    /// Only Services of this namespace may have it. Default: those of any.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 63))]
+    pub namespace: Option<String>,
+
+    /// Only the Service of this name in that namespace may have it, and gets it without asking. Default: any that asks.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 63))]
+    pub service: Option<String>,
 }
 
 /// A Service that holds an address.
@@ -73,6 +108,11 @@ pub struct Holder {
     /// Its UID: a Service that is deleted and made again under the same name is another one.
     #[schemars(length(max = 63))]
     pub uid: String,
+    /// Of a Service that shares: a fingerprint of what it shares under (key, ports, traffic policy and selector). Of
+    /// two that do not fit together any more, the one that has changed since loses the address.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 32))]
+    pub terms: Option<String>,
 }
 
 /// Who announces the address, written by the announcer itself after the fact.
@@ -132,8 +172,12 @@ pub struct Record {
     pub deleting: bool,
     /// The pool it was taken from.
     pub pool: String,
-    /// The Services that hold it.
+    /// The Services that hold it, in the order in which they came to it.
     pub holders: Vec<Holder>,
+    /// The key by which they share it.
+    pub sharing_key: Option<String>,
+    /// Whom it is kept for, if it is a reservation.
+    pub reservation: Option<Reservation>,
     /// Who announces it, as the announcers say themselves.
     pub announcers: Vec<Announcer>,
 }
@@ -150,6 +194,8 @@ impl TryFrom<&LoadBalancerIP> for Record {
             deleting: meta.deletion_timestamp.is_some(),
             pool: object.spec.pool.clone(),
             holders: object.spec.services.clone(),
+            sharing_key: object.spec.sharing_key.clone(),
+            reservation: object.spec.reservation.clone(),
             announcers: object.status.as_ref().map(|status| status.announcers.clone()).unwrap_or_default(),
         })
     }
@@ -160,8 +206,7 @@ mod tests {
     use super::*;
 
     fn object(name: &str, address: &str) -> LoadBalancerIP {
-        let spec = LoadBalancerIPSpec { address: address.into(), pool: "lan".into(), services: vec![] };
-        LoadBalancerIP::new(name, spec)
+        LoadBalancerIP::new(name, LoadBalancerIPSpec { address: address.into(), ..LoadBalancerIPSpec::default() })
     }
 
     #[test]
@@ -175,7 +220,9 @@ mod tests {
             "spec": {
                 "address": "192.0.2.1",
                 "pool": "lan",
-                "services": [{"namespace": "default", "name": "web", "uid": "u1"}],
+                "services": [{"namespace": "default", "name": "web", "uid": "u1", "terms": "t1"}],
+                "sharingKey": "k",
+                "reservation": {"namespace": "default"},
             },
             "status": {"announcers": [{"node": "n1", "link": "eth0", "epoch": 3, "since": "1970-01-01T00:00:00Z"}]},
         }))
@@ -188,7 +235,14 @@ mod tests {
                 resource_version: "7".into(),
                 deleting: true,
                 pool: "lan".into(),
-                holders: vec![Holder { namespace: "default".into(), name: "web".into(), uid: "u1".into() }],
+                holders: vec![Holder {
+                    namespace: "default".into(),
+                    name: "web".into(),
+                    uid: "u1".into(),
+                    terms: Some("t1".into()),
+                }],
+                sharing_key: Some("k".into()),
+                reservation: Some(Reservation { namespace: Some("default".into()), service: None }),
                 announcers: vec![Announcer {
                     node: "n1".into(),
                     link: "eth0".into(),

@@ -9,6 +9,8 @@ use k8s_openapi::api::core::v1 as core;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, ObjectMeta};
 
 use crate::Malformed;
+use crate::labels::Labels;
+use crate::request::{InvalidRequest, Request};
 
 /// The class that asks for Landfall by name: `spec.loadBalancerClass: landfall.dev/landfall`.
 pub const CLASS: &str = "landfall.dev/landfall";
@@ -150,6 +152,8 @@ pub struct Service {
     pub uid: String,
     /// What a conditional write must name.
     pub resource_version: String,
+    /// Counts the changes of its spec, where the API server does so.
+    pub generation: Option<i64>,
     /// When it was created.
     pub created: Timestamp,
     /// Whether it is being deleted and waits for finalizers.
@@ -158,8 +162,12 @@ pub struct Service {
     pub is_load_balancer: bool,
     /// `spec.loadBalancerClass`.
     pub class: Option<String>,
-    /// `spec.loadBalancerIP` as written: the address that the user asks for.
-    pub requested: Option<String>,
+    /// What it asks for, or why that makes no sense.
+    pub request: Result<Request, InvalidRequest>,
+    /// Its labels.
+    pub labels: Labels,
+    /// `spec.selector`: which pods are behind it.
+    pub selector: Labels,
     /// The families it wants an address of, in its own order.
     pub families: Vec<Family>,
     /// `spec.ipFamilyPolicy`.
@@ -243,11 +251,14 @@ impl TryFrom<&core::Service> for Service {
         Ok(Self {
             uid: meta.uid.clone().unwrap_or_default(),
             resource_version: meta.resource_version.clone().unwrap_or_default(),
+            generation: meta.generation,
             created: meta.creation_timestamp.as_ref().map_or(Timestamp::UNIX_EPOCH, |time| time.0),
             deleting: meta.deletion_timestamp.is_some(),
             is_load_balancer: spec.type_.as_deref() == Some("LoadBalancer"),
             class: spec.load_balancer_class,
-            requested: spec.load_balancer_ip.filter(|address| !address.is_empty()),
+            request: Request::read(meta.annotations.as_ref(), spec.load_balancer_ip.as_deref()),
+            labels: Labels::from(meta.labels.as_ref()),
+            selector: Labels::from(spec.selector.as_ref()),
             families: families.collect(),
             family_policy: match spec.ip_family_policy.as_deref() {
                 Some("PreferDualStack") => FamilyPolicy::PreferDualStack,
@@ -281,7 +292,10 @@ mod tests {
 
     fn service(spec: serde_json::Value) -> Result<Service, Malformed> {
         let object: core::Service = serde_json::from_value(json!({
-            "metadata": {"namespace": "default", "name": "web", "uid": "u1", "resourceVersion": "7"},
+            "metadata": {
+                "namespace": "default", "name": "web", "uid": "u1", "resourceVersion": "7", "generation": 3,
+                "labels": {"tier": "front"}, "annotations": {"landfall.dev/address-pool": "lan"},
+            },
             "spec": spec,
             "status": {"loadBalancer": {"ingress": [{"ip": "192.0.2.1", "ipMode": "VIP"}]}},
         }))
@@ -293,6 +307,7 @@ mod tests {
     fn a_service_is_read_whole() {
         let read = service(json!({
             "type": "LoadBalancer",
+            "selector": {"app": "web"},
             "loadBalancerIP": "192.0.2.1",
             "externalTrafficPolicy": "Local",
             "ipFamilies": ["IPv6", "IPv4"],
@@ -307,11 +322,18 @@ mod tests {
                 key: Key::new("default", "web"),
                 uid: "u1".into(),
                 resource_version: "7".into(),
+                generation: Some(3),
                 created: Timestamp::UNIX_EPOCH,
                 deleting: false,
                 is_load_balancer: true,
                 class: None,
-                requested: Some("192.0.2.1".into()),
+                request: Ok(Request {
+                    addresses: vec!["192.0.2.1".parse().expect("address")],
+                    pool: Some("lan".into()),
+                    ..Request::default()
+                }),
+                labels: [("tier", "front")].into(),
+                selector: [("app", "web")].into(),
                 families: vec![Family::V6, Family::V4],
                 family_policy: FamilyPolicy::PreferDualStack,
                 ports: vec![port("dns", Protocol::Udp), port("dns-tcp", Protocol::Tcp)],

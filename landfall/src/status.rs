@@ -79,8 +79,8 @@ fn pools(observed: &Observed) -> Option<String> {
             pool.name_any(),
             ranges.join(", "),
             if pool.spec.auto_assign { "yes" } else { "on request" }.to_owned(),
-            status.assigned.to_string(),
-            status.available.to_string(),
+            status.assigned_ipv4.to_string(),
+            status.available_ipv4.to_string(),
             notes(unhealthy.map(|c| c.message.as_str())),
         ]
     });
@@ -191,7 +191,7 @@ mod tests {
             pools: vec![object(json!({
                 "apiVersion": "landfall.dev/v1alpha1", "kind": "IPAddressPool", "metadata": {"name": "lan"},
                 "spec": {"addresses": ["192.0.2.200-192.0.2.201"]},
-                "status": {"assigned": 1, "available": 1, "conditions": [
+                "status": {"assignedIPv4": 1, "availableIPv4": 1, "conditions": [
                     {"type": "Ready", "status": "True", "reason": "Ready", "message": "fine", "lastTransitionTime": "2026-01-01T00:00:00Z"},
                     {"type": "Overlap", "status": "True", "reason": "Overlap", "message": "shares with old", "lastTransitionTime": "2026-01-01T00:00:00Z"},
                 ]},

@@ -5,7 +5,10 @@
 
 use std::net::IpAddr;
 
-use crds::{EndpointSlice, IPAddressPool, Key, LoadBalancerIP, Malformed, Node, Record, Service, address};
+use crds::{
+    EndpointSlice, IPAddressPool, Key, LoadBalancerIP, Malformed, Namespace, Network, Node, NodeNetwork, Record,
+    Service, address,
+};
 use k8s_openapi::api::core::v1 as core;
 use k8s_openapi::api::discovery::v1 as discovery;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
@@ -78,6 +81,16 @@ pub fn endpoint_slices() -> Source<discovery::EndpointSlice, Key, EndpointSlice>
 /// Nodes.
 pub fn nodes() -> Source<core::Node, String, Node> {
     Source { key: |meta| meta.name.clone(), read: |object| Ok(Some(Node::from(object))), labels: "" }
+}
+
+/// Namespaces.
+pub fn namespaces() -> Source<core::Namespace, String, Namespace> {
+    Source { key: |meta| meta.name.clone(), read: |object| Ok(Some(Namespace::from(object))), labels: "" }
+}
+
+/// NodeNetworks, by the name of the node.
+pub fn node_networks() -> Source<NodeNetwork, String, Network> {
+    Source { key: |meta| meta.name.clone(), read: |object| Ok(Some(Network::from(object))), labels: "" }
 }
 
 /// IPAddressPools.

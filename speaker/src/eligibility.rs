@@ -147,7 +147,7 @@ mod tests {
 
     fn holder(name: &str) -> Holder {
         let (name, uid) = name.split_once('/').unwrap_or((name, "u1"));
-        Holder { namespace: "default".into(), name: name.into(), uid: uid.into() }
+        Holder { namespace: "default".into(), name: name.into(), uid: uid.into(), terms: None }
     }
 
     fn service(name: &str, traffic_policy: TrafficPolicy) -> Service {

@@ -1,7 +1,7 @@
 //! What is planned in which case. What any history comes to is in [`crate::history`].
 
 use super::*;
-use crate::fixtures::{at, holder, ip, node, pool, record, service};
+use crate::fixtures::{asking, at, holder, ip, node, pool, record, service};
 use crate::world::{Seen, World, shows};
 use crds::service::Family;
 use crds::{FamilyPolicy, IPAddressPoolStatus, Key};
@@ -62,7 +62,8 @@ fn a_new_service_gets_the_first_free_address_in_one_create_and_one_patch() {
         condition("Ready", "True", "Ready", "its addresses are given out", 9),
         condition("Overlap", "False", "NoOverlap", "no older pool has any of its addresses", 9),
     ];
-    let status = IPAddressPoolStatus { assigned: 0, available: 3, conditions };
+    let status =
+        IPAddressPoolStatus { assigned_ipv4: 0, available_ipv4: 3, conditions, ..IPAddressPoolStatus::default() };
     assert_eq!(
         plan(&world.snapshot).series,
         [
@@ -83,13 +84,13 @@ fn a_new_service_gets_the_first_free_address_in_one_create_and_one_patch() {
     world.settle();
     assert_eq!(world.seen("web"), Seen::has("192.0.2.10", "lan"));
     let status = world.snapshot.pools["lan"].status.clone().expect("a status");
-    assert_eq!((status.assigned, status.available), (1, 2));
+    assert_eq!((status.assigned_ipv4, status.available_ipv4), (1, 2));
 }
 
 #[test]
 fn the_oldest_is_served_first_and_who_asks_by_name_before_who_takes_any() {
     let mut asks = service("asks", 9);
-    asks.requested = Some("192.0.2.10".into());
+    asks.request = asking("192.0.2.10");
     let world = World::with([lan()], [service("c-old", 1), asks, service("a-young", 3), service("b-young", 3)]);
     let plan = plan(&world.snapshot);
     assert_eq!(
@@ -114,7 +115,7 @@ fn a_service_that_does_not_get_what_it_asks_for_is_told_why_and_what_to_do() {
     Arc::make_mut(&mut manual).spec.auto_assign = false;
     let asks = |address: &str| {
         let mut service = service("web", 5);
-        service.requested = Some(address.into());
+        service.request = asking(address);
         service
     };
     let mut six = service("web", 5);
@@ -275,7 +276,7 @@ fn services_of_other_classes_are_never_touched() {
     theirs.ingress = shows("192.0.2.10");
     theirs.conditions = vec![condition("example.com/Theirs", "True", "Theirs", "", 1)];
     let mut deleted = Service { key: Key::new("default", "deleted"), deleting: true, ..theirs.clone() };
-    deleted.requested = Some("192.0.2.11".into());
+    deleted.request = asking("192.0.2.11");
     let mut other = service("cluster-ip", 1);
     (other.is_load_balancer, other.finalizers) = (false, vec![FINALIZER.into()]);
     let mut world = World::with([lan()], [theirs, deleted, other]);
@@ -368,7 +369,7 @@ fn a_service_made_again_under_an_old_name_is_another_one() {
 fn a_service_that_asks_for_another_address_gets_it_before_it_loses_the_old_one() {
     let mut world = World::with([lan()], [service("web", 5)]);
     world.settle();
-    world.edit("web", |service| service.requested = Some("192.0.2.12".into()));
+    world.edit("web", |service| service.request = asking("192.0.2.12"));
     let plan = plan(&world.snapshot);
     assert_eq!(effects(&plan), ["create 192.0.2.12", "patch default/web", "event IPAllocated", "delete 192.0.2.10"]);
     world.settle();
@@ -379,7 +380,7 @@ fn a_service_that_asks_for_another_address_gets_it_before_it_loses_the_old_one()
 fn a_service_that_asks_for_what_it_cannot_get_keeps_what_it_has_and_is_told() {
     let mut world = World::with([lan()], [service("web", 5), service("other", 6)]);
     world.settle();
-    world.edit("web", |service| service.requested = Some("192.0.2.11".into()));
+    world.edit("web", |service| service.request = asking("192.0.2.11"));
     world.settle();
     let message = "False AddressInUse: spec.loadBalancerIP 192.0.2.11 is held by Service default/other; ask for another \
                    address, or leave it out; it keeps 192.0.2.10 until then";
@@ -498,7 +499,7 @@ fn a_record_that_names_one_service_by_name_and_another_by_uid_is_nobodys() {
 
 #[test]
 fn of_two_that_ask_for_one_address_the_older_gets_it() {
-    let asks = |name, created| Service { requested: Some("192.0.2.10".into()), ..service(name, created) };
+    let asks = |name, created| Service { request: asking("192.0.2.10"), ..service(name, created) };
     let mut world = World::with([lan()], [asks("a", 9), asks("b", 5)]);
     world.settle();
     assert_eq!(world.seen("b"), Seen::has("192.0.2.10", "lan"));
@@ -521,7 +522,7 @@ fn an_address_that_is_being_withdrawn_under_a_service_is_replaced_and_given_to_n
     let mut world = World::with([lan()], [service("web", 5)]);
     world.settle();
     Arc::make_mut(world.snapshot.addresses.get_mut(&ip("192.0.2.10")).expect("a record")).deleting = true;
-    let asks = Service { requested: Some("192.0.2.10".into()), ..service("asks", 9) };
+    let asks = Service { request: asking("192.0.2.10"), ..service("asks", 9) };
     world.snapshot.services.insert(asks.key.clone(), Arc::new(asks));
     world.settle();
     assert_eq!(world.seen("web").ingress, ["192.0.2.11"]);

@@ -97,7 +97,7 @@ pub fn snapshot(services: impl IntoIterator<Item = Described>) -> Snapshot {
     for Described { service, slices, holds } in services {
         for address in holds {
             let (namespace, name) = (service.key.namespace.clone(), service.key.name.clone());
-            holders.entry(address).or_default().push(Holder { namespace, name, uid: service.uid.clone() });
+            holders.entry(address).or_default().push(Holder { namespace, name, uid: service.uid.clone(), terms: None });
         }
         snapshot.slices.insert(service.key.clone(), slices.into_iter().map(Arc::new).collect());
         snapshot.services.insert(service.key.clone(), Arc::new(service));

@@ -80,7 +80,7 @@ mod tests {
         };
         let record = |address: &str, deleting: bool| {
             let address: IpAddr = address.parse().expect("address");
-            let holder = Holder { namespace: "default".into(), name: "web".into(), uid: "uid-web".into() };
+            let holder = Holder { namespace: "default".into(), name: "web".into(), uid: "uid-web".into(), terms: None };
             let record = Record {
                 address,
                 uid: String::new(),
@@ -88,6 +88,8 @@ mod tests {
                 deleting,
                 pool: "lan".into(),
                 holders: vec![holder],
+                sharing_key: None,
+                reservation: None,
                 announcers: vec![],
             };
             (address, Arc::new(record))

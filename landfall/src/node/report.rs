@@ -151,6 +151,8 @@ mod tests {
             deleting: false,
             pool: "lan".into(),
             holders: vec![],
+            sharing_key: None,
+            reservation: None,
             announcers: written.to_vec(),
         };
         let records = [(LB_IP.into(), Arc::new(record))].into();

@@ -1,0 +1,93 @@
+//! Labels, and selectors of them.
+
+use std::collections::BTreeMap;
+
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector;
+use kube::core::{ParseExpressionError, Selector, SelectorExt};
+
+/// Labels of an object, by name. Tens of thousands of objects are kept, and few labels each: so in no more memory than
+/// they need.
+#[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Labels(Box<[(Box<str>, Box<str>)]>);
+
+impl Labels {
+    /// As a map.
+    pub fn to_map(&self) -> BTreeMap<String, String> {
+        self.iter().map(|(name, value)| (name.to_owned(), value.to_owned())).collect()
+    }
+
+    /// Name and value of each, in order of the names.
+    pub fn iter(&self) -> impl Iterator<Item = (&str, &str)> {
+        self.0.iter().map(|(name, value)| (&**name, &**value))
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// Whether one of these selectors matches. Of an empty list none does.
+    pub fn match_any(&self, selectors: &[Selector]) -> bool {
+        !selectors.is_empty() && {
+            let labels = self.to_map();
+            selectors.iter().any(|selector| selector.matches(&labels))
+        }
+    }
+}
+
+impl From<Option<&BTreeMap<String, String>>> for Labels {
+    fn from(labels: Option<&BTreeMap<String, String>>) -> Self {
+        let pairs = labels.into_iter().flatten();
+        Self(pairs.map(|(name, value)| (name.as_str().into(), value.as_str().into())).collect())
+    }
+}
+
+impl<const N: usize> From<[(&str, &str); N]> for Labels {
+    fn from(labels: [(&str, &str); N]) -> Self {
+        let labels = labels.into_iter().map(|(name, value)| (name.to_owned(), value.to_owned())).collect();
+        Self::from(Some(&labels))
+    }
+}
+
+/// What this selector selects; an empty one selects everything.
+///
+/// # Errors
+/// If it has an operator that does not exist, which the API server does not check in our objects.
+pub fn selector(written: &LabelSelector) -> Result<Selector, ParseExpressionError> {
+    written.clone().try_into()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn labels_match_a_list_of_selectors_when_they_match_one() {
+        let labels = Labels::from([("app", "web"), ("tier", "front")]);
+        let selectors = |written: serde_json::Value| -> Vec<Selector> {
+            let written: Vec<LabelSelector> = serde_json::from_value(written).expect("selectors");
+            written.iter().map(|written| selector(written).expect("a selector")).collect()
+        };
+        for (written, matches) in [
+            (json!([]), false),
+            (json!([{}]), true),
+            (json!([{"matchLabels": {"app": "web"}}]), true),
+            (json!([{"matchLabels": {"app": "web", "tier": "back"}}]), false),
+            (
+                json!([{"matchLabels": {"app": "db"}}, {"matchExpressions": [{"key": "tier", "operator": "Exists"}]}]),
+                true,
+            ),
+            (json!([{"matchExpressions": [{"key": "tier", "operator": "NotIn", "values": ["front"]}]}]), false),
+        ] {
+            assert_eq!(labels.match_any(&selectors(written.clone())), matches, "{written}");
+        }
+    }
+
+    #[test]
+    fn an_operator_that_does_not_exist_is_refused() {
+        let written = json!({"matchExpressions": [{"key": "tier", "operator": "Like", "values": ["f"]}]});
+        let written: LabelSelector = serde_json::from_value(written).expect("a selector");
+        assert!(selector(&written).is_err());
+    }
+}
