@@ -102,8 +102,10 @@ pub(crate) async fn run(connection: &Connection, options: Options) -> Result<()>
     tasks.spawn(report.run(announced, wake.listener()));
     let (left, has_left) = oneshot::channel();
     tasks.spawn({
-        let config = speaker::Config::new(&cluster, &options.node_name, incarnation());
-        let inputs = speaker::Inputs { snapshot: for_speaker, forwarded: announceable };
+        let authentication = speaker::Authentication::Off;
+        let config = speaker::Config::new(&cluster, &options.node_name, incarnation(), authentication);
+        let (_, keys) = watch::channel(Arc::default());
+        let inputs = speaker::Inputs { snapshot: for_speaker, forwarded: announceable, keys };
         let outputs = speaker::Outputs { announcements, counters };
         let leave = Arc::clone(&leave);
         async move {

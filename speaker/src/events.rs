@@ -130,10 +130,16 @@ pub struct Dropped {
     pub version: u64,
     /// Of another cluster.
     pub cluster: u64,
+    /// Without a seal by a key of ours.
+    pub unsealed: u64,
+    /// With a seal that is wrong, or from another station than the one that sealed it.
+    pub forged: u64,
+    /// Older than what was heard of the same speaker already: recorded and sent again, or overtaken on its way.
+    pub replayed: u64,
+    /// Of a speaker that has not proved yet that it is there now: a few when one starts. More are recorded ones.
+    pub unproven: u64,
     /// Under the name of this node.
     pub twin: u64,
-    /// Overtaken by a later one, or of a speaker that has been replaced.
-    pub stale: u64,
     /// Of one node too many.
     pub crowded: u64,
     /// Received while the loop slept.

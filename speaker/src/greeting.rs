@@ -1,15 +1,17 @@
 //! What is said to the peers on a link, and when: one Hello an interval, sooner if something changed, with those claims
-//! that changed or were asked for.
+//! that changed or were asked for. What is too much for one packet goes in several.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::time::Duration;
 
 use crate::claims::{self, Claims, Page};
-use crate::hello::{self, Heard, Hello, MAX_PAYLOAD, PAGE_OVERHEAD, Packet};
+use crate::hello::{self, Heard, Hearing, MAX_PAYLOAD, PAGE_OVERHEAD, Packet, size};
 use crate::liveness::Standing;
 use crate::machine::Config;
-use crate::peer::Peer;
+use crate::meeting::{self, Meetings};
+use crate::peer::{MAX_PARTS, Peer};
+use crate::placement::Mac;
 use crate::segment::Context;
 
 /// Changes make a Hello come sooner, but not sooner than this part of an interval after the last one.
@@ -24,6 +26,8 @@ pub struct State {
     first: Duration,
     /// Whether there is news.
     hasty: bool,
+    /// What we are called on this link.
+    incarnation: u64,
     sequence: u64,
     /// Addresses whose claim changed since the last Hello.
     changed: BTreeSet<IpAddr>,
@@ -33,8 +37,19 @@ pub struct State {
 
 impl State {
     /// Nothing was said yet; the first Hello is due now.
-    pub fn new(now: Duration) -> Self {
-        Self { last: None, first: now, hasty: false, sequence: 0, changed: BTreeSet::new(), asked: 0 }
+    pub fn new(now: Duration, incarnation: u64) -> Self {
+        let (last, first, hasty) = (None, now, false);
+        Self { last, first, hasty, incarnation, sequence: 0, changed: BTreeSet::new(), asked: 0 }
+    }
+
+    /// What we are called on this link.
+    pub fn incarnation(&self) -> u64 {
+        self.incarnation
+    }
+
+    /// Whether `met` repeats what we have said just now.
+    pub fn is_repeated(&self, met: &[hello::Met]) -> bool {
+        meeting::proves(met, self.incarnation, self.sequence)
     }
 
     /// Others should hear from us soon.
@@ -54,8 +69,9 @@ impl State {
     }
 
     /// A peer said whose claims it wants to be told again.
-    pub fn asked(&mut self, wanted: &[hello::Wanted], me: u64) {
-        for wanted in wanted.iter().filter(|wanted| wanted.incarnation == me) {
+    pub fn asked(&mut self, wanted: &[hello::Wanted]) {
+        let me = hello::id(self.incarnation);
+        for wanted in wanted.iter().filter(|wanted| wanted.id == me) {
             self.asked |= wanted.buckets;
         }
     }
@@ -71,8 +87,8 @@ impl State {
         now >= self.due(config)
     }
 
-    /// The Hello and, before it, the pages that go with it: whoever gets all of it finds nothing to ask for.
-    pub fn packets(&mut self, context: &Context<'_>, own: &mut Claims, peers: &BTreeMap<String, Peer>) -> Vec<Packet> {
+    /// The Hello and, before it, the parts that go with it: whoever gets all of it finds nothing to ask for.
+    pub fn packets(&mut self, context: &Context<'_>, mac: Mac, own: &mut Claims, others: &Others<'_>) -> Vec<Packet> {
         let config = context.config;
         (self.last, self.hasty) = (Some(context.now), false);
         // One number for all of them: they may overtake each other.
@@ -90,67 +106,221 @@ impl State {
             // So few that they are told each time.
             buckets = 1;
         }
-        let room = MAX_PAYLOAD - hello::overhead(&config.node);
+        let room = MAX_PAYLOAD - context.keys.size(context.now) - hello::overhead(&config.node);
         let asked = (0..1 << bits).filter(|bucket| buckets & 1 << bucket != 0);
         let pages: Vec<Page> = asked.flat_map(|bucket| own.pages(bucket, room - PAGE_OVERHEAD)).collect();
-
-        let digests = own.digests().to_vec();
-        let room_for_lists = room - digests.len() * 4;
-        // TODO(correctness): with more than about 80 peers on a link the list has to be told in parts; and the interval
-        // has to grow with their number.
-        let mut heard: Vec<Heard> = peers
-            .values()
-            .filter(|peer| peer.standing != Standing::Dead && peer.liveness.is_heard(context.now))
-            .map(|peer| Heard { incarnation: peer.incarnation, age: peer.liveness.age(context.now) })
-            .collect();
-        heard.truncate(room_for_lists / 10);
-        let unread = peers.values().filter(|peer| peer.standing != Standing::Dead && peer.unread.0 != 0);
-        let mut wanted: Vec<hello::Wanted> =
-            unread.map(|peer| hello::Wanted { incarnation: peer.incarnation, buckets: peer.unread.0 }).collect();
-        wanted.truncate((room_for_lists - heard.len() * 10) / 24);
-        let left = room_for_lists - heard.len() * 10 - wanted.len() * 24;
-
-        let riding = pages.iter().map(size).sum::<usize>() <= left;
-        let mut packets = if riding { vec![] } else { self.packed(context, &pages, room, bits) };
-        let mut last = self.packet(context, bits);
-        last.pages = if riding { pages } else { vec![] };
-        last.hello = Some(Hello { heard, wanted, digests });
-        packets.push(last);
-        packets
-    }
-
-    /// `pages` in as few packets as they fit in, in their order.
-    fn packed(&self, context: &Context<'_>, pages: &[Page], room: usize, bits: u8) -> Vec<Packet> {
-        let mut packets: Vec<Packet> = Vec::new();
-        let mut left = 0;
-        for page in pages {
-            if size(page) > left {
-                packets.push(self.packet(context, bits));
-                left = room;
-            }
-            left = left.saturating_sub(size(page));
-            packets.last_mut().expect("invariant: the first page opens a packet").pages.push(page.clone());
-        }
-        packets
-    }
-
-    fn packet(&self, context: &Context<'_>, bits: u8) -> Packet {
-        let config = context.config;
-        Packet {
+        let empty = Packet {
             cluster: config.cluster,
             node: config.node.clone(),
-            incarnation: config.incarnation,
+            mac,
+            incarnation: self.incarnation,
             sequence: self.sequence,
+            part: 0,
             interval: config.interval,
             leaving: context.leaving,
             blind: context.snapshot.is_none(),
-            hello: None,
+            heard: Hearing { all: 0, from: 1, to: 0, peers: vec![] },
+            met: vec![],
+            probed: vec![],
+            wanted: vec![],
             bits,
+            digests: None,
             pages: vec![],
-        }
+        };
+        packed(empty, own.digests().to_vec(), others.lists(context.now), pages, room)
     }
 }
 
-fn size(page: &Page) -> usize {
+/// Those of whom a Hello tells.
+pub struct Others<'a> {
+    /// The peers.
+    pub peers: &'a BTreeMap<String, Peer>,
+    /// Those who aren't believed yet.
+    pub meetings: &'a Meetings,
+}
+
+/// What there is to say of others.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+struct Lists {
+    /// By id.
+    heard: Vec<Heard>,
+    met: Vec<hello::Met>,
+    wanted: Vec<hello::Wanted>,
+}
+
+impl Others<'_> {
+    fn lists(&self, now: Duration) -> Lists {
+        let counting = || self.peers.values().filter(|peer| peer.standing != Standing::Dead);
+        let id = |peer: &Peer| hello::id(peer.incarnation);
+        let heard = counting().filter(|peer| peer.liveness.is_heard(now));
+        let mut heard: Vec<Heard> = heard.map(|peer| Heard { id: id(peer), age: peer.liveness.age(now) }).collect();
+        heard.sort_unstable_by_key(|heard| heard.id);
+        // Who doesn't list us may have lost sight of us, and want a proof that we are there.
+        let unsure = counting().filter(|peer| !peer.lists_us);
+        let unsure = unsure.map(|peer| hello::Met { id: id(peer), sequence: peer.sequence as u32 });
+        let met = self.meetings.told(now).chain(unsure).collect();
+        let unread = counting().filter(|peer| peer.unread.0 != 0);
+        let wanted = unread.map(|peer| hello::Wanted { id: id(peer), buckets: peer.unread.0 }).collect();
+        Lists { heard, met, wanted }
+    }
+}
+
+impl Lists {
+    fn size(&self) -> usize {
+        self.heard.len() * size::HEARD + self.met.len() * size::MET + self.wanted.len() * size::WANTED
+    }
+}
+
+/// All there is to say in as few packets as it fits in, of `room` bytes each, the Hello last. `empty` is how they begin.
+fn packed(empty: Packet, digests: Vec<u32>, lists: Lists, pages: Vec<Page>, room: usize) -> Vec<Packet> {
+    let mut left = room - digests.len() * size::DIGEST;
+    let all = u16::try_from(lists.heard.len()).unwrap_or(u16::MAX);
+    let mut hello = Packet { digests: Some(digests), ..empty.clone() };
+    hello.heard.all = all;
+    let mut parts: Vec<Packet> = Vec::new();
+    if lists.size() <= left {
+        left -= lists.size();
+        hello.heard = Hearing { all, from: 0, to: u32::MAX, peers: lists.heard };
+        (hello.met, hello.wanted) = (lists.met, lists.wanted);
+    } else {
+        let pieces = hearings(&lists.heard, room / size::HEARD).into_iter();
+        parts.extend(pieces.map(|heard| Packet { heard, ..empty.clone() }));
+        // Half a packet for each. Those who find no room have their turn another time.
+        let (mut met, mut wanted) = (lists.met, lists.wanted);
+        turn(&mut met, room / 2 / size::MET, empty.sequence);
+        turn(&mut wanted, room / 2 / size::WANTED, empty.sequence);
+        if !met.is_empty() || !wanted.is_empty() {
+            parts.push(Packet { heard: hello.heard.clone(), met, wanted, ..empty.clone() });
+        }
+    }
+    if pages.iter().map(page_size).sum::<usize>() <= left {
+        hello.pages = pages;
+    } else {
+        let mut left = 0;
+        for page in pages {
+            if page_size(&page) > left {
+                parts.push(Packet { heard: hello.heard.clone(), ..empty.clone() });
+                left = room - hello.heard.peers.len() * size::HEARD;
+            }
+            left = left.saturating_sub(page_size(&page));
+            parts.last_mut().expect("invariant: the first page opens a packet").pages.push(page);
+        }
+    }
+    // Claims that are left out are asked for.
+    parts.truncate(MAX_PARTS - 1);
+    for (part, packet) in (1..).zip(&mut parts) {
+        packet.part = part;
+    }
+    parts.push(hello);
+    parts
+}
+
+/// `heard`, which is sorted, in pieces that together say something of every id.
+fn hearings(heard: &[Heard], most: usize) -> Vec<Hearing> {
+    let all = u16::try_from(heard.len()).unwrap_or(u16::MAX);
+    let mut pieces: Vec<Hearing> = Vec::new();
+    for peers in heard.chunks(most) {
+        let from = pieces.last().map_or(0, |before| before.to.saturating_add(1));
+        let to = peers.last().map_or(u32::MAX, |last| last.id);
+        pieces.push(Hearing { all, from, to, peers: peers.to_vec() });
+    }
+    match pieces.last_mut() {
+        Some(last) => last.to = u32::MAX,
+        None => pieces.push(Hearing { all, from: 0, to: u32::MAX, peers: vec![] }),
+    }
+    pieces
+}
+
+/// Leaves `most` of `list`, others each time.
+fn turn<T>(list: &mut Vec<T>, most: usize, sequence: u64) {
+    if list.len() > most {
+        let by = (sequence as usize).wrapping_mul(most) % list.len();
+        list.rotate_left(by);
+        list.truncate(most);
+    }
+}
+
+fn page_size(page: &Page) -> usize {
     PAGE_OVERHEAD + page.claims.iter().map(|(lb_ip, _)| claims::size(*lb_ip)).sum::<usize>()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::collection::{btree_set, vec};
+    use proptest::prelude::*;
+
+    const ROOM: usize = 1000;
+
+    fn empty() -> Packet {
+        Packet {
+            cluster: 1,
+            node: "n1".into(),
+            mac: Mac([2, 0, 0, 0, 0, 1]),
+            incarnation: 2,
+            sequence: 3,
+            part: 0,
+            interval: Config::INTERVAL,
+            leaving: false,
+            blind: false,
+            heard: Hearing { all: 0, from: 1, to: 0, peers: vec![] },
+            met: vec![],
+            probed: vec![],
+            wanted: vec![],
+            bits: 7,
+            digests: None,
+            pages: vec![],
+        }
+    }
+
+    proptest! {
+        /// However much there is, all of those who are heard are told, each id is spoken of exactly once or in every
+        /// packet alike, and nothing is too large.
+        #[test]
+        fn everything_fits_however_much_it_is(
+            ids in btree_set(any::<u32>(), 0..800),
+            met in 0u32..400,
+            wanted in 0u32..200,
+            pages in vec(0u32..70, 0..40),
+            asked in any::<u32>(),
+        ) {
+            let heard: Vec<Heard> = ids.iter().map(|id| Heard { id: *id, age: Duration::ZERO }).collect();
+            let lists = Lists {
+                heard: heard.clone(),
+                met: (0..met).map(|id| hello::Met { id, sequence: 0 }).collect(),
+                wanted: (0..wanted).map(|id| hello::Wanted { id, buckets: 1 }).collect(),
+            };
+            let claim = claims::Claim { epoch: 1, backed: true, held: true };
+            let page = |n: u32| Page { from: 0, to: n, claims: (0..n).map(|n| (IpAddr::from(n.to_be_bytes()), claim)).collect() };
+            let pages: Vec<Page> = pages.into_iter().map(page).collect();
+            let packets = packed(empty(), vec![0; 128], lists, pages.clone(), ROOM);
+            let most = ROOM + hello::overhead("n1");
+            prop_assert!(packets.iter().all(|packet| packet.encode().len() <= most));
+            let (hello, parts) = packets.split_last().expect("a Hello");
+            prop_assert!(hello.digests.is_some() && hello.part == 0);
+            prop_assert!(parts.iter().all(|part| part.digests.is_none() && part.part > 0));
+            prop_assert!(packets.iter().all(|packet| packet.heard.all as usize == ids.len()));
+            let about: Vec<&Packet> = packets.iter().filter(|packet| packet.heard.covers(asked)).collect();
+            prop_assert!(!about.is_empty());
+            for packet in about {
+                prop_assert_eq!(packet.heard.peers.iter().any(|heard| heard.id == asked), ids.contains(&asked));
+            }
+            let told: BTreeSet<u32> = packets.iter().flat_map(|packet| &packet.heard.peers).map(|heard| heard.id).collect();
+            prop_assert_eq!(told, ids);
+            let told: Vec<Page> = packets.into_iter().flat_map(|packet| packet.pages).collect();
+            prop_assert_eq!(told, pages);
+        }
+    }
+
+    #[test]
+    fn who_finds_no_room_has_a_turn_later() {
+        let turns = |sequence| {
+            let mut list: Vec<u32> = (0..10).collect();
+            turn(&mut list, 4, sequence);
+            list
+        };
+        let told: BTreeSet<u32> = (5..8).flat_map(turns).collect();
+        assert_eq!(told.len(), 10);
+        assert_eq!((turns(0), turns(1)), (vec![0, 1, 2, 3], vec![4, 5, 6, 7]));
+    }
 }

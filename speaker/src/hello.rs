@@ -1,46 +1,59 @@
 //! The wire format of what speakers say to each other.
 //!
-//! Two kinds of packets have the same header. A *Hello* goes out once an interval: whom its sender hears, and the digests
-//! of its claims ([`crate::claims`]). *Pages* carry claims, when they changed or were asked for; a few claims ride in the
-//! Hello itself. All numbers are big-endian.
+//! Two kinds of packets have the same header and the same lists. A *Hello* goes out once an interval, with the digests of
+//! its sender's claims ([`crate::claims`]). What doesn't fit into it goes before it in *parts* of the same number: claims
+//! that changed or were asked for, and the rest of long lists. All numbers are big-endian.
 //!
 //! ```text
-//!   0  magic "LF"  version  kind (1 Hello, 2 Pages)   | 30  flags (1 leaving, 2 blind)
-//!   4  cluster (hash of its identity, 8 bytes)        | 31  length of the name, name of the node
-//!  12  incarnation (random at each start, 8 bytes)    |
-//!  20  sequence (8 bytes)                             |
-//!  28  interval in ms (2 bytes)                       |
-//!  then, in a Hello
-//!      count (2), heard:  incarnation (8), age in ms (2)            whom I hear, and when I last did
-//!      count (2), wanted: incarnation (8), buckets (16)             whose claims I know wrong, and which
-//!      bits (1), digests (4 each, 1 << bits of them)                my claims
-//!  then, in both
-//!      bits (1), count (2), pages: from (4), to (4), IPv4 (2), IPv6 (2), then claims: address (4 or 16), epoch (8)
-//!      length (1), trailer: room for authentication
+//!   0  magic "LF"  version  kind (1 Hello, 2 part)    | 30  interval in ms (2 bytes)
+//!   4  cluster (hash of its identity, 8 bytes)        | 32  MAC address of the sender (6 bytes)
+//!  12  incarnation (random at each start, 8 bytes)    | 38  flags (1 leaving, 2 blind)
+//!  20  sequence (8 bytes)                             | 39  length of the name, name of the node
+//!  28  part (2 bytes)                                 |
+//!  then
+//!      hears (2)                                      how many I hear
+//!      from (4), to (4), count (2), heard: id (4), age in ms (2)    whom of these ids I hear, and when I last did
+//!      count (2), met: id (4), sequence (4)           who may not know that I hear it, and what I heard (see [`crate::meeting`])
+//!      count (2), probed: id (4)                      who is to answer at once
+//!      count (2), wanted: id (4), buckets (16)        whose claims I know wrong, and which
+//!      bits (1)                                       my claims have 1 << bits buckets
+//!      digests (4 each, 1 << bits of them)            only in a Hello
+//!      count (2), pages: from (4), to (4), IPv4 (2), IPv6 (2), then claims: address (4 or 16), epoch (8)
+//!      length (1), trailer: what a later version may add
 //! ```
 //!
-//! The highest bit of an epoch says that the claim is backed, the next one that it is over. A packet of another version is dropped and counted: a change
-//! that old speakers cannot read needs a new version, and during an upgrade both are spoken. Bits of flags and a trailer
-//! that a speaker does not know are ignored.
+//! An *id* stands for an incarnation ([`id`]): with 1,000 speakers on a link, two have the same once in 8,000 starts of all of
+//! them, and then each may be taken to hear what only the other one hears, until one restarts.
+//!
+//! The highest bit of an epoch says that the claim is backed, the next one that it is over. A packet of another version is
+//! dropped and counted: a change that old speakers cannot read needs a new version, and during an upgrade both are spoken.
+//! Bits of flags and a trailer that a speaker does not know are ignored. Around all this is the seal ([`crate::auth`]).
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::time::Duration;
 
 use crate::claims::{Claim, MAX_BITS, MAX_EPOCH, Page};
+use crate::hash;
+use crate::placement::Mac;
 
 /// More than this is never sent in one packet: it fits an MTU of 1500 with room for tunnels and a trailer.
 pub const MAX_PAYLOAD: usize = 1400;
 
 /// The version that is spoken here.
-pub const VERSION: u8 = 1;
+pub const VERSION: u8 = 2;
 
 const MAGIC: [u8; 2] = *b"LF";
 const HELLO: u8 = 1;
-const PAGES: u8 = 2;
+const PART: u8 = 2;
 const LEAVING: u8 = 1;
 const BLIND: u8 = 2;
 const BACKED: u64 = 1 << 63;
 const OVER: u64 = 1 << 62;
+
+/// What an incarnation is called where 8 bytes are too many.
+pub fn id(incarnation: u64) -> u32 {
+    (hash::mix(incarnation) >> 32) as u32
+}
 
 /// A packet between speakers.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -49,50 +62,79 @@ pub struct Packet {
     pub cluster: u64,
     /// The sender's node.
     pub node: String,
-    /// Chosen at random when the sender started: a restarted speaker is another one.
+    /// The sender's address on the link, which the frame has to come from: the frame itself isn't sealed.
+    pub mac: Mac,
+    /// Chosen at random when the sender started, another one for each of its links: a restarted speaker is another one.
     pub incarnation: u64,
-    /// Grows with each Hello that the sender sends on this link. The pages that go with a Hello have the same number: they
-    /// speak of different claims, so their order doesn't matter.
+    /// Grows with each Hello that the sender sends on this link.
     pub sequence: u64,
-    /// How often the sender says Hello. A whole number of milliseconds, up to 65 seconds.
+    /// Tells the parts of a Hello apart. They speak of different things, so their order doesn't matter.
+    pub part: u16,
+    /// How long the sender waits until its next Hello, at most. A whole number of milliseconds, up to 65 seconds.
     pub interval: Duration,
     /// The sender is about to go: whatever it claims is for others to take.
     pub leaving: bool,
     /// The sender doesn't know which addresses there are, and claims none.
     pub blind: bool,
-    /// What makes it a Hello.
-    pub hello: Option<Hello>,
+    /// Whom the sender hears, or a part of them.
+    pub heard: Hearing,
+    /// Those who may not know that they are heard.
+    pub met: Vec<Met>,
+    /// The ids of those who are to answer at once.
+    pub probed: Vec<u32>,
+    /// Which claims the sender wants to be told again.
+    pub wanted: Vec<Wanted>,
     /// How many bits of the hash tell the sender's buckets apart.
     pub bits: u8,
+    /// What makes it a Hello: the digests of the sender's claims, `1 << bits` of them.
+    pub digests: Option<Vec<u32>>,
     /// Claims of the sender.
     pub pages: Vec<Page>,
 }
 
-/// What is in a Hello beyond the header.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Hello {
-    /// Whom the sender hears on this link.
-    pub heard: Vec<Heard>,
-    /// Which claims the sender wants to be told again.
-    pub wanted: Vec<Wanted>,
-    /// The digests of the sender's claims, `1 << bits` of them.
-    pub digests: Vec<u32>,
+/// Whom of a range of ids the sender of a packet hears: who isn't in here isn't heard.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Hearing {
+    /// How many it hears in all, in this range or not.
+    pub all: u16,
+    /// The lowest id.
+    pub from: u32,
+    /// The highest id. Less than the lowest one: the packet says nothing of whom it hears.
+    pub to: u32,
+    /// Those that it hears.
+    pub peers: Vec<Heard>,
 }
 
-/// Somebody whom the sender of a Hello hears.
+impl Hearing {
+    /// Whether it says anything about this id.
+    pub fn covers(&self, id: u32) -> bool {
+        (self.from..=self.to).contains(&id)
+    }
+}
+
+/// Somebody whom the sender of a packet hears.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Heard {
-    /// Its incarnation.
-    pub incarnation: u64,
+    /// Who.
+    pub id: u32,
     /// How long ago the sender heard it last. A whole number of milliseconds, up to 65 seconds.
     pub age: Duration,
 }
 
-/// Claims that the sender of a Hello wants to be told again.
+/// Somebody who may not know that the sender of a packet hears it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Met {
+    /// Who.
+    pub id: u32,
+    /// The last bits of the sequence of a packet of it.
+    pub sequence: u32,
+}
+
+/// Claims that the sender of a packet wants to be told again.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Wanted {
-    /// The incarnation whose claims they are.
-    pub incarnation: u64,
+    /// Whose claims they are.
+    pub id: u32,
     /// Which of its buckets, one bit each.
     pub buckets: u128,
 }
@@ -114,9 +156,39 @@ pub enum Malformed {
     Invalid(&'static str),
 }
 
-/// The size of a packet with that node name and no content: what is left of [`MAX_PAYLOAD`] is room.
+/// The size of a packet with that node name and no content: what is left of [`MAX_PAYLOAD`], apart from seals, is room.
 pub fn overhead(node: &str) -> usize {
-    32 + node.len() + 2 + 2 + 1 + 1 + 2 + 1
+    40 + node.len() + 2 + 4 + 4 + 2 + 2 + 2 + 2 + 1 + 2 + 1
+}
+
+/// How many bytes one entry of each list takes.
+pub mod size {
+    /// Of those who are heard.
+    pub const HEARD: usize = 4 + 2;
+    /// Of those who are met.
+    pub const MET: usize = 4 + 4;
+    /// Of those who are probed.
+    pub const PROBED: usize = 4;
+    /// Of those whose claims are wanted.
+    pub const WANTED: usize = 4 + 16;
+    /// Of the digests.
+    pub const DIGEST: usize = 4;
+}
+
+/// The cluster that bytes come from: what can be known of them before they are believed.
+///
+/// # Errors
+/// If they are no packet of a version that is spoken here.
+pub fn cluster(bytes: &[u8]) -> Result<u64, Malformed> {
+    let mut input = Input(bytes);
+    if input.take()? != MAGIC {
+        return Err(Malformed::Foreign);
+    }
+    let [version, _] = input.take()?;
+    if version != VERSION {
+        return Err(Malformed::Version(version));
+    }
+    input.u64()
 }
 
 impl Packet {
@@ -124,33 +196,23 @@ impl Packet {
     pub fn encode(&self) -> Vec<u8> {
         let mut out = Vec::with_capacity(MAX_PAYLOAD);
         out.extend(MAGIC);
-        out.extend([VERSION, if self.hello.is_some() { HELLO } else { PAGES }]);
+        out.extend([VERSION, if self.digests.is_some() { HELLO } else { PART }]);
         out.extend(self.cluster.to_be_bytes());
         out.extend(self.incarnation.to_be_bytes());
         out.extend(self.sequence.to_be_bytes());
+        out.extend(self.part.to_be_bytes());
         out.extend(millis(self.interval).to_be_bytes());
+        out.extend(self.mac.0);
         out.push(if self.leaving { LEAVING } else { 0 } | if self.blind { BLIND } else { 0 });
         // A node's name is a DNS subdomain: 253 bytes at most.
         let name = &self.node.as_bytes()[..self.node.len().min(255)];
         out.push(name.len() as u8);
         out.extend(name);
-        if let Some(hello) = &self.hello {
-            out.extend(count(hello.heard.len()));
-            for heard in &hello.heard {
-                out.extend(heard.incarnation.to_be_bytes());
-                out.extend(millis(heard.age).to_be_bytes());
-            }
-            out.extend(count(hello.wanted.len()));
-            for wanted in &hello.wanted {
-                out.extend(wanted.incarnation.to_be_bytes());
-                out.extend(wanted.buckets.to_be_bytes());
-            }
-            out.push(self.bits);
-            for digest in &hello.digests {
-                out.extend(digest.to_be_bytes());
-            }
-        }
+        self.encode_lists(&mut out);
         out.push(self.bits);
+        for digest in self.digests.iter().flatten() {
+            out.extend(digest.to_be_bytes());
+        }
         out.extend(count(self.pages.len()));
         for page in &self.pages {
             encode_page(page, &mut out);
@@ -159,60 +221,79 @@ impl Packet {
         out
     }
 
+    fn encode_lists(&self, out: &mut Vec<u8>) {
+        out.extend(self.heard.all.to_be_bytes());
+        out.extend(self.heard.from.to_be_bytes());
+        out.extend(self.heard.to.to_be_bytes());
+        out.extend(count(self.heard.peers.len()));
+        for heard in &self.heard.peers {
+            out.extend(heard.id.to_be_bytes());
+            out.extend(millis(heard.age).to_be_bytes());
+        }
+        out.extend(count(self.met.len()));
+        for met in &self.met {
+            out.extend(met.id.to_be_bytes());
+            out.extend(met.sequence.to_be_bytes());
+        }
+        out.extend(count(self.probed.len()));
+        for probed in &self.probed {
+            out.extend(probed.to_be_bytes());
+        }
+        out.extend(count(self.wanted.len()));
+        for wanted in &self.wanted {
+            out.extend(wanted.id.to_be_bytes());
+            out.extend(wanted.buckets.to_be_bytes());
+        }
+    }
+
     /// Reads a packet.
     ///
     /// # Errors
     /// If the bytes are none. Whatever they are, reading never panics and allocates no more than they are long.
     pub fn decode(bytes: &[u8]) -> Result<Self, Malformed> {
+        let cluster = cluster(bytes)?;
         let mut input = Input(bytes);
-        if input.take()? != MAGIC {
-            return Err(Malformed::Foreign);
-        }
-        let [version, kind] = input.take()?;
-        if version != VERSION {
-            return Err(Malformed::Version(version));
-        }
-        let (cluster, incarnation, sequence) = (input.u64()?, input.u64()?, input.u64()?);
+        let [_, _, _, kind] = input.take()?;
+        let (_, incarnation, sequence) = (input.u64()?, input.u64()?, input.u64()?);
+        let part = input.u16()?;
         let interval = Duration::from_millis(input.u16()?.into());
+        let mac = Mac(input.take()?);
         let [flags, length] = input.take()?;
         let node = std::str::from_utf8(input.slice(length.into())?).map_err(|_| Malformed::Invalid("the name"))?;
         if node.is_empty() {
             return Err(Malformed::Invalid("an empty name"));
         }
-        let hello = match kind {
-            HELLO => Some(decode_hello(&mut input)?),
-            PAGES => None,
-            _ => return Err(Malformed::Invalid("the kind")),
-        };
+        let (all, from, to) = (input.u16()?, input.u32()?, input.u32()?);
+        let peers =
+            input.list(|input| Ok(Heard { id: input.u32()?, age: Duration::from_millis(input.u16()?.into()) }))?;
+        let heard = Hearing { all, from, to, peers };
+        let met = input.list(|input| Ok(Met { id: input.u32()?, sequence: input.u32()? }))?;
+        let probed = input.list(Input::u32)?;
+        let wanted =
+            input.list(|input| Ok(Wanted { id: input.u32()?, buckets: u128::from_be_bytes(input.take()?) }))?;
         let [bits] = input.take()?;
-        if bits > MAX_BITS || hello.as_ref().is_some_and(|hello| hello.digests.len() != 1 << bits) {
+        if bits > MAX_BITS {
             return Err(Malformed::Invalid("the number of buckets"));
         }
-        let pages = (0..input.u16()?).map(|_| decode_page(&mut input)).collect::<Result<_, _>>()?;
+        let digests = match kind {
+            HELLO => Some((0..1 << bits).map(|_| input.u32()).collect::<Result<_, _>>()?),
+            PART => None,
+            _ => return Err(Malformed::Invalid("the kind")),
+        };
+        let pages = input.list(decode_page)?;
         let [trailer] = input.take()?;
         input.slice(trailer.into())?;
         if !input.0.is_empty() {
             return Err(Malformed::Invalid("what follows the end"));
         }
-        let (leaving, blind) = (flags & LEAVING != 0, flags & BLIND != 0);
-        let node = node.to_owned();
-        Ok(Self { cluster, node, incarnation, sequence, interval, leaving, blind, hello, bits, pages })
+        let (leaving, blind, node) = (flags & LEAVING != 0, flags & BLIND != 0, node.to_owned());
+        #[rustfmt::skip]
+        let packet = Self {
+            cluster, node, mac, incarnation, sequence, part, interval, leaving, blind, heard, met, probed, wanted, bits, digests,
+            pages,
+        };
+        Ok(packet)
     }
-}
-
-fn decode_hello(input: &mut Input<'_>) -> Result<Hello, Malformed> {
-    let heard = (0..input.u16()?)
-        .map(|_| Ok(Heard { incarnation: input.u64()?, age: Duration::from_millis(input.u16()?.into()) }))
-        .collect::<Result<_, _>>()?;
-    let wanted = (0..input.u16()?)
-        .map(|_| Ok(Wanted { incarnation: input.u64()?, buckets: u128::from_be_bytes(input.take()?) }))
-        .collect::<Result<_, _>>()?;
-    let [bits] = input.take()?;
-    if bits > MAX_BITS {
-        return Err(Malformed::Invalid("the number of digests"));
-    }
-    let digests = (0..1 << bits).map(|_| Ok(u32::from_be_bytes(input.take()?))).collect::<Result<_, _>>()?;
-    Ok(Hello { heard, wanted, digests })
 }
 
 /// The size of a page without claims.
@@ -243,7 +324,7 @@ fn encode_claim(lb_ip: IpAddr, claim: Claim, out: &mut Vec<u8>) {
 }
 
 fn decode_page(input: &mut Input<'_>) -> Result<Page, Malformed> {
-    let (from, to) = (u32::from_be_bytes(input.take()?), u32::from_be_bytes(input.take()?));
+    let (from, to) = (input.u32()?, input.u32()?);
     let (v4, v6) = (input.u16()?, input.u16()?);
     let mut claims = Vec::new();
     for _ in 0..v4 {
@@ -289,8 +370,17 @@ impl<'a> Input<'a> {
         Ok(u16::from_be_bytes(self.take()?))
     }
 
+    fn u32(&mut self) -> Result<u32, Malformed> {
+        Ok(u32::from_be_bytes(self.take()?))
+    }
+
     fn u64(&mut self) -> Result<u64, Malformed> {
         Ok(u64::from_be_bytes(self.take()?))
+    }
+
+    /// A number, and so many of what `read` reads. Nothing is allocated for what isn't there.
+    fn list<T>(&mut self, read: impl Fn(&mut Self) -> Result<T, Malformed>) -> Result<Vec<T>, Malformed> {
+        (0..self.u16()?).map(|_| read(self)).collect()
     }
 }
 
@@ -315,24 +405,37 @@ mod tests {
         any::<u16>().prop_map(|ms| Duration::from_millis(ms.into()))
     }
 
-    fn hello(bits: u8) -> impl Strategy<Value = Hello> {
-        (
-            vec((any::<u64>(), ms()).prop_map(|(incarnation, age)| Heard { incarnation, age }), 0..8),
-            vec((any::<u64>(), any::<u128>()).prop_map(|(incarnation, buckets)| Wanted { incarnation, buckets }), 0..4),
-            vec(any::<u32>(), 1usize << bits),
-        )
-            .prop_map(|(heard, wanted, digests)| Hello { heard, wanted, digests })
+    prop_compose! {
+        fn hearing()(
+            all in any::<u16>(), from in any::<u32>(), to in any::<u32>(),
+            peers in vec((any::<u32>(), ms()).prop_map(|(id, age)| Heard { id, age }), 0..8),
+        ) -> Hearing {
+            Hearing { all, from, to, peers }
+        }
     }
 
-    fn packet() -> impl Strategy<Value = Packet> {
-        let header =
-            (any::<u64>(), "[a-z0-9.-]{1,253}", any::<u64>(), any::<u64>(), ms(), any::<bool>(), any::<bool>());
-        let body =
-            (0..=MAX_BITS).prop_flat_map(|bits| (Just(bits), proptest::option::of(hello(bits)), vec(page(), 0..4)));
-        (header, body).prop_map(|(header, (bits, hello, pages))| {
-            let (cluster, node, incarnation, sequence, interval, leaving, blind) = header;
-            Packet { cluster, node, incarnation, sequence, interval, leaving, blind, hello, bits, pages }
-        })
+    prop_compose! {
+        fn packet()(bits in 0..=MAX_BITS)(
+            (cluster, incarnation, sequence, part) in any::<(u64, u64, u64, u16)>(),
+            node in "[a-z0-9.-]{1,253}",
+            mac in any::<[u8; 6]>().prop_map(Mac),
+            interval in ms(),
+            (leaving, blind) in any::<(bool, bool)>(),
+            heard in hearing(),
+            met in vec(any::<(u32, u32)>().prop_map(|(id, sequence)| Met { id, sequence }), 0..4),
+            probed in vec(any::<u32>(), 0..3),
+            wanted in vec(any::<(u32, u128)>().prop_map(|(id, buckets)| Wanted { id, buckets }), 0..4),
+            digests in proptest::option::of(vec(any::<u32>(), 1usize << bits)),
+            bits in Just(bits),
+            pages in vec(page(), 0..4),
+        ) -> Packet {
+            #[rustfmt::skip]
+            let packet = Packet {
+                cluster, node, mac, incarnation, sequence, part, interval, leaving, blind, heard, met, probed, wanted, bits,
+                digests, pages,
+            };
+            packet
+        }
     }
 
     fn example() -> Packet {
@@ -340,17 +443,24 @@ mod tests {
         Packet {
             cluster: 0x0102_0304_0506_0708,
             node: "n1".into(),
+            mac: Mac([2, 0, 0, 0, 0, 1]),
             incarnation: 9,
             sequence: 10,
+            part: 4,
             interval: Duration::from_millis(50),
             leaving: true,
             blind: false,
-            hello: Some(Hello {
-                heard: vec![Heard { incarnation: 11, age: Duration::from_millis(12) }],
-                wanted: vec![Wanted { incarnation: 11, buckets: 1 }],
-                digests: vec![0xaabb_ccdd],
-            }),
+            heard: Hearing {
+                all: 5,
+                from: 6,
+                to: 0x0700,
+                peers: vec![Heard { id: 11, age: Duration::from_millis(12) }],
+            },
+            met: vec![Met { id: 13, sequence: 14 }],
+            probed: vec![15],
+            wanted: vec![Wanted { id: 11, buckets: 1 }],
             bits: 0,
+            digests: Some(vec![0xaabb_ccdd]),
             pages: vec![Page { from: 0, to: u32::MAX, claims: vec![("192.0.2.1".parse().expect("address"), claim)] }],
         }
     }
@@ -359,20 +469,24 @@ mod tests {
     fn a_hello_has_these_bytes() {
         #[rustfmt::skip]
         let expected = [
-            b'L', b'F', 1, 1,
+            b'L', b'F', 2, 1,
             1, 2, 3, 4, 5, 6, 7, 8,
             0, 0, 0, 0, 0, 0, 0, 9,
             0, 0, 0, 0, 0, 0, 0, 10,
-            0, 50, 1, 2, b'n', b'1',
-            0, 1, 0, 0, 0, 0, 0, 0, 0, 11, 0, 12,
-            0, 1, 0, 0, 0, 0, 0, 0, 0, 11, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1,
+            0, 4, 0, 50, 2, 0, 0, 0, 0, 1, 1, 2, b'n', b'1',
+            0, 5, 0, 0, 0, 6, 0, 0, 7, 0, 0, 1, 0, 0, 0, 11, 0, 12,
+            0, 1, 0, 0, 0, 13, 0, 0, 0, 14,
+            0, 1, 0, 0, 0, 15,
+            0, 1, 0, 0, 0, 11, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1,
             0, 0xaa, 0xbb, 0xcc, 0xdd,
-            0, 0, 1,
+            0, 1,
             0, 0, 0, 0, 0xff, 0xff, 0xff, 0xff, 0, 1, 0, 0,
             192, 0, 2, 1, 0x80, 0, 0, 0, 0, 0, 0, 3,
             0,
         ];
         assert_eq!(example().encode(), expected);
+        let content = size::HEARD + size::MET + size::PROBED + size::WANTED + size::DIGEST + PAGE_OVERHEAD + 12;
+        assert_eq!(overhead("n1"), expected.len() - content);
     }
 
     #[test]
@@ -384,10 +498,10 @@ mod tests {
             Packet::decode(&changed)
         };
         assert_eq!(with(0, b'X'), Err(Malformed::Foreign));
-        assert_eq!(with(2, 2), Err(Malformed::Version(2)));
+        assert_eq!(with(2, 1), Err(Malformed::Version(1)));
         assert_eq!(with(3, 9), Err(Malformed::Invalid("the kind")));
-        assert_eq!(with(31, 0), Err(Malformed::Invalid("an empty name")));
-        assert_eq!(with(32, 0xff), Err(Malformed::Invalid("the name")));
+        assert_eq!(with(39, 0), Err(Malformed::Invalid("an empty name")));
+        assert_eq!(with(40, 0xff), Err(Malformed::Invalid("the name")));
         let long: Vec<u8> = bytes.iter().copied().chain([0]).collect();
         assert_eq!(Packet::decode(&long), Err(Malformed::Invalid("what follows the end")));
         for end in 0..bytes.len() {

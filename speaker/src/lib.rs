@@ -19,6 +19,7 @@
 //! | [`ownership`], [`claims`] | who owns an address; what a node claims, and how others know |
 //! | [`liveness`], [`peer`] | whether a peer is alive on a link; what is known of it |
 //! | [`hello`], [`datagram`] | the packets of speakers, and what they travel in |
+//! | [`auth`], [`meeting`] | what packets are sealed with; who was heard and isn't believed yet |
 //! | [`arp`], [`announce`] | what to answer; when to announce unasked |
 //! | [`placement`], [`link_table`] | which link an address is announced on; which links there are |
 //! | [`links`], [`socket`] | netlink; packet sockets |
@@ -29,6 +30,7 @@
 
 pub mod announce;
 pub mod arp;
+pub mod auth;
 pub mod claims;
 pub mod datagram;
 pub mod eligibility;
@@ -40,6 +42,7 @@ pub mod link_table;
 pub mod links;
 pub mod liveness;
 pub mod machine;
+pub mod meeting;
 pub mod ownership;
 pub mod peer;
 pub mod placement;
@@ -48,6 +51,7 @@ pub mod segment;
 pub mod snapshot;
 pub mod socket;
 
+pub use auth::{Authentication, Keys};
 pub use eligibility::Observed;
 pub use events::Counters;
 pub use machine::Config;

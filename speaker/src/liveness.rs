@@ -68,16 +68,30 @@ impl Liveness {
         self.window = interval * multiplier;
     }
 
-    /// It said whom it hears.
-    pub fn listed(&mut self, now: Duration, somebody: bool, us: bool) {
+    /// It said whether it hears somebody, and whether us, if it spoke of us.
+    pub fn listed(&mut self, now: Duration, somebody: bool, us: Option<bool>) {
         let since = |before: Option<Duration>| Some(before.unwrap_or(now));
         self.hears_nobody = if somebody { None } else { since(self.hears_nobody) };
-        self.hears_us_not = if us { None } else { since(self.hears_us_not) };
+        match us {
+            Some(true) => self.hears_us_not = None,
+            Some(false) => self.hears_us_not = since(self.hears_us_not),
+            None => {}
+        }
     }
 
     /// Somebody else heard it at `at`.
     pub fn vouched(&mut self, at: Duration) {
         self.vouched = self.vouched.max(at);
+    }
+
+    /// Whether somebody else heard it within its window.
+    pub fn is_vouched(&self, now: Duration) -> bool {
+        now.saturating_sub(self.vouched) < self.window
+    }
+
+    /// When it was heard last, by us.
+    pub fn last(&self) -> Duration {
+        self.heard
     }
 
     /// We were asleep until now. Whoever was alive before gets a new window.
@@ -154,7 +168,7 @@ mod tests {
     fn peer() -> Liveness {
         let mut peer = Liveness::new(ms(0), INTERVAL, 3);
         peer.heard(ms(1000), INTERVAL, 3);
-        peer.listed(ms(1000), true, true);
+        peer.listed(ms(1000), true, Some(true));
         peer
     }
 
@@ -166,8 +180,8 @@ mod tests {
                 "hears nobody",
                 |p| {
                     p.heard(ms(1100), INTERVAL, 3);
-                    p.listed(ms(1050), false, false);
-                    p.listed(ms(1100), false, false);
+                    p.listed(ms(1050), false, Some(false));
+                    p.listed(ms(1100), false, Some(false));
                     p.heard(ms(1190), INTERVAL, 3);
                 },
                 [(1199, Alive), (1200, Deaf)],
@@ -175,8 +189,8 @@ mod tests {
             (
                 "heard nobody, and now somebody",
                 |p| {
-                    p.listed(ms(1050), false, false);
-                    p.listed(ms(1100), true, false);
+                    p.listed(ms(1050), false, Some(false));
+                    p.listed(ms(1100), true, Some(false));
                     p.heard(ms(1100), INTERVAL, 3);
                 },
                 [(1249, Alive), (1250, Dead)],
@@ -197,7 +211,7 @@ mod tests {
     #[test]
     fn the_deadline_is_when_the_standing_changes() {
         let mut peer = peer();
-        peer.listed(ms(1010), false, false);
+        peer.listed(ms(1010), false, Some(false));
         peer.heard(ms(1040), INTERVAL, 3);
         assert_eq!(peer.next_deadline(ms(1040)), Some(ms(1160)));
         assert_eq!((peer.standing(ms(1159)), peer.standing(ms(1160))), (Alive, Deaf));
@@ -210,10 +224,10 @@ mod tests {
     fn a_peer_that_lists_others_but_not_us_for_a_while_does_not_hear_us() {
         let mut peer = peer();
         peer.heard(ms(1150), INTERVAL, 3);
-        peer.listed(ms(1000), true, false);
-        peer.listed(ms(1150), true, false);
+        peer.listed(ms(1000), true, Some(false));
+        peer.listed(ms(1150), true, Some(false));
         assert_eq!((peer.standing(ms(1150)), peer.hears_us(ms(1149)), peer.hears_us(ms(1150))), (Alive, true, false));
-        peer.listed(ms(1160), true, true);
+        peer.listed(ms(1160), true, Some(true));
         assert!(peer.hears_us(ms(1160)));
     }
 

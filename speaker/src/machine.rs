@@ -20,9 +20,10 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::auth::{Authentication, KeyRing, Keys, Refused};
 use crate::claims::Claim;
 use crate::events::{Counters, Event};
-use crate::hello::{Malformed, Packet};
+use crate::hello::{self, Malformed, Packet};
 use crate::placement::{Link, placement};
 use crate::segment::{Context, Segment};
 use crate::snapshot::Snapshot;
@@ -37,6 +38,8 @@ pub struct Config {
     pub node: String,
     /// A random number, another one at each start.
     pub incarnation: u64,
+    /// Whether packets of speakers are sealed.
+    pub authentication: Authentication,
     /// How often to say Hello.
     pub interval: Duration,
     /// After how many missed Hellos a peer is dead.
@@ -53,11 +56,12 @@ impl Config {
 
     /// The speaker of `node` in the cluster of this identity (the UID of its namespace `kube-system`), with the usual
     /// times.
-    pub fn new(cluster: &str, node: &str, incarnation: u64) -> Self {
+    pub fn new(cluster: &str, node: &str, incarnation: u64, authentication: Authentication) -> Self {
         Self {
             cluster: hash::hash(cluster.as_bytes()),
             node: node.into(),
             incarnation,
+            authentication,
             interval: Self::INTERVAL,
             multiplier: Self::MULTIPLIER,
         }
@@ -109,6 +113,7 @@ pub enum Channel {
 #[derive(Debug)]
 pub struct Machine {
     config: Config,
+    keys: KeyRing,
     links: BTreeMap<u32, Link>,
     snapshot: Option<Arc<Snapshot>>,
     forwarded: Arc<BTreeSet<IpAddr>>,
@@ -134,6 +139,7 @@ impl Machine {
     /// A speaker that knows nothing yet.
     pub fn new(config: Config) -> Self {
         Self {
+            keys: KeyRing::new(config.authentication),
             config,
             links: BTreeMap::new(),
             snapshot: None,
@@ -172,6 +178,13 @@ impl Machine {
     /// So many frames could not be sent.
     pub fn send_failed(&mut self, frames: u64) {
         self.counters.send_failed += frames;
+    }
+
+    /// Packets are sealed with these keys from now on.
+    pub fn set_keys(&mut self, now: Duration, keys: &Keys) {
+        if self.keys.set(now, keys) {
+            self.segments.values_mut().for_each(|segment| segment.unlock(now, &self.config));
+        }
     }
 
     /// These links are there now.
@@ -256,6 +269,7 @@ impl Machine {
         Context {
             now,
             config: &self.config,
+            keys: &self.keys,
             snapshot: self.snapshot.as_deref(),
             forwarded: &self.forwarded,
             leaving: self.stopping != Stopping::No,
@@ -290,9 +304,35 @@ impl Machine {
             dropped.malformed += 1;
             return;
         };
-        match Packet::decode(payload) {
+        // First what costs little: nobody should make us calculate for nothing.
+        match hello::cluster(payload) {
+            Ok(cluster) if cluster == self.config.cluster => {}
+            Ok(_) => {
+                dropped.cluster += 1;
+                return;
+            }
+            Err(Malformed::Version(_)) => {
+                dropped.version += 1;
+                return;
+            }
+            Err(_) => {
+                dropped.malformed += 1;
+                return;
+            }
+        }
+        let body = match self.keys.open(now, payload) {
+            Ok(body) => body,
+            Err(refused) => {
+                match refused {
+                    Refused::Malformed => dropped.malformed += 1,
+                    Refused::Unsealed => dropped.unsealed += 1,
+                    Refused::Forged => dropped.forged += 1,
+                }
+                return;
+            }
+        };
+        match Packet::decode(body) {
             Ok(packet) => self.one(now, link, |segment, context| segment.hear(context, mac, &packet)),
-            Err(Malformed::Version(_)) => dropped.version += 1,
             Err(_) => dropped.malformed += 1,
         }
     }

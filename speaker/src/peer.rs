@@ -1,6 +1,6 @@
 //! What is known of one peer on one link: whether it is alive, and what it claims.
 //!
-//! Packets in, changed addresses out.
+//! Packets in, changed addresses out. Whether a packet is to be believed is decided before ([`crate::meeting`]).
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
@@ -18,11 +18,8 @@ const MAX_CLAIMS: usize = 65_536;
 /// wrong, and an address without an owner is worse.
 const UNREAD: u32 = 20;
 
-/// No packet is under way for longer. After that even a speaker that was taken for a former one is heard again.
-const UNDER_WAY: Duration = Duration::from_secs(1);
-
-/// More restarts than this within [`UNDER_WAY`] are not told apart.
-const MAX_FORMER: usize = 8;
+/// A Hello has no more parts than this.
+pub const MAX_PARTS: usize = 1024;
 
 /// The least interval that is believed: a peer can't make us look for its death more often.
 const MIN_INTERVAL: Duration = Duration::from_millis(10);
@@ -32,10 +29,10 @@ const MIN_INTERVAL: Duration = Duration::from_millis(10);
 pub struct Peer {
     /// Which of all speakers that ever ran on that node it is.
     pub incarnation: u64,
-    /// Those before it whose packets may still be under way, and when each was replaced.
-    former: Vec<(u64, Duration)>,
     /// The sequence of its last packet.
-    sequence: u64,
+    pub sequence: u64,
+    /// The parts of that Hello that have come, one bit each.
+    parts: [u64; MAX_PARTS / 64],
     /// The MAC address of its link.
     pub mac: Mac,
     /// What was heard of it.
@@ -46,65 +43,71 @@ pub struct Peer {
     pub leaving: bool,
     /// It doesn't know which addresses there are.
     pub blind: bool,
+    /// Whether it said last that it hears us.
+    pub lists_us: bool,
     /// What it claims.
     pub claims: Claims,
     /// The buckets of its claims that are known to be wrong here, one bit each, and since when there are any.
     pub unread: (u128, Duration),
 }
 
-/// Why a packet of a peer is dropped.
+/// A packet of a peer is older than what was heard already, or came before: it was overtaken, or recorded.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Refused {
-    /// It was overtaken by a later one.
-    Stale,
-    /// It is from the speaker that ran there before.
-    Former,
-}
+pub struct Replayed;
 
 impl Peer {
     /// A peer whose first packet has just come. The packet itself is still to be [received](Self::receive).
     pub fn new(now: Duration, mac: Mac, packet: &Packet, multiplier: u32) -> Self {
         Self {
             incarnation: packet.incarnation,
-            former: Vec::new(),
-            sequence: packet.sequence.saturating_sub(1),
+            sequence: packet.sequence,
+            parts: [0; MAX_PARTS / 64],
             mac,
             liveness: Liveness::new(now, packet.interval.max(MIN_INTERVAL), multiplier),
             standing: Standing::Dead, // until the first look
             leaving: packet.leaving,
             blind: packet.blind,
+            lists_us: false,
             claims: Claims::default(),
             unread: (0, now),
         }
     }
 
-    /// Takes in a packet: what it says about its sender. `me` is our own incarnation. Returns the addresses whose claim
-    /// changed.
+    /// Another speaker runs on that node now, and this is its first packet: it claims nothing but what it says from now
+    /// on. Returns the addresses that the former one claimed.
+    pub fn restart(&mut self, now: Duration, mac: Mac, packet: &Packet, multiplier: u32) -> BTreeSet<IpAddr> {
+        let new = Self { standing: self.standing, ..Self::new(now, mac, packet, multiplier) };
+        std::mem::replace(self, new).claims.iter().map(|(lb_ip, _)| lb_ip).collect()
+    }
+
+    /// Whether a packet of this incarnation is news.
     ///
     /// # Errors
-    /// If the packet is out of date.
+    /// If it is not.
+    pub fn check(&self, packet: &Packet) -> Result<(), Replayed> {
+        let (word, bit) = part(packet)?;
+        let repeated = packet.sequence == self.sequence && self.parts[word] & bit != 0;
+        if packet.sequence < self.sequence || repeated { Err(Replayed) } else { Ok(()) }
+    }
+
+    /// Takes in a packet: what it says about its sender. `me` is our own id. Returns the addresses whose claim changed.
+    ///
+    /// # Errors
+    /// If the packet is no news.
     pub fn receive(
         &mut self,
         now: Duration,
         mac: Mac,
         packet: &Packet,
-        (me, multiplier): (u64, u32),
-    ) -> Result<BTreeSet<IpAddr>, Refused> {
+        (me, multiplier): (u32, u32),
+    ) -> Result<BTreeSet<IpAddr>, Replayed> {
+        self.check(packet)?;
         let mut changed = BTreeSet::new();
-        self.former.retain(|(_, replaced)| now < *replaced + UNDER_WAY);
-        if self.former.iter().any(|(incarnation, _)| *incarnation == packet.incarnation) {
-            return Err(Refused::Former);
+        if packet.sequence > self.sequence {
+            self.parts = [0; MAX_PARTS / 64];
         }
-        if self.incarnation != packet.incarnation {
-            // It restarted: it claims nothing but what it says from now on.
-            changed.extend(self.claims.iter().map(|(lb_ip, _)| lb_ip));
-            let mut former = std::mem::take(&mut self.former);
-            former.truncate(MAX_FORMER - 1);
-            former.insert(0, (self.incarnation, now));
-            *self = Self { former, standing: self.standing, ..Self::new(now, mac, packet, multiplier) };
-        } else if packet.sequence < self.sequence {
-            return Err(Refused::Stale);
-        }
+        let (word, bit) = part(packet)?;
+        self.parts[word] |= bit;
         self.sequence = packet.sequence;
         self.mac = mac;
         self.leaving = packet.leaving;
@@ -115,11 +118,14 @@ impl Peer {
                 changed.append(&mut self.claims.replace(page));
             }
         }
-        if let Some(hello) = &packet.hello {
-            let us = hello.heard.iter().any(|heard| heard.incarnation == me);
-            self.liveness.listed(now, !hello.heard.is_empty(), us);
+        if packet.heard.covers(me) {
+            self.lists_us = packet.heard.peers.binary_search_by_key(&me, |heard| heard.id).is_ok();
+        }
+        let us = packet.heard.covers(me).then_some(self.lists_us);
+        self.liveness.listed(now, packet.heard.all > 0, us);
+        if let Some(digests) = &packet.digests {
             self.claims.set_bits(packet.bits);
-            let unread = self.claims.differing(&hello.digests);
+            let unread = self.claims.differing(digests);
             let since = if self.unread.0 == 0 { now } else { self.unread.1 };
             self.unread = (unread, since);
         }
@@ -143,45 +149,80 @@ impl Peer {
     }
 }
 
+/// Where in the bits of its Hello a part stands.
+fn part(packet: &Packet) -> Result<(usize, u64), Replayed> {
+    let part = usize::from(packet.part);
+    if part < MAX_PARTS { Ok((part / 64, 1 << (part % 64))) } else { Err(Replayed) }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::hello::{self, Heard, Hearing};
 
-    const ME: (u64, u32) = (1, 3);
+    const MAC: Mac = Mac([2, 0, 0, 0, 0, 2]);
 
-    fn packet(incarnation: u64, sequence: u64) -> Packet {
+    fn me() -> (u32, u32) {
+        (hello::id(1), 3)
+    }
+
+    fn packet(incarnation: u64, sequence: u64, part: u16) -> Packet {
         Packet {
             cluster: 0,
             node: "n2".into(),
+            mac: MAC,
             incarnation,
             sequence,
+            part,
             interval: Duration::from_millis(50),
             leaving: false,
             blind: false,
-            hello: None,
+            heard: Hearing::default(),
+            met: vec![],
+            probed: vec![],
+            wanted: vec![],
             bits: 0,
+            digests: None,
             pages: vec![],
         }
     }
 
     #[test]
-    fn packets_out_of_date_are_refused_but_nobody_is_refused_forever() {
-        let mac = Mac([2, 0, 0, 0, 0, 2]);
-        let mut peer = Peer::new(Duration::ZERO, mac, &packet(7, 5), 3);
-        for (ms, incarnation, sequence, expected) in [
-            (0, 7, 5, Ok(())),
-            (1, 7, 5, Ok(())), // pages of one Hello share its number
-            (2, 7, 4, Err(Refused::Stale)),
-            (3, 8, 1, Ok(())), // it restarted
-            (4, 7, 6, Err(Refused::Former)),
-            (5, 9, 1, Ok(())), // and again
-            (6, 7, 7, Err(Refused::Former)),
-            (7, 8, 2, Err(Refused::Former)),
-            (8, 9, 2, Ok(())),
-            (1100, 7, 8, Ok(())), // so it was the other way round
+    fn each_packet_counts_once_and_only_if_no_later_hello_has_come() {
+        let mut peer = Peer::new(Duration::ZERO, MAC, &packet(7, 5, 0), 3);
+        for (sequence, part, expected) in [
+            (5, 0, Ok(())),
+            (5, 0, Err(Replayed)),
+            (5, 2, Ok(())), // parts of one Hello may overtake each other
+            (5, 1, Ok(())),
+            (5, 2, Err(Replayed)),
+            (4, 3, Err(Replayed)),
+            (9, 1023, Ok(())),
+            (9, 1024, Err(Replayed)),
+            (5, 3, Err(Replayed)),
+            (9, 0, Ok(())),
         ] {
-            let received = peer.receive(Duration::from_millis(ms), mac, &packet(incarnation, sequence), ME);
-            assert_eq!(received.map(|_| ()), expected, "at {ms} ms");
+            let received = peer.receive(Duration::ZERO, MAC, &packet(7, sequence, part), me());
+            assert_eq!(received.map(|_| ()), expected, "{sequence}, part {part}");
+        }
+        peer.restart(Duration::ZERO, MAC, &packet(8, 1, 0), 3);
+        assert_eq!(peer.receive(Duration::ZERO, MAC, &packet(8, 1, 0), me()), Ok(BTreeSet::new()));
+    }
+
+    #[test]
+    fn only_the_part_that_speaks_of_us_says_whether_we_are_heard() {
+        let mut peer = Peer::new(Duration::ZERO, MAC, &packet(7, 1, 0), 3);
+        let us = me().0;
+        let listed = Heard { id: us, age: Duration::ZERO };
+        for (sequence, from, to, peers, expected) in [
+            (1, 0, u32::MAX, vec![listed], true),
+            (2, us + 1, u32::MAX, vec![], true),
+            (3, 1, 0, vec![], true),
+            (4, 0, us, vec![], false),
+        ] {
+            let heard = Hearing { all: 9, from, to, peers };
+            peer.receive(Duration::ZERO, MAC, &Packet { heard, ..packet(7, sequence, 0) }, me()).expect("news");
+            assert_eq!(peer.lists_us, expected, "{sequence}");
         }
     }
 }

@@ -6,6 +6,7 @@
 //! ```text
 //!   snapshot  --watch-->  |        thread `landfall-wire`         |  --watch-->  announcements
 //!   forwarded --watch-->  | links (netlink) -> Machine <-> sockets |  --watch-->  counters
+//!   keys      --watch-->  |                                        |
 //!                                        |
 //!                                        +-- events, bounded --> run(): the log
 //! ```
@@ -22,6 +23,7 @@ use std::time::{Duration, Instant};
 use jiff::Timestamp;
 use tokio::sync::{mpsc, oneshot, watch};
 
+use crate::auth::Keys;
 use crate::events::{Counters, Event};
 use crate::links;
 use crate::liveness::Standing;
@@ -63,6 +65,9 @@ pub struct Inputs {
     pub snapshot: watch::Receiver<Option<Arc<Snapshot>>>,
     /// The addresses that the kernel forwards from here, as acknowledged by the dataplane. Nothing else is announced.
     pub forwarded: watch::Receiver<Arc<BTreeSet<IpAddr>>>,
+    /// The keys with which packets are sealed, if [`Config::authentication`] asks for it. They may change at any time: see
+    /// [`crate::auth`]. While there are none, nothing is said or announced.
+    pub keys: watch::Receiver<Arc<Keys>>,
 }
 
 /// What the speaker tells.
@@ -198,6 +203,7 @@ impl Wire {
         // What is known already counts as news.
         wire.inputs.snapshot.mark_changed();
         wire.inputs.forwarded.mark_changed();
+        wire.inputs.keys.mark_changed();
         let result = tokio::select! {
             biased;
             result = wire.turn(leave) => result,
@@ -263,6 +269,7 @@ impl Wire {
             Ok(()) = self.links.changed() => { self.links.mark_changed(); Ok(Wake::Up) },
             Ok(()) = self.inputs.snapshot.changed() => { self.inputs.snapshot.mark_changed(); Ok(Wake::Up) },
             Ok(()) = self.inputs.forwarded.changed() => { self.inputs.forwarded.mark_changed(); Ok(Wake::Up) },
+            Ok(()) = self.inputs.keys.changed() => { self.inputs.keys.mark_changed(); Ok(Wake::Up) },
             () = asleep => Ok(Wake::Up),
         }
     }
@@ -299,13 +306,16 @@ impl Wire {
 
     /// Looks at what has changed around us.
     fn look(&mut self, now: Duration) -> Result<(), Error> {
-        let Inputs { snapshot, forwarded } = &mut self.inputs;
+        let Inputs { snapshot, forwarded, keys } = &mut self.inputs;
         // When the one who tells is gone, what was told last holds.
         let (links, told, acknowledged) = (
             self.links.has_changed().unwrap_or(false),
             snapshot.has_changed().unwrap_or(false),
             forwarded.has_changed().unwrap_or(false),
         );
+        if keys.has_changed().unwrap_or(false) {
+            self.machine.set_keys(now, &keys.borrow_and_update().clone());
+        }
         if acknowledged {
             self.machine.set_forwarded(forwarded.borrow_and_update().clone());
         }

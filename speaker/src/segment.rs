@@ -10,16 +10,18 @@ use std::time::Duration;
 
 use crate::announce::Schedule;
 use crate::arp;
+use crate::auth::KeyRing;
 use crate::claims::{Claim, Claims};
 use crate::events::{Counters, Event};
-use crate::hello::{MAX_PAYLOAD, Packet};
+use crate::hello::MAX_PAYLOAD;
 use crate::liveness::{self, Standing};
 use crate::machine::{Channel, Config, Frame};
+use crate::meeting::Meetings;
 use crate::ownership::Reason;
 use crate::peer::Peer;
 use crate::placement::{Link, Mac};
 use crate::snapshot::Snapshot;
-use crate::{datagram, greeting};
+use crate::{datagram, greeting, hash};
 
 /// More nodes than this are not listened to on one link: whoever forges names must not fill the memory.
 const MAX_PEERS: usize = 1024;
@@ -33,6 +35,7 @@ const DEFEND: Duration = Duration::from_secs(1);
 /// For so long a contest is answered unasked, even if few others are heard: as long as a burst takes.
 const INSIST: Duration = Duration::from_secs(5);
 
+mod hearing;
 mod verdicts;
 
 /// What a segment looks at beyond itself, and where it puts what follows.
@@ -41,6 +44,8 @@ pub struct Context<'a> {
     pub now: Duration,
     /// Who we are.
     pub config: &'a Config,
+    /// What packets are sealed with.
+    pub keys: &'a KeyRing,
     /// Which addresses there are, once known.
     pub snapshot: Option<&'a Snapshot>,
     /// Which addresses the dataplane forwards.
@@ -60,6 +65,10 @@ pub struct Context<'a> {
 pub struct Segment {
     pub(crate) link: Link,
     pub(crate) peers: BTreeMap<String, Peer>,
+    /// Speakers that were heard and aren't believed yet.
+    meetings: Meetings,
+    /// Another speaker with our name that was told of.
+    twin: Option<u64>,
     /// What we claim here, in the eyes of the others.
     own: Claims,
     /// Our claims that are over and still told, and until when.
@@ -92,9 +101,13 @@ pub struct Segment {
 impl Segment {
     /// A link that we have just come to.
     pub fn new(now: Duration, link: Link, config: &Config) -> Self {
+        // Another one on each link: what is recorded on one of them proves nothing on another.
+        let incarnation = hash::mix(config.incarnation ^ hash::mix(link.index.into()));
         Self {
             link,
             peers: BTreeMap::new(),
+            meetings: Meetings::default(),
+            twin: None,
             own: Claims::default(),
             lost: BTreeMap::new(),
             placed: BTreeSet::new(),
@@ -109,7 +122,7 @@ impl Segment {
             listen_until: now + config.listening(),
             hush_until: Duration::ZERO,
             in_company: false,
-            greeting: greeting::State::new(now),
+            greeting: greeting::State::new(now, incarnation),
         }
     }
 
@@ -131,6 +144,11 @@ impl Segment {
     /// Our claim to `lb_ip`, if we announce it.
     fn mine(&self, lb_ip: IpAddr) -> Option<Claim> {
         self.own.get(lb_ip).filter(|claim| claim.held)
+    }
+
+    /// The first keys are here: only now anybody can be heard.
+    pub fn unlock(&mut self, now: Duration, config: &Config) {
+        self.listen_until = self.listen_until.max(now + config.listening());
     }
 
     /// These addresses belong here, and no others.
@@ -166,64 +184,6 @@ impl Segment {
         self.hush_until = now + config.listening();
         for lb_ip in self.owned() {
             self.schedule.start(lb_ip, now);
-        }
-    }
-
-    /// A frame with a packet of a peer came in.
-    pub fn hear(&mut self, context: &mut Context<'_>, mac: Mac, packet: &Packet) {
-        let (now, config) = (context.now, context.config);
-        let dropped = &mut context.counters.dropped;
-        if packet.cluster != config.cluster {
-            dropped.cluster += 1;
-            return;
-        }
-        if packet.node == config.node {
-            dropped.twin += 1;
-            // Our own packets may come back to us: some links reflect what they flood.
-            if packet.incarnation != config.incarnation {
-                context.events.push(Event::Twin { link: self.link.name.clone(), mac });
-            }
-            return;
-        }
-        if !self.peers.contains_key(&packet.node) {
-            if self.peers.len() >= MAX_PEERS {
-                dropped.crowded += 1;
-                return;
-            }
-            let peer = Peer::new(now, mac, packet, config.multiplier);
-            self.peers.insert(packet.node.clone(), peer);
-        }
-        let peer = self.peers.get_mut(&packet.node).expect("invariant: it was put there");
-        let before = (peer.takes(), peer.holds(), peer.unread.0);
-        let us = (config.incarnation, config.multiplier);
-        match peer.receive(now, mac, packet, us) {
-            Ok(changed) => self.dirty.extend(changed),
-            Err(_) => {
-                dropped.stale += 1;
-                return;
-            }
-        }
-        context.counters.packets_received += 1;
-        if before != (peer.takes(), peer.holds(), peer.unread.0) {
-            self.dirty.extend(peer.claims.iter().map(|(lb_ip, _)| lb_ip));
-            self.dirty.extend(self.orphans.keys());
-        }
-        // Those we don't dare to claim: now somebody has been heard.
-        self.dirty.extend(self.orphans.iter().filter(|(_, since)| since.is_none()).map(|(lb_ip, _)| lb_ip));
-        if let Some(hello) = &packet.hello {
-            self.vouched(now, packet, hello);
-            self.greeting.asked(&hello.wanted, config.incarnation);
-        }
-        self.look(context);
-    }
-
-    /// A peer says when it heard the others.
-    fn vouched(&mut self, now: Duration, packet: &Packet, hello: &crate::hello::Hello) {
-        let others = self.peers.iter_mut().filter(|(node, _)| **node != packet.node);
-        for (_, other) in others {
-            if let Some(heard) = hello.heard.iter().find(|heard| heard.incarnation == other.incarnation) {
-                other.liveness.vouched(now.saturating_sub(heard.age));
-            }
         }
     }
 
@@ -328,12 +288,13 @@ impl Segment {
 
     /// Says Hello if it is time to.
     pub fn greet(&mut self, context: &mut Context<'_>) {
-        if !self.greeting.is_due(context.now, context.config) {
+        if !self.greeting.is_due(context.now, context.config) || !context.keys.can_speak() {
             return;
         }
         let Some(address) = self.link.addresses.first().map(|own| own.addr()) else { return };
-        for packet in self.greeting.packets(context, &mut self.own, &self.peers) {
-            let payload = packet.encode();
+        let others = greeting::Others { peers: &self.peers, meetings: &self.meetings };
+        for packet in self.greeting.packets(context, self.link.mac, &mut self.own, &others) {
+            let payload = context.keys.seal(context.now, packet.encode());
             debug_assert!(payload.len() <= MAX_PAYLOAD, "{} bytes", payload.len());
             let bytes = datagram::wrap(self.link.mac, address, &payload);
             context.counters.packets_sent += 1;

@@ -138,6 +138,23 @@ fn a_firewall_on_the_node_does_not_make_it_look_dead() {
 }
 
 #[test]
+fn a_key_is_replaced_while_addresses_are_announced_and_nothing_moves() {
+    let lan = Lan::new(2);
+    let nodes = lan.speakers(&[LB_IP]);
+    let owner = lan.owner(&nodes, LB_IP);
+    let epoch = nodes[owner].epoch(LB_IP);
+    for node in &nodes {
+        node.lock(b"the key that comes after it");
+        lan.pass(Duration::from_millis(300));
+    }
+    assert_eq!((nodes[owner].epoch(LB_IP), nodes[1 - owner].epoch(LB_IP)), (epoch, None));
+    for node in &nodes {
+        let dropped = node.counters().dropped;
+        assert_eq!((dropped.unsealed, dropped.forged), (0, 0));
+    }
+}
+
+#[test]
 fn a_link_that_comes_later_or_changes_its_mac_is_noticed() {
     let lan = Lan::new(1);
     lan.node(0).ip(["link set eth0 down"]).expect("down");

@@ -175,7 +175,7 @@ impl Segment {
     fn company(&self, context: &Context<'_>, lb_ip: IpAddr, wanted: Option<&Wanted>) -> Company {
         let (now, config) = (context.now, context.config);
         let unread = || self.peers.values().any(|peer| peer.may_claim(lb_ip, now, config.interval));
-        if context.leaving || now < self.listen_until || unread() {
+        if context.leaving || !context.keys.can_speak() || now < self.listen_until || unread() {
             return Company::Listening;
         }
         let fresh = self.peers.values().filter(|peer| peer.standing == Standing::Alive && peer.liveness.is_fresh(now));

@@ -15,7 +15,7 @@ use netns::{Namespace, veth};
 use speaker::machine::Channel;
 use speaker::placement::Mac;
 use speaker::socket::{Buffer, Port};
-use speaker::{Announcements, Config, Counters, Inputs, Outputs, Snapshot, Wanted};
+use speaker::{Announcements, Authentication, Config, Counters, Inputs, Keys, Outputs, Snapshot, Wanted};
 use tokio::sync::{oneshot, watch};
 
 /// An address that the nodes announce.
@@ -196,7 +196,9 @@ pub struct Speaker {
     candidates: Arc<BTreeSet<String>>,
     snapshot: watch::Sender<Option<Arc<Snapshot>>>,
     forwarded: watch::Sender<Arc<BTreeSet<IpAddr>>>,
+    keys: watch::Sender<Arc<Keys>>,
     announcements: watch::Receiver<Announcements>,
+    counters: watch::Receiver<Counters>,
     stop: Option<oneshot::Sender<()>>,
     crash: Option<oneshot::Sender<()>>,
     thread: Option<JoinHandle<()>>,
@@ -214,11 +216,17 @@ impl Speaker {
         let (snapshot_sender, snapshot) = watch::channel(None);
         let (forwarded_sender, forwarded_receiver) = watch::channel(Arc::default());
         let (announcements, announcements_receiver) = watch::channel(Announcements::new());
-        let (counters, _) = watch::channel(Counters::default());
+        let (counters, counters_receiver) = watch::channel(Counters::default());
         let (stop, stopped) = oneshot::channel::<()>();
         let (crash, crashed) = oneshot::channel::<()>();
-        let config = Config::new("test", &format!("n{n}"), u64::from(std::process::id()) << 32 | n as u64);
-        let inputs = Inputs { snapshot, forwarded: forwarded_receiver };
+        let config = Config::new(
+            "test",
+            &format!("n{n}"),
+            u64::from(std::process::id()) << 32 | n as u64,
+            Authentication::Required,
+        );
+        let (keys, keys_receiver) = watch::channel(key(b"the key that all have from the start"));
+        let inputs = Inputs { snapshot, forwarded: forwarded_receiver, keys: keys_receiver };
         let outputs = Outputs { announcements, counters };
         let inside = namespace.clone();
         let thread = std::thread::spawn(move || {
@@ -243,7 +251,9 @@ impl Speaker {
             candidates,
             snapshot: snapshot_sender,
             forwarded: forwarded_sender,
+            keys,
             announcements: announcements_receiver,
+            counters: counters_receiver,
             stop: Some(stop),
             crash: Some(crash),
             thread: Some(thread),
@@ -265,6 +275,16 @@ impl Speaker {
     /// Tells it what the dataplane forwards.
     pub fn forward(&self, lb_ips: &[Ipv4Addr]) {
         self.forwarded.send_replace(Arc::new(lb_ips.iter().copied().map(IpAddr::V4).collect()));
+    }
+
+    /// Gives it another key.
+    pub fn lock(&self, secret: &[u8]) {
+        self.keys.send_replace(key(secret));
+    }
+
+    /// What it counted.
+    pub fn counters(&self) -> Counters {
+        *self.counters.borrow()
     }
 
     /// The epoch with which it announces `lb_ip`.
@@ -303,6 +323,10 @@ impl Drop for Speaker {
             thread.join().expect("the speaker ends");
         }
     }
+}
+
+fn key(secret: &[u8]) -> Arc<Keys> {
+    Arc::new(Keys::new([secret]).expect("a key"))
 }
 
 /// Polls until `look` finds what it looks for.

@@ -13,7 +13,7 @@ use speaker::events::Event;
 use speaker::hash;
 use speaker::machine::{Channel, Config, Frame, Machine};
 use speaker::placement::{Link, Mac};
-use speaker::{Snapshot, Wanted};
+use speaker::{Authentication, Keys, Snapshot, Wanted};
 
 /// The interval of all nodes.
 pub const INTERVAL: Duration = Config::INTERVAL;
@@ -74,6 +74,7 @@ struct Host {
     wake: Option<Duration>,
     forwarded: Arc<BTreeSet<IpAddr>>,
     knows: bool,
+    keys: Keys,
 }
 
 enum Happening {
@@ -119,6 +120,8 @@ pub struct World {
     pub packets: u64,
     /// What the machines told.
     pub told: Vec<(Duration, usize, Event)>,
+    /// All packets between speakers, if somebody records them.
+    pub recorded: Option<Vec<Arc<[u8]>>>,
 }
 
 impl World {
@@ -136,6 +139,7 @@ impl World {
             wake: None,
             forwarded: Arc::default(),
             knows: true,
+            keys: key(0),
         };
         let hosts = (0..nodes).map(host).collect();
         Self {
@@ -153,6 +157,7 @@ impl World {
             gratuitous: 0,
             packets: 0,
             told: Vec::new(),
+            recorded: None,
             random,
         }
     }
@@ -172,9 +177,10 @@ impl World {
         let clock = self.clock(node);
         let host = &mut self.hosts[node];
         host.starts += 1;
+        let config = Config::new("world", &name(node), host.starts << 32 | node as u64, Authentication::Required);
         host.backlog.clear();
         host.frozen_until = Duration::ZERO;
-        let mut machine = Machine::new(Config::new("world", &name(node), host.starts << 32 | node as u64));
+        let mut machine = Machine::new(config);
         let link = Link {
             index: LINK,
             name: "eth0".into(),
@@ -183,6 +189,7 @@ impl World {
             is_bridge: false,
         };
         machine.set_links(clock, BTreeMap::from([(LINK, link)]));
+        machine.set_keys(clock, &host.keys);
         // The kernel keeps what was programmed before.
         machine.set_forwarded(Arc::clone(&host.forwarded));
         host.machine = Some(machine);
@@ -267,6 +274,24 @@ impl World {
     pub fn blind(&mut self, node: usize, blind: bool) {
         self.hosts[node].knows = !blind;
         self.tell(node);
+    }
+
+    /// The Secret with the keys of the speakers is another one for this node now.
+    pub fn lock(&mut self, node: usize, keys: Keys) {
+        let clock = self.clock(node);
+        if let Some(machine) = &mut self.hosts[node].machine {
+            machine.set_keys(clock, &keys);
+        }
+        self.hosts[node].keys = keys;
+        self.run_host(node, None);
+    }
+
+    /// Somebody who is none of the nodes sends this packet to all of them.
+    pub fn inject(&mut self, packet: &Arc<[u8]>) {
+        for to in 0..self.nodes() {
+            let at = self.now + self.random.time(Duration::from_micros(20), Duration::from_micros(500));
+            self.happens(at, Happening::Arrive(to, Channel::Hello, Arc::clone(packet)));
+        }
     }
 
     /// A node learns what is wanted. Its dataplane programs it and acknowledges some time later.
@@ -439,6 +464,9 @@ impl World {
     fn observe(&mut self, from: usize, frame: &Frame) {
         if frame.channel == Channel::Hello {
             self.packets += 1;
+            if let Some(recorded) = &mut self.recorded {
+                recorded.push(frame.bytes.clone().into());
+            }
             return;
         }
         let lb_ip = IpAddr::V4(Ipv4Addr::new(frame.bytes[28], frame.bytes[29], frame.bytes[30], frame.bytes[31]));
@@ -456,6 +484,11 @@ impl World {
             self.announced.insert(lb_ip, Seen { at: self.now, node: from, start: self.hosts[from].starts });
         }
     }
+}
+
+/// A set of one key.
+pub fn key(n: u8) -> Keys {
+    Keys::new([&[n; 32][..]]).expect("a key")
 }
 
 /// The name of a node.
