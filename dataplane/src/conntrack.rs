@@ -14,14 +14,16 @@ pub fn forget(socket: &mut Socket, stale: &Stale) -> Result<usize, socket::Error
     if stale.is_empty() {
         return Ok(0);
     }
-    let tracked = socket.dump(flow::get(stale.only_address()), flow::read)?;
     let mut forgotten = 0;
-    for tracked in tracked.into_iter().flatten().filter(|tracked: &Tracked| stale.is(&tracked.flow)) {
-        match socket.command(flow::delete(&tracked)) {
-            Ok(()) => forgotten += 1,
-            // It ended by itself meanwhile.
-            Err(error) if error.errno() == Some(libc::ENOENT) => {}
-            Err(error) => return Err(error),
+    for family in stale.families() {
+        let tracked = socket.dump(flow::get(family, stale.only_address()), flow::read)?;
+        for tracked in tracked.into_iter().flatten().filter(|tracked: &Tracked| stale.is(&tracked.flow)) {
+            match socket.command(flow::delete(&tracked)) {
+                Ok(()) => forgotten += 1,
+                // It ended by itself meanwhile.
+                Err(error) if error.errno() == Some(libc::ENOENT) => {}
+                Err(error) => return Err(error),
+            }
         }
     }
     Ok(forgotten)

@@ -3,13 +3,13 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use crate::nft::element::{Elements, Key, Value, of_address, shared};
 use crate::ruleset::{LbIp, Ruleset};
 
-/// One change of the table.
+/// One change of a table.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Change {
     /// This element comes.
@@ -31,8 +31,8 @@ impl Change {
     /// value is an error.
     fn place(&self) -> u8 {
         match self {
-            Self::Add(Key::Pick(_), _) => 0,
-            Self::Delete(Key::Pick(_), _) => 3,
+            Self::Add(Key::Pick(..), _) => 0,
+            Self::Delete(Key::Pick(..), _) => 3,
             Self::Delete(..) => 1,
             Self::Add(..) => 2,
         }
@@ -70,8 +70,8 @@ pub fn changes(applied: &Ruleset, desired: &Ruleset) -> Vec<Change> {
             (Some(before), Some(after)) => Arc::ptr_eq(before, after) || before == after,
             _ => false,
         };
-        if let (IpAddr::V4(v4), false) = (address, same) {
-            changes.extend(diff(&one(*v4, before), &one(*v4, after)));
+        if !same {
+            changes.extend(diff(&one(*address, before), &one(*address, after)));
         }
     });
     let (before, after) = (shared(applied).into_iter().collect(), shared(desired).into_iter().collect());
@@ -79,7 +79,7 @@ pub fn changes(applied: &Ruleset, desired: &Ruleset) -> Vec<Change> {
     ordered(changes)
 }
 
-fn one(address: Ipv4Addr, lb_ip: Option<&Arc<LbIp>>) -> Elements {
+fn one(address: IpAddr, lb_ip: Option<&Arc<LbIp>>) -> Elements {
     lb_ip.map(|lb_ip| of_address(address, lb_ip).into_iter().collect()).unwrap_or_default()
 }
 

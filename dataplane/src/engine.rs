@@ -1,32 +1,32 @@
-//! The engine: makes the kernel's table what a [`Ruleset`] says. Touches nf_tables through a netlink [`Socket`].
+//! The engine: makes the kernel's tables what a [`Ruleset`] says. Touches nf_tables through a netlink [`Socket`].
 //!
 //! It remembers what the kernel has acknowledged, so that a change costs what it changes: one transaction with just the
 //! elements that differ, and nothing at all if none does. When it does not know (after a start, or when something went
-//! wrong), it reads the table first. A table that is as it should be but for some elements is changed like any other,
-//! so that traffic flows on while the agent restarts; any other is replaced, in one transaction.
+//! wrong), it reads the tables first. A table that is as it should be but for some elements is changed like any other,
+//! so that traffic flows on while the agent restarts; any other is replaced. All tables change in one transaction.
 //!
 //! Blocks while it talks to the kernel.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use crate::diff::{Change, changes, diff};
 use crate::netlink::socket::{self, Socket};
 use crate::nft::dump::{self, Found, FoundSet};
-use crate::nft::element::{Elements, elements, is_needed};
+use crate::nft::element::{Elements, Key, Value, elements, is_needed};
 use crate::nft::request::Requests;
-use crate::nft::skeleton;
+use crate::nft::skeleton::{self, Table};
 use crate::ruleset::{Pick, Ruleset};
 
 /// How often to read the table again because nf_tables changed meanwhile, before going on with what was read last.
 /// Others (kube-proxy) may change their tables all the time, and it is not likely to be ours.
 const ATTEMPTS: usize = 4;
 
-/// Why the kernel's table is not what it should be.
+/// Why the kernel's tables are not what they should be.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// It could not be read.
-    #[error("reading the table from the kernel failed, nothing changed")]
+    #[error("reading the tables from the kernel failed, nothing changed")]
     Read(#[source] socket::Error),
     /// The kernel refused a change; all of the transaction is undone.
     #[error("the kernel refused to {what}, nothing changed")]
@@ -42,11 +42,12 @@ pub enum Error {
     Socket(#[from] socket::Error),
 }
 
-/// What was done to the table.
+/// What was done to each table; one that was as it should be is left out.
+pub type Applied = BTreeMap<Table, Done>;
+
+/// What was done to a table.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Applied {
-    /// Nothing: it was as it should be.
-    Unchanged,
+pub enum Done {
     /// It was changed, so.
     Changed(Vec<Change>),
     /// There was none, and it was made, with this many elements.
@@ -58,14 +59,14 @@ pub enum Applied {
         /// How many elements the new one has.
         elements: usize,
     },
-    /// It was taken away, since nothing is to be forwarded.
+    /// It was taken away, since it has nothing to do any more.
     Removed,
 }
 
-/// What the kernel has.
+/// What the kernel has of a table.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Observed {
-    /// No table.
+    /// No such table.
     Absent,
     /// A table with a skeleton that is not ours, and what is wrong with it.
     Foreign(String),
@@ -73,7 +74,7 @@ pub enum Observed {
     Ours(Elements),
 }
 
-/// Makes the kernel's table what it should be.
+/// Makes the kernel's tables what they should be.
 #[derive(Debug)]
 pub struct Engine {
     socket: Socket,
@@ -98,13 +99,13 @@ impl Engine {
         Ok(Self { socket: Socket::open()?, applied: None })
     }
 
-    /// Makes the table what `desired` says.
+    /// Makes the tables what `desired` says.
     ///
     /// # Errors
-    /// If it could not. The engine then reads the table before the next change.
+    /// If it could not. The engine then reads the tables before the next change.
     pub fn apply(&mut self, desired: &Arc<Ruleset>) -> Result<Applied, Error> {
         if self.applied.as_ref().is_some_and(|known| Arc::ptr_eq(&known.ruleset, desired)) {
-            return Ok(Applied::Unchanged);
+            return Ok(Applied::new());
         }
         // Taken, so that after an error nothing is taken for known.
         match self.applied.take() {
@@ -125,16 +126,21 @@ impl Engine {
         }
         let (observed, generation) = self.observe()?;
         let Some(known) = &mut self.applied else { return Ok(None) };
-        let wrong = match (&observed, is_needed(&known.ruleset)) {
-            (Observed::Absent, false) => None,
-            (Observed::Absent, true) => Some("it is gone".to_owned()),
-            (_, false) => Some("it is there again".to_owned()),
-            (Observed::Foreign(why), true) => Some(why.clone()),
-            (Observed::Ours(elements), true) => {
-                let changes = diff(elements, &self::elements(&known.ruleset));
-                changes.first().map(|first| format!("to repair: {first} and {} more", changes.len() - 1))
-            }
-        };
+        let expected = of_tables(elements(&known.ruleset));
+        let nothing = Elements::new();
+        let wrong = observed.iter().find_map(|(table, observed)| {
+            let wrong = match (observed, is_needed(&known.ruleset, *table)) {
+                (Observed::Absent, false) => None,
+                (Observed::Absent, true) => Some("it is gone".to_owned()),
+                (_, false) => Some("it is there again".to_owned()),
+                (Observed::Foreign(why), true) => Some(why.clone()),
+                (Observed::Ours(elements), true) => {
+                    let changes = diff(elements, expected.get(table).unwrap_or(&nothing));
+                    changes.first().map(|first| format!("to repair: {first} and {} more", changes.len() - 1))
+                }
+            };
+            wrong.map(|wrong| format!("table {table}: {wrong}"))
+        });
         match wrong {
             None => known.generation = generation,
             Some(_) => self.applied = None,
@@ -144,32 +150,42 @@ impl Engine {
 
     /// Goes from what is known to what is desired.
     fn advance(&mut self, known: Known, desired: &Arc<Ruleset>) -> Result<Applied, Error> {
-        let changes = changes(&known.ruleset, desired);
-        let todo = match (is_needed(&known.ruleset), is_needed(desired)) {
-            (true, true) => Todo::Change(changes),
-            (false, true) => Todo::Create { changes, instead_of: None },
-            (true, false) => Todo::Remove,
-            (false, false) => Todo::Nothing,
-        };
-        self.execute(todo, desired, known.generation, None)
+        let mut changes = of_tables(changes(&known.ruleset, desired));
+        let todos = Table::ALL.map(|table| {
+            let changes: Vec<Change> = changes.remove(&table).unwrap_or_default();
+            let todo = match (is_needed(&known.ruleset, table), is_needed(desired, table)) {
+                (true, true) => Todo::Change(changes),
+                (false, true) => Todo::Create { changes, instead_of: None },
+                (true, false) => Todo::Remove,
+                (false, false) => Todo::Nothing,
+            };
+            (table, todo)
+        });
+        self.execute(todos.into(), desired, known.generation, None)
     }
 
     /// Reads what there is and goes from there.
     fn establish(&mut self, desired: &Arc<Ruleset>) -> Result<Applied, Error> {
-        let target = elements(desired);
+        let targets: BTreeMap<Table, Elements> = of_tables(elements(desired));
+        let nothing = Elements::new();
         let mut attempt = 1;
         loop {
             let (observed, generation) = self.observe()?;
-            let all = || diff(&Elements::new(), &target);
-            let todo = match (observed, is_needed(desired)) {
-                (Observed::Absent, false) => Todo::Nothing,
-                (_, false) => Todo::Remove,
-                (Observed::Absent, true) => Todo::Create { changes: all(), instead_of: None },
-                (Observed::Foreign(because), true) => Todo::Create { changes: all(), instead_of: Some(because) },
-                (Observed::Ours(elements), true) => Todo::Change(diff(&elements, &target)),
+            let todo = |(table, observed)| {
+                let target = targets.get(&table).unwrap_or(&nothing);
+                let all = || diff(&nothing, target);
+                let todo = match (observed, is_needed(desired, table)) {
+                    (Observed::Absent, false) => Todo::Nothing,
+                    (_, false) => Todo::Remove,
+                    (Observed::Absent, true) => Todo::Create { changes: all(), instead_of: None },
+                    (Observed::Foreign(because), true) => Todo::Create { changes: all(), instead_of: Some(because) },
+                    (Observed::Ours(elements), true) => Todo::Change(diff(&elements, target)),
+                };
+                (table, todo)
             };
+            let todos = observed.into_iter().map(todo).collect();
             let last = attempt >= ATTEMPTS;
-            match self.execute(todo, desired, generation, (!last).then_some(generation)) {
+            match self.execute(todos, desired, generation, (!last).then_some(generation)) {
                 Err(Error::Refused { source, .. }) if !last && source.errno() == Some(ERESTART) => attempt += 1,
                 done => return done,
             }
@@ -180,29 +196,31 @@ impl Engine {
     /// generation is still that one.
     fn execute(
         &mut self,
-        todo: Todo,
+        todos: BTreeMap<Table, Todo>,
         desired: &Arc<Ruleset>,
         generation: u32,
         only_at: Option<u32>,
     ) -> Result<Applied, Error> {
-        let requests = todo.requests();
+        let mut requests = Requests::default();
+        todos.iter().for_each(|(table, todo)| todo.request(*table, &mut requests));
         let commits = !requests.messages.is_empty();
         self.transact(&requests, only_at)?;
         // Every transaction counts the generation up by one, and leaves out 0.
         let generation = if commits { generation.wrapping_add(1).max(1) } else { generation };
         self.applied = Some(Known { ruleset: Arc::clone(desired), generation });
-        Ok(todo.done())
+        Ok(todos.into_iter().filter_map(|(table, todo)| todo.done().map(|done| (table, done))).collect())
     }
 
-    /// Reads the table, with the generation it is from.
+    /// Reads all tables, with the generation they are from.
     ///
     /// # Errors
     /// If the kernel does not tell.
-    pub fn observe(&mut self) -> Result<(Observed, u32), Error> {
+    pub fn observe(&mut self) -> Result<(BTreeMap<Table, Observed>, u32), Error> {
         let mut attempt = 1;
         loop {
             let before = self.generation()?;
-            let observed = self.read();
+            let read = |table| Ok((table, self.read(table)?));
+            let observed: Result<BTreeMap<_, _>, _> = Table::ALL.into_iter().map(read).collect();
             let after = self.generation()?;
             // What was read in parts is only worth something if nothing changed in between.
             if before == after || attempt >= ATTEMPTS {
@@ -217,44 +235,46 @@ impl Engine {
         Ok(answer.flatten().unwrap_or(0))
     }
 
-    fn read(&mut self) -> Result<Observed, socket::Error> {
-        let Some(mut found) = known(self.socket.ask(dump::get_table(), Found::table))? else {
+    fn read(&mut self, table: Table) -> Result<Observed, socket::Error> {
+        let Some(mut found) = known(self.socket.ask(dump::get_table(table), Found::table))? else {
             return Ok(Observed::Absent);
         };
-        found.sets = self.socket.dump(dump::get_sets(), FoundSet::read)?;
-        for (chain, rule) in self.socket.dump(dump::get_rules(), dump::rule)?.into_iter().flatten() {
+        found.sets = self.socket.dump(dump::get_sets(table), FoundSet::read)?;
+        for (chain, rule) in self.socket.dump(dump::get_rules(table), dump::rule)?.into_iter().flatten() {
             found.rules.entry(chain).or_default().push(rule);
         }
-        for chain in skeleton::chains() {
-            if let Some(hook) = known(self.socket.ask(dump::get_chain(&chain.name), dump::chain_hook))? {
+        for chain in skeleton::chains(table) {
+            if let Some(hook) = known(self.socket.ask(dump::get_chain(table, &chain.name), dump::chain_hook))? {
                 found.chains.insert(chain.name, hook);
             }
         }
-        let picks = match found.check() {
+        let picks = match found.check(table) {
             Ok(picks) => picks,
             Err(why) => return Ok(Observed::Foreign(why)),
         };
-        Ok(match self.read_elements(&picks)? {
+        Ok(match self.read_elements(table, &picks)? {
             Some(elements) => Observed::Ours(elements),
             None => Observed::Foreign("it has elements that nobody but us could read, and not even we".to_owned()),
         })
     }
 
-    fn read_elements(&mut self, picks: &BTreeSet<Pick>) -> Result<Option<Elements>, socket::Error> {
+    fn read_elements(&mut self, table: Table, picks: &BTreeSet<Pick>) -> Result<Option<Elements>, socket::Error> {
         let mut all = Vec::new();
         let mut pods = Vec::new();
-        for set in skeleton::sets() {
-            let question = dump::get_elements(set.name);
+        for set in skeleton::sets(table) {
+            let question = dump::get_elements(table, set.name);
             if set.ranges {
-                pods.extend(self.socket.dump(question, dump::boundaries)?.into_iter().flatten());
+                pods.extend(
+                    self.socket.dump(question, |answer| dump::boundaries(table, answer))?.into_iter().flatten(),
+                );
             } else {
-                let answers = self.socket.dump(question, |answer| dump::elements(set.name, answer))?;
+                let answers = self.socket.dump(question, |answer| dump::elements(table, set.name, answer))?;
                 all.extend(answers.into_iter().flatten());
             }
         }
         let pods = pods.into_iter().collect::<Option<Vec<_>>>().and_then(dump::ranges);
         let all = all.into_iter().collect::<Option<Vec<_>>>();
-        Ok(all.zip(pods).map(|(all, pods)| dump::assembled(all, picks, pods)))
+        Ok(all.zip(pods).map(|(all, pods)| dump::assembled(table, all, picks, pods)))
     }
 
     fn transact(&mut self, requests: &Requests<'_>, generation: Option<u32>) -> Result<(), Error> {
@@ -268,7 +288,7 @@ impl Engine {
     }
 }
 
-/// What is to be done to the table.
+/// What is to be done to a table.
 enum Todo {
     Nothing,
     Change(Vec<Change>),
@@ -277,35 +297,59 @@ enum Todo {
 }
 
 impl Todo {
-    fn requests(&self) -> Requests<'_> {
-        let mut requests = Requests::default();
+    fn request<'a>(&'a self, table: Table, requests: &mut Requests<'a>) {
         match self {
             Self::Nothing => {}
             Self::Change(changes) => requests.change(changes),
             Self::Create { changes, instead_of } => {
                 if instead_of.is_some() {
-                    requests.delete_table();
+                    requests.delete_table(table);
                 }
-                requests.create_table();
+                requests.create_table(table);
                 requests.change(changes);
             }
-            Self::Remove => requests.delete_table(),
+            Self::Remove => requests.delete_table(table),
         }
-        requests
     }
 
-    /// What it is when it is done.
-    fn done(self) -> Applied {
+    /// What it is when it is done, if anything was.
+    fn done(self) -> Option<Done> {
         match self {
-            Self::Nothing => Applied::Unchanged,
-            Self::Change(changes) if changes.is_empty() => Applied::Unchanged,
-            Self::Change(changes) => Applied::Changed(changes),
-            Self::Create { changes, instead_of: None } => Applied::Created(changes.len()),
+            Self::Nothing => None,
+            Self::Change(changes) if changes.is_empty() => None,
+            Self::Change(changes) => Some(Done::Changed(changes)),
+            Self::Create { changes, instead_of: None } => Some(Done::Created(changes.len())),
             Self::Create { changes, instead_of: Some(because) } => {
-                Applied::Replaced { because, elements: changes.len() }
+                Some(Done::Replaced { because, elements: changes.len() })
             }
-            Self::Remove => Applied::Removed,
+            Self::Remove => Some(Done::Removed),
         }
+    }
+}
+
+/// Sorts what belongs to several tables, in the order it has.
+fn of_tables<T: Belongs, C: Default + Extend<T>>(all: impl IntoIterator<Item = T>) -> BTreeMap<Table, C> {
+    let mut tables: BTreeMap<Table, C> = BTreeMap::new();
+    for one in all {
+        tables.entry(one.table()).or_default().extend([one]);
+    }
+    tables
+}
+
+/// What is of one table.
+trait Belongs {
+    fn table(&self) -> Table;
+}
+
+impl Belongs for Change {
+    fn table(&self) -> Table {
+        self.key().table()
+    }
+}
+
+impl Belongs for (Key, Value) {
+    fn table(&self) -> Table {
+        self.0.table()
     }
 }
 
@@ -328,9 +372,12 @@ fn known<T>(answer: Result<Option<T>, socket::Error>) -> Result<Option<T>, socke
 /// If the kernel does not tell or refuses.
 pub fn remove() -> Result<bool, Error> {
     let mut engine = Engine::open()?;
-    if known(engine.socket.ask(dump::get_table(), |_| ())).map_err(Error::Read)?.is_none() {
-        return Ok(false);
+    let mut requests = Requests::default();
+    for table in Table::ALL {
+        if known(engine.socket.ask(dump::get_table(table), |_| ())).map_err(Error::Read)?.is_some() {
+            requests.delete_table(table);
+        }
     }
-    engine.transact(&Todo::Remove.requests(), None)?;
-    Ok(true)
+    engine.transact(&requests, None)?;
+    Ok(!requests.messages.is_empty())
 }

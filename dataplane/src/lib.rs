@@ -1,7 +1,7 @@
 //! Forwarding: what the kernel must do with a packet to an lb_ip, and making it do so.
 //!
 //! ```text
-//!   Snapshot ──ruleset()──▶ Ruleset ──diff──▶ changes ──one transaction──▶ the kernel's table `ip landfall`
+//!   Snapshot ──ruleset()──▶ Ruleset ──diff──▶ changes ──one transaction──▶ the kernel's tables `landfall`
 //!                                                                               │ acknowledged
 //!                                                      Forwarding  ◀────────────┘
 //! ```
@@ -12,16 +12,16 @@
 //! | [`ruleset`] | what must happen to packets; knows no kernel (pure) |
 //! | [`planner`] | plans again only what has changed (pure) |
 //! | [`diff`] | what to change (pure) |
-//! | [`nft`] | how nf_tables is told: the table, its elements, their bytes (pure) |
+//! | [`nft`] | how nf_tables is told: the tables, their elements, their bytes (pure) |
 //! | [`netlink`] | the language of the kernel, and the socket |
-//! | [`engine`] | makes the kernel's table what a ruleset says (shell) |
+//! | [`engine`] | makes the kernel's tables what a ruleset says (shell) |
 //! | [`stale`] | which tracked flows go nowhere any more (pure) |
 //! | [`conntrack`] | makes the kernel forget those (shell) |
 //! | [`run`](mod@run) | the loop |
 //!
 //! A packet from outside goes to a random endpoint. An endpoint on this node sees the client's address; for one on
 //! another node the packet is masqueraded, so that the answer comes back through here. What a Service has no endpoint
-//! for is refused, and what nobody serves is dropped.
+//! for is refused, and what nobody serves is dropped. IPv4 and IPv6 are forwarded alike.
 
 pub mod conntrack;
 pub mod diff;

@@ -1,4 +1,7 @@
-//! The engine nft: a [`Ruleset`](crate::ruleset::Ruleset) as elements of one table, `ip landfall`.
+//! The engine nft: a [`Ruleset`](crate::ruleset::Ruleset) as elements of two tables, `ip landfall` and `ip6 landfall`.
+//!
+//! Both are made alike; one transaction changes both. One table `inet landfall` for both would make every packet ask
+//! of which family it is before each rule, and would need the same sets twice all the same.
 //!
 //! The shape is *few maps with many elements*: what the kernel does for a packet, and what it costs to change one
 //! Service, is the same with one Service as with 30,000. There is never a chain or a map of a single Service.
@@ -26,6 +29,7 @@
 //! * All keys begin with the lb_ip, so the elements of different lb_ips have nothing to do with each other, and a
 //!   change costs what it changes.
 //! * Refusing happens before routing: it works whether or not the node forwards and knows a route to the lb_ip.
+//! * What neighbours say to each other about an lb_ip (NDP) is never dropped here; it is the speaker's business.
 //!
 //! Needs Linux 5.10 or newer (a reset from prerouting), and nothing of the `nft` program.
 //!

@@ -10,6 +10,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
+use crds::service::Family;
 use crds::{EndpointSlice, Key, Port, Protocol, Range, Service, TrafficPolicy};
 use ipnet::IpNet;
 
@@ -23,17 +24,18 @@ pub struct Ruleset {
     /// Every lb_ip that a Service holds, with what is behind it. An lb_ip that is held by none that exists is not
     /// here: packets to it are none of our business, and it must not be announced.
     pub addresses: BTreeMap<IpAddr, Arc<LbIp>>,
-    /// Which picks of IPv4 targets there are, and how often: what an engine needs one of for all, without having to
-    /// look at all. Kept by [`Ruleset::set`].
-    picks: BTreeMap<Pick, usize>,
+    /// Which picks of targets there are in each family, and how often: what an engine needs one of for all, without
+    /// having to look at all. Kept by [`Ruleset::set`].
+    picks: BTreeMap<(Family, Pick), usize>,
 }
 
 impl Ruleset {
     /// Puts `new` behind `address`, or nothing.
     pub(crate) fn set(&mut self, address: IpAddr, new: Option<Arc<LbIp>>) {
-        let picks = |lb_ip: &Arc<LbIp>| -> Vec<Pick> {
-            let targets = lb_ip.ports.values().filter(|_| address.is_ipv4());
-            targets.flat_map(|target| [target.outside, target.inside]).filter(|pick| pick.count > 0).collect()
+        let family = Family::of(address);
+        let picks = |lb_ip: &Arc<LbIp>| -> Vec<(Family, Pick)> {
+            let picks = lb_ip.ports.values().flat_map(|target| [target.outside, target.inside]);
+            picks.filter(|pick| pick.count > 0).map(|pick| (family, pick)).collect()
         };
         for pick in new.iter().flat_map(picks) {
             *self.picks.entry(pick).or_default() += 1;
@@ -50,8 +52,8 @@ impl Ruleset {
         self.picks.retain(|_, count| *count > 0);
     }
 
-    /// Every pick of an IPv4 target.
-    pub fn picks(&self) -> impl Iterator<Item = Pick> {
+    /// Every pick of a target, with the family of its lb_ip.
+    pub fn picks(&self) -> impl Iterator<Item = (Family, Pick)> {
         self.picks.keys().copied()
     }
 }

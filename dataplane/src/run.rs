@@ -18,15 +18,17 @@ use tokio::time::{Instant, sleep_until};
 
 use crate::conntrack;
 use crate::diff::{Change, both};
-use crate::engine::{Applied, Engine, Error};
+use crate::engine::{Applied, Done, Engine, Error};
 use crate::netlink::socket::Socket;
+use crate::nft::element::is_needed;
+use crate::nft::skeleton::Table;
 use crate::planner::Planner;
 use crate::ruleset::{LbIp, Ruleset};
 use crate::snapshot::Snapshot;
 use crate::stale::stale;
 
 /// How often to look whether the kernel still has what was applied. Somebody flushing all of nf_tables (a firewall
-/// that is reloaded) is the reason to look; nobody else should touch the table.
+/// that is reloaded) is the reason to look; nobody else should touch our tables.
 const CHECK: Duration = Duration::from_secs(10);
 /// The first pause after a failed step; each further one is twice as long.
 const FIRST_PAUSE: Duration = Duration::from_millis(50);
@@ -139,8 +141,8 @@ struct Worker {
     conntrack: Socket,
     /// The ruleset for which stale flows were last forgotten.
     swept: Option<Arc<Ruleset>>,
-    /// Whether the state of ip_forward has been looked at.
-    looked_at_ip_forward: bool,
+    /// The families for which the node has been asked whether it forwards.
+    looked_at_forwarding: BTreeSet<Table>,
 }
 
 impl Worker {
@@ -154,7 +156,7 @@ impl Worker {
             done: None,
             conntrack,
             swept: None,
-            looked_at_ip_forward: false,
+            looked_at_forwarding: BTreeSet::new(),
         })
     }
 
@@ -164,13 +166,13 @@ impl Worker {
         let wrong = match check.then(|| self.engine.check()) {
             Some(Ok(wrong)) => wrong,
             Some(Err(error)) => {
-                tracing::warn!(%error, "can't look whether the table landfall is whole; looking again later");
+                tracing::warn!(%error, "can't look whether our tables are whole; looking again later");
                 None
             }
             None => None,
         };
         if let Some(wrong) = &wrong {
-            tracing::warn!(wrong, "somebody changed the table landfall, repairing it");
+            tracing::warn!(wrong, "somebody changed a table of ours, repairing it");
         }
         let desired = self.planner.plan(snapshot);
         if wrong.is_none() && self.done.as_ref().is_some_and(|done| Arc::ptr_eq(done, &desired)) {
@@ -183,7 +185,7 @@ impl Worker {
         let changes = match self.engine.apply(&desired) {
             Ok(applied) => {
                 log(&applied, &desired);
-                if let Applied::Changed(changes) = applied { changes } else { Vec::new() }
+                changes_in(applied)
             }
             Err(error) => {
                 // A change that failed leaves the kernel as it was. A table that is known to be broken and could not
@@ -194,7 +196,7 @@ impl Worker {
                 return Err(error);
             }
         };
-        self.look_at_ip_forward(&desired);
+        self.look_at_forwarding(&desired);
         self.publish(Arc::clone(&desired));
         self.done = Some(desired);
         self.sweep(&changes);
@@ -249,8 +251,7 @@ impl Worker {
             let mut news = false;
             both(&self.published.addresses, &ruleset.addresses, |address, before, after| {
                 let same = matches!((before, after), (Some(before), Some(after)) if Arc::ptr_eq(before, after));
-                // IPv6 is not in the table yet.
-                if !same && address.is_ipv4() {
+                if !same {
                     news |= forwarding.set(*address, after.map(|lb_ip| serves(lb_ip)));
                 }
             });
@@ -260,18 +261,25 @@ impl Worker {
     }
 
     /// Whether the node forwards at all is the business of whoever runs the cluster's network: say it, change nothing.
-    fn look_at_ip_forward(&mut self, desired: &Ruleset) {
-        if self.looked_at_ip_forward || desired.addresses.is_empty() {
-            return;
-        }
-        self.looked_at_ip_forward = true;
-        match std::fs::read_to_string("/proc/sys/net/ipv4/ip_forward") {
-            Ok(value) if value.trim() == "0" => tracing::warn!(
-                "this node does not forward IPv4, so packets won't reach endpoints: sysctl -w net.ipv4.ip_forward=1 \
-                 (kube-proxy or the network plugin does so as a rule)"
-            ),
-            Ok(_) => {}
-            Err(error) => tracing::debug!(%error, "can't tell whether this node forwards IPv4"),
+    fn look_at_forwarding(&mut self, desired: &Ruleset) {
+        for table in Table::ALL {
+            if !is_needed(desired, table) || !self.looked_at_forwarding.insert(table) {
+                continue;
+            }
+            let switch = match table {
+                Table::V4 => "net/ipv4/ip_forward",
+                Table::V6 => "net/ipv6/conf/all/forwarding",
+            };
+            match std::fs::read_to_string(format!("/proc/sys/{switch}")) {
+                Ok(value) if value.trim() == "0" => tracing::warn!(
+                    family = %table.family(),
+                    switch,
+                    "this node does not forward, so packets won't reach endpoints: set the switch to 1 with sysctl \
+                     (kube-proxy or the network plugin does so as a rule)"
+                ),
+                Ok(_) => {}
+                Err(error) => tracing::debug!(%error, switch, "can't tell whether this node forwards"),
+            }
         }
     }
 }
@@ -281,15 +289,25 @@ fn serves(lb_ip: &LbIp) -> bool {
     lb_ip.ports.values().any(|target| target.outside.count > 0)
 }
 
+/// The changes of tables that were there before and still are.
+fn changes_in(applied: Applied) -> Vec<Change> {
+    let changed = applied.into_values().filter_map(|done| match done {
+        Done::Changed(changes) => Some(changes),
+        Done::Created(_) | Done::Replaced { .. } | Done::Removed => None,
+    });
+    changed.flatten().collect()
+}
+
 fn log(applied: &Applied, desired: &Ruleset) {
     let addresses = desired.addresses.len();
-    match applied {
-        Applied::Unchanged => tracing::trace!(addresses, "nothing to change in the kernel"),
-        Applied::Changed(changes) => tracing::debug!(addresses, changes = changes.len(), "changed the table landfall"),
-        Applied::Created(elements) => tracing::info!(addresses, elements, "made the table landfall"),
-        Applied::Removed => tracing::info!("removed the table landfall: nothing is to be forwarded"),
-        Applied::Replaced { because, elements } => {
-            tracing::warn!(addresses, elements, because, "replaced the table landfall");
+    for (table, done) in applied {
+        match done {
+            Done::Changed(changes) => tracing::debug!(%table, addresses, changes = changes.len(), "changed the table"),
+            Done::Created(elements) => tracing::info!(%table, addresses, elements, "made the table"),
+            Done::Removed => tracing::info!(%table, "removed the table: it has nothing to do"),
+            Done::Replaced { because, elements } => {
+                tracing::warn!(%table, addresses, elements, because, "replaced the table");
+            }
         }
     }
 }

@@ -12,6 +12,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use crds::Protocol;
+use crds::service::Family;
 
 use crate::diff::{Change, both};
 use crate::nft::element::Key;
@@ -48,6 +49,11 @@ impl Stale {
         (first == last).then_some(first)
     }
 
+    /// The families of those lb_ips.
+    pub fn families(&self) -> BTreeSet<Family> {
+        self.may_answer.keys().map(|port| Family::of(port.ip())).collect()
+    }
+
     /// Whether this flow goes nowhere any more.
     pub fn is(&self, flow: &Flow) -> bool {
         self.may_answer.get(&flow.destination).is_some_and(|endpoints| !endpoints.contains(&flow.answers))
@@ -79,7 +85,7 @@ pub fn stale(before: Option<&Ruleset>, after: &Ruleset, changes: &[Change]) -> S
             if let Change::Delete(Key::Service(port) | Key::Inside(port) | Key::Refused(port), _) = change
                 && port.protocol == Protocol::Udp
             {
-                may_answer.entry(SocketAddr::from((port.address, port.port))).or_default();
+                may_answer.entry(SocketAddr::new(port.address, port.port)).or_default();
             }
         }
     }
@@ -157,8 +163,7 @@ mod tests {
     fn after_a_start_all_that_is_there_is_looked_at_and_what_the_table_lost() {
         let after = ruleset(&[A], &[]);
         assert_eq!(judged(&stale(None, &after, &[])), [false, true, true]);
-        let gone =
-            crate::nft::element::of_address("192.0.2.10".parse().expect("v4"), &after.addresses[&at(LB_IP).ip()]);
+        let gone = crate::nft::element::of_address(at(LB_IP).ip(), &after.addresses[&at(LB_IP).ip()]);
         let changes: Vec<Change> = gone.into_iter().map(|(key, value)| Change::Delete(key, value)).collect();
         assert_eq!(judged(&stale(None, &Ruleset::default(), &changes)), [true, true, true]);
         assert_eq!(judged(&stale(Some(&Ruleset::default()), &Ruleset::default(), &[])), [false; 3]);

@@ -3,7 +3,8 @@
 mod sample;
 mod world;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::UdpSocket;
 use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -13,12 +14,13 @@ use crds::Protocol::{Tcp, Udp};
 use dataplane::engine::{Applied, Engine, Observed};
 use dataplane::netlink::message::{CREATE, Message, NFTABLES};
 use dataplane::netlink::socket::Socket;
+use dataplane::nft::skeleton::Table;
 use dataplane::ruleset::ruleset;
 use dataplane::{Forwarding, Snapshot};
 use netns::Namespace;
 use sample::{Described, NODE, ip, nothing, ready, service, snapshot, terminating};
 use tokio::sync::watch;
-use world::{Answer, CLIENT, Pod, SILENCE, World, ask_tcp, ask_udp, nft, udp, wait_for};
+use world::{Answer, CLIENT, Net, Pod, SILENCE, V4, World, ask_tcp, ask_udp, nft, udp, wait_for};
 
 /// `dataplane::run` on a thread of its own.
 struct Agent {
@@ -69,16 +71,23 @@ fn web(address: &str, endpoints: impl IntoIterator<Item = Endpoint>) -> Describe
         .slice(&[("tcp", Tcp, 8080), ("udp", Udp, 8080)], endpoints)
 }
 
-fn on(node: &str, pod: &Pod) -> Endpoint {
-    ready(&pod.address.to_string(), node)
+fn on(net: Net, pod: &Pod) -> Endpoint {
+    ready(&net.of(pod), if pod.node == 1 { NODE } else { "n2" })
 }
 
-fn observed(namespace: &Namespace) -> Observed {
+/// What the kernel has of all tables.
+fn observed(namespace: &Namespace) -> BTreeMap<Table, Observed> {
     namespace.run(|| Engine::open().expect("an engine").observe().expect("observe").0)
 }
 
 fn is_from(pod: &Pod, answer: std::io::Result<Answer>) -> bool {
-    answer.is_ok_and(|answer| answer.pod == pod.address)
+    answer.is_ok_and(|answer| answer.pod == (pod.node, pod.number))
+}
+
+/// Whether nobody answers this client, for a while.
+fn is_silent(client: &UdpSocket) -> bool {
+    let mut buffer = [0; 64];
+    client.send(b"?").is_ok() && client.recv(&mut buffer).is_err()
 }
 
 const LB_IP: &str = "198.51.100.10";
@@ -94,14 +103,14 @@ fn an_lb_ip_is_published_once_the_kernel_has_it_and_taken_back_when_it_goes() {
         snapshot([web(LB_IP, []), local, service("six").holds("2001:db8::1").port("", Tcp, 80)])
     };
     agent.tell(held(&[ready("10.244.2.5", "n2")]));
-    let both = [LB_IP, "198.51.100.11"];
-    wait_for("addresses without endpoints here", || agent.published() == forwarding(&both, &[]));
-    assert!(matches!(observed(&namespace), Observed::Ours(_)));
+    let all = [LB_IP, "198.51.100.11", "2001:db8::1"];
+    wait_for("addresses without endpoints here", || agent.published() == forwarding(&all, &[]));
+    assert!(observed(&namespace).values().all(|table| matches!(table, Observed::Ours(_))));
     agent.tell(held(&[ready("10.244.1.5", NODE)]));
-    wait_for("an endpoint here", || agent.published() == forwarding(&both, &["198.51.100.11"]));
+    wait_for("an endpoint here", || agent.published() == forwarding(&all, &["198.51.100.11"]));
     agent.tell(nothing());
     wait_for("nothing published", || agent.published() == Forwarding::default());
-    wait_for("no table", || observed(&namespace) == Observed::Absent);
+    wait_for("no tables", || observed(&namespace).values().all(|table| *table == Observed::Absent));
     agent.end();
 }
 
@@ -109,7 +118,7 @@ fn an_lb_ip_is_published_once_the_kernel_has_it_and_taken_back_when_it_goes() {
 fn before_it_knows_anything_and_after_it_has_ended_the_kernel_goes_on() {
     let world = World::new();
     let pod = world.pod(1, 5);
-    let known = snapshot([web(LB_IP, [on(NODE, &pod)])]);
+    let known = snapshot([web(LB_IP, [on(V4, &pod)])]);
     let agent = Agent::start(&world.n1);
     agent.tell(known.clone());
     wait_for("the address", || agent.published() == forwarding(&[LB_IP], &[LB_IP]));
@@ -159,7 +168,7 @@ fn what_the_kernel_refuses_is_tried_again_and_not_published() {
     let known = snapshot([web(LB_IP, [ready("10.244.1.5", NODE)])]);
     let mut engine = namespace.run(|| Engine::open().expect("an engine"));
     let error = engine.apply(&Arc::new(ruleset(&known))).expect_err("refused");
-    assert_eq!(error.to_string(), "the kernel refused to delete table landfall, nothing changed");
+    assert_eq!(error.to_string(), "the kernel refused to delete table ip landfall, nothing changed");
 
     let agent = Agent::start(&namespace);
     agent.tell(known);
@@ -175,72 +184,75 @@ fn what_the_kernel_refuses_is_tried_again_and_not_published() {
 
 #[test]
 fn a_udp_client_that_keeps_asking_is_moved_when_its_endpoint_goes_and_silenced_with_the_service() {
-    let world = World::new();
-    let (first, second) = (world.pod(1, 5), world.pod(1, 6));
-    let (client, pod) = (udp(&world.client, WEB), world.pod(1, 7));
-    let inside = udp(&pod.namespace, WEB);
-    let agent = Agent::start(&world.n1);
-    agent.tell(snapshot([web(LB_IP, [on(NODE, &first)])]));
-    wait_for("the address", || agent.published() == forwarding(&[LB_IP], &[LB_IP]));
-    assert!(is_from(&first, ask_udp(&client)));
-    assert!(is_from(&first, ask_udp(&inside)));
+    Net::each(|net| {
+        let world = World::new();
+        let (first, second) = (world.pod(1, 5), world.pod(1, 6));
+        let at = net.port(80);
+        let (client, pod) = (udp(&world.client, &at), world.pod(1, 7));
+        let inside = udp(&pod.namespace, &at);
+        let agent = Agent::start(&world.n1);
+        let tell = |endpoints: Vec<Endpoint>| agent.tell(snapshot([web(net.lb_ip, endpoints)]));
+        tell(vec![on(net, &first)]);
+        wait_for("the address", || agent.published() == forwarding(&[net.lb_ip], &[net.lb_ip]));
+        assert!(is_from(&first, ask_udp(&client)));
+        assert!(is_from(&first, ask_udp(&inside)));
 
-    // As long as it still answers, it is not taken from its clients.
-    agent.tell(snapshot([web(LB_IP, [terminating(on(NODE, &first)), on(NODE, &second)])]));
-    wait_for("new clients at the other", || is_from(&second, ask_udp(&udp(&world.client, WEB))));
-    assert!(is_from(&first, ask_udp(&client)));
+        // As long as it still answers, it is not taken from its clients.
+        tell(vec![terminating(on(net, &first)), on(net, &second)]);
+        wait_for("new clients at the other", || is_from(&second, ask_udp(&udp(&world.client, &at))));
+        assert!(is_from(&first, ask_udp(&client)));
 
-    agent.tell(snapshot([web(LB_IP, [on(NODE, &second)])]));
-    wait_for("the client at the other", || is_from(&second, ask_udp(&client)));
-    wait_for("the pod at the other", || is_from(&second, ask_udp(&inside)));
+        tell(vec![on(net, &second)]);
+        wait_for("the client at the other", || is_from(&second, ask_udp(&client)));
+        wait_for("the pod at the other", || is_from(&second, ask_udp(&inside)));
 
-    agent.tell(snapshot([service("other").holds("198.51.100.11")]));
-    wait_for("silence", || {
-        let mut buffer = [0; 64];
-        client.send(b"?").is_ok() && client.recv(&mut buffer).is_err()
+        agent.tell(snapshot([service("other").holds(net.other)]));
+        wait_for("silence", || is_silent(&client));
+        agent.end();
     });
-    agent.end();
 }
 
 #[test]
 fn a_udp_client_that_asked_before_the_service_was_there_is_served() {
-    let world = World::new();
-    let pod = world.pod(1, 5);
-    let client = udp(&world.client, WEB);
-    let other = || service("other").holds("198.51.100.11");
-    let agent = Agent::start(&world.n1);
-    agent.tell(snapshot([other()]));
-    wait_for("the other address", || agent.published() == forwarding(&["198.51.100.11"], &[]));
-    // The node routes it on: the flow is tracked without being translated, and would stay so.
-    client.send(b"?").expect("send");
-    wait_for("a tracked flow", || {
-        let listed = world.n1.command("conntrack").args(["-L", "-p", "udp", "-d", LB_IP]).output().expect("conntrack");
-        !listed.stdout.is_empty()
+    Net::each(|net| {
+        let world = World::new();
+        let pod = world.pod(1, 5);
+        let client = udp(&world.client, &net.port(80));
+        let other = || service("other").holds(net.other);
+        let agent = Agent::start(&world.n1);
+        agent.tell(snapshot([other()]));
+        wait_for("the other address", || agent.published() == forwarding(&[net.other], &[]));
+        // The node routes it on: the flow is tracked without being translated, and would stay so.
+        client.send(b"?").expect("send");
+        wait_for("a tracked flow", || {
+            let family = if net.family == V4.family { "ipv4" } else { "ipv6" };
+            let arguments = ["-L", "-f", family, "-p", "udp", "-d", net.lb_ip];
+            !world.n1.command("conntrack").args(arguments).output().expect("conntrack").stdout.is_empty()
+        });
+        agent.tell(snapshot([web(net.lb_ip, [on(net, &pod)]), other()]));
+        wait_for("the address", || agent.published().serving.contains(&ip(net.lb_ip)));
+        assert_eq!(ask_udp(&client).expect("an answer"), Answer::new(&pod, net.client));
+        agent.end();
     });
-    agent.tell(snapshot([web(LB_IP, [on(NODE, &pod)]), other()]));
-    wait_for("the address", || agent.published().serving.contains(&ip(LB_IP)));
-    assert_eq!(ask_udp(&client).expect("an answer"), Answer::new(&pod, CLIENT));
-    agent.end();
 }
 
 #[test]
 fn an_agent_that_was_away_forgets_the_flows_of_what_went_meanwhile() {
-    let world = World::new();
-    let pod = world.pod(1, 5);
-    let client = udp(&world.client, WEB);
-    let other = || service("other").holds("198.51.100.11");
-    let agent = Agent::start(&world.n1);
-    agent.tell(snapshot([web(LB_IP, [on(NODE, &pod)]), other()]));
-    wait_for("the address", || agent.published().serving.contains(&ip(LB_IP)));
-    assert_eq!(ask_udp(&client).expect("an answer"), Answer::new(&pod, CLIENT));
-    agent.end();
-    let agent = Agent::start(&world.n1);
-    agent.tell(snapshot([other()]));
-    wait_for("silence", || {
-        let mut buffer = [0; 64];
-        client.send(b"?").is_ok() && client.recv(&mut buffer).is_err()
+    Net::each(|net| {
+        let world = World::new();
+        let pod = world.pod(1, 5);
+        let client = udp(&world.client, &net.port(80));
+        let other = || service("other").holds(net.other);
+        let agent = Agent::start(&world.n1);
+        agent.tell(snapshot([web(net.lb_ip, [on(net, &pod)]), other()]));
+        wait_for("the address", || agent.published().serving.contains(&ip(net.lb_ip)));
+        assert_eq!(ask_udp(&client).expect("an answer"), Answer::new(&pod, net.client));
+        agent.end();
+        let agent = Agent::start(&world.n1);
+        agent.tell(snapshot([other()]));
+        wait_for("silence", || is_silent(&client));
+        agent.end();
     });
-    agent.end();
 }
 
 #[test]
@@ -253,6 +265,6 @@ fn a_burst_of_snapshots_ends_with_the_last() {
     wait_for("the last", || agent.published() == forwarding(&["198.51.100.250"], &[]));
     let mut engine = namespace.run(|| Engine::open().expect("an engine"));
     let last = Arc::new(ruleset(&snapshot([web("198.51.100.250", [])])));
-    assert_eq!(engine.apply(&last).expect("apply"), Applied::Unchanged);
+    assert_eq!(engine.apply(&last).expect("apply"), Applied::new());
     agent.end();
 }

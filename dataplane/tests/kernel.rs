@@ -2,22 +2,25 @@
 
 mod sample;
 
+use std::collections::BTreeMap;
 use std::io::Write;
 use std::process::Stdio;
 use std::sync::Arc;
 use std::time::Instant;
 
 use crds::Protocol::{Sctp, Tcp, Udp};
+use crds::Range;
 use dataplane::diff::Change;
-use dataplane::engine::{Applied, Engine, Observed};
-use dataplane::nft::element::{Key, Value, elements};
+use dataplane::engine::{Applied, Done, Engine, Observed};
+use dataplane::nft::element::{Elements, Key, Value, elements};
+use dataplane::nft::skeleton::Table;
 use dataplane::planner::Planner;
 use dataplane::ruleset::{Ruleset, ruleset};
 use dataplane::{Snapshot, remove};
 use netns::Namespace;
-use sample::{NODE, nothing, ready, service, snapshot, terminating};
+use sample::{Described, NODE, ip, nothing, ready, service, snapshot, terminating};
 
-/// Something of everything.
+/// Something of everything, in both families.
 fn everything() -> Snapshot {
     let web = service("web").holds("192.0.2.10").port("http", Tcp, 80).port("dns", Udp, 53).slice(
         &[("http", Tcp, 8080), ("dns", Udp, 5353)],
@@ -31,8 +34,15 @@ fn everything() -> Snapshot {
         .slice(&[("", Tcp, 8443)], [ready("10.244.1.6", NODE), ready("10.244.2.7", "n2")])
         .slice(&[("media", Sctp, 9999)], [terminating(ready("10.244.1.6", NODE)), ready("10.244.2.7", "n2")]);
     let empty = service("empty").holds("192.0.2.12").port("", Tcp, 80);
-    let pods = ["10.244.1.0/24", "10.245.0.0/25", "10.245.0.128/26"].map(|net| net.parse().expect("a range"));
-    Snapshot { pod_ranges: pods.to_vec(), ..snapshot([web, local, empty]) }
+    let six = service("six")
+        .holds("2001:db8::10")
+        .port("http", Tcp, 80)
+        .port("dns", Udp, 53)
+        .local()
+        .slice(&[("http", Tcp, 8080)], [ready("2001:db8:244:1::5", NODE), ready("2001:db8:244:2::5", "n2")]);
+    let pods = ["10.244.1.0/24", "10.245.0.0/25", "10.245.0.128/26", "2001:db8:244:1::/64"];
+    let pod_ranges = pods.map(|net| net.parse().expect("a range")).to_vec();
+    Snapshot { pod_ranges, ..snapshot([web, local, empty, six]) }
 }
 
 fn planned(snapshot: &Snapshot) -> Arc<Ruleset> {
@@ -59,28 +69,45 @@ fn engine(namespace: &Namespace) -> Engine {
     namespace.run(|| Engine::open().expect("an engine"))
 }
 
+/// What the elements of each table are.
+fn by_table(ruleset: &Ruleset) -> BTreeMap<Table, Elements> {
+    let mut tables: BTreeMap<Table, Elements> = Table::ALL.map(|table| (table, Elements::new())).into();
+    for (key, value) in elements(ruleset) {
+        tables.entry(key.table()).or_default().insert(key, value);
+    }
+    tables
+}
+
+/// What should be observed after `ruleset` was applied.
+fn ours(ruleset: &Ruleset) -> BTreeMap<Table, Observed> {
+    let observed = |elements: Elements| if elements.is_empty() { Observed::Absent } else { Observed::Ours(elements) };
+    by_table(ruleset).into_iter().map(|(table, elements)| (table, observed(elements))).collect()
+}
+
 #[test]
-fn nft_prints_the_table_as_the_golden_file_has_it_and_takes_it_back() {
+fn nft_prints_the_tables_as_the_golden_files_have_them_and_takes_them_back() {
     let namespace = Namespace::new().expect("a namespace");
     let ruleset = planned(&everything());
     let applied = engine(&namespace).apply(&ruleset).expect("apply");
-    assert_eq!(applied, Applied::Created(elements(&ruleset).len()));
-    let listed = nft(&namespace, &["list", "table", "ip", "landfall"]);
+    let created = by_table(&ruleset).into_iter().map(|(table, elements)| (table, Done::Created(elements.len())));
+    assert_eq!(applied, created.collect::<Applied>());
+    for (family, file) in [("ip", "table.nft"), ("ip6", "table6.nft")] {
+        let listed = nft(&namespace, &["list", "table", family, "landfall"]);
+        let path = format!("{}/tests/golden/{file}", env!("CARGO_MANIFEST_DIR"));
+        if std::env::var_os("UPDATE_GOLDEN").is_some() {
+            std::fs::write(&path, &listed).expect("write the golden file");
+        }
+        let golden = std::fs::read_to_string(&path).expect("a golden file; UPDATE_GOLDEN=1 makes it");
+        assert_eq!(listed, golden, "UPDATE_GOLDEN=1 rewrites {path}");
 
-    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden/table.nft");
-    if std::env::var_os("UPDATE_GOLDEN").is_some() {
-        std::fs::write(path, &listed).expect("write the golden file");
+        let other = Namespace::new().expect("a namespace");
+        nft_do(&other, &listed);
+        assert_eq!(nft(&other, &["list", "table", family, "landfall"]), golden);
     }
-    let golden = std::fs::read_to_string(path).expect("tests/golden/table.nft; UPDATE_GOLDEN=1 makes it");
-    assert_eq!(listed, golden, "UPDATE_GOLDEN=1 rewrites tests/golden/table.nft");
-
-    let other = Namespace::new().expect("a namespace");
-    nft_do(&other, &listed);
-    assert_eq!(nft(&other, &["list", "table", "ip", "landfall"]), golden);
 }
 
 /// What the kernel has, read by an engine that knows nothing yet.
-fn observed(namespace: &Namespace) -> (Observed, u32) {
+fn observed(namespace: &Namespace) -> (BTreeMap<Table, Observed>, u32) {
     engine(namespace).observe().expect("observe")
 }
 
@@ -89,7 +116,7 @@ fn what_was_programmed_is_read_back_the_same() {
     let namespace = Namespace::new().expect("a namespace");
     let ruleset = planned(&everything());
     engine(&namespace).apply(&ruleset).expect("apply");
-    assert_eq!(observed(&namespace).0, Observed::Ours(elements(&ruleset)));
+    assert_eq!(observed(&namespace).0, ours(&ruleset));
 }
 
 #[test]
@@ -99,8 +126,8 @@ fn an_agent_that_starts_over_a_good_table_changes_nothing() {
     engine(&namespace).apply(&ruleset).expect("apply");
     let before = observed(&namespace);
     let mut next = engine(&namespace);
-    assert_eq!(next.apply(&ruleset).expect("apply"), Applied::Unchanged);
-    assert_eq!(next.apply(&ruleset).expect("apply again"), Applied::Unchanged);
+    assert_eq!(next.apply(&ruleset).expect("apply"), Applied::new());
+    assert_eq!(next.apply(&ruleset).expect("apply again"), Applied::new());
     assert_eq!(observed(&namespace), before, "with the same generation");
 }
 
@@ -109,15 +136,23 @@ fn an_agent_that_starts_over_an_old_table_changes_only_what_differs() {
     let namespace = Namespace::new().expect("a namespace");
     engine(&namespace).apply(&planned(&everything())).expect("apply");
     let mut later = everything();
-    later.addresses.remove(&sample::ip("192.0.2.12"));
+    later.addresses.remove(&ip("192.0.2.12"));
+    let six = Range::new(ip("2001:db8:244:1::"), ip("2001:db8:244:1:ffff:ffff:ffff:ffff")).expect("a range");
+    let pods_gone = Change::Delete(Key::Pods(Table::V6), Value::Ranges(vec![six]));
     later.pod_ranges = vec!["10.244.1.0/25".parse().expect("a range")];
     let later = planned(&later);
-    let Applied::Changed(changes) = engine(&namespace).apply(&later).expect("apply") else { panic!("not changed") };
+    let mut applied = engine(&namespace).apply(&later).expect("apply");
+    assert_eq!(applied.remove(&Table::V6), Some(Done::Changed(vec![pods_gone])));
+    let Some(Done::Changed(changes)) = applied.remove(&Table::V4) else { panic!("not changed") };
     let changes: Vec<String> = changes.iter().map(ToString::to_string).collect();
-    let expected =
-        ["delete set pods", "delete 192.0.2.12 in addresses", "delete 192.0.2.12:80/TCP in refused", "add set pods"];
+    let expected = [
+        "delete set pods of ip landfall",
+        "delete 192.0.2.12 in addresses",
+        "delete 192.0.2.12:80/TCP in refused",
+        "add set pods of ip landfall",
+    ];
     assert_eq!(changes, expected);
-    assert_eq!(observed(&namespace).0, Observed::Ours(elements(&later)));
+    assert_eq!(observed(&namespace).0, ours(&later));
 }
 
 #[test]
@@ -128,6 +163,10 @@ fn from_anything_to_anything_the_kernel_has_what_is_desired() {
         let endpoints = endpoints.iter().map(|address| ready(address, NODE));
         snapshot([service("web").holds("192.0.2.10").port("", Tcp, 80).slice(&[("", Tcp, 8080)], endpoints)])
     };
+    let six = |endpoints: &[&str]| {
+        let endpoints = endpoints.iter().map(|address| ready(address, NODE));
+        snapshot([service("six").holds("2001:db8::10").port("", Tcp, 80).slice(&[("", Tcp, 8080)], endpoints)])
+    };
     let states = [
         nothing(),
         everything(),
@@ -135,6 +174,8 @@ fn from_anything_to_anything_the_kernel_has_what_is_desired() {
         web(&["10.244.1.5", "10.244.1.6"]),
         web(&["10.244.1.6", "10.244.1.7"]),
         web(&[]),
+        six(&["2001:db8:244:1::5"]),
+        six(&[]),
         nothing(),
         web(&["10.244.1.6"]),
         everything(),
@@ -143,8 +184,7 @@ fn from_anything_to_anything_the_kernel_has_what_is_desired() {
     for state in states {
         let ruleset = planned(&state);
         engine.apply(&ruleset).expect("apply");
-        let expected = if state.addresses.is_empty() { Observed::Absent } else { Observed::Ours(elements(&ruleset)) };
-        assert_eq!(observed(&namespace).0, expected);
+        assert_eq!(observed(&namespace).0, ours(&ruleset));
         assert_eq!(engine.check().expect("check"), None);
     }
 }
@@ -174,12 +214,16 @@ fn a_damaged_table_is_noticed_and_repaired() {
         ("add chain ip landfall filter-output { policy drop; }".to_owned(), true),
         ("delete table ip landfall; add table ip landfall".to_owned(), true),
         ("add element ip landfall services { 192.0.2.99 . tcp . 80 : drop }".to_owned(), true),
+        ("delete table ip6 landfall".to_owned(), false),
+        ("delete element ip6 landfall addresses { 2001:db8::10 }".to_owned(), false),
+        ("flush chain ip6 landfall unserved".to_owned(), true),
     ] {
         nft_do(&namespace, &damage);
         assert!(engine.check().expect("check").is_some(), "{damage} is not noticed");
         let applied = engine.apply(&ruleset).expect("apply");
-        assert_eq!(matches!(applied, Applied::Replaced { .. }), replaced, "{damage}: {applied:?}");
-        assert_eq!(observed(&namespace).0, Observed::Ours(elements(&ruleset)), "after {damage}");
+        let was_replaced = applied.values().any(|done| matches!(done, Done::Replaced { .. }));
+        assert_eq!(was_replaced, replaced, "{damage}: {applied:?}");
+        assert_eq!(observed(&namespace).0, ours(&ruleset), "after {damage}");
         assert_eq!(engine.check().expect("check"), None);
     }
 }
@@ -195,7 +239,7 @@ fn tables_of_others_are_not_touched() {
             chain nat { type nat hook prerouting priority -100; ip daddr vmap @services
             }
         }
-        table ip6 landfall { chain mine { counter packets 0 bytes 0
+        table inet landfall { chain mine { counter packets 0 bytes 0
             }
         }",
     );
@@ -204,7 +248,8 @@ fn tables_of_others_are_not_touched() {
     engine.apply(&planned(&everything())).expect("apply");
     let between = nft(&namespace, &["list", "ruleset"]);
     assert!(before.lines().all(|line| between.contains(line)), "{between}");
-    assert_eq!(engine.apply(&planned(&nothing())).expect("apply"), Applied::Removed);
+    let removed: Applied = Table::ALL.map(|table| (table, Done::Removed)).into();
+    assert_eq!(engine.apply(&planned(&nothing())).expect("apply"), removed);
     assert_eq!(nft(&namespace, &["list", "ruleset"]), before);
 
     engine.apply(&planned(&everything())).expect("apply");
@@ -221,7 +266,7 @@ fn changes_of_others_are_not_taken_for_damage() {
     nft_do(&namespace, "add table ip other");
     assert_eq!(engine.check().expect("check"), None);
     let applied = engine.apply(&planned(&snapshot([service("web").holds("192.0.2.10")]))).expect("apply");
-    assert!(matches!(applied, Applied::Changed(_)), "{applied:?}");
+    assert!(matches!(applied[&Table::V4], Done::Changed(_)), "{applied:?}");
 }
 
 #[test]
@@ -233,14 +278,17 @@ fn a_refusal_names_what_the_kernel_refuses_and_changes_nothing() {
     nft_do(&namespace, "delete element ip landfall refused { 192.0.2.12 . tcp . 80 }");
     let before = observed(&namespace);
     let mut later = everything();
-    later.addresses.remove(&sample::ip("192.0.2.12"));
+    later.addresses.remove(&ip("192.0.2.12"));
     let error = engine.apply(&planned(&later)).expect_err("refused");
     let expected = "the kernel refused to delete 192.0.2.12:80/TCP in refused, nothing changed";
     assert_eq!(error.to_string(), expected);
     assert_eq!(observed(&namespace), before);
     // The next attempt looks first.
-    let address = Change::Delete(Key::Address("192.0.2.12".parse().expect("v4")), Value::Present);
-    assert_eq!(engine.apply(&planned(&later)).expect("apply"), Applied::Changed(vec![address]));
+    let address = Change::Delete(Key::Address(ip("192.0.2.12")), Value::Present);
+    assert_eq!(
+        engine.apply(&planned(&later)).expect("apply"),
+        Applied::from([(Table::V4, Done::Changed(vec![address]))])
+    );
 }
 
 #[test]
@@ -251,6 +299,17 @@ fn ten_thousand_services_are_programmed_in_one_go() {
         let lb_ip = format!("198.18.{high}.{low}");
         service(&format!("s{n}")).holds(&lb_ip).port("", Tcp, 80).slice(&[("", Tcp, 8080)], endpoints)
     };
+    ten_thousand("IPv4", Table::V4, described);
+    let described = |n: u32, last: u8| {
+        let endpoints = [ready(&format!("fd00::{n:x}:{last}"), NODE), ready(&format!("fd00::{n:x}:9"), "n2")];
+        let lb_ip = format!("2001:db8::{n:x}");
+        service(&format!("s{n}")).holds(&lb_ip).port("", Tcp, 80).slice(&[("", Tcp, 8080)], endpoints)
+    };
+    ten_thousand("IPv6", Table::V6, described);
+}
+
+/// Programs 10,000 Services, each `described` by its number and the last part of its first endpoint's address.
+fn ten_thousand(family: &str, table: Table, described: impl Fn(u32, u8) -> Described) {
     let one = Arc::new(snapshot((0..10_000).map(|n| described(n, 1))));
     let mut other = Snapshot::clone(&one);
     other.slices.extend(snapshot([described(5_000, 2)]).slices);
@@ -261,22 +320,22 @@ fn ten_thousand_services_are_programmed_in_one_go() {
     let timed = |what: &str, work: &mut dyn FnMut()| {
         let start = Instant::now();
         work();
-        println!("{what}: {:.1?}", start.elapsed());
+        println!("{family}: {what}: {:.1?}", start.elapsed());
     };
     let mut planner = Planner::default();
     let mut ruleset = None;
     timed("plan", &mut || ruleset = Some(planner.plan(&one)));
-    let mut applied = None;
+    let mut applied = Applied::new();
     let desired = ruleset.take().expect("planned");
-    timed("program 10,000 Services with 2 endpoints each", &mut || applied = Some(first.apply(&desired)));
-    assert!(matches!(applied, Some(Ok(Applied::Created(_)))), "{applied:?}");
+    timed("program 10,000 Services with 2 endpoints each", &mut || applied = first.apply(&desired).expect("apply"));
+    assert!(matches!(applied[&table], Done::Created(_)), "{applied:?}");
     timed("plan a change of one endpoint", &mut || ruleset = Some(planner.plan(&other)));
     let planned_other = ruleset.take().expect("planned");
-    timed("apply it", &mut || applied = Some(first.apply(&planned_other)));
-    assert!(matches!(&applied, Some(Ok(Applied::Changed(changes))) if changes.len() == 6), "{applied:?}");
+    timed("apply it", &mut || applied = first.apply(&planned_other).expect("apply"));
+    assert!(matches!(&applied[&table], Done::Changed(changes) if changes.len() == 6), "{applied:?}");
     let mut second = engine(&namespace);
-    timed("restart: read and compare", &mut || applied = Some(second.apply(&planned_other)));
-    assert!(matches!(applied, Some(Ok(Applied::Unchanged))), "{applied:?}");
-    timed("remove all", &mut || applied = Some(second.apply(&planned(&nothing()))));
-    assert!(matches!(applied, Some(Ok(Applied::Removed))), "{applied:?}");
+    timed("restart: read and compare", &mut || applied = second.apply(&planned_other).expect("apply"));
+    assert_eq!(applied, Applied::new());
+    timed("remove all", &mut || applied = second.apply(&planned(&nothing())).expect("apply"));
+    assert_eq!(applied, Applied::from([(table, Done::Removed)]));
 }

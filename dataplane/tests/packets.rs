@@ -4,7 +4,8 @@ mod sample;
 mod world;
 
 use std::collections::BTreeSet;
-use std::io::ErrorKind;
+use std::io::{ErrorKind, Read, Write};
+use std::net::Ipv6Addr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -14,21 +15,21 @@ use dataplane::Snapshot;
 use dataplane::engine::Engine;
 use dataplane::ruleset::ruleset;
 use sample::{NODE, service, snapshot, terminating};
-use world::{Answer, CLIENT, PATIENCE, Pod, SILENCE, World, ask_tcp, ask_udp, connect, nft, ping, udp};
+use world::{
+    Answer, CLIENT, Net, PATIENCE, Pod, SILENCE, V4, V6, World, ask_tcp, ask_udp, connect, icmp, nft, ping, udp,
+};
 
-const WEB: &str = "198.51.100.10:80";
-
-/// A Service at [`WEB`], TCP and UDP, with these endpoints.
-fn web(endpoints: impl IntoIterator<Item = Endpoint>) -> sample::Described {
+/// A Service at port 80 of the lb_ip, TCP and UDP, with these endpoints.
+fn web(net: Net, endpoints: impl IntoIterator<Item = Endpoint>) -> sample::Described {
     service("web")
-        .holds("198.51.100.10")
+        .holds(net.lb_ip)
         .port("tcp", Tcp, 80)
         .port("udp", Udp, 80)
         .slice(&[("tcp", Tcp, 8080), ("udp", Udp, 8080)], endpoints)
 }
 
-fn on(node: &str, pod: &Pod) -> Endpoint {
-    sample::ready(&pod.address.to_string(), node)
+fn on(net: Net, pod: &Pod) -> Endpoint {
+    sample::ready(&net.of(pod), if pod.node == 1 { NODE } else { "n2" })
 }
 
 fn engine(world: &World) -> Engine {
@@ -36,7 +37,7 @@ fn engine(world: &World) -> Engine {
 }
 
 fn apply(engine: &mut Engine, snapshot: &Snapshot) {
-    let pod_ranges = vec!["10.244.1.0/24".parse().expect("a range")];
+    let pod_ranges = [V4, V6].map(|net| net.pods.parse().expect("a range")).to_vec();
     engine.apply(&Arc::new(ruleset(&Snapshot { pod_ranges, ..snapshot.clone() }))).expect("apply");
 }
 
@@ -47,118 +48,179 @@ fn all(mut ask: impl FnMut() -> Answer) -> BTreeSet<Answer> {
 
 #[test]
 fn a_client_reaches_all_endpoints_and_is_seen_by_those_on_this_node() {
+    Net::each(|net| {
+        let world = World::new();
+        let (near, far) = (world.pod(1, 5), world.pod(2, 5));
+        apply(&mut engine(&world), &snapshot([web(net, [on(net, &near), on(net, &far)])]));
+        let expected = BTreeSet::from([Answer::new(&near, net.client), Answer::new(&far, net.n1)]);
+        let web = net.port(80);
+        assert_eq!(all(|| ask_tcp(&world.client, &web)), expected);
+        assert_eq!(all(|| ask_udp(&udp(&world.client, &web)).expect("an answer")), expected);
+    });
+}
+
+#[test]
+fn both_families_of_a_service_are_served_at_once() {
     let world = World::new();
-    let (near, far) = (world.pod(1, 5), world.pod(2, 5));
-    apply(&mut engine(&world), &snapshot([web([on(NODE, &near), on("n2", &far)])]));
-    let expected = BTreeSet::from([Answer::new(&near, CLIENT), Answer::new(&far, "192.0.2.1")]);
-    assert_eq!(all(|| ask_tcp(&world.client, WEB)), expected);
-    assert_eq!(all(|| ask_udp(&udp(&world.client, WEB)).expect("an answer")), expected);
+    let pod = world.pod(1, 5);
+    let both = web(V4, [on(V4, &pod), on(V6, &pod)]).holds(V6.lb_ip);
+    let mut engine = engine(&world);
+    apply(&mut engine, &snapshot([both]));
+    Net::each(|net| assert_eq!(ask_tcp(&world.client, &net.port(80)), Answer::new(&pod, net.client)));
+    // One goes without the other.
+    apply(&mut engine, &snapshot([web(V6, [on(V6, &pod)])]));
+    assert_eq!(ask_tcp(&world.client, &V6.port(80)), Answer::new(&pod, V6.client));
+    assert_eq!(ping(&world.client, V6.lb_ip).map_err(|error| error.kind()), Ok(()));
 }
 
 #[test]
 fn under_the_policy_local_only_local_endpoints_serve_the_client_but_all_serve_this_node_and_its_pods() {
-    let world = World::new();
-    let (near, far, pod) = (world.pod(1, 5), world.pod(2, 5), world.pod(1, 6));
-    apply(&mut engine(&world), &snapshot([web([on(NODE, &near), on("n2", &far)]).local()]));
-    assert_eq!(all(|| ask_tcp(&world.client, WEB)), BTreeSet::from([Answer::new(&near, CLIENT)]));
-    let pods = BTreeSet::from([Answer::new(&near, "10.244.1.6"), Answer::new(&far, "10.244.1.6")]);
-    assert_eq!(all(|| ask_tcp(&pod.namespace, WEB)), pods, "a pod keeps its address");
-    let node = BTreeSet::from([Answer::new(&near, "10.244.1.1"), Answer::new(&far, "192.0.2.1")]);
-    assert_eq!(all(|| ask_tcp(&world.n1, WEB)), node, "the node has the address of the link it uses");
+    Net::each(|net| {
+        let world = World::new();
+        let (near, far, pod) = (world.pod(1, 5), world.pod(2, 5), world.pod(1, 6));
+        apply(&mut engine(&world), &snapshot([web(net, [on(net, &near), on(net, &far)]).local()]));
+        let web = net.port(80);
+        assert_eq!(all(|| ask_tcp(&world.client, &web)), BTreeSet::from([Answer::new(&near, net.client)]));
+        let own = net.of(&pod);
+        let pods = BTreeSet::from([Answer::new(&near, &own), Answer::new(&far, &own)]);
+        assert_eq!(all(|| ask_tcp(&pod.namespace, &web)), pods, "a pod keeps its address");
+        let node = BTreeSet::from([Answer::new(&near, net.gateway), Answer::new(&far, net.n1)]);
+        assert_eq!(all(|| ask_tcp(&world.n1, &web)), node, "the node has the address of the link it uses");
+    });
 }
 
 #[test]
 fn under_the_policy_local_a_client_is_not_answered_while_endpoints_live_elsewhere() {
-    let world = World::new();
-    let far = world.pod(2, 5);
-    apply(&mut engine(&world), &snapshot([web([on("n2", &far)]).local()]));
-    let error = connect(&world.client, WEB, SILENCE).err().expect("no connection");
-    assert_eq!(error.kind(), ErrorKind::TimedOut);
+    Net::each(|net| {
+        let world = World::new();
+        let far = world.pod(2, 5);
+        apply(&mut engine(&world), &snapshot([web(net, [on(net, &far)]).local()]));
+        let error = connect(&world.client, &net.port(80), SILENCE).err().expect("no connection");
+        assert_eq!(error.kind(), ErrorKind::TimedOut);
+    });
 }
 
 #[test]
 fn a_pod_that_reaches_itself_is_answered() {
-    let world = World::new();
-    let pod = world.pod(1, 5);
-    apply(&mut engine(&world), &snapshot([web([on(NODE, &pod)])]));
-    assert_eq!(ask_tcp(&pod.namespace, WEB), Answer::new(&pod, "10.244.1.1"));
-    assert_eq!(ask_udp(&udp(&pod.namespace, WEB)).expect("an answer"), Answer::new(&pod, "10.244.1.1"));
+    Net::each(|net| {
+        let world = World::new();
+        let pod = world.pod(1, 5);
+        apply(&mut engine(&world), &snapshot([web(net, [on(net, &pod)])]));
+        let (web, expected) = (net.port(80), Answer::new(&pod, net.gateway));
+        assert_eq!(ask_tcp(&pod.namespace, &web), expected);
+        assert_eq!(ask_udp(&udp(&pod.namespace, &web)).expect("an answer"), expected);
+    });
 }
 
 #[test]
 fn without_endpoints_a_client_is_refused_at_once() {
-    let world = World::new();
-    let pod = world.pod(1, 6);
-    apply(&mut engine(&world), &snapshot([web([])]));
-    for from in [&world.client, &pod.namespace, &world.n1] {
-        let start = Instant::now();
-        let error = connect(from, WEB, PATIENCE).err().expect("no connection");
-        assert_eq!(error.kind(), ErrorKind::ConnectionRefused);
-        assert!(
-            start.elapsed() < Duration::from_millis(900),
-            "the first packet was not answered, but one after {:?}",
-            start.elapsed()
-        );
-    }
-    for (from, refusal) in [
-        (&world.client, ErrorKind::ConnectionRefused),
-        (&pod.namespace, ErrorKind::ConnectionRefused),
-        // The kernel tells a local process at once, and in other words.
-        (&world.n1, ErrorKind::PermissionDenied),
-    ] {
-        assert_eq!(ask_udp(&udp(from, WEB)).expect_err("no answer").kind(), refusal);
-    }
+    Net::each(|net| {
+        let world = World::new();
+        let pod = world.pod(1, 6);
+        apply(&mut engine(&world), &snapshot([web(net, [])]));
+        let web = net.port(80);
+        for from in [&world.client, &pod.namespace, &world.n1] {
+            let start = Instant::now();
+            let error = connect(from, &web, PATIENCE).err().expect("no connection");
+            assert_eq!(error.kind(), ErrorKind::ConnectionRefused);
+            assert!(
+                start.elapsed() < Duration::from_millis(900),
+                "the first packet was not answered, but one after {:?}",
+                start.elapsed()
+            );
+        }
+        for (from, refusal) in [
+            (&world.client, ErrorKind::ConnectionRefused),
+            (&pod.namespace, ErrorKind::ConnectionRefused),
+            // The kernel tells a local process at once, and in other words.
+            (&world.n1, ErrorKind::PermissionDenied),
+        ] {
+            assert_eq!(ask_udp(&udp(from, &web)).expect_err("no answer").kind(), refusal);
+        }
+    });
 }
 
 #[test]
 fn a_port_that_nobody_has_is_silent() {
-    let world = World::new();
-    let pod = world.pod(1, 5);
-    apply(&mut engine(&world), &snapshot([web([on(NODE, &pod)])]));
-    let error = connect(&world.client, "198.51.100.10:81", SILENCE).err().expect("no connection");
-    assert_eq!(error.kind(), ErrorKind::TimedOut);
+    Net::each(|net| {
+        let world = World::new();
+        let pod = world.pod(1, 5);
+        apply(&mut engine(&world), &snapshot([web(net, [on(net, &pod)])]));
+        let error = connect(&world.client, &net.port(81), SILENCE).err().expect("no connection");
+        assert_eq!(error.kind(), ErrorKind::TimedOut);
+    });
 }
 
 #[test]
 fn an_lb_ip_answers_a_ping() {
+    Net::each(|net| {
+        let world = World::new();
+        let pod = world.pod(1, 5);
+        apply(&mut engine(&world), &snapshot([web(net, [])]));
+        for from in [&world.client, &pod.namespace, &world.n1] {
+            ping(from, net.lb_ip).expect("an echo reply");
+        }
+    });
+}
+
+#[test]
+fn neighbours_may_ask_for_an_lb_ip_and_be_told() {
     let world = World::new();
-    let pod = world.pod(1, 5);
-    apply(&mut engine(&world), &snapshot([web([])]));
-    for from in [&world.client, &pod.namespace, &world.n1] {
-        ping(from, "198.51.100.10").expect("an echo reply");
-    }
+    let lb_ip = "2001:db8:1::10";
+    // The node has the address of itself, as with kube-proxy's IPVS.
+    world.n1.ip([format!("addr add {lb_ip}/128 dev eth0")]).expect("the address");
+    apply(&mut engine(&world), &snapshot([service("web").holds(lb_ip).port("", Tcp, 80)]));
+    let to: Ipv6Addr = lb_ip.parse().expect("an address");
+    let socket = icmp(&world.client, to.into()).expect("a socket");
+    // RFC 4861 §7.1.1: a solicitation that may have been forwarded does not count.
+    socket.set_unicast_hops_v6(255).expect("hops");
+    // Type 135 (neighbour solicitation), code 0, checksum by the kernel, reserved, target; asked of the target itself,
+    // as a neighbour does who wants to know whether it is still there (§7.3.3).
+    let solicitation = [&[135, 0, 0, 0, 0, 0, 0, 0], &to.octets()[..]].concat();
+    (&socket).write_all(&solicitation).expect("send");
+    let mut buffer = [0; 128];
+    let length = (&socket).read(&mut buffer).expect("an advertisement");
+    assert_eq!((buffer[0], &buffer[8..24]), (136, &to.octets()[..]), "of {length} bytes");
 }
 
 #[test]
 fn new_connections_follow_a_change_and_open_ones_live_on() {
-    let world = World::new();
-    let (old, new) = (world.pod(1, 5), world.pod(1, 6));
-    let mut engine = engine(&world);
-    apply(&mut engine, &snapshot([web([on(NODE, &old)])]));
-    let mut open = connect(&world.client, WEB, PATIENCE).expect("a connection");
-    assert_eq!(open.ask().expect("an answer"), Answer::new(&old, CLIENT));
-    apply(&mut engine, &snapshot([web([terminating(on(NODE, &old)), on(NODE, &new)])]));
-    assert_eq!(all(|| ask_tcp(&world.client, WEB)), BTreeSet::from([Answer::new(&new, CLIENT)]));
-    assert_eq!(open.ask().expect("an answer"), Answer::new(&old, CLIENT));
-    // Neither does it end with the Service, nor by another agent starting over.
-    apply(&mut engine, &snapshot([service("other").holds("198.51.100.11")]));
-    assert_eq!(open.ask().expect("an answer"), Answer::new(&old, CLIENT));
-    apply(&mut self::engine(&world), &snapshot([web([on(NODE, &new)])]));
-    assert_eq!(open.ask().expect("an answer"), Answer::new(&old, CLIENT));
+    Net::each(|net| {
+        let world = World::new();
+        let (old, new) = (world.pod(1, 5), world.pod(1, 6));
+        let mut engine = engine(&world);
+        let at = net.port(80);
+        apply(&mut engine, &snapshot([web(net, [on(net, &old)])]));
+        let mut open = connect(&world.client, &at, PATIENCE).expect("a connection");
+        let (from_old, from_new) = (Answer::new(&old, net.client), Answer::new(&new, net.client));
+        assert_eq!(open.ask().expect("an answer"), from_old);
+        apply(&mut engine, &snapshot([web(net, [terminating(on(net, &old)), on(net, &new)])]));
+        assert_eq!(all(|| ask_tcp(&world.client, &at)), BTreeSet::from([from_new]));
+        assert_eq!(open.ask().expect("an answer"), from_old);
+        // Neither does it end with the Service, nor by another agent starting over.
+        apply(&mut engine, &snapshot([service("other").holds(net.other)]));
+        assert_eq!(open.ask().expect("an answer"), from_old);
+        apply(&mut self::engine(&world), &snapshot([web(net, [on(net, &new)])]));
+        assert_eq!(open.ask().expect("an answer"), from_old);
+    });
 }
 
 #[test]
 fn connections_open_and_new_survive_that_the_table_is_replaced() {
-    let world = World::new();
-    let pod = world.pod(1, 5);
-    let mut engine = engine(&world);
-    apply(&mut engine, &snapshot([web([on(NODE, &pod)])]));
-    let mut open = connect(&world.client, WEB, PATIENCE).expect("a connection");
-    assert_eq!(open.ask().expect("an answer"), Answer::new(&pod, CLIENT));
-    nft(&world.n1, "add rule ip landfall unserved accept");
-    apply(&mut self::engine(&world), &snapshot([web([on(NODE, &pod)])]));
-    assert_eq!(open.ask().expect("an answer"), Answer::new(&pod, CLIENT));
-    assert_eq!(ask_tcp(&world.client, WEB), Answer::new(&pod, CLIENT));
+    Net::each(|net| {
+        let world = World::new();
+        let pod = world.pod(1, 5);
+        let mut engine = engine(&world);
+        let (at, expected) = (net.port(80), Answer::new(&pod, net.client));
+        apply(&mut engine, &snapshot([web(net, [on(net, &pod)])]));
+        let mut open = connect(&world.client, &at, PATIENCE).expect("a connection");
+        assert_eq!(open.ask().expect("an answer"), expected);
+        let family = if net.family == V4.family { "ip" } else { "ip6" };
+        nft(&world.n1, &format!("add rule {family} landfall unserved accept"));
+        apply(&mut self::engine(&world), &snapshot([web(net, [on(net, &pod)])]));
+        assert_eq!(open.ask().expect("an answer"), expected);
+        assert_eq!(ask_tcp(&world.client, &at), expected);
+    });
 }
 
 #[test]
@@ -176,7 +238,7 @@ fn where_kube_proxy_knows_the_address_too_this_table_decides() {
         }
     }";
     let mut engine = engine(&world);
-    let snapshot = snapshot([web([on(NODE, &ours)])]);
+    let snapshot = snapshot([web(V4, [on(V4, &ours)])]);
     // Whoever comes first.
     for round in 0..2 {
         if round == 0 {
@@ -186,11 +248,11 @@ fn where_kube_proxy_knows_the_address_too_this_table_decides() {
         if round == 1 {
             apply(&mut engine, &snapshot);
         }
-        assert_eq!(ask_tcp(&world.client, WEB), Answer::new(&ours, CLIENT));
-        assert_eq!(ask_tcp(&world.n1, WEB), Answer::new(&ours, "10.244.1.1"));
+        assert_eq!(ask_tcp(&world.client, &V4.port(80)), Answer::new(&ours, CLIENT));
+        assert_eq!(ask_tcp(&world.n1, &V4.port(80)), Answer::new(&ours, "10.244.1.1"));
         // Without this table, the other one does.
         apply(&mut engine, &sample::nothing());
-        assert_eq!(ask_tcp(&world.client, WEB), Answer::new(&theirs, CLIENT));
+        assert_eq!(ask_tcp(&world.client, &V4.port(80)), Answer::new(&theirs, CLIENT));
         nft(&world.n1, "delete table ip kube-proxy");
     }
 }
@@ -205,9 +267,9 @@ fn iptables_rules_of_kube_proxy_come_second_too() {
         assert!(iptables.status.success(), "{}", String::from_utf8_lossy(&iptables.stderr));
     }
     let mut engine = engine(&world);
-    apply(&mut engine, &snapshot([web([on(NODE, &ours)])]));
-    assert_eq!(ask_tcp(&world.client, WEB), Answer::new(&ours, CLIENT));
-    assert_eq!(ask_tcp(&world.n1, WEB), Answer::new(&ours, "10.244.1.1"));
+    apply(&mut engine, &snapshot([web(V4, [on(V4, &ours)])]));
+    assert_eq!(ask_tcp(&world.client, &V4.port(80)), Answer::new(&ours, CLIENT));
+    assert_eq!(ask_tcp(&world.n1, &V4.port(80)), Answer::new(&ours, "10.244.1.1"));
     apply(&mut engine, &sample::nothing());
-    assert_eq!(ask_tcp(&world.client, WEB), Answer::new(&theirs, CLIENT));
+    assert_eq!(ask_tcp(&world.client, &V4.port(80)), Answer::new(&theirs, CLIENT));
 }

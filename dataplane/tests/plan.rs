@@ -197,7 +197,9 @@ fn applied(elements: &Elements, changes: &[Change]) -> Result<Elements, String> 
     for change in changes {
         let needs = |key: &Key| -> Option<Key> {
             match (key, change) {
-                (Key::Service(_) | Key::Inside(_), Change::Add(_, Value::Pick(pick))) => Some(Key::Pick(*pick)),
+                (Key::Service(_) | Key::Inside(_), Change::Add(_, Value::Pick(pick))) => {
+                    Some(Key::Pick(change.key().table(), *pick))
+                }
                 _ => None,
             }
         };
@@ -210,7 +212,9 @@ fn applied(elements: &Elements, changes: &[Change]) -> Result<Elements, String> 
                     return Err(format!("{change}, which is there"));
                 }
             }
-            Change::Delete(Key::Pick(pick), _) if elements.values().any(|value| *value == Value::Pick(*pick)) => {
+            Change::Delete(Key::Pick(table, pick), _)
+                if elements.iter().any(|(key, value)| key.table() == *table && *value == Value::Pick(*pick)) =>
+            {
                 return Err(format!("{change}, which is in use"));
             }
             Change::Delete(key, value) => {

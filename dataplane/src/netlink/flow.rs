@@ -1,12 +1,16 @@
 //! Tracked flows in the language of ctnetlink: a question for those of UDP, the answers, and how to forget one.
 
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, SocketAddr};
+
+use crds::service::Family;
 
 use super::attribute::{Attributes, Writer};
 use super::message::{CTNETLINK, Message};
 use crate::stale::Flow;
 
+/// AF_INET and AF_INET6.
 const IPV4: u8 = 2;
+const IPV6: u8 = 10;
 const UDP: u8 = 17;
 const GET: u8 = 1;
 const DELETE: u8 = 2;
@@ -21,6 +25,8 @@ const TUPLE_IP: u16 = 1;
 const TUPLE_PROTO: u16 = 2;
 const IP_V4_SRC: u16 = 1;
 const IP_V4_DST: u16 = 2;
+const IP_V6_SRC: u16 = 3;
+const IP_V6_DST: u16 = 4;
 const PROTO_NUM: u16 = 1;
 const PROTO_SRC_PORT: u16 = 2;
 const PROTO_DST_PORT: u16 = 3;
@@ -39,19 +45,15 @@ pub struct Tracked {
     zone: Option<u16>,
 }
 
-/// Asks for all flows of UDP over IPv4, or only those to one lb_ip; a dump. Kernels before 5.8 don't know the filter and
-/// list everything, so the answers still have to be looked at.
-pub fn get(to: Option<IpAddr>) -> Message {
-    let destination = match to {
-        Some(IpAddr::V4(v4)) => Some(v4),
-        _ => None,
-    };
-    Message::new(CTNETLINK, GET, 0, IPV4, |w| {
+/// Asks for all flows of UDP of this family; a dump. In IPv4 only for those to one lb_ip, if one is given: in IPv6, Linux
+/// (up to 6.18 at least) takes the filter for its opposite and would list all others. Kernels before 5.8 don't know the
+/// filter and list everything, so the answers have to be looked at in any case.
+pub fn get(of: Family, to: Option<IpAddr>) -> Message {
+    let destination = to.filter(IpAddr::is_ipv4);
+    Message::new(CTNETLINK, GET, 0, family(of), |w| {
         w.nested(TUPLE_ORIG, |tuple| {
             if let Some(destination) = destination {
-                tuple.nested(TUPLE_IP, |ip| {
-                    ip.bytes(IP_V4_DST, &destination.octets());
-                });
+                tuple.nested(TUPLE_IP, |ip| address(ip, DESTINATION, destination));
             }
             tuple.nested(TUPLE_PROTO, |proto| {
                 proto.u8(PROTO_NUM, UDP);
@@ -65,7 +67,14 @@ pub fn get(to: Option<IpAddr>) -> Message {
     })
 }
 
-/// The flow in an answer; `None` if it is not one of UDP over IPv4.
+fn family(of: Family) -> u8 {
+    match of {
+        Family::V4 => IPV4,
+        Family::V6 => IPV6,
+    }
+}
+
+/// The flow in an answer; `None` if it is not one of UDP.
 pub fn read(answer: Attributes<'_>) -> Option<Tracked> {
     let (client, destination) = tuple(answer.find(TUPLE_ORIG)?.inner())?;
     let (answers, _) = tuple(answer.find(TUPLE_REPLY)?.inner())?;
@@ -77,11 +86,11 @@ pub fn read(answer: Attributes<'_>) -> Option<Tracked> {
 /// Makes the kernel forget a flow: exactly this one, not another that took its place.
 pub fn delete(tracked: &Tracked) -> Message {
     let Flow { client, destination, .. } = tracked.flow;
-    Message::new(CTNETLINK, DELETE, 0, IPV4, |w| {
+    Message::new(CTNETLINK, DELETE, 0, family(Family::of(client.ip())), |w| {
         w.nested(TUPLE_ORIG, |tuple| {
             tuple.nested(TUPLE_IP, |ip| {
-                address(ip, IP_V4_SRC, client);
-                address(ip, IP_V4_DST, destination);
+                address(ip, SOURCE, client.ip());
+                address(ip, DESTINATION, destination.ip());
             });
             tuple.nested(TUPLE_PROTO, |proto| {
                 proto.u8(PROTO_NUM, UDP).u16(PROTO_SRC_PORT, client.port()).u16(PROTO_DST_PORT, destination.port());
@@ -94,21 +103,29 @@ pub fn delete(tracked: &Tracked) -> Message {
     })
 }
 
-fn address(into: &mut Writer, kind: u16, address: SocketAddr) {
-    if let IpAddr::V4(v4) = address.ip() {
-        into.bytes(kind, &v4.octets());
-    }
+/// The attribute of an address, in IPv4 and in IPv6.
+const SOURCE: (u16, u16) = (IP_V4_SRC, IP_V6_SRC);
+const DESTINATION: (u16, u16) = (IP_V4_DST, IP_V6_DST);
+
+fn address(into: &mut Writer, (v4, v6): (u16, u16), address: IpAddr) {
+    match address {
+        IpAddr::V4(address) => into.bytes(v4, &address.octets()),
+        IpAddr::V6(address) => into.bytes(v6, &address.octets()),
+    };
 }
 
 /// Source and destination.
 fn tuple(attributes: Attributes<'_>) -> Option<(SocketAddr, SocketAddr)> {
     let (ip, proto) = (attributes.find(TUPLE_IP)?.inner(), attributes.find(TUPLE_PROTO)?.inner());
     (proto.find(PROTO_NUM)?.u8()? == UDP).then_some(())?;
-    let end = |address: u16, port: u16| {
-        let octets: [u8; 4] = ip.find(address)?.value.try_into().ok()?;
-        Some(SocketAddr::from((Ipv4Addr::from_octets(octets), proto.find(port)?.u16()?)))
+    let end = |(v4, v6): (u16, u16), port: u16| {
+        let address = match (ip.find(v4), ip.find(v6)) {
+            (Some(v4), _) => IpAddr::from(<[u8; 4]>::try_from(v4.value).ok()?),
+            (None, v6) => IpAddr::from(<[u8; 16]>::try_from(v6?.value).ok()?),
+        };
+        Some(SocketAddr::new(address, proto.find(port)?.u16()?))
     };
-    Some((end(IP_V4_SRC, PROTO_SRC_PORT)?, end(IP_V4_DST, PROTO_DST_PORT)?))
+    Some((end(SOURCE, PROTO_SRC_PORT)?, end(DESTINATION, PROTO_DST_PORT)?))
 }
 
 #[cfg(test)]
@@ -117,13 +134,16 @@ mod tests {
     use crate::netlink::attribute::attributes;
     use proptest::prelude::*;
 
-    fn v4() -> impl Strategy<Value = SocketAddr> {
-        any::<(Ipv4Addr, u16)>().prop_map(SocketAddr::from)
+    /// Three ends of one family.
+    fn ends() -> impl Strategy<Value = [SocketAddr; 3]> {
+        let v4 = any::<[([u8; 4], u16); 3]>().prop_map(|ends| ends.map(SocketAddr::from));
+        let v6 = any::<[([u8; 16], u16); 3]>().prop_map(|ends| ends.map(SocketAddr::from));
+        prop_oneof![v4, v6]
     }
 
     proptest! {
         #[test]
-        fn what_is_forgotten_is_the_flow_that_was_read(client in v4(), destination in v4(), answers in v4(), id: u32) {
+        fn what_is_forgotten_is_the_flow_that_was_read([client, destination, answers] in ends(), id: u32) {
             let tracked = Tracked { flow: Flow { client, destination, answers }, id, zone: Some(3) };
             // A deletion names a flow as an answer does, but for who answers.
             let mut bytes = Vec::new();
@@ -131,8 +151,8 @@ mod tests {
             let mut answer = Writer::after(bytes.split_off(Message::HEADERS));
             answer.nested(TUPLE_REPLY, |tuple| {
                 tuple.nested(TUPLE_IP, |ip| {
-                    address(ip, IP_V4_SRC, answers);
-                    address(ip, IP_V4_DST, client);
+                    address(ip, SOURCE, answers.ip());
+                    address(ip, DESTINATION, client.ip());
                 });
                 tuple.nested(TUPLE_PROTO, |proto| {
                     proto.u8(PROTO_NUM, UDP).u16(PROTO_SRC_PORT, answers.port()).u16(PROTO_DST_PORT, client.port());

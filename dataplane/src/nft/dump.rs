@@ -1,15 +1,15 @@
-//! What the kernel tells of the table: questions to ask, answers read into types, and whether it is the table that we
+//! What the kernel tells of a table: questions to ask, answers read into types, and whether it is the table that we
 //! would make.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::{Ipv4Addr, SocketAddrV4};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
-use crds::Protocol;
+use crds::{Protocol, Range};
 
 use super::element::{Elements, Frontend, Key, Value, chain};
 use super::expression::{Expression, Verdict, decode_value};
 use super::request::*;
-use super::skeleton::{self, COMMENT, Hook, TABLE};
+use super::skeleton::{self, COMMENT, Hook, NAME, Table};
 use super::userdata;
 use crate::netlink::attribute::{Attribute, Attributes};
 use crate::netlink::message::{Message, NFTABLES};
@@ -28,39 +28,39 @@ pub fn get_generation() -> Message {
     Message::new(NFTABLES, GETGEN, 0, 0, |_| ())
 }
 
-/// Asks for the table.
-pub fn get_table() -> Message {
-    Message::new(NFTABLES, GETTABLE, 0, IPV4, |w| {
-        w.text(TABLE_NAME, TABLE);
+/// Asks for a table.
+pub fn get_table(table: Table) -> Message {
+    Message::new(NFTABLES, GETTABLE, 0, table.number(), |w| {
+        w.text(TABLE_NAME, NAME);
     })
 }
 
 /// Asks for one chain. (All chains of the family, which the kernel would list, may be tens of thousands of another
 /// table's.)
-pub fn get_chain(name: &str) -> Message {
-    Message::new(NFTABLES, GETCHAIN, 0, IPV4, |w| {
-        w.text(CHAIN_TABLE, TABLE).text(CHAIN_NAME, name);
+pub fn get_chain(table: Table, name: &str) -> Message {
+    Message::new(NFTABLES, GETCHAIN, 0, table.number(), |w| {
+        w.text(CHAIN_TABLE, NAME).text(CHAIN_NAME, name);
     })
 }
 
-/// Asks for all rules of the table; a dump.
-pub fn get_rules() -> Message {
-    Message::new(NFTABLES, GETRULE, 0, IPV4, |w| {
-        w.text(RULE_TABLE, TABLE);
+/// Asks for all rules of a table; a dump.
+pub fn get_rules(table: Table) -> Message {
+    Message::new(NFTABLES, GETRULE, 0, table.number(), |w| {
+        w.text(RULE_TABLE, NAME);
     })
 }
 
-/// Asks for all sets of the table; a dump.
-pub fn get_sets() -> Message {
-    Message::new(NFTABLES, GETSET, 0, IPV4, |w| {
-        w.text(SET_TABLE, TABLE);
+/// Asks for all sets of a table; a dump.
+pub fn get_sets(table: Table) -> Message {
+    Message::new(NFTABLES, GETSET, 0, table.number(), |w| {
+        w.text(SET_TABLE, NAME);
     })
 }
 
 /// Asks for all elements of a set; a dump.
-pub fn get_elements(set: &str) -> Message {
-    Message::new(NFTABLES, GETSETELEM, 0, IPV4, |w| {
-        w.text(ELEM_LIST_TABLE, TABLE).text(ELEM_LIST_SET, set);
+pub fn get_elements(table: Table, set: &str) -> Message {
+    Message::new(NFTABLES, GETSETELEM, 0, table.number(), |w| {
+        w.text(ELEM_LIST_TABLE, NAME).text(ELEM_LIST_SET, set);
     })
 }
 
@@ -69,7 +69,7 @@ pub fn generation(answer: Attributes<'_>) -> Option<u32> {
     answer.find(GEN_ID)?.u32()
 }
 
-/// The table as it is in the kernel, but for its elements.
+/// A table as it is in the kernel, but for its elements.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Found {
     /// Its flags: none, if it works.
@@ -112,14 +112,14 @@ impl Found {
     ///
     /// # Errors
     /// The first thing that is not as [`skeleton`] would have it.
-    pub fn check(&self) -> Result<BTreeSet<Pick>, String> {
+    pub fn check(&self, table: Table) -> Result<BTreeSet<Pick>, String> {
         if self.comment.as_deref() != Some(COMMENT) {
             return Err(format!("its comment is {:?}, so another version made it", self.comment.as_deref()));
         }
         if self.flags != 0 {
             return Err(format!("it has flags {:#x}", self.flags));
         }
-        let mut expected: Vec<FoundSet> = skeleton::sets().iter().map(FoundSet::expected).collect();
+        let mut expected: Vec<FoundSet> = skeleton::sets(table).iter().map(FoundSet::expected).collect();
         let mut sets = self.sets.clone();
         expected.sort();
         sets.sort();
@@ -127,7 +127,7 @@ impl Found {
             return Err(format!("set {} is not there as it should be", set.name));
         }
         let mut rules = self.rules.clone();
-        let fixed = skeleton::chains();
+        let fixed = skeleton::chains(table);
         for chain in &fixed {
             if self.chains.get(&chain.name) != Some(&chain.hook) {
                 return Err(format!("chain {} is not there as it should be", chain.name));
@@ -137,7 +137,7 @@ impl Found {
         let mut picks = BTreeSet::new();
         for (name, found) in rules {
             let pick = picked(&found).ok_or_else(|| format!("chain {name} should not be there"))?;
-            let expected = skeleton::pick(pick);
+            let expected = skeleton::pick(table, pick);
             if expected.name != name {
                 return Err(format!("chain {name} picks others than its name says"));
             }
@@ -212,51 +212,53 @@ pub fn rule(answer: Attributes<'_>) -> Option<(String, Option<Vec<Expression>>)>
 /// The elements in an answer about `set`; `None` in place of one that we would not make.
 ///
 /// A set of ranges is told by its boundaries: put them together with [`ranges`] when all are there.
-pub fn elements(set: &str, answer: Attributes<'_>) -> Vec<Option<(Key, Value)>> {
+pub fn elements(table: Table, set: &str, answer: Attributes<'_>) -> Vec<Option<(Key, Value)>> {
     let list = answer.find(ELEM_LIST_ELEMENTS);
-    list.into_iter().flat_map(|list| list.inner()).map(|item| element(set, item)).collect()
+    list.into_iter().flat_map(|list| list.inner()).map(|item| element(table, set, item)).collect()
 }
 
-fn element(set: &str, item: Attribute<'_>) -> Option<(Key, Value)> {
+fn element(table: Table, set: &str, item: Attribute<'_>) -> Option<(Key, Value)> {
     let fields = item.inner();
-    let key = fields.find(ELEM_KEY).and_then(|key| decode_value(key.inner()))?;
+    let mut key = Parts { table, rest: fields.find(ELEM_KEY).and_then(|key| decode_value(key.inner()))? };
     let data = fields.find(ELEM_DATA).map(|data| data.inner());
-    match set {
-        "addresses" => Some((Key::Address(Ipv4Addr::from_octets(key.try_into().ok()?)), Value::Present)),
-        "services" => Some((Key::Service(frontend(key)?), Value::Pick(verdict(data?)?))),
-        "inside" => Some((Key::Inside(frontend(key)?), Value::Pick(verdict(data?)?))),
-        "refused" => Some((Key::Refused(frontend(key)?), Value::Present)),
+    let found = match set {
+        "addresses" => (Key::Address(key.address()?), Value::Present),
+        "services" => (Key::Service(key.frontend()?), Value::Pick(verdict(data?)?)),
+        "inside" => (Key::Inside(key.frontend()?), Value::Pick(verdict(data?)?)),
+        "refused" => (Key::Refused(key.frontend()?), Value::Present),
         "endpoints" => {
-            let (front, index) = key.split_last_chunk::<4>()?;
-            let (address, port) = decode_value(data?)?.split_first_chunk::<4>()?;
-            let endpoint = SocketAddrV4::new(Ipv4Addr::from_octets(*address), port_of(port)?);
-            Some((Key::Endpoint(frontend(front)?, u32::from_ne_bytes(*index)), Value::Endpoint(endpoint)))
+            let key = Key::Endpoint(key.frontend()?, u32::from_ne_bytes(key.part()?));
+            let mut value = Parts { table, rest: decode_value(data?)? };
+            let endpoint = SocketAddr::new(value.address()?, value.port()?);
+            value.end()?;
+            (key, Value::Endpoint(endpoint))
         }
-        "local" => {
-            let [address, endpoint] = addresses(key)?;
-            Some((Key::Local(address, endpoint), Value::Present))
-        }
+        "local" => (Key::Local(key.address()?, key.address()?), Value::Present),
         "hairpin" => {
-            let [address, source, destination] = addresses(key)?;
-            (source == destination).then_some((Key::Hairpin(address, source), Value::Present))
+            let (address, source, destination) = (key.address()?, key.address()?, key.address()?);
+            (source == destination).then_some((Key::Hairpin(address, source), Value::Present))?
         }
-        _ => None,
-    }
+        _ => return None,
+    };
+    key.end()?;
+    Some(found)
 }
 
 /// The boundaries in an answer about a set of ranges: an address, and whether a range has ended there.
-pub fn boundaries(answer: Attributes<'_>) -> Vec<Option<(Ipv4Addr, bool)>> {
+pub fn boundaries(table: Table, answer: Attributes<'_>) -> Vec<Option<(IpAddr, bool)>> {
     let list = answer.find(ELEM_LIST_ELEMENTS);
     let boundary = |item: Attribute<'_>| {
-        let key = item.inner().find(ELEM_KEY).and_then(|key| decode_value(key.inner()))?;
+        let mut key = Parts { table, rest: item.inner().find(ELEM_KEY).and_then(|key| decode_value(key.inner()))? };
         let flags = number(item.inner(), ELEM_FLAGS).unwrap_or(0);
-        Some((Ipv4Addr::from_octets(key.try_into().ok()?), flags & INTERVAL_END != 0))
+        let address = key.address()?;
+        key.end()?;
+        Some((address, flags & INTERVAL_END != 0))
     };
     list.into_iter().flat_map(|list| list.inner()).map(boundary).collect()
 }
 
 /// The ranges between boundaries; `None` if they don't fit each other.
-pub fn ranges(mut boundaries: Vec<(Ipv4Addr, bool)>) -> Option<Vec<(Ipv4Addr, Ipv4Addr)>> {
+pub fn ranges(mut boundaries: Vec<(IpAddr, bool)>) -> Option<Vec<Range>> {
     boundaries.sort();
     let mut ranges = Vec::new();
     let mut open = None;
@@ -264,7 +266,7 @@ pub fn ranges(mut boundaries: Vec<(Ipv4Addr, bool)>) -> Option<Vec<(Ipv4Addr, Ip
         match (open, end) {
             (None, false) => open = Some(address),
             (Some(first), true) => {
-                ranges.push((first, Ipv4Addr::from_bits(address.to_bits().checked_sub(1)?)));
+                ranges.push(Range::new(first, crds::address::previous(address)?)?);
                 open = None;
             }
             // Before the first range, one has ended that never began.
@@ -272,35 +274,60 @@ pub fn ranges(mut boundaries: Vec<(Ipv4Addr, bool)>) -> Option<Vec<(Ipv4Addr, Ip
             _ => return None,
         }
     }
-    ranges.extend(open.map(|first| (first, Ipv4Addr::BROADCAST)));
+    if let Some(first) = open {
+        let highest = match first {
+            IpAddr::V4(_) => IpAddr::from(Ipv4Addr::BROADCAST),
+            IpAddr::V6(_) => Ipv6Addr::from_bits(u128::MAX).into(),
+        };
+        ranges.push(Range::new(first, highest)?);
+    }
     Some(ranges)
 }
 
 /// All elements of a table, from those that its sets hold and the chains it has.
-pub fn assembled(elements: Vec<(Key, Value)>, picks: &BTreeSet<Pick>, pods: Vec<(Ipv4Addr, Ipv4Addr)>) -> Elements {
-    let pods = (!pods.is_empty()).then_some((Key::Pods, Value::Ranges(pods)));
-    let chains = picks.iter().map(|pick| (Key::Pick(*pick), Value::Present));
+pub fn assembled(table: Table, elements: Vec<(Key, Value)>, picks: &BTreeSet<Pick>, pods: Vec<Range>) -> Elements {
+    let pods = (!pods.is_empty()).then_some((Key::Pods(table), Value::Ranges(pods)));
+    let chains = picks.iter().map(|pick| (Key::Pick(table, *pick), Value::Present));
     elements.into_iter().chain(pods).chain(chains).collect()
 }
 
-fn frontend(bytes: &[u8]) -> Option<Frontend> {
-    let bytes: &[u8; 12] = bytes.try_into().ok()?;
-    let protocols = [Protocol::Tcp, Protocol::Udp, Protocol::Sctp];
-    Some(Frontend {
-        address: Ipv4Addr::from_octets(*bytes.first_chunk()?),
-        protocol: protocols.into_iter().find(|protocol| protocol.number() == bytes[4])?,
-        port: port_of(&bytes[8..])?,
-    })
+/// The parts of a key or of a value, one after the other.
+struct Parts<'a> {
+    table: Table,
+    rest: &'a [u8],
 }
 
-fn port_of(bytes: &[u8]) -> Option<u16> {
-    bytes.first_chunk().map(|port| u16::from_be_bytes(*port))
-}
+impl Parts<'_> {
+    fn part<const N: usize>(&mut self) -> Option<[u8; N]> {
+        let (part, rest) = self.rest.split_first_chunk::<N>()?;
+        self.rest = rest;
+        Some(*part)
+    }
 
-fn addresses<const N: usize>(bytes: &[u8]) -> Option<[Ipv4Addr; N]> {
-    let all: Vec<Ipv4Addr> =
-        bytes.chunks(4).map(|part| part.try_into().ok().map(Ipv4Addr::from_octets)).collect::<Option<_>>()?;
-    all.try_into().ok()
+    fn address(&mut self) -> Option<IpAddr> {
+        match self.table {
+            Table::V4 => self.part::<4>().map(IpAddr::from),
+            Table::V6 => self.part::<16>().map(IpAddr::from),
+        }
+    }
+
+    fn port(&mut self) -> Option<u16> {
+        let [high, low, ..] = self.part::<4>()?;
+        Some(u16::from_be_bytes([high, low]))
+    }
+
+    fn frontend(&mut self) -> Option<Frontend> {
+        let address = self.address()?;
+        let [number, ..] = self.part::<4>()?;
+        let protocols = [Protocol::Tcp, Protocol::Udp, Protocol::Sctp];
+        let protocol = protocols.into_iter().find(|protocol| protocol.number() == number)?;
+        Some(Frontend { address, protocol, port: self.port()? })
+    }
+
+    /// Whether nothing is left.
+    fn end(self) -> Option<()> {
+        self.rest.is_empty().then_some(())
+    }
 }
 
 /// The pick whose chain a verdict leads to.
@@ -329,9 +356,20 @@ mod tests {
     use crate::ruleset::Pick;
     use proptest::prelude::*;
 
-    /// Any elements, with the chains that they need.
+    fn a_table() -> impl Strategy<Value = Table> {
+        proptest::sample::select(Table::ALL.to_vec())
+    }
+
+    /// Any elements of any table.
     fn some_elements() -> impl Strategy<Value = Elements> {
-        let address = || any::<u32>().prop_map(Ipv4Addr::from_bits);
+        a_table().prop_flat_map(elements_of)
+    }
+
+    fn elements_of(table: Table) -> impl Strategy<Value = Elements> {
+        let address = move || match table {
+            Table::V4 => any::<[u8; 4]>().prop_map(IpAddr::from).boxed(),
+            Table::V6 => any::<[u8; 16]>().prop_map(IpAddr::from).boxed(),
+        };
         let protocol = prop_oneof![Just(Protocol::Tcp), Just(Protocol::Udp), Just(Protocol::Sctp)];
         let frontend = (address(), protocol, any::<u16>()).prop_map(|(address, protocol, port)| Frontend {
             address,
@@ -339,7 +377,7 @@ mod tests {
             port,
         });
         let pick = (any::<u32>(), 1u32..).prop_map(|(from, count)| Pick { from, count });
-        let endpoint = (address(), any::<u16>()).prop_map(|(address, port)| SocketAddrV4::new(address, port));
+        let endpoint = (address(), any::<u16>()).prop_map(|(address, port)| SocketAddr::new(address, port));
         let element = prop_oneof![
             address().prop_map(|a| (Key::Address(a), Value::Present)),
             (frontend.clone(), pick.clone()).prop_map(|(f, p)| (Key::Service(f), Value::Pick(p))),
@@ -359,13 +397,14 @@ mod tests {
         let mut requests = Requests::default();
         requests.change(&changes);
         let mut told = Vec::new();
+        let Some(table) = elements.keys().next().map(Key::table) else { return told };
         for message in requests.messages {
             let mut bytes = Vec::new();
             message.encode(0, &mut bytes);
             assert!(bytes.len() < 1 << 16, "a message has an attribute of less than 64 KiB");
             let answer = attributes(&bytes[Message::HEADERS..]);
             let set = answer.find(ELEM_LIST_SET).and_then(|set| set.text()).expect("a set");
-            told.extend(self::elements(set, answer));
+            told.extend(self::elements(table, set, answer));
         }
         told
     }
@@ -378,17 +417,25 @@ mod tests {
         }
 
         #[test]
-        fn ranges_are_read_as_they_are_written(ends in proptest::collection::btree_set(any::<u32>(), 0..12)) {
-            let ends: Vec<_> = ends.into_iter().map(Ipv4Addr::from_bits).collect();
+        fn ranges_are_read_as_they_are_written(
+            table in a_table(),
+            ends in proptest::collection::btree_set(any::<u128>(), 0..12),
+        ) {
+            let address = |bits: u128| match table {
+                Table::V4 => IpAddr::from(Ipv4Addr::from_bits((bits >> 96) as u32)),
+                Table::V6 => Ipv6Addr::from_bits(bits).into(),
+            };
+            let ends: Vec<_> = ends.into_iter().map(address).collect();
             // Ranges that touch are one.
-            let apart = |(before, after): (&Ipv4Addr, &Ipv4Addr)| after.to_bits() - before.to_bits() > 1;
-            prop_assume!(ends.iter().zip(ends.iter().skip(1)).all(apart));
-            let expected: Vec<_> = ends.chunks_exact(2).map(|pair| (pair[0], pair[1])).collect();
+            let apart = |pair: &[IpAddr]| crds::address::next(pair[0]).is_some_and(|after| after < pair[1]);
+            prop_assume!(ends.windows(2).all(apart));
+            let expected: Vec<_> = ends.chunks_exact(2).filter_map(|pair| Range::new(pair[0], pair[1])).collect();
             let mut list = Writer::default();
             list.nested(ELEM_LIST_ELEMENTS, |list| {
-                super::super::request::element(&Change::Add(Key::Pods, Value::Ranges(expected.clone())), list);
+                let change = Change::Add(Key::Pods(table), Value::Ranges(expected.clone()));
+                super::super::request::element(&change, list);
             });
-            let boundaries = boundaries(attributes(&list.finish())).into_iter().collect::<Option<Vec<_>>>();
+            let boundaries = boundaries(table, attributes(&list.finish())).into_iter().collect::<Option<Vec<_>>>();
             prop_assert_eq!(boundaries.and_then(ranges), Some(expected));
         }
 
@@ -396,17 +443,23 @@ mod tests {
         fn reading_any_answer_never_panics(bytes in proptest::collection::vec(any::<u8>(), 0..300)) {
             let answer = attributes(&bytes);
             let _ = (Found::table(answer), FoundSet::read(answer), chain_hook(answer), rule(answer), generation(answer));
-            for set in skeleton::sets() {
-                let _ = elements(set.name, answer);
+            for table in Table::ALL {
+                for set in skeleton::sets(table) {
+                    let _ = elements(table, set.name, answer);
+                }
+                let _ = boundaries(table, answer).into_iter().collect::<Option<Vec<_>>>().and_then(ranges);
             }
-            let _ = boundaries(answer).into_iter().collect::<Option<Vec<_>>>().and_then(ranges);
         }
 
         #[test]
-        fn reading_an_answer_with_a_flaw_never_panics(elements in some_elements(), at: usize, flaw: u8) {
+        fn reading_an_answer_with_a_flaw_never_panics(
+            (table, elements) in a_table().prop_flat_map(|table| (Just(table), elements_of(table))),
+            at: usize,
+            flaw: u8,
+        ) {
             let changes = diff(&Elements::new(), &elements);
             let mut requests = Requests::default();
-            requests.create_table();
+            requests.create_table(table);
             requests.change(&changes);
             for message in requests.messages {
                 let mut bytes = Vec::new();
@@ -418,8 +471,8 @@ mod tests {
                 }
                 let answer = attributes(&bytes);
                 let _ = (Found::table(answer), FoundSet::read(answer), chain_hook(answer), rule(answer));
-                for set in skeleton::sets() {
-                    let _ = self::elements(set.name, answer);
+                for set in skeleton::sets(table) {
+                    let _ = self::elements(table, set.name, answer);
                 }
             }
         }
@@ -427,8 +480,9 @@ mod tests {
 
     #[test]
     fn every_rule_is_read_as_it_is_written() {
-        let picks = [Pick { from: 0, count: 1 }, Pick { from: 3, count: 7 }].map(skeleton::pick);
-        for chain in skeleton::chains().into_iter().chain(picks) {
+        let picks = [Pick { from: 0, count: 1 }, Pick { from: 3, count: 7 }];
+        let chains = |table| skeleton::chains(table).into_iter().chain(picks.map(|pick| skeleton::pick(table, pick)));
+        for chain in Table::ALL.into_iter().flat_map(chains) {
             for expected in chain.rules {
                 let mut message = Writer::default();
                 message.text(RULE_CHAIN, &chain.name).nested(RULE_EXPRESSIONS, |list| {
@@ -442,16 +496,17 @@ mod tests {
 
     #[test]
     fn many_elements_are_spread_over_messages() {
-        let elements = (0..5_000).map(|n| (Key::Address(Ipv4Addr::from_bits(n)), Value::Present)).collect();
+        let elements = (0..5_000).map(|n| (Key::Address(Ipv4Addr::from_bits(n).into()), Value::Present)).collect();
         assert_eq!(told(&elements).len(), 5_000);
     }
 
     #[test]
     fn boundaries_that_do_not_fit_are_no_ranges() {
-        let at = |last: u8| Ipv4Addr::new(10, 0, 0, last);
+        let at = |last: u8| IpAddr::from([10, 0, 0, last]);
+        let range = |first, last| vec![Range::new(first, last).expect("a range")];
         assert_eq!(ranges(vec![]), Some(vec![]));
-        assert_eq!(ranges(vec![(at(2), true), (at(1), false)]), Some(vec![(at(1), at(1))]));
-        assert_eq!(ranges(vec![(at(1), false)]), Some(vec![(at(1), Ipv4Addr::BROADCAST)]));
+        assert_eq!(ranges(vec![(at(2), true), (at(1), false)]), Some(range(at(1), at(1))));
+        assert_eq!(ranges(vec![(at(1), false)]), Some(range(at(1), Ipv4Addr::BROADCAST.into())));
         assert_eq!(ranges(vec![(at(1), false), (at(2), false)]), None);
         assert_eq!(ranges(vec![(at(1), false), (at(2), true), (at(3), true)]), None);
     }

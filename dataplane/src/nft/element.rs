@@ -1,24 +1,25 @@
-//! What the maps of the table hold: [`Ruleset`] → [`Elements`], by [`elements`].
+//! What the maps of the tables hold: [`Ruleset`] → [`Elements`], by [`elements`].
 //!
 //! Chains that pick one of N endpoints count as elements here: they come and go with the numbers of endpoints there
 //! are.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
-use std::net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV4};
+use std::net::{IpAddr, SocketAddr};
 
-use crds::Protocol;
+use crds::{Protocol, Range};
 
+use super::skeleton::Table;
 use crate::ruleset::{LbIp, Pick, Ruleset};
 
-/// Everything the table holds besides its skeleton.
+/// Everything the tables hold besides their skeletons.
 pub type Elements = BTreeMap<Key, Value>;
 
 /// An lb_ip, a protocol and a port: where a client's packet is addressed to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Frontend {
     /// The lb_ip.
-    pub address: Ipv4Addr,
+    pub address: IpAddr,
     /// The protocol.
     pub protocol: Protocol,
     /// The port.
@@ -27,7 +28,7 @@ pub struct Frontend {
 
 impl fmt::Display for Frontend {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}:{}/{}", self.address, self.port, self.protocol)
+        write!(f, "{}/{}", SocketAddr::new(self.address, self.port), self.protocol)
     }
 }
 
@@ -35,11 +36,11 @@ impl fmt::Display for Frontend {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Key {
     /// All of the set `pods`.
-    Pods,
+    Pods(Table),
     /// A chain `pick-…`.
-    Pick(Pick),
+    Pick(Table, Pick),
     /// In `addresses`: an lb_ip.
-    Address(Ipv4Addr),
+    Address(IpAddr),
     /// In `services`.
     Service(Frontend),
     /// In `inside`.
@@ -49,9 +50,9 @@ pub enum Key {
     /// In `endpoints`: the endpoint with this index.
     Endpoint(Frontend, u32),
     /// In `local`: an lb_ip and the address of an endpoint of it on this node.
-    Local(Ipv4Addr, Ipv4Addr),
+    Local(IpAddr, IpAddr),
     /// In `hairpin`: the same, as source and destination at once.
-    Hairpin(Ipv4Addr, Ipv4Addr),
+    Hairpin(IpAddr, IpAddr),
 }
 
 /// What an element holds.
@@ -62,17 +63,31 @@ pub enum Value {
     /// A verdict: to the chain that picks one of these.
     Pick(Pick),
     /// Where to send the packet.
-    Endpoint(SocketAddrV4),
-    /// Ranges, first and last address of each.
-    Ranges(Vec<(Ipv4Addr, Ipv4Addr)>),
+    Endpoint(SocketAddr),
+    /// Ranges, in order, of which no two touch.
+    Ranges(Vec<Range>),
+}
+
+impl Key {
+    /// The table that it is in.
+    pub fn table(&self) -> Table {
+        match self {
+            Self::Pods(table) | Self::Pick(table, _) => *table,
+            Self::Address(address) | Self::Local(address, _) | Self::Hairpin(address, _) => Table::of(*address),
+            Self::Service(frontend)
+            | Self::Inside(frontend)
+            | Self::Refused(frontend)
+            | Self::Endpoint(frontend, _) => Table::of(frontend.address),
+        }
+    }
 }
 
 impl fmt::Display for Key {
-    /// As a person would look it up in the output of `nft list table ip landfall`.
+    /// As a person would look it up in the output of `nft list table`.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Pods => f.write_str("set pods"),
-            Self::Pick(pick) => write!(f, "chain {}", chain(*pick)),
+            Self::Pods(table) => write!(f, "set pods of {table}"),
+            Self::Pick(table, pick) => write!(f, "chain {} of {table}", chain(*pick)),
             Self::Address(address) => write!(f, "{address} in addresses"),
             Self::Service(frontend) => write!(f, "{frontend} in services"),
             Self::Inside(frontend) => write!(f, "{frontend} in inside"),
@@ -92,40 +107,39 @@ pub fn chain(pick: Pick) -> String {
     }
 }
 
-/// The elements of a whole ruleset. IPv6 is not in this table.
+/// The elements of a whole ruleset.
 pub fn elements(ruleset: &Ruleset) -> Elements {
     let mut elements: Elements = shared(ruleset).into_iter().collect();
     for (address, lb_ip) in &ruleset.addresses {
-        if let IpAddr::V4(v4) = address {
-            elements.extend(of_address(*v4, lb_ip));
-        }
+        elements.extend(of_address(*address, lb_ip));
     }
     elements
 }
 
 /// The elements that don't belong to a single lb_ip.
 pub fn shared(ruleset: &Ruleset) -> Vec<(Key, Value)> {
-    let ranges: Vec<_> = ruleset
-        .pod_ranges
-        .iter()
-        .filter_map(|range| match (range.first(), range.last()) {
-            (IpAddr::V4(first), IpAddr::V4(last)) => Some((first, last)),
-            _ => None,
-        })
-        .collect();
-    // A table without any lb_ip is not needed, so it holds nothing either.
-    let pods = (!ranges.is_empty() && is_needed(ruleset)).then_some((Key::Pods, Value::Ranges(ranges)));
-    pods.into_iter().chain(ruleset.picks().map(|pick| (Key::Pick(pick), Value::Present))).collect()
+    let pods = Table::ALL.into_iter().filter_map(|table| {
+        let ranges = ruleset.pod_ranges.iter().filter(|range| Table::of(range.first()) == table);
+        let ranges: Vec<_> = ranges.copied().collect();
+        // A table without any lb_ip is not needed, so it holds nothing either.
+        (!ranges.is_empty() && is_needed(ruleset, table)).then_some((Key::Pods(table), Value::Ranges(ranges)))
+    });
+    let picks = ruleset.picks().map(|(family, pick)| (Key::Pick(Table::of_family(family), pick), Value::Present));
+    pods.chain(picks).collect()
 }
 
-/// Whether there is anything to forward in the table, which is of IPv4.
-pub fn is_needed(ruleset: &Ruleset) -> bool {
+/// Whether there is anything to forward in this table.
+pub fn is_needed(ruleset: &Ruleset, table: Table) -> bool {
     // Addresses are in order, IPv4 before IPv6.
-    ruleset.addresses.first_key_value().is_some_and(|(address, _)| address.is_ipv4())
+    let some = match table {
+        Table::V4 => ruleset.addresses.first_key_value(),
+        Table::V6 => ruleset.addresses.last_key_value(),
+    };
+    some.is_some_and(|(address, _)| Table::of(*address) == table)
 }
 
 /// The elements of one lb_ip.
-pub fn of_address(address: Ipv4Addr, lb_ip: &LbIp) -> Vec<(Key, Value)> {
+pub fn of_address(address: IpAddr, lb_ip: &LbIp) -> Vec<(Key, Value)> {
     let mut elements = vec![(Key::Address(address), Value::Present)];
     let mut local = BTreeSet::new();
     for (&(protocol, port), target) in &lb_ip.ports {
@@ -140,11 +154,9 @@ pub fn of_address(address: Ipv4Addr, lb_ip: &LbIp) -> Vec<(Key, Value)> {
             elements.push((Key::Inside(frontend), Value::Pick(target.inside)));
         }
         for (index, endpoint) in (0..).zip(&target.endpoints) {
-            // An lb_ip has endpoints of its own family only.
-            let SocketAddr::V4(v4) = endpoint.address else { continue };
-            elements.push((Key::Endpoint(frontend, index), Value::Endpoint(v4)));
+            elements.push((Key::Endpoint(frontend, index), Value::Endpoint(endpoint.address)));
             if !endpoint.remote {
-                local.insert(*v4.ip());
+                local.insert(endpoint.address.ip());
             }
         }
     }

@@ -6,30 +6,43 @@
 
 use std::fmt;
 
+use crds::service::Family;
+
 use crate::netlink::attribute::{Attribute, Attributes, Writer};
 
-/// A register. One register of 16 bytes is also four of 4 bytes: `R1` is the first quarter, `R1_1` the second, and so
-/// on. A concatenation fills quarters one after the other.
+/// A register.
+///
+/// There are four of 16 bytes, and each is also four quarters of 4 bytes. A concatenation fills quarters one after the
+/// other; what is longer than a quarter takes several.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[repr(u32)]
 pub enum Register {
     /// Where the verdict goes.
-    Verdict = 0,
-    /// The first register.
-    R1 = 1,
-    /// Its second quarter.
-    R1_1 = 9,
-    /// Its third quarter.
-    R1_2 = 10,
-    /// Its fourth quarter.
-    R1_3 = 11,
+    Verdict,
+    /// What begins with this quarter, counted from 0 to 15.
+    Quarter(u8),
 }
 
 impl Register {
+    /// Where all concatenations and values begin.
+    pub const FIRST: Self = Self::Quarter(0);
+
+    /// Its number (enum nft_registers). A quarter that begins a whole register goes by the number of that one, which
+    /// is older.
+    fn number(self) -> u32 {
+        match self {
+            Self::Verdict => 0,
+            Self::Quarter(quarter) if quarter % 4 == 0 => 1 + u32::from(quarter) / 4,
+            Self::Quarter(quarter) => 8 + u32::from(quarter),
+        }
+    }
+
     fn decode(attribute: Attribute<'_>) -> Option<Self> {
-        [Self::Verdict, Self::R1, Self::R1_1, Self::R1_2, Self::R1_3]
-            .into_iter()
-            .find(|register| attribute.u32() == Some(*register as u32))
+        match u8::try_from(attribute.u32()?).ok()? {
+            0 => Some(Self::Verdict),
+            whole @ 1..=4 => Some(Self::Quarter((whole - 1) * 4)),
+            quarter @ 8..=23 => Some(Self::Quarter(quarter - 8)),
+            _ => None,
+        }
     }
 }
 
@@ -98,6 +111,8 @@ pub fn decode_value(data: Attributes<'_>) -> Option<&[u8]> {
     data.find(DATA_VALUE).map(|value| value.value)
 }
 
+const FAMILIES: [Family; 2] = [Family::V4, Family::V6];
+
 /// A part of a packet (enum nft_payload_bases).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u32)]
@@ -106,6 +121,20 @@ pub enum Header {
     Network = 1,
     /// The header after it.
     Transport = 2,
+}
+
+/// How a register is compared to a value (enum nft_cmp_ops).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u32)]
+pub enum Relation {
+    /// It is the same.
+    Equal = 0,
+    /// It is another.
+    NotEqual = 1,
+    /// It is not greater.
+    AtMost = 3,
+    /// It is not less.
+    AtLeast = 5,
 }
 
 /// One step of a rule.
@@ -134,6 +163,8 @@ pub enum Expression {
     },
     /// Loads the address that the connection was first addressed to, before any translation.
     OriginalDestination {
+        /// Of which family.
+        family: Family,
         /// Where to.
         into: Register,
     },
@@ -151,16 +182,16 @@ pub enum Expression {
         /// Where to.
         into: Register,
     },
-    /// Keeps only these bits of `R1`.
+    /// Keeps only these bits of the first register.
     Mask(Vec<u8>),
-    /// Goes on if `R1` begins with this value, or does not.
+    /// Goes on if what the first register begins with is in this relation to a value.
     Compare {
-        /// Whether it should.
-        equal: bool,
-        /// The value.
+        /// The relation.
+        relation: Relation,
+        /// The value, in the order of the network.
         value: Vec<u8>,
     },
-    /// Goes on if what begins in `R1` is a key of this set or map.
+    /// Goes on if what begins in the first register is a key of this set or map.
     Lookup {
         /// The name of the set or map.
         set: String,
@@ -169,16 +200,16 @@ pub enum Expression {
     },
     /// Decides.
     Verdict(Verdict),
-    /// Translates the destination: address in `R1`, port in `R1_1`.
-    Dnat,
+    /// Translates the destination: to the address in the first register and the port behind it.
+    Dnat(Family),
     /// Translates the source to this node's address on the way out, with a port chosen at random.
     Masquerade,
     /// Translates the destination to this node's address on the way in.
     Redirect,
     /// Refuses with a reset of TCP.
     Reset,
-    /// Refuses with ICMP: port unreachable.
-    Unreachable,
+    /// Refuses with ICMP of this family: port unreachable.
+    Unreachable(Family),
 }
 
 /// An item of a list (NFTA_LIST_ELEM), and what is in it (NFTA_EXPR_*).
@@ -199,6 +230,7 @@ const CT_KEY: u16 = 2;
 const CT_DIRECTION: u16 = 3;
 const CT_STATUS: u32 = 2;
 const CT_DST_IP: u32 = 20;
+const CT_DST_IP6: u32 = 22;
 const CT_ORIGINAL: u8 = 0;
 const FIB_DREG: u16 = 1;
 const FIB_RESULT: u16 = 2;
@@ -219,8 +251,6 @@ const BITWISE_OP: u16 = 6;
 const CMP_SREG: u16 = 1;
 const CMP_OP: u16 = 2;
 const CMP_DATA: u16 = 3;
-const CMP_EQ: u32 = 0;
-const CMP_NEQ: u32 = 1;
 const LOOKUP_SET: u16 = 1;
 const LOOKUP_SREG: u16 = 2;
 const LOOKUP_DREG: u16 = 3;
@@ -247,8 +277,31 @@ const REJECT_TYPE: u16 = 1;
 const REJECT_CODE: u16 = 2;
 const REJECT_ICMP: u32 = 0;
 const REJECT_RESET: u32 = 1;
-const PORT_UNREACHABLE: u8 = 3;
-const NFPROTO_IPV4: u32 = 2;
+
+/// The numbers by which a family goes in expressions.
+struct Numbers {
+    /// NFPROTO_*.
+    protocol: u32,
+    /// Where a port stands behind an address.
+    port: Register,
+    /// The code of ICMP for a port that is unreachable (RFC 792; RFC 4443 §3.1).
+    port_unreachable: u8,
+    /// What of a connection is the original destination.
+    original_destination: u32,
+}
+
+fn numbers(family: Family) -> Numbers {
+    match family {
+        Family::V4 => {
+            let port = Register::Quarter(1);
+            Numbers { protocol: 2, port, port_unreachable: 3, original_destination: CT_DST_IP }
+        }
+        Family::V6 => {
+            let port = Register::Quarter(4);
+            Numbers { protocol: 10, port, port_unreachable: 4, original_destination: CT_DST_IP6 }
+        }
+    }
+}
 
 impl Expression {
     /// Writes it as one item of a rule's list.
@@ -256,60 +309,63 @@ impl Expression {
         let mut data = Writer::default();
         let name = match self {
             Self::Payload { header, offset, length, into } => {
-                data.u32(PAYLOAD_DREG, *into as u32).u32(PAYLOAD_BASE, *header as u32);
+                data.u32(PAYLOAD_DREG, into.number()).u32(PAYLOAD_BASE, *header as u32);
                 data.u32(PAYLOAD_OFFSET, *offset).u32(PAYLOAD_LEN, *length);
                 "payload"
             }
             Self::Protocol { into } => {
-                data.u32(META_KEY, META_L4PROTO).u32(META_DREG, *into as u32);
+                data.u32(META_KEY, META_L4PROTO).u32(META_DREG, into.number());
                 "meta"
             }
             Self::Status { into } => {
-                data.u32(CT_KEY, CT_STATUS).u32(CT_DREG, *into as u32);
+                data.u32(CT_KEY, CT_STATUS).u32(CT_DREG, into.number());
                 "ct"
             }
-            Self::OriginalDestination { into } => {
-                data.u32(CT_KEY, CT_DST_IP).u32(CT_DREG, *into as u32).u8(CT_DIRECTION, CT_ORIGINAL);
+            Self::OriginalDestination { family, into } => {
+                data.u32(CT_KEY, numbers(*family).original_destination)
+                    .u32(CT_DREG, into.number())
+                    .u8(CT_DIRECTION, CT_ORIGINAL);
                 "ct"
             }
             Self::SourceType { into } => {
-                data.u32(FIB_FLAGS, FIB_SADDR).u32(FIB_RESULT, FIB_ADDRTYPE).u32(FIB_DREG, *into as u32);
+                data.u32(FIB_FLAGS, FIB_SADDR).u32(FIB_RESULT, FIB_ADDRTYPE).u32(FIB_DREG, into.number());
                 "fib"
             }
             Self::Random { modulus, offset, into } => {
-                data.u32(NUMGEN_DREG, *into as u32).u32(NUMGEN_MODULUS, *modulus);
+                data.u32(NUMGEN_DREG, into.number()).u32(NUMGEN_MODULUS, *modulus);
                 data.u32(NUMGEN_TYPE, NUMGEN_RANDOM).u32(NUMGEN_OFFSET, *offset);
                 "numgen"
             }
             Self::Mask(mask) => {
                 let length = u32::try_from(mask.len()).unwrap_or(u32::MAX);
-                data.u32(BITWISE_SREG, Register::R1 as u32).u32(BITWISE_DREG, Register::R1 as u32);
+                data.u32(BITWISE_SREG, Register::FIRST.number()).u32(BITWISE_DREG, Register::FIRST.number());
                 data.u32(BITWISE_LEN, length);
                 data.nested(BITWISE_MASK, |value| encode_value(mask, value));
                 data.nested(BITWISE_XOR, |value| encode_value(&vec![0; mask.len()], value));
                 "bitwise"
             }
-            Self::Compare { equal, value } => {
-                data.u32(CMP_SREG, Register::R1 as u32).u32(CMP_OP, if *equal { CMP_EQ } else { CMP_NEQ });
+            Self::Compare { relation, value } => {
+                data.u32(CMP_SREG, Register::FIRST.number()).u32(CMP_OP, *relation as u32);
                 data.nested(CMP_DATA, |data| encode_value(value, data));
                 "cmp"
             }
             Self::Lookup { set, into } => {
-                data.u32(LOOKUP_SREG, Register::R1 as u32);
+                data.u32(LOOKUP_SREG, Register::FIRST.number());
                 if let Some(into) = into {
-                    data.u32(LOOKUP_DREG, *into as u32);
+                    data.u32(LOOKUP_DREG, into.number());
                 }
                 data.text(LOOKUP_SET, set);
                 "lookup"
             }
             Self::Verdict(verdict) => {
-                data.u32(IMMEDIATE_DREG, Register::Verdict as u32);
+                data.u32(IMMEDIATE_DREG, Register::Verdict.number());
                 data.nested(IMMEDIATE_DATA, |data| verdict.encode(data));
                 "immediate"
             }
-            Self::Dnat => {
-                data.u32(NAT_TYPE, NAT_DNAT).u32(NAT_FAMILY, NFPROTO_IPV4);
-                data.u32(NAT_REG_ADDR_MIN, Register::R1 as u32).u32(NAT_REG_PROTO_MIN, Register::R1_1 as u32);
+            Self::Dnat(family) => {
+                let Numbers { protocol, port, .. } = numbers(*family);
+                data.u32(NAT_TYPE, NAT_DNAT).u32(NAT_FAMILY, protocol);
+                data.u32(NAT_REG_ADDR_MIN, Register::FIRST.number()).u32(NAT_REG_PROTO_MIN, port.number());
                 "nat"
             }
             Self::Masquerade => {
@@ -321,8 +377,8 @@ impl Expression {
                 data.u32(REJECT_TYPE, REJECT_RESET).u8(REJECT_CODE, 0);
                 "reject"
             }
-            Self::Unreachable => {
-                data.u32(REJECT_TYPE, REJECT_ICMP).u8(REJECT_CODE, PORT_UNREACHABLE);
+            Self::Unreachable(family) => {
+                data.u32(REJECT_TYPE, REJECT_ICMP).u8(REJECT_CODE, numbers(*family).port_unreachable);
                 "reject"
             }
         };
@@ -357,7 +413,10 @@ impl Expression {
                 let into = register(CT_DREG)?;
                 match (number(CT_KEY)?, data.find(CT_DIRECTION).and_then(|direction| direction.u8())) {
                     (CT_STATUS, None) => Some(Self::Status { into }),
-                    (CT_DST_IP, Some(CT_ORIGINAL)) => Some(Self::OriginalDestination { into }),
+                    (key, Some(CT_ORIGINAL)) => FAMILIES
+                        .into_iter()
+                        .find(|family| numbers(*family).original_destination == key)
+                        .map(|family| Self::OriginalDestination { family, into }),
                     _ => None,
                 }
             }
@@ -372,24 +431,22 @@ impl Expression {
                 Some(Self::Random { modulus, offset, into: register(NUMGEN_DREG)? })
             }
             "bitwise" => {
-                from(BITWISE_SREG, Register::R1)?;
-                from(BITWISE_DREG, Register::R1)?;
+                from(BITWISE_SREG, Register::FIRST)?;
+                from(BITWISE_DREG, Register::FIRST)?;
                 absent_or(BITWISE_OP, 0)?;
                 let (mask, xor) = (value(BITWISE_MASK)?, value(BITWISE_XOR)?);
                 (number(BITWISE_LEN) == u32::try_from(mask.len()).ok()).then_some(())?;
                 (xor.len() == mask.len() && xor.iter().all(|byte| *byte == 0)).then(|| Self::Mask(mask.to_vec()))
             }
             "cmp" => {
-                from(CMP_SREG, Register::R1)?;
-                let equal = match number(CMP_OP)? {
-                    CMP_EQ => true,
-                    CMP_NEQ => false,
-                    _ => return None,
-                };
-                Some(Self::Compare { equal, value: value(CMP_DATA)?.to_vec() })
+                from(CMP_SREG, Register::FIRST)?;
+                let relation = [Relation::Equal, Relation::NotEqual, Relation::AtMost, Relation::AtLeast]
+                    .into_iter()
+                    .find(|relation| number(CMP_OP) == Some(*relation as u32))?;
+                Some(Self::Compare { relation, value: value(CMP_DATA)?.to_vec() })
             }
             "lookup" => {
-                from(LOOKUP_SREG, Register::R1)?;
+                from(LOOKUP_SREG, Register::FIRST)?;
                 absent_or(LOOKUP_FLAGS, 0)?;
                 let into = match data.find(LOOKUP_DREG) {
                     Some(attribute) => Some(Register::decode(attribute)?),
@@ -403,13 +460,15 @@ impl Expression {
             }
             "nat" => {
                 is(NAT_TYPE, NAT_DNAT)?;
-                is(NAT_FAMILY, NFPROTO_IPV4)?;
-                from(NAT_REG_ADDR_MIN, Register::R1)?;
-                from(NAT_REG_PROTO_MIN, Register::R1_1)?;
-                absent_or(NAT_REG_ADDR_MAX, Register::R1 as u32)?;
-                absent_or(NAT_REG_PROTO_MAX, Register::R1_1 as u32)?;
+                let protocol = number(NAT_FAMILY)?;
+                let family = FAMILIES.into_iter().find(|family| numbers(*family).protocol == protocol)?;
+                let port = numbers(family).port;
+                from(NAT_REG_ADDR_MIN, Register::FIRST)?;
+                from(NAT_REG_PROTO_MIN, port)?;
+                absent_or(NAT_REG_ADDR_MAX, Register::FIRST.number())?;
+                absent_or(NAT_REG_PROTO_MAX, port.number())?;
                 absent_or(NAT_FLAGS, NAT_IMPLIED)?;
-                Some(Self::Dnat)
+                Some(Self::Dnat(family))
             }
             "masq" => {
                 is(MASQ_FLAGS, FULLY_RANDOM)?;
@@ -423,7 +482,9 @@ impl Expression {
                 .map(|()| Self::Redirect),
             "reject" => match (number(REJECT_TYPE)?, data.find(REJECT_CODE).and_then(|code| code.u8())) {
                 (REJECT_RESET, None | Some(0)) => Some(Self::Reset),
-                (REJECT_ICMP, Some(PORT_UNREACHABLE)) => Some(Self::Unreachable),
+                (REJECT_ICMP, Some(code)) => {
+                    FAMILIES.into_iter().find(|family| numbers(*family).port_unreachable == code).map(Self::Unreachable)
+                }
                 _ => None,
             },
             _ => None,

@@ -1,19 +1,18 @@
-//! Messages that change the table: the skeleton, and [`Change`]s of its elements.
+//! Messages that change tables: the skeleton, and [`Change`]s of its elements.
 //!
 //! Every message remembers what it is about, so that a refusal can be told in words.
 
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+
+use crds::Range;
 
 use super::element::{Frontend, Key, Value, chain};
 use super::expression::{Verdict, encode_value};
-use super::skeleton::{self, COMMENT, Chain, Set, TABLE};
+use super::skeleton::{self, COMMENT, Chain, NAME, Set, Table};
 use super::userdata;
 use crate::diff::Change;
 use crate::netlink::attribute::Writer;
 use crate::netlink::message::{APPEND, CREATE, Message, NFTABLES};
-
-/// AF_INET, which is also NFPROTO_IPV4.
-pub(super) const IPV4: u8 = 2;
 
 // enum nf_tables_msg_types.
 const NEWTABLE: u8 = 0;
@@ -100,34 +99,34 @@ impl<'a> Requests<'a> {
         }
     }
 
-    fn push(&mut self, what: String, kind: u8, flags: u16, fill: impl FnOnce(&mut Writer)) {
-        self.messages.push(Message::new(NFTABLES, kind, flags, IPV4, fill));
+    fn push(&mut self, table: Table, what: String, (kind, flags): (u8, u16), fill: impl FnOnce(&mut Writer)) {
+        self.messages.push(Message::new(NFTABLES, kind, flags, table.number(), fill));
         self.subjects.push(Subject::Skeleton(what));
     }
 
-    /// Takes the whole table away.
-    pub fn delete_table(&mut self) {
-        self.push(format!("delete table {TABLE}"), DELTABLE, 0, |w| {
-            w.text(TABLE_NAME, TABLE);
+    /// Takes a whole table away.
+    pub fn delete_table(&mut self, table: Table) {
+        self.push(table, format!("delete table {table}"), (DELTABLE, 0), |w| {
+            w.text(TABLE_NAME, NAME);
         });
     }
 
-    /// Makes the table with its skeleton.
-    pub fn create_table(&mut self) {
-        self.push(format!("add table {TABLE}"), NEWTABLE, CREATE, |w| {
-            w.text(TABLE_NAME, TABLE).u32(TABLE_FLAGS, 0).bytes(TABLE_USERDATA, &userdata::comment(COMMENT));
+    /// Makes a table with its skeleton.
+    pub fn create_table(&mut self, table: Table) {
+        self.push(table, format!("add table {table}"), (NEWTABLE, CREATE), |w| {
+            w.text(TABLE_NAME, NAME).u32(TABLE_FLAGS, 0).bytes(TABLE_USERDATA, &userdata::comment(COMMENT));
         });
-        for (id, set) in (1..).zip(skeleton::sets()) {
-            self.create_set(id, &set);
+        for (id, set) in (1..).zip(skeleton::sets(table)) {
+            self.create_set(table, id, &set);
         }
-        for chain in skeleton::chains() {
-            self.create_chain(&chain);
+        for chain in skeleton::chains(table) {
+            self.create_chain(table, &chain);
         }
     }
 
-    fn create_set(&mut self, id: u32, set: &Set) {
-        self.push(format!("add set {}", set.name), NEWSET, CREATE, |w| {
-            w.text(SET_TABLE, TABLE).text(SET_NAME, set.name).u32(SET_FLAGS, set.flags());
+    fn create_set(&mut self, table: Table, id: u32, set: &Set) {
+        self.push(table, format!("add set {} of {table}", set.name), (NEWSET, CREATE), |w| {
+            w.text(SET_TABLE, NAME).text(SET_NAME, set.name).u32(SET_FLAGS, set.flags());
             w.u32(SET_KEY_TYPE, set.key_type()).u32(SET_KEY_LEN, set.key_length());
             if let Some((kind, length)) = set.data() {
                 w.u32(SET_DATA_TYPE, kind).u32(SET_DATA_LEN, length);
@@ -136,9 +135,9 @@ impl<'a> Requests<'a> {
         });
     }
 
-    fn create_chain(&mut self, chain: &Chain) {
-        self.push(format!("add chain {}", chain.name), NEWCHAIN, CREATE, |w| {
-            w.text(CHAIN_TABLE, TABLE).text(CHAIN_NAME, &chain.name);
+    fn create_chain(&mut self, table: Table, chain: &Chain) {
+        self.push(table, format!("add chain {} of {table}", chain.name), (NEWCHAIN, CREATE), |w| {
+            w.text(CHAIN_TABLE, NAME).text(CHAIN_NAME, &chain.name);
             if let Some(hook) = chain.hook {
                 w.text(CHAIN_TYPE, hook.kind).u32(CHAIN_POLICY, ACCEPT);
                 w.nested(CHAIN_HOOK, |w| {
@@ -147,9 +146,9 @@ impl<'a> Requests<'a> {
             }
         });
         for (number, rule) in (1..).zip(&chain.rules) {
-            let what = format!("add rule {number} of chain {}", chain.name);
-            self.push(what, NEWRULE, CREATE | APPEND, |w| {
-                w.text(RULE_TABLE, TABLE).text(RULE_CHAIN, &chain.name);
+            let what = format!("add rule {number} of chain {} of {table}", chain.name);
+            self.push(table, what, (NEWRULE, CREATE | APPEND), |w| {
+                w.text(RULE_TABLE, NAME).text(RULE_CHAIN, &chain.name);
                 w.nested(RULE_EXPRESSIONS, |w| rule.iter().for_each(|expression| expression.encode(w)));
             });
         }
@@ -160,14 +159,14 @@ impl<'a> Requests<'a> {
         let mut rest = changes;
         while let Some(first) = rest.first() {
             match first {
-                Change::Add(Key::Pick(pick), _) => {
-                    self.create_chain(&skeleton::pick(*pick));
+                Change::Add(Key::Pick(table, pick), _) => {
+                    self.create_chain(*table, &skeleton::pick(*table, *pick));
                     rest = &rest[1..];
                 }
-                Change::Delete(Key::Pick(pick), _) => {
+                Change::Delete(Key::Pick(table, pick), _) => {
                     let name = chain(*pick);
-                    self.push(format!("delete chain {name}"), DELCHAIN, 0, |w| {
-                        w.text(CHAIN_TABLE, TABLE).text(CHAIN_NAME, &name);
+                    self.push(*table, format!("delete chain {name} of {table}"), (DELCHAIN, 0), |w| {
+                        w.text(CHAIN_TABLE, NAME).text(CHAIN_NAME, &name);
                     });
                     rest = &rest[1..];
                 }
@@ -181,15 +180,15 @@ impl<'a> Requests<'a> {
 
     /// One message for as many of the first changes as are of one kind, in one set, and fit. Returns how many.
     fn change_elements(&mut self, changes: &'a [Change]) -> usize {
-        let kind_of = |change: &Change| (matches!(change, Change::Add(..)), set_of(change.key()));
-        let Some((adds, Some(set))) = changes.first().map(kind_of) else { return changes.len() };
+        let kind_of = |change: &Change| (matches!(change, Change::Add(..)), change.key().table(), set_of(change.key()));
+        let Some((adds, table, Some(set))) = changes.first().map(kind_of) else { return changes.len() };
         let mut subjects = Vec::new();
         let (kind, flags) = if adds { (NEWSETELEM, CREATE) } else { (DELSETELEM, 0) };
-        let message = Message::new(NFTABLES, kind, flags, IPV4, |w| {
-            w.text(ELEM_LIST_TABLE, TABLE).text(ELEM_LIST_SET, set);
+        let message = Message::new(NFTABLES, kind, flags, table.number(), |w| {
+            w.text(ELEM_LIST_TABLE, NAME).text(ELEM_LIST_SET, set);
             w.nested(ELEM_LIST_ELEMENTS, |list| {
                 let start = list.len();
-                for change in changes.iter().take_while(|change| kind_of(change) == (adds, Some(set))) {
+                for change in changes.iter().take_while(|change| kind_of(change) == (adds, table, Some(set))) {
                     if list.len() - start > LIST {
                         break;
                     }
@@ -208,8 +207,8 @@ impl<'a> Requests<'a> {
 /// The set or map that an element belongs to; none for a chain.
 fn set_of(key: &Key) -> Option<&'static str> {
     match key {
-        Key::Pick(_) => None,
-        Key::Pods => Some("pods"),
+        Key::Pick(..) => None,
+        Key::Pods(_) => Some("pods"),
         Key::Address(_) => Some("addresses"),
         Key::Service(_) => Some("services"),
         Key::Inside(_) => Some("inside"),
@@ -236,8 +235,7 @@ pub(super) fn element(change: &Change, list: &mut Writer) {
                 item.nested(ELEM_DATA, |w| Verdict::Goto(chain(*pick)).encode(w));
             }
             Value::Endpoint(endpoint) if adds => {
-                let bytes = [&endpoint.ip().octets()[..], &port_bytes(endpoint.port())].concat();
-                item.nested(ELEM_DATA, |w| encode_value(&bytes, w));
+                item.nested(ELEM_DATA, |w| encode_value(&endpoint_bytes(endpoint), w));
             }
             _ => {}
         }
@@ -246,44 +244,71 @@ pub(super) fn element(change: &Change, list: &mut Writer) {
 
 /// How a set of ranges is told to the kernel: where one begins and where it has ended. As `nft` does, what is before
 /// the first one has ended too.
-fn boundaries(ranges: &[(Ipv4Addr, Ipv4Addr)]) -> impl Iterator<Item = (Ipv4Addr, bool)> {
-    let lowest = Ipv4Addr::UNSPECIFIED;
-    let before = ranges.first().is_some_and(|(first, _)| *first != lowest).then_some((lowest, true));
-    let each = ranges.iter().flat_map(|(first, last)| {
-        let after = last.to_bits().checked_add(1).map(|bits| (Ipv4Addr::from_bits(bits), true));
-        [Some((*first, false)), after].into_iter().flatten()
+fn boundaries(ranges: &[Range]) -> impl Iterator<Item = (IpAddr, bool)> {
+    let lowest = |of: &Range| -> IpAddr {
+        if of.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() }
+    };
+    let before = ranges.first().filter(|range| range.first() != lowest(range)).map(|range| (lowest(range), true));
+    let each = ranges.iter().flat_map(|range| {
+        let after = crds::address::next(range.last()).map(|after| (after, true));
+        [Some((range.first(), false)), after].into_iter().flatten()
     });
     before.into_iter().chain(each)
 }
 
-fn boundary(address: Ipv4Addr, end: bool, list: &mut Writer) {
+fn boundary(address: IpAddr, end: bool, list: &mut Writer) {
     list.nested(ITEM, |item| {
         if end {
             item.u32(ELEM_FLAGS, INTERVAL_END);
         }
-        item.nested(ELEM_KEY, |w| encode_value(&address.octets(), w));
+        item.nested(ELEM_KEY, |w| encode_value(&concatenated([Part::Address(address)]), w));
     });
 }
 
-/// The bytes of a key: each part in four bytes of its own.
+/// A part of a key or of a value.
+enum Part {
+    Address(IpAddr),
+    Protocol(u8),
+    Port(u16),
+    Number(u32),
+}
+
+/// The bytes of such parts: each begins four bytes of its own, as in registers.
+fn concatenated(parts: impl IntoIterator<Item = Part>) -> Vec<u8> {
+    let mut bytes = Vec::with_capacity(64);
+    for part in parts {
+        match part {
+            Part::Address(IpAddr::V4(v4)) => bytes.extend(v4.octets()),
+            Part::Address(IpAddr::V6(v6)) => bytes.extend(v6.octets()),
+            Part::Protocol(number) => bytes.extend([number, 0, 0, 0]),
+            Part::Port(port) => {
+                let [high, low] = port.to_be_bytes();
+                bytes.extend([high, low, 0, 0]);
+            }
+            // What numgen yields is a number of the machine's own order.
+            Part::Number(number) => bytes.extend(number.to_ne_bytes()),
+        }
+    }
+    bytes
+}
+
 fn key_bytes(key: &Key) -> Vec<u8> {
+    use Part::{Address, Number};
     match key {
-        Key::Pods | Key::Pick(_) => Vec::new(),
-        Key::Address(address) => address.octets().to_vec(),
-        Key::Service(frontend) | Key::Inside(frontend) | Key::Refused(frontend) => frontend_bytes(frontend),
-        // What numgen yields is a number of the machine's own order.
-        Key::Endpoint(frontend, index) => [&frontend_bytes(frontend)[..], &index.to_ne_bytes()].concat(),
-        Key::Local(address, endpoint) => [address.octets(), endpoint.octets()].concat(),
-        Key::Hairpin(address, endpoint) => [address.octets(), endpoint.octets(), endpoint.octets()].concat(),
+        Key::Pods(_) | Key::Pick(..) => Vec::new(),
+        Key::Address(address) => concatenated([Address(*address)]),
+        Key::Service(front) | Key::Inside(front) | Key::Refused(front) => concatenated(frontend(front)),
+        Key::Endpoint(front, index) => concatenated(frontend(front).into_iter().chain([Number(*index)])),
+        Key::Local(address, endpoint) => concatenated([*address, *endpoint].map(Address)),
+        Key::Hairpin(address, endpoint) => concatenated([*address, *endpoint, *endpoint].map(Address)),
     }
 }
 
-fn frontend_bytes(frontend: &Frontend) -> Vec<u8> {
-    let protocol = [frontend.protocol.number(), 0, 0, 0];
-    [frontend.address.octets(), protocol, port_bytes(frontend.port)].concat()
+fn frontend(frontend: &Frontend) -> [Part; 3] {
+    let Frontend { address, protocol, port } = *frontend;
+    [Part::Address(address), Part::Protocol(protocol.number()), Part::Port(port)]
 }
 
-fn port_bytes(port: u16) -> [u8; 4] {
-    let [high, low] = port.to_be_bytes();
-    [high, low, 0, 0]
+fn endpoint_bytes(endpoint: &SocketAddr) -> Vec<u8> {
+    concatenated([Part::Address(endpoint.ip()), Part::Port(endpoint.port())])
 }

@@ -1,16 +1,75 @@
-//! What never changes in the table: its sets and maps, its chains and their rules.
+//! What never changes in a table: its sets and maps, its chains and their rules.
 //!
 //! This is data; [`super::request`] tells the kernel, and [`super::dump`] compares it with what the kernel has. A table
 //! whose skeleton is not exactly this one was made by another version or changed by somebody, and is replaced whole.
 
+use std::fmt;
+use std::net::IpAddr;
+
+use crds::service::Family;
+
 use super::element::chain;
-use super::expression::{Expression, Header, Register, Verdict};
+use super::expression::{Expression, Header, Register, Relation, Verdict};
 use crate::ruleset::Pick;
 
-/// The name of the table. Nobody else's is ever touched.
-pub const TABLE: &str = "landfall";
-/// What a person who finds the table should know. It is part of the skeleton: another wording is another version.
-pub const COMMENT: &str = "Landfall forwards LoadBalancer addresses here; made by landfall node; version 1";
+/// The name of the tables. Nobody else's is ever touched.
+pub const NAME: &str = "landfall";
+/// What a person who finds a table should know. It is part of the skeleton: another wording is another version.
+pub const COMMENT: &str = "Landfall forwards LoadBalancer addresses here; made by landfall node; version 2";
+
+/// A table of ours. There is one for each family, since IPv4 should not pay for rules of IPv6; one transaction changes
+/// all of them. Each is there only if it has something to do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Table {
+    /// `ip landfall`.
+    V4,
+    /// `ip6 landfall`.
+    V6,
+}
+
+impl Table {
+    /// All of them, in the order in which they are changed.
+    pub const ALL: [Self; 2] = [Self::V4, Self::V6];
+
+    /// The one that an lb_ip is in.
+    pub fn of(address: IpAddr) -> Self {
+        if address.is_ipv4() { Self::V4 } else { Self::V6 }
+    }
+
+    /// The one for this family.
+    pub fn of_family(family: Family) -> Self {
+        match family {
+            Family::V4 => Self::V4,
+            Family::V6 => Self::V6,
+        }
+    }
+
+    /// The family of the addresses in it.
+    pub fn family(self) -> Family {
+        match self {
+            Self::V4 => Family::V4,
+            Self::V6 => Family::V6,
+        }
+    }
+
+    /// How messages name its family (NFPROTO_*).
+    pub fn number(self) -> u8 {
+        match self {
+            Self::V4 => 2,
+            Self::V6 => 10,
+        }
+    }
+}
+
+impl fmt::Display for Table {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let family = match self {
+            Self::V4 => "ip",
+            Self::V6 => "ip6",
+        };
+        write!(f, "{family} {NAME}")
+    }
+}
 
 /// Before kube-proxy's nat, which is at -100 (dstnat).
 const BEFORE_DSTNAT: i32 = -110;
@@ -30,8 +89,8 @@ pub enum Data {
     None,
     /// Verdicts.
     Verdict,
-    /// Addresses with ports.
-    Endpoint,
+    /// Addresses of this family with ports.
+    Endpoint(Family),
 }
 
 /// A set or map.
@@ -55,9 +114,9 @@ impl Set {
         concatenated(&self.key)
     }
 
-    /// How many bytes its key has: four for each part.
+    /// How many bytes its key has.
     pub fn key_length(&self) -> u32 {
-        self.key.iter().map(|_| 4).sum()
+        length(&self.key)
     }
 
     /// The type and the length of its values.
@@ -65,7 +124,10 @@ impl Set {
         match self.data {
             Data::None => None,
             Data::Verdict => Some((VERDICT, 0)),
-            Data::Endpoint => Some((concatenated(&[Type::Address, Type::Port]), 8)),
+            Data::Endpoint(family) => {
+                let parts = endpoint(family);
+                Some((concatenated(&parts), length(&parts)))
+            }
         }
     }
 
@@ -86,6 +148,16 @@ fn concatenated(types: &[Type]) -> u32 {
     types.iter().fold(0, |all, kind| all << 6 | *kind as u32)
 }
 
+/// How many bytes these take one after the other: each begins a quarter of a register.
+fn length(types: &[Type]) -> u32 {
+    types.iter().map(|kind| 4 * u32::from(kind.quarters())).sum()
+}
+
+/// The parts of an endpoint.
+pub fn endpoint(family: Family) -> [Type; 2] {
+    [Type::address(family), Type::Port]
+}
+
 /// The type of a part of a key: its number in `nft`, by which `nft` prints it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u32)]
@@ -93,11 +165,28 @@ pub enum Type {
     /// A number: what `numgen` yields. It has no name in `nft`.
     Integer = 4,
     /// An IPv4 address.
-    Address = 7,
+    V4 = 7,
+    /// An IPv6 address.
+    V6 = 8,
     /// A transport protocol.
     Protocol = 12,
     /// A port.
     Port = 13,
+}
+
+impl Type {
+    /// An address of this family.
+    pub fn address(family: Family) -> Self {
+        match family {
+            Family::V4 => Self::V4,
+            Family::V6 => Self::V6,
+        }
+    }
+
+    /// How many quarters of registers it takes.
+    fn quarters(self) -> u8 {
+        if self == Self::V6 { 4 } else { 1 }
+    }
 }
 
 /// A chain with its rules.
@@ -122,117 +211,145 @@ pub struct Hook {
     pub priority: i32,
 }
 
-/// All sets and maps, in the order in which they are made.
-pub fn sets() -> Vec<Set> {
-    use Type::{Address, Integer, Port, Protocol};
+/// All sets and maps of a table, in the order in which they are made.
+pub fn sets(table: Table) -> Vec<Set> {
+    use Type::{Integer, Port, Protocol};
+    let address = Type::address(table.family());
     let set = |name, key: &[Type], data, comment| Set { name, key: key.to_vec(), data, ranges: false, comment };
     let ranges = |set| Set { ranges: true, ..set };
+    let endpoint = Data::Endpoint(table.family());
     vec![
-        set("addresses", &[Address], Data::None, "every lb_ip"),
-        ranges(set("pods", &[Address], Data::None, "where this node's pods have their addresses from")),
-        set("services", &[Address, Protocol, Port], Data::Verdict, "what is served, and by how many endpoints"),
-        set("inside", &[Address, Protocol, Port], Data::Verdict, "what else is served to this node and its pods"),
-        set("refused", &[Address, Protocol, Port], Data::None, "what has no endpoint anywhere"),
-        set("endpoints", &[Address, Protocol, Port, Integer], Data::Endpoint, "where packets are sent to"),
-        set("local", &[Address, Address], Data::None, "endpoints on this node, which see the client's address"),
-        set("hairpin", &[Address, Address, Address], Data::None, "endpoints that call themselves"),
+        set("addresses", &[address], Data::None, "every lb_ip"),
+        ranges(set("pods", &[address], Data::None, "where this node's pods have their addresses from")),
+        set("services", &[address, Protocol, Port], Data::Verdict, "what is served, and by how many endpoints"),
+        set("inside", &[address, Protocol, Port], Data::Verdict, "what else is served to this node and its pods"),
+        set("refused", &[address, Protocol, Port], Data::None, "what has no endpoint anywhere"),
+        set("endpoints", &[address, Protocol, Port, Integer], endpoint, "where packets are sent to"),
+        set("local", &[address, address], Data::None, "endpoints on this node, which see the client's address"),
+        set("hairpin", &[address, address, address], Data::None, "endpoints that call themselves"),
     ]
 }
 
 /// All chains that are always there, those first that others go to.
-pub fn chains() -> Vec<Chain> {
+pub fn chains(table: Table) -> Vec<Chain> {
     let base = |name: &str, kind, number, priority, rules| Chain {
         name: name.to_owned(),
         hook: Some(Hook { kind, number, priority }),
         rules,
     };
-    let pods = || vec![source(Register::R1), lookup("pods")];
-    let translate = |map| rule(frontend(), [verdict_map(map)]);
+    let family = table.family();
+    let pods = || rule(load(family, &[Field::Source]), [lookup("pods")]);
+    let translate = |map| rule(load(family, FRONTEND), [verdict_map(map)]);
     vec![
-        Chain { name: "unserved".into(), hook: None, rules: unserved() },
-        Chain { name: "source".into(), hook: None, rules: source_rules() },
+        Chain { name: "unserved".into(), hook: None, rules: unserved(family) },
+        Chain { name: "source".into(), hook: None, rules: source_rules(family) },
         base(
             "nat-prerouting",
             "nat",
             PREROUTING,
             BEFORE_DSTNAT,
-            vec![rule(pods(), translate("inside")), translate("services"), ping()],
+            vec![rule(pods(), translate("inside")), translate("services"), ping(family)],
         ),
-        base("nat-output", "nat", OUTPUT, BEFORE_DSTNAT, vec![translate("inside"), translate("services"), ping()]),
-        base("nat-postrouting", "nat", POSTROUTING, BEFORE_SRCNAT, vec![translated()]),
-        base("filter-prerouting", "filter", PREROUTING, AFTER_DSTNAT, vec![to_lb_ip()]),
-        base("filter-output", "filter", OUTPUT, AFTER_DSTNAT, vec![to_lb_ip()]),
+        base(
+            "nat-output",
+            "nat",
+            OUTPUT,
+            BEFORE_DSTNAT,
+            vec![translate("inside"), translate("services"), ping(family)],
+        ),
+        base("nat-postrouting", "nat", POSTROUTING, BEFORE_SRCNAT, vec![translated(family)]),
+        base("filter-prerouting", "filter", PREROUTING, AFTER_DSTNAT, vec![to_lb_ip(family)]),
+        base("filter-output", "filter", OUTPUT, AFTER_DSTNAT, vec![to_lb_ip(family)]),
     ]
 }
 
 /// The chain that picks one of these endpoints at random:
 /// `dnat ip to ip daddr . meta l4proto . th dport . numgen random mod N map @endpoints`
-pub fn pick(pick: Pick) -> Chain {
-    let random = Expression::Random { modulus: pick.count, offset: pick.from, into: Register::R1_3 };
-    let find = Expression::Lookup { set: "endpoints".into(), into: Some(Register::R1) };
-    Chain { name: chain(pick), hook: None, rules: vec![rule(frontend(), [random, find, Expression::Dnat])] }
+pub fn pick(table: Table, pick: Pick) -> Chain {
+    let family = table.family();
+    let random = Field::Random(pick);
+    let key = load(family, &[Field::Destination, Field::Protocol, Field::Port, random]);
+    let find = Expression::Lookup { set: "endpoints".into(), into: Some(Register::FIRST) };
+    Chain { name: chain(pick), hook: None, rules: vec![rule(key, [find, Expression::Dnat(family)])] }
 }
 
 /// What happens to a packet that is for an lb_ip and that nobody has translated.
 ///
 /// For a port that a Service has and nobody serves, a client should know at once, not after its own timeout: TCP by a
-/// reset, the others by ICMP, which may be lost (the kernel limits how many it sends). Anything else is dropped.
-fn unserved() -> Vec<Vec<Expression>> {
-    let refused = || rule(frontend(), [lookup("refused")]);
-    vec![
-        rule(protocol_is(TCP), rule(refused(), [Expression::Reset])),
-        rule(refused(), [Expression::Unreachable]),
-        vec![Expression::Verdict(Verdict::Drop)],
-    ]
+/// reset, the others by ICMP, which may be lost (the kernel limits how many it sends). Anything else is dropped. But
+/// not what neighbours say to each other about who has the lb_ip (RFC 4861): that is no traffic of the Service, and in
+/// IPv4 it does not pass here at all.
+fn unserved(family: Family) -> Vec<Vec<Expression>> {
+    let refused = || rule(load(family, FRONTEND), [lookup("refused")]);
+    let neighbours = match family {
+        Family::V4 => None,
+        Family::V6 => Some(rule(
+            icmp_type(ICMPV6),
+            [
+                Expression::Compare { relation: Relation::AtLeast, value: vec![ROUTER_SOLICITATION] },
+                Expression::Compare { relation: Relation::AtMost, value: vec![REDIRECT] },
+                Expression::Verdict(Verdict::Return),
+            ],
+        )),
+    };
+    neighbours
+        .into_iter()
+        .chain([
+            rule(protocol_is(TCP), rule(refused(), [Expression::Reset])),
+            rule(refused(), [Expression::Unreachable(family)]),
+            vec![Expression::Verdict(Verdict::Drop)],
+        ])
+        .collect()
 }
 
 /// Which source a connection that was translated gets, before it leaves for its endpoint.
-fn source_rules() -> Vec<Vec<Expression>> {
-    let lb_ip = || Expression::OriginalDestination { into: Register::R1 };
+fn source_rules(family: Family) -> Vec<Vec<Expression>> {
+    use Field::{Destination, LbIp, Source};
+    let load = |fields: &[Field]| load(family, fields);
     let keep = || Expression::Verdict(Verdict::Return);
     vec![
         // A pod that calls itself through the lb_ip would take the answer for a stranger's.
-        vec![lb_ip(), source(Register::R1_1), destination(Register::R1_2), lookup("hairpin"), Expression::Masquerade],
+        rule(load(&[LbIp, Source, Destination]), [lookup("hairpin"), Expression::Masquerade]),
         // This node itself: the route to the lb_ip chose its source address, which may be one that does not lead
         // back here from the endpoint. fib saddr type local.
         vec![
-            Expression::SourceType { into: Register::R1 },
-            Expression::Compare { equal: true, value: RTN_LOCAL.to_ne_bytes().to_vec() },
+            Expression::SourceType { into: Register::FIRST },
+            equals(RTN_LOCAL.to_ne_bytes().to_vec()),
             Expression::Masquerade,
         ],
         // An endpoint on this node answers through this node, whoever asks.
-        vec![lb_ip(), destination(Register::R1_1), lookup("local"), keep()],
+        rule(load(&[LbIp, Destination]), [lookup("local"), keep()]),
         // A pod of this node is answered through this node.
-        vec![source(Register::R1), lookup("pods"), keep()],
+        rule(load(&[Source]), [lookup("pods"), keep()]),
         vec![Expression::Masquerade],
     ]
 }
 
 /// `ct status dnat ct original ip daddr @addresses goto source`
-fn translated() -> Vec<Expression> {
-    vec![
-        Expression::Status { into: Register::R1 },
+fn translated(family: Family) -> Vec<Expression> {
+    let status = vec![
+        Expression::Status { into: Register::FIRST },
         Expression::Mask(IPS_DST_NAT.to_ne_bytes().to_vec()),
-        Expression::Compare { equal: false, value: vec![0; 4] },
-        Expression::OriginalDestination { into: Register::R1 },
-        lookup("addresses"),
-        Expression::Verdict(Verdict::Goto("source".into())),
-    ]
+        Expression::Compare { relation: Relation::NotEqual, value: vec![0; 4] },
+    ];
+    let lb_ip = rule(load(family, &[Field::LbIp]), [lookup("addresses")]);
+    rule(status, rule(lb_ip, [Expression::Verdict(Verdict::Goto("source".into()))]))
 }
 
 /// `ip daddr @addresses icmp type echo-request redirect`: this node answers a ping in the name of the lb_ip.
-fn ping() -> Vec<Expression> {
-    let mut expressions = vec![destination(Register::R1), lookup("addresses")];
-    expressions.extend(protocol_is(ICMP));
-    expressions.push(Expression::Payload { header: Header::Transport, offset: 0, length: 1, into: Register::R1 });
-    expressions.push(Expression::Compare { equal: true, value: vec![ECHO_REQUEST] });
-    expressions.push(Expression::Redirect);
-    expressions
+fn ping(family: Family) -> Vec<Expression> {
+    let (protocol, request) = match family {
+        Family::V4 => (ICMP, ECHO_REQUEST),
+        Family::V6 => (ICMPV6, ECHO_REQUEST_V6),
+    };
+    let is_request = rule(icmp_type(protocol), [equals(vec![request])]);
+    rule(rule(load(family, &[Field::Destination]), [lookup("addresses")]), rule(is_request, [Expression::Redirect]))
 }
 
 /// `ip daddr @addresses goto unserved`
-fn to_lb_ip() -> Vec<Expression> {
-    vec![destination(Register::R1), lookup("addresses"), Expression::Verdict(Verdict::Goto("unserved".into()))]
+fn to_lb_ip(family: Family) -> Vec<Expression> {
+    let go = Expression::Verdict(Verdict::Goto("unserved".into()));
+    rule(load(family, &[Field::Destination]), [lookup("addresses"), go])
 }
 
 /// An RTN_LOCAL route: the address is this host's own.
@@ -241,24 +358,71 @@ const RTN_LOCAL: u32 = 2;
 const IPS_DST_NAT: u32 = 1 << 5;
 const ICMP: u8 = 1;
 const TCP: u8 = 6;
+const ICMPV6: u8 = 58;
+/// Types of ICMP.
 const ECHO_REQUEST: u8 = 8;
+const ECHO_REQUEST_V6: u8 = 128;
+/// The first and the last of the types that RFC 4861 §4 has for neighbours and routers.
+const ROUTER_SOLICITATION: u8 = 133;
+const REDIRECT: u8 = 137;
+
+/// Something of a packet that a rule looks at.
+#[derive(Clone, Copy, Debug)]
+enum Field {
+    Source,
+    Destination,
+    /// Where the connection was first addressed to.
+    LbIp,
+    Protocol,
+    /// The destination port.
+    Port,
+    /// A random number for one of these.
+    Random(Pick),
+}
 
 /// `ip daddr . meta l4proto . th dport`
-fn frontend() -> Vec<Expression> {
-    let port = Expression::Payload { header: Header::Transport, offset: 2, length: 2, into: Register::R1_2 };
-    vec![destination(Register::R1), Expression::Protocol { into: Register::R1_1 }, port]
-}
+const FRONTEND: &[Field] = &[Field::Destination, Field::Protocol, Field::Port];
 
-fn source(into: Register) -> Expression {
-    Expression::Payload { header: Header::Network, offset: 12, length: 4, into }
-}
-
-fn destination(into: Register) -> Expression {
-    Expression::Payload { header: Header::Network, offset: 16, length: 4, into }
+/// Loads fields one after the other, as the key of a set.
+fn load(family: Family, fields: &[Field]) -> Vec<Expression> {
+    let mut quarter = 0;
+    let mut loads = Vec::new();
+    // Where source and destination stand in the header, and how long they are (RFC 791 §3.1, RFC 8200 §3).
+    let (source, destination, length) = match family {
+        Family::V4 => (12, 16, 4),
+        Family::V6 => (8, 24, 16),
+    };
+    for field in fields {
+        let into = Register::Quarter(quarter);
+        let address = |offset| Expression::Payload { header: Header::Network, offset, length, into };
+        let (load, kind) = match field {
+            Field::Source => (address(source), Type::address(family)),
+            Field::Destination => (address(destination), Type::address(family)),
+            Field::LbIp => (Expression::OriginalDestination { family, into }, Type::address(family)),
+            Field::Protocol => (Expression::Protocol { into }, Type::Protocol),
+            Field::Port => (Expression::Payload { header: Header::Transport, offset: 2, length: 2, into }, Type::Port),
+            Field::Random(Pick { from, count }) => {
+                (Expression::Random { modulus: *count, offset: *from, into }, Type::Integer)
+            }
+        };
+        loads.push(load);
+        quarter += kind.quarters();
+    }
+    loads
 }
 
 fn protocol_is(number: u8) -> Vec<Expression> {
-    vec![Expression::Protocol { into: Register::R1 }, Expression::Compare { equal: true, value: vec![number] }]
+    vec![Expression::Protocol { into: Register::FIRST }, equals(vec![number])]
+}
+
+fn equals(value: Vec<u8>) -> Expression {
+    Expression::Compare { relation: Relation::Equal, value }
+}
+
+/// Loads the type of a packet of this ICMP.
+fn icmp_type(protocol: u8) -> Vec<Expression> {
+    let kind = Expression::Payload { header: Header::Transport, offset: 0, length: 1, into: Register::FIRST };
+    rule(protocol_is(protocol), [kind])
 }
 
 fn lookup(set: &str) -> Expression {

@@ -1,10 +1,10 @@
 //! Notes that the kernel keeps for `nft` and doesn't read: comments, and how a set's key was declared.
 //!
 //! Without the latter `nft` prints the key of `endpoints` as a type that it would not accept itself. With it, what
-//! `nft list table ip landfall` prints can be loaded again. The numbers are `nft`'s own, which it keeps stable since
+//! `nft list table` prints can be loaded again. The numbers are `nft`'s own, which it keeps stable since
 //! they outlive it in the kernel.
 
-use super::skeleton::{Data, Set, Type};
+use super::skeleton::{self, Data, Set, Type};
 
 /// A comment on a table or chain.
 const COMMENT: u8 = 0;
@@ -23,8 +23,9 @@ const CONCATENATION: u32 = 13;
 const PAYLOAD: u32 = 7;
 const META: u32 = 9;
 const NUMGEN: u32 = 23;
-/// What a payload expression is of, and which field: `ip daddr`, `th dport`.
+/// What a payload expression is of, and which field: `ip daddr`, `ip6 daddr`, `th dport`.
 const IP_DADDR: (u32, u32) = (12, 12);
+const IP6_DADDR: (u32, u32) = (13, 9);
 const TH_DPORT: (u32, u32) = (11, 2);
 const META_L4PROTO: u32 = 16;
 const NUMGEN_RANDOM: u32 = 1;
@@ -48,9 +49,9 @@ pub fn set(set: &Set) -> Vec<u8> {
     if set.data != Data::None {
         notes.extend(number(SET_DATA_BYTEORDER, NO_ORDER));
     }
-    if set.data == Data::Endpoint {
+    if let Data::Endpoint(family) = set.data {
         notes.extend(item(SET_KEY_TYPEOF, &concatenation(&set.key)));
-        notes.extend(item(SET_DATA_TYPEOF, &concatenation(&[Type::Address, Type::Port])));
+        notes.extend(item(SET_DATA_TYPEOF, &concatenation(&skeleton::endpoint(family))));
     }
     if set.data != Data::None {
         notes.extend(number(SET_DATA_INTERVAL, 0));
@@ -67,7 +68,8 @@ fn concatenation(parts: &[Type]) -> Vec<u8> {
 /// Where the packets of this table have such a field.
 fn field(kind: Type) -> Vec<u8> {
     match kind {
-        Type::Address => payload(IP_DADDR),
+        Type::V4 => payload(IP_DADDR),
+        Type::V6 => payload(IP6_DADDR),
         Type::Port => payload(TH_DPORT),
         Type::Protocol => expression(META, &number(0, META_L4PROTO)),
         // Which modulus stands here does not matter; there has to be one.

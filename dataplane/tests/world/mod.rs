@@ -6,7 +6,8 @@
 //!   node n2 192.0.2.2 ───┘     └ n2 ─── pods 10.244.2.0/24
 //! ```
 //!
-//! The client sends packets for 198.51.100.0/24, where the lb_ips are, to n1.
+//! The client sends packets for 198.51.100.0/24, where the lb_ips are, to n1. All of it is there in IPv6 too: [`Net`]
+//! has the addresses of either family.
 #![allow(dead_code, reason = "each test binary uses some of it")]
 
 use std::io::{BufRead, BufReader, ErrorKind, Read, Write};
@@ -14,6 +15,7 @@ use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 
+use crds::service::Family;
 use netns::{Namespace, veth};
 
 /// How long anything that should happen may take, on a machine that is busy.
@@ -21,8 +23,76 @@ pub const PATIENCE: Duration = Duration::from_secs(10);
 /// How long to wait for what should not happen.
 pub const SILENCE: Duration = Duration::from_millis(300);
 
-/// The client's address.
-pub const CLIENT: &str = "192.0.2.100";
+/// The client's address, in IPv4.
+pub const CLIENT: &str = V4.client;
+
+/// The addresses of the network in one family.
+#[derive(Clone, Copy, Debug)]
+pub struct Net {
+    /// The family.
+    pub family: Family,
+    /// The client's address.
+    pub client: &'static str,
+    /// The address of the first node on the LAN.
+    pub n1: &'static str,
+    /// The address of the first node among its pods.
+    pub gateway: &'static str,
+    /// Where the pods of the first node have their addresses from.
+    pub pods: &'static str,
+    /// An lb_ip, and another.
+    pub lb_ip: &'static str,
+    /// Another lb_ip.
+    pub other: &'static str,
+    pod: &'static str,
+}
+
+/// IPv4.
+pub const V4: Net = Net {
+    family: Family::V4,
+    client: "192.0.2.100",
+    n1: "192.0.2.1",
+    gateway: "10.244.1.1",
+    pods: "10.244.1.0/24",
+    lb_ip: "198.51.100.10",
+    other: "198.51.100.11",
+    pod: "10.244.",
+};
+/// IPv6.
+pub const V6: Net = Net {
+    family: Family::V6,
+    client: "2001:db8:1::100",
+    n1: "2001:db8:1::1",
+    gateway: "2001:db8:244:1::1",
+    pods: "2001:db8:244:1::/64",
+    lb_ip: "2001:db8:99::10",
+    other: "2001:db8:99::11",
+    pod: "2001:db8:244:",
+};
+
+impl Net {
+    /// Does the same in either family.
+    pub fn each(test: impl Fn(Net)) {
+        [V4, V6].into_iter().for_each(test);
+    }
+
+    /// A port of the lb_ip.
+    pub fn port(&self, port: u16) -> String {
+        SocketAddr::new(self.lb_ip.parse().expect("an address"), port).to_string()
+    }
+
+    /// The address of a pod.
+    pub fn pod(&self, node: u8, number: u8) -> String {
+        match self.family {
+            Family::V4 => format!("{}{node}.{number}", self.pod),
+            Family::V6 => format!("{}{node}::{number}", self.pod),
+        }
+    }
+
+    /// The address of this pod.
+    pub fn of(&self, pod: &Pod) -> String {
+        self.pod(pod.node, pod.number)
+    }
+}
 
 /// The network.
 pub struct World {
@@ -39,33 +109,43 @@ pub struct World {
 impl World {
     /// A network without any pod.
     pub fn new() -> Self {
-        let namespace = || Namespace::new().expect("a namespace (these tests need root)");
+        let namespace = || host().expect("a namespace (these tests need root)");
         let world = Self { lan: namespace(), client: namespace(), n1: namespace(), n2: namespace() };
         world.lan.ip(["link add br0 type bridge", "link set br0 up"]).expect("a bridge");
         let hosts = [(&world.client, "client", 100), (&world.n1, "n1", 1), (&world.n2, "n2", 2)];
         for (host, name, number) in hosts {
             veth((host, "eth0"), (&world.lan, name)).expect("a cable");
             world.lan.ip([format!("link set {name} master br0 up")]).expect("a port");
-            host.ip([format!("addr add 192.0.2.{number}/24 dev eth0"), "link set eth0 up".into()]).expect("eth0");
+            host.ip([
+                format!("addr add 192.0.2.{number}/24 dev eth0"),
+                format!("addr add 2001:db8:1::{number}/64 dev eth0"),
+                "link set eth0 up".into(),
+            ])
+            .expect("eth0");
         }
-        for (node, own, (other, gateway)) in [(&world.n1, 1, (2, 2)), (&world.n2, 2, (1, 1))] {
+        for (node, own, other) in [(&world.n1, 1, 2), (&world.n2, 2, 1)] {
             node.sysctl("ipv4.ip_forward", "1").expect("forwarding");
+            node.sysctl("ipv6.conf.all.forwarding", "1").expect("forwarding");
             node.ip([
                 "link add cni0 type bridge".to_owned(),
                 format!("addr add 10.244.{own}.1/24 dev cni0"),
+                format!("addr add 2001:db8:244:{own}::1/64 dev cni0"),
                 "link set cni0 up".into(),
-                format!("route add 10.244.{other}.0/24 via 192.0.2.{gateway}"),
+                format!("route add 10.244.{other}.0/24 via 192.0.2.{other}"),
+                format!("route add 2001:db8:244:{other}::/64 via 2001:db8:1::{other}"),
                 "route add default via 192.0.2.100".into(),
+                "route add default via 2001:db8:1::100".into(),
             ])
             .expect("a node");
         }
-        world.client.ip(["route add 198.51.100.0/24 via 192.0.2.1"]).expect("a route to the lb_ips");
+        let routes = ["route add 198.51.100.0/24 via 192.0.2.1", "route add 2001:db8:99::/64 via 2001:db8:1::1"];
+        world.client.ip(routes).expect("routes to the lb_ips");
         world
     }
 
-    /// A pod on node 1 or 2 with the address 10.244.NODE.NUMBER, which answers on port 8080 of TCP and UDP.
+    /// A pod on node 1 or 2, which answers on port 8080 of TCP and UDP.
     pub fn pod(&self, node: u8, number: u8) -> Pod {
-        let namespace = Namespace::new().expect("a namespace");
+        let namespace = host().expect("a namespace");
         let host = if node == 1 { &self.n1 } else { &self.n2 };
         let name = format!("pod{number}");
         veth((&namespace, "eth0"), (host, &name)).expect("a cable");
@@ -74,48 +154,63 @@ impl World {
             .expect("a port");
         namespace
             .ip([
-                format!("addr add 10.244.{node}.{number}/24 dev eth0"),
+                format!("addr add {}/24 dev eth0", V4.pod(node, number)),
+                format!("addr add {}/64 dev eth0", V6.pod(node, number)),
                 "link set eth0 up".into(),
                 format!("route add default via 10.244.{node}.1"),
+                format!("route add default via 2001:db8:244:{node}::1"),
             ])
             .expect("a pod");
-        let address = IpAddr::from([10, 244, node, number]);
-        let pod = Pod { namespace, address };
-        pod.serve();
+        let pod = Pod { namespace, node, number };
+        for net in [V4, V6] {
+            pod.serve(SocketAddr::new(net.of(&pod).parse().expect("an address"), 8080));
+        }
         pod
     }
+}
+
+/// A host that takes its addresses for its own at once, without asking around first (RFC 4862 §5.4).
+fn host() -> std::io::Result<Namespace> {
+    let namespace = Namespace::new()?;
+    for of in ["all", "default"] {
+        namespace.sysctl(&format!("ipv6.conf.{of}.accept_dad"), "0")?;
+    }
+    Ok(namespace)
 }
 
 /// A pod that answers whom it sees and who it is.
 pub struct Pod {
     /// Where it lives.
     pub namespace: Namespace,
-    /// Its address.
-    pub address: IpAddr,
+    /// Which node it is on.
+    pub node: u8,
+    /// Its number there.
+    pub number: u8,
 }
 
 impl Pod {
-    fn serve(&self) {
-        let at = SocketAddr::new(self.address, 8080);
+    fn serve(&self, at: SocketAddr) {
         let (tcp, udp) =
             self.namespace.run(|| (TcpListener::bind(at).expect("tcp"), UdpSocket::bind(at).expect("udp")));
-        let own = self.address;
+        let own = format!("{}.{}", self.node, self.number);
+        let name = own.clone();
         std::thread::spawn(move || {
             for stream in tcp.incoming().map_while(Result::ok) {
-                std::thread::spawn(move || answer(stream, own));
+                let own = own.clone();
+                std::thread::spawn(move || answer(stream, &own));
             }
         });
         std::thread::spawn(move || {
             let mut buffer = [0; 64];
             while let Ok((_, from)) = udp.recv_from(&mut buffer) {
-                let _ = udp.send_to(format!("{own} {}\n", from.ip()).as_bytes(), from);
+                let _ = udp.send_to(format!("{name} {}\n", from.ip()).as_bytes(), from);
             }
         });
     }
 }
 
 /// Answers every line with who answers and whom it sees.
-fn answer(mut stream: TcpStream, own: IpAddr) {
+fn answer(mut stream: TcpStream, own: &str) {
     let Ok(peer) = stream.peer_addr() else { return };
     let Ok(lines) = stream.try_clone().map(BufReader::new) else { return };
     for _ in lines.lines().map_while(Result::ok) {
@@ -128,8 +223,8 @@ fn answer(mut stream: TcpStream, own: IpAddr) {
 /// What a server says: who it is, and whom it sees.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Answer {
-    /// The pod that answers.
-    pub pod: IpAddr,
+    /// The pod that answers: its node, and its number there.
+    pub pod: (u8, u8),
     /// Who asks, as the pod sees it.
     pub client: IpAddr,
 }
@@ -137,12 +232,14 @@ pub struct Answer {
 impl Answer {
     /// The answer of this pod to a client that it sees as this.
     pub fn new(pod: &Pod, client: &str) -> Self {
-        Self { pod: pod.address, client: client.parse().expect("an address") }
+        Self { pod: (pod.node, pod.number), client: client.parse().expect("an address") }
     }
 
     fn read(line: &str) -> Self {
         let (pod, client) = line.trim().split_once(' ').expect("two words");
-        Self { pod: pod.parse().expect("an address"), client: client.parse().expect("an address") }
+        let (node, number) = pod.split_once('.').expect("two numbers");
+        let pod = (node.parse().expect("a number"), number.parse().expect("a number"));
+        Self { pod, client: client.parse().expect("an address") }
     }
 }
 
@@ -174,7 +271,9 @@ pub fn ask_tcp(from: &Namespace, to: &str) -> Answer {
 
 /// A socket of UDP at a port of its own.
 pub fn udp(from: &Namespace, to: &str) -> UdpSocket {
-    let socket = from.run(|| UdpSocket::bind("0.0.0.0:0").expect("a socket"));
+    let to: SocketAddr = to.parse().expect("an address and a port");
+    let any = if to.is_ipv4() { "0.0.0.0:0" } else { "[::]:0" };
+    let socket = from.run(|| UdpSocket::bind(any).expect("a socket"));
     from.run(|| socket.connect(to).expect("connect"));
     socket.set_read_timeout(Some(SILENCE)).expect("a timeout");
     socket
@@ -196,19 +295,43 @@ pub fn ask_udp(socket: &UdpSocket) -> std::io::Result<Answer> {
 
 /// Whether an address answers a ping, once.
 pub fn ping(from: &Namespace, to: &str) -> std::io::Result<()> {
-    use socket2::{Domain, Protocol, Socket, Type};
-    let socket = from.run(|| Socket::new(Domain::IPV4, Type::RAW, Some(Protocol::ICMPV4)))?;
-    socket.set_read_timeout(Some(PATIENCE))?;
-    socket.connect(&SocketAddr::new(to.parse().expect("an address"), 0).into())?;
-    // Type 8 (echo request), code 0, checksum, identifier 0x4c66, sequence number 1; no payload.
-    let checksum = !(0x0800u16 + 0x4c66 + 0x0001);
-    let [c0, c1] = checksum.to_be_bytes();
-    (&socket).write_all(&[8, 0, c0, c1, 0x4c, 0x66, 0, 1])?;
+    let to: IpAddr = to.parse().expect("an address");
+    // Code 0, checksum, identifier 0x4c66, sequence number 1; no payload. The kernel fills in the checksum of ICMPv6.
+    let echo = |kind: u8, checksum: u16| {
+        let [c0, c1] = checksum.to_be_bytes();
+        [kind, 0, c0, c1, 0x4c, 0x66, 0, 1]
+    };
+    let (request, reply) = match to {
+        IpAddr::V4(_) => (echo(8, !(0x0800u16 + 0x4c66 + 0x0001)), 0),
+        IpAddr::V6(_) => (echo(128, 0), 129),
+    };
+    let socket = icmp(from, to)?;
+    (&socket).write_all(&request)?;
+    let deadline = Instant::now() + PATIENCE;
     let mut buffer = [0; 128];
-    // A connected raw socket hears only the one it is connected to; the IP header comes first.
-    let length = (&socket).read(&mut buffer)?;
-    assert_eq!(&buffer[20..length], &[0, 0, !0x4c, !0x67, 0x4c, 0x66, 0, 1], "an echo reply");
-    Ok(())
+    // A connected raw socket hears only the one it is connected to; but one that is this host hears itself ask.
+    while Instant::now() < deadline {
+        let length = (&socket).read(&mut buffer)?;
+        let icmp = &buffer[if to.is_ipv4() { 20 } else { 0 }..length];
+        if icmp.first() == Some(&reply) {
+            assert_eq!(&icmp[4..], &request[4..], "the reply to what was asked");
+            return Ok(());
+        }
+    }
+    Err(ErrorKind::TimedOut.into())
+}
+
+/// A raw socket for ICMP of the family of `to`, connected to it.
+pub fn icmp(from: &Namespace, to: IpAddr) -> std::io::Result<socket2::Socket> {
+    use socket2::{Domain, Protocol, Socket, Type};
+    let (domain, protocol) = match to {
+        IpAddr::V4(_) => (Domain::IPV4, Protocol::ICMPV4),
+        IpAddr::V6(_) => (Domain::IPV6, Protocol::ICMPV6),
+    };
+    let socket = from.run(|| Socket::new(domain, Type::RAW, Some(protocol)))?;
+    socket.set_read_timeout(Some(PATIENCE))?;
+    socket.connect(&SocketAddr::new(to, 0).into())?;
+    Ok(socket)
 }
 
 /// Lets `nft` do these lines.
