@@ -36,8 +36,7 @@ pub(crate) fn by_name<const N: usize>(pools: [Arc<IPAddressPool>; N]) -> BTreeMa
 }
 
 pub(crate) fn node(name: &str, address: &str) -> Arc<Node> {
-    let (addresses, pod_cidrs) = (vec![ip(address)], vec![]);
-    Arc::new(Node { name: name.into(), addresses, pod_cidrs, excluded: false })
+    Arc::new(Node { name: name.into(), addresses: vec![ip(address)], ..Node::default() })
 }
 
 /// A Service of type LoadBalancer in namespace `default` that was created at that second. Its UID is its name.

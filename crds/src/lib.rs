@@ -6,6 +6,7 @@
 //! | [`address`] | ranges of addresses, and the name that an address has as an object |
 //! | [`ip_address_pool`] | `IPAddressPool`: addresses an administrator lends to Landfall |
 //! | [`load_balancer_ip`] | `LoadBalancerIP`: one address in use; the truth about who holds it |
+//! | [`l2_advertisement`] | `L2Advertisement`: which nodes announce the addresses of a pool, and on which links |
 //! | [`node_network`] | `NodeNetwork`: what an agent found on its node's network |
 //! | [`service`], [`request`] | what Landfall reads of Services, and what they ask for |
 //! | [`endpoints`], [`node`], [`namespace`] | what it reads of EndpointSlices, Nodes and Namespaces |
@@ -20,6 +21,7 @@ pub mod address;
 pub mod condition;
 pub mod endpoints;
 pub mod ip_address_pool;
+pub mod l2_advertisement;
 pub mod labels;
 pub mod load_balancer_ip;
 pub mod manifest;
@@ -32,12 +34,13 @@ pub mod service;
 pub use address::Range;
 pub use endpoints::{Endpoint, EndpointSlice};
 pub use ip_address_pool::{IPAddressPool, IPAddressPoolSpec, IPAddressPoolStatus, ServiceAllocation};
+pub use l2_advertisement::{Advertisement, L2Advertisement, L2AdvertisementSpec, PreferredNodes};
 pub use labels::Labels;
 pub use load_balancer_ip::{
     Announcer, Holder, LoadBalancerIP, LoadBalancerIPSpec, LoadBalancerIPStatus, Record, Reservation,
 };
 pub use namespace::Namespace;
-pub use node::Node;
+pub use node::{Node, Relief};
 pub use node_network::{Network, NodeNetwork};
 pub use request::{InvalidRequest, Request};
 pub use service::{FamilyPolicy, Key, Port, Protocol, Service, TrafficPolicy};

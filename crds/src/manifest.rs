@@ -4,14 +4,14 @@
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
 use kube::CustomResourceExt;
 
-use crate::{IPAddressPool, LoadBalancerIP, NodeNetwork};
+use crate::{IPAddressPool, L2Advertisement, LoadBalancerIP, NodeNetwork};
 
 /// Stands on top of the generated file.
 const HEADER: &str = "# Generated from the types in crds/: change them there, then run `make crds`.\n";
 
 /// The definitions of all our objects, in the order in which they are installed.
 pub fn definitions() -> Vec<CustomResourceDefinition> {
-    let mut definitions = vec![IPAddressPool::crd(), LoadBalancerIP::crd(), NodeNetwork::crd()];
+    let mut definitions = vec![IPAddressPool::crd(), L2Advertisement::crd(), LoadBalancerIP::crd(), NodeNetwork::crd()];
     for definition in &mut definitions {
         let labels = definition.metadata.labels.get_or_insert_default();
         labels.insert("app.kubernetes.io/name".into(), "landfall".into());

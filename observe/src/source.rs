@@ -6,8 +6,8 @@
 use std::net::IpAddr;
 
 use crds::{
-    EndpointSlice, IPAddressPool, Key, LoadBalancerIP, Malformed, Namespace, Network, Node, NodeNetwork, Record,
-    Service, address,
+    Advertisement, EndpointSlice, IPAddressPool, Key, L2Advertisement, Labels, LoadBalancerIP, Malformed, Namespace,
+    Network, Node, NodeNetwork, Record, Service, address,
 };
 use k8s_openapi::api::core::v1 as core;
 use k8s_openapi::api::discovery::v1 as discovery;
@@ -96,6 +96,20 @@ pub fn node_networks() -> Source<NodeNetwork, String, Network> {
 /// IPAddressPools.
 pub fn pools() -> Source<IPAddressPool, String, IPAddressPool> {
     Source { key: |meta| meta.name.clone(), read: |object| Ok(Some(object.clone())), labels: "" }
+}
+
+/// The labels of IPAddressPools: what an agent has to know of them.
+pub fn pool_labels() -> Source<IPAddressPool, String, Labels> {
+    Source {
+        key: |meta| meta.name.clone(),
+        read: |object| Ok(Some(Labels::from(object.metadata.labels.as_ref()))),
+        labels: "",
+    }
+}
+
+/// L2Advertisements.
+pub fn l2_advertisements() -> Source<L2Advertisement, String, Advertisement> {
+    Source { key: |meta| meta.name.clone(), read: |object| Ok(Some(Advertisement::from(object))), labels: "" }
 }
 
 /// LoadBalancerIPs, by their address.

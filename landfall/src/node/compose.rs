@@ -42,11 +42,16 @@ pub(super) fn snapshots(node: &str, observed: Observed) -> Snapshots {
         // A range that can't be read is as good as none: the pods count as clients from outside.
         pod_ranges: pod_cidrs.iter().filter_map(|cidr| cidr.parse().ok()).collect(),
         addresses: held.iter().map(|(address, (holders, _))| (*address, Arc::clone(holders))).collect(),
-        services: services.clone(),
+        services: services.iter().map(|(key, object)| (key.clone(), on_default_terms(object))).collect(),
         slices: slices.clone(),
     };
     let observed = speaker::eligibility::Observed { services, slices, nodes, addresses: held };
     Snapshots { dataplane, speaker: speaker::eligibility::snapshot(node, &observed) }
+}
+
+/// A Service that everybody may use.
+fn on_default_terms(object: &Arc<Service>) -> dataplane::snapshot::Service {
+    dataplane::snapshot::Service { object: Arc::clone(object), terms: Arc::default() }
 }
 
 /// Who holds an address, and the greatest epoch that any announcer of it wrote.
@@ -94,12 +99,8 @@ mod tests {
             };
             (address, Arc::new(record))
         };
-        let node = Node {
-            name: "n1".into(),
-            addresses: vec![],
-            pod_cidrs: vec!["10.244.1.0/24".into(), "?".into()],
-            excluded: false,
-        };
+        let pod_cidrs = vec!["10.244.1.0/24".into(), "?".into()];
+        let node = Node { name: "n1".into(), pod_cidrs, ..Node::default() };
         Observed {
             services: [service("web", "LoadBalancer"), service("inner", "ClusterIP")].into(),
             slices: [slice("web-1", "web"), slice("web-2", "web"), slice("inner-1", "inner")].into(),
