@@ -1,4 +1,4 @@
-//! What is said to the peers on a link, and when: one Hello an interval, sooner if something changed, with those claims
+//! What is said to the peers on a link, and when: one Hello an interval ([`crate::pace`]), sooner if something changed, with those claims
 //! that changed or were asked for. What is too much for one packet goes in several.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -10,12 +10,13 @@ use crate::hello::{self, Heard, Hearing, MAX_PAYLOAD, PAGE_OVERHEAD, Packet, siz
 use crate::liveness::Standing;
 use crate::machine::Config;
 use crate::meeting::{self, Meetings};
+use crate::pace::Pace;
 use crate::peer::{MAX_PARTS, Peer};
 use crate::placement::Mac;
 use crate::segment::Context;
 
-/// Changes make a Hello come sooner, but not sooner than this part of an interval after the last one.
-const HASTE: u32 = 5;
+/// Changes make a Hello come sooner, but not sooner than this after the last one: several in a row go together.
+const HASTE: Duration = Duration::from_millis(10);
 
 /// What was said, and what is to be said.
 #[derive(Debug)]
@@ -26,6 +27,7 @@ pub struct State {
     first: Duration,
     /// Whether there is news.
     hasty: bool,
+    pace: Pace,
     /// What we are called on this link.
     incarnation: u64,
     sequence: u64,
@@ -37,9 +39,9 @@ pub struct State {
 
 impl State {
     /// Nothing was said yet; the first Hello is due now.
-    pub fn new(now: Duration, incarnation: u64) -> Self {
-        let (last, first, hasty) = (None, now, false);
-        Self { last, first, hasty, incarnation, sequence: 0, changed: BTreeSet::new(), asked: 0 }
+    pub fn new(now: Duration, incarnation: u64, config: &Config) -> Self {
+        let (last, first, hasty, pace) = (None, now, false, Pace::new(config));
+        Self { last, first, hasty, pace, incarnation, sequence: 0, changed: BTreeSet::new(), asked: 0 }
     }
 
     /// What we are called on this link.
@@ -77,20 +79,26 @@ impl State {
     }
 
     /// When the next Hello is due.
-    pub fn due(&self, config: &Config) -> Duration {
-        let pause = if self.hasty { config.interval / HASTE } else { config.interval };
+    pub fn due(&self) -> Duration {
+        let pause = if self.hasty { HASTE } else { self.pace.kept() };
         self.last.map_or(self.first, |last| last + pause)
     }
 
     /// Whether it is due.
-    pub fn is_due(&self, now: Duration, config: &Config) -> bool {
-        now >= self.due(config)
+    pub fn is_due(&self, now: Duration) -> bool {
+        now >= self.due()
+    }
+
+    /// How often we say Hello, as others know it.
+    pub fn interval(&self) -> Duration {
+        self.pace.told()
     }
 
     /// The Hello and, before it, the parts that go with it: whoever gets all of it finds nothing to ask for.
     pub fn packets(&mut self, context: &Context<'_>, mac: Mac, own: &mut Claims, others: &Others<'_>) -> Vec<Packet> {
         let config = context.config;
         (self.last, self.hasty) = (Some(context.now), false);
+        self.pace.step(config, others.speakers);
         // One number for all of them: they may overtake each other.
         self.sequence += 1;
         let bits = own.fitting_bits();
@@ -116,7 +124,7 @@ impl State {
             incarnation: self.incarnation,
             sequence: self.sequence,
             part: 0,
-            interval: config.interval,
+            interval: self.pace.told(),
             leaving: context.leaving,
             blind: context.snapshot.is_none(),
             heard: Hearing { all: 0, from: 1, to: 0, peers: vec![] },
@@ -137,6 +145,8 @@ pub struct Others<'a> {
     pub peers: &'a BTreeMap<String, Peer>,
     /// Those who aren't believed yet.
     pub meetings: &'a Meetings,
+    /// How many speakers there are, with us.
+    pub speakers: usize,
 }
 
 /// What there is to say of others.

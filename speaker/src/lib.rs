@@ -17,7 +17,7 @@
 //! | [`eligibility`], [`snapshot`] | which nodes may announce which address; what the loop knows of the cluster |
 //! | [`machine`], [`segment`] | the whole without sockets and clock; one link of it |
 //! | [`ownership`], [`claims`] | who owns an address; what a node claims, and how others know |
-//! | [`liveness`], [`peer`] | whether a peer is alive on a link; what is known of it |
+//! | [`liveness`], [`peer`], [`pace`] | whether a peer is alive on a link; what is known of it; how often we speak |
 //! | [`hello`], [`datagram`] | the packets of speakers, and what they travel in |
 //! | [`auth`], [`meeting`] | what packets are sealed with; who was heard and isn't believed yet |
 //! | [`arp`], [`announce`] | what to answer; when to announce unasked |
@@ -44,6 +44,7 @@ pub mod liveness;
 pub mod machine;
 pub mod meeting;
 pub mod ownership;
+pub mod pace;
 pub mod peer;
 pub mod placement;
 mod run;

@@ -89,6 +89,11 @@ impl Liveness {
         now.saturating_sub(self.vouched) < self.window
     }
 
+    /// How often it speaks.
+    pub fn interval(&self) -> Duration {
+        self.interval
+    }
+
     /// When it was heard last, by us.
     pub fn last(&self) -> Duration {
         self.heard

@@ -40,7 +40,7 @@ pub struct Config {
     pub incarnation: u64,
     /// Whether packets of speakers are sealed.
     pub authentication: Authentication,
-    /// How often to say Hello.
+    /// How often to say Hello, while there are few speakers on a link (see [`crate::pace`]).
     pub interval: Duration,
     /// After how many missed Hellos a peer is dead.
     pub multiplier: u32,
@@ -67,25 +67,25 @@ impl Config {
         }
     }
 
-    /// For how long to listen before anything is claimed: whoever is there has spoken, even if a Hello was lost, and has
-    /// been asked for what it claims.
-    pub(crate) fn listening(&self) -> Duration {
-        self.interval * (self.multiplier + 1)
+    /// For how long to listen before anything is claimed, where Hellos come so often: whoever is there has spoken, even if
+    /// a Hello was lost, and has been asked for what it claims.
+    pub(crate) fn listening(&self, pace: Duration) -> Duration {
+        pace * (self.multiplier + 1)
     }
 
     /// How long a better candidate is waited for: it may need an interval to see what we see, and its Hello may be lost.
-    pub(crate) fn step_in(&self) -> Duration {
-        self.interval * 2
+    pub(crate) fn step_in(&self, pace: Duration) -> Duration {
+        pace * 2
     }
 
     /// How long a claim that is over is told: until one can know who doesn't hear us, which takes two windows.
-    pub(crate) fn regret(&self) -> Duration {
-        self.interval * (2 * self.multiplier + 2)
+    pub(crate) fn regret(&self, pace: Duration) -> Duration {
+        pace * (2 * self.multiplier + 2)
     }
 
     /// How long others are waited for to take over, when we go.
-    fn farewell(&self) -> Duration {
-        self.interval * self.multiplier + self.step_in() * 2
+    fn farewell(&self, pace: Duration) -> Duration {
+        pace * self.multiplier + self.step_in(pace) * 2
     }
 }
 
@@ -159,13 +159,13 @@ impl Machine {
     pub fn woke(&mut self, now: Duration) -> bool {
         let late = self.expected.map_or(Duration::ZERO, |expected| now.saturating_sub(expected));
         self.counters.late_max = self.counters.late_max.max(late);
-        if late <= self.config.interval {
+        if late <= self.pace() {
             return false;
         }
         self.counters.slept += 1;
         self.events.push(Event::Slept { late });
         for segment in self.segments.values_mut() {
-            segment.excuse(now, &self.config);
+            segment.excuse(now);
         }
         true
     }
@@ -183,7 +183,7 @@ impl Machine {
     /// Packets are sealed with these keys from now on.
     pub fn set_keys(&mut self, now: Duration, keys: &Keys) {
         if self.keys.set(now, keys) {
-            self.segments.values_mut().for_each(|segment| segment.unlock(now, &self.config));
+            self.segments.values_mut().for_each(|segment| segment.listen(now));
         }
     }
 
@@ -346,9 +346,14 @@ impl Machine {
     /// is [done](Self::is_done).
     pub fn leave(&mut self, now: Duration) {
         if self.stopping == Stopping::No {
-            self.stopping = Stopping::Until(now + self.config.farewell());
+            self.stopping = Stopping::Until(now + self.config.farewell(self.pace()));
             self.each(now, |segment, _| segment.hasten());
         }
+    }
+
+    /// How long Hellos are apart where they are the furthest apart.
+    fn pace(&self) -> Duration {
+        self.segments.values().map(Segment::pace).max().unwrap_or(self.config.interval)
     }
 
     /// Whether the speaker has stopped, with nothing left to do but to send the last frames.
@@ -383,12 +388,12 @@ impl Machine {
 
     /// When to call [`poll`](Self::poll) next, apart from announcements.
     pub fn next_deadline(&self, now: Duration) -> Option<Duration> {
-        self.segments.values().map(|segment| segment.next_deadline(now, &self.config)).min()
+        self.segments.values().map(|segment| segment.next_deadline(now)).min()
     }
 
     /// When the next announcement is due: a reason to call [`poll`](Self::poll) if there is room to send.
     pub fn announcement_due(&self) -> Option<Duration> {
-        self.segments.values().filter_map(Segment::announcement_due).min()
+        self.segments.values().filter_map(|segment| segment.announcement_due(&self.config)).min()
     }
 
     /// The frames to send.

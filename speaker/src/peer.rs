@@ -14,7 +14,7 @@ use crate::placement::Mac;
 /// A peer that claims more than this is not believed any more of it: memory has to be bounded by what can be true.
 const MAX_CLAIMS: usize = 65_536;
 
-/// For so many intervals claims that are known to be unread keep others from claiming; after that something else is
+/// For so many of its intervals claims that are known to be unread keep others from claiming; after that something else is
 /// wrong, and an address without an owner is worse.
 const UNREAD: u32 = 20;
 
@@ -143,9 +143,9 @@ impl Peer {
     }
 
     /// Whether it may have a claim to `lb_ip` that isn't known here: its digest says so.
-    pub fn may_claim(&self, lb_ip: IpAddr, now: Duration, interval: Duration) -> bool {
+    pub fn may_claim(&self, lb_ip: IpAddr, now: Duration) -> bool {
         let (unread, since) = self.unread;
-        self.holds() && unread & 1 << self.claims.bucket(lb_ip) != 0 && now < since + interval * UNREAD
+        self.holds() && unread & 1 << self.claims.bucket(lb_ip) != 0 && now < since + self.liveness.interval() * UNREAD
     }
 }
 

@@ -18,6 +18,7 @@ use crate::liveness::{self, Standing};
 use crate::machine::{Channel, Config, Frame};
 use crate::meeting::Meetings;
 use crate::ownership::Reason;
+use crate::pace::LONGEST;
 use crate::peer::Peer;
 use crate::placement::{Link, Mac};
 use crate::snapshot::Snapshot;
@@ -90,11 +91,14 @@ pub struct Segment {
     /// When somebody else was seen to use an address of ours, and we did something about it.
     conflicts: BTreeMap<IpAddr, Duration>,
     schedule: Schedule,
-    /// Before that we claim nothing: we have just come, or woken up, or met the others again.
-    listen_until: Duration,
-    /// Before that we announce nothing unasked: we were away, and somebody else may have taken over.
-    hush_until: Duration,
+    /// For a while from then on we claim nothing: we have just come, or woken up, or met the others again.
+    listen_from: Duration,
+    /// For a while from then on we announce nothing unasked: we were away, and somebody else may have taken over.
+    hush_from: Option<Duration>,
     in_company: bool,
+    /// How many peers were alive at the last look, and the longest interval of theirs.
+    live: usize,
+    slowest: Duration,
     greeting: greeting::State,
 }
 
@@ -119,10 +123,12 @@ impl Segment {
             insisted: BTreeMap::new(),
             conflicts: BTreeMap::new(),
             schedule: Schedule::default(),
-            listen_until: now + config.listening(),
-            hush_until: Duration::ZERO,
+            listen_from: now,
+            hush_from: None,
             in_company: false,
-            greeting: greeting::State::new(now, incarnation),
+            live: 0,
+            slowest: Duration::ZERO,
+            greeting: greeting::State::new(now, incarnation, config),
         }
     }
 
@@ -146,9 +152,24 @@ impl Segment {
         self.own.get(lb_ip).filter(|claim| claim.held)
     }
 
-    /// The first keys are here: only now anybody can be heard.
-    pub fn unlock(&mut self, now: Duration, config: &Config) {
-        self.listen_until = self.listen_until.max(now + config.listening());
+    /// Nothing that was not heard up to now means anything. (The first keys are here: only now anybody can be heard.)
+    pub fn listen(&mut self, now: Duration) {
+        self.listen_from = self.listen_from.max(now);
+    }
+
+    /// How long Hellos are apart here, of the slowest of those who are alive.
+    pub fn pace(&self) -> Duration {
+        self.slowest.min(LONGEST).max(self.greeting.interval())
+    }
+
+    /// Whether we have not listened for long enough.
+    fn is_listening(&self, now: Duration, config: &Config) -> bool {
+        now < self.listen_from + config.listening(self.pace())
+    }
+
+    /// Until when we announce nothing unasked.
+    fn hush_until(&self, config: &Config) -> Duration {
+        self.hush_from.map_or(Duration::ZERO, |from| from + config.listening(self.pace()))
     }
 
     /// These addresses belong here, and no others.
@@ -170,18 +191,18 @@ impl Segment {
     }
 
     /// We slept until now: nobody's silence means anything, and somebody else may own what we own.
-    pub fn excuse(&mut self, now: Duration, config: &Config) {
+    pub fn excuse(&mut self, now: Duration) {
         for peer in self.peers.values_mut().filter(|peer| peer.standing != Standing::Dead) {
             peer.liveness.excuse(now);
         }
-        self.listen_until = self.listen_until.max(now + config.listening());
-        self.was_away(now, config);
+        self.listen(now);
+        self.was_away(now);
     }
 
     /// We were asleep or cut off. Others may have taken over what we own, and announced it, and may even have given it up
     /// since. So we are silent for as long as it takes to hear of it; what is ours then, we announce anew.
-    fn was_away(&mut self, now: Duration, config: &Config) {
-        self.hush_until = now + config.listening();
+    fn was_away(&mut self, now: Duration) {
+        self.hush_from = Some(now);
         for lb_ip in self.owned() {
             self.schedule.start(lb_ip, now);
         }
@@ -189,8 +210,13 @@ impl Segment {
 
     /// Looks who is alive now.
     pub fn look(&mut self, context: &mut Context<'_>) {
+        (self.live, self.slowest) = (0, Duration::ZERO);
         for (node, peer) in &mut self.peers {
             let standing = peer.liveness.standing(context.now);
+            if standing == Standing::Alive {
+                self.live += 1;
+                self.slowest = self.slowest.max(peer.liveness.interval());
+            }
             if standing == peer.standing {
                 continue;
             }
@@ -202,7 +228,7 @@ impl Segment {
             self.dirty.extend(self.orphans.keys());
             context.events.push(Event::Peer { node: node.clone(), link: self.link.name.clone(), standing });
         }
-        let (live, known) = (self.live(), self.peers.len());
+        let (live, known) = (self.live, self.peers.len());
         let backed = liveness::in_company(live, known);
         if backed == self.in_company {
             return;
@@ -210,16 +236,12 @@ impl Segment {
         self.in_company = backed;
         if backed {
             // What the others have claimed meanwhile has to be heard before anything is claimed in their company.
-            self.listen_until = self.listen_until.max(context.now + context.config.listening());
-            self.was_away(context.now, context.config);
-            let until = context.now + context.config.regret();
+            self.listen(context.now);
+            self.was_away(context.now);
+            let until = context.now + context.config.regret(self.pace());
             self.lost.values_mut().for_each(|told| *told = until);
         }
         context.events.push(Event::Company { link: self.link.name.clone(), backed, live, known });
-    }
-
-    fn live(&self) -> usize {
-        self.peers.values().filter(|peer| peer.standing == Standing::Alive).count()
     }
 
     /// Whether somebody here would take over what we give up.
@@ -288,11 +310,12 @@ impl Segment {
 
     /// Says Hello if it is time to.
     pub fn greet(&mut self, context: &mut Context<'_>) {
-        if !self.greeting.is_due(context.now, context.config) || !context.keys.can_speak() {
+        if !self.greeting.is_due(context.now) || !context.keys.can_speak() {
             return;
         }
         let Some(address) = self.link.addresses.first().map(|own| own.addr()) else { return };
-        let others = greeting::Others { peers: &self.peers, meetings: &self.meetings };
+        let speakers = self.live + 1;
+        let others = greeting::Others { peers: &self.peers, meetings: &self.meetings, speakers };
         for packet in self.greeting.packets(context, self.link.mac, &mut self.own, &others) {
             let payload = context.keys.seal(context.now, packet.encode());
             debug_assert!(payload.len() <= MAX_PAYLOAD, "{} bytes", payload.len());
@@ -314,7 +337,7 @@ impl Segment {
         self.peers
             .retain(|_, peer| peer.standing != Standing::Dead || !(peer.leaving || peer.liveness.age(now) > FORGET));
         self.dirty.extend(self.orphans.iter().filter(|(_, since)| since.is_none()).map(|(lb_ip, _)| lb_ip));
-        if self.in_company && now >= self.listen_until {
+        if self.in_company && !self.is_listening(now, context.config) {
             let lonely = self.own.iter().filter(|(_, claim)| claim.held && !claim.backed);
             self.dirty.extend(lonely.map(|(lb_ip, _)| lb_ip));
         }
@@ -335,7 +358,7 @@ impl Segment {
 
     /// Announces unasked what is due, at most `limit` addresses. Returns how many.
     pub fn announce(&mut self, context: &mut Context<'_>, limit: usize) -> usize {
-        if context.now < self.hush_until {
+        if context.now < self.hush_until(context.config) {
             return 0;
         }
         let mut schedule = std::mem::take(&mut self.schedule);
@@ -362,14 +385,14 @@ impl Segment {
     }
 
     /// When something is to be done, apart from announcements.
-    pub fn next_deadline(&self, now: Duration, config: &Config) -> Duration {
+    pub fn next_deadline(&self, now: Duration) -> Duration {
         let silence = self.peers.values().filter_map(|peer| peer.liveness.next_deadline(now));
         let turn = self.turns.first().map(|(turn, _)| *turn);
-        silence.chain(turn).fold(self.greeting.due(config), Duration::min)
+        silence.chain(turn).fold(self.greeting.due(), Duration::min)
     }
 
     /// When the next announcement is due.
-    pub fn announcement_due(&self) -> Option<Duration> {
-        Some(self.schedule.next_deadline()?.max(self.hush_until))
+    pub fn announcement_due(&self, config: &Config) -> Option<Duration> {
+        Some(self.schedule.next_deadline()?.max(self.hush_until(config)))
     }
 }

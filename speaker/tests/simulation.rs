@@ -451,3 +451,45 @@ fn keys_are_replaced_under_way_without_anybody_noticing() {
         check(&world);
     });
 }
+
+#[test]
+fn with_many_nodes_each_reads_only_so_many_packets_and_the_dead_are_still_replaced_in_time() {
+    for (nodes, interval, packets) in [(3, 50, 42.0), (50, 98, 520.0), (100, 198, 520.0)] {
+        let interval = ms(interval);
+        let mut world = World::new(nodes as u64, nodes, 200);
+        for node in 0..nodes {
+            world.start(node);
+            let pause = world.random.time(Duration::ZERO, ms(10));
+            world.pass(pause);
+        }
+        world.pass(interval * 20);
+        check(&world);
+
+        // One Hello in fifty is lost for a while.
+        let (before, told) = (sole_owners(&world), world.told.len());
+        world.network.loss = 0.02;
+        let read = |world: &World| world.machine(1).expect("it runs").counters().packets_received;
+        let count = read(&world);
+        world.pass(Duration::from_secs(2));
+        let rate = (read(&world) - count) as f64 / 2.0;
+        eprintln!("{nodes} nodes: each reads {rate} packets a second");
+        assert!(rate <= packets, "{nodes} nodes: {rate} packets a second");
+        assert_eq!(sole_owners(&world), before, "{:?}", &world.told[told..]);
+
+        world.network.loss = 0.0;
+        let victim = *before.values().next().expect("an owner");
+        let orphans: Vec<IpAddr> = before.iter().filter(|(_, o)| **o == victim).map(|(lb_ip, _)| *lb_ip).collect();
+        let pause = world.random.time(Duration::ZERO, interval);
+        world.pass(pause);
+        world.crash(victim);
+        let crash = world.now;
+        let replaced = |world: &World| {
+            orphans.iter().all(|lb_ip| world.announced[lb_ip].at >= crash && world.announced[lb_ip].node != victim)
+        };
+        let took = world.pass_until(interval * 10, replaced).expect("a takeover");
+        eprintln!("{nodes} nodes: takeover after {took:?}");
+        assert!(took <= interval * 3 + ms(5), "{nodes} nodes: it took {took:?}");
+        world.pass(interval * 15);
+        check(&world);
+    }
+}

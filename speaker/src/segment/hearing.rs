@@ -67,6 +67,7 @@ impl Segment {
             }
         }
         context.counters.packets_received += 1;
+        let changed_standing = peer.liveness.standing(now) != peer.standing;
         if !before.3 {
             // It proved that it is there. It may wait for the same from us.
             self.meetings.forget(packet.incarnation);
@@ -76,11 +77,15 @@ impl Segment {
             self.dirty.extend(peer.claims.iter().map(|(lb_ip, _)| lb_ip));
             self.dirty.extend(self.orphans.keys());
         }
-        // Those we don't dare to claim: now somebody has been heard.
-        self.dirty.extend(self.orphans.iter().filter(|(_, since)| since.is_none()).map(|(lb_ip, _)| lb_ip));
+        if !self.is_listening(now, config) {
+            // Those we don't dare to claim: now somebody has been heard.
+            self.dirty.extend(self.orphans.iter().filter(|(_, since)| since.is_none()).map(|(lb_ip, _)| lb_ip));
+        }
         self.vouched(now, packet);
         self.greeting.asked(&packet.wanted);
-        self.look(context);
+        if changed_standing {
+            self.look(context);
+        }
     }
 
     fn judge(&self, now: Duration, packet: &Packet) -> Judgement {
@@ -135,7 +140,7 @@ impl Segment {
     /// A peer says when it heard the others.
     fn vouched(&mut self, now: Duration, packet: &Packet) {
         let heard = &packet.heard.peers;
-        for (_, other) in self.peers.iter_mut().filter(|(node, _)| **node != packet.node) {
+        for other in self.peers.values_mut() {
             let id = hello::id(other.incarnation);
             // They are sorted. One who doesn't sort them vouches for nobody.
             if let Ok(at) = heard.binary_search_by_key(&id, |heard| heard.id) {

@@ -71,6 +71,9 @@ impl Segment {
         } else {
             self.epochs.remove(&lb_ip);
         }
+        let company = self.company(context, lb_ip, wanted);
+        // Looking at each peer for each address is much, where there are many, and for nothing while we listen.
+        let takes = wanted.filter(|_| mine.is_none() && rivals.is_empty() && company != Company::Listening);
         let verdict = ownership::decide(&View {
             now,
             mine: (mine, my_rank),
@@ -78,10 +81,10 @@ impl Segment {
             rivals: &rivals,
             lost: others.iter().any(|(node, claim)| !claim.held && self.peers.get(node).is_some_and(Peer::holds)),
             epoch: known.max(wanted.map_or(0, |wanted| wanted.epoch)),
-            company: self.company(context, lb_ip, wanted),
-            before: wanted.map_or(0, |wanted| self.before(lb_ip, wanted, my_rank)),
+            company,
+            before: takes.map_or(0, |wanted| self.before(lb_ip, wanted, my_rank)),
             orphaned: self.orphans.get(&lb_ip).copied().flatten().unwrap_or(now),
-            step_in: context.config.step_in(),
+            step_in: context.config.step_in(self.pace()),
         });
         if !matches!(verdict, Verdict::Wait(_)) {
             self.orphans.remove(&lb_ip);
@@ -145,7 +148,7 @@ impl Segment {
         if matches!(reason, Reason::Outbid | Reason::Unheard) || cut_off {
             // Somebody else owns it, or will, who may not hear us now.
             self.own.insert(lb_ip, Claim { held: false, ..claim });
-            self.lost.insert(lb_ip, context.now + context.config.regret());
+            self.lost.insert(lb_ip, context.now + context.config.regret(self.pace()));
         } else {
             self.own.remove(lb_ip);
         }
@@ -173,9 +176,10 @@ impl Segment {
     }
 
     fn company(&self, context: &Context<'_>, lb_ip: IpAddr, wanted: Option<&Wanted>) -> Company {
-        let (now, config) = (context.now, context.config);
-        let unread = || self.peers.values().any(|peer| peer.may_claim(lb_ip, now, config.interval));
-        if context.leaving || !context.keys.can_speak() || now < self.listen_until || unread() {
+        let now = context.now;
+        let unread = || self.peers.values().any(|peer| peer.may_claim(lb_ip, now));
+        let listening = !context.keys.can_speak() || self.is_listening(now, context.config);
+        if context.leaving || listening || unread() {
             return Company::Listening;
         }
         let fresh = self.peers.values().filter(|peer| peer.standing == Standing::Alive && peer.liveness.is_fresh(now));
