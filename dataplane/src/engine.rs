@@ -16,7 +16,7 @@ use crate::nft::dump::{self, Found, FoundSet};
 use crate::nft::element::{Elements, Key, Value, elements, is_needed};
 use crate::nft::request::Requests;
 use crate::nft::skeleton::{self, Table};
-use crate::ruleset::{Pick, Ruleset};
+use crate::ruleset::{Ruleset, Way};
 
 /// How often to read the table again because nf_tables changed meanwhile, before going on with what was read last.
 /// Others (kube-proxy) may change their tables all the time, and it is not likely to be ours.
@@ -248,22 +248,22 @@ impl Engine {
                 found.chains.insert(chain.name, hook);
             }
         }
-        let picks = match found.check(table) {
-            Ok(picks) => picks,
+        let ways = match found.check(table) {
+            Ok(ways) => ways,
             Err(why) => return Ok(Observed::Foreign(why)),
         };
-        Ok(match self.read_elements(table, &picks)? {
+        Ok(match self.read_elements(table, &ways)? {
             Some(elements) => Observed::Ours(elements),
             None => Observed::Foreign("it has elements that nobody but us could read, and not even we".to_owned()),
         })
     }
 
-    fn read_elements(&mut self, table: Table, picks: &BTreeSet<Pick>) -> Result<Option<Elements>, socket::Error> {
+    fn read_elements(&mut self, table: Table, ways: &BTreeSet<Way>) -> Result<Option<Elements>, socket::Error> {
         let mut all = Vec::new();
         let mut pods = Vec::new();
         for set in skeleton::sets(table) {
             let question = dump::get_elements(table, set.name);
-            if set.ranges {
+            if set.ranges && set.parts().is_none() {
                 pods.extend(
                     self.socket.dump(question, |answer| dump::boundaries(table, answer))?.into_iter().flatten(),
                 );
@@ -274,7 +274,7 @@ impl Engine {
         }
         let pods = pods.into_iter().collect::<Option<Vec<_>>>().and_then(dump::ranges);
         let all = all.into_iter().collect::<Option<Vec<_>>>();
-        Ok(all.zip(pods).map(|(all, pods)| dump::assembled(table, all, picks, pods)))
+        Ok(all.zip(pods).map(|(all, pods)| dump::assembled(table, all, ways, pods)))
     }
 
     fn transact(&mut self, requests: &Requests<'_>, generation: Option<u32>) -> Result<(), Error> {

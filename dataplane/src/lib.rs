@@ -9,6 +9,7 @@
 //! | room | what is in it |
 //! |---|---|
 //! | [`snapshot`] | what was observed |
+//! | [`sources`] | who may use a Service (pure) |
 //! | [`ruleset`] | what must happen to packets; knows no kernel (pure) |
 //! | [`planner`] | plans again only what has changed (pure) |
 //! | [`diff`] | what to change (pure) |
@@ -21,7 +22,7 @@
 //!
 //! A packet from outside goes to a random endpoint. An endpoint on this node sees the client's address; for one on
 //! another node the packet is masqueraded, so that the answer comes back through here. What a Service has no endpoint
-//! for is refused, and what nobody serves is dropped. IPv4 and IPv6 are forwarded alike.
+//! for is refused, and what nobody serves is dropped, as is who may not use it. IPv4 and IPv6 are forwarded alike.
 
 pub mod conntrack;
 pub mod diff;
@@ -32,6 +33,7 @@ pub mod planner;
 pub mod ruleset;
 pub mod run;
 pub mod snapshot;
+pub mod sources;
 pub mod stale;
 
 pub use engine::{Error, remove};

@@ -14,6 +14,7 @@
 //!   addresses, ping ─────┘ → this node answers                       └→ unserved: in refused → reset, else drop
 //!                        │
 //!        pick-N: endpoints[ lb_ip . proto . port . random below N ] → destination
+//!        restricted-pick-N: the same, for clients whose lb_ip . proto . port . source is in sources
 //!                        │
 //!            nat postrouting (90): was the connection's destination one of addresses? then
 //!                        └→ source: keep the client's address for an endpoint on this node, else masquerade
@@ -28,6 +29,10 @@
 //!   its pods.
 //! * All keys begin with the lb_ip, so the elements of different lb_ips have nothing to do with each other, and a
 //!   change costs what it changes.
+//! * Who may use a Service is decided here, before kube-proxy gets to see the packet: a client that may not is dropped
+//!   by the very chain that would translate, so that no change of rules opens a Service for a moment. Only where a
+//!   Service names ranges does anybody look into `sources`. (That set's kind copies itself for each change: with 20,000
+//!   ranges, one that changes costs milliseconds. Changes of anything else don't.)
 //! * Refusing happens before routing: it works whether or not the node forwards and knows a route to the lb_ip.
 //! * What neighbours say to each other about an lb_ip (NDP) is never dropped here; it is the speaker's business.
 //!

@@ -11,7 +11,7 @@ use std::sync::Arc;
 use crds::{Holder, Key};
 
 use crate::ruleset::{Ruleset, lb_ip, ruleset};
-use crate::snapshot::Snapshot;
+use crate::snapshot::{Service, Snapshot};
 
 /// Plans one snapshot after the other.
 #[derive(Debug, Default)]
@@ -59,7 +59,7 @@ impl Planner {
         });
         let held = &self.held;
         let mut touch = |key: &Key| affected.extend(held.get(key).into_iter().flatten());
-        differing(&before.services, &after.services, Arc::ptr_eq, Arc::ptr_eq, |key, _, _| touch(key));
+        differing(&before.services, &after.services, Service::is_same, Service::is_same, |key, _, _| touch(key));
         let same = |a: &Vec<_>, b: &Vec<_>| a.len() == b.len() && a.iter().zip(b).all(|(a, b)| Arc::ptr_eq(a, b));
         differing(&before.slices, &after.slices, |a, b| !a.is_empty() && same(a, b), same, |key, _, _| touch(key));
         affected

@@ -4,17 +4,18 @@
 //!
 //! Two kinds of packets are told apart. Those from *outside* come from other hosts; the traffic policy binds them.
 //! Those from *inside* come from this node or a pod on it; they may use every endpoint, whatever the policy is, as with
-//! kube-proxy.
+//! kube-proxy. Who may use a Service at all is the same for both.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use crds::service::Family;
-use crds::{EndpointSlice, Key, Port, Protocol, Range, Service, TrafficPolicy};
-use ipnet::IpNet;
+use crds::{EndpointSlice, Key, Port, Protocol, Range, TrafficPolicy};
 
-use crate::snapshot::Snapshot;
+use crate::snapshot::{Service, Snapshot};
+use crate::sources::merged;
 
 /// What must happen to packets on this node.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -24,37 +25,37 @@ pub struct Ruleset {
     /// Every lb_ip that a Service holds, with what is behind it. An lb_ip that is held by none that exists is not
     /// here: packets to it are none of our business, and it must not be announced.
     pub addresses: BTreeMap<IpAddr, Arc<LbIp>>,
-    /// Which picks of targets there are in each family, and how often: what an engine needs one of for all, without
+    /// Which ways to targets there are in each family, and how often: what an engine needs one of for all, without
     /// having to look at all. Kept by [`Ruleset::set`].
-    picks: BTreeMap<(Family, Pick), usize>,
+    ways: BTreeMap<(Family, Way), usize>,
 }
 
 impl Ruleset {
     /// Puts `new` behind `address`, or nothing.
     pub(crate) fn set(&mut self, address: IpAddr, new: Option<Arc<LbIp>>) {
         let family = Family::of(address);
-        let picks = |lb_ip: &Arc<LbIp>| -> Vec<(Family, Pick)> {
-            let picks = lb_ip.ports.values().flat_map(|target| [target.outside, target.inside]);
-            picks.filter(|pick| pick.count > 0).map(|pick| (family, pick)).collect()
+        let ways = |lb_ip: &Arc<LbIp>| -> Vec<(Family, Way)> {
+            let ways = lb_ip.ports.values().flat_map(|target| [target.way_from_outside(), target.way_from_inside()]);
+            ways.flatten().map(|way| (family, way)).collect()
         };
-        for pick in new.iter().flat_map(picks) {
-            *self.picks.entry(pick).or_default() += 1;
+        for way in new.iter().flat_map(ways) {
+            *self.ways.entry(way).or_default() += 1;
         }
         let old = match new {
             Some(new) => self.addresses.insert(address, new),
             None => self.addresses.remove(&address),
         };
-        for pick in old.iter().flat_map(picks) {
-            if let Some(count) = self.picks.get_mut(&pick) {
+        for way in old.iter().flat_map(ways) {
+            if let Some(count) = self.ways.get_mut(&way) {
                 *count -= 1;
             }
         }
-        self.picks.retain(|_, count| *count > 0);
+        self.ways.retain(|_, count| *count > 0);
     }
 
-    /// Every pick of a target, with the family of its lb_ip.
-    pub fn picks(&self) -> impl Iterator<Item = (Family, Pick)> {
-        self.picks.keys().copied()
+    /// Every way to a target, with the family of its lb_ip.
+    pub fn ways(&self) -> impl Iterator<Item = (Family, Way)> {
+        self.ways.keys().copied()
     }
 }
 
@@ -64,6 +65,31 @@ pub struct LbIp {
     /// What is behind each port. Packets to any other port are dropped: handed on, they would go back to the router
     /// they came from.
     pub ports: BTreeMap<(Protocol, u16), Target>,
+    /// What users should know.
+    pub problems: BTreeSet<Problem>,
+}
+
+/// Something in a Service that is not forwarded as it is written.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Problem {
+    /// An entry of its source ranges is no range, and opens it to nobody.
+    InvalidSourceRange {
+        /// The Service.
+        service: Key,
+        /// The entry.
+        entry: String,
+    },
+}
+
+impl fmt::Display for Problem {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::InvalidSourceRange { service, entry } => write!(
+                f,
+                "loadBalancerSourceRanges of Service {service}: {entry:?} is no CIDR such as 192.0.2.0/24, and lets nobody in"
+            ),
+        }
+    }
 }
 
 /// What is behind one port of an lb_ip.
@@ -81,6 +107,34 @@ pub struct Target {
     pub inside: Pick,
     /// Endpoints that get no new connection but still serve those they have.
     pub draining: BTreeSet<SocketAddr>,
+    /// The ranges that clients may come from, sorted, without two that touch; packets from elsewhere are dropped,
+    /// whether there are endpoints or not. `None`: from anywhere.
+    pub sources: Option<Arc<[Range]>>,
+}
+
+impl Target {
+    /// How packets from outside get to endpoints, if there are any for them.
+    pub fn way_from_outside(&self) -> Option<Way> {
+        self.way(self.outside)
+    }
+
+    /// How packets from inside do.
+    pub fn way_from_inside(&self) -> Option<Way> {
+        self.way(self.inside)
+    }
+
+    fn way(&self, pick: Pick) -> Option<Way> {
+        (pick.count > 0).then_some(Way { pick, restricted: self.sources.is_some() })
+    }
+}
+
+/// How a new connection gets to an endpoint.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Way {
+    /// Which endpoints there are for it.
+    pub pick: Pick,
+    /// Whether only some clients may go it.
+    pub restricted: bool,
 }
 
 /// An endpoint that packets are sent to.
@@ -114,10 +168,10 @@ pub fn ruleset(snapshot: &Snapshot) -> Ruleset {
 
 /// What is behind `address`; `None` if no Service that exists holds it.
 pub(crate) fn lb_ip(snapshot: &Snapshot, address: IpAddr) -> Option<LbIp> {
-    let mut holders: Vec<&Arc<Service>> = Vec::new();
+    let mut holders: Vec<&Service> = Vec::new();
     for holder in snapshot.addresses.get(&address)?.iter() {
         let key = Key::new(holder.namespace.clone(), holder.name.clone());
-        let held_by = |service: &&Arc<Service>| service.uid == holder.uid && service.is_load_balancer;
+        let held_by = |service: &&Service| service.object.uid == holder.uid && service.object.is_load_balancer;
         holders.extend(snapshot.services.get(&key).filter(held_by));
     }
     if holders.is_empty() {
@@ -125,21 +179,25 @@ pub(crate) fn lb_ip(snapshot: &Snapshot, address: IpAddr) -> Option<LbIp> {
     }
     // Services that share an lb_ip have different ports, or the controller would not have let them. Should two claim
     // the same one nevertheless, it is the first one's by name: on every node the same.
-    holders.sort_by(|a, b| a.key.cmp(&b.key));
-    let mut ports = BTreeMap::new();
-    for service in holders {
-        let slices = snapshot.slices.get(&service.key).map_or(&[][..], Vec::as_slice);
-        for port in &service.ports {
-            ports
-                .entry((port.protocol, port.number))
-                .or_insert_with(|| target(service, port, slices, (&snapshot.node, address.is_ipv4())));
+    holders.sort_by(|a, b| a.object.key.cmp(&b.object.key));
+    let mut lb_ip = LbIp::default();
+    for Service { object, terms } in holders {
+        let slices = snapshot.slices.get(&object.key).map_or(&[][..], Vec::as_slice);
+        for port in &object.ports {
+            lb_ip.ports.entry((port.protocol, port.number)).or_insert_with(|| Target {
+                sources: terms.sources.of(Family::of(address)),
+                ..target(object, port, slices, (&snapshot.node, address.is_ipv4()))
+            });
         }
+        let problem =
+            |entry: &String| Problem::InvalidSourceRange { service: object.key.clone(), entry: entry.clone() };
+        lb_ip.problems.extend(terms.sources.invalid().iter().map(problem));
     }
-    Some(LbIp { ports })
+    Some(lb_ip)
 }
 
 /// What is behind one port: the endpoints of `slices` that are of the right family, seen from `node`.
-fn target(service: &Service, port: &Port, slices: &[Arc<EndpointSlice>], (node, ipv4): (&str, bool)) -> Target {
+fn target(service: &crds::Service, port: &Port, slices: &[Arc<EndpointSlice>], (node, ipv4): (&str, bool)) -> Target {
     let mut candidates: BTreeMap<SocketAddr, &crds::Endpoint> = BTreeMap::new();
     let name = (port.name.clone(), port.protocol);
     for slice in slices {
@@ -202,27 +260,5 @@ fn arranged(outside: BTreeSet<Endpoint>, inside: BTreeSet<Endpoint>, all: &[Cand
     let endpoints: Vec<Endpoint> = outside.iter().chain(inside.difference(&outside)).copied().collect();
     let chosen = |endpoint: &Endpoint| outside.contains(endpoint) || inside.contains(endpoint);
     let draining = all.iter().filter(|c| c.serving && !chosen(&c.endpoint)).map(|c| c.endpoint.address).collect();
-    Target { endpoints, outside: picks.0, inside: picks.1, draining }
-}
-
-/// The same addresses in as few ranges as there can be, in order.
-fn merged(nets: &[IpNet]) -> Vec<Range> {
-    let mut ranges: Vec<Range> = nets.iter().filter_map(|net| Range::new(net.network(), net.broadcast())).collect();
-    ranges.sort();
-    let mut merged: Vec<Range> = Vec::new();
-    for range in ranges {
-        match merged.last_mut() {
-            Some(last) if touch(last, &range) => {
-                let end = last.last().max(range.last());
-                *last = Range::new(last.first(), end).unwrap_or(*last);
-            }
-            _ => merged.push(range),
-        }
-    }
-    merged
-}
-
-/// Whether there is no address between `first` and `second`, of which `second` begins later.
-fn touch(first: &Range, second: &Range) -> bool {
-    first.is_ipv4() == second.is_ipv4() && crds::address::next(first.last()).is_none_or(|after| second.first() <= after)
+    Target { endpoints, outside: picks.0, inside: picks.1, draining, sources: None }
 }

@@ -7,7 +7,7 @@
 //! Cancel safe: dropped in the middle of a step, the step still finishes, and the kernel goes on forwarding either way.
 //! Only [`remove`](crate::remove) ends that.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -23,7 +23,7 @@ use crate::netlink::socket::Socket;
 use crate::nft::element::is_needed;
 use crate::nft::skeleton::Table;
 use crate::planner::Planner;
-use crate::ruleset::{LbIp, Ruleset};
+use crate::ruleset::{LbIp, Problem, Ruleset};
 use crate::snapshot::Snapshot;
 use crate::stale::stale;
 
@@ -43,14 +43,28 @@ pub struct Forwarding {
     /// Those of them for which it has an endpoint that packets from outside may use: under the traffic policy Local,
     /// one on this node.
     pub serving: BTreeSet<IpAddr>,
+    /// What is not forwarded as it is written, where there is such a thing.
+    pub problems: BTreeMap<IpAddr, BTreeSet<Problem>>,
 }
 
 impl Forwarding {
-    /// Sets whether the kernel knows `address`, and if so whether it serves it. Returns whether that is news.
-    fn set(&mut self, address: IpAddr, serves: Option<bool>) -> bool {
+    /// Says what the kernel knows of `address`. Returns whether that is news.
+    fn set(&mut self, address: IpAddr, lb_ip: Option<&LbIp>) -> bool {
         let put = |set: &mut BTreeSet<IpAddr>, there| if there { set.insert(address) } else { set.remove(&address) };
-        let known = put(&mut self.addresses, serves.is_some());
-        put(&mut self.serving, serves == Some(true)) || known
+        let known = put(&mut self.addresses, lb_ip.is_some());
+        let served = put(&mut self.serving, lb_ip.is_some_and(serves));
+        let problems = lb_ip.map(|lb_ip| &lb_ip.problems).filter(|problems| !problems.is_empty());
+        let told = problems != self.problems.get(&address);
+        if told {
+            for problem in problems.into_iter().flatten() {
+                tracing::warn!(lb_ip = %address, %problem, "not all of a Service can be forwarded");
+            }
+            match problems {
+                Some(problems) => self.problems.insert(address, problems.clone()),
+                None => self.problems.remove(&address),
+            };
+        }
+        known || served || told
     }
 }
 
@@ -252,7 +266,7 @@ impl Worker {
             both(&self.published.addresses, &ruleset.addresses, |address, before, after| {
                 let same = matches!((before, after), (Some(before), Some(after)) if Arc::ptr_eq(before, after));
                 if !same {
-                    news |= forwarding.set(*address, after.map(|lb_ip| serves(lb_ip)));
+                    news |= forwarding.set(*address, after.map(|lb_ip| &**lb_ip));
                 }
             });
             news

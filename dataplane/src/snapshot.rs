@@ -4,8 +4,10 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use crds::{EndpointSlice, Holder, Key, Service};
+use crds::{EndpointSlice, Holder, Key};
 use ipnet::IpNet;
+
+use crate::sources::Sources;
 
 /// The observed world, as far as forwarding depends on it.
 ///
@@ -21,7 +23,31 @@ pub struct Snapshot {
     /// Which Services hold which lb_ip, from the LoadBalancerIP objects, which are the only truth about that.
     pub addresses: BTreeMap<IpAddr, Arc<[Holder]>>,
     /// All Services that a holder may name, by their own keys. More do no harm.
-    pub services: BTreeMap<Key, Arc<Service>>,
+    pub services: BTreeMap<Key, Service>,
     /// The slices of each Service, by the key of the Service they belong to, in any order.
     pub slices: BTreeMap<Key, Vec<Arc<EndpointSlice>>>,
+}
+
+/// A Service that a holder may name.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Service {
+    /// What Landfall reads of it.
+    pub object: Arc<crds::Service>,
+    /// What else decides about packets to it.
+    pub terms: Arc<Terms>,
+}
+
+/// On which terms packets to a Service are forwarded.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Terms {
+    /// Who may use it.
+    pub sources: Sources,
+}
+
+impl Service {
+    /// Whether nothing that matters can differ, at the price of two comparisons.
+    pub(crate) fn is_same(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.object, &other.object)
+            && (Arc::ptr_eq(&self.terms, &other.terms) || self.terms == other.terms)
+    }
 }

@@ -5,18 +5,20 @@
 //! endpoint is gone notices and connects again. A UDP client that keeps asking from one port would keep its flow alive
 //! and never be answered, so such a flow is forgotten: its next packet is a first one again.
 //!
-//! A flow may stay with an endpoint that only drains: that one still answers.
+//! A flow may stay with an endpoint that only drains: that one still answers. It may not stay if its client may not use
+//! the Service any more: connections of TCP live on then, as with kube-proxy, but a flow of UDP would never end.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
-use crds::Protocol;
 use crds::service::Family;
+use crds::{Protocol, Range};
 
 use crate::diff::{Change, both};
 use crate::nft::element::Key;
 use crate::ruleset::{LbIp, Ruleset, Target};
+use crate::sources::allows;
 
 /// One tracked flow of UDP.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -32,38 +34,49 @@ pub struct Flow {
 /// Ports of lb_ips whose flows must be looked at.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Stale {
-    /// For each of them, who may still answer.
-    may_answer: BTreeMap<SocketAddr, BTreeSet<SocketAddr>>,
+    ports: BTreeMap<SocketAddr, MayStay>,
+}
+
+/// Which flows to a port may stay.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+struct MayStay {
+    /// Who may still answer.
+    endpoints: BTreeSet<SocketAddr>,
+    /// Where clients may come from; `None`: from anywhere.
+    sources: Option<Arc<[Range]>>,
 }
 
 impl Stale {
     /// Whether there is nothing to look at.
     pub fn is_empty(&self) -> bool {
-        self.may_answer.is_empty()
+        self.ports.is_empty()
     }
 
     /// The lb_ip that all of them are of, if it is only one.
     pub fn only_address(&self) -> Option<IpAddr> {
-        let first = self.may_answer.first_key_value()?.0.ip();
-        let last = self.may_answer.last_key_value()?.0.ip();
+        let first = self.ports.first_key_value()?.0.ip();
+        let last = self.ports.last_key_value()?.0.ip();
         (first == last).then_some(first)
     }
 
     /// The families of those lb_ips.
     pub fn families(&self) -> BTreeSet<Family> {
-        self.may_answer.keys().map(|port| Family::of(port.ip())).collect()
+        self.ports.keys().map(|port| Family::of(port.ip())).collect()
     }
 
     /// Whether this flow goes nowhere any more.
     pub fn is(&self, flow: &Flow) -> bool {
-        self.may_answer.get(&flow.destination).is_some_and(|endpoints| !endpoints.contains(&flow.answers))
+        self.ports.get(&flow.destination).is_some_and(|port| {
+            let may_ask = port.sources.as_ref().is_none_or(|sources| allows(sources, flow.client.ip()));
+            !may_ask || !port.endpoints.contains(&flow.answers)
+        })
     }
 }
 
 /// What must be looked at after `after` has come in place of `before`. If `before` is not known: every port of UDP, and
 /// those that the `changes` of the table took away.
 pub fn stale(before: Option<&Ruleset>, after: &Ruleset, changes: &[Change]) -> Stale {
-    let mut may_answer = BTreeMap::new();
+    let mut ports = BTreeMap::new();
     let nothing = BTreeMap::new();
     both(before.map_or(&nothing, |ruleset| &ruleset.addresses), &after.addresses, |address, before, after| {
         if let (Some(before), Some(after)) = (before, after)
@@ -71,12 +84,14 @@ pub fn stale(before: Option<&Ruleset>, after: &Ruleset, changes: &[Change]) -> S
         {
             return;
         }
-        let (before, after) = (answering(*address, before), answering(*address, after));
+        let (before, after) = (flows(*address, before), flows(*address, after));
         both(&before, &after, |port, before, after| match (before, after) {
-            // Whoever could answer still can. (A port that is new may have flows that nobody translated.)
-            (Some(before), Some(after)) if before.is_subset(after) => {}
+            // Whatever could stay still can. (A port that is new may have flows that nobody translated.)
+            (Some(before), Some(after))
+                if before.endpoints.is_subset(&after.endpoints)
+                    && (after.sources.is_none() || before.sources == after.sources) => {}
             (_, after) => {
-                may_answer.insert(*port, after.cloned().unwrap_or_default());
+                ports.insert(*port, after.cloned().unwrap_or_default());
             }
         });
     });
@@ -85,23 +100,23 @@ pub fn stale(before: Option<&Ruleset>, after: &Ruleset, changes: &[Change]) -> S
             if let Change::Delete(Key::Service(port) | Key::Inside(port) | Key::Refused(port), _) = change
                 && port.protocol == Protocol::Udp
             {
-                may_answer.entry(SocketAddr::new(port.address, port.port)).or_default();
+                ports.entry(SocketAddr::new(port.address, port.port)).or_default();
             }
         }
     }
-    Stale { may_answer }
+    Stale { ports }
 }
 
-/// Who may answer at each port of UDP: those that get new flows, and those that drain.
-fn answering(address: IpAddr, lb_ip: Option<&Arc<LbIp>>) -> BTreeMap<SocketAddr, BTreeSet<SocketAddr>> {
+/// What may stay at each port of UDP: flows to endpoints that get new ones, and to those that drain.
+fn flows(address: IpAddr, lb_ip: Option<&Arc<LbIp>>) -> BTreeMap<SocketAddr, MayStay> {
     let ports = lb_ip.into_iter().flat_map(|lb_ip| &lb_ip.ports);
-    let endpoints = |target: &Target| {
+    let may_stay = |target: &Target| {
         let used = target.endpoints.iter().map(|endpoint| endpoint.address);
-        used.chain(target.draining.iter().copied()).collect()
+        MayStay { endpoints: used.chain(target.draining.iter().copied()).collect(), sources: target.sources.clone() }
     };
     ports
         .filter(|((protocol, _), _)| *protocol == Protocol::Udp)
-        .map(|((_, port), target)| (SocketAddr::new(address, *port), endpoints(target)))
+        .map(|((_, port), target)| (SocketAddr::new(address, *port), may_stay(target)))
         .collect()
 }
 
@@ -109,6 +124,7 @@ fn answering(address: IpAddr, lb_ip: Option<&Arc<LbIp>>) -> BTreeMap<SocketAddr,
 mod tests {
     use super::*;
     use crate::ruleset::{Endpoint, Pick};
+    use crate::sources::merged;
 
     const LB_IP: &str = "192.0.2.10:53";
 
@@ -123,10 +139,15 @@ mod tests {
             outside: all,
             inside: all,
             draining: draining.iter().map(|e| at(e)).collect(),
+            sources: None,
         };
+        ruleset_of(target)
+    }
+
+    fn ruleset_of(target: Target) -> Ruleset {
         let ports = BTreeMap::from([((Protocol::Udp, 53), target.clone()), ((Protocol::Tcp, 53), target)]);
         let mut ruleset = Ruleset::default();
-        ruleset.set(at(LB_IP).ip(), Some(Arc::new(LbIp { ports })));
+        ruleset.set(at(LB_IP).ip(), Some(Arc::new(LbIp { ports, ..LbIp::default() })));
         ruleset
     }
 
@@ -157,6 +178,27 @@ mod tests {
         ] {
             assert_eq!(judged(&stale(Some(&before), &after, &[])), expected, "{case}");
         }
+    }
+
+    #[test]
+    fn a_flow_is_stale_when_its_client_may_not_come_any_more() {
+        let ruleset = |sources: Option<&str>| {
+            let open = ruleset(&[A], &[]);
+            let target = open.addresses[&at(LB_IP).ip()].ports[&(Protocol::Udp, 53)].clone();
+            let sources = sources.map(|net| merged(&[net.parse().expect("a range")]).into());
+            ruleset_of(Target { sources, ..target })
+        };
+        let (open, ours, theirs) = (ruleset(None), ruleset(Some("198.51.100.0/24")), ruleset(Some("203.0.113.0/24")));
+        for (case, before, after, expected) in [
+            ("closed to it", &open, &theirs, true),
+            ("closed to others", &open, &ours, false),
+            ("closed to it instead of to others", &ours, &theirs, true),
+            ("opened", &theirs, &open, false),
+            ("as it was", &ours, &ours, false),
+        ] {
+            assert_eq!(stale(Some(before), after, &[]).is(&flow(A)), expected, "{case}");
+        }
+        assert!(stale(None, &theirs, &[]).is(&flow(A)), "after a start");
     }
 
     #[test]

@@ -9,13 +9,13 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use crds::Endpoint;
 use crds::Protocol::{Tcp, Udp};
+use crds::{Endpoint, Key};
 use dataplane::engine::{Applied, Engine, Observed};
 use dataplane::netlink::message::{CREATE, Message, NFTABLES};
 use dataplane::netlink::socket::Socket;
 use dataplane::nft::skeleton::Table;
-use dataplane::ruleset::ruleset;
+use dataplane::ruleset::{Problem, ruleset};
 use dataplane::{Forwarding, Snapshot};
 use netns::Namespace;
 use sample::{Described, NODE, ip, nothing, ready, service, snapshot, terminating};
@@ -60,7 +60,7 @@ impl Agent {
 
 fn forwarding(addresses: &[&str], serving: &[&str]) -> Forwarding {
     let set = |texts: &[&str]| texts.iter().map(|text| ip(text)).collect::<BTreeSet<_>>();
-    Forwarding { addresses: set(addresses), serving: set(serving) }
+    Forwarding { addresses: set(addresses), serving: set(serving), ..Forwarding::default() }
 }
 
 fn web(address: &str, endpoints: impl IntoIterator<Item = Endpoint>) -> Described {
@@ -208,6 +208,29 @@ fn a_udp_client_that_keeps_asking_is_moved_when_its_endpoint_goes_and_silenced_w
 
         agent.tell(snapshot([service("other").holds(net.other)]));
         wait_for("silence", || is_silent(&client));
+        agent.end();
+    });
+}
+
+#[test]
+fn a_udp_client_that_may_not_come_any_more_is_silenced_and_a_mistake_is_published() {
+    Net::each(|net| {
+        let world = World::new();
+        let pod = world.pod(1, 5);
+        let client = udp(&world.client, &net.port(80));
+        let agent = Agent::start(&world.n1);
+        agent.tell(snapshot([web(net.lb_ip, [on(net, &pod)])]));
+        wait_for("the address", || agent.published() == forwarding(&[net.lb_ip], &[net.lb_ip]));
+        assert_eq!(ask_udp(&client).expect("an answer"), Answer::new(&pod, net.client));
+        agent.tell(snapshot([web(net.lb_ip, [on(net, &pod)]).only_from(&[net.pods, "?"])]));
+        wait_for("silence", || is_silent(&client));
+        let problem = Problem::InvalidSourceRange { service: Key::new("default", "web"), entry: "?".into() };
+        let problems = BTreeMap::from([(ip(net.lb_ip), BTreeSet::from([problem]))]);
+        let expected = Forwarding { problems, ..forwarding(&[net.lb_ip], &[net.lb_ip]) };
+        wait_for("the problem", || agent.published() == expected);
+        agent.tell(snapshot([web(net.lb_ip, [on(net, &pod)])]));
+        wait_for("an answer", || ask_udp(&client).is_ok());
+        wait_for("no problem", || agent.published() == forwarding(&[net.lb_ip], &[net.lb_ip]));
         agent.end();
     });
 }

@@ -31,6 +31,7 @@ fn everything() -> Snapshot {
         .port("", Tcp, 443)
         .port("media", Sctp, 9)
         .local()
+        .only_from(&["10.0.0.0/8", "198.51.100.7/32", "2001:db8::/32"])
         .slice(&[("", Tcp, 8443)], [ready("10.244.1.6", NODE), ready("10.244.2.7", "n2")])
         .slice(&[("media", Sctp, 9999)], [terminating(ready("10.244.1.6", NODE)), ready("10.244.2.7", "n2")]);
     let empty = service("empty").holds("192.0.2.12").port("", Tcp, 80);
@@ -39,6 +40,7 @@ fn everything() -> Snapshot {
         .port("http", Tcp, 80)
         .port("dns", Udp, 53)
         .local()
+        .only_from(&["fd00::/8"])
         .slice(&[("http", Tcp, 8080)], [ready("2001:db8:244:1::5", NODE), ready("2001:db8:244:2::5", "n2")]);
     let pods = ["10.244.1.0/24", "10.245.0.0/25", "10.245.0.128/26", "2001:db8:244:1::/64"];
     let pod_ranges = pods.map(|net| net.parse().expect("a range")).to_vec();
@@ -203,11 +205,13 @@ fn a_damaged_table_is_noticed_and_repaired() {
     for (damage, replaced) in [
         ("flush ruleset".to_owned(), false),
         ("delete element ip landfall addresses { 192.0.2.10 }".to_owned(), false),
-        ("add element ip landfall refused { 192.0.2.99 . tcp . 80 }".to_owned(), false),
+        ("add element ip landfall refused { 192.0.2.99 . tcp . 80 : goto refuse }".to_owned(), false),
         ("flush set ip landfall pods".to_owned(), false),
         (format!("delete rule ip landfall source handle {}", handle("source")), true),
         ("add rule ip landfall unserved accept".to_owned(), true),
         ("add rule ip landfall pick-3 accept".to_owned(), true),
+        ("flush set ip landfall sources".to_owned(), false),
+        ("add element ip landfall sources { 192.0.2.11 . tcp . 443 . 203.0.113.0/24 }".to_owned(), false),
         ("add chain ip landfall mine { type filter hook input priority 0; policy drop; }".to_owned(), true),
         ("add set ip landfall mine { type ipv4_addr; }".to_owned(), true),
         ("add table ip landfall { flags dormant; }".to_owned(), true),
@@ -299,28 +303,34 @@ fn ten_thousand_services_are_programmed_in_one_go() {
         let lb_ip = format!("198.18.{high}.{low}");
         service(&format!("s{n}")).holds(&lb_ip).port("", Tcp, 80).slice(&[("", Tcp, 8080)], endpoints)
     };
-    ten_thousand("IPv4", Table::V4, described);
+    ten_thousand("IPv4", (Table::V4, 6), described);
+    // What changes is a range instead of an endpoint.
+    let restricted = |n: u32, last: u8| described(n, 1).only_from(&["203.0.113.0/24", &format!("10.{last}.0.0/16")]);
+    ten_thousand("IPv4, each for two ranges", (Table::V4, 2), restricted);
     let described = |n: u32, last: u8| {
         let endpoints = [ready(&format!("fd00::{n:x}:{last}"), NODE), ready(&format!("fd00::{n:x}:9"), "n2")];
         let lb_ip = format!("2001:db8::{n:x}");
         service(&format!("s{n}")).holds(&lb_ip).port("", Tcp, 80).slice(&[("", Tcp, 8080)], endpoints)
     };
-    ten_thousand("IPv6", Table::V6, described);
+    ten_thousand("IPv6", (Table::V6, 6), described);
 }
 
-/// Programs 10,000 Services, each `described` by its number and the last part of its first endpoint's address.
-fn ten_thousand(family: &str, table: Table, described: impl Fn(u32, u8) -> Described) {
+/// Programs 10,000 Services, each `described` by its number and something that changes, in this table and with so many
+/// elements.
+fn ten_thousand(what: &str, (table, elements): (Table, usize), described: impl Fn(u32, u8) -> Described) {
     let one = Arc::new(snapshot((0..10_000).map(|n| described(n, 1))));
     let mut other = Snapshot::clone(&one);
-    other.slices.extend(snapshot([described(5_000, 2)]).slices);
+    let changed = snapshot([described(5_000, 2)]);
+    other.slices.extend(changed.slices);
+    other.services.extend(changed.services);
     let other = Arc::new(other);
     let namespace = Namespace::new().expect("a namespace");
     let mut first = engine(&namespace);
     #[allow(clippy::print_stdout, reason = "`--nocapture` shows them; nothing depends on them")]
-    let timed = |what: &str, work: &mut dyn FnMut()| {
+    let timed = |step: &str, work: &mut dyn FnMut()| {
         let start = Instant::now();
         work();
-        println!("{family}: {what}: {:.1?}", start.elapsed());
+        println!("{what}: {step}: {:.1?}", start.elapsed());
     };
     let mut planner = Planner::default();
     let mut ruleset = None;
@@ -329,10 +339,10 @@ fn ten_thousand(family: &str, table: Table, described: impl Fn(u32, u8) -> Descr
     let desired = ruleset.take().expect("planned");
     timed("program 10,000 Services with 2 endpoints each", &mut || applied = first.apply(&desired).expect("apply"));
     assert!(matches!(applied[&table], Done::Created(_)), "{applied:?}");
-    timed("plan a change of one endpoint", &mut || ruleset = Some(planner.plan(&other)));
+    timed("plan a change", &mut || ruleset = Some(planner.plan(&other)));
     let planned_other = ruleset.take().expect("planned");
     timed("apply it", &mut || applied = first.apply(&planned_other).expect("apply"));
-    assert!(matches!(&applied[&table], Done::Changed(changes) if changes.len() == 6), "{applied:?}");
+    assert!(matches!(&applied[&table], Done::Changed(changes) if changes.len() == elements), "{applied:?}");
     let mut second = engine(&namespace);
     timed("restart: read and compare", &mut || applied = second.apply(&planned_other).expect("apply"));
     assert_eq!(applied, Applied::new());

@@ -1,50 +1,18 @@
 //! What packets do on a node that the engine has programmed: a real kernel, real connections.
 
+mod programmed;
 mod sample;
 mod world;
 
 use std::collections::BTreeSet;
 use std::io::{ErrorKind, Read, Write};
 use std::net::Ipv6Addr;
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use crds::Endpoint;
-use crds::Protocol::{Tcp, Udp};
-use dataplane::Snapshot;
-use dataplane::engine::Engine;
-use dataplane::ruleset::ruleset;
-use sample::{NODE, service, snapshot, terminating};
-use world::{
-    Answer, CLIENT, Net, PATIENCE, Pod, SILENCE, V4, V6, World, ask_tcp, ask_udp, connect, icmp, nft, ping, udp,
-};
-
-/// A Service at port 80 of the lb_ip, TCP and UDP, with these endpoints.
-fn web(net: Net, endpoints: impl IntoIterator<Item = Endpoint>) -> sample::Described {
-    service("web")
-        .holds(net.lb_ip)
-        .port("tcp", Tcp, 80)
-        .port("udp", Udp, 80)
-        .slice(&[("tcp", Tcp, 8080), ("udp", Udp, 8080)], endpoints)
-}
-
-fn on(net: Net, pod: &Pod) -> Endpoint {
-    sample::ready(&net.of(pod), if pod.node == 1 { NODE } else { "n2" })
-}
-
-fn engine(world: &World) -> Engine {
-    world.n1.run(|| Engine::open().expect("an engine"))
-}
-
-fn apply(engine: &mut Engine, snapshot: &Snapshot) {
-    let pod_ranges = [V4, V6].map(|net| net.pods.parse().expect("a range")).to_vec();
-    engine.apply(&Arc::new(ruleset(&Snapshot { pod_ranges, ..snapshot.clone() }))).expect("apply");
-}
-
-/// Everything that answers, asked often enough that each of two is missed once in 2^39 times.
-fn all(mut ask: impl FnMut() -> Answer) -> BTreeSet<Answer> {
-    (0..40).map(|_| ask()).collect()
-}
+use crds::Protocol::Tcp;
+use programmed::{all, apply, engine, on, web};
+use sample::{service, snapshot, terminating};
+use world::{Answer, CLIENT, Net, PATIENCE, SILENCE, V4, V6, World, ask_tcp, ask_udp, connect, icmp, nft, ping, udp};
 
 #[test]
 fn a_client_reaches_all_endpoints_and_is_seen_by_those_on_this_node() {
@@ -168,7 +136,7 @@ fn neighbours_may_ask_for_an_lb_ip_and_be_told() {
     let world = World::new();
     let lb_ip = "2001:db8:1::10";
     // The node has the address of itself, as with kube-proxy's IPVS.
-    world.n1.ip([format!("addr add {lb_ip}/128 dev eth0")]).expect("the address");
+    world.n1.ip([format!("addr add {lb_ip}/128 dev eth0 nodad")]).expect("the address");
     apply(&mut engine(&world), &snapshot([service("web").holds(lb_ip).port("", Tcp, 80)]));
     let to: Ipv6Addr = lb_ip.parse().expect("an address");
     let socket = icmp(&world.client, to.into()).expect("a socket");
@@ -200,7 +168,7 @@ fn new_connections_follow_a_change_and_open_ones_live_on() {
         // Neither does it end with the Service, nor by another agent starting over.
         apply(&mut engine, &snapshot([service("other").holds(net.other)]));
         assert_eq!(open.ask().expect("an answer"), from_old);
-        apply(&mut self::engine(&world), &snapshot([web(net, [on(net, &new)])]));
+        apply(&mut programmed::engine(&world), &snapshot([web(net, [on(net, &new)])]));
         assert_eq!(open.ask().expect("an answer"), from_old);
     });
 }
@@ -217,7 +185,7 @@ fn connections_open_and_new_survive_that_the_table_is_replaced() {
         assert_eq!(open.ask().expect("an answer"), expected);
         let family = if net.family == V4.family { "ip" } else { "ip6" };
         nft(&world.n1, &format!("add rule {family} landfall unserved accept"));
-        apply(&mut self::engine(&world), &snapshot([web(net, [on(net, &pod)])]));
+        apply(&mut programmed::engine(&world), &snapshot([web(net, [on(net, &pod)])]));
         assert_eq!(open.ask().expect("an answer"), expected);
         assert_eq!(ask_tcp(&world.client, &at), expected);
     });

@@ -2,15 +2,16 @@
 
 mod sample;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
+use crds::Key;
 use crds::Protocol::{self, Sctp, Tcp, Udp};
 use dataplane::Snapshot;
 use dataplane::diff::{Change, changes, diff};
-use dataplane::nft::element::{Elements, Key, Value, elements};
+use dataplane::nft::element::{self, Elements, Value, elements};
 use dataplane::planner::Planner;
-use dataplane::ruleset::{Endpoint, LbIp, Pick, Ruleset, Target, ruleset};
+use dataplane::ruleset::{Endpoint, LbIp, Pick, Problem, Ruleset, Target, ruleset};
 use proptest::prelude::*;
 use sample::{Described, NODE, at, ip, nothing, ready, service, snapshot, terminating, unready};
 
@@ -99,7 +100,7 @@ fn only_a_service_that_exists_under_its_uid_is_forwarded() {
     assert_eq!(ruleset(&good).addresses.len(), 1);
     let with = |change: fn(&mut crds::Service)| {
         let mut snapshot = good.clone();
-        snapshot.services.values_mut().for_each(|service| change(Arc::make_mut(service)));
+        snapshot.services.values_mut().for_each(|service| change(Arc::make_mut(&mut service.object)));
         ruleset(&snapshot)
     };
     assert_eq!(with(|service| service.uid = "another".into()), Ruleset::default());
@@ -118,6 +119,22 @@ fn services_that_share_an_address_have_their_ports_side_by_side() {
     let lb_ip: &LbIp = &planned.addresses[&ip("192.0.2.10")];
     assert_eq!(lb_ip.ports.keys().copied().collect::<Vec<_>>(), [(Tcp, 80), (Udp, 80)]);
     assert_eq!(lb_ip.ports[&(Tcp, 80)].endpoints, [endpoint("l1")], "the first by name has it");
+}
+
+#[test]
+fn who_may_use_a_service_is_said_for_each_family_and_what_is_no_range_is_reported() {
+    let both = web([ready_("l1")]).holds("2001:db8::1").only_from(&["10.0.0.0/24", "10.0.1.0/24", "everybody"]);
+    let planned = ruleset(&snapshot([both]));
+    let sources = |lb_ip: &str| -> Option<Vec<String>> {
+        let sources = planned.addresses[&ip(lb_ip)].ports[&(Tcp, 80)].sources.clone();
+        sources.map(|ranges| ranges.iter().map(ToString::to_string).collect())
+    };
+    assert_eq!(sources("192.0.2.10"), Some(vec!["10.0.0.0-10.0.1.255".into()]));
+    assert_eq!(sources("2001:db8::1"), Some(vec![]), "nobody");
+    let problem = Problem::InvalidSourceRange { service: Key::new("default", "web"), entry: "everybody".into() };
+    for lb_ip in planned.addresses.values() {
+        assert_eq!(lb_ip.problems, BTreeSet::from([problem.clone()]));
+    }
 }
 
 #[test]
@@ -162,8 +179,12 @@ prop_compose! {
             0..3,
         ),
         local: bool,
+        sources in proptest::option::of(proptest::collection::vec(
+            prop_oneof![Just("10.0.0.0/31"), Just("10.0.0.2/31"), Just("0.0.0.0/0"), Just("fd00::/8"), Just("?")],
+            1..3,
+        )),
     ) -> Described {
-        let mut described = service(name);
+        let mut described = service(name).only_from(&sources.unwrap_or_default());
         for address in addresses {
             described = described.holds(&format!("192.0.2.{address}"));
         }
@@ -195,10 +216,10 @@ prop_compose! {
 fn applied(elements: &Elements, changes: &[Change]) -> Result<Elements, String> {
     let mut elements = elements.clone();
     for change in changes {
-        let needs = |key: &Key| -> Option<Key> {
+        let needs = |key: &element::Key| -> Option<element::Key> {
             match (key, change) {
-                (Key::Service(_) | Key::Inside(_), Change::Add(_, Value::Pick(pick))) => {
-                    Some(Key::Pick(change.key().table(), *pick))
+                (element::Key::Service(_) | element::Key::Inside(_), Change::Add(_, Value::Way(way))) => {
+                    Some(element::Key::Way(change.key().table(), *way))
                 }
                 _ => None,
             }
@@ -212,8 +233,8 @@ fn applied(elements: &Elements, changes: &[Change]) -> Result<Elements, String> 
                     return Err(format!("{change}, which is there"));
                 }
             }
-            Change::Delete(Key::Pick(table, pick), _)
-                if elements.iter().any(|(key, value)| key.table() == *table && *value == Value::Pick(*pick)) =>
+            Change::Delete(element::Key::Way(table, way), _)
+                if elements.iter().any(|(key, value)| key.table() == *table && *value == Value::Way(*way)) =>
             {
                 return Err(format!("{change}, which is in use"));
             }
@@ -239,7 +260,9 @@ fn sharing(before: &Snapshot, after: &Snapshot) -> Snapshot {
         *holders = known(old, holders);
     }
     for (key, service) in &mut shared.services {
-        *service = known(before.services.get(key), service);
+        let old = before.services.get(key);
+        service.object = known(old.map(|old| &old.object), &service.object);
+        service.terms = known(old.map(|old| &old.terms), &service.terms);
     }
     for (key, slices) in &mut shared.slices {
         for (index, slice) in slices.iter_mut().enumerate() {

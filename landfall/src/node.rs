@@ -270,7 +270,8 @@ async fn trust(
     loop {
         let known = snapshots.borrow_and_update().clone();
         let addresses: BTreeSet<_> = known.iter().flat_map(|known| known.addresses.keys().copied()).collect();
-        forwarding.send_replace(dataplane::Forwarding { serving: addresses.clone(), addresses });
+        let serving = addresses.clone();
+        forwarding.send_replace(dataplane::Forwarding { addresses, serving, ..Default::default() });
         snapshots.changed().await.context("the composer is gone")?;
     }
 }

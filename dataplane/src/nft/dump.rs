@@ -6,14 +6,14 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use crds::{Protocol, Range};
 
-use super::element::{Elements, Frontend, Key, Value, chain};
+use super::element::{self, Elements, Frontend, Key, Value, refusing};
 use super::expression::{Expression, Verdict, decode_value};
 use super::request::*;
 use super::skeleton::{self, COMMENT, Hook, NAME, Table};
 use super::userdata;
 use crate::netlink::attribute::{Attribute, Attributes};
 use crate::netlink::message::{Message, NFTABLES};
-use crate::ruleset::Pick;
+use crate::ruleset::Way;
 
 const GETTABLE: u8 = 1;
 const GETCHAIN: u8 = 4;
@@ -108,11 +108,11 @@ impl Found {
         }
     }
 
-    /// What is wrong with it, in words; `Ok` with the picks it has chains for if nothing is.
+    /// What is wrong with it, in words; `Ok` with the ways it has chains for if nothing is.
     ///
     /// # Errors
     /// The first thing that is not as [`skeleton`] would have it.
-    pub fn check(&self, table: Table) -> Result<BTreeSet<Pick>, String> {
+    pub fn check(&self, table: Table) -> Result<BTreeSet<Way>, String> {
         if self.comment.as_deref() != Some(COMMENT) {
             return Err(format!("its comment is {:?}, so another version made it", self.comment.as_deref()));
         }
@@ -134,22 +134,18 @@ impl Found {
             }
             same_rules(&chain.name, rules.remove(&chain.name), &chain.rules)?;
         }
-        let mut picks = BTreeSet::new();
+        let mut ways = BTreeSet::new();
         for (name, found) in rules {
-            let pick = picked(&found).ok_or_else(|| format!("chain {name} should not be there"))?;
-            let expected = skeleton::pick(table, pick);
-            if expected.name != name {
-                return Err(format!("chain {name} picks others than its name says"));
-            }
-            same_rules(&name, Some(found), &expected.rules)?;
-            picks.insert(pick);
+            let way = element::way(&name).ok_or_else(|| format!("chain {name} should not be there"))?;
+            same_rules(&name, Some(found), &skeleton::way(table, way).rules)?;
+            ways.insert(way);
         }
         // What has neither rules nor a name that we know can only be counted.
-        let objects = expected.len() + fixed.len() + picks.len();
+        let objects = expected.len() + fixed.len() + ways.len();
         if usize::try_from(self.used) != Ok(objects) {
             return Err(format!("it has {} chains, sets and other objects instead of {objects}", self.used));
         }
-        Ok(picks)
+        Ok(ways)
     }
 }
 
@@ -161,15 +157,6 @@ fn same_rules(
     let found = found.unwrap_or_default();
     let same = found.len() == expected.len() && found.iter().zip(expected).all(|(f, e)| f.as_ref() == Some(e));
     if same { Ok(()) } else { Err(format!("the rules of chain {name} are not as they should be")) }
-}
-
-/// What a chain of these rules picks.
-fn picked(rules: &[Option<Vec<Expression>>]) -> Option<Pick> {
-    let [Some(rule)] = rules else { return None };
-    rule.iter().find_map(|expression| match expression {
-        Expression::Random { modulus, offset, .. } => Some(Pick { from: *offset, count: *modulus }),
-        _ => None,
-    })
 }
 
 impl FoundSet {
@@ -223,9 +210,21 @@ fn element(table: Table, set: &str, item: Attribute<'_>) -> Option<(Key, Value)>
     let data = fields.find(ELEM_DATA).map(|data| data.inner());
     let found = match set {
         "addresses" => (Key::Address(key.address()?), Value::Present),
-        "services" => (Key::Service(key.frontend()?), Value::Pick(verdict(data?)?)),
-        "inside" => (Key::Inside(key.frontend()?), Value::Pick(verdict(data?)?)),
-        "refused" => (Key::Refused(key.frontend()?), Value::Present),
+        "services" => (Key::Service(key.frontend()?), Value::Way(element::way(&target(data?)?)?)),
+        "inside" => (Key::Inside(key.frontend()?), Value::Way(element::way(&target(data?)?)?)),
+        "refused" => {
+            let target = target(data?)?;
+            let restricted = [false, true].into_iter().find(|restricted| refusing(*restricted) == target)?;
+            (Key::Refused(key.frontend()?), Value::Refuse { restricted })
+        }
+        "sources" => {
+            let (front, first) = (key.frontend()?, key.address()?);
+            let end = fields.find(ELEM_KEY_END).and_then(|end| decode_value(end.inner()))?;
+            let mut end = Parts { table, rest: end };
+            let (same, last) = (end.frontend()?, end.address()?);
+            end.end()?;
+            (front == same).then_some((Key::Source(front, Range::new(first, last)?), Value::Present))?
+        }
         "endpoints" => {
             let key = Key::Endpoint(key.frontend()?, u32::from_ne_bytes(key.part()?));
             let mut value = Parts { table, rest: decode_value(data?)? };
@@ -285,9 +284,9 @@ pub fn ranges(mut boundaries: Vec<(IpAddr, bool)>) -> Option<Vec<Range>> {
 }
 
 /// All elements of a table, from those that its sets hold and the chains it has.
-pub fn assembled(table: Table, elements: Vec<(Key, Value)>, picks: &BTreeSet<Pick>, pods: Vec<Range>) -> Elements {
+pub fn assembled(table: Table, elements: Vec<(Key, Value)>, ways: &BTreeSet<Way>, pods: Vec<Range>) -> Elements {
     let pods = (!pods.is_empty()).then_some((Key::Pods(table), Value::Ranges(pods)));
-    let chains = picks.iter().map(|pick| (Key::Pick(table, *pick), Value::Present));
+    let chains = ways.iter().map(|way| (Key::Way(table, *way), Value::Present));
     elements.into_iter().chain(pods).chain(chains).collect()
 }
 
@@ -330,14 +329,12 @@ impl Parts<'_> {
     }
 }
 
-/// The pick whose chain a verdict leads to.
-fn verdict(data: Attributes<'_>) -> Option<Pick> {
-    let Verdict::Goto(name) = Verdict::decode(data)? else { return None };
-    let rest = name.strip_prefix("pick-")?;
-    let (count, from) = rest.split_once("-from-").unwrap_or((rest, "0"));
-    let pick = Pick { from: from.parse().ok()?, count: count.parse().ok()? };
-    // One pick has one name.
-    (chain(pick) == name).then_some(pick)
+/// The chain that a verdict leads to.
+fn target(data: Attributes<'_>) -> Option<String> {
+    match Verdict::decode(data)? {
+        Verdict::Goto(chain) => Some(chain),
+        Verdict::Drop | Verdict::Return => None,
+    }
 }
 
 fn number(attributes: Attributes<'_>, kind: u16) -> Option<u32> {
@@ -353,7 +350,7 @@ mod tests {
     use super::*;
     use crate::diff::{Change, diff};
     use crate::netlink::attribute::{Writer, attributes};
-    use crate::ruleset::Pick;
+    use crate::ruleset::{Pick, Way};
     use proptest::prelude::*;
 
     fn a_table() -> impl Strategy<Value = Table> {
@@ -376,13 +373,17 @@ mod tests {
             protocol,
             port,
         });
-        let pick = (any::<u32>(), 1u32..).prop_map(|(from, count)| Pick { from, count });
+        let way = (any::<u32>(), 1u32.., any::<bool>())
+            .prop_map(|(from, count, restricted)| Way { pick: Pick { from, count }, restricted });
+        let range = (address(), address()).prop_map(|(a, b)| Range::new(a.min(b), a.max(b)).expect("a range"));
         let endpoint = (address(), any::<u16>()).prop_map(|(address, port)| SocketAddr::new(address, port));
         let element = prop_oneof![
             address().prop_map(|a| (Key::Address(a), Value::Present)),
-            (frontend.clone(), pick.clone()).prop_map(|(f, p)| (Key::Service(f), Value::Pick(p))),
-            (frontend.clone(), pick.clone()).prop_map(|(f, p)| (Key::Inside(f), Value::Pick(p))),
-            frontend.clone().prop_map(|f| (Key::Refused(f), Value::Present)),
+            (frontend.clone(), way.clone()).prop_map(|(f, w)| (Key::Service(f), Value::Way(w))),
+            (frontend.clone(), way.clone()).prop_map(|(f, w)| (Key::Inside(f), Value::Way(w))),
+            (frontend.clone(), any::<bool>())
+                .prop_map(|(f, restricted)| (Key::Refused(f), Value::Refuse { restricted })),
+            (frontend.clone(), range).prop_map(|(f, range)| (Key::Source(f, range), Value::Present)),
             (frontend, any::<u32>(), endpoint).prop_map(|(f, i, e)| (Key::Endpoint(f, i), Value::Endpoint(e))),
             (address(), address()).prop_map(|(a, e)| (Key::Local(a, e), Value::Present)),
             (address(), address()).prop_map(|(a, e)| (Key::Hairpin(a, e), Value::Present)),
@@ -480,8 +481,9 @@ mod tests {
 
     #[test]
     fn every_rule_is_read_as_it_is_written() {
-        let picks = [Pick { from: 0, count: 1 }, Pick { from: 3, count: 7 }];
-        let chains = |table| skeleton::chains(table).into_iter().chain(picks.map(|pick| skeleton::pick(table, pick)));
+        let open = Way { pick: Pick { from: 0, count: 1 }, restricted: false };
+        let ways = [open, Way { pick: Pick { from: 3, count: 7 }, restricted: true }];
+        let chains = |table| skeleton::chains(table).into_iter().chain(ways.map(|way| skeleton::way(table, way)));
         for chain in Table::ALL.into_iter().flat_map(chains) {
             for expected in chain.rules {
                 let mut message = Writer::default();

@@ -1,7 +1,7 @@
 //! What the maps of the tables hold: [`Ruleset`] → [`Elements`], by [`elements`].
 //!
-//! Chains that pick one of N endpoints count as elements here: they come and go with the numbers of endpoints there
-//! are.
+//! Chains that are a way to one of N endpoints count as elements here: they come and go with the numbers of endpoints
+//! there are.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -10,7 +10,7 @@ use std::net::{IpAddr, SocketAddr};
 use crds::{Protocol, Range};
 
 use super::skeleton::Table;
-use crate::ruleset::{LbIp, Pick, Ruleset};
+use crate::ruleset::{LbIp, Pick, Ruleset, Way};
 
 /// Everything the tables hold besides their skeletons.
 pub type Elements = BTreeMap<Key, Value>;
@@ -37,8 +37,8 @@ impl fmt::Display for Frontend {
 pub enum Key {
     /// All of the set `pods`.
     Pods(Table),
-    /// A chain `pick-…`.
-    Pick(Table, Pick),
+    /// A chain `…pick-…`.
+    Way(Table, Way),
     /// In `addresses`: an lb_ip.
     Address(IpAddr),
     /// In `services`.
@@ -47,6 +47,8 @@ pub enum Key {
     Inside(Frontend),
     /// In `refused`.
     Refused(Frontend),
+    /// In `sources`: clients from this range may.
+    Source(Frontend, Range),
     /// In `endpoints`: the endpoint with this index.
     Endpoint(Frontend, u32),
     /// In `local`: an lb_ip and the address of an endpoint of it on this node.
@@ -60,8 +62,13 @@ pub enum Key {
 pub enum Value {
     /// Nothing: it is there.
     Present,
-    /// A verdict: to the chain that picks one of these.
-    Pick(Pick),
+    /// A verdict: to the chain that is this way.
+    Way(Way),
+    /// A verdict: to the chain that refuses.
+    Refuse {
+        /// Only clients that may use it are told; others hear nothing.
+        restricted: bool,
+    },
     /// Where to send the packet.
     Endpoint(SocketAddr),
     /// Ranges, in order, of which no two touch.
@@ -72,11 +79,12 @@ impl Key {
     /// The table that it is in.
     pub fn table(&self) -> Table {
         match self {
-            Self::Pods(table) | Self::Pick(table, _) => *table,
+            Self::Pods(table) | Self::Way(table, _) => *table,
             Self::Address(address) | Self::Local(address, _) | Self::Hairpin(address, _) => Table::of(*address),
             Self::Service(frontend)
             | Self::Inside(frontend)
             | Self::Refused(frontend)
+            | Self::Source(frontend, _)
             | Self::Endpoint(frontend, _) => Table::of(frontend.address),
         }
     }
@@ -87,11 +95,12 @@ impl fmt::Display for Key {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Pods(table) => write!(f, "set pods of {table}"),
-            Self::Pick(table, pick) => write!(f, "chain {} of {table}", chain(*pick)),
+            Self::Way(table, way) => write!(f, "chain {} of {table}", chain(*way)),
             Self::Address(address) => write!(f, "{address} in addresses"),
             Self::Service(frontend) => write!(f, "{frontend} in services"),
             Self::Inside(frontend) => write!(f, "{frontend} in inside"),
             Self::Refused(frontend) => write!(f, "{frontend} in refused"),
+            Self::Source(frontend, range) => write!(f, "{frontend} from {range} in sources"),
             Self::Endpoint(frontend, index) => write!(f, "{frontend} number {index} in endpoints"),
             Self::Local(address, endpoint) => write!(f, "{address} . {endpoint} in local"),
             Self::Hairpin(address, endpoint) => write!(f, "{address} . {endpoint} in hairpin"),
@@ -99,12 +108,36 @@ impl fmt::Display for Key {
     }
 }
 
-/// The name of the chain that picks one of these.
-pub fn chain(pick: Pick) -> String {
-    match pick.from {
-        0 => format!("pick-{}", pick.count),
-        from => format!("pick-{}-from-{from}", pick.count),
+/// What the name of a chain begins with that only some clients may go.
+const RESTRICTED: &str = "restricted-";
+/// The name of the chain that refuses.
+const REFUSE: &str = "refuse";
+
+/// The name of the chain that is this way.
+pub fn chain(way: Way) -> String {
+    let restricted = if way.restricted { RESTRICTED } else { "" };
+    match way.pick {
+        Pick { from: 0, count } => format!("{restricted}pick-{count}"),
+        Pick { from, count } => format!("{restricted}pick-{count}-from-{from}"),
     }
+}
+
+/// The way that a chain of this name is.
+pub fn way(name: &str) -> Option<Way> {
+    let rest = name.strip_prefix(RESTRICTED);
+    let (count, from) = {
+        let numbers = rest.unwrap_or(name).strip_prefix("pick-")?;
+        numbers.split_once("-from-").unwrap_or((numbers, "0"))
+    };
+    let pick = Pick { from: from.parse().ok()?, count: count.parse().ok()? };
+    let way = Way { pick, restricted: rest.is_some() };
+    // One way has one name.
+    (chain(way) == name).then_some(way)
+}
+
+/// The name of the chain that refuses: all, or only clients that may use what they ask for.
+pub fn refusing(restricted: bool) -> String {
+    if restricted { format!("{RESTRICTED}{REFUSE}") } else { REFUSE.to_owned() }
 }
 
 /// The elements of a whole ruleset.
@@ -124,8 +157,8 @@ pub fn shared(ruleset: &Ruleset) -> Vec<(Key, Value)> {
         // A table without any lb_ip is not needed, so it holds nothing either.
         (!ranges.is_empty() && is_needed(ruleset, table)).then_some((Key::Pods(table), Value::Ranges(ranges)))
     });
-    let picks = ruleset.picks().map(|(family, pick)| (Key::Pick(Table::of_family(family), pick), Value::Present));
-    pods.chain(picks).collect()
+    let ways = ruleset.ways().map(|(family, way)| (Key::Way(Table::of_family(family), way), Value::Present));
+    pods.chain(ways).collect()
 }
 
 /// Whether there is anything to forward in this table.
@@ -145,14 +178,17 @@ pub fn of_address(address: IpAddr, lb_ip: &LbIp) -> Vec<(Key, Value)> {
     for (&(protocol, port), target) in &lb_ip.ports {
         let frontend = Frontend { address, protocol, port };
         if target.endpoints.is_empty() {
-            elements.push((Key::Refused(frontend), Value::Present));
+            elements.push((Key::Refused(frontend), Value::Refuse { restricted: target.sources.is_some() }));
         }
-        if target.outside.count > 0 {
-            elements.push((Key::Service(frontend), Value::Pick(target.outside)));
+        let (outside, inside) = (target.way_from_outside(), target.way_from_inside());
+        if let Some(way) = outside {
+            elements.push((Key::Service(frontend), Value::Way(way)));
         }
-        if target.inside.count > 0 && target.inside != target.outside {
-            elements.push((Key::Inside(frontend), Value::Pick(target.inside)));
+        if let Some(way) = inside.filter(|_| inside != outside) {
+            elements.push((Key::Inside(frontend), Value::Way(way)));
         }
+        let sources = target.sources.iter().flat_map(|ranges| ranges.iter());
+        elements.extend(sources.map(|range| (Key::Source(frontend, *range), Value::Present)));
         for (index, endpoint) in (0..).zip(&target.endpoints) {
             elements.push((Key::Endpoint(frontend, index), Value::Endpoint(endpoint.address)));
             if !endpoint.remote {

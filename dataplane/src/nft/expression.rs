@@ -198,6 +198,17 @@ pub enum Expression {
         /// Where the value of a map goes; none for a set.
         into: Option<Register>,
     },
+    /// Goes on if what begins in the first register is no key of this set.
+    Absent {
+        /// The name of the set.
+        set: String,
+    },
+    /// Turns the protocol in this register to the order of the network. It is one byte, so nothing changes; but `nft`
+    /// has it before a look into a set of ranges, where all must be in that order.
+    ToNetworkOrder {
+        /// The register.
+        register: Register,
+    },
     /// Decides.
     Verdict(Verdict),
     /// Translates the destination: to the address in the first register and the port behind it.
@@ -255,6 +266,16 @@ const LOOKUP_SET: u16 = 1;
 const LOOKUP_SREG: u16 = 2;
 const LOOKUP_DREG: u16 = 3;
 const LOOKUP_FLAGS: u16 = 5;
+/// NFT_LOOKUP_F_INV.
+const LOOKUP_INVERTED: u32 = 1;
+const BYTEORDER_SREG: u16 = 1;
+const BYTEORDER_DREG: u16 = 2;
+const BYTEORDER_OP: u16 = 3;
+const BYTEORDER_LEN: u16 = 4;
+const BYTEORDER_SIZE: u16 = 5;
+const BYTEORDER_HTON: u32 = 1;
+/// How many bytes there are, and the size of the units that change their order.
+const BYTEORDER_OF_PROTOCOL: (u32, u32) = (1, 2);
 const IMMEDIATE_DREG: u16 = 1;
 const IMMEDIATE_DATA: u16 = 2;
 const NAT_TYPE: u16 = 1;
@@ -357,6 +378,17 @@ impl Expression {
                 data.text(LOOKUP_SET, set);
                 "lookup"
             }
+            Self::Absent { set } => {
+                data.u32(LOOKUP_SREG, Register::FIRST.number()).text(LOOKUP_SET, set);
+                data.u32(LOOKUP_FLAGS, LOOKUP_INVERTED);
+                "lookup"
+            }
+            Self::ToNetworkOrder { register } => {
+                let (length, size) = BYTEORDER_OF_PROTOCOL;
+                data.u32(BYTEORDER_SREG, register.number()).u32(BYTEORDER_DREG, register.number());
+                data.u32(BYTEORDER_OP, BYTEORDER_HTON).u32(BYTEORDER_LEN, length).u32(BYTEORDER_SIZE, size);
+                "byteorder"
+            }
             Self::Verdict(verdict) => {
                 data.u32(IMMEDIATE_DREG, Register::Verdict.number());
                 data.nested(IMMEDIATE_DATA, |data| verdict.encode(data));
@@ -447,12 +479,19 @@ impl Expression {
             }
             "lookup" => {
                 from(LOOKUP_SREG, Register::FIRST)?;
-                absent_or(LOOKUP_FLAGS, 0)?;
-                let into = match data.find(LOOKUP_DREG) {
-                    Some(attribute) => Some(Register::decode(attribute)?),
-                    None => None,
-                };
-                Some(Self::Lookup { set: data.find(LOOKUP_SET)?.text()?.to_owned(), into })
+                let set = data.find(LOOKUP_SET)?.text()?.to_owned();
+                match (number(LOOKUP_FLAGS).unwrap_or(0), data.find(LOOKUP_DREG)) {
+                    (LOOKUP_INVERTED, None) => Some(Self::Absent { set }),
+                    (0, None) => Some(Self::Lookup { set, into: None }),
+                    (0, Some(register)) => Some(Self::Lookup { set, into: Some(Register::decode(register)?) }),
+                    _ => None,
+                }
+            }
+            "byteorder" => {
+                is(BYTEORDER_OP, BYTEORDER_HTON)?;
+                let unit = number(BYTEORDER_LEN).zip(number(BYTEORDER_SIZE));
+                let (from, into) = (register(BYTEORDER_SREG)?, register(BYTEORDER_DREG)?);
+                (from == into && unit == Some(BYTEORDER_OF_PROTOCOL)).then_some(Self::ToNetworkOrder { register: into })
             }
             "immediate" => {
                 from(IMMEDIATE_DREG, Register::Verdict)?;

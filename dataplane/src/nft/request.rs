@@ -6,7 +6,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use crds::Range;
 
-use super::element::{Frontend, Key, Value, chain};
+use super::element::{Frontend, Key, Value, chain, refusing};
 use super::expression::{Verdict, encode_value};
 use super::skeleton::{self, COMMENT, Chain, NAME, Set, Table};
 use super::userdata;
@@ -46,6 +46,9 @@ pub(super) const SET_KEY_TYPE: u16 = 4;
 pub(super) const SET_KEY_LEN: u16 = 5;
 pub(super) const SET_DATA_TYPE: u16 = 6;
 pub(super) const SET_DATA_LEN: u16 = 7;
+const SET_DESCRIPTION: u16 = 9;
+const SET_DESCRIPTION_PARTS: u16 = 2;
+const SET_PART_LEN: u16 = 1;
 const SET_ID: u16 = 10;
 const SET_USERDATA: u16 = 13;
 pub(super) const ELEM_LIST_TABLE: u16 = 1;
@@ -54,6 +57,7 @@ pub(super) const ELEM_LIST_ELEMENTS: u16 = 3;
 pub(super) const ELEM_KEY: u16 = 1;
 pub(super) const ELEM_DATA: u16 = 2;
 pub(super) const ELEM_FLAGS: u16 = 3;
+pub(super) const ELEM_KEY_END: u16 = 10;
 /// An item of a list (NFTA_LIST_ELEM).
 pub(super) const ITEM: u16 = 1;
 /// An element where a range has ended (NFT_SET_ELEM_INTERVAL_END).
@@ -131,7 +135,19 @@ impl<'a> Requests<'a> {
             if let Some((kind, length)) = set.data() {
                 w.u32(SET_DATA_TYPE, kind).u32(SET_DATA_LEN, length);
             }
-            w.u32(SET_ID, id).bytes(SET_USERDATA, &userdata::set(set));
+            w.u32(SET_ID, id);
+            if let Some(parts) = set.parts() {
+                w.nested(SET_DESCRIPTION, |w| {
+                    w.nested(SET_DESCRIPTION_PARTS, |list| {
+                        for length in parts {
+                            list.nested(ITEM, |part| {
+                                part.u32(SET_PART_LEN, length);
+                            });
+                        }
+                    });
+                });
+            }
+            w.bytes(SET_USERDATA, &userdata::set(set));
         });
     }
 
@@ -159,12 +175,12 @@ impl<'a> Requests<'a> {
         let mut rest = changes;
         while let Some(first) = rest.first() {
             match first {
-                Change::Add(Key::Pick(table, pick), _) => {
-                    self.create_chain(*table, &skeleton::pick(*table, *pick));
+                Change::Add(Key::Way(table, way), _) => {
+                    self.create_chain(*table, &skeleton::way(*table, *way));
                     rest = &rest[1..];
                 }
-                Change::Delete(Key::Pick(table, pick), _) => {
-                    let name = chain(*pick);
+                Change::Delete(Key::Way(table, way), _) => {
+                    let name = chain(*way);
                     self.push(*table, format!("delete chain {name} of {table}"), (DELCHAIN, 0), |w| {
                         w.text(CHAIN_TABLE, NAME).text(CHAIN_NAME, &name);
                     });
@@ -207,12 +223,13 @@ impl<'a> Requests<'a> {
 /// The set or map that an element belongs to; none for a chain.
 fn set_of(key: &Key) -> Option<&'static str> {
     match key {
-        Key::Pick(..) => None,
+        Key::Way(..) => None,
         Key::Pods(_) => Some("pods"),
         Key::Address(_) => Some("addresses"),
         Key::Service(_) => Some("services"),
         Key::Inside(_) => Some("inside"),
         Key::Refused(_) => Some("refused"),
+        Key::Source(..) => Some("sources"),
         Key::Endpoint(..) => Some("endpoints"),
         Key::Local(..) => Some("local"),
         Key::Hairpin(..) => Some("hairpin"),
@@ -230,9 +247,16 @@ pub(super) fn element(change: &Change, list: &mut Writer) {
     }
     list.nested(ITEM, |item| {
         item.nested(ELEM_KEY, |w| encode_value(&key_bytes(key), w));
+        if let Key::Source(front, range) = key {
+            let last = frontend(front).into_iter().chain([Part::Address(range.last())]);
+            item.nested(ELEM_KEY_END, |w| encode_value(&concatenated(last), w));
+        }
         match value {
-            Value::Pick(pick) if adds => {
-                item.nested(ELEM_DATA, |w| Verdict::Goto(chain(*pick)).encode(w));
+            Value::Way(way) if adds => {
+                item.nested(ELEM_DATA, |w| Verdict::Goto(chain(*way)).encode(w));
+            }
+            Value::Refuse { restricted } if adds => {
+                item.nested(ELEM_DATA, |w| Verdict::Goto(refusing(*restricted)).encode(w));
             }
             Value::Endpoint(endpoint) if adds => {
                 item.nested(ELEM_DATA, |w| encode_value(&endpoint_bytes(endpoint), w));
@@ -295,9 +319,10 @@ fn concatenated(parts: impl IntoIterator<Item = Part>) -> Vec<u8> {
 fn key_bytes(key: &Key) -> Vec<u8> {
     use Part::{Address, Number};
     match key {
-        Key::Pods(_) | Key::Pick(..) => Vec::new(),
+        Key::Pods(_) | Key::Way(..) => Vec::new(),
         Key::Address(address) => concatenated([Address(*address)]),
         Key::Service(front) | Key::Inside(front) | Key::Refused(front) => concatenated(frontend(front)),
+        Key::Source(front, range) => concatenated(frontend(front).into_iter().chain([Address(range.first())])),
         Key::Endpoint(front, index) => concatenated(frontend(front).into_iter().chain([Number(*index)])),
         Key::Local(address, endpoint) => concatenated([*address, *endpoint].map(Address)),
         Key::Hairpin(address, endpoint) => concatenated([*address, *endpoint, *endpoint].map(Address)),

@@ -8,9 +8,9 @@ use std::net::IpAddr;
 
 use crds::service::Family;
 
-use super::element::chain;
+use super::element::{chain, refusing};
 use super::expression::{Expression, Header, Register, Relation, Verdict};
-use crate::ruleset::Pick;
+use crate::ruleset::{Pick, Way};
 
 /// The name of the tables. Nobody else's is ever touched.
 pub const NAME: &str = "landfall";
@@ -133,8 +133,17 @@ impl Set {
 
     /// Its flags (enum nft_set_flags).
     pub fn flags(&self) -> u32 {
-        let ranges = if self.ranges { SET_INTERVAL } else { 0 };
+        let ranges = match (self.ranges, self.parts().is_some()) {
+            (true, true) => SET_INTERVAL | SET_CONCATENATION,
+            (true, false) => SET_INTERVAL,
+            (false, _) => 0,
+        };
         if self.data == Data::None { ranges } else { ranges | SET_MAP }
+    }
+
+    /// How many bytes each part of its key has, if the kernel must know: for ranges in several parts.
+    pub fn parts(&self) -> Option<Vec<u32>> {
+        (self.ranges && self.key.len() > 1).then(|| self.key.iter().map(|kind| kind.bytes()).collect())
     }
 }
 
@@ -142,6 +151,7 @@ impl Set {
 pub const VERDICT: u32 = 0xffff_ff00;
 const SET_INTERVAL: u32 = 0x4;
 const SET_MAP: u32 = 0x8;
+const SET_CONCATENATION: u32 = 0x80;
 
 /// Types one after the other, six bits each.
 fn concatenated(types: &[Type]) -> u32 {
@@ -180,6 +190,16 @@ impl Type {
         match family {
             Family::V4 => Self::V4,
             Family::V6 => Self::V6,
+        }
+    }
+
+    /// How many bytes it has.
+    fn bytes(self) -> u32 {
+        match self {
+            Self::Protocol => 1,
+            Self::Port => 2,
+            Self::Integer | Self::V4 => 4,
+            Self::V6 => 16,
         }
     }
 
@@ -223,7 +243,8 @@ pub fn sets(table: Table) -> Vec<Set> {
         ranges(set("pods", &[address], Data::None, "where this node's pods have their addresses from")),
         set("services", &[address, Protocol, Port], Data::Verdict, "what is served, and by how many endpoints"),
         set("inside", &[address, Protocol, Port], Data::Verdict, "what else is served to this node and its pods"),
-        set("refused", &[address, Protocol, Port], Data::None, "what has no endpoint anywhere"),
+        set("refused", &[address, Protocol, Port], Data::Verdict, "what has no endpoint anywhere"),
+        ranges(set("sources", &[address, Protocol, Port, address], Data::None, "who may use what not everybody may")),
         set("endpoints", &[address, Protocol, Port, Integer], endpoint, "where packets are sent to"),
         set("local", &[address, address], Data::None, "endpoints on this node, which see the client's address"),
         set("hairpin", &[address, address, address], Data::None, "endpoints that call themselves"),
@@ -241,6 +262,8 @@ pub fn chains(table: Table) -> Vec<Chain> {
     let pods = || rule(load(family, &[Field::Source]), [lookup("pods")]);
     let translate = |map| rule(load(family, FRONTEND), [verdict_map(map)]);
     vec![
+        Chain { name: refusing(false), hook: None, rules: refuse(family) },
+        Chain { name: refusing(true), hook: None, rules: rule_first(keep_out(family), refuse(family)) },
         Chain { name: "unserved".into(), hook: None, rules: unserved(family) },
         Chain { name: "source".into(), hook: None, rules: source_rules(family) },
         base(
@@ -263,24 +286,39 @@ pub fn chains(table: Table) -> Vec<Chain> {
     ]
 }
 
-/// The chain that picks one of these endpoints at random:
+/// The chain that is a way to endpoints. It picks one of them at random:
 /// `dnat ip to ip daddr . meta l4proto . th dport . numgen random mod N map @endpoints`
-pub fn pick(table: Table, pick: Pick) -> Chain {
+///
+/// Who may go it is asked in the chain itself. So one element decides which endpoints there are and whether everybody
+/// may use them, and no packet can see one of it without the other while they change.
+pub fn way(table: Table, way: Way) -> Chain {
     let family = table.family();
-    let random = Field::Random(pick);
+    let random = Field::Random(way.pick);
     let key = load(family, &[Field::Destination, Field::Protocol, Field::Port, random]);
     let find = Expression::Lookup { set: "endpoints".into(), into: Some(Register::FIRST) };
-    Chain { name: chain(pick), hook: None, rules: vec![rule(key, [find, Expression::Dnat(family)])] }
+    let mut rules = vec![rule(key, [find, Expression::Dnat(family)])];
+    if way.restricted {
+        rules = rule_first(keep_out(family), rules);
+    }
+    Chain { name: chain(way), hook: None, rules }
 }
 
-/// What happens to a packet that is for an lb_ip and that nobody has translated.
-///
+/// `ip daddr . meta l4proto . th dport . ip saddr != @sources drop`
+fn keep_out(family: Family) -> Vec<Expression> {
+    let key = load(family, &[Field::Destination, Field::ProtocolInRange, Field::Port, Field::Source]);
+    rule(key, [Expression::Absent { set: "sources".into() }, Expression::Verdict(Verdict::Drop)])
+}
+
 /// For a port that a Service has and nobody serves, a client should know at once, not after its own timeout: TCP by a
-/// reset, the others by ICMP, which may be lost (the kernel limits how many it sends). Anything else is dropped. But
-/// not what neighbours say to each other about who has the lb_ip (RFC 4861): that is no traffic of the Service, and in
-/// IPv4 it does not pass here at all.
+/// reset, the others by ICMP, which may be lost (the kernel limits how many it sends).
+fn refuse(family: Family) -> Vec<Vec<Expression>> {
+    vec![rule(protocol_is(TCP), [Expression::Reset]), vec![Expression::Unreachable(family)]]
+}
+
+/// What happens to a packet that is for an lb_ip and that nobody has translated: it is refused if a Service has the
+/// port, and else dropped. But not what neighbours say to each other about who has the lb_ip (RFC 4861): that is no
+/// traffic of the Service, and in IPv4 it does not pass here at all.
 fn unserved(family: Family) -> Vec<Vec<Expression>> {
-    let refused = || rule(load(family, FRONTEND), [lookup("refused")]);
     let neighbours = match family {
         Family::V4 => None,
         Family::V6 => Some(rule(
@@ -292,14 +330,8 @@ fn unserved(family: Family) -> Vec<Vec<Expression>> {
             ],
         )),
     };
-    neighbours
-        .into_iter()
-        .chain([
-            rule(protocol_is(TCP), rule(refused(), [Expression::Reset])),
-            rule(refused(), [Expression::Unreachable(family)]),
-            vec![Expression::Verdict(Verdict::Drop)],
-        ])
-        .collect()
+    let refused = rule(load(family, FRONTEND), [verdict_map("refused")]);
+    neighbours.into_iter().chain([refused, vec![Expression::Verdict(Verdict::Drop)]]).collect()
 }
 
 /// Which source a connection that was translated gets, before it leaves for its endpoint.
@@ -374,6 +406,8 @@ enum Field {
     /// Where the connection was first addressed to.
     LbIp,
     Protocol,
+    /// The same, as a part of the key of a set of ranges.
+    ProtocolInRange,
     /// The destination port.
     Port,
     /// A random number for one of these.
@@ -399,13 +433,16 @@ fn load(family: Family, fields: &[Field]) -> Vec<Expression> {
             Field::Source => (address(source), Type::address(family)),
             Field::Destination => (address(destination), Type::address(family)),
             Field::LbIp => (Expression::OriginalDestination { family, into }, Type::address(family)),
-            Field::Protocol => (Expression::Protocol { into }, Type::Protocol),
+            Field::Protocol | Field::ProtocolInRange => (Expression::Protocol { into }, Type::Protocol),
             Field::Port => (Expression::Payload { header: Header::Transport, offset: 2, length: 2, into }, Type::Port),
             Field::Random(Pick { from, count }) => {
                 (Expression::Random { modulus: *count, offset: *from, into }, Type::Integer)
             }
         };
         loads.push(load);
+        if matches!(field, Field::ProtocolInRange) {
+            loads.push(Expression::ToNetworkOrder { register: into });
+        }
         quarter += kind.quarters();
     }
     loads
@@ -431,6 +468,11 @@ fn lookup(set: &str) -> Expression {
 
 fn verdict_map(map: &str) -> Expression {
     Expression::Lookup { set: map.to_owned(), into: Some(Register::Verdict) }
+}
+
+/// This rule before those.
+fn rule_first(first: Vec<Expression>, then: Vec<Vec<Expression>>) -> Vec<Vec<Expression>> {
+    [vec![first], then].concat()
 }
 
 fn rule(first: Vec<Expression>, then: impl IntoIterator<Item = Expression>) -> Vec<Expression> {

@@ -7,6 +7,8 @@ use std::sync::Arc;
 
 use crds::{Endpoint, EndpointSlice, Holder, Key, Port, Protocol, Service, TrafficPolicy};
 use dataplane::Snapshot;
+use dataplane::snapshot::Terms;
+use dataplane::sources::Sources;
 use k8s_openapi::api::core::v1 as core;
 
 /// The node that everything is seen from.
@@ -46,6 +48,7 @@ pub fn unready(endpoint: Endpoint) -> Endpoint {
 #[derive(Debug)]
 pub struct Described {
     service: Service,
+    terms: Terms,
     slices: Vec<EndpointSlice>,
     holds: Vec<IpAddr>,
 }
@@ -55,7 +58,7 @@ pub fn service(name: &str) -> Described {
     let nothing = Service::try_from(&core::Service::default()).expect("a Service");
     let (key, uid) = (Key::new("default", name), format!("uid-of-{name}"));
     let service = Service { key, uid, is_load_balancer: true, ..nothing };
-    Described { service, slices: vec![], holds: vec![] }
+    Described { service, terms: Terms::default(), slices: vec![], holds: vec![] }
 }
 
 impl Described {
@@ -77,6 +80,12 @@ impl Described {
         self
     }
 
+    /// Only clients from these ranges may use it.
+    pub fn only_from(mut self, ranges: &[&str]) -> Self {
+        self.terms.sources = Sources::read(ranges.iter().copied(), None);
+        self
+    }
+
     /// It has one more slice: where each of its ports leads to (by name and protocol), and its endpoints.
     pub fn slice(mut self, ports: &[(&str, Protocol, u16)], endpoints: impl IntoIterator<Item = Endpoint>) -> Self {
         let key = &self.service.key;
@@ -94,13 +103,15 @@ impl Described {
 pub fn snapshot(services: impl IntoIterator<Item = Described>) -> Snapshot {
     let mut snapshot = nothing();
     let mut holders: BTreeMap<IpAddr, Vec<Holder>> = BTreeMap::new();
-    for Described { service, slices, holds } in services {
+    for Described { service, terms, slices, holds } in services {
         for address in holds {
             let (namespace, name) = (service.key.namespace.clone(), service.key.name.clone());
             holders.entry(address).or_default().push(Holder { namespace, name, uid: service.uid.clone(), terms: None });
         }
         snapshot.slices.insert(service.key.clone(), slices.into_iter().map(Arc::new).collect());
-        snapshot.services.insert(service.key.clone(), Arc::new(service));
+        let key = service.key.clone();
+        let service = dataplane::snapshot::Service { object: Arc::new(service), terms: Arc::new(terms) };
+        snapshot.services.insert(key, service);
     }
     snapshot.addresses = holders.into_iter().map(|(address, holders)| (address, holders.into())).collect();
     snapshot

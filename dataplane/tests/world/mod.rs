@@ -27,7 +27,7 @@ pub const SILENCE: Duration = Duration::from_millis(300);
 pub const CLIENT: &str = V4.client;
 
 /// The addresses of the network in one family.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Net {
     /// The family.
     pub family: Family,
@@ -118,7 +118,7 @@ impl World {
             world.lan.ip([format!("link set {name} master br0 up")]).expect("a port");
             host.ip([
                 format!("addr add 192.0.2.{number}/24 dev eth0"),
-                format!("addr add 2001:db8:1::{number}/64 dev eth0"),
+                format!("addr add 2001:db8:1::{number}/64 dev eth0 nodad"),
                 "link set eth0 up".into(),
             ])
             .expect("eth0");
@@ -129,7 +129,7 @@ impl World {
             node.ip([
                 "link add cni0 type bridge".to_owned(),
                 format!("addr add 10.244.{own}.1/24 dev cni0"),
-                format!("addr add 2001:db8:244:{own}::1/64 dev cni0"),
+                format!("addr add 2001:db8:244:{own}::1/64 dev cni0 nodad"),
                 "link set cni0 up".into(),
                 format!("route add 10.244.{other}.0/24 via 192.0.2.{other}"),
                 format!("route add 2001:db8:244:{other}::/64 via 2001:db8:1::{other}"),
@@ -155,7 +155,7 @@ impl World {
         namespace
             .ip([
                 format!("addr add {}/24 dev eth0", V4.pod(node, number)),
-                format!("addr add {}/64 dev eth0", V6.pod(node, number)),
+                format!("addr add {}/64 dev eth0 nodad", V6.pod(node, number)),
                 "link set eth0 up".into(),
                 format!("route add default via 10.244.{node}.1"),
                 format!("route add default via 2001:db8:244:{node}::1"),
@@ -169,7 +169,8 @@ impl World {
     }
 }
 
-/// A host that takes its addresses for its own at once, without asking around first (RFC 4862 §5.4).
+/// A host that asks nobody before it takes an address for its own (RFC 4862 §5.4). Addresses that a test needs at once
+/// say `nodad` too.
 fn host() -> std::io::Result<Namespace> {
     let namespace = Namespace::new()?;
     for of in ["all", "default"] {

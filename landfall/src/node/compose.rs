@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use crds::{EndpointSlice, Holder, Key, Node, Record, Service};
+use crds::{Advertisement, EndpointSlice, Holder, Key, Labels, Node, Record, Service};
 
 /// All that a node agent observes, complete: nothing is composed before every kind has been listed once.
 #[derive(Clone, Debug, Default)]
@@ -12,6 +12,8 @@ pub(super) struct Observed {
     pub(super) services: BTreeMap<Key, Arc<Service>>,
     pub(super) slices: BTreeMap<Key, Arc<EndpointSlice>>,
     pub(super) nodes: BTreeMap<String, Arc<Node>>,
+    pub(super) pools: BTreeMap<String, Arc<Labels>>,
+    pub(super) advertisements: BTreeMap<String, Arc<Advertisement>>,
     pub(super) addresses: BTreeMap<IpAddr, Arc<Record>>,
 }
 
@@ -25,39 +27,30 @@ pub(super) struct Snapshots {
 ///
 /// An address counts if there is an object for it that nobody is deleting, whatever the status of a Service says.
 pub(super) fn snapshots(node: &str, observed: Observed) -> Snapshots {
-    let Observed { mut services, slices: all, nodes, addresses } = observed;
+    let Observed { mut services, slices: all, nodes, pools, advertisements, mut addresses } = observed;
     services.retain(|_, service| service.is_load_balancer);
     let mut slices: BTreeMap<Key, Vec<Arc<EndpointSlice>>> = BTreeMap::new();
     for slice in all.into_values().filter(|slice| services.contains_key(&slice.service)) {
         slices.entry(slice.service.clone()).or_default().push(slice);
     }
-    let held: BTreeMap<IpAddr, (Arc<[Holder]>, u64)> = addresses
-        .into_iter()
-        .filter(|(_, record)| !record.deleting)
-        .map(|(address, record)| (address, held(&record)))
-        .collect();
+    addresses.retain(|_, record| !record.deleting);
+    let held = |record: &Record| -> Arc<[Holder]> { record.holders.clone().into() };
     let pod_cidrs = nodes.get(node).map(|own| own.pod_cidrs.clone()).unwrap_or_default();
     let dataplane = dataplane::Snapshot {
         node: node.to_owned(),
         // A range that can't be read is as good as none: the pods count as clients from outside.
         pod_ranges: pod_cidrs.iter().filter_map(|cidr| cidr.parse().ok()).collect(),
-        addresses: held.iter().map(|(address, (holders, _))| (*address, Arc::clone(holders))).collect(),
+        addresses: addresses.iter().map(|(address, record)| (*address, held(record))).collect(),
         services: services.iter().map(|(key, object)| (key.clone(), on_default_terms(object))).collect(),
         slices: slices.clone(),
     };
-    let observed = speaker::eligibility::Observed { services, slices, nodes, addresses: held };
+    let observed = speaker::Observed { services, slices, nodes, pools, advertisements, addresses };
     Snapshots { dataplane, speaker: speaker::eligibility::snapshot(node, &observed) }
 }
 
 /// A Service that everybody may use.
 fn on_default_terms(object: &Arc<Service>) -> dataplane::snapshot::Service {
     dataplane::snapshot::Service { object: Arc::clone(object), terms: Arc::default() }
-}
-
-/// Who holds an address, and the greatest epoch that any announcer of it wrote.
-fn held(record: &Record) -> (Arc<[Holder]>, u64) {
-    let epochs = record.announcers.iter().filter_map(|announcer| u64::try_from(announcer.epoch).ok());
-    (record.holders.clone().into(), epochs.max().unwrap_or(0))
 }
 
 #[cfg(test)]
@@ -105,6 +98,8 @@ mod tests {
             services: [service("web", "LoadBalancer"), service("inner", "ClusterIP")].into(),
             slices: [slice("web-1", "web"), slice("web-2", "web"), slice("inner-1", "inner")].into(),
             nodes: [("n1".to_owned(), Arc::new(node))].into(),
+            pools: [("lan".to_owned(), Arc::default())].into(),
+            advertisements: BTreeMap::new(),
             addresses: [record("192.0.2.1", false), record("192.0.2.2", true)].into(),
         }
     }

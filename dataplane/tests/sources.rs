@@ -1,0 +1,143 @@
+//! Who may use a Service, and that nobody else ever does: a real kernel, real packets.
+
+mod programmed;
+mod sample;
+mod world;
+
+use std::io::ErrorKind;
+use std::net::UdpSocket;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use netns::Namespace;
+use programmed::{apply, engine, on, web};
+use sample::{nothing, snapshot};
+use world::{Answer, Net, PATIENCE, SILENCE, V4, World, ask_tcp, ask_udp, connect, nft, udp};
+
+/// How a connection attempt ends.
+fn tried(from: &Namespace, net: Net) -> Result<(), ErrorKind> {
+    connect(from, &net.port(80), SILENCE).map(|_| ()).map_err(|error| error.kind())
+}
+
+/// How a datagram ends: within the time that an answer needs.
+fn tried_udp(from: &Namespace, net: Net) -> Result<(), ErrorKind> {
+    let socket = udp(from, &net.port(80));
+    socket.send(b"?").map_err(|error| error.kind())?;
+    socket.recv(&mut [0; 64]).map(|_| ()).map_err(|error| error.kind())
+}
+
+const SILENT: Result<(), ErrorKind> = Err(ErrorKind::TimedOut);
+const SILENT_UDP: Result<(), ErrorKind> = Err(ErrorKind::WouldBlock);
+/// A local process is told at once that its own datagram was dropped.
+const DROPPED_HERE: Result<(), ErrorKind> = Err(ErrorKind::PermissionDenied);
+
+#[test]
+fn only_clients_from_the_ranges_are_served_whether_they_are_outside_or_pods_or_the_node() {
+    Net::each(|net| {
+        let world = World::new();
+        let (pod, endpoint) = (world.pod(1, 6), world.pod(1, 5));
+        let mut engine = engine(&world);
+        let mut only_from = |ranges: &[&str]| {
+            apply(&mut engine, &snapshot([web(net, [on(net, &endpoint)]).only_from(ranges)]));
+            let tcp = [&world.client, &pod.namespace, &world.n1].map(|from| tried(from, net));
+            (tcp, [&world.client, &pod.namespace, &world.n1].map(|from| tried_udp(from, net)))
+        };
+        let silent = (SILENT, SILENT_UDP);
+        assert_eq!(only_from(&[]), ([Ok(()); 3], [Ok(()); 3]));
+        let client = format!("{}/{}", net.client, if net == V4 { 32 } else { 128 });
+        assert_eq!(only_from(&[&client]), ([Ok(()), silent.0, SILENT], [Ok(()), silent.1, DROPPED_HERE]));
+        assert_eq!(only_from(&[net.pods]), ([silent.0, Ok(()), SILENT], [silent.1, Ok(()), DROPPED_HERE]));
+        assert_eq!(only_from(&["0.0.0.0/0", "::/0"]), ([Ok(()); 3], [Ok(()); 3]));
+        assert_eq!(only_from(&["nobody"]), ([SILENT; 3], [silent.1, silent.1, DROPPED_HERE]));
+    });
+}
+
+#[test]
+fn without_endpoints_only_who_may_come_is_told() {
+    Net::each(|net| {
+        let world = World::new();
+        let pod = world.pod(1, 6);
+        apply(&mut engine(&world), &snapshot([web(net, []).only_from(&[net.pods])]));
+        assert_eq!(tried(&pod.namespace, net), Err(ErrorKind::ConnectionRefused));
+        assert_eq!(tried(&world.client, net), SILENT);
+        assert_eq!(tried_udp(&world.client, net), SILENT_UDP);
+    });
+}
+
+#[test]
+fn kube_proxy_does_not_open_what_is_closed_here() {
+    let world = World::new();
+    let (ours, theirs) = (world.pod(1, 5), world.pod(1, 6));
+    let closed = snapshot([web(V4, [on(V4, &ours)]).only_from(&["203.0.113.0/24"])]);
+    // Their rules translate whatever gets to them; what they would check, they check where packets go on to pods.
+    let rules = "table ip kube-proxy {
+        chain prerouting {
+            type nat hook prerouting priority -100
+            ip daddr 198.51.100.10 tcp dport 80 dnat to 10.244.1.6:8080
+        }
+    }";
+    let mut engine = engine(&world);
+    apply(&mut engine, &closed);
+    nft(&world.n1, rules);
+    assert_eq!(tried(&world.client, V4), SILENT);
+    nft(&world.n1, "delete table ip kube-proxy");
+    let rule = ["-t", "nat", "-d", "198.51.100.10", "-p", "tcp", "-j", "DNAT", "--to", "10.244.1.6:8080"];
+    let iptables = world.n1.command("iptables").args(["-I", "PREROUTING"]).args(rule).output().expect("run iptables");
+    assert!(iptables.status.success(), "{}", String::from_utf8_lossy(&iptables.stderr));
+    assert_eq!(tried(&world.client, V4), SILENT);
+    // They are there: without our table they do translate.
+    apply(&mut engine, &nothing());
+    assert_eq!(ask_tcp(&world.client, &V4.port(80)), Answer::new(&theirs, V4.client));
+}
+
+#[test]
+fn while_rules_change_all_the_time_nobody_slips_in() {
+    const CHANGES: usize = 400;
+    Net::each(|net| {
+        let world = World::new();
+        let (one, other, friend) = (world.pod(1, 5), world.pod(1, 6), world.pod(1, 7));
+        let mut engine = engine(&world);
+        // All kinds of changes that leave the client out: who else may come, how many endpoints, which policy, and
+        // whether the Service is there at all.
+        let states = [
+            snapshot([web(net, [on(net, &one)]).only_from(&[net.pods])]),
+            snapshot([web(net, [on(net, &one), on(net, &other)]).only_from(&[net.pods, "203.0.113.0/24"])]),
+            nothing(),
+            snapshot([web(net, [on(net, &other)]).local().only_from(&["?"])]),
+            snapshot([web(net, []).only_from(&[net.pods])]),
+            snapshot([web(net, [on(net, &other)]).only_from(&["fd00::/8", "10.1.0.0/16"])]),
+        ];
+        let done = AtomicBool::new(false);
+        let sockets = std::thread::scope(|scope| {
+            let client = scope.spawn(|| {
+                world.client.run(|| {
+                    let any = if net == V4 { "0.0.0.0:0" } else { "[::]:0" };
+                    let mut sockets = Vec::new();
+                    while !done.load(Ordering::Relaxed) {
+                        // A new port each time: a new flow, which the rules judge anew.
+                        let socket = UdpSocket::bind(any).expect("a socket");
+                        let _ = socket.send_to(b"?", net.port(80));
+                        socket.set_nonblocking(true).expect("nonblocking");
+                        if sockets.len() < 4_000 {
+                            sockets.push(socket);
+                        }
+                    }
+                    sockets
+                })
+            });
+            for state in states.iter().cycle().take(CHANGES) {
+                apply(&mut engine, state);
+            }
+            done.store(true, Ordering::Relaxed);
+            client.join().expect("the client")
+        });
+        assert!(sockets.len() > 100, "too few tries to mean anything: {}", sockets.len());
+        // Who may come is served, so there was something to slip into; and had anybody slipped in, the answer would be
+        // there by now.
+        apply(&mut engine, &states[0]);
+        let asked = ask_udp(&udp(&friend.namespace, &net.port(80))).expect("an answer");
+        assert_eq!(asked, Answer::new(&one, &net.of(&friend)));
+        let heard = sockets.iter().filter(|socket| socket.recv(&mut [0; 64]).is_ok()).count();
+        assert_eq!(heard, 0, "of {} tries", sockets.len());
+        connect(&friend.namespace, &net.port(80), PATIENCE).expect("a connection");
+    });
+}
