@@ -18,6 +18,9 @@ use crate::segment::Context;
 /// Changes make a Hello come sooner, but not sooner than this after the last one: several in a row go together.
 const HASTE: Duration = Duration::from_millis(10);
 
+/// Who is probed answers at once, but not sooner than this after its last Hello: several may ask at the same time.
+const ANSWER: Duration = Duration::from_millis(2);
+
 /// What was said, and what is to be said.
 #[derive(Debug)]
 pub struct State {
@@ -27,6 +30,10 @@ pub struct State {
     first: Duration,
     /// Whether there is news.
     hasty: bool,
+    /// Whether somebody wants to hear from us at once.
+    asked_for: bool,
+    /// Those from whom we want to hear at once.
+    probed: Vec<u32>,
     pace: Pace,
     /// What we are called on this link.
     incarnation: u64,
@@ -41,7 +48,19 @@ impl State {
     /// Nothing was said yet; the first Hello is due now.
     pub fn new(now: Duration, incarnation: u64, config: &Config) -> Self {
         let (last, first, hasty, pace) = (None, now, false, Pace::new(config));
-        Self { last, first, hasty, pace, incarnation, sequence: 0, changed: BTreeSet::new(), asked: 0 }
+        let (asked_for, probed) = (false, Vec::new());
+        Self {
+            last,
+            first,
+            hasty,
+            asked_for,
+            probed,
+            pace,
+            incarnation,
+            sequence: 0,
+            changed: BTreeSet::new(),
+            asked: 0,
+        }
     }
 
     /// What we are called on this link.
@@ -57,6 +76,16 @@ impl State {
     /// Others should hear from us soon.
     pub fn hasten(&mut self) {
         self.hasty = true;
+    }
+
+    /// A packet asks these to answer at once.
+    pub fn answer(&mut self, probed: &[u32]) {
+        self.asked_for |= probed.contains(&hello::id(self.incarnation));
+    }
+
+    /// This one is to answer at once.
+    pub fn probe(&mut self, incarnation: u64) {
+        self.probed.push(hello::id(incarnation));
     }
 
     /// Others must hear from us now, and not again.
@@ -80,7 +109,12 @@ impl State {
 
     /// When the next Hello is due.
     pub fn due(&self) -> Duration {
-        let pause = if self.hasty { HASTE } else { self.pace.kept() };
+        let pause = match self {
+            Self { probed, .. } if !probed.is_empty() => Duration::ZERO,
+            Self { asked_for: true, .. } => ANSWER,
+            Self { hasty: true, .. } => HASTE,
+            _ => self.pace.kept(),
+        };
         self.last.map_or(self.first, |last| last + pause)
     }
 
@@ -97,7 +131,7 @@ impl State {
     /// The Hello and, before it, the parts that go with it: whoever gets all of it finds nothing to ask for.
     pub fn packets(&mut self, context: &Context<'_>, mac: Mac, own: &mut Claims, others: &Others<'_>) -> Vec<Packet> {
         let config = context.config;
-        (self.last, self.hasty) = (Some(context.now), false);
+        (self.last, self.hasty, self.asked_for) = (Some(context.now), false, false);
         self.pace.step(config, others.speakers);
         // One number for all of them: they may overtake each other.
         self.sequence += 1;
@@ -135,7 +169,11 @@ impl State {
             digests: None,
             pages: vec![],
         };
-        packed(empty, own.digests().to_vec(), others.lists(context.now), pages, room)
+        let probed = std::mem::take(&mut self.probed);
+        let room = room - probed.len() * size::PROBED;
+        let mut packets = packed(empty, own.digests().to_vec(), others.lists(context.now), pages, room);
+        packets.last_mut().expect("invariant: there is a Hello").probed = probed;
+        packets
     }
 }
 

@@ -11,9 +11,8 @@
 //!   thinks that everybody else is dead. When it returns, what it took is worth less than what the others went on with,
 //!   and what the others took from it is worth more than what it had: nothing moves.
 //!
-//! TODO(correctness): of two nodes neither ever has company without the other, and nobody vouches for them: three Hellos
-//! lost in a row look like a death, and after a cut each gets back what it had. A lonely candidate should ask the wire for
-//! the address (RFC 5227 §2.1.1) before it takes it.
+//! TODO(correctness): of two nodes neither ever has company without the other: after a cut each gets back what it had. A
+//! lonely candidate should ask the wire for the address (RFC 5227 §2.1.1) before it takes it.
 
 use std::net::IpAddr;
 use std::time::Duration;

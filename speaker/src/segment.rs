@@ -310,6 +310,7 @@ impl Segment {
 
     /// Says Hello if it is time to.
     pub fn greet(&mut self, context: &mut Context<'_>) {
+        self.probe(context.now);
         if !self.greeting.is_due(context.now) || !context.keys.can_speak() {
             return;
         }
@@ -388,7 +389,7 @@ impl Segment {
     pub fn next_deadline(&self, now: Duration) -> Duration {
         let silence = self.peers.values().filter_map(|peer| peer.liveness.next_deadline(now));
         let turn = self.turns.first().map(|(turn, _)| *turn);
-        silence.chain(turn).fold(self.greeting.due(), Duration::min)
+        silence.chain(turn).chain(self.probe_due()).fold(self.greeting.due(), Duration::min)
     }
 
     /// When the next announcement is due.

@@ -108,7 +108,7 @@ fn whatever_happens_there_is_one_owner_afterwards_and_it_was_the_last_to_announc
             check(&world);
             world.pass(ms(3000));
             check(&world);
-            // With losses three Hellos in a row, and the others' word for their sender, are lost once in many hours.
+            // With losses several packets in a row, and the others' word for their sender, are lost once in a long while.
             if world.network.loss == 0.0 {
                 for (lb_ip, owners) in world.all_owners() {
                     let told = told(&world, lb_ip);
@@ -492,4 +492,23 @@ fn with_many_nodes_each_reads_only_so_many_packets_and_the_dead_are_still_replac
         world.pass(interval * 15);
         check(&world);
     }
+}
+
+#[test]
+fn two_nodes_that_lose_one_hello_in_fifty_for_half_an_hour_lose_nothing_else_and_notice_a_death_in_time() {
+    seeds(4, |seed| {
+        let mut world = settled(seed, 2, 10);
+        world.network = Network { loss: 0.02, straggle: 0.005 };
+        let (before, told) = (sole_owners(&world), world.told.len());
+        world.pass(Duration::from_secs(1800));
+        assert_eq!(world.told.len(), told, "{:?}", &world.told[told..]);
+        assert_eq!(sole_owners(&world), before);
+
+        let victim = world.random.below(2);
+        let pause = world.random.time(Duration::ZERO, INTERVAL);
+        world.pass(pause);
+        world.crash(victim);
+        let took = world.pass_until(ms(1000), |world| before.keys().all(|lb_ip| world.owners(*lb_ip) == [1 - victim]));
+        assert!(took.expect("a takeover") <= WINDOW + ms(5), "it took {took:?}");
+    });
 }

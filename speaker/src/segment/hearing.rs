@@ -6,6 +6,7 @@ use std::time::Duration;
 use super::{Context, MAX_PEERS, Segment};
 use crate::events::Event;
 use crate::hello::{self, Packet};
+use crate::liveness::{FEW, Standing};
 use crate::peer::Peer;
 use crate::placement::Mac;
 
@@ -83,6 +84,7 @@ impl Segment {
         }
         self.vouched(now, packet);
         self.greeting.asked(&packet.wanted);
+        self.greeting.answer(&packet.probed);
         if changed_standing {
             self.look(context);
         }
@@ -135,6 +137,25 @@ impl Segment {
         if other && self.twin.replace(packet.incarnation) != Some(packet.incarnation) {
             context.events.push(Event::Twin { link: self.link.name.clone(), mac });
         }
+    }
+
+    /// Asks those to answer at once who are late, if hardly anybody else could vouch for them.
+    pub(super) fn probe(&mut self, now: Duration) {
+        if self.live > FEW + 1 {
+            return;
+        }
+        let greeting = &mut self.greeting;
+        let present = self.peers.values_mut().filter(|peer| peer.standing != Standing::Dead);
+        for peer in present.filter(|peer| peer.liveness.probe_due() <= now) {
+            greeting.probe(peer.incarnation);
+            peer.liveness.probed(now);
+        }
+    }
+
+    /// When somebody is to be probed.
+    pub(super) fn probe_due(&self) -> Option<Duration> {
+        let present = self.peers.values().filter(|peer| self.live <= FEW + 1 && peer.standing != Standing::Dead);
+        present.map(|peer| peer.liveness.probe_due()).min()
     }
 
     /// A peer says when it heard the others.
