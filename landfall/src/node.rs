@@ -172,6 +172,8 @@ struct Stores {
     services: Store<crds::Key, crds::Service>,
     slices: Store<crds::Key, crds::EndpointSlice>,
     nodes: Store<String, crds::Node>,
+    pools: Store<String, crds::Labels>,
+    advertisements: Store<String, crds::Advertisement>,
     addresses: Store<IpAddr, crds::Record>,
 }
 
@@ -181,6 +183,8 @@ impl Stores {
             services: Store::new(wake),
             slices: Store::new(wake),
             nodes: Store::new(wake),
+            pools: Store::new(wake),
+            advertisements: Store::new(wake),
             addresses: Store::new(wake),
         }
     }
@@ -202,6 +206,8 @@ impl Stores {
         spawn(client, source::services(), &self.services, tasks);
         spawn(client, source::endpoint_slices(), &self.slices, tasks);
         spawn(client, source::nodes(), &self.nodes, tasks);
+        spawn(client, source::pool_labels(), &self.pools, tasks);
+        spawn(client, source::l2_advertisements(), &self.advertisements, tasks);
         spawn(client, source::addresses(), &self.addresses, tasks);
     }
 
@@ -211,6 +217,8 @@ impl Stores {
             services: self.services.snapshot()?,
             slices: self.slices.snapshot()?,
             nodes: self.nodes.snapshot()?,
+            pools: self.pools.snapshot()?,
+            advertisements: self.advertisements.snapshot()?,
             addresses: self.addresses.snapshot()?,
         })
     }

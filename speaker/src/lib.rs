@@ -14,7 +14,8 @@
 //! | room | what is in it |
 //! |---|---|
 //! | [`run`](fn@run) | the wire loop on a thread of its own: this is what one starts |
-//! | [`eligibility`], [`snapshot`] | which nodes may announce which address; what the loop knows of the cluster |
+//! | [`eligibility`], [`advertisement`] | which nodes may announce which address; what users say about that |
+//! | [`snapshot`] | what the loop knows of the cluster |
 //! | [`machine`], [`segment`] | the whole without sockets and clock; one link of it |
 //! | [`ownership`], [`claims`] | who owns an address; what a node claims, and how others know |
 //! | [`liveness`], [`peer`], [`pace`] | whether a peer is alive on a link; what is known of it; how often we speak |
@@ -28,6 +29,7 @@
 //! Only [`run`](fn@run), [`links`] and [`socket`] touch anything. The rest is pure: time is an argument, and the tests
 //! drive the same [`machine`] through a simulated network.
 
+pub mod advertisement;
 pub mod announce;
 pub mod arp;
 pub mod auth;
@@ -57,4 +59,4 @@ pub use eligibility::Observed;
 pub use events::Counters;
 pub use machine::Config;
 pub use run::{Announcement, Announcements, Error, Inputs, Outputs, run};
-pub use snapshot::{Snapshot, Wanted};
+pub use snapshot::{Candidate, Candidates, Snapshot, Wanted};

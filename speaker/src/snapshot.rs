@@ -19,7 +19,75 @@ pub struct Snapshot {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Wanted {
     /// The nodes that may announce it. Most addresses have the same, so they share one set.
-    pub candidates: Arc<BTreeSet<String>>,
+    pub candidates: Arc<Candidates>,
     /// The greatest epoch in the status of its LoadBalancerIP: owners to come claim a greater one.
     pub epoch: u64,
+}
+
+/// The nodes that may announce an address, by name.
+#[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Candidates(BTreeMap<String, Candidate>);
+
+/// How a node may announce an address.
+#[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Candidate {
+    /// On which of its links.
+    pub links: Links,
+    /// How much users want it to be this node: of those that are alive, one with the greatest number.
+    pub preference: u32,
+}
+
+/// On which of a node's links an address may be announced.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Links {
+    /// On the one that the address belongs to ([`crate::placement`]).
+    pub home: bool,
+    /// On those with these names, wherever it belongs.
+    pub named: BTreeSet<String>,
+}
+
+impl Default for Links {
+    /// Where the address belongs.
+    fn default() -> Self {
+        Self { home: true, named: BTreeSet::new() }
+    }
+}
+
+impl Candidates {
+    /// How `node` may announce the address, if it may.
+    pub fn get(&self, node: &str) -> Option<&Candidate> {
+        self.0.get(node)
+    }
+
+    /// Whether `node` may announce the address, on some link.
+    pub fn contains(&self, node: &str) -> bool {
+        self.0.contains_key(node)
+    }
+
+    /// How much `node` is preferred on a link that it calls `link`; `None` if it may not announce the address there.
+    ///
+    /// Of a link that is not named this tells nothing but that the node is a candidate: where an address belongs on
+    /// another node only that node knows.
+    pub fn preference(&self, node: &str, link: &str) -> Option<u32> {
+        let candidate = self.get(node)?;
+        (candidate.links.home || candidate.links.named.contains(link)).then_some(candidate.preference)
+    }
+
+    /// The nodes, by name.
+    pub fn iter(&self) -> impl Iterator<Item = (&str, &Candidate)> {
+        self.0.iter().map(|(node, candidate)| (node.as_str(), candidate))
+    }
+}
+
+impl FromIterator<(String, Candidate)> for Candidates {
+    fn from_iter<T: IntoIterator<Item = (String, Candidate)>>(candidates: T) -> Self {
+        Self(candidates.into_iter().collect())
+    }
+}
+
+impl FromIterator<String> for Candidates {
+    /// Nodes that may announce the address where it belongs, none of them preferred.
+    fn from_iter<T: IntoIterator<Item = String>>(nodes: T) -> Self {
+        nodes.into_iter().map(|node| (node, Candidate::default())).collect()
+    }
 }

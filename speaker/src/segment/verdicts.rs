@@ -199,12 +199,12 @@ impl Segment {
 
     /// Whether nobody else may have an address, so that there is no one to miss.
     fn is_alone(&self, context: &Context<'_>, wanted: Option<&Wanted>) -> bool {
-        wanted.is_some_and(|wanted| wanted.candidates.iter().all(|node| *node == context.config.node))
+        wanted.is_some_and(|wanted| wanted.candidates.iter().all(|(node, _)| *node == context.config.node))
     }
 
     /// How many of those who would take `lb_ip` rank before us.
     fn before(&self, lb_ip: IpAddr, wanted: &Wanted, mine: u64) -> usize {
-        let takers = self.peers.iter().filter(|(node, peer)| peer.takes() && wanted.candidates.contains(*node));
+        let takers = self.peers.iter().filter(|(node, peer)| peer.takes() && wanted.candidates.contains(node));
         takers.filter(|(node, _)| ownership::rank(node, lb_ip) > mine).count()
     }
 }

@@ -15,7 +15,7 @@ use netns::{Namespace, veth};
 use speaker::machine::Channel;
 use speaker::placement::Mac;
 use speaker::socket::{Buffer, Port};
-use speaker::{Announcements, Authentication, Config, Counters, Inputs, Keys, Outputs, Snapshot, Wanted};
+use speaker::{Announcements, Authentication, Candidates, Config, Counters, Inputs, Keys, Outputs, Snapshot, Wanted};
 use tokio::sync::{oneshot, watch};
 
 /// An address that the nodes announce.
@@ -59,7 +59,7 @@ impl Lan {
 
     /// Starts a speaker on each node. All want [`LB_IP`] and these addresses, and forward these.
     pub fn speakers(&self, lb_ips: &[Ipv4Addr]) -> Vec<Speaker> {
-        let names: Arc<BTreeSet<String>> = Arc::new((0..self.nodes.len()).map(|n| format!("n{n}")).collect());
+        let names: Arc<Candidates> = Arc::new((0..self.nodes.len()).map(|n| format!("n{n}")).collect());
         let wanted: Vec<Ipv4Addr> = lb_ips.iter().copied().chain([LB_IP]).collect();
         let start = |n: usize| Speaker::start(n, &self.nodes[n], Arc::clone(&names), &wanted, lb_ips);
         (0..self.nodes.len()).map(start).collect()
@@ -193,7 +193,7 @@ pub struct Speaker {
     /// The MAC address of its link.
     pub mac: Mac,
     address: Ipv4Addr,
-    candidates: Arc<BTreeSet<String>>,
+    candidates: Arc<Candidates>,
     snapshot: watch::Sender<Option<Arc<Snapshot>>>,
     forwarded: watch::Sender<Arc<BTreeSet<IpAddr>>>,
     keys: watch::Sender<Arc<Keys>>,
@@ -208,7 +208,7 @@ impl Speaker {
     fn start(
         n: usize,
         namespace: &Namespace,
-        candidates: Arc<BTreeSet<String>>,
+        candidates: Arc<Candidates>,
         wanted: &[Ipv4Addr],
         forwarded: &[Ipv4Addr],
     ) -> Self {

@@ -13,7 +13,7 @@ use speaker::events::Event;
 use speaker::hash;
 use speaker::machine::{Channel, Config, Frame, Machine};
 use speaker::placement::{Link, Mac};
-use speaker::{Authentication, Keys, Snapshot, Wanted};
+use speaker::{Authentication, Candidates, Keys, Snapshot, Wanted};
 
 /// The interval of all nodes.
 pub const INTERVAL: Duration = Config::INTERVAL;
@@ -128,7 +128,7 @@ impl World {
     /// A LAN with so many nodes, and addresses that all of them may announce. No speaker runs yet.
     pub fn new(seed: u64, nodes: usize, lb_ips: usize) -> Self {
         let mut random = Random::new(seed);
-        let all: Arc<BTreeSet<String>> = Arc::new((0..nodes).map(name).collect());
+        let all: Arc<Candidates> = Arc::new((0..nodes).map(name).collect());
         let wanted = (0..lb_ips).map(|n| (lb_ip(n), Wanted { candidates: Arc::clone(&all), epoch: 0 })).collect();
         let host = |_| Host {
             machine: None,
