@@ -10,13 +10,14 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
+use crate::affinity::Loose;
 use crate::diff::{Change, changes, diff};
 use crate::netlink::socket::{self, Socket};
 use crate::nft::dump::{self, Found, FoundSet};
 use crate::nft::element::{Elements, Key, Value, elements, is_needed};
 use crate::nft::request::Requests;
 use crate::nft::skeleton::{self, Table};
-use crate::ruleset::{Ruleset, Way};
+use crate::ruleset::Ruleset;
 
 /// How often to read the table again because nf_tables changed meanwhile, before going on with what was read last.
 /// Others (kube-proxy) may change their tables all the time, and it is not likely to be ours.
@@ -148,6 +149,43 @@ impl Engine {
         Ok(wrong)
     }
 
+    /// Makes the kernel forget clients that should not go where they went before, and returns how many there were. Only
+    /// those families are looked at whose tables are there.
+    ///
+    /// # Errors
+    /// If the kernel does not list or forget them.
+    pub fn forget(&mut self, loose: &Loose) -> Result<usize, Error> {
+        let mut forgotten = 0;
+        let Some(known) = self.applied.as_ref().filter(|_| !loose.is_empty()) else { return Ok(0) };
+        let tables = Table::ALL.into_iter().filter(|table| is_needed(&known.ruleset, *table));
+        for table in tables.collect::<Vec<_>>() {
+            let mut attempt = 1;
+            forgotten += loop {
+                let question = dump::get_remembered(table);
+                let all = self.socket.dump(question, |answer| dump::remembered(table, answer)).map_err(Error::Read)?;
+                let gone: Vec<_> = all.into_iter().flatten().filter(|remembered| loose.is(remembered)).collect();
+                let mut requests = Requests::default();
+                requests.forget(table, &gone);
+                match self.transact(&requests, None) {
+                    Ok(()) => {
+                        if let Some(known) = self.applied.as_mut().filter(|_| !gone.is_empty()) {
+                            known.generation = following(known.generation);
+                        }
+                        break gone.len();
+                    }
+                    // One went by itself meanwhile, and with it the whole transaction.
+                    Err(Error::Refused { source, .. })
+                        if source.errno() == Some(libc::ENOENT) && attempt < ATTEMPTS =>
+                    {
+                        attempt += 1;
+                    }
+                    Err(error) => return Err(error),
+                }
+            };
+        }
+        Ok(forgotten)
+    }
+
     /// Goes from what is known to what is desired.
     fn advance(&mut self, known: Known, desired: &Arc<Ruleset>) -> Result<Applied, Error> {
         let mut changes = of_tables(changes(&known.ruleset, desired));
@@ -205,8 +243,7 @@ impl Engine {
         todos.iter().for_each(|(table, todo)| todo.request(*table, &mut requests));
         let commits = !requests.messages.is_empty();
         self.transact(&requests, only_at)?;
-        // Every transaction counts the generation up by one, and leaves out 0.
-        let generation = if commits { generation.wrapping_add(1).max(1) } else { generation };
+        let generation = if commits { following(generation) } else { generation };
         self.applied = Some(Known { ruleset: Arc::clone(desired), generation });
         Ok(todos.into_iter().filter_map(|(table, todo)| todo.done().map(|done| (table, done))).collect())
     }
@@ -248,20 +285,20 @@ impl Engine {
                 found.chains.insert(chain.name, hook);
             }
         }
-        let ways = match found.check(table) {
-            Ok(ways) => ways,
+        let chains = match found.check(table) {
+            Ok(chains) => chains,
             Err(why) => return Ok(Observed::Foreign(why)),
         };
-        Ok(match self.read_elements(table, &ways)? {
+        Ok(match self.read_elements(table, &chains)? {
             Some(elements) => Observed::Ours(elements),
             None => Observed::Foreign("it has elements that nobody but us could read, and not even we".to_owned()),
         })
     }
 
-    fn read_elements(&mut self, table: Table, ways: &BTreeSet<Way>) -> Result<Option<Elements>, socket::Error> {
+    fn read_elements(&mut self, table: Table, chains: &BTreeSet<Key>) -> Result<Option<Elements>, socket::Error> {
         let mut all = Vec::new();
         let mut pods = Vec::new();
-        for set in skeleton::sets(table) {
+        for set in skeleton::sets(table).into_iter().filter(|set| set.learned.is_none()) {
             let question = dump::get_elements(table, set.name);
             if set.ranges && set.parts().is_none() {
                 pods.extend(
@@ -274,7 +311,7 @@ impl Engine {
         }
         let pods = pods.into_iter().collect::<Option<Vec<_>>>().and_then(dump::ranges);
         let all = all.into_iter().collect::<Option<Vec<_>>>();
-        Ok(all.zip(pods).map(|(all, pods)| dump::assembled(table, all, ways, pods)))
+        Ok(all.zip(pods).map(|(all, pods)| dump::assembled(table, all, chains, pods)))
     }
 
     fn transact(&mut self, requests: &Requests<'_>, generation: Option<u32>) -> Result<(), Error> {
@@ -351,6 +388,11 @@ impl Belongs for (Key, Value) {
     fn table(&self) -> Table {
         self.0.table()
     }
+}
+
+/// The generation after this one: every transaction counts up by one, and leaves out 0.
+fn following(generation: u32) -> u32 {
+    generation.wrapping_add(1).max(1)
 }
 
 /// The errno of a transaction that came too late: something changed since the generation it was made for. User space

@@ -17,6 +17,7 @@
 //! | [`netlink`] | the language of the kernel, and the socket |
 //! | [`engine`] | makes the kernel's tables what a ruleset says (shell) |
 //! | [`stale`] | which tracked flows go nowhere any more (pure) |
+//! | [`affinity`] | which clients must not go where they went before (pure) |
 //! | [`conntrack`] | makes the kernel forget those (shell) |
 //! | [`run`](mod@run) | the loop |
 //!
@@ -24,6 +25,7 @@
 //! another node the packet is masqueraded, so that the answer comes back through here. What a Service has no endpoint
 //! for is refused, and what nobody serves is dropped, as is who may not use it. IPv4 and IPv6 are forwarded alike.
 
+pub mod affinity;
 pub mod conntrack;
 pub mod diff;
 pub mod engine;

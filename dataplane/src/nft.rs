@@ -16,7 +16,10 @@
 //!        pick-N: endpoints[ lb_ip . proto . port . random below N ] → destination
 //!        restricted-pick-N: the same, for clients whose lb_ip . proto . port . source is in sources
 //!                        │
-//!            nat postrouting (90): was the connection's destination one of addresses? then
+//!        sticky-T-pick-N: affinity[ source . lb_ip . proto . port ] → destination, or else the same
+//!                        │
+//!            nat postrouting (90), input: was the connection's destination one of addresses? then
+//!                        ├→ learn: remember[ lb_ip . proto . port ] → put the client and its endpoint into affinity
 //!                        └→ source: keep the client's address for an endpoint on this node, else masquerade
 //! ```
 //!
@@ -33,6 +36,8 @@
 //!   by the very chain that would translate, so that no change of rules opens a Service for a moment. Only where a
 //!   Service names ranges does anybody look into `sources`. (That set's kind copies itself for each change: with 20,000
 //!   ranges, one that changes costs milliseconds. Changes of anything else don't.)
+//! * `affinity` is filled by the rules, and emptied by time; the agent takes out what leads nowhere any more (see
+//!   [`crate::affinity`]). A table that has to be replaced loses it.
 //! * Refusing happens before routing: it works whether or not the node forwards and knows a route to the lb_ip.
 //! * What neighbours say to each other about an lb_ip (NDP) is never dropped here; it is the speaker's business.
 //!

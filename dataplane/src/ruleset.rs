@@ -110,6 +110,8 @@ pub struct Target {
     /// The ranges that clients may come from, sorted, without two that touch; packets from elsewhere are dropped,
     /// whether there are endpoints or not. `None`: from anywhere.
     pub sources: Option<Arc<[Range]>>,
+    /// For how many seconds after its last new connection a client stays with its endpoint.
+    pub affinity: Option<u32>,
 }
 
 impl Target {
@@ -124,7 +126,7 @@ impl Target {
     }
 
     fn way(&self, pick: Pick) -> Option<Way> {
-        (pick.count > 0).then_some(Way { pick, restricted: self.sources.is_some() })
+        (pick.count > 0).then_some(Way { pick, restricted: self.sources.is_some(), affinity: self.affinity })
     }
 }
 
@@ -135,6 +137,8 @@ pub struct Way {
     pub pick: Pick,
     /// Whether only some clients may go it.
     pub restricted: bool,
+    /// For how many seconds it is remembered where a client went, who goes there again.
+    pub affinity: Option<u32>,
 }
 
 /// An endpoint that packets are sent to.
@@ -186,6 +190,7 @@ pub(crate) fn lb_ip(snapshot: &Snapshot, address: IpAddr) -> Option<LbIp> {
         for port in &object.ports {
             lb_ip.ports.entry((port.protocol, port.number)).or_insert_with(|| Target {
                 sources: terms.sources.of(Family::of(address)),
+                affinity: terms.affinity,
                 ..target(object, port, slices, (&snapshot.node, address.is_ipv4()))
             });
         }
@@ -260,5 +265,5 @@ fn arranged(outside: BTreeSet<Endpoint>, inside: BTreeSet<Endpoint>, all: &[Cand
     let endpoints: Vec<Endpoint> = outside.iter().chain(inside.difference(&outside)).copied().collect();
     let chosen = |endpoint: &Endpoint| outside.contains(endpoint) || inside.contains(endpoint);
     let draining = all.iter().filter(|c| c.serving && !chosen(&c.endpoint)).map(|c| c.endpoint.address).collect();
-    Target { endpoints, outside: picks.0, inside: picks.1, draining, sources: None }
+    Target { endpoints, outside: picks.0, inside: picks.1, draining, ..Target::default() }
 }

@@ -16,6 +16,7 @@ use tokio::sync::watch;
 use tokio::task;
 use tokio::time::{Instant, sleep_until};
 
+use crate::affinity::loose;
 use crate::conntrack;
 use crate::diff::{Change, both};
 use crate::engine::{Applied, Done, Engine, Error};
@@ -217,12 +218,22 @@ impl Worker {
         Ok(())
     }
 
-    /// Forgets flows that went where the ruleset before led them and that this one would lead elsewhere. What fails is
+    /// Forgets flows and clients that the ruleset before led where this one would not lead them. What fails is
     /// tried again when the kernel is next checked.
     fn sweep(&mut self, changes: &[Change]) {
         let Some(ruleset) = &self.done else { return };
         if self.swept.as_ref().is_some_and(|swept| Arc::ptr_eq(swept, ruleset)) {
             return;
+        }
+        // A client that is remembered must not be sent where a flow was just forgotten.
+        match self.engine.forget(&loose(self.swept.as_deref(), ruleset)) {
+            Ok(0) => {}
+            Ok(clients) => tracing::debug!(clients, "forgot where clients went whose endpoint is gone"),
+            Err(error) => {
+                let cause = cause(&error);
+                tracing::warn!(%error, cause, "clients may be sent to endpoints that are gone");
+                return;
+            }
         }
         let stale = stale(self.swept.as_deref(), ruleset, changes);
         match conntrack::forget(&mut self.conntrack, &stale) {

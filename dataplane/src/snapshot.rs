@@ -42,6 +42,9 @@ pub struct Service {
 pub struct Terms {
     /// Who may use it.
     pub sources: Sources,
+    /// For how many seconds after its last new connection a client stays with its endpoint (sessionAffinity ClientIP);
+    /// `None`: each connection goes anywhere.
+    pub affinity: Option<u32>,
 }
 
 impl Service {

@@ -139,7 +139,7 @@ mod tests {
             outside: all,
             inside: all,
             draining: draining.iter().map(|e| at(e)).collect(),
-            sources: None,
+            ..Target::default()
         };
         ruleset_of(target)
     }

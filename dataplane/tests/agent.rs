@@ -1,62 +1,26 @@
 //! The loop against a real kernel: what it publishes, and what packets do when snapshots change.
 
+mod programmed;
 mod sample;
 mod world;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::UdpSocket;
 use std::sync::Arc;
-use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use crds::Protocol::{Tcp, Udp};
 use crds::{Endpoint, Key};
+use dataplane::Forwarding;
 use dataplane::engine::{Applied, Engine, Observed};
 use dataplane::netlink::message::{CREATE, Message, NFTABLES};
 use dataplane::netlink::socket::Socket;
 use dataplane::nft::skeleton::Table;
 use dataplane::ruleset::{Problem, ruleset};
-use dataplane::{Forwarding, Snapshot};
 use netns::Namespace;
+use programmed::{Agent, on};
 use sample::{Described, NODE, ip, nothing, ready, service, snapshot, terminating};
-use tokio::sync::watch;
 use world::{Answer, CLIENT, Net, Pod, SILENCE, V4, World, ask_tcp, ask_udp, nft, udp, wait_for};
-
-/// `dataplane::run` on a thread of its own.
-struct Agent {
-    snapshots: watch::Sender<Option<Arc<Snapshot>>>,
-    forwarding: watch::Receiver<Forwarding>,
-    thread: JoinHandle<()>,
-}
-
-impl Agent {
-    fn start(node: &Namespace) -> Self {
-        let (snapshots, receiver) = watch::channel(None);
-        let (sender, forwarding) = watch::channel(Forwarding::default());
-        let node = node.clone();
-        let thread = std::thread::spawn(move || {
-            node.run(|| {
-                let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
-                runtime.block_on(dataplane::run(receiver, sender)).expect("run");
-            });
-        });
-        Self { snapshots, forwarding, thread }
-    }
-
-    fn tell(&self, snapshot: Snapshot) {
-        self.snapshots.send_replace(Some(Arc::new(snapshot)));
-    }
-
-    fn published(&self) -> Forwarding {
-        self.forwarding.borrow().clone()
-    }
-
-    /// Ends it as a process ends: nobody sends any more.
-    fn end(self) {
-        drop(self.snapshots);
-        self.thread.join().expect("no panic");
-    }
-}
 
 fn forwarding(addresses: &[&str], serving: &[&str]) -> Forwarding {
     let set = |texts: &[&str]| texts.iter().map(|text| ip(text)).collect::<BTreeSet<_>>();
@@ -69,10 +33,6 @@ fn web(address: &str, endpoints: impl IntoIterator<Item = Endpoint>) -> Describe
         .port("tcp", Tcp, 80)
         .port("udp", Udp, 80)
         .slice(&[("tcp", Tcp, 8080), ("udp", Udp, 8080)], endpoints)
-}
-
-fn on(net: Net, pod: &Pod) -> Endpoint {
-    ready(&net.of(pod), if pod.node == 1 { NODE } else { "n2" })
 }
 
 /// What the kernel has of all tables.

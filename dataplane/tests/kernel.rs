@@ -22,7 +22,7 @@ use sample::{Described, NODE, ip, nothing, ready, service, snapshot, terminating
 
 /// Something of everything, in both families.
 fn everything() -> Snapshot {
-    let web = service("web").holds("192.0.2.10").port("http", Tcp, 80).port("dns", Udp, 53).slice(
+    let web = service("web").sticky(10_800).holds("192.0.2.10").port("http", Tcp, 80).port("dns", Udp, 53).slice(
         &[("http", Tcp, 8080), ("dns", Udp, 5353)],
         [ready("10.244.1.5", NODE), ready("10.244.2.5", "n2"), ready("10.244.2.6", "n2")],
     );
@@ -41,6 +41,7 @@ fn everything() -> Snapshot {
         .port("dns", Udp, 53)
         .local()
         .only_from(&["fd00::/8"])
+        .sticky(60)
         .slice(&[("http", Tcp, 8080)], [ready("2001:db8:244:1::5", NODE), ready("2001:db8:244:2::5", "n2")]);
     let pods = ["10.244.1.0/24", "10.245.0.0/25", "10.245.0.128/26", "2001:db8:244:1::/64"];
     let pod_ranges = pods.map(|net| net.parse().expect("a range")).to_vec();
@@ -102,9 +103,13 @@ fn nft_prints_the_tables_as_the_golden_files_have_them_and_takes_them_back() {
         let golden = std::fs::read_to_string(&path).expect("a golden file; UPDATE_GOLDEN=1 makes it");
         assert_eq!(listed, golden, "UPDATE_GOLDEN=1 rewrites {path}");
 
+        // `nft` 1.0.6 prints the rules of `remember` in IPv6, but dies of reading them: it sets too few registers aside
+        // for a key of more than 16 bytes. Without them it takes the rest back.
+        let learns = |line: &&str| family == "ip6" && line.contains("update @affinity");
+        let loadable = |text: &str| text.lines().filter(|line| !learns(line)).collect::<Vec<_>>().join("\n");
         let other = Namespace::new().expect("a namespace");
-        nft_do(&other, &listed);
-        assert_eq!(nft(&other, &["list", "table", family, "landfall"]), golden);
+        nft_do(&other, &loadable(&listed));
+        assert_eq!(loadable(&nft(&other, &["list", "table", family, "landfall"])), loadable(&golden));
     }
 }
 
@@ -209,8 +214,10 @@ fn a_damaged_table_is_noticed_and_repaired() {
         ("flush set ip landfall pods".to_owned(), false),
         (format!("delete rule ip landfall source handle {}", handle("source")), true),
         ("add rule ip landfall unserved accept".to_owned(), true),
-        ("add rule ip landfall pick-3 accept".to_owned(), true),
+        ("add rule ip landfall sticky-10800-pick-3 accept".to_owned(), true),
         ("flush set ip landfall sources".to_owned(), false),
+        ("flush map ip landfall remember".to_owned(), false),
+        ("flush chain ip landfall remember-10800".to_owned(), true),
         ("add element ip landfall sources { 192.0.2.11 . tcp . 443 . 203.0.113.0/24 }".to_owned(), false),
         ("add chain ip landfall mine { type filter hook input priority 0; policy drop; }".to_owned(), true),
         ("add set ip landfall mine { type ipv4_addr; }".to_owned(), true),

@@ -183,8 +183,12 @@ prop_compose! {
             prop_oneof![Just("10.0.0.0/31"), Just("10.0.0.2/31"), Just("0.0.0.0/0"), Just("fd00::/8"), Just("?")],
             1..3,
         )),
+        affinity in proptest::option::of(1u32..3),
     ) -> Described {
         let mut described = service(name).only_from(&sources.unwrap_or_default());
+        if let Some(seconds) = affinity {
+            described = described.sticky(seconds);
+        }
         for address in addresses {
             described = described.holds(&format!("192.0.2.{address}"));
         }
@@ -221,6 +225,9 @@ fn applied(elements: &Elements, changes: &[Change]) -> Result<Elements, String> 
                 (element::Key::Service(_) | element::Key::Inside(_), Change::Add(_, Value::Way(way))) => {
                     Some(element::Key::Way(change.key().table(), *way))
                 }
+                (element::Key::Remembered(_), Change::Add(_, Value::Remember(seconds))) => {
+                    Some(element::Key::Remember(change.key().table(), *seconds))
+                }
                 _ => None,
             }
         };
@@ -235,6 +242,11 @@ fn applied(elements: &Elements, changes: &[Change]) -> Result<Elements, String> 
             }
             Change::Delete(element::Key::Way(table, way), _)
                 if elements.iter().any(|(key, value)| key.table() == *table && *value == Value::Way(*way)) =>
+            {
+                return Err(format!("{change}, which is in use"));
+            }
+            Change::Delete(element::Key::Remember(table, seconds), _)
+                if elements.iter().any(|(key, value)| key.table() == *table && *value == Value::Remember(*seconds)) =>
             {
                 return Err(format!("{change}, which is in use"));
             }

@@ -64,6 +64,11 @@ impl Writer {
         self.bytes(kind, &value.to_be_bytes())
     }
 
+    /// An attribute with a number of 64 bits.
+    pub fn u64(&mut self, kind: u16, value: u64) -> &mut Self {
+        self.bytes(kind, &value.to_be_bytes())
+    }
+
     /// An attribute with a text, which the kernel wants to end with a zero byte.
     pub fn text(&mut self, kind: u16, value: &str) -> &mut Self {
         let mut bytes = value.as_bytes().to_vec();
@@ -111,6 +116,11 @@ impl<'a> Attribute<'a> {
     /// The value as a number of 32 bits.
     pub fn u32(&self) -> Option<u32> {
         Some(u32::from_be_bytes(self.value.try_into().ok()?))
+    }
+
+    /// The value as a number of 64 bits.
+    pub fn u64(&self) -> Option<u64> {
+        Some(u64::from_be_bytes(self.value.try_into().ok()?))
     }
 
     /// The value as a text: up to the first zero byte, if there is one.

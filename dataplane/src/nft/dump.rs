@@ -11,9 +11,9 @@ use super::expression::{Expression, Verdict, decode_value};
 use super::request::*;
 use super::skeleton::{self, COMMENT, Hook, NAME, Table};
 use super::userdata;
+use crate::affinity::Remembered;
 use crate::netlink::attribute::{Attribute, Attributes};
 use crate::netlink::message::{Message, NFTABLES};
-use crate::ruleset::Way;
 
 const GETTABLE: u8 = 1;
 const GETCHAIN: u8 = 4;
@@ -108,11 +108,11 @@ impl Found {
         }
     }
 
-    /// What is wrong with it, in words; `Ok` with the ways it has chains for if nothing is.
+    /// What is wrong with it, in words; `Ok` with the chains that come and go with elements if nothing is.
     ///
     /// # Errors
     /// The first thing that is not as [`skeleton`] would have it.
-    pub fn check(&self, table: Table) -> Result<BTreeSet<Way>, String> {
+    pub fn check(&self, table: Table) -> Result<BTreeSet<Key>, String> {
         if self.comment.as_deref() != Some(COMMENT) {
             return Err(format!("its comment is {:?}, so another version made it", self.comment.as_deref()));
         }
@@ -134,18 +134,21 @@ impl Found {
             }
             same_rules(&chain.name, rules.remove(&chain.name), &chain.rules)?;
         }
-        let mut ways = BTreeSet::new();
+        let mut chains = BTreeSet::new();
         for (name, found) in rules {
-            let way = element::way(&name).ok_or_else(|| format!("chain {name} should not be there"))?;
-            same_rules(&name, Some(found), &skeleton::way(table, way).rules)?;
-            ways.insert(way);
+            let way = element::way(&name).map(|way| (Key::Way(table, way), skeleton::way(table, way)));
+            let remember =
+                || element::remembers(&name).map(|s| (Key::Remember(table, s), skeleton::remember(table, s)));
+            let (key, expected) = way.or_else(remember).ok_or_else(|| format!("chain {name} should not be there"))?;
+            same_rules(&name, Some(found), &expected.rules)?;
+            chains.insert(key);
         }
         // What has neither rules nor a name that we know can only be counted.
-        let objects = expected.len() + fixed.len() + ways.len();
+        let objects = expected.len() + fixed.len() + chains.len();
         if usize::try_from(self.used) != Ok(objects) {
             return Err(format!("it has {} chains, sets and other objects instead of {objects}", self.used));
         }
-        Ok(ways)
+        Ok(chains)
     }
 }
 
@@ -212,6 +215,7 @@ fn element(table: Table, set: &str, item: Attribute<'_>) -> Option<(Key, Value)>
         "addresses" => (Key::Address(key.address()?), Value::Present),
         "services" => (Key::Service(key.frontend()?), Value::Way(element::way(&target(data?)?)?)),
         "inside" => (Key::Inside(key.frontend()?), Value::Way(element::way(&target(data?)?)?)),
+        "remember" => (Key::Remembered(key.frontend()?), Value::Remember(element::remembers(&target(data?)?)?)),
         "refused" => {
             let target = target(data?)?;
             let restricted = [false, true].into_iter().find(|restricted| refusing(*restricted) == target)?;
@@ -241,6 +245,24 @@ fn element(table: Table, set: &str, item: Attribute<'_>) -> Option<(Key, Value)>
     };
     key.end()?;
     Some(found)
+}
+
+/// Asks which clients are remembered; a dump.
+pub fn get_remembered(table: Table) -> Message {
+    get_elements(table, AFFINITY)
+}
+
+/// The clients in an answer about those.
+pub fn remembered(table: Table, answer: Attributes<'_>) -> Vec<Remembered> {
+    let one = |item: Attribute<'_>| {
+        let fields = item.inner();
+        let mut key = Parts { table, rest: fields.find(ELEM_KEY).and_then(|key| decode_value(key.inner()))? };
+        let mut value = Parts { table, rest: fields.find(ELEM_DATA).and_then(|data| decode_value(data.inner()))? };
+        let (client, front) = (key.address()?, key.frontend()?);
+        let endpoint = SocketAddr::new(value.address()?, value.port()?);
+        Some(Remembered { client, port: (front.address, front.protocol, front.port), endpoint })
+    };
+    answer.find(ELEM_LIST_ELEMENTS).into_iter().flat_map(|list| list.inner()).filter_map(one).collect()
 }
 
 /// The boundaries in an answer about a set of ranges: an address, and whether a range has ended there.
@@ -284,9 +306,9 @@ pub fn ranges(mut boundaries: Vec<(IpAddr, bool)>) -> Option<Vec<Range>> {
 }
 
 /// All elements of a table, from those that its sets hold and the chains it has.
-pub fn assembled(table: Table, elements: Vec<(Key, Value)>, ways: &BTreeSet<Way>, pods: Vec<Range>) -> Elements {
+pub fn assembled(table: Table, elements: Vec<(Key, Value)>, chains: &BTreeSet<Key>, pods: Vec<Range>) -> Elements {
     let pods = (!pods.is_empty()).then_some((Key::Pods(table), Value::Ranges(pods)));
-    let chains = ways.iter().map(|way| (Key::Way(table, *way), Value::Present));
+    let chains = chains.iter().map(|chain| (*chain, Value::Present));
     elements.into_iter().chain(pods).chain(chains).collect()
 }
 
@@ -333,7 +355,7 @@ impl Parts<'_> {
 fn target(data: Attributes<'_>) -> Option<String> {
     match Verdict::decode(data)? {
         Verdict::Goto(chain) => Some(chain),
-        Verdict::Drop | Verdict::Return => None,
+        Verdict::Drop | Verdict::Jump(_) | Verdict::Return => None,
     }
 }
 
@@ -373,8 +395,8 @@ mod tests {
             protocol,
             port,
         });
-        let way = (any::<u32>(), 1u32.., any::<bool>())
-            .prop_map(|(from, count, restricted)| Way { pick: Pick { from, count }, restricted });
+        let way = (any::<u32>(), 1u32.., any::<bool>(), proptest::option::of(any::<u32>()))
+            .prop_map(|(from, count, restricted, affinity)| Way { pick: Pick { from, count }, restricted, affinity });
         let range = (address(), address()).prop_map(|(a, b)| Range::new(a.min(b), a.max(b)).expect("a range"));
         let endpoint = (address(), any::<u16>()).prop_map(|(address, port)| SocketAddr::new(address, port));
         let element = prop_oneof![
@@ -383,6 +405,7 @@ mod tests {
             (frontend.clone(), way.clone()).prop_map(|(f, w)| (Key::Inside(f), Value::Way(w))),
             (frontend.clone(), any::<bool>())
                 .prop_map(|(f, restricted)| (Key::Refused(f), Value::Refuse { restricted })),
+            (frontend.clone(), any::<u32>()).prop_map(|(f, seconds)| (Key::Remembered(f), Value::Remember(seconds))),
             (frontend.clone(), range).prop_map(|(f, range)| (Key::Source(f, range), Value::Present)),
             (frontend, any::<u32>(), endpoint).prop_map(|(f, i, e)| (Key::Endpoint(f, i), Value::Endpoint(e))),
             (address(), address()).prop_map(|(a, e)| (Key::Local(a, e), Value::Present)),
@@ -441,6 +464,42 @@ mod tests {
         }
 
         #[test]
+        fn who_is_forgotten_is_who_was_remembered(
+            table in a_table(),
+            clients in proptest::collection::vec((any::<[u8; 16]>(), any::<[u8; 16]>(), any::<u16>()), 0..1_200),
+        ) {
+            let address = |bytes: [u8; 16]| match table {
+                Table::V4 => IpAddr::from(*bytes.first_chunk::<4>().expect("four bytes")),
+                Table::V6 => IpAddr::from(bytes),
+            };
+            let expected: Vec<Remembered> = clients
+                .into_iter()
+                .map(|(client, lb_ip, port)| Remembered {
+                    client: address(client),
+                    port: (address(lb_ip), Protocol::Udp, port),
+                    endpoint: SocketAddr::new(address([7; 16]), 9),
+                })
+                .collect();
+            let mut requests = Requests::default();
+            requests.forget(table, &expected);
+            let mut told = Vec::new();
+            for message in requests.messages {
+                let mut bytes = Vec::new();
+                message.encode(0, &mut bytes);
+                prop_assert!(bytes.len() < 1 << 16);
+                let answer = attributes(&bytes[Message::HEADERS..]);
+                prop_assert_eq!(answer.find(ELEM_LIST_SET).and_then(|set| set.text()), Some("affinity"));
+                for item in answer.find(ELEM_LIST_ELEMENTS).expect("elements").inner() {
+                    let key = item.inner().find(ELEM_KEY).and_then(|key| decode_value(key.inner())).expect("a key");
+                    let mut key = Parts { table, rest: key };
+                    told.push((key.address(), key.frontend().map(|front| (front.address, front.protocol, front.port))));
+                }
+            }
+            let expected: Vec<_> = expected.into_iter().map(|one| (Some(one.client), Some(one.port))).collect();
+            prop_assert_eq!(told, expected);
+        }
+
+        #[test]
         fn reading_any_answer_never_panics(bytes in proptest::collection::vec(any::<u8>(), 0..300)) {
             let answer = attributes(&bytes);
             let _ = (Found::table(answer), FoundSet::read(answer), chain_hook(answer), rule(answer), generation(answer));
@@ -448,6 +507,7 @@ mod tests {
                 for set in skeleton::sets(table) {
                     let _ = elements(table, set.name, answer);
                 }
+                let _ = remembered(table, answer);
                 let _ = boundaries(table, answer).into_iter().collect::<Option<Vec<_>>>().and_then(ranges);
             }
         }
@@ -481,9 +541,12 @@ mod tests {
 
     #[test]
     fn every_rule_is_read_as_it_is_written() {
-        let open = Way { pick: Pick { from: 0, count: 1 }, restricted: false };
-        let ways = [open, Way { pick: Pick { from: 3, count: 7 }, restricted: true }];
-        let chains = |table| skeleton::chains(table).into_iter().chain(ways.map(|way| skeleton::way(table, way)));
+        let open = Way { pick: Pick { from: 0, count: 1 }, ..Way::default() };
+        let ways = [open, Way { pick: Pick { from: 3, count: 7 }, restricted: true, affinity: Some(1) }];
+        let chains = |table| {
+            let ways = ways.map(|way| skeleton::way(table, way));
+            skeleton::chains(table).into_iter().chain(ways).chain([skeleton::remember(table, 10_800)])
+        };
         for chain in Table::ALL.into_iter().flat_map(chains) {
             for expected in chain.rules {
                 let mut message = Writer::default();

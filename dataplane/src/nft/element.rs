@@ -7,6 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 
+use crds::service::Family;
 use crds::{Protocol, Range};
 
 use super::skeleton::Table;
@@ -39,6 +40,8 @@ pub enum Key {
     Pods(Table),
     /// A chain `…pick-…`.
     Way(Table, Way),
+    /// A chain `remember-…`: for how many seconds.
+    Remember(Table, u32),
     /// In `addresses`: an lb_ip.
     Address(IpAddr),
     /// In `services`.
@@ -47,6 +50,8 @@ pub enum Key {
     Inside(Frontend),
     /// In `refused`.
     Refused(Frontend),
+    /// In `remember`.
+    Remembered(Frontend),
     /// In `sources`: clients from this range may.
     Source(Frontend, Range),
     /// In `endpoints`: the endpoint with this index.
@@ -64,6 +69,8 @@ pub enum Value {
     Present,
     /// A verdict: to the chain that is this way.
     Way(Way),
+    /// A verdict: to the chain that remembers for so many seconds.
+    Remember(u32),
     /// A verdict: to the chain that refuses.
     Refuse {
         /// Only clients that may use it are told; others hear nothing.
@@ -79,11 +86,12 @@ impl Key {
     /// The table that it is in.
     pub fn table(&self) -> Table {
         match self {
-            Self::Pods(table) | Self::Way(table, _) => *table,
+            Self::Pods(table) | Self::Way(table, _) | Self::Remember(table, _) => *table,
             Self::Address(address) | Self::Local(address, _) | Self::Hairpin(address, _) => Table::of(*address),
             Self::Service(frontend)
             | Self::Inside(frontend)
             | Self::Refused(frontend)
+            | Self::Remembered(frontend)
             | Self::Source(frontend, _)
             | Self::Endpoint(frontend, _) => Table::of(frontend.address),
         }
@@ -100,6 +108,8 @@ impl fmt::Display for Key {
             Self::Service(frontend) => write!(f, "{frontend} in services"),
             Self::Inside(frontend) => write!(f, "{frontend} in inside"),
             Self::Refused(frontend) => write!(f, "{frontend} in refused"),
+            Self::Remember(table, seconds) => write!(f, "chain {} of {table}", remembering(*seconds)),
+            Self::Remembered(frontend) => write!(f, "{frontend} in remember"),
             Self::Source(frontend, range) => write!(f, "{frontend} from {range} in sources"),
             Self::Endpoint(frontend, index) => write!(f, "{frontend} number {index} in endpoints"),
             Self::Local(address, endpoint) => write!(f, "{address} . {endpoint} in local"),
@@ -110,29 +120,50 @@ impl fmt::Display for Key {
 
 /// What the name of a chain begins with that only some clients may go.
 const RESTRICTED: &str = "restricted-";
+/// What the name of a chain begins with that is remembered, before for how long.
+const STICKY: &str = "sticky-";
 /// The name of the chain that refuses.
 const REFUSE: &str = "refuse";
+/// What the name of a chain begins with that remembers, before for how long.
+const REMEMBER: &str = "remember-";
 
 /// The name of the chain that is this way.
 pub fn chain(way: Way) -> String {
     let restricted = if way.restricted { RESTRICTED } else { "" };
+    let sticky = way.affinity.map(|seconds| format!("{STICKY}{seconds}-")).unwrap_or_default();
     match way.pick {
-        Pick { from: 0, count } => format!("{restricted}pick-{count}"),
-        Pick { from, count } => format!("{restricted}pick-{count}-from-{from}"),
+        Pick { from: 0, count } => format!("{restricted}{sticky}pick-{count}"),
+        Pick { from, count } => format!("{restricted}{sticky}pick-{count}-from-{from}"),
     }
 }
 
 /// The way that a chain of this name is.
 pub fn way(name: &str) -> Option<Way> {
-    let rest = name.strip_prefix(RESTRICTED);
-    let (count, from) = {
-        let numbers = rest.unwrap_or(name).strip_prefix("pick-")?;
-        numbers.split_once("-from-").unwrap_or((numbers, "0"))
+    let (restricted, rest) = name.strip_prefix(RESTRICTED).map_or((false, name), |rest| (true, rest));
+    let (affinity, rest) = match rest.strip_prefix(STICKY) {
+        Some(sticky) => {
+            let (seconds, rest) = sticky.split_once('-')?;
+            (Some(seconds.parse().ok()?), rest)
+        }
+        None => (None, rest),
     };
+    let numbers = rest.strip_prefix("pick-")?;
+    let (count, from) = numbers.split_once("-from-").unwrap_or((numbers, "0"));
     let pick = Pick { from: from.parse().ok()?, count: count.parse().ok()? };
-    let way = Way { pick, restricted: rest.is_some() };
+    let way = Way { pick, restricted, affinity };
     // One way has one name.
     (chain(way) == name).then_some(way)
+}
+
+/// The name of the chain that remembers for so many seconds.
+pub fn remembering(seconds: u32) -> String {
+    format!("{REMEMBER}{seconds}")
+}
+
+/// For how many seconds a chain of this name remembers.
+pub fn remembers(name: &str) -> Option<u32> {
+    let seconds = name.strip_prefix(REMEMBER)?.parse().ok()?;
+    (remembering(seconds) == name).then_some(seconds)
 }
 
 /// The name of the chain that refuses: all, or only clients that may use what they ask for.
@@ -158,7 +189,11 @@ pub fn shared(ruleset: &Ruleset) -> Vec<(Key, Value)> {
         (!ranges.is_empty() && is_needed(ruleset, table)).then_some((Key::Pods(table), Value::Ranges(ranges)))
     });
     let ways = ruleset.ways().map(|(family, way)| (Key::Way(Table::of_family(family), way), Value::Present));
-    pods.chain(ways).collect()
+    let times = ruleset.ways().filter_map(|(family, way)| way.affinity.map(|seconds| (family, seconds)));
+    let times: BTreeSet<(Family, u32)> = times.collect();
+    let remember =
+        times.into_iter().map(|(family, seconds)| (Key::Remember(Table::of_family(family), seconds), Value::Present));
+    pods.chain(ways).chain(remember).collect()
 }
 
 /// Whether there is anything to forward in this table.
@@ -186,6 +221,9 @@ pub fn of_address(address: IpAddr, lb_ip: &LbIp) -> Vec<(Key, Value)> {
         }
         if let Some(way) = inside.filter(|_| inside != outside) {
             elements.push((Key::Inside(frontend), Value::Way(way)));
+        }
+        if let Some(seconds) = target.affinity.filter(|_| !target.endpoints.is_empty()) {
+            elements.push((Key::Remembered(frontend), Value::Remember(seconds)));
         }
         let sources = target.sources.iter().flat_map(|ranges| ranges.iter());
         elements.extend(sources.map(|range| (Key::Source(frontend, *range), Value::Present)));

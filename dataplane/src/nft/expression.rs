@@ -51,6 +51,8 @@ impl Register {
 pub enum Verdict {
     /// The packet is dropped.
     Drop,
+    /// On to that chain, and back after it.
+    Jump(String),
     /// Back to where this chain was called; at the end of a hook's chain, its policy.
     Return,
     /// On to that chain and not back.
@@ -62,6 +64,7 @@ impl fmt::Debug for Verdict {
         match self {
             Self::Drop => f.write_str("drop"),
             Self::Return => f.write_str("return"),
+            Self::Jump(chain) => write!(f, "jump {chain}"),
             Self::Goto(chain) => write!(f, "goto {chain}"),
         }
     }
@@ -74,6 +77,7 @@ const DATA_VALUE: u16 = 1;
 const DATA_VERDICT: u16 = 2;
 /// enum nft_verdicts, as the 32 bits they are on the wire.
 const DROP: u32 = 0;
+const JUMP: u32 = -3i32 as u32;
 const GOTO: u32 = -4i32 as u32;
 const RETURN: u32 = -5i32 as u32;
 
@@ -84,6 +88,7 @@ impl Verdict {
             match self {
                 Self::Drop => verdict.u32(VERDICT_CODE, DROP),
                 Self::Return => verdict.u32(VERDICT_CODE, RETURN),
+                Self::Jump(chain) => verdict.u32(VERDICT_CODE, JUMP).text(VERDICT_CHAIN, chain),
                 Self::Goto(chain) => verdict.u32(VERDICT_CODE, GOTO).text(VERDICT_CHAIN, chain),
             };
         });
@@ -95,6 +100,7 @@ impl Verdict {
         match verdict.find(VERDICT_CODE)?.u32()? {
             DROP => Some(Self::Drop),
             RETURN => Some(Self::Return),
+            JUMP => Some(Self::Jump(verdict.find(VERDICT_CHAIN)?.text()?.to_owned())),
             GOTO => Some(Self::Goto(verdict.find(VERDICT_CHAIN)?.text()?.to_owned())),
             _ => None,
         }
@@ -168,6 +174,16 @@ pub enum Expression {
         /// Where to.
         into: Register,
     },
+    /// Loads the port that the connection was first addressed to.
+    OriginalPort {
+        /// Where to.
+        into: Register,
+    },
+    /// Loads the port that the connection is answered from.
+    AnsweringPort {
+        /// Where to.
+        into: Register,
+    },
     /// Loads the type (RTN_*) of the packet's source address.
     SourceType {
         /// Where to.
@@ -202,6 +218,15 @@ pub enum Expression {
     Absent {
         /// The name of the set.
         set: String,
+    },
+    /// Puts the key that begins in the first register into this map, or makes it stay on.
+    Update {
+        /// The name of the map.
+        map: String,
+        /// Where its value begins.
+        value: Register,
+        /// For how many seconds.
+        seconds: u32,
     },
     /// Turns the protocol in this register to the order of the network. It is one byte, so nothing changes; but `nft`
     /// has it before a look into a set of ranges, where all must be in that order.
@@ -242,7 +267,10 @@ const CT_DIRECTION: u16 = 3;
 const CT_STATUS: u32 = 2;
 const CT_DST_IP: u32 = 20;
 const CT_DST_IP6: u32 = 22;
+const CT_PROTO_SRC: u32 = 11;
+const CT_PROTO_DST: u32 = 12;
 const CT_ORIGINAL: u8 = 0;
+const CT_REPLY: u8 = 1;
 const FIB_DREG: u16 = 1;
 const FIB_RESULT: u16 = 2;
 const FIB_FLAGS: u16 = 3;
@@ -276,6 +304,14 @@ const BYTEORDER_SIZE: u16 = 5;
 const BYTEORDER_HTON: u32 = 1;
 /// How many bytes there are, and the size of the units that change their order.
 const BYTEORDER_OF_PROTOCOL: (u32, u32) = (1, 2);
+const DYNSET_SET_NAME: u16 = 1;
+const DYNSET_OP: u16 = 3;
+const DYNSET_SREG_KEY: u16 = 4;
+const DYNSET_SREG_DATA: u16 = 5;
+const DYNSET_TIMEOUT: u16 = 6;
+const DYNSET_FLAGS: u16 = 9;
+const DYNSET_UPDATE: u32 = 1;
+const MILLISECONDS: u64 = 1000;
 const IMMEDIATE_DREG: u16 = 1;
 const IMMEDIATE_DATA: u16 = 2;
 const NAT_TYPE: u16 = 1;
@@ -348,6 +384,14 @@ impl Expression {
                     .u8(CT_DIRECTION, CT_ORIGINAL);
                 "ct"
             }
+            Self::OriginalPort { into } => {
+                data.u32(CT_KEY, CT_PROTO_DST).u32(CT_DREG, into.number()).u8(CT_DIRECTION, CT_ORIGINAL);
+                "ct"
+            }
+            Self::AnsweringPort { into } => {
+                data.u32(CT_KEY, CT_PROTO_SRC).u32(CT_DREG, into.number()).u8(CT_DIRECTION, CT_REPLY);
+                "ct"
+            }
             Self::SourceType { into } => {
                 data.u32(FIB_FLAGS, FIB_SADDR).u32(FIB_RESULT, FIB_ADDRTYPE).u32(FIB_DREG, into.number());
                 "fib"
@@ -382,6 +426,12 @@ impl Expression {
                 data.u32(LOOKUP_SREG, Register::FIRST.number()).text(LOOKUP_SET, set);
                 data.u32(LOOKUP_FLAGS, LOOKUP_INVERTED);
                 "lookup"
+            }
+            Self::Update { map, value, seconds } => {
+                data.u32(DYNSET_OP, DYNSET_UPDATE).u64(DYNSET_TIMEOUT, u64::from(*seconds) * MILLISECONDS);
+                data.u32(DYNSET_SREG_KEY, Register::FIRST.number()).u32(DYNSET_SREG_DATA, value.number());
+                data.text(DYNSET_SET_NAME, map);
+                "dynset"
             }
             Self::ToNetworkOrder { register } => {
                 let (length, size) = BYTEORDER_OF_PROTOCOL;
@@ -445,6 +495,8 @@ impl Expression {
                 let into = register(CT_DREG)?;
                 match (number(CT_KEY)?, data.find(CT_DIRECTION).and_then(|direction| direction.u8())) {
                     (CT_STATUS, None) => Some(Self::Status { into }),
+                    (CT_PROTO_DST, Some(CT_ORIGINAL)) => Some(Self::OriginalPort { into }),
+                    (CT_PROTO_SRC, Some(CT_REPLY)) => Some(Self::AnsweringPort { into }),
                     (key, Some(CT_ORIGINAL)) => FAMILIES
                         .into_iter()
                         .find(|family| numbers(*family).original_destination == key)
@@ -486,6 +538,18 @@ impl Expression {
                     (0, Some(register)) => Some(Self::Lookup { set, into: Some(Register::decode(register)?) }),
                     _ => None,
                 }
+            }
+            "dynset" => {
+                is(DYNSET_OP, DYNSET_UPDATE)?;
+                absent_or(DYNSET_FLAGS, 0)?;
+                from(DYNSET_SREG_KEY, Register::FIRST)?;
+                let timeout = data.find(DYNSET_TIMEOUT)?.u64()?;
+                (timeout % MILLISECONDS == 0).then_some(())?;
+                Some(Self::Update {
+                    map: data.find(DYNSET_SET_NAME)?.text()?.to_owned(),
+                    value: register(DYNSET_SREG_DATA)?,
+                    seconds: u32::try_from(timeout / MILLISECONDS).ok()?,
+                })
             }
             "byteorder" => {
                 is(BYTEORDER_OP, BYTEORDER_HTON)?;

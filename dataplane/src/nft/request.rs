@@ -6,10 +6,11 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use crds::Range;
 
-use super::element::{Frontend, Key, Value, chain, refusing};
+use super::element::{Frontend, Key, Value, chain, refusing, remembering};
 use super::expression::{Verdict, encode_value};
 use super::skeleton::{self, COMMENT, Chain, NAME, Set, Table};
 use super::userdata;
+use crate::affinity::Remembered;
 use crate::diff::Change;
 use crate::netlink::attribute::Writer;
 use crate::netlink::message::{APPEND, CREATE, Message, NFTABLES};
@@ -47,6 +48,7 @@ pub(super) const SET_KEY_LEN: u16 = 5;
 pub(super) const SET_DATA_TYPE: u16 = 6;
 pub(super) const SET_DATA_LEN: u16 = 7;
 const SET_DESCRIPTION: u16 = 9;
+const SET_DESCRIPTION_SIZE: u16 = 1;
 const SET_DESCRIPTION_PARTS: u16 = 2;
 const SET_PART_LEN: u16 = 1;
 const SET_ID: u16 = 10;
@@ -63,6 +65,9 @@ pub(super) const ITEM: u16 = 1;
 /// An element where a range has ended (NFT_SET_ELEM_INTERVAL_END).
 pub(super) const INTERVAL_END: u32 = 1;
 pub(super) const ACCEPT: u32 = 1;
+
+/// The map that the rules fill.
+pub(super) const AFFINITY: &str = "affinity";
 
 /// How long a list of elements may get before another message is begun, in bytes. The length of an attribute is a
 /// number of 16 bits; the largest element needs less than the difference.
@@ -136,6 +141,11 @@ impl<'a> Requests<'a> {
                 w.u32(SET_DATA_TYPE, kind).u32(SET_DATA_LEN, length);
             }
             w.u32(SET_ID, id);
+            if let Some(most) = set.learned {
+                w.nested(SET_DESCRIPTION, |w| {
+                    w.u32(SET_DESCRIPTION_SIZE, most);
+                });
+            }
             if let Some(parts) = set.parts() {
                 w.nested(SET_DESCRIPTION, |w| {
                     w.nested(SET_DESCRIPTION_PARTS, |list| {
@@ -179,8 +189,16 @@ impl<'a> Requests<'a> {
                     self.create_chain(*table, &skeleton::way(*table, *way));
                     rest = &rest[1..];
                 }
-                Change::Delete(Key::Way(table, way), _) => {
-                    let name = chain(*way);
+                Change::Add(Key::Remember(table, seconds), _) => {
+                    self.create_chain(*table, &skeleton::remember(*table, *seconds));
+                    rest = &rest[1..];
+                }
+                Change::Delete(Key::Way(table, _) | Key::Remember(table, _), _) => {
+                    let name = match first.key() {
+                        Key::Remember(_, seconds) => remembering(*seconds),
+                        Key::Way(_, way) => chain(*way),
+                        other => other.to_string(),
+                    };
                     self.push(*table, format!("delete chain {name} of {table}"), (DELCHAIN, 0), |w| {
                         w.text(CHAIN_TABLE, NAME).text(CHAIN_NAME, &name);
                     });
@@ -191,6 +209,26 @@ impl<'a> Requests<'a> {
                     rest = &rest[done..];
                 }
             }
+        }
+    }
+
+    /// Forgets these clients. All of them must still be there.
+    pub fn forget(&mut self, table: Table, remembered: &[Remembered]) {
+        // Keys of IPv6 with their headers, and some room: below the 64 KiB of a list.
+        const AT_ONCE: usize = 500;
+        for some in remembered.chunks(AT_ONCE) {
+            self.push(table, format!("forget clients in affinity of {table}"), (DELSETELEM, 0), |w| {
+                w.text(ELEM_LIST_TABLE, NAME).text(ELEM_LIST_SET, AFFINITY);
+                w.nested(ELEM_LIST_ELEMENTS, |list| {
+                    for Remembered { client, port: (address, protocol, port), .. } in some {
+                        let front = Frontend { address: *address, protocol: *protocol, port: *port };
+                        let key = concatenated([Part::Address(*client)].into_iter().chain(frontend(&front)));
+                        list.nested(ITEM, |item| {
+                            item.nested(ELEM_KEY, |w| encode_value(&key, w));
+                        });
+                    }
+                });
+            });
         }
     }
 
@@ -223,12 +261,13 @@ impl<'a> Requests<'a> {
 /// The set or map that an element belongs to; none for a chain.
 fn set_of(key: &Key) -> Option<&'static str> {
     match key {
-        Key::Way(..) => None,
+        Key::Way(..) | Key::Remember(..) => None,
         Key::Pods(_) => Some("pods"),
         Key::Address(_) => Some("addresses"),
         Key::Service(_) => Some("services"),
         Key::Inside(_) => Some("inside"),
         Key::Refused(_) => Some("refused"),
+        Key::Remembered(_) => Some("remember"),
         Key::Source(..) => Some("sources"),
         Key::Endpoint(..) => Some("endpoints"),
         Key::Local(..) => Some("local"),
@@ -254,6 +293,9 @@ pub(super) fn element(change: &Change, list: &mut Writer) {
         match value {
             Value::Way(way) if adds => {
                 item.nested(ELEM_DATA, |w| Verdict::Goto(chain(*way)).encode(w));
+            }
+            Value::Remember(seconds) if adds => {
+                item.nested(ELEM_DATA, |w| Verdict::Goto(remembering(*seconds)).encode(w));
             }
             Value::Refuse { restricted } if adds => {
                 item.nested(ELEM_DATA, |w| Verdict::Goto(refusing(*restricted)).encode(w));
@@ -319,9 +361,11 @@ fn concatenated(parts: impl IntoIterator<Item = Part>) -> Vec<u8> {
 fn key_bytes(key: &Key) -> Vec<u8> {
     use Part::{Address, Number};
     match key {
-        Key::Pods(_) | Key::Way(..) => Vec::new(),
+        Key::Pods(_) | Key::Way(..) | Key::Remember(..) => Vec::new(),
         Key::Address(address) => concatenated([Address(*address)]),
-        Key::Service(front) | Key::Inside(front) | Key::Refused(front) => concatenated(frontend(front)),
+        Key::Service(front) | Key::Inside(front) | Key::Refused(front) | Key::Remembered(front) => {
+            concatenated(frontend(front))
+        }
         Key::Source(front, range) => concatenated(frontend(front).into_iter().chain([Address(range.first())])),
         Key::Endpoint(front, index) => concatenated(frontend(front).into_iter().chain([Number(*index)])),
         Key::Local(address, endpoint) => concatenated([*address, *endpoint].map(Address)),

@@ -8,7 +8,7 @@ use std::net::IpAddr;
 
 use crds::service::Family;
 
-use super::element::{chain, refusing};
+use super::element::{chain, refusing, remembering};
 use super::expression::{Expression, Header, Register, Relation, Verdict};
 use crate::ruleset::{Pick, Way};
 
@@ -79,6 +79,7 @@ const BEFORE_SRCNAT: i32 = 90;
 const AFTER_DSTNAT: i32 = -90;
 
 const PREROUTING: u32 = 0;
+const INPUT: u32 = 1;
 const OUTPUT: u32 = 3;
 const POSTROUTING: u32 = 4;
 
@@ -104,6 +105,9 @@ pub struct Set {
     pub data: Data,
     /// Whether its keys are ranges.
     pub ranges: bool,
+    /// Whether rules put something in that goes by itself after a while, and then how many there may be at once. Not
+    /// our business what.
+    pub learned: Option<u32>,
     /// What a person should know about it.
     pub comment: &'static str,
 }
@@ -138,7 +142,8 @@ impl Set {
             (true, false) => SET_INTERVAL,
             (false, _) => 0,
         };
-        if self.data == Data::None { ranges } else { ranges | SET_MAP }
+        let learned = if self.learned.is_some() { SET_TIMEOUT | SET_DYNAMIC } else { 0 };
+        if self.data == Data::None { ranges | learned } else { ranges | learned | SET_MAP }
     }
 
     /// How many bytes each part of its key has, if the kernel must know: for ranges in several parts.
@@ -151,7 +156,13 @@ impl Set {
 pub const VERDICT: u32 = 0xffff_ff00;
 const SET_INTERVAL: u32 = 0x4;
 const SET_MAP: u32 = 0x8;
+const SET_TIMEOUT: u32 = 0x10;
+const SET_DYNAMIC: u32 = 0x20;
 const SET_CONCATENATION: u32 = 0x80;
+/// How many clients with their ports can be remembered in each family, of all Services: beyond that, new ones go
+/// anywhere until others have been away for long enough. Each takes some 120 bytes of the kernel, which nobody should
+/// be able to fill with made-up addresses.
+const MOST_REMEMBERED: u32 = 1 << 18;
 
 /// Types one after the other, six bits each.
 fn concatenated(types: &[Type]) -> u32 {
@@ -235,7 +246,14 @@ pub struct Hook {
 pub fn sets(table: Table) -> Vec<Set> {
     use Type::{Integer, Port, Protocol};
     let address = Type::address(table.family());
-    let set = |name, key: &[Type], data, comment| Set { name, key: key.to_vec(), data, ranges: false, comment };
+    let set = |name, key: &[Type], data, comment| Set {
+        name,
+        key: key.to_vec(),
+        data,
+        ranges: false,
+        learned: None,
+        comment,
+    };
     let ranges = |set| Set { ranges: true, ..set };
     let endpoint = Data::Endpoint(table.family());
     vec![
@@ -246,6 +264,21 @@ pub fn sets(table: Table) -> Vec<Set> {
         set("refused", &[address, Protocol, Port], Data::Verdict, "what has no endpoint anywhere"),
         ranges(set("sources", &[address, Protocol, Port, address], Data::None, "who may use what not everybody may")),
         set("endpoints", &[address, Protocol, Port, Integer], endpoint, "where packets are sent to"),
+        set(
+            "remember",
+            &[address, Protocol, Port],
+            Data::Verdict,
+            "whose clients stay with their endpoints, and for how long",
+        ),
+        Set {
+            learned: Some(MOST_REMEMBERED),
+            ..set(
+                "affinity",
+                &[address, address, Protocol, Port],
+                endpoint,
+                "which endpoint a client has; learned by the rules",
+            )
+        },
         set("local", &[address, address], Data::None, "endpoints on this node, which see the client's address"),
         set("hairpin", &[address, address, address], Data::None, "endpoints that call themselves"),
     ]
@@ -265,6 +298,7 @@ pub fn chains(table: Table) -> Vec<Chain> {
         Chain { name: refusing(false), hook: None, rules: refuse(family) },
         Chain { name: refusing(true), hook: None, rules: rule_first(keep_out(family), refuse(family)) },
         Chain { name: "unserved".into(), hook: None, rules: unserved(family) },
+        Chain { name: "learn".into(), hook: None, rules: learn(family) },
         Chain { name: "source".into(), hook: None, rules: source_rules(family) },
         base(
             "nat-prerouting",
@@ -280,7 +314,8 @@ pub fn chains(table: Table) -> Vec<Chain> {
             BEFORE_DSTNAT,
             vec![translate("inside"), translate("services"), ping(family)],
         ),
-        base("nat-postrouting", "nat", POSTROUTING, BEFORE_SRCNAT, vec![translated(family)]),
+        base("nat-input", "nat", INPUT, BEFORE_SRCNAT, vec![translated(family, "learn")]),
+        base("nat-postrouting", "nat", POSTROUTING, BEFORE_SRCNAT, vec![translated(family, "source")]),
         base("filter-prerouting", "filter", PREROUTING, AFTER_DSTNAT, vec![to_lb_ip(family)]),
         base("filter-output", "filter", OUTPUT, AFTER_DSTNAT, vec![to_lb_ip(family)]),
     ]
@@ -297,6 +332,11 @@ pub fn way(table: Table, way: Way) -> Chain {
     let key = load(family, &[Field::Destination, Field::Protocol, Field::Port, random]);
     let find = Expression::Lookup { set: "endpoints".into(), into: Some(Register::FIRST) };
     let mut rules = vec![rule(key, [find, Expression::Dnat(family)])];
+    if way.affinity.is_some() {
+        let again = Expression::Lookup { set: "affinity".into(), into: Some(Register::FIRST) };
+        let client = load(family, &[Field::Source, Field::Destination, Field::Protocol, Field::Port]);
+        rules = rule_first(rule(client, [again, Expression::Dnat(family)]), rules);
+    }
     if way.restricted {
         rules = rule_first(keep_out(family), rules);
     }
@@ -313,6 +353,32 @@ fn keep_out(family: Family) -> Vec<Expression> {
 /// reset, the others by ICMP, which may be lost (the kernel limits how many it sends).
 fn refuse(family: Family) -> Vec<Vec<Expression>> {
     vec![rule(protocol_is(TCP), [Expression::Reset]), vec![Expression::Unreachable(family)]]
+}
+
+/// Looks whether it should be remembered where a connection goes that was translated:
+/// `meta l4proto tcp ct original ip daddr . meta l4proto . ct original proto-dst vmap @remember`
+///
+/// Only here, after its translation, is known where it goes; and not yet from which source. `nft` wants to know the
+/// protocol before it takes the port of a connection for one.
+fn learn(family: Family) -> Vec<Vec<Expression>> {
+    let asked = || load(family, &[Field::LbIp, Field::Protocol, Field::LbPort]);
+    [TCP, UDP, SCTP].map(|protocol| rule(protocol_is(protocol), rule(asked(), [verdict_map("remember")]))).into()
+}
+
+/// The chain that remembers for so many seconds:
+/// `meta l4proto tcp update @affinity { ip saddr . ct original ip daddr . meta l4proto . ct original proto-dst timeout 3h
+/// : ip daddr . ct reply proto-src }`
+pub fn remember(table: Table, seconds: u32) -> Chain {
+    let family = table.family();
+    let rules = [TCP, UDP, SCTP].map(|protocol| {
+        // The value stands behind the key.
+        let key = [Field::Source, Field::LbIp, Field::Protocol, Field::LbPort];
+        let value = Register::Quarter(2 * Type::address(family).quarters() + 2);
+        let all = load(family, &[&key[..], &[Field::Destination, Field::AnsweringPort]].concat());
+        let update = Expression::Update { map: "affinity".into(), value, seconds };
+        rule(protocol_is(protocol), rule(all, [update]))
+    });
+    Chain { name: remembering(seconds), hook: None, rules: rules.into() }
 }
 
 /// What happens to a packet that is for an lb_ip and that nobody has translated: it is refused if a Service has the
@@ -340,6 +406,7 @@ fn source_rules(family: Family) -> Vec<Vec<Expression>> {
     let load = |fields: &[Field]| load(family, fields);
     let keep = || Expression::Verdict(Verdict::Return);
     vec![
+        vec![Expression::Verdict(Verdict::Jump("learn".into()))],
         // A pod that calls itself through the lb_ip would take the answer for a stranger's.
         rule(load(&[LbIp, Source, Destination]), [lookup("hairpin"), Expression::Masquerade]),
         // This node itself: the route to the lb_ip chose its source address, which may be one that does not lead
@@ -357,15 +424,15 @@ fn source_rules(family: Family) -> Vec<Vec<Expression>> {
     ]
 }
 
-/// `ct status dnat ct original ip daddr @addresses goto source`
-fn translated(family: Family) -> Vec<Expression> {
+/// `ct status dnat ct original ip daddr @addresses goto …`
+fn translated(family: Family, chain: &str) -> Vec<Expression> {
     let status = vec![
         Expression::Status { into: Register::FIRST },
         Expression::Mask(IPS_DST_NAT.to_ne_bytes().to_vec()),
         Expression::Compare { relation: Relation::NotEqual, value: vec![0; 4] },
     ];
     let lb_ip = rule(load(family, &[Field::LbIp]), [lookup("addresses")]);
-    rule(status, rule(lb_ip, [Expression::Verdict(Verdict::Goto("source".into()))]))
+    rule(status, rule(lb_ip, [Expression::Verdict(Verdict::Goto(chain.into()))]))
 }
 
 /// `ip daddr @addresses icmp type echo-request redirect`: this node answers a ping in the name of the lb_ip.
@@ -390,6 +457,8 @@ const RTN_LOCAL: u32 = 2;
 const IPS_DST_NAT: u32 = 1 << 5;
 const ICMP: u8 = 1;
 const TCP: u8 = 6;
+const UDP: u8 = 17;
+const SCTP: u8 = 132;
 const ICMPV6: u8 = 58;
 /// Types of ICMP.
 const ECHO_REQUEST: u8 = 8;
@@ -405,6 +474,10 @@ enum Field {
     Destination,
     /// Where the connection was first addressed to.
     LbIp,
+    /// The port of that.
+    LbPort,
+    /// The port that the connection is answered from.
+    AnsweringPort,
     Protocol,
     /// The same, as a part of the key of a set of ranges.
     ProtocolInRange,
@@ -433,6 +506,8 @@ fn load(family: Family, fields: &[Field]) -> Vec<Expression> {
             Field::Source => (address(source), Type::address(family)),
             Field::Destination => (address(destination), Type::address(family)),
             Field::LbIp => (Expression::OriginalDestination { family, into }, Type::address(family)),
+            Field::LbPort => (Expression::OriginalPort { into }, Type::Port),
+            Field::AnsweringPort => (Expression::AnsweringPort { into }, Type::Port),
             Field::Protocol | Field::ProtocolInRange => (Expression::Protocol { into }, Type::Protocol),
             Field::Port => (Expression::Payload { header: Header::Transport, offset: 2, length: 2, into }, Type::Port),
             Field::Random(Pick { from, count }) => {

@@ -3,13 +3,15 @@
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
+use std::thread::JoinHandle;
 
 use crds::Endpoint;
 use crds::Protocol::{Tcp, Udp};
-use dataplane::Snapshot;
 use dataplane::engine::Engine;
 use dataplane::ruleset::ruleset;
+use dataplane::{Forwarding, Snapshot};
 use netns::Namespace;
+use tokio::sync::watch;
 
 use crate::sample::{self, Described, NODE, service};
 use crate::world::{Answer, Net, Pod, V4, V6, World};
@@ -37,11 +39,55 @@ pub fn engine_on(host: &Namespace) -> Engine {
 
 /// Programs the first node.
 pub fn apply(engine: &mut Engine, snapshot: &Snapshot) {
+    engine.apply(&Arc::new(ruleset(&with_pods(snapshot.clone())))).expect("apply");
+}
+
+/// The same, seen by a node that knows where its pods have their addresses from.
+pub fn with_pods(snapshot: Snapshot) -> Snapshot {
     let pod_ranges = [V4, V6].map(|net| net.pods.parse().expect("a range")).to_vec();
-    engine.apply(&Arc::new(ruleset(&Snapshot { pod_ranges, ..snapshot.clone() }))).expect("apply");
+    Snapshot { pod_ranges, ..snapshot }
 }
 
 /// Everything that answers, asked often enough that each of two is missed once in 2^39 times.
 pub fn all(mut ask: impl FnMut() -> Answer) -> BTreeSet<Answer> {
     (0..40).map(|_| ask()).collect()
+}
+
+/// `dataplane::run` on a thread of its own.
+pub struct Agent {
+    snapshots: watch::Sender<Option<Arc<Snapshot>>>,
+    forwarding: watch::Receiver<Forwarding>,
+    thread: JoinHandle<()>,
+}
+
+impl Agent {
+    /// An agent on this node, which knows nothing yet.
+    pub fn start(node: &Namespace) -> Self {
+        let (snapshots, receiver) = watch::channel(None);
+        let (sender, forwarding) = watch::channel(Forwarding::default());
+        let node = node.clone();
+        let thread = std::thread::spawn(move || {
+            node.run(|| {
+                let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+                runtime.block_on(dataplane::run(receiver, sender)).expect("run");
+            });
+        });
+        Self { snapshots, forwarding, thread }
+    }
+
+    /// Says what is observed.
+    pub fn tell(&self, snapshot: Snapshot) {
+        self.snapshots.send_replace(Some(Arc::new(snapshot)));
+    }
+
+    /// What it says that the kernel does.
+    pub fn published(&self) -> Forwarding {
+        self.forwarding.borrow().clone()
+    }
+
+    /// Ends it as a process ends: nobody sends any more.
+    pub fn end(self) {
+        drop(self.snapshots);
+        self.thread.join().expect("no panic");
+    }
 }

@@ -86,6 +86,12 @@ impl Described {
         self
     }
 
+    /// A client stays with its endpoint for so many seconds.
+    pub fn sticky(mut self, seconds: u32) -> Self {
+        self.terms.affinity = Some(seconds);
+        self
+    }
+
     /// It has one more slice: where each of its ports leads to (by name and protocol), and its endpoints.
     pub fn slice(mut self, ports: &[(&str, Protocol, u16)], endpoints: impl IntoIterator<Item = Endpoint>) -> Self {
         let key = &self.service.key;

@@ -1,0 +1,167 @@
+//! Clients that stay with their endpoint: a real kernel, real connections.
+
+mod programmed;
+mod sample;
+mod world;
+
+use std::collections::BTreeSet;
+use std::net::UdpSocket;
+
+use crds::Endpoint;
+use netns::Namespace;
+use programmed::{Agent, all, on, web, with_pods};
+use sample::{Described, NODE, ip, ready, service, snapshot, terminating};
+use world::{Answer, Net, Pod, V4, World, ask_tcp, ask_udp, udp, wait_for};
+
+/// Longer than a test takes.
+const LONG: u32 = 10_800;
+
+fn start(world: &World) -> Agent {
+    Agent::start(&world.n1)
+}
+
+/// Tells the agent what there is, beside a Service at the other lb_ip whose state `round` says when it has been done.
+fn tell(agent: &Agent, net: Net, web: Described, round: u16) {
+    let marker = service("marker").holds(net.other).port("", crds::Protocol::Tcp, round).local();
+    let marker = marker.slice(&[("", crds::Protocol::Tcp, 1)], [ready(&net.pod(1, 99), NODE)]);
+    let serving = if round.is_multiple_of(2) { marker } else { service("marker").holds(net.other) };
+    agent.tell(with_pods(snapshot([web, serving])));
+    wait_for("the change", || agent.published().serving.contains(&ip(net.other)) == round.is_multiple_of(2));
+}
+
+/// Which pods answer a client.
+fn pods(from: &Namespace, net: Net) -> BTreeSet<(u8, u8)> {
+    all(|| ask_tcp(from, &net.port(80))).into_iter().map(|answer: Answer| answer.pod).collect()
+}
+
+fn only(pods: &BTreeSet<(u8, u8)>) -> (u8, u8) {
+    assert_eq!(pods.len(), 1, "{pods:?}");
+    *pods.first().expect("one")
+}
+
+fn endpoints(net: Net, pods: &[&Pod]) -> Vec<Endpoint> {
+    pods.iter().map(|pod| on(net, pod)).collect()
+}
+
+#[test]
+fn every_client_stays_with_one_endpoint_over_tcp_and_with_one_over_udp() {
+    Net::each(|net| {
+        let world = World::new();
+        let (near, far, client) = (world.pod(1, 5), world.pod(2, 5), world.pod(1, 6));
+        let agent = start(&world);
+        tell(&agent, net, web(net, endpoints(net, &[&near, &far])).sticky(LONG), 2);
+        // The node itself too. Were it chance, each would stay with one once in 2^39 times.
+        for from in [&world.client, &client.namespace, &world.n1] {
+            only(&pods(from, net));
+            let ask = || ask_udp(&udp(from, &net.port(80))).expect("an answer");
+            only(&all(ask).into_iter().map(|answer| answer.pod).collect());
+        }
+        agent.end();
+    });
+}
+
+#[test]
+fn a_client_stays_as_long_as_its_endpoint_does_whatever_happens_to_others() {
+    Net::each(|net| {
+        let world = World::new();
+        let (a, b, c) = (world.pod(1, 5), world.pod(1, 6), world.pod(2, 7));
+        let agent = start(&world);
+        tell(&agent, net, web(net, endpoints(net, &[&a])).sticky(LONG), 2);
+        assert_eq!(only(&pods(&world.client, net)), (1, 5));
+        // Others come, which chance would prefer 39 times of 40 tries.
+        tell(&agent, net, web(net, endpoints(net, &[&a, &b, &c])).sticky(LONG), 3);
+        assert_eq!(only(&pods(&world.client, net)), (1, 5));
+        // Another agent starts over.
+        agent.end();
+        let agent = start(&world);
+        tell(&agent, net, web(net, endpoints(net, &[&c, &a])).sticky(LONG), 4);
+        assert_eq!(only(&pods(&world.client, net)), (1, 5));
+        // It goes, so the client gets another one and stays there, also when the first comes back.
+        let stops = [terminating(on(net, &a)), on(net, &b), on(net, &c)];
+        tell(&agent, net, web(net, stops).sticky(LONG), 5);
+        wait_for("another endpoint", || ask_tcp(&world.client, &net.port(80)).pod != (1, 5));
+        let next = only(&pods(&world.client, net));
+        assert_ne!(next, (1, 5));
+        tell(&agent, net, web(net, endpoints(net, &[&a, &b, &c])).sticky(LONG), 6);
+        assert_eq!(only(&pods(&world.client, net)), next);
+        agent.end();
+    });
+}
+
+#[test]
+fn affinity_is_switched_on_and_off_and_on_under_way() {
+    Net::each(|net| {
+        let world = World::new();
+        let (a, b) = (world.pod(1, 5), world.pod(1, 6));
+        let agent = start(&world);
+        let both = BTreeSet::from([(1, 5), (1, 6)]);
+        for round in 1..5 {
+            let web = web(net, endpoints(net, &[&a, &b]));
+            if round.is_multiple_of(2) {
+                tell(&agent, net, web.sticky(LONG), round);
+                only(&pods(&world.client, net));
+            } else {
+                tell(&agent, net, web, round);
+                assert_eq!(pods(&world.client, net), both);
+            }
+        }
+        agent.end();
+    });
+}
+
+#[test]
+fn under_the_policy_local_a_client_does_not_stay_where_it_may_not_go() {
+    Net::each(|net| {
+        let world = World::new();
+        let (near, far) = (world.pod(1, 5), world.pod(2, 5));
+        let agent = start(&world);
+        tell(&agent, net, web(net, endpoints(net, &[&far])).sticky(LONG), 2);
+        assert_eq!(only(&pods(&world.client, net)), (2, 5));
+        tell(&agent, net, web(net, endpoints(net, &[&near, &far])).local().sticky(LONG), 3);
+        wait_for("the endpoint here", || ask_tcp(&world.client, &net.port(80)).pod == (1, 5));
+        assert_eq!(only(&pods(&world.client, net)), (1, 5));
+        agent.end();
+    });
+}
+
+#[test]
+fn a_client_that_was_away_for_long_enough_goes_anywhere_again() {
+    let world = World::new();
+    let (a, b) = (world.pod(1, 5), world.pod(1, 6));
+    let agent = start(&world);
+    tell(&agent, V4, web(V4, endpoints(V4, &[&a, &b])).sticky(1), 2);
+    let first = ask_tcp(&world.client, &V4.port(80)).pod;
+    // Each time it is forgotten, there is one chance in two to go elsewhere.
+    wait_for("another endpoint", || {
+        wait_for("the client to be forgotten", || {
+            let listed = world.n1.command("nft").args(["list", "map", "ip", "landfall", "affinity"]).output();
+            !String::from_utf8_lossy(&listed.expect("run nft").stdout).contains(V4.client)
+        });
+        ask_tcp(&world.client, &V4.port(80)).pod != first
+    });
+    agent.end();
+}
+
+#[test]
+fn a_client_stays_with_an_endpoint_in_the_network_of_the_node() {
+    Net::each(|net| {
+        let world = World::new();
+        let near = world.pod(1, 5);
+        // A pod with hostNetwork: the packet ends on the node and leaves by no link.
+        let at = format!("{}:8080", if net == V4 { net.n1.to_owned() } else { format!("[{}]", net.n1) });
+        let own = world.n1.run(|| UdpSocket::bind(&at).expect("a socket"));
+        std::thread::spawn(move || {
+            let mut buffer = [0; 64];
+            while let Ok((_, from)) = own.recv_from(&mut buffer) {
+                let _ = own.send_to(format!("0.0 {}\n", from.ip()).as_bytes(), from);
+            }
+        });
+        let agent = start(&world);
+        let ask = || ask_udp(&udp(&world.client, &net.port(80))).expect("an answer").pod;
+        tell(&agent, net, web(net, [ready(net.n1, NODE)]).sticky(LONG), 2);
+        assert_eq!(ask(), (0, 0));
+        tell(&agent, net, web(net, [ready(net.n1, NODE), on(net, &near)]).sticky(LONG), 3);
+        assert_eq!((0..40).map(|_| ask()).collect::<BTreeSet<_>>(), BTreeSet::from([(0, 0)]));
+        agent.end();
+    });
+}
