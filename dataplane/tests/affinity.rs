@@ -95,7 +95,7 @@ fn affinity_is_switched_on_and_off_and_on_under_way() {
         let (a, b) = (world.pod(1, 5), world.pod(1, 6));
         let agent = start(&world);
         let both = BTreeSet::from([(1, 5), (1, 6)]);
-        for round in 1..5 {
+        for round in 1..5u16 {
             let web = web(net, endpoints(net, &[&a, &b]));
             if round.is_multiple_of(2) {
                 tell(&agent, net, web.sticky(LONG), round);
