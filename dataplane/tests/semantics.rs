@@ -1,0 +1,276 @@
+//! Who gets where, by the truth table that every dataplane of LoadBalancer addresses has to follow: what the rules say
+//! (traced, without a kernel), and that the kernel does what is traced.
+
+mod programmed;
+mod sample;
+mod tracer;
+mod world;
+
+use std::collections::BTreeSet;
+use std::io::ErrorKind;
+use std::net::{IpAddr, SocketAddr};
+
+use crds::Endpoint;
+use dataplane::Snapshot;
+use dataplane::ruleset::ruleset;
+use netns::Namespace;
+use programmed::{apply, engine, web, with_pods};
+use sample::{Described, NODE, ip, ready, service, snapshot, terminating, unready};
+use tracer::{Fate, From, Machine, Packet};
+use world::{Net, SILENCE, V4, V6, World, ask_udp, connect, udp};
+
+const TCP: u8 = 6;
+const UDP: u8 = 17;
+
+/// Who asks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Who {
+    Outside,
+    Pod,
+    Node,
+}
+
+const EVERYBODY: [Who; 3] = [Who::Outside, Who::Pod, Who::Node];
+
+/// The pod that asks: the number of it on the first node.
+const ASKING: u8 = 5;
+
+fn packet(net: Net, who: Who, protocol: u8, port: u16) -> Packet {
+    let (from, source) = match who {
+        Who::Outside => (From::Link, net.client.to_owned()),
+        Who::Pod => (From::Link, net.pod(1, ASKING)),
+        Who::Node => (From::Here, net.n1.to_owned()),
+    };
+    Packet { from, source: ip(&source), destination: ip(net.lb_ip), protocol, port }
+}
+
+fn fates(net: Net, snapshot: &Snapshot, packet: Packet) -> BTreeSet<Fate> {
+    let planned = ruleset(&with_pods(snapshot.clone()));
+    Machine::new(&planned, &[net.n1, net.gateway]).fates(packet)
+}
+
+/// Endpoints in short: `l5` is pod 5 on the first node, `r5` on the second; `l5t` terminates but serves, `l5x` terminates
+/// and does not, `l5u` is not ready.
+fn endpoints(net: Net, short: &str) -> Vec<Endpoint> {
+    short
+        .split_whitespace()
+        .map(|word| {
+            let (node, name) = if word.starts_with('l') { (1, NODE) } else { (2, "n2") };
+            let number = word[1..2].parse().expect("a number");
+            let endpoint = ready(&net.pod(node, number), name);
+            match &word[2..] {
+                "t" => terminating(endpoint),
+                "x" => unready(terminating(endpoint)),
+                "u" => unready(endpoint),
+                _ => endpoint,
+            }
+        })
+        .collect()
+}
+
+/// Fates in short: `drop`, `refuse`, or endpoints, each with `m` where the source is replaced.
+fn expected(net: Net, protocol: u8, short: &str) -> BTreeSet<Fate> {
+    let refused = if protocol == TCP { Fate::Reset } else { Fate::Unreachable };
+    let fate = |word: &str| match word {
+        "drop" => Fate::Dropped,
+        "refuse" => refused,
+        _ => {
+            let endpoint = &endpoints(net, &word[..2])[0];
+            Fate::Sent { to: SocketAddr::new(endpoint.address, 8080), masqueraded: word.ends_with('m') }
+        }
+    };
+    short.split_whitespace().map(fate).collect()
+}
+
+fn policy(described: Described, local: bool) -> Described {
+    if local { described.local() } else { described }
+}
+
+/// Endpoints; then, for the policy Cluster and for Local, where a client outside, a pod, and the node get.
+type Row = (&'static str, [&'static str; 3], [&'static str; 3]);
+
+/// Sources are kept wherever the answer comes back through this node without that: to endpoints here, and from pods
+/// here. A node's own source may be one that does not lead back, and a pod that calls itself has to see another's.
+const TABLE: [Row; 12] = [
+    ("l6", ["l6", "l6", "l6m"], ["l6", "l6", "l6m"]),
+    ("r6", ["r6m", "r6", "r6m"], ["drop", "r6", "r6m"]),
+    ("l6 r6", ["l6 r6m", "l6 r6", "l6m r6m"], ["l6", "l6 r6", "l6m r6m"]),
+    ("l5", ["l5", "l5m", "l5m"], ["l5", "l5m", "l5m"]),
+    ("l5 l6", ["l5 l6", "l5m l6", "l5m l6m"], ["l5 l6", "l5m l6", "l5m l6m"]),
+    ("", ["refuse"; 3], ["refuse"; 3]),
+    ("l6u r6x", ["refuse"; 3], ["refuse"; 3]),
+    ("l6t r6x", ["l6", "l6", "l6m"], ["l6", "l6", "l6m"]),
+    ("l6t r6", ["r6m", "r6", "r6m"], ["l6", "r6", "r6m"]),
+    ("r6t r7x", ["r6m", "r6", "r6m"], ["drop", "r6", "r6m"]),
+    ("l6t r6t", ["l6 r6m", "l6 r6", "l6m r6m"], ["l6", "l6 r6", "l6m r6m"]),
+    ("l6 l7u", ["l6", "l6", "l6m"], ["l6", "l6", "l6m"]),
+];
+
+#[test]
+fn the_rules_follow_the_truth_table() {
+    Net::each(|net| {
+        for (given, cluster, local) in TABLE {
+            for (is_local, row) in [(false, cluster), (true, local)] {
+                let snapshot = snapshot([policy(web(net, endpoints(net, given)), is_local)]);
+                for (who, short) in EVERYBODY.into_iter().zip(row) {
+                    for protocol in [TCP, UDP] {
+                        assert_eq!(
+                            fates(net, &snapshot, packet(net, who, protocol, 80)),
+                            expected(net, protocol, short),
+                            "{given:?}, Local: {is_local}, {who:?}, protocol {protocol}, {:?}",
+                            net.family
+                        );
+                    }
+                }
+            }
+        }
+    });
+}
+
+#[test]
+fn endpoints_that_are_published_though_not_ready_count_as_ready() {
+    // The slices of such a Service say ready of all of them, of those too that terminate (EndpointConditions).
+    let published = |short: &str| {
+        let published = |endpoint| Endpoint { ready: true, ..endpoint };
+        endpoints(V4, short).into_iter().map(published).collect::<Vec<_>>()
+    };
+    let snapshot = snapshot([web(V4, published("l6u l7x r6"))]);
+    assert_eq!(fates(V4, &snapshot, packet(V4, Who::Outside, TCP, 80)), expected(V4, TCP, "l6 l7 r6m"));
+}
+
+#[test]
+fn a_port_that_nobody_has_is_dropped_another_address_passes_and_a_ping_is_answered() {
+    Net::each(|net| {
+        let snapshot = snapshot([web(net, endpoints(net, "l6"))]);
+        for who in EVERYBODY {
+            let ask = |packet| fates(net, &snapshot, packet);
+            assert_eq!(ask(packet(net, who, TCP, 81)), BTreeSet::from([Fate::Dropped]));
+            assert_eq!(ask(packet(net, who, 132, 80)), BTreeSet::from([Fate::Dropped]), "SCTP");
+            let elsewhere = Packet { destination: ip(net.other), ..packet(net, who, TCP, 80) };
+            assert_eq!(ask(elsewhere), BTreeSet::from([Fate::Passed]));
+            let (icmp, echo) = if net == V4 { (1, 8) } else { (58, 128) };
+            let ping = packet(net, who, icmp, u16::from_be_bytes([echo, 0]));
+            assert_eq!(ask(ping), BTreeSet::from([Fate::Answered]));
+        }
+    });
+}
+
+#[test]
+fn nothing_of_neighbour_discovery_is_touched_and_other_icmp_to_an_lb_ip_is_dropped() {
+    let snapshot = snapshot([web(V6, endpoints(V6, "l6"))]);
+    for kind in 0..=255u8 {
+        let fate = match kind {
+            128 => Fate::Answered,
+            133..=137 => Fate::Passed,
+            _ => Fate::Dropped,
+        };
+        let packet = packet(V6, Who::Outside, 58, u16::from_be_bytes([kind, 0]));
+        assert_eq!(fates(V6, &snapshot, packet), BTreeSet::from([fate]), "type {kind}");
+    }
+}
+
+#[test]
+fn who_is_not_in_the_ranges_gets_nowhere_whatever_there_is() {
+    Net::each(|net| {
+        for (given, _, _) in TABLE {
+            for is_local in [false, true] {
+                let closed = policy(web(net, endpoints(net, given)), is_local).only_from(&["203.0.113.0/24"]);
+                let snapshot = snapshot([closed, service("other").holds(net.other)]);
+                for who in EVERYBODY {
+                    let fates = fates(net, &snapshot, packet(net, who, UDP, 80));
+                    assert_eq!(fates, BTreeSet::from([Fate::Dropped]), "{given:?}, Local: {is_local}, {who:?}");
+                }
+            }
+        }
+    });
+}
+
+/// What a client sees of the fates: which pods answer and whom they see, that it is refused, or nothing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Seen {
+    Answer { pod: (u8, u8), itself: bool },
+    Refused,
+    Nothing,
+}
+
+fn seen(net: Net, fate: Fate) -> Seen {
+    match fate {
+        Fate::Dropped => Seen::Nothing,
+        Fate::Reset | Fate::Unreachable => Seen::Refused,
+        Fate::Sent { to, masqueraded } => {
+            let pods = (1..3).flat_map(|node| (0..10).map(move |number| (node, number)));
+            let pod = pods.into_iter().find(|(node, number)| ip(&net.pod(*node, *number)) == to.ip()).expect("a pod");
+            Seen::Answer { pod, itself: !masqueraded }
+        }
+        Fate::Passed | Fate::Answered => panic!("no fate of a connection"),
+    }
+}
+
+/// Asks until everything that can happen should have: each of two is missed once in 2^23 times.
+fn ask(from: &Namespace, net: Net, protocol: u8, own: &[IpAddr]) -> BTreeSet<Seen> {
+    const TRIES: usize = 24;
+    let mut all = BTreeSet::new();
+    for _ in 0..TRIES {
+        let answer = if protocol == TCP {
+            connect(from, &net.port(80), SILENCE).and_then(|mut connection| connection.ask())
+        } else {
+            let socket = udp(from, &net.port(80));
+            // The kernel sends one refusal by ICMP in a second at least, so what is refused is told within some.
+            let once = || socket.send(b"?").and_then(|_| socket.recv(&mut [0; 64]));
+            let silent = |error: &std::io::Error| error.kind() == ErrorKind::WouldBlock;
+            let told = (0..7).map(|_| once()).find(|told| !told.as_ref().is_err_and(silent));
+            told.unwrap_or(Err(ErrorKind::WouldBlock.into())).and_then(|_| ask_udp(&socket))
+        };
+        all.insert(match answer {
+            Ok(answer) => Seen::Answer { pod: answer.pod, itself: own.contains(&answer.client) },
+            Err(error) => match error.kind() {
+                // The kernel tells a local process at once, and in other words.
+                ErrorKind::ConnectionRefused | ErrorKind::PermissionDenied => Seen::Refused,
+                ErrorKind::TimedOut | ErrorKind::WouldBlock => Seen::Nothing,
+                other => panic!("{other}"),
+            },
+        });
+        // A refusal is one for everybody, and the kernel limits how many it sends by ICMP.
+        if all.contains(&Seen::Nothing) || all.contains(&Seen::Refused) {
+            break;
+        }
+    }
+    all
+}
+
+#[test]
+fn the_kernel_does_what_is_traced() {
+    Net::each(|net| {
+        let world = World::new();
+        let pods = [(1, 5), (1, 6), (2, 6)].map(|(node, number)| world.pod(node, number));
+        let mut engine = engine(&world);
+        // One row of each kind; those left out differ in what is planned, not in what packets do.
+        for (given, _, _) in [TABLE[2], TABLE[1], TABLE[4], TABLE[5], TABLE[8]] {
+            for is_local in [false, true] {
+                let snapshot = snapshot([policy(web(net, endpoints(net, given)), is_local)]);
+                apply(&mut engine, &snapshot);
+                // A port that a client had before would else find its old flow, which nobody forgets here.
+                let forgotten = world.n1.command("conntrack").arg("-F").output().expect("run conntrack");
+                assert!(forgotten.status.success(), "{}", String::from_utf8_lossy(&forgotten.stderr));
+                for who in EVERYBODY {
+                    let (from, own) = match who {
+                        Who::Outside => (&world.client, vec![ip(net.client)]),
+                        Who::Pod => (&pods[0].namespace, vec![ip(&net.of(&pods[0]))]),
+                        // Which of its sources a node takes is its own choice, and all of them are itself.
+                        Who::Node => (&world.n1, vec![]),
+                    };
+                    for protocol in [TCP, UDP] {
+                        let traced = fates(net, &snapshot, packet(net, who, protocol, 80));
+                        let expected: BTreeSet<Seen> = traced.into_iter().map(|fate| seen(net, fate)).collect();
+                        assert_eq!(
+                            ask(from, net, protocol, &own),
+                            expected,
+                            "{given:?}, Local: {is_local}, {who:?}, protocol {protocol}, {:?}",
+                            net.family
+                        );
+                    }
+                }
+            }
+        }
+    });
+}

@@ -1,0 +1,359 @@
+//! What the rules would do with a packet: the bytes that the kernel is given, run by a small machine of our own.
+//!
+//! It knows registers, sets and the few expressions there are, the hooks that a new connection passes, and what the
+//! kernel does between them. It does not know connections under way: those pass no rule that decides anything.
+#![allow(dead_code, reason = "each test binary uses some of it")]
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::{IpAddr, SocketAddr};
+
+use dataplane::diff::diff;
+use dataplane::netlink::attribute::{Attributes, attributes};
+use dataplane::netlink::message::Message;
+use dataplane::nft::element::{Elements, Key, elements};
+use dataplane::nft::expression::{Expression, Header, Register, Relation, Verdict};
+use dataplane::nft::request::Requests;
+use dataplane::nft::skeleton::{self, Chain, Set, Table};
+use dataplane::ruleset::Ruleset;
+
+/// Where a packet comes from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum From {
+    /// Another host, or a pod: by a link.
+    Link,
+    /// This node itself.
+    Here,
+}
+
+/// The first packet of a connection, or one that belongs to none.
+#[derive(Clone, Copy, Debug)]
+pub struct Packet {
+    /// Where it comes from.
+    pub from: From,
+    /// Its source.
+    pub source: IpAddr,
+    /// Its destination.
+    pub destination: IpAddr,
+    /// Its protocol.
+    pub protocol: u8,
+    /// The destination port; of ICMP, type and code.
+    pub port: u16,
+}
+
+/// What becomes of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Fate {
+    /// It goes on as it is.
+    Passed,
+    /// It is dropped.
+    Dropped,
+    /// It is refused with a reset.
+    Reset,
+    /// It is refused with ICMP.
+    Unreachable,
+    /// This node answers it.
+    Answered,
+    /// It goes to an endpoint, which sees the source, or this node instead of it.
+    Sent {
+        /// The endpoint.
+        to: SocketAddr,
+        /// Whether the source is replaced.
+        masqueraded: bool,
+    },
+}
+
+/// Rules and what their sets hold.
+pub struct Machine {
+    chains: BTreeMap<(Table, String), Vec<Vec<Expression>>>,
+    sets: BTreeMap<(Table, String), Vec<Element>>,
+    /// The addresses of this node.
+    own: BTreeSet<IpAddr>,
+    here: BTreeSet<Table>,
+}
+
+struct Element {
+    first: Vec<u8>,
+    /// Of a range in parts.
+    last: Option<Vec<u8>>,
+    /// A range has ended here.
+    end: bool,
+    data: Vec<u8>,
+    verdict: Option<Verdict>,
+}
+
+/// How far a packet got.
+enum Step {
+    Next,
+    Done(Fate),
+    Translated(SocketAddr),
+    Masqueraded,
+}
+
+struct State {
+    packet: Packet,
+    registers: [u8; 64],
+    /// Where it was first addressed to, and where it goes now.
+    original: SocketAddr,
+    now: SocketAddr,
+    random: u32,
+}
+
+impl Machine {
+    /// The machine that the kernel of a node with these addresses is when `ruleset` is applied.
+    pub fn new(ruleset: &Ruleset, own: &[&str]) -> Self {
+        let mut machine = Self {
+            chains: BTreeMap::new(),
+            sets: BTreeMap::new(),
+            own: own.iter().map(|text| text.parse().expect("an address")).collect(),
+            here: BTreeSet::new(),
+        };
+        let elements = elements(ruleset);
+        let mut add = |table, chain: Chain| machine.chains.insert((table, chain.name), chain.rules);
+        for table in elements.keys().map(Key::table).collect::<BTreeSet<_>>() {
+            machine.here.insert(table);
+            skeleton::chains(table).into_iter().for_each(|chain| drop(add(table, chain)));
+        }
+        for key in elements.keys() {
+            match *key {
+                Key::Way(table, way) => drop(add(table, skeleton::way(table, way))),
+                Key::Remember(table, seconds) => drop(add(table, skeleton::remember(table, seconds))),
+                _ => {}
+            }
+        }
+        machine.fill(&elements);
+        machine
+    }
+
+    /// Takes in what the kernel would be told of all elements.
+    fn fill(&mut self, elements: &Elements) {
+        const LIST_SET: u16 = 2;
+        const LIST_ELEMENTS: u16 = 3;
+        let changes = diff(&Elements::new(), elements);
+        let mut requests = Requests::default();
+        requests.change(&changes);
+        for message in requests.messages {
+            let mut bytes = Vec::new();
+            message.encode(0, &mut bytes);
+            // The family is the first byte of netfilter's own header.
+            let table = Table::ALL.into_iter().find(|table| table.number() == bytes[16]).expect("a table");
+            let told = attributes(&bytes[Message::HEADERS..]);
+            let Some(list) = told.find(LIST_ELEMENTS).filter(|_| skeleton_has(table, told)) else { continue };
+            let set = told.find(LIST_SET).and_then(|set| set.text()).expect("a set").to_owned();
+            self.sets.entry((table, set)).or_default().extend(list.inner().map(|item| element(item.inner())));
+        }
+    }
+
+    /// What may become of the packet: one fate for each choice that chance has.
+    pub fn fates(&self, packet: Packet) -> BTreeSet<Fate> {
+        // Divisible by all numbers of endpoints that tests have.
+        (0..840).map(|random| self.fate(packet, random)).collect()
+    }
+
+    fn fate(&self, packet: Packet, random: u32) -> Fate {
+        let table = Table::of(packet.destination);
+        let original = SocketAddr::new(packet.destination, packet.port);
+        let mut state = State { packet, registers: [0; 64], original, now: original, random };
+        if !self.here.contains(&table) {
+            return Fate::Passed;
+        }
+        let (nat, filter) = match packet.from {
+            From::Link => ("nat-prerouting", "filter-prerouting"),
+            From::Here => ("nat-output", "filter-output"),
+        };
+        match self.chain(table, nat, &mut state) {
+            Step::Done(fate) => return fate,
+            Step::Translated(to) => state.now = to,
+            Step::Next | Step::Masqueraded => {}
+        }
+        if let Step::Done(fate) = self.chain(table, filter, &mut state) {
+            return fate;
+        }
+        if state.now == state.original {
+            return Fate::Passed;
+        }
+        let last = if self.own.contains(&state.now.ip()) { "nat-input" } else { "nat-postrouting" };
+        let masqueraded = matches!(self.chain(table, last, &mut state), Step::Masqueraded);
+        Fate::Sent { to: state.now, masqueraded }
+    }
+
+    fn chain(&self, table: Table, name: &str, state: &mut State) -> Step {
+        let rules = self.chains.get(&(table, name.to_owned())).unwrap_or_else(|| panic!("no chain {name}"));
+        for rule in rules {
+            let mut verdict = None;
+            for expression in rule {
+                match self.execute(table, expression, state) {
+                    Done::Goes => {}
+                    Done::Breaks => break,
+                    Done::Verdict(decided) => {
+                        verdict = Some(decided);
+                        break;
+                    }
+                    Done::Step(step) => return step,
+                }
+            }
+            match verdict {
+                None => {}
+                Some(Verdict::Drop) => return Step::Done(Fate::Dropped),
+                Some(Verdict::Return) => return Step::Next,
+                Some(Verdict::Goto(chain)) => return self.chain(table, &chain, state),
+                Some(Verdict::Jump(chain)) => match self.chain(table, &chain, state) {
+                    Step::Next => {}
+                    step => return step,
+                },
+            }
+        }
+        Step::Next
+    }
+
+    fn execute(&self, table: Table, expression: &Expression, state: &mut State) -> Done {
+        let goes = |condition| if condition { Done::Goes } else { Done::Breaks };
+        match expression {
+            Expression::Payload { header: Header::Network, offset, length, into } => {
+                // Source and destination are all that is looked at, the destination last.
+                let destination = (*offset, *length) == (16, 4) || (*offset, *length) == (24, 16);
+                state.load(*into, &octets(if destination { state.now.ip() } else { state.packet.source }));
+            }
+            Expression::Payload { header: Header::Transport, offset: 2, length: 2, into } => {
+                let port = if is_icmp(state.packet.protocol) { 0 } else { state.now.port() };
+                state.load(*into, &port.to_be_bytes());
+            }
+            Expression::Payload { header: Header::Transport, into, .. } => {
+                state.load(*into, &state.packet.port.to_be_bytes()[..1]);
+            }
+            Expression::Protocol { into } => state.load(*into, &[state.packet.protocol]),
+            Expression::Status { into } => {
+                let translated = if state.now == state.original { 0u32 } else { 1 << 5 };
+                state.load(*into, &translated.to_ne_bytes());
+            }
+            Expression::OriginalDestination { into, .. } => state.load(*into, &octets(state.original.ip())),
+            Expression::OriginalPort { into } => state.load(*into, &state.original.port().to_be_bytes()),
+            Expression::AnsweringPort { into } => state.load(*into, &state.now.port().to_be_bytes()),
+            Expression::SourceType { into } => {
+                let kind: u32 = if self.own.contains(&state.packet.source) { 2 } else { 1 };
+                state.load(*into, &kind.to_ne_bytes());
+            }
+            Expression::Random { modulus, offset, into } => {
+                state.load(*into, &(state.random % modulus + offset).to_ne_bytes());
+            }
+            Expression::Mask(mask) => {
+                for (byte, mask) in state.registers.iter_mut().zip(mask) {
+                    *byte &= mask;
+                }
+            }
+            Expression::Compare { relation, value } => {
+                let found = &state.registers[..value.len()];
+                return goes(match relation {
+                    Relation::Equal => found == value,
+                    Relation::NotEqual => found != value,
+                    Relation::AtMost => found <= &value[..],
+                    Relation::AtLeast => found >= &value[..],
+                });
+            }
+            Expression::Lookup { set, into } => {
+                let Some(element) = self.find(table, set, &state.registers) else { return Done::Breaks };
+                match (into, &element.verdict) {
+                    (Some(Register::Verdict), Some(verdict)) => return Done::Verdict(verdict.clone()),
+                    (Some(into), _) => state.load(*into, &element.data),
+                    (None, _) => {}
+                }
+            }
+            Expression::Absent { set } => return goes(self.find(table, set, &state.registers).is_none()),
+            Expression::Verdict(verdict) => return Done::Verdict(verdict.clone()),
+            Expression::Dnat(_) => return Done::Step(Step::Translated(state.endpoint(table))),
+            Expression::Masquerade => return Done::Step(Step::Masqueraded),
+            Expression::Redirect => return Done::Step(Step::Done(Fate::Answered)),
+            // A reset is for TCP alone.
+            Expression::Reset if state.packet.protocol != 6 => return Done::Breaks,
+            Expression::Reset => return Done::Step(Step::Done(Fate::Reset)),
+            Expression::Unreachable(_) => return Done::Step(Step::Done(Fate::Unreachable)),
+            // Learned by what comes after this packet; and one byte has no order.
+            Expression::Update { .. } | Expression::ToNetworkOrder { .. } => {}
+        }
+        Done::Goes
+    }
+
+    fn find(&self, table: Table, name: &str, registers: &[u8]) -> Option<&Element> {
+        let set = skeleton::sets(table).into_iter().find(|set| set.name == name).expect("a set");
+        let length = usize::try_from(set.key_length()).expect("short");
+        let key = &registers[..length];
+        let elements = self.sets.get(&(table, name.to_owned()))?;
+        if !set.ranges {
+            return elements.iter().find(|element| element.first == key);
+        }
+        if set.parts().is_some() {
+            return elements.iter().find(|element| within(&set, element, key));
+        }
+        // The last boundary before it says whether a range is open.
+        let before = elements.iter().filter(|element| &element.first[..] <= key);
+        before.max_by(|a, b| a.first.cmp(&b.first)).filter(|element| !element.end)
+    }
+}
+
+enum Done {
+    Goes,
+    Breaks,
+    Verdict(Verdict),
+    Step(Step),
+}
+
+impl State {
+    fn load(&mut self, into: Register, value: &[u8]) {
+        let Register::Quarter(quarter) = into else { panic!("a value where the verdict goes") };
+        let start = usize::from(quarter) * 4;
+        let end = start + value.len().next_multiple_of(4);
+        self.registers[start..end].fill(0);
+        self.registers[start..start + value.len()].copy_from_slice(value);
+    }
+
+    /// What the registers hold as the destination of a translation.
+    fn endpoint(&self, table: Table) -> SocketAddr {
+        let port = |at: usize| u16::from_be_bytes([self.registers[at], self.registers[at + 1]]);
+        match table {
+            Table::V4 => (*self.registers.first_chunk::<4>().expect("bytes"), port(4)).into(),
+            Table::V6 => (*self.registers.first_chunk::<16>().expect("bytes"), port(16)).into(),
+        }
+    }
+}
+
+fn octets(address: IpAddr) -> Vec<u8> {
+    match address {
+        IpAddr::V4(v4) => v4.octets().to_vec(),
+        IpAddr::V6(v6) => v6.octets().to_vec(),
+    }
+}
+
+fn is_icmp(protocol: u8) -> bool {
+    [1, 58].contains(&protocol)
+}
+
+fn skeleton_has(table: Table, told: Attributes<'_>) -> bool {
+    let name = told.find(2).and_then(|set| set.text()).unwrap_or_default();
+    skeleton::sets(table).iter().any(|set| set.name == name)
+}
+
+/// Whether each part of the key is in the range that the element has there.
+fn within(set: &Set, element: &Element, key: &[u8]) -> bool {
+    let last = element.last.as_ref().expect("the end of a range");
+    let mut at = 0;
+    set.parts().expect("parts").into_iter().all(|length| {
+        let end = at + usize::try_from(length).expect("short");
+        let inside = element.first[at..end] <= key[at..end] && key[at..end] <= last[at..end];
+        at = end.next_multiple_of(4);
+        inside
+    })
+}
+
+fn element(fields: Attributes<'_>) -> Element {
+    const KEY: u16 = 1;
+    const DATA: u16 = 2;
+    const FLAGS: u16 = 3;
+    const KEY_END: u16 = 10;
+    let value = |kind: u16| fields.find(kind).and_then(|field| field.inner().find(1)).map(|value| value.value.to_vec());
+    Element {
+        first: value(KEY).expect("a key"),
+        last: value(KEY_END),
+        end: fields.find(FLAGS).and_then(|flags| flags.u32()) == Some(1),
+        data: value(DATA).unwrap_or_default(),
+        verdict: fields.find(DATA).and_then(|data| Verdict::decode(data.inner())),
+    }
+}
