@@ -2,13 +2,13 @@
 //!
 //! In goes a frame from a link and what is announced there, out comes a [`Verdict`]. Nothing is remembered.
 
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr};
 
 use etherparse::{ArpEthIpv4Packet, ArpOperation, ArpPacketSlice, EtherType, Ethernet2Header, Ethernet2HeaderSlice};
 
 use crate::placement::Mac;
 
-/// What to do with a frame.
+/// What to do with a frame, of ARP or of IPv6 neighbour discovery ([`crate::ndp`]).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Verdict {
     /// Send this frame: the answer.
@@ -16,7 +16,7 @@ pub enum Verdict {
     /// Somebody else uses an lb_ip that is announced here.
     Conflict {
         /// The address.
-        lb_ip: Ipv4Addr,
+        lb_ip: IpAddr,
         /// Who uses it.
         mac: Mac,
     },
@@ -27,7 +27,7 @@ pub enum Verdict {
 /// Why a frame is not answered.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Ignored {
-    /// It is cut off, not for Ethernet and IPv4, or from a station that can't be one.
+    /// It is cut off, not what it should be, or from a station that can't be one.
     Malformed,
     /// It was sent by this very interface.
     Own,
@@ -56,7 +56,7 @@ pub fn judge(frame: &[u8], mac: Mac, announced: impl Fn(Ipv4Addr) -> bool) -> Ve
     }
     // RFC 5227 §2.4: a frame of any kind, to anybody, whose sender address is ours is a conflict.
     if announced(sender) {
-        return Verdict::Conflict { lb_ip: sender, mac: from };
+        return Verdict::Conflict { lb_ip: sender.into(), mac: from };
     }
     if destination != mac && destination != Mac::BROADCAST {
         return Verdict::Ignore(Ignored::OtherStation);
@@ -155,7 +155,7 @@ mod tests {
             };
             Verdict::Answer(frame_of(CLIENT, &packet))
         };
-        let conflict = Verdict::Conflict { lb_ip: LB_IP, mac: OTHER };
+        let conflict = Verdict::Conflict { lb_ip: LB_IP.into(), mac: OTHER };
         for (what, frame, expected) in [
             ("by broadcast", frame(Mac::BROADCAST, request, client, LB_IP), answer(CLIENT_IP)),
             ("by unicast", frame(MINE, request, client, LB_IP), answer(CLIENT_IP)),

@@ -91,16 +91,10 @@ pub enum Event {
 /// Counters of the wire, since the start of the speaker.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Counters {
-    /// ARP requests for announced addresses.
-    pub arp_requests: u64,
-    /// Answers to them.
-    pub arp_answers: u64,
-    /// ARP frames that make no sense.
-    pub arp_malformed: u64,
-    /// ARP frames in which somebody else uses an announced address.
-    pub arp_conflicts: u64,
-    /// Gratuitous ARP frames, of both forms.
-    pub gratuitous: u64,
+    /// Of ARP.
+    pub arp: Neighbours,
+    /// Of IPv6 neighbour discovery.
+    pub ndp: Neighbours,
     /// Packets sent to peers.
     pub packets_sent: u64,
     /// Packets of peers that were taken in.
@@ -119,6 +113,19 @@ pub struct Counters {
     pub late_max: Duration,
     /// Frames that the kernel refused to send.
     pub send_failed: u64,
+}
+
+/// What was heard of and said to neighbours that are no peers, in one family.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Neighbours {
+    /// Requests, or solicitations, for announced addresses that were answered.
+    pub answered: u64,
+    /// Frames that make no sense.
+    pub malformed: u64,
+    /// Frames in which somebody who is no peer uses an announced address. Not more than one a second is counted for each.
+    pub conflicts: u64,
+    /// Frames with which addresses were announced unasked: gratuitous ARP of both forms, or unsolicited advertisements.
+    pub unasked: u64,
 }
 
 /// Packets of others that were dropped.

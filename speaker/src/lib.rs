@@ -1,7 +1,7 @@
-//! Announcing: who is alive on the wire, who owns which address, ARP.
+//! Announcing: who is alive on the wire, who owns which address, ARP and NDP.
 //!
 //! Every node runs one speaker. On each link where an lb_ip belongs, speakers say Hello to each other, and in it what they
-//! claim; from that each of them decides by the same rules who owns which address, and the owner answers ARP for it.
+//! claim; from that each of them decides by the same rules who owns which address, and the owner answers ARP and NDP for it.
 //! Nothing of this asks the API server: it only says which addresses there are ([`Snapshot`]), and is told afterwards who
 //! announces them ([`Announcements`]).
 //!
@@ -21,12 +21,12 @@
 //! | [`liveness`], [`peer`], [`pace`] | whether a peer is alive on a link; what is known of it; how often we speak |
 //! | [`hello`], [`datagram`] | the packets of speakers, and what they travel in |
 //! | [`auth`], [`meeting`] | what packets are sealed with; who was heard and isn't believed yet |
-//! | [`arp`], [`announce`] | what to answer; when to announce unasked |
+//! | [`arp`], [`ndp`], [`announce`] | what to answer, over IPv4 and IPv6; when to announce unasked |
 //! | [`placement`], [`link_table`] | which link an address is announced on; which links there are |
-//! | [`links`], [`socket`] | netlink; packet sockets |
+//! | [`links`], [`socket`], [`groups`] | netlink; packet sockets; which groups the kernel tells that we listen to |
 //! | [`events`] | what there is to log and to count |
 //!
-//! Only [`run`](fn@run), [`links`] and [`socket`] touch anything. The rest is pure: time is an argument, and the tests
+//! Only [`run`](fn@run), [`links`], [`socket`] and [`groups`] touch anything. The rest is pure: time is an argument, and the tests
 //! drive the same [`machine`] through a simulated network.
 
 pub mod advertisement;
@@ -38,6 +38,7 @@ pub mod datagram;
 pub mod eligibility;
 pub mod events;
 mod greeting;
+pub mod groups;
 pub mod hash;
 pub mod hello;
 pub mod link_table;
@@ -45,6 +46,7 @@ pub mod links;
 pub mod liveness;
 pub mod machine;
 pub mod meeting;
+pub mod ndp;
 pub mod ownership;
 pub mod pace;
 pub mod peer;

@@ -3,23 +3,23 @@
 //! Netlink messages in, [`Link`]s out. Each message says all about one link or one address, so nothing is asked for again.
 
 use std::collections::BTreeMap;
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::IpAddr;
 
-use ipnet::Ipv4Net;
-use rtnetlink::packet_route::address::{AddressAttribute, AddressMessage};
+use ipnet::IpNet;
+use rtnetlink::packet_route::address::{AddressAttribute, AddressFlags, AddressMessage};
 use rtnetlink::packet_route::link::{
     InfoKind, InfoPortKind, LinkAttribute, LinkFlags, LinkInfo, LinkLayerType, LinkMessage,
 };
 use rtnetlink::packet_route::{AddressFamily, RouteNetlinkMessage};
 
-use crate::placement::{Link, Mac};
+use crate::placement::{Link, Mac, has_neighbours};
 
-/// All links and IPv4 addresses of the node.
+/// All links and addresses of the node.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Table {
     links: BTreeMap<u32, Option<Device>>,
     /// In the order of the kernel, so the primary one is first.
-    addresses: BTreeMap<u32, Vec<Ipv4Net>>,
+    addresses: BTreeMap<u32, Vec<IpNet>>,
 }
 
 /// A link that could be announced on, if it had an address.
@@ -45,8 +45,10 @@ impl Table {
             RouteNetlinkMessage::NewAddress(message) => {
                 if let Some(address) = address(message) {
                     let all = self.addresses.entry(message.header.index).or_default();
-                    if !all.contains(&address) {
-                        all.push(address);
+                    match is_usable(message) {
+                        true if all.contains(&address) => {}
+                        true => all.push(address),
+                        false => all.retain(|other| *other != address),
                     }
                 }
             }
@@ -65,9 +67,7 @@ impl Table {
         let links = self.links.iter().filter_map(|(index, device)| {
             let Device { name, mac, is_bridge } = device.clone()?;
             let addresses = self.addresses.get(index)?.clone();
-            // With nothing but /32 there are no neighbours: the veths of some network plugins are such, and dummies.
-            let reaches = addresses.iter().any(|address| address.prefix_len() < 32);
-            reaches.then_some((*index, Link { index: *index, name, mac, addresses, is_bridge }))
+            has_neighbours(&addresses).then_some((*index, Link { index: *index, name, mac, addresses, is_bridge }))
         });
         links.collect()
     }
@@ -102,17 +102,29 @@ fn device(message: &LinkMessage) -> Option<Device> {
     Some(Device { name: name?, mac: mac.filter(|mac| mac.is_station())?, is_bridge })
 }
 
-/// The node's own address (not the peer's, on a point-to-point link) with its prefix, if it is IPv4.
-fn address(message: &AddressMessage) -> Option<Ipv4Net> {
-    let mut own: Option<Ipv4Addr> = None;
+/// The node's own address (not the peer's, on a point-to-point link) with its prefix.
+fn address(message: &AddressMessage) -> Option<IpNet> {
+    let mut own: Option<IpAddr> = None;
     for attribute in &message.attributes {
         match attribute {
-            AddressAttribute::Local(IpAddr::V4(local)) => own = Some(*local),
-            AddressAttribute::Address(IpAddr::V4(address)) => own = own.or(Some(*address)),
+            AddressAttribute::Local(local) => own = Some(*local),
+            AddressAttribute::Address(address) => own = own.or(Some(*address)),
             _ => {}
         }
     }
-    Ipv4Net::new(own?, message.header.prefix_len).ok()
+    IpNet::new(own?, message.header.prefix_len).ok()
+}
+
+/// Whether the node may use the address: not before it knows that nobody else has it (RFC 4862 §5.4), and not if somebody
+/// has.
+fn is_usable(message: &AddressMessage) -> bool {
+    let unusable = AddressFlags::Tentative | AddressFlags::Dadfailed;
+    let flags = message.attributes.iter().find_map(|attribute| match attribute {
+        AddressAttribute::Flags(flags) => Some(*flags),
+        _ => None,
+    });
+    // An optimistic one may be used while it is tentative (RFC 4429 §3).
+    flags.is_none_or(|flags| !flags.intersects(unusable) || flags.contains(AddressFlags::Optimistic))
 }
 
 #[cfg(test)]
@@ -136,12 +148,12 @@ mod tests {
     }
 
     fn own(index: u32, address: &str) -> AddressMessage {
-        let net: Ipv4Net = address.parse().expect("address");
+        let net: IpNet = address.parse().expect("address");
         let mut message = AddressMessage::default();
         message.header.index = index;
-        message.header.family = AddressFamily::Inet;
+        message.header.family = if net.addr().is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 };
         message.header.prefix_len = net.prefix_len();
-        message.attributes = vec![AddressAttribute::Local(net.addr().into())];
+        message.attributes = vec![AddressAttribute::Local(net.addr())];
         message
     }
 
@@ -197,5 +209,26 @@ mod tests {
         table.apply(&RouteNetlinkMessage::NewAddress(own(2, "192.0.2.1/24")));
         table.apply(&RouteNetlinkMessage::DelLink(link(2, UP, &[])));
         assert_eq!(table, Table::default());
+    }
+
+    #[test]
+    fn an_ipv6_address_counts_when_the_kernel_knows_that_nobody_else_has_it() {
+        let with = |flags| {
+            let mut message = own(2, "2001:db8::1/64");
+            message.attributes.push(AddressAttribute::Flags(flags));
+            RouteNetlinkMessage::NewAddress(message)
+        };
+        let mut table = Table::default();
+        table.apply(&RouteNetlinkMessage::NewLink(link(2, UP, &[])));
+        table.apply(&RouteNetlinkMessage::NewAddress(own(2, "fe80::1/64")));
+        for (flags, expected) in [
+            (AddressFlags::Tentative, &[][..]),
+            (AddressFlags::Permanent, &["eth2"]),
+            (AddressFlags::Dadfailed, &[]),
+            (AddressFlags::Tentative | AddressFlags::Optimistic, &["eth2"]),
+        ] {
+            table.apply(&with(flags));
+            assert_eq!(names(&table), expected, "{flags:?}");
+        }
     }
 }

@@ -35,7 +35,7 @@ pub enum Error {
 /// When the links can't be observed any more.
 pub async fn watch(links: watch::Sender<BTreeMap<u32, Link>>) -> Result<Infallible, Error> {
     // Joined before anything is listed: what changes meanwhile is told, and applying it twice does no harm.
-    let groups = [MulticastGroup::Link, MulticastGroup::Ipv4Ifaddr];
+    let groups = [MulticastGroup::Link, MulticastGroup::Ipv4Ifaddr, MulticastGroup::Ipv6Ifaddr];
     let (connection, handle, mut messages) = new_multicast_connection(&groups).map_err(Error::Open)?;
     let follow = async {
         let mut table = list(&handle).await?;

@@ -7,16 +7,16 @@
 //!   loop {
 //!       sleep until next_deadline() (or announcement_due(), if there is room to send), or something comes in
 //!       if woke(now) { drop what is in the sockets }
-//!       else         { hear(now, ..), arp(now, ..) for each frame }
+//!       else         { receive(now, ..) for each frame }
 //!       set_links(..), set_snapshot(..), set_forwarded(..), leave(now) as it happens
-//!       poll(now, room) -> send take_frames(), log take_events(), publish announced() if it has changed
+//!       poll(now, room) -> join groups(), send take_frames(), log take_events(), publish announced() if it has changed
 //!   }
 //! ```
 //!
 //! Times are durations since any fixed moment, the same for all calls.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv6Addr};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -94,7 +94,7 @@ impl Config {
 pub struct Frame {
     /// On which link, by its index.
     pub link: u32,
-    /// By which of the two sockets.
+    /// By which of the sockets.
     pub channel: Channel,
     /// The whole frame.
     pub bytes: Vec<u8>,
@@ -103,10 +103,19 @@ pub struct Frame {
 /// Hellos must not wait behind thousands of gratuitous ARPs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Channel {
-    /// For packets to peers.
+    /// For packets to peers over IPv4.
     Hello,
+    /// For packets to peers over IPv6.
+    HelloV6,
     /// For ARP.
     Arp,
+    /// For IPv6 neighbour discovery.
+    Ndp,
+}
+
+impl Channel {
+    /// All of them, those first whose frames must not wait.
+    pub const ALL: [Self; 4] = [Self::Hello, Self::HelloV6, Self::Arp, Self::Ndp];
 }
 
 /// The whole of the speaker.
@@ -122,6 +131,7 @@ pub struct Machine {
     /// When the loop should run next.
     expected: Option<Duration>,
     changed: bool,
+    regrouped: bool,
     frames: Vec<Frame>,
     events: Vec<Event>,
     counters: Counters,
@@ -148,6 +158,7 @@ impl Machine {
             stopping: Stopping::No,
             expected: None,
             changed: false,
+            regrouped: false,
             frames: Vec::new(),
             events: Vec::new(),
             counters: Counters::default(),
@@ -232,6 +243,7 @@ impl Machine {
 
     /// Sees to it that there is a segment for each link that is needed, and an address on the one it belongs to.
     fn arrange(&mut self, now: Duration) {
+        self.regrouped = true;
         let mut placed = BTreeMap::<u32, BTreeSet<IpAddr>>::new();
         match &self.snapshot {
             Some(snapshot) => {
@@ -297,8 +309,17 @@ impl Machine {
         }
     }
 
+    /// A frame came in on a link.
+    pub fn receive(&mut self, now: Duration, link: u32, channel: Channel, frame: &[u8]) {
+        match channel {
+            Channel::Hello | Channel::HelloV6 => self.hear(now, link, frame),
+            Channel::Arp => self.one(now, link, |segment, context| segment.arp(context, frame)),
+            Channel::Ndp => self.one(now, link, |segment, context| segment.ndp(context, frame)),
+        }
+    }
+
     /// A frame with a datagram for our group came in on a link.
-    pub fn hear(&mut self, now: Duration, link: u32, frame: &[u8]) {
+    fn hear(&mut self, now: Duration, link: u32, frame: &[u8]) {
         let dropped = &mut self.counters.dropped;
         let Ok((mac, payload)) = datagram::unwrap(frame) else {
             dropped.malformed += 1;
@@ -337,11 +358,6 @@ impl Machine {
         }
     }
 
-    /// An ARP frame came in on a link.
-    pub fn arp(&mut self, now: Duration, link: u32, frame: &[u8]) {
-        self.one(now, link, |segment, context| segment.arp(context, frame));
-    }
-
     /// The speaker is to stop. It asks the others to take over, goes on until they have or for a few intervals, and then
     /// is [done](Self::is_done).
     pub fn leave(&mut self, now: Duration) {
@@ -374,12 +390,13 @@ impl Machine {
             room -= segment.announce(context, room);
         });
         self.changed |= changed;
+        self.regrouped |= changed;
         if let Stopping::Until(deadline) = self.stopping {
             let waiting =
                 self.segments.values().any(|segment| segment.announced().next().is_some() && segment.has_heirs());
             if now >= deadline || !waiting {
                 self.each(now, |segment, context| segment.part(context));
-                self.changed = true;
+                (self.changed, self.regrouped) = (true, true);
                 self.stopping = Stopping::Done;
             }
         }
@@ -414,6 +431,17 @@ impl Machine {
     /// The links that we speak on.
     pub fn speaking(&self) -> impl Iterator<Item = &Link> {
         self.segments.values().map(|segment| &segment.link)
+    }
+
+    /// The IPv6 groups to listen to, each on its link: that of the speakers, and those in which somebody may ask for an
+    /// address that is announced.
+    pub fn groups(&self) -> BTreeSet<(u32, Ipv6Addr)> {
+        self.segments.iter().flat_map(|(index, segment)| segment.groups().map(|group| (*index, group))).collect()
+    }
+
+    /// Whether [`groups`](Self::groups) may have changed since this was last asked.
+    pub fn take_regrouped(&mut self) -> bool {
+        std::mem::take(&mut self.regrouped)
     }
 
     /// Whether [`announced`](Self::announced) has changed since this was last asked.

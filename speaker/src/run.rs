@@ -1,7 +1,7 @@
 //! The wire loop: the [`Machine`] with real sockets, real links and real time.
 //!
 //! [`run`] starts one thread, `landfall-wire`, with an async runtime of its own. There everything happens that must not
-//! wait: Hellos, ARP, takeovers. It shares nothing with the rest of the process but channels that hold one latest value:
+//! wait: Hellos, ARP, NDP, takeovers. It shares nothing with the rest of the process but channels that hold one latest value:
 //!
 //! ```text
 //!   snapshot  --watch-->  |        thread `landfall-wire`         |  --watch-->  announcements
@@ -25,6 +25,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::auth::Keys;
 use crate::events::{Counters, Event};
+use crate::groups::Groups;
 use crate::links;
 use crate::liveness::Standing;
 use crate::machine::{Channel, Config, Frame, Machine};
@@ -145,10 +146,10 @@ pub async fn run(
 struct Wire {
     machine: Machine,
     begun: Instant,
-    hello: Port,
-    arp: Port,
+    ports: Ports,
+    groups: Groups,
     buffer: Buffer,
-    /// ARP frames that the kernel had no room for.
+    /// Frames of ARP and NDP that the kernel had no room for.
     queue: VecDeque<Frame>,
     links: watch::Receiver<BTreeMap<u32, Link>>,
     inputs: Inputs,
@@ -188,8 +189,8 @@ impl Wire {
         let mut wire = Self {
             machine: Machine::new(config),
             begun: Instant::now(),
-            hello: Port::open(Channel::Hello).map_err(Error::Socket)?,
-            arp: Port::open(Channel::Arp).map_err(Error::Socket)?,
+            ports: Ports::open().map_err(Error::Socket)?,
+            groups: Groups::default(),
             buffer: Buffer::default(),
             queue: VecDeque::new(),
             links,
@@ -226,7 +227,7 @@ impl Wire {
             if self.machine.woke(now) {
                 self.drop_backlog()?;
             } else {
-                more = self.receive(now)?;
+                more = self.receive(now);
             }
             match wake {
                 Wake::Up => {}
@@ -239,6 +240,10 @@ impl Wire {
             self.look(now)?;
             let room = if self.queue.is_empty() { ANNOUNCEMENTS } else { 0 };
             self.machine.poll(now, room);
+            if self.machine.take_regrouped() {
+                // Before anything is announced: who hears of it may ask at once.
+                self.groups.listen_to(&self.machine.groups());
+            }
             self.send();
             self.tell();
             if self.machine.is_done() {
@@ -263,9 +268,8 @@ impl Wire {
         tokio::select! {
             biased;
             asked = leave, if !leaving => Ok(if asked.is_ok() { Wake::Leave } else { Wake::Abandoned }),
-            ready = self.hello.readable() => ready.map(|()| Wake::Up).map_err(Error::Socket),
-            ready = self.arp.readable() => ready.map(|()| Wake::Up).map_err(Error::Socket),
-            ready = self.arp.writable(), if !self.queue.is_empty() => ready.map(|()| Wake::Up).map_err(Error::Socket),
+            ready = self.ports.readable() => ready.map(|()| Wake::Up).map_err(Error::Socket),
+            ready = self.ports.writable(self.queue.front()) => ready.map(|()| Wake::Up).map_err(Error::Socket),
             Ok(()) = self.links.changed() => { self.links.mark_changed(); Ok(Wake::Up) },
             Ok(()) = self.inputs.snapshot.changed() => { self.inputs.snapshot.mark_changed(); Ok(Wake::Up) },
             Ok(()) = self.inputs.forwarded.changed() => { self.inputs.forwarded.mark_changed(); Ok(Wake::Up) },
@@ -274,28 +278,28 @@ impl Wire {
         }
     }
 
-    /// Takes in what has come. Hellos first: an ARP flood must not make anybody look dead. Returns whether there is more.
-    fn receive(&mut self, now: Duration) -> Result<bool, Error> {
-        for _ in 0..FRAMES {
-            match self.hello.receive(&mut self.buffer) {
-                Ok(Some((link, frame))) => self.machine.hear(now, link, frame),
-                Ok(None) => break,
-                Err(error) => tracing::debug!(%error, "the socket of the speakers reports an error"),
+    /// Takes in what has come. Hellos first: a flood of anything else must not make anybody look dead. Returns whether there
+    /// is more.
+    fn receive(&mut self, now: Duration) -> bool {
+        let mut more = false;
+        for port in self.ports.all() {
+            let mut left = FRAMES;
+            while left > 0 {
+                match port.receive(&mut self.buffer) {
+                    Ok(Some((link, frame))) => self.machine.receive(now, link, port.channel(), frame),
+                    Ok(None) => break,
+                    Err(error) => tracing::debug!(%error, channel = ?port.channel(), "a socket reports an error"),
+                }
+                left -= 1;
             }
+            more |= left == 0;
         }
-        for _ in 0..FRAMES {
-            match self.arp.receive(&mut self.buffer) {
-                Ok(Some((link, frame))) => self.machine.arp(now, link, frame),
-                Ok(None) => return Ok(false),
-                Err(error) => tracing::debug!(%error, "the socket for ARP reports an error"),
-            }
-        }
-        Ok(true)
+        more
     }
 
     fn drop_backlog(&mut self) -> Result<(), Error> {
         let mut dropped = 0;
-        for port in [&self.hello, &self.arp] {
+        for port in self.ports.all() {
             while port.receive(&mut self.buffer).map_err(Error::Socket)?.is_some() {
                 dropped += 1;
             }
@@ -327,23 +331,22 @@ impl Wire {
         }
         if links || told {
             let speaking: BTreeSet<u32> = self.machine.speaking().map(|link| link.index).collect();
-            self.hello.listen_on(speaking.clone()).map_err(Error::Socket)?;
-            self.arp.listen_on(speaking).map_err(Error::Socket)?;
+            self.ports.listen_on(&speaking).map_err(Error::Socket)?;
         }
         Ok(())
     }
 
-    /// Sends what there is to send. ARP waits when there is no room; a Hello that can't be sent now is worth nothing later.
+    /// Sends what there is to send. ARP and NDP wait when there is no room; a Hello that can't be sent now is worth nothing later.
     fn send(&mut self) {
         let mut failed = 0;
         for frame in self.machine.take_frames() {
             match frame.channel {
-                Channel::Hello => failed += u64::from(self.hello.send(frame.link, &frame.bytes).is_err()),
-                Channel::Arp => self.queue.push_back(frame),
+                Channel::Hello | Channel::HelloV6 => failed += u64::from(self.ports.send(&frame).is_err()),
+                Channel::Arp | Channel::Ndp => self.queue.push_back(frame),
             }
         }
         while let Some(frame) = self.queue.front() {
-            match self.arp.send(frame.link, &frame.bytes) {
+            match self.ports.send(frame) {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
                 sent => failed += u64::from(sent.is_err()),
             }
@@ -375,6 +378,53 @@ impl Wire {
             if announcements != before {
                 self.outputs.announcements.send_replace(announcements);
             }
+        }
+    }
+}
+
+/// The sockets, one for each channel.
+struct Ports([Port; Channel::ALL.len()]);
+
+impl Ports {
+    fn open() -> io::Result<Self> {
+        let [hello, hello_v6, arp, ndp] = Channel::ALL;
+        Ok(Self([Port::open(hello)?, Port::open(hello_v6)?, Port::open(arp)?, Port::open(ndp)?]))
+    }
+
+    /// All, those first whose frames must not wait.
+    fn all(&self) -> impl Iterator<Item = &Port> {
+        self.0.iter()
+    }
+
+    fn listen_on(&mut self, links: &BTreeSet<u32>) -> io::Result<()> {
+        self.0.iter_mut().try_for_each(|port| port.listen_on(links.clone()))
+    }
+
+    fn port(&self, channel: Channel) -> &Port {
+        self.all().find(|port| port.channel() == channel).expect("invariant: there is one for each")
+    }
+
+    fn send(&self, frame: &Frame) -> io::Result<()> {
+        self.port(frame.channel).send(frame.link, &frame.bytes)
+    }
+
+    /// Waits until there may be something to receive. Cancel safe.
+    async fn readable(&self) -> io::Result<()> {
+        let [hello, hello_v6, arp, ndp] = &self.0;
+        tokio::select! {
+            biased;
+            ready = hello.readable() => ready,
+            ready = hello_v6.readable() => ready,
+            ready = arp.readable() => ready,
+            ready = ndp.readable() => ready,
+        }
+    }
+
+    /// Waits until there may be room for a frame; for ever if there is none. Cancel safe.
+    async fn writable(&self, frame: Option<&Frame>) -> io::Result<()> {
+        match frame {
+            Some(frame) => self.port(frame.channel).writable().await,
+            None => std::future::pending().await,
         }
     }
 }

@@ -5,11 +5,11 @@
 //! `dirty` set.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::{IpAddr, Ipv6Addr};
 use std::time::Duration;
 
 use crate::announce::Schedule;
-use crate::arp;
+use crate::arp::{self, Ignored, Verdict};
 use crate::auth::KeyRing;
 use crate::claims::{Claim, Claims};
 use crate::events::{Counters, Event};
@@ -22,7 +22,7 @@ use crate::pace::LONGEST;
 use crate::peer::Peer;
 use crate::placement::{Link, Mac};
 use crate::snapshot::Snapshot;
-use crate::{datagram, greeting, hash};
+use crate::{datagram, greeting, hash, ndp};
 
 /// More nodes than this are not listened to on one link: whoever forges names must not fill the memory.
 const MAX_PEERS: usize = 1024;
@@ -251,16 +251,37 @@ impl Segment {
 
     /// An ARP frame came in.
     pub fn arp(&mut self, context: &mut Context<'_>, frame: &[u8]) {
-        match arp::judge(frame, self.link.mac, |lb_ip| self.mine(IpAddr::V4(lb_ip)).is_some()) {
-            arp::Verdict::Answer(bytes) => {
-                context.counters.arp_requests += 1;
-                context.counters.arp_answers += 1;
-                context.frames.push(Frame { link: self.link.index, channel: Channel::Arp, bytes });
+        let verdict = arp::judge(frame, self.link.mac, |lb_ip| self.mine(IpAddr::V4(lb_ip)).is_some());
+        self.follow(context, Channel::Arp, verdict);
+    }
+
+    /// A frame of IPv6 neighbour discovery came in.
+    pub fn ndp(&mut self, context: &mut Context<'_>, frame: &[u8]) {
+        let verdict = ndp::judge(frame, self.link.mac, |lb_ip| self.mine(IpAddr::V6(lb_ip)).is_some());
+        self.follow(context, Channel::Ndp, verdict);
+    }
+
+    fn follow(&mut self, context: &mut Context<'_>, channel: Channel, verdict: Verdict) {
+        let counters = if channel == Channel::Arp { &mut context.counters.arp } else { &mut context.counters.ndp };
+        match verdict {
+            Verdict::Answer(bytes) => {
+                counters.answered += 1;
+                context.frames.push(Frame { link: self.link.index, channel, bytes });
             }
-            arp::Verdict::Conflict { lb_ip, mac } => self.conflict(context, lb_ip.into(), mac),
-            arp::Verdict::Ignore(arp::Ignored::Malformed) => context.counters.arp_malformed += 1,
-            arp::Verdict::Ignore(_) => {}
+            Verdict::Conflict { lb_ip, mac } => self.conflict(context, lb_ip, mac),
+            Verdict::Ignore(Ignored::Malformed) => counters.malformed += 1,
+            Verdict::Ignore(_) => {}
         }
+    }
+
+    /// The IPv6 groups to listen to.
+    pub fn groups(&self) -> impl Iterator<Item = Ipv6Addr> + '_ {
+        let has_v6 = self.link.addresses.iter().any(|own| own.addr().is_ipv6());
+        let asked = self.announced().filter_map(|(lb_ip, _)| match lb_ip {
+            IpAddr::V6(v6) => Some(ndp::solicited_node(v6)),
+            IpAddr::V4(_) => None,
+        });
+        has_v6.then_some(datagram::GROUP_V6).into_iter().chain(asked)
     }
 
     /// Somebody else uses an address that we announce.
@@ -280,7 +301,8 @@ impl Segment {
             }
         } else {
             // TODO(correctness): RFC 5227 §2.4 has us defend the address once, and give it up if that doesn't help.
-            context.counters.arp_conflicts += 1;
+            let counters = if lb_ip.is_ipv4() { &mut context.counters.arp } else { &mut context.counters.ndp };
+            counters.conflicts += 1;
             context.events.push(Event::Conflict { lb_ip, link: self.link.name.clone(), mac });
         }
     }
@@ -314,7 +336,8 @@ impl Segment {
         if !self.greeting.is_due(context.now) || !context.keys.can_speak() {
             return;
         }
-        let Some(address) = self.link.addresses.first().map(|own| own.addr()) else { return };
+        let Some(address) = self.link.source() else { return };
+        let channel = if address.is_ipv4() { Channel::Hello } else { Channel::HelloV6 };
         let speakers = self.live + 1;
         let others = greeting::Others { peers: &self.peers, meetings: &self.meetings, speakers };
         for packet in self.greeting.packets(context, self.link.mac, &mut self.own, &others) {
@@ -322,7 +345,7 @@ impl Segment {
             debug_assert!(payload.len() <= MAX_PAYLOAD, "{} bytes", payload.len());
             let bytes = datagram::wrap(self.link.mac, address, &payload);
             context.counters.packets_sent += 1;
-            context.frames.push(Frame { link: self.link.index, channel: Channel::Hello, bytes });
+            context.frames.push(Frame { link: self.link.index, channel, bytes });
         }
         self.tidy(context);
     }
@@ -375,11 +398,19 @@ impl Segment {
         let turns = schedule.take_due(context.now, limit, may);
         self.schedule = schedule;
         for lb_ip in &turns {
-            let IpAddr::V4(lb_ip) = lb_ip else { continue };
-            for form in [arp::gratuitous_request as fn(Mac, Ipv4Addr) -> Vec<u8>, arp::gratuitous_reply] {
-                let bytes = form(self.link.mac, *lb_ip);
-                context.counters.gratuitous += 1;
-                context.frames.push(Frame { link: self.link.index, channel: Channel::Arp, bytes });
+            let (link, mac) = (self.link.index, self.link.mac);
+            match *lb_ip {
+                IpAddr::V4(lb_ip) => {
+                    for bytes in [arp::gratuitous_request(mac, lb_ip), arp::gratuitous_reply(mac, lb_ip)] {
+                        context.counters.arp.unasked += 1;
+                        context.frames.push(Frame { link, channel: Channel::Arp, bytes });
+                    }
+                }
+                IpAddr::V6(lb_ip) => {
+                    context.counters.ndp.unasked += 1;
+                    let bytes = ndp::unsolicited(mac, lb_ip);
+                    context.frames.push(Frame { link, channel: Channel::Ndp, bytes });
+                }
             }
         }
         turns.len()

@@ -1,4 +1,5 @@
-//! The packet sockets through which frames come and go: one for ARP, one for the packets of speakers.
+//! The packet sockets through which frames come and go: for ARP, for IPv6 neighbour discovery, and for the packets of
+//! speakers over IPv4 and IPv6.
 //!
 //! Packets of speakers are ordinary UDP datagrams on the wire, but they don't go through the kernel's UDP: like ARP, they
 //! are sent and received by a packet socket, beside netfilter and routing. So no host firewall can separate the detector
@@ -18,8 +19,9 @@ use std::os::fd::AsRawFd;
 use socket2::{Domain, SockAddr, SockAddrStorage, SockFilter, Socket, Type};
 use tokio::io::unix::AsyncFd;
 
-use crate::datagram::{GROUP, GROUP_MAC, PORT, TTL};
+use crate::datagram::{GROUP, GROUP_MAC, GROUP_V6, PORT, TTL};
 use crate::machine::Channel;
+use crate::ndp::{ADVERTISEMENT, HOP_LIMIT, ICMPV6, SOLICITATION};
 
 /// No frame is longer: an MTU of 1500, the header, and room. What is longer is cut off, and malformed then.
 const MAX_FRAME: usize = 2048;
@@ -56,6 +58,11 @@ impl Port {
         // SAFETY: the descriptor belongs to `socket`, stays the same and is closed with it, after it is deregistered.
         let socket = unsafe { AsyncFd::register(socket)? };
         Ok(Self { socket, channel, links: BTreeSet::new() })
+    }
+
+    /// What it is for.
+    pub fn channel(&self) -> Channel {
+        self.channel
     }
 
     /// Listens on these links, by index, and on no others.
@@ -171,6 +178,7 @@ fn address(channel: Channel, link: u32) -> SockAddr {
     let protocol = match channel {
         Channel::Hello => libc::ETH_P_IP,
         Channel::Arp => libc::ETH_P_ARP,
+        Channel::HelloV6 | Channel::Ndp => libc::ETH_P_IPV6,
     };
     let mut storage = SockAddrStorage::zeroed();
     // SAFETY: all bytes of the storage are initialised, it is large enough and aligned for any address, and a sockaddr_ll
@@ -196,6 +204,9 @@ const RETURN: u16 = 0x06;
 /// Where the index of the link is read from (linux/filter.h).
 const LINK_INDEX: u32 = (libc::SKF_AD_OFF + libc::SKF_AD_IFINDEX).cast_unsigned();
 
+/// The end of the group's address.
+const LAST_WORD_V6: u32 = GROUP_V6.to_bits() as u32;
+
 /// A step of a filter.
 #[derive(Clone, Copy)]
 enum Step {
@@ -205,12 +216,14 @@ enum Step {
     Equal(u32),
     /// Goes on if none of these bits is set in what was loaded.
     Clear(u32),
+    /// Leaves out the next step if what was loaded is this.
+    Or(u32),
 }
 
 /// The filter for a channel on these links. Of an IP packet that isn't ours, which is nearly every packet of a busy node,
 /// it looks at one word.
 fn filter(channel: Channel, links: &BTreeSet<u32>) -> Vec<SockFilter> {
-    use Step::{Clear, Equal, Load};
+    use Step::{Clear, Equal, Load, Or};
     let steps: &[Step] = match channel {
         Channel::Hello => &[
             Load(LOAD_WORD, 14 + 16),
@@ -225,7 +238,26 @@ fn filter(channel: Channel, links: &BTreeSet<u32>) -> Vec<SockFilter> {
             Load(LOAD_HALF_AT_X, 14 + 2),
             Equal(PORT as u32),
         ],
+        Channel::HelloV6 => &[
+            Load(LOAD_WORD, 14 + 36),
+            Equal(LAST_WORD_V6),
+            Load(LOAD_BYTE, 14 + 6),
+            Equal(libc::IPPROTO_UDP as u32),
+            Load(LOAD_BYTE, 14 + 7),
+            Equal(TTL as u32),
+            Load(LOAD_HALF, 14 + 40 + 2),
+            Equal(PORT as u32),
+        ],
         Channel::Arp => &[],
+        Channel::Ndp => &[
+            Load(LOAD_BYTE, 14 + 6),
+            Equal(ICMPV6 as u32),
+            Load(LOAD_BYTE, 14 + 7),
+            Equal(HOP_LIMIT as u32),
+            Load(LOAD_BYTE, 14 + 40),
+            Or(SOLICITATION as u32),
+            Equal(ADVERTISEMENT as u32),
+        ],
     };
     let links: Vec<u32> = links.iter().copied().take(MAX_LINKS).collect();
     // steps, load of the index, a jump for each link, drop, accept
@@ -237,6 +269,7 @@ fn filter(channel: Channel, links: &BTreeSet<u32>) -> Vec<SockFilter> {
             Load(code, from) => SockFilter::new(code, 0, 0, from),
             Equal(value) => SockFilter::new(JUMP_IF_EQUAL, 0, to_drop, value),
             Clear(bits) => SockFilter::new(JUMP_IF_SET, to_drop, 0, bits),
+            Or(value) => SockFilter::new(JUMP_IF_EQUAL, 1, 0, value),
         });
     }
     program.push(SockFilter::new(LOAD_WORD, 0, 0, LINK_INDEX));

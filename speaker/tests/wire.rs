@@ -5,7 +5,7 @@ mod lan;
 use std::net::Ipv4Addr;
 use std::time::{Duration, Instant};
 
-use lan::{LB_IP, Lan};
+use lan::{LB_IP, LB_IP_V6, Lan};
 
 /// Generous: a figure is printed, and what it should be is for benchmarks to judge.
 const TAKEOVER: Duration = Duration::from_secs(2);
@@ -99,12 +99,12 @@ fn a_node_that_stops_hands_over_before_it_falls_silent() {
 #[test]
 fn nothing_is_answered_before_the_dataplane_forwards_nor_after_it_stops_to() {
     let lan = Lan::new(1);
-    let nodes = lan.speakers(&[]);
+    let nodes = lan.speakers::<Ipv4Addr>(&[]);
     assert_eq!(lan.who_answers(LB_IP), []);
     nodes[0].forward(&[LB_IP]);
     nodes[0].announces(LB_IP, true);
     assert_eq!(lan.who_answers(LB_IP), [nodes[0].mac]);
-    nodes[0].forward(&[]);
+    nodes[0].forward::<Ipv4Addr>(&[]);
     nodes[0].announces(LB_IP, false);
     assert_eq!(lan.who_answers(LB_IP), []);
 }
@@ -115,7 +115,7 @@ fn an_address_that_is_not_wanted_any_more_falls_silent_everywhere() {
     let nodes = lan.speakers(&[LB_IP]);
     lan.owner(&nodes, LB_IP);
     for node in &nodes {
-        node.want(&[]);
+        node.want::<Ipv4Addr>(&[]);
     }
     for node in &nodes {
         node.announces(LB_IP, false);
@@ -168,4 +168,53 @@ fn a_link_that_comes_later_or_changes_its_mac_is_noticed() {
     lan.neighbour_becomes(LB_IP, |mac| mac.0[5] == 0x77);
     lan.node(0).ip(["link set eth0 down"]).expect("down");
     nodes[0].announces(LB_IP, false);
+}
+
+#[test]
+fn over_ipv6_a_client_finds_the_owner_checks_it_and_follows_when_it_is_cut_off() {
+    let lan = Lan::new(2);
+    let nodes = lan.speakers(&[LB_IP_V6]);
+    let owner = lan.owner(&nodes, LB_IP_V6);
+    lan.resolve(LB_IP_V6);
+    lan.neighbour_becomes(LB_IP_V6, |mac| mac == nodes[owner].mac);
+    lan.verify(LB_IP_V6, nodes[owner].mac);
+    let group = speaker::ndp::solicited_node(LB_IP_V6);
+    lan.listens_to(owner, group, true);
+    lan.listens_to(1 - owner, group, false);
+
+    let cut = Instant::now();
+    lan.cut(owner);
+    let heir = lan.neighbour_becomes(LB_IP_V6, |mac| mac != nodes[owner].mac);
+    let took = cut.elapsed();
+    eprintln!("takeover over IPv6, until the client's neighbour entry has changed: {took:?}");
+    assert!(took < TAKEOVER, "{took:?}");
+    assert_eq!(heir, nodes[1 - owner].mac);
+    lan.listens_to(1 - owner, group, true);
+    lan.verify(LB_IP_V6, heir);
+    let before = nodes[1 - owner].counters().ndp;
+    assert!(before.answered > 0 && before.unasked > 0, "{before:?}");
+}
+
+#[test]
+fn a_host_that_would_like_to_have_an_announced_ipv6_address_is_told_that_it_is_in_use() {
+    let lan = Lan::new(1);
+    let nodes = lan.speakers(&[LB_IP_V6]);
+    nodes[0].announces(LB_IP_V6, true);
+    lan.is_refused_to_the_client(LB_IP_V6);
+    nodes[0].forward::<Ipv4Addr>(&[]);
+    nodes[0].announces(LB_IP_V6, false);
+    lan.listens_to(0, speaker::ndp::solicited_node(LB_IP_V6), false);
+}
+
+#[test]
+fn on_a_link_without_ipv4_speakers_hear_each_other_over_ipv6() {
+    let lan = Lan::without_v4(3);
+    let mut nodes = lan.speakers(&[LB_IP_V6]);
+    let owner = lan.owner(&nodes, LB_IP_V6);
+    lan.resolve(LB_IP_V6);
+    let gone = nodes.remove(owner);
+    let mac = lan.neighbour_becomes(LB_IP_V6, |mac| mac == gone.mac);
+    gone.crash();
+    let heir = lan.owner(&nodes, LB_IP_V6);
+    lan.neighbour_becomes(LB_IP_V6, |other| other != mac && other == nodes[heir].mac);
 }

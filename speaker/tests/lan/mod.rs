@@ -1,11 +1,11 @@
 //! A LAN for tests: a switch, a client, and nodes with speakers, each in a namespace of its own.
 //!
 //! ```text
-//!    client --- switch (bridge br0, ports p0 p1 ..) --- n0, n1, .. (eth0, 192.0.2.10 + n)
+//!    client --- switch (bridge br0, ports p0 p1 ..) --- n0, n1, .. (eth0, 192.0.2.10 + n, 2001:db8::10 + n)
 //! ```
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::{IpAddr, Ipv4Addr, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, UdpSocket};
 use std::process::Stdio;
 use std::sync::Arc;
 use std::thread::JoinHandle;
@@ -20,6 +20,9 @@ use tokio::sync::{oneshot, watch};
 
 /// An address that the nodes announce.
 pub const LB_IP: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 200);
+
+/// Another one.
+pub const LB_IP_V6: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 0xc8);
 
 const CLIENT: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 9);
 
@@ -36,18 +39,32 @@ pub struct Lan {
 impl Lan {
     /// A LAN with a client and so many nodes.
     pub fn new(nodes: usize) -> Self {
+        Self::with(nodes, true)
+    }
+
+    /// A LAN on which there is no IPv4.
+    pub fn without_v4(nodes: usize) -> Self {
+        Self::with(nodes, false)
+    }
+
+    fn with(nodes: usize, v4: bool) -> Self {
         let switch = Namespace::new().expect("a namespace (this needs root)");
         switch.ip(["link add br0 type bridge", "link set br0 up"]).expect("bridge");
-        let plug = |host: &Namespace, port: String, address: String| {
+        let plug = |host: &Namespace, port: String, number: usize| {
             veth((&switch, &port), (host, "eth0")).expect("veth");
             switch.ip([format!("link set {port} master br0"), format!("link set {port} up")]).expect("port");
-            host.ip([format!("addr add {address}/24 dev eth0"), "link set eth0 up".into()]).expect("host");
+            // The link-local address is good at once, without a second in which the kernel asks whether somebody has it.
+            host.sysctl("ipv6.conf.eth0.accept_dad", "0").expect("no detection of duplicates");
+            let mut commands =
+                vec!["link set eth0 up".into(), format!("addr add 2001:db8::{number}/64 dev eth0 nodad")];
+            commands.extend(v4.then(|| format!("addr add 192.0.2.{number}/24 dev eth0")));
+            host.ip(commands).expect("host");
         };
         let client = Namespace::new().expect("client");
-        plug(&client, "client".into(), CLIENT.to_string());
+        plug(&client, "client".into(), 9);
         let nodes: Vec<Namespace> = (0..nodes).map(|_| Namespace::new().expect("node")).collect();
         for (n, node) in nodes.iter().enumerate() {
-            plug(node, format!("p{n}"), format!("192.0.2.{}", 10 + n));
+            plug(node, format!("p{n}"), 10 + n);
         }
         Self { switch, client, nodes }
     }
@@ -58,15 +75,17 @@ impl Lan {
     }
 
     /// Starts a speaker on each node. All want [`LB_IP`] and these addresses, and forward these.
-    pub fn speakers(&self, lb_ips: &[Ipv4Addr]) -> Vec<Speaker> {
+    pub fn speakers<A: Into<IpAddr> + Copy>(&self, lb_ips: &[A]) -> Vec<Speaker> {
         let names: Arc<Candidates> = Arc::new((0..self.nodes.len()).map(|n| format!("n{n}")).collect());
-        let wanted: Vec<Ipv4Addr> = lb_ips.iter().copied().chain([LB_IP]).collect();
-        let start = |n: usize| Speaker::start(n, &self.nodes[n], Arc::clone(&names), &wanted, lb_ips);
+        let lb_ips: Vec<IpAddr> = lb_ips.iter().map(|lb_ip| (*lb_ip).into()).collect();
+        let wanted: Vec<IpAddr> = lb_ips.iter().copied().chain([LB_IP.into()]).collect();
+        let start = |n: usize| Speaker::start(n, &self.nodes[n], Arc::clone(&names), &wanted, &lb_ips);
         (0..self.nodes.len()).map(start).collect()
     }
 
     /// Waits until exactly one of the nodes announces `lb_ip`: which one.
-    pub fn owner(&self, nodes: &[Speaker], lb_ip: Ipv4Addr) -> usize {
+    pub fn owner(&self, nodes: &[Speaker], lb_ip: impl Into<IpAddr> + Copy) -> usize {
+        let lb_ip = lb_ip.into();
         wait("one owner", || {
             let owners: Vec<usize> = (0..nodes.len()).filter(|n| nodes[*n].epoch(lb_ip).is_some()).collect();
             match owners[..] {
@@ -110,23 +129,58 @@ impl Lan {
     }
 
     /// Has the client look for `lb_ip`, as it does when it sends something.
-    pub fn resolve(&self, lb_ip: Ipv4Addr) {
+    pub fn resolve(&self, lb_ip: impl Into<IpAddr>) {
+        let lb_ip = lb_ip.into();
         self.client.run(|| {
-            let socket = UdpSocket::bind("0.0.0.0:0").expect("bind");
+            let socket = UdpSocket::bind(if lb_ip.is_ipv4() { "0.0.0.0:0" } else { "[::]:0" }).expect("bind");
             socket.send_to(b"?", (lb_ip, 9)).expect("send");
         });
     }
 
     /// Waits until the client's neighbour entry for `lb_ip` has a MAC address that is `right`.
-    pub fn neighbour_becomes(&self, lb_ip: Ipv4Addr, right: impl Fn(Mac) -> bool + Sync) -> Mac {
-        self.client.run(|| {
-            wait("a neighbour entry", || {
-                let table = std::fs::read_to_string("/proc/thread-self/net/arp").expect("the table");
-                let entry = table.lines().map(|line| line.split_whitespace().collect::<Vec<_>>());
-                let found = entry.filter(|columns| columns[0] == lb_ip.to_string()).map(|columns| mac(columns[3]));
-                found.flatten().find(|mac| right(*mac)).ok_or(table)
-            })
+    pub fn neighbour_becomes(&self, lb_ip: impl Into<IpAddr>, right: impl Fn(Mac) -> bool + Sync) -> Mac {
+        let lb_ip = lb_ip.into();
+        wait("a neighbour entry", || {
+            let entry = self.neighbour(lb_ip);
+            let mut words = entry.split_whitespace().skip_while(|word| *word != "lladdr");
+            words.nth(1).and_then(mac).filter(|mac| right(*mac)).ok_or(entry)
         })
+    }
+
+    /// What the client knows of the neighbour with that address, in the words of `ip neigh`.
+    pub fn neighbour(&self, lb_ip: IpAddr) -> String {
+        shown(&self.client, &["neigh", "show", &lb_ip.to_string(), "dev", "eth0"])
+    }
+
+    /// Waits until the client's kernel has verified by unicast that its neighbour is where it was.
+    pub fn verify(&self, lb_ip: impl Into<IpAddr>, mac: Mac) {
+        let lb_ip = lb_ip.into();
+        self.client.ip([format!("neigh replace {lb_ip} lladdr {mac} nud probe dev eth0")]).expect("probe");
+        wait("an answer to a probe", || {
+            let entry = self.neighbour(lb_ip);
+            if entry.contains("REACHABLE") { Ok(()) } else { Err(entry) }
+        });
+    }
+
+    /// Has the client take an address, as any host does. Waits until its kernel finds that somebody has it already.
+    pub fn is_refused_to_the_client(&self, lb_ip: Ipv6Addr) {
+        self.client.sysctl("ipv6.conf.eth0.accept_dad", "1").expect("detection of duplicates");
+        self.client.ip([format!("addr add {lb_ip}/64 dev eth0")]).expect("address");
+        wait("a duplicate to be found", || {
+            let shown = shown(&self.client, &["-6", "addr", "show", "dev", "eth0"]);
+            if shown.contains("dadfailed") { Ok(()) } else { Err(shown) }
+        });
+        self.client.ip([format!("addr del {lb_ip}/64 dev eth0")]).expect("no address");
+    }
+
+    /// Waits until the kernel of a node listens to a group, or doesn't.
+    pub fn listens_to(&self, node: usize, group: Ipv6Addr, expected: bool) {
+        wait("a group", || {
+            let shown = shown(&self.nodes[node], &["-6", "maddr", "show", "dev", "eth0"]);
+            let group = format!("inet6 {group}");
+            let listens = shown.lines().any(|line| line.trim_start().split(" users").next() == Some(group.as_str()));
+            if listens == expected { Ok(()) } else { Err(shown) }
+        });
     }
 
     /// Does something, and waits until all of `lb_ips` have been announced unasked by somebody else than `not`. Returns how
@@ -192,7 +246,7 @@ impl Lan {
 pub struct Speaker {
     /// The MAC address of its link.
     pub mac: Mac,
-    address: Ipv4Addr,
+    addresses: Vec<IpAddr>,
     candidates: Arc<Candidates>,
     snapshot: watch::Sender<Option<Arc<Snapshot>>>,
     forwarded: watch::Sender<Arc<BTreeSet<IpAddr>>>,
@@ -209,8 +263,8 @@ impl Speaker {
         n: usize,
         namespace: &Namespace,
         candidates: Arc<Candidates>,
-        wanted: &[Ipv4Addr],
-        forwarded: &[Ipv4Addr],
+        wanted: &[IpAddr],
+        forwarded: &[IpAddr],
     ) -> Self {
         let mac = namespace.run(eth0).1;
         let (snapshot_sender, snapshot) = watch::channel(None);
@@ -247,7 +301,7 @@ impl Speaker {
         });
         let speaker = Self {
             mac,
-            address: Ipv4Addr::new(192, 0, 2, 10 + n as u8),
+            addresses: vec![Ipv4Addr::new(192, 0, 2, 10 + n as u8).into()],
             candidates,
             snapshot: snapshot_sender,
             forwarded: forwarded_sender,
@@ -264,17 +318,16 @@ impl Speaker {
     }
 
     /// Tells it which addresses there are.
-    pub fn want(&self, lb_ips: &[Ipv4Addr]) {
-        let wanted =
-            |lb_ip: &Ipv4Addr| (IpAddr::V4(*lb_ip), Wanted { candidates: Arc::clone(&self.candidates), epoch: 0 });
+    pub fn want<A: Into<IpAddr> + Copy>(&self, lb_ips: &[A]) {
+        let wanted = |lb_ip: &A| ((*lb_ip).into(), Wanted { candidates: Arc::clone(&self.candidates), epoch: 0 });
         let addresses: BTreeMap<IpAddr, Wanted> = lb_ips.iter().map(wanted).collect();
-        let node_addresses = vec![self.address.into()];
+        let node_addresses = self.addresses.clone();
         self.snapshot.send_replace(Some(Arc::new(Snapshot { node_addresses, addresses })));
     }
 
     /// Tells it what the dataplane forwards.
-    pub fn forward(&self, lb_ips: &[Ipv4Addr]) {
-        self.forwarded.send_replace(Arc::new(lb_ips.iter().copied().map(IpAddr::V4).collect()));
+    pub fn forward<A: Into<IpAddr> + Copy>(&self, lb_ips: &[A]) {
+        self.forwarded.send_replace(Arc::new(lb_ips.iter().map(|lb_ip| (*lb_ip).into()).collect()));
     }
 
     /// Gives it another key.
@@ -288,8 +341,8 @@ impl Speaker {
     }
 
     /// The epoch with which it announces `lb_ip`.
-    pub fn epoch(&self, lb_ip: Ipv4Addr) -> Option<u64> {
-        self.announcements.borrow().get(&IpAddr::V4(lb_ip)).map(|all| all[0].epoch)
+    pub fn epoch(&self, lb_ip: impl Into<IpAddr>) -> Option<u64> {
+        self.announcements.borrow().get(&lb_ip.into()).map(|all| all[0].epoch)
     }
 
     /// What it announces, of these addresses.
@@ -299,7 +352,8 @@ impl Speaker {
     }
 
     /// Waits until it announces `lb_ip`, or doesn't.
-    pub fn announces(&self, lb_ip: Ipv4Addr, expected: bool) {
+    pub fn announces(&self, lb_ip: impl Into<IpAddr>, expected: bool) {
+        let lb_ip = lb_ip.into();
         wait("an announcement, or none", || {
             let epoch = self.epoch(lb_ip);
             if epoch.is_some() == expected { Ok(()) } else { Err(format!("{lb_ip}: {epoch:?}")) }
@@ -353,6 +407,12 @@ fn eth0() -> (u32, Mac) {
 fn mac(text: &str) -> Option<Mac> {
     let bytes: Vec<u8> = text.split(':').map_while(|byte| u8::from_str_radix(byte, 16).ok()).collect();
     Some(Mac(bytes.try_into().ok()?)).filter(|mac| *mac != Mac([0; 6]))
+}
+
+/// What `ip` prints in a namespace.
+fn shown(namespace: &Namespace, arguments: &[&str]) -> String {
+    let output = namespace.command("ip").args(arguments).stdin(Stdio::null()).output().expect("ip");
+    String::from_utf8_lossy(&output.stdout).into_owned()
 }
 
 fn nft(namespace: &Namespace, rules: &str) {

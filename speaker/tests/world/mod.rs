@@ -5,7 +5,7 @@
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet, BinaryHeap};
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -185,7 +185,7 @@ impl World {
             index: LINK,
             name: "eth0".into(),
             mac: mac(node),
-            addresses: vec!["10.0.0.1/8".parse().expect("address")],
+            addresses: ["10.0.0.1/8", "2001:db8::1/32"].map(|own| own.parse().expect("address")).into(),
             is_bridge: false,
         };
         machine.set_links(clock, BTreeMap::from([(LINK, link)]));
@@ -419,10 +419,7 @@ impl World {
         let slept = machine.woke(clock);
         let waiting = std::mem::take(&mut host.backlog);
         for (channel, bytes) in waiting.into_iter().filter(|_| !slept).chain(arrived) {
-            match channel {
-                Channel::Hello => machine.hear(clock, LINK, &bytes),
-                Channel::Arp => machine.arp(clock, LINK, &bytes),
-            }
+            machine.receive(clock, LINK, channel, &bytes);
         }
         machine.poll(clock, 256);
         let (frames, events) = (machine.take_frames(), machine.take_events());
@@ -469,9 +466,16 @@ impl World {
             }
             return;
         }
-        let lb_ip = IpAddr::V4(Ipv4Addr::new(frame.bytes[28], frame.bytes[29], frame.bytes[30], frame.bytes[31]));
+        let lb_ip = match frame.channel {
+            Channel::Ndp => IpAddr::from(<[u8; 16]>::try_from(&frame.bytes[62..78]).expect("16 bytes")),
+            _ => IpAddr::from(<[u8; 4]>::try_from(&frame.bytes[28..32]).expect("4 bytes")),
+        };
         assert!(self.hosts[from].forwarded.contains(&lb_ip), "{lb_ip} is announced from where it is not forwarded");
-        assert_eq!(frame.bytes[22..28], mac(from).0, "somebody speaks for somebody else");
+        let (station, group) = match frame.channel {
+            Channel::Ndp => (&frame.bytes[80..86], speaker::ndp::ALL_NODES.octets().last() == frame.bytes.get(53)),
+            _ => (&frame.bytes[22..28], true),
+        };
+        assert_eq!((station, group), (&mac(from).0[..], true), "somebody speaks for somebody else");
         self.gratuitous += 1;
         // Two forms at a time, and a few reasons to begin anew: more is a storm.
         let (since, count) = self.recently.entry((from, lb_ip)).or_insert((self.now, 0));
@@ -496,9 +500,12 @@ pub fn name(node: usize) -> String {
     format!("n{node}")
 }
 
-/// An address.
+/// An address. Every third one is an IPv6 address.
 pub fn lb_ip(n: usize) -> IpAddr {
-    Ipv4Addr::from_bits(0x0a01_0000 + n as u32).into()
+    match n % 3 {
+        2 => Ipv6Addr::from_bits(0x2001_0db8_0000_0000_0000_0000_0000_0000 + n as u128).into(),
+        _ => Ipv4Addr::from_bits(0x0a01_0000 + n as u32).into(),
+    }
 }
 
 fn mac(node: usize) -> Mac {
