@@ -13,41 +13,61 @@ use programmed::{apply, engine, on, web};
 use sample::{nothing, snapshot};
 use world::{Answer, Net, PATIENCE, SILENCE, V4, World, ask_tcp, ask_udp, connect, nft, udp};
 
-/// How a connection attempt ends.
-fn tried(from: &Namespace, net: Net) -> Result<(), ErrorKind> {
-    connect(from, &net.port(80), SILENCE).map(|_| ()).map_err(|error| error.kind())
+/// How an attempt ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum End {
+    Served,
+    Refused,
+    /// Nobody says anything.
+    Silence,
 }
 
-/// How a datagram ends: within the time that an answer needs.
-fn tried_udp(from: &Namespace, net: Net) -> Result<(), ErrorKind> {
+/// Asserts how a connection attempt ends, and that a datagram ends so too.
+fn ends(from: &Namespace, net: Net, expected: End) {
+    let patience = if expected == End::Silence { SILENCE } else { PATIENCE };
+    let found = match connect(from, &net.port(80), patience).map_err(|error| error.kind()) {
+        Ok(_) => End::Served,
+        Err(ErrorKind::ConnectionRefused) => End::Refused,
+        Err(ErrorKind::TimedOut) => End::Silence,
+        Err(other) => panic!("{other}"),
+    };
+    assert_eq!(found, expected, "over TCP");
     let socket = udp(from, &net.port(80));
-    socket.send(b"?").map_err(|error| error.kind())?;
-    socket.recv(&mut [0; 64]).map(|_| ()).map_err(|error| error.kind())
+    let asked = match expected {
+        End::Silence => socket.send(b"?").and_then(|_| socket.recv(&mut [0; 64])).map(|_| ()),
+        End::Served | End::Refused => ask_udp(&socket).map(|_| ()),
+    };
+    let found = match asked.map_err(|error| error.kind()) {
+        Ok(()) => End::Served,
+        Err(ErrorKind::ConnectionRefused) => End::Refused,
+        // The kernel tells a local process at once that it dropped its datagram.
+        Err(ErrorKind::WouldBlock | ErrorKind::PermissionDenied) => End::Silence,
+        Err(other) => panic!("{other}"),
+    };
+    assert_eq!(found, expected, "over UDP");
 }
-
-const SILENT: Result<(), ErrorKind> = Err(ErrorKind::TimedOut);
-const SILENT_UDP: Result<(), ErrorKind> = Err(ErrorKind::WouldBlock);
-/// A local process is told at once that its own datagram was dropped.
-const DROPPED_HERE: Result<(), ErrorKind> = Err(ErrorKind::PermissionDenied);
 
 #[test]
 fn only_clients_from_the_ranges_are_served_whether_they_are_outside_or_pods_or_the_node() {
+    use End::{Served, Silence};
     Net::each(|net| {
         let world = World::new();
         let (pod, endpoint) = (world.pod(1, 6), world.pod(1, 5));
         let mut engine = engine(&world);
-        let mut only_from = |ranges: &[&str]| {
-            apply(&mut engine, &snapshot([web(net, [on(net, &endpoint)]).only_from(ranges)]));
-            let tcp = [&world.client, &pod.namespace, &world.n1].map(|from| tried(from, net));
-            (tcp, [&world.client, &pod.namespace, &world.n1].map(|from| tried_udp(from, net)))
-        };
-        let silent = (SILENT, SILENT_UDP);
-        assert_eq!(only_from(&[]), ([Ok(()); 3], [Ok(()); 3]));
         let client = format!("{}/{}", net.client, if net == V4 { 32 } else { 128 });
-        assert_eq!(only_from(&[&client]), ([Ok(()), silent.0, SILENT], [Ok(()), silent.1, DROPPED_HERE]));
-        assert_eq!(only_from(&[net.pods]), ([silent.0, Ok(()), SILENT], [silent.1, Ok(()), DROPPED_HERE]));
-        assert_eq!(only_from(&["0.0.0.0/0", "::/0"]), ([Ok(()); 3], [Ok(()); 3]));
-        assert_eq!(only_from(&["nobody"]), ([SILENT; 3], [silent.1, silent.1, DROPPED_HERE]));
+        let cases: [(&[&str], [End; 3]); 5] = [
+            (&[], [Served; 3]),
+            (&[&client], [Served, Silence, Silence]),
+            (&[net.pods], [Silence, Served, Silence]),
+            (&["0.0.0.0/0", "::/0"], [Served; 3]),
+            (&["nobody"], [Silence; 3]),
+        ];
+        for (ranges, expected) in cases {
+            apply(&mut engine, &snapshot([web(net, [on(net, &endpoint)]).only_from(ranges)]));
+            for (from, expected) in [&world.client, &pod.namespace, &world.n1].into_iter().zip(expected) {
+                ends(from, net, expected);
+            }
+        }
     });
 }
 
@@ -57,9 +77,8 @@ fn without_endpoints_only_who_may_come_is_told() {
         let world = World::new();
         let pod = world.pod(1, 6);
         apply(&mut engine(&world), &snapshot([web(net, []).only_from(&[net.pods])]));
-        assert_eq!(tried(&pod.namespace, net), Err(ErrorKind::ConnectionRefused));
-        assert_eq!(tried(&world.client, net), SILENT);
-        assert_eq!(tried_udp(&world.client, net), SILENT_UDP);
+        ends(&pod.namespace, net, End::Refused);
+        ends(&world.client, net, End::Silence);
     });
 }
 
@@ -75,15 +94,16 @@ fn kube_proxy_does_not_open_what_is_closed_here() {
             ip daddr 198.51.100.10 tcp dport 80 dnat to 10.244.1.6:8080
         }
     }";
+    let silence = Some(ErrorKind::TimedOut);
     let mut engine = engine(&world);
     apply(&mut engine, &closed);
     nft(&world.n1, rules);
-    assert_eq!(tried(&world.client, V4), SILENT);
+    assert_eq!(connect(&world.client, &V4.port(80), SILENCE).err().map(|error| error.kind()), silence);
     nft(&world.n1, "delete table ip kube-proxy");
     let rule = ["-t", "nat", "-d", "198.51.100.10", "-p", "tcp", "-j", "DNAT", "--to", "10.244.1.6:8080"];
     let iptables = world.n1.command("iptables").args(["-I", "PREROUTING"]).args(rule).output().expect("run iptables");
     assert!(iptables.status.success(), "{}", String::from_utf8_lossy(&iptables.stderr));
-    assert_eq!(tried(&world.client, V4), SILENT);
+    assert_eq!(connect(&world.client, &V4.port(80), SILENCE).err().map(|error| error.kind()), silence);
     // They are there: without our table they do translate.
     apply(&mut engine, &nothing());
     assert_eq!(ask_tcp(&world.client, &V4.port(80)), Answer::new(&theirs, V4.client));

@@ -140,6 +140,7 @@ impl World {
         }
         let routes = ["route add 198.51.100.0/24 via 192.0.2.1", "route add 2001:db8:99::/64 via 2001:db8:1::1"];
         world.client.ip(routes).expect("routes to the lb_ips");
+        [&world.client, &world.n1, &world.n2].into_iter().for_each(settled);
         world
     }
 
@@ -161,6 +162,7 @@ impl World {
                 format!("route add default via 2001:db8:244:{node}::1"),
             ])
             .expect("a pod");
+        settled(&namespace);
         let pod = Pod { namespace, node, number };
         for net in [V4, V6] {
             pod.serve(SocketAddr::new(net.of(&pod).parse().expect("an address"), 8080));
@@ -177,6 +179,14 @@ fn host() -> std::io::Result<Namespace> {
         namespace.sysctl(&format!("ipv6.conf.{of}.accept_dad"), "0")?;
     }
     Ok(namespace)
+}
+
+/// Waits until a host has its link-local addresses, without which it asks no neighbour for theirs.
+fn settled(host: &Namespace) {
+    wait_for("addresses", || {
+        let tentative = host.command("ip").args(["-6", "addr", "show", "tentative"]).output().expect("run ip");
+        tentative.stdout.is_empty()
+    });
 }
 
 /// A pod that answers whom it sees and who it is.
