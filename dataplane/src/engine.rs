@@ -60,8 +60,8 @@ pub enum Done {
         /// How many elements the new one has.
         elements: usize,
     },
-    /// It was taken away, since it has nothing to do any more.
-    Removed,
+    /// It was taken away, since it has nothing to do any more; and with it went all that is known to have been in it.
+    Removed(Vec<Change>),
 }
 
 /// What the kernel has of a table.
@@ -194,7 +194,7 @@ impl Engine {
             let todo = match (is_needed(&known.ruleset, table), is_needed(desired, table)) {
                 (true, true) => Todo::Change(changes),
                 (false, true) => Todo::Create { changes, instead_of: None },
-                (true, false) => Todo::Remove,
+                (true, false) => Todo::Remove(changes),
                 (false, false) => Todo::Nothing,
             };
             (table, todo)
@@ -214,7 +214,8 @@ impl Engine {
                 let all = || diff(&nothing, target);
                 let todo = match (observed, is_needed(desired, table)) {
                     (Observed::Absent, false) => Todo::Nothing,
-                    (_, false) => Todo::Remove,
+                    (Observed::Ours(elements), false) => Todo::Remove(diff(&elements, &nothing)),
+                    (Observed::Foreign(_), false) => Todo::Remove(Vec::new()),
                     (Observed::Absent, true) => Todo::Create { changes: all(), instead_of: None },
                     (Observed::Foreign(because), true) => Todo::Create { changes: all(), instead_of: Some(because) },
                     (Observed::Ours(elements), true) => Todo::Change(diff(&elements, target)),
@@ -330,7 +331,7 @@ enum Todo {
     Nothing,
     Change(Vec<Change>),
     Create { changes: Vec<Change>, instead_of: Option<String> },
-    Remove,
+    Remove(Vec<Change>),
 }
 
 impl Todo {
@@ -345,7 +346,7 @@ impl Todo {
                 requests.create_table(table);
                 requests.change(changes);
             }
-            Self::Remove => requests.delete_table(table),
+            Self::Remove(_) => requests.delete_table(table),
         }
     }
 
@@ -359,7 +360,7 @@ impl Todo {
             Self::Create { changes, instead_of: Some(because) } => {
                 Some(Done::Replaced { because, elements: changes.len() })
             }
-            Self::Remove => Some(Done::Removed),
+            Self::Remove(changes) => Some(Done::Removed(changes)),
         }
     }
 }

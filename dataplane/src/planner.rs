@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use crds::{Holder, Key};
+use crds::{EndpointSlice, Holder, Key};
 
 use crate::ruleset::{Ruleset, lb_ip, ruleset};
 use crate::snapshot::{Service, Snapshot};
@@ -62,6 +62,14 @@ impl Planner {
         differing(&before.services, &after.services, Service::is_same, Service::is_same, |key, _, _| touch(key));
         let same = |a: &Vec<_>, b: &Vec<_>| a.len() == b.len() && a.iter().zip(b).all(|(a, b)| Arc::ptr_eq(a, b));
         differing(&before.slices, &after.slices, |a, b| !a.is_empty() && same(a, b), same, |key, _, _| touch(key));
+        // Who died or came back. Slices that changed too have been touched above.
+        let turned: BTreeSet<&str> = before.dead.symmetric_difference(&after.dead).map(String::as_str).collect();
+        if !turned.is_empty() {
+            let on = |slice: &Arc<EndpointSlice>| {
+                slice.endpoints.iter().any(|e| e.node.as_deref().is_some_and(|node| turned.contains(node)))
+            };
+            after.slices.iter().filter(|(_, slices)| slices.iter().any(on)).for_each(|(key, _)| touch(key));
+        }
         affected
     }
 }

@@ -191,7 +191,7 @@ pub(crate) fn lb_ip(snapshot: &Snapshot, address: IpAddr) -> Option<LbIp> {
             lb_ip.ports.entry((port.protocol, port.number)).or_insert_with(|| Target {
                 sources: terms.sources.of(Family::of(address)),
                 affinity: terms.affinity,
-                ..target(object, port, slices, (&snapshot.node, address.is_ipv4()))
+                ..target(object, port, slices, (snapshot, address.is_ipv4()))
             });
         }
         let problem =
@@ -201,8 +201,13 @@ pub(crate) fn lb_ip(snapshot: &Snapshot, address: IpAddr) -> Option<LbIp> {
     Some(lb_ip)
 }
 
-/// What is behind one port: the endpoints of `slices` that are of the right family, seen from `node`.
-fn target(service: &crds::Service, port: &Port, slices: &[Arc<EndpointSlice>], (node, ipv4): (&str, bool)) -> Target {
+/// What is behind one port: the endpoints of `slices` that are of the right family, as things stand on the node.
+fn target(
+    service: &crds::Service,
+    port: &Port,
+    slices: &[Arc<EndpointSlice>],
+    (snapshot, ipv4): (&Snapshot, bool),
+) -> Target {
     let mut candidates: BTreeMap<SocketAddr, &crds::Endpoint> = BTreeMap::new();
     let name = (port.name.clone(), port.protocol);
     for slice in slices {
@@ -220,7 +225,9 @@ fn target(service: &crds::Service, port: &Port, slices: &[Arc<EndpointSlice>], (
     let all: Vec<Candidate> = candidates
         .into_iter()
         .map(|(address, e)| Candidate {
-            endpoint: Endpoint { remote: e.node.as_deref() != Some(node), address },
+            endpoint: Endpoint { remote: e.node.as_deref() != Some(&*snapshot.node), address },
+            // Whoever reads this is alive.
+            dead: e.node.as_ref().is_some_and(|node| *node != snapshot.node && snapshot.dead.contains(node)),
             ready: e.ready,
             fallback: e.serving && e.terminating,
             serving: e.serving || e.ready,
@@ -237,6 +244,8 @@ fn target(service: &crds::Service, port: &Port, slices: &[Arc<EndpointSlice>], (
 /// An endpoint that slices speak of.
 struct Candidate {
     endpoint: Endpoint,
+    /// Whether the node it is on is said to be dead.
+    dead: bool,
     ready: bool,
     /// Whether it may be used when none is ready.
     fallback: bool,
@@ -245,13 +254,15 @@ struct Candidate {
 }
 
 /// Which of those that `may` be used are: the ready ones, and if there are none, those that serve while they
-/// terminate (KEP-1669): better a connection that will be short than none.
+/// terminate (KEP-1669): better a connection that will be short than none. In either case on nodes that live, before
+/// any on nodes that are said to be dead.
 fn usable(all: &[Candidate], may: impl Fn(&Endpoint) -> bool) -> BTreeSet<Endpoint> {
     let choose = |which: fn(&Candidate) -> bool| -> BTreeSet<Endpoint> {
         all.iter().filter(|c| may(&c.endpoint) && which(c)).map(|c| c.endpoint).collect()
     };
-    let ready = choose(|candidate| candidate.ready);
-    if ready.is_empty() { choose(|candidate| candidate.fallback) } else { ready }
+    let choices: [fn(&Candidate) -> bool; 4] =
+        [|c| c.ready && !c.dead, |c| c.fallback && !c.dead, |c| c.ready, |c| c.fallback];
+    choices.into_iter().map(choose).find(|chosen| !chosen.is_empty()).unwrap_or_default()
 }
 
 /// Puts the endpoints in an order in which both choices are consecutive.
@@ -264,6 +275,7 @@ fn arranged(outside: BTreeSet<Endpoint>, inside: BTreeSet<Endpoint>, all: &[Cand
     let picks = (Pick { from: 0, count: count(&outside) }, Pick { from, count: count(&inside) });
     let endpoints: Vec<Endpoint> = outside.iter().chain(inside.difference(&outside)).copied().collect();
     let chosen = |endpoint: &Endpoint| outside.contains(endpoint) || inside.contains(endpoint);
-    let draining = all.iter().filter(|c| c.serving && !chosen(&c.endpoint)).map(|c| c.endpoint.address).collect();
+    let draining =
+        all.iter().filter(|c| c.serving && !c.dead && !chosen(&c.endpoint)).map(|c| c.endpoint.address).collect();
     Target { endpoints, outside: picks.0, inside: picks.1, draining, ..Target::default() }
 }

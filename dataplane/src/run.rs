@@ -314,11 +314,11 @@ fn serves(lb_ip: &LbIp) -> bool {
     lb_ip.ports.values().any(|target| target.outside.count > 0)
 }
 
-/// The changes of tables that were there before and still are.
+/// What changed of tables that were there before.
 fn changes_in(applied: Applied) -> Vec<Change> {
     let changed = applied.into_values().filter_map(|done| match done {
-        Done::Changed(changes) => Some(changes),
-        Done::Created(_) | Done::Replaced { .. } | Done::Removed => None,
+        Done::Changed(changes) | Done::Removed(changes) => Some(changes),
+        Done::Created(_) | Done::Replaced { .. } => None,
     });
     changed.flatten().collect()
 }
@@ -329,7 +329,7 @@ fn log(applied: &Applied, desired: &Ruleset) {
         match done {
             Done::Changed(changes) => tracing::debug!(%table, addresses, changes = changes.len(), "changed the table"),
             Done::Created(elements) => tracing::info!(%table, addresses, elements, "made the table"),
-            Done::Removed => tracing::info!(%table, "removed the table: it has nothing to do"),
+            Done::Removed(_) => tracing::info!(%table, "removed the table: it has nothing to do"),
             Done::Replaced { because, elements } => {
                 tracing::warn!(%table, addresses, elements, because, "replaced the table");
             }

@@ -1,6 +1,6 @@
 //! What was observed: everything that decides what happens to a packet on this node.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 
@@ -20,6 +20,9 @@ pub struct Snapshot {
     /// The ranges that the pods of this node have their addresses from (`Node.spec.podCIDRs`). A packet from there is
     /// not from outside, so the traffic policy Local does not bind it. Where none is known, pods count as outside.
     pub pod_ranges: Vec<IpNet>,
+    /// The nodes that the speaker says are dead, by name. Their endpoints get no new connection, unless no others are
+    /// left: then the speaker may be the one who is wrong, and trying costs nothing.
+    pub dead: BTreeSet<String>,
     /// Which Services hold which lb_ip, from the LoadBalancerIP objects, which are the only truth about that.
     pub addresses: BTreeMap<IpAddr, Arc<[Holder]>>,
     /// All Services that a holder may name, by their own keys. More do no harm.

@@ -11,14 +11,14 @@ use std::time::{Duration, Instant};
 
 use crds::Protocol::{Tcp, Udp};
 use crds::{Endpoint, Key};
-use dataplane::Forwarding;
 use dataplane::engine::{Applied, Engine, Observed};
 use dataplane::netlink::message::{CREATE, Message, NFTABLES};
 use dataplane::netlink::socket::Socket;
 use dataplane::nft::skeleton::Table;
 use dataplane::ruleset::{Problem, ruleset};
+use dataplane::{Forwarding, Snapshot};
 use netns::Namespace;
-use programmed::{Agent, on};
+use programmed::{Agent, on, with_pods};
 use sample::{Described, NODE, ip, nothing, ready, service, snapshot, terminating};
 use world::{Answer, CLIENT, Net, Pod, SILENCE, V4, World, ask_tcp, ask_udp, nft, udp, wait_for};
 
@@ -220,20 +220,49 @@ fn a_udp_client_that_asked_before_the_service_was_there_is_served() {
 }
 
 #[test]
-fn an_agent_that_was_away_forgets_the_flows_of_what_went_meanwhile() {
+fn an_agent_that_was_away_forgets_the_flows_of_what_went_meanwhile_be_it_the_last() {
+    Net::each(|net| {
+        for others in [vec![service("other").holds(net.other)], vec![]] {
+            let world = World::new();
+            let pod = world.pod(1, 5);
+            let client = udp(&world.client, &net.port(80));
+            let agent = Agent::start(&world.n1);
+            agent.tell(snapshot([web(net.lb_ip, [on(net, &pod)])]));
+            wait_for("the address", || agent.published().serving.contains(&ip(net.lb_ip)));
+            assert_eq!(ask_udp(&client).expect("an answer"), Answer::new(&pod, net.client));
+            agent.end();
+            let agent = Agent::start(&world.n1);
+            agent.tell(snapshot(others));
+            wait_for("silence", || is_silent(&client));
+            agent.end();
+        }
+    });
+}
+
+#[test]
+fn endpoints_leave_with_their_node_at_once_and_come_back_with_it() {
     Net::each(|net| {
         let world = World::new();
-        let pod = world.pod(1, 5);
-        let client = udp(&world.client, &net.port(80));
-        let other = || service("other").holds(net.other);
+        let (near, far) = (world.pod(1, 5), world.pod(2, 5));
         let agent = Agent::start(&world.n1);
-        agent.tell(snapshot([web(net.lb_ip, [on(net, &pod)]), other()]));
+        let alive = with_pods(snapshot([web(net.lb_ip, [on(net, &near), on(net, &far)])]));
+        let dead = Snapshot { dead: BTreeSet::from(["n2".to_owned()]), ..alive.clone() };
+        let answering = || {
+            let answers = (0..40).map(|_| ask_tcp(&world.client, &net.port(80)).pod);
+            answers.collect::<BTreeSet<_>>()
+        };
+        let (both, one) = (BTreeSet::from([(1, 5), (2, 5)]), BTreeSet::from([(1, 5)]));
+        agent.tell(alive.clone());
         wait_for("the address", || agent.published().serving.contains(&ip(net.lb_ip)));
-        assert_eq!(ask_udp(&client).expect("an answer"), Answer::new(&pod, net.client));
-        agent.end();
-        let agent = Agent::start(&world.n1);
-        agent.tell(snapshot([other()]));
-        wait_for("silence", || is_silent(&client));
+        assert_eq!(answering(), both);
+        // A client of UDP that has the dead one is moved too.
+        let clients: Vec<_> = (0..20).map(|_| udp(&world.client, &net.port(80))).collect();
+        assert!(clients.iter().any(|client| is_from(&far, ask_udp(client))));
+        agent.tell(dead);
+        wait_for("only the living", || answering() == one);
+        wait_for("all clients at the living", || clients.iter().all(|client| is_from(&near, ask_udp(client))));
+        agent.tell(alive);
+        wait_for("both again", || answering() == both);
         agent.end();
     });
 }

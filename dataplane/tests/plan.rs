@@ -69,6 +69,31 @@ fn endpoints_are_chosen_by_readiness_and_policy() {
 }
 
 #[test]
+fn endpoints_of_dead_nodes_are_used_only_where_no_others_are_left() {
+    let stops = |short: &str| terminating(ready_(short));
+    let on = |short: &str, node: &str| crds::Endpoint { node: Some(node.into()), ..ready_(short) };
+    // Endpoints, dead nodes, who is used, and how many drain.
+    type Case = (&'static str, Vec<crds::Endpoint>, &'static [&'static str], &'static [&'static str], usize);
+    let cases: Vec<Case> = vec![
+        ("the living serve", vec![ready_("l1"), ready_("r1")], &["n2"], &["l1"], 0),
+        ("of two others the living one", vec![on("r1", "n2"), on("r2", "n3")], &["n2"], &["r2"], 0),
+        ("all are dead", vec![on("r1", "n2"), on("r2", "n3")], &["n2", "n3"], &["r1", "r2"], 0),
+        ("better stopping than dead", vec![stops("l1"), ready_("r1")], &["n2"], &["l1"], 0),
+        ("a dead one does not drain", vec![ready_("l1"), stops("r1")], &["n2"], &["l1"], 0),
+        ("a living one does", vec![ready_("l1"), stops("r1")], &["n3"], &["l1"], 1),
+        ("this node is not dead", vec![ready_("l1"), ready_("r1")], &[NODE], &["l1", "r1"], 0),
+        ("where it runs is not known", vec![crds::Endpoint { node: None, ..ready_("r1") }], &["n2"], &["r1"], 0),
+    ];
+    for (case, given, dead, expected, draining) in cases {
+        let dead = dead.iter().map(|node| (*node).to_owned()).collect();
+        let planned = ruleset(&Snapshot { dead, ..snapshot([web(given)]) });
+        let found = &planned.addresses[&ip("192.0.2.10")].ports[&(Tcp, 80)];
+        let endpoints: Vec<Endpoint> = expected.iter().map(|short| endpoint(short)).collect();
+        assert_eq!((&found.endpoints, found.draining.len()), (&endpoints, draining), "{case}");
+    }
+}
+
+#[test]
 fn named_ports_are_looked_up_in_each_slice_and_endpoints_collapse() {
     let described = service("web")
         .holds("192.0.2.10")
@@ -209,10 +234,11 @@ prop_compose! {
         other in a_service("other"),
         there: [bool; 2],
         pods in proptest::option::of((0u8..4, 22u8..26)),
+        dead in proptest::collection::btree_set(prop_oneof![Just(NODE.to_owned()), Just("n2".to_owned())], 0..2),
     ) -> Snapshot {
         let net = |(third, length)| format!("10.0.{third}.0/{length}").parse().expect("a range");
         let services = [one, other].into_iter().zip(there).filter_map(|(service, there)| there.then_some(service));
-        Snapshot { pod_ranges: pods.map(net).into_iter().collect(), ..snapshot(services) }
+        Snapshot { dead, pod_ranges: pods.map(net).into_iter().collect(), ..snapshot(services) }
     }
 }
 

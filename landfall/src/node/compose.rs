@@ -1,6 +1,6 @@
 //! What each library is to know, from what the API server says. Pure: tables in, snapshots out.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 
@@ -38,6 +38,7 @@ pub(super) fn snapshots(node: &str, observed: Observed) -> Snapshots {
     let pod_cidrs = nodes.get(node).map(|own| own.pod_cidrs.clone()).unwrap_or_default();
     let dataplane = dataplane::Snapshot {
         node: node.to_owned(),
+        dead: BTreeSet::new(),
         // A range that can't be read is as good as none: the pods count as clients from outside.
         pod_ranges: pod_cidrs.iter().filter_map(|cidr| cidr.parse().ok()).collect(),
         addresses: addresses.iter().map(|(address, record)| (*address, held(record))).collect(),
