@@ -11,8 +11,8 @@ use std::ops::RangeInclusive;
 
 use crate::hash;
 
-/// No epoch is greater: it has to fit the `int64` of the API, and a packet has two bits for something else.
-pub const MAX_EPOCH: u64 = (1 << 62) - 1;
+/// No epoch is greater: it has to fit the `int64` of the API, and a packet has three bits for something else.
+pub const MAX_EPOCH: u64 = (1 << 61) - 1;
 
 /// With so many bits there are 128 buckets, whose digests are 512 bytes of a Hello: as much as it can spare.
 pub const MAX_BITS: u8 = 7;
@@ -23,8 +23,8 @@ const IN_EACH_HELLO: usize = 32;
 /// So many claims are aimed at in each bucket, if there is more than one: a page of them is about half a packet.
 const PER_BUCKET: usize = 40;
 
-/// A claim to an address. Of those that are held the greater one wins: first by epoch, then if it is backed. Ties are for
-/// the rank to decide.
+/// A claim to an address. Of those that are held the greater one wins: first by epoch, then if it is backed, then if
+/// its owner means to keep it. Ties are for the rank to decide.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Claim {
     /// Counts the owners that the address has had.
@@ -35,6 +35,9 @@ pub struct Claim {
     /// Whether it still holds. One that is over is told for a while, so that the owner, who may never have heard of it,
     /// announces the address again: clients may have heard more than the owner.
     pub held: bool,
+    /// Whether its owner means to keep it. One that doesn't goes on announcing the address, and leaves it to whoever should
+    /// have it rather ([`crate::ownership`]).
+    pub kept: bool,
 }
 
 /// A set of claims with the digests of its buckets.
@@ -218,7 +221,8 @@ fn range(bucket: usize, bits: u8) -> RangeInclusive<u32> {
 }
 
 fn digest_of(lb_ip: IpAddr, claim: Claim) -> u32 {
-    let claim = claim.epoch << 2 | u64::from(claim.backed) << 1 | u64::from(claim.held);
+    let flags = u64::from(claim.backed) << 2 | u64::from(claim.held) << 1 | u64::from(claim.kept);
+    let claim = claim.epoch << 3 | flags;
     hash::mix(hash::of_address(lb_ip) ^ hash::mix(claim)) as u32
 }
 
@@ -230,7 +234,7 @@ mod tests {
     fn set(addresses: impl IntoIterator<Item = u32>) -> Claims {
         let mut claims = Claims::default();
         for n in addresses {
-            claims.insert(IpAddr::from(n.to_be_bytes()), Claim { epoch: 1, backed: true, held: true });
+            claims.insert(IpAddr::from(n.to_be_bytes()), Claim { epoch: 1, backed: true, held: true, kept: true });
         }
         claims.set_bits(claims.fitting_bits());
         claims
@@ -247,7 +251,7 @@ mod tests {
 
     #[test]
     fn a_backed_claim_beats_one_that_is_not_and_the_epoch_beats_both() {
-        let claim = |epoch, backed| Claim { epoch, backed, held: true };
+        let claim = |epoch, backed| Claim { epoch, backed, held: true, kept: true };
         assert!(claim(2, false) > claim(1, true));
         assert!(claim(1, true) > claim(1, false));
     }
@@ -279,8 +283,8 @@ mod tests {
             let mut detour = Claims::default();
             detour.set_bits(bits);
             for n in addresses.iter().rev() {
-                detour.insert(IpAddr::from(n.to_be_bytes()), Claim { epoch: 1, backed: true, held: false });
-                detour.insert(IpAddr::from(n.to_be_bytes()), Claim { epoch: 1, backed: true, held: true });
+                detour.insert(IpAddr::from(n.to_be_bytes()), Claim { epoch: 1, backed: true, held: false, kept: true });
+                detour.insert(IpAddr::from(n.to_be_bytes()), Claim { epoch: 1, backed: true, held: true, kept: true });
             }
             prop_assert_eq!(straight.digests(), detour.digests());
         }

@@ -338,7 +338,7 @@ mod tests {
                 met: (0..met).map(|id| hello::Met { id, sequence: 0 }).collect(),
                 wanted: (0..wanted).map(|id| hello::Wanted { id, buckets: 1 }).collect(),
             };
-            let claim = claims::Claim { epoch: 1, backed: true, held: true };
+            let claim = claims::Claim { epoch: 1, backed: true, held: true, kept: true };
             let page = |n: u32| Page { from: 0, to: n, claims: (0..n).map(|n| (IpAddr::from(n.to_be_bytes()), claim)).collect() };
             let pages: Vec<Page> = pages.into_iter().map(page).collect();
             let packets = packed(empty(), vec![0; 128], lists, pages.clone(), ROOM);

@@ -25,7 +25,8 @@
 //! An *id* stands for an incarnation ([`id`]): with 1,000 speakers on a link, two have the same once in 8,000 starts of all of
 //! them, and then each may be taken to hear what only the other one hears, until one restarts.
 //!
-//! The highest bit of an epoch says that the claim is backed, the next one that it is over. A packet of another version is
+//! The highest bit of an epoch says that the claim is backed, the next one that it is over, the third one that its owner
+//! would rather leave it to somebody else. A packet of another version is
 //! dropped and counted: a change that old speakers cannot read needs a new version, and during an upgrade both are spoken.
 //! Bits of flags and a trailer that a speaker does not know are ignored. Around all this is the seal ([`crate::auth`]).
 
@@ -49,6 +50,7 @@ const LEAVING: u8 = 1;
 const BLIND: u8 = 2;
 const BACKED: u64 = 1 << 63;
 const OVER: u64 = 1 << 62;
+const CEDED: u64 = 1 << 61;
 
 /// What an incarnation is called where 8 bytes are too many.
 pub fn id(incarnation: u64) -> u32 {
@@ -320,7 +322,8 @@ fn encode_claim(lb_ip: IpAddr, claim: Claim, out: &mut Vec<u8>) {
     }
     let backed = if claim.backed { BACKED } else { 0 };
     let over = if claim.held { 0 } else { OVER };
-    out.extend((claim.epoch.min(MAX_EPOCH) | backed | over).to_be_bytes());
+    let ceded = if claim.kept { 0 } else { CEDED };
+    out.extend((claim.epoch.min(MAX_EPOCH) | backed | over | ceded).to_be_bytes());
 }
 
 fn decode_page(input: &mut Input<'_>) -> Result<Page, Malformed> {
@@ -338,7 +341,8 @@ fn decode_page(input: &mut Input<'_>) -> Result<Page, Malformed> {
 
 fn decode_claim(input: &mut Input<'_>) -> Result<Claim, Malformed> {
     let word = input.u64()?;
-    Ok(Claim { epoch: word & MAX_EPOCH, backed: word & BACKED != 0, held: word & OVER == 0 })
+    let (backed, held, kept) = (word & BACKED != 0, word & OVER == 0, word & CEDED == 0);
+    Ok(Claim { epoch: word & MAX_EPOCH, backed, held, kept })
 }
 
 /// Milliseconds in two bytes, rounded up: an age that is told too great only makes what is heard look older.
@@ -391,7 +395,8 @@ mod tests {
     use proptest::prelude::*;
 
     fn claim() -> impl Strategy<Value = Claim> {
-        (0..=MAX_EPOCH, any::<bool>(), any::<bool>()).prop_map(|(epoch, backed, held)| Claim { epoch, backed, held })
+        let claim = |(epoch, (backed, held, kept))| Claim { epoch, backed, held, kept };
+        (0..=MAX_EPOCH, any::<(bool, bool, bool)>()).prop_map(claim)
     }
 
     fn page() -> impl Strategy<Value = Page> {
@@ -439,7 +444,7 @@ mod tests {
     }
 
     fn example() -> Packet {
-        let claim = Claim { epoch: 3, backed: true, held: true };
+        let claim = Claim { epoch: 3, backed: true, held: true, kept: true };
         Packet {
             cluster: 0x0102_0304_0506_0708,
             node: "n1".into(),

@@ -4,9 +4,15 @@
 //! they hear from each other:
 //!
 //! - The greatest claim wins: by epoch, then backed over not backed, then by [`rank`].
-//! - An address that nobody claims is for the best-ranked candidate that is alive. It claims the next epoch at once; the
-//!   others wait for their turn and step in only if it doesn't.
+//! - An address that nobody claims is for the best candidate that is alive: the most preferred one and, of those that are
+//!   preferred alike, the best-ranked. It claims the next epoch at once; the others wait for their turn and step in only if
+//!   it doesn't.
 //! - There is no failback: a claim ends when it is outbid, when its owner must not announce any more, or with its owner.
+//! - An owner *cedes* an address when, as it sees things, a candidate is alive that is more preferred, or it is itself no
+//!   candidate any more. It says so in its claim and goes on. A candidate that is, as *that one* sees things, more preferred
+//!   than the owner claims the next epoch and announces; only then the owner stops. So a planned move leaves no gap, nobody
+//!   who isn't able to announce makes anything move, and two nodes that have seen different things of the API server don't
+//!   take an address from each other over and over: it takes both to move one.
 //! - A claim that is made without the company of most peers is not backed, and keeps the epoch. The one that is cut off
 //!   thinks that everybody else is dead. When it returns, what it took is worth less than what the others went on with,
 //!   and what the others took from it is worth more than what it had: nothing moves.
@@ -19,6 +25,14 @@ use std::time::Duration;
 
 use crate::claims::{Claim, MAX_EPOCH};
 use crate::hash;
+
+/// A more preferred candidate gets an address only when it has been alive for so long: one that comes and goes should not
+/// take the address along each time, for each of its deaths is a gap.
+pub const SETTLED: Duration = Duration::from_secs(5);
+
+/// An owner that is no candidate any more waits for so long that somebody else takes over, who may hear of the same change
+/// later from the API server, or may have to program its kernel first. Then it stops, for what users forbid must end.
+pub const PATIENCE: Duration = Duration::from_secs(5);
 
 /// The rank of a node for an address (rendezvous hashing): the highest one is the best. All nodes compute the same, the
 /// addresses of a dead node spread over all others, and no other address is affected.
@@ -35,6 +49,13 @@ pub struct View<'a> {
     pub mine: (Option<Claim>, u64),
     /// Whether this node may announce the address, or why not.
     pub may: Result<(), Reason>,
+    /// How much it is preferred, if it is a candidate.
+    pub preference: Option<u32>,
+    /// Since when somebody has been alive who should rather have the address than this node: a candidate that is more
+    /// preferred, or any if this node is none. Asked only of an owner.
+    pub heir: Option<Duration>,
+    /// Since when this node, the owner, is no candidate any more, if it is none.
+    pub barred: Option<Duration>,
     /// The claims of others that count: held, and of peers that are alive and don't leave.
     pub rivals: &'a [Rival],
     /// Whether somebody tells of a claim that is over, and may have announced it.
@@ -58,8 +79,17 @@ pub struct Rival {
     pub claim: Claim,
     /// Its rank.
     pub rank: u64,
+    /// How much it is preferred, if it is a candidate, as this node sees it.
+    pub preference: Option<u32>,
     /// Whether it hears this node.
     pub hears_us: bool,
+}
+
+impl Rival {
+    /// Whether it leaves the address to a node that is preferred so much.
+    pub fn yields_to(&self, preference: Option<u32>) -> bool {
+        !self.claim.kept && self.preference < preference
+    }
 }
 
 /// How this node stands to the others.
@@ -83,10 +113,14 @@ pub enum Verdict {
     Wait(Option<Duration>),
     /// Claim it, or claim it anew.
     Claim(Claim),
-    /// Keep it. If it is contested, a claim to it is heard that is weaker, or over.
+    /// Keep it.
     Keep {
-        /// Whether it is contested.
+        /// Whether a claim to it is heard that is weaker, or over.
         contested: bool,
+        /// Whether it is for somebody else to take.
+        cede: bool,
+        /// When to decide again, if nothing else happens.
+        again: Option<Duration>,
     },
     /// Give it up.
     Withdraw(Reason),
@@ -105,6 +139,8 @@ pub enum Reason {
     Blind,
     /// Somebody else has a greater claim.
     Outbid,
+    /// Somebody else has taken what was ceded.
+    Ceded,
     /// Somebody else claims it and can't hear that our claim is greater.
     Unheard,
     /// The link is gone, or the address belongs to another one.
@@ -122,6 +158,7 @@ impl Reason {
             Self::NotForwarded => "not_forwarded",
             Self::Blind => "blind",
             Self::Outbid => "outbid",
+            Self::Ceded => "ceded",
             Self::Unheard => "unheard",
             Self::LinkLost => "link_lost",
             Self::Leaving => "leaving",
@@ -131,28 +168,18 @@ impl Reason {
 
 /// Decides about one address.
 pub fn decide(view: &View<'_>) -> Verdict {
-    let strongest = view.rivals.iter().map(|rival| (rival.claim, rival.rank)).max();
-    let (mine, rank) = view.mine;
-    match (mine, view.may) {
-        (None, Err(_)) => Verdict::Leave,
-        (Some(_), Err(reason)) => Verdict::Withdraw(reason),
-        (Some(mine), Ok(())) => {
-            if strongest.is_some_and(|strongest| strongest > (mine, rank)) {
-                Verdict::Withdraw(Reason::Outbid)
-            } else if view.rivals.iter().any(|rival| !rival.hears_us) {
-                // Only this side knows that there are two: whoever knows gives way.
-                Verdict::Withdraw(Reason::Unheard)
-            } else if !mine.backed && view.company == Company::Backed && view.rivals.is_empty() {
-                Verdict::Claim(next(view.epoch.max(mine.epoch), true))
-            } else {
-                Verdict::Keep { contested: view.lost || !view.rivals.is_empty() }
-            }
-        }
-        (None, Ok(())) if strongest.is_some() => Verdict::Leave,
-        (None, Ok(())) => {
+    match view.mine {
+        (Some(mine), rank) => decide_mine(view, mine, rank),
+        (None, _) if view.may.is_err() => Verdict::Leave,
+        (None, _) if view.rivals.iter().any(|rival| !rival.yields_to(view.preference)) => Verdict::Leave,
+        (None, _) => {
             let turn = view.orphaned + view.step_in * u32::try_from(view.before).unwrap_or(u32::MAX);
             match view.company {
                 Company::Listening => Verdict::Wait(None),
+                // Its owner goes on, so there is no hurry; and a claim that isn't backed would be weaker.
+                Company::Lonely if !view.rivals.is_empty() => Verdict::Wait(None),
+                // It wouldn't stop.
+                _ if view.rivals.iter().any(|rival| !rival.hears_us) => Verdict::Wait(None),
                 _ if view.now < turn => Verdict::Wait(Some(turn)),
                 company => Verdict::Claim(next(view.epoch, company == Company::Backed)),
             }
@@ -160,9 +187,40 @@ pub fn decide(view: &View<'_>) -> Verdict {
     }
 }
 
+/// Decides about an address that is claimed here.
+fn decide_mine(view: &View<'_>, mine: Claim, rank: u64) -> Verdict {
+    match view.may {
+        Ok(()) | Err(Reason::NotCandidate) => {}
+        Err(reason) => return Verdict::Withdraw(reason),
+    }
+    let strongest = view.rivals.iter().map(|rival| (rival.claim, rival.rank)).max();
+    if strongest.is_some_and(|strongest| strongest > (mine, rank)) {
+        return Verdict::Withdraw(if mine.kept { Reason::Outbid } else { Reason::Ceded });
+    }
+    if view.rivals.iter().any(|rival| !rival.hears_us) {
+        // Only this side knows that there are two: whoever knows gives way.
+        return Verdict::Withdraw(Reason::Unheard);
+    }
+    let contested = view.lost || !view.rivals.is_empty();
+    let (cede, again) = if view.may.is_ok() {
+        if !mine.backed && view.company == Company::Backed && view.rivals.is_empty() {
+            return Verdict::Claim(next(view.epoch.max(mine.epoch), true));
+        }
+        let settled = view.heir.map(|since| since + SETTLED);
+        (settled.is_some_and(|settled| settled <= view.now), settled.filter(|settled| view.now < *settled))
+    } else {
+        let end = view.barred.unwrap_or(view.now) + PATIENCE;
+        if view.heir.is_none() || end <= view.now {
+            return Verdict::Withdraw(Reason::NotCandidate);
+        }
+        (true, Some(end))
+    };
+    Verdict::Keep { contested, cede, again }
+}
+
 fn next(epoch: u64, backed: bool) -> Claim {
     let epoch = if backed { epoch.saturating_add(1) } else { epoch.max(1) };
-    Claim { epoch: epoch.min(MAX_EPOCH), backed, held: true }
+    Claim { epoch: epoch.min(MAX_EPOCH), backed, held: true, kept: true }
 }
 
 #[cfg(test)]
@@ -174,11 +232,15 @@ mod tests {
     const STEP_IN: Duration = Duration::from_millis(100);
 
     fn claim(epoch: u64, backed: bool) -> Claim {
-        Claim { epoch, backed, held: true }
+        Claim { epoch, backed, held: true, kept: true }
     }
 
     fn rival(epoch: u64, backed: bool, rank: u64) -> Rival {
-        Rival { claim: claim(epoch, backed), rank, hears_us: true }
+        Rival { claim: claim(epoch, backed), rank, preference: Some(0), hears_us: true }
+    }
+
+    fn keep(contested: bool) -> Verdict {
+        Verdict::Keep { contested, cede: false, again: None }
     }
 
     /// A view of somebody with rank 50 in good company, of an address with epoch 7 that was orphaned just now.
@@ -188,6 +250,9 @@ mod tests {
             now: NOW,
             mine: (mine, 50),
             may,
+            preference: Some(0),
+            heir: None,
+            barred: None,
             rivals,
             lost: false,
             epoch,
@@ -202,10 +267,10 @@ mod tests {
     fn an_owner_keeps_its_address_until_it_is_outbid_or_must_not_announce() {
         let mine = claim(7, true);
         for (what, rivals, expected) in [
-            ("alone", vec![], Verdict::Keep { contested: false }),
-            ("an earlier epoch", vec![rival(6, true, 99)], Verdict::Keep { contested: true }),
-            ("same epoch, not backed", vec![rival(7, false, 99)], Verdict::Keep { contested: true }),
-            ("same epoch, worse rank", vec![rival(7, true, 49)], Verdict::Keep { contested: true }),
+            ("alone", vec![], keep(false)),
+            ("an earlier epoch", vec![rival(6, true, 99)], keep(true)),
+            ("same epoch, not backed", vec![rival(7, false, 99)], keep(true)),
+            ("same epoch, worse rank", vec![rival(7, true, 49)], keep(true)),
             ("same epoch, better rank", vec![rival(7, true, 51)], Verdict::Withdraw(Reason::Outbid)),
             ("a later epoch", vec![rival(8, false, 1)], Verdict::Withdraw(Reason::Outbid)),
             ("one of two", vec![rival(6, true, 1), rival(8, true, 1)], Verdict::Withdraw(Reason::Outbid)),
@@ -218,10 +283,62 @@ mod tests {
             assert_eq!(decide(&view(Some(mine), &rivals)), expected, "{what}");
         }
         let lost = View { lost: true, ..view(Some(mine), &[]) };
-        assert_eq!(decide(&lost), Verdict::Keep { contested: true }, "somebody has just lost it");
+        assert_eq!(decide(&lost), keep(true), "somebody has just lost it");
         for reason in [Reason::Unwanted, Reason::NotCandidate, Reason::NotForwarded, Reason::Blind] {
             assert_eq!(decide(&View { may: Err(reason), ..view(Some(mine), &[]) }), Verdict::Withdraw(reason));
             assert_eq!(decide(&View { may: Err(reason), ..view(None, &[]) }), Verdict::Leave);
+        }
+    }
+
+    #[test]
+    fn an_owner_cedes_to_who_is_more_preferred_or_to_anybody_if_it_may_not_announce() {
+        let (kept, ceded) = (claim(7, true), Claim { kept: false, ..claim(7, true) });
+        let ago = |ms: u64| Some(NOW - Duration::from_millis(ms));
+        let later = |ms: u64| Some(NOW + Duration::from_millis(ms));
+        let cede = |again| Verdict::Keep { contested: false, cede: true, again };
+        let wait = |again| Verdict::Keep { contested: false, cede: false, again };
+        let barred = Err(Reason::NotCandidate);
+        for (what, mine, may, heir, since, expected) in [
+            ("nobody is better", kept, Ok(()), None, None, wait(None)),
+            ("somebody has just come", kept, Ok(()), ago(0), None, wait(later(5000))),
+            ("almost", kept, Ok(()), ago(4999), None, wait(later(1))),
+            ("somebody is here to stay", kept, Ok(()), ago(5000), None, cede(None)),
+            ("and it was ceded before", ceded, Ok(()), ago(5000), None, cede(None)),
+            ("and is gone again", ceded, Ok(()), None, None, wait(None)),
+            ("no candidate any more", kept, barred, ago(0), None, cede(later(5000))),
+            ("since a while", ceded, barred, ago(9000), ago(4999), cede(later(1))),
+            ("too long", ceded, barred, ago(9000), ago(5000), Verdict::Withdraw(Reason::NotCandidate)),
+            ("nobody is there", kept, barred, None, None, Verdict::Withdraw(Reason::NotCandidate)),
+        ] {
+            let view = View { may, heir, barred: since, ..view(Some(mine), &[]) };
+            assert_eq!(decide(&view), expected, "{what}");
+        }
+        let taken = [rival(8, true, 1)];
+        assert_eq!(decide(&view(Some(ceded), &taken)), Verdict::Withdraw(Reason::Ceded));
+        let barred = View { may: barred, heir: ago(0), ..view(Some(ceded), &taken) };
+        assert_eq!(decide(&barred), Verdict::Withdraw(Reason::Ceded));
+    }
+
+    #[test]
+    fn what_is_ceded_is_claimed_by_who_is_more_preferred_in_good_company_and_in_turn() {
+        let ceded = Rival { claim: Claim { kept: false, ..claim(7, true) }, ..rival(7, true, 99) };
+        let kept = rival(7, true, 99);
+        let none = Rival { preference: None, ..ceded };
+        let deaf = Rival { hears_us: false, ..ceded };
+        let take = Verdict::Claim(claim(8, true));
+        for (what, preference, rivals, company, before, expected) in [
+            ("more preferred", 1, vec![ceded], Company::Backed, 0, take),
+            ("preferred alike", 0, vec![ceded], Company::Backed, 0, Verdict::Leave),
+            ("the owner is no candidate", 0, vec![none], Company::Backed, 0, take),
+            ("it isn't ceded", 1, vec![kept], Company::Backed, 0, Verdict::Leave),
+            ("the owner doesn't hear us yet", 1, vec![deaf], Company::Backed, 0, Verdict::Wait(None)),
+            ("there is another owner", 1, vec![ceded, kept], Company::Backed, 0, Verdict::Leave),
+            ("in loneliness", 1, vec![ceded], Company::Lonely, 0, Verdict::Wait(None)),
+            ("listening", 1, vec![ceded], Company::Listening, 0, Verdict::Wait(None)),
+            ("somebody else is better", 1, vec![ceded], Company::Backed, 1, Verdict::Wait(Some(NOW + STEP_IN))),
+        ] {
+            let view = View { preference: Some(preference), company, before, ..view(None, &rivals) };
+            assert_eq!(decide(&view), expected, "{what}");
         }
     }
 
@@ -246,9 +363,9 @@ mod tests {
     fn a_claim_made_in_loneliness_is_renewed_in_company_unless_somebody_contests_it() {
         let lonely = claim(7, false);
         assert_eq!(decide(&view(Some(lonely), &[])), Verdict::Claim(claim(8, true)));
-        assert_eq!(decide(&view(Some(lonely), &[rival(6, true, 1)])), Verdict::Keep { contested: true });
+        assert_eq!(decide(&view(Some(lonely), &[rival(6, true, 1)])), keep(true));
         let listening = View { company: Company::Listening, ..view(Some(lonely), &[]) };
-        assert_eq!(decide(&listening), Verdict::Keep { contested: false });
+        assert_eq!(decide(&listening), keep(false));
     }
 
     #[test]

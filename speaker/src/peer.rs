@@ -39,6 +39,8 @@ pub struct Peer {
     pub liveness: Liveness,
     /// Whether it counts, as of the last look.
     pub standing: Standing,
+    /// Since when it has been alive, if it is.
+    pub since: Duration,
     /// It is about to go.
     pub leaving: bool,
     /// It doesn't know which addresses there are.
@@ -65,6 +67,7 @@ impl Peer {
             mac,
             liveness: Liveness::new(now, packet.interval.max(MIN_INTERVAL), multiplier),
             standing: Standing::Dead, // until the first look
+            since: now,
             leaving: packet.leaving,
             blind: packet.blind,
             lists_us: false,

@@ -39,6 +39,15 @@ const INSIST: Duration = Duration::from_secs(5);
 mod hearing;
 mod verdicts;
 
+/// An address of ours that others should rather have.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Ceding {
+    /// They are preferred.
+    Preferred,
+    /// We may not announce it any more, since then.
+    Since(Duration),
+}
+
 /// What a segment looks at beyond itself, and where it puts what follows.
 pub struct Context<'a> {
     /// The time.
@@ -84,6 +93,8 @@ pub struct Segment {
     orphans: BTreeMap<IpAddr, Option<Duration>>,
     /// When it will be our turn to claim an orphan.
     turns: BTreeSet<(Duration, IpAddr)>,
+    /// Addresses of ours that others should rather have, alive or not.
+    ceding: BTreeMap<IpAddr, Ceding>,
     /// Addresses of ours that somebody else claims too.
     contested: BTreeSet<IpAddr>,
     /// Addresses that somebody else has just begun or stopped to claim: until then we insist that they are ours.
@@ -119,6 +130,7 @@ impl Segment {
             epochs: BTreeMap::new(),
             orphans: BTreeMap::new(),
             turns: BTreeSet::new(),
+            ceding: BTreeMap::new(),
             contested: BTreeSet::new(),
             insisted: BTreeMap::new(),
             conflicts: BTreeMap::new(),
@@ -224,8 +236,9 @@ impl Segment {
                 context.counters.peers_lost += 1;
             }
             peer.standing = standing;
+            peer.since = context.now;
             self.dirty.extend(peer.claims.iter().map(|(lb_ip, _)| lb_ip));
-            self.dirty.extend(self.orphans.keys());
+            self.dirty.extend(self.orphans.keys().chain(self.ceding.keys()));
             context.events.push(Event::Peer { node: node.clone(), link: self.link.name.clone(), standing });
         }
         let (live, known) = (self.live, self.peers.len());

@@ -26,7 +26,11 @@ pub struct Wanted {
 
 /// The nodes that may announce an address, by name.
 #[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Candidates(BTreeMap<String, Candidate>);
+pub struct Candidates {
+    nodes: BTreeMap<String, Candidate>,
+    /// How much those are preferred that are the most.
+    most_preferred: u32,
+}
 
 /// How a node may announce an address.
 #[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
@@ -56,12 +60,12 @@ impl Default for Links {
 impl Candidates {
     /// How `node` may announce the address, if it may.
     pub fn get(&self, node: &str) -> Option<&Candidate> {
-        self.0.get(node)
+        self.nodes.get(node)
     }
 
     /// Whether `node` may announce the address, on some link.
     pub fn contains(&self, node: &str) -> bool {
-        self.0.contains_key(node)
+        self.nodes.contains_key(node)
     }
 
     /// How much `node` is preferred on a link that it calls `link`; `None` if it may not announce the address there.
@@ -73,15 +77,22 @@ impl Candidates {
         (candidate.links.home || candidate.links.named.contains(link)).then_some(candidate.preference)
     }
 
+    /// How much those are preferred that are the most, alive or not.
+    pub fn most_preferred(&self) -> u32 {
+        self.most_preferred
+    }
+
     /// The nodes, by name.
     pub fn iter(&self) -> impl Iterator<Item = (&str, &Candidate)> {
-        self.0.iter().map(|(node, candidate)| (node.as_str(), candidate))
+        self.nodes.iter().map(|(node, candidate)| (node.as_str(), candidate))
     }
 }
 
 impl FromIterator<(String, Candidate)> for Candidates {
     fn from_iter<T: IntoIterator<Item = (String, Candidate)>>(candidates: T) -> Self {
-        Self(candidates.into_iter().collect())
+        let nodes: BTreeMap<String, Candidate> = candidates.into_iter().collect();
+        let most_preferred = nodes.values().map(|candidate| candidate.preference).max().unwrap_or(0);
+        Self { nodes, most_preferred }
     }
 }
 

@@ -3,6 +3,7 @@
 //! A failure names its seed; `LANDFALL_SEED=7 cargo test -p speaker --test simulation` replays that one alone, and
 //! `LANDFALL_SEEDS=10000` tries so many.
 
+mod planned;
 mod world;
 
 use std::collections::{BTreeMap, BTreeSet};

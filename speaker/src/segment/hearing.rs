@@ -76,7 +76,7 @@ impl Segment {
         }
         if before != (peer.takes(), peer.holds(), peer.unread.0, true) {
             self.dirty.extend(peer.claims.iter().map(|(lb_ip, _)| lb_ip));
-            self.dirty.extend(self.orphans.keys());
+            self.dirty.extend(self.orphans.keys().chain(self.ceding.keys()));
         }
         if !self.is_listening(now, config) {
             // Those we don't dare to claim: now somebody has been heard.
@@ -115,7 +115,11 @@ impl Segment {
         let (now, multiplier) = (context.now, context.config.multiplier);
         let crowded = self.peers.len() >= MAX_PEERS;
         match self.peers.entry(packet.node.clone()) {
-            Entry::Occupied(mut known) => self.dirty.extend(known.get_mut().restart(now, mac, packet, multiplier)),
+            Entry::Occupied(mut known) => {
+                self.dirty.extend(known.get_mut().restart(now, mac, packet, multiplier));
+                // The former one may have left, or been blind.
+                self.dirty.extend(self.orphans.keys().chain(self.ceding.keys()));
+            }
             Entry::Vacant(_) if crowded => {
                 context.counters.dropped.crowded += 1;
                 return false;

@@ -2,8 +2,9 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
+use std::time::Duration;
 
-use super::{Context, INSIST, Segment};
+use super::{Ceding, Context, INSIST, Segment};
 use crate::claims::Claim;
 use crate::events::Event;
 use crate::liveness::{self, Standing};
@@ -60,8 +61,9 @@ impl Segment {
             .filter(|(_, claim)| claim.held)
             .filter_map(|(node, claim)| {
                 let peer = self.peers.get(node).filter(|peer| peer.holds())?;
+                let preference = wanted.and_then(|wanted| self.preference(wanted, node, peer));
                 let hears_us = peer.liveness.hears_us(now);
-                Some(Rival { claim: *claim, rank: ownership::rank(node, lb_ip), hears_us })
+                Some(Rival { claim: *claim, rank: ownership::rank(node, lb_ip), preference, hears_us })
             })
             .collect();
         let claimed = others.iter().map(|(_, claim)| claim.epoch).chain(mine.map(|claim| claim.epoch)).max();
@@ -73,24 +75,44 @@ impl Segment {
         }
         let company = self.company(context, lb_ip, wanted);
         // Looking at each peer for each address is much, where there are many, and for nothing while we listen.
-        let takes = wanted.filter(|_| mine.is_none() && rivals.is_empty() && company != Company::Listening);
+        let may = self.may(context, lb_ip, wanted);
+        let preference = wanted.and_then(|wanted| wanted.candidates.preference(&context.config.node, &self.link.name));
+        let is_free = rivals.iter().all(|rival| rival.yields_to(preference));
+        let takes = wanted.filter(|_| mine.is_none() && company != Company::Listening && is_free);
+        let ceding = mine.and_then(|_| self.ceding(context, lb_ip, wanted?, preference));
+        let heir = ceding.and(wanted).and_then(|wanted| self.heir(wanted, preference));
         let verdict = ownership::decide(&View {
             now,
             mine: (mine, my_rank),
-            may: self.may(context, lb_ip, wanted),
+            may,
+            preference,
+            heir,
+            barred: ceding.and_then(|ceding| if let Ceding::Since(since) = ceding { Some(since) } else { None }),
             rivals: &rivals,
             lost: others.iter().any(|(node, claim)| !claim.held && self.peers.get(node).is_some_and(Peer::holds)),
             epoch: known.max(wanted.map_or(0, |wanted| wanted.epoch)),
             company,
-            before: takes.map_or(0, |wanted| self.before(lb_ip, wanted, my_rank)),
+            before: takes.map_or(0, |wanted| self.before(lb_ip, wanted, (preference, my_rank))),
             orphaned: self.orphans.get(&lb_ip).copied().flatten().unwrap_or(now),
             step_in: context.config.step_in(self.pace()),
         });
         if !matches!(verdict, Verdict::Wait(_)) {
             self.orphans.remove(&lb_ip);
         }
-        let contested = verdict == Verdict::Keep { contested: true };
+        let contested = matches!(verdict, Verdict::Keep { contested: true, .. });
         let settled = if contested { !self.contested.insert(lb_ip) } else { !self.contested.remove(&lb_ip) };
+        if let (Verdict::Keep { cede, again, .. }, Some(claim)) = (verdict, mine) {
+            match ceding {
+                Some(ceding) => self.ceding.insert(lb_ip, ceding),
+                None => self.ceding.remove(&lb_ip),
+            };
+            self.turns.extend(again.map(|again| (again, lb_ip)));
+            if claim.kept == cede {
+                self.own.insert(lb_ip, Claim { kept: !cede, ..claim });
+                self.greeting.changed(lb_ip);
+                self.greeting.hasten();
+            }
+        }
         match verdict {
             Verdict::Leave => false,
             Verdict::Wait(turn) => {
@@ -110,10 +132,15 @@ impl Segment {
             }
             Verdict::Claim(claim) => {
                 self.claim(context, lb_ip, claim, others);
+                // Somebody may be there, or come, who should rather have it.
+                let most = wanted.map(|wanted| wanted.candidates.most_preferred());
+                self.dirty.extend((preference < most).then_some(lb_ip));
                 true
             }
             Verdict::Withdraw(reason) => {
                 self.withdraw(context, lb_ip, reason);
+                // Whoever outbids us may cede it to us.
+                self.dirty.extend((is_free && !rivals.is_empty()).then_some(lb_ip));
                 true
             }
         }
@@ -140,12 +167,13 @@ impl Segment {
     pub(super) fn withdraw(&mut self, context: &mut Context<'_>, lb_ip: IpAddr, reason: Reason) {
         self.schedule.stop(lb_ip);
         self.contested.remove(&lb_ip);
+        self.ceding.remove(&lb_ip);
         self.insisted.remove(&lb_ip);
         self.conflicts.remove(&lb_ip);
         self.greeting.changed(lb_ip);
         let Some(claim) = self.mine(lb_ip) else { return };
         let cut_off = !self.in_company && !self.peers.is_empty();
-        if matches!(reason, Reason::Outbid | Reason::Unheard) || cut_off {
+        if matches!(reason, Reason::Outbid | Reason::Ceded | Reason::Unheard) || cut_off {
             // Somebody else owns it, or will, who may not hear us now.
             self.own.insert(lb_ip, Claim { held: false, ..claim });
             self.lost.insert(lb_ip, context.now + context.config.regret(self.pace()));
@@ -202,9 +230,34 @@ impl Segment {
         wanted.is_some_and(|wanted| wanted.candidates.iter().all(|(node, _)| *node == context.config.node))
     }
 
-    /// How many of those who would take `lb_ip` rank before us.
-    fn before(&self, lb_ip: IpAddr, wanted: &Wanted, mine: u64) -> usize {
-        let takers = self.peers.iter().filter(|(node, peer)| peer.takes() && wanted.candidates.contains(node));
-        takers.filter(|(node, _)| ownership::rank(node, lb_ip) > mine).count()
+    /// How many of those who would take `lb_ip` are more preferred than us or, if they are preferred alike, rank before us.
+    fn before(&self, lb_ip: IpAddr, wanted: &Wanted, mine: (Option<u32>, u64)) -> usize {
+        let takers = self.peers.iter().filter(|(_, peer)| peer.takes()).filter_map(|(node, peer)| {
+            let preference = self.preference(wanted, node, peer)?;
+            Some((Some(preference), ownership::rank(node, lb_ip)))
+        });
+        takers.filter(|taker| *taker > mine).count()
+    }
+
+    /// How much a peer is preferred here, if it is a candidate.
+    fn preference(&self, wanted: &Wanted, node: &str, _: &Peer) -> Option<u32> {
+        wanted.candidates.preference(node, &self.link.name)
+    }
+
+    /// Why others should rather have an address of ours, if they should: we may not announce it, or are not the most
+    /// preferred of all candidates, alive or not.
+    fn ceding(&self, context: &Context<'_>, lb_ip: IpAddr, wanted: &Wanted, mine: Option<u32>) -> Option<Ceding> {
+        match (mine, self.ceding.get(&lb_ip)) {
+            (None, Some(Ceding::Since(since))) => Some(Ceding::Since(*since)),
+            (None, _) => Some(Ceding::Since(context.now)),
+            (Some(mine), _) => (mine < wanted.candidates.most_preferred()).then_some(Ceding::Preferred),
+        }
+    }
+
+    /// Since when a candidate has been alive that is more preferred than us.
+    fn heir(&self, wanted: &Wanted, mine: Option<u32>) -> Option<Duration> {
+        let takers = self.peers.iter().filter(|(_, peer)| peer.takes());
+        let heirs = takers.filter(|(node, peer)| self.preference(wanted, node, peer) > mine);
+        heirs.map(|(_, peer)| peer.since).min()
     }
 }

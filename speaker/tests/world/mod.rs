@@ -13,7 +13,7 @@ use speaker::events::Event;
 use speaker::hash;
 use speaker::machine::{Channel, Config, Frame, Machine};
 use speaker::placement::{Link, Mac};
-use speaker::{Authentication, Candidates, Keys, Snapshot, Wanted};
+use speaker::{Authentication, Candidate, Candidates, Keys, Snapshot, Wanted};
 
 /// The interval of all nodes.
 pub const INTERVAL: Duration = Config::INTERVAL;
@@ -73,6 +73,7 @@ struct Host {
     backlog: Vec<(Channel, Arc<[u8]>)>,
     wake: Option<Duration>,
     forwarded: Arc<BTreeSet<IpAddr>>,
+    stuck: bool,
     knows: bool,
     keys: Keys,
 }
@@ -138,6 +139,7 @@ impl World {
             backlog: Vec::new(),
             wake: None,
             forwarded: Arc::default(),
+            stuck: false,
             knows: true,
             keys: key(0),
         };
@@ -270,6 +272,16 @@ impl World {
         (0..self.nodes()).for_each(|node| self.tell(node));
     }
 
+    /// Changes how much nodes are preferred for an address. All of them may announce it.
+    pub fn prefer(&mut self, lb_ip: IpAddr, preferences: &[u32]) {
+        let candidate = |(node, preference): (usize, &u32)| {
+            (name(node), Candidate { preference: *preference, ..Candidate::default() })
+        };
+        let candidates = Arc::new(preferences.iter().enumerate().map(candidate).collect());
+        self.wanted.insert(lb_ip, Wanted { candidates, epoch: 0 });
+        (0..self.nodes()).for_each(|node| self.tell(node));
+    }
+
     /// A node has no API server any more, or has it again. What it knew it goes on knowing, until it restarts.
     pub fn blind(&mut self, node: usize, blind: bool) {
         self.hosts[node].knows = !blind;
@@ -307,7 +319,7 @@ impl World {
         if let Some(machine) = &mut host.machine {
             machine.set_snapshot(clock, Some(snapshot));
         }
-        if host.forwarded != all {
+        if host.forwarded != all && !host.stuck {
             self.happens(later, Happening::Forward(node, all));
         }
         self.run_host(node, None);
@@ -341,6 +353,25 @@ impl World {
             && host.frozen_until <= self.now
             && host.forwarded.contains(&lb_ip)
             && self.wanted.get(&lb_ip).is_some_and(|wanted| wanted.candidates.contains(&name(node)))
+    }
+
+    /// How much a node is preferred for `lb_ip`.
+    pub fn preference(&self, node: usize, lb_ip: IpAddr) -> u32 {
+        self.wanted[&lb_ip].candidates.get(&name(node)).map_or(0, |candidate| candidate.preference)
+    }
+
+    /// The kernel of a node forwards nothing any more, and nothing is programmed there; or it is, from now on.
+    pub fn stick(&mut self, node: usize, stuck: bool) {
+        self.hosts[node].stuck = stuck;
+        if stuck {
+            self.hosts[node].forwarded = Arc::default();
+            if let Some(machine) = &mut self.hosts[node].machine {
+                machine.set_forwarded(Arc::default());
+            }
+            self.run_host(node, None);
+        } else {
+            self.tell(node);
+        }
     }
 
     /// The machine of a node.
