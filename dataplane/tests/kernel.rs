@@ -10,6 +10,7 @@ use std::time::Instant;
 
 use crds::Protocol::{Sctp, Tcp, Udp};
 use crds::Range;
+use dataplane::affinity::loose;
 use dataplane::diff::{Change, diff};
 use dataplane::engine::{Applied, Done, Engine, Observed};
 use dataplane::nft::element::{Elements, Key, Value, elements};
@@ -305,6 +306,41 @@ fn a_refusal_names_what_the_kernel_refuses_and_changes_nothing() {
         engine.apply(&planned(&later)).expect("apply"),
         Applied::from([(Table::V4, Done::Changed(vec![address]))])
     );
+}
+
+#[test]
+fn who_must_be_forgotten_is_found_among_twenty_thousand_clients() {
+    const CLIENTS: usize = 20_000;
+    let namespace = Namespace::new().expect("a namespace");
+    let web = |endpoints: &[&str]| {
+        let endpoints = endpoints.iter().map(|address| ready(address, NODE));
+        let web = service("web").sticky(10_800).holds("192.0.2.10").port("", Tcp, 80);
+        planned(&snapshot([web.slice(&[("", Tcp, 8080)], endpoints)]))
+    };
+    let (before, after) = (web(&["10.244.1.5", "10.244.1.6"]), web(&["10.244.1.6"]));
+    let mut engine = engine(&namespace);
+    engine.apply(&before).expect("apply");
+    // Every second one has the endpoint that will go.
+    let clients: Vec<String> = (0..CLIENTS)
+        .map(|n| {
+            let (high, low) = (n >> 8, n & 255);
+            format!("198.18.{high}.{low} . 192.0.2.10 . tcp . 80 timeout 3h : 10.244.1.{} . 8080", 5 + n % 2)
+        })
+        .collect();
+    nft_do(&namespace, &format!("add element ip landfall affinity {{ {} }}", clients.join(", ")));
+    engine.apply(&after).expect("apply");
+    let start = Instant::now();
+    assert_eq!(engine.forget(&loose(Some(&before), &after)).expect("forget"), CLIENTS / 2);
+    #[allow(clippy::print_stdout, reason = "`--nocapture` shows it; nothing depends on it")]
+    {
+        println!("IPv4: forget {} of {CLIENTS} clients: {:.1?}", CLIENTS / 2, start.elapsed());
+    }
+    let listed = nft(&namespace, &["list", "map", "ip", "landfall", "affinity"]);
+    assert_eq!((listed.matches(": 10.244.1.5 .").count(), listed.matches(": 10.244.1.6 .").count()), (0, CLIENTS / 2));
+    // What rules have learned, and what we took of it, is neither damage nor somebody else's doing.
+    assert_eq!(engine.check().expect("check"), None);
+    assert_eq!(engine.forget(&loose(Some(&before), &after)).expect("forget"), 0);
+    assert_eq!(engine.forget(&loose(Some(&after), &after)).expect("nothing to look at"), 0);
 }
 
 #[test]
