@@ -19,7 +19,7 @@ use crds::{FamilyPolicy, Holder, Key, Record, Service};
 use jiff::Timestamp;
 
 use crate::free::Free;
-use crate::pools::{Pool, Pools};
+use crate::pools::{Pool, Pools, Withheld};
 use crate::refusal::{InUse, Refusal};
 use crate::snapshot::Snapshot;
 
@@ -106,7 +106,8 @@ pub(crate) fn allocations<'a>(snapshot: &'a Snapshot, pools: &'a Pools) -> Alloc
     }
     result.orphans = orphans(snapshot, held);
 
-    let mut free = Free::new(snapshot, pools);
+    let used = snapshot.addresses.keys().chain(&snapshot.unreadable.addresses);
+    let mut free = Free::new(pools, used.copied());
     let mut taken = BTreeMap::new();
     by_name.sort_by_key(|(service, ..)| age(service));
     for (service, records, address) in by_name {
@@ -122,8 +123,13 @@ pub(crate) fn allocations<'a>(snapshot: &'a Snapshot, pools: &'a Pools) -> Alloc
     }
     any.sort_by_key(|(service, _)| age(service));
     for (service, records) in any {
-        let outcome = match free.take_next() {
-            Some((address, pool)) => Outcome::Gets(address, pool),
+        let mut tried = pools.tried_for(&service.key.namespace, None, &service.labels);
+        let next = |pool| Some((free.next(pool, Family::V4, &service.key, snapshot.now)?, pool));
+        let outcome = match tried.find_map(next) {
+            Some((address, pool)) => {
+                free.take(address);
+                Outcome::Gets(address, pool)
+            }
             None => Outcome::Refused(nothing_free(pools), None),
         };
         result.served.push(allocation(service, records, outcome));
@@ -248,7 +254,10 @@ fn obtainable<'a>(
     } else if snapshot.unreadable.addresses.contains(&address) {
         Some(InUse::Unknown)
     } else {
-        pools.node_at(address).map(|node| InUse::Node(node.to_owned()))
+        match pools.withheld(address) {
+            Some(Withheld::Node(node) | Withheld::Gateway(node)) => Some(InUse::Node(node.to_owned())),
+            _ => None,
+        }
     };
     in_use.map_or(Ok(pool), |by| Err(Refusal::AddressInUse(address, by)))
 }
@@ -265,7 +274,7 @@ fn user(record: &Record, snapshot: &Snapshot) -> InUse {
 /// Why there is no address for who takes any.
 fn nothing_free(pools: &Pools) -> Refusal {
     let names = |pools: Vec<&Pool>| pools.into_iter().map(|pool| pool.name().to_owned()).collect::<Vec<_>>();
-    let automatic = |pool: &&Pool| pool.object.spec.auto_assign && pool.usable().next().is_some();
+    let automatic = |pool: &&Pool| pool.object.spec.auto_assign && pool.has(Family::V4);
     let exhausted: Vec<_> = pools.iter().filter(automatic).collect();
     if pools.is_empty() {
         Refusal::NoPool

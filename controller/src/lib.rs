@@ -9,8 +9,10 @@
 //! | room | what is in it |
 //! |---|---|
 //! | [`snapshot`] | what was observed, all at once |
-//! | [`pools`] | what the pools come to: which pool an address belongs to, what overlaps |
-//! | `free`, `allocation` | which address is given next; who gets which, and who keeps, gives up or is refused |
+//! | [`pools`], [`occupied`], `fence` | what the pools come to: which pool an address belongs to, what overlaps, who may have it |
+//! | [`free`], `rest` | which address is given next |
+//! | [`intervals`], `numbering`, [`few`] | sets of addresses that cost nothing; lists that people can read |
+//! | `allocation` | who gets which address, and who keeps, gives up or is refused |
 //! | [`refusal`] | why a Service doesn't get what it asks for, with the fix |
 //! | `pool_status` | what is said of a pool |
 //! | [`mod@plan`], [`effect`] | what is to be written, as data |
@@ -27,17 +29,23 @@
 mod allocation;
 mod apply;
 pub mod effect;
+mod fence;
+pub mod few;
 #[cfg(test)]
 mod fixtures;
-mod free;
+pub mod free;
 #[cfg(test)]
 mod history;
+pub mod intervals;
+mod numbering;
+pub mod occupied;
 mod pace;
 pub mod plan;
 mod pool_status;
 pub mod pools;
 pub mod refusal;
 mod report;
+mod rest;
 pub mod run;
 pub mod snapshot;
 mod stores;

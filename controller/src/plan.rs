@@ -22,7 +22,9 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 
 use crate::allocation::{Allocation, Outcome, allocations};
 use crate::effect::{Effect, Event, PoolPatch, Series, ServicePatch, Subject, pool_reference, service_reference};
-use crate::pool_status;
+use crate::free::Free;
+use crate::occupied::Occupied;
+use crate::pool_status::{self, Holders};
 use crate::pools::{Pool, Pools};
 use crate::snapshot::Snapshot;
 
@@ -39,7 +41,7 @@ const KEEPS: &str = "; it keeps ";
 
 /// What is to be written, given what was observed.
 pub fn plan(snapshot: &Snapshot) -> Plan {
-    let pools = Pools::new(snapshot.pools.values(), snapshot.nodes.values());
+    let pools = Pools::new(snapshot.pools.values(), &Occupied::new(snapshot.nodes.values().map(|node| &**node), []));
     let allocations = allocations(snapshot, &pools);
     let mut series = Vec::new();
     for record in &allocations.orphans {
@@ -51,8 +53,10 @@ pub fn plan(snapshot: &Snapshot) -> Plan {
     for allocation in &allocations.served {
         push(&mut series, about(allocation.service), allocated(allocation, &pools, snapshot));
     }
+    let used = snapshot.addresses.keys().chain(&snapshot.unreadable.addresses);
+    let free = Free::new(&pools, used.copied());
     for pool in pools.iter() {
-        push(&mut series, || Subject::Pool(pool.name().to_owned()), counted(pool, &pools, snapshot));
+        push(&mut series, || Subject::Pool(pool.name().to_owned()), counted(pool, &free, snapshot));
     }
     Plan { series }
 }
@@ -281,25 +285,24 @@ impl Changes {
 }
 
 /// What makes a pool say how it is.
-fn counted(pool: &Pool, pools: &Pools, snapshot: &Snapshot) -> Vec<Effect> {
-    let status = pool_status::status(pool, pools, snapshot);
+fn counted(pool: &Pool, free: &Free, snapshot: &Snapshot) -> Vec<Effect> {
+    let holders = || {
+        let ranges = || pool.ranges.iter().map(|range| range.first()..=range.last());
+        let records = ranges().flat_map(|range| snapshot.addresses.range(range));
+        let unreadable = ranges().flat_map(|range| snapshot.unreadable.addresses.range(range));
+        Holders::new(records.map(|(_, record)| &**record), unreadable.count())
+    };
+    let status = pool_status::status(pool, &free.counts(pool), holders, snapshot.now);
     let old = pool.object.status.as_ref();
     if old == Some(&status) {
         return Vec::new();
     }
     let before = old.map(|status| status.conditions.as_slice()).unwrap_or_default();
-    let said = |condition: &Condition| {
-        before
-            .iter()
-            .any(|c| c.type_ == condition.type_ && c.reason == condition.reason && c.message == condition.message)
-    };
-    let wrong =
-        |c: &&Condition| (c.type_ == "Ready" && c.status == "False") || (c.type_ == "Overlap" && c.status == "True");
-    let events = status.conditions.iter().filter(wrong).filter(|condition| !said(condition)).map(|condition| {
+    let events = pool_status::warnings(before, &status.conditions).map(|(reason, condition)| {
         Effect::Event(Event {
             regarding: pool_reference(&pool.object),
             is_warning: true,
-            reason: if condition.type_ == "Overlap" { "Overlap" } else { "NotReady" },
+            reason,
             message: condition.message.clone(),
         })
     });

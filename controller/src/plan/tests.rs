@@ -61,6 +61,7 @@ fn a_new_service_gets_the_first_free_address_in_one_create_and_one_patch() {
     let conditions = vec![
         condition("Ready", "True", "Ready", "its addresses are given out", 9),
         condition("Overlap", "False", "NoOverlap", "no older pool has any of its addresses", 9),
+        condition("Exhausted", "False", "NotExhausted", "it has free addresses", 9),
     ];
     let status =
         IPAddressPoolStatus { assigned_ipv4: 0, available_ipv4: 3, conditions, ..IPAddressPoolStatus::default() };
