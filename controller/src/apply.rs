@@ -3,7 +3,9 @@
 //! What the API server answers goes into the stores at once, so that the next plan sees its own writes. Every write is
 //! conditional: a create on nobody having the address, a deletion on the record's UID, a patch on the version that was
 //! looked at. So a write that comes late, or twice, or from a controller that was deposed meanwhile, changes nothing; and
-//! an answer that got lost is found out by the next plan. Cancel safe for the same reason.
+//! an answer that got lost is found out by the next plan. Cancel safe for the same reason. And each write, when it is sent,
+//! asks the mandate whether we lead still: a process that was stopped in the middle of a series writes nothing when it goes
+//! on.
 
 use std::net::IpAddr;
 use std::time::Duration;
@@ -17,6 +19,7 @@ use tokio::sync::mpsc;
 use tokio::time::timeout;
 
 use crate::effect::{Effect, Event, PoolPatch, Series, ServicePatch, load_balancer_ip};
+use crate::election::{Deposed, Mandate};
 use crate::stores::Stores;
 
 /// For how long the API server is to answer one request. (Its own limit is 60 s, and its admission webhooks' 10 s.)
@@ -30,6 +33,8 @@ const FIELD_MANAGER: &str = "landfall-controller";
 pub(crate) struct Applier {
     pub(crate) client: Client,
     pub(crate) stores: Stores,
+    /// The right to write.
+    pub(crate) mandate: Mandate,
     /// Where events go. They are told as far as there is time for it.
     pub(crate) events: mpsc::Sender<Event>,
 }
@@ -52,6 +57,9 @@ pub(crate) enum Failure {
     /// The object is not any more what it was when it was looked at. Nothing changed.
     #[error("it was changed meanwhile")]
     Changed,
+    /// We don't lead any more. Nothing changed.
+    #[error(transparent)]
+    Deposed(#[from] Deposed),
     /// The API server did not answer. Nobody knows whether something changed.
     #[error("the API server did not answer within {} s", ANSWER.as_secs())]
     Silent,
@@ -68,7 +76,7 @@ pub(crate) enum Failure {
 impl Failure {
     /// Whether it is of the kind that happens when somebody else writes too, and no fault.
     pub(crate) fn is_conflict(&self) -> bool {
-        matches!(self, Self::Taken(_) | Self::Changed)
+        matches!(self, Self::Taken(_) | Self::Changed | Self::Deposed(_))
     }
 }
 
@@ -95,7 +103,7 @@ impl Applier {
     async fn create(&self, object: &LoadBalancerIP, lb_ip: IpAddr) -> Result<Progress, Failure> {
         let api = Api::<LoadBalancerIP>::all(self.client.clone());
         let params = PostParams { field_manager: Some(FIELD_MANAGER.into()), ..PostParams::default() };
-        match answer("creating its LoadBalancerIP", api.create(&params, object)).await {
+        match self.write("creating its LoadBalancerIP", api.create(&params, object)).await {
             Ok(created) => {
                 self.stores.put_address(&created);
                 let holder = created.spec.services.first();
@@ -120,7 +128,7 @@ impl Applier {
         let api = Api::<LoadBalancerIP>::all(self.client.clone());
         let preconditions = Some(Preconditions { uid: Some(uid.to_owned()), resource_version: None });
         let params = DeleteParams { preconditions, ..DeleteParams::default() };
-        match answer("deleting its LoadBalancerIP", api.delete(&address::name(lb_ip), &params)).await {
+        match self.write("deleting its LoadBalancerIP", api.delete(&address::name(lb_ip), &params)).await {
             Ok(deleted) => {
                 if let Some(waiting) = deleted.left().filter(has_finalizers) {
                     self.stores.put_address(&waiting);
@@ -138,7 +146,7 @@ impl Applier {
 
     async fn patch_service(&self, patch: &ServicePatch) -> Result<Progress, Failure> {
         let api = Api::<core::Service>::namespaced(self.client.clone(), &patch.key.namespace);
-        match patched("writing its status", &api, &patch.key.name, patch.body()).await {
+        match self.patch("writing its status", &api, &patch.key.name, patch.body()).await {
             Ok(service) => {
                 self.stores.put_service(&service);
                 Ok(Progress::Done)
@@ -156,7 +164,7 @@ impl Applier {
 
     async fn patch_pool(&self, patch: &PoolPatch) -> Result<Progress, Failure> {
         let api = Api::<IPAddressPool>::all(self.client.clone());
-        match patched("writing its status", &api, &patch.name, patch.body()).await {
+        match self.patch("writing its status", &api, &patch.name, patch.body()).await {
             Ok(pool) => {
                 self.stores.put_pool(&pool);
                 Ok(Progress::Done)
@@ -170,6 +178,20 @@ impl Applier {
             }
             Err(failure) => Err(failure),
         }
+    }
+
+    async fn patch<K>(&self, what: &'static str, api: &Api<K>, name: &str, body: Value) -> Result<K, Failure>
+    where
+        K: Clone + serde::de::DeserializeOwned + std::fmt::Debug,
+    {
+        let params = PatchParams { field_manager: Some(FIELD_MANAGER.into()), ..PatchParams::default() };
+        self.write(what, api.patch_status(name, &params, &Patch::Merge(body))).await
+    }
+
+    /// Sends a write, if we lead.
+    async fn write<T>(&self, what: &'static str, request: impl Future<Output = kube::Result<T>>) -> Result<T, Failure> {
+        self.mandate.check()?;
+        answer(what, request).await
     }
 
     fn tell(&self, event: &Event) -> Progress {
@@ -188,14 +210,6 @@ impl Applier {
 
 fn has_finalizers(object: &LoadBalancerIP) -> bool {
     object.metadata.finalizers.as_ref().is_some_and(|finalizers| !finalizers.is_empty())
-}
-
-async fn patched<K>(what: &'static str, api: &Api<K>, name: &str, body: Value) -> Result<K, Failure>
-where
-    K: Clone + serde::de::DeserializeOwned + std::fmt::Debug,
-{
-    let params = PatchParams { field_manager: Some(FIELD_MANAGER.into()), ..PatchParams::default() };
-    answer(what, api.patch_status(name, &params, &Patch::Merge(body))).await
 }
 
 async fn answer<T>(what: &'static str, request: impl Future<Output = kube::Result<T>>) -> Result<T, Failure> {
@@ -232,6 +246,16 @@ mod tests {
         effects: Vec<Effect>,
         answers: Vec<(u16, Value)>,
     ) -> (Result<Progress, String>, Vec<String>, Stores) {
+        applied_under(Mandate::unlimited(), Duration::ZERO, effects, answers).await
+    }
+
+    /// As above, with that mandate, and each answer after that time.
+    async fn applied_under(
+        mandate: Mandate,
+        delay: Duration,
+        effects: Vec<Effect>,
+        answers: Vec<(u16, Value)>,
+    ) -> (Result<Progress, String>, Vec<String>, Stores) {
         let asked = Arc::new(Mutex::new(Vec::new()));
         let answers = Arc::new(Mutex::new(VecDeque::from(answers)));
         let log = asked.clone();
@@ -241,6 +265,7 @@ mod tests {
             let answer = answers.lock().expect("no panic").pop_front();
             async move {
                 let Some((code, body)) = answer else { return std::future::pending().await };
+                tokio::time::sleep(delay).await;
                 Response::builder().status(code).body(Body::from(body.to_string().into_bytes()))
             }
         });
@@ -253,7 +278,7 @@ mod tests {
         };
         stores.put_address(&serde_json::from_value(address("192.0.2.9", "a9", "web")).expect("a LoadBalancerIP"));
         let (events, _) = mpsc::channel(1);
-        let applier = Applier { client: Client::new(service, "default"), stores: stores.clone(), events };
+        let applier = Applier { client: Client::new(service, "default"), stores: stores.clone(), mandate, events };
         let series = Series { subject: Subject::Service(Key::new("default", "web")), effects };
         let result = applier.apply(&series).await.map_err(|failure| failure.to_string());
         let asked = asked.lock().expect("no panic").clone();
@@ -350,6 +375,20 @@ mod tests {
         let (result, asked, _) = applied(vec![create(), patch()], vec![]).await;
         assert_eq!(result, Err("the API server did not answer within 15 s".into()));
         assert_eq!(asked, [format!("POST {LBIPS}")]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_series_ends_where_another_may_lead() {
+        let answers = || vec![(201, address("192.0.2.1", "a1", "web")), (200, service("8"))];
+        let second = Duration::from_secs(1);
+        for (lasts, asked) in [(3 * second, 2), (2 * second, 2), (second, 1), (Duration::ZERO, 0)] {
+            let mandate = Mandate::until(tokio::time::Instant::now() + lasts);
+            let (result, sent, stores) = applied_under(mandate, second, vec![create(), patch()], answers()).await;
+            let deposed = "another controller may lead by now".to_owned();
+            let done = if asked == 2 { Ok(Progress::Done) } else { Err(deposed) };
+            assert_eq!((result, sent.len()), (done, asked), "a mandate of {lasts:?}");
+            assert_eq!(holders(&stores).len(), if asked > 0 { 2 } else { 1 }, "what was answered is known");
+        }
     }
 
     #[tokio::test]

@@ -17,18 +17,20 @@
 //! | `pool_status` | what is said of a pool |
 //! | [`mod@plan`], [`effect`] | what is to be written, as data |
 //! | `pace` | when something may be tried again |
+//! | `lease`, `election` | who of several controllers leads; taking part in that |
 //! | `stores`, `apply`, `report` | what is known; doing what was planned; telling people |
 //! | [`mod@run`] | the loop |
 //!
 //! What it needs to be allowed to do: list and watch Services, Nodes, IPAddressPools and LoadBalancerIPs; get the same but
 //! Nodes; patch `services/status` and `ipaddresspools/status`; create and delete LoadBalancerIPs; create events
-//! (events.k8s.io).
+//! (events.k8s.io); get, watch, create and patch the Lease.
 
 #![forbid(unsafe_code)]
 
 mod allocation;
 mod apply;
 pub mod effect;
+mod election;
 mod fence;
 pub mod few;
 #[cfg(test)]
@@ -37,6 +39,7 @@ pub mod free;
 #[cfg(test)]
 mod history;
 pub mod intervals;
+mod lease;
 mod numbering;
 pub mod occupied;
 mod pace;
@@ -52,6 +55,7 @@ mod stores;
 #[cfg(test)]
 mod world;
 
+pub use election::Election;
 pub use plan::{Plan, plan};
 pub use run::{Config, Error, run};
 pub use snapshot::Snapshot;

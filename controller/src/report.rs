@@ -12,10 +12,11 @@ use k8s_openapi::api::events::v1 as events;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{MicroTime, ObjectMeta};
 use kube::api::PostParams;
 use kube::{Api, Client};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tokio::time::timeout;
 
 use crate::effect::Event;
+use crate::election::Mandate;
 
 /// Who reports, in all events.
 pub(crate) const CONTROLLER: &str = "landfall.dev/controller";
@@ -32,8 +33,13 @@ const ANSWER: Duration = Duration::from_secs(15);
 /// The longest text of an event that the API server takes, in bytes.
 const NOTE: usize = 1024;
 
-/// Writes the events that come, until no more can.
-pub(crate) async fn report(client: Client, instance: String, incoming: mpsc::Receiver<Event>) {
+/// Writes the events that come, until no more can. Those that come to their turn when we don't lead any more are given up.
+pub(crate) async fn report(
+    client: Client,
+    instance: String,
+    incoming: mpsc::Receiver<Event>,
+    leading: watch::Receiver<Option<Mandate>>,
+) {
     let events = futures::stream::unfold(incoming, |mut incoming| async {
         let event = incoming.recv().await?;
         Some((event, incoming))
@@ -42,7 +48,11 @@ pub(crate) async fn report(client: Client, instance: String, incoming: mpsc::Rec
         let object = object(event, &instance, Timestamp::now());
         let namespace = object.metadata.namespace.clone().unwrap_or_default();
         let api = Api::<events::Event>::namespaced(client.clone(), &namespace);
+        let mandate = leading.borrow().clone();
         async move {
+            if mandate.is_none_or(|mandate| mandate.check().is_err()) {
+                return tracing::debug!(namespace, "an event is given up: not leading");
+            }
             match timeout(ANSWER, api.create(&PostParams::default(), &object)).await {
                 Ok(Ok(_)) => {}
                 // Such as in a namespace that is being deleted.

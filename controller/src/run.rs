@@ -5,7 +5,11 @@
 //!                                                |  ^                                              |
 //!                                                |  +--------------- done, or failed --------------+
 //!                                                +--events--> report (1 task)
+//! election (2 tasks) --mandate--> the loop, each write
 //! ```
+//!
+//! Of several controllers one leads. The others watch and do nothing else, so that the one that is elected next knows all
+//! from the start. One that leads no more drops what is under way, and waits to be elected again.
 //!
 //! Level-triggered: a wake says nothing but "look again", and what is to be done follows from what is there. Only one
 //! series about a subject is under way at a time, so that one slow write holds up nothing else. The addresses of those
@@ -23,12 +27,13 @@ use crds::Record;
 use jiff::Timestamp;
 use kube::Client;
 use observe::{Wake, causes, jitter, source, watch};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot, watch as channel};
 use tokio::task::{JoinError, JoinSet};
 use tokio::time::{Instant, sleep_until, timeout};
 
 use crate::apply::{Applier, Failure, Progress};
 use crate::effect::{Effect, Series, Subject};
+use crate::election::{Election, Mandate, elect};
 use crate::pace::{Notable, Paces};
 use crate::plan::plan;
 use crate::report;
@@ -52,11 +57,13 @@ const FAREWELL: Duration = Duration::from_secs(5);
 pub struct Config {
     /// Whether Services without a class are ours (KEP-1959).
     pub default_class: bool,
+    /// Where the one that leads is elected. `None`: there is no other.
+    pub election: Option<Election>,
 }
 
 impl Default for Config {
     fn default() -> Self {
-        Self { default_class: true }
+        Self { default_class: true, election: None }
     }
 }
 
@@ -98,15 +105,26 @@ pub async fn run(client: Client, config: Config, shutdown: impl Future<Output = 
         let stores = stores.clone();
         helpers.spawn(async move { match watch(client, source::nodes(), stores.nodes).await {} });
     }
-    helpers.spawn(report::report(client.clone(), instance(), incoming));
+    let (office, mut leading) = channel::channel(config.election.is_none().then(Mandate::unlimited));
+    helpers.spawn(report::report(client.clone(), instance(), incoming, leading.clone()));
+    let (resign, resigned) = oneshot::channel();
+    let mut elections = JoinSet::new();
+    if let Some(election) = config.election {
+        elections.spawn(elect(client.clone(), election, office.clone(), resigned));
+    }
 
-    let applier = Applier { client, stores: stores.clone(), events };
-    let mut work = Work::new(applier);
+    let work = |mandate| {
+        Work::new(Applier { client: client.clone(), stores: stores.clone(), events: events.clone(), mandate })
+    };
+    let mut in_office = leading.borrow_and_update().clone().map(work);
     let mut shutdown = pin!(shutdown);
     // When there is something new to plan from, and since when the next plan may be made.
     let (mut is_stale, mut not_before) = (true, Instant::now());
     loop {
-        if is_stale && not_before <= Instant::now() {
+        if let Some(work) = &mut in_office
+            && is_stale
+            && not_before <= Instant::now()
+        {
             is_stale = false;
             let began = Instant::now();
             if let Some(mut snapshot) = stores.snapshot(config.default_class, Timestamp::now()) {
@@ -115,22 +133,44 @@ pub async fn run(client: Client, config: Config, shutdown: impl Future<Output = 
             }
             not_before = Instant::now() + PAUSE.max(began.elapsed() * PAUSE_PER_PLAN);
         }
-        work.begin();
-        let alarm = is_stale.then_some(not_before).or(work.alarm);
+        let alarm = in_office.as_mut().and_then(|work| {
+            work.begin();
+            is_stale.then_some(not_before).or(work.alarm)
+        });
         tokio::select! {
             () = &mut shutdown => break,
             () = listener.woken() => is_stale = true,
-            ended = work.ended() => {
+            ended = ended(&mut in_office) => {
                 ended?;
                 is_stale = true;
             }
             // Time for the next plan, or for what waits in this one.
             () = sleep_until(alarm.unwrap_or_else(Instant::now)), if alarm.is_some() => {}
+            Ok(()) = leading.changed() => {
+                in_office = leading.borrow_and_update().clone().map(work);
+                is_stale = true;
+            }
             Some(ended) = helpers.join_next() => ended?,
+            Some(ended) = elections.join_next() => ended?,
         }
     }
-    work.finish().await;
+    if let Some(work) = in_office {
+        work.finish().await;
+    }
+    // After the last write, so that another can have the Lease at once.
+    drop(resign);
+    while let Some(ended) = elections.join_next().await {
+        ended?;
+    }
     Ok(())
+}
+
+/// Waits for one series under way to end. Never returns if there is none. Cancel safe.
+async fn ended(in_office: &mut Option<Work>) -> Result<(), JoinError> {
+    match in_office {
+        Some(work) => work.ended().await,
+        None => std::future::pending().await,
+    }
 }
 
 /// Who of several controllers reports: the host, which is the pod's name.

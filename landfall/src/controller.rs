@@ -18,7 +18,7 @@ pub(crate) struct Options {
 /// Runs until SIGTERM.
 pub(crate) async fn run(connection: &Connection, options: Options) -> anyhow::Result<()> {
     let client = connection.client().await?;
-    let config = controller::Config { default_class: !options.only_class };
+    let config = controller::Config { default_class: !options.only_class, election: None };
     let stop = async {
         if let Err(error) = shutdown::requested().await {
             tracing::error!(%error, "can't wait for signals: stopping");

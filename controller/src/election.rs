@@ -1,0 +1,292 @@
+//! Leading: taking part in the election by Lease, and what those who write ask.
+//!
+//! ```text
+//! API server --watch--> elect --> Candidate (pure) --request--> API server
+//!                         |          ^                              |
+//!                         |          +----------- answer -----------+
+//!                         +--> Option<Mandate> --> the loop (plans while there is one)
+//!                                     ^---check--- each write, when it is sent
+//! ```
+//!
+//! Two tasks: [`elect`], and in it the watch of that one Lease (one bounded channel; full, the watch waits). Without the
+//! watch it works too, only slower: a Lease that seems to be over is read before it is taken.
+//!
+//! Cancel safe: a Lease that is not renewed is over in time.
+
+use std::hash::{BuildHasher, RandomState};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use futures::TryStreamExt;
+use futures::future::{BoxFuture, FutureExt, OptionFuture};
+use jiff::Timestamp;
+use k8s_openapi::api::coordination::v1 as coordination;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{MicroTime, ObjectMeta};
+use kube::api::{Patch, PatchParams, PostParams, WatchEvent, WatchParams};
+use kube::{Api, Client};
+use observe::causes;
+use serde_json::json;
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio::task::JoinSet;
+use tokio::time::{Instant, sleep, sleep_until, timeout};
+
+use crate::lease::{Answer, Candidate, Entry, Lease, Next, Request, Timing};
+
+/// The name of the Lease.
+const NAME: &str = "landfall-controller";
+
+/// Who we are in `metadata.managedFields`.
+const FIELD_MANAGER: &str = "landfall-election";
+
+/// For how long the API server is to answer: so that of the time that a renewal has, there is enough for a second try.
+const ANSWER: Duration = Duration::from_secs(2);
+
+/// For how long one watch is asked for, in seconds.
+const WATCH: u32 = 60;
+
+/// How much longer than [`WATCH`] to wait for its end.
+const GRACE: Duration = Duration::from_secs(5);
+
+/// The pause between two watches.
+const PAUSE: Duration = Duration::from_secs(1);
+
+/// For how long stopping tries to release the Lease.
+const FAREWELL: Duration = Duration::from_secs(2);
+
+/// Events of the watch that wait.
+const WAITING: usize = 16;
+
+/// Where several controllers elect one that leads.
+#[derive(Clone, Debug)]
+pub struct Election {
+    /// The namespace of the Lease.
+    pub namespace: String,
+    /// The name of this one, which no other that runs at the same time should have, for people who read it there: the
+    /// pod's. Something random is added.
+    pub name: String,
+}
+
+/// The right to write, as long as it lasts.
+#[derive(Clone, Debug)]
+pub(crate) struct Mandate(Option<Arc<Mutex<Instant>>>);
+
+/// The right to write is over: another may have it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("another controller may lead by now")]
+pub(crate) struct Deposed;
+
+impl Mandate {
+    /// That of the only one there is.
+    pub(crate) fn unlimited() -> Self {
+        Self(None)
+    }
+
+    /// One that lasts until then.
+    pub(crate) fn until(end: Instant) -> Self {
+        Self(Some(Arc::new(Mutex::new(end))))
+    }
+
+    /// Whether it lasts still. To be asked when a write is sent, and no earlier: a process can be stopped for any time
+    /// between any two of its steps.
+    pub(crate) fn check(&self) -> Result<(), Deposed> {
+        let Some(end) = &self.0 else { return Ok(()) };
+        let end = *end.lock().unwrap_or_else(PoisonError::into_inner);
+        if Instant::now() < end { Ok(()) } else { Err(Deposed) }
+    }
+
+    fn set(&self, end: Instant) {
+        if let Some(own) = &self.0 {
+            *own.lock().unwrap_or_else(PoisonError::into_inner) = end;
+        }
+    }
+}
+
+/// Takes part in the election until it is told to `resign`; then releases the Lease, as far as there is time for it. Each
+/// time in office has its own mandate.
+pub(crate) async fn elect(
+    client: Client,
+    election: Election,
+    leading: watch::Sender<Option<Mandate>>,
+    mut resign: oneshot::Receiver<()>,
+) {
+    let identity = format!("{}_{:016x}", election.name, RandomState::new().hash_one(()));
+    let api = Api::<coordination::Lease>::namespaced(client, &election.namespace);
+    let (events, mut seen) = mpsc::channel(WAITING);
+    let mut watches = JoinSet::new();
+    watches.spawn(watch_lease(api.clone(), events));
+    let mut office = Office { identity: identity.clone(), mandate: None, leader: None, leading };
+    let mut candidate = Candidate::new(identity, Timing::USUAL);
+    let mut asked: Option<BoxFuture<'static, (Answer, Option<String>)>> = None;
+    let mut trouble = Trouble::default();
+    let mut last_call = None;
+    loop {
+        let now = Instant::now().into_std();
+        let next = candidate.next(now);
+        office.update(&candidate, now);
+        let alarm = match next {
+            Next::Send(request) => {
+                asked = Some(ask(api.clone(), request).boxed());
+                continue;
+            }
+            Next::Wait(until) => until.map(Instant::from_std),
+            Next::Done => return,
+        };
+        let alarm = [alarm, last_call].into_iter().flatten().min();
+        let waiting = asked.is_some();
+        tokio::select! {
+            Some((answer, problem)) = OptionFuture::from(asked.as_mut()), if waiting => {
+                asked = None;
+                trouble.tell(problem);
+                candidate.answered(answer, Instant::now().into_std());
+            }
+            Some(lease) = seen.recv() => candidate.watched(lease, Instant::now().into_std()),
+            _ = &mut resign, if last_call.is_none() => {
+                last_call = Some(Instant::now() + FAREWELL);
+                candidate.resign();
+            }
+            () = sleep_until(alarm.unwrap_or_else(Instant::now)), if alarm.is_some() => {}
+        }
+        if last_call.is_some_and(|end| end <= Instant::now()) {
+            tracing::warn!("stopping without releasing the Lease; another controller waits until it is over");
+            return;
+        }
+    }
+}
+
+/// Who leads, as the loop and the log are told.
+struct Office {
+    identity: String,
+    mandate: Option<Mandate>,
+    /// Who was told to lead last.
+    leader: Option<String>,
+    leading: watch::Sender<Option<Mandate>>,
+}
+
+impl Office {
+    /// Draws the conclusions from what the candidate knows.
+    fn update(&mut self, candidate: &Candidate, now: std::time::Instant) {
+        match (candidate.until(now), &self.mandate) {
+            (Some(until), Some(mandate)) => mandate.set(Instant::from_std(until)),
+            (Some(until), None) => {
+                tracing::info!(identity = self.identity, "leading");
+                self.leader = Some(self.identity.clone());
+                self.mandate = Some(Mandate::until(Instant::from_std(until)));
+                self.leading.send_replace(self.mandate.clone());
+            }
+            (None, Some(mandate)) => {
+                mandate.set(Instant::from_std(now));
+                tracing::info!(identity = self.identity, "not leading any more");
+                self.mandate = None;
+                self.leading.send_replace(None);
+            }
+            (None, None) => {}
+        }
+        let leader = candidate.leader();
+        if self.mandate.is_none() && leader != self.leader.as_deref() {
+            if let Some(leader) = leader.filter(|leader| *leader != self.identity) {
+                tracing::info!(identity = self.identity, leader, "standing by");
+            }
+            self.leader = leader.map(str::to_owned);
+        }
+    }
+}
+
+/// Whether the election works, so that only changes of that are logged.
+#[derive(Default)]
+struct Trouble(bool);
+
+impl Trouble {
+    fn tell(&mut self, problem: Option<String>) {
+        match (problem, self.0) {
+            (Some(error), false) => tracing::warn!(error, "can't read or write the Lease; trying again"),
+            (None, true) => tracing::info!("the Lease can be read and written again"),
+            (Some(_), true) | (None, false) => return,
+        }
+        self.0 = !self.0;
+    }
+}
+
+/// Sends a request. The answer, and what is wrong if there is none.
+async fn ask(api: Api<coordination::Lease>, request: Request) -> (Answer, Option<String>) {
+    let params = PatchParams { field_manager: Some(FIELD_MANAGER.into()), ..PatchParams::default() };
+    let answer = timeout(ANSWER, async {
+        match &request {
+            Request::Read => api.get(NAME).await,
+            Request::Create(entry) => {
+                let metadata = ObjectMeta { name: Some(NAME.into()), ..ObjectMeta::default() };
+                let object = coordination::Lease { metadata, spec: Some(spec(entry, Timestamp::now())) };
+                let params = PostParams { field_manager: params.field_manager.clone(), ..PostParams::default() };
+                api.create(&params, &object).await
+            }
+            Request::Replace(version, entry) => {
+                let mut spec = json!(spec(entry, Timestamp::now()));
+                if entry.holder.is_none() {
+                    spec["holderIdentity"] = json!(null);
+                }
+                let body = json!({"metadata": {"resourceVersion": version.to_string()}, "spec": spec});
+                api.patch(NAME, &params, &Patch::Merge(body)).await
+            }
+        }
+    });
+    match answer.await {
+        Ok(Ok(object)) => match read(&object) {
+            Some(lease) => (Answer::Lease(lease), None),
+            None => (Answer::Failed, Some("what answers is no Kubernetes API: the Lease has no version".into())),
+        },
+        // Of a creation that says that the namespace is missing.
+        Ok(Err(kube::Error::Api(status))) if status.code == 404 && !matches!(request, Request::Create(_)) => {
+            (Answer::Absent, None)
+        }
+        Ok(Err(kube::Error::Api(status))) if status.code == 409 => (Answer::Conflict, None),
+        Ok(Err(error)) => (Answer::Failed, Some(causes(&error))),
+        Err(_) => (Answer::Failed, Some(format!("the API server did not answer within {} s", ANSWER.as_secs()))),
+    }
+}
+
+/// What to write. The times are for people to read, and for others to see that it changed.
+fn spec(entry: &Entry, now: Timestamp) -> coordination::LeaseSpec {
+    coordination::LeaseSpec {
+        holder_identity: entry.holder.clone(),
+        lease_duration_seconds: i32::try_from(entry.duration.as_secs()).ok(),
+        lease_transitions: Some(entry.transitions),
+        renew_time: Some(MicroTime(now)),
+        acquire_time: entry.is_new.then_some(MicroTime(now)),
+        ..coordination::LeaseSpec::default()
+    }
+}
+
+/// What a Lease says; `None` if it has no version, which no API server sends.
+fn read(object: &coordination::Lease) -> Option<Lease> {
+    let spec = object.spec.clone().unwrap_or_default();
+    let seconds = spec.lease_duration_seconds.and_then(|seconds| u64::try_from(seconds).ok());
+    Some(Lease {
+        version: observe::source::version(&object.metadata)?,
+        holder: spec.holder_identity.filter(|holder| !holder.is_empty()),
+        duration: seconds.map_or(Timing::USUAL.duration, Duration::from_secs),
+        transitions: spec.lease_transitions.unwrap_or_default(),
+    })
+}
+
+/// Tells what becomes of the Lease, as long as somebody listens.
+async fn watch_lease(api: Api<coordination::Lease>, events: mpsc::Sender<Option<Lease>>) {
+    let params = WatchParams::default().fields(&format!("metadata.name={NAME}")).timeout(WATCH);
+    let silence = Duration::from_secs(WATCH.into()) + GRACE;
+    loop {
+        // No version: the first event is what is there now.
+        if let Ok(Ok(stream)) = timeout(ANSWER, api.watch(&params, "")).await {
+            let mut stream = std::pin::pin!(stream);
+            while let Ok(Ok(Some(event))) = timeout(silence, stream.try_next()).await {
+                let lease = match event {
+                    WatchEvent::Added(object) | WatchEvent::Modified(object) => read(&object),
+                    WatchEvent::Deleted(_) => None,
+                    WatchEvent::Bookmark(_) => continue,
+                    WatchEvent::Error(_) => break,
+                };
+                if events.send(lease).await.is_err() {
+                    return;
+                }
+            }
+        }
+        sleep(PAUSE).await;
+    }
+}
