@@ -29,7 +29,7 @@ pub struct Free {
     stocks: Vec<ByFamily<Stock>>,
     /// What rests; also what is in no pool at the moment.
     resting: Resting,
-    /// Addresses in use that their pool would not give to who takes any.
+    /// Addresses in use that no pool would give to who takes any. Of the others those are in use that are not free.
     odd: BTreeSet<IpAddr>,
 }
 
@@ -40,7 +40,7 @@ struct Stock {
     gaps: Intervals,
     /// Those that rest, oldest first.
     resting: BTreeSet<(Timestamp, IpAddr)>,
-    /// How many of [`Free::odd`] are its own.
+    /// How many of [`Free::odd`] belong to it.
     odd: u128,
 }
 
@@ -83,27 +83,27 @@ impl Free {
     }
 
     /// The same for other pools: what rests, rests on, for as long as its pool says now.
-    pub fn renew(&mut self, pools: &Pools, used: impl IntoIterator<Item = IpAddr>) {
+    pub fn renew(&mut self, pools: &Pools, used: impl IntoIterator<Item = IpAddr>, now: Timestamp) {
+        self.rouse(now);
         let old = std::mem::replace(self, Self::new(pools, used));
         for (address, rest) in old.resting.into_iter() {
-            if self.is_free(address) || self.land.find(address).is_none() {
+            if !self.is_used(address) {
                 self.lay_down(address, rest.last, rest.since);
             }
         }
+        self.rouse(now);
     }
 
     /// Somebody has this address. That it is taken already changes nothing.
     pub fn take(&mut self, address: IpAddr) {
         self.wake_up(address);
-        match self.land.find(address) {
-            Some((pool, Some(place))) => {
-                self.stocks[pool][Family::of(address)].gaps.remove(place, place);
-            }
-            Some((pool, None)) => {
-                let is_news = self.odd.insert(address);
-                self.stocks[pool][Family::of(address)].odd += u128::from(is_news);
-            }
-            None => {}
+        let found = self.land.find(address);
+        if let Some((pool, Some(place))) = found {
+            self.stocks[pool][Family::of(address)].gaps.remove(place, place);
+        } else if self.odd.insert(address)
+            && let Some((pool, None)) = found
+        {
+            self.stocks[pool][Family::of(address)].odd += 1;
         }
     }
 
@@ -111,24 +111,17 @@ impl Free {
     /// not in use changes nothing.
     pub fn release(&mut self, address: IpAddr, last: Option<Key>, now: Timestamp) {
         self.rouse(now);
-        if self.resting.contains(address) {
+        if !self.is_used(address) {
             return;
         }
         match self.land.find(address) {
-            Some((pool, Some(place))) => {
-                let gaps = &mut self.stocks[pool][Family::of(address)].gaps;
-                if gaps.contains(place) {
-                    return;
+            Some((pool, Some(place))) => self.stocks[pool][Family::of(address)].gaps.insert(place, place),
+            found => {
+                self.odd.remove(&address);
+                if let Some((pool, _)) = found {
+                    self.stocks[pool][Family::of(address)].odd -= 1;
                 }
-                gaps.insert(place, place);
             }
-            Some((pool, None)) => {
-                if !self.odd.remove(&address) {
-                    return;
-                }
-                self.stocks[pool][Family::of(address)].odd -= 1;
-            }
-            None => {}
         }
         if let Some(last) = last {
             self.lay_down(address, Arc::new(last), now);
@@ -157,12 +150,17 @@ impl Free {
 
     /// Whether this is the address of a pool and nobody has it. It may rest; and it may be withheld.
     pub fn is_free(&self, address: IpAddr) -> bool {
+        self.land.find(address).is_some() && !self.is_used(address)
+    }
+
+    /// Whether somebody has this address.
+    fn is_used(&self, address: IpAddr) -> bool {
         match self.land.find(address) {
             Some((pool, Some(place))) => {
-                self.stocks[pool][Family::of(address)].gaps.contains(place) || self.resting.contains(address)
+                let gaps = &self.stocks[pool][Family::of(address)].gaps;
+                !gaps.contains(place) && !self.resting.contains(address)
             }
-            Some((_, None)) => !self.odd.contains(&address),
-            None => false,
+            _ => self.odd.contains(&address),
         }
     }
 
@@ -230,3 +228,6 @@ impl Free {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;
