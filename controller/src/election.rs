@@ -61,9 +61,6 @@ const WAITING: usize = 16;
 pub struct Election {
     /// The namespace of the Lease.
     pub namespace: String,
-    /// The name of this one, which no other that runs at the same time should have, for people who read it there: the
-    /// pod's. Something random is added.
-    pub name: String,
 }
 
 /// The right to write, as long as it lasts.
@@ -102,14 +99,15 @@ impl Mandate {
 }
 
 /// Takes part in the election until it is told to `resign`; then releases the Lease, as far as there is time for it. Each
-/// time in office has its own mandate.
+/// time in office has its own mandate. `instance` is for people who read who holds it: something random is added.
 pub(crate) async fn elect(
     client: Client,
     election: Election,
+    instance: String,
     leading: watch::Sender<Option<Mandate>>,
     mut resign: oneshot::Receiver<()>,
 ) {
-    let identity = format!("{}_{:016x}", election.name, RandomState::new().hash_one(()));
+    let identity = format!("{instance}_{:016x}", RandomState::new().hash_one(()));
     let api = Api::<coordination::Lease>::namespaced(client, &election.namespace);
     let (events, mut seen) = mpsc::channel(WAITING);
     let mut watches = JoinSet::new();
@@ -288,5 +286,142 @@ async fn watch_lease(api: Api<coordination::Lease>, events: mpsc::Sender<Option<
             }
         }
         sleep(PAUSE).await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use http::{Method, Response};
+    use kube::client::Body;
+    use serde_json::Value;
+
+    const PATH: &str = "/apis/coordination.k8s.io/v1/namespaces/landfall-system/leases";
+
+    /// An API server that has one Lease at most, and no watch.
+    #[derive(Clone, Default)]
+    struct Server(Arc<Mutex<(u64, Option<Value>)>>);
+
+    impl Server {
+        fn client(&self) -> Client {
+            let server = self.clone();
+            let service = tower::service_fn(move |request: http::Request<Body>| {
+                let server = server.clone();
+                async move {
+                    let (head, body) = request.into_parts();
+                    let body = body.collect_bytes().await.expect("a body");
+                    let (code, answer) = server.answer(&head.method, head.uri.path(), head.uri.query(), &body);
+                    Response::builder().status(code).body(Body::from(answer.to_string().into_bytes()))
+                }
+            });
+            Client::new(service, "default")
+        }
+
+        fn answer(&self, method: &Method, path: &str, query: Option<&str>, body: &[u8]) -> (u16, Value) {
+            let refused = |code: u16| (code, json!({"kind": "Status", "status": "Failure", "code": code}));
+            let mut state = self.0.lock().expect("no panic");
+            let (version, lease) = &mut *state;
+            if query.is_some_and(|query| query.contains("watch=")) {
+                return refused(500);
+            }
+            match (method, lease.as_mut()) {
+                (&Method::GET, None) => return refused(404),
+                (&Method::GET, Some(_)) => assert_eq!(path, format!("{PATH}/landfall-controller")),
+                (&Method::POST, None) => {
+                    assert_eq!(path, PATH);
+                    *version += 1;
+                    *lease = Some(serde_json::from_slice(body).expect("a Lease"));
+                }
+                (&Method::PATCH, Some(lease)) => {
+                    let patch: Value = serde_json::from_slice(body).expect("a patch");
+                    if patch["metadata"]["resourceVersion"] != json!(version.to_string()) {
+                        return refused(409);
+                    }
+                    *version += 1;
+                    let spec = lease["spec"].as_object_mut().expect("a spec");
+                    for (field, value) in patch["spec"].as_object().expect("a spec") {
+                        spec.insert(field.clone(), value.clone());
+                    }
+                }
+                _ => return refused(409),
+            }
+            let lease = lease.as_mut().expect("just made");
+            lease["metadata"]["resourceVersion"] = json!(version.to_string());
+            (200, lease.clone())
+        }
+
+        /// What the Lease says, without times: `None` where it says nothing.
+        fn written(&self) -> (Option<String>, Option<i64>, Option<i64>) {
+            let state = self.0.lock().expect("no panic");
+            let spec = &state.1.as_ref().expect("a Lease")["spec"];
+            assert!(spec["renewTime"].is_string() && spec["acquireTime"].is_string(), "{spec}");
+            // The name of the holder, without what is random.
+            let holder = spec["holderIdentity"].as_str().and_then(|holder| holder.split('_').next());
+            (holder.map(str::to_owned), spec["leaseDurationSeconds"].as_i64(), spec["leaseTransitions"].as_i64())
+        }
+
+        fn start(&self, name: &str) -> (JoinSet<()>, oneshot::Sender<()>, watch::Receiver<Option<Mandate>>) {
+            let election = Election { namespace: "landfall-system".into() };
+            let (leading, led) = watch::channel(None);
+            let (resign, resigned) = oneshot::channel();
+            let mut tasks = JoinSet::new();
+            tasks.spawn(elect(self.client(), election, name.into(), leading, resigned));
+            (tasks, resign, led)
+        }
+    }
+
+    async fn wait(led: &mut watch::Receiver<Option<Mandate>>, leads: bool) -> Option<Mandate> {
+        let changed = led.wait_for(|mandate| mandate.is_some() == leads);
+        timeout(Duration::from_secs(60), changed).await.expect("in time").expect("the election goes on").clone()
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_second_leads_when_the_first_has_resigned() {
+        let server = Server::default();
+        let (mut one, resign, mut led) = server.start("one");
+        let mandate = wait(&mut led, true).await.expect("a mandate");
+        assert_eq!(server.written(), (Some("one".into()), Some(6), Some(0)));
+        sleep(Duration::from_secs(60)).await;
+        assert_eq!(mandate.check(), Ok(()), "it is renewed");
+
+        resign.send(()).expect("it listens");
+        assert!(one.join_next().await.is_some_and(|ended| ended.is_ok()), "it ends by itself");
+        assert_eq!((mandate.check(), server.written()), (Err(Deposed), (None, Some(6), Some(0))));
+        let began = Instant::now();
+        let (_other, _resign, mut other) = server.start("other");
+        wait(&mut other, true).await;
+        assert!(began.elapsed() < Duration::from_secs(1), "after {:?}", began.elapsed());
+        assert_eq!(server.written(), (Some("other".into()), Some(6), Some(1)));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_is_not_heard_of_any_more_is_followed_and_may_not_write() {
+        let server = Server::default();
+        let (mut one, _resign, mut led) = server.start("one");
+        let mandate = wait(&mut led, true).await.expect("a mandate");
+        one.abort_all();
+        assert!(one.join_next().await.is_some());
+        // As if it had been stopped there: its mandate knows the time by itself.
+        assert_eq!(mandate.check(), Ok(()));
+        let (_other, _resign, mut other) = server.start("other");
+        wait(&mut other, true).await;
+        assert_eq!((mandate.check(), server.written().0), (Err(Deposed), Some("other".into())));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_was_robbed_of_the_lease_stops_and_waits() {
+        let server = Server::default();
+        let (_one, _resign, mut led) = server.start("one");
+        let mandate = wait(&mut led, true).await.expect("a mandate");
+        server.answer(
+            &Method::PATCH,
+            PATH,
+            None,
+            br#"{"metadata": {"resourceVersion": "1"}, "spec": {"holderIdentity": "robber"}}"#,
+        );
+        wait(&mut led, false).await;
+        assert_eq!(mandate.check(), Err(Deposed));
+        let anew = wait(&mut led, true).await.expect("a mandate");
+        assert_eq!((anew.check(), mandate.check()), (Ok(()), Err(Deposed)), "what began before stays over");
     }
 }

@@ -257,3 +257,6 @@ impl Candidate {
         self.view = Some(View { lease, free_at });
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -110,7 +110,7 @@ pub async fn run(client: Client, config: Config, shutdown: impl Future<Output = 
     let (resign, resigned) = oneshot::channel();
     let mut elections = JoinSet::new();
     if let Some(election) = config.election {
-        elections.spawn(elect(client.clone(), election, office.clone(), resigned));
+        elections.spawn(elect(client.clone(), election, instance(), office.clone(), resigned));
     }
 
     let work = |mandate| {

@@ -13,12 +13,18 @@ pub(crate) struct Options {
     /// By default Landfall is the provider of Services without a class.
     #[arg(long, env = "LANDFALL_ONLY_CLASS")]
     only_class: bool,
+
+    /// Namespace in which controllers elect one that leads, by the Lease landfall-controller. Several can run then: the
+    /// others stand by and take over. Without it this one takes itself for the only one.
+    #[arg(long, env = "LANDFALL_LEASE_NAMESPACE", value_name = "NAMESPACE")]
+    lease_namespace: Option<String>,
 }
 
 /// Runs until SIGTERM.
 pub(crate) async fn run(connection: &Connection, options: Options) -> anyhow::Result<()> {
     let client = connection.client().await?;
-    let config = controller::Config { default_class: !options.only_class, election: None };
+    let election = options.lease_namespace.map(|namespace| controller::Election { namespace });
+    let config = controller::Config { default_class: !options.only_class, election };
     let stop = async {
         if let Err(error) = shutdown::requested().await {
             tracing::error!(%error, "can't wait for signals: stopping");
