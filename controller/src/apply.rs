@@ -18,7 +18,7 @@ use serde_json::Value;
 use tokio::sync::mpsc;
 use tokio::time::timeout;
 
-use crate::effect::{Effect, Event, PoolPatch, Series, ServicePatch, load_balancer_ip};
+use crate::effect::{AddressPatch, Effect, Event, PoolPatch, Series, ServicePatch, load_balancer_ip};
 use crate::election::{Deposed, Mandate};
 use crate::stores::Stores;
 
@@ -85,10 +85,14 @@ impl Applier {
     pub(crate) async fn apply(&self, series: &Series) -> Result<Progress, Failure> {
         for effect in &series.effects {
             let progress = match effect {
-                Effect::Create { address, pool, holder } => {
-                    self.create(&load_balancer_ip(*address, pool, holder), *address).await?
+                Effect::Create { address, pool, holder, sharing_key } => {
+                    let object = load_balancer_ip(*address, pool, holder, sharing_key.as_deref());
+                    self.create(&object, *address).await?
                 }
-                Effect::Delete { address, uid } => self.delete(*address, uid).await?,
+                Effect::PatchAddress(patch) => self.patch_address(patch).await?,
+                Effect::Delete { address, uid, resource_version } => {
+                    self.delete(*address, uid, resource_version.as_ref()).await?
+                }
                 Effect::PatchService(patch) => self.patch_service(patch).await?,
                 Effect::PatchPool(patch) => self.patch_pool(patch).await?,
                 Effect::Event(event) => self.tell(event),
@@ -124,9 +128,10 @@ impl Applier {
         }
     }
 
-    async fn delete(&self, lb_ip: IpAddr, uid: &str) -> Result<Progress, Failure> {
+    async fn delete(&self, lb_ip: IpAddr, uid: &str, resource_version: Option<&String>) -> Result<Progress, Failure> {
         let api = Api::<LoadBalancerIP>::all(self.client.clone());
-        let preconditions = Some(Preconditions { uid: Some(uid.to_owned()), resource_version: None });
+        let preconditions =
+            Some(Preconditions { uid: Some(uid.to_owned()), resource_version: resource_version.cloned() });
         let params = DeleteParams { preconditions, ..DeleteParams::default() };
         match self.write("deleting its LoadBalancerIP", api.delete(&address::name(lb_ip), &params)).await {
             Ok(deleted) => {
@@ -136,12 +141,42 @@ impl Applier {
                 }
                 tracing::info!(%lb_ip, "withdrawn");
             }
+            // Somebody came to it meanwhile, or it is gone.
+            Err(failure) if failure.code() == Some(409) && resource_version.is_some() => {
+                if let Some(there) = answer("reading a LoadBalancerIP", api.get_opt(&address::name(lb_ip))).await? {
+                    self.stores.put_address(&there);
+                }
+                return Err(Failure::Changed);
+            }
             // It is gone, or gone and somebody else's by now.
             Err(failure) if matches!(failure.code(), Some(404 | 409)) => {}
             Err(failure) => return Err(failure),
         }
         self.stores.forget_address(lb_ip, uid);
         Ok(Progress::Done)
+    }
+
+    async fn patch_address(&self, patch: &AddressPatch) -> Result<Progress, Failure> {
+        let api = Api::<LoadBalancerIP>::all(self.client.clone());
+        let (lb_ip, name) = (patch.address, address::name(patch.address));
+        let params = PatchParams { field_manager: Some(FIELD_MANAGER.into()), ..PatchParams::default() };
+        let body = Patch::Merge(patch.body());
+        match self.write("writing a LoadBalancerIP", api.patch(&name, &params, &body)).await {
+            Ok(object) => {
+                self.stores.put_address(&object);
+                let services = patch.holders.len();
+                tracing::info!(%lb_ip, services, key = patch.sharing_key, "its holders changed");
+                Ok(Progress::Done)
+            }
+            Err(failure) if failure.code() == Some(404) => Ok(Progress::Waits),
+            Err(failure) if failure.code() == Some(409) => {
+                if let Some(there) = answer("reading a LoadBalancerIP", api.get_opt(&name)).await? {
+                    self.stores.put_address(&there);
+                }
+                Err(Failure::Changed)
+            }
+            Err(failure) => Err(failure),
+        }
     }
 
     async fn patch_service(&self, patch: &ServicePatch) -> Result<Progress, Failure> {
@@ -194,7 +229,7 @@ impl Applier {
         answer(what, request).await
     }
 
-    fn tell(&self, event: &Event) -> Progress {
+    pub(crate) fn tell(&self, event: &Event) -> Progress {
         let regarding = &event.regarding;
         let (kind, namespace, name) = (&regarding.kind, &regarding.namespace, &regarding.name);
         if event.is_warning {
@@ -274,7 +309,9 @@ mod tests {
             pools: Store::listed(&wake, 1, []),
             services: Store::listed(&wake, 1, []),
             addresses: Store::listed(&wake, 1, []),
+            namespaces: Store::listed(&wake, 1, []),
             nodes: Store::listed(&wake, 1, []),
+            networks: Store::listed(&wake, 1, []),
         };
         stores.put_address(&serde_json::from_value(address("192.0.2.9", "a9", "web")).expect("a LoadBalancerIP"));
         let (events, _) = mpsc::channel(1);
@@ -286,11 +323,26 @@ mod tests {
     }
 
     fn create() -> Effect {
-        Effect::Create { address: ip("192.0.2.1"), pool: "lan".into(), holder: holder("web") }
+        Effect::Create { address: ip("192.0.2.1"), pool: "lan".into(), holder: holder("web"), sharing_key: None }
     }
 
     fn delete() -> Effect {
-        Effect::Delete { address: ip("192.0.2.9"), uid: "a9".into() }
+        Effect::Delete { address: ip("192.0.2.9"), uid: "a9".into(), resource_version: None }
+    }
+
+    fn delete_this_version() -> Effect {
+        Effect::Delete { address: ip("192.0.2.9"), uid: "a9".into(), resource_version: Some("5".into()) }
+    }
+
+    fn join() -> Effect {
+        Effect::PatchAddress(AddressPatch {
+            address: ip("192.0.2.9"),
+            resource_version: "5".into(),
+            holders: vec![holder("web"), holder("other")],
+            sharing_key: Some("k".into()),
+            pool: None,
+            becomes_reservation: false,
+        })
     }
 
     fn patch() -> Effect {
@@ -400,6 +452,41 @@ mod tests {
             assert_eq!(asked, [format!("DELETE {LBIPS}/192.0.2.9"), STATUS.into()]);
             assert_eq!(holders(&stores), []);
         }
+    }
+
+    #[tokio::test]
+    async fn an_address_that_somebody_came_to_meanwhile_is_not_withdrawn() {
+        let mut there = address("192.0.2.9", "a9", "other");
+        there["metadata"]["resourceVersion"] = json!("6");
+        let answers = vec![refusal(409, "Conflict"), (200, there)];
+        let (result, asked, stores) = applied(vec![delete_this_version(), patch()], answers).await;
+        assert_eq!(result, Err("it was changed meanwhile".into()));
+        assert_eq!(asked, [format!("DELETE {LBIPS}/192.0.2.9"), format!("GET {LBIPS}/192.0.2.9")]);
+        assert_eq!(holders(&stores), [("192.0.2.9".into(), "other".into())]);
+    }
+
+    #[tokio::test]
+    async fn who_comes_to_an_address_is_known_at_once_and_a_conflict_is_read_anew() {
+        let joined = |version: &str| {
+            let mut object = address("192.0.2.9", "a9", "joined");
+            object["metadata"]["resourceVersion"] = json!(version);
+            object
+        };
+        let patch = format!("PATCH {LBIPS}/192.0.2.9");
+        for (answers, expected, requests) in [
+            (vec![(200, joined("6"))], Ok(Progress::Done), vec![patch.clone()]),
+            (
+                vec![refusal(409, "Conflict"), (200, joined("7"))],
+                Err("it was changed meanwhile".to_owned()),
+                vec![patch.clone(), format!("GET {LBIPS}/192.0.2.9")],
+            ),
+        ] {
+            let (result, asked, stores) = applied(vec![join()], answers).await;
+            assert_eq!((result, asked), (expected, requests));
+            assert_eq!(holders(&stores), [("192.0.2.9".into(), "joined".into())]);
+        }
+        let (result, ..) = applied(vec![join(), delete()], vec![refusal(404, "NotFound")]).await;
+        assert_eq!(result, Ok(Progress::Waits));
     }
 
     #[tokio::test]

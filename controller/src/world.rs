@@ -73,7 +73,7 @@ impl World {
     pub(crate) fn apply(&mut self, effect: &Effect) -> bool {
         self.version += 1;
         match effect {
-            Effect::Create { address, pool, holder } => {
+            Effect::Create { address, pool, holder, sharing_key } => {
                 if self.snapshot.addresses.contains_key(address) || self.snapshot.unreadable.addresses.contains(address)
                 {
                     return false;
@@ -85,15 +85,36 @@ impl World {
                     deleting: false,
                     pool: pool.clone(),
                     holders: vec![holder.clone()],
-                    sharing_key: None,
+                    sharing_key: sharing_key.clone(),
                     reservation: None,
                     announcers: vec![],
                 };
                 self.snapshot.addresses.insert(*address, Arc::new(record));
             }
-            Effect::Delete { address, uid } => {
-                if self.snapshot.addresses.get(address).is_some_and(|record| record.uid == *uid) {
-                    self.snapshot.addresses.remove(address);
+            Effect::Delete { address, uid, resource_version } => {
+                let Some(record) = self.snapshot.addresses.get(address) else { return true };
+                let is_this = record.uid == *uid;
+                match resource_version {
+                    Some(version) if !is_this || *version != record.resource_version => return false,
+                    _ if is_this => drop(self.snapshot.addresses.remove(address)),
+                    _ => {}
+                }
+            }
+            Effect::PatchAddress(patch) => {
+                let Some(record) = self.snapshot.addresses.get_mut(&patch.address).map(Arc::make_mut) else {
+                    return false;
+                };
+                if record.resource_version != patch.resource_version {
+                    return false;
+                }
+                record.resource_version = self.version.to_string();
+                record.holders = patch.holders.clone();
+                record.sharing_key = patch.sharing_key.clone();
+                if let Some(pool) = &patch.pool {
+                    record.pool = pool.clone();
+                }
+                if patch.becomes_reservation {
+                    record.reservation.get_or_insert_default();
                 }
             }
             Effect::PatchService(patch) => {
@@ -117,8 +138,8 @@ impl World {
                 let shown = patch.ingress.iter().flatten().filter(|ingress| !before.contains(ingress));
                 for address in shown.filter_map(|ingress| ingress.ip.as_ref()?.parse::<IpAddr>().ok()) {
                     let record = self.snapshot.addresses.get(&address);
-                    let holder = record.and_then(|record| record.holders.first());
-                    assert_eq!(holder.map(|holder| &holder.uid), Some(&uid), "{address} is shown and not held");
+                    let held = record.is_some_and(|record| record.holders.iter().any(|holder| holder.uid == uid));
+                    assert!(held, "{address} is shown and not held");
                 }
                 self.collect(&patch.key);
             }
