@@ -267,25 +267,47 @@ fn read(object: &coordination::Lease) -> Option<Lease> {
 
 /// Tells what becomes of the Lease, as long as somebody listens.
 async fn watch_lease(api: Api<coordination::Lease>, events: mpsc::Sender<Option<Lease>>) {
+    loop {
+        let began = Instant::now();
+        let ended = follow(&api, &events).await;
+        if events.is_closed() {
+            return;
+        }
+        if let Err(error) = ended {
+            tracing::debug!(error, "the watch of the Lease has ended");
+        }
+        // One that ran its time is followed by the next one at once.
+        sleep(PAUSE.saturating_sub(began.elapsed())).await;
+    }
+}
+
+/// Tells what the Lease is, and what one watch from there on tells.
+async fn follow(api: &Api<coordination::Lease>, events: &mpsc::Sender<Option<Lease>>) -> Result<(), String> {
+    const SILENCE: &str = "no answer";
     let params = WatchParams::default().fields(&format!("metadata.name={NAME}")).timeout(WATCH);
     let silence = Duration::from_secs(WATCH.into()) + GRACE;
+    // A watch that begins with what there is would need no question before it, but an etcd of 3.4.31 or 3.5.13 at least.
+    let object = timeout(ANSWER, api.get_opt(NAME)).await.map_err(|_| SILENCE)?.map_err(|error| causes(&error))?;
+    // There is no version to watch from where there is none; it is created any moment.
+    let Some(object) = object else { return Ok(()) };
+    let version = object.metadata.resource_version.clone().unwrap_or_default();
+    if events.send(read(&object)).await.is_err() {
+        return Ok(());
+    }
+    let watch = timeout(ANSWER, api.watch(&params, &version)).await.map_err(|_| SILENCE)?;
+    let mut stream = std::pin::pin!(watch.map_err(|error| causes(&error))?);
     loop {
-        // No version: the first event is what is there now.
-        if let Ok(Ok(stream)) = timeout(ANSWER, api.watch(&params, "")).await {
-            let mut stream = std::pin::pin!(stream);
-            while let Ok(Ok(Some(event))) = timeout(silence, stream.try_next()).await {
-                let lease = match event {
-                    WatchEvent::Added(object) | WatchEvent::Modified(object) => read(&object),
-                    WatchEvent::Deleted(_) => None,
-                    WatchEvent::Bookmark(_) => continue,
-                    WatchEvent::Error(_) => break,
-                };
-                if events.send(lease).await.is_err() {
-                    return;
-                }
-            }
+        let event = timeout(silence, stream.try_next()).await.map_err(|_| SILENCE)?;
+        let lease = match event.map_err(|error| causes(&error))? {
+            None => return Ok(()),
+            Some(WatchEvent::Added(object) | WatchEvent::Modified(object)) => read(&object),
+            Some(WatchEvent::Deleted(_)) => None,
+            Some(WatchEvent::Bookmark(_)) => continue,
+            Some(WatchEvent::Error(status)) => return Err(status.message),
+        };
+        if events.send(lease).await.is_err() {
+            return Ok(());
         }
-        sleep(PAUSE).await;
     }
 }
 
