@@ -109,6 +109,14 @@ fn what_rests_rests_on_when_pools_change() {
     free.renew(&shorter, [], at(116));
     let counts = free.counts(shorter.get("lan").expect("a pool")).v4;
     assert_eq!((counts.free, counts.resting), (1, 1));
+    // What has rested does not begin anew, and what somebody has by now does not rest.
+    free.renew(&pools, [], at(117));
+    assert!(!free.is_resting(ip("192.0.2.2")));
+    free.release(ip("192.0.2.2"), Some(key("a")), at(118));
+    free.take(ip("192.0.2.2"));
+    free.release(ip("192.0.2.2"), Some(key("a")), at(119));
+    free.renew(&pools, [ip("192.0.2.2")], at(120));
+    assert!(!free.is_resting(ip("192.0.2.2")) && !free.is_free(ip("192.0.2.2")));
 }
 
 /// Where the addresses of a history are: at both ends of what there is, and across a third octet.

@@ -88,6 +88,11 @@ fn the_ends_of_a_network_are_withheld_unless_another_range_of_the_pool_has_them_
         assert_eq!(pools.pools[0].withheld, expected, "{ranges:?}");
         assert!(expected.iter().all(|address| pools.withheld(*address) == Some(Withheld::NetworkEnd)));
     }
+    // An end that belongs to an older pool is not this one's to withhold.
+    let pools = [pool("old", 1, &["192.0.2.0-192.0.2.9"]), pool("lan", 2, &["192.0.2.0/24"])];
+    let pools = Pools::new(&pools, &Occupied::default());
+    assert_eq!(pools.pools[1].withheld, [ip("192.0.2.255")].into());
+    assert_eq!(pools.withheld(ip("192.0.2.0")), None);
 }
 
 fn edited(mut pool: Arc<IPAddressPool>, edit: impl FnOnce(&mut crds::IPAddressPoolSpec)) -> Arc<IPAddressPool> {
