@@ -52,7 +52,8 @@ fn pure_files_touch_nothing() {
     let mut found = Vec::new();
     for path in LIBRARIES.into_iter().flat_map(rules::sources) {
         let name = path.to_string_lossy().into_owned();
-        if SHELLS.contains(&name.as_str()) {
+        // A module of tests in a file of its own is as free as one at the end of a file.
+        if SHELLS.contains(&name.as_str()) || name.ends_with("/tests.rs") {
             continue;
         }
         let text = std::fs::read_to_string(rules::root().join(&path)).expect("a source file");
