@@ -58,6 +58,8 @@ mod service_status;
 mod sharing;
 pub mod snapshot;
 mod stores;
+#[cfg(test)]
+mod stories;
 mod wishes;
 #[cfg(test)]
 mod world;
