@@ -8,7 +8,7 @@
 //! | what changed | who is dirty |
 //! |---|---|
 //! | a Service | it, the records that name it, who asks for these addresses; and if it shares, its co-holders and who waits |
-//! | a record | it, its holders before and now, who asks for it; and if there is room now that was not before, who waits |
+//! | a record | it, its holders before and now, who asks for it; and if there is room now that was not before, or none is left, who waits |
 //! | a namespace's labels | its Services |
 //! | pools, nodes, gateways | all; but if only what is said of a pool has changed, only the pool |
 //! | a series came to its end | its subject |
@@ -20,6 +20,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::IpAddr;
 use std::sync::Arc;
 
+use crds::service::Family;
 use crds::{IPAddressPool, Key, Namespace, Network, Node, Record, Service};
 use jiff::Timestamp;
 
@@ -274,7 +275,7 @@ impl Ledger {
             self.dirty.services.insert(key);
         }
         match (was_used, self.is_used(address)) {
-            (false, true) => self.free.take(address),
+            (false, true) => self.take(address),
             (true, false) => {
                 let last = old.as_ref().and_then(|old| holders(old).next());
                 self.free.release(address, last, now);
@@ -333,11 +334,22 @@ impl Ledger {
         let Some(pool) = self.pools.pool_of(address).filter(|pool| pool.object.spec.max_per_namespace.is_some()) else {
             return;
         };
+        let most = pool.object.spec.max_per_namespace.map_or(usize::MAX, |most| most as usize);
         let counts = self.quotas.entry((pool.name().to_owned(), namespace.to_owned())).or_default();
         let count = counts.entry(address).or_default();
         *count = if more { *count + 1 } else { count.saturating_sub(1) };
         if *count == 0 {
             counts.remove(&address);
+        }
+        // Who waits for something else waits for this as well now, and has to be told.
+        self.dirty.waiting |= more && counts.len() >= most;
+    }
+
+    /// Nobody can have this address any more.
+    fn take(&mut self, address: IpAddr) {
+        self.free.take(address);
+        if let Some(pool) = self.pools.pool_of(address) {
+            self.dirty.waiting |= self.free.counts(pool)[Family::of(address)].available() == 0;
         }
     }
 
@@ -382,7 +394,7 @@ impl Ledger {
     /// Nobody else gets this, for the time being.
     pub(crate) fn promise(&mut self, address: IpAddr, service: &Service) {
         if !self.is_used(address) {
-            self.free.take(address);
+            self.take(address);
             self.dirty.pools.extend(self.pools.pool_of(address).map(|pool| pool.name().to_owned()));
         }
         self.promises.entry(address).or_default().insert(service.key.clone());

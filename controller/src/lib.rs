@@ -18,6 +18,7 @@
 //! | `pool_status`, `service_status` | what is said of a pool, and of a Service |
 //! | [`mod@plan`], `holders`, [`effect`] | what is to be written, as data; about Services, and about shared addresses |
 //! | `queue`, `pace` | what is to begin next; when something may be tried again |
+//! | [`metrics`], `latency`, `repeats` | numbers for Prometheus; which events are told again and again |
 //! | `lease`, `election` | who of several controllers leads; taking part in that |
 //! | `stores`, `apply`, `report` | what is known; doing what was planned; telling people |
 //! | [`mod@run`] | the loop |
@@ -41,8 +42,12 @@ pub mod free;
 mod history;
 mod holders;
 pub mod intervals;
+mod latency;
 mod lease;
 pub mod ledger;
+#[cfg(test)]
+mod model;
+pub mod metrics;
 mod numbering;
 pub mod occupied;
 mod pace;
@@ -51,6 +56,7 @@ mod pool_status;
 pub mod pools;
 mod queue;
 pub mod refusal;
+mod repeats;
 mod report;
 mod rest;
 pub mod run;
@@ -66,6 +72,7 @@ mod world;
 
 pub use election::Election;
 pub use ledger::Ledger;
+pub use metrics::Metrics;
 pub use plan::{Plan, plan};
 pub use run::{Config, Error, run};
 pub use snapshot::Snapshot;
