@@ -3,8 +3,9 @@
 //!
 //! There are more Services than addresses, and those that wait have names that sort before those that have one: a plan
 //! that starts anew from what it finds would give them the others' addresses. While the controller is at it, one Service
-//! is deleted, one moves to another address, one asks for nothing any more, and one comes too late. The scenario is played
-//! again and again, each time with the trap one write further on, until it comes to its end without. Then each controller
+//! is deleted, one moves to another address, one asks for nothing any more, and one comes too late; of two that share an
+//! address one leaves, and a third one joins; a reserved address goes from one to the next. The scenario is played again
+//! and again, each time with the trap one write further on, until it comes to its end without. Then each controller
 //! is killed after a few writes, and so is the next.
 //!
 //! The controller is the release binary, as a process on the control plane's host.
@@ -40,6 +41,24 @@ const ENOUGH: usize = 60;
 
 /// Who may change its address: it asks for another one.
 const MOVER: &str = "m-3";
+
+/// The pools: name, addresses, and whether Services get them that name neither pool nor address.
+const POOLS: [(&str, &str, bool); 4] = [
+    ("lan", "192.0.2.200-192.0.2.202", true),
+    ("side", "192.0.2.210/32", false),
+    ("shared", SHARED, false),
+    ("kept", "192.0.2.230/32", false),
+];
+
+/// The pool of one address that several share.
+const SHARED: &str = "192.0.2.220/32";
+
+/// The address that is reserved.
+const RESERVED: &str = "192.0.2.230";
+
+/// Who has which address in the end, as far as it does not depend on chance.
+const IN_THE_END: [(&str, &str); 4] =
+    [(MOVER, "192.0.2.210"), ("r-2", RESERVED), ("s-2", "192.0.2.220"), ("s-3", "192.0.2.220")];
 
 /// A cluster without nodes, a controller behind a proxy, and a witness.
 struct Stage {
@@ -87,9 +106,7 @@ impl Stage {
         cluster.kubectl(["wait", "--for=condition=Established", "crd", "--all", "--timeout=30s"])?;
         cluster.kubectl(["create", "namespace", "landfall-system"])?;
         let pools: Api<IPAddressPool> = Api::all(client.clone());
-        for (name, addresses, automatic) in
-            [("lan", "192.0.2.200-192.0.2.202", true), ("side", "192.0.2.210/32", false)]
-        {
+        for (name, addresses, automatic) in POOLS {
             let pool = json!({
                 "apiVersion": "landfall.dev/v1alpha1", "kind": "IPAddressPool", "metadata": {"name": name},
                 "spec": {"addresses": [addresses], "autoAssign": automatic},
@@ -99,8 +116,11 @@ impl Stage {
                 async || Ok(pools.create(&PostParams::default(), &serde_json::from_value(pool.clone())?).await?);
             wait_until(PATIENCE, "a pool to be made", made).await?;
         }
+        let records: Api<LoadBalancerIP> = Api::all(client.clone());
+        let reservation = json!({"metadata": {"name": RESERVED}, "spec": {"address": RESERVED, "reservation": {}}});
+        records.create(&PostParams::default(), &serde_json::from_value(reservation)?).await?;
         let proxy = Proxy::start(&cluster)?;
-        let witness = Witness::begin(&client, &[MOVER]).await?;
+        let witness = Witness::begin(&client, &[MOVER], "192.0.2.220".parse()?).await?;
         let controller = start(&cluster, &proxy)?;
         Ok(Self { cluster, client, proxy, witness, controller })
     }
@@ -149,13 +169,15 @@ impl Stage {
     /// Makes the Services, and waits until the controller has looked at them. Returns who has what.
     async fn open(&self) -> Result<Holdings> {
         // Those that will be pending come last, with names that come first.
-        for names in [["m-1", "m-2", "m-3"], ["a-1", "a-2", "a-3"]] {
-            try_join_all(names.map(|name| self.create(name))).await?;
-            let has_address = names[0] == "m-1";
+        for (names, served) in
+            [(&["m-1", "m-2", "m-3", "s-1", "s-2", "r-1"][..], true), (&["a-1", "a-2", "a-3"], false)]
+        {
+            try_join_all(names.iter().map(|name| self.create(name))).await?;
             self.until("the Services to be looked at", async || {
-                for name in names {
-                    let service = self.services().get(name).await?;
-                    ensure!(allocated(&service).is_some() && ingress(&service).is_empty() != has_address, "{name}");
+                let services = self.all().await?;
+                for service in services.iter().filter(|service| names.contains(&service.name_any().as_str())) {
+                    let looked_at = allocated(service).is_some() && ingress(service).is_empty() != served;
+                    ensure!(looked_at, "{}: {:?}", service.name_any(), allocated(service));
                 }
                 Ok(())
             })
@@ -171,10 +193,13 @@ impl Stage {
         let stays_inside = Patch::Merge(json!({"spec": {"type": "ClusterIP"}}));
         tokio::try_join!(
             async { self.services().delete("m-2", &delete).await.map(drop) },
+            async { self.services().delete("s-1", &delete).await.map(drop) },
+            async { self.services().delete("r-1", &delete).await.map(drop) },
             async { self.services().patch(MOVER, &patch, &moves).await.map(drop) },
             async { self.services().patch("a-3", &patch, &stays_inside).await.map(drop) },
         )?;
-        self.create("z").await
+        try_join_all(["s-3", "r-2", "z"].map(|name| self.create(name))).await?;
+        Ok(())
     }
 
     /// Waits until the controller is dead, and says at which write, or all is at rest without.
@@ -189,46 +214,53 @@ impl Stage {
         Ok(self.proxy.sprung())
     }
 
-    /// What must be in the end, as far as it does not depend on chance.
+    /// What must be in the end.
     async fn is_at_rest(&self, before: &Holdings) -> Result<()> {
-        let services = self.services().list(&ListParams::default()).await?.items;
-        let services: Vec<_> = services.into_iter().filter(|service| service.name_any() != "kubernetes").collect();
+        let services = self.all().await?;
         let names: Vec<_> = services.iter().map(ResourceExt::name_any).collect();
-        ensure!(names == ["a-1", "a-2", "a-3", "m-1", "m-3", "z"], "{names:?}");
+        ensure!(names == ["a-1", "a-2", "a-3", "m-1", "m-3", "r-2", "s-2", "s-3", "z"], "{names:?}");
         for service in &services {
             let (name, addresses, condition) = (service.name_any(), ingress(service), allocated(service));
             let said = condition.as_ref().map(|condition| (condition.status.as_str(), condition.reason.as_str()));
-            let expected: &[&str] = match name.as_str() {
+            let expected = match name.as_str() {
                 // Has no address, and says why.
-                "z" => &["False", "PoolsExhausted"],
-                "a-3" => &[],
-                _ => &["True", "Allocated"],
+                "z" => Some(("False", "PoolsExhausted")),
+                "a-3" => None,
+                _ => Some(("True", "Allocated")),
             };
-            ensure!(said.map_or(vec![], |(status, reason)| vec![status, reason]) == expected, "{name}: {condition:?}");
-            ensure!(addresses.len() == usize::from(expected.first() == Some(&"True")), "{name}: {addresses:?}");
+            ensure!(said == expected, "{name}: {condition:?}");
+            ensure!(addresses.len() == usize::from(said == Some(("True", "Allocated"))), "{name}: {addresses:?}");
             let finalizers = service.finalizers();
             ensure!(!addresses.is_empty() || finalizers.is_empty(), "{name} has none and keeps {finalizers:?}");
         }
-        let now = self.holdings().await?;
+        let now = holdings(&services);
         ensure!(now.get("m-1") == before.get("m-1"), "m-1 had {:?} and has {:?}", before.get("m-1"), now.get("m-1"));
-        ensure!(now.get(MOVER) == Some(&"192.0.2.210".parse()?), "{MOVER} has {:?}", now.get(MOVER));
-
-        // Each address is a record of one Service that is there, and no record is left over.
-        let records: Api<LoadBalancerIP> = Api::all(self.client.clone());
-        let mut held = BTreeSet::new();
-        for record in records.list(&ListParams::default()).await?.items {
-            let uids: Vec<_> = record.spec.services.iter().map(|holder| holder.uid.clone()).collect();
-            ensure!(record.metadata.deletion_timestamp.is_none(), "{} is being deleted", record.name_any());
-            ensure!(uids.len() == 1, "{} has {} holders", record.name_any(), uids.len());
-            held.insert((uids[0].clone(), record.address()?));
+        for (name, address) in IN_THE_END {
+            ensure!(now.get(name) == Some(&address.parse()?), "{name} has {:?}", now.get(name));
         }
-        let shown: BTreeSet<_> = services
-            .iter()
-            .flat_map(|service| {
-                ingress(service).into_iter().map(|address| (service.uid().unwrap_or_default(), address))
-            })
-            .collect();
+
+        // The records say just what the Services show: none is left over, and none is missing.
+        let mut held = BTreeSet::new();
+        for record in self.records().await? {
+            ensure!(record.metadata.deletion_timestamp.is_none(), "{} is being deleted", record.name_any());
+            let address = record.address()?;
+            held.extend(record.spec.services.iter().map(|holder| (holder.uid.clone(), address)));
+        }
+        let of = |service: &Service| (service.uid().unwrap_or_default(), ingress(service));
+        let shown: Vec<_> = services.iter().map(of).collect();
+        let shown: BTreeSet<_> =
+            shown.into_iter().flat_map(|(uid, all)| all.into_iter().map(move |one| (uid.clone(), one))).collect();
         ensure!(held == shown, "records say {held:?}, Services {shown:?}");
+        let records = self.records().await?.len();
+        ensure!(records == 6, "{records} records");
+
+        // And the pools say how many that are.
+        let pools: Api<IPAddressPool> = Api::all(self.client.clone());
+        for pool in pools.list(&ListParams::default()).await?.items {
+            let assigned = pool.status.as_ref().map(|status| status.assigned_ipv4);
+            let expected = if pool.name_any() == "lan" { 3 } else { 1 };
+            ensure!(assigned == Some(expected), "pool {} has given out {assigned:?}", pool.name_any());
+        }
         Ok(())
     }
 
@@ -250,19 +282,16 @@ impl Stage {
 
     /// Deletes all Services, and waits until nothing of them is left.
     async fn clean(&self) -> Result<()> {
-        let names: Vec<_> = self.services().list(&ListParams::default()).await?.items;
-        let names = names.iter().map(ResourceExt::name_any).filter(|name| name != "kubernetes");
         let (services, params) = (self.services(), DeleteParams::default());
-        try_join_all(names.map(async |name| services.delete(&name, &params).await)).await?;
-        let records: Api<LoadBalancerIP> = Api::all(self.client.clone());
+        let names = self.all().await?;
+        try_join_all(names.iter().map(async |service| services.delete(&service.name_any(), &params).await)).await?;
         self.until("all to be gone", async || {
-            let services = self.services().list(&ListParams::default()).await?.items;
-            let records = records.list(&ListParams::default()).await?.items;
+            let (services, records) = (self.all().await?, self.records().await?);
+            let held: Vec<_> = records.iter().flat_map(|record| &record.spec.services).collect();
             ensure!(
-                services.len() == 1 && records.is_empty(),
-                "{} Services, {} records",
-                services.len(),
-                records.len()
+                services.is_empty() && held.is_empty() && records.len() == 1,
+                "{} Services, {held:?}",
+                services.len()
             );
             Ok(())
         })
@@ -270,17 +299,34 @@ impl Stage {
     }
 
     async fn create(&self, name: &str) -> Result<()> {
+        let annotations = match name.split_once('-') {
+            Some(("s", _)) => json!({"landfall.dev/address-pool": "shared", "landfall.dev/allow-shared-ip": "key"}),
+            Some(("r", _)) => json!({"landfall.dev/load-balancer-ips": RESERVED}),
+            _ => json!({}),
+        };
+        // Those that share have ports of their own.
+        let port = name.bytes().last().map_or(80, u16::from);
         let service = json!({
-            "metadata": {"name": name},
-            "spec": {"type": "LoadBalancer", "allocateLoadBalancerNodePorts": false, "ports": [{"port": 80}]},
+            "metadata": {"name": name, "annotations": annotations},
+            "spec": {"type": "LoadBalancer", "allocateLoadBalancerNodePorts": false, "ports": [{"port": port}]},
         });
         self.services().create(&PostParams::default(), &serde_json::from_value::<Service>(service)?).await?;
         Ok(())
     }
 
     async fn holdings(&self) -> Result<Holdings> {
+        Ok(holdings(&self.all().await?))
+    }
+
+    /// All Services but that of the API server, by name.
+    async fn all(&self) -> Result<Vec<Service>> {
         let services = self.services().list(&ListParams::default()).await?.items;
-        Ok(services.iter().filter_map(|service| Some((service.name_any(), *ingress(service).first()?))).collect())
+        Ok(services.into_iter().filter(|service| service.name_any() != "kubernetes").collect())
+    }
+
+    async fn records(&self) -> Result<Vec<LoadBalancerIP>> {
+        let records: Api<LoadBalancerIP> = Api::all(self.client.clone());
+        Ok(records.list(&ListParams::default()).await?.items)
     }
 
     async fn until<T>(&self, what: &str, condition: impl AsyncFnMut() -> Result<T>) -> Result<T> {
@@ -290,6 +336,10 @@ impl Stage {
     fn services(&self) -> Api<Service> {
         Api::default_namespaced(self.client.clone())
     }
+}
+
+fn holdings(services: &[Service]) -> Holdings {
+    services.iter().filter_map(|service| Some((service.name_any(), *ingress(service).first()?))).collect()
 }
 
 /// Starts a controller that takes the proxy for its API server. It needs no credentials: the proxy has them.
@@ -307,7 +357,7 @@ fn start(cluster: &Cluster, proxy: &Proxy) -> Result<Process> {
     fs::write(&path, kubeconfig.to_string())?;
     let binary = root().join("target/x86_64-unknown-linux-musl/release/landfall");
     let mut command = Command::new(binary);
-    command.arg("controller").env("KUBECONFIG", path);
+    command.arg("controller").env("KUBECONFIG", path).env("LANDFALL_LEASE_NAMESPACE", "landfall-system");
     // It is known to the proxy before its first request.
     proxy.revive(host.process("controller"));
     host.spawn("controller", &command)

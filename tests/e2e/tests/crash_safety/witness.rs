@@ -34,9 +34,9 @@ pub struct Witness {
 }
 
 /// What there is, and what was wrong. Pure.
-#[derive(Default)]
 struct Seen {
     movers: &'static [&'static str],
+    shared: IpAddr,
     /// By UID: the name, and the addresses, of which one that is being deleted has none any more.
     services: BTreeMap<String, (String, Vec<IpAddr>)>,
     /// Records that are gone, and the UIDs of their holders.
@@ -45,9 +45,10 @@ struct Seen {
 }
 
 impl Witness {
-    /// Watches from now on. Services whose name is in `movers` may change their address.
-    pub async fn begin(client: &Client, movers: &'static [&'static str]) -> Result<Self> {
-        let seen = Arc::new(Mutex::new(Seen { movers, ..Seen::default() }));
+    /// Watches from now on. Services whose name is in `movers` may change their address; `shared` may several have.
+    pub async fn begin(client: &Client, movers: &'static [&'static str], shared: IpAddr) -> Result<Self> {
+        let (services, gone, faults) = Default::default();
+        let seen = Arc::new(Mutex::new(Seen { movers, shared, services, gone, faults }));
         let mut tasks = JoinSet::new();
         tasks.spawn(watch(Api::all(client.clone()), seen.clone(), Seen::service).await?);
         tasks.spawn(watch(Api::all(client.clone()), seen.clone(), Seen::record).await?);
@@ -113,7 +114,8 @@ impl Seen {
         let addresses = if leaves { Vec::new() } else { addresses };
         for (other_uid, (other, others)) in &self.services {
             if *other_uid != uid
-                && let Some(both) = addresses.iter().find(|address| others.contains(address))
+                && let Some(both) =
+                    addresses.iter().find(|address| others.contains(address) && **address != self.shared)
             {
                 self.faults.push(format!("{name} and {other} both had {both}"));
             }
