@@ -186,9 +186,14 @@ impl AddressPatch {
 }
 
 impl PoolPatch {
-    /// The JSON merge patch for `ipaddresspools/status`.
+    /// The JSON merge patch for `ipaddresspools/status`. A list that is left out where it is empty has to be taken away
+    /// by name, or the old one would stay.
     pub fn body(&self) -> Value {
-        json!({"metadata": {"resourceVersion": self.resource_version}, "status": self.status})
+        let mut body = json!({"metadata": {"resourceVersion": self.resource_version}, "status": self.status});
+        if self.status.held_by.is_empty() {
+            body["status"]["heldBy"] = Value::Null;
+        }
+        body
     }
 }
 
@@ -251,6 +256,24 @@ mod tests {
             all.body()["spec"],
             json!({"services": [holder], "sharingKey": "k", "pool": "lan", "reservation": {}})
         );
+    }
+
+    #[test]
+    fn a_patch_of_a_pool_replaces_all_that_its_status_said() {
+        let mut patch = PoolPatch {
+            name: "lan".into(),
+            resource_version: "7".into(),
+            status: IPAddressPoolStatus { assigned_ipv4: 1, held_by: vec!["default/web".into()], ..Default::default() },
+        };
+        let counts = json!({"assignedIPv4": 1, "assignedIPv6": 0, "availableIPv4": 0, "availableIPv6": 0});
+        let body = |held_by: Value| {
+            let mut status = counts.clone();
+            (status["heldBy"], status["conditions"]) = (held_by, json!([]));
+            json!({"metadata": {"resourceVersion": "7"}, "status": status})
+        };
+        assert_eq!(patch.body(), body(json!(["default/web"])));
+        patch.status.held_by.clear();
+        assert_eq!(patch.body(), body(Value::Null));
     }
 
     #[test]
