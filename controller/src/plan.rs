@@ -30,7 +30,7 @@ use crate::holders::{holder, is_alone};
 use crate::ledger::{Dirty, Leaving, Ledger};
 use crate::pool_status::{self, Holders};
 use crate::pools::Pool;
-use crate::service_status::{condition, event, is_from, is_told, mentions, says_it_has_one, shows};
+use crate::service_status::{condition, event, is_from, is_told, mentions, repaired, says_it_has_one, shows};
 use crate::sharing;
 use crate::snapshot::Snapshot;
 
@@ -233,8 +233,13 @@ impl Ledger {
                 conditions: news,
             }
         };
-        let is_news = changed.conditions.is_some() && !is_told(service, &desired);
-        let told = is_news.then(|| Effect::Event(event(service, &desired)));
+        // Nothing has come of this Service but what its status said already.
+        let is_repair = changed.ingress.is_some() && effects.is_empty() && allocation.gives_up.is_empty();
+        let told = if !is_told(service, &desired) {
+            Some(Effect::Event(event(service, &desired)))
+        } else {
+            is_repair.then(|| Effect::Event(repaired(service, addresses())))
+        };
         let patch = changed.of(service).into_iter().chain(told);
         if has_any {
             effects.extend(patch);

@@ -106,6 +106,19 @@ pub(crate) fn event(service: &Service, desired: &Desired) -> Event {
     }
 }
 
+/// What people are told when the status did not show what the Service has, though it said so before: somebody else wrote
+/// there, and may do so again.
+pub(crate) fn repaired(service: &Service, addresses: impl IntoIterator<Item = IpAddr>) -> Event {
+    let addresses: Vec<_> = addresses.into_iter().map(|address| address.to_string()).collect();
+    let shown = if addresses.is_empty() { "no address of a pool".to_owned() } else { addresses.join(", ") };
+    Event {
+        regarding: service_reference(&service.key, &service.uid),
+        is_warning: true,
+        reason: "StatusRepaired",
+        message: format!("somebody else wrote status.loadBalancer; it shows {shown} again"),
+    }
+}
+
 /// Whether people know this already: all but for which generation it is said.
 pub(crate) fn is_told(service: &Service, desired: &Desired) -> bool {
     service.conditions.iter().any(|condition| {

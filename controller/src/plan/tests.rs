@@ -329,10 +329,24 @@ fn a_forged_status_gives_nothing_and_is_repaired() {
         service.ingress.extend(shows("198.51.100.1"));
     });
     world.edit("web", |service| (service.ingress, service.finalizers) = (vec![], vec![]));
-    assert_eq!(effects(&plan(&world.snapshot)), ["patch default/thief", "patch default/web"]);
+    let repairs = ["patch default/thief", "event StatusRepaired", "patch default/web", "event StatusRepaired"];
+    assert_eq!(effects(&plan(&world.snapshot)), repairs);
     world.settle();
     let seen = ["web", "thief"].map(|name| world.seen(name));
     assert_eq!(seen, [Seen::has("192.0.2.10", "lan"), Seen::has("192.0.2.11", "lan")]);
+}
+
+#[test]
+fn who_has_no_address_and_shows_one_of_a_pool_shows_none_again_and_people_are_told() {
+    let mut world = World::with([pool("lan", 1, &["192.0.2.10/32"])], [service("web", 5), service("late", 6)]);
+    world.settle();
+    world.edit("late", |service| service.ingress = shows("192.0.2.10"));
+    let made = plan(&world.snapshot);
+    assert_eq!(effects(&made), ["patch default/late", "event StatusRepaired"]);
+    let Some(Effect::Event(event)) = made.series[0].effects.last() else { panic!("{made:?}") };
+    assert_eq!(event.message, "somebody else wrote status.loadBalancer; it shows no address of a pool again");
+    world.settle();
+    assert!(world.snapshot.services[&Key::new("default", "late")].ingress.is_empty());
 }
 
 #[test]
