@@ -20,6 +20,7 @@ use tokio::time::timeout;
 
 use crate::effect::{AddressPatch, Effect, Event, PoolPatch, Series, ServicePatch, load_balancer_ip};
 use crate::election::{Deposed, Mandate};
+use crate::metrics::{Metrics, Outcome, Write};
 use crate::stores::Stores;
 
 /// For how long the API server is to answer one request. (Its own limit is 60 s, and its admission webhooks' 10 s.)
@@ -35,6 +36,8 @@ pub(crate) struct Applier {
     pub(crate) stores: Stores,
     /// The right to write.
     pub(crate) mandate: Mandate,
+    /// Where writes are counted.
+    pub(crate) metrics: Metrics,
     /// Where events go. They are told as far as there is time for it.
     pub(crate) events: mpsc::Sender<Event>,
 }
@@ -107,7 +110,7 @@ impl Applier {
     async fn create(&self, object: &LoadBalancerIP, lb_ip: IpAddr) -> Result<Progress, Failure> {
         let api = Api::<LoadBalancerIP>::all(self.client.clone());
         let params = PostParams { field_manager: Some(FIELD_MANAGER.into()), ..PostParams::default() };
-        match self.write("creating its LoadBalancerIP", api.create(&params, object)).await {
+        match self.write(Write::CreateAddress, api.create(&params, object)).await {
             Ok(created) => {
                 self.stores.put_address(&created);
                 let holder = created.spec.services.first();
@@ -133,7 +136,7 @@ impl Applier {
         let preconditions =
             Some(Preconditions { uid: Some(uid.to_owned()), resource_version: resource_version.cloned() });
         let params = DeleteParams { preconditions, ..DeleteParams::default() };
-        match self.write("deleting its LoadBalancerIP", api.delete(&address::name(lb_ip), &params)).await {
+        match self.write(Write::DeleteAddress, api.delete(&address::name(lb_ip), &params)).await {
             Ok(deleted) => {
                 if let Some(waiting) = deleted.left().filter(has_finalizers) {
                     self.stores.put_address(&waiting);
@@ -161,7 +164,7 @@ impl Applier {
         let (lb_ip, name) = (patch.address, address::name(patch.address));
         let params = PatchParams { field_manager: Some(FIELD_MANAGER.into()), ..PatchParams::default() };
         let body = Patch::Merge(patch.body());
-        match self.write("writing a LoadBalancerIP", api.patch(&name, &params, &body)).await {
+        match self.write(Write::PatchAddress, api.patch(&name, &params, &body)).await {
             Ok(object) => {
                 self.stores.put_address(&object);
                 let services = patch.holders.len();
@@ -181,7 +184,7 @@ impl Applier {
 
     async fn patch_service(&self, patch: &ServicePatch) -> Result<Progress, Failure> {
         let api = Api::<core::Service>::namespaced(self.client.clone(), &patch.key.namespace);
-        match self.patch("writing its status", &api, &patch.key.name, patch.body()).await {
+        match self.patch(Write::PatchService, &api, &patch.key.name, patch.body()).await {
             Ok(service) => {
                 self.stores.put_service(&service);
                 Ok(Progress::Done)
@@ -199,7 +202,7 @@ impl Applier {
 
     async fn patch_pool(&self, patch: &PoolPatch) -> Result<Progress, Failure> {
         let api = Api::<IPAddressPool>::all(self.client.clone());
-        match self.patch("writing its status", &api, &patch.name, patch.body()).await {
+        match self.patch(Write::PatchPool, &api, &patch.name, patch.body()).await {
             Ok(pool) => {
                 self.stores.put_pool(&pool);
                 Ok(Progress::Done)
@@ -215,18 +218,23 @@ impl Applier {
         }
     }
 
-    async fn patch<K>(&self, what: &'static str, api: &Api<K>, name: &str, body: Value) -> Result<K, Failure>
+    async fn patch<K>(&self, kind: Write, api: &Api<K>, name: &str, body: Value) -> Result<K, Failure>
     where
         K: Clone + serde::de::DeserializeOwned + std::fmt::Debug,
     {
         let params = PatchParams { field_manager: Some(FIELD_MANAGER.into()), ..PatchParams::default() };
-        self.write(what, api.patch_status(name, &params, &Patch::Merge(body))).await
+        self.write(kind, api.patch_status(name, &params, &Patch::Merge(body))).await
     }
 
     /// Sends a write, if we lead.
-    async fn write<T>(&self, what: &'static str, request: impl Future<Output = kube::Result<T>>) -> Result<T, Failure> {
-        self.mandate.check()?;
-        answer(what, request).await
+    async fn write<T>(&self, kind: Write, request: impl Future<Output = kube::Result<T>>) -> Result<T, Failure> {
+        if let Err(deposed) = self.mandate.check() {
+            self.metrics.wrote(kind, Outcome::Deposed);
+            return Err(deposed.into());
+        }
+        let answer = answer(what(kind), request).await;
+        self.metrics.wrote(kind, answer.as_ref().map_or_else(Failure::outcome, |_| Outcome::Ok));
+        answer
     }
 
     pub(crate) fn tell(&self, event: &Event) -> Progress {
@@ -247,12 +255,33 @@ fn has_finalizers(object: &LoadBalancerIP) -> bool {
     object.metadata.finalizers.as_ref().is_some_and(|finalizers| !finalizers.is_empty())
 }
 
+/// What is said of a write that failed.
+fn what(kind: Write) -> &'static str {
+    match kind {
+        Write::CreateAddress => "creating its LoadBalancerIP",
+        Write::DeleteAddress => "deleting its LoadBalancerIP",
+        Write::PatchAddress => "writing a LoadBalancerIP",
+        Write::PatchService | Write::PatchPool => "writing its status",
+        Write::CreateEvent => "creating an event",
+    }
+}
+
 async fn answer<T>(what: &'static str, request: impl Future<Output = kube::Result<T>>) -> Result<T, Failure> {
     let answer = timeout(ANSWER, request).await.map_err(|_| Failure::Silent)?;
     answer.map_err(|source| Failure::Refused { what, source })
 }
 
 impl Failure {
+    /// How the write went that failed so.
+    fn outcome(&self) -> Outcome {
+        match self {
+            Self::Refused { source, .. } => Outcome::of(source),
+            Self::Deposed(_) => Outcome::Deposed,
+            Self::Taken(_) | Self::Changed => Outcome::Conflict,
+            Self::Silent => Outcome::Unanswered,
+        }
+    }
+
     /// The HTTP status that the API server refused with.
     fn code(&self) -> Option<u16> {
         match self {
@@ -315,7 +344,8 @@ mod tests {
         };
         stores.put_address(&serde_json::from_value(address("192.0.2.9", "a9", "web")).expect("a LoadBalancerIP"));
         let (events, _) = mpsc::channel(1);
-        let applier = Applier { client: Client::new(service, "default"), stores: stores.clone(), mandate, events };
+        let (client, metrics) = (Client::new(service, "default"), Metrics::default());
+        let applier = Applier { client, stores: stores.clone(), mandate, metrics, events };
         let series = Series { subject: Subject::Service(Key::new("default", "web")), effects };
         let result = applier.apply(&series).await.map_err(|failure| failure.to_string());
         let asked = asked.lock().expect("no panic").clone();

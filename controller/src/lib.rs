@@ -45,9 +45,9 @@ pub mod intervals;
 mod latency;
 mod lease;
 pub mod ledger;
+pub mod metrics;
 #[cfg(test)]
 mod model;
-pub mod metrics;
 mod numbering;
 pub mod occupied;
 mod pace;

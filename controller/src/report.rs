@@ -1,8 +1,9 @@
 //! Telling people: events, as `kubectl describe` and `kubectl events` show them (events.k8s.io/v1).
 //!
 //! One task, fed by a bounded channel; a few requests at a time, so that events never stand in the way of addresses.
-//! Plans tell only changes, so there is nothing to deduplicate. (kube's Recorder keeps every event for six minutes to do
-//! that, and looks through all of them at each.) An event that can't be written is given up.
+//! What is told again and again is told once in a while ([`crate::repeats`]). (kube's Recorder would count repetitions in
+//! the event, looks through all events of six minutes for that at each, and has no bound.) An event that can't be written
+//! is given up.
 
 use std::time::Duration;
 
@@ -13,10 +14,12 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::{MicroTime, ObjectMeta};
 use kube::api::PostParams;
 use kube::{Api, Client};
 use tokio::sync::{mpsc, watch};
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 
 use crate::effect::Event;
 use crate::election::Mandate;
+use crate::metrics::{Metrics, Outcome, Write};
+use crate::repeats::Repeats;
 
 /// Who reports, in all events.
 pub(crate) const CONTROLLER: &str = "landfall.dev/controller";
@@ -39,26 +42,39 @@ pub(crate) async fn report(
     instance: String,
     incoming: mpsc::Receiver<Event>,
     leading: watch::Receiver<Option<Mandate>>,
+    metrics: Metrics,
 ) {
-    let events = futures::stream::unfold(incoming, |mut incoming| async {
-        let event = incoming.recv().await?;
-        Some((event, incoming))
+    let events = futures::stream::unfold((incoming, Repeats::default()), |(mut incoming, mut repeats)| async {
+        loop {
+            let event = incoming.recv().await?;
+            if repeats.is_news(&event, Instant::now().into_std()) {
+                return Some((event, (incoming, repeats)));
+            }
+        }
     });
     let write = |event: Event| {
         let object = object(event, &instance, Timestamp::now());
         let namespace = object.metadata.namespace.clone().unwrap_or_default();
         let api = Api::<events::Event>::namespaced(client.clone(), &namespace);
-        let mandate = leading.borrow().clone();
+        let (mandate, metrics) = (leading.borrow().clone(), metrics.clone());
         async move {
             if mandate.is_none_or(|mandate| mandate.check().is_err()) {
+                metrics.wrote(Write::CreateEvent, Outcome::Deposed);
                 return tracing::debug!(namespace, "an event is given up: not leading");
             }
-            match timeout(ANSWER, api.create(&PostParams::default(), &object)).await {
-                Ok(Ok(_)) => {}
+            let outcome = match timeout(ANSWER, api.create(&PostParams::default(), &object)).await {
+                Ok(Ok(_)) => Outcome::Ok,
                 // Such as in a namespace that is being deleted.
-                Ok(Err(error)) => tracing::debug!(namespace, error = observe::causes(&error), "an event is given up"),
-                Err(_) => tracing::debug!(namespace, "an event is given up: no answer"),
-            }
+                Ok(Err(error)) => {
+                    tracing::debug!(namespace, error = observe::causes(&error), "an event is given up");
+                    Outcome::of(&error)
+                }
+                Err(_) => {
+                    tracing::debug!(namespace, "an event is given up: no answer");
+                    Outcome::Unanswered
+                }
+            };
+            metrics.wrote(Write::CreateEvent, outcome);
         }
     };
     events.for_each_concurrent(CONCURRENCY, write).await;

@@ -34,7 +34,9 @@ use tokio::time::{Instant, sleep_until, timeout};
 use crate::apply::{Applier, Failure, Progress};
 use crate::effect::{Event, Series, Subject, pool_reference, service_reference};
 use crate::election::{Election, Mandate, elect};
+use crate::latency::Waiting;
 use crate::ledger::Ledger;
+use crate::metrics::Metrics;
 use crate::pace::{Notable, Paces};
 use crate::plan::Plan;
 use crate::queue::Queue;
@@ -64,11 +66,13 @@ pub struct Config {
     pub default_class: bool,
     /// Where the one that leads is elected. `None`: there is no other.
     pub election: Option<Election>,
+    /// Where the numbers go.
+    pub metrics: Metrics,
 }
 
 impl Default for Config {
     fn default() -> Self {
-        Self { default_class: true, election: None }
+        Self { default_class: true, election: None, metrics: Metrics::default() }
     }
 }
 
@@ -88,6 +92,8 @@ pub async fn run(client: Client, config: Config, shutdown: impl Future<Output = 
     let wake = Wake::default();
     let mut listener = wake.listener();
     let stores = Stores::new(&wake);
+    let metrics = config.metrics;
+    metrics.know(stores.clone(), config.default_class);
     let (events, incoming) = mpsc::channel(report::WAITING);
     let mut helpers = JoinSet::new();
     {
@@ -121,24 +127,35 @@ pub async fn run(client: Client, config: Config, shutdown: impl Future<Output = 
         helpers.spawn(async move { match watch(client, source::node_networks(), stores.networks).await {} });
     }
     let (office, mut leading) = channel::channel(config.election.is_none().then(Mandate::unlimited));
-    helpers.spawn(report::report(client.clone(), instance(), incoming, leading.clone()));
+    helpers.spawn(report::report(client.clone(), instance(), incoming, leading.clone(), metrics.clone()));
     let (resign, resigned) = oneshot::channel();
     let mut elections = JoinSet::new();
     if let Some(election) = config.election {
         elections.spawn(elect(client.clone(), election, instance(), office.clone(), resigned));
     }
 
-    let work = |mandate| {
-        Work::new(Applier { client: client.clone(), stores: stores.clone(), events: events.clone(), mandate })
+    let work = |mandate: Option<Mandate>| {
+        metrics.leads(mandate.is_some());
+        let (client, stores, metrics, events) = (client.clone(), stores.clone(), metrics.clone(), events.clone());
+        Some(Work::new(Applier { client, stores, mandate: mandate?, metrics, events }))
     };
-    let mut in_office = leading.borrow_and_update().clone().map(work);
+    let mut in_office = work(leading.borrow_and_update().clone());
     let mut ledger = Ledger::new(config.default_class);
+    let mut waiting = Waiting::default();
     let mut shutdown = pin!(shutdown);
     // When there is something new to plan from, and since when the next plan may be made.
     let (mut is_stale, mut not_before) = (true, Instant::now());
     loop {
         // Also while another one leads: what was given up rests from when that was seen.
-        let is_known = is_stale && stores.tell(&mut ledger, Timestamp::now());
+        let is_known = is_stale && {
+            let now = Instant::now().into_std();
+            stores.tell(&mut ledger, Timestamp::now(), |key, service| {
+                let waited = waiting.saw(key, service, config.default_class, now);
+                if let Some(waited) = waited.filter(|_| in_office.is_some()) {
+                    metrics.allocated(waited);
+                }
+            })
+        };
         if let Some(work) = &mut in_office
             && is_known
             && not_before <= Instant::now()
@@ -147,6 +164,7 @@ pub async fn run(client: Client, config: Config, shutdown: impl Future<Output = 
             let began = Instant::now();
             work.take(ledger.plan(Timestamp::now()));
             let took = began.elapsed();
+            metrics.planned(took);
             not_before = Instant::now() + if took > BRIEF { took * PAUSE_PER_PLAN } else { Duration::ZERO };
         } else if in_office.is_none() {
             is_stale = false;
@@ -166,7 +184,7 @@ pub async fn run(client: Client, config: Config, shutdown: impl Future<Output = 
             // Time for the next plan, or for what waits in this one.
             () = sleep_until(alarm.unwrap_or_else(Instant::now)), if alarm.is_some() => {}
             Ok(()) = leading.changed() => {
-                in_office = leading.borrow_and_update().clone().map(work);
+                in_office = work(leading.borrow_and_update().clone());
                 ledger.start_over(Timestamp::now());
                 is_stale = true;
             }

@@ -35,7 +35,7 @@ impl Stores {
     }
 
     /// Whether of each kind a whole list was received.
-    fn is_synced(&self) -> bool {
+    pub(crate) fn is_synced(&self) -> bool {
         let synced = [
             self.pools.read(|_| ()),
             self.services.read(|_| ()),
@@ -48,8 +48,13 @@ impl Stores {
     }
 
     /// Tells the ledger what has changed since it was told last. `false` as long as something is not known yet: then
-    /// nothing is told, because what is missing may still exist.
-    pub(crate) fn tell(&self, ledger: &mut Ledger, now: Timestamp) -> bool {
+    /// nothing is told, because what is missing may still exist. `saw` is told of Services too.
+    pub(crate) fn tell(
+        &self,
+        ledger: &mut Ledger,
+        now: Timestamp,
+        mut saw: impl FnMut(&Key, Option<&Service>),
+    ) -> bool {
         if !self.is_synced() {
             return false;
         }
@@ -67,6 +72,7 @@ impl Stores {
             ledger.set_namespace(&change.key, change.value);
         }
         for change in self.services.take_changes().into_iter().flatten() {
+            saw(&change.key, change.value.as_deref());
             ledger.set_service(&change.key, change.value, change.is_unreadable);
         }
         for change in self.addresses.take_changes().into_iter().flatten() {

@@ -6,6 +6,7 @@
 mod client;
 mod controller;
 mod logging;
+mod metrics;
 mod node;
 mod output;
 mod shutdown;
