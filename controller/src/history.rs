@@ -222,6 +222,14 @@ fn edited(name: &str, created: i64, edit: &Edit) -> Arc<IPAddressPool> {
     new
 }
 
+fn toggle<T: Ord>(set: &mut BTreeSet<T>, element: T) {
+    if let Some(there) = set.take(&element) {
+        drop(there);
+    } else {
+        set.insert(element);
+    }
+}
+
 /// What somebody does to the cluster, other than the controller.
 fn happen(world: &mut World, step: &Step, time: i64) {
     world.snapshot.now = at(time);
@@ -252,16 +260,8 @@ fn happen(world: &mut World, step: &Step, time: i64) {
         Step::Strip(n) if exists(world, n) && !world.snapshot.services[&key(*n)].deleting => {
             world.edit_key(&key(*n), |service| (service.finalizers, service.conditions) = (vec![], vec![]));
         }
-        Step::Illegible(n) if exists(world, n) => {
-            if !world.snapshot.unreadable.services.remove(&key(*n)) {
-                world.snapshot.unreadable.services.insert(key(*n));
-            }
-        }
-        Step::IllegibleRecord(address) => {
-            if !world.snapshot.unreadable.addresses.remove(address) {
-                world.snapshot.unreadable.addresses.insert(*address);
-            }
-        }
+        Step::Illegible(n) if exists(world, n) => toggle(&mut world.snapshot.unreadable.services, key(*n)),
+        Step::IllegibleRecord(address) => toggle(&mut world.snapshot.unreadable.addresses, *address),
         Step::Unrecord(address, true) => world.edit_record(*address, |record| record.deleting = true),
         Step::Unrecord(address, false) => {
             world.snapshot.addresses.remove(address);
