@@ -357,10 +357,6 @@ impl Ledger {
         if is_being_left || (staying == 0 && !is_reservation) {
             return in_use(InUse::Withdrawn);
         }
-        if staying > 0 && record.sharing_key.as_deref() != key {
-            // Its holder has a key since lately, and the record is going to say so.
-            return Err(Stop::Later);
-        }
         let joining = self.promised_to(address).filter(|other| **other != service.key).count();
         if staying + joining >= MAX_HOLDERS {
             let first = record.holders.first().map(|holder| Key::new(&holder.namespace, &holder.name));

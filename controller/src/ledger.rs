@@ -561,11 +561,7 @@ impl Ledger {
         self.pending.remove(subject);
         match subject {
             Subject::Service(key) => drop(self.dirty.services.insert(key.clone())),
-            Subject::Address(address) => {
-                self.dirty.addresses.insert(*address);
-                // If it did not come to it, they have to ask again.
-                self.dirty.services.extend(self.promises.get(address).into_iter().flatten().cloned());
-            }
+            Subject::Address(address) => drop(self.dirty.addresses.insert(*address)),
             Subject::Pool(name) => drop(self.dirty.pools.insert(name.clone())),
         }
     }

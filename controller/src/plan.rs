@@ -171,7 +171,8 @@ impl Ledger {
         for target in allocation.targets.iter().filter(|target| target.how == How::Join) {
             self.dirty.addresses.insert(target.address);
         }
-        let waits = allocation.is_later || allocation.refusal.is_some() || allocation.lacks.is_some();
+        // Who is to come to a record waits as well: its holders may change before it does.
+        let waits = is_pending(&allocation) || allocation.refusal.is_some() || allocation.lacks.is_some();
         self.set_waiting(key, waits);
         allocation
     }
@@ -363,5 +364,7 @@ impl Changes {
     }
 }
 
+#[cfg(test)]
+mod rules;
 #[cfg(test)]
 mod tests;
