@@ -6,10 +6,10 @@ SHELL := /bin/bash
 NAME ?= demo
 LAB := target/debug/lab
 
-.PHONY: help setup build demo test bench lab-up lab-down crds
+.PHONY: help setup build demo test bench bench-controller lab-up lab-down crds
 
 help: ## List the commands
-	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-17s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: ## Install and build what the lab needs (once; about ten minutes on two cores)
 	@tests/setup.sh
@@ -25,6 +25,10 @@ test: ## Everything CI checks: format, lints, unit, property, kernel and end-to-
 
 bench: setup ## Measure: Service to address to first answer, memory, size (a cluster of its own, half a minute)
 	@cargo run --quiet --locked -p e2e --bin first-light
+
+bench-controller: setup ## Measure the controller beside a bare loop that makes the same writes (ten minutes; QUICK=1: two)
+	@cargo build --quiet --release --locked --target x86_64-unknown-linux-musl -p bench
+	@target/x86_64-unknown-linux-musl/release/bench-controller $(if $(QUICK),--quick)
 
 lab-up: setup ## Bring up a cluster to play with: NAME=demo ARGS='--nodes 3 --kube-proxy none'
 	@$(LAB) up $(NAME) $(ARGS)

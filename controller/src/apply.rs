@@ -3,7 +3,9 @@
 //! What the API server answers goes into the stores at once, so that the next plan sees its own writes. Every write is
 //! conditional: a create on nobody having the address, a deletion on the record's UID, a patch on the version that was
 //! looked at. So a write that comes late, or twice, or from a controller that was deposed meanwhile, changes nothing; and
-//! an answer that got lost is found out by the next plan. Cancel safe for the same reason.
+//! an answer that got lost is found out by the next plan. Cancel safe for the same reason. And each write, when it is sent,
+//! asks the mandate whether we lead still: a process that was stopped in the middle of a series writes nothing when it goes
+//! on.
 
 use std::net::IpAddr;
 use std::time::Duration;
@@ -16,7 +18,9 @@ use serde_json::Value;
 use tokio::sync::mpsc;
 use tokio::time::timeout;
 
-use crate::effect::{Effect, Event, PoolPatch, Series, ServicePatch, load_balancer_ip};
+use crate::effect::{AddressPatch, Effect, Event, PoolPatch, Series, ServicePatch, load_balancer_ip};
+use crate::election::{Deposed, Mandate};
+use crate::metrics::{Metrics, Outcome, Write};
 use crate::stores::Stores;
 
 /// For how long the API server is to answer one request. (Its own limit is 60 s, and its admission webhooks' 10 s.)
@@ -30,6 +34,10 @@ const FIELD_MANAGER: &str = "landfall-controller";
 pub(crate) struct Applier {
     pub(crate) client: Client,
     pub(crate) stores: Stores,
+    /// The right to write.
+    pub(crate) mandate: Mandate,
+    /// Where writes are counted.
+    pub(crate) metrics: Metrics,
     /// Where events go. They are told as far as there is time for it.
     pub(crate) events: mpsc::Sender<Event>,
 }
@@ -52,6 +60,9 @@ pub(crate) enum Failure {
     /// The object is not any more what it was when it was looked at. Nothing changed.
     #[error("it was changed meanwhile")]
     Changed,
+    /// We don't lead any more. Nothing changed.
+    #[error(transparent)]
+    Deposed(#[from] Deposed),
     /// The API server did not answer. Nobody knows whether something changed.
     #[error("the API server did not answer within {} s", ANSWER.as_secs())]
     Silent,
@@ -68,7 +79,7 @@ pub(crate) enum Failure {
 impl Failure {
     /// Whether it is of the kind that happens when somebody else writes too, and no fault.
     pub(crate) fn is_conflict(&self) -> bool {
-        matches!(self, Self::Taken(_) | Self::Changed)
+        matches!(self, Self::Taken(_) | Self::Changed | Self::Deposed(_))
     }
 }
 
@@ -77,10 +88,14 @@ impl Applier {
     pub(crate) async fn apply(&self, series: &Series) -> Result<Progress, Failure> {
         for effect in &series.effects {
             let progress = match effect {
-                Effect::Create { address, pool, holder } => {
-                    self.create(&load_balancer_ip(*address, pool, holder), *address).await?
+                Effect::Create { address, pool, holder, sharing_key } => {
+                    let object = load_balancer_ip(*address, pool, holder, sharing_key.as_deref());
+                    self.create(&object, *address).await?
                 }
-                Effect::Delete { address, uid } => self.delete(*address, uid).await?,
+                Effect::PatchAddress(patch) => self.patch_address(patch).await?,
+                Effect::Delete { address, uid, resource_version } => {
+                    self.delete(*address, uid, resource_version.as_ref()).await?
+                }
                 Effect::PatchService(patch) => self.patch_service(patch).await?,
                 Effect::PatchPool(patch) => self.patch_pool(patch).await?,
                 Effect::Event(event) => self.tell(event),
@@ -95,7 +110,7 @@ impl Applier {
     async fn create(&self, object: &LoadBalancerIP, lb_ip: IpAddr) -> Result<Progress, Failure> {
         let api = Api::<LoadBalancerIP>::all(self.client.clone());
         let params = PostParams { field_manager: Some(FIELD_MANAGER.into()), ..PostParams::default() };
-        match answer("creating its LoadBalancerIP", api.create(&params, object)).await {
+        match self.write(Write::CreateAddress, api.create(&params, object)).await {
             Ok(created) => {
                 self.stores.put_address(&created);
                 let holder = created.spec.services.first();
@@ -116,17 +131,25 @@ impl Applier {
         }
     }
 
-    async fn delete(&self, lb_ip: IpAddr, uid: &str) -> Result<Progress, Failure> {
+    async fn delete(&self, lb_ip: IpAddr, uid: &str, resource_version: Option<&String>) -> Result<Progress, Failure> {
         let api = Api::<LoadBalancerIP>::all(self.client.clone());
-        let preconditions = Some(Preconditions { uid: Some(uid.to_owned()), resource_version: None });
+        let preconditions =
+            Some(Preconditions { uid: Some(uid.to_owned()), resource_version: resource_version.cloned() });
         let params = DeleteParams { preconditions, ..DeleteParams::default() };
-        match answer("deleting its LoadBalancerIP", api.delete(&address::name(lb_ip), &params)).await {
+        match self.write(Write::DeleteAddress, api.delete(&address::name(lb_ip), &params)).await {
             Ok(deleted) => {
                 if let Some(waiting) = deleted.left().filter(has_finalizers) {
                     self.stores.put_address(&waiting);
                     return Ok(Progress::Waits);
                 }
                 tracing::info!(%lb_ip, "withdrawn");
+            }
+            // Somebody came to it meanwhile, or it is gone.
+            Err(failure) if failure.code() == Some(409) && resource_version.is_some() => {
+                if let Some(there) = answer("reading a LoadBalancerIP", api.get_opt(&address::name(lb_ip))).await? {
+                    self.stores.put_address(&there);
+                }
+                return Err(Failure::Changed);
             }
             // It is gone, or gone and somebody else's by now.
             Err(failure) if matches!(failure.code(), Some(404 | 409)) => {}
@@ -136,9 +159,32 @@ impl Applier {
         Ok(Progress::Done)
     }
 
+    async fn patch_address(&self, patch: &AddressPatch) -> Result<Progress, Failure> {
+        let api = Api::<LoadBalancerIP>::all(self.client.clone());
+        let (lb_ip, name) = (patch.address, address::name(patch.address));
+        let params = PatchParams { field_manager: Some(FIELD_MANAGER.into()), ..PatchParams::default() };
+        let body = Patch::Merge(patch.body());
+        match self.write(Write::PatchAddress, api.patch(&name, &params, &body)).await {
+            Ok(object) => {
+                self.stores.put_address(&object);
+                let services = patch.holders.len();
+                tracing::info!(%lb_ip, services, key = patch.sharing_key, "its holders changed");
+                Ok(Progress::Done)
+            }
+            Err(failure) if failure.code() == Some(404) => Ok(Progress::Waits),
+            Err(failure) if failure.code() == Some(409) => {
+                if let Some(there) = answer("reading a LoadBalancerIP", api.get_opt(&name)).await? {
+                    self.stores.put_address(&there);
+                }
+                Err(Failure::Changed)
+            }
+            Err(failure) => Err(failure),
+        }
+    }
+
     async fn patch_service(&self, patch: &ServicePatch) -> Result<Progress, Failure> {
         let api = Api::<core::Service>::namespaced(self.client.clone(), &patch.key.namespace);
-        match patched("writing its status", &api, &patch.key.name, patch.body()).await {
+        match self.patch(Write::PatchService, &api, &patch.key.name, patch.body()).await {
             Ok(service) => {
                 self.stores.put_service(&service);
                 Ok(Progress::Done)
@@ -156,7 +202,7 @@ impl Applier {
 
     async fn patch_pool(&self, patch: &PoolPatch) -> Result<Progress, Failure> {
         let api = Api::<IPAddressPool>::all(self.client.clone());
-        match patched("writing its status", &api, &patch.name, patch.body()).await {
+        match self.patch(Write::PatchPool, &api, &patch.name, patch.body()).await {
             Ok(pool) => {
                 self.stores.put_pool(&pool);
                 Ok(Progress::Done)
@@ -172,7 +218,26 @@ impl Applier {
         }
     }
 
-    fn tell(&self, event: &Event) -> Progress {
+    async fn patch<K>(&self, kind: Write, api: &Api<K>, name: &str, body: Value) -> Result<K, Failure>
+    where
+        K: Clone + serde::de::DeserializeOwned + std::fmt::Debug,
+    {
+        let params = PatchParams { field_manager: Some(FIELD_MANAGER.into()), ..PatchParams::default() };
+        self.write(kind, api.patch_status(name, &params, &Patch::Merge(body))).await
+    }
+
+    /// Sends a write, if we lead.
+    async fn write<T>(&self, kind: Write, request: impl Future<Output = kube::Result<T>>) -> Result<T, Failure> {
+        if let Err(deposed) = self.mandate.check() {
+            self.metrics.wrote(kind, Outcome::Deposed);
+            return Err(deposed.into());
+        }
+        let answer = answer(what(kind), request).await;
+        self.metrics.wrote(kind, answer.as_ref().map_or_else(Failure::outcome, |_| Outcome::Ok));
+        answer
+    }
+
+    pub(crate) fn tell(&self, event: &Event) -> Progress {
         let regarding = &event.regarding;
         let (kind, namespace, name) = (&regarding.kind, &regarding.namespace, &regarding.name);
         if event.is_warning {
@@ -190,12 +255,15 @@ fn has_finalizers(object: &LoadBalancerIP) -> bool {
     object.metadata.finalizers.as_ref().is_some_and(|finalizers| !finalizers.is_empty())
 }
 
-async fn patched<K>(what: &'static str, api: &Api<K>, name: &str, body: Value) -> Result<K, Failure>
-where
-    K: Clone + serde::de::DeserializeOwned + std::fmt::Debug,
-{
-    let params = PatchParams { field_manager: Some(FIELD_MANAGER.into()), ..PatchParams::default() };
-    answer(what, api.patch_status(name, &params, &Patch::Merge(body))).await
+/// What is said of a write that failed.
+fn what(kind: Write) -> &'static str {
+    match kind {
+        Write::CreateAddress => "creating its LoadBalancerIP",
+        Write::DeleteAddress => "deleting its LoadBalancerIP",
+        Write::PatchAddress => "writing a LoadBalancerIP",
+        Write::PatchService | Write::PatchPool => "writing its status",
+        Write::CreateEvent => "creating an event",
+    }
 }
 
 async fn answer<T>(what: &'static str, request: impl Future<Output = kube::Result<T>>) -> Result<T, Failure> {
@@ -204,6 +272,16 @@ async fn answer<T>(what: &'static str, request: impl Future<Output = kube::Resul
 }
 
 impl Failure {
+    /// How the write went that failed so.
+    fn outcome(&self) -> Outcome {
+        match self {
+            Self::Refused { source, .. } => Outcome::of(source),
+            Self::Deposed(_) => Outcome::Deposed,
+            Self::Taken(_) | Self::Changed => Outcome::Conflict,
+            Self::Silent => Outcome::Unanswered,
+        }
+    }
+
     /// The HTTP status that the API server refused with.
     fn code(&self) -> Option<u16> {
         match self {
@@ -232,6 +310,16 @@ mod tests {
         effects: Vec<Effect>,
         answers: Vec<(u16, Value)>,
     ) -> (Result<Progress, String>, Vec<String>, Stores) {
+        applied_under(Mandate::unlimited(), Duration::ZERO, effects, answers).await
+    }
+
+    /// As above, with that mandate, and each answer after that time.
+    async fn applied_under(
+        mandate: Mandate,
+        delay: Duration,
+        effects: Vec<Effect>,
+        answers: Vec<(u16, Value)>,
+    ) -> (Result<Progress, String>, Vec<String>, Stores) {
         let asked = Arc::new(Mutex::new(Vec::new()));
         let answers = Arc::new(Mutex::new(VecDeque::from(answers)));
         let log = asked.clone();
@@ -241,6 +329,7 @@ mod tests {
             let answer = answers.lock().expect("no panic").pop_front();
             async move {
                 let Some((code, body)) = answer else { return std::future::pending().await };
+                tokio::time::sleep(delay).await;
                 Response::builder().status(code).body(Body::from(body.to_string().into_bytes()))
             }
         });
@@ -249,11 +338,14 @@ mod tests {
             pools: Store::listed(&wake, 1, []),
             services: Store::listed(&wake, 1, []),
             addresses: Store::listed(&wake, 1, []),
+            namespaces: Store::listed(&wake, 1, []),
             nodes: Store::listed(&wake, 1, []),
+            networks: Store::listed(&wake, 1, []),
         };
         stores.put_address(&serde_json::from_value(address("192.0.2.9", "a9", "web")).expect("a LoadBalancerIP"));
         let (events, _) = mpsc::channel(1);
-        let applier = Applier { client: Client::new(service, "default"), stores: stores.clone(), events };
+        let (client, metrics) = (Client::new(service, "default"), Metrics::default());
+        let applier = Applier { client, stores: stores.clone(), mandate, metrics, events };
         let series = Series { subject: Subject::Service(Key::new("default", "web")), effects };
         let result = applier.apply(&series).await.map_err(|failure| failure.to_string());
         let asked = asked.lock().expect("no panic").clone();
@@ -261,11 +353,26 @@ mod tests {
     }
 
     fn create() -> Effect {
-        Effect::Create { address: ip("192.0.2.1"), pool: "lan".into(), holder: holder("web") }
+        Effect::Create { address: ip("192.0.2.1"), pool: "lan".into(), holder: holder("web"), sharing_key: None }
     }
 
     fn delete() -> Effect {
-        Effect::Delete { address: ip("192.0.2.9"), uid: "a9".into() }
+        Effect::Delete { address: ip("192.0.2.9"), uid: "a9".into(), resource_version: None }
+    }
+
+    fn delete_this_version() -> Effect {
+        Effect::Delete { address: ip("192.0.2.9"), uid: "a9".into(), resource_version: Some("5".into()) }
+    }
+
+    fn join() -> Effect {
+        Effect::PatchAddress(AddressPatch {
+            address: ip("192.0.2.9"),
+            resource_version: "5".into(),
+            holders: vec![holder("web"), holder("other")],
+            sharing_key: Some("k".into()),
+            pool: None,
+            becomes_reservation: false,
+        })
     }
 
     fn patch() -> Effect {
@@ -352,6 +459,20 @@ mod tests {
         assert_eq!(asked, [format!("POST {LBIPS}")]);
     }
 
+    #[tokio::test(start_paused = true)]
+    async fn a_series_ends_where_another_may_lead() {
+        let answers = || vec![(201, address("192.0.2.1", "a1", "web")), (200, service("8"))];
+        let second = Duration::from_secs(1);
+        for (lasts, asked) in [(3 * second, 2), (2 * second, 2), (second, 1), (Duration::ZERO, 0)] {
+            let mandate = Mandate::until(tokio::time::Instant::now() + lasts);
+            let (result, sent, stores) = applied_under(mandate, second, vec![create(), patch()], answers()).await;
+            let deposed = "another controller may lead by now".to_owned();
+            let done = if asked == 2 { Ok(Progress::Done) } else { Err(deposed) };
+            assert_eq!((result, sent.len()), (done, asked), "a mandate of {lasts:?}");
+            assert_eq!(holders(&stores).len(), if asked > 0 { 2 } else { 1 }, "what was answered is known");
+        }
+    }
+
     #[tokio::test]
     async fn what_is_withdrawn_already_or_somebody_elses_by_now_is_withdrawn() {
         let gone = json!({"kind": "Status", "apiVersion": "v1", "status": "Success"});
@@ -361,6 +482,41 @@ mod tests {
             assert_eq!(asked, [format!("DELETE {LBIPS}/192.0.2.9"), STATUS.into()]);
             assert_eq!(holders(&stores), []);
         }
+    }
+
+    #[tokio::test]
+    async fn an_address_that_somebody_came_to_meanwhile_is_not_withdrawn() {
+        let mut there = address("192.0.2.9", "a9", "other");
+        there["metadata"]["resourceVersion"] = json!("6");
+        let answers = vec![refusal(409, "Conflict"), (200, there)];
+        let (result, asked, stores) = applied(vec![delete_this_version(), patch()], answers).await;
+        assert_eq!(result, Err("it was changed meanwhile".into()));
+        assert_eq!(asked, [format!("DELETE {LBIPS}/192.0.2.9"), format!("GET {LBIPS}/192.0.2.9")]);
+        assert_eq!(holders(&stores), [("192.0.2.9".into(), "other".into())]);
+    }
+
+    #[tokio::test]
+    async fn who_comes_to_an_address_is_known_at_once_and_a_conflict_is_read_anew() {
+        let joined = |version: &str| {
+            let mut object = address("192.0.2.9", "a9", "joined");
+            object["metadata"]["resourceVersion"] = json!(version);
+            object
+        };
+        let patch = format!("PATCH {LBIPS}/192.0.2.9");
+        for (answers, expected, requests) in [
+            (vec![(200, joined("6"))], Ok(Progress::Done), vec![patch.clone()]),
+            (
+                vec![refusal(409, "Conflict"), (200, joined("7"))],
+                Err("it was changed meanwhile".to_owned()),
+                vec![patch.clone(), format!("GET {LBIPS}/192.0.2.9")],
+            ),
+        ] {
+            let (result, asked, stores) = applied(vec![join()], answers).await;
+            assert_eq!((result, asked), (expected, requests));
+            assert_eq!(holders(&stores), [("192.0.2.9".into(), "joined".into())]);
+        }
+        let (result, ..) = applied(vec![join(), delete()], vec![refusal(404, "NotFound")]).await;
+        assert_eq!(result, Ok(Progress::Waits));
     }
 
     #[tokio::test]

@@ -10,12 +10,23 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use kube::Resource;
 use serde_json::{Map, Value, json};
 
+impl Effect {
+    /// The address whose record it makes, changes or deletes.
+    pub fn address(&self) -> Option<IpAddr> {
+        match self {
+            Self::Create { address, .. } | Self::Delete { address, .. } => Some(*address),
+            Self::PatchAddress(patch) => Some(patch.address),
+            Self::PatchService(_) | Self::PatchPool(_) | Self::Event(_) => None,
+        }
+    }
+}
+
 /// What series of effects are about. Two series about one subject are never under way at once.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Subject {
-    /// An address that nobody holds any more.
+    /// An address that several may hold, or that nobody holds any more.
     Address(IpAddr),
-    /// A Service, and the addresses that it has, gets or loses.
+    /// A Service, and the addresses that it alone has, gets or loses.
     Service(Key),
     /// A pool.
     Pool(String),
@@ -51,13 +62,20 @@ pub enum Effect {
         pool: String,
         /// The Service.
         holder: Holder,
+        /// The key by which the Service shares it.
+        sharing_key: Option<String>,
     },
+    /// Change who holds an address.
+    PatchAddress(AddressPatch),
     /// Withdraw an address, if it is still held by this very record.
     Delete {
         /// The address.
         address: IpAddr,
         /// The record's UID.
         uid: String,
+        /// The version that was looked at, where others than the holder may come to it. If the record is another by now,
+        /// the deletion fails.
+        resource_version: Option<String>,
     },
     /// Write a Service's status and finalizers.
     PatchService(ServicePatch),
@@ -65,6 +83,23 @@ pub enum Effect {
     PatchPool(PoolPatch),
     /// Tell people.
     Event(Event),
+}
+
+/// What changes of a record, in one write.
+#[derive(Clone, Debug, PartialEq)]
+pub struct AddressPatch {
+    /// The address.
+    pub address: IpAddr,
+    /// The version that was looked at, as for Services.
+    pub resource_version: String,
+    /// All its holders.
+    pub holders: Vec<Holder>,
+    /// The key by which they share it.
+    pub sharing_key: Option<String>,
+    /// Its pool, where that changes.
+    pub pool: Option<String>,
+    /// Whether to write down that it is a reservation, of which only its emptiness told before.
+    pub becomes_reservation: bool,
 }
 
 /// What changes of a Service, in one write. What is `None` stays as it is.
@@ -135,19 +170,40 @@ fn entry(ingress: &Ingress) -> Value {
     fields.into_iter().filter_map(|(name, value)| Some((name.to_owned(), json!(value.as_ref()?)))).collect()
 }
 
-impl PoolPatch {
-    /// The JSON merge patch for `ipaddresspools/status`.
+impl AddressPatch {
+    /// The JSON merge patch for a `loadbalancerips` object.
     pub fn body(&self) -> Value {
-        json!({"metadata": {"resourceVersion": self.resource_version}, "status": self.status})
+        // `null` takes the key away.
+        let mut spec = json!({"services": self.holders, "sharingKey": self.sharing_key});
+        if let Some(pool) = &self.pool {
+            spec["pool"] = json!(pool);
+        }
+        if self.becomes_reservation {
+            spec["reservation"] = json!({});
+        }
+        json!({"metadata": {"resourceVersion": self.resource_version}, "spec": spec})
+    }
+}
+
+impl PoolPatch {
+    /// The JSON merge patch for `ipaddresspools/status`. A list that is left out where it is empty has to be taken away
+    /// by name, or the old one would stay.
+    pub fn body(&self) -> Value {
+        let mut body = json!({"metadata": {"resourceVersion": self.resource_version}, "status": self.status});
+        if self.status.held_by.is_empty() {
+            body["status"]["heldBy"] = Value::Null;
+        }
+        body
     }
 }
 
 /// The object that makes `address` this Service's.
-pub fn load_balancer_ip(address: IpAddr, pool: &str, holder: &Holder) -> LoadBalancerIP {
+pub fn load_balancer_ip(address: IpAddr, pool: &str, holder: &Holder, sharing_key: Option<&str>) -> LoadBalancerIP {
     let spec = LoadBalancerIPSpec {
         address: address.to_string(),
         pool: pool.into(),
         services: vec![holder.clone()],
+        sharing_key: sharing_key.map(str::to_owned),
         ..LoadBalancerIPSpec::default()
     };
     LoadBalancerIP::new(&address::name(address), spec)
@@ -174,6 +230,51 @@ pub fn pool_reference(pool: &crds::IPAddressPool) -> ObjectReference {
 mod tests {
     use super::*;
     use crate::fixtures::ip;
+
+    #[test]
+    fn a_patch_of_a_record_replaces_its_holders_and_key_and_nothing_that_stays() {
+        let patch = AddressPatch {
+            address: ip("192.0.2.1"),
+            resource_version: "7".into(),
+            holders: vec![],
+            sharing_key: None,
+            pool: None,
+            becomes_reservation: false,
+        };
+        let body = json!({"metadata": {"resourceVersion": "7"}, "spec": {"services": [], "sharingKey": null}});
+        assert_eq!(patch.body(), body);
+        let holder = Holder { terms: Some("t".into()), ..crate::fixtures::holder("web") };
+        let all = AddressPatch {
+            holders: vec![holder],
+            sharing_key: Some("k".into()),
+            pool: Some("lan".into()),
+            becomes_reservation: true,
+            ..patch
+        };
+        let holder = json!({"namespace": "default", "name": "web", "uid": "web", "terms": "t"});
+        assert_eq!(
+            all.body()["spec"],
+            json!({"services": [holder], "sharingKey": "k", "pool": "lan", "reservation": {}})
+        );
+    }
+
+    #[test]
+    fn a_patch_of_a_pool_replaces_all_that_its_status_said() {
+        let mut patch = PoolPatch {
+            name: "lan".into(),
+            resource_version: "7".into(),
+            status: IPAddressPoolStatus { assigned_ipv4: 1, held_by: vec!["default/web".into()], ..Default::default() },
+        };
+        let counts = json!({"assignedIPv4": 1, "assignedIPv6": 0, "availableIPv4": 0, "availableIPv6": 0});
+        let body = |held_by: Value| {
+            let mut status = counts.clone();
+            (status["heldBy"], status["conditions"]) = (held_by, json!([]));
+            json!({"metadata": {"resourceVersion": "7"}, "status": status})
+        };
+        assert_eq!(patch.body(), body(json!(["default/web"])));
+        patch.status.held_by.clear();
+        assert_eq!(patch.body(), body(Value::Null));
+    }
 
     #[test]
     fn a_patch_names_only_what_changes_and_the_version_it_is_for() {

@@ -1,6 +1,5 @@
 //! Objects for tests, with what matters to the test as arguments.
 
-use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::sync::Arc;
 
@@ -29,10 +28,6 @@ pub(crate) fn pool(name: &str, created: i64, addresses: &[&str]) -> Arc<IPAddres
     pool.metadata.resource_version = Some("1".into());
     pool.metadata.uid = Some(format!("pool-{name}"));
     Arc::new(pool)
-}
-
-pub(crate) fn by_name<const N: usize>(pools: [Arc<IPAddressPool>; N]) -> BTreeMap<String, Arc<IPAddressPool>> {
-    pools.map(|pool| (pool.metadata.name.clone().expect("a name"), pool)).into()
 }
 
 pub(crate) fn node(name: &str, address: &str) -> Arc<Node> {

@@ -1,127 +1,233 @@
-//! Which address is given to who asks for any: the first that is free, of the oldest pool that has one.
+//! Which address is next: the first of a pool that is free.
 //!
-//! [`Pools`] and the addresses in use → one address after the other. All addresses of a plan are taken in one pass over
-//! those in use, however large the pools are.
+//! [`Pools`] and the addresses in use → [`Free`], which follows what is taken and released. What is free is kept as the
+//! gaps between what is in use, so a step costs the logarithm of their number, however large the pools are.
+//!
+//! An address that is released rests for as long as its pool's `reuseAfter` says. It is given to the Service that had
+//! it, to who asks for it by name, or when there is no other: then the one that has rested longest.
+//!
+//! All that a pool has is either free, used, resting, or withheld ([`Pools::withheld`]) and not used.
 
-use std::collections::{BTreeMap, BTreeSet, btree_map};
-use std::iter::Peekable;
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use crds::{Range, Record, address};
+use crds::Key;
+use crds::ip_address_pool::REUSE_AFTER;
+use crds::service::Family;
+use jiff::Timestamp;
 
-use crate::pools::{Pool, Pools};
-use crate::snapshot::Snapshot;
+use crate::intervals::{ByFamily, FAMILIES, Intervals};
+use crate::pools::{Land, Pool, Pools};
+use crate::rest::{Rest, Resting};
 
-/// The free addresses, from the first on.
-pub(crate) struct Free<'a> {
-    addresses: &'a BTreeMap<IpAddr, Arc<Record>>,
-    unreadable: &'a BTreeSet<IpAddr>,
-    pools: &'a Pools,
-    /// Those that this plan gives to who asks for them by name.
-    taken: BTreeSet<IpAddr>,
-    /// The ranges that are not used up yet, the next one last.
-    ranges: Vec<(&'a Pool, Range)>,
-    current: Option<Current<'a>>,
+/// The addresses that are free.
+#[derive(Clone, Debug)]
+pub struct Free {
+    land: Arc<Land>,
+    /// By pool, in the order of the pools.
+    stocks: Vec<ByFamily<Stock>>,
+    /// What rests; also what is in no pool at the moment.
+    resting: Resting,
+    /// Addresses in use that no pool would give to who takes any. Of the others those are in use that are not free.
+    odd: BTreeSet<IpAddr>,
 }
 
-/// Where the search is.
-struct Current<'a> {
-    pool: &'a Pool,
-    last: IpAddr,
-    next: Option<IpAddr>,
-    /// Addresses in use, from `next` on.
-    used: Peekable<btree_map::Range<'a, IpAddr, Arc<Record>>>,
+/// What a pool has of one family.
+#[derive(Clone, Debug, Default)]
+struct Stock {
+    /// The places of free addresses.
+    gaps: Intervals,
+    /// Those that rest, oldest first.
+    resting: BTreeSet<(Timestamp, IpAddr)>,
+    /// How many of [`Free::odd`] belong to it.
+    odd: u128,
 }
 
-impl<'a> Free<'a> {
-    pub(crate) fn new(snapshot: &'a Snapshot, pools: &'a Pools) -> Self {
-        let automatic = pools.iter().filter(|pool| pool.object.spec.auto_assign);
-        let mut ranges: Vec<_> = automatic.flat_map(|pool| pool.usable().map(move |range| (pool, range))).collect();
-        ranges.reverse();
-        Self {
-            addresses: &snapshot.addresses,
-            unreadable: &snapshot.unreadable.addresses,
-            pools,
-            taken: BTreeSet::new(),
-            ranges,
-            current: None,
+/// How many addresses of one family a pool has. A number that doesn't fit, that of all of IPv6, is `u128::MAX`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Counts {
+    /// All of them: the sum of the following four.
+    pub size: u128,
+    /// Those that somebody has.
+    pub used: u128,
+    /// Those that rest.
+    pub resting: u128,
+    /// Those that anybody can have.
+    pub free: u128,
+    /// Those that nobody has and that are not given to who takes any.
+    pub withheld: u128,
+    /// Those that are given to who takes any, whether or not somebody has them.
+    pub open: u128,
+}
+
+impl Counts {
+    /// How many can be had without asking for one by name.
+    pub fn available(&self) -> u128 {
+        self.free.saturating_add(self.resting)
+    }
+}
+
+impl Free {
+    /// What is free of these pools when this is in use. Nothing rests.
+    pub fn new(pools: &Pools, used: impl IntoIterator<Item = IpAddr>) -> Self {
+        let open = |lot: &crate::pools::Lot| ByFamily {
+            v4: Stock { gaps: lot.open.v4.clone(), ..Stock::default() },
+            v6: Stock { gaps: lot.open.v6.clone(), ..Stock::default() },
+        };
+        let land = pools.land().clone();
+        let stocks = land.lots.iter().map(open).collect();
+        let mut free = Self { land, stocks, resting: Resting::default(), odd: BTreeSet::new() };
+        used.into_iter().for_each(|address| free.take(address));
+        free
+    }
+
+    /// The same for other pools: what rests, rests on, for as long as its pool says now.
+    pub fn renew(&mut self, pools: &Pools, used: impl IntoIterator<Item = IpAddr>, now: Timestamp) {
+        self.rouse(now);
+        let old = std::mem::replace(self, Self::new(pools, used));
+        for (address, rest) in old.resting.into_iter() {
+            if !self.is_used(address) {
+                self.lay_down(address, rest.last, rest.since);
+            }
+        }
+        self.rouse(now);
+    }
+
+    /// Somebody has this address. That it is taken already changes nothing.
+    pub fn take(&mut self, address: IpAddr) {
+        self.wake_up(address);
+        let found = self.land.find(address);
+        if let Some((pool, Some(place))) = found {
+            self.stocks[pool][Family::of(address)].gaps.remove(place, place);
+        } else if self.odd.insert(address)
+            && let Some((pool, None)) = found
+        {
+            self.stocks[pool][Family::of(address)].odd += 1;
         }
     }
 
-    /// Takes this very address. Nobody gets it any more.
-    pub(crate) fn take(&mut self, address: IpAddr) {
-        self.taken.insert(address);
+    /// Nobody has this address any more; if a Service had it, this one was the last, and the address rests. That it is
+    /// not in use changes nothing.
+    pub fn release(&mut self, address: IpAddr, last: Option<Key>, now: Timestamp) {
+        self.rouse(now);
+        if !self.is_used(address) {
+            return;
+        }
+        match self.land.find(address) {
+            Some((pool, Some(place))) => self.stocks[pool][Family::of(address)].gaps.insert(place, place),
+            found => {
+                self.odd.remove(&address);
+                if let Some((pool, _)) = found {
+                    self.stocks[pool][Family::of(address)].odd -= 1;
+                }
+            }
+        }
+        if let Some(last) = last {
+            self.lay_down(address, Arc::new(last), now);
+            self.rouse(now);
+        }
     }
 
-    /// Takes the next free address, and names its pool; `None` if there is none.
-    pub(crate) fn take_next(&mut self) -> Option<(IpAddr, &'a Pool)> {
-        loop {
-            if self.current.is_none() {
-                let (pool, range) = self.ranges.pop()?;
-                let used = self.addresses.range(range.first()..=range.last()).peekable();
-                self.current = Some(Current { pool, last: range.last(), next: Some(range.first()), used });
+    /// The address of that family that this pool gives to `service`, if it asks for none by name: one that rests and that
+    /// it had itself (the last of them), else the first that is free, else the one that has rested longest. It stays
+    /// free. `pool` must be one of those that this was made of.
+    pub fn next(&mut self, pool: &Pool, family: Family, service: &Key, now: Timestamp) -> Option<IpAddr> {
+        self.rouse(now);
+        let stock = &self.stocks[pool.index][family];
+        let numbering = self.land.lots[pool.index].numbering;
+        let of_stock =
+            |address: &IpAddr| Family::of(*address) == family && self.pool_of_open(*address) == Some(pool.index);
+        let had = if stock.resting.is_empty() { None } else { self.resting.had_by(service).find(of_stock) };
+        had.or_else(|| stock.gaps.first().map(|place| numbering.address(family, place)))
+            .or_else(|| stock.resting.first().map(|(_, address)| *address))
+    }
+
+    /// The resting addresses that this Service had, of all pools, the one that it gave up last first.
+    pub fn had_by(&self, service: &Key) -> impl Iterator<Item = IpAddr> {
+        self.resting.had_by(service)
+    }
+
+    /// Whether this is the address of a pool and nobody has it. It may rest; and it may be withheld.
+    pub fn is_free(&self, address: IpAddr) -> bool {
+        self.land.find(address).is_some() && !self.is_used(address)
+    }
+
+    /// Whether somebody has this address.
+    fn is_used(&self, address: IpAddr) -> bool {
+        match self.land.find(address) {
+            Some((pool, Some(place))) => {
+                let gaps = &self.stocks[pool][Family::of(address)].gaps;
+                !gaps.contains(place) && !self.resting.contains(address)
             }
-            let Some(current) = &mut self.current else { continue };
-            let Some(address) = current.next.filter(|address| *address <= current.last) else {
-                self.current = None;
-                continue;
+            _ => self.odd.contains(&address),
+        }
+    }
+
+    /// Whether this address rests.
+    pub fn is_resting(&self, address: IpAddr) -> bool {
+        self.resting.contains(address)
+    }
+
+    /// How many addresses a pool has. `pool` must be one of those that this was made of.
+    pub fn counts(&self, pool: &Pool) -> ByFamily<Counts> {
+        let mut counts = ByFamily::default();
+        for family in FAMILIES {
+            let (stock, lot) = (&self.stocks[pool.index][family], &self.land.lots[pool.index]);
+            let resting = stock.resting.len() as u128;
+            counts[family] = Counts {
+                size: lot.size(family),
+                used: lot.open[family].len_without(&stock.gaps) - resting + stock.odd,
+                resting,
+                free: stock.gaps.len(),
+                withheld: lot.closed(family) - stock.odd,
+                open: lot.open[family].len(),
             };
-            current.next = address::next(address);
-            if current.used.next_if(|(used, _)| **used == address).is_some() {
-                continue;
-            }
-            let pool = current.pool;
-            let withheld = pool.withheld.contains(&address)
-                || self.unreadable.contains(&address)
-                || self.taken.contains(&address)
-                || self.pools.node_at(address).is_some();
-            if !withheld {
-                return Some((address, pool));
-            }
+        }
+        counts
+    }
+
+    /// The pool that gives this address to who takes any.
+    fn pool_of_open(&self, address: IpAddr) -> Option<usize> {
+        let (pool, place) = self.land.find(address)?;
+        place.map(|_| pool)
+    }
+
+    /// Lets an address rest that nobody has.
+    fn lay_down(&mut self, address: IpAddr, last: Arc<Key>, since: Timestamp) {
+        let found = self.land.find(address);
+        let rests = found.map_or(REUSE_AFTER, |(pool, _)| self.land.lots[pool].reuse_after);
+        if let Some((pool, Some(place))) = found {
+            let stock = &mut self.stocks[pool][Family::of(address)];
+            stock.gaps.remove(place, place);
+            stock.resting.insert((since, address));
+        }
+        let until = since.checked_add(rests).unwrap_or(Timestamp::MAX);
+        self.resting.insert(address, Rest { last, since, until });
+    }
+
+    /// Ends the rest of what has rested.
+    fn rouse(&mut self, now: Timestamp) {
+        while let Some((address, rest)) = self.resting.remove_rested(now) {
+            self.stand_up(address, &rest);
+        }
+    }
+
+    /// Ends the rest of this address.
+    fn wake_up(&mut self, address: IpAddr) {
+        if let Some(rest) = self.resting.remove(address) {
+            self.stand_up(address, &rest);
+        }
+    }
+
+    fn stand_up(&mut self, address: IpAddr, rest: &Rest) {
+        if let Some((pool, Some(place))) = self.land.find(address) {
+            let stock = &mut self.stocks[pool][Family::of(address)];
+            stock.resting.remove(&(rest.since, address));
+            stock.gaps.insert(place, place);
         }
     }
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::fixtures::{by_name, ip, node, pool, record};
-
-    #[test]
-    fn free_addresses_come_in_order_without_those_that_are_not_to_be_given() {
-        let mut by_hand = pool("hand", 1, &["192.0.2.200-192.0.2.201"]);
-        Arc::make_mut(&mut by_hand).spec.auto_assign = false;
-        let mut snapshot = Snapshot {
-            pools: by_name([
-                pool("b", 2, &["192.0.2.0/29", "192.0.2.20-192.0.2.20"]),
-                pool("a", 3, &["192.0.2.9-192.0.2.9"]),
-                by_hand,
-            ]),
-            addresses: [record("192.0.2.2", "b", &[]), record("192.0.2.3", "b", &[])].into(),
-            ..Snapshot::default()
-        };
-        snapshot.unreadable.addresses.insert(ip("192.0.2.5"));
-        let nodes = [node("n1", "192.0.2.6")];
-        let pools = Pools::new(snapshot.pools.values(), &nodes);
-        let mut free = Free::new(&snapshot, &pools);
-        free.take(ip("192.0.2.4"));
-        let given: Vec<_> = std::iter::from_fn(|| free.take_next()).map(|(a, p)| (a, p.name())).collect();
-        assert_eq!(given, [(ip("192.0.2.1"), "b"), (ip("192.0.2.20"), "b"), (ip("192.0.2.9"), "a")]);
-    }
-
-    #[test]
-    fn the_last_address_of_all_can_be_given_and_a_huge_pool_costs_nothing() {
-        let snapshot = Snapshot {
-            pools: by_name([
-                pool("all", 1, &["0.0.0.0/0", "::/0"]),
-                pool("end", 0, &["255.255.255.255-255.255.255.255"]),
-            ]),
-            ..Snapshot::default()
-        };
-        let pools = Pools::new(snapshot.pools.values(), []);
-        let mut free = Free::new(&snapshot, &pools);
-        let given: Vec<_> = std::iter::from_fn(|| free.take_next()).take(2).map(|(a, p)| (a, p.name())).collect();
-        assert_eq!(given, [(ip("255.255.255.255"), "end"), (ip("0.0.0.1"), "all")]);
-    }
-}
+mod tests;

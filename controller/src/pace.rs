@@ -60,6 +60,8 @@ impl Paces {
         let pause = match subject {
             _ if !success => pause(failures, jitter),
             Subject::Pool(_) => POOL,
+            // Many Services may come to one address, each with a write.
+            Subject::Address(_) if writes > FREE => PAUSES.0,
             _ if writes > FREE => pause(writes - FREE, jitter),
             _ => Duration::ZERO,
         };
@@ -67,7 +69,7 @@ impl Paces {
         match (failed, failures) {
             (0, 1) => Notable::Failing,
             (2.., 0) => Notable::Recovered,
-            _ if success && writes == 2 * FREE && !matches!(subject, Subject::Pool(_)) => Notable::Fight,
+            _ if success && writes == 2 * FREE && matches!(subject, Subject::Service(_)) => Notable::Fight,
             _ => Notable::Nothing,
         }
     }
@@ -135,6 +137,18 @@ mod tests {
         now += QUIET;
         paces.ended(&web(), true, now, 1.0);
         assert_eq!(paces.held_until(&web(), now), None);
+    }
+
+    #[test]
+    fn an_address_to_which_many_services_come_is_no_fight() {
+        let (mut paces, mut now) = (Paces::default(), Instant::now());
+        let address = Subject::Address("192.0.2.1".parse().expect("an address"));
+        for write in 1..=40 {
+            assert_eq!(paces.ended(&address, true, now, 1.0), Notable::Nothing, "write {write}");
+            let until = paces.held_until(&address, now);
+            assert_eq!(until, (write > FREE).then(|| now + PAUSES.0));
+            now += Duration::from_millis(60);
+        }
     }
 
     #[test]

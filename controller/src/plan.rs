@@ -1,255 +1,339 @@
 //! What is to be written, so that everything says who got which address.
 //!
-//! Snapshot → [`Plan`]. It depends on nothing else and not on any order, and once its effects have happened, the next
-//! plan is empty: so a crash, a lost answer or another writer between any two effects heals with the next plan.
+//! Ledger → [`Plan`]. It depends on nothing but what is known, and once its effects have happened, the next plan is
+//! empty: so a crash, a lost answer or another writer between any two effects heals with the next plan.
 //!
 //! Orders that matter, each within one [`Series`]:
 //!
-//! - Allocation: the LoadBalancerIP, then one write of the Service's finalizer, address and condition. Until that second
+//! - Allocation: the LoadBalancerIP, then one write of the Service's finalizer, addresses and condition. Until that second
 //!   write is done, the LoadBalancerIP itself is what cleans up after the Service (KEP-980 asks for a finalizer before
 //!   provisioning: a record of our own serves the same end, and doesn't cost a write more).
 //! - Release: the LoadBalancerIP is deleted, so that nobody announces the address any more, then status and finalizer
 //!   are cleared (KEP-980).
 //! - Change to another address: the new one is taken and shown before the old one is withdrawn.
+//!
+//! Addresses that several hold, or that are reserved, are subjects of their own: a Service comes to such a record, or
+//! leaves it, in one write of that record, and what its status says follows in the next plan; or precedes it, in a change
+//! to another address.
 
-use std::fmt;
-use std::net::IpAddr;
+use std::sync::Arc;
 
-use crds::condition::{Desired, Status, without_ours};
-use crds::service::{ALLOCATED, FINALIZER, Ingress};
-use crds::{Holder, Record, Service};
+use crds::condition::without_ours;
+use crds::service::{FINALIZER, Ingress};
+use crds::{Record, Service};
+use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 
-use crate::allocation::{Allocation, Outcome, allocations};
-use crate::effect::{Effect, Event, PoolPatch, Series, ServicePatch, Subject, pool_reference, service_reference};
-use crate::pool_status;
-use crate::pools::{Pool, Pools};
+use crate::allocation::{Allocation, How};
+use crate::effect::{Effect, Event, PoolPatch, Series, ServicePatch, Subject, pool_reference};
+use crate::holders::{holder, is_alone};
+use crate::ledger::{Dirty, Leaving, Ledger};
+use crate::pool_status::{self, Holders};
+use crate::pools::Pool;
+use crate::service_status::{condition, event, is_from, is_told, mentions, repaired, says_it_has_one, shows};
+use crate::sharing;
 use crate::snapshot::Snapshot;
 
 /// What is to be written.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Plan {
     /// Independent of each other, and so in any order or at once. In this order nobody waits for who comes later: what
-    /// is withdrawn, then Services in the order in which they are served, then pools.
+    /// is withdrawn, then Services in the order in which they are served, then pools. Each takes the place of an earlier
+    /// one about the same subject.
     pub series: Vec<Series>,
+    /// What earlier plans had about these subjects is not to be begun any more.
+    pub revoked: Vec<Subject>,
 }
 
-/// Stands before the address that a Service keeps while it is refused another one.
-const KEEPS: &str = "; it keeps ";
-
-/// What is to be written, given what was observed.
+/// What is to be written, given all that was observed.
 pub fn plan(snapshot: &Snapshot) -> Plan {
-    let pools = Pools::new(snapshot.pools.values(), snapshot.nodes.values());
-    let allocations = allocations(snapshot, &pools);
-    let mut series = Vec::new();
-    for record in &allocations.orphans {
-        push(&mut series, || Subject::Address(record.address), withdrawn(std::slice::from_ref(record)));
-    }
-    for (service, records) in &allocations.others {
-        push(&mut series, about(service), released(service, records, &pools, snapshot));
-    }
-    for allocation in &allocations.served {
-        push(&mut series, about(allocation.service), allocated(allocation, &pools, snapshot));
-    }
-    for pool in pools.iter() {
-        push(&mut series, || Subject::Pool(pool.name().to_owned()), counted(pool, &pools, snapshot));
-    }
-    Plan { series }
+    Ledger::of(snapshot).plan(snapshot.now)
 }
 
-fn about(service: &Service) -> impl FnOnce() -> Subject {
-    || Subject::Service(service.key.clone())
-}
+impl Ledger {
+    /// What is to be written about whatever has changed since the last plan.
+    pub fn plan(&mut self, now: Timestamp) -> Plan {
+        self.begin_plan();
+        self.refresh(now);
+        let mut plan = Plan::default();
+        let services = self.take_services(&mut plan, now);
+        let (mut others, mut served, mut needs) = (Vec::new(), Vec::new(), Vec::new());
+        for service in services {
+            if !self.is_served(&service) {
+                self.set_leaving(&service.key, []);
+                self.set_waiting(&service.key, false);
+                others.push(service);
+                continue;
+            }
+            match self.kept(&service) {
+                Ok(allocation) => served.push(self.noted(allocation)),
+                Err(rank) => needs.push((rank, service)),
+            }
+        }
+        needs.sort_by(|(rank, a), (other, b)| (rank, a.created, &a.key).cmp(&(other, b.created, &b.key)));
+        for (_, service) in needs {
+            let allocation = self.served(&service, now);
+            served.push(self.noted(allocation));
+        }
+        for address in std::mem::take(&mut self.dirty.addresses) {
+            if self.is_busy(&Subject::Address(address)) {
+                self.dirty.addresses.insert(address);
+                continue;
+            }
+            let effects = self.tidied(address).into_iter().collect();
+            self.emit(&mut plan, Subject::Address(address), effects);
+        }
+        for service in others {
+            let effects = self.released(&service);
+            self.emit(&mut plan, Subject::Service(service.key.clone()), effects);
+        }
+        for allocation in served {
+            let effects = self.allocated(&allocation, now);
+            self.emit(&mut plan, Subject::Service(allocation.service.key.clone()), effects);
+        }
+        for name in std::mem::take(&mut self.dirty.pools) {
+            if self.is_busy(&Subject::Pool(name.clone())) {
+                self.dirty.pools.insert(name);
+                continue;
+            }
+            let effects = self.pools.get(&name).map(|pool| self.counted(pool, now)).unwrap_or_default();
+            self.emit(&mut plan, Subject::Pool(name), effects);
+        }
+        plan
+    }
 
-fn push(series: &mut Vec<Series>, subject: impl FnOnce() -> Subject, effects: Vec<Effect>) {
-    if !effects.is_empty() {
-        series.push(Series { subject: subject(), effects });
+    /// The Services that are to be looked at again. They have nothing promised any more.
+    fn take_services(&mut self, plan: &mut Plan, now: Timestamp) -> Vec<Arc<Service>> {
+        let Dirty { all, waiting, services, .. } = &mut self.dirty;
+        let (all, mut waiting, keys) = (std::mem::take(all), std::mem::take(waiting), std::mem::take(services));
+        let mut taken = Vec::new();
+        for key in &keys {
+            if !all || !self.services.contains_key(key) {
+                waiting |= self.take_service(key, plan, &mut taken, now);
+            }
+        }
+        if all {
+            for service in self.services.values().cloned().collect::<Vec<_>>() {
+                self.take_service(&service.key, plan, &mut taken, now);
+            }
+        } else if waiting {
+            // Somebody else may have what was promised.
+            for key in self.waiting().difference(&keys).cloned().collect::<Vec<_>>() {
+                self.take_service(&key, plan, &mut taken, now);
+            }
+        }
+        taken
     }
-}
 
-/// What gives a Service that is ours what it gets, and says so.
-fn allocated(allocation: &Allocation<'_>, pools: &Pools, snapshot: &Snapshot) -> Vec<Effect> {
-    let service = allocation.service;
-    if is_settled(allocation, pools) {
-        return Vec::new();
+    /// Takes one of them, unless something about it is under way. Whether what was promised to it is free now.
+    fn take_service(
+        &mut self,
+        key: &crds::Key,
+        plan: &mut Plan,
+        taken: &mut Vec<Arc<Service>>,
+        now: Timestamp,
+    ) -> bool {
+        let subject = Subject::Service(key.clone());
+        if self.is_busy(&subject) {
+            self.dirty.services.insert(key.clone());
+            return false;
+        }
+        let is_free = self.break_promises(key, now);
+        match self.services.get(key) {
+            // Nobody knows what it asks for: it keeps what it holds.
+            Some(_) if self.unreadable.services.contains(key) => self.emit(plan, subject, Vec::new()),
+            Some(service) => taken.push(service.clone()),
+            None => {
+                self.set_leaving(key, []);
+                self.set_waiting(key, false);
+                self.emit(plan, subject, Vec::new());
+            }
+        }
+        is_free
     }
-    let mut effects = Vec::new();
-    if let Outcome::Gets(address, pool) = allocation.outcome {
-        let (key, uid) = (&service.key, service.uid.clone());
-        let holder = Holder { namespace: key.namespace.clone(), name: key.name.clone(), uid, terms: None };
-        effects.push(Effect::Create { address, pool: pool.name().to_owned(), holder });
+
+    /// Notes what the others have to know of what comes of a Service.
+    fn noted(&mut self, allocation: Allocation) -> Allocation {
+        let key = &allocation.service.key;
+        let leaves = |record: &Arc<Record>| {
+            let how = if is_alone(record) {
+                Leaving::Alone
+            } else if allocation.targets.is_empty() || !mentions(&allocation.service, record.address) {
+                Leaving::Now
+            } else {
+                Leaving::Later
+            };
+            (record.address, how)
+        };
+        let live = allocation.gives_up.iter().filter(|record| !record.deleting);
+        let leaving: Vec<_> = live.filter(|_| !is_pending(&allocation)).map(leaves).collect();
+        self.set_leaving(key, leaving);
+        for target in allocation.targets.iter().filter(|target| target.how == How::Join) {
+            self.dirty.addresses.insert(target.address);
+        }
+        // Who is to come to a record waits as well: its holders may change before it does.
+        let waits = is_pending(&allocation) || allocation.refusal.is_some() || allocation.lacks.is_some();
+        self.set_waiting(key, waits);
+        allocation
     }
-    let desired = condition(allocation, pools);
-    let address = allocation.address();
-    let news = (!desired.is_in(&service.conditions)).then(|| desired.set_in(&service.conditions, snapshot.now));
-    // What another provider wrote to a Service that never had anything from us stays: it may be the one that serves it.
-    let wrote = says_it_has_one(service) || !allocation.gives_up.is_empty();
-    let changed = match address {
-        Some(address) => Changes {
-            finalizer: true,
-            ingress: (!shows(service, Some(address))).then(|| vec![Ingress::of(address)]),
-            conditions: news,
-        },
-        None => {
-            let foreign = |ingress: &&Ingress| !wrote && !is_from(pools, ingress);
+
+    /// Adds a series to a plan, or says that there is none any more. One that would be in the way of another has to wait
+    /// for the end of that.
+    fn emit(&mut self, plan: &mut Plan, subject: Subject, effects: Vec<Effect>) {
+        let series = Series { subject, effects };
+        let has_to_wait = self.is_in_the_way(&series);
+        if has_to_wait {
+            match &series.subject {
+                Subject::Service(key) => drop(self.dirty.services.insert(key.clone())),
+                Subject::Address(address) => drop(self.dirty.addresses.insert(*address)),
+                Subject::Pool(name) => drop(self.dirty.pools.insert(name.clone())),
+            }
+        }
+        let is_planned = !series.effects.is_empty() && !has_to_wait;
+        let had_one = self.set_pending(&series.subject, is_planned);
+        if is_planned {
+            plan.series.push(series);
+        } else if had_one {
+            plan.revoked.push(series.subject);
+        }
+    }
+
+    /// What gives a Service that is ours what it gets, and says so.
+    fn allocated(&self, allocation: &Allocation, now: Timestamp) -> Vec<Effect> {
+        let service = &allocation.service;
+        if is_pending(allocation) {
+            return Vec::new();
+        }
+        let sharing_key = sharing::key(service);
+        let creates = allocation.targets.iter().filter(|target| target.how == How::Create);
+        let mut effects: Vec<_> = creates
+            .filter_map(|target| {
+                let pool = self.pools.pool_of(target.address)?.name().to_owned();
+                let (holder, sharing_key) = (holder(service), sharing_key.map(str::to_owned));
+                Some(Effect::Create { address: target.address, pool, holder, sharing_key })
+            })
+            .collect();
+        let desired = condition(allocation, self);
+        let news = (!desired.is_in(&service.conditions)).then(|| desired.set_in(&service.conditions, now));
+        // What another provider wrote to a Service that never had anything from us stays: it may be the one that serves it.
+        let wrote = says_it_has_one(service) || !allocation.gives_up.is_empty();
+        let addresses = || allocation.targets.iter().map(|target| target.address);
+        let has_any = !allocation.targets.is_empty();
+        let changed = if has_any {
+            Changes {
+                finalizer: true,
+                ingress: (!shows(service, addresses())).then(|| addresses().map(Ingress::of).collect()),
+                conditions: news,
+            }
+        } else {
+            let foreign = |ingress: &&Ingress| !wrote && !is_from(&self.pools, ingress);
             let left: Vec<_> = service.ingress.iter().filter(foreign).cloned().collect();
             Changes {
                 finalizer: !wrote && service.has_finalizer(),
                 ingress: (left.len() < service.ingress.len()).then_some(left),
                 conditions: news,
             }
-        }
-    };
-    let event = changed.conditions.is_some().then(|| Effect::Event(event(service, &desired)));
-    let patch = changed.of(service).into_iter().chain(event);
-    if address.is_some() {
-        effects.extend(patch);
-        effects.extend(withdrawn(&allocation.gives_up));
-    } else {
-        effects.extend(withdrawn(&allocation.gives_up));
-        // Withdrawn is what is gone, not what waits for somebody's finalizer.
-        if !allocation.gives_up.iter().any(|record| record.deleting) {
+        };
+        // Nothing has come of this Service but what its status said already.
+        let is_repair = changed.ingress.is_some() && effects.is_empty() && allocation.gives_up.is_empty();
+        let told = if !is_told(service, &desired) {
+            Some(Effect::Event(event(service, &desired)))
+        } else {
+            is_repair.then(|| Effect::Event(repaired(service, addresses())))
+        };
+        let patch = changed.of(service).into_iter().chain(told);
+        if has_any {
             effects.extend(patch);
+            effects.extend(withdrawn(&allocation.gives_up));
+        } else {
+            effects.extend(withdrawn(&allocation.gives_up));
+            if is_withdrawn_here(&allocation.gives_up) {
+                effects.extend(patch);
+            }
         }
+        effects
     }
-    effects
-}
 
-/// Whether all is written that is to be. True of nearly all Services in nearly every plan, so it takes no memory.
-fn is_settled(allocation: &Allocation<'_>, pools: &Pools) -> bool {
-    let (service, Outcome::Keeps(record)) = (allocation.service, &allocation.outcome) else { return false };
-    let Some(pool) = pools.pool_of(record.address) else { return false };
-    let message = given(record.address, pool);
-    let says = |c: &Condition| {
-        c.type_ == ALLOCATED
-            && c.status == "True"
-            && c.reason == "Allocated"
-            && c.observed_generation.is_none()
-            && is_text(&c.message, &message)
-    };
-    allocation.gives_up.is_empty()
-        && service.has_finalizer()
-        && shows(service, Some(record.address))
-        && service.conditions.iter().any(says)
-}
-
-/// Whether something would be written as `text`.
-fn is_text(text: &str, written: &impl fmt::Display) -> bool {
-    /// What is left of a text that has to follow.
-    struct Rest<'a>(&'a str);
-    impl fmt::Write for Rest<'_> {
-        fn write_str(&mut self, part: &str) -> fmt::Result {
-            self.0 = self.0.strip_prefix(part).ok_or(fmt::Error)?;
-            Ok(())
+    /// What takes from a Service that is not ours (any more), or is being deleted, what it has from us.
+    ///
+    /// It is touched only if we did so before: if it holds an address, or carries a condition of ours. Its finalizer
+    /// alone says nothing, because other providers use the same one (KEP-1959), unless the Service is one of ours.
+    fn released(&self, service: &Service) -> Vec<Effect> {
+        let records = self.records_of(service);
+        let others = without_ours(&service.conditions);
+        let has_conditions = others.len() < service.conditions.len();
+        let is_ours = service.is_ours(self.default_class);
+        if records.is_empty() && !has_conditions && !(is_ours && service.has_finalizer()) {
+            return Vec::new();
         }
-    }
-    let mut rest = Rest(text);
-    fmt::write(&mut rest, format_args!("{written}")).is_ok() && rest.0.is_empty()
-}
-
-/// Whether the status says that the Service has an address from us: the one it asks for, or another one for as long as it
-/// can't have that.
-fn says_it_has_one(service: &Service) -> bool {
-    let keeps = |c: &Condition| c.type_ == ALLOCATED && c.message.contains(KEEPS);
-    service.is_allocated() || service.conditions.iter().any(keeps)
-}
-
-/// Whether this is an address of a pool, which nobody but us may give away.
-fn is_from(pools: &Pools, ingress: &Ingress) -> bool {
-    let address = ingress.ip.as_ref().and_then(|ip| ip.parse().ok());
-    address.is_some_and(|address| pools.pool_of(address).is_some())
-}
-
-/// Whether the status shows this address as we write it, and nothing else.
-fn shows(service: &Service, address: Option<IpAddr>) -> bool {
-    match (service.ingress.as_slice(), address) {
-        ([], None) => true,
-        ([Ingress { ip: Some(ip), ip_mode: Some(mode), hostname: None }], Some(address)) => {
-            mode == "VIP" && is_text(ip, &address)
+        let mut effects: Vec<_> = withdrawn(&records).collect();
+        if !is_withdrawn_here(&records) {
+            return effects;
         }
-        _ => false,
+        // Of a Service that is somebody else's by now, the new owner's addresses stay. For another type there is none, and
+        // the API server has seen to that.
+        let from_us = |ingress: &&Ingress| {
+            let address = ingress.ip.as_ref().and_then(|ip| ip.parse().ok());
+            is_ours || records.iter().any(|record| Some(record.address) == address) || is_from(&self.pools, ingress)
+        };
+        let wrote = !records.is_empty() || says_it_has_one(service) || is_ours;
+        let left: Vec<_> = service.ingress.iter().filter(|ingress| !from_us(ingress)).cloned().collect();
+        let changes = Changes {
+            finalizer: !wrote && service.has_finalizer(),
+            ingress: (service.is_load_balancer && left.len() < service.ingress.len()).then_some(left),
+            conditions: has_conditions.then_some(others),
+        };
+        effects.extend(changes.of(service));
+        effects
     }
-}
 
-/// What is said of a Service that has its address.
-fn given(address: IpAddr, pool: &Pool) -> impl fmt::Display {
-    fmt::from_fn(move |f| write!(f, "{address} from pool {}", pool.name()))
-}
-
-fn condition(allocation: &Allocation<'_>, pools: &Pools) -> Desired {
-    let desired =
-        |status, reason, message| Desired { type_: ALLOCATED, status, reason, message, observed_generation: None };
-    let has = |address| match pools.pool_of(address) {
-        Some(pool) => desired(Status::True, "Allocated", given(address, pool).to_string()),
-        None => desired(
-            Status::True,
-            "PoolGone",
-            format!(
-                "{address} is in no IPAddressPool any more, and the Service keeps it: to have another one, ask for it \
-                 in spec.loadBalancerIP, or delete this Service's LoadBalancerIP"
-            ),
-        ),
-    };
-    match &allocation.outcome {
-        Outcome::Keeps(record) => has(record.address),
-        Outcome::Gets(address, _) => has(*address),
-        Outcome::Refused(refusal, None) => desired(Status::False, refusal.reason(), refusal.to_string()),
-        Outcome::Refused(refusal, Some(record)) => {
-            desired(Status::False, refusal.reason(), format!("{refusal}{KEEPS}{} until then", record.address))
+    /// What makes a pool say how it is.
+    fn counted(&self, pool: &Pool, now: Timestamp) -> Vec<Effect> {
+        let holders = || {
+            let ranges = || pool.ranges.iter().map(|range| range.first()..=range.last());
+            let records = ranges().flat_map(|range| self.addresses.range(range));
+            let unreadable = ranges().flat_map(|range| self.unreadable.addresses.range(range));
+            Holders::new(records.map(|(_, record)| &**record), unreadable.count())
+        };
+        let status = pool_status::status(pool, &self.free.counts(pool), holders, now);
+        let old = pool.object.status.as_ref();
+        if old == Some(&status) {
+            return Vec::new();
         }
+        let before = old.map(|status| status.conditions.as_slice()).unwrap_or_default();
+        let events = pool_status::warnings(before, &status.conditions).map(|(reason, condition)| {
+            Effect::Event(Event {
+                regarding: pool_reference(&pool.object),
+                is_warning: true,
+                reason,
+                message: condition.message.clone(),
+            })
+        });
+        let events: Vec<_> = events.collect();
+        let patch = PoolPatch {
+            name: pool.name().to_owned(),
+            resource_version: pool.object.metadata.resource_version.clone().unwrap_or_default(),
+            status,
+        };
+        std::iter::once(Effect::PatchPool(patch)).chain(events).collect()
     }
 }
 
-fn event(service: &Service, desired: &Desired) -> Event {
-    let reason = match (desired.status, desired.reason) {
-        (Status::True, "Allocated") => "IPAllocated",
-        (Status::True, other) => other,
-        _ => "AllocationFailed",
-    };
-    Event {
-        regarding: service_reference(&service.key, &service.uid),
-        is_warning: reason != "IPAllocated",
-        reason,
-        message: desired.message.clone(),
-    }
+/// Whether something has to happen to a record first, before anything is said of the Service.
+fn is_pending(allocation: &Allocation) -> bool {
+    allocation.is_later || allocation.targets.iter().any(|target| target.how == How::Join)
 }
 
-/// What takes from a Service that is not ours (any more), or is being deleted, what it has from us.
-///
-/// It is touched only if we did so before: if it holds an address, or carries a condition of ours. Its finalizer alone
-/// says nothing, because other providers use the same one (KEP-1959), unless the Service is one of ours.
-fn released(service: &Service, records: &[&Record], pools: &Pools, snapshot: &Snapshot) -> Vec<Effect> {
-    let others = without_ours(&service.conditions);
-    let has_conditions = others.len() < service.conditions.len();
-    let is_ours = service.is_ours(snapshot.default_class);
-    if records.is_empty() && !has_conditions && !(is_ours && service.has_finalizer()) {
-        return Vec::new();
-    }
-    let mut effects = withdrawn(records);
-    if records.iter().any(|record| record.deleting) {
-        return effects;
-    }
-    // Of a Service that is somebody else's by now, the new owner's addresses stay. For another type there is none, and
-    // the API server has seen to that.
-    let from_us = |ingress: &&Ingress| {
-        let address: Option<IpAddr> = ingress.ip.as_ref().and_then(|ip| ip.parse().ok());
-        is_ours || records.iter().any(|record| Some(record.address) == address) || is_from(pools, ingress)
-    };
-    let wrote = !records.is_empty() || says_it_has_one(service) || is_ours;
-    let left: Vec<_> = service.ingress.iter().filter(|ingress| !from_us(ingress)).cloned().collect();
-    let changes = Changes {
-        finalizer: !wrote && service.has_finalizer(),
-        ingress: (service.is_load_balancer && left.len() < service.ingress.len()).then_some(left),
-        conditions: has_conditions.then_some(others),
-    };
-    effects.extend(changes.of(service));
-    effects
+/// What withdraws addresses that a Service has alone: those that are not being withdrawn yet.
+fn withdrawn(records: &[Arc<Record>]) -> impl Iterator<Item = Effect> {
+    let live = records.iter().filter(|record| !record.deleting && is_alone(record));
+    live.map(|record| Effect::Delete { address: record.address, uid: record.uid.clone(), resource_version: None })
 }
 
-/// What withdraws addresses: those that are not being withdrawn yet.
-fn withdrawn(records: &[&Record]) -> Vec<Effect> {
-    let live = records.iter().filter(|record| !record.deleting);
-    live.map(|record| Effect::Delete { address: record.address, uid: record.uid.clone() }).collect()
+/// Whether nothing more stands between a Service and its end when [`withdrawn`] has happened. Withdrawn is what is gone,
+/// not what waits for somebody's finalizer, or for a write of a record that is not the Service's alone.
+fn is_withdrawn_here(records: &[Arc<Record>]) -> bool {
+    records.iter().all(|record| !record.deleting && is_alone(record))
 }
 
 /// What should be different about a Service.
@@ -280,37 +364,7 @@ impl Changes {
     }
 }
 
-/// What makes a pool say how it is.
-fn counted(pool: &Pool, pools: &Pools, snapshot: &Snapshot) -> Vec<Effect> {
-    let status = pool_status::status(pool, pools, snapshot);
-    let old = pool.object.status.as_ref();
-    if old == Some(&status) {
-        return Vec::new();
-    }
-    let before = old.map(|status| status.conditions.as_slice()).unwrap_or_default();
-    let said = |condition: &Condition| {
-        before
-            .iter()
-            .any(|c| c.type_ == condition.type_ && c.reason == condition.reason && c.message == condition.message)
-    };
-    let wrong =
-        |c: &&Condition| (c.type_ == "Ready" && c.status == "False") || (c.type_ == "Overlap" && c.status == "True");
-    let events = status.conditions.iter().filter(wrong).filter(|condition| !said(condition)).map(|condition| {
-        Effect::Event(Event {
-            regarding: pool_reference(&pool.object),
-            is_warning: true,
-            reason: if condition.type_ == "Overlap" { "Overlap" } else { "NotReady" },
-            message: condition.message.clone(),
-        })
-    });
-    let events: Vec<_> = events.collect();
-    let patch = PoolPatch {
-        name: pool.name().to_owned(),
-        resource_version: pool.object.metadata.resource_version.clone().unwrap_or_default(),
-        status,
-    };
-    std::iter::once(Effect::PatchPool(patch)).chain(events).collect()
-}
-
+#[cfg(test)]
+mod rules;
 #[cfg(test)]
 mod tests;

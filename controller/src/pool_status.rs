@@ -1,186 +1,453 @@
 //! What is said of a pool: how many addresses it has left, and what is wrong with it.
 //!
-//! A pool and all pools with the addresses in use → the status that the pool should have.
+//! A pool, its [`Counts`] and (of one that drains) its [`Holders`] → the status that the pool should have. It costs the
+//! same for every pool, however many addresses it has and however many of them are in use.
 
-use std::net::IpAddr;
+use std::collections::BTreeSet;
+use std::fmt;
 
 use crds::condition::{Desired, Status};
-use crds::{IPAddressPoolStatus, Range};
+use crds::service::Family;
+use crds::{IPAddressPoolStatus, Key, Record};
+use jiff::Timestamp;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 
-use crate::pools::{Pool, Pools};
-use crate::refusal::listed;
-use crate::snapshot::Snapshot;
+use crate::few::Few;
+use crate::free::Counts;
+use crate::intervals::{ByFamily, FAMILIES};
+use crate::pools::{LeftOut, Overlap, Pool};
 
-/// The status that `pool` should have. Conditions of others in it stay.
-pub(crate) fn status(pool: &Pool, pools: &Pools, snapshot: &Snapshot) -> IPAddressPoolStatus {
-    let old = pool.object.status.clone().unwrap_or_default();
-    let Counts { assigned, available } = counts(pool, pools, snapshot);
-    let mut conditions = old.conditions;
-    for desired in conditions_of(pool, pools) {
+/// The condition that says whether a draining pool is empty.
+const DRAINED: &str = "Drained";
+
+/// How many Services `status.heldBy` names: enough for an administrator to go through, and a bound on the object.
+const MAX_HELD_BY: usize = 100;
+
+/// Who has addresses of a pool.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Holders {
+    /// The Services.
+    services: BTreeSet<Key>,
+    /// Addresses that nobody can say who has: their LoadBalancerIPs can't be read.
+    unreadable: usize,
+}
+
+impl Holders {
+    /// Those that these records name. `unreadable` counts the addresses of the pool whose record can't be read.
+    pub(crate) fn new<'a>(records: impl IntoIterator<Item = &'a Record>, unreadable: usize) -> Self {
+        let holders = records.into_iter().flat_map(|record| &record.holders);
+        let services = holders.map(|holder| Key::new(holder.namespace.clone(), holder.name.clone())).collect();
+        Self { services, unreadable }
+    }
+
+    fn is_empty(&self) -> bool {
+        self.services.is_empty() && self.unreadable == 0
+    }
+}
+
+/// The status that `pool` should have. Conditions of others in it stay. Its holders matter only while it drains.
+pub(crate) fn status(
+    pool: &Pool,
+    counts: &ByFamily<Counts>,
+    holders: impl FnOnce() -> Holders,
+    now: Timestamp,
+) -> IPAddressPoolStatus {
+    let old = pool.object.status.as_ref();
+    let holders = pool.object.spec.drain.then(holders);
+    let mut conditions = old.map(|status| status.conditions.clone()).unwrap_or_default();
+    for desired in conditions_of(pool, counts, holders.as_ref()) {
         if !desired.is_in(&conditions) {
-            conditions = desired.set_in(&conditions, snapshot.now);
+            conditions = desired.set_in(&conditions, now);
         }
+    }
+    if holders.is_none() {
+        conditions.retain(|condition| condition.type_ != DRAINED);
     }
     let written = |number: u128| i64::try_from(number).unwrap_or(i64::MAX);
+    let held_by = holders.iter().flat_map(|holders| &holders.services).take(MAX_HELD_BY);
     IPAddressPoolStatus {
-        assigned_ipv4: written(assigned),
-        available_ipv4: written(available),
+        assigned_ipv4: written(counts.v4.used),
+        assigned_ipv6: written(counts.v6.used),
+        available_ipv4: written(counts.v4.available()),
+        available_ipv6: written(counts.v6.available()),
+        held_by: held_by.map(ToString::to_string).collect(),
         conditions,
-        ..IPAddressPoolStatus::default()
     }
 }
 
-#[derive(Debug, PartialEq, Eq)]
-struct Counts {
-    /// Addresses that somebody has.
-    assigned: u128,
-    /// Addresses that whoever takes any can still get, were the pool an automatic one.
-    available: u128,
-}
-
-fn counts(pool: &Pool, pools: &Pools, snapshot: &Snapshot) -> Counts {
-    let is_used =
-        |address: &IpAddr| snapshot.addresses.contains_key(address) || snapshot.unreadable.addresses.contains(address);
-    let used = |range: Range| {
-        let (all, unreadable) = (&snapshot.addresses, &snapshot.unreadable.addresses);
-        let ends = range.first()..=range.last();
-        let only_unreadable = unreadable.range(ends.clone()).filter(|address| !all.contains_key(address));
-        (all.range(ends).count() + only_unreadable.count()) as u128
+/// What of `now` an administrator should be told that was not said `before`: each with a reason.
+pub(crate) fn warnings<'a>(
+    before: &'a [Condition],
+    now: &'a [Condition],
+) -> impl Iterator<Item = (&'static str, &'a Condition)> {
+    let is_said = |condition: &Condition| {
+        // Who else has run out while it was full is no news.
+        let is_same = |c: &&Condition| c.reason == condition.reason && c.message == condition.message;
+        before.iter().filter(|c| c.type_ == condition.type_ && c.status == condition.status).any(|c| is_same(&c))
     };
-    let assigned = pool.ranges.iter().map(|range| used(*range)).sum();
-    let usable: u128 = pool.usable().map(|range| range.size() - used(range)).sum();
-    let withheld = pool.withheld.iter().filter(|address| address.is_ipv4() && !is_used(address)).count();
-    let nodes = pool.usable().flat_map(|range| pools.nodes_in(range));
-    let nodes = nodes.filter(|(address, _)| !is_used(address) && !pool.withheld.contains(address)).count();
-    Counts { assigned, available: usable - (withheld + nodes) as u128 }
+    now.iter().filter(move |condition| !is_said(condition)).filter_map(|condition| {
+        match (condition.type_.as_str(), condition.status.as_str(), condition.reason.as_str()) {
+            // Who drains a pool knows.
+            ("Ready", "False", "Draining") => None,
+            ("Ready", "False", _) => Some(("NotReady", condition)),
+            ("Overlap", "True", _) => Some(("Overlap", condition)),
+            ("Exhausted", "True", _) => Some(("Exhausted", condition)),
+            _ => None,
+        }
+    })
 }
 
-/// `Ready` and `Overlap`.
-pub(crate) fn conditions_of(pool: &Pool, pools: &Pools) -> [Desired; 2] {
-    let observed_generation = pool.object.metadata.generation;
-    let desired = |type_, status, reason, message| Desired { type_, status, reason, message, observed_generation };
-    let overlaps: Vec<_> = pool.overlaps.iter().map(|o| format!("{} of pool {}", o.range, o.pool)).collect();
-    let left_out: Vec<_> = pool
-        .usable()
-        .flat_map(|range| pools.nodes_in(range))
-        .map(|(address, node)| format!("{address} of node {node}"))
-        .collect();
-    let ready = if !pool.invalid.is_empty() {
-        let message = format!("{}; its other addresses are given out", listed(&pool.invalid));
-        desired("Ready", Status::False, "InvalidRange", message)
-    } else if pool.ranges.is_empty() {
-        let message = format!("all its addresses belong to older pools: {}", listed(&overlaps));
-        desired("Ready", Status::False, "Overlap", message)
-    } else if pool.usable().next().is_none() {
-        let message = "it has only IPv6 addresses, which are not given out yet: add IPv4 addresses".to_owned();
-        desired("Ready", Status::False, "IPv6NotSupported", message)
-    } else {
+/// `Ready`, `Overlap` and `Exhausted`, and of a draining pool `Drained`.
+fn conditions_of(pool: &Pool, counts: &ByFamily<Counts>, holders: Option<&Holders>) -> Vec<Desired> {
+    let desired = |type_, (status, reason, message)| Desired {
+        type_,
+        status,
+        reason,
+        message,
+        observed_generation: pool.object.metadata.generation,
+    };
+    let mut conditions = vec![
+        desired("Ready", ready(pool, counts)),
+        desired("Overlap", overlap(pool)),
+        desired("Exhausted", exhausted(counts)),
+    ];
+    conditions.extend(holders.map(|holders| desired(DRAINED, drained(holders))));
+    conditions
+}
+
+/// Whether something holds, why, and the sentence for people.
+type Said = (Status, &'static str, String);
+
+/// Several things may be wrong at once: all are said, and the first is the reason.
+fn ready(pool: &Pool, counts: &ByFamily<Counts>) -> Said {
+    let mut wrong: Vec<(&'static str, String)> = Vec::new();
+    if !pool.invalid.is_empty() {
+        wrong.push(("InvalidRange", pool.invalid.to_string()));
+    }
+    if !pool.invalid_exclude.is_empty() {
+        let text = format!(
+            "exclude: {}; until that is put right, only addresses that are asked for by name are given",
+            pool.invalid_exclude
+        );
+        wrong.push(("InvalidRange", text));
+    }
+    if !pool.invalid_selectors.is_empty() {
+        wrong.push(("InvalidSelector", pool.invalid_selectors.to_string()));
+    }
+    if pool.ranges.is_empty() && !pool.overlaps.is_empty() {
+        wrong.push(("Overlap", format!("all its addresses belong to older pools: {}", pool.overlaps)));
+    } else if FAMILIES.iter().all(|family| counts[*family].size == 0) {
+        wrong.push(("NoAddresses", "it has no addresses: add some to spec.addresses".to_owned()));
+    } else if pool.invalid_exclude.is_empty() && FAMILIES.iter().all(|family| !gives(&counts[*family])) {
+        let mut text = "none of its addresses can be given without being asked for by name".to_owned();
+        if !pool.left_out.is_empty() {
+            text += &format!("; nodes or gateways have these: {}", pool.left_out);
+        }
+        wrong.push(("NoAddresses", text));
+    }
+    let is_draining = pool.object.spec.drain;
+    if is_draining {
+        wrong.push(("Draining", "spec.drain is set, and no address of it is given any more".to_owned()));
+    }
+    let Some((reason, _)) = wrong.first() else {
         let mut message = "its addresses are given out".to_owned();
-        if pool.has_ipv6() {
-            message += "; those of IPv6 are not yet";
+        if !pool.left_out.is_empty() {
+            message += &format!("; left out, because nodes or gateways have them: {}", pool.left_out);
         }
-        if !left_out.is_empty() {
-            message += &format!("; left out, because nodes have them: {}", listed(&left_out));
+        return (Status::True, "Ready", message);
+    };
+    let gives_some = !is_draining && FAMILIES.iter().any(|family| gives(&counts[*family]));
+    let mut message = wrong.iter().map(|(_, text)| text.as_str()).collect::<Vec<_>>().join("; ");
+    match *reason {
+        "InvalidRange" if gives_some => message += "; its other addresses are given out",
+        "InvalidSelector" if gives_some => message += "; who is admitted otherwise gets its addresses",
+        _ => {}
+    }
+    (Status::False, reason, message)
+}
+
+/// Whether there are addresses that it gives without being asked for one by name, though they be used up.
+fn gives(counts: &Counts) -> bool {
+    counts.open > 0
+}
+
+fn overlap(pool: &Pool) -> Said {
+    if pool.overlaps.is_empty() {
+        return (Status::False, "NoOverlap", "no older pool has any of its addresses".to_owned());
+    }
+    let message = format!("these addresses belong to an older pool, and this one serves the others: {}", pool.overlaps);
+    (Status::True, "Overlap", message)
+}
+
+/// Of a family that it never had, it can't be out.
+fn exhausted(counts: &ByFamily<Counts>) -> Said {
+    let had: Vec<Family> = FAMILIES.into_iter().filter(|family| gives(&counts[*family])).collect();
+    let out: Few<_> = had.iter().filter(|family| counts[**family].available() == 0).collect();
+    match (had.as_slice(), out.listed()) {
+        ([], _) => (Status::False, "NoAddresses", "it has no addresses to give".to_owned()),
+        (_, []) => (Status::False, "NotExhausted", "it has free addresses".to_owned()),
+        (had, out) => {
+            let families = out.iter().map(ToString::to_string).collect::<Vec<_>>().join(" and no ");
+            let rest = if out.len() < had.len() { "; of the other family there are some" } else { "" };
+            let message =
+                format!("no {families} address is free{rest}: add addresses, or create another IPAddressPool");
+            (Status::True, "Exhausted", message)
         }
-        desired("Ready", Status::True, "Ready", message)
-    };
-    let overlap = if overlaps.is_empty() {
-        desired("Overlap", Status::False, "NoOverlap", "no older pool has any of its addresses".to_owned())
-    } else {
-        let message =
-            format!("these addresses belong to an older pool, and this one serves the others: {}", listed(&overlaps));
-        desired("Overlap", Status::True, "Overlap", message)
-    };
-    [ready, overlap]
+    }
+}
+
+fn drained(holders: &Holders) -> Said {
+    if holders.is_empty() {
+        return (Status::True, "Drained", "no Service has an address of it any more: it can be deleted".to_owned());
+    }
+    let mut held = Vec::new();
+    if !holders.services.is_empty() {
+        let named: Few<_> = holders.services.iter().collect();
+        let have = if named.len() == 1 { "has" } else { "have" };
+        held.push(format!("{} still {have} addresses of it: {named}", counted(named.len(), "Service")));
+    }
+    if holders.unreadable > 0 {
+        held.push(format!("{} of it can't be read", counted(holders.unreadable, "LoadBalancerIP")));
+    }
+    let message = format!("{}; move them by asking for another pool in landfall.dev/address-pool", held.join("; "));
+    (Status::False, "Held", message)
+}
+
+/// A number of things.
+fn counted(number: usize, thing: &str) -> impl fmt::Display {
+    fmt::from_fn(move |f| write!(f, "{number} {thing}{}", if number == 1 { "" } else { "s" }))
+}
+
+impl fmt::Display for Overlap {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} of pool {}", self.range, self.pool)
+    }
+}
+
+impl fmt::Display for LeftOut {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} of {}", self.address, self.occupant)
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::fixtures::{by_name, ip, node, pool, record};
+    use crate::fixtures::{at, ip, node, pool, record};
+    use crate::free::Free;
+    use crate::occupied::Occupied;
+    use crate::pools::Pools;
     use crds::IPAddressPool;
     use std::sync::Arc;
 
-    fn statuses(snapshot: &Snapshot) -> Vec<(String, i64, i64, Vec<String>)> {
-        let pools = Pools::new(snapshot.pools.values(), snapshot.nodes.values());
-        let line = |pool: &Pool| {
-            let status = status(pool, &pools, snapshot);
-            let conditions =
-                status.conditions.iter().map(|c| format!("{}={} {}: {}", c.type_, c.status, c.reason, c.message));
-            (pool.name().to_owned(), status.assigned_ipv4, status.available_ipv4, conditions.collect())
-        };
-        pools.iter().map(line).collect()
+    /// The statuses of pools, oldest first, where these addresses are used.
+    fn statuses(pools: &[Arc<IPAddressPool>], occupied: &Occupied, used: &[&str]) -> Vec<IPAddressPoolStatus> {
+        let pools = Pools::new(pools, occupied);
+        let free = Free::new(&pools, used.iter().map(|text| ip(text)));
+        let held = || Holders::new([], 0);
+        pools.iter().map(|pool| status(pool, &free.counts(pool), held, at(9))).collect()
     }
 
-    fn snapshot<const N: usize>(pools: [Arc<IPAddressPool>; N]) -> Snapshot {
-        Snapshot { pools: by_name(pools), ..Snapshot::default() }
+    /// The conditions as `Type=Status Reason: message`.
+    fn lines(status: &IPAddressPoolStatus) -> Vec<String> {
+        status.conditions.iter().map(|c| format!("{}={} {}: {}", c.type_, c.status, c.reason, c.message)).collect()
     }
 
+    fn edited(mut pool: Arc<IPAddressPool>, edit: impl FnOnce(&mut IPAddressPool)) -> Arc<IPAddressPool> {
+        edit(Arc::make_mut(&mut pool));
+        pool
+    }
+
+    const READY: &str = "Ready=True Ready: its addresses are given out";
     const NO_OVERLAP: &str = "Overlap=False NoOverlap: no older pool has any of its addresses";
+    const NOT_EXHAUSTED: &str = "Exhausted=False NotExhausted: it has free addresses";
+
+    fn overlap(text: &str) -> String {
+        format!("Overlap=True Overlap: these addresses belong to an older pool, and this one serves the others: {text}")
+    }
 
     #[test]
     fn a_pool_counts_what_somebody_has_and_what_can_still_be_had() {
-        let mut all = snapshot([pool("lan", 1, &["192.0.2.0/28"])]);
-        all.addresses = [record("192.0.2.0", "lan", &[]), record("192.0.2.3", "gone", &[])].into();
-        all.unreadable.addresses.insert(ip("192.0.2.4"));
-        all.nodes = [("n1".into(), node("n1", "192.0.2.5")), ("n2".into(), node("n2", "192.0.2.15"))].into();
-        // 16, of which three are somebody's, one is the broadcast address and a node's at once, and one a node's.
-        let ready = "Ready=True Ready: its addresses are given out; left out, because nodes have them: \
-                     192.0.2.5 of node n1, 192.0.2.15 of node n2";
-        assert_eq!(statuses(&all), [("lan".into(), 3, 11, vec![ready.to_owned(), NO_OVERLAP.to_owned()])]);
+        let lan = edited(pool("lan", 1, &["192.0.2.0/28", "2001:db8::/64"]), |pool| {
+            pool.metadata.generation = Some(4);
+        });
+        let nodes = [node("n1", "192.0.2.5"), node("n2", "192.0.2.15")];
+        let network = crds::Network { addresses: vec![], gateways: vec![ip("192.0.2.6")] };
+        let occupied = Occupied::new(nodes.iter().map(|node| &**node), [("n1", &network)]);
+        // 16, of which three are somebody's, one is the broadcast address and a node's at once, one a node's and one a
+        // gateway.
+        let used = ["192.0.2.0", "192.0.2.3", "192.0.2.4", "2001:db8::7"];
+        let [status] = statuses(&[lan], &occupied, &used).try_into().expect("one pool");
+        let ready = "; left out, because nodes or gateways have them: 192.0.2.5 of node n1, \
+                     192.0.2.6 of the gateway of node n1, 192.0.2.15 of node n2";
+        assert_eq!(lines(&status), [format!("{READY}{ready}"), NO_OVERLAP.into(), NOT_EXHAUSTED.into()]);
+        assert!(status.conditions.iter().all(|condition| condition.observed_generation == Some(4)));
+        let numbers = IPAddressPoolStatus { conditions: vec![], ..status };
+        assert_eq!(
+            numbers,
+            IPAddressPoolStatus {
+                assigned_ipv4: 3,
+                assigned_ipv6: 1,
+                available_ipv4: 10,
+                available_ipv6: i64::MAX,
+                held_by: vec![],
+                conditions: vec![],
+            }
+        );
     }
 
     #[test]
     fn what_is_wrong_with_a_pool_is_said_with_the_addresses() {
-        let all = snapshot([
+        let selector = serde_json::json!({"serviceSelectors": [
+            {"matchExpressions": [{"key": "app", "operator": "Like"}]},
+        ]});
+        let selector = serde_json::from_value(selector).expect("a serviceAllocation");
+        let pools = [
             pool("lan", 1, &["192.0.2.0-192.0.2.9"]),
             pool("part", 2, &["192.0.2.9-192.0.2.10", "::1-::2"]),
             pool("none", 3, &["192.0.2.1-192.0.2.2"]),
             pool("bad", 4, &["nonsense", "198.51.100.0/31"]),
-            pool("six", 5, &["2001:db8::/64"]),
-        ]);
-        let overlap = |text: &str| {
-            format!(
-                "Overlap=True Overlap: these addresses belong to an older pool, and this one serves the others: {text}"
-            )
-        };
-        let expected = [
-            ("lan", 0, 10, "Ready=True Ready: its addresses are given out".into(), NO_OVERLAP.into()),
-            (
-                "part",
-                0,
-                1,
-                "Ready=True Ready: its addresses are given out; those of IPv6 are not yet".into(),
-                overlap("192.0.2.9-192.0.2.9 of pool lan"),
-            ),
-            (
-                "none",
-                0,
-                0,
-                "Ready=False Overlap: all its addresses belong to older pools: 192.0.2.1-192.0.2.2 of pool lan".to_owned(),
-                overlap("192.0.2.1-192.0.2.2 of pool lan"),
-            ),
-            (
-                "bad",
-                0,
-                2,
-                "Ready=False InvalidRange: \"nonsense\" is neither a CIDR such as 192.0.2.0/28 nor a range such as \
-                 192.0.2.10-192.0.2.20 nor an address; its other addresses are given out"
-                    .into(),
-                NO_OVERLAP.into(),
-            ),
-            (
-                "six",
-                0,
-                0,
-                "Ready=False IPv6NotSupported: it has only IPv6 addresses, which are not given out yet: add IPv4 addresses"
-                    .into(),
-                NO_OVERLAP.into(),
-            ),
+            edited(pool("all-bad", 5, &["nonsense"]), |pool| pool.spec.drain = true),
+            edited(pool("shut", 6, &["198.51.100.8"]), |pool| pool.spec.exclude = pool.spec.addresses.clone()),
+            edited(pool("fence", 7, &["198.51.100.9"]), |pool| pool.spec.service_allocation = Some(selector)),
+            edited(pool("unsure", 8, &["2001:db8::/64"]), |pool| {
+                pool.spec.exclude = vec![crds::ip_address_pool::AddressRange("2001:db8::9-2001:db8::1".into())];
+            }),
         ];
+        let nonsense = "\"nonsense\" is neither a CIDR such as 192.0.2.0/28 nor a range such as \
+                        192.0.2.10-192.0.2.20 nor an address";
+        let no = |text: &str| format!("Exhausted=False NoAddresses: {text}");
+        let nothing = no("it has no addresses to give");
+        let expected = [
+            [READY.to_owned(), NO_OVERLAP.to_owned(), NOT_EXHAUSTED.to_owned()].to_vec(),
+            [READY.into(), overlap("192.0.2.9-192.0.2.9 of pool lan"), NOT_EXHAUSTED.into()].to_vec(),
+            [
+                "Ready=False Overlap: all its addresses belong to older pools: 192.0.2.1-192.0.2.2 of pool lan".into(),
+                overlap("192.0.2.1-192.0.2.2 of pool lan"),
+                nothing.clone(),
+            ]
+            .to_vec(),
+            [
+                format!("Ready=False InvalidRange: {nonsense}; its other addresses are given out"),
+                NO_OVERLAP.into(),
+                NOT_EXHAUSTED.into(),
+            ]
+            .to_vec(),
+            [
+                format!(
+                    "Ready=False InvalidRange: {nonsense}; it has no addresses: add some to spec.addresses; spec.drain \
+                     is set, and no address of it is given any more"
+                ),
+                NO_OVERLAP.into(),
+                nothing.clone(),
+                "Drained=True Drained: no Service has an address of it any more: it can be deleted".into(),
+            ]
+            .to_vec(),
+            [
+                "Ready=False NoAddresses: none of its addresses can be given without being asked for by name".into(),
+                NO_OVERLAP.into(),
+                nothing.clone(),
+            ]
+            .to_vec(),
+            [
+                "Ready=False InvalidSelector: serviceAllocation.serviceSelectors[0] selects nothing: Invalid \
+                 expression operator; who is admitted otherwise gets its addresses"
+                    .into(),
+                NO_OVERLAP.into(),
+                NOT_EXHAUSTED.into(),
+            ]
+            .to_vec(),
+            [
+                "Ready=False InvalidRange: exclude: \"2001:db8::9-2001:db8::1\" ends before it begins; until that is put \
+                 right, only addresses that are asked for by name are given"
+                    .into(),
+                NO_OVERLAP.into(),
+                nothing,
+            ]
+            .to_vec(),
+        ];
+        let statuses = statuses(&pools, &Occupied::default(), &[]);
+        assert_eq!(statuses.iter().map(lines).collect::<Vec<_>>(), expected);
+    }
+
+    #[test]
+    fn a_pool_is_exhausted_when_a_family_that_it_has_is_used_up() {
+        let exhausted =
+            |text: &str| format!("Exhausted=True Exhausted: {text}: add addresses, or create another IPAddressPool");
+        let free = NOT_EXHAUSTED.to_owned();
+        for (ranges, used, expected) in [
+            (&["192.0.2.1"][..], &[][..], free.clone()),
+            (&["192.0.2.1"], &["192.0.2.1"], exhausted("no IPv4 address is free")),
+            (&["192.0.2.1", "::1"], &["::1"], exhausted("no IPv6 address is free; of the other family there are some")),
+            (&["192.0.2.1", "::1"], &["192.0.2.1", "::1"], exhausted("no IPv4 and no IPv6 address is free")),
+            // What only who asks for it by name can have is not counted as free.
+            (&["192.0.2.0/30"], &["192.0.2.1", "192.0.2.2"], exhausted("no IPv4 address is free")),
+            (&["192.0.2.0/30"], &["192.0.2.0", "192.0.2.2"], free),
+        ] {
+            let [status] = statuses(&[pool("p", 1, ranges)], &Occupied::default(), used).try_into().expect("one");
+            assert_eq!(lines(&status)[2], expected, "{ranges:?} {used:?}");
+        }
+    }
+
+    #[test]
+    fn a_draining_pool_names_who_still_has_addresses_and_says_when_nobody_has() {
+        let draining = edited(pool("lan", 1, &["192.0.2.0/24"]), |pool| pool.spec.drain = true);
+        let pools = Pools::new([&draining], &Occupied::default());
+        let free = Free::new(&pools, []);
+        let lan = pools.get("lan").expect("a pool");
+        let said = |held: Holders| {
+            let status = status(lan, &free.counts(lan), || held, at(9));
+            (lines(&status).pop().expect("Drained"), status.held_by)
+        };
+        let many: Vec<_> = (0..130).map(|number| format!("s{number:03}")).collect();
+        let record_of = |names: &[&str]| record("192.0.2.1", "lan", names).1;
+        let all = record_of(&many.iter().map(String::as_str).collect::<Vec<_>>());
+        let (line, held_by) = said(Holders::new([&*all, &*all], 0));
         assert_eq!(
-            statuses(&all),
-            expected.map(|(name, a, b, ready, over)| (name.to_owned(), a, b, vec![ready, over]))
+            line,
+            "Drained=False Held: 130 Services still have addresses of it: default/s000, default/s001, default/s002, \
+             default/s003, default/s004 and 125 more; move them by asking for another pool in landfall.dev/address-pool"
         );
+        assert_eq!((held_by.len(), held_by[99].as_str()), (100, "default/s099"));
+        let (line, held_by) = said(Holders::new([&*record_of(&["web"])], 2));
+        assert_eq!(
+            line,
+            "Drained=False Held: 1 Service still has addresses of it: default/web; 2 LoadBalancerIPs of it can't be \
+             read; move them by asking for another pool in landfall.dev/address-pool"
+        );
+        assert_eq!(held_by, ["default/web"]);
+        // A reservation that nobody uses holds nothing up.
+        let (line, held_by) = said(Holders::new([&*record_of(&[])], 0));
+        assert_eq!(line, "Drained=True Drained: no Service has an address of it any more: it can be deleted");
+        assert_eq!(held_by, [""; 0]);
+    }
+
+    #[test]
+    fn a_pool_that_drains_no_more_says_nothing_of_it_and_conditions_of_others_stay() {
+        let mut lan = edited(pool("lan", 1, &["192.0.2.1"]), |pool| pool.spec.drain = true);
+        let [drained] = statuses(std::slice::from_ref(&lan), &Occupied::default(), &[]).try_into().expect("one");
+        let pool = Arc::make_mut(&mut lan);
+        let other = Condition { type_: "example.com/Checked".into(), ..drained.conditions[0].clone() };
+        pool.spec.drain = false;
+        pool.status = Some(drained);
+        pool.status.iter_mut().for_each(|status| status.conditions.push(other.clone()));
+        let [now] = statuses(&[lan], &Occupied::default(), &[]).try_into().expect("one");
+        let types: Vec<_> = now.conditions.iter().map(|condition| condition.type_.as_str()).collect();
+        assert_eq!(types, ["Ready", "Overlap", "Exhausted", "example.com/Checked"]);
+        assert_eq!(now.conditions[3], other);
+    }
+
+    #[test]
+    fn an_administrator_is_warned_once_of_what_is_wrong() {
+        let full = [pool("p", 1, &["192.0.2.1", "nonsense"])];
+        let [before] = statuses(&full, &Occupied::default(), &[]).try_into().expect("one");
+        let [now] = statuses(&full, &Occupied::default(), &["192.0.2.1"]).try_into().expect("one");
+        let reasons = |before: &[Condition], now: &[Condition]| {
+            warnings(before, now).map(|(reason, _)| reason).collect::<Vec<_>>()
+        };
+        assert_eq!(reasons(&[], &now.conditions), ["NotReady", "Exhausted"]);
+        assert_eq!(reasons(&before.conditions, &now.conditions), ["Exhausted"]);
+        assert_eq!(reasons(&now.conditions, &now.conditions), [""; 0]);
+        assert_eq!(reasons(&now.conditions, &before.conditions), [""; 0]);
     }
 }

@@ -1,26 +1,45 @@
 //! What the pools come to: which pool an address belongs to, and which addresses are not to be given out.
 //!
-//! Pools and nodes → [`Pools`]. Where pools share addresses, those belong to the older one (by creation, then name);
-//! the other serves what is left of it. A range that can't be read is reported, and the pool's others serve. Nothing
-//! here grows with the number of addresses: a range is two of them.
+//! Pools and [`Occupied`] → [`Pools`]. Where pools share addresses, those belong to the older one (by creation, then
+//! name); the other serves what is left of it. A range that can't be read is reported, and the pool's others serve.
+//! Nothing here grows with the number of addresses: a range is two of them.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
-use crds::address::{self, InvalidRange};
-use crds::{IPAddressPool, Node, Range};
+use crds::address::InvalidRange;
+use crds::ip_address_pool::AddressRange;
+use crds::service::Family;
+use crds::{IPAddressPool, Labels, Range};
 use jiff::Timestamp;
+
+use crate::fence::Fence;
+use crate::few::Few;
+use crate::intervals::{ByFamily, FAMILIES, Intervals, address, number};
+use crate::numbering::Numbering;
+use crate::occupied::{Occupant, Occupied};
 
 /// All pools, without overlap.
 #[derive(Debug)]
 pub struct Pools {
     /// Oldest first.
     pools: Vec<Pool>,
+    by_name: BTreeMap<String, usize>,
+    /// Those that give addresses to who asks for none by name, in the order in which they are tried.
+    tried: Vec<usize>,
+    land: Arc<Land>,
+}
+
+/// Whose which address is. It is shared with [`crate::free::Free`], and never changes.
+#[derive(Debug, Default)]
+pub(crate) struct Land {
     /// By its first address, each range that belongs to a pool. No two have an address in common.
     ranges: BTreeMap<IpAddr, Owned>,
-    /// The nodes' own addresses, and whose they are.
-    nodes: BTreeMap<IpAddr, String>,
+    /// By pool, in their order.
+    pub(crate) lots: Vec<Lot>,
+    occupied: Occupied,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -29,20 +48,44 @@ struct Owned {
     pool: usize,
 }
 
+/// What belongs to one pool, as numbers.
+#[derive(Debug)]
+pub(crate) struct Lot {
+    /// How the addresses of `open` are numbered.
+    pub(crate) numbering: Numbering,
+    /// All its addresses.
+    size: ByFamily<Intervals>,
+    /// Those that are given, in some order, to who takes any.
+    pub(crate) open: ByFamily<Intervals>,
+    /// How long an address of it rests.
+    pub(crate) reuse_after: Duration,
+}
+
 /// One pool: what belongs to it, and what is wrong with it.
 #[derive(Debug)]
 pub struct Pool {
     /// The object.
     pub object: Arc<IPAddressPool>,
-    /// The addresses that belong to it, in order.
+    /// The addresses that belong to it, in order. Those that it excludes are among them.
     pub ranges: Vec<Range>,
-    /// Addresses of it that are given out only to who asks for them by name: those that all its ranges have only as the
-    /// first or last of a CIDR. On a network of that size they are the network's and the broadcast address.
+    /// Addresses of it that are given out only to who asks for them by name: those that all its ranges have only as an
+    /// end of a CIDR. See [`Withheld::NetworkEnd`].
     pub withheld: BTreeSet<IpAddr>,
     /// Its ranges that can't be read.
-    pub invalid: Vec<InvalidRange>,
+    pub invalid: Few<InvalidRange>,
+    /// What it excludes and can't be read. For as long as there is such a thing, nobody knows what it is not to give,
+    /// and it gives nothing but what is asked for by name.
+    pub invalid_exclude: Few<InvalidRange>,
+    /// Its selectors that can't be read, each with what is wrong.
+    pub invalid_selectors: Few<String>,
     /// Addresses that it names and that belong to an older pool.
-    pub overlaps: Vec<Overlap>,
+    pub overlaps: Few<Overlap>,
+    /// Addresses that it would give if nodes or gateways didn't have them.
+    pub left_out: Few<LeftOut>,
+    /// Its place among the pools, oldest first.
+    pub(crate) index: usize,
+    fence: Option<Fence>,
+    excluded: ByFamily<Intervals>,
 }
 
 /// Addresses that belong to another pool.
@@ -54,101 +97,110 @@ pub struct Overlap {
     pub range: Range,
 }
 
+/// An address that somebody has who is no Service.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct LeftOut {
+    /// The address.
+    pub address: IpAddr,
+    /// Who has it.
+    pub occupant: Occupant,
+}
+
+/// Why an address is not given out as others are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Withheld<'a> {
+    /// Its pool excludes it. It is never given.
+    Excluded,
+    /// Its pool avoids addresses that end in .0 or .255. It is never given.
+    Buggy,
+    /// It is this node's own. It is never given.
+    Node(&'a str),
+    /// It is a gateway of this node. It is never given.
+    Gateway(&'a str),
+    /// It is an end of a CIDR: of IPv4 the network's own address or the broadcast address on a network of that size, of
+    /// IPv6 the subnet-router anycast address (RFC 4291 §2.6.1). It is given to who asks for it by name.
+    NetworkEnd,
+}
+
+impl Withheld<'_> {
+    /// Whether it is given to nobody, not even on request.
+    pub fn is_from_everybody(&self) -> bool {
+        *self != Self::NetworkEnd
+    }
+}
+
 impl Pools {
-    /// What these pools come to, on these nodes.
-    pub fn new<'a>(
-        pools: impl IntoIterator<Item = &'a Arc<IPAddressPool>>,
-        nodes: impl IntoIterator<Item = &'a Arc<Node>>,
-    ) -> Self {
+    /// What these pools come to, where this is occupied.
+    pub fn new<'a>(pools: impl IntoIterator<Item = &'a Arc<IPAddressPool>>, occupied: &Occupied) -> Self {
         let mut oldest_first: Vec<_> = pools.into_iter().collect();
-        oldest_first.sort_by_key(|pool| (created(pool), name(pool).to_owned()));
-        let mut all = Self { pools: Vec::new(), ranges: BTreeMap::new(), nodes: BTreeMap::new() };
+        oldest_first.sort_by_cached_key(|pool| (created(pool), name(pool).to_owned()));
+        let mut land = Land { occupied: occupied.clone(), ..Land::default() };
+        let mut pools = Vec::<Pool>::with_capacity(oldest_first.len());
         for object in oldest_first {
-            all.add(object.clone());
+            let pool = Pool::new(object.clone(), &mut land, &pools);
+            pools.push(pool);
         }
-        // Two nodes with one address is a fault of the cluster; the first by name is named.
-        for node in nodes {
-            for address in &node.addresses {
-                all.nodes.entry(*address).or_insert_with(|| node.name.clone());
-            }
-        }
-        all
+        let by_name = pools.iter().map(|pool| (pool.name().to_owned(), pool.index)).collect();
+        let gives = |pool: &&Pool| pool.object.spec.auto_assign && !pool.object.spec.drain;
+        let mut tried: Vec<_> = pools.iter().filter(gives).map(|pool| pool.index).collect();
+        // Stable, so that the older one of two stays the first.
+        tried.sort_by_key(|index| {
+            let fence = pools[*index].fence.as_ref();
+            (fence.is_none(), fence.map(|fence| fence.priority))
+        });
+        Self { pools, by_name, tried, land: Arc::new(land) }
     }
 
-    fn add(&mut self, object: Arc<IPAddressPool>) {
-        let index = self.pools.len();
-        let mut pool = Pool {
-            object: object.clone(),
-            ranges: Vec::new(),
-            withheld: BTreeSet::new(),
-            invalid: Vec::new(),
-            overlaps: Vec::new(),
-        };
-        let mut written = Vec::new();
-        for text in &object.spec.addresses {
-            match text.parse() {
-                Ok(range) => written.push(Written { range, is_network: text.0.contains('/') && range.size() > 2 }),
-                Err(error) => pool.invalid.push(error),
-            }
+    /// Takes a newer version of a pool in which nothing has changed but what is said of it. If anything else has, or it
+    /// is another pool, this says `false`, and the pools must be read anew.
+    pub fn renew(&mut self, object: &Arc<IPAddressPool>) -> bool {
+        let Some(pool) = self.by_name.get(name(object)).map(|index| &mut self.pools[*index]) else { return false };
+        let is_same = pool.object.spec == object.spec
+            && created(&pool.object) == created(object)
+            && pool.object.metadata.uid == object.metadata.uid;
+        if is_same {
+            pool.object = object.clone();
         }
-        for Written { range, .. } in &written {
-            let mut next = Some(range.first());
-            for (taken, owner) in self.overlapping(*range) {
-                if let Some(gap) = next.and_then(|next| Range::new(next, address::previous(taken.first())?)) {
-                    self.claim(&mut pool, index, gap);
-                }
-                if owner != index {
-                    pool.overlaps.push(Overlap { pool: self.pools[owner].name().to_owned(), range: taken });
-                }
-                next = address::next(taken.last());
-            }
-            if let Some(rest) = next.and_then(|next| Range::new(next, range.last())) {
-                self.claim(&mut pool, index, rest);
-            }
-        }
-        let ends = written.iter().filter(|w| w.is_network).flat_map(|w| [w.range.first(), w.range.last()]);
-        let offered = |address| written.iter().any(|w| w.offers(address));
-        let owned = |address| self.owner(address) == Some(index);
-        pool.withheld = ends.filter(|address| !offered(*address) && owned(*address)).collect();
-        pool.ranges.sort();
-        pool.overlaps.sort();
-        pool.overlaps.dedup();
-        self.pools.push(pool);
-    }
-
-    fn claim(&mut self, pool: &mut Pool, index: usize, range: Range) {
-        self.ranges.insert(range.first(), Owned { last: range.last(), pool: index });
-        pool.ranges.push(range);
-    }
-
-    /// What of `range` belongs to pools already, in order, and to which.
-    fn overlapping(&self, range: Range) -> Vec<(Range, usize)> {
-        let before = self.ranges.range(..range.first()).next_back();
-        before
-            .into_iter()
-            .chain(self.ranges.range(range.first()..=range.last()))
-            .filter_map(|(first, owned)| Some((Range::new(*first, owned.last)?.intersection(&range)?, owned.pool)))
-            .collect()
-    }
-
-    fn owner(&self, address: IpAddr) -> Option<usize> {
-        let (first, owned) = self.ranges.range(..=address).next_back()?;
-        Range::new(*first, owned.last)?.contains(address).then_some(owned.pool)
+        is_same
     }
 
     /// The pool that `address` belongs to.
     pub fn pool_of(&self, address: IpAddr) -> Option<&Pool> {
-        self.owner(address).map(|index| &self.pools[index])
+        self.land.owner(address).map(|index| &self.pools[index])
     }
 
-    /// The node whose own address this is.
-    pub fn node_at(&self, address: IpAddr) -> Option<&str> {
-        self.nodes.get(&address).map(String::as_str)
+    /// The pool of that name.
+    pub fn get(&self, name: &str) -> Option<&Pool> {
+        self.by_name.get(name).map(|index| &self.pools[*index])
     }
 
-    /// The nodes' own addresses in `range`, and whose they are.
-    pub fn nodes_in(&self, range: Range) -> impl Iterator<Item = (IpAddr, &str)> {
-        self.nodes.range(range.first()..=range.last()).map(|(address, node)| (*address, node.as_str()))
+    /// Why `address` is not given out as others are. Of several reasons this is the one that matters most: that another
+    /// machine has it.
+    pub fn withheld(&self, address: IpAddr) -> Option<Withheld<'_>> {
+        match self.land.occupied.get(address) {
+            Some(Occupant::Node(node)) => return Some(Withheld::Node(node)),
+            Some(Occupant::Gateway(node)) => return Some(Withheld::Gateway(node)),
+            None => {}
+        }
+        let pool = self.pool_of(address)?;
+        if pool.excluded[Family::of(address)].contains(number(address)) {
+            return Some(Withheld::Excluded);
+        }
+        if self.land.lots[pool.index].numbering.place(address).is_none() {
+            return Some(Withheld::Buggy);
+        }
+        pool.withheld.contains(&address).then_some(Withheld::NetworkEnd)
+    }
+
+    /// The pools that a Service may have addresses of that asks for none by name, in the order in which they are tried.
+    pub fn tried_for(
+        &self,
+        namespace: &str,
+        namespace_labels: Option<&Labels>,
+        service_labels: &Labels,
+    ) -> impl Iterator<Item = &Pool> {
+        let tried = self.tried.iter().map(|index| &self.pools[*index]);
+        tried.filter(move |pool| pool.admits(namespace, namespace_labels, service_labels))
     }
 
     /// All pools, oldest first.
@@ -160,39 +212,191 @@ impl Pools {
     pub fn is_empty(&self) -> bool {
         self.pools.is_empty()
     }
+
+    pub(crate) fn land(&self) -> &Arc<Land> {
+        &self.land
+    }
+}
+
+impl Land {
+    /// The pool that `address` belongs to.
+    fn owner(&self, address: IpAddr) -> Option<usize> {
+        let (first, owned) = self.ranges.range(..=address).next_back()?;
+        Range::new(*first, owned.last)?.contains(address).then_some(owned.pool)
+    }
+
+    /// The pool that `address` belongs to, and its number there if it is one of those that are given to who takes any.
+    pub(crate) fn find(&self, address: IpAddr) -> Option<(usize, Option<u128>)> {
+        let owner = self.owner(address)?;
+        let lot = &self.lots[owner];
+        let place = lot.numbering.place(address);
+        Some((owner, place.filter(|place| lot.open[Family::of(address)].contains(*place))))
+    }
+
+    /// What of `range` belongs to pools already, in order, and to which.
+    fn overlapping(&self, range: Range) -> impl Iterator<Item = (Range, usize)> {
+        let before = self.ranges.range(..range.first()).next_back();
+        before
+            .into_iter()
+            .chain(self.ranges.range(range.first()..=range.last()))
+            .filter_map(move |(first, owned)| Some((Range::new(*first, owned.last)?.intersection(&range)?, owned.pool)))
+    }
+}
+
+impl Lot {
+    /// How many addresses it has.
+    pub(crate) fn size(&self, family: Family) -> u128 {
+        self.size[family].len()
+    }
+
+    /// How many of those are not given to who takes any.
+    pub(crate) fn closed(&self, family: Family) -> u128 {
+        let open = &self.open[family];
+        if open.is_empty() { self.size(family) } else { self.size[family].len_without(open) }
+    }
 }
 
 impl Pool {
+    /// What `object` gets of the land that older pools have left.
+    fn new(object: Arc<IPAddressPool>, land: &mut Land, older: &[Pool]) -> Self {
+        let index = older.len();
+        let spec = &object.spec;
+        let (written, invalid) = read(&spec.addresses);
+        let (excluded, invalid_exclude) = read(&spec.exclude);
+        let named = union(written.iter().map(|written| written.range));
+        let excluded = union(excluded.iter().map(|written| written.range));
+        let mut size = named.clone();
+        let mut overlaps = Few::default();
+        for range in ranges(&named) {
+            for (taken, owner) in land.overlapping(range) {
+                size[family(taken)].remove(number(taken.first()), number(taken.last()));
+                overlaps.push_with(|| Overlap { pool: older[owner].name().to_owned(), range: taken });
+            }
+        }
+        let ranges: Vec<_> = ranges(&size).collect();
+        land.ranges.extend(ranges.iter().map(|range| (range.first(), Owned { last: range.last(), pool: index })));
+
+        let offered = union(written.iter().filter_map(Written::inner));
+        let is_withheld = |end: &IpAddr| {
+            let has = |set: &ByFamily<Intervals>| set[Family::of(*end)].contains(number(*end));
+            has(&size) && !has(&offered)
+        };
+        let withheld: BTreeSet<_> = written.iter().flat_map(Written::ends).filter(is_withheld).collect();
+
+        let numbering = if spec.avoid_buggy_ips { Numbering::WithoutBuggy } else { Numbering::All };
+        let mut open = ByFamily::default();
+        let places = |range: Range| Some((family(range), numbering.places(range)?));
+        for (family, (first, last)) in ranges.iter().filter_map(|range| places(*range)) {
+            let open: &mut Intervals = &mut open[family];
+            open.insert(first, last);
+        }
+        let mut close = |range: Range| {
+            if let Some((family, (first, last))) = places(range) {
+                open[family].remove(first, last);
+            }
+        };
+        self::ranges(&excluded).for_each(&mut close);
+        withheld.iter().filter_map(|end| Range::new(*end, *end)).for_each(&mut close);
+        let occupied: Vec<_> = ranges.iter().flat_map(|range| land.occupied.within(*range)).collect();
+        occupied.iter().filter_map(|(address, _)| Range::new(*address, *address)).for_each(&mut close);
+        let is_excluded = |address: IpAddr| excluded[Family::of(address)].contains(number(address));
+        let left_out = occupied
+            .into_iter()
+            .filter(|(address, _)| !is_excluded(*address))
+            .map(|(address, occupant)| LeftOut { address, occupant: occupant.clone() })
+            .collect();
+        if !invalid_exclude.is_empty() {
+            open = ByFamily::default();
+        }
+
+        land.lots.push(Lot { numbering, size, open, reuse_after: spec.reuse_after() });
+        let (fence, invalid_selectors) = spec.service_allocation.as_ref().map(Fence::new).unzip();
+        Self {
+            ranges,
+            withheld,
+            invalid,
+            invalid_exclude,
+            invalid_selectors: invalid_selectors.into_iter().flatten().collect(),
+            overlaps,
+            left_out,
+            index,
+            fence,
+            excluded,
+            object,
+        }
+    }
+
     /// Its name.
     pub fn name(&self) -> &str {
         name(&self.object)
     }
 
-    /// Its ranges of addresses of the one family that is given out for now, IPv4.
-    pub fn usable(&self) -> impl Iterator<Item = Range> {
-        self.ranges.iter().copied().filter(Range::is_ipv4)
+    /// Whether a Service of that namespace and with these labels may have addresses of it.
+    pub fn admits(&self, namespace: &str, namespace_labels: Option<&Labels>, service_labels: &Labels) -> bool {
+        self.fence.as_ref().is_none_or(|fence| fence.admits(namespace, namespace_labels, service_labels))
     }
 
-    /// Whether it has addresses of a family that is not given out yet.
-    pub fn has_ipv6(&self) -> bool {
-        self.ranges.iter().any(|range| !range.is_ipv4())
+    /// Whether it has addresses of that family, free or not.
+    pub fn has(&self, family: Family) -> bool {
+        self.ranges.iter().any(|range| self::family(*range) == family)
     }
 }
 
 /// A range as the pool has it.
 struct Written {
     range: Range,
-    /// Whether it is a CIDR of a network that has a network and a broadcast address: not of a host (/32), nor of a
-    /// point-to-point link (/31, RFC 3021).
+    /// Whether it is a CIDR of a network whose ends are special: not of a host (/32, /128), nor of a point-to-point
+    /// link (/31, RFC 3021; /127, RFC 6164).
     is_network: bool,
 }
 
 impl Written {
-    /// Whether it has `address`, and not as a network's or broadcast address.
-    fn offers(&self, address: IpAddr) -> bool {
-        let is_end = address == self.range.first() || address == self.range.last();
-        self.range.contains(address) && !(self.is_network && is_end)
+    /// The ends that are given only on request. IPv6 has no broadcast address, so there it is the first alone.
+    fn ends(&self) -> impl Iterator<Item = IpAddr> {
+        let ends = [Some(self.range.first()), self.range.is_ipv4().then_some(self.range.last())];
+        ends.into_iter().flatten().filter(|_| self.is_network)
     }
+
+    /// What it has besides its ends.
+    fn inner(&self) -> Option<Range> {
+        if !self.is_network {
+            return Some(self.range);
+        }
+        let first = crds::address::next(self.range.first())?;
+        let last = if self.range.is_ipv4() { crds::address::previous(self.range.last())? } else { self.range.last() };
+        Range::new(first, last)
+    }
+}
+
+/// The ranges that are written here, and what can't be read.
+fn read(texts: &[AddressRange]) -> (Vec<Written>, Few<InvalidRange>) {
+    let (mut written, mut invalid) = (Vec::new(), Few::default());
+    for text in texts {
+        match text.parse() {
+            Ok(range) => written.push(Written { range, is_network: text.0.contains('/') && range.size() > 2 }),
+            Err(error) => invalid.push(error),
+        }
+    }
+    (written, invalid)
+}
+
+fn family(range: Range) -> Family {
+    Family::of(range.first())
+}
+
+fn union(ranges: impl IntoIterator<Item = Range>) -> ByFamily<Intervals> {
+    let mut union = ByFamily::<Intervals>::default();
+    for range in ranges {
+        union[family(range)].insert(number(range.first()), number(range.last()));
+    }
+    union
+}
+
+/// The ranges that a set consists of, in order.
+fn ranges(set: &ByFamily<Intervals>) -> impl Iterator<Item = Range> {
+    FAMILIES.into_iter().flat_map(|family| {
+        set[family].iter().filter_map(move |(first, last)| Range::new(address(family, first), address(family, last)))
+    })
 }
 
 fn name(pool: &IPAddressPool) -> &str {
@@ -204,140 +408,4 @@ fn created(pool: &IPAddressPool) -> Timestamp {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::fixtures::{ip, node, pool};
-    use proptest::prelude::*;
-
-    fn texts(pool: &Pool) -> Vec<String> {
-        pool.ranges.iter().map(ToString::to_string).collect()
-    }
-
-    fn overlap(pool: &str, range: &str) -> Overlap {
-        Overlap { pool: pool.into(), range: range.parse().expect("a range") }
-    }
-
-    #[test]
-    fn shared_addresses_belong_to_the_older_pool_and_the_other_serves_the_rest() {
-        let pools = [
-            pool("a-younger", 2, &["192.0.2.0-192.0.2.30", "192.0.2.100-192.0.2.101"]),
-            pool("b-older", 1, &["192.0.2.5-192.0.2.9", "192.0.2.15-192.0.2.15", "192.0.2.30-192.0.2.40"]),
-        ];
-        let pools = Pools::new(&pools, []);
-        let [older, younger] = &pools.pools[..] else { panic!("two pools") };
-        assert_eq!(older.name(), "b-older");
-        assert_eq!((texts(older).len(), &older.overlaps), (3, &vec![]));
-        assert_eq!(
-            texts(younger),
-            ["192.0.2.0-192.0.2.4", "192.0.2.10-192.0.2.14", "192.0.2.16-192.0.2.29", "192.0.2.100-192.0.2.101"]
-        );
-        assert_eq!(
-            younger.overlaps,
-            [
-                overlap("b-older", "192.0.2.5-192.0.2.9"),
-                overlap("b-older", "192.0.2.15-192.0.2.15"),
-                overlap("b-older", "192.0.2.30-192.0.2.30"),
-            ]
-        );
-    }
-
-    #[test]
-    fn of_two_pools_of_one_age_the_first_by_name_is_the_older() {
-        let pools = [pool("b", 1, &["192.0.2.1-192.0.2.2"]), pool("a", 1, &["192.0.2.1-192.0.2.1"])];
-        let pools = Pools::new(&pools, []);
-        assert_eq!(pools.pool_of(ip("192.0.2.1")).map(Pool::name), Some("a"));
-        assert_eq!(pools.pool_of(ip("192.0.2.2")).map(Pool::name), Some("b"));
-        assert_eq!(pools.pool_of(ip("192.0.2.3")).map(Pool::name), None);
-    }
-
-    #[test]
-    fn a_range_twice_in_one_pool_is_there_once_and_no_overlap() {
-        let pools = [pool("lan", 1, &["192.0.2.1-192.0.2.9", "192.0.2.5-192.0.2.12", "192.0.2.1-192.0.2.9"])];
-        let pools = Pools::new(&pools, []);
-        let lan = pools.iter().next().expect("a pool");
-        assert_eq!(
-            (texts(lan), &lan.overlaps),
-            (vec!["192.0.2.1-192.0.2.9".into(), "192.0.2.10-192.0.2.12".into()], &vec![])
-        );
-    }
-
-    #[test]
-    fn a_range_that_cannot_be_read_is_reported_and_the_others_serve() {
-        let pools = [pool("lan", 1, &["192.0.2.9-192.0.2.1", "192.0.2.0/33", "192.0.2.20-192.0.2.21"])];
-        let pools = Pools::new(&pools, []);
-        let lan = pools.iter().next().expect("a pool");
-        assert_eq!(texts(lan), ["192.0.2.20-192.0.2.21"]);
-        assert_eq!(
-            lan.invalid,
-            [InvalidRange::Order("192.0.2.9-192.0.2.1".into()), InvalidRange::Syntax("192.0.2.0/33".into())]
-        );
-    }
-
-    #[test]
-    fn the_ends_of_a_network_are_withheld_unless_another_range_of_the_pool_has_them_inside() {
-        for (ranges, withheld) in [
-            (&["192.0.2.0/24"][..], &["192.0.2.0", "192.0.2.255"][..]),
-            (&["192.0.2.0/30"], &["192.0.2.0", "192.0.2.3"]),
-            (&["192.0.2.0/31"], &[]),
-            (&["192.0.2.7/32"], &[]),
-            (&["192.0.2.0-192.0.2.255"], &[]),
-            (&["192.0.2.0/25", "192.0.2.128/25"], &["192.0.2.0", "192.0.2.127", "192.0.2.128", "192.0.2.255"]),
-            (&["192.0.2.0/24", "192.0.2.128/25"], &["192.0.2.0", "192.0.2.255"]),
-            (&["192.0.2.0/24", "192.0.2.255-192.0.2.255"], &["192.0.2.0"]),
-            (&["0.0.0.0/0"], &["0.0.0.0", "255.255.255.255"]),
-        ] {
-            let pools = [pool("lan", 1, ranges)];
-            let pools = Pools::new(&pools, []);
-            let expected: BTreeSet<_> = withheld.iter().map(|text| ip(text)).collect();
-            assert_eq!(pools.pools[0].withheld, expected, "{ranges:?}");
-        }
-    }
-
-    #[test]
-    fn nodes_addresses_are_known_by_node() {
-        let pools = [pool("lan", 1, &["192.0.2.0/24"])];
-        let nodes = [node("n1", "192.0.2.11"), node("n2", "192.0.2.12")];
-        let pools = Pools::new(&pools, &nodes);
-        assert_eq!((pools.node_at(ip("192.0.2.12")), pools.node_at(ip("192.0.2.13"))), (Some("n2"), None));
-        let range = "192.0.2.12-192.0.2.20".parse().expect("a range");
-        assert_eq!(pools.nodes_in(range).collect::<Vec<_>>(), [(ip("192.0.2.12"), "n2")]);
-    }
-
-    #[test]
-    fn all_addresses_of_both_families_are_a_pool_as_any_other() {
-        let pools = [pool("all", 2, &["0.0.0.0/0", "::/0"]), pool("lan", 1, &["192.0.2.1-192.0.2.1"])];
-        let pools = Pools::new(&pools, []);
-        let all = &pools.pools[1];
-        assert_eq!(texts(all)[..2], ["0.0.0.0-192.0.2.0", "192.0.2.2-255.255.255.255"]);
-        assert!(all.has_ipv6());
-        assert_eq!(pools.pool_of(ip("2001:db8::1")).map(Pool::name), Some("all"));
-    }
-
-    proptest! {
-        #[test]
-        fn an_address_belongs_to_the_oldest_pool_that_names_it(
-            written in proptest::collection::vec(proptest::collection::vec((0..40u8, 0..8u8), 1..4), 0..5),
-        ) {
-            let objects: Vec<_> = written
-                .iter()
-                .enumerate()
-                .map(|(age, ranges)| {
-                    let texts: Vec<_> = ranges.iter().map(|(a, n)| format!("192.0.2.{a}-192.0.2.{}", a + n)).collect();
-                    pool(&format!("p{age}"), age as i64, &texts.iter().map(String::as_str).collect::<Vec<_>>())
-                })
-                .collect();
-            let pools = Pools::new(objects.iter().rev(), []);
-            let mut sizes = vec![0; written.len()];
-            for last in 0..60u8 {
-                let has = |ranges: &Vec<(u8, u8)>| ranges.iter().any(|(a, n)| (*a..=a + n).contains(&last));
-                let owner = written.iter().position(has);
-                let found = pools.pool_of(IpAddr::from([192, 0, 2, last])).map(|pool| pool.name().to_owned());
-                prop_assert_eq!(found, owner.map(|index| format!("p{index}")));
-                owner.into_iter().for_each(|index| sizes[index] += 1);
-            }
-            for (pool, size) in pools.iter().zip(sizes) {
-                prop_assert_eq!(pool.ranges.iter().map(Range::size).sum::<u128>(), size);
-            }
-        }
-    }
-}
+mod tests;

@@ -1,8 +1,9 @@
 //! Telling people: events, as `kubectl describe` and `kubectl events` show them (events.k8s.io/v1).
 //!
 //! One task, fed by a bounded channel; a few requests at a time, so that events never stand in the way of addresses.
-//! Plans tell only changes, so there is nothing to deduplicate. (kube's Recorder keeps every event for six minutes to do
-//! that, and looks through all of them at each.) An event that can't be written is given up.
+//! What is told again and again is told once in a while ([`crate::repeats`]). (kube's Recorder would count repetitions in
+//! the event, looks through all events of six minutes for that at each, and has no bound.) An event that can't be written
+//! is given up.
 
 use std::time::Duration;
 
@@ -12,10 +13,13 @@ use k8s_openapi::api::events::v1 as events;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{MicroTime, ObjectMeta};
 use kube::api::PostParams;
 use kube::{Api, Client};
-use tokio::sync::mpsc;
-use tokio::time::timeout;
+use tokio::sync::{mpsc, watch};
+use tokio::time::{Instant, timeout};
 
 use crate::effect::Event;
+use crate::election::Mandate;
+use crate::metrics::{Metrics, Outcome, Write};
+use crate::repeats::Repeats;
 
 /// Who reports, in all events.
 pub(crate) const CONTROLLER: &str = "landfall.dev/controller";
@@ -32,23 +36,45 @@ const ANSWER: Duration = Duration::from_secs(15);
 /// The longest text of an event that the API server takes, in bytes.
 const NOTE: usize = 1024;
 
-/// Writes the events that come, until no more can.
-pub(crate) async fn report(client: Client, instance: String, incoming: mpsc::Receiver<Event>) {
-    let events = futures::stream::unfold(incoming, |mut incoming| async {
-        let event = incoming.recv().await?;
-        Some((event, incoming))
+/// Writes the events that come, until no more can. Those that come to their turn when we don't lead any more are given up.
+pub(crate) async fn report(
+    client: Client,
+    instance: String,
+    incoming: mpsc::Receiver<Event>,
+    leading: watch::Receiver<Option<Mandate>>,
+    metrics: Metrics,
+) {
+    let events = futures::stream::unfold((incoming, Repeats::default()), |(mut incoming, mut repeats)| async {
+        loop {
+            let event = incoming.recv().await?;
+            if repeats.is_news(&event, Instant::now().into_std()) {
+                return Some((event, (incoming, repeats)));
+            }
+        }
     });
     let write = |event: Event| {
         let object = object(event, &instance, Timestamp::now());
         let namespace = object.metadata.namespace.clone().unwrap_or_default();
         let api = Api::<events::Event>::namespaced(client.clone(), &namespace);
+        let (mandate, metrics) = (leading.borrow().clone(), metrics.clone());
         async move {
-            match timeout(ANSWER, api.create(&PostParams::default(), &object)).await {
-                Ok(Ok(_)) => {}
-                // Such as in a namespace that is being deleted.
-                Ok(Err(error)) => tracing::debug!(namespace, error = observe::causes(&error), "an event is given up"),
-                Err(_) => tracing::debug!(namespace, "an event is given up: no answer"),
+            if mandate.is_none_or(|mandate| mandate.check().is_err()) {
+                metrics.wrote(Write::CreateEvent, Outcome::Deposed);
+                return tracing::debug!(namespace, "an event is given up: not leading");
             }
+            let outcome = match timeout(ANSWER, api.create(&PostParams::default(), &object)).await {
+                Ok(Ok(_)) => Outcome::Ok,
+                // Such as in a namespace that is being deleted.
+                Ok(Err(error)) => {
+                    tracing::debug!(namespace, error = observe::causes(&error), "an event is given up");
+                    Outcome::of(&error)
+                }
+                Err(_) => {
+                    tracing::debug!(namespace, "an event is given up: no answer");
+                    Outcome::Unanswered
+                }
+            };
+            metrics.wrote(Write::CreateEvent, outcome);
         }
     };
     events.for_each_concurrent(CONCURRENCY, write).await;

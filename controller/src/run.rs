@@ -1,48 +1,60 @@
-//! The loop: wake, take a snapshot, plan, apply.
+//! The loop: wake, tell the ledger what changed, plan, apply.
 //!
 //! ```text
-//! watches (4 tasks) --feed--> stores --wake--> the loop --series--> tasks (at most CONCURRENCY) --answers--> stores
+//! watches (6 tasks) --feed--> stores --wake--> the loop --series--> tasks (at most CONCURRENCY) --answers--> stores
 //!                                                |  ^                                              |
 //!                                                |  +--------------- done, or failed --------------+
 //!                                                +--events--> report (1 task)
+//! election (2 tasks) --mandate--> the loop, each write
 //! ```
 //!
-//! Level-triggered: a wake says nothing but "look again", and what is to be done follows from what is there. Only one
-//! series about a subject is under way at a time, so that one slow write holds up nothing else. The addresses of those
-//! under way count as taken. What a plan has that can't begin yet is kept until the next plan replaces it.
+//! Of several controllers one leads. The others watch and do nothing else, so that the one that is elected next knows all
+//! from the start. One that leads no more drops what is under way, and waits to be elected again.
 //!
-//! The first wake after some quiet is answered at once; in a burst, plans come with pauses between them. Stopping waits
-//! a little for the answers to what is under way. Dropping the future stops all tasks; the next start finds out what was
-//! left undone.
+//! What is to be done follows from what is there, and is looked at again for whatever has changed. Only one series about a
+//! subject is under way at a time, so that one slow write holds up nothing else. What a plan has that can't begin yet is
+//! kept until a newer plan has something else about the same subject.
+//!
+//! Plans are about what has changed, so as a rule they take microseconds, and each wake is answered at once: nothing
+//! stands between a new Service and its first write, nor between that and what follows from its answer. Only after a plan
+//! that took long (as when pools change) there is a pause. Stopping waits a little for the answers to what is under way.
+//! Dropping the future stops all tasks; the next start finds out what was left undone.
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::BTreeSet;
 use std::pin::pin;
 use std::time::Duration;
 
-use crds::Record;
 use jiff::Timestamp;
 use kube::Client;
 use observe::{Wake, causes, jitter, source, watch};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot, watch as channel};
 use tokio::task::{JoinError, JoinSet};
 use tokio::time::{Instant, sleep_until, timeout};
 
 use crate::apply::{Applier, Failure, Progress};
-use crate::effect::{Effect, Series, Subject};
+use crate::effect::{Event, Series, Subject, pool_reference, service_reference};
+use crate::election::{Election, Mandate, elect};
+use crate::latency::Waiting;
+use crate::ledger::Ledger;
+use crate::metrics::Metrics;
 use crate::pace::{Notable, Paces};
-use crate::plan::plan;
+use crate::plan::Plan;
+use crate::queue::Queue;
 use crate::report;
-use crate::snapshot::Snapshot;
 use crate::stores::Stores;
 
 /// Series under way at a time: enough to keep an API server busy, and less than its limit for one client's writes.
 const CONCURRENCY: usize = 64;
 
-/// The shortest pause between two plans.
-const PAUSE: Duration = Duration::from_millis(20);
+/// A plan that takes no longer than this is followed by the next one at once: at that rate planning is not what the
+/// processor is busy with.
+const BRIEF: Duration = Duration::from_millis(1);
 
-/// A pause is this many times as long as the plan took, so that planning takes no more than a fifth of a core.
+/// After a longer one there is a pause of this many times as long, so that planning takes no more than a fifth of a core.
 const PAUSE_PER_PLAN: u32 = 4;
+
+/// How often to forget when subjects may be tried again of which nothing has been heard for long.
+const FORGETTING: Duration = Duration::from_secs(2);
 
 /// For how long stopping waits for answers.
 const FAREWELL: Duration = Duration::from_secs(5);
@@ -52,11 +64,15 @@ const FAREWELL: Duration = Duration::from_secs(5);
 pub struct Config {
     /// Whether Services without a class are ours (KEP-1959).
     pub default_class: bool,
+    /// Where the one that leads is elected. `None`: there is no other.
+    pub election: Option<Election>,
+    /// Where the numbers go.
+    pub metrics: Metrics,
 }
 
 impl Default for Config {
     fn default() -> Self {
-        Self { default_class: true }
+        Self { default_class: true, election: None, metrics: Metrics::default() }
     }
 }
 
@@ -76,6 +92,8 @@ pub async fn run(client: Client, config: Config, shutdown: impl Future<Output = 
     let wake = Wake::default();
     let mut listener = wake.listener();
     let stores = Stores::new(&wake);
+    let metrics = config.metrics;
+    metrics.know(stores.clone(), config.default_class);
     let (events, incoming) = mpsc::channel(report::WAITING);
     let mut helpers = JoinSet::new();
     {
@@ -98,39 +116,99 @@ pub async fn run(client: Client, config: Config, shutdown: impl Future<Output = 
         let stores = stores.clone();
         helpers.spawn(async move { match watch(client, source::nodes(), stores.nodes).await {} });
     }
-    helpers.spawn(report::report(client.clone(), instance(), incoming));
+    {
+        let client = client.clone();
+        let stores = stores.clone();
+        helpers.spawn(async move { match watch(client, source::namespaces(), stores.namespaces).await {} });
+    }
+    {
+        let client = client.clone();
+        let stores = stores.clone();
+        helpers.spawn(async move { match watch(client, source::node_networks(), stores.networks).await {} });
+    }
+    let (office, mut leading) = channel::channel(config.election.is_none().then(Mandate::unlimited));
+    helpers.spawn(report::report(client.clone(), instance(), incoming, leading.clone(), metrics.clone()));
+    let (resign, resigned) = oneshot::channel();
+    let mut elections = JoinSet::new();
+    if let Some(election) = config.election {
+        elections.spawn(elect(client.clone(), election, instance(), office.clone(), resigned));
+    }
 
-    let applier = Applier { client, stores: stores.clone(), events };
-    let mut work = Work::new(applier);
+    let work = |mandate: Option<Mandate>| {
+        metrics.leads(mandate.is_some());
+        let (client, stores, metrics, events) = (client.clone(), stores.clone(), metrics.clone(), events.clone());
+        Some(Work::new(Applier { client, stores, mandate: mandate?, metrics, events }))
+    };
+    let mut in_office = work(leading.borrow_and_update().clone());
+    let mut ledger = Ledger::new(config.default_class);
+    let mut waiting = Waiting::default();
     let mut shutdown = pin!(shutdown);
     // When there is something new to plan from, and since when the next plan may be made.
     let (mut is_stale, mut not_before) = (true, Instant::now());
     loop {
-        if is_stale && not_before <= Instant::now() {
+        // Also while another one leads: what was given up rests from when that was seen.
+        let is_known = is_stale && {
+            let now = Instant::now().into_std();
+            stores.tell(&mut ledger, Timestamp::now(), |key, service| {
+                let waited = waiting.saw(key, service, config.default_class, now);
+                if let Some(waited) = waited.filter(|_| in_office.is_some()) {
+                    metrics.allocated(waited);
+                }
+            })
+        };
+        if let Some(work) = &mut in_office
+            && is_known
+            && not_before <= Instant::now()
+        {
             is_stale = false;
             let began = Instant::now();
-            if let Some(mut snapshot) = stores.snapshot(config.default_class, Timestamp::now()) {
-                work.claim(&mut snapshot);
-                work.replace(plan(&snapshot).series);
-            }
-            not_before = Instant::now() + PAUSE.max(began.elapsed() * PAUSE_PER_PLAN);
+            work.take(ledger.plan(Timestamp::now()));
+            let took = began.elapsed();
+            metrics.planned(took);
+            not_before = Instant::now() + if took > BRIEF { took * PAUSE_PER_PLAN } else { Duration::ZERO };
+        } else if in_office.is_none() {
+            is_stale = false;
         }
-        work.begin();
-        let alarm = is_stale.then_some(not_before).or(work.alarm);
+        let alarm = in_office.as_mut().and_then(|work| {
+            work.begin(&mut ledger);
+            let planning = (is_stale && is_known).then_some(not_before);
+            planning.into_iter().chain(work.alarm()).min()
+        });
         tokio::select! {
             () = &mut shutdown => break,
             () = listener.woken() => is_stale = true,
-            ended = work.ended() => {
-                ended?;
+            ended = ended(&mut in_office) => {
+                ledger.ended(&ended?);
                 is_stale = true;
             }
             // Time for the next plan, or for what waits in this one.
             () = sleep_until(alarm.unwrap_or_else(Instant::now)), if alarm.is_some() => {}
+            Ok(()) = leading.changed() => {
+                in_office = work(leading.borrow_and_update().clone());
+                ledger.start_over(Timestamp::now());
+                is_stale = true;
+            }
             Some(ended) = helpers.join_next() => ended?,
+            Some(ended) = elections.join_next() => ended?,
         }
     }
-    work.finish().await;
+    if let Some(work) = in_office {
+        work.finish().await;
+    }
+    // After the last write, so that another can have the Lease at once.
+    drop(resign);
+    while let Some(ended) = elections.join_next().await {
+        ended?;
+    }
     Ok(())
+}
+
+/// Waits for one series under way to end. Never returns if there is none. Cancel safe.
+async fn ended(in_office: &mut Option<Work>) -> Result<Subject, JoinError> {
+    match in_office {
+        Some(work) => work.ended().await,
+        None => std::future::pending().await,
+    }
 }
 
 /// Who of several controllers reports: the host, which is the pod's name.
@@ -142,65 +220,61 @@ fn instance() -> String {
 /// What is to be done, is under way, and waits for another try.
 struct Work {
     applier: Applier,
-    /// Of the newest plan, what has not begun.
-    waiting: VecDeque<Series>,
-    /// What is under way: subject by subject, the addresses that are being taken.
-    under_way: BTreeMap<Subject, Vec<Record>>,
+    /// What has not begun.
+    queue: Queue,
+    under_way: BTreeSet<Subject>,
     tasks: JoinSet<(Subject, Result<Progress, Failure>)>,
     paces: Paces,
-    /// When something that waits for its time may begin.
-    alarm: Option<Instant>,
+    /// When to forget something next.
+    forgetting: Instant,
 }
 
 impl Work {
     fn new(applier: Applier) -> Self {
-        let (waiting, under_way, tasks, paces, alarm) = Default::default();
-        Self { applier, waiting, under_way, tasks, paces, alarm }
+        let (queue, under_way, tasks, paces) = Default::default();
+        Self { applier, queue, under_way, tasks, paces, forgetting: Instant::now() + FORGETTING }
     }
 
-    /// Adds to the snapshot what is being taken.
-    fn claim(&self, snapshot: &mut Snapshot) {
-        for record in self.under_way.values().flatten() {
-            snapshot.addresses.entry(record.address).or_insert_with(|| record.clone().into());
+    /// Takes over a new plan.
+    fn take(&mut self, plan: Plan) {
+        plan.revoked.iter().for_each(|subject| self.queue.revoke(subject));
+        plan.series.into_iter().for_each(|series| self.queue.put(series));
+        let now = Instant::now();
+        if self.forgetting <= now {
+            self.forgetting = now + FORGETTING;
+            let is_pending = |subject: &Subject| self.queue.contains(subject) || self.under_way.contains(subject);
+            self.paces.forget(now.into_std(), is_pending);
         }
-    }
-
-    /// Takes over a new plan, of which nothing has begun but what is under way.
-    fn replace(&mut self, series: Vec<Series>) {
-        self.waiting = series.into_iter().filter(|series| !self.under_way.contains_key(&series.subject)).collect();
-        let planned: BTreeSet<_> = self.waiting.iter().map(|series| &series.subject).collect();
-        let is_pending = |subject: &Subject| planned.contains(subject) || self.under_way.contains_key(subject);
-        self.paces.forget(Instant::now().into_std(), is_pending);
     }
 
     /// Begins as much as there is room for.
-    fn begin(&mut self) {
-        let now = Instant::now();
-        let mut held = VecDeque::new();
-        self.alarm = None;
+    fn begin(&mut self, ledger: &mut Ledger) {
+        let now = Instant::now().into_std();
         while self.tasks.len() < CONCURRENCY
-            && let Some(series) = self.waiting.pop_front()
+            && let Some(series) = self.queue.next(now, |subject| self.paces.held_until(subject, now))
         {
-            if let Some(until) = self.paces.held_until(&series.subject, now.into_std()) {
-                let until = Instant::from_std(until);
-                self.alarm = Some(self.alarm.map_or(until, |alarm| alarm.min(until)));
-                held.push_back(series);
-                continue;
-            }
-            self.under_way.insert(series.subject.clone(), taken(&series));
-            let applier = self.applier.clone();
-            self.tasks.spawn(async move {
-                let result = applier.apply(&series).await;
-                (series.subject, result)
-            });
+            ledger.begins(&series);
+            self.under_way.insert(series.subject.clone());
+            self.spawn(series);
         }
-        // Whose time has not come keeps its place.
-        held.append(&mut self.waiting);
-        self.waiting = held;
     }
 
-    /// Waits for one series under way to end, and draws the conclusions. Never returns if there is none. Cancel safe.
-    async fn ended(&mut self) -> Result<(), JoinError> {
+    fn spawn(&mut self, series: Series) {
+        let applier = self.applier.clone();
+        self.tasks.spawn(async move {
+            let result = applier.apply(&series).await;
+            (series.subject, result)
+        });
+    }
+
+    /// When something that waits for its time may begin, if there is room for it.
+    fn alarm(&self) -> Option<Instant> {
+        self.queue.alarm().filter(|_| self.tasks.len() < CONCURRENCY).map(Instant::from_std)
+    }
+
+    /// Waits for one series under way to end, draws the conclusions, and says what it was about. Never returns if there is
+    /// none. Cancel safe.
+    async fn ended(&mut self) -> Result<Subject, JoinError> {
         let Some(ended) = self.tasks.join_next().await else { return std::future::pending().await };
         let (subject, result) = ended?;
         self.under_way.remove(&subject);
@@ -212,39 +286,33 @@ impl Work {
                 tracing::warn!(%subject, error = causes(&failure), "trying again until it works");
             }
             (Ok(Progress::Done), Notable::Recovered) => tracing::info!(%subject, "works again"),
-            (Ok(Progress::Done), Notable::Fight) => {
-                tracing::warn!(%subject, "written again and again: check for another load balancer provider that writes it");
-            }
+            (Ok(Progress::Done), Notable::Fight) => drop(self.fight(&subject)),
             _ => {}
         }
-        Ok(())
+        Ok(subject)
+    }
+
+    /// Tells people that somebody else writes what we write, again and again.
+    fn fight(&self, subject: &Subject) -> Option<()> {
+        let stores = &self.applier.stores;
+        let regarding = match subject {
+            Subject::Service(key) => service_reference(key, &stores.services.get(key)?.uid),
+            Subject::Pool(name) => pool_reference(&*stores.pools.get(name)?),
+            Subject::Address(_) => return None,
+        };
+        let message = "somebody else writes its status again and again: check for another load balancer provider that \
+                       serves it, or a tool that restores it";
+        let event = Event { regarding, is_warning: true, reason: "StatusContested", message: message.to_owned() };
+        self.applier.tell(&event);
+        Some(())
     }
 
     /// Waits a little for what is under way.
     async fn finish(mut self) {
-        self.waiting.clear();
+        self.queue.clear();
         let all = async { while self.tasks.join_next().await.is_some() {} };
         if timeout(FAREWELL, all).await.is_err() {
             tracing::warn!("stopping without the answers to some writes; the next start finds out");
         }
     }
-}
-
-/// The addresses that a series takes.
-fn taken(series: &Series) -> Vec<Record> {
-    let created = series.effects.iter().filter_map(|effect| match effect {
-        Effect::Create { address, pool, holder } => Some(Record {
-            address: *address,
-            uid: String::new(),
-            resource_version: String::new(),
-            deleting: false,
-            pool: pool.clone(),
-            holders: vec![holder.clone()],
-            sharing_key: None,
-            reservation: None,
-            announcers: vec![],
-        }),
-        _ => None,
-    });
-    created.collect()
 }

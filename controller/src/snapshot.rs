@@ -1,10 +1,10 @@
-//! What was observed, all at once: the only input of a plan.
+//! What was observed, all at once.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use crds::{IPAddressPool, Key, Node, Record, Service};
+use crds::{IPAddressPool, Key, Namespace, Network, Node, Record, Service};
 use jiff::Timestamp;
 
 /// What was observed.
@@ -18,6 +18,10 @@ pub struct Snapshot {
     pub addresses: BTreeMap<IpAddr, Arc<Record>>,
     /// The nodes, whose own addresses are nobody else's.
     pub nodes: BTreeMap<String, Arc<Node>>,
+    /// What the nodes' agents found on their networks, by node: addresses that are nobody else's either.
+    pub networks: BTreeMap<String, Arc<Network>>,
+    /// The namespaces, by name.
+    pub namespaces: BTreeMap<String, Arc<Namespace>>,
     /// What exists and could not be read.
     pub unreadable: Unreadable,
     /// Whether Services without a class are ours (KEP-1959).
@@ -43,6 +47,8 @@ impl Default for Snapshot {
             services: BTreeMap::new(),
             addresses: BTreeMap::new(),
             nodes: BTreeMap::new(),
+            networks: BTreeMap::new(),
+            namespaces: BTreeMap::new(),
             unreadable: Unreadable::default(),
             default_class: true,
             now: Timestamp::UNIX_EPOCH,

@@ -1,14 +1,14 @@
-//! What is known of the cluster, and how that becomes a snapshot.
+//! What is known of the cluster, and how the ledger gets to know it.
 
 use std::net::IpAddr;
 
-use crds::{IPAddressPool, Key, LoadBalancerIP, Node, Record, Service};
+use crds::{IPAddressPool, Key, LoadBalancerIP, Namespace, Network, Node, Record, Service};
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1 as core;
 use kube::Resource;
 use observe::{Source, Store, Wake, source};
 
-use crate::snapshot::{Snapshot, Unreadable};
+use crate::ledger::Ledger;
 
 /// What is known of the cluster.
 #[derive(Clone)]
@@ -16,32 +16,69 @@ pub(crate) struct Stores {
     pub(crate) pools: Store<String, IPAddressPool>,
     pub(crate) services: Store<Key, Service>,
     pub(crate) addresses: Store<IpAddr, Record>,
+    pub(crate) namespaces: Store<String, Namespace>,
     pub(crate) nodes: Store<String, Node>,
+    pub(crate) networks: Store<String, Network>,
 }
 
 impl Stores {
     /// Nothing yet. `wake` is woken when that changes.
     pub(crate) fn new(wake: &Wake) -> Self {
         Self {
-            pools: Store::new(wake),
-            services: Store::new(wake),
-            addresses: Store::new(wake),
-            nodes: Store::new(wake),
+            pools: Store::noting(wake),
+            services: Store::noting(wake),
+            addresses: Store::noting(wake),
+            namespaces: Store::noting(wake),
+            nodes: Store::noting(wake),
+            networks: Store::noting(wake),
         }
     }
 
-    /// All that is known; `None` as long as something is not known yet.
-    pub(crate) fn snapshot(&self, default_class: bool, now: Timestamp) -> Option<Snapshot> {
-        Some(Snapshot {
-            pools: self.pools.snapshot()?,
-            services: self.services.snapshot()?,
-            addresses: self.addresses.snapshot()?,
-            // Nodes that can't be read are no reason to do or leave anything.
-            nodes: self.nodes.snapshot()?,
-            unreadable: Unreadable { services: self.services.unreadable()?, addresses: self.addresses.unreadable()? },
-            default_class,
-            now,
-        })
+    /// Whether of each kind a whole list was received.
+    pub(crate) fn is_synced(&self) -> bool {
+        let synced = [
+            self.pools.read(|_| ()),
+            self.services.read(|_| ()),
+            self.addresses.read(|_| ()),
+            self.namespaces.read(|_| ()),
+            self.nodes.read(|_| ()),
+            self.networks.read(|_| ()),
+        ];
+        synced.iter().all(Option::is_some)
+    }
+
+    /// Tells the ledger what has changed since it was told last. `false` as long as something is not known yet: then
+    /// nothing is told, because what is missing may still exist. `saw` is told of Services too.
+    pub(crate) fn tell(
+        &self,
+        ledger: &mut Ledger,
+        now: Timestamp,
+        mut saw: impl FnMut(&Key, Option<&Service>),
+    ) -> bool {
+        if !self.is_synced() {
+            return false;
+        }
+        for change in self.pools.take_changes().into_iter().flatten() {
+            ledger.set_pool(&change.key, change.value);
+        }
+        // Of these kinds, objects that can't be read are no reason to do or leave anything.
+        for change in self.nodes.take_changes().into_iter().flatten() {
+            ledger.set_node(&change.key, change.value);
+        }
+        for change in self.networks.take_changes().into_iter().flatten() {
+            ledger.set_network(&change.key, change.value);
+        }
+        for change in self.namespaces.take_changes().into_iter().flatten() {
+            ledger.set_namespace(&change.key, change.value);
+        }
+        for change in self.services.take_changes().into_iter().flatten() {
+            saw(&change.key, change.value.as_deref());
+            ledger.set_service(&change.key, change.value, change.is_unreadable);
+        }
+        for change in self.addresses.take_changes().into_iter().flatten() {
+            ledger.set_address(change.key, change.value, change.is_unreadable, now);
+        }
+        true
     }
 
     pub(crate) fn put_pool(&self, pool: &IPAddressPool) {

@@ -4,7 +4,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use crds::service::{ALLOCATED, FINALIZER, Ingress};
-use crds::{IPAddressPool, Key, Record, Service};
+use crds::{IPAddressPool, Key, Record, Reservation, Service};
 
 use crate::effect::{Effect, Event};
 use crate::plan::plan;
@@ -45,8 +45,13 @@ impl World {
 
     /// Changes a Service, as a user does.
     pub(crate) fn edit(&mut self, name: &str, edit: impl FnOnce(&mut Service)) {
+        self.edit_key(&Self::key(name), edit);
+    }
+
+    /// The same by namespace and name.
+    pub(crate) fn edit_key(&mut self, key: &Key, edit: impl FnOnce(&mut Service)) {
         self.version += 1;
-        let service = self.snapshot.services.get_mut(&Self::key(name)).map(Arc::make_mut).expect("a Service");
+        let service = self.snapshot.services.get_mut(key).map(Arc::make_mut).expect("a Service");
         edit(service);
         service.resource_version = self.version.to_string();
         if !service.is_load_balancer {
@@ -58,8 +63,41 @@ impl World {
 
     /// Deletes a Service, as a user does.
     pub(crate) fn delete(&mut self, name: &str) {
-        self.edit(name, |service| service.deleting = true);
-        self.collect(&Self::key(name));
+        self.delete_key(&Self::key(name));
+    }
+
+    /// The same by namespace and name.
+    pub(crate) fn delete_key(&mut self, key: &Key) {
+        self.edit_key(key, |service| service.deleting = true);
+        self.collect(key);
+    }
+
+    /// Changes a record, as a user does.
+    pub(crate) fn edit_record(&mut self, address: IpAddr, edit: impl FnOnce(&mut Record)) {
+        self.version += 1;
+        if let Some(record) = self.snapshot.addresses.get_mut(&address).map(Arc::make_mut) {
+            edit(record);
+            record.resource_version = self.version.to_string();
+        }
+    }
+
+    /// Reserves an address, as a user does, unless somebody has it.
+    pub(crate) fn reserve(&mut self, address: IpAddr, reservation: Option<Reservation>) {
+        self.version += 1;
+        let record = Record {
+            address,
+            uid: format!("reservation-{}", self.version),
+            resource_version: self.version.to_string(),
+            deleting: false,
+            pool: String::new(),
+            holders: vec![],
+            sharing_key: None,
+            reservation,
+            announcers: vec![],
+        };
+        if !self.snapshot.unreadable.addresses.contains(&address) {
+            self.snapshot.addresses.entry(address).or_insert_with(|| Arc::new(record));
+        }
     }
 
     /// What is being deleted and waits for nobody is gone.
@@ -73,7 +111,7 @@ impl World {
     pub(crate) fn apply(&mut self, effect: &Effect) -> bool {
         self.version += 1;
         match effect {
-            Effect::Create { address, pool, holder } => {
+            Effect::Create { address, pool, holder, sharing_key } => {
                 if self.snapshot.addresses.contains_key(address) || self.snapshot.unreadable.addresses.contains(address)
                 {
                     return false;
@@ -85,15 +123,38 @@ impl World {
                     deleting: false,
                     pool: pool.clone(),
                     holders: vec![holder.clone()],
-                    sharing_key: None,
+                    sharing_key: sharing_key.clone(),
                     reservation: None,
                     announcers: vec![],
                 };
                 self.snapshot.addresses.insert(*address, Arc::new(record));
             }
-            Effect::Delete { address, uid } => {
-                if self.snapshot.addresses.get(address).is_some_and(|record| record.uid == *uid) {
-                    self.snapshot.addresses.remove(address);
+            Effect::Delete { address, uid, resource_version } => {
+                let Some(record) = self.snapshot.addresses.get(address) else { return true };
+                let is_this = record.uid == *uid;
+                let alone = record.holders.len() <= 1;
+                assert!(resource_version.is_some() || alone || !is_this, "{address} is several Services'");
+                match resource_version {
+                    Some(version) if !is_this || *version != record.resource_version => return false,
+                    _ if is_this => drop(self.snapshot.addresses.remove(address)),
+                    _ => {}
+                }
+            }
+            Effect::PatchAddress(patch) => {
+                let Some(record) = self.snapshot.addresses.get_mut(&patch.address).map(Arc::make_mut) else {
+                    return false;
+                };
+                if record.resource_version != patch.resource_version {
+                    return false;
+                }
+                record.resource_version = self.version.to_string();
+                record.holders = patch.holders.clone();
+                record.sharing_key = patch.sharing_key.clone();
+                if let Some(pool) = &patch.pool {
+                    record.pool = pool.clone();
+                }
+                if patch.becomes_reservation {
+                    record.reservation.get_or_insert_default();
                 }
             }
             Effect::PatchService(patch) => {
@@ -117,8 +178,8 @@ impl World {
                 let shown = patch.ingress.iter().flatten().filter(|ingress| !before.contains(ingress));
                 for address in shown.filter_map(|ingress| ingress.ip.as_ref()?.parse::<IpAddr>().ok()) {
                     let record = self.snapshot.addresses.get(&address);
-                    let holder = record.and_then(|record| record.holders.first());
-                    assert_eq!(holder.map(|holder| &holder.uid), Some(&uid), "{address} is shown and not held");
+                    let held = record.is_some_and(|record| record.holders.iter().any(|holder| holder.uid == uid));
+                    assert!(held, "{address} is shown and not held");
                 }
                 self.collect(&patch.key);
             }
@@ -137,7 +198,7 @@ impl World {
 
     /// Plans and applies until nothing is left to do, and returns how many plans that took.
     pub(crate) fn settle(&mut self) -> usize {
-        for plans in 0..8 {
+        for plans in 0..20 {
             let series = plan(&self.snapshot).series;
             if series.is_empty() {
                 return plans;
@@ -156,7 +217,12 @@ impl World {
     /// What a user sees of a Service: its addresses, and the condition as `Status Reason`; with `held` what it really
     /// has.
     pub(crate) fn seen(&self, name: &str) -> Seen {
-        let service = self.service(name);
+        self.seen_key(&Self::key(name))
+    }
+
+    /// The same by namespace and name.
+    pub(crate) fn seen_key(&self, key: &Key) -> Seen {
+        let service = &self.snapshot.services[key];
         let condition = service.conditions.iter().find(|condition| condition.type_ == ALLOCATED);
         let held = self.snapshot.addresses.values().filter(|record| {
             record.holders.iter().any(|holder| holder.uid == service.uid && holder.name == service.key.name)

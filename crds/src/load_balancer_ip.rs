@@ -28,7 +28,7 @@ use crate::{Malformed, address};
     doc = "One address that is given to Services, and who announces it. Its name is the address, which makes the API \
            server the judge of who has it. Made and deleted by Landfall, except for reservations: create one without \
            services to keep an address, and it outlives the Services that use it.",
-    selectable = "spec.pool",
+    selectable = ".spec.pool",
     validation = Rule::new(
         "self.metadata.name.contains('.') ? self.metadata.name == self.spec.address \
          : self.metadata.name.matches('^(0|[1-9a-f][0-9a-f]{0,3})(-(0|[1-9a-f][0-9a-f]{0,3})){7}$') \

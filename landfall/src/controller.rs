@@ -4,7 +4,7 @@ use anyhow::Context;
 use clap::Args;
 
 use crate::client::Connection;
-use crate::shutdown;
+use crate::{metrics, shutdown};
 
 /// How to give out addresses.
 #[derive(Debug, Args)]
@@ -13,16 +13,30 @@ pub(crate) struct Options {
     /// By default Landfall is the provider of Services without a class.
     #[arg(long, env = "LANDFALL_ONLY_CLASS")]
     only_class: bool,
+
+    /// Namespace in which controllers elect one that leads, by the Lease landfall-controller. Several can run then: the
+    /// others stand by and take over. Without it this one takes itself for the only one.
+    #[arg(long, env = "LANDFALL_LEASE_NAMESPACE", value_name = "NAMESPACE")]
+    lease_namespace: Option<String>,
+
+    /// Where to answer /metrics (for Prometheus), /healthz and /readyz (for probes), over HTTP without TLS; or off.
+    #[arg(long, env = "LANDFALL_METRICS_ADDRESS", default_value = "[::]:9646", value_name = "ADDRESS:PORT|off")]
+    metrics_address: metrics::Address,
 }
 
 /// Runs until SIGTERM.
 pub(crate) async fn run(connection: &Connection, options: Options) -> anyhow::Result<()> {
     let client = connection.client().await?;
-    let config = controller::Config { default_class: !options.only_class };
+    let election = options.lease_namespace.map(|namespace| controller::Election { namespace });
+    let numbers = controller::Metrics::default();
+    let config = controller::Config { default_class: !options.only_class, election, metrics: numbers.clone() };
     let stop = async {
         if let Err(error) = shutdown::requested().await {
             tracing::error!(%error, "can't wait for signals: stopping");
         }
     };
-    controller::run(client, config, stop).await.context("give out addresses")
+    tokio::select! {
+        ended = controller::run(client, config, stop) => ended.context("give out addresses"),
+        never = metrics::serve(options.metrics_address, numbers) => match never {},
+    }
 }

@@ -6,6 +6,7 @@
 mod client;
 mod controller;
 mod logging;
+mod metrics;
 mod node;
 mod output;
 mod shutdown;
@@ -16,9 +17,9 @@ use clap::{Parser, Subcommand};
 
 /// Landfall gives Services of type LoadBalancer an address that answers, on clusters without a cloud.
 ///
-/// On the cluster run `landfall controller` (once) and `landfall node` (on every node): deploy/landfall.yaml does.
-/// At your desk run `landfall status` to see pools, Services, addresses and who announces them; it uses your kubeconfig
-/// as kubectl does.
+/// On the cluster run `landfall controller` (two, of which one works) and `landfall node` (on every node):
+/// deploy/landfall.yaml does. At your desk run `landfall status` to see pools, Services, why one is pending, addresses and
+/// who announces them; it uses your kubeconfig as kubectl does.
 #[derive(Debug, Parser)]
 #[command(version, max_term_width = 120)]
 struct Cli {
@@ -34,11 +35,12 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Give addresses of pools to Services (runs in the cluster, once).
+    /// Give addresses of pools to Services (runs in the cluster; of several one works, and the others stand by).
     Controller(controller::Options),
     /// Forward and announce addresses (runs on every node, in the node's network).
     Node(node::Options),
-    /// Show pools, Services, addresses, and who announces them.
+    /// Show pools (used and free by family, drained, exhausted), Services (and why one is pending), addresses (shared,
+    /// reserved), and who announces them.
     Status(status::Options),
     /// Print the definitions of Landfall's objects, for `kubectl apply -f -`.
     Crds,

@@ -9,11 +9,12 @@
 //!   API server <----------- report <--------------+
 //! ```
 //!
-//! Tasks: one watch per kind, the composer (wakes on any change and sends new snapshots), the dataplane, the speaker, and
-//! the report. The first that ends ends the process, for a half-alive agent is worse than none: Kubernetes starts it
+//! Tasks: one watch per kind, the composer (wakes on any change and sends new snapshots), the dataplane, the speaker, the
+//! report, and the one that says what is on the node's network (which nothing here waits for). The first that ends ends the process, for a half-alive agent is worse than none: Kubernetes starts it
 //! again, and what is in the kernel stays there.
 
 mod compose;
+mod network;
 mod report;
 
 use std::collections::BTreeSet;
@@ -100,6 +101,8 @@ pub(crate) async fn run(connection: &Connection, options: Options) -> Result<()>
     tasks.spawn(hand_on(forwarded, may_announce));
     let report = report::Report::new(client.clone(), options.node_name.clone(), stores.addresses.clone());
     tasks.spawn(report.run(announced, wake.listener()));
+    let network = network::report(client.clone(), options.node_name.clone());
+    tasks.spawn(async move { network.await.context("tell what is on the node's network") });
     let (left, has_left) = oneshot::channel();
     tasks.spawn({
         let authentication = speaker::Authentication::Off;

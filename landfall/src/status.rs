@@ -7,14 +7,19 @@ use std::collections::BTreeMap;
 use anyhow::Context;
 use clap::Args;
 use comfy_table::{ContentArrangement, Table, presets};
+use crds::service::{ALLOCATED, CLASS};
 use crds::{IPAddressPool, LoadBalancerIP, Service};
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1 as core;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use kube::api::ListParams;
 use kube::{Api, Client, ResourceExt};
 
 use crate::client::Connection;
 use crate::output::print;
+
+/// How many Services that hold an address are named; the others are counted.
+const HOLDERS: usize = 5;
 
 /// What to show.
 #[derive(Debug, Args)]
@@ -73,18 +78,42 @@ fn pools(observed: &Observed) -> Option<String> {
     pools.sort_by_key(|pool| pool.name_any());
     let rows = pools.into_iter().map(|pool| {
         let status = pool.status.clone().unwrap_or_default();
-        let unhealthy = status.conditions.iter().filter(|c| (c.type_ == "Ready") != (c.status == "True"));
         let ranges: Vec<_> = pool.spec.addresses.iter().map(|range| range.0.clone()).collect();
+        let has = |is_ipv4: bool| {
+            pool.spec.addresses.iter().filter_map(|range| range.parse().ok()).any(|range| range.is_ipv4() == is_ipv4)
+        };
         [
             pool.name_any(),
             ranges.join(", "),
-            if pool.spec.auto_assign { "yes" } else { "on request" }.to_owned(),
-            status.assigned_ipv4.to_string(),
-            status.available_ipv4.to_string(),
-            notes(unhealthy.map(|c| c.message.as_str())),
+            match (pool.spec.drain, pool.spec.auto_assign) {
+                (true, _) => "nothing (drain)",
+                (false, true) => "to anybody",
+                (false, false) => "on request",
+            }
+            .to_owned(),
+            used_and_free(has(true), status.assigned_ipv4, status.available_ipv4),
+            used_and_free(has(false), status.assigned_ipv6, status.available_ipv6),
+            notes(status.conditions.iter().filter(|condition| is_notable(condition)).map(|c| c.message.as_str())),
         ]
     });
-    table(["NAME", "ADDRESSES", "AUTO-ASSIGN", "USED", "FREE", "NOTES"], rows)
+    table(["NAME", "ADDRESSES", "GIVES", "IPV4 USED/FREE", "IPV6 USED/FREE", "NOTES"], rows)
+}
+
+/// How many addresses of a family a pool has; nothing where there are none of it.
+fn used_and_free(has_any: bool, used: i64, free: i64) -> String {
+    // What is too large to be written as a number is written as the largest one.
+    let free = if free == i64::MAX { "2^63 or more".to_owned() } else { free.to_string() };
+    if has_any || used > 0 { format!("{used}/{free}") } else { String::new() }
+}
+
+/// Whether a condition of a pool says something that is not as it usually is.
+fn is_notable(condition: &Condition) -> bool {
+    match condition.type_.as_str() {
+        "Ready" => condition.status != "True",
+        // It is there only while the pool is drained, and says who holds what is left, or that nobody does.
+        "Drained" => true,
+        _ => condition.status == "True",
+    }
 }
 
 fn services(observed: &Observed) -> Option<String> {
@@ -106,19 +135,12 @@ fn services(observed: &Observed) -> Option<String> {
         let ports: Vec<_> = service.ports.iter().map(|port| format!("{}/{}", port.number, port.protocol)).collect();
         let addresses: Vec<String> = service.ingress.iter().filter_map(|ingress| ingress.ip.clone()).collect();
         let on: Vec<_> = addresses.iter().filter_map(|address| announced.get(address)).cloned().collect();
-        // Whether a Service of no class is ours depends on how the controller was started; its condition tells.
-        let foreign = service.class.as_deref().filter(|class| *class != crds::service::CLASS);
-        let problem = service.conditions.iter().find(|c| c.type_.starts_with(crds::GROUP) && c.status != "True");
         [
             service.key.to_string(),
             if addresses.is_empty() { "<pending>".to_owned() } else { addresses.join(", ") },
             ports.join(", "),
             on.join(", "),
-            match (foreign, problem) {
-                (Some(class), _) => format!("of class {class}: not served by Landfall"),
-                (None, Some(condition)) => format!("{}: {}", condition.reason, condition.message),
-                (None, None) => String::new(),
-            },
+            said(&service),
         ]
     });
     let rows: Vec<_> = rows
@@ -127,23 +149,71 @@ fn services(observed: &Observed) -> Option<String> {
     table(["SERVICE", "ADDRESS", "PORTS", "ANNOUNCED BY", "NOTES"], rows)
 }
 
+/// What there is to say about a Service: why it is pending, or what is odd about its addresses.
+fn said(service: &Service) -> String {
+    // Whether a Service of no class is ours depends on how the controller was started; its condition tells.
+    if let Some(class) = service.class.as_deref().filter(|class| *class != CLASS) {
+        return format!("of class {class}: not served by Landfall");
+    }
+    let told = service.conditions.iter().filter(|condition| condition.type_.starts_with(crds::GROUP));
+    let lacks_a_family = service.ingress.len() < service.families.len();
+    let odd = told.clone().find(|condition| condition.status != "True").or_else(|| {
+        told.clone()
+            .find(|condition| condition.type_ == ALLOCATED && (condition.reason != "Allocated" || lacks_a_family))
+    });
+    match odd {
+        Some(condition) => format!("{}: {}", condition.reason, condition.message),
+        None if service.class.is_some() && told.count() == 0 => {
+            "not looked at yet: does the controller run? kubectl -n landfall-system get pods".to_owned()
+        }
+        None => String::new(),
+    }
+}
+
 fn addresses(observed: &Observed, now: Timestamp) -> Option<String> {
     let mut objects: Vec<_> = observed.addresses.iter().map(|object| (object.address(), object)).collect();
     objects.sort_by_key(|(address, object)| (address.clone().ok(), object.name_any()));
     let rows = objects.into_iter().map(|(address, object)| {
-        let holders: Vec<_> =
-            object.spec.services.iter().map(|holder| format!("{}/{}", holder.namespace, holder.name)).collect();
         let since = object.status.iter().flat_map(|status| &status.announcers).map(|announcer| announcer.since.0).max();
+        let shown = address.as_ref().map_or_else(|_| object.name_any(), ToString::to_string);
+        let malformed = address.err().map(|malformed| malformed.problem);
+        let all = malformed.into_iter().chain(shared(object)).chain(reserved(object)).collect::<Vec<_>>();
         [
-            object.name_any(),
+            shown,
             object.spec.pool.clone(),
-            holders.join(", "),
-            announcers(object),
+            holders(object),
+            // Nobody is to announce what nobody holds.
+            if object.spec.services.is_empty() { String::new() } else { announcers(object) },
             since.map_or_else(String::new, |since| age(since, now)),
-            notes(address.err().map(|malformed| malformed.problem).as_deref()),
+            notes(all.iter().map(String::as_str)),
         ]
     });
     table(["ADDRESS", "POOL", "SERVICE", "ANNOUNCED BY", "SINCE", "NOTES"], rows)
+}
+
+/// The Services that hold an address, as many as a line takes.
+fn holders(object: &LoadBalancerIP) -> String {
+    let names = object.spec.services.iter().map(|holder| format!("{}/{}", holder.namespace, holder.name));
+    let shown: Vec<_> = names.take(HOLDERS).collect();
+    match object.spec.services.len().saturating_sub(HOLDERS) {
+        0 => shown.join(", "),
+        more => format!("{} and {more} more", shown.join(", ")),
+    }
+}
+
+fn shared(object: &LoadBalancerIP) -> Option<String> {
+    object.spec.sharing_key.as_ref().map(|key| format!("shared by key {key}"))
+}
+
+/// Whom an address is kept for. One that no Service holds is kept whether or not it says so.
+fn reserved(object: &LoadBalancerIP) -> Option<String> {
+    let spec = &object.spec;
+    let reservation = spec.reservation.clone().or_else(|| spec.services.is_empty().then(Default::default))?;
+    Some(match (reservation.namespace, reservation.service) {
+        (None, _) => "reserved".to_owned(),
+        (Some(namespace), None) => format!("reserved for namespace {namespace}"),
+        (Some(namespace), Some(service)) => format!("reserved for {namespace}/{service}"),
+    })
 }
 
 fn announcers(object: &LoadBalancerIP) -> String {
@@ -185,53 +255,144 @@ mod tests {
         serde_json::from_value(value).expect("an object")
     }
 
+    fn condition(type_: &str, status: &str, reason: &str, message: &str) -> serde_json::Value {
+        json!({
+            "type": type_, "status": status, "reason": reason, "message": message,
+            "lastTransitionTime": "2026-01-01T00:00:00Z",
+        })
+    }
+
+    fn pool(name: &str, spec: serde_json::Value, status: serde_json::Value) -> IPAddressPool {
+        object(json!({
+            "apiVersion": "landfall.dev/v1alpha1", "kind": "IPAddressPool",
+            "metadata": {"name": name}, "spec": spec, "status": status,
+        }))
+    }
+
+    fn address(text: &str, spec: serde_json::Value, announcers: serde_json::Value) -> LoadBalancerIP {
+        let name = crds::address::name(text.parse().expect("an address"));
+        let mut object = json!({
+            "apiVersion": "landfall.dev/v1alpha1", "kind": "LoadBalancerIP",
+            "metadata": {"name": name}, "spec": spec, "status": {"announcers": announcers},
+        });
+        object["spec"]["address"] = json!(text);
+        self::object(object)
+    }
+
+    fn service(name: &str, spec: serde_json::Value, addresses: &[&str], allocated: serde_json::Value) -> core::Service {
+        let mut spec = spec;
+        spec["type"] = json!("LoadBalancer");
+        spec["ports"] = json!([{"port": 80}, {"port": 53, "protocol": "UDP"}]);
+        let ingress: Vec<_> = addresses.iter().map(|ip| json!({"ip": ip})).collect();
+        let conditions = if allocated.is_null() { json!([]) } else { json!([allocated]) };
+        object(json!({
+            "metadata": {"namespace": "default", "name": name}, "spec": spec,
+            "status": {"loadBalancer": {"ingress": ingress}, "conditions": conditions},
+        }))
+    }
+
+    fn held(names: &[&str]) -> serde_json::Value {
+        names.iter().map(|name| json!({"namespace": "default", "name": name, "uid": name})).collect()
+    }
+
     #[test]
     fn the_report_shows_pools_services_addresses_and_what_is_wrong() {
+        let announcer = json!([{"node": "n2", "link": "eth0", "epoch": 3, "since": "2026-01-01T00:00:00Z"}]);
+        let well = |message: &str| condition("landfall.dev/Allocated", "True", "Allocated", message);
         let observed = Observed {
-            pools: vec![object(json!({
-                "apiVersion": "landfall.dev/v1alpha1", "kind": "IPAddressPool", "metadata": {"name": "lan"},
-                "spec": {"addresses": ["192.0.2.200-192.0.2.201"]},
-                "status": {"assignedIPv4": 1, "availableIPv4": 1, "conditions": [
-                    {"type": "Ready", "status": "True", "reason": "Ready", "message": "fine", "lastTransitionTime": "2026-01-01T00:00:00Z"},
-                    {"type": "Overlap", "status": "True", "reason": "Overlap", "message": "shares with old", "lastTransitionTime": "2026-01-01T00:00:00Z"},
-                ]},
-            }))],
-            addresses: vec![object(json!({
-                "apiVersion": "landfall.dev/v1alpha1", "kind": "LoadBalancerIP", "metadata": {"name": "192.0.2.200"},
-                "spec": {"address": "192.0.2.200", "pool": "lan", "services": [{"namespace": "default", "name": "web", "uid": "u"}]},
-                "status": {"announcers": [{"node": "n2", "link": "eth0", "epoch": 3, "since": "2026-01-01T00:00:00Z"}]},
-            }))],
+            pools: vec![
+                pool(
+                    "lan",
+                    json!({"addresses": ["192.0.2.200-192.0.2.209", "2001:db8::/32"]}),
+                    json!({
+                        "assignedIPv4": 10, "availableIPv4": 0, "assignedIPv6": 1, "availableIPv6": i64::MAX,
+                        "conditions": [
+                            condition("Ready", "True", "Ready", "fine"),
+                            condition("Overlap", "True", "Overlap", "shares with old"),
+                            condition("Exhausted", "True", "Exhausted", "no IPv4 address is free"),
+                        ],
+                    }),
+                ),
+                pool(
+                    "old",
+                    json!({"addresses": ["198.51.100.0/24"], "drain": true}),
+                    json!({
+                        "assignedIPv4": 1, "availableIPv4": 0,
+                        "conditions": [
+                            condition("Ready", "False", "Draining", "it is being emptied"),
+                            condition("Drained", "False", "Held", "1 Service still has addresses of it: default/dns"),
+                        ],
+                    }),
+                ),
+                pool("vip", json!({"addresses": ["203.0.113.7/32"], "autoAssign": false}), json!(null)),
+            ],
+            addresses: vec![
+                address("192.0.2.200", json!({"pool": "lan", "services": held(&["web"])}), announcer),
+                address(
+                    "192.0.2.201",
+                    json!({"pool": "lan", "services": held(&["a", "b", "c", "d", "e", "f"]), "sharingKey": "k"}),
+                    json!([]),
+                ),
+                address("203.0.113.7", json!({}), json!([])),
+                address("203.0.113.8", json!({"reservation": {"namespace": "team"}}), json!([])),
+                address(
+                    "2001:db8::1",
+                    json!({
+                        "pool": "lan", "services": held(&["api"]),
+                        "reservation": {"namespace": "default", "service": "api"},
+                    }),
+                    json!([]),
+                ),
+            ],
             services: vec![
-                object(json!({
-                    "metadata": {"namespace": "default", "name": "web"},
-                    "spec": {"type": "LoadBalancer", "ports": [{"port": 80}, {"port": 53, "protocol": "UDP"}]},
-                    "status": {"loadBalancer": {"ingress": [{"ip": "192.0.2.200"}]}},
-                })),
-                object(json!({
-                    "metadata": {"namespace": "default", "name": "late"},
-                    "spec": {"type": "LoadBalancer", "ports": [{"port": 80}]},
-                    "status": {"conditions": [{
-                        "type": "landfall.dev/Allocated", "status": "False", "reason": "PoolsExhausted",
-                        "message": "no address is left", "lastTransitionTime": "2026-01-01T00:00:00Z",
-                    }]},
-                })),
+                service("web", json!({}), &["192.0.2.200"], well("has 192.0.2.200")),
+                service(
+                    "late",
+                    json!({}),
+                    &[],
+                    condition("landfall.dev/Allocated", "False", "PoolsExhausted", "no address is left"),
+                ),
+                service(
+                    "dns",
+                    json!({}),
+                    &["198.51.100.1"],
+                    condition("landfall.dev/Allocated", "True", "PoolDraining", "its pool is being emptied"),
+                ),
+                service(
+                    "both",
+                    json!({"ipFamilies": ["IPv4", "IPv6"], "ipFamilyPolicy": "PreferDualStack"}),
+                    &["192.0.2.201"],
+                    well("has 192.0.2.201; without an IPv6 address: none is free"),
+                ),
+                service("new", json!({"loadBalancerClass": CLASS}), &[], json!(null)),
+                service("theirs", json!({"loadBalancerClass": "example.com/other"}), &[], json!(null)),
                 object(json!({"metadata": {"namespace": "default", "name": "inner"}, "spec": {"type": "ClusterIP"}})),
             ],
         };
         let now = "2026-01-01T00:05:00Z".parse().expect("time");
         let expected = "\
 POOLS
-  NAME  ADDRESSES                AUTO-ASSIGN  USED  FREE  NOTES
-  lan   192.0.2.200-192.0.2.201  yes          1     1     shares with old
+  NAME  ADDRESSES                               GIVES            IPV4 USED/FREE  IPV6 USED/FREE  NOTES
+  lan   192.0.2.200-192.0.2.209, 2001:db8::/32  to anybody       10/0            1/2^63 or more  shares with old; no IPv4 address is free
+  old   198.51.100.0/24                         nothing (drain)  1/0                             it is being emptied; 1 Service still has addresses of it: default/dns
+  vip   203.0.113.7/32                          on request       0/0
 
 SERVICES
-  SERVICE       ADDRESS      PORTS           ANNOUNCED BY  NOTES
-  default/late  <pending>    80/TCP                        PoolsExhausted: no address is left
-  default/web   192.0.2.200  80/TCP, 53/UDP  n2 (eth0)
+  SERVICE         ADDRESS       PORTS           ANNOUNCED BY  NOTES
+  default/both    192.0.2.201   80/TCP, 53/UDP  nobody        Allocated: has 192.0.2.201; without an IPv6 address: none is free
+  default/dns     198.51.100.1  80/TCP, 53/UDP                PoolDraining: its pool is being emptied
+  default/late    <pending>     80/TCP, 53/UDP                PoolsExhausted: no address is left
+  default/new     <pending>     80/TCP, 53/UDP                not looked at yet: does the controller run? kubectl -n landfall-system get pods
+  default/theirs  <pending>     80/TCP, 53/UDP                of class example.com/other: not served by Landfall
+  default/web     192.0.2.200   80/TCP, 53/UDP  n2 (eth0)
 
 ADDRESSES
-  ADDRESS      POOL  SERVICE      ANNOUNCED BY  SINCE  NOTES
-  192.0.2.200  lan   default/web  n2 (eth0)     5m
+  ADDRESS      POOL  SERVICE                                                           ANNOUNCED BY  SINCE  NOTES
+  192.0.2.200  lan   default/web                                                       n2 (eth0)     5m
+  192.0.2.201  lan   default/a, default/b, default/c, default/d, default/e and 1 more  nobody               shared by key k
+  203.0.113.7                                                                                               reserved
+  203.0.113.8                                                                                               reserved for namespace team
+  2001:db8::1  lan   default/api                                                       nobody               reserved for default/api
 ";
         assert_eq!(report(&observed, now), expected);
     }

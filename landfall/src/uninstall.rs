@@ -1,11 +1,12 @@
 //! `landfall uninstall`: takes Landfall off the cluster and leaves nothing behind, in the order that can't go wrong.
 //!
 //! ```text
+//!   policies go           that which keeps addresses in use from being deleted
 //!   controller goes       nobody gives out addresses any more
 //!   Services let go       our finalizer, conditions and addresses leave their status: they can be deleted
 //!   addresses deleted     node agents withdraw them from the wire, then from the kernel
 //!   node agents go        each takes its tables along, since no address is left
-//!   all the rest          pools, definitions, rights, namespace
+//!   all the rest          pools, what agents said of nodes, definitions, rights, namespace
 //! ```
 //!
 //! Every step is repeatable, and finds what an earlier run, or a `kubectl delete`, has left.
@@ -17,7 +18,8 @@ use anyhow::{Context, bail};
 use clap::Args;
 use crds::condition::without_ours;
 use crds::service::FINALIZER;
-use crds::{IPAddressPool, LoadBalancerIP, Service};
+use crds::{IPAddressPool, LoadBalancerIP, NodeNetwork, Service};
+use k8s_openapi::api::admissionregistration::v1::{ValidatingAdmissionPolicy, ValidatingAdmissionPolicyBinding};
 use k8s_openapi::api::apps::v1::{DaemonSet, Deployment};
 use k8s_openapi::api::core::v1::{self as core, Namespace, Pod};
 use k8s_openapi::api::rbac::v1::{ClusterRole, ClusterRoleBinding};
@@ -34,6 +36,7 @@ use crate::output::print;
 const NAMESPACE: &str = "landfall-system";
 const CONTROLLER: &str = "landfall-controller";
 const NODE: &str = "landfall-node";
+const POLICIES: [&str; 2] = ["landfall-address-in-use", "landfall-own-node"];
 
 /// How long each step may take; a pod has 10 s to end, and a busy cluster needs some more.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -60,7 +63,11 @@ pub(crate) async fn run(connection: &Connection, options: Options) -> anyhow::Re
             names.concat(),
         ));
     }
-    print("the controller goes\n")?;
+    print("the policies and the controller go\n")?;
+    for policy in POLICIES {
+        delete::<ValidatingAdmissionPolicyBinding>(&Api::all(client.clone()), policy).await?;
+        delete::<ValidatingAdmissionPolicy>(&Api::all(client.clone()), policy).await?;
+    }
     end::<Deployment>(&client, CONTROLLER, "controller").await?;
     // Once more: the controller may have given an address to another one meanwhile.
     for ours in ours(&client).await? {
@@ -73,6 +80,7 @@ pub(crate) async fn run(connection: &Connection, options: Options) -> anyhow::Re
     end::<DaemonSet>(&client, NODE, "node").await?;
     print("pools, definitions, rights and the namespace go\n")?;
     delete_all::<IPAddressPool>(&client).await?;
+    delete_all::<NodeNetwork>(&client).await?;
     for definition in crds::manifest::definitions() {
         delete::<CustomResourceDefinition>(&Api::all(client.clone()), &definition.name_any()).await?;
     }
@@ -154,8 +162,18 @@ async fn delete_all<K>(client: &Client) -> anyhow::Result<()>
 where
     K: Resource<DynamicType = ()> + DeserializeOwned + Clone + std::fmt::Debug,
 {
+    let objects = Api::all(client.clone());
+    let deadline = tokio::time::Instant::now() + PATIENCE;
     for object in list::<K>(client).await? {
-        delete::<K>(&Api::all(client.clone()), &object.name_any()).await?;
+        loop {
+            match delete::<K>(&objects, &object.name_any()).await {
+                // An API server may know the policy for some time after it was deleted.
+                Err(error) if is_forbidden(&error) && tokio::time::Instant::now() < deadline => {
+                    tokio::time::sleep(Duration::from_millis(200)).await;
+                }
+                deleted => break deleted?,
+            }
+        }
     }
     Ok(())
 }
@@ -181,6 +199,10 @@ where
         Err(error) if !is_gone(&error) => Err(error).with_context(|| format!("delete {} {name}", K::kind(&()))),
         _ => Ok(()),
     }
+}
+
+fn is_forbidden(error: &anyhow::Error) -> bool {
+    matches!(error.downcast_ref(), Some(kube::Error::Api(status)) if status.code == 403)
 }
 
 fn is_gone(error: &kube::Error) -> bool {

@@ -37,5 +37,5 @@ pub mod watch;
 
 pub use source::Source;
 pub use store::{Listener, Store, Wake};
-pub use table::Content;
+pub use table::{Change, Content};
 pub use watch::{causes, jitter, watch};

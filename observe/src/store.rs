@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::watch;
 
-use crate::table::{Observation, Table, Version};
+use crate::table::{Change, Observation, Table, Version};
 
 /// Tells listeners that something changed. Several stores can share one.
 #[derive(Clone, Debug, Default)]
@@ -58,6 +58,20 @@ impl<K: Ord + Clone, V: PartialEq> Store<K, V> {
     /// An empty store, which wakes `wake` when what is known changes.
     pub fn new(wake: &Wake) -> Self {
         Self { table: Arc::default(), wake: wake.clone() }
+    }
+
+    /// An empty store that notes what changes, for [`Store::take_changes`]. Somebody has to take it.
+    pub fn noting(wake: &Wake) -> Self {
+        let store = Self::new(wake);
+        store.lock().note_changes();
+        store
+    }
+
+    /// What has changed since this was asked last (of a store that notes it): see [`Table::take_changes`]. `None` before
+    /// the first whole list. There is one who asks: what one has taken, no other is told.
+    pub fn take_changes(&self) -> Option<Vec<Change<K, V>>> {
+        let mut table = self.lock();
+        table.synced().then(|| table.take_changes())
     }
 
     /// A store that has received one list already, of these objects, taken at `version`: where no API server is.
@@ -147,8 +161,15 @@ mod tests {
 
     #[test]
     fn nothing_is_told_before_the_first_list() {
-        let store = Store::new(&Wake::default());
+        let store = Store::noting(&Wake::default());
         store.put(seen("web", 2));
         assert_eq!((store.snapshot(), store.get(&"web"), store.unreadable()), (None, None, None));
+        assert_eq!(store.take_changes(), None);
+        store.change(|table| {
+            table.list_begins();
+            table.list_ends(1)
+        });
+        let keys = store.take_changes().map(|changes| changes.into_iter().map(|change| change.key).collect::<Vec<_>>());
+        assert_eq!(keys, Some(vec!["web"]));
     }
 }

@@ -43,6 +43,17 @@ pub struct Observation<K, V> {
     pub content: Content<V>,
 }
 
+/// What is known of an object that was another one before.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Change<K, V> {
+    /// The object's key.
+    pub key: K,
+    /// Its newest known state; `None` if it is not there, or nothing is known of it.
+    pub value: Option<Arc<V>>,
+    /// Whether its present state cannot be read.
+    pub is_unreadable: bool,
+}
+
 /// What is known of the objects of one kind.
 #[derive(Debug)]
 pub struct Table<K, V> {
@@ -56,6 +67,8 @@ pub struct Table<K, V> {
     /// A list that is being received.
     listing: Option<BTreeMap<K, Observation<K, V>>>,
     synced: bool,
+    /// The objects of which something else is known than when somebody asked last, if anybody does.
+    changed: Option<BTreeSet<K>>,
 }
 
 #[derive(Debug)]
@@ -103,6 +116,7 @@ impl<K, V> Default for Table<K, V> {
             dead: BTreeMap::new(),
             listing: None,
             synced: false,
+            changed: None,
         }
     }
 }
@@ -126,6 +140,28 @@ impl<K: Ord + Clone, V: PartialEq> Table<K, V> {
     /// The objects whose present state cannot be read; the last state that could, if any, is among the known.
     pub fn unreadable(&self) -> &BTreeSet<K> {
         &self.unreadable
+    }
+
+    /// From here on it is noted what changes, for [`Table::take_changes`].
+    pub fn note_changes(&mut self) {
+        self.changed = Some(self.entries.keys().chain(&self.unreadable).cloned().collect());
+    }
+
+    /// What has changed since this was asked last, in order of the keys. Each object is there once, as it is known now.
+    /// Nothing if changes are not noted.
+    pub fn take_changes(&mut self) -> Vec<Change<K, V>> {
+        let changed = self.changed.as_mut().map(std::mem::take).unwrap_or_default();
+        let change =
+            |key: K| Change { value: self.get(&key).cloned(), is_unreadable: self.unreadable.contains(&key), key };
+        changed.into_iter().map(change).collect()
+    }
+
+    /// Notes what this object is now, if `news` says that it was something else before.
+    fn noted(&mut self, key: &K, news: bool) -> bool {
+        if let Some(changed) = self.changed.as_mut().filter(|_| news) {
+            changed.insert(key.clone());
+        }
+        news
     }
 
     /// A list is about to be asked for; one that was being received is given up.
@@ -181,6 +217,15 @@ impl<K: Ord + Clone, V: PartialEq> Table<K, V> {
         }
         let changed =
             !self.synced || unreadable_before != self.unreadable || !values(&before).eq(values(&self.entries));
+        if changed && let Some(noted) = &mut self.changed {
+            let entries = &self.entries;
+            let of = |entries: &BTreeMap<K, Entry<V>>, key: &K| {
+                entries.get(key).and_then(|entry| entry.value.as_ref()).map(Arc::as_ptr)
+            };
+            let differs = |key: &&K| of(&before, key) != of(entries, key);
+            noted.extend(before.keys().chain(entries.keys()).filter(differs).cloned());
+            noted.extend(unreadable_before.symmetric_difference(&self.unreadable).cloned());
+        }
         (self.seen, self.synced) = (version, true);
         changed
     }
@@ -251,11 +296,12 @@ impl<K: Ord + Clone, V: PartialEq> Table<K, V> {
                 if let Some(entry) = self.entries.get_mut(&key) {
                     (entry.version, entry.own) = (version, own);
                 }
-                return news;
+                return self.noted(&key, news);
             }
         };
         let was_unreadable = self.unreadable.remove(&key);
-        let changed = was_unreadable || old.as_ref().map(Arc::as_ptr) != value.as_ref().map(Arc::as_ptr);
+        let news = was_unreadable || old.as_ref().map(Arc::as_ptr) != value.as_ref().map(Arc::as_ptr);
+        let changed = self.noted(&key, news);
         if value.is_some() || own {
             self.entries.insert(key, Entry { uid, version, value, own });
         } else {
@@ -266,7 +312,8 @@ impl<K: Ord + Clone, V: PartialEq> Table<K, V> {
 
     fn unset(&mut self, key: &K) -> bool {
         let known = self.entries.remove(key).is_some_and(|entry| entry.value.is_some());
-        self.unreadable.remove(key) || known
+        let news = self.unreadable.remove(key) || known;
+        self.noted(key, news)
     }
 }
 
@@ -392,6 +439,35 @@ mod tests {
     }
 
     #[test]
+    fn changes_are_told_once_each_with_the_newest_state() {
+        let mut table = listed();
+        table.put(seen("unnoted", "u9", 7, "before anybody asked"));
+        assert_eq!(table.take_changes(), vec![], "nobody has asked");
+        table.note_changes();
+        let change =
+            |key, value: Option<&'static str>, is_unreadable| Change { key, value: value.map(Arc::new), is_unreadable };
+        assert_eq!(
+            table.take_changes(),
+            [change("unnoted", Some("before anybody asked"), false), change("web", Some("listed"), false)]
+        );
+        assert_eq!(table.take_changes(), vec![]);
+        table.applied(seen("web", "u1", 8, "once"));
+        table.applied(seen("web", "u1", 9, "twice"));
+        table.put(seen("web", "u1", 9, "twice"));
+        table.applied(Observation { content: Content::Unreadable, ..seen("bad", "u2", 10, "") });
+        table.deleted(&"unnoted", "u9", 11);
+        assert_eq!(
+            table.take_changes(),
+            [change("bad", None, true), change("unnoted", None, false), change("web", Some("twice"), false)]
+        );
+        table.list_begins();
+        table.listed(seen("new", "u3", 12, "listed"));
+        table.listed(seen("web", "u1", 9, "twice"));
+        table.list_ends(13);
+        assert_eq!(table.take_changes(), [change("bad", None, false), change("new", Some("listed"), false)]);
+    }
+
+    #[test]
     fn an_object_that_ceases_to_matter_is_not_known() {
         let mut table = listed();
         assert!(table.applied(Observation { content: Content::Ignored, ..seen("web", "u1", 7, "") }));
@@ -509,6 +585,8 @@ mod tests {
             steps in proptest::collection::vec(step(), 0..60),
         ) {
             let (mut server, mut table) = (Server::default(), Table::default());
+            table.note_changes();
+            let mut followed = BTreeMap::new();
             server.take(Step::List(false), &mut table);
             let mut newest = BTreeMap::<u8, Version>::new();
             let rest = std::iter::repeat_n([Step::Answer(0), Step::Event], 200).flatten();
@@ -520,6 +598,14 @@ mod tests {
                     step
                 };
                 server.take(step, &mut table);
+                for Change { key, value, .. } in table.take_changes() {
+                    match value {
+                        Some(value) => drop(followed.insert(key, value)),
+                        None => drop(followed.remove(&key)),
+                    }
+                }
+                let known: BTreeMap<_, _> = table.known().map(|(name, value)| (*name, value.clone())).collect();
+                prop_assert_eq!(&followed, &known, "who follows the changes knows the same");
                 for (name, value) in table.known() {
                     let before = newest.insert(*name, **value).unwrap_or_default();
                     prop_assert!(before <= **value, "{name} went from {before} back to {value}");

@@ -73,6 +73,11 @@ impl Table {
     }
 }
 
+/// The name of this link, if an lb_ip may be announced on it as soon as it has an address.
+pub fn announceable(message: &LinkMessage) -> Option<String> {
+    device(message).map(|device| device.name)
+}
+
 /// The device, if it is up, speaks ARP, and is not a part of something else: what comes in on a port of a bridge or a
 /// bond belongs to the bridge or bond. A port of a VRF is a link like any other.
 fn device(message: &LinkMessage) -> Option<Device> {

@@ -1,8 +1,10 @@
 //! What is planned in which case. What any history comes to is in [`crate::history`].
 
 use super::*;
+use crate::effect::service_reference;
 use crate::fixtures::{asking, at, holder, ip, node, pool, record, service};
 use crate::world::{Seen, World, shows};
+use crds::service::ALLOCATED;
 use crds::service::Family;
 use crds::{FamilyPolicy, IPAddressPoolStatus, Key};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
@@ -31,6 +33,7 @@ fn subjects(plan: &Plan) -> Vec<String> {
 fn effects(plan: &Plan) -> Vec<String> {
     let name = |effect: &Effect| match effect {
         Effect::Create { address, .. } => format!("create {address}"),
+        Effect::PatchAddress(patch) => format!("patch {}", patch.address),
         Effect::Delete { address, .. } => format!("delete {address}"),
         Effect::PatchService(patch) => format!("patch {}", patch.key),
         Effect::PatchPool(patch) => format!("patch {}", patch.name),
@@ -57,13 +60,15 @@ fn a_new_service_gets_the_first_free_address_in_one_create_and_one_patch() {
         reason: "IPAllocated",
         message: message.into(),
     };
-    let create = Effect::Create { address: ip("192.0.2.10"), pool: "lan".into(), holder: holder("web") };
+    let create =
+        Effect::Create { address: ip("192.0.2.10"), pool: "lan".into(), holder: holder("web"), sharing_key: None };
     let conditions = vec![
         condition("Ready", "True", "Ready", "its addresses are given out", 9),
         condition("Overlap", "False", "NoOverlap", "no older pool has any of its addresses", 9),
+        condition("Exhausted", "False", "NotExhausted", "it has free addresses", 9),
     ];
     let status =
-        IPAddressPoolStatus { assigned_ipv4: 0, available_ipv4: 3, conditions, ..IPAddressPoolStatus::default() };
+        IPAddressPoolStatus { assigned_ipv4: 1, available_ipv4: 2, conditions, ..IPAddressPoolStatus::default() };
     assert_eq!(
         plan(&world.snapshot).series,
         [
@@ -135,14 +140,14 @@ fn a_service_that_does_not_get_what_it_asks_for_is_told_why_and_what_to_do() {
             vec![manual.clone()],
             service("web", 5),
             "NoAutomaticPool",
-            "no IPAddressPool gives IPv4 addresses by itself: ask for one of manual in spec.loadBalancerIP, or set \
-             spec.autoAssign of a pool, or create another",
+            "no IPAddressPool gives IPv4 addresses to this Service by itself: ask for one of manual in \
+             landfall.dev/address-pool, or set spec.autoAssign of a pool, or create another",
         ),
         (
             vec![full(), manual.clone()],
             service("web", 5),
             "PoolsExhausted",
-            "no address is free in full: add addresses there, or create another IPAddressPool",
+            "no IPv4 address is free in full: add addresses there, or create another IPAddressPool",
         ),
         (
             vec![lan()],
@@ -154,45 +159,45 @@ fn a_service_that_does_not_get_what_it_asks_for_is_told_why_and_what_to_do() {
             vec![lan()],
             asks("192.0.2.99"),
             "AddressNotInPool",
-            "spec.loadBalancerIP 192.0.2.99 is in no IPAddressPool: ask for an address of a pool, or add it to one",
+            "192.0.2.99 is in no IPAddressPool: ask for an address of a pool, or add it to one",
         ),
         (
             vec![full()],
             asks("192.0.2.20"),
             "AddressInUse",
-            "spec.loadBalancerIP 192.0.2.20 is held by Service default/other; ask for another address, or leave it out",
+            "192.0.2.20 is held by Service default/other; ask for another address, or leave it out",
         ),
         (
             vec![lan()],
             asks("192.0.2.11"),
             "AddressInUse",
-            "spec.loadBalancerIP 192.0.2.11 is the address of node n1; ask for another address, or leave it out",
+            "192.0.2.11 is the address of node n1; ask for another address, or leave it out",
         ),
         (
             vec![lan()],
             asks("192.0.2.12"),
             "AddressInUse",
-            "spec.loadBalancerIP 192.0.2.12 is taken: see kubectl get lbip 192.0.2.12; ask for another address, or leave \
+            "192.0.2.12 is taken: see kubectl get lbip 192.0.2.12; ask for another address, or leave \
              it out",
         ),
         (
             vec![lan()],
             asks("2001:db8::1"),
-            "IPv6NotSupported",
-            "spec.loadBalancerIP 2001:db8::1: IPv6 addresses are not given out yet; ask for an IPv4 address",
+            "FamilyMismatch",
+            "2001:db8::1 is IPv6, and this Service has IPv4: ask for an address of that family, or change spec.ipFamilies",
         ),
         (
             vec![lan()],
             six.clone(),
-            "IPv6NotSupported",
-            "IPv6 addresses are not given out yet: use IPv4 in spec.ipFamilies, alone or with PreferDualStack",
+            "NoAutomaticPool",
+            "no IPAddressPool gives IPv6 addresses to this Service: create one that does",
         ),
         (
             vec![lan()],
             both.clone(),
-            "DualStackNotSupported",
-            "IPv6 addresses are not given out yet, and RequireDualStack wants both or none: use PreferDualStack or \
-             SingleStack in spec.ipFamilyPolicy",
+            "DualStackUnavailable",
+            "spec.ipFamilyPolicy RequireDualStack wants both families or nothing, and there is no IPv6 address: no \
+             IPAddressPool gives IPv6 addresses to this Service: create one that does; or use PreferDualStack",
         ),
     ] {
         let mut world = World::with(pools, [service, crate::fixtures::service("other", 1)]);
@@ -210,12 +215,14 @@ fn a_service_that_does_not_get_what_it_asks_for_is_told_why_and_what_to_do() {
 }
 
 #[test]
-fn of_a_service_that_prefers_both_families_the_ipv4_address_is_given() {
+fn a_service_that_prefers_both_families_takes_the_first_alone_and_says_what_it_is_without() {
     let mut web = service("web", 5);
-    (web.families, web.family_policy) = (vec![Family::V6, Family::V4], FamilyPolicy::PreferDualStack);
+    (web.families, web.family_policy) = (vec![Family::V4, Family::V6], FamilyPolicy::PreferDualStack);
     let mut world = World::with([lan()], [web]);
     world.settle();
-    assert_eq!(world.seen("web"), Seen::has("192.0.2.10", "lan"));
+    let message = "True Allocated: 192.0.2.10 from pool lan; without an IPv6 address: no IPAddressPool gives IPv6 addresses \
+                   to this Service: create one that does";
+    assert_eq!(world.seen("web"), Seen { condition: Some(message.into()), ..Seen::has("192.0.2.10", "lan") });
 }
 
 #[test]
@@ -235,7 +242,10 @@ fn a_deleted_service_is_withdrawn_before_it_is_let_go() {
         plan(&world.snapshot).series,
         [Series {
             subject: Subject::Service(Key::new("default", "web")),
-            effects: vec![Effect::Delete { address: ip("192.0.2.10"), uid }, Effect::PatchService(patch)],
+            effects: vec![
+                Effect::Delete { address: ip("192.0.2.10"), uid, resource_version: None },
+                Effect::PatchService(patch)
+            ],
         }]
     );
     world.settle();
@@ -319,10 +329,24 @@ fn a_forged_status_gives_nothing_and_is_repaired() {
         service.ingress.extend(shows("198.51.100.1"));
     });
     world.edit("web", |service| (service.ingress, service.finalizers) = (vec![], vec![]));
-    assert_eq!(effects(&plan(&world.snapshot)), ["patch default/thief", "patch default/web"]);
+    let repairs = ["patch default/thief", "event StatusRepaired", "patch default/web", "event StatusRepaired"];
+    assert_eq!(effects(&plan(&world.snapshot)), repairs);
     world.settle();
     let seen = ["web", "thief"].map(|name| world.seen(name));
     assert_eq!(seen, [Seen::has("192.0.2.10", "lan"), Seen::has("192.0.2.11", "lan")]);
+}
+
+#[test]
+fn who_has_no_address_and_shows_one_of_a_pool_shows_none_again_and_people_are_told() {
+    let mut world = World::with([pool("lan", 1, &["192.0.2.10/32"])], [service("web", 5), service("late", 6)]);
+    world.settle();
+    world.edit("late", |service| service.ingress = shows("192.0.2.10"));
+    let made = plan(&world.snapshot);
+    assert_eq!(effects(&made), ["patch default/late", "event StatusRepaired"]);
+    let Some(Effect::Event(event)) = made.series[0].effects.last() else { panic!("{made:?}") };
+    assert_eq!(event.message, "somebody else wrote status.loadBalancer; it shows no address of a pool again");
+    world.settle();
+    assert!(world.snapshot.services[&Key::new("default", "late")].ingress.is_empty());
 }
 
 #[test]
@@ -354,12 +378,13 @@ fn a_service_made_again_under_an_old_name_is_another_one() {
     assert_eq!(
         (subjects(&plan), effects(&plan)),
         (
-            vec!["LoadBalancerIP 192.0.2.10".into(), "Service default/web".into()],
+            vec!["LoadBalancerIP 192.0.2.10".into(), "Service default/web".into(), "IPAddressPool lan".into()],
             vec![
                 "delete 192.0.2.10".into(),
                 "create 192.0.2.11".into(),
                 "patch default/web".into(),
-                "event IPAllocated".into()
+                "event IPAllocated".into(),
+                "patch lan".into(),
             ]
         )
     );
@@ -371,7 +396,10 @@ fn a_service_that_asks_for_another_address_gets_it_before_it_loses_the_old_one()
     world.settle();
     world.edit("web", |service| service.request = asking("192.0.2.12"));
     let plan = plan(&world.snapshot);
-    assert_eq!(effects(&plan), ["create 192.0.2.12", "patch default/web", "event IPAllocated", "delete 192.0.2.10"]);
+    assert_eq!(
+        effects(&plan),
+        ["create 192.0.2.12", "patch default/web", "event IPAllocated", "delete 192.0.2.10", "patch lan"]
+    );
     world.settle();
     assert_eq!(world.seen("web"), Seen::has("192.0.2.12", "lan"));
 }
@@ -382,7 +410,7 @@ fn a_service_that_asks_for_what_it_cannot_get_keeps_what_it_has_and_is_told() {
     world.settle();
     world.edit("web", |service| service.request = asking("192.0.2.11"));
     world.settle();
-    let message = "False AddressInUse: spec.loadBalancerIP 192.0.2.11 is held by Service default/other; ask for another \
+    let message = "False AddressInUse: 192.0.2.11 is held by Service default/other; ask for another \
                    address, or leave it out; it keeps 192.0.2.10 until then";
     assert_eq!(world.seen("web"), Seen { condition: Some(message.into()), ..Seen::has("192.0.2.10", "lan") });
     world.delete("other");
@@ -397,7 +425,7 @@ fn editing_pools_takes_no_address_away() {
     world.snapshot.pools.clear();
     world.settle();
     let message = "True PoolGone: 192.0.2.10 is in no IPAddressPool any more, and the Service keeps it: to have another \
-                   one, ask for it in spec.loadBalancerIP, or delete this Service's LoadBalancerIP";
+                   one, ask for it in landfall.dev/load-balancer-ips or landfall.dev/address-pool";
     assert_eq!(world.seen("web"), Seen { condition: Some(message.into()), ..Seen::has("192.0.2.10", "lan") });
     world.snapshot.pools.insert("renamed".into(), pool("renamed", 9, &["192.0.2.0/24"]));
     world.settle();
@@ -503,7 +531,7 @@ fn of_two_that_ask_for_one_address_the_older_gets_it() {
     let mut world = World::with([lan()], [asks("a", 9), asks("b", 5)]);
     world.settle();
     assert_eq!(world.seen("b"), Seen::has("192.0.2.10", "lan"));
-    let message = "False AddressInUse: spec.loadBalancerIP 192.0.2.10 is held by Service default/b; ask for another address, \
+    let message = "False AddressInUse: 192.0.2.10 is held by Service default/b; ask for another address, \
                    or leave it out";
     assert_eq!(world.seen("a"), Seen { condition: Some(message.into()), ..Seen::nothing() });
 }
@@ -526,7 +554,7 @@ fn an_address_that_is_being_withdrawn_under_a_service_is_replaced_and_given_to_n
     world.snapshot.services.insert(asks.key.clone(), Arc::new(asks));
     world.settle();
     assert_eq!(world.seen("web").ingress, ["192.0.2.11"]);
-    let message = "False AddressInUse: spec.loadBalancerIP 192.0.2.10 is being withdrawn: it will be given as soon as it is \
+    let message = "False AddressInUse: 192.0.2.10 is being withdrawn: it will be given as soon as it is \
                    free";
     assert_eq!(world.seen("asks"), Seen { condition: Some(message.into()), ..Seen::nothing() });
 }

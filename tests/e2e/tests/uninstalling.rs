@@ -3,6 +3,8 @@
 use anyhow::{Result, ensure};
 use e2e::World;
 use e2e::world::{SOON, allocated, ingress};
+use k8s_openapi::api::admissionregistration::v1::ValidatingAdmissionPolicy;
+use kube::ResourceExt;
 use kube::api::ListParams;
 use lab::{Topology, wait_until};
 use serde_json::json;
@@ -44,6 +46,9 @@ async fn uninstalling_leaves_no_rule_address_socket_or_finalizer() -> Result<()>
         Ok(())
     })
     .await?;
+    let policies: kube::Api<ValidatingAdmissionPolicy> = kube::Api::all(world.client.clone());
+    let left: Vec<_> = policies.list(&ListParams::default()).await?.into_iter().map(|left| left.name_any()).collect();
+    ensure!(left.is_empty(), "policies are left: {left:?}");
     world.delete_service("web").await?;
     world.end()
 }

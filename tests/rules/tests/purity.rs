@@ -7,6 +7,7 @@ const LIBRARIES: [&str; 5] = ["controller/src", "crds/src", "dataplane/src", "ob
 /// The files that act. What stands here touches something; everything else only decides.
 const SHELLS: [&str; 14] = [
     "controller/src/apply.rs",
+    "controller/src/election.rs",
     "controller/src/report.rs",
     "controller/src/run.rs",
     "dataplane/src/conntrack.rs",
@@ -52,7 +53,8 @@ fn pure_files_touch_nothing() {
     let mut found = Vec::new();
     for path in LIBRARIES.into_iter().flat_map(rules::sources) {
         let name = path.to_string_lossy().into_owned();
-        if SHELLS.contains(&name.as_str()) {
+        // A module of tests in a file of its own is as free as one at the end of a file.
+        if SHELLS.contains(&name.as_str()) || name.ends_with("/tests.rs") {
             continue;
         }
         let text = std::fs::read_to_string(rules::root().join(&path)).expect("a source file");

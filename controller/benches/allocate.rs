@@ -1,0 +1,106 @@
+//! What it costs to find and take the next address of a pool.
+//!
+//! `cargo bench -p controller --bench allocate` prints for each kind of pool the nanoseconds of one `next` and `take`:
+//! the median of all rounds, the least and the most. With `-- --json` it prints one line of JSON instead.
+
+#![allow(clippy::print_stdout, reason = "it is what a benchmark is for")]
+
+use std::hint::black_box;
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::Instant;
+
+use controller::free::Free;
+use controller::occupied::Occupied;
+use controller::pools::Pools;
+use crds::ip_address_pool::AddressRange;
+use crds::service::Family;
+use crds::{IPAddressPool, IPAddressPoolSpec, Key};
+use jiff::{SignedDuration, Timestamp};
+
+/// How often each case is measured: enough for a median that stays the same on a busy machine.
+const ROUNDS: usize = 200;
+
+/// How many addresses a round takes: enough that reading the clock doesn't count, and so few that the pool is as full
+/// after it as before.
+const TAKES: u32 = 500;
+
+/// What is measured: a pool in some state.
+struct Case {
+    /// As in the JSON.
+    name: &'static str,
+    range: &'static str,
+    family: Family,
+    /// How many of its first addresses are used, and of these each how manieth.
+    used: (u32, u32),
+    /// Whether at each step, of a second, the Service before gives up what it has, which then rests for a minute.
+    churn: bool,
+}
+
+const IPV4: &str = "10.0.0.0-10.0.255.255";
+const IPV6: &str = "2001:db8::/32";
+
+const CASES: [Case; 8] = [
+    Case { name: "alloc_ns_at_0", range: IPV4, family: Family::V4, used: (0, 1), churn: false },
+    Case { name: "alloc_ns_at_1k", range: IPV4, family: Family::V4, used: (1_000, 1), churn: false },
+    Case { name: "alloc_ns_at_10k", range: IPV4, family: Family::V4, used: (10_000, 1), churn: false },
+    Case { name: "alloc_ns_at_65k", range: IPV4, family: Family::V4, used: (65_000, 1), churn: false },
+    Case { name: "alloc_ns_fragmented", range: IPV4, family: Family::V4, used: (65_536, 2), churn: false },
+    Case { name: "alloc_ns_churn_at_65k", range: IPV4, family: Family::V4, used: (65_000, 1), churn: true },
+    Case { name: "alloc_ns_ipv6_at_0", range: IPV6, family: Family::V6, used: (0, 1), churn: false },
+    Case { name: "alloc_ns_ipv6_at_65k", range: IPV6, family: Family::V6, used: (65_000, 1), churn: false },
+];
+
+fn main() {
+    let measured = CASES.map(|case| (case.name, measure(&case)));
+    if std::env::args().any(|argument| argument == "--json") {
+        let fields = measured.map(|(name, [min, median, max])| {
+            format!("\"{name}\":{median:.1},\"{name}_min\":{min:.1},\"{name}_max\":{max:.1}")
+        });
+        println!("{{{}}}", fields.join(","));
+    } else {
+        println!("{:<24}{:>10}{:>10}{:>10}", "nanoseconds", "median", "min", "max");
+        for (name, [min, median, max]) in measured {
+            println!("{name:<24}{median:>10.0}{min:>10.0}{max:>10.0}");
+        }
+    }
+}
+
+/// The least, the median and the most nanoseconds of one step.
+fn measure(case: &Case) -> [f64; 3] {
+    let addresses = vec![AddressRange(case.range.to_owned())];
+    let object = IPAddressPool::new("lan", IPAddressPoolSpec { addresses, ..IPAddressPoolSpec::default() });
+    let pools = Pools::new([&Arc::new(object)], &Occupied::default());
+    let lan = pools.get("lan").expect("the pool");
+    let first = lan.ranges[0].first();
+    let (used, every) = case.used;
+    let full = Free::new(&pools, (0..used).filter(|index| index % every == 0).map(|index| after(first, index)));
+    // Services that come and go have names of their own, or each would get back what it had.
+    let services: Vec<_> = (0..TAKES).map(|index| Key::new("default", format!("service-{index}"))).collect();
+    let mut rounds: Vec<f64> = (0..ROUNDS)
+        .map(|_| {
+            let mut free = full.clone();
+            let mut now = Timestamp::UNIX_EPOCH;
+            let started = Instant::now();
+            let mut before = None;
+            for service in &services {
+                let Some(address) = black_box(free.next(lan, case.family, service, now)) else { break };
+                free.take(address);
+                if let Some((address, service)) = before.replace((address, service)).filter(|_| case.churn) {
+                    free.release(address, Some(Key::clone(service)), now);
+                    now += SignedDuration::from_secs(1);
+                }
+            }
+            started.elapsed().as_nanos() as f64 / f64::from(TAKES)
+        })
+        .collect();
+    rounds.sort_by(f64::total_cmp);
+    [rounds[0], rounds[ROUNDS / 2], rounds[ROUNDS - 1]]
+}
+
+fn after(first: IpAddr, index: u32) -> IpAddr {
+    match first {
+        IpAddr::V4(v4) => IpAddr::V4((v4.to_bits() + index).into()),
+        IpAddr::V6(v6) => IpAddr::V6((v6.to_bits() + u128::from(index)).into()),
+    }
+}

@@ -1,0 +1,638 @@
+//! What is known, with what follows from it and what is to be looked at again.
+//!
+//! Changes by key → the same in indexes, and who is dirty: whose outcome may be another one now. A plan decides about
+//! those alone, so that one Service's change costs the same whether there are ten others or thirty thousand.
+//!
+//! Who is dirty after what:
+//!
+//! | what changed | who is dirty |
+//! |---|---|
+//! | a Service | it, the records that name it, who asks for these addresses; and if it shares, its co-holders and who waits |
+//! | a record | it, its holders before and now, who asks for it; and if there is room now that was not before, or none is left, who waits |
+//! | a namespace's labels | its Services |
+//! | pools, nodes, gateways | all; but if only what is said of a pool has changed, only the pool |
+//! | a series came to its end | its subject |
+//!
+//! What a plan gives and no record has yet is promised: nobody else gets it, until its Service is looked at again, or
+//! the record is there.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use crds::service::Family;
+use crds::{IPAddressPool, Key, Namespace, Network, Node, Record, Service};
+use jiff::Timestamp;
+
+use crate::effect::{Series, Subject};
+use crate::free::Free;
+use crate::occupied::Occupied;
+use crate::pools::Pools;
+use crate::sharing::{self, Known, Standing};
+use crate::snapshot::{Snapshot, Unreadable};
+
+/// What is known.
+#[derive(Debug)]
+pub struct Ledger {
+    pub(crate) default_class: bool,
+    pub(crate) services: BTreeMap<Key, Arc<Service>>,
+    pub(crate) addresses: BTreeMap<IpAddr, Arc<Record>>,
+    pub(crate) unreadable: Unreadable,
+    pub(crate) namespaces: BTreeMap<String, Arc<Namespace>>,
+    objects: BTreeMap<String, Arc<IPAddressPool>>,
+    nodes: BTreeMap<String, Arc<Node>>,
+    networks: BTreeMap<String, Arc<Network>>,
+
+    occupied: Occupied,
+    pub(crate) pools: Pools,
+    pub(crate) free: Free,
+    /// The addresses whose records name a Service of this key, whatever its UID.
+    held: HashMap<Key, Vec<IpAddr>>,
+    /// Who asks for an address by name.
+    asked: BTreeMap<IpAddr, BTreeSet<Key>>,
+    /// By sharing key, the addresses that are shared under it, or are going to be.
+    keyed: HashMap<String, BTreeSet<IpAddr>>,
+    /// The addresses that are reserved for a Service.
+    kept_for: HashMap<Key, BTreeSet<IpAddr>>,
+    /// Of pools with a limit, how many Services of a namespace have each address, by pool and namespace.
+    quotas: HashMap<(String, String), BTreeMap<IpAddr, u32>>,
+    /// Who gets an address that has no record, or a record that does not say so yet.
+    promises: BTreeMap<IpAddr, BTreeSet<Key>>,
+    promised: HashMap<Key, Vec<IpAddr>>,
+    /// The sharing key of those to whom an address is promised.
+    promised_under: HashMap<IpAddr, String>,
+    /// Who is to leave an address.
+    pub(crate) leaving: BTreeMap<IpAddr, BTreeMap<Key, Leaving>>,
+    leaves: HashMap<Key, Vec<IpAddr>>,
+    /// Services that want something that they have not.
+    waiting: BTreeSet<Key>,
+
+    pub(crate) dirty: Dirty,
+    /// Subjects of which a series was planned that has not ended.
+    pending: BTreeSet<Subject>,
+    /// Those that are under way, with the addresses they are about.
+    busy: BTreeMap<Subject, Vec<IpAddr>>,
+    /// Of this plan: what becomes of the holders of addresses that several hold.
+    standings: HashMap<IpAddr, Arc<[Standing]>>,
+}
+
+/// Whose outcome may be another one now.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Dirty {
+    pub(crate) all: bool,
+    pub(crate) waiting: bool,
+    pub(crate) services: BTreeSet<Key>,
+    pub(crate) addresses: BTreeSet<IpAddr>,
+    pub(crate) pools: BTreeSet<String>,
+    /// The pools' specs, or what is occupied.
+    layout: bool,
+    occupied: bool,
+}
+
+/// How a Service leaves an address.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Leaving {
+    /// It has it alone: what is about the Service deletes the record.
+    Alone,
+    /// It can be taken off the record now.
+    Now,
+    /// First its status has to show something else.
+    Later,
+}
+
+impl Ledger {
+    /// Nothing is known yet. `default_class`: whether Services without a class are ours (KEP-1959).
+    pub fn new(default_class: bool) -> Self {
+        let occupied = Occupied::default();
+        let pools = Pools::new([], &occupied);
+        Self {
+            default_class,
+            services: BTreeMap::new(),
+            addresses: BTreeMap::new(),
+            unreadable: Unreadable::default(),
+            namespaces: BTreeMap::new(),
+            objects: BTreeMap::new(),
+            nodes: BTreeMap::new(),
+            networks: BTreeMap::new(),
+            free: Free::new(&pools, []),
+            occupied,
+            pools,
+            held: HashMap::new(),
+            asked: BTreeMap::new(),
+            keyed: HashMap::new(),
+            kept_for: HashMap::new(),
+            quotas: HashMap::new(),
+            promises: BTreeMap::new(),
+            promised: HashMap::new(),
+            promised_under: HashMap::new(),
+            leaving: BTreeMap::new(),
+            leaves: HashMap::new(),
+            waiting: BTreeSet::new(),
+            dirty: Dirty::default(),
+            pending: BTreeSet::new(),
+            busy: BTreeMap::new(),
+            standings: HashMap::new(),
+        }
+    }
+
+    /// A ledger that has just learnt all this.
+    pub fn of(snapshot: &Snapshot) -> Self {
+        let mut ledger = Self::new(snapshot.default_class);
+        let now = snapshot.now;
+        snapshot.pools.iter().for_each(|(name, pool)| ledger.set_pool(name, Some(pool.clone())));
+        snapshot.nodes.iter().for_each(|(name, node)| ledger.set_node(name, Some(node.clone())));
+        snapshot.networks.iter().for_each(|(name, network)| ledger.set_network(name, Some(network.clone())));
+        snapshot.namespaces.iter().for_each(|(name, namespace)| ledger.set_namespace(name, Some(namespace.clone())));
+        let unreadable = &snapshot.unreadable;
+        for (key, service) in &snapshot.services {
+            ledger.set_service(key, Some(service.clone()), unreadable.services.contains(key));
+        }
+        for key in unreadable.services.iter().filter(|key| !snapshot.services.contains_key(key)) {
+            ledger.set_service(key, None, true);
+        }
+        for (address, record) in &snapshot.addresses {
+            ledger.set_address(*address, Some(record.clone()), unreadable.addresses.contains(address), now);
+        }
+        for address in unreadable.addresses.iter().filter(|address| !snapshot.addresses.contains_key(address)) {
+            ledger.set_address(*address, None, true, now);
+        }
+        ledger
+    }
+
+    /// A pool is like this now, or is gone.
+    pub fn set_pool(&mut self, name: &str, object: Option<Arc<IPAddressPool>>) {
+        self.dirty.pools.insert(name.to_owned());
+        let is_same_land = object.as_ref().is_some_and(|object| self.pools.renew(object));
+        self.dirty.layout |= !is_same_land;
+        match object {
+            Some(object) => drop(self.objects.insert(name.to_owned(), object)),
+            None => drop(self.objects.remove(name)),
+        }
+    }
+
+    /// A node is like this now, or is gone.
+    pub fn set_node(&mut self, name: &str, node: Option<Arc<Node>>) {
+        let old = match node {
+            Some(ref node) => self.nodes.insert(name.to_owned(), node.clone()),
+            None => self.nodes.remove(name),
+        };
+        let addresses = |node: &Option<Arc<Node>>| node.as_ref().map(|node| node.addresses.clone()).unwrap_or_default();
+        self.dirty.occupied |= addresses(&old) != addresses(&node);
+    }
+
+    /// A node's network is like this now, or is gone.
+    pub fn set_network(&mut self, name: &str, network: Option<Arc<Network>>) {
+        let old = match network {
+            Some(ref network) => self.networks.insert(name.to_owned(), network.clone()),
+            None => self.networks.remove(name),
+        };
+        self.dirty.occupied |= old != network;
+    }
+
+    /// A namespace is like this now, or is gone.
+    pub fn set_namespace(&mut self, name: &str, namespace: Option<Arc<Namespace>>) {
+        let old = match namespace {
+            Some(ref namespace) => self.namespaces.insert(name.to_owned(), namespace.clone()),
+            None => self.namespaces.remove(name),
+        };
+        if old.map(|old| old.labels.clone()) != namespace.map(|new| new.labels.clone()) {
+            let of_namespace = self.services.range(Key::new(name, "")..).map(|(key, _)| key);
+            self.dirty.services.extend(of_namespace.take_while(|key| key.namespace == name).cloned());
+        }
+    }
+
+    /// A Service is like this now, or is gone. If it is unreadable, `service` is what was known of it before.
+    pub fn set_service(&mut self, key: &Key, service: Option<Arc<Service>>, is_unreadable: bool) {
+        let old = match service {
+            Some(ref service) => self.services.insert(key.clone(), service.clone()),
+            None => self.services.remove(key),
+        };
+        let was_unreadable = if is_unreadable {
+            !self.unreadable.services.insert(key.clone())
+        } else {
+            self.unreadable.services.remove(key)
+        };
+        self.dirty.services.insert(key.clone());
+        for (service, is_now) in [(&old, false), (&service, true)] {
+            for address in service.iter().flat_map(|service| asks_for(service)) {
+                if is_now {
+                    self.asked.entry(*address).or_default().insert(key.clone());
+                } else if let Some(keys) = self.asked.get_mut(address) {
+                    keys.remove(key);
+                    if keys.is_empty() {
+                        self.asked.remove(address);
+                    }
+                }
+            }
+        }
+        let is_same = is_unreadable == was_unreadable
+            && match (&old, &service) {
+                (Some(old), Some(new)) => is_same_to_others(old, new, self.default_class),
+                (old, new) => old.is_none() && new.is_none(),
+            };
+        if is_same {
+            return;
+        }
+        let shares = [&old, &service].into_iter().flatten().any(|service| sharing::key(service).is_some());
+        for address in self.held.get(key).cloned().unwrap_or_default() {
+            self.dirty.addresses.insert(address);
+            self.dirty.services.extend(self.asked.get(&address).into_iter().flatten().cloned());
+            let Some(record) = self.addresses.get(&address) else { continue };
+            if record.holders.len() > 1 {
+                self.dirty.services.extend(holders(record));
+            }
+        }
+        // Who waits for somebody it would share with.
+        self.dirty.waiting |= shares;
+    }
+
+    /// An address's record is like this now, or is gone. If it is unreadable, `record` is what was known of it before.
+    pub fn set_address(&mut self, address: IpAddr, record: Option<Arc<Record>>, is_unreadable: bool, now: Timestamp) {
+        let was_used = self.is_used(address);
+        let old = match record {
+            Some(ref record) => self.addresses.insert(address, record.clone()),
+            None => self.addresses.remove(&address),
+        };
+        let was_unreadable = if is_unreadable {
+            !self.unreadable.addresses.insert(address)
+        } else {
+            self.unreadable.addresses.remove(&address)
+        };
+        self.dirty.addresses.insert(address);
+        let is_same = is_unreadable == was_unreadable
+            && match (&old, &record) {
+                (Some(old), Some(new)) => is_same_but_for_announcers(old, new),
+                (old, new) => old.is_none() && new.is_none(),
+            };
+        if is_same {
+            return;
+        }
+        old.iter().for_each(|old| self.unindex(old));
+        record.iter().for_each(|new| self.index(new));
+        // It was promised without knowing this.
+        for key in self.promises.get(&address).cloned().unwrap_or_default() {
+            self.break_promise(address, &key, now);
+            self.dirty.services.insert(key);
+        }
+        match (was_used, self.is_used(address)) {
+            (false, true) => self.take(address),
+            (true, false) => {
+                let last = old.as_ref().and_then(|old| holders(old).next());
+                self.free.release(address, last, now);
+            }
+            _ => {}
+        }
+        self.dirty.pools.extend(self.pools.pool_of(address).map(|pool| pool.name().to_owned()));
+        for record in old.iter().chain(&record) {
+            self.dirty.services.extend(holders(record));
+            self.dirty.services.extend(kept_for(record));
+        }
+        self.dirty.services.extend(self.asked.get(&address).into_iter().flatten().cloned());
+        self.dirty.waiting |= old.is_some() || was_unreadable || record.is_some_and(|new| new.sharing_key.is_some());
+    }
+
+    fn index(&mut self, record: &Record) {
+        for key in holders(record) {
+            let held = self.held.entry(key).or_default();
+            if let Err(place) = held.binary_search(&record.address) {
+                held.insert(place, record.address);
+            }
+        }
+        if let Some(key) = &record.sharing_key {
+            self.keyed.entry(key.clone()).or_default().insert(record.address);
+        }
+        if let Some(key) = kept_for(record) {
+            self.kept_for.entry(key).or_default().insert(record.address);
+        }
+        for holder in &record.holders {
+            self.count(record.address, &holder.namespace, true);
+        }
+    }
+
+    fn unindex(&mut self, record: &Record) {
+        for key in holders(record) {
+            if let Some(held) = self.held.get_mut(&key) {
+                held.retain(|address| *address != record.address);
+                if held.is_empty() {
+                    self.held.remove(&key);
+                }
+            }
+        }
+        if let Some(key) = &record.sharing_key {
+            remove(&mut self.keyed, key, &record.address);
+        }
+        if let Some(key) = kept_for(record) {
+            remove(&mut self.kept_for, &key, &record.address);
+        }
+        for holder in &record.holders {
+            self.count(record.address, &holder.namespace, false);
+        }
+    }
+
+    /// One Service more, or less, of that namespace has that address.
+    fn count(&mut self, address: IpAddr, namespace: &str, more: bool) {
+        let Some(pool) = self.pools.pool_of(address).filter(|pool| pool.object.spec.max_per_namespace.is_some()) else {
+            return;
+        };
+        let most = pool.object.spec.max_per_namespace.map_or(usize::MAX, |most| most as usize);
+        let counts = self.quotas.entry((pool.name().to_owned(), namespace.to_owned())).or_default();
+        let count = counts.entry(address).or_default();
+        *count = if more { *count + 1 } else { count.saturating_sub(1) };
+        if *count == 0 {
+            counts.remove(&address);
+        }
+        // Who waits for something else waits for this as well now, and has to be told.
+        self.dirty.waiting |= more && counts.len() >= most;
+    }
+
+    /// Nobody can have this address any more.
+    fn take(&mut self, address: IpAddr) {
+        self.free.take(address);
+        if let Some(pool) = self.pools.pool_of(address) {
+            self.dirty.waiting |= self.free.counts(pool)[Family::of(address)].available() == 0;
+        }
+    }
+
+    /// The addresses of that pool that Services of that namespace have or get, each with how many of them.
+    pub(crate) fn quota(&self, pool: &str, namespace: &str) -> Option<&BTreeMap<IpAddr, u32>> {
+        self.quotas.get(&(pool.to_owned(), namespace.to_owned()))
+    }
+
+    /// Reads pools and what is occupied anew, if that has changed.
+    pub(crate) fn refresh(&mut self, now: Timestamp) {
+        if std::mem::take(&mut self.dirty.occupied) {
+            let networks = self.networks.iter().map(|(name, network)| (name.as_str(), &**network));
+            let occupied = Occupied::new(self.nodes.values().map(|node| &**node), networks);
+            self.dirty.layout |= occupied != self.occupied;
+            self.occupied = occupied;
+        }
+        if !std::mem::take(&mut self.dirty.layout) {
+            return;
+        }
+        self.pools = Pools::new(self.objects.values(), &self.occupied);
+        let promised = self.promises.keys().chain(&self.unreadable.addresses);
+        self.free.renew(&self.pools, self.addresses.keys().chain(promised).copied(), now);
+        self.quotas.clear();
+        if self.objects.values().any(|pool| pool.spec.max_per_namespace.is_some()) {
+            for record in self.addresses.values().cloned().collect::<Vec<_>>() {
+                record.holders.iter().for_each(|holder| self.count(record.address, &holder.namespace, true));
+            }
+            for (key, addresses) in self.promised.clone() {
+                addresses.iter().for_each(|address| self.count(*address, &key.namespace, true));
+            }
+        }
+        self.dirty.all = true;
+        self.dirty.pools.extend(self.objects.keys().cloned());
+    }
+
+    fn is_used(&self, address: IpAddr) -> bool {
+        self.addresses.contains_key(&address)
+            || self.unreadable.addresses.contains(&address)
+            || self.promises.contains_key(&address)
+    }
+
+    /// Nobody else gets this, for the time being.
+    pub(crate) fn promise(&mut self, address: IpAddr, service: &Service) {
+        if !self.is_used(address) {
+            self.take(address);
+            self.dirty.pools.extend(self.pools.pool_of(address).map(|pool| pool.name().to_owned()));
+        }
+        self.promises.entry(address).or_default().insert(service.key.clone());
+        self.promised.entry(service.key.clone()).or_default().push(address);
+        self.count(address, &service.key.namespace, true);
+        if let Some(key) = sharing::key(service) {
+            self.keyed.entry(key.to_owned()).or_default().insert(address);
+            self.promised_under.insert(address, key.to_owned());
+        }
+    }
+
+    /// What was promised to this Service it has not any more. Whether there was something.
+    pub(crate) fn break_promises(&mut self, key: &Key, now: Timestamp) -> bool {
+        let addresses = self.promised.get(key).cloned().unwrap_or_default();
+        addresses.iter().for_each(|address| self.break_promise(*address, key, now));
+        !addresses.is_empty()
+    }
+
+    fn break_promise(&mut self, address: IpAddr, key: &Key, now: Timestamp) {
+        if let Some(promised) = self.promised.get_mut(key) {
+            promised.retain(|other| *other != address);
+            if promised.is_empty() {
+                self.promised.remove(key);
+            }
+        }
+        if let Some(keys) = self.promises.get_mut(&address) {
+            keys.remove(key);
+            if keys.is_empty() {
+                self.promises.remove(&address);
+            }
+        }
+        self.count(address, &key.namespace, false);
+        if !self.promises.contains_key(&address)
+            && let Some(key) = self.promised_under.remove(&address)
+            && self.addresses.get(&address).is_none_or(|record| record.sharing_key.as_ref() != Some(&key))
+        {
+            remove(&mut self.keyed, &key, &address);
+        }
+        if !self.is_used(address) {
+            self.free.release(address, None, now);
+            self.dirty.pools.extend(self.pools.pool_of(address).map(|pool| pool.name().to_owned()));
+        } else {
+            self.dirty.addresses.insert(address);
+        }
+    }
+
+    /// To whom this address is promised.
+    pub(crate) fn promised_to(&self, address: IpAddr) -> impl Iterator<Item = &Key> {
+        self.promises.get(&address).into_iter().flatten()
+    }
+
+    /// The addresses that are shared under this key, or are going to be, in order.
+    pub(crate) fn shared_under(&self, key: &str) -> impl Iterator<Item = IpAddr> {
+        self.keyed.get(key).into_iter().flatten().copied()
+    }
+
+    /// The addresses that are reserved for this Service, in order.
+    pub(crate) fn reserved_for(&self, key: &Key) -> impl Iterator<Item = IpAddr> {
+        self.kept_for.get(key).into_iter().flatten().copied()
+    }
+
+    /// The records that name this very Service, in order of their addresses.
+    pub(crate) fn records_of(&self, service: &Service) -> Vec<Arc<Record>> {
+        let addresses = self.held.get(&service.key).into_iter().flatten();
+        let records = addresses.filter_map(|address| self.addresses.get(address));
+        records.filter(|record| holds(record, service)).cloned().collect()
+    }
+
+    /// What is known of the Service that has this key and UID.
+    pub(crate) fn known(&self, key: &Key, uid: &str) -> Known<'_> {
+        if self.unreadable.services.contains(key) {
+            return Known::Unreadable;
+        }
+        let service = self.services.get(key).filter(|service| service.uid == uid && self.is_served(service));
+        service.map_or(Known::Gone, |service| Known::Service(service))
+    }
+
+    /// Whether a Service may have addresses at all.
+    pub(crate) fn is_served(&self, service: &Service) -> bool {
+        !service.deleting && service.is_ours(self.default_class)
+    }
+
+    /// What becomes of the holders of this address.
+    pub(crate) fn standings(&mut self, record: &Record) -> Arc<[Standing]> {
+        if let Some(known) = self.standings.get(&record.address) {
+            return known.clone();
+        }
+        let known = |holder: &crds::Holder| self.known(&Key::new(&holder.namespace, &holder.name), &holder.uid);
+        let standings: Arc<[Standing]> = sharing::standings(&record.holders, known).into();
+        if record.holders.len() > 1 {
+            self.standings.insert(record.address, standings.clone());
+        }
+        standings
+    }
+
+    /// From here on another plan is made.
+    pub(crate) fn begin_plan(&mut self) {
+        self.standings.clear();
+    }
+
+    /// Notes what this Service is to leave, instead of what it was before.
+    pub(crate) fn set_leaving(&mut self, key: &Key, leaving: impl IntoIterator<Item = (IpAddr, Leaving)>) {
+        for address in self.leaves.remove(key).unwrap_or_default() {
+            if let Some(keys) = self.leaving.get_mut(&address) {
+                keys.remove(key);
+                if keys.is_empty() {
+                    self.leaving.remove(&address);
+                }
+            }
+            self.dirty.addresses.insert(address);
+        }
+        for (address, how) in leaving {
+            self.leaving.entry(address).or_default().insert(key.clone(), how);
+            self.leaves.entry(key.clone()).or_default().push(address);
+            self.dirty.addresses.insert(address);
+        }
+    }
+
+    /// Notes whether this Service wants something that it has not.
+    pub(crate) fn set_waiting(&mut self, key: &Key, waits: bool) {
+        if waits {
+            self.waiting.insert(key.clone());
+        } else {
+            self.waiting.remove(key);
+        }
+    }
+
+    /// Those that want something that they have not.
+    pub(crate) fn waiting(&self) -> &BTreeSet<Key> {
+        &self.waiting
+    }
+
+    /// Whether something is to be looked at again, other than what waits for something under way.
+    pub fn is_dirty(&self) -> bool {
+        let Dirty { all, waiting, services, addresses, pools, layout, occupied } = &self.dirty;
+        *all || *waiting || *layout || *occupied || {
+            services.iter().any(|key| !self.busy.contains_key(&Subject::Service(key.clone())))
+                || addresses.iter().any(|address| !self.busy.contains_key(&Subject::Address(*address)))
+                || pools.iter().any(|name| !self.busy.contains_key(&Subject::Pool(name.clone())))
+        }
+    }
+
+    /// Everything is to be looked at again, nothing is under way any more, and of what was planned nothing is to come.
+    pub fn start_over(&mut self, now: Timestamp) {
+        self.busy.clear();
+        self.pending.clear();
+        for key in self.promised.keys().cloned().collect::<Vec<_>>() {
+            self.break_promises(&key, now);
+        }
+        self.dirty.all = true;
+        self.dirty.addresses.extend(self.addresses.keys().copied());
+        self.dirty.pools.extend(self.objects.keys().cloned());
+    }
+
+    /// A series is under way. Until it ends, nothing is planned about its subject and its addresses.
+    pub fn begins(&mut self, series: &Series) {
+        let addresses = series.effects.iter().filter_map(|effect| effect.address()).collect();
+        self.busy.insert(series.subject.clone(), addresses);
+    }
+
+    /// A series under way came to its end, whether all of it has happened or not.
+    pub fn ended(&mut self, subject: &Subject) {
+        self.busy.remove(subject);
+        self.pending.remove(subject);
+        match subject {
+            Subject::Service(key) => drop(self.dirty.services.insert(key.clone())),
+            Subject::Address(address) => drop(self.dirty.addresses.insert(*address)),
+            Subject::Pool(name) => drop(self.dirty.pools.insert(name.clone())),
+        }
+    }
+
+    /// Whether a series about this subject is under way.
+    pub(crate) fn is_busy(&self, subject: &Subject) -> bool {
+        self.busy.contains_key(subject)
+    }
+
+    /// Whether a series of these would be in the way of one that is under way.
+    pub(crate) fn is_in_the_way(&self, series: &Series) -> bool {
+        let is_busy = |address: IpAddr| self.busy.values().flatten().any(|busy| *busy == address);
+        !self.busy.is_empty() && series.effects.iter().filter_map(|effect| effect.address()).any(is_busy)
+    }
+
+    /// A series was planned about this subject, or (`false`) there is nothing to be done about it. Whether an earlier
+    /// one is not to come any more.
+    pub(crate) fn set_pending(&mut self, subject: &Subject, is_planned: bool) -> bool {
+        if is_planned { !self.pending.insert(subject.clone()) } else { self.pending.remove(subject) }
+    }
+}
+
+fn asks_for(service: &Service) -> &[IpAddr] {
+    service.request.as_ref().map(|request| request.addresses.as_slice()).unwrap_or_default()
+}
+
+/// The Services that a record names.
+fn holders(record: &Record) -> impl Iterator<Item = Key> {
+    record.holders.iter().map(|holder| Key::new(&holder.namespace, &holder.name))
+}
+
+/// Whether a record names this very Service.
+pub(crate) fn holds(record: &Record, service: &Service) -> bool {
+    let key = &service.key;
+    record
+        .holders
+        .iter()
+        .any(|holder| holder.uid == service.uid && holder.namespace == key.namespace && holder.name == key.name)
+}
+
+/// The Service that a reservation names.
+fn kept_for(record: &Record) -> Option<Key> {
+    let reservation = record.reservation.as_ref()?;
+    Some(Key::new(reservation.namespace.as_ref()?, reservation.service.as_ref()?))
+}
+
+/// Whether what other Services may have is the same.
+fn is_same_to_others(old: &Service, new: &Service, default_class: bool) -> bool {
+    let standing = |service: &Service| !service.deleting && service.is_ours(default_class);
+    old.uid == new.uid
+        && standing(old) == standing(new)
+        && old.request == new.request
+        && old.ports == new.ports
+        && old.traffic_policy == new.traffic_policy
+        && old.selector == new.selector
+}
+
+fn is_same_but_for_announcers(old: &Record, new: &Record) -> bool {
+    old.uid == new.uid
+        && old.deleting == new.deleting
+        && old.pool == new.pool
+        && old.holders == new.holders
+        && old.sharing_key == new.sharing_key
+        && old.reservation == new.reservation
+}
+
+fn remove<K: std::hash::Hash + Eq>(index: &mut HashMap<K, BTreeSet<IpAddr>>, key: &K, address: &IpAddr) {
+    if let Some(addresses) = index.get_mut(key) {
+        addresses.remove(address);
+        if addresses.is_empty() {
+            index.remove(key);
+        }
+    }
+}

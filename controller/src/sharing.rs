@@ -1,0 +1,350 @@
+//! Which Services may share an address.
+//!
+//! Two Services → whether they fit together, and if not, why. They fit if they have the same key, no port of the same
+//! protocol in common, compatible traffic policies, and are of one namespace or agreed with each other. Compatible are
+//! two that send traffic to any node, and two that send it only to nodes with endpoints (Local) and have the same
+//! endpoints: the node that announces the address can be right for both only then.
+//!
+//! The holders of an address → who of them stays. Each Service's terms are kept with the address as a fingerprint, so
+//! that of two that do not fit any more the one that changed has to go, whoever plans, and whenever.
+
+use std::fmt;
+
+use crds::request::Consent;
+use crds::{Holder, Key, Protocol, Service, TrafficPolicy};
+
+/// Why two Services can't share an address.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Clash {
+    /// One of them has no sharing key, or another one.
+    Key,
+    /// Both have this port.
+    Port(Protocol, u16),
+    /// Their traffic policies are not compatible.
+    Policy,
+    /// They are of two namespaces that have not both agreed.
+    Namespaces,
+    /// The other one can't be read.
+    Unreadable,
+    /// As many share it as can.
+    Full,
+}
+
+impl fmt::Display for Clash {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Key => f.write_str("has another key in landfall.dev/allow-shared-ip"),
+            Self::Port(protocol, number) => write!(f, "has port {number}/{protocol} too"),
+            Self::Policy => f.write_str(
+                "has another spec.externalTrafficPolicy, or both are Local and not in one namespace with one spec.selector",
+            ),
+            Self::Namespaces => f.write_str(
+                "is in another namespace: each of both must name the other's in landfall.dev/share-with-namespaces",
+            ),
+            Self::Unreadable => f.write_str("can't be read"),
+            Self::Full => f.write_str("and others share it, as many as can"),
+        }
+    }
+}
+
+/// The key by which a Service shares addresses.
+pub(crate) fn key(service: &Service) -> Option<&str> {
+    service.request.as_ref().ok()?.sharing_key.as_deref()
+}
+
+/// Why these two can't share an address, if they can't.
+pub(crate) fn clash(one: &Service, other: &Service) -> Option<Clash> {
+    if key(one).is_none() || key(one) != key(other) {
+        return Some(Clash::Key);
+    }
+    let common = one
+        .ports
+        .iter()
+        .find(|port| other.ports.iter().any(|theirs| (theirs.protocol, theirs.number) == (port.protocol, port.number)));
+    if let Some(port) = common {
+        return Some(Clash::Port(port.protocol, port.number));
+    }
+    let is_one_namespace = one.key.namespace == other.key.namespace;
+    let is_compatible = match (one.traffic_policy, other.traffic_policy) {
+        (TrafficPolicy::Cluster, TrafficPolicy::Cluster) => true,
+        (TrafficPolicy::Local, TrafficPolicy::Local) => {
+            is_one_namespace && one.selector == other.selector && !one.selector.is_empty()
+        }
+        _ => false,
+    };
+    if !is_compatible {
+        return Some(Clash::Policy);
+    }
+    let agrees = |a: &Service, b: &Service| consent(a).is_some_and(|consent| consent.includes(&b.key.namespace));
+    let may_share = is_one_namespace || (agrees(one, other) && agrees(other, one));
+    (!may_share).then_some(Clash::Namespaces)
+}
+
+fn consent(service: &Service) -> Option<&Consent> {
+    service.request.as_ref().ok().map(|request| &request.consent)
+}
+
+/// A fingerprint of all that [`clash`] looks at; `None` for a Service that does not share.
+pub(crate) fn terms(service: &Service) -> Option<String> {
+    let mut hash = Fnv::default();
+    hash.text(key(service)?);
+    let mut ports: Vec<_> = service.ports.iter().map(|port| (port.protocol.number(), port.number)).collect();
+    ports.sort_unstable();
+    for (protocol, number) in ports {
+        hash.bytes(&[protocol]);
+        hash.bytes(&number.to_be_bytes());
+    }
+    match service.traffic_policy {
+        TrafficPolicy::Cluster => hash.text("Cluster"),
+        TrafficPolicy::Local => {
+            hash.text("Local");
+            for (name, value) in service.selector.iter() {
+                hash.text(name);
+                hash.text(value);
+            }
+        }
+    }
+    match consent(service)? {
+        Consent::Nobody => {}
+        Consent::Namespaces(names) => names.iter().for_each(|name| hash.text(name)),
+        Consent::Everybody => hash.text("*"),
+    }
+    Some(format!("{:016x}", hash.0))
+}
+
+/// FNV-1a with 64 bits (RFC 9923): a fingerprint that is the same in every version of this program.
+struct Fnv(u64);
+
+impl Default for Fnv {
+    fn default() -> Self {
+        Self(0xcbf2_9ce4_8422_2325)
+    }
+}
+
+impl Fnv {
+    fn bytes(&mut self, bytes: &[u8]) {
+        for byte in bytes {
+            self.0 = (self.0 ^ u64::from(*byte)).wrapping_mul(0x0000_0100_0000_01b3);
+        }
+    }
+
+    /// A text and its end, so that two texts are not the same as both in one.
+    fn text(&mut self, text: &str) {
+        self.bytes(text.as_bytes());
+        self.bytes(&[0xff]);
+    }
+}
+
+/// What is known of the Service that a holder names.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Known<'a> {
+    /// It is this one, and may have addresses.
+    Service(&'a Service),
+    /// It exists, and can't be read.
+    Unreadable,
+    /// It does not exist, or is not ours (any more).
+    Gone,
+}
+
+/// What becomes of a holder of an address.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Standing {
+    /// It keeps the address.
+    Stays,
+    /// It keeps the address, and nobody knows anything else of it.
+    Unreadable,
+    /// It loses the address, because it does not fit to this one.
+    Clashes(Key, Clash),
+    /// It is gone already.
+    Gone,
+}
+
+/// What becomes of each holder. First come those with the terms that they came with, then those with new ones, in the
+/// order in which they came; each stays if it fits to all that stay.
+pub(crate) fn standings<'a>(holders: &'a [Holder], known: impl Fn(&Holder) -> Known<'a>) -> Vec<Standing> {
+    let known: Vec<_> = holders.iter().map(known).collect();
+    let mut standings = vec![Standing::Gone; holders.len()];
+    let mut staying = Vec::<usize>::new();
+    for is_unchanged in [true, false] {
+        for (index, holder) in holders.iter().enumerate() {
+            let is_twice = staying.iter().any(|other| holders[*other].uid == holder.uid);
+            let service = match known[index] {
+                Known::Unreadable if is_unchanged && !is_twice => {
+                    standings[index] = Standing::Unreadable;
+                    staying.push(index);
+                    continue;
+                }
+                Known::Service(service) if !is_twice && (holder.terms == terms(service)) == is_unchanged => service,
+                _ => continue,
+            };
+            let against = |other: &usize| {
+                let clash = match known[*other] {
+                    Known::Service(other) => clash(service, other),
+                    // They came together, so they fit as long as nobody changes.
+                    _ => (!is_unchanged).then_some(Clash::Unreadable),
+                };
+                Some((Key::new(holders[*other].namespace.clone(), holders[*other].name.clone()), clash?))
+            };
+            match staying.iter().find_map(against) {
+                Some((key, clash)) => standings[index] = Standing::Clashes(key, clash),
+                None => {
+                    standings[index] = Standing::Stays;
+                    staying.push(index);
+                }
+            }
+        }
+    }
+    standings
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::fixtures::service;
+    use crds::{Labels, Port, Request};
+
+    fn sharing(name: &str, key: &str, port: u16) -> Service {
+        Service {
+            request: Ok(Request { sharing_key: Some(key.into()), ..Request::default() }),
+            ports: vec![Port { name: String::new(), protocol: Protocol::Tcp, number: port }],
+            ..service(name, 1)
+        }
+    }
+
+    fn consents(service: &mut Service, consent: Consent) {
+        service.request.as_mut().expect("a request").consent = consent;
+    }
+
+    #[test]
+    fn two_services_fit_by_key_ports_policy_and_namespace() {
+        let with = |edit: &dyn Fn(&mut Service)| {
+            let mut other = sharing("other", "k", 443);
+            edit(&mut other);
+            other
+        };
+        let away = |consent: Consent| {
+            with(&|other| {
+                other.key.namespace = "away".into();
+                consents(other, consent.clone());
+            })
+        };
+        let names = |names: &[&str]| Consent::Namespaces(names.iter().map(|name| (*name).to_owned()).collect());
+        let local = |selector: [(&str, &str); 1]| {
+            with(&|other| (other.traffic_policy, other.selector) = (TrafficPolicy::Local, Labels::from(selector)))
+        };
+        let mut web = sharing("web", "k", 80);
+        consents(&mut web, names(&["away"]));
+        let mut web_local = web.clone();
+        (web_local.traffic_policy, web_local.selector) = (TrafficPolicy::Local, Labels::from([("app", "web")]));
+        let udp = |other: &mut Service| (other.ports[0].protocol, other.ports[0].number) = (Protocol::Udp, 80);
+        for (one, other, expected) in [
+            (&web, with(&|_| {}), None),
+            (&web, with(&udp), None),
+            (&web, with(&|other| other.ports[0].number = 80), Some(Clash::Port(Protocol::Tcp, 80))),
+            (&web, sharing("other", "l", 443), Some(Clash::Key)),
+            (&web, with(&|other| other.request = Ok(Request::default())), Some(Clash::Key)),
+            (&web, local([("app", "web")]), Some(Clash::Policy)),
+            (&web_local, local([("app", "web")]), None),
+            (&web_local, local([("app", "db")]), Some(Clash::Policy)),
+            (&web_local, Service { key: Key::new("away", "x"), ..local([("app", "web")]) }, Some(Clash::Policy)),
+            (&web, away(Consent::Nobody), Some(Clash::Namespaces)),
+            (&web, away(names(&["other"])), Some(Clash::Namespaces)),
+            (&web, away(names(&["default"])), None),
+            (&web, away(Consent::Everybody), None),
+            (&sharing("web", "k", 80), away(Consent::Everybody), Some(Clash::Namespaces)),
+        ] {
+            assert_eq!(clash(one, &other), expected, "{one:?} {other:?}");
+            assert_eq!(clash(&other, one), expected, "the other way round: {one:?} {other:?}");
+        }
+        let mut nobody = web_local.clone();
+        nobody.selector = Labels::default();
+        let other = Service { ports: vec![], key: Key::new("default", "other"), ..nobody.clone() };
+        assert_eq!(clash(&nobody, &other), Some(Clash::Policy), "endpoints that somebody else makes are not known");
+    }
+
+    #[test]
+    fn terms_change_with_all_that_fitting_depends_on_and_with_nothing_else() {
+        let web = sharing("web", "k", 80);
+        let terms_of = |edit: &dyn Fn(&mut Service)| {
+            let mut web = web.clone();
+            edit(&mut web);
+            terms(&web)
+        };
+        let same = terms(&web);
+        assert_eq!(same.as_deref(), Some("12c95e85d1e4e59c"), "the same in every version");
+        assert_eq!(terms_of(&|web| web.resource_version = "9".into()), same);
+        assert_eq!(terms_of(&|web| web.selector = [("app", "web")].into()), same, "under Cluster it doesn't matter");
+        assert_eq!(terms_of(&|web| web.request = Ok(Request::default())), None);
+        let request = |web: &mut Service, edit: &dyn Fn(&mut Request)| edit(web.request.as_mut().expect("a request"));
+        let changed: Vec<_> = [
+            terms_of(&|web| request(web, &|request| request.sharing_key = Some("l".into()))),
+            terms_of(&|web| request(web, &|request| request.consent = Consent::Everybody)),
+            terms_of(&|web| web.ports[0].number = 81),
+            terms_of(&|web| web.ports[0].protocol = Protocol::Udp),
+            terms_of(&|web| web.traffic_policy = TrafficPolicy::Local),
+            terms_of(&|web| (web.traffic_policy, web.selector) = (TrafficPolicy::Local, [("app", "web")].into())),
+        ]
+        .into_iter()
+        .chain([same])
+        .collect();
+        let distinct: std::collections::BTreeSet<_> = changed.iter().collect();
+        assert_eq!(distinct.len(), changed.len());
+    }
+
+    #[test]
+    fn fingerprints_are_fnv_1a() {
+        // The test vectors of RFC 9923.
+        for (text, hash) in
+            [("", 0xcbf2_9ce4_8422_2325), ("a", 0xaf63_dc4c_8601_ec8c), ("foobar", 0x8594_4171_f739_67e8)]
+        {
+            let mut fnv = Fnv::default();
+            fnv.bytes(text.as_bytes());
+            assert_eq!(fnv.0, hash, "{text:?}");
+        }
+    }
+
+    #[test]
+    fn of_two_that_do_not_fit_any_more_the_one_that_changed_goes() {
+        let services = [sharing("a", "k", 80), sharing("b", "k", 443), sharing("c", "k", 53)];
+        let holder = |service: &Service| Holder {
+            namespace: service.key.namespace.clone(),
+            name: service.key.name.clone(),
+            uid: service.uid.clone(),
+            terms: terms(service),
+        };
+        let holders = services.clone().map(|service| holder(&service));
+        let clash = |with: &str, clash| Standing::Clashes(Key::new("default", with), clash);
+        let port = |number| Clash::Port(Protocol::Tcp, number);
+        use Standing::{Gone, Stays, Unreadable};
+        let now = |edit: &dyn Fn(&mut [Service; 3]), except: Option<(usize, Known<'static>)>| {
+            let mut services = services.clone();
+            edit(&mut services);
+            let find = |holder: &Holder| {
+                let index = services.iter().position(|service| service.uid == holder.uid).expect("a Service");
+                match except {
+                    Some((other, known)) if other == index => known,
+                    _ => Known::Service(&services[index]),
+                }
+            };
+            standings(&holders, find)
+        };
+        assert_eq!(now(&|_| {}, None), [Stays, Stays, Stays]);
+        assert_eq!(now(&|s| s[0].ports[0].number = 443, None), [clash("b", port(443)), Stays, Stays]);
+        assert_eq!(now(&|s| s[0].ports[0].number = 444, None), [Stays, Stays, Stays]);
+        // Of two that changed, the one that came first stays.
+        let both = |s: &mut [Service; 3]| (s[0].ports[0].number, s[1].ports[0].number) = (8080, 8080);
+        assert_eq!(now(&both, None), [Stays, clash("a", port(8080)), Stays]);
+        assert_eq!(now(&|_| {}, Some((1, Known::Gone))), [Stays, Gone, Stays]);
+        assert_eq!(now(&|_| {}, Some((1, Known::Unreadable))), [Stays, Unreadable, Stays]);
+        let changed = now(&|s| s[2].ports[0].number = 54, Some((1, Known::Unreadable)));
+        assert_eq!(changed, [Stays, Unreadable, clash("b", Clash::Unreadable)]);
+    }
+
+    #[test]
+    fn a_holder_that_is_there_twice_is_there_once() {
+        let web = service("web", 1);
+        let holder = crate::fixtures::holder("web");
+        let standings = standings(&[holder.clone(), holder], |_| Known::Service(&web));
+        assert_eq!(standings, [Standing::Stays, Standing::Gone]);
+    }
+}

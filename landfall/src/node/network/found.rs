@@ -1,0 +1,193 @@
+//! What the kernel tells of this node's network, as its NodeNetwork has it. Pure: netlink messages in, the object's spec
+//! out. The order of the messages does not matter.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+
+use crds::node_network::{NodeLink, NodeNetworkSpec};
+use rtnetlink::packet_route::address::{AddressAttribute, AddressMessage};
+use rtnetlink::packet_route::route::{RouteAddress, RouteAttribute, RouteMessage, RouteType, RouteVia};
+use rtnetlink::packet_route::{AddressFamily, RouteNetlinkMessage};
+
+/// The most links, and the most gateways, that the definition of NodeNetwork takes.
+const MOST: usize = 256;
+
+/// What these messages, a dump of links, addresses and routes, say.
+///
+/// Links are those that addresses can be announced on, with the node's own addresses: all but IPv6 link-local ones, which
+/// no pool has. With nothing but addresses of their own (/32, /128) they have no neighbours that would ask.
+/// Gateways are those of all routing tables.
+pub(super) fn spec(messages: &[RouteNetlinkMessage]) -> NodeNetworkSpec {
+    let mut links = BTreeMap::<u32, String>::new();
+    let mut addresses = BTreeMap::<u32, BTreeSet<(IpAddr, u8)>>::new();
+    let mut gateways = BTreeSet::new();
+    for message in messages {
+        match message {
+            // Bridges tell of their ports in messages of their own family.
+            RouteNetlinkMessage::NewLink(link) if link.header.interface_family == AddressFamily::Unspec => {
+                links.extend(speaker::link_table::announceable(link).map(|name| (link.header.index, name)));
+            }
+            RouteNetlinkMessage::NewAddress(message) => {
+                let own = own(message).filter(|own| !is_link_local(*own));
+                addresses
+                    .entry(message.header.index)
+                    .or_default()
+                    .extend(own.map(|own| (own, message.header.prefix_len)));
+            }
+            RouteNetlinkMessage::NewRoute(route) if route.header.kind == RouteType::Unicast => {
+                gateways.extend(gateways_of(route));
+            }
+            _ => {}
+        }
+    }
+    let mut links: Vec<NodeLink> = links
+        .into_iter()
+        .filter_map(|(index, name)| {
+            let addresses = addresses.remove(&index)?;
+            let has_neighbours = addresses.iter().any(|(own, length)| *length < if own.is_ipv4() { 32 } else { 128 });
+            let addresses = addresses.into_iter().map(|(own, length)| format!("{own}/{length}")).collect();
+            has_neighbours.then_some(NodeLink { name, addresses })
+        })
+        .collect();
+    links.sort();
+    links.truncate(MOST);
+    NodeNetworkSpec { links, gateways: gateways.into_iter().take(MOST).map(|it| it.to_string()).collect() }
+}
+
+fn is_link_local(address: IpAddr) -> bool {
+    matches!(address, IpAddr::V6(v6) if v6.is_unicast_link_local())
+}
+
+/// The node's own address: not the peer's, on a point-to-point link.
+fn own(message: &AddressMessage) -> Option<IpAddr> {
+    let mut own = None;
+    for attribute in &message.attributes {
+        match attribute {
+            AddressAttribute::Local(local) => return Some(*local),
+            AddressAttribute::Address(address) => own = Some(*address),
+            _ => {}
+        }
+    }
+    own
+}
+
+/// The routers of a route, of which one with several paths has several.
+fn gateways_of(route: &RouteMessage) -> Vec<IpAddr> {
+    let mut found = Vec::new();
+    for attribute in &route.attributes {
+        match attribute {
+            RouteAttribute::MultiPath(hops) => {
+                found.extend(hops.iter().flat_map(|hop| &hop.attributes).filter_map(gateway));
+            }
+            attribute => found.extend(gateway(attribute)),
+        }
+    }
+    found
+}
+
+/// `Via` is the gateway of a route whose destination is of the other family (RFC 5549).
+fn gateway(attribute: &RouteAttribute) -> Option<IpAddr> {
+    match attribute {
+        RouteAttribute::Gateway(RouteAddress::Inet(v4)) | RouteAttribute::Via(RouteVia::Inet(v4)) => Some((*v4).into()),
+        RouteAttribute::Gateway(RouteAddress::Inet6(v6)) | RouteAttribute::Via(RouteVia::Inet6(v6)) => {
+            Some((*v6).into())
+        }
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rtnetlink::packet_route::link::{LinkAttribute, LinkFlags, LinkLayerType, LinkMessage};
+    use rtnetlink::packet_route::route::RouteNextHop;
+
+    fn link(index: u32, name: &str, flags: LinkFlags) -> RouteNetlinkMessage {
+        let mut message = LinkMessage::default();
+        message.header.index = index;
+        message.header.flags = flags;
+        message.header.link_layer_type = LinkLayerType::Ether;
+        message.attributes = vec![LinkAttribute::IfName(name.into()), LinkAttribute::Address(vec![2, 0, 0, 0, 0, 1])];
+        RouteNetlinkMessage::NewLink(message)
+    }
+
+    fn address(index: u32, text: &str) -> RouteNetlinkMessage {
+        let (address, length) = text.split_once('/').expect("a prefix");
+        let address: IpAddr = address.parse().expect("an address");
+        let mut message = AddressMessage::default();
+        message.header.index = index;
+        message.header.prefix_len = length.parse().expect("a length");
+        // The kernel has a local address for IPv4 only.
+        message.attributes = match address {
+            IpAddr::V4(_) => vec![AddressAttribute::Address(address), AddressAttribute::Local(address)],
+            IpAddr::V6(_) => vec![AddressAttribute::Address(address)],
+        };
+        RouteNetlinkMessage::NewAddress(message)
+    }
+
+    fn route(attributes: Vec<RouteAttribute>) -> RouteNetlinkMessage {
+        let mut message = RouteMessage::default();
+        message.header.kind = RouteType::Unicast;
+        message.attributes = attributes;
+        RouteNetlinkMessage::NewRoute(message)
+    }
+
+    fn via(text: &str) -> RouteAttribute {
+        RouteAttribute::Gateway(text.parse::<IpAddr>().expect("an address").into())
+    }
+
+    #[test]
+    fn links_that_can_be_announced_on_their_addresses_and_all_gateways_are_found_in_any_order() {
+        let up = LinkFlags::Up | LinkFlags::LowerUp;
+        let hop = |text: &str| {
+            let mut hop = RouteNextHop::default();
+            hop.attributes = vec![via(text)];
+            hop
+        };
+        let mut messages = vec![
+            link(1, "lo", up | LinkFlags::Loopback),
+            address(1, "127.0.0.1/8"),
+            link(3, "eth1", up),
+            address(3, "198.51.100.7/25"),
+            link(2, "eth0", up),
+            address(2, "192.0.2.11/24"),
+            address(2, "192.0.2.100/32"),
+            address(2, "2001:db8::11/64"),
+            address(2, "fe80::1/64"),
+            link(4, "only-link-local", up),
+            address(4, "fe80::2/64"),
+            link(5, "only-itself", up),
+            address(5, "192.0.2.50/32"),
+            link(6, "down", LinkFlags::empty()),
+            address(6, "203.0.113.1/24"),
+            address(9, "203.0.113.9/24"),
+            route(vec![via("192.0.2.1")]),
+            route(vec![via("fe80::ff")]),
+            route(vec![RouteAttribute::MultiPath(vec![hop("192.0.2.2"), hop("192.0.2.1")])]),
+            route(vec![RouteAttribute::Via(RouteVia::Inet6("2001:db8::1".parse().expect("an address")))]),
+            route(vec![]),
+        ];
+        let strings = |texts: &[&str]| texts.iter().map(|text| (*text).to_owned()).collect::<Vec<_>>();
+        let expected = NodeNetworkSpec {
+            links: vec![
+                NodeLink {
+                    name: "eth0".into(),
+                    addresses: strings(&["192.0.2.11/24", "192.0.2.100/32", "2001:db8::11/64"]),
+                },
+                NodeLink { name: "eth1".into(), addresses: strings(&["198.51.100.7/25"]) },
+            ],
+            gateways: strings(&["192.0.2.1", "192.0.2.2", "2001:db8::1", "fe80::ff"]),
+        };
+        assert_eq!(spec(&messages), expected);
+        messages.reverse();
+        assert_eq!(spec(&messages), expected);
+    }
+
+    #[test]
+    fn a_router_with_very_many_gateways_names_as_many_as_the_definition_takes() {
+        let routes: Vec<_> =
+            (0..300).map(|n| route(vec![via(&format!("192.0.{}.{}", n / 200, n % 200 + 1))])).collect();
+        let found = spec(&routes).gateways;
+        assert_eq!((found.len(), found.first().map(String::as_str)), (MOST, Some("192.0.0.1")));
+    }
+}

@@ -1,0 +1,91 @@
+//! What a benchmark found: a table for people, and one flat JSON object of numbers for programs. Pure.
+
+use serde_json::{Map, Value, json};
+
+use crate::spread::Spread;
+
+/// What has been found so far.
+#[derive(Clone, Debug, Default)]
+pub struct Report {
+    lines: Vec<String>,
+    figures: Map<String, Value>,
+}
+
+impl Report {
+    /// Begins a part of the table.
+    pub fn part(&mut self, title: &str) {
+        if !self.lines.is_empty() {
+            self.lines.push(String::new());
+        }
+        self.lines.push(title.to_owned());
+    }
+
+    /// A line of the table: what it is, and what was found.
+    pub fn row(&mut self, what: &str, found: &str) {
+        self.lines.push(format!("  {what:58} {found}"));
+    }
+
+    /// A line with a median and its spread, in `unit`.
+    pub fn spread(&mut self, what: &str, spread: Spread, unit: &str) {
+        self.row(what, &format!("{} {unit}", text(spread)));
+    }
+
+    /// A ratio: a line of the table beside its bar, and three figures.
+    pub fn ratio(&mut self, key: &str, what: &str, ratio: Spread, bar: &str) {
+        self.row(what, &format!("{}  goal {bar}", text(ratio)));
+        self.figure(key, ratio.median);
+        self.figure(&format!("{key}_min"), ratio.min);
+        self.figure(&format!("{key}_max"), ratio.max);
+    }
+
+    /// One number of the JSON object. More than four digits behind the point say nothing.
+    pub fn figure(&mut self, key: &str, value: f64) {
+        self.figures.insert(key.to_owned(), json!((value * 1e4).round() / 1e4));
+    }
+
+    /// The table.
+    pub fn table(&self) -> String {
+        self.lines.iter().map(|line| format!("{line}\n")).collect()
+    }
+
+    /// The JSON object.
+    pub fn json(&self) -> String {
+        format!("{:#}\n", Value::Object(self.figures.clone()))
+    }
+}
+
+fn text(spread: Spread) -> String {
+    let Spread { median, min, max } = spread;
+    // As many digits as can be compared.
+    let digits = if max < 10.0 { 2 } else { usize::from(max < 1000.0) };
+    format!("{median:8.digits$}  ({min:.digits$} to {max:.digits$})")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_report_is_a_table_and_a_flat_object() {
+        let mut report = Report::default();
+        report.part("Bulk");
+        report.spread("rate", Spread { median: 1234.5, min: 1000.0, max: 2000.0 }, "1/s");
+        report.part("Ratio");
+        report.ratio("bulk_ratio_1k", "ours to theirs", Spread { median: 0.91236, min: 0.8, max: 1.0 }, "0.80 or more");
+        report.figure("restart_writes", 0.0);
+        let table = [
+            "Bulk",
+            "  rate                                                           1234  (1000 to 2000) 1/s",
+            "",
+            "Ratio",
+            "  ours to theirs                                                 0.91  (0.80 to 1.00)  goal 0.80 or more",
+            "",
+        ];
+        assert_eq!(report.table(), table.join("\n"));
+        let json: Value = serde_json::from_str(&report.json()).expect("JSON");
+        let expected = json!({
+            "bulk_ratio_1k": 0.9124, "bulk_ratio_1k_min": 0.8, "bulk_ratio_1k_max": 1.0, "restart_writes": 0.0,
+        });
+        assert_eq!(json, expected);
+    }
+}

@@ -1,0 +1,125 @@
+//! Who does nothing but what has to be done. Each is a process of its own, with one thread as Landfall's controller has.
+//!
+//! - [`bare`]: the writes of a bulk allocation for a list of Services, as many at a time as Landfall has.
+//! - [`echo`]: a watch, and for each new Service the writes at once.
+//! - [`list`]: what a controller must receive before it can decide anything.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::pin::pin;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use anyhow::{Context, Result};
+use crds::{IPAddressPool, LoadBalancerIP};
+use futures::{StreamExt, TryStreamExt};
+use k8s_openapi::api::core::v1::{Node, Service};
+use kube::api::{ListParams, WatchEvent, WatchParams};
+use kube::{Api, Client, ResourceExt};
+use tokio::task::JoinSet;
+
+use crate::writes::{COPY, ECHO_CLASS, LANDFALL, Writer, ingress};
+
+/// Services under way at a time: as many as Landfall's controller has series.
+const CONCURRENCY: usize = 64;
+
+/// How long a watch lasts before the next begins, in seconds.
+const WATCH: u32 = 290;
+
+/// Gives every Service without an address one. Returns when it has.
+///
+/// # Errors
+/// If a write fails: nobody else writes, so none may.
+pub async fn bare(client: Client) -> Result<()> {
+    let services: Api<Service> = Api::all(client.clone());
+    let services = services.list(&ListParams::default()).await.context("list Services")?;
+    let is_pending = |service: &Service| {
+        let spec = service.spec.as_ref();
+        spec.and_then(|spec| spec.type_.as_deref()) == Some("LoadBalancer") && ingress(service).is_none()
+    };
+    let mut pending = services.items.into_iter().filter(is_pending).zip(1..);
+    let writer = Writer::new(client, LANDFALL);
+    let mut tasks = JoinSet::new();
+    loop {
+        while tasks.len() < CONCURRENCY
+            && let Some((service, n)) = pending.next()
+        {
+            let writer = writer.clone();
+            tasks.spawn(async move { writer.give(&service, Writer::address(n)).await });
+        }
+        match tasks.join_next().await {
+            Some(result) => result??,
+            None => return Ok(()),
+        }
+    }
+}
+
+/// Serves every Service of its class from now on, until it is ended.
+///
+/// # Errors
+/// If a write fails, or the API server ends a watch with an error.
+pub async fn echo(client: Client) -> Result<()> {
+    let services: Api<Service> = Api::all(client.clone());
+    let listed = services.list(&ListParams::default()).await.context("list Services")?;
+    let mut version = listed.metadata.resource_version.unwrap_or_default();
+    drop(listed.items);
+    let writer = Writer::new(client, COPY);
+    let mut given: BTreeMap<String, IpAddr> = BTreeMap::new();
+    let (mut tasks, mut next) = (JoinSet::new(), 0);
+    loop {
+        let events =
+            services.watch(&WatchParams::default().timeout(WATCH), &version).await.context("watch Services")?;
+        let mut events = pin!(events.fuse());
+        loop {
+            let event = tokio::select! {
+                event = events.try_next() => event?,
+                Some(ended) = tasks.join_next() => {
+                    let ended: Result<()> = ended?;
+                    ended?;
+                    continue;
+                }
+            };
+            let service = match event {
+                None => break,
+                Some(WatchEvent::Added(service) | WatchEvent::Modified(service)) => service,
+                Some(WatchEvent::Error(status)) => anyhow::bail!("the watch failed: {status:?}"),
+                Some(WatchEvent::Deleted(_) | WatchEvent::Bookmark(_)) => continue,
+            };
+            version = service.resource_version().unwrap_or_default();
+            let spec = service.spec.as_ref();
+            if spec.and_then(|spec| spec.load_balancer_class.as_deref()) != Some(ECHO_CLASS) {
+                continue;
+            }
+            let (uid, writer) = (service.uid().unwrap_or_default(), writer.clone());
+            if service.metadata.deletion_timestamp.is_some() {
+                if let Some(lb_ip) = given.remove(&uid) {
+                    tasks.spawn(async move { writer.take_back(&service, lb_ip).await });
+                }
+            } else if let std::collections::btree_map::Entry::Vacant(entry) = given.entry(uid) {
+                let lb_ip = *entry.insert(Writer::address(next));
+                next = next.wrapping_add(1);
+                tasks.spawn(async move { writer.give(&service, lb_ip).await });
+            }
+        }
+    }
+}
+
+/// Lists what a controller lists, decodes it, and returns when it had all of it, in nanoseconds since 1970.
+///
+/// # Errors
+/// If a list fails.
+pub async fn list(client: Client) -> Result<u128> {
+    async fn all<K>(client: &Client) -> Result<usize>
+    where
+        K: kube::Resource<DynamicType = ()> + Clone + std::fmt::Debug + serde::de::DeserializeOwned,
+    {
+        let api: Api<K> = Api::all(client.clone());
+        Ok(api.list(&ListParams::default()).await.with_context(|| format!("list {}", K::plural(&())))?.items.len())
+    }
+    let _counts = tokio::try_join!(
+        all::<Service>(&client),
+        all::<LoadBalancerIP>(&client),
+        all::<IPAddressPool>(&client),
+        all::<Node>(&client),
+    )?;
+    Ok(SystemTime::now().duration_since(UNIX_EPOCH)?.as_nanos())
+}

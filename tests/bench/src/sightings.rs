@@ -1,0 +1,173 @@
+//! A watch of Services that knows when each got its address, as any client would see it.
+//!
+//! One task, which ends when the handle is dropped. It decodes no more than it needs: what it costs, contender and rival
+//! pay alike.
+
+use std::pin::pin;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+use futures::TryStreamExt;
+use kube::Client;
+use kube::api::{ListParams, WatchEvent, WatchParams};
+use kube::core::Request;
+use serde::Deserialize;
+use tokio::sync::mpsc;
+use tokio::task::JoinHandle;
+use tokio::time::timeout_at;
+
+/// How long a watch may last before the next, in seconds. Most measurements take less.
+const WATCH: u32 = 290;
+
+/// The little that is read of a Service.
+#[derive(Clone, Debug, Deserialize)]
+struct Service {
+    metadata: Metadata,
+    #[serde(default)]
+    status: Status,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Metadata {
+    #[serde(default)]
+    name: String,
+    resource_version: String,
+}
+
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+struct Status {
+    load_balancer: LoadBalancer,
+}
+
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
+struct LoadBalancer {
+    ingress: Vec<serde_json::Value>,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+struct List {
+    metadata: kube::core::ListMeta,
+}
+
+/// What happened to a Service.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Change {
+    /// It was made or changed, and has no address.
+    Pending,
+    /// It has one.
+    Served,
+    /// It is gone.
+    Gone,
+}
+
+/// A Service, what happened to it, and when that was seen.
+#[derive(Clone, Debug)]
+pub struct Sighting {
+    /// Its name.
+    pub name: String,
+    /// What happened.
+    pub change: Change,
+    /// When the watch said so.
+    pub at: Instant,
+}
+
+/// A watch from now on. Dropping it ends it.
+pub struct Sightings {
+    incoming: mpsc::UnboundedReceiver<Sighting>,
+    task: JoinHandle<Result<()>>,
+}
+
+/// What the task works with.
+struct Watch {
+    client: Client,
+    path: String,
+    /// Up to which everything has been seen.
+    version: String,
+    outgoing: mpsc::UnboundedSender<Sighting>,
+}
+
+impl Watch {
+    /// Tells what it sees until nobody listens. The API server ends a watch that can't keep up for a moment, as happens
+    /// when both cores are busy: then the next one goes on from there.
+    async fn follow(mut self) -> Result<()> {
+        loop {
+            let request = Request::new(&self.path).watch(&WatchParams::default().timeout(WATCH), &self.version)?;
+            let events = self.client.request_events::<Service>(request).await.context("watch Services")?;
+            let mut events = pin!(events);
+            while let Some(event) = events.try_next().await.context("watch Services")? {
+                let at = Instant::now();
+                let (service, gone) = match event {
+                    WatchEvent::Added(service) | WatchEvent::Modified(service) => (service, false),
+                    WatchEvent::Deleted(service) => (service, true),
+                    WatchEvent::Bookmark(_) => continue,
+                    WatchEvent::Error(status) => bail!("the watch failed: {status:?}"),
+                };
+                let change = match service.status.load_balancer.ingress.is_empty() {
+                    _ if gone => Change::Gone,
+                    true => Change::Pending,
+                    false => Change::Served,
+                };
+                self.version = service.metadata.resource_version;
+                if self.outgoing.send(Sighting { name: service.metadata.name, change, at }).is_err() {
+                    return Ok(());
+                }
+            }
+        }
+    }
+}
+
+impl Drop for Sightings {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+impl Sightings {
+    /// Of all Services of the namespace.
+    ///
+    /// # Errors
+    /// If the API server does not say where to begin.
+    pub async fn begin(client: &Client, namespace: &str) -> Result<Self> {
+        let path = format!("/api/v1/namespaces/{namespace}/services");
+        let request = Request::new(&path).list(&ListParams::default().limit(1))?;
+        let list: List = client.request(request).await.context("list Services")?;
+        let version = list.metadata.resource_version.context("a list without a version")?;
+        let (outgoing, incoming) = mpsc::unbounded_channel();
+        let watch = Watch { client: client.clone(), path, version, outgoing };
+        // A watch begins where the list was, so nothing is missed that comes before it does.
+        let task = tokio::spawn(watch.follow());
+        Ok(Self { incoming, task })
+    }
+
+    /// The next one.
+    ///
+    /// # Errors
+    /// If there is none before the deadline, or the watch fails.
+    pub async fn next(&mut self, deadline: Instant) -> Result<Sighting> {
+        match timeout_at(deadline.into(), self.incoming.recv()).await {
+            Ok(Some(sighting)) => Ok(sighting),
+            Ok(None) => match (&mut self.task).await? {
+                Ok(()) => bail!("the watch of Services has ended"),
+                Err(error) => Err(error),
+            },
+            Err(_) => bail!("nothing was seen in time"),
+        }
+    }
+
+    /// When this happens to the Service of this name.
+    ///
+    /// # Errors
+    /// If it does not within that time, or the watch fails.
+    pub async fn until(&mut self, name: &str, change: Change, within: Duration) -> Result<Instant> {
+        let deadline = Instant::now() + within;
+        loop {
+            let sighting = self.next(deadline).await.with_context(|| format!("wait for {name} to be {change:?}"))?;
+            if sighting.name == name && sighting.change == change {
+                return Ok(sighting.at);
+            }
+        }
+    }
+}

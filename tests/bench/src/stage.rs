@@ -1,0 +1,255 @@
+//! A control plane to measure on, who runs on it, and what that costs.
+//!
+//! Contender and rivals are processes on the control plane's host, so that what they send takes the same way: through the
+//! loopback interface of its namespace to the API server. Everything goes with the cluster.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::Path;
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail, ensure};
+use futures::{StreamExt, TryStreamExt, stream};
+use k8s_openapi::api::core::v1::Service;
+use kube::api::PostParams;
+use kube::{Api, Client};
+use lab::{Cluster, KubeProxy, Process, Signal, Topology, wait_until};
+use serde_json::{Value, json};
+
+use crate::metrics;
+use crate::root;
+use crate::writes::{COPY, LANDFALL, POOL};
+
+/// Where all Services are that are measured.
+pub const NAMESPACE: &str = "bench";
+
+/// How long starting and ending may take.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// Creates under way at a time.
+const CREATORS: usize = 64;
+
+/// The control plane is at rest when it takes less than this share of a core for [`LOOK`]: it always does a little.
+const REST: f64 = 0.25;
+
+/// How long to look whether it is.
+const LOOK: Duration = Duration::from_millis(400);
+
+/// Clock ticks in a second, as `/proc` counts CPU time (USER_HZ, which is 100 on every architecture we run on).
+const TICKS: f64 = 100.0;
+
+/// A control plane with Landfall's definitions, a pool, and nobody on it.
+pub struct Stage {
+    cluster: Cluster,
+    /// A client of its API server.
+    pub client: Client,
+}
+
+/// Somebody on the stage. Whoever is not ended goes with the cluster.
+pub struct Actor {
+    process: Process,
+}
+
+impl Stage {
+    /// Makes one. Definitions, namespace and pool are there and in use when this returns.
+    ///
+    /// # Errors
+    /// If the cluster does not come up, or refuses what is made.
+    pub async fn set(name: &str) -> Result<Self> {
+        let (nodes, light_nodes, clients, kube_proxy) = (0, 0, 0, KubeProxy::None);
+        let topology = Topology { nodes, light_nodes, clients, kube_proxy, capture: false, ..Topology::default() };
+        let cluster = Cluster::up(name, &topology).await?;
+        let client = cluster.client();
+        let crds = fs::read_to_string(root().join("deploy/crds.yaml")).context("read deploy/crds.yaml")?;
+        cluster.apply(&crds)?;
+        cluster.apply(&crds.replace(LANDFALL, COPY)).context("make a copy of the definitions")?;
+        cluster.kubectl(["wait", "--for=condition=Established", "crd", "--all", "--timeout=30s"])?;
+        for namespace in [NAMESPACE, "landfall-system"] {
+            cluster.kubectl(["create", "namespace", namespace])?;
+        }
+        let pool = json!({
+            "apiVersion": format!("{LANDFALL}/v1alpha1"), "kind": "IPAddressPool", "metadata": {"name": "bench"},
+            "spec": {"addresses": [POOL]},
+        });
+        // An established definition may still take a moment to be served.
+        wait_until(PATIENCE, "the pool to be made", async || cluster.apply(&pool.to_string())).await?;
+        Ok(Self { cluster, client })
+    }
+
+    /// Takes it down.
+    ///
+    /// # Errors
+    /// If something of it stays.
+    pub fn strike(self) -> Result<()> {
+        self.cluster.down()
+    }
+
+    /// Starts a program on the control plane's host.
+    ///
+    /// # Errors
+    /// If it does not start.
+    pub fn enter(&self, name: &str, program: &Path, arguments: &[&str]) -> Result<Actor> {
+        let mut command = Command::new(program);
+        command.args(arguments).env("KUBECONFIG", self.cluster.lan_kubeconfig());
+        Ok(Actor { process: self.cluster.control_plane().spawn(name, &command)? })
+    }
+
+    /// Creates Services of type LoadBalancer with these names, many at a time.
+    ///
+    /// # Errors
+    /// If one is refused.
+    pub async fn create(&self, names: impl IntoIterator<Item = String>) -> Result<()> {
+        let api: Api<Service> = Api::namespaced(self.client.clone(), NAMESPACE);
+        let made = stream::iter(names).map(|name| {
+            let api = &api;
+            async move {
+                let service = serde_json::from_value(service(&name, None))?;
+                api.create(&PostParams::default(), &service).await.with_context(|| format!("create Service {name}"))
+            }
+        });
+        made.buffer_unordered(CREATORS).try_for_each(async |_| Ok(())).await
+    }
+
+    /// Waits until the control plane has nothing left to do. One that never rests is measured as it is.
+    ///
+    /// # Errors
+    /// If it does not run.
+    pub async fn settle(&self) -> Result<()> {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            let before = self.cpu()?;
+            tokio::time::sleep(LOOK).await;
+            let share = (self.cpu()? - before) / LOOK.as_secs_f64();
+            if share < REST || Instant::now() > deadline {
+                return Ok(());
+            }
+        }
+    }
+
+    /// The CPU time that the control plane has taken so far, in seconds.
+    ///
+    /// # Errors
+    /// If it does not run.
+    pub fn cpu(&self) -> Result<f64> {
+        let names = ["etcd", "kube-apiserver", "kube-controller-manager"];
+        let processes = names.map(|name| self.cluster.control_plane().process(name));
+        processes.iter().flat_map(Process::pids).map(cpu).sum()
+    }
+
+    /// How many writes the API server has answered so far, by resource.
+    ///
+    /// # Errors
+    /// If it does not say.
+    pub async fn writes(&self) -> Result<BTreeMap<String, u64>> {
+        let page = self.client.request_text(http::Request::get("/metrics").body(Vec::new())?).await?;
+        Ok(metrics::writes(&page))
+    }
+
+    /// How many objects of this kind there are.
+    ///
+    /// # Errors
+    /// If the API server does not say.
+    pub async fn count(&self, plural: &str) -> Result<usize> {
+        let path = format!("/apis/{LANDFALL}/v1alpha1/{plural}?limit=1");
+        let list: Value = self.client.request(http::Request::get(path).body(Vec::new())?).await?;
+        let metadata = &list["metadata"];
+        let more = metadata["remainingItemCount"].as_u64().unwrap_or(0) as usize;
+        Ok(list["items"].as_array().map_or(0, Vec::len) + more)
+    }
+}
+
+/// A Service of type LoadBalancer as all of them are here: it has no pods, and takes no node ports, of which there would
+/// be too few.
+pub fn service(name: &str, class: Option<&str>) -> Value {
+    let mut service = json!({
+        "apiVersion": "v1", "kind": "Service", "metadata": {"name": name, "namespace": NAMESPACE},
+        "spec": {"type": "LoadBalancer", "allocateLoadBalancerNodePorts": false, "ports": [{"port": 80}]},
+    });
+    if let Some(class) = class {
+        service["spec"]["loadBalancerClass"] = json!(class);
+    }
+    service
+}
+
+impl Actor {
+    /// Fails if it has ended, with the end of what it said.
+    ///
+    /// # Errors
+    /// See above.
+    pub fn check(&self) -> Result<()> {
+        ensure!(self.process.is_running(), "{} has ended: {}", self.process.name(), self.last_words());
+        Ok(())
+    }
+
+    /// The last lines of what it said.
+    pub fn last_words(&self) -> String {
+        let log = fs::read_to_string(self.process.log()).unwrap_or_default();
+        let lines: Vec<&str> = log.lines().collect();
+        lines[lines.len().saturating_sub(5)..].join(" / ")
+    }
+
+    /// Asks it to end, and waits until it has.
+    ///
+    /// # Errors
+    /// If it does not.
+    pub async fn end(&self) -> Result<()> {
+        self.process.signal(Signal::SIGTERM)?;
+        self.ended(PATIENCE).await
+    }
+
+    /// Waits until it has ended.
+    ///
+    /// # Errors
+    /// If it does not.
+    pub async fn ended(&self, within: Duration) -> Result<()> {
+        wait_until(within, &format!("{} to end", self.process.name()), async || {
+            ensure!(!self.process.is_running(), "it runs");
+            Ok(())
+        })
+        .await
+    }
+
+    /// Stops it where it is.
+    ///
+    /// # Errors
+    /// If that is not possible.
+    pub fn freeze(&self) -> Result<()> {
+        self.process.freeze()
+    }
+
+    /// Lets it go on.
+    ///
+    /// # Errors
+    /// If that is not possible.
+    pub fn thaw(&self) -> Result<()> {
+        self.process.thaw()
+    }
+
+    /// The CPU time that it has taken so far, in seconds.
+    ///
+    /// # Errors
+    /// If it has ended.
+    pub fn cpu(&self) -> Result<f64> {
+        self.process.pids().into_iter().map(cpu).sum()
+    }
+
+    /// Its resident memory in MiB, as the kernel counts it.
+    ///
+    /// # Errors
+    /// If it has ended.
+    pub fn rss(&self) -> Result<f64> {
+        let Some(pid) = self.process.pids().first().copied() else { bail!("it has ended: {}", self.last_words()) };
+        let status = fs::read_to_string(format!("/proc/{pid}/status")).context("read its status")?;
+        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).context("no VmRSS")?;
+        Ok(line.trim().trim_end_matches(" kB").parse::<f64>().context("VmRSS")? / 1024.0)
+    }
+}
+
+/// User and system time of a process, in seconds (proc(5): fields 14 and 15; the name in field 2 may have spaces).
+fn cpu(pid: i32) -> Result<f64> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).with_context(|| format!("process {pid} has ended"))?;
+    let (_, fields) = stat.rsplit_once(')').context("a stat without a name")?;
+    let ticks: Vec<f64> = fields.split_whitespace().skip(11).take(2).filter_map(|field| field.parse().ok()).collect();
+    Ok(ticks.iter().sum::<f64>() / TICKS)
+}

@@ -1,0 +1,108 @@
+//! The user guide says what the code says: every reason for a refusal, and no link into nowhere.
+
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+
+fn read(path: impl AsRef<Path>) -> String {
+    let path = rules::root().join(path);
+    std::fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
+}
+
+/// The reasons that something can have: what its function `reason` returns.
+fn reasons(source: &str) -> BTreeSet<&str> {
+    let body = source.split("fn reason(").nth(1).and_then(|rest| rest.split("\n    }\n").next());
+    let arms = body.expect("a function `reason`").split("=> \"").skip(1);
+    arms.filter_map(|rest| rest.split('"').next()).collect()
+}
+
+/// The first column of the table below this heading: the words in backquotes.
+fn table<'a>(text: &'a str, heading: &str) -> Vec<&'a str> {
+    let section = text.split(heading).nth(1).expect("the heading").split("\n## ").next().unwrap_or_default();
+    let rows = section.lines().filter_map(|line| line.strip_prefix("| `"));
+    rows.filter_map(|row| row.split('`').next()).collect()
+}
+
+#[test]
+fn the_guide_lists_every_reason_for_a_refusal_once_and_no_other() {
+    let (source, guide) = (read("controller/src/refusal.rs"), read("docs/guide/why-pending.md"));
+    let (said, listed) = (reasons(&source), table(&guide, "## Reasons for a refusal"));
+    assert!(said.len() > 10, "that can't be all of them: {said:?}");
+    assert_eq!(said, listed.iter().copied().collect(), "in the code, and in docs/guide/why-pending.md");
+    assert_eq!(said.len(), listed.len(), "one is listed twice: {listed:?}");
+}
+
+#[test]
+fn the_guide_lists_all_that_can_be_odd_about_an_address() {
+    let (source, guide) = (read("controller/src/service_status.rs"), read("docs/guide/pools.md"));
+    let (said, listed) = (reasons(&source), table(&guide, "## Editing and deleting pools"));
+    assert!(said.contains("Allocated"), "{said:?}");
+    assert_eq!(said, listed.iter().copied().collect(), "in the code, and in docs/guide/pools.md");
+}
+
+#[test]
+fn reasons_are_read_from_the_function_and_rows_from_the_table() {
+    let source = "impl A {\n    pub fn reason(&self) -> &'static str {\n        match self {\n            Self::B(_) => \"B\",\n\
+                  Self::C { .. } => \"C\",\n        }\n    }\n    fn x() { y => \"Z\" }\n}";
+    assert_eq!(reasons(source), BTreeSet::from(["B", "C"]));
+    let text = "| `X` | |\n## H\n\n| a | b |\n|---|---|\n| `B` | `E` |\n| `C` | |\n## I\n| `D` | |\n";
+    assert_eq!(table(text, "## H"), ["B", "C"]);
+}
+
+/// Every file in Markdown that users and maintainers read.
+fn documents() -> Vec<PathBuf> {
+    let mut found = vec![PathBuf::from("README.md"), PathBuf::from("CHANGELOG.md")];
+    let mut folders = vec![PathBuf::from("docs")];
+    while let Some(folder) = folders.pop() {
+        for entry in std::fs::read_dir(rules::root().join(&folder)).expect("a folder") {
+            let path = folder.join(entry.expect("an entry").file_name());
+            if rules::root().join(&path).is_dir() {
+                folders.push(path);
+            } else if path.extension().is_some_and(|extension| extension == "md") {
+                found.push(path);
+            }
+        }
+    }
+    found
+}
+
+/// Where the links of a text lead, outside of code.
+fn links(text: &str) -> Vec<&str> {
+    let prose = text.split("```").step_by(2);
+    prose.flat_map(|part| part.split("](").skip(1).filter_map(|rest| rest.split(')').next())).collect()
+}
+
+/// The anchors that headings have: lower case, dashes for spaces, nothing else but letters, digits and dashes.
+fn anchors(text: &str) -> BTreeSet<String> {
+    let prose: String = text.split("```").step_by(2).collect();
+    let headings = prose.lines().filter(|line| line.starts_with('#')).map(|line| line.trim_start_matches('#').trim());
+    let anchor = |heading: &str| {
+        let kept = heading.to_lowercase().replace(' ', "-");
+        kept.chars().filter(|c| c.is_alphanumeric() || *c == '-').collect()
+    };
+    headings.map(anchor).collect()
+}
+
+#[test]
+fn every_link_between_documents_leads_to_a_file_and_a_heading_that_exist() {
+    let mut broken = Vec::new();
+    for document in documents() {
+        let text = read(&document);
+        for link in links(&text).into_iter().filter(|link| !link.contains("://")) {
+            let (path, anchor) = link.split_once('#').unwrap_or((link, ""));
+            let beside = document.parent().unwrap_or(Path::new(""));
+            let target = if path.is_empty() { document.clone() } else { beside.join(path) };
+            let exists = rules::root().join(&target).exists();
+            if !exists || (!anchor.is_empty() && !anchors(&read(&target)).contains(anchor)) {
+                broken.push(format!("{}: {link}", document.display()));
+            }
+        }
+    }
+    assert!(broken.is_empty(), "links into nowhere:\n{}", broken.join("\n"));
+}
+
+#[test]
+fn links_and_anchors_are_found_in_prose_and_not_in_code() {
+    let text = "# One & Two\n[a](b.md#c) and [d](e)\n```\n# no [x](y)\n```\n## What a pool's for\n";
+    assert_eq!(links(text), ["b.md#c", "e"]);
+    assert_eq!(anchors(text), ["one--two", "what-a-pools-for"].map(ToOwned::to_owned).into());
+}
