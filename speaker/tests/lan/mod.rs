@@ -340,6 +340,14 @@ impl Speaker {
         *self.counters.borrow()
     }
 
+    /// Waits until it tells that it has counted so much: it tells once an interval.
+    pub fn has_counted(&self, enough: impl Fn(&Counters) -> bool) {
+        wait("what it counts", || {
+            let counters = self.counters();
+            if enough(&counters) { Ok(()) } else { Err(format!("{counters:?}")) }
+        });
+    }
+
     /// The epoch with which it announces `lb_ip`.
     pub fn epoch(&self, lb_ip: impl Into<IpAddr>) -> Option<u64> {
         self.announcements.borrow().get(&lb_ip.into()).map(|all| all[0].epoch)
