@@ -109,7 +109,8 @@ pub(crate) async fn run(connection: &Connection, options: Options) -> Result<()>
         let config = speaker::Config::new(&cluster, &options.node_name, incarnation(), authentication);
         let (_, keys) = watch::channel(Arc::default());
         let inputs = speaker::Inputs { snapshot: for_speaker, forwarded: announceable, keys };
-        let outputs = speaker::Outputs { announcements, counters };
+        let (conflicts, _) = watch::channel(speaker::Conflicts::default());
+        let outputs = speaker::Outputs { announcements, conflicts, counters };
         let leave = Arc::clone(&leave);
         async move {
             speaker::run(config, inputs, outputs, leave.notified()).await.context("announce")?;

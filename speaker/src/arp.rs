@@ -78,6 +78,23 @@ pub fn judge(frame: &[u8], mac: Mac, announced: impl Fn(Ipv4Addr) -> bool) -> Ve
     Verdict::Answer(frame_of(from, &answer))
 }
 
+/// Who uses or would like to use which address, as `frame` tells: its sender the one it has, or the one it probes for (RFC
+/// 5227 §2.1.1).
+pub fn user(frame: &[u8]) -> Option<(Mac, Ipv4Addr)> {
+    let (_, packet) = parse(frame)?;
+    let (sender, target) = (packet.sender_ipv4_addr(), packet.target_ipv4_addr());
+    let probes = sender.is_unspecified() && packet.operation == ArpOperation::REQUEST;
+    Some((Mac(packet.sender_mac), if probes { target } else { sender }))
+}
+
+/// Asks whether anybody has `lb_ip`, before it is used (RFC 5227 §1.1, "ARP Probe").
+pub fn probe(mac: Mac, lb_ip: Ipv4Addr) -> Vec<u8> {
+    let (sender_mac, target_mac) = (mac.0, [0; 6]);
+    let (sender_ipv4, target_ipv4) = ([0; 4], lb_ip.octets());
+    let operation = ArpOperation::REQUEST;
+    frame_of(Mac::BROADCAST, &ArpEthIpv4Packet { operation, sender_mac, sender_ipv4, target_mac, target_ipv4 })
+}
+
 /// The request form of a gratuitous ARP: sender and target address are the same (RFC 5227 §1.1, "ARP Announcement").
 /// Old Linux kernels know only this form.
 pub fn gratuitous_request(mac: Mac, lb_ip: Ipv4Addr) -> Vec<u8> {
@@ -186,6 +203,26 @@ mod tests {
         for end in 0..whole.len() {
             assert_eq!(judged(&whole[..end]), Verdict::Ignore(Ignored::Malformed), "{end} bytes");
         }
+    }
+
+    #[test]
+    fn a_frame_tells_who_uses_an_address_or_would_like_to() {
+        for (what, frame, expected) in [
+            ("a probe", probe(OTHER, LB_IP), Some((OTHER, LB_IP))),
+            (
+                "a question",
+                frame(Mac::BROADCAST, ArpOperation::REQUEST, (CLIENT, CLIENT_IP), LB_IP),
+                Some((CLIENT, CLIENT_IP)),
+            ),
+            ("an answer", frame(MINE, ArpOperation::REPLY, (OTHER, LB_IP), CLIENT_IP), Some((OTHER, LB_IP))),
+            ("an announcement", gratuitous_request(OTHER, LB_IP), Some((OTHER, LB_IP))),
+            ("nothing", vec![], None),
+        ] {
+            assert_eq!(user(&frame), expected, "{what}");
+        }
+        // Whoever has it answers, to nobody in particular.
+        let Verdict::Answer(answer) = judged(&probe(OTHER, LB_IP)) else { panic!("no answer") };
+        assert_eq!(user(&answer), Some((MINE, LB_IP)));
     }
 
     #[test]

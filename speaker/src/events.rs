@@ -65,7 +65,7 @@ pub enum Event {
         /// How many there are.
         known: usize,
     },
-    /// Somebody who is no peer uses an lb_ip that is announced here.
+    /// Somebody who is no peer uses an lb_ip that is announced here, or would be.
     Conflict {
         /// The address.
         lb_ip: IpAddr,
@@ -73,6 +73,8 @@ pub enum Event {
         link: String,
         /// Who uses it.
         mac: Mac,
+        /// Whether it isn't announced because of that: it never was before.
+        held_back: bool,
     },
     /// Another speaker runs under the name of this node.
     Twin {
@@ -122,8 +124,10 @@ pub struct Neighbours {
     pub answered: u64,
     /// Frames that make no sense.
     pub malformed: u64,
-    /// Frames in which somebody who is no peer uses an announced address. Not more than one a second is counted for each.
+    /// Frames in which somebody who is no peer uses an address that is announced, or asked for before it is.
     pub conflicts: u64,
+    /// Frames that asked whether somebody has an address, before it was announced for the first time.
+    pub probes: u64,
     /// Frames with which addresses were announced unasked: gratuitous ARP of both forms, or unsolicited advertisements.
     pub unasked: u64,
 }

@@ -22,6 +22,7 @@
 //! | [`hello`], [`datagram`] | the packets of speakers, and what they travel in |
 //! | [`auth`], [`meeting`] | what packets are sealed with; who was heard and isn't believed yet |
 //! | [`arp`], [`ndp`], [`announce`] | what to answer, over IPv4 and IPv6; when to announce unasked |
+//! | [`strangers`] | who else uses an address, before it is announced and later |
 //! | [`placement`], [`link_table`] | which link an address is announced on; which links there are |
 //! | [`links`], [`socket`], [`groups`] | netlink; packet sockets; which groups the kernel tells that we listen to |
 //! | [`events`] | what there is to log and to count |
@@ -55,10 +56,11 @@ mod run;
 pub mod segment;
 pub mod snapshot;
 pub mod socket;
+pub mod strangers;
 
 pub use auth::{Authentication, Keys};
 pub use eligibility::Observed;
 pub use events::Counters;
 pub use machine::Config;
-pub use run::{Announcement, Announcements, Error, Inputs, Outputs, run};
+pub use run::{Announcement, Announcements, Conflict, Conflicts, Error, Inputs, Outputs, run};
 pub use snapshot::{Candidate, Candidates, Snapshot, Wanted};

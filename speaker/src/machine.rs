@@ -27,6 +27,7 @@ use crate::hello::{self, Malformed, Packet};
 use crate::placement::{Link, placement};
 use crate::segment::{Context, Segment};
 use crate::snapshot::Snapshot;
+use crate::strangers::Stranger;
 use crate::{datagram, hash};
 
 /// Who this speaker is, and how fast.
@@ -387,6 +388,8 @@ impl Machine {
             segment.look(context);
             changed |= segment.decide(context);
             segment.greet(context);
+            segment.ask(context);
+            changed |= segment.take_estranged();
             room -= segment.announce(context, room);
         });
         self.changed |= changed;
@@ -433,6 +436,13 @@ impl Machine {
         self.segments.values().map(|segment| &segment.link)
     }
 
+    /// Who is no peer and uses an address that is announced or would be: the address, the name of the link, who.
+    pub fn strangers(&self) -> impl Iterator<Item = (IpAddr, &str, Stranger)> {
+        let segments = self.segments.values();
+        segments
+            .flat_map(|segment| segment.strangers.known().map(|(lb_ip, who)| (lb_ip, segment.link.name.as_str(), who)))
+    }
+
     /// The IPv6 groups to listen to, each on its link: that of the speakers, and those in which somebody may ask for an
     /// address that is announced.
     pub fn groups(&self) -> BTreeSet<(u32, Ipv6Addr)> {
@@ -444,7 +454,7 @@ impl Machine {
         std::mem::take(&mut self.regrouped)
     }
 
-    /// Whether [`announced`](Self::announced) has changed since this was last asked.
+    /// Whether [`announced`](Self::announced) or [`strangers`](Self::strangers) has changed since this was last asked.
     pub fn take_changed(&mut self) -> bool {
         std::mem::take(&mut self.changed)
     }

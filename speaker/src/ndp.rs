@@ -105,6 +105,14 @@ pub fn judge(frame: &[u8], mac: Mac, announced: impl Fn(Ipv6Addr) -> bool) -> Ve
     })
 }
 
+/// Who uses or would like to use which address, as `frame` tells: who advertises it, asks from it, or asks for it without
+/// having one (RFC 4862 §5.4.3).
+pub fn user(frame: &[u8]) -> Option<(Mac, Ipv6Addr)> {
+    let Message { from, source, kind, target, link_layer, .. } = parse(frame)?;
+    let used = if kind == ADVERTISEMENT || source.is_unspecified() { target } else { source };
+    Some((link_layer.unwrap_or(from), used))
+}
+
 /// An advertisement that nobody asked for (RFC 4861 §7.2.6). It overrides what is known at once.
 pub fn unsolicited(mac: Mac, lb_ip: Ipv6Addr) -> Vec<u8> {
     advertisement(group_mac(ALL_NODES), mac, ALL_NODES, lb_ip, OVERRIDE)
@@ -385,6 +393,8 @@ mod tests {
         assert!(header.is_checksum_valid([0; 16], solicited_node(lb_ip()).octets()));
         assert_eq!((probe.len(), &probe[..6]), (START + FIXED, &[0x33, 0x33, 0xff, 0x12, 0x34, 0x56][..]));
         assert_eq!(solicited_node(lb_ip()), ip("ff02::1:ff12:3456"));
+        assert_eq!(user(&probe), Some((MINE, lb_ip())));
+        assert_eq!(user(&frame), Some((MINE, lb_ip())));
         let asked = judge(&probe, OTHER, |address| address == lb_ip());
         assert_eq!(asked, Verdict::Answer(unsolicited(OTHER, lb_ip())));
     }

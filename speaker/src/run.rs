@@ -29,7 +29,7 @@ use crate::groups::Groups;
 use crate::links;
 use crate::liveness::Standing;
 use crate::machine::{Channel, Config, Frame, Machine};
-use crate::placement::Link;
+use crate::placement::{Link, Mac};
 use crate::snapshot::Snapshot;
 use crate::socket::{Buffer, Port};
 
@@ -59,6 +59,22 @@ pub struct Announcement {
     pub since: Timestamp,
 }
 
+/// Addresses that somebody who is no peer uses. What is not in here is not known to be used by anybody else.
+pub type Conflicts = BTreeMap<IpAddr, Conflict>;
+
+/// Somebody who is no peer uses an lb_ip.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Conflict {
+    /// On which link.
+    pub link: String,
+    /// Where it is.
+    pub mac: Mac,
+    /// Whether the address isn't announced because of that. One that was announced before goes on being announced.
+    pub held_back: bool,
+    /// When this node noticed.
+    pub since: Timestamp,
+}
+
 /// What the speaker has to be told.
 #[derive(Clone, Debug)]
 pub struct Inputs {
@@ -76,6 +92,8 @@ pub struct Inputs {
 pub struct Outputs {
     /// What is announced. Empty when the speaker has stopped.
     pub announcements: watch::Sender<Announcements>,
+    /// Who else uses addresses.
+    pub conflicts: watch::Sender<Conflicts>,
     /// What was counted, renewed once an interval.
     pub counters: watch::Sender<Counters>,
 }
@@ -378,6 +396,11 @@ impl Wire {
             if announcements != before {
                 self.outputs.announcements.send_replace(announcements);
             }
+            let before = self.outputs.conflicts.borrow().clone();
+            let conflicts = conflicts(&self.machine, &before, now);
+            if conflicts != before {
+                self.outputs.conflicts.send_replace(conflicts);
+            }
         }
     }
 }
@@ -442,6 +465,16 @@ fn announcements(machine: &Machine, before: &Announcements, now: Timestamp) -> A
     all
 }
 
+/// The conflicts that `machine` sees. What was one `before` has been since then, anything else since `now`.
+fn conflicts(machine: &Machine, before: &Conflicts, now: Timestamp) -> Conflicts {
+    let conflicts = machine.strangers().map(|(lb_ip, link, who)| {
+        let known = before.get(&lb_ip).filter(|known| known.link == link && known.mac == who.mac);
+        let since = known.map_or(now, |known| known.since);
+        (lb_ip, Conflict { link: link.into(), mac: who.mac, held_back: who.held_back, since })
+    });
+    conflicts.collect()
+}
+
 fn log(me: &str, told: Told) {
     let event = match told {
         Told::Event(event) => event,
@@ -469,8 +502,8 @@ fn log(me: &str, told: Told) {
         Event::Company { link, backed: false, live, known } => {
             tracing::warn!(link, live, known, "most peers are not heard: unasked announcements stop");
         }
-        Event::Conflict { lb_ip, link, mac } => {
-            tracing::warn!(%lb_ip, node = me, link, %mac, "somebody else uses this address");
+        Event::Conflict { lb_ip, link, mac, held_back } => {
+            tracing::warn!(%lb_ip, node = me, link, %mac, held_back, "somebody else uses this address");
         }
         Event::Twin { link, mac } => tracing::warn!(node = me, link, %mac, "another speaker has the name of this node"),
         Event::Slept { late } => tracing::warn!(node = me, ?late, "the loop slept: nobody's silence counts"),

@@ -20,8 +20,9 @@ use crate::meeting::Meetings;
 use crate::ownership::Reason;
 use crate::pace::LONGEST;
 use crate::peer::Peer;
-use crate::placement::{Link, Mac};
+use crate::placement::Link;
 use crate::snapshot::Snapshot;
+use crate::strangers::Strangers;
 use crate::{datagram, greeting, hash, ndp};
 
 /// More nodes than this are not listened to on one link: whoever forges names must not fill the memory.
@@ -30,12 +31,13 @@ const MAX_PEERS: usize = 1024;
 /// A peer that has been dead for so long isn't missed any more: it was taken away.
 const FORGET: Duration = Duration::from_secs(600);
 
-/// An address is not defended again within this time: others must not make us flood the link.
+/// A peer that announces an address of ours is not answered again within this time.
 const DEFEND: Duration = Duration::from_secs(1);
 
 /// For so long a contest is answered unasked, even if few others are heard: as long as a burst takes.
 const INSIST: Duration = Duration::from_secs(5);
 
+mod asking;
 mod hearing;
 mod verdicts;
 
@@ -99,8 +101,12 @@ pub struct Segment {
     contested: BTreeSet<IpAddr>,
     /// Addresses that somebody else has just begun or stopped to claim: until then we insist that they are ours.
     insisted: BTreeMap<IpAddr, Duration>,
-    /// When somebody else was seen to use an address of ours, and we did something about it.
+    /// When a peer was seen to use an address of ours, and we did something about it.
     conflicts: BTreeMap<IpAddr, Duration>,
+    /// Those who are no peers, and use addresses of ours.
+    pub(crate) strangers: Strangers,
+    /// Whether they have changed since somebody asked.
+    estranged: bool,
     schedule: Schedule,
     /// For a while from then on we claim nothing: we have just come, or woken up, or met the others again.
     listen_from: Duration,
@@ -134,6 +140,8 @@ impl Segment {
             contested: BTreeSet::new(),
             insisted: BTreeMap::new(),
             conflicts: BTreeMap::new(),
+            strangers: Strangers::default(),
+            estranged: false,
             schedule: Schedule::default(),
             listen_from: now,
             hush_from: None,
@@ -208,6 +216,7 @@ impl Segment {
             peer.liveness.excuse(now);
         }
         self.listen(now);
+        self.strangers.ask_again(now);
         self.was_away(now);
     }
 
@@ -264,12 +273,18 @@ impl Segment {
 
     /// An ARP frame came in.
     pub fn arp(&mut self, context: &mut Context<'_>, frame: &[u8]) {
+        if self.strangers.is_probing() {
+            self.answered(context, arp::user(frame).map(|(mac, used)| (mac, used.into())));
+        }
         let verdict = arp::judge(frame, self.link.mac, |lb_ip| self.mine(IpAddr::V4(lb_ip)).is_some());
         self.follow(context, Channel::Arp, verdict);
     }
 
     /// A frame of IPv6 neighbour discovery came in.
     pub fn ndp(&mut self, context: &mut Context<'_>, frame: &[u8]) {
+        if self.strangers.is_probing() {
+            self.answered(context, ndp::user(frame).map(|(mac, used)| (mac, used.into())));
+        }
         let verdict = ndp::judge(frame, self.link.mac, |lb_ip| self.mine(IpAddr::V6(lb_ip)).is_some());
         self.follow(context, Channel::Ndp, verdict);
     }
@@ -281,7 +296,10 @@ impl Segment {
                 counters.answered += 1;
                 context.frames.push(Frame { link: self.link.index, channel, bytes });
             }
-            Verdict::Conflict { lb_ip, mac } => self.conflict(context, lb_ip, mac),
+            Verdict::Conflict { lb_ip, mac } if self.peers.values().any(|peer| peer.mac == mac) => {
+                self.contest(context, lb_ip);
+            }
+            Verdict::Conflict { lb_ip, mac } => self.intruded(context, lb_ip, mac),
             Verdict::Ignore(Ignored::Malformed) => counters.malformed += 1,
             Verdict::Ignore(_) => {}
         }
@@ -297,26 +315,19 @@ impl Segment {
         has_v6.then_some(datagram::GROUP_V6).into_iter().chain(asked)
     }
 
-    /// Somebody else uses an address that we announce.
-    fn conflict(&mut self, context: &mut Context<'_>, lb_ip: IpAddr, mac: Mac) {
+    /// A peer uses an address that we announce.
+    fn contest(&mut self, context: &mut Context<'_>, lb_ip: IpAddr) {
         let now = context.now;
-        // Whoever it is: several owners who meet must not set each other off.
+        // Several owners who meet must not set each other off.
         if self.conflicts.get(&lb_ip).is_some_and(|at| now < *at + DEFEND) {
             return;
         }
         self.conflicts.insert(lb_ip, now);
-        if self.peers.values().any(|peer| peer.mac == mac) {
-            // A peer that takes over says so in its Hello, and then we withdraw. One whose claim is weaker can't hear us:
-            // the last word must be ours. Unless we are the one that doesn't hear.
-            if self.in_company {
-                self.schedule.start(lb_ip, now);
-                self.greeting.hasten();
-            }
-        } else {
-            // TODO(correctness): RFC 5227 §2.4 has us defend the address once, and give it up if that doesn't help.
-            let counters = if lb_ip.is_ipv4() { &mut context.counters.arp } else { &mut context.counters.ndp };
-            counters.conflicts += 1;
-            context.events.push(Event::Conflict { lb_ip, link: self.link.name.clone(), mac });
+        // A peer that takes over says so in its Hello, and then we withdraw. One whose claim is weaker can't hear us: the
+        // last word must be ours. Unless we are the one that doesn't hear.
+        if self.in_company {
+            self.schedule.start(lb_ip, now);
+            self.greeting.hasten();
         }
     }
 
@@ -373,6 +384,8 @@ impl Segment {
         let now = context.now;
         self.peers
             .retain(|_, peer| peer.standing != Standing::Dead || !(peer.leaving || peer.liveness.age(now) > FORGET));
+        let own = &self.own;
+        self.estranged |= self.strangers.tidy(now, |lb_ip| own.get(lb_ip).is_some_and(|claim| claim.held));
         self.dirty.extend(self.orphans.iter().filter(|(_, since)| since.is_none()).map(|(lb_ip, _)| lb_ip));
         if self.in_company && !self.is_listening(now, context.config) {
             let lonely = self.own.iter().filter(|(_, claim)| claim.held && !claim.backed);
@@ -411,20 +424,7 @@ impl Segment {
         let turns = schedule.take_due(context.now, limit, may);
         self.schedule = schedule;
         for lb_ip in &turns {
-            let (link, mac) = (self.link.index, self.link.mac);
-            match *lb_ip {
-                IpAddr::V4(lb_ip) => {
-                    for bytes in [arp::gratuitous_request(mac, lb_ip), arp::gratuitous_reply(mac, lb_ip)] {
-                        context.counters.arp.unasked += 1;
-                        context.frames.push(Frame { link, channel: Channel::Arp, bytes });
-                    }
-                }
-                IpAddr::V6(lb_ip) => {
-                    context.counters.ndp.unasked += 1;
-                    let bytes = ndp::unsolicited(mac, lb_ip);
-                    context.frames.push(Frame { link, channel: Channel::Ndp, bytes });
-                }
-            }
+            self.announce_one(context, *lb_ip);
         }
         turns.len()
     }
@@ -433,7 +433,11 @@ impl Segment {
     pub fn next_deadline(&self, now: Duration) -> Duration {
         let silence = self.peers.values().filter_map(|peer| peer.liveness.next_deadline(now));
         let turn = self.turns.first().map(|(turn, _)| *turn);
-        silence.chain(turn).chain(self.probe_due()).fold(self.greeting.due(), Duration::min)
+        silence
+            .chain(turn)
+            .chain(self.probe_due())
+            .chain(self.strangers.next_deadline())
+            .fold(self.greeting.due(), Duration::min)
     }
 
     /// When the next announcement is due.

@@ -12,7 +12,8 @@ use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::time::Duration;
 
 use speaker::events::Event;
-use world::{INTERVAL, Network, Random, WINDOW, World, key, lb_ip};
+use speaker::machine::Channel;
+use world::{INTERVAL, Network, Random, WINDOW, World, intrusion, key, lb_ip};
 
 /// After the last disturbance everything is settled within this time: what is silent is dead after a window, one that
 /// comes back listens for four intervals, candidates step in one after the other, and deafness takes two windows.
@@ -386,7 +387,7 @@ fn what_was_recorded_moves_nothing_and_makes_nobody_look_alive() {
             while world.now < end {
                 for _ in 0..4 {
                     let packet = &recorded[world.random.below(recorded.len())];
-                    world.inject(packet);
+                    world.inject(Channel::Hello, packet);
                 }
                 let pause = world.random.time(Duration::ZERO, ms(8));
                 world.pass(pause);
@@ -512,5 +513,62 @@ fn two_nodes_that_lose_one_hello_in_fifty_for_half_an_hour_lose_nothing_else_and
         world.crash(victim);
         let took = world.pass_until(ms(1000), |world| before.keys().all(|lb_ip| world.owners(*lb_ip) == [1 - victim]));
         assert!(took.expect("a takeover") <= WINDOW + ms(5), "it took {took:?}");
+    });
+}
+
+#[test]
+fn an_address_that_a_stranger_has_is_not_announced_before_it_is_free_and_no_other_waits_for_it() {
+    seeds(10, |seed| {
+        let nodes = 1 + seed as usize % 3;
+        let mut world = settled(seed, nodes, 6);
+        let (taken, free) = (lb_ip(7 + seed as usize % 3), lb_ip(16));
+        world.strangers = vec![(taken, intrusion(taken).1)];
+        let all: BTreeSet<usize> = (0..nodes).collect();
+        world.want(taken, Some(&all));
+        world.pass(ms(5));
+        let begin = world.now;
+        world.want(free, Some(&all));
+        let took = world.pass_until(ms(1000), |world| world.announced.get(&free).is_some_and(|seen| seen.at >= begin));
+        assert!(took.expect("it is announced") <= ms(150), "{took:?}");
+        world.pass(Duration::from_secs(30));
+        assert_eq!((world.owners(taken), world.announced.get(&taken)), (vec![], None));
+        let held: usize = (0..nodes).filter_map(|node| Some(world.machine(node)?.strangers().count())).sum();
+        assert!(held > 0, "it is told");
+
+        // The stranger is gone.
+        world.strangers.clear();
+        world.pass(Duration::from_secs(12));
+        assert_eq!((world.owners(taken).len(), world.owners(free).len()), (1, 1));
+        assert_eq!((0..nodes).filter_map(|n| Some(world.machine(n)?.strangers().count())).sum::<usize>(), 0);
+
+        // What had an owner is not asked for again when another one takes over.
+        let probes = world.probes;
+        let owner = world.owners(taken)[0];
+        world.crash(owner);
+        world.pass(SETTLED);
+        assert_eq!((world.probes, world.owners(taken).len()), (probes, usize::from(nodes > 1)));
+    });
+}
+
+#[test]
+fn a_stranger_that_takes_an_address_is_told_once_and_answered_at_a_bounded_rate() {
+    seeds(6, |seed| {
+        let mut world = settled(seed, 3, 6);
+        world.pass(ms(5000));
+        let lb_ip = lb_ip(seed as usize % 6);
+        let owner = world.owners(lb_ip);
+        let (channel, frame) = intrusion(lb_ip);
+        let (frames, told) = (world.gratuitous, world.told.len());
+        for _ in 0..1000 {
+            world.inject(channel, &frame);
+            world.pass(ms(20));
+        }
+        let news: Vec<&Event> = world.told[told..].iter().map(|(_, _, event)| event).collect();
+        assert!(matches!(news[..], [Event::Conflict { held_back: false, .. }]), "{news:?}");
+        assert_eq!(world.owners(lb_ip), owner);
+        assert_eq!(world.announced[&lb_ip].node, owner[0]);
+        // Two or three times in 20 s, in one or two forms.
+        let answers = world.gratuitous - frames;
+        assert!((2..=6).contains(&answers), "{answers}");
     });
 }

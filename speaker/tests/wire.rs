@@ -2,7 +2,7 @@
 
 mod lan;
 
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::time::{Duration, Instant};
 
 use lan::{LB_IP, LB_IP_V6, Lan};
@@ -216,4 +216,19 @@ fn on_a_link_without_ipv4_speakers_hear_each_other_over_ipv6() {
     gone.crash();
     let heir = lan.owner(&nodes, LB_IP_V6);
     lan.neighbour_becomes(LB_IP_V6, |other| other != mac && other == nodes[heir].mac);
+}
+
+#[test]
+fn an_address_that_another_host_has_is_not_announced_and_told() {
+    let lan = Lan::new(1);
+    lan.is_taken_by_the_client(LB_IP);
+    lan.is_taken_by_the_client(LB_IP_V6);
+    let other = Ipv4Addr::new(192, 0, 2, 201);
+    let nodes = lan.speakers(&[IpAddr::from(LB_IP), LB_IP_V6.into(), other.into()]);
+    nodes[0].tells_of_a_conflict(LB_IP, Some(true));
+    nodes[0].tells_of_a_conflict(LB_IP_V6, Some(true));
+    nodes[0].announces(other, true);
+    nodes[0].announces(LB_IP, false);
+    nodes[0].announces(LB_IP_V6, false);
+    nodes[0].tells_of_a_conflict(other, None);
 }

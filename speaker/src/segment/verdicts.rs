@@ -96,6 +96,22 @@ impl Segment {
             orphaned: self.orphans.get(&lb_ip).copied().flatten().unwrap_or(now),
             step_in: context.config.step_in(self.pace()),
         });
+        // Nobody ever had it: somebody else may, who is no peer.
+        let first = known.max(wanted.map_or(0, |wanted| wanted.epoch)) == 0 && mine.is_none();
+        let asking = match verdict {
+            Verdict::Claim(_) if first => self.strangers.wait(now, lb_ip),
+            Verdict::Claim(_) | Verdict::Wait(_) | Verdict::Keep { .. } => None,
+            Verdict::Leave | Verdict::Withdraw(_) => {
+                self.estranged |= self.strangers.known().any(|(known, _)| known == lb_ip);
+                self.strangers.stop(lb_ip);
+                None
+            }
+        };
+        if let Some(until) = asking {
+            // Since when it is an orphan stays as it is: so it is still our turn then.
+            self.turns.insert((until, lb_ip));
+            return false;
+        }
         if !matches!(verdict, Verdict::Wait(_)) {
             self.orphans.remove(&lb_ip);
         }

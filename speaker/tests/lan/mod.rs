@@ -15,7 +15,9 @@ use netns::{Namespace, veth};
 use speaker::machine::Channel;
 use speaker::placement::Mac;
 use speaker::socket::{Buffer, Port};
-use speaker::{Announcements, Authentication, Candidates, Config, Counters, Inputs, Keys, Outputs, Snapshot, Wanted};
+use speaker::{
+    Announcements, Authentication, Candidates, Config, Conflicts, Counters, Inputs, Keys, Outputs, Snapshot, Wanted,
+};
 use tokio::sync::{oneshot, watch};
 
 /// An address that the nodes announce.
@@ -173,6 +175,13 @@ impl Lan {
         self.client.ip([format!("addr del {lb_ip}/64 dev eth0")]).expect("no address");
     }
 
+    /// Has the client take an address without asking whether anybody has it.
+    pub fn is_taken_by_the_client(&self, lb_ip: impl Into<IpAddr>) {
+        let lb_ip = lb_ip.into();
+        let length = if lb_ip.is_ipv4() { 32 } else { 128 };
+        self.client.ip([format!("addr add {lb_ip}/{length} dev eth0 nodad")]).expect("address");
+    }
+
     /// Waits until the kernel of a node listens to a group, or doesn't.
     pub fn listens_to(&self, node: usize, group: Ipv6Addr, expected: bool) {
         wait("a group", || {
@@ -253,6 +262,7 @@ pub struct Speaker {
     keys: watch::Sender<Arc<Keys>>,
     announcements: watch::Receiver<Announcements>,
     counters: watch::Receiver<Counters>,
+    conflicts: watch::Receiver<Conflicts>,
     stop: Option<oneshot::Sender<()>>,
     crash: Option<oneshot::Sender<()>>,
     thread: Option<JoinHandle<()>>,
@@ -281,7 +291,8 @@ impl Speaker {
         );
         let (keys, keys_receiver) = watch::channel(key(b"the key that all have from the start"));
         let inputs = Inputs { snapshot, forwarded: forwarded_receiver, keys: keys_receiver };
-        let outputs = Outputs { announcements, counters };
+        let (conflicts, conflicts_receiver) = watch::channel(Conflicts::default());
+        let outputs = Outputs { announcements, conflicts, counters };
         let inside = namespace.clone();
         let thread = std::thread::spawn(move || {
             inside.run(|| {
@@ -308,6 +319,7 @@ impl Speaker {
             keys,
             announcements: announcements_receiver,
             counters: counters_receiver,
+            conflicts: conflicts_receiver,
             stop: Some(stop),
             crash: Some(crash),
             thread: Some(thread),
@@ -333,6 +345,19 @@ impl Speaker {
     /// Gives it another key.
     pub fn lock(&self, secret: &[u8]) {
         self.keys.send_replace(key(secret));
+    }
+
+    /// Waits until it tells whether somebody else has an address, and whether it holds the address back for that.
+    pub fn tells_of_a_conflict(&self, lb_ip: impl Into<IpAddr>, expected: Option<bool>) {
+        let lb_ip = lb_ip.into();
+        wait("a conflict, or none", || {
+            let told = self.conflicts.borrow().clone();
+            if told.get(&lb_ip).map(|conflict| conflict.held_back) == expected {
+                Ok(())
+            } else {
+                Err(format!("{told:?}"))
+            }
+        });
     }
 
     /// What it counted.

@@ -117,6 +117,10 @@ pub struct World {
     recently: BTreeMap<(usize, IpAddr), (Duration, usize)>,
     /// How many gratuitous frames were sent.
     pub gratuitous: u64,
+    /// Hosts that are no nodes: the address of each, and the frame with which it says that it has it.
+    pub strangers: Vec<(IpAddr, Arc<[u8]>)>,
+    /// How often it was asked whether somebody has an address.
+    pub probes: u64,
     /// How many packets between speakers.
     pub packets: u64,
     /// What the machines told.
@@ -157,6 +161,8 @@ impl World {
             announced: BTreeMap::new(),
             recently: BTreeMap::new(),
             gratuitous: 0,
+            strangers: Vec::new(),
+            probes: 0,
             packets: 0,
             told: Vec::new(),
             recorded: None,
@@ -298,11 +304,11 @@ impl World {
         self.run_host(node, None);
     }
 
-    /// Somebody who is none of the nodes sends this packet to all of them.
-    pub fn inject(&mut self, packet: &Arc<[u8]>) {
+    /// Somebody who is none of the nodes sends this frame to all of them.
+    pub fn inject(&mut self, channel: Channel, frame: &Arc<[u8]>) {
         for to in 0..self.nodes() {
             let at = self.now + self.random.time(Duration::from_micros(20), Duration::from_micros(500));
-            self.happens(at, Happening::Arrive(to, Channel::Hello, Arc::clone(packet)));
+            self.happens(at, Happening::Arrive(to, channel, Arc::clone(frame)));
         }
     }
 
@@ -497,6 +503,20 @@ impl World {
             }
             return;
         }
+        if let Some(asked) = asked(frame) {
+            self.probes += 1;
+            // Whoever has it says so, to everybody as it were.
+            if let Some((_, answer)) = self.strangers.iter().find(|(lb_ip, _)| *lb_ip == asked).cloned() {
+                for to in 0..self.nodes() {
+                    if self.cut[self.nodes()][to] {
+                        continue;
+                    }
+                    let at = self.now + self.random.time(Duration::from_micros(100), Duration::from_millis(20));
+                    self.happens(at, Happening::Arrive(to, frame.channel, Arc::clone(&answer)));
+                }
+            }
+            return;
+        }
         let lb_ip = match frame.channel {
             Channel::Ndp => IpAddr::from(<[u8; 16]>::try_from(&frame.bytes[62..78]).expect("16 bytes")),
             _ => IpAddr::from(<[u8; 4]>::try_from(&frame.bytes[28..32]).expect("4 bytes")),
@@ -524,6 +544,27 @@ impl World {
 /// A set of one key.
 pub fn key(n: u8) -> Keys {
     Keys::new([&[n; 32][..]]).expect("a key")
+}
+
+/// The frame with which a host that is no node announces an address, and the channel it comes in on.
+pub fn intrusion(lb_ip: IpAddr) -> (Channel, Arc<[u8]>) {
+    let stranger = Mac([2, 0, 0, 0, 1, 0]);
+    match lb_ip {
+        IpAddr::V4(v4) => (Channel::Arp, speaker::arp::gratuitous_request(stranger, v4).into()),
+        IpAddr::V6(v6) => (Channel::Ndp, speaker::ndp::unsolicited(stranger, v6).into()),
+    }
+}
+
+/// The address that a frame asks for without having one.
+fn asked(frame: &Frame) -> Option<IpAddr> {
+    let bytes = &frame.bytes;
+    match frame.channel {
+        Channel::Ndp if bytes[54] == speaker::ndp::SOLICITATION => {
+            Some(<[u8; 16]>::try_from(&bytes[62..78]).expect("16 bytes").into())
+        }
+        Channel::Arp if bytes[28..32] == [0; 4] => Some(<[u8; 4]>::try_from(&bytes[38..42]).expect("4 bytes").into()),
+        _ => None,
+    }
 }
 
 /// The name of a node.
