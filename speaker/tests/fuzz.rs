@@ -1,0 +1,222 @@
+//! What comes from the wire is changed at random and given to each decoder, for a bounded time: none may panic, and what
+//! one accepts has to make sense.
+//!
+//! It begins with the inputs in `corpus/`, one to a line in hex, and changes them in the ways in which parsers go wrong:
+//! bits, lengths, pieces that are left out, doubled or taken from another input. Whatever is accepted joins the inputs to be
+//! changed further. A failure prints its input: put it into the corpus with a line that says what it is.
+//! `LANDFALL_FUZZ_SECONDS=600` goes on for longer, `LANDFALL_SEED=7` in another way.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::{Ipv4Addr, Ipv6Addr};
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use speaker::arp::{Ignored, Verdict};
+use speaker::auth::KeyRing;
+use speaker::hello::Packet;
+use speaker::machine::{Channel, Config, Machine};
+use speaker::placement::{Link, Mac};
+use speaker::{Authentication, Keys, Snapshot, Wanted, arp, datagram, hash, ndp};
+
+const MINE: Mac = Mac([2, 0, 0, 0, 0, 1]);
+
+/// So many inputs are kept to be changed further.
+const POOL: usize = 512;
+
+/// Nothing longer than this comes from a socket.
+const LONGEST: usize = 2048;
+
+fn number(name: &str) -> Option<u64> {
+    std::env::var(name).ok().map(|text| text.parse().expect(name))
+}
+
+fn corpus(name: &str) -> Vec<Vec<u8>> {
+    let path = format!("{}/tests/corpus/{name}.hex", env!("CARGO_MANIFEST_DIR"));
+    let text = std::fs::read_to_string(&path).expect(&path);
+    let lines = text.lines().filter(|line| !line.starts_with('#'));
+    let byte = |pair: &[u8]| u8::from_str_radix(std::str::from_utf8(pair).expect("hex"), 16).expect("hex");
+    lines.map(|line| line.as_bytes().chunks(2).map(byte).collect()).collect()
+}
+
+/// Changes inputs of the corpus and gives them to `accepts`, which says whether one is of use.
+fn fuzz(name: &str, accepts: impl Fn(&[u8]) -> bool) {
+    let mut pool = corpus(name);
+    let of_use = pool.iter().filter(|input| attempt(&accepts, input)).count();
+    assert!(of_use > 0, "nothing in the corpus is of use");
+    let end = Instant::now() + Duration::from_secs(number("LANDFALL_FUZZ_SECONDS").unwrap_or(1));
+    let mut state = hash::mix(number("LANDFALL_SEED").unwrap_or(0) ^ hash::hash(name.as_bytes()));
+    let mut below = move |end: usize| {
+        state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        (hash::mix(state) % end.max(1) as u64) as usize
+    };
+    let (mut tried, mut accepted) = (0u64, 0u64);
+    while Instant::now() < end {
+        let mut input = pool[below(pool.len())].clone();
+        for _ in 0..=below(4) {
+            let other = pool[below(pool.len())].clone();
+            change(&mut input, &other, &mut below);
+        }
+        tried += 1;
+        if attempt(&accepts, &input) {
+            accepted += 1;
+            let at = below(POOL);
+            if pool.len() < POOL { pool.push(input) } else { pool[at] = input }
+        }
+    }
+    eprintln!("{name}: {tried} inputs, {accepted} of use");
+    assert!(accepted > 0, "what is changed is never of use: nothing beyond the first check was tried");
+}
+
+fn attempt(accepts: &impl Fn(&[u8]) -> bool, input: &[u8]) -> bool {
+    catch_unwind(AssertUnwindSafe(|| accepts(input))).unwrap_or_else(|panic| {
+        let hex: String = input.iter().map(|byte| format!("{byte:02x}")).collect();
+        eprintln!("failed with {hex}");
+        resume_unwind(panic)
+    })
+}
+
+fn change(input: &mut Vec<u8>, other: &[u8], below: &mut impl FnMut(usize) -> usize) {
+    let (from, to) = (below(input.len() + 1), below(input.len() + 1));
+    let (from, to) = (from.min(to), from.max(to));
+    match below(7) {
+        0 | 1 if !input.is_empty() => {
+            let at = below(input.len());
+            input[at] ^= 1 << below(8);
+        }
+        2 if !input.is_empty() => {
+            let at = below(input.len());
+            input[at] = [0, 1, 2, 7, 8, 0x7f, 0x80, 0xfe, 0xff][below(9)];
+        }
+        3 => drop(input.drain(from..to)),
+        4 => input.truncate(from),
+        5 => {
+            let piece = input[from..to].to_vec();
+            input.splice(to..to, piece);
+        }
+        _ => {
+            let (start, end) = (below(other.len() + 1), below(other.len() + 1));
+            let piece = other[start.min(end)..start.max(end)].to_vec();
+            input.splice(from..to, piece);
+        }
+    }
+    input.truncate(LONGEST);
+}
+
+#[test]
+fn packets_of_speakers() {
+    fuzz("hello", |input| {
+        let Ok(packet) = Packet::decode(input) else { return false };
+        assert!(packet.pages.iter().map(|page| page.claims.len()).sum::<usize>() <= input.len());
+        // What is read is what was meant: it comes out the same again. Only a trailer is left out.
+        assert_eq!(Packet::decode(&packet.encode()), Ok(packet));
+        true
+    });
+}
+
+#[test]
+fn seals() {
+    let mut ring = KeyRing::new(Authentication::Required);
+    ring.set(Duration::ZERO, &Keys::new([&[7; 32][..]]).expect("a key"));
+    fuzz("hello", |input| {
+        assert!(ring.open(Duration::ZERO, input).is_err(), "nobody has sealed this");
+        let sealed = ring.seal(Duration::ZERO, input.to_vec());
+        assert_eq!(ring.open(Duration::ZERO, &sealed), Ok(input));
+        true
+    });
+}
+
+#[test]
+fn datagrams() {
+    fuzz("datagram", |input| datagram::unwrap(input).is_ok_and(|(_, payload)| payload.len() < input.len()));
+}
+
+#[test]
+fn frames_of_arp() {
+    fuzz("arp", |input| {
+        let _ = arp::user(input);
+        let verdict = arp::judge(input, MINE, |lb_ip| lb_ip == Ipv4Addr::new(192, 0, 2, 200));
+        if let Verdict::Answer(answer) = &verdict {
+            assert_eq!(answer[6..12], MINE.0);
+            assert_eq!(arp::user(answer), Some((MINE, Ipv4Addr::new(192, 0, 2, 200))));
+        }
+        verdict != Verdict::Ignore(Ignored::Malformed)
+    });
+}
+
+#[test]
+fn frames_of_neighbour_discovery() {
+    let lb_ip = Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 0xc8);
+    fuzz("ndp", |input| {
+        // Hardly anything that is changed has the right checksum.
+        let mut input = input.to_vec();
+        mend(&mut input);
+        let _ = ndp::user(&input);
+        let verdict = ndp::judge(&input, MINE, |address| address == lb_ip);
+        if let Verdict::Answer(answer) = &verdict {
+            assert_eq!(ndp::user(answer), Some((MINE, lb_ip)));
+        }
+        verdict != Verdict::Ignore(Ignored::Malformed)
+    });
+}
+
+/// Makes the checksum and the length right, as somebody would who means harm.
+fn mend(frame: &mut [u8]) {
+    if frame.len() < 58 {
+        return;
+    }
+    let length = (frame.len() - 54) as u16;
+    frame[18..20].copy_from_slice(&length.to_be_bytes());
+    frame[56..58].fill(0);
+    let words = |bytes: &[u8]| -> u32 {
+        bytes.chunks(2).map(|pair| u32::from(pair[0]) << 8 | u32::from(pair.get(1).copied().unwrap_or(0))).sum()
+    };
+    let mut sum = words(&frame[22..]) + u32::from(length) + 58;
+    while sum > 0xffff {
+        sum = (sum >> 16) + (sum & 0xffff);
+    }
+    frame[56..58].copy_from_slice(&(!(sum as u16)).to_be_bytes());
+}
+
+/// The whole speaker, with packets of somebody who has the key: what a peer with a fault can do.
+#[test]
+fn a_speaker_whose_peers_talk_nonsense() {
+    let mut ring = KeyRing::new(Authentication::Required);
+    let keys = Keys::new([&[7; 32][..]]).expect("a key");
+    ring.set(Duration::ZERO, &keys);
+    let machine = || {
+        let mut machine = Machine::new(Config::new("test", "n0", 1, Authentication::Required));
+        let addresses = vec!["192.0.2.10/24".parse().expect("address"), "2001:db8::a/64".parse().expect("address")];
+        let link = Link { index: 2, name: "eth0".into(), mac: MINE, addresses, is_bridge: false };
+        machine.set_keys(Duration::ZERO, &keys);
+        machine.set_links(Duration::ZERO, BTreeMap::from([(2, link)]));
+        let candidates = Arc::new(["n0", "n1"].map(String::from).into_iter().collect());
+        let lb_ip = Ipv4Addr::new(192, 0, 2, 1).into();
+        let addresses = BTreeMap::from([(lb_ip, Wanted { candidates, epoch: 0 })]);
+        let node_addresses = vec![Ipv4Addr::new(192, 0, 2, 10).into()];
+        machine.set_snapshot(Duration::ZERO, Some(Arc::new(Snapshot { node_addresses, addresses })));
+        machine.set_forwarded(Arc::new(BTreeSet::from([lb_ip])));
+        machine
+    };
+    let state = std::cell::RefCell::new((machine(), Duration::from_secs(1)));
+    fuzz("hello", |input| {
+        let Ok(mut packet) = Packet::decode(input) else { return false };
+        let (machine, now) = &mut *state.borrow_mut();
+        *now += Duration::from_millis(1);
+        machine.woke(*now);
+        (packet.sequence, packet.part) = (now.as_millis() as u64, packet.part % 1024);
+        (packet.cluster, packet.mac) = (hash::hash(b"test"), Mac([2, 0, 0, 0, 0, 7]));
+        // As if it had heard what we said last.
+        let id = speaker::hello::id(hash::mix(1 ^ hash::mix(2)));
+        packet.met.extend((0..64).map(|sequence| speaker::hello::Met { id, sequence }));
+        let sealed = ring.seal(*now, packet.encode());
+        let source = "192.0.2.7".parse().expect("address");
+        let before = machine.counters().packets_received;
+        machine.receive(*now, 2, Channel::Hello, &datagram::wrap(packet.mac, source, &sealed));
+        machine.poll(*now, 256);
+        assert!(machine.take_frames().iter().all(|frame| frame.bytes.len() <= 1514));
+        machine.take_events();
+        assert!(machine.next_deadline(*now).is_some_and(|next| next < *now + Duration::from_secs(70)));
+        machine.counters().packets_received > before
+    });
+}
