@@ -17,6 +17,7 @@ use std::mem::MaybeUninit;
 use std::os::fd::AsRawFd;
 
 use socket2::{Domain, SockAddr, SockAddrStorage, SockFilter, Socket, Type};
+use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
 use crate::datagram::{GROUP, GROUP_MAC, GROUP_V6, PORT, TTL};
@@ -89,12 +90,11 @@ impl Port {
         Ok(())
     }
 
-    /// Waits until there may be something to receive. Whoever is told so must receive until there is nothing left.
+    /// Waits until there may be something to receive: as long as there is, it doesn't wait.
     ///
     /// Cancel safe: nothing is read here.
     pub async fn readable(&self) -> io::Result<()> {
-        // Cleared before reading and not after: what comes in from now on makes it readable again.
-        self.socket.readable().await?.clear_ready();
+        self.socket.readable().await?.retain_ready();
         Ok(())
     }
 
@@ -104,13 +104,15 @@ impl Port {
         Ok(())
     }
 
-    /// Receives a frame and the index of the link that it came in on; `None` if there is none.
+    /// Receives a frame and the index of the link that it came in on; `None` if there is none. The kernel is asked only if
+    /// it has said that there is something: most sockets are silent most of the time.
     ///
     /// # Errors
     /// If the kernel reports any: it says nothing about what is received next.
     pub fn receive<'a>(&self, buffer: &'a mut Buffer) -> io::Result<Option<(u32, &'a [u8])>> {
         loop {
-            let (length, from) = match self.socket.get_ref().recv_from(&mut *buffer.0) {
+            let received = self.socket.try_io(Interest::READABLE, |socket| socket.recv_from(&mut *buffer.0));
+            let (length, from) = match received {
                 Ok(received) => received,
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(None),
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,

@@ -232,3 +232,18 @@ fn an_address_that_another_host_has_is_not_announced_and_told() {
     nodes[0].announces(LB_IP_V6, false);
     nodes[0].tells_of_a_conflict(other, None);
 }
+
+#[test]
+fn three_nodes_with_nothing_to_do_hardly_run() {
+    const TIME: Duration = Duration::from_secs(5);
+    let lan = Lan::new(3);
+    let nodes = lan.speakers(&[LB_IP]);
+    lan.owner(&nodes, LB_IP);
+    lan.pass(TIME); // until the burst is over
+    let before = lan.ran();
+    lan.pass(TIME);
+    let share = (lan.ran() - before).as_secs_f64() / TIME.as_secs_f64() / 3.0;
+    eprintln!("the thread of the wire takes {:.3} % of a core on each of three nodes", share * 100.0);
+    // Far more than it should be, for the runtime isn't optimized here: this finds loops that don't sleep.
+    assert!(share < 0.02, "{share}");
+}

@@ -6,6 +6,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, UdpSocket};
+use std::os::unix::fs::MetadataExt;
 use std::process::Stdio;
 use std::sync::Arc;
 use std::thread::JoinHandle;
@@ -123,6 +124,23 @@ impl Lan {
     pub fn firewall(&self, node: usize) {
         let chain = |hook: &str| format!("chain {hook} {{ type filter hook {hook} priority 0; policy drop; }};");
         nft(&self.nodes[node], &format!("table inet wall {{ {} {} }}", chain("input"), chain("output")));
+    }
+
+    /// For how long the threads of the wire on all nodes have run, by the kernel's account.
+    pub fn ran(&self) -> Duration {
+        let inode = |path: String| std::fs::metadata(path).map(|namespace| namespace.ino()).ok();
+        let own = |node: &Namespace| node.run(|| inode("/proc/thread-self/ns/net".into())).expect("a namespace");
+        let nodes: BTreeSet<u64> = self.nodes.iter().map(own).collect();
+        let tasks = std::fs::read_dir("/proc/self/task").expect("tasks").flatten();
+        let ran = tasks.filter_map(|task| {
+            let path = task.path().display().to_string();
+            let name = std::fs::read_to_string(format!("{path}/comm")).ok()?;
+            let inside = inode(format!("{path}/ns/net")).is_some_and(|namespace| nodes.contains(&namespace));
+            let account = std::fs::read_to_string(format!("{path}/schedstat")).ok()?;
+            let ran: u64 = account.split(' ').next()?.parse().ok()?;
+            (inside && name.trim() == "landfall-wire").then_some(Duration::from_nanos(ran))
+        });
+        ran.sum()
     }
 
     /// Lets time pass in which nothing should happen.
