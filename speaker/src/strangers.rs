@@ -95,12 +95,15 @@ impl Strangers {
         }
     }
 
-    /// We would not announce `lb_ip`, or have it now: it isn't asked for any more, and nothing holds it back.
-    pub fn stop(&mut self, lb_ip: IpAddr) {
+    /// We would not announce `lb_ip`, or have it now: it isn't asked for any more, and nothing holds it back. Returns whether
+    /// anything did.
+    pub fn stop(&mut self, lb_ip: IpAddr) -> bool {
         self.stop_probing(lb_ip);
-        if self.known.get(&lb_ip).is_some_and(|stranger| stranger.held_back) {
+        let held_back = self.known.get(&lb_ip).is_some_and(|stranger| stranger.held_back);
+        if held_back {
             self.known.remove(&lb_ip);
         }
+        held_back
     }
 
     fn stop_probing(&mut self, lb_ip: IpAddr) {

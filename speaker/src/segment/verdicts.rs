@@ -102,13 +102,14 @@ impl Segment {
             Verdict::Claim(_) if first => self.strangers.wait(now, lb_ip),
             Verdict::Claim(_) | Verdict::Wait(_) | Verdict::Keep { .. } => None,
             Verdict::Leave | Verdict::Withdraw(_) => {
-                self.estranged |= self.strangers.known().any(|(known, _)| known == lb_ip);
-                self.strangers.stop(lb_ip);
+                self.estranged |= self.strangers.stop(lb_ip);
                 None
             }
         };
         if let Some(until) = asking {
-            // Since when it is an orphan stays as it is: so it is still our turn then.
+            // It stays an orphan, so that it is still our turn then; and as one that has a turn it is left alone until then.
+            let since = self.orphans.get(&lb_ip).copied().flatten().unwrap_or(now);
+            self.orphans.insert(lb_ip, Some(since));
             self.turns.insert((until, lb_ip));
             return false;
         }
