@@ -68,9 +68,10 @@ pub struct L2AdvertisementSpec {
     #[schemars(schema_with = "selectors")]
     pub node_selectors: Vec<LabelSelector>,
 
-    /// The network interfaces to announce on, by name. A node announces on each of them that it has, and one that has
-    /// none of them announces nothing: another one does that has. Default: on one interface, the one whose subnet
-    /// contains the address, or else the one with the node's own address.
+    /// The network interfaces to announce on, by name. A node announces on each of them that it has, if it is up and has an
+    /// address of the same family (IPv4 or IPv6); one that has none of them announces nothing, and another one does that
+    /// has. Default: on one interface, the one whose subnet contains the address, or else the one with the node's own
+    /// address.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(schema_with = "interfaces")]
     pub interfaces: Vec<String>,

@@ -12,7 +12,7 @@ use crate::machine::Config;
 use crate::meeting::{self, Meetings};
 use crate::pace::Pace;
 use crate::peer::{MAX_PARTS, Peer};
-use crate::placement::Mac;
+use crate::placement::Link;
 use crate::segment::Context;
 
 /// Changes make a Hello come sooner, but not sooner than this after the last one: several in a row go together.
@@ -129,7 +129,13 @@ impl State {
     }
 
     /// The Hello and, before it, the parts that go with it: whoever gets all of it finds nothing to ask for.
-    pub fn packets(&mut self, context: &Context<'_>, mac: Mac, own: &mut Claims, others: &Others<'_>) -> Vec<Packet> {
+    pub fn packets(
+        &mut self,
+        context: &Context<'_>,
+        link: &Link,
+        own: &mut Claims,
+        others: &Others<'_>,
+    ) -> Vec<Packet> {
         let config = context.config;
         (self.last, self.hasty, self.asked_for) = (Some(context.now), false, false);
         self.pace.step(config, others.speakers);
@@ -148,13 +154,14 @@ impl State {
             // So few that they are told each time.
             buckets = 1;
         }
-        let room = MAX_PAYLOAD - context.keys.size(context.now) - hello::overhead(&config.node);
+        let room = MAX_PAYLOAD - context.keys.size(context.now) - hello::overhead(&config.node, &link.name);
         let asked = (0..1 << bits).filter(|bucket| buckets & 1 << bucket != 0);
         let pages: Vec<Page> = asked.flat_map(|bucket| own.pages(bucket, room - PAGE_OVERHEAD)).collect();
         let empty = Packet {
             cluster: config.cluster,
             node: config.node.clone(),
-            mac,
+            mac: link.mac,
+            link: link.name.clone(),
             incarnation: self.incarnation,
             sequence: self.sequence,
             part: 0,
@@ -295,6 +302,7 @@ fn page_size(page: &Page) -> usize {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::placement::Mac;
     use proptest::collection::{btree_set, vec};
     use proptest::prelude::*;
 
@@ -305,6 +313,7 @@ mod tests {
             cluster: 1,
             node: "n1".into(),
             mac: Mac([2, 0, 0, 0, 0, 1]),
+            link: "eth0".into(),
             incarnation: 2,
             sequence: 3,
             part: 0,
@@ -342,7 +351,7 @@ mod tests {
             let page = |n: u32| Page { from: 0, to: n, claims: (0..n).map(|n| (IpAddr::from(n.to_be_bytes()), claim)).collect() };
             let pages: Vec<Page> = pages.into_iter().map(page).collect();
             let packets = packed(empty(), vec![0; 128], lists, pages.clone(), ROOM);
-            let most = ROOM + hello::overhead("n1");
+            let most = ROOM + hello::overhead("n1", "eth0");
             prop_assert!(packets.iter().all(|packet| packet.encode().len() <= most));
             let (hello, parts) = packets.split_last().expect("a Hello");
             prop_assert!(hello.digests.is_some() && hello.part == 0);

@@ -11,6 +11,7 @@
 //!  20  sequence (8 bytes)                             | 39  length of the name, name of the node
 //!  28  part (2 bytes)                                 |
 //!  then
+//!      length (1), name of the link                   what the sender calls it
 //!      hears (2)                                      how many I hear
 //!      from (4), to (4), count (2), heard: id (4), age in ms (2)    whom of these ids I hear, and when I last did
 //!      count (2), met: id (4), sequence (4)           who may not know that I hear it, and what I heard (see [`crate::meeting`])
@@ -26,9 +27,9 @@
 //! them, and then each may be taken to hear what only the other one hears, until one restarts.
 //!
 //! The highest bit of an epoch says that the claim is backed, the next one that it is over, the third one that its owner
-//! would rather leave it to somebody else. A packet of another version is
-//! dropped and counted: a change that old speakers cannot read needs a new version, and during an upgrade both are spoken.
-//! Bits of flags and a trailer that a speaker does not know are ignored. Around all this is the seal ([`crate::auth`]).
+//! would rather leave it to somebody else. A packet of another version is dropped and counted: a change that old speakers
+//! cannot read needs a new version, and during an upgrade both are spoken. Bits of flags and a trailer that a speaker does
+//! not know are ignored. Around all this is the seal ([`crate::auth`]).
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::time::Duration;
@@ -66,6 +67,8 @@ pub struct Packet {
     pub node: String,
     /// The sender's address on the link, which the frame has to come from: the frame itself isn't sealed.
     pub mac: Mac,
+    /// What the sender calls the link: whether it may announce an address there depends on that.
+    pub link: String,
     /// Chosen at random when the sender started, another one for each of its links: a restarted speaker is another one.
     pub incarnation: u64,
     /// Grows with each Hello that the sender sends on this link.
@@ -158,9 +161,9 @@ pub enum Malformed {
     Invalid(&'static str),
 }
 
-/// The size of a packet with that node name and no content: what is left of [`MAX_PAYLOAD`], apart from seals, is room.
-pub fn overhead(node: &str) -> usize {
-    40 + node.len() + 2 + 4 + 4 + 2 + 2 + 2 + 2 + 1 + 2 + 1
+/// The size of a packet with these names of a node and a link, and no content: what is left of [`MAX_PAYLOAD`], apart from seals, is room.
+pub fn overhead(node: &str, link: &str) -> usize {
+    40 + node.len() + 1 + link.len() + 2 + 4 + 4 + 2 + 2 + 2 + 2 + 1 + 2 + 1
 }
 
 /// How many bytes one entry of each list takes.
@@ -210,6 +213,10 @@ impl Packet {
         let name = &self.node.as_bytes()[..self.node.len().min(255)];
         out.push(name.len() as u8);
         out.extend(name);
+        // A link's name has 15 bytes at most (`IFNAMSIZ`).
+        let link = &self.link.as_bytes()[..self.link.len().min(255)];
+        out.push(link.len() as u8);
+        out.extend(link);
         self.encode_lists(&mut out);
         out.push(self.bits);
         for digest in self.digests.iter().flatten() {
@@ -265,6 +272,8 @@ impl Packet {
         if node.is_empty() {
             return Err(Malformed::Invalid("an empty name"));
         }
+        let [length] = input.take()?;
+        let link = std::str::from_utf8(input.slice(length.into())?).map_err(|_| Malformed::Invalid("the link"))?;
         let (all, from, to) = (input.u16()?, input.u32()?, input.u32()?);
         let peers =
             input.list(|input| Ok(Heard { id: input.u32()?, age: Duration::from_millis(input.u16()?.into()) }))?;
@@ -288,10 +297,11 @@ impl Packet {
         if !input.0.is_empty() {
             return Err(Malformed::Invalid("what follows the end"));
         }
-        let (leaving, blind, node) = (flags & LEAVING != 0, flags & BLIND != 0, node.to_owned());
+        let (leaving, blind) = (flags & LEAVING != 0, flags & BLIND != 0);
+        let (node, link) = (node.to_owned(), link.to_owned());
         #[rustfmt::skip]
         let packet = Self {
-            cluster, node, mac, incarnation, sequence, part, interval, leaving, blind, heard, met, probed, wanted, bits, digests,
+            cluster, node, mac, link, incarnation, sequence, part, interval, leaving, blind, heard, met, probed, wanted, bits, digests,
             pages,
         };
         Ok(packet)
@@ -424,6 +434,7 @@ mod tests {
             (cluster, incarnation, sequence, part) in any::<(u64, u64, u64, u16)>(),
             node in "[a-z0-9.-]{1,253}",
             mac in any::<[u8; 6]>().prop_map(Mac),
+            link in "[a-z0-9.@-]{0,15}",
             interval in ms(),
             (leaving, blind) in any::<(bool, bool)>(),
             heard in hearing(),
@@ -436,7 +447,7 @@ mod tests {
         ) -> Packet {
             #[rustfmt::skip]
             let packet = Packet {
-                cluster, node, mac, incarnation, sequence, part, interval, leaving, blind, heard, met, probed, wanted, bits,
+                cluster, node, mac, link, incarnation, sequence, part, interval, leaving, blind, heard, met, probed, wanted, bits,
                 digests, pages,
             };
             packet
@@ -449,6 +460,7 @@ mod tests {
             cluster: 0x0102_0304_0506_0708,
             node: "n1".into(),
             mac: Mac([2, 0, 0, 0, 0, 1]),
+            link: "e0".into(),
             incarnation: 9,
             sequence: 10,
             part: 4,
@@ -478,7 +490,7 @@ mod tests {
             1, 2, 3, 4, 5, 6, 7, 8,
             0, 0, 0, 0, 0, 0, 0, 9,
             0, 0, 0, 0, 0, 0, 0, 10,
-            0, 4, 0, 50, 2, 0, 0, 0, 0, 1, 1, 2, b'n', b'1',
+            0, 4, 0, 50, 2, 0, 0, 0, 0, 1, 1, 2, b'n', b'1', 2, b'e', b'0',
             0, 5, 0, 0, 0, 6, 0, 0, 7, 0, 0, 1, 0, 0, 0, 11, 0, 12,
             0, 1, 0, 0, 0, 13, 0, 0, 0, 14,
             0, 1, 0, 0, 0, 15,
@@ -491,7 +503,7 @@ mod tests {
         ];
         assert_eq!(example().encode(), expected);
         let content = size::HEARD + size::MET + size::PROBED + size::WANTED + size::DIGEST + PAGE_OVERHEAD + 12;
-        assert_eq!(overhead("n1"), expected.len() - content);
+        assert_eq!(overhead("n1", "e0"), expected.len() - content);
     }
 
     #[test]
@@ -507,6 +519,7 @@ mod tests {
         assert_eq!(with(3, 9), Err(Malformed::Invalid("the kind")));
         assert_eq!(with(39, 0), Err(Malformed::Invalid("an empty name")));
         assert_eq!(with(40, 0xff), Err(Malformed::Invalid("the name")));
+        assert_eq!(with(43, 0xff), Err(Malformed::Invalid("the link")));
         let long: Vec<u8> = bytes.iter().copied().chain([0]).collect();
         assert_eq!(Packet::decode(&long), Err(Malformed::Invalid("what follows the end")));
         for end in 0..bytes.len() {

@@ -24,9 +24,9 @@ use crate::auth::{Authentication, KeyRing, Keys, Refused};
 use crate::claims::Claim;
 use crate::events::{Counters, Event};
 use crate::hello::{self, Malformed, Packet};
-use crate::placement::{Link, placement};
+use crate::placement::{Link, placements};
 use crate::segment::{Context, Segment};
-use crate::snapshot::Snapshot;
+use crate::snapshot::{Links, Snapshot};
 use crate::strangers::Stranger;
 use crate::{datagram, hash};
 
@@ -225,8 +225,13 @@ impl Machine {
         for segment in self.segments.values_mut() {
             segment.touch(changed.iter().copied());
         }
+        let links = |snapshot: &Snapshot, lb_ip: &IpAddr| {
+            let wanted = snapshot.addresses.get(lb_ip)?;
+            wanted.candidates.get(&self.config.node).map(|own| own.links.clone())
+        };
         let same = before.addresses.len() == after.addresses.len()
             && before.addresses.keys().eq(after.addresses.keys())
+            && changed.iter().all(|lb_ip| links(before, lb_ip) == links(&after, lb_ip))
             && before.node_addresses == after.node_addresses;
         if !same {
             self.arrange(now);
@@ -251,9 +256,18 @@ impl Machine {
                 // On the node's own link we speak in any case: when the first address comes, everybody is known.
                 let home = self.links.values().filter(|link| link.holds(&snapshot.node_addresses));
                 placed.extend(home.map(|link| (link.index, BTreeSet::new())));
-                for lb_ip in snapshot.addresses.keys() {
-                    if let Some(link) = placement(*lb_ip, self.links.values(), &snapshot.node_addresses) {
-                        placed.entry(link.index).or_default().insert(*lb_ip);
+                for (lb_ip, wanted) in &snapshot.addresses {
+                    let links = || self.links.values();
+                    let own = wanted.candidates.get(&self.config.node);
+                    let home = Links::default();
+                    let allowed = own.map_or(&home, |own| &own.links);
+                    let links = placements(*lb_ip, links(), &snapshot.node_addresses, allowed);
+                    // One that we may not announce any more stays where it is until somebody else has taken it over.
+                    let kept =
+                        self.segments.iter().filter(|(_, segment)| own.is_none() && segment.mine(*lb_ip).is_some());
+                    let kept = kept.map(|(index, _)| *index).filter(|index| self.links.contains_key(index));
+                    for index in links.into_iter().map(|link| link.index).chain(kept) {
+                        placed.entry(index).or_default().insert(*lb_ip);
                     }
                 }
             }
@@ -266,7 +280,13 @@ impl Machine {
         let gone: Vec<u32> = self.segments.keys().filter(|index| !placed.contains_key(index)).copied().collect();
         for index in gone {
             if let Some(mut segment) = self.segments.remove(&index) {
-                segment.close(&mut self.context(now));
+                let is_there = self.links.contains_key(&index);
+                let mut context = self.context(now);
+                segment.close(&mut context);
+                if is_there {
+                    context.leaving = true;
+                    segment.say_goodbye(&mut context);
+                }
                 self.changed = true;
             }
         }

@@ -35,6 +35,8 @@ pub struct Peer {
     parts: [u64; MAX_PARTS / 64],
     /// The MAC address of its link.
     pub mac: Mac,
+    /// What it calls its link.
+    pub link: String,
     /// What was heard of it.
     pub liveness: Liveness,
     /// Whether it counts, as of the last look.
@@ -65,6 +67,7 @@ impl Peer {
             sequence: packet.sequence,
             parts: [0; MAX_PARTS / 64],
             mac,
+            link: packet.link.clone(),
             liveness: Liveness::new(now, packet.interval.max(MIN_INTERVAL), multiplier),
             standing: Standing::Dead, // until the first look
             since: now,
@@ -113,6 +116,9 @@ impl Peer {
         self.parts[word] |= bit;
         self.sequence = packet.sequence;
         self.mac = mac;
+        if self.link != packet.link {
+            self.link.clone_from(&packet.link);
+        }
         self.leaving = packet.leaving;
         self.blind = packet.blind;
         self.liveness.heard(now, packet.interval.max(MIN_INTERVAL), multiplier);
@@ -174,6 +180,7 @@ mod tests {
             cluster: 0,
             node: "n2".into(),
             mac: MAC,
+            link: "eth0".into(),
             incarnation,
             sequence,
             part,

@@ -8,6 +8,8 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 
+use crate::snapshot::Links;
+
 /// A MAC address.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Mac(pub [u8; 6]);
@@ -98,6 +100,19 @@ pub fn placement<'a>(
     best.or_else(|| links.filter(|link| link.holds(node) && link.speaks(lb_ip)).min_by_key(|link| link.index))
 }
 
+/// The links on which a node announces `lb_ip` that may do so on `allowed`: the one where the address belongs
+/// ([`placement`]), and each that is named and on which the node speaks the address's family.
+pub fn placements<'a>(
+    lb_ip: IpAddr,
+    links: impl Iterator<Item = &'a Link> + Clone,
+    node: &[IpAddr],
+    allowed: &Links,
+) -> Vec<&'a Link> {
+    let home = if allowed.home { placement(lb_ip, links.clone(), node).map(|link| link.index) } else { None };
+    let named = |link: &Link| allowed.named.contains(&link.name) && link.speaks(lb_ip);
+    links.filter(|link| home == Some(link.index) || named(link)).collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -161,6 +176,28 @@ mod tests {
             (&[], false),
         ] {
             assert_eq!(has_neighbours(&link(2, addresses).addresses), expected, "{addresses:?}");
+        }
+    }
+
+    #[test]
+    fn an_address_goes_to_each_link_that_is_named_and_home_only_if_that_is_wanted() {
+        let links = [link(2, &["10.0.0.5/8"]), link(3, &["192.0.2.5/24"]), link(4, &["2001:db8::5/64"])];
+        let node = ["10.0.0.5".parse().expect("address")];
+        let named =
+            |home: bool, names: &[&str]| Links { home, named: names.iter().map(|name| (*name).into()).collect() };
+        for (lb_ip, allowed, expected) in [
+            ("192.0.2.200", Links::default(), vec![3]),
+            ("192.0.2.200", named(false, &["eth2"]), vec![2]),
+            ("192.0.2.200", named(false, &["eth2", "eth3"]), vec![2, 3]),
+            ("192.0.2.200", named(true, &["eth2"]), vec![2, 3]),
+            ("192.0.2.200", named(true, &["eth3"]), vec![3]),
+            ("192.0.2.200", named(false, &["eth9"]), vec![]),
+            ("192.0.2.200", named(false, &["eth4"]), vec![]),
+            ("2001:db8::200", named(false, &["eth3", "eth4"]), vec![4]),
+        ] {
+            let found = placements(lb_ip.parse().expect("address"), links.iter(), &node, &allowed);
+            let found: Vec<u32> = found.iter().map(|link| link.index).collect();
+            assert_eq!(found, expected, "{lb_ip} on {allowed:?}");
         }
     }
 }

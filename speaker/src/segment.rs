@@ -168,7 +168,7 @@ impl Segment {
     }
 
     /// Our claim to `lb_ip`, if we announce it.
-    fn mine(&self, lb_ip: IpAddr) -> Option<Claim> {
+    pub fn mine(&self, lb_ip: IpAddr) -> Option<Claim> {
         self.own.get(lb_ip).filter(|claim| claim.held)
     }
 
@@ -345,6 +345,11 @@ impl Segment {
         for lb_ip in self.owned() {
             self.withdraw(context, lb_ip, Reason::Leaving);
         }
+        self.say_goodbye(context);
+    }
+
+    /// Says for the last time what we claim, which is nothing. Others needn't wait until they miss us, nor miss us at all.
+    pub fn say_goodbye(&mut self, context: &mut Context<'_>) {
         self.forget_lost(None);
         self.greeting.now();
         self.greet(context);
@@ -364,7 +369,7 @@ impl Segment {
         let channel = if address.is_ipv4() { Channel::Hello } else { Channel::HelloV6 };
         let speakers = self.live + 1;
         let others = greeting::Others { peers: &self.peers, meetings: &self.meetings, speakers };
-        for packet in self.greeting.packets(context, self.link.mac, &mut self.own, &others) {
+        for packet in self.greeting.packets(context, &self.link, &mut self.own, &others) {
             let payload = context.keys.seal(context.now, packet.encode());
             debug_assert!(payload.len() <= MAX_PAYLOAD, "{} bytes", payload.len());
             let bytes = datagram::wrap(self.link.mac, address, &payload);

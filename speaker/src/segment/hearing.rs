@@ -59,6 +59,7 @@ impl Segment {
         }
         let peer = self.peers.get_mut(&packet.node).expect("invariant: it is known, or was admitted");
         let before = (peer.takes(), peer.holds(), peer.unread.0, peer.liveness.is_heard(now));
+        let renamed = peer.link != packet.link;
         let us = (hello::id(self.greeting.incarnation()), config.multiplier);
         match peer.receive(now, mac, packet, us) {
             Ok(changed) => self.dirty.extend(changed),
@@ -74,7 +75,7 @@ impl Segment {
             self.meetings.forget(packet.incarnation);
             self.greeting.hasten();
         }
-        if before != (peer.takes(), peer.holds(), peer.unread.0, true) {
+        if renamed || before != (peer.takes(), peer.holds(), peer.unread.0, true) {
             self.dirty.extend(peer.claims.iter().map(|(lb_ip, _)| lb_ip));
             self.dirty.extend(self.orphans.keys().chain(self.ceding.keys()));
         }

@@ -256,9 +256,9 @@ impl Segment {
         takers.filter(|taker| *taker > mine).count()
     }
 
-    /// How much a peer is preferred here, if it is a candidate.
-    fn preference(&self, wanted: &Wanted, node: &str, _: &Peer) -> Option<u32> {
-        wanted.candidates.preference(node, &self.link.name)
+    /// How much a peer is preferred here, if it is a candidate on the link by which we hear it.
+    fn preference(&self, wanted: &Wanted, node: &str, peer: &Peer) -> Option<u32> {
+        wanted.candidates.preference(node, &peer.link)
     }
 
     /// Why others should rather have an address of ours, if they should: we may not announce it, or are not the most

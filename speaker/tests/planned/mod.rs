@@ -217,3 +217,46 @@ fn where_no_node_may_announce_an_address_it_is_withdrawn_at_once() {
     let gone = |world: &World| world.all_owners().values().all(Vec::is_empty);
     assert_eq!(world.pass_until(ms(100), gone), Some(Duration::ZERO));
 }
+
+#[test]
+fn a_node_without_the_link_that_is_asked_for_is_no_candidate_and_nobody_waits_for_it() {
+    seeds(20, |seed| {
+        let nodes = 3 + seed as usize % 3;
+        let mut world = settled(seed, nodes, 10);
+        let only = world.random.below(nodes);
+        world.call(only, "eth1");
+        world.pass(ms(200));
+        // The others hear on their eth0 a node that calls the same LAN eth1. New addresses are only for that.
+        let new: Vec<_> = (20..30).map(lb_ip).collect();
+        world.confine(&new, "eth1");
+        let begun = world.now;
+        let taken = |world: &World| new.iter().all(|lb_ip| world.owners(*lb_ip) == [only]);
+        let took = world.pass_until(ms(1000), taken).expect("it announces them");
+        assert!(took <= ms(5), "somebody else was waited for: {took:?} after {begun:?}");
+        world.pass(ms(1500));
+        check(&world);
+        // Where nobody has the link, nobody announces; and when somebody has it, that one does.
+        world.call(only, "eth2");
+        world.pass(ms(100));
+        assert!(new.iter().all(|lb_ip| world.owners(*lb_ip).is_empty()));
+        let other = (only + 1) % nodes;
+        world.call(other, "eth1");
+        let taken = |world: &World| new.iter().all(|lb_ip| world.owners(*lb_ip) == [other]);
+        world.pass_until(ms(300), taken).expect("another one announces them");
+        world.pass(ms(1500));
+        check(&world);
+    });
+}
+
+#[test]
+fn an_address_that_is_confined_to_another_link_leaves_the_nodes_that_lack_it() {
+    let mut world = settled(1, 3, 6);
+    world.call(2, "eth1");
+    world.pass(ms(200));
+    let all = world.lb_ips();
+    world.confine(&all, "eth1");
+    let taken = |world: &World| world.all_owners().values().all(|owners| *owners == [2]);
+    world.pass_until(ms(100), taken).expect("the one that has it takes over");
+    world.pass(ms(1500));
+    check(&world);
+}

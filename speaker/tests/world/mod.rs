@@ -13,6 +13,7 @@ use speaker::events::Event;
 use speaker::hash;
 use speaker::machine::{Channel, Config, Frame, Machine};
 use speaker::placement::{Link, Mac};
+use speaker::snapshot::Links;
 use speaker::{Authentication, Candidate, Candidates, Keys, Snapshot, Wanted};
 
 /// The interval of all nodes.
@@ -74,6 +75,7 @@ struct Host {
     wake: Option<Duration>,
     forwarded: Arc<BTreeSet<IpAddr>>,
     stuck: bool,
+    link: String,
     knows: bool,
     keys: Keys,
 }
@@ -144,6 +146,7 @@ impl World {
             wake: None,
             forwarded: Arc::default(),
             stuck: false,
+            link: "eth0".into(),
             knows: true,
             keys: key(0),
         };
@@ -189,14 +192,7 @@ impl World {
         host.backlog.clear();
         host.frozen_until = Duration::ZERO;
         let mut machine = Machine::new(config);
-        let link = Link {
-            index: LINK,
-            name: "eth0".into(),
-            mac: mac(node),
-            addresses: ["10.0.0.1/8", "2001:db8::1/32"].map(|own| own.parse().expect("address")).into(),
-            is_bridge: false,
-        };
-        machine.set_links(clock, BTreeMap::from([(LINK, link)]));
+        machine.set_links(clock, links(node, &host.link));
         machine.set_keys(clock, &host.keys);
         // The kernel keeps what was programmed before.
         machine.set_forwarded(Arc::clone(&host.forwarded));
@@ -288,6 +284,27 @@ impl World {
         (0..self.nodes()).for_each(|node| self.tell(node));
     }
 
+    /// What a node calls its link, from now on.
+    pub fn call(&mut self, node: usize, link: &str) {
+        let clock = self.clock(node);
+        let host = &mut self.hosts[node];
+        host.link = link.into();
+        if let Some(machine) = &mut host.machine {
+            machine.set_links(clock, links(node, link));
+        }
+        self.run_host(node, None);
+    }
+
+    /// All nodes may announce these addresses, but only on links with this name.
+    pub fn confine(&mut self, lb_ips: &[IpAddr], link: &str) {
+        let links = Links { home: false, named: [link.to_owned()].into() };
+        let candidate = |node| (name(node), Candidate { links: links.clone(), preference: 0 });
+        let candidates: Arc<Candidates> = Arc::new((0..self.nodes()).map(candidate).collect());
+        let wanted = |lb_ip: &IpAddr| (*lb_ip, Wanted { candidates: Arc::clone(&candidates), epoch: 0 });
+        self.wanted.extend(lb_ips.iter().map(wanted));
+        (0..self.nodes()).for_each(|node| self.tell(node));
+    }
+
     /// A node has no API server any more, or has it again. What it knew it goes on knowing, until it restarts.
     pub fn blind(&mut self, node: usize, blind: bool) {
         self.hosts[node].knows = !blind;
@@ -358,7 +375,7 @@ impl World {
         host.machine.is_some()
             && host.frozen_until <= self.now
             && host.forwarded.contains(&lb_ip)
-            && self.wanted.get(&lb_ip).is_some_and(|wanted| wanted.candidates.contains(&name(node)))
+            && self.wanted.get(&lb_ip).is_some_and(|w| w.candidates.preference(&name(node), &host.link).is_some())
     }
 
     /// How much a node is preferred for `lb_ip`.
@@ -582,4 +599,10 @@ pub fn lb_ip(n: usize) -> IpAddr {
 
 fn mac(node: usize) -> Mac {
     Mac([2, 0, 0, 0, 0, node as u8 + 1])
+}
+
+/// The link of a node.
+fn links(node: usize, name: &str) -> BTreeMap<u32, Link> {
+    let addresses = ["10.0.0.1/8", "2001:db8::1/32"].map(|own| own.parse().expect("address")).into();
+    BTreeMap::from([(LINK, Link { index: LINK, name: name.into(), mac: mac(node), addresses, is_bridge: false })])
 }
