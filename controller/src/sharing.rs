@@ -104,6 +104,8 @@ pub(crate) fn terms(service: &Service) -> Option<String> {
             }
         }
     }
+    // No text has this byte: what comes after it is no label of the selector.
+    hash.bytes(&[0xfe]);
     match consent(service)? {
         Consent::Nobody => {}
         Consent::Namespaces(names) => names.iter().for_each(|name| hash.text(name)),
@@ -271,7 +273,7 @@ mod tests {
             terms(&web)
         };
         let same = terms(&web);
-        assert_eq!(same.as_deref(), Some("12c95e85d1e4e59c"), "the same in every version");
+        assert_eq!(same.as_deref(), Some("d110ff63a7f1c586"), "the same in every version");
         assert_eq!(terms_of(&|web| web.resource_version = "9".into()), same);
         assert_eq!(terms_of(&|web| web.selector = [("app", "web")].into()), same, "under Cluster it doesn't matter");
         assert_eq!(terms_of(&|web| web.request = Ok(Request::default())), None);
@@ -287,6 +289,15 @@ mod tests {
         .into_iter()
         .chain([same])
         .collect();
+        let local = |selector: Labels, consent: &[&str]| {
+            let consent = Consent::Namespaces(consent.iter().map(|name| (*name).to_owned()).collect());
+            terms_of(&|web| {
+                (web.traffic_policy, web.selector) = (TrafficPolicy::Local, selector.clone());
+                request(web, &|request| request.consent = consent.clone());
+            })
+        };
+        let many = local([("app", "web"), ("team", "x")].into(), &[]);
+        assert_ne!(many, local([("app", "web")].into(), &["team", "x"]), "a label is no namespace");
         let distinct: std::collections::BTreeSet<_> = changed.iter().collect();
         assert_eq!(distinct.len(), changed.len());
     }

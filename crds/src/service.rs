@@ -18,6 +18,13 @@ pub const CLASS: &str = "landfall.dev/landfall";
 /// The finalizer that keeps a Service until its address is withdrawn (KEP-980).
 pub const FINALIZER: &str = "service.kubernetes.io/load-balancer-cleanup";
 
+/// The annotation that lists, with commas in between, the ranges that clients may come from.
+const SOURCE_RANGES: &str = "service.beta.kubernetes.io/load-balancer-source-ranges";
+
+/// For how many seconds a client stays with its endpoint where nothing else is said: the default of the API
+/// (`ClientIPConfig.timeoutSeconds`), three hours.
+const AFFINITY: u32 = 10_800;
+
 /// The condition that says whether a Service has an address from Landfall.
 pub const ALLOCATED: &str = "landfall.dev/Allocated";
 
@@ -176,6 +183,12 @@ pub struct Service {
     pub ports: Vec<Port>,
     /// `spec.externalTrafficPolicy`.
     pub traffic_policy: TrafficPolicy,
+    /// `spec.loadBalancerSourceRanges` as written: the ranges that clients may come from. Empty: from anywhere.
+    pub source_ranges: Vec<String>,
+    /// The annotation that says the same where the field is empty, as written.
+    pub source_ranges_annotation: Option<String>,
+    /// For how many seconds a client stays with its endpoint (`spec.sessionAffinity: ClientIP`), if it does.
+    pub affinity: Option<u32>,
     /// All its finalizers.
     pub finalizers: Vec<String>,
     /// The addresses in its status. Anybody with the right to patch a status can write there: never a reason to
@@ -270,6 +283,12 @@ impl TryFrom<&core::Service> for Service {
                 Some("Local") => TrafficPolicy::Local,
                 _ => TrafficPolicy::Cluster,
             },
+            source_ranges: spec.load_balancer_source_ranges.unwrap_or_default(),
+            source_ranges_annotation: meta.annotations.as_ref().and_then(|all| all.get(SOURCE_RANGES)).cloned(),
+            affinity: (spec.session_affinity.as_deref() == Some("ClientIP")).then(|| {
+                let written = spec.session_affinity_config.and_then(|config| config.client_ip?.timeout_seconds);
+                written.and_then(|seconds| u32::try_from(seconds).ok()).unwrap_or(AFFINITY)
+            }),
             finalizers: meta.finalizers.clone().unwrap_or_default(),
             ingress: ingress
                 .into_iter()
@@ -294,7 +313,10 @@ mod tests {
         let object: core::Service = serde_json::from_value(json!({
             "metadata": {
                 "namespace": "default", "name": "web", "uid": "u1", "resourceVersion": "7", "generation": 3,
-                "labels": {"tier": "front"}, "annotations": {"landfall.dev/address-pool": "lan"},
+                "labels": {"tier": "front"}, "annotations": {
+                    "landfall.dev/address-pool": "lan",
+                    "service.beta.kubernetes.io/load-balancer-source-ranges": "192.0.2.0/24",
+                },
             },
             "spec": spec,
             "status": {"loadBalancer": {"ingress": [{"ip": "192.0.2.1", "ipMode": "VIP"}]}},
@@ -310,6 +332,9 @@ mod tests {
             "selector": {"app": "web"},
             "loadBalancerIP": "192.0.2.1",
             "externalTrafficPolicy": "Local",
+            "loadBalancerSourceRanges": ["198.51.100.0/24"],
+            "sessionAffinity": "ClientIP",
+            "sessionAffinityConfig": {"clientIP": {"timeoutSeconds": 60}},
             "ipFamilies": ["IPv6", "IPv4"],
             "ipFamilyPolicy": "PreferDualStack",
             "ports": [{"name": "dns", "port": 53, "protocol": "UDP"}, {"name": "dns-tcp", "port": 53}],
@@ -338,6 +363,9 @@ mod tests {
                 family_policy: FamilyPolicy::PreferDualStack,
                 ports: vec![port("dns", Protocol::Udp), port("dns-tcp", Protocol::Tcp)],
                 traffic_policy: TrafficPolicy::Local,
+                source_ranges: vec!["198.51.100.0/24".into()],
+                source_ranges_annotation: Some("192.0.2.0/24".into()),
+                affinity: Some(60),
                 finalizers: vec![],
                 ingress: vec![Ingress::of("192.0.2.1".parse().expect("address"))],
                 conditions: vec![],

@@ -5,6 +5,8 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use crds::{Advertisement, EndpointSlice, Holder, Key, Labels, Node, Record, Service};
+use dataplane::snapshot::Terms;
+use dataplane::sources::Sources;
 
 /// All that a node agent observes, complete: nothing is composed before every kind has been listed once.
 #[derive(Clone, Debug, Default)]
@@ -42,16 +44,19 @@ pub(super) fn snapshots(node: &str, observed: Observed) -> Snapshots {
         // A range that can't be read is as good as none: the pods count as clients from outside.
         pod_ranges: pod_cidrs.iter().filter_map(|cidr| cidr.parse().ok()).collect(),
         addresses: addresses.iter().map(|(address, record)| (*address, held(record))).collect(),
-        services: services.iter().map(|(key, object)| (key.clone(), on_default_terms(object))).collect(),
+        services: services.iter().map(|(key, object)| (key.clone(), on_its_terms(object))).collect(),
         slices: slices.clone(),
     };
     let observed = speaker::Observed { services, slices, nodes, pools, advertisements, addresses };
     Snapshots { dataplane, speaker: speaker::eligibility::snapshot(node, &observed) }
 }
 
-/// A Service that everybody may use.
-fn on_default_terms(object: &Arc<Service>) -> dataplane::snapshot::Service {
-    dataplane::snapshot::Service { object: Arc::clone(object), terms: Arc::default() }
+/// A Service with what decides who may use it, and whether clients stay with their endpoints.
+fn on_its_terms(object: &Arc<Service>) -> dataplane::snapshot::Service {
+    let field = object.source_ranges.iter().map(String::as_str);
+    let terms =
+        Terms { sources: Sources::read(field, object.source_ranges_annotation.as_deref()), affinity: object.affinity };
+    dataplane::snapshot::Service { object: Arc::clone(object), terms: Arc::new(terms) }
 }
 
 #[cfg(test)]
@@ -116,5 +121,21 @@ mod tests {
         assert_eq!(dataplane.addresses.keys().collect::<Vec<_>>(), [&address]);
         assert_eq!(speaker.addresses.keys().collect::<Vec<_>>(), [&address]);
         assert_eq!(dataplane.pod_ranges, ["10.244.1.0/24".parse().expect("range")]);
+    }
+
+    #[test]
+    fn a_service_says_who_may_use_it_and_whether_clients_stay_with_their_endpoint() {
+        let mut observed = observed();
+        let web = Key::new("default", "web");
+        let open = snapshots("n1", observed.clone()).dataplane.services[&web].terms.clone();
+        assert_eq!(*open, Terms::default());
+        let service = Arc::make_mut(observed.services.get_mut(&web).expect("a Service"));
+        (service.source_ranges, service.affinity) = (vec!["192.0.2.0/24".into()], Some(60));
+        let terms = snapshots("n1", observed.clone()).dataplane.services[&web].terms.clone();
+        assert_eq!(*terms, Terms { sources: Sources::read(["192.0.2.0/24"], None), affinity: Some(60) });
+        let service = Arc::make_mut(observed.services.get_mut(&web).expect("a Service"));
+        (service.source_ranges, service.source_ranges_annotation) = (vec![], Some("198.51.100.0/24".into()));
+        let terms = snapshots("n1", observed).dataplane.services[&web].terms.clone();
+        assert_eq!(terms.sources, Sources::read(["198.51.100.0/24"], None));
     }
 }

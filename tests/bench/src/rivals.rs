@@ -10,9 +10,9 @@ use std::pin::pin;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result};
-use crds::{IPAddressPool, LoadBalancerIP};
+use crds::{IPAddressPool, LoadBalancerIP, NodeNetwork};
 use futures::{StreamExt, TryStreamExt};
-use k8s_openapi::api::core::v1::{Node, Service};
+use k8s_openapi::api::core::v1::{Namespace, Node, Service};
 use kube::api::{ListParams, WatchEvent, WatchParams};
 use kube::{Api, Client, ResourceExt};
 use tokio::task::JoinSet;
@@ -120,6 +120,8 @@ pub async fn list(client: Client) -> Result<u128> {
         all::<LoadBalancerIP>(&client),
         all::<IPAddressPool>(&client),
         all::<Node>(&client),
+        all::<NodeNetwork>(&client),
+        all::<Namespace>(&client),
     )?;
     Ok(SystemTime::now().duration_since(UNIX_EPOCH)?.as_nanos())
 }

@@ -24,6 +24,9 @@ use crate::writes::{COPY, LANDFALL, POOL};
 /// Where all Services are that are measured.
 pub const NAMESPACE: &str = "bench";
 
+/// Where Landfall is installed, and its Lease is.
+const SYSTEM: &str = "landfall-system";
+
 /// How long starting and ending may take.
 const PATIENCE: Duration = Duration::from_secs(30);
 
@@ -65,7 +68,7 @@ impl Stage {
         cluster.apply(&crds)?;
         cluster.apply(&crds.replace(LANDFALL, COPY)).context("make a copy of the definitions")?;
         cluster.kubectl(["wait", "--for=condition=Established", "crd", "--all", "--timeout=30s"])?;
-        for namespace in [NAMESPACE, "landfall-system"] {
+        for namespace in [NAMESPACE, SYSTEM] {
             cluster.kubectl(["create", "namespace", namespace])?;
         }
         let pool = json!({
@@ -91,7 +94,11 @@ impl Stage {
     /// If it does not start.
     pub fn enter(&self, name: &str, program: &Path, arguments: &[&str]) -> Result<Actor> {
         let mut command = Command::new(program);
-        command.args(arguments).env("KUBECONFIG", self.cluster.lan_kubeconfig());
+        // As it is deployed: with an election, although nobody else takes part.
+        command
+            .args(arguments)
+            .env("KUBECONFIG", self.cluster.lan_kubeconfig())
+            .env("LANDFALL_LEASE_NAMESPACE", SYSTEM);
         Ok(Actor { process: self.cluster.control_plane().spawn(name, &command)? })
     }
 

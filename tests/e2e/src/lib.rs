@@ -3,14 +3,18 @@
 //! | room | what is in it |
 //! |---|---|
 //! | [`world`] | a cluster of the lab with Landfall installed as an operator would, and the objects that scenarios need |
+//! | [`scene`] | steps of a scenario that share a cluster, each with namespaces and addresses of its own |
 //! | [`lan`] | what a client on the LAN sees: who answers over TCP and UDP, and which MAC answers ARP |
 //!
-//! The scenarios are in `tests/`, one file for a theme; each test brings up a cluster of its own, which goes with it.
+//! The scenarios are in `tests/`, one file or folder for a theme; each test brings up a cluster of its own, which goes with
+//! it.
 
 pub mod lan;
+pub mod scene;
 pub mod world;
 
 pub use lan::{Connect, Lan};
+pub use scene::{Scene, Scenes};
 pub use world::World;
 
 /// Prints to standard output. A reader that went away (`| head`) is no error.

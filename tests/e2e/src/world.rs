@@ -22,6 +22,9 @@ pub const SOON: Duration = Duration::from_secs(30);
 /// The namespace of Landfall's own pods.
 pub const SYSTEM: &str = "landfall-system";
 
+/// What selects the controller's pods there.
+pub const CONTROLLER: &str = "app.kubernetes.io/component=controller";
+
 /// The port that whoami listens on in its pods, TCP and UDP.
 const WHOAMI_PORT: u16 = 8080;
 
@@ -90,9 +93,31 @@ impl World {
         wait_until(SOON, "Landfall to run", async || {
             let controller = deployments.get("landfall-controller").await?.status.unwrap_or_default();
             let agents = daemons.get("landfall-node").await?.status.unwrap_or_default();
-            ensure!(controller.available_replicas == Some(1), "the controller is not available");
+            let (wanted, there) = (self.controllers().await?, controller.available_replicas.unwrap_or(0));
+            ensure!(
+                there == wanted && controller.replicas == Some(wanted),
+                "{there} of {wanted} controllers are available"
+            );
             let ready = agents.number_ready;
             ensure!(ready == nodes, "agents are ready on {ready} of {nodes} nodes");
+            Ok(())
+        })
+        .await
+    }
+
+    /// How many controllers there should be.
+    pub async fn controllers(&self) -> Result<i32> {
+        let deployments: Api<Deployment> = Api::namespaced(self.client.clone(), SYSTEM);
+        let controller = deployments.get("landfall-controller").await?;
+        Ok(controller.spec.and_then(|spec| spec.replicas).unwrap_or(1))
+    }
+
+    /// Waits until so many pods of the controller are left, in whatever state.
+    pub async fn wait_for_controllers(&self, count: usize) -> Result<()> {
+        let pods: Api<Pod> = Api::namespaced(self.client.clone(), SYSTEM);
+        wait_until(SOON, &format!("{count} controllers to be left"), async || {
+            let left = pods.list(&ListParams::default().labels(CONTROLLER)).await?.items.len();
+            ensure!(left == count, "{left} are");
             Ok(())
         })
         .await

@@ -8,6 +8,7 @@ use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
+use bench::metrics;
 use bench::report::Report;
 use bench::sightings::{Change, Sightings};
 use bench::spread::{Spread, ratios};
@@ -26,6 +27,8 @@ struct Bulk {
     own: f64,
     /// CPU time of the control plane, likewise.
     others: f64,
+    /// Writes for an address, whatever they are: two are needed.
+    writes: f64,
 }
 
 /// Measures `runs` pairs with `count` Services each.
@@ -37,11 +40,12 @@ pub async fn measure(bench: &Bench, report: &mut Report, count: u32, name: &str,
             let bulk = once(bench, count, contender).await.with_context(|| format!("bulk of {count}"))?;
             let who = if contender { "landfall" } else { "bare loop" };
             bench.progress(&format!(
-                "bulk {name}, pair {} of {runs}: {who:9} {:5.0}/s, {:4.0} us of CPU each, {:4.0} us in the control plane",
+                "bulk {name}, pair {} of {runs}: {who:9} {:5.0}/s, {:4.0} us of CPU each, {:4.0} us in the control plane, {:.2} writes",
                 run + 1,
                 bulk.rate,
                 bulk.own,
                 bulk.others,
+                bulk.writes,
             ))?;
             if contender { &mut ours } else { &mut bare }.push(bulk);
         }
@@ -52,6 +56,7 @@ pub async fn measure(bench: &Bench, report: &mut Report, count: u32, name: &str,
         report.spread(who, spread(&of(bulks, |bulk| bulk.rate))?, "/s");
         report.spread("  CPU for an address", spread(&of(bulks, |bulk| bulk.own))?, "us");
         report.spread("  CPU of the control plane for an address", spread(&of(bulks, |bulk| bulk.others))?, "us");
+        report.spread("  writes for an address, of any kind", spread(&of(bulks, |bulk| bulk.writes))?, "");
     }
     let ratio = spread(&ratios(&of(&ours, |bulk| bulk.rate), &of(&bare, |bulk| bulk.rate)))?;
     report.ratio(&format!("bulk_ratio_{name}"), "landfall to bare loop", ratio, "0.80 or more");
@@ -63,17 +68,24 @@ async fn once(bench: &Bench, count: u32, contender: bool) -> Result<Bulk> {
     stage.create((0..count).map(|n| format!("s-{n:05}"))).await?;
     let mut sightings = Sightings::begin(&stage.client, NAMESPACE).await?;
     stage.settle().await?;
+    let written = stage.writes().await?;
     let before = stage.cpu()?;
     let actor = if contender { bench.landfall(&stage)? } else { bench.rival(&stage, "bare")? };
     let (took, _) = served(&mut sightings, count).await.with_context(|| actor.last_words())?;
     let own = actor.cpu()?;
     let others = stage.cpu()? - before;
     actor.check()?;
+    let written = metrics::since(&written, &stage.writes().await?).values().sum::<u64>();
     let records = stage.count("loadbalancerips").await?;
     ensure!(records == count as usize, "{records} records for {count} Services");
     stage.strike()?;
     let each = |seconds: f64| seconds * 1e6 / f64::from(count);
-    Ok(Bulk { rate: f64::from(count - 1) / took.as_secs_f64(), own: each(own), others: each(others) })
+    Ok(Bulk {
+        rate: f64::from(count - 1) / took.as_secs_f64(),
+        own: each(own),
+        others: each(others),
+        writes: written as f64 / f64::from(count),
+    })
 }
 
 /// Waits until `count` Services have an address; returns the time from the first to the last, and when that was.

@@ -3,12 +3,14 @@
 //! `make bench-controller` runs it, in ten minutes; with `--quick` it goes no further than a thousand Services, in two.
 //! It prints a table, and writes `target/bench/controller.json`. What is measured, and how, is in the rooms:
 //!
+//! - [`allocate`]: what finding an address takes, without a cluster
 //! - [`bulk`]: many Services at once, beside a bare loop that makes the same writes
 //! - [`one_more`]: one more Service, beside an echo of a watch
 //! - [`restart`]: a restart, beside a client that only lists
 //!
 //! The rivals are modes of this program: each is a process of its own, of the same build as the contender.
 
+mod allocate;
 mod bulk;
 mod one_more;
 mod restart;
@@ -33,7 +35,7 @@ struct Cli {
     #[arg(long)]
     quick: bool,
 
-    /// Only these parts, to look into one: bulk, one-more, restart.
+    /// Only these parts, to look into one: allocate, bulk, one-more, restart.
     #[arg(long, value_delimiter = ',', value_name = "PARTS")]
     only: Vec<String>,
 
@@ -122,10 +124,13 @@ async fn measure(cli: Cli) -> Result<()> {
     let controller = controller.canonicalize().with_context(|| format!("no {}: `make build`", controller.display()))?;
     let bench = Bench { began: Instant::now(), controller, own: std::env::current_exe()? };
     for part in &cli.only {
-        ensure!(["bulk", "one-more", "restart"].contains(&part.as_str()), "there is no part {part:?}");
+        ensure!(["allocate", "bulk", "one-more", "restart"].contains(&part.as_str()), "there is no part {part:?}");
     }
     let wants = |part: &str| cli.only.is_empty() || cli.only.iter().any(|only| only == part);
     let mut report = Report::default();
+    if wants("allocate") {
+        allocate::measure(&bench, &mut report)?;
+    }
     if wants("bulk") {
         bulk::measure(&bench, &mut report, 1000, "1k", if cli.quick { 3 } else { 5 }).await?;
         if !cli.quick {
