@@ -232,7 +232,8 @@ fn a_node_without_the_link_that_is_asked_for_is_no_candidate_and_nobody_waits_fo
         let begun = world.now;
         let taken = |world: &World| new.iter().all(|lb_ip| world.owners(*lb_ip) == [only]);
         let took = world.pass_until(ms(1000), taken).expect("it announces them");
-        assert!(took <= ms(5), "somebody else was waited for: {took:?} after {begun:?}");
+        // The LAN is asked first whether somebody has them, which takes 120 ms. Another candidate is waited for 100 ms.
+        assert!(took <= ms(130), "somebody else was waited for: {took:?} after {begun:?}");
         world.pass(ms(1500));
         check(&world);
         // Where nobody has the link, nobody announces; and when somebody has it, that one does.
