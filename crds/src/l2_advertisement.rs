@@ -100,7 +100,7 @@ pub struct L2AdvertisementSpec {
 pub struct PreferredNodes {
     /// How much these nodes are preferred, from 1 to 100.
     #[schemars(range(min = 1, max = 100))]
-    pub weight: u32,
+    pub weight: i32,
 
     /// The labels of these nodes. An empty selector matches all.
     #[schemars(schema_with = "label_selector")]
@@ -209,10 +209,9 @@ impl Advertisement {
 impl From<&L2Advertisement> for Advertisement {
     fn from(object: &L2Advertisement) -> Self {
         let spec = &object.spec;
-        let preferences = spec
-            .preferred_node_selectors
-            .iter()
-            .filter_map(|preferred| Some((preferred.weight, labels::selector(&preferred.preference).ok()?)));
+        let preferences = spec.preferred_node_selectors.iter().filter_map(|preferred| {
+            Some((u32::try_from(preferred.weight).ok()?, labels::selector(&preferred.preference).ok()?))
+        });
         Self {
             pools: spec.ip_address_pools.iter().cloned().collect(),
             pool_selectors: Selectors::from(&spec.ip_address_pool_selectors),
