@@ -20,7 +20,6 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use crds::service::Family;
 use crds::{IPAddressPool, Key, Namespace, Network, Node, Record, Service};
 use jiff::Timestamp;
 
@@ -30,6 +29,8 @@ use crate::occupied::Occupied;
 use crate::pools::Pools;
 use crate::sharing::{self, Known, Standing};
 use crate::snapshot::{Snapshot, Unreadable};
+
+mod promises;
 
 /// What is known.
 #[derive(Debug)]
@@ -329,35 +330,6 @@ impl Ledger {
         }
     }
 
-    /// One Service more, or less, of that namespace has that address.
-    fn count(&mut self, address: IpAddr, namespace: &str, more: bool) {
-        let Some(pool) = self.pools.pool_of(address).filter(|pool| pool.object.spec.max_per_namespace.is_some()) else {
-            return;
-        };
-        let most = pool.object.spec.max_per_namespace.map_or(usize::MAX, |most| most as usize);
-        let counts = self.quotas.entry((pool.name().to_owned(), namespace.to_owned())).or_default();
-        let count = counts.entry(address).or_default();
-        *count = if more { *count + 1 } else { count.saturating_sub(1) };
-        if *count == 0 {
-            counts.remove(&address);
-        }
-        // Who waits for something else waits for this as well now, and has to be told.
-        self.dirty.waiting |= more && counts.len() >= most;
-    }
-
-    /// Nobody can have this address any more.
-    fn take(&mut self, address: IpAddr) {
-        self.free.take(address);
-        if let Some(pool) = self.pools.pool_of(address) {
-            self.dirty.waiting |= self.free.counts(pool)[Family::of(address)].available() == 0;
-        }
-    }
-
-    /// The addresses of that pool that Services of that namespace have or get, each with how many of them.
-    pub(crate) fn quota(&self, pool: &str, namespace: &str) -> Option<&BTreeMap<IpAddr, u32>> {
-        self.quotas.get(&(pool.to_owned(), namespace.to_owned()))
-    }
-
     /// Reads pools and what is occupied anew, if that has changed.
     pub(crate) fn refresh(&mut self, now: Timestamp) {
         if std::mem::take(&mut self.dirty.occupied) {
@@ -389,61 +361,6 @@ impl Ledger {
         self.addresses.contains_key(&address)
             || self.unreadable.addresses.contains(&address)
             || self.promises.contains_key(&address)
-    }
-
-    /// Nobody else gets this, for the time being.
-    pub(crate) fn promise(&mut self, address: IpAddr, service: &Service) {
-        if !self.is_used(address) {
-            self.take(address);
-            self.dirty.pools.extend(self.pools.pool_of(address).map(|pool| pool.name().to_owned()));
-        }
-        self.promises.entry(address).or_default().insert(service.key.clone());
-        self.promised.entry(service.key.clone()).or_default().push(address);
-        self.count(address, &service.key.namespace, true);
-        if let Some(key) = sharing::key(service) {
-            self.keyed.entry(key.to_owned()).or_default().insert(address);
-            self.promised_under.insert(address, key.to_owned());
-        }
-    }
-
-    /// What was promised to this Service it has not any more. Whether there was something.
-    pub(crate) fn break_promises(&mut self, key: &Key, now: Timestamp) -> bool {
-        let addresses = self.promised.get(key).cloned().unwrap_or_default();
-        addresses.iter().for_each(|address| self.break_promise(*address, key, now));
-        !addresses.is_empty()
-    }
-
-    fn break_promise(&mut self, address: IpAddr, key: &Key, now: Timestamp) {
-        if let Some(promised) = self.promised.get_mut(key) {
-            promised.retain(|other| *other != address);
-            if promised.is_empty() {
-                self.promised.remove(key);
-            }
-        }
-        if let Some(keys) = self.promises.get_mut(&address) {
-            keys.remove(key);
-            if keys.is_empty() {
-                self.promises.remove(&address);
-            }
-        }
-        self.count(address, &key.namespace, false);
-        if !self.promises.contains_key(&address)
-            && let Some(key) = self.promised_under.remove(&address)
-            && self.addresses.get(&address).is_none_or(|record| record.sharing_key.as_ref() != Some(&key))
-        {
-            remove(&mut self.keyed, &key, &address);
-        }
-        if !self.is_used(address) {
-            self.free.release(address, None, now);
-            self.dirty.pools.extend(self.pools.pool_of(address).map(|pool| pool.name().to_owned()));
-        } else {
-            self.dirty.addresses.insert(address);
-        }
-    }
-
-    /// To whom this address is promised.
-    pub(crate) fn promised_to(&self, address: IpAddr) -> impl Iterator<Item = &Key> {
-        self.promises.get(&address).into_iter().flatten()
     }
 
     /// The addresses that are shared under this key, or are going to be, in order.

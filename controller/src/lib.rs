@@ -45,6 +45,8 @@ pub mod intervals;
 mod latency;
 mod lease;
 pub mod ledger;
+#[cfg(test)]
+mod live;
 pub mod metrics;
 #[cfg(test)]
 mod model;

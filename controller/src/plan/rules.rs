@@ -373,10 +373,14 @@ fn a_namespace_has_no_more_addresses_than_its_quota_and_a_shared_one_counts_once
     let limited = edited(lan(), |spec| spec.max_per_namespace = Some(1));
     let mut far = service("far", 9);
     far.key.namespace = "away".into();
+    let named = Service { request: asking("192.0.2.12"), ..service("named", 4) };
     let mut world = World::with([limited], [sharing("a", 1, 80), sharing("b", 2, 443), service("c", 3), far]);
     world.settle();
     assert_eq!(["a", "b"].map(|name| ingress(&world, name)), [["192.0.2.10"], ["192.0.2.10"]]);
-    assert_eq!(reason(&world, "c"), "False NamespaceQuota");
+    world.snapshot.services.insert(named.key.clone(), Arc::new(named));
+    world.settle();
+    assert_eq!(["c", "named"].map(|name| reason(&world, name)), ["False NamespaceQuota"; 2]);
+    world.delete("named");
     assert_eq!(world.seen_key(&Key::new("away", "far")).ingress, ["192.0.2.11"]);
     world.delete("a");
     world.delete("b");
@@ -520,6 +524,14 @@ fn a_freed_address_rests_for_others_and_waits_for_its_service_to_come_back() {
     world.snapshot.services.insert(late.key.clone(), Arc::new(late));
     follow(&mut ledger, &mut world);
     assert_eq!(ingress(&world, "late"), ["192.0.2.10"], "it has rested");
+    // Also where an older pool would have one for it.
+    world.delete("late");
+    follow(&mut ledger, &mut world);
+    set_pool(&mut world, pool("older", 0, &["192.0.2.200-192.0.2.201"]));
+    let again = Service { uid: "late-again".into(), ..service("late", 182) };
+    world.snapshot.services.insert(again.key.clone(), Arc::new(again));
+    follow(&mut ledger, &mut world);
+    assert_eq!(ingress(&world, "late"), ["192.0.2.10"]);
 }
 
 #[test]
