@@ -33,6 +33,19 @@ impl Ledger {
         if record.deleting || self.unreadable.addresses.contains(&address) {
             return None;
         }
+        if let [holder] = record.holders.as_slice()
+            && is_alone(&record)
+            && holder.terms.is_none()
+            && !self.leaving.contains_key(&address)
+            && self.promised_to(address).next().is_none()
+        {
+            // As nearly all are: nothing follows from it that a search would find.
+            let service = self.services.get(&Key::new(&holder.namespace, &holder.name));
+            let is_own = |own: &&Arc<Service>| own.uid == holder.uid && sharing::key(own).is_none();
+            if service.filter(is_own).is_some() {
+                return None;
+            }
+        }
         let standings = self.standings(&record);
         let mut holders = Vec::with_capacity(record.holders.len());
         let mut staying = Vec::<Arc<Service>>::new();

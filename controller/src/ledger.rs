@@ -380,6 +380,21 @@ impl Ledger {
         records.filter(|record| holds(record, service)).cloned().collect()
     }
 
+    /// The addresses whose records name a Service of this key, whatever its UID, in order.
+    pub(crate) fn addresses_of(&self, key: &Key) -> &[IpAddr] {
+        self.held.get(key).map(Vec::as_slice).unwrap_or_default()
+    }
+
+    /// Whether nothing is planned, promised or wanted about this Service.
+    pub(crate) fn is_at_rest(&self, key: &Key) -> bool {
+        let is_pending = || !self.pending.is_empty() && self.pending.contains(&Subject::Service(key.clone()));
+        !self.promised.contains_key(key)
+            && !self.leaves.contains_key(key)
+            && !self.waiting.contains(key)
+            && !self.unreadable.services.contains(key)
+            && !is_pending()
+    }
+
     /// What is known of the Service that has this key and UID.
     pub(crate) fn known(&self, key: &Key, uid: &str) -> Known<'_> {
         if self.unreadable.services.contains(key) {
@@ -454,16 +469,20 @@ impl Ledger {
         }
     }
 
-    /// Everything is to be looked at again, nothing is under way any more, and of what was planned nothing is to come.
+    /// Nothing is under way any more, and of what was planned nothing is to come: it is to be planned again.
     pub fn start_over(&mut self, now: Timestamp) {
-        self.busy.clear();
-        self.pending.clear();
+        let busy = std::mem::take(&mut self.busy).into_keys();
+        for subject in std::mem::take(&mut self.pending).into_iter().chain(busy) {
+            match subject {
+                Subject::Service(key) => drop(self.dirty.services.insert(key)),
+                Subject::Address(address) => drop(self.dirty.addresses.insert(address)),
+                Subject::Pool(name) => drop(self.dirty.pools.insert(name)),
+            }
+        }
         for key in self.promised.keys().cloned().collect::<Vec<_>>() {
             self.break_promises(&key, now);
+            self.dirty.services.insert(key);
         }
-        self.dirty.all = true;
-        self.dirty.addresses.extend(self.addresses.keys().copied());
-        self.dirty.pools.extend(self.objects.keys().cloned());
     }
 
     /// A series is under way. Until it ends, nothing is planned about its subject and its addresses.

@@ -14,6 +14,7 @@
 //! | [`intervals`], `numbering`, [`few`] | sets of addresses that cost nothing; lists that people can read |
 //! | `wishes`, `sharing` | what a Service wants; which Services may share an address |
 //! | `allocation` | who gets which address, and who keeps, gives up or is refused |
+//! | `settled` | about whom there is nothing to decide |
 //! | [`refusal`] | why a Service doesn't get what it asks for, with the fix |
 //! | `pool_status`, `service_status` | what is said of a pool, and of a Service |
 //! | [`mod@plan`], `holders`, [`effect`] | what is to be written, as data; about Services, and about shared addresses |
@@ -63,6 +64,7 @@ mod report;
 mod rest;
 pub mod run;
 mod service_status;
+mod settled;
 mod sharing;
 pub mod snapshot;
 mod stores;

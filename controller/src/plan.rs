@@ -57,6 +57,8 @@ impl Ledger {
         self.refresh(now);
         let mut plan = Plan::default();
         let services = self.take_services(&mut plan, now);
+        #[cfg(test)]
+        self.check_settled(now);
         let (mut others, mut served, mut needs) = (Vec::new(), Vec::new(), Vec::new());
         for service in services {
             if !self.is_served(&service) {
@@ -113,7 +115,8 @@ impl Ledger {
             }
         }
         if all {
-            for service in self.services.values().cloned().collect::<Vec<_>>() {
+            let unsettled = self.services.values().filter(|service| !self.is_settled(service));
+            for service in unsettled.cloned().collect::<Vec<_>>() {
                 self.take_service(&service.key, plan, &mut taken, now);
             }
         } else if waiting {
@@ -123,6 +126,20 @@ impl Ledger {
             }
         }
         taken
+    }
+
+    /// Of whom it is said that there is nothing to do, there is nothing to do.
+    #[cfg(test)]
+    fn check_settled(&mut self, now: Timestamp) {
+        for service in self.services.values().filter(|service| self.is_settled(service)).cloned().collect::<Vec<_>>() {
+            let allocation = self.kept(&service).expect("it needs nothing");
+            let effects = self.allocated(&allocation, now);
+            assert!(
+                effects.is_empty() && allocation.gives_up.is_empty(),
+                "{} is not settled: {effects:?}",
+                service.key
+            );
+        }
     }
 
     /// Takes one of them, unless something about it is under way. Whether what was promised to it is free now.

@@ -163,7 +163,7 @@ fn is_entry(ingress: &Ingress, address: IpAddr) -> bool {
 }
 
 /// Whether something would be written as `text`.
-fn is_text(text: &str, written: &impl fmt::Display) -> bool {
+pub(crate) fn is_text(text: &str, written: &impl fmt::Display) -> bool {
     /// What is left of a text that has to follow.
     struct Rest<'a>(&'a str);
     impl fmt::Write for Rest<'_> {

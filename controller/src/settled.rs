@@ -1,0 +1,48 @@
+//! Whether a Service has, by itself, the one address that it wants, and all says so: then there is nothing to decide and
+//! nothing to write.
+//!
+//! That is so of nearly all Services in nearly every plan about everything, and told here without taking any memory, in
+//! a tenth of the time that deciding takes. It is a shortcut and no rule: whatever it says yes to, a plan would come to
+//! the same.
+
+use crds::Service;
+use crds::service::{ALLOCATED, Family};
+
+use crate::holders::is_alone;
+use crate::ledger::Ledger;
+use crate::pools::Withheld;
+use crate::service_status::{is_text, shows};
+use crate::sharing;
+use crate::wishes::families;
+
+impl Ledger {
+    /// Whether there is nothing to decide about this Service, and nothing to write.
+    pub(crate) fn is_settled(&self, service: &Service) -> bool {
+        if !self.is_served(service) || !service.has_finalizer() || !self.is_at_rest(&service.key) {
+            return false;
+        }
+        let [address] = self.addresses_of(&service.key) else { return false };
+        let Some(record) = self.addresses.get(address) else { return false };
+        let is_own = is_alone(record) && record.holders[0].uid == service.uid && record.holders[0].terms.is_none();
+        if !is_own || record.deleting || sharing::key(service).is_some() {
+            return false;
+        }
+        let Ok(request) = &service.request else { return false };
+        let is_asked = request.pool.is_none() && (request.addresses.is_empty() || request.addresses == [*address]);
+        if !is_asked || families(service) != [Family::of(*address)] || !shows(service, [*address]) {
+            return false;
+        }
+        let Some(pool) = self.pools.pool_of(*address) else { return false };
+        let is_odd = pool.object.spec.drain
+            || !matches!(self.pools.withheld(*address), None | Some(Withheld::NetworkEnd))
+            || !self.admits(pool, service);
+        !is_odd
+            && service.conditions.iter().any(|condition| {
+                condition.type_ == ALLOCATED
+                    && condition.status == "True"
+                    && condition.reason == "Allocated"
+                    && condition.observed_generation == service.generation
+                    && is_text(&condition.message, &format_args!("{address} from pool {}", pool.name()))
+            })
+    }
+}
