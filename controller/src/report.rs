@@ -27,8 +27,8 @@ pub(crate) const CONTROLLER: &str = "landfall.dev/controller";
 /// Events that wait to be written. More at once are dropped.
 pub(crate) const WAITING: usize = 4096;
 
-/// Requests at a time.
-const CONCURRENCY: usize = 4;
+/// Requests at a time: one, so that in a burst of new Services events take no part of the API server worth speaking of.
+const CONCURRENCY: usize = 1;
 
 /// For how long the API server is to answer.
 const ANSWER: Duration = Duration::from_secs(15);

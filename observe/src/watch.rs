@@ -31,8 +31,9 @@ use crate::source::{Source, version};
 use crate::store::Store;
 use crate::table::{Content, Observation, Version};
 
-/// Objects in one page of a list: bounds the memory that receiving it takes (kubectl's number).
-const PAGE: u32 = 500;
+/// Objects in one page of a list. It bounds the memory that receiving it takes, to a few MiB; each page is a round trip, and
+/// nothing is planned before the last one.
+const PAGE: u32 = 1000;
 
 /// For how long the API server is to answer a request for a page, or begin a watch.
 const ANSWER: Duration = Duration::from_secs(30);
@@ -401,8 +402,8 @@ mod tests {
         assert_eq!(
             asked,
             [
-                "/api/v1/nodes?&limit=500",
-                "/api/v1/nodes?&limit=500&continue=more",
+                "/api/v1/nodes?&limit=1000",
+                "/api/v1/nodes?&limit=1000&continue=more",
                 "/api/v1/nodes?&watch=true&timeoutSeconds=60&allowWatchBookmarks=true&resourceVersion=9",
                 "/api/v1/nodes?&watch=true&timeoutSeconds=60&allowWatchBookmarks=true&resourceVersion=15",
             ]
