@@ -146,9 +146,10 @@ impl Live {
             let (series, done) = &mut self.under_way[index];
             let (subject, effect) = (series.subject.clone(), series.effects.get(*done).cloned());
             *done += 1;
-            let happened = effect.as_ref().is_some_and(|effect| world.apply(effect));
-            // The answer tells how things are now, unless it gets lost.
-            let is_lost = is_faulty && self.roll(8) == 0;
+            // The request may get lost, and so may the answer, which tells how things are now.
+            let is_lost = is_faulty && self.roll(6) == 0;
+            let is_delivered = !is_lost || self.roll(2) == 0;
+            let happened = is_delivered && effect.as_ref().is_some_and(|effect| world.apply(effect));
             if let Some(effect) = effect.filter(|_| !is_lost) {
                 let now = world.snapshot.now;
                 if let Some(address) = effect.address() {
