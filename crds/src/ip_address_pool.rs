@@ -54,8 +54,9 @@ pub struct IPAddressPoolSpec {
     /// belong to the older pool, and the other one says so in its conditions.
     ///
     /// The first and the last address of an IPv4 CIDR are, on a network of that size, the network's own and the
-    /// broadcast address: they are given only to a Service that asks for them by name. Addresses that a node or a
-    /// node's gateway has are never given. Services keep what they have when a pool shrinks or goes.
+    /// broadcast address; the first one of an IPv6 CIDR is that of its routers (RFC 4291 §2.6.1). They are given only to
+    /// a Service that asks for them by name. Addresses that a node or a node's gateway has are never given. Services keep
+    /// what they have when a pool shrinks or goes.
     #[schemars(length(min = 1, max = MAX_RANGES))]
     pub addresses: Vec<AddressRange>,
 
@@ -82,7 +83,7 @@ pub struct IPAddressPoolSpec {
     /// How many addresses of this pool, IPv4 and IPv6 together, the Services of one namespace may have at a time. A
     /// shared address counts once. Default: no limit. Services that have more already keep them.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(range(min = 1))]
+    #[schemars(range(min = 1), extend("format" = "int32"))]
     pub max_per_namespace: Option<u32>,
 
     /// How long an address rests after its last Service has given it up, so that clients and network devices forget

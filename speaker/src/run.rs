@@ -184,6 +184,13 @@ enum Told {
     Lost(u64),
 }
 
+/// What was told since this was last asked: also the last word of somebody who is gone by now, and that only once. (If it stayed
+/// news, the loop would never sleep, and nothing else on this thread would have its turn.)
+fn news<T: Clone>(told: &mut watch::Receiver<T>) -> Option<T> {
+    let told = told.borrow_and_update();
+    told.has_changed().then(|| told.clone())
+}
+
 /// Why the loop goes round.
 enum Wake {
     /// Something is to be done, or came in.
@@ -329,25 +336,21 @@ impl Wire {
     /// Looks at what has changed around us.
     fn look(&mut self, now: Duration) -> Result<(), Error> {
         let Inputs { snapshot, forwarded, keys } = &mut self.inputs;
-        // When the one who tells is gone, what was told last holds.
-        let (links, told, acknowledged) = (
-            self.links.has_changed().unwrap_or(false),
-            snapshot.has_changed().unwrap_or(false),
-            forwarded.has_changed().unwrap_or(false),
-        );
-        if keys.has_changed().unwrap_or(false) {
-            self.machine.set_keys(now, &keys.borrow_and_update().clone());
+        if let Some(keys) = news(keys) {
+            self.machine.set_keys(now, &keys);
         }
-        if acknowledged {
-            self.machine.set_forwarded(forwarded.borrow_and_update().clone());
+        if let Some(forwarded) = news(forwarded) {
+            self.machine.set_forwarded(forwarded);
         }
-        if links {
-            self.machine.set_links(now, self.links.borrow_and_update().clone());
+        let (links, snapshot) = (news(&mut self.links), news(snapshot));
+        let may_move = links.is_some() || snapshot.is_some();
+        if let Some(links) = links {
+            self.machine.set_links(now, links);
         }
-        if told {
-            self.machine.set_snapshot(now, snapshot.borrow_and_update().clone());
+        if let Some(snapshot) = snapshot {
+            self.machine.set_snapshot(now, snapshot);
         }
-        if links || told {
+        if may_move {
             let speaking: BTreeSet<u32> = self.machine.speaking().map(|link| link.index).collect();
             self.ports.listen_on(&speaking).map_err(Error::Socket)?;
         }
