@@ -179,6 +179,9 @@ async fn when_the_leader_is_killed_another_one_leads_when_its_time_is_over(scene
     Ok(())
 }
 
+/// When nothing was written for so long, nothing is left to write: twice the pause between two writes of a pool's counts.
+const QUIET: Duration = Duration::from_secs(1);
+
 /// All that controllers write, whole: managed fields and versions included.
 async fn everything(scene: &Scene<'_>) -> Result<BTreeMap<String, serde_json::Value>> {
     let services: Api<Service> = Api::all(scene.world.client.clone());
@@ -224,7 +227,17 @@ async fn a_leader_that_freezes_is_replaced_and_writes_nothing_when_it_wakes(scen
     scene.refused("six", "PoolsExhausted").await?;
     scene.pool_counts("lan", [3, 0, 0, 0]).await?;
     scene.settle().await?;
-    let before = everything(scene).await?;
+    // Counts of pools follow at intervals: nothing may be left to write for the one that leads.
+    let (mut before, mut since) = (everything(scene).await?, Instant::now());
+    wait_until(SOON, "the one that leads to have written everything", async || {
+        let now = everything(scene).await?;
+        if now != before {
+            (before, since) = (now, Instant::now());
+        }
+        ensure!(since.elapsed() > QUIET, "changed {:?} ago", since.elapsed());
+        Ok(())
+    })
+    .await?;
 
     let used = time_used(pid)?;
     let woken = Instant::now();
