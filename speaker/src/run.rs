@@ -512,3 +512,16 @@ fn log(me: &str, told: Told) {
         Event::Slept { late } => tracing::warn!(node = me, ?late, "the loop slept: nobody's silence counts"),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_last_word_of_somebody_who_is_gone_is_news_just_once() {
+        let (sender, mut told) = watch::channel("first");
+        sender.send_replace("last");
+        drop(sender);
+        assert_eq!([news(&mut told), news(&mut told)], [Some("last"), None]);
+    }
+}
