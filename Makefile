@@ -26,7 +26,7 @@ test: ## Everything CI checks: format, lints, unit, property, kernel and end-to-
 bench: setup ## Measure: Service to address to first answer, memory, size (a cluster of its own, half a minute)
 	@cargo run --quiet --locked -p e2e --bin first-light
 
-bench-controller: setup ## Measure the controller beside a bare loop that makes the same writes (ten minutes; QUICK=1: two)
+bench-controller: setup ## Measure the controller beside a bare loop that makes the same writes (a long run; QUICK=1: five minutes)
 	@cargo build --quiet --release --locked --target x86_64-unknown-linux-musl -p bench
 	@target/x86_64-unknown-linux-musl/release/bench-controller $(if $(QUICK),--quick)
 

@@ -1,6 +1,6 @@
 //! Landfall's controller beside the least that anybody could do, on a real API server and etcd.
 //!
-//! `make bench-controller` runs it, in ten minutes; with `--quick` it goes no further than a thousand Services, in two.
+//! `make bench-controller` runs it, which takes long; with `--quick` it goes no further than a thousand Services.
 //! It prints a table, and writes `target/bench/controller.json`. What is measured, and how, is in the rooms:
 //!
 //! - [`allocate`]: what finding an address takes, without a cluster
@@ -31,7 +31,7 @@ use kube::{Client, Config};
 #[derive(Debug, Parser)]
 #[command(max_term_width = 120)]
 struct Cli {
-    /// No more than a thousand Services, and fewer rounds: two minutes.
+    /// No more than a thousand Services, and fewer rounds: five minutes.
     #[arg(long)]
     quick: bool,
 
