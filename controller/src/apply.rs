@@ -299,7 +299,6 @@ mod tests {
     use crds::{Key, Service};
     use http::{Request, Response};
     use kube::client::Body;
-    use observe::{Store, Wake};
     use serde_json::json;
     use std::collections::VecDeque;
     use std::sync::{Arc, Mutex};
@@ -333,15 +332,7 @@ mod tests {
                 Response::builder().status(code).body(Body::from(body.to_string().into_bytes()))
             }
         });
-        let wake = Wake::default();
-        let stores = Stores {
-            pools: Store::listed(&wake, 1, []),
-            services: Store::listed(&wake, 1, []),
-            addresses: Store::listed(&wake, 1, []),
-            namespaces: Store::listed(&wake, 1, []),
-            nodes: Store::listed(&wake, 1, []),
-            networks: Store::listed(&wake, 1, []),
-        };
+        let stores = Stores::empty();
         stores.put_address(&serde_json::from_value(address("192.0.2.9", "a9", "web")).expect("a LoadBalancerIP"));
         let (events, _) = mpsc::channel(1);
         let (client, metrics) = (Client::new(service, "default"), Metrics::default());

@@ -354,7 +354,7 @@ fn by_family(pool: &IPAddressPool) -> impl Iterator<Item = (&'static str, i64, i
 mod tests {
     use super::*;
     use crds::{IPAddressPoolSpec, IPAddressPoolStatus};
-    use observe::{Store, Wake, source};
+    use observe::source;
     use serde_json::{Value, json};
 
     fn service(name: &str, status: &str, reason: &str) -> k8s_openapi::api::core::v1::Service {
@@ -375,15 +375,7 @@ mod tests {
     }
 
     fn stores() -> Stores {
-        let wake = Wake::default();
-        let stores = Stores {
-            pools: Store::listed(&wake, 1, []),
-            services: Store::listed(&wake, 1, []),
-            addresses: Store::listed(&wake, 1, []),
-            namespaces: Store::listed(&wake, 1, []),
-            nodes: Store::listed(&wake, 1, []),
-            networks: Store::listed(&wake, 1, []),
-        };
+        let stores = Stores::empty();
         let mut pool = IPAddressPool::new(
             "lan",
             IPAddressPoolSpec {

@@ -22,6 +22,20 @@ pub(crate) struct Stores {
 }
 
 impl Stores {
+    /// All that is known is that there is nothing: for tests, where no API server is.
+    #[cfg(test)]
+    pub(crate) fn empty() -> Self {
+        let wake = Wake::default();
+        Self {
+            pools: Store::listed(&wake, 1, []),
+            services: Store::listed(&wake, 1, []),
+            addresses: Store::listed(&wake, 1, []),
+            namespaces: Store::listed(&wake, 1, []),
+            nodes: Store::listed(&wake, 1, []),
+            networks: Store::listed(&wake, 1, []),
+        }
+    }
+
     /// Nothing yet. `wake` is woken when that changes.
     pub(crate) fn new(wake: &Wake) -> Self {
         Self {
