@@ -1,0 +1,141 @@
+//! A table as the kernel tells of it, and whether it is the one that we would make.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::{number, text};
+use crate::netlink::attribute::Attributes;
+use crate::nft::element::{self, Key};
+use crate::nft::expression::Expression;
+use crate::nft::request::*;
+use crate::nft::skeleton::{self, COMMENT, Hook, Table};
+use crate::nft::userdata;
+
+/// A table as it is in the kernel, but for its elements.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Found {
+    /// Its flags: none, if it works.
+    pub flags: u32,
+    /// How many chains, sets and other objects are in it.
+    pub used: u32,
+    /// The comment on it.
+    pub comment: Option<String>,
+    /// Its sets and maps.
+    pub sets: Vec<FoundSet>,
+    /// The hooks of those chains that a skeleton has, where they exist; `None` for a chain without a hook, or with one
+    /// we wouldn't make.
+    pub chains: BTreeMap<String, Option<Hook>>,
+    /// The rules of each chain that has some; `None` for a rule that we wouldn't make.
+    pub rules: BTreeMap<String, Vec<Option<Vec<Expression>>>>,
+}
+
+/// A set or map as it is in the kernel.
+#[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub struct FoundSet {
+    name: String,
+    flags: u32,
+    key: Option<(u32, u32)>,
+    data: Option<(u32, u32)>,
+}
+
+impl Found {
+    /// The table in an answer, still without what is in it.
+    pub fn table(answer: Attributes<'_>) -> Self {
+        let comment = answer.find(TABLE_USERDATA).and_then(|notes| userdata::read_comment(notes.value));
+        Self {
+            flags: number(answer, TABLE_FLAGS).unwrap_or(0),
+            used: number(answer, TABLE_USE).unwrap_or(0),
+            comment: comment.map(str::to_owned),
+            ..Self::default()
+        }
+    }
+
+    /// What is wrong with it, in words; `Ok` with the chains that come and go with elements if nothing is.
+    ///
+    /// # Errors
+    /// The first thing that is not as [`skeleton`] would have it.
+    pub fn check(&self, table: Table) -> Result<BTreeSet<Key>, String> {
+        if self.comment.as_deref() != Some(COMMENT) {
+            return Err(format!("its comment is {:?}, so another version made it", self.comment.as_deref()));
+        }
+        if self.flags != 0 {
+            return Err(format!("it has flags {:#x}", self.flags));
+        }
+        let mut expected: Vec<FoundSet> = skeleton::sets(table).iter().map(FoundSet::expected).collect();
+        let mut sets = self.sets.clone();
+        expected.sort();
+        sets.sort();
+        if let Some(set) = expected.iter().find(|set| !sets.contains(set)) {
+            return Err(format!("set {} is not there as it should be", set.name));
+        }
+        let mut rules = self.rules.clone();
+        let fixed = skeleton::chains(table);
+        for chain in &fixed {
+            if self.chains.get(&chain.name) != Some(&chain.hook) {
+                return Err(format!("chain {} is not there as it should be", chain.name));
+            }
+            same_rules(&chain.name, rules.remove(&chain.name), &chain.rules)?;
+        }
+        let mut chains = BTreeSet::new();
+        for (name, found) in rules {
+            let way = element::way(&name).map(|way| (Key::Way(table, way), skeleton::way(table, way)));
+            let remember =
+                || element::remembers(&name).map(|s| (Key::Remember(table, s), skeleton::remember(table, s)));
+            let (key, expected) = way.or_else(remember).ok_or_else(|| format!("chain {name} should not be there"))?;
+            same_rules(&name, Some(found), &expected.rules)?;
+            chains.insert(key);
+        }
+        // What has neither rules nor a name that we know can only be counted.
+        let objects = expected.len() + fixed.len() + chains.len();
+        if usize::try_from(self.used) != Ok(objects) {
+            return Err(format!("it has {} chains, sets and other objects instead of {objects}", self.used));
+        }
+        Ok(chains)
+    }
+}
+
+fn same_rules(
+    name: &str,
+    found: Option<Vec<Option<Vec<Expression>>>>,
+    expected: &[Vec<Expression>],
+) -> Result<(), String> {
+    let found = found.unwrap_or_default();
+    let same = found.len() == expected.len() && found.iter().zip(expected).all(|(f, e)| f.as_ref() == Some(e));
+    if same { Ok(()) } else { Err(format!("the rules of chain {name} are not as they should be")) }
+}
+
+impl FoundSet {
+    /// The set in an answer.
+    pub fn read(answer: Attributes<'_>) -> Self {
+        let data = number(answer, SET_DATA_TYPE).map(|kind| (kind, number(answer, SET_DATA_LEN).unwrap_or(0)));
+        Self {
+            name: text(answer, SET_NAME).unwrap_or_default(),
+            flags: number(answer, SET_FLAGS).unwrap_or(0),
+            key: number(answer, SET_KEY_TYPE).zip(number(answer, SET_KEY_LEN)),
+            // How long a verdict is, is the kernel's own business.
+            data: data.map(|(kind, length)| (kind, if kind == skeleton::VERDICT { 0 } else { length })),
+        }
+    }
+
+    fn expected(set: &skeleton::Set) -> Self {
+        let key = Some((set.key_type(), set.key_length()));
+        Self { name: set.name.to_owned(), flags: set.flags(), key, data: set.data() }
+    }
+}
+
+/// The hook of the chain in an answer.
+pub fn chain_hook(answer: Attributes<'_>) -> Option<Hook> {
+    let hook = answer.find(CHAIN_HOOK)?.inner();
+    let kind = answer.find(CHAIN_TYPE)?.text()?;
+    (number(answer, CHAIN_POLICY) == Some(ACCEPT)).then_some(())?;
+    Some(Hook {
+        kind: ["nat", "filter"].into_iter().find(|known| *known == kind)?,
+        number: number(hook, HOOK_NUMBER)?,
+        priority: number(hook, HOOK_PRIORITY)?.cast_signed(),
+    })
+}
+
+/// The rule in an answer: the name of its chain, and its expressions if we could have made them.
+pub fn rule(answer: Attributes<'_>) -> Option<(String, Option<Vec<Expression>>)> {
+    let expressions = answer.find(RULE_EXPRESSIONS).map(|list| list.inner().map(Expression::decode).collect());
+    Some((text(answer, RULE_CHAIN)?, expressions.unwrap_or_default()))
+}

@@ -1,0 +1,207 @@
+//! What is written is read back, and no answer makes reading panic.
+
+use super::*;
+use crate::diff::{Change, diff};
+use crate::netlink::attribute::{Writer, attributes};
+use crate::nft::skeleton;
+use crate::ruleset::{Pick, Way};
+use proptest::prelude::*;
+
+fn a_table() -> impl Strategy<Value = Table> {
+    proptest::sample::select(Table::ALL.to_vec())
+}
+
+/// Any elements of any table.
+fn some_elements() -> impl Strategy<Value = Elements> {
+    a_table().prop_flat_map(elements_of)
+}
+
+fn elements_of(table: Table) -> impl Strategy<Value = Elements> {
+    let address = move || match table {
+        Table::V4 => any::<[u8; 4]>().prop_map(IpAddr::from).boxed(),
+        Table::V6 => any::<[u8; 16]>().prop_map(IpAddr::from).boxed(),
+    };
+    let protocol = prop_oneof![Just(Protocol::Tcp), Just(Protocol::Udp), Just(Protocol::Sctp)];
+    let frontend =
+        (address(), protocol, any::<u16>()).prop_map(|(address, protocol, port)| Frontend { address, protocol, port });
+    let way = (any::<u32>(), 1u32.., any::<bool>(), proptest::option::of(any::<u32>()))
+        .prop_map(|(from, count, restricted, affinity)| Way { pick: Pick { from, count }, restricted, affinity });
+    let range = (address(), address()).prop_map(|(a, b)| Range::new(a.min(b), a.max(b)).expect("a range"));
+    let endpoint = (address(), any::<u16>()).prop_map(|(address, port)| SocketAddr::new(address, port));
+    let element = prop_oneof![
+        address().prop_map(|a| (Key::Address(a), Value::Present)),
+        (frontend.clone(), way.clone()).prop_map(|(f, w)| (Key::Service(f), Value::Way(w))),
+        (frontend.clone(), way.clone()).prop_map(|(f, w)| (Key::Inside(f), Value::Way(w))),
+        (frontend.clone(), any::<bool>()).prop_map(|(f, restricted)| (Key::Refused(f), Value::Refuse { restricted })),
+        (frontend.clone(), any::<u32>()).prop_map(|(f, seconds)| (Key::Remembered(f), Value::Remember(seconds))),
+        (frontend.clone(), range).prop_map(|(f, range)| (Key::Source(f, range), Value::Present)),
+        (frontend, any::<u32>(), endpoint).prop_map(|(f, i, e)| (Key::Endpoint(f, i), Value::Endpoint(e))),
+        (address(), address()).prop_map(|(a, e)| (Key::Local(a, e), Value::Present)),
+        (address(), address()).prop_map(|(a, e)| (Key::Hairpin(a, e), Value::Present)),
+    ];
+    proptest::collection::btree_map(any::<u64>(), element, 0..40).prop_map(|elements| elements.into_values().collect())
+}
+
+/// What the messages that add all of `elements` say, read as if the kernel had said it.
+fn told(elements: &Elements) -> Vec<Option<(Key, Value)>> {
+    let changes = diff(&Elements::new(), elements);
+    let mut requests = Requests::default();
+    requests.change(&changes);
+    let mut told = Vec::new();
+    let Some(table) = elements.keys().next().map(Key::table) else { return told };
+    for message in requests.messages {
+        let mut bytes = Vec::new();
+        message.encode(0, &mut bytes);
+        assert!(bytes.len() < 1 << 16, "a message has an attribute of less than 64 KiB");
+        let answer = attributes(&bytes[Message::HEADERS..]);
+        let set = answer.find(ELEM_LIST_SET).and_then(|set| set.text()).expect("a set");
+        told.extend(self::elements(table, set, answer));
+    }
+    told
+}
+
+proptest! {
+    #[test]
+    fn elements_are_read_as_they_are_written(elements in some_elements()) {
+        let read: Option<Elements> = told(&elements).into_iter().collect();
+        prop_assert_eq!(read, Some(elements));
+    }
+
+    #[test]
+    fn ranges_are_read_as_they_are_written(
+        table in a_table(),
+        ends in proptest::collection::btree_set(any::<u128>(), 0..12),
+    ) {
+        let address = |bits: u128| match table {
+            Table::V4 => IpAddr::from(Ipv4Addr::from_bits((bits >> 96) as u32)),
+            Table::V6 => Ipv6Addr::from_bits(bits).into(),
+        };
+        let ends: Vec<_> = ends.into_iter().map(address).collect();
+        // Ranges that touch are one.
+        let apart = |pair: &[IpAddr]| crds::address::next(pair[0]).is_some_and(|after| after < pair[1]);
+        prop_assume!(ends.windows(2).all(apart));
+        let expected: Vec<_> = ends.chunks_exact(2).filter_map(|pair| Range::new(pair[0], pair[1])).collect();
+        let mut list = Writer::default();
+        list.nested(ELEM_LIST_ELEMENTS, |list| {
+            let change = Change::Add(Key::Pods(table), Value::Ranges(expected.clone()));
+            crate::nft::request::element(&change, list);
+        });
+        let boundaries = boundaries(table, attributes(&list.finish())).into_iter().collect::<Option<Vec<_>>>();
+        prop_assert_eq!(boundaries.and_then(ranges), Some(expected));
+    }
+
+    #[test]
+    fn who_is_forgotten_is_who_was_remembered(
+        table in a_table(),
+        // Few, and as many as one message just takes and does not take any more.
+        clients in prop_oneof![0usize..4, 499usize..502].prop_flat_map(|count| {
+            proptest::collection::vec((any::<[u8; 16]>(), any::<[u8; 16]>(), any::<u16>()), count)
+        }),
+    ) {
+        let address = |bytes: [u8; 16]| match table {
+            Table::V4 => IpAddr::from(*bytes.first_chunk::<4>().expect("four bytes")),
+            Table::V6 => IpAddr::from(bytes),
+        };
+        let expected: Vec<Remembered> = clients
+            .into_iter()
+            .map(|(client, lb_ip, port)| Remembered {
+                client: address(client),
+                port: (address(lb_ip), Protocol::Udp, port),
+                endpoint: SocketAddr::new(address([7; 16]), 9),
+            })
+            .collect();
+        let mut requests = Requests::default();
+        requests.forget(table, &expected);
+        let mut told = Vec::new();
+        for message in requests.messages {
+            let mut bytes = Vec::new();
+            message.encode(0, &mut bytes);
+            prop_assert!(bytes.len() < 1 << 16);
+            let answer = attributes(&bytes[Message::HEADERS..]);
+            prop_assert_eq!(answer.find(ELEM_LIST_SET).and_then(|set| set.text()), Some("affinity"));
+            for item in answer.find(ELEM_LIST_ELEMENTS).expect("elements").inner() {
+                let key = item.inner().find(ELEM_KEY).and_then(|key| decode_value(key.inner())).expect("a key");
+                let mut key = Parts { table, rest: key };
+                told.push((key.address(), key.frontend().map(|front| (front.address, front.protocol, front.port))));
+            }
+        }
+        let expected: Vec<_> = expected.into_iter().map(|one| (Some(one.client), Some(one.port))).collect();
+        prop_assert_eq!(told, expected);
+    }
+
+    #[test]
+    fn reading_any_answer_never_panics(bytes in proptest::collection::vec(any::<u8>(), 0..300)) {
+        let answer = attributes(&bytes);
+        let _ = (Found::table(answer), FoundSet::read(answer), chain_hook(answer), rule(answer), generation(answer));
+        for table in Table::ALL {
+            for set in skeleton::sets(table) {
+                let _ = elements(table, set.name, answer);
+            }
+            let _ = remembered(table, answer);
+            let _ = boundaries(table, answer).into_iter().collect::<Option<Vec<_>>>().and_then(ranges);
+        }
+    }
+
+    #[test]
+    fn reading_an_answer_with_a_flaw_never_panics(
+        (table, elements) in a_table().prop_flat_map(|table| (Just(table), elements_of(table))),
+        at: usize,
+        flaw: u8,
+    ) {
+        let changes = diff(&Elements::new(), &elements);
+        let mut requests = Requests::default();
+        requests.create_table(table);
+        requests.change(&changes);
+        for message in requests.messages {
+            let mut bytes = Vec::new();
+            message.encode(0, &mut bytes);
+            let mut bytes = bytes.split_off(Message::HEADERS);
+            if !bytes.is_empty() {
+                let at = at % bytes.len();
+                bytes[at] = flaw;
+            }
+            let answer = attributes(&bytes);
+            let _ = (Found::table(answer), FoundSet::read(answer), chain_hook(answer), rule(answer));
+            for set in skeleton::sets(table) {
+                let _ = self::elements(table, set.name, answer);
+            }
+        }
+    }
+}
+
+#[test]
+fn every_rule_is_read_as_it_is_written() {
+    let open = Way { pick: Pick { from: 0, count: 1 }, ..Way::default() };
+    let ways = [open, Way { pick: Pick { from: 3, count: 7 }, restricted: true, affinity: Some(1) }];
+    let chains = |table| {
+        let ways = ways.map(|way| skeleton::way(table, way));
+        skeleton::chains(table).into_iter().chain(ways).chain([skeleton::remember(table, 10_800)])
+    };
+    for chain in Table::ALL.into_iter().flat_map(chains) {
+        for expected in chain.rules {
+            let mut message = Writer::default();
+            message.text(RULE_CHAIN, &chain.name).nested(RULE_EXPRESSIONS, |list| {
+                expected.iter().for_each(|expression| expression.encode(list));
+            });
+            let read = rule(attributes(&message.finish()));
+            assert_eq!(read, Some((chain.name.clone(), Some(expected))));
+        }
+    }
+}
+
+#[test]
+fn many_elements_are_spread_over_messages() {
+    let elements = (0..5_000).map(|n| (Key::Address(Ipv4Addr::from_bits(n).into()), Value::Present)).collect();
+    assert_eq!(told(&elements).len(), 5_000);
+}
+
+#[test]
+fn boundaries_that_do_not_fit_are_no_ranges() {
+    let at = |last: u8| IpAddr::from([10, 0, 0, last]);
+    let range = |first, last| vec![Range::new(first, last).expect("a range")];
+    assert_eq!(ranges(vec![]), Some(vec![]));
+    assert_eq!(ranges(vec![(at(2), true), (at(1), false)]), Some(range(at(1), at(1))));
+    assert_eq!(ranges(vec![(at(1), false)]), Some(range(at(1), Ipv4Addr::BROADCAST.into())));
+    assert_eq!(ranges(vec![(at(1), false), (at(2), false)]), None);
+    assert_eq!(ranges(vec![(at(1), false), (at(2), true), (at(3), true)]), None);
+}

@@ -1,0 +1,132 @@
+//! Expressions read from what the kernel dumps.
+
+use super::numbers::*;
+use super::{Expression, Header, Register, Relation, Verdict, decode_value};
+use crate::netlink::attribute::Attribute;
+
+impl Expression {
+    /// Reads such an item; `None` if it is anything but what [`Expression::encode`] writes.
+    pub fn decode(item: Attribute<'_>) -> Option<Self> {
+        let data = item.inner().find(DATA)?.inner();
+        let number = |kind: u16| data.find(kind).and_then(|attribute| attribute.u32());
+        let register = |kind: u16| data.find(kind).and_then(Register::decode);
+        let value = |kind: u16| data.find(kind).and_then(|found| decode_value(found.inner()));
+        let is = |kind: u16, expected: u32| (number(kind) == Some(expected)).then_some(());
+        let absent_or = |kind: u16, expected: u32| number(kind).is_none_or(|n| n == expected).then_some(());
+        let from = |kind: u16, expected: Register| (register(kind) == Some(expected)).then_some(());
+        match item.inner().find(NAME)?.text()? {
+            "payload" => Some(Self::Payload {
+                header: [Header::Network, Header::Transport]
+                    .into_iter()
+                    .find(|header| number(PAYLOAD_BASE) == Some(*header as u32))?,
+                offset: number(PAYLOAD_OFFSET)?,
+                length: number(PAYLOAD_LEN)?,
+                into: register(PAYLOAD_DREG)?,
+            }),
+            "meta" => {
+                is(META_KEY, META_L4PROTO)?;
+                Some(Self::Protocol { into: register(META_DREG)? })
+            }
+            "ct" => {
+                let into = register(CT_DREG)?;
+                match (number(CT_KEY)?, data.find(CT_DIRECTION).and_then(|direction| direction.u8())) {
+                    (CT_STATUS, None) => Some(Self::Status { into }),
+                    (CT_PROTO_DST, Some(CT_ORIGINAL)) => Some(Self::OriginalPort { into }),
+                    (CT_PROTO_SRC, Some(CT_REPLY)) => Some(Self::AnsweringPort { into }),
+                    (key, Some(CT_ORIGINAL)) => FAMILIES
+                        .into_iter()
+                        .find(|family| numbers(*family).original_destination == key)
+                        .map(|family| Self::OriginalDestination { family, into }),
+                    _ => None,
+                }
+            }
+            "fib" => {
+                is(FIB_FLAGS, FIB_SADDR)?;
+                is(FIB_RESULT, FIB_ADDRTYPE)?;
+                Some(Self::SourceType { into: register(FIB_DREG)? })
+            }
+            "numgen" => {
+                is(NUMGEN_TYPE, NUMGEN_RANDOM)?;
+                let (modulus, offset) = (number(NUMGEN_MODULUS)?, number(NUMGEN_OFFSET).unwrap_or(0));
+                Some(Self::Random { modulus, offset, into: register(NUMGEN_DREG)? })
+            }
+            "bitwise" => {
+                from(BITWISE_SREG, Register::FIRST)?;
+                from(BITWISE_DREG, Register::FIRST)?;
+                absent_or(BITWISE_OP, 0)?;
+                let (mask, xor) = (value(BITWISE_MASK)?, value(BITWISE_XOR)?);
+                (number(BITWISE_LEN) == u32::try_from(mask.len()).ok()).then_some(())?;
+                (xor.len() == mask.len() && xor.iter().all(|byte| *byte == 0)).then(|| Self::Mask(mask.to_vec()))
+            }
+            "cmp" => {
+                from(CMP_SREG, Register::FIRST)?;
+                let relation = [Relation::Equal, Relation::NotEqual, Relation::AtMost, Relation::AtLeast]
+                    .into_iter()
+                    .find(|relation| number(CMP_OP) == Some(*relation as u32))?;
+                Some(Self::Compare { relation, value: value(CMP_DATA)?.to_vec() })
+            }
+            "lookup" => {
+                from(LOOKUP_SREG, Register::FIRST)?;
+                let set = data.find(LOOKUP_SET)?.text()?.to_owned();
+                match (number(LOOKUP_FLAGS).unwrap_or(0), data.find(LOOKUP_DREG)) {
+                    (LOOKUP_INVERTED, None) => Some(Self::Absent { set }),
+                    (0, None) => Some(Self::Lookup { set, into: None }),
+                    (0, Some(register)) => Some(Self::Lookup { set, into: Some(Register::decode(register)?) }),
+                    _ => None,
+                }
+            }
+            "dynset" => {
+                is(DYNSET_OP, DYNSET_UPDATE)?;
+                absent_or(DYNSET_FLAGS, 0)?;
+                from(DYNSET_SREG_KEY, Register::FIRST)?;
+                let timeout = data.find(DYNSET_TIMEOUT)?.u64()?;
+                (timeout % MILLISECONDS == 0).then_some(())?;
+                Some(Self::Update {
+                    map: data.find(DYNSET_SET_NAME)?.text()?.to_owned(),
+                    value: register(DYNSET_SREG_DATA)?,
+                    seconds: u32::try_from(timeout / MILLISECONDS).ok()?,
+                })
+            }
+            "byteorder" => {
+                is(BYTEORDER_OP, BYTEORDER_HTON)?;
+                let unit = number(BYTEORDER_LEN).zip(number(BYTEORDER_SIZE));
+                let (from, into) = (register(BYTEORDER_SREG)?, register(BYTEORDER_DREG)?);
+                (from == into && unit == Some(BYTEORDER_OF_PROTOCOL)).then_some(Self::ToNetworkOrder { register: into })
+            }
+            "immediate" => {
+                from(IMMEDIATE_DREG, Register::Verdict)?;
+                Verdict::decode(data.find(IMMEDIATE_DATA)?.inner()).map(Self::Verdict)
+            }
+            "nat" => {
+                is(NAT_TYPE, NAT_DNAT)?;
+                let protocol = number(NAT_FAMILY)?;
+                let family = FAMILIES.into_iter().find(|family| numbers(*family).protocol == protocol)?;
+                let port = numbers(family).port;
+                from(NAT_REG_ADDR_MIN, Register::FIRST)?;
+                from(NAT_REG_PROTO_MIN, port)?;
+                absent_or(NAT_REG_ADDR_MAX, Register::FIRST.number())?;
+                absent_or(NAT_REG_PROTO_MAX, port.number())?;
+                absent_or(NAT_FLAGS, NAT_IMPLIED)?;
+                Some(Self::Dnat(family))
+            }
+            "masq" => {
+                is(MASQ_FLAGS, FULLY_RANDOM)?;
+                Some(Self::Masquerade)
+            }
+            "redir" => data
+                .find(REDIR_REG_PROTO_MIN)
+                .is_none()
+                .then_some(())
+                .and_then(|()| absent_or(REDIR_FLAGS, 0))
+                .map(|()| Self::Redirect),
+            "reject" => match (number(REJECT_TYPE)?, data.find(REJECT_CODE).and_then(|code| code.u8())) {
+                (REJECT_RESET, None | Some(0)) => Some(Self::Reset),
+                (REJECT_ICMP, Some(code)) => {
+                    FAMILIES.into_iter().find(|family| numbers(*family).port_unreachable == code).map(Self::Unreachable)
+                }
+                _ => None,
+            },
+            _ => None,
+        }
+    }
+}

@@ -1,0 +1,119 @@
+//! The numbers by which expressions, their attributes and their values go in messages.
+
+use crds::service::Family;
+
+use super::Register;
+
+pub(super) const FAMILIES: [Family; 2] = [Family::V4, Family::V6];
+
+/// An item of a list (NFTA_LIST_ELEM), and what is in it (NFTA_EXPR_*).
+pub(super) const ITEM: u16 = 1;
+pub(super) const NAME: u16 = 1;
+pub(super) const DATA: u16 = 2;
+
+// Attributes of each expression, in the order of linux/netfilter/nf_tables.h.
+pub(super) const PAYLOAD_DREG: u16 = 1;
+pub(super) const PAYLOAD_BASE: u16 = 2;
+pub(super) const PAYLOAD_OFFSET: u16 = 3;
+pub(super) const PAYLOAD_LEN: u16 = 4;
+pub(super) const META_DREG: u16 = 1;
+pub(super) const META_KEY: u16 = 2;
+pub(super) const META_L4PROTO: u32 = 16;
+pub(super) const CT_DREG: u16 = 1;
+pub(super) const CT_KEY: u16 = 2;
+pub(super) const CT_DIRECTION: u16 = 3;
+pub(super) const CT_STATUS: u32 = 2;
+pub(super) const CT_DST_IP: u32 = 20;
+pub(super) const CT_DST_IP6: u32 = 22;
+pub(super) const CT_PROTO_SRC: u32 = 11;
+pub(super) const CT_PROTO_DST: u32 = 12;
+pub(super) const CT_ORIGINAL: u8 = 0;
+pub(super) const CT_REPLY: u8 = 1;
+pub(super) const FIB_DREG: u16 = 1;
+pub(super) const FIB_RESULT: u16 = 2;
+pub(super) const FIB_FLAGS: u16 = 3;
+pub(super) const FIB_ADDRTYPE: u32 = 3;
+pub(super) const FIB_SADDR: u32 = 1;
+pub(super) const NUMGEN_DREG: u16 = 1;
+pub(super) const NUMGEN_MODULUS: u16 = 2;
+pub(super) const NUMGEN_TYPE: u16 = 3;
+pub(super) const NUMGEN_OFFSET: u16 = 4;
+pub(super) const NUMGEN_RANDOM: u32 = 1;
+pub(super) const BITWISE_SREG: u16 = 1;
+pub(super) const BITWISE_DREG: u16 = 2;
+pub(super) const BITWISE_LEN: u16 = 3;
+pub(super) const BITWISE_MASK: u16 = 4;
+pub(super) const BITWISE_XOR: u16 = 5;
+pub(super) const BITWISE_OP: u16 = 6;
+pub(super) const CMP_SREG: u16 = 1;
+pub(super) const CMP_OP: u16 = 2;
+pub(super) const CMP_DATA: u16 = 3;
+pub(super) const LOOKUP_SET: u16 = 1;
+pub(super) const LOOKUP_SREG: u16 = 2;
+pub(super) const LOOKUP_DREG: u16 = 3;
+pub(super) const LOOKUP_FLAGS: u16 = 5;
+/// NFT_LOOKUP_F_INV.
+pub(super) const LOOKUP_INVERTED: u32 = 1;
+pub(super) const BYTEORDER_SREG: u16 = 1;
+pub(super) const BYTEORDER_DREG: u16 = 2;
+pub(super) const BYTEORDER_OP: u16 = 3;
+pub(super) const BYTEORDER_LEN: u16 = 4;
+pub(super) const BYTEORDER_SIZE: u16 = 5;
+pub(super) const BYTEORDER_HTON: u32 = 1;
+/// How many bytes there are, and the size of the units that change their order.
+pub(super) const BYTEORDER_OF_PROTOCOL: (u32, u32) = (1, 2);
+pub(super) const DYNSET_SET_NAME: u16 = 1;
+pub(super) const DYNSET_OP: u16 = 3;
+pub(super) const DYNSET_SREG_KEY: u16 = 4;
+pub(super) const DYNSET_SREG_DATA: u16 = 5;
+pub(super) const DYNSET_TIMEOUT: u16 = 6;
+pub(super) const DYNSET_FLAGS: u16 = 9;
+pub(super) const DYNSET_UPDATE: u32 = 1;
+pub(super) const MILLISECONDS: u64 = 1000;
+pub(super) const IMMEDIATE_DREG: u16 = 1;
+pub(super) const IMMEDIATE_DATA: u16 = 2;
+pub(super) const NAT_TYPE: u16 = 1;
+pub(super) const NAT_FAMILY: u16 = 2;
+pub(super) const NAT_REG_ADDR_MIN: u16 = 3;
+pub(super) const NAT_REG_ADDR_MAX: u16 = 4;
+pub(super) const NAT_REG_PROTO_MIN: u16 = 5;
+pub(super) const NAT_REG_PROTO_MAX: u16 = 6;
+pub(super) const NAT_FLAGS: u16 = 7;
+pub(super) const NAT_DNAT: u32 = 1;
+/// NF_NAT_RANGE_MAP_IPS and NF_NAT_RANGE_PROTO_SPECIFIED: the kernel adds them by itself, and dumps them.
+pub(super) const NAT_IMPLIED: u32 = 1 | 2;
+pub(super) const MASQ_FLAGS: u16 = 1;
+/// NF_NAT_RANGE_PROTO_RANDOM_FULLY: with ports in order, two clients that connect at once can be given the same one,
+/// and one of them loses its first packet.
+pub(super) const FULLY_RANDOM: u32 = 1 << 4;
+pub(super) const REDIR_REG_PROTO_MIN: u16 = 1;
+pub(super) const REDIR_FLAGS: u16 = 3;
+pub(super) const REJECT_TYPE: u16 = 1;
+pub(super) const REJECT_CODE: u16 = 2;
+pub(super) const REJECT_ICMP: u32 = 0;
+pub(super) const REJECT_RESET: u32 = 1;
+
+/// The numbers by which a family goes in expressions.
+pub(super) struct Numbers {
+    /// NFPROTO_*.
+    pub(super) protocol: u32,
+    /// Where a port stands behind an address.
+    pub(super) port: Register,
+    /// The code of ICMP for a port that is unreachable (RFC 792; RFC 4443 §3.1).
+    pub(super) port_unreachable: u8,
+    /// What of a connection is the original destination.
+    pub(super) original_destination: u32,
+}
+
+pub(super) fn numbers(family: Family) -> Numbers {
+    match family {
+        Family::V4 => {
+            let port = Register::Quarter(1);
+            Numbers { protocol: 2, port, port_unreachable: 3, original_destination: CT_DST_IP }
+        }
+        Family::V6 => {
+            let port = Register::Quarter(4);
+            Numbers { protocol: 10, port, port_unreachable: 4, original_destination: CT_DST_IP6 }
+        }
+    }
+}
