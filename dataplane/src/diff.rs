@@ -6,8 +6,9 @@ use std::fmt;
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use crate::nft::element::{Elements, Key, Value, of_address, shared};
+use crate::nft::element::{Elements, Key, Value, of_address, of_table, of_wires, shared};
 use crate::ruleset::{LbIp, Ruleset};
+use crate::spread::Table;
 
 /// One change of a table.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -76,6 +77,21 @@ pub fn changes(applied: &Ruleset, desired: &Ruleset) -> Vec<Change> {
     });
     let (before, after) = (shared(applied).into_iter().collect(), shared(desired).into_iter().collect());
     changes.extend(diff(&before, &after));
+    let tables = |ruleset: &Ruleset| ruleset.tables().map(|(token, table)| (token, Arc::clone(table))).collect();
+    let (before, after): (BTreeMap<_, _>, BTreeMap<_, _>) = (tables(applied), tables(desired));
+    both(&before, &after, |token, before, after| {
+        // What stands for a table follows from it, so there are not two of the same.
+        if before.is_some() != after.is_some() {
+            let elements = |table: Option<&Arc<Table>>| -> Elements {
+                table.map(|table| of_table(*token, table).into_iter().collect()).unwrap_or_default()
+            };
+            changes.extend(diff(&elements(before), &elements(after)));
+        }
+    });
+    if !Arc::ptr_eq(&applied.wires, &desired.wires) {
+        let elements = |ruleset: &Ruleset| -> Elements { of_wires(&ruleset.wires).into_iter().collect() };
+        changes.extend(diff(&elements(applied), &elements(desired)));
+    }
     ordered(changes)
 }
 

@@ -34,6 +34,8 @@ pub enum Error {
     Refused {
         /// What it refused, in words.
         what: String,
+        /// The table that it was about, if it was about one.
+        table: Option<Table>,
         /// Why.
         #[source]
         source: socket::Error,
@@ -41,6 +43,13 @@ pub enum Error {
     /// There is no socket, or it could not be used.
     #[error("talking to the kernel failed")]
     Socket(#[from] socket::Error),
+}
+
+impl Error {
+    /// Whether it may be because of the table that spreads frames: without it, the others may do.
+    pub fn is_about_frames(&self) -> bool {
+        matches!(self, Self::Refused { table: None | Some(Table::Link), .. })
+    }
 }
 
 /// What was done to each table; one that was as it should be is left out.
@@ -157,7 +166,8 @@ impl Engine {
     pub fn forget(&mut self, loose: &Loose) -> Result<usize, Error> {
         let mut forgotten = 0;
         let Some(known) = self.applied.as_ref().filter(|_| !loose.is_empty()) else { return Ok(0) };
-        let tables = Table::ALL.into_iter().filter(|table| is_needed(&known.ruleset, *table));
+        let of_families = Table::ALL.into_iter().filter(|table| table.family().is_some());
+        let tables = of_families.filter(|table| is_needed(&known.ruleset, *table));
         for table in tables.collect::<Vec<_>>() {
             let mut attempt = 1;
             forgotten += loop {
@@ -281,9 +291,11 @@ impl Engine {
         for (chain, rule) in self.socket.dump(dump::get_rules(table), dump::rule)?.into_iter().flatten() {
             found.rules.entry(chain).or_default().push(rule);
         }
-        for chain in skeleton::chains(table) {
-            if let Some(hook) = known(self.socket.ask(dump::get_chain(table, &chain.name), dump::chain_hook))? {
-                found.chains.insert(chain.name, hook);
+        let fixed = skeleton::chains(table).into_iter().map(|chain| chain.name);
+        let at_links = found.rules.keys().filter(|_| table == Table::Link).cloned();
+        for name in fixed.chain(at_links).collect::<BTreeSet<_>>() {
+            if let Some(hook) = known(self.socket.ask(dump::get_chain(table, &name), dump::chain_hook))? {
+                found.chains.insert(name, hook);
             }
         }
         let chains = match found.check(table) {
@@ -319,7 +331,8 @@ impl Engine {
         self.socket.transact(&requests.messages, generation).map_err(|source| match &source {
             socket::Error::Refused { message, offset, .. } => {
                 let what = message.map_or_else(|| "make changes".to_owned(), |m| requests.subject(m, *offset));
-                Error::Refused { what, source }
+                let table = message.and_then(|message| requests.table(message));
+                Error::Refused { what, table, source }
             }
             _ => Error::Socket(source),
         })

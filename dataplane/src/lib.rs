@@ -10,6 +10,7 @@
 //! |---|---|
 //! | [`snapshot`] | what was observed |
 //! | [`sources`] | who may use a Service (pure) |
+//! | [`spread`] | which node gets which part of the packets (pure) |
 //! | [`ruleset`] | what must happen to packets; knows no kernel (pure) |
 //! | [`planner`] | plans again only what has changed (pure) |
 //! | [`diff`] | what to change (pure) |
@@ -36,9 +37,10 @@ pub mod ruleset;
 pub mod run;
 pub mod snapshot;
 pub mod sources;
+pub mod spread;
 pub mod stale;
 
 pub use engine::{Error, remove};
-pub use ruleset::Ruleset;
+pub use ruleset::{Reach, Ruleset};
 pub use run::{Forwarding, run};
 pub use snapshot::Snapshot;

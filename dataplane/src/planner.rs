@@ -25,9 +25,13 @@ impl Planner {
     /// The ruleset for `snapshot`: the same `Arc` as the last time if it says the same.
     pub fn plan(&mut self, snapshot: &Arc<Snapshot>) -> Arc<Ruleset> {
         let ruleset = match self.planned.take() {
-            Some((before, ruleset)) if before.node == snapshot.node && before.pod_ranges == snapshot.pod_ranges => {
+            Some((before, ruleset))
+                if before.node == snapshot.node
+                    && before.pod_ranges == snapshot.pod_ranges
+                    && before.links == snapshot.links =>
+            {
                 let affected = self.affected(&before, snapshot);
-                replanned(ruleset, snapshot, &affected)
+                replanned(ruleset, &before, snapshot, &affected)
             }
             _ => {
                 self.held = BTreeMap::new();
@@ -78,21 +82,24 @@ fn key(holder: &Holder) -> Key {
     Key::new(holder.namespace.clone(), holder.name.clone())
 }
 
-/// `before`, with what `snapshot` says of the `affected` addresses.
-fn replanned(before: Arc<Ruleset>, snapshot: &Snapshot, affected: &BTreeSet<IpAddr>) -> Arc<Ruleset> {
+/// `before`, which was planned for `known`, with what `snapshot` says of the `affected` addresses.
+fn replanned(before: Arc<Ruleset>, known: &Snapshot, snapshot: &Snapshot, affected: &BTreeSet<IpAddr>) -> Arc<Ruleset> {
     let news: Vec<_> = affected
         .iter()
         .map(|address| (*address, lb_ip(snapshot, *address).map(Arc::new)))
         .filter(|(address, new)| before.addresses.get(address) != new.as_ref())
         .collect();
-    if news.is_empty() {
+    let (has_news, turned) = (!news.is_empty(), known.dead != snapshot.dead);
+    if !has_news && !turned {
         return before;
     }
     let mut ruleset = Ruleset::clone(&before);
+    ruleset.astray = turned;
     for (address, new) in news {
         ruleset.set(address, new);
     }
-    Arc::new(ruleset)
+    ruleset.aim(snapshot);
+    if has_news || ruleset.wires != before.wires { Arc::new(ruleset) } else { before }
 }
 
 /// Walks two maps at once: every key that one of them lacks, or under which they don't have the `same`.

@@ -6,6 +6,7 @@
 //! Those from *inside* come from this node or a pod on it; they may use every endpoint, whatever the policy is, as with
 //! kube-proxy. Who may use a Service at all is the same for both.
 
+use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
@@ -14,8 +15,9 @@ use std::sync::Arc;
 use crds::service::Family;
 use crds::{EndpointSlice, Key, Port, Protocol, Range, TrafficPolicy};
 
-use crate::snapshot::{Service, Snapshot};
+use crate::snapshot::{Link, LinkName, Mac, Service, Snapshot, Terms};
 use crate::sources::merged;
+use crate::spread::{By, Share, Table, Token, rank};
 
 /// What must happen to packets on this node.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -28,12 +30,37 @@ pub struct Ruleset {
     /// Which ways to targets there are in each family, and how often: what an engine needs one of for all, without
     /// having to look at all. Kept by [`Ruleset::set`].
     ways: BTreeMap<(Family, Way), usize>,
+    /// The tables by which frames are spread, and how many ports need each. Kept by [`Ruleset::set`].
+    tables: BTreeMap<Token, (Arc<Table>, usize)>,
+    /// Where frames go. Kept by [`Ruleset::aim`].
+    pub(crate) wires: Arc<Wires>,
+    /// Whether that is not as it should be any more.
+    pub(crate) astray: bool,
+}
+
+/// What spreading frames needs to know of the links.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Wires {
+    /// The links on which frames are spread.
+    pub links: BTreeMap<LinkName, Link>,
+    /// The nodes that are dead.
+    pub dead: BTreeSet<String>,
+    /// Where a frame goes on a link for what stands for nodes in a table: this node's own MAC address where it stays.
+    pub hops: BTreeMap<(LinkName, Token), Mac>,
 }
 
 impl Ruleset {
-    /// Puts `new` behind `address`, or nothing.
+    /// Puts `new` behind `address`, or nothing. When all is set, [`Ruleset::aim`] has to be called.
     pub(crate) fn set(&mut self, address: IpAddr, new: Option<Arc<LbIp>>) {
         let family = Family::of(address);
+        let shares = |lb_ip: &Arc<LbIp>| lb_ip.shares().map(|(_, share)| share).collect::<Vec<_>>();
+        for share in new.iter().flat_map(shares) {
+            let (_, count) = self.tables.entry(share.token()).or_insert_with(|| {
+                self.astray = true;
+                (Arc::new(share.table()), 0)
+            });
+            *count += 1;
+        }
         let ways = |lb_ip: &Arc<LbIp>| -> Vec<(Family, Way)> {
             let ways = lb_ip.ports.values().flat_map(|target| [target.way_from_outside(), target.way_from_inside()]);
             ways.flatten().map(|way| (family, way)).collect()
@@ -51,6 +78,45 @@ impl Ruleset {
             }
         }
         self.ways.retain(|_, count| *count > 0);
+        for share in old.iter().flat_map(shares) {
+            if let Entry::Occupied(mut entry) = self.tables.entry(share.token()) {
+                entry.get_mut().1 -= 1;
+                if entry.get().1 == 0 {
+                    self.astray = true;
+                    entry.remove();
+                }
+            }
+        }
+    }
+
+    /// Says where frames go, as things stand on the links.
+    pub(crate) fn aim(&mut self, snapshot: &Snapshot) {
+        if !std::mem::take(&mut self.astray) {
+            return;
+        }
+        let mut wires = Wires::default();
+        if !self.tables.is_empty() {
+            wires.links.clone_from(&snapshot.links);
+            wires.dead.clone_from(&snapshot.dead);
+        }
+        let ranked: BTreeMap<_, _> = self.tables.values().flat_map(|(table, _)| &table.nodes).collect();
+        for (name, link) in &wires.links {
+            let reached = |node: &str| link.peers.get(node).filter(|_| !snapshot.dead.contains(node)).copied();
+            let to = |node: &str| if node == snapshot.node { Some(link.mac) } else { reached(node) };
+            for (token, nodes) in &ranked {
+                // Where nobody of the two can be reached the frame stays: this node knows what else to do.
+                let mac = to(&nodes.first).or_else(|| nodes.second.as_deref().and_then(to)).unwrap_or(link.mac);
+                wires.hops.insert((*name, **token), mac);
+            }
+        }
+        if *self.wires != wires {
+            self.wires = Arc::new(wires);
+        }
+    }
+
+    /// The tables by which frames are spread.
+    pub fn tables(&self) -> impl Iterator<Item = (Token, &Arc<Table>)> {
+        self.tables.iter().map(|(token, (table, _))| (*token, table))
     }
 
     /// Every way to a target, with the family of its lb_ip.
@@ -67,6 +133,57 @@ pub struct LbIp {
     pub ports: BTreeMap<(Protocol, u16), Target>,
     /// What users should know.
     pub problems: BTreeSet<Problem>,
+}
+
+/// What a frame is looked up by that is to be spread.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Spreads {
+    /// A port.
+    Port(Protocol, u16),
+    /// A protocol, for what has no port to look at: fragments.
+    Whole(Protocol),
+}
+
+impl LbIp {
+    /// By which share what is spread. Fragments of a protocol are spread as the least port of it is, but by the client
+    /// alone; should another port have its endpoints elsewhere, its node hands them on.
+    pub fn shares(&self) -> impl Iterator<Item = (Spreads, Share)> {
+        let mut seen = BTreeSet::new();
+        let shared = self.ports.iter().filter_map(|(&port, target)| Some((port, target.share.as_deref()?)));
+        shared.flat_map(move |((protocol, port), share)| {
+            let whole = seen.insert(protocol).then(|| (Spreads::Whole(protocol), share.by_client()));
+            [Some((Spreads::Port(protocol, port), share.clone())), whole].into_iter().flatten()
+        })
+    }
+
+    /// How its packets get to endpoints.
+    pub fn reach(&self) -> Reach {
+        let mut reaches = self.ports.values().filter(|target| target.outside.count > 0).map(|target| target.reach);
+        let first = reaches.next().unwrap_or_default();
+        if reaches.all(|reach| reach == first) { first } else { Reach::Mixed }
+    }
+}
+
+/// How packets from outside get to endpoints on other nodes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Reach {
+    /// Not at all, or through this node, which they then see instead of the client.
+    #[default]
+    Translated,
+    /// Through the nodes that they are on: every endpoint sees the client.
+    Spread,
+    /// Some in the one way, some in the other.
+    Mixed,
+}
+
+impl fmt::Display for Reach {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Translated => "Translated",
+            Self::Spread => "Spread",
+            Self::Mixed => "Mixed",
+        })
+    }
 }
 
 /// Something in a Service that is not forwarded as it is written.
@@ -112,6 +229,10 @@ pub struct Target {
     pub sources: Option<Arc<[Range]>>,
     /// For how many seconds after its last new connection a client stays with its endpoint.
     pub affinity: Option<u32>,
+    /// How frames are shared among nodes; `None`: all that come here stay here.
+    pub share: Option<Arc<Share>>,
+    /// How packets from outside get to endpoints on other nodes.
+    pub reach: Reach,
 }
 
 impl Target {
@@ -167,6 +288,7 @@ pub fn ruleset(snapshot: &Snapshot) -> Ruleset {
             ruleset.set(*address, Some(Arc::new(lb_ip)));
         }
     }
+    ruleset.aim(snapshot);
     ruleset
 }
 
@@ -191,7 +313,7 @@ pub(crate) fn lb_ip(snapshot: &Snapshot, address: IpAddr) -> Option<LbIp> {
             lb_ip.ports.entry((port.protocol, port.number)).or_insert_with(|| Target {
                 sources: terms.sources.of(Family::of(address)),
                 affinity: terms.affinity,
-                ..target(object, port, slices, (snapshot, address.is_ipv4()))
+                ..target((object, terms), port, slices, (snapshot, address.is_ipv4()))
             });
         }
         let problem =
@@ -203,7 +325,7 @@ pub(crate) fn lb_ip(snapshot: &Snapshot, address: IpAddr) -> Option<LbIp> {
 
 /// What is behind one port: the endpoints of `slices` that are of the right family, as things stand on the node.
 fn target(
-    service: &crds::Service,
+    (service, terms): (&crds::Service, &Terms),
     port: &Port,
     slices: &[Arc<EndpointSlice>],
     (snapshot, ipv4): (&Snapshot, bool),
@@ -222,10 +344,11 @@ fn target(
             }
         }
     }
-    let all: Vec<Candidate> = candidates
+    let all: Vec<Candidate<'_>> = candidates
         .into_iter()
         .map(|(address, e)| Candidate {
             endpoint: Endpoint { remote: e.node.as_deref() != Some(&*snapshot.node), address },
+            node: e.node.as_deref(),
             // Whoever reads this is alive.
             dead: e.node.as_ref().is_some_and(|node| *node != snapshot.node && snapshot.dead.contains(node)),
             ready: e.ready,
@@ -238,12 +361,87 @@ fn target(
         TrafficPolicy::Cluster => inside.clone(),
         TrafficPolicy::Local => usable(&all, |endpoint| !endpoint.remote),
     };
-    arranged(outside, inside, &all)
+    let by = if terms.affinity.is_some() { By::Client } else { By::Flow };
+    match (!terms.unspread).then(|| spread(service.traffic_policy, &all, by, snapshot)).flatten() {
+        // Under the policy Local, a node without an endpoint serves nobody, and spreads nothing either.
+        Some(spread) if service.traffic_policy == TrafficPolicy::Local && !outside.is_empty() => {
+            Target { share: spread.share, reach: spread.reach, ..arranged(outside, inside, &all) }
+        }
+        Some(spread) if service.traffic_policy == TrafficPolicy::Cluster => {
+            let own: BTreeSet<Endpoint> = spread.own.intersection(&inside).copied().collect();
+            let own = if own.is_empty() { outside } else { own };
+            Target { share: spread.share, reach: spread.reach, ..arranged(own, inside, &all) }
+        }
+        _ => arranged(outside, inside, &all),
+    }
+}
+
+/// How the packets to a port are spread.
+struct Spread {
+    /// The endpoints that this node has to serve.
+    own: BTreeSet<Endpoint>,
+    /// How frames are shared among nodes; `None` if all of them stay here.
+    share: Option<Arc<Share>>,
+    reach: Reach,
+}
+
+/// How to spread packets from outside over the nodes with ready endpoints; `None` if none of them can be handed a frame.
+///
+/// Who is dead does not matter here: a table has a second node for each. Endpoints on nodes that can't be handed a frame
+/// are given to those that can, by rank of their address, and are reached from there as they would be without any
+/// spreading; under the policy Local they can't be used.
+fn spread(policy: TrafficPolicy, all: &[Candidate<'_>], by: By, snapshot: &Snapshot) -> Option<Spread> {
+    let takes = |node: &str| {
+        !snapshot.links.is_empty()
+            && (node == snapshot.node || snapshot.links.values().any(|link| link.peers.contains_key(node)))
+    };
+    let chosen = |may: fn(&Candidate<'_>) -> bool| all.iter().filter(|c| may(c)).collect::<Vec<_>>();
+    let mut used = chosen(|c| c.ready);
+    if used.is_empty() {
+        used = chosen(|c| c.fallback);
+    }
+    let mut parts: BTreeMap<&str, u32> = BTreeMap::new();
+    let mut away = Vec::new();
+    let mut own = BTreeSet::new();
+    for candidate in used {
+        match candidate.node.filter(|node| takes(node)) {
+            Some(node) => {
+                *parts.entry(node).or_default() += 1;
+                if node == snapshot.node {
+                    own.insert(candidate.endpoint);
+                }
+            }
+            None if candidate.dead => {}
+            None => away.push(candidate.endpoint),
+        }
+    }
+    if policy == TrafficPolicy::Local {
+        away.clear();
+    }
+    let takers: Vec<&str> = parts.keys().copied().collect();
+    if takers.is_empty() {
+        return None;
+    }
+    for endpoint in &away {
+        let name = endpoint.address.ip().to_string();
+        if let Some(node) = takers.iter().max_by_key(|node| rank(node, &name)) {
+            *parts.entry(*node).or_default() += 1;
+            if *node == snapshot.node {
+                own.insert(*endpoint);
+            }
+        }
+    }
+    let reach = if away.is_empty() { Reach::Spread } else { Reach::Mixed };
+    let leaves = takers.iter().any(|node| *node != snapshot.node);
+    let share = leaves.then(|| Arc::new(Share::new(by, parts)));
+    Some(Spread { own, share, reach })
 }
 
 /// An endpoint that slices speak of.
-struct Candidate {
+struct Candidate<'a> {
     endpoint: Endpoint,
+    /// The node it is on, as far as that is known.
+    node: Option<&'a str>,
     /// Whether the node it is on is said to be dead.
     dead: bool,
     ready: bool,
@@ -256,11 +454,11 @@ struct Candidate {
 /// Which of those that `may` be used are: the ready ones, and if there are none, those that serve while they
 /// terminate (KEP-1669): better a connection that will be short than none. In either case on nodes that live, before
 /// any on nodes that are said to be dead.
-fn usable(all: &[Candidate], may: impl Fn(&Endpoint) -> bool) -> BTreeSet<Endpoint> {
-    let choose = |which: fn(&Candidate) -> bool| -> BTreeSet<Endpoint> {
+fn usable(all: &[Candidate<'_>], may: impl Fn(&Endpoint) -> bool) -> BTreeSet<Endpoint> {
+    let choose = |which: fn(&Candidate<'_>) -> bool| -> BTreeSet<Endpoint> {
         all.iter().filter(|c| may(&c.endpoint) && which(c)).map(|c| c.endpoint).collect()
     };
-    let choices: [fn(&Candidate) -> bool; 4] =
+    let choices: [fn(&Candidate<'_>) -> bool; 4] =
         [|c| c.ready && !c.dead, |c| c.fallback && !c.dead, |c| c.ready, |c| c.fallback];
     choices.into_iter().map(choose).find(|chosen| !chosen.is_empty()).unwrap_or_default()
 }
@@ -269,7 +467,7 @@ fn usable(all: &[Candidate], may: impl Fn(&Endpoint) -> bool) -> BTreeSet<Endpoi
 ///
 /// Either all of `outside` is in `inside`, or nothing of it: the one way to differ is that local endpoints all
 /// terminate while remote ones are ready.
-fn arranged(outside: BTreeSet<Endpoint>, inside: BTreeSet<Endpoint>, all: &[Candidate]) -> Target {
+fn arranged(outside: BTreeSet<Endpoint>, inside: BTreeSet<Endpoint>, all: &[Candidate<'_>]) -> Target {
     let count = |set: &BTreeSet<Endpoint>| u32::try_from(set.len()).unwrap_or(u32::MAX);
     let from = if outside.is_subset(&inside) { 0 } else { count(&outside) };
     let picks = (Pick { from: 0, count: count(&outside) }, Pick { from, count: count(&inside) });

@@ -12,6 +12,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use crds::service::Family;
 use tokio::sync::watch;
 use tokio::task;
 use tokio::time::{Instant, sleep_until};
@@ -24,13 +25,15 @@ use crate::netlink::socket::Socket;
 use crate::nft::element::is_needed;
 use crate::nft::skeleton::Table;
 use crate::planner::Planner;
-use crate::ruleset::{LbIp, Problem, Ruleset};
-use crate::snapshot::Snapshot;
+use crate::ruleset::{LbIp, Problem, Reach, Ruleset};
+use crate::snapshot::{Link, LinkName, Snapshot};
 use crate::stale::stale;
 
 /// How often to look whether the kernel still has what was applied. Somebody flushing all of nf_tables (a firewall
 /// that is reloaded) is the reason to look; nobody else should touch our tables.
 const CHECK: Duration = Duration::from_secs(10);
+/// After how many checks to try again what the kernel refused: five minutes.
+const CHECKS_UNTIL_RETRY: u32 = 30;
 /// The first pause after a failed step; each further one is twice as long.
 const FIRST_PAUSE: Duration = Duration::from_millis(50);
 /// The longest pause.
@@ -44,6 +47,8 @@ pub struct Forwarding {
     /// Those of them for which it has an endpoint that packets from outside may use: under the traffic policy Local,
     /// one on this node.
     pub serving: BTreeSet<IpAddr>,
+    /// How packets from outside get to the endpoints of each of them that are on other nodes.
+    pub reach: BTreeMap<IpAddr, Reach>,
     /// What is not forwarded as it is written, where there is such a thing.
     pub problems: BTreeMap<IpAddr, BTreeSet<Problem>>,
 }
@@ -54,6 +59,11 @@ impl Forwarding {
         let put = |set: &mut BTreeSet<IpAddr>, there| if there { set.insert(address) } else { set.remove(&address) };
         let known = put(&mut self.addresses, lb_ip.is_some());
         let served = put(&mut self.serving, lb_ip.is_some_and(serves));
+        let reach = lb_ip.map(LbIp::reach);
+        let reached = match reach {
+            Some(reach) => self.reach.insert(address, reach),
+            None => self.reach.remove(&address),
+        } != reach;
         let problems = lb_ip.map(|lb_ip| &lb_ip.problems).filter(|problems| !problems.is_empty());
         let told = problems != self.problems.get(&address);
         if told {
@@ -65,7 +75,7 @@ impl Forwarding {
                 None => self.problems.remove(&address),
             };
         }
-        known || served || told
+        known || served || reached || told
     }
 }
 
@@ -156,6 +166,8 @@ struct Worker {
     conntrack: Socket,
     /// The ruleset for which stale flows were last forgotten.
     swept: Option<Arc<Ruleset>>,
+    /// The links on which the kernel did not let us spread frames, and how many checks from now to try again.
+    refused: Option<(BTreeMap<LinkName, Link>, u32)>,
     /// The families for which the node has been asked whether it forwards.
     looked_at_forwarding: BTreeSet<Table>,
 }
@@ -171,12 +183,35 @@ impl Worker {
             done: None,
             conntrack,
             swept: None,
+            refused: None,
             looked_at_forwarding: BTreeSet::new(),
         })
     }
 
     /// Makes the kernel do what `snapshot` says. With `check`, first looks whether it does what it was told before.
+    ///
+    /// Frames are spread where the kernel lets us: if it does not (it may know no such table, or a link may just have
+    /// gone), everything is forwarded without that.
     fn step(&mut self, snapshot: &Arc<Snapshot>, check: bool) -> Result<(), Error> {
+        if let Some((links, checks)) = &mut self.refused {
+            *checks = checks.saturating_sub(u32::from(check));
+            if *checks > 0 && *links == snapshot.links {
+                return self.forward(&unspread(snapshot), check);
+            }
+            self.refused = None;
+        }
+        match self.forward(snapshot, check) {
+            Err(error) if !snapshot.links.is_empty() && error.is_about_frames() => {
+                let cause = cause(&error);
+                tracing::warn!(%error, cause, "frames can't be spread: every packet is translated by the node it comes to");
+                self.refused = Some((snapshot.links.clone(), CHECKS_UNTIL_RETRY));
+                self.forward(&unspread(snapshot), false)
+            }
+            done => done,
+        }
+    }
+
+    fn forward(&mut self, snapshot: &Arc<Snapshot>, check: bool) -> Result<(), Error> {
         // A check that fails must not keep what is new from the kernel: what was applied before is known without it.
         let wrong = match check.then(|| self.engine.check()) {
             Some(Ok(wrong)) => wrong,
@@ -288,16 +323,17 @@ impl Worker {
     /// Whether the node forwards at all is the business of whoever runs the cluster's network: say it, change nothing.
     fn look_at_forwarding(&mut self, desired: &Ruleset) {
         for table in Table::ALL {
-            if !is_needed(desired, table) || !self.looked_at_forwarding.insert(table) {
+            let Some(family) = table.family().filter(|_| is_needed(desired, table)) else { continue };
+            if !self.looked_at_forwarding.insert(table) {
                 continue;
             }
-            let switch = match table {
-                Table::V4 => "net/ipv4/ip_forward",
-                Table::V6 => "net/ipv6/conf/all/forwarding",
+            let switch = match family {
+                Family::V4 => "net/ipv4/ip_forward",
+                Family::V6 => "net/ipv6/conf/all/forwarding",
             };
             match std::fs::read_to_string(format!("/proc/sys/{switch}")) {
                 Ok(value) if value.trim() == "0" => tracing::warn!(
-                    family = %table.family(),
+                    %family,
                     switch,
                     "this node does not forward, so packets won't reach endpoints: set the switch to 1 with sysctl \
                      (kube-proxy or the network plugin does so as a rule)"
@@ -307,6 +343,11 @@ impl Worker {
             }
         }
     }
+}
+
+/// The same, with nothing to spread.
+fn unspread(snapshot: &Snapshot) -> Arc<Snapshot> {
+    Arc::new(Snapshot { links: BTreeMap::new(), ..snapshot.clone() })
 }
 
 /// Whether packets from outside find an endpoint here.

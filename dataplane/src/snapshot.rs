@@ -1,6 +1,7 @@
 //! What was observed: everything that decides what happens to a packet on this node.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
 use std::net::IpAddr;
 use std::sync::Arc;
 
@@ -23,12 +24,91 @@ pub struct Snapshot {
     /// The nodes that the speaker says are dead, by name. Their endpoints get no new connection, unless no others are
     /// left: then the speaker may be the one who is wrong, and trying costs nothing.
     pub dead: BTreeSet<String>,
+    /// The links on which frames to an lb_ip are spread over nodes, and the other nodes on each. None: nothing is
+    /// spread. On every node this must say the same of who is where.
+    pub links: BTreeMap<LinkName, Link>,
     /// Which Services hold which lb_ip, from the LoadBalancerIP objects, which are the only truth about that.
     pub addresses: BTreeMap<IpAddr, Arc<[Holder]>>,
     /// All Services that a holder may name, by their own keys. More do no harm.
     pub services: BTreeMap<Key, Service>,
     /// The slices of each Service, by the key of the Service they belong to, in any order.
     pub slices: BTreeMap<Key, Vec<Arc<EndpointSlice>>>,
+}
+
+/// A link of this node on which lb_ips are announced.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Link {
+    /// This node's own MAC address there.
+    pub mac: Mac,
+    /// The nodes that frames can be handed to there, by name. A frame from one of them is never handed on. This node
+    /// itself is none of them; one that is dead stays.
+    pub peers: BTreeMap<String, Mac>,
+}
+
+/// The address of a network interface on a link (EUI-48).
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Mac(pub [u8; 6]);
+
+impl Mac {
+    /// Reads `02:00:00:00:00:01`. Only the address of a single host is one.
+    pub fn parse(text: &str) -> Option<Self> {
+        let mut parts = text.split(':').map(|part| (part.len() == 2).then(|| u8::from_str_radix(part, 16).ok())?);
+        let mut mac = [0; 6];
+        for byte in &mut mac {
+            *byte = parts.next()??;
+        }
+        (parts.next().is_none() && mac[0] & 1 == 0 && mac != [0; 6]).then_some(Self(mac))
+    }
+}
+
+impl fmt::Display for Mac {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let [a, b, c, d, e, g] = self.0;
+        write!(f, "{a:02x}:{b:02x}:{c:02x}:{d:02x}:{e:02x}:{g:02x}")
+    }
+}
+
+impl fmt::Debug for Mac {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+/// The name of a network interface: up to 15 bytes (IFNAMSIZ), the rest zero.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct LinkName([u8; 16]);
+
+impl LinkName {
+    /// The link of this name; `None` if no link can have it.
+    pub fn new(name: &str) -> Option<Self> {
+        let mut bytes = [0; 16];
+        let fits = !name.is_empty() && name.len() < bytes.len() && !name.bytes().any(|byte| byte == 0 || byte == b'/');
+        fits.then(|| bytes[..name.len()].copy_from_slice(name.as_bytes()))?;
+        Some(Self(bytes))
+    }
+
+    /// All 16 bytes, as the kernel has them in registers.
+    pub fn bytes(&self) -> [u8; 16] {
+        self.0
+    }
+
+    /// The name.
+    pub fn as_str(&self) -> &str {
+        let length = self.0.iter().position(|byte| *byte == 0).unwrap_or(self.0.len());
+        std::str::from_utf8(&self.0[..length]).unwrap_or_default()
+    }
+}
+
+impl fmt::Display for LinkName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+impl fmt::Debug for LinkName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Debug::fmt(self.as_str(), f)
+    }
 }
 
 /// A Service that a holder may name.
@@ -48,6 +128,8 @@ pub struct Terms {
     /// For how many seconds after its last new connection a client stays with its endpoint (sessionAffinity ClientIP);
     /// `None`: each connection goes anywhere.
     pub affinity: Option<u32>,
+    /// Whether its packets all stay on the node that announces it, whatever other Services do.
+    pub unspread: bool,
 }
 
 impl Service {
@@ -55,5 +137,28 @@ impl Service {
     pub(crate) fn is_same(&self, other: &Self) -> bool {
         Arc::ptr_eq(&self.object, &other.object)
             && (Arc::ptr_eq(&self.terms, &other.terms) || self.terms == other.terms)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_mac_is_read_as_it_is_written_and_a_group_has_none() {
+        let mac = Mac([2, 0, 0x5e, 0x10, 0xff, 1]);
+        assert_eq!(Mac::parse(&mac.to_string()), Some(mac));
+        for no in
+            ["", "02:00:5e:10:ff", "02:00:5e:10:ff:1", "02:00:5e:10:ff:01:02", "01:00:5e:00:00:01", "00:00:00:00:00:00"]
+        {
+            assert_eq!(Mac::parse(no), None, "{no}");
+        }
+    }
+
+    #[test]
+    fn a_name_of_a_link_has_up_to_fifteen_bytes() {
+        assert_eq!(LinkName::new("eth0").map(|link| link.to_string()).as_deref(), Some("eth0"));
+        assert!(LinkName::new("abcdefghijklmno").is_some());
+        assert!(["", "abcdefghijklmnop", "a/b", "a\0b"].into_iter().all(|name| LinkName::new(name).is_none()));
     }
 }

@@ -7,13 +7,15 @@ use std::sync::Arc;
 
 use crds::Key;
 use crds::Protocol::{self, Sctp, Tcp, Udp};
+use crds::service::Family;
 use dataplane::Snapshot;
 use dataplane::diff::{Change, changes, diff};
 use dataplane::nft::element::{self, Elements, Value, elements};
+use dataplane::nft::skeleton::Table;
 use dataplane::planner::Planner;
 use dataplane::ruleset::{Endpoint, LbIp, Pick, Problem, Ruleset, Target, ruleset};
 use proptest::prelude::*;
-use sample::{Described, NODE, at, ip, nothing, ready, service, snapshot, terminating, unready};
+use sample::{Described, NODE, at, ip, nothing, on_eth0, ready, service, snapshot, terminating, unready};
 
 /// The target of TCP port 80 of 192.0.2.10.
 fn target(service: Described) -> Target {
@@ -180,7 +182,7 @@ fn ranges_of_pods_are_merged() {
 prop_compose! {
     fn an_endpoint()(
         number in 0u8..6,
-        node in prop_oneof![Just(None), Just(Some(NODE)), Just(Some("n2"))],
+        node in prop_oneof![Just(None), Just(Some(NODE)), Just(Some("n2")), Just(Some("n3"))],
         ready: bool,
         serving: bool,
         terminating: bool,
@@ -204,6 +206,7 @@ prop_compose! {
             0..3,
         ),
         local: bool,
+        unspread: bool,
         sources in proptest::option::of(proptest::collection::vec(
             prop_oneof![Just("10.0.0.0/31"), Just("10.0.0.2/31"), Just("0.0.0.0/0"), Just("fd00::/8"), Just("?")],
             1..3,
@@ -224,6 +227,9 @@ prop_compose! {
             let ports: Vec<_> = ports.iter().map(|((name, protocol), number)| (name.as_str(), *protocol, *number)).collect();
             described = described.slice(&ports, endpoints);
         }
+        if unspread {
+            described = described.unspread();
+        }
         if local { described.local() } else { described }
     }
 }
@@ -235,11 +241,17 @@ prop_compose! {
         there: [bool; 2],
         pods in proptest::option::of((0u8..4, 22u8..26)),
         dead in proptest::collection::btree_set(prop_oneof![Just(NODE.to_owned()), Just("n2".to_owned())], 0..2),
+        others in prop_oneof![Just(None), Just(Some(&[][..])), Just(Some(&["n2"][..])), Just(Some(&["n2", "n3"][..]))],
     ) -> Snapshot {
+        let links = others.map(on_eth0).unwrap_or_default();
         let net = |(third, length)| format!("10.0.{third}.0/{length}").parse().expect("a range");
         let services = [one, other].into_iter().zip(there).filter_map(|(service, there)| there.then_some(service));
-        Snapshot { dead, pod_ranges: pods.map(net).into_iter().collect(), ..snapshot(services) }
+        Snapshot { dead, links, pod_ranges: pods.map(net).into_iter().collect(), ..snapshot(services) }
     }
+}
+
+fn family(change: &Change) -> Family {
+    change.key().table().family().expect("a table of one family")
 }
 
 /// Does what the kernel would: what it would refuse is an error.
@@ -249,10 +261,10 @@ fn applied(elements: &Elements, changes: &[Change]) -> Result<Elements, String> 
         let needs = |key: &element::Key| -> Option<element::Key> {
             match (key, change) {
                 (element::Key::Service(_) | element::Key::Inside(_), Change::Add(_, Value::Way(way))) => {
-                    Some(element::Key::Way(change.key().table(), *way))
+                    Some(element::Key::Way(family(change), *way))
                 }
                 (element::Key::Remembered(_), Change::Add(_, Value::Remember(seconds))) => {
-                    Some(element::Key::Remember(change.key().table(), *seconds))
+                    Some(element::Key::Remember(family(change), *seconds))
                 }
                 _ => None,
             }
@@ -266,13 +278,17 @@ fn applied(elements: &Elements, changes: &[Change]) -> Result<Elements, String> 
                     return Err(format!("{change}, which is there"));
                 }
             }
-            Change::Delete(element::Key::Way(table, way), _)
-                if elements.iter().any(|(key, value)| key.table() == *table && *value == Value::Way(*way)) =>
+            Change::Delete(element::Key::Way(of, way), _)
+                if elements
+                    .iter()
+                    .any(|(key, value)| key.table() == Table::of_family(*of) && *value == Value::Way(*way)) =>
             {
                 return Err(format!("{change}, which is in use"));
             }
-            Change::Delete(element::Key::Remember(table, seconds), _)
-                if elements.iter().any(|(key, value)| key.table() == *table && *value == Value::Remember(*seconds)) =>
+            Change::Delete(element::Key::Remember(of, seconds), _)
+                if elements.iter().any(|(key, value)| {
+                    key.table() == Table::of_family(*of) && *value == Value::Remember(*seconds)
+                }) =>
             {
                 return Err(format!("{change}, which is in use"));
             }
@@ -333,7 +349,7 @@ proptest! {
             prop_assert_eq!(&*next, &snapshot);
             let replanned = planner.plan(&next);
             prop_assert_eq!(&*replanned, &ruleset(&snapshot));
-            if replanned == planned && next.pod_ranges == before.pod_ranges {
+            if replanned == planned && next.pod_ranges == before.pod_ranges && next.links == before.links {
                 prop_assert!(Arc::ptr_eq(&replanned, &planned), "the same is not made twice");
             }
             (before, planned) = (next, replanned);

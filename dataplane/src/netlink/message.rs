@@ -87,6 +87,11 @@ impl Message {
         self
     }
 
+    /// The family whose objects it is about.
+    pub fn family(&self) -> u8 {
+        self.family
+    }
+
     /// How many bytes it has.
     pub fn size(&self) -> usize {
         Self::HEADERS + self.attributes.len()

@@ -8,6 +8,7 @@ pub use found::{Found, FoundSet, chain_hook, rule};
 use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
+use crds::service::Family;
 use crds::{Protocol, Range};
 
 use super::element::{self, Elements, Frontend, Key, Value, refusing};
@@ -17,6 +18,8 @@ use super::skeleton::{NAME, Table};
 use crate::affinity::Remembered;
 use crate::netlink::attribute::{Attribute, Attributes};
 use crate::netlink::message::{Message, NFTABLES};
+use crate::snapshot::{LinkName, Mac};
+use crate::spread::Token;
 
 const GETTABLE: u8 = 1;
 const GETCHAIN: u8 = 4;
@@ -82,9 +85,21 @@ pub fn elements(table: Table, set: &str, answer: Attributes<'_>) -> Vec<Option<(
 
 fn element(table: Table, set: &str, item: Attribute<'_>) -> Option<(Key, Value)> {
     let fields = item.inner();
-    let mut key = Parts { table, rest: fields.find(ELEM_KEY).and_then(|key| decode_value(key.inner()))? };
+    let family = family_of(table, set);
+    let mut key = Parts { family, rest: fields.find(ELEM_KEY).and_then(|key| decode_value(key.inner()))? };
     let data = fields.find(ELEM_DATA).map(|data| data.inner());
+    let six = || decode_value(data?)?.try_into().ok();
+    let (token, mac) = (|| Some(Value::Token(Token(six()?))), || Some(Value::Mac(Mac(six()?))));
     let found = match set {
+        "spread4" | "spread6" => (Key::Spread(key.address()?), Value::Present),
+        "classes4" | "classes6" => (Key::Class(key.frontend()?), token()?),
+        "wholes4" | "wholes6" => (Key::Whole(key.address()?, key.protocol()?), token()?),
+        "slots" => (Key::Slot(Token(key.mac()?), u32::from_ne_bytes(key.part()?)), token()?),
+        "hops" => (Key::Hop(key.link()?, Token(key.mac()?)), mac()?),
+        "peers" => (Key::Peer(Mac(key.part()?)), Value::Present),
+        "own" => (Key::Own(key.link()?, Mac(key.mac()?)), Value::Present),
+        "alive" => (Key::Alive(key.link()?, Mac(key.mac()?)), Value::Present),
+        "macs" => (Key::Mac(key.link()?), mac()?),
         "addresses" => (Key::Address(key.address()?), Value::Present),
         "services" => (Key::Service(key.frontend()?), Value::Way(element::way(&target(data?)?)?)),
         "inside" => (Key::Inside(key.frontend()?), Value::Way(element::way(&target(data?)?)?)),
@@ -97,14 +112,14 @@ fn element(table: Table, set: &str, item: Attribute<'_>) -> Option<(Key, Value)>
         "sources" => {
             let (front, first) = (key.frontend()?, key.address()?);
             let end = fields.find(ELEM_KEY_END).and_then(|end| decode_value(end.inner()))?;
-            let mut end = Parts { table, rest: end };
+            let mut end = Parts { family, rest: end };
             let (same, last) = (end.frontend()?, end.address()?);
             end.end()?;
             (front == same).then_some((Key::Source(front, Range::new(first, last)?), Value::Present))?
         }
         "endpoints" => {
             let key = Key::Endpoint(key.frontend()?, u32::from_ne_bytes(key.part()?));
-            let mut value = Parts { table, rest: decode_value(data?)? };
+            let mut value = Parts { family, rest: decode_value(data?)? };
             let endpoint = SocketAddr::new(value.address()?, value.port()?);
             value.end()?;
             (key, Value::Endpoint(endpoint))
@@ -127,10 +142,11 @@ pub fn get_remembered(table: Table) -> Message {
 
 /// The clients in an answer about those.
 pub fn remembered(table: Table, answer: Attributes<'_>) -> Vec<Remembered> {
+    let family = family_of(table, AFFINITY);
     let one = |item: Attribute<'_>| {
         let fields = item.inner();
-        let mut key = Parts { table, rest: fields.find(ELEM_KEY).and_then(|key| decode_value(key.inner()))? };
-        let mut value = Parts { table, rest: fields.find(ELEM_DATA).and_then(|data| decode_value(data.inner()))? };
+        let mut key = Parts { family, rest: fields.find(ELEM_KEY).and_then(|key| decode_value(key.inner()))? };
+        let mut value = Parts { family, rest: fields.find(ELEM_DATA).and_then(|data| decode_value(data.inner()))? };
         let (client, front) = (key.address()?, key.frontend()?);
         let endpoint = SocketAddr::new(value.address()?, value.port()?);
         Some(Remembered { client, port: (front.address, front.protocol, front.port), endpoint })
@@ -141,8 +157,9 @@ pub fn remembered(table: Table, answer: Attributes<'_>) -> Vec<Remembered> {
 /// The boundaries in an answer about a set of ranges: an address, and whether a range has ended there.
 pub fn boundaries(table: Table, answer: Attributes<'_>) -> Vec<Option<(IpAddr, bool)>> {
     let list = answer.find(ELEM_LIST_ELEMENTS);
+    let family = family_of(table, "pods");
     let boundary = |item: Attribute<'_>| {
-        let mut key = Parts { table, rest: item.inner().find(ELEM_KEY).and_then(|key| decode_value(key.inner()))? };
+        let mut key = Parts { family, rest: item.inner().find(ELEM_KEY).and_then(|key| decode_value(key.inner()))? };
         let flags = number(item.inner(), ELEM_FLAGS).unwrap_or(0);
         let address = key.address()?;
         key.end()?;
@@ -180,14 +197,19 @@ pub fn ranges(mut boundaries: Vec<(IpAddr, bool)>) -> Option<Vec<Range>> {
 
 /// All elements of a table, from those that its sets hold and the chains it has.
 pub fn assembled(table: Table, elements: Vec<(Key, Value)>, chains: &BTreeSet<Key>, pods: Vec<Range>) -> Elements {
-    let pods = (!pods.is_empty()).then_some((Key::Pods(table), Value::Ranges(pods)));
+    let pods = table.family().filter(|_| !pods.is_empty()).map(|family| (Key::Pods(family), Value::Ranges(pods)));
     let chains = chains.iter().map(|chain| (*chain, Value::Present));
     elements.into_iter().chain(pods).chain(chains).collect()
 }
 
+/// The family of the addresses in a set: that of its table or, where that has both, what its name ends with.
+fn family_of(table: Table, set: &str) -> Family {
+    table.family().unwrap_or(if set.ends_with('6') { Family::V6 } else { Family::V4 })
+}
+
 /// The parts of a key or of a value, one after the other.
 struct Parts<'a> {
-    table: Table,
+    family: Family,
     rest: &'a [u8],
 }
 
@@ -199,9 +221,9 @@ impl Parts<'_> {
     }
 
     fn address(&mut self) -> Option<IpAddr> {
-        match self.table {
-            Table::V4 => self.part::<4>().map(IpAddr::from),
-            Table::V6 => self.part::<16>().map(IpAddr::from),
+        match self.family {
+            Family::V4 => self.part::<4>().map(IpAddr::from),
+            Family::V6 => self.part::<16>().map(IpAddr::from),
         }
     }
 
@@ -211,11 +233,24 @@ impl Parts<'_> {
     }
 
     fn frontend(&mut self) -> Option<Frontend> {
-        let address = self.address()?;
+        Some(Frontend { address: self.address()?, protocol: self.protocol()?, port: self.port()? })
+    }
+
+    fn protocol(&mut self) -> Option<Protocol> {
         let [number, ..] = self.part::<4>()?;
         let protocols = [Protocol::Tcp, Protocol::Udp, Protocol::Sctp];
-        let protocol = protocols.into_iter().find(|protocol| protocol.number() == number)?;
-        Some(Frontend { address, protocol, port: self.port()? })
+        protocols.into_iter().find(|protocol| protocol.number() == number)
+    }
+
+    fn mac(&mut self) -> Option<[u8; 6]> {
+        let [a, b, c, d, e, f, ..] = self.part::<8>()?;
+        Some([a, b, c, d, e, f])
+    }
+
+    fn link(&mut self) -> Option<LinkName> {
+        let name = self.part::<16>()?;
+        let name = std::str::from_utf8(name.split(|byte| *byte == 0).next()?).ok()?;
+        LinkName::new(name)
     }
 
     /// Whether nothing is left.
@@ -228,7 +263,7 @@ impl Parts<'_> {
 fn target(data: Attributes<'_>) -> Option<String> {
     match Verdict::decode(data)? {
         Verdict::Goto(chain) => Some(chain),
-        Verdict::Drop | Verdict::Jump(_) | Verdict::Return => None,
+        Verdict::Accept | Verdict::Drop | Verdict::Jump(_) | Verdict::Return => None,
     }
 }
 

@@ -11,7 +11,9 @@ use crds::service::Family;
 use crds::{Protocol, Range};
 
 use super::skeleton::Table;
-use crate::ruleset::{LbIp, Pick, Ruleset, Way};
+use crate::ruleset::{LbIp, Pick, Ruleset, Spreads, Way, Wires};
+use crate::snapshot::{LinkName, Mac};
+use crate::spread::{self, Token};
 
 /// Everything the tables hold besides their skeletons.
 pub type Elements = BTreeMap<Key, Value>;
@@ -37,11 +39,13 @@ impl fmt::Display for Frontend {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Key {
     /// All of the set `pods`.
-    Pods(Table),
+    Pods(Family),
     /// A chain `…pick-…`.
-    Way(Table, Way),
+    Way(Family, Way),
     /// A chain `remember-…`: for how many seconds.
-    Remember(Table, u32),
+    Remember(Family, u32),
+    /// A chain `on-…`, at the ingress of this link.
+    Link(LinkName),
     /// In `addresses`: an lb_ip.
     Address(IpAddr),
     /// In `services`.
@@ -60,6 +64,24 @@ pub enum Key {
     Local(IpAddr, IpAddr),
     /// In `hairpin`: the same, as source and destination at once.
     Hairpin(IpAddr, IpAddr),
+    /// In `spread4` or `spread6`: an lb_ip whose frames are spread.
+    Spread(IpAddr),
+    /// In `classes4` or `classes6`.
+    Class(Frontend),
+    /// In `wholes4` or `wholes6`: what is in fragments.
+    Whole(IpAddr, Protocol),
+    /// In `slots`: a slot of the table that this stands for.
+    Slot(Token, u32),
+    /// In `hops`: where a frame goes on this link for what stands for nodes.
+    Hop(LinkName, Token),
+    /// In `peers`: another node.
+    Peer(Mac),
+    /// In `own`: this node, on this link.
+    Own(LinkName, Mac),
+    /// In `alive`: this node or another one that lives, on this link.
+    Alive(LinkName, Mac),
+    /// In `macs`: this node's MAC address on this link.
+    Mac(LinkName),
 }
 
 /// What an element holds.
@@ -80,13 +102,27 @@ pub enum Value {
     Endpoint(SocketAddr),
     /// Ranges, in order, of which no two touch.
     Ranges(Vec<Range>),
+    /// What stands for a table, or for nodes in one.
+    Token(Token),
+    /// A MAC address.
+    Mac(Mac),
 }
 
 impl Key {
     /// The table that it is in.
     pub fn table(&self) -> Table {
         match self {
-            Self::Pods(table) | Self::Way(table, _) | Self::Remember(table, _) => *table,
+            Self::Pods(family) | Self::Way(family, _) | Self::Remember(family, _) => Table::of_family(*family),
+            Self::Link(_)
+            | Self::Spread(_)
+            | Self::Class(_)
+            | Self::Whole(..)
+            | Self::Slot(..)
+            | Self::Hop(..)
+            | Self::Peer(_)
+            | Self::Own(..)
+            | Self::Alive(..)
+            | Self::Mac(_) => Table::Link,
             Self::Address(address) | Self::Local(address, _) | Self::Hairpin(address, _) => Table::of(*address),
             Self::Service(frontend)
             | Self::Inside(frontend)
@@ -102,18 +138,28 @@ impl fmt::Display for Key {
     /// As a person would look it up in the output of `nft list table`.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Pods(table) => write!(f, "set pods of {table}"),
-            Self::Way(table, way) => write!(f, "chain {} of {table}", chain(*way)),
+            Self::Pods(_) => write!(f, "set pods of {}", self.table()),
+            Self::Way(_, way) => write!(f, "chain {} of {}", chain(*way), self.table()),
+            Self::Link(link) => write!(f, "chain {} of {}", at(link), self.table()),
             Self::Address(address) => write!(f, "{address} in addresses"),
             Self::Service(frontend) => write!(f, "{frontend} in services"),
             Self::Inside(frontend) => write!(f, "{frontend} in inside"),
             Self::Refused(frontend) => write!(f, "{frontend} in refused"),
-            Self::Remember(table, seconds) => write!(f, "chain {} of {table}", remembering(*seconds)),
+            Self::Remember(_, seconds) => write!(f, "chain {} of {}", remembering(*seconds), self.table()),
             Self::Remembered(frontend) => write!(f, "{frontend} in remember"),
             Self::Source(frontend, range) => write!(f, "{frontend} from {range} in sources"),
             Self::Endpoint(frontend, index) => write!(f, "{frontend} number {index} in endpoints"),
             Self::Local(address, endpoint) => write!(f, "{address} . {endpoint} in local"),
             Self::Hairpin(address, endpoint) => write!(f, "{address} . {endpoint} in hairpin"),
+            Self::Spread(address) => write!(f, "{address} in spread"),
+            Self::Class(frontend) => write!(f, "{frontend} in classes"),
+            Self::Whole(address, protocol) => write!(f, "{address} . {protocol} in wholes"),
+            Self::Slot(table, slot) => write!(f, "{table} . {slot} in slots"),
+            Self::Hop(link, nodes) => write!(f, "{link} . {nodes} in hops"),
+            Self::Peer(mac) => write!(f, "{mac} in peers"),
+            Self::Own(link, mac) => write!(f, "{link} . {mac} in own"),
+            Self::Alive(link, mac) => write!(f, "{link} . {mac} in alive"),
+            Self::Mac(link) => write!(f, "{link} in macs"),
         }
     }
 }
@@ -126,6 +172,19 @@ const STICKY: &str = "sticky-";
 const REFUSE: &str = "refuse";
 /// What the name of a chain begins with that remembers, before for how long.
 const REMEMBER: &str = "remember-";
+
+/// What the name of a chain begins with that is at the ingress of a link, before its name.
+const AT: &str = "on-";
+
+/// The name of the chain at the ingress of this link.
+pub fn at(link: &LinkName) -> String {
+    format!("{AT}{link}")
+}
+
+/// The link at whose ingress a chain of this name is.
+pub fn link(name: &str) -> Option<LinkName> {
+    LinkName::new(name.strip_prefix(AT)?)
+}
 
 /// The name of the chain that is this way.
 pub fn chain(way: Way) -> String {
@@ -177,22 +236,47 @@ pub fn elements(ruleset: &Ruleset) -> Elements {
     for (address, lb_ip) in &ruleset.addresses {
         elements.extend(of_address(*address, lb_ip));
     }
+    for (token, table) in ruleset.tables() {
+        elements.extend(of_table(token, table));
+    }
+    elements.extend(of_wires(&ruleset.wires));
+    elements
+}
+
+/// The elements of a table by which frames are spread.
+pub fn of_table(token: Token, table: &spread::Table) -> Vec<(Key, Value)> {
+    table.slots.iter().map(|(slot, nodes)| (Key::Slot(token, *slot), Value::Token(*nodes))).collect()
+}
+
+/// The elements that say where frames go.
+pub fn of_wires(wires: &Wires) -> Vec<(Key, Value)> {
+    let mut elements = Vec::new();
+    for (name, link) in &wires.links {
+        elements.push((Key::Link(*name), Value::Present));
+        elements.push((Key::Own(*name, link.mac), Value::Present));
+        elements.push((Key::Mac(*name), Value::Mac(link.mac)));
+        elements.push((Key::Alive(*name, link.mac), Value::Present));
+        elements.extend(link.peers.values().map(|mac| (Key::Peer(*mac), Value::Present)));
+        let alive = link.peers.iter().filter(|(node, _)| !wires.dead.contains(*node));
+        elements.extend(alive.map(|(_, mac)| (Key::Alive(*name, *mac), Value::Present)));
+    }
+    elements.extend(wires.hops.iter().map(|((link, nodes), mac)| (Key::Hop(*link, *nodes), Value::Mac(*mac))));
     elements
 }
 
 /// The elements that don't belong to a single lb_ip.
 pub fn shared(ruleset: &Ruleset) -> Vec<(Key, Value)> {
-    let pods = Table::ALL.into_iter().filter_map(|table| {
-        let ranges = ruleset.pod_ranges.iter().filter(|range| Table::of(range.first()) == table);
+    let pods = [Family::V4, Family::V6].into_iter().filter_map(|family| {
+        let ranges = ruleset.pod_ranges.iter().filter(|range| Family::of(range.first()) == family);
         let ranges: Vec<_> = ranges.copied().collect();
         // A table without any lb_ip is not needed, so it holds nothing either.
-        (!ranges.is_empty() && is_needed(ruleset, table)).then_some((Key::Pods(table), Value::Ranges(ranges)))
+        let needed = !ranges.is_empty() && is_needed(ruleset, Table::of_family(family));
+        needed.then_some((Key::Pods(family), Value::Ranges(ranges)))
     });
-    let ways = ruleset.ways().map(|(family, way)| (Key::Way(Table::of_family(family), way), Value::Present));
+    let ways = ruleset.ways().map(|(family, way)| (Key::Way(family, way), Value::Present));
     let times = ruleset.ways().filter_map(|(family, way)| way.affinity.map(|seconds| (family, seconds)));
     let times: BTreeSet<(Family, u32)> = times.collect();
-    let remember =
-        times.into_iter().map(|(family, seconds)| (Key::Remember(Table::of_family(family), seconds), Value::Present));
+    let remember = times.into_iter().map(|(family, seconds)| (Key::Remember(family, seconds), Value::Present));
     pods.chain(ways).chain(remember).collect()
 }
 
@@ -202,6 +286,7 @@ pub fn is_needed(ruleset: &Ruleset, table: Table) -> bool {
     let some = match table {
         Table::V4 => ruleset.addresses.first_key_value(),
         Table::V6 => ruleset.addresses.last_key_value(),
+        Table::Link => return ruleset.tables().next().is_some(),
     };
     some.is_some_and(|(address, _)| Table::of(*address) == table)
 }
@@ -233,6 +318,18 @@ pub fn of_address(address: IpAddr, lb_ip: &LbIp) -> Vec<(Key, Value)> {
                 local.insert(endpoint.address.ip());
             }
         }
+    }
+    let mut is_spread = false;
+    for (spreads, share) in lb_ip.shares() {
+        is_spread = true;
+        let key = match spreads {
+            Spreads::Port(protocol, port) => Key::Class(Frontend { address, protocol, port }),
+            Spreads::Whole(protocol) => Key::Whole(address, protocol),
+        };
+        elements.push((key, Value::Token(share.token())));
+    }
+    if is_spread {
+        elements.push((Key::Spread(address), Value::Present));
     }
     for endpoint in local {
         elements.push((Key::Local(address, endpoint), Value::Present));

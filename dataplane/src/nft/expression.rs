@@ -53,6 +53,8 @@ impl Register {
 /// What is done with a packet, and which rule is next.
 #[derive(Clone, PartialEq, Eq)]
 pub enum Verdict {
+    /// The packet goes on, past all other rules of this hook's chain.
+    Accept,
     /// The packet is dropped.
     Drop,
     /// On to that chain, and back after it.
@@ -66,6 +68,7 @@ pub enum Verdict {
 impl fmt::Debug for Verdict {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
+            Self::Accept => f.write_str("accept"),
             Self::Drop => f.write_str("drop"),
             Self::Return => f.write_str("return"),
             Self::Jump(chain) => write!(f, "jump {chain}"),
@@ -81,6 +84,7 @@ const DATA_VALUE: u16 = 1;
 const DATA_VERDICT: u16 = 2;
 /// enum nft_verdicts, as the 32 bits they are on the wire.
 const DROP: u32 = 0;
+const ACCEPT: u32 = 1;
 const JUMP: u32 = -3i32 as u32;
 const GOTO: u32 = -4i32 as u32;
 const RETURN: u32 = -5i32 as u32;
@@ -90,6 +94,7 @@ impl Verdict {
     pub fn encode(&self, into: &mut Writer) {
         into.nested(DATA_VERDICT, |verdict| {
             match self {
+                Self::Accept => verdict.u32(VERDICT_CODE, ACCEPT),
                 Self::Drop => verdict.u32(VERDICT_CODE, DROP),
                 Self::Return => verdict.u32(VERDICT_CODE, RETURN),
                 Self::Jump(chain) => verdict.u32(VERDICT_CODE, JUMP).text(VERDICT_CHAIN, chain),
@@ -102,6 +107,7 @@ impl Verdict {
     pub fn decode(data: Attributes<'_>) -> Option<Self> {
         let verdict = data.find(DATA_VERDICT)?.inner();
         match verdict.find(VERDICT_CODE)?.u32()? {
+            ACCEPT => Some(Self::Accept),
             DROP => Some(Self::Drop),
             RETURN => Some(Self::Return),
             JUMP => Some(Self::Jump(verdict.find(VERDICT_CHAIN)?.text()?.to_owned())),
@@ -125,10 +131,26 @@ pub fn decode_value(data: Attributes<'_>) -> Option<&[u8]> {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u32)]
 pub enum Header {
+    /// The header of the link: MAC addresses.
+    Link = 0,
     /// The IP header.
     Network = 1,
     /// The header after it.
     Transport = 2,
+}
+
+/// What is known of a packet (enum nft_meta_keys).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u32)]
+pub enum Meta {
+    /// The protocol of its network header (ETH_P_*).
+    NetworkProtocol = 1,
+    /// The number of the interface that it came in by.
+    Interface = 4,
+    /// The name of that.
+    InterfaceName = 6,
+    /// The kind of that (ARPHRD_*).
+    InterfaceType = 8,
 }
 
 /// How a register is compared to a value (enum nft_cmp_ops).
@@ -164,6 +186,40 @@ pub enum Expression {
         /// Where to.
         into: Register,
     },
+    /// Loads something that is known of the packet besides its bytes.
+    Meta {
+        /// What.
+        what: Meta,
+        /// Where to.
+        into: Register,
+    },
+    /// Loads whether an IPv6 packet is a fragment.
+    IsFragment {
+        /// Where to.
+        into: Register,
+    },
+    /// Loads a number that follows from what stands in registers (Jenkins' hash).
+    Hash {
+        /// Where that begins.
+        from: Register,
+        /// How many bytes it has.
+        length: u32,
+        /// How many numbers there are.
+        modulus: u32,
+        /// The least of them.
+        offset: u32,
+        /// Where to.
+        into: Register,
+    },
+    /// Writes what the first register begins with into the header of the link.
+    Write {
+        /// The first byte that is written over.
+        offset: u32,
+        /// How many.
+        length: u32,
+    },
+    /// Sends the packet out by the interface whose number is in the first register.
+    Forward,
     /// Loads the status bits of the connection.
     Status {
         /// Where to.
@@ -229,6 +285,13 @@ pub enum Expression {
         value: Register,
         /// For how many seconds.
         seconds: u32,
+    },
+    /// Takes the key that begins in the first register out of this map, if it is in.
+    Forget {
+        /// The name of the map.
+        map: String,
+        /// Where a value begins: the kernel wants one, and does not look at it.
+        value: Register,
     },
     /// Turns the protocol in this register to the order of the network. It is one byte, so nothing changes; but `nft`
     /// has it before a look into a set of ranges, where all must be in that order.

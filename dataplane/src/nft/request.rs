@@ -6,7 +6,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use crds::Range;
 
-use super::element::{Frontend, Key, Value, chain, refusing, remembering};
+use super::element::{Frontend, Key, Value, at, chain, refusing, remembering};
 use super::expression::{Verdict, encode_value};
 use super::skeleton::{self, COMMENT, Chain, NAME, Set, Table};
 use super::userdata;
@@ -14,6 +14,7 @@ use crate::affinity::Remembered;
 use crate::diff::Change;
 use crate::netlink::attribute::Writer;
 use crate::netlink::message::{APPEND, CREATE, Message, NFTABLES};
+use crate::snapshot::LinkName;
 
 // enum nf_tables_msg_types.
 const NEWTABLE: u8 = 0;
@@ -37,6 +38,7 @@ pub(super) const CHAIN_POLICY: u16 = 5;
 pub(super) const CHAIN_TYPE: u16 = 7;
 pub(super) const HOOK_NUMBER: u16 = 1;
 pub(super) const HOOK_PRIORITY: u16 = 2;
+pub(super) const HOOK_DEV: u16 = 3;
 pub(super) const RULE_TABLE: u16 = 1;
 pub(super) const RULE_CHAIN: u16 = 2;
 pub(super) const RULE_EXPRESSIONS: u16 = 4;
@@ -108,6 +110,12 @@ impl<'a> Requests<'a> {
         }
     }
 
+    /// The table that a message is about.
+    pub fn table(&self, message: usize) -> Option<Table> {
+        let family = self.messages.get(message)?.family();
+        Table::ALL.into_iter().find(|table| table.number() == family)
+    }
+
     fn push(&mut self, table: Table, what: String, (kind, flags): (u8, u16), fill: impl FnOnce(&mut Writer)) {
         self.messages.push(Message::new(NFTABLES, kind, flags, table.number(), fill));
         self.subjects.push(Subject::Skeleton(what));
@@ -168,6 +176,9 @@ impl<'a> Requests<'a> {
                 w.text(CHAIN_TYPE, hook.kind).u32(CHAIN_POLICY, ACCEPT);
                 w.nested(CHAIN_HOOK, |w| {
                     w.u32(HOOK_NUMBER, hook.number).u32(HOOK_PRIORITY, hook.priority.cast_unsigned());
+                    if let Some(link) = hook.link {
+                        w.text(HOOK_DEV, link.as_str());
+                    }
                 });
             }
         });
@@ -185,21 +196,26 @@ impl<'a> Requests<'a> {
         let mut rest = changes;
         while let Some(first) = rest.first() {
             match first {
-                Change::Add(Key::Way(table, way), _) => {
-                    self.create_chain(*table, &skeleton::way(*table, *way));
+                Change::Add(Key::Way(family, way), _) => {
+                    self.create_chain(Table::of_family(*family), &skeleton::way(*family, *way));
                     rest = &rest[1..];
                 }
-                Change::Add(Key::Remember(table, seconds), _) => {
-                    self.create_chain(*table, &skeleton::remember(*table, *seconds));
+                Change::Add(Key::Remember(family, seconds), _) => {
+                    self.create_chain(Table::of_family(*family), &skeleton::remember(*family, *seconds));
                     rest = &rest[1..];
                 }
-                Change::Delete(Key::Way(table, _) | Key::Remember(table, _), _) => {
-                    let name = match first.key() {
-                        Key::Remember(_, seconds) => remembering(*seconds),
-                        Key::Way(_, way) => chain(*way),
-                        other => other.to_string(),
+                Change::Add(Key::Link(link), _) => {
+                    self.create_chain(Table::Link, &skeleton::ingress(*link));
+                    rest = &rest[1..];
+                }
+                Change::Delete(Key::Way(..) | Key::Remember(..) | Key::Link(_), _) => {
+                    let (table, name) = match first.key() {
+                        Key::Remember(_, seconds) => (first.key().table(), remembering(*seconds)),
+                        Key::Way(_, way) => (first.key().table(), chain(*way)),
+                        Key::Link(link) => (first.key().table(), at(link)),
+                        other => (other.table(), other.to_string()),
                     };
-                    self.push(*table, format!("delete chain {name} of {table}"), (DELCHAIN, 0), |w| {
+                    self.push(table, format!("delete chain {name} of {table}"), (DELCHAIN, 0), |w| {
                         w.text(CHAIN_TABLE, NAME).text(CHAIN_NAME, &name);
                     });
                     rest = &rest[1..];
@@ -261,7 +277,16 @@ impl<'a> Requests<'a> {
 /// The set or map that an element belongs to; none for a chain.
 fn set_of(key: &Key) -> Option<&'static str> {
     match key {
-        Key::Way(..) | Key::Remember(..) => None,
+        Key::Way(..) | Key::Remember(..) | Key::Link(_) => None,
+        Key::Spread(address) => Some(of(*address, ["spread4", "spread6"])),
+        Key::Class(frontend) => Some(of(frontend.address, ["classes4", "classes6"])),
+        Key::Whole(address, _) => Some(of(*address, ["wholes4", "wholes6"])),
+        Key::Slot(..) => Some("slots"),
+        Key::Hop(..) => Some("hops"),
+        Key::Peer(_) => Some("peers"),
+        Key::Own(..) => Some("own"),
+        Key::Alive(..) => Some("alive"),
+        Key::Mac(_) => Some("macs"),
         Key::Pods(_) => Some("pods"),
         Key::Address(_) => Some("addresses"),
         Key::Service(_) => Some("services"),
@@ -273,6 +298,10 @@ fn set_of(key: &Key) -> Option<&'static str> {
         Key::Local(..) => Some("local"),
         Key::Hairpin(..) => Some("hairpin"),
     }
+}
+
+fn of(address: IpAddr, [v4, v6]: [&'static str; 2]) -> &'static str {
+    if address.is_ipv4() { v4 } else { v6 }
 }
 
 /// Writes an element into a list: to add it, with its value; to delete it, the key is enough.
@@ -302,6 +331,12 @@ pub(super) fn element(change: &Change, list: &mut Writer) {
             }
             Value::Endpoint(endpoint) if adds => {
                 item.nested(ELEM_DATA, |w| encode_value(&endpoint_bytes(endpoint), w));
+            }
+            Value::Token(token) if adds => {
+                item.nested(ELEM_DATA, |w| encode_value(&token.0, w));
+            }
+            Value::Mac(mac) if adds => {
+                item.nested(ELEM_DATA, |w| encode_value(&mac.0, w));
             }
             _ => {}
         }
@@ -337,6 +372,8 @@ enum Part {
     Protocol(u8),
     Port(u16),
     Number(u32),
+    Mac([u8; 6]),
+    Link(LinkName),
 }
 
 /// The bytes of such parts: each begins four bytes of its own, as in registers.
@@ -353,6 +390,11 @@ fn concatenated(parts: impl IntoIterator<Item = Part>) -> Vec<u8> {
             }
             // What numgen yields is a number of the machine's own order.
             Part::Number(number) => bytes.extend(number.to_ne_bytes()),
+            Part::Mac(mac) => {
+                bytes.extend(mac);
+                bytes.extend([0; 2]);
+            }
+            Part::Link(link) => bytes.extend(link.bytes()),
         }
     }
     bytes
@@ -361,11 +403,18 @@ fn concatenated(parts: impl IntoIterator<Item = Part>) -> Vec<u8> {
 fn key_bytes(key: &Key) -> Vec<u8> {
     use Part::{Address, Number};
     match key {
-        Key::Pods(_) | Key::Way(..) | Key::Remember(..) => Vec::new(),
-        Key::Address(address) => concatenated([Address(*address)]),
-        Key::Service(front) | Key::Inside(front) | Key::Refused(front) | Key::Remembered(front) => {
+        Key::Pods(_) | Key::Way(..) | Key::Remember(..) | Key::Link(_) => Vec::new(),
+        Key::Address(address) | Key::Spread(address) => concatenated([Address(*address)]),
+        Key::Service(front) | Key::Inside(front) | Key::Refused(front) | Key::Remembered(front) | Key::Class(front) => {
             concatenated(frontend(front))
         }
+        Key::Whole(address, protocol) => concatenated([Address(*address), Part::Protocol(protocol.number())]),
+        Key::Slot(table, slot) => concatenated([Part::Mac(table.0), Number(*slot)]),
+        Key::Hop(link, nodes) => concatenated([Part::Link(*link), Part::Mac(nodes.0)]),
+        // A key of one part has no bytes behind it.
+        Key::Peer(mac) => mac.0.to_vec(),
+        Key::Own(link, mac) | Key::Alive(link, mac) => concatenated([Part::Link(*link), Part::Mac(mac.0)]),
+        Key::Mac(link) => concatenated([Part::Link(*link)]),
         Key::Source(front, range) => concatenated(frontend(front).into_iter().chain([Address(range.first())])),
         Key::Endpoint(front, index) => concatenated(frontend(front).into_iter().chain([Number(*index)])),
         Key::Local(address, endpoint) => concatenated([*address, *endpoint].map(Address)),

@@ -5,8 +5,10 @@
 
 mod family;
 mod field;
+mod link;
 
-pub use family::{chains, remember, sets, way};
+pub use family::{remember, way};
+pub use link::ingress;
 
 use std::fmt;
 use std::net::IpAddr;
@@ -14,27 +16,30 @@ use std::net::IpAddr;
 use crds::service::Family;
 
 use super::expression::Expression;
+use crate::snapshot::LinkName;
 
 /// The name of the tables. Nobody else's is ever touched.
 pub const NAME: &str = "landfall";
 /// What a person who finds a table should know. It is part of the skeleton: another wording is another version.
-pub const COMMENT: &str = "Landfall forwards LoadBalancer addresses here; made by landfall node; version 2";
+pub const COMMENT: &str = "Landfall forwards LoadBalancer addresses here; made by landfall node; version 3";
 
-/// A table of ours. There is one for each family, since IPv4 should not pay for rules of IPv6; one transaction changes
-/// all of them. Each is there only if it has something to do.
+/// A table of ours. There is one for each family, since IPv4 should not pay for rules of IPv6, and one for frames that
+/// have not come as far as that; one transaction changes all of them. Each is there only if it has something to do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Table {
     /// `ip landfall`.
     V4,
     /// `ip6 landfall`.
     V6,
+    /// `netdev landfall`: frames as they come in by a link, of both families.
+    Link,
 }
 
 impl Table {
     /// All of them, in the order in which they are changed.
-    pub const ALL: [Self; 2] = [Self::V4, Self::V6];
+    pub const ALL: [Self; 3] = [Self::V4, Self::V6, Self::Link];
 
-    /// The one that an lb_ip is in.
+    /// The one that packets to an lb_ip are translated in.
     pub fn of(address: IpAddr) -> Self {
         if address.is_ipv4() { Self::V4 } else { Self::V6 }
     }
@@ -47,11 +52,12 @@ impl Table {
         }
     }
 
-    /// The family of the addresses in it.
-    pub fn family(self) -> Family {
+    /// The family of the addresses in it, if there is but one.
+    pub fn family(self) -> Option<Family> {
         match self {
-            Self::V4 => Family::V4,
-            Self::V6 => Family::V6,
+            Self::V4 => Some(Family::V4),
+            Self::V6 => Some(Family::V6),
+            Self::Link => None,
         }
     }
 
@@ -60,6 +66,7 @@ impl Table {
         match self {
             Self::V4 => 2,
             Self::V6 => 10,
+            Self::Link => 5,
         }
     }
 }
@@ -69,6 +76,7 @@ impl fmt::Display for Table {
         let family = match self {
             Self::V4 => "ip",
             Self::V6 => "ip6",
+            Self::Link => "netdev",
         };
         write!(f, "{family} {NAME}")
     }
@@ -83,6 +91,8 @@ pub enum Data {
     Verdict,
     /// Addresses of this family with ports.
     Endpoint(Family),
+    /// MAC addresses.
+    Mac,
 }
 
 /// A set or map.
@@ -111,7 +121,11 @@ impl Set {
 
     /// How many bytes its key has.
     pub fn key_length(&self) -> u32 {
-        length(&self.key)
+        // Only where parts are put together, each of them begins a quarter of a register.
+        match self.key[..] {
+            [only] => only.bytes(),
+            _ => length(&self.key),
+        }
     }
 
     /// The type and the length of its values.
@@ -123,6 +137,7 @@ impl Set {
                 let parts = endpoint(family);
                 Some((concatenated(&parts), length(&parts)))
             }
+            Data::Mac => Some((Type::Mac as u32, Type::Mac.bytes())),
         }
     }
 
@@ -176,10 +191,14 @@ pub enum Type {
     V4 = 7,
     /// An IPv6 address.
     V6 = 8,
+    /// A MAC address.
+    Mac = 9,
     /// A transport protocol.
     Protocol = 12,
     /// A port.
     Port = 13,
+    /// The name of a network interface.
+    LinkName = 41,
 }
 
 impl Type {
@@ -197,13 +216,18 @@ impl Type {
             Self::Protocol => 1,
             Self::Port => 2,
             Self::Integer | Self::V4 => 4,
-            Self::V6 => 16,
+            Self::Mac => 6,
+            Self::V6 | Self::LinkName => 16,
         }
     }
 
     /// How many quarters of registers it takes.
     fn quarters(self) -> u8 {
-        if self == Self::V6 { 4 } else { 1 }
+        match self {
+            Self::V6 | Self::LinkName => 4,
+            Self::Mac => 2,
+            Self::Integer | Self::V4 | Self::Protocol | Self::Port => 1,
+        }
     }
 }
 
@@ -223,8 +247,20 @@ pub struct Chain {
 pub struct Hook {
     /// The type of the chain: `nat` or `filter`.
     pub kind: &'static str,
-    /// The hook (NF_INET_*).
+    /// The hook (NF_INET_*, or NF_NETDEV_*).
     pub number: u32,
     /// The priority.
     pub priority: i32,
+    /// The link that it is at, in the table of frames.
+    pub link: Option<LinkName>,
+}
+
+/// All sets and maps of a table, in the order in which they are made.
+pub fn sets(table: Table) -> Vec<Set> {
+    table.family().map_or_else(link::sets, family::sets)
+}
+
+/// All chains of a table that are always there, those first that others go to.
+pub fn chains(table: Table) -> Vec<Chain> {
+    table.family().map_or_else(link::chains, family::chains)
 }

@@ -14,7 +14,8 @@ const SET_KEY_TYPEOF: u8 = 3;
 const SET_DATA_TYPEOF: u8 = 4;
 const SET_DATA_INTERVAL: u8 = 6;
 const SET_COMMENT: u8 = 7;
-/// A key of one part is big-endian; of more, it has no order of its own.
+/// A key of one part is big-endian, unless it is the kernel's own; of more, it has no order of its own.
+const MACHINE_ORDER: u32 = 1;
 const BIG_ENDIAN: u32 = 2;
 const NO_ORDER: u32 = 0;
 
@@ -23,11 +24,13 @@ const CONCATENATION: u32 = 13;
 const PAYLOAD: u32 = 7;
 const META: u32 = 9;
 const NUMGEN: u32 = 23;
-/// What a payload expression is of, and which field: `ip daddr`, `ip6 daddr`, `th dport`.
+/// What a payload expression is of, and which field: `ip daddr`, `ip6 daddr`, `th dport`, `ether daddr`.
 const IP_DADDR: (u32, u32) = (12, 12);
 const IP6_DADDR: (u32, u32) = (13, 9);
 const TH_DPORT: (u32, u32) = (11, 2);
+const ETHER_DADDR: (u32, u32) = (17, 1);
 const META_L4PROTO: u32 = 16;
+const META_IIFNAME: u32 = 6;
 const NUMGEN_RANDOM: u32 = 1;
 
 /// A comment on a table or a chain.
@@ -44,14 +47,26 @@ pub fn read_comment(notes: &[u8]) -> Option<&str> {
 
 /// The notes on a set.
 pub fn set(set: &Set) -> Vec<u8> {
-    let order = if set.key.len() == 1 { BIG_ENDIAN } else { NO_ORDER };
+    let order = match set.key[..] {
+        [Type::LinkName] => MACHINE_ORDER,
+        [_] => BIG_ENDIAN,
+        _ => NO_ORDER,
+    };
     let mut notes = number(SET_KEY_BYTEORDER, order);
     if set.data != Data::None {
-        notes.extend(number(SET_DATA_BYTEORDER, NO_ORDER));
+        let order = if set.data == Data::Mac { BIG_ENDIAN } else { NO_ORDER };
+        notes.extend(number(SET_DATA_BYTEORDER, order));
     }
-    if let Data::Endpoint(family) = set.data {
-        notes.extend(item(SET_KEY_TYPEOF, &concatenation(&set.key)));
-        notes.extend(item(SET_DATA_TYPEOF, &concatenation(&skeleton::endpoint(family))));
+    match set.data {
+        Data::Endpoint(family) => {
+            notes.extend(item(SET_KEY_TYPEOF, &concatenation(&set.key)));
+            notes.extend(item(SET_DATA_TYPEOF, &concatenation(&skeleton::endpoint(family))));
+        }
+        Data::Mac if set.key.contains(&Type::Integer) => {
+            notes.extend(item(SET_KEY_TYPEOF, &concatenation(&set.key)));
+            notes.extend(item(SET_DATA_TYPEOF, &field(Type::Mac)));
+        }
+        Data::None | Data::Verdict | Data::Mac => {}
     }
     if set.data != Data::None {
         notes.extend(number(SET_DATA_INTERVAL, 0));
@@ -71,6 +86,8 @@ fn field(kind: Type) -> Vec<u8> {
         Type::V4 => payload(IP_DADDR),
         Type::V6 => payload(IP6_DADDR),
         Type::Port => payload(TH_DPORT),
+        Type::Mac => payload(ETHER_DADDR),
+        Type::LinkName => expression(META, &number(0, META_IIFNAME)),
         Type::Protocol => expression(META, &number(0, META_L4PROTO)),
         // Which modulus stands here does not matter; there has to be one.
         Type::Integer => expression(NUMGEN, &[number(0, NUMGEN_RANDOM), number(1, 2), number(2, 0)].concat()),

@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use crds::{Endpoint, EndpointSlice, Holder, Key, Port, Protocol, Service, TrafficPolicy};
 use dataplane::Snapshot;
-use dataplane::snapshot::Terms;
+use dataplane::snapshot::{Link, LinkName, Mac, Terms};
 use dataplane::sources::Sources;
 use k8s_openapi::api::core::v1 as core;
 
@@ -22,6 +22,17 @@ pub fn ip(text: &str) -> IpAddr {
 /// An address and a port, or a panic.
 pub fn at(text: &str) -> SocketAddr {
     text.parse().expect("an address and a port")
+}
+
+/// The MAC address of a node: of `n2` it ends with 2.
+pub fn mac(node: &str) -> Mac {
+    Mac([2, 0, 0, 0, 0, node.trim_start_matches('n').parse().expect("a number")])
+}
+
+/// That this node and these others have a link `eth0`.
+pub fn on_eth0(others: &[&str]) -> BTreeMap<LinkName, Link> {
+    let peers = others.iter().map(|node| ((*node).to_owned(), mac(node))).collect();
+    [(LinkName::new("eth0").expect("a name"), Link { mac: mac(NODE), peers })].into()
 }
 
 /// A snapshot of nothing, seen from [`NODE`].
@@ -89,6 +100,12 @@ impl Described {
     /// A client stays with its endpoint for so many seconds.
     pub fn sticky(mut self, seconds: u32) -> Self {
         self.terms.affinity = Some(seconds);
+        self
+    }
+
+    /// Its packets stay on the node that announces it.
+    pub fn unspread(mut self) -> Self {
+        self.terms.unspread = true;
         self
     }
 

@@ -115,8 +115,9 @@ impl Machine {
         }
         for key in elements.keys() {
             match *key {
-                Key::Way(table, way) => drop(add(table, skeleton::way(table, way))),
-                Key::Remember(table, seconds) => drop(add(table, skeleton::remember(table, seconds))),
+                Key::Way(family, way) => drop(add(key.table(), skeleton::way(family, way))),
+                Key::Remember(family, seconds) => drop(add(key.table(), skeleton::remember(family, seconds))),
+                Key::Link(link) => drop(add(Table::Link, skeleton::ingress(link))),
                 _ => {}
             }
         }
@@ -194,7 +195,7 @@ impl Machine {
             match verdict {
                 None => {}
                 Some(Verdict::Drop) => return Step::Done(Fate::Dropped),
-                Some(Verdict::Return) => return Step::Next,
+                Some(Verdict::Accept | Verdict::Return) => return Step::Next,
                 Some(Verdict::Goto(chain)) => return self.chain(table, &chain, state),
                 Some(Verdict::Jump(chain)) => match self.chain(table, &chain, state) {
                     Step::Next => {}
@@ -208,6 +209,7 @@ impl Machine {
     fn execute(&self, table: Table, expression: &Expression, state: &mut State) -> Done {
         let goes = |condition| if condition { Done::Goes } else { Done::Breaks };
         match expression {
+            Expression::Payload { header: Header::Link, .. } => panic!("a frame"),
             Expression::Payload { header: Header::Network, offset, length, into } => {
                 // Source and destination are all that is looked at, the destination last.
                 let destination = (*offset, *length) == (16, 4) || (*offset, *length) == (24, 16);
@@ -268,6 +270,13 @@ impl Machine {
             Expression::Unreachable(_) => return Done::Step(Step::Done(Fate::Unreachable)),
             // Learned by what comes after this packet; and one byte has no order.
             Expression::Update { .. } | Expression::ToNetworkOrder { .. } => {}
+            // Only frames pass these.
+            Expression::Meta { .. }
+            | Expression::IsFragment { .. }
+            | Expression::Hash { .. }
+            | Expression::Write { .. }
+            | Expression::Forget { .. }
+            | Expression::Forward => panic!("{expression:?} for a packet"),
         }
         Done::Goes
     }
@@ -309,6 +318,7 @@ impl State {
     fn endpoint(&self, table: Table) -> SocketAddr {
         let port = |at: usize| u16::from_be_bytes([self.registers[at], self.registers[at + 1]]);
         match table {
+            Table::Link => panic!("frames have no endpoints"),
             Table::V4 => (*self.registers.first_chunk::<4>().expect("bytes"), port(4)).into(),
             Table::V6 => (*self.registers.first_chunk::<16>().expect("bytes"), port(16)).into(),
         }

@@ -80,6 +80,11 @@ impl Net {
         SocketAddr::new(self.lb_ip.parse().expect("an address"), port).to_string()
     }
 
+    /// The address of a node on the LAN.
+    pub fn node(&self, number: u8) -> String {
+        self.n1.strip_suffix('1').map(|prefix| format!("{prefix}{number}")).expect("the first node")
+    }
+
     /// The address of a pod.
     pub fn pod(&self, node: u8, number: u8) -> String {
         match self.family {
@@ -146,8 +151,14 @@ impl World {
 
     /// A pod on node 1 or 2, which answers on port 8080 of TCP and UDP.
     pub fn pod(&self, node: u8, number: u8) -> Pod {
-        let namespace = host().expect("a namespace");
-        let host = if node == 1 { &self.n1 } else { &self.n2 };
+        Pod::start(if node == 1 { &self.n1 } else { &self.n2 }, node, number)
+    }
+}
+
+impl Pod {
+    /// A pod on this host, which is the node of this number.
+    pub fn start(host: &Namespace, node: u8, number: u8) -> Self {
+        let namespace = self::host().expect("a namespace");
         let name = format!("pod{number}");
         veth((&namespace, "eth0"), (host, &name)).expect("a cable");
         // Without hairpin on the port, a bridge does not send a packet back to where it came from.
@@ -163,7 +174,7 @@ impl World {
             ])
             .expect("a pod");
         settled(&namespace);
-        let pod = Pod { namespace, node, number };
+        let pod = Self { namespace, node, number };
         for net in [V4, V6] {
             pod.serve(SocketAddr::new(net.of(&pod).parse().expect("an address"), 8080));
         }
@@ -173,7 +184,7 @@ impl World {
 
 /// A host that asks nobody before it takes an address for its own (RFC 4862 §5.4). Addresses that a test needs at once
 /// say `nodad` too.
-fn host() -> std::io::Result<Namespace> {
+pub fn host() -> std::io::Result<Namespace> {
     let namespace = Namespace::new()?;
     for of in ["all", "default"] {
         namespace.sysctl(&format!("ipv6.conf.{of}.accept_dad"), "0")?;
@@ -182,7 +193,7 @@ fn host() -> std::io::Result<Namespace> {
 }
 
 /// Waits until a host has its link-local addresses, without which it asks no neighbour for theirs.
-fn settled(host: &Namespace) {
+pub fn settled(host: &Namespace) {
     wait_for("addresses", || {
         let tentative = host.command("ip").args(["-6", "addr", "show", "tentative"]).output().expect("run ip");
         tentative.stdout.is_empty()
@@ -212,7 +223,7 @@ impl Pod {
             }
         });
         std::thread::spawn(move || {
-            let mut buffer = [0; 64];
+            let mut buffer = [0; 8192];
             while let Ok((_, from)) = udp.recv_from(&mut buffer) {
                 let _ = udp.send_to(format!("{name} {}\n", from.ip()).as_bytes(), from);
             }
@@ -246,7 +257,8 @@ impl Answer {
         Self { pod: (pod.node, pod.number), client: client.parse().expect("an address") }
     }
 
-    fn read(line: &str) -> Self {
+    /// Reads what a server says.
+    pub fn read(line: &str) -> Self {
         let (pod, client) = line.trim().split_once(' ').expect("two words");
         let (node, number) = pod.split_once('.').expect("two numbers");
         let pod = (node.parse().expect("a number"), number.parse().expect("a number"));
@@ -258,6 +270,11 @@ impl Answer {
 pub struct Connection(BufReader<TcpStream>);
 
 impl Connection {
+    /// Its end here.
+    pub fn local(&self) -> SocketAddr {
+        self.0.get_ref().local_addr().expect("an address")
+    }
+
     /// Asks once more.
     pub fn ask(&mut self) -> std::io::Result<Answer> {
         self.0.get_mut().write_all(b"?\n")?;
@@ -334,15 +351,20 @@ pub fn ping(from: &Namespace, to: &str) -> std::io::Result<()> {
 
 /// A raw socket for ICMP of the family of `to`, connected to it.
 pub fn icmp(from: &Namespace, to: IpAddr) -> std::io::Result<socket2::Socket> {
-    use socket2::{Domain, Protocol, Socket, Type};
-    let (domain, protocol) = match to {
-        IpAddr::V4(_) => (Domain::IPV4, Protocol::ICMPV4),
-        IpAddr::V6(_) => (Domain::IPV6, Protocol::ICMPV6),
-    };
-    let socket = from.run(|| Socket::new(domain, Type::RAW, Some(protocol)))?;
+    let socket = raw_icmp(from, to)?;
     socket.set_read_timeout(Some(PATIENCE))?;
     socket.connect(&SocketAddr::new(to, 0).into())?;
     Ok(socket)
+}
+
+/// A raw socket for ICMP of the family of this address.
+pub fn raw_icmp(from: &Namespace, family: IpAddr) -> std::io::Result<socket2::Socket> {
+    use socket2::{Domain, Protocol, Socket, Type};
+    let (domain, protocol) = match family {
+        IpAddr::V4(_) => (Domain::IPV4, Protocol::ICMPV4),
+        IpAddr::V6(_) => (Domain::IPV6, Protocol::ICMPV6),
+    };
+    from.run(|| Socket::new(domain, Type::RAW, Some(protocol)))
 }
 
 /// Lets `nft` do these lines.

@@ -7,8 +7,9 @@ use crate::netlink::attribute::Attributes;
 use crate::nft::element::{self, Key};
 use crate::nft::expression::Expression;
 use crate::nft::request::*;
-use crate::nft::skeleton::{self, COMMENT, Hook, Table};
+use crate::nft::skeleton::{self, COMMENT, Chain, Hook, Table};
 use crate::nft::userdata;
+use crate::snapshot::LinkName;
 
 /// A table as it is in the kernel, but for its elements.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -77,10 +78,10 @@ impl Found {
         }
         let mut chains = BTreeSet::new();
         for (name, found) in rules {
-            let way = element::way(&name).map(|way| (Key::Way(table, way), skeleton::way(table, way)));
-            let remember =
-                || element::remembers(&name).map(|s| (Key::Remember(table, s), skeleton::remember(table, s)));
-            let (key, expected) = way.or_else(remember).ok_or_else(|| format!("chain {name} should not be there"))?;
+            let (key, expected) = changing(table, &name).ok_or_else(|| format!("chain {name} should not be there"))?;
+            if expected.hook.is_some() && self.chains.get(&name) != Some(&expected.hook) {
+                return Err(format!("chain {name} is not there as it should be"));
+            }
             same_rules(&name, Some(found), &expected.rules)?;
             chains.insert(key);
         }
@@ -90,6 +91,19 @@ impl Found {
             return Err(format!("it has {} chains, sets and other objects instead of {objects}", self.used));
         }
         Ok(chains)
+    }
+}
+
+/// A chain of this name that comes and goes with elements.
+fn changing(table: Table, name: &str) -> Option<(Key, Chain)> {
+    match table.family() {
+        Some(family) => {
+            let way = element::way(name).map(|way| (Key::Way(family, way), skeleton::way(family, way)));
+            let remember =
+                || element::remembers(name).map(|s| (Key::Remember(family, s), skeleton::remember(family, s)));
+            way.or_else(remember)
+        }
+        None => element::link(name).map(|link| (Key::Link(link), skeleton::ingress(link))),
     }
 }
 
@@ -131,6 +145,10 @@ pub fn chain_hook(answer: Attributes<'_>) -> Option<Hook> {
         kind: ["nat", "filter"].into_iter().find(|known| *known == kind)?,
         number: number(hook, HOOK_NUMBER)?,
         priority: number(hook, HOOK_PRIORITY)?.cast_signed(),
+        link: match hook.find(HOOK_DEV) {
+            Some(name) => Some(LinkName::new(name.text()?)?),
+            None => None,
+        },
     })
 }
 

@@ -11,19 +11,55 @@ fn a_table() -> impl Strategy<Value = Table> {
     proptest::sample::select(Table::ALL.to_vec())
 }
 
+fn a_family() -> impl Strategy<Value = Family> {
+    prop_oneof![Just(Family::V4), Just(Family::V6)]
+}
+
+fn address_of(family: Family) -> BoxedStrategy<IpAddr> {
+    match family {
+        Family::V4 => any::<[u8; 4]>().prop_map(IpAddr::from).boxed(),
+        Family::V6 => any::<[u8; 16]>().prop_map(IpAddr::from).boxed(),
+    }
+}
+
+fn a_protocol() -> impl Strategy<Value = Protocol> {
+    prop_oneof![Just(Protocol::Tcp), Just(Protocol::Udp), Just(Protocol::Sctp)]
+}
+
+/// Any elements of the table that spreads frames.
+fn elements_of_frames() -> impl Strategy<Value = Elements> {
+    let token = || any::<[u8; 6]>().prop_map(Token);
+    let mac = || any::<[u8; 6]>().prop_map(Mac);
+    let link = || "[a-z][a-z0-9.@-]{0,14}".prop_map(|name| LinkName::new(&name).expect("a name"));
+    let address = || a_family().prop_flat_map(address_of);
+    let element = prop_oneof![
+        address().prop_map(|a| (Key::Spread(a), Value::Present)),
+        (address(), a_protocol(), any::<u16>(), token()).prop_map(|(address, protocol, port, t)| (
+            Key::Class(Frontend { address, protocol, port }),
+            Value::Token(t)
+        )),
+        (address(), a_protocol(), token()).prop_map(|(a, protocol, t)| (Key::Whole(a, protocol), Value::Token(t))),
+        (token(), any::<u32>(), token()).prop_map(|(t, slot, nodes)| (Key::Slot(t, slot), Value::Token(nodes))),
+        (link(), token(), mac()).prop_map(|(link, t, mac)| (Key::Hop(link, t), Value::Mac(mac))),
+        mac().prop_map(|mac| (Key::Peer(mac), Value::Present)),
+        (link(), mac()).prop_map(|(link, mac)| (Key::Own(link, mac), Value::Present)),
+        (link(), mac()).prop_map(|(link, mac)| (Key::Alive(link, mac), Value::Present)),
+        (link(), mac()).prop_map(|(link, mac)| (Key::Mac(link), Value::Mac(mac))),
+    ];
+    proptest::collection::btree_map(any::<u64>(), element, 0..40).prop_map(|elements| elements.into_values().collect())
+}
+
 /// Any elements of any table.
 fn some_elements() -> impl Strategy<Value = Elements> {
     a_table().prop_flat_map(elements_of)
 }
 
-fn elements_of(table: Table) -> impl Strategy<Value = Elements> {
-    let address = move || match table {
-        Table::V4 => any::<[u8; 4]>().prop_map(IpAddr::from).boxed(),
-        Table::V6 => any::<[u8; 16]>().prop_map(IpAddr::from).boxed(),
-    };
-    let protocol = prop_oneof![Just(Protocol::Tcp), Just(Protocol::Udp), Just(Protocol::Sctp)];
-    let frontend =
-        (address(), protocol, any::<u16>()).prop_map(|(address, protocol, port)| Frontend { address, protocol, port });
+fn elements_of(table: Table) -> BoxedStrategy<Elements> {
+    let Some(family) = table.family() else { return elements_of_frames().boxed() };
+    let address = move || address_of(family);
+    let frontend = (address(), a_protocol(), any::<u16>())
+        .prop_map(|(address, protocol, port)| Frontend { address, protocol, port })
+        .boxed();
     let way = (any::<u32>(), 1u32.., any::<bool>(), proptest::option::of(any::<u32>()))
         .prop_map(|(from, count, restricted, affinity)| Way { pick: Pick { from, count }, restricted, affinity });
     let range = (address(), address()).prop_map(|(a, b)| Range::new(a.min(b), a.max(b)).expect("a range"));
@@ -39,7 +75,9 @@ fn elements_of(table: Table) -> impl Strategy<Value = Elements> {
         (address(), address()).prop_map(|(a, e)| (Key::Local(a, e), Value::Present)),
         (address(), address()).prop_map(|(a, e)| (Key::Hairpin(a, e), Value::Present)),
     ];
-    proptest::collection::btree_map(any::<u64>(), element, 0..40).prop_map(|elements| elements.into_values().collect())
+    proptest::collection::btree_map(any::<u64>(), element, 0..40)
+        .prop_map(|elements| elements.into_values().collect())
+        .boxed()
 }
 
 /// What the messages that add all of `elements` say, read as if the kernel had said it.
@@ -69,12 +107,13 @@ proptest! {
 
     #[test]
     fn ranges_are_read_as_they_are_written(
-        table in a_table(),
+        family in a_family(),
         ends in proptest::collection::btree_set(any::<u128>(), 0..12),
     ) {
-        let address = |bits: u128| match table {
-            Table::V4 => IpAddr::from(Ipv4Addr::from_bits((bits >> 96) as u32)),
-            Table::V6 => Ipv6Addr::from_bits(bits).into(),
+        let table = Table::of_family(family);
+        let address = |bits: u128| match family {
+            Family::V4 => IpAddr::from(Ipv4Addr::from_bits((bits >> 96) as u32)),
+            Family::V6 => Ipv6Addr::from_bits(bits).into(),
         };
         let ends: Vec<_> = ends.into_iter().map(address).collect();
         // Ranges that touch are one.
@@ -83,7 +122,7 @@ proptest! {
         let expected: Vec<_> = ends.chunks_exact(2).filter_map(|pair| Range::new(pair[0], pair[1])).collect();
         let mut list = Writer::default();
         list.nested(ELEM_LIST_ELEMENTS, |list| {
-            let change = Change::Add(Key::Pods(table), Value::Ranges(expected.clone()));
+            let change = Change::Add(Key::Pods(family), Value::Ranges(expected.clone()));
             crate::nft::request::element(&change, list);
         });
         let boundaries = boundaries(table, attributes(&list.finish())).into_iter().collect::<Option<Vec<_>>>();
@@ -92,15 +131,16 @@ proptest! {
 
     #[test]
     fn who_is_forgotten_is_who_was_remembered(
-        table in a_table(),
+        family in a_family(),
         // Few, and as many as one message just takes and does not take any more.
         clients in prop_oneof![0usize..4, 499usize..502].prop_flat_map(|count| {
             proptest::collection::vec((any::<[u8; 16]>(), any::<[u8; 16]>(), any::<u16>()), count)
         }),
     ) {
-        let address = |bytes: [u8; 16]| match table {
-            Table::V4 => IpAddr::from(*bytes.first_chunk::<4>().expect("four bytes")),
-            Table::V6 => IpAddr::from(bytes),
+        let table = Table::of_family(family);
+        let address = |bytes: [u8; 16]| match family {
+            Family::V4 => IpAddr::from(*bytes.first_chunk::<4>().expect("four bytes")),
+            Family::V6 => IpAddr::from(bytes),
         };
         let expected: Vec<Remembered> = clients
             .into_iter()
@@ -121,7 +161,7 @@ proptest! {
             prop_assert_eq!(answer.find(ELEM_LIST_SET).and_then(|set| set.text()), Some("affinity"));
             for item in answer.find(ELEM_LIST_ELEMENTS).expect("elements").inner() {
                 let key = item.inner().find(ELEM_KEY).and_then(|key| decode_value(key.inner())).expect("a key");
-                let mut key = Parts { table, rest: key };
+                let mut key = Parts { family, rest: key };
                 told.push((key.address(), key.frontend().map(|front| (front.address, front.protocol, front.port))));
             }
         }
@@ -173,9 +213,15 @@ proptest! {
 fn every_rule_is_read_as_it_is_written() {
     let open = Way { pick: Pick { from: 0, count: 1 }, ..Way::default() };
     let ways = [open, Way { pick: Pick { from: 3, count: 7 }, restricted: true, affinity: Some(1) }];
-    let chains = |table| {
-        let ways = ways.map(|way| skeleton::way(table, way));
-        skeleton::chains(table).into_iter().chain(ways).chain([skeleton::remember(table, 10_800)])
+    let chains = |table: Table| {
+        let changing = match table.family() {
+            Some(family) => {
+                let ways = ways.map(|way| skeleton::way(family, way));
+                ways.into_iter().chain([skeleton::remember(family, 10_800)]).collect()
+            }
+            None => vec![skeleton::ingress(LinkName::new("eth0").expect("a name"))],
+        };
+        skeleton::chains(table).into_iter().chain(changing)
     };
     for chain in Table::ALL.into_iter().flat_map(chains) {
         for expected in chain.rules {

@@ -1,7 +1,7 @@
 //! Expressions read from what the kernel dumps.
 
 use super::numbers::*;
-use super::{Expression, Header, Register, Relation, Verdict, decode_value};
+use super::{Expression, Header, Meta, Register, Relation, Verdict, decode_value};
 use crate::netlink::attribute::Attribute;
 
 impl Expression {
@@ -15,8 +15,39 @@ impl Expression {
         let absent_or = |kind: u16, expected: u32| number(kind).is_none_or(|n| n == expected).then_some(());
         let from = |kind: u16, expected: Register| (register(kind) == Some(expected)).then_some(());
         match item.inner().find(NAME)?.text()? {
+            "payload" if data.find(PAYLOAD_SREG).is_some() => {
+                from(PAYLOAD_SREG, Register::FIRST)?;
+                is(PAYLOAD_BASE, Header::Link as u32)?;
+                [PAYLOAD_CSUM_TYPE, PAYLOAD_CSUM_OFFSET, PAYLOAD_CSUM_FLAGS]
+                    .into_iter()
+                    .try_for_each(|kind| absent_or(kind, 0))?;
+                Some(Self::Write { offset: number(PAYLOAD_OFFSET)?, length: number(PAYLOAD_LEN)? })
+            }
+            "exthdr" => {
+                is(EXTHDR_FLAGS, EXTHDR_PRESENT)?;
+                absent_or(EXTHDR_OP, EXTHDR_IPV6)?;
+                is(EXTHDR_OFFSET, 0)?;
+                is(EXTHDR_LEN, 1)?;
+                (data.find(EXTHDR_TYPE)?.u8() == Some(FRAGMENT)).then_some(())?;
+                Some(Self::IsFragment { into: register(EXTHDR_DREG)? })
+            }
+            "hash" => {
+                absent_or(HASH_TYPE, HASH_JENKINS)?;
+                is(HASH_SEED, SEED)?;
+                Some(Self::Hash {
+                    from: register(HASH_SREG)?,
+                    length: number(HASH_LEN)?,
+                    modulus: number(HASH_MODULUS)?,
+                    offset: number(HASH_OFFSET).unwrap_or(0),
+                    into: register(HASH_DREG)?,
+                })
+            }
+            "fwd" => {
+                from(FWD_SREG_DEV, Register::FIRST)?;
+                Some(Self::Forward)
+            }
             "payload" => Some(Self::Payload {
-                header: [Header::Network, Header::Transport]
+                header: [Header::Link, Header::Network, Header::Transport]
                     .into_iter()
                     .find(|header| number(PAYLOAD_BASE) == Some(*header as u32))?,
                 offset: number(PAYLOAD_OFFSET)?,
@@ -24,8 +55,13 @@ impl Expression {
                 into: register(PAYLOAD_DREG)?,
             }),
             "meta" => {
-                is(META_KEY, META_L4PROTO)?;
-                Some(Self::Protocol { into: register(META_DREG)? })
+                let into = register(META_DREG)?;
+                let known =
+                    [Meta::NetworkProtocol, Meta::Interface, Meta::InterfaceName, Meta::InterfaceType].into_iter();
+                match number(META_KEY)? {
+                    META_L4PROTO => Some(Self::Protocol { into }),
+                    key => known.into_iter().find(|what| *what as u32 == key).map(|what| Self::Meta { what, into }),
+                }
             }
             "ct" => {
                 let into = register(CT_DREG)?;
@@ -76,9 +112,13 @@ impl Expression {
                 }
             }
             "dynset" => {
-                is(DYNSET_OP, DYNSET_UPDATE)?;
                 absent_or(DYNSET_FLAGS, 0)?;
                 from(DYNSET_SREG_KEY, Register::FIRST)?;
+                if number(DYNSET_OP)? == DYNSET_DELETE {
+                    let map = data.find(DYNSET_SET_NAME)?.text()?.to_owned();
+                    return Some(Self::Forget { map, value: register(DYNSET_SREG_DATA)? });
+                }
+                is(DYNSET_OP, DYNSET_UPDATE)?;
                 let timeout = data.find(DYNSET_TIMEOUT)?.u64()?;
                 (timeout % MILLISECONDS == 0).then_some(())?;
                 Some(Self::Update {

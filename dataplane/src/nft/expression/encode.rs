@@ -1,7 +1,7 @@
 //! Expressions written into messages.
 
 use super::numbers::*;
-use super::{Expression, Register, encode_value};
+use super::{Expression, Header, Register, encode_value};
 use crate::netlink::attribute::Writer;
 
 impl Expression {
@@ -17,6 +17,32 @@ impl Expression {
             Self::Protocol { into } => {
                 data.u32(META_KEY, META_L4PROTO).u32(META_DREG, into.number());
                 "meta"
+            }
+            Self::Meta { what, into } => {
+                data.u32(META_KEY, *what as u32).u32(META_DREG, into.number());
+                "meta"
+            }
+            Self::IsFragment { into } => {
+                data.u32(EXTHDR_DREG, into.number()).u8(EXTHDR_TYPE, FRAGMENT);
+                data.u32(EXTHDR_OFFSET, 0).u32(EXTHDR_LEN, 1);
+                data.u32(EXTHDR_OP, EXTHDR_IPV6).u32(EXTHDR_FLAGS, EXTHDR_PRESENT);
+                "exthdr"
+            }
+            Self::Hash { from, length, modulus, offset, into } => {
+                data.u32(HASH_SREG, from.number()).u32(HASH_DREG, into.number()).u32(HASH_LEN, *length);
+                data.u32(HASH_MODULUS, *modulus).u32(HASH_SEED, SEED).u32(HASH_OFFSET, *offset);
+                data.u32(HASH_TYPE, HASH_JENKINS);
+                "hash"
+            }
+            Self::Write { offset, length } => {
+                data.u32(PAYLOAD_SREG, Register::FIRST.number()).u32(PAYLOAD_BASE, Header::Link as u32);
+                data.u32(PAYLOAD_OFFSET, *offset).u32(PAYLOAD_LEN, *length);
+                data.u32(PAYLOAD_CSUM_TYPE, 0).u32(PAYLOAD_CSUM_OFFSET, 0).u32(PAYLOAD_CSUM_FLAGS, 0);
+                "payload"
+            }
+            Self::Forward => {
+                data.u32(FWD_SREG_DEV, Register::FIRST.number());
+                "fwd"
             }
             Self::Status { into } => {
                 data.u32(CT_KEY, CT_STATUS).u32(CT_DREG, into.number());
@@ -73,6 +99,12 @@ impl Expression {
             }
             Self::Update { map, value, seconds } => {
                 data.u32(DYNSET_OP, DYNSET_UPDATE).u64(DYNSET_TIMEOUT, u64::from(*seconds) * MILLISECONDS);
+                data.u32(DYNSET_SREG_KEY, Register::FIRST.number()).u32(DYNSET_SREG_DATA, value.number());
+                data.text(DYNSET_SET_NAME, map);
+                "dynset"
+            }
+            Self::Forget { map, value } => {
+                data.u32(DYNSET_OP, DYNSET_DELETE);
                 data.u32(DYNSET_SREG_KEY, Register::FIRST.number()).u32(DYNSET_SREG_DATA, value.number());
                 data.text(DYNSET_SET_NAME, map);
                 "dynset"

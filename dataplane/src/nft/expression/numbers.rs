@@ -16,6 +16,30 @@ pub(super) const PAYLOAD_DREG: u16 = 1;
 pub(super) const PAYLOAD_BASE: u16 = 2;
 pub(super) const PAYLOAD_OFFSET: u16 = 3;
 pub(super) const PAYLOAD_LEN: u16 = 4;
+pub(super) const PAYLOAD_SREG: u16 = 5;
+pub(super) const PAYLOAD_CSUM_TYPE: u16 = 6;
+pub(super) const PAYLOAD_CSUM_OFFSET: u16 = 7;
+pub(super) const PAYLOAD_CSUM_FLAGS: u16 = 8;
+pub(super) const EXTHDR_DREG: u16 = 1;
+pub(super) const EXTHDR_TYPE: u16 = 2;
+pub(super) const EXTHDR_OFFSET: u16 = 3;
+pub(super) const EXTHDR_LEN: u16 = 4;
+pub(super) const EXTHDR_FLAGS: u16 = 5;
+pub(super) const EXTHDR_OP: u16 = 6;
+/// NFT_EXTHDR_F_PRESENT.
+pub(super) const EXTHDR_PRESENT: u32 = 1;
+pub(super) const EXTHDR_IPV6: u32 = 0;
+/// The number of the fragment header (RFC 8200 §4.5).
+pub(super) const FRAGMENT: u8 = 44;
+pub(super) const HASH_SREG: u16 = 1;
+pub(super) const HASH_DREG: u16 = 2;
+pub(super) const HASH_LEN: u16 = 3;
+pub(super) const HASH_MODULUS: u16 = 4;
+pub(super) const HASH_SEED: u16 = 5;
+pub(super) const HASH_OFFSET: u16 = 6;
+pub(super) const HASH_TYPE: u16 = 7;
+pub(super) const HASH_JENKINS: u32 = 0;
+pub(super) const FWD_SREG_DEV: u16 = 1;
 pub(super) const META_DREG: u16 = 1;
 pub(super) const META_KEY: u16 = 2;
 pub(super) const META_L4PROTO: u32 = 16;
@@ -69,6 +93,7 @@ pub(super) const DYNSET_SREG_DATA: u16 = 5;
 pub(super) const DYNSET_TIMEOUT: u16 = 6;
 pub(super) const DYNSET_FLAGS: u16 = 9;
 pub(super) const DYNSET_UPDATE: u32 = 1;
+pub(super) const DYNSET_DELETE: u32 = 2;
 pub(super) const MILLISECONDS: u64 = 1000;
 pub(super) const IMMEDIATE_DREG: u16 = 1;
 pub(super) const IMMEDIATE_DATA: u16 = 2;
@@ -92,6 +117,9 @@ pub(super) const REJECT_TYPE: u16 = 1;
 pub(super) const REJECT_CODE: u16 = 2;
 pub(super) const REJECT_ICMP: u32 = 0;
 pub(super) const REJECT_RESET: u32 = 1;
+
+/// What every hash begins with: any number will do, but all nodes must have the same.
+pub(super) const SEED: u32 = 0x4c66;
 
 /// The numbers by which a family goes in expressions.
 pub(super) struct Numbers {

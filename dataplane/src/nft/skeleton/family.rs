@@ -3,7 +3,7 @@
 use crds::service::Family;
 
 use super::field::{FRONTEND, Field, equals, icmp_type, load, lookup, protocol_is, rule, rule_first, verdict_map};
-use super::{Chain, Data, Hook, Set, Table, Type};
+use super::{Chain, Data, Hook, Set, Type};
 use crate::nft::element::{chain, refusing, remembering};
 use crate::nft::expression::{Expression, Register, Relation, Verdict};
 use crate::ruleset::Way;
@@ -25,9 +25,9 @@ const POSTROUTING: u32 = 4;
 const MOST_REMEMBERED: u32 = 1 << 18;
 
 /// All sets and maps of a table, in the order in which they are made.
-pub fn sets(table: Table) -> Vec<Set> {
+pub fn sets(family: Family) -> Vec<Set> {
     use Type::{Integer, Port, Protocol};
-    let address = Type::address(table.family());
+    let address = Type::address(family);
     let set = |name, key: &[Type], data, comment| Set {
         name,
         key: key.to_vec(),
@@ -37,7 +37,7 @@ pub fn sets(table: Table) -> Vec<Set> {
         comment,
     };
     let ranges = |set| Set { ranges: true, ..set };
-    let endpoint = Data::Endpoint(table.family());
+    let endpoint = Data::Endpoint(family);
     vec![
         set("addresses", &[address], Data::None, "every lb_ip"),
         ranges(set("pods", &[address], Data::None, "where this node's pods have their addresses from")),
@@ -67,13 +67,12 @@ pub fn sets(table: Table) -> Vec<Set> {
 }
 
 /// All chains that are always there, those first that others go to.
-pub fn chains(table: Table) -> Vec<Chain> {
+pub fn chains(family: Family) -> Vec<Chain> {
     let base = |name: &str, kind, number, priority, rules| Chain {
         name: name.to_owned(),
-        hook: Some(Hook { kind, number, priority }),
+        hook: Some(Hook { kind, number, priority, link: None }),
         rules,
     };
-    let family = table.family();
     let pods = || rule(load(family, &[Field::Source]), [lookup("pods")]);
     let translate = |map| rule(load(family, FRONTEND), [verdict_map(map)]);
     vec![
@@ -108,8 +107,7 @@ pub fn chains(table: Table) -> Vec<Chain> {
 ///
 /// Who may go it is asked in the chain itself. So one element decides which endpoints there are and whether everybody
 /// may use them, and no packet can see one of it without the other while they change.
-pub fn way(table: Table, way: Way) -> Chain {
-    let family = table.family();
+pub fn way(family: Family, way: Way) -> Chain {
     let random = Field::Random(way.pick);
     let key = load(family, &[Field::Destination, Field::Protocol, Field::Port, random]);
     let find = Expression::Lookup { set: "endpoints".into(), into: Some(Register::FIRST) };
@@ -150,8 +148,7 @@ fn learn(family: Family) -> Vec<Vec<Expression>> {
 /// The chain that remembers for so many seconds:
 /// `meta l4proto tcp update @affinity { ip saddr . ct original ip daddr . meta l4proto . ct original proto-dst timeout 3h
 /// : ip daddr . ct reply proto-src }`
-pub fn remember(table: Table, seconds: u32) -> Chain {
-    let family = table.family();
+pub fn remember(family: Family, seconds: u32) -> Chain {
     let rules = [TCP, UDP, SCTP].map(|protocol| {
         // The value stands behind the key.
         let key = [Field::Source, Field::LbIp, Field::Protocol, Field::LbPort];

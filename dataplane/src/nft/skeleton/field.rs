@@ -3,7 +3,7 @@
 use crds::service::Family;
 
 use super::Type;
-use crate::nft::expression::{Expression, Header, Register, Relation};
+use crate::nft::expression::{Expression, Header, Meta, Register, Relation};
 use crate::ruleset::Pick;
 
 /// Something of a packet that a rule looks at.
@@ -22,8 +22,24 @@ pub(super) enum Field {
     ProtocolInRange,
     /// The destination port.
     Port,
+    /// The source port.
+    SourcePort,
     /// A random number for one of these.
     Random(Pick),
+    /// The MAC address that a frame is for.
+    To,
+    /// The MAC address that a frame is from.
+    From,
+    /// The link that it came in by.
+    LinkName,
+    /// The protocol of the packet that an error of ICMP quotes.
+    QuotedProtocol,
+    /// The destination of that: who has sent what it answers.
+    QuotedDestination,
+    /// Its source port.
+    QuotedSourcePort,
+    /// Its destination port.
+    QuotedPort,
 }
 
 /// `ip daddr . meta l4proto . th dport`
@@ -31,12 +47,23 @@ pub(super) const FRONTEND: &[Field] = &[Field::Destination, Field::Protocol, Fie
 
 /// Loads fields one after the other, as the key of a set.
 pub(super) fn load(family: Family, fields: &[Field]) -> Vec<Expression> {
-    let mut quarter = 0;
+    load_at(0, family, fields).0
+}
+
+/// Loads fields one after the other from this quarter of a register on; also returns the first that is free behind them.
+pub(super) fn load_at(start: u8, family: Family, fields: &[Field]) -> (Vec<Expression>, u8) {
+    let mut quarter = start;
     let mut loads = Vec::new();
     // Where source and destination stand in the header, and how long they are (RFC 791 §3.1, RFC 8200 §3).
     let (source, destination, length) = match family {
         Family::V4 => (12, 16, 4),
         Family::V6 => (8, 24, 16),
+    };
+    // What an error quotes stands behind its own 8 bytes: protocol and destination in the header, which has no options
+    // since this cluster has sent it; behind that the ports (RFC 792, RFC 4443 §3).
+    let (quoted_protocol, quoted_destination, quoted_ports) = match family {
+        Family::V4 => (8 + 9, 8 + 16, 8 + 20),
+        Family::V6 => (8 + 6, 8 + 24, 8 + 40),
     };
     for field in fields {
         let into = Register::Quarter(quarter);
@@ -48,7 +75,15 @@ pub(super) fn load(family: Family, fields: &[Field]) -> Vec<Expression> {
             Field::LbPort => (Expression::OriginalPort { into }, Type::Port),
             Field::AnsweringPort => (Expression::AnsweringPort { into }, Type::Port),
             Field::Protocol | Field::ProtocolInRange => (Expression::Protocol { into }, Type::Protocol),
-            Field::Port => (Expression::Payload { header: Header::Transport, offset: 2, length: 2, into }, Type::Port),
+            Field::Port => (transport(2, 2, into), Type::Port),
+            Field::SourcePort => (transport(0, 2, into), Type::Port),
+            Field::QuotedProtocol => (transport(quoted_protocol, 1, into), Type::Protocol),
+            Field::QuotedDestination => (transport(quoted_destination, length, into), Type::address(family)),
+            Field::QuotedSourcePort => (transport(quoted_ports, 2, into), Type::Port),
+            Field::QuotedPort => (transport(quoted_ports + 2, 2, into), Type::Port),
+            Field::To => (Expression::Payload { header: Header::Link, offset: TO, length: MAC, into }, Type::Mac),
+            Field::From => (Expression::Payload { header: Header::Link, offset: FROM, length: MAC, into }, Type::Mac),
+            Field::LinkName => (Expression::Meta { what: Meta::InterfaceName, into }, Type::LinkName),
             Field::Random(Pick { from, count }) => {
                 (Expression::Random { modulus: *count, offset: *from, into }, Type::Integer)
             }
@@ -59,7 +94,16 @@ pub(super) fn load(family: Family, fields: &[Field]) -> Vec<Expression> {
         }
         quarter += kind.quarters();
     }
-    loads
+    (loads, quarter)
+}
+
+/// Where the two MAC addresses stand in a frame, and how long they are (IEEE 802.3 §3.2).
+pub(super) const TO: u32 = 0;
+pub(super) const FROM: u32 = 6;
+pub(super) const MAC: u32 = 6;
+
+fn transport(offset: u32, length: u32, into: Register) -> Expression {
+    Expression::Payload { header: Header::Transport, offset, length, into }
 }
 
 pub(super) fn protocol_is(number: u8) -> Vec<Expression> {

@@ -1,0 +1,194 @@
+//! Three nodes that are all programmed, and a client that sends to the one that has the address.
+
+use std::net::{IpAddr, SocketAddr};
+use std::sync::{Arc, Mutex};
+
+use crds::Protocol::{Tcp, Udp};
+use dataplane::Snapshot;
+use dataplane::engine::Engine;
+use dataplane::ruleset::ruleset;
+use dataplane::snapshot::{Link, LinkName, Mac};
+use netns::{Namespace, veth};
+
+use crate::sample::{self, Described, ready, service};
+use crate::world::{Net, Pod, V4, V6, host, nft, raw_icmp, settled, wait_for};
+
+/// How many nodes there are.
+const NODES: u8 = 3;
+
+/// The nodes, the client and the switch.
+pub struct Cluster {
+    /// The switch.
+    pub lan: Namespace,
+    /// A host that is no node.
+    pub client: Namespace,
+    /// The nodes `n1`, `n2` and `n3`.
+    pub nodes: Vec<Namespace>,
+    engines: Vec<Mutex<Engine>>,
+    /// The nodes that are on the link.
+    on_link: Mutex<Vec<u8>>,
+}
+
+fn name(node: u8) -> String {
+    format!("n{node}")
+}
+
+impl Cluster {
+    /// Nodes without any pod.
+    pub fn new() -> Self {
+        let namespace = || host().expect("a namespace (these tests need root)");
+        let (lan, client) = (namespace(), namespace());
+        let nodes: Vec<Namespace> = (0..NODES).map(|_| namespace()).collect();
+        lan.ip(["link add br0 type bridge", "link set br0 up"]).expect("a bridge");
+        let hosts = (1..).zip(&nodes).map(|(number, node)| (node, name(number), number));
+        for (host, name, number) in hosts.chain([(&client, "client".to_owned(), 100)]) {
+            veth((host, "eth0"), (&lan, &name)).expect("a cable");
+            lan.ip([format!("link set {name} master br0 up")]).expect("a port");
+            host.ip([
+                format!("link set eth0 address {}", mac(number)),
+                format!("addr add 192.0.2.{number}/24 dev eth0"),
+                format!("addr add 2001:db8:1::{number}/64 dev eth0 nodad"),
+                "link set eth0 up".into(),
+            ])
+            .expect("eth0");
+        }
+        for (own, node) in (1..).zip(&nodes) {
+            node.sysctl("ipv4.ip_forward", "1").expect("forwarding");
+            node.sysctl("ipv6.conf.all.forwarding", "1").expect("forwarding");
+            let mut lines = vec![
+                "link add cni0 type bridge".to_owned(),
+                format!("addr add 10.244.{own}.1/24 dev cni0"),
+                format!("addr add 2001:db8:244:{own}::1/64 dev cni0 nodad"),
+                "link set cni0 up".into(),
+                "route add default via 192.0.2.100".into(),
+                "route add default via 2001:db8:1::100".into(),
+            ];
+            for other in (1..=NODES).filter(|other| *other != own) {
+                lines.push(format!("route add 10.244.{other}.0/24 via 192.0.2.{other}"));
+                lines.push(format!("route add 2001:db8:244:{other}::/64 via 2001:db8:1::{other}"));
+            }
+            node.ip(lines).expect("a node");
+        }
+        nodes.iter().chain([&client]).for_each(settled);
+        let engines =
+            nodes.iter().map(|node| node.run(|| Engine::open().expect("an engine"))).map(Mutex::new).collect();
+        let cluster = Self { lan, client, nodes, engines, on_link: Mutex::new((1..=NODES).collect()) };
+        cluster.announced_by(1);
+        cluster
+    }
+
+    /// The client's packets for the lb_ips go to this node from now on.
+    pub fn announced_by(&self, node: u8) {
+        let routes = [
+            format!("route replace 198.51.100.0/24 via 192.0.2.{node}"),
+            format!("route replace 2001:db8:99::/64 via 2001:db8:1::{node}"),
+        ];
+        self.client.ip(routes).expect("routes to the lb_ips");
+    }
+
+    /// A pod on a node, which answers on port 8080 of TCP and UDP.
+    pub fn pod(&self, node: u8, number: u8) -> Pod {
+        Pod::start(&self.nodes[usize::from(node) - 1], node, number)
+    }
+
+    /// A Service at port 80 of the lb_ip, TCP and UDP, with these pods.
+    pub fn web<'a>(&self, net: Net, pods: impl IntoIterator<Item = &'a Pod>) -> Described {
+        let ports = [("tcp", Tcp, 8080), ("udp", Udp, 8080)];
+        let endpoints = pods.into_iter().map(|pod| ready(&net.of(pod), &name(pod.node)));
+        service("web").holds(net.lb_ip).port("tcp", Tcp, 80).port("udp", Udp, 80).slice(&ports, endpoints)
+    }
+
+    /// Programs all nodes.
+    pub fn apply(&self, snapshot: &Snapshot) {
+        (1..=NODES).for_each(|node| self.apply_on(node, snapshot));
+    }
+
+    /// Programs one.
+    pub fn apply_on(&self, node: u8, snapshot: &Snapshot) {
+        let on_link = self.on_link.lock().expect("no panic");
+        let others = on_link.iter().filter(|other| **other != node);
+        let link = Link { mac: mac(node), peers: others.map(|other| (name(*other), mac(*other))).collect() };
+        let links = [(LinkName::new("eth0").expect("a name"), link)].into();
+        let pod_ranges = [format!("10.244.{node}.0/24"), format!("2001:db8:244:{node}::/64")];
+        let pod_ranges = pod_ranges.iter().map(|range| range.parse().expect("a range")).collect();
+        let snapshot = Snapshot { node: name(node), links, pod_ranges, ..snapshot.clone() };
+        let mut engine = self.engines[usize::from(node) - 1].lock().expect("no panic");
+        engine.apply(&Arc::new(ruleset(&snapshot))).expect("apply");
+    }
+
+    /// Nobody hears or sees this node any more.
+    pub fn cut_off(&self, node: u8) {
+        self.lan.ip([format!("link set {} down", name(node))]).expect("a port");
+    }
+
+    /// The others don't have this node on their link.
+    pub fn without(&self, node: u8) {
+        self.on_link.lock().expect("no panic").retain(|other| *other != node);
+    }
+
+    /// The client's address on the LAN.
+    pub fn mac_of_client(&self) -> Mac {
+        mac(100)
+    }
+
+    /// Lets the client say that a packet to it from port 80 of the lb_ip, over the connection that it has there, was too
+    /// big for a link on the way.
+    pub fn too_big(&self, net: Net, connection: SocketAddr) {
+        let (lb_ip, client) = (sample::ip(net.lb_ip), connection.ip());
+        let ports = [80u16.to_be_bytes(), connection.port().to_be_bytes(), [0; 2], [0; 2]].concat();
+        let mut message = match (lb_ip, client) {
+            (IpAddr::V4(from), IpAddr::V4(to)) => {
+                let header = [0x45, 0, 5, 220, 0, 0, 0x40, 0, 63, 6, 0, 0];
+                [&[3, 4, 0, 0, 0, 0, 5, 120][..], &header, &from.octets(), &to.octets(), &ports].concat()
+            }
+            (IpAddr::V6(from), IpAddr::V6(to)) => {
+                let header = [0x60, 0, 0, 0, 5, 180, 6, 63];
+                [&[2, 0, 0, 0, 0, 0, 5, 120][..], &header, &from.octets(), &to.octets(), &ports].concat()
+            }
+            _ => panic!("of two families"),
+        };
+        if lb_ip.is_ipv4() {
+            let sum: u32 = message.chunks(2).map(|pair| u32::from(u16::from_be_bytes([pair[0], pair[1]]))).sum();
+            let folded = (sum & 0xffff) + (sum >> 16);
+            let checksum = !u16::try_from((folded & 0xffff) + (folded >> 16)).expect("16 bits");
+            message[2..4].copy_from_slice(&checksum.to_be_bytes());
+        }
+        let any = if lb_ip.is_ipv4() { "0.0.0.0" } else { "::" };
+        let socket = raw_icmp(&self.client, sample::ip(any)).expect("a socket");
+        socket.send_to(&message, &SocketAddr::new(lb_ip, 0).into()).expect("sent");
+    }
+
+    /// From now on counts the datagrams that each node gets; the result waits for so many of them and says which part
+    /// each node has kept.
+    pub fn counted(&self, net: Net) -> impl Fn(usize) -> [f64; 3] {
+        let (kind, address) = if net == V4 { ("ip", V4.lb_ip) } else { ("ip6", V6.lb_ip) };
+        let each = |node: u8| {
+            let name = name(node);
+            (
+                format!("counter {name} {{\n}}\n"),
+                format!("oifname {name} {kind} daddr {address} udp dport 80 counter name {name}\n"),
+            )
+        };
+        let (counters, rules): (String, String) = (1..=NODES).map(each).unzip();
+        let chain = format!("chain forward {{ type filter hook forward priority 0;\n{rules}}}\n");
+        nft(&self.lan, &format!("table bridge count {{\n{counters}{chain}}}\n"));
+        let lan = self.lan.clone();
+        move |all| {
+            let read = || {
+                let output = lan.command("nft").args(["list", "counters"]).output().expect("run nft");
+                let text = String::from_utf8(output.stdout).expect("text");
+                let words: Vec<&str> = text.split_whitespace().collect();
+                let counts = words.windows(2).filter(|pair| pair[0] == "packets");
+                let counts: Vec<usize> = counts.map(|pair| pair[1].parse().expect("a number")).collect();
+                <[usize; 3]>::try_from(counts).expect("three counters")
+            };
+            wait_for("all of them", || read()[0] == all);
+            let [_, second, third] = read();
+            [all - second - third, second, third].map(|count| count as f64 / all as f64)
+        }
+    }
+}
+
+fn mac(number: u8) -> Mac {
+    Mac([2, 0, 0, 0, 0, number])
+}

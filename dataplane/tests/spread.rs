@@ -1,0 +1,287 @@
+//! Frames spread over three nodes by the kernel: who gets them, whom they see, and what becomes of them when nodes come
+//! and go.
+//!
+//! ```text
+//!   client 192.0.2.100 ──┐
+//!   node n1 192.0.2.1 ───┤        n1 has the lb_ips: the client's packets for them come here
+//!   node n2 192.0.2.2 ───┤ LAN
+//!   node n3 192.0.2.3 ───┘        behind each node: pods 10.244.N.0/24
+//! ```
+
+mod cluster;
+mod sample;
+mod world;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::io::{ErrorKind, Read};
+use std::net::{IpAddr, SocketAddr};
+use std::time::Instant;
+
+use cluster::Cluster;
+use sample::snapshot;
+use world::{Answer, Net, PATIENCE, SILENCE, V4, ask_tcp, connect, udp, wait_for};
+
+/// Asks over so many connections, and counts who answers. Everybody who answers sees the client itself.
+fn asked(cluster: &Cluster, net: Net, connections: usize) -> BTreeMap<(u8, u8), usize> {
+    let mut answers = BTreeMap::new();
+    for _ in 0..connections {
+        let answer = ask_tcp(&cluster.client, &net.port(80));
+        assert_eq!(answer.client, net.client.parse::<IpAddr>().expect("an address"), "{:?}", answer.pod);
+        *answers.entry(answer.pod).or_default() += 1;
+    }
+    answers
+}
+
+/// The same of UDP, from a port of its own each time.
+fn asked_udp(cluster: &Cluster, net: Net, datagrams: usize) -> BTreeSet<Answer> {
+    (0..datagrams).map(|_| world::ask_udp(&udp(&cluster.client, &net.port(80))).expect("an answer")).collect()
+}
+
+#[test]
+fn connections_reach_the_endpoints_of_all_nodes_and_all_of_them_see_the_client() {
+    Net::each(|net| {
+        let cluster = Cluster::new();
+        let pods = [cluster.pod(1, 5), cluster.pod(2, 5), cluster.pod(3, 5), cluster.pod(3, 6)];
+        cluster.apply(&snapshot([cluster.web(net, &pods)]));
+        let answers = asked(&cluster, net, 200);
+        let everybody: BTreeSet<_> = pods.iter().map(|pod| (pod.node, pod.number)).collect();
+        assert_eq!(answers.keys().copied().collect::<BTreeSet<_>>(), everybody);
+        let seen = |pod| Answer::new(pod, net.client);
+        assert_eq!(asked_udp(&cluster, net, 80), pods.iter().map(seen).collect());
+    });
+}
+
+#[test]
+fn the_switch_goes_on_knowing_where_everybody_is() {
+    let cluster = Cluster::new();
+    let pods = [cluster.pod(2, 5)];
+    cluster.apply(&snapshot([cluster.web(V4, &pods)]));
+    asked(&cluster, V4, 5);
+    let table = cluster.lan.command("bridge").args(["fdb", "show", "br", "br0"]).output().expect("run bridge");
+    let table = String::from_utf8(table.stdout).expect("text");
+    let of_client = cluster.mac_of_client().to_string();
+    let ports: Vec<&str> = table.lines().filter(|line| line.starts_with(&of_client)).collect();
+    assert!(!ports.is_empty() && ports.iter().all(|line| line.contains("dev client ")), "{table}");
+}
+
+#[test]
+fn what_comes_from_a_node_is_not_handed_on() {
+    let cluster = Cluster::new();
+    let pods = [cluster.pod(1, 5), cluster.pod(2, 5), cluster.pod(3, 5)];
+    cluster.apply(&snapshot([cluster.web(V4, &pods)]));
+    // The third node asks through the first, as if it knew nothing of the address.
+    cluster.nodes[2].command("nft").args(["flush", "ruleset"]).status().expect("run nft");
+    cluster.nodes[2].ip(["route add 198.51.100.0/24 via 192.0.2.1"]).expect("a route");
+    for _ in 0..20 {
+        let answer = ask_tcp(&cluster.nodes[2], &V4.port(80));
+        assert_eq!(answer.pod, (1, 5), "the node that it reached serves it");
+    }
+}
+
+#[test]
+fn a_node_without_an_endpoint_hands_everything_on_and_one_that_lost_its_own_helps_itself() {
+    Net::each(|net| {
+        let cluster = Cluster::new();
+        let pods = [cluster.pod(2, 5), cluster.pod(3, 5)];
+        let both = snapshot([cluster.web(net, &pods)]);
+        cluster.apply(&both);
+        assert_eq!(asked(&cluster, net, 40).len(), 2);
+        // The second node knows already that its endpoint is gone, the first does not yet.
+        cluster.apply_on(2, &snapshot([cluster.web(net, &pods[1..])]));
+        let answers: BTreeSet<Answer> = (0..40).map(|_| ask_tcp(&cluster.client, &net.port(80))).collect();
+        let by_way_of_the_second = net.node(2);
+        let expected = [Answer::new(&pods[1], net.client), Answer::new(&pods[1], &by_way_of_the_second)];
+        assert_eq!(answers, expected.into());
+    });
+}
+
+#[test]
+fn connections_stay_where_they_are_when_endpoints_come_and_go_elsewhere() {
+    Net::each(|net| {
+        let cluster = Cluster::new();
+        let pods = [cluster.pod(1, 5), cluster.pod(2, 5), cluster.pod(3, 5), cluster.pod(2, 6), cluster.pod(3, 6)];
+        cluster.apply(&snapshot([cluster.web(net, &pods[..2])]));
+        let open = || connect(&cluster.client, &net.port(80), PATIENCE).expect("a connection");
+        let mut connections: Vec<_> = (0..30).map(|_| open()).collect();
+        let first: Vec<Answer> = connections.iter_mut().map(|one| one.ask().expect("an answer")).collect();
+        assert_eq!(first.iter().map(|answer| answer.pod).collect::<BTreeSet<_>>().len(), 2);
+        for endpoints in [&pods[..3], &pods[..], &pods[..2], &pods[1..3], &pods[2..]] {
+            cluster.apply(&snapshot([cluster.web(net, endpoints)]));
+            let now: Vec<Answer> = connections.iter_mut().map(|one| one.ask().expect("an answer")).collect();
+            assert_eq!(now, first, "with {} endpoints", endpoints.len());
+        }
+    });
+}
+
+#[test]
+fn connections_survive_that_another_node_takes_the_address_over() {
+    Net::each(|net| {
+        let cluster = Cluster::new();
+        let pods = [cluster.pod(2, 5), cluster.pod(3, 5)];
+        cluster.apply(&snapshot([cluster.web(net, &pods)]));
+        let open = || connect(&cluster.client, &net.port(80), PATIENCE).expect("a connection");
+        let mut connections: Vec<_> = (0..20).map(|_| open()).collect();
+        let first: Vec<Answer> = connections.iter_mut().map(|one| one.ask().expect("an answer")).collect();
+        cluster.announced_by(3);
+        let now: Vec<Answer> = connections.iter_mut().map(|one| one.ask().expect("an answer")).collect();
+        assert_eq!(now, first);
+    });
+}
+
+#[test]
+fn the_share_of_a_dead_node_goes_to_the_others_with_one_change_and_nothing_else_moves() {
+    Net::each(|net| {
+        let cluster = Cluster::new();
+        let pods = [cluster.pod(1, 5), cluster.pod(2, 5), cluster.pod(3, 5)];
+        let all = snapshot([cluster.web(net, &pods)]);
+        cluster.apply(&all);
+        let open = || connect(&cluster.client, &net.port(80), PATIENCE).expect("a connection");
+        let mut connections: Vec<_> = (0..30).map(|_| open()).collect();
+        let first: Vec<Answer> = connections.iter_mut().map(|one| one.ask().expect("an answer")).collect();
+        cluster.cut_off(2);
+        cluster.apply(&dataplane::Snapshot { dead: ["n2".to_owned()].into(), ..all.clone() });
+        let answers = asked(&cluster, net, 60);
+        assert_eq!(answers.keys().copied().collect::<Vec<_>>(), [(1, 5), (3, 5)]);
+        for (connection, first) in connections.iter_mut().zip(&first).filter(|(_, first)| first.pod.0 != 2) {
+            assert_eq!(connection.ask().expect("an answer"), *first);
+        }
+    });
+}
+
+#[test]
+fn a_datagram_in_fragments_arrives_whole() {
+    Net::each(|net| {
+        let cluster = Cluster::new();
+        let pods = [cluster.pod(1, 5), cluster.pod(2, 5), cluster.pod(3, 5)];
+        cluster.apply(&snapshot([cluster.web(net, &pods)]));
+        let mut nodes = BTreeSet::new();
+        for _ in 0..20 {
+            let socket = udp(&cluster.client, &net.port(80));
+            let mut buffer = [0; 64];
+            let deadline = Instant::now() + PATIENCE;
+            let length = loop {
+                match socket.send(&[b'?'; 5_000]).and_then(|_| socket.recv(&mut buffer)) {
+                    Ok(length) => break length,
+                    Err(error) if error.kind() == ErrorKind::WouldBlock && Instant::now() < deadline => {}
+                    Err(error) => panic!("{error}"),
+                }
+            };
+            let answer = Answer::read(std::str::from_utf8(&buffer[..length]).expect("text"));
+            assert_eq!(answer.client, net.client.parse::<IpAddr>().expect("an address"));
+            nodes.insert(answer.pod.0);
+        }
+        assert_eq!(nodes.len(), 1, "a client's fragments all go to one node");
+    });
+}
+
+#[test]
+fn an_error_of_icmp_reaches_the_node_that_has_the_connection() {
+    Net::each(|net| {
+        let cluster = Cluster::new();
+        let pods = [cluster.pod(1, 5), cluster.pod(2, 5), cluster.pod(3, 5)];
+        cluster.apply(&snapshot([cluster.web(net, &pods)]));
+        let mut reached = BTreeSet::new();
+        for _ in 0..12 {
+            let mut connection = connect(&cluster.client, &net.port(80), PATIENCE).expect("a connection");
+            let answer = connection.ask().expect("an answer");
+            let pod = pods.iter().find(|pod| (pod.node, pod.number) == answer.pod).expect("a pod");
+            // The pod hears of it under its own address: what is quoted has been translated back.
+            let heard = icmp_heard_by(pod, net);
+            cluster.too_big(net, connection.local());
+            wait_for("the error", || heard(connection.local().port()));
+            reached.insert(answer.pod);
+        }
+        assert!(reached.len() > 1, "{reached:?}");
+    });
+}
+
+/// Whether this pod has heard of a packet that was too big, which it had sent to this port.
+fn icmp_heard_by(pod: &world::Pod, net: Net) -> impl Fn(u16) -> bool {
+    let any: IpAddr = if net == V4 { "0.0.0.0" } else { "::" }.parse().expect("an address");
+    let socket = world::raw_icmp(&pod.namespace, any).expect("a socket");
+    socket.set_read_timeout(Some(SILENCE)).expect("a timeout");
+    let (header, kind, ports) = if net == V4 { (20, 3, 8 + 20) } else { (0, 2, 8 + 40) };
+    move |port| {
+        let mut buffer = [0; 256];
+        let Ok(length) = (&socket).read(&mut buffer) else { return false };
+        let icmp = &buffer[header..length];
+        let to = icmp.get(ports + 2..ports + 4).map(|to| u16::from_be_bytes([to[0], to[1]]));
+        icmp.first() == Some(&kind) && to == Some(port)
+    }
+}
+
+#[test]
+fn a_client_stays_with_its_node_under_session_affinity() {
+    Net::each(|net| {
+        let cluster = Cluster::new();
+        let pods = [cluster.pod(1, 5), cluster.pod(2, 5), cluster.pod(3, 5)];
+        cluster.apply(&snapshot([cluster.web(net, &pods).sticky(600)]));
+        assert_eq!(asked(&cluster, net, 30).len(), 1);
+        cluster.announced_by(2);
+        let before = asked(&cluster, net, 1);
+        cluster.announced_by(3);
+        assert_eq!(asked(&cluster, net, 1).keys().collect::<Vec<_>>(), before.keys().collect::<Vec<_>>());
+    });
+}
+
+#[test]
+fn under_the_policy_local_a_node_with_an_endpoint_spreads_over_those_with_one() {
+    Net::each(|net| {
+        let cluster = Cluster::new();
+        let pods = [cluster.pod(1, 5), cluster.pod(2, 5)];
+        cluster.apply(&snapshot([cluster.web(net, &pods).local()]));
+        assert_eq!(asked(&cluster, net, 40).len(), 2);
+        cluster.announced_by(3);
+        let error = connect(&cluster.client, &net.port(80), SILENCE).err().expect("no connection");
+        assert_eq!(error.kind(), ErrorKind::TimedOut, "a node without one serves nobody");
+    });
+}
+
+#[test]
+fn a_service_that_is_not_to_be_spread_is_translated_by_the_node_that_has_the_address() {
+    Net::each(|net| {
+        let cluster = Cluster::new();
+        let pods = [cluster.pod(1, 5), cluster.pod(2, 5)];
+        cluster.apply(&snapshot([cluster.web(net, &pods).unspread()]));
+        let answers: BTreeSet<Answer> = (0..40).map(|_| ask_tcp(&cluster.client, &net.port(80))).collect();
+        assert_eq!(answers, [Answer::new(&pods[0], net.client), Answer::new(&pods[1], net.n1)].into());
+    });
+}
+
+#[test]
+fn endpoints_on_a_node_that_is_not_on_the_link_are_reached_through_the_others() {
+    let cluster = Cluster::new();
+    let pods = [cluster.pod(1, 5), cluster.pod(2, 5), cluster.pod(3, 5)];
+    cluster.without(3);
+    cluster.apply(&snapshot([cluster.web(V4, &pods)]));
+    let answers: BTreeSet<Answer> = (0..60).map(|_| ask_tcp(&cluster.client, &V4.port(80))).collect();
+    let direct = [&pods[0], &pods[1]].map(|pod| Answer::new(pod, V4.client));
+    assert!(direct.iter().all(|answer| answers.contains(answer)), "{answers:?}");
+    let others: Vec<_> = answers.iter().filter(|answer| !direct.contains(answer)).collect();
+    assert!(matches!(others[..], [one] if one.pod == (3, 5) && one.client.to_string() != V4.client), "{answers:?}");
+}
+
+#[test]
+fn shares_are_what_the_numbers_of_endpoints_say() {
+    // Frames alone, without anybody to answer: the first packet of each of many connections.
+    const FLOWS: usize = 10_000;
+    Net::each(|net| {
+        let cluster = Cluster::new();
+        let pods = [cluster.pod(1, 5), cluster.pod(2, 5), cluster.pod(3, 5), cluster.pod(3, 6)];
+        cluster.apply(&snapshot([cluster.web(net, &pods)]));
+        let counted = cluster.counted(net);
+        let to: SocketAddr = net.port(80).parse().expect("an address and a port");
+        let any: IpAddr = if net == V4 { "0.0.0.0" } else { "::" }.parse().expect("an address");
+        // The same ports each time, so that the same comes out.
+        cluster.client.run(|| {
+            for port in (20_000..).take(FLOWS) {
+                let socket = std::net::UdpSocket::bind((any, port)).expect("a socket");
+                socket.send_to(b"?", to).expect("sent");
+            }
+        });
+        let shares = counted(FLOWS);
+        for (share, should) in shares.iter().zip([0.25, 0.25, 0.5]) {
+            assert!((share / should - 1.0).abs() <= 0.05, "{shares:?}");
+        }
+    });
+}
