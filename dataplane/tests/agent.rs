@@ -16,15 +16,17 @@ use dataplane::netlink::message::{CREATE, Message, NFTABLES};
 use dataplane::netlink::socket::Socket;
 use dataplane::nft::skeleton::Table;
 use dataplane::ruleset::{Problem, ruleset};
-use dataplane::{Forwarding, Snapshot};
+use dataplane::snapshot::LinkName;
+use dataplane::{Forwarding, Reach, Snapshot};
 use netns::Namespace;
 use programmed::{Agent, on, with_pods};
-use sample::{Described, NODE, ip, nothing, ready, service, snapshot, terminating};
+use sample::{Described, NODE, ip, nothing, on_eth0, ready, service, snapshot, terminating};
 use world::{Answer, CLIENT, Net, Pod, SILENCE, V4, World, ask_tcp, ask_udp, nft, udp, wait_for};
 
 fn forwarding(addresses: &[&str], serving: &[&str]) -> Forwarding {
     let set = |texts: &[&str]| texts.iter().map(|text| ip(text)).collect::<BTreeSet<_>>();
-    Forwarding { addresses: set(addresses), serving: set(serving), ..Forwarding::default() }
+    let reach = addresses.iter().map(|text| (ip(text), Reach::Translated)).collect();
+    Forwarding { addresses: set(addresses), serving: set(serving), reach, ..Forwarding::default() }
 }
 
 fn web(address: &str, endpoints: impl IntoIterator<Item = Endpoint>) -> Described {
@@ -65,7 +67,8 @@ fn an_lb_ip_is_published_once_the_kernel_has_it_and_taken_back_when_it_goes() {
     agent.tell(held(&[ready("10.244.2.5", "n2")]));
     let all = [LB_IP, "198.51.100.11", "2001:db8::1"];
     wait_for("addresses without endpoints here", || agent.published() == forwarding(&all, &[]));
-    assert!(observed(&namespace).values().all(|table| matches!(table, Observed::Ours(_))));
+    let there = |table: Table| matches!(observed(&namespace)[&table], Observed::Ours(_));
+    assert_eq!(Table::ALL.map(there), [true, true, false], "frames are not spread");
     agent.tell(held(&[ready("10.244.1.5", NODE)]));
     wait_for("an endpoint here", || agent.published() == forwarding(&all, &["198.51.100.11"]));
     agent.tell(nothing());
@@ -139,6 +142,30 @@ fn what_the_kernel_refuses_is_tried_again_and_not_published() {
     }
     drop(other);
     wait_for("the address", || agent.published() == forwarding(&[LB_IP], &[LB_IP]));
+    agent.end();
+}
+
+#[test]
+fn where_the_kernel_does_not_let_us_spread_frames_each_node_forwards_by_itself() {
+    // As many chains as one link can have (MAX_HOOK_COUNT).
+    const MOST: usize = 1024;
+    let namespace = Namespace::new().expect("a namespace");
+    namespace.ip(["link add eth0 type veth peer name eth1", "link set eth0 up"]).expect("a link");
+    let chain = |n| format!("chain c{n} {{ type filter hook ingress device eth0 priority 0; }}\n");
+    let chains: String = (0..MOST).map(chain).collect();
+    nft(&namespace, &format!("table netdev other {{\n{chains}}}\n"));
+    let agent = Agent::start(&namespace);
+    let endpoints = || [ready("10.244.1.5", NODE), ready("10.244.2.5", "n2")];
+    let spread = Snapshot { links: on_eth0(&["n2"]), ..snapshot([web(LB_IP, endpoints())]) };
+    agent.tell(spread.clone());
+    wait_for("the address", || agent.published() == forwarding(&[LB_IP], &[LB_IP]));
+    assert_eq!(observed(&namespace)[&Table::Link], Observed::Absent);
+    // Another link is another chance.
+    namespace.ip(["link set eth1 name eth2", "link set eth2 up"]).expect("a link");
+    let eth2 = LinkName::new("eth2").expect("a name");
+    let links = spread.links.values().map(|link| (eth2, link.clone())).collect();
+    agent.tell(Snapshot { links, ..spread });
+    wait_for("frames spread", || agent.published().reach[&ip(LB_IP)] == Reach::Spread);
     agent.end();
 }
 

@@ -9,16 +9,21 @@
 //! ```
 
 mod cluster;
+mod made;
 mod sample;
+mod tracer;
 mod world;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{ErrorKind, Read};
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::time::Instant;
 
 use cluster::Cluster;
+use made::Kind;
 use sample::snapshot;
+use tracer::Machine;
+use tracer::frame::Handed;
 use world::{Answer, Net, PATIENCE, SILENCE, V4, ask_tcp, connect, udp, wait_for};
 
 /// Asks over so many connections, and counts who answers. Everybody who answers sees the client itself.
@@ -48,6 +53,36 @@ fn connections_reach_the_endpoints_of_all_nodes_and_all_of_them_see_the_client()
         assert_eq!(answers.keys().copied().collect::<BTreeSet<_>>(), everybody);
         let seen = |pod| Answer::new(pod, net.client);
         assert_eq!(asked_udp(&cluster, net, 80), pods.iter().map(seen).collect());
+    });
+}
+
+#[test]
+fn the_kernel_hands_frames_to_where_is_traced() {
+    Net::each(|net| {
+        let cluster = Cluster::new();
+        let pods = [cluster.pod(1, 5), cluster.pod(2, 5), cluster.pod(3, 5), cluster.pod(3, 6)];
+        let snapshot = snapshot([cluster.web(net, &pods)]);
+        cluster.apply(&snapshot);
+        let machine = Machine::new(&cluster.planned(1, &snapshot), &[net.n1]);
+        let traced = |protocol: u8, port: u16, kind: Kind| match machine.handed(&made::frame(net, protocol, port, kind))
+        {
+            Handed::Kept => 1,
+            Handed::On { to, from } => {
+                assert_eq!(from, sample::mac("n1"));
+                to.0[5]
+            }
+        };
+        for _ in 0..24 {
+            let mut connection = connect(&cluster.client, &net.port(80), PATIENCE).expect("a connection");
+            let node = connection.ask().expect("an answer").pod.0;
+            assert_eq!(node, traced(6, connection.local().port(), Kind::Whole), "TCP");
+            let socket = udp(&cluster.client, &net.port(80));
+            let port = socket.local_addr().expect("an address").port();
+            let node = world::ask_udp(&socket).expect("an answer").pod.0;
+            assert_eq!(node, traced(17, port, Kind::Whole), "UDP");
+            let node = ask_in_fragments(&socket).pod.0;
+            assert_eq!([node; 2], [Kind::First, Kind::Later].map(|kind| traced(17, port, kind)), "in fragments");
+        }
     });
 }
 
@@ -156,22 +191,26 @@ fn a_datagram_in_fragments_arrives_whole() {
         cluster.apply(&snapshot([cluster.web(net, &pods)]));
         let mut nodes = BTreeSet::new();
         for _ in 0..20 {
-            let socket = udp(&cluster.client, &net.port(80));
-            let mut buffer = [0; 64];
-            let deadline = Instant::now() + PATIENCE;
-            let length = loop {
-                match socket.send(&[b'?'; 5_000]).and_then(|_| socket.recv(&mut buffer)) {
-                    Ok(length) => break length,
-                    Err(error) if error.kind() == ErrorKind::WouldBlock && Instant::now() < deadline => {}
-                    Err(error) => panic!("{error}"),
-                }
-            };
-            let answer = Answer::read(std::str::from_utf8(&buffer[..length]).expect("text"));
+            let answer = ask_in_fragments(&udp(&cluster.client, &net.port(80)));
             assert_eq!(answer.client, net.client.parse::<IpAddr>().expect("an address"));
             nodes.insert(answer.pod.0);
         }
         assert_eq!(nodes.len(), 1, "a client's fragments all go to one node");
     });
+}
+
+/// Asks by a datagram that is too big for one frame.
+fn ask_in_fragments(socket: &UdpSocket) -> Answer {
+    let mut buffer = [0; 64];
+    let deadline = Instant::now() + PATIENCE;
+    let length = loop {
+        match socket.send(&[b'?'; 5_000]).and_then(|_| socket.recv(&mut buffer)) {
+            Ok(length) => break length,
+            Err(error) if error.kind() == ErrorKind::WouldBlock && Instant::now() < deadline => {}
+            Err(error) => panic!("{error}"),
+        }
+    };
+    Answer::read(std::str::from_utf8(&buffer[..length]).expect("text"))
 }
 
 #[test]

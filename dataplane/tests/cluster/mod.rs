@@ -4,10 +4,10 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, Mutex};
 
 use crds::Protocol::{Tcp, Udp};
-use dataplane::Snapshot;
 use dataplane::engine::Engine;
 use dataplane::ruleset::ruleset;
 use dataplane::snapshot::{Link, LinkName, Mac};
+use dataplane::{Ruleset, Snapshot};
 use netns::{Namespace, veth};
 
 use crate::sample::{self, Described, ready, service};
@@ -103,17 +103,21 @@ impl Cluster {
         (1..=NODES).for_each(|node| self.apply_on(node, snapshot));
     }
 
-    /// Programs one.
-    pub fn apply_on(&self, node: u8, snapshot: &Snapshot) {
+    /// What this is on a node.
+    pub fn planned(&self, node: u8, snapshot: &Snapshot) -> Arc<Ruleset> {
         let on_link = self.on_link.lock().expect("no panic");
         let others = on_link.iter().filter(|other| **other != node);
         let link = Link { mac: mac(node), peers: others.map(|other| (name(*other), mac(*other))).collect() };
         let links = [(LinkName::new("eth0").expect("a name"), link)].into();
         let pod_ranges = [format!("10.244.{node}.0/24"), format!("2001:db8:244:{node}::/64")];
         let pod_ranges = pod_ranges.iter().map(|range| range.parse().expect("a range")).collect();
-        let snapshot = Snapshot { node: name(node), links, pod_ranges, ..snapshot.clone() };
+        Arc::new(ruleset(&Snapshot { node: name(node), links, pod_ranges, ..snapshot.clone() }))
+    }
+
+    /// Programs one.
+    pub fn apply_on(&self, node: u8, snapshot: &Snapshot) {
         let mut engine = self.engines[usize::from(node) - 1].lock().expect("no panic");
-        engine.apply(&Arc::new(ruleset(&snapshot))).expect("apply");
+        engine.apply(&self.planned(node, snapshot)).expect("apply");
     }
 
     /// Nobody hears or sees this node any more.

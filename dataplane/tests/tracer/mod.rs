@@ -4,6 +4,8 @@
 //! kernel does between them. It does not know connections under way: those pass no rule that decides anything.
 #![allow(dead_code, reason = "each test binary uses some of it")]
 
+pub mod frame;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 

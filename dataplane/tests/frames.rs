@@ -1,0 +1,222 @@
+//! Which frames are handed on, and where: what the rules say, traced without a kernel.
+
+mod made;
+mod sample;
+mod tracer;
+mod world;
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use crds::Endpoint;
+use crds::Protocol::{Sctp, Tcp, Udp};
+use dataplane::Snapshot;
+use dataplane::ruleset::{Reach, ruleset};
+use dataplane::snapshot::Mac;
+use made::{Kind, error, frame, packet};
+use proptest::prelude::*;
+use sample::{Described, ip, mac, on_eth0, ready, service, snapshot};
+use tracer::Machine;
+use tracer::frame::Handed;
+use world::{Net, V4, V6};
+
+const TCP: u8 = 6;
+const UDP: u8 = 17;
+const SCTP: u8 = 132;
+
+/// An endpoint on each of these nodes, by number.
+fn endpoints(net: Net, nodes: &[u8]) -> Vec<Endpoint> {
+    (1..).zip(nodes).map(|(number, node)| ready(&net.pod(*node, number), &format!("n{node}"))).collect()
+}
+
+/// A Service at port 80 with an endpoint on each of these nodes.
+fn web(net: Net, nodes: &[u8]) -> Described {
+    let ports = [("tcp", Tcp, 8080), ("udp", Udp, 8080), ("sctp", Sctp, 8080)];
+    let web = service("web").holds(net.lb_ip).port("tcp", Tcp, 80).port("udp", Udp, 80).port("sctp", Sctp, 80);
+    web.slice(&ports, endpoints(net, nodes))
+}
+
+/// The same, where `n2` and `n3` are on the link of this node.
+fn on_link(described: Described) -> Snapshot {
+    Snapshot { links: on_eth0(&["n2", "n3"]), ..snapshot([described]) }
+}
+
+fn machine(net: Net, snapshot: &Snapshot) -> Machine {
+    Machine::new(&ruleset(snapshot), &[net.n1])
+}
+
+/// The node that has it then.
+fn node(handed: Handed) -> u8 {
+    match handed {
+        Handed::Kept => 1,
+        Handed::On { to, from } => {
+            assert_eq!(from, mac("n1"), "as the switch knows this node");
+            to.0[5]
+        }
+    }
+}
+
+#[test]
+fn every_node_gets_its_share_of_each_protocol() {
+    Net::each(|net| {
+        let machine = machine(net, &on_link(web(net, &[1, 2, 2, 3])));
+        for protocol in [TCP, UDP, SCTP] {
+            let mut counts = BTreeMap::<u8, f64>::new();
+            for port in 10_000..20_000 {
+                *counts.entry(node(machine.handed(&frame(net, protocol, port, Kind::Whole)))).or_default() += 1e-4;
+            }
+            for (node, should) in [(1, 0.25), (2, 0.5), (3, 0.25)] {
+                assert!((counts[&node] / should - 1.0).abs() <= 0.05, "{counts:?}");
+            }
+        }
+    });
+}
+
+#[test]
+fn every_node_hands_the_same_flow_to_the_same_node() {
+    Net::each(|net| {
+        let views = ["n1", "n2", "n3"].map(|node| {
+            let others: Vec<&str> = ["n1", "n2", "n3"].into_iter().filter(|other| *other != node).collect();
+            let mut links = on_eth0(&others);
+            links.values_mut().for_each(|link| link.mac = mac(node));
+            let view = Snapshot { node: node.into(), links, ..snapshot([web(net, &[1, 2, 3])]) };
+            (mac(node), machine(net, &view))
+        });
+        for port in 10_000..10_200 {
+            let hands: BTreeSet<Mac> = views
+                .iter()
+                .map(|(own, machine)| {
+                    let mut frame = frame(net, TCP, port, Kind::Whole);
+                    frame.bytes[..6].copy_from_slice(&own.0);
+                    match machine.handed(&frame) {
+                        Handed::Kept => *own,
+                        Handed::On { to, .. } => to,
+                    }
+                })
+                .collect();
+            assert_eq!(hands.len(), 1, "port {port}");
+        }
+    });
+}
+
+#[test]
+fn only_frames_of_clients_for_this_node_are_handed_on() {
+    Net::each(|net| {
+        let machine = machine(net, &on_link(web(net, &[2])));
+        let good = frame(net, TCP, 40_000, Kind::Whole);
+        assert_eq!(node(machine.handed(&good)), 2);
+        let changed = |at: usize, bytes: &[u8]| {
+            let mut frame = good.clone();
+            frame.bytes[at..at + bytes.len()].copy_from_slice(bytes);
+            machine.handed(&frame)
+        };
+        assert_eq!(changed(6, &mac("n2").0), Handed::Kept, "a peer's");
+        assert_eq!(changed(6, &mac("n3").0), Handed::Kept, "another peer's");
+        assert_eq!(changed(0, &[0xff; 6]), Handed::Kept, "for everybody");
+        assert_eq!(changed(0, &mac("n2").0), Handed::Kept, "for somebody else");
+        assert_eq!(changed(12, &[0x08, 0x06]), Handed::Kept, "ARP");
+        let last = if net == V4 { 33 } else { 53 };
+        assert_eq!(changed(last, &[11]), Handed::Kept, "for another address");
+        assert_eq!(changed(last + 3, &[0, 81]), Handed::Kept, "for another port");
+    });
+}
+
+#[test]
+fn pings_and_what_neighbours_say_stay_here() {
+    Net::each(|net| {
+        let machine = machine(net, &on_link(web(net, &[2])));
+        let (protocol, errors): (u8, &[u8]) = if net == V4 { (1, &[3, 11, 12]) } else { (58, &[0, 1, 2, 3, 4]) };
+        for kind in (0..=255u8).filter(|kind| !errors.contains(kind)) {
+            let bytes = [&[kind][..], &[0; 63]].concat();
+            assert_eq!(machine.handed(&packet(net, protocol, Kind::Whole, &bytes)), Handed::Kept, "type {kind}");
+        }
+    });
+}
+
+#[test]
+fn an_error_goes_where_the_flow_goes_that_it_quotes() {
+    Net::each(|net| {
+        let errors: &[u8] = if net == V4 { &[3, 11, 12] } else { &[1, 2, 3, 4] };
+        for described in [web(net, &[1, 2, 3]), web(net, &[1, 2, 3]).sticky(60)] {
+            let machine = machine(net, &on_link(described));
+            for (port, protocol) in (10_000..10_100).flat_map(|port| [TCP, UDP, SCTP].map(|protocol| (port, protocol)))
+            {
+                let flow = machine.handed(&frame(net, protocol, port, Kind::Whole));
+                for kind in errors {
+                    assert_eq!(machine.handed(&error(net, protocol, port, *kind)), flow, "port {port}, type {kind}");
+                }
+            }
+        }
+    });
+}
+
+#[test]
+fn all_fragments_of_a_client_go_one_way_and_under_session_affinity_so_does_everything() {
+    Net::each(|net| {
+        let ways = |described: Described, kinds: &[Kind]| -> BTreeSet<Handed> {
+            let machine = machine(net, &on_link(described));
+            let all = (10_000..10_100).flat_map(|port| kinds.iter().map(move |kind| (port, *kind)));
+            all.map(|(port, kind)| machine.handed(&frame(net, UDP, port, kind))).collect()
+        };
+        let parts = [Kind::First, Kind::Later];
+        assert_eq!(ways(web(net, &[1, 2, 3]), &parts).len(), 1);
+        assert_eq!(ways(web(net, &[1, 2, 3]), &[Kind::Whole]).len(), 3);
+        let all = [Kind::Whole, Kind::First, Kind::Later];
+        assert_eq!(ways(web(net, &[1, 2, 3]).sticky(60), &all).len(), 1);
+    });
+}
+
+#[test]
+fn when_a_node_is_dead_its_flows_go_elsewhere_and_no_others_move() {
+    Net::each(|net| {
+        let all = on_link(web(net, &[1, 2, 3]));
+        let dead = Snapshot { dead: ["n2".to_owned()].into(), ..all.clone() };
+        let (before, after) = (machine(net, &all), machine(net, &dead));
+        let mut moved = BTreeSet::new();
+        for port in 10_000..11_000 {
+            let frame = frame(net, TCP, port, Kind::Whole);
+            match (node(before.handed(&frame)), node(after.handed(&frame))) {
+                (2, then) => drop(moved.insert(then)),
+                (was, then) => assert_eq!(was, then),
+            }
+        }
+        assert_eq!(moved, [1, 3].into());
+    });
+}
+
+#[test]
+fn what_can_not_be_spread_is_forwarded_as_it_would_be_otherwise() {
+    let reach = |snapshot: &Snapshot| ruleset(snapshot).addresses[&ip(V4.lb_ip)].reach();
+    let alone = snapshot([web(V4, &[1, 2])]);
+    assert_eq!(reach(&alone), Reach::Translated, "no links");
+    assert_eq!(reach(&on_link(web(V4, &[1, 2]).unspread())), Reach::Translated, "told not to");
+    assert_eq!(reach(&on_link(web(V4, &[1, 2]))), Reach::Spread);
+    assert_eq!(reach(&on_link(web(V4, &[1, 4]))), Reach::Mixed, "n4 is not on the link");
+    assert_eq!(reach(&on_link(web(V4, &[4]))), Reach::Translated, "nobody can be handed anything");
+    // Where nothing is spread, no rule of it is there.
+    for nothing in [&alone, &on_link(web(V4, &[1, 2]).unspread()), &on_link(web(V4, &[1]))] {
+        let planned = ruleset(nothing);
+        assert_eq!(planned.tables().count(), 0);
+        let handed = Machine::new(&planned, &[V4.n1]).handed(&frame(V4, TCP, 40_000, Kind::Whole));
+        assert_eq!(handed, Handed::Kept);
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 64, ..ProptestConfig::default() })]
+
+    #[test]
+    fn whatever_a_frame_is_it_stays_or_goes_to_a_node_that_lives(
+        bytes in proptest::collection::vec(any::<u8>(), 0..80),
+        protocol: u8,
+        six: bool,
+        dead in proptest::collection::btree_set(prop_oneof![Just("n2".to_owned()), Just("n3".to_owned())], 0..3),
+    ) {
+        let net = if six { V6 } else { V4 };
+        let snapshot = Snapshot { dead: dead.clone(), ..on_link(web(net, &[1, 2, 3])) };
+        if let Handed::On { to, from } = machine(net, &snapshot).handed(&packet(net, protocol, Kind::Whole, &bytes)) {
+            let living = ["n2", "n3"].into_iter().filter(|node| !dead.contains(*node)).map(mac);
+            prop_assert!(living.collect::<Vec<_>>().contains(&to));
+            prop_assert_eq!(from, mac("n1"));
+        }
+    }
+}
