@@ -54,6 +54,7 @@ pub(crate) fn service(name: &str, created: i64) -> Service {
         traffic_policy: TrafficPolicy::Cluster,
         source_ranges: vec![],
         source_ranges_annotation: None,
+        unspread: false,
         affinity: None,
         finalizers: vec![],
         ingress: vec![],

@@ -41,7 +41,7 @@ pub use load_balancer_ip::{
 };
 pub use namespace::Namespace;
 pub use node::{Node, Relief};
-pub use node_network::{Network, NodeNetwork};
+pub use node_network::{Network, NodeNetwork, Wiring};
 pub use request::{InvalidRequest, Request};
 pub use service::{FamilyPolicy, Key, Port, Protocol, Service, TrafficPolicy};
 

@@ -51,6 +51,10 @@ pub struct NodeLink {
     /// The node's own addresses on it, with the length of the prefix they share with their neighbours: `192.0.2.11/24`.
     #[serde(default)]
     pub addresses: Vec<String>,
+    /// The node's MAC address on it, to which other nodes hand frames for addresses of Services: `02:00:5e:10:00:01`.
+    /// Without one, they translate those and send them to this node's pods as packets.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mac: Option<String>,
 }
 
 /// What Landfall reads of a [`NodeNetwork`]. What is no address is left out.
@@ -72,6 +76,36 @@ impl From<&NodeNetwork> for Network {
     }
 }
 
+/// What other nodes read of a [`NodeNetwork`] to hand frames to the node.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Wiring {
+    /// Its links that have a MAC address.
+    pub links: Vec<WiredLink>,
+}
+
+/// A link of a node, as other nodes see it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct WiredLink {
+    /// The name of the network interface.
+    pub name: String,
+    /// The node's MAC address on it, as written.
+    pub mac: String,
+    /// The networks that its addresses are of. Two links with one network in common are the same.
+    pub networks: Vec<IpNet>,
+}
+
+impl From<&NodeNetwork> for Wiring {
+    fn from(object: &NodeNetwork) -> Self {
+        let link = |link: &NodeLink| {
+            let networks = link.addresses.iter().filter_map(|text| text.parse::<IpNet>().ok());
+            // An address by itself is no network.
+            let networks = networks.filter(|net| net.prefix_len() < net.max_prefix_len()).map(|net| net.trunc());
+            Some(WiredLink { name: link.name.clone(), mac: link.mac.clone()?, networks: networks.collect() })
+        };
+        Self { links: object.spec.links.iter().filter_map(link).collect() }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -81,12 +115,20 @@ mod tests {
         let link = |name: &str, addresses: &[&str]| NodeLink {
             name: name.into(),
             addresses: addresses.iter().map(|text| (*text).to_owned()).collect(),
+            mac: Some("02:00:00:00:00:01".to_owned()).filter(|_| name == "eth0"),
         };
         let spec = NodeNetworkSpec {
             links: vec![link("eth0", &["192.0.2.11/24", "2001:db8::11/64"]), link("eth1", &["nonsense"])],
             gateways: vec!["192.0.2.1".into(), "fe80::1".into(), "none".into()],
         };
         let ip = |text: &str| text.parse::<IpAddr>().expect("an address");
+        let network = |text: &str| text.parse::<IpNet>().expect("a network");
+        let eth0 = WiredLink {
+            name: "eth0".into(),
+            mac: "02:00:00:00:00:01".into(),
+            networks: vec![network("192.0.2.0/24"), network("2001:db8::/64")],
+        };
+        assert_eq!(Wiring::from(&NodeNetwork::new("n1", spec.clone())), Wiring { links: vec![eth0] });
         assert_eq!(
             Network::from(&NodeNetwork::new("n1", spec)),
             Network {

@@ -21,6 +21,9 @@ pub const FINALIZER: &str = "service.kubernetes.io/load-balancer-cleanup";
 /// The annotation that lists, with commas in between, the ranges that clients may come from.
 const SOURCE_RANGES: &str = "service.beta.kubernetes.io/load-balancer-source-ranges";
 
+/// The annotation that, with `"false"`, keeps all packets to a Service on the node that announces it.
+const SPREAD: &str = "landfall.dev/spread";
+
 /// For how many seconds a client stays with its endpoint where nothing else is said: the default of the API
 /// (`ClientIPConfig.timeoutSeconds`), three hours.
 const AFFINITY: u32 = 10_800;
@@ -189,6 +192,8 @@ pub struct Service {
     pub source_ranges_annotation: Option<String>,
     /// For how many seconds a client stays with its endpoint (`spec.sessionAffinity: ClientIP`), if it does.
     pub affinity: Option<u32>,
+    /// Whether its packets all stay on the node that announces it (the annotation `landfall.dev/spread: "false"`).
+    pub unspread: bool,
     /// All its finalizers.
     pub finalizers: Vec<String>,
     /// The addresses in its status. Anybody with the right to patch a status can write there: never a reason to
@@ -285,6 +290,7 @@ impl TryFrom<&core::Service> for Service {
             },
             source_ranges: spec.load_balancer_source_ranges.unwrap_or_default(),
             source_ranges_annotation: meta.annotations.as_ref().and_then(|all| all.get(SOURCE_RANGES)).cloned(),
+            unspread: meta.annotations.as_ref().and_then(|all| all.get(SPREAD)).is_some_and(|spread| spread == "false"),
             affinity: (spec.session_affinity.as_deref() == Some("ClientIP")).then(|| {
                 let written = spec.session_affinity_config.and_then(|config| config.client_ip?.timeout_seconds);
                 written.and_then(|seconds| u32::try_from(seconds).ok()).unwrap_or(AFFINITY)
@@ -316,6 +322,7 @@ mod tests {
                 "labels": {"tier": "front"}, "annotations": {
                     "landfall.dev/address-pool": "lan",
                     "service.beta.kubernetes.io/load-balancer-source-ranges": "192.0.2.0/24",
+                    "landfall.dev/spread": "false",
                 },
             },
             "spec": spec,
@@ -365,6 +372,7 @@ mod tests {
                 traffic_policy: TrafficPolicy::Local,
                 source_ranges: vec!["198.51.100.0/24".into()],
                 source_ranges_annotation: Some("192.0.2.0/24".into()),
+                unspread: true,
                 affinity: Some(60),
                 finalizers: vec![],
                 ingress: vec![Ingress::of("192.0.2.1".parse().expect("address"))],

@@ -56,6 +56,19 @@ pub(crate) struct Options {
     /// What forwards. With `off` Landfall only announces, and another proxy on the node has to forward.
     #[arg(long, env = "LANDFALL_DATAPLANE", value_enum, default_value_t = Dataplane::Nft)]
     dataplane: Dataplane,
+
+    /// Whether the node that announces an address hands what comes to it on to the nodes with endpoints, which then see
+    /// the client. With `off` it translates all of it itself. The same on all nodes.
+    #[arg(long, env = "LANDFALL_SPREAD", value_enum, default_value_t = Switch::On)]
+    spread: Switch,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Switch {
+    /// It does.
+    On,
+    /// It does not.
+    Off,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -79,7 +92,11 @@ pub(crate) async fn run(connection: &Connection, options: Options) -> Result<()>
     tracing::info!(node = options.node_name, cluster, "starting");
 
     let wake = Wake::default();
-    let stores = Stores::new(&wake);
+    let mut stores = Stores::new(&wake);
+    let spreads = options.spread == Switch::On && options.dataplane == Dataplane::Nft;
+    if !spreads {
+        stores.wirings = None;
+    }
     let (to_dataplane, for_dataplane) = watch::channel(None);
     let (to_speaker, for_speaker) = watch::channel(None);
     let (forwarding, forwarded) = watch::channel(dataplane::Forwarding::default());
@@ -101,7 +118,7 @@ pub(crate) async fn run(connection: &Connection, options: Options) -> Result<()>
     tasks.spawn(hand_on(forwarded, may_announce));
     let report = report::Report::new(client.clone(), options.node_name.clone(), stores.addresses.clone());
     tasks.spawn(report.run(announced, wake.listener()));
-    let network = network::report(client.clone(), options.node_name.clone());
+    let network = network::report(client.clone(), options.node_name.clone(), spreads);
     tasks.spawn(async move { network.await.context("tell what is on the node's network") });
     let (left, has_left) = oneshot::channel();
     tasks.spawn({
@@ -179,6 +196,8 @@ struct Stores {
     pools: Store<String, crds::Labels>,
     advertisements: Store<String, crds::Advertisement>,
     addresses: Store<IpAddr, crds::Record>,
+    /// None where frames are not spread.
+    wirings: Option<Store<String, crds::Wiring>>,
 }
 
 impl Stores {
@@ -190,6 +209,7 @@ impl Stores {
             pools: Store::new(wake),
             advertisements: Store::new(wake),
             addresses: Store::new(wake),
+            wirings: Some(Store::new(wake)),
         }
     }
 
@@ -213,6 +233,9 @@ impl Stores {
         spawn(client, source::pool_labels(), &self.pools, tasks);
         spawn(client, source::l2_advertisements(), &self.advertisements, tasks);
         spawn(client, source::addresses(), &self.addresses, tasks);
+        if let Some(wirings) = &self.wirings {
+            spawn(client, source::wirings(), wirings, tasks);
+        }
     }
 
     /// All that is known, once everything has been listed.
@@ -224,6 +247,8 @@ impl Stores {
             pools: self.pools.snapshot()?,
             advertisements: self.advertisements.snapshot()?,
             addresses: self.addresses.snapshot()?,
+            // Nothing waits for these: until they are there, each node forwards by itself.
+            wirings: self.wirings.as_ref().and_then(Store::snapshot).unwrap_or_default(),
         })
     }
 }

@@ -7,7 +7,7 @@ use std::net::IpAddr;
 
 use crds::{
     Advertisement, EndpointSlice, IPAddressPool, Key, L2Advertisement, Labels, LoadBalancerIP, Malformed, Namespace,
-    Network, Node, NodeNetwork, Record, Service, address,
+    Network, Node, NodeNetwork, Record, Service, Wiring, address,
 };
 use k8s_openapi::api::core::v1 as core;
 use k8s_openapi::api::discovery::v1 as discovery;
@@ -91,6 +91,11 @@ pub fn namespaces() -> Source<core::Namespace, String, Namespace> {
 /// NodeNetworks, by the name of the node.
 pub fn node_networks() -> Source<NodeNetwork, String, Network> {
     Source { key: |meta| meta.name.clone(), read: |object| Ok(Some(Network::from(object))), labels: "" }
+}
+
+/// The same, for who hands frames to those nodes.
+pub fn wirings() -> Source<NodeNetwork, String, Wiring> {
+    Source { key: |meta| meta.name.clone(), read: |object| Ok(Some(Wiring::from(object))), labels: "" }
 }
 
 /// IPAddressPools.

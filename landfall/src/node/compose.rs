@@ -4,8 +4,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use crds::{Advertisement, EndpointSlice, Holder, Key, Labels, Node, Record, Service};
-use dataplane::snapshot::Terms;
+use crds::node_network::WiredLink;
+use crds::{Advertisement, EndpointSlice, Holder, Key, Labels, Node, Record, Service, Wiring};
+use dataplane::snapshot::{Link, LinkName, Mac, Terms};
 use dataplane::sources::Sources;
 
 /// All that a node agent observes, complete: nothing is composed before every kind has been listed once.
@@ -17,6 +18,7 @@ pub(super) struct Observed {
     pub(super) pools: BTreeMap<String, Arc<Labels>>,
     pub(super) advertisements: BTreeMap<String, Arc<Advertisement>>,
     pub(super) addresses: BTreeMap<IpAddr, Arc<Record>>,
+    pub(super) wirings: BTreeMap<String, Arc<Wiring>>,
 }
 
 /// What the two libraries are to know.
@@ -29,7 +31,7 @@ pub(super) struct Snapshots {
 ///
 /// An address counts if there is an object for it that nobody is deleting, whatever the status of a Service says.
 pub(super) fn snapshots(node: &str, observed: Observed) -> Snapshots {
-    let Observed { mut services, slices: all, nodes, pools, advertisements, mut addresses } = observed;
+    let Observed { mut services, slices: all, nodes, pools, advertisements, mut addresses, wirings } = observed;
     services.retain(|_, service| service.is_load_balancer);
     let mut slices: BTreeMap<Key, Vec<Arc<EndpointSlice>>> = BTreeMap::new();
     for slice in all.into_values().filter(|slice| services.contains_key(&slice.service)) {
@@ -44,6 +46,7 @@ pub(super) fn snapshots(node: &str, observed: Observed) -> Snapshots {
         // A range that can't be read is as good as none: the pods count as clients from outside.
         pod_ranges: pod_cidrs.iter().filter_map(|cidr| cidr.parse().ok()).collect(),
         addresses: addresses.iter().map(|(address, record)| (*address, held(record))).collect(),
+        links: links(node, &nodes, &wirings),
         services: services.iter().map(|(key, object)| (key.clone(), on_its_terms(object))).collect(),
         slices: slices.clone(),
     };
@@ -51,11 +54,39 @@ pub(super) fn snapshots(node: &str, observed: Observed) -> Snapshots {
     Snapshots { dataplane, speaker: speaker::eligibility::snapshot(node, &observed) }
 }
 
+/// The links on which frames can be handed to other nodes, and those. Two nodes are on one link if they have addresses of
+/// the same network there.
+fn links(
+    node: &str,
+    nodes: &BTreeMap<String, Arc<Node>>,
+    wirings: &BTreeMap<String, Arc<Wiring>>,
+) -> BTreeMap<LinkName, Link> {
+    let mut links = BTreeMap::new();
+    for own in wirings.get(node).iter().flat_map(|wiring| &wiring.links) {
+        let (Some(name), Some(mac)) = (LinkName::new(&own.name), Mac::parse(&own.mac)) else { continue };
+        let here = |link: &&WiredLink| link.networks.iter().any(|network| own.networks.contains(network));
+        let others = wirings.iter().filter(|(other, _)| *other != node && nodes.contains_key(*other));
+        let peers = others.filter_map(|(other, wiring)| {
+            let peer = Mac::parse(&wiring.links.iter().find(here)?.mac)?;
+            // Two that have the same one can't be told apart.
+            (peer != mac).then(|| (other.clone(), peer))
+        });
+        let peers: BTreeMap<String, Mac> = peers.collect();
+        if !peers.is_empty() {
+            links.insert(name, Link { mac, peers });
+        }
+    }
+    links
+}
+
 /// A Service with what decides who may use it, and whether clients stay with their endpoints.
 fn on_its_terms(object: &Arc<Service>) -> dataplane::snapshot::Service {
     let field = object.source_ranges.iter().map(String::as_str);
-    let terms =
-        Terms { sources: Sources::read(field, object.source_ranges_annotation.as_deref()), affinity: object.affinity };
+    let terms = Terms {
+        sources: Sources::read(field, object.source_ranges_annotation.as_deref()),
+        affinity: object.affinity,
+        unspread: object.unspread,
+    };
     dataplane::snapshot::Service { object: Arc::clone(object), terms: Arc::new(terms) }
 }
 
@@ -107,6 +138,7 @@ mod tests {
             pools: [("lan".to_owned(), Arc::default())].into(),
             advertisements: BTreeMap::new(),
             addresses: [record("192.0.2.1", false), record("192.0.2.2", true)].into(),
+            wirings: BTreeMap::new(),
         }
     }
 
@@ -132,10 +164,49 @@ mod tests {
         let service = Arc::make_mut(observed.services.get_mut(&web).expect("a Service"));
         (service.source_ranges, service.affinity) = (vec!["192.0.2.0/24".into()], Some(60));
         let terms = snapshots("n1", observed.clone()).dataplane.services[&web].terms.clone();
-        assert_eq!(*terms, Terms { sources: Sources::read(["192.0.2.0/24"], None), affinity: Some(60) });
+        assert_eq!(
+            *terms,
+            Terms { sources: Sources::read(["192.0.2.0/24"], None), affinity: Some(60), unspread: false }
+        );
         let service = Arc::make_mut(observed.services.get_mut(&web).expect("a Service"));
         (service.source_ranges, service.source_ranges_annotation) = (vec![], Some("198.51.100.0/24".into()));
         let terms = snapshots("n1", observed).dataplane.services[&web].terms.clone();
         assert_eq!(terms.sources, Sources::read(["198.51.100.0/24"], None));
+    }
+
+    #[test]
+    fn frames_are_handed_to_nodes_that_exist_and_have_an_address_of_the_same_network() {
+        let link = |name: &str, mac: &str, network: &str| WiredLink {
+            name: name.into(),
+            mac: mac.into(),
+            networks: vec![network.parse().expect("a network")],
+        };
+        let wiring = |node: &str, links: &[WiredLink]| (node.to_owned(), Arc::new(Wiring { links: links.to_vec() }));
+        let lan = |last: u8| link("eth0", &format!("02:00:00:00:00:{last:02x}"), "192.0.2.0/24");
+        let storage = |last: u8| link("eth1", &format!("02:00:00:00:01:{last:02x}"), "198.51.100.0/24");
+        let mut observed = observed();
+        for name in ["n2", "n3", "n4", "twin"] {
+            observed.nodes.insert(name.into(), Arc::new(Node { name: name.into(), ..Node::default() }));
+        }
+        observed.wirings = [
+            wiring("n1", &[lan(1), storage(1)]),
+            wiring("n2", &[link("ens3", "02:00:00:00:00:02", "192.0.2.0/24")]),
+            wiring("n3", &[lan(3), storage(3)]),
+            wiring("n4", &[link("eth0", "02:00:00:00:00:04", "203.0.113.0/24")]),
+            wiring("twin", &[lan(1)]),
+            wiring("gone", &[lan(9)]),
+        ]
+        .into();
+        let mac = |fifth: u8, last: u8| Mac([2, 0, 0, 0, fifth, last]);
+        let name = |name: &str| LinkName::new(name).expect("a name");
+        let peers = |peers: &[(&str, Mac)]| peers.iter().map(|(node, mac)| ((*node).to_owned(), *mac)).collect();
+        let expected = BTreeMap::from([
+            (name("eth0"), Link { mac: mac(0, 1), peers: peers(&[("n2", mac(0, 2)), ("n3", mac(0, 3))]) }),
+            (name("eth1"), Link { mac: mac(1, 1), peers: peers(&[("n3", mac(1, 3))]) }),
+        ]);
+        assert_eq!(snapshots("n1", observed.clone()).dataplane.links, expected);
+        assert_eq!(snapshots("n4", observed.clone()).dataplane.links, BTreeMap::new(), "it is alone on its link");
+        observed.wirings.remove("n1");
+        assert_eq!(snapshots("n1", observed).dataplane.links, BTreeMap::new(), "nothing is known of its own");
     }
 }

@@ -50,14 +50,15 @@ const RETRY: Duration = Duration::from_secs(10);
 /// How often to look whether the object is still as it was written: somebody may have deleted it. Looking is no write.
 const CHECK: Duration = Duration::from_secs(10 * 60);
 
-/// Keeps the NodeNetwork of `node` as the kernel has it, for as long as it is polled.
+/// Keeps the NodeNetwork of `node` as the kernel has it, for as long as it is polled. Its MAC addresses are told only if
+/// other nodes may hand it frames.
 ///
 /// # Errors
 /// When the kernel can't be asked any more.
-pub(super) async fn report(client: Client, node: String) -> Result<Infallible> {
+pub(super) async fn report(client: Client, node: String, takes_frames: bool) -> Result<Infallible> {
     let (found, to_tell) = watch::channel(None);
     tokio::select! {
-        end = observe(found) => end.context("observe the node's network"),
+        end = observe(found, takes_frames) => end.context("observe the node's network"),
         never = tell(client, node, to_tell) => match never {},
     }
 }
@@ -66,7 +67,7 @@ pub(super) async fn report(client: Client, node: String) -> Result<Infallible> {
 const CLOSED: &str = "netlink tells no more of changes";
 
 /// Keeps `found` up to date.
-async fn observe(found: watch::Sender<Option<NodeNetworkSpec>>) -> Result<Infallible> {
+async fn observe(found: watch::Sender<Option<NodeNetworkSpec>>, takes_frames: bool) -> Result<Infallible> {
     use MulticastGroup::{Ipv4Ifaddr, Ipv4Route, Ipv6Ifaddr, Ipv6Route, Link};
     // Joined before anything is read, so that no change is missed.
     let groups = [Link, Ipv4Ifaddr, Ipv6Ifaddr, Ipv4Route, Ipv6Route];
@@ -76,7 +77,11 @@ async fn observe(found: watch::Sender<Option<NodeNetworkSpec>>) -> Result<Infall
             let began = Instant::now();
             match dump(&handle).await {
                 Ok(messages) => {
-                    let spec = Some(found::spec(&messages));
+                    let mut spec = found::spec(&messages);
+                    if !takes_frames {
+                        spec.links.iter_mut().for_each(|link| link.mac = None);
+                    }
+                    let spec = Some(spec);
                     found.send_if_modified(|known| {
                         let is_new = *known != spec;
                         *known = spec;
@@ -207,8 +212,11 @@ mod tests {
 
     fn spec(links: &[(&str, &[&str])], gateways: &[&str]) -> NodeNetworkSpec {
         let strings = |texts: &[&str]| texts.iter().map(|text| (*text).to_owned()).collect::<Vec<_>>();
-        let link =
-            |(name, addresses): &(&str, &[&str])| NodeLink { name: (*name).to_owned(), addresses: strings(addresses) };
+        let link = |(name, addresses): &(&str, &[&str])| NodeLink {
+            name: (*name).to_owned(),
+            addresses: strings(addresses),
+            mac: None,
+        };
         NodeNetworkSpec { links: links.iter().map(link).collect(), gateways: strings(gateways) }
     }
 
@@ -265,7 +273,7 @@ mod tests {
                     assert!(without.await.is_ok(), "the link without a carrier stays");
                 };
                 tokio::select! {
-                    end = observe(found) => panic!("{end:?}"),
+                    end = observe(found, false) => panic!("{end:?}"),
                     () = follow => {}
                 }
             });

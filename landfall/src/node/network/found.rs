@@ -6,6 +6,7 @@ use std::net::IpAddr;
 
 use crds::node_network::{NodeLink, NodeNetworkSpec};
 use rtnetlink::packet_route::address::{AddressAttribute, AddressMessage};
+use rtnetlink::packet_route::link::{LinkAttribute, LinkMessage};
 use rtnetlink::packet_route::route::{RouteAddress, RouteAttribute, RouteMessage, RouteType, RouteVia};
 use rtnetlink::packet_route::{AddressFamily, RouteNetlinkMessage};
 
@@ -18,14 +19,15 @@ const MOST: usize = 256;
 /// no pool has. With nothing but addresses of their own (/32, /128) they have no neighbours that would ask.
 /// Gateways are those of all routing tables.
 pub(super) fn spec(messages: &[RouteNetlinkMessage]) -> NodeNetworkSpec {
-    let mut links = BTreeMap::<u32, String>::new();
+    let mut links = BTreeMap::<u32, (String, Option<String>)>::new();
     let mut addresses = BTreeMap::<u32, BTreeSet<(IpAddr, u8)>>::new();
     let mut gateways = BTreeSet::new();
     for message in messages {
         match message {
             // Bridges tell of their ports in messages of their own family.
             RouteNetlinkMessage::NewLink(link) if link.header.interface_family == AddressFamily::Unspec => {
-                links.extend(speaker::link_table::announceable(link).map(|name| (link.header.index, name)));
+                links
+                    .extend(speaker::link_table::announceable(link).map(|name| (link.header.index, (name, mac(link)))));
             }
             RouteNetlinkMessage::NewAddress(message) => {
                 let own = own(message).filter(|own| !is_link_local(*own));
@@ -42,16 +44,26 @@ pub(super) fn spec(messages: &[RouteNetlinkMessage]) -> NodeNetworkSpec {
     }
     let mut links: Vec<NodeLink> = links
         .into_iter()
-        .filter_map(|(index, name)| {
+        .filter_map(|(index, (name, mac))| {
             let addresses = addresses.remove(&index)?;
             let has_neighbours = addresses.iter().any(|(own, length)| *length < if own.is_ipv4() { 32 } else { 128 });
             let addresses = addresses.into_iter().map(|(own, length)| format!("{own}/{length}")).collect();
-            has_neighbours.then_some(NodeLink { name, addresses })
+            has_neighbours.then_some(NodeLink { name, addresses, mac })
         })
         .collect();
     links.sort();
     links.truncate(MOST);
     NodeNetworkSpec { links, gateways: gateways.into_iter().take(MOST).map(|it| it.to_string()).collect() }
+}
+
+/// The MAC address of a link.
+fn mac(link: &LinkMessage) -> Option<String> {
+    link.attributes.iter().find_map(|attribute| match attribute {
+        LinkAttribute::Address(bytes) => {
+            <[u8; 6]>::try_from(bytes.as_slice()).ok().map(|bytes| dataplane::snapshot::Mac(bytes).to_string())
+        }
+        _ => None,
+    })
 }
 
 fn is_link_local(address: IpAddr) -> bool {
@@ -99,7 +111,7 @@ fn gateway(attribute: &RouteAttribute) -> Option<IpAddr> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use rtnetlink::packet_route::link::{LinkAttribute, LinkFlags, LinkLayerType, LinkMessage};
+    use rtnetlink::packet_route::link::{LinkFlags, LinkLayerType};
     use rtnetlink::packet_route::route::RouteNextHop;
 
     fn link(index: u32, name: &str, flags: LinkFlags) -> RouteNetlinkMessage {
@@ -173,8 +185,13 @@ mod tests {
                 NodeLink {
                     name: "eth0".into(),
                     addresses: strings(&["192.0.2.11/24", "192.0.2.100/32", "2001:db8::11/64"]),
+                    mac: Some("02:00:00:00:00:01".into()),
                 },
-                NodeLink { name: "eth1".into(), addresses: strings(&["198.51.100.7/25"]) },
+                NodeLink {
+                    name: "eth1".into(),
+                    addresses: strings(&["198.51.100.7/25"]),
+                    mac: Some("02:00:00:00:00:01".into()),
+                },
             ],
             gateways: strings(&["192.0.2.1", "192.0.2.2", "2001:db8::1", "fe80::ff"]),
         };

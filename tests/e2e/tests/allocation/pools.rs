@@ -153,7 +153,7 @@ async fn what_a_node_or_a_gateway_has_is_never_given_and_a_service_that_had_it_f
 ) -> Result<()> {
     let networks: Api<NodeNetwork> = Api::all(scene.world.client.clone());
     let spec = NodeNetworkSpec {
-        links: vec![NodeLink { name: "eth0".into(), addresses: vec![format!("{}/24", scene.ip(10))] }],
+        links: vec![NodeLink { name: "eth0".into(), addresses: vec![format!("{}/24", scene.ip(10))], mac: None }],
         gateways: vec![scene.ip(11).to_string()],
     };
     networks.create(&PostParams::default(), &NodeNetwork::new("ghost", spec.clone())).await?;
