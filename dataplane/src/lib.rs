@@ -22,9 +22,11 @@
 //! | [`conntrack`] | makes the kernel forget those (shell) |
 //! | [`run`](mod@run) | the loop |
 //!
-//! A packet from outside goes to a random endpoint. An endpoint on this node sees the client's address; for one on
-//! another node the packet is masqueraded, so that the answer comes back through here. What a Service has no endpoint
-//! for is refused, and what nobody serves is dropped, as is who may not use it. IPv4 and IPv6 are forwarded alike.
+//! A frame from outside goes to a node that has an endpoint, which translates it to one of its own, chosen at random, and
+//! answers the client. Where frames can't be handed on, a packet goes to a random endpoint on any node: one on this node
+//! sees the client's address; for one on another node the packet is masqueraded, so that the answer comes back through
+//! here. What a Service has no endpoint for is refused, and what nobody serves is dropped, as is who may not use it. IPv4
+//! and IPv6 are forwarded alike.
 
 pub mod affinity;
 pub mod conntrack;

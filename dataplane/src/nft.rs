@@ -1,7 +1,9 @@
-//! The engine nft: a [`Ruleset`](crate::ruleset::Ruleset) as elements of two tables, `ip landfall` and `ip6 landfall`.
+//! The engine nft: a [`Ruleset`](crate::ruleset::Ruleset) as elements of three tables: `netdev landfall`, which hands frames to
+//! other nodes, and `ip landfall` and `ip6 landfall`, which translate what is for this one.
 //!
-//! Both are made alike; one transaction changes both. One table `inet landfall` for both would make every packet ask
-//! of which family it is before each rule, and would need the same sets twice all the same.
+//! The latter are made alike; one transaction changes all. One table `inet landfall` for both would make every packet ask
+//! of which family it is before each rule, and would need the same sets twice all the same. Frames of both families pass
+//! one hook.
 //!
 //! The shape is *few maps with many elements*: what the kernel does for a packet, and what it costs to change one
 //! Service, is the same with one Service as with 30,000. There is never a chain or a map of a single Service.
@@ -40,6 +42,9 @@
 //!   [`crate::affinity`]). A table that has to be replaced loses it.
 //! * Refusing happens before routing: it works whether or not the node forwards and knows a route to the lb_ip.
 //! * What neighbours say to each other about an lb_ip (NDP) is never dropped here; it is the speaker's business.
+//!
+//! How frames are spread is in [`skeleton`]'s `link`. That table is a help to the others and never in their way: without
+//! it, or where a packet is for none of its maps, each node translates what it gets.
 //!
 //! Needs Linux 5.10 or newer (a reset from prerouting), and nothing of the `nft` program.
 //!

@@ -109,7 +109,7 @@ impl Machine {
                 let Register::Quarter(from) = from else { panic!("a hash of a verdict") };
                 let start = usize::from(*from) * 4;
                 let hash = jhash(&state.registers[start..start + usize::try_from(*length).expect("small")], 0x4c66);
-                let scaled = u64::from(hash) * u64::from(*modulus) >> 32;
+                let scaled = (u64::from(hash) * u64::from(*modulus)) >> 32;
                 state.load(*into, &(u32::try_from(scaled).expect("small") + offset).to_ne_bytes());
             }
             Expression::Write { offset, length } => {

@@ -143,7 +143,7 @@ async fn answers(story: &Story, world: &World, address: IpAddr) -> Result<()> {
         story.command(&format!("curl http://{address}"), &printed);
     }
     story.find(&format!(
-        "{announcer} announces the address: a pod there sees the client itself, pods elsewhere see {announcer}"
+        "{announcer} announces the address, and hands frames to the nodes of the pods: each sees the client itself"
     ));
     story.command("landfall status", &world.landfall(&["status"])?);
     Ok(())

@@ -26,15 +26,30 @@ async fn an_address_appears_and_answers(name: &str, kube_proxy: KubeProxy) -> Re
     let pods = world.lan.pods(60, address)?;
     ensure!(pods.len() == 3, "only {pods:?} answered");
 
-    // Where the pod is on the node that the packet reached, it sees the client as it is; elsewhere that node.
     let announcer = world.announcer(address).await?;
+    // Wherever its node is, each pod sees the client as it is: what came to the announcer was handed on as a frame.
+    wait_until(SOON, "every pod to see the client", async || {
+        for _ in 0..20 {
+            let answer = world.lan.tcp(address)?;
+            ensure!(answer.client.ip() == world.lan.address(), "pod {} saw {}", answer.pod, answer.client);
+        }
+        Ok(())
+    })
+    .await?;
+    // The other way, where the Service wants that: elsewhere than on the announcer, a pod sees that node.
+    let annotate = |value: &str| json!({"metadata": {"annotations": {"landfall.dev/spread": value}}});
+    world.patch_service("web", annotate("false")).await?;
     let nodes: std::collections::BTreeMap<_, _> = world.pods("web").await?.into_iter().collect();
-    for _ in 0..20 {
-        let answer = world.lan.tcp(address)?;
-        let kept = answer.client.ip() == world.lan.address();
-        let local = nodes[&answer.pod] == announcer;
-        ensure!(kept == local, "pod {} on {} saw {}", answer.pod, nodes[&answer.pod], answer.client);
-    }
+    wait_until(SOON, "the announcer to translate by itself", async || {
+        for _ in 0..20 {
+            let answer = world.lan.tcp(address)?;
+            let kept = answer.client.ip() == world.lan.address();
+            let local = nodes[&answer.pod] == announcer;
+            ensure!(kept == local, "pod {} on {} saw {}", answer.pod, nodes[&answer.pod], answer.client);
+        }
+        Ok(())
+    })
+    .await?;
     let report = world.landfall(&["status"])?;
     ensure!(report.contains("default/web") && report.contains(&announcer), "{report}");
     world.end()
