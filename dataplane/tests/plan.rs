@@ -13,7 +13,7 @@ use dataplane::diff::{Change, changes, diff};
 use dataplane::nft::element::{self, Elements, Value, elements};
 use dataplane::nft::skeleton::Table;
 use dataplane::planner::Planner;
-use dataplane::ruleset::{Endpoint, LbIp, Pick, Problem, Ruleset, Target, ruleset};
+use dataplane::ruleset::{Endpoint, LbIp, Pick, Problem, Reach, Ruleset, Target, ruleset};
 use proptest::prelude::*;
 use sample::{Described, NODE, at, ip, nothing, on_eth0, ready, service, snapshot, terminating, unready};
 
@@ -92,6 +92,57 @@ fn endpoints_of_dead_nodes_are_used_only_where_no_others_are_left() {
         let found = &planned.addresses[&ip("192.0.2.10")].ports[&(Tcp, 80)];
         let endpoints: Vec<Endpoint> = expected.iter().map(|short| endpoint(short)).collect();
         assert_eq!((&found.endpoints, found.draining.len()), (&endpoints, draining), "{case}");
+    }
+}
+
+#[test]
+fn where_frames_are_spread_a_node_serves_its_own_endpoints_and_helps_itself_without_any() {
+    let on = |short: &str, node: &str| crds::Endpoint { node: Some(node.into()), ..ready_(short) };
+    let stops = |endpoint: crds::Endpoint| terminating(endpoint);
+    type Case = (&'static str, bool, Vec<crds::Endpoint>, &'static [&'static str], &'static [&'static str], Reach, u32);
+    // Policy Local?, endpoints, dead nodes, whom packets from outside reach, how, and in how many parts frames are shared.
+    let cases: Vec<Case> = vec![
+        ("its own alone", false, vec![ready_("l1"), on("r1", "n2")], &[], &["l1"], Reach::Spread, 2),
+        ("all are its own", false, vec![ready_("l1"), ready_("l2")], &[], &["l1", "l2"], Reach::Spread, 0),
+        ("none is", false, vec![on("r1", "n2"), on("r2", "n3")], &[], &["r1", "r2"], Reach::Spread, 2),
+        ("its own stops", false, vec![stops(ready_("l1")), on("r1", "n2")], &[], &["r1"], Reach::Spread, 1),
+        ("all stop", false, vec![stops(ready_("l1")), stops(on("r1", "n2"))], &[], &["l1"], Reach::Spread, 2),
+        ("the other is dead", false, vec![ready_("l1"), on("r1", "n2")], &["n2"], &["l1"], Reach::Spread, 2),
+        (
+            "nobody is on the link",
+            false,
+            vec![on("r1", "n8"), on("r2", "n9")],
+            &[],
+            &["r1", "r2"],
+            Reach::Translated,
+            0,
+        ),
+        (
+            "one is not: this node has it",
+            false,
+            vec![ready_("l1"), on("r1", "n9")],
+            &[],
+            &["l1", "r1"],
+            Reach::Mixed,
+            0,
+        ),
+        ("Local: its own alone", true, vec![ready_("l1"), on("r1", "n2")], &[], &["l1"], Reach::Spread, 2),
+        ("Local: one is not on the link", true, vec![ready_("l1"), on("r1", "n9")], &[], &["l1"], Reach::Spread, 0),
+        ("Local: none is its own", true, vec![on("r1", "n2")], &[], &[], Reach::Translated, 0),
+    ];
+    for (case, local, given, dead, expected, reach, parts) in cases {
+        let described = if local { web(given).local() } else { web(given) };
+        let dead = dead.iter().map(|node| (*node).to_owned()).collect();
+        let planned = ruleset(&Snapshot { dead, links: on_eth0(&["n2", "n3"]), ..snapshot([described]) });
+        let found = &planned.addresses[&ip("192.0.2.10")].ports[&(Tcp, 80)];
+        let outside = found.endpoints.iter().skip(found.outside.from as usize).take(found.outside.count as usize);
+        let expected: Vec<Endpoint> = expected.iter().map(|short| endpoint(short)).collect();
+        let nodes = found.share.as_ref().map_or(0, |share| share.nodes().count());
+        assert_eq!(
+            (outside.copied().collect::<Vec<_>>(), found.reach, nodes),
+            (expected, reach, parts as usize),
+            "{case}"
+        );
     }
 }
 

@@ -19,12 +19,13 @@ mod health;
 mod network;
 mod report;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::convert::Infallible;
 use std::fmt::Debug;
 use std::hash::{BuildHasher, Hasher, RandomState};
 use std::net::IpAddr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
@@ -203,7 +204,36 @@ struct Stores {
     advertisements: Store<String, crds::Advertisement>,
     addresses: Store<IpAddr, crds::Record>,
     /// None where frames are not spread.
-    wirings: Option<Store<String, crds::Wiring>>,
+    wirings: Option<Wirings>,
+}
+
+/// Who is on which link, as other agents say. An agent that starts must not take it that nobody is anywhere: its kernel
+/// spreads frames since before, and connections would break. But if it is never told (it may lack the right to ask), each
+/// node can still forward by itself.
+#[derive(Clone)]
+struct Wirings {
+    store: Store<String, crds::Wiring>,
+    given_up: Arc<AtomicBool>,
+    wake: Wake,
+}
+
+impl Wirings {
+    fn new(wake: &Wake) -> Self {
+        Self { store: Store::new(wake), given_up: Arc::default(), wake: wake.clone() }
+    }
+
+    /// What is known; `None` while it is worth waiting for.
+    fn snapshot(&self) -> Option<BTreeMap<String, Arc<crds::Wiring>>> {
+        let nothing = || self.given_up.load(Ordering::Relaxed).then(BTreeMap::new);
+        self.store.snapshot().or_else(nothing)
+    }
+
+    async fn give_up(self) -> Result<Infallible> {
+        tokio::time::sleep(ANSWER).await;
+        self.given_up.store(true, Ordering::Relaxed);
+        self.wake.wake();
+        std::future::pending().await
+    }
 }
 
 impl Stores {
@@ -215,7 +245,7 @@ impl Stores {
             pools: Store::new(wake),
             advertisements: Store::new(wake),
             addresses: Store::new(wake),
-            wirings: Some(Store::new(wake)),
+            wirings: Some(Wirings::new(wake)),
         }
     }
 
@@ -240,7 +270,8 @@ impl Stores {
         spawn(client, source::l2_advertisements(), &self.advertisements, tasks);
         spawn(client, source::addresses(), &self.addresses, tasks);
         if let Some(wirings) = &self.wirings {
-            spawn(client, source::wirings(), wirings, tasks);
+            spawn(client, source::wirings(), &wirings.store, tasks);
+            tasks.spawn(wirings.clone().give_up());
         }
     }
 
@@ -253,8 +284,10 @@ impl Stores {
             pools: self.pools.snapshot()?,
             advertisements: self.advertisements.snapshot()?,
             addresses: self.addresses.snapshot()?,
-            // Nothing waits for these: until they are there, each node forwards by itself.
-            wirings: self.wirings.as_ref().and_then(Store::snapshot).unwrap_or_default(),
+            wirings: match &self.wirings {
+                Some(wirings) => wirings.snapshot()?,
+                None => BTreeMap::new(),
+            },
         })
     }
 }
