@@ -38,6 +38,7 @@ use tokio::task::JoinSet;
 use tokio::time::timeout;
 
 use crate::client::Connection;
+use crate::keys::{self, Place, Seen};
 use crate::shutdown;
 
 /// How long the agent may take to leave; Kubernetes gives it 10 s.
@@ -56,6 +57,11 @@ pub(crate) struct Options {
     /// What forwards. With `off` Landfall only announces, and another proxy on the node has to forward.
     #[arg(long, env = "LANDFALL_DATAPLANE", value_enum, default_value_t = Dataplane::Nft)]
     dataplane: Dataplane,
+
+    /// Namespace of the Secret landfall-hello-keys, with which what agents say to each other is sealed. Without a key
+    /// nothing is announced.
+    #[arg(long, env = "LANDFALL_KEYS_NAMESPACE", default_value = "landfall-system", value_name = "NAMESPACE")]
+    keys_namespace: String,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -86,6 +92,9 @@ pub(crate) async fn run(connection: &Connection, options: Options) -> Result<()>
     let (may_announce, announceable) = watch::channel(Arc::default());
     let (announcements, announced) = watch::channel(speaker::Announcements::default());
     let (counters, counted) = watch::channel(speaker::Counters::default());
+    let (keys, sealing) = watch::channel(Arc::default());
+    let (seen, keys_seen) = watch::channel(Seen::Unknown);
+    let (supplied, _) = watch::channel(keys::supply::Supply::default());
     let leave = Arc::new(Notify::new());
 
     let mut tasks: JoinSet<Result<Infallible>> = JoinSet::new();
@@ -99,16 +108,21 @@ pub(crate) async fn run(connection: &Connection, options: Options) -> Result<()>
         Dataplane::Off => tasks.spawn(trust(for_dataplane, forwarding)),
     };
     tasks.spawn(hand_on(forwarded, may_announce));
+    let place = Place { client: client.clone(), namespace: options.keys_namespace.clone() };
+    tasks.spawn({
+        let place = place.clone();
+        async move { Ok(keys::follow::follow(place, seen).await) }
+    });
+    tasks.spawn(keys::supply::supply(place, keys_seen, keys, supplied));
     let report = report::Report::new(client.clone(), options.node_name.clone(), stores.addresses.clone());
     tasks.spawn(report.run(announced, wake.listener()));
     let network = network::report(client.clone(), options.node_name.clone());
     tasks.spawn(async move { network.await.context("tell what is on the node's network") });
     let (left, has_left) = oneshot::channel();
     tasks.spawn({
-        let authentication = speaker::Authentication::Off;
+        let authentication = speaker::Authentication::Required;
         let config = speaker::Config::new(&cluster, &options.node_name, incarnation(), authentication);
-        let (_, keys) = watch::channel(Arc::default());
-        let inputs = speaker::Inputs { snapshot: for_speaker, forwarded: announceable, keys };
+        let inputs = speaker::Inputs { snapshot: for_speaker, forwarded: announceable, keys: sealing };
         let (conflicts, _) = watch::channel(speaker::Conflicts::default());
         let outputs = speaker::Outputs { announcements, conflicts, counters };
         let leave = Arc::clone(&leave);
