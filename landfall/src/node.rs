@@ -3,9 +3,11 @@
 //!
 //! ```text
 //!                 +-> dataplane::Snapshot --> dataplane --> kernel
-//!   API server -> |                               | acknowledged addresses
+//!                 |      ^ who is dead            | acknowledged addresses
+//!   API server -> |      +--------------------+   |
 //!     (observe)   +-> speaker::Snapshot ----> speaker ----> wire
-//!                                                 | what it announces
+//!                 |                            ^  | what it announces
+//!                 +-> Secret ---------- keys --+  |
 //!   API server <----------- report <--------------+
 //! ```
 //!
@@ -92,6 +94,7 @@ pub(crate) async fn run(connection: &Connection, options: Options) -> Result<()>
     let (may_announce, announceable) = watch::channel(Arc::default());
     let (announcements, announced) = watch::channel(speaker::Announcements::default());
     let (counters, counted) = watch::channel(speaker::Counters::default());
+    let (_dead, buried) = watch::channel(BTreeSet::new());
     let (keys, sealing) = watch::channel(Arc::default());
     let (seen, keys_seen) = watch::channel(Seen::Unknown);
     let (supplied, _) = watch::channel(keys::supply::Supply::default());
@@ -99,7 +102,14 @@ pub(crate) async fn run(connection: &Connection, options: Options) -> Result<()>
 
     let mut tasks: JoinSet<Result<Infallible>> = JoinSet::new();
     stores.watch(&client, &mut tasks);
-    tasks.spawn(compose(stores.clone(), options.node_name.clone(), wake.listener(), to_dataplane, to_speaker));
+    let composer = Composer {
+        stores: stores.clone(),
+        node: options.node_name.clone(),
+        dead: buried,
+        dataplane: to_dataplane,
+        speaker: to_speaker,
+    };
+    tasks.spawn(composer.run(wake.listener()));
     match options.dataplane {
         Dataplane::Nft => tasks.spawn(async move {
             dataplane::run(for_dataplane, forwarding).await.context("forward")?;
@@ -243,21 +253,44 @@ impl Stores {
 }
 
 /// Sends new snapshots whenever something changed that matters to those who get them.
-async fn compose(
+struct Composer {
     stores: Stores,
     node: String,
-    mut listener: observe::Listener,
+    /// The nodes that the speaker says are dead.
+    dead: watch::Receiver<BTreeSet<String>>,
     dataplane: watch::Sender<Option<Arc<dataplane::Snapshot>>>,
     speaker: watch::Sender<Option<Arc<speaker::Snapshot>>>,
-) -> Result<Infallible> {
-    loop {
-        if let Some(observed) = stores.observed() {
-            let new = compose::snapshots(&node, observed);
-            send_if_new(&dataplane, new.dataplane);
-            send_if_new(&speaker, new.speaker);
+}
+
+impl Composer {
+    async fn run(mut self, mut listener: observe::Listener) -> Result<Infallible> {
+        loop {
+            let dead = self.dead.borrow_and_update().clone();
+            if let Some(observed) = self.stores.observed() {
+                let new = compose::snapshots(&self.node, observed, dead);
+                send_if_new(&self.dataplane, new.dataplane);
+                send_if_new(&self.speaker, new.speaker);
+            }
+            // A death waits for nothing else: neither for the API server, nor for all that is known to be looked at.
+            loop {
+                tokio::select! {
+                    biased;
+                    Ok(()) = self.dead.changed() => {
+                        let dead = self.dead.borrow_and_update().clone();
+                        self.dataplane.send_if_modified(|known| bury(known, dead));
+                    }
+                    () = listener.woken() => break,
+                }
+            }
         }
-        listener.woken().await;
     }
+}
+
+/// Says in what the dataplane knows who is dead. Returns whether that is news.
+fn bury(known: &mut Option<Arc<dataplane::Snapshot>>, dead: BTreeSet<String>) -> bool {
+    let Some(before) = known.as_ref().filter(|known| known.dead != dead) else { return false };
+    *known = Some(Arc::new(dataplane::Snapshot { dead, ..dataplane::Snapshot::clone(before) }));
+    true
 }
 
 fn send_if_new<T: PartialEq>(to: &watch::Sender<Option<Arc<T>>>, new: T) {
@@ -307,4 +340,79 @@ async fn trust(
 fn incarnation() -> u64 {
     // The standard library seeds its hash maps at random; that is randomness enough, and no further dependency.
     RandomState::new().build_hasher().finish()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// How long anything may take that takes microseconds, on a machine that does something else.
+    const SOON: Duration = Duration::from_secs(30);
+
+    /// Stores that have been listed once, and have one Service without anything.
+    fn stores(wake: &Wake) -> Stores {
+        let service = serde_json::json!({
+            "metadata": {"namespace": "default", "name": "web", "uid": "u-web", "resourceVersion": "2"},
+            "spec": {"type": "LoadBalancer", "ports": [{"port": 80}]},
+        });
+        let service: k8s_openapi::api::core::v1::Service = serde_json::from_value(service).expect("a Service");
+        let (service, _) = source::services().observe(&service).expect("a Service");
+        Stores {
+            services: Store::listed(wake, 2, [service]),
+            slices: Store::listed(wake, 1, []),
+            nodes: Store::listed(wake, 1, []),
+            pools: Store::listed(wake, 1, []),
+            advertisements: Store::listed(wake, 1, []),
+            addresses: Store::listed(wake, 1, []),
+        }
+    }
+
+    #[tokio::test]
+    async fn a_death_reaches_the_dataplane_without_a_word_from_the_api_server() {
+        let wake = Wake::default();
+        let (dead, buried) = watch::channel(BTreeSet::new());
+        let (to_dataplane, mut told) = watch::channel(None);
+        let (to_speaker, _) = watch::channel(None);
+        let composer = Composer {
+            stores: stores(&wake),
+            node: "n1".into(),
+            dead: buried,
+            dataplane: to_dataplane,
+            speaker: to_speaker,
+        };
+        let story = async {
+            let mut is_told = async |expected: &[&str]| {
+                let expected: BTreeSet<String> = expected.iter().map(|node| (*node).to_owned()).collect();
+                let said = |known: &Option<Arc<dataplane::Snapshot>>| {
+                    known.as_ref().is_some_and(|known| known.dead == expected && known.services.len() == 1)
+                };
+                timeout(SOON, told.wait_for(said)).await.expect("in time").expect("a snapshot");
+            };
+            is_told(&[]).await;
+            dead.send_replace(BTreeSet::from(["n2".to_owned()]));
+            is_told(&["n2"]).await;
+            // Who is dead stays so when the API server tells of something else.
+            wake.wake();
+            dead.send_replace(BTreeSet::from(["n2".to_owned(), "n3".to_owned()]));
+            is_told(&["n2", "n3"]).await;
+            dead.send_replace(BTreeSet::new());
+            is_told(&[]).await;
+        };
+        tokio::select! {
+            ended = composer.run(wake.listener()) => panic!("{ended:?}"),
+            () = story => {}
+        }
+    }
+
+    #[test]
+    fn a_death_leaves_all_else_that_the_dataplane_knows_as_it_is() {
+        let dead = BTreeSet::from(["n2".to_owned()]);
+        let mut known = None;
+        assert!(!bury(&mut known, dead.clone()) && known.is_none(), "nothing is known yet");
+        let before = dataplane::Snapshot { node: "n1".into(), ..dataplane::Snapshot::default() };
+        known = Some(Arc::new(before.clone()));
+        assert!(bury(&mut known, dead.clone()));
+        assert_eq!(known.as_deref(), Some(&dataplane::Snapshot { dead: dead.clone(), ..before }));
+        assert!(!bury(&mut known, dead), "that is no news");
+    }
 }
