@@ -20,6 +20,7 @@
 //! | [`affinity`] | which clients must not go where they went before (pure) |
 //! | [`conntrack`] | makes the kernel forget those (shell) |
 //! | [`run`](mod@run) | the loop |
+//! | [`counters`] | what was done, in numbers (pure) |
 //!
 //! A packet from outside goes to a random endpoint. An endpoint on this node sees the client's address; for one on
 //! another node the packet is masqueraded, so that the answer comes back through here. What a Service has no endpoint
@@ -27,6 +28,7 @@
 
 pub mod affinity;
 pub mod conntrack;
+pub mod counters;
 pub mod diff;
 pub mod engine;
 pub mod netlink;
@@ -38,6 +40,7 @@ pub mod snapshot;
 pub mod sources;
 pub mod stale;
 
+pub use counters::Counters;
 pub use engine::{Error, remove};
 pub use ruleset::Ruleset;
 pub use run::{Forwarding, run};
