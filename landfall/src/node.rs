@@ -110,7 +110,8 @@ pub(crate) async fn run(connection: &Connection, options: Options) -> Result<()>
         let (_, keys) = watch::channel(Arc::default());
         let inputs = speaker::Inputs { snapshot: for_speaker, forwarded: announceable, keys };
         let (conflicts, _) = watch::channel(speaker::Conflicts::default());
-        let outputs = speaker::Outputs { announcements, conflicts, counters };
+        let (dead, _) = watch::channel(BTreeSet::new());
+        let outputs = speaker::Outputs { announcements, conflicts, counters, dead };
         let leave = Arc::clone(&leave);
         async move {
             speaker::run(config, inputs, outputs, leave.notified()).await.context("announce")?;
