@@ -94,7 +94,7 @@ pub(crate) async fn run(connection: &Connection, options: Options) -> Result<()>
     let (may_announce, announceable) = watch::channel(Arc::default());
     let (announcements, announced) = watch::channel(speaker::Announcements::default());
     let (counters, counted) = watch::channel(speaker::Counters::default());
-    let (_dead, buried) = watch::channel(BTreeSet::new());
+    let (dead, buried) = watch::channel(BTreeSet::new());
     let (keys, sealing) = watch::channel(Arc::default());
     let (seen, keys_seen) = watch::channel(Seen::Unknown);
     let (supplied, _) = watch::channel(keys::supply::Supply::default());
@@ -134,7 +134,7 @@ pub(crate) async fn run(connection: &Connection, options: Options) -> Result<()>
         let config = speaker::Config::new(&cluster, &options.node_name, incarnation(), authentication);
         let inputs = speaker::Inputs { snapshot: for_speaker, forwarded: announceable, keys: sealing };
         let (conflicts, _) = watch::channel(speaker::Conflicts::default());
-        let outputs = speaker::Outputs { announcements, conflicts, counters };
+        let outputs = speaker::Outputs { announcements, conflicts, counters, dead };
         let leave = Arc::clone(&leave);
         async move {
             speaker::run(config, inputs, outputs, leave.notified()).await.context("announce")?;

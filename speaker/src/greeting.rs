@@ -254,8 +254,16 @@ fn packed(empty: Packet, digests: Vec<u32>, lists: Lists, pages: Vec<Page>, room
         let mut left = 0;
         for page in pages {
             if page_size(&page) > left {
-                parts.push(Packet { heard: hello.heard.clone(), ..empty.clone() });
-                left = room - hello.heard.peers.len() * size::HEARD;
+                let beside = room - hello.heard.peers.len() * size::HEARD;
+                if page_size(&page) <= beside {
+                    parts.push(Packet { heard: hello.heard.clone(), ..empty.clone() });
+                    left = beside;
+                } else {
+                    // It takes all the room: this part speaks of nobody, and the Hello does.
+                    let heard = Hearing { all, from: 1, to: 0, peers: vec![] };
+                    parts.push(Packet { heard, ..empty.clone() });
+                    left = room;
+                }
             }
             left = left.saturating_sub(page_size(&page));
             parts.last_mut().expect("invariant: the first page opens a packet").pages.push(page);

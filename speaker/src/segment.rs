@@ -12,6 +12,7 @@ use crate::announce::Schedule;
 use crate::arp::{self, Ignored, Verdict};
 use crate::auth::KeyRing;
 use crate::claims::{Claim, Claims};
+use crate::deaths::FORGET;
 use crate::events::{Counters, Event};
 use crate::hello::MAX_PAYLOAD;
 use crate::liveness::{self, Standing};
@@ -28,9 +29,6 @@ use crate::{datagram, greeting, hash, ndp};
 /// More nodes than this are not listened to on one link: whoever forges names must not fill the memory.
 const MAX_PEERS: usize = 1024;
 
-/// A peer that has been dead for so long isn't missed any more: it was taken away.
-const FORGET: Duration = Duration::from_secs(600);
-
 /// A peer that announces an address of ours is not answered again within this time.
 const DEFEND: Duration = Duration::from_secs(1);
 
@@ -39,6 +37,7 @@ const INSIST: Duration = Duration::from_secs(5);
 
 mod asking;
 mod hearing;
+mod sights;
 mod verdicts;
 
 /// An address of ours that others should rather have.
@@ -113,6 +112,8 @@ pub struct Segment {
     /// For a while from then on we announce nothing unasked: we were away, and somebody else may have taken over.
     hush_from: Option<Duration>,
     in_company: bool,
+    /// When somebody was heard who is no peer, if there is just one peer: a sign that it isn't us who can't hear.
+    outsider: Option<Duration>,
     /// How many peers were alive at the last look, and the longest interval of theirs.
     live: usize,
     slowest: Duration,
@@ -146,6 +147,7 @@ impl Segment {
             listen_from: now,
             hush_from: None,
             in_company: false,
+            outsider: None,
             live: 0,
             slowest: Duration::ZERO,
             greeting: greeting::State::new(now, incarnation, config),
@@ -273,6 +275,7 @@ impl Segment {
 
     /// An ARP frame came in.
     pub fn arp(&mut self, context: &mut Context<'_>, frame: &[u8]) {
+        self.note_outsider(context.now, frame);
         if self.strangers.is_probing() {
             self.answered(context, arp::user(frame).map(|(mac, used)| (mac, used.into())));
         }
@@ -282,6 +285,7 @@ impl Segment {
 
     /// A frame of IPv6 neighbour discovery came in.
     pub fn ndp(&mut self, context: &mut Context<'_>, frame: &[u8]) {
+        self.note_outsider(context.now, frame);
         if self.strangers.is_probing() {
             self.answered(context, ndp::user(frame).map(|(mac, used)| (mac, used.into())));
         }

@@ -3,6 +3,7 @@
 //! A failure names its seed; `LANDFALL_SEED=7 cargo test -p speaker --test simulation` replays that one alone, and
 //! `LANDFALL_SEEDS=10000` tries so many.
 
+mod dead;
 mod planned;
 mod world;
 
@@ -14,7 +15,7 @@ use std::time::Duration;
 use speaker::events::Event;
 use speaker::machine::Channel;
 use speaker::takeovers::Cause;
-use world::{INTERVAL, Network, Random, WINDOW, World, intrusion, key, lb_ip};
+use world::{INTERVAL, Network, Random, WINDOW, World, intrusion, key, lb_ip, name};
 
 /// After the last disturbance everything is settled within this time: what is silent is dead after a window, one that
 /// comes back listens for four intervals, candidates step in one after the other, and deafness takes two windows.
@@ -43,6 +44,11 @@ fn seeds(count: u64, test: impl Fn(u64)) {
 /// few of the others doesn't announce unasked what it had before.)
 fn check(world: &World) {
     let running = (0..world.nodes()).filter(|node| world.machine(*node).is_some()).count();
+    for node in 0..world.nodes() {
+        let dead = dead::dead(world, node).unwrap_or_default();
+        let wrong = (0..world.nodes()).find(|other| world.machine(*other).is_some() && dead.contains(&name(*other)));
+        assert_eq!(wrong, None, "n{node} says that one is dead who is not, at {:?}", world.now);
+    }
     let company = world.nodes() == 1 || 2 * running > world.nodes();
     for (lb_ip, owners) in world.all_owners() {
         let possible = (0..world.nodes()).any(|node| world.may(node, lb_ip));
