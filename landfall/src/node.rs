@@ -12,10 +12,13 @@
 //! ```
 //!
 //! Tasks: one watch per kind, the composer (wakes on any change and sends new snapshots), the dataplane, the speaker, the
-//! report, and the one that says what is on the node's network (which nothing here waits for). The first that ends ends the process, for a half-alive agent is worse than none: Kubernetes starts it
-//! again, and what is in the kernel stays there.
+//! report, the keys, the numbers, and the one that says what is on the node's network (which nothing here waits for). The first
+//! that ends ends the process, for a half-alive agent is worse than none: Kubernetes starts it again, and what is in the kernel
+//! stays there.
 
 mod compose;
+mod dry_run;
+mod metrics;
 mod network;
 mod report;
 
@@ -42,6 +45,7 @@ use tokio::time::timeout;
 use crate::client::Connection;
 use crate::keys::{self, Place, Seen};
 use crate::shutdown;
+use metrics::{Channels, Metrics};
 
 /// How long the agent may take to leave; Kubernetes gives it 10 s.
 const FAREWELL: Duration = Duration::from_secs(3);
@@ -64,6 +68,15 @@ pub(crate) struct Options {
     /// nothing is announced.
     #[arg(long, env = "LANDFALL_KEYS_NAMESPACE", default_value = "landfall-system", value_name = "NAMESPACE")]
     keys_namespace: String,
+
+    /// Where to answer /metrics (for Prometheus), /healthz and /readyz (for probes), over HTTP without TLS; or off.
+    #[arg(long, env = "LANDFALL_METRICS_ADDRESS", default_value = "[::]:9647", value_name = "ADDRESS:PORT|off")]
+    metrics_address: crate::metrics::Address,
+
+    /// Print what would be programmed into the kernel of this node, as the cluster is now, and end. Nothing is programmed,
+    /// announced or written: it can be run anywhere, for any node.
+    #[arg(long)]
+    dry_run: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -77,6 +90,9 @@ enum Dataplane {
 /// Runs until SIGTERM. What the kernel forwards stays, unless no address is in use any more.
 pub(crate) async fn run(connection: &Connection, options: Options) -> Result<()> {
     let client = connection.client().await?;
+    if options.dry_run {
+        return dry_run::run(&client, &options.node_name).await;
+    }
     let stopping = shutdown::requested();
     tokio::pin!(stopping);
     // Which cluster this is must be known before anything is said to other nodes: two clusters may share a LAN.
@@ -93,14 +109,28 @@ pub(crate) async fn run(connection: &Connection, options: Options) -> Result<()>
     let (forwarding, forwarded) = watch::channel(dataplane::Forwarding::default());
     let (may_announce, announceable) = watch::channel(Arc::default());
     let (announcements, announced) = watch::channel(speaker::Announcements::default());
+    let (conflicts, conflicting) = watch::channel(speaker::Conflicts::default());
     let (counters, counted) = watch::channel(speaker::Counters::default());
     let (dead, buried) = watch::channel(BTreeSet::new());
     let (keys, sealing) = watch::channel(Arc::default());
     let (seen, keys_seen) = watch::channel(Seen::Unknown);
-    let (supplied, _) = watch::channel(keys::supply::Supply::default());
+    let (supplied, supply) = watch::channel(keys::supply::Supply::default());
+    let (done, programmed) = watch::channel(dataplane::Counters::default());
     let leave = Arc::new(Notify::new());
 
+    let numbers = Metrics::new(Channels {
+        announcements: announced.clone(),
+        conflicts: conflicting,
+        dead: buried.clone(),
+        wire: counted.clone(),
+        forwarding: forwarded.clone(),
+        kernel: (options.dataplane == Dataplane::Nft).then_some(programmed),
+        keys: supply,
+        known: for_speaker.clone(),
+    });
+
     let mut tasks: JoinSet<Result<Infallible>> = JoinSet::new();
+    tasks.spawn(async move { Ok(crate::metrics::serve(options.metrics_address, numbers).await) });
     stores.watch(&client, &mut tasks);
     let composer = Composer {
         stores: stores.clone(),
@@ -112,7 +142,7 @@ pub(crate) async fn run(connection: &Connection, options: Options) -> Result<()>
     tasks.spawn(composer.run(wake.listener()));
     match options.dataplane {
         Dataplane::Nft => tasks.spawn(async move {
-            dataplane::run(for_dataplane, forwarding).await.context("forward")?;
+            dataplane::run(for_dataplane, forwarding, done).await.context("forward")?;
             bail!("the dataplane has ended")
         }),
         Dataplane::Off => tasks.spawn(trust(for_dataplane, forwarding)),
@@ -133,7 +163,6 @@ pub(crate) async fn run(connection: &Connection, options: Options) -> Result<()>
         let authentication = speaker::Authentication::Required;
         let config = speaker::Config::new(&cluster, &options.node_name, incarnation(), authentication);
         let inputs = speaker::Inputs { snapshot: for_speaker, forwarded: announceable, keys: sealing };
-        let (conflicts, _) = watch::channel(speaker::Conflicts::default());
         let outputs = speaker::Outputs { announcements, conflicts, counters, dead };
         let leave = Arc::clone(&leave);
         async move {
