@@ -11,12 +11,12 @@
 //! - Somebody *agrees*: on one of these links at least, a peer that is alive, heard just now, and hears us, hasn't heard it
 //!   within its window either. So who is cut off, has just started or slept calls nobody dead.
 //! - Of two nodes each is the only witness. There, the sign that our own ears work is any ARP or neighbour discovery of somebody
-//!   else on the LAN since the other fell silent: a router, a client that asks for an address. Where clients reach us, the
-//!   fault isn't ours. As long as there is no such sign, nobody is dead.
+//!   else on the LAN since the other fell silent: a router, a client that asks for an address. If the other isn't heard for a
+//!   window after that either, the fault isn't ours. As long as there is no such sign, nobody is dead.
 //! - One that said good-bye is not dead: its speaker stopped in order, and its pods live.
 //!
 //! Who is dead stays so until it is heard again, also when all others fall silent later: that they are gone doesn't bring it
-//! back. After [`FORGET`] it is forgotten. The API server has long known by then, and takes its endpoints away; if it still
+//! back. After [`FORGET`], or when this node doesn't speak on that link any more, it is forgotten. The API server has long known by then, and takes its endpoints away; if it still
 //! counts them among the ready ones, only the speaker there is gone for good, and the pods serve.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -43,19 +43,14 @@ pub enum Sight {
 /// Who is dead.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Deaths {
-    /// And since when.
-    dead: BTreeMap<String, Duration>,
+    dead: BTreeSet<String>,
     /// Nodes that said good-bye on some link, and were not heard on any since.
     left: BTreeSet<String>,
 }
 
 impl Deaths {
     /// Takes in what is seen now, of all nodes on all links. Returns who has just died, and who is not dead any more.
-    pub fn see<'a>(
-        &mut self,
-        now: Duration,
-        sights: impl Iterator<Item = (&'a str, Sight)>,
-    ) -> (Vec<String>, Vec<String>) {
+    pub fn see<'a>(&mut self, sights: impl Iterator<Item = (&'a str, Sight)>) -> (Vec<String>, Vec<String>) {
         let (mut died, mut back) = (Vec::new(), Vec::new());
         // What shows most that it is alive: `Present`, then `Left`, then silence, agreed on or not.
         let mut seen = BTreeMap::<&str, Sight>::new();
@@ -67,28 +62,28 @@ impl Deaths {
             match sight {
                 Sight::Present => {
                     self.left.remove(*node);
-                    back.extend(self.dead.remove(*node).map(|_| (*node).to_owned()));
+                    back.extend(self.dead.take(*node));
                 }
                 Sight::Left => {
                     self.left.insert((*node).to_owned());
-                    back.extend(self.dead.remove(*node).map(|_| (*node).to_owned()));
+                    back.extend(self.dead.take(*node));
                 }
-                Sight::Silent { agreed: true } if !self.dead.contains_key(*node) && !self.left.contains(*node) => {
-                    self.dead.insert((*node).to_owned(), now);
+                Sight::Silent { agreed: true } if !self.dead.contains(*node) && !self.left.contains(*node) => {
+                    self.dead.insert((*node).to_owned());
                     died.push((*node).to_owned());
                 }
                 Sight::Silent { .. } => {}
             }
         }
+        // Who is forgotten, or was on a link that we don't listen on any more, could come back unheard.
         self.left.retain(|node| seen.contains_key(node.as_str()));
-        let over = self.dead.extract_if(.., |node, since| !seen.contains_key(node.as_str()) && *since + FORGET <= now);
-        back.extend(over.map(|(node, _)| node));
+        back.extend(self.dead.extract_if(.., |node| !seen.contains_key(node.as_str())));
         (died, back)
     }
 
     /// Who is dead.
     pub fn dead(&self) -> impl Iterator<Item = &str> {
-        self.dead.keys().map(String::as_str)
+        self.dead.iter().map(String::as_str)
     }
 
     /// Whether nobody is, and nobody has left.
@@ -123,7 +118,7 @@ mod tests {
             ("it has left one link only", vec![Left, Present], false),
         ] {
             let mut deaths = Deaths::default();
-            let (died, back) = deaths.see(Duration::ZERO, sights.into_iter().map(|sight| ("n1", sight)));
+            let (died, back) = deaths.see(sights.into_iter().map(|sight| ("n1", sight)));
             assert_eq!((died.len(), back.len()), (usize::from(expected), 0), "{what}");
             assert_eq!(dead(&deaths).contains(&"n1"), expected, "{what}");
         }
@@ -132,19 +127,16 @@ mod tests {
     #[test]
     fn the_dead_stay_dead_until_they_are_heard_or_forgotten() {
         let mut deaths = Deaths::default();
-        let mut at = |secs, sights: &[(&'static str, Sight)]| {
-            let (died, back) = deaths.see(Duration::from_secs(secs), sights.iter().copied());
+        let mut see = |sights: &[(&'static str, Sight)]| {
+            let (died, back) = deaths.see(sights.iter().copied());
             (died.join(" "), back.join(" "), dead(&deaths).join(" "))
         };
         let told = |died: &str, back: &str, dead: &str| (died.to_owned(), back.to_owned(), dead.to_owned());
-        assert_eq!(at(1, &[("n1", AGREED), ("n2", Present)]), told("n1", "", "n1"));
-        assert_eq!(at(2, &[("n1", AGREED), ("n2", AGREED)]), told("n2", "", "n1 n2"));
-        assert_eq!(at(3, &[("n1", ALONE), ("n2", ALONE)]), told("", "", "n1 n2"), "the others are gone too");
-        assert_eq!(at(4, &[("n1", Left), ("n2", Present)]), told("", "n1 n2", ""));
-        assert_eq!(at(5, &[("n1", AGREED), ("n2", AGREED)]), told("n2", "", "n2"), "n1 had left");
-        assert_eq!(at(6, &[("n1", Present)]), told("", "", "n2"), "the link to n2 is gone");
-        assert_eq!(at(604, &[("n1", AGREED)]), told("n1", "", "n1 n2"));
-        assert_eq!(at(605, &[("n1", AGREED)]), told("", "n2", "n1"));
-        assert_eq!(at(9999, &[("n1", AGREED)]), told("", "", "n1"), "as long as anything is known of it");
+        assert_eq!(see(&[("n1", AGREED), ("n2", Present)]), told("n1", "", "n1"));
+        assert_eq!(see(&[("n1", AGREED), ("n2", AGREED)]), told("n2", "", "n1 n2"));
+        assert_eq!(see(&[("n1", ALONE), ("n2", ALONE)]), told("", "", "n1 n2"), "the others are gone too");
+        assert_eq!(see(&[("n1", Left), ("n2", Present)]), told("", "n1 n2", ""));
+        assert_eq!(see(&[("n1", AGREED), ("n2", AGREED)]), told("n2", "", "n2"), "n1 had left");
+        assert_eq!(see(&[("n1", Present)]), told("", "n2", ""), "n2 is forgotten, or its link is gone");
     }
 }

@@ -439,7 +439,7 @@ impl Machine {
             return;
         }
         let sights = self.segments.values().flat_map(|segment| segment.sights(now, &self.config));
-        let (died, back) = self.deaths.see(now, sights);
+        let (died, back) = self.deaths.see(sights);
         self.buried |= !died.is_empty() || !back.is_empty();
         let event = |dead| move |node| Event::Node { node, dead };
         self.events.extend(died.into_iter().map(event(true)).chain(back.into_iter().map(event(false))));

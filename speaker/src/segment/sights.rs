@@ -27,7 +27,7 @@ impl Segment {
                 Standing::Alive | Standing::Deaf => Sight::Present,
                 Standing::Dead if peer.liveness.is_vouched(now) => Sight::Present,
                 Standing::Dead => {
-                    let alone = || !listening && self.peers.len() == 1 && self.hears_outsiders_since(peer);
+                    let alone = || !listening && self.peers.len() == 1 && self.hears_outsiders_since(now, peer);
                     Sight::Silent { agreed: agreed || alone() }
                 }
             };
@@ -36,17 +36,35 @@ impl Segment {
     }
 
     /// A frame of ARP or neighbour discovery came in, maybe from somebody who is no peer. Of interest only where one peer is
-    /// all there is.
+    /// all there is, and only the first since that one has been silent.
     pub(super) fn note_outsider(&mut self, now: Duration, frame: &[u8]) {
+        // Behind a bridge may be guests of this very node.
+        let mut peers = self.peers.values();
+        let (Some(peer), None, false) = (peers.next(), peers.next(), self.link.is_bridge) else { return };
+        let silent = silent(peer);
+        if now < silent || self.outsider.is_some_and(|at| at >= silent) {
+            return;
+        }
         let source = frame.get(6..12).and_then(|bytes| bytes.try_into().ok()).map(Mac);
-        let is_outsider = |mac: Mac| mac != self.link.mac && self.peers.values().all(|peer| peer.mac != mac);
-        if self.peers.len() == 1 && source.is_some_and(is_outsider) {
+        if source.is_some_and(|mac| mac != self.link.mac && mac != peer.mac) {
             self.outsider = Some(now);
         }
     }
 
-    /// Whether somebody who is no peer was heard when this one should have been, and wasn't.
-    fn hears_outsiders_since(&self, peer: &Peer) -> bool {
-        self.outsider.is_some_and(|at| at >= peer.liveness.last() + peer.liveness.interval() * 3 / 2)
+    /// Whether the only peer is silent, and somebody else on the LAN is not.
+    pub(super) fn hears_outsiders_alone(&self, now: Duration) -> bool {
+        let silent = |peer: &Peer| peer.standing == Standing::Dead && self.hears_outsiders_since(now, peer);
+        self.peers.len() == 1 && self.peers.values().all(silent)
     }
+
+    /// Whether somebody who is no peer was heard when this one should have been, and it was not heard for a whole window
+    /// after that: when a cut ends, others may be heard first.
+    fn hears_outsiders_since(&self, now: Duration, peer: &Peer) -> bool {
+        self.outsider.is_some_and(|at| at >= silent(peer) && now >= at + peer.liveness.window())
+    }
+}
+
+/// Since when a peer should have been heard again.
+fn silent(peer: &Peer) -> Duration {
+    peer.liveness.last() + peer.liveness.interval() * 3 / 2
 }

@@ -115,7 +115,7 @@ fn of_two_nodes_one_is_dead_when_it_is_silent_and_somebody_else_on_the_lan_is_no
         world.pass(Duration::from_secs(5));
         assert_eq!(dead(&world, 1), Some(BTreeSet::new()));
         world.inject(channel, &client);
-        world.pass(ms(2));
+        world.pass(WINDOW + INTERVAL * 2);
         assert_eq!(dead(&world, 1), Some(BTreeSet::from([name(0)])));
         world.start(0);
         world.pass(SETTLED);
