@@ -12,6 +12,9 @@
 //! | a namespace's labels | its Services |
 //! | pools, nodes, gateways | all; but if only what is said of a pool has changed, only the pool |
 //! | a series came to its end | its subject |
+//! | who announces an address, or who else uses it | its holders |
+//! | advertisements, endpoints, nodes, pools | whose addresses nobody announces |
+//! | nobody has announced an address for some seconds | its holders |
 //!
 //! What a plan gives and no record has yet is promised: nobody else gets it, until its Service is looked at again, or
 //! the record is there.
@@ -20,9 +23,11 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use crds::{IPAddressPool, Key, Namespace, Network, Node, Record, Service};
+use crds::{Advertisement, EndpointSlice, IPAddressPool, Key, Namespace, Network, Node, Record, Service};
 use jiff::Timestamp;
 
+use crate::announced::{Judge, patience_ends};
+use crate::conflicts;
 use crate::effect::{Series, Subject};
 use crate::free::Free;
 use crate::occupied::Occupied;
@@ -41,8 +46,14 @@ pub struct Ledger {
     pub(crate) unreadable: Unreadable,
     pub(crate) namespaces: BTreeMap<String, Arc<Namespace>>,
     objects: BTreeMap<String, Arc<IPAddressPool>>,
-    nodes: BTreeMap<String, Arc<Node>>,
-    networks: BTreeMap<String, Arc<Network>>,
+    pub(crate) nodes: BTreeMap<String, Arc<Node>>,
+    pub(crate) networks: BTreeMap<String, Arc<Network>>,
+    pub(crate) advertisements: BTreeMap<String, Arc<Advertisement>>,
+    /// `None`: nobody has asked for them yet, and they cost memory.
+    pub(crate) slices: Option<BTreeMap<Key, Arc<EndpointSlice>>>,
+    wants_endpoints: bool,
+    /// Says why no node may announce an address.
+    pub(crate) judge: Option<Judge>,
 
     occupied: Occupied,
     pub(crate) pools: Pools,
@@ -67,6 +78,14 @@ pub struct Ledger {
     leaves: HashMap<Key, Vec<IpAddr>>,
     /// Services that want something that they have not.
     waiting: BTreeSet<Key>,
+    /// The addresses that nobody is to get, and until when.
+    pub(crate) quarantined: BTreeMap<IpAddr, Timestamp>,
+    /// Services that are to leave an address which nobody is to get then.
+    pub(crate) moving: BTreeSet<Key>,
+    /// Services with an address that nobody announces, and since when that is known.
+    pub(crate) unannounced: BTreeMap<Key, Timestamp>,
+    /// Those of them of whom nothing is said yet, by when it is time to.
+    graces: BTreeSet<(Timestamp, Key)>,
 
     pub(crate) dirty: Dirty,
     /// Subjects of which a series was planned that has not ended.
@@ -115,6 +134,10 @@ impl Ledger {
             objects: BTreeMap::new(),
             nodes: BTreeMap::new(),
             networks: BTreeMap::new(),
+            advertisements: BTreeMap::new(),
+            slices: None,
+            wants_endpoints: false,
+            judge: None,
             free: Free::new(&pools, []),
             occupied,
             pools,
@@ -129,6 +152,10 @@ impl Ledger {
             leaving: BTreeMap::new(),
             leaves: HashMap::new(),
             waiting: BTreeSet::new(),
+            quarantined: BTreeMap::new(),
+            moving: BTreeSet::new(),
+            unannounced: BTreeMap::new(),
+            graces: BTreeSet::new(),
             dirty: Dirty::default(),
             pending: BTreeSet::new(),
             busy: BTreeMap::new(),
@@ -163,6 +190,10 @@ impl Ledger {
     /// A pool is like this now, or is gone.
     pub fn set_pool(&mut self, name: &str, object: Option<Arc<IPAddressPool>>) {
         self.dirty.pools.insert(name.to_owned());
+        let labels = |object: &Arc<IPAddressPool>| object.metadata.labels.clone();
+        if self.objects.get(name).map(labels) != object.as_ref().map(labels) {
+            self.judge_again();
+        }
         let is_same_land = object.as_ref().is_some_and(|object| self.pools.renew(object));
         self.dirty.layout |= !is_same_land;
         match object {
@@ -179,6 +210,90 @@ impl Ledger {
         };
         let addresses = |node: &Option<Arc<Node>>| node.as_ref().map(|node| node.addresses.clone()).unwrap_or_default();
         self.dirty.occupied |= addresses(&old) != addresses(&node);
+        if old.is_some() != node.is_some() {
+            // The word of a node that is gone is none, and that of one that has come back is one again.
+            let says = |record: &&Arc<Record>| {
+                record.announcers.iter().any(|announcer| announcer.node == name)
+                    || record.conflicts.iter().any(|conflict| conflict.node == name)
+            };
+            self.dirty.services.extend(self.addresses.values().filter(says).flat_map(|record| holders(record)));
+        }
+        if old != node {
+            self.judge_again();
+        }
+    }
+
+    /// An advertisement is like this now, or is gone.
+    pub fn set_advertisement(&mut self, name: &str, advertisement: Option<Arc<Advertisement>>) {
+        match advertisement {
+            Some(advertisement) => drop(self.advertisements.insert(name.to_owned(), advertisement)),
+            None => drop(self.advertisements.remove(name)),
+        }
+        self.judge_again();
+    }
+
+    /// A slice is like this now, or is gone. It counts only once they are known ([`Self::knows_slices`]).
+    pub fn set_slice(&mut self, key: &Key, slice: Option<Arc<EndpointSlice>>) {
+        let Some(slices) = &mut self.slices else { return };
+        let old = match slice {
+            Some(ref slice) => slices.insert(key.clone(), slice.clone()),
+            None => slices.remove(key),
+        };
+        let concerned = old.iter().chain(&slice).map(|slice| slice.service.clone());
+        self.dirty.services.extend(concerned.filter(|service| self.unannounced.contains_key(service)));
+    }
+
+    /// All slices that there are will have been told when the next plan is made: a Service without any has none then.
+    pub fn knows_slices(&mut self) {
+        if self.slices.is_none() {
+            self.slices = Some(BTreeMap::new());
+            self.judge_again();
+        }
+    }
+
+    /// Whether somebody has to be told about slices.
+    pub fn wants_slices(&self) -> bool {
+        self.wants_endpoints
+    }
+
+    /// Somebody has to be told about slices from now on.
+    pub(crate) fn want_slices(&mut self) {
+        self.wants_endpoints = true;
+    }
+
+    /// Why nobody announces an address may be another reason now.
+    fn judge_again(&mut self) {
+        self.dirty.services.extend(self.unannounced.keys().cloned());
+    }
+
+    /// Nobody announces an address of this Service, or (`false`) somebody announces them all.
+    pub(crate) fn set_unannounced(&mut self, key: &Key, is_unannounced: bool, now: Timestamp) {
+        if !is_unannounced {
+            if let Some(since) = self.unannounced.remove(key) {
+                self.graces.remove(&(patience_ends(since), key.clone()));
+            }
+        } else if !self.unannounced.contains_key(key) {
+            self.unannounced.insert(key.clone(), now);
+            self.graces.insert((patience_ends(now), key.clone()));
+        }
+    }
+
+    /// When something is to be looked at again that nobody will have changed.
+    pub fn alarm(&self) -> Option<Timestamp> {
+        let grace = self.graces.first().map(|(until, _)| *until);
+        grace.into_iter().chain(self.quarantined.values().copied()).min()
+    }
+
+    /// Whatever the time has come for is dirty.
+    fn fall_due(&mut self, now: Timestamp) {
+        while let Some((until, key)) = self.graces.pop_first() {
+            if until > now {
+                self.graces.insert((until, key));
+                break;
+            }
+            self.dirty.services.insert(key);
+        }
+        self.dirty.addresses.extend(self.quarantined.extract_if(.., |_, until| *until <= now).map(|(address, _)| address));
     }
 
     /// A node's network is like this now, or is gone.
@@ -188,6 +303,8 @@ impl Ledger {
             None => self.networks.remove(name),
         };
         self.dirty.occupied |= old != network;
+        // The first agent of all.
+        self.dirty.all |= old.is_none() && self.networks.len() == 1;
     }
 
     /// A namespace is like this now, or is gone.
@@ -262,10 +379,13 @@ impl Ledger {
         self.dirty.addresses.insert(address);
         let is_same = is_unreadable == was_unreadable
             && match (&old, &record) {
-                (Some(old), Some(new)) => is_same_but_for_announcers(old, new),
+                (Some(old), Some(new)) => is_same_but_for_status(old, new),
                 (old, new) => old.is_none() && new.is_none(),
             };
         if is_same {
+            if let Some(new) = record.filter(|new| old.is_none_or(|old| !is_said_the_same(&old, new))) {
+                self.dirty.services.extend(holders(&new));
+            }
             return;
         }
         old.iter().for_each(|old| self.unindex(old));
@@ -308,9 +428,13 @@ impl Ledger {
         for holder in &record.holders {
             self.count(record.address, &holder.namespace, true);
         }
+        if let Some(quarantine) = record.quarantine.as_ref().filter(|_| record.holders.is_empty()) {
+            self.quarantined.insert(record.address, conflicts::ends(quarantine));
+        }
     }
 
     fn unindex(&mut self, record: &Record) {
+        self.quarantined.remove(&record.address);
         for key in holders(record) {
             if let Some(held) = self.held.get_mut(&key) {
                 held.retain(|address| *address != record.address);
@@ -423,7 +547,8 @@ impl Ledger {
     }
 
     /// From here on another plan is made.
-    pub(crate) fn begin_plan(&mut self) {
+    pub(crate) fn begin_plan(&mut self, now: Timestamp) {
+        self.fall_due(now);
         self.standings.clear();
     }
 
@@ -555,13 +680,21 @@ fn is_same_to_others(old: &Service, new: &Service, default_class: bool) -> bool 
         && old.selector == new.selector
 }
 
-fn is_same_but_for_announcers(old: &Record, new: &Record) -> bool {
+fn is_same_but_for_status(old: &Record, new: &Record) -> bool {
     old.uid == new.uid
         && old.deleting == new.deleting
         && old.pool == new.pool
         && old.holders == new.holders
         && old.sharing_key == new.sharing_key
         && old.reservation == new.reservation
+        && old.quarantine == new.quarantine
+}
+
+/// Whether it is said of both that the same nodes announce them, and the same strangers use them.
+fn is_said_the_same(old: &Record, new: &Record) -> bool {
+    old.announcers == new.announcers
+        && old.first_announced == new.first_announced
+        && old.conflicts == new.conflicts
 }
 
 fn remove<K: std::hash::Hash + Eq>(index: &mut HashMap<K, BTreeSet<IpAddr>>, key: &K, address: &IpAddr) {

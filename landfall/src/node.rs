@@ -85,6 +85,7 @@ pub(crate) async fn run(connection: &Connection, options: Options) -> Result<()>
     let (forwarding, forwarded) = watch::channel(dataplane::Forwarding::default());
     let (may_announce, announceable) = watch::channel(Arc::default());
     let (announcements, announced) = watch::channel(speaker::Announcements::default());
+    let (conflicts, conflicting) = watch::channel(speaker::Conflicts::default());
     let (counters, counted) = watch::channel(speaker::Counters::default());
     let leave = Arc::new(Notify::new());
 
@@ -99,8 +100,9 @@ pub(crate) async fn run(connection: &Connection, options: Options) -> Result<()>
         Dataplane::Off => tasks.spawn(trust(for_dataplane, forwarding)),
     };
     tasks.spawn(hand_on(forwarded, may_announce));
-    let report = report::Report::new(client.clone(), options.node_name.clone(), stores.addresses.clone());
-    tasks.spawn(report.run(announced, wake.listener()));
+    let (node, addresses) = (options.node_name.clone(), stores.addresses.clone());
+    let report = report::Report::new(client.clone(), node, addresses, announced, conflicting);
+    tasks.spawn(report.run(wake.listener()));
     let network = network::report(client.clone(), options.node_name.clone());
     tasks.spawn(async move { network.await.context("tell what is on the node's network") });
     let (left, has_left) = oneshot::channel();
@@ -109,7 +111,6 @@ pub(crate) async fn run(connection: &Connection, options: Options) -> Result<()>
         let config = speaker::Config::new(&cluster, &options.node_name, incarnation(), authentication);
         let (_, keys) = watch::channel(Arc::default());
         let inputs = speaker::Inputs { snapshot: for_speaker, forwarded: announceable, keys };
-        let (conflicts, _) = watch::channel(speaker::Conflicts::default());
         let outputs = speaker::Outputs { announcements, conflicts, counters };
         let leave = Arc::clone(&leave);
         async move {
