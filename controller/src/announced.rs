@@ -128,8 +128,7 @@ impl Ledger {
         let service = &allocation.service;
         let records: Vec<_> = self.shown_records(allocation).cloned().collect();
         // Where no agent has ever been is nobody who could.
-        let is_unannounced =
-            !self.networks.is_empty() && records.iter().any(|record| self.places(record).is_empty());
+        let is_unannounced = !self.networks.is_empty() && records.iter().any(|record| self.places(record).is_empty());
         self.set_unannounced(&service.key, is_unannounced, now);
         if is_unannounced && self.slices.is_none() && self.is_patience_over(&service.key, now) {
             let holders = records.iter().flat_map(|record| self.services_of(record));
@@ -188,7 +187,8 @@ impl Ledger {
             let places = self.places(record);
             if !places.is_empty() {
                 sentences.push(format!("{address} by {}", places.join(", ")));
-                if let Some(conflict) = record.conflicts.iter().find(|conflict| self.nodes.contains_key(&conflict.node)) {
+                if let Some(conflict) = record.conflicts.iter().find(|conflict| self.nodes.contains_key(&conflict.node))
+                {
                     has_strangers = true;
                     sentences.push(format!(
                         "{} on the LAN uses {address} as well, as node {} sees on {}, and takes packets away: find that \

@@ -277,8 +277,13 @@ fn happen(world: &mut World, step: &Step, time: i64) {
             world.snapshot.unreadable.addresses.remove(address);
         }
         Step::Collect => {
-            let gone: Vec<_> =
-                world.snapshot.addresses.values().filter(|record| record.deleting).map(|record| record.address).collect();
+            let gone: Vec<_> = world
+                .snapshot
+                .addresses
+                .values()
+                .filter(|record| record.deleting)
+                .map(|record| record.address)
+                .collect();
             gone.iter().for_each(|address| drop(world.snapshot.addresses.remove(address)));
             world.unrecorded.extend(gone);
         }

@@ -293,7 +293,9 @@ impl Ledger {
             }
             self.dirty.services.insert(key);
         }
-        self.dirty.addresses.extend(self.quarantined.extract_if(.., |_, until| *until <= now).map(|(address, _)| address));
+        self.dirty
+            .addresses
+            .extend(self.quarantined.extract_if(.., |_, until| *until <= now).map(|(address, _)| address));
     }
 
     /// A node's network is like this now, or is gone.
@@ -692,9 +694,7 @@ fn is_same_but_for_status(old: &Record, new: &Record) -> bool {
 
 /// Whether it is said of both that the same nodes announce them, and the same strangers use them.
 fn is_said_the_same(old: &Record, new: &Record) -> bool {
-    old.announcers == new.announcers
-        && old.first_announced == new.first_announced
-        && old.conflicts == new.conflicts
+    old.announcers == new.announcers && old.first_announced == new.first_announced && old.conflicts == new.conflicts
 }
 
 fn remove<K: std::hash::Hash + Eq>(index: &mut HashMap<K, BTreeSet<IpAddr>>, key: &K, address: &IpAddr) {

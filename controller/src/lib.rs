@@ -49,8 +49,8 @@ mod holders;
 pub mod intervals;
 mod latency;
 mod lease;
-mod leisure;
 pub mod ledger;
+mod leisure;
 #[cfg(test)]
 mod live;
 pub mod metrics;

@@ -283,7 +283,8 @@ impl Work {
     fn begin(&mut self, ledger: &mut Ledger) {
         let now = Instant::now().into_std();
         while self.tasks.len() < CONCURRENCY
-            && let may_tell = self.telling.len() < TELLING && self.leisure.is_there(now)
+            && let may_tell = self.telling.len() < TELLING
+            && self.leisure.is_there(now)
             && let Some(series) = self.queue.next(now, may_tell, |subject| self.paces.held_until(subject, now))
         {
             if series.can_wait() {

@@ -333,12 +333,7 @@ mod tests {
                     node: "n1".into(),
                     link: "eth0".into(),
                     since: Time(jiff::Timestamp::UNIX_EPOCH),
-                    service: Holder {
-                        namespace: "default".into(),
-                        name: "web".into(),
-                        uid: "u1".into(),
-                        terms: None,
-                    },
+                    service: Holder { namespace: "default".into(), name: "web".into(), uid: "u1".into(), terms: None },
                 })),
                 announcers: vec![Announcer {
                     node: "n1".into(),

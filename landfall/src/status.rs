@@ -75,7 +75,10 @@ fn report(observed: &Observed, now: Timestamp) -> String {
         vec![("POOLS", pools(observed)), ("SERVICES", services(observed)), ("ADDRESSES", addresses(observed, now))];
     sections.extend(moves(observed, now).map(|moves| ("LAST MOVES", Some(moves))));
     let sections = sections.into_iter();
-    sections.map(|(title, table)| format!("{title}\n{}\n", table.unwrap_or_else(|| "  none".into()))).collect::<Vec<_>>().join("\n")
+    sections
+        .map(|(title, table)| format!("{title}\n{}\n", table.unwrap_or_else(|| "  none".into())))
+        .collect::<Vec<_>>()
+        .join("\n")
 }
 
 fn pools(observed: &Observed) -> Option<String> {
@@ -227,7 +230,8 @@ fn reserved(object: &LoadBalancerIP) -> Option<String> {
 
 /// Why nobody gets an address.
 fn left_out(object: &LoadBalancerIP) -> Option<String> {
-    let Quarantine { mac, node, link, .. } = object.spec.quarantine.as_ref().filter(|_| object.spec.services.is_empty())?;
+    let Quarantine { mac, node, link, .. } =
+        object.spec.quarantine.as_ref().filter(|_| object.spec.services.is_empty())?;
     Some(format!("given to nobody: {mac} uses it, as {node} saw on {link}"))
 }
 

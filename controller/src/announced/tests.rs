@@ -163,10 +163,13 @@ fn endpoints_are_asked_for_only_where_they_decide() {
     assert!(!follower.ledger.wants_slices(), "for Cluster they don't matter");
     world.edit("web", |web| web.traffic_policy = TrafficPolicy::Local);
     world.snapshot.now = at(106);
-    let mut follower = Follower::of(&world, Some(|circumstances| {
-        let ready = circumstances.slices[&Key::new("default", "web")].len();
-        (ready == 0).then_some(Nowhere::NoEndpoint)
-    }));
+    let mut follower = Follower::of(
+        &world,
+        Some(|circumstances| {
+            let ready = circumstances.slices[&Key::new("default", "web")].len();
+            (ready == 0).then_some(Nowhere::NoEndpoint)
+        }),
+    );
     world.edit("web", |web| web.conditions.retain(|condition| condition.type_ == ALLOCATED));
     assert_eq!(follower.follow(&mut world, 111), [""; 0]);
     assert!(follower.ledger.wants_slices());
@@ -195,7 +198,8 @@ fn of_two_addresses_each_is_told_and_it_takes_both_to_be_announced() {
     let mut follower = Follower::of(&world, None);
     follower.follow(&mut world, 105);
     let said = announced(&world).expect("a condition");
-    let words = "False Pending since 105: 192.0.2.10 by n1 (eth0); no node has said yet that it announces 2001:db8::10: ";
+    let words =
+        "False Pending since 105: 192.0.2.10 by n1 (eth0); no node has said yet that it announces 2001:db8::10: ";
     assert!(said.starts_with(words), "{said}");
     world.announce(ip("2001:db8::10"));
     world.edit_record(ip("192.0.2.10"), |record| {

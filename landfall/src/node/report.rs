@@ -215,7 +215,8 @@ fn strangers(
         held_back: seen.held_back,
         since: Time(seen.since),
     });
-    let is_same = |a: &AddressConflict, b: &AddressConflict| (&a.link, &a.mac, a.held_back) == (&b.link, &b.mac, b.held_back);
+    let is_same =
+        |a: &AddressConflict, b: &AddressConflict| (&a.link, &a.mac, a.held_back) == (&b.link, &b.mac, b.held_back);
     let written = record.conflicts.iter().find(|conflict| conflict.node == node);
     // After a restart, what is written there holds: since when is known there.
     let own = match (own, written) {
@@ -279,12 +280,8 @@ mod tests {
         let since = at(1).0;
         let announcement = |epoch| Announcement { link: "eth0".into(), epoch, since };
         let announcements = own.map(|epoch| (LB_IP.into(), vec![announcement(epoch)])).into_iter().collect();
-        let conflict = |(last, held_back)| Conflict {
-            link: "eth0".into(),
-            mac: Mac([2, 0, 0, 0, 0, last]),
-            held_back,
-            since,
-        };
+        let conflict =
+            |(last, held_back)| Conflict { link: "eth0".into(), mac: Mac([2, 0, 0, 0, 0, last]), held_back, since };
         let conflicts = seen.map(|seen| (LB_IP.into(), conflict(seen))).into_iter().collect();
         let records = [(LB_IP.into(), Arc::new(record))].into();
         Some(differences("me", &announcements, &conflicts, &records).pop()?.1)
