@@ -195,8 +195,8 @@ mod tests {
             service.request.as_mut().expect("a request").sharing_key = Some("k".into());
         };
         let nothing = |_: &mut Service| {};
-        let cases: [(u8, fn(&mut Service)); 3] = [(12, asked), (12, shares), (10, nothing)];
-        for (last, edit) in cases {
+        let edits: [fn(&mut Service); 3] = [asked, shares, nothing];
+        for (last, edit) in [12, 12, 10].into_iter().zip(edits) {
             let mut web = service("web", 5);
             edit(&mut web);
             let mut world = World::with([lan(last)], [web]);
