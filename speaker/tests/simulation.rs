@@ -400,7 +400,8 @@ fn five_thousand_addresses_change_hands_at_once() {
     assert!(took <= WINDOW + ms(20), "it took {took:?}");
     let packets = world.packets;
     world.pass(Duration::from_secs(1));
-    assert!(world.packets - packets < 100, "claims are told over and over: {} packets", world.packets - packets);
+    // Forty are Hellos; what is new may be told twice.
+    assert!(world.packets - packets < 200, "claims are told over and over: {} packets", world.packets - packets);
     check(&world);
 }
 
