@@ -187,8 +187,7 @@ impl Ledger {
             let places = self.places(record);
             if !places.is_empty() {
                 sentences.push(format!("{address} by {}", places.join(", ")));
-                if let Some(conflict) = record.conflicts.iter().find(|conflict| self.nodes.contains_key(&conflict.node))
-                {
+                if let Some(conflict) = self.stranger(record) {
                     has_strangers = true;
                     sentences.push(format!(
                         "{} on the LAN uses {address} as well, as node {} sees on {}, and takes packets away: find that \

@@ -34,13 +34,27 @@ pub(crate) fn ends(quarantine: &Quarantine) -> Timestamp {
     quarantine.since.0.saturating_add(QUARANTINE).unwrap_or(Timestamp::MAX)
 }
 
+/// Of several nodes that see somebody, the first one to do so is named, so that what is said doesn't change with each.
+fn first(conflict: &AddressConflict) -> (Timestamp, &str) {
+    (conflict.since.0, &conflict.node)
+}
+
 impl Ledger {
     /// Who uses an address that was never announced, so that it isn't. The word of a node that is gone is none.
     pub(crate) fn intruder<'a>(&self, record: &'a Record) -> Option<&'a AddressConflict> {
         if record.first_announced.is_some() || !record.announcers.is_empty() {
             return None;
         }
-        record.conflicts.iter().find(|conflict| conflict.held_back && self.nodes.contains_key(&conflict.node))
+        self.conflicts_of(record).filter(|conflict| conflict.held_back).min_by_key(|conflict| first(conflict))
+    }
+
+    /// Who uses an address besides the node that announces it. The word of a node that is gone is none.
+    pub(crate) fn stranger<'a>(&self, record: &'a Record) -> Option<&'a AddressConflict> {
+        self.conflicts_of(record).min_by_key(|conflict| first(conflict))
+    }
+
+    fn conflicts_of<'a>(&self, record: &'a Record) -> impl Iterator<Item = &'a AddressConflict> + use<'_, 'a> {
+        record.conflicts.iter().filter(|conflict| self.nodes.contains_key(&conflict.node))
     }
 
     /// Whether a Service that has this address, and takes any, should have another one.

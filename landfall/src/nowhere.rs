@@ -10,13 +10,16 @@ use controller::{Circumstances, Nowhere};
 use crds::{Advertisement, Node};
 use speaker::Observed;
 
+/// One thing otherwise than it is.
+type Change = fn(&mut Observed);
+
 /// Why no node may announce an address; `None` if one may.
 pub(crate) fn nowhere(circumstances: &Circumstances<'_>) -> Option<Nowhere> {
     let as_it_is = observed(circumstances);
     if has_candidates(&as_it_is) {
         return None;
     }
-    let changes: [(Nowhere, fn(&mut Observed)); 4] = [
+    let changes: [(Nowhere, Change); 4] = [
         (Nowhere::NoEndpoint, |observed| observed.slices.clear()),
         (Nowhere::NodesExcluded, |observed| {
             edit(&mut observed.nodes, |node: &mut Node| node.excluded = false);
