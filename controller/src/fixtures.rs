@@ -53,6 +53,7 @@ pub(crate) fn service(name: &str, created: i64) -> Service {
         ports: vec![],
         traffic_policy: TrafficPolicy::Cluster,
         source_ranges: vec![],
+        health_check_port: None,
         source_ranges_annotation: None,
         affinity: None,
         finalizers: vec![],
@@ -81,7 +82,10 @@ pub(crate) fn record(address: &str, pool: &str, holders: &[&str]) -> (IpAddr, Ar
         holders: holders.iter().map(|name| holder(name)).collect(),
         sharing_key: None,
         reservation: None,
+        quarantine: None,
         announcers: vec![],
+        first_announced: None,
+        conflicts: vec![],
     };
     (record.address, Arc::new(record))
 }

@@ -4,7 +4,7 @@ use anyhow::Context;
 use clap::Args;
 
 use crate::client::Connection;
-use crate::{keys, metrics, shutdown};
+use crate::{keys, metrics, nowhere, shutdown};
 
 /// How to give out addresses.
 #[derive(Debug, Args)]
@@ -34,7 +34,8 @@ pub(crate) async fn run(connection: &Connection, options: Options) -> anyhow::Re
     let client = connection.client().await?;
     let election = options.lease_namespace.map(|namespace| controller::Election { namespace });
     let numbers = controller::Metrics::default();
-    let config = controller::Config { default_class: !options.only_class, election, metrics: numbers.clone() };
+    let judge = Some(nowhere::nowhere as controller::announced::Judge);
+    let config = controller::Config { default_class: !options.only_class, election, metrics: numbers.clone(), judge };
     let place = options.keys_namespace.map(|namespace| keys::Place { client: client.clone(), namespace });
     let keep = async {
         match place {

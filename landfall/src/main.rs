@@ -9,6 +9,7 @@ mod keys;
 mod logging;
 mod metrics;
 mod node;
+mod nowhere;
 mod output;
 mod shutdown;
 mod status;

@@ -12,12 +12,13 @@
 //! ```
 //!
 //! Tasks: one watch per kind, the composer (wakes on any change and sends new snapshots), the dataplane, the speaker, the
-//! report, the keys, the numbers, and the one that says what is on the node's network (which nothing here waits for). The first
-//! that ends ends the process, for a half-alive agent is worse than none: Kubernetes starts it again, and what is in the kernel
-//! stays there.
+//! report, the keys, the numbers, and two which nothing here waits for: one says what is on the node's network, one answers
+//! health checks of load balancers in front. The first that ends ends the process, for a half-alive agent is worse than none:
+//! Kubernetes starts it again, and what is in the kernel stays there.
 
 mod compose;
 mod dry_run;
+mod health;
 mod metrics;
 mod network;
 mod report;
@@ -120,7 +121,7 @@ pub(crate) async fn run(connection: &Connection, options: Options) -> Result<()>
 
     let numbers = Metrics::new(Channels {
         announcements: announced.clone(),
-        conflicts: conflicting,
+        conflicts: conflicting.clone(),
         dead: buried.clone(),
         wire: counted.clone(),
         forwarding: forwarded.clone(),
@@ -140,6 +141,7 @@ pub(crate) async fn run(connection: &Connection, options: Options) -> Result<()>
         speaker: to_speaker,
     };
     tasks.spawn(composer.run(wake.listener()));
+    let snapshots = for_dataplane.clone();
     match options.dataplane {
         Dataplane::Nft => tasks.spawn(async move {
             dataplane::run(for_dataplane, forwarding, done).await.context("forward")?;
@@ -147,6 +149,9 @@ pub(crate) async fn run(connection: &Connection, options: Options) -> Result<()>
         }),
         Dataplane::Off => tasks.spawn(trust(for_dataplane, forwarding)),
     };
+    if options.dataplane == Dataplane::Nft {
+        tasks.spawn(async move { health::serve(snapshots).await.context("answer health checks") });
+    }
     tasks.spawn(hand_on(forwarded, may_announce));
     let place = Place { client: client.clone(), namespace: options.keys_namespace.clone() };
     tasks.spawn({
@@ -154,8 +159,9 @@ pub(crate) async fn run(connection: &Connection, options: Options) -> Result<()>
         async move { Ok(keys::follow::follow(place, seen).await) }
     });
     tasks.spawn(keys::supply::supply(place, keys_seen, keys, supplied));
-    let report = report::Report::new(client.clone(), options.node_name.clone(), stores.addresses.clone());
-    tasks.spawn(report.run(announced, wake.listener()));
+    let (node, addresses) = (options.node_name.clone(), stores.addresses.clone());
+    let report = report::Report::new(client.clone(), node, addresses, announced, conflicting);
+    tasks.spawn(report.run(wake.listener()));
     let network = network::report(client.clone(), options.node_name.clone());
     tasks.spawn(async move { network.await.context("tell what is on the node's network") });
     let (left, has_left) = oneshot::channel();

@@ -117,6 +117,8 @@ fn settled(seed: u64, nodes: usize, lb_ips: usize) -> World {
     let mut world = World::new(seed, nodes, lb_ips);
     world.start_all();
     world.pass(SETTLED);
+    // Of many that nobody ever had, one is asked for each millisecond.
+    world.pass(ms(lb_ips.saturating_sub(100) as u64));
     check(&world);
     world
 }
@@ -409,7 +411,8 @@ fn five_thousand_addresses_change_hands_at_once() {
     assert!(took <= WINDOW + ms(20), "it took {took:?}");
     let packets = world.packets;
     world.pass(Duration::from_secs(1));
-    assert!(world.packets - packets < 100, "claims are told over and over: {} packets", world.packets - packets);
+    // Forty are Hellos; what is new may be told twice.
+    assert!(world.packets - packets < 200, "claims are told over and over: {} packets", world.packets - packets);
     check(&world);
 }
 

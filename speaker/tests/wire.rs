@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use lan::{LB_IP, LB_IP_V6, Lan};
 
 /// Generous: a figure is printed, and what it should be is for benchmarks to judge.
-const TAKEOVER: Duration = Duration::from_secs(2);
+const TAKEOVER: Duration = Duration::from_secs(20);
 
 #[test]
 fn exactly_one_node_answers_and_the_client_reaches_it() {
