@@ -22,6 +22,7 @@
 //! | [`affinity`] | which clients must not go where they went before (pure) |
 //! | [`conntrack`] | makes the kernel forget those (shell) |
 //! | [`run`](mod@run) | the loop |
+//! | [`counters`] | what was done, in numbers (pure) |
 //!
 //! A frame from outside goes to a node that has an endpoint, which translates it to one of its own, chosen at random, and
 //! answers the client. Where frames can't be handed on, a packet goes to a random endpoint on any node: one on this node
@@ -31,6 +32,7 @@
 
 pub mod affinity;
 pub mod conntrack;
+pub mod counters;
 pub mod diff;
 pub mod engine;
 pub mod health;
@@ -44,6 +46,7 @@ pub mod sources;
 pub mod spread;
 pub mod stale;
 
+pub use counters::Counters;
 pub use engine::{Error, remove};
 pub use ruleset::{Reach, Ruleset};
 pub use run::{Forwarding, run};

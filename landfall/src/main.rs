@@ -5,9 +5,11 @@
 
 mod client;
 mod controller;
+mod keys;
 mod logging;
 mod metrics;
 mod node;
+mod nowhere;
 mod output;
 mod shutdown;
 mod status;

@@ -6,7 +6,7 @@
 //! announces them ([`Announcements`]).
 //!
 //! ```text
-//!  objects -> eligibility -> Snapshot --+            +--> Announcements, Counters
+//!  objects -> eligibility -> Snapshot --+            +--> Announcements, the dead, Counters
 //!  the dataplane's acknowledgements ----+-> Machine -+
 //!  links, frames, time -----------------+            +--> frames
 //! ```
@@ -18,6 +18,7 @@
 //! | [`snapshot`] | what the loop knows of the cluster |
 //! | [`machine`], [`segment`] | the whole without sockets and clock; one link of it |
 //! | [`ownership`], [`claims`] | who owns an address; what a node claims, and how others know |
+//! | [`deaths`] | which nodes are dead, for those who forward |
 //! | [`liveness`], [`peer`], [`pace`] | whether a peer is alive on a link; what is known of it; how often we speak |
 //! | [`hello`], [`datagram`] | the packets of speakers, and what they travel in |
 //! | [`auth`], [`meeting`] | what packets are sealed with; who was heard and isn't believed yet |
@@ -25,7 +26,7 @@
 //! | [`strangers`] | who else uses an address, before it is announced and later |
 //! | [`placement`], [`link_table`] | which link an address is announced on; which links there are |
 //! | [`links`], [`socket`], [`groups`] | netlink; packet sockets; which groups the kernel tells that we listen to |
-//! | [`events`] | what there is to log and to count |
+//! | [`events`], [`takeovers`] | what there is to log and to count |
 //!
 //! Only [`run`](fn@run), [`links`], [`socket`] and [`groups`] touch anything. The rest is pure: time is an argument, and the tests
 //! drive the same [`machine`] through a simulated network.
@@ -36,6 +37,7 @@ pub mod arp;
 pub mod auth;
 pub mod claims;
 pub mod datagram;
+pub mod deaths;
 pub mod eligibility;
 pub mod events;
 mod greeting;
@@ -57,6 +59,7 @@ pub mod segment;
 pub mod snapshot;
 pub mod socket;
 pub mod strangers;
+pub mod takeovers;
 
 pub use auth::{Authentication, Keys};
 pub use eligibility::Observed;

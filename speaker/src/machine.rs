@@ -9,7 +9,7 @@
 //!       if woke(now) { drop what is in the sockets }
 //!       else         { receive(now, ..) for each frame }
 //!       set_links(..), set_snapshot(..), set_forwarded(..), leave(now) as it happens
-//!       poll(now, room) -> join groups(), send take_frames(), log take_events(), publish announced() if it has changed
+//!       poll(now, room) -> join groups(), send take_frames(), log take_events(), publish announced() and dead() if they have changed
 //!   }
 //! ```
 //!
@@ -22,6 +22,7 @@ use std::time::Duration;
 
 use crate::auth::{Authentication, KeyRing, Keys, Refused};
 use crate::claims::Claim;
+use crate::deaths::Deaths;
 use crate::events::{Counters, Event};
 use crate::hello::{self, Malformed, Packet};
 use crate::placement::{Link, placements};
@@ -129,6 +130,8 @@ pub struct Machine {
     forwarded: Arc<BTreeSet<IpAddr>>,
     segments: BTreeMap<u32, Segment>,
     stopping: Stopping,
+    deaths: Deaths,
+    buried: bool,
     /// When the loop should run next.
     expected: Option<Duration>,
     changed: bool,
@@ -157,6 +160,8 @@ impl Machine {
             forwarded: Arc::default(),
             segments: BTreeMap::new(),
             stopping: Stopping::No,
+            deaths: Deaths::default(),
+            buried: false,
             expected: None,
             changed: false,
             regrouped: false,
@@ -195,7 +200,10 @@ impl Machine {
     /// Packets are sealed with these keys from now on.
     pub fn set_keys(&mut self, now: Duration, keys: &Keys) {
         if self.keys.set(now, keys) {
-            self.segments.values_mut().for_each(|segment| segment.listen(now));
+            for segment in self.segments.values_mut() {
+                segment.listen(now);
+                segment.hasten();
+            }
         }
     }
 
@@ -404,8 +412,10 @@ impl Machine {
             return;
         }
         let (mut changed, mut room) = (false, room);
+        self.each(now, Segment::look);
+        // Before anybody who has left is forgotten.
+        self.mourn(now);
         self.each(now, |segment, context| {
-            segment.look(context);
             changed |= segment.decide(context);
             segment.greet(context);
             segment.ask(context);
@@ -424,6 +434,28 @@ impl Machine {
             }
         }
         self.expected = self.next_deadline(now);
+    }
+
+    /// Sees who is dead. Most of the time everybody is there, and nothing is to be done.
+    fn mourn(&mut self, now: Duration) {
+        if self.deaths.is_empty() && self.segments.values().all(Segment::is_complete) {
+            return;
+        }
+        let sights = self.segments.values().flat_map(|segment| segment.sights(now, &self.config));
+        let (died, back) = self.deaths.see(sights);
+        self.buried |= !died.is_empty() || !back.is_empty();
+        let event = |dead| move |node| Event::Node { node, dead };
+        self.events.extend(died.into_iter().map(event(true)).chain(back.into_iter().map(event(false))));
+    }
+
+    /// The nodes that are dead: see [`crate::deaths`].
+    pub fn dead(&self) -> BTreeSet<String> {
+        self.deaths.dead().map(str::to_owned).collect()
+    }
+
+    /// Whether [`dead`](Self::dead) has changed since this was last asked.
+    pub fn take_buried(&mut self) -> bool {
+        std::mem::take(&mut self.buried)
     }
 
     /// When to call [`poll`](Self::poll) next, apart from announcements.
@@ -484,5 +516,44 @@ impl Machine {
         let segments = self.segments.values();
         segments
             .flat_map(|segment| segment.announced().map(|(lb_ip, claim)| (lb_ip, segment.link.name.as_str(), claim)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_speaker_that_has_no_key_or_no_address_sleeps_between_looks_and_speaks_when_it_has_one() {
+        let link = |addresses: &[&str]| Link {
+            index: 1,
+            name: "eth0".into(),
+            mac: crate::placement::Mac([2, 0, 0, 0, 0, 1]),
+            addresses: addresses.iter().map(|own| own.parse().expect("an address")).collect(),
+            is_bridge: false,
+        };
+        let mut machine = Machine::new(Config::new("cluster", "n1", 1, Authentication::Required));
+        let mut now = Duration::from_secs(1);
+        let mut rounds = |machine: &mut Machine, count: u32| {
+            let mut frames = Vec::new();
+            for _ in 0..count {
+                assert!(!machine.woke(now), "it sleeps for longer than it should");
+                machine.poll(now, 0);
+                frames.append(&mut machine.take_frames());
+                let next = machine.next_deadline(now).expect("there is a link");
+                assert!(next > now, "it does not sleep");
+                now = next;
+            }
+            (frames, now)
+        };
+        machine.set_links(Duration::from_secs(1), BTreeMap::from([(1, link(&["192.0.2.11/24"]))]));
+        let (said, at) = rounds(&mut machine, 20);
+        assert_eq!(said, [], "without a key");
+        machine.set_keys(at, &Keys::new([&b"the key of the cluster"[..]]).expect("a key"));
+        let (said, at) = rounds(&mut machine, 2);
+        assert!(!said.is_empty(), "with a key");
+        machine.set_links(at, BTreeMap::from([(1, link(&[]))]));
+        assert_eq!(rounds(&mut machine, 20).0, [], "without an address");
+        assert_eq!(machine.counters().slept, 0);
     }
 }
