@@ -11,14 +11,12 @@ pub async fn the_preferred_node_answers_as_long_as_it_may_and_gets_the_address_b
     // A preference that nobody meets changes nothing.
     stage.advertise("one", json!({"preferredNodeSelectors": [prefer("n9", 100)]})).await?;
     let addresses = stage.service("web", "web", json!({})).await?;
-    let first = stage.owner(addresses[0]).await?;
+    let first = stage.owners(&addresses).await?.swap_remove(0);
     let [second, third] = others(&first);
     stage.advertise("one", json!({"preferredNodeSelectors": [prefer(second, 100)]})).await?;
     stage.answered_by(&addresses, &[second]).await?;
     stage.label(second, json!({EXCLUDE: "true"})).await?;
-    for address in &addresses {
-        stage.answered(*address, |seen| seen.len() == 1 && !seen.contains(second)).await?;
-    }
+    stage.answered(&addresses, |seen| seen.len() == 1 && !seen.contains(second)).await?;
     stage.label(second, json!({EXCLUDE: null})).await?;
     stage.answered_by(&addresses, &[second]).await?;
     stage.advertise("one", json!({"preferredNodeSelectors": [prefer(third, 100)]})).await?;

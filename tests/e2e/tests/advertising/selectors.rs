@@ -20,8 +20,7 @@ pub async fn addresses_are_answered_on_the_interfaces_that_are_named_and_on_no_o
     // Together two are wider; on each of the links there is one node.
     stage.advertise("one", json!({"interfaces": ["eth0"], "nodeSelectors": n1})).await?;
     stage.advertise("two", json!({"interfaces": ["eth1", "eth9"], "nodeSelectors": [named(&["n1", "n2"])]})).await?;
-    for address in addresses {
-        let seen = stage.answered(address, |seen| seen.len() == 2).await?;
+    for seen in stage.answered(&addresses, |seen| seen.len() == 2).await? {
         let on_second = seen.contains("n1/eth1") || seen.contains("n2/eth1");
         ensure!(seen.contains("n1") && on_second, "{seen:?}");
     }
@@ -64,7 +63,7 @@ pub async fn a_service_is_announced_where_an_advertisement_selects_its_pool_and_
     // announced; with one that selects the pool and not the Service it is not.
     stage.advertise("one", json!({"ipAddressPools": ["other"], "serviceSelectors": shop})).await?;
     let addresses = stage.service("web", "web", json!({"labels": {"app": "shop"}})).await?;
-    stage.owner(addresses[0]).await?;
+    stage.owners(&addresses).await?;
     stage
         .advertise(
             "one",

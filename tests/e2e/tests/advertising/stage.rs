@@ -72,33 +72,36 @@ impl<'a> Stage<'a> {
     /// Waits until exactly these answer for each of the addresses, on both LANs, and say so.
     pub async fn answered_by(&self, addresses: &[IpAddr], expected: &[&str]) -> Result<()> {
         let expected: BTreeSet<String> = expected.iter().map(|name| (*name).to_owned()).collect();
-        for address in addresses {
-            self.answered(*address, |seen| *seen == expected)
-                .await
-                .with_context(|| format!("{expected:?} were to answer"))?;
-        }
-        Ok(())
+        let seen = self.answered(addresses, |seen| *seen == expected).await;
+        seen.map(drop).with_context(|| format!("{expected:?} were to answer"))
     }
 
-    /// Waits until exactly one node answers for an address, on the first LAN, and returns it.
-    pub async fn owner(&self, address: IpAddr) -> Result<String> {
-        let seen =
-            self.answered(address, |seen| seen.len() == 1 && !seen.iter().any(|name| name.contains('/'))).await?;
-        seen.into_iter().next().context("invariant: there is one")
+    /// Waits until one node answers for each of the addresses, on the first LAN, and returns them in the same order.
+    pub async fn owners(&self, addresses: &[IpAddr]) -> Result<Vec<String>> {
+        let is_one = |seen: &BTreeSet<String>| seen.len() == 1 && !seen.iter().any(|name| name.contains('/'));
+        Ok(self.answered(addresses, is_one).await?.into_iter().flatten().collect())
     }
 
-    /// Waits until those who answer for an address are as they should be and the record of it says the same; returns them.
+    /// Waits until those who answer for each of the addresses are as they should be and its record says the same; returns
+    /// them in the same order.
     pub async fn answered(
         &self,
-        address: IpAddr,
+        addresses: &[IpAddr],
         are_right: impl Fn(&BTreeSet<String>) -> bool,
-    ) -> Result<BTreeSet<String>> {
-        wait_until(SOON, &format!("the right ones to answer for {address}"), async || {
-            let said = self.said(address).await?;
-            ensure!(are_right(&said), "{said:?} say that they announce it");
-            let seen = answering(self.world, address)?;
-            ensure!(seen == said, "{seen:?} answer, and {said:?} say that they announce it");
-            Ok(seen)
+    ) -> Result<Vec<BTreeSet<String>>> {
+        wait_until(SOON, &format!("the right ones to answer for {addresses:?}"), async || {
+            let mut said = Vec::new();
+            for address in addresses {
+                let who = self.said(*address).await?;
+                ensure!(are_right(&who), "{who:?} say that they announce {address}");
+                said.push(who);
+            }
+            let seen = answering(self.world, addresses)?;
+            for (address, said) in addresses.iter().zip(&said) {
+                let seen = &seen[address];
+                ensure!(seen == said, "{seen:?} answer for {address}, and {said:?} say that they announce it");
+            }
+            Ok(said)
         })
         .await
     }

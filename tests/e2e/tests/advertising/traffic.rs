@@ -1,9 +1,9 @@
 //! Both traffic policies, shared addresses, nodes that take no traffic, and nodes and agents that go.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Result, bail, ensure};
 use e2e::scene::{ASK_IPS, KEY, Scene, annotated};
 use e2e::world::{SOON, SYSTEM};
 use e2e::{Connect, World};
@@ -24,22 +24,20 @@ pub async fn one_node_answers_and_says_so_and_every_pod_is_reached_until_the_ser
     let stage = Stage::set(scene, 200, 201).await?;
     let lan = &scene.world.lan;
     let addresses = stage.service("web", "web", json!({})).await?;
+    stage.owners(&addresses).await?;
     for address in &addresses {
-        stage.owner(*address).await?;
         wait_until(SOON, "an answer over TCP", async || lan.tcp(*address)).await?;
         wait_until(SOON, "an answer over UDP", async || lan.udp(*address)).await?;
         let pods = lan.pods(40, *address)?;
         ensure!(pods.len() == 3, "{address}: of three pods only {pods:?} answered 40 connections");
     }
     scene.world.delete_service("web").await?;
-    for address in addresses {
-        wait_until(SOON, &format!("nobody to answer for {address}"), async || {
-            let seen = answering(scene.world, address)?;
-            ensure!(seen.is_empty(), "{seen:?} answer");
-            Ok(())
-        })
-        .await?;
-    }
+    wait_until(SOON, "nobody to answer", async || {
+        let seen = answering(scene.world, &addresses)?;
+        ensure!(seen.values().all(BTreeSet::is_empty), "{seen:?} answer");
+        Ok(())
+    })
+    .await?;
     ensure!(scene.records().await?.is_empty(), "{:?}", scene.records().await?);
     Ok(())
 }
@@ -50,8 +48,8 @@ pub async fn under_local_the_node_that_answers_serves_by_itself_and_sees_the_cli
     let client = [lan.address(), scene.world.cluster.client_host("c1").ipv6().into()];
     let addresses = stage.service("web", "web", json!({"externalTrafficPolicy": "Local"})).await?;
     let nodes = nodes_of(scene.world, "web").await?;
-    for address in addresses {
-        let owner = stage.owner(address).await?;
+    for (address, owner) in addresses.iter().zip(stage.owners(&addresses).await?) {
+        let address = *address;
         wait_until(SOON, "an answer", async || lan.tcp(address)).await?;
         for _ in 0..20 {
             let answer = lan.tcp(address)?;
@@ -79,8 +77,8 @@ pub async fn services_that_share_an_address_are_announced_by_one_node_wherever_t
     scene.world.patch_service("two", sharing).await?;
     let both = stage.addresses("two").await?;
     ensure!(both == addresses, "{both:?}, and not {addresses:?}");
+    stage.owners(&addresses).await?;
     for address in addresses {
-        stage.owner(address).await?;
         for port in [80, 81] {
             wait_until(SOON, &format!("{address} to take connections at port {port}"), async || {
                 let end = scene.world.lan.connect(address, port)?;
@@ -98,22 +96,17 @@ pub async fn a_node_without_network_or_excluded_by_label_gives_its_addresses_awa
 ) -> Result<()> {
     let stage = Stage::set(scene, 206, 207).await?;
     let addresses = stage.service("web", "web", json!({})).await?;
-    for address in addresses {
-        let first = stage.owner(address).await?;
-        stage.network_unavailable(&first, true).await?;
-        let left = others(&first);
-        let moved = stage.answered(address, |seen| left.iter().any(|node| seen.iter().eq([node]))).await?;
-        let second = moved.first().context("invariant: there is one")?;
-        stage.label(second, json!({EXCLUDE: "true"})).await?;
-        let third = left.into_iter().find(|node| node != second).context("invariant: there are three")?;
-        stage.answered_by(&[address], &[third]).await?;
-        // Both may again, and nothing moves back.
-        stage.network_unavailable(&first, false).await?;
-        stage.label(second, json!({EXCLUDE: null})).await?;
-        scene.settle().await?;
-        stage.answered_by(&[address], &[third]).await?;
-    }
-    Ok(())
+    let [first, _] = &stage.owners(&addresses).await?[..] else { bail!("two addresses, and not two owners") };
+    stage.network_unavailable(first, true).await?;
+    let [second, third] = others(first);
+    stage.answered(&addresses, |seen| seen.len() == 1 && !seen.contains(first)).await?;
+    stage.label(second, json!({EXCLUDE: "true"})).await?;
+    stage.answered_by(&addresses, &[third]).await?;
+    // Both may again, and nothing moves back.
+    stage.network_unavailable(first, false).await?;
+    stage.label(second, json!({EXCLUDE: null})).await?;
+    scene.settle().await?;
+    stage.answered_by(&addresses, &[third]).await
 }
 
 pub async fn without_its_agent_a_node_gives_its_addresses_away_and_they_stay_where_they_went(
@@ -122,27 +115,23 @@ pub async fn without_its_agent_a_node_gives_its_addresses_away_and_they_stay_whe
     let stage = Stage::set(scene, 208, 209).await?;
     let lan = &scene.world.lan;
     let addresses = stage.service("web", "web", json!({})).await?;
-    let owner = stage.owner(addresses[0]).await?;
+    let owner = stage.owners(&addresses).await?.swap_remove(0);
     let pods = ["-n", SYSTEM, "-l", "app.kubernetes.io/component=node"];
     let field = format!("--field-selector=spec.nodeName={owner}");
     // Its pod goes for good: nobody makes another one.
     scene.world.kubectl(&["-n", SYSTEM, "delete", "daemonset", "landfall-node", "--cascade=orphan"])?;
     scene.world.kubectl(&[&["delete", "pods", &field][..], &pods[..]].concat())?;
-    let mut after = Vec::new();
+    let after = stage.answered(&addresses, |seen| seen.len() == 1 && !seen.contains(&owner)).await?;
     for address in &addresses {
-        let seen = stage.answered(*address, |seen| seen.len() == 1 && !seen.contains(&owner)).await?;
         wait_until(SOON, "an answer", async || lan.tcp(*address)).await?;
-        after.push(seen);
     }
     // It takes its old pods for its own, and makes the one that is missing.
     let manifests = e2e::world::root().join("deploy/landfall.yaml");
     scene.world.kubectl(&["apply", "-f", &manifests.to_string_lossy()])?;
     scene.world.wait_until_installed().await?;
     scene.settle().await?;
-    for (address, expected) in addresses.iter().zip(&after) {
-        let seen = stage.answered(*address, |seen| seen.len() == 1).await?;
-        ensure!(seen == *expected, "{address}: {seen:?} answer, and not {expected:?} any more");
-    }
+    let seen = stage.answered(&addresses, |seen| seen.len() == 1).await?;
+    ensure!(seen == after, "{seen:?} answer, and not {after:?} any more");
     Ok(())
 }
 
@@ -153,7 +142,7 @@ pub async fn when_the_owner_dies_another_node_answers_and_serves(scene: &Scene<'
     let stage = Stage::set(scene, 210, 211).await?;
     let lan = &scene.world.lan;
     let addresses = stage.service("web", "web", json!({})).await?;
-    let owner = stage.owner(addresses[1]).await?;
+    let owner = stage.owners(&addresses).await?.swap_remove(1);
     for address in &addresses {
         wait_until(SOON, "an answer", async || lan.tcp(*address)).await?;
     }
@@ -165,8 +154,5 @@ pub async fn when_the_owner_dies_another_node_answers_and_serves(scene: &Scene<'
         })
         .await?;
     }
-    for address in addresses {
-        stage.answered(address, |seen| seen.len() == 1 && !seen.contains(&owner)).await?;
-    }
-    Ok(())
+    stage.answered(&addresses, |seen| seen.len() == 1 && !seen.contains(&owner)).await.map(drop)
 }

@@ -3,7 +3,7 @@
 //! The lab has one LAN. [`second_lan`] makes another one beside it, of a bridge in the switch and a cable from every node
 //! and the client: `eth1`, with addresses of its own.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::Read;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddrV6};
 use std::time::{Duration, Instant};
@@ -50,27 +50,26 @@ fn mac(host: &Host, link: &str) -> Result<String> {
     Ok(if link == "eth1" { mac.replacen("02:00:00:00", "02:00:00:01", 1) } else { mac })
 }
 
-/// Who answers for an address, on both LANs: `n1` on the first, `n1/eth1` on the second. A MAC address that nobody has is
-/// given as it is.
-pub fn answering(world: &World, address: IpAddr) -> Result<BTreeSet<String>> {
+/// Who answers for each of the addresses, on both LANs: `n1` on the first, `n1/eth1` on the second. A MAC address that
+/// nobody has is given as it is. All are asked at the same time.
+pub fn answering(world: &World, addresses: &[IpAddr]) -> Result<BTreeMap<IpAddr, BTreeSet<String>>> {
     let client = world.cluster.client_host("c1");
-    let mut found = BTreeSet::new();
+    let questions: Vec<_> = addresses.iter().flat_map(|address| LINKS.map(|link| (*address, link))).collect();
     let answers: Vec<Result<BTreeSet<String>>> = std::thread::scope(|scope| {
-        let ask = |link| {
-            let client = &client;
-            scope.spawn(move || match address {
-                IpAddr::V4(address) => ask_arp(client, link, address),
-                IpAddr::V6(address) => ask_ndp(client, link, address),
-            })
+        let ask = |(address, link)| match address {
+            IpAddr::V4(address) => ask_arp(&client, link, address),
+            IpAddr::V6(address) => ask_ndp(&client, link, address),
         };
-        let asked = LINKS.map(ask);
+        let asked: Vec<_> = questions.iter().map(|question| scope.spawn(move || ask(*question))).collect();
         asked.into_iter().map(|one| one.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))).collect()
     });
-    for (link, answers) in LINKS.into_iter().zip(answers) {
+    let mut found: BTreeMap<IpAddr, BTreeSet<String>> = addresses.iter().map(|one| (*one, BTreeSet::new())).collect();
+    for ((address, link), answers) in questions.into_iter().zip(answers) {
         for answer in answers.with_context(|| format!("ask for {address} on {link}"))? {
             let host = hosts(world).into_iter().find(|host| mac(host, link).is_ok_and(|mac| mac == answer));
             let name = host.map_or_else(|| answer.clone(), |host| host.name().to_owned());
-            found.insert(if link == "eth0" { name } else { format!("{name}/{link}") });
+            let name = if link == "eth0" { name } else { format!("{name}/{link}") };
+            found.entry(address).or_default().insert(name);
         }
     }
     Ok(found)
