@@ -56,11 +56,11 @@ pub fn changes(announcements: &[Announcement]) -> usize {
     announcements.iter().filter(changed).count()
 }
 
-/// When each address was announced first by somebody else than `before`.
-pub fn first_by_others(announcements: &[Announcement], before: Mac) -> BTreeMap<Ipv4Addr, Duration> {
+/// When each address was announced first by somebody else than `before`, and by whom.
+pub fn first_by_others(announcements: &[Announcement], before: Mac) -> BTreeMap<Ipv4Addr, (Duration, Mac)> {
     let mut first = BTreeMap::new();
     for one in announcements.iter().filter(|one| one.mac != before) {
-        first.entry(one.address).or_insert(one.at);
+        first.entry(one.address).or_insert((one.at, one.mac));
     }
     first
 }
@@ -170,7 +170,7 @@ mod tests {
         }
         let all = said(&[(0, 1, A), (5, 1, B), (6, 2, B), (7, 1, B), (8, 3, A)]);
         let (one, two) = (Ipv4Addr::new(192, 0, 2, 1), Ipv4Addr::new(192, 0, 2, 2));
-        let expected = [(one, Duration::from_millis(5)), (two, Duration::from_millis(6))].into();
+        let expected = [(one, (Duration::from_millis(5), B)), (two, (Duration::from_millis(6), B))].into();
         assert_eq!(first_by_others(&all, A), expected);
     }
 }

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use bench::report::Report;
-use bench::sniffer::{Sniffer, first_by_others};
+use bench::sniffer::{Mac, Sniffer, first_by_others};
 use bench::spread::percentile;
 use crds::{L2Advertisement, LoadBalancerIP};
 use e2e::Connect;
@@ -23,7 +23,7 @@ use serde_json::json;
 use tokio::time::sleep;
 
 use crate::Bench;
-use crate::stand::{Stand, mac, without_pods};
+use crate::stand::{NODES, Stand, mac, without_pods};
 
 /// The pool that they are from: of what RFC 2544 sets aside for benchmarks.
 const POOL: &str = "198.18.0.0/16";
@@ -32,7 +32,7 @@ const POOL: &str = "198.18.0.0/16";
 const OWNER: &str = "n1";
 
 /// Creates under way at a time.
-const CREATORS: usize = 32;
+const CREATORS: usize = 8;
 
 /// How long it may take until they are allocated and announced, for each of them.
 const EACH: Duration = Duration::from_millis(40);
@@ -93,7 +93,7 @@ pub async fn measure(bench: &Bench, report: &mut Report, stand: &Stand) -> Resul
     sleep(Duration::from_secs(5)).await;
     let heard = sniffer.end()?;
     let mut first = first_by_others(&heard, before);
-    first.retain(|address, at| address.octets()[..2] == [198, 18] && *at > cut);
+    first.retain(|address, (at, _)| address.octets()[..2] == [198, 18] && *at > cut);
     let sample: Vec<_> = first.keys().step_by((first.len() / 20).max(1)).copied().collect();
     let lan = &stand.world.lan;
     for address in &sample {
@@ -106,13 +106,23 @@ pub async fn measure(bench: &Bench, report: &mut Report, stand: &Stand) -> Resul
     }
     cluster.heal(OWNER)?;
     ensure!(first.len() == count as usize, "{} of {count} addresses were announced by others", first.len());
-    let after: Vec<f64> = first.values().map(|at| (*at - cut).as_secs_f64() * 1e3).collect();
-    let at = |share| percentile(&after, share).unwrap_or_default();
+    let after = |owner: Option<Mac>| -> Vec<f64> {
+        let of = first.values().filter(|(_, mac)| owner.is_none_or(|owner| owner == *mac));
+        of.map(|(at, _)| (*at - cut).as_secs_f64() * 1e3).collect()
+    };
+    let all = after(None);
+    let at = |share| percentile(&all, share).unwrap_or_default();
     let spread = at(1.0) - at(0.0);
     bench.progress(&format!("{count} addresses announced by others within {spread:.1} ms"))?;
     report.part(&format!("{count} addresses on the node that is cut off"));
     report.row("from the first that others announce to the last", &format!("{spread:8.1} ms  goal 100 or less"));
     report.row("after the cut", &format!("first {:.1}  p50 {:.1}  last {:.1} ms", at(0.0), at(0.5), at(1.0)));
+    for node in NODES.iter().filter(|node| **node != OWNER) {
+        let own = after(Some(mac(&cluster.node(node))?));
+        let at = |share| percentile(&own, share).unwrap_or_default();
+        let what = format!("  announced by {node} then: {}", own.len());
+        report.row(&what, &format!("first {:.1}  p50 {:.1}  last {:.1} ms", at(0.0), at(0.5), at(1.0)));
+    }
     report.figure("many_addresses", f64::from(count));
     report.figure("many_spread_ms", spread);
     report.figure("many_last_ms", at(1.0));

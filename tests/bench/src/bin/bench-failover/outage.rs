@@ -30,8 +30,9 @@ use crate::stand::Stand;
 /// Answers come for at least so long before something is done to the address.
 const BEFORE: Duration = Duration::from_millis(250);
 
-/// And for so long after the first answer from the next owner: another gap would count.
-const AFTER: Duration = Duration::from_millis(300);
+/// And for so long after the first answer from the next owner: another gap would count. By then it is known of all connects
+/// that were begun meanwhile whether they are lost.
+const AFTER: Duration = Duration::from_millis(450);
 
 /// How long an address may be silent until it is for good.
 const PATIENCE: Duration = Duration::from_secs(20);
