@@ -8,6 +8,7 @@ use anyhow::{Context, Result, bail, ensure};
 use crds::{IPAddressPool, LoadBalancerIP};
 use k8s_openapi::api::apps::v1::{DaemonSet, Deployment};
 use k8s_openapi::api::core::v1::{ConfigMap, Pod, Service};
+use k8s_openapi::api::discovery::v1::{Endpoint, EndpointSlice};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use kube::api::{DeleteParams, ListParams, Patch, PatchParams, PostParams};
 use kube::{Api, Client, ResourceExt};
@@ -213,6 +214,23 @@ impl World {
         let pods = pods.list(&ListParams::default().labels(&format!("app={name}"))).await?;
         let node = |pod: &Pod| pod.spec.clone().and_then(|spec| spec.node_name).unwrap_or_default();
         Ok(pods.items.iter().map(|pod| (pod.name_any(), node(pod))).collect())
+    }
+
+    /// Waits until the API server lists exactly `count` endpoints of a Service, and none of them is on its way out: later than the
+    /// Deployment, whose pods don't count any more as soon as they are told to end.
+    pub async fn endpoints(&self, service: &str, count: usize) -> Result<()> {
+        let slices: Api<EndpointSlice> = Api::default_namespaced(self.client.clone());
+        let of_service = ListParams::default().labels(&format!("kubernetes.io/service-name={service}"));
+        wait_until(SOON, &format!("{count} endpoints of {service}"), async || {
+            let slices = slices.list(&of_service).await?;
+            let endpoints: Vec<_> = slices.items.into_iter().flat_map(|slice| slice.endpoints).flatten().collect();
+            let ending =
+                |endpoint: &Endpoint| endpoint.conditions.as_ref().and_then(|c| c.terminating).unwrap_or(false);
+            let left = endpoints.iter().filter(|endpoint| ending(endpoint)).count();
+            ensure!((endpoints.len(), left) == (count, 0), "{} endpoints, {left} on their way out", endpoints.len());
+            Ok(())
+        })
+        .await
     }
 
     /// Creates a Service of type LoadBalancer for the pods of this name: port 80 for TCP and UDP. `spec` is merged in.

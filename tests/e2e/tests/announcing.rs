@@ -12,9 +12,9 @@ use e2e::{Lan, World};
 use lab::{Topology, wait_until};
 use serde_json::json;
 
-/// How soon another node must answer when the announcer dies. It takes a fraction of this; the rest is for a machine that
-/// compiles at the same time.
-const TAKEOVER: Duration = Duration::from_secs(2);
+/// How soon another node must answer when the announcer dies. It takes a fraction of a second; the rest is for a machine that is
+/// busy with something else, and less than Kubernetes needs to notice.
+const TAKEOVER: Duration = Duration::from_secs(5);
 
 /// Asks all the time who answers ARP for an address.
 struct Inquiry {
@@ -63,7 +63,7 @@ async fn when_the_announcer_dies_another_node_answers_and_never_two_at_once() ->
     wait_until(TAKEOVER, "another node to answer", async || lan.udp_within(address, Duration::from_millis(50))).await?;
     eprintln!("{address} answered again {:?} after {first} lost its power", died.elapsed());
     let inquiry = Inquiry::begin(world.lan.clone(), address);
-    let second = wait_until(TAKEOVER, "another node to say that it announces", async || {
+    let second = wait_until(SOON, "another node to say that it announces", async || {
         let node = world.announcer(address).await?;
         ensure!(node != first, "still {node}");
         Ok(node)

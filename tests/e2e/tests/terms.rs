@@ -60,7 +60,7 @@ async fn clients_reach_both_families_from_where_they_may_and_stay_with_their_end
     // The announcer of the IPv6 address dies. The client's neighbour entry is as fresh as can be.
     let first = world.announcer(both[1]).await?;
     world.cluster.power_off(&first)?;
-    wait_until(Duration::from_secs(2), "another node to answer over IPv6", async || {
+    wait_until(Duration::from_secs(5), "another node to answer over IPv6", async || {
         world.lan.udp_within(both[1], Duration::from_millis(50))
     })
     .await?;
