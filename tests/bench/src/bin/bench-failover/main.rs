@@ -28,6 +28,8 @@ use anyhow::{Context, Result, ensure};
 use bench::report::Report;
 use bench::root;
 use clap::{Parser, Subcommand};
+use tokio::signal::ctrl_c;
+use tokio::signal::unix::{SignalKind, signal};
 
 use crate::stand::Stand;
 
@@ -99,12 +101,14 @@ fn main() -> Result<()> {
         None => {}
     }
     tokio::runtime::Builder::new_multi_thread().enable_all().build()?.block_on(async {
+        let mut terminated = signal(SignalKind::terminate())?;
         tokio::select! {
             ended = measure(cli) => ended,
-            interrupted = tokio::signal::ctrl_c() => {
+            interrupted = ctrl_c() => {
                 interrupted?;
                 anyhow::bail!("interrupted: the cluster goes")
             }
+            _ = terminated.recv() => anyhow::bail!("terminated: the cluster goes"),
         }
     })
 }
