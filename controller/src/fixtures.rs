@@ -53,6 +53,7 @@ pub(crate) fn service(name: &str, created: i64) -> Service {
         ports: vec![],
         traffic_policy: TrafficPolicy::Cluster,
         source_ranges: vec![],
+        health_check_port: None,
         source_ranges_annotation: None,
         affinity: None,
         finalizers: vec![],

@@ -183,6 +183,9 @@ pub struct Service {
     pub ports: Vec<Port>,
     /// `spec.externalTrafficPolicy`.
     pub traffic_policy: TrafficPolicy,
+    /// `spec.healthCheckNodePort`: where a load balancer in front may ask each node whether it has endpoints. Only there under
+    /// the policy Local.
+    pub health_check_port: Option<u16>,
     /// `spec.loadBalancerSourceRanges` as written: the ranges that clients may come from. Empty: from anywhere.
     pub source_ranges: Vec<String>,
     /// The annotation that says the same where the field is empty, as written.
@@ -283,6 +286,11 @@ impl TryFrom<&core::Service> for Service {
                 Some("Local") => TrafficPolicy::Local,
                 _ => TrafficPolicy::Cluster,
             },
+            health_check_port: spec
+                .health_check_node_port
+                .filter(|_| spec.external_traffic_policy.as_deref() == Some("Local"))
+                .and_then(|port| u16::try_from(port).ok())
+                .filter(|port| *port != 0),
             source_ranges: spec.load_balancer_source_ranges.unwrap_or_default(),
             source_ranges_annotation: meta.annotations.as_ref().and_then(|all| all.get(SOURCE_RANGES)).cloned(),
             affinity: (spec.session_affinity.as_deref() == Some("ClientIP")).then(|| {
@@ -332,6 +340,7 @@ mod tests {
             "selector": {"app": "web"},
             "loadBalancerIP": "192.0.2.1",
             "externalTrafficPolicy": "Local",
+            "healthCheckNodePort": 32000,
             "loadBalancerSourceRanges": ["198.51.100.0/24"],
             "sessionAffinity": "ClientIP",
             "sessionAffinityConfig": {"clientIP": {"timeoutSeconds": 60}},
@@ -363,6 +372,7 @@ mod tests {
                 family_policy: FamilyPolicy::PreferDualStack,
                 ports: vec![port("dns", Protocol::Udp), port("dns-tcp", Protocol::Tcp)],
                 traffic_policy: TrafficPolicy::Local,
+                health_check_port: Some(32000),
                 source_ranges: vec!["198.51.100.0/24".into()],
                 source_ranges_annotation: Some("192.0.2.0/24".into()),
                 affinity: Some(60),

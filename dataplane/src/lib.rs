@@ -10,6 +10,7 @@
 //! |---|---|
 //! | [`snapshot`] | what was observed |
 //! | [`sources`] | who may use a Service (pure) |
+//! | [`health`] | what a load balancer in front is told (pure) |
 //! | [`ruleset`] | what must happen to packets; knows no kernel (pure) |
 //! | [`planner`] | plans again only what has changed (pure) |
 //! | [`diff`] | what to change (pure) |
@@ -29,6 +30,7 @@ pub mod affinity;
 pub mod conntrack;
 pub mod diff;
 pub mod engine;
+pub mod health;
 pub mod netlink;
 pub mod nft;
 pub mod planner;

@@ -10,10 +10,12 @@
 //! ```
 //!
 //! Tasks: one watch per kind, the composer (wakes on any change and sends new snapshots), the dataplane, the speaker, the
-//! report, and the one that says what is on the node's network (which nothing here waits for). The first that ends ends the process, for a half-alive agent is worse than none: Kubernetes starts it
+//! report, and two which nothing here waits for: one says what is on the node's network, one answers health checks of load
+//! balancers in front. The first that ends ends the process, for a half-alive agent is worse than none: Kubernetes starts it
 //! again, and what is in the kernel stays there.
 
 mod compose;
+mod health;
 mod network;
 mod report;
 
@@ -91,6 +93,7 @@ pub(crate) async fn run(connection: &Connection, options: Options) -> Result<()>
     let mut tasks: JoinSet<Result<Infallible>> = JoinSet::new();
     stores.watch(&client, &mut tasks);
     tasks.spawn(compose(stores.clone(), options.node_name.clone(), wake.listener(), to_dataplane, to_speaker));
+    let snapshots = for_dataplane.clone();
     match options.dataplane {
         Dataplane::Nft => tasks.spawn(async move {
             dataplane::run(for_dataplane, forwarding).await.context("forward")?;
@@ -98,6 +101,9 @@ pub(crate) async fn run(connection: &Connection, options: Options) -> Result<()>
         }),
         Dataplane::Off => tasks.spawn(trust(for_dataplane, forwarding)),
     };
+    if options.dataplane == Dataplane::Nft {
+        tasks.spawn(async move { health::serve(snapshots).await.context("answer health checks") });
+    }
     tasks.spawn(hand_on(forwarded, may_announce));
     let report = report::Report::new(client.clone(), options.node_name.clone(), stores.addresses.clone());
     tasks.spawn(report.run(announced, wake.listener()));
@@ -110,7 +116,8 @@ pub(crate) async fn run(connection: &Connection, options: Options) -> Result<()>
         let (_, keys) = watch::channel(Arc::default());
         let inputs = speaker::Inputs { snapshot: for_speaker, forwarded: announceable, keys };
         let (conflicts, _) = watch::channel(speaker::Conflicts::default());
-        let outputs = speaker::Outputs { announcements, conflicts, counters };
+        let (dead, _) = watch::channel(BTreeSet::new());
+        let outputs = speaker::Outputs { announcements, conflicts, counters, dead };
         let leave = Arc::clone(&leave);
         async move {
             speaker::run(config, inputs, outputs, leave.notified()).await.context("announce")?;

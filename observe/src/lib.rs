@@ -29,6 +29,7 @@
 //! # }
 //! ```
 
+mod lenient;
 mod pauses;
 pub mod source;
 pub mod store;

@@ -19,21 +19,23 @@ use std::hash::{BuildHasher, RandomState};
 use std::pin::pin;
 use std::time::Duration;
 
-use futures::TryStreamExt;
-use kube::api::{ListParams, WatchEvent, WatchParams};
-use kube::core::{DeserializeGuard, Status};
+use futures::{AsyncBufReadExt, StreamExt};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use kube::api::{ListParams, WatchParams};
+use kube::core::{Request, Status};
 use kube::{Api, Client, Resource};
 use serde::de::DeserializeOwned;
 use tokio::time::{Instant, sleep, timeout};
 
+use crate::lenient::{Event, Invalid, Lenient, read_list};
 use crate::pauses::Pauses;
 use crate::source::{Source, version};
 use crate::store::Store;
 use crate::table::{Content, Observation, Version};
 
-/// Objects in one page of a list. It bounds the memory that receiving it takes, to a few MiB; each page is a round trip, and
+/// Objects in one page of a list. It bounds the memory that receiving it takes, to some MiB; each page is a round trip, and
 /// nothing is planned before the last one.
-const PAGE: u32 = 1000;
+const PAGE: u32 = 500;
 
 /// For how long the API server is to answer a request for a page, or begin a watch.
 const ANSWER: Duration = Duration::from_secs(30);
@@ -70,7 +72,8 @@ where
     K: Ord + Clone,
     V: PartialEq,
 {
-    let watcher = Watcher { api: Api::all(client), source, store };
+    let requests = Request::new(Api::<R>::all(client.clone()).resource_url());
+    let watcher = Watcher { client, requests, source, store };
     let mut pauses = Pauses::default();
     let mut health = Health { kind: R::kind(&()).into_owned(), plural: R::plural(&()).into_owned(), trouble: None };
     loop {
@@ -115,7 +118,8 @@ pub fn jitter() -> f64 {
 
 /// One kind's connection between the API server and its store.
 struct Watcher<R, K, V> {
-    api: Api<DeserializeGuard<R>>,
+    client: Client,
+    requests: Request,
     source: Source<R, K, V>,
     store: Store<K, V>,
 }
@@ -135,20 +139,21 @@ where
         let mut page = ListParams::default().limit(PAGE);
         page.label_selector = self.labels();
         loop {
-            let list = timeout(ANSWER, self.api.list(&page)).await.map_err(|_| Trouble::Silent)?;
-            let list = list.map_err(Trouble::from)?;
-            for object in list.items {
+            let request = self.requests.list(&page).map_err(kube::Error::BuildRequest)?;
+            let text = timeout(ANSWER, self.client.request_text(request)).await.map_err(|_| Trouble::Silent)?;
+            let listed = |object| {
                 if let Some(observation) = self.observe(object) {
                     self.change(|table| {
                         table.listed(observation);
                         false
                     });
                 }
-            }
-            match list.metadata.continue_.filter(|token| !token.is_empty()) {
+            };
+            let metadata = read_list(&text?, listed).map_err(kube::Error::SerdeError)?;
+            match metadata.continue_.filter(|token| !token.is_empty()) {
                 Some(token) => page.continue_token = Some(token),
                 None => {
-                    let version = list.metadata.resource_version.and_then(|version| version.parse().ok());
+                    let version = metadata.resource_version.and_then(|version| version.parse().ok());
                     let version = version.ok_or(Trouble::NoVersion)?;
                     self.change(|table| table.list_ends(version));
                     return Ok(version);
@@ -161,40 +166,43 @@ where
     async fn follow(&self, from: &mut Version, health: &mut Health) -> Result<(), Trouble> {
         let mut params = WatchParams::default().timeout(WATCH);
         params.label_selector = self.labels();
-        let events = timeout(ANSWER, self.api.watch(&params, &from.to_string())).await;
-        let mut events = pin!(events.map_err(|_| Trouble::Silent)?.map_err(Trouble::from)?);
+        let request = self.requests.watch(&params, &from.to_string()).map_err(kube::Error::BuildRequest)?;
+        let events = timeout(ANSWER, self.client.request_stream(request)).await;
+        let events = pin!(events.map_err(|_| Trouble::Silent)??);
+        let mut lines = events.lines();
         health.heals();
         let silence = Duration::from_secs(WATCH.into()) + GRACE;
         loop {
-            let event = timeout(silence, events.try_next()).await.map_err(|_| Trouble::Silent)?;
-            match event.map_err(Trouble::from)? {
-                None => return Ok(()),
-                Some(WatchEvent::Added(object) | WatchEvent::Modified(object)) => {
-                    *from = version(object.meta()).ok_or(Trouble::NoVersion)?;
+            let line = timeout(silence, lines.next()).await.map_err(|_| Trouble::Silent)?;
+            // A connection that breaks ends the watch. If there is more to it than that, the next one fails.
+            let Some(Ok(line)) = line else { return Ok(()) };
+            match Event::read(&line).map_err(kube::Error::SerdeError)? {
+                Event::Applied(object) => {
+                    *from = version(meta(&object)).ok_or(Trouble::NoVersion)?;
                     if let Some(observation) = self.observe(object) {
                         self.change(|table| table.applied(observation));
                     }
                 }
-                Some(WatchEvent::Deleted(object)) => {
-                    *from = version(object.meta()).ok_or(Trouble::NoVersion)?;
-                    if let Some(last) = self.source.observation(object.meta(), Content::Ignored) {
+                Event::Deleted(object) => {
+                    *from = version(meta(&object)).ok_or(Trouble::NoVersion)?;
+                    if let Some(last) = self.source.observation(meta(&object), Content::Ignored) {
                         self.change(|table| table.deleted(&last.key, &last.uid, last.version));
                     }
                 }
-                Some(WatchEvent::Bookmark(bookmark)) => {
-                    *from = bookmark.metadata.resource_version.parse().map_err(|_| Trouble::NoVersion)?;
+                Event::Bookmark(bookmark) => {
+                    *from = version(&bookmark).ok_or(Trouble::NoVersion)?;
                     self.change(|table| {
                         table.reached(*from);
                         false
                     });
                 }
-                Some(WatchEvent::Error(status)) => return Err(refused(status)),
+                Event::Error(status) => return Err(refused(status)),
             }
         }
     }
 
     /// What an object says. One that can't be read harms only itself.
-    fn observe(&self, DeserializeGuard(object): DeserializeGuard<R>) -> Option<Observation<K, V>> {
+    fn observe(&self, Lenient(object): Lenient<R>) -> Option<Observation<K, V>> {
         match object {
             Ok(mut object) => {
                 // Who wrote which field is half of an object's bytes and of no use here.
@@ -205,11 +213,10 @@ where
                 }
                 Some(observation)
             }
-            Err(invalid) => {
-                let (kind, meta) = (R::kind(&()), &invalid.metadata);
-                let (namespace, name) = (meta.namespace.as_deref(), meta.name.as_deref());
-                tracing::warn!(%kind, namespace, name, error = %invalid.error, "an object is skipped: it can't be read");
-                self.source.observation(meta, Content::Unreadable)
+            Err(Invalid { error, metadata: meta }) => {
+                let (kind, namespace, name) = (R::kind(&()), meta.namespace.as_deref(), meta.name.as_deref());
+                tracing::warn!(%kind, namespace, name, error, "an object is skipped: it can't be read");
+                self.source.observation(&meta, Content::Unreadable)
             }
         }
     }
@@ -221,6 +228,10 @@ where
     fn labels(&self) -> Option<String> {
         Some(self.source.labels).filter(|labels| !labels.is_empty()).map(str::to_owned)
     }
+}
+
+fn meta<R: Resource>(Lenient(object): &Lenient<R>) -> &ObjectMeta {
+    object.as_ref().map_or_else(|invalid| &invalid.metadata, Resource::meta)
 }
 
 impl From<kube::Error> for Trouble {
@@ -402,8 +413,8 @@ mod tests {
         assert_eq!(
             asked,
             [
-                "/api/v1/nodes?&limit=1000",
-                "/api/v1/nodes?&limit=1000&continue=more",
+                "/api/v1/nodes?&limit=500",
+                "/api/v1/nodes?&limit=500&continue=more",
                 "/api/v1/nodes?&watch=true&timeoutSeconds=60&allowWatchBookmarks=true&resourceVersion=9",
                 "/api/v1/nodes?&watch=true&timeoutSeconds=60&allowWatchBookmarks=true&resourceVersion=15",
             ]

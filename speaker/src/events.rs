@@ -65,6 +65,13 @@ pub enum Event {
         /// How many there are.
         known: usize,
     },
+    /// A node has died, or has come back or was forgotten (see [`crate::deaths`]).
+    Node {
+        /// Its name.
+        node: String,
+        /// Whether it is dead.
+        dead: bool,
+    },
     /// Somebody who is no peer uses an lb_ip that is announced here, or would be.
     Conflict {
         /// The address.

@@ -179,7 +179,10 @@ impl State {
         let probed = std::mem::take(&mut self.probed);
         let room = room - probed.len() * size::PROBED;
         let mut packets = packed(empty, own.digests().to_vec(), others.lists(context.now), pages, room);
-        packets.last_mut().expect("invariant: there is a Hello").probed = probed;
+        let hello = packets.last_mut().expect("invariant: there is a Hello");
+        hello.probed = probed;
+        // Who hears nobody at all is deaf. This one isn't.
+        hello.heard.all = hello.heard.all.max(u16::from(others.hears_outsiders));
         packets
     }
 }
@@ -192,6 +195,8 @@ pub struct Others<'a> {
     pub meetings: &'a Meetings,
     /// How many speakers there are, with us.
     pub speakers: usize,
+    /// Whether none of the peers is heard, but somebody else on the LAN.
+    pub hears_outsiders: bool,
 }
 
 /// What there is to say of others.
@@ -254,8 +259,16 @@ fn packed(empty: Packet, digests: Vec<u32>, lists: Lists, pages: Vec<Page>, room
         let mut left = 0;
         for page in pages {
             if page_size(&page) > left {
-                parts.push(Packet { heard: hello.heard.clone(), ..empty.clone() });
-                left = room - hello.heard.peers.len() * size::HEARD;
+                let beside = room - hello.heard.peers.len() * size::HEARD;
+                if page_size(&page) <= beside {
+                    parts.push(Packet { heard: hello.heard.clone(), ..empty.clone() });
+                    left = beside;
+                } else {
+                    // It takes all the room: this part speaks of nobody, and the Hello does.
+                    let heard = Hearing { all, from: 1, to: 0, peers: vec![] };
+                    parts.push(Packet { heard, ..empty.clone() });
+                    left = room;
+                }
             }
             left = left.saturating_sub(page_size(&page));
             parts.last_mut().expect("invariant: the first page opens a packet").pages.push(page);

@@ -6,7 +6,7 @@
 //! announces them ([`Announcements`]).
 //!
 //! ```text
-//!  objects -> eligibility -> Snapshot --+            +--> Announcements, Counters
+//!  objects -> eligibility -> Snapshot --+            +--> Announcements, the dead, Counters
 //!  the dataplane's acknowledgements ----+-> Machine -+
 //!  links, frames, time -----------------+            +--> frames
 //! ```
@@ -18,6 +18,7 @@
 //! | [`snapshot`] | what the loop knows of the cluster |
 //! | [`machine`], [`segment`] | the whole without sockets and clock; one link of it |
 //! | [`ownership`], [`claims`] | who owns an address; what a node claims, and how others know |
+//! | [`deaths`] | which nodes are dead, for those who forward |
 //! | [`liveness`], [`peer`], [`pace`] | whether a peer is alive on a link; what is known of it; how often we speak |
 //! | [`hello`], [`datagram`] | the packets of speakers, and what they travel in |
 //! | [`auth`], [`meeting`] | what packets are sealed with; who was heard and isn't believed yet |
@@ -36,6 +37,7 @@ pub mod arp;
 pub mod auth;
 pub mod claims;
 pub mod datagram;
+pub mod deaths;
 pub mod eligibility;
 pub mod events;
 mod greeting;

@@ -103,6 +103,11 @@ impl Liveness {
         self.interval
     }
 
+    /// How long it may be silent.
+    pub fn window(&self) -> Duration {
+        self.window
+    }
+
     /// When it was heard last, by us.
     pub fn last(&self) -> Duration {
         self.heard

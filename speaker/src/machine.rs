@@ -9,7 +9,7 @@
 //!       if woke(now) { drop what is in the sockets }
 //!       else         { receive(now, ..) for each frame }
 //!       set_links(..), set_snapshot(..), set_forwarded(..), leave(now) as it happens
-//!       poll(now, room) -> join groups(), send take_frames(), log take_events(), publish announced() if it has changed
+//!       poll(now, room) -> join groups(), send take_frames(), log take_events(), publish announced() and dead() if they have changed
 //!   }
 //! ```
 //!
@@ -22,6 +22,7 @@ use std::time::Duration;
 
 use crate::auth::{Authentication, KeyRing, Keys, Refused};
 use crate::claims::Claim;
+use crate::deaths::Deaths;
 use crate::events::{Counters, Event};
 use crate::hello::{self, Malformed, Packet};
 use crate::placement::{Link, placements};
@@ -129,6 +130,8 @@ pub struct Machine {
     forwarded: Arc<BTreeSet<IpAddr>>,
     segments: BTreeMap<u32, Segment>,
     stopping: Stopping,
+    deaths: Deaths,
+    buried: bool,
     /// When the loop should run next.
     expected: Option<Duration>,
     changed: bool,
@@ -157,6 +160,8 @@ impl Machine {
             forwarded: Arc::default(),
             segments: BTreeMap::new(),
             stopping: Stopping::No,
+            deaths: Deaths::default(),
+            buried: false,
             expected: None,
             changed: false,
             regrouped: false,
@@ -404,8 +409,10 @@ impl Machine {
             return;
         }
         let (mut changed, mut room) = (false, room);
+        self.each(now, Segment::look);
+        // Before anybody who has left is forgotten.
+        self.mourn(now);
         self.each(now, |segment, context| {
-            segment.look(context);
             changed |= segment.decide(context);
             segment.greet(context);
             segment.ask(context);
@@ -424,6 +431,28 @@ impl Machine {
             }
         }
         self.expected = self.next_deadline(now);
+    }
+
+    /// Sees who is dead. Most of the time everybody is there, and nothing is to be done.
+    fn mourn(&mut self, now: Duration) {
+        if self.deaths.is_empty() && self.segments.values().all(Segment::is_complete) {
+            return;
+        }
+        let sights = self.segments.values().flat_map(|segment| segment.sights(now, &self.config));
+        let (died, back) = self.deaths.see(sights);
+        self.buried |= !died.is_empty() || !back.is_empty();
+        let event = |dead| move |node| Event::Node { node, dead };
+        self.events.extend(died.into_iter().map(event(true)).chain(back.into_iter().map(event(false))));
+    }
+
+    /// The nodes that are dead: see [`crate::deaths`].
+    pub fn dead(&self) -> BTreeSet<String> {
+        self.deaths.dead().map(str::to_owned).collect()
+    }
+
+    /// Whether [`dead`](Self::dead) has changed since this was last asked.
+    pub fn take_buried(&mut self) -> bool {
+        std::mem::take(&mut self.buried)
     }
 
     /// When to call [`poll`](Self::poll) next, apart from announcements.

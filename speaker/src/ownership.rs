@@ -17,8 +17,12 @@
 //!   thinks that everybody else is dead. When it returns, what it took is worth less than what the others went on with,
 //!   and what the others took from it is worth more than what it had: nothing moves.
 //!
-//! TODO(correctness): of two nodes neither ever has company without the other: after a cut each gets back what it had. A
-//! lonely candidate should ask the wire for the address (RFC 5227 §2.1.1) before it takes it.
+//! - Of two nodes neither has company without the other. There, whoever hears anybody else on the LAN since the other fell
+//!   silent isn't cut off, and its claims are backed. So the one that clients could reach keeps all of them after a cut. Where
+//!   nobody else was heard by either, each gets back what it had.
+//!
+//! The wire is not asked whether the silent owner still answers (RFC 5227 §2.1.1) before somebody takes its address over: its
+//! Hellos go the same way as its answers would, and the wait would be added to every outage.
 
 use std::net::IpAddr;
 use std::time::Duration;

@@ -6,7 +6,7 @@
 //! ```text
 //!   snapshot  --watch-->  |        thread `landfall-wire`         |  --watch-->  announcements
 //!   forwarded --watch-->  | links (netlink) -> Machine <-> sockets |  --watch-->  counters
-//!   keys      --watch-->  |                                        |
+//!   keys      --watch-->  |                                        |  --watch-->  dead
 //!                                        |
 //!                                        +-- events, bounded --> run(): the log
 //! ```
@@ -94,6 +94,9 @@ pub struct Outputs {
     pub announcements: watch::Sender<Announcements>,
     /// Who else uses addresses.
     pub conflicts: watch::Sender<Conflicts>,
+    /// The names of the nodes that are dead, which no connection should be sent to, whatever the API server says of them: see
+    /// [`crate::deaths`]. Told at once. Empty when the speaker has stopped: it knows nothing then.
+    pub dead: watch::Sender<BTreeSet<String>>,
     /// What was counted, renewed once an interval.
     pub counters: watch::Sender<Counters>,
 }
@@ -239,6 +242,7 @@ impl Wire {
             },
         };
         wire.outputs.announcements.send_replace(Announcements::new());
+        wire.outputs.dead.send_replace(BTreeSet::new());
         result
     }
 
@@ -386,6 +390,9 @@ impl Wire {
         if self.lost > 0 && self.events.try_send(Told::Lost(self.lost)).is_ok() {
             self.lost = 0;
         }
+        if self.machine.take_buried() {
+            self.outputs.dead.send_replace(self.machine.dead());
+        }
         self.unpublished |= self.machine.take_changed();
         if self.published.is_some_and(|published| published.elapsed() < PUBLISH) {
             return;
@@ -499,6 +506,8 @@ fn log(me: &str, told: Told) {
             Standing::Deaf => tracing::warn!(node, link, "peer says that it hears nobody: its claims are void"),
             Standing::Dead => tracing::warn!(node, link, "peer is silent: its addresses are taken over"),
         },
+        Event::Node { node, dead: true } => tracing::warn!(node, "node is dead: it gets no new connections"),
+        Event::Node { node, dead: false } => tracing::info!(node, "node is not dead any more"),
         Event::Company { link, backed: true, live, known } => {
             tracing::info!(link, live, known, "most peers are heard");
         }

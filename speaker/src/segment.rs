@@ -12,6 +12,7 @@ use crate::announce::Schedule;
 use crate::arp::{self, Ignored, Verdict};
 use crate::auth::KeyRing;
 use crate::claims::{Claim, Claims};
+use crate::deaths::FORGET;
 use crate::events::{Counters, Event};
 use crate::hello::MAX_PAYLOAD;
 use crate::liveness::{self, Standing};
@@ -28,9 +29,6 @@ use crate::{datagram, greeting, hash, ndp};
 /// More nodes than this are not listened to on one link: whoever forges names must not fill the memory.
 const MAX_PEERS: usize = 1024;
 
-/// A peer that has been dead for so long isn't missed any more: it was taken away.
-const FORGET: Duration = Duration::from_secs(600);
-
 /// A peer that announces an address of ours is not answered again within this time.
 const DEFEND: Duration = Duration::from_secs(1);
 
@@ -39,7 +37,19 @@ const INSIST: Duration = Duration::from_secs(5);
 
 mod asking;
 mod hearing;
+mod sights;
 mod verdicts;
+
+/// Whom we hear of those who should be there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Hears {
+    /// Less than half of the peers. We may be the one that is cut off.
+    Few,
+    /// Not the only peer there is, but somebody else on the LAN since it fell silent. So it isn't us who are cut off.
+    Outsiders,
+    /// Most peers.
+    Most,
+}
 
 /// An address of ours that others should rather have.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -112,7 +122,10 @@ pub struct Segment {
     listen_from: Duration,
     /// For a while from then on we announce nothing unasked: we were away, and somebody else may have taken over.
     hush_from: Option<Duration>,
-    in_company: bool,
+    company: Hears,
+    /// When somebody who is no peer was first heard since the only peer has been silent: a sign that it isn't us who can't
+    /// hear.
+    outsider: Option<Duration>,
     /// How many peers were alive at the last look, and the longest interval of theirs.
     live: usize,
     slowest: Duration,
@@ -145,7 +158,8 @@ impl Segment {
             schedule: Schedule::default(),
             listen_from: now,
             hush_from: None,
-            in_company: false,
+            company: Hears::Few,
+            outsider: None,
             live: 0,
             slowest: Duration::ZERO,
             greeting: greeting::State::new(now, incarnation, config),
@@ -155,9 +169,7 @@ impl Segment {
     /// The link has changed: with a new MAC address, all must be announced anew.
     pub fn update(&mut self, now: Duration, link: Link) {
         if self.link.mac != link.mac {
-            for lb_ip in self.owned() {
-                self.schedule.start(lb_ip, now);
-            }
+            self.announce_all(now);
         }
         self.link = link;
     }
@@ -224,6 +236,11 @@ impl Segment {
     /// since. So we are silent for as long as it takes to hear of it; what is ours then, we announce anew.
     fn was_away(&mut self, now: Duration) {
         self.hush_from = Some(now);
+        self.announce_all(now);
+    }
+
+    /// What is ours has to be announced anew.
+    fn announce_all(&mut self, now: Duration) {
         for lb_ip in self.owned() {
             self.schedule.start(lb_ip, now);
         }
@@ -251,19 +268,29 @@ impl Segment {
             context.events.push(Event::Peer { node: node.clone(), link: self.link.name.clone(), standing });
         }
         let (live, known) = (self.live, self.peers.len());
-        let backed = liveness::in_company(live, known);
-        if backed == self.in_company {
-            return;
-        }
-        self.in_company = backed;
-        if backed {
+        let company = if liveness::in_company(live, known) {
+            Hears::Most
+        } else if self.hears_outsiders_alone(context.now) {
+            Hears::Outsiders
+        } else {
+            Hears::Few
+        };
+        let before = std::mem::replace(&mut self.company, company);
+        if company == Hears::Most && before != Hears::Most {
             // What the others have claimed meanwhile has to be heard before anything is claimed in their company.
             self.listen(context.now);
-            self.was_away(context.now);
+            if before == Hears::Few {
+                self.was_away(context.now);
+            } else {
+                self.announce_all(context.now);
+            }
             let until = context.now + context.config.regret(self.pace());
             self.lost.values_mut().for_each(|told| *told = until);
         }
-        context.events.push(Event::Company { link: self.link.name.clone(), backed, live, known });
+        let backed = company != Hears::Few;
+        if backed != (before != Hears::Few) {
+            context.events.push(Event::Company { link: self.link.name.clone(), backed, live, known });
+        }
     }
 
     /// Whether somebody here would take over what we give up.
@@ -273,6 +300,7 @@ impl Segment {
 
     /// An ARP frame came in.
     pub fn arp(&mut self, context: &mut Context<'_>, frame: &[u8]) {
+        self.note_outsider(context.now, frame);
         if self.strangers.is_probing() {
             self.answered(context, arp::user(frame).map(|(mac, used)| (mac, used.into())));
         }
@@ -282,6 +310,7 @@ impl Segment {
 
     /// A frame of IPv6 neighbour discovery came in.
     pub fn ndp(&mut self, context: &mut Context<'_>, frame: &[u8]) {
+        self.note_outsider(context.now, frame);
         if self.strangers.is_probing() {
             self.answered(context, ndp::user(frame).map(|(mac, used)| (mac, used.into())));
         }
@@ -325,7 +354,7 @@ impl Segment {
         self.conflicts.insert(lb_ip, now);
         // A peer that takes over says so in its Hello, and then we withdraw. One whose claim is weaker can't hear us: the
         // last word must be ours. Unless we are the one that doesn't hear.
-        if self.in_company {
+        if self.company != Hears::Few {
             self.schedule.start(lb_ip, now);
             self.greeting.hasten();
         }
@@ -368,7 +397,8 @@ impl Segment {
         let Some(address) = self.link.source() else { return };
         let channel = if address.is_ipv4() { Channel::Hello } else { Channel::HelloV6 };
         let speakers = self.live + 1;
-        let others = greeting::Others { peers: &self.peers, meetings: &self.meetings, speakers };
+        let hears_outsiders = self.company == Hears::Outsiders;
+        let others = greeting::Others { peers: &self.peers, meetings: &self.meetings, speakers, hears_outsiders };
         for packet in self.greeting.packets(context, &self.link, &mut self.own, &others) {
             let payload = context.keys.seal(context.now, packet.encode());
             debug_assert!(payload.len() <= MAX_PAYLOAD, "{} bytes", payload.len());
@@ -392,12 +422,12 @@ impl Segment {
         let own = &self.own;
         self.estranged |= self.strangers.tidy(now, |lb_ip| own.get(lb_ip).is_some_and(|claim| claim.held));
         self.dirty.extend(self.orphans.iter().filter(|(_, since)| since.is_none()).map(|(lb_ip, _)| lb_ip));
-        if self.in_company && !self.is_listening(now, context.config) {
+        if self.company != Hears::Few && !self.is_listening(now, context.config) {
             let lonely = self.own.iter().filter(|(_, claim)| claim.held && !claim.backed);
             self.dirty.extend(lonely.map(|(lb_ip, _)| lb_ip));
         }
         let mut alive = self.peers.values().filter(|peer| peer.standing == Standing::Alive);
-        let is_told = self.in_company && alive.all(|peer| peer.liveness.hears_us(now));
+        let is_told = self.company == Hears::Most && alive.all(|peer| peer.liveness.hears_us(now));
         self.forget_lost(Some(if is_told { now } else { now.saturating_sub(FORGET) }));
     }
 

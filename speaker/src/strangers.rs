@@ -27,6 +27,14 @@ const GAP: Duration = Duration::from_millis(40);
 /// By so much the first announcement of an address is delayed.
 pub const WAIT: Duration = Duration::from_millis(120);
 
+/// So many addresses are begun to be asked for at once. More of them wait: thousands may come in one moment, and a broadcast
+/// is for everybody on the LAN.
+const BURST: u32 = 128;
+
+/// Of those that wait, one has its turn each time: 1,000 addresses a second or, with their three probes, 3,000 frames, a third
+/// of what a port that guards against storms lets through at a gigabit (1 % of it). Controllers create addresses more slowly.
+const EACH: Duration = Duration::from_millis(1);
+
 /// After this an address that somebody else has is probed again.
 const AGAIN: Duration = Duration::from_secs(10);
 
@@ -63,6 +71,8 @@ pub struct Strangers {
     probing: BTreeMap<IpAddr, Probing>,
     due: BTreeSet<(Duration, IpAddr)>,
     known: BTreeMap<IpAddr, Stranger>,
+    /// When the next address would have its turn, if there were no bursts.
+    turn: Duration,
 }
 
 /// What to do about somebody who uses an address that is announced here.
@@ -88,9 +98,10 @@ impl Strangers {
             }
             Some(Probing { sent, next }) => Some(next + GAP * (PROBES - sent)),
             None => {
-                self.probing.insert(lb_ip, Probing { sent: 0, next: now });
-                self.due.insert((now, lb_ip));
-                Some(now + WAIT)
+                let next = self.take_turn(now);
+                self.probing.insert(lb_ip, Probing { sent: 0, next });
+                self.due.insert((next, lb_ip));
+                Some(next + WAIT)
             }
         }
     }
@@ -115,10 +126,26 @@ impl Strangers {
     /// We were away: what was asked may have been answered meanwhile, so it is asked once more at least. (Not from the
     /// beginning: on a machine without time to spare there would be no end.)
     pub fn ask_again(&mut self, now: Duration) {
-        self.due = self.probing.keys().map(|lb_ip| (now, *lb_ip)).collect();
-        for probing in self.probing.values_mut() {
-            *probing = Probing { sent: probing.sent.min(PROBES - 1), next: now };
+        self.turn = now;
+        self.due.clear();
+        let mut probing = std::mem::take(&mut self.probing);
+        for (lb_ip, Probing { sent, next }) in &mut probing {
+            (*sent, *next) = ((*sent).min(PROBES - 1), self.take_turn(now));
+            self.due.insert((*next, *lb_ip));
         }
+        self.probing = probing;
+    }
+
+    /// When the next address has its turn to be asked for.
+    fn take_turn(&mut self, now: Duration) -> Duration {
+        let turn = self.turn.max(now);
+        self.turn = turn + EACH;
+        turn.saturating_sub(EACH * (BURST - 1)).max(now)
+    }
+
+    /// How long an address would wait now until it is asked for.
+    pub fn queue(&self, now: Duration) -> Duration {
+        self.turn.saturating_sub(now + EACH * (BURST - 1))
     }
 
     /// The addresses to ask for now.
@@ -220,6 +247,31 @@ mod tests {
         assert_eq!(strangers.wait(ms(580), ip(1)), Some(ms(615)));
         assert_eq!(strangers.take_due(ms(580)), [ip(1)]);
         assert_eq!((strangers.wait(ms(619), ip(1)), strangers.wait(ms(620), ip(1))), (Some(ms(620)), None));
+    }
+
+    #[test]
+    fn of_thousands_of_addresses_a_burst_is_asked_for_at_once_and_the_others_one_by_one() {
+        let lb_ip = |n: u32| IpAddr::from((0x0a00_0000 + n).to_be_bytes());
+        let (mut strangers, begin) = (Strangers::default(), ms(5000));
+        for n in 0..3000_u32 {
+            let turn = begin + EACH * (n + 1).saturating_sub(BURST);
+            assert_eq!(strangers.queue(begin), turn - begin);
+            assert_eq!(strangers.wait(begin, lb_ip(n)), Some(turn + WAIT));
+        }
+        let mut sent = BTreeMap::<u128, usize>::new();
+        while let Some(due) = strangers.next_deadline() {
+            *sent.entry(due.as_millis() / 100).or_default() += strangers.take_due(due).len();
+        }
+        assert_eq!(sent.values().sum::<usize>(), 9000);
+        assert!(sent.values().all(|frames| *frames <= 3 * (BURST as usize + 100)), "{sent:?}");
+        assert!(sent.values().skip(1).all(|frames| *frames <= 400), "{sent:?}");
+        // The last ones are free at last, and by then one alone doesn't wait any more.
+        let end = begin + EACH * 3000 + WAIT;
+        assert_eq!((strangers.wait(end, lb_ip(2999)), strangers.wait(end, lb_ip(9999))), (None, Some(end + WAIT)));
+        // After a sleep all are asked for again, and again not at once.
+        (0..1000).for_each(|n| assert!(strangers.wait(end, lb_ip(n + 20_000)).is_some()));
+        strangers.ask_again(end);
+        assert!(strangers.take_due(end).len() <= BURST as usize);
     }
 
     #[test]

@@ -1,19 +1,24 @@
 //! Many speakers on a simulated LAN, in simulated time, from seeds.
 //!
 //! A failure names its seed; `LANDFALL_SEED=7 cargo test -p speaker --test simulation` replays that one alone, and
-//! `LANDFALL_SEEDS=10000` tries so many.
+//! `LANDFALL_SEEDS=10000` tries so many. Seeds run on all processors at once.
 
+mod dead;
 mod planned;
+mod separated;
 mod world;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::thread::available_parallelism;
 use std::time::Duration;
 
 use speaker::events::Event;
 use speaker::machine::Channel;
-use world::{INTERVAL, Network, Random, WINDOW, World, intrusion, key, lb_ip};
+use speaker::ownership::PATIENCE;
+use world::{INTERVAL, Network, Random, WINDOW, World, intrusion, key, lb_ip, name};
 
 /// After the last disturbance everything is settled within this time: what is silent is dead after a window, one that
 /// comes back listens for four intervals, candidates step in one after the other, and deafness takes two windows.
@@ -24,24 +29,49 @@ fn ms(ms: u64) -> Duration {
 }
 
 /// Runs a test with many seeds.
-fn seeds(count: u64, test: impl Fn(u64)) {
+fn seeds(count: u64, test: impl Fn(u64) + Sync) {
     let number = |name: &str| std::env::var(name).ok().map(|text| text.parse::<u64>().expect(name));
     let seeds = match number("LANDFALL_SEED") {
         Some(seed) => seed..seed + 1,
         None => 0..number("LANDFALL_SEEDS").unwrap_or(count),
     };
-    for seed in seeds {
-        if let Err(panic) = catch_unwind(AssertUnwindSafe(|| test(seed))) {
-            eprintln!("failed with LANDFALL_SEED={seed}");
-            resume_unwind(panic);
+    let next = AtomicU64::new(seeds.start);
+    let run = || {
+        loop {
+            let seed = next.fetch_add(1, Ordering::Relaxed);
+            if seed >= seeds.end {
+                return;
+            }
+            if let Err(panic) = catch_unwind(AssertUnwindSafe(|| test(seed))) {
+                eprintln!("failed with LANDFALL_SEED={seed}");
+                next.store(seeds.end, Ordering::Relaxed);
+                resume_unwind(panic);
+            }
         }
-    }
+    };
+    std::thread::scope(|scope| {
+        for _ in 1..available_parallelism().map_or(1, usize::from) {
+            scope.spawn(run);
+        }
+        run();
+    });
 }
 
 /// Nobody disturbs the LAN: each address that may be announced has one owner, and was last announced by it. (Whoever hears
 /// few of the others doesn't announce unasked what it had before.)
 fn check(world: &World) {
     let running = (0..world.nodes()).filter(|node| world.machine(*node).is_some()).count();
+    for node in 0..world.nodes() {
+        let dead = dead::dead(world, node).unwrap_or_default();
+        let wrong = (0..world.nodes()).find(|other| world.machine(*other).is_some() && dead.contains(&name(*other)));
+        assert_eq!(
+            wrong,
+            None,
+            "n{node} says that one is dead who is not, at {:?}\n{}",
+            world.now,
+            told(world, lb_ip(999))
+        );
+    }
     let company = world.nodes() == 1 || 2 * running > world.nodes();
     for (lb_ip, owners) in world.all_owners() {
         let possible = (0..world.nodes()).any(|node| world.may(node, lb_ip));
@@ -53,7 +83,7 @@ fn check(world: &World) {
             told(world, lb_ip)
         );
         for owner in owners {
-            assert!(world.may(owner, lb_ip), "{lb_ip} is owned by {owner}");
+            assert!(world.may(owner, lb_ip), "{lb_ip} is owned by {owner} at {:?}\n{}", world.now, told(world, lb_ip));
             // One that announced while it was cut off and then died told nobody. The refresh heals that.
             let Some(last) = world.last_to_announce(lb_ip).filter(|_| company) else { continue };
             assert_eq!(last, owner, "who announced {lb_ip} last, at {:?}\n{}", world.now, told(world, lb_ip));
@@ -76,25 +106,40 @@ fn sole_owners(world: &World) -> BTreeMap<IpAddr, usize> {
     world.all_owners().into_iter().map(|(lb_ip, owners)| (lb_ip, owners[0])).collect()
 }
 
+/// [`SETTLED`], where there are so many nodes that they say Hello less often.
+fn settles(nodes: usize) -> Duration {
+    SETTLED * u32::try_from(nodes.div_ceil(25)).expect("few nodes")
+}
+
 /// A LAN on which everything is settled.
 fn settled(seed: u64, nodes: usize, lb_ips: usize) -> World {
     let mut world = World::new(seed, nodes, lb_ips);
     world.start_all();
     world.pass(SETTLED);
+    // Of many that nobody ever had, one is asked for each millisecond.
+    world.pass(ms(lb_ips.saturating_sub(100) as u64));
     check(&world);
     world
 }
 
 #[test]
 fn whatever_happens_there_is_one_owner_afterwards_and_it_was_the_last_to_announce() {
-    seeds(60, |seed| {
+    seeds(2000, |seed| {
         let mut choice = Random::new(seed);
-        let nodes = 1 + choice.below(5);
+        // Large networks seldom, for they take long: one in a hundred has up to 20 nodes, one in five hundred up to 100.
+        let (most, rounds) = match seed % 500 {
+            17 => (100, 1),
+            n if n % 100 == 42 => (20, 2),
+            n if n % 10 == 3 => (8, 3),
+            _ => (5, 4),
+        };
+        let nodes = 1 + choice.below(most);
         let mut world = World::new(seed, nodes, 1 + choice.below(12));
+        let settled = settles(nodes);
         world.network = Network { loss: [0.0, 0.02][choice.below(2)], straggle: [0.0, 0.01][choice.below(2)] };
         world.acknowledgement = [ms(1), ms(400)][choice.below(2)];
         world.start_all();
-        for _ in 0..6 {
+        for _ in 0..rounds {
             for _ in 0..=choice.below(4) {
                 disturb(&mut world, &mut choice);
                 world.pass(choice.time(Duration::ZERO, ms(700)));
@@ -105,10 +150,11 @@ fn whatever_happens_there_is_one_owner_afterwards_and_it_was_the_last_to_announc
                 world.start(choice.below(nodes));
             }
             world.network.straggle = 0.0;
-            world.pass(ms(2000) + SETTLED);
+            // One that may not announce any more waits so long for somebody who is lonely.
+            world.pass(PATIENCE + settled);
             let before = world.all_owners();
             check(&world);
-            world.pass(ms(3000));
+            world.pass(ms(2000));
             check(&world);
             // With losses several packets in a row, and the others' word for their sender, are lost once in a long while.
             if world.network.loss == 0.0 {
@@ -124,7 +170,11 @@ fn whatever_happens_there_is_one_owner_afterwards_and_it_was_the_last_to_announc
 fn disturb(world: &mut World, choice: &mut Random) {
     let (node, other) = (choice.below(world.nodes()), choice.below(world.nodes()));
     let lb_ips = world.lb_ips();
-    match choice.below(12) {
+    let what = choice.below(13);
+    if std::env::var_os("LANDFALL_SEED").is_some() {
+        eprintln!("{:?}: disturbance {what}, n{node}, n{other}", world.now);
+    }
+    match what {
         0 | 1 => world.crash(node),
         2 | 3 => world.start(node),
         4 => world.stop(node),
@@ -133,6 +183,7 @@ fn disturb(world: &mut World, choice: &mut Random) {
         7 => world.cut(node, other, true),
         8 => world.part(&(0..world.nodes()).filter(|_| choice.happens(0.5)).collect()),
         9 => world.heal(),
+        12 => world.step_clock(node, choice.time(ms(10), Duration::from_secs(3600))),
         10 if !lb_ips.is_empty() => {
             let candidates: BTreeSet<usize> = (0..world.nodes()).filter(|_| choice.happens(0.6)).collect();
             world.want(lb_ips[choice.below(lb_ips.len())], Some(&candidates));
@@ -349,7 +400,8 @@ fn five_thousand_addresses_change_hands_at_once() {
     assert!(took <= WINDOW + ms(20), "it took {took:?}");
     let packets = world.packets;
     world.pass(Duration::from_secs(1));
-    assert!(world.packets - packets < 100, "claims are told over and over: {} packets", world.packets - packets);
+    // Forty are Hellos; what is new may be told twice.
+    assert!(world.packets - packets < 200, "claims are told over and over: {} packets", world.packets - packets);
     check(&world);
 }
 

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use lan::{LB_IP, LB_IP_V6, Lan};
 
 /// Generous: a figure is printed, and what it should be is for benchmarks to judge.
-const TAKEOVER: Duration = Duration::from_secs(2);
+const TAKEOVER: Duration = Duration::from_secs(20);
 
 #[test]
 fn exactly_one_node_answers_and_the_client_reaches_it() {
@@ -36,10 +36,15 @@ fn when_the_owner_is_cut_off_silently_another_node_answers_and_the_client_follow
         eprintln!("takeover {run}, until the client's neighbour entry has changed: {took:?}");
         assert!(took < TAKEOVER, "{took:?}");
         assert_eq!(lan.who_answers(LB_IP), [heir]);
+        for (n, node) in nodes.iter().enumerate() {
+            // Who hears nobody knows nothing.
+            node.tells_of_the_dead(if n == owner { &[] } else { std::slice::from_ref(&owner) });
+        }
 
         // Back on the LAN it finds itself outbid. Nothing moves.
         lan.heal(owner);
         nodes[owner].announces(LB_IP, false);
+        nodes.iter().for_each(|node| node.tells_of_the_dead(&[]));
         assert_eq!(lan.who_answers(LB_IP), [heir]);
         lan.neighbour_becomes(LB_IP, |mac| mac == heir);
     }

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::time::Duration;
 
-use super::{Ceding, Context, INSIST, Segment};
+use super::{Ceding, Context, Hears, INSIST, Segment};
 use crate::claims::Claim;
 use crate::events::Event;
 use crate::liveness::{self, Standing};
@@ -81,6 +81,11 @@ impl Segment {
         let takes = wanted.filter(|_| mine.is_none() && company != Company::Listening && is_free);
         let ceding = mine.and_then(|_| self.ceding(context, lb_ip, wanted?, preference));
         let heir = ceding.and(wanted).and_then(|wanted| self.heir(wanted, preference));
+        // Nobody ever had it: somebody else may, who is no peer.
+        let first = known.max(wanted.map_or(0, |wanted| wanted.epoch)) == 0 && mine.is_none();
+        // Where many are asked for, as many keep the others busy, whose turn comes first.
+        let queue = if first { self.strangers.queue(now) } else { Duration::ZERO };
+        let step_in = context.config.step_in(self.pace()) + queue;
         let verdict = ownership::decide(&View {
             now,
             mine: (mine, my_rank),
@@ -94,10 +99,8 @@ impl Segment {
             company,
             before: takes.map_or(0, |wanted| self.before(lb_ip, wanted, (preference, my_rank))),
             orphaned: self.orphans.get(&lb_ip).copied().flatten().unwrap_or(now),
-            step_in: context.config.step_in(self.pace()),
+            step_in,
         });
-        // Nobody ever had it: somebody else may, who is no peer.
-        let first = known.max(wanted.map_or(0, |wanted| wanted.epoch)) == 0 && mine.is_none();
         let asking = match verdict {
             Verdict::Claim(_) if first => self.strangers.wait(now, lb_ip),
             Verdict::Claim(_) | Verdict::Wait(_) | Verdict::Keep { .. } => None,
@@ -189,7 +192,7 @@ impl Segment {
         self.conflicts.remove(&lb_ip);
         self.greeting.changed(lb_ip);
         let Some(claim) = self.mine(lb_ip) else { return };
-        let cut_off = !self.in_company && !self.peers.is_empty();
+        let cut_off = self.company == Hears::Few && !self.peers.is_empty();
         if matches!(reason, Reason::Outbid | Reason::Ceded | Reason::Unheard) || cut_off {
             // Somebody else owns it, or will, who may not hear us now.
             self.own.insert(lb_ip, Claim { held: false, ..claim });
@@ -228,8 +231,8 @@ impl Segment {
             return Company::Listening;
         }
         let fresh = self.peers.values().filter(|peer| peer.standing == Standing::Alive && peer.liveness.is_fresh(now));
-        if self.in_company && !liveness::in_company(fresh.count(), self.peers.len()) && !self.is_alone(context, wanted)
-        {
+        let most = || liveness::in_company(fresh.count(), self.peers.len());
+        if self.company == Hears::Most && !most() && !self.is_alone(context, wanted) {
             // Who is cut off loses the others one after the other, in the order in which their last Hellos came. When the
             // first one is missed, the rest isn't company: they haven't been heard since either.
             return Company::Listening;
@@ -239,7 +242,7 @@ impl Segment {
 
     /// Whether enough others are heard to announce an address unasked.
     pub(super) fn is_backed(&self, context: &Context<'_>, wanted: Option<&Wanted>) -> bool {
-        self.in_company || self.is_alone(context, wanted)
+        self.company != Hears::Few || self.is_alone(context, wanted)
     }
 
     /// Whether nobody else may have an address, so that there is no one to miss.

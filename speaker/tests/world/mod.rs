@@ -232,6 +232,12 @@ impl World {
         self.happens(until, Happening::Wake(node));
     }
 
+    /// The clock of a node jumps: it was suspended, and it takes no time in the world.
+    pub fn step_clock(&mut self, node: usize, by: Duration) {
+        self.hosts[node].clock += by;
+        self.run_host(node, None);
+    }
+
     /// Nothing gets from `a` to `b` any more, or everything does.
     pub fn cut(&mut self, a: usize, b: usize, cut: bool) {
         self.cut[a][b] = cut;
@@ -271,6 +277,13 @@ impl World {
                 self.wanted.remove(&lb_ip);
             }
         }
+        (0..self.nodes()).for_each(|node| self.tell(node));
+    }
+
+    /// Many more addresses are wanted, which all nodes may announce.
+    pub fn want_many(&mut self, lb_ips: impl Iterator<Item = IpAddr>) {
+        let candidates: Arc<Candidates> = Arc::new((0..self.nodes()).map(name).collect());
+        self.wanted.extend(lb_ips.map(|lb_ip| (lb_ip, Wanted { candidates: Arc::clone(&candidates), epoch: 0 })));
         (0..self.nodes()).for_each(|node| self.tell(node));
     }
 
@@ -321,9 +334,9 @@ impl World {
         self.run_host(node, None);
     }
 
-    /// Somebody who is none of the nodes sends this frame to all of them.
+    /// Somebody who is none of the nodes sends this frame to all of them that clients can reach.
     pub fn inject(&mut self, channel: Channel, frame: &Arc<[u8]>) {
-        for to in 0..self.nodes() {
+        for to in (0..self.nodes()).filter(|to| !self.cut[self.nodes()][*to]).collect::<Vec<_>>() {
             let at = self.now + self.random.time(Duration::from_micros(20), Duration::from_micros(500));
             self.happens(at, Happening::Arrive(to, channel, Arc::clone(frame)));
         }
@@ -407,6 +420,11 @@ impl World {
         let seen = self.announced.get(&lb_ip)?;
         let host = &self.hosts[seen.node];
         (host.machine.is_some() && host.starts == seen.start).then_some(seen.node)
+    }
+
+    /// When a node announced `lb_ip` last, give or take 100 ms, whether or not anybody could hear it.
+    pub fn last_announced_by(&self, node: usize, lb_ip: IpAddr) -> Option<Duration> {
+        self.recently.get(&(node, lb_ip)).map(|(at, _)| *at)
     }
 
     /// Lets time pass.

@@ -1,7 +1,7 @@
 //! What a client on the LAN sees. Everything is sent from the client's namespace, to addresses of the cluster's own LAN.
 
 use std::collections::BTreeSet;
-use std::io::ErrorKind;
+use std::io::{ErrorKind, Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpStream};
 use std::time::Duration;
 
@@ -72,6 +72,21 @@ impl Lan {
             Err(ErrorKind::ConnectionRefused) => Ok(Connect::Refused),
             Err(_) => Ok(Connect::Silence),
         }
+    }
+
+    /// Asks over HTTP, as a load balancer in front would ask for health; returns the status and the whole answer.
+    pub fn http(&self, address: IpAddr, port: u16) -> Result<(u16, String)> {
+        let answer = self.host.run(|| -> std::io::Result<String> {
+            let mut stream = TcpStream::connect_timeout(&SocketAddr::new(address, port), PATIENCE)?;
+            stream.set_read_timeout(Some(PATIENCE))?;
+            stream.write_all(b"GET /healthz HTTP/1.1\r\nHost: node\r\nConnection: close\r\n\r\n")?;
+            let mut answer = String::new();
+            stream.read_to_string(&mut answer)?;
+            Ok(answer)
+        })?;
+        let answer = answer.with_context(|| format!("ask {address} port {port}"))?;
+        let status = answer.split(' ').nth(1).and_then(|status| status.parse().ok());
+        Ok((status.with_context(|| format!("no status in {answer:?}"))?, answer))
     }
 
     /// The MACs that answer ARP for `address`, asked three times by broadcast.

@@ -11,35 +11,14 @@ use crate::host::Host;
 impl Host {
     /// Asks a whoami over TCP, once, on a connection of its own.
     pub fn ask_tcp(&self, server: SocketAddr, within: Duration) -> Result<Answer> {
-        let line = self.run(|| -> io::Result<String> {
-            let start = Instant::now();
-            let mut stream = TcpStream::connect_timeout(&server, within)?;
-            let left = within.saturating_sub(start.elapsed()).max(Duration::from_millis(1));
-            stream.set_read_timeout(Some(left))?;
-            stream.write_all(b"who\n")?;
-            let mut line = String::new();
-            BufReader::new(stream).read_line(&mut line)?;
-            Ok(line)
-        })?;
-        Answer::parse(&line.with_context(|| format!("ask {server} over TCP from {}", self.name()))?)
+        let answer = self.run(|| Answer::over_tcp(server, within))?;
+        answer.with_context(|| format!("ask {server} over TCP from {}", self.name()))
     }
 
     /// Asks a whoami over UDP, once, from a socket of its own.
     pub fn ask_udp(&self, server: SocketAddr, within: Duration) -> Result<Answer> {
-        let line = self.run(|| -> io::Result<String> {
-            let any: SocketAddr = match server {
-                SocketAddr::V4(_) => (Ipv4Addr::UNSPECIFIED, 0).into(),
-                SocketAddr::V6(_) => (Ipv6Addr::UNSPECIFIED, 0).into(),
-            };
-            let socket = UdpSocket::bind(any)?;
-            socket.connect(server)?;
-            socket.set_read_timeout(Some(within))?;
-            socket.send(b"who\n")?;
-            let mut buffer = [0; 512];
-            let length = socket.recv(&mut buffer)?;
-            Ok(String::from_utf8_lossy(&buffer[..length]).into_owned())
-        })?;
-        Answer::parse(&line.with_context(|| format!("ask {server} over UDP from {}", self.name()))?)
+        let answer = self.run(|| Answer::over_udp(server, within))?;
+        answer.with_context(|| format!("ask {server} over UDP from {}", self.name()))
     }
 }
 
@@ -53,11 +32,45 @@ pub struct Answer {
 }
 
 impl Answer {
-    fn parse(line: &str) -> Result<Self> {
+    /// Asks from the network namespace of this thread, on a connection of its own.
+    ///
+    /// # Errors
+    /// If there is no answer in time: refused, or silence.
+    pub fn over_tcp(server: SocketAddr, within: Duration) -> io::Result<Self> {
+        let start = Instant::now();
+        let mut stream = TcpStream::connect_timeout(&server, within)?;
+        let left = within.saturating_sub(start.elapsed()).max(Duration::from_millis(1));
+        stream.set_read_timeout(Some(left))?;
+        stream.write_all(b"who\n")?;
+        let mut line = String::new();
+        BufReader::new(stream).read_line(&mut line)?;
+        Self::parse(&line)
+    }
+
+    /// The same, with a datagram from a socket of its own.
+    ///
+    /// # Errors
+    /// If there is no answer in time: refused, or silence.
+    pub fn over_udp(server: SocketAddr, within: Duration) -> io::Result<Self> {
+        let any: SocketAddr = match server {
+            SocketAddr::V4(_) => (Ipv4Addr::UNSPECIFIED, 0).into(),
+            SocketAddr::V6(_) => (Ipv6Addr::UNSPECIFIED, 0).into(),
+        };
+        let socket = UdpSocket::bind(any)?;
+        socket.connect(server)?;
+        socket.set_read_timeout(Some(within))?;
+        socket.send(b"who\n")?;
+        let mut buffer = [0; 512];
+        let length = socket.recv(&mut buffer)?;
+        Self::parse(&String::from_utf8_lossy(&buffer[..length]))
+    }
+
+    fn parse(line: &str) -> io::Result<Self> {
         let parsed = line
             .trim()
             .split_once(' ')
             .and_then(|(pod, client)| Some(Self { pod: pod.to_owned(), client: client.parse().ok()? }));
-        parsed.with_context(|| format!("{line:?} is not what a whoami says"))
+        let strange = || io::Error::new(io::ErrorKind::InvalidData, format!("{line:?} is not what a whoami says"));
+        parsed.ok_or_else(strange)
     }
 }

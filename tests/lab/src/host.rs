@@ -90,6 +90,18 @@ impl Host {
         })
     }
 
+    /// The network namespace of a pod on it whose `POD_NAME` is `pod`.
+    pub fn netns_of_pod(&self, pod: &str) -> Result<Namespace> {
+        let variable = format!("POD_NAME={pod}");
+        let is_its = |pid: &i32| {
+            let environment = fs::read(format!("/proc/{pid}/environ")).unwrap_or_default();
+            environment.split(|byte| *byte == 0).any(|entry| entry == variable.as_bytes())
+        };
+        let pid = self.group.pids().into_iter().find(is_its);
+        let pid = pid.with_context(|| format!("no process on {} says that it is pod {pod}", self.name()))?;
+        Namespace::of_process(pid).with_context(|| format!("enter the network namespace of pod {pod}"))
+    }
+
     /// Runs `work` in its network namespace, on a thread of its own. Sockets opened there stay usable outside.
     pub fn run<T: Send>(&self, work: impl FnOnce() -> T + Send) -> Result<T> {
         Ok(self.netns()?.run(work))

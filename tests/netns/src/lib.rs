@@ -77,6 +77,11 @@ impl Namespace {
         Ok(Self { handle: Arc::new(File::open(Self::path_of(name))?) })
     }
 
+    /// The namespace that a process is in.
+    pub fn of_process(pid: i32) -> io::Result<Self> {
+        Ok(Self { handle: Arc::new(File::open(format!("/proc/{pid}/ns/net"))?) })
+    }
+
     /// Takes the name away. The namespace itself goes with its last handle and its last process.
     /// No error if there is no such name.
     pub fn delete(name: &str) -> io::Result<()> {
