@@ -112,7 +112,10 @@ fn answer(ledger: &mut Ledger, series: &controller::effect::Series, services: &[
                     holders: vec![holder.clone()],
                     sharing_key: None,
                     reservation: None,
+                    quarantine: None,
                     announcers: vec![],
+                    first_announced: None,
+                    conflicts: vec![],
                 };
                 ledger.set_address(*address, Some(Arc::new(record)), false, now());
             }

@@ -4,7 +4,8 @@
 //! that is written down: that is [`crate::plan`]'s.
 //!
 //! What a Service holds it keeps, for as long as it is the same Service (by UID), ours, doesn't ask for anything else,
-//! and fits to those that it shares with: also when the pool is gone, or would not give it any more. What is new is
+//! and fits to those that it shares with: also when the pool is gone, or would not give it any more. Only what somebody
+//! else on the LAN turned out to use before it was announced for the first time it leaves ([`crate::conflicts`]). What is new is
 //! given in the order of [`Rank`], of one rank the oldest first (by creation, then namespace and name). So who asks for
 //! an address by name is not beaten to it by who would have taken any.
 //!
@@ -95,7 +96,7 @@ impl Ledger {
             Ok(wish) => wish,
             Err(refusal) => return Ok(refused(service, holdings, refusal)),
         };
-        let filled: Option<Vec<_>> = self.filled(service, &wish, &holdings).into_iter().collect();
+        let filled: Option<Vec<_>> = self.filled(service, &wish, &holdings, false).into_iter().collect();
         let targets = filled.ok_or(wish.rank())?.into_iter().map(|address| Target { address, how: How::Holds });
         Ok(allocation(service, holdings, targets.collect()))
     }
@@ -107,7 +108,7 @@ impl Ledger {
             Ok(wish) => wish,
             Err(refusal) => return refused(service, holdings, refusal),
         };
-        let filled = self.filled(service, &wish, &holdings);
+        let filled = self.filled(service, &wish, &holdings, false);
         let is_spare = |address: &IpAddr| !filled.contains(&Some(*address));
         let spare = holdings.live.iter().map(|record| record.address).filter(is_spare).collect();
         let mut search = Search { service, wish: &wish, found: Vec::new(), spare, now };
@@ -165,6 +166,13 @@ impl Ledger {
                 }
             }
         }
+        // Rather an address that somebody else uses than none: that one may go.
+        for (index, held) in self.filled(service, &wish, &holdings, true).into_iter().enumerate() {
+            let is_missing = targets[index].is_none() && wish.slots[index].address.is_none();
+            if let Some(address) = held.filter(|_| is_missing) {
+                targets[index] = Some(target((address, How::Holds)));
+            }
+        }
         let mut lacks = None;
         for index in missing(&targets) {
             let slot = wish.slots[index];
@@ -204,8 +212,8 @@ impl Ledger {
 
     /// For each slot of a wish the address that the Service has for it. Where it has several that would do (after a crash
     /// in the middle of a change, or when it asks for fewer than before), those that its status shows come first, so that
-    /// users see no change.
-    fn filled(&self, service: &Service, wish: &Wish<'_>, holdings: &Holdings) -> Vec<Option<IpAddr>> {
+    /// users see no change. What the Service should leave because somebody else uses it counts only if `all` do.
+    fn filled(&self, service: &Service, wish: &Wish<'_>, holdings: &Holdings, all: bool) -> Vec<Option<IpAddr>> {
         let suits = |record: &&Arc<Record>| {
             wish.pool.is_none_or(|pool| {
                 // Also when the pool has been edited since.
@@ -216,16 +224,19 @@ impl Ledger {
             .live
             .iter()
             .filter(suits)
-            .map(|record| (shown_at(service, record.address), record.address))
+            .map(|record| {
+                let is_to_leave = self.is_to_leave(service, record);
+                (is_to_leave, shown_at(service, record.address), record.address)
+            })
             .collect();
         live.sort();
         let mut filled = Vec::with_capacity(wish.slots.len());
         for slot in &wish.slots {
-            let fits = |address: &IpAddr| match slot.address {
+            let fits = |(is_to_leave, _, address): &&(bool, usize, IpAddr)| match slot.address {
                 Some(asked) => *address == asked,
-                None => Family::of(*address) == slot.family,
+                None => Family::of(*address) == slot.family && (all || !is_to_leave),
             };
-            filled.push(live.iter().map(|(_, address)| *address).find(fits));
+            filled.push(live.iter().find(fits).map(|(.., address)| *address));
         }
         filled
     }
@@ -317,6 +328,9 @@ impl Ledger {
         if record.deleting {
             return in_use(InUse::Withdrawn);
         }
+        if let Some(quarantine) = record.quarantine.as_ref().filter(|_| record.holders.is_empty()) {
+            return in_use(InUse::Stranger(quarantine.mac.clone()));
+        }
         if !is_reserved_for(record, &service.key) {
             return Err(Stop::Refused(Refusal::AddressReserved(address)));
         }
@@ -353,8 +367,7 @@ impl Ledger {
                 Some(clash) => return Err(Stop::Refused(Refusal::SharingConflict(address, other, clash))),
             }
         }
-        let is_reservation = record.reservation.is_some() || record.holders.is_empty();
-        if is_being_left || (staying == 0 && !is_reservation) {
+        if is_being_left || (staying == 0 && !record.is_reservation()) {
             return in_use(InUse::Withdrawn);
         }
         let joining = self.promised_to(address).filter(|other| **other != service.key).count();

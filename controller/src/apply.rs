@@ -96,7 +96,7 @@ impl Applier {
                 Effect::Delete { address, uid, resource_version } => {
                     self.delete(*address, uid, resource_version.as_ref()).await?
                 }
-                Effect::PatchService(patch) => self.patch_service(patch).await?,
+                Effect::PatchService(patch) | Effect::TellService(patch) => self.patch_service(patch).await?,
                 Effect::PatchPool(patch) => self.patch_pool(patch).await?,
                 Effect::Event(event) => self.tell(event),
             };
@@ -363,6 +363,7 @@ mod tests {
             sharing_key: Some("k".into()),
             pool: None,
             becomes_reservation: false,
+            quarantine: None,
         })
     }
 

@@ -4,7 +4,7 @@ use std::fmt;
 use std::net::IpAddr;
 
 use crds::service::Ingress;
-use crds::{Holder, IPAddressPoolStatus, Key, LoadBalancerIP, LoadBalancerIPSpec, address};
+use crds::{Holder, IPAddressPoolStatus, Key, LoadBalancerIP, LoadBalancerIPSpec, Quarantine, address};
 use k8s_openapi::api::core::v1::ObjectReference;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use kube::Resource;
@@ -16,7 +16,7 @@ impl Effect {
         match self {
             Self::Create { address, .. } | Self::Delete { address, .. } => Some(*address),
             Self::PatchAddress(patch) => Some(patch.address),
-            Self::PatchService(_) | Self::PatchPool(_) | Self::Event(_) => None,
+            Self::PatchService(_) | Self::TellService(_) | Self::PatchPool(_) | Self::Event(_) => None,
         }
     }
 }
@@ -51,6 +51,14 @@ pub struct Series {
     pub effects: Vec<Effect>,
 }
 
+impl Series {
+    /// Whether it only tells how things are that others have done, and nobody waits for it: what gives or takes an address
+    /// comes first.
+    pub fn can_wait(&self) -> bool {
+        matches!(self.effects.first(), Some(Effect::TellService(_)))
+    }
+}
+
 /// One write.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Effect {
@@ -79,6 +87,8 @@ pub enum Effect {
     },
     /// Write a Service's status and finalizers.
     PatchService(ServicePatch),
+    /// The same, where nothing changes but what is said of who announces its addresses.
+    TellService(ServicePatch),
     /// Write a pool's status.
     PatchPool(PoolPatch),
     /// Tell people.
@@ -100,6 +110,8 @@ pub struct AddressPatch {
     pub pool: Option<String>,
     /// Whether to write down that it is a reservation, of which only its emptiness told before.
     pub becomes_reservation: bool,
+    /// Why nobody is to get it from now on, where that is so.
+    pub quarantine: Option<Quarantine>,
 }
 
 /// What changes of a Service, in one write. What is `None` stays as it is.
@@ -181,6 +193,9 @@ impl AddressPatch {
         if self.becomes_reservation {
             spec["reservation"] = json!({});
         }
+        if let Some(quarantine) = &self.quarantine {
+            spec["quarantine"] = json!(quarantine);
+        }
         json!({"metadata": {"resourceVersion": self.resource_version}, "spec": spec})
     }
 }
@@ -240,6 +255,7 @@ mod tests {
             sharing_key: None,
             pool: None,
             becomes_reservation: false,
+            quarantine: None,
         };
         let body = json!({"metadata": {"resourceVersion": "7"}, "spec": {"services": [], "sharingKey": null}});
         assert_eq!(patch.body(), body);

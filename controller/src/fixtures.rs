@@ -82,7 +82,10 @@ pub(crate) fn record(address: &str, pool: &str, holders: &[&str]) -> (IpAddr, Ar
         holders: holders.iter().map(|name| holder(name)).collect(),
         sharing_key: None,
         reservation: None,
+        quarantine: None,
         announcers: vec![],
+        first_announced: None,
+        conflicts: vec![],
     };
     (record.address, Arc::new(record))
 }

@@ -18,7 +18,7 @@ use proptest::prelude::*;
 
 use crate::fixtures::{at, node, pool, service};
 use crate::live::Live;
-use crate::model::{Model, four, is_ours, six, universe};
+use crate::model::{Model, four, is_intruded, is_ours, is_unused, six, universe};
 use crate::plan::plan;
 use crate::world::{World, shows};
 
@@ -38,6 +38,10 @@ enum Step {
     Unrecord(IpAddr, bool),
     /// Records that wait are gone.
     Collect,
+    /// Somebody else on the LAN uses an address.
+    Intrude(IpAddr),
+    /// A node announces an address; or nobody does any more.
+    Announce(IpAddr, bool),
     /// A user reserves an address: for anybody, for a namespace, or for a Service.
     Reserve(IpAddr, Option<(u8, bool)>),
     /// A pool appears, changes or vanishes.
@@ -145,6 +149,8 @@ fn step() -> impl Strategy<Value = Step> {
         1 => address().prop_map(Step::IllegibleRecord),
         1 => (address(), any::<bool>()).prop_map(|(address, waits)| Step::Unrecord(address, waits)),
         1 => Just(Step::Collect),
+        4 => address().prop_map(Step::Intrude),
+        3 => (address(), proptest::bool::weighted(0.7)).prop_map(|(address, now)| Step::Announce(address, now)),
         2 => (address(), proptest::option::of((name(), any::<bool>()))).prop_map(|(a, to)| Step::Reserve(a, to)),
         6 => (0..4u8, proptest::option::weighted(0.85, edit())).prop_map(|(name, to)| Step::Pool(name, to)),
         1 => address().prop_map(Step::Node),
@@ -261,12 +267,26 @@ fn happen(world: &mut World, step: &Step, time: i64) {
         }
         Step::Illegible(n) if exists(world, n) => toggle(&mut world.snapshot.unreadable.services, key(*n)),
         Step::IllegibleRecord(address) => toggle(&mut world.snapshot.unreadable.addresses, *address),
+        Step::Intrude(address) => world.intrude(*address),
+        Step::Announce(address, true) => world.announce(*address),
+        Step::Announce(address, false) => world.silence(*address),
         Step::Unrecord(address, true) => world.edit_record(*address, |record| record.deleting = true),
         Step::Unrecord(address, false) => {
+            world.unrecorded.insert(*address);
             world.snapshot.addresses.remove(address);
             world.snapshot.unreadable.addresses.remove(address);
         }
-        Step::Collect => world.snapshot.addresses.retain(|_, record| !record.deleting),
+        Step::Collect => {
+            let gone: Vec<_> = world
+                .snapshot
+                .addresses
+                .values()
+                .filter(|record| record.deleting)
+                .map(|record| record.address)
+                .collect();
+            gone.iter().for_each(|address| drop(world.snapshot.addresses.remove(address)));
+            world.unrecorded.extend(gone);
+        }
         Step::Reserve(address, to) => {
             let whole = |(n, whole): (u8, bool)| Reservation {
                 namespace: Some(key(n).namespace),
@@ -346,7 +366,14 @@ fn check_kept(before: &World, step: &Step, after: &World) -> Result<(), TestCase
         let was_true = was.condition.as_ref().is_some_and(|condition| condition.starts_with("True"));
         let is_true = is.condition.as_ref().is_some_and(|condition| condition.starts_with("True"));
         if was_true || !is_true {
-            let lost: Vec<_> = was.held.iter().filter(|address| !is.held.contains(address)).collect();
+            // What somebody else uses and was never announced it may leave.
+            let may_leave = |address: &&String| {
+                let address: IpAddr = address.parse().expect("an address");
+                let record = &before.snapshot.addresses[&address];
+                is_intruded(record) || (matches!(step, Step::Intrude(a) if *a == address) && is_unused(record))
+            };
+            let lost = was.held.iter().filter(|address| !is.held.contains(address));
+            let lost: Vec<_> = lost.filter(|address| !may_leave(address)).collect();
             prop_assert!(lost.is_empty(), "{} lost {:?} by {:?}", old.key, lost, step);
             prop_assert!(is_true || !was_true, "{} was refused by {:?}: {:?}", old.key, step, is.condition);
         }

@@ -9,7 +9,9 @@ use std::sync::Arc;
 
 use crds::load_balancer_ip::MAX_HOLDERS;
 use crds::{Holder, Key, Record, Service};
+use jiff::Timestamp;
 
+use crate::conflicts;
 use crate::effect::{AddressPatch, Effect};
 use crate::ledger::{Leaving, Ledger};
 use crate::sharing::{self, Known, Standing, clash};
@@ -28,10 +30,15 @@ pub(crate) fn holder(service: &Service) -> Holder {
 
 impl Ledger {
     /// The write that makes the record of this address say who holds it, if it does not.
-    pub(crate) fn tidied(&mut self, address: IpAddr) -> Option<Effect> {
+    pub(crate) fn tidied(&mut self, address: IpAddr, now: Timestamp) -> Option<Effect> {
         let record = self.addresses.get(&address)?.clone();
         if record.deleting || self.unreadable.addresses.contains(&address) {
             return None;
+        }
+        if let Some(quarantine) = record.quarantine.as_ref().filter(|_| record.holders.is_empty()) {
+            let resource_version = Some(record.resource_version.clone());
+            let delete = Effect::Delete { address, uid: record.uid.clone(), resource_version };
+            return (conflicts::ends(quarantine) <= now).then_some(delete);
         }
         if let [holder] = record.holders.as_slice()
             && is_alone(&record)
@@ -86,8 +93,7 @@ impl Ledger {
                 staying.push(service);
             }
         }
-        let is_reservation = record.reservation.is_some() || record.holders.is_empty();
-        if holders.is_empty() && !is_reservation {
+        if holders.is_empty() && !record.is_reservation() {
             let resource_version = (!is_alone(&record)).then(|| record.resource_version.clone());
             return Some(Effect::Delete { address, uid: record.uid.clone(), resource_version });
         }
@@ -110,6 +116,7 @@ impl Ledger {
             sharing_key,
             pool,
             becomes_reservation,
+            quarantine: None,
         }))
     }
 }

@@ -12,6 +12,9 @@
 //! | a namespace's labels | its Services |
 //! | pools, nodes, gateways | all; but if only what is said of a pool has changed, only the pool |
 //! | a series came to its end | its subject |
+//! | who announces an address, or who else uses it | its holders |
+//! | advertisements, endpoints, nodes, pools | whose addresses nobody announces |
+//! | nobody has announced an address for some seconds | its holders |
 //!
 //! What a plan gives and no record has yet is promised: nobody else gets it, until its Service is looked at again, or
 //! the record is there.
@@ -20,9 +23,11 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use crds::{IPAddressPool, Key, Namespace, Network, Node, Record, Service};
+use crds::{Advertisement, EndpointSlice, IPAddressPool, Key, Namespace, Network, Node, Record, Service};
 use jiff::Timestamp;
 
+use crate::announced::Judge;
+use crate::conflicts;
 use crate::effect::{Series, Subject};
 use crate::free::Free;
 use crate::occupied::Occupied;
@@ -31,6 +36,7 @@ use crate::sharing::{self, Known, Standing};
 use crate::snapshot::{Snapshot, Unreadable};
 
 mod promises;
+mod unannounced;
 
 /// What is known.
 #[derive(Debug)]
@@ -41,8 +47,14 @@ pub struct Ledger {
     pub(crate) unreadable: Unreadable,
     pub(crate) namespaces: BTreeMap<String, Arc<Namespace>>,
     objects: BTreeMap<String, Arc<IPAddressPool>>,
-    nodes: BTreeMap<String, Arc<Node>>,
-    networks: BTreeMap<String, Arc<Network>>,
+    pub(crate) nodes: BTreeMap<String, Arc<Node>>,
+    pub(crate) networks: BTreeMap<String, Arc<Network>>,
+    pub(crate) advertisements: BTreeMap<String, Arc<Advertisement>>,
+    /// `None`: nobody has asked for them yet, and they cost memory.
+    pub(crate) slices: Option<BTreeMap<Key, Arc<EndpointSlice>>>,
+    wants_endpoints: bool,
+    /// Says why no node may announce an address.
+    pub(crate) judge: Option<Judge>,
 
     occupied: Occupied,
     pub(crate) pools: Pools,
@@ -67,6 +79,14 @@ pub struct Ledger {
     leaves: HashMap<Key, Vec<IpAddr>>,
     /// Services that want something that they have not.
     waiting: BTreeSet<Key>,
+    /// The addresses that nobody is to get, and until when.
+    pub(crate) quarantined: BTreeMap<IpAddr, Timestamp>,
+    /// Services that are to leave an address which nobody is to get then.
+    pub(crate) moving: BTreeSet<Key>,
+    /// Services with an address that nobody announces, and since when that is known.
+    pub(crate) unannounced: BTreeMap<Key, Timestamp>,
+    /// Those of them of whom nothing is said yet, by when it is time to.
+    graces: BTreeSet<(Timestamp, Key)>,
 
     pub(crate) dirty: Dirty,
     /// Subjects of which a series was planned that has not ended.
@@ -115,6 +135,10 @@ impl Ledger {
             objects: BTreeMap::new(),
             nodes: BTreeMap::new(),
             networks: BTreeMap::new(),
+            advertisements: BTreeMap::new(),
+            slices: None,
+            wants_endpoints: false,
+            judge: None,
             free: Free::new(&pools, []),
             occupied,
             pools,
@@ -129,6 +153,10 @@ impl Ledger {
             leaving: BTreeMap::new(),
             leaves: HashMap::new(),
             waiting: BTreeSet::new(),
+            quarantined: BTreeMap::new(),
+            moving: BTreeSet::new(),
+            unannounced: BTreeMap::new(),
+            graces: BTreeSet::new(),
             dirty: Dirty::default(),
             pending: BTreeSet::new(),
             busy: BTreeMap::new(),
@@ -163,6 +191,10 @@ impl Ledger {
     /// A pool is like this now, or is gone.
     pub fn set_pool(&mut self, name: &str, object: Option<Arc<IPAddressPool>>) {
         self.dirty.pools.insert(name.to_owned());
+        let labels = |object: &Arc<IPAddressPool>| object.metadata.labels.clone();
+        if self.objects.get(name).map(labels) != object.as_ref().map(labels) {
+            self.judge_again();
+        }
         let is_same_land = object.as_ref().is_some_and(|object| self.pools.renew(object));
         self.dirty.layout |= !is_same_land;
         match object {
@@ -179,6 +211,17 @@ impl Ledger {
         };
         let addresses = |node: &Option<Arc<Node>>| node.as_ref().map(|node| node.addresses.clone()).unwrap_or_default();
         self.dirty.occupied |= addresses(&old) != addresses(&node);
+        if old.is_some() != node.is_some() {
+            // The word of a node that is gone is none, and that of one that has come back is one again.
+            let says = |record: &&Arc<Record>| {
+                record.announcers.iter().any(|announcer| announcer.node == name)
+                    || record.conflicts.iter().any(|conflict| conflict.node == name)
+            };
+            self.dirty.services.extend(self.addresses.values().filter(says).flat_map(|record| holders(record)));
+        }
+        if old != node {
+            self.judge_again();
+        }
     }
 
     /// A node's network is like this now, or is gone.
@@ -188,6 +231,8 @@ impl Ledger {
             None => self.networks.remove(name),
         };
         self.dirty.occupied |= old != network;
+        // The first agent of all.
+        self.dirty.all |= old.is_none() && self.networks.len() == 1;
     }
 
     /// A namespace is like this now, or is gone.
@@ -262,10 +307,13 @@ impl Ledger {
         self.dirty.addresses.insert(address);
         let is_same = is_unreadable == was_unreadable
             && match (&old, &record) {
-                (Some(old), Some(new)) => is_same_but_for_announcers(old, new),
+                (Some(old), Some(new)) => is_same_but_for_status(old, new),
                 (old, new) => old.is_none() && new.is_none(),
             };
         if is_same {
+            if let Some(new) = record.filter(|new| old.is_none_or(|old| !is_said_the_same(&old, new))) {
+                self.dirty.services.extend(holders(&new));
+            }
             return;
         }
         old.iter().for_each(|old| self.unindex(old));
@@ -308,9 +356,13 @@ impl Ledger {
         for holder in &record.holders {
             self.count(record.address, &holder.namespace, true);
         }
+        if let Some(quarantine) = record.quarantine.as_ref().filter(|_| record.holders.is_empty()) {
+            self.quarantined.insert(record.address, conflicts::ends(quarantine));
+        }
     }
 
     fn unindex(&mut self, record: &Record) {
+        self.quarantined.remove(&record.address);
         for key in holders(record) {
             if let Some(held) = self.held.get_mut(&key) {
                 held.retain(|address| *address != record.address);
@@ -423,7 +475,8 @@ impl Ledger {
     }
 
     /// From here on another plan is made.
-    pub(crate) fn begin_plan(&mut self) {
+    pub(crate) fn begin_plan(&mut self, now: Timestamp) {
+        self.fall_due(now);
         self.standings.clear();
     }
 
@@ -555,13 +608,19 @@ fn is_same_to_others(old: &Service, new: &Service, default_class: bool) -> bool 
         && old.selector == new.selector
 }
 
-fn is_same_but_for_announcers(old: &Record, new: &Record) -> bool {
+fn is_same_but_for_status(old: &Record, new: &Record) -> bool {
     old.uid == new.uid
         && old.deleting == new.deleting
         && old.pool == new.pool
         && old.holders == new.holders
         && old.sharing_key == new.sharing_key
         && old.reservation == new.reservation
+        && old.quarantine == new.quarantine
+}
+
+/// Whether it is said of both that the same nodes announce them, and the same strangers use them.
+fn is_said_the_same(old: &Record, new: &Record) -> bool {
+    old.announcers == new.announcers && old.first_announced == new.first_announced && old.conflicts == new.conflicts
 }
 
 fn remove<K: std::hash::Hash + Eq>(index: &mut HashMap<K, BTreeSet<IpAddr>>, key: &K, address: &IpAddr) {

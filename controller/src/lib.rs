@@ -14,24 +14,28 @@
 //! | [`intervals`], `numbering`, [`few`] | sets of addresses that cost nothing; lists that people can read |
 //! | `wishes`, `sharing` | what a Service wants; which Services may share an address |
 //! | `allocation` | who gets which address, and who keeps, gives up or is refused |
+//! | `conflicts` | whose address somebody else on the LAN uses, and what becomes of that |
 //! | `settled` | about whom there is nothing to decide |
 //! | [`refusal`] | why a Service doesn't get what it asks for, with the fix |
 //! | `pool_status`, `service_status` | what is said of a pool, and of a Service |
+//! | [`announced`] | what is said of who announces a Service's addresses, and why nobody does |
 //! | [`mod@plan`], `holders`, [`effect`] | what is to be written, as data; about Services, and about shared addresses |
-//! | `queue`, `pace` | what is to begin next; when something may be tried again |
+//! | `queue`, `pace`, `leisure` | what is to begin next; when something may be tried again; when there is time to tell |
 //! | [`metrics`], `latency`, `repeats` | numbers for Prometheus; which events are told again and again |
 //! | `lease`, `election` | who of several controllers leads; taking part in that |
 //! | `stores`, `apply`, `report` | what is known; doing what was planned; telling people |
 //! | [`mod@run`] | the loop |
 //!
-//! What it needs to be allowed to do: list and watch Services, Namespaces, Nodes, NodeNetworks, IPAddressPools and
-//! LoadBalancerIPs; get Services, IPAddressPools and LoadBalancerIPs; patch `services/status` and `ipaddresspools/status`;
+//! What it needs to be allowed to do: list and watch Services, EndpointSlices, Namespaces, Nodes, NodeNetworks,
+//! IPAddressPools, L2Advertisements and LoadBalancerIPs; get Services, IPAddressPools and LoadBalancerIPs; patch `services/status` and `ipaddresspools/status`;
 //! create, patch and delete LoadBalancerIPs; create events (events.k8s.io); get, watch, create and patch the Lease.
 
 #![forbid(unsafe_code)]
 
 mod allocation;
+pub mod announced;
 mod apply;
+mod conflicts;
 pub mod effect;
 mod election;
 mod fence;
@@ -46,6 +50,7 @@ pub mod intervals;
 mod latency;
 mod lease;
 pub mod ledger;
+mod leisure;
 #[cfg(test)]
 mod live;
 pub mod metrics;
@@ -74,6 +79,7 @@ mod wishes;
 #[cfg(test)]
 mod world;
 
+pub use announced::{Circumstances, Nowhere};
 pub use election::Election;
 pub use ledger::Ledger;
 pub use metrics::Metrics;

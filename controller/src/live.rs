@@ -156,7 +156,7 @@ impl Live {
                     self.hear_of(2, &address.to_string(), world, now);
                 }
                 match effect {
-                    Effect::PatchService(patch) => {
+                    Effect::PatchService(patch) | Effect::TellService(patch) => {
                         self.hear_of(1, &patch.key.to_string(), world, now);
                     }
                     Effect::PatchPool(patch) => self.hear_of(0, &patch.name, world, now),

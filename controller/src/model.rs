@@ -31,6 +31,16 @@ pub(crate) fn is_ours(service: &Service) -> bool {
     !service.deleting && service.is_load_balancer && service.class.is_none()
 }
 
+/// Whether an address was never announced, so that nobody can be using it.
+pub(crate) fn is_unused(record: &Record) -> bool {
+    record.first_announced.is_none() && record.announcers.is_empty()
+}
+
+/// Whether somebody else uses an address that was never announced.
+pub(crate) fn is_intruded(record: &Record) -> bool {
+    is_unused(record) && record.conflicts.iter().any(|conflict| conflict.held_back)
+}
+
 /// A cluster, seen with the eyes of the rules.
 pub(crate) struct Model<'a> {
     snapshot: &'a Snapshot,
@@ -140,7 +150,7 @@ impl<'a> Model<'a> {
             reservation.namespace.as_ref().is_some_and(|namespace| *namespace != service.key.namespace)
                 || reservation.service.as_ref().is_some_and(|name| *name != service.key.name)
         });
-        if record.deleting || is_reserved_for_others {
+        if record.deleting || is_reserved_for_others || record.quarantine.is_some() {
             return false;
         }
         if record.holders.is_empty() {
@@ -170,13 +180,22 @@ impl<'a> Model<'a> {
         !held.contains(&address) && held.len() + 2 > most as usize
     }
 
+    /// Whether a Service that takes any address should have another one than this.
+    fn should_leave(&self, service: &Service, record: &Record) -> bool {
+        let is_alone = record.holders.len() == 1 && record.sharing_key.is_none() && record.reservation.is_none();
+        let quarantined = || self.snapshot.addresses.values().filter_map(|record| record.quarantine.as_ref());
+        let moves = quarantined().filter(|quarantine| quarantine.service.uid == service.uid).count();
+        is_alone && is_intruded(record) && moves < 3 && quarantined().count() < 16
+    }
+
     /// What must be true of every record.
     fn check_records(&self) -> Result<(), TestCaseError> {
         for (address, record) in &self.snapshot.addresses {
             if record.deleting || self.snapshot.unreadable.addresses.contains(address) {
                 continue;
             }
-            prop_assert!(!record.holders.is_empty() || !record.uid.starts_with("record"), "{address} is nobody's");
+            let is_own = record.uid.starts_with("record") && record.quarantine.is_none();
+            prop_assert!(!record.holders.is_empty() || !is_own, "{address} is nobody's");
             let mut sharing = Vec::new();
             for holder in &record.holders {
                 let key = Key::new(&holder.namespace, &holder.name);
@@ -257,6 +276,10 @@ impl<'a> Model<'a> {
                     shown.iter().copied().find(|a| Family::of(*a) == *family && held.contains(a) && is_of_pool(a));
                 let of_family = || universe().filter(|address| Family::of(*address) == *family);
                 let could = of_family().find(|address| self.could_have(service, *address, false));
+                let leaves = has.filter(|address| self.should_leave(service, &snapshot.addresses[address]));
+                if let (Some(address), Some(other)) = (leaves, could) {
+                    prop_assert!(!is_true, "{key} could have {other} instead of {address}, which somebody else uses");
+                }
                 match has {
                     Some(address) => expected.push(address),
                     None if index < required => {

@@ -10,12 +10,13 @@
 //!   provisioning: a record of our own serves the same end, and doesn't cost a write more).
 //! - Release: the LoadBalancerIP is deleted, so that nobody announces the address any more, then status and finalizer
 //!   are cleared (KEP-980).
-//! - Change to another address: the new one is taken and shown before the old one is withdrawn.
+//! - Change to another address: the new one is taken and shown before the old one is withdrawn, or put into quarantine.
 //!
 //! Addresses that several hold, or that are reserved, are subjects of their own: a Service comes to such a record, or
 //! leaves it, in one write of that record, and what its status says follows in the next plan; or precedes it, in a change
 //! to another address.
 
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use crds::condition::without_ours;
@@ -28,7 +29,7 @@ use crate::allocation::{Allocation, How};
 use crate::effect::{Effect, Event, PoolPatch, Series, ServicePatch, Subject, pool_reference};
 use crate::holders::{holder, is_alone};
 use crate::ledger::{Dirty, Leaving, Ledger};
-use crate::pool_status::{self, Holders};
+use crate::pool_status::{self, Holders, Strange};
 use crate::pools::Pool;
 use crate::service_status::{condition, event, is_from, is_told, mentions, repaired, says_it_has_one, shows};
 use crate::sharing;
@@ -53,7 +54,7 @@ pub fn plan(snapshot: &Snapshot) -> Plan {
 impl Ledger {
     /// What is to be written about whatever has changed since the last plan.
     pub fn plan(&mut self, now: Timestamp) -> Plan {
-        self.begin_plan();
+        self.begin_plan(now);
         self.refresh(now);
         let mut plan = Plan::default();
         let services = self.take_services(&mut plan, now);
@@ -64,6 +65,8 @@ impl Ledger {
             if !self.is_served(&service) {
                 self.set_leaving(&service.key, []);
                 self.set_waiting(&service.key, false);
+                self.set_unannounced(&service.key, false, now);
+                self.moving.remove(&service.key);
                 others.push(service);
                 continue;
             }
@@ -82,7 +85,7 @@ impl Ledger {
                 self.dirty.addresses.insert(address);
                 continue;
             }
-            let effects = self.tidied(address).into_iter().collect();
+            let effects = self.tidied(address, now).into_iter().collect();
             self.emit(&mut plan, Subject::Address(address), effects);
         }
         for service in others {
@@ -90,7 +93,11 @@ impl Ledger {
             self.emit(&mut plan, Subject::Service(service.key.clone()), effects);
         }
         for allocation in served {
-            let effects = self.allocated(&allocation, now);
+            self.note_unannounced(&allocation, now);
+            let mut effects = self.allocated(&allocation, now);
+            if effects.is_empty() && !is_pending(&allocation) {
+                effects = self.told(&allocation, now);
+            }
             self.emit(&mut plan, Subject::Service(allocation.service.key.clone()), effects);
         }
         for name in std::mem::take(&mut self.dirty.pools) {
@@ -133,9 +140,11 @@ impl Ledger {
     fn check_settled(&mut self, now: Timestamp) {
         for service in self.services.values().filter(|service| self.is_settled(service)).cloned().collect::<Vec<_>>() {
             let allocation = self.kept(&service).expect("it needs nothing");
-            let effects = self.allocated(&allocation, now);
+            self.note_unannounced(&allocation, now);
+            let (mut effects, told) = (self.allocated(&allocation, now), self.told(&allocation, now));
+            effects.extend(told);
             assert!(
-                effects.is_empty() && allocation.gives_up.is_empty(),
+                effects.is_empty() && allocation.gives_up.is_empty() && !self.unannounced.contains_key(&service.key),
                 "{} is not settled: {effects:?}",
                 service.key
             );
@@ -163,6 +172,8 @@ impl Ledger {
             None => {
                 self.set_leaving(key, []);
                 self.set_waiting(key, false);
+                self.set_unannounced(key, false, now);
+                self.moving.remove(key);
                 self.emit(plan, subject, Vec::new());
             }
         }
@@ -188,8 +199,16 @@ impl Ledger {
         for target in allocation.targets.iter().filter(|target| target.how == How::Join) {
             self.dirty.addresses.insert(target.address);
         }
+        if allocation.gives_up.iter().any(|record| is_alone(record) && self.intruder(record).is_some()) {
+            self.moving.insert(key.clone());
+        } else {
+            self.moving.remove(key);
+        }
         // Who is to come to a record waits as well: its holders may change before it does.
-        let waits = is_pending(&allocation) || allocation.refusal.is_some() || allocation.lacks.is_some();
+        let waits = is_pending(&allocation)
+            || allocation.refusal.is_some()
+            || allocation.lacks.is_some()
+            || allocation.targets.iter().any(|target| self.would_leave(&allocation.service, target.address));
         self.set_waiting(key, waits);
         allocation
     }
@@ -258,10 +277,24 @@ impl Ledger {
         } else {
             is_repair.then(|| Effect::Event(repaired(service, addresses())))
         };
-        let patch = changed.of(service).into_iter().chain(told);
+        let mut patch = Vec::new();
+        if let Some(mut changed) = changed.of(service) {
+            // What is to be said besides costs no further write.
+            let conditions = changed.conditions.as_deref().unwrap_or(&service.conditions);
+            let (conditions, retold) = self.retold(allocation, conditions, now);
+            changed.conditions = conditions.or(changed.conditions);
+            patch.push(Effect::PatchService(changed));
+            patch.extend(retold.map(Effect::Event));
+        }
+        patch.extend(told);
         if has_any {
             effects.extend(patch);
-            effects.extend(withdrawn(&allocation.gives_up));
+            for record in &allocation.gives_up {
+                match self.quarantined(service, record, now) {
+                    Some(quarantined) => effects.extend(quarantined),
+                    None => effects.extend(withdrawn(std::slice::from_ref(record))),
+                }
+            }
         } else {
             effects.extend(withdrawn(&allocation.gives_up));
             if is_withdrawn_here(&allocation.gives_up) {
@@ -300,7 +333,7 @@ impl Ledger {
             ingress: (service.is_load_balancer && left.len() < service.ingress.len()).then_some(left),
             conditions: has_conditions.then_some(others),
         };
-        effects.extend(changes.of(service));
+        effects.extend(changes.of(service).map(Effect::PatchService));
         effects
     }
 
@@ -312,7 +345,11 @@ impl Ledger {
             let unreadable = ranges().flat_map(|range| self.unreadable.addresses.range(range));
             Holders::new(records.map(|(_, record)| &**record), unreadable.count())
         };
-        let status = pool_status::status(pool, &self.free.counts(pool), holders, now);
+        let of_pool = |address: &&IpAddr| self.pools.pool_of(**address).is_some_and(|own| own.index == pool.index);
+        let mac = |address: &IpAddr| Some(self.addresses.get(address)?.quarantine.as_ref()?.mac.clone());
+        let strange = |address: &IpAddr| Some(Strange { address: *address, mac: mac(address)? });
+        let strangers = self.quarantined.keys().filter(of_pool).filter_map(strange).collect();
+        let status = pool_status::status(pool, &self.free.counts(pool), holders, &strangers, now);
         let old = pool.object.status.as_ref();
         if old == Some(&status) {
             return Vec::new();
@@ -363,7 +400,7 @@ struct Changes {
 
 impl Changes {
     /// The one write that makes it so; none if it is.
-    fn of(self, service: &Service) -> Option<Effect> {
+    fn of(self, service: &Service) -> Option<ServicePatch> {
         let finalizers = (self.finalizer != service.has_finalizer()).then(|| {
             let others = service.finalizers.iter().filter(|finalizer| *finalizer != FINALIZER).cloned();
             others.chain(self.finalizer.then(|| FINALIZER.to_owned())).collect()
@@ -371,13 +408,13 @@ impl Changes {
         if finalizers.is_none() && self.ingress.is_none() && self.conditions.is_none() {
             return None;
         }
-        Some(Effect::PatchService(ServicePatch {
+        Some(ServicePatch {
             key: service.key.clone(),
             resource_version: service.resource_version.clone(),
             finalizers,
             ingress: self.ingress,
             conditions: self.conditions,
-        }))
+        })
     }
 }
 

@@ -5,6 +5,7 @@
 
 use std::collections::BTreeSet;
 use std::fmt;
+use std::net::IpAddr;
 
 use crds::condition::{Desired, Status};
 use crds::service::Family;
@@ -16,6 +17,10 @@ use crate::few::Few;
 use crate::free::Counts;
 use crate::intervals::{ByFamily, FAMILIES};
 use crate::pools::{LeftOut, Overlap, Pool};
+
+/// The condition that says which addresses nobody gets because somebody else on the LAN uses them; there only as long as
+/// there are any.
+const CONFLICT: &str = "Conflict";
 
 /// The condition that says whether a draining pool is empty.
 const DRAINED: &str = "Drained";
@@ -30,6 +35,20 @@ pub(crate) struct Holders {
     services: BTreeSet<Key>,
     /// Addresses that nobody can say who has: their LoadBalancerIPs can't be read.
     unreadable: usize,
+}
+
+/// An address that somebody else on the LAN uses.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct Strange {
+    pub(crate) address: IpAddr,
+    /// Who uses it.
+    pub(crate) mac: String,
+}
+
+impl fmt::Display for Strange {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} by {}", self.address, self.mac)
+    }
 }
 
 impl Holders {
@@ -50,18 +69,22 @@ pub(crate) fn status(
     pool: &Pool,
     counts: &ByFamily<Counts>,
     holders: impl FnOnce() -> Holders,
+    strangers: &Few<Strange>,
     now: Timestamp,
 ) -> IPAddressPoolStatus {
     let old = pool.object.status.as_ref();
     let holders = pool.object.spec.drain.then(holders);
     let mut conditions = old.map(|status| status.conditions.clone()).unwrap_or_default();
-    for desired in conditions_of(pool, counts, holders.as_ref()) {
+    for desired in conditions_of(pool, counts, holders.as_ref(), strangers) {
         if !desired.is_in(&conditions) {
             conditions = desired.set_in(&conditions, now);
         }
     }
     if holders.is_none() {
         conditions.retain(|condition| condition.type_ != DRAINED);
+    }
+    if strangers.is_empty() {
+        conditions.retain(|condition| condition.type_ != CONFLICT);
     }
     let written = |number: u128| i64::try_from(number).unwrap_or(i64::MAX);
     let held_by = holders.iter().flat_map(|holders| &holders.services).take(MAX_HELD_BY);
@@ -92,13 +115,19 @@ pub(crate) fn warnings<'a>(
             ("Ready", "False", _) => Some(("NotReady", condition)),
             ("Overlap", "True", _) => Some(("Overlap", condition)),
             ("Exhausted", "True", _) => Some(("Exhausted", condition)),
+            (CONFLICT, "True", _) => Some(("AddressConflict", condition)),
             _ => None,
         }
     })
 }
 
-/// `Ready`, `Overlap` and `Exhausted`, and of a draining pool `Drained`.
-fn conditions_of(pool: &Pool, counts: &ByFamily<Counts>, holders: Option<&Holders>) -> Vec<Desired> {
+/// `Ready`, `Overlap` and `Exhausted`, of a draining pool `Drained`, and `Conflict` where there is one.
+fn conditions_of(
+    pool: &Pool,
+    counts: &ByFamily<Counts>,
+    holders: Option<&Holders>,
+    strangers: &Few<Strange>,
+) -> Vec<Desired> {
     let desired = |type_, (status, reason, message)| Desired {
         type_,
         status,
@@ -112,6 +141,13 @@ fn conditions_of(pool: &Pool, counts: &ByFamily<Counts>, holders: Option<&Holder
         desired("Exhausted", exhausted(counts)),
     ];
     conditions.extend(holders.map(|holders| desired(DRAINED, drained(holders))));
+    if !strangers.is_empty() {
+        let message = format!(
+            "nobody gets these addresses for some minutes, because others on the LAN were found to use them: {strangers}; \
+             find these machines, or leave the addresses out (spec.exclude)"
+        );
+        conditions.push(desired(CONFLICT, (Status::True, "AddressConflict", message)));
+    }
     conditions
 }
 
@@ -245,7 +281,7 @@ mod tests {
         let pools = Pools::new(pools, occupied);
         let free = Free::new(&pools, used.iter().map(|text| ip(text)));
         let held = || Holders::new([], 0);
-        pools.iter().map(|pool| status(pool, &free.counts(pool), held, at(9))).collect()
+        pools.iter().map(|pool| status(pool, &free.counts(pool), held, &Few::default(), at(9))).collect()
     }
 
     /// The conditions as `Type=Status Reason: message`.
@@ -396,7 +432,7 @@ mod tests {
         let free = Free::new(&pools, []);
         let lan = pools.get("lan").expect("a pool");
         let said = |held: Holders| {
-            let status = status(lan, &free.counts(lan), || held, at(9));
+            let status = status(lan, &free.counts(lan), || held, &Few::default(), at(9));
             (lines(&status).pop().expect("Drained"), status.held_by)
         };
         let many: Vec<_> = (0..130).map(|number| format!("s{number:03}")).collect();

@@ -63,6 +63,8 @@ pub enum InUse {
     Unknown,
     /// It was somebody's, and is being withdrawn.
     Withdrawn,
+    /// It is that of somebody on the LAN, by MAC address.
+    Stranger(String),
 }
 
 impl Refusal {
@@ -153,6 +155,7 @@ impl fmt::Display for Refusal {
                     InUse::Node(node) => write!(f, "is the address of node {node}")?,
                     InUse::Gateway(node) => write!(f, "is the address of the gateway of node {node}")?,
                     InUse::Unknown => write!(f, "is taken: see kubectl get lbip {}", crds::address::name(*address))?,
+                    InUse::Stranger(mac) => write!(f, "was found to be used by {mac} on the LAN")?,
                     InUse::Withdrawn => f.write_str("is being withdrawn: it will be given as soon as it is free")?,
                 }
                 if *by != InUse::Withdrawn {

@@ -1,7 +1,7 @@
 //! The loop: wake, tell the ledger what changed, plan, apply.
 //!
 //! ```text
-//! watches (6 tasks) --feed--> stores --wake--> the loop --series--> tasks (at most CONCURRENCY) --answers--> stores
+//! watches (7 tasks) --feed--> stores --wake--> the loop --series--> tasks (at most CONCURRENCY) --answers--> stores
 //!                                                |  ^                                              |
 //!                                                |  +--------------- done, or failed --------------+
 //!                                                +--events--> report (1 task)
@@ -31,11 +31,13 @@ use tokio::sync::{mpsc, oneshot, watch as channel};
 use tokio::task::{JoinError, JoinSet};
 use tokio::time::{Instant, sleep_until, timeout};
 
+use crate::announced::Judge;
 use crate::apply::{Applier, Failure, Progress};
 use crate::effect::{Event, Series, Subject, pool_reference, service_reference};
 use crate::election::{Election, Mandate, elect};
 use crate::latency::Waiting;
 use crate::ledger::Ledger;
+use crate::leisure::Leisure;
 use crate::metrics::Metrics;
 use crate::pace::{Notable, Paces};
 use crate::plan::Plan;
@@ -45,6 +47,9 @@ use crate::stores::Stores;
 
 /// Series under way at a time: enough to keep an API server busy, and less than its limit for one client's writes.
 const CONCURRENCY: usize = 64;
+
+/// Of these so many that only tell how things are.
+const TELLING: usize = 8;
 
 /// A plan that takes no longer than this is followed by the next one at once: at that rate planning is not what the
 /// processor is busy with.
@@ -68,11 +73,13 @@ pub struct Config {
     pub election: Option<Election>,
     /// Where the numbers go.
     pub metrics: Metrics,
+    /// Says why no node may announce an address. `None`: that is never said.
+    pub judge: Option<Judge>,
 }
 
 impl Default for Config {
     fn default() -> Self {
-        Self { default_class: true, election: None, metrics: Metrics::default() }
+        Self { default_class: true, election: None, metrics: Metrics::default(), judge: None }
     }
 }
 
@@ -126,6 +133,11 @@ pub async fn run(client: Client, config: Config, shutdown: impl Future<Output = 
         let stores = stores.clone();
         helpers.spawn(async move { match watch(client, source::node_networks(), stores.networks).await {} });
     }
+    {
+        let client = client.clone();
+        let stores = stores.clone();
+        helpers.spawn(async move { match watch(client, source::l2_advertisements(), stores.advertisements).await {} });
+    }
     let (office, mut leading) = channel::channel(config.election.is_none().then(Mandate::unlimited));
     helpers.spawn(report::report(client.clone(), instance(), incoming, leading.clone(), metrics.clone()));
     let (resign, resigned) = oneshot::channel();
@@ -141,6 +153,8 @@ pub async fn run(client: Client, config: Config, shutdown: impl Future<Output = 
     };
     let mut in_office = work(leading.borrow_and_update().clone());
     let mut ledger = Ledger::new(config.default_class);
+    ledger.judge = config.judge;
+    let mut watches_slices = false;
     let mut waiting = Waiting::default();
     let mut shutdown = pin!(shutdown);
     // When there is something new to plan from, and since when the next plan may be made.
@@ -166,13 +180,18 @@ pub async fn run(client: Client, config: Config, shutdown: impl Future<Output = 
             let took = began.elapsed();
             metrics.planned(took);
             not_before = Instant::now() + if took > BRIEF { took * PAUSE_PER_PLAN } else { Duration::ZERO };
+            if ledger.wants_slices() && !std::mem::replace(&mut watches_slices, true) {
+                let (client, slices) = (client.clone(), stores.slices.clone());
+                helpers.spawn(async move { match watch(client, source::endpoint_slices(), slices).await {} });
+            }
         } else if in_office.is_none() {
             is_stale = false;
         }
+        let due = ledger.alarm().filter(|_| in_office.is_some() && !is_stale).map(in_time);
         let alarm = in_office.as_mut().and_then(|work| {
             work.begin(&mut ledger);
             let planning = (is_stale && is_known).then_some(not_before);
-            planning.into_iter().chain(work.alarm()).min()
+            planning.into_iter().chain(work.alarm()).chain(due).min()
         });
         tokio::select! {
             () = &mut shutdown => break,
@@ -182,7 +201,9 @@ pub async fn run(client: Client, config: Config, shutdown: impl Future<Output = 
                 is_stale = true;
             }
             // Time for the next plan, or for what waits in this one.
-            () = sleep_until(alarm.unwrap_or_else(Instant::now)), if alarm.is_some() => {}
+            () = sleep_until(alarm.unwrap_or_else(Instant::now)), if alarm.is_some() => {
+                is_stale |= due.is_some_and(|due| due <= Instant::now());
+            }
             Ok(()) = leading.changed() => {
                 in_office = work(leading.borrow_and_update().clone());
                 ledger.start_over(Timestamp::now());
@@ -201,6 +222,12 @@ pub async fn run(client: Client, config: Config, shutdown: impl Future<Output = 
         ended?;
     }
     Ok(())
+}
+
+/// When that time comes, a moment later so that it has come.
+fn in_time(at: Timestamp) -> Instant {
+    let left = Duration::try_from(at.duration_since(Timestamp::now())).unwrap_or_default();
+    Instant::now() + left + Duration::from_millis(1)
 }
 
 /// Waits for one series under way to end. Never returns if there is none. Cancel safe.
@@ -223,6 +250,9 @@ struct Work {
     /// What has not begun.
     queue: Queue,
     under_way: BTreeSet<Subject>,
+    /// Those of them that only tell how things are.
+    telling: BTreeSet<Subject>,
+    leisure: Leisure,
     tasks: JoinSet<(Subject, Result<Progress, Failure>)>,
     paces: Paces,
     /// When to forget something next.
@@ -231,8 +261,10 @@ struct Work {
 
 impl Work {
     fn new(applier: Applier) -> Self {
-        let (queue, under_way, tasks, paces) = Default::default();
-        Self { applier, queue, under_way, tasks, paces, forgetting: Instant::now() + FORGETTING }
+        let (queue, under_way, telling, tasks, paces) = Default::default();
+        let now = Instant::now();
+        let (leisure, forgetting) = (Leisure::new(now.into_std()), now + FORGETTING);
+        Self { applier, queue, under_way, telling, leisure, tasks, paces, forgetting }
     }
 
     /// Takes over a new plan.
@@ -251,8 +283,16 @@ impl Work {
     fn begin(&mut self, ledger: &mut Ledger) {
         let now = Instant::now().into_std();
         while self.tasks.len() < CONCURRENCY
-            && let Some(series) = self.queue.next(now, |subject| self.paces.held_until(subject, now))
+            && let may_tell = self.telling.len() < TELLING
+            && self.leisure.is_there(now)
+            && let Some(series) = self.queue.next(now, may_tell, |subject| self.paces.held_until(subject, now))
         {
+            if series.can_wait() {
+                self.leisure.spend();
+                self.telling.insert(series.subject.clone());
+            } else {
+                self.leisure.interrupt(now);
+            }
             ledger.begins(&series);
             self.under_way.insert(series.subject.clone());
             self.spawn(series);
@@ -269,7 +309,10 @@ impl Work {
 
     /// When something that waits for its time may begin, if there is room for it.
     fn alarm(&self) -> Option<Instant> {
-        self.queue.alarm().filter(|_| self.tasks.len() < CONCURRENCY).map(Instant::from_std)
+        let leisure = (self.queue.waits_for_leisure() && self.telling.len() < TELLING)
+            .then(|| self.leisure.next(Instant::now().into_std()));
+        let next = self.queue.alarm().into_iter().chain(leisure).min();
+        next.filter(|_| self.tasks.len() < CONCURRENCY).map(Instant::from_std)
     }
 
     /// Waits for one series under way to end, draws the conclusions, and says what it was about. Never returns if there is
@@ -278,6 +321,7 @@ impl Work {
         let Some(ended) = self.tasks.join_next().await else { return std::future::pending().await };
         let (subject, result) = ended?;
         self.under_way.remove(&subject);
+        let was_told = self.telling.remove(&subject);
         let success = matches!(result, Ok(Progress::Done));
         let notable = self.paces.ended(&subject, success, Instant::now().into_std(), jitter());
         match (result, notable) {
@@ -286,7 +330,8 @@ impl Work {
                 tracing::warn!(%subject, error = causes(&failure), "trying again until it works");
             }
             (Ok(Progress::Done), Notable::Recovered) => tracing::info!(%subject, "works again"),
-            (Ok(Progress::Done), Notable::Fight) => drop(self.fight(&subject)),
+            // An address that moves from node to node is nobody's fight.
+            (Ok(Progress::Done), Notable::Fight) if !was_told => drop(self.fight(&subject)),
             _ => {}
         }
         Ok(subject)

@@ -5,8 +5,8 @@
 //! a tenth of the time that deciding takes. It is a shortcut and no rule: whatever it says yes to, a plan would come to
 //! the same.
 
-use crds::Service;
-use crds::service::{ALLOCATED, Family};
+use crds::service::{ALLOCATED, ANNOUNCED, Family};
+use crds::{Announcer, Record, Service};
 
 use crate::holders::is_alone;
 use crate::ledger::Ledger;
@@ -24,7 +24,7 @@ impl Ledger {
         let [address] = self.addresses_of(&service.key) else { return false };
         let Some(record) = self.addresses.get(address) else { return false };
         let is_own = is_alone(record) && record.holders[0].uid == service.uid && record.holders[0].terms.is_none();
-        if !is_own || record.deleting || sharing::key(service).is_some() {
+        if !is_own || record.deleting || !record.conflicts.is_empty() || sharing::key(service).is_some() {
             return false;
         }
         let Ok(request) = &service.request else { return false };
@@ -37,6 +37,7 @@ impl Ledger {
             || !matches!(self.pools.withheld(*address), None | Some(Withheld::NetworkEnd))
             || !self.admits(pool, service);
         !is_odd
+            && self.is_told(service, record)
             && service.conditions.iter().any(|condition| {
                 condition.type_ == ALLOCATED
                     && condition.status == "True"
@@ -44,5 +45,22 @@ impl Ledger {
                     && condition.observed_generation == service.generation
                     && is_text(&condition.message, &format_args!("{address} from pool {}", pool.name()))
             })
+    }
+
+    /// Whether what is said of who announces the one address of a Service is what there is to say.
+    fn is_told(&self, service: &Service, record: &Record) -> bool {
+        let mut said = service.conditions.iter().filter(|condition| condition.type_ == ANNOUNCED);
+        match (record.announcers.as_slice(), said.next()) {
+            // Where no agent has been, there is nobody who could.
+            ([], None) => self.networks.is_empty(),
+            ([Announcer { node, link, .. }], Some(condition)) => {
+                self.nodes.contains_key(node)
+                    && condition.status == "True"
+                    && condition.reason == "Announced"
+                    && condition.observed_generation == service.generation
+                    && is_text(&condition.message, &format_args!("{} by {node} ({link})", record.address))
+            }
+            _ => false,
+        }
     }
 }

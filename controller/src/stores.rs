@@ -2,7 +2,9 @@
 
 use std::net::IpAddr;
 
-use crds::{IPAddressPool, Key, LoadBalancerIP, Namespace, Network, Node, Record, Service};
+use crds::{
+    Advertisement, EndpointSlice, IPAddressPool, Key, LoadBalancerIP, Namespace, Network, Node, Record, Service,
+};
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1 as core;
 use kube::Resource;
@@ -19,6 +21,9 @@ pub(crate) struct Stores {
     pub(crate) namespaces: Store<String, Namespace>,
     pub(crate) nodes: Store<String, Node>,
     pub(crate) networks: Store<String, Network>,
+    pub(crate) advertisements: Store<String, Advertisement>,
+    /// Watched only when somebody wants them: see [`Ledger::wants_slices`].
+    pub(crate) slices: Store<Key, EndpointSlice>,
 }
 
 impl Stores {
@@ -33,6 +38,8 @@ impl Stores {
             namespaces: Store::listed(&wake, 1, []),
             nodes: Store::listed(&wake, 1, []),
             networks: Store::listed(&wake, 1, []),
+            advertisements: Store::listed(&wake, 1, []),
+            slices: Store::listed(&wake, 1, []),
         }
     }
 
@@ -45,10 +52,12 @@ impl Stores {
             namespaces: Store::noting(wake),
             nodes: Store::noting(wake),
             networks: Store::noting(wake),
+            advertisements: Store::noting(wake),
+            slices: Store::noting(wake),
         }
     }
 
-    /// Whether of each kind a whole list was received.
+    /// Whether of each kind that bears on who gets which address a whole list was received.
     pub(crate) fn is_synced(&self) -> bool {
         let synced = [
             self.pools.read(|_| ()),
@@ -84,6 +93,15 @@ impl Stores {
         }
         for change in self.namespaces.take_changes().into_iter().flatten() {
             ledger.set_namespace(&change.key, change.value);
+        }
+        for change in self.advertisements.take_changes().into_iter().flatten() {
+            ledger.set_advertisement(&change.key, change.value);
+        }
+        if let Some(changes) = self.slices.take_changes() {
+            ledger.knows_slices();
+            for change in changes {
+                ledger.set_slice(&change.key, change.value);
+            }
         }
         for change in self.services.take_changes().into_iter().flatten() {
             saw(&change.key, change.value.as_deref());

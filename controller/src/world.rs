@@ -1,12 +1,16 @@
 //! A cluster in memory for tests: what an API server and its users do to the objects that plans are made from.
 
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::sync::Arc;
 
 use crds::service::{ALLOCATED, FINALIZER, Ingress};
-use crds::{IPAddressPool, Key, Record, Reservation, Service};
+use crds::{AddressConflict, Announcer, IPAddressPool, Key, Record, Reservation, Service};
+use jiff::Timestamp;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
 use crate::effect::{Effect, Event};
+use crate::fixtures::node;
 use crate::plan::plan;
 use crate::snapshot::Snapshot;
 
@@ -16,6 +20,8 @@ pub(crate) struct World {
     pub(crate) snapshot: Snapshot,
     /// What people were told.
     pub(crate) events: Vec<Event>,
+    /// Addresses whose records users deleted, which they are told not to do.
+    pub(crate) unrecorded: BTreeSet<IpAddr>,
     version: u64,
 }
 
@@ -81,6 +87,40 @@ impl World {
         }
     }
 
+    /// A node says that somebody else on the LAN uses an address, which is why it doesn't announce it if it never did.
+    pub(crate) fn intrude(&mut self, address: IpAddr) {
+        self.say(address, |record| {
+            record.conflicts = vec![AddressConflict {
+                node: "n1".into(),
+                link: "eth0".into(),
+                mac: "02:00:00:00:00:99".into(),
+                held_back: record.first_announced.is_none(),
+                since: Time(Timestamp::UNIX_EPOCH),
+            }];
+        });
+    }
+
+    /// A node says that it announces an address, and nobody else uses it.
+    pub(crate) fn announce(&mut self, address: IpAddr) {
+        self.say(address, |record| {
+            let since = Time(Timestamp::UNIX_EPOCH);
+            record.announcers =
+                vec![Announcer { node: "n1".into(), link: "eth0".into(), epoch: 1, since: since.clone() }];
+            record.first_announced.get_or_insert(since);
+            record.conflicts.clear();
+        });
+    }
+
+    /// Nobody announces an address any more.
+    pub(crate) fn silence(&mut self, address: IpAddr) {
+        self.say(address, |record| record.announcers.clear());
+    }
+
+    fn say(&mut self, address: IpAddr, edit: impl FnOnce(&mut Record)) {
+        self.snapshot.nodes.entry("n1".into()).or_insert_with(|| node("n1", "198.51.100.1"));
+        self.edit_record(address, edit);
+    }
+
     /// Reserves an address, as a user does, unless somebody has it.
     pub(crate) fn reserve(&mut self, address: IpAddr, reservation: Option<Reservation>) {
         self.version += 1;
@@ -93,7 +133,10 @@ impl World {
             holders: vec![],
             sharing_key: None,
             reservation,
+            quarantine: None,
             announcers: vec![],
+            first_announced: None,
+            conflicts: vec![],
         };
         if !self.snapshot.unreadable.addresses.contains(&address) {
             self.snapshot.addresses.entry(address).or_insert_with(|| Arc::new(record));
@@ -125,7 +168,10 @@ impl World {
                     holders: vec![holder.clone()],
                     sharing_key: sharing_key.clone(),
                     reservation: None,
+                    quarantine: None,
                     announcers: vec![],
+                    first_announced: None,
+                    conflicts: vec![],
                 };
                 self.snapshot.addresses.insert(*address, Arc::new(record));
             }
@@ -156,8 +202,11 @@ impl World {
                 if patch.becomes_reservation {
                     record.reservation.get_or_insert_default();
                 }
+                if let Some(quarantine) = &patch.quarantine {
+                    record.quarantine = Some(Box::new(quarantine.clone()));
+                }
             }
-            Effect::PatchService(patch) => {
+            Effect::PatchService(patch) | Effect::TellService(patch) => {
                 let Some(service) = self.snapshot.services.get_mut(&patch.key).map(Arc::make_mut) else { return false };
                 if service.resource_version != patch.resource_version {
                     return false;
@@ -179,7 +228,7 @@ impl World {
                 for address in shown.filter_map(|ingress| ingress.ip.as_ref()?.parse::<IpAddr>().ok()) {
                     let record = self.snapshot.addresses.get(&address);
                     let held = record.is_some_and(|record| record.holders.iter().any(|holder| holder.uid == uid));
-                    assert!(held, "{address} is shown and not held");
+                    assert!(held || self.unrecorded.contains(&address), "{address} is shown and not held");
                 }
                 self.collect(&patch.key);
             }

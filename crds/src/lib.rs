@@ -37,7 +37,8 @@ pub use ip_address_pool::{IPAddressPool, IPAddressPoolSpec, IPAddressPoolStatus,
 pub use l2_advertisement::{Advertisement, L2Advertisement, L2AdvertisementSpec, PreferredNodes};
 pub use labels::Labels;
 pub use load_balancer_ip::{
-    Announcer, Holder, LoadBalancerIP, LoadBalancerIPSpec, LoadBalancerIPStatus, Record, Reservation,
+    AddressConflict, Announcer, Holder, LoadBalancerIP, LoadBalancerIPSpec, LoadBalancerIPStatus, Quarantine, Record,
+    Reservation,
 };
 pub use namespace::Namespace;
 pub use node::{Node, Relief};

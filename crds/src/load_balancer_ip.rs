@@ -40,7 +40,9 @@ use crate::{Malformed, address};
     printcolumn(name = "Service", type_ = "string", json_path = ".spec.services[*].name"),
     printcolumn(name = "Sharing-Key", type_ = "string", json_path = ".spec.sharingKey", priority = 1),
     printcolumn(name = "Announcer", type_ = "string", json_path = ".status.announcers[*].node"),
+    printcolumn(name = "Conflict", type_ = "string", json_path = ".status.conflicts[*].mac"),
     printcolumn(name = "Link", type_ = "string", json_path = ".status.announcers[*].link", priority = 1),
+    printcolumn(name = "Since", type_ = "date", json_path = ".status.announcers[0].since", priority = 1),
     printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp")
 )]
 #[serde(rename_all = "camelCase")]
@@ -75,6 +77,31 @@ pub struct LoadBalancerIPSpec {
         "a reservation for a Service must name its namespace too"
     ))]
     pub reservation: Option<Reservation>,
+
+    /// Set by Landfall on an address that was about to be announced for the first time when somebody else on the LAN turned
+    /// out to use it: its Service has got another one, and for ten minutes nobody gets this one. Then the object is deleted,
+    /// and the address is tried again. Delete the object to have it tried at once.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub quarantine: Option<Quarantine>,
+}
+
+/// Why nobody gets an address for the time being.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Quarantine {
+    /// The MAC address of who uses it.
+    #[schemars(length(max = 17))]
+    pub mac: String,
+    /// The node that noticed.
+    #[schemars(length(max = 253))]
+    pub node: String,
+    /// The network interface on which it did.
+    #[schemars(length(max = 15))]
+    pub link: String,
+    /// When the address was given up.
+    pub since: Time,
+    /// The Service that gave it up.
+    pub service: Holder,
 }
 
 /// The most Services that may share an address: each has a port at least, and the object has to stay small.
@@ -115,7 +142,7 @@ pub struct Holder {
     pub terms: Option<String>,
 }
 
-/// Who announces the address, written by the announcer itself after the fact.
+/// Who announces the address and who else uses it, written by the nodes themselves after the fact.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct LoadBalancerIPStatus {
@@ -123,6 +150,36 @@ pub struct LoadBalancerIPStatus {
     #[serde(default)]
     #[schemars(length(max = 16))]
     pub announcers: Vec<Announcer>,
+
+    /// When it was announced for the first time. From then on it is in use, and its Services keep it even if somebody else
+    /// on the LAN uses it too.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub first_announced: Option<Time>,
+
+    /// Who else on the LAN uses the address, as the nodes see it that announce it or would. Absent: nobody is known to.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 16))]
+    pub conflicts: Vec<AddressConflict>,
+}
+
+/// Somebody on the LAN, and no node of this cluster, uses an address.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct AddressConflict {
+    /// The node that noticed.
+    #[schemars(length(max = 253))]
+    pub node: String,
+    /// The network interface on which it did.
+    #[schemars(length(max = 15))]
+    pub link: String,
+    /// The MAC address of who uses it.
+    #[schemars(length(max = 17))]
+    pub mac: String,
+    /// Whether the node doesn't announce the address because of that: so it is with an address that was never announced.
+    /// One that was announced before goes on being announced.
+    pub held_back: bool,
+    /// When the node noticed.
+    pub since: Time,
 }
 
 /// A node that announces an address on one of its links.
@@ -178,8 +235,21 @@ pub struct Record {
     pub sharing_key: Option<String>,
     /// Whom it is kept for, if it is a reservation.
     pub reservation: Option<Reservation>,
+    /// Why nobody is to get it, if so.
+    pub quarantine: Option<Box<Quarantine>>,
     /// Who announces it, as the announcers say themselves.
     pub announcers: Vec<Announcer>,
+    /// When it was announced for the first time, if it ever was.
+    pub first_announced: Option<Time>,
+    /// Who else uses it, as nodes say that noticed.
+    pub conflicts: Vec<AddressConflict>,
+}
+
+impl Record {
+    /// Whether it is kept whether or not a Service uses it.
+    pub fn is_reservation(&self) -> bool {
+        self.reservation.is_some() || (self.holders.is_empty() && self.quarantine.is_none())
+    }
 }
 
 impl TryFrom<&LoadBalancerIP> for Record {
@@ -187,6 +257,7 @@ impl TryFrom<&LoadBalancerIP> for Record {
 
     fn try_from(object: &LoadBalancerIP) -> Result<Self, Malformed> {
         let meta = &object.metadata;
+        let status = object.status.clone().unwrap_or_default();
         Ok(Self {
             address: object.address()?,
             uid: meta.uid.clone().unwrap_or_default(),
@@ -196,7 +267,10 @@ impl TryFrom<&LoadBalancerIP> for Record {
             holders: object.spec.services.clone(),
             sharing_key: object.spec.sharing_key.clone(),
             reservation: object.spec.reservation.clone(),
-            announcers: object.status.as_ref().map(|status| status.announcers.clone()).unwrap_or_default(),
+            quarantine: object.spec.quarantine.clone().map(Box::new),
+            announcers: status.announcers,
+            first_announced: status.first_announced,
+            conflicts: status.conflicts,
         })
     }
 }
@@ -223,8 +297,19 @@ mod tests {
                 "services": [{"namespace": "default", "name": "web", "uid": "u1", "terms": "t1"}],
                 "sharingKey": "k",
                 "reservation": {"namespace": "default"},
+                "quarantine": {
+                    "mac": "02:00:00:00:00:99", "node": "n1", "link": "eth0", "since": "1970-01-01T00:00:00Z",
+                    "service": {"namespace": "default", "name": "web", "uid": "u1"},
+                },
             },
-            "status": {"announcers": [{"node": "n1", "link": "eth0", "epoch": 3, "since": "1970-01-01T00:00:00Z"}]},
+            "status": {
+                "announcers": [{"node": "n1", "link": "eth0", "epoch": 3, "since": "1970-01-01T00:00:00Z"}],
+                "firstAnnounced": "1970-01-01T00:00:00Z",
+                "conflicts": [{
+                    "node": "n1", "link": "eth0", "mac": "02:00:00:00:00:99", "heldBack": true,
+                    "since": "1970-01-01T00:00:00Z",
+                }],
+            },
         }))
         .expect("a LoadBalancerIP");
         assert_eq!(
@@ -243,10 +328,25 @@ mod tests {
                 }],
                 sharing_key: Some("k".into()),
                 reservation: Some(Reservation { namespace: Some("default".into()), service: None }),
+                quarantine: Some(Box::new(Quarantine {
+                    mac: "02:00:00:00:00:99".into(),
+                    node: "n1".into(),
+                    link: "eth0".into(),
+                    since: Time(jiff::Timestamp::UNIX_EPOCH),
+                    service: Holder { namespace: "default".into(), name: "web".into(), uid: "u1".into(), terms: None },
+                })),
                 announcers: vec![Announcer {
                     node: "n1".into(),
                     link: "eth0".into(),
                     epoch: 3,
+                    since: Time(jiff::Timestamp::UNIX_EPOCH),
+                }],
+                first_announced: Some(Time(jiff::Timestamp::UNIX_EPOCH)),
+                conflicts: vec![AddressConflict {
+                    node: "n1".into(),
+                    link: "eth0".into(),
+                    mac: "02:00:00:00:00:99".into(),
+                    held_back: true,
                     since: Time(jiff::Timestamp::UNIX_EPOCH),
                 }],
             })

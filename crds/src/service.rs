@@ -28,6 +28,9 @@ const AFFINITY: u32 = 10_800;
 /// The condition that says whether a Service has an address from Landfall.
 pub const ALLOCATED: &str = "landfall.dev/Allocated";
 
+/// The condition that says whether nodes announce its addresses, which ones, and if not, why.
+pub const ANNOUNCED: &str = "landfall.dev/Announced";
+
 /// Namespace and name of a Service, in this order. Written `namespace/name`.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Key {

@@ -4,7 +4,7 @@ use anyhow::Context;
 use clap::Args;
 
 use crate::client::Connection;
-use crate::{metrics, shutdown};
+use crate::{metrics, nowhere, shutdown};
 
 /// How to give out addresses.
 #[derive(Debug, Args)]
@@ -29,7 +29,8 @@ pub(crate) async fn run(connection: &Connection, options: Options) -> anyhow::Re
     let client = connection.client().await?;
     let election = options.lease_namespace.map(|namespace| controller::Election { namespace });
     let numbers = controller::Metrics::default();
-    let config = controller::Config { default_class: !options.only_class, election, metrics: numbers.clone() };
+    let judge = Some(nowhere::nowhere as controller::announced::Judge);
+    let config = controller::Config { default_class: !options.only_class, election, metrics: numbers.clone(), judge };
     let stop = async {
         if let Err(error) = shutdown::requested().await {
             tracing::error!(%error, "can't wait for signals: stopping");

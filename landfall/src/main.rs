@@ -8,6 +8,7 @@ mod controller;
 mod logging;
 mod metrics;
 mod node;
+mod nowhere;
 mod output;
 mod shutdown;
 mod status;

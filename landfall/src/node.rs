@@ -87,6 +87,7 @@ pub(crate) async fn run(connection: &Connection, options: Options) -> Result<()>
     let (forwarding, forwarded) = watch::channel(dataplane::Forwarding::default());
     let (may_announce, announceable) = watch::channel(Arc::default());
     let (announcements, announced) = watch::channel(speaker::Announcements::default());
+    let (conflicts, conflicting) = watch::channel(speaker::Conflicts::default());
     let (counters, counted) = watch::channel(speaker::Counters::default());
     let leave = Arc::new(Notify::new());
 
@@ -105,8 +106,9 @@ pub(crate) async fn run(connection: &Connection, options: Options) -> Result<()>
         tasks.spawn(async move { health::serve(snapshots).await.context("answer health checks") });
     }
     tasks.spawn(hand_on(forwarded, may_announce));
-    let report = report::Report::new(client.clone(), options.node_name.clone(), stores.addresses.clone());
-    tasks.spawn(report.run(announced, wake.listener()));
+    let (node, addresses) = (options.node_name.clone(), stores.addresses.clone());
+    let report = report::Report::new(client.clone(), node, addresses, announced, conflicting);
+    tasks.spawn(report.run(wake.listener()));
     let network = network::report(client.clone(), options.node_name.clone());
     tasks.spawn(async move { network.await.context("tell what is on the node's network") });
     let (left, has_left) = oneshot::channel();
@@ -115,7 +117,6 @@ pub(crate) async fn run(connection: &Connection, options: Options) -> Result<()>
         let config = speaker::Config::new(&cluster, &options.node_name, incarnation(), authentication);
         let (_, keys) = watch::channel(Arc::default());
         let inputs = speaker::Inputs { snapshot: for_speaker, forwarded: announceable, keys };
-        let (conflicts, _) = watch::channel(speaker::Conflicts::default());
         let (dead, _) = watch::channel(BTreeSet::new());
         let outputs = speaker::Outputs { announcements, conflicts, counters, dead };
         let leave = Arc::clone(&leave);

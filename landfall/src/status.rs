@@ -7,8 +7,8 @@ use std::collections::BTreeMap;
 use anyhow::Context;
 use clap::Args;
 use comfy_table::{ContentArrangement, Table, presets};
-use crds::service::{ALLOCATED, CLASS};
-use crds::{IPAddressPool, LoadBalancerIP, Service};
+use crds::service::{ALLOCATED, ANNOUNCED, CLASS};
+use crds::{AddressConflict, IPAddressPool, LoadBalancerIP, Quarantine, Service};
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1 as core;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
@@ -20,6 +20,9 @@ use crate::output::print;
 
 /// How many Services that hold an address are named; the others are counted.
 const HOLDERS: usize = 5;
+
+/// How many of the last moves are shown.
+const MOVES: usize = 10;
 
 /// What to show.
 #[derive(Debug, Args)]
@@ -68,9 +71,14 @@ async fn observe(client: Client, namespace: Option<&str>) -> anyhow::Result<Obse
 
 /// The tables. Every list is sorted: addresses by number, the rest by name.
 fn report(observed: &Observed, now: Timestamp) -> String {
-    let sections =
-        [("POOLS", pools(observed)), ("SERVICES", services(observed)), ("ADDRESSES", addresses(observed, now))];
-    sections.map(|(title, table)| format!("{title}\n{}\n", table.unwrap_or_else(|| "  none".into()))).join("\n")
+    let mut sections =
+        vec![("POOLS", pools(observed)), ("SERVICES", services(observed)), ("ADDRESSES", addresses(observed, now))];
+    sections.extend(moves(observed, now).map(|moves| ("LAST MOVES", Some(moves))));
+    let sections = sections.into_iter();
+    sections
+        .map(|(title, table)| format!("{title}\n{}\n", table.unwrap_or_else(|| "  none".into())))
+        .collect::<Vec<_>>()
+        .join("\n")
 }
 
 fn pools(observed: &Observed) -> Option<String> {
@@ -157,10 +165,12 @@ fn said(service: &Service) -> String {
     }
     let told = service.conditions.iter().filter(|condition| condition.type_.starts_with(crds::GROUP));
     let lacks_a_family = service.ingress.len() < service.families.len();
-    let odd = told.clone().find(|condition| condition.status != "True").or_else(|| {
-        told.clone()
-            .find(|condition| condition.type_ == ALLOCATED && (condition.reason != "Allocated" || lacks_a_family))
-    });
+    let is_odd = |condition: &&Condition| match condition.type_.as_str() {
+        ALLOCATED => condition.reason != "Allocated" || lacks_a_family,
+        ANNOUNCED => condition.reason != "Announced",
+        _ => false,
+    };
+    let odd = told.clone().find(|condition| condition.status != "True").or_else(|| told.clone().find(is_odd));
     match odd {
         Some(condition) => format!("{}: {}", condition.reason, condition.message),
         None if service.class.is_some() && told.count() == 0 => {
@@ -177,7 +187,8 @@ fn addresses(observed: &Observed, now: Timestamp) -> Option<String> {
         let since = object.status.iter().flat_map(|status| &status.announcers).map(|announcer| announcer.since.0).max();
         let shown = address.as_ref().map_or_else(|_| object.name_any(), ToString::to_string);
         let malformed = address.err().map(|malformed| malformed.problem);
-        let all = malformed.into_iter().chain(shared(object)).chain(reserved(object)).collect::<Vec<_>>();
+        let notes_of = [shared(object), reserved(object), left_out(object)].into_iter().flatten();
+        let all = malformed.into_iter().chain(notes_of).chain(strangers(object)).collect::<Vec<_>>();
         [
             shown,
             object.spec.pool.clone(),
@@ -208,12 +219,44 @@ fn shared(object: &LoadBalancerIP) -> Option<String> {
 /// Whom an address is kept for. One that no Service holds is kept whether or not it says so.
 fn reserved(object: &LoadBalancerIP) -> Option<String> {
     let spec = &object.spec;
-    let reservation = spec.reservation.clone().or_else(|| spec.services.is_empty().then(Default::default))?;
+    let is_kept = spec.services.is_empty() && spec.quarantine.is_none();
+    let reservation = spec.reservation.clone().or_else(|| is_kept.then(Default::default))?;
     Some(match (reservation.namespace, reservation.service) {
         (None, _) => "reserved".to_owned(),
         (Some(namespace), None) => format!("reserved for namespace {namespace}"),
         (Some(namespace), Some(service)) => format!("reserved for {namespace}/{service}"),
     })
+}
+
+/// Why nobody gets an address.
+fn left_out(object: &LoadBalancerIP) -> Option<String> {
+    let Quarantine { mac, node, link, .. } =
+        object.spec.quarantine.as_ref().filter(|_| object.spec.services.is_empty())?;
+    Some(format!("given to nobody: {mac} uses it, as {node} saw on {link}"))
+}
+
+/// Who else uses an address.
+fn strangers(object: &LoadBalancerIP) -> impl Iterator<Item = String> {
+    let conflicts = object.status.iter().flat_map(|status| &status.conflicts);
+    conflicts.map(|AddressConflict { mac, node, link, held_back, .. }| {
+        let why = if *held_back { "not announced: " } else { "" };
+        format!("{why}{mac} uses it too, as {node} sees on {link}")
+    })
+}
+
+/// The last addresses that moved from node to node, the last one first.
+fn moves(observed: &Observed, now: Timestamp) -> Option<String> {
+    let all = observed.addresses.iter().flat_map(|object| {
+        let announcers = object.status.iter().flat_map(|status| &status.announcers);
+        announcers.filter(|announcer| announcer.epoch > 1).map(move |announcer| (object, announcer))
+    });
+    let mut all: Vec<_> = all.collect();
+    all.sort_by_key(|(object, announcer)| (std::cmp::Reverse(announcer.since.0), object.address().ok()));
+    let rows = all.into_iter().take(MOVES).map(|(object, announcer)| {
+        let to = format!("{} ({})", announcer.node, announcer.link);
+        [object.spec.address.clone(), to, announcer.epoch.to_string(), age(announcer.since.0, now)]
+    });
+    table(["ADDRESS", "TO", "OWNERS SO FAR", "AGO"], rows)
 }
 
 fn announcers(object: &LoadBalancerIP) -> String {
@@ -299,6 +342,14 @@ mod tests {
     fn the_report_shows_pools_services_addresses_and_what_is_wrong() {
         let announcer = json!([{"node": "n2", "link": "eth0", "epoch": 3, "since": "2026-01-01T00:00:00Z"}]);
         let well = |message: &str| condition("landfall.dev/Allocated", "True", "Allocated", message);
+        let quarantine = json!({
+            "mac": "02:00:00:00:00:99", "node": "n1", "link": "eth0", "since": "2026-01-01T00:00:00Z",
+            "service": held(&["web"])[0],
+        });
+        let mut intruded = address("192.0.2.203", json!({"pool": "lan", "services": held(&["x"])}), json!([]));
+        intruded.status.as_mut().expect("a status").conflicts = object(json!([{
+            "node": "n3", "link": "eth1", "mac": "02:00:00:00:00:98", "heldBack": true, "since": "2026-01-01T00:00:00Z",
+        }]));
         let observed = Observed {
             pools: vec![
                 pool(
@@ -333,6 +384,8 @@ mod tests {
                     json!({"pool": "lan", "services": held(&["a", "b", "c", "d", "e", "f"]), "sharingKey": "k"}),
                     json!([]),
                 ),
+                address("192.0.2.202", json!({"pool": "lan", "quarantine": quarantine}), json!([])),
+                intruded,
                 address("203.0.113.7", json!({}), json!([])),
                 address("203.0.113.8", json!({"reservation": {"namespace": "team"}}), json!([])),
                 address(
@@ -390,9 +443,15 @@ ADDRESSES
   ADDRESS      POOL  SERVICE                                                           ANNOUNCED BY  SINCE  NOTES
   192.0.2.200  lan   default/web                                                       n2 (eth0)     5m
   192.0.2.201  lan   default/a, default/b, default/c, default/d, default/e and 1 more  nobody               shared by key k
+  192.0.2.202  lan                                                                                          given to nobody: 02:00:00:00:00:99 uses it, as n1 saw on eth0
+  192.0.2.203  lan   default/x                                                         nobody               not announced: 02:00:00:00:00:98 uses it too, as n3 sees on eth1
   203.0.113.7                                                                                               reserved
   203.0.113.8                                                                                               reserved for namespace team
   2001:db8::1  lan   default/api                                                       nobody               reserved for default/api
+
+LAST MOVES
+  ADDRESS      TO         OWNERS SO FAR  AGO
+  192.0.2.200  n2 (eth0)  3              5m
 ";
         assert_eq!(report(&observed, now), expected);
     }

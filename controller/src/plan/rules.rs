@@ -563,7 +563,7 @@ fn who_is_to_come_to_an_address_does_not_if_its_holder_changes_first() {
     world.edit("a", |service| service.ports[0].number = 443);
     ledger.set_service(&World::key("a"), Some(Arc::new(world.service("a").clone())), false);
     // Even if nobody had looked at `b` again.
-    let Some(Effect::PatchAddress(patch)) = ledger.tidied(ip("192.0.2.10")) else { panic!("new terms") };
+    let Some(Effect::PatchAddress(patch)) = ledger.tidied(ip("192.0.2.10"), at(9)) else { panic!("new terms") };
     assert_eq!(patch.holders.iter().map(|holder| holder.name.as_str()).collect::<Vec<_>>(), ["a"]);
     let again = ledger.plan(at(2));
     let of_b = again.series.iter().find(|series| series.subject == Subject::Service(b.key.clone())).expect("a series");

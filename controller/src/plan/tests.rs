@@ -36,6 +36,7 @@ fn effects(plan: &Plan) -> Vec<String> {
         Effect::PatchAddress(patch) => format!("patch {}", patch.address),
         Effect::Delete { address, .. } => format!("delete {address}"),
         Effect::PatchService(patch) => format!("patch {}", patch.key),
+        Effect::TellService(patch) => format!("tell {}", patch.key),
         Effect::PatchPool(patch) => format!("patch {}", patch.name),
         Effect::Event(event) => format!("event {}", event.reason),
     };

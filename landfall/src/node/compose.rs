@@ -94,7 +94,10 @@ mod tests {
                 holders: vec![holder],
                 sharing_key: None,
                 reservation: None,
+                quarantine: None,
                 announcers: vec![],
+                first_announced: None,
+                conflicts: vec![],
             };
             (address, Arc::new(record))
         };

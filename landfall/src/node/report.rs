@@ -1,7 +1,9 @@
-//! Writes to the status of an address that this node announces it, after the fact.
+//! Writes to the status of an address that this node announces it, and who else uses it, after the fact.
 //!
-//! Only what differs is written, so an idle cluster sees no writes. A node writes itself in, and takes out only itself:
-//! the successor's entry is the successor's to write. What can't be written now is tried again; the wire does not wait.
+//! Only what differs is written, so an idle cluster sees no writes. A node writes itself in, and takes out only itself, or
+//! whom it has taken the address over from: the successor's entry is the successor's to write. Each write is conditional on
+//! the version that was looked at, so two nodes that write at once don't undo each other's. What can't be written now is
+//! tried again; the wire does not wait.
 
 use std::collections::BTreeMap;
 use std::convert::Infallible;
@@ -10,16 +12,16 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Result;
-use crds::{Announcer, LoadBalancerIP, Record, address};
+use crds::{AddressConflict, Announcer, LoadBalancerIP, Record, address};
 use futures::StreamExt;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use kube::api::{Patch, PatchParams};
 use kube::{Api, Client};
 use observe::{Listener, Store, source};
-use serde_json::json;
-use speaker::{Announcement, Announcements};
+use serde_json::{Value, json};
+use speaker::{Announcement, Announcements, Conflict, Conflicts};
 use tokio::sync::watch;
-use tokio::time::timeout;
+use tokio::time::{Instant, sleep_until, timeout};
 
 /// How many writes are under way at once: a node that takes over thousands of addresses reports them within seconds, and
 /// does not hold up the API server for others.
@@ -31,92 +33,200 @@ const PAUSE: Duration = Duration::from_secs(1);
 /// How long to wait for an answer: the connection may be to a node that has just died.
 const ANSWER: Duration = Duration::from_secs(10);
 
+/// The pause between two writes about who else uses one address: two strangers that take turns are no news each time.
+const STRANGERS: Duration = Duration::from_secs(10);
+
 /// The reporter of one node.
 pub(super) struct Report {
     client: Client,
     node: String,
     addresses: Store<IpAddr, Record>,
+    announced: watch::Receiver<Announcements>,
+    conflicts: watch::Receiver<Conflicts>,
+}
+
+/// What is to be written of one address. What is `None` stays as it is.
+#[derive(Clone, Debug, Default, PartialEq)]
+struct Difference {
+    resource_version: String,
+    announcers: Option<Vec<Announcer>>,
+    first_announced: Option<Time>,
+    conflicts: Option<Vec<AddressConflict>>,
+}
+
+impl Difference {
+    fn is_empty(&self) -> bool {
+        self.announcers.is_none() && self.first_announced.is_none() && self.conflicts.is_none()
+    }
+
+    /// The JSON merge patch (RFC 7386) for `loadbalancerips/status`, where lists are replaced as a whole.
+    fn body(&self) -> Value {
+        let mut status = json!({});
+        if let Some(announcers) = &self.announcers {
+            status["announcers"] = json!(announcers);
+        }
+        if let Some(first_announced) = &self.first_announced {
+            status["firstAnnounced"] = json!(first_announced);
+        }
+        if let Some(conflicts) = &self.conflicts {
+            // `null` takes the list away.
+            status["conflicts"] = if conflicts.is_empty() { Value::Null } else { json!(conflicts) };
+        }
+        json!({"metadata": {"resourceVersion": self.resource_version}, "status": status})
+    }
 }
 
 impl Report {
-    pub(super) fn new(client: Client, node: String, addresses: Store<IpAddr, Record>) -> Self {
-        Self { client, node, addresses }
+    pub(super) fn new(
+        client: Client,
+        node: String,
+        addresses: Store<IpAddr, Record>,
+        announced: watch::Receiver<Announcements>,
+        conflicts: watch::Receiver<Conflicts>,
+    ) -> Self {
+        Self { client, node, addresses, announced, conflicts }
     }
 
     /// Writes whatever differs, whenever something changed.
-    pub(super) async fn run(
-        self,
-        mut announced: watch::Receiver<Announcements>,
-        mut listener: Listener,
-    ) -> Result<Infallible> {
+    pub(super) async fn run(mut self, mut listener: Listener) -> Result<Infallible> {
+        // When what is said of strangers was written last.
+        let mut told = BTreeMap::<IpAddr, Instant>::new();
         loop {
-            let announcements = announced.borrow_and_update().clone();
+            let announcements = self.announced.borrow_and_update().clone();
+            let conflicts = self.conflicts.borrow_and_update().clone();
             let records = self.addresses.snapshot().unwrap_or_default();
-            let wanted = differences(&self.node, &announcements, &records);
-            let writes = futures::stream::iter(wanted).map(|write| self.write(write)).buffer_unordered(AT_ONCE);
-            let failed = writes.fold(false, |failed, ok| std::future::ready(failed || !ok)).await;
+            let mut wanted = differences(&self.node, &announcements, &conflicts, &records);
+            let now = Instant::now();
+            told.retain(|_, written| *written + STRANGERS > now);
+            let mut again = None::<Instant>;
+            for (lb_ip, difference) in wanted.iter_mut().filter(|(_, difference)| difference.conflicts.is_some()) {
+                if let Some(written) = told.get(lb_ip) {
+                    difference.conflicts = None;
+                    again = Some(again.map_or(*written + STRANGERS, |again| again.min(*written + STRANGERS)));
+                } else {
+                    told.insert(*lb_ip, now);
+                }
+            }
+            wanted.retain(|(_, difference)| !difference.is_empty());
+            let this = &self;
+            let writes = futures::stream::iter(wanted).map(|write| this.write(write)).buffer_unordered(AT_ONCE);
+            let failed: Vec<IpAddr> = writes.filter_map(std::future::ready).collect().await;
+            // What was not written has not been told.
+            told.retain(|lb_ip, _| !failed.contains(lb_ip));
+            let again = again.into_iter().chain((!failed.is_empty()).then(|| Instant::now() + PAUSE)).min();
             tokio::select! {
                 () = listener.woken() => {}
-                changed = announced.changed() => if changed.is_err() {
+                changed = self.announced.changed() => if changed.is_err() {
                     // The speaker has left, and so will the process in a moment.
                     return std::future::pending().await;
                 },
-                () = tokio::time::sleep(PAUSE), if failed => {}
+                changed = self.conflicts.changed() => if changed.is_err() {
+                    return std::future::pending().await;
+                },
+                () = sleep_until(again.unwrap_or_else(Instant::now)), if again.is_some() => {}
             }
         }
     }
 
-    /// Writes one, and says whether nothing is left to do for it.
-    async fn write(&self, (lb_ip, announcers): (IpAddr, Vec<Announcer>)) -> bool {
+    /// Writes one, and returns its address if that is to be tried again.
+    async fn write(&self, (lb_ip, difference): (IpAddr, Difference)) -> Option<IpAddr> {
         let addresses: Api<LoadBalancerIP> = Api::all(self.client.clone());
-        let patch = Patch::Merge(json!({"status": {"announcers": announcers}}));
+        let patch = Patch::Merge(difference.body());
         let name = address::name(lb_ip);
         let params = PatchParams::default();
         let Ok(answer) = timeout(ANSWER, addresses.patch_status(&name, &params, &patch)).await else {
             tracing::warn!(%lb_ip, "the API server does not answer; reporting who announces it again");
-            return false;
+            return Some(lb_ip);
         };
         match answer {
             Ok(object) => {
                 if let Some((observation, _)) = source::addresses().observe(&object) {
                     self.addresses.put(observation);
                 }
-                true
+                None
             }
             // Gone meanwhile: there is nothing to say about it.
-            Err(kube::Error::Api(status)) if status.code == 404 => true,
+            Err(kube::Error::Api(status)) if status.code == 404 => None,
+            // Written by somebody else meanwhile: the watch brings what it is now.
+            Err(kube::Error::Api(status)) if status.code == 409 => Some(lb_ip),
             Err(error) => {
                 tracing::warn!(%lb_ip, %error, "can't report who announces it; trying again");
-                false
+                Some(lb_ip)
             }
         }
     }
 }
 
-/// What is to be written: for each address whose status is not what this node knows, its new list of announcers.
+/// What is to be written: of each address whose status is not what this node knows, what it should be.
 fn differences(
     node: &str,
     announcements: &Announcements,
+    conflicts: &Conflicts,
     records: &BTreeMap<IpAddr, Arc<Record>>,
-) -> Vec<(IpAddr, Vec<Announcer>)> {
-    let mut differences = Vec::new();
-    for (lb_ip, record) in records {
+) -> Vec<(IpAddr, Difference)> {
+    let all = records.iter().map(|(lb_ip, record)| {
         let own: Vec<Announcer> =
             announcements.get(lb_ip).into_iter().flatten().map(|announcement| announcer(node, announcement)).collect();
-        let written: Vec<&Announcer> = record.announcers.iter().filter(|announcer| announcer.node == node).collect();
-        // `since` is when this process took it: after a restart with the same epoch, what is written there holds.
-        let place = |announcer: &Announcer| (announcer.link.clone(), announcer.epoch);
-        let said: Vec<_> = written.iter().map(|announcer| place(announcer)).collect();
-        if own.iter().map(place).collect::<Vec<_>>() == said {
-            continue;
-        }
-        // A greater epoch, or the same one taken later (by the last of two nodes), has taken the address over from
-        // whoever had it. Links are not compared: the same LAN may have another name on another node.
-        let taken = |other: &Announcer| own.iter().any(|own| (own.epoch, own.since.0) > (other.epoch, other.since.0));
-        let others = record.announcers.iter().filter(|other| other.node != node && !taken(other));
-        differences.push((*lb_ip, own.iter().chain(others).cloned().collect()));
+        let announcers = announcers(node, &own, record);
+        // Who had it before can't tell any more who else used it then; if somebody does, this node sees that for itself.
+        let speaks = |other: &AddressConflict| {
+            let left = announcers.as_ref().filter(|_| !own.is_empty());
+            left.is_none_or(|left| left.iter().any(|announcer| announcer.node == other.node))
+        };
+        let first_announced = own.iter().map(|own| own.since.clone()).min_by_key(|since| since.0);
+        let difference = Difference {
+            resource_version: record.resource_version.clone(),
+            first_announced: first_announced.filter(|_| record.first_announced.is_none()),
+            conflicts: strangers(node, conflicts.get(lb_ip), record, speaks),
+            announcers,
+        };
+        (*lb_ip, difference)
+    });
+    all.filter(|(_, difference)| !difference.is_empty()).collect()
+}
+
+/// Who announces an address now that this node does as in `own`, if that is not what is written.
+fn announcers(node: &str, own: &[Announcer], record: &Record) -> Option<Vec<Announcer>> {
+    let written = record.announcers.iter().filter(|announcer| announcer.node == node);
+    // `since` is when this process took it: after a restart with the same epoch, what is written there holds.
+    let place = |announcer: &Announcer| (announcer.link.clone(), announcer.epoch);
+    if own.iter().map(place).eq(written.map(place)) {
+        return None;
     }
-    differences
+    // A greater epoch, or the same one taken later (by the last of two nodes), has taken the address over from
+    // whoever had it. Links are not compared: the same LAN may have another name on another node.
+    let taken = |other: &Announcer| own.iter().any(|own| (own.epoch, own.since.0) > (other.epoch, other.since.0));
+    let others = record.announcers.iter().filter(|other| other.node != node && !taken(other));
+    Some(own.iter().chain(others).cloned().collect())
+}
+
+/// Who else uses an address now that this node sees that stranger, if that is not what is written. Of other nodes' words
+/// those stay that `speaks` admits.
+fn strangers(
+    node: &str,
+    seen: Option<&Conflict>,
+    record: &Record,
+    speaks: impl Fn(&AddressConflict) -> bool,
+) -> Option<Vec<AddressConflict>> {
+    let own = seen.map(|seen| AddressConflict {
+        node: node.to_owned(),
+        link: seen.link.clone(),
+        mac: seen.mac.to_string(),
+        held_back: seen.held_back,
+        since: Time(seen.since),
+    });
+    let is_same =
+        |a: &AddressConflict, b: &AddressConflict| (&a.link, &a.mac, a.held_back) == (&b.link, &b.mac, b.held_back);
+    let written = record.conflicts.iter().find(|conflict| conflict.node == node);
+    // After a restart, what is written there holds: since when is known there.
+    let own = match (own, written) {
+        (Some(own), Some(written)) if is_same(&own, written) => Some(written.clone()),
+        (own, _) => own,
+    };
+    let others = record.conflicts.iter().filter(|other| other.node != node && speaks(other));
+    let all: Vec<_> = own.into_iter().chain(others.cloned()).collect();
+    let is_written = all.len() == record.conflicts.len() && all.iter().all(|one| record.conflicts.contains(one));
+    (!is_written).then_some(all)
 }
 
 fn announcer(node: &str, announcement: &Announcement) -> Announcer {
@@ -131,53 +241,123 @@ fn announcer(node: &str, announcement: &Announcement) -> Announcer {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use speaker::placement::Mac;
 
     const LB_IP: [u8; 4] = [192, 0, 2, 200];
 
-    fn entry(node: &str, epoch: i64) -> Announcer {
-        Announcer { node: node.into(), link: "eth0".into(), epoch, since: Time(jiff::Timestamp::UNIX_EPOCH) }
+    fn at(second: i64) -> Time {
+        Time(jiff::Timestamp::from_second(second).expect("in range"))
     }
 
-    /// What node `me` writes when it announces with `own` epoch, and `written` stands in the status.
-    fn written(own: Option<u64>, written: &[Announcer]) -> Option<Vec<Announcer>> {
-        // Later than what is written already.
-        let since = jiff::Timestamp::from_second(1).expect("in range");
-        let announcement = |epoch| Announcement { link: "eth0".into(), epoch, since };
-        let announcements = own.map(|epoch| (LB_IP.into(), vec![announcement(epoch)])).into_iter().collect();
-        let record = Record {
+    fn entry(node: &str, epoch: i64) -> Announcer {
+        Announcer { node: node.into(), link: "eth0".into(), epoch, since: at(0) }
+    }
+
+    fn stranger(node: &str, last: u8, held_back: bool) -> AddressConflict {
+        let mac = Mac([2, 0, 0, 0, 0, last]).to_string();
+        AddressConflict { node: node.into(), link: "eth0".into(), mac, held_back, since: at(0) }
+    }
+
+    fn record(announcers: &[Announcer], conflicts: &[AddressConflict]) -> Record {
+        Record {
             address: LB_IP.into(),
             uid: String::new(),
-            resource_version: String::new(),
+            resource_version: "7".into(),
             deleting: false,
             pool: "lan".into(),
             holders: vec![],
             sharing_key: None,
             reservation: None,
-            announcers: written.to_vec(),
-        };
+            quarantine: None,
+            announcers: announcers.to_vec(),
+            first_announced: (!announcers.is_empty()).then(|| at(0)),
+            conflicts: conflicts.to_vec(),
+        }
+    }
+
+    /// What node `me` writes that announces with `own` epoch and sees that stranger, at second 1.
+    fn difference(own: Option<u64>, seen: Option<(u8, bool)>, record: Record) -> Option<Difference> {
+        let since = at(1).0;
+        let announcement = |epoch| Announcement { link: "eth0".into(), epoch, since };
+        let announcements = own.map(|epoch| (LB_IP.into(), vec![announcement(epoch)])).into_iter().collect();
+        let conflict =
+            |(last, held_back)| Conflict { link: "eth0".into(), mac: Mac([2, 0, 0, 0, 0, last]), held_back, since };
+        let conflicts = seen.map(|seen| (LB_IP.into(), conflict(seen))).into_iter().collect();
         let records = [(LB_IP.into(), Arc::new(record))].into();
-        let (_, mut announcers) = differences("me", &announcements, &records).pop()?;
-        // Whether it is this node's is told by its name.
-        announcers.iter_mut().for_each(|announcer| announcer.since = Time(jiff::Timestamp::UNIX_EPOCH));
-        Some(announcers)
+        Some(differences("me", &announcements, &conflicts, &records).pop()?.1)
     }
 
     #[test]
     fn a_node_writes_itself_in_and_out_and_nothing_that_is_there_already() {
         let (me, other) = (|epoch| entry("me", epoch), |epoch| entry("other", epoch));
+        let new = |epoch| Announcer { since: at(1), ..me(epoch) };
         for (own, before, after) in [
             (None, vec![], None),
             (None, vec![other(3)], None),
             (Some(3), vec![me(3)], None),
-            (Some(3), vec![], Some(vec![me(3)])),
-            (Some(3), vec![me(2)], Some(vec![me(3)])),
-            (Some(3), vec![other(2)], Some(vec![me(3)])),
-            (Some(3), vec![other(4)], Some(vec![me(3), other(4)])),
-            (Some(4), vec![other(4)], Some(vec![me(4)])),
+            (Some(3), vec![], Some(vec![new(3)])),
+            (Some(3), vec![me(2)], Some(vec![new(3)])),
+            (Some(3), vec![other(2)], Some(vec![new(3)])),
+            (Some(3), vec![other(4)], Some(vec![new(3), other(4)])),
+            (Some(4), vec![other(4)], Some(vec![new(4)])),
             (None, vec![me(3)], Some(vec![])),
             (None, vec![me(3), other(4)], Some(vec![other(4)])),
         ] {
-            assert_eq!(written(own, &before), after, "{own:?} on {before:?}");
+            let written = difference(own, None, record(&before, &[])).and_then(|difference| difference.announcers);
+            assert_eq!(written, after, "{own:?} on {before:?}");
         }
+    }
+
+    #[test]
+    fn the_first_announcement_is_written_once_and_for_good() {
+        let first = |own, record| difference(own, None, record).and_then(|difference| difference.first_announced);
+        assert_eq!(first(Some(1), record(&[], &[])), Some(at(1)));
+        assert_eq!(first(None, record(&[], &[])), None);
+        assert_eq!(first(Some(2), record(&[entry("other", 1)], &[])), None);
+        // By an agent that didn't know of it.
+        let old = Record { first_announced: None, ..record(&[entry("me", 1)], &[]) };
+        assert_eq!(first(Some(1), old), Some(at(1)));
+    }
+
+    #[test]
+    fn a_node_writes_down_whom_it_sees_and_takes_it_back_when_that_is_gone() {
+        let (mine, others) = (stranger("me", 1, true), stranger("other", 1, true));
+        let new = |last, held_back| AddressConflict { since: at(1), ..stranger("me", last, held_back) };
+        for (seen, before, after) in [
+            (None, vec![], None),
+            (None, vec![others.clone()], None),
+            (Some((1, true)), vec![], Some(vec![new(1, true)])),
+            (Some((1, true)), vec![mine.clone()], None),
+            (Some((1, true)), vec![others.clone(), mine.clone()], None),
+            (Some((2, true)), vec![mine.clone()], Some(vec![new(2, true)])),
+            (Some((1, false)), vec![mine.clone()], Some(vec![new(1, false)])),
+            (Some((1, true)), vec![others.clone()], Some(vec![new(1, true), others.clone()])),
+            (None, vec![mine.clone()], Some(vec![])),
+            (None, vec![mine.clone(), others.clone()], Some(vec![others.clone()])),
+        ] {
+            let written = difference(None, seen, record(&[], &before)).and_then(|difference| difference.conflicts);
+            assert_eq!(written, after, "{seen:?} on {before:?}");
+        }
+    }
+
+    #[test]
+    fn who_takes_an_address_over_takes_back_what_its_last_owner_said_of_strangers() {
+        let (others, mine) = (stranger("other", 1, false), stranger("me", 1, false));
+        let taken = difference(Some(4), None, record(&[entry("other", 3)], std::slice::from_ref(&others)));
+        assert_eq!(taken.and_then(|difference| difference.conflicts), Some(vec![]));
+        let beside = difference(Some(3), None, record(&[entry("other", 4)], std::slice::from_ref(&others)));
+        assert_eq!(beside.and_then(|difference| difference.conflicts), None, "it announces as well");
+        assert_eq!(difference(Some(3), Some((1, false)), record(&[entry("me", 3)], &[mine])), None);
+    }
+
+    #[test]
+    fn a_patch_names_only_what_differs_and_the_version_it_is_for() {
+        let nothing = Difference { resource_version: "7".into(), ..Difference::default() };
+        let gone = Difference { conflicts: Some(vec![]), ..nothing.clone() };
+        let body = |status: Value| json!({"metadata": {"resourceVersion": "7"}, "status": status});
+        assert_eq!(gone.body(), body(json!({"conflicts": null})));
+        let withdrawn = Difference { announcers: Some(vec![]), first_announced: Some(at(0)), ..nothing };
+        let first = "1970-01-01T00:00:00Z";
+        assert_eq!(withdrawn.body(), body(json!({"announcers": [], "firstAnnounced": first})));
     }
 }

@@ -123,7 +123,10 @@ fn record(pool: &str, holders: &[&str]) -> Record {
         holders: holders.iter().map(|name| holder(name)).collect(),
         sharing_key: None,
         reservation: None,
+        quarantine: None,
         announcers: vec![announcer(3), announcer(4), announcer(-1)],
+        first_announced: None,
+        conflicts: vec![],
     }
 }
 

@@ -32,6 +32,16 @@ fn the_guide_lists_every_reason_for_a_refusal_once_and_no_other() {
 }
 
 #[test]
+fn the_guide_lists_every_reason_why_an_address_is_announced_or_not() {
+    let (source, guide) = (read("controller/src/announced.rs"), read("docs/guide/announcing.md"));
+    let said = reasons(&source).into_iter().chain(["Announced"]).collect::<BTreeSet<_>>();
+    let listed = table(&guide, "| reason | what it means | what to do |");
+    assert!(said.len() > 3, "that can't be all of them: {said:?}");
+    assert_eq!(said, listed.iter().copied().collect(), "in the code, and in docs/guide/announcing.md");
+    assert_eq!(said.len(), listed.len(), "one is listed twice: {listed:?}");
+}
+
+#[test]
 fn the_guide_lists_all_that_can_be_odd_about_an_address() {
     let (source, guide) = (read("controller/src/service_status.rs"), read("docs/guide/pools.md"));
     let (said, listed) = (reasons(&source), table(&guide, "## Editing and deleting pools"));
