@@ -64,6 +64,17 @@ pub enum Done {
     Removed(Vec<Change>),
 }
 
+impl Done {
+    /// How many elements came, went or changed.
+    pub fn size(&self) -> u64 {
+        let count = match self {
+            Self::Changed(changes) | Self::Removed(changes) => changes.len(),
+            Self::Created(elements) | Self::Replaced { elements, .. } => *elements,
+        };
+        u64::try_from(count).unwrap_or(u64::MAX)
+    }
+}
+
 /// What the kernel has of a table.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Observed {

@@ -21,6 +21,7 @@
 //! | [`affinity`] | which clients must not go where they went before (pure) |
 //! | [`conntrack`] | makes the kernel forget those (shell) |
 //! | [`run`](mod@run) | the loop |
+//! | [`counters`] | what was done, in numbers (pure) |
 //!
 //! A packet from outside goes to a random endpoint. An endpoint on this node sees the client's address; for one on
 //! another node the packet is masqueraded, so that the answer comes back through here. What a Service has no endpoint
@@ -28,6 +29,7 @@
 
 pub mod affinity;
 pub mod conntrack;
+pub mod counters;
 pub mod diff;
 pub mod engine;
 pub mod health;
@@ -40,6 +42,7 @@ pub mod snapshot;
 pub mod sources;
 pub mod stale;
 
+pub use counters::Counters;
 pub use engine::{Error, remove};
 pub use ruleset::Ruleset;
 pub use run::{Forwarding, run};

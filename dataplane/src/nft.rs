@@ -50,10 +50,12 @@
 //! | [`expression`] | rules as the kernel's bytecode, only as `nft` itself would write it (pure) |
 //! | [`userdata`] | notes for `nft`, which the kernel only keeps (pure) |
 //! | [`request`], [`dump`] | netlink messages that change the table, and those that tell of it (pure) |
+//! | [`text`](mod@text) | elements as text, for people (pure) |
 
 pub mod dump;
 pub mod element;
 pub mod expression;
 pub mod request;
 pub mod skeleton;
+pub mod text;
 pub mod userdata;

@@ -18,6 +18,7 @@ use tokio::time::{Instant, sleep_until};
 
 use crate::affinity::loose;
 use crate::conntrack;
+use crate::counters::Counters;
 use crate::diff::{Change, both};
 use crate::engine::{Applied, Done, Engine, Error};
 use crate::netlink::socket::Socket;
@@ -70,13 +71,14 @@ impl Forwarding {
 }
 
 /// Forwards what the latest snapshot says, until nobody can send any more. Nothing is done before the first snapshot
-/// that is not `None`: what the kernel has from before stays.
+/// that is not `None`: what the kernel has from before stays. What is done is counted in `counters`.
 ///
 /// # Errors
 /// If there is no way to talk to the kernel at all. What fails later is logged and tried again.
 pub async fn run(
     mut snapshots: watch::Receiver<Option<Arc<Snapshot>>>,
     forwarding: watch::Sender<Forwarding>,
+    counters: watch::Sender<Counters>,
 ) -> Result<(), Error> {
     let mut worker = blocking(move || Worker::open(forwarding)).await?;
     let mut pause = FIRST_PAUSE;
@@ -97,6 +99,9 @@ pub async fn run(
             (worker, done)
         })
         .await;
+        worker.counters.settled += u64::from(done.is_ok());
+        worker.counters.failures += u64::from(done.is_err());
+        counters.send_replace(worker.counters);
         let wake = match done {
             Ok(()) => {
                 pause = FIRST_PAUSE;
@@ -158,6 +163,7 @@ struct Worker {
     swept: Option<Arc<Ruleset>>,
     /// The families for which the node has been asked whether it forwards.
     looked_at_forwarding: BTreeSet<Table>,
+    counters: Counters,
 }
 
 impl Worker {
@@ -172,11 +178,13 @@ impl Worker {
             conntrack,
             swept: None,
             looked_at_forwarding: BTreeSet::new(),
+            counters: Counters::default(),
         })
     }
 
     /// Makes the kernel do what `snapshot` says. With `check`, first looks whether it does what it was told before.
     fn step(&mut self, snapshot: &Arc<Snapshot>, check: bool) -> Result<(), Error> {
+        let began = Instant::now();
         // A check that fails must not keep what is new from the kernel: what was applied before is known without it.
         let wrong = match check.then(|| self.engine.check()) {
             Some(Ok(wrong)) => wrong,
@@ -188,6 +196,7 @@ impl Worker {
         };
         if let Some(wrong) = &wrong {
             tracing::warn!(wrong, "somebody changed a table of ours, repairing it");
+            self.counters.repairs += 1;
         }
         let desired = self.planner.plan(snapshot);
         if wrong.is_none() && self.done.as_ref().is_some_and(|done| Arc::ptr_eq(done, &desired)) {
@@ -200,6 +209,10 @@ impl Worker {
         let changes = match self.engine.apply(&desired) {
             Ok(applied) => {
                 log(&applied, &desired);
+                if !applied.is_empty() {
+                    self.counters.programs.observe(began.elapsed());
+                    self.counters.changes += applied.values().map(Done::size).sum::<u64>();
+                }
                 changes_in(applied)
             }
             Err(error) => {

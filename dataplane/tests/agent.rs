@@ -111,6 +111,10 @@ fn what_somebody_breaks_is_repaired() {
         std::thread::yield_now();
     }
     assert_eq!(agent.published(), forwarding(&[LB_IP], &[LB_IP]));
+    wait_for("it to be counted", || agent.counted().repairs == 1);
+    let counted = agent.counted();
+    assert_eq!((counted.programs.counts.iter().sum::<u64>(), counted.failures), (2, 0), "{counted:?}");
+    assert!(counted.changes >= 4 && counted.settled >= 2, "{counted:?}");
     agent.end();
 }
 
@@ -137,6 +141,8 @@ fn what_the_kernel_refuses_is_tried_again_and_not_published() {
         assert_eq!(agent.published(), Forwarding::default());
         std::thread::yield_now();
     }
+    let counted = agent.counted();
+    assert!(counted.failures > 0 && counted.settled == 0, "{counted:?}");
     drop(other);
     wait_for("the address", || agent.published() == forwarding(&[LB_IP], &[LB_IP]));
     agent.end();

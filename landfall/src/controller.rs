@@ -4,7 +4,7 @@ use anyhow::Context;
 use clap::Args;
 
 use crate::client::Connection;
-use crate::{metrics, nowhere, shutdown};
+use crate::{keys, metrics, nowhere, shutdown};
 
 /// How to give out addresses.
 #[derive(Debug, Args)]
@@ -19,6 +19,11 @@ pub(crate) struct Options {
     #[arg(long, env = "LANDFALL_LEASE_NAMESPACE", value_name = "NAMESPACE")]
     lease_namespace: Option<String>,
 
+    /// Namespace of the Secret landfall-hello-keys, with which the nodes' agents seal what they say to each other: it is
+    /// made if it is missing, and its keys are rotated when asked for. Without this option nobody does so here.
+    #[arg(long, env = "LANDFALL_KEYS_NAMESPACE", value_name = "NAMESPACE")]
+    keys_namespace: Option<String>,
+
     /// Where to answer /metrics (for Prometheus), /healthz and /readyz (for probes), over HTTP without TLS; or off.
     #[arg(long, env = "LANDFALL_METRICS_ADDRESS", default_value = "[::]:9646", value_name = "ADDRESS:PORT|off")]
     metrics_address: metrics::Address,
@@ -31,6 +36,13 @@ pub(crate) async fn run(connection: &Connection, options: Options) -> anyhow::Re
     let numbers = controller::Metrics::default();
     let judge = Some(nowhere::nowhere as controller::announced::Judge);
     let config = controller::Config { default_class: !options.only_class, election, metrics: numbers.clone(), judge };
+    let place = options.keys_namespace.map(|namespace| keys::Place { client: client.clone(), namespace });
+    let keep = async {
+        match place {
+            Some(place) => keys::keeper::keep(place).await,
+            None => std::future::pending().await,
+        }
+    };
     let stop = async {
         if let Err(error) = shutdown::requested().await {
             tracing::error!(%error, "can't wait for signals: stopping");
@@ -39,5 +51,6 @@ pub(crate) async fn run(connection: &Connection, options: Options) -> anyhow::Re
     tokio::select! {
         ended = controller::run(client, config, stop) => ended.context("give out addresses"),
         never = metrics::serve(options.metrics_address, numbers) => match never {},
+        never = keep => match never {},
     }
 }

@@ -5,6 +5,7 @@
 
 mod client;
 mod controller;
+mod keys;
 mod logging;
 mod metrics;
 mod node;

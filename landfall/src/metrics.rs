@@ -3,6 +3,7 @@
 //! One future, which ends only when it is dropped. Whoever can reach the port may read: there is nothing secret in it.
 
 use std::convert::Infallible;
+use std::fmt;
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::str::FromStr;
@@ -33,8 +34,27 @@ impl FromStr for Address {
     }
 }
 
-/// Answers until it is dropped. Where it can't listen, it says so: addresses are given out all the same.
-pub(crate) async fn serve(address: Address, metrics: Metrics) -> Infallible {
+/// What there is to tell about a process of Landfall.
+pub(crate) trait Numbers: Clone + Send + Sync + 'static {
+    /// All numbers, in the text format of OpenMetrics 1.0.
+    fn text(&self) -> Result<String, fmt::Error>;
+
+    /// Why it is not ready, if it isn't.
+    fn unready(&self) -> Option<&'static str>;
+}
+
+impl Numbers for Metrics {
+    fn text(&self) -> Result<String, fmt::Error> {
+        self.text()
+    }
+
+    fn unready(&self) -> Option<&'static str> {
+        (!self.is_ready()).then_some("the API server has not told yet what there is")
+    }
+}
+
+/// Answers until it is dropped. Where it can't listen, it says so: all else goes on.
+pub(crate) async fn serve(address: Address, metrics: impl Numbers) -> Infallible {
     let Address::On(address) = address else { return std::future::pending().await };
     let served = match listen(address).await {
         Ok(listener) => axum::serve(listener, router(metrics)).await,
@@ -57,7 +77,7 @@ async fn listen(address: SocketAddr) -> io::Result<TcpListener> {
     }
 }
 
-fn router(metrics: Metrics) -> Router {
+fn router(metrics: impl Numbers) -> Router {
     let ready = metrics.clone();
     Router::new()
         .route(
@@ -71,9 +91,9 @@ fn router(metrics: Metrics) -> Router {
         .route("/healthz", get(async || "ok\n"))
         .route(
             "/readyz",
-            get(async move || match ready.is_ready() {
-                true => (StatusCode::OK, "ok\n"),
-                false => (StatusCode::SERVICE_UNAVAILABLE, "the API server has not told yet what there is\n"),
+            get(async move || match ready.unready() {
+                None => (StatusCode::OK, "ok\n".to_owned()),
+                Some(why) => (StatusCode::SERVICE_UNAVAILABLE, format!("{why}\n")),
             }),
         )
 }

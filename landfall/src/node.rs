@@ -3,19 +3,23 @@
 //!
 //! ```text
 //!                 +-> dataplane::Snapshot --> dataplane --> kernel
-//!   API server -> |                               | acknowledged addresses
+//!                 |      ^ who is dead            | acknowledged addresses
+//!   API server -> |      +--------------------+   |
 //!     (observe)   +-> speaker::Snapshot ----> speaker ----> wire
-//!                                                 | what it announces
+//!                 |                            ^  | what it announces
+//!                 +-> Secret ---------- keys --+  |
 //!   API server <----------- report <--------------+
 //! ```
 //!
 //! Tasks: one watch per kind, the composer (wakes on any change and sends new snapshots), the dataplane, the speaker, the
-//! report, and two which nothing here waits for: one says what is on the node's network, one answers health checks of load
-//! balancers in front. The first that ends ends the process, for a half-alive agent is worse than none: Kubernetes starts it
-//! again, and what is in the kernel stays there.
+//! report, the keys, the numbers, and two which nothing here waits for: one says what is on the node's network, one answers
+//! health checks of load balancers in front. The first that ends ends the process, for a half-alive agent is worse than none:
+//! Kubernetes starts it again, and what is in the kernel stays there.
 
 mod compose;
+mod dry_run;
 mod health;
+mod metrics;
 mod network;
 mod report;
 
@@ -40,7 +44,9 @@ use tokio::task::JoinSet;
 use tokio::time::timeout;
 
 use crate::client::Connection;
+use crate::keys::{self, Place, Seen};
 use crate::shutdown;
+use metrics::{Channels, Metrics};
 
 /// How long the agent may take to leave; Kubernetes gives it 10 s.
 const FAREWELL: Duration = Duration::from_secs(3);
@@ -58,6 +64,20 @@ pub(crate) struct Options {
     /// What forwards. With `off` Landfall only announces, and another proxy on the node has to forward.
     #[arg(long, env = "LANDFALL_DATAPLANE", value_enum, default_value_t = Dataplane::Nft)]
     dataplane: Dataplane,
+
+    /// Namespace of the Secret landfall-hello-keys, with which what agents say to each other is sealed. Without a key
+    /// nothing is announced.
+    #[arg(long, env = "LANDFALL_KEYS_NAMESPACE", default_value = "landfall-system", value_name = "NAMESPACE")]
+    keys_namespace: String,
+
+    /// Where to answer /metrics (for Prometheus), /healthz and /readyz (for probes), over HTTP without TLS; or off.
+    #[arg(long, env = "LANDFALL_METRICS_ADDRESS", default_value = "[::]:9647", value_name = "ADDRESS:PORT|off")]
+    metrics_address: crate::metrics::Address,
+
+    /// Print what would be programmed into the kernel of this node, as the cluster is now, and end. Nothing is programmed,
+    /// announced or written: it can be run anywhere, for any node.
+    #[arg(long)]
+    dry_run: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -71,6 +91,9 @@ enum Dataplane {
 /// Runs until SIGTERM. What the kernel forwards stays, unless no address is in use any more.
 pub(crate) async fn run(connection: &Connection, options: Options) -> Result<()> {
     let client = connection.client().await?;
+    if options.dry_run {
+        return dry_run::run(&client, &options.node_name).await;
+    }
     let stopping = shutdown::requested();
     tokio::pin!(stopping);
     // Which cluster this is must be known before anything is said to other nodes: two clusters may share a LAN.
@@ -89,15 +112,39 @@ pub(crate) async fn run(connection: &Connection, options: Options) -> Result<()>
     let (announcements, announced) = watch::channel(speaker::Announcements::default());
     let (conflicts, conflicting) = watch::channel(speaker::Conflicts::default());
     let (counters, counted) = watch::channel(speaker::Counters::default());
+    let (dead, buried) = watch::channel(BTreeSet::new());
+    let (keys, sealing) = watch::channel(Arc::default());
+    let (seen, keys_seen) = watch::channel(Seen::Unknown);
+    let (supplied, supply) = watch::channel(keys::supply::Supply::default());
+    let (done, programmed) = watch::channel(dataplane::Counters::default());
     let leave = Arc::new(Notify::new());
 
+    let numbers = Metrics::new(Channels {
+        announcements: announced.clone(),
+        conflicts: conflicting.clone(),
+        dead: buried.clone(),
+        wire: counted.clone(),
+        forwarding: forwarded.clone(),
+        kernel: (options.dataplane == Dataplane::Nft).then_some(programmed),
+        keys: supply,
+        known: for_speaker.clone(),
+    });
+
     let mut tasks: JoinSet<Result<Infallible>> = JoinSet::new();
+    tasks.spawn(async move { Ok(crate::metrics::serve(options.metrics_address, numbers).await) });
     stores.watch(&client, &mut tasks);
-    tasks.spawn(compose(stores.clone(), options.node_name.clone(), wake.listener(), to_dataplane, to_speaker));
+    let composer = Composer {
+        stores: stores.clone(),
+        node: options.node_name.clone(),
+        dead: buried,
+        dataplane: to_dataplane,
+        speaker: to_speaker,
+    };
+    tasks.spawn(composer.run(wake.listener()));
     let snapshots = for_dataplane.clone();
     match options.dataplane {
         Dataplane::Nft => tasks.spawn(async move {
-            dataplane::run(for_dataplane, forwarding).await.context("forward")?;
+            dataplane::run(for_dataplane, forwarding, done).await.context("forward")?;
             bail!("the dataplane has ended")
         }),
         Dataplane::Off => tasks.spawn(trust(for_dataplane, forwarding)),
@@ -106,6 +153,12 @@ pub(crate) async fn run(connection: &Connection, options: Options) -> Result<()>
         tasks.spawn(async move { health::serve(snapshots).await.context("answer health checks") });
     }
     tasks.spawn(hand_on(forwarded, may_announce));
+    let place = Place { client: client.clone(), namespace: options.keys_namespace.clone() };
+    tasks.spawn({
+        let place = place.clone();
+        async move { Ok(keys::follow::follow(place, seen).await) }
+    });
+    tasks.spawn(keys::supply::supply(place, keys_seen, keys, supplied));
     let (node, addresses) = (options.node_name.clone(), stores.addresses.clone());
     let report = report::Report::new(client.clone(), node, addresses, announced, conflicting);
     tasks.spawn(report.run(wake.listener()));
@@ -113,11 +166,9 @@ pub(crate) async fn run(connection: &Connection, options: Options) -> Result<()>
     tasks.spawn(async move { network.await.context("tell what is on the node's network") });
     let (left, has_left) = oneshot::channel();
     tasks.spawn({
-        let authentication = speaker::Authentication::Off;
+        let authentication = speaker::Authentication::Required;
         let config = speaker::Config::new(&cluster, &options.node_name, incarnation(), authentication);
-        let (_, keys) = watch::channel(Arc::default());
-        let inputs = speaker::Inputs { snapshot: for_speaker, forwarded: announceable, keys };
-        let (dead, _) = watch::channel(BTreeSet::new());
+        let inputs = speaker::Inputs { snapshot: for_speaker, forwarded: announceable, keys: sealing };
         let outputs = speaker::Outputs { announcements, conflicts, counters, dead };
         let leave = Arc::clone(&leave);
         async move {
@@ -237,21 +288,44 @@ impl Stores {
 }
 
 /// Sends new snapshots whenever something changed that matters to those who get them.
-async fn compose(
+struct Composer {
     stores: Stores,
     node: String,
-    mut listener: observe::Listener,
+    /// The nodes that the speaker says are dead.
+    dead: watch::Receiver<BTreeSet<String>>,
     dataplane: watch::Sender<Option<Arc<dataplane::Snapshot>>>,
     speaker: watch::Sender<Option<Arc<speaker::Snapshot>>>,
-) -> Result<Infallible> {
-    loop {
-        if let Some(observed) = stores.observed() {
-            let new = compose::snapshots(&node, observed);
-            send_if_new(&dataplane, new.dataplane);
-            send_if_new(&speaker, new.speaker);
+}
+
+impl Composer {
+    async fn run(mut self, mut listener: observe::Listener) -> Result<Infallible> {
+        loop {
+            let dead = self.dead.borrow_and_update().clone();
+            if let Some(observed) = self.stores.observed() {
+                let new = compose::snapshots(&self.node, observed, dead);
+                send_if_new(&self.dataplane, new.dataplane);
+                send_if_new(&self.speaker, new.speaker);
+            }
+            // A death waits for nothing else: neither for the API server, nor for all that is known to be looked at.
+            loop {
+                tokio::select! {
+                    biased;
+                    Ok(()) = self.dead.changed() => {
+                        let dead = self.dead.borrow_and_update().clone();
+                        self.dataplane.send_if_modified(|known| bury(known, dead));
+                    }
+                    () = listener.woken() => break,
+                }
+            }
         }
-        listener.woken().await;
     }
+}
+
+/// Says in what the dataplane knows who is dead. Returns whether that is news.
+fn bury(known: &mut Option<Arc<dataplane::Snapshot>>, dead: BTreeSet<String>) -> bool {
+    let Some(before) = known.as_ref().filter(|known| known.dead != dead) else { return false };
+    *known = Some(Arc::new(dataplane::Snapshot { dead, ..dataplane::Snapshot::clone(before) }));
+    true
 }
 
 fn send_if_new<T: PartialEq>(to: &watch::Sender<Option<Arc<T>>>, new: T) {
@@ -301,4 +375,79 @@ async fn trust(
 fn incarnation() -> u64 {
     // The standard library seeds its hash maps at random; that is randomness enough, and no further dependency.
     RandomState::new().build_hasher().finish()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// How long anything may take that takes microseconds, on a machine that does something else.
+    const SOON: Duration = Duration::from_secs(30);
+
+    /// Stores that have been listed once, and have one Service without anything.
+    fn stores(wake: &Wake) -> Stores {
+        let service = serde_json::json!({
+            "metadata": {"namespace": "default", "name": "web", "uid": "u-web", "resourceVersion": "2"},
+            "spec": {"type": "LoadBalancer", "ports": [{"port": 80}]},
+        });
+        let service: k8s_openapi::api::core::v1::Service = serde_json::from_value(service).expect("a Service");
+        let (service, _) = source::services().observe(&service).expect("a Service");
+        Stores {
+            services: Store::listed(wake, 2, [service]),
+            slices: Store::listed(wake, 1, []),
+            nodes: Store::listed(wake, 1, []),
+            pools: Store::listed(wake, 1, []),
+            advertisements: Store::listed(wake, 1, []),
+            addresses: Store::listed(wake, 1, []),
+        }
+    }
+
+    #[tokio::test]
+    async fn a_death_reaches_the_dataplane_without_a_word_from_the_api_server() {
+        let wake = Wake::default();
+        let (dead, buried) = watch::channel(BTreeSet::new());
+        let (to_dataplane, mut told) = watch::channel(None);
+        let (to_speaker, _) = watch::channel(None);
+        let composer = Composer {
+            stores: stores(&wake),
+            node: "n1".into(),
+            dead: buried,
+            dataplane: to_dataplane,
+            speaker: to_speaker,
+        };
+        let story = async {
+            let mut is_told = async |expected: &[&str]| {
+                let expected: BTreeSet<String> = expected.iter().map(|node| (*node).to_owned()).collect();
+                let said = |known: &Option<Arc<dataplane::Snapshot>>| {
+                    known.as_ref().is_some_and(|known| known.dead == expected && known.services.len() == 1)
+                };
+                timeout(SOON, told.wait_for(said)).await.expect("in time").expect("a snapshot");
+            };
+            is_told(&[]).await;
+            dead.send_replace(BTreeSet::from(["n2".to_owned()]));
+            is_told(&["n2"]).await;
+            // Who is dead stays so when the API server tells of something else.
+            wake.wake();
+            dead.send_replace(BTreeSet::from(["n2".to_owned(), "n3".to_owned()]));
+            is_told(&["n2", "n3"]).await;
+            dead.send_replace(BTreeSet::new());
+            is_told(&[]).await;
+        };
+        tokio::select! {
+            ended = composer.run(wake.listener()) => panic!("{ended:?}"),
+            () = story => {}
+        }
+    }
+
+    #[test]
+    fn a_death_leaves_all_else_that_the_dataplane_knows_as_it_is() {
+        let dead = BTreeSet::from(["n2".to_owned()]);
+        let mut known = None;
+        assert!(!bury(&mut known, dead.clone()) && known.is_none(), "nothing is known yet");
+        let before = dataplane::Snapshot { node: "n1".into(), ..dataplane::Snapshot::default() };
+        known = Some(Arc::new(before.clone()));
+        assert!(bury(&mut known, dead.clone()));
+        assert_eq!(known.as_deref(), Some(&dataplane::Snapshot { dead: dead.clone(), ..before }));
+        assert!(!bury(&mut known, dead), "that is no news");
+    }
 }

@@ -8,6 +8,7 @@ use std::time::Duration;
 use crate::liveness::Standing;
 use crate::ownership::Reason;
 use crate::placement::Mac;
+use crate::takeovers::Takeovers;
 
 /// A transition. Each is told once.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -112,6 +113,8 @@ pub struct Counters {
     pub dropped: Dropped,
     /// Addresses that this node began to announce.
     pub announced: u64,
+    /// Those of them that another node had before.
+    pub takeovers: Takeovers,
     /// Addresses that this node withdrew.
     pub withdrawn: u64,
     /// How often a peer was lost.

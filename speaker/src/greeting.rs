@@ -94,6 +94,12 @@ impl State {
         self.first = Duration::ZERO;
     }
 
+    /// Nothing can be said now: the next Hello is due an interval later.
+    pub fn skip(&mut self, now: Duration) {
+        (self.last, self.hasty, self.asked_for) = (Some(now), false, false);
+        self.probed.clear();
+    }
+
     /// Our claim to `lb_ip` changed.
     pub fn changed(&mut self, lb_ip: IpAddr) {
         self.changed.insert(lb_ip);

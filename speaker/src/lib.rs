@@ -26,7 +26,7 @@
 //! | [`strangers`] | who else uses an address, before it is announced and later |
 //! | [`placement`], [`link_table`] | which link an address is announced on; which links there are |
 //! | [`links`], [`socket`], [`groups`] | netlink; packet sockets; which groups the kernel tells that we listen to |
-//! | [`events`] | what there is to log and to count |
+//! | [`events`], [`takeovers`] | what there is to log and to count |
 //!
 //! Only [`run`](fn@run), [`links`], [`socket`] and [`groups`] touch anything. The rest is pure: time is an argument, and the tests
 //! drive the same [`machine`] through a simulated network.
@@ -59,6 +59,7 @@ pub mod segment;
 pub mod snapshot;
 pub mod socket;
 pub mod strangers;
+pub mod takeovers;
 
 pub use auth::{Authentication, Keys};
 pub use eligibility::Observed;

@@ -200,7 +200,10 @@ impl Machine {
     /// Packets are sealed with these keys from now on.
     pub fn set_keys(&mut self, now: Duration, keys: &Keys) {
         if self.keys.set(now, keys) {
-            self.segments.values_mut().for_each(|segment| segment.listen(now));
+            for segment in self.segments.values_mut() {
+                segment.listen(now);
+                segment.hasten();
+            }
         }
     }
 
@@ -513,5 +516,44 @@ impl Machine {
         let segments = self.segments.values();
         segments
             .flat_map(|segment| segment.announced().map(|(lb_ip, claim)| (lb_ip, segment.link.name.as_str(), claim)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_speaker_that_has_no_key_or_no_address_sleeps_between_looks_and_speaks_when_it_has_one() {
+        let link = |addresses: &[&str]| Link {
+            index: 1,
+            name: "eth0".into(),
+            mac: crate::placement::Mac([2, 0, 0, 0, 0, 1]),
+            addresses: addresses.iter().map(|own| own.parse().expect("an address")).collect(),
+            is_bridge: false,
+        };
+        let mut machine = Machine::new(Config::new("cluster", "n1", 1, Authentication::Required));
+        let mut now = Duration::from_secs(1);
+        let mut rounds = |machine: &mut Machine, count: u32| {
+            let mut frames = Vec::new();
+            for _ in 0..count {
+                assert!(!machine.woke(now), "it sleeps for longer than it should");
+                machine.poll(now, 0);
+                frames.append(&mut machine.take_frames());
+                let next = machine.next_deadline(now).expect("there is a link");
+                assert!(next > now, "it does not sleep");
+                now = next;
+            }
+            (frames, now)
+        };
+        machine.set_links(Duration::from_secs(1), BTreeMap::from([(1, link(&["192.0.2.11/24"]))]));
+        let (said, at) = rounds(&mut machine, 20);
+        assert_eq!(said, [], "without a key");
+        machine.set_keys(at, &Keys::new([&b"the key of the cluster"[..]]).expect("a key"));
+        let (said, at) = rounds(&mut machine, 2);
+        assert!(!said.is_empty(), "with a key");
+        machine.set_links(at, BTreeMap::from([(1, link(&[]))]));
+        assert_eq!(rounds(&mut machine, 20).0, [], "without an address");
+        assert_eq!(machine.counters().slept, 0);
     }
 }

@@ -391,10 +391,14 @@ impl Segment {
     /// Says Hello if it is time to.
     pub fn greet(&mut self, context: &mut Context<'_>) {
         self.probe(context.now);
-        if !self.greeting.is_due(context.now) || !context.keys.can_speak() {
+        if !self.greeting.is_due(context.now) {
             return;
         }
-        let Some(address) = self.link.source() else { return };
+        let Some(address) = self.link.source().filter(|_| context.keys.can_speak()) else {
+            // What stays due would keep the loop from sleeping.
+            self.greeting.skip(context.now);
+            return;
+        };
         let channel = if address.is_ipv4() { Channel::Hello } else { Channel::HelloV6 };
         let speakers = self.live + 1;
         let hears_outsiders = self.company == Hears::Outsiders;

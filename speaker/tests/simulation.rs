@@ -18,6 +18,7 @@ use std::time::Duration;
 use speaker::events::Event;
 use speaker::machine::Channel;
 use speaker::ownership::PATIENCE;
+use speaker::takeovers::Cause;
 use world::{INTERVAL, Network, Random, WINDOW, World, intrusion, key, lb_ip, name};
 
 /// After the last disturbance everything is settled within this time: what is silent is dead after a window, one that
@@ -204,6 +205,14 @@ fn the_addresses_of_a_crashed_node_are_announced_by_others_within_three_interval
             before.iter().filter(|(_, owner)| **owner == victim).map(|(lb_ip, _)| *lb_ip).collect();
         let pause = world.random.time(Duration::ZERO, INTERVAL);
         world.pass(pause);
+        // How many were taken over from the dead, and how many of those after a silence of more than 200 ms.
+        let counted = |world: &World| {
+            let machines = (0..nodes).filter(|n| *n != victim).filter_map(|n| world.machine(n));
+            let died = machines.map(|machine| machine.counters().takeovers.by(Cause::Died).counts);
+            let sums = died.map(|counts| (counts.iter().sum::<u64>(), counts[4..].iter().sum::<u64>()));
+            sums.fold((0, 0), |(all, late), (more, later)| (all + more, late + later))
+        };
+        let (earlier, _) = counted(&world);
         world.crash(victim);
         let crash = world.now;
         let took = world.pass_until(ms(1000), |world| {
@@ -212,6 +221,8 @@ fn the_addresses_of_a_crashed_node_are_announced_by_others_within_three_interval
         });
         let took = took.expect("a takeover");
         assert!(took <= WINDOW + ms(5), "it took {took:?}");
+        let (all, late) = counted(&world);
+        assert_eq!((all - earlier, late), (orphans.len() as u64, 0), "as counted");
         let after = sole_owners(&world);
         for (lb_ip, owner) in &before {
             assert!(orphans.contains(lb_ip) || after[lb_ip] == *owner, "{lb_ip} moved");

@@ -259,7 +259,7 @@ impl<'a> Requests<'a> {
 }
 
 /// The set or map that an element belongs to; none for a chain.
-fn set_of(key: &Key) -> Option<&'static str> {
+pub(super) fn set_of(key: &Key) -> Option<&'static str> {
     match key {
         Key::Way(..) | Key::Remember(..) => None,
         Key::Pods(_) => Some("pods"),
@@ -358,7 +358,8 @@ fn concatenated(parts: impl IntoIterator<Item = Part>) -> Vec<u8> {
     bytes
 }
 
-fn key_bytes(key: &Key) -> Vec<u8> {
+/// The key of an element, as the kernel has it; nothing for what is more than one element, or none.
+pub(super) fn key_bytes(key: &Key) -> Vec<u8> {
     use Part::{Address, Number};
     match key {
         Key::Pods(_) | Key::Way(..) | Key::Remember(..) => Vec::new(),

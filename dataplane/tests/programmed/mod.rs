@@ -9,7 +9,7 @@ use crds::Endpoint;
 use crds::Protocol::{Tcp, Udp};
 use dataplane::engine::Engine;
 use dataplane::ruleset::ruleset;
-use dataplane::{Forwarding, Snapshot};
+use dataplane::{Counters, Forwarding, Snapshot};
 use netns::Namespace;
 use tokio::sync::watch;
 
@@ -57,6 +57,7 @@ pub fn all(mut ask: impl FnMut() -> Answer) -> BTreeSet<Answer> {
 pub struct Agent {
     snapshots: watch::Sender<Option<Arc<Snapshot>>>,
     forwarding: watch::Receiver<Forwarding>,
+    counters: watch::Receiver<Counters>,
     thread: JoinHandle<()>,
 }
 
@@ -65,14 +66,15 @@ impl Agent {
     pub fn start(node: &Namespace) -> Self {
         let (snapshots, receiver) = watch::channel(None);
         let (sender, forwarding) = watch::channel(Forwarding::default());
+        let (counting, counters) = watch::channel(Counters::default());
         let node = node.clone();
         let thread = std::thread::spawn(move || {
             node.run(|| {
                 let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
-                runtime.block_on(dataplane::run(receiver, sender)).expect("run");
+                runtime.block_on(dataplane::run(receiver, sender, counting)).expect("run");
             });
         });
-        Self { snapshots, forwarding, thread }
+        Self { snapshots, forwarding, counters, thread }
     }
 
     /// Says what is observed.
@@ -83,6 +85,11 @@ impl Agent {
     /// What it says that the kernel does.
     pub fn published(&self) -> Forwarding {
         self.forwarding.borrow().clone()
+    }
+
+    /// What it has counted.
+    pub fn counted(&self) -> Counters {
+        *self.counters.borrow()
     }
 
     /// Ends it as a process ends: nobody sends any more.

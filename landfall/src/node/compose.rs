@@ -27,8 +27,9 @@ pub(super) struct Snapshots {
 
 /// What the libraries on `node` are to know of what was observed.
 ///
-/// An address counts if there is an object for it that nobody is deleting, whatever the status of a Service says.
-pub(super) fn snapshots(node: &str, observed: Observed) -> Snapshots {
+/// An address counts if there is an object for it that nobody is deleting, whatever the status of a Service says. Who is
+/// `dead` is the speaker's word, which comes long before the API server's.
+pub(super) fn snapshots(node: &str, observed: Observed, dead: BTreeSet<String>) -> Snapshots {
     let Observed { mut services, slices: all, nodes, pools, advertisements, mut addresses } = observed;
     services.retain(|_, service| service.is_load_balancer);
     let mut slices: BTreeMap<Key, Vec<Arc<EndpointSlice>>> = BTreeMap::new();
@@ -40,7 +41,7 @@ pub(super) fn snapshots(node: &str, observed: Observed) -> Snapshots {
     let pod_cidrs = nodes.get(node).map(|own| own.pod_cidrs.clone()).unwrap_or_default();
     let dataplane = dataplane::Snapshot {
         node: node.to_owned(),
-        dead: BTreeSet::new(),
+        dead,
         // A range that can't be read is as good as none: the pods count as clients from outside.
         pod_ranges: pod_cidrs.iter().filter_map(|cidr| cidr.parse().ok()).collect(),
         addresses: addresses.iter().map(|(address, record)| (*address, held(record))).collect(),
@@ -115,7 +116,7 @@ mod tests {
 
     #[test]
     fn only_load_balancers_with_their_slices_and_addresses_in_use_are_handed_on() {
-        let Snapshots { dataplane, speaker } = snapshots("n1", observed());
+        let Snapshots { dataplane, speaker } = snapshots("n1", observed(), BTreeSet::from(["n2".into()]));
         let web = Key::new("default", "web");
         assert_eq!(dataplane.services.keys().collect::<Vec<_>>(), [&web]);
         assert_eq!(dataplane.slices.keys().collect::<Vec<_>>(), [&web]);
@@ -124,21 +125,22 @@ mod tests {
         assert_eq!(dataplane.addresses.keys().collect::<Vec<_>>(), [&address]);
         assert_eq!(speaker.addresses.keys().collect::<Vec<_>>(), [&address]);
         assert_eq!(dataplane.pod_ranges, ["10.244.1.0/24".parse().expect("range")]);
+        assert_eq!(dataplane.dead, BTreeSet::from(["n2".to_owned()]));
     }
 
     #[test]
     fn a_service_says_who_may_use_it_and_whether_clients_stay_with_their_endpoint() {
         let mut observed = observed();
         let web = Key::new("default", "web");
-        let open = snapshots("n1", observed.clone()).dataplane.services[&web].terms.clone();
+        let open = snapshots("n1", observed.clone(), BTreeSet::new()).dataplane.services[&web].terms.clone();
         assert_eq!(*open, Terms::default());
         let service = Arc::make_mut(observed.services.get_mut(&web).expect("a Service"));
         (service.source_ranges, service.affinity) = (vec!["192.0.2.0/24".into()], Some(60));
-        let terms = snapshots("n1", observed.clone()).dataplane.services[&web].terms.clone();
+        let terms = snapshots("n1", observed.clone(), BTreeSet::new()).dataplane.services[&web].terms.clone();
         assert_eq!(*terms, Terms { sources: Sources::read(["192.0.2.0/24"], None), affinity: Some(60) });
         let service = Arc::make_mut(observed.services.get_mut(&web).expect("a Service"));
         (service.source_ranges, service.source_ranges_annotation) = (vec![], Some("198.51.100.0/24".into()));
-        let terms = snapshots("n1", observed).dataplane.services[&web].terms.clone();
+        let terms = snapshots("n1", observed, BTreeSet::new()).dataplane.services[&web].terms.clone();
         assert_eq!(terms.sources, Sources::read(["198.51.100.0/24"], None));
     }
 }

@@ -11,6 +11,7 @@ use crate::liveness::{self, Standing};
 use crate::ownership::{self, Company, Reason, Rival, Verdict, View};
 use crate::peer::Peer;
 use crate::snapshot::Wanted;
+use crate::takeovers::Cause;
 
 impl Segment {
     /// Decides about all addresses on which something has changed. Returns whether our claims changed.
@@ -178,7 +179,11 @@ impl Segment {
         }
         self.schedule.start(lb_ip, context.now);
         context.counters.announced += 1;
-        let from = others.iter().max_by_key(|(_, claim)| *claim).map(|(node, _)| node.clone());
+        let before = others.iter().max_by_key(|(_, claim)| *claim);
+        if let Some((peer, claim)) = before.and_then(|(node, claim)| Some((self.peers.get(node)?, claim))) {
+            context.counters.takeovers.observe(Cause::of(peer, *claim), peer.liveness.age(context.now));
+        }
+        let from = before.map(|(node, _)| node.clone());
         let Claim { epoch, backed, .. } = claim;
         context.events.push(Event::Announced { lb_ip, link, epoch, backed, from });
     }
