@@ -6,7 +6,7 @@ SHELL := /bin/bash
 NAME ?= demo
 LAB := target/debug/lab
 
-.PHONY: help setup build demo test bench bench-controller lab-up lab-down crds
+.PHONY: help setup build demo test bench bench-controller bench-failover lab-up lab-down crds
 
 help: ## List the commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-17s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -29,6 +29,11 @@ bench: setup ## Measure: Service to address to first answer, memory, size (a clu
 bench-controller: setup ## Measure the controller beside a bare loop that makes the same writes (a long run; QUICK=1: five minutes)
 	@cargo build --quiet --release --locked --target x86_64-unknown-linux-musl -p bench
 	@target/x86_64-unknown-linux-musl/release/bench-controller $(if $(QUICK),--quick)
+
+bench-failover: ## Measure what clients notice when a node dies, beside keepalived (25 minutes; QUICK=1: six minutes)
+	@tests/setup.sh --with-peers
+	@cargo build --quiet --release --locked --target x86_64-unknown-linux-musl -p bench
+	@target/x86_64-unknown-linux-musl/release/bench-failover $(if $(QUICK),--quick)
 
 lab-up: setup ## Bring up a cluster to play with: NAME=demo ARGS='--nodes 3 --kube-proxy none'
 	@$(LAB) up $(NAME) $(ARGS)

@@ -5,6 +5,7 @@
 #
 #   tests/setup.sh                 everything
 #   tests/setup.sh --only-image    Landfall's binary and image, and no Kubernetes (needs no root)
+#   tests/setup.sh --with-peers    everything, and what benchmarks compare Landfall with (keepalived)
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -57,6 +58,8 @@ if [ "${1:-}" = --only-image ]; then
     [ -d "$(rustc --target $target --print target-libdir 2>/dev/null)" ] || rustup target add $target
     command -v musl-gcc >/dev/null || fail "musl-gcc isn't there: apt-get install musl-tools"
     command -v cc >/dev/null || fail "cc isn't there: apt-get install build-essential"
+elif [ "${1:-}" = --with-peers ]; then
+    tests/lab/setup.sh keepalived
 else
     tests/lab/setup.sh
 fi

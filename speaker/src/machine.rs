@@ -307,7 +307,12 @@ impl Machine {
     }
 
     fn context(&mut self, now: Duration) -> Context<'_> {
-        Context {
+        self.parts(now).1
+    }
+
+    /// The segments, and what else there is for them to work with.
+    fn parts(&mut self, now: Duration) -> (&mut BTreeMap<u32, Segment>, Context<'_>) {
+        let context = Context {
             now,
             config: &self.config,
             keys: &self.keys,
@@ -317,24 +322,21 @@ impl Machine {
             frames: &mut self.frames,
             events: &mut self.events,
             counters: &mut self.counters,
-        }
+        };
+        (&mut self.segments, context)
     }
 
     /// Does something with each segment.
     fn each(&mut self, now: Duration, mut act: impl FnMut(&mut Segment, &mut Context<'_>)) {
-        let mut segments = std::mem::take(&mut self.segments);
-        let mut context = self.context(now);
-        for segment in segments.values_mut() {
-            act(segment, &mut context);
-        }
-        self.segments = segments;
+        let (segments, mut context) = self.parts(now);
+        segments.values_mut().for_each(|segment| act(segment, &mut context));
     }
 
     /// Does something with one segment, if there is one.
     fn one(&mut self, now: Duration, link: u32, act: impl FnOnce(&mut Segment, &mut Context<'_>)) {
-        if let Some(mut segment) = self.segments.remove(&link) {
-            act(&mut segment, &mut self.context(now));
-            self.segments.insert(link, segment);
+        let (segments, mut context) = self.parts(now);
+        if let Some(segment) = segments.get_mut(&link) {
+            act(segment, &mut context);
         }
     }
 

@@ -2,6 +2,7 @@
 # Makes this machine ready for the lab: installs what is missing, builds what the lab runs.
 #
 #   tests/lab/setup.sh            about 6 minutes on a fresh machine with 2 cores, 2 seconds when all is there
+#   tests/lab/setup.sh PACKAGE... and these Debian packages, of which each has a command of its name
 #
 # Needs root, apt-get, Rust (rustup) and Go. Installs Debian packages (no service is started, none stays enabled to run
 # here) and a Rust target; everything built goes to target/lab, or to $LANDFALL_LAB. Run it again at any time: only what
@@ -38,6 +39,9 @@ flock --nonblock 9 || { say "waiting for another setup.sh to end"; flock 9; }
 # --- Debian packages ------------------------------------------------------------------------------------------------
 # A command that tells whether the package is there, and the package.
 packages=()
+for package; do
+  PATH=$PATH:/usr/sbin:/sbin command -v "$package" >/dev/null || packages+=("$package")
+done
 while read -r command package; do
   PATH=$PATH:/usr/sbin:/sbin command -v "$command" >/dev/null || packages+=("$package")
 done <<'END'

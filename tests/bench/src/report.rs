@@ -52,6 +52,13 @@ impl Report {
     pub fn json(&self) -> String {
         format!("{:#}\n", Value::Object(self.figures.clone()))
     }
+
+    /// The JSON object, with the figures of an earlier one that this report does not have. One that can't be read has none.
+    pub fn json_over(&self, earlier: &str) -> String {
+        let mut figures: Map<String, Value> = serde_json::from_str(earlier).unwrap_or_default();
+        figures.extend(self.figures.clone());
+        format!("{:#}\n", Value::Object(figures))
+    }
 }
 
 fn text(spread: Spread) -> String {
@@ -87,5 +94,19 @@ mod tests {
             "bulk_ratio_1k": 0.9124, "bulk_ratio_1k_min": 0.8, "bulk_ratio_1k_max": 1.0, "restart_writes": 0.0,
         });
         assert_eq!(json, expected);
+    }
+
+    #[test]
+    fn figures_of_an_earlier_run_stay_unless_there_are_new_ones() {
+        let mut report = Report::default();
+        report.figure("runs", 8.0);
+        for (earlier, expected) in [
+            ("", json!({"runs": 8.0})),
+            ("half of a f", json!({"runs": 8.0})),
+            (r#"{"runs": 100, "idle_api_writes": 0}"#, json!({"runs": 8.0, "idle_api_writes": 0})),
+        ] {
+            let json: Value = serde_json::from_str(&report.json_over(earlier)).expect("JSON");
+            assert_eq!(json, expected, "{earlier:?}");
+        }
     }
 }

@@ -20,6 +20,7 @@ use kube::{Api, ResourceExt};
 use lab::{Answer, KubeProxy, Topology, wait_until};
 use netns::Namespace;
 use serde_json::{Value, json};
+use tokio::runtime::Handle;
 
 /// The pods: `l` on n1, `r` on n2, `x` on n3. Number 5 is the one that asks.
 const PODS: [(&str, &str); 6] = [("l5", "n1"), ("l6", "n1"), ("l7", "n1"), ("r6", "n2"), ("r7", "n2"), ("x5", "n3")];
@@ -211,19 +212,32 @@ impl Stage {
     async fn gets(&self, who: Who, entry: &str, expected: &str) -> Result<()> {
         let place = self.place(who, entry)?;
         let expected = fates(expected);
-        for address in self.both {
-            for over_tcp in [true, false] {
-                let protocol = if over_tcp { "TCP" } else { "UDP" };
-                let what = format!("{who:?} at {entry} over {protocol} to {address} to get to {}", list(&expected));
-                wait_until(SETTLED, &what, async || {
-                    let seen = self.seen(&place, SocketAddr::new(address, 80), over_tcp, &expected)?;
-                    ensure!(seen == expected, "{}", list(&seen));
-                    Ok(())
-                })
-                .await?;
-            }
-        }
-        Ok(())
+        let settled = |address: IpAddr, over_tcp: bool| {
+            let to = SocketAddr::new(address, 80);
+            let protocol = if over_tcp { "TCP" } else { "UDP" };
+            let what = format!("{who:?} at {entry} over {protocol} to {address} to get to {}", list(&expected));
+            Handle::current().block_on(wait_until(SETTLED, &what, async || {
+                let seen = self.seen(&place, to, over_tcp, &expected)?;
+                ensure!(seen == expected, "{}", list(&seen));
+                Ok(())
+            }))
+        };
+        // All at the same time, for silence takes its time.
+        let runtime = Handle::current();
+        tokio::task::block_in_place(|| {
+            std::thread::scope(|scope| {
+                let ask = |(address, over_tcp)| {
+                    let (settled, runtime) = (&settled, &runtime);
+                    scope.spawn(move || {
+                        let _inside = runtime.enter();
+                        settled(address, over_tcp)
+                    })
+                };
+                let each = self.both.into_iter().flat_map(|address| [(address, true), (address, false)]);
+                let asking: Vec<_> = each.map(ask).collect();
+                asking.into_iter().try_for_each(|thread| thread.join().expect("it does not panic"))
+            })
+        })
     }
 
     fn seen(

@@ -1,0 +1,83 @@
+//! What the agents of three nodes cost when nothing happens: CPU time, and writes to the API server.
+
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result};
+use bench::report::Report;
+use bench::spread::Spread;
+use bench::{metrics, usage};
+use tokio::time::sleep;
+
+use crate::Bench;
+use crate::stand::{NODES, Stand};
+
+/// The thread of an agent that hears and speaks on the wire.
+const WIRE: &str = "landfall-wire";
+
+/// What agents and controllers write to, as the API server names it. Kubernetes itself writes to none of these while nothing
+/// happens. The controllers' Lease, which their leader renews for being one, is not counted.
+const WRITTEN: [&str; 9] = [
+    "events",
+    "ipaddresspools",
+    "ipaddresspools/status",
+    "l2advertisements",
+    "loadbalancerips",
+    "loadbalancerips/status",
+    "nodenetworks",
+    "services",
+    "services/status",
+];
+
+/// After something happened it takes so long until nothing does: announcements are repeated, connections are closed.
+const SETTLE: Duration = Duration::from_secs(10);
+
+/// Measures.
+pub async fn measure(bench: &Bench, report: &mut Report, stand: &Stand) -> Result<()> {
+    let time = Duration::from_secs(if bench.quick { 30 } else { 120 });
+    sleep(SETTLE).await;
+    let (written, begun) = (writes(stand).await?, Instant::now());
+    let before: Vec<_> = NODES.iter().map(|node| cpu(stand, node)).collect::<Result<_>>()?;
+    sleep(time).await;
+    let after: Vec<_> = NODES.iter().map(|node| cpu(stand, node)).collect::<Result<_>>()?;
+    let time = begun.elapsed();
+    let written = metrics::since(&written, &writes(stand).await?);
+    let (mut agents, mut wires) = (Vec::new(), Vec::new());
+    for (before, after) in before.iter().zip(&after) {
+        agents.push(usage::percent(after.0.saturating_sub(before.0), time));
+        wires.push(usage::percent(after.1.saturating_sub(before.1), time));
+    }
+    let spread = |values: &[f64]| Spread::of(values).context("invariant: there are nodes");
+    let (agent, wire) = (spread(&agents)?, spread(&wires)?);
+    let (seconds, ours) = (time.as_secs(), of_ours(&written));
+    bench.progress(&format!("idle for {seconds} s: {:.2} % of a core for an agent, {ours} writes", agent.median))?;
+    report.part(&format!("{} nodes on which nothing happens, {seconds} s", NODES.len()));
+    let text = |s: Spread| format!("{:8.3}  ({:.3} to {:.3}) % of a core", s.median, s.min, s.max);
+    report.row("CPU of an agent", &format!("{}  goal 0.3 or less", text(agent)));
+    report.row("of that, the thread of the wire", &text(wire));
+    report.row("writes of agents and controllers", &format!("{ours:8}  goal 0"));
+    report.row("writes of all", &format!("{written:?}"));
+    report.figure("idle_cpu_percent", agent.median);
+    report.figure("idle_wire_cpu_percent", wire.median);
+    report.figure("idle_api_writes", ours as f64);
+    Ok(())
+}
+
+/// The CPU time of the agent on a node so far, and that of its thread of the wire.
+///
+/// # Errors
+/// If there is no agent, or more than one.
+pub fn cpu(stand: &Stand, node: &str) -> Result<(Duration, Duration)> {
+    let agents = stand.world.cluster.node(node).processes("landfall node");
+    let [(pid, _)] = agents[..] else { anyhow::bail!("agents on {node}: {agents:?}") };
+    usage::cpu(pid, WIRE)
+}
+
+async fn writes(stand: &Stand) -> Result<BTreeMap<String, u64>> {
+    let page = stand.world.client.request_text(http::Request::get("/metrics").body(Vec::new())?).await?;
+    Ok(metrics::writes(&page))
+}
+
+fn of_ours(written: &BTreeMap<String, u64>) -> u64 {
+    WRITTEN.iter().filter_map(|name| written.get(*name)).sum()
+}

@@ -1,0 +1,135 @@
+//! The rival: keepalived, which gives an address to the best of three hosts by VRRP (RFC 5798), in two settings.
+//!
+//! - *50 ms*: an advertisement every 50 ms, which is as often as Landfall speaks. A backup takes over after three of them
+//!   and the skew, which depends on priorities; these are high, so that it is short.
+//! - *1 s*: an advertisement every second, which is the default.
+//!
+//! Neither takes an address back (`nopreempt`), as Landfall doesn't.
+//!
+//! What it announces answers by itself: a responder of this program on each host, bound to the address whether the host
+//! has it or not. Everything runs on client hosts of the lab, and goes with them.
+
+use std::fs;
+use std::io::ErrorKind;
+use std::net::{IpAddr, Ipv4Addr, TcpListener, UdpSocket};
+use std::process::Command;
+
+use anyhow::{Context, Result, ensure};
+use e2e::world::SOON;
+use lab::{Cluster, Host, Signal, wait_until};
+
+/// Hosts that it needs, from c2 on.
+pub const HOSTS: u8 = 6;
+
+/// Hosts that share an address, as many as Landfall has nodes.
+const GROUP: u8 = 3;
+
+/// The port that answers.
+pub const PORT: u16 = 80;
+
+/// The name under which it runs on a host.
+const DAEMON: &str = "keepalived";
+
+/// One setting of it.
+#[derive(Clone, Copy, Debug)]
+pub struct Setting {
+    /// What the report calls it.
+    pub name: &'static str,
+    /// What its figures begin with.
+    pub key: &'static str,
+    /// Seconds between advertisements.
+    advert_int: &'static str,
+    /// The last part of the address that it gives, in 192.0.2.0/24: outside of what Landfall gives.
+    last: u8,
+    /// The number of the first of its hosts.
+    first: u8,
+}
+
+/// Both settings.
+pub const SETTINGS: [Setting; 2] = [
+    Setting { name: "keepalived, 50 ms", key: "keepalived_50ms_", advert_int: "0.05", last: 245, first: 2 },
+    Setting { name: "keepalived, 1 s", key: "keepalived_1s_", advert_int: "1", last: 246, first: 5 },
+];
+
+impl Setting {
+    /// The address that it gives.
+    pub fn address(&self) -> IpAddr {
+        Ipv4Addr::new(192, 0, 2, self.last).into()
+    }
+
+    /// Starts it, and what answers.
+    ///
+    /// # Errors
+    /// If it doesn't start: `tests/setup.sh --with-peers` installs it.
+    pub fn start(&self, cluster: &Cluster) -> Result<()> {
+        let own = std::env::current_exe().context("find this program")?;
+        for n in 0..GROUP {
+            let host = cluster.client_host(&format!("c{}", self.first + n));
+            host.netns()?.sysctl("ipv4.ip_nonlocal_bind", "1").context("let programs bind addresses to come")?;
+            let mut answer = Command::new(&own);
+            answer.args(["answer", &self.address().to_string(), &PORT.to_string()]);
+            host.spawn("answer", &answer)?;
+            let dir = host.dir();
+            fs::create_dir_all(&dir)?;
+            let (config, file) = (self.config(n), |name: &str| dir.join(name).display().to_string());
+            fs::write(file("keepalived.conf"), config).context("write its configuration")?;
+            let mut keepalived = Command::new("keepalived");
+            keepalived.args(["--dont-fork", "--log-console", "--vrrp", "--use-file", &file("keepalived.conf")]);
+            keepalived.args(["--pid", &file("keepalived.pid"), "--vrrp_pid", &file("vrrp.pid")]);
+            host.spawn(DAEMON, &keepalived)?;
+        }
+        Ok(())
+    }
+
+    /// Ends it on a host that is cut off.
+    ///
+    /// # Errors
+    /// If it does not end.
+    pub async fn end(host: &Host) -> Result<()> {
+        let daemon = host.process(DAEMON);
+        daemon.signal(Signal::SIGTERM)?;
+        wait_until(SOON, "keepalived to end", async || {
+            ensure!(!daemon.is_running(), "it runs on {}", host.name());
+            Ok(())
+        })
+        .await
+    }
+
+    /// Starts it anew on a host.
+    ///
+    /// # Errors
+    /// If it does not start.
+    pub fn start_again(host: &Host) -> Result<()> {
+        host.process(DAEMON).start()
+    }
+
+    /// The configuration of the n-th host.
+    fn config(&self, n: u8) -> String {
+        let Self { advert_int, last, .. } = self;
+        let priority = 254 - n;
+        format!(
+            "global_defs {{\n  vrrp_version 3\n}}\n\
+             vrrp_instance bench {{\n  state BACKUP\n  interface eth0\n  virtual_router_id {last}\n  \
+             priority {priority}\n  nopreempt\n  advert_int {advert_int}\n  virtual_ipaddress {{\n    192.0.2.{last}/24 dev eth0\n  }}\n}}\n"
+        )
+    }
+}
+
+/// Answers at an address: datagrams with themselves, and connects by taking them.
+///
+/// # Errors
+/// If the address can't be bound.
+pub fn answer(address: Ipv4Addr, port: u16) -> Result<()> {
+    let listener = TcpListener::bind((address, port)).with_context(|| format!("listen at {address}:{port}"))?;
+    let socket = UdpSocket::bind((address, port)).with_context(|| format!("bind {address}:{port}"))?;
+    std::thread::spawn(move || listener.incoming().for_each(drop));
+    let mut buffer = [0; 512];
+    loop {
+        match socket.recv_from(&mut buffer) {
+            Ok((length, client)) => drop(socket.send_to(&buffer[..length], client)),
+            // An error here is about an earlier answer.
+            Err(error) if error.kind() == ErrorKind::InvalidInput => return Err(error.into()),
+            Err(_) => {}
+        }
+    }
+}

@@ -1,0 +1,153 @@
+//! What a client on the LAN notices when a node dies: Landfall beside keepalived, on the lab.
+//!
+//! `make bench-failover` runs it, which takes about 25 minutes; with `--quick` about five. It prints a table, and writes
+//! `target/bench/failover.json`; with `--only`, what other parts found in an earlier run stays in there. What is measured,
+//! and how, is in the rooms:
+//!
+//! - [`idle`]: what agents cost when nothing happens
+//! - [`outage`]: the owner of an address is cut off, again and again
+//! - [`calm`]: takeovers for which there is no reason, while all processors are busy
+//! - [`many`]: the owner of thousands of addresses is cut off
+//!
+//! All of it happens on one cluster ([`stand`]), with [`keepalived`] on hosts of the same LAN. Everything runs on one machine,
+//! where all hosts share the processors: what else runs there shows in the figures, and nothing else should.
+
+mod calm;
+mod idle;
+mod keepalived;
+mod many;
+mod outage;
+mod stand;
+
+use std::hash::{BuildHasher, RandomState};
+use std::io::Write;
+use std::net::Ipv4Addr;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use bench::report::Report;
+use bench::root;
+use clap::{Parser, Subcommand};
+use tokio::signal::ctrl_c;
+use tokio::signal::unix::{SignalKind, signal};
+
+use crate::stand::Stand;
+
+/// The parts, in the order in which they are measured.
+const PARTS: [&str; 4] = ["idle", "outage", "calm", "many"];
+
+/// What a client notices when a node dies, beside keepalived.
+#[derive(Debug, Parser)]
+#[command(max_term_width = 120)]
+struct Cli {
+    /// Fewer and shorter rounds: five minutes.
+    #[arg(long)]
+    quick: bool,
+
+    /// Only these parts, to look into one: idle, outage, calm, many.
+    #[arg(long, value_delimiter = ',', value_name = "PARTS")]
+    only: Vec<String>,
+
+    #[command(subcommand)]
+    helper: Option<Helper>,
+}
+
+/// What the benchmark runs on hosts and beside itself.
+#[derive(Debug, Subcommand)]
+enum Helper {
+    /// Answer datagrams and connects at an address, also while this host doesn't have it.
+    Answer {
+        /// The address.
+        address: Ipv4Addr,
+        /// The port.
+        port: u16,
+    },
+    /// Keep one processor busy.
+    Burn {
+        /// For so many seconds, or until the parent process ends.
+        seconds: u64,
+    },
+}
+
+/// What all measurements have in common.
+pub struct Bench {
+    began: Instant,
+    /// Fewer and shorter rounds.
+    pub quick: bool,
+    random: RandomState,
+}
+
+impl Bench {
+    /// Tells how far it is.
+    pub fn progress(&self, text: &str) -> Result<()> {
+        print(&format!("{:4} s  {text}\n", self.began.elapsed().as_secs()))
+    }
+
+    /// A time between these two, another one for each `n`, as likely as any.
+    pub fn random(&self, n: usize, from: Duration, to: Duration) -> Duration {
+        let share = self.random.hash_one(n) as f64 / u64::MAX as f64;
+        from + (to - from).mul_f64(share)
+    }
+}
+
+fn main() -> Result<()> {
+    let cli = Cli::parse();
+    match cli.helper {
+        Some(Helper::Answer { address, port }) => return keepalived::answer(address, port),
+        Some(Helper::Burn { seconds }) => {
+            calm::burn(Duration::from_secs(seconds));
+            return Ok(());
+        }
+        None => {}
+    }
+    tokio::runtime::Builder::new_multi_thread().enable_all().build()?.block_on(async {
+        let mut terminated = signal(SignalKind::terminate())?;
+        tokio::select! {
+            ended = measure(cli) => ended,
+            interrupted = ctrl_c() => {
+                interrupted?;
+                anyhow::bail!("interrupted: the cluster goes")
+            }
+            _ = terminated.recv() => anyhow::bail!("terminated: the cluster goes"),
+        }
+    })
+}
+
+async fn measure(cli: Cli) -> Result<()> {
+    for part in &cli.only {
+        ensure!(PARTS.contains(&part.as_str()), "there is no part {part:?}");
+    }
+    let wants = |part: &str| cli.only.is_empty() || cli.only.iter().any(|only| only == part);
+    let bench = Bench { began: Instant::now(), quick: cli.quick, random: RandomState::new() };
+    let path = root().join("target/bench/failover.json");
+    std::fs::create_dir_all(path.parent().context("invariant: it has a parent")?)?;
+    let earlier = if cli.only.is_empty() { String::new() } else { std::fs::read_to_string(&path).unwrap_or_default() };
+    let mut report = Report::default();
+    let stand = Stand::set(&bench).await?;
+    for part in PARTS.into_iter().filter(|part| wants(part)) {
+        let measured = match part {
+            "idle" => idle::measure(&bench, &mut report, &stand).await,
+            "outage" => outage::measure(&bench, &mut report, &stand).await,
+            "calm" => calm::measure(&bench, &mut report, &stand).await,
+            _ => many::measure(&bench, &mut report, &stand).await,
+        };
+        // What was found is not lost if the next part fails.
+        std::fs::write(&path, report.json_over(&earlier)).with_context(|| format!("write {}", path.display()))?;
+        if let Err(error) = measured {
+            print(&format!("\n{}", report.table()))?;
+            return Err(error.context(format!("part {part}")));
+        }
+    }
+    stand.strike()?;
+    print(&format!("\n{}", report.table()))?;
+    print(&format!("\nwrote {} after {} s\n", path.display(), bench.began.elapsed().as_secs()))
+}
+
+/// Prints to standard output. A reader that went away (`| head`) is no error.
+fn print(text: &str) -> Result<()> {
+    let mut out = std::io::stdout().lock();
+    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
+        Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => Err(error.into()),
+        _ => Ok(()),
+    }
+}

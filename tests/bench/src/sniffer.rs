@@ -1,0 +1,176 @@
+//! Who says unasked that an address is his: gratuitous ARP as a host on the LAN receives it.
+//!
+//! A packet socket and a thread in the host's network namespace. That a host has received one is when it uses the new
+//! owner: Linux and others replace the entry they have at once (RFC 5227 §2.4 is about those who own it themselves).
+
+use std::collections::BTreeMap;
+use std::io::Read;
+use std::net::Ipv4Addr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, anyhow};
+use lab::Host;
+use socket2::{Domain, Protocol, Socket, Type};
+
+/// The EtherType of ARP.
+const ARP: u16 = 0x0806;
+
+/// Ethernet, then ARP for IPv4 over Ethernet.
+const LENGTH: usize = 14 + 28;
+
+/// So many bytes may wait to be read, if the kernel allows as many: thousands of frames in a burst.
+const BACKLOG: usize = 8 << 20;
+
+/// A MAC address.
+pub type Mac = [u8; 6];
+
+/// Somebody said that an address is his.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Announcement {
+    /// When it was received, since the sniffer began.
+    pub at: Duration,
+    /// The address.
+    pub address: Ipv4Addr,
+    /// Whose it is.
+    pub mac: Mac,
+}
+
+/// The address and the MAC of a gratuitous ARP; `None` if the frame is anything else (RFC 826; RFC 5944 §4.6: sender and
+/// target address are the same).
+pub fn gratuitous(frame: &[u8]) -> Option<(Ipv4Addr, Mac)> {
+    let arp = frame.get(14..LENGTH)?;
+    // Ethernet, IPv4, and the lengths of their addresses.
+    let is_arp = frame[12..14] == ARP.to_be_bytes() && arp[..6] == [0, 1, 8, 0, 6, 4];
+    let (mac, sender, target) = (&arp[8..14], &arp[14..18], &arp[24..28]);
+    let address = <[u8; 4]>::try_from(sender).ok()?;
+    (is_arp && sender == target && address != [0; 4]).then_some((address.into(), mac.try_into().ok()?))
+}
+
+/// How often addresses changed hands, by what was said: an address whose MAC is another one than the last time.
+pub fn changes(announcements: &[Announcement]) -> usize {
+    let mut last = BTreeMap::new();
+    let changed = |one: &&Announcement| last.insert(one.address, one.mac).is_some_and(|before| before != one.mac);
+    announcements.iter().filter(changed).count()
+}
+
+/// When each address was announced first by somebody else than `before`, and by whom.
+pub fn first_by_others(announcements: &[Announcement], before: Mac) -> BTreeMap<Ipv4Addr, (Duration, Mac)> {
+    let mut first = BTreeMap::new();
+    for one in announcements.iter().filter(|one| one.mac != before) {
+        first.entry(one.address).or_insert((one.at, one.mac));
+    }
+    first
+}
+
+/// A sniffer that runs.
+pub struct Sniffer {
+    begun: Instant,
+    over: Arc<AtomicBool>,
+    reader: JoinHandle<Result<Vec<Announcement>>>,
+}
+
+impl Sniffer {
+    /// Begins to listen on this host.
+    ///
+    /// # Errors
+    /// If there is no socket: it needs root.
+    pub fn begin(host: &Host) -> Result<Self> {
+        let protocol = Protocol::from(i32::from(ARP.to_be()));
+        let socket = host.run(|| Socket::new(Domain::PACKET, Type::RAW, Some(protocol)))?.context("a packet socket")?;
+        socket.set_read_timeout(Some(Duration::from_millis(50))).context("set a timeout")?;
+        // The kernel gives less if it allows no more.
+        socket.set_recv_buffer_size(BACKLOG).context("set the size of the backlog")?;
+        let (begun, over) = (Instant::now(), Arc::new(AtomicBool::new(false)));
+        let reader = {
+            let over = Arc::clone(&over);
+            thread::spawn(move || {
+                let (mut socket, mut frame, mut all) = (socket, [0; 128], Vec::new());
+                while !over.load(Ordering::Relaxed) {
+                    let Ok(length) = socket.read(&mut frame) else { continue };
+                    let at = begun.elapsed();
+                    let found = gratuitous(&frame[..length]);
+                    all.extend(found.map(|(address, mac)| Announcement { at, address, mac }));
+                }
+                Ok(all)
+            })
+        };
+        Ok(Self { begun, over, reader })
+    }
+
+    /// How long ago it began: the clock of what it heard.
+    pub fn elapsed(&self) -> Duration {
+        self.begun.elapsed()
+    }
+
+    /// Ends it, and returns what it heard, in order.
+    ///
+    /// # Errors
+    /// If it failed.
+    pub fn end(self) -> Result<Vec<Announcement>> {
+        self.over.store(true, Ordering::Relaxed);
+        self.reader.join().map_err(|_| anyhow!("the sniffer panicked"))?
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const A: Mac = [2, 0, 0, 0, 0, 1];
+    const B: Mac = [2, 0, 0, 0, 0, 2];
+
+    fn frame(operation: u8, sender: [u8; 4], target: [u8; 4]) -> Vec<u8> {
+        let mut frame = vec![0xff; 6];
+        frame.extend(A);
+        frame.extend([8, 6, 0, 1, 8, 0, 6, 4, 0, operation]);
+        frame.extend(A);
+        frame.extend(sender);
+        frame.extend([0; 6]);
+        frame.extend(target);
+        frame
+    }
+
+    #[test]
+    fn a_gratuitous_arp_is_one_whose_sender_is_its_target_in_either_form() {
+        let (own, other) = ([192, 0, 2, 200], [192, 0, 2, 201]);
+        for (what, bytes, expected) in [
+            ("request", frame(1, own, own), true),
+            ("reply", frame(2, own, own), true),
+            ("with padding", [frame(1, own, own), vec![0; 18]].concat(), true),
+            ("a question", frame(1, other, own), false),
+            ("a probe", frame(1, [0; 4], own), false),
+            ("nobody", frame(1, [0; 4], [0; 4]), false),
+            ("cut short", frame(1, own, own)[..41].to_vec(), false),
+            ("IPv4", [&[0; 12], &[8, 0][..], &frame(1, own, own)[14..]].concat(), false),
+        ] {
+            assert_eq!(gratuitous(&bytes), expected.then_some((own.into(), A)), "{what}");
+        }
+    }
+
+    #[test]
+    fn an_address_changes_hands_when_another_one_says_it_is_his() {
+        let said = |all: &[(u64, u8, Mac)]| -> Vec<Announcement> {
+            let one = |(at, last, mac): &(u64, u8, Mac)| Announcement {
+                at: Duration::from_millis(*at),
+                address: Ipv4Addr::new(192, 0, 2, *last),
+                mac: *mac,
+            };
+            all.iter().map(one).collect()
+        };
+        for (what, all, expected) in [
+            ("nothing was said", &[][..], 0),
+            ("a refresh", &[(0, 1, A), (1, 1, A), (2, 2, B), (3, 2, B)], 0),
+            ("there and back", &[(0, 1, A), (1, 1, B), (2, 1, A)], 2),
+            ("two of them", &[(0, 1, A), (0, 2, A), (1, 1, B), (1, 2, B), (2, 2, B)], 2),
+        ] {
+            assert_eq!(changes(&said(all)), expected, "{what}");
+        }
+        let all = said(&[(0, 1, A), (5, 1, B), (6, 2, B), (7, 1, B), (8, 3, A)]);
+        let (one, two) = (Ipv4Addr::new(192, 0, 2, 1), Ipv4Addr::new(192, 0, 2, 2));
+        let expected = [(one, (Duration::from_millis(5), B)), (two, (Duration::from_millis(6), B))].into();
+        assert_eq!(first_by_others(&all, A), expected);
+    }
+}
