@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
+use crds::service::ANNOUNCED;
 use e2e::World;
 use e2e::scene::{Scene, Scenes};
 use e2e::world::{CONTROLLER, SOON, SYSTEM, ingress};
@@ -162,7 +163,15 @@ async fn when_the_leader_is_killed_another_one_leads_when_its_time_is_over(scene
     scene.pool("lan", json!({"addresses": [scene.range(10, 19)]})).await?;
     scene.service("before", json!({})).await?;
     scene.has("before", &[scene.ip(10)]).await?;
-    let before = scene.get("before").await?;
+    // Who announces it is written later: then nothing is left to write.
+    let before = wait_until(SOON, "its address to be announced", async || {
+        let service = scene.get("before").await?;
+        let conditions = service.status.iter().flat_map(|status| status.conditions.iter().flatten());
+        let announced = conditions.clone().any(|condition| condition.type_ == ANNOUNCED && condition.status == "True");
+        ensure!(announced, "{:?}", conditions.collect::<Vec<_>>());
+        Ok(service)
+    })
+    .await?;
     let leader = Controller::leader(world).await?;
     let killed = Instant::now();
     leader.signal(world, "-KILL")?;

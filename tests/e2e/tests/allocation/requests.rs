@@ -316,7 +316,8 @@ async fn kubectl_waits_for_the_condition_and_shows_columns_that_a_person_wants(s
     };
     let address = scene.ip(10).to_string();
     let table = scene.world.kubectl(&["get", "lbip"])?;
-    ensure!(row(&table, 0) == ["NAME", "ADDRESS", "POOL", "NAMESPACE", "SERVICE", "ANNOUNCER", "AGE"], "{table}");
+    let columns = ["NAME", "ADDRESS", "POOL", "NAMESPACE", "SERVICE", "ANNOUNCER", "CONFLICT", "AGE"];
+    ensure!(row(&table, 0) == columns, "{table}");
     ensure!(row(&table, 1)[..5] == [&address, &address, "lan", &namespace, "web"], "{table}");
     let wide = scene.world.kubectl(&["get", "lbip", "-o", "wide"])?;
     ensure!(row(&wide, 0).contains(&"SHARING-KEY".to_owned()) && row(&wide, 1).contains(&"k".to_owned()), "{wide}");
