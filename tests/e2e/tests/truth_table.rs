@@ -74,7 +74,8 @@ struct Row {
     endpoints: &'static str,
     /// Under Cluster; the same for everybody, wherever they enter.
     cluster: &'static str,
-    /// Under Local, from outside, at n1.
+    /// Under Local, from outside, at n1: also to endpoints on other nodes, for the spread hands packets to these as if they had
+    /// reached them; and to those that are ready before any that terminate.
     local: &'static str,
     /// The same, at n3.
     elsewhere: &'static str,
@@ -84,15 +85,15 @@ struct Row {
 const TABLE: [Row; 12] = [
     Row { endpoints: "l6", cluster: "l6", local: "l6", elsewhere: "drop" },
     Row { endpoints: "r6", cluster: "r6", local: "drop", elsewhere: "drop" },
-    Row { endpoints: "l6 r6", cluster: "l6 r6", local: "l6", elsewhere: "drop" },
+    Row { endpoints: "l6 r6", cluster: "l6 r6", local: "l6 r6", elsewhere: "drop" },
     Row { endpoints: "l5", cluster: "l5", local: "l5", elsewhere: "drop" },
     Row { endpoints: "l5 l6", cluster: "l5 l6", local: "l5 l6", elsewhere: "drop" },
     Row { endpoints: "", cluster: "refuse", local: "refuse", elsewhere: "refuse" },
     Row { endpoints: "l6u r6x", cluster: "refuse", local: "refuse", elsewhere: "refuse" },
     Row { endpoints: "l6t r6x", cluster: "l6", local: "l6", elsewhere: "drop" },
-    Row { endpoints: "l6t r6", cluster: "r6", local: "l6", elsewhere: "drop" },
+    Row { endpoints: "l6t r6", cluster: "r6", local: "r6", elsewhere: "drop" },
     Row { endpoints: "r6t r7x", cluster: "r6", local: "drop", elsewhere: "drop" },
-    Row { endpoints: "l6t r6t", cluster: "l6 r6", local: "l6", elsewhere: "drop" },
+    Row { endpoints: "l6t r6t", cluster: "l6 r6", local: "l6 r6", elsewhere: "drop" },
     Row { endpoints: "l6 l7u", cluster: "l6", local: "l6", elsewhere: "drop" },
 ];
 
