@@ -9,6 +9,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
+use std::time::Duration;
 
 use crate::affinity::Loose;
 use crate::diff::{Change, changes, diff};
@@ -22,6 +23,8 @@ use crate::ruleset::Ruleset;
 /// How often to read the table again because nf_tables changed meanwhile, before going on with what was read last.
 /// Others (kube-proxy) may change their tables all the time, and it is not likely to be ours.
 const ATTEMPTS: usize = 4;
+/// How long a packet may take from one rule to the next: microseconds, as a rule.
+const ON_ITS_WAY: Duration = Duration::from_millis(1);
 
 /// Why the kernel's tables are not what they should be.
 #[derive(Debug, thiserror::Error)]
@@ -180,31 +183,45 @@ impl Engine {
         let of_families = Table::ALL.into_iter().filter(|table| table.family().is_some());
         let tables = of_families.filter(|table| is_needed(&known.ruleset, *table));
         for table in tables.collect::<Vec<_>>() {
-            let mut attempt = 1;
-            forgotten += loop {
-                let question = dump::get_remembered(table);
-                let all = self.socket.dump(question, |answer| dump::remembered(table, answer)).map_err(Error::Read)?;
-                let gone: Vec<_> = all.into_iter().flatten().filter(|remembered| loose.is(remembered)).collect();
-                let mut requests = Requests::default();
-                requests.forget(table, &gone);
-                match self.transact(&requests, None) {
-                    Ok(()) => {
-                        if let Some(known) = self.applied.as_mut().filter(|_| !gone.is_empty()) {
-                            known.generation = following(known.generation);
-                        }
-                        break gone.len();
-                    }
-                    // One went by itself meanwhile, and with it the whole transaction.
-                    Err(Error::Refused { source, .. })
-                        if source.errno() == Some(libc::ENOENT) && attempt < ATTEMPTS =>
-                    {
-                        attempt += 1;
-                    }
-                    Err(error) => return Err(error),
+            // Until there is nothing to forget any more. A packet that was on its way has found the client in the map before
+            // it was forgotten, and puts it back with its old endpoint. (Not for ever: see [`Loose::is`] about the node itself.)
+            for _ in 0..ATTEMPTS {
+                match self.forget_once(table, loose)? {
+                    0 => break,
+                    count => forgotten += count,
                 }
-            };
+                std::thread::sleep(ON_ITS_WAY);
+            }
         }
         Ok(forgotten)
+    }
+
+    /// The same, for one table and those who are there now.
+    fn forget_once(&mut self, table: Table, loose: &Loose) -> Result<usize, Error> {
+        let mut attempt = 1;
+        loop {
+            let question = dump::get_remembered(table);
+            let all = self.socket.dump(question, |answer| dump::remembered(table, answer)).map_err(Error::Read)?;
+            let gone: Vec<_> = all.into_iter().flatten().filter(|remembered| loose.is(remembered)).collect();
+            if gone.is_empty() {
+                return Ok(0);
+            }
+            let mut requests = Requests::default();
+            requests.forget(table, &gone);
+            match self.transact(&requests, None) {
+                Ok(()) => {
+                    if let Some(known) = &mut self.applied {
+                        known.generation = following(known.generation);
+                    }
+                    return Ok(gone.len());
+                }
+                // One went by itself meanwhile, and with it the whole transaction.
+                Err(Error::Refused { source, .. }) if source.errno() == Some(libc::ENOENT) && attempt < ATTEMPTS => {
+                    attempt += 1;
+                }
+                Err(error) => return Err(error),
+            }
+        }
     }
 
     /// Goes from what is known to what is desired.
