@@ -190,10 +190,9 @@ async fn survives(story: &Story, world: &World, address: IpAddr) -> Result<()> {
     ));
     if lost > 0 {
         story.tell(&format!(
-            "({lost} of the {} questions after that went to the dead node's pod: until Kubernetes calls the node",
+            "({lost} of the {} questions after that were lost, before the dead node's pod got no more of them.)",
             after.len()
         ));
-        story.tell(" NotReady, after 50 s, it still lists that pod as ready.)");
     }
     story.command("landfall status", &world.landfall(&["status"])?);
     Ok(())
