@@ -16,8 +16,9 @@
 //! - One that said good-bye is not dead: its speaker stopped in order, and its pods live.
 //!
 //! Who is dead stays so until it is heard again, also when all others fall silent later: that they are gone doesn't bring it
-//! back. After [`FORGET`], or when this node doesn't speak on that link any more, it is forgotten. The API server has long known by then, and takes its endpoints away; if it still
-//! counts them among the ready ones, only the speaker there is gone for good, and the pods serve.
+//! back. After [`FORGET`], or when this node doesn't speak on that link any more, it is forgotten. The API server has long
+//! known by then, and takes its endpoints away; if it still counts them among the ready ones, only the speaker there is gone
+//! for good, and the pods serve.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
