@@ -33,7 +33,7 @@ async fn the_node_answers_that_advertisements_labels_and_endpoints_ask_for_and_o
     world.whoami_on("first", 1, json!({"nodeName": "n1"})).await?;
     let mut scenes = Scenes::on(&world);
     scenes.play(traffic::one_node_answers_and_says_so_and_every_pod_is_reached_until_the_service_goes).await;
-    scenes.play(traffic::under_local_the_node_that_answers_serves_by_itself_and_sees_the_client).await;
+    scenes.play(traffic::under_local_pods_on_all_nodes_are_reached_and_see_the_client).await;
     scenes.play(traffic::services_that_share_an_address_are_announced_by_one_node_wherever_their_pods_are).await;
     scenes.play(traffic::a_node_without_network_or_excluded_by_label_gives_its_addresses_away_for_good).await;
     scenes.play(selectors::addresses_are_answered_on_the_interfaces_that_are_named_and_on_no_other).await;
