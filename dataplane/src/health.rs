@@ -6,7 +6,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use crds::{Key, TrafficPolicy};
+use crds::Key;
 
 use crate::snapshot::Snapshot;
 
@@ -21,9 +21,7 @@ pub struct Health {
 
 /// What this node says at which port, for each Service that holds an lb_ip.
 pub fn health(snapshot: &Snapshot) -> BTreeMap<u16, Health> {
-    let asked = |object: &crds::Service| {
-        object.health_check_port.filter(|_| object.is_load_balancer && object.traffic_policy == TrafficPolicy::Local)
-    };
+    let asked = |object: &crds::Service| object.health_check_port.filter(|_| object.is_load_balancer);
     let services = snapshot.services.iter();
     let mut asked: BTreeMap<&Key, (u16, &str)> =
         services.filter_map(|(key, service)| Some((key, (asked(&service.object)?, &*service.object.uid)))).collect();

@@ -10,7 +10,8 @@
 
 use std::collections::BTreeMap;
 use std::convert::Infallible;
-use std::io;
+use std::fs::File;
+use std::io::{self, BufRead, BufReader};
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
@@ -61,7 +62,11 @@ pub(super) async fn serve(mut snapshots: watch::Receiver<Option<Arc<dataplane::S
         tokio::select! {
             // What is answered changes soon; at which ports, with the next look.
             new = next(&mut snapshots, &mut rest) => drop(tell.send_replace(new?)),
-            _ = look.tick() => ports.look(others_are_here()).await,
+            _ = look.tick() => {
+                // Without a port to answer at it doesn't matter who else could.
+                let others = !ports.told.borrow().is_empty() && others_are_here();
+                ports.look(others).await;
+            }
         }
     }
 }
@@ -80,19 +85,21 @@ async fn next(
 fn others_are_here() -> bool {
     ["/proc/net/tcp", "/proc/net/tcp6"]
         .iter()
-        .any(|path| std::fs::read_to_string(path).is_ok_and(|table| is_listened_at(&table, KUBE_PROXY)))
+        .any(|path| File::open(path).is_ok_and(|table| is_listened_at(BufReader::new(table), KUBE_PROXY)))
 }
 
-/// Whether one of the sockets in this table, as in `/proc/net/tcp` (proc_net_tcp(5)), listens at `port`.
-fn is_listened_at(table: &str, port: u16) -> bool {
+/// Whether one of the sockets in this table listens at `port`: `/proc/net/tcp`, which has those that listen before all others
+/// (Documentation/networking/proc_net_tcp.rst), of which there may be a hundred thousand.
+fn is_listened_at(table: impl BufRead, port: u16) -> bool {
     /// The state of a socket that listens.
     const LISTENS: &str = "0A";
-    table.lines().skip(1).any(|line| {
+    let sockets = table.lines().skip(1).map_while(Result::ok);
+    let mut listening = sockets.map_while(|line| {
         let mut fields = line.split_ascii_whitespace().skip(1);
-        let (local, state) = (fields.next(), fields.nth(1));
-        let number = local.and_then(|local| local.rsplit(':').next());
-        state == Some(LISTENS) && number.and_then(|hex| u16::from_str_radix(hex, 16).ok()) == Some(port)
-    })
+        let (local, state) = (fields.next()?, fields.nth(1)?);
+        (state == LISTENS).then(|| local.rsplit(':').next().and_then(|hex| u16::from_str_radix(hex, 16).ok()))
+    });
+    listening.any(|number| number == Some(port))
 }
 
 /// The ports that are answered at.
@@ -223,7 +230,7 @@ mod tests {
             (table6, 10256, true),
             ("", 10256, false),
         ] {
-            assert_eq!(is_listened_at(table, port), expected, "{port}");
+            assert_eq!(is_listened_at(table.as_bytes(), port), expected, "{port}");
         }
     }
 
