@@ -213,25 +213,24 @@ impl Stage {
     async fn gets(&self, who: Who, entry: &str, expected: &str) -> Result<()> {
         let place = self.place(who, entry)?;
         let expected = fates(expected);
+        let runtime = Handle::current();
         let settled = |address: IpAddr, over_tcp: bool| {
             let to = SocketAddr::new(address, 80);
             let protocol = if over_tcp { "TCP" } else { "UDP" };
             let what = format!("{who:?} at {entry} over {protocol} to {address} to get to {}", list(&expected));
-            Handle::current().block_on(wait_until(SETTLED, &what, async || {
+            runtime.block_on(wait_until(SETTLED, &what, async || {
                 let seen = self.seen(&place, to, over_tcp, &expected)?;
                 ensure!(seen == expected, "{}", list(&seen));
                 Ok(())
             }))
         };
         // All at the same time, for silence takes its time.
-        let runtime = Handle::current();
         tokio::task::block_in_place(|| {
             std::thread::scope(|scope| {
                 let ask = |(address, over_tcp)| {
-                    let (settled, runtime) = (&settled, &runtime);
-                    scope.spawn(move || {
-                        let _inside = runtime.enter();
-                        settled(address, over_tcp)
+                    scope.spawn({
+                        let settled = &settled;
+                        move || settled(address, over_tcp)
                     })
                 };
                 let each = self.both.into_iter().flat_map(|address| [(address, true), (address, false)]);
