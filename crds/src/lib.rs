@@ -10,6 +10,7 @@
 //! | [`node_network`] | `NodeNetwork`: what an agent found on its node's network |
 //! | [`service`], [`request`] | what Landfall reads of Services, and what they ask for |
 //! | [`endpoints`], [`node`], [`namespace`] | what it reads of EndpointSlices, Nodes and Namespaces |
+//! | [`mac`] | addresses of network interfaces |
 //! | [`labels`] | labels, and selectors of them |
 //! | [`condition`] | how conditions are kept in a status |
 //! | [`manifest`] | the definitions of our objects, as `kubectl apply` takes them |
@@ -24,6 +25,7 @@ pub mod ip_address_pool;
 pub mod l2_advertisement;
 pub mod labels;
 pub mod load_balancer_ip;
+pub mod mac;
 pub mod manifest;
 pub mod namespace;
 pub mod node;
@@ -40,6 +42,7 @@ pub use load_balancer_ip::{
     AddressConflict, Announcer, Holder, LoadBalancerIP, LoadBalancerIPSpec, LoadBalancerIPStatus, Quarantine, Record,
     Reservation,
 };
+pub use mac::Mac;
 pub use namespace::Namespace;
 pub use node::{Node, Relief};
 pub use node_network::{Network, NodeNetwork, Wiring};

@@ -15,9 +15,10 @@ use std::sync::Arc;
 use crds::service::Family;
 use crds::{EndpointSlice, Key, Port, Protocol, Range, TrafficPolicy};
 
-use crate::snapshot::{Link, LinkName, Mac, Service, Snapshot, Terms};
+use crate::snapshot::{Link, LinkName, Service, Snapshot, Terms};
 use crate::sources::merged;
 use crate::spread::{By, Share, Table, Token, rank};
+use crds::Mac;
 
 /// What must happen to packets on this node.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

@@ -5,7 +5,7 @@ use std::fmt;
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use crds::{EndpointSlice, Holder, Key};
+use crds::{EndpointSlice, Holder, Key, Mac};
 use ipnet::IpNet;
 
 use crate::sources::Sources;
@@ -43,35 +43,6 @@ pub struct Link {
     /// The nodes that frames can be handed to there, by name. A frame from one of them is never handed on. This node
     /// itself is none of them; one that is dead stays.
     pub peers: BTreeMap<String, Mac>,
-}
-
-/// The address of a network interface on a link (EUI-48).
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Mac(pub [u8; 6]);
-
-impl Mac {
-    /// Reads `02:00:00:00:00:01`. Only the address of a single host is one.
-    pub fn parse(text: &str) -> Option<Self> {
-        let mut parts = text.split(':').map(|part| (part.len() == 2).then(|| u8::from_str_radix(part, 16).ok())?);
-        let mut mac = [0; 6];
-        for byte in &mut mac {
-            *byte = parts.next()??;
-        }
-        (parts.next().is_none() && mac[0] & 1 == 0 && mac != [0; 6]).then_some(Self(mac))
-    }
-}
-
-impl fmt::Display for Mac {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let [a, b, c, d, e, g] = self.0;
-        write!(f, "{a:02x}:{b:02x}:{c:02x}:{d:02x}:{e:02x}:{g:02x}")
-    }
-}
-
-impl fmt::Debug for Mac {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        fmt::Display::fmt(self, f)
-    }
 }
 
 /// The name of a network interface: up to 15 bytes (IFNAMSIZ), the rest zero.
@@ -143,17 +114,6 @@ impl Service {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_mac_is_read_as_it_is_written_and_a_group_has_none() {
-        let mac = Mac([2, 0, 0x5e, 0x10, 0xff, 1]);
-        assert_eq!(Mac::parse(&mac.to_string()), Some(mac));
-        for no in
-            ["", "02:00:5e:10:ff", "02:00:5e:10:ff:1", "02:00:5e:10:ff:01:02", "01:00:5e:00:00:01", "00:00:00:00:00:00"]
-        {
-            assert_eq!(Mac::parse(no), None, "{no}");
-        }
-    }
 
     #[test]
     fn a_name_of_a_link_has_up_to_fifteen_bytes() {

@@ -64,7 +64,7 @@ impl Token {
 
 impl fmt::Display for Token {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        crate::snapshot::Mac(self.0).fmt(f)
+        crds::Mac(self.0).fmt(f)
     }
 }
 

@@ -8,10 +8,10 @@ mod world;
 use std::collections::{BTreeMap, BTreeSet};
 
 use crds::Endpoint;
+use crds::Mac;
 use crds::Protocol::{Sctp, Tcp, Udp};
 use dataplane::Snapshot;
 use dataplane::ruleset::{Reach, ruleset};
-use dataplane::snapshot::Mac;
 use made::{Kind, error, frame, packet};
 use proptest::prelude::*;
 use sample::{Described, ip, mac, on_eth0, ready, service, snapshot};

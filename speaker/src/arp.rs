@@ -6,7 +6,7 @@ use std::net::{IpAddr, Ipv4Addr};
 
 use etherparse::{ArpEthIpv4Packet, ArpOperation, ArpPacketSlice, EtherType, Ethernet2Header, Ethernet2HeaderSlice};
 
-use crate::placement::Mac;
+use crds::Mac;
 
 /// What to do with a frame, of ARP or of IPv6 neighbour discovery ([`crate::ndp`]).
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -12,7 +12,7 @@ use etherparse::{
 };
 
 use crate::ndp::group_mac;
-use crate::placement::Mac;
+use crds::Mac;
 
 /// The group. It is in the block for local network control, where IANA has assigned it to nobody.
 pub const GROUP: Ipv4Addr = Ipv4Addr::new(224, 0, 0, 140);

@@ -7,8 +7,8 @@ use std::time::Duration;
 
 use crate::liveness::Standing;
 use crate::ownership::Reason;
-use crate::placement::Mac;
 use crate::takeovers::Takeovers;
+use crds::Mac;
 
 /// A transition. Each is told once.
 #[derive(Clone, Debug, PartialEq, Eq)]

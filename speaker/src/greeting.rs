@@ -321,7 +321,7 @@ fn page_size(page: &Page) -> usize {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::placement::Mac;
+    use crds::Mac;
     use proptest::collection::{btree_set, vec};
     use proptest::prelude::*;
 

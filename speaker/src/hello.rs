@@ -36,7 +36,7 @@ use std::time::Duration;
 
 use crate::claims::{Claim, MAX_BITS, MAX_EPOCH, Page};
 use crate::hash;
-use crate::placement::Mac;
+use crds::Mac;
 
 /// More than this is never sent in one packet: it fits an MTU of 1500 with room for tunnels and a trailer.
 pub const MAX_PAYLOAD: usize = 1400;

@@ -12,7 +12,8 @@ use rtnetlink::packet_route::link::{
 };
 use rtnetlink::packet_route::{AddressFamily, RouteNetlinkMessage};
 
-use crate::placement::{Link, Mac, has_neighbours};
+use crate::placement::{Link, has_neighbours};
+use crds::Mac;
 
 /// All links and addresses of the node.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

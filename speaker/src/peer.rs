@@ -9,7 +9,7 @@ use std::time::Duration;
 use crate::claims::Claims;
 use crate::hello::Packet;
 use crate::liveness::{Liveness, Standing};
-use crate::placement::Mac;
+use crds::Mac;
 
 /// A peer that claims more than this is not believed any more of it: memory has to be bounded by what can be true.
 const MAX_CLAIMS: usize = 65_536;

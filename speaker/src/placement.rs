@@ -3,39 +3,12 @@
 //! Links and the node's own addresses in, one link or none out. A link is used only if clients can be behind it: what
 //! is no Ethernet, is down, or is a port of a bridge never gets here (see [`crate::links`]).
 
-use std::fmt;
 use std::net::IpAddr;
 
+use crds::Mac;
 use ipnet::IpNet;
 
 use crate::snapshot::Links;
-
-/// A MAC address.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Mac(pub [u8; 6]);
-
-impl Mac {
-    /// All stations.
-    pub const BROADCAST: Self = Self([0xff; 6]);
-
-    /// Whether it may be the address of one station: neither a group nor zero.
-    pub fn is_station(self) -> bool {
-        self.0[0] & 1 == 0 && self.0 != [0; 6]
-    }
-}
-
-impl fmt::Display for Mac {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let [a, b, c, d, e, g] = self.0;
-        write!(f, "{a:02x}:{b:02x}:{c:02x}:{d:02x}:{e:02x}:{g:02x}")
-    }
-}
-
-impl fmt::Debug for Mac {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        fmt::Display::fmt(self, f)
-    }
-}
 
 /// A link of this node that addresses may be announced on.
 #[derive(Clone, Debug, PartialEq, Eq)]

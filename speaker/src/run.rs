@@ -29,9 +29,10 @@ use crate::groups::Groups;
 use crate::links;
 use crate::liveness::Standing;
 use crate::machine::{Channel, Config, Frame, Machine};
-use crate::placement::{Link, Mac};
+use crate::placement::Link;
 use crate::snapshot::Snapshot;
 use crate::socket::{Buffer, Port};
+use crds::Mac;
 
 /// So many transitions may wait to be logged: all addresses of a large node change hands at once.
 const EVENTS: usize = 16_384;

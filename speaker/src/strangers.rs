@@ -15,7 +15,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::time::Duration;
 
-use crate::placement::Mac;
+use crds::Mac;
 
 /// So many probes are sent (RFC 5227 §1.1, PROBE_NUM): two may be lost.
 const PROBES: u32 = 3;

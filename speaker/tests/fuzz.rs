@@ -12,11 +12,12 @@ use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use crds::Mac;
 use speaker::arp::{Ignored, Verdict};
 use speaker::auth::KeyRing;
 use speaker::hello::Packet;
 use speaker::machine::{Channel, Config, Machine};
-use speaker::placement::{Link, Mac};
+use speaker::placement::Link;
 use speaker::{Authentication, Keys, Snapshot, Wanted, arp, datagram, hash, ndp};
 
 const MINE: Mac = Mac([2, 0, 0, 0, 0, 1]);

@@ -18,8 +18,9 @@ use super::skeleton::{NAME, Table};
 use crate::affinity::Remembered;
 use crate::netlink::attribute::{Attribute, Attributes};
 use crate::netlink::message::{Message, NFTABLES};
-use crate::snapshot::{LinkName, Mac};
+use crate::snapshot::LinkName;
 use crate::spread::Token;
+use crds::Mac;
 
 const GETTABLE: u8 = 1;
 const GETCHAIN: u8 = 4;

@@ -12,8 +12,9 @@ use crds::{Protocol, Range};
 
 use super::skeleton::Table;
 use crate::ruleset::{LbIp, Pick, Ruleset, Spreads, Way, Wires};
-use crate::snapshot::{LinkName, Mac};
+use crate::snapshot::LinkName;
 use crate::spread::{self, Token};
+use crds::Mac;
 
 /// Everything the tables hold besides their skeletons.
 pub type Elements = BTreeMap<Key, Value>;

@@ -12,7 +12,7 @@ use super::element::{Elements, Key, Value, at, chain, elements, is_needed, refus
 use super::request::{key_bytes, set_of};
 use super::skeleton::{self, Table, Type};
 use crate::ruleset::Ruleset;
-use crate::snapshot::Mac;
+use crds::Mac;
 
 /// What the tables would be, for this ruleset. A table without anything to do would not be there.
 pub fn text(ruleset: &Ruleset) -> String {

@@ -3,10 +3,11 @@
 use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, Mutex};
 
+use crds::Mac;
 use crds::Protocol::{Tcp, Udp};
 use dataplane::engine::Engine;
 use dataplane::ruleset::ruleset;
-use dataplane::snapshot::{Link, LinkName, Mac};
+use dataplane::snapshot::{Link, LinkName};
 use dataplane::{Ruleset, Snapshot};
 use netns::{Namespace, veth};
 

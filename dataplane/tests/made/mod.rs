@@ -3,7 +3,8 @@
 
 use std::net::IpAddr;
 
-use dataplane::snapshot::{LinkName, Mac};
+use crds::Mac;
+use dataplane::snapshot::LinkName;
 
 use crate::sample::{self, ip};
 use crate::tracer::frame::Frame;

@@ -5,9 +5,10 @@ use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
+use crds::Mac;
 use crds::{Endpoint, EndpointSlice, Holder, Key, Port, Protocol, Service, TrafficPolicy};
 use dataplane::Snapshot;
-use dataplane::snapshot::{Link, LinkName, Mac, Terms};
+use dataplane::snapshot::{Link, LinkName, Terms};
 use dataplane::sources::Sources;
 use k8s_openapi::api::core::v1 as core;
 

@@ -1,8 +1,9 @@
 //! What the rules would do with a frame: the same for the table that spreads frames, whose packets are made of bytes.
 
+use crds::Mac;
 use dataplane::nft::expression::{Expression, Header, Meta, Register, Relation, Verdict};
 use dataplane::nft::skeleton::Table;
-use dataplane::snapshot::{LinkName, Mac};
+use dataplane::snapshot::LinkName;
 
 use super::Machine;
 

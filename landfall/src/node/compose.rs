@@ -4,9 +4,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 
+use crds::Mac;
 use crds::node_network::WiredLink;
 use crds::{Advertisement, EndpointSlice, Holder, Key, Labels, Node, Record, Service, Wiring};
-use dataplane::snapshot::{Link, LinkName, Mac, Terms};
+use dataplane::snapshot::{Link, LinkName, Terms};
 use dataplane::sources::Sources;
 
 /// All that a node agent observes, complete: nothing is composed before every kind has been listed once.

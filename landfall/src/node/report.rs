@@ -241,7 +241,7 @@ fn announcer(node: &str, announcement: &Announcement) -> Announcer {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use speaker::placement::Mac;
+    use crds::Mac;
 
     const LB_IP: [u8; 4] = [192, 0, 2, 200];
 

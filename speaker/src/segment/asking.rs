@@ -6,8 +6,8 @@ use std::net::IpAddr;
 use super::{Context, Segment};
 use crate::events::{Counters, Event, Neighbours};
 use crate::machine::{Channel, Frame};
-use crate::placement::Mac;
 use crate::{arp, ndp};
+use crds::Mac;
 
 impl Segment {
     /// Asks whether somebody has the addresses that we would announce for the first time.

@@ -8,7 +8,7 @@ use crate::events::Event;
 use crate::hello::{self, Packet};
 use crate::liveness::{FEW, Standing};
 use crate::peer::Peer;
-use crate::placement::Mac;
+use crds::Mac;
 
 /// What becomes of a packet that could be read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -7,7 +7,7 @@ use crate::deaths::Sight;
 use crate::liveness::Standing;
 use crate::machine::Config;
 use crate::peer::Peer;
-use crate::placement::Mac;
+use crds::Mac;
 
 impl Segment {
     /// Whether everybody is there who was ever heard, and not forgotten yet.

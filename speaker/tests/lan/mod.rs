@@ -12,9 +12,9 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use crds::Mac;
 use netns::{Namespace, veth};
 use speaker::machine::Channel;
-use speaker::placement::Mac;
 use speaker::socket::{Buffer, Port};
 use speaker::{
     Announcements, Authentication, Candidates, Config, Conflicts, Counters, Inputs, Keys, Outputs, Snapshot, Wanted,

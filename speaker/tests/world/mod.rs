@@ -9,10 +9,11 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
 use std::time::Duration;
 
+use crds::Mac;
 use speaker::events::Event;
 use speaker::hash;
 use speaker::machine::{Channel, Config, Frame, Machine};
-use speaker::placement::{Link, Mac};
+use speaker::placement::Link;
 use speaker::snapshot::Links;
 use speaker::{Authentication, Candidate, Candidates, Keys, Snapshot, Wanted};
 

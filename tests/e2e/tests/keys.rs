@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, ensure};
 use crds::LoadBalancerIP;
+use crds::Mac;
 use e2e::world::{SOON, SYSTEM};
 use e2e::{Lan, World};
 use k8s_openapi::api::core::v1::Secret;
@@ -17,7 +18,6 @@ use lab::{Host, Topology, wait_until};
 use serde_json::json;
 use speaker::auth::KeyRing;
 use speaker::machine::Channel;
-use speaker::placement::Mac;
 use speaker::socket::{Buffer, Port};
 use speaker::{Authentication, Keys, datagram};
 
