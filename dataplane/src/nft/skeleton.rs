@@ -114,6 +114,11 @@ pub struct Set {
 }
 
 impl Set {
+    /// One whose keys are no ranges, and in which only the agent puts something.
+    fn new(name: &'static str, key: &[Type], data: Data, comment: &'static str) -> Self {
+        Self { name, key: key.to_vec(), data, ranges: false, learned: None, comment }
+    }
+
     /// The type of its key as one number, as `nft` writes it.
     pub fn key_type(&self) -> u32 {
         concatenated(&self.key)

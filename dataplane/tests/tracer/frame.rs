@@ -1,11 +1,11 @@
 //! What the rules would do with a frame: the same for the table that spreads frames, whose packets are made of bytes.
 
 use crds::Mac;
-use dataplane::nft::expression::{Expression, Header, Meta, Register, Relation, Verdict};
+use dataplane::nft::expression::{Expression, Header, Meta, Register, Verdict};
 use dataplane::nft::skeleton::Table;
 use dataplane::snapshot::LinkName;
 
-use super::Machine;
+use super::{Machine, holds, masked};
 
 /// A frame of Ethernet, as it comes in by a link.
 #[derive(Clone, Debug)]
@@ -119,20 +119,8 @@ impl Machine {
                 let value = state.registers[..length].to_vec();
                 state.bytes[start..start + length].copy_from_slice(&value);
             }
-            Expression::Mask(mask) => {
-                for (byte, mask) in state.registers.iter_mut().zip(mask) {
-                    *byte &= mask;
-                }
-            }
-            Expression::Compare { relation, value } => {
-                let found = &state.registers[..value.len()];
-                return goes(match relation {
-                    Relation::Equal => found == value,
-                    Relation::NotEqual => found != value,
-                    Relation::AtMost => found <= &value[..],
-                    Relation::AtLeast => found >= &value[..],
-                });
-            }
+            Expression::Mask(mask) => masked(&mut state.registers, mask),
+            Expression::Compare { relation, value } => return goes(holds(*relation, &state.registers, value)),
             Expression::Lookup { set, into } => {
                 let Some(element) = self.find(Table::Link, set, &state.registers) else { return Step::Breaks };
                 if let Some(into) = into {

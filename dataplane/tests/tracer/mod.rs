@@ -239,20 +239,8 @@ impl Machine {
             Expression::Random { modulus, offset, into } => {
                 state.load(*into, &(state.random % modulus + offset).to_ne_bytes());
             }
-            Expression::Mask(mask) => {
-                for (byte, mask) in state.registers.iter_mut().zip(mask) {
-                    *byte &= mask;
-                }
-            }
-            Expression::Compare { relation, value } => {
-                let found = &state.registers[..value.len()];
-                return goes(match relation {
-                    Relation::Equal => found == value,
-                    Relation::NotEqual => found != value,
-                    Relation::AtMost => found <= &value[..],
-                    Relation::AtLeast => found >= &value[..],
-                });
-            }
+            Expression::Mask(mask) => masked(&mut state.registers, mask),
+            Expression::Compare { relation, value } => return goes(holds(*relation, &state.registers, value)),
             Expression::Lookup { set, into } => {
                 let Some(element) = self.find(table, set, &state.registers) else { return Done::Breaks };
                 match (into, &element.verdict) {
@@ -367,5 +355,23 @@ fn element(fields: Attributes<'_>) -> Element {
         end: fields.find(FLAGS).and_then(|flags| flags.u32()) == Some(1),
         data: value(DATA).unwrap_or_default(),
         verdict: fields.find(DATA).and_then(|data| Verdict::decode(data.inner())),
+    }
+}
+
+/// Masks what is in registers.
+fn masked(registers: &mut [u8], mask: &[u8]) {
+    for (byte, mask) in registers.iter_mut().zip(mask) {
+        *byte &= mask;
+    }
+}
+
+/// Whether what is in registers is in this relation to a value.
+fn holds(relation: Relation, registers: &[u8], value: &[u8]) -> bool {
+    let found = &registers[..value.len()];
+    match relation {
+        Relation::Equal => found == value,
+        Relation::NotEqual => found != value,
+        Relation::AtMost => found <= value,
+        Relation::AtLeast => found >= value,
     }
 }

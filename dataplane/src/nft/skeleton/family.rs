@@ -28,14 +28,7 @@ const MOST_REMEMBERED: u32 = 1 << 18;
 pub fn sets(family: Family) -> Vec<Set> {
     use Type::{Integer, Port, Protocol};
     let address = Type::address(family);
-    let set = |name, key: &[Type], data, comment| Set {
-        name,
-        key: key.to_vec(),
-        data,
-        ranges: false,
-        learned: None,
-        comment,
-    };
+    let set = Set::new;
     let ranges = |set| Set { ranges: true, ..set };
     let endpoint = Data::Endpoint(family);
     vec![

@@ -52,14 +52,7 @@ const SYN: u8 = 2;
 /// All sets and maps, in the order in which they are made.
 pub fn sets() -> Vec<Set> {
     use Type::{Integer, LinkName, Mac, Port, Protocol, V4, V6};
-    let set = |name, key: &[Type], data, comment| Set {
-        name,
-        key: key.to_vec(),
-        data,
-        ranges: false,
-        learned: None,
-        comment,
-    };
+    let set = Set::new;
     let learned = |set| Set { learned: Some(MOST_CONNECTIONS), ..set };
     let (spread, classes, wholes) =
         ("lb_ips whose frames are spread", "which table says who gets what", "the same for what is in fragments");
