@@ -105,8 +105,8 @@ fn answer(ledger: &mut Ledger, series: &controller::effect::Series, services: &[
             Effect::Create { address, pool, holder, .. } => {
                 let record = Record {
                     address: *address,
-                    uid: address.to_string(),
-                    resource_version: "1".into(),
+                    uid: address.to_string().into(),
+                    resource_version: 1,
                     deleting: false,
                     pool: pool.clone(),
                     holders: vec![holder.clone()],
@@ -122,7 +122,7 @@ fn answer(ledger: &mut Ledger, series: &controller::effect::Series, services: &[
             Effect::PatchService(patch) => {
                 let index = services.binary_search_by(|service| service.key.cmp(&patch.key)).expect("a Service");
                 let patched = Service {
-                    resource_version: "2".into(),
+                    resource_version: 2,
                     finalizers: patch.finalizers.clone().unwrap_or_default(),
                     ingress: patch.ingress.clone().unwrap_or_default(),
                     conditions: patch.conditions.clone().unwrap_or_default(),

@@ -247,7 +247,7 @@ impl Ledger {
             return Err(Refusal::NoPool);
         }
         let Some(name) = wish.pool else {
-            let labels = self.namespaces.get(&service.key.namespace).map(|namespace| &namespace.labels);
+            let labels = self.namespaces.get(&*service.key.namespace).map(|namespace| &namespace.labels);
             let tried = self.pools.tried_for(&service.key.namespace, labels, &service.labels);
             return Ok(tried.map(|pool| pool.index).collect());
         };
@@ -268,7 +268,7 @@ impl Ledger {
 
     /// Whether a Service may have addresses of this pool.
     pub(crate) fn admits(&self, pool: &Pool, service: &Service) -> bool {
-        let labels = self.namespaces.get(&service.key.namespace).map(|namespace| &namespace.labels);
+        let labels = self.namespaces.get(&*service.key.namespace).map(|namespace| &namespace.labels);
         pool.admits(&service.key.namespace, labels, &service.labels)
     }
 
@@ -484,7 +484,7 @@ fn is_reserved_for(record: &Record, key: &Key) -> bool {
 /// Where the status shows this address; behind all others if it does not.
 fn shown_at(service: &Service, address: IpAddr) -> usize {
     let text = address.to_string();
-    let place = service.ingress.iter().position(|ingress| ingress.ip.as_ref() == Some(&text));
+    let place = service.ingress.iter().position(|ingress| ingress.ip.as_deref() == Some(&*text));
     place.unwrap_or(usize::MAX)
 }
 

@@ -11,11 +11,10 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
 
-use crds::condition::{Desired, Status};
+use crds::condition::{Condition, Desired, Status};
 use crds::service::ANNOUNCED;
 use crds::{Advertisement, EndpointSlice, Key, Labels, Node, Record, Service, TrafficPolicy};
 use jiff::{SignedDuration, Timestamp};
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 
 use crate::allocation::Allocation;
 use crate::effect::{Effect, Event, ServicePatch, service_reference};
@@ -145,7 +144,7 @@ impl Ledger {
         let patch = conditions.map(|conditions| {
             Effect::TellService(ServicePatch {
                 key: service.key.clone(),
-                resource_version: service.resource_version.clone(),
+                resource_version: service.resource_version,
                 finalizers: None,
                 ingress: None,
                 conditions: Some(conditions),
@@ -243,7 +242,12 @@ impl Ledger {
             slices: slices.map(|service| (service.key.clone(), self.slices_of(&service.key))).collect(),
             services: services.iter().map(|service| (service.key.clone(), service.clone())).collect(),
             nodes: &self.nodes,
-            pools: self.pools.get(&record.pool).map(|pool| (record.pool.clone(), labels(pool))).into_iter().collect(),
+            pools: self
+                .pools
+                .get(&record.pool)
+                .map(|pool| (record.pool.to_string(), labels(pool)))
+                .into_iter()
+                .collect(),
             advertisements: &self.advertisements,
         };
         Some(match self.judge.and_then(|judge| judge(&circumstances)) {
@@ -266,7 +270,7 @@ impl Ledger {
 
     /// Where an address is announced: `n1 (eth0)`. The word of a node that is gone is none.
     fn places(&self, record: &Record) -> Vec<String> {
-        let there = record.announcers.iter().filter(|announcer| self.nodes.contains_key(&announcer.node));
+        let there = record.announcers.iter().filter(|announcer| self.nodes.contains_key(&*announcer.node));
         let mut places: Vec<_> = there.map(|announcer| format!("{} ({})", announcer.node, announcer.link)).collect();
         places.sort();
         places

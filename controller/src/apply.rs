@@ -10,7 +10,7 @@
 use std::net::IpAddr;
 use std::time::Duration;
 
-use crds::{IPAddressPool, LoadBalancerIP, address};
+use crds::{IPAddressPool, LoadBalancerIP, Version, address};
 use k8s_openapi::api::core::v1 as core;
 use kube::api::{DeleteParams, Patch, PatchParams, PostParams, Preconditions};
 use kube::{Api, Client};
@@ -94,7 +94,7 @@ impl Applier {
                 }
                 Effect::PatchAddress(patch) => self.patch_address(patch).await?,
                 Effect::Delete { address, uid, resource_version } => {
-                    self.delete(*address, uid, resource_version.as_ref()).await?
+                    self.delete(*address, uid, *resource_version).await?
                 }
                 Effect::PatchService(patch) | Effect::TellService(patch) => self.patch_service(patch).await?,
                 Effect::PatchPool(patch) => self.patch_pool(patch).await?,
@@ -131,10 +131,12 @@ impl Applier {
         }
     }
 
-    async fn delete(&self, lb_ip: IpAddr, uid: &str, resource_version: Option<&String>) -> Result<Progress, Failure> {
+    async fn delete(&self, lb_ip: IpAddr, uid: &str, resource_version: Option<Version>) -> Result<Progress, Failure> {
         let api = Api::<LoadBalancerIP>::all(self.client.clone());
-        let preconditions =
-            Some(Preconditions { uid: Some(uid.to_owned()), resource_version: resource_version.cloned() });
+        let preconditions = Some(Preconditions {
+            uid: Some(uid.to_owned()),
+            resource_version: resource_version.map(|version| version.to_string()),
+        });
         let params = DeleteParams { preconditions, ..DeleteParams::default() };
         match self.write(Write::DeleteAddress, api.delete(&address::name(lb_ip), &params)).await {
             Ok(deleted) => {
@@ -168,7 +170,7 @@ impl Applier {
             Ok(object) => {
                 self.stores.put_address(&object);
                 let services = patch.holders.len();
-                tracing::info!(%lb_ip, services, key = patch.sharing_key, "its holders changed");
+                tracing::info!(%lb_ip, services, key = patch.sharing_key.as_deref(), "its holders changed");
                 Ok(Progress::Done)
             }
             Err(failure) if failure.code() == Some(404) => Ok(Progress::Waits),
@@ -352,13 +354,13 @@ mod tests {
     }
 
     fn delete_this_version() -> Effect {
-        Effect::Delete { address: ip("192.0.2.9"), uid: "a9".into(), resource_version: Some("5".into()) }
+        Effect::Delete { address: ip("192.0.2.9"), uid: "a9".into(), resource_version: Some(5) }
     }
 
     fn join() -> Effect {
         Effect::PatchAddress(AddressPatch {
             address: ip("192.0.2.9"),
-            resource_version: "5".into(),
+            resource_version: 5,
             holders: vec![holder("web"), holder("other")],
             sharing_key: Some("k".into()),
             pool: None,
@@ -370,7 +372,7 @@ mod tests {
     fn patch() -> Effect {
         Effect::PatchService(ServicePatch {
             key: Key::new("default", "web"),
-            resource_version: "7".into(),
+            resource_version: 7,
             finalizers: Some(vec![]),
             ingress: None,
             conditions: None,
@@ -404,7 +406,7 @@ mod tests {
 
     fn holders(stores: &Stores) -> Vec<(String, String)> {
         let known = stores.addresses.snapshot().expect("synced");
-        known.values().map(|record| (record.address.to_string(), record.holders[0].name.clone())).collect()
+        known.values().map(|record| (record.address.to_string(), record.holders[0].name.to_string())).collect()
     }
 
     const LBIPS: &str = "/apis/landfall.dev/v1alpha1/loadbalancerips";
@@ -416,8 +418,8 @@ mod tests {
         let (result, asked, stores) = applied(vec![create(), patch()], answers).await;
         assert_eq!((result, asked), (Ok(Progress::Done), vec![format!("POST {LBIPS}"), STATUS.into()]));
         assert_eq!(holders(&stores), [("192.0.2.1".into(), "web".into()), ("192.0.2.9".into(), "web".into())]);
-        let version = |service: Arc<Service>| service.resource_version.clone();
-        assert_eq!(stores.services.get(&Key::new("default", "web")).map(version), Some("8".into()));
+        let version = |service: Arc<Service>| service.resource_version;
+        assert_eq!(stores.services.get(&Key::new("default", "web")).map(version), Some(8));
     }
 
     #[tokio::test]
@@ -528,8 +530,8 @@ mod tests {
         let (result, asked, stores) = applied(vec![patch()], answers).await;
         assert_eq!(result, Err("it was changed meanwhile".into()));
         assert_eq!(asked, [STATUS, "GET /api/v1/namespaces/default/services/web"]);
-        let version = |service: Arc<Service>| service.resource_version.clone();
-        assert_eq!(stores.services.get(&Key::new("default", "web")).map(version), Some("9".into()));
+        let version = |service: Arc<Service>| service.resource_version;
+        assert_eq!(stores.services.get(&Key::new("default", "web")).map(version), Some(9));
     }
 
     #[tokio::test]

@@ -100,7 +100,7 @@ impl Ledger {
         };
         let patch = AddressPatch {
             address: record.address,
-            resource_version: record.resource_version.clone(),
+            resource_version: record.resource_version,
             holders: Vec::new(),
             sharing_key: None,
             pool: None,

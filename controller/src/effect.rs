@@ -4,9 +4,10 @@ use std::fmt;
 use std::net::IpAddr;
 
 use crds::service::Ingress;
-use crds::{Holder, IPAddressPoolStatus, Key, LoadBalancerIP, LoadBalancerIPSpec, Quarantine, address};
+use crds::{
+    Condition, Holder, IPAddressPoolStatus, Key, LoadBalancerIP, LoadBalancerIPSpec, Quarantine, Text, Version, address,
+};
 use k8s_openapi::api::core::v1::ObjectReference;
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use kube::Resource;
 use serde_json::{Map, Value, json};
 
@@ -67,11 +68,11 @@ pub enum Effect {
         /// The address.
         address: IpAddr,
         /// Its pool.
-        pool: String,
+        pool: Text,
         /// The Service.
         holder: Holder,
         /// The key by which the Service shares it.
-        sharing_key: Option<String>,
+        sharing_key: Option<Text>,
     },
     /// Change who holds an address.
     PatchAddress(AddressPatch),
@@ -80,10 +81,10 @@ pub enum Effect {
         /// The address.
         address: IpAddr,
         /// The record's UID.
-        uid: String,
+        uid: Text,
         /// The version that was looked at, where others than the holder may come to it. If the record is another by now,
         /// the deletion fails.
-        resource_version: Option<String>,
+        resource_version: Option<Version>,
     },
     /// Write a Service's status and finalizers.
     PatchService(ServicePatch),
@@ -101,13 +102,13 @@ pub struct AddressPatch {
     /// The address.
     pub address: IpAddr,
     /// The version that was looked at, as for Services.
-    pub resource_version: String,
+    pub resource_version: Version,
     /// All its holders.
     pub holders: Vec<Holder>,
     /// The key by which they share it.
-    pub sharing_key: Option<String>,
+    pub sharing_key: Option<Text>,
     /// Its pool, where that changes.
-    pub pool: Option<String>,
+    pub pool: Option<Text>,
     /// Whether to write down that it is a reservation, of which only its emptiness told before.
     pub becomes_reservation: bool,
     /// Why nobody is to get it from now on, where that is so.
@@ -120,9 +121,9 @@ pub struct ServicePatch {
     /// Namespace and name.
     pub key: Key,
     /// The version that was looked at. If the Service is another by now, the write fails and nothing is changed.
-    pub resource_version: String,
+    pub resource_version: Version,
     /// All its finalizers.
-    pub finalizers: Option<Vec<String>>,
+    pub finalizers: Option<Vec<Text>>,
     /// All entries of `status.loadBalancer.ingress`.
     pub ingress: Option<Vec<Ingress>>,
     /// All its conditions.
@@ -157,7 +158,7 @@ impl ServicePatch {
     /// The JSON merge patch (RFC 7386) for `services/status`, where lists are replaced as a whole. That subresource
     /// takes metadata too, so that finalizer, address and condition are one write: a crash can't come between.
     pub fn body(&self) -> Value {
-        let mut metadata = Map::from_iter([("resourceVersion".to_owned(), json!(self.resource_version))]);
+        let mut metadata = Map::from_iter([("resourceVersion".to_owned(), json!(self.resource_version.to_string()))]);
         if let Some(finalizers) = &self.finalizers {
             metadata.insert("finalizers".into(), json!(finalizers));
         }
@@ -196,7 +197,7 @@ impl AddressPatch {
         if let Some(quarantine) = &self.quarantine {
             spec["quarantine"] = json!(quarantine);
         }
-        json!({"metadata": {"resourceVersion": self.resource_version}, "spec": spec})
+        json!({"metadata": {"resourceVersion": self.resource_version.to_string()}, "spec": spec})
     }
 }
 
@@ -229,8 +230,8 @@ pub fn service_reference(key: &Key, uid: &str) -> ObjectReference {
     ObjectReference {
         api_version: Some("v1".into()),
         kind: Some("Service".into()),
-        namespace: Some(key.namespace.clone()),
-        name: Some(key.name.clone()),
+        namespace: Some(key.namespace.to_string()),
+        name: Some(key.name.to_string()),
         uid: Some(uid.into()),
         ..ObjectReference::default()
     }
@@ -250,7 +251,7 @@ mod tests {
     fn a_patch_of_a_record_replaces_its_holders_and_key_and_nothing_that_stays() {
         let patch = AddressPatch {
             address: ip("192.0.2.1"),
-            resource_version: "7".into(),
+            resource_version: 7,
             holders: vec![],
             sharing_key: None,
             pool: None,
@@ -296,7 +297,7 @@ mod tests {
     fn a_patch_names_only_what_changes_and_the_version_it_is_for() {
         let nothing = ServicePatch {
             key: Key::new("default", "web"),
-            resource_version: "7".into(),
+            resource_version: 7,
             finalizers: None,
             ingress: None,
             conditions: None,

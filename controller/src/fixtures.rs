@@ -39,7 +39,7 @@ pub(crate) fn service(name: &str, created: i64) -> Service {
     Service {
         key: Key::new("default", name),
         uid: name.into(),
-        resource_version: "1".into(),
+        resource_version: 1,
         generation: None,
         created: at(created),
         deleting: false,
@@ -77,7 +77,7 @@ pub(crate) fn record(address: &str, pool: &str, holders: &[&str]) -> (IpAddr, Ar
     let record = Record {
         address: ip(address),
         uid: address.into(),
-        resource_version: "1".into(),
+        resource_version: 1,
         deleting: false,
         pool: pool.into(),
         holders: holders.iter().map(|name| holder(name)).collect(),

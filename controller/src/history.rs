@@ -178,7 +178,7 @@ fn set(service: &mut Service, aspect: &Aspect) {
         }
         Aspect::Key(key) => request(&|r| r.sharing_key = key.map(|key| format!("k{key}")), service),
         Aspect::Ports(number) => {
-            service.ports = vec![Port { name: String::new(), protocol: Protocol::Tcp, number: *number }];
+            service.ports = vec![Port { name: "".into(), protocol: Protocol::Tcp, number: *number }];
         }
         Aspect::Local(local) => {
             service.traffic_policy = if *local { TrafficPolicy::Local } else { TrafficPolicy::Cluster };
@@ -196,7 +196,7 @@ fn set(service: &mut Service, aspect: &Aspect) {
         Aspect::App(web) => service.labels = [("app", if *web { "web" } else { "db" })].into(),
         Aspect::Retype(foreign) => {
             service.is_load_balancer = !service.is_load_balancer;
-            service.class = foreign.then(|| "example.com/other".to_owned());
+            service.class = foreign.then(|| "example.com/other".into());
         }
     }
 }
@@ -243,8 +243,8 @@ fn happen(world: &mut World, step: &Step, time: i64) {
         Step::Create(n, aspect) if !exists(world, n) => {
             let mut new = service(&key(*n).name, time);
             new.key = key(*n);
-            new.uid = format!("{}-{time}", new.key.name);
-            new.resource_version = format!("new-{time}");
+            new.uid = format!("{}-{time}", new.key.name).into();
+            new.resource_version = u64::MAX - time.unsigned_abs();
             set(&mut new, &Aspect::Ports(u16::from(80 + n % 3)));
             set(&mut new, aspect);
             world.snapshot.unreadable.services.remove(&new.key);

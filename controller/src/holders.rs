@@ -8,7 +8,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use crds::load_balancer_ip::MAX_HOLDERS;
-use crds::{Holder, Key, Record, Service};
+use crds::{Holder, Key, Record, Service, Text};
 use jiff::Timestamp;
 
 use crate::conflicts;
@@ -36,7 +36,7 @@ impl Ledger {
             return None;
         }
         if let Some(quarantine) = record.quarantine.as_ref().filter(|_| record.holders.is_empty()) {
-            let resource_version = Some(record.resource_version.clone());
+            let resource_version = Some(record.resource_version);
             let delete = Effect::Delete { address, uid: record.uid.clone(), resource_version };
             return (conflicts::ends(quarantine) <= now).then_some(delete);
         }
@@ -94,16 +94,16 @@ impl Ledger {
             }
         }
         if holders.is_empty() && !record.is_reservation() {
-            let resource_version = (!is_alone(&record)).then(|| record.resource_version.clone());
+            let resource_version = (!is_alone(&record)).then(|| record.resource_version);
             return Some(Effect::Delete { address, uid: record.uid.clone(), resource_version });
         }
         let sharing_key = match staying.first() {
-            Some(service) => sharing::key(service).map(str::to_owned),
+            Some(service) => sharing::key(service).map(Text::from),
             None if holders.is_empty() => None,
             None => record.sharing_key.clone(),
         };
         let is_first = record.holders.is_empty() && !holders.is_empty();
-        let pool = self.pools.pool_of(address).map(|pool| pool.name().to_owned());
+        let pool = self.pools.pool_of(address).map(|pool| Text::from(pool.name()));
         let pool = pool.filter(|pool| is_first && *pool != record.pool);
         let becomes_reservation = is_first && record.reservation.is_none();
         if holders == record.holders && sharing_key == record.sharing_key && pool.is_none() {
@@ -111,7 +111,7 @@ impl Ledger {
         }
         Some(Effect::PatchAddress(AddressPatch {
             address,
-            resource_version: record.resource_version.clone(),
+            resource_version: record.resource_version,
             holders,
             sharing_key,
             pool,

@@ -23,7 +23,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use crds::{Advertisement, EndpointSlice, IPAddressPool, Key, Namespace, Network, Node, Record, Service};
+use crds::{Advertisement, EndpointSlice, IPAddressPool, Key, Namespace, Network, Node, Record, Service, Text};
 use jiff::Timestamp;
 
 use crate::announced::Judge;
@@ -64,7 +64,7 @@ pub struct Ledger {
     /// Who asks for an address by name.
     asked: BTreeMap<IpAddr, BTreeSet<Key>>,
     /// By sharing key, the addresses that are shared under it, or are going to be.
-    keyed: HashMap<String, BTreeSet<IpAddr>>,
+    keyed: HashMap<Text, BTreeSet<IpAddr>>,
     /// The addresses that are reserved for a Service.
     kept_for: HashMap<Key, BTreeSet<IpAddr>>,
     /// Of pools with a limit, how many Services of a namespace have each address, by pool and namespace.
@@ -73,7 +73,7 @@ pub struct Ledger {
     promises: BTreeMap<IpAddr, BTreeSet<Key>>,
     promised: HashMap<Key, Vec<IpAddr>>,
     /// The sharing key of those to whom an address is promised.
-    promised_under: HashMap<IpAddr, String>,
+    promised_under: HashMap<IpAddr, Text>,
     /// Who is to leave an address.
     pub(crate) leaving: BTreeMap<IpAddr, BTreeMap<Key, Leaving>>,
     leaves: HashMap<Key, Vec<IpAddr>>,
@@ -342,7 +342,8 @@ impl Ledger {
 
     fn index(&mut self, record: &Record) {
         for key in holders(record) {
-            let held = self.held.entry(key).or_default();
+            // Nearly all have one, and there are tens of thousands.
+            let held = self.held.entry(key).or_insert_with(|| Vec::with_capacity(1));
             if let Err(place) = held.binary_search(&record.address) {
                 held.insert(place, record.address);
             }

@@ -103,11 +103,11 @@ impl<'a> Model<'a> {
         let has = |labels: &crds::Labels, label: (&str, &str)| labels.iter().any(|own| own == label);
         let namespace = &service.key.namespace;
         // The only selectors of these tests: team=a of namespaces, app=web of Services.
-        let is_team = || self.snapshot.namespaces.get(namespace).is_some_and(|ns| has(&ns.labels, ("team", "a")));
+        let is_team = || self.snapshot.namespaces.get(&**namespace).is_some_and(|ns| has(&ns.labels, ("team", "a")));
         let of_namespace = match (fence.namespaces.is_empty(), fence.namespace_selectors.is_empty()) {
             (true, true) => true,
-            (_, true) => fence.namespaces.contains(namespace),
-            _ => fence.namespaces.contains(namespace) || is_team(),
+            (_, true) => fence.namespaces.iter().any(|own| own == namespace),
+            _ => fence.namespaces.iter().any(|own| own == namespace) || is_team(),
         };
         of_namespace && (fence.service_selectors.is_empty() || has(&service.labels, ("app", "web")))
     }

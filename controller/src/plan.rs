@@ -19,11 +19,10 @@
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use crds::condition::without_ours;
+use crds::condition::{Condition, without_ours};
 use crds::service::{FINALIZER, Ingress};
-use crds::{Record, Service};
+use crds::{Record, Service, Text};
 use jiff::Timestamp;
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 
 use crate::allocation::{Allocation, How};
 use crate::effect::{Effect, Event, PoolPatch, Series, ServicePatch, Subject, pool_reference};
@@ -244,8 +243,8 @@ impl Ledger {
         let creates = allocation.targets.iter().filter(|target| target.how == How::Create);
         let mut effects: Vec<_> = creates
             .filter_map(|target| {
-                let pool = self.pools.pool_of(target.address)?.name().to_owned();
-                let (holder, sharing_key) = (holder(service), sharing_key.map(str::to_owned));
+                let pool = self.pools.pool_of(target.address)?.name().into();
+                let (holder, sharing_key) = (holder(service), sharing_key.map(Text::from));
                 Some(Effect::Create { address: target.address, pool, holder, sharing_key })
             })
             .collect();
@@ -360,7 +359,7 @@ impl Ledger {
                 regarding: pool_reference(&pool.object),
                 is_warning: true,
                 reason,
-                message: condition.message.clone(),
+                message: condition.message.to_string(),
             })
         });
         let events: Vec<_> = events.collect();
@@ -403,14 +402,14 @@ impl Changes {
     fn of(self, service: &Service) -> Option<ServicePatch> {
         let finalizers = (self.finalizer != service.has_finalizer()).then(|| {
             let others = service.finalizers.iter().filter(|finalizer| *finalizer != FINALIZER).cloned();
-            others.chain(self.finalizer.then(|| FINALIZER.to_owned())).collect()
+            others.chain(self.finalizer.then(|| FINALIZER.into())).collect()
         });
         if finalizers.is_none() && self.ingress.is_none() && self.conditions.is_none() {
             return None;
         }
         Some(ServicePatch {
             key: service.key.clone(),
-            resource_version: service.resource_version.clone(),
+            resource_version: service.resource_version,
             finalizers,
             ingress: self.ingress,
             conditions: self.conditions,

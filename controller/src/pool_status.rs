@@ -7,11 +7,10 @@ use std::collections::BTreeSet;
 use std::fmt;
 use std::net::IpAddr;
 
-use crds::condition::{Desired, Status};
+use crds::condition::{Condition, Desired, Status};
 use crds::service::Family;
 use crds::{IPAddressPoolStatus, Key, Record};
 use jiff::Timestamp;
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 
 use crate::few::Few;
 use crate::free::Counts;

@@ -107,7 +107,7 @@ mod tests {
 
     /// A series about that, told from others by an address.
     fn series(name: &str, mark: &str) -> Series {
-        let effect = Effect::Delete { address: ip(mark), uid: String::new(), resource_version: None };
+        let effect = Effect::Delete { address: ip(mark), uid: "".into(), resource_version: None };
         Series { subject: subject(name), effects: vec![effect] }
     }
 
@@ -157,7 +157,7 @@ mod tests {
         let telling = |name: &str| {
             let patch = ServicePatch {
                 key: Key::new("default", name),
-                resource_version: "7".into(),
+                resource_version: 7,
                 finalizers: None,
                 ingress: None,
                 conditions: None,

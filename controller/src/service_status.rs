@@ -132,9 +132,7 @@ pub(crate) fn is_told(service: &Service, desired: &Desired) -> bool {
 /// Whether the status says that the Service has an address from us: what it asks for, or another one for as long as it
 /// can't have that.
 pub(crate) fn says_it_has_one(service: &Service) -> bool {
-    let keeps = |c: &k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition| {
-        c.type_ == ALLOCATED && c.message.contains(KEEPS)
-    };
+    let keeps = |c: &crds::Condition| c.type_ == ALLOCATED && c.message.contains(KEEPS);
     service.is_allocated() || service.conditions.iter().any(keeps)
 }
 

@@ -54,7 +54,7 @@ impl Ledger {
             // Where no agent has been, there is nobody who could.
             ([], None) => self.networks.is_empty(),
             ([Announcer { node, link, .. }], Some(condition)) => {
-                self.nodes.contains_key(node)
+                self.nodes.contains_key(&**node)
                     && condition.status == "True"
                     && condition.reason == "Announced"
                     && condition.observed_generation == service.generation

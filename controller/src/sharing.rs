@@ -11,7 +11,7 @@
 use std::fmt;
 
 use crds::request::Consent;
-use crds::{Holder, Key, Protocol, Service, TrafficPolicy};
+use crds::{Holder, Key, Protocol, Service, Text, TrafficPolicy};
 
 /// Why two Services can't share an address.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -85,7 +85,7 @@ fn consent(service: &Service) -> Option<&Consent> {
 }
 
 /// A fingerprint of all that [`clash`] looks at; `None` for a Service that does not share.
-pub(crate) fn terms(service: &Service) -> Option<String> {
+pub(crate) fn terms(service: &Service) -> Option<Text> {
     let mut hash = Fnv::default();
     hash.text(key(service)?);
     let mut ports: Vec<_> = service.ports.iter().map(|port| (port.protocol.number(), port.number)).collect();
@@ -111,7 +111,7 @@ pub(crate) fn terms(service: &Service) -> Option<String> {
         Consent::Namespaces(names) => names.iter().for_each(|name| hash.text(name)),
         Consent::Everybody => hash.text("*"),
     }
-    Some(format!("{:016x}", hash.0))
+    Some(format!("{:016x}", hash.0).into())
 }
 
 /// FNV-1a with 64 bits (RFC 9923): a fingerprint that is the same in every version of this program.
@@ -208,7 +208,7 @@ mod tests {
     fn sharing(name: &str, key: &str, port: u16) -> Service {
         Service {
             request: Ok(Request { sharing_key: Some(key.into()), ..Request::default() }),
-            ports: vec![Port { name: String::new(), protocol: Protocol::Tcp, number: port }],
+            ports: vec![Port { name: "".into(), protocol: Protocol::Tcp, number: port }],
             ..service(name, 1)
         }
     }
@@ -274,7 +274,7 @@ mod tests {
         };
         let same = terms(&web);
         assert_eq!(same.as_deref(), Some("d110ff63a7f1c586"), "the same in every version");
-        assert_eq!(terms_of(&|web| web.resource_version = "9".into()), same);
+        assert_eq!(terms_of(&|web| web.resource_version = 9), same);
         assert_eq!(terms_of(&|web| web.selector = [("app", "web")].into()), same, "under Cluster it doesn't matter");
         assert_eq!(terms_of(&|web| web.request = Ok(Request::default())), None);
         let request = |web: &mut Service, edit: &dyn Fn(&mut Request)| edit(web.request.as_mut().expect("a request"));

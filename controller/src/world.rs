@@ -59,7 +59,7 @@ impl World {
         self.version += 1;
         let service = self.snapshot.services.get_mut(key).map(Arc::make_mut).expect("a Service");
         edit(service);
-        service.resource_version = self.version.to_string();
+        service.resource_version = self.version;
         if !service.is_load_balancer {
             // The API server does both in the same write (pkg/registry/core/service).
             service.class = None;
@@ -83,7 +83,7 @@ impl World {
         self.version += 1;
         if let Some(record) = self.snapshot.addresses.get_mut(&address).map(Arc::make_mut) {
             edit(record);
-            record.resource_version = self.version.to_string();
+            record.resource_version = self.version;
         }
     }
 
@@ -126,10 +126,10 @@ impl World {
         self.version += 1;
         let record = Record {
             address,
-            uid: format!("reservation-{}", self.version),
-            resource_version: self.version.to_string(),
+            uid: format!("reservation-{}", self.version).into(),
+            resource_version: self.version,
             deleting: false,
-            pool: String::new(),
+            pool: "".into(),
             holders: vec![],
             sharing_key: None,
             reservation,
@@ -161,8 +161,8 @@ impl World {
                 }
                 let record = Record {
                     address: *address,
-                    uid: format!("record-{}", self.version),
-                    resource_version: self.version.to_string(),
+                    uid: format!("record-{}", self.version).into(),
+                    resource_version: self.version,
                     deleting: false,
                     pool: pool.clone(),
                     holders: vec![holder.clone()],
@@ -193,7 +193,7 @@ impl World {
                 if record.resource_version != patch.resource_version {
                     return false;
                 }
-                record.resource_version = self.version.to_string();
+                record.resource_version = self.version;
                 record.holders = patch.holders.clone();
                 record.sharing_key = patch.sharing_key.clone();
                 if let Some(pool) = &patch.pool {
@@ -212,7 +212,7 @@ impl World {
                     return false;
                 }
                 let before = service.ingress.clone();
-                service.resource_version = self.version.to_string();
+                service.resource_version = self.version;
                 if let Some(finalizers) = &patch.finalizers {
                     service.finalizers = finalizers.clone();
                 }
@@ -277,7 +277,7 @@ impl World {
             record.holders.iter().any(|holder| holder.uid == service.uid && holder.name == service.key.name)
         });
         Seen {
-            ingress: service.ingress.iter().filter_map(|ingress| ingress.ip.clone()).collect(),
+            ingress: service.ingress.iter().filter_map(|ingress| ingress.ip.clone().map(String::from)).collect(),
             condition: condition.map(|c| format!("{} {}: {}", c.status, c.reason, c.message)),
             held: held.map(|record| record.address.to_string()).collect(),
             has_finalizer: service.finalizers.iter().any(|finalizer| finalizer == FINALIZER),

@@ -4,7 +4,46 @@
 //! writing what is already there changes nothing, and nobody's watch is woken for it.
 
 use jiff::Timestamp;
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{self, Time};
+use serde::{Deserialize, Serialize};
+
+use crate::Text;
+
+/// A condition, with the fields that Kubernetes gives it (`meta/v1`), in no more memory than it needs: each of tens of
+/// thousands of Services has some, and they say the same words.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Condition {
+    /// When `status` changed last.
+    pub last_transition_time: Time,
+    /// A sentence for people.
+    #[serde(default)]
+    pub message: Text,
+    /// The generation of the object that was looked at.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub observed_generation: Option<i64>,
+    /// One CamelCase word for machines.
+    #[serde(default)]
+    pub reason: Text,
+    /// `True`, `False` or `Unknown`.
+    pub status: Text,
+    /// What it is about: `landfall.dev/Allocated`.
+    #[serde(rename = "type")]
+    pub type_: Text,
+}
+
+impl From<v1::Condition> for Condition {
+    fn from(condition: v1::Condition) -> Self {
+        Self {
+            last_transition_time: condition.last_transition_time,
+            message: condition.message.into(),
+            observed_generation: condition.observed_generation,
+            reason: condition.reason.into(),
+            status: condition.status.into(),
+            type_: condition.type_.into(),
+        }
+    }
+}
 
 /// `status` of a [`Condition`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -65,11 +104,11 @@ impl Desired {
             .map_or(Time(now), |before| before.last_transition_time.clone());
         let condition = Condition {
             last_transition_time: since,
-            message: self.message.clone(),
+            message: self.message.as_str().into(),
             observed_generation: self.observed_generation,
-            reason: self.reason.to_owned(),
-            status: self.status.as_str().to_owned(),
-            type_: self.type_.to_owned(),
+            reason: self.reason.into(),
+            status: self.status.as_str().into(),
+            type_: self.type_.into(),
         };
         match place {
             Some(place) => conditions[place] = condition,

@@ -5,8 +5,8 @@ use std::net::IpAddr;
 
 use k8s_openapi::api::discovery::v1 as discovery;
 
-use crate::Malformed;
 use crate::service::{Key, Protocol, key};
+use crate::{Malformed, Text};
 
 /// The label by which a slice belongs to a Service of its namespace.
 const SERVICE_NAME: &str = "kubernetes.io/service-name";
@@ -19,7 +19,7 @@ pub struct EndpointSlice {
     /// The Service it belongs to.
     pub service: Key,
     /// Its ports by name and protocol. A Service's port finds its number here by its own name and protocol.
-    pub ports: BTreeMap<(String, Protocol), u16>,
+    pub ports: BTreeMap<(Text, Protocol), u16>,
     /// Its endpoints, in its own order.
     pub endpoints: Vec<Endpoint>,
 }
@@ -30,7 +30,7 @@ pub struct Endpoint {
     /// Its address.
     pub address: IpAddr,
     /// The node it runs on, where that is known.
-    pub node: Option<String>,
+    pub node: Option<Text>,
     /// Whether new connections may go to it. Unknown counts as ready (EndpointConditions).
     pub ready: bool,
     /// Whether it would answer, terminating or not. Unknown counts as what `ready` is.
@@ -63,7 +63,7 @@ impl EndpointSlice {
             let protocol = Protocol::parse(port.protocol.as_deref())
                 .ok_or_else(|| malformed(format!("unknown protocol {:?}", port.protocol)))?;
             let number = u16::try_from(number).map_err(|_| malformed(format!("port {number} is none")))?;
-            ports.insert((port.name.clone().unwrap_or_default(), protocol), number);
+            ports.insert((port.name.as_deref().unwrap_or_default().into(), protocol), number);
         }
         let endpoints = object.endpoints.iter().flatten().filter_map(|endpoint| {
             // Only the first address counts; consumers are told so by the API's own documentation.
@@ -72,13 +72,13 @@ impl EndpointSlice {
             let ready = conditions.ready.unwrap_or(true);
             Some(Endpoint {
                 address,
-                node: endpoint.node_name.clone(),
+                node: endpoint.node_name.as_deref().map(Text::from),
                 ready,
                 serving: conditions.serving.unwrap_or(ready),
                 terminating: conditions.terminating.unwrap_or(false),
             })
         });
-        let service = Key::new(key.namespace.clone(), service.clone());
+        let service = Key::new(&key.namespace, service);
         Ok(Some(Self { service, ports, endpoints: endpoints.collect(), key }))
     }
 }
@@ -117,7 +117,7 @@ mod tests {
         }));
         let endpoint = |address: &str, node: Option<&str>, ready, terminating| Endpoint {
             address: address.parse().expect("address"),
-            node: node.map(str::to_owned),
+            node: node.map(Text::from),
             ready,
             serving: true,
             terminating,
@@ -125,7 +125,7 @@ mod tests {
         let expected = EndpointSlice {
             key: Key::new("default", "web-1"),
             service: Key::new("default", "web"),
-            ports: BTreeMap::from([(("http".to_owned(), Protocol::Tcp), 8080)]),
+            ports: BTreeMap::from([(("http".into(), Protocol::Tcp), 8080)]),
             endpoints: vec![endpoint("10.0.0.1", Some("n1"), true, false), endpoint("10.0.0.2", None, false, true)],
         };
         assert_eq!(slice, Ok(Some(expected)));

@@ -4,11 +4,12 @@
 
 use std::time::Duration;
 
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, LabelSelector};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{self, LabelSelector};
 use kube::{CustomResource, KubeSchema};
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Serialize};
 
+use crate::Condition;
 use crate::address::{InvalidRange, Range};
 
 /// The most ranges a pool may have: enough for any plan of addresses, and a bound on what validation costs.
@@ -196,7 +197,7 @@ pub struct IPAddressPoolStatus {
 
 /// The schema of a list of conditions: keyed by type, so that several writers can each keep their own.
 pub(crate) fn conditions(generator: &mut SchemaGenerator) -> Schema {
-    let item = generator.subschema_for::<Condition>();
+    let item = generator.subschema_for::<v1::Condition>();
     json_schema!({
         "type": "array",
         "items": item,

@@ -13,6 +13,7 @@
 //! | [`mac`] | addresses of network interfaces |
 //! | [`labels`] | labels, and selectors of them |
 //! | [`condition`] | how conditions are kept in a status |
+//! | [`text`] | texts that are kept once, however many places hold them |
 //! | [`manifest`] | the definitions of our objects, as `kubectl apply` takes them |
 //!
 //! Objects are parsed here, at the edge, into types that cannot be wrong; whoever decides something works on the views.
@@ -32,8 +33,10 @@ pub mod node;
 pub mod node_network;
 pub mod request;
 pub mod service;
+pub mod text;
 
 pub use address::Range;
+pub use condition::Condition;
 pub use endpoints::{Endpoint, EndpointSlice};
 pub use ip_address_pool::{IPAddressPool, IPAddressPoolSpec, IPAddressPoolStatus, ServiceAllocation};
 pub use l2_advertisement::{Advertisement, L2Advertisement, L2AdvertisementSpec, PreferredNodes};
@@ -48,9 +51,13 @@ pub use node::{Node, Relief};
 pub use node_network::{Network, NodeNetwork, Wiring};
 pub use request::{InvalidRequest, Request};
 pub use service::{FamilyPolicy, Key, Port, Protocol, Service, TrafficPolicy};
+pub use text::Text;
 
 /// The API group of all our objects, and the prefix of our conditions, annotations and finalizers.
 pub const GROUP: &str = "landfall.dev";
+
+/// The place of a write in the history of all objects of a kind: `metadata.resourceVersion` as a number (KEP-5504).
+pub type Version = u64;
 
 /// An object that Landfall reads but cannot make sense of. It is skipped and reported; others are not affected.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]

@@ -12,7 +12,8 @@ use kube::{CustomResource, KubeSchema};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::{Malformed, address};
+use crate::service::version;
+use crate::{Malformed, Text, Version, address};
 
 /// One address that is given to a Service, or reserved. To see who has which address: `kubectl get lbip`.
 #[derive(CustomResource, Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
@@ -114,12 +115,12 @@ pub struct Reservation {
     /// Only Services of this namespace may have it. Default: those of any.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 63))]
-    pub namespace: Option<String>,
+    pub namespace: Option<Text>,
 
     /// Only the Service of this name in that namespace may have it, and gets it without asking. Default: any that asks.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 63))]
-    pub service: Option<String>,
+    pub service: Option<Text>,
 }
 
 /// A Service that holds an address.
@@ -128,18 +129,18 @@ pub struct Reservation {
 pub struct Holder {
     /// Its namespace.
     #[schemars(length(max = 63))]
-    pub namespace: String,
+    pub namespace: Text,
     /// Its name.
     #[schemars(length(max = 63))]
-    pub name: String,
+    pub name: Text,
     /// Its UID: a Service that is deleted and made again under the same name is another one.
     #[schemars(length(max = 63))]
-    pub uid: String,
+    pub uid: Text,
     /// Of a Service that shares: a fingerprint of what it shares under (key, ports, traffic policy and selector). Of
     /// two that do not fit together any more, the one that has changed since loses the address.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 32))]
-    pub terms: Option<String>,
+    pub terms: Option<Text>,
 }
 
 /// Who announces the address and who else uses it, written by the nodes themselves after the fact.
@@ -188,10 +189,10 @@ pub struct AddressConflict {
 pub struct Announcer {
     /// The node's name.
     #[schemars(length(max = 253))]
-    pub node: String,
+    pub node: Text,
     /// The network interface of the node.
     #[schemars(length(max = 15))]
-    pub link: String,
+    pub link: Text,
     /// Counts the owners that this address has had. When two nodes claim it, the greater epoch wins.
     pub epoch: i64,
     /// When the node took it.
@@ -222,17 +223,17 @@ pub struct Record {
     /// The address.
     pub address: IpAddr,
     /// Which of all objects that ever had this name it is.
-    pub uid: String,
+    pub uid: Text,
     /// What a conditional write must name.
-    pub resource_version: String,
+    pub resource_version: Version,
     /// Whether it is being deleted and waits for finalizers: nobody holds it any more, and nobody can have it yet.
     pub deleting: bool,
     /// The pool it was taken from.
-    pub pool: String,
+    pub pool: Text,
     /// The Services that hold it, in the order in which they came to it.
     pub holders: Vec<Holder>,
     /// The key by which they share it.
-    pub sharing_key: Option<String>,
+    pub sharing_key: Option<Text>,
     /// Whom it is kept for, if it is a reservation.
     pub reservation: Option<Reservation>,
     /// Why nobody is to get it, if so.
@@ -260,12 +261,12 @@ impl TryFrom<&LoadBalancerIP> for Record {
         let status = object.status.clone().unwrap_or_default();
         Ok(Self {
             address: object.address()?,
-            uid: meta.uid.clone().unwrap_or_default(),
-            resource_version: meta.resource_version.clone().unwrap_or_default(),
+            uid: meta.uid.as_deref().unwrap_or_default().into(),
+            resource_version: version(meta),
             deleting: meta.deletion_timestamp.is_some(),
-            pool: object.spec.pool.clone(),
+            pool: object.spec.pool.as_str().into(),
             holders: object.spec.services.clone(),
-            sharing_key: object.spec.sharing_key.clone(),
+            sharing_key: object.spec.sharing_key.as_deref().map(Text::from),
             reservation: object.spec.reservation.clone(),
             quarantine: object.spec.quarantine.clone().map(Box::new),
             announcers: status.announcers,
@@ -317,7 +318,7 @@ mod tests {
             Ok(Record {
                 address: "192.0.2.1".parse().expect("address"),
                 uid: "a1".into(),
-                resource_version: "7".into(),
+                resource_version: 7,
                 deleting: true,
                 pool: "lan".into(),
                 holders: vec![Holder {

@@ -6,11 +6,12 @@ use std::net::IpAddr;
 
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1 as core;
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, ObjectMeta};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 
-use crate::Malformed;
+use crate::condition::Condition;
 use crate::labels::Labels;
 use crate::request::{InvalidRequest, Request};
+use crate::{Malformed, Text, Version};
 
 /// The class that asks for Landfall by name: `spec.loadBalancerClass: landfall.dev/landfall`.
 pub const CLASS: &str = "landfall.dev/landfall";
@@ -38,14 +39,14 @@ pub const ANNOUNCED: &str = "landfall.dev/Announced";
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Key {
     /// The namespace.
-    pub namespace: String,
+    pub namespace: Text,
     /// The name.
-    pub name: String,
+    pub name: Text,
 }
 
 impl Key {
     /// The key of that Service.
-    pub fn new(namespace: impl Into<String>, name: impl Into<String>) -> Self {
+    pub fn new(namespace: impl Into<Text>, name: impl Into<Text>) -> Self {
         Self { namespace: namespace.into(), name: name.into() }
     }
 }
@@ -124,7 +125,7 @@ pub enum FamilyPolicy {
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Port {
     /// Its name, by which the ports of EndpointSlices belong to it; empty where the Service has but one.
-    pub name: String,
+    pub name: Text,
     /// Its protocol.
     pub protocol: Protocol,
     /// The port that clients use.
@@ -162,9 +163,9 @@ pub struct Service {
     /// Namespace and name.
     pub key: Key,
     /// Which of all Services that ever had this name it is.
-    pub uid: String,
+    pub uid: Text,
     /// What a conditional write must name.
-    pub resource_version: String,
+    pub resource_version: Version,
     /// Counts the changes of its spec, where the API server does so.
     pub generation: Option<i64>,
     /// When it was created.
@@ -174,7 +175,7 @@ pub struct Service {
     /// Whether its type is LoadBalancer. All that follows counts only then, but for what is left to clean up.
     pub is_load_balancer: bool,
     /// `spec.loadBalancerClass`.
-    pub class: Option<String>,
+    pub class: Option<Text>,
     /// What it asks for, or why that makes no sense.
     pub request: Result<Request, InvalidRequest>,
     /// Its labels.
@@ -195,13 +196,13 @@ pub struct Service {
     /// `spec.loadBalancerSourceRanges` as written: the ranges that clients may come from. Empty: from anywhere.
     pub source_ranges: Vec<String>,
     /// The annotation that says the same where the field is empty, as written.
-    pub source_ranges_annotation: Option<String>,
+    pub source_ranges_annotation: Option<Text>,
     /// For how many seconds a client stays with its endpoint (`spec.sessionAffinity: ClientIP`), if it does.
     pub affinity: Option<u32>,
     /// Whether its packets all stay on the node that announces it (the annotation `landfall.dev/spread: "false"`).
     pub unspread: bool,
     /// All its finalizers.
-    pub finalizers: Vec<String>,
+    pub finalizers: Vec<Text>,
     /// The addresses in its status. Anybody with the right to patch a status can write there: never a reason to
     /// announce or forward anything.
     pub ingress: Vec<Ingress>,
@@ -213,17 +214,17 @@ pub struct Service {
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Ingress {
     /// The address as it is written there, if it is an address.
-    pub ip: Option<String>,
+    pub ip: Option<Text>,
     /// `VIP`, or `Proxy`.
-    pub ip_mode: Option<String>,
+    pub ip_mode: Option<Text>,
     /// The host name, which is never ours.
-    pub hostname: Option<String>,
+    pub hostname: Option<Text>,
 }
 
 impl Ingress {
     /// How Landfall writes `address`: packets arrive with the address as their destination (KEP-1860).
     pub fn of(address: IpAddr) -> Self {
-        Self { ip: Some(address.to_string()), ip_mode: Some("VIP".into()), hostname: None }
+        Self { ip: Some(address.to_string().into()), ip_mode: Some("VIP".into()), hostname: None }
     }
 }
 
@@ -263,7 +264,7 @@ impl TryFrom<&core::Service> for Service {
             if !seen.insert((protocol, number)) {
                 return Err(malformed(format!("port {number}/{protocol} is there twice")));
             }
-            ports.push(Port { name: port.name.clone().unwrap_or_default(), protocol, number });
+            ports.push(Port { name: port.name.as_deref().unwrap_or_default().into(), protocol, number });
         }
         let families = spec.ip_families.iter().flatten().filter_map(|family| match family.as_str() {
             "IPv4" => Some(Family::V4),
@@ -273,23 +274,23 @@ impl TryFrom<&core::Service> for Service {
         let status = object.status.clone().unwrap_or_default();
         let ingress = status.load_balancer.and_then(|balancer| balancer.ingress).unwrap_or_default();
         Ok(Self {
-            uid: meta.uid.clone().unwrap_or_default(),
-            resource_version: meta.resource_version.clone().unwrap_or_default(),
+            uid: meta.uid.as_deref().unwrap_or_default().into(),
+            resource_version: version(meta),
             generation: meta.generation,
             created: meta.creation_timestamp.as_ref().map_or(Timestamp::UNIX_EPOCH, |time| time.0),
             deleting: meta.deletion_timestamp.is_some(),
             is_load_balancer: spec.type_.as_deref() == Some("LoadBalancer"),
-            class: spec.load_balancer_class,
+            class: spec.load_balancer_class.map(Text::from),
             request: Request::read(meta.annotations.as_ref(), spec.load_balancer_ip.as_deref()),
             labels: Labels::from(meta.labels.as_ref()),
             selector: Labels::from(spec.selector.as_ref()),
-            families: families.collect(),
+            families: snug(families),
             family_policy: match spec.ip_family_policy.as_deref() {
                 Some("PreferDualStack") => FamilyPolicy::PreferDualStack,
                 Some("RequireDualStack") => FamilyPolicy::RequireDualStack,
                 _ => FamilyPolicy::SingleStack,
             },
-            ports,
+            ports: snug(ports.into_iter()),
             traffic_policy: match spec.external_traffic_policy.as_deref() {
                 Some("Local") => TrafficPolicy::Local,
                 _ => TrafficPolicy::Cluster,
@@ -300,25 +301,38 @@ impl TryFrom<&core::Service> for Service {
                 .and_then(|port| u16::try_from(port).ok())
                 .filter(|port| *port != 0),
             source_ranges: spec.load_balancer_source_ranges.unwrap_or_default(),
-            source_ranges_annotation: meta.annotations.as_ref().and_then(|all| all.get(SOURCE_RANGES)).cloned(),
+            source_ranges_annotation: meta.annotations.as_ref().and_then(|all| all.get(SOURCE_RANGES)).map(Text::from),
             unspread: meta.annotations.as_ref().and_then(|all| all.get(SPREAD)).is_some_and(|spread| spread == "false"),
             affinity: (spec.session_affinity.as_deref() == Some("ClientIP")).then(|| {
                 let written = spec.session_affinity_config.and_then(|config| config.client_ip?.timeout_seconds);
                 written.and_then(|seconds| u32::try_from(seconds).ok()).unwrap_or(AFFINITY)
             }),
-            finalizers: meta.finalizers.clone().unwrap_or_default(),
-            ingress: ingress
-                .into_iter()
-                .map(|entry| Ingress { ip: entry.ip, ip_mode: entry.ip_mode, hostname: entry.hostname })
-                .collect(),
-            conditions: status.conditions.unwrap_or_default(),
+            finalizers: snug(meta.finalizers.iter().flatten().map(Text::from)),
+            ingress: snug(ingress.into_iter().map(|entry| Ingress {
+                ip: entry.ip.map(Text::from),
+                ip_mode: entry.ip_mode.map(Text::from),
+                hostname: entry.hostname.map(Text::from),
+            })),
+            conditions: snug(status.conditions.into_iter().flatten().map(Condition::from)),
             key,
         })
     }
 }
 
 pub(crate) fn key(meta: &ObjectMeta) -> Key {
-    Key::new(meta.namespace.clone().unwrap_or_default(), meta.name.clone().unwrap_or_default())
+    Key::new(meta.namespace.as_deref().unwrap_or_default(), meta.name.as_deref().unwrap_or_default())
+}
+
+/// These in no more memory than they need, which a list that grows does not see to.
+fn snug<T>(items: impl Iterator<Item = T>) -> Vec<T> {
+    let mut items: Vec<T> = items.collect();
+    items.shrink_to_fit();
+    items
+}
+
+/// The version of an object; 0 of one that no API server has sent.
+pub(crate) fn version(meta: &ObjectMeta) -> Version {
+    meta.resource_version.as_deref().and_then(|version| version.parse().ok()).unwrap_or_default()
 }
 
 #[cfg(test)]
@@ -365,7 +379,7 @@ mod tests {
             Service {
                 key: Key::new("default", "web"),
                 uid: "u1".into(),
-                resource_version: "7".into(),
+                resource_version: 7,
                 generation: Some(3),
                 created: Timestamp::UNIX_EPOCH,
                 deleting: false,

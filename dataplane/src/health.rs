@@ -141,6 +141,6 @@ mod tests {
             ..Snapshot::default()
         };
         let told: Vec<_> = health(&snapshot).into_iter().map(|(port, health)| (port, health.service.name)).collect();
-        assert_eq!(told, [(32000, "local".to_owned())]);
+        assert_eq!(told, [(32000, "local".into())]);
     }
 }

@@ -351,7 +351,7 @@ fn target(
             endpoint: Endpoint { remote: e.node.as_deref() != Some(&*snapshot.node), address },
             node: e.node.as_deref(),
             // Whoever reads this is alive.
-            dead: e.node.as_ref().is_some_and(|node| *node != snapshot.node && snapshot.dead.contains(node)),
+            dead: e.node.as_ref().is_some_and(|node| *node != snapshot.node && snapshot.dead.contains(&**node)),
             ready: e.ready,
             fallback: e.serving && e.terminating,
             serving: e.serving || e.ready,

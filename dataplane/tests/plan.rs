@@ -238,7 +238,7 @@ prop_compose! {
         serving: bool,
         terminating: bool,
     ) -> crds::Endpoint {
-        let node = node.map(str::to_owned);
+        let node = node.map(crds::Text::from);
         crds::Endpoint { address: ip(&format!("10.0.0.{number}")), node, ready, serving, terminating }
     }
 }

@@ -124,7 +124,7 @@ mod tests {
                     .iter()
                     .map(|node| crds::endpoints::Endpoint {
                         address: [10, 0, 0, 1].into(),
-                        node: Some((*node).to_owned()),
+                        node: Some((*node).into()),
                         ready: true,
                         serving: true,
                         terminating: false,

@@ -8,10 +8,9 @@ use anyhow::Context;
 use clap::Args;
 use comfy_table::{ContentArrangement, Table, presets};
 use crds::service::{ALLOCATED, ANNOUNCED, CLASS};
-use crds::{AddressConflict, IPAddressPool, LoadBalancerIP, Quarantine, Service};
+use crds::{AddressConflict, Condition, IPAddressPool, LoadBalancerIP, Quarantine, Service};
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1 as core;
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use kube::api::ListParams;
 use kube::{Api, Client, ResourceExt};
 
@@ -141,7 +140,8 @@ fn services(observed: &Observed) -> Option<String> {
     rows.sort_by(|a, b| a.key.cmp(&b.key));
     let rows = rows.into_iter().map(|service| {
         let ports: Vec<_> = service.ports.iter().map(|port| format!("{}/{}", port.number, port.protocol)).collect();
-        let addresses: Vec<String> = service.ingress.iter().filter_map(|ingress| ingress.ip.clone()).collect();
+        let addresses: Vec<String> =
+            service.ingress.iter().filter_map(|ingress| ingress.ip.clone().map(String::from)).collect();
         let on: Vec<_> = addresses.iter().filter_map(|address| announced.get(address)).cloned().collect();
         [
             service.key.to_string(),

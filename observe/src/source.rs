@@ -51,7 +51,7 @@ impl<R: Resource<DynamicType = ()>, K, V> Source<R, K, V> {
     pub fn observation(&self, meta: &ObjectMeta, content: Content<V>) -> Option<Observation<K, V>> {
         Some(Observation {
             key: (self.key)(meta)?,
-            uid: meta.uid.clone().unwrap_or_default(),
+            uid: meta.uid.as_deref().unwrap_or_default().into(),
             version: version(meta)?,
             content,
         })
@@ -127,5 +127,5 @@ pub fn addresses() -> Source<LoadBalancerIP, IpAddr, Record> {
 }
 
 fn namespaced(meta: &ObjectMeta) -> Option<Key> {
-    Some(Key::new(meta.namespace.clone()?, meta.name.clone()?))
+    Some(Key::new(meta.namespace.as_deref()?, meta.name.as_deref()?))
 }

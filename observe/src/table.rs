@@ -16,8 +16,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-/// The place of a write in the history of all objects of a kind: `metadata.resourceVersion` as a number.
-pub type Version = u64;
+use crds::Text;
+pub use crds::Version;
 
 /// What was read of one state of an object.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -36,7 +36,7 @@ pub struct Observation<K, V> {
     /// The object's key.
     pub key: K,
     /// Its UID: an object that is made again under an old name is another one.
-    pub uid: String,
+    pub uid: Text,
     /// The write that made this state.
     pub version: Version,
     /// What was read of it.
@@ -65,15 +65,23 @@ pub struct Table<K, V> {
     /// Objects that we deleted, until the watch tells so: few, and not for long.
     dead: BTreeMap<K, Dead>,
     /// A list that is being received.
-    listing: Option<BTreeMap<K, Observation<K, V>>>,
+    listing: Option<BTreeMap<K, Listed<V>>>,
     synced: bool,
     /// The objects of which something else is known than when somebody asked last, if anybody does.
     changed: Option<BTreeSet<K>>,
 }
 
+/// An object as a list has it. A list of tens of thousands stands beside what was known before: so each takes little room.
+#[derive(Debug)]
+struct Listed<V> {
+    uid: Text,
+    version: Version,
+    content: Content<Arc<V>>,
+}
+
 #[derive(Debug)]
 struct Dead {
-    uid: String,
+    uid: Text,
     /// The last version that was known.
     version: Version,
     /// Whether a list was asked for since: then that list knows of it.
@@ -82,7 +90,7 @@ struct Dead {
 
 #[derive(Debug)]
 struct Entry<V> {
-    uid: String,
+    uid: Text,
     version: Version,
     /// `None` for an own write that made the object not matter, until the watch has caught up with it.
     value: Option<Arc<V>>,
@@ -179,9 +187,17 @@ impl<K: Ord + Clone, V: PartialEq> Table<K, V> {
 
     /// The list has this object.
     pub fn listed(&mut self, observation: Observation<K, V>) {
-        if let Some(listing) = &mut self.listing {
-            listing.insert(observation.key.clone(), observation);
-        }
+        let Some(listing) = &mut self.listing else { return };
+        let Observation { key, uid, version, content } = observation;
+        let content = match content {
+            Content::Known(value) => {
+                let old = self.entries.get(&key).filter(|old| old.uid == uid).and_then(|old| old.value.as_ref());
+                Content::Known(old.filter(|old| ***old == value).cloned().unwrap_or_else(|| Arc::new(value)))
+            }
+            Content::Ignored => Content::Ignored,
+            Content::Unreadable => Content::Unreadable,
+        };
+        listing.insert(key, Listed { uid, version, content });
     }
 
     /// The list is complete, and shows all objects as they were at `version`.
@@ -194,23 +210,24 @@ impl<K: Ord + Clone, V: PartialEq> Table<K, V> {
             let listed = listing.get(key).is_some_and(|observation| observation.uid == dead.uid);
             !dead.asked_since && (listed || dead.version > version)
         });
-        for (key, Observation { uid, version, content, .. }) in listing {
-            if self.dead.get(&key).is_some_and(|dead| dead.is_after(&uid, version)) {
-                continue;
+        let (dead, unreadable) = (&self.dead, &mut self.unreadable);
+        let entry = |(key, Listed { uid, version, content }): (K, Listed<V>)| {
+            if dead.get(&key).is_some_and(|dead| dead.is_after(&uid, version)) {
+                return None;
             }
             let old = before.get(&key).filter(|old| old.uid == uid).and_then(|old| old.value.clone());
             let value = match content {
-                Content::Known(value) => Some(old.filter(|old| **old == value).unwrap_or_else(|| Arc::new(value))),
-                Content::Ignored => None,
+                Content::Known(value) => old.filter(|old| **old == *value).unwrap_or(value),
+                Content::Ignored => return None,
                 Content::Unreadable => {
-                    self.unreadable.insert(key.clone());
-                    old
+                    unreadable.insert(key.clone());
+                    old?
                 }
             };
-            if value.is_some() {
-                self.entries.insert(key, Entry { uid, version, value, own: false });
-            }
-        }
+            Some((key, Entry { uid, version, value: Some(value), own: false }))
+        };
+        // Made at once, a map has no room left over.
+        self.entries = listing.into_iter().filter_map(entry).collect();
         for (key, entry) in before.iter().filter(|(_, entry)| entry.own && entry.version > version) {
             self.unreadable.remove(key);
             self.entries.insert(key.clone(), entry.clone());
@@ -271,7 +288,7 @@ impl<K: Ord + Clone, V: PartialEq> Table<K, V> {
     pub fn forget(&mut self, key: &K, uid: &str) -> bool {
         // If it is not there any more, the watch has told already, and will not speak of it again.
         let Some(entry) = self.entries.get(key).filter(|entry| entry.uid == uid) else { return false };
-        let dead = Dead { uid: uid.to_owned(), version: entry.version, asked_since: false };
+        let dead = Dead { uid: uid.into(), version: entry.version, asked_since: false };
         self.dead.insert(key.clone(), dead);
         self.unset(key)
     }
@@ -522,7 +539,8 @@ mod tests {
     impl Server {
         fn write(&mut self, name: u8) -> State {
             self.version += 1;
-            let uid = self.objects.get(&name).map_or_else(|| format!("u{}", self.version), |state| state.uid.clone());
+            let uid =
+                self.objects.get(&name).map_or_else(|| format!("u{}", self.version).into(), |state| state.uid.clone());
             let state = Observation { key: name, uid, version: self.version, content: Content::Known(self.version) };
             self.objects.insert(name, state.clone());
             self.events.push((false, state.clone()));

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use crds::service::Family;
-use crds::{Key, Service};
+use crds::{Key, Service, Text};
 use jiff::Timestamp;
 
 use super::{Ledger, remove};
@@ -51,8 +51,9 @@ impl Ledger {
         self.promised.entry(service.key.clone()).or_default().push(address);
         self.count(address, &service.key.namespace, true);
         if let Some(key) = sharing::key(service) {
-            self.keyed.entry(key.to_owned()).or_default().insert(address);
-            self.promised_under.insert(address, key.to_owned());
+            let key = Text::from(key);
+            self.keyed.entry(key.clone()).or_default().insert(address);
+            self.promised_under.insert(address, key);
         }
     }
 

@@ -41,7 +41,7 @@ fn of_families(mut service: Service, families: &[Family], policy: FamilyPolicy) 
 /// A Service that shares under `k` with that port.
 fn sharing(name: &str, created: i64, port: u16) -> Service {
     let mut service = wanting(name, created, |request| request.sharing_key = Some("k".into()));
-    service.ports = vec![Port { name: String::new(), protocol: Protocol::Tcp, number: port }];
+    service.ports = vec![Port { name: "".into(), protocol: Protocol::Tcp, number: port }];
     service
 }
 
@@ -62,7 +62,10 @@ fn reason(world: &World, name: &str) -> String {
 /// Who holds an address, by name, and under which key.
 fn holders(world: &World, address: &str) -> (Vec<String>, Option<String>) {
     let record = &world.snapshot.addresses[&ip(address)];
-    (record.holders.iter().map(|holder| holder.name.clone()).collect(), record.sharing_key.clone())
+    (
+        record.holders.iter().map(|holder| holder.name.to_string()).collect(),
+        record.sharing_key.clone().map(String::from),
+    )
 }
 
 fn set_pool(world: &mut World, pool: Arc<IPAddressPool>) {
@@ -149,7 +152,7 @@ fn the_last_of_those_who_share_takes_the_address_along() {
     world.settle();
     assert_eq!((holders(&world, "192.0.2.10").0, ingress(&world, "b")), (vec!["b".into()], vec!["192.0.2.10".into()]));
     world.edit("b", |service| service.is_load_balancer = false);
-    let version = world.snapshot.addresses[&ip("192.0.2.10")].resource_version.clone();
+    let version = world.snapshot.addresses[&ip("192.0.2.10")].resource_version;
     let uid = world.snapshot.addresses[&ip("192.0.2.10")].uid.clone();
     let delete = Effect::Delete { address: ip("192.0.2.10"), uid, resource_version: Some(version) };
     assert_eq!(plan(&world.snapshot).series[0].effects, [delete], "somebody may come to it meanwhile");
@@ -291,7 +294,7 @@ fn a_reservation_for_somebody_is_for_nobody_else_and_for_a_service_it_needs_no_a
     let of_namespace = |name: &str| Some(Reservation { namespace: Some(name.into()), service: None });
     let mut world = World::with([lan()], [asks.clone(), service("web", 9), service("any", 1)]);
     world.reserve(ip("192.0.2.10"), of_namespace("away"));
-    let service = Some("web".to_owned());
+    let service = Some("web".into());
     world.reserve(ip("192.0.2.12"), Some(Reservation { service, ..of_namespace("default").expect("one") }));
     world.settle();
     assert_eq!(reason(&world, "asks"), "False AddressReserved");
@@ -512,7 +515,7 @@ fn a_freed_address_rests_for_others_and_waits_for_its_service_to_come_back() {
     for (second, name, expected) in [(110, "other", "192.0.2.11"), (120, "web", "192.0.2.10")] {
         world.snapshot.now = at(second);
         let mut new = service(name, second);
-        new.uid = format!("{name}-again");
+        new.uid = format!("{name}-again").into();
         world.snapshot.services.insert(new.key.clone(), Arc::new(new));
         follow(&mut ledger, &mut world);
         assert_eq!(ingress(&world, name), [expected]);

@@ -50,7 +50,7 @@ fn a_new_service_gets_the_first_free_address_in_one_create_and_one_patch() {
     let message = "192.0.2.10 from pool lan";
     let patch = ServicePatch {
         key: Key::new("default", "web"),
-        resource_version: "1".into(),
+        resource_version: 1,
         finalizers: Some(vec![FINALIZER.into()]),
         ingress: Some(shows("192.0.2.10")),
         conditions: Some(vec![condition(ALLOCATED, "True", "Allocated", message, 9)]),
@@ -234,7 +234,7 @@ fn a_deleted_service_is_withdrawn_before_it_is_let_go() {
     let uid = world.snapshot.addresses[&ip("192.0.2.10")].uid.clone();
     let patch = ServicePatch {
         key: Key::new("default", "web"),
-        resource_version: world.service("web").resource_version.clone(),
+        resource_version: world.service("web").resource_version,
         finalizers: Some(vec![]),
         ingress: Some(vec![]),
         conditions: Some(vec![]),

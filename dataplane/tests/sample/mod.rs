@@ -68,7 +68,7 @@ pub struct Described {
 /// A Service `default/NAME` with the traffic policy Cluster, no port and no endpoint.
 pub fn service(name: &str) -> Described {
     let nothing = Service::try_from(&core::Service::default()).expect("a Service");
-    let (key, uid) = (Key::new("default", name), format!("uid-of-{name}"));
+    let (key, uid) = (Key::new("default", name), format!("uid-of-{name}").into());
     let service = Service { key, uid, is_load_balancer: true, ..nothing };
     Described { service, terms: Terms::default(), slices: vec![], holds: vec![] }
 }
@@ -116,7 +116,7 @@ impl Described {
         self.slices.push(EndpointSlice {
             key: Key::new(key.namespace.clone(), format!("{}-{}", key.name, self.slices.len())),
             service: key.clone(),
-            ports: ports.iter().map(|(name, protocol, number)| (((*name).to_owned(), *protocol), *number)).collect(),
+            ports: ports.iter().map(|(name, protocol, number)| (((*name).into(), *protocol), *number)).collect(),
             endpoints: endpoints.into_iter().collect(),
         });
         self

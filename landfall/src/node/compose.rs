@@ -120,8 +120,8 @@ mod tests {
             let holder = Holder { namespace: "default".into(), name: "web".into(), uid: "uid-web".into(), terms: None };
             let record = Record {
                 address,
-                uid: String::new(),
-                resource_version: String::new(),
+                uid: "".into(),
+                resource_version: 0,
                 deleting,
                 pool: "lan".into(),
                 holders: vec![holder],

@@ -12,7 +12,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Result;
-use crds::{AddressConflict, Announcer, LoadBalancerIP, Record, address};
+use crds::{AddressConflict, Announcer, LoadBalancerIP, Record, Version, address};
 use futures::StreamExt;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use kube::api::{Patch, PatchParams};
@@ -48,7 +48,7 @@ pub(super) struct Report {
 /// What is to be written of one address. What is `None` stays as it is.
 #[derive(Clone, Debug, Default, PartialEq)]
 struct Difference {
-    resource_version: String,
+    resource_version: Version,
     announcers: Option<Vec<Announcer>>,
     first_announced: Option<Time>,
     conflicts: Option<Vec<AddressConflict>>,
@@ -72,7 +72,7 @@ impl Difference {
             // `null` takes the list away.
             status["conflicts"] = if conflicts.is_empty() { Value::Null } else { json!(conflicts) };
         }
-        json!({"metadata": {"resourceVersion": self.resource_version}, "status": status})
+        json!({"metadata": {"resourceVersion": self.resource_version.to_string()}, "status": status})
     }
 }
 
@@ -175,7 +175,7 @@ fn differences(
         };
         let first_announced = own.iter().map(|own| own.since.clone()).min_by_key(|since| since.0);
         let difference = Difference {
-            resource_version: record.resource_version.clone(),
+            resource_version: record.resource_version,
             first_announced: first_announced.filter(|_| record.first_announced.is_none()),
             conflicts: strangers(node, conflicts.get(lb_ip), record, speaks),
             announcers,
@@ -231,8 +231,8 @@ fn strangers(
 
 fn announcer(node: &str, announcement: &Announcement) -> Announcer {
     Announcer {
-        node: node.to_owned(),
-        link: announcement.link.clone(),
+        node: node.into(),
+        link: announcement.link.as_str().into(),
         epoch: i64::try_from(announcement.epoch).unwrap_or(i64::MAX),
         since: Time(announcement.since),
     }
@@ -261,8 +261,8 @@ mod tests {
     fn record(announcers: &[Announcer], conflicts: &[AddressConflict]) -> Record {
         Record {
             address: LB_IP.into(),
-            uid: String::new(),
-            resource_version: "7".into(),
+            uid: "".into(),
+            resource_version: 7,
             deleting: false,
             pool: "lan".into(),
             holders: vec![],
@@ -352,7 +352,7 @@ mod tests {
 
     #[test]
     fn a_patch_names_only_what_differs_and_the_version_it_is_for() {
-        let nothing = Difference { resource_version: "7".into(), ..Difference::default() };
+        let nothing = Difference { resource_version: 7, ..Difference::default() };
         let gone = Difference { conflicts: Some(vec![]), ..nothing.clone() };
         let body = |status: Value| json!({"metadata": {"resourceVersion": "7"}, "status": status});
         assert_eq!(gone.body(), body(json!({"conflicts": null})));

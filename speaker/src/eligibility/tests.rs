@@ -116,8 +116,8 @@ fn record(pool: &str, holders: &[&str]) -> Record {
     };
     Record {
         address: [192, 0, 2, 200].into(),
-        uid: String::new(),
-        resource_version: String::new(),
+        uid: "".into(),
+        resource_version: 0,
         deleting: false,
         pool: pool.into(),
         holders: holders.iter().map(|name| holder(name)).collect(),

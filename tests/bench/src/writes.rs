@@ -59,9 +59,9 @@ impl Writer {
     pub async fn give(&self, service: &Service, lb_ip: IpAddr) -> Result<()> {
         let (namespace, name) = (service.namespace().unwrap_or_default(), service.name_any());
         let holder = Holder {
-            namespace: namespace.clone(),
-            name: name.clone(),
-            uid: service.uid().unwrap_or_default(),
+            namespace: namespace.as_str().into(),
+            name: name.as_str().into(),
+            uid: service.uid().unwrap_or_default().into(),
             terms: None,
         };
         let spec = LoadBalancerIPSpec {

@@ -15,7 +15,6 @@ use anyhow::{Context, Result, bail, ensure};
 use crds::{IPAddressPool, LoadBalancerIP};
 use k8s_openapi::api::core::v1::{Namespace, Service};
 use k8s_openapi::api::events::v1::Event;
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use kube::api::{DeleteParams, ListParams, Patch, PatchParams, PostParams};
 use kube::{Api, ResourceExt};
 use lab::wait_until;
@@ -176,7 +175,7 @@ impl Scene<'_> {
             let pool = self.pools().get(name).await?;
             let said = pool_condition(&pool, type_)?;
             ensure!((said.status.as_str(), said.reason.as_str()) == (status, reason), "{said:?}");
-            Ok(said.message)
+            Ok(said.message.to_string())
         })
         .await
     }
@@ -465,7 +464,7 @@ pub fn annotated(annotations: &[(&str, &str)]) -> Value {
 }
 
 /// A condition of a pool.
-pub fn pool_condition(pool: &IPAddressPool, type_: &str) -> Result<Condition> {
+pub fn pool_condition(pool: &IPAddressPool, type_: &str) -> Result<crds::Condition> {
     let conditions = pool.status.clone().unwrap_or_default().conditions;
     let said = conditions.iter().find(|condition| condition.type_ == type_).cloned();
     said.with_context(|| format!("no condition {type_} yet: {conditions:?}"))

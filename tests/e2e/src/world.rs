@@ -309,7 +309,7 @@ impl World {
         wait_until(SOON, &format!("{address} to have an announcer"), async || {
             let object = addresses.get(&crds::address::name(address)).await?;
             let announcers = object.status.unwrap_or_default().announcers;
-            Ok(announcers.first().context("none")?.node.clone())
+            Ok(announcers.first().context("none")?.node.to_string())
         })
         .await
     }

@@ -83,7 +83,7 @@ fn number(client: &Host, node: &Host, beginning: &str) -> Result<f64> {
 struct Stage {
     world: World,
     address: IpAddr,
-    announcers: BTreeSet<(String, i64)>,
+    announcers: BTreeSet<(crds::Text, i64)>,
     takeovers: f64,
 }
 
@@ -110,7 +110,7 @@ impl Stage {
     }
 
     /// Who announces the address, with the epoch; and how often any node has taken over any.
-    async fn standing(&self) -> Result<(BTreeSet<(String, i64)>, f64)> {
+    async fn standing(&self) -> Result<(BTreeSet<(crds::Text, i64)>, f64)> {
         let addresses: Api<LoadBalancerIP> = Api::all(self.world.client.clone());
         let object = addresses.get(&crds::address::name(self.address)).await?;
         let announcers = object.status.unwrap_or_default().announcers;
@@ -184,8 +184,8 @@ async fn keys_are_made_rotated_and_replaced_without_a_takeover_or_a_lost_answer(
     ensure!(third.values().all(|key| !second.values().any(|old| old == key)), "it is the same key");
     stage.all_count("landfall_hello_keys_missing", |count| count == 0.0).await?;
     ensure!(stage.sum(UNSEALED)? == refused, "agents have not understood each other");
-    let announcers: BTreeSet<&String> = stage.announcers.iter().map(|(node, _)| node).collect();
-    let other = stage.nodes().find(|node| !announcers.contains(&node.name().to_owned())).context("another node")?;
+    let announcers: BTreeSet<&str> = stage.announcers.iter().map(|(node, _)| node.as_str()).collect();
+    let other = stage.nodes().find(|node| !announcers.contains(node.name())).context("another node")?;
     other.kill("landfall node")?;
     stage.all_count("landfall_hello_packets_received", |count| count > 0.0).await?;
     stage.world.wait_until_installed().await?;

@@ -37,7 +37,7 @@ fn sharing(key: &str, port: u16, more: Value) -> Value {
 /// The names of the Services that hold an address, in its record's order, and its key.
 async fn holders(scene: &Scene<'_>, address: IpAddr) -> Result<(Vec<String>, Option<String>)> {
     let record = scene.records().await?.remove(&address).with_context(|| format!("nobody holds {address}"))?;
-    let names = record.spec.services.into_iter().map(|holder| holder.name).collect();
+    let names = record.spec.services.into_iter().map(|holder| holder.name.into()).collect();
     Ok((names, record.spec.sharing_key))
 }
 

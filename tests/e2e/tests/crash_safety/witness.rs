@@ -125,7 +125,7 @@ impl Seen {
 
     fn record(&mut self, record: &LoadBalancerIP, gone: bool) {
         if gone {
-            let holders = record.spec.services.iter().map(|holder| holder.uid.clone()).collect();
+            let holders = record.spec.services.iter().map(|holder| holder.uid.to_string()).collect();
             self.gone.push((record.name_any(), holders));
         }
     }
