@@ -116,7 +116,7 @@ impl Ledger {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::fixtures::{asking, at, ip, pool, service};
+    use crate::fixtures::{asking, at, ip, pool, request_of, service};
     use crate::world::{Seen, World};
     use crds::service::ANNOUNCED;
     use crds::{IPAddressPool, Network};
@@ -206,7 +206,7 @@ mod tests {
     fn who_asked_for_the_address_or_shares_it_or_finds_no_other_stays_and_says_so() {
         let asked = |service: &mut Service| service.request = asking("192.0.2.10");
         let shares = |service: &mut Service| {
-            service.request.as_mut().expect("a request").sharing_key = Some("k".into());
+            request_of(service).sharing_key = Some("k".into());
         };
         let nothing = |_: &mut Service| {};
         let edits: [fn(&mut Service); 3] = [asked, shares, nothing];

@@ -4,10 +4,10 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use crds::ip_address_pool::AddressRange;
+use crds::request::Wanted;
 use crds::service::Family;
 use crds::{
-    FamilyPolicy, Holder, IPAddressPool, IPAddressPoolSpec, InvalidRequest, Key, Labels, Node, Record, Request,
-    Service, TrafficPolicy,
+    FamilyPolicy, Holder, IPAddressPool, IPAddressPoolSpec, Key, Labels, Node, Record, Request, Service, TrafficPolicy,
 };
 use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
@@ -45,7 +45,7 @@ pub(crate) fn service(name: &str, created: i64) -> Service {
         deleting: false,
         is_load_balancer: true,
         class: None,
-        request: Ok(Request::default()),
+        request: Ok(Arc::default()),
         labels: Labels::default(),
         selector: Labels::default(),
         families: vec![Family::V4],
@@ -63,8 +63,13 @@ pub(crate) fn service(name: &str, created: i64) -> Service {
     }
 }
 
+/// What this Service asks for, to be changed.
+pub(crate) fn request_of(service: &mut Service) -> &mut Request {
+    Arc::make_mut(service.request.as_mut().expect("a request"))
+}
+
 /// What a Service asks for that names this address in `spec.loadBalancerIP`.
-pub(crate) fn asking(address: &str) -> Result<Request, InvalidRequest> {
+pub(crate) fn asking(address: &str) -> Wanted {
     Request::read(None, Some(address))
 }
 

@@ -16,7 +16,7 @@ use crds::{
 };
 use proptest::prelude::*;
 
-use crate::fixtures::{at, node, pool, service};
+use crate::fixtures::{at, node, pool, request_of, service};
 use crate::live::Live;
 use crate::model::{Model, four, is_intruded, is_ours, is_unused, six, universe};
 use crate::plan::plan;
@@ -168,7 +168,7 @@ fn key(n: u8) -> Key {
 
 fn set(service: &mut Service, aspect: &Aspect) {
     let request = |edit: &dyn Fn(&mut Request), service: &mut Service| {
-        edit(service.request.as_mut().expect("a request"));
+        edit(request_of(service));
     };
     match aspect {
         Aspect::Nothing => {}
@@ -176,7 +176,7 @@ fn set(service: &mut Service, aspect: &Aspect) {
             let (families, policy) = FAMILIES[*index];
             (service.families, service.family_policy) = (families.to_vec(), policy);
         }
-        Aspect::Key(key) => request(&|r| r.sharing_key = key.map(|key| format!("k{key}")), service),
+        Aspect::Key(key) => request(&|r| r.sharing_key = key.map(|key| format!("k{key}").into()), service),
         Aspect::Ports(number) => {
             service.ports = vec![Port { name: "".into(), protocol: Protocol::Tcp, number: *number }];
         }
@@ -192,7 +192,7 @@ fn set(service: &mut Service, aspect: &Aspect) {
             let once: BTreeSet<_> = addresses.iter().copied().collect();
             request(&|r| r.addresses = once.iter().rev().copied().collect(), service);
         }
-        Aspect::Pool(n) => request(&|r| r.pool = n.map(|n| format!("p{n}")), service),
+        Aspect::Pool(n) => request(&|r| r.pool = n.map(|n| format!("p{n}").into()), service),
         Aspect::App(web) => service.labels = [("app", if *web { "web" } else { "db" })].into(),
         Aspect::Retype(foreign) => {
             service.is_load_balancer = !service.is_load_balancer;

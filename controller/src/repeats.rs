@@ -4,7 +4,7 @@
 //! a Service that two fight over would otherwise fill the API server with them. What is the case stands on the condition,
 //! so nothing is lost.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{HashSet, VecDeque};
 use std::hash::{BuildHasher, RandomState};
 use std::time::{Duration, Instant};
 
@@ -13,15 +13,17 @@ use crate::effect::Event;
 /// For how long the same event is not told again. People look at the newest ones, and the API server keeps them an hour.
 const QUIET: Duration = Duration::from_secs(5 * 60);
 
-/// How many events are remembered: as many as a burst of 10k Services brings. 40 bytes each.
-const MOST: usize = 16_384;
+/// How many events are remembered: as many as a burst of 10k Services brings, and as many as fit into a table of 2¹⁴
+/// places. About 40 bytes each.
+const MOST: usize = 14_336;
 
 /// What was told lately.
 #[derive(Debug, Default)]
 pub(crate) struct Repeats {
     hasher: RandomState,
-    told: HashMap<u64, Instant>,
-    /// The same in the order in which it was told.
+    /// By their hashes.
+    told: HashSet<u64>,
+    /// The same in the order in which it was told, and when.
     order: VecDeque<(Instant, u64)>,
 }
 
@@ -38,10 +40,9 @@ impl Repeats {
         let hash = self
             .hasher
             .hash_one(((&about.kind, &about.namespace, &about.name, &about.uid), (event.reason, &event.message)));
-        if self.told.contains_key(&hash) {
+        if !self.told.insert(hash) {
             return false;
         }
-        self.told.insert(hash, now);
         self.order.push_back((now, hash));
         true
     }

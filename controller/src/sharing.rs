@@ -202,19 +202,19 @@ pub(crate) fn standings<'a>(holders: &'a [Holder], known: impl Fn(&Holder) -> Kn
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::fixtures::service;
+    use crate::fixtures::{request_of, service};
     use crds::{Labels, Port, Request};
 
     fn sharing(name: &str, key: &str, port: u16) -> Service {
         Service {
-            request: Ok(Request { sharing_key: Some(key.into()), ..Request::default() }),
+            request: Ok(Request { sharing_key: Some(key.into()), ..Request::default() }.into()),
             ports: vec![Port { name: "".into(), protocol: Protocol::Tcp, number: port }],
             ..service(name, 1)
         }
     }
 
     fn consents(service: &mut Service, consent: Consent) {
-        service.request.as_mut().expect("a request").consent = consent;
+        request_of(service).consent = consent;
     }
 
     #[test]
@@ -244,7 +244,7 @@ mod tests {
             (&web, with(&udp), None),
             (&web, with(&|other| other.ports[0].number = 80), Some(Clash::Port(Protocol::Tcp, 80))),
             (&web, sharing("other", "l", 443), Some(Clash::Key)),
-            (&web, with(&|other| other.request = Ok(Request::default())), Some(Clash::Key)),
+            (&web, with(&|other| other.request = Ok(Request::default().into())), Some(Clash::Key)),
             (&web, local([("app", "web")]), Some(Clash::Policy)),
             (&web_local, local([("app", "web")]), None),
             (&web_local, local([("app", "db")]), Some(Clash::Policy)),
@@ -276,8 +276,8 @@ mod tests {
         assert_eq!(same.as_deref(), Some("d110ff63a7f1c586"), "the same in every version");
         assert_eq!(terms_of(&|web| web.resource_version = 9), same);
         assert_eq!(terms_of(&|web| web.selector = [("app", "web")].into()), same, "under Cluster it doesn't matter");
-        assert_eq!(terms_of(&|web| web.request = Ok(Request::default())), None);
-        let request = |web: &mut Service, edit: &dyn Fn(&mut Request)| edit(web.request.as_mut().expect("a request"));
+        assert_eq!(terms_of(&|web| web.request = Ok(Request::default().into())), None);
+        let request = |web: &mut Service, edit: &dyn Fn(&mut Request)| edit(request_of(web));
         let changed: Vec<_> = [
             terms_of(&|web| request(web, &|request| request.sharing_key = Some("l".into()))),
             terms_of(&|web| request(web, &|request| request.consent = Consent::Everybody)),

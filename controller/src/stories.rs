@@ -25,7 +25,7 @@ fn asks(name: &str, created: i64, annotations: &[(&str, &str)]) -> Service {
     Service { request: request(annotations), ..service(name, created) }
 }
 
-fn request(annotations: &[(&str, &str)]) -> Result<crds::Request, crds::InvalidRequest> {
+fn request(annotations: &[(&str, &str)]) -> crds::request::Wanted {
     let annotations = annotations.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
     crds::Request::read(Some(&annotations), None)
 }
@@ -217,7 +217,8 @@ fn no_spelling_of_a_request_gets_past_a_fence() {
     // Nor by a reservation, whoever made it.
     let (address, reserved) = record("192.0.2.7", "", &[]);
     let mut reserved = (*reserved).clone();
-    reserved.reservation = Some(Reservation { namespace: Some("default".into()), service: Some("kept".into()) });
+    reserved.reservation =
+        Some(Box::new(Reservation { namespace: Some("default".into()), service: Some("kept".into()) }));
     world.snapshot.addresses.insert(address, Arc::new(reserved));
     add(&mut world, service("kept", 3));
     world.settle();
@@ -352,7 +353,7 @@ fn a_reservation_is_for_whom_it_says_and_outlives_who_uses_it() {
     let reserve = |world: &mut World, address: &str, reservation: Option<Reservation>| {
         let (address, reserved) = record(address, "", &[]);
         let mut reserved = (*reserved).clone();
-        reserved.reservation = reservation;
+        reserved.reservation = reservation.map(Box::new);
         world.snapshot.addresses.insert(address, Arc::new(reserved));
     };
     let named = |service: &str| Reservation { namespace: Some("default".into()), service: Some(service.into()) };
@@ -369,7 +370,7 @@ fn a_reservation_is_for_whom_it_says_and_outlives_who_uses_it() {
     world.edit("late", |service| service.request = request(&[(IPS, "192.0.2.1")]));
     assert_eq!(rest(&mut world, ["late"]), ["192.0.2.1 True Allocated"]);
     let used = &world.snapshot.addresses[&ip("192.0.2.1")];
-    assert_eq!((used.pool.as_str(), &used.reservation), ("lan", &Some(Reservation::default())));
+    assert_eq!((used.pool.as_str(), &used.reservation), ("lan", &Some(Box::default())));
     world.delete("late");
     world.delete("kept");
     world.settle();

@@ -104,7 +104,8 @@ mod tests {
     fn slots(families: &[Family], policy: FamilyPolicy, asked: &[&str]) -> Result<Vec<String>, Refusal> {
         let mut web = service("web", 1);
         (web.families, web.family_policy) = (families.to_vec(), policy);
-        web.request = Ok(Request { addresses: asked.iter().map(|text| ip(text)).collect(), ..Request::default() });
+        web.request =
+            Ok(Request { addresses: asked.iter().map(|text| ip(text)).collect(), ..Request::default() }.into());
         let word = |slot: &Slot| {
             let word = slot.address.map_or_else(|| slot.family.to_string(), |address| address.to_string());
             if slot.is_required { word } else { format!("[{word}]") }
@@ -145,11 +146,12 @@ mod tests {
     #[test]
     fn who_names_addresses_comes_before_who_names_a_pool_and_then_who_takes_any() {
         let mut web = service("web", 1);
-        web.request = Ok(Request { pool: Some("lan".into()), addresses: vec![ip("192.0.2.1")], ..Request::default() });
+        web.request =
+            Ok(Request { pool: Some("lan".into()), addresses: vec![ip("192.0.2.1")], ..Request::default() }.into());
         assert_eq!(wish(&web).map(|wish| wish.rank()), Ok(Rank::Address));
-        web.request = Ok(Request { pool: Some("lan".into()), ..Request::default() });
+        web.request = Ok(Request { pool: Some("lan".into()), ..Request::default() }.into());
         assert_eq!(wish(&web).map(|wish| (wish.rank(), wish.pool)), Ok((Rank::Pool, Some("lan"))));
-        web.request = Ok(Request::default());
+        web.request = Ok(Request::default().into());
         assert_eq!(wish(&web).map(|wish| wish.rank()), Ok(Rank::Any));
     }
 }

@@ -132,7 +132,7 @@ impl World {
             pool: "".into(),
             holders: vec![],
             sharing_key: None,
-            reservation,
+            reservation: reservation.map(Box::new),
             quarantine: None,
             announcers: vec![],
             first_announced: None,

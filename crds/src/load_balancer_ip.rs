@@ -235,7 +235,7 @@ pub struct Record {
     /// The key by which they share it.
     pub sharing_key: Option<Text>,
     /// Whom it is kept for, if it is a reservation.
-    pub reservation: Option<Reservation>,
+    pub reservation: Option<Box<Reservation>>,
     /// Why nobody is to get it, if so.
     pub quarantine: Option<Box<Quarantine>>,
     /// Who announces it, as the announcers say themselves.
@@ -267,7 +267,7 @@ impl TryFrom<&LoadBalancerIP> for Record {
             pool: object.spec.pool.as_str().into(),
             holders: object.spec.services.clone(),
             sharing_key: object.spec.sharing_key.as_deref().map(Text::from),
-            reservation: object.spec.reservation.clone(),
+            reservation: object.spec.reservation.clone().map(Box::new),
             quarantine: object.spec.quarantine.clone().map(Box::new),
             announcers: status.announcers,
             first_announced: status.first_announced,
@@ -328,7 +328,7 @@ mod tests {
                     terms: Some("t1".into()),
                 }],
                 sharing_key: Some("k".into()),
-                reservation: Some(Reservation { namespace: Some("default".into()), service: None }),
+                reservation: Some(Box::new(Reservation { namespace: Some("default".into()), service: None })),
                 quarantine: Some(Box::new(Quarantine {
                     mac: "02:00:00:00:00:99".into(),
                     node: "n1".into(),

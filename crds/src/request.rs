@@ -6,6 +6,9 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::net::IpAddr;
+use std::sync::{Arc, LazyLock};
+
+use crate::Text;
 
 /// Asks for addresses of this pool.
 pub const ADDRESS_POOL: [&str; 3] =
@@ -35,12 +38,15 @@ pub struct Request {
     /// These addresses, in the order in which they are written, none twice. Empty: any.
     pub addresses: Vec<IpAddr>,
     /// A pool to take addresses from.
-    pub pool: Option<String>,
+    pub pool: Option<Text>,
     /// The key by which it shares an address.
-    pub sharing_key: Option<String>,
+    pub sharing_key: Option<Text>,
     /// With which other namespaces it shares.
     pub consent: Consent,
 }
+
+/// What a Service asks for, or why that makes no sense. Nearly all ask for nothing: these share it.
+pub type Wanted = Result<Arc<Request>, Box<InvalidRequest>>;
 
 /// With which other namespaces a Service shares its address.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -110,7 +116,13 @@ impl Request {
     ///
     /// # Errors
     /// If it makes no sense; the error says why.
-    pub fn read(
+    pub fn read(annotations: Option<&BTreeMap<String, String>>, load_balancer_ip: Option<&str>) -> Wanted {
+        static NOTHING: LazyLock<Arc<Request>> = LazyLock::new(Arc::default);
+        let request = Self::parse(annotations, load_balancer_ip)?;
+        Ok(if request.is_empty() { NOTHING.clone() } else { request.into() })
+    }
+
+    fn parse(
         annotations: Option<&BTreeMap<String, String>>,
         load_balancer_ip: Option<&str>,
     ) -> Result<Self, InvalidRequest> {
@@ -126,8 +138,9 @@ impl Request {
             one.iter().collect::<BTreeSet<_>>() == other.iter().collect::<BTreeSet<_>>()
         };
         let word = |names: [&'static str; 3]| {
-            let written = names.into_iter().filter_map(value).map(|(place, text)| Ok(((place, text), text.to_owned())));
-            agreed(written, String::eq)
+            let written =
+                names.into_iter().filter_map(value).map(|(place, text)| Ok(((place, text), Text::from(text))));
+            agreed(written, Text::eq)
         };
         Ok(Self {
             addresses: agreed(addresses, same)?.unwrap_or_default(),
@@ -194,7 +207,7 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    fn read(annotations: &[(&str, &str)], field: Option<&str>) -> Result<Request, String> {
+    fn read(annotations: &[(&str, &str)], field: Option<&str>) -> Result<Arc<Request>, String> {
         let annotations = annotations.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
         Request::read(Some(&annotations), field).map_err(|error| error.to_string())
     }
@@ -213,22 +226,22 @@ mod tests {
                 sharing_key: Some("k".into()),
                 consent: Consent::Nobody,
             };
-            assert_eq!(request, Ok(expected), "{names:?}");
+            assert_eq!(request, Ok(Arc::new(expected)), "{names:?}");
         }
     }
 
     #[test]
     fn what_is_empty_asks_for_nothing() {
         let empty = read(&[(LOAD_BALANCER_IPS[0], " "), (ADDRESS_POOL[1], ""), (ALLOW_SHARED_IP[2], "")], Some(""));
-        assert_eq!(empty, Ok(Request::default()));
-        assert_eq!(Request::read(None, None), Ok(Request::default()));
+        assert_eq!(empty, Ok(Arc::default()));
+        assert_eq!(Request::read(None, None), Ok(Arc::default()));
     }
 
     #[test]
     fn spellings_that_agree_by_value_are_one_and_others_are_refused() {
         let both =
             [(LOAD_BALANCER_IPS[0], "192.0.2.1,2001:db8::1"), (LOAD_BALANCER_IPS[1], "2001:db8:0::1, 192.0.2.1")];
-        assert_eq!(read(&both, None).map(|request| request.addresses), Ok(ips(&["192.0.2.1", "2001:db8::1"])));
+        assert_eq!(read(&both, None).map(|request| request.addresses.clone()), Ok(ips(&["192.0.2.1", "2001:db8::1"])));
         assert_eq!(
             read(&both[..1], Some("192.0.2.1")).expect_err("not the same"),
             "spec.loadBalancerIP asks for \"192.0.2.1\", but landfall.dev/load-balancer-ips for \
@@ -254,7 +267,7 @@ mod tests {
     #[test]
     fn consent_is_given_by_namespace_or_to_all() {
         for (text, a, b) in [("a", true, false), ("a, b", true, true), ("*", true, true), ("", false, false)] {
-            let consent = read(&[(SHARE_WITH_NAMESPACES, text)], None).expect("a request").consent;
+            let consent = read(&[(SHARE_WITH_NAMESPACES, text)], None).expect("a request").consent.clone();
             assert_eq!((consent.includes("a"), consent.includes("b")), (a, b), "{text:?}");
         }
     }

@@ -10,7 +10,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 
 use crate::condition::Condition;
 use crate::labels::Labels;
-use crate::request::{InvalidRequest, Request};
+use crate::request::{Request, Wanted};
 use crate::{Malformed, Text, Version};
 
 /// The class that asks for Landfall by name: `spec.loadBalancerClass: landfall.dev/landfall`.
@@ -177,7 +177,7 @@ pub struct Service {
     /// `spec.loadBalancerClass`.
     pub class: Option<Text>,
     /// What it asks for, or why that makes no sense.
-    pub request: Result<Request, InvalidRequest>,
+    pub request: Wanted,
     /// Its labels.
     pub labels: Labels,
     /// `spec.selector`: which pods are behind it.
@@ -337,6 +337,8 @@ pub(crate) fn version(meta: &ObjectMeta) -> Version {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use super::*;
     use serde_json::json;
 
@@ -385,11 +387,11 @@ mod tests {
                 deleting: false,
                 is_load_balancer: true,
                 class: None,
-                request: Ok(Request {
+                request: Ok(Arc::new(Request {
                     addresses: vec!["192.0.2.1".parse().expect("address")],
                     pool: Some("lan".into()),
                     ..Request::default()
-                }),
+                })),
                 labels: [("tier", "front")].into(),
                 selector: [("app", "web")].into(),
                 families: vec![Family::V6, Family::V4],

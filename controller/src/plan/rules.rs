@@ -2,7 +2,7 @@
 //! history of them comes to is in [`crate::history`].
 
 use super::*;
-use crate::fixtures::{asking, at, ip, node, pool, service};
+use crate::fixtures::{asking, at, ip, node, pool, request_of, service};
 use crate::world::{Seen, World, shows};
 use crds::ip_address_pool::AddressRange;
 use crds::request::Consent;
@@ -29,7 +29,7 @@ fn both() -> Arc<IPAddressPool> {
 /// A Service that asks for this, in annotations.
 fn wanting(name: &str, created: i64, edit: impl FnOnce(&mut Request)) -> Service {
     let mut service = service(name, created);
-    edit(service.request.as_mut().expect("a request"));
+    edit(request_of(&mut service));
     service
 }
 
@@ -88,7 +88,7 @@ fn services_with_one_key_share_an_address_also_when_they_are_new_at_once() {
 #[test]
 fn a_service_that_stops_fitting_loses_the_address_and_the_others_keep_it() {
     let named = |mut service: Service| {
-        service.request.as_mut().expect("a request").addresses = vec![ip("192.0.2.10")];
+        request_of(&mut service).addresses = vec![ip("192.0.2.10")];
         service
     };
     let mut world = World::with([lan()], [named(sharing("a", 1, 80)), named(sharing("b", 2, 443))]);
@@ -119,12 +119,12 @@ fn services_of_two_namespaces_share_when_both_agree() {
     let mut world = World::with([lan()], [sharing("web", 1, 80), far]);
     world.settle();
     assert_eq!(world.seen_key(&key).ingress, ["192.0.2.11"]);
-    let agree = |service: &mut Service| service.request.as_mut().expect("a request").consent = Consent::Everybody;
+    let agree = |service: &mut Service| request_of(service).consent = Consent::Everybody;
     world.edit("web", agree);
     world.settle();
     world.edit_key(&key, |service| {
         agree(service);
-        service.request.as_mut().expect("a request").addresses = vec![ip("192.0.2.10")];
+        request_of(service).addresses = vec![ip("192.0.2.10")];
     });
     world.settle();
     assert_eq!((world.seen_key(&key).ingress, world.snapshot.addresses.len()), (vec!["192.0.2.10".into()], 1));
@@ -137,7 +137,7 @@ fn who_has_no_key_or_another_is_refused_a_shared_address() {
         (request.sharing_key, request.addresses) = (Some("l".into()), vec![ip("192.0.2.10")]);
     });
     let mut world = World::with([lan()], [sharing("a", 1, 80), stranger, other]);
-    world.edit("a", |service| service.request.as_mut().expect("a request").addresses = vec![ip("192.0.2.10")]);
+    world.edit("a", |service| request_of(service).addresses = vec![ip("192.0.2.10")]);
     world.settle();
     assert_eq!(ingress(&world, "a"), ["192.0.2.10"]);
     assert_eq!(reason(&world, "stranger"), "False AddressInUse");
@@ -165,7 +165,7 @@ fn a_service_that_leaves_a_shared_address_for_another_shows_that_one_first() {
     let mut world = World::with([lan()], [sharing("a", 1, 80), sharing("b", 2, 443)]);
     world.settle();
     world.edit("b", |service| {
-        service.request.as_mut().expect("a request").addresses = vec![ip("192.0.2.12")];
+        request_of(service).addresses = vec![ip("192.0.2.12")];
         service.ports[0].number = 8443;
     });
     for (shown, holding) in [("192.0.2.10", vec!["a", "b"]), ("192.0.2.12", vec!["a", "b"]), ("192.0.2.12", vec!["a"])]
@@ -241,7 +241,7 @@ fn who_requires_both_families_never_has_half_of_that() {
 fn all_addresses_that_a_service_names_are_given_or_none() {
     let asks = |last: &str| {
         let request = Request { addresses: ["192.0.2.21", last, "2001:db8::21"].map(ip).into(), ..Request::default() };
-        of_families(Service { request: Ok(request), ..service("web", 5) }, V4_V6, FamilyPolicy::PreferDualStack)
+        of_families(Service { request: Ok(request.into()), ..service("web", 5) }, V4_V6, FamilyPolicy::PreferDualStack)
     };
     let mut world = World::with([both()], [asks("192.0.2.20")]);
     world.settle();
@@ -255,12 +255,12 @@ fn all_addresses_that_a_service_names_are_given_or_none() {
 fn a_service_that_asks_for_another_pool_moves_there_before_it_leaves() {
     let mut world = World::with([lan(), both()], [service("web", 5)]);
     world.settle();
-    world.edit("web", |service| service.request.as_mut().expect("a request").pool = Some("gone".into()));
+    world.edit("web", |service| request_of(service).pool = Some("gone".into()));
     world.settle();
     let refused = "False PoolNotFound: there is no IPAddressPool gone: ask for another, or leave landfall.dev/address-pool \
                    out; it keeps 192.0.2.10 until then";
     assert_eq!(world.seen("web"), Seen { condition: Some(refused.into()), ..Seen::has("192.0.2.10", "lan") });
-    world.edit("web", |service| service.request.as_mut().expect("a request").pool = Some("both".into()));
+    world.edit("web", |service| request_of(service).pool = Some("both".into()));
     let effects: Vec<_> = plan(&world.snapshot).series[0].effects.iter().map(Effect::address).collect();
     assert_eq!(effects, [Some(ip("192.0.2.20")), None, None, Some(ip("192.0.2.10"))]);
     world.settle();
@@ -281,7 +281,7 @@ fn a_reservation_is_used_by_who_asks_and_outlives_them() {
     assert_eq!(world.seen("any"), Seen::has("192.0.2.12", "lan"), "what is reserved is not free");
     assert_eq!(world.seen("asks"), Seen::has("192.0.2.11", "lan"));
     let record = world.snapshot.addresses[&ip("192.0.2.11")].clone();
-    assert_eq!((record.pool.as_str(), &record.reservation), ("lan", &Some(Reservation::default())));
+    assert_eq!((record.pool.as_str(), &record.reservation), ("lan", &Some(Box::default())));
     world.delete("asks");
     world.settle();
     assert_eq!(holders(&world, "192.0.2.11"), (vec![], None));
@@ -316,9 +316,9 @@ fn a_fence_is_passed_by_no_spelling_of_a_request() {
     let by_pool = wanting("by-pool", 2, |request| request.pool = Some("fenced".into()));
     let mut sharing_there = sharing("inside", 3, 80);
     sharing_there.key.namespace = "team".into();
-    sharing_there.request.as_mut().expect("a request").consent = Consent::Everybody;
+    request_of(&mut sharing_there).consent = Consent::Everybody;
     let mut by_key = sharing("by-key", 4, 443);
-    by_key.request.as_mut().expect("a request").consent = Consent::Everybody;
+    request_of(&mut by_key).consent = Consent::Everybody;
     let mut world = World::with([fenced.clone()], [by_address, by_pool, sharing_there, by_key, service("any", 5)]);
     world.reserve(
         ip("192.0.2.31"),
@@ -590,7 +590,7 @@ fn nobody_comes_to_an_address_whose_deletion_is_under_way() {
     // It changes its mind, and somebody else would share with it now.
     world.edit("a", |service| *service = Service { uid: "a".into(), ..sharing("a", 1, 80) });
     let mut b = sharing("b", 2, 443);
-    b.request.as_mut().expect("a request").addresses = vec![ip("192.0.2.10")];
+    request_of(&mut b).addresses = vec![ip("192.0.2.10")];
     world.snapshot.services.insert(b.key.clone(), Arc::new(b));
     tell(&mut ledger, &world, "a");
     tell(&mut ledger, &world, "b");
