@@ -2,6 +2,7 @@
 
 #![allow(clippy::duplicated_attributes, reason = "the columns of `kubectl get` may share a type")]
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{self, LabelSelector};
@@ -11,6 +12,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::Condition;
 use crate::address::{InvalidRange, Range};
+use crate::labels::Labels;
 
 /// The most ranges a pool may have: enough for any plan of addresses, and a bound on what validation costs.
 const MAX_RANGES: usize = 256;
@@ -102,6 +104,27 @@ pub struct IPAddressPoolSpec {
     /// false.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub drain: bool,
+
+    /// Whether the node that announces an address of this pool hands what comes to it on to the nodes with endpoints, which
+    /// then see the client. With `false` it translates all of it itself, for every Service that has an address of this pool.
+    /// Default: true. It can be switched off for one Service too, by its annotation `landfall.dev/spread: "false"`.
+    #[serde(default = "yes")]
+    pub spread: bool,
+}
+
+/// What a node agent has to know of a pool.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PoolTerms {
+    /// Its labels, by which advertisements select it.
+    pub labels: Arc<Labels>,
+    /// Whether packets to its addresses are spread over nodes.
+    pub spread: bool,
+}
+
+impl From<&IPAddressPool> for PoolTerms {
+    fn from(pool: &IPAddressPool) -> Self {
+        Self { labels: Arc::new(Labels::from(pool.metadata.labels.as_ref())), spread: pool.spec.spread }
+    }
 }
 
 impl IPAddressPoolSpec {
@@ -158,6 +181,7 @@ impl Default for IPAddressPoolSpec {
             max_per_namespace: None,
             reuse_after: None,
             drain: false,
+            spread: yes(),
         }
     }
 }

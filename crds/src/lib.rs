@@ -38,7 +38,7 @@ pub mod text;
 pub use address::Range;
 pub use condition::Condition;
 pub use endpoints::{Endpoint, EndpointSlice};
-pub use ip_address_pool::{IPAddressPool, IPAddressPoolSpec, IPAddressPoolStatus, ServiceAllocation};
+pub use ip_address_pool::{IPAddressPool, IPAddressPoolSpec, IPAddressPoolStatus, PoolTerms, ServiceAllocation};
 pub use l2_advertisement::{Advertisement, L2Advertisement, L2AdvertisementSpec, PreferredNodes};
 pub use labels::Labels;
 pub use load_balancer_ip::{

@@ -253,7 +253,7 @@ struct Stores {
     services: Store<crds::Key, crds::Service>,
     slices: Store<crds::Key, crds::EndpointSlice>,
     nodes: Store<String, crds::Node>,
-    pools: Store<String, crds::Labels>,
+    pools: Store<String, crds::PoolTerms>,
     advertisements: Store<String, crds::Advertisement>,
     addresses: Store<IpAddr, crds::Record>,
     /// None where frames are not spread.
@@ -319,7 +319,7 @@ impl Stores {
         spawn(client, source::services(), &self.services, tasks);
         spawn(client, source::endpoint_slices(), &self.slices, tasks);
         spawn(client, source::nodes(), &self.nodes, tasks);
-        spawn(client, source::pool_labels(), &self.pools, tasks);
+        spawn(client, source::pool_terms(), &self.pools, tasks);
         spawn(client, source::l2_advertisements(), &self.advertisements, tasks);
         spawn(client, source::addresses(), &self.addresses, tasks);
         if let Some(wirings) = &self.wirings {

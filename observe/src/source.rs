@@ -6,8 +6,8 @@
 use std::net::IpAddr;
 
 use crds::{
-    Advertisement, EndpointSlice, IPAddressPool, Key, L2Advertisement, Labels, LoadBalancerIP, Malformed, Namespace,
-    Network, Node, NodeNetwork, Record, Service, Wiring, address,
+    Advertisement, EndpointSlice, IPAddressPool, Key, L2Advertisement, LoadBalancerIP, Malformed, Namespace, Network,
+    Node, NodeNetwork, PoolTerms, Record, Service, Wiring, address,
 };
 use k8s_openapi::api::core::v1 as core;
 use k8s_openapi::api::discovery::v1 as discovery;
@@ -103,13 +103,9 @@ pub fn pools() -> Source<IPAddressPool, String, IPAddressPool> {
     Source { key: |meta| meta.name.clone(), read: |object| Ok(Some(object.clone())), labels: "" }
 }
 
-/// The labels of IPAddressPools: what an agent has to know of them.
-pub fn pool_labels() -> Source<IPAddressPool, String, Labels> {
-    Source {
-        key: |meta| meta.name.clone(),
-        read: |object| Ok(Some(Labels::from(object.metadata.labels.as_ref()))),
-        labels: "",
-    }
+/// The same, for node agents.
+pub fn pool_terms() -> Source<IPAddressPool, String, PoolTerms> {
+    Source { key: |meta| meta.name.clone(), read: |object| Ok(Some(PoolTerms::from(object))), labels: "" }
 }
 
 /// L2Advertisements.

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use crds::Mac;
 use crds::node_network::WiredLink;
-use crds::{Advertisement, EndpointSlice, Holder, Key, Labels, Node, Record, Service, Wiring};
+use crds::{Advertisement, EndpointSlice, Holder, Key, Node, PoolTerms, Record, Service, Wiring};
 use dataplane::snapshot::{Link, LinkName, Terms};
 use dataplane::sources::Sources;
 
@@ -16,7 +16,7 @@ pub(super) struct Observed {
     pub(super) services: BTreeMap<Key, Arc<Service>>,
     pub(super) slices: BTreeMap<Key, Arc<EndpointSlice>>,
     pub(super) nodes: BTreeMap<String, Arc<Node>>,
-    pub(super) pools: BTreeMap<String, Arc<Labels>>,
+    pub(super) pools: BTreeMap<String, Arc<PoolTerms>>,
     pub(super) advertisements: BTreeMap<String, Arc<Advertisement>>,
     pub(super) addresses: BTreeMap<IpAddr, Arc<Record>>,
     pub(super) wirings: BTreeMap<String, Arc<Wiring>>,
@@ -41,6 +41,7 @@ pub(super) fn snapshots(node: &str, observed: Observed, dead: BTreeSet<String>) 
     }
     addresses.retain(|_, record| !record.deleting);
     let held = |record: &Record| -> Arc<[Holder]> { record.holders.clone().into() };
+    let unspread = unspread(&addresses, &pools);
     let pod_cidrs = nodes.get(node).map(|own| own.pod_cidrs.clone()).unwrap_or_default();
     let dataplane = dataplane::Snapshot {
         node: node.to_owned(),
@@ -49,9 +50,13 @@ pub(super) fn snapshots(node: &str, observed: Observed, dead: BTreeSet<String>) 
         pod_ranges: pod_cidrs.iter().filter_map(|cidr| cidr.parse().ok()).collect(),
         addresses: addresses.iter().map(|(address, record)| (*address, held(record))).collect(),
         links: links(node, &nodes, &wirings),
-        services: services.iter().map(|(key, object)| (key.clone(), on_its_terms(object))).collect(),
+        services: services
+            .iter()
+            .map(|(key, object)| (key.clone(), on_its_terms(object, object.unspread || unspread.contains(key))))
+            .collect(),
         slices: slices.clone(),
     };
+    let pools = pools.into_iter().map(|(name, pool)| (name, Arc::clone(&pool.labels))).collect();
     let observed = speaker::Observed { services, slices, nodes, pools, advertisements, addresses };
     Snapshots { dataplane, speaker: speaker::eligibility::snapshot(node, &observed) }
 }
@@ -81,13 +86,23 @@ fn links(
     links
 }
 
+/// The Services that have an address of a pool that is not to be spread. Most clusters have no such pool.
+fn unspread(addresses: &BTreeMap<IpAddr, Arc<Record>>, pools: &BTreeMap<String, Arc<PoolTerms>>) -> BTreeSet<Key> {
+    if pools.values().all(|pool| pool.spread) {
+        return BTreeSet::new();
+    }
+    let is_unspread = |record: &&Arc<Record>| pools.get(&*record.pool).is_some_and(|pool| !pool.spread);
+    let holders = addresses.values().filter(is_unspread).flat_map(|record| &record.holders);
+    holders.map(|holder| Key::new(holder.namespace.clone(), holder.name.clone())).collect()
+}
+
 /// A Service with what decides who may use it, and whether clients stay with their endpoints.
-fn on_its_terms(object: &Arc<Service>) -> dataplane::snapshot::Service {
+fn on_its_terms(object: &Arc<Service>, unspread: bool) -> dataplane::snapshot::Service {
     let field = object.source_ranges.iter().map(String::as_str);
     let terms = Terms {
         sources: Sources::read(field, object.source_ranges_annotation.as_deref()),
         affinity: object.affinity,
-        unspread: object.unspread,
+        unspread,
     };
     dataplane::snapshot::Service { object: Arc::clone(object), terms: Arc::new(terms) }
 }
@@ -140,7 +155,7 @@ mod tests {
             services: [service("web", "LoadBalancer"), service("inner", "ClusterIP")].into(),
             slices: [slice("web-1", "web"), slice("web-2", "web"), slice("inner-1", "inner")].into(),
             nodes: [("n1".to_owned(), Arc::new(node))].into(),
-            pools: [("lan".to_owned(), Arc::default())].into(),
+            pools: [("lan".to_owned(), Arc::new(PoolTerms { labels: Arc::default(), spread: true }))].into(),
             advertisements: BTreeMap::new(),
             addresses: [record("192.0.2.1", false), record("192.0.2.2", true)].into(),
             wirings: BTreeMap::new(),
@@ -178,6 +193,26 @@ mod tests {
         (service.source_ranges, service.source_ranges_annotation) = (vec![], Some("198.51.100.0/24".into()));
         let terms = snapshots("n1", observed, BTreeSet::new()).dataplane.services[&web].terms.clone();
         assert_eq!(terms.sources, Sources::read(["198.51.100.0/24"], None));
+    }
+
+    #[test]
+    fn a_service_is_not_spread_if_it_or_the_pool_of_one_of_its_addresses_says_so() {
+        let unspread = |observed: Observed| {
+            let Snapshots { dataplane, .. } = snapshots("n1", observed, BTreeSet::new());
+            dataplane.services[&Key::new("default", "web")].terms.unspread
+        };
+        let of_the_pool = |spread| PoolTerms { labels: Arc::default(), spread };
+        assert!(!unspread(observed()));
+        let mut of_a_pool = observed();
+        of_a_pool.pools.insert("lan".into(), Arc::new(of_the_pool(false)));
+        assert!(unspread(of_a_pool));
+        let mut of_another_pool = observed();
+        of_another_pool.pools.insert("other".into(), Arc::new(of_the_pool(false)));
+        assert!(!unspread(of_another_pool));
+        let mut by_itself = observed();
+        let web = by_itself.services.get_mut(&Key::new("default", "web")).expect("a Service");
+        Arc::make_mut(web).unspread = true;
+        assert!(unspread(by_itself));
     }
 
     #[test]
