@@ -56,6 +56,8 @@ pub(crate) fn service(name: &str, created: i64) -> Service {
         health_check_port: None,
         source_ranges_annotation: None,
         unspread: false,
+        backend: None,
+        cluster_ips: Box::default(),
         affinity: None,
         finalizers: vec![],
         ingress: vec![],

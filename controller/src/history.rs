@@ -178,7 +178,7 @@ fn set(service: &mut Service, aspect: &Aspect) {
         }
         Aspect::Key(key) => request(&|r| r.sharing_key = key.map(|key| format!("k{key}").into()), service),
         Aspect::Ports(number) => {
-            service.ports = vec![Port { name: "".into(), protocol: Protocol::Tcp, number: *number }];
+            service.ports = vec![Port { name: "".into(), protocol: Protocol::Tcp, number: *number, node_port: None }];
         }
         Aspect::Local(local) => {
             service.traffic_policy = if *local { TrafficPolicy::Local } else { TrafficPolicy::Cluster };

@@ -208,7 +208,7 @@ mod tests {
     fn sharing(name: &str, key: &str, port: u16) -> Service {
         Service {
             request: Ok(Request { sharing_key: Some(key.into()), ..Request::default() }.into()),
-            ports: vec![Port { name: "".into(), protocol: Protocol::Tcp, number: port }],
+            ports: vec![Port { name: "".into(), protocol: Protocol::Tcp, number: port, node_port: None }],
             ..service(name, 1)
         }
     }

@@ -32,7 +32,7 @@ fn request(annotations: &[(&str, &str)]) -> crds::request::Wanted {
 
 /// One with that port, under that key.
 fn shares(name: &str, created: i64, key: &str, port: u16) -> Service {
-    let ports = vec![Port { name: "".into(), protocol: Protocol::Tcp, number: port }];
+    let ports = vec![Port { name: "".into(), protocol: Protocol::Tcp, number: port, node_port: None }];
     Service { ports, ..asks(name, created, &[(KEY, key)]) }
 }
 

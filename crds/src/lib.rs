@@ -9,6 +9,7 @@
 //! | [`l2_advertisement`] | `L2Advertisement`: which nodes announce the addresses of a pool, and on which links |
 //! | [`node_network`] | `NodeNetwork`: what an agent found on its node's network |
 //! | [`service`], [`request`] | what Landfall reads of Services, and what they ask for |
+//! | [`backend`] | what packets to a Service are sent to, and by whom |
 //! | [`endpoints`], [`node`], [`namespace`] | what it reads of EndpointSlices, Nodes and Namespaces |
 //! | [`mac`] | addresses of network interfaces |
 //! | [`labels`] | labels, and selectors of them |
@@ -20,6 +21,7 @@
 //! Nothing here talks to anybody: no client, no clock, no socket.
 
 pub mod address;
+pub mod backend;
 pub mod condition;
 pub mod endpoints;
 pub mod ip_address_pool;
@@ -36,6 +38,7 @@ pub mod service;
 pub mod text;
 
 pub use address::Range;
+pub use backend::{Backend, Forwarder};
 pub use condition::Condition;
 pub use endpoints::{Endpoint, EndpointSlice};
 pub use ip_address_pool::{IPAddressPool, IPAddressPoolSpec, IPAddressPoolStatus, PoolTerms, ServiceAllocation};

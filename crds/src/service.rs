@@ -8,6 +8,7 @@ use jiff::Timestamp;
 use k8s_openapi::api::core::v1 as core;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 
+use crate::backend::{self, Backend, Forwarder};
 use crate::condition::Condition;
 use crate::labels::Labels;
 use crate::request::{Request, Wanted};
@@ -130,6 +131,8 @@ pub struct Port {
     pub protocol: Protocol,
     /// The port that clients use.
     pub number: u16,
+    /// The port on every node that leads to the same, if there is one.
+    pub node_port: Option<u16>,
 }
 
 /// An address family, as `spec.ipFamilies` has it.
@@ -201,6 +204,11 @@ pub struct Service {
     pub affinity: Option<u32>,
     /// Whether its packets all stay on the node that announces it (the annotation `landfall.dev/spread: "false"`).
     pub unspread: bool,
+    /// What its packets are to be sent to (the annotation `landfall.dev/backend`), or what is written there that is no such
+    /// thing. `None`: what the cluster says.
+    pub backend: Option<Result<Backend, String>>,
+    /// The addresses that it has inside of the cluster (`spec.clusterIPs`), one for each family.
+    pub cluster_ips: Box<[IpAddr]>,
     /// All its finalizers.
     pub finalizers: Vec<Text>,
     /// The addresses in its status. Anybody with the right to patch a status can write there: never a reason to
@@ -241,6 +249,16 @@ impl Service {
         self.conditions.iter().any(|condition| condition.type_ == ALLOCATED && condition.status == "True")
     }
 
+    /// Whose business it is to forward packets to it. Giving it an address and announcing that is another one.
+    pub fn forwarder(&self) -> Forwarder {
+        Forwarder::of(&self.labels)
+    }
+
+    /// Its address inside of the cluster of this family.
+    pub fn cluster_ip(&self, family: Family) -> Option<IpAddr> {
+        self.cluster_ips.iter().copied().find(|address| Family::of(*address) == family)
+    }
+
     /// Whether it has our finalizer.
     pub fn has_finalizer(&self) -> bool {
         self.finalizers.iter().any(|finalizer| finalizer == FINALIZER)
@@ -264,7 +282,8 @@ impl TryFrom<&core::Service> for Service {
             if !seen.insert((protocol, number)) {
                 return Err(malformed(format!("port {number}/{protocol} is there twice")));
             }
-            ports.push(Port { name: port.name.as_deref().unwrap_or_default().into(), protocol, number });
+            let node_port = port.node_port.and_then(|port| u16::try_from(port).ok()).filter(|port| *port != 0);
+            ports.push(Port { name: port.name.as_deref().unwrap_or_default().into(), protocol, number, node_port });
         }
         let families = spec.ip_families.iter().flatten().filter_map(|family| match family.as_str() {
             "IPv4" => Some(Family::V4),
@@ -303,6 +322,9 @@ impl TryFrom<&core::Service> for Service {
             source_ranges: spec.load_balancer_source_ranges.unwrap_or_default(),
             source_ranges_annotation: meta.annotations.as_ref().and_then(|all| all.get(SOURCE_RANGES)).map(Text::from),
             unspread: meta.annotations.as_ref().and_then(|all| all.get(SPREAD)).is_some_and(|spread| spread == "false"),
+            backend: meta.annotations.as_ref().and_then(|all| all.get(backend::ANNOTATION)).map(|text| text.parse()),
+            // `None` for a Service without one, which is no address either.
+            cluster_ips: spec.cluster_ips.iter().flatten().filter_map(|address| address.parse().ok()).collect(),
             affinity: (spec.session_affinity.as_deref() == Some("ClientIP")).then(|| {
                 let written = spec.session_affinity_config.and_then(|config| config.client_ip?.timeout_seconds);
                 written.and_then(|seconds| u32::try_from(seconds).ok()).unwrap_or(AFFINITY)
@@ -349,7 +371,7 @@ mod tests {
                 "labels": {"tier": "front"}, "annotations": {
                     "landfall.dev/address-pool": "lan",
                     "service.beta.kubernetes.io/load-balancer-source-ranges": "192.0.2.0/24",
-                    "landfall.dev/spread": "false",
+                    "landfall.dev/spread": "false", "landfall.dev/backend": "nodeport",
                 },
             },
             "spec": spec,
@@ -372,10 +394,13 @@ mod tests {
             "sessionAffinityConfig": {"clientIP": {"timeoutSeconds": 60}},
             "ipFamilies": ["IPv6", "IPv4"],
             "ipFamilyPolicy": "PreferDualStack",
-            "ports": [{"name": "dns", "port": 53, "protocol": "UDP"}, {"name": "dns-tcp", "port": 53}],
+            "clusterIPs": ["2001:db8::7", "10.96.0.7"],
+            "ports": [
+                {"name": "dns", "port": 53, "protocol": "UDP", "nodePort": 30053}, {"name": "dns-tcp", "port": 53},
+            ],
         }))
         .expect("a view");
-        let port = |name: &str, protocol| Port { name: name.into(), protocol, number: 53 };
+        let port = |name: &str, protocol, node_port| Port { name: name.into(), protocol, number: 53, node_port };
         assert_eq!(
             read,
             Service {
@@ -396,12 +421,14 @@ mod tests {
                 selector: [("app", "web")].into(),
                 families: vec![Family::V6, Family::V4],
                 family_policy: FamilyPolicy::PreferDualStack,
-                ports: vec![port("dns", Protocol::Udp), port("dns-tcp", Protocol::Tcp)],
+                ports: vec![port("dns", Protocol::Udp, Some(30053)), port("dns-tcp", Protocol::Tcp, None)],
                 traffic_policy: TrafficPolicy::Local,
                 health_check_port: Some(32000),
                 source_ranges: vec!["198.51.100.0/24".into()],
                 source_ranges_annotation: Some("192.0.2.0/24".into()),
                 unspread: true,
+                backend: Some(Ok(Backend::NodePort)),
+                cluster_ips: ["2001:db8::7", "10.96.0.7"].map(|ip| ip.parse().expect("an address")).into(),
                 affinity: Some(60),
                 finalizers: vec![],
                 ingress: vec![Ingress::of("192.0.2.1".parse().expect("address"))],

@@ -6,7 +6,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use crds::Key;
+use crds::{Forwarder, Key};
 
 use crate::snapshot::Snapshot;
 
@@ -17,11 +17,15 @@ pub struct Health {
     pub service: Key,
     /// How many of its endpoints are on this node and ready.
     pub local_endpoints: usize,
+    /// Whether kube-proxy does not answer for it, though it is there.
+    pub alone: bool,
 }
 
 /// What this node says at which port, for each Service that holds an lb_ip.
 pub fn health(snapshot: &Snapshot) -> BTreeMap<u16, Health> {
-    let asked = |object: &crds::Service| object.health_check_port.filter(|_| object.is_load_balancer);
+    // What is another proxy's, that one answers for.
+    let ours = |object: &crds::Service| object.is_load_balancer && object.forwarder() != Forwarder::Other;
+    let asked = |object: &crds::Service| object.health_check_port.filter(|_| ours(object));
     let services = snapshot.services.iter();
     let mut asked: BTreeMap<&Key, (u16, &str)> =
         services.filter_map(|(key, service)| Some((key, (asked(&service.object)?, &*service.object.uid)))).collect();
@@ -34,7 +38,8 @@ pub fn health(snapshot: &Snapshot) -> BTreeMap<u16, Health> {
         if asked.get(&key).is_some_and(|(_, uid)| *uid == holder.uid)
             && let Some((port, _)) = asked.remove(&key)
         {
-            ports.insert(port, Health { local_endpoints: local_endpoints(snapshot, &key), service: key });
+            let alone = snapshot.services.get(&key).is_some_and(|s| s.object.forwarder() == Forwarder::Landfall);
+            ports.insert(port, Health { local_endpoints: local_endpoints(snapshot, &key), alone, service: key });
         }
     }
     ports
@@ -55,7 +60,7 @@ fn local_endpoints(snapshot: &Snapshot, service: &Key) -> usize {
 mod tests {
     use super::*;
     use crate::snapshot::{Service, Terms};
-    use crds::{EndpointSlice, Holder};
+    use crds::{EndpointSlice, Holder, Labels};
     use k8s_openapi::api::{core::v1 as core, discovery::v1 as discovery};
     use serde_json::{Value, json};
     use std::sync::Arc;
@@ -121,9 +126,30 @@ mod tests {
             ("n3", vec![v4.clone(), v6], 0),
             ("n1", vec![], 0),
         ] {
-            let told = Health { service: key.clone(), local_endpoints: expected };
+            let told = Health { service: key.clone(), local_endpoints: expected, alone: false };
             assert_eq!(health(&snapshot(node, slices)), BTreeMap::from([(32000, told)]), "{node}");
         }
+    }
+
+    #[test]
+    fn who_answers_for_a_service_follows_from_whose_it_is() {
+        let labelled = |value: Option<&str>| {
+            let service = service("web", 32000, "Local");
+            let labels: Labels = match value {
+                Some(value) => [("service.kubernetes.io/service-proxy-name", value)].into(),
+                None => Labels::default(),
+            };
+            let object = crds::Service { labels, ..crds::Service::clone(&service.object) };
+            let snapshot = Snapshot {
+                addresses: [("192.0.2.1".parse().expect("an address"), [holder("web", "uid-web")].into())].into(),
+                services: [(Key::new("default", "web"), Service { object: Arc::new(object), ..service })].into(),
+                ..Snapshot::default()
+            };
+            health(&snapshot).get(&32000).map(|health| health.alone)
+        };
+        assert_eq!(labelled(None), Some(false), "kube-proxy, if it is there");
+        assert_eq!(labelled(Some("landfall")), Some(true));
+        assert_eq!(labelled(Some("example.com")), None);
     }
 
     #[test]

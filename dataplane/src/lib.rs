@@ -10,6 +10,7 @@
 //! |---|---|
 //! | [`snapshot`] | what was observed |
 //! | [`sources`] | who may use a Service (pure) |
+//! | [`backend`] | what goes by the Service proxy (pure) |
 //! | [`spread`] | which node gets which part of the packets (pure) |
 //! | [`health`] | what a load balancer in front is told (pure) |
 //! | [`ruleset`] | what must happen to packets; knows no kernel (pure) |
@@ -31,6 +32,7 @@
 //! and IPv6 are forwarded alike.
 
 pub mod affinity;
+pub mod backend;
 pub mod conntrack;
 pub mod counters;
 pub mod diff;

@@ -28,7 +28,9 @@ impl Planner {
             Some((before, ruleset))
                 if before.node == snapshot.node
                     && before.pod_ranges == snapshot.pod_ranges
-                    && before.links == snapshot.links =>
+                    && before.links == snapshot.links
+                    && before.own == snapshot.own
+                    && before.backend == snapshot.backend =>
             {
                 let affected = self.affected(&before, snapshot);
                 replanned(ruleset, &before, snapshot, &affected)

@@ -13,9 +13,10 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use crds::service::Family;
-use crds::{EndpointSlice, Key, Port, Protocol, Range, TrafficPolicy};
+use crds::{Backend, EndpointSlice, Forwarder, Key, Port, Protocol, Range, TrafficPolicy};
 
-use crate::snapshot::{Link, LinkName, Service, Snapshot, Terms};
+use crate::backend::{Fallback, Proxied, proxied};
+use crate::snapshot::{Link, LinkName, Service, Snapshot};
 use crate::sources::merged;
 use crate::spread::{By, Share, Table, Token, rank};
 use crds::Mac;
@@ -157,9 +158,15 @@ impl LbIp {
         })
     }
 
+    /// Whether all of it is another proxy's business.
+    pub fn is_left(&self) -> bool {
+        !self.ports.is_empty() && self.ports.values().all(|target| target.left)
+    }
+
     /// How its packets get to endpoints.
     pub fn reach(&self) -> Reach {
-        let mut reaches = self.ports.values().filter(|target| target.outside.count > 0).map(|target| target.reach);
+        let served = self.ports.values().filter(|target| target.outside.count > 0 || target.left);
+        let mut reaches = served.map(|target| target.reach);
         let first = reaches.next().unwrap_or_default();
         if reaches.all(|reach| reach == first) { first } else { Reach::Mixed }
     }
@@ -175,6 +182,8 @@ pub enum Reach {
     Spread,
     /// Some in the one way, some in the other.
     Mixed,
+    /// As the node's Service proxy, or another one, sends them.
+    Proxied,
 }
 
 impl fmt::Display for Reach {
@@ -183,6 +192,7 @@ impl fmt::Display for Reach {
             Self::Translated => "Translated",
             Self::Spread => "Spread",
             Self::Mixed => "Mixed",
+            Self::Proxied => "Proxied",
         })
     }
 }
@@ -197,6 +207,15 @@ pub enum Problem {
         /// The entry.
         entry: String,
     },
+    /// The annotation that says what its packets go to says no such thing, and is ignored.
+    UnknownBackend {
+        /// The Service.
+        service: Key,
+        /// What is written there.
+        value: String,
+    },
+    /// Its packets go to endpoints, and should go through the Service proxy.
+    Fallback(Fallback),
 }
 
 impl fmt::Display for Problem {
@@ -206,6 +225,11 @@ impl fmt::Display for Problem {
                 f,
                 "loadBalancerSourceRanges of Service {service}: {entry:?} is no CIDR such as 192.0.2.0/24, and lets nobody in"
             ),
+            Self::UnknownBackend { service, value } => write!(
+                f,
+                "annotation landfall.dev/backend of Service {service}: {value:?} is none of endpoints, nodeport and clusterip, and is ignored"
+            ),
+            Self::Fallback(fallback) => fallback.fmt(f),
         }
     }
 }
@@ -234,6 +258,12 @@ pub struct Target {
     pub share: Option<Arc<Share>>,
     /// How packets from outside get to endpoints on other nodes.
     pub reach: Reach,
+    /// What packets are given to in place of endpoints, if they are. The endpoints are those that it may send them to.
+    pub proxied: Option<Proxied>,
+    /// Whether it is another proxy's business: its packets are left as they are, and all else here counts for nothing.
+    ///
+    /// TODO(correctness): where the lb_ip has ports of ours too, what that proxy sends to endpoints is masqueraded.
+    pub left: bool,
 }
 
 impl Target {
@@ -248,7 +278,13 @@ impl Target {
     }
 
     fn way(&self, pick: Pick) -> Option<Way> {
-        (pick.count > 0).then_some(Way { pick, restricted: self.sources.is_some(), affinity: self.affinity })
+        let (restricted, affinity) = (self.sources.is_some(), self.affinity);
+        let way = match self.proxied {
+            None => Way { pick, restricted, affinity, backend: Backend::Endpoints },
+            // Which endpoint it is to be is for the proxy to say.
+            Some(proxied) => Way { restricted, backend: proxied.backend(), ..Way::default() },
+        };
+        (pick.count > 0).then_some(way)
     }
 }
 
@@ -261,6 +297,8 @@ pub struct Way {
     pub restricted: bool,
     /// For how many seconds it is remembered where a client went, who goes there again.
     pub affinity: Option<u32>,
+    /// What it leads to: the endpoints themselves, or what the Service proxy serves.
+    pub backend: Backend,
 }
 
 /// An endpoint that packets are sent to.
@@ -308,14 +346,30 @@ pub(crate) fn lb_ip(snapshot: &Snapshot, address: IpAddr) -> Option<LbIp> {
     // the same one nevertheless, it is the first one's by name: on every node the same.
     holders.sort_by(|a, b| a.object.key.cmp(&b.object.key));
     let mut lb_ip = LbIp::default();
+    let family = Family::of(address);
     for Service { object, terms } in holders {
+        let left = object.forwarder() == Forwarder::Other;
         let slices = snapshot.slices.get(&object.key).map_or(&[][..], Vec::as_slice);
         for port in &object.ports {
-            lb_ip.ports.entry((port.protocol, port.number)).or_insert_with(|| Target {
-                sources: terms.sources.of(Family::of(address)),
-                affinity: terms.affinity,
-                ..target((object, terms), port, slices, (snapshot, address.is_ipv4()))
+            let Entry::Vacant(place) = lb_ip.ports.entry((port.protocol, port.number)) else { continue };
+            if left {
+                place.insert(Target { left, reach: Reach::Proxied, ..Target::default() });
+                continue;
+            }
+            let proxied = proxied(object, port, family, snapshot).unwrap_or_else(|fallback| {
+                lb_ip.problems.insert(Problem::Fallback(fallback));
+                None
             });
+            // Where the proxy is asked, frames stay here, and it remembers where a client went.
+            let affinity = terms.affinity.filter(|_| proxied.is_none());
+            let by = if affinity.is_some() { By::Client } else { By::Flow };
+            let by = (!terms.unspread && proxied.is_none()).then_some(by);
+            let target = target(object, by, port, slices, (snapshot, family));
+            let reach = if proxied.is_some() { Reach::Proxied } else { target.reach };
+            place.insert(Target { sources: terms.sources.of(family), affinity, reach, proxied, ..target });
+        }
+        if let Some(Err(value)) = &object.backend {
+            lb_ip.problems.insert(Problem::UnknownBackend { service: object.key.clone(), value: value.clone() });
         }
         let problem =
             |entry: &String| Problem::InvalidSourceRange { service: object.key.clone(), entry: entry.clone() };
@@ -324,18 +378,20 @@ pub(crate) fn lb_ip(snapshot: &Snapshot, address: IpAddr) -> Option<LbIp> {
     Some(lb_ip)
 }
 
-/// What is behind one port: the endpoints of `slices` that are of the right family, as things stand on the node.
+/// What is behind one port: the endpoints of `slices` that are of the right family, as things stand on the node. Frames are
+/// spread by `by`, or not at all.
 fn target(
-    (service, terms): (&crds::Service, &Terms),
+    service: &crds::Service,
+    by: Option<By>,
     port: &Port,
     slices: &[Arc<EndpointSlice>],
-    (snapshot, ipv4): (&Snapshot, bool),
+    (snapshot, family): (&Snapshot, Family),
 ) -> Target {
     let mut candidates: BTreeMap<SocketAddr, &crds::Endpoint> = BTreeMap::new();
     let name = (port.name.clone(), port.protocol);
     for slice in slices {
         let Some(&number) = slice.ports.get(&name) else { continue };
-        for endpoint in slice.endpoints.iter().filter(|endpoint| endpoint.address.is_ipv4() == ipv4) {
+        for endpoint in slice.endpoints.iter().filter(|endpoint| Family::of(endpoint.address) == family) {
             // While an endpoint moves from one slice to another it may be in both: the better word counts, and of
             // two equal ones the lesser, so that the order of slices does not.
             let rank = |e: &crds::Endpoint| (e.ready, e.serving, !e.terminating, std::cmp::Reverse(e.node.clone()));
@@ -362,8 +418,7 @@ fn target(
         TrafficPolicy::Cluster => inside.clone(),
         TrafficPolicy::Local => usable(&all, |endpoint| !endpoint.remote),
     };
-    let by = if terms.affinity.is_some() { By::Client } else { By::Flow };
-    match (!terms.unspread).then(|| spread(service.traffic_policy, &all, by, snapshot)).flatten() {
+    match by.and_then(|by| spread(service.traffic_policy, &all, by, snapshot)) {
         // Under the policy Local, a node without an endpoint serves nobody, and spreads nothing either.
         Some(spread) if service.traffic_policy == TrafficPolicy::Local && !outside.is_empty() => {
             Target { share: spread.share, reach: spread.reach, ..arranged(outside, inside, &all) }

@@ -365,7 +365,7 @@ fn unspread(snapshot: &Snapshot) -> Arc<Snapshot> {
 
 /// Whether packets from outside find an endpoint here.
 fn serves(lb_ip: &LbIp) -> bool {
-    lb_ip.ports.values().any(|target| target.outside.count > 0)
+    lb_ip.ports.values().any(|target| target.outside.count > 0 || target.left)
 }
 
 /// What changed of tables that were there before.

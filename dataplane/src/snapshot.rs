@@ -5,7 +5,7 @@ use std::fmt;
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use crds::{EndpointSlice, Holder, Key, Mac};
+use crds::{Backend, EndpointSlice, Holder, Key, Mac};
 use ipnet::IpNet;
 
 use crate::sources::Sources;
@@ -21,6 +21,10 @@ pub struct Snapshot {
     /// The ranges that the pods of this node have their addresses from (`Node.spec.podCIDRs`). A packet from there is
     /// not from outside, so the traffic policy Local does not bind it. Where none is known, pods count as outside.
     pub pod_ranges: Vec<IpNet>,
+    /// The addresses of this node at which its Service proxy answers node ports (InternalIP), the best first.
+    pub own: Vec<IpAddr>,
+    /// What packets to a Service go to that does not say so itself.
+    pub backend: Backend,
     /// The nodes that the speaker says are dead, by name. Their endpoints get no new connection, unless no others are
     /// left: then the speaker may be the one who is wrong, and trying costs nothing.
     pub dead: BTreeSet<String>,

@@ -115,7 +115,7 @@ fn flows(address: IpAddr, lb_ip: Option<&Arc<LbIp>>) -> BTreeMap<SocketAddr, May
         MayStay { endpoints: used.chain(target.draining.iter().copied()).collect(), sources: target.sources.clone() }
     };
     ports
-        .filter(|((protocol, _), _)| *protocol == Protocol::Udp)
+        .filter(|((protocol, _), target)| *protocol == Protocol::Udp && !target.left)
         .map(|((_, port), target)| (SocketAddr::new(address, *port), may_stay(target)))
         .collect()
 }

@@ -8,6 +8,7 @@ use std::process::Stdio;
 use std::sync::Arc;
 use std::time::Instant;
 
+use crds::Backend::{ClusterIp, NodePort};
 use crds::Protocol::{Sctp, Tcp, Udp};
 use crds::Range;
 use crds::service::Family;
@@ -52,9 +53,21 @@ fn everything() -> Snapshot {
         .only_from(&["fd00::/8"])
         .sticky(60)
         .slice(&[("http", Tcp, 8080)], [ready("2001:db8:244:1::5", NODE), ready("2001:db8:244:2::5", "n2")]);
+    let proxied = service("proxied").holds("192.0.2.13").port("http", Tcp, 80).port("media", Sctp, 9).by(NodePort);
+    let proxied = proxied
+        .only_from(&["10.0.0.0/8"])
+        .slice(&[("http", Tcp, 8080), ("media", Sctp, 9999)], [ready("10.244.1.7", NODE)]);
+    let inner = service("inner").holds("2001:db8::11").holds("192.0.2.14").port("", Udp, 53).by(ClusterIp);
+    let inner = inner.slice(&[("", Udp, 5353)], [ready("10.244.1.8", NODE)]);
+    let inner = inner.slice(&[("", Udp, 5353)], [ready("2001:db8:244:1::8", NODE)]);
+    let theirs = service("theirs")
+        .holds("192.0.2.13")
+        .port("", Tcp, 81)
+        .labelled([("service.kubernetes.io/service-proxy-name", "example.com")]);
     let pods = ["10.244.1.0/24", "10.245.0.0/25", "10.245.0.128/26", "2001:db8:244:1::/64"];
     let pod_ranges = pods.map(|net| net.parse().expect("a range")).to_vec();
-    Snapshot { pod_ranges, links: on_eth0(&["n2"]), ..snapshot([web, local, empty, six]) }
+    let (own, links) = (vec![ip("192.0.2.1"), ip("2001:db8::1")], on_eth0(&["n2"]));
+    Snapshot { pod_ranges, own, links, ..snapshot([web, local, empty, six, proxied, inner, theirs]) }
 }
 
 fn planned(snapshot: &Snapshot) -> Arc<Ruleset> {

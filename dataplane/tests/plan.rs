@@ -5,9 +5,9 @@ mod sample;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use crds::Key;
 use crds::Protocol::{self, Sctp, Tcp, Udp};
 use crds::service::Family;
+use crds::{Backend, Key};
 use dataplane::Snapshot;
 use dataplane::diff::{Change, changes, diff};
 use dataplane::nft::element::{self, Elements, Value, elements};
@@ -258,6 +258,8 @@ prop_compose! {
         ),
         local: bool,
         unspread: bool,
+        backend in proptest::option::of(proptest::sample::select(Backend::ALL.to_vec())),
+        elsewhere in proptest::bool::weighted(0.2),
         sources in proptest::option::of(proptest::collection::vec(
             prop_oneof![Just("10.0.0.0/31"), Just("10.0.0.2/31"), Just("0.0.0.0/0"), Just("fd00::/8"), Just("?")],
             1..3,
@@ -281,6 +283,12 @@ prop_compose! {
         if unspread {
             described = described.unspread();
         }
+        if let Some(backend) = backend {
+            described = described.by(backend);
+        }
+        if elsewhere {
+            described = described.labelled([("service.kubernetes.io/service-proxy-name", "example.com")]);
+        }
         if local { described.local() } else { described }
     }
 }
@@ -297,7 +305,8 @@ prop_compose! {
         let links = others.map(on_eth0).unwrap_or_default();
         let net = |(third, length)| format!("10.0.{third}.0/{length}").parse().expect("a range");
         let services = [one, other].into_iter().zip(there).filter_map(|(service, there)| there.then_some(service));
-        Snapshot { dead, links, pod_ranges: pods.map(net).into_iter().collect(), ..snapshot(services) }
+        let own = vec![ip("10.0.9.1")];
+        Snapshot { dead, links, own, pod_ranges: pods.map(net).into_iter().collect(), ..snapshot(services) }
     }
 }
 
@@ -400,7 +409,8 @@ proptest! {
             prop_assert_eq!(&*next, &snapshot);
             let replanned = planner.plan(&next);
             prop_assert_eq!(&*replanned, &ruleset(&snapshot));
-            if replanned == planned && next.pod_ranges == before.pod_ranges && next.links == before.links {
+            let same_node = next.pod_ranges == before.pod_ranges && next.own == before.own;
+            if replanned == planned && same_node && next.links == before.links {
                 prop_assert!(Arc::ptr_eq(&replanned, &planned), "the same is not made twice");
             }
             (before, planned) = (next, replanned);

@@ -34,7 +34,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use clap::{Args, ValueEnum};
-use crds::LoadBalancerIP;
+use crds::{Backend, LoadBalancerIP};
 use k8s_openapi::api::core::v1::Namespace;
 use kube::api::ListParams;
 use kube::{Api, Client, Resource};
@@ -71,6 +71,11 @@ pub(crate) struct Options {
     #[arg(long, env = "LANDFALL_SPREAD", value_enum, default_value_t = Switch::On)]
     spread: Switch,
 
+    /// What packets to a Service are sent to that does not say so itself (annotation landfall.dev/backend): its endpoints, or
+    /// what the Service proxy of the node serves: its node port, or its ClusterIP. The same on all nodes.
+    #[arg(long, env = "LANDFALL_BACKEND", value_parser = backend, default_value_t = Backend::Endpoints)]
+    backend: Backend,
+
     /// Namespace of the Secret landfall-hello-keys, with which what agents say to each other is sealed. Without a key
     /// nothing is announced.
     #[arg(long, env = "LANDFALL_KEYS_NAMESPACE", default_value = "landfall-system", value_name = "NAMESPACE")]
@@ -84,6 +89,12 @@ pub(crate) struct Options {
     /// announced or written: it can be run anywhere, for any node.
     #[arg(long)]
     dry_run: bool,
+}
+
+/// Reads a backend as users write it.
+fn backend(text: &str) -> Result<Backend, String> {
+    text.parse()
+        .map_err(|_| format!("one of {} is expected", Backend::ALL.map(|backend| backend.to_string()).join(", ")))
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -106,7 +117,7 @@ enum Dataplane {
 pub(crate) async fn run(connection: &Connection, options: Options) -> Result<()> {
     let client = connection.client().await?;
     if options.dry_run {
-        return dry_run::run(&client, &options.node_name).await;
+        return dry_run::run(&client, &options.node_name, options.backend).await;
     }
     let stopping = shutdown::requested();
     tokio::pin!(stopping);
@@ -154,6 +165,7 @@ pub(crate) async fn run(connection: &Connection, options: Options) -> Result<()>
     let composer = Composer {
         stores: stores.clone(),
         node: options.node_name.clone(),
+        backend: options.backend,
         dead: buried,
         dataplane: to_dataplane,
         speaker: to_speaker,
@@ -349,6 +361,7 @@ impl Stores {
 struct Composer {
     stores: Stores,
     node: String,
+    backend: Backend,
     /// The nodes that the speaker says are dead.
     dead: watch::Receiver<BTreeSet<String>>,
     dataplane: watch::Sender<Option<Arc<dataplane::Snapshot>>>,
@@ -360,7 +373,7 @@ impl Composer {
         loop {
             let dead = self.dead.borrow_and_update().clone();
             if let Some(observed) = self.stores.observed() {
-                let new = compose::snapshots(&self.node, observed, dead);
+                let new = compose::snapshots(&self.node, self.backend, observed, dead);
                 send_if_new(&self.dataplane, new.dataplane);
                 send_if_new(&self.speaker, new.speaker);
             }
@@ -470,6 +483,7 @@ mod tests {
         let composer = Composer {
             stores: stores(&wake),
             node: "n1".into(),
+            backend: Backend::Endpoints,
             dead: buried,
             dataplane: to_dataplane,
             speaker: to_speaker,

@@ -41,7 +41,7 @@ fn of_families(mut service: Service, families: &[Family], policy: FamilyPolicy) 
 /// A Service that shares under `k` with that port.
 fn sharing(name: &str, created: i64, port: u16) -> Service {
     let mut service = wanting(name, created, |request| request.sharing_key = Some("k".into()));
-    service.ports = vec![Port { name: "".into(), protocol: Protocol::Tcp, number: port }];
+    service.ports = vec![Port { name: "".into(), protocol: Protocol::Tcp, number: port, node_port: None }];
     service
 }
 

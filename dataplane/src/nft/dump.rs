@@ -105,6 +105,10 @@ fn element(table: Table, set: &str, item: Attribute<'_>) -> Option<(Key, Value)>
         "services" => (Key::Service(key.frontend()?), Value::Way(element::way(&target(data?)?)?)),
         "inside" => (Key::Inside(key.frontend()?), Value::Way(element::way(&target(data?)?)?)),
         "remember" => (Key::Remembered(key.frontend()?), Value::Remember(element::remembers(&target(data?)?)?)),
+        "node-ports" => (Key::NodePort(key.frontend()?), Value::NewPort(u16::from_be_bytes(value(data?)?))),
+        "cluster-ips" => (Key::ClusterIp(key.frontend()?), new_address(data?, family)?),
+        "nodes" => (Key::Node(key.address()?), new_address(data?, family)?),
+        "refused" if Verdict::decode(data?) == Some(Verdict::Return) => (Key::Refused(key.frontend()?), Value::Leave),
         "refused" => {
             let target = target(data?)?;
             let restricted = [false, true].into_iter().find(|restricted| refusing(*restricted) == target)?;
@@ -134,6 +138,18 @@ fn element(table: Table, set: &str, item: Attribute<'_>) -> Option<(Key, Value)>
     };
     key.end()?;
     Some(found)
+}
+
+/// A value of so many bytes.
+fn value<const N: usize>(data: Attributes<'_>) -> Option<[u8; N]> {
+    decode_value(data)?.try_into().ok()
+}
+
+fn new_address(data: Attributes<'_>, family: Family) -> Option<Value> {
+    let mut value = Parts { family, rest: decode_value(data)? };
+    let address = value.address()?;
+    value.end()?;
+    Some(Value::NewAddress(address))
 }
 
 /// Asks which clients are remembered; a dump.

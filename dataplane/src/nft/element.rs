@@ -6,11 +6,13 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
 
 use crds::service::Family;
-use crds::{Protocol, Range};
+use crds::{Backend, Protocol, Range};
 
 use super::skeleton::Table;
+use crate::backend::Proxied;
 use crate::ruleset::{LbIp, Pick, Ruleset, Spreads, Way, Wires};
 use crate::snapshot::LinkName;
 use crate::spread::{self, Token};
@@ -55,6 +57,12 @@ pub enum Key {
     Inside(Frontend),
     /// In `refused`.
     Refused(Frontend),
+    /// In `node-ports`: what packets are readdressed to.
+    NodePort(Frontend),
+    /// In `cluster-ips`: the same.
+    ClusterIp(Frontend),
+    /// In `nodes`: this node's own address for node ports of an lb_ip.
+    Node(IpAddr),
     /// In `remember`.
     Remembered(Frontend),
     /// In `sources`: clients from this range may.
@@ -99,8 +107,14 @@ pub enum Value {
         /// Only clients that may use it are told; others hear nothing.
         restricted: bool,
     },
+    /// A verdict: back, for it is another proxy's business.
+    Leave,
     /// Where to send the packet.
     Endpoint(SocketAddr),
+    /// An address in its place.
+    NewAddress(IpAddr),
+    /// A port in its place.
+    NewPort(u16),
     /// Ranges, in order, of which no two touch.
     Ranges(Vec<Range>),
     /// What stands for a table, or for nodes in one.
@@ -124,11 +138,15 @@ impl Key {
             | Self::Own(..)
             | Self::Alive(..)
             | Self::Mac(_) => Table::Link,
-            Self::Address(address) | Self::Local(address, _) | Self::Hairpin(address, _) => Table::of(*address),
+            Self::Address(address) | Self::Node(address) | Self::Local(address, _) | Self::Hairpin(address, _) => {
+                Table::of(*address)
+            }
             Self::Service(frontend)
             | Self::Inside(frontend)
             | Self::Refused(frontend)
             | Self::Remembered(frontend)
+            | Self::NodePort(frontend)
+            | Self::ClusterIp(frontend)
             | Self::Source(frontend, _)
             | Self::Endpoint(frontend, _) => Table::of(frontend.address),
         }
@@ -146,6 +164,9 @@ impl fmt::Display for Key {
             Self::Service(frontend) => write!(f, "{frontend} in services"),
             Self::Inside(frontend) => write!(f, "{frontend} in inside"),
             Self::Refused(frontend) => write!(f, "{frontend} in refused"),
+            Self::NodePort(frontend) => write!(f, "{frontend} in node-ports"),
+            Self::ClusterIp(frontend) => write!(f, "{frontend} in cluster-ips"),
+            Self::Node(address) => write!(f, "{address} in nodes"),
             Self::Remember(_, seconds) => write!(f, "chain {} of {}", remembering(*seconds), self.table()),
             Self::Remembered(frontend) => write!(f, "{frontend} in remember"),
             Self::Source(frontend, range) => write!(f, "{frontend} from {range} in sources"),
@@ -167,6 +188,9 @@ impl fmt::Display for Key {
 
 /// What the name of a chain begins with that only some clients may go.
 const RESTRICTED: &str = "restricted-";
+/// The names of the chains that hand packets to the Service proxy.
+const TO_NODE_PORT: &str = "to-node-port";
+const TO_CLUSTER_IP: &str = "to-cluster-ip";
 /// What the name of a chain begins with that is remembered, before for how long.
 const STICKY: &str = "sticky-";
 /// The name of the chain that refuses.
@@ -190,6 +214,11 @@ pub fn link(name: &str) -> Option<LinkName> {
 /// The name of the chain that is this way.
 pub fn chain(way: Way) -> String {
     let restricted = if way.restricted { RESTRICTED } else { "" };
+    match way.backend {
+        Backend::Endpoints => {}
+        Backend::NodePort => return format!("{restricted}{TO_NODE_PORT}"),
+        Backend::ClusterIp => return format!("{restricted}{TO_CLUSTER_IP}"),
+    }
     let sticky = way.affinity.map(|seconds| format!("{STICKY}{seconds}-")).unwrap_or_default();
     match way.pick {
         Pick { from: 0, count } => format!("{restricted}{sticky}pick-{count}"),
@@ -200,6 +229,10 @@ pub fn chain(way: Way) -> String {
 /// The way that a chain of this name is.
 pub fn way(name: &str) -> Option<Way> {
     let (restricted, rest) = name.strip_prefix(RESTRICTED).map_or((false, name), |rest| (true, rest));
+    let backends = [(TO_NODE_PORT, Backend::NodePort), (TO_CLUSTER_IP, Backend::ClusterIp)];
+    if let Some((_, backend)) = backends.into_iter().find(|(chain, _)| *chain == rest) {
+        return Some(Way { restricted, backend, ..Way::default() });
+    }
     let (affinity, rest) = match rest.strip_prefix(STICKY) {
         Some(sticky) => {
             let (seconds, rest) = sticky.split_once('-')?;
@@ -210,7 +243,7 @@ pub fn way(name: &str) -> Option<Way> {
     let numbers = rest.strip_prefix("pick-")?;
     let (count, from) = numbers.split_once("-from-").unwrap_or((numbers, "0"));
     let pick = Pick { from: from.parse().ok()?, count: count.parse().ok()? };
-    let way = Way { pick, restricted, affinity };
+    let way = Way { pick, restricted, affinity, backend: Backend::Endpoints };
     // One way has one name.
     (chain(way) == name).then_some(way)
 }
@@ -284,20 +317,38 @@ pub fn shared(ruleset: &Ruleset) -> Vec<(Key, Value)> {
 /// Whether there is anything to forward in this table.
 pub fn is_needed(ruleset: &Ruleset, table: Table) -> bool {
     // Addresses are in order, IPv4 before IPv6.
-    let some = match table {
-        Table::V4 => ruleset.addresses.first_key_value(),
-        Table::V6 => ruleset.addresses.last_key_value(),
-        Table::Link => return ruleset.tables().next().is_some(),
+    let first = |mut all: &mut dyn Iterator<Item = (&IpAddr, &Arc<LbIp>)>| {
+        let mut mine = (&mut all).take_while(|(address, _)| Table::of(**address) == table);
+        mine.any(|(_, lb_ip)| !lb_ip.is_left())
     };
-    some.is_some_and(|(address, _)| Table::of(*address) == table)
+    match table {
+        Table::V4 => first(&mut ruleset.addresses.iter()),
+        Table::V6 => first(&mut ruleset.addresses.iter().rev()),
+        Table::Link => ruleset.tables().next().is_some(),
+    }
 }
 
-/// The elements of one lb_ip.
+/// The elements of one lb_ip; none if all of it is left to another proxy.
 pub fn of_address(address: IpAddr, lb_ip: &LbIp) -> Vec<(Key, Value)> {
+    if lb_ip.is_left() {
+        return Vec::new();
+    }
     let mut elements = vec![(Key::Address(address), Value::Present)];
-    let mut local = BTreeSet::new();
+    let (mut local, mut node) = (BTreeSet::new(), None);
     for (&(protocol, port), target) in &lb_ip.ports {
         let frontend = Frontend { address, protocol, port };
+        if target.left {
+            elements.push((Key::Refused(frontend), Value::Leave));
+            continue;
+        }
+        match target.proxied {
+            Some(Proxied::NodePort(at)) => {
+                elements.push((Key::NodePort(frontend), Value::NewPort(at.port())));
+                node = Some(at.ip());
+            }
+            Some(Proxied::ClusterIp(at)) => elements.push((Key::ClusterIp(frontend), Value::NewAddress(at))),
+            None => {}
+        }
         if target.endpoints.is_empty() {
             elements.push((Key::Refused(frontend), Value::Refuse { restricted: target.sources.is_some() }));
         }
@@ -314,11 +365,16 @@ pub fn of_address(address: IpAddr, lb_ip: &LbIp) -> Vec<(Key, Value)> {
         let sources = target.sources.iter().flat_map(|ranges| ranges.iter());
         elements.extend(sources.map(|range| (Key::Source(frontend, *range), Value::Present)));
         for (index, endpoint) in (0..).zip(&target.endpoints) {
-            elements.push((Key::Endpoint(frontend, index), Value::Endpoint(endpoint.address)));
+            if target.proxied.is_none() {
+                elements.push((Key::Endpoint(frontend, index), Value::Endpoint(endpoint.address)));
+            }
             if !endpoint.remote {
                 local.insert(endpoint.address.ip());
             }
         }
+    }
+    if let Some(node) = node {
+        elements.push((Key::Node(address), Value::NewAddress(node)));
     }
     let mut is_spread = false;
     for (spreads, share) in lb_ip.shares() {

@@ -218,6 +218,13 @@ pub enum Expression {
         /// How many.
         length: u32,
     },
+    /// Writes what the first register begins with over the packet's destination address, and puts its checksums right.
+    SetDestination(Family),
+    /// Writes the same over the destination port of a packet of this transport protocol.
+    SetPort {
+        /// Its number: TCP, UDP or SCTP.
+        protocol: u8,
+    },
     /// Sends the packet out by the interface whose number is in the first register.
     Forward,
     /// Loads the status bits of the connection.

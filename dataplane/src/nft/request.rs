@@ -292,6 +292,9 @@ pub(super) fn set_of(key: &Key) -> Option<&'static str> {
         Key::Service(_) => Some("services"),
         Key::Inside(_) => Some("inside"),
         Key::Refused(_) => Some("refused"),
+        Key::NodePort(_) => Some("node-ports"),
+        Key::ClusterIp(_) => Some("cluster-ips"),
+        Key::Node(_) => Some("nodes"),
         Key::Remembered(_) => Some("remember"),
         Key::Source(..) => Some("sources"),
         Key::Endpoint(..) => Some("endpoints"),
@@ -328,6 +331,16 @@ pub(super) fn element(change: &Change, list: &mut Writer) {
             }
             Value::Refuse { restricted } if adds => {
                 item.nested(ELEM_DATA, |w| Verdict::Goto(refusing(*restricted)).encode(w));
+            }
+            Value::Leave if adds => {
+                item.nested(ELEM_DATA, |w| Verdict::Return.encode(w));
+            }
+            Value::NewAddress(address) if adds => {
+                item.nested(ELEM_DATA, |w| encode_value(&concatenated([Part::Address(*address)]), w));
+            }
+            // A value of one part has no bytes behind it.
+            Value::NewPort(port) if adds => {
+                item.nested(ELEM_DATA, |w| encode_value(&port.to_be_bytes(), w));
             }
             Value::Endpoint(endpoint) if adds => {
                 item.nested(ELEM_DATA, |w| encode_value(&endpoint_bytes(endpoint), w));
@@ -405,10 +418,14 @@ pub(super) fn key_bytes(key: &Key) -> Vec<u8> {
     use Part::{Address, Number};
     match key {
         Key::Pods(_) | Key::Way(..) | Key::Remember(..) | Key::Link(_) => Vec::new(),
-        Key::Address(address) | Key::Spread(address) => concatenated([Address(*address)]),
-        Key::Service(front) | Key::Inside(front) | Key::Refused(front) | Key::Remembered(front) | Key::Class(front) => {
-            concatenated(frontend(front))
-        }
+        Key::Address(address) | Key::Spread(address) | Key::Node(address) => concatenated([Address(*address)]),
+        Key::Service(front)
+        | Key::Inside(front)
+        | Key::Refused(front)
+        | Key::NodePort(front)
+        | Key::ClusterIp(front)
+        | Key::Remembered(front)
+        | Key::Class(front) => concatenated(frontend(front)),
         Key::Whole(address, protocol) => concatenated([Address(*address), Part::Protocol(protocol.number())]),
         Key::Slot(table, slot) => concatenated([Part::Mac(table.0), Number(*slot)]),
         Key::Hop(link, nodes) => concatenated([Part::Link(*link), Part::Mac(nodes.0)]),

@@ -21,7 +21,7 @@ use crate::snapshot::LinkName;
 /// The name of the tables. Nobody else's is ever touched.
 pub const NAME: &str = "landfall";
 /// What a person who finds a table should know. It is part of the skeleton: another wording is another version.
-pub const COMMENT: &str = "Landfall forwards LoadBalancer addresses here; made by landfall node; version 3";
+pub const COMMENT: &str = "Landfall forwards LoadBalancer addresses here; made by landfall node; version 4";
 
 /// A table of ours. There is one for each family, since IPv4 should not pay for rules of IPv6, and one for frames that
 /// have not come as far as that; one transaction changes all of them. Each is there only if it has something to do.
@@ -91,8 +91,8 @@ pub enum Data {
     Verdict,
     /// Addresses of this family with ports.
     Endpoint(Family),
-    /// MAC addresses.
-    Mac,
+    /// Values of this type.
+    Plain(Type),
 }
 
 /// A set or map.
@@ -142,7 +142,7 @@ impl Set {
                 let parts = endpoint(family);
                 Some((concatenated(&parts), length(&parts)))
             }
-            Data::Mac => Some((Type::Mac as u32, Type::Mac.bytes())),
+            Data::Plain(kind) => Some((kind as u32, kind.bytes())),
         }
     }
 

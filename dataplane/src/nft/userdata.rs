@@ -54,7 +54,7 @@ pub fn set(set: &Set) -> Vec<u8> {
     };
     let mut notes = number(SET_KEY_BYTEORDER, order);
     if set.data != Data::None {
-        let order = if set.data == Data::Mac { BIG_ENDIAN } else { NO_ORDER };
+        let order = if matches!(set.data, Data::Plain(_)) { BIG_ENDIAN } else { NO_ORDER };
         notes.extend(number(SET_DATA_BYTEORDER, order));
     }
     match set.data {
@@ -62,11 +62,11 @@ pub fn set(set: &Set) -> Vec<u8> {
             notes.extend(item(SET_KEY_TYPEOF, &concatenation(&set.key)));
             notes.extend(item(SET_DATA_TYPEOF, &concatenation(&skeleton::endpoint(family))));
         }
-        Data::Mac if set.key.contains(&Type::Integer) => {
+        Data::Plain(kind) if set.key.contains(&Type::Integer) => {
             notes.extend(item(SET_KEY_TYPEOF, &concatenation(&set.key)));
-            notes.extend(item(SET_DATA_TYPEOF, &field(Type::Mac)));
+            notes.extend(item(SET_DATA_TYPEOF, &field(kind)));
         }
-        Data::None | Data::Verdict | Data::Mac => {}
+        Data::None | Data::Verdict | Data::Plain(_) => {}
     }
     if set.data != Data::None {
         notes.extend(number(SET_DATA_INTERVAL, 0));

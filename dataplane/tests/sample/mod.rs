@@ -6,7 +6,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use crds::Mac;
-use crds::{Endpoint, EndpointSlice, Holder, Key, Port, Protocol, Service, TrafficPolicy};
+use crds::{Backend, Endpoint, EndpointSlice, Holder, Key, Port, Protocol, Service, TrafficPolicy};
 use dataplane::Snapshot;
 use dataplane::snapshot::{Link, LinkName, Terms};
 use dataplane::sources::Sources;
@@ -14,6 +14,9 @@ use k8s_openapi::api::core::v1 as core;
 
 /// The node that everything is seen from.
 pub const NODE: &str = "n1";
+
+/// The ClusterIPs of a Service that needs some.
+pub const CLUSTER_IPS: [&str; 2] = ["10.96.0.7", "2001:db8:96::7"];
 
 /// An address, or a panic.
 pub fn ip(text: &str) -> IpAddr {
@@ -82,7 +85,7 @@ impl Described {
 
     /// It has this port.
     pub fn port(mut self, name: &str, protocol: Protocol, number: u16) -> Self {
-        self.service.ports.push(Port { name: name.into(), protocol, number });
+        self.service.ports.push(Port { name: name.into(), protocol, number, node_port: None });
         self
     }
 
@@ -101,6 +104,20 @@ impl Described {
     /// A client stays with its endpoint for so many seconds.
     pub fn sticky(mut self, seconds: u32) -> Self {
         self.terms.affinity = Some(seconds);
+        self
+    }
+
+    /// Its packets are to go to this. It has a ClusterIP of each family, and node ports that are greater by 30000 than its own.
+    pub fn by(mut self, backend: Backend) -> Self {
+        self.service.backend = Some(Ok(backend));
+        self.service.cluster_ips = CLUSTER_IPS.map(ip).into();
+        self.service.ports.iter_mut().for_each(|port| port.node_port = Some(30_000 + port.number));
+        self
+    }
+
+    /// It has these labels.
+    pub fn labelled<const N: usize>(mut self, labels: [(&str, &str); N]) -> Self {
+        self.service.labels = labels.into();
         self
     }
 

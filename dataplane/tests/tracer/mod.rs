@@ -71,6 +71,8 @@ pub struct Machine {
     /// The addresses of this node.
     own: BTreeSet<IpAddr>,
     here: BTreeSet<Table>,
+    /// Where another proxy on the node sends what is for these.
+    pub proxied: BTreeMap<SocketAddr, SocketAddr>,
 }
 
 struct Element {
@@ -108,6 +110,7 @@ impl Machine {
             sets: BTreeMap::new(),
             own: own.iter().map(|text| text.parse().expect("an address")).collect(),
             here: BTreeSet::new(),
+            proxied: BTreeMap::new(),
         };
         let elements = elements(ruleset);
         let mut add = |table, chain: Chain| machine.chains.insert((table, chain.name), chain.rules);
@@ -159,14 +162,24 @@ impl Machine {
         if !self.here.contains(&table) {
             return Fate::Passed;
         }
-        let (nat, filter) = match packet.from {
-            From::Link => ("nat-prerouting", "filter-prerouting"),
-            From::Here => ("nat-output", "filter-output"),
+        let (nat, late, filter) = match packet.from {
+            From::Link => ("nat-prerouting", "late-prerouting", "filter-prerouting"),
+            From::Here => ("nat-output", "late-output", "filter-output"),
         };
-        match self.chain(table, nat, &mut state) {
-            Step::Done(fate) => return fate,
-            Step::Translated(to) => state.now = to,
-            Step::Next | Step::Masqueraded => {}
+        for chain in [nat, late] {
+            match self.chain(table, chain, &mut state) {
+                Step::Done(fate) => return fate,
+                Step::Translated(to) => {
+                    state.now = to;
+                    break;
+                }
+                Step::Next | Step::Masqueraded => {}
+            }
+            // In between, the Service proxy translates what it knows.
+            if let Some(to) = self.proxied.get(&state.now) {
+                state.now = *to;
+                break;
+            }
         }
         if let Step::Done(fate) = self.chain(table, filter, &mut state) {
             return fate;
@@ -260,6 +273,11 @@ impl Machine {
             Expression::Unreachable(_) => return Done::Step(Step::Done(Fate::Unreachable)),
             // Learned by what comes after this packet; and one byte has no order.
             Expression::Update { .. } | Expression::ToNetworkOrder { .. } => {}
+            Expression::SetDestination(_) => state.now.set_ip(state.endpoint(table).ip()),
+            Expression::SetPort { .. } => {
+                let port = [state.registers[0], state.registers[1]];
+                state.now.set_port(u16::from_be_bytes(port));
+            }
             // Only frames pass these.
             Expression::Meta { .. }
             | Expression::IsFragment { .. }

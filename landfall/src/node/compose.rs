@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use crds::Mac;
 use crds::node_network::WiredLink;
-use crds::{Advertisement, EndpointSlice, Holder, Key, Node, PoolTerms, Record, Service, Wiring};
+use crds::{Advertisement, Backend, EndpointSlice, Holder, Key, Node, PoolTerms, Record, Service, Wiring};
 use dataplane::snapshot::{Link, LinkName, Terms};
 use dataplane::sources::Sources;
 
@@ -28,11 +28,12 @@ pub(super) struct Snapshots {
     pub(super) speaker: speaker::Snapshot,
 }
 
-/// What the libraries on `node` are to know of what was observed.
+/// What the libraries on `node` are to know of what was observed. Services that don't say what their packets go to have this
+/// `backend`.
 ///
 /// An address counts if there is an object for it that nobody is deleting, whatever the status of a Service says. Who is
 /// `dead` is the speaker's word, which comes long before the API server's.
-pub(super) fn snapshots(node: &str, observed: Observed, dead: BTreeSet<String>) -> Snapshots {
+pub(super) fn snapshots(node: &str, backend: Backend, observed: Observed, dead: BTreeSet<String>) -> Snapshots {
     let Observed { mut services, slices: all, nodes, pools, advertisements, mut addresses, wirings } = observed;
     services.retain(|_, service| service.is_load_balancer);
     let mut slices: BTreeMap<Key, Vec<Arc<EndpointSlice>>> = BTreeMap::new();
@@ -48,6 +49,8 @@ pub(super) fn snapshots(node: &str, observed: Observed, dead: BTreeSet<String>) 
         dead,
         // A range that can't be read is as good as none: the pods count as clients from outside.
         pod_ranges: pod_cidrs.iter().filter_map(|cidr| cidr.parse().ok()).collect(),
+        own: nodes.get(node).map(|own| own.addresses.clone()).unwrap_or_default(),
+        backend,
         addresses: addresses.iter().map(|(address, record)| (*address, held(record))).collect(),
         links: links(node, &nodes, &wirings),
         services: services
@@ -150,7 +153,8 @@ mod tests {
             (address, Arc::new(record))
         };
         let pod_cidrs = vec!["10.244.1.0/24".into(), "?".into()];
-        let node = Node { name: "n1".into(), pod_cidrs, ..Node::default() };
+        let addresses = vec!["192.0.2.11".parse().expect("an address")];
+        let node = Node { name: "n1".into(), pod_cidrs, addresses, ..Node::default() };
         Observed {
             services: [service("web", "LoadBalancer"), service("inner", "ClusterIP")].into(),
             slices: [slice("web-1", "web"), slice("web-2", "web"), slice("inner-1", "inner")].into(),
@@ -164,7 +168,8 @@ mod tests {
 
     #[test]
     fn only_load_balancers_with_their_slices_and_addresses_in_use_are_handed_on() {
-        let Snapshots { dataplane, speaker } = snapshots("n1", observed(), BTreeSet::from(["n2".into()]));
+        let Snapshots { dataplane, speaker } =
+            snapshots("n1", Backend::Endpoints, observed(), BTreeSet::from(["n2".into()]));
         let web = Key::new("default", "web");
         assert_eq!(dataplane.services.keys().collect::<Vec<_>>(), [&web]);
         assert_eq!(dataplane.slices.keys().collect::<Vec<_>>(), [&web]);
@@ -174,31 +179,37 @@ mod tests {
         assert_eq!(speaker.addresses.keys().collect::<Vec<_>>(), [&address]);
         assert_eq!(dataplane.pod_ranges, ["10.244.1.0/24".parse().expect("range")]);
         assert_eq!(dataplane.dead, BTreeSet::from(["n2".to_owned()]));
+        assert_eq!(dataplane.own, ["192.0.2.11".parse::<IpAddr>().expect("an address")]);
     }
 
     #[test]
     fn a_service_says_who_may_use_it_and_whether_clients_stay_with_their_endpoint() {
         let mut observed = observed();
         let web = Key::new("default", "web");
-        let open = snapshots("n1", observed.clone(), BTreeSet::new()).dataplane.services[&web].terms.clone();
+        let open = snapshots("n1", Backend::Endpoints, observed.clone(), BTreeSet::new()).dataplane.services[&web]
+            .terms
+            .clone();
         assert_eq!(*open, Terms::default());
         let service = Arc::make_mut(observed.services.get_mut(&web).expect("a Service"));
         (service.source_ranges, service.affinity) = (vec!["192.0.2.0/24".into()], Some(60));
-        let terms = snapshots("n1", observed.clone(), BTreeSet::new()).dataplane.services[&web].terms.clone();
+        let terms = snapshots("n1", Backend::Endpoints, observed.clone(), BTreeSet::new()).dataplane.services[&web]
+            .terms
+            .clone();
         assert_eq!(
             *terms,
             Terms { sources: Sources::read(["192.0.2.0/24"], None), affinity: Some(60), unspread: false }
         );
         let service = Arc::make_mut(observed.services.get_mut(&web).expect("a Service"));
         (service.source_ranges, service.source_ranges_annotation) = (vec![], Some("198.51.100.0/24".into()));
-        let terms = snapshots("n1", observed, BTreeSet::new()).dataplane.services[&web].terms.clone();
+        let terms =
+            snapshots("n1", Backend::Endpoints, observed, BTreeSet::new()).dataplane.services[&web].terms.clone();
         assert_eq!(terms.sources, Sources::read(["198.51.100.0/24"], None));
     }
 
     #[test]
     fn a_service_is_not_spread_if_it_or_the_pool_of_one_of_its_addresses_says_so() {
         let unspread = |observed: Observed| {
-            let Snapshots { dataplane, .. } = snapshots("n1", observed, BTreeSet::new());
+            let Snapshots { dataplane, .. } = snapshots("n1", Backend::Endpoints, observed, BTreeSet::new());
             dataplane.services[&Key::new("default", "web")].terms.unspread
         };
         let of_the_pool = |spread| PoolTerms { labels: Arc::default(), spread };
@@ -245,15 +256,15 @@ mod tests {
             (name("eth0"), Link { mac: mac(0, 1), peers: peers(&[("n2", mac(0, 2)), ("n3", mac(0, 3))]) }),
             (name("eth1"), Link { mac: mac(1, 1), peers: peers(&[("n3", mac(1, 3))]) }),
         ]);
-        assert_eq!(snapshots("n1", observed.clone(), BTreeSet::new()).dataplane.links, expected);
+        assert_eq!(snapshots("n1", Backend::Endpoints, observed.clone(), BTreeSet::new()).dataplane.links, expected);
         assert_eq!(
-            snapshots("n4", observed.clone(), BTreeSet::new()).dataplane.links,
+            snapshots("n4", Backend::Endpoints, observed.clone(), BTreeSet::new()).dataplane.links,
             BTreeMap::new(),
             "it is alone on its link"
         );
         observed.wirings.remove("n1");
         assert_eq!(
-            snapshots("n1", observed, BTreeSet::new()).dataplane.links,
+            snapshots("n1", Backend::Endpoints, observed, BTreeSet::new()).dataplane.links,
             BTreeMap::new(),
             "nothing is known of its own"
         );

@@ -5,6 +5,7 @@
 use std::collections::BTreeSet;
 
 use anyhow::Result;
+use crds::Backend;
 use kube::Client;
 use observe::Wake;
 use tokio::task::JoinSet;
@@ -13,7 +14,7 @@ use super::{Stores, compose};
 use crate::output::print;
 
 /// Prints the ruleset of `node`. Waits for the API server as long as it takes.
-pub(super) async fn run(client: &Client, node: &str) -> Result<()> {
+pub(super) async fn run(client: &Client, node: &str, backend: Backend) -> Result<()> {
     let wake = Wake::default();
     let mut listener = wake.listener();
     let stores = Stores::new(&wake);
@@ -25,13 +26,13 @@ pub(super) async fn run(client: &Client, node: &str) -> Result<()> {
         }
         listener.woken().await;
     };
-    print(&shown(node, observed))
+    print(&shown(node, backend, observed))
 }
 
 /// What is printed. Nobody is taken for dead: that only speakers know.
-fn shown(node: &str, observed: compose::Observed) -> String {
+fn shown(node: &str, backend: Backend, observed: compose::Observed) -> String {
     let is_known = observed.nodes.contains_key(node);
-    let snapshot = compose::snapshots(node, observed, BTreeSet::new()).dataplane;
+    let snapshot = compose::snapshots(node, backend, observed, BTreeSet::new()).dataplane;
     let ruleset = dataplane::ruleset::ruleset(&snapshot);
     let mut text = format!("# what node {node} would be programmed to do: {} addresses\n", ruleset.addresses.len());
     if !is_known {
@@ -72,7 +73,7 @@ mod tests {
             addresses: [(record.address, Arc::new(record))].into(),
             ..compose::Observed::default()
         };
-        let shown = shown("n1", observed);
+        let shown = shown("n1", Backend::Endpoints, observed);
         for line in [
             "# what node n1 would be programmed to do: 1 addresses",
             "# there is no node of this name",

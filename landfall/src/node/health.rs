@@ -115,7 +115,7 @@ impl Ports {
     /// Opens what is to be answered at, and closes the rest.
     async fn look(&mut self, others: bool) {
         let wanted = self.told.borrow().clone();
-        let is_wanted = |port: &u16| !others && wanted.contains_key(port);
+        let is_wanted = |port: &u16| wanted.get(port).is_some_and(|health| !others || health.alone);
         self.open.retain(|port, task| {
             let stays = is_wanted(port) && !task.is_finished();
             if !stays {
@@ -252,7 +252,7 @@ mod tests {
     async fn a_node_is_asked_for_local_endpoints_until_another_proxy_is_there_or_the_service_gone() {
         let port = free_port();
         let health = |count| {
-            let told = Health { service: Key::new("default", "web"), local_endpoints: count };
+            let told = Health { service: Key::new("default", "web"), local_endpoints: count, alone: false };
             Arc::new(BTreeMap::from([(port, told)]))
         };
         let (tell, told) = watch::channel(health(2));
@@ -281,13 +281,21 @@ mod tests {
         tell.send_replace(Arc::default());
         ports.look(false).await;
         assert!(ports.open.is_empty());
+
+        // For a Service that kube-proxy leaves alone nobody else answers.
+        assert!(ports.tasks.join_next().await.is_some(), "the port is closed");
+        let alone = Health { service: Key::new("default", "web"), local_endpoints: 1, alone: true };
+        tell.send_replace(Arc::new(BTreeMap::from([(port, alone)])));
+        ports.look(true).await;
+        ports.look(true).await;
+        assert!(asked(port).await.starts_with("HTTP/1.1 200 "));
     }
 
     #[tokio::test]
     async fn a_port_that_another_proxy_has_is_left_to_it() {
         let other = TcpListener::bind((Ipv6Addr::UNSPECIFIED, 0)).await.expect("listen");
         let port = other.local_addr().expect("an address").port();
-        let told = Health { service: Key::new("default", "web"), local_endpoints: 2 };
+        let told = Health { service: Key::new("default", "web"), local_endpoints: 2, alone: false };
         let (_tell, told) = watch::channel(Arc::new(BTreeMap::from([(port, told)])));
         let mut ports = Ports { told, open: BTreeMap::new(), seen: BTreeMap::new(), tasks: JoinSet::new() };
         for _ in 0..3 {

@@ -5,6 +5,7 @@ use crate::diff::{Change, diff};
 use crate::netlink::attribute::{Writer, attributes};
 use crate::nft::skeleton;
 use crate::ruleset::{Pick, Way};
+use crds::Backend;
 use proptest::prelude::*;
 
 fn a_table() -> impl Strategy<Value = Table> {
@@ -60,8 +61,16 @@ fn elements_of(table: Table) -> BoxedStrategy<Elements> {
     let frontend = (address(), a_protocol(), any::<u16>())
         .prop_map(|(address, protocol, port)| Frontend { address, protocol, port })
         .boxed();
-    let way = (any::<u32>(), 1u32.., any::<bool>(), proptest::option::of(any::<u32>()))
-        .prop_map(|(from, count, restricted, affinity)| Way { pick: Pick { from, count }, restricted, affinity });
+    let way = (any::<u32>(), 1u32.., any::<bool>(), proptest::option::of(any::<u32>())).prop_map(
+        |(from, count, restricted, affinity)| Way {
+            pick: Pick { from, count },
+            restricted,
+            affinity,
+            ..Way::default()
+        },
+    );
+    let proxied = (prop_oneof![Just(Backend::NodePort), Just(Backend::ClusterIp)], any::<bool>());
+    let way = prop_oneof![way, proxied.prop_map(|(backend, restricted)| Way { restricted, backend, ..Way::default() })];
     let range = (address(), address()).prop_map(|(a, b)| Range::new(a.min(b), a.max(b)).expect("a range"));
     let endpoint = (address(), any::<u16>()).prop_map(|(address, port)| SocketAddr::new(address, port));
     let element = prop_oneof![
@@ -69,6 +78,10 @@ fn elements_of(table: Table) -> BoxedStrategy<Elements> {
         (frontend.clone(), way.clone()).prop_map(|(f, w)| (Key::Service(f), Value::Way(w))),
         (frontend.clone(), way.clone()).prop_map(|(f, w)| (Key::Inside(f), Value::Way(w))),
         (frontend.clone(), any::<bool>()).prop_map(|(f, restricted)| (Key::Refused(f), Value::Refuse { restricted })),
+        frontend.clone().prop_map(|f| (Key::Refused(f), Value::Leave)),
+        (frontend.clone(), any::<u16>()).prop_map(|(f, port)| (Key::NodePort(f), Value::NewPort(port))),
+        (frontend.clone(), address()).prop_map(|(f, a)| (Key::ClusterIp(f), Value::NewAddress(a))),
+        (address(), address()).prop_map(|(a, node)| (Key::Node(a), Value::NewAddress(node))),
         (frontend.clone(), any::<u32>()).prop_map(|(f, seconds)| (Key::Remembered(f), Value::Remember(seconds))),
         (frontend.clone(), range).prop_map(|(f, range)| (Key::Source(f, range), Value::Present)),
         (frontend, any::<u32>(), endpoint).prop_map(|(f, i, e)| (Key::Endpoint(f, i), Value::Endpoint(e))),
@@ -212,7 +225,12 @@ proptest! {
 #[test]
 fn every_rule_is_read_as_it_is_written() {
     let open = Way { pick: Pick { from: 0, count: 1 }, ..Way::default() };
-    let ways = [open, Way { pick: Pick { from: 3, count: 7 }, restricted: true, affinity: Some(1) }];
+    let ways = [
+        open,
+        Way { pick: Pick { from: 3, count: 7 }, restricted: true, affinity: Some(1), ..Way::default() },
+        Way { backend: Backend::NodePort, ..Way::default() },
+        Way { restricted: true, backend: Backend::ClusterIp, ..Way::default() },
+    ];
     let chains = |table: Table| {
         let changing = match table.family() {
             Some(family) => {

@@ -4,6 +4,10 @@ use super::numbers::*;
 use super::{Expression, Header, Meta, Register, Relation, Verdict, decode_value};
 use crate::netlink::attribute::Attribute;
 
+fn header(number: u32) -> Option<Header> {
+    [Header::Link, Header::Network, Header::Transport].into_iter().find(|header| *header as u32 == number)
+}
+
 impl Expression {
     /// Reads such an item; `None` if it is anything but what [`Expression::encode`] writes.
     pub fn decode(item: Attribute<'_>) -> Option<Self> {
@@ -17,11 +21,16 @@ impl Expression {
         match item.inner().find(NAME)?.text()? {
             "payload" if data.find(PAYLOAD_SREG).is_some() => {
                 from(PAYLOAD_SREG, Register::FIRST)?;
-                is(PAYLOAD_BASE, Header::Link as u32)?;
-                [PAYLOAD_CSUM_TYPE, PAYLOAD_CSUM_OFFSET, PAYLOAD_CSUM_FLAGS]
-                    .into_iter()
-                    .try_for_each(|kind| absent_or(kind, 0))?;
-                Some(Self::Write { offset: number(PAYLOAD_OFFSET)?, length: number(PAYLOAD_LEN)? })
+                let (offset, length) = (number(PAYLOAD_OFFSET)?, number(PAYLOAD_LEN)?);
+                let checksum = [PAYLOAD_CSUM_TYPE, PAYLOAD_CSUM_OFFSET, PAYLOAD_CSUM_FLAGS].map(number);
+                let [kind, at, flags] = checksum.map(Option::unwrap_or_default);
+                let header = header(number(PAYLOAD_BASE)?)?;
+                let found = Written { header, offset, length, checksum: (kind, at, flags) };
+                let known = FAMILIES.map(Self::SetDestination).into_iter().zip(FAMILIES.map(destination));
+                let ports = WITH_PORTS.map(|protocol| (Self::SetPort { protocol }, port(protocol)));
+                let frame = (Self::Write { offset, length }, link(offset, length));
+                let mut known = known.chain(ports).chain([frame]);
+                known.find(|(_, written)| *written == found).map(|(expression, _)| expression)
             }
             "exthdr" => {
                 is(EXTHDR_FLAGS, EXTHDR_PRESENT)?;
@@ -47,9 +56,7 @@ impl Expression {
                 Some(Self::Forward)
             }
             "payload" => Some(Self::Payload {
-                header: [Header::Link, Header::Network, Header::Transport]
-                    .into_iter()
-                    .find(|header| number(PAYLOAD_BASE) == Some(*header as u32))?,
+                header: header(number(PAYLOAD_BASE)?)?,
                 offset: number(PAYLOAD_OFFSET)?,
                 length: number(PAYLOAD_LEN)?,
                 into: register(PAYLOAD_DREG)?,

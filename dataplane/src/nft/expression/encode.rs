@@ -1,8 +1,17 @@
 //! Expressions written into messages.
 
 use super::numbers::*;
-use super::{Expression, Header, Register, encode_value};
+use super::{Expression, Register, encode_value};
 use crate::netlink::attribute::Writer;
+
+impl Written {
+    fn encode(&self, data: &mut Writer) {
+        let (kind, at, flags) = self.checksum;
+        data.u32(PAYLOAD_SREG, Register::FIRST.number()).u32(PAYLOAD_BASE, self.header as u32);
+        data.u32(PAYLOAD_OFFSET, self.offset).u32(PAYLOAD_LEN, self.length);
+        data.u32(PAYLOAD_CSUM_TYPE, kind).u32(PAYLOAD_CSUM_OFFSET, at).u32(PAYLOAD_CSUM_FLAGS, flags);
+    }
+}
 
 impl Expression {
     /// Writes it as one item of a rule's list.
@@ -35,9 +44,15 @@ impl Expression {
                 "hash"
             }
             Self::Write { offset, length } => {
-                data.u32(PAYLOAD_SREG, Register::FIRST.number()).u32(PAYLOAD_BASE, Header::Link as u32);
-                data.u32(PAYLOAD_OFFSET, *offset).u32(PAYLOAD_LEN, *length);
-                data.u32(PAYLOAD_CSUM_TYPE, 0).u32(PAYLOAD_CSUM_OFFSET, 0).u32(PAYLOAD_CSUM_FLAGS, 0);
+                link(*offset, *length).encode(&mut data);
+                "payload"
+            }
+            Self::SetDestination(family) => {
+                destination(*family).encode(&mut data);
+                "payload"
+            }
+            Self::SetPort { protocol } => {
+                port(*protocol).encode(&mut data);
                 "payload"
             }
             Self::Forward => {

@@ -2,7 +2,7 @@
 
 use crds::service::Family;
 
-use super::Register;
+use super::{Header, Register};
 
 pub(super) const FAMILIES: [Family; 2] = [Family::V4, Family::V6];
 
@@ -117,6 +117,49 @@ pub(super) const REJECT_TYPE: u16 = 1;
 pub(super) const REJECT_CODE: u16 = 2;
 pub(super) const REJECT_ICMP: u32 = 0;
 pub(super) const REJECT_RESET: u32 = 1;
+
+/// A part of a packet that is written over: which, and what becomes of the checksum over it (its kind, where it stands, and
+/// NFT_PAYLOAD_L4CSUM_PSEUDOHDR if the addresses are in that of the transport header too).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Written {
+    pub(super) header: Header,
+    pub(super) offset: u32,
+    pub(super) length: u32,
+    pub(super) checksum: (u32, u32, u32),
+}
+
+/// NFT_PAYLOAD_CSUM_NONE, NFT_PAYLOAD_CSUM_INET and NFT_PAYLOAD_CSUM_SCTP.
+const CSUM_NONE: u32 = 0;
+const CSUM_INET: u32 = 1;
+const CSUM_SCTP: u32 = 2;
+const PSEUDO_HEADER: u32 = 1;
+
+/// TCP, UDP and SCTP.
+pub(super) const WITH_PORTS: [u8; 3] = [6, 17, 132];
+
+/// A part of the header of the link.
+pub(super) fn link(offset: u32, length: u32) -> Written {
+    Written { header: Header::Link, offset, length, checksum: (CSUM_NONE, 0, 0) }
+}
+
+/// The destination address (RFC 791 §3.1, RFC 8200 §3).
+pub(super) fn destination(family: Family) -> Written {
+    let (offset, length, checksum) = match family {
+        Family::V4 => (16, 4, (CSUM_INET, 10, PSEUDO_HEADER)),
+        Family::V6 => (24, 16, (CSUM_NONE, 0, PSEUDO_HEADER)),
+    };
+    Written { header: Header::Network, offset, length, checksum }
+}
+
+/// The destination port of one of [`WITH_PORTS`], and where its checksum stands (RFC 9293 §3.1, RFC 768, RFC 9260 §3).
+pub(super) fn port(protocol: u8) -> Written {
+    let checksum = match protocol {
+        6 => (CSUM_INET, 16, 0),
+        17 => (CSUM_INET, 6, 0),
+        _ => (CSUM_SCTP, 8, 0),
+    };
+    Written { header: Header::Transport, offset: 2, length: 2, checksum }
+}
 
 /// What every hash begins with: any number will do, but all nodes must have the same.
 pub(super) const SEED: u32 = 0x4c66;

@@ -1,5 +1,6 @@
 //! The tables that translate and refuse, one for each family: their sets, chains and rules.
 
+use crds::Backend;
 use crds::service::Family;
 
 use super::field::{FRONTEND, Field, equals, icmp_type, load, lookup, protocol_is, rule, rule_first, verdict_map};
@@ -12,7 +13,8 @@ use crate::ruleset::Way;
 const BEFORE_DSTNAT: i32 = -110;
 /// Before kube-proxy's masquerade, which is at 100 (srcnat).
 const BEFORE_SRCNAT: i32 = 90;
-/// After everybody's destination nat, which the kernel does at -100 whatever priority a nat chain has.
+/// After everybody's destination nat, which the kernel does at -100 whatever priority a nat chain has; and, of such chains,
+/// after kube-proxy's.
 const AFTER_DSTNAT: i32 = -90;
 
 const PREROUTING: u32 = 0;
@@ -37,6 +39,9 @@ pub fn sets(family: Family) -> Vec<Set> {
         set("services", &[address, Protocol, Port], Data::Verdict, "what is served, and by how many endpoints"),
         set("inside", &[address, Protocol, Port], Data::Verdict, "what else is served to this node and its pods"),
         set("refused", &[address, Protocol, Port], Data::Verdict, "what has no endpoint anywhere"),
+        set("node-ports", &[address, Protocol, Port], Data::Plain(Port), "which node port leads to the same"),
+        set("nodes", &[address], Data::Plain(address), "this node, as its Service proxy knows it"),
+        set("cluster-ips", &[address, Protocol, Port], Data::Plain(address), "which ClusterIP leads to the same"),
         ranges(set("sources", &[address, Protocol, Port, address], Data::None, "who may use what not everybody may")),
         set("endpoints", &[address, Protocol, Port, Integer], endpoint, "where packets are sent to"),
         set(
@@ -88,6 +93,8 @@ pub fn chains(family: Family) -> Vec<Chain> {
             BEFORE_DSTNAT,
             vec![translate("inside"), translate("services"), ping(family)],
         ),
+        base("late-prerouting", "nat", PREROUTING, AFTER_DSTNAT, vec![unproxied(family)]),
+        base("late-output", "nat", OUTPUT, AFTER_DSTNAT, vec![unproxied(family)]),
         base("nat-input", "nat", INPUT, BEFORE_SRCNAT, vec![translated(family, "learn")]),
         base("nat-postrouting", "nat", POSTROUTING, BEFORE_SRCNAT, vec![translated(family, "source")]),
         base("filter-prerouting", "filter", PREROUTING, AFTER_DSTNAT, vec![to_lb_ip(family)]),
@@ -100,7 +107,53 @@ pub fn chains(family: Family) -> Vec<Chain> {
 ///
 /// Who may go it is asked in the chain itself. So one element decides which endpoints there are and whether everybody
 /// may use them, and no packet can see one of it without the other while they change.
+///
+/// Or it is a way to what the Service proxy serves: see [`readdress`].
 pub fn way(family: Family, way: Way) -> Chain {
+    let mut rules = match way.backend {
+        Backend::Endpoints => picked(family, way),
+        Backend::NodePort => {
+            let ports = [TCP, UDP, SCTP].map(|protocol| {
+                let port = readdress(family, FRONTEND, "node-ports", Expression::SetPort { protocol });
+                rule(protocol_is(protocol), port)
+            });
+            let node = readdress(family, &[Field::Destination], "nodes", Expression::SetDestination(family));
+            ports.into_iter().chain([node]).collect()
+        }
+        Backend::ClusterIp => {
+            vec![readdress(family, FRONTEND, "cluster-ips", Expression::SetDestination(family))]
+        }
+    };
+    if way.restricted {
+        rules = rule_first(keep_out(family), rules);
+    }
+    Chain { name: chain(way), hook: None, rules }
+}
+
+/// `ip daddr set ip daddr . meta l4proto . th dport map @…`
+///
+/// The packet goes on as if it had been for that, and meets the rules of the Service proxy in the same hook: those look at the
+/// packet, and translate it. Connection tracking has noted before where it was for, and what it does to the packet from then
+/// on follows from that note: the answer comes from the lb_ip, and the next packets pass no rule any more.
+///
+/// TODO(correctness): the kernel gives a datagram of UDP without a checksum a wrong one when its port is written, so of each
+/// such flow to a node port the first is lost.
+fn readdress(family: Family, key: &[Field], map: &str, write: Expression) -> Vec<Expression> {
+    rule(load(family, key), [Expression::Lookup { set: map.into(), into: Some(Register::FIRST) }, write])
+}
+
+/// `ip daddr != @addresses ct original ip daddr @addresses drop`
+///
+/// For a packet that was readdressed, and that the Service proxy, which comes before, has not translated: it does not know the
+/// Service yet, or any more. Let through, it would reach this node itself or leave the cluster, and all that follow it the same.
+fn unproxied(family: Family) -> Vec<Expression> {
+    let elsewhere = rule(load(family, &[Field::Destination]), [Expression::Absent { set: "addresses".into() }]);
+    let readdressed = rule(load(family, &[Field::LbIp]), [lookup("addresses")]);
+    rule(elsewhere, rule(readdressed, [Expression::Verdict(Verdict::Drop)]))
+}
+
+/// The rules that pick an endpoint.
+fn picked(family: Family, way: Way) -> Vec<Vec<Expression>> {
     let random = Field::Random(way.pick);
     let key = load(family, &[Field::Destination, Field::Protocol, Field::Port, random]);
     let find = Expression::Lookup { set: "endpoints".into(), into: Some(Register::FIRST) };
@@ -110,10 +163,7 @@ pub fn way(family: Family, way: Way) -> Chain {
         let client = load(family, &[Field::Source, Field::Destination, Field::Protocol, Field::Port]);
         rules = rule_first(rule(client, [again, Expression::Dnat(family)]), rules);
     }
-    if way.restricted {
-        rules = rule_first(keep_out(family), rules);
-    }
-    Chain { name: chain(way), hook: None, rules }
+    rules
 }
 
 /// `ip daddr . meta l4proto . th dport . ip saddr != @sources drop`

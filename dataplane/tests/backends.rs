@@ -1,0 +1,271 @@
+//! Packets that are given to the node's Service proxy: what the rules say (traced, without a kernel), and what a kernel does
+//! in which another table plays that proxy.
+
+mod programmed;
+mod sample;
+mod tracer;
+mod world;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::io::ErrorKind;
+use std::net::SocketAddr;
+
+use crds::Backend::{self, ClusterIp, Endpoints, NodePort};
+use crds::service::Family;
+use dataplane::Snapshot;
+use dataplane::backend::{Fallback, Hindrance};
+use dataplane::ruleset::{Problem, Reach, ruleset};
+use programmed::{Agent, all, apply, engine, on, web, with_pods};
+use sample::{CLUSTER_IPS, Described, at, ip, on_eth0, service, snapshot};
+use tracer::{Fate, From, Machine, Packet};
+use world::{Answer, Net, SILENCE, V4, V6, World, ask_tcp, ask_udp, connect, nft, ping, udp, wait_for};
+
+const BOTH: [Backend; 2] = [NodePort, ClusterIp];
+
+/// A snapshot of these, on a node that knows its own addresses.
+fn on_node(services: impl IntoIterator<Item = Described>) -> Snapshot {
+    Snapshot { own: [V4, V6].map(|net| ip(net.n1)).into(), ..snapshot(services) }
+}
+
+fn cluster_ip(net: Net) -> &'static str {
+    CLUSTER_IPS[if net.family == Family::V4 { 0 } else { 1 }]
+}
+
+/// A nat chain's rules that play kube-proxy: for the Service of [`web`], its ClusterIP at port 80 and node port 30080, to
+/// these pods at port 8080. What comes to the node port is masqueraded.
+fn play_kube_proxy(world: &World, net: Net, pods: &[&world::Pod]) {
+    let (table, ip) = match net.family {
+        Family::V4 => ("ip", "ip"),
+        Family::V6 => ("ip6", "ip6"),
+    };
+    let targets: Vec<_> = pods.iter().enumerate().map(|(n, pod)| format!("{n} : {} . 8080", net.of(pod))).collect();
+    let dnat = format!("dnat {ip} to numgen random mod {} map {{ {} }}", pods.len(), targets.join(", "));
+    nft(
+        &world.n1,
+        &format!(
+            "table {table} kube-proxy
+            delete table {table} kube-proxy
+            table {table} kube-proxy {{
+                chain services {{
+                    {ip} daddr {} meta l4proto {{ tcp, udp }} th dport 80 {dnat}
+                    fib daddr type local meta l4proto {{ tcp, udp }} th dport 30080 meta mark set meta mark or 0x4000 {dnat}
+                }}
+                chain prerouting {{ type nat hook prerouting priority -100; jump services; }}
+                chain output {{ type nat hook output priority -100; jump services; }}
+                chain postrouting {{
+                    type nat hook postrouting priority 100
+                    meta mark and 0x4000 != 0 masquerade
+                }}
+            }}",
+            cluster_ip(net),
+        ),
+    );
+}
+
+#[test]
+fn packets_are_readdressed_for_the_proxy_and_where_it_does_not_take_them_dropped() {
+    Net::each(|net| {
+        for backend in BOTH {
+            let pod = at(&SocketAddr::new(ip(&net.pod(2, 6)), 8080).to_string());
+            let web = web(net, [sample::ready(&net.pod(2, 6), "n2")])
+                .by(backend)
+                .only_from(&["0.0.0.0/0", "2001:db8:1::/64"]);
+            let planned = ruleset(&with_pods(on_node([web])));
+            let (address, port) = if backend == NodePort { (net.n1, 30080) } else { (cluster_ip(net), 80) };
+            let proxied = BTreeMap::from([(SocketAddr::new(ip(address), port), pod)]);
+            for (from, source, masqueraded) in
+                [(From::Link, net.client, true), (From::Link, &*net.pod(1, 5), false), (From::Here, net.n1, true)]
+            {
+                let mut machine = Machine::new(&planned, &[net.n1, net.gateway]);
+                let packet = Packet { from, source: ip(source), destination: ip(net.lb_ip), protocol: 17, port: 80 };
+                let may = net.family == Family::V4 || source != net.pod(1, 5);
+                assert_eq!(machine.fates(packet), BTreeSet::from([Fate::Dropped]), "{backend}, {source}: no proxy");
+                machine.proxied.clone_from(&proxied);
+                let sent = Fate::Sent { to: pod, masqueraded };
+                let expected = if may { sent } else { Fate::Dropped };
+                assert_eq!(machine.fates(packet), BTreeSet::from([expected]), "{backend}, {source}");
+                let elsewhere = Packet { port, ..packet };
+                let expected = if port == 80 { expected } else { Fate::Dropped };
+                assert_eq!(machine.fates(elsewhere), BTreeSet::from([expected]), "the node port is none of the lb_ip");
+            }
+        }
+    });
+}
+
+#[test]
+fn the_service_proxy_serves_a_client_a_pod_and_the_node_itself() {
+    Net::each(|net| {
+        let world = World::new();
+        let (near, far, asking) = (world.pod(1, 5), world.pod(2, 5), world.pod(1, 6));
+        play_kube_proxy(&world, net, &[&near, &far]);
+        let mut engine = engine(&world);
+        let at = net.port(80);
+        for backend in BOTH {
+            apply(&mut engine, &on_node([web(net, [on(net, &near), on(net, &far)]).by(backend)]));
+            // What the proxy masquerades, the node is seen in place of.
+            let masquerades = backend == NodePort;
+            let seen = |client: &str, from_far: &str| {
+                let near_sees = if masquerades { net.gateway } else { client };
+                BTreeSet::from([Answer::new(&near, near_sees), Answer::new(&far, from_far)])
+            };
+            let own = net.of(&asking);
+            for (from, expected) in [
+                (&world.client, seen(net.client, net.n1)),
+                (&asking.namespace, seen(&own, if masquerades { net.n1 } else { &own })),
+                (&world.n1, seen(net.gateway, net.n1)),
+            ] {
+                assert_eq!(all(|| ask_tcp(from, &at)), expected, "{backend} over TCP");
+                assert_eq!(all(|| ask_udp(&udp(from, &at)).expect("an answer")), expected, "{backend} over UDP");
+            }
+            let hairpin = ask_tcp(&near.namespace, &at);
+            assert!([(1, 5), (2, 5)].contains(&hairpin.pod), "{hairpin:?}");
+            ping(&world.client, net.lb_ip).expect("an echo reply");
+        }
+    });
+}
+
+#[test]
+fn the_same_goes_for_a_service_proxy_of_iptables() {
+    let world = World::new();
+    let pod = world.pod(1, 5);
+    for chain in ["PREROUTING", "OUTPUT"] {
+        for matches in ["-d 10.96.0.7 -p tcp --dport 80", "-m addrtype --dst-type LOCAL -p tcp --dport 30080"] {
+            let rule = format!("-t nat -A {chain} {matches} -j DNAT --to 10.244.1.5:8080");
+            let iptables = world.n1.command("iptables").args(rule.split(' ')).output().expect("run iptables");
+            assert!(iptables.status.success(), "{}", String::from_utf8_lossy(&iptables.stderr));
+        }
+    }
+    let mut engine = engine(&world);
+    for backend in BOTH {
+        apply(&mut engine, &on_node([web(V4, [on(V4, &pod)]).by(backend)]));
+        assert_eq!(ask_tcp(&world.client, &V4.port(80)), Answer::new(&pod, V4.client), "{backend}");
+        assert_eq!(ask_tcp(&world.n1, &V4.port(80)), Answer::new(&pod, V4.gateway), "{backend}");
+    }
+}
+
+#[test]
+fn a_client_waits_for_a_proxy_that_does_not_know_the_service_yet() {
+    Net::each(|net| {
+        let world = World::new();
+        let pod = world.pod(1, 5);
+        let mut engine = engine(&world);
+        for backend in BOTH {
+            apply(&mut engine, &on_node([web(net, [on(net, &pod)]).by(backend)]));
+            let error = connect(&world.client, &net.port(80), SILENCE).err().expect("no connection");
+            assert_eq!(error.kind(), ErrorKind::TimedOut, "{backend}");
+            // The same flow, and not a new one: nothing was remembered of its first packet.
+            let socket = udp(&world.client, &net.port(80));
+            socket.send(b"?").expect("send");
+            let answer = socket.recv(&mut [0; 8]).expect_err("an answer");
+            assert_eq!(answer.kind(), ErrorKind::WouldBlock, "{backend}");
+            play_kube_proxy(&world, net, &[&pod]);
+            assert_eq!(ask_udp(&socket).expect("an answer").pod, (1, 5), "{backend}");
+            assert_eq!(ask_tcp(&world.client, &net.port(80)).pod, (1, 5), "{backend}");
+            play_kube_proxy_no_more(&world, net);
+        }
+    });
+}
+
+fn play_kube_proxy_no_more(world: &World, net: Net) {
+    nft(&world.n1, &format!("delete table {} kube-proxy", if net.family == Family::V4 { "ip" } else { "ip6" }));
+}
+
+#[test]
+fn who_may_not_use_a_service_is_dropped_before_the_proxy_and_without_endpoints_all_are_refused() {
+    Net::each(|net| {
+        let world = World::new();
+        let pod = world.pod(1, 5);
+        play_kube_proxy(&world, net, &[&pod]);
+        let mut engine = engine(&world);
+        for backend in BOTH {
+            let pods_only = web(net, [on(net, &pod)]).by(backend).only_from(&[net.pods]);
+            apply(&mut engine, &on_node([pods_only]));
+            let error = connect(&world.client, &net.port(80), SILENCE).err().expect("no connection");
+            assert_eq!(error.kind(), ErrorKind::TimedOut, "{backend}");
+            assert_eq!(ask_tcp(&pod.namespace, &net.port(80)).pod, (1, 5), "{backend}");
+            apply(&mut engine, &on_node([web(net, []).by(backend)]));
+            let error = connect(&world.client, &net.port(80), world::PATIENCE).err().expect("no connection");
+            assert_eq!(error.kind(), ErrorKind::ConnectionRefused, "{backend}");
+        }
+    });
+}
+
+#[test]
+fn open_connections_outlive_a_change_of_the_backend() {
+    let world = World::new();
+    let pod = world.pod(1, 5);
+    play_kube_proxy(&world, V4, &[&pod]);
+    let mut engine = engine(&world);
+    let mut open = Vec::new();
+    for backend in [Endpoints, NodePort, ClusterIp, Endpoints] {
+        apply(&mut engine, &on_node([web(V4, [on(V4, &pod)]).by(backend)]));
+        open.push(connect(&world.client, &V4.port(80), world::PATIENCE).expect("a connection"));
+        for connection in &mut open {
+            assert_eq!(connection.ask().expect("an answer").pod, (1, 5), "{backend}");
+        }
+    }
+}
+
+#[test]
+fn frames_for_the_proxy_stay_on_the_node_that_announces() {
+    let web = |backend| web(V4, [sample::ready("10.244.1.5", "n1"), sample::ready("10.244.2.5", "n2")]).by(backend);
+    let reach = |backend| {
+        let planned = ruleset(&Snapshot { links: on_eth0(&["n2"]), ..on_node([web(backend)]) });
+        (planned.addresses[&ip(V4.lb_ip)].reach(), planned.tables().count())
+    };
+    assert_eq!(reach(Endpoints), (Reach::Spread, 2), "flows and fragments");
+    assert_eq!(reach(NodePort), (Reach::Proxied, 0));
+    assert_eq!(reach(ClusterIp), (Reach::Proxied, 0));
+}
+
+#[test]
+fn what_can_not_go_by_the_proxy_goes_to_endpoints_and_says_so() {
+    let web = |backend| web(V4, [sample::ready("10.244.1.5", "n1")]).by(backend);
+    let because = |described: Described, snapshot: fn([Described; 1]) -> Snapshot| {
+        let planned = ruleset(&snapshot([described]));
+        let lb_ip = &planned.addresses[&ip(V4.lb_ip)];
+        assert!(lb_ip.ports.values().all(|target| target.proxied.is_none()), "{lb_ip:?}");
+        lb_ip.problems.iter().cloned().collect::<Vec<_>>()
+    };
+    let fallback =
+        |wanted, because| [Problem::Fallback(Fallback { service: crds::Key::new("default", "web"), wanted, because })];
+    assert_eq!(because(web(NodePort), snapshot), fallback(NodePort, Hindrance::NoNodeAddress(Family::V4)));
+    let local = because(web(ClusterIp).local(), on_node);
+    assert_eq!(local, fallback(ClusterIp, Hindrance::LocalPolicy));
+    let ours = web(ClusterIp).labelled([("service.kubernetes.io/service-proxy-name", "landfall")]);
+    assert_eq!(because(ours, on_node), fallback(ClusterIp, Hindrance::Labelled));
+}
+
+#[test]
+fn a_service_of_another_proxy_is_left_to_it() {
+    let world = World::new();
+    let (pod, theirs) = (world.pod(1, 5), world.pod(1, 6));
+    let web = || web(V4, [on(V4, &pod)]);
+    let other = [("service.kubernetes.io/service-proxy-name", "example.com")];
+    let agent = Agent::start(&world.n1);
+    agent.tell(with_pods(snapshot([web().labelled(other)])));
+    wait_for("the lb_ip to be known", || agent.published().addresses.contains(&ip(V4.lb_ip)));
+    let published = agent.published();
+    assert!(published.serving.contains(&ip(V4.lb_ip)), "it may be announced: {published:?}");
+    let list = || world.n1.command("nft").args(["list", "tables"]).output().expect("run nft").stdout;
+    assert_eq!(String::from_utf8_lossy(&list()), "", "nothing of ours stands in the way");
+
+    // Beside a Service of ours its port alone is left; what neither has is dropped.
+    let beside = service("beside").holds(V4.lb_ip).port("", crds::Protocol::Tcp, 81);
+    let beside = beside.slice(&[("", crds::Protocol::Tcp, 8080)], [on(V4, &pod)]);
+    agent.tell(with_pods(snapshot([web().labelled(other), beside])));
+    wait_for("our own port", || connect(&world.client, &V4.port(81), SILENCE).is_ok());
+    nft(
+        &world.n1,
+        "table ip theirs { chain prerouting {
+            type nat hook prerouting priority -100
+            ip daddr 198.51.100.10 tcp dport 80 dnat to 10.244.1.6:8080
+        }
+        }",
+    );
+    assert_eq!(ask_tcp(&world.client, &V4.port(80)), Answer::new(&theirs, V4.gateway), "as what leaves the node");
+    assert_eq!(ask_tcp(&world.client, &V4.port(81)), Answer::new(&pod, V4.client));
+    let error = connect(&world.client, &V4.port(82), SILENCE).err().expect("no connection");
+    assert_eq!(error.kind(), ErrorKind::TimedOut);
+    agent.end();
+}
