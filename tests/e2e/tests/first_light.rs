@@ -1,5 +1,8 @@
 //! From `<pending>` to an answer on the LAN, with each kind of Service proxy and with none.
 
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+
 use anyhow::{Result, ensure};
 use e2e::World;
 use e2e::world::{SOON, ingress};
@@ -39,7 +42,7 @@ async fn an_address_appears_and_answers(name: &str, kube_proxy: KubeProxy) -> Re
     // The other way, where the Service wants that: elsewhere than on the announcer, a pod sees that node.
     let annotate = |value: &str| json!({"metadata": {"annotations": {"landfall.dev/spread": value}}});
     world.patch_service("web", annotate("false")).await?;
-    let nodes: std::collections::BTreeMap<_, _> = world.pods("web").await?.into_iter().collect();
+    let nodes: BTreeMap<_, _> = world.pods("web").await?.into_iter().collect();
     wait_until(SOON, "the announcer to translate by itself", async || {
         for _ in 0..20 {
             let answer = world.lan.tcp(address)?;
@@ -50,9 +53,66 @@ async fn an_address_appears_and_answers(name: &str, kube_proxy: KubeProxy) -> Re
         Ok(())
     })
     .await?;
+    if kube_proxy != KubeProxy::None {
+        the_service_proxy_serves_it_too(&world).await?;
+    }
     let report = world.landfall(&["status"])?;
     ensure!(report.contains("default/web") && report.contains(&announcer), "{report}");
     world.end()
+}
+
+/// Packets are given to kube-proxy, which sends them on as it sends what comes to its node port or to its ClusterIP.
+async fn the_service_proxy_serves_it_too(world: &World) -> Result<()> {
+    world.pool("both", &["192.0.2.210/32", "2001:db8::210/128"]).await?;
+    world.service("through", json!({"selector": {"app": "web"}, "ipFamilyPolicy": "RequireDualStack"})).await?;
+    world.address("through").await?;
+    let addresses = ingress(&world.get_service("through").await?);
+    ensure!(addresses.len() == 2, "{addresses:?}");
+    let client = world.cluster.client_host("c1");
+    let clients: [IpAddr; 2] = [client.ipv4().into(), client.ipv6().into()];
+    let nodes: BTreeMap<_, _> = world.pods("web").await?.into_iter().collect();
+    for (backend, policy, chain) in [
+        ("nodeport", "Cluster", "to-node-port"),
+        ("nodeport", "Local", "to-node-port"),
+        ("clusterip", "Cluster", "to-cluster-ip"),
+        // Behind a ClusterIP nobody keeps to that policy, so it is not asked.
+        ("clusterip", "Local", "pick-1"),
+        ("endpoints", "Cluster", "pick-1"),
+    ] {
+        world
+            .patch_service(
+                "through",
+                json!({
+                    "metadata": {"annotations": {"landfall.dev/backend": backend}},
+                    "spec": {"externalTrafficPolicy": policy},
+                }),
+            )
+            .await?;
+        let what = format!("backend {backend} under the policy {policy}");
+        for (&address, client) in addresses.iter().zip(clients) {
+            let announcer = world.announcer(address).await?;
+            let family = if address.is_ipv4() { "ip" } else { "ip6" };
+            wait_until(SOON, &what, async || {
+                world.cluster.node(&announcer).output(["nft", "list", "chain", family, "landfall", chain])?;
+                // Where kube-proxy decides, it masquerades all but what it keeps on the node.
+                let keeps = policy == "Local" || backend == "endpoints";
+                for ask in 0..12 {
+                    let answer = if ask % 2 == 0 { world.lan.tcp(address)? } else { world.lan.udp(address)? };
+                    let on = &nodes[&answer.pod];
+                    let (from, kept) = (answer.client.ip(), answer.client.ip() == client);
+                    ensure!(kept == keeps, "{} on {on} saw {from} for {address}", answer.pod);
+                    ensure!(
+                        backend != "nodeport" || policy != "Local" || *on == announcer,
+                        "{} is on {on}",
+                        answer.pod
+                    );
+                }
+                Ok(())
+            })
+            .await?;
+        }
+    }
+    world.delete_service("through").await
 }
 
 #[tokio::test(flavor = "multi_thread")]
