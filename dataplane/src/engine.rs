@@ -15,7 +15,7 @@ use crate::affinity::Loose;
 use crate::diff::{Change, changes, diff};
 use crate::netlink::socket::{self, Socket};
 use crate::nft::dump::{self, Found, FoundSet};
-use crate::nft::element::{Elements, Key, Value, elements, is_needed};
+use crate::nft::element::{self, Elements, Key, Value, elements, is_needed};
 use crate::nft::request::Requests;
 use crate::nft::skeleton::{self, Table};
 use crate::ruleset::Ruleset;
@@ -320,8 +320,9 @@ impl Engine {
             found.rules.entry(chain).or_default().push(rule);
         }
         let fixed = skeleton::chains(table).into_iter().map(|chain| chain.name);
-        let at_links = found.rules.keys().filter(|_| table == Table::Link).cloned();
-        for name in fixed.chain(at_links).collect::<BTreeSet<_>>() {
+        let hooked = |name: &&String| table == Table::Link || element::returns(name).is_some();
+        let changing = found.rules.keys().filter(hooked).cloned();
+        for name in fixed.chain(changing).collect::<BTreeSet<_>>() {
             if let Some(hook) = known(self.socket.ask(dump::get_chain(table, &name), dump::chain_hook))? {
                 found.chains.insert(name, hook);
             }

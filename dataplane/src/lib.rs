@@ -22,6 +22,7 @@
 //! | [`stale`] | which tracked flows go nowhere any more (pure) |
 //! | [`affinity`] | which clients must not go where they went before (pure) |
 //! | [`conntrack`] | makes the kernel forget those (shell) |
+//! | [`returns`] | on a node with several links, answers leave by the link that the request came in by |
 //! | [`run`](mod@run) | the loop |
 //! | [`counters`] | what was done, in numbers (pure) |
 //!
@@ -41,6 +42,7 @@ pub mod health;
 pub mod netlink;
 pub mod nft;
 pub mod planner;
+pub mod returns;
 pub mod ruleset;
 pub mod run;
 pub mod snapshot;

@@ -30,7 +30,8 @@ impl Planner {
                     && before.pod_ranges == snapshot.pod_ranges
                     && before.links == snapshot.links
                     && before.own == snapshot.own
-                    && before.backend == snapshot.backend =>
+                    && before.backend == snapshot.backend
+                    && before.returns == snapshot.returns =>
             {
                 let affected = self.affected(&before, snapshot);
                 replanned(ruleset, &before, snapshot, &affected)

@@ -16,6 +16,7 @@ use crds::service::Family;
 use crds::{Backend, EndpointSlice, Forwarder, Key, Port, Protocol, Range, TrafficPolicy};
 
 use crate::backend::{Fallback, Proxied, proxied};
+use crate::returns::Return;
 use crate::snapshot::{Link, LinkName, Service, Snapshot};
 use crate::sources::merged;
 use crate::spread::{By, Share, Table, Token, rank};
@@ -26,6 +27,8 @@ use crds::Mac;
 pub struct Ruleset {
     /// Where packets from this node's pods come from: sorted, and no two of them touch.
     pub pod_ranges: Vec<Range>,
+    /// The links whose connections are answered by them.
+    pub returns: Arc<BTreeSet<Return>>,
     /// Every lb_ip that a Service holds, with what is behind it. An lb_ip that is held by none that exists is not
     /// here: packets to it are none of our business, and it must not be announced.
     pub addresses: BTreeMap<IpAddr, Arc<LbIp>>,
@@ -321,7 +324,8 @@ pub struct Pick {
 
 /// The ruleset for what was observed.
 pub fn ruleset(snapshot: &Snapshot) -> Ruleset {
-    let mut ruleset = Ruleset { pod_ranges: merged(&snapshot.pod_ranges), ..Ruleset::default() };
+    let (pod_ranges, returns) = (merged(&snapshot.pod_ranges), Arc::clone(&snapshot.returns));
+    let mut ruleset = Ruleset { pod_ranges, returns, ..Ruleset::default() };
     for address in snapshot.addresses.keys() {
         if let Some(lb_ip) = lb_ip(snapshot, *address) {
             ruleset.set(*address, Some(Arc::new(lb_ip)));

@@ -136,7 +136,7 @@ pub async fn run(
 }
 
 /// What is behind an error, down to the kernel's own word.
-fn cause(error: &dyn std::error::Error) -> String {
+pub(crate) fn cause(error: &dyn std::error::Error) -> String {
     let mut causes = Vec::new();
     let mut next = error.source();
     while let Some(cause) = next {
@@ -147,7 +147,7 @@ fn cause(error: &dyn std::error::Error) -> String {
 }
 
 /// Runs `work` where it may block. A panic in it is one of ours, and goes on here.
-async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
+pub(crate) async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
     match task::spawn_blocking(work).await {
         Ok(result) => result,
         Err(error) => match error.try_into_panic() {

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use crds::{Backend, EndpointSlice, Holder, Key, Mac};
 use ipnet::IpNet;
 
+use crate::returns::Return;
 use crate::sources::Sources;
 
 /// The observed world, as far as forwarding depends on it.
@@ -31,6 +32,8 @@ pub struct Snapshot {
     /// The links on which frames to an lb_ip are spread over nodes, and the other nodes on each. None: nothing is
     /// spread. On every node this must say the same of who is where.
     pub links: BTreeMap<LinkName, Link>,
+    /// The links whose connections are answered by them, where a node has several.
+    pub returns: Arc<BTreeSet<Return>>,
     /// Which Services hold which lb_ip, from the LoadBalancerIP objects, which are the only truth about that.
     pub addresses: BTreeMap<IpAddr, Arc<[Holder]>>,
     /// All Services that a holder may name, by their own keys. More do no harm.

@@ -25,16 +25,19 @@ mod report;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::convert::Infallible;
-use std::fmt::Debug;
+use std::fmt::{self, Debug};
 use std::hash::{BuildHasher, Hasher, RandomState};
 use std::net::IpAddr;
+use std::str::FromStr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use clap::{Args, ValueEnum};
+use crds::node_network::NodeNetworkSpec;
 use crds::{Backend, LoadBalancerIP};
+use dataplane::returns::{self, Mask, Return, Wanted};
 use k8s_openapi::api::core::v1::Namespace;
 use kube::api::ListParams;
 use kube::{Api, Client, Resource};
@@ -76,6 +79,12 @@ pub(crate) struct Options {
     #[arg(long, env = "LANDFALL_BACKEND", value_parser = backend, default_value_t = Backend::Endpoints)]
     backend: Backend,
 
+    /// Which bits of the marks of packets and connections tell by which link a connection came in, on a node with several
+    /// links: 1 to 8 bits side by side, which nothing else on the node uses. Its answers leave by the same link then. With
+    /// `off` they take the node's own routes.
+    #[arg(long, env = "LANDFALL_RETURN_MARK", default_value_t = ReturnMark::default(), value_name = "MASK|off")]
+    return_mark: ReturnMark,
+
     /// Namespace of the Secret landfall-hello-keys, with which what agents say to each other is sealed. Without a key
     /// nothing is announced.
     #[arg(long, env = "LANDFALL_KEYS_NAMESPACE", default_value = "landfall-system", value_name = "NAMESPACE")]
@@ -95,6 +104,33 @@ pub(crate) struct Options {
 fn backend(text: &str) -> Result<Backend, String> {
     text.parse()
         .map_err(|_| format!("one of {} is expected", Backend::ALL.map(|backend| backend.to_string()).join(", ")))
+}
+
+/// The bits of marks that are used, if any.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct ReturnMark(Option<Mask>);
+
+impl Default for ReturnMark {
+    fn default() -> Self {
+        Self(Some(Mask::default()))
+    }
+}
+
+impl fmt::Display for ReturnMark {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0 {
+            Some(mask) => write!(f, "{mask}"),
+            None => f.write_str("off"),
+        }
+    }
+}
+
+impl FromStr for ReturnMark {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        if text == "off" { Ok(Self(None)) } else { text.parse().map(|mask| Self(Some(mask))) }
+    }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -142,6 +178,9 @@ pub(crate) async fn run(connection: &Connection, options: Options) -> Result<()>
     let (conflicts, conflicting) = watch::channel(speaker::Conflicts::default());
     let (counters, counted) = watch::channel(speaker::Counters::default());
     let (dead, buried) = watch::channel(BTreeSet::new());
+    let (found, network) = watch::channel(None);
+    let (wished, wanted) = watch::channel(None);
+    let (returns, returned) = watch::channel(Arc::default());
     let (keys, sealing) = watch::channel(Arc::default());
     let (seen, keys_seen) = watch::channel(Seen::Unknown);
     let (supplied, supply) = watch::channel(keys::supply::Supply::default());
@@ -167,8 +206,11 @@ pub(crate) async fn run(connection: &Connection, options: Options) -> Result<()>
         node: options.node_name.clone(),
         backend: options.backend,
         dead: buried,
+        network,
+        returned,
         dataplane: to_dataplane,
         speaker: to_speaker,
+        wanted: wished,
     };
     tasks.spawn(composer.run(wake.listener()));
     let snapshots = for_dataplane.clone();
@@ -180,6 +222,11 @@ pub(crate) async fn run(connection: &Connection, options: Options) -> Result<()>
         Dataplane::Off => tasks.spawn(trust(for_dataplane, forwarding)),
     };
     if options.dataplane == Dataplane::Nft {
+        let ReturnMark(mask) = options.return_mark;
+        tasks.spawn(async move {
+            returns::run(wanted, returns, mask).await.context("lead answers back")?;
+            bail!("what leads answers back has ended")
+        });
         tasks.spawn(async move { health::serve(snapshots).await.context("answer health checks") });
     }
     tasks.spawn(hand_on(forwarded, may_announce));
@@ -192,7 +239,7 @@ pub(crate) async fn run(connection: &Connection, options: Options) -> Result<()>
     let (node, addresses) = (options.node_name.clone(), stores.addresses.clone());
     let report = report::Report::new(client.clone(), node, addresses, announced, conflicting);
     tasks.spawn(report.run(wake.listener()));
-    let network = network::report(client.clone(), options.node_name.clone(), spreads);
+    let network = network::report(client.clone(), options.node_name.clone(), spreads, found);
     tasks.spawn(async move { network.await.context("tell what is on the node's network") });
     let (left, has_left) = oneshot::channel();
     tasks.spawn({
@@ -228,7 +275,8 @@ pub(crate) async fn run(connection: &Connection, options: Options) -> Result<()>
     if last.await.unwrap_or(false) && options.dataplane == Dataplane::Nft {
         tasks.shutdown().await;
         dataplane::remove().context("remove the table of Landfall")?;
-        tracing::info!("no address is in use any more: the table is removed");
+        returns::remove().context("remove the rules and routes of Landfall")?;
+        tracing::info!("no address is in use any more: tables, rules and routes are removed");
     }
     Ok(())
 }
@@ -364,8 +412,14 @@ struct Composer {
     backend: Backend,
     /// The nodes that the speaker says are dead.
     dead: watch::Receiver<BTreeSet<String>>,
+    /// What is on this node's network.
+    network: watch::Receiver<Option<NodeNetworkSpec>>,
+    /// The links by which answers are led back.
+    returned: watch::Receiver<Arc<BTreeSet<Return>>>,
     dataplane: watch::Sender<Option<Arc<dataplane::Snapshot>>>,
     speaker: watch::Sender<Option<Arc<speaker::Snapshot>>>,
+    /// The links by which they should be.
+    wanted: watch::Sender<Option<Wanted>>,
 }
 
 impl Composer {
@@ -373,7 +427,10 @@ impl Composer {
         loop {
             let dead = self.dead.borrow_and_update().clone();
             if let Some(observed) = self.stores.observed() {
-                let new = compose::snapshots(&self.node, self.backend, observed, dead);
+                let mut new = compose::snapshots(&self.node, self.backend, observed, dead);
+                new.dataplane.returns = self.returned.borrow_and_update().clone();
+                let wanted = self.network.borrow_and_update().as_ref().map(|it| compose::wanted(it, &new.dataplane));
+                self.wanted.send_if_modified(|known| std::mem::replace(known, wanted.clone()) != wanted);
                 send_if_new(&self.dataplane, new.dataplane);
                 send_if_new(&self.speaker, new.speaker);
             }
@@ -385,6 +442,8 @@ impl Composer {
                         let dead = self.dead.borrow_and_update().clone();
                         self.dataplane.send_if_modified(|known| bury(known, dead));
                     }
+                    Ok(()) = self.network.changed() => break,
+                    Ok(()) = self.returned.changed() => break,
                     () = listener.woken() => break,
                 }
             }
@@ -451,6 +510,7 @@ fn incarnation() -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use serde_json::json;
 
     /// How long anything may take that takes microseconds, on a machine that does something else.
     const SOON: Duration = Duration::from_secs(30);
@@ -480,13 +540,19 @@ mod tests {
         let (dead, buried) = watch::channel(BTreeSet::new());
         let (to_dataplane, mut told) = watch::channel(None);
         let (to_speaker, _) = watch::channel(None);
+        let (_, network) = watch::channel(None);
+        let (_, returned) = watch::channel(Arc::default());
+        let (wished, _) = watch::channel(None);
         let composer = Composer {
             stores: stores(&wake),
             node: "n1".into(),
             backend: Backend::Endpoints,
             dead: buried,
+            network,
+            returned,
             dataplane: to_dataplane,
             speaker: to_speaker,
+            wanted: wished,
         };
         let story = async {
             let mut is_told = async |expected: &[&str]| {
@@ -510,6 +576,55 @@ mod tests {
             ended = composer.run(wake.listener()) => panic!("{ended:?}"),
             () = story => {}
         }
+    }
+
+    #[tokio::test]
+    async fn what_is_on_the_network_is_wished_for_and_what_is_led_back_reaches_the_dataplane() {
+        let wake = Wake::default();
+        let (_dead, buried) = watch::channel(BTreeSet::new());
+        let (found, network) = watch::channel(None);
+        let (returns, returned) = watch::channel(Arc::default());
+        let (to_dataplane, mut told) = watch::channel(None);
+        let (to_speaker, _) = watch::channel(None);
+        let (wished, mut wanted) = watch::channel(None);
+        let composer = Composer {
+            stores: stores(&wake),
+            node: "n1".into(),
+            backend: Backend::Endpoints,
+            dead: buried,
+            network,
+            returned,
+            dataplane: to_dataplane,
+            speaker: to_speaker,
+            wanted: wished,
+        };
+        let link = dataplane::snapshot::LinkName::new("eth0").expect("a name");
+        let story = async {
+            timeout(SOON, told.wait_for(Option::is_some)).await.expect("in time").expect("a snapshot");
+            assert_eq!(*wanted.borrow(), None, "nothing is known of the network");
+            let eth0 = json!({"links": [{"name": "eth0", "addresses": ["192.0.2.11/24"]}], "gateways": []});
+            found.send_replace(Some(serde_json::from_value(eth0).expect("a network")));
+            let expected = Wanted { links: [link].into(), families: BTreeSet::new() };
+            let is_wished = timeout(SOON, wanted.wait_for(|wanted| wanted.as_ref() == Some(&expected))).await;
+            is_wished.expect("in time").expect("a wish");
+            let family = crds::service::Family::V4;
+            let all = Arc::new(BTreeSet::from([Return { family, link, mark: Mask::default().mark(1) }]));
+            returns.send_replace(Arc::clone(&all));
+            let knows = |known: &Option<Arc<dataplane::Snapshot>>| known.as_ref().is_some_and(|k| k.returns == all);
+            timeout(SOON, told.wait_for(knows)).await.expect("in time").expect("a snapshot");
+        };
+        tokio::select! {
+            ended = composer.run(wake.listener()) => panic!("{ended:?}"),
+            () = story => {}
+        }
+    }
+
+    #[test]
+    fn the_bits_of_marks_can_be_chosen_or_none() {
+        let read = |text: &str| text.parse::<ReturnMark>().map(|mark| mark.to_string());
+        assert_eq!(read("off").as_deref(), Ok("off"));
+        assert_eq!(read(&ReturnMark::default().to_string()).as_deref(), Ok("0x70"));
+        assert!(read("0x5").is_err());
     }
 
     #[test]

@@ -1,5 +1,5 @@
-//! Netlink messages: a header that says how long it is, what it is and which question it belongs to, then netfilter's
-//! own small header, then attributes.
+//! Netlink messages: a header that says how long it is, what it is and which question it belongs to, then the small header
+//! of the subsystem (netfilter's own, or what routes, rules and links have), then attributes.
 //!
 //! A transaction is a row of messages between *batch begin* and *batch end*; the kernel does all of them or none.
 
@@ -47,38 +47,45 @@ const ERROR_OFFSET: u16 = 2;
 pub struct Message {
     kind: u16,
     flags: u16,
-    family: u8,
-    /// Netfilter's resource number: the subsystem, in the messages that frame a batch.
-    resource: u16,
-    attributes: Vec<u8>,
+    /// The header of the subsystem, which begins with the family, and the attributes.
+    body: Vec<u8>,
 }
 
 impl Message {
-    /// How many bytes stand before the attributes.
+    /// How many bytes stand before the attributes, in a message to netfilter.
     pub const HEADERS: usize = HEADER + FAMILY_HEADER;
 
     /// A message to a subsystem, about objects of a family (`libc::AF_INET`).
     pub fn new(subsystem: u8, kind: u8, flags: u16, family: u8, fill: impl FnOnce(&mut Writer)) -> Self {
-        let mut writer = Writer::default();
+        Self::with_header(u16::from_be_bytes([subsystem, kind]), flags, vec![family, 0, 0, 0], fill)
+    }
+
+    /// A message with a header of its own, which begins with the family and has a length that is a multiple of four.
+    pub fn with_header(kind: u16, flags: u16, header: Vec<u8>, fill: impl FnOnce(&mut Writer)) -> Self {
+        let mut writer = Writer::after(header);
         fill(&mut writer);
-        let kind = u16::from_be_bytes([subsystem, kind]);
-        Self { kind, flags: flags | REQUEST, family, resource: 0, attributes: writer.finish() }
+        Self { kind, flags: flags | REQUEST, body: writer.finish() }
+    }
+
+    /// What frames a batch: it names the subsystem as netfilter's resource.
+    fn frame(kind: u16, fill: impl FnOnce(&mut Writer)) -> Self {
+        let [high, low] = u16::from(NFTABLES).to_be_bytes();
+        Self::with_header(kind, 0, vec![0, 0, high, low], fill)
     }
 
     /// What begins a transaction of nf_tables. With a generation, the kernel refuses it (ERESTART) if anything at all
     /// in nf_tables has changed since that generation.
     pub fn begin(generation: Option<u32>) -> Self {
-        let mut writer = Writer::default();
-        if let Some(generation) = generation {
-            writer.u32(BATCH_GENID, generation);
-        }
-        let resource = u16::from(NFTABLES);
-        Self { kind: BATCH_BEGIN, flags: REQUEST, family: 0, resource, attributes: writer.finish() }
+        Self::frame(BATCH_BEGIN, |w| {
+            if let Some(generation) = generation {
+                w.u32(BATCH_GENID, generation);
+            }
+        })
     }
 
     /// What ends a transaction.
     pub fn end() -> Self {
-        Self { kind: BATCH_END, flags: REQUEST, family: 0, resource: u16::from(NFTABLES), attributes: Vec::new() }
+        Self::frame(BATCH_END, |_| ())
     }
 
     /// The same, with these flags too.
@@ -89,12 +96,12 @@ impl Message {
 
     /// The family whose objects it is about.
     pub fn family(&self) -> u8 {
-        self.family
+        self.body.first().copied().unwrap_or_default()
     }
 
     /// How many bytes it has.
     pub fn size(&self) -> usize {
-        Self::HEADERS + self.attributes.len()
+        HEADER + self.body.len()
     }
 
     /// Appends the bytes.
@@ -105,9 +112,7 @@ impl Message {
         into.extend_from_slice(&self.flags.to_ne_bytes());
         into.extend_from_slice(&sequence.to_ne_bytes());
         into.extend_from_slice(&0u32.to_ne_bytes());
-        into.extend_from_slice(&[self.family, 0]);
-        into.extend_from_slice(&self.resource.to_be_bytes());
-        into.extend_from_slice(&self.attributes);
+        into.extend_from_slice(&self.body);
     }
 }
 
@@ -131,8 +136,8 @@ pub enum Body<'a> {
         kind: u8,
         /// Whether more follow, up to a [`Body::End`].
         more: bool,
-        /// Its attributes.
-        attributes: &'a [u8],
+        /// The header of the subsystem, and its attributes.
+        payload: &'a [u8],
     },
     /// The request was done.
     Done,
@@ -150,11 +155,16 @@ pub enum Body<'a> {
 }
 
 impl<'a> Body<'a> {
-    /// The attributes of an object, none of anything else.
+    /// The attributes of an object of netfilter, none of anything else.
     pub fn attributes(&self) -> Attributes<'a> {
+        attributes(self.payload().get(FAMILY_HEADER..).unwrap_or_default())
+    }
+
+    /// What an object has behind netlink's own header, nothing of anything else.
+    pub fn payload(&self) -> &'a [u8] {
         match self {
-            Self::Object { attributes: bytes, .. } => attributes(bytes),
-            _ => attributes(&[]),
+            Self::Object { payload, .. } => payload,
+            _ => &[],
         }
     }
 }
@@ -195,7 +205,7 @@ fn reply(message: &[u8]) -> Option<Reply<'_>> {
         kind if kind < 0x10 => return None,
         kind => {
             let [_, kind] = kind.to_be_bytes();
-            Body::Object { kind, more: flags & MULTI != 0, attributes: payload.get(FAMILY_HEADER..)? }
+            Body::Object { kind, more: flags & MULTI != 0, payload }
         }
     };
     Some(Reply { sequence: u32_at(message, 8)?, interrupted: flags & INTERRUPTED != 0, body })
@@ -238,8 +248,8 @@ mod tests {
         message.encode(9, &mut bytes);
         assert_eq!(bytes.len(), message.size());
         let all: Vec<_> = replies(&bytes).collect();
-        let attributes = &bytes[20..];
-        let body = Body::Object { kind: 3, more: false, attributes };
+        let payload = &bytes[16..];
+        let body = Body::Object { kind: 3, more: false, payload };
         assert_eq!(all, vec![Reply { sequence: 9, interrupted: false, body }]);
     }
 

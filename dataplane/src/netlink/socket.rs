@@ -1,4 +1,4 @@
-//! The socket to netfilter: transactions and dumps. Touches the kernel of the network namespace it was opened in.
+//! The socket to netfilter, or to routing: transactions, commands and dumps. Touches the kernel of the network namespace it was opened in.
 //!
 //! Everything here blocks, but not for long: the kernel does a transaction inside of the call that sends it, and no
 //! answer is waited for longer than [`PATIENCE`]. An answer to an older question (one that was given up) is skipped by
@@ -25,15 +25,18 @@ const RECEIVE_BUFFER: usize = 1 << 20;
 /// What a socket can send at once when nobody asks for more.
 const SEND_BUFFER: usize = 1 << 17;
 
+/// Dumps heed their filters (NETLINK_GET_STRICT_CHK).
+const STRICT_CHECK: i32 = 12;
+
 /// What went wrong between us and the kernel.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// There is no socket.
-    #[error("opening a netlink socket to netfilter failed, nothing changed")]
+    #[error("opening a netlink socket failed, nothing changed")]
     Open(#[source] io::Error),
     /// The kernel did not take it. EMSGSIZE: the process lacks CAP_NET_ADMIN over the host, without which no buffer
     /// may be large enough.
-    #[error("sending {size} bytes to netfilter failed, nothing changed")]
+    #[error("sending {size} bytes to the kernel failed, nothing changed")]
     Send {
         /// How many bytes were to be sent at once.
         size: usize,
@@ -42,10 +45,10 @@ pub enum Error {
         source: io::Error,
     },
     /// No answer. Whatever was asked may have been done or not.
-    #[error("no answer from netfilter, what it did is unknown")]
+    #[error("no answer from the kernel, what it did is unknown")]
     Receive(#[source] io::Error),
     /// The kernel refuses, and changed nothing.
-    #[error("netfilter refused{}, nothing changed", words(.said))]
+    #[error("the kernel refused{}, nothing changed", words(.said))]
     Refused {
         /// Which message of the transaction it refuses, counted from 0; `None` if it is the transaction as a whole.
         message: Option<usize>,
@@ -58,7 +61,7 @@ pub enum Error {
         source: io::Error,
     },
     /// What was read changed again and again while being read.
-    #[error("netfilter's tables changed {ATTEMPTS} times while being read, nothing changed")]
+    #[error("the kernel's tables changed {ATTEMPTS} times while being read, nothing changed")]
     Restless,
 }
 
@@ -77,7 +80,7 @@ impl Error {
     }
 }
 
-/// A socket to netfilter.
+/// A netlink socket.
 #[derive(Debug)]
 pub struct Socket {
     socket: socket2::Socket,
@@ -87,12 +90,26 @@ pub struct Socket {
 }
 
 impl Socket {
-    /// A socket in the network namespace of the calling thread.
+    /// A socket to netfilter in the network namespace of the calling thread.
     ///
     /// # Errors
     /// If the kernel has none for us.
     pub fn open() -> Result<Self, Error> {
-        let protocol = Some(Protocol::from(libc::NETLINK_NETFILTER));
+        Self::to(libc::NETLINK_NETFILTER)
+    }
+
+    /// A socket to routing in the network namespace of the calling thread. Dumps heed what they are asked for.
+    ///
+    /// # Errors
+    /// If the kernel has none for us, or does not know filters of dumps (it has since 4.20).
+    pub fn open_routing() -> Result<Self, Error> {
+        let socket = Self::to(libc::NETLINK_ROUTE)?;
+        set(&socket.socket, libc::SOL_NETLINK, STRICT_CHECK, 1).map_err(Error::Open)?;
+        Ok(socket)
+    }
+
+    fn to(protocol: i32) -> Result<Self, Error> {
+        let protocol = Some(Protocol::from(protocol));
         let socket = socket2::Socket::new(Domain::from(libc::AF_NETLINK), Type::RAW, protocol).map_err(Error::Open)?;
         socket.set_read_timeout(Some(PATIENCE)).map_err(Error::Open)?;
         // An error should not carry the whole request back, but say what is wrong with it: both only help to explain.
@@ -161,6 +178,18 @@ impl Socket {
     /// # Errors
     /// If the kernel refuses, or doesn't answer.
     pub fn ask<T>(&mut self, message: Message, mut read: impl FnMut(Attributes<'_>) -> T) -> Result<Option<T>, Error> {
+        self.ask_for(message, |body| read(body.attributes()))
+    }
+
+    /// The same, with all that stands behind netlink's own header.
+    ///
+    /// # Errors
+    /// As [`Socket::ask`].
+    pub fn ask_routing<T>(&mut self, message: Message, read: impl Fn(&[u8]) -> T) -> Result<Option<T>, Error> {
+        self.ask_for(message, |body| read(body.payload()))
+    }
+
+    fn ask_for<T>(&mut self, message: Message, mut read: impl FnMut(Body<'_>) -> T) -> Result<Option<T>, Error> {
         let own = self.next_sequence(1);
         let mut bytes = Vec::with_capacity(message.size());
         message.encode(own, &mut bytes);
@@ -169,7 +198,7 @@ impl Socket {
         self.receive(|sequence, _, body| match body {
             _ if sequence != own => Ok(Next::Wait),
             Body::Object { .. } => {
-                answer = Some(read(body.attributes()));
+                answer = Some(read(body));
                 Ok(Next::Stop)
             }
             Body::Failed { code, said, offset } => Err(refused(Some(0), code, said, offset)),
@@ -183,6 +212,18 @@ impl Socket {
     /// # Errors
     /// If the kernel refuses, doesn't answer, or the objects don't come to rest.
     pub fn dump<T>(&mut self, message: Message, mut read: impl FnMut(Attributes<'_>) -> T) -> Result<Vec<T>, Error> {
+        self.dump_all(message, |body| read(body.attributes()))
+    }
+
+    /// The same, with all that stands behind netlink's own header.
+    ///
+    /// # Errors
+    /// As [`Socket::dump`].
+    pub fn dump_routing<T>(&mut self, message: Message, read: impl Fn(&[u8]) -> T) -> Result<Vec<T>, Error> {
+        self.dump_all(message, |body| read(body.payload()))
+    }
+
+    fn dump_all<T>(&mut self, message: Message, mut read: impl FnMut(Body<'_>) -> T) -> Result<Vec<T>, Error> {
         let message = message.with(DUMP);
         for _ in 0..ATTEMPTS {
             let own = self.next_sequence(1);
@@ -197,7 +238,7 @@ impl Socket {
                 changed |= interrupted;
                 match body {
                     Body::Object { more, .. } => {
-                        objects.push(read(body.attributes()));
+                        objects.push(read(body));
                         Ok(if more { Next::Wait } else { Next::Stop })
                     }
                     Body::Done | Body::End(0) => Ok(Next::Stop),

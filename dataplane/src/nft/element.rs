@@ -13,6 +13,7 @@ use crds::{Backend, Protocol, Range};
 
 use super::skeleton::Table;
 use crate::backend::Proxied;
+use crate::returns::Mark;
 use crate::ruleset::{LbIp, Pick, Ruleset, Spreads, Way, Wires};
 use crate::snapshot::LinkName;
 use crate::spread::{self, Token};
@@ -47,6 +48,8 @@ pub enum Key {
     Way(Family, Way),
     /// A chain `remember-…`: for how many seconds.
     Remember(Family, u32),
+    /// A chain `by-…` or `back-…`, for connections that came in by a link.
+    Return(Family, Returning),
     /// A chain `on-…`, at the ingress of this link.
     Link(LinkName),
     /// In `addresses`: an lb_ip.
@@ -93,6 +96,17 @@ pub enum Key {
     Mac(LinkName),
 }
 
+/// What a chain does for answers to leave by the link that the request came in by.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Returning {
+    /// Marks connections that come in by this link.
+    Arrives(LinkName, Mark),
+    /// Marks answers that are forwarded.
+    Leaves(Mark),
+    /// Marks answers of this node itself.
+    LeavesFromHere(Mark),
+}
+
 /// What an element holds.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Value {
@@ -127,7 +141,9 @@ impl Key {
     /// The table that it is in.
     pub fn table(&self) -> Table {
         match self {
-            Self::Pods(family) | Self::Way(family, _) | Self::Remember(family, _) => Table::of_family(*family),
+            Self::Pods(family) | Self::Way(family, _) | Self::Remember(family, _) | Self::Return(family, _) => {
+                Table::of_family(*family)
+            }
             Self::Link(_)
             | Self::Spread(_)
             | Self::Class(_)
@@ -159,6 +175,7 @@ impl fmt::Display for Key {
         match self {
             Self::Pods(_) => write!(f, "set pods of {}", self.table()),
             Self::Way(_, way) => write!(f, "chain {} of {}", chain(*way), self.table()),
+            Self::Return(_, one) => write!(f, "chain {} of {}", returning(*one), self.table()),
             Self::Link(link) => write!(f, "chain {} of {}", at(link), self.table()),
             Self::Address(address) => write!(f, "{address} in addresses"),
             Self::Service(frontend) => write!(f, "{frontend} in services"),
@@ -259,6 +276,42 @@ pub fn remembers(name: &str) -> Option<u32> {
     (remembering(seconds) == name).then_some(seconds)
 }
 
+/// What the name of a chain begins with that marks connections, before the mark and the link.
+const ARRIVES: &str = "by-";
+/// The same of chains that mark answers, before the mark.
+const LEAVES: &str = "back-";
+const LEAVES_FROM_HERE: &str = "back-from-here-";
+
+/// The name of a chain that marks something.
+pub fn returning(returning: Returning) -> String {
+    let bits = |mark: Mark| format!("{:#x}-of-{}", mark.value, mark.mask);
+    match returning {
+        Returning::Arrives(link, mark) => format!("{ARRIVES}{}-{link}", bits(mark)),
+        Returning::Leaves(mark) => format!("{LEAVES}{}", bits(mark)),
+        Returning::LeavesFromHere(mark) => format!("{LEAVES_FROM_HERE}{}", bits(mark)),
+    }
+}
+
+/// What a chain of this name marks.
+pub fn returns(name: &str) -> Option<Returning> {
+    let bits = |text: &str| {
+        let (value, mask) = text.split_once("-of-")?;
+        let value = u32::from_str_radix(value.strip_prefix("0x")?, 16).ok()?;
+        Some(Mark { value, mask: mask.parse().ok()? })
+    };
+    let found = if let Some(rest) = name.strip_prefix(ARRIVES) {
+        let (value, rest) = rest.split_once("-of-")?;
+        let (mask, link) = rest.split_once('-')?;
+        Returning::Arrives(LinkName::new(link)?, bits(&format!("{value}-of-{mask}"))?)
+    } else if let Some(rest) = name.strip_prefix(LEAVES_FROM_HERE) {
+        Returning::LeavesFromHere(bits(rest)?)
+    } else {
+        Returning::Leaves(bits(name.strip_prefix(LEAVES)?)?)
+    };
+    // One chain has one name.
+    (returning(found) == name).then_some(found)
+}
+
 /// The name of the chain that refuses: all, or only clients that may use what they ask for.
 pub fn refusing(restricted: bool) -> String {
     if restricted { format!("{RESTRICTED}{REFUSE}") } else { REFUSE.to_owned() }
@@ -311,7 +364,16 @@ pub fn shared(ruleset: &Ruleset) -> Vec<(Key, Value)> {
     let times = ruleset.ways().filter_map(|(family, way)| way.affinity.map(|seconds| (family, seconds)));
     let times: BTreeSet<(Family, u32)> = times.collect();
     let remember = times.into_iter().map(|(family, seconds)| (Key::Remember(family, seconds), Value::Present));
-    pods.chain(ways).chain(remember).collect()
+    let returns =
+        ruleset.returns.iter().filter(|one| is_needed(ruleset, Table::of_family(one.family))).flat_map(|one| {
+            let chains = [
+                Returning::Arrives(one.link, one.mark),
+                Returning::Leaves(one.mark),
+                Returning::LeavesFromHere(one.mark),
+            ];
+            chains.map(|chain| (Key::Return(one.family, chain), Value::Present))
+        });
+    pods.chain(ways).chain(remember).chain(returns).collect()
 }
 
 /// Whether there is anything to forward in this table.

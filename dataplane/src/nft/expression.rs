@@ -153,6 +153,15 @@ pub enum Meta {
     InterfaceType = 8,
 }
 
+/// What has a mark.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Marked {
+    /// The packet.
+    Packet,
+    /// The connection that it belongs to.
+    Connection,
+}
+
 /// How a register is compared to a value (enum nft_cmp_ops).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u32)]
@@ -227,6 +236,22 @@ pub enum Expression {
     },
     /// Sends the packet out by the interface whose number is in the first register.
     Forward,
+    /// Loads whether the packet is an answer: 1 if it goes the other way than the connection's first one.
+    Direction {
+        /// Where to.
+        into: Register,
+    },
+    /// Loads a mark into the first register.
+    Mark(Marked),
+    /// Makes the first register a mark.
+    SetMark(Marked),
+    /// Keeps these bits of the first register, and sets those.
+    Blend {
+        /// The bits that stay as they are.
+        keep: u32,
+        /// The bits that are set besides, none of which is kept.
+        set: u32,
+    },
     /// Loads the status bits of the connection.
     Status {
         /// Where to.

@@ -6,7 +6,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use crds::Range;
 
-use super::element::{Frontend, Key, Value, at, chain, refusing, remembering};
+use super::element::{Frontend, Key, Value, at, chain, refusing, remembering, returning};
 use super::expression::{Verdict, encode_value};
 use super::skeleton::{self, COMMENT, Chain, NAME, Set, Table};
 use super::userdata;
@@ -204,14 +204,19 @@ impl<'a> Requests<'a> {
                     self.create_chain(Table::of_family(*family), &skeleton::remember(*family, *seconds));
                     rest = &rest[1..];
                 }
+                Change::Add(Key::Return(family, one), _) => {
+                    self.create_chain(Table::of_family(*family), &skeleton::returning(*family, *one));
+                    rest = &rest[1..];
+                }
                 Change::Add(Key::Link(link), _) => {
                     self.create_chain(Table::Link, &skeleton::ingress(*link));
                     rest = &rest[1..];
                 }
-                Change::Delete(Key::Way(..) | Key::Remember(..) | Key::Link(_), _) => {
+                Change::Delete(Key::Way(..) | Key::Remember(..) | Key::Return(..) | Key::Link(_), _) => {
                     let (table, name) = match first.key() {
                         Key::Remember(_, seconds) => (first.key().table(), remembering(*seconds)),
                         Key::Way(_, way) => (first.key().table(), chain(*way)),
+                        Key::Return(_, one) => (first.key().table(), returning(*one)),
                         Key::Link(link) => (first.key().table(), at(link)),
                         other => (other.table(), other.to_string()),
                     };
@@ -277,7 +282,7 @@ impl<'a> Requests<'a> {
 /// The set or map that an element belongs to; none for a chain.
 pub(super) fn set_of(key: &Key) -> Option<&'static str> {
     match key {
-        Key::Way(..) | Key::Remember(..) | Key::Link(_) => None,
+        Key::Way(..) | Key::Remember(..) | Key::Return(..) | Key::Link(_) => None,
         Key::Spread(address) => Some(of(*address, ["spread4", "spread6"])),
         Key::Class(frontend) => Some(of(frontend.address, ["classes4", "classes6"])),
         Key::Whole(address, _) => Some(of(*address, ["wholes4", "wholes6"])),
@@ -417,7 +422,7 @@ fn concatenated(parts: impl IntoIterator<Item = Part>) -> Vec<u8> {
 pub(super) fn key_bytes(key: &Key) -> Vec<u8> {
     use Part::{Address, Number};
     match key {
-        Key::Pods(_) | Key::Way(..) | Key::Remember(..) | Key::Link(_) => Vec::new(),
+        Key::Pods(_) | Key::Way(..) | Key::Remember(..) | Key::Return(..) | Key::Link(_) => Vec::new(),
         Key::Address(address) | Key::Spread(address) | Key::Node(address) => concatenated([Address(*address)]),
         Key::Service(front)
         | Key::Inside(front)

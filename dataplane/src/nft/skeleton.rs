@@ -6,9 +6,11 @@
 mod family;
 mod field;
 mod link;
+mod returns;
 
 pub use family::{remember, way};
 pub use link::ingress;
+pub use returns::returning;
 
 use std::fmt;
 use std::net::IpAddr;
@@ -250,7 +252,7 @@ pub struct Chain {
 /// Where the kernel calls a chain. The policy is always to accept.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Hook {
-    /// The type of the chain: `nat` or `filter`.
+    /// The type of the chain: `nat`, `filter` or `route`.
     pub kind: &'static str,
     /// The hook (NF_INET_*, or NF_NETDEV_*).
     pub number: u32,

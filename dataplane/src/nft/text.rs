@@ -8,7 +8,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use crds::{Protocol, Range};
 use ipnet::IpNet;
 
-use super::element::{Elements, Key, Value, at, chain, elements, is_needed, refusing, remembering};
+use super::element::{Elements, Key, Value, at, chain, elements, is_needed, refusing, remembering, returning};
 use super::request::{key_bytes, set_of};
 use super::skeleton::{self, Table, Type};
 use crate::ruleset::Ruleset;
@@ -46,6 +46,7 @@ fn of_table(table: Table, elements: &Elements, to: &mut String) -> std::fmt::Res
         match key {
             Key::Way(_, way) => writeln!(to, "\tchain {} {{ }}", chain(*way))?,
             Key::Remember(_, seconds) => writeln!(to, "\tchain {} {{ }}", remembering(*seconds))?,
+            Key::Return(_, one) => writeln!(to, "\tchain {} {{ }}", returning(*one))?,
             Key::Link(link) => writeln!(to, "\tchain {} {{ }}", at(link))?,
             _ => {}
         }

@@ -122,6 +122,7 @@ impl Machine {
             match *key {
                 Key::Way(family, way) => drop(add(key.table(), skeleton::way(family, way))),
                 Key::Remember(family, seconds) => drop(add(key.table(), skeleton::remember(family, seconds))),
+                Key::Return(family, one) => drop(add(key.table(), skeleton::returning(family, one))),
                 Key::Link(link) => drop(add(Table::Link, skeleton::ingress(link))),
                 _ => {}
             }
@@ -251,6 +252,10 @@ impl Machine {
             }
             Expression::Random { modulus, offset, into } => {
                 state.load(*into, &(state.random % modulus + offset).to_ne_bytes());
+            }
+            // Where answers leave is not decided here.
+            Expression::Direction { .. } | Expression::Mark(_) | Expression::SetMark(_) | Expression::Blend { .. } => {
+                panic!("{expression:?} where packets are told what becomes of them")
             }
             Expression::Mask(mask) => masked(&mut state.registers, mask),
             Expression::Compare { relation, value } => return goes(holds(*relation, &state.registers, value)),

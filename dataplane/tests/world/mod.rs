@@ -211,7 +211,8 @@ pub struct Pod {
 }
 
 impl Pod {
-    fn serve(&self, at: SocketAddr) {
+    /// Answers at this address too, of TCP and UDP.
+    pub fn serve(&self, at: SocketAddr) {
         let (tcp, udp) =
             self.namespace.run(|| (TcpListener::bind(at).expect("tcp"), UdpSocket::bind(at).expect("udp")));
         let own = format!("{}.{}", self.node, self.number);

@@ -5,8 +5,10 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use crds::Mac;
-use crds::node_network::WiredLink;
+use crds::node_network::{NodeNetworkSpec, WiredLink};
+use crds::service::Family;
 use crds::{Advertisement, Backend, EndpointSlice, Holder, Key, Node, PoolTerms, Record, Service, Wiring};
+use dataplane::returns::Wanted;
 use dataplane::snapshot::{Link, LinkName, Terms};
 use dataplane::sources::Sources;
 
@@ -53,6 +55,8 @@ pub(super) fn snapshots(node: &str, backend: Backend, observed: Observed, dead: 
         backend,
         addresses: addresses.iter().map(|(address, record)| (*address, held(record))).collect(),
         links: links(node, &nodes, &wirings),
+        // Not known to the API server.
+        returns: Arc::default(),
         services: services
             .iter()
             .map(|(key, object)| (key.clone(), on_its_terms(object, object.unspread || unspread.contains(key))))
@@ -62,6 +66,20 @@ pub(super) fn snapshots(node: &str, backend: Backend, observed: Observed, dead: 
     let pools = pools.into_iter().map(|(name, pool)| (name, Arc::clone(&pool.labels))).collect();
     let observed = speaker::Observed { services, slices, nodes, pools, advertisements, addresses };
     Snapshots { dataplane, speaker: speaker::eligibility::snapshot(node, &observed) }
+}
+
+/// What must be known to lead answers back by the link that the request came in by. Links that pods have their addresses
+/// on are none that a client comes by: what comes in there to an lb_ip is from this node's own pods.
+pub(super) fn wanted(network: &NodeNetworkSpec, snapshot: &dataplane::Snapshot) -> Wanted {
+    let is_of_pods = |address: &String| {
+        let own: Option<IpAddr> = address.split('/').next().and_then(|own| own.parse().ok());
+        own.is_some_and(|own| snapshot.pod_ranges.iter().any(|range| range.contains(&own)))
+    };
+    let links = network.links.iter().filter(|link| !link.addresses.iter().any(is_of_pods));
+    Wanted {
+        links: links.filter_map(|link| LinkName::new(&link.name)).collect(),
+        families: snapshot.addresses.keys().map(|address| Family::of(*address)).collect(),
+    }
 }
 
 /// The links on which frames can be handed to other nodes, and those. Two nodes are on one link if they have addresses of
@@ -113,6 +131,7 @@ fn on_its_terms(object: &Arc<Service>, unspread: bool) -> dataplane::snapshot::S
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crds::node_network::NodeLink;
     use serde_json::json;
 
     fn observed() -> Observed {
@@ -224,6 +243,25 @@ mod tests {
         let web = by_itself.services.get_mut(&Key::new("default", "web")).expect("a Service");
         Arc::make_mut(web).unspread = true;
         assert!(unspread(by_itself));
+    }
+
+    #[test]
+    fn answers_are_led_back_by_all_links_but_those_of_pods_in_the_families_in_use() {
+        let dataplane = snapshots("n1", Backend::Endpoints, observed(), BTreeSet::new()).dataplane;
+        let link = |name: &str, addresses: &[&str]| NodeLink {
+            name: name.into(),
+            addresses: addresses.iter().map(|text| (*text).to_owned()).collect(),
+            mac: None,
+        };
+        let links = vec![
+            link("cni0", &["10.244.1.1/24", "2001:db8:244:1::1/64"]),
+            link("eth0", &["192.0.2.11/24"]),
+            link("eth1", &["10.244.2.1/24", "?"]),
+        ];
+        let network = NodeNetworkSpec { links, gateways: vec![] };
+        let name = |name: &str| LinkName::new(name).expect("a name");
+        let expected = Wanted { links: [name("eth0"), name("eth1")].into(), families: [Family::V4].into() };
+        assert_eq!(wanted(&network, &dataplane), expected);
     }
 
     #[test]

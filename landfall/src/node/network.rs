@@ -50,13 +50,18 @@ const RETRY: Duration = Duration::from_secs(10);
 /// How often to look whether the object is still as it was written: somebody may have deleted it. Looking is no write.
 const CHECK: Duration = Duration::from_secs(10 * 60);
 
-/// Keeps the NodeNetwork of `node` as the kernel has it, for as long as it is polled. Its MAC addresses are told only if
-/// other nodes may hand it frames.
+/// Keeps the NodeNetwork of `node` as the kernel has it, for as long as it is polled, and `found` as well. Its MAC addresses
+/// are told only if other nodes may hand it frames.
 ///
 /// # Errors
 /// When the kernel can't be asked any more.
-pub(super) async fn report(client: Client, node: String, takes_frames: bool) -> Result<Infallible> {
-    let (found, to_tell) = watch::channel(None);
+pub(super) async fn report(
+    client: Client,
+    node: String,
+    takes_frames: bool,
+    found: watch::Sender<Option<NodeNetworkSpec>>,
+) -> Result<Infallible> {
+    let to_tell = found.subscribe();
     tokio::select! {
         end = observe(found, takes_frames) => end.context("observe the node's network"),
         never = tell(client, node, to_tell) => match never {},

@@ -5,14 +5,17 @@
 const LIBRARIES: [&str; 5] = ["controller/src", "crds/src", "dataplane/src", "observe/src", "speaker/src"];
 
 /// The files that act. What stands here touches something; everything else only decides.
-const SHELLS: [&str; 15] = [
+const SHELLS: [&str; 18] = [
     "controller/src/apply.rs",
     "controller/src/election.rs",
     "controller/src/report.rs",
     "controller/src/run.rs",
     "dataplane/src/conntrack.rs",
     "dataplane/src/engine.rs",
+    "dataplane/src/netlink/notices.rs",
     "dataplane/src/netlink/socket.rs",
+    "dataplane/src/returns/kernel.rs",
+    "dataplane/src/returns/run.rs",
     "dataplane/src/run.rs",
     "observe/src/store.rs",
     "observe/src/watch.rs",

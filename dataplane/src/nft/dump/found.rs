@@ -101,7 +101,9 @@ fn changing(table: Table, name: &str) -> Option<(Key, Chain)> {
             let way = element::way(name).map(|way| (Key::Way(family, way), skeleton::way(family, way)));
             let remember =
                 || element::remembers(name).map(|s| (Key::Remember(family, s), skeleton::remember(family, s)));
-            way.or_else(remember)
+            let returns =
+                || element::returns(name).map(|one| (Key::Return(family, one), skeleton::returning(family, one)));
+            way.or_else(remember).or_else(returns)
         }
         None => element::link(name).map(|link| (Key::Link(link), skeleton::ingress(link))),
     }
@@ -142,7 +144,7 @@ pub fn chain_hook(answer: Attributes<'_>) -> Option<Hook> {
     let kind = answer.find(CHAIN_TYPE)?.text()?;
     (number(answer, CHAIN_POLICY) == Some(ACCEPT)).then_some(())?;
     Some(Hook {
-        kind: ["nat", "filter"].into_iter().find(|known| *known == kind)?,
+        kind: ["nat", "filter", "route"].into_iter().find(|known| *known == kind)?,
         number: number(hook, HOOK_NUMBER)?,
         priority: number(hook, HOOK_PRIORITY)?.cast_signed(),
         link: match hook.find(HOOK_DEV) {

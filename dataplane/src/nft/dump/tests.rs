@@ -3,7 +3,9 @@
 use super::*;
 use crate::diff::{Change, diff};
 use crate::netlink::attribute::{Writer, attributes};
+use crate::nft::element::Returning;
 use crate::nft::skeleton;
+use crate::returns::Mask;
 use crate::ruleset::{Pick, Way};
 use crds::Backend;
 use proptest::prelude::*;
@@ -235,7 +237,12 @@ fn every_rule_is_read_as_it_is_written() {
         let changing = match table.family() {
             Some(family) => {
                 let ways = ways.map(|way| skeleton::way(family, way));
-                ways.into_iter().chain([skeleton::remember(family, 10_800)]).collect()
+                let mark = Mask::default().mark(5);
+                let link = LinkName::new("eth0.7").expect("a name");
+                let returns =
+                    [Returning::Arrives(link, mark), Returning::Leaves(mark), Returning::LeavesFromHere(mark)];
+                let returns = returns.map(|one| skeleton::returning(family, one));
+                ways.into_iter().chain([skeleton::remember(family, 10_800)]).chain(returns).collect()
             }
             None => vec![skeleton::ingress(LinkName::new("eth0").expect("a name"))],
         };
@@ -250,6 +257,18 @@ fn every_rule_is_read_as_it_is_written() {
             let read = rule(attributes(&message.finish()));
             assert_eq!(read, Some((chain.name.clone(), Some(expected))));
         }
+    }
+}
+
+#[test]
+fn a_chain_for_answers_is_known_by_its_name() {
+    let mark = Mask::new(0x1800).expect("a mask").mark(2);
+    let link = LinkName::new("bond0-by.7").expect("a name");
+    for one in [Returning::Arrives(link, mark), Returning::Leaves(mark), Returning::LeavesFromHere(mark)] {
+        assert_eq!(element::returns(&element::returning(one)), Some(one));
+    }
+    for other in ["by-", "by-0x10", "by-0x10-of-0x70", "by-16-of-0x70-eth0", "back-0x10-of-0x50", "on-eth0", "back-"] {
+        assert_eq!(element::returns(other), None, "{other}");
     }
 }
 

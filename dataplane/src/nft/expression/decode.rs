@@ -1,7 +1,7 @@
 //! Expressions read from what the kernel dumps.
 
 use super::numbers::*;
-use super::{Expression, Header, Meta, Register, Relation, Verdict, decode_value};
+use super::{Expression, Header, Marked, Meta, Register, Relation, Verdict, decode_value};
 use crate::netlink::attribute::Attribute;
 
 fn header(number: u32) -> Option<Header> {
@@ -61,6 +61,24 @@ impl Expression {
                 length: number(PAYLOAD_LEN)?,
                 into: register(PAYLOAD_DREG)?,
             }),
+            "meta" if data.find(META_SREG).is_some() => {
+                from(META_SREG, Register::FIRST)?;
+                is(META_KEY, META_MARK)?;
+                Some(Self::SetMark(Marked::Packet))
+            }
+            "meta" if number(META_KEY) == Some(META_MARK) => {
+                from(META_DREG, Register::FIRST)?;
+                Some(Self::Mark(Marked::Packet))
+            }
+            "ct" if data.find(CT_SREG).is_some() => {
+                from(CT_SREG, Register::FIRST)?;
+                is(CT_KEY, CT_MARK)?;
+                Some(Self::SetMark(Marked::Connection))
+            }
+            "ct" if number(CT_KEY) == Some(CT_MARK) => {
+                from(CT_DREG, Register::FIRST)?;
+                Some(Self::Mark(Marked::Connection))
+            }
             "meta" => {
                 let into = register(META_DREG)?;
                 let known =
@@ -73,6 +91,7 @@ impl Expression {
             "ct" => {
                 let into = register(CT_DREG)?;
                 match (number(CT_KEY)?, data.find(CT_DIRECTION).and_then(|direction| direction.u8())) {
+                    (CT_WAY, None) => Some(Self::Direction { into }),
                     (CT_STATUS, None) => Some(Self::Status { into }),
                     (CT_PROTO_DST, Some(CT_ORIGINAL)) => Some(Self::OriginalPort { into }),
                     (CT_PROTO_SRC, Some(CT_REPLY)) => Some(Self::AnsweringPort { into }),
@@ -99,7 +118,11 @@ impl Expression {
                 absent_or(BITWISE_OP, 0)?;
                 let (mask, xor) = (value(BITWISE_MASK)?, value(BITWISE_XOR)?);
                 (number(BITWISE_LEN) == u32::try_from(mask.len()).ok()).then_some(())?;
-                (xor.len() == mask.len() && xor.iter().all(|byte| *byte == 0)).then(|| Self::Mask(mask.to_vec()))
+                if xor.iter().all(|byte| *byte == 0) {
+                    return (xor.len() == mask.len()).then(|| Self::Mask(mask.to_vec()));
+                }
+                let native = |bytes: &[u8]| Some(u32::from_ne_bytes(bytes.try_into().ok()?));
+                Some(Self::Blend { keep: native(mask)?, set: native(xor)? })
             }
             "cmp" => {
                 from(CMP_SREG, Register::FIRST)?;

@@ -1,7 +1,7 @@
 //! Expressions written into messages.
 
 use super::numbers::*;
-use super::{Expression, Register, encode_value};
+use super::{Expression, Marked, Register, encode_value};
 use crate::netlink::attribute::Writer;
 
 impl Written {
@@ -59,6 +59,26 @@ impl Expression {
                 data.u32(FWD_SREG_DEV, Register::FIRST.number());
                 "fwd"
             }
+            Self::Direction { into } => {
+                data.u32(CT_KEY, CT_WAY).u32(CT_DREG, into.number());
+                "ct"
+            }
+            Self::Mark(Marked::Packet) => {
+                data.u32(META_KEY, META_MARK).u32(META_DREG, Register::FIRST.number());
+                "meta"
+            }
+            Self::SetMark(Marked::Packet) => {
+                data.u32(META_KEY, META_MARK).u32(META_SREG, Register::FIRST.number());
+                "meta"
+            }
+            Self::Mark(Marked::Connection) => {
+                data.u32(CT_KEY, CT_MARK).u32(CT_DREG, Register::FIRST.number());
+                "ct"
+            }
+            Self::SetMark(Marked::Connection) => {
+                data.u32(CT_KEY, CT_MARK).u32(CT_SREG, Register::FIRST.number());
+                "ct"
+            }
             Self::Status { into } => {
                 data.u32(CT_KEY, CT_STATUS).u32(CT_DREG, into.number());
                 "ct"
@@ -86,14 +106,9 @@ impl Expression {
                 data.u32(NUMGEN_TYPE, NUMGEN_RANDOM).u32(NUMGEN_OFFSET, *offset);
                 "numgen"
             }
-            Self::Mask(mask) => {
-                let length = u32::try_from(mask.len()).unwrap_or(u32::MAX);
-                data.u32(BITWISE_SREG, Register::FIRST.number()).u32(BITWISE_DREG, Register::FIRST.number());
-                data.u32(BITWISE_LEN, length);
-                data.nested(BITWISE_MASK, |value| encode_value(mask, value));
-                data.nested(BITWISE_XOR, |value| encode_value(&vec![0; mask.len()], value));
-                "bitwise"
-            }
+            Self::Mask(mask) => bitwise(&mut data, mask, &vec![0; mask.len()]),
+            // A mark is a number of the machine's own order.
+            Self::Blend { keep, set } => bitwise(&mut data, &keep.to_ne_bytes(), &set.to_ne_bytes()),
             Self::Compare { relation, value } => {
                 data.u32(CMP_SREG, Register::FIRST.number()).u32(CMP_OP, *relation as u32);
                 data.nested(CMP_DATA, |data| encode_value(value, data));
@@ -159,4 +174,14 @@ impl Expression {
             expression.text(NAME, name).nested(DATA, |inner| inner.append(data));
         });
     }
+}
+
+/// Keeps these bits of the first register, and turns those over.
+fn bitwise(data: &mut Writer, keep: &[u8], turn: &[u8]) -> &'static str {
+    let length = u32::try_from(keep.len()).unwrap_or(u32::MAX);
+    data.u32(BITWISE_SREG, Register::FIRST.number()).u32(BITWISE_DREG, Register::FIRST.number());
+    data.u32(BITWISE_LEN, length);
+    data.nested(BITWISE_MASK, |value| encode_value(keep, value));
+    data.nested(BITWISE_XOR, |value| encode_value(turn, value));
+    "bitwise"
 }

@@ -1,0 +1,356 @@
+//! The way back on a node with two links, against a real kernel.
+//!
+//! ```text
+//!   node n1 ── eth0 192.0.2.1 ──── LAN a ── router a .254, which the node's default route leads to: a dead end
+//!      │└───── eth1 203.0.113.1 ── LAN b ── router b .254 ── client 198.18.0.9
+//!      └ pods 10.244.1.0/24          └───── neighbour .100
+//! ```
+
+mod programmed;
+mod sample;
+mod world;
+
+use std::collections::BTreeSet;
+use std::io::ErrorKind;
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use crds::Protocol::{Tcp, Udp};
+use crds::service::Family;
+use dataplane::Snapshot;
+use dataplane::returns::kernel::{Kernel, Settled};
+use dataplane::returns::{self, Gap, Mask, Return, Wanted};
+use dataplane::snapshot::LinkName;
+use netns::{Namespace, veth};
+use programmed::{apply, engine_on, web};
+use sample::{NODE, ip, ready, service, snapshot};
+use tokio::sync::watch;
+use world::{Answer, Net, Pod, SILENCE, V4, V6, ask_tcp, ask_udp, connect, host, nft, ping, settled, udp, wait_for};
+
+/// The node, and who is around it.
+struct World {
+    node: Namespace,
+    a: Namespace,
+    b: Namespace,
+    client: Namespace,
+    neighbour: Namespace,
+}
+
+/// The address of the client, and of the neighbour.
+fn client(net: Net) -> &'static str {
+    if net == V4 { "198.18.0.9" } else { "2001:db8:9::9" }
+}
+
+fn neighbour(net: Net) -> &'static str {
+    if net == V4 { "203.0.113.100" } else { "2001:db8:2::100" }
+}
+
+/// Both families of what these lines say with the addresses of either.
+fn lines(lines: &[&str]) -> Vec<String> {
+    let six = |line: &str| {
+        let line = line.replace("192.0.2.", "2001:db8:1::").replace("203.0.113.", "2001:db8:2::");
+        let line = line.replace("198.18.0.", "2001:db8:9::").replace("198.51.100.0/24", "2001:db8:99::/64");
+        let line = line.replace("10.244.1.", "2001:db8:244:1::").replace("/24", "/64").replace("/32", "/128");
+        if line.starts_with("addr") { format!("{line} nodad") } else { line.replace("default", "::/0") }
+    };
+    lines.iter().flat_map(|line| [(*line).to_owned(), six(line)]).collect()
+}
+
+impl World {
+    fn new() -> Self {
+        let namespace = || host().expect("a namespace (these tests need root)");
+        let world =
+            Self { node: namespace(), a: namespace(), b: namespace(), client: namespace(), neighbour: namespace() };
+        veth((&world.node, "eth0"), (&world.a, "eth0")).expect("a cable");
+        // Router b is the switch of its LAN as well.
+        veth((&world.node, "eth1"), (&world.b, "node")).expect("a cable");
+        veth((&world.neighbour, "eth0"), (&world.b, "neighbour")).expect("a cable");
+        veth((&world.client, "eth0"), (&world.b, "client")).expect("a cable");
+        let up = |host: &Namespace, link: &str| host.ip([format!("link set {link} up")]).expect("a link");
+        world.b.ip(["link add lan type bridge", "link set lan up"]).expect("a bridge");
+        for port in ["node", "neighbour"] {
+            world.b.ip([format!("link set {port} master lan up")]).expect("a port");
+        }
+        world.node.ip(["link add cni0 type bridge", "link set cni0 up"]).expect("a bridge");
+        let hosts: [(&Namespace, &[&str]); 5] = [
+            (&world.node, &["eth0", "eth1"]),
+            (&world.a, &["eth0"]),
+            (&world.b, &["client"]),
+            (&world.client, &["eth0"]),
+            (&world.neighbour, &["eth0"]),
+        ];
+        for (host, links) in hosts {
+            links.iter().for_each(|link| up(host, link));
+        }
+        for host in [&world.node, &world.b] {
+            for (switch, value) in [("ipv4.ip_forward", "1"), ("ipv6.conf.all.forwarding", "1")] {
+                host.sysctl(switch, value).expect("forwarding");
+            }
+        }
+        for of in ["all", "eth0", "eth1"] {
+            world.node.sysctl(&format!("ipv4.conf.{of}.rp_filter"), "0").expect("rp_filter");
+        }
+        world
+            .node
+            .ip(lines(&[
+                "addr add 192.0.2.1/24 dev eth0",
+                "addr add 203.0.113.1/24 dev eth1",
+                "addr add 10.244.1.1/24 dev cni0",
+                "route add default via 192.0.2.254 metric 100",
+                "route add default via 203.0.113.254 metric 500",
+            ]))
+            .expect("the node");
+        world.a.ip(lines(&["addr add 192.0.2.254/24 dev eth0"])).expect("a");
+        world
+            .b
+            .ip(lines(&[
+                "addr add 203.0.113.254/24 dev lan",
+                "addr add 198.18.0.254/24 dev client",
+                "route add 198.51.100.0/24 via 203.0.113.1",
+            ]))
+            .expect("b");
+        world.client.ip(lines(&["addr add 198.18.0.9/24 dev eth0", "route add default via 198.18.0.254"])).expect("c");
+        let neighbour = ["addr add 203.0.113.100/24 dev eth0", "route add 198.51.100.0/24 via 203.0.113.1"];
+        world.neighbour.ip(lines(&neighbour)).expect("the neighbour");
+        [&world.node, &world.a, &world.b, &world.client, &world.neighbour].into_iter().for_each(settled);
+        world
+    }
+
+    /// Makes rules and routes, as an agent that has just started, and returns what was done.
+    fn settle(&self, wanted: &Wanted) -> Settled {
+        self.node.run(|| Kernel::open().expect("a kernel").settle(wanted, Mask::default()).expect("settled"))
+    }
+
+    /// All rules and routes of the node, and what of its switches may not change.
+    fn everything(&self) -> String {
+        let run = |words: &[&str]| {
+            let output = self.node.command(words[0]).args(&words[1..]).output().expect("run");
+            String::from_utf8(output.stdout).expect("text")
+        };
+        let switches = ["net.ipv4.conf", "net.ipv6.conf", "net.ipv4.route", "net.ipv4.fwmark_reflect"];
+        let mut all: String = ["-4", "-6"]
+            .iter()
+            .flat_map(|family| {
+                [run(&["ip", family, "-d", "rule"]), run(&["ip", family, "-d", "route", "show", "table", "all"])]
+            })
+            .collect();
+        for switch in switches {
+            all += &run(&["sysctl", "-e", switch]);
+        }
+        all
+    }
+}
+
+fn link(name: &str) -> LinkName {
+    LinkName::new(name).expect("a name")
+}
+
+fn both() -> Wanted {
+    Wanted { links: [link("eth0"), link("eth1")].into(), families: [Family::V4, Family::V6].into() }
+}
+
+/// That the n-th link has the n-th mark, in both families.
+fn marked(links: &[&str]) -> BTreeSet<Return> {
+    let each = (1..).zip(links).flat_map(|(slot, name)| {
+        let mark = Mask::default().mark(slot);
+        [Family::V4, Family::V6].map(|family| Return { family, link: link(name), mark })
+    });
+    each.collect()
+}
+
+/// The same, with answers going back by the link.
+fn returning(returns: &BTreeSet<Return>, snapshot: Snapshot) -> Snapshot {
+    Snapshot { returns: Arc::new(returns.clone()), ..snapshot }
+}
+
+#[test]
+fn answers_leave_by_the_link_that_the_request_came_in_by() {
+    Net::each(|net| {
+        let world = World::new();
+        let pod = Pod::start(&world.node, 1, 5);
+        // An endpoint that is the node itself, and a port without any.
+        let own = Pod { namespace: world.node.clone(), node: 1, number: 99 };
+        own.serve(SocketAddr::new(ip(net.n1), 8080));
+        let ports = [("tcp", Tcp, 8080), ("udp", Udp, 8080)];
+        let of_node = service("node").holds(net.other).port("tcp", Tcp, 80).port("udp", Udp, 80);
+        let of_node = of_node.slice(&ports, [ready(net.n1, NODE)]);
+        let empty = service("empty").holds(net.lb_ip).port("", Tcp, 81);
+        let all = snapshot([web(net, [programmed::on(net, &pod)]), of_node, empty]);
+        let mut engine = engine_on(&world.node);
+        apply(&mut engine, &all);
+        let lost = connect(&world.client, &net.port(80), SILENCE).err().expect("no answer by eth0");
+        assert_eq!(lost.kind(), ErrorKind::TimedOut);
+
+        let settled = world.settle(&both());
+        assert_eq!((settled.returns.clone(), settled.gaps), (marked(&["eth0", "eth1"]), BTreeSet::new()));
+        apply(&mut engine, &returning(&settled.returns, all.clone()));
+        let seen = Answer::new(&pod, client(net));
+        assert_eq!(ask_tcp(&world.client, &net.port(80)), seen);
+        assert_eq!(ask_udp(&udp(&world.client, &net.port(80))).expect("an answer over UDP"), seen);
+        let to_node = SocketAddr::new(ip(net.other), 80).to_string();
+        let seen = Answer::new(&own, client(net));
+        assert_eq!(ask_tcp(&world.client, &to_node), seen, "by the node itself");
+        assert_eq!(ask_udp(&udp(&world.client, &to_node)).expect("an answer over UDP"), seen);
+        let refused = connect(&world.client, &net.port(81), SILENCE).err().expect("no endpoint");
+        assert_eq!(refused.kind(), ErrorKind::ConnectionRefused);
+        ping(&world.client, net.lb_ip).expect("a reply");
+
+        // A neighbour on that link, whom the node's own routes lead to by another.
+        let detour = format!("route add {} via {}254", neighbour(net), net.n1.strip_suffix('1').expect("the first"));
+        world.node.ip([detour]).expect("a route");
+        assert_eq!(ask_tcp(&world.neighbour, &net.port(80)), Answer::new(&pod, neighbour(net)));
+
+        apply(&mut engine, &all);
+        let lost = connect(&world.client, &net.port(80), SILENCE).err().expect("no answer by eth0");
+        assert_eq!(lost.kind(), ErrorKind::TimedOut);
+    });
+}
+
+#[test]
+fn what_marks_connections_and_answers_can_be_read() {
+    let world = World::new();
+    let eth1 = [Return { family: Family::V4, link: link("eth1"), mark: Mask::default().mark(2) }].into();
+    apply(&mut engine_on(&world.node), &returning(&eth1, snapshot([web(V4, [])])));
+    let list = |chain: &str| {
+        let words = ["list", "chain", "ip", "landfall", chain];
+        let output = world.node.command("nft").args(words).output().expect("run nft");
+        let text = String::from_utf8(output.stdout).expect("text");
+        text.lines().skip(2).take(2).map(|line| line.trim().to_owned()).collect::<Vec<_>>()
+    };
+    // nft keeps the bits that are set anyway.
+    assert_eq!(
+        list("by-0x20-of-0x70-eth1"),
+        [
+            "type nat hook prerouting priority -120; policy accept;",
+            "iifname \"eth1\" ip daddr @addresses ct mark set ct mark & 0xffffffaf | 0x00000020",
+        ]
+    );
+    let answers = "ct direction reply ct mark & 0x00000070 == 0x00000020 \
+                   meta mark set meta mark & 0xffffffaf | 0x00000020";
+    assert_eq!(list("back-0x20-of-0x70"), ["type filter hook prerouting priority mangle; policy accept;", answers]);
+    assert_eq!(
+        list("back-from-here-0x20-of-0x70"),
+        ["type route hook output priority mangle; policy accept;", answers]
+    );
+    // An agent that starts finds all as it should be.
+    let nothing = engine_on(&world.node).apply(&Arc::new(dataplane::ruleset::ruleset(&programmed::with_pods(
+        returning(&eth1, snapshot([web(V4, [])])),
+    ))));
+    assert!(nothing.expect("apply").is_empty());
+}
+
+#[test]
+fn an_agent_that_starts_again_changes_nothing_and_links_keep_their_marks() {
+    let world = World::new();
+    let first = world.settle(&both());
+    assert_eq!(first.returns, marked(&["eth0", "eth1"]));
+    assert!(first.changes > 0);
+    assert_eq!(world.settle(&both()), Settled { changes: 0, ..first.clone() });
+    // One that comes first by name gets the next mark.
+    world.node.ip(["link add ens0 type veth peer name ens1", "link set ens0 up", "link set ens1 up"]).expect("a link");
+    world.node.ip(["addr add 10.9.0.1/24 dev ens0"]).expect("an address");
+    let more = Wanted { links: [link("ens0"), link("eth0"), link("eth1")].into(), ..both() };
+    let third = Return { family: Family::V4, link: link("ens0"), mark: Mask::default().mark(3) };
+    let more = world.settle(&more);
+    assert_eq!(more.returns, first.returns.iter().copied().chain([third]).collect());
+    assert_eq!(more.gaps, [Gap::NoRouter(Family::V4, link("ens0"))].into());
+    world.node.ip(["link del ens0"]).expect("no link");
+    assert_eq!(world.settle(&both()).returns, first.returns);
+    // What an agent had begun when it was killed is made good.
+    world.node.ip(["rule del table 76001", "route flush table 76002"]).expect("half of it");
+    assert_eq!(world.settle(&both()).returns, first.returns);
+    assert_eq!(world.settle(&both()).changes, 0);
+}
+
+#[test]
+fn an_uninstallation_leaves_all_as_it_was() {
+    let world = World::new();
+    let mine = [
+        "rule add fwmark 0x1/0xf lookup 100 priority 750",
+        "rule add from 203.0.113.1 lookup 76100 priority 800",
+        "route add 10.77.0.0/16 via 203.0.113.254 table 100",
+        "route add 10.77.0.0/16 via 203.0.113.254 table 76100",
+    ];
+    world.node.ip(mine).expect("rules and routes of others");
+    let before = world.everything();
+    let settled = world.settle(&both());
+    assert_ne!(world.everything(), before);
+    apply(&mut engine_on(&world.node), &returning(&settled.returns, snapshot([web(V4, []), web(V6, [])])));
+    world.node.run(|| {
+        assert!(dataplane::remove().expect("removed"));
+        assert!(returns::remove().expect("removed"));
+        assert!(!returns::remove().expect("nothing left"));
+    });
+    assert_eq!(world.everything(), before);
+}
+
+#[test]
+fn tables_of_others_are_left_alone_even_if_they_have_our_numbers() {
+    let world = World::new();
+    world.node.ip(["route add 10.77.0.0/16 via 203.0.113.254 table 76001"]).expect("a route of others");
+    let before = world.everything();
+    let settled = world.settle(&both());
+    assert_eq!(settled.gaps, [Gap::TakenTable(76_001)].into());
+    let marks: BTreeSet<u32> = settled.returns.iter().map(|one| one.mark.value).collect();
+    assert_eq!(marks, [0x20, 0x30].into());
+    world.node.run(|| returns::remove().expect("removed"));
+    assert_eq!(world.everything(), before);
+}
+
+#[test]
+fn with_one_way_back_nothing_is_made() {
+    let world = World::new();
+    let before = world.everything();
+    for wanted in [
+        Wanted::default(),
+        Wanted { links: [link("eth0")].into(), ..both() },
+        Wanted { links: [link("eth0"), link("eth7")].into(), ..both() },
+        Wanted { families: [].into(), ..both() },
+    ] {
+        assert_eq!(world.settle(&wanted), Settled::default(), "{wanted:?}");
+    }
+    assert_eq!(world.everything(), before);
+}
+
+#[test]
+fn a_link_whose_packets_the_kernel_would_drop_is_told() {
+    let world = World::new();
+    for of in ["eth0", "eth1"] {
+        world.node.sysctl(&format!("ipv4.conf.{of}.rp_filter"), "1").expect("rp_filter");
+    }
+    // By eth0, everybody is answered anyway.
+    assert_eq!(world.settle(&both()).gaps, [Gap::StrictFilter(link("eth1"))].into());
+    world.node.sysctl("ipv4.conf.all.rp_filter", "2").expect("rp_filter");
+    assert_eq!(world.settle(&both()).gaps, [].into());
+}
+
+#[test]
+fn routes_that_change_are_followed_and_all_goes_when_nothing_is_wanted() {
+    let world = World::new();
+    let before = world.everything();
+    let (wish, wanted) = watch::channel(Some(both()));
+    let (returns, mut told) = watch::channel(Arc::default());
+    let node = world.node.clone();
+    let thread = std::thread::spawn(move || {
+        node.run(|| {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+            runtime.block_on(returns::run(wanted, returns, Some(Mask::default()))).expect("run");
+        });
+    });
+    wait_for("marks", || **told.borrow_and_update() == marked(&["eth0", "eth1"]));
+    let default = |table: &str| {
+        let output = world.node.command("ip").args(["route", "show", "default", "table", table]).output().expect("ip");
+        String::from_utf8(output.stdout).expect("text")
+    };
+    wait_for("a default route", || default("76002").contains("via 203.0.113.254 dev eth1"));
+    world.node.ip(["route replace default via 203.0.113.253 metric 500"]).expect("another router");
+    wait_for("the other router", || default("76002").contains("via 203.0.113.253 dev eth1"));
+    nft(&world.node, "table ip other { }");
+    world.node.ip(["rule del table 76001"]).expect("by mistake");
+    wait_for("the rule again", || world.everything().contains("lookup 76001"));
+    world.node.ip(["route replace default via 203.0.113.254 metric 500"]).expect("the first router");
+    wish.send_replace(Some(Wanted { families: BTreeSet::new(), ..both() }));
+    wait_for("nothing", || told.borrow_and_update().is_empty() && world.everything() == before);
+    drop(wish);
+    thread.join().expect("no panic");
+}
