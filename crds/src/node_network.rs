@@ -90,7 +90,7 @@ pub struct WiredLink {
     pub name: String,
     /// The node's MAC address on it, as written.
     pub mac: String,
-    /// The networks that its addresses are of. Two links with one network in common are the same.
+    /// The networks that its addresses are of. Two links with one network in common may be the same.
     pub networks: Vec<IpNet>,
 }
 

@@ -175,7 +175,12 @@ fn answers_leave_by_the_link_that_the_request_came_in_by() {
         let of_node = service("node").holds(net.other).port("tcp", Tcp, 80).port("udp", Udp, 80);
         let of_node = of_node.slice(&ports, [ready(net.n1, NODE)]);
         let empty = service("empty").holds(net.lb_ip).port("", Tcp, 81);
-        let all = snapshot([web(net, [programmed::on(net, &pod)]), of_node, empty]);
+        // And one on another node, which is where router a is.
+        let elsewhere = Pod { namespace: world.a.clone(), node: 2, number: 7 };
+        let other = format!("{}254", net.n1.strip_suffix('1').expect("the first"));
+        elsewhere.serve(SocketAddr::new(ip(&other), 8080));
+        let far = service("far").holds(net.lb_ip).port("tcp", Tcp, 82).slice(&ports[..1], [ready(&other, "n2")]);
+        let all = snapshot([web(net, [programmed::on(net, &pod)]), of_node, empty, far]);
         let mut engine = engine_on(&world.node);
         apply(&mut engine, &all);
         let lost = connect(&world.client, &net.port(80), SILENCE).err().expect("no answer by eth0");
@@ -191,12 +196,14 @@ fn answers_leave_by_the_link_that_the_request_came_in_by() {
         let seen = Answer::new(&own, client(net));
         assert_eq!(ask_tcp(&world.client, &to_node), seen, "by the node itself");
         assert_eq!(ask_udp(&udp(&world.client, &to_node)).expect("an answer over UDP"), seen);
+        let seen = Answer::new(&elsewhere, net.n1);
+        assert_eq!(ask_tcp(&world.client, &net.port(82)), seen, "through this node");
         let refused = connect(&world.client, &net.port(81), SILENCE).err().expect("no endpoint");
         assert_eq!(refused.kind(), ErrorKind::ConnectionRefused);
         ping(&world.client, net.lb_ip).expect("a reply");
 
         // A neighbour on that link, whom the node's own routes lead to by another.
-        let detour = format!("route add {} via {}254", neighbour(net), net.n1.strip_suffix('1').expect("the first"));
+        let detour = format!("route add {} via {other}", neighbour(net));
         world.node.ip([detour]).expect("a route");
         assert_eq!(ask_tcp(&world.neighbour, &net.port(80)), Answer::new(&pod, neighbour(net)));
 

@@ -45,7 +45,7 @@ use observe::{Source, Store, Wake, source};
 use serde::de::DeserializeOwned;
 use tokio::sync::{Notify, oneshot, watch};
 use tokio::task::JoinSet;
-use tokio::time::timeout;
+use tokio::time::{Instant, sleep_until, timeout};
 
 use crate::client::Connection;
 use crate::keys::{self, Place, Seen};
@@ -54,6 +54,10 @@ use metrics::{Channels, Metrics};
 
 /// How long the agent may take to leave; Kubernetes gives it 10 s.
 const FAREWELL: Duration = Duration::from_secs(3);
+
+/// How long an agent that starts waits for Hellos of those who may be on its links, before it hands frames to the others
+/// alone: some intervals of Hellos, and the time that it takes to get the key. The kernel goes on as it was until then.
+const ACQUAINTANCE: Duration = Duration::from_secs(1);
 
 /// How long to wait for the API server to answer before asking again.
 const ANSWER: Duration = Duration::from_secs(10);
@@ -178,6 +182,7 @@ pub(crate) async fn run(connection: &Connection, options: Options) -> Result<()>
     let (conflicts, conflicting) = watch::channel(speaker::Conflicts::default());
     let (counters, counted) = watch::channel(speaker::Counters::default());
     let (dead, buried) = watch::channel(BTreeSet::new());
+    let (neighbours, met) = watch::channel(speaker::Neighbours::default());
     let (found, network) = watch::channel(None);
     let (wished, wanted) = watch::channel(None);
     let (returns, returned) = watch::channel(Arc::default());
@@ -206,6 +211,8 @@ pub(crate) async fn run(connection: &Connection, options: Options) -> Result<()>
         node: options.node_name.clone(),
         backend: options.backend,
         dead: buried,
+        neighbours: met,
+        patience: None,
         network,
         returned,
         dataplane: to_dataplane,
@@ -246,7 +253,7 @@ pub(crate) async fn run(connection: &Connection, options: Options) -> Result<()>
         let authentication = speaker::Authentication::Required;
         let config = speaker::Config::new(&cluster, &options.node_name, incarnation(), authentication);
         let inputs = speaker::Inputs { snapshot: for_speaker, forwarded: announceable, keys: sealing };
-        let outputs = speaker::Outputs { announcements, conflicts, counters, dead };
+        let outputs = speaker::Outputs { announcements, conflicts, counters, dead, neighbours };
         let leave = Arc::clone(&leave);
         async move {
             speaker::run(config, inputs, outputs, leave.notified()).await.context("announce")?;
@@ -401,6 +408,7 @@ impl Stores {
                 Some(wirings) => wirings.snapshot()?,
                 None => BTreeMap::new(),
             },
+            neighbours: None,
         })
     }
 }
@@ -412,6 +420,10 @@ struct Composer {
     backend: Backend,
     /// The nodes that the speaker says are dead.
     dead: watch::Receiver<BTreeSet<String>>,
+    /// Which nodes it has met on which link.
+    neighbours: watch::Receiver<speaker::Neighbours>,
+    /// Until when the dataplane waits for that, once all else is known.
+    patience: Option<Instant>,
     /// What is on this node's network.
     network: watch::Receiver<Option<NodeNetworkSpec>>,
     /// The links by which answers are led back.
@@ -426,12 +438,20 @@ impl Composer {
     async fn run(mut self, mut listener: observe::Listener) -> Result<Infallible> {
         loop {
             let dead = self.dead.borrow_and_update().clone();
-            if let Some(observed) = self.stores.observed() {
+            let mut waits = None;
+            if let Some(mut observed) = self.stores.observed() {
+                observed.neighbours = Some(self.neighbours.borrow_and_update().clone());
+                // The kernel spreads frames since before: who will be met in a moment must not be missing meanwhile.
+                let patience = *self.patience.get_or_insert_with(|| Instant::now() + ACQUAINTANCE);
+                let waiting = Instant::now() < patience && !compose::is_acquainted(&self.node, &observed);
+                waits = waiting.then_some(patience);
                 let mut new = compose::snapshots(&self.node, self.backend, observed, dead);
                 new.dataplane.returns = self.returned.borrow_and_update().clone();
                 let wanted = self.network.borrow_and_update().as_ref().map(|it| compose::wanted(it, &new.dataplane));
                 self.wanted.send_if_modified(|known| std::mem::replace(known, wanted.clone()) != wanted);
-                send_if_new(&self.dataplane, new.dataplane);
+                if waits.is_none() {
+                    send_if_new(&self.dataplane, new.dataplane);
+                }
                 send_if_new(&self.speaker, new.speaker);
             }
             // A death waits for nothing else: neither for the API server, nor for all that is known to be looked at.
@@ -442,6 +462,8 @@ impl Composer {
                         let dead = self.dead.borrow_and_update().clone();
                         self.dataplane.send_if_modified(|known| bury(known, dead));
                     }
+                    Ok(()) = self.neighbours.changed() => break,
+                    () = sleep_until(waits.unwrap_or_else(Instant::now)), if waits.is_some() => break,
                     Ok(()) = self.network.changed() => break,
                     Ok(()) = self.returned.changed() => break,
                     () = listener.woken() => break,
@@ -548,6 +570,8 @@ mod tests {
             node: "n1".into(),
             backend: Backend::Endpoints,
             dead: buried,
+            neighbours: watch::channel(speaker::Neighbours::default()).1,
+            patience: None,
             network,
             returned,
             dataplane: to_dataplane,
@@ -592,6 +616,8 @@ mod tests {
             node: "n1".into(),
             backend: Backend::Endpoints,
             dead: buried,
+            neighbours: watch::channel(speaker::Neighbours::default()).1,
+            patience: None,
             network,
             returned,
             dataplane: to_dataplane,
@@ -612,6 +638,74 @@ mod tests {
             returns.send_replace(Arc::clone(&all));
             let knows = |known: &Option<Arc<dataplane::Snapshot>>| known.as_ref().is_some_and(|k| k.returns == all);
             timeout(SOON, told.wait_for(knows)).await.expect("in time").expect("a snapshot");
+        };
+        tokio::select! {
+            ended = composer.run(wake.listener()) => panic!("{ended:?}"),
+            () = story => {}
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_dataplane_waits_a_moment_for_those_who_may_be_on_the_link_and_gets_who_was_met() {
+        let wake = Wake::default();
+        let meta = |name: &str| json!({"name": name, "uid": format!("u-{name}"), "resourceVersion": "1"});
+        let wiring = |last: u8| {
+            let eth0 = json!({
+                "name": "eth0", "addresses": [format!("192.0.2.{last}/24")], "mac": format!("02:00:00:00:00:{last:02x}"),
+            });
+            let (kind, name) = ("NodeNetwork", format!("n{last}"));
+            let object = json!({
+                "apiVersion": "landfall.dev/v1alpha1", "kind": kind, "metadata": meta(&name), "spec": {"links": [eth0]},
+            });
+            let object = serde_json::from_value(object).expect("a NodeNetwork");
+            source::wirings().observe(&object).expect("a NodeNetwork").0
+        };
+        let node = |last: u8| {
+            let object = json!({"metadata": meta(&format!("n{last}"))});
+            source::nodes().observe(&serde_json::from_value(object).expect("a Node")).expect("a Node").0
+        };
+        let wirings = Wirings { store: Store::listed(&wake, 1, [1, 2, 3].map(wiring)), ..Wirings::new(&wake) };
+        let nodes = Store::listed(&wake, 1, [1, 2, 3].map(node));
+        let stores = Stores { wirings: Some(wirings), nodes, ..stores(&wake) };
+        let (_dead, buried) = watch::channel(BTreeSet::new());
+        let (meet, neighbours) = watch::channel(speaker::Neighbours::default());
+        let (to_dataplane, mut told) = watch::channel(None);
+        let (to_speaker, mut speaks) = watch::channel(None);
+        let composer = Composer {
+            stores,
+            node: "n1".into(),
+            backend: Backend::Endpoints,
+            dead: buried,
+            neighbours,
+            patience: None,
+            network: watch::channel(None).1,
+            returned: watch::channel(Arc::default()).1,
+            dataplane: to_dataplane,
+            speaker: to_speaker,
+            wanted: watch::channel(None).0,
+        };
+        let mac = |last: u8| crds::Mac([2, 0, 0, 0, 0, last]);
+        let met = |last: u8| {
+            meet.send_modify(|met| {
+                met.meet("eth0", &format!("n{last}"), mac(last));
+            });
+        };
+        let began = Instant::now();
+        let story = async {
+            timeout(SOON, speaks.wait_for(Option::is_some)).await.expect("in time").expect("a snapshot");
+            met(2);
+            let first =
+                timeout(SOON, told.wait_for(Option::is_some)).await.expect("in time").expect("a snapshot").clone();
+            assert!(began.elapsed() >= ACQUAINTANCE, "one is still missing");
+            let peers = |known: &dataplane::Snapshot| {
+                known.links.values().flat_map(|link| link.peers.keys().cloned()).collect::<Vec<_>>()
+            };
+            assert_eq!(first.as_deref().map(peers), Some(vec!["n2".to_owned()]));
+            met(3);
+            let knows =
+                |known: &Option<Arc<dataplane::Snapshot>>| known.as_deref().is_some_and(|k| peers(k).len() == 2);
+            timeout(SOON, told.wait_for(knows)).await.expect("in time").expect("a snapshot");
+            assert!(began.elapsed() < 2 * ACQUAINTANCE, "it does not wait again");
         };
         tokio::select! {
             ended = composer.run(wake.listener()) => panic!("{ended:?}"),

@@ -6,7 +6,7 @@
 //! announces them ([`Announcements`]).
 //!
 //! ```text
-//!  objects -> eligibility -> Snapshot --+            +--> Announcements, the dead, Counters
+//!  objects -> eligibility -> Snapshot --+            +--> Announcements, the dead, Neighbours, Counters
 //!  the dataplane's acknowledgements ----+-> Machine -+
 //!  links, frames, time -----------------+            +--> frames
 //! ```
@@ -18,7 +18,7 @@
 //! | [`snapshot`] | what the loop knows of the cluster |
 //! | [`machine`], [`segment`] | the whole without sockets and clock; one link of it |
 //! | [`ownership`], [`claims`] | who owns an address; what a node claims, and how others know |
-//! | [`deaths`] | which nodes are dead, for those who forward |
+//! | [`deaths`], [`neighbours`] | which nodes are dead, and which are on which link, for those who forward |
 //! | [`liveness`], [`peer`], [`pace`] | whether a peer is alive on a link; what is known of it; how often we speak |
 //! | [`hello`], [`datagram`] | the packets of speakers, and what they travel in |
 //! | [`auth`], [`meeting`] | what packets are sealed with; who was heard and isn't believed yet |
@@ -50,6 +50,7 @@ pub mod liveness;
 pub mod machine;
 pub mod meeting;
 pub mod ndp;
+pub mod neighbours;
 pub mod ownership;
 pub mod pace;
 pub mod peer;
@@ -65,5 +66,6 @@ pub use auth::{Authentication, Keys};
 pub use eligibility::Observed;
 pub use events::Counters;
 pub use machine::Config;
+pub use neighbours::Neighbours;
 pub use run::{Announcement, Announcements, Conflict, Conflicts, Error, Inputs, Outputs, run};
 pub use snapshot::{Candidate, Candidates, Snapshot, Wanted};

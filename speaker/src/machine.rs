@@ -25,6 +25,7 @@ use crate::claims::Claim;
 use crate::deaths::Deaths;
 use crate::events::{Counters, Event};
 use crate::hello::{self, Malformed, Packet};
+use crate::neighbours::Neighbours;
 use crate::placement::{Link, placements};
 use crate::segment::{Context, Segment};
 use crate::snapshot::{Links, Snapshot};
@@ -132,6 +133,9 @@ pub struct Machine {
     stopping: Stopping,
     deaths: Deaths,
     buried: bool,
+    neighbours: Neighbours,
+    /// Whether they have changed since somebody asked.
+    met: bool,
     /// When the loop should run next.
     expected: Option<Duration>,
     changed: bool,
@@ -162,6 +166,8 @@ impl Machine {
             stopping: Stopping::No,
             deaths: Deaths::default(),
             buried: false,
+            neighbours: Neighbours::default(),
+            met: false,
             expected: None,
             changed: false,
             regrouped: false,
@@ -384,8 +390,19 @@ impl Machine {
             }
         };
         match Packet::decode(body) {
-            Ok(packet) => self.one(now, link, |segment, context| segment.hear(context, mac, &packet)),
+            Ok(packet) => {
+                self.one(now, link, |segment, context| segment.hear(context, mac, &packet));
+                self.meet(link, &packet.node);
+            }
             Err(_) => dropped.malformed += 1,
+        }
+    }
+
+    /// A node said something on a link: if it hears us too, it is on it.
+    fn meet(&mut self, link: u32, node: &str) {
+        let Some(segment) = self.segments.get(&link) else { return };
+        if let Some(peer) = segment.peers.get(node).filter(|peer| peer.lists_us) {
+            self.met |= self.neighbours.meet(&segment.link.name, node, peer.mac);
         }
     }
 
@@ -458,6 +475,16 @@ impl Machine {
     /// Whether [`dead`](Self::dead) has changed since this was last asked.
     pub fn take_buried(&mut self) -> bool {
         std::mem::take(&mut self.buried)
+    }
+
+    /// Which nodes were met on which link.
+    pub fn neighbours(&self) -> &Neighbours {
+        &self.neighbours
+    }
+
+    /// Whether [`neighbours`](Self::neighbours) has changed since this was last asked.
+    pub fn take_met(&mut self) -> bool {
+        std::mem::take(&mut self.met)
     }
 
     /// When to call [`poll`](Self::poll) next, apart from announcements.

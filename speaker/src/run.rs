@@ -29,6 +29,7 @@ use crate::groups::Groups;
 use crate::links;
 use crate::liveness::Standing;
 use crate::machine::{Channel, Config, Frame, Machine};
+use crate::neighbours::Neighbours;
 use crate::placement::Link;
 use crate::snapshot::Snapshot;
 use crate::socket::{Buffer, Port};
@@ -98,6 +99,8 @@ pub struct Outputs {
     /// The names of the nodes that are dead, which no connection should be sent to, whatever the API server says of them: see
     /// [`crate::deaths`]. Told at once. Empty when the speaker has stopped: it knows nothing then.
     pub dead: watch::Sender<BTreeSet<String>>,
+    /// Which nodes were met on which link since the speaker has started.
+    pub neighbours: watch::Sender<Neighbours>,
     /// What was counted, renewed once an interval.
     pub counters: watch::Sender<Counters>,
 }
@@ -393,6 +396,9 @@ impl Wire {
         }
         if self.machine.take_buried() {
             self.outputs.dead.send_replace(self.machine.dead());
+        }
+        if self.machine.take_met() {
+            self.outputs.neighbours.send_replace(self.machine.neighbours().clone());
         }
         self.unpublished |= self.machine.take_changed();
         if self.published.is_some_and(|published| published.elapsed() < PUBLISH) {

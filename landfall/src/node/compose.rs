@@ -11,6 +11,7 @@ use crds::{Advertisement, Backend, EndpointSlice, Holder, Key, Node, PoolTerms, 
 use dataplane::returns::Wanted;
 use dataplane::snapshot::{Link, LinkName, Terms};
 use dataplane::sources::Sources;
+use speaker::Neighbours;
 
 /// All that a node agent observes, complete: nothing is composed before every kind has been listed once.
 #[derive(Clone, Debug, Default)]
@@ -22,6 +23,8 @@ pub(super) struct Observed {
     pub(super) advertisements: BTreeMap<String, Arc<Advertisement>>,
     pub(super) addresses: BTreeMap<IpAddr, Arc<Record>>,
     pub(super) wirings: BTreeMap<String, Arc<Wiring>>,
+    /// Which nodes the speaker has met on which link; `None` if there is none to ask. Then networks decide alone.
+    pub(super) neighbours: Option<Neighbours>,
 }
 
 /// What the two libraries are to know.
@@ -36,7 +39,8 @@ pub(super) struct Snapshots {
 /// An address counts if there is an object for it that nobody is deleting, whatever the status of a Service says. Who is
 /// `dead` is the speaker's word, which comes long before the API server's.
 pub(super) fn snapshots(node: &str, backend: Backend, observed: Observed, dead: BTreeSet<String>) -> Snapshots {
-    let Observed { mut services, slices: all, nodes, pools, advertisements, mut addresses, wirings } = observed;
+    let links = links(node, &observed, observed.neighbours.as_ref());
+    let Observed { mut services, slices: all, nodes, pools, advertisements, mut addresses, .. } = observed;
     services.retain(|_, service| service.is_load_balancer);
     let mut slices: BTreeMap<Key, Vec<Arc<EndpointSlice>>> = BTreeMap::new();
     for slice in all.into_values().filter(|slice| services.contains_key(&slice.service)) {
@@ -54,7 +58,7 @@ pub(super) fn snapshots(node: &str, backend: Backend, observed: Observed, dead: 
         own: nodes.get(node).map(|own| own.addresses.clone()).unwrap_or_default(),
         backend,
         addresses: addresses.iter().map(|(address, record)| (*address, held(record))).collect(),
-        links: links(node, &nodes, &wirings),
+        links,
         // Not known to the API server.
         returns: Arc::default(),
         services: services
@@ -83,12 +87,10 @@ pub(super) fn wanted(network: &NodeNetworkSpec, snapshot: &dataplane::Snapshot) 
 }
 
 /// The links on which frames can be handed to other nodes, and those. Two nodes are on one link if they have addresses of
-/// the same network there.
-fn links(
-    node: &str,
-    nodes: &BTreeMap<String, Arc<Node>>,
-    wirings: &BTreeMap<String, Arc<Wiring>>,
-) -> BTreeMap<LinkName, Link> {
+/// the same network there, and the speaker has met the other one on it, under the MAC address that this one tells. The same
+/// network may be in several places.
+fn links(node: &str, observed: &Observed, neighbours: Option<&Neighbours>) -> BTreeMap<LinkName, Link> {
+    let Observed { nodes, wirings, .. } = observed;
     let mut links = BTreeMap::new();
     for own in wirings.get(node).iter().flat_map(|wiring| &wiring.links) {
         let (Some(name), Some(mac)) = (LinkName::new(&own.name), Mac::parse(&own.mac)) else { continue };
@@ -96,8 +98,9 @@ fn links(
         let others = wirings.iter().filter(|(other, _)| *other != node && nodes.contains_key(*other));
         let peers = others.filter_map(|(other, wiring)| {
             let peer = Mac::parse(&wiring.links.iter().find(here)?.mac)?;
+            let is_met = neighbours.is_none_or(|neighbours| neighbours.mac(&own.name, other) == Some(peer));
             // Two that have the same one can't be told apart.
-            (peer != mac).then(|| (other.clone(), peer))
+            (is_met && peer != mac).then(|| (other.clone(), peer))
         });
         let peers: BTreeMap<String, Mac> = peers.collect();
         if !peers.is_empty() {
@@ -115,6 +118,11 @@ fn unspread(addresses: &BTreeMap<IpAddr, Arc<Record>>, pools: &BTreeMap<String, 
     let is_unspread = |record: &&Arc<Record>| pools.get(&*record.pool).is_some_and(|pool| !pool.spread);
     let holders = addresses.values().filter(is_unspread).flat_map(|record| &record.holders);
     holders.map(|holder| Key::new(holder.namespace.clone(), holder.name.clone())).collect()
+}
+
+/// Whether everybody was met on this node's links who may be there.
+pub(super) fn is_acquainted(node: &str, observed: &Observed) -> bool {
+    observed.neighbours.is_none() || links(node, observed, observed.neighbours.as_ref()) == links(node, observed, None)
 }
 
 /// A Service with what decides who may use it, and whether clients stay with their endpoints.
@@ -182,6 +190,7 @@ mod tests {
             advertisements: BTreeMap::new(),
             addresses: [record("192.0.2.1", false), record("192.0.2.2", true)].into(),
             wirings: BTreeMap::new(),
+            neighbours: None,
         }
     }
 
@@ -265,7 +274,7 @@ mod tests {
     }
 
     #[test]
-    fn frames_are_handed_to_nodes_that_exist_and_have_an_address_of_the_same_network() {
+    fn frames_are_handed_to_nodes_that_exist_have_an_address_of_the_same_network_and_were_met_there() {
         let link = |name: &str, mac: &str, network: &str| WiredLink {
             name: name.into(),
             mac: mac.into(),
@@ -300,6 +309,20 @@ mod tests {
             BTreeMap::new(),
             "it is alone on its link"
         );
+        // Of those, only who was met there, and under that address.
+        let mut met = Neighbours::default();
+        met.meet("eth0", "n2", mac(0, 2));
+        met.meet("eth0", "n3", mac(0, 9));
+        met.meet("eth0", "n4", mac(0, 4));
+        observed.neighbours = Some(met.clone());
+        let heard = BTreeMap::from([(name("eth0"), Link { mac: mac(0, 1), peers: peers(&[("n2", mac(0, 2))]) })]);
+        assert_eq!(snapshots("n1", Backend::Endpoints, observed.clone(), BTreeSet::new()).dataplane.links, heard);
+        assert!(!is_acquainted("n1", &observed));
+        met.meet("eth0", "n3", mac(0, 3));
+        met.meet("eth1", "n3", mac(1, 3));
+        observed.neighbours = Some(met);
+        assert_eq!(snapshots("n1", Backend::Endpoints, observed.clone(), BTreeSet::new()).dataplane.links, expected);
+        assert!(is_acquainted("n1", &observed));
         observed.wirings.remove("n1");
         assert_eq!(
             snapshots("n1", Backend::Endpoints, observed, BTreeSet::new()).dataplane.links,

@@ -17,7 +17,8 @@ use netns::{Namespace, veth};
 use speaker::machine::Channel;
 use speaker::socket::{Buffer, Port};
 use speaker::{
-    Announcements, Authentication, Candidates, Config, Conflicts, Counters, Inputs, Keys, Outputs, Snapshot, Wanted,
+    Announcements, Authentication, Candidates, Config, Conflicts, Counters, Inputs, Keys, Neighbours, Outputs,
+    Snapshot, Wanted,
 };
 use tokio::sync::{oneshot, watch};
 
@@ -312,7 +313,8 @@ impl Speaker {
         let inputs = Inputs { snapshot, forwarded: forwarded_receiver, keys: keys_receiver };
         let (conflicts, conflicts_receiver) = watch::channel(Conflicts::default());
         let (dead, dead_receiver) = watch::channel(BTreeSet::new());
-        let outputs = Outputs { announcements, conflicts, counters, dead };
+        let (neighbours, _) = watch::channel(Neighbours::default());
+        let outputs = Outputs { announcements, conflicts, counters, dead, neighbours };
         let inside = namespace.clone();
         let thread = std::thread::spawn(move || {
             inside.run(|| {

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::time::Duration;
 
-use crate::world::{INTERVAL, World, intrusion, lb_ip};
+use crate::world::{INTERVAL, World, intrusion, lb_ip, mac, name};
 use crate::{SETTLED, WINDOW, check, ms, seeds, settled, sole_owners};
 
 /// Lets time pass in which clients speak on the LAN, as they do.
@@ -120,4 +120,28 @@ fn thousands_of_new_addresses_are_asked_for_at_a_bounded_rate_and_no_takeover_wa
     assert!(total <= 3 * NEW as u64 * 3 / 2, "{total}");
     assert!(world.all_owners().values().all(|owners| owners.len() == 1));
     check(&world);
+}
+
+#[test]
+fn who_is_heard_on_a_link_and_hears_us_is_a_neighbour_there_and_stays_one_in_silence() {
+    seeds(20, |seed| {
+        let racks = [BTreeSet::from([0, 1]), BTreeSet::from([2, 3])];
+        let mut world = World::new(seed, 4, 5);
+        world.part(&racks[0]);
+        world.start_all();
+        world.pass(SETTLED);
+        let met = |world: &World, a: usize, b: usize| world.machine(a)?.neighbours().mac("eth0", &name(b));
+        let pairs = || (0..4).flat_map(|a| (0..4).map(move |b| (a, b))).filter(|(a, b)| a != b);
+        for (a, b) in pairs() {
+            let together = racks.iter().any(|rack| rack.contains(&a) && rack.contains(&b));
+            assert_eq!(met(&world, a, b), together.then_some(mac(b)), "{a} of {b}");
+        }
+        world.heal();
+        world.pass(SETTLED);
+        world.crash(3);
+        world.pass(Duration::from_secs(20));
+        for (a, b) in pairs().filter(|(a, _)| *a != 3) {
+            assert_eq!(met(&world, a, b), Some(mac(b)), "{a} of {b}");
+        }
+    });
 }

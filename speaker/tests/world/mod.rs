@@ -616,7 +616,8 @@ pub fn lb_ip(n: usize) -> IpAddr {
     }
 }
 
-fn mac(node: usize) -> Mac {
+/// The MAC address of a node.
+pub fn mac(node: usize) -> Mac {
     Mac([2, 0, 0, 0, 0, node as u8 + 1])
 }
 
