@@ -5,7 +5,7 @@
 //!   controller goes       nobody gives out addresses any more
 //!   Services let go       our finalizer, conditions and addresses leave their status: they can be deleted
 //!   addresses deleted     node agents withdraw them from the wire, then from the kernel
-//!   node agents go        each takes its tables along, since no address is left
+//!   node agents go        each takes its tables, rules and routes along, since no address is left
 //!   all the rest          pools, what agents said of nodes, definitions, rights, namespace
 //! ```
 //!
