@@ -26,9 +26,10 @@
 //! | [`strangers`] | who else uses an address, before it is announced and later |
 //! | [`placement`], [`link_table`] | which link an address is announced on; which links there are |
 //! | [`links`], [`socket`], [`groups`] | netlink; packet sockets; which groups the kernel tells that we listen to |
+//! | [`waiting`], `urgency` | how the thread of the wire sleeps; what it asks of the scheduler |
 //! | [`events`], [`takeovers`] | what there is to log and to count |
 //!
-//! Only [`run`](fn@run), [`links`], [`socket`] and [`groups`] touch anything. The rest is pure: time is an argument, and the tests
+//! Only [`run`](fn@run), [`links`], [`socket`], [`groups`], [`waiting`] and `urgency` touch anything. The rest is pure: time is an argument, and the tests
 //! drive the same [`machine`] through a simulated network.
 
 pub mod advertisement;
@@ -61,6 +62,8 @@ pub mod snapshot;
 pub mod socket;
 pub mod strangers;
 pub mod takeovers;
+mod urgency;
+pub mod waiting;
 
 pub use auth::{Authentication, Keys};
 pub use eligibility::Observed;

@@ -1,18 +1,21 @@
 //! The wire loop: the [`Machine`] with real sockets, real links and real time.
 //!
-//! [`run`] starts one thread, `landfall-wire`, with an async runtime of its own. There everything happens that must not
-//! wait: Hellos, ARP, NDP, takeovers. It shares nothing with the rest of the process but channels that hold one latest value:
+//! [`run`] starts one thread, `landfall-wire`. There everything happens that must not wait: Hellos, ARP, NDP, takeovers. It
+//! shares nothing with the rest of the process but channels that hold one latest value, and a bell that says that one of them
+//! has changed:
 //!
 //! ```text
-//!   snapshot  --watch-->  |        thread `landfall-wire`         |  --watch-->  announcements
-//!   forwarded --watch-->  | links (netlink) -> Machine <-> sockets |  --watch-->  counters
-//!   keys      --watch-->  |                                        |  --watch-->  dead
-//!                                        |
-//!                                        +-- events, bounded --> run(): the log
+//!   snapshot  --watch-->  |  thread `landfall-wire` |  --watch-->  announcements
+//!   forwarded --watch-->  |   Machine <-> sockets   |  --watch-->  counters
+//!   keys      --watch-->  |                         |  --watch-->  dead
+//!   links     --watch-->  |                         |
+//!      ^                    ^          |
+//!      +-- run(): netlink, -+ bell     +-- events, bounded --> run(): the log
 //! ```
 //!
 //! The log is written where `run` is polled, because a log that can't be written fast enough would block the wire. If it
-//! falls behind by thousands, transitions are lost and their number is logged instead.
+//! falls behind by thousands, transitions are lost and their number is logged instead. The links are observed there too: what
+//! they say is needed within a second, not within milliseconds.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::io;
@@ -32,7 +35,9 @@ use crate::machine::{Channel, Config, Frame, Machine};
 use crate::neighbours::Neighbours;
 use crate::placement::Link;
 use crate::snapshot::Snapshot;
-use crate::socket::{Buffer, Port};
+use crate::socket::{BATCH, Buffer, Port};
+use crate::urgency;
+use crate::waiting::{self, Bell, Ear, For, Ready, bell};
 use crds::Mac;
 
 /// So many transitions may wait to be logged: all addresses of a large node change hands at once.
@@ -46,6 +51,9 @@ const FRAMES: usize = 1024;
 
 /// What is announced is published no more often than this: others write it to the API server, and don't need it sooner.
 const PUBLISH: Duration = Duration::from_millis(50);
+
+/// What was counted is published so often: nobody looks at it more often than every few seconds.
+const COUNT: Duration = Duration::from_secs(1);
 
 /// What this node announces: for each lb_ip the links it is announced on. What is not in here is not announced.
 pub type Announcements = BTreeMap<IpAddr, Vec<Announcement>>;
@@ -101,7 +109,7 @@ pub struct Outputs {
     pub dead: watch::Sender<BTreeSet<String>>,
     /// Which nodes were met on which link since the speaker has started.
     pub neighbours: watch::Sender<Neighbours>,
-    /// What was counted, renewed once an interval.
+    /// What was counted, renewed once a second.
     pub counters: watch::Sender<Counters>,
 }
 
@@ -114,6 +122,9 @@ pub enum Error {
     /// No sockets: `CAP_NET_RAW` is missing, as a rule.
     #[error("cannot open a packet socket (this needs CAP_NET_RAW)")]
     Socket(#[source] io::Error),
+    /// No way to wake the thread, or to let it sleep.
+    #[error("the thread of the wire cannot sleep")]
+    Sleep(#[source] io::Error),
     /// No links.
     #[error("cannot observe the links of this node")]
     Links(#[from] links::Error),
@@ -141,20 +152,24 @@ pub async fn run(
     let (events, mut told) = mpsc::channel(EVENTS);
     let (leave, left) = oneshot::channel();
     let (end, mut ended) = oneshot::channel();
+    let (table, mut links) = watch::channel(BTreeMap::new());
+    let (bell, ear) = bell().map_err(Error::Sleep)?;
+    let Inputs { mut snapshot, mut forwarded, mut keys } = inputs.clone();
+    let known = links.clone();
     let wire = move || {
-        let result = (|| {
-            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(Error::Thread)?;
-            runtime.block_on(Wire::follow(config, inputs, outputs, events, left))
-        })();
-        let _ = end.send(result);
+        urgency::ask();
+        let _ = end.send(Wire::follow(config, (inputs, known, ear), outputs, events, left));
     };
     std::thread::Builder::new().name("landfall-wire".into()).spawn(wire).map_err(Error::Thread)?;
-    let mut leave = Some(leave);
+    // However this ends, the thread is woken after that and sees it.
+    let mut rope = Rope { leave: Some(leave), bell };
     let mut stop = std::pin::pin!(stop);
+    let mut watched = std::pin::pin!(links::watch(table));
     loop {
         tokio::select! {
-            () = &mut stop, if leave.is_some() => {
-                let _ = leave.take().map(|leave| leave.send(()));
+            () = &mut stop, if rope.leave.is_some() => {
+                let _ = rope.leave.take().map(|leave| leave.send(()));
+                rope.bell.ring();
             }
             Some(told) = told.recv() => log(&node, told),
             result = &mut ended => {
@@ -163,7 +178,25 @@ pub async fn run(
                 }
                 return result.unwrap_or(Err(Error::Panicked));
             }
+            Err(error) = &mut watched => return Err(error.into()),
+            Ok(()) = links.changed() => rope.bell.ring(),
+            Ok(()) = snapshot.changed() => rope.bell.ring(),
+            Ok(()) = forwarded.changed() => rope.bell.ring(),
+            Ok(()) = keys.changed() => rope.bell.ring(),
         }
+    }
+}
+
+/// By which the thread of the wire is told to leave, or that nobody waits for it any more.
+struct Rope {
+    leave: Option<oneshot::Sender<()>>,
+    bell: Bell,
+}
+
+impl Drop for Rope {
+    fn drop(&mut self) {
+        self.leave = None;
+        self.bell.ring();
     }
 }
 
@@ -174,6 +207,7 @@ struct Wire {
     ports: Ports,
     groups: Groups,
     buffer: Buffer,
+    ear: Ear,
     /// Frames of ARP and NDP that the kernel had no room for.
     queue: VecDeque<Frame>,
     links: watch::Receiver<BTreeMap<u32, Link>>,
@@ -181,6 +215,7 @@ struct Wire {
     outputs: Outputs,
     published: Option<Instant>,
     unpublished: bool,
+    counted: Option<Instant>,
     events: mpsc::Sender<Told>,
     /// Transitions that were not logged.
     lost: u64,
@@ -198,79 +233,70 @@ fn news<T: Clone>(told: &mut watch::Receiver<T>) -> Option<T> {
     told.has_changed().then(|| told.clone())
 }
 
-/// Why the loop goes round.
-enum Wake {
-    /// Something is to be done, or came in.
-    Up,
-    /// We are asked to stop.
-    Leave,
-    /// Nobody waits for us any more.
-    Abandoned,
-}
-
 impl Wire {
     /// Goes on until the speaker has left, is dropped, or can't go on.
-    async fn follow(
+    fn follow(
         config: Config,
-        inputs: Inputs,
+        (inputs, links, ear): (Inputs, watch::Receiver<BTreeMap<u32, Link>>, Ear),
         outputs: Outputs,
         events: mpsc::Sender<Told>,
         leave: oneshot::Receiver<()>,
     ) -> Result<(), Error> {
-        let (sender, links) = watch::channel(BTreeMap::new());
         let mut wire = Self {
             machine: Machine::new(config),
             begun: Instant::now(),
             ports: Ports::open().map_err(Error::Socket)?,
             groups: Groups::default(),
             buffer: Buffer::default(),
+            ear,
             queue: VecDeque::new(),
             links,
             inputs,
             outputs,
             published: None,
             unpublished: true,
+            counted: None,
             events,
             lost: 0,
         };
         // What is known already counts as news.
+        wire.links.mark_changed();
         wire.inputs.snapshot.mark_changed();
         wire.inputs.forwarded.mark_changed();
         wire.inputs.keys.mark_changed();
-        let result = tokio::select! {
-            biased;
-            result = wire.turn(leave) => result,
-            end = links::watch(sender) => match end {
-                Ok(never) => match never {},
-                Err(error) => Err(error.into()),
-            },
-        };
+        wire.look(Duration::ZERO)?;
+        let result = wire.turn(leave);
+        wire.outputs.counters.send_replace(wire.machine.counters());
         wire.outputs.announcements.send_replace(Announcements::new());
         wire.outputs.dead.send_replace(BTreeSet::new());
         result
     }
 
-    async fn turn(&mut self, mut leave: oneshot::Receiver<()>) -> Result<(), Error> {
+    fn turn(&mut self, mut leave: oneshot::Receiver<()>) -> Result<(), Error> {
         let mut leaving = false;
         // Frames may be left in the sockets when a round has taken in enough.
         let mut more = false;
         loop {
-            let wake = self.sleep(&mut leave, leaving, more).await?;
+            let ready = self.sleep(more)?;
             let now = self.begun.elapsed();
             if self.machine.woke(now) {
                 self.drop_backlog()?;
             } else {
-                more = self.receive(now);
+                more = self.receive(now, ready);
             }
-            match wake {
-                Wake::Up => {}
-                Wake::Leave => {
-                    leaving = true;
-                    self.machine.leave(now);
+            if ready.has(Ports::COUNT) {
+                self.ear.hear();
+                match leave.try_recv() {
+                    _ if leaving => {}
+                    Ok(()) => {
+                        leaving = true;
+                        self.machine.leave(now);
+                    }
+                    Err(oneshot::error::TryRecvError::Closed) => return Ok(()),
+                    Err(oneshot::error::TryRecvError::Empty) => {}
                 }
-                Wake::Abandoned => return Ok(()),
+                self.look(now)?;
             }
-            self.look(now)?;
             let room = if self.queue.is_empty() { ANNOUNCEMENTS } else { 0 };
             self.machine.poll(now, room);
             if self.machine.take_regrouped() {
@@ -285,57 +311,45 @@ impl Wire {
         }
     }
 
-    /// Sleeps until something is to be done.
-    async fn sleep(&mut self, leave: &mut oneshot::Receiver<()>, leaving: bool, more: bool) -> Result<Wake, Error> {
+    /// Sleeps until something is to be done. Returns which of the sockets, and after them the bell, have something for us.
+    fn sleep(&mut self, more: bool) -> Result<Ready, Error> {
         let now = self.begun.elapsed();
         let announcement = self.machine.announcement_due().filter(|_| self.queue.is_empty());
         let publication = self.published.filter(|_| self.unpublished).map(|at| at + PUBLISH - self.begun);
         let deadlines = [self.machine.next_deadline(now), announcement, publication, more.then_some(now)];
         let until = deadlines.into_iter().flatten().min();
-        let asleep = async {
-            match until {
-                Some(at) => tokio::time::sleep_until((self.begun + at).into()).await,
-                None => std::future::pending().await,
-            }
-        };
-        tokio::select! {
-            biased;
-            asked = leave, if !leaving => Ok(if asked.is_ok() { Wake::Leave } else { Wake::Abandoned }),
-            ready = self.ports.readable() => ready.map(|()| Wake::Up).map_err(Error::Socket),
-            ready = self.ports.writable(self.queue.front()) => ready.map(|()| Wake::Up).map_err(Error::Socket),
-            Ok(()) = self.links.changed() => { self.links.mark_changed(); Ok(Wake::Up) },
-            Ok(()) = self.inputs.snapshot.changed() => { self.inputs.snapshot.mark_changed(); Ok(Wake::Up) },
-            Ok(()) = self.inputs.forwarded.changed() => { self.inputs.forwarded.mark_changed(); Ok(Wake::Up) },
-            Ok(()) = self.inputs.keys.changed() => { self.inputs.keys.mark_changed(); Ok(Wake::Up) },
-            () = asleep => Ok(Wake::Up),
-        }
+        let wants_room = |port: &Port| self.queue.front().is_some_and(|frame| frame.channel == port.channel());
+        let why = |port: &Port| if wants_room(port) { For::Both } else { For::Reading };
+        let [hello, hello_v6, arp, ndp] = self.ports.0.each_ref().map(|port| (port.as_fd(), why(port)));
+        let all = [hello, hello_v6, arp, ndp, (self.ear.as_fd(), For::Reading)];
+        waiting::sleep(all, until.map(|until| until.saturating_sub(now))).map_err(Error::Sleep)
     }
 
     /// Takes in what has come. Hellos first: a flood of anything else must not make anybody look dead. Returns whether there
     /// is more.
-    fn receive(&mut self, now: Duration) -> bool {
+    fn receive(&mut self, now: Duration, ready: Ready) -> bool {
         let mut more = false;
-        for port in self.ports.all() {
-            let mut left = FRAMES;
-            while left > 0 {
-                match port.receive(&mut self.buffer) {
-                    Ok(Some((link, frame))) => self.machine.receive(now, link, port.channel(), frame),
-                    Ok(None) => break,
-                    Err(error) => tracing::debug!(%error, channel = ?port.channel(), "a socket reports an error"),
-                }
+        for port in self.ports.0.iter().enumerate().filter(|(at, _)| ready.has(*at)).map(|(_, port)| port) {
+            let mut left = FRAMES / BATCH;
+            let mut again = true;
+            while again && left > 0 {
+                let machine = &mut self.machine;
+                let take = |link: u32, frame: &[u8]| machine.receive(now, link, port.channel(), frame);
+                again = port.receive(&mut self.buffer, take).unwrap_or_else(|error| {
+                    tracing::debug!(%error, channel = ?port.channel(), "a socket reports an error");
+                    true
+                });
                 left -= 1;
             }
-            more |= left == 0;
+            more |= again;
         }
         more
     }
 
     fn drop_backlog(&mut self) -> Result<(), Error> {
         let mut dropped = 0;
-        for port in self.ports.all() {
-            while port.receive(&mut self.buffer).map_err(Error::Socket)?.is_some() {
-                dropped += 1;
-            }
+        for port in &self.ports.0 {
+            while port.receive(&mut self.buffer, |_, _| dropped += 1).map_err(Error::Socket)? {}
         }
         self.machine.dropped_backlog(dropped);
         Ok(())
@@ -370,16 +384,23 @@ impl Wire {
         let mut failed = 0;
         for frame in self.machine.take_frames() {
             match frame.channel {
-                Channel::Hello | Channel::HelloV6 => failed += u64::from(self.ports.send(&frame).is_err()),
+                Channel::Hello | Channel::HelloV6 => {
+                    failed += u64::from(self.ports.send([&frame].into_iter()).is_err())
+                }
                 Channel::Arp | Channel::Ndp => self.queue.push_back(frame),
             }
         }
-        while let Some(frame) = self.queue.front() {
-            match self.ports.send(frame) {
+        while let Some(Frame { channel, .. }) = self.queue.front() {
+            let together = self.queue.iter().take_while(|frame| frame.channel == *channel);
+            let done = match self.ports.send(together) {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
-                sent => failed += u64::from(sent.is_err()),
-            }
-            self.queue.pop_front();
+                Err(_) => {
+                    failed += 1;
+                    1
+                }
+                Ok(sent) => sent,
+            };
+            self.queue.drain(..done);
         }
         if failed > 0 {
             self.machine.send_failed(failed);
@@ -401,71 +422,49 @@ impl Wire {
             self.outputs.neighbours.send_replace(self.machine.neighbours().clone());
         }
         self.unpublished |= self.machine.take_changed();
-        if self.published.is_some_and(|published| published.elapsed() < PUBLISH) {
+        if self.counted.is_none_or(|counted| counted.elapsed() >= COUNT) {
+            self.counted = Some(Instant::now());
+            self.outputs.counters.send_replace(self.machine.counters());
+        }
+        if !self.unpublished || self.published.is_some_and(|published| published.elapsed() < PUBLISH) {
             return;
         }
-        self.published = Some(Instant::now());
-        self.outputs.counters.send_replace(self.machine.counters());
-        if std::mem::take(&mut self.unpublished) {
-            let now = Timestamp::now();
-            let (machine, before) = (&self.machine, self.outputs.announcements.borrow().clone());
-            let announcements = announcements(machine, &before, now);
-            if announcements != before {
-                self.outputs.announcements.send_replace(announcements);
-            }
-            let before = self.outputs.conflicts.borrow().clone();
-            let conflicts = conflicts(&self.machine, &before, now);
-            if conflicts != before {
-                self.outputs.conflicts.send_replace(conflicts);
-            }
+        (self.published, self.unpublished) = (Some(Instant::now()), false);
+        let now = Timestamp::now();
+        let (machine, before) = (&self.machine, self.outputs.announcements.borrow().clone());
+        let announcements = announcements(machine, &before, now);
+        if announcements != before {
+            self.outputs.announcements.send_replace(announcements);
+        }
+        let before = self.outputs.conflicts.borrow().clone();
+        let conflicts = conflicts(&self.machine, &before, now);
+        if conflicts != before {
+            self.outputs.conflicts.send_replace(conflicts);
         }
     }
 }
 
-/// The sockets, one for each channel.
-struct Ports([Port; Channel::ALL.len()]);
+/// The sockets, one for each channel, those first whose frames must not wait.
+struct Ports([Port; Self::COUNT]);
 
 impl Ports {
+    const COUNT: usize = Channel::ALL.len();
+
     fn open() -> io::Result<Self> {
         let [hello, hello_v6, arp, ndp] = Channel::ALL;
         Ok(Self([Port::open(hello)?, Port::open(hello_v6)?, Port::open(arp)?, Port::open(ndp)?]))
-    }
-
-    /// All, those first whose frames must not wait.
-    fn all(&self) -> impl Iterator<Item = &Port> {
-        self.0.iter()
     }
 
     fn listen_on(&mut self, links: &BTreeSet<u32>) -> io::Result<()> {
         self.0.iter_mut().try_for_each(|port| port.listen_on(links.clone()))
     }
 
-    fn port(&self, channel: Channel) -> &Port {
-        self.all().find(|port| port.channel() == channel).expect("invariant: there is one for each")
-    }
-
-    fn send(&self, frame: &Frame) -> io::Result<()> {
-        self.port(frame.channel).send(frame.link, &frame.bytes)
-    }
-
-    /// Waits until there may be something to receive. Cancel safe.
-    async fn readable(&self) -> io::Result<()> {
-        let [hello, hello_v6, arp, ndp] = &self.0;
-        tokio::select! {
-            biased;
-            ready = hello.readable() => ready,
-            ready = hello_v6.readable() => ready,
-            ready = arp.readable() => ready,
-            ready = ndp.readable() => ready,
-        }
-    }
-
-    /// Waits until there may be room for a frame; for ever if there is none. Cancel safe.
-    async fn writable(&self, frame: Option<&Frame>) -> io::Result<()> {
-        match frame {
-            Some(frame) => self.port(frame.channel).writable().await,
-            None => std::future::pending().await,
-        }
+    /// Sends frames of one channel, as many as go at once. Returns how many.
+    fn send<'a>(&self, frames: impl Iterator<Item = &'a Frame>) -> io::Result<usize> {
+        let mut frames = frames.peekable();
+        let Some(channel) = frames.peek().map(|frame| frame.channel) else { return Ok(0) };
+        let port = self.0.iter().find(|port| port.channel() == channel).expect("invariant: there is one for each");
+        port.send(frames.map(|frame| (frame.link, frame.bytes.as_slice())))
     }
 }
 

@@ -14,18 +14,22 @@
 use std::collections::BTreeSet;
 use std::io;
 use std::mem::MaybeUninit;
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::time::Duration;
 
 use socket2::{Domain, SockAddr, SockAddrStorage, SockFilter, Socket, Type};
-use tokio::io::Interest;
-use tokio::io::unix::AsyncFd;
 
 use crate::datagram::{GROUP, GROUP_MAC, GROUP_V6, PORT, TTL};
 use crate::machine::Channel;
 use crate::ndp::{ADVERTISEMENT, HOP_LIMIT, ICMPV6, SOLICITATION};
+use crate::waiting::{self, For};
 
 /// No frame is longer: an MTU of 1500, the header, and room. What is longer is cut off, and malformed then.
 const MAX_FRAME: usize = 2048;
+
+/// So many frames are received, or sent, in one call to the kernel: when thousands of addresses change hands, thousands of
+/// frames come and go in a moment.
+pub const BATCH: usize = 32;
 
 /// So many bytes may wait in a socket, in the kernel's count of about 800 for a small frame: the gratuitous ARP of a node
 /// that takes over thousands of addresses come to all others at once.
@@ -37,14 +41,13 @@ const MAX_LINKS: usize = 200;
 /// A packet socket.
 #[derive(Debug)]
 pub struct Port {
-    socket: AsyncFd<Socket>,
+    socket: Socket,
     channel: Channel,
     links: BTreeSet<u32>,
 }
 
 impl Port {
-    /// Opens the socket for a channel, in the network namespace of this thread. It listens on no link yet. It belongs to
-    /// the async runtime that it is opened in.
+    /// Opens the socket for a channel, in the network namespace of this thread. It listens on no link yet.
     ///
     /// # Errors
     /// Without `CAP_NET_RAW`.
@@ -56,8 +59,6 @@ impl Port {
             let _ = set(&socket, libc::SOL_SOCKET, option, &BUFFER);
         }
         socket.bind(&address(channel, 0))?;
-        // SAFETY: the descriptor belongs to `socket`, stays the same and is closed with it, after it is deregistered.
-        let socket = unsafe { AsyncFd::register(socket)? };
         Ok(Self { socket, channel, links: BTreeSet::new() })
     }
 
@@ -74,7 +75,7 @@ impl Port {
         if links == self.links {
             return Ok(());
         }
-        self.socket.get_ref().attach_filter(&filter(self.channel, &links))?;
+        self.socket.attach_filter(&filter(self.channel, &links))?;
         if self.channel == Channel::Hello {
             // A network card may drop frames to a group that nobody on the host has joined.
             for gone in self.links.difference(&links) {
@@ -90,51 +91,87 @@ impl Port {
         Ok(())
     }
 
-    /// Waits until there may be something to receive: as long as there is, it doesn't wait.
+    /// What to wait for.
+    pub fn as_fd(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
+    }
+
+    /// Waits until there is something to receive, but no longer than `most`. Returns whether there is.
     ///
-    /// Cancel safe: nothing is read here.
-    pub async fn readable(&self) -> io::Result<()> {
-        self.socket.readable().await?.retain_ready();
-        Ok(())
+    /// # Errors
+    /// If the kernel can't wait.
+    pub fn readable(&self, most: Duration) -> io::Result<bool> {
+        Ok(waiting::sleep([(self.as_fd(), For::Reading)], Some(most))?.has(0))
     }
 
-    /// Waits until there may be room to send. Whoever is told so must send until there is no room. Cancel safe.
-    pub async fn writable(&self) -> io::Result<()> {
-        self.socket.writable().await?.clear_ready();
-        Ok(())
-    }
-
-    /// Receives a frame and the index of the link that it came in on; `None` if there is none. The kernel is asked only if
-    /// it has said that there is something: most sockets are silent most of the time.
+    /// Receives frames, at most [`BATCH`] of them, and hands each to `take` with the index of the link that it came in on.
+    /// Returns whether more may wait.
     ///
     /// # Errors
     /// If the kernel reports any: it says nothing about what is received next.
-    pub fn receive<'a>(&self, buffer: &'a mut Buffer) -> io::Result<Option<(u32, &'a [u8])>> {
-        loop {
-            let received = self.socket.try_io(Interest::READABLE, |socket| socket.recv_from(&mut *buffer.0));
-            let (length, from) = match received {
-                Ok(received) => received,
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(None),
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
-                Err(error) => return Err(error),
+    pub fn receive(&self, buffer: &mut Buffer, mut take: impl FnMut(u32, &[u8])) -> io::Result<bool> {
+        let mut from = [const { MaybeUninit::<libc::sockaddr_ll>::zeroed() }; BATCH];
+        let mut parts = [libc::iovec { iov_base: std::ptr::null_mut(), iov_len: MAX_FRAME }; BATCH];
+        // SAFETY: of this plain data zeros are a valid value: no addresses, no buffers, no control data.
+        let mut headers: [libc::mmsghdr; BATCH] = unsafe { MaybeUninit::zeroed().assume_init() };
+        for (at, header) in headers.iter_mut().enumerate() {
+            parts[at].iov_base = buffer.0[at].as_mut_ptr().cast();
+            header.msg_hdr.msg_name = from[at].as_mut_ptr().cast();
+            header.msg_hdr.msg_namelen = size_of::<libc::sockaddr_ll>() as libc::socklen_t;
+            header.msg_hdr.msg_iov = &raw mut parts[at];
+            header.msg_hdr.msg_iovlen = 1;
+        }
+        let (fd, most, flags) = (self.socket.as_raw_fd(), BATCH as libc::c_uint, libc::MSG_DONTWAIT);
+        // SAFETY: each header points to an address and a part, and each part to a buffer of the length it says; all of them
+        // outlive the call.
+        let received = unsafe { libc::recvmmsg(fd, headers.as_mut_ptr(), most, flags as _, std::ptr::null_mut()) };
+        let Ok(received) = usize::try_from(received) else {
+            let error = io::Error::last_os_error();
+            return match error.kind() {
+                io::ErrorKind::WouldBlock => Ok(false),
+                io::ErrorKind::Interrupted => Ok(true),
+                _ => Err(error),
             };
-            // SAFETY: the socket is one of AF_PACKET, for which the kernel writes a sockaddr_ll. It fits the storage.
-            let from = unsafe { &*from.as_ptr().cast::<libc::sockaddr_ll>() };
+        };
+        for (at, header) in headers.iter().take(received).enumerate() {
+            // SAFETY: it was zeroed, and for a socket of AF_PACKET the kernel has written a sockaddr_ll over it.
+            let from = unsafe { from[at].assume_init_ref() };
             if from.sll_pkttype == libc::PACKET_OUTGOING {
                 continue;
             }
-            // SAFETY: recv_from has written the first `length` bytes.
-            let frame = unsafe { std::slice::from_raw_parts(buffer.0.as_ptr().cast::<u8>(), length) };
-            return Ok(Some((from.sll_ifindex.cast_unsigned(), frame)));
+            let length = (header.msg_len as usize).min(MAX_FRAME);
+            // SAFETY: the kernel has written as many bytes.
+            let frame = unsafe { std::slice::from_raw_parts(buffer.0[at].as_ptr().cast::<u8>(), length) };
+            take(from.sll_ifindex.cast_unsigned(), frame);
         }
+        Ok(received == BATCH)
     }
 
-    /// Sends a frame on a link.
+    /// Sends frames, each on the link with that index, in order, at most [`BATCH`] of them. Returns how many were sent.
     ///
     /// # Errors
-    /// `WouldBlock` if there is no room: the frame was not sent, and may be later. Anything else: it can't be sent.
-    pub fn send(&self, link: u32, frame: &[u8]) -> io::Result<()> {
-        self.socket.get_ref().send_to(frame, &address(self.channel, link)).map(|_| ())
+    /// If the first one could not be sent: `WouldBlock` if there is no room, it may be sent later; anything else: it can't
+    /// be sent.
+    pub fn send<'a>(&self, frames: impl IntoIterator<Item = (u32, &'a [u8])>) -> io::Result<usize> {
+        let mut to = [const { None::<SockAddr> }; BATCH];
+        let mut parts = [libc::iovec { iov_base: std::ptr::null_mut(), iov_len: 0 }; BATCH];
+        // SAFETY: of this plain data zeros are a valid value: no addresses, no buffers, no control data.
+        let mut headers: [libc::mmsghdr; BATCH] = unsafe { MaybeUninit::zeroed().assume_init() };
+        let mut count = 0;
+        for (at, (link, frame)) in frames.into_iter().take(BATCH).enumerate() {
+            let to = to[at].insert(address(self.channel, link));
+            parts[at] = libc::iovec { iov_base: frame.as_ptr().cast_mut().cast(), iov_len: frame.len() };
+            let header = &mut headers[at].msg_hdr;
+            (header.msg_name, header.msg_namelen) = (to.as_ptr().cast_mut().cast(), to.len());
+            (header.msg_iov, header.msg_iovlen) = (&raw mut parts[at], 1);
+            count = at + 1;
+        }
+        let (fd, flags) = (self.socket.as_raw_fd(), libc::MSG_DONTWAIT);
+        // Not by musl's `sendmmsg`, which calls the kernel for each frame.
+        // SAFETY: each of the first `count` headers points to an address and a part, and each part to a frame; all of them
+        // outlive the call, and the kernel only reads them, but for the lengths in the headers.
+        let sent = unsafe { libc::syscall(libc::SYS_sendmmsg, fd, headers.as_mut_ptr(), count as libc::c_uint, flags) };
+        usize::try_from(sent).map_err(|_| io::Error::last_os_error())
     }
 
     fn membership(&self, option: libc::c_int, link: u32) -> io::Result<()> {
@@ -167,11 +204,11 @@ fn set<T: Copy>(socket: &impl AsRawFd, level: libc::c_int, option: libc::c_int, 
 
 /// Where frames are received.
 #[derive(Debug)]
-pub struct Buffer(Box<[MaybeUninit<u8>; MAX_FRAME]>);
+pub struct Buffer(Box<[[MaybeUninit<u8>; MAX_FRAME]]>);
 
 impl Default for Buffer {
     fn default() -> Self {
-        Self(Box::new([MaybeUninit::uninit(); MAX_FRAME]))
+        Self(vec![[MaybeUninit::uninit(); MAX_FRAME]; BATCH].into())
     }
 }
 

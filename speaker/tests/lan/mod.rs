@@ -216,27 +216,23 @@ impl Lan {
     pub fn announced(&self, lb_ips: &[Ipv4Addr], not: Mac, act: impl FnOnce() + Send) -> (Duration, Duration) {
         self.client.run(|| {
             let (index, _) = eth0();
-            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("runtime");
-            runtime.block_on(async {
-                let mut port = Port::open(Channel::Arp).expect("a packet socket");
-                port.listen_on([index].into()).expect("listen");
-                let (mut missing, mut buffer) = (lb_ips.iter().copied().collect::<BTreeSet<_>>(), Buffer::default());
-                act();
-                let (begun, mut first) = (Instant::now(), None);
-                let all = tokio::time::timeout(PATIENCE, async {
-                    while !missing.is_empty() {
-                        port.readable().await.expect("readable");
-                        while let Some((_, frame)) = port.receive(&mut buffer).expect("receive") {
-                            let lb_ip = Ipv4Addr::new(frame[28], frame[29], frame[30], frame[31]);
-                            if frame[22..28] != not.0 && missing.remove(&lb_ip) {
-                                first.get_or_insert_with(|| begun.elapsed());
-                            }
-                        }
+            let mut port = Port::open(Channel::Arp).expect("a packet socket");
+            port.listen_on([index].into()).expect("listen");
+            let (mut missing, mut buffer) = (lb_ips.iter().copied().collect::<BTreeSet<_>>(), Buffer::default());
+            act();
+            let (begun, mut first) = (Instant::now(), None);
+            while !missing.is_empty() {
+                let left = PATIENCE.saturating_sub(begun.elapsed());
+                assert!(port.readable(left).expect("readable"), "{} of them are not announced", missing.len());
+                let take = |_, frame: &[u8]| {
+                    let lb_ip = Ipv4Addr::new(frame[28], frame[29], frame[30], frame[31]);
+                    if frame[22..28] != not.0 && missing.remove(&lb_ip) {
+                        first.get_or_insert_with(|| begun.elapsed());
                     }
-                });
-                all.await.expect("all of them are announced");
-                (first.unwrap_or_default(), begun.elapsed())
-            })
+                };
+                port.receive(&mut buffer, take).expect("receive");
+            }
+            (first.unwrap_or_default(), begun.elapsed())
         })
     }
 
@@ -246,26 +242,21 @@ impl Lan {
             let (index, own) = eth0();
             let mut request = speaker::arp::gratuitous_request(own, lb_ip);
             request[28..32].copy_from_slice(&CLIENT.octets());
-            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("runtime");
-            runtime.block_on(async {
-                let mut port = Port::open(Channel::Arp).expect("a packet socket");
-                port.listen_on([index].into()).expect("listen");
-                port.send(index, &request).expect("send");
-                let (mut answers, mut buffer) = (BTreeSet::new(), Buffer::default());
-                // Nobody says that no other answer will come.
-                let _ = tokio::time::timeout(Duration::from_millis(200), async {
-                    loop {
-                        port.readable().await.expect("readable");
-                        while let Some((_, frame)) = port.receive(&mut buffer).expect("receive") {
-                            if frame[..6] == own.0 && frame[20..22] == [0, 2] && frame[28..32] == lb_ip.octets() {
-                                answers.insert(Mac(frame[22..28].try_into().expect("six bytes")));
-                            }
-                        }
+            let mut port = Port::open(Channel::Arp).expect("a packet socket");
+            port.listen_on([index].into()).expect("listen");
+            port.send([(index, request.as_slice())]).expect("send");
+            let (mut answers, mut buffer) = (BTreeSet::new(), Buffer::default());
+            // Nobody says that no other answer will come.
+            let end = Instant::now() + Duration::from_millis(200);
+            while port.readable(end.saturating_duration_since(Instant::now())).expect("readable") {
+                let take = |_, frame: &[u8]| {
+                    if frame[..6] == own.0 && frame[20..22] == [0, 2] && frame[28..32] == lb_ip.octets() {
+                        answers.insert(Mac(frame[22..28].try_into().expect("six bytes")));
                     }
-                })
-                .await;
-                answers.into_iter().collect()
-            })
+                };
+                port.receive(&mut buffer, take).expect("receive");
+            }
+            answers.into_iter().collect()
         })
     }
 }

@@ -205,36 +205,30 @@ fn forge(client: &Host) -> Result<()> {
     let mac = Mac(octets.try_into().map_err(|_| anyhow!("{mac} is no MAC"))?);
     let own: IpAddr = client.ipv4().into();
     client.run(|| -> Result<()> {
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-        runtime.block_on(async {
-            let mut port = Port::open(Channel::Hello)?;
-            port.listen_on(BTreeSet::from([index]))?;
-            let mut buffer = Buffer::default();
-            let heard = async {
-                loop {
-                    port.readable().await?;
-                    if let Some((_, frame)) = port.receive(&mut buffer)? {
-                        let (_, payload) = datagram::unwrap(frame)?;
-                        return anyhow::Ok(payload.to_vec());
-                    }
-                }
-            };
-            let heard = tokio::time::timeout(SOON, heard).await.context("no Hello is heard")??;
-            let (count, sealed) = heard.split_last().context("an empty packet")?;
-            let body = &sealed[..sealed.len() - usize::from(*count) * 36];
-            // It says that it is much later than it is, so that it would count if it were believed.
-            let mut changed = heard.clone();
-            changed[23] ^= 1;
-            let mut ring = KeyRing::new(Authentication::Required);
-            ring.set(Duration::ZERO, &Keys::new([&b"the key of somebody else"[..]])?);
-            let with_another_key = ring.seal(Duration::ZERO, body.to_vec());
-            for payload in [&changed, &heard, &with_another_key] {
-                for _ in 0..FORGERIES {
-                    port.send(index, &datagram::wrap(mac, own, payload))?;
-                }
+        let mut port = Port::open(Channel::Hello)?;
+        port.listen_on(BTreeSet::from([index]))?;
+        let (mut buffer, mut heard) = (Buffer::default(), None);
+        while heard.is_none() {
+            ensure!(port.readable(SOON)?, "no Hello is heard");
+            port.receive(&mut buffer, |_, frame| {
+                heard = datagram::unwrap(frame).ok().map(|(_, payload)| payload.to_vec());
+            })?;
+        }
+        let heard = heard.context("invariant: it was waited for")?;
+        let (count, sealed) = heard.split_last().context("an empty packet")?;
+        let body = &sealed[..sealed.len() - usize::from(*count) * 36];
+        // It says that it is much later than it is, so that it would count if it were believed.
+        let mut changed = heard.clone();
+        changed[23] ^= 1;
+        let mut ring = KeyRing::new(Authentication::Required);
+        ring.set(Duration::ZERO, &Keys::new([&b"the key of somebody else"[..]])?);
+        let with_another_key = ring.seal(Duration::ZERO, body.to_vec());
+        for payload in [&changed, &heard, &with_another_key] {
+            for _ in 0..FORGERIES {
+                port.send([(index, datagram::wrap(mac, own, payload).as_slice())])?;
             }
-            Ok(())
-        })
+        }
+        Ok(())
     })?
 }
 

@@ -1,0 +1,126 @@
+//! How the thread of the wire sleeps: until a socket has something, somebody rings, or the time has come.
+//!
+//! It has no async runtime. Sixty times a second it wakes for a packet or to send one, and what a runtime does around that
+//! cost as much as the packets themselves.
+#![allow(unsafe_code)]
+
+use std::io::{self, PipeReader, PipeWriter, Read, Write};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
+use std::sync::Arc;
+use std::time::Duration;
+
+/// Why a descriptor is looked at.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum For {
+    /// Something may come in.
+    Reading,
+    /// Something may come in, and there may be room to send.
+    Both,
+}
+
+/// Which of the descriptors that were waited for are ready, one bit each. None: the time has come.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Ready(u32);
+
+impl Ready {
+    /// Whether this one is.
+    pub fn has(self, at: usize) -> bool {
+        self.0 & 1 << at != 0
+    }
+}
+
+/// Sleeps until one of these is ready, but no longer than `most`. An error of a descriptor counts as ready: whoever reads
+/// it is told.
+///
+/// # Errors
+/// If the kernel can't wait for these. A signal is none: then nothing is ready, and it isn't late either.
+pub fn sleep<const N: usize>(fds: [(BorrowedFd<'_>, For); N], most: Option<Duration>) -> io::Result<Ready> {
+    const { assert!(N <= u32::BITS as usize) };
+    let mut asked = fds.map(|(fd, why)| {
+        let events = if why == For::Both { libc::POLLIN | libc::POLLOUT } else { libc::POLLIN };
+        libc::pollfd { fd: fd.as_raw_fd(), events, revents: 0 }
+    });
+    let most = most.map(|most| libc::timespec {
+        tv_sec: most.as_secs().try_into().unwrap_or(libc::time_t::MAX),
+        tv_nsec: most.subsec_nanos().into(),
+    });
+    let timeout = most.as_ref().map_or(std::ptr::null(), std::ptr::from_ref);
+    // SAFETY: `asked` is as long as said and outlives the call, as does `most`; no signal mask is set.
+    let result = unsafe { libc::ppoll(asked.as_mut_ptr(), N as libc::nfds_t, timeout, std::ptr::null()) };
+    if result < 0 {
+        let error = io::Error::last_os_error();
+        return if error.kind() == io::ErrorKind::Interrupted { Ok(Ready::default()) } else { Err(error) };
+    }
+    let ready = asked.iter().enumerate().filter(|(_, fd)| fd.revents != 0);
+    Ok(Ready(ready.fold(0, |bits, (at, _)| bits | 1 << at)))
+}
+
+/// Wakes the thread that sleeps by it. Clones ring the same bell.
+#[derive(Clone, Debug)]
+pub struct Bell(Arc<PipeWriter>);
+
+/// What a [`Bell`] is heard by.
+#[derive(Debug)]
+pub struct Ear(PipeReader);
+
+/// A bell, and who hears it.
+///
+/// # Errors
+/// If there are no descriptors left.
+pub fn bell() -> io::Result<(Bell, Ear)> {
+    let (reader, writer) = io::pipe()?;
+    set_nonblocking(reader.as_raw_fd())?;
+    set_nonblocking(writer.as_raw_fd())?;
+    Ok((Bell(Arc::new(writer)), Ear(reader)))
+}
+
+impl Bell {
+    /// Rings. It is heard once, however often it rang since it was heard last.
+    pub fn ring(&self) {
+        // Where there is no room, it rings already; where nobody hears, nobody needs to.
+        let _ = (&*self.0).write(&[1]);
+    }
+}
+
+impl Ear {
+    /// What to wait for.
+    pub fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+
+    /// Hears it: it is quiet then until it rings again.
+    pub fn hear(&mut self) {
+        let mut rung = [0; 64];
+        while self.0.read(&mut rung).is_ok_and(|count| count == rung.len()) {}
+    }
+}
+
+fn set_nonblocking(fd: RawFd) -> io::Result<()> {
+    // SAFETY: these calls read and write nothing but the flags of a descriptor that the caller holds open.
+    let result = unsafe {
+        let flags = libc::fcntl(fd, libc::F_GETFL);
+        if flags < 0 { flags } else { libc::fcntl(fd, libc::F_SETFL, flags | libc::O_NONBLOCK) }
+    };
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// How long anything may take that takes microseconds, on a machine that does something else.
+    const SOON: Duration = Duration::from_secs(30);
+
+    #[test]
+    fn a_bell_wakes_who_sleeps_and_is_heard_once_however_often_it_rang() {
+        let (bell, mut ear) = bell().expect("a bell");
+        let wait = |ear: &Ear, most| sleep([(ear.as_fd(), For::Reading)], Some(most)).expect("sleep");
+        assert!(!wait(&ear, Duration::from_millis(1)).has(0));
+        let ringer = std::thread::spawn(move || (0..100_000).for_each(|_| bell.ring()));
+        assert!(wait(&ear, SOON).has(0));
+        ringer.join().expect("it rings");
+        ear.hear();
+        // The one who rang is gone, which is heard too.
+        assert!(wait(&ear, SOON).has(0));
+    }
+}
