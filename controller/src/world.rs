@@ -105,7 +105,7 @@ impl World {
         self.say(address, |record| {
             let since = Time(Timestamp::UNIX_EPOCH);
             record.announcers =
-                vec![Announcer { node: "n1".into(), link: "eth0".into(), epoch: 1, since: since.clone() }];
+                vec![Announcer { node: "n1".into(), link: "eth0".into(), epoch: 1, since: since.clone(), moved: None }];
             record.first_announced.get_or_insert(since);
             record.conflicts.clear();
         });

@@ -45,8 +45,8 @@ pub use ip_address_pool::{IPAddressPool, IPAddressPoolSpec, IPAddressPoolStatus,
 pub use l2_advertisement::{Advertisement, L2Advertisement, L2AdvertisementSpec, PreferredNodes};
 pub use labels::Labels;
 pub use load_balancer_ip::{
-    AddressConflict, Announcer, Holder, LoadBalancerIP, LoadBalancerIPSpec, LoadBalancerIPStatus, Quarantine, Record,
-    Reservation,
+    AddressConflict, Announcer, Holder, LoadBalancerIP, LoadBalancerIPSpec, LoadBalancerIPStatus, Moved, Quarantine,
+    Record, Reservation,
 };
 pub use mac::Mac;
 pub use namespace::Namespace;

@@ -197,6 +197,28 @@ pub struct Announcer {
     pub epoch: i64,
     /// When the node took it.
     pub since: Time,
+    /// How it came there from another node. Absent: no other node is known to have had it before.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub moved: Option<Moved>,
+}
+
+/// How an address came to a node from another one.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Moved {
+    /// The node that had it before.
+    #[schemars(length(max = 253))]
+    pub from: String,
+    /// What became of that node: `died` (it was not heard any more), `deaf` (it said that it hears nobody), `left` (it was
+    /// about to stop, and said so), `ceded` (it left the address to a node that should rather have it, and went on until that
+    /// one had it), `released` (it had given the address up already).
+    #[schemars(length(max = 32))]
+    pub cause: String,
+    /// How long that node had not been heard, in milliseconds, when the address was announced from here. If it died, clients
+    /// lost the address for so long at most: it may have died at any moment after it was heard last. In any other case the
+    /// node went on answering until the address was taken over.
+    #[schemars(range(min = 0))]
+    pub took_milliseconds: i64,
 }
 
 impl LoadBalancerIP {
@@ -341,6 +363,7 @@ mod tests {
                     link: "eth0".into(),
                     epoch: 3,
                     since: Time(jiff::Timestamp::UNIX_EPOCH),
+                    moved: None,
                 }],
                 first_announced: Some(Time(jiff::Timestamp::UNIX_EPOCH)),
                 conflicts: vec![AddressConflict {

@@ -254,9 +254,24 @@ fn moves(observed: &Observed, now: Timestamp) -> Option<String> {
     all.sort_by_key(|(object, announcer)| (std::cmp::Reverse(announcer.since.0), object.address().ok()));
     let rows = all.into_iter().take(MOVES).map(|(object, announcer)| {
         let to = format!("{} ({})", announcer.node, announcer.link);
-        [object.spec.address.clone(), to, announcer.epoch.to_string(), age(announcer.since.0, now)]
+        let (from, why, took) = announcer.moved.as_ref().map_or_else(Default::default, |moved| {
+            (moved.from.clone(), became(&moved.cause).to_owned(), format!("{} ms", moved.took_milliseconds))
+        });
+        [object.spec.address.clone(), from, why, to, took, announcer.epoch.to_string(), age(announcer.since.0, now)]
     });
-    table(["ADDRESS", "TO", "OWNERS SO FAR", "AGO"], rows)
+    table(["ADDRESS", "FROM", "WHICH", "TO", "TOOK", "OWNERS SO FAR", "AGO"], rows)
+}
+
+/// What became of the node that had an address before, for people.
+fn became(cause: &str) -> &str {
+    match cause {
+        "deaf" => "heard nobody",
+        "left" => "stopped",
+        "ceded" => "ceded it",
+        "released" => "gave it up",
+        // A newer agent may know more.
+        other => other,
+    }
 }
 
 fn announcers(object: &LoadBalancerIP) -> String {
@@ -340,7 +355,10 @@ mod tests {
 
     #[test]
     fn the_report_shows_pools_services_addresses_and_what_is_wrong() {
-        let announcer = json!([{"node": "n2", "link": "eth0", "epoch": 3, "since": "2026-01-01T00:00:00Z"}]);
+        let announcer = json!([{
+            "node": "n2", "link": "eth0", "epoch": 3, "since": "2026-01-01T00:00:00Z",
+            "moved": {"from": "n1", "cause": "died", "tookMilliseconds": 142},
+        }]);
         let well = |message: &str| condition("landfall.dev/Allocated", "True", "Allocated", message);
         let quarantine = json!({
             "mac": "02:00:00:00:00:99", "node": "n1", "link": "eth0", "since": "2026-01-01T00:00:00Z",
@@ -450,8 +468,8 @@ ADDRESSES
   2001:db8::1  lan   default/api                                                       nobody               reserved for default/api
 
 LAST MOVES
-  ADDRESS      TO         OWNERS SO FAR  AGO
-  192.0.2.200  n2 (eth0)  3              5m
+  ADDRESS      FROM  WHICH  TO         TOOK    OWNERS SO FAR  AGO
+  192.0.2.200  n1    died   n2 (eth0)  142 ms  3              5m
 ";
         assert_eq!(report(&observed, now), expected);
     }

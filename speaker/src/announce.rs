@@ -9,10 +9,12 @@ use std::time::Duration;
 
 use crate::hash;
 
-/// When a burst announces, after the address was taken. At once, and twice more soon against loss. Kernels of the age of
+/// When a burst announces, after the address was taken. At once in one form and then in the other, and twice more soon
+/// against loss. Kernels of the age of
 /// RHEL 7 ignore whatever comes within a second of their last update (`locktime`), so at least one must come more than a
 /// second after any earlier one.
-const BURST: [Duration; 6] = [
+const BURST: [Duration; 7] = [
+    Duration::ZERO,
     Duration::ZERO,
     Duration::from_millis(50),
     Duration::from_millis(200),
@@ -30,10 +32,32 @@ const SPREAD: Duration = Duration::from_secs(15);
 /// How long an announcement is put off that must not be made now.
 const PUT_OFF: Duration = Duration::from_secs(1);
 
+/// In which form of gratuitous ARP an address is announced. Over IPv6 there is only one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Form {
+    /// The request form, which everybody understands: thousands of addresses are announced in this one first, so that the
+    /// last of them doesn't wait for the second frame of all others.
+    Request,
+    /// The reply form.
+    Reply,
+    /// One after the other.
+    Both,
+}
+
+/// An address has its turn.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Turn {
+    /// The address.
+    pub lb_ip: IpAddr,
+    /// How to announce it.
+    pub form: Form,
+}
+
 /// Whose turn it is when.
 #[derive(Clone, Debug, Default)]
 pub struct Schedule {
-    due: BTreeSet<(Duration, IpAddr)>,
+    /// When; whether it is the second frame of a burst, which comes after all first ones of the same time; which address.
+    due: BTreeSet<(Duration, bool, IpAddr)>,
     entries: BTreeMap<IpAddr, Entry>,
 }
 
@@ -52,31 +76,43 @@ impl Schedule {
     pub fn start(&mut self, lb_ip: IpAddr, now: Duration) {
         self.stop(lb_ip);
         self.entries.insert(lb_ip, Entry { begun: now, step: 0, due: now });
-        self.due.insert((now, lb_ip));
+        self.due.insert((now, false, lb_ip));
     }
 
     /// Announces `lb_ip` no more.
     pub fn stop(&mut self, lb_ip: IpAddr) {
         if let Some(entry) = self.entries.remove(&lb_ip) {
-            self.due.remove(&(entry.due, lb_ip));
+            self.due.remove(&(entry.due, entry.is_second(), lb_ip));
         }
     }
 
     /// When the next one is due.
     pub fn next_deadline(&self) -> Option<Duration> {
-        self.due.first().map(|(due, _)| *due)
+        self.due.first().map(|(due, _, _)| *due)
     }
 
-    /// The addresses to announce now, at most `limit`, the longest overdue first. Those that `may` forbids are put off.
-    /// However late this is called, an address is announced once and then goes on with what lies ahead.
-    pub fn take_due(&mut self, now: Duration, limit: usize, may: impl Fn(IpAddr) -> bool) -> Vec<IpAddr> {
+    /// Whether the burst for `lb_ip` should have begun, and hasn't yet.
+    pub fn is_waiting(&self, lb_ip: IpAddr, now: Duration) -> bool {
+        self.entries.get(&lb_ip).is_some_and(|entry| entry.step == 0 && entry.due <= now)
+    }
+
+    /// The turns that have come, at most `limit`, the longest overdue first. Those that `may` forbids are put off. However
+    /// late this is called, an address is announced once in each form and then goes on with what lies ahead.
+    pub fn take_due(&mut self, now: Duration, limit: usize, may: impl Fn(IpAddr) -> bool) -> Vec<Turn> {
         let mut turns = Vec::new();
         while turns.len() < limit {
-            let Some((due, lb_ip)) = self.due.first().copied().filter(|(due, _)| *due <= now) else { break };
-            self.due.remove(&(due, lb_ip));
+            let Some(first) = self.due.first().copied().filter(|(due, _, _)| *due <= now) else { break };
+            self.due.remove(&first);
+            let (_, _, lb_ip) = first;
             let entry = self.entries.get_mut(&lb_ip).expect("invariant: what is due has an entry");
-            if may(lb_ip) {
-                turns.push(lb_ip);
+            if !may(lb_ip) {
+                entry.due = now + PUT_OFF;
+            } else if entry.step == 0 {
+                turns.push(Turn { lb_ip, form: Form::Request });
+                // After those that wait for their first.
+                (entry.step, entry.due) = (1, now);
+            } else {
+                turns.push(Turn { lb_ip, form: if entry.step == 1 { Form::Reply } else { Form::Both } });
                 while BURST.get(entry.step).is_some_and(|after| entry.begun + *after <= now) {
                     entry.step += 1;
                 }
@@ -84,12 +120,17 @@ impl Schedule {
                     Some(after) => entry.begun + *after,
                     None => now + refresh(lb_ip, now),
                 };
-            } else {
-                entry.due = now + PUT_OFF;
             }
-            self.due.insert((entry.due, lb_ip));
+            self.due.insert((entry.due, entry.is_second(), lb_ip));
         }
         turns
+    }
+}
+
+impl Entry {
+    /// Whether the second frame of its burst is due next.
+    fn is_second(&self) -> bool {
+        self.step == 1
     }
 }
 
@@ -111,7 +152,8 @@ mod tests {
     fn run(schedule: &mut Schedule, end: Duration, may: impl Fn(IpAddr) -> bool) -> Vec<(u128, IpAddr)> {
         let mut turns = Vec::new();
         while let Some(due) = schedule.next_deadline().filter(|due| *due <= end) {
-            turns.extend(schedule.take_due(due, 10, &may).into_iter().map(|lb_ip| (due.as_millis(), lb_ip)));
+            let taken = schedule.take_due(due, 10, &may).into_iter();
+            turns.extend(taken.filter(|turn| turn.form != Form::Reply).map(|turn| (due.as_millis(), turn.lb_ip)));
         }
         turns
     }
@@ -133,7 +175,8 @@ mod tests {
     fn a_late_loop_announces_once_and_not_all_that_it_missed() {
         let mut schedule = Schedule::default();
         schedule.start(ip(1), Duration::ZERO);
-        assert_eq!(schedule.take_due(Duration::from_secs(2), 10, |_| true), [ip(1)]);
+        let forms = [Form::Request, Form::Reply].map(|form| Turn { lb_ip: ip(1), form });
+        assert_eq!(schedule.take_due(Duration::from_secs(2), 10, |_| true), forms);
         assert_eq!(schedule.next_deadline(), Some(Duration::from_millis(2300)));
     }
 
@@ -142,7 +185,8 @@ mod tests {
         let mut schedule = Schedule::default();
         schedule.start(ip(1), Duration::ZERO);
         schedule.start(ip(2), Duration::ZERO);
-        assert_eq!(schedule.take_due(Duration::ZERO, 10, |lb_ip| lb_ip == ip(2)), [ip(2)]);
+        let forms = [Form::Request, Form::Reply].map(|form| Turn { lb_ip: ip(2), form });
+        assert_eq!(schedule.take_due(Duration::ZERO, 10, |lb_ip| lb_ip == ip(2)), forms);
         let turns = run(&mut schedule, Duration::from_secs(1), |_| true);
         assert_eq!(turns, [(50, ip(2)), (200, ip(2)), (1000, ip(1))]);
     }
@@ -153,7 +197,15 @@ mod tests {
         for n in 0..5000u32 {
             schedule.start(IpAddr::from(n.to_be_bytes()), Duration::ZERO);
         }
-        assert_eq!(schedule.take_due(Duration::ZERO, 256, |_| true).len(), 256);
+        let mut forms = Vec::new();
+        for round in 0..40 {
+            let turns = schedule.take_due(Duration::from_millis(round), 256, |_| true);
+            assert_eq!(turns.len(), if round < 39 { 256 } else { 16 });
+            forms.extend(turns.iter().map(|turn| turn.form));
+        }
+        // All of them in one form, before the first is announced in the other.
+        assert_eq!(forms.iter().position(|form| *form == Form::Reply), Some(5000));
+        assert!(forms[5000..].iter().all(|form| *form == Form::Reply));
         run(&mut schedule, Duration::from_secs(5), |_| true);
         let refreshes = run(&mut schedule, Duration::from_secs(60), |_| true);
         let mut busiest = BTreeMap::<u128, usize>::new();

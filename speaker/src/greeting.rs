@@ -113,6 +113,12 @@ impl State {
         }
     }
 
+    /// Whether others may have missed us: since the last Hello, which they have heard after it was made, we have been silent
+    /// for as long as makes us dead to them. (Whoever didn't hear that one has told what it claims since.)
+    pub fn is_missed(&self, now: Duration, multiplier: u32) -> bool {
+        self.last.is_none_or(|last| now >= last + self.pace.told() * multiplier)
+    }
+
     /// When the next Hello is due.
     pub fn due(&self) -> Duration {
         let pause = match self {

@@ -30,6 +30,7 @@ use crate::placement::{Link, placements};
 use crate::segment::{Context, Segment};
 use crate::snapshot::{Links, Snapshot};
 use crate::strangers::Stranger;
+use crate::takeovers::Move;
 use crate::{datagram, hash};
 
 /// Who this speaker is, and how fast.
@@ -178,7 +179,10 @@ impl Machine {
     }
 
     /// The loop runs: to be told first. Returns whether it slept so long that whatever waits in the sockets must be
-    /// dropped unread: it is old, and it would tell nothing about who is alive now.
+    /// dropped unread: others may have taken over meanwhile, and what it asks is not for us to answer.
+    ///
+    /// If it was late by more than an interval, nobody's silence counts. That alone is no reason to be silent and to announce
+    /// all anew: on a busy machine, thousands of announcements would make it late again.
     pub fn woke(&mut self, now: Duration) -> bool {
         let late = self.expected.map_or(Duration::ZERO, |expected| now.saturating_sub(expected));
         self.counters.late_max = self.counters.late_max.max(late);
@@ -187,10 +191,14 @@ impl Machine {
         }
         self.counters.slept += 1;
         self.events.push(Event::Slept { late });
+        let missed = self.segments.values().any(|segment| segment.is_missed(now, &self.config));
         for segment in self.segments.values_mut() {
             segment.excuse(now);
+            if missed {
+                segment.return_to(now);
+            }
         }
-        true
+        missed
     }
 
     /// So many frames were dropped after a sleep.
@@ -440,6 +448,7 @@ impl Machine {
             segment.ask(context);
             changed |= segment.take_estranged();
             room -= segment.announce(context, room);
+            changed |= segment.take_told();
         });
         self.changed |= changed;
         self.regrouped |= changed;
@@ -535,9 +544,19 @@ impl Machine {
         std::mem::take(&mut self.regrouped)
     }
 
-    /// Whether [`announced`](Self::announced) or [`strangers`](Self::strangers) has changed since this was last asked.
+    /// Whether [`told`](Self::told) or [`strangers`](Self::strangers) has changed since this was last asked.
     pub fn take_changed(&mut self) -> bool {
         std::mem::take(&mut self.changed)
+    }
+
+    /// What there is to tell of what is announced: the address, the name of the link, the claim, and how it came here. What
+    /// was taken over and has its turn to be announced yet is not in here.
+    pub fn told(&self, now: Duration) -> impl Iterator<Item = (IpAddr, &str, Claim, Option<Move>)> {
+        let segments = self.segments.values();
+        segments.flat_map(move |segment| {
+            let told = segment.told(now);
+            told.map(|(lb_ip, claim, moved)| (lb_ip, segment.link.name.as_str(), claim, moved))
+        })
     }
 
     /// What is announced: the address, the name of the link, the claim. By link, then in no order that means anything.

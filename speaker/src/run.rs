@@ -27,6 +27,7 @@ use jiff::Timestamp;
 use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::auth::Keys;
+use crate::claims::Claim;
 use crate::events::{Counters, Event};
 use crate::groups::Groups;
 use crate::links;
@@ -36,6 +37,7 @@ use crate::neighbours::Neighbours;
 use crate::placement::Link;
 use crate::snapshot::Snapshot;
 use crate::socket::{BATCH, Buffer, Port};
+use crate::takeovers::Move;
 use crate::urgency;
 use crate::waiting::{self, Bell, Ear, For, Ready, bell};
 use crds::Mac;
@@ -52,6 +54,10 @@ const FRAMES: usize = 1024;
 /// What is announced is published no more often than this: others write it to the API server, and don't need it sooner.
 const PUBLISH: Duration = Duration::from_millis(50);
 
+/// For each so many addresses that are announced it is published less often by as much: to compare thousands of them takes
+/// milliseconds, and when they have just changed hands there is more urgent work.
+const PUBLISHED: u32 = 1000;
+
 /// What was counted is published so often: nobody looks at it more often than every few seconds.
 const COUNT: Duration = Duration::from_secs(1);
 
@@ -67,6 +73,8 @@ pub struct Announcement {
     pub epoch: u64,
     /// When this node took it, with this epoch.
     pub since: Timestamp,
+    /// How it came here, if another node had it before.
+    pub moved: Option<Move>,
 }
 
 /// Addresses that somebody who is no peer uses. What is not in here is not known to be used by anybody else.
@@ -315,7 +323,7 @@ impl Wire {
     fn sleep(&mut self, more: bool) -> Result<Ready, Error> {
         let now = self.begun.elapsed();
         let announcement = self.machine.announcement_due().filter(|_| self.queue.is_empty());
-        let publication = self.published.filter(|_| self.unpublished).map(|at| at + PUBLISH - self.begun);
+        let publication = self.published.filter(|_| self.unpublished).map(|at| at + self.pause() - self.begun);
         let deadlines = [self.machine.next_deadline(now), announcement, publication, more.then_some(now)];
         let until = deadlines.into_iter().flatten().min();
         let wants_room = |port: &Port| self.queue.front().is_some_and(|frame| frame.channel == port.channel());
@@ -407,6 +415,11 @@ impl Wire {
         }
     }
 
+    /// How long to wait after what is announced was published.
+    fn pause(&self) -> Duration {
+        PUBLISH * (1 + u32::try_from(self.outputs.announcements.borrow().len()).unwrap_or(u32::MAX) / PUBLISHED)
+    }
+
     /// Tells others what has changed.
     fn tell(&mut self) {
         for event in self.machine.take_events() {
@@ -426,21 +439,24 @@ impl Wire {
             self.counted = Some(Instant::now());
             self.outputs.counters.send_replace(self.machine.counters());
         }
-        if !self.unpublished || self.published.is_some_and(|published| published.elapsed() < PUBLISH) {
+        if !self.unpublished || self.published.is_some_and(|published| published.elapsed() < self.pause()) {
             return;
         }
         (self.published, self.unpublished) = (Some(Instant::now()), false);
         let now = Timestamp::now();
-        let (machine, before) = (&self.machine, self.outputs.announcements.borrow().clone());
-        let announcements = announcements(machine, &before, now);
-        if announcements != before {
-            self.outputs.announcements.send_replace(announcements);
-        }
-        let before = self.outputs.conflicts.borrow().clone();
-        let conflicts = conflicts(&self.machine, &before, now);
-        if conflicts != before {
-            self.outputs.conflicts.send_replace(conflicts);
-        }
+        let told = self.machine.told(self.begun.elapsed());
+        self.outputs.announcements.send_if_modified(|known| {
+            let new = announcements(told, known, now);
+            let is_news = new != *known;
+            *known = new;
+            is_news
+        });
+        self.outputs.conflicts.send_if_modified(|known| {
+            let new = conflicts(&self.machine, known, now);
+            let is_news = new != *known;
+            *known = new;
+            is_news
+        });
     }
 }
 
@@ -468,15 +484,19 @@ impl Ports {
     }
 }
 
-/// What `machine` announces. What was announced `before` with the same epoch has been since then, anything else since
-/// `now`.
-fn announcements(machine: &Machine, before: &Announcements, now: Timestamp) -> Announcements {
+/// What is announced. What was announced `before` with the same epoch has been since then, and came here as was told then;
+/// anything else since `now`.
+fn announcements<'a>(
+    told: impl Iterator<Item = (IpAddr, &'a str, Claim, Option<Move>)>,
+    before: &Announcements,
+    now: Timestamp,
+) -> Announcements {
     let mut all = Announcements::new();
-    for (lb_ip, link, claim) in machine.announced() {
+    for (lb_ip, link, claim, moved) in told {
         let mut known = before.get(&lb_ip).into_iter().flatten();
         let known = known.find(|known| known.link == link && known.epoch == claim.epoch);
-        let since = known.map_or(now, |known| known.since);
-        all.entry(lb_ip).or_default().push(Announcement { link: link.into(), epoch: claim.epoch, since });
+        let new = || Announcement { link: link.into(), epoch: claim.epoch, since: now, moved };
+        all.entry(lb_ip).or_default().push(known.cloned().unwrap_or_else(new));
     }
     all
 }

@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv6Addr};
 use std::time::Duration;
 
-use crate::announce::Schedule;
+use crate::announce::{Schedule, Turn};
 use crate::arp::{self, Ignored, Verdict};
 use crate::auth::KeyRing;
 use crate::claims::{Claim, Claims};
@@ -24,6 +24,7 @@ use crate::peer::Peer;
 use crate::placement::Link;
 use crate::snapshot::Snapshot;
 use crate::strangers::Strangers;
+use crate::takeovers::Move;
 use crate::{datagram, greeting, hash, ndp};
 
 /// More nodes than this are not listened to on one link: whoever forges names must not fill the memory.
@@ -107,6 +108,10 @@ pub struct Segment {
     turns: BTreeSet<(Duration, IpAddr)>,
     /// Addresses of ours that others should rather have, alive or not.
     ceding: BTreeMap<IpAddr, Ceding>,
+    /// Addresses of ours that another node had before.
+    moves: BTreeMap<IpAddr, Move>,
+    /// Whether any of them was announced since somebody asked.
+    moved: bool,
     /// Addresses of ours that somebody else claims too.
     contested: BTreeSet<IpAddr>,
     /// Addresses that somebody else has just begun or stopped to claim: until then we insist that they are ours.
@@ -150,6 +155,8 @@ impl Segment {
             orphans: BTreeMap::new(),
             turns: BTreeSet::new(),
             ceding: BTreeMap::new(),
+            moves: BTreeMap::new(),
+            moved: false,
             contested: BTreeSet::new(),
             insisted: BTreeMap::new(),
             conflicts: BTreeMap::new(),
@@ -222,11 +229,20 @@ impl Segment {
         self.dirty.extend(self.owned());
     }
 
-    /// We slept until now: nobody's silence means anything, and somebody else may own what we own.
+    /// We slept until now: nobody's silence means anything.
     pub fn excuse(&mut self, now: Duration) {
         for peer in self.peers.values_mut().filter(|peer| peer.standing != Standing::Dead) {
             peer.liveness.excuse(now);
         }
+    }
+
+    /// Whether others may have missed us.
+    pub fn is_missed(&self, now: Duration, config: &Config) -> bool {
+        self.greeting.is_missed(now, config.multiplier)
+    }
+
+    /// We slept so long that others may have missed us, and may own what we own.
+    pub fn return_to(&mut self, now: Duration) {
         self.listen(now);
         self.strangers.ask_again(now);
         self.was_away(now);
@@ -462,10 +478,26 @@ impl Segment {
         };
         let turns = schedule.take_due(context.now, limit, may);
         self.schedule = schedule;
-        for lb_ip in &turns {
-            self.announce_one(context, *lb_ip);
+        for Turn { lb_ip, form } in &turns {
+            self.announce_one(context, *lb_ip, *form);
+            self.moved |= self.moves.get_mut(lb_ip).is_some_and(|moved| moved.announce(context.now));
         }
         turns.len()
+    }
+
+    /// What there is to tell of what is announced here, and how it came here.
+    pub fn told(&self, now: Duration) -> impl Iterator<Item = (IpAddr, Claim, Option<Move>)> + '_ {
+        let all = self.announced().map(|(lb_ip, claim)| (lb_ip, claim, self.moves.get(&lb_ip)));
+        let waits = move |lb_ip, moved: Option<&Move>| {
+            moved.is_some_and(|moved| !moved.is_announced()) && self.schedule.is_waiting(lb_ip, now)
+        };
+        all.filter(move |(lb_ip, _, moved)| !waits(*lb_ip, *moved))
+            .map(|(lb_ip, claim, moved)| (lb_ip, claim, moved.cloned()))
+    }
+
+    /// Whether there is more to tell since this was last asked.
+    pub fn take_told(&mut self) -> bool {
+        std::mem::take(&mut self.moved)
     }
 
     /// When something is to be done, apart from announcements.

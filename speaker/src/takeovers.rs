@@ -51,6 +51,45 @@ impl Cause {
     }
 }
 
+/// How an address came here from another node.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Move {
+    /// Which node had it before.
+    pub from: String,
+    /// Why it is that node's no more.
+    pub cause: Cause,
+    /// How long that node had not been heard when the address was announced from here; before that, when it was claimed.
+    pub silence: Duration,
+    /// When that node was heard last, if the address was not announced from here yet.
+    unannounced: Option<Duration>,
+}
+
+impl Move {
+    /// An address was announced here that a node had before which had been silent for so long.
+    pub fn new(from: &str, cause: Cause, silence: Duration) -> Self {
+        Self { from: from.to_owned(), cause, silence, unannounced: None }
+    }
+
+    /// An address is claimed that a node had before which was `heard` last at that time.
+    pub(crate) fn begin(now: Duration, from: &str, cause: Cause, heard: Duration) -> Self {
+        Self { unannounced: Some(heard), ..Self::new(from, cause, now.saturating_sub(heard)) }
+    }
+
+    /// The address is announced from here. Returns whether that is the first time.
+    pub(crate) fn announce(&mut self, now: Duration) -> bool {
+        let heard = self.unannounced.take();
+        if let Some(heard) = heard {
+            self.silence = now.saturating_sub(heard);
+        }
+        heard.is_some()
+    }
+
+    /// Whether the address was announced from here.
+    pub(crate) fn is_announced(&self) -> bool {
+        self.unannounced.is_none()
+    }
+}
+
 /// How long those had been silent from whom addresses were taken over, by cause.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Takeovers([Silences; Cause::ALL.len()]);

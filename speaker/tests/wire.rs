@@ -7,8 +7,13 @@ use std::time::{Duration, Instant};
 
 use lan::{LB_IP, LB_IP_V6, Lan};
 
-/// Generous: a figure is printed, and what it should be is for benchmarks to judge.
-const TAKEOVER: Duration = Duration::from_secs(20);
+/// Generous: a figure is printed, and what it should be is for benchmarks to judge. It is 0.1 to 0.2 s also on a machine with
+/// ten times as much to do as it can.
+const TAKEOVER: Duration = Duration::from_secs(3);
+
+/// From the first of thousands of addresses to the last. On such a machine it is less than 0.1 s, and seconds where late
+/// announcements make for more of them.
+const TOGETHER: Duration = Duration::from_secs(1);
 
 #[test]
 fn exactly_one_node_answers_and_the_client_reaches_it() {
@@ -65,7 +70,7 @@ fn all_addresses_of_a_node_change_hands_together() {
         orphans.len(),
         last - first
     );
-    assert!(last < TAKEOVER, "{last:?}");
+    assert!(last < TAKEOVER && last - first < TOGETHER, "{first:?}, {last:?}");
     lan.all_owned(&nodes, &lb_ips);
 }
 

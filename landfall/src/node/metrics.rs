@@ -302,7 +302,8 @@ mod tests {
         };
         has("landfall_announced_addresses{family=\"ipv4\"} 0");
         has("landfall_dead_nodes 1");
-        let announcement = speaker::Announcement { link: "eth0".into(), epoch: 1, since: jiff::Timestamp::UNIX_EPOCH };
+        let since = jiff::Timestamp::UNIX_EPOCH;
+        let announcement = speaker::Announcement { link: "eth0".into(), epoch: 1, since, moved: None };
         let six = "2001:db8::1".parse().expect("an address");
         senders.announcements.send_replace([(six, vec![announcement])].into());
         senders.forwarding.send_replace(dataplane::Forwarding { addresses: [six].into(), ..Default::default() });

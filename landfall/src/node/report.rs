@@ -12,20 +12,28 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Result;
-use crds::{AddressConflict, Announcer, LoadBalancerIP, Record, Version, address};
+use crds::{AddressConflict, Announcer, LoadBalancerIP, Moved, Record, Version, address};
 use futures::StreamExt;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use kube::api::{Patch, PatchParams};
 use kube::{Api, Client};
 use observe::{Listener, Store, source};
 use serde_json::{Value, json};
+use speaker::takeovers::Move;
 use speaker::{Announcement, Announcements, Conflict, Conflicts};
 use tokio::sync::watch;
-use tokio::time::{Instant, sleep_until, timeout};
+use tokio::time::{Instant, sleep, sleep_until, timeout};
 
 /// How many writes are under way at once: a node that takes over thousands of addresses reports them within seconds, and
 /// does not hold up the API server for others.
 const AT_ONCE: usize = 16;
+
+/// If there is more to write at once than this, addresses have just changed hands: the wire goes first, whose announcements
+/// are over for the most part after [`AFTER`]. What is written is written after the fact anyway.
+const MANY: usize = 100;
+
+/// How long to wait before so much is written.
+const AFTER: Duration = Duration::from_secs(1);
 
 /// How long to wait after a write has failed.
 const PAUSE: Duration = Duration::from_secs(1);
@@ -91,11 +99,18 @@ impl Report {
     pub(super) async fn run(mut self, mut listener: Listener) -> Result<Infallible> {
         // When what is said of strangers was written last.
         let mut told = BTreeMap::<IpAddr, Instant>::new();
+        let mut has_waited = false;
         loop {
             let announcements = self.announced.borrow_and_update().clone();
             let conflicts = self.conflicts.borrow_and_update().clone();
             let records = self.addresses.snapshot().unwrap_or_default();
             let mut wanted = differences(&self.node, &announcements, &conflicts, &records);
+            if wanted.len() > MANY && !std::mem::replace(&mut has_waited, true) {
+                // And what changes meanwhile is written along.
+                sleep(AFTER).await;
+                continue;
+            }
+            has_waited = false;
             let now = Instant::now();
             told.retain(|_, written| *written + STRANGERS > now);
             let mut again = None::<Instant>;
@@ -235,13 +250,20 @@ fn announcer(node: &str, announcement: &Announcement) -> Announcer {
         link: announcement.link.as_str().into(),
         epoch: i64::try_from(announcement.epoch).unwrap_or(i64::MAX),
         since: Time(announcement.since),
+        moved: announcement.moved.as_ref().map(moved),
     }
+}
+
+fn moved(moved: &Move) -> Moved {
+    let took_milliseconds = i64::try_from(moved.silence.as_millis()).unwrap_or(i64::MAX);
+    Moved { from: moved.from.clone(), cause: moved.cause.as_str().to_owned(), took_milliseconds }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use crds::Mac;
+    use speaker::takeovers::Cause;
 
     const LB_IP: [u8; 4] = [192, 0, 2, 200];
 
@@ -250,7 +272,7 @@ mod tests {
     }
 
     fn entry(node: &str, epoch: i64) -> Announcer {
-        Announcer { node: node.into(), link: "eth0".into(), epoch, since: at(0) }
+        Announcer { node: node.into(), link: "eth0".into(), epoch, since: at(0), moved: None }
     }
 
     fn stranger(node: &str, last: u8, held_back: bool) -> AddressConflict {
@@ -278,7 +300,7 @@ mod tests {
     /// What node `me` writes that announces with `own` epoch and sees that stranger, at second 1.
     fn difference(own: Option<u64>, seen: Option<(u8, bool)>, record: Record) -> Option<Difference> {
         let since = at(1).0;
-        let announcement = |epoch| Announcement { link: "eth0".into(), epoch, since };
+        let announcement = |epoch| Announcement { link: "eth0".into(), epoch, since, moved: None };
         let announcements = own.map(|epoch| (LB_IP.into(), vec![announcement(epoch)])).into_iter().collect();
         let conflict =
             |(last, held_back)| Conflict { link: "eth0".into(), mac: Mac([2, 0, 0, 0, 0, last]), held_back, since };
@@ -306,6 +328,14 @@ mod tests {
             let written = difference(own, None, record(&before, &[])).and_then(|difference| difference.announcers);
             assert_eq!(written, after, "{own:?} on {before:?}");
         }
+    }
+
+    #[test]
+    fn how_an_address_came_here_is_written_with_it() {
+        let moved = Move::new("other", Cause::Died, Duration::from_micros(142_900));
+        let announcement = Announcement { link: "eth0".into(), epoch: 4, since: at(1).0, moved: Some(moved) };
+        let expected = Moved { from: "other".into(), cause: "died".into(), took_milliseconds: 142 };
+        assert_eq!(announcer("me", &announcement), Announcer { since: at(1), moved: Some(expected), ..entry("me", 4) });
     }
 
     #[test]

@@ -113,6 +113,7 @@ fn record(pool: &str, holders: &[&str]) -> Record {
         link: "eth0".into(),
         epoch,
         since: k8s_openapi::apimachinery::pkg::apis::meta::v1::Time(jiff::Timestamp::UNIX_EPOCH),
+        moved: None,
     };
     Record {
         address: [192, 0, 2, 200].into(),

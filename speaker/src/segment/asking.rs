@@ -4,6 +4,7 @@
 use std::net::IpAddr;
 
 use super::{Context, Segment};
+use crate::announce::Form;
 use crate::events::{Counters, Event, Neighbours};
 use crate::machine::{Channel, Frame};
 use crate::{arp, ndp};
@@ -47,20 +48,24 @@ impl Segment {
         }
         // Not while we may be the one that was away.
         if reaction.defend && context.now >= self.hush_until(context.config) {
-            self.announce_one(context, lb_ip);
+            self.announce_one(context, lb_ip, Form::Both);
         }
     }
 
     /// Announces an address once, unasked.
-    pub(super) fn announce_one(&self, context: &mut Context<'_>, lb_ip: IpAddr) {
+    pub(super) fn announce_one(&self, context: &mut Context<'_>, lb_ip: IpAddr, form: Form) {
         let (link, mac) = (self.link.index, self.link.mac);
         match lb_ip {
             IpAddr::V4(lb_ip) => {
-                for bytes in [arp::gratuitous_request(mac, lb_ip), arp::gratuitous_reply(mac, lb_ip)] {
+                let request = (form != Form::Reply).then(|| arp::gratuitous_request(mac, lb_ip));
+                let reply = (form != Form::Request).then(|| arp::gratuitous_reply(mac, lb_ip));
+                for bytes in request.into_iter().chain(reply) {
                     context.counters.arp.unasked += 1;
                     context.frames.push(Frame { link, channel: Channel::Arp, bytes });
                 }
             }
+            // There is only one form.
+            IpAddr::V6(_) if form == Form::Reply => {}
             IpAddr::V6(lb_ip) => {
                 context.counters.ndp.unasked += 1;
                 let bytes = ndp::unsolicited(mac, lb_ip);

@@ -11,7 +11,7 @@ use crate::liveness::{self, Standing};
 use crate::ownership::{self, Company, Reason, Rival, Verdict, View};
 use crate::peer::Peer;
 use crate::snapshot::Wanted;
-use crate::takeovers::Cause;
+use crate::takeovers::{Cause, Move};
 
 impl Segment {
     /// Decides about all addresses on which something has changed. Returns whether our claims changed.
@@ -180,8 +180,10 @@ impl Segment {
         self.schedule.start(lb_ip, context.now);
         context.counters.announced += 1;
         let before = others.iter().max_by_key(|(_, claim)| *claim);
-        if let Some((peer, claim)) = before.and_then(|(node, claim)| Some((self.peers.get(node)?, claim))) {
-            context.counters.takeovers.observe(Cause::of(peer, *claim), peer.liveness.age(context.now));
+        if let Some((from, claim, peer)) = before.and_then(|(node, claim)| Some((node, claim, self.peers.get(node)?))) {
+            let (cause, heard) = (Cause::of(peer, *claim), peer.liveness.last());
+            context.counters.takeovers.observe(cause, peer.liveness.age(context.now));
+            self.moves.insert(lb_ip, Move::begin(context.now, from, cause, heard));
         }
         let from = before.map(|(node, _)| node.clone());
         let Claim { epoch, backed, .. } = claim;
@@ -191,6 +193,7 @@ impl Segment {
     /// Gives up `lb_ip`.
     pub(super) fn withdraw(&mut self, context: &mut Context<'_>, lb_ip: IpAddr, reason: Reason) {
         self.schedule.stop(lb_ip);
+        self.moves.remove(&lb_ip);
         self.contested.remove(&lb_ip);
         self.ceding.remove(&lb_ip);
         self.insisted.remove(&lb_ip);
