@@ -1,4 +1,7 @@
 //! What the agents of three nodes cost when nothing happens: CPU time, and writes to the API server.
+//!
+//! It is a little more than an agent on a node of its own would take: on this LAN the kernel has the sender of a frame pay for
+//! all of its way, through the switch and into the sockets of all hosts. Of the thread of the wire that is about a fifth.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};

@@ -4,15 +4,17 @@
 //! `target/bench/failover.json`; with `--only`, what other parts found in an earlier run stays in there. What is measured,
 //! and how, is in the rooms:
 //!
+//! - [`crowd`]: what it costs an agent that many others are there
 //! - [`idle`]: what agents cost when nothing happens
 //! - [`outage`]: the owner of an address is cut off, again and again
 //! - [`calm`]: takeovers for which there is no reason, while all processors are busy
 //! - [`many`]: the owner of thousands of addresses is cut off
 //!
-//! All of it happens on one cluster ([`stand`]), with [`keepalived`] on hosts of the same LAN. Everything runs on one machine,
+//! All but the first happens on one cluster ([`stand`]), with [`keepalived`] on hosts of the same LAN. Everything runs on one machine,
 //! where all hosts share the processors: what else runs there shows in the figures, and nothing else should.
 
 mod calm;
+mod crowd;
 mod idle;
 mod keepalived;
 mod many;
@@ -34,7 +36,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use crate::stand::Stand;
 
 /// The parts, in the order in which they are measured.
-const PARTS: [&str; 4] = ["idle", "outage", "calm", "many"];
+const PARTS: [&str; 5] = ["crowd", "idle", "outage", "calm", "many"];
 
 /// What a client notices when a node dies, beside keepalived.
 #[derive(Debug, Parser)]
@@ -44,7 +46,7 @@ struct Cli {
     #[arg(long)]
     quick: bool,
 
-    /// Only these parts, to look into one: idle, outage, calm, many.
+    /// Only these parts, to look into one: crowd, idle, outage, calm, many.
     #[arg(long, value_delimiter = ',', value_name = "PARTS")]
     only: Vec<String>,
 
@@ -123,8 +125,16 @@ async fn measure(cli: Cli) -> Result<()> {
     std::fs::create_dir_all(path.parent().context("invariant: it has a parent")?)?;
     let earlier = if cli.only.is_empty() { String::new() } else { std::fs::read_to_string(&path).unwrap_or_default() };
     let mut report = Report::default();
+    if wants("crowd") {
+        crowd::measure(&bench, &mut report).context("part crowd")?;
+        std::fs::write(&path, report.json_over(&earlier)).with_context(|| format!("write {}", path.display()))?;
+    }
+    let others: Vec<&str> = PARTS.into_iter().filter(|part| *part != "crowd" && wants(part)).collect();
+    if others.is_empty() {
+        return print(&format!("\n{}", report.table()));
+    }
     let stand = Stand::set(&bench).await?;
-    for part in PARTS.into_iter().filter(|part| wants(part)) {
+    for part in others {
         let measured = match part {
             "idle" => idle::measure(&bench, &mut report, &stand).await,
             "outage" => outage::measure(&bench, &mut report, &stand).await,
