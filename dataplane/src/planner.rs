@@ -19,6 +19,8 @@ pub struct Planner {
     planned: Option<(Arc<Snapshot>, Arc<Ruleset>)>,
     /// Which addresses each Service holds in the snapshot that was last planned: its `addresses`, turned around.
     held: BTreeMap<Key, BTreeSet<IpAddr>>,
+    /// The snapshot before, which nobody needs any more.
+    spent: Option<Arc<Snapshot>>,
 }
 
 impl Planner {
@@ -34,7 +36,9 @@ impl Planner {
                     && before.returns == snapshot.returns =>
             {
                 let affected = self.affected(&before, snapshot);
-                replanned(ruleset, &before, snapshot, &affected)
+                let ruleset = replanned(ruleset, &before, snapshot, &affected);
+                self.spent = Some(before);
+                ruleset
             }
             _ => {
                 self.held = BTreeMap::new();
@@ -44,6 +48,12 @@ impl Planner {
         };
         self.planned = Some((Arc::clone(snapshot), Arc::clone(&ruleset)));
         ruleset
+    }
+
+    /// The snapshot that was planned before the last one. To drop it takes longer than to plan where there are many
+    /// Services, so whoever waits for the plan should do that later.
+    pub fn spent(&mut self) -> Option<Arc<Snapshot>> {
+        self.spent.take()
     }
 
     /// The addresses about which the two snapshots may say different things.

@@ -1,7 +1,9 @@
 //! The loop: wake → snapshot → plan → diff → apply → publish.
 //!
 //! One task, which owns a [`Worker`] and lends it to a blocking thread for each step, so that no async worker waits for
-//! the kernel. It wakes when there is a new snapshot (any number of them at once count as one), when a check of the
+//! the kernel. Flows that go nowhere any more are forgotten on another such thread, one sweep at a time: the kernel takes ten
+//! milliseconds to look through its table of flows, however few there are, and the next change must not wait for that. It
+//! wakes when there is a new snapshot (any number of them at once count as one), when a check of the
 //! kernel is due, and when a failed step is to be tried again. It ends when nobody can send snapshots any more.
 //!
 //! Cancel safe: dropped in the middle of a step, the step still finishes, and the kernel goes on forwarding either way.
@@ -22,7 +24,7 @@ use crate::conntrack;
 use crate::counters::Counters;
 use crate::diff::{Change, both};
 use crate::engine::{Applied, Done, Engine, Error};
-use crate::netlink::socket::Socket;
+use crate::netlink::socket::{self, Socket};
 use crate::nft::element::is_needed;
 use crate::nft::skeleton::Table;
 use crate::planner::Planner;
@@ -93,6 +95,7 @@ pub async fn run(
     let mut worker = blocking(move || Worker::open(forwarding)).await?;
     let mut pause = FIRST_PAUSE;
     let mut next_check = Instant::now() + CHECK;
+    let mut sweeping = None;
     loop {
         let snapshot = snapshots.borrow_and_update().clone();
         let Some(snapshot) = snapshot else {
@@ -128,9 +131,22 @@ pub async fn run(
                 wake
             }
         };
-        tokio::select! {
-            changed = snapshots.changed() => if changed.is_err() { return Ok(()) },
-            () = sleep_until(wake) => {}
+        if let Some(spent) = worker.planner.spent() {
+            drop(task::spawn_blocking(move || drop(spent)));
+        }
+        loop {
+            if sweeping.is_none() {
+                sweeping = worker.sweep().map(task::spawn_blocking);
+            }
+            let swept = async { Some(sweeping.as_mut()?.await) };
+            tokio::select! {
+                changed = snapshots.changed() => if changed.is_err() { return Ok(()) } else { break },
+                () = sleep_until(wake) => break,
+                Some(swept) = swept => {
+                    sweeping = None;
+                    worker.has_swept(finished(swept).await);
+                }
+            }
         }
     }
 }
@@ -148,7 +164,12 @@ pub(crate) fn cause(error: &dyn std::error::Error) -> String {
 
 /// Runs `work` where it may block. A panic in it is one of ours, and goes on here.
 pub(crate) async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
-    match task::spawn_blocking(work).await {
+    finished(task::spawn_blocking(work).await).await
+}
+
+/// What a thread that may block has returned.
+async fn finished<T>(done: Result<T, task::JoinError>) -> T {
+    match done {
         Ok(result) => result,
         Err(error) => match error.try_into_panic() {
             Ok(panic) => std::panic::resume_unwind(panic),
@@ -156,6 +177,15 @@ pub(crate) async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send 
             Err(_) => std::future::pending().await,
         },
     }
+}
+
+/// How a sweep ended.
+struct Swept {
+    conntrack: Socket,
+    /// The ruleset that it was for.
+    after: Arc<Ruleset>,
+    /// How many flows were forgotten.
+    flows: Result<usize, socket::Error>,
 }
 
 /// What a step needs and leaves behind.
@@ -167,10 +197,16 @@ struct Worker {
     planner: Planner,
     /// The ruleset that the kernel has; `None` after a failure.
     done: Option<Arc<Ruleset>>,
-    /// Connection tracking.
-    conntrack: Socket,
+    /// The ruleset for which the kernel was last made to forget clients.
+    loosened: Option<Arc<Ruleset>>,
+    /// Connection tracking; `None` while stale flows are being forgotten.
+    conntrack: Option<Socket>,
     /// The ruleset for which stale flows were last forgotten.
     swept: Option<Arc<Ruleset>>,
+    /// What was changed in the kernel's tables before they were for the first time.
+    unswept: Vec<Change>,
+    /// The ruleset for which that failed: it is tried again when the kernel is next checked.
+    unsweepable: Option<Arc<Ruleset>>,
     /// The links on which the kernel did not let us spread frames, and how many checks from now to try again.
     refused: Option<(BTreeMap<LinkName, Link>, u32)>,
     /// The families for which the node has been asked whether it forwards.
@@ -187,8 +223,11 @@ impl Worker {
             published: Arc::default(),
             planner: Planner::default(),
             done: None,
-            conntrack,
+            loosened: None,
+            conntrack: Some(conntrack),
             swept: None,
+            unswept: Vec::new(),
+            unsweepable: None,
             refused: None,
             looked_at_forwarding: BTreeSet::new(),
             counters: Counters::default(),
@@ -234,8 +273,11 @@ impl Worker {
             self.counters.repairs += 1;
         }
         let desired = self.planner.plan(snapshot);
+        if check {
+            self.unsweepable = None;
+        }
         if wrong.is_none() && self.done.as_ref().is_some_and(|done| Arc::ptr_eq(done, &desired)) {
-            self.sweep(&[]);
+            self.loosen();
             return Ok(());
         }
         // Until this step is done, the next one must not take anything for done.
@@ -262,31 +304,58 @@ impl Worker {
         self.look_at_forwarding(&desired);
         self.publish(Arc::clone(&desired));
         self.done = Some(desired);
-        self.sweep(&changes);
+        if self.swept.is_none() {
+            self.unswept.extend(changes);
+        }
+        self.loosen();
         Ok(())
     }
 
-    /// Forgets flows and clients that the ruleset before led where this one would not lead them. What fails is
-    /// tried again when the kernel is next checked.
-    fn sweep(&mut self, changes: &[Change]) {
+    /// Forgets clients that the ruleset before led where this one would not lead them. What fails is tried again when the
+    /// kernel is next checked.
+    fn loosen(&mut self) {
         let Some(ruleset) = &self.done else { return };
-        if self.swept.as_ref().is_some_and(|swept| Arc::ptr_eq(swept, ruleset)) {
+        if self.loosened.as_ref().is_some_and(|loosened| Arc::ptr_eq(loosened, ruleset)) {
             return;
         }
-        // A client that is remembered must not be sent where a flow was just forgotten.
-        match self.engine.forget(&loose(self.swept.as_deref(), ruleset)) {
-            Ok(0) => {}
-            Ok(clients) => tracing::debug!(clients, "forgot where clients went whose endpoint is gone"),
+        match self.engine.forget(&loose(self.loosened.as_deref(), ruleset)) {
+            Ok(clients) => {
+                self.loosened = Some(Arc::clone(ruleset));
+                if clients > 0 {
+                    tracing::debug!(clients, "forgot where clients went whose endpoint is gone");
+                }
+            }
             Err(error) => {
                 let cause = cause(&error);
                 tracing::warn!(%error, cause, "clients may be sent to endpoints that are gone");
-                return;
             }
         }
-        let stale = stale(self.swept.as_deref(), ruleset, changes);
-        match conntrack::forget(&mut self.conntrack, &stale) {
+    }
+
+    /// The work of forgetting flows that the ruleset before led where this one would not lead them, if there may be any. It
+    /// takes connection tracking along, until [`has_swept`](Self::has_swept).
+    fn sweep(&mut self) -> Option<impl FnOnce() -> Swept + use<>> {
+        let ruleset = self.done.as_ref()?;
+        let is = |other: &Option<Arc<Ruleset>>| other.as_ref().is_some_and(|other| Arc::ptr_eq(other, ruleset));
+        // A client that is remembered must not be sent where a flow was just forgotten.
+        if is(&self.swept) || is(&self.unsweepable) || !is(&self.loosened) {
+            return None;
+        }
+        let mut conntrack = self.conntrack.take()?;
+        let (before, after, changes) = (self.swept.clone(), Arc::clone(ruleset), self.unswept.clone());
+        Some(move || {
+            let flows = conntrack::forget(&mut conntrack, &stale(before.as_deref(), &after, &changes));
+            Swept { conntrack, after, flows }
+        })
+    }
+
+    /// Takes note of a sweep.
+    fn has_swept(&mut self, swept: Swept) {
+        self.conntrack = Some(swept.conntrack);
+        match swept.flows {
             Ok(flows) => {
-                self.swept = Some(Arc::clone(ruleset));
+                self.swept = Some(swept.after);
+                self.unswept = Vec::new();
                 if flows > 0 {
                     tracing::debug!(flows, "forgot flows of UDP whose endpoint is gone");
                 }
@@ -294,6 +363,7 @@ impl Worker {
             Err(error) => {
                 let cause = cause(&error);
                 tracing::warn!(%error, cause, "UDP clients may wait for endpoints that are gone");
+                self.unsweepable = Some(swept.after);
             }
         }
     }
