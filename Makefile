@@ -6,7 +6,7 @@ SHELL := /bin/bash
 NAME ?= demo
 LAB := target/debug/lab
 
-.PHONY: help setup build demo test bench bench-controller bench-failover lab-up lab-down crds
+.PHONY: help setup build demo test bench bench-controller bench-failover bench-dataplane lab-up lab-down crds
 
 help: ## List the commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-17s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -34,6 +34,10 @@ bench-failover: ## Measure what clients notice when a node dies, beside keepaliv
 	@tests/setup.sh --with-peers
 	@cargo build --quiet --release --locked --target x86_64-unknown-linux-musl -p bench
 	@target/x86_64-unknown-linux-musl/release/bench-failover $(if $(QUICK),--quick)
+
+bench-dataplane: setup ## Measure forwarding beside kube-proxy, routing and one static rule (25 minutes; QUICK=1: eight minutes)
+	@cargo build --quiet --release --locked --target x86_64-unknown-linux-musl -p bench
+	@target/x86_64-unknown-linux-musl/release/bench-dataplane $(if $(QUICK),--quick)
 
 lab-up: setup ## Bring up a cluster to play with: NAME=demo ARGS='--nodes 3 --kube-proxy none'
 	@$(LAB) up $(NAME) $(ARGS)

@@ -15,12 +15,14 @@
 //! | [`stage`] | a control plane to measure on, who runs on it, and what that costs |
 //! | [`metrics`] | the API server's own count of requests (pure) |
 //! | [`probe`] | asking an address all the time, from a host on the LAN |
+//! | [`connector`] | connecting all the time, from a host on the LAN |
 //! | [`gaps`] | how long nobody answered, from what a probe saw (pure) |
 //! | [`sniffer`] | who says unasked that an address is his |
 //! | [`usage`] | the CPU time of a process, and of one of its threads |
 //!
 //! The benchmarks are programs in `src/bin`.
 
+pub mod connector;
 pub mod gaps;
 pub mod metrics;
 pub mod probe;

@@ -16,10 +16,8 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow};
 use lab::Host;
-use tokio::net::TcpStream;
-use tokio::sync::mpsc;
-use tokio::time::{sleep_until, timeout};
 
+use crate::connector::{after, connect};
 use crate::gaps::{Attempt, Datagrams};
 
 /// A datagram is sent so often.
@@ -27,9 +25,6 @@ pub const DATAGRAMS: Duration = Duration::from_millis(1);
 
 /// A connect is begun so often.
 pub const CONNECTS: Duration = Duration::from_millis(10);
-
-/// A connect that takes longer is lost: its first packet is, for the next would be sent after a second.
-const PATIENCE: Duration = Duration::from_millis(400);
 
 /// No probe goes on for longer.
 const LONGEST: Duration = Duration::from_secs(60);
@@ -103,7 +98,7 @@ impl Probe {
         };
         let connector = {
             let (host, over) = (host.clone(), Arc::clone(&over));
-            thread::spawn(move || host.run(|| connect(target, begun, || is_over(&over)))?)
+            thread::spawn(move || host.run(|| connect(target, begun, CONNECTS, || is_over(&over)))?)
         };
         Ok(Self { begun, over, last, sender, receiver, connector })
     }
@@ -130,41 +125,4 @@ impl Probe {
         let attempts = self.connector.join().map_err(panicked)??;
         Ok(Log { datagrams: Datagrams { sent, answered }, attempts })
     }
-}
-
-/// The next time on the grid that began then. Those that were missed are not made up for.
-fn after(begun: Instant, interval: Duration) -> Instant {
-    let passed = begun.elapsed().as_nanos() / interval.as_nanos();
-    begun + interval * (passed as u32 + 1)
-}
-
-/// Connects again and again, in the network namespace of the thread.
-fn connect(target: SocketAddr, begun: Instant, is_over: impl Fn() -> bool) -> Result<Vec<Attempt>> {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("a runtime")?;
-    runtime.block_on(async {
-        let (done, mut attempts) = mpsc::unbounded_channel();
-        let mut next = begun;
-        while !is_over() {
-            sleep_until(next.into()).await;
-            let done = done.clone();
-            tokio::spawn(async move {
-                let began = begun.elapsed();
-                let stream = timeout(PATIENCE, TcpStream::connect(target)).await;
-                let accepted = matches!(stream, Ok(Ok(_)));
-                if let Ok(Ok(stream)) = stream {
-                    // Reset: what lingers would use up ports, and be no outage.
-                    let _ = stream.set_zero_linger();
-                }
-                // Nobody asks any more when the probe is over.
-                let _ = done.send(Attempt { began, accepted });
-            });
-            next = after(begun, CONNECTS);
-        }
-        let mut all = Vec::new();
-        while let Ok(attempt) = attempts.try_recv() {
-            all.push(attempt);
-        }
-        all.sort_by_key(|attempt| attempt.began);
-        Ok(all)
-    })
 }

@@ -38,6 +38,18 @@ impl Report {
         self.figure(&format!("{key}_max"), ratio.max);
     }
 
+    /// The same with a unit, and one figure: the median.
+    pub fn measured(&mut self, key: &str, what: &str, found: Spread, unit_and_bar: (&str, &str)) {
+        let (unit, bar) = unit_and_bar;
+        self.row(what, &format!("{} {unit}  goal {bar}", text(found)));
+        self.figure(key, found.median);
+    }
+
+    /// A number of the JSON object that is there already.
+    pub fn found(&self, key: &str) -> Option<f64> {
+        self.figures.get(key)?.as_f64()
+    }
+
     /// One number of the JSON object. More than four digits behind the point say nothing.
     pub fn figure(&mut self, key: &str, value: f64) {
         self.figures.insert(key.to_owned(), json!((value * 1e4).round() / 1e4));

@@ -14,7 +14,7 @@ use futures::{StreamExt, TryStreamExt, stream};
 use k8s_openapi::api::core::v1::Service;
 use kube::api::PostParams;
 use kube::{Api, Client};
-use lab::{Cluster, KubeProxy, Process, Signal, Topology, wait_until};
+use lab::{Cluster, Host, KubeProxy, Process, Signal, Topology, wait_until};
 use serde_json::{Value, json};
 
 use crate::metrics;
@@ -60,7 +60,15 @@ impl Stage {
     /// # Errors
     /// If the cluster does not come up, or refuses what is made.
     pub async fn set(name: &str) -> Result<Self> {
-        let (nodes, light_nodes, clients, kube_proxy) = (0, 0, 0, KubeProxy::None);
+        Self::with_nodes(name, 0).await
+    }
+
+    /// The same, with so many nodes that are a Node object and a network namespace: `l1`, `l2`, ..
+    ///
+    /// # Errors
+    /// As of [`set`](Self::set).
+    pub async fn with_nodes(name: &str, light_nodes: u8) -> Result<Self> {
+        let (nodes, clients, kube_proxy) = (0, 0, KubeProxy::None);
         let topology = Topology { nodes, light_nodes, clients, kube_proxy, capture: false, ..Topology::default() };
         let cluster = Cluster::up(name, &topology).await?;
         let client = cluster.client();
@@ -93,13 +101,31 @@ impl Stage {
     /// # Errors
     /// If it does not start.
     pub fn enter(&self, name: &str, program: &Path, arguments: &[&str]) -> Result<Actor> {
+        self.enter_on(self.cluster.control_plane(), name, program, arguments)
+    }
+
+    /// One of its nodes.
+    pub fn node(&self, name: &str) -> Host {
+        self.cluster.node(name)
+    }
+
+    /// The rights of an administrator, for a program on one of its hosts.
+    pub fn kubeconfig(&self) -> &Path {
+        self.cluster.lan_kubeconfig()
+    }
+
+    /// Starts a program on one of its hosts.
+    ///
+    /// # Errors
+    /// If it does not start.
+    pub fn enter_on(&self, host: &Host, name: &str, program: &Path, arguments: &[&str]) -> Result<Actor> {
         let mut command = Command::new(program);
         // As it is deployed: with an election, although nobody else takes part.
         command
             .args(arguments)
             .env("KUBECONFIG", self.cluster.lan_kubeconfig())
             .env("LANDFALL_LEASE_NAMESPACE", SYSTEM);
-        Ok(Actor { process: self.cluster.control_plane().spawn(name, &command)? })
+        Ok(Actor { process: host.spawn(name, &command)? })
     }
 
     /// Creates Services of type LoadBalancer with these names, many at a time.

@@ -57,10 +57,29 @@ impl Writer {
     /// Creates the record, then writes finalizer, address and condition to the Service in one patch that is for the
     /// version that was seen.
     pub async fn give(&self, service: &Service, lb_ip: IpAddr) -> Result<()> {
+        self.record(service, lb_ip).await?;
+        let patch = json!({
+            "metadata": {"resourceVersion": service.resource_version(), "finalizers": [FINALIZER]},
+            "status": {
+                "loadBalancer": {"ingress": [{"ip": lb_ip.to_string(), "ipMode": "VIP"}]},
+                "conditions": [{
+                    "type": ALLOCATED, "status": "True", "reason": "Allocated",
+                    "message": format!("{lb_ip} from pool bench"), "lastTransitionTime": Time(Timestamp::now()),
+                }],
+            },
+        });
+        let services: Api<Service> = Api::namespaced(self.client.clone(), &service.namespace().unwrap_or_default());
+        let (name, patch) = (service.name_any(), Patch::Merge(patch));
+        services.patch_status(&name, &params_of_patch(), &patch).await.context("write a status")?;
+        Ok(())
+    }
+
+    /// Creates the record alone: the Service has the address, and does not say so.
+    pub async fn record(&self, service: &Service, lb_ip: IpAddr) -> Result<()> {
         let (namespace, name) = (service.namespace().unwrap_or_default(), service.name_any());
         let holder = Holder {
-            namespace: namespace.as_str().into(),
-            name: name.as_str().into(),
+            namespace: namespace.into(),
+            name: name.into(),
             uid: service.uid().unwrap_or_default().into(),
             terms: None,
         };
@@ -80,18 +99,6 @@ impl Writer {
                 copies.create(&params, &serde_json::from_value(copy)?).await.context("create a record")?;
             }
         }
-        let patch = json!({
-            "metadata": {"resourceVersion": service.resource_version(), "finalizers": [FINALIZER]},
-            "status": {
-                "loadBalancer": {"ingress": [{"ip": lb_ip.to_string(), "ipMode": "VIP"}]},
-                "conditions": [{
-                    "type": ALLOCATED, "status": "True", "reason": "Allocated",
-                    "message": format!("{lb_ip} from pool bench"), "lastTransitionTime": Time(Timestamp::now()),
-                }],
-            },
-        });
-        let services: Api<Service> = Api::namespaced(self.client.clone(), &namespace);
-        services.patch_status(&name, &params_of_patch(), &Patch::Merge(patch)).await.context("write a status")?;
         Ok(())
     }
 

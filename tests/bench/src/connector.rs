@@ -1,0 +1,97 @@
+//! Connecting to an address all the time, at a fixed rate, from a host on the LAN.
+//!
+//! Each connect has its place on a fixed grid, so that a late one does not delay the next, and one that is lost does not
+//! delay any: what is down for a second fails for all that began in it.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, anyhow};
+use lab::Host;
+use tokio::net::TcpStream;
+use tokio::sync::mpsc;
+use tokio::time::{sleep_until, timeout};
+
+use crate::gaps::Attempt;
+
+/// A connect that takes longer is lost: its first packet is, for the next would be sent after a second.
+pub const PATIENCE: Duration = Duration::from_millis(400);
+
+/// Somebody who connects until he is told to end, or dropped.
+pub struct Connector {
+    over: Arc<AtomicBool>,
+    thread: Option<JoinHandle<Result<Vec<Attempt>>>>,
+}
+
+impl Connector {
+    /// Begins, with one connect every so often. Times are since `begun`.
+    pub fn begin(host: &Host, target: SocketAddr, every: Duration, begun: Instant) -> Self {
+        let over = Arc::new(AtomicBool::new(false));
+        let thread = {
+            let (host, over) = (host.clone(), Arc::clone(&over));
+            thread::spawn(move || host.run(|| connect(target, begun, every, || over.load(Ordering::Relaxed)))?)
+        };
+        Self { over, thread: Some(thread) }
+    }
+
+    /// Ends it, and returns what became of each connect, in order. Those that nobody has answered yet are left out.
+    ///
+    /// # Errors
+    /// If the host is off.
+    pub fn end(mut self) -> Result<Vec<Attempt>> {
+        self.over.store(true, Ordering::Relaxed);
+        let thread = self.thread.take().context("invariant: it ends once")?;
+        thread.join().map_err(|_| anyhow!("the thread that connects panicked"))?
+    }
+}
+
+impl Drop for Connector {
+    fn drop(&mut self) {
+        self.over.store(true, Ordering::Relaxed);
+    }
+}
+
+/// The next time on the grid that began then. Those that were missed are not made up for.
+pub(crate) fn after(begun: Instant, interval: Duration) -> Instant {
+    let passed = begun.elapsed().as_nanos() / interval.as_nanos();
+    begun + interval * (passed as u32 + 1)
+}
+
+/// Connects again and again, in the network namespace of the thread.
+pub(crate) fn connect(
+    target: SocketAddr,
+    begun: Instant,
+    every: Duration,
+    is_over: impl Fn() -> bool,
+) -> Result<Vec<Attempt>> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("a runtime")?;
+    runtime.block_on(async {
+        let (done, mut attempts) = mpsc::unbounded_channel();
+        let mut next = after(begun, every);
+        while !is_over() {
+            sleep_until(next.into()).await;
+            let done = done.clone();
+            tokio::spawn(async move {
+                let began = begun.elapsed();
+                let stream = timeout(PATIENCE, TcpStream::connect(target)).await;
+                let accepted = matches!(stream, Ok(Ok(_)));
+                if let Ok(Ok(stream)) = stream {
+                    // Reset: what lingers would use up ports, and be no outage.
+                    let _ = stream.set_zero_linger();
+                }
+                // Nobody asks any more when it is over.
+                let _ = done.send(Attempt { began, accepted });
+            });
+            next = after(begun, every);
+        }
+        let mut all = Vec::new();
+        while let Ok(attempt) = attempts.try_recv() {
+            all.push(attempt);
+        }
+        all.sort_by_key(|attempt| attempt.began);
+        Ok(all)
+    })
+}
