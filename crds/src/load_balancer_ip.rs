@@ -208,12 +208,12 @@ pub struct Announcer {
 pub struct Moved {
     /// The node that had it before.
     #[schemars(length(max = 253))]
-    pub from: String,
+    pub from: Text,
     /// What became of that node: `died` (it was not heard any more), `deaf` (it said that it hears nobody), `left` (it was
     /// about to stop, and said so), `ceded` (it left the address to a node that should rather have it, and went on until that
     /// one had it), `released` (it had given the address up already).
     #[schemars(length(max = 32))]
-    pub cause: String,
+    pub cause: Text,
     /// How long that node had not been heard, in milliseconds, when the address was announced from here. If it died, clients
     /// lost the address for so long at most: it may have died at any moment after it was heard last. In any other case the
     /// node went on answering until the address was taken over.

@@ -255,7 +255,7 @@ fn moves(observed: &Observed, now: Timestamp) -> Option<String> {
     let rows = all.into_iter().take(MOVES).map(|(object, announcer)| {
         let to = format!("{} ({})", announcer.node, announcer.link);
         let (from, why, took) = announcer.moved.as_ref().map_or_else(Default::default, |moved| {
-            (moved.from.clone(), became(&moved.cause).to_owned(), format!("{} ms", moved.took_milliseconds))
+            (moved.from.to_string(), became(&moved.cause).to_owned(), format!("{} ms", moved.took_milliseconds))
         });
         [object.spec.address.clone(), from, why, to, took, announcer.epoch.to_string(), age(announcer.since.0, now)]
     });

@@ -256,7 +256,7 @@ fn announcer(node: &str, announcement: &Announcement) -> Announcer {
 
 fn moved(moved: &Move) -> Moved {
     let took_milliseconds = i64::try_from(moved.silence.as_millis()).unwrap_or(i64::MAX);
-    Moved { from: moved.from.clone(), cause: moved.cause.as_str().to_owned(), took_milliseconds }
+    Moved { from: moved.from.as_str().into(), cause: moved.cause.as_str().into(), took_milliseconds }
 }
 
 #[cfg(test)]
