@@ -174,7 +174,7 @@ fn set(service: &mut Service, aspect: &Aspect) {
         Aspect::Nothing => {}
         Aspect::Families(index) => {
             let (families, policy) = FAMILIES[*index];
-            (service.families, service.family_policy) = (families.to_vec(), policy);
+            (service.families, service.family_policy) = (families.iter().copied().collect(), policy);
         }
         Aspect::Key(key) => request(&|r| r.sharing_key = key.map(|key| format!("k{key}").into()), service),
         Aspect::Ports(number) => {

@@ -55,7 +55,7 @@ fn name(pool: &IPAddressPool) -> &str {
 
 /// The families that a Service wants, and how many of them it can't do without.
 fn families(service: &Service) -> (&[Family], usize) {
-    let all = service.families.as_slice();
+    let all = &service.families[..];
     match service.family_policy {
         FamilyPolicy::SingleStack => (&all[..1], 1),
         FamilyPolicy::PreferDualStack => (all, 1),

@@ -37,7 +37,7 @@ fn shares(name: &str, created: i64, key: &str, port: u16) -> Service {
 }
 
 fn dual(name: &str, created: i64, families: [Family; 2], family_policy: FamilyPolicy) -> Service {
-    Service { families: families.to_vec(), family_policy, ..service(name, created) }
+    Service { families: families.into(), family_policy, ..service(name, created) }
 }
 
 fn edited(mut pool: Arc<IPAddressPool>, edit: impl FnOnce(&mut IPAddressPoolSpec)) -> Arc<IPAddressPool> {
@@ -271,9 +271,9 @@ fn who_prefers_both_families_takes_them_from_one_pool_and_never_moves_for_it() {
     let before = rest(&mut world, ["a", "b"]);
     assert_eq!(before, ["198.51.100.1,2001:db8::1 True Allocated", "2001:db8:6::1,192.0.2.1 True Allocated"]);
     // To one family and back: the first address stays.
-    world.edit("a", |service| (service.families, service.family_policy) = (vec![V4], SingleStack));
+    world.edit("a", |service| (service.families, service.family_policy) = ([V4].into(), SingleStack));
     assert_eq!(rest(&mut world, ["a"]), ["198.51.100.1 True Allocated"]);
-    world.edit("a", |service| (service.families, service.family_policy) = (vec![V4, V6], RequireDualStack));
+    world.edit("a", |service| (service.families, service.family_policy) = ([V4, V6].into(), RequireDualStack));
     assert_eq!(rest(&mut world, ["a"]), ["198.51.100.1,2001:db8::1 True Allocated"]);
 }
 
@@ -312,7 +312,7 @@ fn an_address_of_one_family_by_name_and_any_of_the_other() {
     world.edit("a", |service| service.request = request(&[(IPS, "192.0.2.3,198.51.100.1")]));
     assert_eq!(rest(&mut world, ["a"]), ["2001:db8::,192.0.2.5 False AddressNotInPool"]);
     world.edit("a", |service| {
-        (service.families, service.family_policy) = (vec![V6], FamilyPolicy::SingleStack);
+        (service.families, service.family_policy) = ([V6].into(), FamilyPolicy::SingleStack);
     });
     assert_eq!(rest(&mut world, ["a"])[0].split(' ').next_back(), Some("FamilyMismatch"));
 }

@@ -59,7 +59,7 @@ impl Wish<'_> {
 
 /// The families of which a Service is to have addresses, the first one first.
 pub(crate) fn families(service: &Service) -> &[Family] {
-    match (service.family_policy, service.families.as_slice()) {
+    match (service.family_policy, &service.families[..]) {
         // Absent where nobody has filled it in, which the API server does.
         (_, []) => &[Family::V4],
         (FamilyPolicy::SingleStack, families) => &families[..1],
@@ -103,7 +103,7 @@ mod tests {
     /// The slots of a wish as words: the family or the address, in brackets where it can be left out.
     fn slots(families: &[Family], policy: FamilyPolicy, asked: &[&str]) -> Result<Vec<String>, Refusal> {
         let mut web = service("web", 1);
-        (web.families, web.family_policy) = (families.to_vec(), policy);
+        (web.families, web.family_policy) = (families.into(), policy);
         web.request =
             Ok(Request { addresses: asked.iter().map(|text| ip(text)).collect(), ..Request::default() }.into());
         let word = |slot: &Slot| {

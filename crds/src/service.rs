@@ -160,6 +160,51 @@ impl fmt::Display for Family {
     }
 }
 
+/// Families in an order, none of them twice.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub struct Families {
+    /// The last one is there again where there are fewer than two.
+    all: [Family; 2],
+    count: u8,
+}
+
+impl std::ops::Deref for Families {
+    type Target = [Family];
+
+    fn deref(&self) -> &[Family] {
+        &self.all[..usize::from(self.count)]
+    }
+}
+
+impl FromIterator<Family> for Families {
+    fn from_iter<T: IntoIterator<Item = Family>>(families: T) -> Self {
+        let mut families = families.into_iter();
+        let Some(first) = families.next() else { return Self { all: [Family::V4; 2], count: 0 } };
+        match families.find(|family| *family != first) {
+            Some(second) => Self { all: [first, second], count: 2 },
+            None => Self { all: [first; 2], count: 1 },
+        }
+    }
+}
+
+impl<const N: usize> From<[Family; N]> for Families {
+    fn from(families: [Family; N]) -> Self {
+        families.into_iter().collect()
+    }
+}
+
+impl From<&[Family]> for Families {
+    fn from(families: &[Family]) -> Self {
+        families.iter().copied().collect()
+    }
+}
+
+impl fmt::Debug for Families {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_list().entries(self.iter()).finish()
+    }
+}
+
 /// What Landfall reads of a Service.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Service {
@@ -186,7 +231,7 @@ pub struct Service {
     /// `spec.selector`: which pods are behind it.
     pub selector: Labels,
     /// The families it wants an address of, in its own order.
-    pub families: Vec<Family>,
+    pub families: Families,
     /// `spec.ipFamilyPolicy`.
     pub family_policy: FamilyPolicy,
     /// Its ports.
@@ -197,7 +242,7 @@ pub struct Service {
     /// the policy Local.
     pub health_check_port: Option<u16>,
     /// `spec.loadBalancerSourceRanges` as written: the ranges that clients may come from. Empty: from anywhere.
-    pub source_ranges: Vec<String>,
+    pub source_ranges: Box<[Text]>,
     /// The annotation that says the same where the field is empty, as written.
     pub source_ranges_annotation: Option<Text>,
     /// For how many seconds a client stays with its endpoint (`spec.sessionAffinity: ClientIP`), if it does.
@@ -206,7 +251,7 @@ pub struct Service {
     pub unspread: bool,
     /// What its packets are to be sent to (the annotation `landfall.dev/backend`), or what is written there that is no such
     /// thing. `None`: what the cluster says.
-    pub backend: Option<Result<Backend, String>>,
+    pub backend: Option<Result<Backend, Text>>,
     /// The addresses that it has inside of the cluster (`spec.clusterIPs`), one for each family.
     pub cluster_ips: Box<[IpAddr]>,
     /// All its finalizers.
@@ -303,7 +348,7 @@ impl TryFrom<&core::Service> for Service {
             request: Request::read(meta.annotations.as_ref(), spec.load_balancer_ip.as_deref()),
             labels: Labels::from(meta.labels.as_ref()),
             selector: Labels::from(spec.selector.as_ref()),
-            families: snug(families),
+            families: families.collect(),
             family_policy: match spec.ip_family_policy.as_deref() {
                 Some("PreferDualStack") => FamilyPolicy::PreferDualStack,
                 Some("RequireDualStack") => FamilyPolicy::RequireDualStack,
@@ -319,10 +364,14 @@ impl TryFrom<&core::Service> for Service {
                 .filter(|_| spec.external_traffic_policy.as_deref() == Some("Local"))
                 .and_then(|port| u16::try_from(port).ok())
                 .filter(|port| *port != 0),
-            source_ranges: spec.load_balancer_source_ranges.unwrap_or_default(),
+            source_ranges: spec.load_balancer_source_ranges.into_iter().flatten().map(Text::from).collect(),
             source_ranges_annotation: meta.annotations.as_ref().and_then(|all| all.get(SOURCE_RANGES)).map(Text::from),
             unspread: meta.annotations.as_ref().and_then(|all| all.get(SPREAD)).is_some_and(|spread| spread == "false"),
-            backend: meta.annotations.as_ref().and_then(|all| all.get(backend::ANNOTATION)).map(|text| text.parse()),
+            backend: meta
+                .annotations
+                .as_ref()
+                .and_then(|all| all.get(backend::ANNOTATION))
+                .map(|text| text.parse().map_err(Text::from)),
             // `None` for a Service without one, which is no address either.
             cluster_ips: spec.cluster_ips.iter().flatten().filter_map(|address| address.parse().ok()).collect(),
             affinity: (spec.session_affinity.as_deref() == Some("ClientIP")).then(|| {
@@ -419,12 +468,12 @@ mod tests {
                 })),
                 labels: [("tier", "front")].into(),
                 selector: [("app", "web")].into(),
-                families: vec![Family::V6, Family::V4],
+                families: [Family::V6, Family::V4].into(),
                 family_policy: FamilyPolicy::PreferDualStack,
                 ports: vec![port("dns", Protocol::Udp, Some(30053)), port("dns-tcp", Protocol::Tcp, None)],
                 traffic_policy: TrafficPolicy::Local,
                 health_check_port: Some(32000),
-                source_ranges: vec!["198.51.100.0/24".into()],
+                source_ranges: ["198.51.100.0/24".into()].into(),
                 source_ranges_annotation: Some("192.0.2.0/24".into()),
                 unspread: true,
                 backend: Some(Ok(Backend::NodePort)),
@@ -459,5 +508,20 @@ mod tests {
             let error = service(json!({"type": "LoadBalancer", "ports": ports})).expect_err("malformed");
             assert!(error.to_string().starts_with("Service default/web: "), "{error}");
         }
+    }
+
+    #[test]
+    fn families_are_in_their_order_and_none_of_them_is_there_twice() {
+        let families = |families: &[Family]| Families::from(families).to_vec();
+        assert_eq!(families(&[]), []);
+        assert_eq!(families(&[Family::V6]), [Family::V6]);
+        assert_eq!(families(&[Family::V6, Family::V6, Family::V4]), [Family::V6, Family::V4]);
+        assert_eq!(Families::from([Family::V4]), Families::from([Family::V4, Family::V4]));
+    }
+
+    #[test]
+    fn a_view_fits_into_the_320_bytes_that_an_allocator_gives_for_it() {
+        // Two counts of an Arc beside it, and four bytes of musl's allocator: the next larger piece has 400.
+        assert!(size_of::<Service>() + 16 + 4 <= 320, "{}", size_of::<Service>());
     }
 }

@@ -127,7 +127,7 @@ mod tests {
         }))
         .expect("a Service");
         let service = crds::Service::try_from(&object).expect("a view");
-        crds::Service { backend: wants.map(str::parse), ..service }
+        crds::Service { backend: wants.map(|text| text.parse().map_err(crds::Text::from)), ..service }
     }
 
     /// What becomes of one of its ports of IPv4, on a node that has an address of that alone.

@@ -373,7 +373,7 @@ pub(crate) fn lb_ip(snapshot: &Snapshot, address: IpAddr) -> Option<LbIp> {
             place.insert(Target { sources: terms.sources.of(family), affinity, reach, proxied, ..target });
         }
         if let Some(Err(value)) = &object.backend {
-            lb_ip.problems.insert(Problem::UnknownBackend { service: object.key.clone(), value: value.clone() });
+            lb_ip.problems.insert(Problem::UnknownBackend { service: object.key.clone(), value: value.to_string() });
         }
         let problem =
             |entry: &String| Problem::InvalidSourceRange { service: object.key.clone(), entry: entry.clone() };

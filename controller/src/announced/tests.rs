@@ -191,7 +191,7 @@ fn endpoints_are_asked_for_only_where_they_decide() {
 fn of_two_addresses_each_is_told_and_it_takes_both_to_be_announced() {
     let mut world = world();
     world.edit("web", |web| {
-        (web.families, web.family_policy) = (vec![Family::V4, Family::V6], FamilyPolicy::RequireDualStack);
+        (web.families, web.family_policy) = ([Family::V4, Family::V6].into(), FamilyPolicy::RequireDualStack);
     });
     world.settle();
     world.announce(ip("192.0.2.10"));

@@ -34,7 +34,7 @@ fn wanting(name: &str, created: i64, edit: impl FnOnce(&mut Request)) -> Service
 }
 
 fn of_families(mut service: Service, families: &[Family], policy: FamilyPolicy) -> Service {
-    (service.families, service.family_policy) = (families.to_vec(), policy);
+    (service.families, service.family_policy) = (families.into(), policy);
     service
 }
 
@@ -201,7 +201,7 @@ fn a_second_family_comes_and_goes_and_the_first_address_stays() {
         (V4_V6, FamilyPolicy::RequireDualStack, &["192.0.2.10", "2001:db8::20"]),
         (&V4_V6[..1], FamilyPolicy::SingleStack, &["192.0.2.10"]),
     ] {
-        world.edit("web", |service| (service.families, service.family_policy) = (families.to_vec(), policy));
+        world.edit("web", |service| (service.families, service.family_policy) = (families.into(), policy));
         world.settle();
         assert_eq!(ingress(&world, "web"), shown, "{policy:?}");
     }
@@ -214,7 +214,7 @@ fn a_second_family_is_from_the_pool_of_the_first_if_that_has_it() {
     let mut world = World::with([older, both()], [web]);
     world.settle();
     world.edit("web", |service| {
-        (service.families, service.family_policy) = (V4_V6.to_vec(), FamilyPolicy::PreferDualStack)
+        (service.families, service.family_policy) = (V4_V6.into(), FamilyPolicy::PreferDualStack)
     });
     world.settle();
     assert_eq!(ingress(&world, "web"), ["192.0.2.21", "2001:db8::20"]);

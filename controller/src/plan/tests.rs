@@ -125,9 +125,9 @@ fn a_service_that_does_not_get_what_it_asks_for_is_told_why_and_what_to_do() {
         service
     };
     let mut six = service("web", 5);
-    six.families = vec![Family::V6];
+    six.families = [Family::V6].into();
     let mut both = service("web", 5);
-    (both.families, both.family_policy) = (vec![Family::V4, Family::V6], FamilyPolicy::RequireDualStack);
+    (both.families, both.family_policy) = ([Family::V4, Family::V6].into(), FamilyPolicy::RequireDualStack);
     let full = || pool("full", 1, &["192.0.2.20-192.0.2.20"]);
     for (pools, service, reason, message) in [
         (
@@ -218,7 +218,7 @@ fn a_service_that_does_not_get_what_it_asks_for_is_told_why_and_what_to_do() {
 #[test]
 fn a_service_that_prefers_both_families_takes_the_first_alone_and_says_what_it_is_without() {
     let mut web = service("web", 5);
-    (web.families, web.family_policy) = (vec![Family::V4, Family::V6], FamilyPolicy::PreferDualStack);
+    (web.families, web.family_policy) = ([Family::V4, Family::V6].into(), FamilyPolicy::PreferDualStack);
     let mut world = World::with([lan()], [web]);
     world.settle();
     let message = "True Allocated: 192.0.2.10 from pool lan; without an IPv6 address: no IPAddressPool gives IPv6 addresses \

@@ -127,7 +127,7 @@ pub(super) fn is_acquainted(node: &str, observed: &Observed) -> bool {
 
 /// A Service with what decides who may use it, and whether clients stay with their endpoints.
 fn on_its_terms(object: &Arc<Service>, unspread: bool) -> dataplane::snapshot::Service {
-    let field = object.source_ranges.iter().map(String::as_str);
+    let field = object.source_ranges.iter().map(|range| &**range);
     let terms = Terms {
         sources: Sources::read(field, object.source_ranges_annotation.as_deref()),
         affinity: object.affinity,
@@ -219,7 +219,7 @@ mod tests {
             .clone();
         assert_eq!(*open, Terms::default());
         let service = Arc::make_mut(observed.services.get_mut(&web).expect("a Service"));
-        (service.source_ranges, service.affinity) = (vec!["192.0.2.0/24".into()], Some(60));
+        (service.source_ranges, service.affinity) = (["192.0.2.0/24".into()].into(), Some(60));
         let terms = snapshots("n1", Backend::Endpoints, observed.clone(), BTreeSet::new()).dataplane.services[&web]
             .terms
             .clone();
@@ -228,7 +228,7 @@ mod tests {
             Terms { sources: Sources::read(["192.0.2.0/24"], None), affinity: Some(60), unspread: false }
         );
         let service = Arc::make_mut(observed.services.get_mut(&web).expect("a Service"));
-        (service.source_ranges, service.source_ranges_annotation) = (vec![], Some("198.51.100.0/24".into()));
+        (service.source_ranges, service.source_ranges_annotation) = (Box::default(), Some("198.51.100.0/24".into()));
         let terms =
             snapshots("n1", Backend::Endpoints, observed, BTreeSet::new()).dataplane.services[&web].terms.clone();
         assert_eq!(terms.sources, Sources::read(["198.51.100.0/24"], None));
