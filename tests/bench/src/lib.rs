@@ -14,6 +14,7 @@
 //! | [`sightings`] | a watch of Services that knows when each got its address |
 //! | [`stage`] | a control plane to measure on, who runs on it, and what that costs |
 //! | [`metrics`] | the API server's own count of requests (pure) |
+//! | [`progress`] | how far a benchmark is, how much of it is wanted, and its dice |
 //! | [`probe`] | asking an address all the time, from a host on the LAN |
 //! | [`connector`] | connecting all the time, from a host on the LAN |
 //! | [`gaps`] | how long nobody answered, from what a probe saw (pure) |
@@ -26,6 +27,7 @@ pub mod connector;
 pub mod gaps;
 pub mod metrics;
 pub mod probe;
+pub mod progress;
 pub mod report;
 pub mod rivals;
 pub mod sightings;

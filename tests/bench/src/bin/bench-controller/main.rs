@@ -15,11 +15,11 @@ mod bulk;
 mod one_more;
 mod restart;
 
-use std::io::Write;
 use std::path::PathBuf;
 use std::time::Instant;
 
 use anyhow::{Context, Result, ensure};
+use bench::progress::print;
 use bench::report::Report;
 use bench::sightings::Sightings;
 use bench::stage::{Actor, NAMESPACE, Stage};
@@ -198,13 +198,4 @@ async fn long_run(bench: &Bench, report: &mut Report, quick: bool, wants: impl F
         report.row("RSS after a restart", &format!("{:8.1} MiB", ours.rss()?));
     }
     stage.strike()
-}
-
-/// Prints to standard output. A reader that went away (`| head`) is no error.
-fn print(text: &str) -> Result<()> {
-    let mut out = std::io::stdout().lock();
-    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
-        Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => Err(error.into()),
-        _ => Ok(()),
-    }
 }

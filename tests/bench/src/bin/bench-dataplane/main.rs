@@ -46,12 +46,10 @@ mod peer;
 mod seen;
 mod stand;
 
-use std::hash::{BuildHasher, RandomState};
-use std::io::Write;
 use std::path::Path;
-use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
+use bench::progress::{Bench, print};
 use bench::report::Report;
 use bench::root;
 use clap::Parser;
@@ -79,27 +77,6 @@ struct Cli {
     only: Vec<String>,
 }
 
-/// What all measurements have in common.
-pub struct Bench {
-    began: Instant,
-    /// Fewer and shorter rounds.
-    pub quick: bool,
-    random: RandomState,
-}
-
-impl Bench {
-    /// Tells how far it is.
-    pub fn progress(&self, text: &str) -> Result<()> {
-        print(&format!("{:4} s  {text}\n", self.began.elapsed().as_secs()))
-    }
-
-    /// A time between these two, another one for each `n`, as likely as any.
-    pub fn random(&self, n: usize, from: Duration, to: Duration) -> Duration {
-        let share = self.random.hash_one(n) as f64 / u64::MAX as f64;
-        from + (to - from).mul_f64(share)
-    }
-}
-
 fn main() -> Result<()> {
     let cli = Cli::parse();
     tokio::runtime::Builder::new_multi_thread().enable_all().build()?.block_on(async {
@@ -120,7 +97,7 @@ async fn measure(cli: Cli) -> Result<()> {
         ensure!(PARTS.contains(&part.as_str()), "there is no part {part:?}");
     }
     let wants = |part: &str| cli.only.is_empty() || cli.only.iter().any(|only| only == part);
-    let bench = Bench { began: Instant::now(), quick: cli.quick, random: RandomState::new() };
+    let bench = Bench::begin(cli.quick);
     let path = root().join("target/bench/dataplane.json");
     std::fs::create_dir_all(path.parent().context("invariant: it has a parent")?)?;
     let earlier = if cli.only.is_empty() { String::new() } else { std::fs::read_to_string(&path).unwrap_or_default() };
@@ -147,7 +124,7 @@ async fn measure(cli: Cli) -> Result<()> {
         stand.strike()?;
     }
     print(&format!("\n{}", report.table()))?;
-    print(&format!("\nwrote {} after {} s\n", path.display(), bench.began.elapsed().as_secs()))?;
+    print(&format!("\nwrote {} after {} s\n", path.display(), bench.elapsed().as_secs()))?;
     ensure!(failed.is_empty(), "not measured: {}", failed.join(", "));
     Ok(())
 }
@@ -169,13 +146,4 @@ async fn seen(bench: &Bench, report: &mut Report, stand: &mut Option<Stand>, par
 
 fn write(path: &Path, text: &str) -> Result<()> {
     std::fs::write(path, text).with_context(|| format!("write {}", path.display()))
-}
-
-/// Prints to standard output. A reader that went away (`| head`) is no error.
-fn print(text: &str) -> Result<()> {
-    let mut out = std::io::stdout().lock();
-    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
-        Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => Err(error.into()),
-        _ => Ok(()),
-    }
 }
