@@ -298,12 +298,10 @@ pub fn ask_tcp(from: &Namespace, to: &str) -> Answer {
     connect(from, to, PATIENCE).and_then(|mut connection| connection.ask()).expect("an answer over TCP")
 }
 
-/// A socket of UDP at a port of its own.
+/// A socket of UDP, of a flow that is new to connection tracking.
 pub fn udp(from: &Namespace, to: &str) -> UdpSocket {
     let to: SocketAddr = to.parse().expect("an address and a port");
-    let any = if to.is_ipv4() { "0.0.0.0:0" } else { "[::]:0" };
-    let socket = from.run(|| UdpSocket::bind(any).expect("a socket"));
-    from.run(|| socket.connect(to).expect("connect"));
+    let socket = from.run(|| netns::udp_flow(to).expect("a socket"));
     socket.set_read_timeout(Some(SILENCE)).expect("a timeout");
     socket
 }

@@ -1,7 +1,7 @@
 //! Asking a whoami from a host, without a process for each question.
 
 use std::io::{self, BufRead, BufReader, Write};
-use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream, UdpSocket};
+use std::net::{SocketAddr, TcpStream};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
@@ -47,17 +47,12 @@ impl Answer {
         Self::parse(&line)
     }
 
-    /// The same, with a datagram from a socket of its own.
+    /// The same, with a datagram of a flow that is new to connection tracking.
     ///
     /// # Errors
     /// If there is no answer in time: refused, or silence.
     pub fn over_udp(server: SocketAddr, within: Duration) -> io::Result<Self> {
-        let any: SocketAddr = match server {
-            SocketAddr::V4(_) => (Ipv4Addr::UNSPECIFIED, 0).into(),
-            SocketAddr::V6(_) => (Ipv6Addr::UNSPECIFIED, 0).into(),
-        };
-        let socket = UdpSocket::bind(any)?;
-        socket.connect(server)?;
+        let socket = netns::udp_flow(server)?;
         socket.set_read_timeout(Some(within))?;
         socket.send(b"who\n")?;
         let mut buffer = [0; 512];

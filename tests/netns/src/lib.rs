@@ -17,11 +17,13 @@
 use std::ffi::OsStr;
 use std::fs::File;
 use std::io::{self, Write};
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU16, Ordering};
 
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sched::{CloneFlags, setns, unshare};
@@ -163,6 +165,27 @@ impl Namespace {
 pub fn veth(a: (&Namespace, &str), b: (&Namespace, &str)) -> io::Result<()> {
     let peer = b.0.path();
     a.0.ip([format!("link add {} type veth peer name {} netns {}", a.1, b.1, peer.display())])
+}
+
+/// A socket of UDP in the namespace of this thread, connected to `to`, from a port that no earlier one of this process had.
+///
+/// A port that the kernel picks may be one of a minute ago, whose flow connection tracking still knows: the datagram would
+/// go where that one went, and not where a new flow goes now.
+///
+/// # Errors
+/// If there is no such socket, or no way to `to`.
+pub fn udp_flow(to: SocketAddr) -> io::Result<UdpSocket> {
+    // Below the ports that the kernel gives by itself.
+    const FIRST: u16 = 10_000;
+    const COUNT: u16 = 20_000;
+    static NEXT: AtomicU16 = AtomicU16::new(0);
+    let next = |n: u16| Some((n + 1) % COUNT);
+    let n =
+        NEXT.fetch_update(Ordering::Relaxed, Ordering::Relaxed, next).expect("invariant: there is always a next one");
+    let any = if to.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
+    let socket = UdpSocket::bind(SocketAddr::new(any, FIRST + n))?;
+    socket.connect(to)?;
+    Ok(socket)
 }
 
 #[cfg(test)]
