@@ -12,12 +12,13 @@ use std::fmt;
 use std::sync::Arc;
 
 use crds::condition::{Condition, Desired, Status};
-use crds::service::ANNOUNCED;
+use crds::service::{ANNOUNCED, FORWARDING};
 use crds::{Advertisement, EndpointSlice, Key, Labels, Node, Record, Service, TrafficPolicy};
 use jiff::{SignedDuration, Timestamp};
 
 use crate::allocation::Allocation;
 use crate::effect::{Effect, Event, ServicePatch, service_reference};
+use crate::forwarding;
 use crate::ledger::{Ledger, holds};
 
 /// For how long nobody may announce an address before that is said. Agents take a fraction of a second; the rest is for
@@ -85,8 +86,11 @@ impl Silence {
     }
 }
 
+/// What people are told when a condition changes to what is desired.
+type Tell = fn(&Service, Option<&Condition>, &Desired) -> Option<Event>;
+
 /// What is to be said of a Service.
-enum Said {
+pub(crate) enum Said {
     /// Whatever is said already: it is too early to tell.
     AsBefore,
     /// Nothing: it has no address.
@@ -137,10 +141,11 @@ impl Ledger {
         }
     }
 
-    /// The write that makes a Service say who announces its addresses, if it does not; with what people are told.
+    /// The write that makes a Service say who announces its addresses and how they are forwarded, if it does not; with what
+    /// people are told.
     pub(crate) fn told(&self, allocation: &Allocation, now: Timestamp) -> Vec<Effect> {
         let service = &allocation.service;
-        let (conditions, event) = self.retold(allocation, &service.conditions, now);
+        let (conditions, events) = self.retold(allocation, &service.conditions, now);
         let patch = conditions.map(|conditions| {
             Effect::TellService(ServicePatch {
                 key: service.key.clone(),
@@ -150,29 +155,38 @@ impl Ledger {
                 conditions: Some(conditions),
             })
         });
-        patch.into_iter().chain(event.map(Effect::Event)).collect()
+        patch.into_iter().chain(events.into_iter().map(Effect::Event)).collect()
     }
 
-    /// `conditions` of a Service with what is to be said of who announces its addresses, if that is not said there; and what
-    /// people are told about it.
+    /// `conditions` of a Service with what is to be said of who announces its addresses and how they are forwarded, if that is
+    /// not said there; and what people are told about it.
     pub(crate) fn retold(
         &self,
         allocation: &Allocation,
         conditions: &[Condition],
         now: Timestamp,
-    ) -> (Option<Vec<Condition>>, Option<Event>) {
-        let before = conditions.iter().find(|condition| condition.type_ == ANNOUNCED);
-        match self.announced(allocation, now) {
-            Said::AsBefore => (None, None),
-            Said::Nothing => {
-                let others = || conditions.iter().filter(|condition| condition.type_ != ANNOUNCED).cloned();
-                (before.map(|_| others().collect()), None)
-            }
-            Said::This(desired) if desired.is_in(conditions) => (None, None),
-            Said::This(desired) => {
-                (Some(desired.set_in(conditions, now)), event(&allocation.service, before, &desired))
-            }
+    ) -> (Option<Vec<Condition>>, Vec<Event>) {
+        let (mut changed, mut events) = (None::<Vec<Condition>>, Vec::new());
+        let announced = self.announced(allocation, now);
+        // Both are said at once or not at all: where nobody knows yet who announces an address, nobody knows how.
+        let is_early = matches!(announced, Said::AsBefore);
+        let forwarded = if is_early { Said::AsBefore } else { self.forwarded(allocation, now) };
+        let all: [(_, _, Tell); 2] = [(ANNOUNCED, announced, event), (FORWARDING, forwarded, forwarding::event)];
+        for (type_, said, event) in all {
+            let known = changed.as_deref().unwrap_or(conditions);
+            let before = known.iter().find(|condition| condition.type_ == type_);
+            let new = match said {
+                Said::AsBefore => None,
+                Said::Nothing => before.map(|_| known.iter().filter(|c| c.type_ != type_).cloned().collect()),
+                Said::This(desired) if desired.is_in(known) => None,
+                Said::This(desired) => {
+                    events.extend(event(&allocation.service, before, &desired));
+                    Some(desired.set_in(known, now))
+                }
+            };
+            changed = new.or(changed);
         }
+        (changed, events)
     }
 
     /// What is to be said of who announces the addresses of a Service.
@@ -263,7 +277,7 @@ impl Ledger {
     }
 
     /// The records of the addresses that a Service has, in the order in which its status shows them.
-    fn shown_records<'a>(&'a self, allocation: &'a Allocation) -> impl Iterator<Item = &'a Arc<Record>> {
+    pub(crate) fn shown_records<'a>(&'a self, allocation: &'a Allocation) -> impl Iterator<Item = &'a Arc<Record>> {
         let records = allocation.targets.iter().filter_map(|target| self.addresses.get(&target.address));
         records.filter(|record| !record.deleting && holds(record, &allocation.service))
     }
@@ -287,7 +301,7 @@ impl Ledger {
         of_namespace.filter(|(_, slice)| slice.service == *service).map(|(_, slice)| slice.clone()).collect()
     }
 
-    fn is_patience_over(&self, key: &Key, now: Timestamp) -> bool {
+    pub(crate) fn is_patience_over(&self, key: &Key, now: Timestamp) -> bool {
         self.unannounced.get(key).is_some_and(|since| patience_ends(*since) <= now)
     }
 }

@@ -19,6 +19,7 @@
 //! | [`refusal`] | why a Service doesn't get what it asks for, with the fix |
 //! | `pool_status`, `service_status` | what is said of a pool, and of a Service |
 //! | [`announced`] | what is said of who announces a Service's addresses, and why nobody does |
+//! | `forwarding` | what is said of how packets to them get to endpoints, and of what does not |
 //! | [`mod@plan`], `holders`, [`effect`] | what is to be written, as data; about Services, and about shared addresses |
 //! | `queue`, `pace`, `leisure` | what is to begin next; when something may be tried again; when there is time to tell |
 //! | [`metrics`], `latency`, `repeats` | numbers for Prometheus; which events are told again and again |
@@ -42,6 +43,7 @@ mod fence;
 pub mod few;
 #[cfg(test)]
 mod fixtures;
+mod forwarding;
 pub mod free;
 #[cfg(test)]
 mod history;

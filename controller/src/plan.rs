@@ -283,7 +283,7 @@ impl Ledger {
             let (conditions, retold) = self.retold(allocation, conditions, now);
             changed.conditions = conditions.or(changed.conditions);
             patch.push(Effect::PatchService(changed));
-            patch.extend(retold.map(Effect::Event));
+            patch.extend(retold.into_iter().map(Effect::Event));
         }
         patch.extend(told);
         if has_any {

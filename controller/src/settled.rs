@@ -5,7 +5,7 @@
 //! a tenth of the time that deciding takes. It is a shortcut and no rule: whatever it says yes to, a plan would come to
 //! the same.
 
-use crds::service::{ALLOCATED, ANNOUNCED, Family};
+use crds::service::{ALLOCATED, ANNOUNCED, FORWARDING, Family};
 use crds::{Announcer, Record, Service};
 
 use crate::holders::is_alone;
@@ -47,14 +47,15 @@ impl Ledger {
             })
     }
 
-    /// Whether what is said of who announces the one address of a Service is what there is to say.
+    /// Whether what is said of who announces the one address of a Service, and how it is forwarded, is what there is to say.
     fn is_told(&self, service: &Service, record: &Record) -> bool {
         let mut said = service.conditions.iter().filter(|condition| condition.type_ == ANNOUNCED);
         match (record.announcers.as_slice(), said.next()) {
             // Where no agent has been, there is nobody who could.
-            ([], None) => self.networks.is_empty(),
-            ([Announcer { node, link, .. }], Some(condition)) => {
-                self.nodes.contains_key(&**node)
+            ([], None) => self.networks.is_empty() && !service.conditions.iter().any(|said| said.type_ == FORWARDING),
+            ([announcer @ Announcer { node, link, .. }], Some(condition)) => {
+                Self::is_told_how(service, record.address, announcer)
+                    && self.nodes.contains_key(&**node)
                     && condition.status == "True"
                     && condition.reason == "Announced"
                     && condition.observed_generation == service.generation

@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use crds::service::{ALLOCATED, FINALIZER, Ingress};
-use crds::{AddressConflict, Announcer, IPAddressPool, Key, Record, Reservation, Service};
+use crds::{AddressConflict, Announcer, IPAddressPool, Key, Reach, Record, Reservation, Service};
 use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
@@ -104,8 +104,15 @@ impl World {
     pub(crate) fn announce(&mut self, address: IpAddr) {
         self.say(address, |record| {
             let since = Time(Timestamp::UNIX_EPOCH);
-            record.announcers =
-                vec![Announcer { node: "n1".into(), link: "eth0".into(), epoch: 1, since: since.clone(), moved: None }];
+            record.announcers = vec![Announcer {
+                node: "n1".into(),
+                link: "eth0".into(),
+                epoch: 1,
+                since: since.clone(),
+                moved: None,
+                reach: Some(Reach::Spread),
+                unforwarded: vec![],
+            }];
             record.first_announced.get_or_insert(since);
             record.conflicts.clear();
         });

@@ -22,6 +22,8 @@ pub struct EndpointSlice {
     pub ports: BTreeMap<(Text, Protocol), u16>,
     /// Its endpoints, in its own order.
     pub endpoints: Vec<Endpoint>,
+    /// The first address in it that no endpoint can have, if there is one.
+    pub refused: Option<Box<str>>,
 }
 
 /// One endpoint: a pod, as a rule.
@@ -65,9 +67,14 @@ impl EndpointSlice {
             let number = u16::try_from(number).map_err(|_| malformed(format!("port {number} is none")))?;
             ports.insert((port.name.as_deref().unwrap_or_default().into(), protocol), number);
         }
+        let mut refused = None;
         let endpoints = object.endpoints.iter().flatten().filter_map(|endpoint| {
             // Only the first address counts; consumers are told so by the API's own documentation.
-            let address = endpoint.addresses.first()?.parse().ok().filter(|address| is_reachable(*address))?;
+            let text = endpoint.addresses.first()?;
+            let Some(address) = text.parse().ok().filter(|address| is_reachable(*address)) else {
+                refused.get_or_insert_with(|| Box::from(text.as_str()));
+                return None;
+            };
             let conditions = endpoint.conditions.clone().unwrap_or_default();
             let ready = conditions.ready.unwrap_or(true);
             Some(Endpoint {
@@ -78,8 +85,9 @@ impl EndpointSlice {
                 terminating: conditions.terminating.unwrap_or(false),
             })
         });
+        let endpoints = endpoints.collect();
         let service = Key::new(&key.namespace, service);
-        Ok(Some(Self { service, ports, endpoints: endpoints.collect(), key }))
+        Ok(Some(Self { service, ports, endpoints, key, refused }))
     }
 }
 
@@ -127,6 +135,7 @@ mod tests {
             service: Key::new("default", "web"),
             ports: BTreeMap::from([(("http".into(), Protocol::Tcp), 8080)]),
             endpoints: vec![endpoint("10.0.0.1", Some("n1"), true, false), endpoint("10.0.0.2", None, false, true)],
+            refused: Some("127.0.0.1".into()),
         };
         assert_eq!(slice, Ok(Some(expected)));
     }

@@ -12,6 +12,7 @@ use kube::{CustomResource, KubeSchema};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use crate::forwarding::{Reach, Unforwarded};
 use crate::service::version;
 use crate::{Malformed, Text, Version, address};
 
@@ -41,6 +42,7 @@ use crate::{Malformed, Text, Version, address};
     printcolumn(name = "Service", type_ = "string", json_path = ".spec.services[*].name"),
     printcolumn(name = "Sharing-Key", type_ = "string", json_path = ".spec.sharingKey", priority = 1),
     printcolumn(name = "Announcer", type_ = "string", json_path = ".status.announcers[*].node"),
+    printcolumn(name = "Reach", type_ = "string", json_path = ".status.announcers[*].reach"),
     printcolumn(name = "Conflict", type_ = "string", json_path = ".status.conflicts[*].mac"),
     printcolumn(name = "Link", type_ = "string", json_path = ".status.announcers[*].link", priority = 1),
     printcolumn(name = "Since", type_ = "date", json_path = ".status.announcers[0].since", priority = 1),
@@ -200,6 +202,17 @@ pub struct Announcer {
     /// How it came there from another node. Absent: no other node is known to have had it before.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub moved: Option<Moved>,
+    /// How packets from outside get from this node to endpoints: `Spread` over the nodes that these are on, so that they see
+    /// the client; `Translated` by this node, which endpoints elsewhere see instead; `Mixed`; or `Proxied`, as the node's
+    /// Service proxy or another one sends them. Absent: Landfall forwards nothing there, or the agent is of an older
+    /// version.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "Option<String>", length(max = 63))]
+    pub reach: Option<Reach>,
+    /// What of the Services is not forwarded from this node as it is written. Absent: nothing.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = MAX_HOLDERS))]
+    pub unforwarded: Vec<Unforwarded>,
 }
 
 /// How an address came to a node from another one.
@@ -301,6 +314,7 @@ impl TryFrom<&LoadBalancerIP> for Record {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::forwarding::Shortcoming;
 
     fn object(name: &str, address: &str) -> LoadBalancerIP {
         LoadBalancerIP::new(name, LoadBalancerIPSpec { address: address.into(), ..LoadBalancerIPSpec::default() })
@@ -326,7 +340,12 @@ mod tests {
                 },
             },
             "status": {
-                "announcers": [{"node": "n1", "link": "eth0", "epoch": 3, "since": "1970-01-01T00:00:00Z"}],
+                "announcers": [{
+                    "node": "n1", "link": "eth0", "epoch": 3, "since": "1970-01-01T00:00:00Z", "reach": "Spread",
+                    "unforwarded": [{
+                        "namespace": "default", "name": "web", "reason": "EndpointsRefused", "what": "127.0.0.1",
+                    }],
+                }],
                 "firstAnnounced": "1970-01-01T00:00:00Z",
                 "conflicts": [{
                     "node": "n1", "link": "eth0", "mac": "02:00:00:00:00:99", "heldBack": true,
@@ -364,6 +383,13 @@ mod tests {
                     epoch: 3,
                     since: Time(jiff::Timestamp::UNIX_EPOCH),
                     moved: None,
+                    reach: Some(Reach::Spread),
+                    unforwarded: vec![Unforwarded {
+                        namespace: "default".into(),
+                        name: "web".into(),
+                        reason: Shortcoming::EndpointsRefused,
+                        what: "127.0.0.1".into(),
+                    }],
                 }],
                 first_announced: Some(Time(jiff::Timestamp::UNIX_EPOCH)),
                 conflicts: vec![AddressConflict {

@@ -36,6 +36,9 @@ pub const ALLOCATED: &str = "landfall.dev/Allocated";
 /// The condition that says whether nodes announce its addresses, which ones, and if not, why.
 pub const ANNOUNCED: &str = "landfall.dev/Announced";
 
+/// The condition that says how what comes to its addresses gets to its endpoints, and what of it does not.
+pub const FORWARDING: &str = "landfall.dev/Forwarding";
+
 /// Namespace and name of a Service, in this order. Written `namespace/name`.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Key {

@@ -7,7 +7,7 @@ use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 
 use crds::service::Family;
-use crds::{Backend, Forwarder, Key, Port, Protocol, TrafficPolicy};
+use crds::{Backend, Forwarder, Port, Protocol, TrafficPolicy};
 
 use crate::snapshot::Snapshot;
 
@@ -33,8 +33,6 @@ impl Proxied {
 /// Why packets go to endpoints that should go to something else.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Fallback {
-    /// The Service.
-    pub service: Key,
     /// What they should go to.
     pub wanted: Backend,
     /// What is in the way.
@@ -58,8 +56,8 @@ pub enum Hindrance {
 
 impl fmt::Display for Fallback {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { service, wanted, because } = self;
-        write!(f, "Service {service} is forwarded to its endpoints and not by the backend {wanted}: ")?;
+        let Self { wanted, because } = self;
+        write!(f, "{wanted}: ")?;
         match because {
             Hindrance::NoNodePort(protocol, port) => {
                 write!(f, "port {port}/{protocol} has no node port; set spec.allocateLoadBalancerNodePorts to true")
@@ -108,7 +106,7 @@ pub fn proxied(
         Backend::ClusterIp if service.traffic_policy == TrafficPolicy::Local => Err(Hindrance::LocalPolicy),
         Backend::ClusterIp => service.cluster_ip(family).map(Proxied::ClusterIp).ok_or(Hindrance::NoClusterIp(family)),
     };
-    found.map(Some).map_err(|because| Fallback { service: service.key.clone(), wanted, because })
+    found.map(Some).map_err(|because| Fallback { wanted, because })
 }
 
 #[cfg(test)]
@@ -174,15 +172,10 @@ mod tests {
         assert_eq!(decided(&local_ip, 0, Family::V4), Err(Hindrance::LocalPolicy));
         assert!(decided(&local_port, 0, Family::V4).is_ok());
         assert_eq!(decided(&ours, 0, Family::V4), Err(Hindrance::Labelled));
-        let fallback = Fallback {
-            service: Key::new("default", "web"),
-            wanted: Backend::NodePort,
-            because: Hindrance::NoNodePort(Protocol::Tcp, 81),
-        };
+        let fallback = Fallback { wanted: Backend::NodePort, because: Hindrance::NoNodePort(Protocol::Tcp, 81) };
         assert_eq!(
             fallback.to_string(),
-            "Service default/web is forwarded to its endpoints and not by the backend nodeport: port 81/TCP has no node \
-             port; set spec.allocateLoadBalancerNodePorts to true"
+            "nodeport: port 81/TCP has no node port; set spec.allocateLoadBalancerNodePorts to true"
         );
     }
 }

@@ -15,10 +15,11 @@ use crate::affinity::Loose;
 use crate::diff::{Change, changes, diff};
 use crate::netlink::socket::{self, Socket};
 use crate::nft::dump::{self, Found, FoundSet};
-use crate::nft::element::{self, Elements, Key, Value, elements, is_needed};
+use crate::nft::element::{self, COUNTING, Elements, Key, Value, elements, is_needed};
 use crate::nft::request::Requests;
 use crate::nft::skeleton::{self, Table};
 use crate::ruleset::Ruleset;
+use crate::traffic::Counted;
 
 /// How often to read the table again because nf_tables changed meanwhile, before going on with what was read last.
 /// Others (kube-proxy) may change their tables all the time, and it is not likely to be ours.
@@ -320,7 +321,8 @@ impl Engine {
             found.rules.entry(chain).or_default().push(rule);
         }
         let fixed = skeleton::chains(table).into_iter().map(|chain| chain.name);
-        let hooked = |name: &&String| table == Table::Link || element::returns(name).is_some();
+        let comes_and_goes = |name: &str| name == COUNTING || element::returns(name).is_some();
+        let hooked = |name: &&String| table == Table::Link || comes_and_goes(name);
         let changing = found.rules.keys().filter(hooked).cloned();
         for name in fixed.chain(changing).collect::<BTreeSet<_>>() {
             if let Some(hook) = known(self.socket.ask(dump::get_chain(table, &name), dump::chain_hook))? {
@@ -465,4 +467,29 @@ pub fn remove() -> Result<bool, Error> {
     }
     engine.transact(&requests, None)?;
     Ok(!requests.messages.is_empty())
+}
+
+/// What the kernel has counted since its tables were made, in the network namespace of the calling thread. Costs one dump of
+/// each set that counts: some 10 ms for 10,000 Services.
+///
+/// # Errors
+/// If the kernel does not tell.
+pub fn count() -> Result<Counted, Error> {
+    let mut socket = Socket::open()?;
+    let mut counted = Counted::default();
+    for table in [Table::V4, Table::V6] {
+        let mut ports = |set| {
+            let question = dump::get_elements(table, set);
+            let answers = known(socket.dump(question, |answer| dump::counted_ports(table, answer)).map(Some));
+            answers.map(|answers| answers.into_iter().flatten().flatten())
+        };
+        counted.denied.extend(ports("denied").map_err(Error::Read)?);
+        counted.refusals.extend(ports("refusals").map_err(Error::Read)?);
+        counted.begun.extend(ports("begun").map_err(Error::Read)?);
+        counted.traffic.extend(ports("traffic").map_err(Error::Read)?);
+        let question = dump::get_elements(table, "strays");
+        let strays = known(socket.dump(question, |answer| dump::counted_addresses(table, answer)).map(Some));
+        counted.strays.extend(strays.map_err(Error::Read)?.into_iter().flatten().flatten());
+    }
+    Ok(counted)
 }

@@ -25,6 +25,7 @@
 //! | [`returns`] | on a node with several links, answers leave by the link that the request came in by |
 //! | [`run`](mod@run) | the loop |
 //! | [`counters`] | what was done, in numbers (pure) |
+//! | [`traffic`] | how much came for each Service (pure) |
 //!
 //! A frame from outside goes to a node that has an endpoint, which translates it to one of its own, chosen at random, and
 //! answers the client. Where frames can't be handed on, a packet goes to a random endpoint on any node: one on this node
@@ -49,9 +50,10 @@ pub mod snapshot;
 pub mod sources;
 pub mod spread;
 pub mod stale;
+pub mod traffic;
 
 pub use counters::Counters;
-pub use engine::{Error, remove};
-pub use ruleset::{Reach, Ruleset};
+pub use engine::{Error, count, remove};
+pub use ruleset::Ruleset;
 pub use run::{Forwarding, run};
 pub use snapshot::Snapshot;

@@ -41,6 +41,10 @@
 //! * `affinity` is filled by the rules, and emptied by time; the agent takes out what leads nowhere any more (see
 //!   [`crate::affinity`]). A table that has to be replaced loses it.
 //! * Refusing happens before routing: it works whether or not the node forwards and knows a route to the lb_ip.
+//! * What comes is counted where it is decided: in `begun` by the chain that would translate, in `denied`, `refusals` and
+//!   `strays` by those that drop and refuse. In `traffic` each packet is counted, by a chain `count` of its own before any
+//!   translation; that is the only price, and can be switched off. Elements of `traffic` and `begun` stay as long as a port is
+//!   there, so that changes of endpoints reset nothing; a diff looks at no counter. The others come with the first packet.
 //! * What neighbours say to each other about an lb_ip (NDP) is never dropped here; it is the speaker's business.
 //!
 //! How frames are spread is in [`skeleton`]'s `link`. That table is a help to the others and never in their way: without
@@ -55,7 +59,7 @@
 //! | [`expression`] | rules as the kernel's bytecode, only as `nft` itself would write it (pure) |
 //! | [`userdata`] | notes for `nft`, which the kernel only keeps (pure) |
 //! | [`request`], [`dump`] | netlink messages that change the table, and those that tell of it (pure) |
-//! | [`text`](mod@text) | elements as text, for people (pure) |
+//! | [`text`](mod@text) | the tables as text, for people (pure) |
 
 pub mod dump;
 pub mod element;

@@ -30,6 +30,7 @@ impl Planner {
             Some((before, ruleset))
                 if before.node == snapshot.node
                     && before.pod_ranges == snapshot.pod_ranges
+                    && before.counts == snapshot.counts
                     && before.links == snapshot.links
                     && before.own == snapshot.own
                     && before.backend == snapshot.backend

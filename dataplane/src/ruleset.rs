@@ -13,9 +13,9 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use crds::service::Family;
-use crds::{Backend, EndpointSlice, Forwarder, Key, Port, Protocol, Range, TrafficPolicy};
+use crds::{Backend, EndpointSlice, Forwarder, Key, Port, Protocol, Range, Reach, Shortcoming, TrafficPolicy};
 
-use crate::backend::{Fallback, Proxied, proxied};
+use crate::backend::{Proxied, proxied};
 use crate::returns::Return;
 use crate::snapshot::{Link, LinkName, Service, Snapshot};
 use crate::sources::merged;
@@ -138,6 +138,8 @@ pub struct LbIp {
     pub ports: BTreeMap<(Protocol, u16), Target>,
     /// What users should know.
     pub problems: BTreeSet<Problem>,
+    /// Whether packets to it are counted.
+    pub counted: bool,
 }
 
 /// What a frame is looked up by that is to be spread.
@@ -170,69 +172,57 @@ impl LbIp {
     pub fn reach(&self) -> Reach {
         let served = self.ports.values().filter(|target| target.outside.count > 0 || target.left);
         let mut reaches = served.map(|target| target.reach);
-        let first = reaches.next().unwrap_or_default();
+        let first = reaches.next().unwrap_or(Reach::Translated);
         if reaches.all(|reach| reach == first) { first } else { Reach::Mixed }
-    }
-}
-
-/// How packets from outside get to endpoints on other nodes.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum Reach {
-    /// Not at all, or through this node, which they then see instead of the client.
-    #[default]
-    Translated,
-    /// Through the nodes that they are on: every endpoint sees the client.
-    Spread,
-    /// Some in the one way, some in the other.
-    Mixed,
-    /// As the node's Service proxy, or another one, sends them.
-    Proxied,
-}
-
-impl fmt::Display for Reach {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Translated => "Translated",
-            Self::Spread => "Spread",
-            Self::Mixed => "Mixed",
-            Self::Proxied => "Proxied",
-        })
     }
 }
 
 /// Something in a Service that is not forwarded as it is written.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Problem {
-    /// An entry of its source ranges is no range, and opens it to nobody.
-    InvalidSourceRange {
-        /// The Service.
-        service: Key,
-        /// The entry.
-        entry: String,
-    },
-    /// The annotation that says what its packets go to says no such thing, and is ignored.
-    UnknownBackend {
-        /// The Service.
-        service: Key,
-        /// What is written there.
-        value: String,
-    },
-    /// Its packets go to endpoints, and should go through the Service proxy.
-    Fallback(Fallback),
+pub struct Problem {
+    /// The Service.
+    pub service: Key,
+    /// What is wrong.
+    pub reason: Shortcoming,
+    /// What it is about: ports, the address of an endpoint, a source range, or a backend and what is missing for it.
+    pub what: String,
+}
+
+impl Problem {
+    /// Whether somebody has made a mistake. That there is no endpoint happens to every Service now and then.
+    pub fn is_mistake(&self) -> bool {
+        !matches!(self.reason, Shortcoming::NoEndpoints | Shortcoming::NoLocalEndpoints)
+    }
 }
 
 impl fmt::Display for Problem {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::InvalidSourceRange { service, entry } => write!(
+        let Self { service, reason, what } = self;
+        match reason {
+            Shortcoming::InvalidSourceRange => write!(
                 f,
-                "loadBalancerSourceRanges of Service {service}: {entry:?} is no CIDR such as 192.0.2.0/24, and lets nobody in"
+                "loadBalancerSourceRanges of Service {service}: {what:?} is no CIDR such as 192.0.2.0/24, and lets nobody in"
             ),
-            Self::UnknownBackend { service, value } => write!(
+            Shortcoming::EndpointsRefused => write!(
                 f,
-                "annotation landfall.dev/backend of Service {service}: {value:?} is none of endpoints, nodeport and clusterip, and is ignored"
+                "Service {service} has an endpoint {what}, which is no address of a pod or another host, and is left out: see \
+                 its EndpointSlices"
             ),
-            Self::Fallback(fallback) => fallback.fmt(f),
+            Shortcoming::UnknownBackend => write!(
+                f,
+                "annotation landfall.dev/backend of Service {service}: {what:?} is none of endpoints, nodeport and \
+                 clusterip, and is ignored"
+            ),
+            Shortcoming::BackendUnavailable => {
+                write!(f, "Service {service} is forwarded to its endpoints and not by the backend {what}")
+            }
+            Shortcoming::NoEndpoints => write!(f, "Service {service} has no endpoint for {what}, and refuses"),
+            Shortcoming::NoLocalEndpoints | Shortcoming::Other => {
+                write!(
+                    f,
+                    "Service {service} has no endpoint for {what} on this node, and drops what comes from outside"
+                )
+            }
         }
     }
 }
@@ -337,23 +327,17 @@ pub fn ruleset(snapshot: &Snapshot) -> Ruleset {
 
 /// What is behind `address`; `None` if no Service that exists holds it.
 pub(crate) fn lb_ip(snapshot: &Snapshot, address: IpAddr) -> Option<LbIp> {
-    let mut holders: Vec<&Service> = Vec::new();
-    for holder in snapshot.addresses.get(&address)?.iter() {
-        let key = Key::new(holder.namespace.clone(), holder.name.clone());
-        let held_by = |service: &&Service| service.object.uid == holder.uid && service.object.is_load_balancer;
-        holders.extend(snapshot.services.get(&key).filter(held_by));
-    }
+    let holders = holders(snapshot, address);
     if holders.is_empty() {
         return None;
     }
-    // Services that share an lb_ip have different ports, or the controller would not have let them. Should two claim
-    // the same one nevertheless, it is the first one's by name: on every node the same.
-    holders.sort_by(|a, b| a.object.key.cmp(&b.object.key));
-    let mut lb_ip = LbIp::default();
+    let mut lb_ip = LbIp { counted: snapshot.counts, ..LbIp::default() };
     let family = Family::of(address);
     for Service { object, terms } in holders {
         let left = object.forwarder() == Forwarder::Other;
         let slices = snapshot.slices.get(&object.key).map_or(&[][..], Vec::as_slice);
+        let (mut nowhere, mut elsewhere) = (Vec::new(), Vec::new());
+        let mut fallbacks = BTreeSet::new();
         for port in &object.ports {
             let Entry::Vacant(place) = lb_ip.ports.entry((port.protocol, port.number)) else { continue };
             if left {
@@ -361,7 +345,7 @@ pub(crate) fn lb_ip(snapshot: &Snapshot, address: IpAddr) -> Option<LbIp> {
                 continue;
             }
             let proxied = proxied(object, port, family, snapshot).unwrap_or_else(|fallback| {
-                lb_ip.problems.insert(Problem::Fallback(fallback));
+                fallbacks.insert(fallback);
                 None
             });
             // Where the proxy is asked, frames stay here, and it remembers where a client went.
@@ -370,16 +354,43 @@ pub(crate) fn lb_ip(snapshot: &Snapshot, address: IpAddr) -> Option<LbIp> {
             let by = (!terms.unspread && proxied.is_none()).then_some(by);
             let target = target(object, by, port, slices, (snapshot, family));
             let reach = if proxied.is_some() { Reach::Proxied } else { target.reach };
+            match (target.endpoints.is_empty(), target.outside.count) {
+                (true, _) => nowhere.push(format!("{}/{}", port.number, port.protocol)),
+                (false, 0) => elsewhere.push(format!("{}/{}", port.number, port.protocol)),
+                (false, _) => {}
+            }
             place.insert(Target { sources: terms.sources.of(family), affinity, reach, proxied, ..target });
         }
+        let problem = |reason, what: &str| Problem { service: object.key.clone(), reason, what: what.to_owned() };
+        let lacks = [(Shortcoming::NoEndpoints, nowhere), (Shortcoming::NoLocalEndpoints, elsewhere)];
+        let lacks = lacks.into_iter().filter(|(_, ports)| !ports.is_empty());
+        lb_ip.problems.extend(lacks.map(|(reason, ports)| problem(reason, &ports.join(", "))));
         if let Some(Err(value)) = &object.backend {
-            lb_ip.problems.insert(Problem::UnknownBackend { service: object.key.clone(), value: value.to_string() });
+            lb_ip.problems.insert(problem(Shortcoming::UnknownBackend, value));
         }
-        let problem =
-            |entry: &String| Problem::InvalidSourceRange { service: object.key.clone(), entry: entry.clone() };
-        lb_ip.problems.extend(terms.sources.invalid().iter().map(problem));
+        let fallbacks = fallbacks.iter().map(ToString::to_string);
+        lb_ip.problems.extend(fallbacks.map(|fallback| problem(Shortcoming::BackendUnavailable, &fallback)));
+        let refused = slices.iter().filter(|_| !left).filter_map(|slice| slice.refused.as_deref()).min();
+        lb_ip.problems.extend(refused.map(|refused| problem(Shortcoming::EndpointsRefused, refused)));
+        let invalid = terms.sources.invalid().iter();
+        lb_ip.problems.extend(invalid.map(|entry| problem(Shortcoming::InvalidSourceRange, entry)));
     }
     Some(lb_ip)
+}
+
+/// The Services that hold `address` and exist, by name.
+///
+/// Services that share an lb_ip have different ports, or the controller would not have let them. Should two claim the same
+/// one nevertheless, it is the first one's: on every node the same.
+pub(crate) fn holders(snapshot: &Snapshot, address: IpAddr) -> Vec<&Service> {
+    let mut holders: Vec<&Service> = Vec::new();
+    for holder in snapshot.addresses.get(&address).into_iter().flat_map(|holders| holders.iter()) {
+        let key = Key::new(holder.namespace.clone(), holder.name.clone());
+        let held_by = |service: &&Service| service.object.uid == holder.uid && service.object.is_load_balancer;
+        holders.extend(snapshot.services.get(&key).filter(held_by));
+    }
+    holders.sort_by(|a, b| a.object.key.cmp(&b.object.key));
+    holders
 }
 
 /// What is behind one port: the endpoints of `slices` that are of the right family, as things stand on the node. Frames are

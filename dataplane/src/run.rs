@@ -14,6 +14,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use crds::Reach;
 use crds::service::Family;
 use tokio::sync::watch;
 use tokio::task;
@@ -28,7 +29,7 @@ use crate::netlink::socket::{self, Socket};
 use crate::nft::element::is_needed;
 use crate::nft::skeleton::Table;
 use crate::planner::Planner;
-use crate::ruleset::{LbIp, Problem, Reach, Ruleset};
+use crate::ruleset::{LbIp, Problem, Ruleset};
 use crate::snapshot::{Link, LinkName, Snapshot};
 use crate::stale::stale;
 
@@ -70,7 +71,7 @@ impl Forwarding {
         let problems = lb_ip.map(|lb_ip| &lb_ip.problems).filter(|problems| !problems.is_empty());
         let told = problems != self.problems.get(&address);
         if told {
-            for problem in problems.into_iter().flatten() {
+            for problem in problems.into_iter().flatten().filter(|problem| problem.is_mistake()) {
                 tracing::warn!(lb_ip = %address, %problem, "not all of a Service can be forwarded");
             }
             match problems {

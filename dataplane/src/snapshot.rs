@@ -34,6 +34,9 @@ pub struct Snapshot {
     pub links: BTreeMap<LinkName, Link>,
     /// The links whose connections are answered by them, where a node has several.
     pub returns: Arc<BTreeSet<Return>>,
+    /// Whether packets and bytes are counted for each Service, at some price for each packet. What is dropped, and new
+    /// connections, are counted in any case.
+    pub counts: bool,
     /// Which Services hold which lb_ip, from the LoadBalancerIP objects, which are the only truth about that.
     pub addresses: BTreeMap<IpAddr, Arc<[Holder]>>,
     /// All Services that a holder may name, by their own keys. More do no harm.

@@ -12,9 +12,10 @@ use std::net::SocketAddr;
 
 use crds::Backend::{self, ClusterIp, Endpoints, NodePort};
 use crds::service::Family;
+use crds::{Reach, Shortcoming};
 use dataplane::Snapshot;
 use dataplane::backend::{Fallback, Hindrance};
-use dataplane::ruleset::{Problem, Reach, ruleset};
+use dataplane::ruleset::{Problem, ruleset};
 use programmed::{Agent, all, apply, engine, on, web, with_pods};
 use sample::{CLUSTER_IPS, Described, at, ip, on_eth0, service, snapshot};
 use tracer::{Fate, From, Machine, Packet};
@@ -227,8 +228,10 @@ fn what_can_not_go_by_the_proxy_goes_to_endpoints_and_says_so() {
         assert!(lb_ip.ports.values().all(|target| target.proxied.is_none()), "{lb_ip:?}");
         lb_ip.problems.iter().cloned().collect::<Vec<_>>()
     };
-    let fallback =
-        |wanted, because| [Problem::Fallback(Fallback { service: crds::Key::new("default", "web"), wanted, because })];
+    let fallback = |wanted, because| {
+        let (service, what) = (crds::Key::new("default", "web"), Fallback { wanted, because }.to_string());
+        [Problem { service, reason: Shortcoming::BackendUnavailable, what }]
+    };
     assert_eq!(because(web(NodePort), snapshot), fallback(NodePort, Hindrance::NoNodeAddress(Family::V4)));
     let local = because(web(ClusterIp).local(), on_node);
     assert_eq!(local, fallback(ClusterIp, Hindrance::LocalPolicy));

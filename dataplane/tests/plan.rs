@@ -7,13 +7,13 @@ use std::sync::Arc;
 
 use crds::Protocol::{self, Sctp, Tcp, Udp};
 use crds::service::Family;
-use crds::{Backend, Key};
+use crds::{Backend, Key, Reach, Shortcoming};
 use dataplane::Snapshot;
 use dataplane::diff::{Change, changes, diff};
 use dataplane::nft::element::{self, Elements, Value, elements};
 use dataplane::nft::skeleton::Table;
 use dataplane::planner::Planner;
-use dataplane::ruleset::{Endpoint, LbIp, Pick, Problem, Reach, Ruleset, Target, ruleset};
+use dataplane::ruleset::{Endpoint, LbIp, Pick, Problem, Ruleset, Target, ruleset};
 use proptest::prelude::*;
 use sample::{Described, NODE, at, ip, nothing, on_eth0, ready, service, snapshot, terminating, unready};
 
@@ -209,10 +209,35 @@ fn who_may_use_a_service_is_said_for_each_family_and_what_is_no_range_is_reporte
     };
     assert_eq!(sources("192.0.2.10"), Some(vec!["10.0.0.0-10.0.1.255".into()]));
     assert_eq!(sources("2001:db8::1"), Some(vec![]), "nobody");
-    let problem = Problem::InvalidSourceRange { service: Key::new("default", "web"), entry: "everybody".into() };
-    for lb_ip in planned.addresses.values() {
-        assert_eq!(lb_ip.problems, BTreeSet::from([problem.clone()]));
-    }
+    let problem = |reason, what: &str| Problem { service: Key::new("default", "web"), reason, what: what.to_owned() };
+    let invalid = problem(Shortcoming::InvalidSourceRange, "everybody");
+    assert_eq!(planned.addresses[&ip("192.0.2.10")].problems, BTreeSet::from([invalid.clone()]));
+    let lacks = problem(Shortcoming::NoEndpoints, "80/TCP");
+    assert_eq!(planned.addresses[&ip("2001:db8::1")].problems, BTreeSet::from([invalid, lacks]));
+}
+
+#[test]
+fn of_each_service_is_said_which_ports_lack_endpoints_and_which_endpoint_is_refused() {
+    let problem =
+        |name: &str, reason, what: &str| Problem { service: Key::new("default", name), reason, what: what.to_owned() };
+    let two = || service("two").holds("192.0.2.10").port("a", Tcp, 80).port("b", Tcp, 81).port("c", Udp, 53);
+    let one = || service("one").holds("192.0.2.10").port("", Tcp, 443).slice(&[("", Tcp, 8443)], [ready_("l1")]);
+    let problems = |described: [sample::Described; 2], refused: Option<&str>| {
+        let mut snapshot = snapshot(described);
+        for slice in snapshot.slices.values_mut().flatten() {
+            Arc::make_mut(slice).refused = refused.map(Box::from);
+        }
+        ruleset(&snapshot).addresses[&ip("192.0.2.10")].problems.clone()
+    };
+    let http = |endpoints: &[&str]| two().slice(&[("a", Tcp, 8080)], endpoints.iter().map(|name| ready_(name)));
+    let nowhere = problem("two", Shortcoming::NoEndpoints, "81/TCP, 53/UDP");
+    assert_eq!(problems([one(), http(&["l1"])], None), BTreeSet::from([nowhere.clone()]));
+    let elsewhere = problem("two", Shortcoming::NoLocalEndpoints, "80/TCP");
+    assert_eq!(problems([one(), http(&["r1"]).local()], None), BTreeSet::from([nowhere.clone(), elsewhere]));
+    let refused = ["one", "two"].map(|name| problem(name, Shortcoming::EndpointsRefused, "127.0.0.1"));
+    let all = BTreeSet::from_iter(refused.into_iter().chain([nowhere]));
+    assert_eq!(problems([one(), http(&["l1"])], Some("127.0.0.1")), all);
+    assert!(all.iter().filter(|problem| problem.is_mistake()).count() == 2);
 }
 
 #[test]

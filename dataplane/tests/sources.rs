@@ -8,8 +8,10 @@ use std::io::ErrorKind;
 use std::net::UdpSocket;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use dataplane::engine::Done;
+use dataplane::ruleset::ruleset;
 use netns::Namespace;
-use programmed::{apply, engine, on, web};
+use programmed::{apply, engine, on, web, with_pods};
 use sample::{nothing, snapshot};
 use world::{Answer, Net, PATIENCE, SILENCE, V4, World, ask_tcp, ask_udp, connect, nft, udp};
 
@@ -109,6 +111,60 @@ fn kube_proxy_does_not_open_what_is_closed_here() {
     assert_eq!(ask_tcp(&world.client, &V4.port(80)), Answer::new(&theirs, V4.client));
 }
 
+/// The sockets with which the client tries, again and again while `act` acts, to get something to the Service.
+fn tries(world: &World, net: Net, act: impl FnOnce()) -> Vec<UdpSocket> {
+    let done = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let client = scope.spawn(|| {
+            world.client.run(|| {
+                let any = if net == V4 { "0.0.0.0:0" } else { "[::]:0" };
+                let mut sockets = Vec::new();
+                while !done.load(Ordering::Relaxed) {
+                    // A new port each time: a new flow, which the rules judge anew.
+                    let socket = UdpSocket::bind(any).expect("a socket");
+                    let _ = socket.send_to(b"?", net.port(80));
+                    socket.set_nonblocking(true).expect("nonblocking");
+                    if sockets.len() < 4_000 {
+                        sockets.push(socket);
+                    }
+                }
+                sockets
+            })
+        });
+        act();
+        done.store(true, Ordering::Relaxed);
+        client.join().expect("the client")
+    })
+}
+
+#[test]
+fn while_the_table_of_another_version_is_replaced_nobody_slips_in_and_connections_go_on() {
+    const UPGRADES: usize = 40;
+    Net::each(|net| {
+        let world = World::new();
+        let (endpoint, friend) = (world.pod(1, 5), world.pod(1, 7));
+        let closed = snapshot([web(net, [on(net, &endpoint)]).only_from(&[net.pods])]);
+        apply(&mut engine(&world), &closed);
+        let mut connection = connect(&friend.namespace, &net.port(80), PATIENCE).expect("a connection");
+        let family = if net == V4 { "ip" } else { "ip6" };
+        let sockets = tries(&world, net, || {
+            for _ in 0..UPGRADES {
+                // What this version would not make, another one may have made.
+                nft(&world.n1, &format!("add chain {family} landfall other-version"));
+                let desired = std::sync::Arc::new(ruleset(&with_pods(closed.clone())));
+                let done = engine(&world).apply(&desired).expect("apply");
+                assert!(done.values().any(|done| matches!(done, Done::Replaced { .. })), "{done:?}");
+                assert_eq!(connection.ask().expect("an answer"), Answer::new(&endpoint, &net.of(&friend)));
+            }
+        });
+        assert!(sockets.len() > 100, "too few tries to mean anything: {}", sockets.len());
+        let asked = ask_udp(&udp(&friend.namespace, &net.port(80))).expect("an answer");
+        assert_eq!(asked, Answer::new(&endpoint, &net.of(&friend)));
+        let heard = sockets.iter().filter(|socket| socket.recv(&mut [0; 64]).is_ok()).count();
+        assert_eq!(heard, 0, "of {} tries", sockets.len());
+    });
+}
+
 #[test]
 fn while_rules_change_all_the_time_nobody_slips_in() {
     const CHANGES: usize = 400;
@@ -126,29 +182,10 @@ fn while_rules_change_all_the_time_nobody_slips_in() {
             snapshot([web(net, []).only_from(&[net.pods])]),
             snapshot([web(net, [on(net, &other)]).only_from(&["fd00::/8", "10.1.0.0/16"])]),
         ];
-        let done = AtomicBool::new(false);
-        let sockets = std::thread::scope(|scope| {
-            let client = scope.spawn(|| {
-                world.client.run(|| {
-                    let any = if net == V4 { "0.0.0.0:0" } else { "[::]:0" };
-                    let mut sockets = Vec::new();
-                    while !done.load(Ordering::Relaxed) {
-                        // A new port each time: a new flow, which the rules judge anew.
-                        let socket = UdpSocket::bind(any).expect("a socket");
-                        let _ = socket.send_to(b"?", net.port(80));
-                        socket.set_nonblocking(true).expect("nonblocking");
-                        if sockets.len() < 4_000 {
-                            sockets.push(socket);
-                        }
-                    }
-                    sockets
-                })
-            });
+        let sockets = tries(&world, net, || {
             for state in states.iter().cycle().take(CHANGES) {
                 apply(&mut engine, state);
             }
-            done.store(true, Ordering::Relaxed);
-            client.join().expect("the client")
         });
         assert!(sockets.len() > 100, "too few tries to mean anything: {}", sockets.len());
         // Who may come is served, so there was something to slip into; and had anybody slipped in, the answer would be

@@ -83,7 +83,10 @@ fn router(metrics: impl Numbers) -> Router {
         .route(
             "/metrics",
             get(async move || {
-                let text = metrics.text().map_err(|_| StatusCode::INTERNAL_SERVER_ERROR)?;
+                // It may ask the kernel, and many series take their time: nothing else waits for it.
+                let metrics = metrics.clone();
+                let text = tokio::task::spawn_blocking(move || metrics.text()).await;
+                let text = text.ok().and_then(Result::ok).ok_or(StatusCode::INTERNAL_SERVER_ERROR)?;
                 Ok::<_, StatusCode>(([(header::CONTENT_TYPE, Metrics::CONTENT_TYPE)], text))
             }),
         )

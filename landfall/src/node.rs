@@ -89,6 +89,16 @@ pub(crate) struct Options {
     #[arg(long, env = "LANDFALL_RETURN_MARK", default_value_t = ReturnMark::default(), value_name = "MASK|off")]
     return_mark: ReturnMark,
 
+    /// Whether packets and bytes are counted for each Service. That costs every packet that comes to this node a tenth of a
+    /// microsecond or two; connections, and what is dropped, are counted in any case.
+    #[arg(long, env = "LANDFALL_COUNT_TRAFFIC", value_enum, default_value_t = Switch::On)]
+    count_traffic: Switch,
+
+    /// For how many Services, each at each of its addresses, /metrics has numbers of their own: the busiest ones. The others
+    /// are summed up. With 0 all are.
+    #[arg(long, env = "LANDFALL_SERVICE_METRICS", default_value_t = 1000, value_name = "NUMBER")]
+    service_metrics: usize,
+
     /// Namespace of the Secret landfall-hello-keys, with which what agents say to each other is sealed. Without a key
     /// nothing is announced.
     #[arg(long, env = "LANDFALL_KEYS_NAMESPACE", default_value = "landfall-system", value_name = "NAMESPACE")]
@@ -157,7 +167,7 @@ enum Dataplane {
 pub(crate) async fn run(connection: &Connection, options: Options) -> Result<()> {
     let client = connection.client().await?;
     if options.dry_run {
-        return dry_run::run(&client, &options.node_name, options.backend).await;
+        return dry_run::run(&client, &options.node_name, options.backend, options.count_traffic == Switch::On).await;
     }
     let stopping = shutdown::requested();
     tokio::pin!(stopping);
@@ -199,6 +209,8 @@ pub(crate) async fn run(connection: &Connection, options: Options) -> Result<()>
         wire: counted.clone(),
         forwarding: forwarded.clone(),
         kernel: (options.dataplane == Dataplane::Nft).then_some(programmed),
+        cluster: for_dataplane.clone(),
+        most_services: options.service_metrics,
         keys: supply,
         known: for_speaker.clone(),
     });
@@ -210,6 +222,7 @@ pub(crate) async fn run(connection: &Connection, options: Options) -> Result<()>
         stores: stores.clone(),
         node: options.node_name.clone(),
         backend: options.backend,
+        counts: options.count_traffic == Switch::On,
         dead: buried,
         neighbours: met,
         patience: None,
@@ -236,6 +249,7 @@ pub(crate) async fn run(connection: &Connection, options: Options) -> Result<()>
         });
         tasks.spawn(async move { health::serve(snapshots).await.context("answer health checks") });
     }
+    let reported = forwarded.clone();
     tasks.spawn(hand_on(forwarded, may_announce));
     let place = Place { client: client.clone(), namespace: options.keys_namespace.clone() };
     tasks.spawn({
@@ -244,7 +258,7 @@ pub(crate) async fn run(connection: &Connection, options: Options) -> Result<()>
     });
     tasks.spawn(keys::supply::supply(place, keys_seen, keys, supplied));
     let (node, addresses) = (options.node_name.clone(), stores.addresses.clone());
-    let report = report::Report::new(client.clone(), node, addresses, announced, conflicting);
+    let report = report::Report::new(client.clone(), node, addresses, announced, conflicting, reported);
     tasks.spawn(report.run(wake.listener()));
     let network = network::report(client.clone(), options.node_name.clone(), spreads, found);
     tasks.spawn(async move { network.await.context("tell what is on the node's network") });
@@ -418,6 +432,8 @@ struct Composer {
     stores: Stores,
     node: String,
     backend: Backend,
+    /// Whether packets and bytes are counted.
+    counts: bool,
     /// The nodes that the speaker says are dead.
     dead: watch::Receiver<BTreeSet<String>>,
     /// Which nodes it has met on which link.
@@ -446,6 +462,7 @@ impl Composer {
                 let waiting = Instant::now() < patience && !compose::is_acquainted(&self.node, &observed);
                 waits = waiting.then_some(patience);
                 let mut new = compose::snapshots(&self.node, self.backend, observed, dead);
+                new.dataplane.counts = self.counts;
                 new.dataplane.returns = self.returned.borrow_and_update().clone();
                 let wanted = self.network.borrow_and_update().as_ref().map(|it| compose::wanted(it, &new.dataplane));
                 self.wanted.send_if_modified(|known| std::mem::replace(known, wanted.clone()) != wanted);
@@ -569,6 +586,7 @@ mod tests {
             stores: stores(&wake),
             node: "n1".into(),
             backend: Backend::Endpoints,
+            counts: true,
             dead: buried,
             neighbours: watch::channel(speaker::Neighbours::default()).1,
             patience: None,
@@ -615,6 +633,7 @@ mod tests {
             stores: stores(&wake),
             node: "n1".into(),
             backend: Backend::Endpoints,
+            counts: true,
             dead: buried,
             neighbours: watch::channel(speaker::Neighbours::default()).1,
             patience: None,
@@ -675,6 +694,7 @@ mod tests {
             stores,
             node: "n1".into(),
             backend: Backend::Endpoints,
+            counts: true,
             dead: buried,
             neighbours,
             patience: None,

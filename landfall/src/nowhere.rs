@@ -119,6 +119,7 @@ mod tests {
                 key: Key::new("default", "web-1"),
                 service: service.key.clone(),
                 ports: BTreeMap::new(),
+                refused: None,
                 endpoints: self
                     .endpoints
                     .iter()

@@ -7,8 +7,8 @@ use std::collections::BTreeMap;
 use anyhow::Context;
 use clap::Args;
 use comfy_table::{ContentArrangement, Table, presets};
-use crds::service::{ALLOCATED, ANNOUNCED, CLASS};
-use crds::{AddressConflict, Condition, IPAddressPool, LoadBalancerIP, Quarantine, Service};
+use crds::service::{ALLOCATED, ANNOUNCED, CLASS, FORWARDING};
+use crds::{AddressConflict, Condition, IPAddressPool, LoadBalancerIP, Quarantine, Reach, Service};
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1 as core;
 use kube::api::ListParams;
@@ -19,6 +19,9 @@ use crate::output::print;
 
 /// How many Services that hold an address are named; the others are counted.
 const HOLDERS: usize = 5;
+
+/// The reasons of a Service that is forwarded as it is written.
+const REACHES: [&str; 3] = ["Spread", "Mixed", "Translated"];
 
 /// How many of the last moves are shown.
 const MOVES: usize = 10;
@@ -168,6 +171,7 @@ fn said(service: &Service) -> String {
     let is_odd = |condition: &&Condition| match condition.type_.as_str() {
         ALLOCATED => condition.reason != "Allocated" || lacks_a_family,
         ANNOUNCED => condition.reason != "Announced",
+        FORWARDING => !REACHES.contains(&condition.reason.as_str()),
         _ => false,
     };
     let odd = told.clone().find(|condition| condition.status != "True").or_else(|| told.clone().find(is_odd));
@@ -195,11 +199,12 @@ fn addresses(observed: &Observed, now: Timestamp) -> Option<String> {
             holders(object),
             // Nobody is to announce what nobody holds.
             if object.spec.services.is_empty() { String::new() } else { announcers(object) },
+            reach(object),
             since.map_or_else(String::new, |since| age(since, now)),
             notes(all.iter().map(String::as_str)),
         ]
     });
-    table(["ADDRESS", "POOL", "SERVICE", "ANNOUNCED BY", "SINCE", "NOTES"], rows)
+    table(["ADDRESS", "POOL", "SERVICE", "ANNOUNCED BY", "REACH", "SINCE", "NOTES"], rows)
 }
 
 /// The Services that hold an address, as many as a line takes.
@@ -280,6 +285,14 @@ fn announcers(object: &LoadBalancerIP) -> String {
     if on.is_empty() { "nobody".to_owned() } else { on.join(", ") }
 }
 
+/// How what comes to an address gets to endpoints.
+fn reach(object: &LoadBalancerIP) -> String {
+    let announcers = object.status.iter().flat_map(|status| &status.announcers);
+    let mut reaches: Vec<_> = announcers.filter_map(|announcer| announcer.reach).map(Reach::as_str).collect();
+    reaches.dedup();
+    reaches.join(", ")
+}
+
 fn notes<'a>(notes: impl IntoIterator<Item = &'a str>) -> String {
     notes.into_iter().collect::<Vec<_>>().join("; ")
 }
@@ -356,7 +369,7 @@ mod tests {
     #[test]
     fn the_report_shows_pools_services_addresses_and_what_is_wrong() {
         let announcer = json!([{
-            "node": "n2", "link": "eth0", "epoch": 3, "since": "2026-01-01T00:00:00Z",
+            "node": "n2", "link": "eth0", "epoch": 3, "since": "2026-01-01T00:00:00Z", "reach": "Spread",
             "moved": {"from": "n1", "cause": "died", "tookMilliseconds": 142},
         }]);
         let well = |message: &str| condition("landfall.dev/Allocated", "True", "Allocated", message);
@@ -458,14 +471,14 @@ SERVICES
   default/web     192.0.2.200   80/TCP, 53/UDP  n2 (eth0)
 
 ADDRESSES
-  ADDRESS      POOL  SERVICE                                                           ANNOUNCED BY  SINCE  NOTES
-  192.0.2.200  lan   default/web                                                       n2 (eth0)     5m
-  192.0.2.201  lan   default/a, default/b, default/c, default/d, default/e and 1 more  nobody               shared by key k
-  192.0.2.202  lan                                                                                          given to nobody: 02:00:00:00:00:99 uses it, as n1 saw on eth0
-  192.0.2.203  lan   default/x                                                         nobody               not announced: 02:00:00:00:00:98 uses it too, as n3 sees on eth1
-  203.0.113.7                                                                                               reserved
-  203.0.113.8                                                                                               reserved for namespace team
-  2001:db8::1  lan   default/api                                                       nobody               reserved for default/api
+  ADDRESS      POOL  SERVICE                                                           ANNOUNCED BY  REACH   SINCE  NOTES
+  192.0.2.200  lan   default/web                                                       n2 (eth0)     Spread  5m
+  192.0.2.201  lan   default/a, default/b, default/c, default/d, default/e and 1 more  nobody                       shared by key k
+  192.0.2.202  lan                                                                                                  given to nobody: 02:00:00:00:00:99 uses it, as n1 saw on eth0
+  192.0.2.203  lan   default/x                                                         nobody                       not announced: 02:00:00:00:00:98 uses it too, as n3 sees on eth1
+  203.0.113.7                                                                                                       reserved
+  203.0.113.8                                                                                                       reserved for namespace team
+  2001:db8::1  lan   default/api                                                       nobody                       reserved for default/api
 
 LAST MOVES
   ADDRESS      FROM  WHICH  TO         TOOK    OWNERS SO FAR  AGO

@@ -181,6 +181,7 @@ fn endpoints_are_asked_for_only_where_they_decide() {
         service: Key::new("default", "web"),
         ports: BTreeMap::new(),
         endpoints: vec![],
+        refused: None,
     };
     follower.ledger.set_slice(&slice.key.clone(), Some(Arc::new(slice)));
     follower.follow(&mut world, 113);
@@ -204,7 +205,9 @@ fn of_two_addresses_each_is_told_and_it_takes_both_to_be_announced() {
     world.announce(ip("2001:db8::10"));
     world.edit_record(ip("192.0.2.10"), |record| {
         let since = Time(Timestamp::UNIX_EPOCH);
-        record.announcers.insert(0, Announcer { node: "n2".into(), link: "eth1".into(), epoch: 1, since, moved: None });
+        let (node, link) = ("n2".into(), "eth1".into());
+        let second = Announcer { node, link, epoch: 1, since, moved: None, reach: None, unforwarded: vec![] };
+        record.announcers.insert(0, second);
     });
     follower.follow(&mut world, 106);
     let both = "True Announced since 106: 192.0.2.10 by n1 (eth0), n2 (eth1); 2001:db8::10 by n1 (eth0)";

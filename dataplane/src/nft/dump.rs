@@ -12,7 +12,7 @@ use crds::service::Family;
 use crds::{Protocol, Range};
 
 use super::element::{self, Elements, Frontend, Key, Value, refusing};
-use super::expression::{Verdict, decode_value};
+use super::expression::{Verdict, decode_counter, decode_value};
 use super::request::*;
 use super::skeleton::{NAME, Table};
 use crate::affinity::Remembered;
@@ -20,6 +20,7 @@ use crate::netlink::attribute::{Attribute, Attributes};
 use crate::netlink::message::{Message, NFTABLES};
 use crate::snapshot::LinkName;
 use crate::spread::Token;
+use crate::traffic::Count;
 use crds::Mac;
 
 const GETTABLE: u8 = 1;
@@ -129,6 +130,8 @@ fn element(table: Table, set: &str, item: Attribute<'_>) -> Option<(Key, Value)>
             value.end()?;
             (key, Value::Endpoint(endpoint))
         }
+        "traffic" => (Key::Traffic(key.frontend()?), Value::Present),
+        "begun" => (Key::Begun(key.frontend()?), Value::Present),
         "local" => (Key::Local(key.address()?, key.address()?), Value::Present),
         "hairpin" => {
             let (address, source, destination) = (key.address()?, key.address()?, key.address()?);
@@ -150,6 +153,26 @@ fn new_address(data: Attributes<'_>, family: Family) -> Option<Value> {
     let address = value.address()?;
     value.end()?;
     Some(Value::NewAddress(address))
+}
+
+/// The elements in an answer about a set that counts, with how many packets and bytes: ports of lb_ips.
+pub fn counted_ports(table: Table, answer: Attributes<'_>) -> Vec<(Frontend, Count)> {
+    counted(table, answer, |key| key.frontend())
+}
+
+/// The same of a set of lb_ips.
+pub fn counted_addresses(table: Table, answer: Attributes<'_>) -> Vec<(IpAddr, Count)> {
+    counted(table, answer, |key| key.address())
+}
+
+fn counted<T>(table: Table, answer: Attributes<'_>, key: impl Fn(&mut Parts<'_>) -> Option<T>) -> Vec<(T, Count)> {
+    let one = |item: Attribute<'_>| {
+        let fields = item.inner();
+        let rest = fields.find(ELEM_KEY).and_then(|key| decode_value(key.inner()))?;
+        let (packets, bytes) = decode_counter(fields.find(ELEM_EXPR)?.inner())?;
+        Some((key(&mut Parts { family: family_of(table, ""), rest })?, Count { packets, bytes }))
+    };
+    answer.find(ELEM_LIST_ELEMENTS).into_iter().flat_map(|list| list.inner()).filter_map(one).collect()
 }
 
 /// Asks which clients are remembered; a dump.

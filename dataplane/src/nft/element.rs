@@ -50,6 +50,8 @@ pub enum Key {
     Remember(Family, u32),
     /// A chain `by-…` or `back-…`, for connections that came in by a link.
     Return(Family, Returning),
+    /// The chain `count`.
+    Counting(Family),
     /// A chain `on-…`, at the ingress of this link.
     Link(LinkName),
     /// In `addresses`: an lb_ip.
@@ -76,6 +78,10 @@ pub enum Key {
     Local(IpAddr, IpAddr),
     /// In `hairpin`: the same, as source and destination at once.
     Hairpin(IpAddr, IpAddr),
+    /// In `traffic`: counts packets.
+    Traffic(Frontend),
+    /// In `begun`: counts connections.
+    Begun(Frontend),
     /// In `spread4` or `spread6`: an lb_ip whose frames are spread.
     Spread(IpAddr),
     /// In `classes4` or `classes6`.
@@ -141,9 +147,11 @@ impl Key {
     /// The table that it is in.
     pub fn table(&self) -> Table {
         match self {
-            Self::Pods(family) | Self::Way(family, _) | Self::Remember(family, _) | Self::Return(family, _) => {
-                Table::of_family(*family)
-            }
+            Self::Pods(family)
+            | Self::Way(family, _)
+            | Self::Remember(family, _)
+            | Self::Return(family, _)
+            | Self::Counting(family) => Table::of_family(*family),
             Self::Link(_)
             | Self::Spread(_)
             | Self::Class(_)
@@ -164,7 +172,9 @@ impl Key {
             | Self::NodePort(frontend)
             | Self::ClusterIp(frontend)
             | Self::Source(frontend, _)
-            | Self::Endpoint(frontend, _) => Table::of(frontend.address),
+            | Self::Endpoint(frontend, _)
+            | Self::Traffic(frontend)
+            | Self::Begun(frontend) => Table::of(frontend.address),
         }
     }
 }
@@ -176,6 +186,7 @@ impl fmt::Display for Key {
             Self::Pods(_) => write!(f, "set pods of {}", self.table()),
             Self::Way(_, way) => write!(f, "chain {} of {}", chain(*way), self.table()),
             Self::Return(_, one) => write!(f, "chain {} of {}", returning(*one), self.table()),
+            Self::Counting(_) => write!(f, "chain {COUNTING} of {}", self.table()),
             Self::Link(link) => write!(f, "chain {} of {}", at(link), self.table()),
             Self::Address(address) => write!(f, "{address} in addresses"),
             Self::Service(frontend) => write!(f, "{frontend} in services"),
@@ -190,6 +201,8 @@ impl fmt::Display for Key {
             Self::Endpoint(frontend, index) => write!(f, "{frontend} number {index} in endpoints"),
             Self::Local(address, endpoint) => write!(f, "{address} . {endpoint} in local"),
             Self::Hairpin(address, endpoint) => write!(f, "{address} . {endpoint} in hairpin"),
+            Self::Traffic(frontend) => write!(f, "{frontend} in traffic"),
+            Self::Begun(frontend) => write!(f, "{frontend} in begun"),
             Self::Spread(address) => write!(f, "{address} in spread"),
             Self::Class(frontend) => write!(f, "{frontend} in classes"),
             Self::Whole(address, protocol) => write!(f, "{address} . {protocol} in wholes"),
@@ -214,6 +227,9 @@ const STICKY: &str = "sticky-";
 const REFUSE: &str = "refuse";
 /// What the name of a chain begins with that remembers, before for how long.
 const REMEMBER: &str = "remember-";
+
+/// The name of the chain that counts what comes.
+pub const COUNTING: &str = "count";
 
 /// What the name of a chain begins with that is at the ingress of a link, before its name.
 const AT: &str = "on-";
@@ -373,20 +389,29 @@ pub fn shared(ruleset: &Ruleset) -> Vec<(Key, Value)> {
             ];
             chains.map(|chain| (Key::Return(one.family, chain), Value::Present))
         });
-    pods.chain(ways).chain(remember).chain(returns).collect()
+    let families = [Family::V4, Family::V6].into_iter();
+    let counted = families.filter(|family| some_address(ruleset, *family).is_some_and(|lb_ip| lb_ip.counted));
+    let counting = counted.map(|family| (Key::Counting(family), Value::Present));
+    pods.chain(ways).chain(remember).chain(returns).chain(counting).collect()
+}
+
+/// An lb_ip of this family that is not left to another proxy, if there is one.
+fn some_address(ruleset: &Ruleset, family: Family) -> Option<&Arc<LbIp>> {
+    // Addresses are in order, IPv4 before IPv6.
+    let is_mine = |(address, _): &(&IpAddr, &Arc<LbIp>)| Family::of(**address) == family;
+    let is_ours = |(_, lb_ip): &(&IpAddr, &Arc<LbIp>)| !lb_ip.is_left();
+    let found = match family {
+        Family::V4 => ruleset.addresses.iter().take_while(is_mine).find(is_ours),
+        Family::V6 => ruleset.addresses.iter().rev().take_while(is_mine).find(is_ours),
+    };
+    found.map(|(_, lb_ip)| lb_ip)
 }
 
 /// Whether there is anything to forward in this table.
 pub fn is_needed(ruleset: &Ruleset, table: Table) -> bool {
-    // Addresses are in order, IPv4 before IPv6.
-    let first = |mut all: &mut dyn Iterator<Item = (&IpAddr, &Arc<LbIp>)>| {
-        let mut mine = (&mut all).take_while(|(address, _)| Table::of(**address) == table);
-        mine.any(|(_, lb_ip)| !lb_ip.is_left())
-    };
-    match table {
-        Table::V4 => first(&mut ruleset.addresses.iter()),
-        Table::V6 => first(&mut ruleset.addresses.iter().rev()),
-        Table::Link => ruleset.tables().next().is_some(),
+    match table.family() {
+        Some(family) => some_address(ruleset, family).is_some(),
+        None => ruleset.tables().next().is_some(),
     }
 }
 
@@ -410,6 +435,11 @@ pub fn of_address(address: IpAddr, lb_ip: &LbIp) -> Vec<(Key, Value)> {
             }
             Some(Proxied::ClusterIp(at)) => elements.push((Key::ClusterIp(frontend), Value::NewAddress(at))),
             None => {}
+        }
+        // There as long as the port is, whatever becomes of endpoints: nothing that was counted is lost.
+        elements.push((Key::Begun(frontend), Value::Present));
+        if lb_ip.counted {
+            elements.push((Key::Traffic(frontend), Value::Present));
         }
         if target.endpoints.is_empty() {
             elements.push((Key::Refused(frontend), Value::Refuse { restricted: target.sources.is_some() }));

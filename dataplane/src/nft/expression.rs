@@ -176,6 +176,28 @@ pub enum Relation {
     AtLeast = 5,
 }
 
+impl Expression {
+    /// What every hash begins with: any number will do, but all nodes must have the same.
+    pub const SEED: u32 = 0x4c66;
+}
+
+/// Writes a counter that begins with nothing: its name and no more.
+pub fn encode_counter(into: &mut Writer) {
+    into.text(numbers::NAME, numbers::COUNTER).nested(numbers::DATA, |_| ());
+}
+
+/// Whether this is a counter.
+pub fn is_counter(expression: Attributes<'_>) -> bool {
+    expression.find(numbers::NAME).and_then(|name| name.text()) == Some(numbers::COUNTER)
+}
+
+/// How many packets and bytes a counter has counted; `None` if it is none.
+pub fn decode_counter(expression: Attributes<'_>) -> Option<(u64, u64)> {
+    is_counter(expression).then_some(())?;
+    let data = expression.find(numbers::DATA)?.inner();
+    Some((data.find(numbers::COUNTER_PACKETS)?.u64()?, data.find(numbers::COUNTER_BYTES)?.u64()?))
+}
+
 /// One step of a rule.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Expression {
@@ -324,6 +346,14 @@ pub enum Expression {
         map: String,
         /// Where a value begins: the kernel wants one, and does not look at it.
         value: Register,
+    },
+    /// Counts the packet with the key that begins in the first register, in this set, where it stays for so long after it
+    /// was counted last.
+    Count {
+        /// The name of the set.
+        set: String,
+        /// For how many seconds.
+        seconds: u32,
     },
     /// Turns the protocol in this register to the order of the network. It is one byte, so nothing changes; but `nft`
     /// has it before a look into a set of ranges, where all must be in that order.

@@ -6,8 +6,8 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use crds::Range;
 
-use super::element::{Frontend, Key, Value, at, chain, refusing, remembering, returning};
-use super::expression::{Verdict, encode_value};
+use super::element::{COUNTING, Frontend, Key, Value, at, chain, refusing, remembering, returning};
+use super::expression::{Verdict, encode_counter, encode_value};
 use super::skeleton::{self, COMMENT, Chain, NAME, Set, Table};
 use super::userdata;
 use crate::affinity::Remembered;
@@ -55,12 +55,14 @@ const SET_DESCRIPTION_PARTS: u16 = 2;
 const SET_PART_LEN: u16 = 1;
 const SET_ID: u16 = 10;
 const SET_USERDATA: u16 = 13;
+pub(super) const SET_EXPR: u16 = 17;
 pub(super) const ELEM_LIST_TABLE: u16 = 1;
 pub(super) const ELEM_LIST_SET: u16 = 2;
 pub(super) const ELEM_LIST_ELEMENTS: u16 = 3;
 pub(super) const ELEM_KEY: u16 = 1;
 pub(super) const ELEM_DATA: u16 = 2;
 pub(super) const ELEM_FLAGS: u16 = 3;
+pub(super) const ELEM_EXPR: u16 = 7;
 pub(super) const ELEM_KEY_END: u16 = 10;
 /// An item of a list (NFTA_LIST_ELEM).
 pub(super) const ITEM: u16 = 1;
@@ -165,6 +167,9 @@ impl<'a> Requests<'a> {
                     });
                 });
             }
+            if set.counts {
+                w.nested(SET_EXPR, encode_counter);
+            }
             w.bytes(SET_USERDATA, &userdata::set(set));
         });
     }
@@ -208,15 +213,23 @@ impl<'a> Requests<'a> {
                     self.create_chain(Table::of_family(*family), &skeleton::returning(*family, *one));
                     rest = &rest[1..];
                 }
+                Change::Add(Key::Counting(family), _) => {
+                    self.create_chain(Table::of_family(*family), &skeleton::counting(*family));
+                    rest = &rest[1..];
+                }
                 Change::Add(Key::Link(link), _) => {
                     self.create_chain(Table::Link, &skeleton::ingress(*link));
                     rest = &rest[1..];
                 }
-                Change::Delete(Key::Way(..) | Key::Remember(..) | Key::Return(..) | Key::Link(_), _) => {
+                Change::Delete(
+                    Key::Way(..) | Key::Remember(..) | Key::Return(..) | Key::Counting(_) | Key::Link(_),
+                    _,
+                ) => {
                     let (table, name) = match first.key() {
                         Key::Remember(_, seconds) => (first.key().table(), remembering(*seconds)),
                         Key::Way(_, way) => (first.key().table(), chain(*way)),
                         Key::Return(_, one) => (first.key().table(), returning(*one)),
+                        Key::Counting(_) => (first.key().table(), COUNTING.to_owned()),
                         Key::Link(link) => (first.key().table(), at(link)),
                         other => (other.table(), other.to_string()),
                     };
@@ -282,7 +295,7 @@ impl<'a> Requests<'a> {
 /// The set or map that an element belongs to; none for a chain.
 pub(super) fn set_of(key: &Key) -> Option<&'static str> {
     match key {
-        Key::Way(..) | Key::Remember(..) | Key::Return(..) | Key::Link(_) => None,
+        Key::Way(..) | Key::Remember(..) | Key::Return(..) | Key::Counting(_) | Key::Link(_) => None,
         Key::Spread(address) => Some(of(*address, ["spread4", "spread6"])),
         Key::Class(frontend) => Some(of(frontend.address, ["classes4", "classes6"])),
         Key::Whole(address, _) => Some(of(*address, ["wholes4", "wholes6"])),
@@ -305,6 +318,8 @@ pub(super) fn set_of(key: &Key) -> Option<&'static str> {
         Key::Endpoint(..) => Some("endpoints"),
         Key::Local(..) => Some("local"),
         Key::Hairpin(..) => Some("hairpin"),
+        Key::Traffic(_) => Some("traffic"),
+        Key::Begun(_) => Some("begun"),
     }
 }
 
@@ -422,7 +437,9 @@ fn concatenated(parts: impl IntoIterator<Item = Part>) -> Vec<u8> {
 pub(super) fn key_bytes(key: &Key) -> Vec<u8> {
     use Part::{Address, Number};
     match key {
-        Key::Pods(_) | Key::Way(..) | Key::Remember(..) | Key::Return(..) | Key::Link(_) => Vec::new(),
+        Key::Pods(_) | Key::Way(..) | Key::Remember(..) | Key::Return(..) | Key::Counting(_) | Key::Link(_) => {
+            Vec::new()
+        }
         Key::Address(address) | Key::Spread(address) | Key::Node(address) => concatenated([Address(*address)]),
         Key::Service(front)
         | Key::Inside(front)
@@ -430,7 +447,9 @@ pub(super) fn key_bytes(key: &Key) -> Vec<u8> {
         | Key::NodePort(front)
         | Key::ClusterIp(front)
         | Key::Remembered(front)
-        | Key::Class(front) => concatenated(frontend(front)),
+        | Key::Class(front)
+        | Key::Traffic(front)
+        | Key::Begun(front) => concatenated(frontend(front)),
         Key::Whole(address, protocol) => concatenated([Address(*address), Part::Protocol(protocol.number())]),
         Key::Slot(table, slot) => concatenated([Part::Mac(table.0), Number(*slot)]),
         Key::Hop(link, nodes) => concatenated([Part::Link(*link), Part::Mac(nodes.0)]),

@@ -8,7 +8,7 @@ mod field;
 mod link;
 mod returns;
 
-pub use family::{remember, way};
+pub use family::{counting, remember, way};
 pub use link::ingress;
 pub use returns::returning;
 
@@ -23,7 +23,7 @@ use crate::snapshot::LinkName;
 /// The name of the tables. Nobody else's is ever touched.
 pub const NAME: &str = "landfall";
 /// What a person who finds a table should know. It is part of the skeleton: another wording is another version.
-pub const COMMENT: &str = "Landfall forwards LoadBalancer addresses here; made by landfall node; version 4";
+pub const COMMENT: &str = "Landfall forwards LoadBalancer addresses here; made by landfall node; version 5";
 
 /// A table of ours. There is one for each family, since IPv4 should not pay for rules of IPv6, and one for frames that
 /// have not come as far as that; one transaction changes all of them. Each is there only if it has something to do.
@@ -111,6 +111,8 @@ pub struct Set {
     /// Whether rules put something in that goes by itself after a while, and then how many there may be at once. Not
     /// our business what.
     pub learned: Option<u32>,
+    /// Whether every look that finds an element counts the packet there.
+    pub counts: bool,
     /// What a person should know about it.
     pub comment: &'static str,
 }
@@ -118,7 +120,7 @@ pub struct Set {
 impl Set {
     /// One whose keys are no ranges, and in which only the agent puts something.
     fn new(name: &'static str, key: &[Type], data: Data, comment: &'static str) -> Self {
-        Self { name, key: key.to_vec(), data, ranges: false, learned: None, comment }
+        Self { name, key: key.to_vec(), data, ranges: false, learned: None, counts: false, comment }
     }
 
     /// The type of its key as one number, as `nft` writes it.

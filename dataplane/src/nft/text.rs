@@ -1,6 +1,7 @@
-//! Elements as text for people, much as `nft list` prints them, each on a line of its own. Pure.
-//!
-//! What the rules are is not printed, only which chains there are: they are the same on every node.
+//! A ruleset as text for people, as `nft list` prints the tables when they have been programmed: only that elements stand
+//! in order, each on a line of its own. Pure.
+
+mod rule;
 
 use std::fmt::Write;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -8,9 +9,9 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use crds::{Protocol, Range};
 use ipnet::IpNet;
 
-use super::element::{Elements, Key, Value, at, chain, elements, is_needed, refusing, remembering, returning};
+use super::element::{Elements, Key, Value, chain, elements, is_needed, refusing, remembering};
 use super::request::{key_bytes, set_of};
-use super::skeleton::{self, Table, Type};
+use super::skeleton::{self, Chain, Data, Hook, Set, Table, Type};
 use crate::ruleset::Ruleset;
 use crds::Mac;
 
@@ -25,37 +26,129 @@ pub fn text(ruleset: &Ruleset) -> String {
 }
 
 fn of_table(table: Table, elements: &Elements, to: &mut String) -> std::fmt::Result {
-    writeln!(to, "table {table} {{")?;
-    for set in skeleton::sets(table) {
+    writeln!(to, "table {table} {{\n\tcomment \"{}\"", skeleton::COMMENT)?;
+    for (number, set) in (0..).zip(skeleton::sets(table)) {
+        if number > 0 {
+            writeln!(to)?;
+        }
         let mine = |key: &Key| key.table() == table && set_of(key) == Some(set.name);
-        let mut lines = elements.iter().filter(|(key, _)| mine(key)).flat_map(|(key, value)| lines(&set, key, value));
-        let kind = if set.data().is_some() { "map" } else { "set" };
-        let Some(first) = lines.next() else { continue };
-        writeln!(to, "\t{kind} {} {{ # {}", set.name, set.comment)?;
-        for line in std::iter::once(first).chain(lines) {
-            writeln!(to, "\t\t{line}")?;
-        }
-        writeln!(to, "\t}}")?;
+        let lines = elements.iter().filter(|(key, _)| mine(key)).flat_map(|(key, value)| lines(&set, key, value));
+        of_set(&set, &lines.collect::<Vec<_>>(), to)?;
     }
-    for chain in skeleton::chains(table) {
-        let hook =
-            chain.hook.map(|hook| format!(" type {} priority {};", hook.kind, hook.priority)).unwrap_or_default();
-        writeln!(to, "\tchain {} {{{hook} }}", chain.name)?;
-    }
-    for key in elements.keys().filter(|key| key.table() == table) {
-        match key {
-            Key::Way(_, way) => writeln!(to, "\tchain {} {{ }}", chain(*way))?,
-            Key::Remember(_, seconds) => writeln!(to, "\tchain {} {{ }}", remembering(*seconds))?,
-            Key::Return(_, one) => writeln!(to, "\tchain {} {{ }}", returning(*one))?,
-            Key::Link(link) => writeln!(to, "\tchain {} {{ }}", at(link))?,
-            _ => {}
-        }
+    let changing = elements.keys().filter(|key| key.table() == table).filter_map(|key| match key {
+        Key::Way(family, way) => Some(skeleton::way(*family, *way)),
+        Key::Remember(family, seconds) => Some(skeleton::remember(*family, *seconds)),
+        Key::Return(family, one) => Some(skeleton::returning(*family, *one)),
+        Key::Counting(family) => Some(skeleton::counting(*family)),
+        Key::Link(link) => Some(skeleton::ingress(*link)),
+        _ => None,
+    });
+    for chain in skeleton::chains(table).into_iter().chain(changing) {
+        of_chain(table, &chain, to)?;
     }
     writeln!(to, "}}")
 }
 
+fn of_set(set: &Set, elements: &[String], to: &mut String) -> std::fmt::Result {
+    let is_map = set.data != Data::None;
+    writeln!(to, "\t{} {} {{", if is_map { "map" } else { "set" }, set.name)?;
+    // A number that numgen yields has no type by name, so `nft` tells by example what the key is.
+    let by_example = matches!(set.data, Data::Endpoint(_)) || set.key.contains(&Type::Integer);
+    let name = |kind: &Type| if by_example { example(*kind) } else { type_name(*kind) };
+    let names = |kinds: &[Type]| kinds.iter().map(name).collect::<Vec<_>>().join(" . ");
+    let values = match set.data {
+        Data::None => String::new(),
+        Data::Verdict => " : verdict".to_owned(),
+        Data::Endpoint(family) => format!(" : {}", names(&skeleton::endpoint(family))),
+        Data::Plain(kind) => format!(" : {}", names(&[kind])),
+    };
+    writeln!(to, "\t\t{} {}{values}", if by_example { "typeof" } else { "type" }, names(&set.key))?;
+    if let Some(most) = set.learned {
+        writeln!(to, "\t\tsize {most}\n\t\tflags dynamic,timeout")?;
+    }
+    if set.ranges {
+        writeln!(to, "\t\tflags interval")?;
+    }
+    if set.counts {
+        writeln!(to, "\t\tcounter")?;
+    }
+    writeln!(to, "\t\tcomment \"{}\"", set.comment)?;
+    if !elements.is_empty() {
+        writeln!(to, "\t\telements = {{ {} }}", elements.join(",\n\t\t\t     "))?;
+    }
+    writeln!(to, "\t}}")
+}
+
+fn of_chain(table: Table, chain: &Chain, to: &mut String) -> std::fmt::Result {
+    writeln!(to, "\n\tchain {} {{", chain.name)?;
+    if let Some(hook) = chain.hook {
+        let link = hook.link.map(|link| format!(" device \"{link}\"")).unwrap_or_default();
+        let (kind, name, priority) = (hook.kind, hook_name(table, hook), priority(table, hook));
+        writeln!(to, "\t\ttype {kind} hook {name}{link} priority {priority}; policy accept;")?;
+    }
+    for rule in &chain.rules {
+        writeln!(to, "\t\t{}", rule::line(rule))?;
+    }
+    writeln!(to, "\t}}")
+}
+
+fn hook_name(table: Table, hook: Hook) -> &'static str {
+    match (table, hook.number) {
+        (Table::Link, _) => "ingress",
+        (_, 0) => "prerouting",
+        (_, 1) => "input",
+        (_, 2) => "forward",
+        (_, 3) => "output",
+        _ => "postrouting",
+    }
+}
+
+/// A priority by its name, or by its distance from one that has a name at this hook and is no more than ten away.
+fn priority(table: Table, hook: Hook) -> String {
+    let names = [
+        ("raw", -300, table != Table::Link),
+        ("mangle", -150, table != Table::Link),
+        ("dstnat", -100, table != Table::Link && hook.number == 0),
+        ("filter", 0, true),
+        ("security", 50, table != Table::Link),
+        ("srcnat", 100, table != Table::Link && hook.number == 4),
+    ];
+    let near = names.into_iter().find(|(_, named, is_here)| *is_here && hook.priority.abs_diff(*named) <= 10);
+    match near.map(|(name, named, _)| (name, hook.priority - named)) {
+        None => hook.priority.to_string(),
+        Some((name, 0)) => name.to_owned(),
+        Some((name, above)) if above > 0 => format!("{name} + {above}"),
+        Some((name, below)) => format!("{name} - {}", -below),
+    }
+}
+
+fn type_name(kind: Type) -> &'static str {
+    match kind {
+        Type::Integer => "integer",
+        Type::V4 => "ipv4_addr",
+        Type::V6 => "ipv6_addr",
+        Type::Mac => "ether_addr",
+        Type::Protocol => "inet_proto",
+        Type::Port => "inet_service",
+        Type::LinkName => "ifname",
+    }
+}
+
+/// What has this type in a packet, as the notes on the set say it.
+fn example(kind: Type) -> &'static str {
+    match kind {
+        Type::Integer => "numgen random mod 2",
+        Type::V4 => "ip daddr",
+        Type::V6 => "ip6 daddr",
+        Type::Mac => "ether daddr",
+        Type::Protocol => "meta l4proto",
+        Type::Port => "th dport",
+        Type::LinkName => "iifname",
+    }
+}
+
 /// One element, as one line; a set of ranges has several.
-fn lines(set: &skeleton::Set, key: &Key, value: &Value) -> Vec<String> {
+fn lines(set: &Set, key: &Key, value: &Value) -> Vec<String> {
     if let Value::Ranges(ranges) = value {
         return ranges.iter().map(range).collect();
     }
@@ -67,6 +160,7 @@ fn lines(set: &skeleton::Set, key: &Key, value: &Value) -> Vec<String> {
     }
     let key = parts.join(" . ");
     vec![match value {
+        Value::Present if set.counts => format!("{key} counter packets 0 bytes 0"),
         Value::Present | Value::Ranges(_) => key,
         Value::Way(way) => format!("{key} : goto {}", chain(*way)),
         Value::Remember(seconds) => format!("{key} : goto {}", remembering(*seconds)),

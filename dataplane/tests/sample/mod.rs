@@ -135,6 +135,7 @@ impl Described {
             service: key.clone(),
             ports: ports.iter().map(|(name, protocol, number)| (((*name).into(), *protocol), *number)).collect(),
             endpoints: endpoints.into_iter().collect(),
+            refused: None,
         });
         self
     }
@@ -156,4 +157,57 @@ pub fn snapshot(services: impl IntoIterator<Item = Described>) -> Snapshot {
     }
     snapshot.addresses = holders.into_iter().map(|(address, holders)| (address, holders.into())).collect();
     snapshot
+}
+
+/// Something of everything, in both families.
+pub fn everything() -> Snapshot {
+    let web = service("web")
+        .sticky(10_800)
+        .holds("192.0.2.10")
+        .port("http", Protocol::Tcp, 80)
+        .port("dns", Protocol::Udp, 53)
+        .slice(
+            &[("http", Protocol::Tcp, 8080), ("dns", Protocol::Udp, 5353)],
+            [ready("10.244.1.5", NODE), ready("10.244.2.5", "n2"), ready("10.244.2.6", "n2")],
+        );
+    let local = service("local")
+        .holds("192.0.2.11")
+        .port("", Protocol::Tcp, 443)
+        .port("media", Protocol::Sctp, 9)
+        .local()
+        .only_from(&["10.0.0.0/8", "198.51.100.7/32", "2001:db8::/32"])
+        .slice(&[("", Protocol::Tcp, 8443)], [ready("10.244.1.6", NODE), ready("10.244.2.7", "n2")])
+        .slice(&[("media", Protocol::Sctp, 9999)], [terminating(ready("10.244.1.6", NODE)), ready("10.244.2.7", "n2")]);
+    let empty = service("empty").holds("192.0.2.12").port("", Protocol::Tcp, 80);
+    let six = service("six")
+        .holds("2001:db8::10")
+        .port("http", Protocol::Tcp, 80)
+        .port("dns", Protocol::Udp, 53)
+        .local()
+        .only_from(&["fd00::/8"])
+        .sticky(60)
+        .slice(&[("http", Protocol::Tcp, 8080)], [ready("2001:db8:244:1::5", NODE), ready("2001:db8:244:2::5", "n2")]);
+    let proxied = service("proxied")
+        .holds("192.0.2.13")
+        .port("http", Protocol::Tcp, 80)
+        .port("media", Protocol::Sctp, 9)
+        .by(Backend::NodePort)
+        .only_from(&["10.0.0.0/8"])
+        .slice(&[("http", Protocol::Tcp, 8080), ("media", Protocol::Sctp, 9999)], [ready("10.244.1.7", NODE)]);
+    let inner = service("inner")
+        .holds("2001:db8::11")
+        .holds("192.0.2.14")
+        .port("", Protocol::Udp, 53)
+        .by(Backend::ClusterIp)
+        .slice(&[("", Protocol::Udp, 5353)], [ready("10.244.1.8", NODE)])
+        .slice(&[("", Protocol::Udp, 5353)], [ready("2001:db8:244:1::8", NODE)]);
+    let theirs = service("theirs")
+        .holds("192.0.2.13")
+        .port("", Protocol::Tcp, 81)
+        .labelled([("service.kubernetes.io/service-proxy-name", "example.com")]);
+    let pods = ["10.244.1.0/24", "10.245.0.0/25", "10.245.0.128/26", "2001:db8:244:1::/64"];
+    let pod_ranges = pods.map(|net| net.parse().expect("a range")).to_vec();
+    let (own, links) = (vec![ip("192.0.2.1"), ip("2001:db8::1")], on_eth0(&["n2"]));
+    let services = [web, local, empty, six, proxied, inner, theirs];
+    Snapshot { pod_ranges, own, links, counts: true, ..snapshot(services) }
 }

@@ -123,6 +123,7 @@ impl Machine {
                 Key::Way(family, way) => drop(add(key.table(), skeleton::way(family, way))),
                 Key::Remember(family, seconds) => drop(add(key.table(), skeleton::remember(family, seconds))),
                 Key::Return(family, one) => drop(add(key.table(), skeleton::returning(family, one))),
+                Key::Counting(family) => drop(add(key.table(), skeleton::counting(family))),
                 Key::Link(link) => drop(add(Table::Link, skeleton::ingress(link))),
                 _ => {}
             }
@@ -277,7 +278,7 @@ impl Machine {
             Expression::Reset => return Done::Step(Step::Done(Fate::Reset)),
             Expression::Unreachable(_) => return Done::Step(Step::Done(Fate::Unreachable)),
             // Learned by what comes after this packet; and one byte has no order.
-            Expression::Update { .. } | Expression::ToNetworkOrder { .. } => {}
+            Expression::Update { .. } | Expression::Count { .. } | Expression::ToNetworkOrder { .. } => {}
             Expression::SetDestination(_) => state.now.set_ip(state.endpoint(table).ip()),
             Expression::SetPort { .. } => {
                 let port = [state.registers[0], state.registers[1]];

@@ -66,6 +66,8 @@ pub(super) fn snapshots(node: &str, backend: Backend, observed: Observed, dead: 
             .map(|(key, object)| (key.clone(), on_its_terms(object, object.unspread || unspread.contains(key))))
             .collect(),
         slices: slices.clone(),
+        // An option of the agent, and nothing that is observed.
+        counts: false,
     };
     let pools = pools.into_iter().map(|(name, pool)| (name, Arc::clone(&pool.labels))).collect();
     let observed = speaker::Observed { services, slices, nodes, pools, advertisements, addresses };
@@ -157,6 +159,7 @@ mod tests {
                 service: Key::new("default", service),
                 ports: BTreeMap::new(),
                 endpoints: vec![],
+                refused: None,
             };
             (slice.key.clone(), Arc::new(slice))
         };

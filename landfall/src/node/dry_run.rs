@@ -14,7 +14,7 @@ use super::{Stores, compose};
 use crate::output::print;
 
 /// Prints the ruleset of `node`. Waits for the API server as long as it takes.
-pub(super) async fn run(client: &Client, node: &str, backend: Backend) -> Result<()> {
+pub(super) async fn run(client: &Client, node: &str, backend: Backend, counts: bool) -> Result<()> {
     let wake = Wake::default();
     let mut listener = wake.listener();
     let stores = Stores::new(&wake);
@@ -26,13 +26,14 @@ pub(super) async fn run(client: &Client, node: &str, backend: Backend) -> Result
         }
         listener.woken().await;
     };
-    print(&shown(node, backend, observed))
+    print(&shown(node, backend, observed, counts))
 }
 
 /// What is printed. Nobody is taken for dead: that only speakers know.
-fn shown(node: &str, backend: Backend, observed: compose::Observed) -> String {
+fn shown(node: &str, backend: Backend, observed: compose::Observed, counts: bool) -> String {
     let is_known = observed.nodes.contains_key(node);
-    let snapshot = compose::snapshots(node, backend, observed, BTreeSet::new()).dataplane;
+    let mut snapshot = compose::snapshots(node, backend, observed, BTreeSet::new()).dataplane;
+    snapshot.counts = counts;
     let ruleset = dataplane::ruleset::ruleset(&snapshot);
     let mut text = format!("# what node {node} would be programmed to do: {} addresses\n", ruleset.addresses.len());
     if !is_known {
@@ -73,14 +74,15 @@ mod tests {
             addresses: [(record.address, Arc::new(record))].into(),
             ..compose::Observed::default()
         };
-        let shown = shown("n1", Backend::Endpoints, observed);
+        let shown = shown("n1", Backend::Endpoints, observed, false);
         for line in [
             "# what node n1 would be programmed to do: 1 addresses",
             "# there is no node of this name",
             "# 192.0.2.1: loadBalancerSourceRanges of Service default/web: \"everywhere\" is no CIDR such as 192.0.2.0/24, \
              and lets nobody in",
             "table ip landfall {",
-            "\t\t192.0.2.1 . tcp . 80 : goto restricted-refuse",
+            "\t\telements = { 192.0.2.1 . tcp . 80 : goto restricted-refuse }",
+            "\t\tip daddr @addresses goto unserved",
         ] {
             assert!(shown.lines().any(|shown| shown == line), "{line} is not in\n{shown}");
         }

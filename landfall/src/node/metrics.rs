@@ -4,11 +4,13 @@
 //! read when it is asked for, and costs nothing in between. Labels have values from enums only, so that there are as many
 //! series on a large cluster as on a small one.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::net::IpAddr;
 use std::sync::Arc;
 
+use dataplane::ruleset::Problem;
+use dataplane::traffic::{Numbers, Traffic, of_services};
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::text::encode;
 use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric, NoLabelSet};
@@ -21,7 +23,7 @@ use speaker::takeovers::{Cause, Silences};
 use tokio::sync::watch;
 
 use crate::keys::supply::Supply;
-use crate::metrics::Numbers;
+use crate::metrics;
 
 /// The channels of an agent that numbers are read from.
 #[derive(Clone, Debug)]
@@ -42,6 +44,10 @@ pub(super) struct Channels {
     pub(super) keys: watch::Receiver<Supply>,
     /// What the speaker knows of the cluster.
     pub(super) known: watch::Receiver<Option<Arc<speaker::Snapshot>>>,
+    /// What the dataplane knows of it.
+    pub(super) cluster: watch::Receiver<Option<Arc<dataplane::Snapshot>>>,
+    /// How many Services have numbers of their own.
+    pub(super) most_services: usize,
 }
 
 /// The numbers of one agent. Clones are handles on the same ones.
@@ -60,7 +66,7 @@ impl Metrics {
     }
 }
 
-impl Numbers for Metrics {
+impl metrics::Numbers for Metrics {
     fn text(&self) -> Result<String, fmt::Error> {
         let mut text = String::new();
         encode(&mut text, &self.registry)?;
@@ -121,7 +127,10 @@ impl Collector for Channels {
         of_takeovers(&wire, &mut to)?;
         self.of_keys(&mut to)?;
         match &self.kernel {
-            Some(kernel) => of_the_kernel(&kernel.borrow(), &mut to),
+            Some(kernel) => {
+                of_the_kernel(&kernel.borrow(), &mut to)?;
+                self.of_services(&mut to)
+            }
             None => Ok(()),
         }
     }
@@ -137,12 +146,24 @@ impl Channels {
         let help = "Those of them for which it has an endpoint that packets from outside may use";
         to.gauges("serving_addresses", help, by_family(&forwarding.serving))?;
         let help = "Those of them that are not forwarded as a Service is written";
-        to.gauge("forwarding_problem_addresses", help, forwarding.problems.len())?;
+        to.gauge("forwarding_problem_addresses", help, mistaken(&forwarding.problems))?;
         let conflicts = self.conflicts.borrow();
         let held_back = conflicts.values().filter(|conflict| conflict.held_back).count();
         let values = [([("announced", "false")], held_back), ([("announced", "true")], conflicts.len() - held_back)];
         to.gauges("conflicting_addresses", "Addresses that somebody on the LAN uses who is no node of ours", values)?;
         to.gauge("dead_nodes", "Nodes that get no new connections, because they are dead", self.dead.borrow().len())
+    }
+
+    /// Asks the kernel what it has counted. What it does not tell is left out this time.
+    fn of_services(&self, to: &mut Exposition<'_>) -> fmt::Result {
+        let Some(cluster) = self.cluster.borrow().clone() else { return Ok(()) };
+        match dataplane::count() {
+            Ok(counted) => traffic(&of_services(&cluster, &counted, self.most_services), to),
+            Err(error) => {
+                tracing::warn!(%error, "no numbers about Services");
+                Ok(())
+            }
+        }
     }
 
     fn of_keys(&self, to: &mut Exposition<'_>) -> fmt::Result {
@@ -234,6 +255,47 @@ fn of_takeovers(wire: &speaker::Counters, to: &mut Exposition<'_>) -> fmt::Resul
     })
 }
 
+/// How many addresses have a problem that is somebody's mistake.
+fn mistaken(problems: &BTreeMap<IpAddr, BTreeSet<Problem>>) -> usize {
+    problems.values().filter(|problems| problems.iter().any(Problem::is_mistake)).count()
+}
+
+/// What came for Services. Those that have no numbers of their own are told of without any name.
+fn traffic(traffic: &Traffic, to: &mut Exposition<'_>) -> fmt::Result {
+    type Read = fn(&Numbers) -> u64;
+    let mut all = |name: &str, help: &str, reads: &[(Option<&'static str>, Read)]| -> fmt::Result {
+        let mut family = to.0.encode_descriptor(name, help, None, MetricType::Counter)?;
+        for (reason, read) in reads {
+            let reason = reason.map(|reason| ("reason", reason.to_owned()));
+            for ((service, address), numbers) in &traffic.busiest {
+                let mut labels = vec![
+                    ("namespace", service.namespace.to_string()),
+                    ("service", service.name.to_string()),
+                    ("address", address.to_string()),
+                ];
+                labels.extend(reason.clone());
+                ConstCounter::new(read(numbers)).encode(family.encode_family(&labels)?)?;
+            }
+            if let Some((others, reason)) = traffic.others.as_ref().zip(reason) {
+                ConstCounter::new(read(others)).encode(family.encode_family(&[reason])?)?;
+            }
+        }
+        // Without any label it is the family itself, and the last of it.
+        match (&traffic.others, reads) {
+            (Some(others), [(None, read)]) => ConstCounter::new(read(others)).encode(family),
+            _ => Ok(()),
+        }
+    };
+    all("service_packets", "Packets that came for a Service", &[(None, |numbers| numbers.packets)])?;
+    all("service_bytes", "Their bytes, with the IP header", &[(None, |numbers| numbers.bytes)])?;
+    let help = "New connections that were given to an endpoint of a Service";
+    all("service_connections", help, &[(None, |numbers| numbers.connections)])?;
+    let reasons: [(_, Read); 2] =
+        [(Some("no_endpoint"), |numbers| numbers.refused), (Some("source_range"), |numbers| numbers.denied)];
+    all("service_dropped_packets", "Packets that no endpoint of a Service was given, by reason", &reasons)?;
+    to.counter("unserved_packets", "Packets to addresses that nobody serves on this node", traffic.strays)
+}
+
 fn of_the_kernel(kernel: &dataplane::Counters, to: &mut Exposition<'_>) -> fmt::Result {
     to.counter("program_changes", "Elements of Landfall's tables that came, went or changed", kernel.changes)?;
     to.counter("program_failures", "How often the kernel could not be programmed", kernel.failures)?;
@@ -252,7 +314,51 @@ fn of_the_kernel(kernel: &dataplane::Counters, to: &mut Exposition<'_>) -> fmt::
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::metrics::Numbers as _;
+    use crds::Key;
     use std::time::Duration;
+
+    /// Traffic as a registry is asked for it.
+    #[derive(Debug)]
+    struct Told(Traffic);
+
+    impl Collector for Told {
+        fn encode(&self, encoder: DescriptorEncoder<'_>) -> fmt::Result {
+            traffic(&self.0, &mut Exposition(encoder))
+        }
+    }
+
+    fn exposition(traffic: Traffic) -> String {
+        let mut registry = Registry::with_prefix("landfall");
+        registry.register_collector(Box::new(Told(traffic)));
+        let mut text = String::new();
+        encode(&mut text, &registry).expect("text");
+        text
+    }
+
+    #[test]
+    fn the_busiest_services_have_numbers_of_their_own_and_the_others_have_no_name() {
+        let numbers = Numbers { packets: 5, bytes: 500, connections: 2, denied: 3, refused: 1 };
+        let lb_ip = "192.0.2.1".parse().expect("an address");
+        let busiest = [((Key::new("default", "web"), lb_ip), numbers)].into();
+        let text = exposition(Traffic { busiest, others: Some(numbers), strays: 9 });
+        let told: Vec<_> = text.lines().filter(|line| !line.starts_with('#')).collect();
+        let web = "namespace=\"default\",service=\"web\",address=\"192.0.2.1\"";
+        let expected = [
+            format!("landfall_service_packets_total{{{web}}} 5"),
+            "landfall_service_packets_total 5".to_owned(),
+            format!("landfall_service_bytes_total{{{web}}} 500"),
+            "landfall_service_bytes_total 500".to_owned(),
+            format!("landfall_service_connections_total{{{web}}} 2"),
+            "landfall_service_connections_total 2".to_owned(),
+            format!("landfall_service_dropped_packets_total{{{web},reason=\"no_endpoint\"}} 1"),
+            "landfall_service_dropped_packets_total{reason=\"no_endpoint\"} 1".to_owned(),
+            format!("landfall_service_dropped_packets_total{{{web},reason=\"source_range\"}} 3"),
+            "landfall_service_dropped_packets_total{reason=\"source_range\"} 3".to_owned(),
+            "landfall_unserved_packets_total 9".to_owned(),
+        ];
+        assert_eq!(told, expected);
+    }
 
     /// The senders of an agent's channels.
     struct Senders {
@@ -284,6 +390,9 @@ mod tests {
             kernel: Some(senders.kernel.subscribe()),
             keys: senders.keys.subscribe(),
             known: senders.known.subscribe(),
+            // Nothing is known of the cluster, so the kernel is not asked.
+            cluster: watch::Sender::default().subscribe(),
+            most_services: 0,
         };
         (senders, Metrics::new(channels))
     }
@@ -351,7 +460,7 @@ mod tests {
     #[test]
     fn the_guide_lists_every_number_and_no_other() {
         let (_senders, metrics) = agent();
-        let text = metrics.text().expect("text");
+        let text = metrics.text().expect("text") + &exposition(Traffic::default());
         let types = text.lines().filter_map(|line| line.strip_prefix("# TYPE "));
         let named = types.map(|line| match line.split_once(' ') {
             Some((name, "counter")) => format!("{name}_total"),

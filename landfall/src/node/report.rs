@@ -1,4 +1,5 @@
-//! Writes to the status of an address that this node announces it, and who else uses it, after the fact.
+//! Writes to the status of an address that this node announces it, how it forwards what comes, and who else uses it, after
+//! the fact.
 //!
 //! Only what differs is written, so an idle cluster sees no writes. A node writes itself in, and takes out only itself, or
 //! whom it has taken the address over from: the successor's entry is the successor's to write. Each write is conditional on
@@ -12,7 +13,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Result;
-use crds::{AddressConflict, Announcer, LoadBalancerIP, Moved, Record, Version, address};
+use crds::{AddressConflict, Announcer, LoadBalancerIP, Moved, Record, Unforwarded, Version, address};
+use dataplane::Forwarding;
 use futures::StreamExt;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use kube::api::{Patch, PatchParams};
@@ -44,6 +46,13 @@ const ANSWER: Duration = Duration::from_secs(10);
 /// The pause between two writes about who else uses one address: two strangers that take turns are no news each time.
 const STRANGERS: Duration = Duration::from_secs(10);
 
+/// The pause between two writes about nothing else than how what comes to one address is forwarded: endpoints may come and
+/// go all the time.
+const FORWARDED: Duration = Duration::from_secs(10);
+
+/// How much is said of what is wrong with one Service, in characters; the field takes 253.
+const WHAT: usize = 200;
+
 /// The reporter of one node.
 pub(super) struct Report {
     client: Client,
@@ -51,6 +60,7 @@ pub(super) struct Report {
     addresses: Store<IpAddr, Record>,
     announced: watch::Receiver<Announcements>,
     conflicts: watch::Receiver<Conflicts>,
+    forwarding: watch::Receiver<Forwarding>,
 }
 
 /// What is to be written of one address. What is `None` stays as it is.
@@ -58,6 +68,8 @@ pub(super) struct Report {
 struct Difference {
     resource_version: Version,
     announcers: Option<Vec<Announcer>>,
+    /// Whether the announcers are the same as before, and only how they forward is not.
+    forwards_otherwise: bool,
     first_announced: Option<Time>,
     conflicts: Option<Vec<AddressConflict>>,
 }
@@ -91,20 +103,24 @@ impl Report {
         addresses: Store<IpAddr, Record>,
         announced: watch::Receiver<Announcements>,
         conflicts: watch::Receiver<Conflicts>,
+        forwarding: watch::Receiver<Forwarding>,
     ) -> Self {
-        Self { client, node, addresses, announced, conflicts }
+        Self { client, node, addresses, announced, conflicts, forwarding }
     }
 
     /// Writes whatever differs, whenever something changed.
     pub(super) async fn run(mut self, mut listener: Listener) -> Result<Infallible> {
-        // When what is said of strangers was written last.
-        let mut told = BTreeMap::<IpAddr, Instant>::new();
+        // When what is said of strangers was written last, and of nothing else than how it is forwarded.
+        let (mut told, mut forwarded) = (Paced::new(STRANGERS), Paced::new(FORWARDED));
         let mut has_waited = false;
         loop {
             let announcements = self.announced.borrow_and_update().clone();
             let conflicts = self.conflicts.borrow_and_update().clone();
             let records = self.addresses.snapshot().unwrap_or_default();
-            let mut wanted = differences(&self.node, &announcements, &conflicts, &records);
+            let mut wanted = {
+                let forwarding = self.forwarding.borrow_and_update();
+                differences(&self.node, &announcements, &conflicts, &forwarding, &records)
+            };
             if wanted.len() > MANY && !std::mem::replace(&mut has_waited, true) {
                 // And what changes meanwhile is written along.
                 sleep(AFTER).await;
@@ -112,22 +128,24 @@ impl Report {
             }
             has_waited = false;
             let now = Instant::now();
-            told.retain(|_, written| *written + STRANGERS > now);
-            let mut again = None::<Instant>;
-            for (lb_ip, difference) in wanted.iter_mut().filter(|(_, difference)| difference.conflicts.is_some()) {
-                if let Some(written) = told.get(lb_ip) {
+            for (lb_ip, difference) in &mut wanted {
+                if difference.conflicts.is_some() && !told.may_write(*lb_ip, now) {
                     difference.conflicts = None;
-                    again = Some(again.map_or(*written + STRANGERS, |again| again.min(*written + STRANGERS)));
-                } else {
-                    told.insert(*lb_ip, now);
+                }
+                if difference.forwards_otherwise && !forwarded.may_write(*lb_ip, now) {
+                    difference.announcers = None;
                 }
             }
+            let again = told.again.take().into_iter().chain(forwarded.again.take()).min();
             wanted.retain(|(_, difference)| !difference.is_empty());
             let this = &self;
             let writes = futures::stream::iter(wanted).map(|write| this.write(write)).buffer_unordered(AT_ONCE);
             let failed: Vec<IpAddr> = writes.filter_map(std::future::ready).collect().await;
             // What was not written has not been told.
-            told.retain(|lb_ip, _| !failed.contains(lb_ip));
+            for lb_ip in &failed {
+                told.written.remove(lb_ip);
+                forwarded.written.remove(lb_ip);
+            }
             let again = again.into_iter().chain((!failed.is_empty()).then(|| Instant::now() + PAUSE)).min();
             tokio::select! {
                 () = listener.woken() => {}
@@ -136,6 +154,9 @@ impl Report {
                     return std::future::pending().await;
                 },
                 changed = self.conflicts.changed() => if changed.is_err() {
+                    return std::future::pending().await;
+                },
+                changed = self.forwarding.changed() => if changed.is_err() {
                     return std::future::pending().await;
                 },
                 () = sleep_until(again.unwrap_or_else(Instant::now)), if again.is_some() => {}
@@ -172,17 +193,50 @@ impl Report {
     }
 }
 
+/// When something was last written about an address, where that should not be too often.
+struct Paced {
+    pause: Duration,
+    written: BTreeMap<IpAddr, Instant>,
+    /// When the first of those may be written about again that were asked for too early.
+    again: Option<Instant>,
+}
+
+impl Paced {
+    fn new(pause: Duration) -> Self {
+        Self { pause, written: BTreeMap::new(), again: None }
+    }
+
+    /// Whether it may be written about now; if so, it is taken for written.
+    fn may_write(&mut self, lb_ip: IpAddr, now: Instant) -> bool {
+        match self.written.get(&lb_ip).map(|written| *written + self.pause).filter(|next| *next > now) {
+            Some(next) => {
+                self.again = Some(self.again.map_or(next, |again| again.min(next)));
+                false
+            }
+            None => {
+                self.written.retain(|_, written| *written + self.pause > now);
+                self.written.insert(lb_ip, now);
+                true
+            }
+        }
+    }
+}
+
 /// What is to be written: of each address whose status is not what this node knows, what it should be.
 fn differences(
     node: &str,
     announcements: &Announcements,
     conflicts: &Conflicts,
+    forwarding: &Forwarding,
     records: &BTreeMap<IpAddr, Arc<Record>>,
 ) -> Vec<(IpAddr, Difference)> {
     let all = records.iter().map(|(lb_ip, record)| {
+        let announcements = announcements.get(lb_ip).into_iter().flatten();
         let own: Vec<Announcer> =
-            announcements.get(lb_ip).into_iter().flatten().map(|announcement| announcer(node, announcement)).collect();
-        let announcers = announcers(node, &own, record);
+            announcements.map(|announcement| announcer(node, announcement, *lb_ip, forwarding)).collect();
+        let news = announcers(node, &own, record);
+        let forwards_otherwise = matches!(news, News::ForwardsOtherwise(_));
+        let announcers = news.announcers();
         // Who had it before can't tell any more who else used it then; if somebody does, this node sees that for itself.
         let speaks = |other: &AddressConflict| {
             let left = announcers.as_ref().filter(|_| !own.is_empty());
@@ -194,25 +248,51 @@ fn differences(
             first_announced: first_announced.filter(|_| record.first_announced.is_none()),
             conflicts: strangers(node, conflicts.get(lb_ip), record, speaks),
             announcers,
+            forwards_otherwise,
         };
         (*lb_ip, difference)
     });
     all.filter(|(_, difference)| !difference.is_empty()).collect()
 }
 
+/// What there is to write of who announces an address.
+enum News {
+    None,
+    /// Others announce it, or this node otherwise.
+    Announcers(Vec<Announcer>),
+    /// The same, who forward otherwise.
+    ForwardsOtherwise(Vec<Announcer>),
+}
+
+impl News {
+    fn announcers(self) -> Option<Vec<Announcer>> {
+        match self {
+            Self::None => None,
+            Self::Announcers(announcers) | Self::ForwardsOtherwise(announcers) => Some(announcers),
+        }
+    }
+}
+
 /// Who announces an address now that this node does as in `own`, if that is not what is written.
-fn announcers(node: &str, own: &[Announcer], record: &Record) -> Option<Vec<Announcer>> {
-    let written = record.announcers.iter().filter(|announcer| announcer.node == node);
+fn announcers(node: &str, own: &[Announcer], record: &Record) -> News {
+    let written: Vec<_> = record.announcers.iter().filter(|announcer| announcer.node == node).collect();
     // `since` is when this process took it: after a restart with the same epoch, what is written there holds.
-    let place = |announcer: &Announcer| (announcer.link.clone(), announcer.epoch);
-    if own.iter().map(place).eq(written.map(place)) {
-        return None;
+    let is_same_place = |(a, b): (&Announcer, &&Announcer)| (&a.link, a.epoch) == (&b.link, b.epoch);
+    let is_same_way = |(a, b): (&Announcer, &&Announcer)| (a.reach, &a.unforwarded) == (b.reach, &b.unforwarded);
+    let both = || own.iter().zip(&written);
+    if own.len() == written.len() && both().all(is_same_place) {
+        if both().all(is_same_way) {
+            return News::None;
+        }
+        let own = both().map(|(own, written)| Announcer { since: written.since.clone(), ..own.clone() });
+        let others = record.announcers.iter().filter(|other| other.node != node).cloned();
+        return News::ForwardsOtherwise(own.chain(others).collect());
     }
     // A greater epoch, or the same one taken later (by the last of two nodes), has taken the address over from
     // whoever had it. Links are not compared: the same LAN may have another name on another node.
     let taken = |other: &Announcer| own.iter().any(|own| (own.epoch, own.since.0) > (other.epoch, other.since.0));
     let others = record.announcers.iter().filter(|other| other.node != node && !taken(other));
-    Some(own.iter().chain(others).cloned().collect())
+    News::Announcers(own.iter().chain(others).cloned().collect())
 }
 
 /// Who else uses an address now that this node sees that stranger, if that is not what is written. Of other nodes' words
@@ -244,13 +324,22 @@ fn strangers(
     (!is_written).then_some(all)
 }
 
-fn announcer(node: &str, announcement: &Announcement) -> Announcer {
+fn announcer(node: &str, announcement: &Announcement, lb_ip: IpAddr, forwarding: &Forwarding) -> Announcer {
+    let problems = forwarding.problems.get(&lb_ip).into_iter().flatten();
+    let unforwarded = problems.take(crds::load_balancer_ip::MAX_HOLDERS).map(|problem| Unforwarded {
+        namespace: problem.service.namespace.clone(),
+        name: problem.service.name.clone(),
+        reason: problem.reason,
+        what: problem.what.chars().take(WHAT).collect::<String>().into(),
+    });
     Announcer {
         node: node.into(),
         link: announcement.link.as_str().into(),
         epoch: i64::try_from(announcement.epoch).unwrap_or(i64::MAX),
         since: Time(announcement.since),
         moved: announcement.moved.as_ref().map(moved),
+        reach: forwarding.reach.get(&lb_ip).copied(),
+        unforwarded: unforwarded.collect(),
     }
 }
 
@@ -262,8 +351,10 @@ fn moved(moved: &Move) -> Moved {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crds::Mac;
+    use crds::{Key, Mac, Reach, Shortcoming};
+    use dataplane::ruleset::Problem;
     use speaker::takeovers::Cause;
+    use std::collections::BTreeSet;
 
     const LB_IP: [u8; 4] = [192, 0, 2, 200];
 
@@ -272,7 +363,8 @@ mod tests {
     }
 
     fn entry(node: &str, epoch: i64) -> Announcer {
-        Announcer { node: node.into(), link: "eth0".into(), epoch, since: at(0), moved: None }
+        let (node, link) = (node.into(), "eth0".into());
+        Announcer { node, link, epoch, since: at(0), moved: None, reach: None, unforwarded: vec![] }
     }
 
     fn stranger(node: &str, last: u8, held_back: bool) -> AddressConflict {
@@ -306,7 +398,55 @@ mod tests {
             |(last, held_back)| Conflict { link: "eth0".into(), mac: Mac([2, 0, 0, 0, 0, last]), held_back, since };
         let conflicts = seen.map(|seen| (LB_IP.into(), conflict(seen))).into_iter().collect();
         let records = [(LB_IP.into(), Arc::new(record))].into();
-        Some(differences("me", &announcements, &conflicts, &records).pop()?.1)
+        Some(differences("me", &announcements, &conflicts, &Forwarding::default(), &records).pop()?.1)
+    }
+
+    #[test]
+    fn how_it_is_forwarded_is_written_with_who_announces_it_and_when_it_is_another_way() {
+        let lb_ip = IpAddr::from(LB_IP);
+        let forwarding = |reach, reason, what: &str| {
+            let problem = Problem { service: Key::new("default", "web"), reason, what: what.to_owned() };
+            let (reach, problems) = ([(lb_ip, reach)].into(), [(lb_ip, BTreeSet::from([problem]))].into());
+            Forwarding { reach, problems, ..Forwarding::default() }
+        };
+        let announcement = Announcement { link: "eth0".into(), epoch: 3, since: at(1).0, moved: None };
+        let announcements = [(lb_ip, vec![announcement])].into();
+        let written = |forwarding: &Forwarding, record: &Record| {
+            let records = [(lb_ip, Arc::new(record.clone()))].into();
+            let difference = differences("me", &announcements, &Conflicts::default(), forwarding, &records).pop()?.1;
+            Some((difference.announcers.expect("announcers"), difference.forwards_otherwise))
+        };
+        let lacking = forwarding(Reach::Spread, Shortcoming::NoEndpoints, "80/TCP");
+        let what = Unforwarded {
+            namespace: "default".into(),
+            name: "web".into(),
+            reason: Shortcoming::NoEndpoints,
+            what: "80/TCP".into(),
+        };
+        let told = Announcer { since: at(1), reach: Some(Reach::Spread), unforwarded: vec![what], ..entry("me", 3) };
+        assert_eq!(written(&lacking, &record(&[], &[])), Some((vec![told.clone()], false)));
+        // What another node says stays, and so does since when this one announces it.
+        let before = record(&[Announcer { since: at(0), ..told.clone() }, entry("other", 4)], &[]);
+        assert_eq!(written(&lacking, &before), None);
+        let spread = Forwarding { problems: BTreeMap::new(), ..lacking };
+        let well = Announcer { since: at(0), unforwarded: vec![], ..told };
+        assert_eq!(written(&spread, &before), Some((vec![well, entry("other", 4)], true)));
+        let long = forwarding(Reach::Mixed, Shortcoming::InvalidSourceRange, &"ä".repeat(300));
+        let (announcers, _) = written(&long, &before).expect("a difference");
+        assert_eq!(announcers[0].unforwarded[0].what.chars().count(), WHAT);
+    }
+
+    #[test]
+    fn what_changes_all_the_time_is_written_now_and_then() {
+        let mut paced = Paced::new(Duration::from_secs(10));
+        let (now, other) = (Instant::now(), IpAddr::from([192, 0, 2, 201]));
+        let later = |seconds| now + Duration::from_secs(seconds);
+        assert!(paced.may_write(LB_IP.into(), now));
+        assert!(paced.may_write(other, later(3)));
+        assert!(!paced.may_write(other, later(4)) && !paced.may_write(LB_IP.into(), later(4)));
+        assert_eq!(paced.again.take(), Some(later(10)));
+        assert!(paced.may_write(LB_IP.into(), later(10)));
+        assert_eq!((paced.again, paced.written.len()), (None, 2));
     }
 
     #[test]
@@ -335,7 +475,8 @@ mod tests {
         let moved = Move::new("other", Cause::Died, Duration::from_micros(142_900));
         let announcement = Announcement { link: "eth0".into(), epoch: 4, since: at(1).0, moved: Some(moved) };
         let expected = Moved { from: "other".into(), cause: "died".into(), took_milliseconds: 142 };
-        assert_eq!(announcer("me", &announcement), Announcer { since: at(1), moved: Some(expected), ..entry("me", 4) });
+        let written = announcer("me", &announcement, LB_IP.into(), &Forwarding::default());
+        assert_eq!(written, Announcer { since: at(1), moved: Some(expected), ..entry("me", 4) });
     }
 
     #[test]

@@ -72,7 +72,7 @@ impl Cluster {
             terminating: *state == 's',
         });
         let (ports, endpoints) = (BTreeMap::new(), endpoints.collect());
-        let slice = EndpointSlice { key: key.clone(), service: key.clone(), ports, endpoints };
+        let slice = EndpointSlice { key: key.clone(), service: key.clone(), ports, endpoints, refused: None };
         self.0.slices.entry(key).or_default().push(Arc::new(slice));
         self
     }
@@ -114,6 +114,8 @@ fn record(pool: &str, holders: &[&str]) -> Record {
         epoch,
         since: k8s_openapi::apimachinery::pkg::apis::meta::v1::Time(jiff::Timestamp::UNIX_EPOCH),
         moved: None,
+        reach: None,
+        unforwarded: vec![],
     };
     Record {
         address: [192, 0, 2, 200].into(),

@@ -20,6 +20,11 @@ async fn changes_of_endpoints_and_ports_show_at_once() -> Result<()> {
     world.service("web", json!({})).await?;
     let address = world.address("web").await?;
     wait_until(SOON, "an answer", async || world.lan.tcp(address)).await?;
+    let says = |condition: &str| {
+        let condition = format!("--for=condition=landfall.dev/Forwarding={condition}");
+        world.kubectl(&["wait", &condition, "service/web", "--timeout=30s"])
+    };
+    says("true")?;
 
     // A port that no Service has is dropped; one without endpoints is refused.
     ensure!(world.lan.connect(address, 81)? == Connect::Silence);
@@ -32,9 +37,13 @@ async fn changes_of_endpoints_and_ports_show_at_once() -> Result<()> {
     })
     .await?;
     ensure!(world.lan.udp(address).is_err(), "UDP is answered without endpoints");
+    says("false")?;
     world.scale("web", 1).await?;
     world.endpoints("web", 1).await?;
     wait_until(AT_ONCE, "an answer after scaling up", async || world.lan.tcp(address)).await?;
+    says("true")?;
+    let row = world.kubectl(&["get", "lbip", "192.0.2.200"])?;
+    ensure!(row.contains("REACH") && row.contains("Spread"), "{row}");
 
     // The endpoint moves to another node: with the old one gone and the new one ready, only the new one answers.
     world.kubectl(&["delete", "deployment", "web", "--wait=true", "--cascade=foreground"])?;
@@ -75,8 +84,9 @@ async fn an_agent_that_is_killed_leaves_the_kernel_forwarding_and_flushes_nothin
     wait_until(SOON, "an answer", async || world.lan.tcp(address)).await?;
     let announcer = world.announcer(address).await?;
     let node = world.cluster.node(&announcer);
-    // With the numbers that the kernel gave to tables, chains and rules: they change if anything is made anew.
-    let rules = async || node.output(["nft", "-a", "list", "table", "ip", "landfall"]);
+    // With the numbers that the kernel gave to tables, chains and rules, which change if anything is made anew; without
+    // what was counted, which changes all the time.
+    let rules = async || node.output(["nft", "-a", "-s", "list", "table", "ip", "landfall"]);
     let before = rules().await?;
     node.kill("landfall node")?;
     let (mut lost, begun) = (0, Instant::now());

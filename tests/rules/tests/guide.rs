@@ -42,6 +42,15 @@ fn the_guide_lists_every_reason_why_an_address_is_announced_or_not() {
 }
 
 #[test]
+fn the_guide_lists_every_way_in_which_a_service_is_forwarded_or_not() {
+    let (source, guide) = (read("controller/src/forwarding.rs"), read("docs/guide/forwarding.md"));
+    let (said, listed) = (reasons(&source), table(&guide, "| reason | what it means | what to do |"));
+    assert!(said.contains("Spread") && said.len() > 8, "that can't be all of them: {said:?}");
+    assert_eq!(said, listed.iter().copied().collect(), "in the code, and in docs/guide/forwarding.md");
+    assert_eq!(said.len(), listed.len(), "one is listed twice: {listed:?}");
+}
+
+#[test]
 fn the_guide_lists_all_that_can_be_odd_about_an_address() {
     let (source, guide) = (read("controller/src/service_status.rs"), read("docs/guide/pools.md"));
     let (said, listed) = (reasons(&source), table(&guide, "## Editing and deleting pools"));

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use super::{number, text};
 use crate::netlink::attribute::Attributes;
 use crate::nft::element::{self, Key};
-use crate::nft::expression::Expression;
+use crate::nft::expression::{Expression, is_counter};
 use crate::nft::request::*;
 use crate::nft::skeleton::{self, COMMENT, Chain, Hook, Table};
 use crate::nft::userdata;
@@ -36,6 +36,7 @@ pub struct FoundSet {
     flags: u32,
     key: Option<(u32, u32)>,
     data: Option<(u32, u32)>,
+    counts: bool,
 }
 
 impl Found {
@@ -103,7 +104,8 @@ fn changing(table: Table, name: &str) -> Option<(Key, Chain)> {
                 || element::remembers(name).map(|s| (Key::Remember(family, s), skeleton::remember(family, s)));
             let returns =
                 || element::returns(name).map(|one| (Key::Return(family, one), skeleton::returning(family, one)));
-            way.or_else(remember).or_else(returns)
+            let counting = || (name == element::COUNTING).then(|| (Key::Counting(family), skeleton::counting(family)));
+            way.or_else(remember).or_else(returns).or_else(counting)
         }
         None => element::link(name).map(|link| (Key::Link(link), skeleton::ingress(link))),
     }
@@ -129,12 +131,13 @@ impl FoundSet {
             key: number(answer, SET_KEY_TYPE).zip(number(answer, SET_KEY_LEN)),
             // How long a verdict is, is the kernel's own business.
             data: data.map(|(kind, length)| (kind, if kind == skeleton::VERDICT { 0 } else { length })),
+            counts: answer.find(SET_EXPR).is_some_and(|expression| is_counter(expression.inner())),
         }
     }
 
     fn expected(set: &skeleton::Set) -> Self {
         let key = Some((set.key_type(), set.key_length()));
-        Self { name: set.name.to_owned(), flags: set.flags(), key, data: set.data() }
+        Self { name: set.name.to_owned(), flags: set.flags(), key, data: set.data(), counts: set.counts }
     }
 }
 

@@ -86,7 +86,9 @@ fn elements_of(table: Table) -> BoxedStrategy<Elements> {
         (address(), address()).prop_map(|(a, node)| (Key::Node(a), Value::NewAddress(node))),
         (frontend.clone(), any::<u32>()).prop_map(|(f, seconds)| (Key::Remembered(f), Value::Remember(seconds))),
         (frontend.clone(), range).prop_map(|(f, range)| (Key::Source(f, range), Value::Present)),
-        (frontend, any::<u32>(), endpoint).prop_map(|(f, i, e)| (Key::Endpoint(f, i), Value::Endpoint(e))),
+        (frontend.clone(), any::<u32>(), endpoint).prop_map(|(f, i, e)| (Key::Endpoint(f, i), Value::Endpoint(e))),
+        (frontend.clone()).prop_map(|f| (Key::Traffic(f), Value::Present)),
+        (frontend.clone()).prop_map(|f| (Key::Begun(f), Value::Present)),
         (address(), address()).prop_map(|(a, e)| (Key::Local(a, e), Value::Present)),
         (address(), address()).prop_map(|(a, e)| (Key::Hairpin(a, e), Value::Present)),
     ];

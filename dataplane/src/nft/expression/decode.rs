@@ -1,7 +1,7 @@
 //! Expressions read from what the kernel dumps.
 
 use super::numbers::*;
-use super::{Expression, Header, Marked, Meta, Register, Relation, Verdict, decode_value};
+use super::{Expression, Header, Marked, Meta, Register, Relation, Verdict, decode_value, is_counter};
 use crate::netlink::attribute::Attribute;
 
 fn header(number: u32) -> Option<Header> {
@@ -42,7 +42,7 @@ impl Expression {
             }
             "hash" => {
                 absent_or(HASH_TYPE, HASH_JENKINS)?;
-                is(HASH_SEED, SEED)?;
+                is(HASH_SEED, Self::SEED)?;
                 Some(Self::Hash {
                     from: register(HASH_SREG)?,
                     length: number(HASH_LEN)?,
@@ -151,11 +151,13 @@ impl Expression {
                 is(DYNSET_OP, DYNSET_UPDATE)?;
                 let timeout = data.find(DYNSET_TIMEOUT)?.u64()?;
                 (timeout % MILLISECONDS == 0).then_some(())?;
-                Some(Self::Update {
-                    map: data.find(DYNSET_SET_NAME)?.text()?.to_owned(),
-                    value: register(DYNSET_SREG_DATA)?,
-                    seconds: u32::try_from(timeout / MILLISECONDS).ok()?,
-                })
+                let seconds = u32::try_from(timeout / MILLISECONDS).ok()?;
+                let set = data.find(DYNSET_SET_NAME)?.text()?.to_owned();
+                match (data.find(DYNSET_SREG_DATA), data.find(DYNSET_EXPR)) {
+                    (Some(value), None) => Some(Self::Update { map: set, value: Register::decode(value)?, seconds }),
+                    (None, Some(counter)) => is_counter(counter.inner()).then_some(Self::Count { set, seconds }),
+                    _ => None,
+                }
             }
             "byteorder" => {
                 is(BYTEORDER_OP, BYTEORDER_HTON)?;

@@ -1,7 +1,7 @@
 //! Expressions written into messages.
 
 use super::numbers::*;
-use super::{Expression, Marked, Register, encode_value};
+use super::{Expression, Marked, Register, encode_counter, encode_value};
 use crate::netlink::attribute::Writer;
 
 impl Written {
@@ -39,7 +39,7 @@ impl Expression {
             }
             Self::Hash { from, length, modulus, offset, into } => {
                 data.u32(HASH_SREG, from.number()).u32(HASH_DREG, into.number()).u32(HASH_LEN, *length);
-                data.u32(HASH_MODULUS, *modulus).u32(HASH_SEED, SEED).u32(HASH_OFFSET, *offset);
+                data.u32(HASH_MODULUS, *modulus).u32(HASH_SEED, Self::SEED).u32(HASH_OFFSET, *offset);
                 data.u32(HASH_TYPE, HASH_JENKINS);
                 "hash"
             }
@@ -137,6 +137,12 @@ impl Expression {
                 data.u32(DYNSET_OP, DYNSET_DELETE);
                 data.u32(DYNSET_SREG_KEY, Register::FIRST.number()).u32(DYNSET_SREG_DATA, value.number());
                 data.text(DYNSET_SET_NAME, map);
+                "dynset"
+            }
+            Self::Count { set, seconds } => {
+                data.u32(DYNSET_OP, DYNSET_UPDATE).u64(DYNSET_TIMEOUT, u64::from(*seconds) * MILLISECONDS);
+                data.u32(DYNSET_SREG_KEY, Register::FIRST.number()).text(DYNSET_SET_NAME, set);
+                data.nested(DYNSET_EXPR, encode_counter);
                 "dynset"
             }
             Self::ToNetworkOrder { register } => {

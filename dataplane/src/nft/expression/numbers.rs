@@ -96,9 +96,13 @@ pub(super) const DYNSET_OP: u16 = 3;
 pub(super) const DYNSET_SREG_KEY: u16 = 4;
 pub(super) const DYNSET_SREG_DATA: u16 = 5;
 pub(super) const DYNSET_TIMEOUT: u16 = 6;
+pub(super) const DYNSET_EXPR: u16 = 7;
 pub(super) const DYNSET_FLAGS: u16 = 9;
 pub(super) const DYNSET_UPDATE: u32 = 1;
 pub(super) const DYNSET_DELETE: u32 = 2;
+pub(super) const COUNTER: &str = "counter";
+pub(super) const COUNTER_BYTES: u16 = 1;
+pub(super) const COUNTER_PACKETS: u16 = 2;
 pub(super) const MILLISECONDS: u64 = 1000;
 pub(super) const IMMEDIATE_DREG: u16 = 1;
 pub(super) const IMMEDIATE_DATA: u16 = 2;
@@ -165,9 +169,6 @@ pub(super) fn port(protocol: u8) -> Written {
     };
     Written { header: Header::Transport, offset: 2, length: 2, checksum }
 }
-
-/// What every hash begins with: any number will do, but all nodes must have the same.
-pub(super) const SEED: u32 = 0x4c66;
 
 /// The numbers by which a family goes in expressions.
 pub(super) struct Numbers {

@@ -5,7 +5,7 @@ use crds::service::Family;
 
 use super::field::{FRONTEND, Field, equals, icmp_type, load, lookup, protocol_is, rule, rule_first, verdict_map};
 use super::{Chain, Data, Hook, Set, Type};
-use crate::nft::element::{chain, refusing, remembering};
+use crate::nft::element::{COUNTING, chain, refusing, remembering};
 use crate::nft::expression::{Expression, Register, Relation, Verdict};
 use crate::ruleset::Way;
 
@@ -16,6 +16,8 @@ const BEFORE_SRCNAT: i32 = 90;
 /// After everybody's destination nat, which the kernel does at -100 whatever priority a nat chain has; and, of such chains,
 /// after kube-proxy's.
 const AFTER_DSTNAT: i32 = -90;
+/// Before everybody's destination nat.
+const BEFORE_ALL_DSTNAT: i32 = -105;
 
 const PREROUTING: u32 = 0;
 const INPUT: u32 = 1;
@@ -25,6 +27,13 @@ const POSTROUTING: u32 = 4;
 /// anywhere until others have been away for long enough. Each takes some 120 bytes of the kernel, which nobody should
 /// be able to fill with made-up addresses.
 const MOST_REMEMBERED: u32 = 1 << 18;
+/// How many ports of lb_ips, and how many lb_ips, what is dropped or refused is counted of in each family. No packet can
+/// make up one, so there are no more than Services have; beyond it is dropped uncounted.
+const MOST_COUNTED: u32 = 1 << 16;
+/// For how many seconds that is kept after the last one: a day. What is deleted leaves nothing for longer.
+const COUNTED: u32 = 86_400;
+/// The chain that drops who may not use a Service, and the set that counts them.
+const DENIED: &str = "denied";
 
 /// All sets and maps of a table, in the order in which they are made.
 pub fn sets(family: Family) -> Vec<Set> {
@@ -33,6 +42,9 @@ pub fn sets(family: Family) -> Vec<Set> {
     let set = Set::new;
     let ranges = |set| Set { ranges: true, ..set };
     let endpoint = Data::Endpoint(family);
+    let counts = |set| Set { counts: true, ..set };
+    let counted_once = |set| Set { learned: Some(MOST_COUNTED), ..set };
+    let front = &[address, Protocol, Port];
     vec![
         set("addresses", &[address], Data::None, "every lb_ip"),
         ranges(set("pods", &[address], Data::None, "where this node's pods have their addresses from")),
@@ -61,6 +73,11 @@ pub fn sets(family: Family) -> Vec<Set> {
         },
         set("local", &[address, address], Data::None, "endpoints on this node, which see the client's address"),
         set("hairpin", &[address, address, address], Data::None, "endpoints that call themselves"),
+        counts(set("traffic", front, Data::None, "packets that came")),
+        counts(set("begun", front, Data::None, "connections that were sent on")),
+        counted_once(set("denied", front, Data::None, "packets dropped because of where they come from")),
+        counted_once(set("refusals", front, Data::None, "packets refused because there is no endpoint")),
+        counted_once(set("strays", &[address], Data::None, "packets dropped because nobody serves them here")),
     ]
 }
 
@@ -74,6 +91,7 @@ pub fn chains(family: Family) -> Vec<Chain> {
     let pods = || rule(load(family, &[Field::Source]), [lookup("pods")]);
     let translate = |map| rule(load(family, FRONTEND), [verdict_map(map)]);
     vec![
+        Chain { name: DENIED.into(), hook: None, rules: counted(family, FRONTEND, DENIED, Verdict::Drop) },
         Chain { name: refusing(false), hook: None, rules: refuse(family) },
         Chain { name: refusing(true), hook: None, rules: rule_first(keep_out(family), refuse(family)) },
         Chain { name: "unserved".into(), hook: None, rules: unserved(family) },
@@ -124,6 +142,7 @@ pub fn way(family: Family, way: Way) -> Chain {
             vec![readdress(family, FRONTEND, "cluster-ips", Expression::SetDestination(family))]
         }
     };
+    rules = rule_first(rule(load(family, FRONTEND), [lookup("begun")]), rules);
     if way.restricted {
         rules = rule_first(keep_out(family), rules);
     }
@@ -166,16 +185,32 @@ fn picked(family: Family, way: Way) -> Vec<Vec<Expression>> {
     rules
 }
 
-/// `ip daddr . meta l4proto . th dport . ip saddr != @sources drop`
+/// `ip daddr . meta l4proto . th dport . ip saddr != @sources goto denied`
 fn keep_out(family: Family) -> Vec<Expression> {
     let key = load(family, &[Field::Destination, Field::ProtocolInRange, Field::Port, Field::Source]);
-    rule(key, [Expression::Absent { set: "sources".into() }, Expression::Verdict(Verdict::Drop)])
+    rule(key, [Expression::Absent { set: "sources".into() }, goto(DENIED)])
+}
+
+/// Counts a packet in this set, and then does that with it. These are two rules: what can't be counted, because the set is
+/// full, leaves the rule, and must not get by.
+fn counted(family: Family, key: &[Field], set: &str, then: Verdict) -> Vec<Vec<Expression>> {
+    let count = Expression::Count { set: set.into(), seconds: COUNTED };
+    vec![rule(load(family, key), [count]), vec![Expression::Verdict(then)]]
+}
+
+fn goto(chain: &str) -> Expression {
+    Expression::Verdict(Verdict::Goto(chain.into()))
 }
 
 /// For a port that a Service has and nobody serves, a client should know at once, not after its own timeout: TCP by a
 /// reset, the others by ICMP, which may be lost (the kernel limits how many it sends).
 fn refuse(family: Family) -> Vec<Vec<Expression>> {
-    vec![rule(protocol_is(TCP), [Expression::Reset]), vec![Expression::Unreachable(family)]]
+    let count = Expression::Count { set: "refusals".into(), seconds: COUNTED };
+    vec![
+        rule(load(family, FRONTEND), [count]),
+        rule(protocol_is(TCP), [Expression::Reset]),
+        vec![Expression::Unreachable(family)],
+    ]
 }
 
 /// Looks whether it should be remembered where a connection goes that was translated:
@@ -186,6 +221,18 @@ fn refuse(family: Family) -> Vec<Vec<Expression>> {
 fn learn(family: Family) -> Vec<Vec<Expression>> {
     let asked = || load(family, &[Field::LbIp, Field::Protocol, Field::LbPort]);
     [TCP, UDP, SCTP].map(|protocol| rule(protocol_is(protocol), rule(asked(), [verdict_map("remember")]))).into()
+}
+
+/// The chain that counts what comes, before it is translated: `ip daddr . meta l4proto . th dport @traffic`
+///
+/// Each packet passes it, those of others as well, which is why it is there only if it is wanted. What goes back would have
+/// to ask for its connection, at twice the price.
+pub fn counting(family: Family) -> Chain {
+    Chain {
+        name: COUNTING.to_owned(),
+        hook: Some(Hook { kind: "filter", number: PREROUTING, priority: BEFORE_ALL_DSTNAT, link: None }),
+        rules: vec![rule(load(family, FRONTEND), [lookup("traffic")])],
+    }
 }
 
 /// The chain that remembers for so many seconds:
@@ -219,7 +266,8 @@ fn unserved(family: Family) -> Vec<Vec<Expression>> {
         )),
     };
     let refused = rule(load(family, FRONTEND), [verdict_map("refused")]);
-    neighbours.into_iter().chain([refused, vec![Expression::Verdict(Verdict::Drop)]]).collect()
+    let stray = counted(family, &[Field::Destination], "strays", Verdict::Drop);
+    neighbours.into_iter().chain([refused]).chain(stray).collect()
 }
 
 /// Which source a connection that was translated gets, before it leaves for its endpoint.
@@ -254,7 +302,7 @@ fn translated(family: Family, chain: &str) -> Vec<Expression> {
         Expression::Compare { relation: Relation::NotEqual, value: vec![0; 4] },
     ];
     let lb_ip = rule(load(family, &[Field::LbIp]), [lookup("addresses")]);
-    rule(status, rule(lb_ip, [Expression::Verdict(Verdict::Goto(chain.into()))]))
+    rule(status, rule(lb_ip, [goto(chain)]))
 }
 
 /// `ip daddr @addresses icmp type echo-request redirect`: this node answers a ping in the name of the lb_ip.
@@ -269,8 +317,7 @@ fn ping(family: Family) -> Vec<Expression> {
 
 /// `ip daddr @addresses goto unserved`
 fn to_lb_ip(family: Family) -> Vec<Expression> {
-    let go = Expression::Verdict(Verdict::Goto("unserved".into()));
-    rule(load(family, &[Field::Destination]), [lookup("addresses"), go])
+    rule(load(family, &[Field::Destination]), [lookup("addresses"), goto("unserved")])
 }
 
 /// An RTN_LOCAL route: the address is this host's own.

@@ -94,6 +94,7 @@ pub fn slice(n: u32, port: u16, endpoints: impl IntoIterator<Item = Endpoint>) -
         service: key.clone(),
         ports: ports.map(|(name, protocol)| ((name.into(), protocol), port)).into(),
         endpoints: endpoints.into_iter().collect(),
+        refused: None,
         key,
     })
 }

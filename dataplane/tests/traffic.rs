@@ -1,0 +1,137 @@
+//! What is counted of what comes for Services, by the kernel, and what is made of that.
+
+mod programmed;
+mod sample;
+mod world;
+
+use std::collections::BTreeMap;
+
+use crds::Key;
+use crds::Protocol::{Tcp, Udp};
+use dataplane::engine::{Applied, count};
+use dataplane::nft::element::Frontend;
+use dataplane::traffic::{Count, Counted, Numbers, Traffic, of_services};
+use dataplane::{Snapshot, ruleset::ruleset};
+use netns::Namespace;
+use programmed::{apply, engine, on, web, with_pods};
+use sample::{ip, nothing, service, snapshot};
+use std::sync::Arc;
+use world::{Net, PATIENCE, SILENCE, World, ask_tcp, ask_udp, connect, udp, wait_for};
+
+/// What node `n1` has counted for the Service `web` of this snapshot.
+fn of_web(world: &World, snapshot: &Snapshot, net: Net) -> Numbers {
+    let counted = world.n1.run(|| count().expect("counted"));
+    of_services(snapshot, &counted, 10).busiest[&(Key::new("default", "web"), ip(net.lb_ip))]
+}
+
+fn strays(host: &Namespace) -> u64 {
+    of_services(&nothing(), &host.run(|| count().expect("counted")), 10).strays
+}
+
+#[test]
+fn what_comes_for_a_service_is_counted_and_changes_of_endpoints_reset_nothing() {
+    Net::each(|net| {
+        let world = World::new();
+        let (near, far) = (world.pod(1, 5), world.pod(2, 5));
+        let mut engine = engine(&world);
+        let told = |endpoints: Vec<_>| Snapshot { counts: true, ..snapshot([web(net, endpoints)]) };
+        let one = told(vec![on(net, &near)]);
+        apply(&mut engine, &one);
+        assert_eq!(of_web(&world, &one, net), Numbers::default());
+        for _ in 0..7 {
+            ask_tcp(&world.client, &net.port(80));
+        }
+        let client = udp(&world.client, &net.port(80));
+        for _ in 0..3 {
+            ask_udp(&client).expect("an answer");
+        }
+        // Three datagrams; and of each connection of TCP at least the SYN, its ACK, and an end.
+        let first = of_web(&world, &one, net);
+        assert_eq!(first.connections, 8);
+        assert!((3 + 7 * 3..500).contains(&first.packets), "{first:?}");
+        assert!(first.bytes > first.packets * 28, "{first:?}");
+        assert_eq!((first.denied, first.refused, strays(&world.n1)), (0, 0, 0));
+
+        let both = told(vec![on(net, &near), on(net, &far)]);
+        apply(&mut engine, &both);
+        assert_eq!(of_web(&world, &both, net).connections, 8);
+        ask_tcp(&world.client, &net.port(80));
+        let none = told(vec![]);
+        apply(&mut engine, &none);
+        assert!(connect(&world.client, &net.port(80), PATIENCE).is_err(), "refused");
+        let second = of_web(&world, &none, net);
+        assert_eq!((second.connections, second.denied), (9, 0));
+        assert!(second.refused >= 1 && second.packets > first.packets && second.bytes > first.bytes, "{second:?}");
+        apply(&mut engine, &both);
+        let third = of_web(&world, &both, net);
+        assert_eq!((third.connections, third.refused), (9, second.refused));
+
+        // What was counted is neither damage nor something to change, also to one that starts.
+        assert_eq!(engine.check().expect("check"), None);
+        let again = Arc::new(ruleset(&with_pods(both)));
+        assert_eq!(programmed::engine(&world).apply(&again).expect("apply"), Applied::new());
+        apply(&mut engine, &nothing());
+        assert_eq!(world.n1.run(|| count().expect("counted")), Counted::default());
+    });
+}
+
+#[test]
+fn what_is_dropped_is_counted_by_why() {
+    Net::each(|net| {
+        let world = World::new();
+        let pod = world.pod(1, 5);
+        let mut engine = engine(&world);
+        let closed = snapshot([web(net, [on(net, &pod)]).only_from(&[net.pods])]);
+        apply(&mut engine, &closed);
+        assert!(connect(&world.client, &net.port(80), SILENCE).is_err(), "dropped");
+        udp(&world.client, &net.port(80)).send(b"?").expect("send");
+        wait_for("both to be counted", || of_web(&world, &closed, net).denied >= 2);
+        let counted = of_web(&world, &closed, net);
+        assert_eq!((counted.connections, counted.packets, counted.refused, strays(&world.n1)), (0, 0, 0, 0));
+        udp(&world.client, &net.port(81)).send(b"?").expect("send");
+        wait_for("what nobody serves to be counted", || strays(&world.n1) == 1);
+        assert_eq!(of_web(&world, &closed, net), counted);
+    });
+}
+
+#[test]
+fn the_busiest_are_listed_and_the_others_summed() {
+    let described = |name: &str, address: &str, port| service(name).holds(address).port("", Tcp, port);
+    let twice = described("twice", "192.0.2.10", 80).holds("192.0.2.11").port("dns", Udp, 53);
+    // `late` claims a port that `early` has.
+    let shared = ["early", "late"].map(|name| described(name, "192.0.2.12", 80));
+    let [early, late] = shared;
+    let snapshot = snapshot([twice, early, late, described("idle", "192.0.2.13", 80)]);
+    let front = |address: &str, protocol, port| Frontend { address: ip(address), protocol, port };
+    let count = |packets| Count { packets, bytes: packets * 100 };
+    let counted = Counted {
+        traffic: BTreeMap::from([
+            (front("192.0.2.10", Tcp, 80), count(5)),
+            (front("192.0.2.10", Udp, 53), count(2)),
+            (front("192.0.2.11", Tcp, 80), count(1)),
+            (front("192.0.2.12", Tcp, 80), count(3)),
+            (front("192.0.2.99", Tcp, 80), count(100)),
+        ]),
+        begun: BTreeMap::from([(front("192.0.2.10", Tcp, 80), count(4))]),
+        denied: BTreeMap::from([(front("192.0.2.12", Tcp, 80), count(9))]),
+        refusals: BTreeMap::from([(front("192.0.2.13", Tcp, 80), count(2))]),
+        strays: BTreeMap::from([(ip("192.0.2.10"), count(1)), (ip("192.0.2.13"), count(1))]),
+    };
+    let key = |name: &str, address: &str| (Key::new("default", name), ip(address));
+    let early = Numbers { packets: 3, bytes: 300, denied: 9, ..Numbers::default() };
+    let ten = Numbers { packets: 7, bytes: 700, connections: 4, ..Numbers::default() };
+    let eleven = Numbers { packets: 1, bytes: 100, ..Numbers::default() };
+    let idle = Numbers { refused: 2, ..Numbers::default() };
+    let two = BTreeMap::from([(key("early", "192.0.2.12"), early), (key("twice", "192.0.2.10"), ten)]);
+    let others = Some(Numbers { packets: 1, bytes: 100, refused: 2, ..Numbers::default() });
+    assert_eq!(of_services(&snapshot, &counted, 2), Traffic { busiest: two.clone(), others, strays: 2 });
+    let rest = [
+        (key("twice", "192.0.2.11"), eleven),
+        (key("idle", "192.0.2.13"), idle),
+        (key("late", "192.0.2.12"), Numbers::default()),
+    ];
+    let all = two.into_iter().chain(rest).collect();
+    assert_eq!(of_services(&snapshot, &counted, 5), Traffic { busiest: all, others: None, strays: 2 });
+    let others = Some([early, ten, eleven, idle].into_iter().sum());
+    assert_eq!(of_services(&snapshot, &counted, 0), Traffic { busiest: BTreeMap::new(), others, strays: 2 });
+}
