@@ -60,12 +60,7 @@ impl Report {
         self.lines.iter().map(|line| format!("{line}\n")).collect()
     }
 
-    /// The JSON object.
-    pub fn json(&self) -> String {
-        format!("{:#}\n", Value::Object(self.figures.clone()))
-    }
-
-    /// The JSON object, with the figures of an earlier one that this report does not have. One that can't be read has none.
+    /// The flat JSON object, with the figures of an earlier one that this report does not have. One that can't be read has none.
     pub fn json_over(&self, earlier: &str) -> String {
         let mut figures: Map<String, Value> = serde_json::from_str(earlier).unwrap_or_default();
         figures.extend(self.figures.clone());
@@ -101,7 +96,7 @@ mod tests {
             "",
         ];
         assert_eq!(report.table(), table.join("\n"));
-        let json: Value = serde_json::from_str(&report.json()).expect("JSON");
+        let json: Value = serde_json::from_str(&report.json_over("")).expect("JSON");
         let expected = json!({
             "bulk_ratio_1k": 0.9124, "bulk_ratio_1k_min": 0.8, "bulk_ratio_1k_max": 1.0, "restart_writes": 0.0,
         });

@@ -143,7 +143,9 @@ async fn measure(cli: Cli) -> Result<()> {
     print(&format!("\n{}", report.table()))?;
     let path = root().join("target/bench/controller.json");
     std::fs::create_dir_all(path.parent().context("invariant: it has a parent")?)?;
-    std::fs::write(&path, report.json()).with_context(|| format!("write {}", path.display()))?;
+    // Parts that were measured before and are not wanted now keep their figures.
+    let earlier = if cli.only.is_empty() { String::new() } else { std::fs::read_to_string(&path).unwrap_or_default() };
+    std::fs::write(&path, report.json_over(&earlier)).with_context(|| format!("write {}", path.display()))?;
     print(&format!("\nwrote {} after {} s\n", path.display(), bench.began.elapsed().as_secs()))
 }
 
