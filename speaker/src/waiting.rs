@@ -2,12 +2,16 @@
 //!
 //! It has no async runtime. Sixty times a second it wakes for a packet or to send one, and what a runtime does around that
 //! cost as much as the packets themselves.
-#![allow(unsafe_code)]
 
 use std::io::{self, PipeReader, PipeWriter, Read, Write};
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
+use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
 use std::time::Duration;
+
+use nix::errno::Errno;
+use nix::fcntl::OFlag;
+use nix::poll::{PollFd, PollFlags, ppoll};
+use nix::unistd::pipe2;
 
 /// Why a descriptor is looked at.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -37,21 +41,15 @@ impl Ready {
 pub fn sleep<const N: usize>(fds: [(BorrowedFd<'_>, For); N], most: Option<Duration>) -> io::Result<Ready> {
     const { assert!(N <= u32::BITS as usize) };
     let mut asked = fds.map(|(fd, why)| {
-        let events = if why == For::Both { libc::POLLIN | libc::POLLOUT } else { libc::POLLIN };
-        libc::pollfd { fd: fd.as_raw_fd(), events, revents: 0 }
+        let both = PollFlags::POLLIN | PollFlags::POLLOUT;
+        PollFd::new(fd, if why == For::Both { both } else { PollFlags::POLLIN })
     });
-    let most = most.map(|most| libc::timespec {
-        tv_sec: most.as_secs().try_into().unwrap_or(libc::time_t::MAX),
-        tv_nsec: most.subsec_nanos().into(),
-    });
-    let timeout = most.as_ref().map_or(std::ptr::null(), std::ptr::from_ref);
-    // SAFETY: `asked` is as long as said and outlives the call, as does `most`; no signal mask is set.
-    let result = unsafe { libc::ppoll(asked.as_mut_ptr(), N as libc::nfds_t, timeout, std::ptr::null()) };
-    if result < 0 {
-        let error = io::Error::last_os_error();
-        return if error.kind() == io::ErrorKind::Interrupted { Ok(Ready::default()) } else { Err(error) };
+    match ppoll(&mut asked, most.map(Into::into), None) {
+        Ok(_) => {}
+        Err(Errno::EINTR) => return Ok(Ready::default()),
+        Err(error) => return Err(error.into()),
     }
-    let ready = asked.iter().enumerate().filter(|(_, fd)| fd.revents != 0);
+    let ready = asked.iter().enumerate().filter(|(_, fd)| fd.any().unwrap_or(true));
     Ok(Ready(ready.fold(0, |bits, (at, _)| bits | 1 << at)))
 }
 
@@ -72,11 +70,9 @@ pub struct Ear {
 /// # Errors
 /// If there are no descriptors left.
 pub fn bell() -> io::Result<(Bell, Ear)> {
-    let (reader, writer) = io::pipe()?;
-    set_nonblocking(reader.as_raw_fd())?;
-    set_nonblocking(writer.as_raw_fd())?;
-    let bell = Bell(Arc::new(writer));
-    Ok((bell.clone(), Ear { reader, _bell: bell }))
+    let (reader, writer) = pipe2(OFlag::O_NONBLOCK | OFlag::O_CLOEXEC)?;
+    let bell = Bell(Arc::new(writer.into()));
+    Ok((bell.clone(), Ear { reader: reader.into(), _bell: bell }))
 }
 
 impl Bell {
@@ -98,15 +94,6 @@ impl Ear {
         let mut rung = [0; 64];
         while self.reader.read(&mut rung).is_ok_and(|count| count == rung.len()) {}
     }
-}
-
-fn set_nonblocking(fd: RawFd) -> io::Result<()> {
-    // SAFETY: these calls read and write nothing but the flags of a descriptor that the caller holds open.
-    let result = unsafe {
-        let flags = libc::fcntl(fd, libc::F_GETFL);
-        if flags < 0 { flags } else { libc::fcntl(fd, libc::F_SETFL, flags | libc::O_NONBLOCK) }
-    };
-    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 
 #[cfg(test)]
