@@ -41,7 +41,7 @@ pub struct Peer {
     pub liveness: Liveness,
     /// Whether it counts, as of the last look.
     pub standing: Standing,
-    /// Since when it has been alive, if it is.
+    /// Since when it has stood so.
     pub since: Duration,
     /// It is about to go.
     pub leaving: bool,
@@ -153,8 +153,18 @@ impl Peer {
 
     /// Whether it may have a claim to `lb_ip` that isn't known here: its digest says so.
     pub fn may_claim(&self, lb_ip: IpAddr, now: Duration) -> bool {
-        let (unread, since) = self.unread;
-        self.holds() && unread & 1 << self.claims.bucket(lb_ip) != 0 && now < since + self.liveness.interval() * UNREAD
+        self.holds() && self.is_unread(lb_ip) && now < self.unread.1 + self.liveness.interval() * UNREAD
+    }
+
+    /// Whether it fell silent less than an interval ago as one that had not said good-bye, and what it said of `lb_ip` last is
+    /// known.
+    pub fn has_just_died(&self, lb_ip: IpAddr, now: Duration) -> bool {
+        let is_dead = self.standing == Standing::Dead && !self.leaving;
+        is_dead && !self.is_unread(lb_ip) && now < self.since + self.liveness.interval()
+    }
+
+    fn is_unread(&self, lb_ip: IpAddr) -> bool {
+        self.unread.0 & 1 << self.claims.bucket(lb_ip) != 0
     }
 }
 

@@ -74,7 +74,7 @@ impl Segment {
         } else {
             self.epochs.remove(&lb_ip);
         }
-        let company = self.company(context, lb_ip, wanted);
+        let company = self.company(context, lb_ip, wanted, others);
         // Looking at each peer for each address is much, where there are many, and for nothing while we listen.
         let may = self.may(context, lb_ip, wanted);
         let preference = wanted.and_then(|wanted| wanted.candidates.preference(&context.config.node, &self.link.name));
@@ -231,11 +231,17 @@ impl Segment {
         Ok(())
     }
 
-    fn company(&self, context: &Context<'_>, lb_ip: IpAddr, wanted: Option<&Wanted>) -> Company {
+    fn company(
+        &self,
+        context: &Context<'_>,
+        lb_ip: IpAddr,
+        wanted: Option<&Wanted>,
+        others: &[(String, Claim)],
+    ) -> Company {
         let now = context.now;
         let unread = || self.peers.values().any(|peer| peer.may_claim(lb_ip, now));
         let listening = !context.keys.can_speak() || self.is_listening(now, context.config);
-        if context.leaving || listening || unread() {
+        if context.leaving || listening || (unread() && !self.is_bequeathed(now, lb_ip, others)) {
             return Company::Listening;
         }
         let fresh = self.peers.values().filter(|peer| peer.standing == Standing::Alive && peer.liveness.is_fresh(now));
@@ -246,6 +252,14 @@ impl Segment {
             return Company::Listening;
         }
         if self.is_backed(context, wanted) { Company::Backed } else { Company::Lonely }
+    }
+
+    /// Whether the owner of `lb_ip` has died just now and meant to keep it up to then. Somebody whose claims aren't read yet can
+    /// have taken it only as we would, because the owner is dead: two who do that at a time go by their ranks as soon as they
+    /// hear of each other. So nobody waits for what that one has to say of other addresses.
+    fn is_bequeathed(&self, now: Duration, lb_ip: IpAddr, others: &[(String, Claim)]) -> bool {
+        let Some((owner, claim)) = others.iter().max_by_key(|(_, claim)| *claim) else { return false };
+        claim.held && claim.kept && self.peers.get(owner).is_some_and(|peer| peer.has_just_died(lb_ip, now))
     }
 
     /// Whether enough others are heard to announce an address unasked.
