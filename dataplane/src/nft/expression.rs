@@ -274,6 +274,11 @@ pub enum Expression {
         /// The bits that are set besides, none of which is kept.
         set: u32,
     },
+    /// Loads the state bits of the packet: what it is to connection tracking.
+    State {
+        /// Where to.
+        into: Register,
+    },
     /// Loads the status bits of the connection.
     Status {
         /// Where to.

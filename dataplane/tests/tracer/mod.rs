@@ -240,6 +240,8 @@ impl Machine {
                 state.load(*into, &state.packet.port.to_be_bytes()[..1]);
             }
             Expression::Protocol { into } => state.load(*into, &[state.packet.protocol]),
+            // What is traced begins a connection.
+            Expression::State { into } => state.load(*into, &8u32.to_ne_bytes()),
             Expression::Status { into } => {
                 let translated = if state.now == state.original { 0u32 } else { 1 << 5 };
                 state.load(*into, &translated.to_ne_bytes());

@@ -92,6 +92,7 @@ impl Expression {
                 let into = register(CT_DREG)?;
                 match (number(CT_KEY)?, data.find(CT_DIRECTION).and_then(|direction| direction.u8())) {
                     (CT_WAY, None) => Some(Self::Direction { into }),
+                    (CT_STATE, None) => Some(Self::State { into }),
                     (CT_STATUS, None) => Some(Self::Status { into }),
                     (CT_PROTO_DST, Some(CT_ORIGINAL)) => Some(Self::OriginalPort { into }),
                     (CT_PROTO_SRC, Some(CT_REPLY)) => Some(Self::AnsweringPort { into }),

@@ -79,6 +79,10 @@ impl Expression {
                 data.u32(CT_KEY, CT_MARK).u32(CT_SREG, Register::FIRST.number());
                 "ct"
             }
+            Self::State { into } => {
+                data.u32(CT_KEY, CT_STATE).u32(CT_DREG, into.number());
+                "ct"
+            }
             Self::Status { into } => {
                 data.u32(CT_KEY, CT_STATUS).u32(CT_DREG, into.number());
                 "ct"

@@ -49,6 +49,7 @@ pub(super) const CT_DREG: u16 = 1;
 pub(super) const CT_KEY: u16 = 2;
 pub(super) const CT_DIRECTION: u16 = 3;
 pub(super) const CT_SREG: u16 = 4;
+pub(super) const CT_STATE: u32 = 0;
 pub(super) const CT_WAY: u32 = 1;
 pub(super) const CT_STATUS: u32 = 2;
 pub(super) const CT_MARK: u32 = 3;

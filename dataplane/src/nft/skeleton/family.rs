@@ -34,6 +34,10 @@ const MOST_COUNTED: u32 = 1 << 16;
 const COUNTED: u32 = 86_400;
 /// The chain that drops who may not use a Service, and the set that counts them.
 const DENIED: &str = "denied";
+/// The chain that drops and counts what nobody serves here.
+const STRAY: &str = "stray";
+/// The chain for what belongs to no connection.
+const INVALID: &str = "invalid";
 
 /// All sets and maps of a table, in the order in which they are made.
 pub fn sets(family: Family) -> Vec<Set> {
@@ -78,6 +82,7 @@ pub fn sets(family: Family) -> Vec<Set> {
         counted_once(set("denied", front, Data::None, "packets dropped because of where they come from")),
         counted_once(set("refusals", front, Data::None, "packets refused because there is no endpoint")),
         counted_once(set("strays", &[address], Data::None, "packets dropped because nobody serves them here")),
+        counted_once(set("elsewhere", front, Data::None, "endpoints on other nodes that connections were sent to")),
     ]
 }
 
@@ -94,8 +99,14 @@ pub fn chains(family: Family) -> Vec<Chain> {
         Chain { name: DENIED.into(), hook: None, rules: counted(family, FRONTEND, DENIED, Verdict::Drop) },
         Chain { name: refusing(false), hook: None, rules: refuse(family) },
         Chain { name: refusing(true), hook: None, rules: rule_first(keep_out(family), refuse(family)) },
+        Chain {
+            name: STRAY.into(),
+            hook: None,
+            rules: counted(family, &[Field::Destination], "strays", Verdict::Drop),
+        },
         Chain { name: "unserved".into(), hook: None, rules: unserved(family) },
         Chain { name: "learn".into(), hook: None, rules: learn(family) },
+        Chain { name: INVALID.into(), hook: None, rules: invalid(family) },
         Chain { name: "source".into(), hook: None, rules: source_rules(family) },
         base(
             "nat-prerouting",
@@ -115,7 +126,7 @@ pub fn chains(family: Family) -> Vec<Chain> {
         base("late-output", "nat", OUTPUT, AFTER_DSTNAT, vec![unproxied(family)]),
         base("nat-input", "nat", INPUT, BEFORE_SRCNAT, vec![translated(family, "learn")]),
         base("nat-postrouting", "nat", POSTROUTING, BEFORE_SRCNAT, vec![translated(family, "source")]),
-        base("filter-prerouting", "filter", PREROUTING, AFTER_DSTNAT, vec![to_lb_ip(family)]),
+        base("filter-prerouting", "filter", PREROUTING, AFTER_DSTNAT, vec![to_invalid(), to_lb_ip(family)]),
         base("filter-output", "filter", OUTPUT, AFTER_DSTNAT, vec![to_lb_ip(family)]),
     ]
 }
@@ -266,8 +277,35 @@ fn unserved(family: Family) -> Vec<Vec<Expression>> {
         )),
     };
     let refused = rule(load(family, FRONTEND), [verdict_map("refused")]);
-    let stray = counted(family, &[Field::Destination], "strays", Verdict::Drop);
-    neighbours.into_iter().chain([refused]).chain(stray).collect()
+    neighbours.into_iter().chain([refused, vec![goto(STRAY)]]).collect()
+}
+
+/// `ct state invalid meta l4proto tcp goto invalid`
+fn to_invalid() -> Vec<Expression> {
+    let state = vec![
+        Expression::State { into: Register::FIRST },
+        Expression::Mask(STATE_INVALID.to_ne_bytes().to_vec()),
+        Expression::Compare { relation: Relation::NotEqual, value: vec![0; 4] },
+    ];
+    rule(rule(state, protocol_is(TCP)), [goto(INVALID)])
+}
+
+/// What happens to a segment that belongs to no connection, or not to this moment of one, such as one far out of the window.
+///
+/// The kernel does not translate it. So an answer of an endpoint would reach the client from an address that this one has never
+/// asked, or, where the source of the connection was replaced, this node itself: and either would refuse it with a reset, which
+/// breaks the connection at the endpoint. What comes for an lb_ip must not be refused either: the connection may be a good one.
+/// Nothing is known of the connection here; so who sent it must be a pod of this node, or an endpoint that connections were
+/// sent to.
+fn invalid(family: Family) -> Vec<Vec<Expression>> {
+    let drop = || Expression::Verdict(Verdict::Drop);
+    let stray = rule(load(family, &[Field::Destination]), [lookup("addresses"), goto(STRAY)]);
+    let answer = load(family, &[Field::Source, Field::Protocol, Field::SourcePort]);
+    vec![
+        stray,
+        rule(load(family, &[Field::Source]), [lookup("pods"), drop()]),
+        rule(protocol_is(TCP), rule(answer, [lookup("elsewhere"), drop()])),
+    ]
 }
 
 /// Which source a connection that was translated gets, before it leaves for its endpoint.
@@ -275,8 +313,13 @@ fn source_rules(family: Family) -> Vec<Vec<Expression>> {
     use Field::{Destination, LbIp, Source};
     let load = |fields: &[Field]| load(family, fields);
     let keep = || Expression::Verdict(Verdict::Return);
+    let not_here = rule(load(&[LbIp, Destination]), [Expression::Absent { set: "local".into() }]);
+    let endpoint = load(&[Destination, Field::Protocol, Field::Port]);
+    let note = Expression::Count { set: "elsewhere".into(), seconds: COUNTED };
     vec![
         vec![Expression::Verdict(Verdict::Jump("learn".into()))],
+        // Its answers can't be told by their address alone: see [`invalid`].
+        rule(protocol_is(TCP), rule(not_here, rule(endpoint, [note]))),
         // A pod that calls itself through the lb_ip would take the answer for a stranger's.
         rule(load(&[LbIp, Source, Destination]), [lookup("hairpin"), Expression::Masquerade]),
         // This node itself: the route to the lb_ip chose its source address, which may be one that does not lead
@@ -324,6 +367,8 @@ fn to_lb_ip(family: Family) -> Vec<Expression> {
 const RTN_LOCAL: u32 = 2;
 /// The connection's destination is translated (IPS_DST_NAT).
 const IPS_DST_NAT: u32 = 1 << 5;
+/// The packet belongs to no connection (NF_CT_STATE_INVALID_BIT).
+const STATE_INVALID: u32 = 1;
 const ICMP: u8 = 1;
 const TCP: u8 = 6;
 const UDP: u8 = 17;

@@ -42,6 +42,7 @@ enum Kind {
     TcpFlags,
     FragmentOffset,
     Fragment,
+    State,
     Status,
     SourceType,
     Direction,
@@ -98,6 +99,7 @@ impl Line {
             Expression::Random { modulus, offset, into } => {
                 self.load(*into, format!("numgen random mod {modulus}{}", from_on(*offset)), Kind::Plain);
             }
+            Expression::State { into } => self.load(*into, "ct state", Kind::State),
             Expression::Status { into } => self.load(*into, "ct status", Kind::Status),
             Expression::OriginalDestination { family, into } => {
                 self.load(*into, format!("ct original {} daddr", name(*family)), Kind::Plain);
@@ -266,6 +268,7 @@ impl Line {
                 let no = if relation == Relation::Equal { "! " } else { "" };
                 self.say(format!("{words} {no}syn"));
             }
+            (Kind::State, _) => self.say(format!("{words} invalid")),
             (Kind::Status, _) => self.say(format!("{words} dnat")),
             (Kind::SourceType, _) => self.say(format!("{words} local")),
             (Kind::Direction, _) => self.say(format!("{words} {}", if first == 0 { "original" } else { "reply" })),
