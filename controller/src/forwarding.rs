@@ -28,10 +28,12 @@ enum Outcome {
     /// The nodes don't say.
     Unreported,
     NotAnnounced,
+    AnswersElsewhere,
     UnknownBackend,
     BackendUnavailable,
     InvalidSourceRange,
     EndpointsRefused,
+    RequestsFiltered,
     NoLocalEndpoints,
     NoEndpoints,
 }
@@ -46,6 +48,8 @@ impl Outcome {
             Self::Other => "Other",
             Self::Unreported => "Unreported",
             Self::NotAnnounced => "NotAnnounced",
+            Self::AnswersElsewhere => "AnswersElsewhere",
+            Self::RequestsFiltered => "RequestsFiltered",
             Self::UnknownBackend => "UnknownBackend",
             Self::BackendUnavailable => "BackendUnavailable",
             Self::InvalidSourceRange => "InvalidSourceRange",
@@ -82,6 +86,8 @@ impl Outcome {
             Shortcoming::InvalidSourceRange => Self::InvalidSourceRange,
             Shortcoming::BackendUnavailable => Self::BackendUnavailable,
             Shortcoming::UnknownBackend => Self::UnknownBackend,
+            Shortcoming::AnswersElsewhere => Self::AnswersElsewhere,
+            Shortcoming::RequestsFiltered => Self::RequestsFiltered,
             Shortcoming::Other => Self::Other,
         }
     }
@@ -159,6 +165,16 @@ impl fmt::Display for Lack<'_> {
                 "the annotation landfall.dev/backend has {what:?}, which is none of endpoints, nodeport and clusterip, and is \
                  ignored: correct it"
             ),
+            Shortcoming::AnswersElsewhere => write!(
+                f,
+                "answers from {address} may leave the node by another link than the requests came in by: {what} (see \"Nodes \
+                 with several links\" in docs/guide/forwarding.md)"
+            ),
+            Shortcoming::RequestsFiltered => write!(
+                f,
+                "the kernel of the node that announces {address} drops requests that come in by {what} from clients that its \
+                 own routes don't lead to by that link: set net.ipv4.conf.LINK.rp_filter to 2 (loose)"
+            ),
             Shortcoming::Other => {
                 write!(f, "of {address} {what} is not forwarded, for a reason that this version does not know")
             }
@@ -233,9 +249,14 @@ fn lacks<'a>(record: &'a Record, service: &'a Service) -> impl Iterator<Item = &
 /// What people are told when the condition changes: of mistakes. That there is no endpoint happens to every Service now and
 /// then, and stands in the condition.
 pub(crate) fn event(service: &Service, before: Option<&Condition>, desired: &Desired) -> Option<Event> {
-    let mistakes =
-        [Outcome::EndpointsRefused, Outcome::InvalidSourceRange, Outcome::BackendUnavailable, Outcome::UnknownBackend]
-            .map(Outcome::reason);
+    let mistakes = [
+        Outcome::EndpointsRefused,
+        Outcome::InvalidSourceRange,
+        Outcome::BackendUnavailable,
+        Outcome::UnknownBackend,
+        Outcome::RequestsFiltered,
+    ]
+    .map(Outcome::reason);
     let is_same = before.is_some_and(|before| before.reason == desired.reason && before.message == desired.message);
     (mistakes.contains(&desired.reason) && !is_same).then(|| Event {
         regarding: service_reference(&service.key, &service.uid),

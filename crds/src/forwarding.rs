@@ -56,18 +56,24 @@ pub enum Shortcoming {
     BackendUnavailable,
     /// The annotation `landfall.dev/backend` says nothing that is known, and is ignored.
     UnknownBackend,
+    /// Answers may leave the node by another link than the requests came in by.
+    AnswersElsewhere,
+    /// The kernel of the node drops requests by where they come from (rp_filter).
+    RequestsFiltered,
     /// Something that only a newer version knows.
     Other,
 }
 
 impl Shortcoming {
-    const ALL: [Self; 6] = [
+    const ALL: [Self; 8] = [
         Self::NoEndpoints,
         Self::NoLocalEndpoints,
         Self::EndpointsRefused,
         Self::InvalidSourceRange,
         Self::BackendUnavailable,
         Self::UnknownBackend,
+        Self::AnswersElsewhere,
+        Self::RequestsFiltered,
     ];
 
     /// The word for it, which is also the reason of the condition `landfall.dev/Forwarding`.
@@ -79,6 +85,8 @@ impl Shortcoming {
             Self::InvalidSourceRange => "InvalidSourceRange",
             Self::BackendUnavailable => "BackendUnavailable",
             Self::UnknownBackend => "UnknownBackend",
+            Self::AnswersElsewhere => "AnswersElsewhere",
+            Self::RequestsFiltered => "RequestsFiltered",
             Self::Other => "Other",
         }
     }
@@ -120,12 +128,12 @@ pub struct Unforwarded {
     /// The name of the Service.
     #[schemars(length(max = 63))]
     pub name: Text,
-    /// Why: `NoEndpoints`, `NoLocalEndpoints`, `EndpointsRefused`, `InvalidSourceRange`, `BackendUnavailable` or
-    /// `UnknownBackend`.
+    /// Why: `NoEndpoints`, `NoLocalEndpoints`, `EndpointsRefused`, `InvalidSourceRange`, `BackendUnavailable`,
+    /// `UnknownBackend`, `AnswersElsewhere` or `RequestsFiltered`.
     #[schemars(with = "String", length(max = 63))]
     pub reason: Shortcoming,
-    /// What it is about: ports (`80/TCP, 53/UDP`), the address of an endpoint, a source range, or a backend and what is
-    /// missing for it.
+    /// What it is about: ports (`80/TCP, 53/UDP`), the address of an endpoint, a source range, a backend and what is
+    /// missing for it, or a link of the node.
     #[schemars(length(max = 253))]
     pub what: Text,
 }

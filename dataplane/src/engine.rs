@@ -54,6 +54,11 @@ impl Error {
     pub fn is_about_frames(&self) -> bool {
         matches!(self, Self::Refused { table: None | Some(Table::Link), .. })
     }
+
+    /// Whether it may be because of a table that translates.
+    pub fn is_about_packets(&self) -> bool {
+        matches!(self, Self::Refused { table: None | Some(Table::V4 | Table::V6), .. })
+    }
 }
 
 /// What was done to each table; one that was as it should be is left out.

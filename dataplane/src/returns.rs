@@ -28,6 +28,7 @@ use std::collections::BTreeSet;
 use std::fmt;
 use std::str::FromStr;
 
+use crds::Shortcoming;
 use crds::service::Family;
 
 pub use kernel::remove;
@@ -132,6 +133,27 @@ pub enum Gap {
     TakenTable(u32),
     /// The kernel drops what comes in by this link from clients that it would not answer by it.
     StrictFilter(LinkName),
+}
+
+impl Gap {
+    /// Why this is worth saying of an lb_ip of `family` that is announced on `link`, and what it is about in a few words;
+    /// `None` if it does not concern it.
+    pub fn about(&self, family: Family, link: LinkName) -> Option<(Shortcoming, String)> {
+        match self {
+            Self::NoRouter(of, on) if (*of, *on) == (family, link) => {
+                Some((Shortcoming::AnswersElsewhere, format!("no router is known on link {link}")))
+            }
+            Self::NoMark(on) if *on == link => {
+                let what = format!("there are not enough bits of marks for link {link}");
+                Some((Shortcoming::AnswersElsewhere, what))
+            }
+            Self::StrictFilter(on) if family == Family::V4 && *on == link => {
+                Some((Shortcoming::RequestsFiltered, format!("link {link}")))
+            }
+            // One of several tables, and where none is left, there is no mark.
+            Self::TakenTable(_) | Self::NoRouter(..) | Self::NoMark(_) | Self::StrictFilter(_) => None,
+        }
+    }
 }
 
 impl fmt::Display for Gap {

@@ -217,6 +217,10 @@ impl fmt::Display for Problem {
                 write!(f, "Service {service} is forwarded to its endpoints and not by the backend {what}")
             }
             Shortcoming::NoEndpoints => write!(f, "Service {service} has no endpoint for {what}, and refuses"),
+            Shortcoming::AnswersElsewhere => {
+                write!(f, "answers of Service {service} may leave by another link than requests came in by: {what}")
+            }
+            Shortcoming::RequestsFiltered => write!(f, "the kernel may drop requests to Service {service}: {what}"),
             Shortcoming::NoLocalEndpoints | Shortcoming::Other => {
                 write!(
                     f,

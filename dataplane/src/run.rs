@@ -29,6 +29,7 @@ use crate::netlink::socket::{self, Socket};
 use crate::nft::element::is_needed;
 use crate::nft::skeleton::Table;
 use crate::planner::Planner;
+use crate::returns::Return;
 use crate::ruleset::{LbIp, Problem, Ruleset};
 use crate::snapshot::{Link, LinkName, Snapshot};
 use crate::stale::stale;
@@ -55,6 +56,8 @@ pub struct Forwarding {
     pub reach: BTreeMap<IpAddr, Reach>,
     /// What is not forwarded as it is written, where there is such a thing.
     pub problems: BTreeMap<IpAddr, BTreeSet<Problem>>,
+    /// Whether the kernel refuses to mark connections, so that answers are not led back by the link of the request.
+    pub unmarked: bool,
 }
 
 impl Forwarding {
@@ -208,8 +211,10 @@ struct Worker {
     unswept: Vec<Change>,
     /// The ruleset for which that failed: it is tried again when the kernel is next checked.
     unsweepable: Option<Arc<Ruleset>>,
-    /// The links on which the kernel did not let us spread frames, and how many checks from now to try again.
-    refused: Option<(BTreeMap<LinkName, Link>, u32)>,
+    /// The links on which the kernel did not let us spread frames.
+    refused_links: Refused<BTreeMap<LinkName, Link>>,
+    /// The links whose connections it did not let us mark.
+    refused_returns: Refused<Arc<BTreeSet<Return>>>,
     /// The families for which the node has been asked whether it forwards.
     looked_at_forwarding: BTreeSet<Table>,
     counters: Counters,
@@ -229,7 +234,8 @@ impl Worker {
             swept: None,
             unswept: Vec::new(),
             unsweepable: None,
-            refused: None,
+            refused_links: Refused::default(),
+            refused_returns: Refused::default(),
             looked_at_forwarding: BTreeSet::new(),
             counters: Counters::default(),
         })
@@ -237,25 +243,41 @@ impl Worker {
 
     /// Makes the kernel do what `snapshot` says. With `check`, first looks whether it does what it was told before.
     ///
-    /// Frames are spread where the kernel lets us: if it does not (it may know no such table, or a link may just have
-    /// gone), everything is forwarded without that.
+    /// Frames are spread and connections marked where the kernel lets us: if it does not (it may know no such table or no such
+    /// marks, or a link may just have gone), everything is forwarded without that.
     fn step(&mut self, snapshot: &Arc<Snapshot>, check: bool) -> Result<(), Error> {
-        if let Some((links, checks)) = &mut self.refused {
-            *checks = checks.saturating_sub(u32::from(check));
-            if *checks > 0 && *links == snapshot.links {
-                return self.forward(&unspread(snapshot), check);
-            }
-            self.refused = None;
-        }
-        match self.forward(snapshot, check) {
-            Err(error) if !snapshot.links.is_empty() && error.is_about_frames() => {
+        let done = self.forward_what_can_be(snapshot, check);
+        let unmarked = self.refused_returns.0.is_some();
+        self.forwarding
+            .send_if_modified(|forwarding| std::mem::replace(&mut forwarding.unmarked, unmarked) != unmarked);
+        done
+    }
+
+    fn forward_what_can_be(&mut self, snapshot: &Arc<Snapshot>, check: bool) -> Result<(), Error> {
+        let no_links = self.refused_links.holds(&snapshot.links, check);
+        let no_returns = self.refused_returns.holds(&snapshot.returns, check);
+        let asked = match (no_links, no_returns) {
+            (false, false) => Arc::clone(snapshot),
+            (true, false) => unspread(snapshot),
+            (false, true) => unmarked(snapshot),
+            (true, true) => unmarked(&unspread(snapshot)),
+        };
+        let error = match self.forward(&asked, check) {
+            Err(error) if !asked.links.is_empty() && error.is_about_frames() => {
                 let cause = cause(&error);
                 tracing::warn!(%error, cause, "frames can't be spread: every packet is translated by the node it comes to");
-                self.refused = Some((snapshot.links.clone(), CHECKS_UNTIL_RETRY));
-                self.forward(&unspread(snapshot), false)
+                self.refused_links = Refused::now(&snapshot.links);
+                return self.forward(&unspread(&asked), false);
             }
-            done => done,
-        }
+            Err(error) if !asked.returns.is_empty() && error.is_about_packets() => error,
+            done => return done,
+        };
+        // Whether it was the marks is known when it goes without them.
+        self.forward(&unmarked(&asked), false)?;
+        let cause = cause(&error);
+        tracing::warn!(%error, cause, "connections can't be marked: answers take the node's own routes, by whatever link");
+        self.refused_returns = Refused::now(&snapshot.returns);
+        Ok(())
     }
 
     fn forward(&mut self, snapshot: &Arc<Snapshot>, check: bool) -> Result<(), Error> {
@@ -427,6 +449,38 @@ impl Worker {
             }
         }
     }
+}
+
+/// What the kernel has refused, and is not asked for again for a while.
+struct Refused<T>(Option<(T, u32)>);
+
+impl<T> Default for Refused<T> {
+    fn default() -> Self {
+        Self(None)
+    }
+}
+
+impl<T: Clone + PartialEq> Refused<T> {
+    /// It has just refused this.
+    fn now(what: &T) -> Self {
+        Self(Some((what.clone(), CHECKS_UNTIL_RETRY)))
+    }
+
+    /// Whether it would refuse this: the same, and not so long ago. With `check`, time has passed.
+    fn holds(&mut self, what: &T, check: bool) -> bool {
+        let Some((refused, checks)) = &mut self.0 else { return false };
+        *checks = checks.saturating_sub(u32::from(check));
+        let holds = *checks > 0 && refused == what;
+        if !holds {
+            self.0 = None;
+        }
+        holds
+    }
+}
+
+/// The same, with no connection to mark.
+fn unmarked(snapshot: &Snapshot) -> Arc<Snapshot> {
+    Arc::new(Snapshot { returns: Arc::default(), ..snapshot.clone() })
 }
 
 /// The same, with nothing to spread.

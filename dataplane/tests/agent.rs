@@ -10,11 +10,13 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crds::Protocol::{Tcp, Udp};
+use crds::service::Family;
 use crds::{Endpoint, Key, Reach, Shortcoming};
 use dataplane::engine::{Applied, Engine, Observed};
 use dataplane::netlink::message::{CREATE, Message, NFTABLES};
 use dataplane::netlink::socket::Socket;
 use dataplane::nft::skeleton::Table;
+use dataplane::returns::{Mask, Return};
 use dataplane::ruleset::{Problem, ruleset};
 use dataplane::snapshot::LinkName;
 use dataplane::{Forwarding, Snapshot};
@@ -180,6 +182,41 @@ fn where_the_kernel_does_not_let_us_spread_frames_each_node_forwards_by_itself()
     let links = spread.links.values().map(|link| (eth2, link.clone())).collect();
     agent.tell(Snapshot { links, ..spread });
     wait_for("frames spread", || agent.published().reach[&ip(LB_IP)] == Reach::Spread);
+    agent.end();
+}
+
+#[test]
+fn where_the_kernel_does_not_let_us_mark_connections_they_are_forwarded_without_and_that_is_said() {
+    // As many chains as one hook can have for translation (MAX_HOOK_COUNT), but for those that are always there.
+    const MOST: usize = 1024 - 2;
+    let world = World::new();
+    let pod = world.pod(1, 5);
+    let chain = |n| format!("chain c{n} {{ type nat hook prerouting priority 0; }}\n");
+    let chains: String = (0..MOST).map(chain).collect();
+    nft(&world.n1, &format!("table ip other {{\n{chains}}}\n"));
+    let agent = Agent::start(&world.n1);
+    let mark = |link, slot| Return {
+        family: Family::V4,
+        link: LinkName::new(link).expect("a name"),
+        mark: Mask::default().mark(slot),
+    };
+    let marking = |returns: Vec<Return>| Snapshot {
+        returns: Arc::new(returns.into_iter().collect()),
+        ..snapshot([programmed::web(V4, [on(V4, &pod)])])
+    };
+    agent.tell(marking(vec![mark("eth0", 1), mark("eth1", 2)]));
+    wait_for("the address", || agent.published().addresses.contains(&ip(V4.lb_ip)) && agent.published().unmarked);
+    assert_eq!(ask_tcp(&world.client, &V4.port(80)), Answer::new(&pod, CLIENT));
+    // Where there is only one link, nothing is missing.
+    agent.tell(marking(vec![]));
+    wait_for("nothing to be missing", || !agent.published().unmarked);
+    // With room again, other links are another chance.
+    nft(&world.n1, "delete table ip other\n");
+    agent.tell(marking(vec![mark("eth0", 1), mark("eth2", 2)]));
+    wait_for("the mark", || {
+        let chains = world.n1.command("nft").args(["list", "table", "ip", "landfall"]).output().expect("run nft");
+        String::from_utf8_lossy(&chains.stdout).contains("-eth2 {") && !agent.published().unmarked
+    });
     agent.end();
 }
 

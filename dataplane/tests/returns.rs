@@ -341,7 +341,9 @@ fn routes_that_change_are_followed_and_all_goes_when_nothing_is_wanted() {
     let thread = std::thread::spawn(move || {
         node.run(|| {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
-            runtime.block_on(returns::run(wanted, returns, Some(Mask::default()))).expect("run");
+            runtime
+                .block_on(returns::run(wanted, returns, watch::channel(BTreeSet::new()).0, Some(Mask::default())))
+                .expect("run");
         });
     });
     wait_for("marks", || **told.borrow_and_update() == marked(&["eth0", "eth1"]));

@@ -196,6 +196,7 @@ pub(crate) async fn run(connection: &Connection, options: Options) -> Result<()>
     let (found, network) = watch::channel(None);
     let (wished, wanted) = watch::channel(None);
     let (returns, returned) = watch::channel(Arc::default());
+    let (gaps, astray) = watch::channel(BTreeSet::new());
     let (keys, sealing) = watch::channel(Arc::default());
     let (seen, keys_seen) = watch::channel(Seen::Unknown);
     let (supplied, supply) = watch::channel(keys::supply::Supply::default());
@@ -244,7 +245,7 @@ pub(crate) async fn run(connection: &Connection, options: Options) -> Result<()>
     if options.dataplane == Dataplane::Nft {
         let ReturnMark(mask) = options.return_mark;
         tasks.spawn(async move {
-            returns::run(wanted, returns, mask).await.context("lead answers back")?;
+            returns::run(wanted, returns, gaps, mask).await.context("lead answers back")?;
             bail!("what leads answers back has ended")
         });
         tasks.spawn(async move { health::serve(snapshots).await.context("answer health checks") });
@@ -258,7 +259,7 @@ pub(crate) async fn run(connection: &Connection, options: Options) -> Result<()>
     });
     tasks.spawn(keys::supply::supply(place, keys_seen, keys, supplied));
     let (node, addresses) = (options.node_name.clone(), stores.addresses.clone());
-    let report = report::Report::new(client.clone(), node, addresses, announced, conflicting, reported);
+    let report = report::Report::new(client.clone(), node, addresses, announced, conflicting, reported, astray);
     tasks.spawn(report.run(wake.listener()));
     let network = network::report(client.clone(), options.node_name.clone(), spreads, found);
     tasks.spawn(async move { network.await.context("tell what is on the node's network") });

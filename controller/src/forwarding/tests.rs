@@ -51,10 +51,11 @@ fn said(world: &World) -> (String, String) {
 fn a_service_says_how_it_is_forwarded_and_what_of_it_is_not() {
     use Reach::{Mixed, Proxied, Spread, Translated};
     use Shortcoming::{
-        BackendUnavailable, EndpointsRefused, InvalidSourceRange, NoEndpoints, NoLocalEndpoints, UnknownBackend,
+        AnswersElsewhere, BackendUnavailable, EndpointsRefused, InvalidSourceRange, NoEndpoints, NoLocalEndpoints,
+        RequestsFiltered, UnknownBackend,
     };
     type Case<'a> = (Option<Reach>, &'a [(&'a str, Shortcoming, &'a str)], &'a str, &'a str);
-    let cases: [Case<'_>; 14] = [
+    let cases: [Case<'_>; 16] = [
         (Some(Spread), &[], "True Spread", "192.0.2.10 is spread over nodes, and endpoints see the client"),
         (Some(Mixed), &[], "True Mixed", "endpoints elsewhere see a node, not the client"),
         (Some(Translated), &[], "True Translated", "is forwarded by the node that announces it"),
@@ -83,6 +84,13 @@ fn a_service_says_how_it_is_forwarded_and_what_of_it_is_not() {
             "is forwarded to endpoints, and not by the backend nodeport: port 81/TCP has no node port",
         ),
         (Some(Spread), &[("web", UnknownBackend, "pods")], "True UnknownBackend", "has \"pods\", which is none of"),
+        (
+            Some(Spread),
+            &[("web", AnswersElsewhere, "no router is known on link eth1")],
+            "True AnswersElsewhere",
+            "than the requests came in by: no router is known on link eth1",
+        ),
+        (Some(Spread), &[("web", RequestsFiltered, "link eth1")], "True RequestsFiltered", "rp_filter to 2"),
         (Some(Reach::Other), &[("web", Shortcoming::Other, "y")], "True Other", "this version does not know"),
     ];
     let mut world = world();
@@ -96,7 +104,7 @@ fn a_service_says_how_it_is_forwarded_and_what_of_it_is_not() {
         // Neither has anything to write, who has known it all along or has just been started.
         assert_eq!(Ledger::of(&world.snapshot).plan(at(200)), Plan::default(), "{expected}");
     }
-    assert_eq!(seen.len(), 13);
+    assert_eq!(seen.len(), 15);
 }
 
 #[test]
@@ -147,6 +155,8 @@ fn only_mistakes_are_events() {
     assert_eq!(told(Shortcoming::NoEndpoints), []);
     assert_eq!(told(Shortcoming::EndpointsRefused), [("NotForwarded", true)]);
     assert_eq!(told(Shortcoming::InvalidSourceRange), [("NotForwarded", true)]);
+    assert_eq!(told(Shortcoming::AnswersElsewhere), []);
+    assert_eq!(told(Shortcoming::RequestsFiltered), [("NotForwarded", true)]);
 }
 
 #[test]

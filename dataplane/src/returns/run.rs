@@ -29,7 +29,7 @@ const CHECK: Duration = Duration::from_secs(30);
 const RETRY: Duration = Duration::from_secs(5);
 
 /// Keeps rules and routes as the latest wish needs them, until nobody can wish any more; `returns` are the links whose
-/// connections may be marked. Nothing is done before the first wish that is not `None`: what the kernel has from before
+/// connections may be marked, `gaps` where that is not enough. Nothing is done before the first wish that is not `None`: what the kernel has from before
 /// stays. Without a mask nothing is wanted.
 ///
 /// # Errors
@@ -37,12 +37,12 @@ const RETRY: Duration = Duration::from_secs(5);
 pub async fn run(
     mut wanted: watch::Receiver<Option<Wanted>>,
     returns: watch::Sender<Arc<BTreeSet<Return>>>,
+    gaps: watch::Sender<BTreeSet<Gap>>,
     mask: Option<Mask>,
 ) -> Result<(), Error> {
     let mut kernel = blocking(Kernel::open).await?;
     let notices = blocking(Notices::open).await?;
     let notices = notices.watched()?;
-    let mut told = BTreeSet::new();
     loop {
         let now = wanted.borrow_and_update().clone();
         let Some(now) = now else {
@@ -64,7 +64,7 @@ pub async fn run(
         .await;
         let wake = match done {
             Ok(settled) => {
-                publish(settled, &returns, &mut told);
+                publish(settled, &returns, &gaps);
                 follows.then(|| Instant::now() + CHECK)
             }
             Err(error) => {
@@ -86,18 +86,22 @@ pub async fn run(
 }
 
 /// Says what there is now, and what is new of it.
-fn publish(settled: Settled, to: &watch::Sender<Arc<BTreeSet<Return>>>, told: &mut BTreeSet<Gap>) {
+fn publish(settled: Settled, to: &watch::Sender<Arc<BTreeSet<Return>>>, told: &watch::Sender<BTreeSet<Gap>>) {
     let Settled { returns, gaps, changes } = settled;
     if changes > 0 {
         tracing::info!(changes, links = ?returns, "changed the routes of answers");
     }
-    for gap in gaps.difference(told) {
-        match gap {
-            Gap::NoRouter(..) => tracing::info!("{gap}"),
-            _ => tracing::warn!("{gap}"),
+    told.send_if_modified(|known| {
+        for gap in gaps.difference(known) {
+            match gap {
+                Gap::NoRouter(..) => tracing::info!("{gap}"),
+                _ => tracing::warn!("{gap}"),
+            }
         }
-    }
-    *told = gaps;
+        let news = *known != gaps;
+        *known = gaps;
+        news
+    });
     to.send_if_modified(|known| {
         let news = **known != returns;
         if news {

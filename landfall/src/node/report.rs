@@ -6,15 +6,20 @@
 //! the version that was looked at, so two nodes that write at once don't undo each other's. What can't be written now is
 //! tried again; the wire does not wait.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::convert::Infallible;
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Result;
-use crds::{AddressConflict, Announcer, LoadBalancerIP, Moved, Record, Unforwarded, Version, address};
+use crds::service::Family;
+use crds::{
+    AddressConflict, Announcer, LoadBalancerIP, Moved, Record, Shortcoming, Text, Unforwarded, Version, address,
+};
 use dataplane::Forwarding;
+use dataplane::returns::Gap;
+use dataplane::snapshot::LinkName;
 use futures::StreamExt;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use kube::api::{Patch, PatchParams};
@@ -61,6 +66,15 @@ pub(super) struct Report {
     announced: watch::Receiver<Announcements>,
     conflicts: watch::Receiver<Conflicts>,
     forwarding: watch::Receiver<Forwarding>,
+    gaps: watch::Receiver<BTreeSet<Gap>>,
+}
+
+/// What this node knows of how it forwards.
+#[derive(Clone, Copy)]
+struct Ways<'a> {
+    forwarding: &'a Forwarding,
+    /// Why answers may leave by another link than requests came in by.
+    gaps: &'a BTreeSet<Gap>,
 }
 
 /// What is to be written of one address. What is `None` stays as it is.
@@ -104,8 +118,9 @@ impl Report {
         announced: watch::Receiver<Announcements>,
         conflicts: watch::Receiver<Conflicts>,
         forwarding: watch::Receiver<Forwarding>,
+        gaps: watch::Receiver<BTreeSet<Gap>>,
     ) -> Self {
-        Self { client, node, addresses, announced, conflicts, forwarding }
+        Self { client, node, addresses, announced, conflicts, forwarding, gaps }
     }
 
     /// Writes whatever differs, whenever something changed.
@@ -118,8 +133,9 @@ impl Report {
             let conflicts = self.conflicts.borrow_and_update().clone();
             let records = self.addresses.snapshot().unwrap_or_default();
             let mut wanted = {
-                let forwarding = self.forwarding.borrow_and_update();
-                differences(&self.node, &announcements, &conflicts, &forwarding, &records)
+                let ways =
+                    Ways { forwarding: &self.forwarding.borrow_and_update(), gaps: &self.gaps.borrow_and_update() };
+                differences(&self.node, &announcements, &conflicts, ways, &records)
             };
             if wanted.len() > MANY && !std::mem::replace(&mut has_waited, true) {
                 // And what changes meanwhile is written along.
@@ -159,6 +175,8 @@ impl Report {
                 changed = self.forwarding.changed() => if changed.is_err() {
                     return std::future::pending().await;
                 },
+                // Nobody tells of gaps where another proxy forwards.
+                Ok(()) = self.gaps.changed() => {}
                 () = sleep_until(again.unwrap_or_else(Instant::now)), if again.is_some() => {}
             }
         }
@@ -227,13 +245,13 @@ fn differences(
     node: &str,
     announcements: &Announcements,
     conflicts: &Conflicts,
-    forwarding: &Forwarding,
+    ways: Ways<'_>,
     records: &BTreeMap<IpAddr, Arc<Record>>,
 ) -> Vec<(IpAddr, Difference)> {
     let all = records.iter().map(|(lb_ip, record)| {
         let announcements = announcements.get(lb_ip).into_iter().flatten();
         let own: Vec<Announcer> =
-            announcements.map(|announcement| announcer(node, announcement, *lb_ip, forwarding)).collect();
+            announcements.map(|announcement| announcer(node, announcement, record, ways)).collect();
         let news = announcers(node, &own, record);
         let forwards_otherwise = matches!(news, News::ForwardsOtherwise(_));
         let announcers = news.announcers();
@@ -324,23 +342,40 @@ fn strangers(
     (!is_written).then_some(all)
 }
 
-fn announcer(node: &str, announcement: &Announcement, lb_ip: IpAddr, forwarding: &Forwarding) -> Announcer {
-    let problems = forwarding.problems.get(&lb_ip).into_iter().flatten();
-    let unforwarded = problems.take(crds::load_balancer_ip::MAX_HOLDERS).map(|problem| Unforwarded {
-        namespace: problem.service.namespace.clone(),
-        name: problem.service.name.clone(),
-        reason: problem.reason,
-        what: problem.what.chars().take(WHAT).collect::<String>().into(),
-    });
+fn announcer(node: &str, announcement: &Announcement, record: &Record, ways: Ways<'_>) -> Announcer {
+    let lb_ip = record.address;
+    let entry = |namespace: &Text, name: &Text, reason, what: &str| Unforwarded {
+        namespace: namespace.clone(),
+        name: name.clone(),
+        reason,
+        what: what.chars().take(WHAT).collect::<String>().into(),
+    };
+    let problems = ways.forwarding.problems.get(&lb_ip).into_iter().flatten();
+    let problems = problems.map(|it| entry(&it.service.namespace, &it.service.name, it.reason, &it.what));
+    // These are about the address, and so about each Service that has it.
+    let astray: Vec<_> = astray(lb_ip, &announcement.link, ways).into_iter().collect();
+    let holders = record.holders.iter();
+    let astray =
+        holders.flat_map(|it| astray.iter().map(|(reason, what)| entry(&it.namespace, &it.name, *reason, what)));
     Announcer {
         node: node.into(),
         link: announcement.link.as_str().into(),
         epoch: i64::try_from(announcement.epoch).unwrap_or(i64::MAX),
         since: Time(announcement.since),
         moved: announcement.moved.as_ref().map(moved),
-        reach: forwarding.reach.get(&lb_ip).copied(),
-        unforwarded: unforwarded.collect(),
+        reach: ways.forwarding.reach.get(&lb_ip).copied(),
+        unforwarded: problems.chain(astray).take(crds::load_balancer_ip::MAX_HOLDERS).collect(),
     }
+}
+
+/// Why requests to an lb_ip that come in by this link may be lost, or their answers leave by another one.
+fn astray(lb_ip: IpAddr, link: &str, Ways { forwarding, gaps }: Ways<'_>) -> BTreeSet<(Shortcoming, String)> {
+    let Some(link) = LinkName::new(link) else { return BTreeSet::new() };
+    let mut all: BTreeSet<_> = gaps.iter().filter_map(|gap| gap.about(Family::of(lb_ip), link)).collect();
+    if forwarding.unmarked {
+        all.insert((Shortcoming::AnswersElsewhere, "the kernel does not mark connections".to_owned()));
+    }
+    all
 }
 
 fn moved(moved: &Move) -> Moved {
@@ -351,10 +386,9 @@ fn moved(moved: &Move) -> Moved {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crds::{Key, Mac, Reach, Shortcoming};
+    use crds::{Holder, Key, Mac, Reach};
     use dataplane::ruleset::Problem;
     use speaker::takeovers::Cause;
-    use std::collections::BTreeSet;
 
     const LB_IP: [u8; 4] = [192, 0, 2, 200];
 
@@ -398,7 +432,8 @@ mod tests {
             |(last, held_back)| Conflict { link: "eth0".into(), mac: Mac([2, 0, 0, 0, 0, last]), held_back, since };
         let conflicts = seen.map(|seen| (LB_IP.into(), conflict(seen))).into_iter().collect();
         let records = [(LB_IP.into(), Arc::new(record))].into();
-        Some(differences("me", &announcements, &conflicts, &Forwarding::default(), &records).pop()?.1)
+        let ways = Ways { forwarding: &Forwarding::default(), gaps: &BTreeSet::new() };
+        Some(differences("me", &announcements, &conflicts, ways, &records).pop()?.1)
     }
 
     #[test]
@@ -413,7 +448,8 @@ mod tests {
         let announcements = [(lb_ip, vec![announcement])].into();
         let written = |forwarding: &Forwarding, record: &Record| {
             let records = [(lb_ip, Arc::new(record.clone()))].into();
-            let difference = differences("me", &announcements, &Conflicts::default(), forwarding, &records).pop()?.1;
+            let ways = Ways { forwarding, gaps: &BTreeSet::new() };
+            let difference = differences("me", &announcements, &Conflicts::default(), ways, &records).pop()?.1;
             Some((difference.announcers.expect("announcers"), difference.forwards_otherwise))
         };
         let lacking = forwarding(Reach::Spread, Shortcoming::NoEndpoints, "80/TCP");
@@ -434,6 +470,36 @@ mod tests {
         let long = forwarding(Reach::Mixed, Shortcoming::InvalidSourceRange, &"ä".repeat(300));
         let (announcers, _) = written(&long, &before).expect("a difference");
         assert_eq!(announcers[0].unforwarded[0].what.chars().count(), WHAT);
+    }
+
+    #[test]
+    fn every_service_of_an_address_is_told_when_answers_leave_by_another_link() {
+        let holder =
+            |name: &str| Holder { namespace: "default".into(), name: name.into(), uid: "u".into(), terms: None };
+        let record = Record { holders: vec![holder("web"), holder("dns")], ..record(&[], &[]) };
+        let link = |name| LinkName::new(name).expect("a name");
+        let said = |gaps: &[Gap], unmarked| {
+            let forwarding = Forwarding { unmarked, ..Forwarding::default() };
+            let gaps = gaps.iter().cloned().collect();
+            let announcement = Announcement { link: "eth1".into(), epoch: 4, since: at(1).0, moved: None };
+            let ways = Ways { forwarding: &forwarding, gaps: &gaps };
+            let said = announcer("me", &announcement, &record, ways).unforwarded.into_iter();
+            said.map(|lack| format!("{} {:?}: {}", lack.name, lack.reason, lack.what)).collect::<Vec<_>>()
+        };
+        let astray = [
+            "web AnswersElsewhere: no router is known on link eth1",
+            "dns AnswersElsewhere: no router is known on link eth1",
+        ];
+        assert_eq!(said(&[Gap::NoRouter(Family::V4, link("eth1"))], false), astray);
+        let others = [
+            Gap::NoRouter(Family::V6, link("eth1")),
+            Gap::NoRouter(Family::V4, link("eth0")),
+            Gap::StrictFilter(link("eth0")),
+            Gap::TakenTable(76_001),
+        ];
+        assert_eq!(said(&others, false), [""; 0], "neither this link nor this family");
+        assert_eq!(said(&[Gap::StrictFilter(link("eth1"))], false)[0], "web RequestsFiltered: link eth1");
+        assert_eq!(said(&[], true)[0], "web AnswersElsewhere: the kernel does not mark connections");
     }
 
     #[test]
@@ -475,7 +541,8 @@ mod tests {
         let moved = Move::new("other", Cause::Died, Duration::from_micros(142_900));
         let announcement = Announcement { link: "eth0".into(), epoch: 4, since: at(1).0, moved: Some(moved) };
         let expected = Moved { from: "other".into(), cause: "died".into(), took_milliseconds: 142 };
-        let written = announcer("me", &announcement, LB_IP.into(), &Forwarding::default());
+        let ways = Ways { forwarding: &Forwarding::default(), gaps: &BTreeSet::new() };
+        let written = announcer("me", &announcement, &record(&[], &[]), ways);
         assert_eq!(written, Announcer { since: at(1), moved: Some(expected), ..entry("me", 4) });
     }
 
