@@ -21,6 +21,9 @@ const HASTE: Duration = Duration::from_millis(10);
 /// Who is probed answers at once, but not sooner than this after its last Hello: several may ask at the same time.
 const ANSWER: Duration = Duration::from_millis(2);
 
+/// So many Hellos after one with news wake whoever hears them too: the one with the news may have been lost.
+const REPEATED: u32 = 3;
+
 /// What was said, and what is to be said.
 #[derive(Debug)]
 pub struct State {
@@ -32,6 +35,8 @@ pub struct State {
     hasty: bool,
     /// Whether somebody wants to hear from us at once.
     asked_for: bool,
+    /// How many Hellos have gone out since there was anything to say but that we are there.
+    quiet: u32,
     /// Those from whom we want to hear at once.
     probed: Vec<u32>,
     pace: Pace,
@@ -54,6 +59,7 @@ impl State {
             first,
             hasty,
             asked_for,
+            quiet: 0,
             probed,
             pace,
             incarnation,
@@ -149,7 +155,10 @@ impl State {
         others: &Others<'_>,
     ) -> Vec<Packet> {
         let config = context.config;
+        let mut is_news = self.hasty || self.asked_for || self.last.is_none() || self.asked != 0;
+        is_news |= !self.changed.is_empty() || !self.probed.is_empty();
         (self.last, self.hasty, self.asked_for) = (Some(context.now), false, false);
+        let told = self.pace.told();
         self.pace.step(config, others.speakers);
         // One number for all of them: they may overtake each other.
         self.sequence += 1;
@@ -169,6 +178,10 @@ impl State {
         let room = MAX_PAYLOAD - context.keys.size(context.now) - hello::overhead(&config.node, &link.name);
         let asked = (0..1 << bits).filter(|bucket| buckets & 1 << bucket != 0);
         let pages: Vec<Page> = asked.flat_map(|bucket| own.pages(bucket, room - PAGE_OVERHEAD)).collect();
+        let lists = others.lists(context.now);
+        is_news |= told != self.pace.told() || context.leaving || context.snapshot.is_none();
+        is_news |= !lists.met.is_empty() || !lists.wanted.is_empty();
+        self.quiet = if is_news { 0 } else { self.quiet.saturating_add(1) };
         let empty = Packet {
             cluster: config.cluster,
             node: config.node.clone(),
@@ -180,6 +193,7 @@ impl State {
             interval: self.pace.told(),
             leaving: context.leaving,
             blind: context.snapshot.is_none(),
+            routine: self.quiet >= REPEATED,
             heard: Hearing { all: 0, from: 1, to: 0, peers: vec![] },
             met: vec![],
             probed: vec![],
@@ -190,7 +204,7 @@ impl State {
         };
         let probed = std::mem::take(&mut self.probed);
         let room = room - probed.len() * size::PROBED;
-        let mut packets = packed(empty, own.digests().to_vec(), others.lists(context.now), pages, room);
+        let mut packets = packed(empty, own.digests().to_vec(), lists, pages, room);
         let hello = packets.last_mut().expect("invariant: there is a Hello");
         hello.probed = probed;
         // Who hears nobody at all is deaf. This one isn't.
@@ -345,6 +359,7 @@ mod tests {
             interval: Config::INTERVAL,
             leaving: false,
             blind: false,
+            routine: false,
             heard: Hearing { all: 0, from: 1, to: 0, peers: vec![] },
             met: vec![],
             probed: vec![],

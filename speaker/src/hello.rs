@@ -7,7 +7,7 @@
 //! ```text
 //!   0  magic "LF"  version  kind (1 Hello, 2 part)    | 30  interval in ms (2 bytes)
 //!   4  cluster (hash of its identity, 8 bytes)        | 32  MAC address of the sender (6 bytes)
-//!  12  incarnation (random at each start, 8 bytes)    | 38  flags (1 leaving, 2 blind)
+//!  12  incarnation (random at each start, 8 bytes)    | 38  flags (1 leaving, 2 blind, 4 routine)
 //!  20  sequence (8 bytes)                             | 39  length of the name, name of the node
 //!  28  part (2 bytes)                                 |
 //!  then
@@ -49,6 +49,13 @@ const HELLO: u8 = 1;
 const PART: u8 = 2;
 const LEAVING: u8 = 1;
 const BLIND: u8 = 2;
+
+/// Where the flags are. The filters of the sockets look at them.
+pub const FLAGS_AT: u32 = 38;
+
+/// The flag of a Hello that can wait.
+pub const ROUTINE: u8 = 4;
+
 const BACKED: u64 = 1 << 63;
 const OVER: u64 = 1 << 62;
 const CEDED: u64 = 1 << 61;
@@ -81,6 +88,9 @@ pub struct Packet {
     pub leaving: bool,
     /// The sender doesn't know which addresses there are, and claims none.
     pub blind: bool,
+    /// It says nothing but that its sender is still there: who has nothing else to wait for needn't wake for it, and may read it
+    /// with the next ones.
+    pub routine: bool,
     /// Whom the sender hears, or a part of them.
     pub heard: Hearing,
     /// Those who may not know that they are heard.
@@ -196,6 +206,11 @@ pub fn cluster(bytes: &[u8]) -> Result<u64, Malformed> {
     input.u64()
 }
 
+/// Whether bytes are a packet that can wait: what the filters of the sockets ask.
+pub fn is_routine(bytes: &[u8]) -> bool {
+    bytes.get(FLAGS_AT as usize).is_some_and(|flags| flags & ROUTINE != 0)
+}
+
 impl Packet {
     /// The bytes of the packet.
     pub fn encode(&self) -> Vec<u8> {
@@ -208,7 +223,8 @@ impl Packet {
         out.extend(self.part.to_be_bytes());
         out.extend(millis(self.interval).to_be_bytes());
         out.extend(self.mac.0);
-        out.push(if self.leaving { LEAVING } else { 0 } | if self.blind { BLIND } else { 0 });
+        let flags = [(self.leaving, LEAVING), (self.blind, BLIND), (self.routine, ROUTINE)];
+        out.push(flags.iter().filter(|(set, _)| *set).fold(0, |all, (_, flag)| all | flag));
         // A node's name is a DNS subdomain: 253 bytes at most.
         let name = &self.node.as_bytes()[..self.node.len().min(255)];
         out.push(name.len() as u8);
@@ -297,12 +313,12 @@ impl Packet {
         if !input.0.is_empty() {
             return Err(Malformed::Invalid("what follows the end"));
         }
-        let (leaving, blind) = (flags & LEAVING != 0, flags & BLIND != 0);
+        let (leaving, blind, routine) = (flags & LEAVING != 0, flags & BLIND != 0, flags & ROUTINE != 0);
         let (node, link) = (node.to_owned(), link.to_owned());
         #[rustfmt::skip]
         let packet = Self {
-            cluster, node, mac, link, incarnation, sequence, part, interval, leaving, blind, heard, met, probed, wanted, bits, digests,
-            pages,
+            cluster, node, mac, link, incarnation, sequence, part, interval, leaving, blind, routine, heard, met, probed, wanted, bits,
+            digests, pages,
         };
         Ok(packet)
     }
@@ -436,7 +452,7 @@ mod tests {
             mac in any::<[u8; 6]>().prop_map(Mac),
             link in "[a-z0-9.@-]{0,15}",
             interval in ms(),
-            (leaving, blind) in any::<(bool, bool)>(),
+            (leaving, blind, routine) in any::<(bool, bool, bool)>(),
             heard in hearing(),
             met in vec(any::<(u32, u32)>().prop_map(|(id, sequence)| Met { id, sequence }), 0..4),
             probed in vec(any::<u32>(), 0..3),
@@ -447,8 +463,8 @@ mod tests {
         ) -> Packet {
             #[rustfmt::skip]
             let packet = Packet {
-                cluster, node, mac, link, incarnation, sequence, part, interval, leaving, blind, heard, met, probed, wanted, bits,
-                digests, pages,
+                cluster, node, mac, link, incarnation, sequence, part, interval, leaving, blind, routine, heard, met, probed, wanted,
+                bits, digests, pages,
             };
             packet
         }
@@ -467,6 +483,7 @@ mod tests {
             interval: Duration::from_millis(50),
             leaving: true,
             blind: false,
+            routine: true,
             heard: Hearing {
                 all: 5,
                 from: 6,
@@ -490,7 +507,7 @@ mod tests {
             1, 2, 3, 4, 5, 6, 7, 8,
             0, 0, 0, 0, 0, 0, 0, 9,
             0, 0, 0, 0, 0, 0, 0, 10,
-            0, 4, 0, 50, 2, 0, 0, 0, 0, 1, 1, 2, b'n', b'1', 2, b'e', b'0',
+            0, 4, 0, 50, 2, 0, 0, 0, 0, 1, 5, 2, b'n', b'1', 2, b'e', b'0',
             0, 5, 0, 0, 0, 6, 0, 0, 7, 0, 0, 1, 0, 0, 0, 11, 0, 12,
             0, 1, 0, 0, 0, 13, 0, 0, 0, 14,
             0, 1, 0, 0, 0, 15,

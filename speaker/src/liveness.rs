@@ -145,8 +145,9 @@ impl Liveness {
     }
 
     /// When it should be asked to answer at once: when its Hello is late by a fifth of an interval, and then three times in
-    /// each interval. Six times in all before it is dead, three intervals after it was heard: all of them, or the answers,
-    /// are lost less than once in 10^8 times with one packet in fifty lost.
+    /// each interval. Who looks only when its own Hello is due asks six times in all before it is dead, three intervals after it
+    /// was heard, or four times at least: all of them or the answers, and the Hellos before, are lost once in 10^9 times with one
+    /// packet in fifty lost.
     pub fn probe_due(&self) -> Duration {
         (self.heard + self.interval * 6 / 5).max(self.probed + self.interval * 3 / 10)
     }

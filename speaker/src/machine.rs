@@ -7,7 +7,7 @@
 //!   loop {
 //!       sleep until next_deadline() (or announcement_due(), if there is room to send), or something comes in
 //!       if woke(now) { drop what is in the sockets }
-//!       else         { receive(now, ..) for each frame }
+//!       else         { receive(when it came, ..) for each frame }
 //!       set_links(..), set_snapshot(..), set_forwarded(..), leave(now) as it happens
 //!       poll(now, room) -> join groups(), send take_frames(), log take_events(), publish announced() and dead() if they have changed
 //!   }
@@ -354,7 +354,7 @@ impl Machine {
         }
     }
 
-    /// A frame came in on a link.
+    /// A frame came in on a link, at that time: now, or since the last round.
     pub fn receive(&mut self, now: Duration, link: u32, channel: Channel, frame: &[u8]) {
         match channel {
             Channel::Hello | Channel::HelloV6 => self.hear(now, link, frame),
@@ -494,6 +494,12 @@ impl Machine {
     /// Whether [`neighbours`](Self::neighbours) has changed since this was last asked.
     pub fn take_met(&mut self) -> bool {
         std::mem::take(&mut self.met)
+    }
+
+    /// Whether nothing is awaited of anybody: a Hello that can wait ([`hello::is_routine`]) needs not be read before the next
+    /// round, if it is known then when it came.
+    pub fn is_calm(&self, now: Duration) -> bool {
+        self.stopping == Stopping::No && self.segments.values().all(|segment| segment.is_calm(now, &self.config))
     }
 
     /// When to call [`poll`](Self::poll) next, apart from announcements.

@@ -197,6 +197,7 @@ mod tests {
             interval: Duration::from_millis(50),
             leaving: false,
             blind: false,
+            routine: false,
             heard: Hearing::default(),
             met: vec![],
             probed: vec![],

@@ -36,7 +36,7 @@ use crate::machine::{Channel, Config, Frame, Machine};
 use crate::neighbours::Neighbours;
 use crate::placement::Link;
 use crate::snapshot::Snapshot;
-use crate::socket::{BATCH, Buffer, Port};
+use crate::socket::{BATCH, Buffer, Port, Portion};
 use crate::takeovers::Move;
 use crate::urgency;
 use crate::waiting::{self, Bell, Ear, For, Ready, bell};
@@ -224,6 +224,8 @@ struct Wire {
     published: Option<Instant>,
     unpublished: bool,
     counted: Option<Instant>,
+    /// When the sockets were last read.
+    read: Duration,
     events: mpsc::Sender<Told>,
     /// Transitions that were not logged.
     lost: u64,
@@ -264,6 +266,7 @@ impl Wire {
             published: None,
             unpublished: true,
             counted: None,
+            read: Duration::ZERO,
             events,
             lost: 0,
         };
@@ -292,7 +295,8 @@ impl Wire {
             } else {
                 more = self.receive(now, ready);
             }
-            if ready.has(Ports::COUNT) {
+            self.read = now;
+            if ready.has(Ports::PROMPT) {
                 self.ear.hear();
                 match leave.try_recv() {
                     _ if leaving => {}
@@ -319,7 +323,8 @@ impl Wire {
         }
     }
 
-    /// Sleeps until something is to be done. Returns which of the sockets, and after them the bell, have something for us.
+    /// Sleeps until something is to be done. Returns which of the sockets of frames that don't wait, and after them the bell, have
+    /// something for us. Frames that can wait wake nobody while all is calm.
     fn sleep(&mut self, more: bool) -> Result<Ready, Error> {
         let now = self.begun.elapsed();
         let announcement = self.machine.announcement_due().filter(|_| self.queue.is_empty());
@@ -328,22 +333,34 @@ impl Wire {
         let until = deadlines.into_iter().flatten().min();
         let wants_room = |port: &Port| self.queue.front().is_some_and(|frame| frame.channel == port.channel());
         let why = |port: &Port| if wants_room(port) { For::Both } else { For::Reading };
-        let [hello, hello_v6, arp, ndp] = self.ports.0.each_ref().map(|port| (port.as_fd(), why(port)));
-        let all = [hello, hello_v6, arp, ndp, (self.ear.as_fd(), For::Reading)];
-        waiting::sleep(all, until.map(|until| until.saturating_sub(now))).map_err(Error::Sleep)
+        let [hello, hello_v6, arp, ndp] = self.ports.prompt.each_ref().map(|port| (port.as_fd(), why(port)));
+        let bell = (self.ear.as_fd(), For::Reading);
+        let most = until.map(|until| until.saturating_sub(now));
+        let woken = if self.machine.is_calm(now) {
+            waiting::sleep([hello, hello_v6, arp, ndp, bell], most)
+        } else {
+            let [routine, routine_v6] = self.ports.routine.each_ref().map(|port| (port.as_fd(), For::Reading));
+            waiting::sleep([hello, hello_v6, arp, ndp, bell, routine, routine_v6], most)
+        };
+        woken.map_err(Error::Sleep)
     }
 
-    /// Takes in what has come. Hellos first: a flood of anything else must not make anybody look dead. Returns whether there
-    /// is more.
+    /// Takes in what has come. Hellos first: a flood of anything else must not make anybody look dead. Those that could wait are
+    /// read whatever it was that woke us, because nobody is silent whose Hello wasn't read. Returns whether there is more.
     fn receive(&mut self, now: Duration, ready: Ready) -> bool {
         let mut more = false;
-        for port in self.ports.0.iter().enumerate().filter(|(at, _)| ready.has(*at)).map(|(_, port)| port) {
+        let prompt = self.ports.prompt.iter().enumerate().filter(|(at, _)| ready.has(*at)).map(|(_, port)| port);
+        for port in self.ports.routine.iter().chain(prompt) {
             let mut left = FRAMES / BATCH;
             let mut again = true;
             while again && left > 0 {
                 let machine = &mut self.machine;
-                let take = |link: u32, frame: &[u8]| machine.receive(now, link, port.channel(), frame);
-                again = port.receive(&mut self.buffer, take).unwrap_or_else(|error| {
+                // Whatever the clock says, it came after we last looked.
+                let most = now.saturating_sub(self.read);
+                let take = |link: u32, age: Duration, frame: &[u8]| {
+                    machine.receive(now - age.min(most), link, port.channel(), frame);
+                };
+                again = port.receive_dated(&mut self.buffer, take).unwrap_or_else(|error| {
                     tracing::debug!(%error, channel = ?port.channel(), "a socket reports an error");
                     true
                 });
@@ -356,7 +373,7 @@ impl Wire {
 
     fn drop_backlog(&mut self) -> Result<(), Error> {
         let mut dropped = 0;
-        for port in &self.ports.0 {
+        for port in self.ports.all() {
             while port.receive(&mut self.buffer, |_, _| dropped += 1).map_err(Error::Socket)? {}
         }
         self.machine.dropped_backlog(dropped);
@@ -460,26 +477,40 @@ impl Wire {
     }
 }
 
-/// The sockets, one for each channel, those first whose frames must not wait.
-struct Ports([Port; Self::COUNT]);
+/// The sockets.
+struct Ports {
+    /// One for each channel, those first whose frames must not wait.
+    prompt: [Port; Self::PROMPT],
+    /// For Hellos that can wait.
+    routine: [Port; 2],
+}
 
 impl Ports {
-    const COUNT: usize = Channel::ALL.len();
+    const PROMPT: usize = Channel::ALL.len();
 
     fn open() -> io::Result<Self> {
         let [hello, hello_v6, arp, ndp] = Channel::ALL;
-        Ok(Self([Port::open(hello)?, Port::open(hello_v6)?, Port::open(arp)?, Port::open(ndp)?]))
+        let prompt = |channel| Port::open_for(channel, Portion::Prompt);
+        let routine = |channel| Port::open_for(channel, Portion::Routine);
+        Ok(Self {
+            prompt: [prompt(hello)?, prompt(hello_v6)?, Port::open(arp)?, Port::open(ndp)?],
+            routine: [routine(hello)?, routine(hello_v6)?],
+        })
+    }
+
+    fn all(&self) -> impl Iterator<Item = &Port> {
+        self.routine.iter().chain(&self.prompt)
     }
 
     fn listen_on(&mut self, links: &BTreeSet<u32>) -> io::Result<()> {
-        self.0.iter_mut().try_for_each(|port| port.listen_on(links.clone()))
+        self.prompt.iter_mut().chain(&mut self.routine).try_for_each(|port| port.listen_on(links.clone()))
     }
 
     /// Sends frames of one channel, as many as go at once. Returns how many.
     fn send<'a>(&self, frames: impl Iterator<Item = &'a Frame>) -> io::Result<usize> {
         let mut frames = frames.peekable();
         let Some(channel) = frames.peek().map(|frame| frame.channel) else { return Ok(0) };
-        let port = self.0.iter().find(|port| port.channel() == channel).expect("invariant: there is one for each");
+        let port = self.prompt.iter().find(|port| port.channel() == channel).expect("invariant: there is one for each");
         port.send(frames.map(|frame| (frame.link, frame.bytes.as_slice())))
     }
 }

@@ -506,9 +506,22 @@ impl Segment {
         let turn = self.turns.first().map(|(turn, _)| *turn);
         silence
             .chain(turn)
-            .chain(self.probe_due())
+            .chain(self.probe_due(now))
             .chain(self.strangers.next_deadline())
             .fold(self.greeting.due(), Duration::min)
+    }
+
+    /// Whether nothing is awaited of anybody: everybody is there, hears us and has nothing to say.
+    pub fn is_calm(&self, now: Duration, config: &Config) -> bool {
+        let is_settled =
+            |peer: &Peer| peer.standing == Standing::Alive && !peer.leaving && peer.lists_us && peer.unread.0 == 0;
+        self.peers.values().all(is_settled)
+            && self.meetings.told(now).next().is_none()
+            && self.dirty.is_empty()
+            && self.orphans.is_empty()
+            && self.turns.is_empty()
+            && self.lost.is_empty()
+            && !self.is_listening(now, config)
     }
 
     /// When the next announcement is due.

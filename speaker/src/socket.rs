@@ -15,11 +15,12 @@ use std::collections::BTreeSet;
 use std::io;
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use socket2::{Domain, SockAddr, SockAddrStorage, SockFilter, Socket, Type};
 
 use crate::datagram::{GROUP, GROUP_MAC, GROUP_V6, PORT, TTL};
+use crate::hello::{FLAGS_AT, ROUTINE};
 use crate::machine::Channel;
 use crate::ndp::{ADVERTISEMENT, HOP_LIMIT, ICMPV6, SOLICITATION};
 use crate::waiting::{self, For};
@@ -38,11 +39,23 @@ const BUFFER: libc::c_int = 8 << 20;
 /// A filter knows no more links than this: a jump in it leads over 255 steps at most.
 const MAX_LINKS: usize = 200;
 
+/// Which frames of a channel a socket is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Portion {
+    /// All.
+    All,
+    /// Those that nobody needs to wake for: Hellos that say so ([`crate::hello::is_routine`]). When they came is known.
+    Routine,
+    /// The others.
+    Prompt,
+}
+
 /// A packet socket.
 #[derive(Debug)]
 pub struct Port {
     socket: Socket,
     channel: Channel,
+    portion: Portion,
     links: BTreeSet<u32>,
 }
 
@@ -52,14 +65,25 @@ impl Port {
     /// # Errors
     /// Without `CAP_NET_RAW`.
     pub fn open(channel: Channel) -> io::Result<Self> {
+        Self::open_for(channel, Portion::All)
+    }
+
+    /// Opens a socket for some of the frames of a channel.
+    ///
+    /// # Errors
+    /// Without `CAP_NET_RAW`.
+    pub fn open_for(channel: Channel, portion: Portion) -> io::Result<Self> {
         let socket = Socket::new(Domain::PACKET, Type::RAW.nonblocking().cloexec(), None)?;
-        socket.attach_filter(&filter(channel, &BTreeSet::new()))?;
+        socket.attach_filter(&filter(channel, portion, &BTreeSet::new()))?;
+        if portion == Portion::Routine {
+            set(&socket, libc::SOL_SOCKET, libc::SO_TIMESTAMPNS, &1)?;
+        }
         for option in [libc::SO_RCVBUFFORCE, libc::SO_SNDBUFFORCE] {
             // It needs CAP_NET_ADMIN. Without it more is lost, or waits, when thousands of addresses change hands.
             let _ = set(&socket, libc::SOL_SOCKET, option, &BUFFER);
         }
         socket.bind(&address(channel, 0))?;
-        Ok(Self { socket, channel, links: BTreeSet::new() })
+        Ok(Self { socket, channel, portion, links: BTreeSet::new() })
     }
 
     /// What it is for.
@@ -75,8 +99,8 @@ impl Port {
         if links == self.links {
             return Ok(());
         }
-        self.socket.attach_filter(&filter(self.channel, &links))?;
-        if self.channel == Channel::Hello {
+        self.socket.attach_filter(&filter(self.channel, self.portion, &links))?;
+        if self.channel == Channel::Hello && self.portion != Portion::Routine {
             // A network card may drop frames to a group that nobody on the host has joined.
             for gone in self.links.difference(&links) {
                 let _ = self.membership(libc::PACKET_DROP_MEMBERSHIP, *gone);
@@ -110,6 +134,17 @@ impl Port {
     /// # Errors
     /// If the kernel reports any: it says nothing about what is received next.
     pub fn receive(&self, buffer: &mut Buffer, mut take: impl FnMut(u32, &[u8])) -> io::Result<bool> {
+        self.receive_dated(buffer, |link, _, frame| take(link, frame))
+    }
+
+    /// The same, where it matters how long ago a frame came. That is told in [`Portion::Routine`], and wrong if the clock was
+    /// set meanwhile.
+    ///
+    /// # Errors
+    /// As above.
+    pub fn receive_dated(&self, buffer: &mut Buffer, mut take: impl FnMut(u32, Duration, &[u8])) -> io::Result<bool> {
+        let dated = self.portion == Portion::Routine;
+        let mut dates = [[0u64; DATE / 8]; BATCH];
         let mut from = [const { MaybeUninit::<libc::sockaddr_ll>::zeroed() }; BATCH];
         let mut parts = [libc::iovec { iov_base: std::ptr::null_mut(), iov_len: MAX_FRAME }; BATCH];
         // SAFETY: of this plain data zeros are a valid value: no addresses, no buffers, no control data.
@@ -120,9 +155,13 @@ impl Port {
             header.msg_hdr.msg_namelen = size_of::<libc::sockaddr_ll>() as libc::socklen_t;
             header.msg_hdr.msg_iov = &raw mut parts[at];
             header.msg_hdr.msg_iovlen = 1;
+            if dated {
+                header.msg_hdr.msg_control = dates[at].as_mut_ptr().cast();
+                header.msg_hdr.msg_controllen = DATE as _;
+            }
         }
         let (fd, most, flags) = (self.socket.as_raw_fd(), BATCH as libc::c_uint, libc::MSG_DONTWAIT);
-        // SAFETY: each header points to an address and a part, and each part to a buffer of the length it says; all of them
+        // SAFETY: each header points to an address, a part, and room for control data or none, and each part to a buffer of the length it says; all of them
         // outlive the call.
         let received = unsafe { libc::recvmmsg(fd, headers.as_mut_ptr(), most, flags as _, std::ptr::null_mut()) };
         let Ok(received) = usize::try_from(received) else {
@@ -133,6 +172,7 @@ impl Port {
                 _ => Err(error),
             };
         };
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         for (at, header) in headers.iter().take(received).enumerate() {
             // SAFETY: it was zeroed, and for a socket of AF_PACKET the kernel has written a sockaddr_ll over it.
             let from = unsafe { from[at].assume_init_ref() };
@@ -142,7 +182,12 @@ impl Port {
             let length = (header.msg_len as usize).min(MAX_FRAME);
             // SAFETY: the kernel has written as many bytes.
             let frame = unsafe { std::slice::from_raw_parts(buffer.0[at].as_ptr().cast::<u8>(), length) };
-            take(from.sll_ifindex.cast_unsigned(), frame);
+            let age = if dated {
+                date(&header.msg_hdr).map_or(Duration::ZERO, |date| now.saturating_sub(date))
+            } else {
+                Duration::ZERO
+            };
+            take(from.sll_ifindex.cast_unsigned(), age, frame);
         }
         Ok(received == BATCH)
     }
@@ -185,6 +230,23 @@ impl Port {
         };
         set(&self.socket, libc::SOL_PACKET, option, &request)
     }
+}
+
+/// Room for the time at which a frame came, as the kernel tells it beside the frame.
+const DATE: usize = 64;
+
+/// When a frame came, since 1970.
+fn date(header: &libc::msghdr) -> Option<Duration> {
+    // SAFETY: the kernel has filled in the header, whose control data is there and as long as it says: the first message in it is
+    // whole, or there is none. Of `SCM_TIMESTAMPNS` the data is a `timespec`, which may stand anywhere.
+    let date = unsafe {
+        let message = libc::CMSG_FIRSTHDR(header).as_ref()?;
+        if (message.cmsg_level, message.cmsg_type) != (libc::SOL_SOCKET, libc::SCM_TIMESTAMPNS) {
+            return None;
+        }
+        libc::CMSG_DATA(message).cast::<libc::timespec>().read_unaligned()
+    };
+    Some(Duration::new(date.tv_sec.try_into().ok()?, date.tv_nsec.try_into().ok()?))
 }
 
 /// Sets an option that socket2 doesn't know. `T` must be what the kernel expects for it.
@@ -235,8 +297,11 @@ const LOAD_WORD: u16 = 0x20;
 const LOAD_HALF: u16 = 0x28;
 const LOAD_BYTE: u16 = 0x30;
 const LOAD_HALF_AT_X: u16 = 0x48;
+const LOAD_BYTE_AT_X: u16 = 0x50;
+const LOAD_LENGTH: u16 = 0x80;
 const LOAD_X_HEADER_LENGTH: u16 = 0xb1;
 const JUMP_IF_EQUAL: u16 = 0x15;
+const JUMP_IF_AT_LEAST: u16 = 0x35;
 const JUMP_IF_SET: u16 = 0x45;
 const RETURN: u16 = 0x06;
 
@@ -255,15 +320,19 @@ enum Step {
     Equal(u32),
     /// Goes on if none of these bits is set in what was loaded.
     Clear(u32),
+    /// Goes on if one of these bits is set in what was loaded.
+    Set(u32),
     /// Leaves out the next step if what was loaded is this.
     Or(u32),
+    /// Leaves out so many steps if what was loaded is less than this.
+    Less(u32, u8),
 }
 
 /// The filter for a channel on these links. Of an IP packet that isn't ours, which is nearly every packet of a busy node,
 /// it looks at one word.
-fn filter(channel: Channel, links: &BTreeSet<u32>) -> Vec<SockFilter> {
-    use Step::{Clear, Equal, Load, Or};
-    let steps: &[Step] = match channel {
+fn filter(channel: Channel, portion: Portion, links: &BTreeSet<u32>) -> Vec<SockFilter> {
+    use Step::{Clear, Equal, Less, Load, Or, Set};
+    let of_channel: &[Step] = match channel {
         Channel::Hello => &[
             Load(LOAD_WORD, 14 + 16),
             Equal(GROUP.to_bits()),
@@ -298,6 +367,17 @@ fn filter(channel: Channel, links: &BTreeSet<u32>) -> Vec<SockFilter> {
             Equal(ADVERTISEMENT as u32),
         ],
     };
+    let flags = match channel {
+        Channel::HelloV6 => Load(LOAD_BYTE, 14 + 40 + 8 + FLAGS_AT),
+        _ => Load(LOAD_BYTE_AT_X, 14 + 8 + FLAGS_AT),
+    };
+    let of_portion: &[Step] = match portion {
+        Portion::All => &[],
+        Portion::Routine => &[flags, Set(ROUTINE as u32)],
+        // What is too short to have flags is for us to count.
+        Portion::Prompt => &[Load(LOAD_LENGTH, 0), Less(14 + 60 + 8 + FLAGS_AT + 1, 2), flags, Clear(ROUTINE as u32)],
+    };
+    let steps = [of_channel, of_portion].concat();
     let links: Vec<u32> = links.iter().copied().take(MAX_LINKS).collect();
     // steps, load of the index, a jump for each link, drop, accept
     let drop = steps.len() + 1 + links.len();
@@ -308,7 +388,9 @@ fn filter(channel: Channel, links: &BTreeSet<u32>) -> Vec<SockFilter> {
             Load(code, from) => SockFilter::new(code, 0, 0, from),
             Equal(value) => SockFilter::new(JUMP_IF_EQUAL, 0, to_drop, value),
             Clear(bits) => SockFilter::new(JUMP_IF_SET, to_drop, 0, bits),
+            Set(bits) => SockFilter::new(JUMP_IF_SET, 0, to_drop, bits),
             Or(value) => SockFilter::new(JUMP_IF_EQUAL, 1, 0, value),
+            Less(value, steps) => SockFilter::new(JUMP_IF_AT_LEAST, 0, steps, value),
         });
     }
     program.push(SockFilter::new(LOAD_WORD, 0, 0, LINK_INDEX));

@@ -157,10 +157,12 @@ impl Segment {
         }
     }
 
-    /// When somebody is to be probed.
-    pub(super) fn probe_due(&self) -> Option<Duration> {
+    /// When somebody is to be probed. Whose next Hello isn't due yet is looked at when ours is: that is soon enough, and nobody
+    /// wakes to find that all is well.
+    pub(super) fn probe_due(&self, now: Duration) -> Option<Duration> {
         let present = self.peers.values().filter(|peer| self.live <= FEW + 1 && peer.standing != Standing::Dead);
-        present.map(|peer| peer.liveness.probe_due()).min()
+        let late = present.filter(|peer| peer.liveness.age(now) >= peer.liveness.interval());
+        late.map(|peer| peer.liveness.probe_due()).min()
     }
 
     /// A peer says when it heard the others.

@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 use crds::Mac;
 use netns::{Namespace, veth};
 use speaker::machine::Channel;
-use speaker::socket::{Buffer, Port};
+use speaker::socket::{Buffer, Port, Portion};
 use speaker::{
     Announcements, Authentication, Candidates, Config, Conflicts, Counters, Inputs, Keys, Neighbours, Outputs,
     Snapshot, Wanted,
@@ -31,7 +31,7 @@ pub const LB_IP_V6: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 0xc8)
 const CLIENT: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 9);
 
 /// How long anything may take before a test fails: a machine may be busy with much else.
-const PATIENCE: Duration = Duration::from_secs(60);
+const PATIENCE: Duration = Duration::from_secs(20);
 
 /// A LAN.
 pub struct Lan {
@@ -127,8 +127,8 @@ impl Lan {
         nft(&self.nodes[node], &format!("table inet wall {{ {} {} }}", chain("input"), chain("output")));
     }
 
-    /// For how long the threads of the wire on all nodes have run, by the kernel's account.
-    pub fn ran(&self) -> Duration {
+    /// For how long the threads of the wire on all nodes have run, by the kernel's account, and how often they went to sleep.
+    pub fn ran(&self) -> (Duration, u64) {
         let inode = |path: String| std::fs::metadata(path).map(|namespace| namespace.ino()).ok();
         let own = |node: &Namespace| node.run(|| inode("/proc/thread-self/ns/net".into())).expect("a namespace");
         let nodes: BTreeSet<u64> = self.nodes.iter().map(own).collect();
@@ -139,9 +139,12 @@ impl Lan {
             let inside = inode(format!("{path}/ns/net")).is_some_and(|namespace| nodes.contains(&namespace));
             let account = std::fs::read_to_string(format!("{path}/schedstat")).ok()?;
             let ran: u64 = account.split(' ').next()?.parse().ok()?;
-            (inside && name.trim() == "landfall-wire").then_some(Duration::from_nanos(ran))
+            let status = std::fs::read_to_string(format!("{path}/status")).ok()?;
+            let slept = status.lines().find_map(|line| line.strip_prefix("voluntary_ctxt_switches:"))?;
+            let slept: u64 = slept.trim().parse().ok()?;
+            (inside && name.trim() == "landfall-wire").then_some((Duration::from_nanos(ran), slept))
         });
-        ran.sum()
+        ran.fold((Duration::ZERO, 0), |(ran, slept), (more, again)| (ran + more, slept + again))
     }
 
     /// Lets time pass in which nothing should happen.
@@ -233,6 +236,18 @@ impl Lan {
                 port.receive(&mut buffer, take).expect("receive");
             }
             (first.unwrap_or_default(), begun.elapsed())
+        })
+    }
+
+    /// Leaves Hellos that can wait unread for so long: how long ago each of them came, in the order in which they are read.
+    pub fn ages_of_hellos(&self, time: Duration) -> Vec<Duration> {
+        self.client.run(|| {
+            let mut port = Port::open_for(Channel::Hello, Portion::Routine).expect("a packet socket");
+            port.listen_on([eth0().0].into()).expect("listen");
+            self.pass(time);
+            let (mut ages, mut buffer) = (Vec::new(), Buffer::default());
+            port.receive_dated(&mut buffer, |_, age, _| ages.push(age)).expect("receive");
+            ages
         })
     }
 

@@ -21,7 +21,7 @@ mod views;
 pub use names::{intrusion, key, lb_ip, mac, name};
 pub use random::Random;
 
-use names::{asked, links};
+use names::{asked, is_routine, links};
 
 /// The interval of all nodes.
 pub const INTERVAL: Duration = Config::INTERVAL;
@@ -46,7 +46,10 @@ struct Host {
     /// What its clock shows when the world's shows zero.
     clock: Duration,
     frozen_until: Duration,
-    backlog: Vec<(Channel, Arc<[u8]>)>,
+    /// What nobody has read yet, and when it came.
+    backlog: Vec<(Duration, Channel, Arc<[u8]>)>,
+    /// Whether it sleeps through Hellos that can wait.
+    calm: bool,
     wake: Option<Duration>,
     forwarded: Arc<BTreeSet<IpAddr>>,
     stuck: bool,
@@ -118,6 +121,7 @@ impl World {
             clock: random.time(Duration::ZERO, Duration::from_secs(1_000_000)),
             frozen_until: Duration::ZERO,
             backlog: Vec::new(),
+            calm: false,
             wake: None,
             forwarded: Arc::default(),
             stuck: false,
@@ -205,19 +209,26 @@ impl World {
         let clock = self.clock(node);
         let host = &mut self.hosts[node];
         let Some(machine) = &mut host.machine else { return };
-        if host.frozen_until > self.now {
-            host.backlog.extend(arrived);
+        let waits = host.calm && arrived.as_ref().is_some_and(|(channel, bytes)| is_routine(*channel, bytes));
+        let asleep = host.frozen_until > self.now || waits;
+        host.backlog.extend(arrived.map(|(channel, bytes)| (clock, channel, bytes)));
+        if asleep {
             return;
         }
         let slept = machine.woke(clock);
-        let waiting = std::mem::take(&mut host.backlog);
-        for (channel, bytes) in waiting.into_iter().filter(|_| !slept).chain(arrived) {
-            machine.receive(clock, LINK, channel, &bytes);
+        let waiting = std::mem::take(&mut host.backlog).into_iter();
+        let (routine, prompt): (Vec<_>, Vec<_>) = waiting.partition(|(_, channel, bytes)| is_routine(*channel, bytes));
+        for (at, channel, bytes) in routine.into_iter().filter(|_| !slept) {
+            machine.receive(at, LINK, channel, &bytes);
+        }
+        for (at, channel, bytes) in prompt.into_iter().filter(|(at, _, _)| !slept || *at == clock) {
+            machine.receive(clock.max(at), LINK, channel, &bytes);
         }
         machine.poll(clock, 256);
         let (frames, events) = (machine.take_frames(), machine.take_events());
         let due = machine.next_deadline(clock).into_iter().chain(machine.announcement_due()).min();
         let gone = machine.is_done();
+        host.calm = machine.is_calm(clock);
         let clock_zero = host.clock;
         if gone {
             host.machine = None;

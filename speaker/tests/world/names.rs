@@ -5,9 +5,9 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
 
 use crds::Mac;
-use speaker::Keys;
 use speaker::machine::{Channel, Frame};
 use speaker::placement::Link;
+use speaker::{Keys, datagram, hello};
 
 use super::LINK;
 
@@ -23,6 +23,12 @@ pub fn intrusion(lb_ip: IpAddr) -> (Channel, Arc<[u8]>) {
         IpAddr::V4(v4) => (Channel::Arp, speaker::arp::gratuitous_request(stranger, v4).into()),
         IpAddr::V6(v6) => (Channel::Ndp, speaker::ndp::unsolicited(stranger, v6).into()),
     }
+}
+
+/// Whether a frame is a Hello that can wait.
+pub(super) fn is_routine(channel: Channel, frame: &[u8]) -> bool {
+    let is_hello = matches!(channel, Channel::Hello | Channel::HelloV6);
+    is_hello && datagram::unwrap(frame).is_ok_and(|(_, payload)| hello::is_routine(payload))
 }
 
 /// The address that a frame asks for without having one.
