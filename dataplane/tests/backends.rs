@@ -19,7 +19,7 @@ use dataplane::ruleset::{Problem, ruleset};
 use programmed::{Agent, all, apply, engine, on, web, with_pods};
 use sample::{CLUSTER_IPS, Described, at, ip, on_eth0, service, snapshot};
 use tracer::{Fate, From, Machine, Packet};
-use world::{Answer, Net, SILENCE, V4, V6, World, ask_tcp, ask_udp, connect, nft, ping, udp, wait_for};
+use world::{Answer, Net, PATIENCE, SILENCE, V4, V6, World, ask_tcp, ask_udp, connect, nft, ping, udp, wait_for};
 
 const BOTH: [Backend; 2] = [NodePort, ClusterIp];
 
@@ -123,6 +123,28 @@ fn the_service_proxy_serves_a_client_a_pod_and_the_node_itself() {
             ping(&world.client, net.lb_ip).expect("an echo reply");
         }
     });
+}
+
+#[test]
+fn a_datagram_without_a_checksum_gets_there_too() {
+    use socket2::{Domain, Protocol, Socket, Type};
+    let (net, world) = (V4, World::new());
+    let pod = world.pod(1, 5);
+    play_kube_proxy(&world, net, &[&pod]);
+    let mut engine = engine(&world);
+    for backend in BOTH {
+        apply(&mut engine, &on_node([web(net, [on(net, &pod)]).by(backend)]));
+        let socket = udp(&world.client, &net.port(80));
+        socket.set_read_timeout(Some(PATIENCE)).expect("a timeout");
+        let raw = world.client.run(|| Socket::new(Domain::IPV4, Type::RAW, Some(Protocol::UDP))).expect("a raw socket");
+        // Ports, length, and 0 for the checksum; and a byte (RFC 768).
+        let from = socket.local_addr().expect("an address").port().to_be_bytes();
+        let datagram = [&from[..], &80u16.to_be_bytes(), &9u16.to_be_bytes(), &[0, 0], b"?"].concat();
+        raw.send_to(&datagram, &SocketAddr::new(ip(net.lb_ip), 0).into()).expect("send");
+        let mut buffer = [0; 64];
+        let length = socket.recv(&mut buffer).expect("an answer to the first datagram");
+        assert_eq!(Answer::read(std::str::from_utf8(&buffer[..length]).expect("text")).pod, (1, 5), "{backend}");
+    }
 }
 
 #[test]

@@ -251,11 +251,13 @@ pub enum Expression {
     },
     /// Writes what the first register begins with over the packet's destination address, and puts its checksums right.
     SetDestination(Family),
-    /// Writes the same over the destination port of a packet of this transport protocol.
+    /// Writes the same over the destination port of a packet of this transport protocol, and puts its checksum right.
     SetPort {
         /// Its number: TCP, UDP or SCTP.
         protocol: u8,
     },
+    /// Writes the same over the destination port of a datagram of UDP that has no checksum.
+    SetPortAlone,
     /// Sends the packet out by the interface whose number is in the first register.
     Forward,
     /// Loads whether the packet is an answer: 1 if it goes the other way than the connection's first one.

@@ -282,7 +282,7 @@ impl Machine {
             // Learned by what comes after this packet; and one byte has no order.
             Expression::Update { .. } | Expression::Count { .. } | Expression::ToNetworkOrder { .. } => {}
             Expression::SetDestination(_) => state.now.set_ip(state.endpoint(table).ip()),
-            Expression::SetPort { .. } => {
+            Expression::SetPort { .. } | Expression::SetPortAlone => {
                 let port = [state.registers[0], state.registers[1]];
                 state.now.set_port(u16::from_be_bytes(port));
             }

@@ -29,7 +29,8 @@ impl Expression {
                 let known = FAMILIES.map(Self::SetDestination).into_iter().zip(FAMILIES.map(destination));
                 let ports = WITH_PORTS.map(|protocol| (Self::SetPort { protocol }, port(protocol)));
                 let frame = (Self::Write { offset, length }, link(offset, length));
-                let mut known = known.chain(ports).chain([frame]);
+                let alone = (Self::SetPortAlone, port_alone());
+                let mut known = known.chain(ports).chain([frame, alone]);
                 known.find(|(_, written)| *written == found).map(|(expression, _)| expression)
             }
             "exthdr" => {

@@ -55,6 +55,10 @@ impl Expression {
                 port(*protocol).encode(&mut data);
                 "payload"
             }
+            Self::SetPortAlone => {
+                port_alone().encode(&mut data);
+                "payload"
+            }
             Self::Forward => {
                 data.u32(FWD_SREG_DEV, Register::FIRST.number());
                 "fwd"

@@ -161,6 +161,11 @@ pub(super) fn destination(family: Family) -> Written {
     Written { header: Header::Network, offset, length, checksum }
 }
 
+/// The destination port, where there is no checksum.
+pub(super) fn port_alone() -> Written {
+    Written { header: Header::Transport, offset: 2, length: 2, checksum: (CSUM_NONE, 0, 0) }
+}
+
 /// The destination port of one of [`WITH_PORTS`], and where its checksum stands (RFC 9293 §3.1, RFC 768, RFC 9260 §3).
 pub(super) fn port(protocol: u8) -> Written {
     let checksum = match protocol {

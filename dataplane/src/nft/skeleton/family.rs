@@ -6,7 +6,7 @@ use crds::service::Family;
 use super::field::{FRONTEND, Field, equals, icmp_type, load, lookup, protocol_is, rule, rule_first, verdict_map};
 use super::{Chain, Data, Hook, Set, Type};
 use crate::nft::element::{COUNTING, chain, refusing, remembering};
-use crate::nft::expression::{Expression, Register, Relation, Verdict};
+use crate::nft::expression::{Expression, Header, Register, Relation, Verdict};
 use crate::ruleset::Way;
 
 /// Before kube-proxy's nat, which is at -100 (dstnat).
@@ -142,12 +142,13 @@ pub fn way(family: Family, way: Way) -> Chain {
     let mut rules = match way.backend {
         Backend::Endpoints => picked(family, way),
         Backend::NodePort => {
-            let ports = [TCP, UDP, SCTP].map(|protocol| {
-                let port = readdress(family, FRONTEND, "node-ports", Expression::SetPort { protocol });
-                rule(protocol_is(protocol), port)
-            });
+            let port = |packet, write| rule(packet, readdress(family, FRONTEND, "node-ports", write));
+            let checked = |protocol| port(protocol_is(protocol), Expression::SetPort { protocol });
+            // The kernel would make a checksum where there is none, and a wrong one.
+            let with_checksum = port(checksum(Relation::NotEqual), Expression::SetPort { protocol: UDP });
+            let without = port(checksum(Relation::Equal), Expression::SetPortAlone);
             let node = readdress(family, &[Field::Destination], "nodes", Expression::SetDestination(family));
-            ports.into_iter().chain([node]).collect()
+            vec![checked(TCP), with_checksum, without, checked(SCTP), node]
         }
         Backend::ClusterIp => {
             vec![readdress(family, FRONTEND, "cluster-ips", Expression::SetDestination(family))]
@@ -165,11 +166,14 @@ pub fn way(family: Family, way: Way) -> Chain {
 /// The packet goes on as if it had been for that, and meets the rules of the Service proxy in the same hook: those look at the
 /// packet, and translate it. Connection tracking has noted before where it was for, and what it does to the packet from then
 /// on follows from that note: the answer comes from the lb_ip, and the next packets pass no rule any more.
-///
-/// TODO(correctness): the kernel gives a datagram of UDP without a checksum a wrong one when its port is written, so of each
-/// such flow to a node port the first is lost.
 fn readdress(family: Family, key: &[Field], map: &str, write: Expression) -> Vec<Expression> {
     rule(load(family, key), [Expression::Lookup { set: map.into(), into: Some(Register::FIRST) }, write])
+}
+
+/// A datagram of UDP, and whether it has a checksum: 0 stands for none (RFC 768).
+fn checksum(relation: Relation) -> Vec<Expression> {
+    let load = Expression::Payload { header: Header::Transport, offset: 6, length: 2, into: Register::FIRST };
+    rule(protocol_is(UDP), [load, Expression::Compare { relation, value: vec![0; 2] }])
 }
 
 /// `ip daddr != @addresses ct original ip daddr @addresses drop`

@@ -40,6 +40,7 @@ enum Kind {
     Protocol,
     IcmpType,
     TcpFlags,
+    Checksum,
     FragmentOffset,
     Fragment,
     State,
@@ -152,6 +153,10 @@ impl Line {
                 let value = self.key();
                 self.say(format!("{} dport set {value}", protocol_name(*protocol)));
             }
+            Expression::SetPortAlone => {
+                let value = self.key();
+                self.say(format!("udp dport set {value}"));
+            }
             Expression::Direction { into } => self.load(*into, "ct direction", Kind::Direction),
             Expression::Mark(what) => self.load(Register::FIRST, mark(*what), Kind::Mark),
             Expression::Blend { keep, set } => {
@@ -250,6 +255,10 @@ impl Line {
                 let of = known.map_or_else(|| "th".to_owned(), protocol_name);
                 plain(&format!("{of} {}", if offset == 0 { "sport" } else { "dport" }))
             }
+            (Header::Transport, 6, 2) if self.protocol == Some(UDP) => {
+                self.unsaid = None;
+                ("udp checksum".to_owned(), Kind::Checksum)
+            }
             (Header::Transport, ..) => plain(&format!("@th,{},{}", offset * 8, length * 8)),
         }
     }
@@ -268,6 +277,7 @@ impl Line {
                 let no = if relation == Relation::Equal { "! " } else { "" };
                 self.say(format!("{words} {no}syn"));
             }
+            (Kind::Checksum, relation) => self.say(format!("{words} {}0", sign(relation))),
             (Kind::State, _) => self.say(format!("{words} invalid")),
             (Kind::Status, _) => self.say(format!("{words} dnat")),
             (Kind::SourceType, _) => self.say(format!("{words} local")),
