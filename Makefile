@@ -35,7 +35,7 @@ bench-failover: ## Measure what clients notice when a node dies, beside keepaliv
 	@cargo build --quiet --release --locked --target x86_64-unknown-linux-musl -p bench
 	@target/x86_64-unknown-linux-musl/release/bench-failover $(if $(QUICK),--quick)
 
-bench-dataplane: setup ## Measure forwarding beside kube-proxy, routing and one static rule (25 minutes; QUICK=1: eight minutes)
+bench-dataplane: setup ## Measure forwarding beside kube-proxy, routing and one static rule (28 minutes; QUICK=1: eleven minutes)
 	@cargo build --quiet --release --locked --target x86_64-unknown-linux-musl -p bench
 	@target/x86_64-unknown-linux-musl/release/bench-dataplane $(if $(QUICK),--quick)
 

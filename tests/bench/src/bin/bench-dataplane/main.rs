@@ -1,6 +1,6 @@
 //! What forwarding does and costs: Landfall beside kube-proxy, plain routing and one static rule.
 //!
-//! `make bench-dataplane` runs it, which takes about 25 minutes; with `--quick` about eight. It prints a table, and writes
+//! `make bench-dataplane` runs it, which takes about 28 minutes; with `--quick` about eleven. It prints a table, and writes
 //! `target/bench/dataplane.json`; with `--only`, what other parts found in an earlier run stays in there. A part that fails
 //! says why, and its figures are missing. The parts:
 //!
@@ -11,6 +11,7 @@
 //! | cpu | [`cpu`] | the same; a control plane for a moment, for kube-proxy to write its rules |
 //! | many | [`many`] | a control plane, and agents and kube-proxy on nodes without kubelets |
 //! | share, planned, crash, dead-node | [`seen`] | a cluster of three nodes |
+//! | rolling | [`rolling`] | the same |
 //!
 //! What would make figures worthless, and what is done about it:
 //!
@@ -43,6 +44,7 @@ mod made;
 mod many;
 mod path;
 mod peer;
+mod rolling;
 mod seen;
 mod stand;
 
@@ -59,20 +61,22 @@ use tokio::signal::unix::{SignalKind, signal};
 use crate::stand::Stand;
 
 /// The parts, in the order in which they are measured.
-const PARTS: [&str; 9] = ["cold", "change", "churn", "cpu", "many", "share", "planned", "crash", "dead-node"];
+const PARTS: [&str; 10] =
+    ["cold", "change", "churn", "cpu", "many", "share", "planned", "rolling", "crash", "dead-node"];
 
 /// Those that need a cluster of three nodes.
-const SEEN: [&str; 4] = ["share", "planned", "crash", "dead-node"];
+const SEEN: [&str; 5] = ["share", "planned", "rolling", "crash", "dead-node"];
 
 /// What forwarding does and costs, beside kube-proxy and the least that anybody could do.
 #[derive(Debug, Parser)]
 #[command(max_term_width = 120)]
 struct Cli {
-    /// Fewer and shorter rounds: eight minutes.
+    /// Fewer and shorter rounds: eleven minutes.
     #[arg(long)]
     quick: bool,
 
-    /// Only these parts, to look into one: cold, change, churn, cpu, many, share, planned, crash, dead-node.
+    /// Only these parts, to look into one: cold, change, churn, cpu, many, share, planned, rolling, crash,
+    /// dead-node.
     #[arg(long, value_delimiter = ',', value_name = "PARTS")]
     only: Vec<String>,
 }
@@ -139,6 +143,7 @@ async fn seen(bench: &Bench, report: &mut Report, stand: &mut Option<Stand>, par
     match part {
         "share" => seen::share(bench, report, stand).await,
         "planned" => seen::planned(bench, report, stand).await,
+        "rolling" => rolling::measure(bench, report, stand).await,
         "crash" => seen::crash(bench, report, stand).await,
         _ => seen::dead_node(bench, report, stand).await,
     }
