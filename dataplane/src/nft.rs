@@ -11,8 +11,8 @@
 //! ```text
 //!            nat prerouting, output (-110)              filter prerouting, output (-90)
 //!                        │                                           │
-//!   inside ──────────────┤ lb_ip . proto . port → pick-N             │ lb_ip in addresses? then nothing has
-//!   services ────────────┤ lb_ip . proto . port → pick-N             │ translated it, so it is unserved:
+//!   inside ──────────────┤ lb_ip . proto . port → way → pick-N       │ lb_ip in addresses? then nothing has
+//!   services ────────────┤ lb_ip . proto . port → way → pick-N       │ translated it, so it is unserved:
 //!   addresses, ping ─────┘ → this node answers                       └→ unserved: in refused → reset, else drop
 //!                        │
 //!        pick-N: endpoints[ lb_ip . proto . port . random below N ] → destination
@@ -28,6 +28,9 @@
 //! * Of a connection only the first packet passes the nat chains; every packet passes one lookup in `addresses`.
 //! * nat at -110 is before kube-proxy's -100, so where both know an address, this table decides. The filter is behind
 //!   both, so a packet that another proxy has translated isn't ours to refuse.
+//! * Only small maps have verdicts that lead to chains: when such a verdict changes, the kernel looks through all of a table.
+//!   So what `services` says stands for a way, and `ways` leads from there to its chain. In between the packet carries it as
+//!   its class in queues (`meta priority`), which the chain takes back; only the first packet of a connection comes by.
 //! * No packet mark is used: everybody's marks stay theirs. What was translated here is recognised in postrouting by
 //!   the destination that the connection had.
 //! * `inside` holds only what differs from `services`: a Service with the traffic policy Local, seen by this node and
@@ -55,6 +58,7 @@
 //! | room | what is in it |
 //! |---|---|
 //! | [`element`] | what the maps hold: ruleset → elements (pure) |
+//! | [`lead`] | what stands for a way (pure) |
 //! | [`skeleton`] | what never changes: sets, chains, rules (pure) |
 //! | [`expression`] | rules as the kernel's bytecode, only as `nft` itself would write it (pure) |
 //! | [`userdata`] | notes for `nft`, which the kernel only keeps (pure) |
@@ -64,6 +68,7 @@
 pub mod dump;
 pub mod element;
 pub mod expression;
+pub mod lead;
 pub mod request;
 pub mod skeleton;
 pub mod text;

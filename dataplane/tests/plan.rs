@@ -345,7 +345,7 @@ fn applied(elements: &Elements, changes: &[Change]) -> Result<Elements, String> 
     for change in changes {
         let needs = |key: &element::Key| -> Option<element::Key> {
             match (key, change) {
-                (element::Key::Service(_) | element::Key::Inside(_), Change::Add(_, Value::Way(way))) => {
+                (element::Key::Lead(..), Change::Add(_, Value::Way(way))) => {
                     Some(element::Key::Way(family(change), *way))
                 }
                 (element::Key::Remembered(_), Change::Add(_, Value::Remember(seconds))) => {

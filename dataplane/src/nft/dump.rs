@@ -13,6 +13,7 @@ use crds::{Protocol, Range};
 
 use super::element::{self, Elements, Frontend, Key, Value, refusing};
 use super::expression::{Verdict, decode_counter, decode_value};
+use super::lead::Lead;
 use super::request::*;
 use super::skeleton::{NAME, Table};
 use crate::affinity::Remembered;
@@ -92,6 +93,7 @@ fn element(table: Table, set: &str, item: Attribute<'_>) -> Option<(Key, Value)>
     let data = fields.find(ELEM_DATA).map(|data| data.inner());
     let six = || decode_value(data?)?.try_into().ok();
     let (token, mac) = (|| Some(Value::Token(Token(six()?))), || Some(Value::Mac(Mac(six()?))));
+    let lead = || Some(Value::Lead(Lead(u32::from_ne_bytes(value(data?)?))));
     let found = match set {
         "spread4" | "spread6" => (Key::Spread(key.address()?), Value::Present),
         "classes4" | "classes6" => (Key::Class(key.frontend()?), token()?),
@@ -103,8 +105,12 @@ fn element(table: Table, set: &str, item: Attribute<'_>) -> Option<(Key, Value)>
         "alive" => (Key::Alive(key.link()?, Mac(key.mac()?)), Value::Present),
         "macs" => (Key::Mac(key.link()?), mac()?),
         "addresses" => (Key::Address(key.address()?), Value::Present),
-        "services" => (Key::Service(key.frontend()?), Value::Way(element::way(&target(data?)?)?)),
-        "inside" => (Key::Inside(key.frontend()?), Value::Way(element::way(&target(data?)?)?)),
+        "services" => (Key::Service(key.frontend()?), lead()?),
+        "inside" => (Key::Inside(key.frontend()?), lead()?),
+        "ways" => {
+            let (lead, way) = (Lead(u32::from_ne_bytes(key.part()?)), element::way(&target(data?)?)?);
+            (Lead::to(way) == lead).then_some((Key::Lead(family, lead), Value::Way(way)))?
+        }
         "remember" => (Key::Remembered(key.frontend()?), Value::Remember(element::remembers(&target(data?)?)?)),
         "node-ports" => (Key::NodePort(key.frontend()?), Value::NewPort(u16::from_be_bytes(value(data?)?))),
         "cluster-ips" => (Key::ClusterIp(key.frontend()?), new_address(data?, family)?),

@@ -11,6 +11,7 @@ use std::sync::Arc;
 use crds::service::Family;
 use crds::{Backend, Protocol, Range};
 
+use super::lead::Lead;
 use super::skeleton::Table;
 use crate::backend::Proxied;
 use crate::returns::Mark;
@@ -56,6 +57,8 @@ pub enum Key {
     Link(LinkName),
     /// In `addresses`: an lb_ip.
     Address(IpAddr),
+    /// In `ways`: what stands for a way.
+    Lead(Family, Lead),
     /// In `services`.
     Service(Frontend),
     /// In `inside`.
@@ -120,6 +123,9 @@ pub enum Value {
     Present,
     /// A verdict: to the chain that is this way.
     Way(Way),
+    /// What stands for a way. No verdict: at each change of a verdict that leads to a chain the kernel looks through all
+    /// verdicts of the table, which takes a hundred milliseconds where there are 30,000 Services.
+    Lead(Lead),
     /// A verdict: to the chain that remembers for so many seconds.
     Remember(u32),
     /// A verdict: to the chain that refuses.
@@ -149,6 +155,7 @@ impl Key {
         match self {
             Self::Pods(family)
             | Self::Way(family, _)
+            | Self::Lead(family, _)
             | Self::Remember(family, _)
             | Self::Return(family, _)
             | Self::Counting(family) => Table::of_family(*family),
@@ -189,6 +196,7 @@ impl fmt::Display for Key {
             Self::Counting(_) => write!(f, "chain {COUNTING} of {}", self.table()),
             Self::Link(link) => write!(f, "chain {} of {}", at(link), self.table()),
             Self::Address(address) => write!(f, "{address} in addresses"),
+            Self::Lead(_, lead) => write!(f, "{lead} in ways of {}", self.table()),
             Self::Service(frontend) => write!(f, "{frontend} in services"),
             Self::Inside(frontend) => write!(f, "{frontend} in inside"),
             Self::Refused(frontend) => write!(f, "{frontend} in refused"),
@@ -376,7 +384,9 @@ pub fn shared(ruleset: &Ruleset) -> Vec<(Key, Value)> {
         let needed = !ranges.is_empty() && is_needed(ruleset, Table::of_family(family));
         needed.then_some((Key::Pods(family), Value::Ranges(ranges)))
     });
-    let ways = ruleset.ways().map(|(family, way)| (Key::Way(family, way), Value::Present));
+    let ways = ruleset.ways().flat_map(|(family, way)| {
+        [(Key::Way(family, way), Value::Present), (Key::Lead(family, Lead::to(way)), Value::Way(way))]
+    });
     let times = ruleset.ways().filter_map(|(family, way)| way.affinity.map(|seconds| (family, seconds)));
     let times: BTreeSet<(Family, u32)> = times.collect();
     let remember = times.into_iter().map(|(family, seconds)| (Key::Remember(family, seconds), Value::Present));
@@ -446,10 +456,10 @@ pub fn of_address(address: IpAddr, lb_ip: &LbIp) -> Vec<(Key, Value)> {
         }
         let (outside, inside) = (target.way_from_outside(), target.way_from_inside());
         if let Some(way) = outside {
-            elements.push((Key::Service(frontend), Value::Way(way)));
+            elements.push((Key::Service(frontend), Value::Lead(Lead::to(way))));
         }
         if let Some(way) = inside.filter(|_| inside != outside) {
-            elements.push((Key::Inside(frontend), Value::Way(way)));
+            elements.push((Key::Inside(frontend), Value::Lead(Lead::to(way))));
         }
         if let Some(seconds) = target.affinity.filter(|_| !target.endpoints.is_empty()) {
             elements.push((Key::Remembered(frontend), Value::Remember(seconds)));

@@ -145,6 +145,8 @@ pub enum Header {
 pub enum Meta {
     /// The protocol of its network header (ETH_P_*).
     NetworkProtocol = 1,
+    /// Its class in queues.
+    Priority = 2,
     /// The number of the interface that it came in by.
     Interface = 4,
     /// The name of that.
@@ -269,6 +271,10 @@ pub enum Expression {
     Mark(Marked),
     /// Makes the first register a mark.
     SetMark(Marked),
+    /// Makes the first register the packet's class in queues.
+    SetPriority,
+    /// Loads 0 into the first register.
+    Nothing,
     /// Keeps these bits of the first register, and sets those.
     Blend {
         /// The bits that stay as they are.

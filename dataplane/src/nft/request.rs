@@ -307,6 +307,7 @@ pub(super) fn set_of(key: &Key) -> Option<&'static str> {
         Key::Mac(_) => Some("macs"),
         Key::Pods(_) => Some("pods"),
         Key::Address(_) => Some("addresses"),
+        Key::Lead(..) => Some("ways"),
         Key::Service(_) => Some("services"),
         Key::Inside(_) => Some("inside"),
         Key::Refused(_) => Some("refused"),
@@ -345,6 +346,9 @@ pub(super) fn element(change: &Change, list: &mut Writer) {
         match value {
             Value::Way(way) if adds => {
                 item.nested(ELEM_DATA, |w| Verdict::Goto(chain(*way)).encode(w));
+            }
+            Value::Lead(lead) if adds => {
+                item.nested(ELEM_DATA, |w| encode_value(&lead.0.to_ne_bytes(), w));
             }
             Value::Remember(seconds) if adds => {
                 item.nested(ELEM_DATA, |w| Verdict::Goto(remembering(*seconds)).encode(w));
@@ -440,6 +444,8 @@ pub(super) fn key_bytes(key: &Key) -> Vec<u8> {
         Key::Pods(_) | Key::Way(..) | Key::Remember(..) | Key::Return(..) | Key::Counting(_) | Key::Link(_) => {
             Vec::new()
         }
+        // A class is a number of the machine's own order.
+        Key::Lead(_, lead) => lead.0.to_ne_bytes().to_vec(),
         Key::Address(address) | Key::Spread(address) | Key::Node(address) => concatenated([Address(*address)]),
         Key::Service(front)
         | Key::Inside(front)

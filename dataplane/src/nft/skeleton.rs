@@ -206,6 +206,8 @@ pub enum Type {
     Protocol = 12,
     /// A port.
     Port = 13,
+    /// A class of packets in queues: a number in two parts.
+    Class = 23,
     /// The name of a network interface.
     LinkName = 41,
 }
@@ -224,7 +226,7 @@ impl Type {
         match self {
             Self::Protocol => 1,
             Self::Port => 2,
-            Self::Integer | Self::V4 => 4,
+            Self::Integer | Self::V4 | Self::Class => 4,
             Self::Mac => 6,
             Self::V6 | Self::LinkName => 16,
         }
@@ -235,7 +237,7 @@ impl Type {
         match self {
             Self::V6 | Self::LinkName => 4,
             Self::Mac => 2,
-            Self::Integer | Self::V4 | Self::Protocol | Self::Port => 1,
+            Self::Integer | Self::V4 | Self::Protocol | Self::Port | Self::Class => 1,
         }
     }
 }

@@ -10,6 +10,7 @@ use crds::{Protocol, Range};
 use ipnet::IpNet;
 
 use super::element::{Elements, Key, Value, chain, elements, is_needed, refusing, remembering};
+use super::lead::Lead;
 use super::request::{key_bytes, set_of};
 use super::skeleton::{self, Chain, Data, Hook, Set, Table, Type};
 use crate::ruleset::Ruleset;
@@ -131,6 +132,7 @@ fn type_name(kind: Type) -> &'static str {
         Type::Protocol => "inet_proto",
         Type::Port => "inet_service",
         Type::LinkName => "ifname",
+        Type::Class => "classid",
     }
 }
 
@@ -144,6 +146,7 @@ fn example(kind: Type) -> &'static str {
         Type::Protocol => "meta l4proto",
         Type::Port => "th dport",
         Type::LinkName => "iifname",
+        Type::Class => "meta priority",
     }
 }
 
@@ -163,6 +166,7 @@ fn lines(set: &Set, key: &Key, value: &Value) -> Vec<String> {
         Value::Present if set.counts => format!("{key} counter packets 0 bytes 0"),
         Value::Present | Value::Ranges(_) => key,
         Value::Way(way) => format!("{key} : goto {}", chain(*way)),
+        Value::Lead(lead) => format!("{key} : {lead}"),
         Value::Remember(seconds) => format!("{key} : goto {}", remembering(*seconds)),
         Value::Refuse { restricted } => format!("{key} : goto {}", refusing(*restricted)),
         Value::Leave => format!("{key} : return"),
@@ -185,6 +189,7 @@ fn part(kind: Type, bytes: &mut &[u8]) -> Option<String> {
         Type::V4 => Ipv4Addr::from(<[u8; 4]>::try_from(take(4)?).ok()?).to_string(),
         Type::V6 => Ipv6Addr::from(<[u8; 16]>::try_from(take(16)?).ok()?).to_string(),
         Type::Integer => u32::from_ne_bytes(take(4)?.try_into().ok()?).to_string(),
+        Type::Class => Lead(u32::from_ne_bytes(take(4)?.try_into().ok()?)).to_string(),
         Type::Protocol => {
             let number = *take(4)?.first()?;
             let known =

@@ -30,6 +30,7 @@ const IP6_DADDR: (u32, u32) = (13, 9);
 const TH_DPORT: (u32, u32) = (11, 2);
 const ETHER_DADDR: (u32, u32) = (17, 1);
 const META_L4PROTO: u32 = 16;
+const META_PRIORITY: u32 = 2;
 const META_IIFNAME: u32 = 6;
 const NUMGEN_RANDOM: u32 = 1;
 
@@ -48,13 +49,17 @@ pub fn read_comment(notes: &[u8]) -> Option<&str> {
 /// The notes on a set.
 pub fn set(set: &Set) -> Vec<u8> {
     let order = match set.key[..] {
-        [Type::LinkName] => MACHINE_ORDER,
+        [Type::LinkName | Type::Class] => MACHINE_ORDER,
         [_] => BIG_ENDIAN,
         _ => NO_ORDER,
     };
     let mut notes = number(SET_KEY_BYTEORDER, order);
     if set.data != Data::None {
-        let order = if matches!(set.data, Data::Plain(_)) { BIG_ENDIAN } else { NO_ORDER };
+        let order = match set.data {
+            Data::Plain(Type::Class) => MACHINE_ORDER,
+            Data::Plain(_) => BIG_ENDIAN,
+            Data::None | Data::Verdict | Data::Endpoint(_) => NO_ORDER,
+        };
         notes.extend(number(SET_DATA_BYTEORDER, order));
     }
     match set.data {
@@ -88,6 +93,7 @@ fn field(kind: Type) -> Vec<u8> {
         Type::Port => payload(TH_DPORT),
         Type::Mac => payload(ETHER_DADDR),
         Type::LinkName => expression(META, &number(0, META_IIFNAME)),
+        Type::Class => expression(META, &number(0, META_PRIORITY)),
         Type::Protocol => expression(META, &number(0, META_L4PROTO)),
         // Which modulus stands here does not matter; there has to be one.
         Type::Integer => expression(NUMGEN, &[number(0, NUMGEN_RANDOM), number(1, 2), number(2, 0)].concat()),

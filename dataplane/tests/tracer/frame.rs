@@ -102,6 +102,7 @@ impl Machine {
                     Meta::InterfaceType => 1u16.to_ne_bytes().to_vec(),
                     Meta::InterfaceName => state.link.bytes().to_vec(),
                     Meta::Interface => vec![0; 4],
+                    Meta::Priority => panic!("no frame has a class"),
                 };
                 state.load(*into, &value);
             }

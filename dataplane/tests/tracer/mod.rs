@@ -13,7 +13,7 @@ use dataplane::diff::diff;
 use dataplane::netlink::attribute::{Attributes, attributes};
 use dataplane::netlink::message::Message;
 use dataplane::nft::element::{Elements, Key, elements};
-use dataplane::nft::expression::{Expression, Header, Register, Relation, Verdict};
+use dataplane::nft::expression::{Expression, Header, Meta, Register, Relation, Verdict};
 use dataplane::nft::request::Requests;
 use dataplane::nft::skeleton::{self, Chain, Set, Table};
 use dataplane::ruleset::Ruleset;
@@ -100,6 +100,8 @@ struct State {
     original: SocketAddr,
     now: SocketAddr,
     random: u32,
+    /// Its class in queues.
+    class: [u8; 4],
 }
 
 impl Machine {
@@ -160,7 +162,7 @@ impl Machine {
     fn fate(&self, packet: Packet, random: u32) -> Fate {
         let table = Table::of(packet.destination);
         let original = SocketAddr::new(packet.destination, packet.port);
-        let mut state = State { packet, registers: [0; 64], original, now: original, random };
+        let mut state = State { packet, registers: [0; 64], original, now: original, random, class: [0; 4] };
         if !self.here.contains(&table) {
             return Fate::Passed;
         }
@@ -286,6 +288,9 @@ impl Machine {
                 let port = [state.registers[0], state.registers[1]];
                 state.now.set_port(u16::from_be_bytes(port));
             }
+            Expression::Meta { what: Meta::Priority, into } => state.load(*into, &state.class.clone()),
+            Expression::SetPriority => state.class.copy_from_slice(&state.registers[..4]),
+            Expression::Nothing => state.load(Register::FIRST, &[0; 4]),
             // Only frames pass these.
             Expression::Meta { .. }
             | Expression::IsFragment { .. }

@@ -77,8 +77,9 @@ fn elements_of(table: Table) -> BoxedStrategy<Elements> {
     let endpoint = (address(), any::<u16>()).prop_map(|(address, port)| SocketAddr::new(address, port));
     let element = prop_oneof![
         address().prop_map(|a| (Key::Address(a), Value::Present)),
-        (frontend.clone(), way.clone()).prop_map(|(f, w)| (Key::Service(f), Value::Way(w))),
-        (frontend.clone(), way.clone()).prop_map(|(f, w)| (Key::Inside(f), Value::Way(w))),
+        (frontend.clone(), any::<u32>()).prop_map(|(f, lead)| (Key::Service(f), Value::Lead(Lead(lead)))),
+        (frontend.clone(), any::<u32>()).prop_map(|(f, lead)| (Key::Inside(f), Value::Lead(Lead(lead)))),
+        way.prop_map(move |way| (Key::Lead(family, Lead::to(way)), Value::Way(way))),
         (frontend.clone(), any::<bool>()).prop_map(|(f, restricted)| (Key::Refused(f), Value::Refuse { restricted })),
         frontend.clone().prop_map(|f| (Key::Refused(f), Value::Leave)),
         (frontend.clone(), any::<u16>()).prop_map(|(f, port)| (Key::NodePort(f), Value::NewPort(port))),

@@ -64,8 +64,10 @@ impl Expression {
             }),
             "meta" if data.find(META_SREG).is_some() => {
                 from(META_SREG, Register::FIRST)?;
-                is(META_KEY, META_MARK)?;
-                Some(Self::SetMark(Marked::Packet))
+                match number(META_KEY)? {
+                    META_MARK => Some(Self::SetMark(Marked::Packet)),
+                    key => (key == Meta::Priority as u32).then_some(Self::SetPriority),
+                }
             }
             "meta" if number(META_KEY) == Some(META_MARK) => {
                 from(META_DREG, Register::FIRST)?;
@@ -83,7 +85,8 @@ impl Expression {
             "meta" => {
                 let into = register(META_DREG)?;
                 let known =
-                    [Meta::NetworkProtocol, Meta::Interface, Meta::InterfaceName, Meta::InterfaceType].into_iter();
+                    [Meta::NetworkProtocol, Meta::Priority, Meta::Interface, Meta::InterfaceName, Meta::InterfaceType]
+                        .into_iter();
                 match number(META_KEY)? {
                     META_L4PROTO => Some(Self::Protocol { into }),
                     key => known.into_iter().find(|what| *what as u32 == key).map(|what| Self::Meta { what, into }),
@@ -166,6 +169,9 @@ impl Expression {
                 let unit = number(BYTEORDER_LEN).zip(number(BYTEORDER_SIZE));
                 let (from, into) = (register(BYTEORDER_SREG)?, register(BYTEORDER_DREG)?);
                 (from == into && unit == Some(BYTEORDER_OF_PROTOCOL)).then_some(Self::ToNetworkOrder { register: into })
+            }
+            "immediate" if register(IMMEDIATE_DREG) == Some(Register::FIRST) => {
+                (value(IMMEDIATE_DATA)? == [0; 4]).then_some(Self::Nothing)
             }
             "immediate" => {
                 from(IMMEDIATE_DREG, Register::Verdict)?;

@@ -1,7 +1,7 @@
 //! Expressions written into messages.
 
 use super::numbers::*;
-use super::{Expression, Marked, Register, encode_counter, encode_value};
+use super::{Expression, Marked, Meta, Register, encode_counter, encode_value};
 use crate::netlink::attribute::Writer;
 
 impl Written {
@@ -74,6 +74,15 @@ impl Expression {
             Self::SetMark(Marked::Packet) => {
                 data.u32(META_KEY, META_MARK).u32(META_SREG, Register::FIRST.number());
                 "meta"
+            }
+            Self::SetPriority => {
+                data.u32(META_KEY, Meta::Priority as u32).u32(META_SREG, Register::FIRST.number());
+                "meta"
+            }
+            Self::Nothing => {
+                data.u32(IMMEDIATE_DREG, Register::FIRST.number());
+                data.nested(IMMEDIATE_DATA, |data| encode_value(&[0; 4], data));
+                "immediate"
             }
             Self::Mark(Marked::Connection) => {
                 data.u32(CT_KEY, CT_MARK).u32(CT_DREG, Register::FIRST.number());

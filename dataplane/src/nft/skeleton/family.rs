@@ -6,7 +6,7 @@ use crds::service::Family;
 use super::field::{FRONTEND, Field, equals, icmp_type, load, lookup, protocol_is, rule, rule_first, verdict_map};
 use super::{Chain, Data, Hook, Set, Type};
 use crate::nft::element::{COUNTING, chain, refusing, remembering};
-use crate::nft::expression::{Expression, Header, Register, Relation, Verdict};
+use crate::nft::expression::{Expression, Header, Meta, Register, Relation, Verdict};
 use crate::ruleset::Way;
 
 /// Before kube-proxy's nat, which is at -100 (dstnat).
@@ -49,11 +49,13 @@ pub fn sets(family: Family) -> Vec<Set> {
     let counts = |set| Set { counts: true, ..set };
     let counted_once = |set| Set { learned: Some(MOST_COUNTED), ..set };
     let front = &[address, Protocol, Port];
+    let way = Data::Plain(Type::Class);
     vec![
         set("addresses", &[address], Data::None, "every lb_ip"),
         ranges(set("pods", &[address], Data::None, "where this node's pods have their addresses from")),
-        set("services", &[address, Protocol, Port], Data::Verdict, "what is served, and by how many endpoints"),
-        set("inside", &[address, Protocol, Port], Data::Verdict, "what else is served to this node and its pods"),
+        set("services", front, way, "what is served, and by how many endpoints"),
+        set("inside", front, way, "what else is served to this node and its pods"),
+        set("ways", &[Type::Class], Data::Verdict, "what those stand for"),
         set("refused", &[address, Protocol, Port], Data::Verdict, "what has no endpoint anywhere"),
         set("node-ports", &[address, Protocol, Port], Data::Plain(Port), "which node port leads to the same"),
         set("nodes", &[address], Data::Plain(address), "this node, as its Service proxy knows it"),
@@ -94,7 +96,7 @@ pub fn chains(family: Family) -> Vec<Chain> {
         rules,
     };
     let pods = || rule(load(family, &[Field::Source]), [lookup("pods")]);
-    let translate = |map| rule(load(family, FRONTEND), [verdict_map(map)]);
+    let translate = |map| led(family, map);
     vec![
         Chain { name: DENIED.into(), hook: None, rules: counted(family, FRONTEND, DENIED, Verdict::Drop) },
         Chain { name: refusing(false), hook: None, rules: refuse(family) },
@@ -131,6 +133,19 @@ pub fn chains(family: Family) -> Vec<Chain> {
     ]
 }
 
+/// `meta priority set ip daddr . meta l4proto . th dport map @… meta priority vmap @ways`
+///
+/// A map that leads to chains by itself would make each change cost what there is: at every change of a verdict that leads to
+/// a chain, the kernel looks through all verdicts of the table. So only `ways` has some. `nft` takes what a map says for nothing
+/// but a value that is written somewhere (it even dies of a rule that looks up in a second map what the first says), and the packet's
+/// class in queues is where it disturbs nobody: it is taken back in the chain that is the way, and only the first packet of a
+/// connection comes here.
+fn led(family: Family, map: &str) -> Vec<Expression> {
+    let said = Expression::Lookup { set: map.into(), into: Some(Register::FIRST) };
+    let carried = Expression::Meta { what: Meta::Priority, into: Register::FIRST };
+    rule(load(family, FRONTEND), [said, Expression::SetPriority, carried, verdict_map("ways")])
+}
+
 /// The chain that is a way to endpoints. It picks one of them at random:
 /// `dnat ip to ip daddr . meta l4proto . th dport . numgen random mod N map @endpoints`
 ///
@@ -155,6 +170,7 @@ pub fn way(family: Family, way: Way) -> Chain {
         }
     };
     rules = rule_first(rule(load(family, FRONTEND), [lookup("begun")]), rules);
+    rules = rule_first(vec![Expression::Nothing, Expression::SetPriority], rules);
     if way.restricted {
         rules = rule_first(keep_out(family), rules);
     }

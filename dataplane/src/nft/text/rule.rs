@@ -76,6 +76,7 @@ impl Line {
                 let (words, kind) = match what {
                     Meta::NetworkProtocol => ("meta protocol", Kind::Implied),
                     Meta::InterfaceType => ("meta iiftype", Kind::Implied),
+                    Meta::Priority => ("meta priority", Kind::Plain),
                     Meta::Interface => ("iif", Kind::Plain),
                     Meta::InterfaceName => ("iifname", Kind::InterfaceName),
                 };
@@ -166,6 +167,11 @@ impl Line {
             Expression::SetMark(what) => {
                 let value = self.key();
                 self.say(format!("{} set {value}", mark(*what)));
+            }
+            Expression::Nothing => self.load(Register::FIRST, "none", Kind::Plain),
+            Expression::SetPriority => {
+                let value = self.key();
+                self.say(format!("meta priority set {value}"));
             }
             Expression::Forward => {
                 let to = self.key();
