@@ -12,10 +12,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::affinity::Loose;
-use crate::diff::{Change, changes, diff};
+use crate::diff::{Change, additions, changes, diff};
 use crate::netlink::socket::{self, Socket};
 use crate::nft::dump::{self, Found, FoundSet};
-use crate::nft::element::{self, COUNTING, Elements, Key, Value, elements, is_needed};
+use crate::nft::element::{self, COUNTING, Elements, Key, Value, all, elements, is_needed};
 use crate::nft::request::Requests;
 use crate::nft::skeleton::{self, Table};
 use crate::ruleset::Ruleset;
@@ -248,14 +248,20 @@ impl Engine {
 
     /// Reads what there is and goes from there.
     fn establish(&mut self, desired: &Arc<Ruleset>) -> Result<Applied, Error> {
-        let targets: BTreeMap<Table, Elements> = of_tables(elements(desired));
         let nothing = Elements::new();
         let mut attempt = 1;
         loop {
             let (observed, generation) = self.observe()?;
+            let (mut compared, mut made): (BTreeMap<Table, Elements>, _) = Default::default();
+            if observed.values().any(|observed| matches!(observed, Observed::Ours(_))) {
+                compared = of_tables(all(desired));
+            }
+            if observed.values().any(|observed| !matches!(observed, Observed::Ours(_))) {
+                made = additions(all(desired));
+            }
             let todo = |(table, observed)| {
-                let target = targets.get(&table).unwrap_or(&nothing);
-                let all = || diff(&nothing, target);
+                let target = compared.get(&table).unwrap_or(&nothing);
+                let mut all = || made.remove(&table).unwrap_or_default();
                 let todo = match (observed, is_needed(desired, table)) {
                     (Observed::Absent, false) => Todo::Nothing,
                     (Observed::Ours(elements), false) => Todo::Remove(diff(&elements, &nothing)),

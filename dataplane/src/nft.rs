@@ -65,6 +65,7 @@
 //! | [`request`], [`dump`] | netlink messages that change the table, and those that tell of it (pure) |
 //! | [`text`](mod@text) | the tables as text, for people (pure) |
 
+mod bytes;
 pub mod dump;
 pub mod element;
 pub mod expression;

@@ -343,15 +343,18 @@ pub fn refusing(restricted: bool) -> String {
 
 /// The elements of a whole ruleset.
 pub fn elements(ruleset: &Ruleset) -> Elements {
-    let mut elements: Elements = shared(ruleset).into_iter().collect();
-    for (address, lb_ip) in &ruleset.addresses {
-        elements.extend(of_address(*address, lb_ip));
-    }
+    all(ruleset).collect()
+}
+
+/// The same in no order, each of them once.
+pub fn all(ruleset: &Ruleset) -> impl Iterator<Item = (Key, Value)> {
+    let mut few: Elements = shared(ruleset).into_iter().collect();
     for (token, table) in ruleset.tables() {
-        elements.extend(of_table(token, table));
+        few.extend(of_table(token, table));
     }
-    elements.extend(of_wires(&ruleset.wires));
-    elements
+    few.extend(of_wires(&ruleset.wires));
+    let of_addresses = ruleset.addresses.iter().flat_map(|(address, lb_ip)| of_address(*address, lb_ip));
+    few.into_iter().chain(of_addresses)
 }
 
 /// The elements of a table by which frames are spread.

@@ -6,6 +6,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use crds::Range;
 
+use super::bytes::Bytes;
 use super::element::{COUNTING, Frontend, Key, Value, at, chain, refusing, remembering, returning};
 use super::expression::{Verdict, encode_counter, encode_value};
 use super::skeleton::{self, COMMENT, Chain, NAME, Set, Table};
@@ -293,7 +294,7 @@ impl<'a> Requests<'a> {
 }
 
 /// The set or map that an element belongs to; none for a chain.
-pub(super) fn set_of(key: &Key) -> Option<&'static str> {
+pub(crate) fn set_of(key: &Key) -> Option<&'static str> {
     match key {
         Key::Way(..) | Key::Remember(..) | Key::Return(..) | Key::Counting(_) | Key::Link(_) => None,
         Key::Spread(address) => Some(of(*address, ["spread4", "spread6"])),
@@ -414,38 +415,28 @@ enum Part {
 }
 
 /// The bytes of such parts: each begins four bytes of its own, as in registers.
-fn concatenated(parts: impl IntoIterator<Item = Part>) -> Vec<u8> {
-    let mut bytes = Vec::with_capacity(64);
-    for part in parts {
-        match part {
-            Part::Address(IpAddr::V4(v4)) => bytes.extend(v4.octets()),
-            Part::Address(IpAddr::V6(v6)) => bytes.extend(v6.octets()),
-            Part::Protocol(number) => bytes.extend([number, 0, 0, 0]),
-            Part::Port(port) => {
-                let [high, low] = port.to_be_bytes();
-                bytes.extend([high, low, 0, 0]);
-            }
-            // What numgen yields is a number of the machine's own order.
-            Part::Number(number) => bytes.extend(number.to_ne_bytes()),
-            Part::Mac(mac) => {
-                bytes.extend(mac);
-                bytes.extend([0; 2]);
-            }
-            Part::Link(link) => bytes.extend(link.bytes()),
-        }
-    }
-    bytes
+fn concatenated(parts: impl IntoIterator<Item = Part>) -> Bytes {
+    parts.into_iter().fold(Bytes::none(), |bytes, part| match part {
+        Part::Address(IpAddr::V4(v4)) => bytes.and(&v4.octets()),
+        Part::Address(IpAddr::V6(v6)) => bytes.and(&v6.octets()),
+        Part::Protocol(number) => bytes.and(&[number, 0, 0, 0]),
+        Part::Port(port) => bytes.and(&port.to_be_bytes()).and(&[0; 2]),
+        // What numgen yields is a number of the machine's own order.
+        Part::Number(number) => bytes.and(&number.to_ne_bytes()),
+        Part::Mac(mac) => bytes.and(&mac).and(&[0; 2]),
+        Part::Link(link) => bytes.and(&link.bytes()),
+    })
 }
 
 /// The key of an element, as the kernel has it; nothing for what is more than one element, or none.
-pub(super) fn key_bytes(key: &Key) -> Vec<u8> {
+pub(super) fn key_bytes(key: &Key) -> Bytes {
     use Part::{Address, Number};
     match key {
         Key::Pods(_) | Key::Way(..) | Key::Remember(..) | Key::Return(..) | Key::Counting(_) | Key::Link(_) => {
-            Vec::new()
+            Bytes::none()
         }
         // A class is a number of the machine's own order.
-        Key::Lead(_, lead) => lead.0.to_ne_bytes().to_vec(),
+        Key::Lead(_, lead) => Bytes::none().and(&lead.0.to_ne_bytes()),
         Key::Address(address) | Key::Spread(address) | Key::Node(address) => concatenated([Address(*address)]),
         Key::Service(front)
         | Key::Inside(front)
@@ -460,7 +451,7 @@ pub(super) fn key_bytes(key: &Key) -> Vec<u8> {
         Key::Slot(table, slot) => concatenated([Part::Mac(table.0), Number(*slot)]),
         Key::Hop(link, nodes) => concatenated([Part::Link(*link), Part::Mac(nodes.0)]),
         // A key of one part has no bytes behind it.
-        Key::Peer(mac) => mac.0.to_vec(),
+        Key::Peer(mac) => Bytes::none().and(&mac.0),
         Key::Own(link, mac) | Key::Alive(link, mac) => concatenated([Part::Link(*link), Part::Mac(mac.0)]),
         Key::Mac(link) => concatenated([Part::Link(*link)]),
         Key::Source(front, range) => concatenated(frontend(front).into_iter().chain([Address(range.first())])),
@@ -475,6 +466,6 @@ fn frontend(frontend: &Frontend) -> [Part; 3] {
     [Part::Address(address), Part::Protocol(protocol.number()), Part::Port(port)]
 }
 
-fn endpoint_bytes(endpoint: &SocketAddr) -> Vec<u8> {
+fn endpoint_bytes(endpoint: &SocketAddr) -> Bytes {
     concatenated([Part::Address(endpoint.ip()), Part::Port(endpoint.port())])
 }

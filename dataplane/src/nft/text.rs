@@ -156,7 +156,7 @@ fn lines(set: &Set, key: &Key, value: &Value) -> Vec<String> {
         return ranges.iter().map(range).collect();
     }
     let bytes = key_bytes(key);
-    let mut left = bytes.as_slice();
+    let mut left = &*bytes;
     let mut parts: Vec<String> = set.key.iter().map_while(|kind| part(*kind, &mut left)).collect();
     if let (Key::Source(_, clients), Some(last)) = (key, parts.last_mut()) {
         *last = range(clients);
