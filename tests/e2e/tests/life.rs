@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use e2e::rolling::Rolling;
-use e2e::world::SOON;
+use e2e::world::{SOON, ingress};
 use e2e::{Asking, Connect, Over, World};
 use k8s_openapi::api::core::v1::Pod;
 use kube::Api;
@@ -49,6 +49,7 @@ async fn clients_follow_a_pod_over_all_nodes_and_notice_nothing_of_kube_proxy_an
     let world = World::with_landfall("e2e-life", Topology::default()).await?;
     world.pool("lan", &["192.0.2.200-192.0.2.203"]).await?;
     the_address_follows_its_only_pod_under_local(&world).await?;
+    an_address_stays_through_all_edits_of_a_service_and_goes_with_its_type(&world).await?;
     a_pod_that_has_failed_is_not_used(&world).await?;
     nothing_is_lost_while_kube_proxy_and_the_api_server_start_again(&world).await?;
     world.end()
@@ -61,9 +62,14 @@ async fn the_address_follows_its_only_pod_under_local(world: &World) -> Result<(
     let spec = world.get_service("moved").await?.spec.unwrap_or_default();
     let health: u16 = spec.health_check_node_port.context("the API server gives it a port")?.try_into()?;
     let nodes = ["n1", "n2", "n3"];
-    // There and on, and back to where it was.
-    for node in ["n1", "n2", "n3", "n1"] {
-        let patch = json!({"spec": {"template": {"spec": {"nodeName": node}}}}).to_string();
+    // Somebody who always asks from the same port, whose flow connection tracking knows from one pod to the next.
+    let steady = world.cluster.client_host("c1").run(|| netns::udp_flow(SocketAddr::new(address, 80)))??;
+    steady.set_read_timeout(Some(Duration::from_millis(200)))?;
+    // From node to node, and at last to a new pod where the old one was.
+    for (turn, node) in ["n1", "n2", "n3", "n1", "n1"].into_iter().enumerate() {
+        let annotations = json!({"turn": turn.to_string()});
+        let template = json!({"metadata": {"annotations": annotations}, "spec": {"nodeName": node}});
+        let patch = json!({"spec": {"template": template}}).to_string();
         world.kubectl(&["patch", "deployment", "moved", "--patch", &patch])?;
         world.kubectl(&["rollout", "status", "deployment/moved", "--timeout=60s"])?;
         let pod = wait_until(SOON, &format!("the pod to be on {node} alone"), async || {
@@ -87,6 +93,15 @@ async fn the_address_follows_its_only_pod_under_local(world: &World) -> Result<(
             })
             .await?;
         }
+        wait_until(SOON, &format!("who asks from one port to be answered by the pod on {node}"), async || {
+            let mut buffer = [0; 256];
+            steady.send(b"who\n")?;
+            let length = steady.recv(&mut buffer)?;
+            let answer = String::from_utf8_lossy(&buffer[..length]).into_owned();
+            ensure!(answer.starts_with(&format!("{pod} ")), "{answer}, not {pod}");
+            Ok(())
+        })
+        .await?;
         for other in nodes {
             let expected = if other == node { 200 } else { 503 };
             let of_node = IpAddr::from(world.cluster.node(other).ipv4());
@@ -100,6 +115,65 @@ async fn the_address_follows_its_only_pod_under_local(world: &World) -> Result<(
     }
     world.kubectl(&["delete", "deployment", "moved", "--wait=false"])?;
     world.delete_service("moved").await
+}
+
+async fn an_address_stays_through_all_edits_of_a_service_and_goes_with_its_type(world: &World) -> Result<()> {
+    world.whoami("edited", 1).await?;
+    world.service("edited", json!({"type": "NodePort"})).await?;
+    let kept = node_ports(world, "edited").await?;
+    ensure!(kept.len() == 2, "the API server gives it node ports: {kept:?}");
+    world.patch_service("edited", json!({"spec": {"type": "LoadBalancer"}})).await?;
+    let address = world.address("edited").await?;
+    let ends = async |port, expected: Connect| {
+        wait_until(SOON, &format!("port {port} to end in {expected:?}"), async || {
+            let seen = world.lan.connect(address, port)?;
+            ensure!(seen == expected, "{seen:?}");
+            Ok(())
+        })
+        .await?;
+        let shown = ingress(&world.get_service("edited").await?);
+        ensure!(shown == [address], "{shown:?}, and not {address} any more");
+        Ok(())
+    };
+    ends(80, Connect::Accepted).await?;
+    ensure!(node_ports(world, "edited").await? == kept, "other node ports");
+    let ports = |port: u16, node_port: i32| {
+        let one = json!({"name": "tcp", "port": port, "targetPort": 8080, "protocol": "TCP", "nodePort": node_port});
+        json!({"spec": {"ports": [one]}})
+    };
+    // One that nobody has: others may have some, and health checks.
+    let mut free = (30_000..30_050).filter(|port| !kept.contains(port));
+    let other = loop {
+        let other = free.next().context("all node ports are taken")?;
+        if world.patch_service("edited", ports(80, other)).await.is_ok() {
+            break other;
+        }
+    };
+    ends(80, Connect::Accepted).await?;
+    world.patch_service("edited", ports(81, other)).await?;
+    ends(81, Connect::Accepted).await?;
+    ends(80, Connect::Silence).await?;
+    world.scale("edited", 0).await?;
+    ends(81, Connect::Refused).await?;
+    world.scale("edited", 1).await?;
+    ends(81, Connect::Accepted).await?;
+    world.patch_service("edited", json!({"spec": {"type": "ClusterIP"}})).await?;
+    wait_until(SOON, "the address to be closed and gone", async || {
+        let seen = world.lan.connect(address, 81)?;
+        let shown = ingress(&world.get_service("edited").await?);
+        ensure!(seen == Connect::Silence && shown.is_empty(), "{seen:?}, {shown:?}");
+        Ok(())
+    })
+    .await?;
+    ensure!(node_ports(world, "edited").await?.is_empty(), "a node port is left");
+    world.kubectl(&["delete", "deployment", "edited", "--wait=false"])?;
+    world.delete_service("edited").await
+}
+
+/// The node ports of a Service.
+async fn node_ports(world: &World, service: &str) -> Result<Vec<i32>> {
+    let ports = world.get_service(service).await?.spec.unwrap_or_default().ports.unwrap_or_default();
+    Ok(ports.iter().filter_map(|port| port.node_port).filter(|port| *port != 0).collect())
 }
 
 /// As one that was evicted: it stands there with an address, and nobody is behind it.

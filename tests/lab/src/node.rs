@@ -25,8 +25,9 @@ const FILES: &str = "/var/lib/lab";
 pub const PAUSE_IMAGE: &str = "docker.io/library/pause:dev";
 /// Mounting takes tens of milliseconds and containerd half a second; the machine may be busy.
 const BOOT: Duration = Duration::from_secs(30);
-/// From the end of `setsid` until its child has joined its group: it runs a shell.
-const BIRTH: Duration = Duration::from_secs(1);
+/// From the end of `setsid` until its child has joined its group: it runs a shell, which takes milliseconds. On a machine with
+/// much else to do it has taken more than a second.
+const BIRTH: Duration = Duration::from_secs(10);
 
 /// Writes what a node finds on its disk: keys and configurations.
 pub fn write_files(node: &Host, seat: &Seat, topology: &Topology, authority: &Authority) -> Result<()> {
