@@ -4,6 +4,11 @@
 //! on the wire already, so nobody waits for it: it is written when there is nothing better to do, and an address that moves
 //! is one write. Sentences name nothing that changes by itself.
 //!
+//! The word of a node counts until another one says something else, or its Node is gone. TODO(correctness): an owner that died
+//! while no other agent ran is named for ever. Its kubelet may be as well as it, or dead where it is not, so the condition `Ready`
+//! of its Node says nothing of it; and a heartbeat of agents would be a write for each of them every few seconds, for a case in
+//! which nothing works anyway.
+//!
 //! That nobody announces an address is said only after [`GRACE`]: a new one takes a moment, and so does one that moves. Why
 //! it is so is asked of a [`Judge`]: which nodes may announce what the speakers decide, who are no part of this library.
 
@@ -65,6 +70,10 @@ pub enum Nowhere {
     Several,
 }
 
+/// What keeps every node from announcing, whatever it may announce, with what to do about it: `the Secret .. is missing: create
+/// it`. It names nothing that changes by itself.
+pub type Obstacle = Arc<str>;
+
 /// Why nobody announces an address.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Silence {
@@ -72,6 +81,8 @@ enum Silence {
     Conflict,
     /// No node may.
     NoEligibleNode,
+    /// Nodes may, and lack the key without which none does.
+    NoHelloKey,
     /// Nodes may, and none has said that it does.
     Pending,
 }
@@ -81,6 +92,7 @@ impl Silence {
         match self {
             Self::Conflict => "Conflict",
             Self::NoEligibleNode => "NoEligibleNode",
+            Self::NoHelloKey => "NoHelloKey",
             Self::Pending => "Pending",
         }
     }
@@ -264,13 +276,14 @@ impl Ledger {
                 .collect(),
             advertisements: &self.advertisements,
         };
-        Some(match self.judge.and_then(|judge| judge(&circumstances)) {
-            Some(nowhere) => (Silence::NoEligibleNode, format!("no node may announce {address}: {nowhere}")),
-            None => (
+        Some(match (self.judge.and_then(|judge| judge(&circumstances)), &self.obstacle) {
+            (Some(nowhere), _) => (Silence::NoEligibleNode, format!("no node may announce {address}: {nowhere}")),
+            (None, Some(obstacle)) => (Silence::NoHelloKey, format!("no node announces {address}: {obstacle}")),
+            (None, None) => (
                 Silence::Pending,
                 format!(
                     "no node has said yet that it announces {address}: see whether the agents of the nodes that may run \
-                     (kubectl -n landfall-system get pods -o wide), and whether these nodes have a network interface for it"
+                     and are ready (kubectl -n landfall-system get pods -o wide), and whether these nodes have a network interface for it"
                 ),
             ),
         })

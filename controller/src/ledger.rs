@@ -26,7 +26,7 @@ use std::sync::Arc;
 use crds::{Advertisement, EndpointSlice, IPAddressPool, Key, Namespace, Network, Node, Record, Service, Text};
 use jiff::Timestamp;
 
-use crate::announced::Judge;
+use crate::announced::{Judge, Obstacle};
 use crate::effect::{Series, Subject};
 use crate::free::Free;
 use crate::occupied::Occupied;
@@ -55,6 +55,8 @@ pub struct Ledger {
     wants_endpoints: bool,
     /// Says why no node may announce an address.
     pub(crate) judge: Option<Judge>,
+    /// What keeps every node from announcing.
+    pub(crate) obstacle: Option<Obstacle>,
 
     occupied: Occupied,
     pub(crate) pools: Pools,
@@ -139,6 +141,7 @@ impl Ledger {
             slices: None,
             wants_endpoints: false,
             judge: None,
+            obstacle: None,
             free: Free::new(&pools, []),
             occupied,
             pools,

@@ -31,7 +31,7 @@ use tokio::sync::{mpsc, oneshot, watch as channel};
 use tokio::task::{JoinError, JoinSet};
 use tokio::time::{Instant, sleep_until, timeout};
 
-use crate::announced::Judge;
+use crate::announced::{Judge, Obstacle};
 use crate::apply::{Applier, Failure, Progress};
 use crate::effect::{Event, Series, Subject, pool_reference, service_reference};
 use crate::election::{Election, Mandate, elect};
@@ -75,11 +75,14 @@ pub struct Config {
     pub metrics: Metrics,
     /// Says why no node may announce an address. `None`: that is never said.
     pub judge: Option<Judge>,
+    /// What keeps every node from announcing, as long as something does.
+    pub obstacle: channel::Receiver<Option<Obstacle>>,
 }
 
 impl Default for Config {
     fn default() -> Self {
-        Self { default_class: true, election: None, metrics: Metrics::default(), judge: None }
+        let obstacle = channel::channel(None).1;
+        Self { default_class: true, election: None, metrics: Metrics::default(), judge: None, obstacle }
     }
 }
 
@@ -154,6 +157,8 @@ pub async fn run(client: Client, config: Config, shutdown: impl Future<Output = 
     let mut in_office = work(leading.borrow_and_update().clone());
     let mut ledger = Ledger::new(config.default_class);
     ledger.judge = config.judge;
+    let mut obstacle = config.obstacle;
+    ledger.set_obstacle(obstacle.borrow_and_update().clone());
     let mut watches_slices = false;
     let mut waiting = Waiting::default();
     let mut shutdown = pin!(shutdown);
@@ -207,6 +212,10 @@ pub async fn run(client: Client, config: Config, shutdown: impl Future<Output = 
             Ok(()) = leading.changed() => {
                 in_office = work(leading.borrow_and_update().clone());
                 ledger.start_over(Timestamp::now());
+                is_stale = true;
+            }
+            Ok(()) = obstacle.changed() => {
+                ledger.set_obstacle(obstacle.borrow_and_update().clone());
                 is_stale = true;
             }
             Some(ended) = helpers.join_next() => ended?,

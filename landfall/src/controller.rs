@@ -35,11 +35,13 @@ pub(crate) async fn run(connection: &Connection, options: Options) -> anyhow::Re
     let election = options.lease_namespace.map(|namespace| controller::Election { namespace });
     let numbers = controller::Metrics::default();
     let judge = Some(nowhere::nowhere as controller::announced::Judge);
-    let config = controller::Config { default_class: !options.only_class, election, metrics: numbers.clone(), judge };
+    let (hinder, obstacle) = tokio::sync::watch::channel(None);
+    let default_class = !options.only_class;
+    let config = controller::Config { default_class, election, metrics: numbers.clone(), judge, obstacle };
     let place = options.keys_namespace.map(|namespace| keys::Place { client: client.clone(), namespace });
     let keep = async {
         match place {
-            Some(place) => keys::keeper::keep(place).await,
+            Some(place) => keys::keeper::keep(place, hinder).await,
             None => std::future::pending().await,
         }
     };

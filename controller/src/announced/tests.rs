@@ -114,6 +114,25 @@ fn an_address_that_moves_is_one_write_and_no_event_and_no_transition() {
 }
 
 #[test]
+fn what_keeps_all_nodes_from_announcing_is_said_where_nobody_announces_and_nowhere_else() {
+    let mut world = world();
+    let mut follower = Follower::of(&world, Some(somewhere));
+    follower.ledger.set_obstacle(Some("the key is missing: make one".into()));
+    assert_eq!(follower.follow(&mut world, 105), ["tell", "NotAnnounced"]);
+    let said = "False NoHelloKey since 105: no node announces 192.0.2.10: the key is missing: make one";
+    assert_eq!(announced(&world).as_deref(), Some(said));
+    // The key is there, and the nodes have yet to hear of it.
+    follower.ledger.set_obstacle(None);
+    assert_eq!(follower.follow(&mut world, 110), ["tell", "NotAnnounced"]);
+    assert!(announced(&world).expect("a condition").starts_with("False Pending since 105: "));
+    world.announce(ip("192.0.2.10"));
+    assert_eq!(follower.follow(&mut world, 111), ["tell", "Announced"]);
+    // Those who have had one go on with it.
+    follower.ledger.set_obstacle(Some("the key is missing: make one".into()));
+    assert_eq!(follower.follow(&mut world, 200), [""; 0]);
+}
+
+#[test]
 fn that_nobody_announces_an_address_is_said_after_some_seconds_with_the_reason() {
     for (judge, reason, words) in [
         (nowhere as Judge, "NoEligibleNode", "no node may announce 192.0.2.10: the L2Advertisements that select it"),

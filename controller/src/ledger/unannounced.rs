@@ -7,7 +7,7 @@ use crds::{Advertisement, EndpointSlice, Key};
 use jiff::Timestamp;
 
 use super::Ledger;
-use crate::announced::patience_ends;
+use crate::announced::{Obstacle, patience_ends};
 
 impl Ledger {
     /// An advertisement is like this now, or is gone.
@@ -46,6 +46,14 @@ impl Ledger {
     /// Somebody has to be told about slices from now on.
     pub(crate) fn want_slices(&mut self) {
         self.wants_endpoints = true;
+    }
+
+    /// This keeps every node from announcing now, or nothing does.
+    pub fn set_obstacle(&mut self, obstacle: Option<Obstacle>) {
+        if self.obstacle != obstacle {
+            self.obstacle = obstacle;
+            self.judge_again();
+        }
     }
 
     /// Why nobody announces an address may be another reason now.

@@ -9,6 +9,7 @@
 use std::convert::Infallible;
 use std::time::Duration;
 
+use controller::announced::Obstacle;
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Secret;
 use kube::api::{Patch, PatchParams, PostParams};
@@ -16,8 +17,9 @@ use kube::{Api, Error};
 use observe::causes;
 use ring::rand::{SecureRandom, SystemRandom};
 use serde_json::{Value, json};
+use speaker::auth::MIN_KEY;
 use tokio::sync::watch;
-use tokio::time::{sleep, timeout};
+use tokio::time::{Instant, sleep, timeout};
 
 use super::rotation::{LENGTH, Step, step};
 use super::{NAME, Place, Seen, follow};
@@ -32,31 +34,35 @@ const ANSWER: Duration = Duration::from_secs(10);
 /// pause after a failure.
 const PAUSE: Duration = Duration::from_secs(2);
 
+/// How long the first answer may take before it is said that the Secret can't be read.
+const FIRST: Duration = Duration::from_secs(3);
+
 /// The longest sleep: the clock may be set.
 const LOOK: Duration = Duration::from_secs(60);
 
-/// Keeps it for as long as it is polled.
-pub(crate) async fn keep(place: Place) -> Infallible {
+/// Keeps it for as long as it is polled, and tells what keeps agents from having a key.
+pub(crate) async fn keep(place: Place, hinder: watch::Sender<Option<Obstacle>>) -> Infallible {
     let (seen, known) = watch::channel(Seen::Unknown);
     tokio::select! {
         never = follow::follow(place.clone(), seen) => match never {},
-        never = tend(place, known) => match never {},
+        never = tend(place, known, hinder) => match never {},
     }
 }
 
 /// Does what there is to do, whenever the Secret changes or it is time.
-async fn tend(place: Place, mut known: watch::Receiver<Seen>) -> Infallible {
-    let (secrets, random) = (place.secrets(), SystemRandom::new());
+async fn tend(place: Place, mut known: watch::Receiver<Seen>, hinder: watch::Sender<Option<Obstacle>>) -> Infallible {
+    let (secrets, random, began) = (place.secrets(), SystemRandom::new(), Instant::now());
     let mut failing = false;
     loop {
         let seen = known.borrow_and_update().clone();
         let now = Timestamp::now();
-        let todo = match seen {
+        let todo = match &seen {
             Seen::Unknown => Step::Wait(None),
             Seen::Missing => step(None, now, &fresh(&random)),
-            Seen::There(content) => step(Some(&content), now, &fresh(&random)),
+            Seen::There(content) => step(Some(content), now, &fresh(&random)),
         };
         let pause = match todo {
+            Step::Wait(None) if seen == Seen::Unknown => FIRST,
             Step::Wait(None) => LOOK,
             Step::Wait(Some(until)) => Duration::try_from(until.duration_since(now)).unwrap_or_default().min(LOOK),
             todo => {
@@ -77,12 +83,35 @@ async fn tend(place: Place, mut known: watch::Receiver<Seen>) -> Infallible {
                 PAUSE
             }
         };
+        let new = obstacle(&place, &seen, failing, began.elapsed());
+        hinder.send_if_modified(|told| std::mem::replace(told, new.clone()) != new);
         // If the watch ends, so does this.
         tokio::select! {
             Ok(()) = known.changed() => {}
             () = sleep(pause) => {}
         }
     }
+}
+
+/// Why agents have no key, if what is seen of the Secret for so long says so and, where one is to be made, that is `failing`.
+fn obstacle(place: &Place, seen: &Seen, failing: bool, since: Duration) -> Option<Obstacle> {
+    let namespace = &place.namespace;
+    let roles = "see the log of the controllers, and whether the Roles of deploy/landfall.yaml are there";
+    let what = match seen {
+        Seen::Unknown if since >= FIRST => format!(
+            "the controllers can't read the Secret {place}, in which the key is without which nothing is announced: {roles}"
+        ),
+        Seen::Missing if failing => format!(
+            "the Secret {place} is missing, without which nothing is announced, and the controllers can't create it: {roles}, \
+             or create it (kubectl -n {namespace} create secret generic {NAME} --from-file=key=<(head -c 32 /dev/urandom))"
+        ),
+        Seen::There(content) if failing && content.usable().names.is_empty() => format!(
+            "the Secret {place} has no entry that is a key, of {MIN_KEY} bytes at least, without which nothing is announced, \
+             and the controllers can't write one: {roles}, or write one"
+        ),
+        Seen::Unknown | Seen::Missing | Seen::There(_) => return None,
+    };
+    Some(what.into())
 }
 
 enum Trouble {
@@ -246,9 +275,30 @@ mod tests {
             assert!(second.is_disjoint(&first) && second.is_subset(&both) && writes == 3, "{second:?} of {both:?}");
         };
         tokio::select! {
-            never = keep(server.place()) => match never {},
-            never = keep(server.place()) => match never {},
+            never = keep(server.place(), watch::channel(None).0) => match never {},
+            never = keep(server.place(), watch::channel(None).0) => match never {},
             () = story => {}
+        }
+    }
+
+    #[tokio::test]
+    async fn that_there_is_no_key_is_an_obstacle_only_where_it_stays_so() {
+        let place = Server::default().place();
+        let there = |entries| Seen::There(Arc::new(Content::from(&secret(entries, &[]))));
+        for (seen, failing, since, expected) in [
+            (Seen::Unknown, false, Duration::ZERO, None),
+            (Seen::Unknown, false, FIRST, Some("can't read the Secret here/landfall-hello-keys")),
+            (Seen::Missing, false, LOOK, None),
+            (Seen::Missing, true, Duration::ZERO, Some("the Secret here/landfall-hello-keys is missing")),
+            (there(&[("short", b"1")]), false, LOOK, None),
+            (there(&[("short", b"1")]), true, LOOK, Some("has no entry that is a key, of 16 bytes")),
+            (there(&[("good", &[1; LENGTH])]), true, LOOK, None),
+        ] {
+            let said = obstacle(&place, &seen, failing, since);
+            match expected {
+                None => assert_eq!(said, None, "{seen:?}"),
+                Some(words) => assert!(said.as_ref().is_some_and(|said| said.contains(words)), "{seen:?}: {said:?}"),
+            }
         }
     }
 
@@ -257,7 +307,7 @@ mod tests {
         let server = Server::default();
         let theirs = serde_json::to_value(secret(&[("ours", &[1; LENGTH])], &[])).expect("JSON");
         server.0.lock().expect("no panic").0 = Some(theirs);
-        assert!(timeout(LOOK * 10, keep(server.place())).await.is_err());
+        assert!(timeout(LOOK * 10, keep(server.place(), watch::channel(None).0)).await.is_err());
         let (names, writes) = server.settled(1).await;
         assert_eq!((names, writes), (BTreeSet::from(["ours".to_owned()]), 0));
     }
