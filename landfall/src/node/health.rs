@@ -12,7 +12,7 @@ use std::collections::BTreeMap;
 use std::convert::Infallible;
 use std::fs::File;
 use std::io::{self, BufRead, BufReader};
-use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -25,7 +25,7 @@ use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use serde_json::json;
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::sync::{Semaphore, watch};
 use tokio::task::{AbortHandle, JoinSet};
 use tokio::time::{Interval, MissedTickBehavior, interval, timeout};
@@ -58,13 +58,14 @@ pub(super) async fn serve(mut snapshots: watch::Receiver<Option<Arc<dataplane::S
     let [mut look, mut rest] = [LOOK, REST].map(interval);
     look.set_missed_tick_behavior(MissedTickBehavior::Delay);
     rest.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut others = false;
     loop {
         tokio::select! {
             // What is answered changes soon; at which ports, with the next look.
             new = next(&mut snapshots, &mut rest) => drop(tell.send_replace(new?)),
             _ = look.tick() => {
                 // Without a port to answer at it doesn't matter who else could.
-                let others = !ports.told.borrow().is_empty() && others_are_here();
+                others = !ports.told.borrow().is_empty() && are_others_here(others);
                 ports.look(others).await;
             }
         }
@@ -81,11 +82,27 @@ async fn next(
     Ok(Arc::new(snapshots.borrow_and_update().as_deref().map(health).unwrap_or_default()))
 }
 
-/// Whether kube-proxy runs on this node.
-fn others_are_here() -> bool {
-    ["/proc/net/tcp", "/proc/net/tcp6"]
-        .iter()
-        .any(|path| File::open(path).is_ok_and(|table| is_listened_at(BufReader::new(table), KUBE_PROXY)))
+/// Whether kube-proxy runs on this node, and whether it did at the last look. The table of sockets tells who has the port,
+/// and takes milliseconds to read; so it is read only when somebody has it who had not before.
+fn are_others_here(before: bool) -> bool {
+    is_taken(KUBE_PROXY)
+        && (before
+            || ["/proc/net/tcp", "/proc/net/tcp6"]
+                .iter()
+                .any(|path| File::open(path).is_ok_and(|table| is_listened_at(BufReader::new(table), KUBE_PROXY))))
+}
+
+/// Whether somebody has `port` on an address of this node: listens at it, or has a connection that began there.
+fn is_taken(port: u16) -> bool {
+    let bind = |socket: io::Result<TcpSocket>, address: IpAddr| {
+        let socket = socket?;
+        // Connections that were accepted there, and have outlived who listened, don't count.
+        socket.set_reuseaddr(true)?;
+        socket.bind((address, port).into())
+    };
+    let taken = |bound: io::Result<()>| bound.is_err_and(|error| error.kind() == io::ErrorKind::AddrInUse);
+    taken(bind(TcpSocket::new_v6(), Ipv6Addr::UNSPECIFIED.into()))
+        || taken(bind(TcpSocket::new_v4(), Ipv4Addr::UNSPECIFIED.into()))
 }
 
 /// Whether one of the sockets in this table listens at `port`: `/proc/net/tcp`, which has those that listen before all others
@@ -231,6 +248,20 @@ mod tests {
             ("", 10256, false),
         ] {
             assert_eq!(is_listened_at(table.as_bytes(), port), expected, "{port}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_port_is_taken_while_somebody_listens_at_it_on_any_address() {
+        for address in [IpAddr::from(Ipv4Addr::LOCALHOST), Ipv4Addr::UNSPECIFIED.into(), Ipv6Addr::UNSPECIFIED.into()] {
+            let listener = TcpListener::bind((address, 0)).await.expect("bind");
+            let port = listener.local_addr().expect("an address").port();
+            assert!(is_taken(port), "{address}");
+            let client = TcpStream::connect((Ipv4Addr::LOCALHOST, port)).await.expect("connect");
+            let (accepted, _) = listener.accept().await.expect("a connection");
+            drop(listener);
+            assert!(!is_taken(port), "{address}: a connection alone");
+            drop((client, accepted));
         }
     }
 
