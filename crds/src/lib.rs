@@ -15,6 +15,7 @@
 //! | [`labels`] | labels, and selectors of them |
 //! | [`condition`] | how conditions are kept in a status |
 //! | [`text`] | texts that are kept once, however many places hold them |
+//! | [`shared_map`] | maps whose copies share what they have in common |
 //! | [`manifest`] | the definitions of our objects, as `kubectl apply` takes them |
 //!
 //! Objects are parsed here, at the edge, into types that cannot be wrong; whoever decides something works on the views.
@@ -36,6 +37,7 @@ pub mod node;
 pub mod node_network;
 pub mod request;
 pub mod service;
+pub mod shared_map;
 pub mod text;
 
 pub use address::Range;
@@ -56,6 +58,7 @@ pub use node::{Node, Relief};
 pub use node_network::{Network, NodeNetwork, Wiring};
 pub use request::{InvalidRequest, Request};
 pub use service::{FamilyPolicy, Key, Port, Protocol, Service, TrafficPolicy};
+pub use shared_map::SharedMap;
 pub use text::Text;
 
 /// The API group of all our objects, and the prefix of our conditions, annotations and finalizers.
