@@ -68,6 +68,15 @@ pub fn services() -> Source<core::Service, Key, Service> {
     Source { key: namespaced, read: |object| Service::try_from(object).map(Some), labels: "" }
 }
 
+/// Load balancers among them, for node agents: of each what decides where packets go.
+pub fn load_balancers() -> Source<core::Service, Key, Service> {
+    let read = |object: &core::Service| {
+        let service = Service::try_from(object)?;
+        Ok(service.is_load_balancer.then(|| service.forwarded()))
+    };
+    Source { key: namespaced, read, labels: "" }
+}
+
 /// EndpointSlices of all namespaces that belong to a Service. Those of headless Services are not asked for: no address
 /// leads there.
 pub fn endpoint_slices() -> Source<discovery::EndpointSlice, Key, EndpointSlice> {

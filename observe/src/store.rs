@@ -74,15 +74,21 @@ impl<K: Ord + Clone, V: PartialEq> Store<K, V> {
         table.synced().then(|| table.take_changes())
     }
 
-    /// A store that has received one list already, of these objects, taken at `version`: where no API server is.
+    /// A store that notes what changes and has received one list already, of these objects, taken at `version`: where no API
+    /// server is.
     pub fn listed(wake: &Wake, version: Version, observations: impl IntoIterator<Item = Observation<K, V>>) -> Self {
-        let store = Self::new(wake);
+        let store = Self::noting(wake);
         store.change(|table| {
             table.list_begins();
             observations.into_iter().for_each(|observation| table.listed(observation));
             table.list_ends(version)
         });
         store
+    }
+
+    /// Whether a whole list was received.
+    pub fn is_listed(&self) -> bool {
+        self.read(|_| ()).is_some()
     }
 
     /// What is known now; `None` before the first whole list.

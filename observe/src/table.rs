@@ -48,6 +48,8 @@ pub struct Observation<K, V> {
 pub struct Change<K, V> {
     /// The object's key.
     pub key: K,
+    /// What was known of it when somebody asked last.
+    pub before: Option<Arc<V>>,
     /// Its newest known state; `None` if it is not there, or nothing is known of it.
     pub value: Option<Arc<V>>,
     /// Whether its present state cannot be read.
@@ -67,8 +69,8 @@ pub struct Table<K, V> {
     /// A list that is being received.
     listing: Option<BTreeMap<K, Listed<V>>>,
     synced: bool,
-    /// The objects of which something else is known than when somebody asked last, if anybody does.
-    changed: Option<BTreeSet<K>>,
+    /// The objects of which something else is known than when somebody asked last, with what it was then; if anybody asks.
+    changed: Option<BTreeMap<K, Option<Arc<V>>>>,
 }
 
 /// An object as a list has it. A list of tens of thousands stands beside what was known before: so each takes little room.
@@ -152,22 +154,26 @@ impl<K: Ord + Clone, V: PartialEq> Table<K, V> {
 
     /// From here on it is noted what changes, for [`Table::take_changes`].
     pub fn note_changes(&mut self) {
-        self.changed = Some(self.entries.keys().chain(&self.unreadable).cloned().collect());
+        self.changed = Some(self.entries.keys().chain(&self.unreadable).map(|key| (key.clone(), None)).collect());
     }
 
     /// What has changed since this was asked last, in order of the keys. Each object is there once, as it is known now.
     /// Nothing if changes are not noted.
     pub fn take_changes(&mut self) -> Vec<Change<K, V>> {
         let changed = self.changed.as_mut().map(std::mem::take).unwrap_or_default();
-        let change =
-            |key: K| Change { value: self.get(&key).cloned(), is_unreadable: self.unreadable.contains(&key), key };
+        let change = |(key, before): (K, Option<Arc<V>>)| Change {
+            before,
+            value: self.get(&key).cloned(),
+            is_unreadable: self.unreadable.contains(&key),
+            key,
+        };
         changed.into_iter().map(change).collect()
     }
 
-    /// Notes what this object is now, if `news` says that it was something else before.
-    fn noted(&mut self, key: &K, news: bool) -> bool {
+    /// Notes that this object was something else `before`, if it is `news` what it is now.
+    fn noted(&mut self, key: &K, before: Option<Arc<V>>, news: bool) -> bool {
         if let Some(changed) = self.changed.as_mut().filter(|_| news) {
-            changed.insert(key.clone());
+            changed.entry(key.clone()).or_insert(before);
         }
         news
     }
@@ -236,12 +242,13 @@ impl<K: Ord + Clone, V: PartialEq> Table<K, V> {
             !self.synced || unreadable_before != self.unreadable || !values(&before).eq(values(&self.entries));
         if changed && let Some(noted) = &mut self.changed {
             let entries = &self.entries;
-            let of = |entries: &BTreeMap<K, Entry<V>>, key: &K| {
-                entries.get(key).and_then(|entry| entry.value.as_ref()).map(Arc::as_ptr)
-            };
-            let differs = |key: &&K| of(&before, key) != of(entries, key);
-            noted.extend(before.keys().chain(entries.keys()).filter(differs).cloned());
-            noted.extend(unreadable_before.symmetric_difference(&self.unreadable).cloned());
+            let of = |entries: &BTreeMap<K, Entry<V>>, key: &K| entries.get(key).and_then(|entry| entry.value.clone());
+            let pointer = |value: Option<Arc<V>>| value.as_ref().map(Arc::as_ptr);
+            let differs = |key: &&K| pointer(of(&before, key)) != pointer(of(entries, key));
+            let differing = before.keys().chain(entries.keys()).filter(differs);
+            for key in differing.chain(unreadable_before.symmetric_difference(&self.unreadable)) {
+                noted.entry(key.clone()).or_insert_with(|| of(&before, key));
+            }
         }
         (self.seen, self.synced) = (version, true);
         changed
@@ -313,12 +320,12 @@ impl<K: Ord + Clone, V: PartialEq> Table<K, V> {
                 if let Some(entry) = self.entries.get_mut(&key) {
                     (entry.version, entry.own) = (version, own);
                 }
-                return self.noted(&key, news);
+                return self.noted(&key, old, news);
             }
         };
         let was_unreadable = self.unreadable.remove(&key);
         let news = was_unreadable || old.as_ref().map(Arc::as_ptr) != value.as_ref().map(Arc::as_ptr);
-        let changed = self.noted(&key, news);
+        let changed = self.noted(&key, old, news);
         if value.is_some() || own {
             self.entries.insert(key, Entry { uid, version, value, own });
         } else {
@@ -328,9 +335,9 @@ impl<K: Ord + Clone, V: PartialEq> Table<K, V> {
     }
 
     fn unset(&mut self, key: &K) -> bool {
-        let known = self.entries.remove(key).is_some_and(|entry| entry.value.is_some());
-        let news = self.unreadable.remove(key) || known;
-        self.noted(key, news)
+        let before = self.entries.remove(key).and_then(|entry| entry.value);
+        let news = self.unreadable.remove(key) || before.is_some();
+        self.noted(key, before, news)
     }
 }
 
@@ -461,11 +468,15 @@ mod tests {
         table.put(seen("unnoted", "u9", 7, "before anybody asked"));
         assert_eq!(table.take_changes(), vec![], "nobody has asked");
         table.note_changes();
-        let change =
-            |key, value: Option<&'static str>, is_unreadable| Change { key, value: value.map(Arc::new), is_unreadable };
+        type Value = Option<&'static str>;
+        let change = |key, before: Value, value: Value, is_unreadable| {
+            let [before, value] = [before, value].map(|value| value.map(Arc::new));
+            Change { key, before, value, is_unreadable }
+        };
+        let unnoted = "before anybody asked";
         assert_eq!(
             table.take_changes(),
-            [change("unnoted", Some("before anybody asked"), false), change("web", Some("listed"), false)]
+            [change("unnoted", None, Some(unnoted), false), change("web", None, Some("listed"), false)]
         );
         assert_eq!(table.take_changes(), vec![]);
         table.applied(seen("web", "u1", 8, "once"));
@@ -475,13 +486,20 @@ mod tests {
         table.deleted(&"unnoted", "u9", 11);
         assert_eq!(
             table.take_changes(),
-            [change("bad", None, true), change("unnoted", None, false), change("web", Some("twice"), false)]
+            [
+                change("bad", None, None, true),
+                change("unnoted", Some(unnoted), None, false),
+                change("web", Some("listed"), Some("twice"), false)
+            ]
         );
         table.list_begins();
         table.listed(seen("new", "u3", 12, "listed"));
         table.listed(seen("web", "u1", 9, "twice"));
         table.list_ends(13);
-        assert_eq!(table.take_changes(), [change("bad", None, false), change("new", Some("listed"), false)]);
+        assert_eq!(
+            table.take_changes(),
+            [change("bad", None, None, false), change("new", None, Some("listed"), false)]
+        );
     }
 
     #[test]
@@ -616,11 +634,12 @@ mod tests {
                     step
                 };
                 server.take(step, &mut table);
-                for Change { key, value, .. } in table.take_changes() {
-                    match value {
-                        Some(value) => drop(followed.insert(key, value)),
-                        None => drop(followed.remove(&key)),
-                    }
+                for Change { key, before, value, .. } in table.take_changes() {
+                    let was = match value {
+                        Some(value) => followed.insert(key, value),
+                        None => followed.remove(&key),
+                    };
+                    prop_assert_eq!(before, was, "and has known it before");
                 }
                 let known: BTreeMap<_, _> = table.known().map(|(name, value)| (*name, value.clone())).collect();
                 prop_assert_eq!(&followed, &known, "who follows the changes knows the same");
