@@ -14,7 +14,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
-use crds::{Protocol, Range};
+use crds::{Protocol, Range, SharedMap};
 
 use crate::diff::both;
 use crate::ruleset::{LbIp, Pick, Ruleset, Target};
@@ -73,16 +73,25 @@ impl Loose {
 
 /// What must be looked at after `after` has come in place of `before`; everything, if that is not known.
 pub fn loose(before: Option<&Ruleset>, after: &Ruleset) -> Loose {
-    let nothing = BTreeMap::new();
+    let nothing = SharedMap::default();
     let mut ports = BTreeMap::new();
     let others = before.is_none();
     let same_pods = before.is_some_and(|before| before.pod_ranges == after.pod_ranges);
-    both(before.map_or(&nothing, |ruleset| &ruleset.addresses), &after.addresses, |address, before, after| {
+    let known = before.map_or(&nothing, |ruleset| &ruleset.addresses);
+    // Who is a pod bears on all of them: then what both share is looked at too, in a copy that shares nothing.
+    let apart: SharedMap<_, _>;
+    let now = if same_pods {
+        &after.addresses
+    } else {
+        apart = after.addresses.iter().map(|(address, lb_ip)| (*address, Arc::clone(lb_ip))).collect();
+        &apart
+    };
+    for (address, before, after) in known.differing(now) {
         if let (Some(before), Some(after)) = (before, after)
             && Arc::ptr_eq(before, after)
             && same_pods
         {
-            return;
+            continue;
         }
         let (before, after) = (choices(*address, before), choices(*address, after));
         both(&before, &after, |port, before, after| {
@@ -95,7 +104,7 @@ pub fn loose(before: Option<&Ruleset>, after: &Ruleset) -> Loose {
                 ports.insert(*port, after.cloned().unwrap_or_default());
             }
         });
-    });
+    }
     Loose { ports, others, pods: after.pod_ranges.clone() }
 }
 

@@ -68,7 +68,7 @@ pub fn diff(observed: &Elements, desired: &Elements) -> Vec<Change> {
 /// share costs a comparison of pointers.
 pub fn changes(applied: &Ruleset, desired: &Ruleset) -> Vec<Change> {
     let mut changes = Vec::new();
-    both(&applied.addresses, &desired.addresses, |address, before, after| {
+    for (address, before, after) in applied.addresses.differing(&desired.addresses) {
         let same = match (before, after) {
             (Some(before), Some(after)) => Arc::ptr_eq(before, after) || before == after,
             _ => false,
@@ -76,20 +76,15 @@ pub fn changes(applied: &Ruleset, desired: &Ruleset) -> Vec<Change> {
         if !same {
             changes.extend(diff(&one(*address, before), &one(*address, after)));
         }
-    });
+    }
     let (before, after) = (shared(applied).into_iter().collect(), shared(desired).into_iter().collect());
     changes.extend(diff(&before, &after));
-    let tables = |ruleset: &Ruleset| ruleset.tables().map(|(token, table)| (token, Arc::clone(table))).collect();
-    let (before, after): (BTreeMap<_, _>, BTreeMap<_, _>) = (tables(applied), tables(desired));
-    both(&before, &after, |token, before, after| {
-        // What stands for a table follows from it, so there are not two of the same.
-        if before.is_some() != after.is_some() {
-            let elements = |table: Option<&Arc<spread::Table>>| -> Elements {
-                table.map(|table| of_table(*token, table).into_iter().collect()).unwrap_or_default()
-            };
-            changes.extend(diff(&elements(before), &elements(after)));
-        }
-    });
+    for (token, before, after) in applied.differing_tables(desired) {
+        let elements = |table: Option<&Arc<spread::Table>>| -> Elements {
+            table.map(|table| of_table(token, table).into_iter().collect()).unwrap_or_default()
+        };
+        changes.extend(diff(&elements(before), &elements(after)));
+    }
     if !Arc::ptr_eq(&applied.wires, &desired.wires) {
         let elements = |ruleset: &Ruleset| -> Elements { of_wires(&ruleset.wires).into_iter().collect() };
         changes.extend(diff(&elements(applied), &elements(desired)));
@@ -121,7 +116,7 @@ fn ordered(mut changes: Vec<Change>) -> Vec<Change> {
     changes
 }
 
-/// Walks two maps at once: every key of either, in order, with what each has there.
+/// Walks two small maps at once: every key of either, in order, with what each has there.
 pub(crate) fn both<'a, K: Ord, V>(
     left: &'a BTreeMap<K, V>,
     right: &'a BTreeMap<K, V>,

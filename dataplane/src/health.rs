@@ -48,7 +48,7 @@ pub fn health(snapshot: &Snapshot) -> BTreeMap<u16, Health> {
 /// An endpoint counts once, whichever slices and families it is in several times: they differ in address, and kube-proxy
 /// counts those of the Service's first family. We count addresses of the family that has the most.
 fn local_endpoints(snapshot: &Snapshot, service: &Key) -> usize {
-    let slices = snapshot.slices.get(service).map_or(&[][..], Vec::as_slice);
+    let slices = snapshot.slices.get(service).map_or(&[][..], |slices| slices);
     let ready = slices.iter().flat_map(|slice| &slice.endpoints);
     let ready = ready.filter(|endpoint| endpoint.ready && endpoint.node.as_deref() == Some(&*snapshot.node));
     let (v4, v6): (BTreeSet<_>, BTreeSet<_>) =
@@ -117,7 +117,7 @@ mod tests {
             node: node.into(),
             addresses: [("192.0.2.1".parse().expect("an address"), [holder("web", "uid-web")].into())].into(),
             services: [(key.clone(), service("web", 32000, "Local"))].into(),
-            slices: [(key.clone(), slices)].into(),
+            slices: [(key.clone(), slices.into())].into(),
             ..Snapshot::default()
         };
         for (node, slices, expected) in [

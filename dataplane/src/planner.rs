@@ -1,26 +1,24 @@
 //! Plans again only what has changed: the same as [`ruleset`] of the whole snapshot, at the price of the difference.
 //!
 //! A cluster of 30,000 Services changes one at a time, and a packet should take the new way within milliseconds. So the
-//! last snapshot is kept, parts of the new one that are the same (the same `Arc`; of holders, also equal ones) are passed over, and
-//! what is not affected is shared between the rulesets. Whoever compares two of those can do the same.
+//! last snapshot is kept, what the new one shares with it (pieces of maps, the same `Arc`; of holders, also equal ones) is passed
+//! over, and what is not affected is shared between the rulesets. Whoever compares two of those can do the same.
 
-use std::collections::{BTreeMap, BTreeSet};
-use std::net::IpAddr;
+use std::collections::BTreeSet;
+use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
 
 use crds::{EndpointSlice, Holder, Key};
 
 use crate::ruleset::{Ruleset, lb_ip, ruleset};
-use crate::snapshot::{Service, Snapshot};
+use crate::snapshot::{Slices, Snapshot};
 
 /// Plans one snapshot after the other.
 #[derive(Debug, Default)]
 pub struct Planner {
     planned: Option<(Arc<Snapshot>, Arc<Ruleset>)>,
     /// Which addresses each Service holds in the snapshot that was last planned: its `addresses`, turned around.
-    held: BTreeMap<Key, BTreeSet<IpAddr>>,
-    /// The snapshot before, which nobody needs any more.
-    spent: Option<Arc<Snapshot>>,
+    held: BTreeSet<(Key, IpAddr)>,
 }
 
 impl Planner {
@@ -37,12 +35,10 @@ impl Planner {
                     && before.returns == snapshot.returns =>
             {
                 let affected = self.affected(&before, snapshot);
-                let ruleset = replanned(ruleset, &before, snapshot, &affected);
-                self.spent = Some(before);
-                ruleset
+                replanned(ruleset, &before, snapshot, &affected)
             }
             _ => {
-                self.held = BTreeMap::new();
+                self.held = BTreeSet::new();
                 self.affected(&Snapshot::default(), snapshot);
                 Arc::new(ruleset(snapshot))
             }
@@ -51,35 +47,40 @@ impl Planner {
         ruleset
     }
 
-    /// The snapshot that was planned before the last one. To drop it takes longer than to plan where there are many
-    /// Services, so whoever waits for the plan should do that later.
-    pub fn spent(&mut self) -> Option<Arc<Snapshot>> {
-        self.spent.take()
+    /// The addresses that a Service holds.
+    fn held_by(&self, key: &Key) -> impl Iterator<Item = IpAddr> {
+        let least = IpAddr::V4(Ipv4Addr::UNSPECIFIED);
+        let of_this = |held: &&(Key, IpAddr)| held.0 == *key;
+        self.held.range((key.clone(), least)..).take_while(of_this).map(|(_, address)| *address)
     }
 
     /// The addresses about which the two snapshots may say different things.
     fn affected(&mut self, before: &Snapshot, after: &Snapshot) -> BTreeSet<IpAddr> {
         let mut affected = BTreeSet::new();
-        // Several addresses may share one list of holders, so the same list does not mean the same address.
-        let never = |_: &Arc<[Holder]>, _: &Arc<[Holder]>| false;
-        let same = |a: &Arc<[Holder]>, b: &Arc<[Holder]>| Arc::ptr_eq(a, b) || a == b;
-        differing(&before.addresses, &after.addresses, never, same, |address, before, after| {
+        for (address, before, after) in before.addresses.differing(&after.addresses) {
+            if before.is_some_and(|before| after.is_some_and(|after| Arc::ptr_eq(before, after) || before == after)) {
+                continue;
+            }
             affected.insert(*address);
-            for key in before.into_iter().flat_map(|holders| holders.iter()).map(key) {
-                let left = self.held.get_mut(&key).is_some_and(|held| held.remove(address) && held.is_empty());
-                if left {
-                    self.held.remove(&key);
-                }
+            for holder in before.into_iter().flat_map(|holders| holders.iter()) {
+                self.held.remove(&(key(holder), *address));
             }
-            for key in after.into_iter().flat_map(|holders| holders.iter()).map(key) {
-                self.held.entry(key).or_default().insert(*address);
+            for holder in after.into_iter().flat_map(|holders| holders.iter()) {
+                self.held.insert((key(holder), *address));
             }
-        });
-        let held = &self.held;
-        let mut touch = |key: &Key| affected.extend(held.get(key).into_iter().flatten());
-        differing(&before.services, &after.services, Service::is_same, Service::is_same, |key, _, _| touch(key));
-        let same = |a: &Vec<_>, b: &Vec<_>| a.len() == b.len() && a.iter().zip(b).all(|(a, b)| Arc::ptr_eq(a, b));
-        differing(&before.slices, &after.slices, |a, b| !a.is_empty() && same(a, b), same, |key, _, _| touch(key));
+        }
+        let mut touch = |key: &Key| affected.extend(self.held_by(key));
+        for (key, before, after) in before.services.differing(&after.services) {
+            if !before.is_some_and(|before| after.is_some_and(|after| before.is_same(after))) {
+                touch(key);
+            }
+        }
+        let same = |a: &Slices, b: &Slices| a.len() == b.len() && a.iter().zip(&**b).all(|(a, b)| Arc::ptr_eq(a, b));
+        for (key, before, after) in before.slices.differing(&after.slices) {
+            if !before.is_some_and(|before| after.is_some_and(|after| same(before, after))) {
+                touch(key);
+            }
+        }
         // Who died or came back. Slices that changed too have been touched above.
         let turned: BTreeSet<&str> = before.dead.symmetric_difference(&after.dead).map(String::as_str).collect();
         if !turned.is_empty() {
@@ -114,40 +115,4 @@ fn replanned(before: Arc<Ruleset>, known: &Snapshot, snapshot: &Snapshot, affect
     }
     ruleset.aim(snapshot);
     if has_news || ruleset.wires != before.wires { Arc::new(ruleset) } else { before }
-}
-
-/// Walks two maps at once: every key that one of them lacks, or under which they don't have the `same`.
-///
-/// Comparing long keys is what costs. Values that are `identical` (which must mean that their keys are the same too)
-/// spare it.
-fn differing<K: Ord, V>(
-    left: &BTreeMap<K, V>,
-    right: &BTreeMap<K, V>,
-    identical: impl Fn(&V, &V) -> bool,
-    same: impl Fn(&V, &V) -> bool,
-    mut each: impl FnMut(&K, Option<&V>, Option<&V>),
-) {
-    let (mut left, mut right) = (left.iter(), right.iter());
-    let (mut a, mut b) = (left.next(), right.next());
-    loop {
-        let order = match (a, b) {
-            (None, None) => return,
-            (Some(_), None) => std::cmp::Ordering::Less,
-            (None, Some(_)) => std::cmp::Ordering::Greater,
-            (Some((_, v)), Some((_, w))) if identical(v, w) => {
-                (a, b) = (left.next(), right.next());
-                continue;
-            }
-            (Some((k, _)), Some((l, _))) => k.cmp(l),
-        };
-        let from_left = if order.is_le() { std::mem::replace(&mut a, left.next()) } else { None };
-        let from_right = if order.is_ge() { std::mem::replace(&mut b, right.next()) } else { None };
-        match (from_left, from_right) {
-            (Some((_, v)), Some((_, w))) if same(v, w) => {}
-            (Some((key, _)), _) | (None, Some((key, _))) => {
-                each(key, from_left.map(|(_, value)| value), from_right.map(|(_, value)| value));
-            }
-            (None, None) => return,
-        }
-    }
 }

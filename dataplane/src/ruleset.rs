@@ -13,7 +13,9 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use crds::service::Family;
-use crds::{Backend, EndpointSlice, Forwarder, Key, Port, Protocol, Range, Reach, Shortcoming, TrafficPolicy};
+use crds::{
+    Backend, EndpointSlice, Forwarder, Key, Port, Protocol, Range, Reach, SharedMap, Shortcoming, TrafficPolicy,
+};
 
 use crate::backend::{Proxied, proxied};
 use crate::returns::Return;
@@ -31,12 +33,12 @@ pub struct Ruleset {
     pub returns: Arc<BTreeSet<Return>>,
     /// Every lb_ip that a Service holds, with what is behind it. An lb_ip that is held by none that exists is not
     /// here: packets to it are none of our business, and it must not be announced.
-    pub addresses: BTreeMap<IpAddr, Arc<LbIp>>,
+    pub addresses: SharedMap<IpAddr, Arc<LbIp>>,
     /// Which ways to targets there are in each family, and how often: what an engine needs one of for all, without
     /// having to look at all. Kept by [`Ruleset::set`].
     ways: BTreeMap<(Family, Way), usize>,
     /// The tables by which frames are spread, and how many ports need each. Kept by [`Ruleset::set`].
-    tables: BTreeMap<Token, (Arc<Table>, usize)>,
+    tables: SharedMap<Token, (Arc<Table>, usize)>,
     /// Where frames go. Kept by [`Ruleset::aim`].
     pub(crate) wires: Arc<Wires>,
     /// Whether that is not as it should be any more.
@@ -60,11 +62,13 @@ impl Ruleset {
         let family = Family::of(address);
         let shares = |lb_ip: &Arc<LbIp>| lb_ip.shares().map(|(_, share)| share).collect::<Vec<_>>();
         for share in new.iter().flat_map(shares) {
-            let (_, count) = self.tables.entry(share.token()).or_insert_with(|| {
+            let token = share.token();
+            if let Some((_, count)) = self.tables.get_mut(&token) {
+                *count += 1;
+            } else {
                 self.astray = true;
-                (Arc::new(share.table()), 0)
-            });
-            *count += 1;
+                self.tables.insert(token, (Arc::new(share.table()), 1));
+            }
         }
         let ways = |lb_ip: &Arc<LbIp>| -> Vec<(Family, Way)> {
             let ways = lb_ip.ports.values().flat_map(|target| [target.way_from_outside(), target.way_from_inside()]);
@@ -84,11 +88,12 @@ impl Ruleset {
         }
         self.ways.retain(|_, count| *count > 0);
         for share in old.iter().flat_map(shares) {
-            if let Entry::Occupied(mut entry) = self.tables.entry(share.token()) {
-                entry.get_mut().1 -= 1;
-                if entry.get().1 == 0 {
+            let token = share.token();
+            if let Some((_, count)) = self.tables.get_mut(&token) {
+                *count -= 1;
+                if *count == 0 {
                     self.astray = true;
-                    entry.remove();
+                    self.tables.remove(&token);
                 }
             }
         }
@@ -122,6 +127,18 @@ impl Ruleset {
     /// The tables by which frames are spread.
     pub fn tables(&self) -> impl Iterator<Item = (Token, &Arc<Table>)> {
         self.tables.iter().map(|(token, (table, _))| (*token, table))
+    }
+
+    /// The tables that only one of the two has: here, and in the other. What stands for a table follows from it, so there
+    /// are not two of the same.
+    pub(crate) fn differing_tables<'a>(
+        &'a self,
+        other: &'a Self,
+    ) -> impl Iterator<Item = (Token, Option<&'a Arc<Table>>, Option<&'a Arc<Table>>)> {
+        let differing = self.tables.differing(&other.tables);
+        let table = |counted: Option<&'a (Arc<Table>, usize)>| counted.map(|(table, _)| table);
+        let tables = differing.map(move |(token, before, after)| (*token, table(before), table(after)));
+        tables.filter(|(_, before, after)| before.is_some() != after.is_some())
     }
 
     /// Every way to a target, with the family of its lb_ip.
@@ -339,7 +356,7 @@ pub(crate) fn lb_ip(snapshot: &Snapshot, address: IpAddr) -> Option<LbIp> {
     let family = Family::of(address);
     for Service { object, terms } in holders {
         let left = object.forwarder() == Forwarder::Other;
-        let slices = snapshot.slices.get(&object.key).map_or(&[][..], Vec::as_slice);
+        let slices = snapshot.slices.get(&object.key).map_or(&[][..], |slices| slices);
         let (mut nowhere, mut elsewhere) = (Vec::new(), Vec::new());
         let mut fallbacks = BTreeSet::new();
         for port in &object.ports {

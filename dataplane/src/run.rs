@@ -23,7 +23,7 @@ use tokio::time::{Instant, sleep_until};
 use crate::affinity::loose;
 use crate::conntrack;
 use crate::counters::Counters;
-use crate::diff::{Change, both};
+use crate::diff::Change;
 use crate::engine::{Applied, Done, Engine, Error};
 use crate::netlink::socket::{self, Socket};
 use crate::nft::element::is_needed;
@@ -135,9 +135,6 @@ pub async fn run(
                 wake
             }
         };
-        if let Some(spent) = worker.planner.spent() {
-            drop(task::spawn_blocking(move || drop(spent)));
-        }
         loop {
             if sweeping.is_none() {
                 sweeping = worker.sweep().map(task::spawn_blocking);
@@ -393,12 +390,9 @@ impl Worker {
 
     /// Takes back what will end with the next change, before it does: nobody should announce what isn't forwarded.
     fn withdraw(&mut self, desired: &Ruleset) {
-        let mut going = Vec::new();
-        both(&self.published.addresses, &desired.addresses, |address, before, after| {
-            if before.is_some() && after.is_none() {
-                going.push(*address);
-            }
-        });
+        let differing = self.published.addresses.differing(&desired.addresses);
+        let going = differing.filter(|(_, before, after)| before.is_some() && after.is_none());
+        let going: Vec<IpAddr> = going.map(|(address, ..)| *address).collect();
         if going.is_empty() {
             return;
         }
@@ -415,12 +409,12 @@ impl Worker {
     fn publish(&mut self, ruleset: Arc<Ruleset>) {
         self.forwarding.send_if_modified(|forwarding| {
             let mut news = false;
-            both(&self.published.addresses, &ruleset.addresses, |address, before, after| {
+            for (address, before, after) in self.published.addresses.differing(&ruleset.addresses) {
                 let same = matches!((before, after), (Some(before), Some(after)) if Arc::ptr_eq(before, after));
                 if !same {
                     news |= forwarding.set(*address, after.map(|lb_ip| &**lb_ip));
                 }
-            });
+            }
             news
         });
         self.published = ruleset;

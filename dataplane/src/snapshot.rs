@@ -5,7 +5,7 @@ use std::fmt;
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use crds::{Backend, EndpointSlice, Holder, Key, Mac};
+use crds::{Backend, EndpointSlice, Holder, Key, Mac, SharedMap};
 use ipnet::IpNet;
 
 use crate::returns::Return;
@@ -13,8 +13,8 @@ use crate::sources::Sources;
 
 /// The observed world, as far as forwarding depends on it.
 ///
-/// Made of shared parts. Who makes one after the other should put the same `Arc` wherever nothing has changed: what is
-/// the same is not looked at again.
+/// Made of shared parts. Who makes one after the other should change a copy of the one before, and put the same `Arc`
+/// wherever nothing has changed: what is the same is not looked at again.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Snapshot {
     /// The name of this node: endpoints on it are local.
@@ -38,12 +38,15 @@ pub struct Snapshot {
     /// connections, are counted in any case.
     pub counts: bool,
     /// Which Services hold which lb_ip, from the LoadBalancerIP objects, which are the only truth about that.
-    pub addresses: BTreeMap<IpAddr, Arc<[Holder]>>,
+    pub addresses: SharedMap<IpAddr, Arc<[Holder]>>,
     /// All Services that a holder may name, by their own keys. More do no harm.
-    pub services: BTreeMap<Key, Service>,
+    pub services: SharedMap<Key, Service>,
     /// The slices of each Service, by the key of the Service they belong to, in any order.
-    pub slices: BTreeMap<Key, Vec<Arc<EndpointSlice>>>,
+    pub slices: SharedMap<Key, Slices>,
 }
+
+/// The slices of a Service.
+pub type Slices = Arc<[Arc<EndpointSlice>]>;
 
 /// A link of this node on which lb_ips are announced.
 #[derive(Clone, Debug, PartialEq, Eq)]

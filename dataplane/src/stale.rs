@@ -13,7 +13,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use crds::service::Family;
-use crds::{Protocol, Range};
+use crds::{Protocol, Range, SharedMap};
 
 use crate::diff::{Change, both};
 use crate::nft::element::Key;
@@ -77,12 +77,13 @@ impl Stale {
 /// those that the `changes` of the table took away.
 pub fn stale(before: Option<&Ruleset>, after: &Ruleset, changes: &[Change]) -> Stale {
     let mut ports = BTreeMap::new();
-    let nothing = BTreeMap::new();
-    both(before.map_or(&nothing, |ruleset| &ruleset.addresses), &after.addresses, |address, before, after| {
+    let nothing = SharedMap::default();
+    let known = before.map_or(&nothing, |ruleset| &ruleset.addresses);
+    for (address, before, after) in known.differing(&after.addresses) {
         if let (Some(before), Some(after)) = (before, after)
             && Arc::ptr_eq(before, after)
         {
-            return;
+            continue;
         }
         let (before, after) = (flows(*address, before), flows(*address, after));
         both(&before, &after, |port, before, after| match (before, after) {
@@ -94,7 +95,7 @@ pub fn stale(before: Option<&Ruleset>, after: &Ruleset, changes: &[Change]) -> S
                 ports.insert(*port, after.cloned().unwrap_or_default());
             }
         });
-    });
+    }
     if before.is_none() {
         for change in changes {
             if let Change::Delete(Key::Service(port) | Key::Inside(port) | Key::Refused(port), _) = change

@@ -372,8 +372,8 @@ fn ten_thousand(
     let one = Arc::new(Snapshot { links, ..snapshot((0..10_000).map(|n| described(n, 1))) });
     let mut other = Snapshot::clone(&one);
     let changed = snapshot([described(5_000, 2)]);
-    other.slices.extend(changed.slices);
-    other.services.extend(changed.services);
+    other.slices.extend(changed.slices.iter().map(|(key, slices)| (key.clone(), slices.clone())));
+    other.services.extend(changed.services.iter().map(|(key, service)| (key.clone(), service.clone())));
     let other = Arc::new(other);
     let namespace = host();
     let mut first = engine(&namespace);

@@ -2,18 +2,19 @@
 
 mod sample;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use crds::Protocol::{self, Sctp, Tcp, Udp};
 use crds::service::Family;
-use crds::{Backend, Key, Reach, Shortcoming};
+use crds::{Backend, Key, Reach, SharedMap, Shortcoming};
 use dataplane::Snapshot;
 use dataplane::diff::{Change, changes, diff};
 use dataplane::nft::element::{self, Elements, Value, elements};
 use dataplane::nft::skeleton::Table;
 use dataplane::planner::Planner;
 use dataplane::ruleset::{Endpoint, LbIp, Pick, Problem, Ruleset, Target, ruleset};
+use dataplane::snapshot::Service;
 use proptest::prelude::*;
 use sample::{Described, NODE, at, ip, nothing, on_eth0, ready, service, snapshot, terminating, unready};
 
@@ -185,9 +186,9 @@ fn only_a_service_that_exists_under_its_uid_is_forwarded() {
     assert_eq!(with(|service| service.is_load_balancer = false), Ruleset::default());
     // Until the address is taken from it, a Service that is being deleted is served.
     assert_eq!(with(|service| service.deleting = true), ruleset(&good));
-    assert_eq!(ruleset(&Snapshot { services: BTreeMap::new(), ..good.clone() }), Ruleset::default());
+    assert_eq!(ruleset(&Snapshot { services: SharedMap::default(), ..good.clone() }), Ruleset::default());
     // What stands in a status counts for nothing.
-    assert_eq!(ruleset(&Snapshot { addresses: BTreeMap::new(), ..good }), Ruleset::default());
+    assert_eq!(ruleset(&Snapshot { addresses: SharedMap::default(), ..good }), Ruleset::default());
 }
 
 #[test]
@@ -224,7 +225,7 @@ fn of_each_service_is_said_which_ports_lack_endpoints_and_which_endpoint_is_refu
     let one = || service("one").holds("192.0.2.10").port("", Tcp, 443).slice(&[("", Tcp, 8443)], [ready_("l1")]);
     let problems = |described: [sample::Described; 2], refused: Option<&str>| {
         let mut snapshot = snapshot(described);
-        for slice in snapshot.slices.values_mut().flatten() {
+        for slice in snapshot.slices.values_mut().flat_map(Arc::make_mut) {
             Arc::make_mut(slice).refused = refused.map(Box::from);
         }
         ruleset(&snapshot).addresses[&ip("192.0.2.10")].problems.clone()
@@ -393,22 +394,38 @@ fn sharing(before: &Snapshot, after: &Snapshot) -> Snapshot {
         Arc::clone(old.filter(|old| *old == new).unwrap_or(new))
     }
     let mut shared = after.clone();
-    for (address, holders) in &mut shared.addresses {
+    shared.addresses = carried(&before.addresses, &after.addresses, |address, holders| {
         // Also with that of another address, as somebody might.
         let old = before.addresses.get(address).or_else(|| before.addresses.values().find(|old| *old == holders));
-        *holders = known(old, holders);
-    }
-    for (key, service) in &mut shared.services {
+        known(old, holders)
+    });
+    shared.services = carried(&before.services, &after.services, |key, service| {
         let old = before.services.get(key);
-        service.object = known(old.map(|old| &old.object), &service.object);
-        service.terms = known(old.map(|old| &old.terms), &service.terms);
-    }
-    for (key, slices) in &mut shared.slices {
-        for (index, slice) in slices.iter_mut().enumerate() {
-            *slice = known(before.slices.get(key).and_then(|slices| slices.get(index)), slice);
+        let (object, terms) = (old.map(|old| &old.object), old.map(|old| &old.terms));
+        Service { object: known(object, &service.object), terms: known(terms, &service.terms) }
+    });
+    shared.slices = carried(&before.slices, &after.slices, |key, slices| {
+        let old = before.slices.get(key);
+        let slice = |(index, slice)| known(old.and_then(|slices| slices.get(index)), slice);
+        slices.iter().enumerate().map(slice).collect()
+    });
+    shared
+}
+
+/// `before`, changed into `after`: the same where nothing differs.
+fn carried<K: Ord + Clone, V: Clone + PartialEq>(
+    before: &SharedMap<K, V>,
+    after: &SharedMap<K, V>,
+    value: impl Fn(&K, &V) -> V,
+) -> SharedMap<K, V> {
+    let mut map = before.clone();
+    for (key, _, new) in before.differing(after).filter(|(_, old, new)| old != new) {
+        match new {
+            Some(new) => drop(map.insert(key.clone(), value(key, new))),
+            None => drop(map.remove(key)),
         }
     }
-    shared
+    map
 }
 
 proptest! {
@@ -450,7 +467,7 @@ proptest! {
     #[test]
     fn the_order_of_what_is_observed_never_matters(snapshot in a_snapshot()) {
         let mut turned = snapshot.clone();
-        for slices in turned.slices.values_mut() {
+        for slices in turned.slices.values_mut().map(Arc::make_mut) {
             slices.reverse();
             for slice in slices {
                 Arc::make_mut(slice).endpoints.reverse();

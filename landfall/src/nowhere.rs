@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use controller::{Circumstances, Nowhere};
-use crds::{Advertisement, Node};
+use crds::{Advertisement, Node, SharedMap};
 use speaker::Observed;
 
 /// One thing otherwise than it is.
@@ -20,7 +20,7 @@ pub(crate) fn nowhere(circumstances: &Circumstances<'_>) -> Option<Nowhere> {
         return None;
     }
     let changes: [(Nowhere, Change); 4] = [
-        (Nowhere::NoEndpoint, |observed| observed.slices.clear()),
+        (Nowhere::NoEndpoint, |observed| observed.slices = SharedMap::default()),
         (Nowhere::NodesExcluded, |observed| {
             edit(&mut observed.nodes, |node: &mut Node| node.excluded = false);
         }),
@@ -47,8 +47,8 @@ pub(crate) fn nowhere(circumstances: &Circumstances<'_>) -> Option<Nowhere> {
 fn observed(circumstances: &Circumstances<'_>) -> Observed {
     let record = circumstances.record;
     Observed {
-        services: circumstances.services.clone(),
-        slices: circumstances.slices.clone(),
+        services: circumstances.services.iter().map(|(key, service)| (key.clone(), Arc::clone(service))).collect(),
+        slices: circumstances.slices.iter().map(|(key, slices)| (key.clone(), slices.as_slice().into())).collect(),
         nodes: circumstances.nodes.clone(),
         pools: circumstances.pools.clone(),
         advertisements: circumstances.advertisements.clone(),

@@ -21,7 +21,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use crds::{Advertisement, EndpointSlice, Holder, Key, Labels, Node, Record, Service, TrafficPolicy};
+use crds::{Advertisement, EndpointSlice, Holder, Key, Labels, Node, Record, Service, SharedMap, TrafficPolicy};
 
 use crate::advertisement::{Advertisements, Applicable};
 use crate::snapshot::{Candidates, Snapshot, Wanted};
@@ -30,9 +30,9 @@ use crate::snapshot::{Candidates, Snapshot, Wanted};
 #[derive(Clone, Debug, Default)]
 pub struct Observed {
     /// All Services that a holder may name. More do no harm.
-    pub services: BTreeMap<Key, Arc<Service>>,
+    pub services: SharedMap<Key, Arc<Service>>,
     /// The slices of each Service, in any order.
-    pub slices: BTreeMap<Key, Vec<Arc<EndpointSlice>>>,
+    pub slices: SharedMap<Key, Arc<[Arc<EndpointSlice>]>>,
     /// All nodes, by name.
     pub nodes: BTreeMap<String, Arc<Node>>,
     /// The labels of all pools, by name.
@@ -40,7 +40,7 @@ pub struct Observed {
     /// All advertisements, by name.
     pub advertisements: BTreeMap<String, Arc<Advertisement>>,
     /// Who holds each address. What is being deleted isn't held any more.
-    pub addresses: BTreeMap<IpAddr, Arc<Record>>,
+    pub addresses: SharedMap<IpAddr, Arc<Record>>,
 }
 
 /// A Service that holds an address, as far as it matters where that is announced. Equal ones have equal candidates.
@@ -52,23 +52,113 @@ struct Claimant<'a> {
     local: Option<BTreeSet<&'a str>>,
 }
 
-/// What the speaker on the node `me` has to know.
-///
-/// An address without a Service (a reservation, or one whose holder is gone or is another one by now) is not wanted.
-///
-/// Where every node is labelled to take no traffic from outside, none is: kubeadm labels control planes so, also where
-/// they are the only nodes, and an address that nobody announces serves nobody.
+/// Of which addresses something else may have been observed.
+#[derive(Clone, Copy, Debug)]
+pub enum News<'a> {
+    /// Of all.
+    All,
+    /// Of these: of their records, of Services that hold them, or of those Services' slices.
+    Of(&'a BTreeSet<IpAddr>),
+}
+
+/// What the speaker on the node `me` has to know: that of nothing but this, observed for the first time.
 pub fn snapshot(me: &str, observed: &Observed) -> Snapshot {
-    let all_excluded = observed.nodes.values().all(|node| node.excluded);
-    let included: Vec<&Node> =
-        observed.nodes.values().map(|node| &**node).filter(|node| all_excluded || !node.excluded).collect();
-    let advertisements = Advertisements::new(&observed.advertisements, &observed.nodes, &observed.pools);
-    let mut pools = BTreeMap::new();
-    // Equal sets are one set: there may be as many addresses as Services, and as many names in each as nodes.
-    let mut known = BTreeMap::<Vec<Claimant<'_>>, Arc<Candidates>>::new();
-    let mut sets = BTreeSet::<Arc<Candidates>>::new();
-    let mut addresses = BTreeMap::new();
-    for (lb_ip, record) in observed.addresses.iter().filter(|(_, record)| !record.deleting) {
+    let mut eligibility = Eligibility::default();
+    eligibility.update(me, observed, News::All);
+    eligibility.snapshot
+}
+
+/// What the speaker has to know, kept up to date.
+#[derive(Debug, Default)]
+pub struct Eligibility {
+    snapshot: Snapshot,
+    /// Equal sets are one set: there may be as many addresses as Services, and as many names in each as nodes.
+    sets: BTreeSet<Arc<Candidates>>,
+    /// With so many sets it is time to look which of them nobody holds.
+    full: usize,
+}
+
+impl Eligibility {
+    /// What it has to know.
+    pub fn snapshot(&self) -> &Snapshot {
+        &self.snapshot
+    }
+
+    /// Takes in what is observed now on the node `me`. What is no news is not looked at.
+    ///
+    /// An address without a Service (a reservation, or one whose holder is gone or is another one by now) is not wanted.
+    ///
+    /// Where every node is labelled to take no traffic from outside, none is: kubeadm labels control planes so, also where
+    /// they are the only nodes, and an address that nobody announces serves nobody.
+    pub fn update(&mut self, me: &str, observed: &Observed, news: News<'_>) {
+        let mut decider = Decider::new(observed);
+        match news {
+            News::All => {
+                self.snapshot.addresses = SharedMap::default();
+                self.snapshot.node_addresses =
+                    observed.nodes.get(me).map(|node| node.addresses.clone()).unwrap_or_default();
+                for (lb_ip, record) in observed.addresses.iter() {
+                    self.decide(*lb_ip, Some(record), &mut decider);
+                }
+            }
+            News::Of(lb_ips) => {
+                lb_ips.iter().for_each(|lb_ip| self.decide(*lb_ip, observed.addresses.get(lb_ip), &mut decider));
+            }
+        }
+        if self.sets.len() > self.full {
+            self.sets.retain(|set| Arc::strong_count(set) > 1);
+            self.full = (self.sets.len() * 2).max(FEW);
+        }
+    }
+
+    fn decide<'a>(&mut self, lb_ip: IpAddr, record: Option<&'a Arc<Record>>, decider: &mut Decider<'a>) {
+        let candidates = record.filter(|record| !record.deleting).and_then(|record| decider.candidates(record));
+        let Some((record, candidates)) = record.zip(candidates) else {
+            self.snapshot.addresses.remove(&lb_ip);
+            return;
+        };
+        let candidates = self.sets.get(&candidates).cloned().unwrap_or_else(|| {
+            self.sets.insert(Arc::clone(&candidates));
+            candidates
+        });
+        let wanted = Wanted { candidates, epoch: epoch(record) };
+        if self.snapshot.addresses.get(&lb_ip) != Some(&wanted) {
+            self.snapshot.addresses.insert(lb_ip, wanted);
+        }
+    }
+}
+
+/// Below this many sets it is not worth to look which of them nobody holds.
+const FEW: usize = 64;
+
+/// Decides who may announce addresses, as things are observed at one time.
+struct Decider<'a> {
+    observed: &'a Observed,
+    /// The nodes that take traffic from outside.
+    included: Vec<&'a Node>,
+    advertisements: Advertisements<'a>,
+    /// The advertisements of the pools that were asked for.
+    pools: BTreeMap<&'a str, Applicable>,
+    /// What was decided already.
+    known: BTreeMap<Vec<Claimant<'a>>, Arc<Candidates>>,
+}
+
+impl<'a> Decider<'a> {
+    fn new(observed: &'a Observed) -> Self {
+        let all_excluded = observed.nodes.values().all(|node| node.excluded);
+        let nodes = observed.nodes.values().map(|node| &**node);
+        Self {
+            observed,
+            included: nodes.filter(|node| all_excluded || !node.excluded).collect(),
+            advertisements: Advertisements::new(&observed.advertisements, &observed.nodes, &observed.pools),
+            pools: BTreeMap::new(),
+            known: BTreeMap::new(),
+        }
+    }
+
+    /// Who may announce an address, if a Service holds it.
+    fn candidates(&mut self, record: &'a Record) -> Option<Arc<Candidates>> {
+        let Self { observed, included, advertisements, pools, known } = self;
         let of_pool = pools.entry(&record.pool).or_insert_with(|| advertisements.of_pool(&record.pool));
         let services = record.holders.iter().filter_map(|holder| holding(holder, observed));
         let mut claimants: Vec<Claimant<'_>> = services
@@ -78,21 +168,15 @@ pub fn snapshot(me: &str, observed: &Observed) -> Snapshot {
             })
             .collect();
         if claimants.is_empty() {
-            continue;
+            return None;
         }
         // Whoever came first to a shared address is no better for it.
         claimants.sort_unstable();
-        let candidates = known.entry(claimants).or_insert_with_key(|claimants| {
-            let new = Arc::new(candidates(&included, claimants, &advertisements));
-            sets.get(&new).cloned().unwrap_or_else(|| {
-                sets.insert(Arc::clone(&new));
-                new
-            })
-        });
-        addresses.insert(*lb_ip, Wanted { candidates: Arc::clone(candidates), epoch: epoch(record) });
+        let decided = known
+            .entry(claimants)
+            .or_insert_with_key(|claimants| Arc::new(candidates(included, claimants, advertisements)));
+        Some(Arc::clone(decided))
     }
-    let node_addresses = observed.nodes.get(me).map(|node| node.addresses.clone()).unwrap_or_default();
-    Snapshot { node_addresses, addresses }
 }
 
 /// The Service that a holder means: a Service of that name with another UID is another one.
@@ -134,7 +218,8 @@ fn confined<'a>(service: &Service, observed: &'a Observed) -> Option<BTreeSet<&'
     if service.traffic_policy != TrafficPolicy::Local {
         return None;
     }
-    let endpoints = || observed.slices.get(&service.key).into_iter().flatten().flat_map(|slice| &slice.endpoints);
+    let slices = observed.slices.get(&service.key);
+    let endpoints = || slices.into_iter().flat_map(|slices| slices.iter()).flat_map(|slice| &slice.endpoints);
     let ready = endpoints().filter(|endpoint| endpoint.ready).filter_map(|endpoint| endpoint.node.as_deref());
     let serving = endpoints().filter(|endpoint| endpoint.serving).filter_map(|endpoint| endpoint.node.as_deref());
     let nodes: BTreeSet<&str> = ready.collect();

@@ -28,7 +28,7 @@ use crate::hello::{self, Malformed, Packet};
 use crate::neighbours::Neighbours;
 use crate::placement::{Link, placements};
 use crate::segment::{Context, Segment};
-use crate::snapshot::{Links, Snapshot};
+use crate::snapshot::{Links, Snapshot, Wanted};
 use crate::strangers::Stranger;
 use crate::takeovers::Move;
 use crate::{datagram, hash};
@@ -238,22 +238,14 @@ impl Machine {
             return;
         };
         let after = Arc::clone(after);
-        let changed: Vec<&IpAddr> = after
-            .addresses
-            .iter()
-            .filter(|(lb_ip, wanted)| before.addresses.get(lb_ip) != Some(wanted))
-            .map(|(lb_ip, _)| lb_ip)
-            .collect();
+        let differing = before.addresses.differing(&after.addresses).filter(|(_, before, after)| before != after);
+        let (changed, gone): (Vec<_>, Vec<_>) = differing.partition(|(_, _, after)| after.is_some());
         for segment in self.segments.values_mut() {
-            segment.touch(changed.iter().copied());
+            segment.touch(changed.iter().map(|(lb_ip, ..)| *lb_ip));
         }
-        let links = |snapshot: &Snapshot, lb_ip: &IpAddr| {
-            let wanted = snapshot.addresses.get(lb_ip)?;
-            wanted.candidates.get(&self.config.node).map(|own| own.links.clone())
-        };
-        let same = before.addresses.len() == after.addresses.len()
-            && before.addresses.keys().eq(after.addresses.keys())
-            && changed.iter().all(|lb_ip| links(before, lb_ip) == links(&after, lb_ip))
+        let links = |wanted: Option<&Wanted>| wanted?.candidates.get(&self.config.node).map(|own| own.links.clone());
+        let same = gone.is_empty()
+            && changed.iter().all(|(_, before, after)| before.is_some() && links(*before) == links(*after))
             && before.node_addresses == after.node_addresses;
         if !same {
             self.arrange(now);
@@ -278,7 +270,7 @@ impl Machine {
                 // On the node's own link we speak in any case: when the first address comes, everybody is known.
                 let home = self.links.values().filter(|link| link.holds(&snapshot.node_addresses));
                 placed.extend(home.map(|link| (link.index, BTreeSet::new())));
-                for (lb_ip, wanted) in &snapshot.addresses {
+                for (lb_ip, wanted) in snapshot.addresses.iter() {
                     let links = || self.links.values();
                     let own = wanted.candidates.get(&self.config.node);
                     let home = Links::default();

@@ -6,13 +6,15 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 
+use crds::SharedMap;
+
 /// What the speaker knows of the cluster.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Snapshot {
     /// This node's own addresses (type InternalIP): an lb_ip outside of all subnets is announced on the link that has one.
     pub node_addresses: Vec<IpAddr>,
     /// The addresses that some Service holds.
-    pub addresses: BTreeMap<IpAddr, Wanted>,
+    pub addresses: SharedMap<IpAddr, Wanted>,
 }
 
 /// An address that is to be announced.

@@ -12,7 +12,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use crds::Mac;
+use crds::{Mac, SharedMap};
 use speaker::arp::{Ignored, Verdict};
 use speaker::auth::KeyRing;
 use speaker::hello::Packet;
@@ -193,7 +193,7 @@ fn a_speaker_whose_peers_talk_nonsense() {
         machine.set_links(Duration::ZERO, BTreeMap::from([(2, link)]));
         let candidates = Arc::new(["n0", "n1"].map(String::from).into_iter().collect());
         let lb_ip = Ipv4Addr::new(192, 0, 2, 1).into();
-        let addresses = BTreeMap::from([(lb_ip, Wanted { candidates, epoch: 0 })]);
+        let addresses = SharedMap::from([(lb_ip, Wanted { candidates, epoch: 0 })]);
         let node_addresses = vec![Ipv4Addr::new(192, 0, 2, 10).into()];
         machine.set_snapshot(Duration::ZERO, Some(Arc::new(Snapshot { node_addresses, addresses })));
         machine.set_forwarded(Arc::new(BTreeSet::from([lb_ip])));

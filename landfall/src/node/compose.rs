@@ -1,4 +1,7 @@
 //! What each library is to know, from what the API server says. Pure: tables in, snapshots out.
+//!
+//! All at once, as it is printed for users. An agent keeps what is composed up to date instead ([`super::composition`]), and
+//! comes to the same.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -7,10 +10,11 @@ use std::sync::Arc;
 use crds::Mac;
 use crds::node_network::{NodeNetworkSpec, WiredLink};
 use crds::service::Family;
-use crds::{Advertisement, Backend, EndpointSlice, Holder, Key, Node, PoolTerms, Record, Service, Wiring};
+use crds::{Advertisement, Backend, EndpointSlice, Holder, Key, Node, PoolTerms, Record, Service, SharedMap, Wiring};
 use dataplane::returns::Wanted;
-use dataplane::snapshot::{Link, LinkName, Terms};
+use dataplane::snapshot::{Link, LinkName, Slices, Terms};
 use dataplane::sources::Sources;
+use ipnet::IpNet;
 use speaker::Neighbours;
 
 /// All that a node agent observes, complete: nothing is composed before every kind has been listed once.
@@ -27,35 +31,36 @@ pub(super) struct Observed {
     pub(super) neighbours: Option<Neighbours>,
 }
 
-/// What the two libraries are to know.
-pub(super) struct Snapshots {
-    pub(super) dataplane: dataplane::Snapshot,
-    pub(super) speaker: speaker::Snapshot,
-}
+/// Objects of one kind, by name.
+pub(super) type Named<T> = BTreeMap<String, Arc<T>>;
 
 /// What the libraries on `node` are to know of what was observed. Services that don't say what their packets go to have this
 /// `backend`.
 ///
 /// An address counts if there is an object for it that nobody is deleting, whatever the status of a Service says. Who is
 /// `dead` is the speaker's word, which comes long before the API server's.
-pub(super) fn snapshots(node: &str, backend: Backend, observed: Observed, dead: BTreeSet<String>) -> Snapshots {
-    let links = links(node, &observed, observed.neighbours.as_ref());
+pub(super) fn snapshots(
+    node: &str,
+    backend: Backend,
+    observed: Observed,
+    dead: BTreeSet<String>,
+) -> (dataplane::Snapshot, speaker::Snapshot) {
+    let links = links(node, (&observed.nodes, &observed.wirings), observed.neighbours.as_ref());
     let Observed { mut services, slices: all, nodes, pools, advertisements, mut addresses, .. } = observed;
     services.retain(|_, service| service.is_load_balancer);
     let mut slices: BTreeMap<Key, Vec<Arc<EndpointSlice>>> = BTreeMap::new();
     for slice in all.into_values().filter(|slice| services.contains_key(&slice.service)) {
         slices.entry(slice.service.clone()).or_default().push(slice);
     }
+    let slices: SharedMap<Key, Slices> = slices.into_iter().map(|(key, slices)| (key, slices.into())).collect();
     addresses.retain(|_, record| !record.deleting);
     let held = |record: &Record| -> Arc<[Holder]> { record.holders.clone().into() };
     let unspread = unspread(&addresses, &pools);
-    let pod_cidrs = nodes.get(node).map(|own| own.pod_cidrs.clone()).unwrap_or_default();
     let dataplane = dataplane::Snapshot {
         node: node.to_owned(),
         dead,
-        // A range that can't be read is as good as none: the pods count as clients from outside.
-        pod_ranges: pod_cidrs.iter().filter_map(|cidr| cidr.parse().ok()).collect(),
-        own: nodes.get(node).map(|own| own.addresses.clone()).unwrap_or_default(),
+        pod_ranges: pod_ranges(nodes.get(node)),
+        own: own_addresses(nodes.get(node)),
         backend,
         addresses: addresses.iter().map(|(address, record)| (*address, held(record))).collect(),
         links,
@@ -63,15 +68,19 @@ pub(super) fn snapshots(node: &str, backend: Backend, observed: Observed, dead: 
         returns: Arc::default(),
         services: services
             .iter()
-            .map(|(key, object)| (key.clone(), on_its_terms(object, object.unspread || unspread.contains(key))))
+            .map(|(key, object)| {
+                let terms = Arc::new(terms(object, object.unspread || unspread.contains(key)));
+                (key.clone(), dataplane::snapshot::Service { object: Arc::clone(object), terms })
+            })
             .collect(),
         slices: slices.clone(),
         // An option of the agent, and nothing that is observed.
         counts: false,
     };
     let pools = pools.into_iter().map(|(name, pool)| (name, Arc::clone(&pool.labels))).collect();
+    let (services, addresses) = (services.into_iter().collect(), addresses.into_iter().collect());
     let observed = speaker::Observed { services, slices, nodes, pools, advertisements, addresses };
-    Snapshots { dataplane, speaker: speaker::eligibility::snapshot(node, &observed) }
+    (dataplane, speaker::eligibility::snapshot(node, &observed))
 }
 
 /// What must be known to lead answers back by the link that the request came in by. Links that pods have their addresses
@@ -82,17 +91,22 @@ pub(super) fn wanted(network: &NodeNetworkSpec, snapshot: &dataplane::Snapshot) 
         own.is_some_and(|own| snapshot.pod_ranges.iter().any(|range| range.contains(&own)))
     };
     let links = network.links.iter().filter(|link| !link.addresses.iter().any(is_of_pods));
+    let ends = [snapshot.addresses.keys().next(), snapshot.addresses.keys().next_back()];
     Wanted {
         links: links.filter_map(|link| LinkName::new(&link.name)).collect(),
-        families: snapshot.addresses.keys().map(|address| Family::of(*address)).collect(),
+        // All of IPv4 come before all of IPv6.
+        families: ends.into_iter().flatten().copied().map(Family::of).collect(),
     }
 }
 
 /// The links on which frames can be handed to other nodes, and those. Two nodes are on one link if they have addresses of
 /// the same network there, and the speaker has met the other one on it, under the MAC address that this one tells. The same
 /// network may be in several places.
-fn links(node: &str, observed: &Observed, neighbours: Option<&Neighbours>) -> BTreeMap<LinkName, Link> {
-    let Observed { nodes, wirings, .. } = observed;
+pub(super) fn links(
+    node: &str,
+    (nodes, wirings): (&Named<Node>, &Named<Wiring>),
+    neighbours: Option<&Neighbours>,
+) -> BTreeMap<LinkName, Link> {
     let mut links = BTreeMap::new();
     for own in wirings.get(node).iter().flat_map(|wiring| &wiring.links) {
         let (Some(name), Some(mac)) = (LinkName::new(&own.name), Mac::parse(&own.mac)) else { continue };
@@ -122,20 +136,22 @@ fn unspread(addresses: &BTreeMap<IpAddr, Arc<Record>>, pools: &BTreeMap<String, 
     holders.map(|holder| Key::new(holder.namespace.clone(), holder.name.clone())).collect()
 }
 
-/// Whether everybody was met on this node's links who may be there.
-pub(super) fn is_acquainted(node: &str, observed: &Observed) -> bool {
-    observed.neighbours.is_none() || links(node, observed, observed.neighbours.as_ref()) == links(node, observed, None)
+/// What decides who may use a Service, and whether clients stay with their endpoints.
+pub(super) fn terms(service: &Service, unspread: bool) -> Terms {
+    let field = service.source_ranges.iter().map(|range| &**range);
+    let sources = Sources::read(field, service.source_ranges_annotation.as_deref());
+    Terms { sources, affinity: service.affinity, unspread }
 }
 
-/// A Service with what decides who may use it, and whether clients stay with their endpoints.
-fn on_its_terms(object: &Arc<Service>, unspread: bool) -> dataplane::snapshot::Service {
-    let field = object.source_ranges.iter().map(|range| &**range);
-    let terms = Terms {
-        sources: Sources::read(field, object.source_ranges_annotation.as_deref()),
-        affinity: object.affinity,
-        unspread,
-    };
-    dataplane::snapshot::Service { object: Arc::clone(object), terms: Arc::new(terms) }
+/// Where the pods of this node have their addresses from. A range that can't be read is as good as none: the pods count as
+/// clients from outside.
+pub(super) fn pod_ranges(own: Option<&Arc<Node>>) -> Vec<IpNet> {
+    own.into_iter().flat_map(|own| &own.pod_cidrs).filter_map(|cidr| cidr.parse().ok()).collect()
+}
+
+/// The addresses of this node.
+pub(super) fn own_addresses(own: Option<&Arc<Node>>) -> Vec<IpAddr> {
+    own.map(|own| own.addresses.clone()).unwrap_or_default()
 }
 
 #[cfg(test)]
@@ -199,8 +215,7 @@ mod tests {
 
     #[test]
     fn only_load_balancers_with_their_slices_and_addresses_in_use_are_handed_on() {
-        let Snapshots { dataplane, speaker } =
-            snapshots("n1", Backend::Endpoints, observed(), BTreeSet::from(["n2".into()]));
+        let (dataplane, speaker) = snapshots("n1", Backend::Endpoints, observed(), BTreeSet::from(["n2".into()]));
         let web = Key::new("default", "web");
         assert_eq!(dataplane.services.keys().collect::<Vec<_>>(), [&web]);
         assert_eq!(dataplane.slices.keys().collect::<Vec<_>>(), [&web]);
@@ -217,30 +232,27 @@ mod tests {
     fn a_service_says_who_may_use_it_and_whether_clients_stay_with_their_endpoint() {
         let mut observed = observed();
         let web = Key::new("default", "web");
-        let open = snapshots("n1", Backend::Endpoints, observed.clone(), BTreeSet::new()).dataplane.services[&web]
-            .terms
-            .clone();
+        let open =
+            snapshots("n1", Backend::Endpoints, observed.clone(), BTreeSet::new()).0.services[&web].terms.clone();
         assert_eq!(*open, Terms::default());
         let service = Arc::make_mut(observed.services.get_mut(&web).expect("a Service"));
         (service.source_ranges, service.affinity) = (["192.0.2.0/24".into()].into(), Some(60));
-        let terms = snapshots("n1", Backend::Endpoints, observed.clone(), BTreeSet::new()).dataplane.services[&web]
-            .terms
-            .clone();
+        let terms =
+            snapshots("n1", Backend::Endpoints, observed.clone(), BTreeSet::new()).0.services[&web].terms.clone();
         assert_eq!(
             *terms,
             Terms { sources: Sources::read(["192.0.2.0/24"], None), affinity: Some(60), unspread: false }
         );
         let service = Arc::make_mut(observed.services.get_mut(&web).expect("a Service"));
         (service.source_ranges, service.source_ranges_annotation) = (Box::default(), Some("198.51.100.0/24".into()));
-        let terms =
-            snapshots("n1", Backend::Endpoints, observed, BTreeSet::new()).dataplane.services[&web].terms.clone();
+        let terms = snapshots("n1", Backend::Endpoints, observed, BTreeSet::new()).0.services[&web].terms.clone();
         assert_eq!(terms.sources, Sources::read(["198.51.100.0/24"], None));
     }
 
     #[test]
     fn a_service_is_not_spread_if_it_or_the_pool_of_one_of_its_addresses_says_so() {
         let unspread = |observed: Observed| {
-            let Snapshots { dataplane, .. } = snapshots("n1", Backend::Endpoints, observed, BTreeSet::new());
+            let (dataplane, _) = snapshots("n1", Backend::Endpoints, observed, BTreeSet::new());
             dataplane.services[&Key::new("default", "web")].terms.unspread
         };
         let of_the_pool = |spread| PoolTerms { labels: Arc::default(), spread };
@@ -259,7 +271,7 @@ mod tests {
 
     #[test]
     fn answers_are_led_back_by_all_links_but_those_of_pods_in_the_families_in_use() {
-        let dataplane = snapshots("n1", Backend::Endpoints, observed(), BTreeSet::new()).dataplane;
+        let dataplane = snapshots("n1", Backend::Endpoints, observed(), BTreeSet::new()).0;
         let link = |name: &str, addresses: &[&str]| NodeLink {
             name: name.into(),
             addresses: addresses.iter().map(|text| (*text).to_owned()).collect(),
@@ -306,9 +318,9 @@ mod tests {
             (name("eth0"), Link { mac: mac(0, 1), peers: peers(&[("n2", mac(0, 2)), ("n3", mac(0, 3))]) }),
             (name("eth1"), Link { mac: mac(1, 1), peers: peers(&[("n3", mac(1, 3))]) }),
         ]);
-        assert_eq!(snapshots("n1", Backend::Endpoints, observed.clone(), BTreeSet::new()).dataplane.links, expected);
+        assert_eq!(snapshots("n1", Backend::Endpoints, observed.clone(), BTreeSet::new()).0.links, expected);
         assert_eq!(
-            snapshots("n4", Backend::Endpoints, observed.clone(), BTreeSet::new()).dataplane.links,
+            snapshots("n4", Backend::Endpoints, observed.clone(), BTreeSet::new()).0.links,
             BTreeMap::new(),
             "it is alone on its link"
         );
@@ -319,16 +331,14 @@ mod tests {
         met.meet("eth0", "n4", mac(0, 4));
         observed.neighbours = Some(met.clone());
         let heard = BTreeMap::from([(name("eth0"), Link { mac: mac(0, 1), peers: peers(&[("n2", mac(0, 2))]) })]);
-        assert_eq!(snapshots("n1", Backend::Endpoints, observed.clone(), BTreeSet::new()).dataplane.links, heard);
-        assert!(!is_acquainted("n1", &observed));
+        assert_eq!(snapshots("n1", Backend::Endpoints, observed.clone(), BTreeSet::new()).0.links, heard);
         met.meet("eth0", "n3", mac(0, 3));
         met.meet("eth1", "n3", mac(1, 3));
         observed.neighbours = Some(met);
-        assert_eq!(snapshots("n1", Backend::Endpoints, observed.clone(), BTreeSet::new()).dataplane.links, expected);
-        assert!(is_acquainted("n1", &observed));
+        assert_eq!(snapshots("n1", Backend::Endpoints, observed.clone(), BTreeSet::new()).0.links, expected);
         observed.wirings.remove("n1");
         assert_eq!(
-            snapshots("n1", Backend::Endpoints, observed, BTreeSet::new()).dataplane.links,
+            snapshots("n1", Backend::Endpoints, observed, BTreeSet::new()).0.links,
             BTreeMap::new(),
             "nothing is known of its own"
         );

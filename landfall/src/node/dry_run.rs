@@ -10,7 +10,8 @@ use kube::Client;
 use observe::Wake;
 use tokio::task::JoinSet;
 
-use super::{Stores, compose};
+use super::compose;
+use super::stores::Stores;
 use crate::output::print;
 
 /// Prints the ruleset of `node`. Waits for the API server as long as it takes.
@@ -32,14 +33,14 @@ pub(super) async fn run(client: &Client, node: &str, backend: Backend, counts: b
 /// What is printed. Nobody is taken for dead: that only speakers know.
 fn shown(node: &str, backend: Backend, observed: compose::Observed, counts: bool) -> String {
     let is_known = observed.nodes.contains_key(node);
-    let mut snapshot = compose::snapshots(node, backend, observed, BTreeSet::new()).dataplane;
+    let (mut snapshot, _) = compose::snapshots(node, backend, observed, BTreeSet::new());
     snapshot.counts = counts;
     let ruleset = dataplane::ruleset::ruleset(&snapshot);
     let mut text = format!("# what node {node} would be programmed to do: {} addresses\n", ruleset.addresses.len());
     if !is_known {
         text += "# there is no node of this name\n";
     }
-    for (address, lb_ip) in &ruleset.addresses {
+    for (address, lb_ip) in ruleset.addresses.iter() {
         for problem in &lb_ip.problems {
             text += &format!("# {address}: {problem}\n");
         }

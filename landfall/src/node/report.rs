@@ -42,6 +42,10 @@ const MANY: usize = 100;
 /// How long to wait before so much is written.
 const AFTER: Duration = Duration::from_secs(1);
 
+/// The pause between two looks at what is to be written: each goes over all addresses, and a thousand changes a second are no
+/// reason to do so a thousand times.
+const REST: Duration = Duration::from_millis(100);
+
 /// How long to wait after a write has failed.
 const PAUSE: Duration = Duration::from_secs(1);
 
@@ -129,6 +133,7 @@ impl Report {
         let (mut told, mut forwarded) = (Paced::new(STRANGERS), Paced::new(FORWARDED));
         let mut has_waited = false;
         loop {
+            let looked = Instant::now();
             let announcements = self.announced.borrow_and_update().clone();
             let conflicts = self.conflicts.borrow_and_update().clone();
             let records = self.addresses.snapshot().unwrap_or_default();
@@ -179,6 +184,7 @@ impl Report {
                 Ok(()) = self.gaps.changed() => {}
                 () = sleep_until(again.unwrap_or_else(Instant::now)), if again.is_some() => {}
             }
+            sleep_until(looked + REST).await;
         }
     }
 

@@ -4,7 +4,7 @@
 //!    client --- switch (bridge br0, ports p0 p1 ..) --- n0, n1, .. (eth0, 192.0.2.10 + n, 2001:db8::10 + n)
 //! ```
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, UdpSocket};
 use std::os::unix::fs::MetadataExt;
 use std::process::Stdio;
@@ -361,7 +361,7 @@ impl Speaker {
     /// Tells it which addresses there are.
     pub fn want<A: Into<IpAddr> + Copy>(&self, lb_ips: &[A]) {
         let wanted = |lb_ip: &A| ((*lb_ip).into(), Wanted { candidates: Arc::clone(&self.candidates), epoch: 0 });
-        let addresses: BTreeMap<IpAddr, Wanted> = lb_ips.iter().map(wanted).collect();
+        let addresses = lb_ips.iter().map(wanted).collect();
         let node_addresses = self.addresses.clone();
         self.snapshot.send_replace(Some(Arc::new(Snapshot { node_addresses, addresses })));
     }

@@ -9,6 +9,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use crds::SharedMap;
 use speaker::events::Event;
 use speaker::machine::{Channel, Config, Frame, Machine};
 use speaker::{Candidates, Keys, Wanted};
@@ -88,7 +89,7 @@ pub struct World {
     hosts: Vec<Host>,
     /// `cut[a][b]`: nothing gets from a to b. The last row and column are the clients.
     cut: Vec<Vec<bool>>,
-    wanted: BTreeMap<IpAddr, Wanted>,
+    wanted: SharedMap<IpAddr, Wanted>,
     happenings: BinaryHeap<Reverse<(Duration, u64)>>,
     what: BTreeMap<u64, Happening>,
     count: u64,

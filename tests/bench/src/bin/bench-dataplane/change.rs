@@ -78,7 +78,7 @@ impl Stand {
     fn turn(&mut self, n: usize) {
         let canary = self.size.services - 1;
         let endpoint = made::endpoint(self.way.server().ip(), NODE);
-        self.snapshot.slices.insert(made::key(canary), vec![made::slice(canary, port(n), [endpoint])]);
+        self.snapshot.slices.insert(made::key(canary), [made::slice(canary, port(n), [endpoint])].into());
     }
 
     /// Sends until one arrives at the n-th port.
@@ -187,7 +187,7 @@ fn drive(stand: &mut Stand, time: Duration, current: &AtomicUsize) -> Result<(Ve
             let service = n.wrapping_mul(7919) % others;
             let first = service * stand.size.endpoints;
             let endpoints = [made::nobody(first), made::nobody(2_000_000 + n % 1_000_000)];
-            stand.snapshot.slices.insert(made::key(service), vec![made::slice(service, PORT, endpoints)]);
+            stand.snapshot.slices.insert(made::key(service), [made::slice(service, PORT, endpoints)].into());
         }
         done = until as u32;
         // All that are due: when the loop is late, none of them is counted from later than it was due.

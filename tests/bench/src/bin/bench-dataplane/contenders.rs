@@ -90,7 +90,7 @@ pub fn spread(ends: &Ends, name: &'static str, number: u8, size: Size) -> Result
     let mut snapshot = made::snapshot(size, None)?;
     let (last, server) = (size.services - 1, way.server());
     let endpoints = [made::endpoint(server.ip(), made::NODE), made::endpoint(Ipv4Addr::new(10, 9, 9, 9).into(), "n2")];
-    snapshot.slices.insert(made::key(last), vec![made::slice(last, server.port(), endpoints)]);
+    snapshot.slices.insert(made::key(last), [made::slice(last, server.port(), endpoints)].into());
     Ok(Contender { is_spread: true, ..programmed(ends, way, name, (size, &snapshot))? })
 }
 

@@ -75,7 +75,7 @@ pub fn snapshot(size: Size, canary: Option<SocketAddr>) -> Result<Snapshot> {
             Some(at) => slice(n, at.port(), [endpoint(at.ip(), NODE)]),
             None => slice(n, 8080, (0..size.endpoints).map(|e| nobody(n * size.endpoints + e))),
         };
-        snapshot.slices.insert(key.clone(), vec![slice]);
+        snapshot.slices.insert(key.clone(), [slice].into());
         snapshot.services.insert(key, snapshot::Service { object: Arc::new(service), terms: Arc::clone(&terms) });
     }
     if size.spread {

@@ -1,0 +1,278 @@
+//! What is kept up to date is what composing all of it anew would make.
+
+use super::*;
+use crate::node::compose::{Observed, snapshots};
+use crds::l2_advertisement::L2AdvertisementSpec;
+use crds::node_network::WiredLink;
+use crds::{Endpoint, L2Advertisement, Labels, Mac, Protocol, Relief};
+use proptest::collection::vec;
+use proptest::option;
+use proptest::prelude::*;
+use serde_json::json;
+
+/// The node that everything is seen from.
+const NODE: &str = "n0";
+
+/// One object comes, changes or goes, of each kind one of three or four.
+#[derive(Clone, Debug)]
+enum Step {
+    Service(u8, Option<(bool, bool, bool, u8)>),
+    Slice(u8, Option<(u8, Vec<(u8, bool)>)>),
+    Address(u8, Option<(u8, Vec<u8>, bool)>),
+    Pool(u8, Option<bool>),
+    Node(u8, Option<(bool, bool, u8)>),
+    Advertisement(u8, Option<u8>),
+    Wiring(u8, Option<u8>),
+    Meet(u8),
+    Die(u8),
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    let is = any::<bool>;
+    prop_oneof![
+        4 => (0..4u8, option::weighted(0.8, (is(), is(), is(), 0..2u8))).prop_map(|(n, what)| Step::Service(n, what)),
+        4 => (0..4u8, option::weighted(0.7, (0..4u8, vec((0..4u8, is()), 0..3))))
+            .prop_map(|(n, what)| Step::Slice(n, what)),
+        4 => (0..4u8, option::weighted(0.8, (0..3u8, vec(0..4u8, 0..3), is()))).prop_map(|(n, what)| Step::Address(n, what)),
+        1 => (0..3u8, option::of(is())).prop_map(|(n, what)| Step::Pool(n, what)),
+        1 => (0..3u8, option::weighted(0.8, (is(), is(), 0..2u8))).prop_map(|(n, what)| Step::Node(n, what)),
+        1 => (0..2u8, option::of(0..4u8)).prop_map(|(n, what)| Step::Advertisement(n, what)),
+        1 => (0..3u8, option::weighted(0.8, 0..2u8)).prop_map(|(n, what)| Step::Wiring(n, what)),
+        1 => (0..3u8).prop_map(Step::Meet),
+        1 => (0..3u8).prop_map(Step::Die),
+    ]
+}
+
+fn put_in<K: Ord, V: PartialEq>(map: &mut BTreeMap<K, Arc<V>>, key: K, value: Option<V>) {
+    match value {
+        // As a table does: what is told again is the same as before.
+        Some(value) if map.get(&key).is_some_and(|known| **known == value) => {}
+        Some(value) => drop(map.insert(key, Arc::new(value))),
+        None => drop(map.remove(&key)),
+    }
+}
+
+fn service(n: u8, (is_load_balancer, is_local, unspread, uid): (bool, bool, bool, u8)) -> Service {
+    let object = json!({
+        "metadata": {
+            "namespace": "default", "name": format!("s{n}"), "uid": format!("u{uid}"), "labels": {"app": format!("a{uid}")},
+        },
+        "spec": {"type": "LoadBalancer", "ports": [{"port": 80}]},
+    });
+    let service = Service::try_from(&serde_json::from_value(object).expect("a Service")).expect("a view");
+    let traffic_policy = if is_local { TrafficPolicy::Local } else { TrafficPolicy::Cluster };
+    Service { is_load_balancer, traffic_policy, unspread, affinity: (uid == 1).then_some(60), ..service }
+}
+
+fn slice(n: u8, (service, endpoints): (u8, Vec<(u8, bool)>)) -> EndpointSlice {
+    let endpoint = |(node, ready): (u8, bool)| Endpoint {
+        address: [10, 0, n, node].into(),
+        node: Some(format!("n{node}").into()),
+        ready,
+        serving: ready,
+        terminating: false,
+    };
+    EndpointSlice {
+        key: Key::new("default", format!("slice-{n}")),
+        service: Key::new("default", format!("s{service}")),
+        ports: [(("".into(), Protocol::Tcp), 8080)].into(),
+        endpoints: endpoints.into_iter().map(endpoint).collect(),
+        refused: None,
+    }
+}
+
+fn record(n: u8, (pool, holders, deleting): (u8, Vec<u8>, bool)) -> Record {
+    let object = json!({
+        "apiVersion": "landfall.dev/v1alpha1", "kind": "LoadBalancerIP",
+        "metadata": {"name": format!("192.0.2.{n}"), "uid": "l", "resourceVersion": "1"},
+        "spec": {"address": format!("192.0.2.{n}"), "pool": format!("p{pool}"), "services": []},
+    });
+    let record = Record::try_from(&serde_json::from_value(object).expect("an address")).expect("a view");
+    let holder = |service: u8| Holder {
+        namespace: "default".into(),
+        name: format!("s{service}").into(),
+        uid: "u0".into(),
+        terms: None,
+    };
+    Record { holders: holders.into_iter().map(holder).collect(), deleting, ..record }
+}
+
+fn node(n: u8, (excluded, drained, uid): (bool, bool, u8)) -> Node {
+    Node {
+        name: format!("n{n}"),
+        labels: Labels::from([("rack", if uid == 0 { "r0" } else { "r1" })]),
+        addresses: vec![[192, 0, 2, 10 + n + uid].into()],
+        pod_cidrs: vec![format!("10.{n}.{uid}.0/24")],
+        excluded,
+        relief: drained.then_some(Relief::Drained),
+    }
+}
+
+fn advertisement(n: u8, what: u8) -> Advertisement {
+    let spec = match what {
+        0 => json!({}),
+        1 => json!({"ipAddressPools": ["p0"], "nodeSelectors": [{"matchLabels": {"rack": "r0"}}]}),
+        2 => json!({"serviceSelectors": [{"matchLabels": {"app": "a0"}}]}),
+        _ => json!({"interfaces": ["eth1"]}),
+    };
+    let spec: L2AdvertisementSpec = serde_json::from_value(spec).expect("a spec");
+    Advertisement::from(&L2Advertisement::new(&format!("ad{n}"), spec))
+}
+
+fn wiring(n: u8, lan: u8) -> Wiring {
+    let networks = vec![format!("192.0.{lan}.0/24").parse().expect("a network")];
+    Wiring { links: vec![WiredLink { name: "eth0".into(), mac: mac(n).to_string(), networks }] }
+}
+
+fn mac(n: u8) -> Mac {
+    Mac([2, 0, 0, 0, 0, n])
+}
+
+/// All that is observed, and what the speaker says.
+#[derive(Clone, Default)]
+struct World {
+    observed: Observed,
+    dead: BTreeSet<String>,
+}
+
+impl World {
+    fn take(&mut self, step: Step) {
+        let World { observed, dead } = self;
+        let key = |n: u8| Key::new("default", format!("s{n}"));
+        match step {
+            Step::Service(n, what) => put_in(&mut observed.services, key(n), what.map(|what| service(n, what))),
+            Step::Slice(n, what) => {
+                put_in(
+                    &mut observed.slices,
+                    Key::new("default", format!("slice-{n}")),
+                    what.map(|what| slice(n, what)),
+                );
+            }
+            Step::Address(n, what) => {
+                put_in(&mut observed.addresses, [192, 0, 2, n].into(), what.map(|what| record(n, what)));
+            }
+            Step::Pool(n, what) => {
+                let terms = |spread| PoolTerms { labels: Arc::default(), spread };
+                put_in(&mut observed.pools, format!("p{n}"), what.map(terms));
+            }
+            Step::Node(n, what) => put_in(&mut observed.nodes, format!("n{n}"), what.map(|what| node(n, what))),
+            Step::Advertisement(n, what) => {
+                put_in(&mut observed.advertisements, format!("ad{n}"), what.map(|what| advertisement(n, what)));
+            }
+            Step::Wiring(n, lan) => put_in(&mut observed.wirings, format!("n{n}"), lan.map(|lan| wiring(n, lan))),
+            Step::Meet(n) => {
+                observed.neighbours.get_or_insert_default().meet("eth0", &format!("n{n}"), mac(n));
+            }
+            Step::Die(n) => {
+                let node = format!("n{n}");
+                if !dead.remove(&node) {
+                    dead.insert(node);
+                }
+            }
+        }
+    }
+}
+
+/// What a table says that has become `after`.
+fn changed<K: Ord + Clone, V>(before: &BTreeMap<K, Arc<V>>, after: &BTreeMap<K, Arc<V>>) -> Vec<Change<K, V>> {
+    let keys: BTreeSet<&K> = before.keys().chain(after.keys()).collect();
+    let change = |key: &K| {
+        let (before, value) = (before.get(key).cloned(), after.get(key).cloned());
+        let differs = before.as_ref().map(Arc::as_ptr) != value.as_ref().map(Arc::as_ptr);
+        differs.then(|| Change { key: key.clone(), before, value, is_unreadable: false })
+    };
+    keys.into_iter().filter_map(change).collect()
+}
+
+fn changes(before: &Observed, after: &Observed) -> Changes {
+    Changes {
+        services: changed(&before.services, &after.services),
+        slices: changed(&before.slices, &after.slices),
+        nodes: changed(&before.nodes, &after.nodes),
+        pools: changed(&before.pools, &after.pools),
+        advertisements: changed(&before.advertisements, &after.advertisements),
+        addresses: changed(&before.addresses, &after.addresses),
+        wirings: changed(&before.wirings, &after.wirings),
+    }
+}
+
+/// Takes in what the world has become since.
+fn follow(composition: &mut Composition, before: &World, after: &World) {
+    composition.bury(after.dead.clone());
+    composition.meet(after.observed.neighbours.as_ref().unwrap_or(&Neighbours::default()));
+    composition.apply(changes(&before.observed, &after.observed));
+}
+
+/// A world in which there is one of everything.
+fn whole() -> World {
+    let mut world = World::default();
+    for step in [
+        Step::Service(0, Some((true, false, false, 0))),
+        Step::Slice(0, Some((0, vec![(0, true), (1, true)]))),
+        Step::Address(0, Some((0, vec![0], false))),
+        Step::Pool(0, Some(true)),
+        Step::Node(0, Some((false, false, 0))),
+        Step::Node(1, Some((false, false, 0))),
+        Step::Wiring(0, Some(0)),
+        Step::Wiring(1, Some(0)),
+        Step::Meet(1),
+    ] {
+        world.take(step);
+    }
+    world
+}
+
+proptest! {
+    #[test]
+    fn keeping_up_with_changes_is_the_same_as_composing_all(
+        starts_whole: bool,
+        batches in vec(vec(step(), 1..6), 1..12),
+    ) {
+        let mut before = World::default();
+        before.observed.neighbours = Some(Neighbours::default());
+        let mut composition = Composition::new(NODE, Backend::Endpoints, false);
+        if starts_whole {
+            let first = whole();
+            follow(&mut composition, &before, &first);
+            before = first;
+        }
+        for batch in batches {
+            let mut after = before.clone();
+            batch.into_iter().for_each(|step| after.take(step));
+            follow(&mut composition, &before, &after);
+            let (dataplane, speaker) = snapshots(NODE, Backend::Endpoints, after.observed.clone(), after.dead.clone());
+            prop_assert_eq!(composition.dataplane(), &dataplane);
+            prop_assert_eq!(composition.speaker(), &speaker);
+            before = after;
+        }
+    }
+}
+
+#[test]
+fn what_does_not_change_is_shared_with_what_was_told_before() {
+    let before = whole();
+    let mut composition = Composition::new(NODE, Backend::Endpoints, false);
+    follow(&mut composition, &World::default(), &before);
+    let (dataplane, speaker) = (composition.dataplane().clone(), composition.speaker().clone());
+    let mut after = before.clone();
+    after.take(Step::Slice(0, Some((0, vec![(0, false)]))));
+    follow(&mut composition, &before, &after);
+    assert_eq!(dataplane.services.differing(&composition.dataplane().services).count(), 0);
+    assert_eq!(dataplane.addresses.differing(&composition.dataplane().addresses).count(), 0);
+    assert_eq!(dataplane.slices.differing(&composition.dataplane().slices).count(), 1);
+    assert_eq!(speaker.addresses.differing(&composition.speaker().addresses).count(), 0);
+}
+
+#[test]
+fn all_are_acquainted_when_everybody_was_met_who_may_be_on_the_links() {
+    let mut world = whole();
+    world.take(Step::Node(2, Some((false, false, 0))));
+    world.take(Step::Wiring(2, Some(0)));
+    let mut composition = Composition::new(NODE, Backend::Endpoints, false);
+    follow(&mut composition, &World::default(), &world);
+    assert!(!composition.is_acquainted(), "n2 may be there");
+    let before = world.clone();
+    world.take(Step::Meet(2));
+    follow(&mut composition, &before, &world);
+    assert!(composition.is_acquainted());
+}

@@ -1,0 +1,146 @@
+//! What the agent watches, and the tables that it is kept in.
+
+use std::collections::BTreeMap;
+use std::convert::Infallible;
+use std::fmt::Debug;
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use anyhow::Result;
+use kube::{Client, Resource};
+use observe::{Change, Source, Store, Wake, source};
+use serde::de::DeserializeOwned;
+use tokio::task::JoinSet;
+
+use super::ANSWER;
+use super::compose::Observed;
+use super::composition::Changes;
+
+/// What the agent watches.
+#[derive(Clone)]
+pub(super) struct Stores {
+    pub(super) services: Store<crds::Key, crds::Service>,
+    pub(super) slices: Store<crds::Key, crds::EndpointSlice>,
+    pub(super) nodes: Store<String, crds::Node>,
+    pub(super) pools: Store<String, crds::PoolTerms>,
+    pub(super) advertisements: Store<String, crds::Advertisement>,
+    pub(super) addresses: Store<IpAddr, crds::Record>,
+    /// None where frames are not spread.
+    pub(super) wirings: Option<Wirings>,
+}
+
+/// Who is on which link, as other agents say. An agent that starts must not take it that nobody is anywhere: its kernel
+/// spreads frames since before, and connections would break. But if it is never told (it may lack the right to ask), each
+/// node can still forward by itself.
+#[derive(Clone)]
+pub(super) struct Wirings {
+    pub(super) store: Store<String, crds::Wiring>,
+    given_up: Arc<AtomicBool>,
+    wake: Wake,
+}
+
+impl Wirings {
+    pub(super) fn new(wake: &Wake) -> Self {
+        Self { store: Store::noting(wake), given_up: Arc::default(), wake: wake.clone() }
+    }
+
+    /// What is known; `None` while it is worth waiting for.
+    fn snapshot(&self) -> Option<BTreeMap<String, Arc<crds::Wiring>>> {
+        let nothing = || self.given_up.load(Ordering::Relaxed).then(BTreeMap::new);
+        self.store.snapshot().or_else(nothing)
+    }
+
+    /// What has changed; `None` while it is worth waiting for.
+    fn changes(&self) -> Option<Vec<Change<String, crds::Wiring>>> {
+        let nothing = || self.given_up.load(Ordering::Relaxed).then(Vec::new);
+        self.store.take_changes().or_else(nothing)
+    }
+
+    async fn give_up(self) -> Result<Infallible> {
+        tokio::time::sleep(ANSWER).await;
+        self.given_up.store(true, Ordering::Relaxed);
+        self.wake.wake();
+        std::future::pending().await
+    }
+}
+
+impl Stores {
+    pub(super) fn new(wake: &Wake) -> Self {
+        Self {
+            services: Store::noting(wake),
+            slices: Store::noting(wake),
+            nodes: Store::noting(wake),
+            pools: Store::noting(wake),
+            advertisements: Store::noting(wake),
+            addresses: Store::noting(wake),
+            wirings: Some(Wirings::new(wake)),
+        }
+    }
+
+    pub(super) fn watch(&self, client: &Client, tasks: &mut JoinSet<Result<Infallible>>) {
+        fn spawn<R, K, V>(
+            client: &Client,
+            source: Source<R, K, V>,
+            store: &Store<K, V>,
+            tasks: &mut JoinSet<Result<Infallible>>,
+        ) where
+            R: Resource<DynamicType = ()> + Clone + Debug + DeserializeOwned + Send + Sync + 'static,
+            K: Ord + Clone + Send + Sync + 'static,
+            V: PartialEq + Send + Sync + 'static,
+        {
+            let (client, store) = (client.clone(), store.clone());
+            tasks.spawn(async move { Ok(observe::watch(client, source, store).await) });
+        }
+        spawn(client, source::load_balancers(), &self.services, tasks);
+        spawn(client, source::endpoint_slices(), &self.slices, tasks);
+        spawn(client, source::nodes(), &self.nodes, tasks);
+        spawn(client, source::pool_terms(), &self.pools, tasks);
+        spawn(client, source::l2_advertisements(), &self.advertisements, tasks);
+        spawn(client, source::addresses(), &self.addresses, tasks);
+        if let Some(wirings) = &self.wirings {
+            spawn(client, source::wirings(), &wirings.store, tasks);
+            tasks.spawn(wirings.clone().give_up());
+        }
+    }
+
+    /// All that is known, once everything has been listed.
+    pub(super) fn observed(&self) -> Option<Observed> {
+        Some(Observed {
+            services: self.services.snapshot()?,
+            slices: self.slices.snapshot()?,
+            nodes: self.nodes.snapshot()?,
+            pools: self.pools.snapshot()?,
+            advertisements: self.advertisements.snapshot()?,
+            addresses: self.addresses.snapshot()?,
+            wirings: match &self.wirings {
+                Some(wirings) => wirings.snapshot()?,
+                None => BTreeMap::new(),
+            },
+            neighbours: None,
+        })
+    }
+
+    /// What has changed since this was asked last, once everything has been listed. There is one who asks.
+    pub(super) fn changes(&self) -> Option<Changes> {
+        let Self { services, slices, nodes, pools, advertisements, addresses, wirings } = self;
+        let is_listed = services.is_listed()
+            && slices.is_listed()
+            && nodes.is_listed()
+            && pools.is_listed()
+            && advertisements.is_listed()
+            && addresses.is_listed();
+        // Nothing is taken before it can be used: what has been listed once stays so.
+        let wirings =
+            if is_listed { wirings.as_ref().map_or(Some(Vec::new()), Wirings::changes)? } else { return None };
+        Some(Changes {
+            services: services.take_changes()?,
+            slices: slices.take_changes()?,
+            nodes: nodes.take_changes()?,
+            pools: pools.take_changes()?,
+            advertisements: advertisements.take_changes()?,
+            addresses: addresses.take_changes()?,
+            wirings,
+        })
+    }
+}
