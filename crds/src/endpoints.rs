@@ -18,8 +18,8 @@ pub struct EndpointSlice {
     pub key: Key,
     /// The Service it belongs to.
     pub service: Key,
-    /// Its ports by name and protocol. A Service's port finds its number here by its own name and protocol.
-    pub ports: BTreeMap<(Text, Protocol), u16>,
+    /// Its ports by name and protocol: see [`EndpointSlice::port`].
+    pub ports: Box<[((Text, Protocol), u16)]>,
     /// Its endpoints, in its own order.
     pub endpoints: Vec<Endpoint>,
     /// The first address in it that no endpoint can have, if there is one.
@@ -87,7 +87,12 @@ impl EndpointSlice {
         });
         let endpoints = endpoints.collect();
         let service = Key::new(&key.namespace, service);
-        Ok(Some(Self { service, ports, endpoints, key, refused }))
+        Ok(Some(Self { service, ports: ports.into_iter().collect(), endpoints, key, refused }))
+    }
+
+    /// The number of a port: a Service's port finds it here by its own name and protocol.
+    pub fn port(&self, name: &str, protocol: Protocol) -> Option<u16> {
+        self.ports.iter().find(|(port, _)| port.0 == name && port.1 == protocol).map(|(_, number)| *number)
     }
 }
 
@@ -133,7 +138,7 @@ mod tests {
         let expected = EndpointSlice {
             key: Key::new("default", "web-1"),
             service: Key::new("default", "web"),
-            ports: BTreeMap::from([(("http".into(), Protocol::Tcp), 8080)]),
+            ports: [(("http".into(), Protocol::Tcp), 8080)].into(),
             endpoints: vec![endpoint("10.0.0.1", Some("n1"), true, false), endpoint("10.0.0.2", None, false, true)],
             refused: Some("127.0.0.1".into()),
         };

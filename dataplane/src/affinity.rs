@@ -147,11 +147,11 @@ mod tests {
             affinity,
             ..Target::default()
         };
-        let ports = BTreeMap::from([((Protocol::Tcp, 80), target)]);
+        let ports = BTreeMap::from([((Protocol::Tcp, 80), Box::new(target))]);
         let pods = Range::new(IpAddr::from([10, 9, 0, 0]), IpAddr::from([10, 9, 0, 255])).expect("a range");
         let mut ruleset = Ruleset::default();
         ruleset.pod_ranges = vec![pods];
-        ruleset.set(IpAddr::from([192, 0, 2, 10]), Some(Arc::new(LbIp { ports, ..LbIp::default() })));
+        ruleset.set(IpAddr::from([192, 0, 2, 10]), Some(LbIp { ports, ..LbIp::default() }));
         ruleset
     }
 

@@ -101,8 +101,8 @@ fn key(holder: &Holder) -> Key {
 fn replanned(before: Arc<Ruleset>, known: &Snapshot, snapshot: &Snapshot, affected: &BTreeSet<IpAddr>) -> Arc<Ruleset> {
     let news: Vec<_> = affected
         .iter()
-        .map(|address| (*address, lb_ip(snapshot, *address).map(Arc::new)))
-        .filter(|(address, new)| before.addresses.get(address) != new.as_ref())
+        .map(|address| (*address, lb_ip(snapshot, *address)))
+        .filter(|(address, new)| before.addresses.get(address).map(|before| &**before) != new.as_ref())
         .collect();
     let (has_news, turned) = (!news.is_empty(), known.dead != snapshot.dead);
     if !has_news && !turned {

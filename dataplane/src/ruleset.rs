@@ -37,8 +37,9 @@ pub struct Ruleset {
     /// Which ways to targets there are in each family, and how often: what an engine needs one of for all, without
     /// having to look at all. Kept by [`Ruleset::set`].
     ways: BTreeMap<(Family, Way), usize>,
-    /// The tables by which frames are spread, and how many ports need each. Kept by [`Ruleset::set`].
-    tables: SharedMap<Token, (Arc<Table>, usize)>,
+    /// The tables by which frames are spread, the share that each is of, and how many ports need it. Kept by
+    /// [`Ruleset::set`].
+    tables: SharedMap<Token, (Arc<Table>, Arc<Share>, usize)>,
     /// Where frames go. Kept by [`Ruleset::aim`].
     pub(crate) wires: Arc<Wires>,
     /// Whether that is not as it should be any more.
@@ -58,19 +59,25 @@ pub struct Wires {
 
 impl Ruleset {
     /// Puts `new` behind `address`, or nothing. When all is set, [`Ruleset::aim`] has to be called.
-    pub(crate) fn set(&mut self, address: IpAddr, new: Option<Arc<LbIp>>) {
+    pub(crate) fn set(&mut self, address: IpAddr, mut new: Option<LbIp>) {
         let family = Family::of(address);
-        let shares = |lb_ip: &Arc<LbIp>| lb_ip.shares().map(|(_, share)| share).collect::<Vec<_>>();
+        let shares = |lb_ip: &LbIp| lb_ip.shares().map(|(_, share)| share).collect::<Vec<_>>();
         for share in new.iter().flat_map(shares) {
             let token = share.token();
-            if let Some((_, count)) = self.tables.get_mut(&token) {
+            if let Some((_, _, count)) = self.tables.get_mut(&token) {
                 *count += 1;
             } else {
                 self.astray = true;
-                self.tables.insert(token, (Arc::new(share.table()), 1));
+                self.tables.insert(token, (Arc::new(share.table()), Arc::new(share), 1));
             }
         }
-        let ways = |lb_ip: &Arc<LbIp>| -> Vec<(Family, Way)> {
+        // Most Services have one of a few shares, so they have it together.
+        for share in new.iter_mut().flat_map(|new| new.ports.values_mut()).filter_map(|target| target.share.as_mut()) {
+            if let Some((_, known, _)) = self.tables.get(&share.token()).filter(|(_, known, _)| known == share) {
+                *share = Arc::clone(known);
+            }
+        }
+        let ways = |lb_ip: &LbIp| -> Vec<(Family, Way)> {
             let ways = lb_ip.ports.values().flat_map(|target| [target.way_from_outside(), target.way_from_inside()]);
             ways.flatten().map(|way| (family, way)).collect()
         };
@@ -78,18 +85,18 @@ impl Ruleset {
             *self.ways.entry(way).or_default() += 1;
         }
         let old = match new {
-            Some(new) => self.addresses.insert(address, new),
+            Some(new) => self.addresses.insert(address, Arc::new(new)),
             None => self.addresses.remove(&address),
         };
-        for way in old.iter().flat_map(ways) {
+        for way in old.as_deref().into_iter().flat_map(ways) {
             if let Some(count) = self.ways.get_mut(&way) {
                 *count -= 1;
             }
         }
         self.ways.retain(|_, count| *count > 0);
-        for share in old.iter().flat_map(shares) {
+        for share in old.as_deref().into_iter().flat_map(shares) {
             let token = share.token();
-            if let Some((_, count)) = self.tables.get_mut(&token) {
+            if let Some((_, _, count)) = self.tables.get_mut(&token) {
                 *count -= 1;
                 if *count == 0 {
                     self.astray = true;
@@ -109,7 +116,7 @@ impl Ruleset {
             wires.links.clone_from(&snapshot.links);
             wires.dead.clone_from(&snapshot.dead);
         }
-        let ranked: BTreeMap<_, _> = self.tables.values().flat_map(|(table, _)| &table.nodes).collect();
+        let ranked: BTreeMap<_, _> = self.tables.values().flat_map(|(table, ..)| &table.nodes).collect();
         for (name, link) in &wires.links {
             let reached = |node: &str| link.peers.get(node).filter(|_| !snapshot.dead.contains(node)).copied();
             let to = |node: &str| if node == snapshot.node { Some(link.mac) } else { reached(node) };
@@ -126,7 +133,7 @@ impl Ruleset {
 
     /// The tables by which frames are spread.
     pub fn tables(&self) -> impl Iterator<Item = (Token, &Arc<Table>)> {
-        self.tables.iter().map(|(token, (table, _))| (*token, table))
+        self.tables.iter().map(|(token, (table, ..))| (*token, table))
     }
 
     /// The tables that only one of the two has: here, and in the other. What stands for a table follows from it, so there
@@ -136,7 +143,7 @@ impl Ruleset {
         other: &'a Self,
     ) -> impl Iterator<Item = (Token, Option<&'a Arc<Table>>, Option<&'a Arc<Table>>)> {
         let differing = self.tables.differing(&other.tables);
-        let table = |counted: Option<&'a (Arc<Table>, usize)>| counted.map(|(table, _)| table);
+        let table = |counted: Option<&'a (Arc<Table>, Arc<Share>, usize)>| counted.map(|(table, ..)| table);
         let tables = differing.map(move |(token, before, after)| (*token, table(before), table(after)));
         tables.filter(|(_, before, after)| before.is_some() != after.is_some())
     }
@@ -152,7 +159,7 @@ impl Ruleset {
 pub struct LbIp {
     /// What is behind each port. Packets to any other port are dropped: handed on, they would go back to the router
     /// they came from.
-    pub ports: BTreeMap<(Protocol, u16), Target>,
+    pub ports: BTreeMap<(Protocol, u16), Box<Target>>,
     /// What users should know.
     pub problems: BTreeSet<Problem>,
     /// Whether packets to it are counted.
@@ -339,7 +346,7 @@ pub fn ruleset(snapshot: &Snapshot) -> Ruleset {
     let mut ruleset = Ruleset { pod_ranges, returns, ..Ruleset::default() };
     for address in snapshot.addresses.keys() {
         if let Some(lb_ip) = lb_ip(snapshot, *address) {
-            ruleset.set(*address, Some(Arc::new(lb_ip)));
+            ruleset.set(*address, Some(lb_ip));
         }
     }
     ruleset.aim(snapshot);
@@ -362,7 +369,7 @@ pub(crate) fn lb_ip(snapshot: &Snapshot, address: IpAddr) -> Option<LbIp> {
         for port in &object.ports {
             let Entry::Vacant(place) = lb_ip.ports.entry((port.protocol, port.number)) else { continue };
             if left {
-                place.insert(Target { left, reach: Reach::Proxied, ..Target::default() });
+                place.insert(Box::new(Target { left, reach: Reach::Proxied, ..Target::default() }));
                 continue;
             }
             let proxied = proxied(object, port, family, snapshot).unwrap_or_else(|fallback| {
@@ -380,7 +387,8 @@ pub(crate) fn lb_ip(snapshot: &Snapshot, address: IpAddr) -> Option<LbIp> {
                 (false, 0) => elsewhere.push(format!("{}/{}", port.number, port.protocol)),
                 (false, _) => {}
             }
-            place.insert(Target { sources: terms.sources.of(family), affinity, reach, proxied, ..target });
+            let target = Target { sources: terms.sources.of(family), affinity, reach, proxied, ..target };
+            place.insert(Box::new(target));
         }
         let problem = |reason, what: &str| Problem { service: object.key.clone(), reason, what: what.to_owned() };
         let lacks = [(Shortcoming::NoEndpoints, nowhere), (Shortcoming::NoLocalEndpoints, elsewhere)];
@@ -424,9 +432,8 @@ fn target(
     (snapshot, family): (&Snapshot, Family),
 ) -> Target {
     let mut candidates: BTreeMap<SocketAddr, &crds::Endpoint> = BTreeMap::new();
-    let name = (port.name.clone(), port.protocol);
     for slice in slices {
-        let Some(&number) = slice.ports.get(&name) else { continue };
+        let Some(number) = slice.port(&port.name, port.protocol) else { continue };
         for endpoint in slice.endpoints.iter().filter(|endpoint| Family::of(endpoint.address) == family) {
             // While an endpoint moves from one slice to another it may be in both: the better word counts, and of
             // two equal ones the lesser, so that the order of slices does not.

@@ -146,9 +146,10 @@ mod tests {
     }
 
     fn ruleset_of(target: Target) -> Ruleset {
+        let target = Box::new(target);
         let ports = BTreeMap::from([((Protocol::Udp, 53), target.clone()), ((Protocol::Tcp, 53), target)]);
         let mut ruleset = Ruleset::default();
-        ruleset.set(at(LB_IP).ip(), Some(Arc::new(LbIp { ports, ..LbIp::default() })));
+        ruleset.set(at(LB_IP).ip(), Some(LbIp { ports, ..LbIp::default() }));
         ruleset
     }
 
@@ -185,7 +186,7 @@ mod tests {
     fn a_flow_is_stale_when_its_client_may_not_come_any_more() {
         let ruleset = |sources: Option<&str>| {
             let open = ruleset(&[A], &[]);
-            let target = open.addresses[&at(LB_IP).ip()].ports[&(Protocol::Udp, 53)].clone();
+            let target = Target::clone(&open.addresses[&at(LB_IP).ip()].ports[&(Protocol::Udp, 53)]);
             let sources = sources.map(|net| merged(&[net.parse().expect("a range")]).into());
             ruleset_of(Target { sources, ..target })
         };

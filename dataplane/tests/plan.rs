@@ -21,7 +21,7 @@ use sample::{Described, NODE, at, ip, nothing, on_eth0, ready, service, snapshot
 /// The target of TCP port 80 of 192.0.2.10.
 fn target(service: Described) -> Target {
     let planned = ruleset(&snapshot([service]));
-    planned.addresses[&ip("192.0.2.10")].ports[&(Tcp, 80)].clone()
+    Target::clone(&planned.addresses[&ip("192.0.2.10")].ports[&(Tcp, 80)])
 }
 
 fn web(endpoints: impl IntoIterator<Item = crds::Endpoint>) -> Described {

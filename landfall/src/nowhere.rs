@@ -118,7 +118,7 @@ mod tests {
             let slice = EndpointSlice {
                 key: Key::new("default", "web-1"),
                 service: service.key.clone(),
-                ports: BTreeMap::new(),
+                ports: Box::default(),
                 refused: None,
                 endpoints: self
                     .endpoints

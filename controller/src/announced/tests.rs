@@ -198,7 +198,7 @@ fn endpoints_are_asked_for_only_where_they_decide() {
     let slice = EndpointSlice {
         key: Key::new("default", "web-1"),
         service: Key::new("default", "web"),
-        ports: BTreeMap::new(),
+        ports: Box::default(),
         endpoints: vec![],
         refused: None,
     };

@@ -173,7 +173,7 @@ mod tests {
             let slice = EndpointSlice {
                 key: Key::new("default", name),
                 service: Key::new("default", service),
-                ports: BTreeMap::new(),
+                ports: Box::default(),
                 endpoints: vec![],
                 refused: None,
             };

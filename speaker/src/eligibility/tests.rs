@@ -71,7 +71,7 @@ impl Cluster {
             serving: *state != '-',
             terminating: *state == 's',
         });
-        let (ports, endpoints) = (BTreeMap::new(), endpoints.collect());
+        let (ports, endpoints) = (Box::default(), endpoints.collect());
         let slice = EndpointSlice { key: key.clone(), service: key.clone(), ports, endpoints, refused: None };
         let known = self.0.slices.get(&key).into_iter().flat_map(|slices| slices.iter()).cloned();
         let slices = known.chain([Arc::new(slice)]).collect();
