@@ -2,7 +2,8 @@
 //!
 //! One task, which owns a [`Worker`] and lends it to a blocking thread for each step, so that no async worker waits for
 //! the kernel. Flows that go nowhere any more are forgotten on another such thread, one sweep at a time: the kernel takes ten
-//! milliseconds to look through its table of flows, however few there are, and the next change must not wait for that. It
+//! milliseconds to look through its table of flows, however few there are, and the next change must not wait for that. After
+//! each one it rests for nine times as long: where endpoints change all the time, one sweep is for many changes. The loop
 //! wakes when there is a new snapshot (any number of them at once count as one), when a check of the
 //! kernel is due, and when a failed step is to be tried again. It ends when nobody can send snapshots any more.
 //!
@@ -39,6 +40,8 @@ use crate::stale::stale;
 const CHECK: Duration = Duration::from_secs(10);
 /// After how many checks to try again what the kernel refused: five minutes.
 const CHECKS_UNTIL_RETRY: u32 = 30;
+/// For how many times its own length nothing is swept after a sweep: it takes a tenth of a processor at most.
+const REST_AFTER_SWEEP: u32 = 9;
 /// The first pause after a failed step; each further one is twice as long.
 const FIRST_PAUSE: Duration = Duration::from_millis(50);
 /// The longest pause.
@@ -100,6 +103,7 @@ pub async fn run(
     let mut pause = FIRST_PAUSE;
     let mut next_check = Instant::now() + CHECK;
     let mut sweeping = None;
+    let mut next_sweep = Instant::now();
     loop {
         let snapshot = snapshots.borrow_and_update().clone();
         let Some(snapshot) = snapshot else {
@@ -136,15 +140,21 @@ pub async fn run(
             }
         };
         loop {
-            if sweeping.is_none() {
-                sweeping = worker.sweep().map(task::spawn_blocking);
+            let rests = sweeping.is_none() && Instant::now() < next_sweep;
+            if sweeping.is_none() && !rests {
+                sweeping = worker.sweep().map(|work| (Instant::now(), task::spawn_blocking(work)));
             }
-            let swept = async { Some(sweeping.as_mut()?.await) };
+            let swept = async {
+                let (began, work) = sweeping.as_mut()?;
+                Some((*began, work.await))
+            };
             tokio::select! {
                 changed = snapshots.changed() => if changed.is_err() { return Ok(()) } else { break },
                 () = sleep_until(wake) => break,
-                Some(swept) = swept => {
+                () = sleep_until(next_sweep), if rests => {}
+                Some((began, swept)) = swept => {
                     sweeping = None;
+                    next_sweep = Instant::now() + began.elapsed() * REST_AFTER_SWEEP;
                     worker.has_swept(finished(swept).await);
                 }
             }
