@@ -24,8 +24,13 @@ const STATE: &str = "/run/landfall-lab";
 /// The file in a cluster's directory that says what the cluster is. It is written last: a directory without is one
 /// whose making was cut short.
 const RECORD: &str = "cluster.json";
+/// The file there that has the number of the process that makes the cluster.
+const MAKER: &str = "maker";
 /// How long to wait for a cluster that another process is making or removing.
 const PATIENCE: Duration = Duration::from_secs(30);
+/// How long children of a process that has ended may hold what it held: until they have become another program, which takes
+/// milliseconds.
+const ORPHANED: Duration = Duration::from_secs(5);
 
 /// What a cluster is, as left for later processes.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -71,7 +76,15 @@ impl Place {
     pub fn make(&self) -> Result<()> {
         make_shared(&self.dir).with_context(|| format!("make {}", self.dir.display()))?;
         mount(Some("landfall-lab"), &self.dir, Some("tmpfs"), MsFlags::empty(), Some("mode=755"))
-            .with_context(|| format!("mount a tmpfs on {}", self.dir.display()))
+            .with_context(|| format!("mount a tmpfs on {}", self.dir.display()))?;
+        fs::write(self.dir.join(MAKER), std::process::id().to_string()).context("write who makes the cluster")
+    }
+
+    /// Whether the process that it is bound to, or that was making it, has ended.
+    fn is_orphaned(&self) -> bool {
+        let maker = || fs::read_to_string(self.dir.join(MAKER)).ok()?.parse().ok();
+        let owner = self.read().map_or_else(|_| maker(), |record| record.owner);
+        owner.is_some_and(|process| !Path::new(&format!("/proc/{process}")).exists())
     }
 
     /// Writes the record: from here on the cluster exists.
@@ -136,7 +149,7 @@ pub fn names() -> Vec<String> {
 pub fn sweep() -> Result<()> {
     for name in names() {
         let place = Place::new(&name)?;
-        let Some(_held) = Lock::try_take(&place.name)? else { continue };
+        let Some(_held) = Lock::take_from_the_dead(&place)? else { continue };
         if !place.read().is_ok_and(|record| record.owner.is_none()) {
             place.remove().with_context(|| format!("remove what is left of cluster {name}"))?;
         }
@@ -161,6 +174,19 @@ impl Lock {
         }
     }
 
+    /// Takes it if nobody has it that lives: children that a process was just making when it was killed have it for a moment
+    /// longer.
+    fn take_from_the_dead(place: &Place) -> Result<Option<Self>> {
+        let start = Instant::now();
+        loop {
+            let lock = Self::try_take(&place.name)?;
+            if lock.is_some() || !place.is_orphaned() || start.elapsed() > ORPHANED {
+                return Ok(lock);
+            }
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+
     /// Takes it, waiting for a process that is about to let go of it. The error names a process that is not.
     pub fn take(place: &Place) -> Result<Self> {
         let start = Instant::now();
@@ -179,5 +205,32 @@ impl Lock {
             ensure!(start.elapsed() < PATIENCE, "cluster {:?} is being made or removed by another process", place.name);
             std::thread::sleep(Duration::from_millis(20));
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::process::Command;
+
+    #[test]
+    fn the_children_of_a_maker_that_was_killed_are_waited_for_and_a_maker_that_lives_is_not() -> Result<()> {
+        let name = format!("unit-{}", std::process::id());
+        let place = Place { dir: std::env::temp_dir().join(&name), name };
+        fs::create_dir(&place.dir)?;
+        let mut dead = Command::new("true").spawn()?;
+        let makers = [(std::process::id(), false), (dead.id(), true)];
+        dead.wait()?;
+        for (maker, is_waited_for) in makers {
+            fs::write(place.dir.join(MAKER), maker.to_string())?;
+            let held = Lock::try_take(&place.name)?.context("nobody has it")?;
+            let child = std::thread::spawn(move || {
+                std::thread::sleep(Duration::from_millis(100));
+                drop(held);
+            });
+            assert_eq!(Lock::take_from_the_dead(&place)?.is_some(), is_waited_for, "{maker}");
+            child.join().expect("it only sleeps");
+        }
+        Ok(fs::remove_dir_all(&place.dir)?)
     }
 }
