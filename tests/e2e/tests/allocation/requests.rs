@@ -316,7 +316,7 @@ async fn kubectl_waits_for_the_condition_and_shows_columns_that_a_person_wants(s
     };
     let address = scene.ip(10).to_string();
     let table = scene.world.kubectl(&["get", "lbip"])?;
-    let columns = ["NAME", "ADDRESS", "POOL", "NAMESPACE", "SERVICE", "ANNOUNCER", "CONFLICT", "AGE"];
+    let columns = ["NAME", "ADDRESS", "POOL", "NAMESPACE", "SERVICE", "ANNOUNCER", "REACH", "CONFLICT", "AGE"];
     ensure!(row(&table, 0) == columns, "{table}");
     ensure!(row(&table, 1)[..5] == [&address, &address, "lan", &namespace, "web"], "{table}");
     let wide = scene.world.kubectl(&["get", "lbip", "-o", "wide"])?;
