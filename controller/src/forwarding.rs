@@ -19,77 +19,34 @@ use crate::ledger::Ledger;
 /// What there is to say, the worst last.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Outcome {
-    Spread,
-    Mixed,
-    Translated,
-    Proxied,
-    /// In a way that only a newer version knows.
-    Other,
+    /// An address is forwarded in this way.
+    Reached(Reach),
     /// The nodes don't say.
     Unreported,
     NotAnnounced,
-    AnswersElsewhere,
-    UnknownBackend,
-    BackendUnavailable,
-    InvalidSourceRange,
-    EndpointsRefused,
-    RequestsFiltered,
-    NoLocalEndpoints,
-    NoEndpoints,
+    Lacking(Shortcoming),
 }
 
 impl Outcome {
     fn reason(self) -> &'static str {
         match self {
-            Self::Spread => "Spread",
-            Self::Mixed => "Mixed",
-            Self::Translated => "Translated",
-            Self::Proxied => "Proxied",
-            Self::Other => "Other",
+            Self::Reached(reach) => reach.as_str(),
             Self::Unreported => "Unreported",
             Self::NotAnnounced => "NotAnnounced",
-            Self::AnswersElsewhere => "AnswersElsewhere",
-            Self::RequestsFiltered => "RequestsFiltered",
-            Self::UnknownBackend => "UnknownBackend",
-            Self::BackendUnavailable => "BackendUnavailable",
-            Self::InvalidSourceRange => "InvalidSourceRange",
-            Self::EndpointsRefused => "EndpointsRefused",
-            Self::NoLocalEndpoints => "NoLocalEndpoints",
-            Self::NoEndpoints => "NoEndpoints",
+            Self::Lacking(shortcoming) => shortcoming.as_str(),
         }
     }
 
     fn status(self) -> Status {
         match self {
             Self::Unreported | Self::NotAnnounced => Status::Unknown,
-            Self::NoLocalEndpoints | Self::NoEndpoints => Status::False,
+            Self::Lacking(Shortcoming::NoLocalEndpoints | Shortcoming::NoEndpoints) => Status::False,
             _ => Status::True,
         }
     }
 
-    fn of_reach(reach: Option<Reach>) -> Self {
-        match reach {
-            Some(Reach::Spread) => Self::Spread,
-            Some(Reach::Mixed) => Self::Mixed,
-            Some(Reach::Translated) => Self::Translated,
-            Some(Reach::Proxied) => Self::Proxied,
-            Some(Reach::Other) => Self::Other,
-            None => Self::Unreported,
-        }
-    }
-
-    fn of_shortcoming(shortcoming: Shortcoming) -> Self {
-        match shortcoming {
-            Shortcoming::NoEndpoints => Self::NoEndpoints,
-            Shortcoming::NoLocalEndpoints => Self::NoLocalEndpoints,
-            Shortcoming::EndpointsRefused => Self::EndpointsRefused,
-            Shortcoming::InvalidSourceRange => Self::InvalidSourceRange,
-            Shortcoming::BackendUnavailable => Self::BackendUnavailable,
-            Shortcoming::UnknownBackend => Self::UnknownBackend,
-            Shortcoming::AnswersElsewhere => Self::AnswersElsewhere,
-            Shortcoming::RequestsFiltered => Self::RequestsFiltered,
-            Shortcoming::Other => Self::Other,
-        }
+    fn of(reach: Option<Reach>) -> Self {
+        reach.map_or(Self::Unreported, Self::Reached)
     }
 }
 
@@ -198,8 +155,8 @@ impl Ledger {
                 continue;
             };
             let lacks: Vec<_> = lacks(record, service).collect();
-            outcomes.extend(lacks.iter().map(|lack| Outcome::of_shortcoming(lack.reason)));
-            outcomes.push(Outcome::of_reach(reach));
+            outcomes.extend(lacks.iter().map(|lack| Outcome::Lacking(lack.reason)));
+            outcomes.push(Outcome::of(reach));
             sentences.extend(lacks.iter().map(|lack| Lack(address, lack).to_string()));
             sentences.push(Way(address, reach).to_string());
         }
@@ -207,8 +164,9 @@ impl Ledger {
             return if allocation.targets.is_empty() { Said::Nothing } else { Said::AsBefore };
         };
         // Why there is no endpoint says more than that there is none.
-        let is_refused = worst == Outcome::NoEndpoints && outcomes.contains(&Outcome::EndpointsRefused);
-        let reason = if is_refused { Outcome::EndpointsRefused } else { worst }.reason();
+        let refused = Outcome::Lacking(Shortcoming::EndpointsRefused);
+        let is_refused = worst == Outcome::Lacking(Shortcoming::NoEndpoints) && outcomes.contains(&refused);
+        let reason = if is_refused { refused } else { worst }.reason();
         let mut seen = std::collections::BTreeSet::new();
         sentences.retain(|sentence| seen.insert(sentence.clone()));
         let observed_generation = service.generation;
@@ -228,7 +186,7 @@ impl Ledger {
     /// Whether what is said of how the one address of a Service is forwarded is what there is to say, for one whose only
     /// announcer this is, and who is there.
     pub(crate) fn is_told_how(service: &Service, address: IpAddr, announcer: &Announcer) -> bool {
-        let outcome = Outcome::of_reach(announcer.reach);
+        let outcome = Outcome::of(announcer.reach);
         let said = service.conditions.iter().find(|condition| condition.type_ == FORWARDING);
         announcer.unforwarded.is_empty()
             && said.is_some_and(|condition| {
@@ -250,13 +208,13 @@ fn lacks<'a>(record: &'a Record, service: &'a Service) -> impl Iterator<Item = &
 /// then, and stands in the condition.
 pub(crate) fn event(service: &Service, before: Option<&Condition>, desired: &Desired) -> Option<Event> {
     let mistakes = [
-        Outcome::EndpointsRefused,
-        Outcome::InvalidSourceRange,
-        Outcome::BackendUnavailable,
-        Outcome::UnknownBackend,
-        Outcome::RequestsFiltered,
+        Shortcoming::EndpointsRefused,
+        Shortcoming::InvalidSourceRange,
+        Shortcoming::BackendUnavailable,
+        Shortcoming::UnknownBackend,
+        Shortcoming::RequestsFiltered,
     ]
-    .map(Outcome::reason);
+    .map(Shortcoming::as_str);
     let is_same = before.is_some_and(|before| before.reason == desired.reason && before.message == desired.message);
     (mistakes.contains(&desired.reason) && !is_same).then(|| Event {
         regarding: service_reference(&service.key, &service.uid),

@@ -9,7 +9,7 @@ use std::net::IpAddr;
 
 use crds::condition::{Condition, Desired, Status};
 use crds::service::Family;
-use crds::{IPAddressPoolStatus, Key, Record};
+use crds::{Holder, IPAddressPoolStatus, Key, Record};
 use jiff::Timestamp;
 
 use crate::few::Few;
@@ -54,7 +54,7 @@ impl Holders {
     /// Those that these records name. `unreadable` counts the addresses of the pool whose record can't be read.
     pub(crate) fn new<'a>(records: impl IntoIterator<Item = &'a Record>, unreadable: usize) -> Self {
         let holders = records.into_iter().flat_map(|record| &record.holders);
-        let services = holders.map(|holder| Key::new(holder.namespace.clone(), holder.name.clone())).collect();
+        let services = holders.map(Holder::service).collect();
         Self { services, unreadable }
     }
 

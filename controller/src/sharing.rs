@@ -185,7 +185,7 @@ pub(crate) fn standings<'a>(holders: &'a [Holder], known: impl Fn(&Holder) -> Kn
                     // They came together, so they fit as long as nobody changes.
                     _ => (!is_unchanged).then_some(Clash::Unreadable),
                 };
-                Some((Key::new(holders[*other].namespace.clone(), holders[*other].name.clone()), clash?))
+                Some((holders[*other].service(), clash?))
             };
             match staying.iter().find_map(against) {
                 Some((key, clash)) => standings[index] = Standing::Clashes(key, clash),

@@ -41,53 +41,53 @@ impl Reach {
     }
 }
 
-/// Why something of a Service is not forwarded as it is written.
+/// Why something of a Service is not forwarded as it is written, the worst last.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Shortcoming {
-    /// A port has no endpoint that could be used: it refuses.
-    NoEndpoints,
-    /// A port has endpoints, but under the policy Local none on this node: it drops.
-    NoLocalEndpoints,
-    /// An endpoint has an address that none can have, and is left out.
-    EndpointsRefused,
-    /// A source range is none, and lets nobody in.
-    InvalidSourceRange,
-    /// Packets go to endpoints that should go through the Service proxy: something is missing for that.
-    BackendUnavailable,
-    /// The annotation `landfall.dev/backend` says nothing that is known, and is ignored.
-    UnknownBackend,
-    /// Answers may leave the node by another link than the requests came in by.
-    AnswersElsewhere,
-    /// The kernel of the node drops requests by where they come from (rp_filter).
-    RequestsFiltered,
     /// Something that only a newer version knows.
     Other,
+    /// Answers may leave the node by another link than the requests came in by.
+    AnswersElsewhere,
+    /// The annotation `landfall.dev/backend` says nothing that is known, and is ignored.
+    UnknownBackend,
+    /// Packets go to endpoints that should go through the Service proxy: something is missing for that.
+    BackendUnavailable,
+    /// A source range is none, and lets nobody in.
+    InvalidSourceRange,
+    /// An endpoint has an address that none can have, and is left out.
+    EndpointsRefused,
+    /// The kernel of the node drops requests by where they come from (rp_filter).
+    RequestsFiltered,
+    /// A port has endpoints, but under the policy Local none on this node: it drops.
+    NoLocalEndpoints,
+    /// A port has no endpoint that could be used: it refuses.
+    NoEndpoints,
 }
 
 impl Shortcoming {
     const ALL: [Self; 8] = [
-        Self::NoEndpoints,
-        Self::NoLocalEndpoints,
-        Self::EndpointsRefused,
-        Self::InvalidSourceRange,
-        Self::BackendUnavailable,
-        Self::UnknownBackend,
         Self::AnswersElsewhere,
+        Self::UnknownBackend,
+        Self::BackendUnavailable,
+        Self::InvalidSourceRange,
+        Self::EndpointsRefused,
         Self::RequestsFiltered,
+        Self::NoLocalEndpoints,
+        Self::NoEndpoints,
     ];
 
     /// The word for it, which is also the reason of the condition `landfall.dev/Forwarding`.
     pub fn as_str(self) -> &'static str {
         match self {
-            Self::NoEndpoints => "NoEndpoints",
-            Self::NoLocalEndpoints => "NoLocalEndpoints",
-            Self::EndpointsRefused => "EndpointsRefused",
-            Self::InvalidSourceRange => "InvalidSourceRange",
-            Self::BackendUnavailable => "BackendUnavailable",
-            Self::UnknownBackend => "UnknownBackend",
-            Self::AnswersElsewhere => "AnswersElsewhere",
-            Self::RequestsFiltered => "RequestsFiltered",
             Self::Other => "Other",
+            Self::AnswersElsewhere => "AnswersElsewhere",
+            Self::UnknownBackend => "UnknownBackend",
+            Self::BackendUnavailable => "BackendUnavailable",
+            Self::InvalidSourceRange => "InvalidSourceRange",
+            Self::EndpointsRefused => "EndpointsRefused",
+            Self::RequestsFiltered => "RequestsFiltered",
+            Self::NoLocalEndpoints => "NoLocalEndpoints",
+            Self::NoEndpoints => "NoEndpoints",
         }
     }
 }

@@ -14,6 +14,7 @@
 //! | [`mac`] | addresses of network interfaces |
 //! | [`labels`] | labels, and selectors of them |
 //! | [`condition`] | how conditions are kept in a status |
+//! | [`holdings`] | which addresses each Service holds |
 //! | [`text`] | texts that are kept once, however many places hold them |
 //! | [`shared_map`] | maps whose copies share what they have in common |
 //! | [`manifest`] | the definitions of our objects, as `kubectl apply` takes them |
@@ -26,6 +27,7 @@ pub mod backend;
 pub mod condition;
 pub mod endpoints;
 pub mod forwarding;
+pub mod holdings;
 pub mod ip_address_pool;
 pub mod l2_advertisement;
 pub mod labels;
@@ -45,6 +47,7 @@ pub use backend::{Backend, Forwarder};
 pub use condition::Condition;
 pub use endpoints::{Endpoint, EndpointSlice};
 pub use forwarding::{Reach, Shortcoming, Unforwarded};
+pub use holdings::Holdings;
 pub use ip_address_pool::{IPAddressPool, IPAddressPoolSpec, IPAddressPoolStatus, PoolTerms, ServiceAllocation};
 pub use l2_advertisement::{Advertisement, L2Advertisement, L2AdvertisementSpec, PreferredNodes};
 pub use labels::Labels;

@@ -13,7 +13,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::forwarding::{Reach, Unforwarded};
-use crate::service::version;
+use crate::service::{Key, version};
 use crate::{Malformed, Text, Version, address};
 
 /// One address that is given to a Service, or reserved. To see who has which address: `kubectl get lbip`.
@@ -143,6 +143,13 @@ pub struct Holder {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 32))]
     pub terms: Option<Text>,
+}
+
+impl Holder {
+    /// The Service by its name.
+    pub fn service(&self) -> Key {
+        Key::new(self.namespace.clone(), self.name.clone())
+    }
 }
 
 /// Who announces the address and who else uses it, written by the nodes themselves after the fact.

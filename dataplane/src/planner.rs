@@ -5,10 +5,10 @@
 //! over, and what is not affected is shared between the rulesets. Whoever compares two of those can do the same.
 
 use std::collections::BTreeSet;
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::IpAddr;
 use std::sync::Arc;
 
-use crds::{EndpointSlice, Holder, Key};
+use crds::{EndpointSlice, Holdings, Key};
 
 use crate::ruleset::{Ruleset, lb_ip, ruleset};
 use crate::snapshot::{Slices, Snapshot};
@@ -18,7 +18,7 @@ use crate::snapshot::{Slices, Snapshot};
 pub struct Planner {
     planned: Option<(Arc<Snapshot>, Arc<Ruleset>)>,
     /// Which addresses each Service holds in the snapshot that was last planned: its `addresses`, turned around.
-    held: BTreeSet<(Key, IpAddr)>,
+    held: Holdings,
 }
 
 impl Planner {
@@ -38,20 +38,13 @@ impl Planner {
                 replanned(ruleset, &before, snapshot, &affected)
             }
             _ => {
-                self.held = BTreeSet::new();
+                self.held = Holdings::default();
                 self.affected(&Snapshot::default(), snapshot);
                 Arc::new(ruleset(snapshot))
             }
         };
         self.planned = Some((Arc::clone(snapshot), Arc::clone(&ruleset)));
         ruleset
-    }
-
-    /// The addresses that a Service holds.
-    fn held_by(&self, key: &Key) -> impl Iterator<Item = IpAddr> {
-        let least = IpAddr::V4(Ipv4Addr::UNSPECIFIED);
-        let of_this = |held: &&(Key, IpAddr)| held.0 == *key;
-        self.held.range((key.clone(), least)..).take_while(of_this).map(|(_, address)| *address)
     }
 
     /// The addresses about which the two snapshots may say different things.
@@ -62,14 +55,10 @@ impl Planner {
                 continue;
             }
             affected.insert(*address);
-            for holder in before.into_iter().flat_map(|holders| holders.iter()) {
-                self.held.remove(&(key(holder), *address));
-            }
-            for holder in after.into_iter().flat_map(|holders| holders.iter()) {
-                self.held.insert((key(holder), *address));
-            }
+            let [before, after] = [before, after].map(|holders| holders.into_iter().flat_map(|holders| holders.iter()));
+            self.held.change(*address, before, after);
         }
-        let mut touch = |key: &Key| affected.extend(self.held_by(key));
+        let mut touch = |key: &Key| affected.extend(self.held.of(key));
         for (key, before, after) in before.services.differing(&after.services) {
             if !before.is_some_and(|before| after.is_some_and(|after| before.is_same(after))) {
                 touch(key);
@@ -91,10 +80,6 @@ impl Planner {
         }
         affected
     }
-}
-
-fn key(holder: &Holder) -> Key {
-    Key::new(holder.namespace.clone(), holder.name.clone())
 }
 
 /// `before`, which was planned for `known`, with what `snapshot` says of the `affected` addresses.

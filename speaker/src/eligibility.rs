@@ -181,7 +181,7 @@ impl<'a> Decider<'a> {
 
 /// The Service that a holder means: a Service of that name with another UID is another one.
 fn holding<'a>(holder: &Holder, observed: &'a Observed) -> Option<&'a Service> {
-    let service = observed.services.get(&Key::new(holder.namespace.clone(), holder.name.clone()))?;
+    let service = observed.services.get(&holder.service())?;
     (service.uid == holder.uid && service.is_load_balancer).then_some(service)
 }
 

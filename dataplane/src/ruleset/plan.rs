@@ -7,7 +7,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use crds::service::Family;
-use crds::{EndpointSlice, Forwarder, Key, Port, Reach, Shortcoming, TrafficPolicy};
+use crds::{EndpointSlice, Forwarder, Port, Reach, Shortcoming, TrafficPolicy};
 
 use super::{Endpoint, LbIp, Pick, Problem, Ruleset, Target};
 use crate::backend::proxied;
@@ -89,7 +89,7 @@ pub(crate) fn lb_ip(snapshot: &Snapshot, address: IpAddr) -> Option<LbIp> {
 pub(crate) fn holders(snapshot: &Snapshot, address: IpAddr) -> Vec<&Service> {
     let mut holders: Vec<&Service> = Vec::new();
     for holder in snapshot.addresses.get(&address).into_iter().flat_map(|holders| holders.iter()) {
-        let key = Key::new(holder.namespace.clone(), holder.name.clone());
+        let key = holder.service();
         let held_by = |service: &&Service| service.object.uid == holder.uid && service.object.is_load_balancer;
         holders.extend(snapshot.services.get(&key).filter(held_by));
     }

@@ -133,7 +133,7 @@ fn unspread(addresses: &BTreeMap<IpAddr, Arc<Record>>, pools: &BTreeMap<String, 
     }
     let is_unspread = |record: &&Arc<Record>| pools.get(&*record.pool).is_some_and(|pool| !pool.spread);
     let holders = addresses.values().filter(is_unspread).flat_map(|record| &record.holders);
-    holders.map(|holder| Key::new(holder.namespace.clone(), holder.name.clone())).collect()
+    holders.map(Holder::service).collect()
 }
 
 /// What decides who may use a Service, and whether clients stay with their endpoints.

@@ -5,11 +5,12 @@
 //! out before whatever did not change.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use crds::{
-    Advertisement, Backend, EndpointSlice, Holder, Key, Node, PoolTerms, Record, Service, TrafficPolicy, Wiring,
+    Advertisement, Backend, EndpointSlice, Holder, Holdings, Key, Node, PoolTerms, Record, Service, TrafficPolicy,
+    Wiring,
 };
 use dataplane::returns::Return;
 use dataplane::snapshot::Terms;
@@ -43,7 +44,7 @@ pub(super) struct Composition {
     /// The slices of all other Services, which may become load balancers. Those of one are in order of their keys.
     others: BTreeMap<Key, Vec<Arc<EndpointSlice>>>,
     /// Which addresses each Service holds.
-    held: BTreeSet<(Key, IpAddr)>,
+    held: Holdings,
     /// The terms that most Services have.
     usual: Arc<Terms>,
     dataplane: dataplane::Snapshot,
@@ -60,7 +61,7 @@ impl Composition {
             neighbours: Neighbours::default(),
             observed: speaker::Observed::default(),
             others: BTreeMap::new(),
-            held: BTreeSet::new(),
+            held: Holdings::default(),
             usual: Arc::default(),
             dataplane: dataplane::Snapshot { node: node.to_owned(), backend, counts, ..dataplane::Snapshot::default() },
             eligibility: Eligibility::default(),
@@ -148,21 +149,15 @@ impl Composition {
     fn take_address(&mut self, change: Change<IpAddr, Record>, touched: &mut Touched) {
         let Change { key: address, before, value, .. } = change;
         touched.announcing.insert(address);
-        for holder in before.iter().filter(|record| !record.deleting).flat_map(|record| &record.holders) {
-            let key = key(holder);
-            self.held.remove(&(key.clone(), address));
-            touched.terms.insert(key);
-        }
-        let Some(record) = value.filter(|record| !record.deleting) else {
+        let (before, value) = (before.filter(|record| !record.deleting), value.filter(|record| !record.deleting));
+        let [old, new] = [&before, &value].map(|record| record.iter().flat_map(|record| &record.holders));
+        self.held.change(address, old.clone(), new.clone());
+        touched.terms.extend(old.chain(new).map(Holder::service));
+        let Some(record) = value else {
             self.observed.addresses.remove(&address);
             self.dataplane.addresses.remove(&address);
             return;
         };
-        for holder in &record.holders {
-            let key = key(holder);
-            self.held.insert((key.clone(), address));
-            touched.terms.insert(key);
-        }
         if self.dataplane.addresses.get(&address).is_none_or(|holders| **holders != *record.holders) {
             self.dataplane.addresses.insert(address, record.holders.as_slice().into());
         }
@@ -171,7 +166,7 @@ impl Composition {
 
     fn take_service(&mut self, change: Change<Key, Service>, touched: &mut Touched) {
         let Change { key, value, .. } = change;
-        touched.announcing.extend(self.held_by(&key));
+        touched.announcing.extend(self.held.of(&key));
         match value.filter(|service| service.is_load_balancer) {
             Some(service) => {
                 if self.observed.services.insert(key.clone(), service).is_none()
@@ -203,7 +198,7 @@ impl Composition {
             });
             let known = self.observed.services.get(service);
             if known.is_some_and(|service| service.traffic_policy == TrafficPolicy::Local) {
-                touched.announcing.extend(self.held_by(service));
+                touched.announcing.extend(self.held.of(service));
             }
         }
     }
@@ -248,16 +243,9 @@ impl Composition {
 
     /// Whether a Service has an address of a pool that is not to be spread.
     fn is_in_unspread_pool(&self, service: &Key) -> bool {
-        let records = self.held_by(service).filter_map(|address| self.observed.addresses.get(&address));
+        let records = self.held.of(service).filter_map(|address| self.observed.addresses.get(&address));
         let mut pools = records.filter_map(|record| self.pools.get(&*record.pool));
         pools.any(|pool| !pool.spread)
-    }
-
-    /// The addresses that a Service holds.
-    fn held_by(&self, service: &Key) -> impl Iterator<Item = IpAddr> {
-        let least = IpAddr::V4(Ipv4Addr::UNSPECIFIED);
-        let held = self.held.range((service.clone(), least)..);
-        held.take_while(move |(key, _)| key == service).map(|(_, address)| *address)
     }
 }
 
@@ -275,10 +263,6 @@ fn put<V>(map: &mut BTreeMap<String, V>, key: String, value: Option<V>) {
         Some(value) => map.insert(key, value),
         None => map.remove(&key),
     };
-}
-
-fn key(holder: &Holder) -> Key {
-    Key::new(holder.namespace.clone(), holder.name.clone())
 }
 
 #[cfg(test)]
