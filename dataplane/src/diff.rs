@@ -34,8 +34,8 @@ impl Change {
     /// value is an error.
     fn place(&self) -> u8 {
         match self {
-            Self::Add(Key::Way(..) | Key::Remember(..) | Key::Counting(_), _) => 0,
-            Self::Delete(Key::Way(..) | Key::Remember(..) | Key::Counting(_), _) => 3,
+            Self::Add(Key::Way(..) | Key::Remember(..) | Key::Hooked(..), _) => 0,
+            Self::Delete(Key::Way(..) | Key::Remember(..) | Key::Hooked(..), _) => 3,
             Self::Delete(..) => 1,
             Self::Add(..) => 2,
         }

@@ -15,7 +15,8 @@ use crate::affinity::Loose;
 use crate::diff::{Change, additions, changes, diff};
 use crate::netlink::socket::{self, Socket};
 use crate::nft::dump::{self, Found, FoundSet};
-use crate::nft::element::{self, COUNTING, Elements, Key, Value, all, elements, is_needed};
+use crate::nft::element::{self, Elements, Key, Value, all, elements, is_needed};
+use crate::nft::hooked::Hooked;
 use crate::nft::request::Requests;
 use crate::nft::skeleton::{self, Table};
 use crate::ruleset::Ruleset;
@@ -332,7 +333,7 @@ impl Engine {
             found.rules.entry(chain).or_default().push(rule);
         }
         let fixed = skeleton::chains(table).into_iter().map(|chain| chain.name);
-        let comes_and_goes = |name: &str| name == COUNTING || element::returns(name).is_some();
+        let comes_and_goes = |name: &str| Hooked::called(name).is_some() || element::returns(name).is_some();
         let hooked = |name: &&String| table == Table::Link || comes_and_goes(name);
         let changing = found.rules.keys().filter(hooked).cloned();
         for name in fixed.chain(changing).collect::<BTreeSet<_>>() {

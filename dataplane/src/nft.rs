@@ -69,6 +69,7 @@ mod bytes;
 pub mod dump;
 pub mod element;
 pub mod expression;
+pub mod hooked;
 pub mod lead;
 pub mod request;
 pub mod skeleton;

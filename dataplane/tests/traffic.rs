@@ -95,6 +95,26 @@ fn what_is_dropped_is_counted_by_why() {
 }
 
 #[test]
+fn what_began_before_an_address_was_here_and_was_not_answered_is_dropped_from_then_on() {
+    Net::each(|net| {
+        let world = World::new();
+        let mut engine = engine(&world);
+        let other = || service("other").holds(net.other).port("", Udp, 80);
+        apply(&mut engine, &snapshot([other()]));
+        // So far the way to the lb_ip is that of anybody's packets, and connection tracking knows them.
+        world.n1.ip([format!("route add {} via {}", net.lb_ip, net.client)]).expect("a route");
+        let client = udp(&world.client, &net.port(81));
+        client.send(b"?").expect("send");
+        let known = || world.n1.run(|| std::fs::read_to_string("/proc/thread-self/net/nf_conntrack"));
+        wait_for("it to be tracked", || known().expect("connections").contains("dport=81 [UNREPLIED]"));
+        assert_eq!(strays(&world.n1), 0);
+        apply(&mut engine, &snapshot([other(), web(net, [])]));
+        client.send(b"?").expect("send");
+        wait_for("it to be dropped", || strays(&world.n1) == 1);
+    });
+}
+
+#[test]
 fn the_busiest_are_listed_and_the_others_summed() {
     let described = |name: &str, address: &str, port| service(name).holds(address).port("", Tcp, port);
     let twice = described("twice", "192.0.2.10", 80).holds("192.0.2.11").port("dns", Udp, 53);

@@ -11,6 +11,7 @@ use std::sync::Arc;
 use crds::service::Family;
 use crds::{Backend, Protocol, Range};
 
+use super::hooked::Hooked;
 use super::lead::Lead;
 use super::skeleton::Table;
 use crate::backend::Proxied;
@@ -51,8 +52,8 @@ pub enum Key {
     Remember(Family, u32),
     /// A chain `by-…` or `back-…`, for connections that came in by a link.
     Return(Family, Returning),
-    /// The chain `count`.
-    Counting(Family),
+    /// A chain at a hook that is there only while it is wanted.
+    Hooked(Family, Hooked),
     /// A chain `on-…`, at the ingress of this link.
     Link(LinkName),
     /// In `addresses`: an lb_ip.
@@ -158,7 +159,7 @@ impl Key {
             | Self::Lead(family, _)
             | Self::Remember(family, _)
             | Self::Return(family, _)
-            | Self::Counting(family) => Table::of_family(*family),
+            | Self::Hooked(family, _) => Table::of_family(*family),
             Self::Link(_)
             | Self::Spread(_)
             | Self::Class(_)
@@ -193,7 +194,7 @@ impl fmt::Display for Key {
             Self::Pods(_) => write!(f, "set pods of {}", self.table()),
             Self::Way(_, way) => write!(f, "chain {} of {}", chain(*way), self.table()),
             Self::Return(_, one) => write!(f, "chain {} of {}", returning(*one), self.table()),
-            Self::Counting(_) => write!(f, "chain {COUNTING} of {}", self.table()),
+            Self::Hooked(_, one) => write!(f, "chain {} of {}", one.name(), self.table()),
             Self::Link(link) => write!(f, "chain {} of {}", at(link), self.table()),
             Self::Address(address) => write!(f, "{address} in addresses"),
             Self::Lead(_, lead) => write!(f, "{lead} in ways of {}", self.table()),
@@ -235,9 +236,6 @@ const STICKY: &str = "sticky-";
 const REFUSE: &str = "refuse";
 /// What the name of a chain begins with that remembers, before for how long.
 const REMEMBER: &str = "remember-";
-
-/// The name of the chain that counts what comes.
-pub const COUNTING: &str = "count";
 
 /// What the name of a chain begins with that is at the ingress of a link, before its name.
 const AT: &str = "on-";
@@ -392,6 +390,10 @@ pub fn shared(ruleset: &Ruleset) -> Vec<(Key, Value)> {
     });
     let times = ruleset.ways().filter_map(|(family, way)| way.affinity.map(|seconds| (family, seconds)));
     let times: BTreeSet<(Family, u32)> = times.collect();
+    let learning: BTreeSet<Family> = times.iter().map(|(family, _)| *family).collect();
+    let learning = learning
+        .into_iter()
+        .flat_map(|family| [Hooked::LearnsHere, Hooked::Learns].map(|one| (Key::Hooked(family, one), Value::Present)));
     let remember = times.into_iter().map(|(family, seconds)| (Key::Remember(family, seconds), Value::Present));
     let returns =
         ruleset.returns.iter().filter(|one| is_needed(ruleset, Table::of_family(one.family))).flat_map(|one| {
@@ -404,8 +406,8 @@ pub fn shared(ruleset: &Ruleset) -> Vec<(Key, Value)> {
         });
     let families = [Family::V4, Family::V6].into_iter();
     let counted = families.filter(|family| some_address(ruleset, *family).is_some_and(|lb_ip| lb_ip.counted));
-    let counting = counted.map(|family| (Key::Counting(family), Value::Present));
-    pods.chain(ways).chain(remember).chain(returns).chain(counting).collect()
+    let counting = counted.map(|family| (Key::Hooked(family, Hooked::Counts), Value::Present));
+    pods.chain(ways).chain(remember).chain(learning).chain(returns).chain(counting).collect()
 }
 
 /// An lb_ip of this family that is not left to another proxy, if there is one.

@@ -7,7 +7,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use crds::Range;
 
 use super::bytes::Bytes;
-use super::element::{COUNTING, Frontend, Key, Value, at, chain, refusing, remembering, returning};
+use super::element::{Frontend, Key, Value, at, chain, refusing, remembering, returning};
 use super::expression::{Verdict, encode_counter, encode_value};
 use super::skeleton::{self, COMMENT, Chain, NAME, Set, Table};
 use super::userdata;
@@ -214,8 +214,8 @@ impl<'a> Requests<'a> {
                     self.create_chain(Table::of_family(*family), &skeleton::returning(*family, *one));
                     rest = &rest[1..];
                 }
-                Change::Add(Key::Counting(family), _) => {
-                    self.create_chain(Table::of_family(*family), &skeleton::counting(*family));
+                Change::Add(Key::Hooked(family, one), _) => {
+                    self.create_chain(Table::of_family(*family), &skeleton::hooked(*family, *one));
                     rest = &rest[1..];
                 }
                 Change::Add(Key::Link(link), _) => {
@@ -223,14 +223,14 @@ impl<'a> Requests<'a> {
                     rest = &rest[1..];
                 }
                 Change::Delete(
-                    Key::Way(..) | Key::Remember(..) | Key::Return(..) | Key::Counting(_) | Key::Link(_),
+                    Key::Way(..) | Key::Remember(..) | Key::Return(..) | Key::Hooked(..) | Key::Link(_),
                     _,
                 ) => {
                     let (table, name) = match first.key() {
                         Key::Remember(_, seconds) => (first.key().table(), remembering(*seconds)),
                         Key::Way(_, way) => (first.key().table(), chain(*way)),
                         Key::Return(_, one) => (first.key().table(), returning(*one)),
-                        Key::Counting(_) => (first.key().table(), COUNTING.to_owned()),
+                        Key::Hooked(_, one) => (first.key().table(), one.name().to_owned()),
                         Key::Link(link) => (first.key().table(), at(link)),
                         other => (other.table(), other.to_string()),
                     };
@@ -296,7 +296,7 @@ impl<'a> Requests<'a> {
 /// The set or map that an element belongs to; none for a chain.
 pub(crate) fn set_of(key: &Key) -> Option<&'static str> {
     match key {
-        Key::Way(..) | Key::Remember(..) | Key::Return(..) | Key::Counting(_) | Key::Link(_) => None,
+        Key::Way(..) | Key::Remember(..) | Key::Return(..) | Key::Hooked(..) | Key::Link(_) => None,
         Key::Spread(address) => Some(of(*address, ["spread4", "spread6"])),
         Key::Class(frontend) => Some(of(frontend.address, ["classes4", "classes6"])),
         Key::Whole(address, _) => Some(of(*address, ["wholes4", "wholes6"])),
@@ -432,7 +432,7 @@ fn concatenated(parts: impl IntoIterator<Item = Part>) -> Bytes {
 pub(super) fn key_bytes(key: &Key) -> Bytes {
     use Part::{Address, Number};
     match key {
-        Key::Pods(_) | Key::Way(..) | Key::Remember(..) | Key::Return(..) | Key::Counting(_) | Key::Link(_) => {
+        Key::Pods(_) | Key::Way(..) | Key::Remember(..) | Key::Return(..) | Key::Hooked(..) | Key::Link(_) => {
             Bytes::none()
         }
         // A class is a number of the machine's own order.

@@ -8,7 +8,7 @@ mod field;
 mod link;
 mod returns;
 
-pub use family::{counting, remember, way};
+pub use family::{hooked, remember, way};
 pub use link::ingress;
 pub use returns::returning;
 
@@ -23,7 +23,7 @@ use crate::snapshot::LinkName;
 /// The name of the tables. Nobody else's is ever touched.
 pub const NAME: &str = "landfall";
 /// What a person who finds a table should know. It is part of the skeleton: another wording is another version.
-pub const COMMENT: &str = "Landfall forwards LoadBalancer addresses here; made by landfall node; version 6";
+pub const COMMENT: &str = "Landfall forwards LoadBalancer addresses here; made by landfall node; version 7";
 
 /// A table of ours. There is one for each family, since IPv4 should not pay for rules of IPv6, and one for frames that
 /// have not come as far as that; one transaction changes all of them. Each is there only if it has something to do.

@@ -40,7 +40,7 @@ fn of_table(table: Table, elements: &Elements, to: &mut String) -> std::fmt::Res
         Key::Way(family, way) => Some(skeleton::way(*family, *way)),
         Key::Remember(family, seconds) => Some(skeleton::remember(*family, *seconds)),
         Key::Return(family, one) => Some(skeleton::returning(*family, *one)),
-        Key::Counting(family) => Some(skeleton::counting(*family)),
+        Key::Hooked(family, one) => Some(skeleton::hooked(*family, *one)),
         Key::Link(link) => Some(skeleton::ingress(*link)),
         _ => None,
     });

@@ -125,7 +125,7 @@ impl Machine {
                 Key::Way(family, way) => drop(add(key.table(), skeleton::way(family, way))),
                 Key::Remember(family, seconds) => drop(add(key.table(), skeleton::remember(family, seconds))),
                 Key::Return(family, one) => drop(add(key.table(), skeleton::returning(family, one))),
-                Key::Counting(family) => drop(add(key.table(), skeleton::counting(family))),
+                Key::Hooked(family, one) => drop(add(key.table(), skeleton::hooked(family, one))),
                 Key::Link(link) => drop(add(Table::Link, skeleton::ingress(link))),
                 _ => {}
             }
@@ -291,6 +291,10 @@ impl Machine {
             Expression::Meta { what: Meta::Priority, into } => state.load(*into, &state.class.clone()),
             Expression::SetPriority => state.class.copy_from_slice(&state.registers[..4]),
             Expression::Nothing => state.load(Register::FIRST, &[0; 4]),
+            Expression::Meta { what: Meta::Interface, into } => {
+                let by: u32 = if state.packet.from == From::Here { 0 } else { 2 };
+                state.load(*into, &by.to_ne_bytes());
+            }
             // Only frames pass these.
             Expression::Meta { .. }
             | Expression::IsFragment { .. }

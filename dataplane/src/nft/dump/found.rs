@@ -6,6 +6,7 @@ use super::{number, text};
 use crate::netlink::attribute::Attributes;
 use crate::nft::element::{self, Key};
 use crate::nft::expression::{Expression, is_counter};
+use crate::nft::hooked::Hooked;
 use crate::nft::request::*;
 use crate::nft::skeleton::{self, COMMENT, Chain, Hook, Table};
 use crate::nft::userdata;
@@ -104,8 +105,8 @@ fn changing(table: Table, name: &str) -> Option<(Key, Chain)> {
                 || element::remembers(name).map(|s| (Key::Remember(family, s), skeleton::remember(family, s)));
             let returns =
                 || element::returns(name).map(|one| (Key::Return(family, one), skeleton::returning(family, one)));
-            let counting = || (name == element::COUNTING).then(|| (Key::Counting(family), skeleton::counting(family)));
-            way.or_else(remember).or_else(returns).or_else(counting)
+            let hooked = || Hooked::called(name).map(|one| (Key::Hooked(family, one), skeleton::hooked(family, one)));
+            way.or_else(remember).or_else(returns).or_else(hooked)
         }
         None => element::link(name).map(|link| (Key::Link(link), skeleton::ingress(link))),
     }

@@ -5,12 +5,15 @@ use crds::service::Family;
 
 use super::field::{FRONTEND, Field, equals, icmp_type, load, lookup, protocol_is, rule, rule_first, verdict_map};
 use super::{Chain, Data, Hook, Set, Type};
-use crate::nft::element::{COUNTING, chain, refusing, remembering};
+use crate::nft::element::{chain, refusing, remembering};
 use crate::nft::expression::{Expression, Header, Meta, Register, Relation, Verdict};
+use crate::nft::hooked::Hooked;
 use crate::ruleset::Way;
 
 /// Before kube-proxy's nat, which is at -100 (dstnat).
 const BEFORE_DSTNAT: i32 = -110;
+/// Before our own translation of the source: of nat chains at a hook, none is asked after the one that translates.
+const BEFORE_SOURCE: i32 = 80;
 /// Before kube-proxy's masquerade, which is at 100 (srcnat).
 const BEFORE_SRCNAT: i32 = 90;
 /// After everybody's destination nat, which the kernel does at -100 whatever priority a nat chain has; and, of such chains,
@@ -36,8 +39,15 @@ const COUNTED: u32 = 86_400;
 const DENIED: &str = "denied";
 /// The chain that drops and counts what nobody serves here.
 const STRAY: &str = "stray";
+/// The chain for what is for an lb_ip and translated by nobody.
+const UNSERVED: &str = "unserved";
 /// The chain for what belongs to no connection.
 const INVALID: &str = "invalid";
+/// The chain for what belongs to no connection that has been answered.
+const UNESTABLISHED: &str = "unestablished";
+/// The chains that give a connection its source.
+const SOURCE: &str = "source";
+const SOURCE_HERE: &str = "source-here";
 
 /// All sets and maps of a table, in the order in which they are made.
 pub fn sets(family: Family) -> Vec<Set> {
@@ -106,10 +116,12 @@ pub fn chains(family: Family) -> Vec<Chain> {
             hook: None,
             rules: counted(family, &[Field::Destination], "strays", Verdict::Drop),
         },
-        Chain { name: "unserved".into(), hook: None, rules: unserved(family) },
+        Chain { name: UNSERVED.into(), hook: None, rules: unserved(family) },
         Chain { name: "learn".into(), hook: None, rules: learn(family) },
         Chain { name: INVALID.into(), hook: None, rules: invalid(family) },
-        Chain { name: "source".into(), hook: None, rules: source_rules(family) },
+        Chain { name: UNESTABLISHED.into(), hook: None, rules: vec![to_invalid(), to_lb_ip(family)] },
+        Chain { name: SOURCE_HERE.into(), hook: None, rules: source_here(family) },
+        Chain { name: SOURCE.into(), hook: None, rules: source(family) },
         base(
             "nat-prerouting",
             "nat",
@@ -126,10 +138,9 @@ pub fn chains(family: Family) -> Vec<Chain> {
         ),
         base("late-prerouting", "nat", PREROUTING, AFTER_DSTNAT, vec![unproxied(family)]),
         base("late-output", "nat", OUTPUT, AFTER_DSTNAT, vec![unproxied(family)]),
-        base("nat-input", "nat", INPUT, BEFORE_SRCNAT, vec![translated(family, "learn")]),
-        base("nat-postrouting", "nat", POSTROUTING, BEFORE_SRCNAT, vec![translated(family, "source")]),
-        base("filter-prerouting", "filter", PREROUTING, AFTER_DSTNAT, vec![to_invalid(), to_lb_ip(family)]),
-        base("filter-output", "filter", OUTPUT, AFTER_DSTNAT, vec![to_lb_ip(family)]),
+        base("nat-postrouting", "nat", POSTROUTING, BEFORE_SRCNAT, postrouting(family)),
+        base("filter-prerouting", "filter", PREROUTING, AFTER_DSTNAT, vec![unestablished([goto(UNESTABLISHED)])]),
+        base("filter-output", "filter", OUTPUT, AFTER_DSTNAT, vec![unestablished(to_lb_ip(family))]),
     ]
 }
 
@@ -254,16 +265,19 @@ fn learn(family: Family) -> Vec<Vec<Expression>> {
     [TCP, UDP, SCTP].map(|protocol| rule(protocol_is(protocol), rule(asked(), [verdict_map("remember")]))).into()
 }
 
-/// The chain that counts what comes, before it is translated: `ip daddr . meta l4proto . th dport @traffic`
-///
-/// Each packet passes it, those of others as well, which is why it is there only if it is wanted. What goes back would have
-/// to ask for its connection, at twice the price.
-pub fn counting(family: Family) -> Chain {
-    Chain {
-        name: COUNTING.to_owned(),
-        hook: Some(Hook { kind: "filter", number: PREROUTING, priority: BEFORE_ALL_DSTNAT, link: None }),
-        rules: vec![rule(load(family, FRONTEND), [lookup("traffic")])],
-    }
+/// A chain that is there only while it is wanted.
+pub fn hooked(family: Family, hooked: Hooked) -> Chain {
+    let learns = || vec![translated(vec![goto("learn")])];
+    let (kind, number, priority, rules) = match hooked {
+        // `ip daddr . meta l4proto . th dport @traffic`: before it is translated. Each packet passes it, those of others as well.
+        // What goes back would have to ask for its connection, at twice the price.
+        Hooked::Counts => {
+            ("filter", PREROUTING, BEFORE_ALL_DSTNAT, vec![rule(load(family, FRONTEND), [lookup("traffic")])])
+        }
+        Hooked::LearnsHere => ("nat", INPUT, BEFORE_SOURCE, learns()),
+        Hooked::Learns => ("nat", POSTROUTING, BEFORE_SOURCE, learns()),
+    };
+    Chain { name: hooked.name().to_owned(), hook: Some(Hook { kind, number, priority, link: None }), rules }
 }
 
 /// The chain that remembers for so many seconds:
@@ -300,6 +314,19 @@ fn unserved(family: Family) -> Vec<Vec<Expression>> {
     neighbours.into_iter().chain([refused, vec![goto(STRAY)]]).collect()
 }
 
+/// `ct state != established …`
+///
+/// Every packet of the node passes this, so it is all that packets of open connections meet, and it does not look into them.
+/// The first packets of a connection go on to be looked at, until one has come back, and so does what belongs to none. A packet
+/// has one state, so it is compared as a whole.
+///
+/// A connection to an lb_ip that nobody translated and that was answered all the same is somebody else's, from before the lb_ip
+/// was here, and goes on.
+fn unestablished(then: impl IntoIterator<Item = Expression>) -> Vec<Expression> {
+    let other = Expression::Compare { relation: Relation::NotEqual, value: STATE_ESTABLISHED.to_ne_bytes().to_vec() };
+    rule(vec![Expression::State { into: Register::FIRST }, other], then)
+}
+
 /// `ct state invalid meta l4proto tcp goto invalid`
 fn to_invalid() -> Vec<Expression> {
     let state = vec![
@@ -328,44 +355,64 @@ fn invalid(family: Family) -> Vec<Vec<Expression>> {
     ]
 }
 
-/// Which source a connection that was translated gets, before it leaves for its endpoint.
-fn source_rules(family: Family) -> Vec<Vec<Expression>> {
-    use Field::{Destination, LbIp, Source};
-    let load = |fields: &[Field]| load(family, fields);
-    let keep = || Expression::Verdict(Verdict::Return);
-    let not_here = rule(load(&[LbIp, Destination]), [Expression::Absent { set: "local".into() }]);
-    let endpoint = load(&[Destination, Field::Protocol, Field::Port]);
+/// Which source a connection that was translated gets, before it leaves for its endpoint:
+/// `ct status dnat ct original ip daddr . ip daddr @local goto source-here`, and for all other endpoints
+/// `ct status dnat ct original ip daddr @addresses goto source`
+///
+/// Where frames are spread, nearly all endpoints are on this node, so that is asked first, of connections of others as well.
+fn postrouting(family: Family) -> Vec<Vec<Expression>> {
+    let here = rule(load(family, &[Field::LbIp, Field::Destination]), [lookup("local"), goto(SOURCE_HERE)]);
+    let elsewhere = rule(load(family, &[Field::LbIp]), [lookup("addresses"), goto(SOURCE)]);
+    vec![translated(here), translated(elsewhere)]
+}
+
+/// For an endpoint elsewhere.
+fn source(family: Family) -> Vec<Vec<Expression>> {
+    let endpoint = load(family, &[Field::Destination, Field::Protocol, Field::Port]);
     let note = Expression::Count { set: "elsewhere".into(), seconds: COUNTED };
     vec![
-        vec![Expression::Verdict(Verdict::Jump("learn".into()))],
         // Its answers can't be told by their address alone: see [`invalid`].
-        rule(protocol_is(TCP), rule(not_here, rule(endpoint, [note]))),
-        // A pod that calls itself through the lb_ip would take the answer for a stranger's.
-        rule(load(&[LbIp, Source, Destination]), [lookup("hairpin"), Expression::Masquerade]),
-        // This node itself: the route to the lb_ip chose its source address, which may be one that does not lead
-        // back here from the endpoint. fib saddr type local.
-        vec![
-            Expression::SourceType { into: Register::FIRST },
-            equals(RTN_LOCAL.to_ne_bytes().to_vec()),
-            Expression::Masquerade,
-        ],
-        // An endpoint on this node answers through this node, whoever asks.
-        rule(load(&[LbIp, Destination]), [lookup("local"), keep()]),
+        rule(protocol_is(TCP), rule(endpoint, [note])),
+        from_here_masqueraded(),
         // A pod of this node is answered through this node.
-        rule(load(&[Source]), [lookup("pods"), keep()]),
+        rule(load(family, &[Field::Source]), [lookup("pods"), Expression::Verdict(Verdict::Return)]),
         vec![Expression::Masquerade],
     ]
 }
 
-/// `ct status dnat ct original ip daddr @addresses goto …`
-fn translated(family: Family, chain: &str) -> Vec<Expression> {
+/// For an endpoint on this node: that answers through this node, whoever asks. The source stays as it is, but for those who
+/// would not get the answer.
+fn source_here(family: Family) -> Vec<Vec<Expression>> {
+    use Field::{Destination, LbIp, Source};
+    // What came in by a link is not from this node, and that is known sooner than whose address its source is.
+    let no_link = vec![Expression::Meta { what: Meta::Interface, into: Register::FIRST }, equals(vec![0; 4])];
+    vec![
+        // A pod that calls itself through the lb_ip would take the answer for a stranger's.
+        rule(load(family, &[LbIp, Source, Destination]), [lookup("hairpin"), Expression::Masquerade]),
+        rule(no_link, from_here_masqueraded()),
+    ]
+}
+
+/// `fib saddr type local masquerade`
+///
+/// For this node itself: the route to the lb_ip chose its source address, which may be one that does not lead back here from
+/// the endpoint.
+fn from_here_masqueraded() -> Vec<Expression> {
+    vec![
+        Expression::SourceType { into: Register::FIRST },
+        equals(RTN_LOCAL.to_ne_bytes().to_vec()),
+        Expression::Masquerade,
+    ]
+}
+
+/// `ct status dnat …`
+fn translated(then: Vec<Expression>) -> Vec<Expression> {
     let status = vec![
         Expression::Status { into: Register::FIRST },
         Expression::Mask(IPS_DST_NAT.to_ne_bytes().to_vec()),
         Expression::Compare { relation: Relation::NotEqual, value: vec![0; 4] },
     ];
-    let lb_ip = rule(load(family, &[Field::LbIp]), [lookup("addresses")]);
-    rule(status, rule(lb_ip, [goto(chain)]))
+    rule(status, then)
 }
 
 /// `ip daddr @addresses icmp type echo-request redirect`: this node answers a ping in the name of the lb_ip.
@@ -380,13 +427,15 @@ fn ping(family: Family) -> Vec<Expression> {
 
 /// `ip daddr @addresses goto unserved`
 fn to_lb_ip(family: Family) -> Vec<Expression> {
-    rule(load(family, &[Field::Destination]), [lookup("addresses"), goto("unserved")])
+    rule(load(family, &[Field::Destination]), [lookup("addresses"), goto(UNSERVED)])
 }
 
 /// An RTN_LOCAL route: the address is this host's own.
 const RTN_LOCAL: u32 = 2;
 /// The connection's destination is translated (IPS_DST_NAT).
 const IPS_DST_NAT: u32 = 1 << 5;
+/// The packet belongs to a connection that has been answered, in either direction: bit 1 + IP_CT_ESTABLISHED.
+const STATE_ESTABLISHED: u32 = 1 << 1;
 /// The packet belongs to no connection (NF_CT_STATE_INVALID_BIT).
 const STATE_INVALID: u32 = 1;
 const ICMP: u8 = 1;

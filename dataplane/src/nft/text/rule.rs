@@ -48,6 +48,7 @@ enum Kind {
     SourceType,
     Direction,
     Mark,
+    Interface,
     InterfaceName,
 }
 
@@ -77,7 +78,7 @@ impl Line {
                     Meta::NetworkProtocol => ("meta protocol", Kind::Implied),
                     Meta::InterfaceType => ("meta iiftype", Kind::Implied),
                     Meta::Priority => ("meta priority", Kind::Plain),
-                    Meta::Interface => ("iif", Kind::Plain),
+                    Meta::Interface => ("iif", Kind::Interface),
                     Meta::InterfaceName => ("iifname", Kind::InterfaceName),
                 };
                 self.load(*into, words, kind);
@@ -284,7 +285,10 @@ impl Line {
                 self.say(format!("{words} {no}syn"));
             }
             (Kind::Checksum, relation) => self.say(format!("{words} {}0", sign(relation))),
-            (Kind::State, _) => self.say(format!("{words} invalid")),
+            // Only some bits of it are asked for by their mask, and all of it as a whole.
+            (Kind::State, _) if mask.is_some() => self.say(format!("{words} invalid")),
+            (Kind::State, relation) => self.say(format!("{words} {}established", sign(relation))),
+            (Kind::Interface, relation) => self.say(format!("{words} {}{first}", sign(relation))),
             (Kind::Status, _) => self.say(format!("{words} dnat")),
             (Kind::SourceType, _) => self.say(format!("{words} local")),
             (Kind::Direction, _) => self.say(format!("{words} {}", if first == 0 { "original" } else { "reply" })),
