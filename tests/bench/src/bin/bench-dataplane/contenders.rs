@@ -84,6 +84,16 @@ pub fn landfall(ends: &Ends, name: &'static str, number: u8, size: Size) -> Resu
     programmed(ends, way, name, (size, &snapshot))
 }
 
+/// The same, where packets and bytes are counted too.
+///
+/// # Errors
+/// See above.
+pub fn counted(ends: &Ends, name: &'static str, number: u8, size: Size) -> Result<Contender> {
+    let way = ends.way(number)?;
+    let snapshot = Snapshot { counts: true, ..made::snapshot(size, Some(way.server()))? };
+    programmed(ends, way, name, (size, &snapshot))
+}
+
 /// The same, with a second endpoint on another node: the first looks at each frame before it keeps it.
 pub fn spread(ends: &Ends, name: &'static str, number: u8, size: Size) -> Result<Contender> {
     let way = ends.way(number)?;

@@ -58,7 +58,7 @@ pub fn key(n: u32) -> Key {
 pub fn snapshot(size: Size, canary: Option<SocketAddr>) -> Result<Snapshot> {
     let nothing = Service::try_from(&core::Service::default()).context("an empty Service")?;
     let terms = Arc::<Terms>::default();
-    let mut snapshot = Snapshot { node: NODE.into(), counts: true, ..Snapshot::default() };
+    let mut snapshot = Snapshot { node: NODE.into(), ..Snapshot::default() };
     for n in 0..size.services {
         let key = key(n);
         let service = Service {
