@@ -88,8 +88,8 @@ pub(crate) struct Options {
     return_mark: ReturnMark,
 
     /// Whether packets and bytes are counted for each Service. That costs every packet that comes to this node a tenth of a
-    /// microsecond or two; connections, and what is dropped, are counted in any case.
-    #[arg(long, env = "LANDFALL_COUNT_TRAFFIC", value_enum, default_value_t = Switch::On)]
+    /// microsecond or two; new connections, and what is dropped or refused, are counted in any case.
+    #[arg(long, env = "LANDFALL_COUNT_TRAFFIC", value_enum, default_value_t = Switch::Off)]
     count_traffic: Switch,
 
     /// For how many Services, each at each of its addresses, /metrics has numbers of their own: the busiest ones. The others
