@@ -7,8 +7,6 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use crate::nft::element::{Elements, Key, Value, of_address, of_table, of_wires, shared};
-use crate::nft::request::set_of;
-use crate::nft::skeleton::Table;
 use crate::ruleset::{LbIp, Ruleset};
 use crate::spread;
 
@@ -90,21 +88,6 @@ pub fn changes(applied: &Ruleset, desired: &Ruleset) -> Vec<Change> {
         changes.extend(diff(&elements(applied), &elements(desired)));
     }
     ordered(changes)
-}
-
-/// What makes these elements of nothing, for each table, in an order that is good for one transaction. It is another one than
-/// [`diff`] has within a place: to sort a hundred thousand elements takes longer than to make them.
-pub fn additions(elements: impl Iterator<Item = (Key, Value)>) -> BTreeMap<Table, Vec<Change>> {
-    let mut sets: BTreeMap<_, Vec<Change>> = BTreeMap::new();
-    for (key, value) in elements {
-        let change = Change::Add(key, value);
-        sets.entry((key.table(), change.place(), set_of(&key))).or_default().push(change);
-    }
-    let mut tables: BTreeMap<Table, Vec<Change>> = BTreeMap::new();
-    for ((table, ..), changes) in sets {
-        tables.entry(table).or_default().extend(changes);
-    }
-    tables
 }
 
 fn one(address: IpAddr, lb_ip: Option<&Arc<LbIp>>) -> Elements {

@@ -12,8 +12,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::affinity::Loose;
-use crate::diff::{Change, additions, changes, diff};
+use crate::diff::{Change, changes, diff};
 use crate::netlink::socket::{self, Socket};
+use crate::nft::contents::{Contents, contents};
 use crate::nft::dump::{self, Found, FoundSet};
 use crate::nft::element::{self, Elements, Key, Value, all, elements, is_needed};
 use crate::nft::hooked::Hooked;
@@ -139,10 +140,34 @@ impl Engine {
             return Ok(Applied::new());
         }
         // Taken, so that after an error nothing is taken for known.
-        match self.applied.take() {
-            Some(known) => self.advance(known, desired),
-            None => self.establish(desired),
+        let mut known = self.applied.take();
+        let mut enlarged = BTreeSet::new();
+        loop {
+            let done = match &known {
+                Some(known) => self.advance(known, desired),
+                None => self.establish(desired, &BTreeSet::new()),
+            };
+            match done {
+                Err(Error::Refused { table: Some(table), source, .. }) if source.errno() == Some(libc::ENFILE) => {
+                    // Kernels before 6.5 don't make a set larger.
+                    if !enlarged.insert(table) {
+                        return self.establish(desired, &enlarged);
+                    }
+                    self.enlarge(table, desired)?;
+                    if let Some(known) = &mut known {
+                        known.generation = following(known.generation);
+                    }
+                }
+                done => return done,
+            }
         }
+    }
+
+    /// Lets the sets of a table have as many elements as they are to have, and some more.
+    fn enlarge(&mut self, table: Table, desired: &Ruleset) -> Result<(), Error> {
+        let mut requests = Requests::default();
+        requests.enlarge(table, &contents(all(desired)).remove(&table).unwrap_or_default());
+        self.transact(&requests, None)
     }
 
     /// Whether the kernel still has what was applied; `Some` with what is wrong if not, and the next
@@ -232,13 +257,19 @@ impl Engine {
     }
 
     /// Goes from what is known to what is desired.
-    fn advance(&mut self, known: Known, desired: &Arc<Ruleset>) -> Result<Applied, Error> {
+    fn advance(&mut self, known: &Known, desired: &Arc<Ruleset>) -> Result<Applied, Error> {
         let mut changes = of_tables(changes(&known.ruleset, desired));
         let todos = Table::ALL.map(|table| {
             let changes: Vec<Change> = changes.remove(&table).unwrap_or_default();
             let todo = match (is_needed(&known.ruleset, table), is_needed(desired, table)) {
                 (true, true) => Todo::Change(changes),
-                (false, true) => Todo::Create { changes, instead_of: None },
+                (false, true) => {
+                    let added = changes.into_iter().filter_map(|change| match change {
+                        Change::Add(key, value) => Some((key, value)),
+                        Change::Delete(..) => None,
+                    });
+                    Todo::create(contents(added).remove(&table).unwrap_or_default(), None)
+                }
                 (true, false) => Todo::Remove(changes),
                 (false, false) => Todo::Nothing,
             };
@@ -247,28 +278,30 @@ impl Engine {
         self.execute(todos.into(), desired, known.generation, None)
     }
 
-    /// Reads what there is and goes from there.
-    fn establish(&mut self, desired: &Arc<Ruleset>) -> Result<Applied, Error> {
+    /// Reads what there is and goes from there. A table that is `full` is made anew, for more elements.
+    fn establish(&mut self, desired: &Arc<Ruleset>, full: &BTreeSet<Table>) -> Result<Applied, Error> {
         let nothing = Elements::new();
         let mut attempt = 1;
         loop {
-            let (observed, generation) = self.observe()?;
+            let (mut observed, generation) = self.observe()?;
+            let anew = |table: &Table| (*table, Observed::Foreign("one of its sets is full".to_owned()));
+            observed.extend(full.iter().map(anew));
             let (mut compared, mut made): (BTreeMap<Table, Elements>, _) = Default::default();
             if observed.values().any(|observed| matches!(observed, Observed::Ours(_))) {
                 compared = of_tables(all(desired));
             }
             if observed.values().any(|observed| !matches!(observed, Observed::Ours(_))) {
-                made = additions(all(desired));
+                made = contents(all(desired));
             }
             let todo = |(table, observed)| {
                 let target = compared.get(&table).unwrap_or(&nothing);
-                let mut all = || made.remove(&table).unwrap_or_default();
+                let mut anew = |because| Todo::create(made.remove(&table).unwrap_or_default(), because);
                 let todo = match (observed, is_needed(desired, table)) {
                     (Observed::Absent, false) => Todo::Nothing,
                     (Observed::Ours(elements), false) => Todo::Remove(diff(&elements, &nothing)),
                     (Observed::Foreign(_), false) => Todo::Remove(Vec::new()),
-                    (Observed::Absent, true) => Todo::Create { changes: all(), instead_of: None },
-                    (Observed::Foreign(because), true) => Todo::Create { changes: all(), instead_of: Some(because) },
+                    (Observed::Absent, true) => anew(None),
+                    (Observed::Foreign(because), true) => anew(Some(because)),
                     (Observed::Ours(elements), true) => Todo::Change(diff(&elements, target)),
                 };
                 (table, todo)
@@ -286,13 +319,13 @@ impl Engine {
     /// generation is still that one.
     fn execute(
         &mut self,
-        todos: BTreeMap<Table, Todo>,
+        mut todos: BTreeMap<Table, Todo>,
         desired: &Arc<Ruleset>,
         generation: u32,
         only_at: Option<u32>,
     ) -> Result<Applied, Error> {
         let mut requests = Requests::default();
-        todos.iter().for_each(|(table, todo)| todo.request(*table, &mut requests));
+        todos.iter_mut().for_each(|(table, todo)| todo.request(*table, &mut requests));
         let commits = !requests.messages.is_empty();
         self.transact(&requests, only_at)?;
         let generation = if commits { following(generation) } else { generation };
@@ -386,21 +419,26 @@ impl Engine {
 enum Todo {
     Nothing,
     Change(Vec<Change>),
-    Create { changes: Vec<Change>, instead_of: Option<String> },
+    Create { contents: Contents, elements: usize, instead_of: Option<String> },
     Remove(Vec<Change>),
 }
 
 impl Todo {
-    fn request<'a>(&'a self, table: Table, requests: &mut Requests<'a>) {
+    fn create(contents: Contents, instead_of: Option<String>) -> Self {
+        let elements = contents.count();
+        Self::Create { contents, elements, instead_of }
+    }
+
+    /// Puts it into words that the kernel understands. What is created is not kept.
+    fn request<'a>(&'a mut self, table: Table, requests: &mut Requests<'a>) {
         match self {
             Self::Nothing => {}
             Self::Change(changes) => requests.change(changes),
-            Self::Create { changes, instead_of } => {
+            Self::Create { contents, instead_of, .. } => {
                 if instead_of.is_some() {
                     requests.delete_table(table);
                 }
-                requests.create_table(table);
-                requests.change(changes);
+                requests.create_table(table, std::mem::take(contents));
             }
             Self::Remove(_) => requests.delete_table(table),
         }
@@ -412,10 +450,8 @@ impl Todo {
             Self::Nothing => None,
             Self::Change(changes) if changes.is_empty() => None,
             Self::Change(changes) => Some(Done::Changed(changes)),
-            Self::Create { changes, instead_of: None } => Some(Done::Created(changes.len())),
-            Self::Create { changes, instead_of: Some(because) } => {
-                Some(Done::Replaced { because, elements: changes.len() })
-            }
+            Self::Create { elements, instead_of: None, .. } => Some(Done::Created(elements)),
+            Self::Create { elements, instead_of: Some(because), .. } => Some(Done::Replaced { because, elements }),
             Self::Remove(changes) => Some(Done::Removed(changes)),
         }
     }

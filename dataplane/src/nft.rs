@@ -31,6 +31,8 @@
 //! * Only small maps have verdicts that lead to chains: when such a verdict changes, the kernel looks through all of a table.
 //!   So what `services` says stands for a way, and `ways` leads from there to its chain. In between the packet carries it as
 //!   its class in queues (`meta priority`), which the chain takes back; only the first packet of a connection comes by.
+//! * Sets that hold something of each Service are made for as many elements as come at once ([`skeleton::Set::size`]), and made
+//!   larger in a transaction of its own when more are to come: that is once for every doubling.
 //! * No packet mark is used: everybody's marks stay theirs. What was translated here is recognised in postrouting by
 //!   the destination that the connection had.
 //! * `inside` holds only what differs from `services`: a Service with the traffic policy Local, seen by this node and
@@ -62,10 +64,12 @@
 //! | [`skeleton`] | what never changes: sets, chains, rules (pure) |
 //! | [`expression`] | rules as the kernel's bytecode, only as `nft` itself would write it (pure) |
 //! | [`userdata`] | notes for `nft`, which the kernel only keeps (pure) |
+//! | [`contents`] | what a table holds that is made anew, as messages (pure) |
 //! | [`request`], [`dump`] | netlink messages that change the table, and those that tell of it (pure) |
 //! | [`text`](mod@text) | the tables as text, for people (pure) |
 
 mod bytes;
+pub mod contents;
 pub mod dump;
 pub mod element;
 pub mod expression;

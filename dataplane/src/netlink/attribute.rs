@@ -103,6 +103,9 @@ pub struct Attribute<'a> {
 }
 
 impl<'a> Attribute<'a> {
+    /// The bytes before the value.
+    pub const HEADER: usize = HEADER;
+
     /// The value as one byte.
     pub fn u8(&self) -> Option<u8> {
         Some(u8::from_be_bytes(self.value.try_into().ok()?))

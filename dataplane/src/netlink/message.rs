@@ -94,6 +94,11 @@ impl Message {
         self
     }
 
+    /// The attributes, of a message to netfilter.
+    pub fn attributes(&self) -> Attributes<'_> {
+        attributes(self.body.get(FAMILY_HEADER..).unwrap_or_default())
+    }
+
     /// The family whose objects it is about.
     pub fn family(&self) -> u8 {
         self.body.first().copied().unwrap_or_default()

@@ -7,6 +7,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use crds::Range;
 
 use super::bytes::Bytes;
+use super::contents::{Contents, told};
 use super::element::{Frontend, Key, Value, at, chain, refusing, remembering, returning};
 use super::expression::{Verdict, encode_counter, encode_value};
 use super::skeleton::{self, COMMENT, Chain, NAME, Set, Table};
@@ -55,6 +56,7 @@ const SET_DESCRIPTION_SIZE: u16 = 1;
 const SET_DESCRIPTION_PARTS: u16 = 2;
 const SET_PART_LEN: u16 = 1;
 const SET_ID: u16 = 10;
+const SET_LOOK_THROUGH: u16 = 12;
 const SET_USERDATA: u16 = 13;
 pub(super) const SET_EXPR: u16 = 17;
 pub(super) const ELEM_LIST_TABLE: u16 = 1;
@@ -76,7 +78,7 @@ pub(super) const AFFINITY: &str = "affinity";
 
 /// How long a list of elements may get before another message is begun, in bytes. The length of an attribute is a
 /// number of 16 bits; the largest element needs less than the difference.
-const LIST: usize = 60_000;
+pub(super) const LIST: usize = 60_000;
 
 /// Messages with what each is about.
 #[derive(Debug, Default)]
@@ -93,16 +95,19 @@ enum Subject<'a> {
     Skeleton(String),
     /// These changes; where each begins in the message, in bytes.
     Changes(Vec<(usize, &'a Change)>),
+    /// Elements that come into this set.
+    Elements(Table, &'static str),
 }
 
 impl<'a> Requests<'a> {
     /// What a message is about, in words: the change that begins last before `offset`, if one is given.
     pub fn subject(&self, message: usize, offset: Option<u32>) -> String {
+        let offset = offset.and_then(|offset| usize::try_from(offset).ok());
         match self.subjects.get(message) {
             None => "the transaction".to_owned(),
             Some(Subject::Skeleton(what)) => what.clone(),
+            Some(Subject::Elements(table, set)) => told(*table, set, &self.messages[message], offset),
             Some(Subject::Changes(changes)) => {
-                let offset = offset.and_then(|offset| usize::try_from(offset).ok());
                 let at = offset.map_or(0, |offset| changes.partition_point(|(start, _)| *start <= offset).max(1) - 1);
                 match changes.get(at) {
                     Some((_, change)) if changes.len() == 1 || offset.is_some() => change.to_string(),
@@ -131,20 +136,39 @@ impl<'a> Requests<'a> {
         });
     }
 
-    /// Makes a table with its skeleton.
-    pub fn create_table(&mut self, table: Table) {
+    /// Makes a table with all that it holds.
+    pub fn create_table(&mut self, table: Table, contents: Contents) {
         self.push(table, format!("add table {table}"), (NEWTABLE, CREATE), |w| {
             w.text(TABLE_NAME, NAME).u32(TABLE_FLAGS, 0).bytes(TABLE_USERDATA, &userdata::comment(COMMENT));
         });
-        for (id, set) in (1..).zip(skeleton::sets(table)) {
-            self.create_set(table, id, &set);
-        }
+        self.create_sets(table, &contents, |_| true);
         for chain in skeleton::chains(table) {
             self.create_chain(table, &chain);
         }
+        for key in &contents.chains {
+            self.create_changing_chain(key);
+        }
+        for (name, set) in contents.sets {
+            for message in set.messages(table, name) {
+                self.messages.push(message);
+                self.subjects.push(Subject::Elements(table, name));
+            }
+        }
     }
 
-    fn create_set(&mut self, table: Table, id: u32, set: &Set) {
+    /// Lets the sets of a table hold all that.
+    pub fn enlarge(&mut self, table: Table, contents: &Contents) {
+        self.create_sets(table, contents, |set| set.many);
+    }
+
+    fn create_sets(&mut self, table: Table, contents: &Contents, which: impl Fn(&Set) -> bool) {
+        for (id, set) in (1..).zip(skeleton::sets(table)).filter(|(_, set)| which(set)) {
+            let count = contents.sets.get(set.name).map_or(0, |set| set.count);
+            self.create_set(table, id, &set, set.size(count));
+        }
+    }
+
+    fn create_set(&mut self, table: Table, id: u32, set: &Set, size: Option<u32>) {
         self.push(table, format!("add set {} of {table}", set.name), (NEWSET, CREATE), |w| {
             w.text(SET_TABLE, NAME).text(SET_NAME, set.name).u32(SET_FLAGS, set.flags());
             w.u32(SET_KEY_TYPE, set.key_type()).u32(SET_KEY_LEN, set.key_length());
@@ -152,10 +176,14 @@ impl<'a> Requests<'a> {
                 w.u32(SET_DATA_TYPE, kind).u32(SET_DATA_LEN, length);
             }
             w.u32(SET_ID, id);
-            if let Some(most) = set.learned {
+            if let Some(size) = size {
                 w.nested(SET_DESCRIPTION, |w| {
-                    w.u32(SET_DESCRIPTION_SIZE, most);
+                    w.u32(SET_DESCRIPTION_SIZE, size);
                 });
+            }
+            if set.many {
+                let pause = u32::try_from(skeleton::LOOK_THROUGH.as_millis()).expect("invariant: some days");
+                w.u32(SET_LOOK_THROUGH, pause);
             }
             if let Some(parts) = set.parts() {
                 w.nested(SET_DESCRIPTION, |w| {
@@ -197,29 +225,26 @@ impl<'a> Requests<'a> {
         }
     }
 
+    /// Makes a chain that comes and goes with elements; of what is none, nothing.
+    fn create_changing_chain(&mut self, key: &Key) {
+        let chain = match key {
+            Key::Way(family, way) => skeleton::way(*family, *way),
+            Key::Remember(family, seconds) => skeleton::remember(*family, *seconds),
+            Key::Return(family, one) => skeleton::returning(*family, *one),
+            Key::Hooked(family, one) => skeleton::hooked(*family, *one),
+            Key::Link(link) => skeleton::ingress(*link),
+            _ => return,
+        };
+        self.create_chain(key.table(), &chain);
+    }
+
     /// Makes these changes, which must be in the order that [`crate::diff::diff`] gives.
     pub fn change(&mut self, changes: &'a [Change]) {
         let mut rest = changes;
         while let Some(first) = rest.first() {
             match first {
-                Change::Add(Key::Way(family, way), _) => {
-                    self.create_chain(Table::of_family(*family), &skeleton::way(*family, *way));
-                    rest = &rest[1..];
-                }
-                Change::Add(Key::Remember(family, seconds), _) => {
-                    self.create_chain(Table::of_family(*family), &skeleton::remember(*family, *seconds));
-                    rest = &rest[1..];
-                }
-                Change::Add(Key::Return(family, one), _) => {
-                    self.create_chain(Table::of_family(*family), &skeleton::returning(*family, *one));
-                    rest = &rest[1..];
-                }
-                Change::Add(Key::Hooked(family, one), _) => {
-                    self.create_chain(Table::of_family(*family), &skeleton::hooked(*family, *one));
-                    rest = &rest[1..];
-                }
-                Change::Add(Key::Link(link), _) => {
-                    self.create_chain(Table::Link, &skeleton::ingress(*link));
+                Change::Add(key, _) if set_of(key).is_none() => {
+                    self.create_changing_chain(key);
                     rest = &rest[1..];
                 }
                 Change::Delete(
@@ -282,7 +307,10 @@ impl<'a> Requests<'a> {
                         break;
                     }
                     subjects.push((Message::HEADERS + list.len(), change));
-                    element(change, list);
+                    match change {
+                        Change::Add(key, value) => element(key, value, true, list),
+                        Change::Delete(key, value) => element(key, value, false, list),
+                    }
                 }
             });
         });
@@ -291,6 +319,14 @@ impl<'a> Requests<'a> {
         self.subjects.push(Subject::Changes(subjects));
         done
     }
+}
+
+/// A message that puts these elements into a set.
+pub(super) fn adding(table: Table, set: &str, elements: Writer) -> Message {
+    Message::new(NFTABLES, NEWSETELEM, CREATE, table.number(), |w| {
+        w.text(ELEM_LIST_TABLE, NAME).text(ELEM_LIST_SET, set);
+        w.nested(ELEM_LIST_ELEMENTS, |list| list.append(elements));
+    })
 }
 
 /// The set or map that an element belongs to; none for a chain.
@@ -330,11 +366,7 @@ fn of(address: IpAddr, [v4, v6]: [&'static str; 2]) -> &'static str {
 }
 
 /// Writes an element into a list: to add it, with its value; to delete it, the key is enough.
-pub(super) fn element(change: &Change, list: &mut Writer) {
-    let (key, value, adds) = match change {
-        Change::Add(key, value) => (key, value, true),
-        Change::Delete(key, value) => (key, value, false),
-    };
+pub(super) fn element(key: &Key, value: &Value, adds: bool, list: &mut Writer) {
     if let Value::Ranges(ranges) = value {
         return boundaries(ranges).for_each(|(address, end)| boundary(address, end, list));
     }

@@ -14,6 +14,7 @@ pub use returns::returning;
 
 use std::fmt;
 use std::net::IpAddr;
+use std::time::Duration;
 
 use crds::service::Family;
 
@@ -113,6 +114,8 @@ pub struct Set {
     pub learned: Option<u32>,
     /// Whether every look that finds an element counts the packet there.
     pub counts: bool,
+    /// Whether it has some elements for each Service.
+    pub many: bool,
     /// What a person should know about it.
     pub comment: &'static str,
 }
@@ -120,7 +123,7 @@ pub struct Set {
 impl Set {
     /// One whose keys are no ranges, and in which only the agent puts something.
     fn new(name: &'static str, key: &[Type], data: Data, comment: &'static str) -> Self {
-        Self { name, key: key.to_vec(), data, ranges: false, learned: None, counts: false, comment }
+        Self { name, key: key.to_vec(), data, ranges: false, learned: None, counts: false, many: false, comment }
     }
 
     /// The type of its key as one number, as `nft` writes it.
@@ -158,7 +161,20 @@ impl Set {
             (false, _) => 0,
         };
         let learned = if self.learned.is_some() { SET_TIMEOUT | SET_DYNAMIC } else { 0 };
-        if self.data == Data::None { ranges | learned } else { ranges | learned | SET_MAP }
+        let many = if self.many { SET_TIMEOUT } else { 0 };
+        let map = if self.data == Data::None { 0 } else { SET_MAP };
+        ranges | learned | many | map
+    }
+
+    /// How many elements it may have, where it gets `count` at once; `None`: any number.
+    ///
+    /// The kernel keeps elements in a hash table. One that was not made for as many as come in a transaction it can't make
+    /// larger before that is over: it puts a second one beside it, a third, and looks into each of them for every element.
+    /// A set has to have a size to be made for so many; and has to be one whose elements can go by themselves, or else its
+    /// table will never be made larger at all. The kernel takes a third more, up to a power of two: so does this.
+    pub fn size(&self, count: usize) -> Option<u32> {
+        let count = u32::try_from(count).unwrap_or(MOST).clamp(LEAST, MOST);
+        self.learned.or(self.many.then(|| (count + count.div_ceil(3)).next_power_of_two() / 4 * 3))
     }
 
     /// How many bytes each part of its key has, if the kernel must know: for ranges in several parts.
@@ -166,6 +182,14 @@ impl Set {
         (self.ranges && self.key.len() > 1).then(|| self.key.iter().map(|kind| kind.bytes()).collect())
     }
 }
+
+/// How often the kernel looks through such a set for elements whose time is over, which none of them has: as seldom as can be
+/// said in a round number.
+pub const LOOK_THROUGH: Duration = Duration::from_hours(24);
+/// A set of many has room for so many at least.
+const LEAST: u32 = 768;
+/// And at most.
+const MOST: u32 = 3 << 28;
 
 /// The type of a verdict (NFT_DATA_VERDICT).
 pub const VERDICT: u32 = 0xffff_ff00;

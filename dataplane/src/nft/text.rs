@@ -64,14 +64,17 @@ fn of_set(set: &Set, elements: &[String], to: &mut String) -> std::fmt::Result {
         Data::Plain(kind) => format!(" : {}", names(&[kind])),
     };
     writeln!(to, "\t\t{} {}{values}", if by_example { "typeof" } else { "type" }, names(&set.key))?;
-    if let Some(most) = set.learned {
-        writeln!(to, "\t\tsize {most}\n\t\tflags dynamic,timeout")?;
+    if let Some(size) = set.size(elements.len()) {
+        writeln!(to, "\t\tsize {size}\n\t\tflags {}timeout", if set.learned.is_some() { "dynamic," } else { "" })?;
     }
     if set.ranges {
         writeln!(to, "\t\tflags interval")?;
     }
     if set.counts {
         writeln!(to, "\t\tcounter")?;
+    }
+    if set.many {
+        writeln!(to, "\t\tgc-interval {}d", skeleton::LOOK_THROUGH.as_secs() / 86_400)?;
     }
     writeln!(to, "\t\tcomment \"{}\"", set.comment)?;
     if !elements.is_empty() {

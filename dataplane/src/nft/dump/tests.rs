@@ -1,8 +1,9 @@
 //! What is written is read back, and no answer makes reading panic.
 
 use super::*;
-use crate::diff::{Change, diff};
+use crate::diff::diff;
 use crate::netlink::attribute::{Writer, attributes};
+use crate::nft::contents::{Contents, contents, told as told_of};
 use crate::nft::element::Returning;
 use crate::nft::skeleton;
 use crate::returns::Mask;
@@ -124,6 +125,30 @@ proptest! {
     }
 
     #[test]
+    fn a_table_that_is_made_anew_holds_the_same_and_each_element_is_told_by_its_place(elements in some_elements()) {
+        let Some(table) = elements.keys().next().map(Key::table) else { return Ok(()) };
+        let all = contents(elements.clone()).remove(&table).expect("contents");
+        prop_assert_eq!(all.count(), elements.len());
+        let mut read = Elements::new();
+        for (name, set) in all.sets {
+            for message in set.messages(table, name) {
+                let list = message.attributes().find(ELEM_LIST_ELEMENTS).expect("elements");
+                let found = self::elements(table, name, message.attributes());
+                let mut bytes = Vec::new();
+                message.encode(0, &mut bytes);
+                for (item, found) in list.inner().zip(found) {
+                    let (key, value) = found.expect("an element");
+                    // A list is the last in a message.
+                    let place = bytes.len() - list.value.len() + (item.value.as_ptr().addr() - list.value.as_ptr().addr());
+                    prop_assert_eq!(told_of(table, name, &message, Some(place)), format!("add {key}"));
+                    read.insert(key, value);
+                }
+            }
+        }
+        prop_assert_eq!(read, elements);
+    }
+
+    #[test]
     fn ranges_are_read_as_they_are_written(
         family in a_family(),
         ends in proptest::collection::btree_set(any::<u128>(), 0..12),
@@ -140,8 +165,7 @@ proptest! {
         let expected: Vec<_> = ends.chunks_exact(2).filter_map(|pair| Range::new(pair[0], pair[1])).collect();
         let mut list = Writer::default();
         list.nested(ELEM_LIST_ELEMENTS, |list| {
-            let change = Change::Add(Key::Pods(family), Value::Ranges(expected.clone()));
-            crate::nft::request::element(&change, list);
+            crate::nft::request::element(&Key::Pods(family), &Value::Ranges(expected.clone()), true, list);
         });
         let boundaries = boundaries(table, attributes(&list.finish())).into_iter().collect::<Option<Vec<_>>>();
         prop_assert_eq!(boundaries.and_then(ranges), Some(expected));
@@ -208,7 +232,7 @@ proptest! {
     ) {
         let changes = diff(&Elements::new(), &elements);
         let mut requests = Requests::default();
-        requests.create_table(table);
+        requests.create_table(table, Contents::default());
         requests.change(&changes);
         for message in requests.messages {
             let mut bytes = Vec::new();

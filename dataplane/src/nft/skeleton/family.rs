@@ -57,27 +57,23 @@ pub fn sets(family: Family) -> Vec<Set> {
     let ranges = |set| Set { ranges: true, ..set };
     let endpoint = Data::Endpoint(family);
     let counts = |set| Set { counts: true, ..set };
+    let many = |set| Set { many: true, ..set };
     let counted_once = |set| Set { learned: Some(MOST_COUNTED), ..set };
     let front = &[address, Protocol, Port];
     let way = Data::Plain(Type::Class);
     vec![
-        set("addresses", &[address], Data::None, "every lb_ip"),
+        many(set("addresses", &[address], Data::None, "every lb_ip")),
         ranges(set("pods", &[address], Data::None, "where this node's pods have their addresses from")),
-        set("services", front, way, "what is served, and by how many endpoints"),
-        set("inside", front, way, "what else is served to this node and its pods"),
+        many(set("services", front, way, "what is served, and by how many endpoints")),
+        many(set("inside", front, way, "what else is served to this node and its pods")),
         set("ways", &[Type::Class], Data::Verdict, "what those stand for"),
-        set("refused", &[address, Protocol, Port], Data::Verdict, "what has no endpoint anywhere"),
-        set("node-ports", &[address, Protocol, Port], Data::Plain(Port), "which node port leads to the same"),
-        set("nodes", &[address], Data::Plain(address), "this node, as its Service proxy knows it"),
-        set("cluster-ips", &[address, Protocol, Port], Data::Plain(address), "which ClusterIP leads to the same"),
+        many(set("refused", &[address, Protocol, Port], Data::Verdict, "what has no endpoint anywhere")),
+        many(set("node-ports", &[address, Protocol, Port], Data::Plain(Port), "which node port leads to the same")),
+        many(set("nodes", &[address], Data::Plain(address), "this node, as its Service proxy knows it")),
+        many(set("cluster-ips", &[address, Protocol, Port], Data::Plain(address), "which ClusterIP leads to the same")),
         ranges(set("sources", &[address, Protocol, Port, address], Data::None, "who may use what not everybody may")),
-        set("endpoints", &[address, Protocol, Port, Integer], endpoint, "where packets are sent to"),
-        set(
-            "remember",
-            &[address, Protocol, Port],
-            Data::Verdict,
-            "whose clients stay with their endpoints, and for how long",
-        ),
+        many(set("endpoints", &[address, Protocol, Port, Integer], endpoint, "where packets are sent to")),
+        many(set("remember", front, Data::Verdict, "whose clients stay with their endpoints, and for how long")),
         Set {
             learned: Some(MOST_REMEMBERED),
             ..set(
@@ -87,10 +83,10 @@ pub fn sets(family: Family) -> Vec<Set> {
                 "which endpoint a client has; learned by the rules",
             )
         },
-        set("local", &[address, address], Data::None, "endpoints on this node, which see the client's address"),
-        set("hairpin", &[address, address, address], Data::None, "endpoints that call themselves"),
-        counts(set("traffic", front, Data::None, "packets that came")),
-        counts(set("begun", front, Data::None, "connections that were sent on")),
+        many(set("local", &[address, address], Data::None, "endpoints on this node, which see the client's address")),
+        many(set("hairpin", &[address, address, address], Data::None, "endpoints that call themselves")),
+        many(counts(set("traffic", front, Data::None, "packets that came"))),
+        many(counts(set("begun", front, Data::None, "connections that were sent on"))),
         counted_once(set("denied", front, Data::None, "packets dropped because of where they come from")),
         counted_once(set("refusals", front, Data::None, "packets refused because there is no endpoint")),
         counted_once(set("strays", &[address], Data::None, "packets dropped because nobody serves them here")),

@@ -53,23 +53,24 @@ const SYN: u8 = 2;
 pub fn sets() -> Vec<Set> {
     use Type::{Integer, LinkName, Mac, Port, Protocol, V4, V6};
     let set = Set::new;
+    let many = |set| Set { many: true, ..set };
     let learned = |set| Set { learned: Some(MOST_CONNECTIONS), ..set };
     let (spread, classes, wholes) =
         ("lb_ips whose frames are spread", "which table says who gets what", "the same for what is in fragments");
     let connections = "connections of TCP and where they are; learned by the rules";
     vec![
-        set("spread4", &[V4], Data::None, spread),
-        set("spread6", &[V6], Data::None, spread),
+        many(set("spread4", &[V4], Data::None, spread)),
+        many(set("spread6", &[V6], Data::None, spread)),
         set("peers", &[Mac], Data::None, "other nodes: what comes from them is not handed on"),
         set("own", &[LinkName, Mac], Data::None, "this node"),
         set("alive", &[LinkName, Mac], Data::None, "this node, and others that live"),
         set("macs", &[LinkName], Data::Plain(Mac), "this node's address on each link"),
-        set("classes4", &[V4, Protocol, Port], Data::Plain(Mac), classes),
-        set("classes6", &[V6, Protocol, Port], Data::Plain(Mac), classes),
-        set("wholes4", &[V4, Protocol], Data::Plain(Mac), wholes),
-        set("wholes6", &[V6, Protocol], Data::Plain(Mac), wholes),
-        set("slots", &[Mac, Integer], Data::Plain(Mac), "which nodes get which part of each table"),
-        set("hops", &[LinkName, Mac], Data::Plain(Mac), "where to find those"),
+        many(set("classes4", &[V4, Protocol, Port], Data::Plain(Mac), classes)),
+        many(set("classes6", &[V6, Protocol, Port], Data::Plain(Mac), classes)),
+        many(set("wholes4", &[V4, Protocol], Data::Plain(Mac), wholes)),
+        many(set("wholes6", &[V6, Protocol], Data::Plain(Mac), wholes)),
+        many(set("slots", &[Mac, Integer], Data::Plain(Mac), "which nodes get which part of each table")),
+        many(set("hops", &[LinkName, Mac], Data::Plain(Mac), "where to find those")),
         learned(set("connections4", &[V4, Port, V4, Port], Data::Plain(Mac), connections)),
         learned(set("connections6", &[V6, Port, V6, Port], Data::Plain(Mac), connections)),
     ]
