@@ -19,7 +19,7 @@ use crds::{Backend, Key, Mac, Protocol, Range, Reach, SharedMap, Shortcoming};
 use crate::backend::Proxied;
 use crate::returns::Return;
 use crate::snapshot::{Link, LinkName, Snapshot};
-use crate::spread::{Share, Table, Token};
+use crate::spread::{By, Share, Table, Token};
 pub use plan::ruleset;
 pub(crate) use plan::{holders, lb_ip};
 
@@ -60,14 +60,14 @@ impl Ruleset {
     /// Puts `new` behind `address`, or nothing. When all is set, [`Ruleset::aim`] has to be called.
     pub(crate) fn set(&mut self, address: IpAddr, mut new: Option<LbIp>) {
         let family = Family::of(address);
-        let shares = |lb_ip: &LbIp| lb_ip.shares().map(|(_, share)| share).collect::<Vec<_>>();
-        for share in new.iter().flat_map(shares) {
-            let token = share.token();
+        for (_, share, by) in new.iter().flat_map(LbIp::shares) {
+            let token = share.token_by(by);
             if let Some((_, _, count)) = self.tables.get_mut(&token) {
                 *count += 1;
             } else {
                 self.astray = true;
-                self.tables.insert(token, (Arc::new(share.table()), Arc::new(share), 1));
+                let share = if by == share.by() { Arc::clone(share) } else { Arc::new(share.decided(by)) };
+                self.tables.insert(token, (Arc::new(share.table()), share, 1));
             }
         }
         // Most Services have one of a few shares, so they have it together.
@@ -93,8 +93,8 @@ impl Ruleset {
             }
         }
         self.ways.retain(|_, count| *count > 0);
-        for share in old.as_deref().into_iter().flat_map(shares) {
-            let token = share.token();
+        for (_, share, by) in old.as_deref().into_iter().flat_map(LbIp::shares) {
+            let token = share.token_by(by);
             if let Some((_, _, count)) = self.tables.get_mut(&token) {
                 *count -= 1;
                 if *count == 0 {
@@ -175,14 +175,16 @@ pub enum Spreads {
 }
 
 impl LbIp {
-    /// By which share what is spread. Fragments of a protocol are spread as the least port of it is, but by the client
-    /// alone; should another port have its endpoints elsewhere, its node hands them on.
-    pub fn shares(&self) -> impl Iterator<Item = (Spreads, Share)> {
-        let mut seen = BTreeSet::new();
-        let shared = self.ports.iter().filter_map(|(&port, target)| Some((port, target.share.as_deref()?)));
+    /// By which share what is spread, and what of a packet decides. Fragments of a protocol are spread as the least port of it
+    /// is, but by the client alone; should another port have its endpoints elsewhere, its node hands them on.
+    pub fn shares(&self) -> impl Iterator<Item = (Spreads, &Arc<Share>, By)> {
+        let mut last = None;
+        let shared = self.ports.iter().filter_map(|(&port, target)| Some((port, target.share.as_ref()?)));
+        // Ports are in order of their protocols.
         shared.flat_map(move |((protocol, port), share)| {
-            let whole = seen.insert(protocol).then(|| (Spreads::Whole(protocol), share.by_client()));
-            [Some((Spreads::Port(protocol, port), share.clone())), whole].into_iter().flatten()
+            let is_first = last.replace(protocol) != Some(protocol);
+            let whole = is_first.then_some((Spreads::Whole(protocol), share, By::Client));
+            [Some((Spreads::Port(protocol, port), share, share.by())), whole].into_iter().flatten()
         })
     }
 

@@ -109,9 +109,14 @@ impl Share {
         Self { by, weights: weights.into_iter().map(|(node, part)| (node, part / divisor)).collect() }
     }
 
-    /// The same, decided by the client alone: for what has no ports to look at.
-    pub fn by_client(&self) -> Self {
-        Self { by: By::Client, weights: self.weights.clone() }
+    /// The same, decided by that.
+    pub fn decided(&self, by: By) -> Self {
+        Self { by, weights: self.weights.clone() }
+    }
+
+    /// What of a packet decides.
+    pub fn by(&self) -> By {
+        self.by
     }
 
     /// The nodes that have a part.
@@ -121,7 +126,12 @@ impl Share {
 
     /// What stands for it.
     pub fn token(&self) -> Token {
-        let start = mixed(match self.by {
+        self.token_by(self.by)
+    }
+
+    /// What stands for the same, decided by that.
+    pub fn token_by(&self, by: By) -> Token {
+        let start = mixed(match by {
             By::Flow => 1,
             By::Client => 2,
         });

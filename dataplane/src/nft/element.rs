@@ -430,12 +430,16 @@ pub fn is_needed(ruleset: &Ruleset, table: Table) -> bool {
     }
 }
 
+/// For how many elements of an lb_ip to make room at first: it is enough for most, and too much for none.
+const USUAL: usize = 24;
+
 /// The elements of one lb_ip; none if all of it is left to another proxy.
 pub fn of_address(address: IpAddr, lb_ip: &LbIp) -> Vec<(Key, Value)> {
     if lb_ip.is_left() {
         return Vec::new();
     }
-    let mut elements = vec![(Key::Address(address), Value::Present)];
+    let mut elements = Vec::with_capacity(USUAL);
+    elements.push((Key::Address(address), Value::Present));
     let (mut local, mut node) = (BTreeSet::new(), None);
     for (&(protocol, port), target) in &lb_ip.ports {
         let frontend = Frontend { address, protocol, port };
@@ -484,13 +488,13 @@ pub fn of_address(address: IpAddr, lb_ip: &LbIp) -> Vec<(Key, Value)> {
         elements.push((Key::Node(address), Value::NewAddress(node)));
     }
     let mut is_spread = false;
-    for (spreads, share) in lb_ip.shares() {
+    for (spreads, share, by) in lb_ip.shares() {
         is_spread = true;
         let key = match spreads {
             Spreads::Port(protocol, port) => Key::Class(Frontend { address, protocol, port }),
             Spreads::Whole(protocol) => Key::Whole(address, protocol),
         };
-        elements.push((key, Value::Token(share.token())));
+        elements.push((key, Value::Token(share.token_by(by))));
     }
     if is_spread {
         elements.push((Key::Spread(address), Value::Present));

@@ -85,7 +85,7 @@ fn the_same_proportions_have_the_same_table_and_others_another() {
     assert_eq!(share(&[("a", 2), ("b", 4)]), share(&[("b", 2), ("a", 1), ("c", 0)]));
     let tokens: BTreeSet<Token> = [
         share(&[("a", 1), ("b", 2)]),
-        share(&[("a", 1), ("b", 2)]).by_client(),
+        share(&[("a", 1), ("b", 2)]).decided(By::Client),
         share(&[("a", 2), ("b", 1)]),
         share(&[("a", 1)]),
         share(&[("b", 1)]),
