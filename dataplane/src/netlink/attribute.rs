@@ -77,8 +77,18 @@ impl Writer {
     }
 
     /// All that `other` has written.
-    pub fn append(&mut self, other: Self) {
+    pub fn append(&mut self, other: &Self) {
         self.bytes.extend_from_slice(&other.bytes);
+    }
+
+    /// Makes room for so many more bytes: whoever knows how many come need not have them moved about.
+    pub fn reserve(&mut self, more: usize) {
+        self.bytes.reserve_exact(more);
+    }
+
+    /// Begins anew, in the same place.
+    pub fn clear(&mut self) {
+        self.bytes.clear();
     }
 
     /// An attribute with attributes: what `inner` writes.

@@ -47,7 +47,8 @@ impl Contents {
         element(&key, value, true, &mut set.last);
         set.count += 1;
         if set.last.len() > LIST {
-            set.messages.push(adding(table, name, std::mem::take(&mut set.last)));
+            set.messages.push(adding(table, name, &set.last));
+            set.last.clear();
         }
     }
 }
@@ -56,7 +57,7 @@ impl Filled {
     /// All messages that it takes.
     pub(super) fn messages(mut self, table: Table, name: &str) -> Vec<Message> {
         if !self.last.is_empty() {
-            self.messages.push(adding(table, name, self.last));
+            self.messages.push(adding(table, name, &self.last));
         }
         self.messages
     }

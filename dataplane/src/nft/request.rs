@@ -322,8 +322,10 @@ impl<'a> Requests<'a> {
 }
 
 /// A message that puts these elements into a set.
-pub(super) fn adding(table: Table, set: &str, elements: Writer) -> Message {
+pub(super) fn adding(table: Table, set: &str, elements: &Writer) -> Message {
     Message::new(NFTABLES, NEWSETELEM, CREATE, table.number(), |w| {
+        // And for names.
+        w.reserve(elements.len() + 64);
         w.text(ELEM_LIST_TABLE, NAME).text(ELEM_LIST_SET, set);
         w.nested(ELEM_LIST_ELEMENTS, |list| list.append(elements));
     })

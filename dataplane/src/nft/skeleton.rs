@@ -171,10 +171,13 @@ impl Set {
     /// The kernel keeps elements in a hash table. One that was not made for as many as come in a transaction it can't make
     /// larger before that is over: it puts a second one beside it, a third, and looks into each of them for every element.
     /// A set has to have a size to be made for so many; and has to be one whose elements can go by themselves, or else its
-    /// table will never be made larger at all. The kernel takes a third more, up to a power of two: so does this.
+    /// table will never be made larger at all. The kernel takes a third more, up to a power of two: so does this. But it looks
+    /// at the lower 16 bits alone: beyond those, all of them are set, and a table is made for 65,535.
     pub fn size(&self, count: usize) -> Option<u32> {
         let count = u32::try_from(count).unwrap_or(MOST).clamp(LEAST, MOST);
-        self.learned.or(self.many.then(|| (count + count.div_ceil(3)).next_power_of_two() / 4 * 3))
+        let room = (count + count.div_ceil(3)).next_power_of_two() / 4 * 3;
+        let low = u32::from(u16::MAX);
+        self.learned.or(self.many.then_some(if room > low { room | low } else { room }))
     }
 
     /// How many bytes each part of its key has, if the kernel must know: for ranges in several parts.
@@ -298,4 +301,24 @@ pub fn sets(table: Table) -> Vec<Set> {
 /// All chains of a table that are always there, those first that others go to.
 pub fn chains(table: Table) -> Vec<Chain> {
     table.family().map_or_else(link::chains, family::chains)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_set_of_many_is_made_for_all_that_come_as_far_as_the_kernel_lets_it() {
+        let set = Set { many: true, ..Set::new("many", &[Type::V4], Data::None, "") };
+        for count in [0, 1, 768, 769, 49_152, 49_153, 65_536, 98_304, 100_000, 196_608, 240_000, 5_000_000] {
+            let size = set.size(count).expect("a size") as usize;
+            assert!(size >= count, "{count}");
+            // Of the size it takes 16 bits, a third more, and up to a power of two.
+            let buckets = ((size & 0xffff) * 4 / 3).next_power_of_two();
+            assert!(buckets >= count.min(131_072), "{count}: {size}, {buckets}");
+            assert!(buckets <= (4 * count).max(1024), "{count}: {size}, {buckets}");
+        }
+        let few = Set::new("few", &[Type::V4], Data::None, "");
+        assert_eq!(few.size(5), None);
+    }
 }

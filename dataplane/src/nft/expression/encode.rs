@@ -194,7 +194,7 @@ impl Expression {
             }
         };
         into.nested(ITEM, |expression| {
-            expression.text(NAME, name).nested(DATA, |inner| inner.append(data));
+            expression.text(NAME, name).nested(DATA, |inner| inner.append(&data));
         });
     }
 }
