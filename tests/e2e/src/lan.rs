@@ -8,6 +8,8 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use lab::{Answer, Host};
 
+use crate::asking::Over;
+
 /// How long one question waits for its answer.
 const PATIENCE: Duration = Duration::from_millis(800);
 
@@ -17,12 +19,12 @@ pub struct Lan {
     host: Host,
 }
 
-/// How an attempt to connect ends.
+/// How an attempt to connect ends, or a question over UDP.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Connect {
     /// Somebody took it.
     Accepted,
-    /// A reset came back.
+    /// A reset came back, or that nobody is there.
     Refused,
     /// Nothing came back.
     Silence,
@@ -64,7 +66,7 @@ impl Lan {
         (0..count).map(|_| Ok(self.tcp(address)?.pod)).collect()
     }
 
-    /// How an attempt to connect ends.
+    /// How an attempt to connect ends, or a question over UDP.
     pub fn connect(&self, address: IpAddr, port: u16) -> Result<Connect> {
         let attempt = self.host.run(|| TcpStream::connect_timeout(&SocketAddr::new(address, port), PATIENCE))?;
         match attempt.map_err(|error| error.kind()) {
@@ -74,17 +76,35 @@ impl Lan {
         }
     }
 
+    /// How one question ends that is sent to a whoami over either protocol.
+    pub fn end(&self, address: IpAddr, port: u16, over: Over) -> Result<Connect> {
+        if over == Over::Tcp {
+            return self.connect(address, port);
+        }
+        let answer = self.host.run(|| Answer::over_udp(SocketAddr::new(address, port), PATIENCE))?;
+        match answer.map_err(|error| error.kind()) {
+            Ok(_) => Ok(Connect::Accepted),
+            Err(ErrorKind::ConnectionRefused) => Ok(Connect::Refused),
+            Err(_) => Ok(Connect::Silence),
+        }
+    }
+
     /// Asks over HTTP, as a load balancer in front would ask for health; returns the status and the whole answer.
     pub fn http(&self, address: IpAddr, port: u16) -> Result<(u16, String)> {
+        self.get(SocketAddr::new(address, port), "/healthz", PATIENCE)
+    }
+
+    /// Asks for a path over HTTP; returns the status and the whole answer.
+    pub fn get(&self, server: SocketAddr, path: &str, patience: Duration) -> Result<(u16, String)> {
         let answer = self.host.run(|| -> std::io::Result<String> {
-            let mut stream = TcpStream::connect_timeout(&SocketAddr::new(address, port), PATIENCE)?;
-            stream.set_read_timeout(Some(PATIENCE))?;
-            stream.write_all(b"GET /healthz HTTP/1.1\r\nHost: node\r\nConnection: close\r\n\r\n")?;
+            let mut stream = TcpStream::connect_timeout(&server, patience)?;
+            stream.set_read_timeout(Some(patience))?;
+            write!(stream, "GET {path} HTTP/1.1\r\nHost: node\r\nConnection: close\r\n\r\n")?;
             let mut answer = String::new();
             stream.read_to_string(&mut answer)?;
             Ok(answer)
         })?;
-        let answer = answer.with_context(|| format!("ask {address} port {port}"))?;
+        let answer = answer.with_context(|| format!("ask {server} for {path}"))?;
         let status = answer.split(' ').nth(1).and_then(|status| status.parse().ok());
         Ok((status.with_context(|| format!("no status in {answer:?}"))?, answer))
     }

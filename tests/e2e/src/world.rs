@@ -1,6 +1,6 @@
 //! A cluster of the lab with Landfall installed as an operator would, and the objects that scenarios need.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -12,7 +12,7 @@ use k8s_openapi::api::discovery::v1::{Endpoint, EndpointSlice};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use kube::api::{DeleteParams, ListParams, Patch, PatchParams, PostParams};
 use kube::{Api, Client, ResourceExt};
-use lab::{Cluster, KubeProxy, Topology, wait_until};
+use lab::{Cluster, Host, KubeProxy, Topology, wait_until};
 use serde_json::{Value, json};
 
 use crate::lan::Lan;
@@ -28,6 +28,10 @@ pub const CONTROLLER: &str = "app.kubernetes.io/component=controller";
 
 /// The port that whoami listens on in its pods, TCP and UDP.
 const WHOAMI_PORT: u16 = 8080;
+
+/// Where a controller tells its numbers, and where an agent does.
+const CONTROLLER_PORT: u16 = 9646;
+const AGENT_PORT: u16 = 9647;
 
 /// A cluster, and who uses it. The cluster goes with it.
 pub struct World {
@@ -326,6 +330,24 @@ impl World {
         Ok(ruleset.lines().filter(|line| line.contains("landfall")).collect::<Vec<_>>().join("\n"))
     }
 
+    /// The sum of those numbers of a node's agent whose series begin so.
+    pub fn metric_of_agent(&self, node: &Host, beginning: &str) -> Result<f64> {
+        metric(&self.lan, SocketAddr::new(node.ipv4().into(), AGENT_PORT), beginning)
+    }
+
+    /// The same, summed over all controllers: of those that don't lead, numbers about themselves are all there is.
+    pub async fn metric_of_controllers(&self, beginning: &str) -> Result<f64> {
+        let pods: Api<Pod> = Api::namespaced(self.client.clone(), SYSTEM);
+        let router = Lan::new(self.cluster.control_plane().clone());
+        let mut found = Vec::new();
+        for pod in pods.list(&ListParams::default().labels(CONTROLLER)).await? {
+            let ip = pod.status.and_then(|status| status.pod_ip).context("a controller without an address")?;
+            found.push(metric(&router, SocketAddr::new(ip.parse()?, CONTROLLER_PORT), beginning));
+        }
+        ensure!(found.iter().any(Result::is_ok), "{found:?}");
+        Ok(found.into_iter().flatten().sum())
+    }
+
     fn services(&self) -> Api<Service> {
         Api::default_namespaced(self.client.clone())
     }
@@ -333,6 +355,15 @@ impl World {
     fn deployments(&self) -> Api<Deployment> {
         Api::default_namespaced(self.client.clone())
     }
+}
+
+/// The sum of those numbers whose series begin so; an error if there are none.
+fn metric(from: &Lan, server: SocketAddr, beginning: &str) -> Result<f64> {
+    let (_, text) = from.get(server, "/metrics", SOON)?;
+    let values = text.lines().filter(|line| line.starts_with(beginning)).filter_map(|line| line.rsplit_once(' '));
+    let values: Vec<f64> = values.filter_map(|(_, value)| value.parse().ok()).collect();
+    ensure!(!values.is_empty(), "no series at {server} begins with {beginning}");
+    Ok(values.iter().sum())
 }
 
 /// The addresses in a Service's status.

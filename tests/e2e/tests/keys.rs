@@ -1,8 +1,7 @@
 //! The keys with which nodes seal what they say to each other: made, rotated, deleted; and who has none.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::io::{Read, Write};
-use std::net::{IpAddr, SocketAddr, TcpStream};
+use std::net::IpAddr;
 use std::sync::mpsc::{Sender, channel};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -61,24 +60,6 @@ impl Probe {
     }
 }
 
-/// The sums of a node's numbers whose series begin so.
-fn number(client: &Host, node: &Host, beginning: &str) -> Result<f64> {
-    let address = SocketAddr::new(node.ipv4().into(), 9647);
-    let text = client.run(|| -> std::io::Result<String> {
-        let mut stream = TcpStream::connect_timeout(&address, PATIENCE)?;
-        stream.set_read_timeout(Some(PATIENCE))?;
-        stream.write_all(b"GET /metrics HTTP/1.1\r\nHost: landfall\r\nConnection: close\r\n\r\n")?;
-        let mut text = String::new();
-        stream.read_to_string(&mut text)?;
-        Ok(text)
-    })?;
-    let text = text.with_context(|| format!("ask the agent of {}", node.name()))?;
-    let values = text.lines().filter(|line| line.starts_with(beginning)).filter_map(|line| line.rsplit_once(' '));
-    let values: Vec<f64> = values.filter_map(|(_, value)| value.parse().ok()).collect();
-    ensure!(!values.is_empty(), "no series of {} begins with {beginning}", node.name());
-    Ok(values.iter().sum())
-}
-
 /// A world in which one address is announced, and what must not change about it.
 struct Stage {
     world: World,
@@ -120,7 +101,7 @@ impl Stage {
 
     /// The sum of these numbers over all nodes.
     fn sum(&self, beginning: &str) -> Result<f64> {
-        self.nodes().map(|node| number(&self.client(), &node, beginning)).sum()
+        self.nodes().map(|node| self.world.metric_of_agent(&node, beginning)).sum()
     }
 
     /// Sees to it that the address is where it was, and always has been.
@@ -134,7 +115,7 @@ impl Stage {
     async fn all_count(&self, beginning: &str, is_good: impl Fn(f64) -> bool) -> Result<()> {
         wait_until(2 * SOON, &format!("every agent to count {beginning} as it should"), async || {
             for node in self.nodes() {
-                let count = number(&self.client(), &node, beginning)?;
+                let count = self.world.metric_of_agent(&node, beginning)?;
                 ensure!(is_good(count), "{count} on {}", node.name());
             }
             Ok(())
