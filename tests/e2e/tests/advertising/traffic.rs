@@ -10,7 +10,7 @@ use e2e::{Connect, World};
 use lab::wait_until;
 use serde_json::json;
 
-use crate::stage::{EXCLUDE, Stage, others};
+use crate::stage::{EXCLUDE, NODES, Stage, others};
 use crate::wire::answering;
 
 /// Nodes of the pods of a Deployment, by the pods' names.
@@ -31,6 +31,8 @@ pub async fn one_node_answers_and_says_so_and_every_pod_is_reached_until_the_ser
         let pods = lan.pods(40, *address)?;
         ensure!(pods.len() == 3, "{address}: of three pods only {pods:?} answered 40 connections");
     }
+    let owners = stage.owners(&addresses).await?;
+    numbers_tell(scene.world, &owners, 1.0).await?;
     scene.world.delete_service("web").await?;
     wait_until(SOON, "nobody to answer", async || {
         let seen = answering(scene.world, &addresses)?;
@@ -39,7 +41,34 @@ pub async fn one_node_answers_and_says_so_and_every_pod_is_reached_until_the_ser
     })
     .await?;
     ensure!(scene.records().await?.is_empty(), "{:?}", scene.records().await?);
-    Ok(())
+    numbers_tell(scene.world, &["".to_owned(), "".to_owned()], 0.0).await
+}
+
+/// Waits until the numbers say that of the two addresses of either family so many are given, and that these nodes announce them,
+/// IPv4 first, and have answered for them and said so unasked.
+async fn numbers_tell(world: &World, owners: &[String], given: f64) -> Result<()> {
+    wait_until(SOON, "the numbers to tell it", async || {
+        for ((family, protocol), owner) in [("ipv4", "arp"), ("ipv6", "ndp")].into_iter().zip(owners) {
+            for (name, expected) in [("used", given), ("free", 2.0 - given), ("capacity", 2.0)] {
+                let series = format!("landfall_pool_{name}_addresses{{pool=\"lan\",family=\"{family}\"}}");
+                let count = world.metric_of_controllers(&series).await?;
+                ensure!(count == expected, "{series} {count}, and not {expected}");
+            }
+            for node in NODES {
+                let host = world.cluster.node(node);
+                let series = format!("landfall_announced_addresses{{family=\"{family}\"}}");
+                let expected = if node == owner { 1.0 } else { 0.0 };
+                let count = world.metric_of_agent(&host, &series)?;
+                ensure!(count == expected, "{series} {count} on {node}, and not {expected}");
+                for name in ["landfall_neighbour_answers_total", "landfall_unasked_frames_total"] {
+                    let series = format!("{name}{{protocol=\"{protocol}\"}}");
+                    ensure!(node != owner || world.metric_of_agent(&host, &series)? > 0.0, "{series} 0 on {node}");
+                }
+            }
+        }
+        Ok(())
+    })
+    .await
 }
 
 pub async fn under_local_pods_on_all_nodes_are_reached_and_see_the_client(scene: &Scene<'_>) -> Result<()> {
