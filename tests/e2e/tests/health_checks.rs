@@ -43,6 +43,12 @@ async fn health_follows_endpoints_and_policy(name: &str, kube_proxy: KubeProxy) 
     nodes_answer(&world, port, &[("n1", Some(503)), ("n2", Some(503))]).await?;
     world.patch_service("web", json!({"spec": {"externalTrafficPolicy": "Cluster"}})).await?;
     nodes_answer(&world, port, &[("n1", None), ("n2", None), ("n3", None)]).await?;
+    world.scale("web", 1).await?;
+    let again = json!({"spec": {"externalTrafficPolicy": "Local", "healthCheckNodePort": port}});
+    world.patch_service("web", again).await?;
+    nodes_answer(&world, port, &[("n1", Some(200)), ("n2", Some(503)), ("n3", Some(503))]).await?;
+    world.delete_service("web").await?;
+    nodes_answer(&world, port, &[("n1", None), ("n2", None), ("n3", None)]).await?;
     world.end()
 }
 

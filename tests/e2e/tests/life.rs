@@ -47,7 +47,7 @@ async fn in_each_of_five_updates_of_a_backend_clients_are_answered_under_both_po
 async fn clients_follow_a_pod_over_all_nodes_and_notice_nothing_of_kube_proxy_and_api_server_that_start_again()
 -> Result<()> {
     let world = World::with_landfall("e2e-life", Topology::default()).await?;
-    world.pool("lan", &["192.0.2.200-192.0.2.203"]).await?;
+    world.pool("lan", &["192.0.2.200-192.0.2.204"]).await?;
     the_address_follows_its_only_pod_under_local(&world).await?;
     an_address_stays_through_all_edits_of_a_service_and_goes_with_its_type(&world).await?;
     a_pod_that_has_failed_is_not_used(&world).await?;
@@ -62,9 +62,15 @@ async fn the_address_follows_its_only_pod_under_local(world: &World) -> Result<(
     let spec = world.get_service("moved").await?.spec.unwrap_or_default();
     let health: u16 = spec.health_check_node_port.context("the API server gives it a port")?.try_into()?;
     let nodes = ["n1", "n2", "n3"];
-    // Somebody who always asks from the same port, whose flow connection tracking knows from one pod to the next.
-    let steady = world.cluster.client_host("c1").run(|| netns::udp_flow(SocketAddr::new(address, 80)))??;
-    steady.set_read_timeout(Some(Duration::from_millis(200)))?;
+    world.service("moved-cluster", json!({"selector": {"app": "moved"}})).await?;
+    // Somebody who always asks from the same port, whose flow connection tracking knows from one pod to the next; under the
+    // policy Local, where the address goes with the pod, and under Cluster, where it stays.
+    let mut steady = Vec::new();
+    for address in [address, world.address("moved-cluster").await?] {
+        let socket = world.cluster.client_host("c1").run(|| netns::udp_flow(SocketAddr::new(address, 80)))??;
+        socket.set_read_timeout(Some(Duration::from_millis(200)))?;
+        steady.push((address, socket));
+    }
     // From node to node, and at last to a new pod where the old one was.
     for (turn, node) in ["n1", "n2", "n3", "n1", "n1"].into_iter().enumerate() {
         let annotations = json!({"turn": turn.to_string()});
@@ -93,15 +99,17 @@ async fn the_address_follows_its_only_pod_under_local(world: &World) -> Result<(
             })
             .await?;
         }
-        wait_until(SOON, &format!("who asks from one port to be answered by the pod on {node}"), async || {
-            let mut buffer = [0; 256];
-            steady.send(b"who\n")?;
-            let length = steady.recv(&mut buffer)?;
-            let answer = String::from_utf8_lossy(&buffer[..length]).into_owned();
-            ensure!(answer.starts_with(&format!("{pod} ")), "{answer}, not {pod}");
-            Ok(())
-        })
-        .await?;
+        for (address, steady) in &steady {
+            wait_until(SOON, &format!("who asks {address} from one port to get to the pod on {node}"), async || {
+                let mut buffer = [0; 256];
+                steady.send(b"who\n")?;
+                let length = steady.recv(&mut buffer)?;
+                let answer = String::from_utf8_lossy(&buffer[..length]).into_owned();
+                ensure!(answer.starts_with(&format!("{pod} ")), "{answer}, not {pod}");
+                Ok(())
+            })
+            .await?;
+        }
         for other in nodes {
             let expected = if other == node { 200 } else { 503 };
             let of_node = IpAddr::from(world.cluster.node(other).ipv4());
@@ -114,6 +122,7 @@ async fn the_address_follows_its_only_pod_under_local(world: &World) -> Result<(
         }
     }
     world.kubectl(&["delete", "deployment", "moved", "--wait=false"])?;
+    world.delete_service("moved-cluster").await?;
     world.delete_service("moved").await
 }
 
@@ -125,12 +134,14 @@ async fn an_address_stays_through_all_edits_of_a_service_and_goes_with_its_type(
     world.patch_service("edited", json!({"spec": {"type": "LoadBalancer"}})).await?;
     let address = world.address("edited").await?;
     let ends = async |port, expected: Connect| {
-        wait_until(SOON, &format!("port {port} to end in {expected:?}"), async || {
-            let seen = world.lan.connect(address, port)?;
-            ensure!(seen == expected, "{seen:?}");
-            Ok(())
-        })
-        .await?;
+        for over in [Over::Tcp, Over::Udp] {
+            wait_until(SOON, &format!("port {port} to end in {expected:?} over {over:?}"), async || {
+                let seen = world.lan.end(address, port, over)?;
+                ensure!(seen == expected, "{seen:?}");
+                Ok(())
+            })
+            .await?;
+        }
         let shown = ingress(&world.get_service("edited").await?);
         ensure!(shown == [address], "{shown:?}, and not {address} any more");
         Ok(())
@@ -138,8 +149,11 @@ async fn an_address_stays_through_all_edits_of_a_service_and_goes_with_its_type(
     ends(80, Connect::Accepted).await?;
     ensure!(node_ports(world, "edited").await? == kept, "other node ports");
     let ports = |port: u16, node_port: i32| {
-        let one = json!({"name": "tcp", "port": port, "targetPort": 8080, "protocol": "TCP", "nodePort": node_port});
-        json!({"spec": {"ports": [one]}})
+        let both = ["TCP", "UDP"].map(|protocol| {
+            let name = protocol.to_lowercase();
+            json!({"name": name, "port": port, "targetPort": 8080, "protocol": protocol, "nodePort": node_port})
+        });
+        json!({"spec": {"ports": both}})
     };
     // One that nobody has: others may have some, and health checks.
     let mut free = (30_000..30_050).filter(|port| !kept.contains(port));
@@ -159,9 +173,9 @@ async fn an_address_stays_through_all_edits_of_a_service_and_goes_with_its_type(
     ends(81, Connect::Accepted).await?;
     world.patch_service("edited", json!({"spec": {"type": "ClusterIP"}})).await?;
     wait_until(SOON, "the address to be closed and gone", async || {
-        let seen = world.lan.connect(address, 81)?;
+        let seen = [world.lan.connect(address, 81)?, world.lan.end(address, 81, Over::Udp)?];
         let shown = ingress(&world.get_service("edited").await?);
-        ensure!(seen == Connect::Silence && shown.is_empty(), "{seen:?}, {shown:?}");
+        ensure!(seen == [Connect::Silence; 2] && shown.is_empty(), "{seen:?}, {shown:?}");
         Ok(())
     })
     .await?;
