@@ -88,14 +88,14 @@ fn without_endpoints_a_client_is_refused_at_once() {
         apply(&mut engine(&world), &snapshot([web(net, [])]));
         let web = net.port(80);
         for from in [&world.client, &pod.namespace, &world.n1] {
-            let start = Instant::now();
-            let error = connect(from, &web, PATIENCE).err().expect("no connection");
-            assert_eq!(error.kind(), ErrorKind::ConnectionRefused);
-            assert!(
-                start.elapsed() < Duration::from_millis(900),
-                "the first packet was not answered, but one after {:?}",
+            // A packet that gets no answer is sent again after a second. A busy machine may be as slow, but not each time.
+            let mut times = (0..5).map(|_| {
+                let start = Instant::now();
+                let error = connect(from, &web, PATIENCE).err().expect("no connection");
+                assert_eq!(error.kind(), ErrorKind::ConnectionRefused);
                 start.elapsed()
-            );
+            });
+            assert!(times.any(|time| time < Duration::from_millis(900)), "no first packet was answered");
         }
         for (from, refusal) in [
             (&world.client, ErrorKind::ConnectionRefused),

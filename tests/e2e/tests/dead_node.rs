@@ -13,7 +13,7 @@ use serde_json::json;
 
 /// From when on every new connection must succeed. It takes a fraction of this; the rest is for a machine that compiles at the
 /// same time.
-const DEADLINE: Duration = Duration::from_secs(2);
+const DEADLINE: Duration = Duration::from_secs(5);
 
 /// For how long they are watched after that.
 const WATCHED: Duration = Duration::from_secs(6);
