@@ -109,6 +109,13 @@ fn where_frames_are_spread_a_node_serves_its_own_endpoints_and_helps_itself_with
         ("its own stops", false, vec![stops(ready_("l1")), on("r1", "n2")], &[], &["r1"], Reach::Spread, 1),
         ("all stop", false, vec![stops(ready_("l1")), stops(on("r1", "n2"))], &[], &["l1"], Reach::Spread, 2),
         ("the other is dead", false, vec![ready_("l1"), on("r1", "n2")], &["n2"], &["l1"], Reach::Spread, 2),
+        // What is open elsewhere goes on there; the one part is this node's own.
+        ("the other stops", false, vec![ready_("l1"), stops(on("r1", "n2"))], &[], &["l1"], Reach::Spread, 1),
+        ("the other is unwell", false, vec![ready_("l1"), unready(on("r1", "n2"))], &[], &["l1"], Reach::Spread, 1),
+        ("all are unwell", false, vec![unready(on("r1", "n2"))], &[], &[], Reach::Translated, 1),
+        ("Local: the other stops", true, vec![ready_("l1"), stops(on("r1", "n2"))], &[], &["l1"], Reach::Spread, 1),
+        ("Local: all are unwell", true, vec![unready(on("r1", "n2"))], &[], &[], Reach::Translated, 1),
+        ("a stranger stops", false, vec![ready_("l1"), stops(on("r1", "n9"))], &[], &["l1"], Reach::Spread, 0),
         (
             "nobody is on the link",
             false,

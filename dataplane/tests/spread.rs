@@ -20,8 +20,10 @@ use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::time::Instant;
 
 use cluster::Cluster;
+use crds::Endpoint;
+use crds::Protocol::Tcp;
 use made::Kind;
-use sample::snapshot;
+use sample::{ready, service, snapshot, terminating, unready};
 use tracer::Machine;
 use tracer::frame::Handed;
 use world::{Answer, Net, PATIENCE, SILENCE, V4, ask_tcp, connect, udp, wait_for};
@@ -144,6 +146,33 @@ fn connections_stay_where_they_are_when_endpoints_come_and_go_elsewhere() {
             cluster.apply(&snapshot([cluster.web(net, endpoints)]));
             let now: Vec<Answer> = connections.iter_mut().map(|one| one.ask().expect("an answer")).collect();
             assert_eq!(now, first, "with {} endpoints", endpoints.len());
+        }
+    });
+}
+
+#[test]
+fn connections_to_endpoints_that_drain_or_are_unwell_stay_where_they_are_when_nothing_new_leaves_the_node() {
+    Net::each(|net| {
+        let cluster = Cluster::new();
+        let pods = [cluster.pod(1, 5), cluster.pod(2, 5), cluster.pod(3, 5)];
+        cluster.apply(&snapshot([cluster.web(net, &pods)]));
+        let open = || connect(&cluster.client, &net.port(80), PATIENCE).expect("a connection");
+        let mut connections: Vec<_> = (0..30).map(|_| open()).collect();
+        let first: Vec<Answer> = connections.iter_mut().map(|one| one.ask().expect("an answer")).collect();
+        assert_eq!(first.iter().map(|answer| answer.pod).collect::<BTreeSet<_>>().len(), 3);
+        let states: [fn(Endpoint) -> Endpoint; 3] = [|as_it_was| as_it_was, terminating, unready];
+        for [own, second, third] in [[0, 1, 1], [0, 2, 1], [0, 2, 2], [2, 2, 2]] {
+            let endpoints = pods
+                .iter()
+                .zip([own, second, third])
+                .map(|(pod, state)| states[state](ready(&net.of(pod), &format!("n{}", pod.node))));
+            let web = service("web").holds(net.lb_ip).port("tcp", Tcp, 80).slice(&[("tcp", Tcp, 8080)], endpoints);
+            cluster.apply(&snapshot([web]));
+            let now: Vec<Answer> = connections.iter_mut().map(|one| one.ask().expect("an answer")).collect();
+            assert_eq!(now, first, "{own}, {second}, {third}");
+            if own == 0 {
+                assert_eq!(asked(&cluster, net, 10).keys().copied().collect::<Vec<_>>(), [(1, 5)]);
+            }
         }
     });
 }

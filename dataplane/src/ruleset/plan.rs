@@ -137,6 +137,8 @@ fn target(
         TrafficPolicy::Local => usable(&all, |endpoint| !endpoint.remote),
     };
     match by.and_then(|by| spread(service.traffic_policy, &all, by, snapshot)) {
+        // Nobody gets anything new.
+        Some(spread) if inside.is_empty() => Target { share: spread.share, ..arranged(outside, inside, &all) },
         // Under the policy Local, a node without an endpoint serves nobody, and spreads nothing either.
         Some(spread) if service.traffic_policy == TrafficPolicy::Local && !outside.is_empty() => {
             Target { share: spread.share, reach: spread.reach, ..arranged(outside, inside, &all) }
@@ -160,6 +162,9 @@ struct Spread {
 }
 
 /// How to spread packets from outside over the nodes with ready endpoints; `None` if none of them can be handed a frame.
+///
+/// As long as there are endpoints on other nodes, in whatever state, frames are looked at: those of connections that such an
+/// endpoint has are to go on there, also where everything new stays here.
 ///
 /// Who is dead does not matter here: a table has a second node for each. Endpoints on nodes that can't be handed a frame
 /// are given to those that can, by rank of their address, and are reached from there as they would be without any
@@ -192,6 +197,11 @@ fn spread(policy: TrafficPolicy, all: &[Candidate<'_>], by: By, snapshot: &Snaps
     if policy == TrafficPolicy::Local {
         away.clear();
     }
+    let elsewhere = all.iter().any(|c| c.endpoint.remote && c.node.is_some_and(takes));
+    if elsewhere && parts.is_empty() && away.is_empty() && own.is_empty() {
+        let share = Some(Arc::new(Share::new(by, [(&*snapshot.node, 1)])));
+        return Some(Spread { own, share, reach: Reach::default() });
+    }
     let takers: Vec<&str> = parts.keys().copied().collect();
     if takers.is_empty() {
         return None;
@@ -206,8 +216,7 @@ fn spread(policy: TrafficPolicy, all: &[Candidate<'_>], by: By, snapshot: &Snaps
         }
     }
     let reach = if away.is_empty() { Reach::Spread } else { Reach::Mixed };
-    let leaves = takers.iter().any(|node| *node != snapshot.node);
-    let share = leaves.then(|| Arc::new(Share::new(by, parts)));
+    let share = elsewhere.then(|| Arc::new(Share::new(by, parts)));
     Some(Spread { own, share, reach })
 }
 
