@@ -21,7 +21,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use crds::{Advertisement, EndpointSlice, Holder, Key, Labels, Node, Record, Service, SharedMap, TrafficPolicy};
+use crds::{Advertisement, EndpointSlice, Holder, Key, Labels, Node, Reach, Record, Service, SharedMap, TrafficPolicy};
 
 use crate::advertisement::{Advertisements, Applicable};
 use crate::snapshot::{Candidates, Snapshot, Wanted};
@@ -164,7 +164,7 @@ impl<'a> Decider<'a> {
         let mut claimants: Vec<Claimant<'_>> = services
             .map(|service| Claimant {
                 advertisements: advertisements.of_service(of_pool, &service.labels),
-                local: confined(service, observed),
+                local: confined(service, observed, record),
             })
             .collect();
         if claimants.is_empty() {
@@ -212,9 +212,14 @@ fn candidates(included: &[&Node], claimants: &[Claimant<'_>], advertisements: &A
 
 /// The nodes that a Service of traffic policy Local is confined to: those with an endpoint that new connections may go to,
 /// one that is ready or, if there is none in the whole cluster, one that still serves while it terminates (KEP-1669).
+///
+/// One that announces the address and spreads what comes stays a candidate for as long as it has an endpoint that serves.
+/// Nothing new goes to that one, but what it has goes on; and only this node knows which connections are whose, now that it
+/// has left the table by which others would hand them on. When the endpoint ends, the table has long been the same everywhere.
+///
 /// `None` for a Service without any: then every node may announce its address, and the dataplane there refuses connections,
 /// which tells clients more than silence.
-fn confined<'a>(service: &Service, observed: &'a Observed) -> Option<BTreeSet<&'a str>> {
+fn confined<'a>(service: &Service, observed: &'a Observed, record: &Record) -> Option<BTreeSet<&'a str>> {
     if service.traffic_policy != TrafficPolicy::Local {
         return None;
     }
@@ -222,8 +227,12 @@ fn confined<'a>(service: &Service, observed: &'a Observed) -> Option<BTreeSet<&'
     let endpoints = || slices.into_iter().flat_map(|slices| slices.iter()).flat_map(|slice| &slice.endpoints);
     let ready = endpoints().filter(|endpoint| endpoint.ready).filter_map(|endpoint| endpoint.node.as_deref());
     let serving = endpoints().filter(|endpoint| endpoint.serving).filter_map(|endpoint| endpoint.node.as_deref());
-    let nodes: BTreeSet<&str> = ready.collect();
-    let nodes = if nodes.is_empty() { serving.collect() } else { nodes };
+    let mut nodes: BTreeSet<&str> = ready.collect();
+    let none_is_ready = nodes.is_empty();
+    let spreads = |node: &str| {
+        record.announcers.iter().any(|announcer| &*announcer.node == node && announcer.reach == Some(Reach::Spread))
+    };
+    nodes.extend(serving.filter(|node| none_is_ready || spreads(node)));
     (!nodes.is_empty()).then_some(nodes)
 }
 

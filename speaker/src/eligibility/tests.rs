@@ -80,8 +80,14 @@ impl Cluster {
     }
 
     /// Who may announce an address that these Services hold, if anybody should. See [`written`].
-    fn candidates(mut self, holders: &[&str]) -> Option<String> {
-        let record = record("lan", holders);
+    fn candidates(self, holders: &[&str]) -> Option<String> {
+        self.candidates_while(holders, None)
+    }
+
+    /// The same while n1 announces it, and forwards what comes in this way.
+    fn candidates_while(mut self, holders: &[&str], reach: Option<Reach>) -> Option<String> {
+        let mut record = record("lan", holders);
+        record.announcers.iter_mut().for_each(|announcer| announcer.reach = reach);
         self.0.addresses.insert(record.address, Arc::new(record.clone()));
         let wanted = snapshot("n1", &self.0).addresses.remove(&record.address)?;
         assert_eq!(wanted.epoch, 4);
@@ -214,6 +220,26 @@ fn candidates_follow_labels_policies_and_endpoints_of_all_services_that_share_th
             endpoints.into_iter().fold(four(), |cluster, (service, endpoints)| cluster.endpoints(service, &endpoints));
         assert_eq!(cluster.candidates(&holders).as_deref(), expected, "{what}");
     }
+}
+
+#[test]
+fn who_spreads_an_address_stays_a_candidate_while_its_own_endpoint_drains() {
+    use Reach::{Mixed, Spread, Translated};
+    for (what, endpoints, reach, expected) in [
+        ("it spreads", vec![("n1", 's'), ("n2", 'r')], Some(Spread), "n1 n2"),
+        ("it does not", vec![("n1", 's'), ("n2", 'r')], Some(Translated), "n2"),
+        ("not everything", vec![("n1", 's'), ("n2", 'r')], Some(Mixed), "n2"),
+        ("it has not said", vec![("n1", 's'), ("n2", 'r')], None, "n2"),
+        ("its endpoint has ended", vec![("n1", '-'), ("n2", 'r')], Some(Spread), "n2"),
+        ("its endpoint is gone", vec![("n2", 'r')], Some(Spread), "n2"),
+        ("another one's drains", vec![("n1", 'r'), ("n2", 's')], Some(Spread), "n1"),
+        ("all drain", vec![("n1", 's'), ("n2", 's')], Some(Spread), "n1 n2"),
+    ] {
+        let cluster = four().endpoints("local", &endpoints);
+        assert_eq!(cluster.candidates_while(&["local"], reach).as_deref(), Some(expected), "{what}");
+    }
+    let drained = four().endpoints("local", &[("n1", 's'), ("n2", 'r')]).relieved("n1");
+    assert_eq!(drained.candidates_while(&["local"], Some(Spread)).as_deref(), Some("n2"), "the node drains too");
 }
 
 #[test]
