@@ -11,8 +11,8 @@ use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use e2e::World;
 use e2e::world::ingress;
+use e2e::{Connect, World};
 use k8s_openapi::api::core::v1::Pod;
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use kube::api::{ListParams, Patch, PatchParams};
@@ -35,7 +35,7 @@ const PATIENCE: Duration = Duration::from_secs(2);
 const TIMES: usize = 16;
 
 /// How soon everybody gets where the table says.
-const SETTLED: Duration = Duration::from_secs(15);
+const SETTLED: Duration = Duration::from_secs(30);
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Who {
@@ -49,8 +49,8 @@ const EVERYBODY: [Who; 3] = [Who::Outside, Who::Pod, Who::Node];
 /// What becomes of who asks.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Fate {
-    /// A pod answers.
-    Answer(String),
+    /// A pod answers, which saw who asked, or some address of a node in place of it.
+    Answer { pod: String, kept: bool },
     /// Nothing comes back.
     Drop,
     /// A refusal comes back at once.
@@ -60,7 +60,8 @@ enum Fate {
 impl fmt::Display for Fate {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
-            Self::Answer(pod) => pod,
+            Self::Answer { pod, kept: true } => pod,
+            Self::Answer { pod, kept: false } => return write!(f, "{pod} that sees somebody else"),
             Self::Drop => "drop",
             Self::Refuse => "refuse",
         })
@@ -68,7 +69,8 @@ impl fmt::Display for Fate {
 }
 
 /// Endpoints in short, `t` for one that terminates but serves, `x` for one that terminates and does not, `u` for one that is not
-/// ready; then who gets where under the policy Cluster and under Local, if they enter at n1 (where `l` is), or at n3, where no
+/// ready, `p` for one that neither serves nor stays and is published nevertheless, `z` for one that is meant for clients of some
+/// other zone; then who gets where under the policy Cluster and under Local, if they enter at n1 (where `l` is), or at n3, where no
 /// endpoint is.
 struct Row {
     endpoints: &'static str,
@@ -82,7 +84,7 @@ struct Row {
 }
 
 /// Under Local, who is inside gets where anybody gets under Cluster.
-const TABLE: [Row; 12] = [
+const TABLE: [Row; 14] = [
     Row { endpoints: "l6", cluster: "l6", local: "l6", elsewhere: "drop" },
     Row { endpoints: "r6", cluster: "r6", local: "drop", elsewhere: "drop" },
     Row { endpoints: "l6 r6", cluster: "l6 r6", local: "l6 r6", elsewhere: "drop" },
@@ -95,14 +97,16 @@ const TABLE: [Row; 12] = [
     Row { endpoints: "r6t r7x", cluster: "r6", local: "drop", elsewhere: "drop" },
     Row { endpoints: "l6t r6t", cluster: "l6 r6", local: "l6 r6", elsewhere: "drop" },
     Row { endpoints: "l6 l7u", cluster: "l6", local: "l6", elsewhere: "drop" },
+    Row { endpoints: "l6p r6t", cluster: "l6", local: "l6", elsewhere: "drop" },
+    Row { endpoints: "l6z r6z", cluster: "l6 r6", local: "l6 r6", elsewhere: "drop" },
 ];
 
-/// Fates in short.
-fn fates(short: &str) -> BTreeSet<Fate> {
+/// Fates in short. Who asks is seen as who it is, but by the pod that it is itself (`own`): an answer would not pass the node.
+fn fates(short: &str, own: Option<&str>) -> BTreeSet<Fate> {
     let fate = |word: &str| match word {
         "drop" => Fate::Drop,
         "refuse" => Fate::Refuse,
-        pod => Fate::Answer(pod.to_owned()),
+        pod => Fate::Answer { pod: pod.to_owned(), kept: own != Some(pod) },
     };
     short.split_whitespace().map(fate).collect()
 }
@@ -116,6 +120,15 @@ struct Stage {
     pods: BTreeMap<String, [IpAddr; 2]>,
     /// The full names of pods.
     names: BTreeMap<String, String>,
+}
+
+/// Where somebody asks from.
+struct Place {
+    namespace: Namespace,
+    /// The addresses that are its own.
+    own: BTreeSet<IpAddr>,
+    /// The pod that it is, if it is one.
+    pod: Option<String>,
 }
 
 impl Stage {
@@ -159,11 +172,14 @@ impl Stage {
                     "t" => (false, true, true),
                     "x" => (false, false, true),
                     "u" => (false, false, false),
+                    "p" => (true, false, true),
                     _ => (true, true, false),
                 };
+                let zones = if state == "z" { json!({"forZones": [{"name": "elsewhere"}]}) } else { Value::Null };
                 json!({
                     "addresses": [self.pods[pod][index]], "nodeName": node,
                     "conditions": {"ready": ready, "serving": serving, "terminating": terminating},
+                    "hints": zones,
                 })
             };
             let name = format!("web-{}", family.to_lowercase());
@@ -195,16 +211,26 @@ impl Stage {
     }
 
     /// Where they ask from.
-    fn place(&self, who: Who, entry: &str) -> Result<Namespace> {
+    fn place(&self, who: Who, entry: &str) -> Result<Place> {
         let node = self.world.cluster.node(entry);
         match who {
-            Who::Outside => self.world.cluster.client_host("c1").netns(),
-            Who::Node => node.netns(),
+            Who::Outside => {
+                let client = self.world.cluster.client_host("c1");
+                let own = BTreeSet::from([client.ipv4().into(), client.ipv6().into()]);
+                Ok(Place { namespace: client.netns()?, own, pod: None })
+            }
+            Who::Node => {
+                // Which of its addresses it takes is its own choice.
+                let listed = node.output(["ip", "-oneline", "address"])?;
+                let own = listed.split_whitespace().filter_map(|word| word.split('/').next()?.parse().ok()).collect();
+                Ok(Place { namespace: node.netns()?, own, pod: None })
+            }
             Who::Pod => {
                 let asks = PODS.iter().find(|(pod, on)| pod.ends_with('5') && *on == entry);
                 let (short, _) = asks.with_context(|| format!("no pod on {entry} asks"))?;
                 let name = self.names.iter().find(|(_, pod)| *pod == short).map(|(name, _)| name);
-                node.netns_of_pod(name.context("invariant: it has a name")?)
+                let namespace = node.netns_of_pod(name.context("invariant: it has a name")?)?;
+                Ok(Place { namespace, own: self.pods[*short].into(), pod: Some((*short).to_owned()) })
             }
         }
     }
@@ -212,7 +238,7 @@ impl Stage {
     /// Waits until everybody who asks gets there, and no one anywhere else.
     async fn gets(&self, who: Who, entry: &str, expected: &str) -> Result<()> {
         let place = self.place(who, entry)?;
-        let expected = fates(expected);
+        let expected = fates(expected, place.pod.as_deref());
         let runtime = Handle::current();
         let settled = |address: IpAddr, over_tcp: bool| {
             let to = SocketAddr::new(address, 80);
@@ -240,13 +266,7 @@ impl Stage {
         })
     }
 
-    fn seen(
-        &self,
-        place: &Namespace,
-        to: SocketAddr,
-        over_tcp: bool,
-        expected: &BTreeSet<Fate>,
-    ) -> Result<BTreeSet<Fate>> {
+    fn seen(&self, place: &Place, to: SocketAddr, over_tcp: bool, expected: &BTreeSet<Fate>) -> Result<BTreeSet<Fate>> {
         // Silence takes its time, kernels say but once a second that they refuse a datagram (icmp_ratelimit), and neither is one
         // fate of several.
         let (times, patience) = match expected.first() {
@@ -256,12 +276,20 @@ impl Stage {
         };
         let ask = if over_tcp { Answer::over_tcp } else { Answer::over_udp };
         let mut seen = BTreeSet::new();
-        for answer in place.run(|| (0..times).map(|_| ask(to, patience)).collect::<Vec<_>>()) {
+        for answer in place.namespace.run(|| (0..times).map(|_| ask(to, patience)).collect::<Vec<_>>()) {
             seen.insert(match answer {
-                Ok(answer) => Fate::Answer(self.names.get(&answer.pod).context("a strange pod")?.clone()),
-                // A datagram that its own kernel does not send is refused in these words.
-                Err(error) if matches!(error.kind(), ErrorKind::ConnectionRefused | ErrorKind::PermissionDenied) => {
-                    Fate::Refuse
+                Ok(answer) => {
+                    let pod = self.names.get(&answer.pod).context("a strange pod")?.clone();
+                    Fate::Answer { pod, kept: place.own.contains(&answer.client.ip()) }
+                }
+                Err(error) if error.kind() == ErrorKind::ConnectionRefused => Fate::Refuse,
+                // In these words a kernel tells of both to who is on the node itself.
+                Err(error) if error.kind() == ErrorKind::PermissionDenied => {
+                    if expected.contains(&Fate::Drop) {
+                        Fate::Drop
+                    } else {
+                        Fate::Refuse
+                    }
                 }
                 Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => Fate::Drop,
                 Err(error) => return Err(error).with_context(|| format!("ask {to}")),
@@ -278,8 +306,11 @@ fn list(fates: &BTreeSet<Fate>) -> String {
 async fn everybody_gets_where_the_table_says(name: &str, kube_proxy: KubeProxy) -> Result<()> {
     let stage = Stage::set(name, kube_proxy).await?;
     for policy in ["Cluster", "Local"] {
-        stage.world.patch_service("web", json!({"spec": {"externalTrafficPolicy": policy}})).await?;
         for entry in ["n1", "n3"] {
+            // Which endpoints clients inside the cluster get at a ClusterIP bears on nobody who asks for an lb_ip.
+            let internal = if entry == "n1" { "Local" } else { "Cluster" };
+            let policies = json!({"externalTrafficPolicy": policy, "internalTrafficPolicy": internal});
+            stage.world.patch_service("web", json!({"spec": policies})).await?;
             stage.enter_at(entry)?;
             for row in &TABLE {
                 stage.endpoints(row.endpoints).await?;
@@ -292,15 +323,36 @@ async fn everybody_gets_where_the_table_says(name: &str, kube_proxy: KubeProxy) 
                     let case = || format!("endpoints {:?}, policy {policy}", row.endpoints);
                     stage.gets(who, entry, expected).await.with_context(case)?;
                 }
+                if (policy, entry) == ("Local", "n1") {
+                    nodes_are_well_that_have_ready_endpoints(&stage, row.endpoints).await?;
+                }
             }
         }
     }
-    only_who_may_gets_in(&stage).await?;
+    only_who_may_gets_in(&stage, kube_proxy).await?;
     stage.world.end()
 }
 
-/// Ranges bind everybody from outside and every pod; the node itself is one of those that may.
-async fn only_who_may_gets_in(stage: &Stage) -> Result<()> {
+/// What a load balancer in front is told: not to send anything to nodes whose endpoints all terminate, though they serve.
+async fn nodes_are_well_that_have_ready_endpoints(stage: &Stage, endpoints: &str) -> Result<()> {
+    let port = stage.world.get_service("web").await?.spec.unwrap_or_default().health_check_node_port;
+    let port = port.context("the API server gives it a port")?.try_into()?;
+    let ready: BTreeSet<&str> = endpoints.split_whitespace().filter(|word| !word.ends_with(['t', 'x', 'u'])).collect();
+    for (pods, node) in [("l", "n1"), ("r", "n2"), ("x", "n3")] {
+        let expected = if ready.iter().any(|endpoint| endpoint.starts_with(pods)) { 200 } else { 503 };
+        let address = IpAddr::from(stage.world.cluster.node(node).ipv4());
+        wait_until(SETTLED, &format!("{node} to say {expected} with endpoints {endpoints:?}"), async || {
+            let (status, _) = stage.world.lan.http(address, port)?;
+            ensure!(status == expected, "{status}");
+            Ok(())
+        })
+        .await?;
+    }
+    Ok(())
+}
+
+/// Ranges bind everybody: from outside, in pods and on the nodes. They do not bind who asks a node port.
+async fn only_who_may_gets_in(stage: &Stage, kube_proxy: KubeProxy) -> Result<()> {
     stage.endpoints("l6 r6").await?;
     let ranges = json!({"spec": {"loadBalancerSourceRanges": ["198.51.100.0/24", "2001:db8:1::/48"]}});
     stage.world.patch_service("web", ranges).await?;
@@ -308,11 +360,22 @@ async fn only_who_may_gets_in(stage: &Stage) -> Result<()> {
         stage.world.patch_service("web", json!({"spec": {"externalTrafficPolicy": policy}})).await?;
         for entry in ["n1", "n3"] {
             stage.enter_at(entry)?;
-            for who in [Who::Outside, Who::Pod] {
+            for who in EVERYBODY {
                 let case = || format!("not in the source ranges, policy {policy}");
                 stage.gets(who, entry, "drop").await.with_context(case)?;
             }
         }
+    }
+    if kube_proxy != KubeProxy::None {
+        let ports = stage.world.get_service("web").await?.spec.unwrap_or_default().ports.unwrap_or_default();
+        let port = ports.first().and_then(|port| port.node_port).context("it has node ports")?.try_into()?;
+        let node = IpAddr::from(stage.world.cluster.node("n1").ipv4());
+        wait_until(SETTLED, "the node port to answer", async || {
+            let seen = stage.world.lan.connect(node, port)?;
+            ensure!(seen == Connect::Accepted, "{seen:?}");
+            Ok(())
+        })
+        .await?;
     }
     Ok(())
 }
