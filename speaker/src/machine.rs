@@ -26,12 +26,14 @@ use crate::deaths::Deaths;
 use crate::events::{Counters, Event};
 use crate::hello::{self, Malformed, Packet};
 use crate::neighbours::Neighbours;
-use crate::placement::{Link, placements};
+use crate::placement::Link;
 use crate::segment::{Context, Segment};
-use crate::snapshot::{Links, Snapshot, Wanted};
+use crate::snapshot::{Snapshot, Wanted};
 use crate::strangers::Stranger;
 use crate::takeovers::Move;
 use crate::{datagram, hash};
+
+mod arrange;
 
 /// Who this speaker is, and how fast.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -131,6 +133,8 @@ pub struct Machine {
     snapshot: Option<Arc<Snapshot>>,
     forwarded: Arc<BTreeSet<IpAddr>>,
     segments: BTreeMap<u32, Segment>,
+    /// Addresses that are where they are only because they are announced there.
+    kept: BTreeSet<IpAddr>,
     stopping: Stopping,
     deaths: Deaths,
     buried: bool,
@@ -164,6 +168,7 @@ impl Machine {
             snapshot: None,
             forwarded: Arc::default(),
             segments: BTreeMap::new(),
+            kept: BTreeSet::new(),
             stopping: Stopping::No,
             deaths: Deaths::default(),
             buried: false,
@@ -232,23 +237,29 @@ impl Machine {
     /// This was observed; `None` if nothing is known yet.
     pub fn set_snapshot(&mut self, now: Duration, snapshot: Option<Arc<Snapshot>>) {
         let before = std::mem::replace(&mut self.snapshot, snapshot);
-        let (Some(before), Some(after)) = (&before, &self.snapshot) else {
+        let (Some(before), Some(after)) = (before, self.snapshot.clone()) else {
             self.arrange(now);
             self.segments.values_mut().for_each(Segment::touch_all);
             return;
         };
-        let after = Arc::clone(after);
         let differing = before.addresses.differing(&after.addresses).filter(|(_, before, after)| before != after);
-        let (changed, gone): (Vec<_>, Vec<_>) = differing.partition(|(_, _, after)| after.is_some());
+        let changed: Vec<_> = differing.collect();
         for segment in self.segments.values_mut() {
-            segment.touch(changed.iter().map(|(lb_ip, ..)| *lb_ip));
+            segment.touch(changed.iter().filter(|(_, _, after)| after.is_some()).map(|(lb_ip, ..)| *lb_ip));
         }
-        let links = |wanted: Option<&Wanted>| wanted?.candidates.get(&self.config.node).map(|own| own.links.clone());
-        let same = gone.is_empty()
-            && changed.iter().all(|(_, before, after)| before.is_some() && links(*before) == links(*after))
-            && before.node_addresses == after.node_addresses;
-        if !same {
+        if before.node_addresses != after.node_addresses {
             self.arrange(now);
+            return;
+        }
+        let links = |wanted: &Wanted| wanted.candidates.get(&self.config.node).map(|own| own.links.clone());
+        let moves = |before: Option<&Wanted>, after: Option<&Wanted>| match (before, after) {
+            (Some(before), Some(after)) => links(before) != links(after),
+            _ => true,
+        };
+        let moved = changed.into_iter().filter(|(_, before, after)| moves(*before, *after));
+        let moved: BTreeSet<IpAddr> = moved.map(|(lb_ip, ..)| *lb_ip).collect();
+        if !moved.is_empty() {
+            self.rearrange(now, moved);
         }
     }
 
@@ -258,57 +269,6 @@ impl Machine {
         self.forwarded = forwarded;
         for segment in self.segments.values_mut() {
             segment.touch(&changed);
-        }
-    }
-
-    /// Sees to it that there is a segment for each link that is needed, and an address on the one it belongs to.
-    fn arrange(&mut self, now: Duration) {
-        self.regrouped = true;
-        let mut placed = BTreeMap::<u32, BTreeSet<IpAddr>>::new();
-        match &self.snapshot {
-            Some(snapshot) => {
-                // On the node's own link we speak in any case: when the first address comes, everybody is known.
-                let home = self.links.values().filter(|link| link.holds(&snapshot.node_addresses));
-                placed.extend(home.map(|link| (link.index, BTreeSet::new())));
-                for (lb_ip, wanted) in snapshot.addresses.iter() {
-                    let links = || self.links.values();
-                    let own = wanted.candidates.get(&self.config.node);
-                    let home = Links::default();
-                    let allowed = own.map_or(&home, |own| &own.links);
-                    let links = placements(*lb_ip, links(), &snapshot.node_addresses, allowed);
-                    // One that we may not announce any more stays where it is until somebody else has taken it over.
-                    let kept =
-                        self.segments.iter().filter(|(_, segment)| own.is_none() && segment.mine(*lb_ip).is_some());
-                    let kept = kept.map(|(index, _)| *index).filter(|index| self.links.contains_key(index));
-                    for index in links.into_iter().map(|link| link.index).chain(kept) {
-                        placed.entry(index).or_default().insert(*lb_ip);
-                    }
-                }
-            }
-            // Which links count is not known yet. To say so is of use only where other nodes may be.
-            None => {
-                let open = self.links.values().filter(|link| !link.is_bridge);
-                placed.extend(open.map(|link| (link.index, BTreeSet::new())));
-            }
-        }
-        let gone: Vec<u32> = self.segments.keys().filter(|index| !placed.contains_key(index)).copied().collect();
-        for index in gone {
-            if let Some(mut segment) = self.segments.remove(&index) {
-                let is_there = self.links.contains_key(&index);
-                let mut context = self.context(now);
-                segment.close(&mut context);
-                if is_there {
-                    context.leaving = true;
-                    segment.say_goodbye(&mut context);
-                }
-                self.changed = true;
-            }
-        }
-        for (index, lb_ips) in placed {
-            let link = self.links[&index].clone();
-            let segment = self.segments.entry(index).or_insert_with(|| Segment::new(now, link.clone(), &self.config));
-            segment.update(now, link);
-            segment.place(lb_ips);
         }
     }
 

@@ -174,11 +174,13 @@ impl Segment {
     }
 
     /// The link has changed: with a new MAC address, all must be announced anew.
-    pub fn update(&mut self, now: Duration, link: Link) {
+    pub fn update(&mut self, now: Duration, link: &Link) {
         if self.link.mac != link.mac {
             self.announce_all(now);
         }
-        self.link = link;
+        if self.link != *link {
+            self.link.clone_from(link);
+        }
     }
 
     /// What is announced here.
@@ -215,6 +217,25 @@ impl Segment {
     pub fn place(&mut self, placed: BTreeSet<IpAddr>) {
         self.dirty.extend(self.placed.symmetric_difference(&placed));
         self.placed = placed;
+    }
+
+    /// This address belongs here, too.
+    pub fn add(&mut self, lb_ip: IpAddr) {
+        if self.placed.insert(lb_ip) {
+            self.dirty.insert(lb_ip);
+        }
+    }
+
+    /// This address doesn't belong here.
+    pub fn displace(&mut self, lb_ip: IpAddr) {
+        if self.placed.remove(&lb_ip) {
+            self.dirty.insert(lb_ip);
+        }
+    }
+
+    /// The addresses that belong here.
+    pub fn places(&self) -> impl Iterator<Item = IpAddr> + '_ {
+        self.placed.iter().copied()
     }
 
     /// Something that bears on these addresses has changed.
