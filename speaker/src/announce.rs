@@ -23,6 +23,16 @@ const BURST: [Duration; 7] = [
     Duration::from_secs(4),
 ];
 
+/// So many addresses are repeated at once. More of them wait: when thousands change hands, all their repetitions would be due
+/// in the same moment as first frames, of this node and of others, and switches and clients have only so much time.
+const REPEATED: u32 = 256;
+
+/// Of those that wait, one has its turn each time: 10,000 addresses a second. Ten times as many would be due.
+const EACH: Duration = Duration::from_micros(100);
+
+/// Turns come together in moments that are so far apart: nobody should wake for each.
+const MOMENT: Duration = Duration::from_millis(5);
+
 /// How often an address is announced after its burst. For those who missed all of it, such as a switch that restarted.
 const REFRESH: Duration = Duration::from_secs(60);
 
@@ -59,6 +69,8 @@ pub struct Schedule {
     /// When; whether it is the second frame of a burst, which comes after all first ones of the same time; which address.
     due: BTreeSet<(Duration, bool, IpAddr)>,
     entries: BTreeMap<IpAddr, Entry>,
+    /// When the next repetition would have its turn, if none were let through at once.
+    turn: Duration,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -69,13 +81,15 @@ struct Entry {
     step: usize,
     /// When it is due next.
     due: Duration,
+    /// Whether that is its turn to be repeated.
+    has_turn: bool,
 }
 
 impl Schedule {
     /// Begins the burst for `lb_ip`, anew if there was one already.
     pub fn start(&mut self, lb_ip: IpAddr, now: Duration) {
         self.stop(lb_ip);
-        self.entries.insert(lb_ip, Entry { begun: now, step: 0, due: now });
+        self.entries.insert(lb_ip, Entry { begun: now, step: 0, due: now, has_turn: false });
         self.due.insert((now, false, lb_ip));
     }
 
@@ -97,7 +111,8 @@ impl Schedule {
     }
 
     /// The turns that have come, at most `limit`, the longest overdue first. Those that `may` forbids are put off. However
-    /// late this is called, an address is announced once in each form and then goes on with what lies ahead.
+    /// late this is called, an address is announced once in each form and then goes on with what lies ahead. Repetitions wait
+    /// for their turn if there are many.
     pub fn take_due(&mut self, now: Duration, limit: usize, may: impl Fn(IpAddr) -> bool) -> Vec<Turn> {
         let mut turns = Vec::new();
         while turns.len() < limit {
@@ -107,12 +122,17 @@ impl Schedule {
             let entry = self.entries.get_mut(&lb_ip).expect("invariant: what is due has an entry");
             if !may(lb_ip) {
                 entry.due = now + PUT_OFF;
+            } else if let Some(turn) =
+                entry.wants_turn().then(|| take_turn(&mut self.turn, now)).filter(|turn| now < *turn)
+            {
+                (entry.due, entry.has_turn) = (turn, true);
             } else if entry.step == 0 {
                 turns.push(Turn { lb_ip, form: Form::Request });
                 // After those that wait for their first.
                 (entry.step, entry.due) = (1, now);
             } else {
                 turns.push(Turn { lb_ip, form: if entry.step == 1 { Form::Reply } else { Form::Both } });
+                entry.has_turn = false;
                 while BURST.get(entry.step).is_some_and(|after| entry.begun + *after <= now) {
                     entry.step += 1;
                 }
@@ -132,6 +152,23 @@ impl Entry {
     fn is_second(&self) -> bool {
         self.step == 1
     }
+
+    /// Whether what is due is a repetition that has no turn yet. Refreshes are spread in any case.
+    fn wants_turn(&self) -> bool {
+        (2..BURST.len()).contains(&self.step) && !self.has_turn
+    }
+}
+
+/// When the next repetition has its turn, which is taken.
+fn take_turn(next: &mut Duration, now: Duration) -> Duration {
+    let turn = (*next).max(now);
+    *next = turn + EACH;
+    let turn = turn.saturating_sub(EACH * (REPEATED - 1));
+    if turn <= now {
+        return now;
+    }
+    let moments = turn.as_nanos().div_ceil(MOMENT.as_nanos());
+    Duration::from_nanos(u64::try_from(moments * MOMENT.as_nanos()).unwrap_or(u64::MAX))
 }
 
 /// How long until the next refresh. Another time for each address and each round, without a source of randomness.
@@ -189,6 +226,35 @@ mod tests {
         assert_eq!(schedule.take_due(Duration::ZERO, 10, |lb_ip| lb_ip == ip(2)), forms);
         let turns = run(&mut schedule, Duration::from_secs(1), |_| true);
         assert_eq!(turns, [(50, ip(2)), (200, ip(2)), (1000, ip(1))]);
+    }
+
+    #[test]
+    fn repetitions_of_thousands_take_turns_and_hold_up_nobody_who_is_announced_for_the_first_time() {
+        let mut schedule = Schedule::default();
+        for n in 0..5000u32 {
+            schedule.start(IpAddr::from(n.to_be_bytes()), Duration::ZERO);
+        }
+        let (mut repeated, mut wakes, mut last) = (BTreeMap::<IpAddr, u32>::new(), 0, Duration::ZERO);
+        let mut in_100ms = 0;
+        while let Some(due) = schedule.next_deadline().filter(|due| *due <= Duration::from_secs(1)) {
+            wakes += u32::from(due > last);
+            last = due;
+            for turn in schedule.take_due(due, 256, |_| true) {
+                if turn.form == Form::Both {
+                    in_100ms += u32::from(due <= Duration::from_millis(100));
+                    *repeated.entry(turn.lb_ip).or_default() += 1;
+                }
+            }
+            if due >= Duration::from_millis(100) && schedule.entries.len() == 5000 {
+                schedule.start([198, 51, 100, 1].into(), due);
+                let late = schedule.take_due(due, 256, |_| true);
+                assert!(late.contains(&Turn { lb_ip: [198, 51, 100, 1].into(), form: Form::Request }));
+            }
+        }
+        // What may go at once, and then ten in a millisecond.
+        assert!((500..=256 + 500 + 50).contains(&in_100ms), "{in_100ms}");
+        assert_eq!(repeated.len(), 5001, "some are not repeated within a second");
+        assert!(wakes < 250, "it wakes {wakes} times in a second");
     }
 
     #[test]
