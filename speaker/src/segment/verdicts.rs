@@ -18,13 +18,17 @@ impl Segment {
     pub fn decide(&mut self, context: &mut Context<'_>) -> bool {
         while let Some((turn, lb_ip)) = self.turns.first().copied().filter(|(turn, _)| *turn <= context.now) {
             self.turns.remove(&(turn, lb_ip));
-            self.dirty.insert(lb_ip);
+            // Somebody else may have it by now, as has most of what a dead node had.
+            if self.orphans.contains_key(&lb_ip) || self.ceding.contains_key(&lb_ip) {
+                self.dirty.insert(lb_ip);
+            }
         }
         if self.dirty.is_empty() {
             return false;
         }
         let dirty = std::mem::take(&mut self.dirty);
-        let claimants = self.claimants(&dirty);
+        let names: Vec<String> = self.peers.keys().cloned().collect();
+        let claimants = self.claimants(&names, &dirty);
         let mut changed = false;
         for lb_ip in dirty {
             let others = claimants.get(&lb_ip).map(Vec::as_slice).unwrap_or_default();
@@ -36,12 +40,12 @@ impl Segment {
         changed
     }
 
-    /// All claims of others to these addresses, of the dead too.
-    fn claimants(&self, lb_ips: &BTreeSet<IpAddr>) -> BTreeMap<IpAddr, Vec<(String, Claim)>> {
-        let mut claimants = BTreeMap::<IpAddr, Vec<(String, Claim)>>::new();
-        for (node, peer) in &self.peers {
+    /// All claims of others to these addresses, of the dead too. `names` are those of all peers, in order.
+    fn claimants<'a>(&self, names: &'a [String], lb_ips: &BTreeSet<IpAddr>) -> BTreeMap<IpAddr, Vec<(&'a str, Claim)>> {
+        let mut claimants = BTreeMap::<IpAddr, Vec<(&str, Claim)>>::new();
+        for (node, peer) in names.iter().zip(self.peers.values()) {
             let mut note = |lb_ip: IpAddr, claim: Claim| {
-                claimants.entry(lb_ip).or_default().push((node.clone(), claim));
+                claimants.entry(lb_ip).or_default().push((node, claim));
             };
             if peer.claims.len() < lb_ips.len() {
                 peer.claims.iter().filter(|(lb_ip, _)| lb_ips.contains(lb_ip)).for_each(|(l, c)| note(l, c));
@@ -52,7 +56,7 @@ impl Segment {
         claimants
     }
 
-    fn decide_one(&mut self, context: &mut Context<'_>, lb_ip: IpAddr, others: &[(String, Claim)]) -> bool {
+    fn decide_one(&mut self, context: &mut Context<'_>, lb_ip: IpAddr, others: &[(&str, Claim)]) -> bool {
         let now = context.now;
         let wanted = context.snapshot.and_then(|snapshot| snapshot.addresses.get(&lb_ip));
         let mine = self.mine(lb_ip);
@@ -61,19 +65,20 @@ impl Segment {
             .iter()
             .filter(|(_, claim)| claim.held)
             .filter_map(|(node, claim)| {
-                let peer = self.peers.get(node).filter(|peer| peer.holds())?;
+                let peer = self.peers.get(*node).filter(|peer| peer.holds())?;
                 let preference = wanted.and_then(|wanted| self.preference(wanted, node, peer));
                 let hears_us = peer.liveness.hears_us(now);
                 Some(Rival { claim: *claim, rank: ownership::rank(node, lb_ip), preference, hears_us })
             })
             .collect();
         let claimed = others.iter().map(|(_, claim)| claim.epoch).chain(mine.map(|claim| claim.epoch)).max();
-        let known = self.epochs.get(&lb_ip).copied().max(claimed).unwrap_or(0);
-        if wanted.is_some() {
-            self.epochs.insert(lb_ip, known);
+        let known = if wanted.is_some() {
+            let known = self.epochs.entry(lb_ip).or_default();
+            *known = claimed.map_or(*known, |claimed| claimed.max(*known));
+            *known
         } else {
-            self.epochs.remove(&lb_ip);
-        }
+            self.epochs.remove(&lb_ip).max(claimed).unwrap_or(0)
+        };
         let company = self.company(context, lb_ip, wanted, others);
         // Looking at each peer for each address is much, where there are many, and for nothing while we listen.
         let may = self.may(context, lb_ip, wanted);
@@ -95,7 +100,7 @@ impl Segment {
             heir,
             barred: ceding.and_then(|ceding| if let Ceding::Since(since) = ceding { Some(since) } else { None }),
             rivals: &rivals,
-            lost: others.iter().any(|(node, claim)| !claim.held && self.peers.get(node).is_some_and(Peer::holds)),
+            lost: others.iter().any(|(node, claim)| !claim.held && self.peers.get(*node).is_some_and(Peer::holds)),
             epoch: known.max(wanted.map_or(0, |wanted| wanted.epoch)),
             company,
             before: takes.map_or(0, |wanted| self.before(lb_ip, wanted, (preference, my_rank))),
@@ -167,7 +172,7 @@ impl Segment {
         }
     }
 
-    fn claim(&mut self, context: &mut Context<'_>, lb_ip: IpAddr, claim: Claim, others: &[(String, Claim)]) {
+    fn claim(&mut self, context: &mut Context<'_>, lb_ip: IpAddr, claim: Claim, others: &[(&str, Claim)]) {
         self.greeting.changed(lb_ip);
         let link = self.link.name.clone();
         let renewed = self.mine(lb_ip).is_some();
@@ -180,12 +185,13 @@ impl Segment {
         self.schedule.start(lb_ip, context.now);
         context.counters.announced += 1;
         let before = others.iter().max_by_key(|(_, claim)| *claim);
-        if let Some((from, claim, peer)) = before.and_then(|(node, claim)| Some((node, claim, self.peers.get(node)?))) {
+        if let Some((from, claim, peer)) = before.and_then(|(node, claim)| Some((node, claim, self.peers.get(*node)?)))
+        {
             let (cause, heard) = (Cause::of(peer, *claim), peer.liveness.last());
             context.counters.takeovers.observe(cause, peer.liveness.age(context.now));
             self.moves.insert(lb_ip, Move::begin(context.now, from, cause, heard));
         }
-        let from = before.map(|(node, _)| node.clone());
+        let from = before.map(|(node, _)| (*node).to_owned());
         let Claim { epoch, backed, .. } = claim;
         context.events.push(Event::Announced { lb_ip, link, epoch, backed, from });
     }
@@ -236,7 +242,7 @@ impl Segment {
         context: &Context<'_>,
         lb_ip: IpAddr,
         wanted: Option<&Wanted>,
-        others: &[(String, Claim)],
+        others: &[(&str, Claim)],
     ) -> Company {
         let now = context.now;
         let unread = || self.peers.values().any(|peer| peer.may_claim(lb_ip, now));
@@ -257,9 +263,9 @@ impl Segment {
     /// Whether the owner of `lb_ip` has died just now and meant to keep it up to then. Somebody whose claims aren't read yet can
     /// have taken it only as we would, because the owner is dead: two who do that at a time go by their ranks as soon as they
     /// hear of each other. So nobody waits for what that one has to say of other addresses.
-    fn is_bequeathed(&self, now: Duration, lb_ip: IpAddr, others: &[(String, Claim)]) -> bool {
+    fn is_bequeathed(&self, now: Duration, lb_ip: IpAddr, others: &[(&str, Claim)]) -> bool {
         let Some((owner, claim)) = others.iter().max_by_key(|(_, claim)| *claim) else { return false };
-        claim.held && claim.kept && self.peers.get(owner).is_some_and(|peer| peer.has_just_died(lb_ip, now))
+        claim.held && claim.kept && self.peers.get(*owner).is_some_and(|peer| peer.has_just_died(lb_ip, now))
     }
 
     /// Whether enough others are heard to announce an address unasked.
