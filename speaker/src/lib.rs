@@ -54,6 +54,7 @@ pub mod ndp;
 pub mod neighbours;
 pub mod ownership;
 pub mod pace;
+mod patience;
 pub mod peer;
 pub mod placement;
 mod run;

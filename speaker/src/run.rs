@@ -13,8 +13,9 @@
 //!      +-- run(): netlink, -+ bell     +-- events, bounded --> run(): the log
 //! ```
 //!
-//! The log is written where `run` is polled, because a log that can't be written fast enough would block the wire. If it
-//! falls behind by thousands, transitions are lost and their number is logged instead. The links are observed there too: what
+//! The log is written where `run` is polled, because a log that can't be written fast enough would block the wire. When
+//! hundreds of transitions come at once, it waits for a second. If it falls behind by thousands, transitions are lost and their
+//! number is logged instead. The links are observed there too: what
 //! they say is needed within a second, not within milliseconds.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -25,6 +26,7 @@ use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
 use tokio::sync::{mpsc, oneshot, watch};
+use tokio::time::sleep_until;
 
 use crate::auth::Keys;
 use crate::claims::Claim;
@@ -34,6 +36,7 @@ use crate::links;
 use crate::liveness::Standing;
 use crate::machine::{Channel, Config, Frame, Machine};
 use crate::neighbours::Neighbours;
+use crate::patience::Patience;
 use crate::placement::Link;
 use crate::snapshot::Snapshot;
 use crate::socket::{BATCH, Buffer, Port, Portion};
@@ -173,13 +176,20 @@ pub async fn run(
     let mut rope = Rope { leave: Some(leave), bell };
     let mut stop = std::pin::pin!(stop);
     let mut watched = std::pin::pin!(links::watch(table));
+    let (begun, mut patience) = (tokio::time::Instant::now(), Patience::default());
     loop {
         tokio::select! {
             () = &mut stop, if rope.leave.is_some() => {
                 let _ = rope.leave.take().map(|leave| leave.send(()));
                 rope.bell.ring();
             }
-            Some(told) = told.recv() => log(&node, told),
+            Some(first) = told.recv(), if patience.until.is_none() => {
+                log(&node, first);
+                patience.waiting(told.len(), begun.elapsed());
+            }
+            () = sleep_until(begun + patience.until.unwrap_or_default()), if patience.until.is_some() => {
+                patience.until = None;
+            }
             result = &mut ended => {
                 while let Ok(told) = told.try_recv() {
                     log(&node, told);
