@@ -46,6 +46,10 @@ const AFTER: Duration = Duration::from_secs(1);
 /// reason to do so a thousand times.
 const REST: Duration = Duration::from_millis(100);
 
+/// For each so many addresses the pause is longer by as much again: looks at thousands take milliseconds, and the wire needs them
+/// when much changes.
+const RESTED: usize = 1000;
+
 /// How long to wait after a write has failed.
 const PAUSE: Duration = Duration::from_secs(1);
 
@@ -184,7 +188,7 @@ impl Report {
                 Ok(()) = self.gaps.changed() => {}
                 () = sleep_until(again.unwrap_or_else(Instant::now)), if again.is_some() => {}
             }
-            sleep_until(looked + REST).await;
+            sleep_until(looked + rest(records.len())).await;
         }
     }
 
@@ -215,6 +219,11 @@ impl Report {
             }
         }
     }
+}
+
+/// The pause after a look at so many addresses.
+fn rest(addresses: usize) -> Duration {
+    REST * u32::try_from(1 + addresses / RESTED).unwrap_or(u32::MAX)
 }
 
 /// When something was last written about an address, where that should not be too often.
