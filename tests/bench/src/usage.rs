@@ -31,6 +31,14 @@ pub fn cpu(pid: i32, thread: &str) -> Result<(Duration, Duration)> {
     Ok((all, named))
 }
 
+/// The CPU time of the thread that asks.
+///
+/// # Errors
+/// If the kernel does not tell.
+pub fn of_this_thread() -> Result<Duration> {
+    spent(Path::new("/proc/thread-self"))
+}
+
 fn spent(task: &Path) -> Result<Duration> {
     let text = fs::read_to_string(task.join("schedstat"))?;
     of_thread(&text).with_context(|| format!("{text:?} in schedstat"))

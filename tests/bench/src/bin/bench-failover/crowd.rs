@@ -9,8 +9,9 @@ use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Result, ensure};
 use bench::report::Report;
+use bench::usage;
 use crds::Mac;
 use speaker::machine::{Config, Machine};
 use speaker::placement::Link;
@@ -40,9 +41,9 @@ pub fn measure(bench: &Bench, report: &mut Report) -> Result<()> {
     for nodes in NODES {
         let mut crowd = Crowd::new(nodes)?;
         crowd.pass(SETTLE);
-        let (before, read) = (ran()?, crowd.read());
+        let (before, read) = (usage::of_this_thread()?, crowd.read());
         crowd.pass(time);
-        let share = (ran()? - before).as_secs_f64() / time.as_secs_f64() / nodes as f64 * 100.0;
+        let share = (usage::of_this_thread()? - before).as_secs_f64() / time.as_secs_f64() / nodes as f64 * 100.0;
         let read = (crowd.read() - read) as f64 / time.as_secs_f64() / nodes as f64;
         let lost: u64 = crowd.machines.iter().map(|machine| machine.counters().peers_lost).sum();
         ensure!(lost == 0, "{nodes} nodes: somebody was taken for dead {lost} times");
@@ -57,13 +58,6 @@ pub fn measure(bench: &Bench, report: &mut Report) -> Result<()> {
         report.figure(&format!("crowd_{nodes}_hellos_per_second"), read);
     }
     Ok(())
-}
-
-/// For how long this thread has run, by the kernel's account.
-fn ran() -> Result<Duration> {
-    let account = std::fs::read_to_string("/proc/thread-self/schedstat").context("read how long this thread ran")?;
-    let nanos = account.split(' ').next().and_then(|text| text.parse().ok());
-    Ok(Duration::from_nanos(nanos.with_context(|| format!("{account:?} says nothing of time"))?))
 }
 
 /// Nodes that hear each other, and nothing else.

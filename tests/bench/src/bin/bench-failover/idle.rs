@@ -1,7 +1,8 @@
 //! What the agents of three nodes cost when nothing happens: CPU time, and writes to the API server.
 //!
-//! It is a little more than an agent on a node of its own would take: on this LAN the kernel has the sender of a frame pay for
-//! all of its way, through the switch and into the sockets of all hosts. Of the thread of the wire that is about a fifth.
+//! It is more than an agent on a node of its own would take: on this LAN the kernel has the sender of a frame pay for all of its
+//! way, through the switch and into the sockets of all hosts. How much that is depends on the machine; so a thread that does
+//! nothing but send the same Hellos ([`floor`]) is measured right after.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
@@ -15,8 +16,8 @@ use kube::Api;
 use kube::api::ListParams;
 use tokio::time::sleep;
 
-use crate::Bench;
-use crate::stand::{NODES, Stand};
+use crate::stand::{NODES, Stand, mac};
+use crate::{Bench, floor};
 
 /// The thread of an agent that hears and speaks on the wire.
 const WIRE: &str = "landfall-wire";
@@ -61,12 +62,30 @@ pub async fn measure(bench: &Bench, report: &mut Report, stand: &Stand) -> Resul
     let text = |s: Spread| format!("{:8.3}  ({:.3} to {:.3}) % of a core", s.median, s.min, s.max);
     report.row("CPU of an agent", &format!("{}  goal 0.3 or less", text(agent)));
     report.row("of that, the thread of the wire", &text(wire));
+    let floor = floors(stand, time / 4)?;
+    report.row("a thread that only sends the same Hellos", &text(floor));
+    let ratio = |s: Spread| format!("{:8.2}  times that", s.median / floor.median);
+    report.row("an agent", &ratio(agent));
+    report.row("the thread of the wire", &ratio(wire));
     report.row("writes of agents and controllers", &format!("{ours:8}  goal 0"));
     report.row("writes of all", &format!("{written:?}"));
     report.figure("idle_cpu_percent", agent.median);
     report.figure("idle_wire_cpu_percent", wire.median);
+    report.figure("idle_floor_cpu_percent", floor.median);
+    report.figure("idle_floor_ratio", agent.median / floor.median);
+    report.figure("idle_wire_floor_ratio", wire.median / floor.median);
     report.figure("idle_api_writes", ours as f64);
     Ok(())
+}
+
+/// What the Hellos of each node cost by themselves, one node after the other.
+fn floors(stand: &Stand, time: Duration) -> Result<Spread> {
+    let of = |node: &&str| {
+        let host = stand.world.cluster.node(node);
+        floor::hellos(&host, mac(&host)?, &stand.client, time).with_context(|| format!("the floor on {node}"))
+    };
+    let floors: Vec<f64> = NODES.iter().map(of).collect::<Result<_>>()?;
+    Spread::of(&floors).context("invariant: there are nodes")
 }
 
 /// The CPU time of the agent on a node so far, and that of its thread of the wire.

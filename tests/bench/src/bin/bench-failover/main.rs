@@ -5,7 +5,7 @@
 //! and how, is in the rooms:
 //!
 //! - [`crowd`]: what it costs an agent that many others are there
-//! - [`idle`]: what agents cost when nothing happens
+//! - [`idle`]: what agents cost when nothing happens, beside what their Hellos cost by themselves ([`floor`])
 //! - [`outage`]: the owner of an address is cut off, again and again
 //! - [`calm`]: takeovers for which there is no reason, while all processors are busy
 //! - [`many`]: the owner of thousands of addresses is cut off
@@ -15,6 +15,7 @@
 
 mod calm;
 mod crowd;
+mod floor;
 mod idle;
 mod keepalived;
 mod many;

@@ -4,6 +4,8 @@
 //! them, and then goes, which moves nothing. An address counts from when the client hears that it is somebody else's now, by
 //! gratuitous ARP, which is when it sends there. That it is answered there is tried with a sample afterwards: nobody serves
 //! these Services, so each has to refuse a connect.
+//!
+//! Beside it stands how long the same LAN takes to carry as many frames from the same nodes, with nothing else to do ([`floor`]).
 
 use std::time::{Duration, Instant};
 
@@ -22,8 +24,8 @@ use lab::{Direction, wait_until};
 use serde_json::json;
 use tokio::time::sleep;
 
-use crate::Bench;
 use crate::stand::{NODES, Stand, mac, without_pods};
+use crate::{Bench, floor};
 
 /// The pool that they are from: of what RFC 2544 sets aside for benchmarks.
 const POOL: &str = "198.18.0.0/16";
@@ -36,6 +38,9 @@ const CREATORS: usize = 8;
 
 /// How long it may take until they are allocated and announced, for each of them.
 const EACH: Duration = Duration::from_millis(40);
+
+/// The pause between two looks at how many are announced.
+const LOOK: Duration = Duration::from_secs(5);
 
 /// Measures.
 pub async fn measure(bench: &Bench, report: &mut Report, stand: &Stand) -> Result<()> {
@@ -66,8 +71,8 @@ pub async fn measure(bench: &Bench, report: &mut Report, stand: &Stand) -> Resul
     made.buffer_unordered(CREATORS).try_for_each(async |_| anyhow::Ok(())).await?;
     let addresses: Api<LoadBalancerIP> = Api::all(client.clone());
     wait_until(SOON + EACH * count, &format!("{OWNER} to announce {count} addresses"), async || {
-        // Not looked at more often than needed: each look is megabytes.
-        sleep(Duration::from_secs(1)).await;
+        // Not looked at more often than needed: each look is megabytes, and takes from the API server what the others need.
+        sleep(LOOK).await;
         let all = addresses.list(&ListParams::default()).await?.items;
         let ours = all.iter().filter(|object| object.spec.pool == "many");
         let there = ours.filter(|object| {
@@ -84,6 +89,10 @@ pub async fn measure(bench: &Bench, report: &mut Report, stand: &Stand) -> Resul
     // Until the last bursts are over, and everybody knows that nobody is preferred.
     sleep(Duration::from_secs(6)).await;
     bench.progress(&format!("{count} addresses on {OWNER} after {} s", since.elapsed().as_secs()))?;
+
+    let others: Vec<_> = NODES.iter().filter(|node| **node != OWNER).map(|node| cluster.node(node)).collect();
+    let others: Vec<_> = others.into_iter().map(|host| mac(&host).map(|mac| (host, mac))).collect::<Result<_>>()?;
+    let floor = floor::announcements(&others, count, &stand.client)?.as_secs_f64() * 1e3;
 
     let before = mac(&cluster.node(OWNER))?;
     let sniffer = Sniffer::begin(&stand.client)?;
@@ -116,6 +125,8 @@ pub async fn measure(bench: &Bench, report: &mut Report, stand: &Stand) -> Resul
     bench.progress(&format!("{count} addresses announced by others within {spread:.1} ms"))?;
     report.part(&format!("{count} addresses on the node that is cut off"));
     report.row("from the first that others announce to the last", &format!("{spread:8.1} ms  goal 100 or less"));
+    report.row("threads that announce as many, and do nothing else", &format!("{floor:8.1} ms"));
+    report.row("Landfall", &format!("{:8.2}  times that", spread / floor));
     report.row("after the cut", &format!("first {:.1}  p50 {:.1}  last {:.1} ms", at(0.0), at(0.5), at(1.0)));
     for node in NODES.iter().filter(|node| **node != OWNER) {
         let own = after(Some(mac(&cluster.node(node))?));
@@ -125,6 +136,7 @@ pub async fn measure(bench: &Bench, report: &mut Report, stand: &Stand) -> Resul
     }
     report.figure("many_addresses", f64::from(count));
     report.figure("many_spread_ms", spread);
+    report.figure("many_floor_ms", floor);
     report.figure("many_last_ms", at(1.0));
     Ok(())
 }
