@@ -80,6 +80,8 @@ pub struct Traffic {
     pub others: Option<Numbers>,
     /// Packets to lb_ips that nobody serves on this node, which were dropped.
     pub strays: u64,
+    /// Whether packets and bytes are counted; otherwise those numbers are 0 and say nothing.
+    pub packets_counted: bool,
 }
 
 /// How much came for each Service that there is now, or for `most` of them (counted once for each address) if there are more:
@@ -109,6 +111,7 @@ pub fn of_services(snapshot: &Snapshot, counted: &Counted, most: usize) -> Traff
         busiest: all.into_iter().collect(),
         others: (!rest.is_empty()).then(|| rest.into_iter().map(|(_, numbers)| numbers).sum()),
         strays: counted.strays.values().map(|count| count.packets).sum(),
+        packets_counted: snapshot.counts,
     }
 }
 

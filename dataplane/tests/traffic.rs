@@ -144,14 +144,22 @@ fn the_busiest_are_listed_and_the_others_summed() {
     let idle = Numbers { refused: 2, ..Numbers::default() };
     let two = BTreeMap::from([(key("early", "192.0.2.12"), early), (key("twice", "192.0.2.10"), ten)]);
     let others = Some(Numbers { packets: 1, bytes: 100, refused: 2, ..Numbers::default() });
-    assert_eq!(of_services(&snapshot, &counted, 2), Traffic { busiest: two.clone(), others, strays: 2 });
+    let packets_counted = true;
+    let snapshot = Snapshot { counts: packets_counted, ..snapshot };
+    assert_eq!(
+        of_services(&snapshot, &counted, 2),
+        Traffic { busiest: two.clone(), others, strays: 2, packets_counted }
+    );
     let rest = [
         (key("twice", "192.0.2.11"), eleven),
         (key("idle", "192.0.2.13"), idle),
         (key("late", "192.0.2.12"), Numbers::default()),
     ];
     let all = two.into_iter().chain(rest).collect();
-    assert_eq!(of_services(&snapshot, &counted, 5), Traffic { busiest: all, others: None, strays: 2 });
+    assert_eq!(of_services(&snapshot, &counted, 5), Traffic { busiest: all, others: None, strays: 2, packets_counted });
     let others = Some([early, ten, eleven, idle].into_iter().sum());
-    assert_eq!(of_services(&snapshot, &counted, 0), Traffic { busiest: BTreeMap::new(), others, strays: 2 });
+    assert_eq!(
+        of_services(&snapshot, &counted, 0),
+        Traffic { busiest: BTreeMap::new(), others, strays: 2, packets_counted }
+    );
 }

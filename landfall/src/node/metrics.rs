@@ -286,8 +286,10 @@ fn traffic(traffic: &Traffic, to: &mut Exposition<'_>) -> fmt::Result {
             _ => Ok(()),
         }
     };
-    all("service_packets", "Packets that came for a Service", &[(None, |numbers| numbers.packets)])?;
-    all("service_bytes", "Their bytes, with the IP header", &[(None, |numbers| numbers.bytes)])?;
+    if traffic.packets_counted {
+        all("service_packets", "Packets that came for a Service", &[(None, |numbers| numbers.packets)])?;
+        all("service_bytes", "Their bytes, with the IP header", &[(None, |numbers| numbers.bytes)])?;
+    }
     let help = "New connections that were given to an endpoint of a Service";
     all("service_connections", help, &[(None, |numbers| numbers.connections)])?;
     let reasons: [(_, Read); 2] =
@@ -341,7 +343,7 @@ mod tests {
         let numbers = Numbers { packets: 5, bytes: 500, connections: 2, denied: 3, refused: 1 };
         let lb_ip = "192.0.2.1".parse().expect("an address");
         let busiest = [((Key::new("default", "web"), lb_ip), numbers)].into();
-        let text = exposition(Traffic { busiest, others: Some(numbers), strays: 9 });
+        let text = exposition(Traffic { busiest, others: Some(numbers), strays: 9, packets_counted: true });
         let told: Vec<_> = text.lines().filter(|line| !line.starts_with('#')).collect();
         let web = "namespace=\"default\",service=\"web\",address=\"192.0.2.1\"";
         let expected = [
@@ -358,6 +360,9 @@ mod tests {
             "landfall_unserved_packets_total 9".to_owned(),
         ];
         assert_eq!(told, expected);
+        let text = exposition(Traffic { others: Some(numbers), strays: 9, ..Traffic::default() });
+        let told: Vec<_> = text.lines().filter(|line| !line.starts_with('#')).collect();
+        assert_eq!(told, [&expected[5], &expected[7], &expected[9], &expected[10]], "packets that are not counted");
     }
 
     /// The senders of an agent's channels.
@@ -460,7 +465,8 @@ mod tests {
     #[test]
     fn the_guide_lists_every_number_and_no_other() {
         let (_senders, metrics) = agent();
-        let text = metrics.text().expect("text") + &exposition(Traffic::default());
+        let all = Traffic { packets_counted: true, ..Traffic::default() };
+        let text = metrics.text().expect("text") + &exposition(all);
         let types = text.lines().filter_map(|line| line.strip_prefix("# TYPE "));
         let named = types.map(|line| match line.split_once(' ') {
             Some((name, "counter")) => format!("{name}_total"),
