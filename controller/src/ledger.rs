@@ -364,6 +364,18 @@ impl Ledger {
         }
     }
 
+    /// The Services that want something that they have not, have nothing promised, and about which a series is under way.
+    pub(crate) fn waiting_under_way(&self) -> Vec<Arc<Service>> {
+        let keys = self.busy.keys().filter_map(|subject| match subject {
+            Subject::Service(key) => Some(key),
+            _ => None,
+        });
+        let wait = |key: &&Key| {
+            self.waiting.contains(*key) && !self.promised.contains_key(*key) && !self.unreadable.services.contains(*key)
+        };
+        keys.filter(wait).filter_map(|key| self.services.get(key).cloned()).collect()
+    }
+
     /// Whether a series about this subject is under way.
     pub(crate) fn is_busy(&self, subject: &Subject) -> bool {
         self.busy.contains_key(subject)

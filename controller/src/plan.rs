@@ -33,6 +33,7 @@ use crate::pools::Pool;
 use crate::service_status::{condition, event, is_from, is_told, mentions, repaired, says_it_has_one, shows};
 use crate::sharing;
 use crate::snapshot::Snapshot;
+use crate::wishes::Rank;
 
 /// What is to be written.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -59,7 +60,7 @@ impl Ledger {
         let services = self.take_services(&mut plan, now);
         #[cfg(test)]
         self.check_settled(now);
-        let (mut others, mut served, mut needs) = (Vec::new(), Vec::new(), Vec::new());
+        let (mut others, mut served, mut needs) = (Vec::new(), Vec::new(), self.told_in_vain());
         for service in services {
             if !self.is_served(&service) {
                 self.set_leaving(&service.key, []);
@@ -77,7 +78,10 @@ impl Ledger {
         needs.sort_by(|(rank, a), (other, b)| (rank, a.created, &a.key).cmp(&(other, b.created, &b.key)));
         for (_, service) in needs {
             let allocation = self.served(&service, now);
-            served.push(self.noted(allocation));
+            // What is promised to one that is under way is its own when that has ended.
+            if !self.is_busy(&Subject::Service(service.key.clone())) {
+                served.push(self.noted(allocation));
+            }
         }
         for address in std::mem::take(&mut self.dirty.addresses) {
             if self.is_busy(&Subject::Address(address)) {
@@ -132,6 +136,13 @@ impl Ledger {
             }
         }
         taken
+    }
+
+    /// Those that need something and are just being told that there is nothing, with their turns: what has come meanwhile is
+    /// not for who comes later and happens not to be under way.
+    fn told_in_vain(&mut self) -> Vec<(Rank, Arc<Service>)> {
+        let told = self.waiting_under_way().into_iter().filter(|service| self.is_served(service)).collect::<Vec<_>>();
+        told.into_iter().filter_map(|service| Some((self.kept(&service).err()?, service))).collect()
     }
 
     /// Of whom it is said that there is nothing to do, there is nothing to do.

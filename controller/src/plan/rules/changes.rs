@@ -151,6 +151,27 @@ fn nobody_comes_to_an_address_whose_deletion_is_under_way() {
 }
 
 #[test]
+fn who_asks_by_name_gets_what_comes_while_it_is_being_told_that_there_is_nothing() {
+    let mut world = World::with([], [wanting("web", 1, |request| request.addresses = vec![ip("192.0.2.10")])]);
+    let mut ledger = Ledger::of(&world.snapshot);
+    let told = ledger.plan(at(1)).series.remove(0);
+    assert_eq!(told.effects[0].address(), None);
+    ledger.begins(&told);
+    // A pool comes, and somebody who would take any.
+    let other = Arc::new(service("other", 2));
+    world.snapshot.services.insert(other.key.clone(), other.clone());
+    ledger.set_service(&other.key, Some(other.clone()), false);
+    ledger.set_pool("lan", Some(lan()));
+    let creates = |plan: Plan| -> Vec<(String, IpAddr)> {
+        let firsts = plan.series.iter().map(|series| (series.subject.to_string(), series.effects[0].address()));
+        firsts.filter_map(|(subject, address)| Some((subject, address?))).collect()
+    };
+    assert_eq!(creates(ledger.plan(at(2))), [("Service default/other".to_owned(), ip("192.0.2.11"))]);
+    ledger.ended(&told.subject);
+    assert_eq!(creates(ledger.plan(at(3))), [("Service default/web".to_owned(), ip("192.0.2.10"))]);
+}
+
+#[test]
 fn what_is_promised_to_one_is_given_to_nobody_else_before_it_is_written() {
     let mut world = World::with([lan()], [service("one", 1)]);
     let mut ledger = Ledger::of(&world.snapshot);
