@@ -313,7 +313,14 @@ fn announcers(node: &str, own: &[Announcer], record: &Record) -> News {
     let is_same_place = |(a, b): (&Announcer, &&Announcer)| (&a.link, a.epoch) == (&b.link, b.epoch);
     let is_same_way = |(a, b): (&Announcer, &&Announcer)| (a.reach, &a.unforwarded) == (b.reach, &b.unforwarded);
     let both = || own.iter().zip(&written);
-    if own.len() == written.len() && both().all(is_same_place) {
+    // Whom an address was taken from may have written itself in again, just before it heard of that, and have ended since.
+    let is_late = |other: &Announcer| {
+        own.iter().any(|own| {
+            let is_from = own.moved.as_ref().is_some_and(|moved| moved.from == other.node);
+            is_from && own.link == other.link && own.epoch > other.epoch
+        })
+    };
+    if own.len() == written.len() && both().all(is_same_place) && !record.announcers.iter().any(is_late) {
         if both().all(is_same_way) {
             return News::None;
         }
@@ -324,7 +331,7 @@ fn announcers(node: &str, own: &[Announcer], record: &Record) -> News {
     // A greater epoch, or the same one taken later (by the last of two nodes), has taken the address over from
     // whoever had it. Links are not compared: the same LAN may have another name on another node.
     let taken = |other: &Announcer| own.iter().any(|own| (own.epoch, own.since.0) > (other.epoch, other.since.0));
-    let others = record.announcers.iter().filter(|other| other.node != node && !taken(other));
+    let others = record.announcers.iter().filter(|other| other.node != node && !taken(other) && !is_late(other));
     News::Announcers(own.iter().chain(others).cloned().collect())
 }
 

@@ -149,6 +149,23 @@ fn a_node_writes_itself_in_and_out_and_nothing_that_is_there_already() {
 }
 
 #[test]
+fn whom_an_address_was_taken_from_does_not_stay_written_when_it_wrote_itself_in_again_too_late() {
+    let moved = Move::new("other", Cause::Left, Duration::ZERO);
+    let announcement = Announcement { link: "eth0".into(), epoch: 4, since: at(1).0, moved: Some(moved) };
+    let ways = Ways { forwarding: &Forwarding::default(), gaps: &BTreeSet::new() };
+    let mine = announcer("me", &announcement, &record(&[], &[]), ways);
+    let on_eth1 = Announcer { link: "eth1".into(), ..entry("other", 3) };
+    // The others are news, about another link, or somebody else's.
+    for (written, stays) in
+        [(entry("other", 3), false), (entry("other", 5), true), (on_eth1, true), (entry("third", 3), true)]
+    {
+        let record = record(&[mine.clone(), written.clone()], &[]);
+        let news = announcers("me", std::slice::from_ref(&mine), &record).announcers();
+        assert_eq!(news, (!stays).then(|| vec![mine.clone()]), "{written:?}");
+    }
+}
+
+#[test]
 fn how_an_address_came_here_is_written_with_it() {
     let moved = Move::new("other", Cause::Died, Duration::from_micros(142_900));
     let announcement = Announcement { link: "eth0".into(), epoch: 4, since: at(1).0, moved: Some(moved) };
