@@ -178,37 +178,43 @@ pub async fn who_may_not_is_never_answered_while_rules_change(world: &World, bot
     served(&clients, &[true, false], both, "one of two clients").await?;
 
     let mut intruder = Intruder::begin(&hosts[1], both);
-    let targets = both.into_iter().flat_map(|address| [(address, Over::Tcp), (address, Over::Udp)]);
-    let welcome: Vec<_> =
-        targets.map(|(address, over)| Asking::begin(&hosts[0], SocketAddr::new(address, 80), over)).collect();
     let port = |number: u16, protocol: &str| {
         let name = format!("{}-{number}", protocol.to_lowercase());
         json!({"name": name, "port": number, "targetPort": 8080, "protocol": protocol})
     };
     let ports = [port(80, "TCP"), port(80, "UDP"), port(81, "TCP")];
     let with = |spec: Value| json!({"spec": spec});
-    for rules in [
-        // Wider, for the client's neighbour and for others; and as narrow as before.
+    // Wider, for the client's neighbour and for others; and as narrow as before.
+    let ranges = vec![
         only(&["192.0.2.100/31", "2001:db8::100/127"]),
         only(&["192.0.2.100/31", "2001:db8::100/127", "10.244.0.0/16", "fd00:10:244::/48", NOBODY[0], NOBODY[1]]),
         narrow.clone(),
-        // What else there is to change.
+    ];
+    // What else there is to change.
+    let others = vec![
         with(json!({"externalTrafficPolicy": "Local"})),
         only(&["10.244.0.0/16", "192.0.2.101/32", "2001:db8::101/128"]),
         with(json!({"ports": ports})),
         with(json!({"externalTrafficPolicy": "Cluster"})),
         narrow,
-    ] {
-        world.patch_service("web", rules).await?;
-        intruder.goes_on().await?;
+    ];
+    // TODO: a connection that is begun while the traffic policy changes may be lost: its SYN went to one node, its first ACK goes
+    // to another. None may be when only ranges change.
+    for (phases, most_lost) in [(ranges, 0), (others, 1)] {
+        let targets = both.into_iter().flat_map(|address| [(address, Over::Tcp), (address, Over::Udp)]);
+        let welcome: Vec<_> =
+            targets.map(|(address, over)| Asking::begin(&hosts[0], SocketAddr::new(address, 80), over)).collect();
+        for rules in phases {
+            world.patch_service("web", rules).await?;
+            intruder.goes_on().await?;
+        }
+        for asking in welcome {
+            let tally = asking.end()?;
+            let served = tally.lost <= most_lost && tally.asked > 0;
+            ensure!(served, "who may come was not always served: {tally:?}");
+        }
     }
     intruder.end()?;
-    for asking in welcome {
-        let tally = asking.end()?;
-        // TODO: a connection that is begun while the traffic policy changes may be lost: its SYN went to one node, its first ACK
-        // goes to another. None is when only ranges do.
-        ensure!(tally.lost <= 1 && tally.asked > 0, "who may come was not always served: {tally:?}");
-    }
 
     world.patch_service("web", only(&["192.0.2.101/32", "2001:db8::/64", "192.0.2.102/32"])).await?;
     served(&clients, &[true, true], both, "both clients").await?;
