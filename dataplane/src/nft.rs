@@ -62,6 +62,7 @@
 //! | [`element`] | what the maps hold: ruleset → elements (pure) |
 //! | [`lead`] | what stands for a way (pure) |
 //! | [`skeleton`] | what never changes: sets, chains, rules (pure) |
+//! | [`hooked`] | chains at hooks that are there only while somebody wants what they do (pure) |
 //! | [`expression`] | rules as the kernel's bytecode, only as `nft` itself would write it (pure) |
 //! | [`userdata`] | notes for `nft`, which the kernel only keeps (pure) |
 //! | [`contents`] | what a table holds that is made anew, as messages (pure) |
