@@ -42,7 +42,7 @@ fn the_guide_lists_every_reason_for_a_refusal_once_and_no_other() {
 fn the_guide_lists_every_reason_why_an_address_is_announced_or_not() {
     let (source, guide) = (read("controller/src/announced.rs"), read("docs/guide/announcing.md"));
     let said = reasons(&source).into_iter().chain(["Announced"]).collect::<BTreeSet<_>>();
-    let listed = table(&guide, "| reason | what it means | what to do |");
+    let listed = table(&guide, "| reason | meaning | fix |");
     assert!(said.len() > 3, "that can't be all of them: {said:?}");
     assert_eq!(said, listed.iter().copied().collect(), "in the code, and in docs/guide/announcing.md");
     assert_eq!(said.len(), listed.len(), "one is listed twice: {listed:?}");
@@ -50,15 +50,15 @@ fn the_guide_lists_every_reason_why_an_address_is_announced_or_not() {
 
 #[test]
 fn the_guide_lists_every_way_in_which_a_service_is_forwarded_or_not() {
-    let (source, guide) = (read("controller/src/forwarding.rs"), read("docs/guide/forwarding.md"));
+    let (source, guide) = (read("controller/src/forwarding.rs"), read("docs/guide/forwarding-reference.md"));
     let reported = read("crds/src/forwarding.rs");
     let said: BTreeSet<_> = reasons(&source).union(&words(&reported, "as_str")).copied().collect();
-    let listed = table(&guide, "| reason | what it means | what to do |");
+    let listed = table(&guide, "| reason | meaning | fix |");
     assert!(
         said.contains("Spread") && said.contains("NoEndpoints") && said.len() > 8,
         "that can't be all of them: {said:?}"
     );
-    assert_eq!(said, listed.iter().copied().collect(), "in the code, and in docs/guide/forwarding.md");
+    assert_eq!(said, listed.iter().copied().collect(), "in the code, and in docs/guide/forwarding-reference.md");
     assert_eq!(said.len(), listed.len(), "one is listed twice: {listed:?}");
 }
 
