@@ -1,21 +1,20 @@
 //! The one binary of Landfall: the controller, the node agent, and the user's command line.
 //!
 //! Here the libraries are composed, and only here: `controller` decides who gets which address, `dataplane` makes the
-//! kernel forward it, `speaker` announces it. What joins the latter two is in [`node`].
+//! kernel forward it, `speaker` announces it. `agent` joins the latter two.
 
+mod agent_command;
+mod cli;
 mod client;
-mod controller;
-mod keys;
+mod controller_command;
+mod http;
 mod logging;
-mod metrics;
-mod node;
 mod nowhere;
-mod output;
 mod shutdown;
-mod status;
-mod uninstall;
 
 use clap::{Parser, Subcommand};
+
+use cli::{output, status, uninstall};
 
 /// Landfall gives Services of type LoadBalancer an address that answers, on clusters without a cloud.
 ///
@@ -38,9 +37,9 @@ struct Cli {
 #[derive(Debug, Subcommand)]
 enum Command {
     /// Give addresses of pools to Services (runs in the cluster; of several one works, and the others stand by).
-    Controller(controller::Options),
+    Controller(controller_command::Options),
     /// Forward and announce addresses (runs on every node, in the node's network).
-    Node(node::Options),
+    Node(agent_command::Options),
     /// Show pools (used and free by family, drained, exhausted), Services (and why one is pending), addresses (shared,
     /// reserved), and who announces them.
     Status(status::Options),
@@ -57,8 +56,8 @@ async fn main() -> anyhow::Result<()> {
     let cli = Cli::parse();
     cli.logging.start();
     match cli.command {
-        Command::Controller(options) => controller::run(&cli.connection, options).await,
-        Command::Node(options) => node::run(&cli.connection, options).await,
+        Command::Controller(options) => controller_command::run(&cli.connection, options).await,
+        Command::Node(options) => agent_command::run(&cli.connection, options).await,
         Command::Status(options) => status::run(&cli.connection, options).await,
         Command::Crds => output::print(&crds::manifest::yaml()?),
         Command::Uninstall(options) => uninstall::run(&cli.connection, options).await,

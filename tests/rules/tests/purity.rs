@@ -98,11 +98,12 @@ fn every_shell_that_is_named_exists() {
 #[test]
 fn libraries_do_not_know_each_other() {
     for (library, foreign) in [
-        ("crds", ["controller", "speaker", "dataplane", "landfall", "observe"].as_slice()),
-        ("observe", &["controller", "speaker", "dataplane", "landfall"]),
-        ("controller", &["speaker", "dataplane", "landfall"]),
-        ("speaker", &["controller", "dataplane", "landfall", "observe"]),
-        ("dataplane", &["controller", "speaker", "landfall", "observe"]),
+        ("crds", ["controller", "speaker", "dataplane", "agent", "landfall", "observe"].as_slice()),
+        ("observe", &["controller", "speaker", "dataplane", "agent", "landfall"]),
+        ("controller", &["speaker", "dataplane", "agent", "landfall"]),
+        ("speaker", &["controller", "dataplane", "agent", "landfall", "observe"]),
+        ("dataplane", &["controller", "speaker", "agent", "landfall", "observe"]),
+        ("agent", &["controller", "landfall"]),
     ] {
         let manifest = std::fs::read_to_string(rules::root().join(library).join("Cargo.toml")).expect("a manifest");
         for other in foreign {
@@ -114,7 +115,7 @@ fn libraries_do_not_know_each_other() {
 #[test]
 fn no_file_is_named_utils() {
     let vague = ["utils.rs", "util.rs", "helpers.rs", "misc.rs", "common.rs"];
-    for path in LIBRARIES.into_iter().chain(["landfall/src", "tests"]).flat_map(rules::sources) {
+    for path in LIBRARIES.into_iter().chain(["agent/src", "landfall/src", "tests"]).flat_map(rules::sources) {
         let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
         assert!(!vague.contains(&name.as_str()), "{} says nothing about what is in it", path.display());
     }

@@ -7,9 +7,9 @@
 //! Cancel safe: the next start finds in the Secret what was left undone.
 
 use std::convert::Infallible;
+use std::sync::Arc;
 use std::time::Duration;
 
-use controller::announced::Obstacle;
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Secret;
 use kube::api::{Patch, PatchParams, PostParams};
@@ -40,8 +40,11 @@ const FIRST: Duration = Duration::from_secs(3);
 /// The longest sleep: the clock may be set.
 const LOOK: Duration = Duration::from_secs(60);
 
+/// Why agents have no key, for users.
+pub type Obstacle = Arc<str>;
+
 /// Keeps it for as long as it is polled, and tells what keeps agents from having a key.
-pub(crate) async fn keep(place: Place, hinder: watch::Sender<Option<Obstacle>>) -> Infallible {
+pub async fn keep(place: Place, hinder: watch::Sender<Option<Obstacle>>) -> Infallible {
     let (seen, known) = watch::channel(Seen::Unknown);
     tokio::select! {
         never = follow::follow(place.clone(), seen) => match never {},
@@ -175,7 +178,7 @@ mod tests {
     use kube::Client;
     use kube::client::Body;
     use std::collections::BTreeSet;
-    use std::sync::{Arc, Mutex};
+    use std::sync::Mutex;
 
     /// An API server that has at most this one Secret; and how often it was written. Its watches end at once.
     #[derive(Clone, Default)]

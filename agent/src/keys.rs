@@ -14,7 +14,7 @@
 
 pub(crate) mod content;
 pub(crate) mod follow;
-pub(crate) mod keeper;
+pub mod keeper;
 pub(crate) mod rotation;
 pub(crate) mod supply;
 
@@ -26,15 +26,15 @@ use k8s_openapi::api::core::v1::Secret;
 use kube::{Api, Client};
 
 /// The name of the Secret. The roles in deploy/landfall.yaml name it too.
-pub(crate) const NAME: &str = "landfall-hello-keys";
+pub const NAME: &str = "landfall-hello-keys";
 
 /// Where the Secret is.
 #[derive(Clone)]
-pub(crate) struct Place {
+pub struct Place {
     /// The client that reads or writes it.
-    pub(crate) client: Client,
+    pub client: Client,
     /// Its namespace.
-    pub(crate) namespace: String,
+    pub namespace: String,
 }
 
 impl Place {

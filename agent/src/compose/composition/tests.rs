@@ -1,7 +1,7 @@
 //! What is kept up to date is what composing all of it anew would make.
 
+use super::super::snapshots::{Observed, snapshots};
 use super::*;
-use crate::node::compose::{Observed, snapshots};
 use crds::l2_advertisement::L2AdvertisementSpec;
 use crds::node_network::WiredLink;
 use crds::{Endpoint, L2Advertisement, Labels, Mac, Protocol, Relief};

@@ -14,8 +14,8 @@ use k8s_openapi::api::core::v1 as core;
 use kube::api::ListParams;
 use kube::{Api, Client, ResourceExt};
 
+use super::output::print;
 use crate::client::Connection;
-use crate::output::print;
 
 /// How many Services that hold an address are named; the others are counted.
 const HOLDERS: usize = 5;

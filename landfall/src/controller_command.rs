@@ -1,10 +1,11 @@
 //! `landfall controller`: the controller library, with a client, until told to stop.
 
+use agent::keys;
 use anyhow::Context;
 use clap::Args;
 
 use crate::client::Connection;
-use crate::{keys, metrics, nowhere, shutdown};
+use crate::{http, nowhere, shutdown};
 
 /// How to give out addresses.
 #[derive(Debug, Args)]
@@ -26,7 +27,7 @@ pub(crate) struct Options {
 
     /// Where to answer /metrics (for Prometheus), /healthz and /readyz (for probes), over HTTP without TLS; or off.
     #[arg(long, env = "LANDFALL_METRICS_ADDRESS", default_value = "[::]:9646", value_name = "ADDRESS:PORT|off")]
-    metrics_address: metrics::Address,
+    metrics_address: http::Address,
 }
 
 /// Runs until SIGTERM.
@@ -52,7 +53,7 @@ pub(crate) async fn run(connection: &Connection, options: Options) -> anyhow::Re
     };
     tokio::select! {
         ended = controller::run(client, config, stop) => ended.context("give out addresses"),
-        never = metrics::serve(options.metrics_address, numbers) => match never {},
+        never = http::serve(options.metrics_address, numbers) => match never {},
         never = keep => match never {},
     }
 }

@@ -1,42 +1,19 @@
-//! `landfall node`: one agent on every node. Watches the API server once, and gives the dataplane and the speaker what
-//! concerns them.
-//!
-//! ```text
-//!                 +-> dataplane::Snapshot --> dataplane --> kernel
-//!                 |      ^ who is dead            | acknowledged addresses
-//!   API server -> |      +--------------------+   |
-//!     (observe)   +-> speaker::Snapshot ----> speaker ----> wire
-//!                 |                            ^  | what it announces
-//!                 +-> Secret ---------- keys --+  |
-//!   API server <----------- report <--------------+
-//! ```
+//! The tasks of the agent, and the channels between them.
 //!
 //! Tasks: one watch per kind, the composer (wakes on any change and sends new snapshots), the dataplane, the speaker, the
 //! report, the keys, the numbers, and two which nothing here waits for: one says what is on the node's network, one answers
 //! health checks of load balancers in front. The first that ends ends the process, for a half-alive agent is worse than none:
 //! Kubernetes starts it again, and what is in the kernel stays there.
 
-mod compose;
-mod composer;
-mod composition;
-mod dry_run;
-mod health;
-mod metrics;
-mod network;
-mod report;
-mod stores;
-
 use std::collections::BTreeSet;
 use std::convert::Infallible;
-use std::fmt::{self, Debug};
 use std::hash::{BuildHasher, Hasher, RandomState};
+use std::io;
 use std::net::IpAddr;
-use std::str::FromStr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
-use clap::{Args, ValueEnum};
 use crds::{Backend, LoadBalancerIP};
 use dataplane::returns::{self, Mask};
 use k8s_openapi::api::core::v1::Namespace;
@@ -47,138 +24,65 @@ use tokio::sync::{Notify, oneshot, watch};
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 
-use crate::client::Connection;
+use crate::compose::{Composer, Stores, composer};
 use crate::keys::{self, Place, Seen};
-use crate::shutdown;
-use composer::Composer;
-use metrics::{Channels, Metrics};
-use stores::Stores;
+use crate::metrics::{Channels, Metrics};
+use crate::{health, network, report};
 
 /// How long the agent may take to leave; Kubernetes gives it 10 s.
 const FAREWELL: Duration = Duration::from_secs(3);
 
 /// How long to wait for the API server to answer before asking again.
-const ANSWER: Duration = Duration::from_secs(10);
+pub(crate) const ANSWER: Duration = Duration::from_secs(10);
 
-/// What this node does.
-#[derive(Debug, Args)]
-pub(crate) struct Options {
-    /// The name of this node, as Kubernetes has it.
-    #[arg(long, env = "NODE_NAME", value_name = "NAME")]
-    node_name: String,
-
-    /// What forwards. With `off` Landfall only announces, and another proxy on the node has to forward.
-    #[arg(long, env = "LANDFALL_DATAPLANE", value_enum, default_value_t = Dataplane::Nft)]
-    dataplane: Dataplane,
-
-    /// Whether the node that announces an address hands what comes to it on to the nodes with endpoints, which then see
-    /// the client. With `off` it translates all of it itself. The same on all nodes.
-    #[arg(long, env = "LANDFALL_SPREAD", value_enum, default_value_t = Switch::On)]
-    spread: Switch,
-
-    /// What packets to a Service are sent to that does not say so itself (annotation landfall.dev/backend): its endpoints, or
-    /// what the Service proxy of the node serves: its node port, or its ClusterIP. The same on all nodes.
-    #[arg(long, env = "LANDFALL_BACKEND", value_parser = backend, default_value_t = Backend::Endpoints)]
-    backend: Backend,
-
-    /// Which bits of the marks of packets and connections tell by which link a connection came in, on a node with several
-    /// links: 1 to 8 bits side by side, which nothing else on the node uses. Its answers leave by the same link then. With
-    /// `off` they take the node's own routes.
-    #[arg(long, env = "LANDFALL_RETURN_MARK", default_value_t = ReturnMark::default(), value_name = "MASK|off")]
-    return_mark: ReturnMark,
-
-    /// Whether packets and bytes are counted for each Service. That costs every packet that comes to this node a tenth of a
-    /// microsecond or two; new connections, and what is dropped or refused, are counted in any case.
-    #[arg(long, env = "LANDFALL_COUNT_TRAFFIC", value_enum, default_value_t = Switch::Off)]
-    count_traffic: Switch,
-
-    /// For how many Services, each at each of its addresses, /metrics has numbers of their own: the busiest ones. The others
-    /// are summed up. With 0 all are.
-    #[arg(long, env = "LANDFALL_SERVICE_METRICS", default_value_t = 1000, value_name = "NUMBER")]
-    service_metrics: usize,
-
-    /// Namespace of the Secret landfall-hello-keys, with which what agents say to each other is sealed. Without a key
-    /// nothing is announced.
-    #[arg(long, env = "LANDFALL_KEYS_NAMESPACE", default_value = "landfall-system", value_name = "NAMESPACE")]
-    keys_namespace: String,
-
-    /// Where to answer /metrics (for Prometheus), /healthz and /readyz (for probes), over HTTP without TLS; or off.
-    #[arg(long, env = "LANDFALL_METRICS_ADDRESS", default_value = "[::]:9647", value_name = "ADDRESS:PORT|off")]
-    metrics_address: crate::metrics::Address,
-
-    /// Print what would be programmed into the kernel of this node, as the cluster is now, and end. Nothing is programmed,
-    /// announced or written: it can be run anywhere, for any node.
-    #[arg(long)]
-    dry_run: bool,
-}
-
-/// Reads a backend as users write it.
-fn backend(text: &str) -> Result<Backend, String> {
-    text.parse()
-        .map_err(|_| format!("one of {} is expected", Backend::ALL.map(|backend| backend.to_string()).join(", ")))
-}
-
-/// The bits of marks that are used, if any.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct ReturnMark(Option<Mask>);
-
-impl Default for ReturnMark {
-    fn default() -> Self {
-        Self(Some(Mask::default()))
-    }
-}
-
-impl fmt::Display for ReturnMark {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self.0 {
-            Some(mask) => write!(f, "{mask}"),
-            None => f.write_str("off"),
-        }
-    }
-}
-
-impl FromStr for ReturnMark {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        if text == "off" { Ok(Self(None)) } else { text.parse().map(|mask| Self(Some(mask))) }
-    }
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-enum Switch {
-    /// It does.
-    On,
-    /// It does not.
-    Off,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-enum Dataplane {
-    /// Landfall, with nftables.
-    Nft,
-    /// Somebody else.
-    Off,
+/// What the agent of a node does.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// The name of the node.
+    pub node: String,
+    /// Whether our own dataplane forwards, with nftables; otherwise another proxy on the node does.
+    pub forwards: bool,
+    /// Whether an announcing node spreads frames over the nodes with endpoints.
+    pub spread: bool,
+    /// The backend of Services without the annotation `landfall.dev/backend`.
+    pub backend: Backend,
+    /// The bits of marks with which replies leave by the link that the request came in by; `None` if they take the node's
+    /// routes.
+    pub return_mark: Option<Mask>,
+    /// Whether packets and bytes are counted for each Service.
+    pub count_traffic: bool,
+    /// How many Services, each at each of its addresses, have numbers of their own.
+    pub service_metrics: usize,
+    /// Namespace of the Secret landfall-hello-keys.
+    pub keys_namespace: String,
 }
 
 /// Runs until SIGTERM. What the kernel forwards stays, unless no address is in use any more.
-pub(crate) async fn run(connection: &Connection, options: Options) -> Result<()> {
-    let client = connection.client().await?;
-    if options.dry_run {
-        return dry_run::run(&client, &options.node_name, options.backend, options.count_traffic == Switch::On).await;
-    }
-    let stopping = shutdown::requested();
-    tokio::pin!(stopping);
+///
+/// `serve` is polled with the metrics from when the cluster is known; `stop` completes when the agent is to end.
+///
+/// # Errors
+/// When one of the agent's tasks ends: the process should be started again.
+pub async fn run<S>(
+    client: Client,
+    config: Config,
+    serve: impl FnOnce(Metrics) -> S,
+    stop: impl Future<Output = io::Result<()>>,
+) -> Result<()>
+where
+    S: Future<Output = Infallible> + Send + 'static,
+{
+    tokio::pin!(stop);
     // Which cluster this is must be known before anything is said to other nodes: two clusters may share a LAN.
     let cluster = tokio::select! {
         cluster = identity(&client) => cluster,
-        stop = &mut stopping => return Ok(stop?),
+        stop = &mut stop => return Ok(stop?),
     };
-    tracing::info!(node = options.node_name, cluster, "starting");
+    tracing::info!(node = config.node, cluster, "starting");
 
     let wake = Wake::default();
     let mut stores = Stores::new(&wake);
-    let spreads = options.spread == Switch::On && options.dataplane == Dataplane::Nft;
+    let spreads = config.spread && config.forwards;
     if !spreads {
         stores.wirings = None;
     }
@@ -207,61 +111,61 @@ pub(crate) async fn run(connection: &Connection, options: Options) -> Result<()>
         dead: buried.clone(),
         wire: counted.clone(),
         forwarding: forwarded.clone(),
-        kernel: (options.dataplane == Dataplane::Nft).then_some(programmed),
+        kernel: config.forwards.then_some(programmed),
         cluster: for_dataplane.clone(),
-        most_services: options.service_metrics,
+        most_services: config.service_metrics,
         keys: supply,
         known: for_speaker.clone(),
     });
 
     let mut tasks: JoinSet<Result<Infallible>> = JoinSet::new();
-    tasks.spawn(async move { Ok(crate::metrics::serve(options.metrics_address, numbers).await) });
+    let served = serve(numbers);
+    tasks.spawn(async move { Ok(served.await) });
     stores.watch(&client, &mut tasks);
     let composer = Composer {
         stores: stores.clone(),
         inputs: composer::Inputs { dead: buried, neighbours: met, network, returned },
         outputs: composer::Outputs { dataplane: to_dataplane, speaker: to_speaker, wanted: wished },
     };
-    let own = (options.node_name.clone(), options.backend, options.count_traffic == Switch::On);
+    let own = (config.node.clone(), config.backend, config.count_traffic);
     tasks.spawn(composer.run(own, wake.listener()));
     let snapshots = for_dataplane.clone();
-    match options.dataplane {
-        Dataplane::Nft => tasks.spawn(async move {
+    if config.forwards {
+        tasks.spawn(async move {
             dataplane::run(for_dataplane, forwarding, done).await.context("forward")?;
             bail!("the dataplane has ended")
-        }),
-        Dataplane::Off => tasks.spawn(trust(for_dataplane, forwarding)),
-    };
-    if options.dataplane == Dataplane::Nft {
-        let ReturnMark(mask) = options.return_mark;
+        });
+        let mask = config.return_mark;
         tasks.spawn(async move {
             returns::run(wanted, returns, gaps, mask).await.context("lead answers back")?;
             bail!("what leads answers back has ended")
         });
         tasks.spawn(async move { health::serve(snapshots).await.context("answer health checks") });
+    } else {
+        tasks.spawn(trust(for_dataplane, forwarding));
     }
     let reported = forwarded.clone();
     tasks.spawn(hand_on(forwarded, may_announce));
-    let place = Place { client: client.clone(), namespace: options.keys_namespace.clone() };
+    let place = Place { client: client.clone(), namespace: config.keys_namespace.clone() };
     tasks.spawn({
         let place = place.clone();
         async move { Ok(keys::follow::follow(place, seen).await) }
     });
     tasks.spawn(keys::supply::supply(place, keys_seen, keys, supplied));
-    let (node, addresses) = (options.node_name.clone(), stores.addresses.clone());
+    let (node, addresses) = (config.node.clone(), stores.addresses.clone());
     let report = report::Report::new(client.clone(), node, addresses, announced, conflicting, reported, astray);
     tasks.spawn(report.run(wake.listener()));
-    let network = network::report(client.clone(), options.node_name.clone(), spreads, found);
+    let network = network::report(client.clone(), config.node.clone(), spreads, found);
     tasks.spawn(async move { network.await.context("tell what is on the node's network") });
     let (left, has_left) = oneshot::channel();
     tasks.spawn({
         let authentication = speaker::Authentication::Required;
-        let config = speaker::Config::new(&cluster, &options.node_name, incarnation(), authentication);
+        let speaker = speaker::Config::new(&cluster, &config.node, incarnation(), authentication);
         let inputs = speaker::Inputs { snapshot: for_speaker, forwarded: announceable, keys: sealing };
         let outputs = speaker::Outputs { announcements, conflicts, counters, dead, neighbours };
         let leave = Arc::clone(&leave);
         async move {
-            speaker::run(config, inputs, outputs, leave.notified()).await.context("announce")?;
+            speaker::run(speaker, inputs, outputs, leave.notified()).await.context("announce")?;
             // It was told to, so the process is about to end.
             let _ = left.send(());
             std::future::pending().await
@@ -275,7 +179,7 @@ pub(crate) async fn run(connection: &Connection, options: Options) -> Result<()>
             Some(Ok(Ok(never))) => match never {},
             None => bail!("invariant: the agent has tasks"),
         },
-        stop = stopping => stop?,
+        stop = stop => stop?,
     }
     // The speaker tells its peers, so that they take over at once and not when they miss it.
     leave.notify_one();
@@ -284,7 +188,7 @@ pub(crate) async fn run(connection: &Connection, options: Options) -> Result<()>
         tracing::info!(counters = ?*counted.borrow(), "nothing is announced from here any more");
         is_uninstalled(&client).await
     });
-    if last.await.unwrap_or(false) && options.dataplane == Dataplane::Nft {
+    if last.await.unwrap_or(false) && config.forwards {
         tasks.shutdown().await;
         dataplane::remove().context("remove the table of Landfall")?;
         returns::remove().context("remove the rules and routes of Landfall")?;
@@ -356,17 +260,4 @@ async fn trust(
 fn incarnation() -> u64 {
     // The standard library seeds its hash maps at random; that is randomness enough, and no further dependency.
     RandomState::new().build_hasher().finish()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_bits_of_marks_can_be_chosen_or_none() {
-        let read = |text: &str| text.parse::<ReturnMark>().map(|mark| mark.to_string());
-        assert_eq!(read("off").as_deref(), Ok("off"));
-        assert_eq!(read(&ReturnMark::default().to_string()).as_deref(), Ok("0x70"));
-        assert!(read("0x5").is_err());
-    }
 }

@@ -13,35 +13,35 @@ use observe::{Change, Source, Store, Wake, source};
 use serde::de::DeserializeOwned;
 use tokio::task::JoinSet;
 
-use super::ANSWER;
-use super::compose::Observed;
 use super::composition::Changes;
+use super::snapshots::Observed;
+use crate::run::ANSWER;
 
 /// What the agent watches.
 #[derive(Clone)]
-pub(super) struct Stores {
-    pub(super) services: Store<crds::Key, crds::Service>,
-    pub(super) slices: Store<crds::Key, crds::EndpointSlice>,
-    pub(super) nodes: Store<String, crds::Node>,
-    pub(super) pools: Store<String, crds::PoolTerms>,
-    pub(super) advertisements: Store<String, crds::Advertisement>,
-    pub(super) addresses: Store<IpAddr, crds::Record>,
+pub(crate) struct Stores {
+    pub(crate) services: Store<crds::Key, crds::Service>,
+    pub(crate) slices: Store<crds::Key, crds::EndpointSlice>,
+    pub(crate) nodes: Store<String, crds::Node>,
+    pub(crate) pools: Store<String, crds::PoolTerms>,
+    pub(crate) advertisements: Store<String, crds::Advertisement>,
+    pub(crate) addresses: Store<IpAddr, crds::Record>,
     /// None where frames are not spread.
-    pub(super) wirings: Option<Wirings>,
+    pub(crate) wirings: Option<Wirings>,
 }
 
 /// Who is on which link, as other agents say. An agent that starts must not take it that nobody is anywhere: its kernel
 /// spreads frames since before, and connections would break. But if it is never told (it may lack the right to ask), each
 /// node can still forward by itself.
 #[derive(Clone)]
-pub(super) struct Wirings {
-    pub(super) store: Store<String, crds::Wiring>,
+pub(crate) struct Wirings {
+    pub(crate) store: Store<String, crds::Wiring>,
     given_up: Arc<AtomicBool>,
     wake: Wake,
 }
 
 impl Wirings {
-    pub(super) fn new(wake: &Wake) -> Self {
+    pub(crate) fn new(wake: &Wake) -> Self {
         Self { store: Store::noting(wake), given_up: Arc::default(), wake: wake.clone() }
     }
 
@@ -66,7 +66,7 @@ impl Wirings {
 }
 
 impl Stores {
-    pub(super) fn new(wake: &Wake) -> Self {
+    pub(crate) fn new(wake: &Wake) -> Self {
         Self {
             services: Store::noting(wake),
             slices: Store::noting(wake),
@@ -78,7 +78,7 @@ impl Stores {
         }
     }
 
-    pub(super) fn watch(&self, client: &Client, tasks: &mut JoinSet<Result<Infallible>>) {
+    pub(crate) fn watch(&self, client: &Client, tasks: &mut JoinSet<Result<Infallible>>) {
         fn spawn<R, K, V>(
             client: &Client,
             source: Source<R, K, V>,

@@ -43,6 +43,16 @@ pub(crate) trait Numbers: Clone + Send + Sync + 'static {
     fn unready(&self) -> Option<&'static str>;
 }
 
+impl Numbers for agent::Metrics {
+    fn text(&self) -> Result<String, fmt::Error> {
+        self.text()
+    }
+
+    fn unready(&self) -> Option<&'static str> {
+        self.unready()
+    }
+}
+
 impl Numbers for Metrics {
     fn text(&self) -> Result<String, fmt::Error> {
         self.text()

@@ -1,7 +1,7 @@
 //! What each library is to know, kept up to date: what changed in, snapshots out, at the price of what changed. Pure.
 //!
 //! A thousand endpoints a second may change in a cluster of 30,000 Services, and none of them waits for all the others to be
-//! looked at. What comes out is the same as [`snapshots`](super::compose::snapshots) of everything, and shares with what came
+//! looked at. What comes out is the same as [`snapshots`](super::snapshots::snapshots) of everything, and shares with what came
 //! out before whatever did not change.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -18,7 +18,7 @@ use observe::Change;
 use speaker::Neighbours;
 use speaker::eligibility::{Eligibility, News};
 
-use super::compose::{links, own_addresses, pod_ranges, terms};
+use super::snapshots::{links, own_addresses, pod_ranges, terms};
 
 /// What has changed of all that a node agent observes.
 #[derive(Clone, Debug, Default)]

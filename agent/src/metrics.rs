@@ -23,7 +23,6 @@ use speaker::takeovers::{Cause, Silences};
 use tokio::sync::watch;
 
 use crate::keys::supply::Supply;
-use crate::metrics;
 
 /// The channels of an agent that numbers are read from.
 #[derive(Clone, Debug)]
@@ -52,28 +51,31 @@ pub(super) struct Channels {
 
 /// The numbers of one agent. Clones are handles on the same ones.
 #[derive(Clone)]
-pub(super) struct Metrics {
+pub struct Metrics {
     channels: Channels,
     registry: Arc<Registry>,
 }
 
 impl Metrics {
-    pub(super) fn new(channels: Channels) -> Self {
+    pub(crate) fn new(channels: Channels) -> Self {
         let mut registry = Registry::with_prefix("landfall");
         registry.register("build", "The version of Landfall", Info::new([("version", env!("CARGO_PKG_VERSION"))]));
         registry.register_collector(Box::new(channels.clone()));
         Self { channels, registry: Arc::new(registry) }
     }
-}
 
-impl metrics::Numbers for Metrics {
-    fn text(&self) -> Result<String, fmt::Error> {
+    /// All numbers, in the text format of OpenMetrics 1.0.
+    ///
+    /// # Errors
+    /// When they can't be written as text.
+    pub fn text(&self) -> Result<String, fmt::Error> {
         let mut text = String::new();
         encode(&mut text, &self.registry)?;
         Ok(text)
     }
 
-    fn unready(&self) -> Option<&'static str> {
+    /// Why this agent is not ready, if it isn't.
+    pub fn unready(&self) -> Option<&'static str> {
         let Channels { known, keys, kernel, .. } = &self.channels;
         if known.borrow().is_none() {
             return Some("the API server has not told yet what there is");
@@ -316,7 +318,6 @@ fn of_the_kernel(kernel: &dataplane::Counters, to: &mut Exposition<'_>) -> fmt::
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::metrics::Numbers as _;
     use crds::Key;
     use std::time::Duration;
 
@@ -475,7 +476,7 @@ mod tests {
             None => panic!("{line}"),
         });
         let named: BTreeSet<String> = named.collect();
-        let guide = include_str!("../../../docs/guide/metrics.md");
+        let guide = include_str!("../../docs/guide/metrics.md");
         let section = guide.split("\n## Node agents").nth(1).expect("a section on node agents");
         let section = section.split("\n## ").next().unwrap_or_default();
         let rows = section.lines().filter_map(|line| line.strip_prefix("| `landfall_"));

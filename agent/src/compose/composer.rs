@@ -19,8 +19,8 @@ use dataplane::returns::{Return, Wanted};
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep_until};
 
-use super::compose::wanted;
 use super::composition::Composition;
+use super::snapshots::wanted;
 use super::stores::Stores;
 
 /// How long an agent that starts waits for Hellos of those who may be on its links, before it hands frames to the others
@@ -28,36 +28,36 @@ use super::stores::Stores;
 const ACQUAINTANCE: Duration = Duration::from_secs(1);
 
 /// Sends new snapshots whenever something changed that matters to those who get them.
-pub(super) struct Composer {
-    pub(super) stores: Stores,
-    pub(super) inputs: Inputs,
-    pub(super) outputs: Outputs,
+pub(crate) struct Composer {
+    pub(crate) stores: Stores,
+    pub(crate) inputs: Inputs,
+    pub(crate) outputs: Outputs,
 }
 
 /// What is known beside what the API server says.
-pub(super) struct Inputs {
+pub(crate) struct Inputs {
     /// The nodes that the speaker says are dead.
-    pub(super) dead: watch::Receiver<BTreeSet<String>>,
+    pub(crate) dead: watch::Receiver<BTreeSet<String>>,
     /// Which nodes it has met on which link.
-    pub(super) neighbours: watch::Receiver<speaker::Neighbours>,
+    pub(crate) neighbours: watch::Receiver<speaker::Neighbours>,
     /// What is on this node's network.
-    pub(super) network: watch::Receiver<Option<NodeNetworkSpec>>,
+    pub(crate) network: watch::Receiver<Option<NodeNetworkSpec>>,
     /// The links by which answers are led back.
-    pub(super) returned: watch::Receiver<Arc<BTreeSet<Return>>>,
+    pub(crate) returned: watch::Receiver<Arc<BTreeSet<Return>>>,
 }
 
 /// Who is told.
-pub(super) struct Outputs {
-    pub(super) dataplane: watch::Sender<Option<Arc<dataplane::Snapshot>>>,
-    pub(super) speaker: watch::Sender<Option<Arc<speaker::Snapshot>>>,
+pub(crate) struct Outputs {
+    pub(crate) dataplane: watch::Sender<Option<Arc<dataplane::Snapshot>>>,
+    pub(crate) speaker: watch::Sender<Option<Arc<speaker::Snapshot>>>,
     /// The links by which answers should be led back.
-    pub(super) wanted: watch::Sender<Option<Wanted>>,
+    pub(crate) wanted: watch::Sender<Option<Wanted>>,
 }
 
 impl Composer {
     /// Composes for `node`, as its options say: what packets to Services that don't say so are sent to, and whether they are
     /// counted.
-    pub(super) async fn run(
+    pub(crate) async fn run(
         self,
         (node, backend, counts): (String, Backend, bool),
         mut listener: observe::Listener,
@@ -123,8 +123,8 @@ fn send_if_new<T: PartialEq + Clone>(to: &watch::Sender<Option<Arc<T>>>, new: &T
 
 #[cfg(test)]
 mod tests {
+    use super::super::stores::Wirings;
     use super::*;
-    use crate::node::stores::Wirings;
     use dataplane::returns::Mask;
     use observe::{Store, Wake, source};
     use serde_json::json;

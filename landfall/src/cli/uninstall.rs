@@ -29,8 +29,8 @@ use kube::{Api, Client, Resource, ResourceExt};
 use serde::de::DeserializeOwned;
 use serde_json::json;
 
+use super::output::print;
 use crate::client::Connection;
-use crate::output::print;
 
 /// The namespace and the names that deploy/landfall.yaml uses.
 const NAMESPACE: &str = "landfall-system";
