@@ -45,5 +45,5 @@ lab-up: setup ## Bring up a cluster to play with: NAME=demo ARGS='--nodes 3 --ku
 lab-down: ## Remove every trace of a cluster: NAME=demo
 	@$(LAB) down $(NAME)
 
-crds: ## Write deploy/crds.yaml anew from the types in crds/
+crds: ## Write deploy/crds.yaml from the types in crds/
 	@LANDFALL_WRITE_GOLDENS=1 cargo test --quiet --locked -p crds manifest && git --no-pager diff --stat deploy/crds.yaml

@@ -1,46 +1,17 @@
 #!/usr/bin/env bash
-# Everything CI checks. The last lines say how many tests ran.
+# Runs everything CI checks: the program in tests/ci, which runs all stages and decides. The last line of the output is
+# always `N passed, N failed, N skipped`. docs/dev/testing.md explains the rules.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-log=$(mktemp)
-trap 'rm -f "$log"' EXIT
-begun=$SECONDS
-
-stage() { # TITLE COMMAND...: runs it with its time; what it prints is kept for the count.
-    local title=$1 since=$SECONDS
-    shift
-    printf '\n=== %s\n' "$title"
-    if ! "$@" 2>&1 | tee -a "$log"; then
-        printf '\n!!! %s failed after %d s\n' "$title" $((SECONDS - since))
-        summary
-        exit 1
-    fi
-    printf -- '--- %s: %d s\n' "$title" $((SECONDS - since))
+# Without the program no stage can run.
+abort() {
+    printf '%s\n0 passed, 0 failed, 0 skipped\n' "$1"
+    exit 1
 }
 
-summary() { # Counts what cargo's test runners said.
-    awk -v seconds=$((SECONDS - begun)) '
-        /^test result: / { passed += $4; failed += $6; ignored += $8 }
-        END {
-            printf "\nwall time: %d s\n", seconds
-            printf "%d passed, %d failed, %d skipped\n", passed, failed, ignored
-        }' "$log"
-}
-
-lints() { cargo clippy --workspace --all-targets --locked -- -D warnings; }
-
-fast() { # Everything that needs no cluster: pure functions, goldens, and the kernel in namespaces of the tests' own.
-    cargo test --workspace --locked --exclude lab --exclude e2e
-}
-
-clusters() { # The lab itself, then the scenarios; each brings up clusters of its own.
-    cargo test --locked -p lab -p e2e --no-fail-fast -- --test-threads "${LANDFALL_TEST_CLUSTERS:-2}"
-}
-
-stage "format" cargo fmt --all --check
-stage "set-up of the lab" tests/setup.sh
-stage "lints" lints
-stage "unit, property and kernel tests" fast
-stage "end-to-end tests on real clusters" clusters
-summary
+command -v cargo >/dev/null || abort "cargo is missing: install Rust with rustup (https://rustup.rs)"
+# The set-up installs a linker on a machine that has none.
+command -v cc >/dev/null || tests/setup.sh || abort "the set-up of the lab failed"
+cargo build --quiet --locked --package ci || abort "tests/ci does not build"
+exec "${CARGO_TARGET_DIR:-target}/debug/ci"

@@ -1,8 +1,8 @@
 //! Scenes: steps of a scenario that share a cluster. Each is a function whose name is a sentence, has namespaces and
 //! addresses of its own, and leaves nothing behind.
 //!
-//! A cluster takes longer to come up than most of what is to be shown on it. So scenes follow each other on one; one that
-//! fails does not keep the others from being played, and [`Scenes::end`] tells of all.
+//! A cluster takes longer to come up than most scenes take. So scenes share one, one after the other. A scene that fails
+//! does not stop the next ones; [`Scenes::end`] reports all failures. With `LANDFALL_SCENE=NAME` only that scene is played.
 //!
 //! Addresses of scenes are out of those for benchmarks (RFC 2544) and documentation (RFC 3849): no node is on such a link,
 //! so nobody announces them. Who wants traffic takes 192.0.2.200-250.
@@ -22,11 +22,26 @@ use serde_json::{Value, json};
 
 use crate::world::{SOON, World, allocated, ingress};
 
+/// Variable with the name of the only scene to play.
+const SELECTION: &str = "LANDFALL_SCENE";
+
+/// How many failed scenes of a test have their cluster's logs and objects collected.
+const MAX_EVIDENCE: usize = 2;
+
 /// The scenes that are played on one cluster.
 pub struct Scenes<'a> {
     world: &'a World,
+    /// The only scene to play, if it is set.
+    selected: Option<String>,
+    /// Scenes so far, without regard to the selection: a scene has the same number, and so the same addresses, alone.
+    count: u8,
     played: u8,
-    failed: Vec<String>,
+    failed: Vec<FailedScene>,
+}
+
+struct FailedScene {
+    name: &'static str,
+    error: anyhow::Error,
 }
 
 /// One step of a scenario.
@@ -48,45 +63,55 @@ pub struct Said {
 }
 
 impl<'a> Scenes<'a> {
-    /// None yet.
+    /// No scene yet, on this cluster.
     pub fn on(world: &'a World) -> Self {
-        Self { world, played: 0, failed: Vec::new() }
+        let selected = std::env::var(SELECTION).ok().filter(|name| !name.is_empty());
+        Self { world, selected, count: 0, played: 0, failed: Vec::new() }
     }
 
-    /// Plays one: a function, whose name says what it shows.
+    /// Plays a scene: a function whose name states what it shows.
     pub async fn play<S: AsyncFnOnce(&Scene<'_>) -> Result<()>>(&mut self, show: S) {
-        let title = std::any::type_name::<S>().rsplit("::").next().unwrap_or_default().replace('_', " ");
+        let name = std::any::type_name::<S>().rsplit("::").next().unwrap_or_default();
+        self.count += 1;
+        if self.selected.as_ref().is_some_and(|selected| selected != name) {
+            return;
+        }
         self.played += 1;
-        let scene = Scene { world: self.world, number: self.played };
-        let begun = Instant::now();
+        let scene = Scene { world: self.world, number: self.count };
+        let start = Instant::now();
         let mut result = async {
             scene.namespace("", &[]).await?;
             show(&scene).await
         }
         .await;
-        let took = begun.elapsed();
+        let took = start.elapsed();
+        if result.is_err() && self.failed.len() < MAX_EVIDENCE {
+            self.world.keep_evidence(name);
+        }
         if let Err(error) = scene.clear().await {
-            result = result.and(Err(error.context("nothing to be left behind")));
+            result = result.and(Err(error.context("remove the objects of the scene")));
         }
         match result {
-            Ok(()) => eprintln!("  ok ({took:.1?}) {title}"),
+            Ok(()) => eprintln!("scene {name} ... ok ({took:.1?})"),
             Err(error) => {
-                eprintln!("  FAILED ({took:.1?}) {title}: {error:#}");
-                self.failed.push(format!("{title}: {error:#}"));
+                eprintln!("scene {name} ... FAILED ({took:.1?}): {error:#}");
+                self.failed.push(FailedScene { name, error });
             }
         }
     }
 
-    /// Whether all went well.
+    /// Returns an error if a scene failed, or if there is none of the selected name.
     pub fn end(self) -> Result<()> {
-        ensure!(
-            self.failed.is_empty(),
-            "{} of {} scenes failed:\n{}",
-            self.failed.len(),
-            self.played,
-            self.failed.join("\n")
-        );
-        Ok(())
+        if let Some(selected) = &self.selected {
+            ensure!(self.played > 0, "{SELECTION}: this test has no scene {selected}");
+        }
+        if self.failed.is_empty() {
+            return Ok(());
+        }
+        // `tests/ci` reads this line: it runs these scenes once more, alone.
+        eprintln!("failed scenes: {}", self.failed.iter().map(|scene| scene.name).collect::<Vec<_>>().join(" "));
+        let errors: Vec<_> = self.failed.iter().map(|scene| format!("{}: {:#}", scene.name, scene.error)).collect();
+        bail!("{} of {} scenes failed:\n{}", errors.len(), self.played, errors.join("\n"))
     }
 }
 

@@ -67,6 +67,14 @@ impl World {
         self.cluster.down()
     }
 
+    /// Collects logs, objects and frames of the cluster as it is now, for a scene that failed.
+    pub fn keep_evidence(&self, scene: &str) {
+        match self.cluster.keep_evidence(scene) {
+            Ok(folder) => eprintln!("scene {scene}: logs and objects are in {}", folder.display()),
+            Err(error) => eprintln!("scene {scene}: logs and objects are lost: {error:#}"),
+        }
+    }
+
     fn of(cluster: Cluster) -> Self {
         let client = cluster.client();
         let lan = Lan::new(cluster.client_host("c1"));

@@ -40,8 +40,8 @@ const CAPTURE_SIZE: &str = "16";
 /// A running cluster.
 ///
 /// One made by [`Cluster::up`] lasts until [`Cluster::down`]. When it is dropped without, a test has failed (a panic, or
-/// an error returned by `?`): then its logs are kept in `target/lab/failures/NAME` first. If the process is killed instead,
-/// the next `up` of any name removes what is left.
+/// an error returned by `?`): then its logs are kept in `$LANDFALL_EVIDENCE/NAME` first, or in `target/lab/failures/NAME`
+/// without that variable. If the process is killed instead, the next `up` of any name removes the cluster.
 pub struct Cluster {
     place: Place,
     topology: Topology,
@@ -102,7 +102,7 @@ impl Cluster {
                 Ok(cluster)
             }
             Err(error) => {
-                let error = match keep_logs(&place, topology) {
+                let error = match keep_evidence(&place, topology, name) {
                     Ok(dir) => {
                         error.context(format!("cluster {name:?} did not come up; its logs are in {}", dir.display()))
                     }
@@ -321,7 +321,7 @@ impl Drop for Cluster {
         if self.lock.is_none() {
             return;
         }
-        match keep_logs(&self.place, &self.topology) {
+        match keep_evidence(&self.place, &self.topology, &self.place.name) {
             Ok(dir) => eprintln!("cluster {:?}: logs and frames are in {}", self.place.name, dir.display()),
             Err(error) => eprintln!("cluster {:?}: logs are lost: {error:#}", self.place.name),
         }
@@ -405,11 +405,15 @@ fn said(output: std::process::Output) -> Result<String> {
     Ok(out.into_owned())
 }
 
-/// Collects into the directory for failures of this cluster, in place of those of an earlier run.
-fn keep_logs(place: &Place, topology: &Topology) -> Result<PathBuf> {
-    let failures = control_plane::directory().join("failures");
+/// Variable with the folder for what is collected of clusters of failed tests.
+const EVIDENCE: &str = "LANDFALL_EVIDENCE";
+
+/// Collects into the folder of this name for failed tests, in place of an earlier run's. Returns its path.
+fn keep_evidence(place: &Place, topology: &Topology, name: &str) -> Result<PathBuf> {
+    let failures = std::env::var_os(EVIDENCE)
+        .map_or_else(|| control_plane::directory().join("failures"), |folder| PathBuf::from(&folder));
     fs::create_dir_all(&failures)?;
-    let dir = failures.canonicalize()?.join(&place.name);
+    let dir = failures.canonicalize()?.join(name);
     if dir.exists() {
         fs::remove_dir_all(&dir)?;
     }
@@ -422,6 +426,11 @@ impl Cluster {
     /// switch into a directory.
     pub fn collect(&self, dir: &Path) -> Result<()> {
         crate::collect::collect(&self.place, &self.topology, dir)
+    }
+
+    /// Collects the same into the folder for failed tests, for one part of a test that failed. Returns the path.
+    pub fn keep_evidence(&self, part: &str) -> Result<PathBuf> {
+        keep_evidence(&self.place, &self.topology, &format!("{}.{part}", self.place.name))
     }
 
     /// How long ago the cluster was made, roughly.

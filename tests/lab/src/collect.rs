@@ -30,9 +30,22 @@ const KERNEL: [&[&str]; 7] = [
     &["nft", "list", "ruleset"],
     &["conntrack", "-L"],
 ];
-/// What is asked of the API server.
-const OBJECTS: [&str; 9] =
-    ["nodes", "pods", "deployments", "daemonsets", "services", "endpointslices", "events", "leases", "configmaps"];
+/// Kinds of objects to read from the API server. Landfall's come last: not every cluster has them.
+const OBJECTS: [&str; 13] = [
+    "nodes",
+    "pods",
+    "deployments",
+    "daemonsets",
+    "services",
+    "endpointslices",
+    "events",
+    "leases",
+    "configmaps",
+    "ipaddresspools.landfall.dev",
+    "loadbalancerips.landfall.dev",
+    "l2advertisements.landfall.dev",
+    "nodenetworks.landfall.dev",
+];
 
 /// Collects into `dir`. A part that can't be had is left out, with the reason in its place: the rest is still worth having.
 pub fn collect(place: &Place, topology: &Topology, dir: &Path) -> Result<()> {
@@ -74,7 +87,8 @@ fn objects(place: &Place, topology: &Topology, dir: &Path) -> Result<()> {
         kubectl.args(["get", kind, "--all-namespaces", "--output=yaml", "--request-timeout=5s"]);
         let output = kubectl.stdin(Stdio::null()).output().context("run kubectl")?;
         fs::write(dir.join(format!("{kind}.yaml")), [output.stdout, output.stderr].concat())?;
-        // It doesn't answer: asking for the rest would take as long again each time.
+        // The API server does not answer, or has no such kind, and so none of those after it: each further request could
+        // take its whole timeout.
         if !output.status.success() {
             break;
         }

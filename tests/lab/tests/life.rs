@@ -2,6 +2,7 @@
 
 mod support;
 
+use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
@@ -123,8 +124,10 @@ async fn a_cluster_goes_with_the_test_that_panics_and_its_logs_stay() -> Result<
         Ok(())
     })
     .await?;
-    let kept = concat!(env!("CARGO_MANIFEST_DIR"), "/../../target/lab/failures/lab-panic");
-    let log = std::fs::read_to_string(format!("{kept}/n1/log/kubelet.log"))?;
+    let failures = concat!(env!("CARGO_MANIFEST_DIR"), "/../../target/lab/failures");
+    let failures = std::env::var_os("LANDFALL_EVIDENCE").map_or_else(|| failures.into(), PathBuf::from);
+    let kept = failures.join("lab-panic");
+    let log = std::fs::read_to_string(kept.join("n1/log/kubelet.log"))?;
     assert!(!log.is_empty());
     std::fs::remove_dir_all(kept)?;
     Ok(())

@@ -1,0 +1,20 @@
+//! Runs every check of this repository, and decides whether the run passes. `tests/run.sh` builds and starts it.
+//!
+//! | file | content |
+//! |---|---|
+//! | `libtest` | output of `cargo test` → passed, failed and skipped tests per test binary; pure |
+//! | `verdict` | which failed tests run once more, and the counts of the whole run; pure |
+//! | `summary` | the last lines of the run; pure |
+//! | `stage` | the list of stages, and one command of a stage with its log |
+//! | `evidence` | the folder for the logs of one run |
+//! | `run` | the run from the first stage to the exit status |
+//!
+//! It has no dependencies: it must build in seconds on a machine that has nothing but Rust and a linker.
+//! `docs/dev/testing.md` explains the rules.
+
+mod evidence;
+mod libtest;
+pub mod run;
+mod stage;
+mod summary;
+mod verdict;
