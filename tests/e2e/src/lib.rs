@@ -4,21 +4,21 @@
 //! |---|---|
 //! | [`world`] | a cluster of the lab with Landfall installed as an operator would, and the objects that scenarios need |
 //! | [`scene`] | steps of a scenario that share a cluster, each with namespaces and addresses of its own |
-//! | [`lan`] | what a client on the LAN sees: who answers over TCP and UDP, and which MAC answers ARP |
-//! | [`asking`] | somebody on the LAN who asks all the time, and what became of it |
+//! | [`lan_client`] | what a client on the LAN sees: who answers over TCP and UDP, and which MAC answers ARP |
+//! | [`prober`] | somebody on the LAN who asks all the time, and what became of it |
 //! | [`rolling`] | a backend that is updated node by node, while it is asked all the time |
 //!
 //! The scenarios are in `tests/`, one file or folder for a theme; each test brings up a cluster of its own, which goes with
 //! it.
 
-pub mod asking;
-pub mod lan;
+pub mod lan_client;
+pub mod prober;
 pub mod rolling;
 pub mod scene;
 pub mod world;
 
-pub use asking::{Asking, Over};
-pub use lan::{Connect, Lan};
+pub use lan_client::{Connect, Lan};
+pub use prober::{Asking, Over};
 pub use scene::{Scene, Scenes};
 pub use world::World;
 

@@ -13,7 +13,7 @@ use kube::api::PostParams;
 use lab::wait_until;
 use serde_json::json;
 
-use crate::asking::{Asking, Over, Tally};
+use crate::prober::{Asking, Over, Tally};
 use crate::world::{SOON, World};
 
 /// The policies that it is asked under, and the Service of each.

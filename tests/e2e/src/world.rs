@@ -15,7 +15,7 @@ use kube::{Api, Client, ResourceExt};
 use lab::{Cluster, Host, KubeProxy, Topology, wait_until};
 use serde_json::{Value, json};
 
-use crate::lan::Lan;
+use crate::lan_client::Lan;
 
 /// How long anything may take that a user would wait for.
 pub const SOON: Duration = Duration::from_secs(30);

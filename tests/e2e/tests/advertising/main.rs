@@ -6,16 +6,16 @@
 //! | room | what is in it |
 //! |---|---|
 //! | [`wire`] | who answers, asked from the client |
-//! | [`stage`] | the objects that the scenes need |
+//! | [`fixture`] | the objects that the scenes need |
 //! | [`traffic`] | both traffic policies, shared addresses, nodes that take no traffic, and nodes and agents that go |
 //! | [`selectors`] | which nodes, interfaces and Services advertisements select |
 //! | [`preferences`] | which nodes they prefer |
 //!
 //! All are scenes on a common cluster: see [`e2e::scene`].
 
+mod fixture;
 mod preferences;
 mod selectors;
-mod stage;
 mod traffic;
 mod wire;
 

@@ -4,7 +4,7 @@ use anyhow::Result;
 use e2e::scene::Scene;
 use serde_json::json;
 
-use crate::stage::{EXCLUDE, Stage, named, others, prefer};
+use crate::fixture::{EXCLUDE, Stage, named, others, prefer};
 
 pub async fn the_preferred_node_answers_as_long_as_it_may_and_gets_the_address_back(scene: &Scene<'_>) -> Result<()> {
     let stage = Stage::set(scene, 220, 221).await?;

@@ -4,7 +4,7 @@ use anyhow::{Result, ensure};
 use e2e::scene::Scene;
 use serde_json::json;
 
-use crate::stage::{ROLE, Stage, named};
+use crate::fixture::{ROLE, Stage, named};
 
 pub async fn addresses_are_answered_on_the_interfaces_that_are_named_and_on_no_other(scene: &Scene<'_>) -> Result<()> {
     let stage = Stage::set(scene, 212, 213).await?;

@@ -10,7 +10,7 @@ use e2e::{Connect, World};
 use lab::wait_until;
 use serde_json::json;
 
-use crate::stage::{EXCLUDE, NODES, Stage, others};
+use crate::fixture::{EXCLUDE, NODES, Stage, others};
 use crate::wire::answering;
 
 /// Nodes of the pods of a Deployment, by the pods' names.

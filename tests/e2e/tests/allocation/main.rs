@@ -2,7 +2,7 @@
 //!
 //! | room | what is in it |
 //! |---|---|
-//! | `turns` | who is served when, and what becomes of an address in the life of its Service |
+//! | `order` | who is served when, and what becomes of an address in the life of its Service |
 //! | `pools` | which pool an address comes from, and what edits of pools do: nothing to those that have one |
 //! | `requests` | asking for addresses and pools, forged status, what kubectl shows |
 //! | `sharing` | several Services on one address |
@@ -15,12 +15,12 @@
 
 mod dual_stack;
 mod high_availability;
+mod order;
 mod pools;
 mod requests;
 mod reservations;
 mod restarts;
 mod sharing;
-mod turns;
 
 use lab::Topology;
 

@@ -8,7 +8,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use lab::{Answer, Host};
 
-use crate::asking::Over;
+use crate::prober::Over;
 
 /// How long one question waits for its answer.
 const PATIENCE: Duration = Duration::from_millis(800);
