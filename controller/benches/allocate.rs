@@ -10,9 +10,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Instant;
 
-use controller::free::Free;
-use controller::occupied::Occupied;
-use controller::pools::Pools;
+use controller::{Free, Occupied, Pools};
 use crds::ip_address_pool::AddressRange;
 use crds::service::Family;
 use crds::{IPAddressPool, IPAddressPoolSpec, Key};

@@ -11,8 +11,7 @@ use std::hint::black_box;
 use std::sync::Arc;
 use std::time::Instant;
 
-use controller::Ledger;
-use controller::effect::{Effect, Subject};
+use controller::{Effect, Ledger, Subject};
 use crds::ip_address_pool::AddressRange;
 use crds::{IPAddressPool, IPAddressPoolSpec, Record, Service};
 use jiff::Timestamp;
@@ -99,7 +98,7 @@ fn answer_all(ledger: &mut Ledger, services: Vec<Service>) {
     ledger.plan(now());
 }
 
-fn answer(ledger: &mut Ledger, series: &controller::effect::Series, services: &[Service]) {
+fn answer(ledger: &mut Ledger, series: &controller::Series, services: &[Service]) {
     for effect in &series.effects {
         match effect {
             Effect::Create { address, pool, holder, .. } => {
@@ -148,7 +147,7 @@ fn one_more(ledger: &mut Ledger, number: u32) -> (f64, f64) {
     let series = plan.series.into_iter().find(|series| series.subject == subject).expect("a series");
     let services = [service];
     for effect in &series.effects {
-        let one = controller::effect::Series { subject: series.subject.clone(), effects: vec![effect.clone()] };
+        let one = controller::Series { subject: series.subject.clone(), effects: vec![effect.clone()] };
         let began = Instant::now();
         ledger.begins(&series);
         answer(ledger, &one, &services);

@@ -6,85 +6,77 @@
 //!                         +------------------------------ answers -----------------------------+
 //! ```
 //!
-//! | room | what is in it |
+//! | room | contents |
 //! |---|---|
-//! | [`ledger`], [`snapshot`] | what is known, with what follows from it and whom a change concerns; the same all at once |
-//! | [`pools`], [`occupied`], `fence` | what the pools come to: which pool an address belongs to, what overlaps, who may have it |
-//! | [`free`], `rest` | which address is given next |
-//! | [`intervals`], `numbering`, [`few`] | sets of addresses that cost nothing; lists that people can read |
-//! | `wishes`, `sharing` | what a Service wants; which Services may share an address |
-//! | `allocation` | who gets which address, and who keeps, gives up or is refused |
-//! | `conflicts` | whose address somebody else on the LAN uses, and what becomes of that |
-//! | `settled` | about whom there is nothing to decide |
-//! | [`refusal`] | why a Service doesn't get what it asks for, with the fix |
-//! | `pool_status`, `service_status` | what is said of a pool, and of a Service |
-//! | [`announced`] | what is said of who announces a Service's addresses, and why nobody does |
-//! | `forwarding` | what is said of how packets to them get to endpoints, and of what does not |
-//! | [`mod@plan`], `holders`, [`effect`] | what is to be written, as data; about Services, and about shared addresses |
-//! | `queue`, `pace`, `leisure` | what is to begin next; when something may be tried again; when there is time to tell |
-//! | [`metrics`], `latency`, `repeats` | numbers for Prometheus; which events are told again and again |
-//! | `lease`, `election` | who of several controllers leads; taking part in that |
-//! | `stores`, `apply`, `report` | what is known; doing what was planned; telling people |
-//! | [`mod@run`] | the loop |
+//! | `state` | the observed objects with their indexes, and the keys a change makes dirty |
+//! | `pools` | pools without overlaps; sets of addresses; which address is given next |
+//! | `allocate` | which Service keeps, gets, shares, gives up or is refused an address |
+//! | `plan` | series of effects: the writes to make, as data, and the order in which they start |
+//! | `status` | conditions and events of Services and pools |
+//! | `apply` | execution of the effects, events, leader election |
+//! | `run`, `metrics` | the main loop; metrics for Prometheus |
 //!
-//! What it needs to be allowed to do: list and watch Services, EndpointSlices, Namespaces, Nodes, NodeNetworks,
-//! IPAddressPools, L2Advertisements and LoadBalancerIPs; get Services, IPAddressPools and LoadBalancerIPs; patch `services/status` and `ipaddresspools/status`;
-//! create, patch and delete LoadBalancerIPs; create events (events.k8s.io); get, watch, create and patch the Lease.
+//! Required permissions: list and watch Services, EndpointSlices, Namespaces, Nodes, NodeNetworks, IPAddressPools,
+//! L2Advertisements and LoadBalancerIPs; get Services, IPAddressPools and LoadBalancerIPs; patch `services/status` and
+//! `ipaddresspools/status`; create, patch and delete LoadBalancerIPs; create events (events.k8s.io); get, watch, create
+//! and patch the Lease.
 
 #![forbid(unsafe_code)]
 
-mod allocation;
-pub mod announced;
-mod apply;
-mod conflicts;
-pub mod effect;
-mod election;
-mod fence;
-pub mod few;
+mod allocate;
+mod apply {
+    pub(crate) mod applier;
+    pub(crate) mod election;
+    pub(crate) mod events;
+    mod lease;
+    mod repeats;
+}
+mod metrics;
+mod plan;
+mod pools {
+    pub(crate) mod cooldown;
+    pub(crate) mod free;
+    pub(crate) mod intervals;
+    mod layout;
+    mod numbering;
+    pub(crate) mod occupied;
+    mod selector;
+    pub(crate) mod truncated;
+
+    pub(crate) use layout::{Land, Lot};
+    pub use layout::{LeftOut, Overlap, Pool, Pools, Withheld};
+}
+mod run;
+mod state;
+mod status;
+
 #[cfg(test)]
+#[path = "../tests/unit/fixtures.rs"]
 mod fixtures;
-mod forwarding;
-pub mod free;
 #[cfg(test)]
+#[path = "../tests/unit/history.rs"]
 mod history;
-mod holders;
-pub mod intervals;
-mod latency;
-mod lease;
-pub mod ledger;
-mod leisure;
 #[cfg(test)]
+#[path = "../tests/unit/live.rs"]
 mod live;
-pub mod metrics;
 #[cfg(test)]
+#[path = "../tests/unit/model.rs"]
 mod model;
-mod numbering;
-pub mod occupied;
-mod pace;
-pub mod plan;
-mod pool_status;
-pub mod pools;
-mod queue;
-pub mod refusal;
-mod repeats;
-mod report;
-mod rest;
-pub mod run;
-mod service_status;
-mod settled;
-mod sharing;
-pub mod snapshot;
-mod stores;
 #[cfg(test)]
+#[path = "../tests/unit/stories.rs"]
 mod stories;
-mod wishes;
 #[cfg(test)]
+#[path = "../tests/unit/world.rs"]
 mod world;
 
-pub use announced::{Circumstances, Nowhere};
-pub use election::Election;
-pub use ledger::Ledger;
+pub use apply::election::Election;
 pub use metrics::Metrics;
+pub use plan::effect::{AddressPatch, Effect, Event, PoolPatch, Series, ServicePatch, Subject};
 pub use plan::{Plan, plan};
+pub use pools::Pools;
+pub use pools::free::Free;
+pub use pools::occupied::Occupied;
 pub use run::{Config, Error, run};
-pub use snapshot::Snapshot;
+pub use state::index::Ledger;
+pub use state::snapshot::Snapshot;
+pub use status::announced::{Circumstances, Judge, Nowhere, Obstacle};

@@ -22,7 +22,9 @@ use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::{Registry, Unit};
 
-use crate::stores::Stores;
+use crate::state::stores::Stores;
+
+pub(crate) mod latency;
 
 /// The reasons of refusals, as conditions have them.
 const REASONS: [&str; 16] = [
@@ -482,7 +484,7 @@ mod tests {
 
     #[test]
     fn every_reason_of_a_refusal_has_a_number() {
-        let source = include_str!("refusal.rs");
+        let source = include_str!("allocate/refusal.rs");
         let function = source.split("pub fn reason(&self)").nth(1).and_then(|rest| rest.split("\n    }").next());
         let mut written: Vec<_> = function.expect("the function").split('"').skip(1).step_by(2).collect();
         written.sort_unstable();

@@ -24,16 +24,23 @@ use crds::service::{FINALIZER, Ingress};
 use crds::{Record, Service, Text};
 use jiff::Timestamp;
 
-use crate::allocation::{Allocation, How};
-use crate::effect::{Effect, Event, PoolPatch, Series, ServicePatch, Subject, pool_reference};
-use crate::holders::{holder, is_alone};
-use crate::ledger::{Dirty, Leaving, Ledger};
-use crate::pool_status::{self, Holders, Strange};
+use crate::allocate::allocation::{Allocation, How};
+use crate::allocate::holders::{holder, is_alone};
+use crate::allocate::request::Rank;
+use crate::allocate::sharing;
+use crate::plan::effect::{Effect, Event, PoolPatch, Series, ServicePatch, Subject, pool_reference};
 use crate::pools::Pool;
-use crate::service_status::{condition, event, is_from, is_told, mentions, repaired, says_it_has_one, shows};
-use crate::sharing;
-use crate::snapshot::Snapshot;
-use crate::wishes::Rank;
+use crate::state::index::{Dirty, Leaving, Ledger};
+use crate::state::snapshot::Snapshot;
+use crate::status::allocated::{condition, event, is_from, is_told, mentions, repaired, says_it_has_one, shows};
+use crate::status::pool as pool_status;
+use crate::status::pool::{Holders, Strange};
+
+pub(crate) mod backoff;
+pub(crate) mod deferred_budget;
+pub(crate) mod effect;
+pub(crate) mod queue;
+mod settled;
 
 /// What is to be written.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -429,6 +436,7 @@ impl Changes {
 }
 
 #[cfg(test)]
+#[path = "../tests/unit/rules/rules.rs"]
 mod rules;
 #[cfg(test)]
 mod tests;

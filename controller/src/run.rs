@@ -31,19 +31,19 @@ use tokio::sync::{mpsc, oneshot, watch as channel};
 use tokio::task::{JoinError, JoinSet};
 use tokio::time::{Instant, sleep_until, timeout};
 
-use crate::announced::{Judge, Obstacle};
-use crate::apply::{Applier, Failure, Progress};
-use crate::effect::{Event, Series, Subject, pool_reference, service_reference};
-use crate::election::{Election, Mandate, elect};
-use crate::latency::Waiting;
-use crate::ledger::Ledger;
-use crate::leisure::Leisure;
+use crate::apply::applier::{Applier, Failure, Progress};
+use crate::apply::election::{Election, Mandate, elect};
+use crate::apply::events as report;
 use crate::metrics::Metrics;
-use crate::pace::{Notable, Paces};
+use crate::metrics::latency::Waiting;
 use crate::plan::Plan;
-use crate::queue::Queue;
-use crate::report;
-use crate::stores::Stores;
+use crate::plan::backoff::{Notable, Paces};
+use crate::plan::deferred_budget::Leisure;
+use crate::plan::effect::{Event, Series, Subject, pool_reference, service_reference};
+use crate::plan::queue::Queue;
+use crate::state::index::Ledger;
+use crate::state::stores::Stores;
+use crate::status::announced::{Judge, Obstacle};
 
 /// Series under way at a time: enough to keep an API server busy, and less than its limit for one client's writes.
 const CONCURRENCY: usize = 64;

@@ -35,7 +35,7 @@ pub(crate) async fn run(connection: &Connection, options: Options) -> anyhow::Re
     let client = connection.client().await?;
     let election = options.lease_namespace.map(|namespace| controller::Election { namespace });
     let numbers = controller::Metrics::default();
-    let judge = Some(nowhere::nowhere as controller::announced::Judge);
+    let judge = Some(nowhere::nowhere as controller::Judge);
     let (hinder, obstacle) = tokio::sync::watch::channel(None);
     let default_class = !options.only_class;
     let config = controller::Config { default_class, election, metrics: numbers.clone(), judge, obstacle };

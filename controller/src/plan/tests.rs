@@ -1,8 +1,8 @@
 //! What is planned in which case. What any history comes to is in [`crate::history`].
 
 use super::*;
-use crate::effect::service_reference;
 use crate::fixtures::{asking, at, holder, ip, node, pool, record, service};
+use crate::plan::effect::service_reference;
 use crate::world::{Seen, World, shows};
 use crds::service::ALLOCATED;
 use crds::service::Family;

@@ -31,7 +31,7 @@ fn table<'a>(text: &'a str, heading: &str) -> Vec<&'a str> {
 
 #[test]
 fn the_guide_lists_every_reason_for_a_refusal_once_and_no_other() {
-    let (source, guide) = (read("controller/src/refusal.rs"), read("docs/guide/why-pending.md"));
+    let (source, guide) = (read("controller/src/allocate/refusal.rs"), read("docs/guide/why-pending.md"));
     let (said, listed) = (reasons(&source), table(&guide, "## Reasons for a refusal"));
     assert!(said.len() > 10, "that can't be all of them: {said:?}");
     assert_eq!(said, listed.iter().copied().collect(), "in the code, and in docs/guide/why-pending.md");
@@ -40,7 +40,7 @@ fn the_guide_lists_every_reason_for_a_refusal_once_and_no_other() {
 
 #[test]
 fn the_guide_lists_every_reason_why_an_address_is_announced_or_not() {
-    let (source, guide) = (read("controller/src/announced.rs"), read("docs/guide/announcing.md"));
+    let (source, guide) = (read("controller/src/status/announced.rs"), read("docs/guide/announcing.md"));
     let said = reasons(&source).into_iter().chain(["Announced"]).collect::<BTreeSet<_>>();
     let listed = table(&guide, "| reason | meaning | fix |");
     assert!(said.len() > 3, "that can't be all of them: {said:?}");
@@ -50,7 +50,7 @@ fn the_guide_lists_every_reason_why_an_address_is_announced_or_not() {
 
 #[test]
 fn the_guide_lists_every_way_in_which_a_service_is_forwarded_or_not() {
-    let (source, guide) = (read("controller/src/forwarding.rs"), read("docs/guide/forwarding-reference.md"));
+    let (source, guide) = (read("controller/src/status/forwarding.rs"), read("docs/guide/forwarding-reference.md"));
     let reported = read("crds/src/forwarding.rs");
     let said: BTreeSet<_> = reasons(&source).union(&words(&reported, "as_str")).copied().collect();
     let listed = table(&guide, "| reason | meaning | fix |");
@@ -64,7 +64,7 @@ fn the_guide_lists_every_way_in_which_a_service_is_forwarded_or_not() {
 
 #[test]
 fn the_guide_lists_all_that_can_be_odd_about_an_address() {
-    let (source, guide) = (read("controller/src/service_status.rs"), read("docs/guide/pools.md"));
+    let (source, guide) = (read("controller/src/status/allocated.rs"), read("docs/guide/pools.md"));
     let (said, listed) = (reasons(&source), table(&guide, "## Editing and deleting pools"));
     assert!(said.contains("Allocated"), "{said:?}");
     assert_eq!(said, listed.iter().copied().collect(), "in the code, and in docs/guide/pools.md");

@@ -1,0 +1,17 @@
+//! Which Service keeps, gets, shares, gives up or is refused an address.
+//!
+//! | file | contents |
+//! |---|---|
+//! | `request` | the addresses a Service needs, by family |
+//! | `allocation` | the decision for one Service |
+//! | `sharing` | which Services may share an address |
+//! | `holders` | the update of a record that several Services hold |
+//! | `quarantine` | addresses that another host on the LAN uses |
+//! | `refusal` | why a Service gets no address, with the fix |
+
+pub(crate) mod allocation;
+pub(crate) mod holders;
+pub(crate) mod quarantine;
+pub(crate) mod refusal;
+pub(crate) mod request;
+pub(crate) mod sharing;

@@ -1,0 +1,11 @@
+//! The observed objects, with their indexes and the keys that a change makes dirty.
+//!
+//! | file | contents |
+//! |---|---|
+//! | `index` | all objects by key, the indexes derived from them, and the dirty keys |
+//! | `snapshot` | the same objects at one moment, without indexes |
+//! | `stores` | the watched tables that feed the index |
+
+pub(crate) mod index;
+pub(crate) mod snapshot;
+pub(crate) mod stores;

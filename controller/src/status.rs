@@ -1,0 +1,13 @@
+//! Conditions and events of Services and pools.
+//!
+//! | file | contents |
+//! |---|---|
+//! | `allocated` | the condition `Allocated` of a Service, and its ingress |
+//! | `announced` | the condition `Announced` of a Service |
+//! | `forwarding` | the condition `Forwarding` of a Service |
+//! | `pool` | the status of a pool |
+
+pub(crate) mod allocated;
+pub(crate) mod announced;
+pub(crate) mod forwarding;
+pub(crate) mod pool;

@@ -1,0 +1,466 @@
+//! Random histories of a cluster, held against what must be true after each.
+//!
+//! Users create, change and delete; somebody forges a status, deletes a record, edits pools; objects become illegible; the
+//! controller crashes in the middle of its writes, or doesn't hear the answer to one, and hears of everything late and in
+//! any order. Once it comes to rest, a small model says what must be.
+
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use crds::request::Consent;
+use crds::service::Family;
+use crds::{
+    FamilyPolicy, IPAddressPool, Key, Labels, Namespace, Network, Port, Protocol, Request, Reservation, Service,
+    ServiceAllocation, TrafficPolicy,
+};
+use proptest::prelude::*;
+use proptest::test_runner::FileFailurePersistence;
+
+use crate::fixtures::{at, node, pool, request_of, service};
+use crate::live::Live;
+use crate::model::{Model, four, is_intruded, is_ours, is_unused, six, universe};
+use crate::plan::plan;
+use crate::world::{World, shows};
+
+/// Seeds of former failures: proptest's default path needs a test inside `src`.
+const REGRESSIONS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/unit/history.regressions.txt");
+
+/// One thing that happens.
+#[derive(Clone, Debug)]
+enum Step {
+    Create(u8, Aspect),
+    Delete(u8),
+    Set(u8, Aspect),
+    Forge(u8, IpAddr),
+    /// The finalizer and the conditions vanish from the Service, as after a restore from a copy.
+    Strip(u8),
+    /// It can't be read from now on; or can again.
+    Illegible(u8),
+    IllegibleRecord(IpAddr),
+    /// A user deletes a record; which then may wait for a finalizer.
+    Unrecord(IpAddr, bool),
+    /// Records that wait are gone.
+    Collect,
+    /// Somebody else on the LAN uses an address.
+    Intrude(IpAddr),
+    /// A node announces an address; or nobody does any more.
+    Announce(IpAddr, bool),
+    /// A user reserves an address: for anybody, for a namespace, or for a Service.
+    Reserve(IpAddr, Option<(u8, bool)>),
+    /// A pool appears, changes or vanishes.
+    Pool(u8, Option<Edit>),
+    Node(IpAddr),
+    Gateway(IpAddr),
+    Label(bool),
+    /// The next plan, of which only so many effects happen before the controller crashes.
+    Crash(usize),
+    Settle,
+}
+
+/// What a user changes of a Service.
+#[derive(Clone, Debug)]
+enum Aspect {
+    Nothing,
+    Families(usize),
+    Key(Option<u8>),
+    Ports(u16),
+    Local(bool),
+    Selector(bool),
+    Consent(bool),
+    Ask(Vec<IpAddr>),
+    Pool(Option<u8>),
+    App(bool),
+    /// Between LoadBalancer and ClusterIP; when it becomes a LoadBalancer, of another's class or ours.
+    Retype(bool),
+}
+
+/// What a pool is to be like.
+#[derive(Clone, Debug)]
+struct Edit {
+    ranges: usize,
+    auto_assign: bool,
+    drain: bool,
+    avoid_buggy: bool,
+    exclude: Option<IpAddr>,
+    fence: usize,
+    quota: Option<u32>,
+}
+
+const RANGES: [&[&str]; 6] = [
+    &["192.0.2.0/30"],
+    &["192.0.2.2-192.0.2.5"],
+    &["192.0.2.6-192.0.2.6", "nonsense"],
+    &["192.0.2.0-192.0.2.9", "2001:db8::/126"],
+    &["2001:db8::2-2001:db8::5", "192.0.2.4/31"],
+    &["2001:db8::1-2001:db8::1", "192.0.2.8-192.0.2.12"],
+];
+
+const FAMILIES: [(&[Family], FamilyPolicy); 6] = [
+    (&[Family::V4], FamilyPolicy::SingleStack),
+    (&[Family::V6], FamilyPolicy::SingleStack),
+    (&[Family::V4, Family::V6], FamilyPolicy::PreferDualStack),
+    (&[Family::V6, Family::V4], FamilyPolicy::PreferDualStack),
+    (&[Family::V4, Family::V6], FamilyPolicy::RequireDualStack),
+    (&[Family::V4], FamilyPolicy::PreferDualStack),
+];
+
+fn address() -> impl Strategy<Value = IpAddr> {
+    prop_oneof![3 => (0..13u8).prop_map(four), 1 => (0..7u8).prop_map(six)]
+}
+
+fn aspect() -> impl Strategy<Value = Aspect> {
+    prop_oneof![
+        3 => Just(Aspect::Nothing),
+        3 => (0..FAMILIES.len()).prop_map(Aspect::Families),
+        4 => proptest::option::weighted(0.8, 0..2u8).prop_map(Aspect::Key),
+        2 => (80..83u16).prop_map(Aspect::Ports),
+        1 => any::<bool>().prop_map(Aspect::Local),
+        1 => any::<bool>().prop_map(Aspect::Selector),
+        1 => any::<bool>().prop_map(Aspect::Consent),
+        4 => proptest::collection::vec(address(), 0..3).prop_map(Aspect::Ask),
+        2 => proptest::option::of(0..4u8).prop_map(Aspect::Pool),
+        1 => any::<bool>().prop_map(Aspect::App),
+        2 => any::<bool>().prop_map(Aspect::Retype),
+    ]
+}
+
+fn edit() -> impl Strategy<Value = Edit> {
+    let flags = (proptest::bool::weighted(0.8), proptest::bool::weighted(0.15), proptest::bool::weighted(0.15));
+    let exclude = proptest::option::weighted(0.2, address());
+    (0..RANGES.len(), flags, exclude, 0..10usize, proptest::option::weighted(0.2, 1..4u32)).prop_map(
+        |(ranges, (auto_assign, drain, avoid_buggy), exclude, fence, quota)| Edit {
+            ranges,
+            auto_assign,
+            drain,
+            avoid_buggy,
+            exclude,
+            fence,
+            quota,
+        },
+    )
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    let name = || 0..6u8;
+    prop_oneof![
+        8 => (name(), aspect()).prop_map(|(name, aspect)| Step::Create(name, aspect)),
+        3 => name().prop_map(Step::Delete),
+        12 => (name(), aspect()).prop_map(|(name, aspect)| Step::Set(name, aspect)),
+        2 => (name(), address()).prop_map(|(name, address)| Step::Forge(name, address)),
+        1 => name().prop_map(Step::Strip),
+        1 => name().prop_map(Step::Illegible),
+        1 => address().prop_map(Step::IllegibleRecord),
+        1 => (address(), any::<bool>()).prop_map(|(address, waits)| Step::Unrecord(address, waits)),
+        1 => Just(Step::Collect),
+        4 => address().prop_map(Step::Intrude),
+        3 => (address(), proptest::bool::weighted(0.7)).prop_map(|(address, now)| Step::Announce(address, now)),
+        2 => (address(), proptest::option::of((name(), any::<bool>()))).prop_map(|(a, to)| Step::Reserve(a, to)),
+        6 => (0..4u8, proptest::option::weighted(0.85, edit())).prop_map(|(name, to)| Step::Pool(name, to)),
+        1 => address().prop_map(Step::Node),
+        1 => address().prop_map(Step::Gateway),
+        1 => any::<bool>().prop_map(Step::Label),
+        4 => (0..8usize).prop_map(Step::Crash),
+        6 => Just(Step::Settle),
+    ]
+}
+
+/// The Service of that number: four are in one namespace, the others in another.
+fn key(n: u8) -> Key {
+    Key::new(if n < 4 { "default" } else { "other" }, format!("s{n}"))
+}
+
+fn set(service: &mut Service, aspect: &Aspect) {
+    let request = |edit: &dyn Fn(&mut Request), service: &mut Service| {
+        edit(request_of(service));
+    };
+    match aspect {
+        Aspect::Nothing => {}
+        Aspect::Families(index) => {
+            let (families, policy) = FAMILIES[*index];
+            (service.families, service.family_policy) = (families.iter().copied().collect(), policy);
+        }
+        Aspect::Key(key) => request(&|r| r.sharing_key = key.map(|key| format!("k{key}").into()), service),
+        Aspect::Ports(number) => {
+            service.ports = vec![Port { name: "".into(), protocol: Protocol::Tcp, number: *number, node_port: None }];
+        }
+        Aspect::Local(local) => {
+            service.traffic_policy = if *local { TrafficPolicy::Local } else { TrafficPolicy::Cluster };
+        }
+        Aspect::Selector(web) => service.selector = [("app", if *web { "web" } else { "db" })].into(),
+        Aspect::Consent(all) => {
+            let consent = if *all { Consent::Everybody } else { Consent::Nobody };
+            request(&|r| r.consent = consent.clone(), service);
+        }
+        Aspect::Ask(addresses) => {
+            let once: BTreeSet<_> = addresses.iter().copied().collect();
+            request(&|r| r.addresses = once.iter().rev().copied().collect(), service);
+        }
+        Aspect::Pool(n) => request(&|r| r.pool = n.map(|n| format!("p{n}").into()), service),
+        Aspect::App(web) => service.labels = [("app", if *web { "web" } else { "db" })].into(),
+        Aspect::Retype(foreign) => {
+            service.is_load_balancer = !service.is_load_balancer;
+            service.class = foreign.then(|| "example.com/other".into());
+        }
+    }
+}
+
+fn edited(name: &str, created: i64, edit: &Edit) -> Arc<IPAddressPool> {
+    let mut new = pool(name, created, RANGES[edit.ranges]);
+    let selector = |label: &str, value: &str| {
+        vec![serde_json::from_value(serde_json::json!({"matchLabels": {label: value}})).expect("a selector")]
+    };
+    let fence = |namespaces: &[&str], of_namespace: bool, of_service: bool| ServiceAllocation {
+        priority: edit.fence as i32 % 3,
+        namespaces: namespaces.iter().map(|name| (*name).to_owned()).collect(),
+        namespace_selectors: if of_namespace { selector("team", "a") } else { vec![] },
+        service_selectors: if of_service { selector("app", "web") } else { vec![] },
+    };
+    let spec = &mut Arc::make_mut(&mut new).spec;
+    (spec.auto_assign, spec.drain, spec.avoid_buggy_ips) = (edit.auto_assign, edit.drain, edit.avoid_buggy);
+    spec.max_per_namespace = edit.quota;
+    spec.exclude = edit.exclude.iter().map(|a| crds::ip_address_pool::AddressRange(a.to_string())).collect();
+    spec.service_allocation = match edit.fence {
+        0 => Some(fence(&["other"], false, false)),
+        1 => Some(fence(&["default"], true, false)),
+        2 => Some(fence(&[], true, false)),
+        3 => Some(fence(&[], false, true)),
+        4 => Some(fence(&[], false, false)),
+        _ => None,
+    };
+    new
+}
+
+fn toggle<T: Ord>(set: &mut BTreeSet<T>, element: T) {
+    if let Some(there) = set.take(&element) {
+        drop(there);
+    } else {
+        set.insert(element);
+    }
+}
+
+/// What somebody does to the cluster, other than the controller.
+fn happen(world: &mut World, step: &Step, time: i64) {
+    world.snapshot.now = at(time);
+    let exists = |world: &World, n: &u8| world.snapshot.services.contains_key(&key(*n));
+    match step {
+        Step::Create(n, aspect) if !exists(world, n) => {
+            let mut new = service(&key(*n).name, time);
+            new.key = key(*n);
+            new.uid = format!("{}-{time}", new.key.name).into();
+            new.resource_version = u64::MAX - time.unsigned_abs();
+            set(&mut new, &Aspect::Ports(u16::from(80 + n % 3)));
+            set(&mut new, aspect);
+            world.snapshot.unreadable.services.remove(&new.key);
+            if new.is_load_balancer {
+                world.snapshot.services.insert(new.key.clone(), Arc::new(new));
+            }
+        }
+        Step::Delete(n) if exists(world, n) => {
+            world.delete_key(&key(*n));
+            if !exists(world, n) {
+                world.snapshot.unreadable.services.remove(&key(*n));
+            }
+        }
+        Step::Set(n, aspect) if exists(world, n) => world.edit_key(&key(*n), |service| set(service, aspect)),
+        Step::Forge(n, address) if exists(world, n) && world.snapshot.services[&key(*n)].is_load_balancer => {
+            world.edit_key(&key(*n), |service| service.ingress = shows(&address.to_string()));
+        }
+        Step::Strip(n) if exists(world, n) && !world.snapshot.services[&key(*n)].deleting => {
+            world.edit_key(&key(*n), |service| (service.finalizers, service.conditions) = (vec![], vec![]));
+        }
+        Step::Illegible(n) if exists(world, n) => toggle(&mut world.snapshot.unreadable.services, key(*n)),
+        Step::IllegibleRecord(address) => toggle(&mut world.snapshot.unreadable.addresses, *address),
+        Step::Intrude(address) => world.intrude(*address),
+        Step::Announce(address, true) => world.announce(*address),
+        Step::Announce(address, false) => world.silence(*address),
+        Step::Unrecord(address, true) => world.edit_record(*address, |record| record.deleting = true),
+        Step::Unrecord(address, false) => {
+            world.unrecorded.insert(*address);
+            world.snapshot.addresses.remove(address);
+            world.snapshot.unreadable.addresses.remove(address);
+        }
+        Step::Collect => {
+            let gone: Vec<_> = world
+                .snapshot
+                .addresses
+                .values()
+                .filter(|record| record.deleting)
+                .map(|record| record.address)
+                .collect();
+            gone.iter().for_each(|address| drop(world.snapshot.addresses.remove(address)));
+            world.unrecorded.extend(gone);
+        }
+        Step::Reserve(address, to) => {
+            let whole = |(n, whole): (u8, bool)| Reservation {
+                namespace: Some(key(n).namespace),
+                service: whole.then(|| key(n).name),
+            };
+            world.reserve(*address, to.map(whole));
+        }
+        Step::Pool(n, None) => drop(world.snapshot.pools.remove(&format!("p{n}"))),
+        Step::Pool(n, Some(edit)) => {
+            let name = format!("p{n}");
+            let old = world.snapshot.pools.get(&name);
+            let created = old.and_then(|pool| pool.metadata.creation_timestamp.clone());
+            let mut new = edited(&name, created.map_or(time, |created| created.0.as_second()), edit);
+            let object = Arc::make_mut(&mut new);
+            object.status = old.and_then(|pool| pool.status.clone());
+            object.metadata.resource_version = Some(format!("edit-{time}"));
+            world.snapshot.pools.insert(name, new);
+        }
+        Step::Node(address) => drop(world.snapshot.nodes.insert("n1".into(), node("n1", &address.to_string()))),
+        Step::Gateway(address) => {
+            let network = Network { addresses: vec![], gateways: vec![*address] };
+            world.snapshot.networks.insert("n1".into(), Arc::new(network));
+        }
+        Step::Label(team) => {
+            let labels = if *team { Labels::from([("team", "a")]) } else { Labels::default() };
+            let namespace = Namespace { name: "other".into(), labels };
+            world.snapshot.namespaces.insert("other".into(), Arc::new(namespace));
+        }
+        _ => {}
+    }
+}
+
+/// The same, and what the controller does meanwhile.
+fn take(world: &mut World, step: &Step, time: i64) {
+    happen(world, step, time);
+    match step {
+        Step::Crash(effects) => {
+            let mut left = *effects;
+            for series in plan(&world.snapshot).series {
+                for effect in &series.effects {
+                    if left == 0 || !world.apply(effect) {
+                        break;
+                    }
+                    left -= 1;
+                }
+            }
+        }
+        Step::Settle => drop(world.settle()),
+        _ => {}
+    }
+}
+
+/// What must not have changed since the cluster was at rest last, with this step and nothing else in between.
+fn check_kept(before: &World, step: &Step, after: &World) -> Result<(), TestCaseError> {
+    // A record that somebody else deletes, or makes illegible, is no promise any more.
+    let is_of_record = matches!(step, Step::Unrecord(..) | Step::Collect | Step::IllegibleRecord(_));
+    for old in before.snapshot.services.values().filter(|service| is_ours(service)) {
+        let Some(new) = after.snapshot.services.get(&old.key).filter(|new| new.uid == old.uid && is_ours(new)) else {
+            continue;
+        };
+        let is_same = |old: &Service, new: &Service| {
+            (&old.request, &old.families, old.family_policy) == (&new.request, &new.families, new.family_policy)
+                && crate::allocate::sharing::terms(old) == crate::allocate::sharing::terms(new)
+        };
+        let (was, is) = (before.seen_key(&old.key), after.seen_key(&old.key));
+        let is_unsettled = |world: &World| {
+            world.snapshot.unreadable.services.contains(&old.key)
+                || world.snapshot.addresses.values().any(|record| {
+                    (record.deleting || world.snapshot.unreadable.addresses.contains(&record.address))
+                        && record.holders.iter().any(|holder| holder.uid == old.uid)
+                })
+        };
+        if is_of_record || !is_same(old, new) || is_unsettled(before) || is_unsettled(after) {
+            continue;
+        }
+        // It may have got at last what it had asked for all along, or a second family.
+        let was_true = was.condition.as_ref().is_some_and(|condition| condition.starts_with("True"));
+        let is_true = is.condition.as_ref().is_some_and(|condition| condition.starts_with("True"));
+        if was_true || !is_true {
+            // What somebody else uses and was never announced it may leave.
+            let may_leave = |address: &&String| {
+                let address: IpAddr = address.parse().expect("an address");
+                let record = &before.snapshot.addresses[&address];
+                is_intruded(record) || (matches!(step, Step::Intrude(a) if *a == address) && is_unused(record))
+            };
+            let lost = was.held.iter().filter(|address| !is.held.contains(address));
+            let lost: Vec<_> = lost.filter(|address| !may_leave(address)).collect();
+            prop_assert!(lost.is_empty(), "{} lost {:?} by {:?}", old.key, lost, step);
+            prop_assert!(is_true || !was_true, "{} was refused by {:?}: {:?}", old.key, step, is.condition);
+        }
+    }
+    // Another provider's Service is as it was, unless it was ours before.
+    for old in before.snapshot.services.values().filter(|service| service.class.is_some()) {
+        let is_touched = |n: &u8| old.key == key(*n);
+        let by_user = match step {
+            Step::Delete(n) | Step::Set(n, _) | Step::Forge(n, _) | Step::Strip(n) | Step::Illegible(n) => {
+                is_touched(n)
+            }
+            _ => false,
+        };
+        if !by_user && before.seen_key(&old.key).held.is_empty() && !is_unreadable(before, &old.key) {
+            prop_assert_eq!(after.snapshot.services.get(&old.key), Some(old), "{} was touched by {:?}", old.key, step);
+        }
+    }
+    Ok(())
+}
+
+fn is_unreadable(world: &World, key: &Key) -> bool {
+    world.snapshot.unreadable.services.contains(key)
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig {
+        max_shrink_iters: 4000,
+        failure_persistence: Some(Box::new(FileFailurePersistence::Direct(REGRESSIONS))),
+        ..ProptestConfig::default()
+    })]
+
+    #[test]
+    fn any_history_ends_as_the_model_has_it_and_takes_no_address_from_who_has_one(
+        steps in proptest::collection::vec(step(), 1..40),
+    ) {
+        let mut world = World::default();
+        for (time, step) in (1..).zip(&steps) {
+            take(&mut world, step, time);
+            // From here on a copy of the world is at rest, while the history goes on in the middle of everything.
+            let mut rest = world.clone();
+            rest.settle();
+            Model::check(&rest)?;
+            let mut next = rest.clone();
+            let then = steps.get(usize::try_from(time).unwrap_or_default()).unwrap_or(&Step::Settle);
+            take(&mut next, then, time + 1);
+            next.settle();
+            check_kept(&rest, then, &next)?;
+        }
+    }
+
+    #[test]
+    fn a_controller_that_hears_late_and_in_any_order_comes_to_rest_where_one_would_that_knows_all(
+        steps in proptest::collection::vec((step(), any::<u64>()), 1..40),
+    ) {
+        let mut world = World::default();
+        let mut live = Live::new(7);
+        for (time, (step, dice)) in (1..).zip(&steps) {
+            happen(&mut world, step, time);
+            live.dice = *dice;
+            if let Step::Crash(_) = step {
+                live = Live::new(*dice);
+                live.hear(&world, true);
+            }
+            for _ in 0..live.roll(12) {
+                live.hear(&world, false);
+                live.plan(&world);
+                live.act(&mut world, true);
+            }
+            if matches!(step, Step::Settle) || usize::try_from(time) == Ok(steps.len()) {
+                live.rest(&mut world);
+                Model::check(&world)?;
+                let fresh = plan(&world.snapshot);
+                prop_assert_eq!(fresh.series, vec![], "one that knows all has something left to do");
+            }
+        }
+    }
+}
+
+#[test]
+fn all_addresses_of_these_histories_are_in_the_universe_of_the_model() {
+    let all: BTreeSet<_> = universe().collect();
+    for text in RANGES.into_iter().flatten() {
+        let Ok(range) = text.parse::<crds::Range>() else { continue };
+        assert!(all.contains(&range.first()) && all.contains(&range.last()), "{text}");
+    }
+}

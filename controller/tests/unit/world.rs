@@ -1,0 +1,323 @@
+//! A cluster in memory for tests: what an API server and its users do to the objects that plans are made from.
+
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use crds::service::{ALLOCATED, FINALIZER, Ingress};
+use crds::{AddressConflict, Announcer, IPAddressPool, Key, Reach, Record, Reservation, Service};
+use jiff::Timestamp;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+
+use crate::fixtures::node;
+use crate::plan::effect::{Effect, Event};
+use crate::plan::plan;
+use crate::state::snapshot::Snapshot;
+
+/// A cluster.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct World {
+    pub(crate) snapshot: Snapshot,
+    /// What people were told.
+    pub(crate) events: Vec<Event>,
+    /// Addresses whose records users deleted, which they are told not to do.
+    pub(crate) unrecorded: BTreeSet<IpAddr>,
+    version: u64,
+}
+
+impl World {
+    /// A cluster with these pools and Services.
+    pub(crate) fn with(
+        pools: impl IntoIterator<Item = Arc<IPAddressPool>>,
+        services: impl IntoIterator<Item = Service>,
+    ) -> Self {
+        let mut world = Self { version: 100, ..Self::default() };
+        for pool in pools {
+            world.snapshot.pools.insert(pool.metadata.name.clone().expect("a name"), pool);
+        }
+        for service in services {
+            world.snapshot.services.insert(service.key.clone(), Arc::new(service));
+        }
+        world
+    }
+
+    pub(crate) fn key(name: &str) -> Key {
+        Key::new("default", name)
+    }
+
+    pub(crate) fn service(&self, name: &str) -> &Service {
+        &self.snapshot.services[&Self::key(name)]
+    }
+
+    /// Changes a Service, as a user does.
+    pub(crate) fn edit(&mut self, name: &str, edit: impl FnOnce(&mut Service)) {
+        self.edit_key(&Self::key(name), edit);
+    }
+
+    /// The same by namespace and name.
+    pub(crate) fn edit_key(&mut self, key: &Key, edit: impl FnOnce(&mut Service)) {
+        self.version += 1;
+        let service = self.snapshot.services.get_mut(key).map(Arc::make_mut).expect("a Service");
+        edit(service);
+        service.resource_version = self.version;
+        if !service.is_load_balancer {
+            // The API server does both in the same write (pkg/registry/core/service).
+            service.class = None;
+            service.ingress.clear();
+        }
+    }
+
+    /// Deletes a Service, as a user does.
+    pub(crate) fn delete(&mut self, name: &str) {
+        self.delete_key(&Self::key(name));
+    }
+
+    /// The same by namespace and name.
+    pub(crate) fn delete_key(&mut self, key: &Key) {
+        self.edit_key(key, |service| service.deleting = true);
+        self.collect(key);
+    }
+
+    /// Changes a record, as a user does.
+    pub(crate) fn edit_record(&mut self, address: IpAddr, edit: impl FnOnce(&mut Record)) {
+        self.version += 1;
+        if let Some(record) = self.snapshot.addresses.get_mut(&address).map(Arc::make_mut) {
+            edit(record);
+            record.resource_version = self.version;
+        }
+    }
+
+    /// A node says that somebody else on the LAN uses an address, which is why it doesn't announce it if it never did.
+    pub(crate) fn intrude(&mut self, address: IpAddr) {
+        self.say(address, |record| {
+            record.conflicts = vec![AddressConflict {
+                node: "n1".into(),
+                link: "eth0".into(),
+                mac: "02:00:00:00:00:99".into(),
+                held_back: record.first_announced.is_none(),
+                since: Time(Timestamp::UNIX_EPOCH),
+            }];
+        });
+    }
+
+    /// A node says that it announces an address, and nobody else uses it.
+    pub(crate) fn announce(&mut self, address: IpAddr) {
+        self.say(address, |record| {
+            let since = Time(Timestamp::UNIX_EPOCH);
+            record.announcers = vec![Announcer {
+                node: "n1".into(),
+                link: "eth0".into(),
+                epoch: 1,
+                since: since.clone(),
+                moved: None,
+                reach: Some(Reach::Spread),
+                unforwarded: vec![],
+            }];
+            record.first_announced.get_or_insert(since);
+            record.conflicts.clear();
+        });
+    }
+
+    /// Nobody announces an address any more.
+    pub(crate) fn silence(&mut self, address: IpAddr) {
+        self.say(address, |record| record.announcers.clear());
+    }
+
+    fn say(&mut self, address: IpAddr, edit: impl FnOnce(&mut Record)) {
+        self.snapshot.nodes.entry("n1".into()).or_insert_with(|| node("n1", "198.51.100.1"));
+        self.edit_record(address, edit);
+    }
+
+    /// Reserves an address, as a user does, unless somebody has it.
+    pub(crate) fn reserve(&mut self, address: IpAddr, reservation: Option<Reservation>) {
+        self.version += 1;
+        let record = Record {
+            address,
+            uid: format!("reservation-{}", self.version).into(),
+            resource_version: self.version,
+            deleting: false,
+            pool: "".into(),
+            holders: vec![],
+            sharing_key: None,
+            reservation: reservation.map(Box::new),
+            quarantine: None,
+            announcers: vec![],
+            first_announced: None,
+            conflicts: vec![],
+        };
+        if !self.snapshot.unreadable.addresses.contains(&address) {
+            self.snapshot.addresses.entry(address).or_insert_with(|| Arc::new(record));
+        }
+    }
+
+    /// What is being deleted and waits for nobody is gone.
+    fn collect(&mut self, key: &Key) {
+        if self.snapshot.services.get(key).is_some_and(|service| service.deleting && service.finalizers.is_empty()) {
+            self.snapshot.services.remove(key);
+        }
+    }
+
+    /// Does what the API server does with a write; `false` if it refuses.
+    pub(crate) fn apply(&mut self, effect: &Effect) -> bool {
+        self.version += 1;
+        match effect {
+            Effect::Create { address, pool, holder, sharing_key } => {
+                if self.snapshot.addresses.contains_key(address) || self.snapshot.unreadable.addresses.contains(address)
+                {
+                    return false;
+                }
+                let record = Record {
+                    address: *address,
+                    uid: format!("record-{}", self.version).into(),
+                    resource_version: self.version,
+                    deleting: false,
+                    pool: pool.clone(),
+                    holders: vec![holder.clone()],
+                    sharing_key: sharing_key.clone(),
+                    reservation: None,
+                    quarantine: None,
+                    announcers: vec![],
+                    first_announced: None,
+                    conflicts: vec![],
+                };
+                self.snapshot.addresses.insert(*address, Arc::new(record));
+            }
+            Effect::Delete { address, uid, resource_version } => {
+                let Some(record) = self.snapshot.addresses.get(address) else { return true };
+                let is_this = record.uid == *uid;
+                let alone = record.holders.len() <= 1;
+                assert!(resource_version.is_some() || alone || !is_this, "{address} is several Services'");
+                match resource_version {
+                    Some(version) if !is_this || *version != record.resource_version => return false,
+                    _ if is_this => drop(self.snapshot.addresses.remove(address)),
+                    _ => {}
+                }
+            }
+            Effect::PatchAddress(patch) => {
+                let Some(record) = self.snapshot.addresses.get_mut(&patch.address).map(Arc::make_mut) else {
+                    return false;
+                };
+                if record.resource_version != patch.resource_version {
+                    return false;
+                }
+                record.resource_version = self.version;
+                record.holders = patch.holders.clone();
+                record.sharing_key = patch.sharing_key.clone();
+                if let Some(pool) = &patch.pool {
+                    record.pool = pool.clone();
+                }
+                if patch.becomes_reservation {
+                    record.reservation.get_or_insert_default();
+                }
+                if let Some(quarantine) = &patch.quarantine {
+                    record.quarantine = Some(Box::new(quarantine.clone()));
+                }
+            }
+            Effect::PatchService(patch) | Effect::TellService(patch) => {
+                let Some(service) = self.snapshot.services.get_mut(&patch.key).map(Arc::make_mut) else { return false };
+                if service.resource_version != patch.resource_version {
+                    return false;
+                }
+                let before = service.ingress.clone();
+                service.resource_version = self.version;
+                if let Some(finalizers) = &patch.finalizers {
+                    service.finalizers = finalizers.clone();
+                }
+                if let Some(ingress) = &patch.ingress {
+                    assert!(service.is_load_balancer || ingress.is_empty(), "the API server refuses ingress here");
+                    service.ingress = ingress.clone();
+                }
+                if let Some(conditions) = &patch.conditions {
+                    service.conditions = conditions.clone();
+                }
+                let uid = service.uid.clone();
+                let shown = patch.ingress.iter().flatten().filter(|ingress| !before.contains(ingress));
+                for address in shown.filter_map(|ingress| ingress.ip.as_ref()?.parse::<IpAddr>().ok()) {
+                    let record = self.snapshot.addresses.get(&address);
+                    let held = record.is_some_and(|record| record.holders.iter().any(|holder| holder.uid == uid));
+                    assert!(held || self.unrecorded.contains(&address), "{address} is shown and not held");
+                }
+                self.collect(&patch.key);
+            }
+            Effect::PatchPool(patch) => {
+                let Some(pool) = self.snapshot.pools.get_mut(&patch.name).map(Arc::make_mut) else { return false };
+                if pool.metadata.resource_version.as_deref() != Some(&patch.resource_version) {
+                    return false;
+                }
+                pool.metadata.resource_version = Some(self.version.to_string());
+                pool.status = Some(patch.status.clone());
+            }
+            Effect::Event(event) => self.events.push(event.clone()),
+        }
+        true
+    }
+
+    /// Plans and applies until nothing is left to do, and returns how many plans that took.
+    pub(crate) fn settle(&mut self) -> usize {
+        for plans in 0..20 {
+            let series = plan(&self.snapshot).series;
+            if series.is_empty() {
+                return plans;
+            }
+            for series in series {
+                for effect in &series.effects {
+                    if !self.apply(effect) {
+                        break;
+                    }
+                }
+            }
+        }
+        panic!("no end of plans: {:#?}", plan(&self.snapshot));
+    }
+
+    /// What a user sees of a Service: its addresses, and the condition as `Status Reason`; with `held` what it really
+    /// has.
+    pub(crate) fn seen(&self, name: &str) -> Seen {
+        self.seen_key(&Self::key(name))
+    }
+
+    /// The same by namespace and name.
+    pub(crate) fn seen_key(&self, key: &Key) -> Seen {
+        let service = &self.snapshot.services[key];
+        let condition = service.conditions.iter().find(|condition| condition.type_ == ALLOCATED);
+        let held = self.snapshot.addresses.values().filter(|record| {
+            record.holders.iter().any(|holder| holder.uid == service.uid && holder.name == service.key.name)
+        });
+        Seen {
+            ingress: service.ingress.iter().filter_map(|ingress| ingress.ip.clone().map(String::from)).collect(),
+            condition: condition.map(|c| format!("{} {}: {}", c.status, c.reason, c.message)),
+            held: held.map(|record| record.address.to_string()).collect(),
+            has_finalizer: service.finalizers.iter().any(|finalizer| finalizer == FINALIZER),
+        }
+    }
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Seen {
+    pub(crate) ingress: Vec<String>,
+    pub(crate) condition: Option<String>,
+    pub(crate) held: Vec<String>,
+    pub(crate) has_finalizer: bool,
+}
+
+impl Seen {
+    /// A Service that has this address of that pool, and all that belongs to it.
+    pub(crate) fn has(address: &str, pool: &str) -> Self {
+        Self {
+            ingress: vec![address.into()],
+            condition: Some(format!("True Allocated: {address} from pool {pool}")),
+            held: vec![address.into()],
+            has_finalizer: true,
+        }
+    }
+
+    /// A Service that we have nothing to do with.
+    pub(crate) fn nothing() -> Self {
+        Self { ingress: vec![], condition: None, held: vec![], has_finalizer: false }
+    }
+}
+
+/// A status that shows this address, whoever wrote it.
+pub(crate) fn shows(address: &str) -> Vec<Ingress> {
+    vec![Ingress::of(address.parse().expect("an address"))]
+}
