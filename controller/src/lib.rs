@@ -24,28 +24,10 @@
 #![forbid(unsafe_code)]
 
 mod allocate;
-mod apply {
-    pub(crate) mod applier;
-    pub(crate) mod election;
-    pub(crate) mod events;
-    mod lease;
-    mod repeats;
-}
+mod apply;
 mod metrics;
 mod plan;
-mod pools {
-    pub(crate) mod cooldown;
-    pub(crate) mod free;
-    pub(crate) mod intervals;
-    mod layout;
-    mod numbering;
-    pub(crate) mod occupied;
-    mod selector;
-    pub(crate) mod truncated;
-
-    pub(crate) use layout::{Land, Lot};
-    pub use layout::{LeftOut, Overlap, Pool, Pools, Withheld};
-}
+mod pools;
 mod run;
 mod state;
 mod status;
