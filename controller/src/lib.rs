@@ -60,5 +60,6 @@ pub use pools::free::Free;
 pub use pools::occupied::Occupied;
 pub use run::{Config, Error, run};
 pub use state::index::Ledger;
+pub use state::index::unannounced::Obstacle;
 pub use state::snapshot::Snapshot;
-pub use status::announced::{Circumstances, Judge, Nowhere, Obstacle};
+pub use status::announced::{Circumstances, Judge, Nowhere};

@@ -25,12 +25,13 @@ use crds::{Record, Service, Text};
 use jiff::Timestamp;
 
 use crate::allocate::allocation::{Allocation, How};
-use crate::allocate::holders::{holder, is_alone};
 use crate::allocate::request::Rank;
 use crate::allocate::sharing;
+use crate::allocate::sharing::holder;
 use crate::plan::effect::{Effect, Event, PoolPatch, Series, ServicePatch, Subject, pool_reference};
 use crate::pools::Pool;
 use crate::state::index::{Dirty, Leaving, Ledger};
+use crate::state::record::is_exclusive;
 use crate::state::snapshot::Snapshot;
 use crate::status::allocated::{condition, event, is_from, is_told, mentions, repaired, says_it_has_one, shows};
 use crate::status::pool as pool_status;
@@ -201,7 +202,7 @@ impl Ledger {
     fn noted(&mut self, allocation: Allocation) -> Allocation {
         let key = &allocation.service.key;
         let leaves = |record: &Arc<Record>| {
-            let how = if is_alone(record) {
+            let how = if is_exclusive(record) {
                 Leaving::Alone
             } else if allocation.targets.is_empty() || !mentions(&allocation.service, record.address) {
                 Leaving::Now
@@ -216,7 +217,7 @@ impl Ledger {
         for target in allocation.targets.iter().filter(|target| target.how == How::Join) {
             self.dirty.addresses.insert(target.address);
         }
-        if allocation.gives_up.iter().any(|record| is_alone(record) && self.intruder(record).is_some()) {
+        if allocation.gives_up.iter().any(|record| is_exclusive(record) && self.intruder(record).is_some()) {
             self.moving.insert(key.clone());
         } else {
             self.moving.remove(key);
@@ -397,14 +398,14 @@ fn is_pending(allocation: &Allocation) -> bool {
 
 /// What withdraws addresses that a Service has alone: those that are not being withdrawn yet.
 fn withdrawn(records: &[Arc<Record>]) -> impl Iterator<Item = Effect> {
-    let live = records.iter().filter(|record| !record.deleting && is_alone(record));
+    let live = records.iter().filter(|record| !record.deleting && is_exclusive(record));
     live.map(|record| Effect::Delete { address: record.address, uid: record.uid.clone(), resource_version: None })
 }
 
 /// Whether nothing more stands between a Service and its end when [`withdrawn`] has happened. Withdrawn is what is gone,
 /// not what waits for somebody's finalizer, or for a write of a record that is not the Service's alone.
 fn is_withdrawn_here(records: &[Arc<Record>]) -> bool {
-    records.iter().all(|record| !record.deleting && is_alone(record))
+    records.iter().all(|record| !record.deleting && is_exclusive(record))
 }
 
 /// What should be different about a Service.

@@ -42,8 +42,9 @@ use crate::plan::deferred_budget::Leisure;
 use crate::plan::effect::{Event, Series, Subject, pool_reference, service_reference};
 use crate::plan::queue::Queue;
 use crate::state::index::Ledger;
+use crate::state::index::unannounced::Obstacle;
 use crate::state::stores::Stores;
-use crate::status::announced::{Judge, Obstacle};
+use crate::status::announced::Judge;
 
 /// Series under way at a time: enough to keep an API server busy, and less than its limit for one client's writes.
 const CONCURRENCY: usize = 64;

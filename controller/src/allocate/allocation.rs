@@ -24,7 +24,8 @@ use crate::allocate::refusal::{InUse, Refusal};
 use crate::allocate::request::{Rank, Wish, families, wants_both_or_none, wish};
 use crate::allocate::sharing::{Clash, Known, Standing, clash};
 use crate::pools::{Pool, Withheld};
-use crate::state::index::{Ledger, holds};
+use crate::state::index::Ledger;
+use crate::state::record::holds;
 
 /// What comes of one Service.
 #[derive(Debug)]

@@ -8,25 +8,13 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use crds::load_balancer_ip::MAX_HOLDERS;
-use crds::{Holder, Key, Record, Service, Text};
+use crds::{Holder, Key, Service, Text};
 use jiff::Timestamp;
 
-use crate::allocate::quarantine;
-use crate::allocate::sharing::{self, Known, Standing, clash};
+use crate::allocate::sharing::{self, Known, Standing, clash, holder};
 use crate::plan::effect::{AddressPatch, Effect};
 use crate::state::index::{Leaving, Ledger};
-
-/// Whether nobody but its one holder can be concerned by what becomes of this record.
-pub(crate) fn is_alone(record: &Record) -> bool {
-    record.holders.len() == 1 && record.sharing_key.is_none() && record.reservation.is_none()
-}
-
-/// How a record names this Service.
-pub(crate) fn holder(service: &Service) -> Holder {
-    let key = &service.key;
-    let terms = sharing::terms(service);
-    Holder { namespace: key.namespace.clone(), name: key.name.clone(), uid: service.uid.clone(), terms }
-}
+use crate::state::record::{is_exclusive, quarantine_end};
 
 impl Ledger {
     /// The write that makes the record of this address say who holds it, if it does not.
@@ -38,10 +26,10 @@ impl Ledger {
         if let Some(quarantine) = record.quarantine.as_ref().filter(|_| record.holders.is_empty()) {
             let resource_version = Some(record.resource_version);
             let delete = Effect::Delete { address, uid: record.uid.clone(), resource_version };
-            return (quarantine::ends(quarantine) <= now).then_some(delete);
+            return (quarantine_end(quarantine) <= now).then_some(delete);
         }
         if let [holder] = record.holders.as_slice()
-            && is_alone(&record)
+            && is_exclusive(&record)
             && holder.terms.is_none()
             && !self.leaving.contains_key(&address)
             && self.promised_to(address).next().is_none()
@@ -63,7 +51,7 @@ impl Ledger {
             match (standing, leaving) {
                 (Standing::Gone, _) => {
                     let exists = self.services.get(&key).is_some_and(|service| service.uid == holder.uid);
-                    if is_alone(&record) && exists {
+                    if is_exclusive(&record) && exists {
                         return None;
                     }
                 }
@@ -94,7 +82,7 @@ impl Ledger {
             }
         }
         if holders.is_empty() && !record.is_reservation() {
-            let resource_version = (!is_alone(&record)).then(|| record.resource_version);
+            let resource_version = (!is_exclusive(&record)).then(|| record.resource_version);
             return Some(Effect::Delete { address, uid: record.uid.clone(), resource_version });
         }
         let sharing_key = match staying.first() {

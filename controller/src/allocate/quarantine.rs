@@ -12,27 +12,19 @@
 use std::net::IpAddr;
 
 use crds::{AddressConflict, Quarantine, Record, Service};
-use jiff::{SignedDuration, Timestamp};
+use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
-use crate::allocate::holders::{holder, is_alone};
+use crate::allocate::sharing::holder;
 use crate::plan::effect::{AddressPatch, Effect, Event, service_reference};
 use crate::state::index::Ledger;
-
-/// For how long nobody gets an address that somebody else was found to use. A person who moves a machine to another address
-/// needs about so long; and each try costs the next Service a fraction of a second.
-const QUARANTINE: SignedDuration = SignedDuration::from_mins(10);
+use crate::state::record::{QUARANTINE, is_exclusive};
 
 /// So many addresses a Service gives up within [`QUARANTINE`].
 const MOVES: usize = 3;
 
 /// So many addresses are in quarantine at once: more strangers than a LAN has by mistake.
 const QUARANTINED: usize = 16;
-
-/// When a quarantine is over.
-pub(crate) fn ends(quarantine: &Quarantine) -> Timestamp {
-    quarantine.since.0.saturating_add(QUARANTINE).unwrap_or(Timestamp::MAX)
-}
 
 /// Of several nodes that see somebody, the first one to do so is named, so that what is said doesn't change with each.
 fn first(conflict: &AddressConflict) -> (Timestamp, &str) {
@@ -59,14 +51,14 @@ impl Ledger {
 
     /// Whether a Service that has this address, and takes any, should have another one.
     pub(crate) fn is_to_leave(&self, service: &Service, record: &Record) -> bool {
-        is_alone(record) && self.intruder(record).is_some() && !self.has_moved_enough(service)
+        is_exclusive(record) && self.intruder(record).is_some() && !self.has_moved_enough(service)
     }
 
     /// Whether a Service that has this address would leave it, now or when others have left theirs.
     pub(crate) fn would_leave(&self, service: &Service, address: IpAddr) -> bool {
         let takes_any = service.request.as_ref().is_ok_and(|request| !request.addresses.contains(&address));
         let record = self.addresses.get(&address).filter(|_| takes_any);
-        record.is_some_and(|record| is_alone(record) && self.intruder(record).is_some())
+        record.is_some_and(|record| is_exclusive(record) && self.intruder(record).is_some())
     }
 
     /// Whether no further address is to be given up for this Service, for the time being.
@@ -81,7 +73,7 @@ impl Ledger {
 
     /// What puts an address into quarantine that a Service gives up, and tells people; `None` if nobody else uses it.
     pub(crate) fn quarantined(&self, service: &Service, record: &Record, now: Timestamp) -> Option<[Effect; 2]> {
-        if !is_alone(record) || record.deleting || self.has_moved_enough(service) {
+        if !is_exclusive(record) || record.deleting || self.has_moved_enough(service) {
             return None;
         }
         let AddressConflict { mac, node, link, .. } = self.intruder(record)?;

@@ -114,6 +114,12 @@ pub(crate) fn terms(service: &Service) -> Option<Text> {
     Some(format!("{:016x}", hash.0).into())
 }
 
+/// How a record names this Service.
+pub(crate) fn holder(service: &Service) -> Holder {
+    let key = &service.key;
+    Holder { namespace: key.namespace.clone(), name: key.name.clone(), uid: service.uid.clone(), terms: terms(service) }
+}
+
 /// FNV-1a with 64 bits (RFC 9923): a fingerprint that is the same in every version of this program.
 struct Fnv(u64);
 

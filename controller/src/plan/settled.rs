@@ -8,11 +8,11 @@
 use crds::service::{ALLOCATED, ANNOUNCED, FORWARDING, Family};
 use crds::{Announcer, Record, Service};
 
-use crate::allocate::holders::is_alone;
 use crate::allocate::request::families;
 use crate::allocate::sharing;
 use crate::pools::Withheld;
 use crate::state::index::Ledger;
+use crate::state::record::is_exclusive;
 use crate::status::allocated::{is_text, shows};
 
 impl Ledger {
@@ -23,7 +23,7 @@ impl Ledger {
         }
         let [address] = self.addresses_of(&service.key) else { return false };
         let Some(record) = self.addresses.get(address) else { return false };
-        let is_own = is_alone(record) && record.holders[0].uid == service.uid && record.holders[0].terms.is_none();
+        let is_own = is_exclusive(record) && record.holders[0].uid == service.uid && record.holders[0].terms.is_none();
         if !is_own || record.deleting || !record.conflicts.is_empty() || sharing::key(service).is_some() {
             return false;
         }

@@ -31,11 +31,13 @@ use crate::plan::effect::{Series, Subject};
 use crate::pools::Pools;
 use crate::pools::free::Free;
 use crate::pools::occupied::Occupied;
+use crate::state::index::unannounced::Obstacle;
+use crate::state::record::holds;
 use crate::state::snapshot::{Snapshot, Unreadable};
-use crate::status::announced::{Judge, Obstacle};
+use crate::status::announced::Judge;
 
 mod promises;
-mod unannounced;
+pub(crate) mod unannounced;
 mod updates;
 
 /// What is known.
@@ -392,26 +394,6 @@ impl Ledger {
     pub(crate) fn set_pending(&mut self, subject: &Subject, is_planned: bool) -> bool {
         if is_planned { !self.pending.insert(subject.clone()) } else { self.pending.remove(subject) }
     }
-}
-
-/// The Services that a record names.
-fn holders(record: &Record) -> impl Iterator<Item = Key> {
-    record.holders.iter().map(|holder| Key::new(&holder.namespace, &holder.name))
-}
-
-/// Whether a record names this very Service.
-pub(crate) fn holds(record: &Record, service: &Service) -> bool {
-    let key = &service.key;
-    record
-        .holders
-        .iter()
-        .any(|holder| holder.uid == service.uid && holder.namespace == key.namespace && holder.name == key.name)
-}
-
-/// The Service that a reservation names.
-fn kept_for(record: &Record) -> Option<Key> {
-    let reservation = record.reservation.as_ref()?;
-    Some(Key::new(reservation.namespace.as_ref()?, reservation.service.as_ref()?))
 }
 
 fn remove<K: std::hash::Hash + Eq>(index: &mut HashMap<K, BTreeSet<IpAddr>>, key: &K, address: &IpAddr) {

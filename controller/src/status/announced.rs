@@ -9,7 +9,7 @@
 //! of its Node says nothing of it; and a heartbeat of agents would be a write for each of them every few seconds, for a case in
 //! which nothing works anyway.
 //!
-//! That nobody announces an address is said only after [`GRACE`]: a new one takes a moment, and so does one that moves. Why
+//! That nobody announces an address is said only after a grace period: a new one takes a moment, and so does one that moves. Why
 //! it is so is asked of a [`Judge`]: which nodes may announce what the speakers decide, who are no part of this library.
 
 use std::collections::BTreeMap;
@@ -19,21 +19,14 @@ use std::sync::Arc;
 use crds::condition::{Condition, Desired, Status};
 use crds::service::{ANNOUNCED, FORWARDING};
 use crds::{Advertisement, EndpointSlice, Key, Labels, Node, Record, Service, TrafficPolicy};
-use jiff::{SignedDuration, Timestamp};
+use jiff::Timestamp;
 
 use crate::allocate::allocation::Allocation;
 use crate::plan::effect::{Effect, Event, ServicePatch, service_reference};
-use crate::state::index::{Ledger, holds};
+use crate::state::index::Ledger;
+use crate::state::record::holds;
+use crate::status::change::ConditionChange;
 use crate::status::forwarding;
-
-/// For how long nobody may announce an address before that is said. Agents take a fraction of a second; the rest is for
-/// those that are just being started or replaced.
-const GRACE: SignedDuration = SignedDuration::from_secs(5);
-
-/// When that is over.
-pub(crate) fn patience_ends(since: Timestamp) -> Timestamp {
-    since.saturating_add(GRACE).unwrap_or(Timestamp::MAX)
-}
 
 /// Says why no node may announce an address; `None` if one may.
 pub type Judge = fn(&Circumstances<'_>) -> Option<Nowhere>;
@@ -70,10 +63,6 @@ pub enum Nowhere {
     Several,
 }
 
-/// What keeps every node from announcing, whatever it may announce, with what to do about it: `the Secret .. is missing: create
-/// it`. It names nothing that changes by itself.
-pub type Obstacle = Arc<str>;
-
 /// Why nobody announces an address.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Silence {
@@ -100,15 +89,6 @@ impl Silence {
 
 /// What people are told when a condition changes to what is desired.
 type Tell = fn(&Service, Option<&Condition>, &Desired) -> Option<Event>;
-
-/// What is to be said of a Service.
-pub(crate) enum Said {
-    /// Whatever is said already: it is too early to tell.
-    AsBefore,
-    /// Nothing: it has no address.
-    Nothing,
-    This(Desired),
-}
 
 impl fmt::Display for Nowhere {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -145,7 +125,7 @@ impl Ledger {
         // Where no agent has ever been is nobody who could.
         let is_unannounced = !self.networks.is_empty() && records.iter().any(|record| self.places(record).is_empty());
         self.set_unannounced(&service.key, is_unannounced, now);
-        if is_unannounced && self.slices.is_none() && self.is_patience_over(&service.key, now) {
+        if is_unannounced && self.slices.is_none() && self.is_grace_over(&service.key, now) {
             let holders = records.iter().flat_map(|record| self.services_of(record));
             if holders.into_iter().any(|holder| holder.traffic_policy == TrafficPolicy::Local) {
                 self.want_slices();
@@ -181,17 +161,17 @@ impl Ledger {
         let (mut changed, mut events) = (None::<Vec<Condition>>, Vec::new());
         let announced = self.announced(allocation, now);
         // Both are said at once or not at all: where nobody knows yet who announces an address, nobody knows how.
-        let is_early = matches!(announced, Said::AsBefore);
-        let forwarded = if is_early { Said::AsBefore } else { self.forwarded(allocation, now) };
+        let is_early = matches!(announced, ConditionChange::Keep);
+        let forwarded = if is_early { ConditionChange::Keep } else { self.forwarded(allocation, now) };
         let all: [(_, _, Tell); 2] = [(ANNOUNCED, announced, event), (FORWARDING, forwarded, forwarding::event)];
         for (type_, said, event) in all {
             let known = changed.as_deref().unwrap_or(conditions);
             let before = known.iter().find(|condition| condition.type_ == type_);
             let new = match said {
-                Said::AsBefore => None,
-                Said::Nothing => before.map(|_| known.iter().filter(|c| c.type_ != type_).cloned().collect()),
-                Said::This(desired) if desired.is_in(known) => None,
-                Said::This(desired) => {
+                ConditionChange::Keep => None,
+                ConditionChange::Remove => before.map(|_| known.iter().filter(|c| c.type_ != type_).cloned().collect()),
+                ConditionChange::Set(desired) if desired.is_in(known) => None,
+                ConditionChange::Set(desired) => {
                     events.extend(event(&allocation.service, before, &desired));
                     Some(desired.set_in(known, now))
                 }
@@ -202,7 +182,7 @@ impl Ledger {
     }
 
     /// What is to be said of who announces the addresses of a Service.
-    fn announced(&self, allocation: &Allocation, now: Timestamp) -> Said {
+    fn announced(&self, allocation: &Allocation, now: Timestamp) -> ConditionChange {
         let service = &allocation.service;
         let mut sentences = Vec::new();
         let mut silences = Vec::new();
@@ -229,16 +209,16 @@ impl Ledger {
                      landfall.dev/load-balancer-ips",
                     conflict.mac, conflict.node, conflict.link,
                 ));
-            } else if self.is_patience_over(&service.key, now) {
-                let Some((silence, sentence)) = self.silence(record) else { return Said::AsBefore };
+            } else if self.is_grace_over(&service.key, now) {
+                let Some((silence, sentence)) = self.silence(record) else { return ConditionChange::Keep };
                 silences.push(silence);
                 sentences.push(sentence);
             } else {
-                return Said::AsBefore;
+                return ConditionChange::Keep;
             }
         }
         if sentences.is_empty() {
-            return if allocation.targets.is_empty() { Said::Nothing } else { Said::AsBefore };
+            return if allocation.targets.is_empty() { ConditionChange::Remove } else { ConditionChange::Keep };
         }
         let (status, reason) = match silences.first() {
             Some(_) if silences.contains(&Silence::Conflict) => (Status::False, Silence::Conflict.reason()),
@@ -249,7 +229,7 @@ impl Ledger {
         };
         let message = sentences.join("; ");
         let observed_generation = service.generation;
-        Said::This(Desired { type_: ANNOUNCED, status, reason, message, observed_generation })
+        ConditionChange::Set(Desired { type_: ANNOUNCED, status, reason, message, observed_generation })
     }
 
     /// Why nobody announces an address, with the sentence about it. `None` if that can't be told yet: nothing is known of
@@ -312,10 +292,6 @@ impl Ledger {
         let of_namespace = self.slices.iter().flat_map(|slices| slices.range(Key::new(&service.namespace, "")..));
         let of_namespace = of_namespace.take_while(|(key, _)| key.namespace == service.namespace);
         of_namespace.filter(|(_, slice)| slice.service == *service).map(|(_, slice)| slice.clone()).collect()
-    }
-
-    pub(crate) fn is_patience_over(&self, key: &Key, now: Timestamp) -> bool {
-        self.unannounced.get(key).is_some_and(|since| patience_ends(*since) <= now)
     }
 }
 

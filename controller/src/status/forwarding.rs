@@ -14,7 +14,7 @@ use jiff::Timestamp;
 use crate::allocate::allocation::Allocation;
 use crate::plan::effect::{Event, service_reference};
 use crate::state::index::Ledger;
-use crate::status::announced::Said;
+use crate::status::change::ConditionChange;
 
 /// What there is to say, the worst last.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -141,14 +141,14 @@ impl fmt::Display for Lack<'_> {
 
 impl Ledger {
     /// What is to be said of how the addresses of a Service are forwarded.
-    pub(crate) fn forwarded(&self, allocation: &Allocation, now: Timestamp) -> Said {
+    pub(crate) fn forwarded(&self, allocation: &Allocation, now: Timestamp) -> ConditionChange {
         let service = &allocation.service;
         let (mut outcomes, mut sentences) = (Vec::new(), Vec::new());
         for record in self.shown_records(allocation) {
             let address = record.address;
             let Some(reach) = self.reach(record) else {
-                if !self.is_patience_over(&service.key, now) {
-                    return Said::AsBefore;
+                if !self.is_grace_over(&service.key, now) {
+                    return ConditionChange::Keep;
                 }
                 outcomes.push(Outcome::NotAnnounced);
                 sentences.push(format!("{address} is not announced, so nothing comes to it"));
@@ -161,7 +161,7 @@ impl Ledger {
             sentences.push(Way(address, reach).to_string());
         }
         let Some(worst) = outcomes.iter().copied().max() else {
-            return if allocation.targets.is_empty() { Said::Nothing } else { Said::AsBefore };
+            return if allocation.targets.is_empty() { ConditionChange::Remove } else { ConditionChange::Keep };
         };
         // Why there is no endpoint says more than that there is none.
         let refused = Outcome::Lacking(Shortcoming::EndpointsRefused);
@@ -171,7 +171,13 @@ impl Ledger {
         sentences.retain(|sentence| seen.insert(sentence.clone()));
         let observed_generation = service.generation;
         let message = sentences.join("; ");
-        Said::This(Desired { type_: FORWARDING, status: worst.status(), reason, message, observed_generation })
+        ConditionChange::Set(Desired {
+            type_: FORWARDING,
+            status: worst.status(),
+            reason,
+            message,
+            observed_generation,
+        })
     }
 
     /// How an address is forwarded, as those say that announce it: `None` if nobody does. If they differ, some of it goes in

@@ -182,10 +182,10 @@ impl<'a> Model<'a> {
 
     /// Whether a Service that takes any address should have another one than this.
     fn should_leave(&self, service: &Service, record: &Record) -> bool {
-        let is_alone = record.holders.len() == 1 && record.sharing_key.is_none() && record.reservation.is_none();
+        let is_exclusive = record.holders.len() == 1 && record.sharing_key.is_none() && record.reservation.is_none();
         let quarantined = || self.snapshot.addresses.values().filter_map(|record| record.quarantine.as_ref());
         let moves = quarantined().filter(|quarantine| quarantine.service.uid == service.uid).count();
-        is_alone && is_intruded(record) && moves < 3 && quarantined().count() < 16
+        is_exclusive && is_intruded(record) && moves < 3 && quarantined().count() < 16
     }
 
     /// What must be true of every record.

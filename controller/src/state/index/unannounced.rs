@@ -4,10 +4,22 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use crds::{Advertisement, EndpointSlice, Key};
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 
 use super::Ledger;
-use crate::status::announced::{Obstacle, patience_ends};
+
+/// How long an address may be unannounced before the condition reports it. Agents need a fraction of a second; the rest is
+/// for agents that are starting or being replaced.
+const GRACE: SignedDuration = SignedDuration::from_secs(5);
+
+/// A problem that keeps every node from announcing, with its fix: `the Secret .. is missing: create it`. Its text must be
+/// stable, because each change of it is a write for each Service.
+pub type Obstacle = Arc<str>;
+
+/// When the grace period of an address that is unannounced since then is over.
+fn grace_end(since: Timestamp) -> Timestamp {
+    since.saturating_add(GRACE).unwrap_or(Timestamp::MAX)
+}
 
 impl Ledger {
     /// An advertisement is like this now, or is gone.
@@ -65,12 +77,17 @@ impl Ledger {
     pub(crate) fn set_unannounced(&mut self, key: &Key, is_unannounced: bool, now: Timestamp) {
         if !is_unannounced {
             if let Some(since) = self.unannounced.remove(key) {
-                self.graces.remove(&(patience_ends(since), key.clone()));
+                self.graces.remove(&(grace_end(since), key.clone()));
             }
         } else if !self.unannounced.contains_key(key) {
             self.unannounced.insert(key.clone(), now);
-            self.graces.insert((patience_ends(now), key.clone()));
+            self.graces.insert((grace_end(now), key.clone()));
         }
+    }
+
+    /// Whether a Service has had an unannounced address for longer than the grace period.
+    pub(crate) fn is_grace_over(&self, key: &Key, now: Timestamp) -> bool {
+        self.unannounced.get(key).is_some_and(|since| grace_end(*since) <= now)
     }
 
     /// When something is to be looked at again that nobody will have changed.

@@ -7,8 +7,9 @@ use std::sync::Arc;
 use crds::{IPAddressPool, Key, Namespace, Network, Node, Record, Service};
 use jiff::Timestamp;
 
-use super::{Ledger, holders, kept_for, remove};
-use crate::allocate::{quarantine, sharing};
+use super::{Ledger, remove};
+use crate::allocate::sharing;
+use crate::state::record::{holder_keys, quarantine_end, reserved_service};
 
 impl Ledger {
     /// A pool is like this now, or is gone.
@@ -40,7 +41,7 @@ impl Ledger {
                 record.announcers.iter().any(|announcer| announcer.node == name)
                     || record.conflicts.iter().any(|conflict| conflict.node == name)
             };
-            self.dirty.services.extend(self.addresses.values().filter(says).flat_map(|record| holders(record)));
+            self.dirty.services.extend(self.addresses.values().filter(says).flat_map(|record| holder_keys(record)));
         }
         if old != node {
             self.judge_again();
@@ -108,7 +109,7 @@ impl Ledger {
             self.dirty.services.extend(self.asked.get(&address).into_iter().flatten().cloned());
             let Some(record) = self.addresses.get(&address) else { continue };
             if record.holders.len() > 1 {
-                self.dirty.services.extend(holders(record));
+                self.dirty.services.extend(holder_keys(record));
             }
         }
         // Who waits for somebody it would share with.
@@ -135,7 +136,7 @@ impl Ledger {
             };
         if is_same {
             if let Some(new) = record.filter(|new| old.is_none_or(|old| !is_said_the_same(&old, new))) {
-                self.dirty.services.extend(holders(&new));
+                self.dirty.services.extend(holder_keys(&new));
             }
             return;
         }
@@ -149,22 +150,22 @@ impl Ledger {
         match (was_used, self.is_used(address)) {
             (false, true) => self.take(address),
             (true, false) => {
-                let last = old.as_ref().and_then(|old| holders(old).next());
+                let last = old.as_ref().and_then(|old| holder_keys(old).next());
                 self.free.release(address, last, now);
             }
             _ => {}
         }
         self.dirty.pools.extend(self.pools.pool_of(address).map(|pool| pool.name().to_owned()));
         for record in old.iter().chain(&record) {
-            self.dirty.services.extend(holders(record));
-            self.dirty.services.extend(kept_for(record));
+            self.dirty.services.extend(holder_keys(record));
+            self.dirty.services.extend(reserved_service(record));
         }
         self.dirty.services.extend(self.asked.get(&address).into_iter().flatten().cloned());
         self.dirty.waiting |= old.is_some() || was_unreadable || record.is_some_and(|new| new.sharing_key.is_some());
     }
 
     fn index(&mut self, record: &Record) {
-        for key in holders(record) {
+        for key in holder_keys(record) {
             // Nearly all have one, and there are tens of thousands.
             let held = self.held.entry(key).or_insert_with(|| Vec::with_capacity(1));
             if let Err(place) = held.binary_search(&record.address) {
@@ -174,20 +175,20 @@ impl Ledger {
         if let Some(key) = &record.sharing_key {
             self.keyed.entry(key.clone()).or_default().insert(record.address);
         }
-        if let Some(key) = kept_for(record) {
+        if let Some(key) = reserved_service(record) {
             self.kept_for.entry(key).or_default().insert(record.address);
         }
         for holder in &record.holders {
             self.count(record.address, &holder.namespace, true);
         }
         if let Some(quarantine) = record.quarantine.as_ref().filter(|_| record.holders.is_empty()) {
-            self.quarantined.insert(record.address, quarantine::ends(quarantine));
+            self.quarantined.insert(record.address, quarantine_end(quarantine));
         }
     }
 
     fn unindex(&mut self, record: &Record) {
         self.quarantined.remove(&record.address);
-        for key in holders(record) {
+        for key in holder_keys(record) {
             if let Some(held) = self.held.get_mut(&key) {
                 held.retain(|address| *address != record.address);
                 if held.is_empty() {
@@ -198,7 +199,7 @@ impl Ledger {
         if let Some(key) = &record.sharing_key {
             remove(&mut self.keyed, key, &record.address);
         }
-        if let Some(key) = kept_for(record) {
+        if let Some(key) = reserved_service(record) {
             remove(&mut self.kept_for, &key, &record.address);
         }
         for holder in &record.holders {

@@ -1,0 +1,38 @@
+//! Facts that follow from one record alone.
+
+use crds::{Key, Quarantine, Record, Service};
+use jiff::{SignedDuration, Timestamp};
+
+/// How long an address that another host uses is given to no Service. A person needs about this long to move a host to
+/// another address, and each retry costs the next Service a fraction of a second.
+pub(crate) const QUARANTINE: SignedDuration = SignedDuration::from_mins(10);
+
+/// When a quarantine is over.
+pub(crate) fn quarantine_end(quarantine: &Quarantine) -> Timestamp {
+    quarantine.since.0.saturating_add(QUARANTINE).unwrap_or(Timestamp::MAX)
+}
+
+/// The Services that a record names.
+pub(crate) fn holder_keys(record: &Record) -> impl Iterator<Item = Key> {
+    record.holders.iter().map(|holder| Key::new(&holder.namespace, &holder.name))
+}
+
+/// Whether a record names this very Service.
+pub(crate) fn holds(record: &Record, service: &Service) -> bool {
+    let key = &service.key;
+    record
+        .holders
+        .iter()
+        .any(|holder| holder.uid == service.uid && holder.namespace == key.namespace && holder.name == key.name)
+}
+
+/// Whether no Service but the one holder can use this record.
+pub(crate) fn is_exclusive(record: &Record) -> bool {
+    record.holders.len() == 1 && record.sharing_key.is_none() && record.reservation.is_none()
+}
+
+/// The Service that a reservation names.
+pub(crate) fn reserved_service(record: &Record) -> Option<Key> {
+    let reservation = record.reservation.as_ref()?;
+    Some(Key::new(reservation.namespace.as_ref()?, reservation.service.as_ref()?))
+}
