@@ -22,6 +22,7 @@
 //! and patch the Lease.
 
 #![forbid(unsafe_code)]
+#![allow(missing_docs, reason = "only this repository uses this library")]
 
 mod allocate;
 mod apply;
@@ -63,3 +64,4 @@ pub use state::index::Ledger;
 pub use state::index::unannounced::Obstacle;
 pub use state::snapshot::Snapshot;
 pub use status::announced::{Circumstances, Judge, Nowhere};
+pub use status::reason::{AllocatedReason, AnnouncedReason, ForwardingReason, RefusalReason};

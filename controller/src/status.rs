@@ -7,9 +7,11 @@
 //! | `forwarding` | the condition `Forwarding` of a Service |
 //! | `change` | how a condition should change |
 //! | `pool` | the status of a pool |
+//! | `reason` | the reasons of the conditions of a Service |
 
 pub(crate) mod allocated;
 pub(crate) mod announced;
 mod change;
 pub(crate) mod forwarding;
 pub(crate) mod pool;
+pub(crate) mod reason;

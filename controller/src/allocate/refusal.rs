@@ -9,6 +9,7 @@ use crds::Key;
 use crds::service::Family;
 
 use crate::allocate::sharing::Clash;
+use crate::status::reason::RefusalReason;
 
 /// How many names a sentence lists before it only counts the others.
 const LISTED: usize = 5;
@@ -68,25 +69,24 @@ pub enum InUse {
 }
 
 impl Refusal {
-    /// One CamelCase word for machines.
-    pub fn reason(&self) -> &'static str {
+    pub(crate) fn reason(&self) -> RefusalReason {
         match self {
-            Self::NoPool => "NoPool",
-            Self::NoAutomaticPool(..) => "NoAutomaticPool",
-            Self::PoolsExhausted(..) => "PoolsExhausted",
-            Self::PoolNotFound(_) => "PoolNotFound",
-            Self::PoolExhausted(..) => "PoolExhausted",
-            Self::PoolNotAllowed(_) => "PoolNotAllowed",
-            Self::PoolDraining(_) => "PoolDraining",
-            Self::NamespaceQuota(_) => "NamespaceQuota",
-            Self::InvalidRequest(_) => "InvalidRequest",
-            Self::AddressNotInPool(..) => "AddressNotInPool",
-            Self::AddressExcluded(..) => "AddressExcluded",
-            Self::AddressInUse(..) => "AddressInUse",
-            Self::AddressReserved(_) => "AddressReserved",
-            Self::SharingConflict(..) => "SharingConflict",
-            Self::FamilyMismatch(..) => "FamilyMismatch",
-            Self::DualStackUnavailable(..) => "DualStackUnavailable",
+            Self::NoPool => RefusalReason::NoPool,
+            Self::NoAutomaticPool(..) => RefusalReason::NoAutomaticPool,
+            Self::PoolsExhausted(..) => RefusalReason::PoolsExhausted,
+            Self::PoolNotFound(_) => RefusalReason::PoolNotFound,
+            Self::PoolExhausted(..) => RefusalReason::PoolExhausted,
+            Self::PoolNotAllowed(_) => RefusalReason::PoolNotAllowed,
+            Self::PoolDraining(_) => RefusalReason::PoolDraining,
+            Self::NamespaceQuota(_) => RefusalReason::NamespaceQuota,
+            Self::InvalidRequest(_) => RefusalReason::InvalidRequest,
+            Self::AddressNotInPool(..) => RefusalReason::AddressNotInPool,
+            Self::AddressExcluded(..) => RefusalReason::AddressExcluded,
+            Self::AddressInUse(..) => RefusalReason::AddressInUse,
+            Self::AddressReserved(_) => RefusalReason::AddressReserved,
+            Self::SharingConflict(..) => RefusalReason::SharingConflict,
+            Self::FamilyMismatch(..) => RefusalReason::FamilyMismatch,
+            Self::DualStackUnavailable(..) => RefusalReason::DualStackUnavailable,
         }
     }
 }

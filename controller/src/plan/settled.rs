@@ -14,6 +14,7 @@ use crate::pools::Withheld;
 use crate::state::index::Ledger;
 use crate::state::record::is_exclusive;
 use crate::status::allocated::{is_text, shows};
+use crate::status::reason::{AllocatedReason, AnnouncedReason};
 
 impl Ledger {
     /// Whether there is nothing to decide about this Service, and nothing to write.
@@ -41,7 +42,7 @@ impl Ledger {
             && service.conditions.iter().any(|condition| {
                 condition.type_ == ALLOCATED
                     && condition.status == "True"
-                    && condition.reason == "Allocated"
+                    && condition.reason == AllocatedReason::Allocated.as_str()
                     && condition.observed_generation == service.generation
                     && is_text(&condition.message, &format_args!("{address} from pool {}", pool.name()))
             })
@@ -57,7 +58,7 @@ impl Ledger {
                 Self::is_told_how(service, record.address, announcer)
                     && self.nodes.contains_key(&**node)
                     && condition.status == "True"
-                    && condition.reason == "Announced"
+                    && condition.reason == AnnouncedReason::Announced.as_str()
                     && condition.observed_generation == service.generation
                     && is_text(&condition.message, &format_args!("{} by {node} ({link})", record.address))
             }

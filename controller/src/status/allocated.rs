@@ -14,36 +14,10 @@ use crate::allocate::allocation::Allocation;
 use crate::plan::effect::{Event, service_reference};
 use crate::pools::{Pools, Withheld};
 use crate::state::index::Ledger;
+use crate::status::reason::AllocatedReason;
 
 /// Stands before the addresses that a Service keeps while it is refused others.
 const KEEPS: &str = "; it keeps ";
-
-/// What is odd about an address that a Service has, the worst last.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-enum Oddity {
-    /// Nothing.
-    None,
-    /// Its pool would not give it to this Service any more.
-    PoolChanged,
-    /// Its pool is being emptied.
-    PoolDraining,
-    /// It is in no pool.
-    PoolGone,
-    /// Another machine has it.
-    NodeHasAddress,
-}
-
-impl Oddity {
-    fn reason(self) -> &'static str {
-        match self {
-            Self::None => "Allocated",
-            Self::PoolChanged => "PoolChanged",
-            Self::PoolDraining => "PoolDraining",
-            Self::PoolGone => "PoolGone",
-            Self::NodeHasAddress => "NodeHasAddress",
-        }
-    }
-}
 
 /// What a Service's condition should say, given what comes of it.
 pub(crate) fn condition(allocation: &Allocation, ledger: &Ledger) -> Desired {
@@ -55,38 +29,41 @@ pub(crate) fn condition(allocation: &Allocation, ledger: &Ledger) -> Desired {
             let keeps: Vec<_> = addresses().map(|address| address.to_string()).collect();
             message += &format!("{KEEPS}{} until then", keeps.join(", "));
         }
-        (Status::False, refusal.reason(), message)
+        (Status::False, refusal.reason().as_str(), message)
     } else {
         let (oddities, sentences): (Vec<_>, Vec<_>) = addresses().map(|a| of_address(a, service, ledger)).unzip();
-        let oddity = oddities.into_iter().max().unwrap_or(Oddity::None);
-        let mut message = sentences.join(if oddity == Oddity::None { ", " } else { "; " });
+        let oddity = oddities.into_iter().max().unwrap_or(AllocatedReason::Allocated);
+        let mut message = sentences.join(if oddity == AllocatedReason::Allocated { ", " } else { "; " });
         if let Some((family, why)) = &allocation.lacks {
             message += &format!("; without an {family} address: {why}");
         }
-        (Status::True, oddity.reason(), message)
+        (Status::True, oddity.as_str(), message)
     };
     Desired { type_: ALLOCATED, status, reason, message, observed_generation: service.generation }
 }
 
 /// What is odd about an address that a Service has, and the sentence about it.
-fn of_address(address: IpAddr, service: &Service, ledger: &Ledger) -> (Oddity, String) {
+fn of_address(address: IpAddr, service: &Service, ledger: &Ledger) -> (AllocatedReason, String) {
     const ASK: &str = "to have another one, ask for it in landfall.dev/load-balancer-ips or landfall.dev/address-pool";
     let (oddity, what) = match (ledger.pools.withheld(address), ledger.pools.pool_of(address)) {
-        (Some(Withheld::Node(node)), _) => (Oddity::NodeHasAddress, format!("is the address of node {node} as well")),
-        (Some(Withheld::Gateway(node)), _) => {
-            (Oddity::NodeHasAddress, format!("is the address of the gateway of node {node} as well"))
+        (Some(Withheld::Node(node)), _) => {
+            (AllocatedReason::NodeHasAddress, format!("is the address of node {node} as well"))
         }
-        (_, None) => (Oddity::PoolGone, "is in no IPAddressPool any more".to_owned()),
+        (Some(Withheld::Gateway(node)), _) => {
+            (AllocatedReason::NodeHasAddress, format!("is the address of the gateway of node {node} as well"))
+        }
+        (_, None) => (AllocatedReason::PoolGone, "is in no IPAddressPool any more".to_owned()),
         (_, Some(pool)) if pool.object.spec.drain => {
-            (Oddity::PoolDraining, format!("is from pool {}, which is being drained", pool.name()))
+            (AllocatedReason::PoolDraining, format!("is from pool {}, which is being drained", pool.name()))
         }
         (Some(withheld), Some(pool)) if withheld.is_from_everybody() => {
-            (Oddity::PoolChanged, format!("is left out of pool {} by now", pool.name()))
+            (AllocatedReason::PoolChanged, format!("is left out of pool {} by now", pool.name()))
         }
-        (_, Some(pool)) if !ledger.admits(pool, service) => {
-            (Oddity::PoolChanged, format!("is from pool {}, which is not for this Service any more", pool.name()))
-        }
-        (_, Some(pool)) => return (Oddity::None, format!("{address} from pool {}", pool.name())),
+        (_, Some(pool)) if !ledger.admits(pool, service) => (
+            AllocatedReason::PoolChanged,
+            format!("is from pool {}, which is not for this Service any more", pool.name()),
+        ),
+        (_, Some(pool)) => return (AllocatedReason::Allocated, format!("{address} from pool {}", pool.name())),
     };
     (oddity, format!("{address} {what}, and the Service keeps it: {ASK}"))
 }

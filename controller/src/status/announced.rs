@@ -27,6 +27,7 @@ use crate::state::index::Ledger;
 use crate::state::record::holds;
 use crate::status::change::ConditionChange;
 use crate::status::forwarding;
+use crate::status::reason::AnnouncedReason;
 
 /// Says why no node may announce an address; `None` if one may.
 pub type Judge = fn(&Circumstances<'_>) -> Option<Nowhere>;
@@ -61,30 +62,6 @@ pub enum Nowhere {
     NodesNotSelected,
     /// More than one of these.
     Several,
-}
-
-/// Why nobody announces an address.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Silence {
-    /// Somebody else has it.
-    Conflict,
-    /// No node may.
-    NoEligibleNode,
-    /// Nodes may, and lack the key without which none does.
-    NoHelloKey,
-    /// Nodes may, and none has said that it does.
-    Pending,
-}
-
-impl Silence {
-    fn reason(self) -> &'static str {
-        match self {
-            Self::Conflict => "Conflict",
-            Self::NoEligibleNode => "NoEligibleNode",
-            Self::NoHelloKey => "NoHelloKey",
-            Self::Pending => "Pending",
-        }
-    }
 }
 
 /// What people are told when a condition changes to what is desired.
@@ -202,7 +179,7 @@ impl Ledger {
                     ));
                 }
             } else if let Some(conflict) = self.intruder(record) {
-                silences.push(Silence::Conflict);
+                silences.push(AnnouncedReason::Conflict);
                 sentences.push(format!(
                     "{address} is not announced, because {} on the LAN uses it already, as node {} sees on {}: find that \
                      machine and give it another address, or have this Service ask for another one in \
@@ -221,11 +198,15 @@ impl Ledger {
             return if allocation.targets.is_empty() { ConditionChange::Remove } else { ConditionChange::Keep };
         }
         let (status, reason) = match silences.first() {
-            Some(_) if silences.contains(&Silence::Conflict) => (Status::False, Silence::Conflict.reason()),
-            Some(_) if silences.contains(&Silence::NoEligibleNode) => (Status::False, Silence::NoEligibleNode.reason()),
-            Some(silence) => (Status::False, silence.reason()),
-            None if has_strangers => (Status::True, Silence::Conflict.reason()),
-            None => (Status::True, "Announced"),
+            Some(_) if silences.contains(&AnnouncedReason::Conflict) => {
+                (Status::False, AnnouncedReason::Conflict.as_str())
+            }
+            Some(_) if silences.contains(&AnnouncedReason::NoEligibleNode) => {
+                (Status::False, AnnouncedReason::NoEligibleNode.as_str())
+            }
+            Some(silence) => (Status::False, silence.as_str()),
+            None if has_strangers => (Status::True, AnnouncedReason::Conflict.as_str()),
+            None => (Status::True, AnnouncedReason::Announced.as_str()),
         };
         let message = sentences.join("; ");
         let observed_generation = service.generation;
@@ -234,7 +215,7 @@ impl Ledger {
 
     /// Why nobody announces an address, with the sentence about it. `None` if that can't be told yet: nothing is known of
     /// endpoints before they are asked for.
-    fn silence(&self, record: &Arc<Record>) -> Option<(Silence, String)> {
+    fn silence(&self, record: &Arc<Record>) -> Option<(AnnouncedReason, String)> {
         let address = record.address;
         let services = self.services_of(record);
         let is_local = services.iter().any(|service| service.traffic_policy == TrafficPolicy::Local);
@@ -257,10 +238,12 @@ impl Ledger {
             advertisements: &self.advertisements,
         };
         Some(match (self.judge.and_then(|judge| judge(&circumstances)), &self.obstacle) {
-            (Some(nowhere), _) => (Silence::NoEligibleNode, format!("no node may announce {address}: {nowhere}")),
-            (None, Some(obstacle)) => (Silence::NoHelloKey, format!("no node announces {address}: {obstacle}")),
+            (Some(nowhere), _) => {
+                (AnnouncedReason::NoEligibleNode, format!("no node may announce {address}: {nowhere}"))
+            }
+            (None, Some(obstacle)) => (AnnouncedReason::NoHelloKey, format!("no node announces {address}: {obstacle}")),
             (None, None) => (
-                Silence::Pending,
+                AnnouncedReason::Pending,
                 format!(
                     "no node has said yet that it announces {address}: see whether the agents of the nodes that may run \
                      and are ready (kubectl -n landfall-system get pods -o wide), and whether these nodes have a network interface for it"

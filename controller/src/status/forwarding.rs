@@ -15,39 +15,20 @@ use crate::allocate::allocation::Allocation;
 use crate::plan::effect::{Event, service_reference};
 use crate::state::index::Ledger;
 use crate::status::change::ConditionChange;
+use crate::status::reason::ForwardingReason;
 
-/// What there is to say, the worst last.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-enum Outcome {
-    /// An address is forwarded in this way.
-    Reached(Reach),
-    /// The nodes don't say.
-    Unreported,
-    NotAnnounced,
-    Lacking(Shortcoming),
+/// The status of the condition with this reason.
+fn status_of(reason: ForwardingReason) -> Status {
+    match reason {
+        ForwardingReason::Unreported | ForwardingReason::NotAnnounced => Status::Unknown,
+        ForwardingReason::Problem(Shortcoming::NoLocalEndpoints | Shortcoming::NoEndpoints) => Status::False,
+        _ => Status::True,
+    }
 }
 
-impl Outcome {
-    fn reason(self) -> &'static str {
-        match self {
-            Self::Reached(reach) => reach.as_str(),
-            Self::Unreported => "Unreported",
-            Self::NotAnnounced => "NotAnnounced",
-            Self::Lacking(shortcoming) => shortcoming.as_str(),
-        }
-    }
-
-    fn status(self) -> Status {
-        match self {
-            Self::Unreported | Self::NotAnnounced => Status::Unknown,
-            Self::Lacking(Shortcoming::NoLocalEndpoints | Shortcoming::NoEndpoints) => Status::False,
-            _ => Status::True,
-        }
-    }
-
-    fn of(reach: Option<Reach>) -> Self {
-        reach.map_or(Self::Unreported, Self::Reached)
-    }
+/// The reason when packets reach the endpoints in this way.
+fn reason_of(reach: Option<Reach>) -> ForwardingReason {
+    reach.map_or(ForwardingReason::Unreported, ForwardingReason::Reached)
 }
 
 /// The sentence about how an address is forwarded.
@@ -143,37 +124,37 @@ impl Ledger {
     /// What is to be said of how the addresses of a Service are forwarded.
     pub(crate) fn forwarded(&self, allocation: &Allocation, now: Timestamp) -> ConditionChange {
         let service = &allocation.service;
-        let (mut outcomes, mut sentences) = (Vec::new(), Vec::new());
+        let (mut reasons, mut sentences) = (Vec::new(), Vec::new());
         for record in self.shown_records(allocation) {
             let address = record.address;
             let Some(reach) = self.reach(record) else {
                 if !self.is_grace_over(&service.key, now) {
                     return ConditionChange::Keep;
                 }
-                outcomes.push(Outcome::NotAnnounced);
+                reasons.push(ForwardingReason::NotAnnounced);
                 sentences.push(format!("{address} is not announced, so nothing comes to it"));
                 continue;
             };
             let lacks: Vec<_> = lacks(record, service).collect();
-            outcomes.extend(lacks.iter().map(|lack| Outcome::Lacking(lack.reason)));
-            outcomes.push(Outcome::of(reach));
+            reasons.extend(lacks.iter().map(|lack| ForwardingReason::Problem(lack.reason)));
+            reasons.push(reason_of(reach));
             sentences.extend(lacks.iter().map(|lack| Lack(address, lack).to_string()));
             sentences.push(Way(address, reach).to_string());
         }
-        let Some(worst) = outcomes.iter().copied().max() else {
+        let Some(worst) = reasons.iter().copied().max() else {
             return if allocation.targets.is_empty() { ConditionChange::Remove } else { ConditionChange::Keep };
         };
         // Why there is no endpoint says more than that there is none.
-        let refused = Outcome::Lacking(Shortcoming::EndpointsRefused);
-        let is_refused = worst == Outcome::Lacking(Shortcoming::NoEndpoints) && outcomes.contains(&refused);
-        let reason = if is_refused { refused } else { worst }.reason();
+        let refused = ForwardingReason::Problem(Shortcoming::EndpointsRefused);
+        let is_refused = worst == ForwardingReason::Problem(Shortcoming::NoEndpoints) && reasons.contains(&refused);
+        let reason = if is_refused { refused } else { worst }.as_str();
         let mut seen = std::collections::BTreeSet::new();
         sentences.retain(|sentence| seen.insert(sentence.clone()));
         let observed_generation = service.generation;
         let message = sentences.join("; ");
         ConditionChange::Set(Desired {
             type_: FORWARDING,
-            status: worst.status(),
+            status: status_of(worst),
             reason,
             message,
             observed_generation,
@@ -192,12 +173,12 @@ impl Ledger {
     /// Whether what is said of how the one address of a Service is forwarded is what there is to say, for one whose only
     /// announcer this is, and who is there.
     pub(crate) fn is_told_how(service: &Service, address: IpAddr, announcer: &Announcer) -> bool {
-        let outcome = Outcome::of(announcer.reach);
+        let reason = reason_of(announcer.reach);
         let said = service.conditions.iter().find(|condition| condition.type_ == FORWARDING);
         announcer.unforwarded.is_empty()
             && said.is_some_and(|condition| {
-                condition.status == outcome.status().as_str()
-                    && condition.reason == outcome.reason()
+                condition.status == status_of(reason).as_str()
+                    && condition.reason == reason.as_str()
                     && condition.observed_generation == service.generation
                     && crate::status::allocated::is_text(&condition.message, &Way(address, announcer.reach))
             })

@@ -3,14 +3,11 @@
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
+use controller::{AllocatedReason, AnnouncedReason, ForwardingReason, RefusalReason};
+
 fn read(path: impl AsRef<Path>) -> String {
     let path = rules::root().join(path);
     std::fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
-}
-
-/// The reasons that something can have: what its function `reason` returns.
-fn reasons(source: &str) -> BTreeSet<&str> {
-    words(source, "reason")
 }
 
 /// What all functions of this name return.
@@ -31,50 +28,49 @@ fn table<'a>(text: &'a str, heading: &str) -> Vec<&'a str> {
 
 #[test]
 fn the_guide_lists_every_reason_for_a_refusal_once_and_no_other() {
-    let (source, guide) = (read("controller/src/allocate/refusal.rs"), read("docs/guide/why-pending.md"));
-    let (said, listed) = (reasons(&source), table(&guide, "## Reasons for a refusal"));
-    assert!(said.len() > 10, "that can't be all of them: {said:?}");
-    assert_eq!(said, listed.iter().copied().collect(), "in the code, and in docs/guide/why-pending.md");
-    assert_eq!(said.len(), listed.len(), "one is listed twice: {listed:?}");
+    let guide = read("docs/guide/why-pending.md");
+    let reasons: BTreeSet<_> = RefusalReason::ALL.iter().map(|reason| reason.as_str()).collect();
+    let listed = table(&guide, "## Reasons for a refusal");
+    assert_eq!(reasons, listed.iter().copied().collect(), "in the code, and in docs/guide/why-pending.md");
+    assert_eq!(reasons.len(), listed.len(), "one is listed twice: {listed:?}");
 }
 
 #[test]
 fn the_guide_lists_every_reason_why_an_address_is_announced_or_not() {
-    let (source, guide) = (read("controller/src/status/announced.rs"), read("docs/guide/announcing.md"));
-    let said = reasons(&source).into_iter().chain(["Announced"]).collect::<BTreeSet<_>>();
+    let guide = read("docs/guide/announcing.md");
+    let reasons: BTreeSet<_> = AnnouncedReason::ALL.iter().map(|reason| reason.as_str()).collect();
     let listed = table(&guide, "| reason | meaning | fix |");
-    assert!(said.len() > 3, "that can't be all of them: {said:?}");
-    assert_eq!(said, listed.iter().copied().collect(), "in the code, and in docs/guide/announcing.md");
-    assert_eq!(said.len(), listed.len(), "one is listed twice: {listed:?}");
+    assert_eq!(reasons, listed.iter().copied().collect(), "in the code, and in docs/guide/announcing.md");
+    assert_eq!(reasons.len(), listed.len(), "one is listed twice: {listed:?}");
 }
 
 #[test]
 fn the_guide_lists_every_way_in_which_a_service_is_forwarded_or_not() {
-    let (source, guide) = (read("controller/src/status/forwarding.rs"), read("docs/guide/forwarding-reference.md"));
-    let reported = read("crds/src/forwarding.rs");
-    let said: BTreeSet<_> = reasons(&source).union(&words(&reported, "as_str")).copied().collect();
+    let (source, guide) = (read("crds/src/forwarding.rs"), read("docs/guide/forwarding-reference.md"));
+    let own = [ForwardingReason::Unreported, ForwardingReason::NotAnnounced].map(ForwardingReason::as_str);
+    let reasons: BTreeSet<_> = words(&source, "as_str").into_iter().chain(own).collect();
     let listed = table(&guide, "| reason | meaning | fix |");
     assert!(
-        said.contains("Spread") && said.contains("NoEndpoints") && said.len() > 8,
-        "that can't be all of them: {said:?}"
+        reasons.contains("Spread") && reasons.contains("NoEndpoints") && reasons.len() > 8,
+        "that can't be all of them: {reasons:?}"
     );
-    assert_eq!(said, listed.iter().copied().collect(), "in the code, and in docs/guide/forwarding-reference.md");
-    assert_eq!(said.len(), listed.len(), "one is listed twice: {listed:?}");
+    assert_eq!(reasons, listed.iter().copied().collect(), "in the code, and in docs/guide/forwarding-reference.md");
+    assert_eq!(reasons.len(), listed.len(), "one is listed twice: {listed:?}");
 }
 
 #[test]
 fn the_guide_lists_all_that_can_be_odd_about_an_address() {
-    let (source, guide) = (read("controller/src/status/allocated.rs"), read("docs/guide/pools.md"));
-    let (said, listed) = (reasons(&source), table(&guide, "## Editing and deleting pools"));
-    assert!(said.contains("Allocated"), "{said:?}");
-    assert_eq!(said, listed.iter().copied().collect(), "in the code, and in docs/guide/pools.md");
+    let guide = read("docs/guide/pools.md");
+    let reasons: BTreeSet<_> = AllocatedReason::ALL.iter().map(|reason| reason.as_str()).collect();
+    let listed = table(&guide, "## Editing and deleting pools");
+    assert_eq!(reasons, listed.iter().copied().collect(), "in the code, and in docs/guide/pools.md");
 }
 
 #[test]
 fn reasons_are_read_from_the_function_and_rows_from_the_table() {
     let source = "impl A {\n    pub fn reason(&self) -> &'static str {\n        match self {\n            Self::B(_) => \"B\",\n\
                   Self::C { .. } => \"C\",\n        }\n    }\n    fn x() { y => \"Z\" }\n}";
-    assert_eq!(reasons(source), BTreeSet::from(["B", "C"]));
+    assert_eq!(words(source, "reason"), BTreeSet::from(["B", "C"]));
     let twice = source.repeat(2).replacen("\"B\"", "\"A\"", 1);
     assert_eq!(words(&twice, "reason"), BTreeSet::from(["A", "B", "C"]));
     let text = "| `X` | |\n## H\n\n| a | b |\n|---|---|\n| `B` | `E` |\n| `C` | |\n## I\n| `D` | |\n";

@@ -1,0 +1,100 @@
+//! The reasons of the conditions of a Service, as machines read them.
+
+use crds::{Reach, Shortcoming};
+
+/// An enum of reasons, each with its CamelCase word.
+macro_rules! reasons {
+    ($(#[$doc:meta])* $name:ident { $($(#[$variant_doc:meta])* $variant:ident),* $(,)? }) => {
+        $(#[$doc])*
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+        pub enum $name {
+            $($(#[$variant_doc])* $variant,)*
+        }
+
+        impl $name {
+            /// All reasons.
+            pub const ALL: &'static [Self] = &[$(Self::$variant),*];
+
+            /// The word in the condition.
+            pub fn as_str(self) -> &'static str {
+                match self {
+                    $(Self::$variant => stringify!($variant),)*
+                }
+            }
+        }
+    };
+}
+
+reasons! {
+    /// Why a Service is refused an address: reasons of `landfall.dev/Allocated`, status `False`.
+    RefusalReason {
+        AddressExcluded,
+        AddressInUse,
+        AddressNotInPool,
+        AddressReserved,
+        DualStackUnavailable,
+        FamilyMismatch,
+        InvalidRequest,
+        NamespaceQuota,
+        NoAutomaticPool,
+        NoPool,
+        PoolDraining,
+        PoolExhausted,
+        PoolNotAllowed,
+        PoolNotFound,
+        PoolsExhausted,
+        SharingConflict,
+    }
+}
+
+reasons! {
+    /// The state of the addresses that a Service has: reasons of `landfall.dev/Allocated`, status `True`. The worst is last.
+    AllocatedReason {
+        Allocated,
+        /// The pool would no longer give the address to this Service.
+        PoolChanged,
+        PoolDraining,
+        /// No pool contains the address.
+        PoolGone,
+        /// A node or a gateway has the address.
+        NodeHasAddress,
+    }
+}
+
+reasons! {
+    /// Reasons of `landfall.dev/Announced`.
+    AnnouncedReason {
+        Announced,
+        /// Another host on the LAN uses the address.
+        Conflict,
+        NoEligibleNode,
+        /// Nodes are eligible, and lack the key without which no node announces.
+        NoHelloKey,
+        /// Nodes are eligible, and none has reported that it announces the address.
+        Pending,
+    }
+}
+
+/// Reasons of `landfall.dev/Forwarding`. The worst is last.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum ForwardingReason {
+    /// Packets reach the endpoints in this way.
+    Reached(Reach),
+    /// The announcing nodes do not report how they forward.
+    Unreported,
+    NotAnnounced,
+    /// Something is not forwarded as the Service specifies.
+    Problem(Shortcoming),
+}
+
+impl ForwardingReason {
+    /// The word in the condition.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Reached(reach) => reach.as_str(),
+            Self::Unreported => "Unreported",
+            Self::NotAnnounced => "NotAnnounced",
+            Self::Problem(problem) => problem.as_str(),
+        }
+    }
+}
