@@ -9,8 +9,8 @@ use std::fmt;
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use dataplane::ruleset::Problem;
-use dataplane::traffic::{Numbers, Traffic, of_services};
+use dataplane::metrics::traffic::{Numbers, Traffic, of_services};
+use dataplane::rules::ruleset::Problem;
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::text::encode;
 use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric, NoLabelSet};
@@ -308,7 +308,7 @@ fn of_the_kernel(kernel: &dataplane::Counters, to: &mut Exposition<'_>) -> fmt::
     let help = "How long it took to change Landfall's tables in the kernel";
     let unit = Some(&Unit::Seconds);
     let mut all = to.0.encode_descriptor("program_duration", help, unit, MetricType::Histogram)?;
-    let bounds = dataplane::counters::Durations::BOUNDS.iter().map(|bound| *bound as f64 / 1e6);
+    let bounds = dataplane::metrics::counters::Durations::BOUNDS.iter().map(|bound| *bound as f64 / 1e6);
     let counts = &kernel.programs.counts;
     let buckets: Vec<(f64, u64)> = bounds.chain([f64::INFINITY]).zip(counts.iter().copied()).collect();
     let sum = kernel.programs.sum.as_secs_f64();

@@ -18,7 +18,7 @@ use crds::{
     AddressConflict, Announcer, LoadBalancerIP, Moved, Record, Shortcoming, Text, Unforwarded, Version, address,
 };
 use dataplane::Forwarding;
-use dataplane::returns::Gap;
+use dataplane::reply_path::Gap;
 use dataplane::snapshot::LinkName;
 use futures::StreamExt;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;

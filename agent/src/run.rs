@@ -15,7 +15,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use crds::{Backend, LoadBalancerIP};
-use dataplane::returns::{self, Mask};
+use dataplane::reply_path::{self, Mask};
 use k8s_openapi::api::core::v1::Namespace;
 use kube::api::ListParams;
 use kube::{Api, Client};
@@ -137,7 +137,7 @@ where
         });
         let mask = config.return_mark;
         tasks.spawn(async move {
-            returns::run(wanted, returns, gaps, mask).await.context("lead answers back")?;
+            reply_path::run(wanted, returns, gaps, mask).await.context("lead answers back")?;
             bail!("what leads answers back has ended")
         });
         tasks.spawn(async move { health::serve(snapshots).await.context("answer health checks") });
@@ -191,7 +191,7 @@ where
     if last.await.unwrap_or(false) && config.forwards {
         tasks.shutdown().await;
         dataplane::remove().context("remove the table of Landfall")?;
-        returns::remove().context("remove the rules and routes of Landfall")?;
+        reply_path::remove().context("remove the rules and routes of Landfall")?;
         tracing::info!("no address is in use any more: tables, rules and routes are removed");
     }
     Ok(())

@@ -1,4 +1,4 @@
-//! The engine nft: a [`Ruleset`](crate::ruleset::Ruleset) as elements of three tables: `netdev landfall`, which hands frames to
+//! The engine nft: a [`Ruleset`](crate::rules::ruleset::Ruleset) as elements of three tables: `netdev landfall`, which hands frames to
 //! other nodes, and `ip landfall` and `ip6 landfall`, which translate what is for this one.
 //!
 //! The latter are made alike; one transaction changes all. One table `inet landfall` for both would make every packet ask
@@ -31,7 +31,7 @@
 //! * Only small maps have verdicts that lead to chains: when such a verdict changes, the kernel looks through all of a table.
 //!   So what `services` says stands for a way, and `ways` leads from there to its chain. In between the packet carries it as
 //!   its class in queues (`meta priority`), which the chain takes back; only the first packet of a connection comes by.
-//! * Sets that hold something of each Service are made for as many elements as come at once ([`skeleton::Set::size`]), and made
+//! * Sets that hold something of each Service are made for as many elements as come at once ([`layout::Set::size`]), and made
 //!   larger in a transaction of its own when more are to come: that is once for every doubling.
 //! * No packet mark is used: everybody's marks stay theirs. What was translated here is recognised in postrouting by
 //!   the destination that the connection had.
@@ -44,7 +44,7 @@
 //!   Service names ranges does anybody look into `sources`. (That set's kind copies itself for each change: with 20,000
 //!   ranges, one that changes costs milliseconds. Changes of anything else don't.)
 //! * `affinity` is filled by the rules, and emptied by time; the agent takes out what leads nowhere any more (see
-//!   [`crate::affinity`]). A table that has to be replaced loses it.
+//!   [`crate::flows::affinity`]). A table that has to be replaced loses it.
 //! * Refusing happens before routing: it works whether or not the node forwards and knows a route to the lb_ip.
 //! * What comes is counted where it is decided: in `begun` by the chain that would translate, in `denied`, `refusals` and
 //!   `strays` by those that drop and refuse. In `traffic` each packet is counted, by a chain `count` of its own before any
@@ -52,31 +52,27 @@
 //!   there, so that changes of endpoints reset nothing; a diff looks at no counter. The others come with the first packet.
 //! * What neighbours say to each other about an lb_ip (NDP) is never dropped here; it is the speaker's business.
 //!
-//! How frames are spread is in [`skeleton`]'s `link`. That table is a help to the others and never in their way: without
+//! How frames are spread is in [`layout`]'s `link`. That table is a help to the others and never in their way: without
 //! it, or where a packet is for none of its maps, each node translates what it gets.
 //!
 //! Needs Linux 5.10 or newer (a reset from prerouting), and nothing of the `nft` program.
 //!
 //! | room | what is in it |
 //! |---|---|
-//! | [`element`] | what the maps hold: ruleset → elements (pure) |
-//! | [`lead`] | what stands for a way (pure) |
-//! | [`skeleton`] | what never changes: sets, chains, rules (pure) |
-//! | [`hooked`] | chains at hooks that are there only while somebody wants what they do (pure) |
-//! | [`expression`] | rules as the kernel's bytecode, only as `nft` itself would write it (pure) |
-//! | [`userdata`] | notes for `nft`, which the kernel only keeps (pure) |
-//! | [`contents`] | what a table holds that is made anew, as messages (pure) |
-//! | [`request`], [`dump`] | netlink messages that change the table, and those that tell of it (pure) |
+//! | [`engine`] | makes the kernel's tables what a ruleset says (shell) |
+//! | [`elements`] | what the maps hold: ruleset → elements (pure) |
+//! | [`diff`] | what to change (pure) |
+//! | [`dispatch_id`] | what stands for a way (pure) |
+//! | [`layout`] | what never changes: sets, chains, rules (pure) |
+//! | [`optional_chains`] | chains at hooks that are there only while somebody wants what they do (pure) |
+//! | [`codec`] | the messages that say so (pure) |
 //! | [`text`](mod@text) | the tables as text, for people (pure) |
 
-mod bytes;
-pub mod contents;
-pub mod dump;
-pub mod element;
-pub mod expression;
-pub mod hooked;
-pub mod lead;
-pub mod request;
-pub mod skeleton;
+pub mod codec;
+pub mod diff;
+pub mod dispatch_id;
+pub mod elements;
+pub mod engine;
+pub mod layout;
+pub mod optional_chains;
 pub mod text;
-pub mod userdata;

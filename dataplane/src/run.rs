@@ -21,19 +21,19 @@ use tokio::sync::watch;
 use tokio::task;
 use tokio::time::{Instant, sleep_until};
 
-use crate::affinity::loose;
-use crate::conntrack;
-use crate::counters::Counters;
-use crate::diff::Change;
-use crate::engine::{Applied, Done, Engine, Error};
+use crate::flows::affinity::loose;
+use crate::flows::conntrack;
+use crate::flows::stale::stale;
+use crate::metrics::counters::Counters;
 use crate::netlink::socket::{self, Socket};
-use crate::nft::element::is_needed;
-use crate::nft::skeleton::Table;
-use crate::planner::Planner;
-use crate::returns::Return;
-use crate::ruleset::{LbIp, Problem, Ruleset};
+use crate::nft::diff::Change;
+use crate::nft::elements::is_needed;
+use crate::nft::engine::{Applied, Done, Engine, Error};
+use crate::nft::layout::Table;
+use crate::reply_path::Return;
+use crate::rules::planner::Planner;
+use crate::rules::ruleset::{LbIp, Problem, Ruleset};
 use crate::snapshot::{Link, LinkName, Snapshot};
-use crate::stale::stale;
 
 /// How often to look whether the kernel still has what was applied. Somebody flushing all of nf_tables (a firewall
 /// that is reloaded) is the reason to look; nobody else should touch our tables.

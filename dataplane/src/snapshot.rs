@@ -8,8 +8,8 @@ use std::sync::Arc;
 use crds::{Backend, EndpointSlice, Holder, Key, Mac, SharedMap};
 use ipnet::IpNet;
 
-use crate::returns::Return;
-use crate::sources::Sources;
+use crate::reply_path::Return;
+use crate::rules::sources::Sources;
 
 /// The observed world, as far as forwarding depends on it.
 ///

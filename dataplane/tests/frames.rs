@@ -12,7 +12,7 @@ use crds::Mac;
 use crds::Protocol::{Sctp, Tcp, Udp};
 use crds::Reach;
 use dataplane::Snapshot;
-use dataplane::ruleset::ruleset;
+use dataplane::rules::plan::ruleset;
 use made::{Kind, error, frame, packet};
 use proptest::prelude::*;
 use sample::{Described, ip, mac, on_eth0, ready, service, snapshot};

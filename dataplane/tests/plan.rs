@@ -9,11 +9,12 @@ use crds::Protocol::{self, Sctp, Tcp, Udp};
 use crds::service::Family;
 use crds::{Backend, Key, Reach, SharedMap, Shortcoming};
 use dataplane::Snapshot;
-use dataplane::diff::{Change, changes, diff};
-use dataplane::nft::element::{self, Elements, Value, elements};
-use dataplane::nft::skeleton::Table;
-use dataplane::planner::Planner;
-use dataplane::ruleset::{Endpoint, LbIp, Pick, Problem, Ruleset, Target, ruleset};
+use dataplane::nft::diff::{Change, changes, diff};
+use dataplane::nft::elements::{self, Elements, Value, elements};
+use dataplane::nft::layout::Table;
+use dataplane::rules::plan::ruleset;
+use dataplane::rules::planner::Planner;
+use dataplane::rules::ruleset::{Endpoint, LbIp, Pick, Problem, Ruleset, Target};
 use dataplane::snapshot::Service;
 use proptest::prelude::*;
 use sample::{Described, NODE, at, ip, nothing, on_eth0, ready, service, snapshot, terminating, unready};
@@ -351,13 +352,13 @@ fn family(change: &Change) -> Family {
 fn applied(elements: &Elements, changes: &[Change]) -> Result<Elements, String> {
     let mut elements = elements.clone();
     for change in changes {
-        let needs = |key: &element::Key| -> Option<element::Key> {
+        let needs = |key: &elements::Key| -> Option<elements::Key> {
             match (key, change) {
-                (element::Key::Lead(..), Change::Add(_, Value::Way(way))) => {
-                    Some(element::Key::Way(family(change), *way))
+                (elements::Key::Lead(..), Change::Add(_, Value::Way(way))) => {
+                    Some(elements::Key::Way(family(change), *way))
                 }
-                (element::Key::Remembered(_), Change::Add(_, Value::Remember(seconds))) => {
-                    Some(element::Key::Remember(family(change), *seconds))
+                (elements::Key::Remembered(_), Change::Add(_, Value::Remember(seconds))) => {
+                    Some(elements::Key::Remember(family(change), *seconds))
                 }
                 _ => None,
             }
@@ -371,14 +372,14 @@ fn applied(elements: &Elements, changes: &[Change]) -> Result<Elements, String> 
                     return Err(format!("{change}, which is there"));
                 }
             }
-            Change::Delete(element::Key::Way(of, way), _)
+            Change::Delete(elements::Key::Way(of, way), _)
                 if elements
                     .iter()
                     .any(|(key, value)| key.table() == Table::of_family(*of) && *value == Value::Way(*way)) =>
             {
                 return Err(format!("{change}, which is in use"));
             }
-            Change::Delete(element::Key::Remember(of, seconds), _)
+            Change::Delete(elements::Key::Remember(of, seconds), _)
                 if elements.iter().any(|(key, value)| {
                     key.table() == Table::of_family(*of) && *value == Value::Remember(*seconds)
                 }) =>

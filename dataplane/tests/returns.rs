@@ -18,8 +18,8 @@ use std::sync::Arc;
 use crds::Protocol::{Tcp, Udp};
 use crds::service::Family;
 use dataplane::Snapshot;
-use dataplane::returns::kernel::{Kernel, Settled};
-use dataplane::returns::{self, Gap, Mask, Return, Wanted};
+use dataplane::reply_path::kernel::{Kernel, Settled};
+use dataplane::reply_path::{self, Gap, Mask, Return, Wanted};
 use dataplane::snapshot::LinkName;
 use netns::{Namespace, veth};
 use programmed::{apply, engine_on, web};
@@ -240,7 +240,7 @@ fn what_marks_connections_and_answers_can_be_read() {
         ["type route hook output priority mangle; policy accept;", answers]
     );
     // An agent that starts finds all as it should be.
-    let nothing = engine_on(&world.node).apply(&Arc::new(dataplane::ruleset::ruleset(&programmed::with_pods(
+    let nothing = engine_on(&world.node).apply(&Arc::new(dataplane::rules::plan::ruleset(&programmed::with_pods(
         returning(&eth1, snapshot([web(V4, [])])),
     ))));
     assert!(nothing.expect("apply").is_empty());
@@ -285,8 +285,8 @@ fn an_uninstallation_leaves_all_as_it_was() {
     apply(&mut engine_on(&world.node), &returning(&settled.returns, snapshot([web(V4, []), web(V6, [])])));
     world.node.run(|| {
         assert!(dataplane::remove().expect("removed"));
-        assert!(returns::remove().expect("removed"));
-        assert!(!returns::remove().expect("nothing left"));
+        assert!(reply_path::remove().expect("removed"));
+        assert!(!reply_path::remove().expect("nothing left"));
     });
     assert_eq!(world.everything(), before);
 }
@@ -300,7 +300,7 @@ fn tables_of_others_are_left_alone_even_if_they_have_our_numbers() {
     assert_eq!(settled.gaps, [Gap::TakenTable(76_001)].into());
     let marks: BTreeSet<u32> = settled.returns.iter().map(|one| one.mark.value).collect();
     assert_eq!(marks, [0x20, 0x30].into());
-    world.node.run(|| returns::remove().expect("removed"));
+    world.node.run(|| reply_path::remove().expect("removed"));
     assert_eq!(world.everything(), before);
 }
 
@@ -342,7 +342,7 @@ fn routes_that_change_are_followed_and_all_goes_when_nothing_is_wanted() {
         node.run(|| {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
             runtime
-                .block_on(returns::run(wanted, returns, watch::channel(BTreeSet::new()).0, Some(Mask::default())))
+                .block_on(reply_path::run(wanted, returns, watch::channel(BTreeSet::new()).0, Some(Mask::default())))
                 .expect("run");
         });
     });

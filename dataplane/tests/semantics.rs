@@ -12,7 +12,7 @@ use std::net::{IpAddr, SocketAddr};
 
 use crds::Endpoint;
 use dataplane::Snapshot;
-use dataplane::ruleset::ruleset;
+use dataplane::rules::plan::ruleset;
 use netns::Namespace;
 use programmed::{apply, engine, web, with_pods};
 use sample::{Described, NODE, ip, ready, service, snapshot, terminating, unready};

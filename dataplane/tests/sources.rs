@@ -8,8 +8,8 @@ use std::io::ErrorKind;
 use std::net::UdpSocket;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use dataplane::engine::Done;
-use dataplane::ruleset::ruleset;
+use dataplane::nft::engine::Done;
+use dataplane::rules::plan::ruleset;
 use netns::Namespace;
 use programmed::{apply, engine, on, web, with_pods};
 use sample::{nothing, snapshot};

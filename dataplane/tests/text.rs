@@ -3,7 +3,7 @@
 mod sample;
 
 use dataplane::nft::text::text;
-use dataplane::ruleset::ruleset;
+use dataplane::rules::plan::ruleset;
 use sample::{everything, snapshot};
 
 /// What `nft` prints of the tables when they are programmed, as a test against the kernel has seen it.

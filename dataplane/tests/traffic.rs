@@ -8,10 +8,11 @@ use std::collections::BTreeMap;
 
 use crds::Key;
 use crds::Protocol::{Tcp, Udp};
-use dataplane::engine::{Applied, count};
-use dataplane::nft::element::Frontend;
-use dataplane::traffic::{Count, Counted, Numbers, Traffic, of_services};
-use dataplane::{Snapshot, ruleset::ruleset};
+use dataplane::Snapshot;
+use dataplane::metrics::traffic::{Count, Counted, Numbers, Traffic, of_services};
+use dataplane::nft::elements::Frontend;
+use dataplane::nft::engine::{Applied, count};
+use dataplane::rules::plan::ruleset;
 use netns::Namespace;
 use programmed::{apply, engine, on, web, with_pods};
 use sample::{ip, nothing, service, snapshot};

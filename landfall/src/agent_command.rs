@@ -6,7 +6,7 @@ use std::str::FromStr;
 use anyhow::Result;
 use clap::{Args, ValueEnum};
 use crds::Backend;
-use dataplane::returns::Mask;
+use dataplane::reply_path::Mask;
 
 use crate::cli::dry_run;
 use crate::client::Connection;

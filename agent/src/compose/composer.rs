@@ -15,7 +15,7 @@ use std::time::Duration;
 use anyhow::Result;
 use crds::Backend;
 use crds::node_network::NodeNetworkSpec;
-use dataplane::returns::{Return, Wanted};
+use dataplane::reply_path::{Return, Wanted};
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep_until};
 
@@ -125,7 +125,7 @@ fn send_if_new<T: PartialEq + Clone>(to: &watch::Sender<Option<Arc<T>>>, new: &T
 mod tests {
     use super::super::stores::Wirings;
     use super::*;
-    use dataplane::returns::Mask;
+    use dataplane::reply_path::Mask;
     use observe::{Store, Wake, source};
     use serde_json::json;
     use tokio::time::timeout;

@@ -12,7 +12,7 @@ use crds::{
     Advertisement, Backend, EndpointSlice, Holder, Holdings, Key, Node, PoolTerms, Record, Service, TrafficPolicy,
     Wiring,
 };
-use dataplane::returns::Return;
+use dataplane::reply_path::Return;
 use dataplane::snapshot::Terms;
 use observe::Change;
 use speaker::Neighbours;

@@ -11,9 +11,9 @@ use crds::Mac;
 use crds::node_network::{NodeNetworkSpec, WiredLink};
 use crds::service::Family;
 use crds::{Advertisement, Backend, EndpointSlice, Holder, Key, Node, PoolTerms, Record, Service, SharedMap, Wiring};
-use dataplane::returns::Wanted;
+use dataplane::reply_path::Wanted;
+use dataplane::rules::sources::Sources;
 use dataplane::snapshot::{Link, LinkName, Slices, Terms};
-use dataplane::sources::Sources;
 use ipnet::IpNet;
 use speaker::Neighbours;
 

@@ -1,6 +1,6 @@
 use super::*;
 use crds::{Holder, Key, Mac, Reach};
-use dataplane::ruleset::Problem;
+use dataplane::rules::ruleset::Problem;
 use speaker::takeovers::Cause;
 
 const LB_IP: [u8; 4] = [192, 0, 2, 200];

@@ -6,7 +6,7 @@ use crds::service::Family;
 
 use super::attribute::{Attributes, Writer};
 use super::message::{CTNETLINK, Message};
-use crate::stale::Flow;
+use crate::flows::stale::Flow;
 
 /// AF_INET and AF_INET6.
 const IPV4: u8 = 2;

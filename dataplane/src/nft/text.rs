@@ -9,11 +9,11 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use crds::{Protocol, Range};
 use ipnet::IpNet;
 
-use super::element::{Elements, Key, Value, chain, elements, is_needed, refusing, remembering};
-use super::lead::Lead;
-use super::request::{key_bytes, set_of};
-use super::skeleton::{self, Chain, Data, Hook, Set, Table, Type};
-use crate::ruleset::Ruleset;
+use super::codec::request::{key_bytes, set_of};
+use super::dispatch_id::Lead;
+use super::elements::{Elements, Key, Value, chain, elements, is_needed, refusing, remembering};
+use super::layout::{self, Chain, Data, Hook, Set, Table, Type};
+use crate::rules::ruleset::Ruleset;
 use crds::Mac;
 
 /// What the tables would be, for this ruleset. A table without anything to do would not be there.
@@ -27,8 +27,8 @@ pub fn text(ruleset: &Ruleset) -> String {
 }
 
 fn of_table(table: Table, elements: &Elements, to: &mut String) -> std::fmt::Result {
-    writeln!(to, "table {table} {{\n\tcomment \"{}\"", skeleton::COMMENT)?;
-    for (number, set) in (0..).zip(skeleton::sets(table)) {
+    writeln!(to, "table {table} {{\n\tcomment \"{}\"", layout::COMMENT)?;
+    for (number, set) in (0..).zip(layout::sets(table)) {
         if number > 0 {
             writeln!(to)?;
         }
@@ -37,14 +37,14 @@ fn of_table(table: Table, elements: &Elements, to: &mut String) -> std::fmt::Res
         of_set(&set, &lines.collect::<Vec<_>>(), to)?;
     }
     let changing = elements.keys().filter(|key| key.table() == table).filter_map(|key| match key {
-        Key::Way(family, way) => Some(skeleton::way(*family, *way)),
-        Key::Remember(family, seconds) => Some(skeleton::remember(*family, *seconds)),
-        Key::Return(family, one) => Some(skeleton::returning(*family, *one)),
-        Key::Hooked(family, one) => Some(skeleton::hooked(*family, *one)),
-        Key::Link(link) => Some(skeleton::ingress(*link)),
+        Key::Way(family, way) => Some(layout::way(*family, *way)),
+        Key::Remember(family, seconds) => Some(layout::remember(*family, *seconds)),
+        Key::Return(family, one) => Some(layout::returning(*family, *one)),
+        Key::Hooked(family, one) => Some(layout::hooked(*family, *one)),
+        Key::Link(link) => Some(layout::ingress(*link)),
         _ => None,
     });
-    for chain in skeleton::chains(table).into_iter().chain(changing) {
+    for chain in layout::chains(table).into_iter().chain(changing) {
         of_chain(table, &chain, to)?;
     }
     writeln!(to, "}}")
@@ -60,7 +60,7 @@ fn of_set(set: &Set, elements: &[String], to: &mut String) -> std::fmt::Result {
     let values = match set.data {
         Data::None => String::new(),
         Data::Verdict => " : verdict".to_owned(),
-        Data::Endpoint(family) => format!(" : {}", names(&skeleton::endpoint(family))),
+        Data::Endpoint(family) => format!(" : {}", names(&layout::endpoint(family))),
         Data::Plain(kind) => format!(" : {}", names(&[kind])),
     };
     writeln!(to, "\t\t{} {}{values}", if by_example { "typeof" } else { "type" }, names(&set.key))?;
@@ -74,7 +74,7 @@ fn of_set(set: &Set, elements: &[String], to: &mut String) -> std::fmt::Result {
         writeln!(to, "\t\tcounter")?;
     }
     if set.many {
-        writeln!(to, "\t\tgc-interval {}d", skeleton::LOOK_THROUGH.as_secs() / 86_400)?;
+        writeln!(to, "\t\tgc-interval {}d", layout::LOOK_THROUGH.as_secs() / 86_400)?;
     }
     writeln!(to, "\t\tcomment \"{}\"", set.comment)?;
     if !elements.is_empty() {

@@ -5,8 +5,8 @@ use std::sync::{Arc, Mutex};
 
 use crds::Mac;
 use crds::Protocol::{Tcp, Udp};
-use dataplane::engine::Engine;
-use dataplane::ruleset::ruleset;
+use dataplane::nft::engine::Engine;
+use dataplane::rules::plan::ruleset;
 use dataplane::snapshot::{Link, LinkName};
 use dataplane::{Ruleset, Snapshot};
 use netns::{Namespace, veth};

@@ -7,8 +7,8 @@ use std::thread::JoinHandle;
 
 use crds::Endpoint;
 use crds::Protocol::{Tcp, Udp};
-use dataplane::engine::Engine;
-use dataplane::ruleset::ruleset;
+use dataplane::nft::engine::Engine;
+use dataplane::rules::plan::ruleset;
 use dataplane::{Counters, Forwarding, Snapshot};
 use netns::Namespace;
 use tokio::sync::watch;

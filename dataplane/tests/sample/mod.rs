@@ -8,8 +8,8 @@ use std::sync::Arc;
 use crds::Mac;
 use crds::{Backend, Endpoint, EndpointSlice, Holder, Key, Port, Protocol, Service, TrafficPolicy};
 use dataplane::Snapshot;
+use dataplane::rules::sources::Sources;
 use dataplane::snapshot::{Link, LinkName, Terms};
-use dataplane::sources::Sources;
 use k8s_openapi::api::core::v1 as core;
 
 /// The node that everything is seen from.

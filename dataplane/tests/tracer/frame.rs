@@ -1,8 +1,8 @@
 //! What the rules would do with a frame: the same for the table that spreads frames, whose packets are made of bytes.
 
 use crds::Mac;
-use dataplane::nft::expression::{Expression, Header, Meta, Register, Verdict};
-use dataplane::nft::skeleton::Table;
+use dataplane::nft::codec::expression::{Expression, Header, Meta, Register, Verdict};
+use dataplane::nft::layout::Table;
 use dataplane::snapshot::LinkName;
 
 use super::{Machine, holds, masked};

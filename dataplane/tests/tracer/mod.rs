@@ -9,14 +9,14 @@ pub mod frame;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 
-use dataplane::diff::diff;
 use dataplane::netlink::attribute::{Attributes, attributes};
 use dataplane::netlink::message::Message;
-use dataplane::nft::element::{Elements, Key, elements};
-use dataplane::nft::expression::{Expression, Header, Meta, Register, Relation, Verdict};
-use dataplane::nft::request::Requests;
-use dataplane::nft::skeleton::{self, Chain, Set, Table};
-use dataplane::ruleset::Ruleset;
+use dataplane::nft::codec::expression::{Expression, Header, Meta, Register, Relation, Verdict};
+use dataplane::nft::codec::request::Requests;
+use dataplane::nft::diff::diff;
+use dataplane::nft::elements::{Elements, Key, elements};
+use dataplane::nft::layout::{self, Chain, Set, Table};
+use dataplane::rules::ruleset::Ruleset;
 
 /// Where a packet comes from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -118,15 +118,15 @@ impl Machine {
         let mut add = |table, chain: Chain| machine.chains.insert((table, chain.name), chain.rules);
         for table in elements.keys().map(Key::table).collect::<BTreeSet<_>>() {
             machine.here.insert(table);
-            skeleton::chains(table).into_iter().for_each(|chain| drop(add(table, chain)));
+            layout::chains(table).into_iter().for_each(|chain| drop(add(table, chain)));
         }
         for key in elements.keys() {
             match *key {
-                Key::Way(family, way) => drop(add(key.table(), skeleton::way(family, way))),
-                Key::Remember(family, seconds) => drop(add(key.table(), skeleton::remember(family, seconds))),
-                Key::Return(family, one) => drop(add(key.table(), skeleton::returning(family, one))),
-                Key::Hooked(family, one) => drop(add(key.table(), skeleton::hooked(family, one))),
-                Key::Link(link) => drop(add(Table::Link, skeleton::ingress(link))),
+                Key::Way(family, way) => drop(add(key.table(), layout::way(family, way))),
+                Key::Remember(family, seconds) => drop(add(key.table(), layout::remember(family, seconds))),
+                Key::Return(family, one) => drop(add(key.table(), layout::returning(family, one))),
+                Key::Hooked(family, one) => drop(add(key.table(), layout::hooked(family, one))),
+                Key::Link(link) => drop(add(Table::Link, layout::ingress(link))),
                 _ => {}
             }
         }
@@ -307,7 +307,7 @@ impl Machine {
     }
 
     fn find(&self, table: Table, name: &str, registers: &[u8]) -> Option<&Element> {
-        let set = skeleton::sets(table).into_iter().find(|set| set.name == name).expect("a set");
+        let set = layout::sets(table).into_iter().find(|set| set.name == name).expect("a set");
         let length = usize::try_from(set.key_length()).expect("short");
         let key = &registers[..length];
         let elements = self.sets.get(&(table, name.to_owned()))?;
@@ -363,7 +363,7 @@ fn is_icmp(protocol: u8) -> bool {
 
 fn skeleton_has(table: Table, told: Attributes<'_>) -> bool {
     let name = told.find(2).and_then(|set| set.text()).unwrap_or_default();
-    skeleton::sets(table).iter().any(|set| set.name == name)
+    layout::sets(table).iter().any(|set| set.name == name)
 }
 
 /// Whether each part of the key is in the range that the element has there.

@@ -16,7 +16,7 @@ pub(crate) async fn run(client: &Client, node: &str, backend: Backend, counts: b
 
 /// What is printed. Nobody is taken for dead: that only speakers know.
 fn shown(node: &str, planned: &Planned) -> String {
-    let ruleset = dataplane::ruleset::ruleset(&planned.snapshot);
+    let ruleset = dataplane::rules::plan::ruleset(&planned.snapshot);
     let mut text = format!("# what node {node} would be programmed to do: {} addresses\n", ruleset.addresses.len());
     if !planned.is_known {
         text += "# there is no node of this name\n";
@@ -34,7 +34,7 @@ mod tests {
     use super::*;
     use crds::{Holder, Key, Service};
     use dataplane::snapshot::Terms;
-    use dataplane::sources::Sources;
+    use dataplane::rules::sources::Sources;
     use serde_json::json;
     use std::net::IpAddr;
     use std::sync::Arc;

@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 
 use crds::service::Family;
 
-use crate::nft::expression::{Expression, Header, Marked, Meta, Register, Relation, Verdict};
+use crate::nft::codec::expression::{Expression, Header, Marked, Meta, Register, Relation, Verdict};
 
 const ICMP: u8 = 1;
 const TCP: u8 = 6;

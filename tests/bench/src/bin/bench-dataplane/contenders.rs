@@ -5,8 +5,8 @@ use std::sync::Arc;
 
 use anyhow::{Context, Result};
 use dataplane::Snapshot;
-use dataplane::engine::Engine;
-use dataplane::ruleset::ruleset;
+use dataplane::nft::engine::Engine;
+use dataplane::rules::plan::ruleset;
 
 use crate::made::{self, Size};
 use crate::path::{Ends, Way};

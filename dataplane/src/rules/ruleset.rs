@@ -1,12 +1,10 @@
-//! What must happen to packets: [`Snapshot`] → [`Ruleset`], by [`ruleset`].
+//! What must happen to packets: [`Snapshot`] → [`Ruleset`], by [`ruleset`](super::plan::ruleset).
 //!
 //! The ruleset knows lb_ips, ports and endpoints, and nothing of how a kernel is told: that is the engine's business.
 //!
 //! Two kinds of packets are told apart. Those from *outside* come from other hosts; the traffic policy binds them.
 //! Those from *inside* come from this node or a pod on it; they may use every endpoint, whatever the policy is, as with
 //! kube-proxy. Who may use a Service at all is the same for both.
-
-mod plan;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -16,12 +14,10 @@ use std::sync::Arc;
 use crds::service::Family;
 use crds::{Backend, Key, Mac, Protocol, Range, Reach, SharedMap, Shortcoming};
 
-use crate::backend::Proxied;
-use crate::returns::Return;
+use crate::reply_path::Return;
+use crate::rules::backend::Proxied;
+use crate::rules::spread::{By, Share, Table, Token};
 use crate::snapshot::{Link, LinkName, Snapshot};
-use crate::spread::{By, Share, Table, Token};
-pub use plan::ruleset;
-pub(crate) use plan::{holders, lb_ip};
 
 /// What must happen to packets on this node.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -57,6 +53,11 @@ pub struct Wires {
 }
 
 impl Ruleset {
+    /// A ruleset without any lb_ip.
+    pub(crate) fn new(pod_ranges: Vec<Range>, returns: Arc<BTreeSet<Return>>) -> Self {
+        Self { pod_ranges, returns, ..Self::default() }
+    }
+
     /// Puts `new` behind `address`, or nothing. When all is set, [`Ruleset::aim`] has to be called.
     pub(crate) fn set(&mut self, address: IpAddr, mut new: Option<LbIp>) {
         let family = Family::of(address);

@@ -6,9 +6,9 @@ use std::fmt;
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use crate::nft::element::{Elements, Key, Value, of_address, of_table, of_wires, shared};
-use crate::ruleset::{LbIp, Ruleset};
-use crate::spread;
+use crate::nft::elements::{Elements, Key, Value, of_address, of_table, of_wires, shared};
+use crate::rules::ruleset::{LbIp, Ruleset};
+use crate::rules::spread;
 
 /// One change of a table.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -21,10 +21,10 @@ use crds::service::Family;
 
 use super::field::{FROM, FRONTEND, Field, MAC, TO, equals, icmp_type, load, load_at, lookup, protocol_is, rule};
 use super::{Chain, Data, Hook, Set, Type};
-use crate::nft::element::at;
-use crate::nft::expression::{Expression, Header, Meta, Register, Relation, Verdict};
+use crate::nft::codec::expression::{Expression, Header, Meta, Register, Relation, Verdict};
+use crate::nft::elements::at;
+use crate::rules::spread::{FIRST_OF_CLIENTS, FIRST_PIECE, PIECES, SLOTS};
 use crate::snapshot::LinkName;
-use crate::spread::{FIRST_OF_CLIENTS, FIRST_PIECE, PIECES, SLOTS};
 
 /// NF_NETDEV_INGRESS.
 const INGRESS: u32 = 0;

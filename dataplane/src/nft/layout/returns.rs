@@ -1,13 +1,13 @@
 //! The chains that mark connections with the link that they came in by, and answers with the same: one of each for each
-//! link, where a node has several. See [`crate::returns`].
+//! link, where a node has several. See [`crate::reply_path`].
 
 use crds::service::Family;
 
 use super::field::{Field, equals, load, lookup, rule};
 use super::{Chain, Hook};
-use crate::nft::element::{Returning, returning as name};
-use crate::nft::expression::{Expression, Marked, Meta, Register};
-use crate::returns::Mark;
+use crate::nft::codec::expression::{Expression, Marked, Meta, Register};
+use crate::nft::elements::{Returning, returning as name};
+use crate::reply_path::Mark;
 use crate::snapshot::LinkName;
 
 /// Before the destination is translated, by us (-110) or anybody else.

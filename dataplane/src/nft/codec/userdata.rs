@@ -4,7 +4,7 @@
 //! `nft list table` prints can be loaded again. The numbers are `nft`'s own, which it keeps stable since
 //! they outlive it in the kernel.
 
-use super::skeleton::{self, Data, Set, Type};
+use crate::nft::layout::{self, Data, Set, Type};
 
 /// A comment on a table or chain.
 const COMMENT: u8 = 0;
@@ -65,7 +65,7 @@ pub fn set(set: &Set) -> Vec<u8> {
     match set.data {
         Data::Endpoint(family) => {
             notes.extend(item(SET_KEY_TYPEOF, &concatenation(&set.key)));
-            notes.extend(item(SET_DATA_TYPEOF, &concatenation(&skeleton::endpoint(family))));
+            notes.extend(item(SET_DATA_TYPEOF, &concatenation(&layout::endpoint(family))));
         }
         Data::Plain(kind) if set.key.contains(&Type::Integer) => {
             notes.extend(item(SET_KEY_TYPEOF, &concatenation(&set.key)));

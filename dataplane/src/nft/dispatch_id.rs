@@ -2,8 +2,8 @@
 
 use std::fmt;
 
-use super::element::chain;
-use crate::ruleset::Way;
+use super::elements::chain;
+use crate::rules::ruleset::Way;
 
 /// What stands for a way. A packet carries it as its class in queues, from the map that says it to the one that leads from
 /// there to a chain.
@@ -31,7 +31,7 @@ mod tests {
     use std::collections::BTreeSet;
 
     use super::*;
-    use crate::ruleset::Pick;
+    use crate::rules::ruleset::Pick;
 
     #[test]
     fn ways_that_are_common_are_told_apart() {

@@ -10,7 +10,8 @@ use std::sync::Arc;
 
 use crds::{EndpointSlice, Holdings, Key};
 
-use crate::ruleset::{Ruleset, lb_ip, ruleset};
+use super::plan::{lb_ip, ruleset};
+use super::ruleset::Ruleset;
 use crate::snapshot::{Slices, Snapshot};
 
 /// Plans one snapshot after the other.

@@ -1,13 +1,13 @@
 //! What is written is read back, and no answer makes reading panic.
 
 use super::*;
-use crate::diff::diff;
 use crate::netlink::attribute::{Writer, attributes};
-use crate::nft::contents::{Contents, contents, told as told_of};
-use crate::nft::element::Returning;
-use crate::nft::skeleton;
-use crate::returns::Mask;
-use crate::ruleset::{Pick, Way};
+use crate::nft::codec::contents::{Contents, contents, told as told_of};
+use crate::nft::diff::diff;
+use crate::nft::elements::Returning;
+use crate::nft::layout;
+use crate::reply_path::Mask;
+use crate::rules::ruleset::{Pick, Way};
 use crds::Backend;
 use proptest::prelude::*;
 
@@ -165,7 +165,7 @@ proptest! {
         let expected: Vec<_> = ends.chunks_exact(2).filter_map(|pair| Range::new(pair[0], pair[1])).collect();
         let mut list = Writer::default();
         list.nested(ELEM_LIST_ELEMENTS, |list| {
-            crate::nft::request::element(&Key::Pods(family), &Value::Ranges(expected.clone()), true, list);
+            crate::nft::codec::request::element(&Key::Pods(family), &Value::Ranges(expected.clone()), true, list);
         });
         let boundaries = boundaries(table, attributes(&list.finish())).into_iter().collect::<Option<Vec<_>>>();
         prop_assert_eq!(boundaries.and_then(ranges), Some(expected));
@@ -216,7 +216,7 @@ proptest! {
         let answer = attributes(&bytes);
         let _ = (Found::table(answer), FoundSet::read(answer), chain_hook(answer), rule(answer), generation(answer));
         for table in Table::ALL {
-            for set in skeleton::sets(table) {
+            for set in layout::sets(table) {
                 let _ = elements(table, set.name, answer);
             }
             let _ = remembered(table, answer);
@@ -244,7 +244,7 @@ proptest! {
             }
             let answer = attributes(&bytes);
             let _ = (Found::table(answer), FoundSet::read(answer), chain_hook(answer), rule(answer));
-            for set in skeleton::sets(table) {
+            for set in layout::sets(table) {
                 let _ = self::elements(table, set.name, answer);
             }
         }
@@ -263,17 +263,17 @@ fn every_rule_is_read_as_it_is_written() {
     let chains = |table: Table| {
         let changing = match table.family() {
             Some(family) => {
-                let ways = ways.map(|way| skeleton::way(family, way));
+                let ways = ways.map(|way| layout::way(family, way));
                 let mark = Mask::default().mark(5);
                 let link = LinkName::new("eth0.7").expect("a name");
                 let returns =
                     [Returning::Arrives(link, mark), Returning::Leaves(mark), Returning::LeavesFromHere(mark)];
-                let returns = returns.map(|one| skeleton::returning(family, one));
-                ways.into_iter().chain([skeleton::remember(family, 10_800)]).chain(returns).collect()
+                let returns = returns.map(|one| layout::returning(family, one));
+                ways.into_iter().chain([layout::remember(family, 10_800)]).chain(returns).collect()
             }
-            None => vec![skeleton::ingress(LinkName::new("eth0").expect("a name"))],
+            None => vec![layout::ingress(LinkName::new("eth0").expect("a name"))],
         };
-        skeleton::chains(table).into_iter().chain(changing)
+        layout::chains(table).into_iter().chain(changing)
     };
     for chain in Table::ALL.into_iter().flat_map(chains) {
         for expected in chain.rules {
@@ -292,10 +292,10 @@ fn a_chain_for_answers_is_known_by_its_name() {
     let mark = Mask::new(0x1800).expect("a mask").mark(2);
     let link = LinkName::new("bond0-by.7").expect("a name");
     for one in [Returning::Arrives(link, mark), Returning::Leaves(mark), Returning::LeavesFromHere(mark)] {
-        assert_eq!(element::returns(&element::returning(one)), Some(one));
+        assert_eq!(elements::returns(&elements::returning(one)), Some(one));
     }
     for other in ["by-", "by-0x10", "by-0x10-of-0x70", "by-16-of-0x70-eth0", "back-0x10-of-0x50", "on-eth0", "back-"] {
-        assert_eq!(element::returns(other), None, "{other}");
+        assert_eq!(elements::returns(other), None, "{other}");
     }
 }
 

@@ -15,10 +15,10 @@ use std::sync::Arc;
 use crds::service::Family;
 use crds::{Protocol, Range, SharedMap};
 
-use crate::diff::{Change, both};
-use crate::nft::element::Key;
-use crate::ruleset::{LbIp, Ruleset, Target};
-use crate::sources::allows;
+use crate::nft::diff::{Change, both};
+use crate::nft::elements::Key;
+use crate::rules::ruleset::{LbIp, Ruleset, Target};
+use crate::rules::sources::allows;
 
 /// One tracked flow of UDP.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -124,8 +124,8 @@ fn flows(address: IpAddr, lb_ip: Option<&Arc<LbIp>>) -> BTreeMap<SocketAddr, May
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ruleset::{Endpoint, Pick};
-    use crate::sources::merged;
+    use crate::rules::ruleset::{Endpoint, Pick};
+    use crate::rules::sources::merged;
 
     const LB_IP: &str = "192.0.2.10:53";
 
@@ -207,7 +207,7 @@ mod tests {
     fn after_a_start_all_that_is_there_is_looked_at_and_what_the_table_lost() {
         let after = ruleset(&[A], &[]);
         assert_eq!(judged(&stale(None, &after, &[])), [false, true, true]);
-        let gone = crate::nft::element::of_address(at(LB_IP).ip(), &after.addresses[&at(LB_IP).ip()]);
+        let gone = crate::nft::elements::of_address(at(LB_IP).ip(), &after.addresses[&at(LB_IP).ip()]);
         let changes: Vec<Change> = gone.into_iter().map(|(key, value)| Change::Delete(key, value)).collect();
         assert_eq!(judged(&stale(None, &Ruleset::default(), &changes)), [true, true, true]);
         assert_eq!(judged(&stale(Some(&Ruleset::default()), &Ruleset::default(), &[])), [false; 3]);

@@ -41,8 +41,8 @@ mod tests {
     use crds::service::Family;
 
     use super::*;
-    use crate::nft::element::{Key, elements};
-    use crate::ruleset::{Endpoint, LbIp, Pick, Ruleset, Target};
+    use crate::nft::elements::{Key, elements};
+    use crate::rules::ruleset::{Endpoint, LbIp, Pick, Ruleset, Target};
 
     /// Those that are there for one Service like this.
     fn wanted(counted: bool, affinity: Option<u32>) -> Vec<Hooked> {

@@ -11,14 +11,14 @@ use std::sync::Arc;
 use crds::service::Family;
 use crds::{Backend, Protocol, Range};
 
-use super::hooked::Hooked;
-use super::lead::Lead;
-use super::skeleton::Table;
-use crate::backend::Proxied;
-use crate::returns::Mark;
-use crate::ruleset::{LbIp, Pick, Ruleset, Spreads, Way, Wires};
+use super::dispatch_id::Lead;
+use super::layout::Table;
+use super::optional_chains::Hooked;
+use crate::reply_path::Mark;
+use crate::rules::backend::Proxied;
+use crate::rules::ruleset::{LbIp, Pick, Ruleset, Spreads, Way, Wires};
+use crate::rules::spread::{self, Token};
 use crate::snapshot::LinkName;
-use crate::spread::{self, Token};
 use crds::Mac;
 
 /// Everything the tables hold besides their skeletons.

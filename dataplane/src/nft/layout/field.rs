@@ -3,8 +3,8 @@
 use crds::service::Family;
 
 use super::Type;
-use crate::nft::expression::{Expression, Header, Meta, Register, Relation};
-use crate::ruleset::Pick;
+use crate::nft::codec::expression::{Expression, Header, Meta, Register, Relation};
+use crate::rules::ruleset::Pick;
 
 /// Something of a packet that a rule looks at.
 #[derive(Clone, Copy, Debug)]

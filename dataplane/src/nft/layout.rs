@@ -1,6 +1,6 @@
 //! What never changes in a table: its sets and maps, its chains and their rules.
 //!
-//! This is data; [`super::request`] tells the kernel, and [`super::dump`] compares it with what the kernel has. A table
+//! This is data; [`super::codec::request`] tells the kernel, and [`super::codec::dump`] compares it with what the kernel has. A table
 //! whose skeleton is not exactly this one was made by another version or changed by somebody, and is replaced whole.
 
 mod family;
@@ -18,7 +18,7 @@ use std::time::Duration;
 
 use crds::service::Family;
 
-use super::expression::Expression;
+use super::codec::expression::Expression;
 use crate::snapshot::LinkName;
 
 /// The name of the tables. Nobody else's is ever touched.

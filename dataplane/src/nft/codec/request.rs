@@ -8,14 +8,14 @@ use crds::Range;
 
 use super::bytes::Bytes;
 use super::contents::{Contents, told};
-use super::element::{Frontend, Key, Value, at, chain, refusing, remembering, returning};
 use super::expression::{Verdict, encode_counter, encode_value};
-use super::skeleton::{self, COMMENT, Chain, NAME, Set, Table};
 use super::userdata;
-use crate::affinity::Remembered;
-use crate::diff::Change;
+use crate::flows::affinity::Remembered;
 use crate::netlink::attribute::Writer;
 use crate::netlink::message::{APPEND, CREATE, Message, NFTABLES};
+use crate::nft::diff::Change;
+use crate::nft::elements::{Frontend, Key, Value, at, chain, refusing, remembering, returning};
+use crate::nft::layout::{self, COMMENT, Chain, NAME, Set, Table};
 use crate::snapshot::LinkName;
 
 // enum nf_tables_msg_types.
@@ -142,7 +142,7 @@ impl<'a> Requests<'a> {
             w.text(TABLE_NAME, NAME).u32(TABLE_FLAGS, 0).bytes(TABLE_USERDATA, &userdata::comment(COMMENT));
         });
         self.create_sets(table, &contents, |_| true);
-        for chain in skeleton::chains(table) {
+        for chain in layout::chains(table) {
             self.create_chain(table, &chain);
         }
         for key in &contents.chains {
@@ -162,7 +162,7 @@ impl<'a> Requests<'a> {
     }
 
     fn create_sets(&mut self, table: Table, contents: &Contents, which: impl Fn(&Set) -> bool) {
-        for (id, set) in (1..).zip(skeleton::sets(table)).filter(|(_, set)| which(set)) {
+        for (id, set) in (1..).zip(layout::sets(table)).filter(|(_, set)| which(set)) {
             let count = contents.sets.get(set.name).map_or(0, |set| set.count);
             self.create_set(table, id, &set, set.size(count));
         }
@@ -182,7 +182,7 @@ impl<'a> Requests<'a> {
                 });
             }
             if set.many {
-                let pause = u32::try_from(skeleton::LOOK_THROUGH.as_millis()).expect("invariant: some days");
+                let pause = u32::try_from(layout::LOOK_THROUGH.as_millis()).expect("invariant: some days");
                 w.u32(SET_LOOK_THROUGH, pause);
             }
             if let Some(parts) = set.parts() {
@@ -228,17 +228,17 @@ impl<'a> Requests<'a> {
     /// Makes a chain that comes and goes with elements; of what is none, nothing.
     fn create_changing_chain(&mut self, key: &Key) {
         let chain = match key {
-            Key::Way(family, way) => skeleton::way(*family, *way),
-            Key::Remember(family, seconds) => skeleton::remember(*family, *seconds),
-            Key::Return(family, one) => skeleton::returning(*family, *one),
-            Key::Hooked(family, one) => skeleton::hooked(*family, *one),
-            Key::Link(link) => skeleton::ingress(*link),
+            Key::Way(family, way) => layout::way(*family, *way),
+            Key::Remember(family, seconds) => layout::remember(*family, *seconds),
+            Key::Return(family, one) => layout::returning(*family, *one),
+            Key::Hooked(family, one) => layout::hooked(*family, *one),
+            Key::Link(link) => layout::ingress(*link),
             _ => return,
         };
         self.create_chain(key.table(), &chain);
     }
 
-    /// Makes these changes, which must be in the order that [`crate::diff::diff`] gives.
+    /// Makes these changes, which must be in the order that [`crate::nft::diff::diff`] gives.
     pub fn change(&mut self, changes: &'a [Change]) {
         let mut rest = changes;
         while let Some(first) = rest.first() {
@@ -463,7 +463,7 @@ fn concatenated(parts: impl IntoIterator<Item = Part>) -> Bytes {
 }
 
 /// The key of an element, as the kernel has it; nothing for what is more than one element, or none.
-pub(super) fn key_bytes(key: &Key) -> Bytes {
+pub(in crate::nft) fn key_bytes(key: &Key) -> Bytes {
     use Part::{Address, Number};
     match key {
         Key::Pods(_) | Key::Way(..) | Key::Remember(..) | Key::Return(..) | Key::Hooked(..) | Key::Link(_) => {

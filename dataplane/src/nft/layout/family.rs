@@ -5,10 +5,10 @@ use crds::service::Family;
 
 use super::field::{FRONTEND, Field, equals, icmp_type, load, lookup, protocol_is, rule, rule_first, verdict_map};
 use super::{Chain, Data, Hook, Set, Type};
-use crate::nft::element::{chain, refusing, remembering};
-use crate::nft::expression::{Expression, Header, Meta, Register, Relation, Verdict};
-use crate::nft::hooked::Hooked;
-use crate::ruleset::Way;
+use crate::nft::codec::expression::{Expression, Header, Meta, Register, Relation, Verdict};
+use crate::nft::elements::{chain, refusing, remembering};
+use crate::nft::optional_chains::Hooked;
+use crate::rules::ruleset::Way;
 
 /// Before kube-proxy's nat, which is at -100 (dstnat).
 const BEFORE_DSTNAT: i32 = -110;

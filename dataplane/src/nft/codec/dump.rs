@@ -11,17 +11,17 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use crds::service::Family;
 use crds::{Protocol, Range};
 
-use super::element::{self, Elements, Frontend, Key, Value, refusing};
 use super::expression::{Verdict, decode_counter, decode_value};
-use super::lead::Lead;
 use super::request::*;
-use super::skeleton::{NAME, Table};
-use crate::affinity::Remembered;
+use crate::flows::affinity::Remembered;
+use crate::metrics::traffic::Count;
 use crate::netlink::attribute::{Attribute, Attributes};
 use crate::netlink::message::{Message, NFTABLES};
+use crate::nft::dispatch_id::Lead;
+use crate::nft::elements::{self, Elements, Frontend, Key, Value, refusing};
+use crate::nft::layout::{NAME, Table};
+use crate::rules::spread::Token;
 use crate::snapshot::LinkName;
-use crate::spread::Token;
-use crate::traffic::Count;
 use crds::Mac;
 
 const GETTABLE: u8 = 1;
@@ -108,10 +108,10 @@ fn element(table: Table, set: &str, item: Attribute<'_>) -> Option<(Key, Value)>
         "services" => (Key::Service(key.frontend()?), lead()?),
         "inside" => (Key::Inside(key.frontend()?), lead()?),
         "ways" => {
-            let (lead, way) = (Lead(u32::from_ne_bytes(key.part()?)), element::way(&target(data?)?)?);
+            let (lead, way) = (Lead(u32::from_ne_bytes(key.part()?)), elements::way(&target(data?)?)?);
             (Lead::to(way) == lead).then_some((Key::Lead(family, lead), Value::Way(way)))?
         }
-        "remember" => (Key::Remembered(key.frontend()?), Value::Remember(element::remembers(&target(data?)?)?)),
+        "remember" => (Key::Remembered(key.frontend()?), Value::Remember(elements::remembers(&target(data?)?)?)),
         "node-ports" => (Key::NodePort(key.frontend()?), Value::NewPort(u16::from_be_bytes(value(data?)?))),
         "cluster-ips" => (Key::ClusterIp(key.frontend()?), new_address(data?, family)?),
         "nodes" => (Key::Node(key.address()?), new_address(data?, family)?),

@@ -6,11 +6,11 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::dump;
-use super::element::{Key, Value};
 use super::request::{ELEM_LIST_ELEMENTS, LIST, adding, element, set_of};
-use super::skeleton::Table;
 use crate::netlink::attribute::{Attribute, Writer};
 use crate::netlink::message::Message;
+use crate::nft::elements::{Key, Value};
+use crate::nft::layout::Table;
 
 /// What a table holds.
 #[derive(Debug, Default)]

@@ -5,7 +5,7 @@ use std::ops::Deref;
 
 /// Bytes of a key or of a value.
 #[derive(Clone, Copy)]
-pub(super) struct Bytes {
+pub(in crate::nft) struct Bytes {
     bytes: [u8; 64],
     length: usize,
 }

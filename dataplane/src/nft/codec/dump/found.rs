@@ -4,12 +4,12 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::{number, text};
 use crate::netlink::attribute::Attributes;
-use crate::nft::element::{self, Key};
-use crate::nft::expression::{Expression, is_counter};
-use crate::nft::hooked::Hooked;
-use crate::nft::request::*;
-use crate::nft::skeleton::{self, COMMENT, Chain, Hook, Table};
-use crate::nft::userdata;
+use crate::nft::codec::expression::{Expression, is_counter};
+use crate::nft::codec::request::*;
+use crate::nft::codec::userdata;
+use crate::nft::elements::{self, Key};
+use crate::nft::layout::{self, COMMENT, Chain, Hook, Table};
+use crate::nft::optional_chains::Hooked;
 use crate::snapshot::LinkName;
 
 /// A table as it is in the kernel, but for its elements.
@@ -55,7 +55,7 @@ impl Found {
     /// What is wrong with it, in words; `Ok` with the chains that come and go with elements if nothing is.
     ///
     /// # Errors
-    /// The first thing that is not as [`skeleton`] would have it.
+    /// The first thing that is not as [`layout`] would have it.
     pub fn check(&self, table: Table) -> Result<BTreeSet<Key>, String> {
         if self.comment.as_deref() != Some(COMMENT) {
             return Err(format!("its comment is {:?}, so another version made it", self.comment.as_deref()));
@@ -63,7 +63,7 @@ impl Found {
         if self.flags != 0 {
             return Err(format!("it has flags {:#x}", self.flags));
         }
-        let mut expected: Vec<FoundSet> = skeleton::sets(table).iter().map(FoundSet::expected).collect();
+        let mut expected: Vec<FoundSet> = layout::sets(table).iter().map(FoundSet::expected).collect();
         let mut sets = self.sets.clone();
         expected.sort();
         sets.sort();
@@ -71,7 +71,7 @@ impl Found {
             return Err(format!("set {} is not there as it should be", set.name));
         }
         let mut rules = self.rules.clone();
-        let fixed = skeleton::chains(table);
+        let fixed = layout::chains(table);
         for chain in &fixed {
             if self.chains.get(&chain.name) != Some(&chain.hook) {
                 return Err(format!("chain {} is not there as it should be", chain.name));
@@ -100,15 +100,15 @@ impl Found {
 fn changing(table: Table, name: &str) -> Option<(Key, Chain)> {
     match table.family() {
         Some(family) => {
-            let way = element::way(name).map(|way| (Key::Way(family, way), skeleton::way(family, way)));
+            let way = elements::way(name).map(|way| (Key::Way(family, way), layout::way(family, way)));
             let remember =
-                || element::remembers(name).map(|s| (Key::Remember(family, s), skeleton::remember(family, s)));
+                || elements::remembers(name).map(|s| (Key::Remember(family, s), layout::remember(family, s)));
             let returns =
-                || element::returns(name).map(|one| (Key::Return(family, one), skeleton::returning(family, one)));
-            let hooked = || Hooked::called(name).map(|one| (Key::Hooked(family, one), skeleton::hooked(family, one)));
+                || elements::returns(name).map(|one| (Key::Return(family, one), layout::returning(family, one)));
+            let hooked = || Hooked::called(name).map(|one| (Key::Hooked(family, one), layout::hooked(family, one)));
             way.or_else(remember).or_else(returns).or_else(hooked)
         }
-        None => element::link(name).map(|link| (Key::Link(link), skeleton::ingress(link))),
+        None => elements::link(name).map(|link| (Key::Link(link), layout::ingress(link))),
     }
 }
 
@@ -131,12 +131,12 @@ impl FoundSet {
             flags: number(answer, SET_FLAGS).unwrap_or(0),
             key: number(answer, SET_KEY_TYPE).zip(number(answer, SET_KEY_LEN)),
             // How long a verdict is, is the kernel's own business.
-            data: data.map(|(kind, length)| (kind, if kind == skeleton::VERDICT { 0 } else { length })),
+            data: data.map(|(kind, length)| (kind, if kind == layout::VERDICT { 0 } else { length })),
             counts: answer.find(SET_EXPR).is_some_and(|expression| is_counter(expression.inner())),
         }
     }
 
-    fn expected(set: &skeleton::Set) -> Self {
+    fn expected(set: &layout::Set) -> Self {
         let key = Some((set.key_type(), set.key_length()));
         Self { name: set.name.to_owned(), flags: set.flags(), key, data: set.data(), counts: set.counts }
     }

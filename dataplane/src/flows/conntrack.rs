@@ -1,9 +1,9 @@
 //! Makes the kernel forget flows that go nowhere any more. Touches connection tracking through a netlink [`Socket`];
-//! what is stale is decided in [`crate::stale`].
+//! what is stale is decided in [`crate::flows::stale`].
 
+use crate::flows::stale::Stale;
 use crate::netlink::flow::{self, Tracked};
 use crate::netlink::socket::{self, Socket};
-use crate::stale::Stale;
 
 /// Forgets the stale flows of UDP and returns how many there were. Costs nothing if there is nothing to look at;
 /// otherwise the kernel lists its flows of UDP.

@@ -16,9 +16,9 @@ use std::sync::Arc;
 
 use crds::{Protocol, Range, SharedMap};
 
-use crate::diff::both;
-use crate::ruleset::{LbIp, Pick, Ruleset, Target};
-use crate::sources::allows;
+use crate::nft::diff::both;
+use crate::rules::ruleset::{LbIp, Pick, Ruleset, Target};
+use crate::rules::sources::allows;
 
 /// A port of an lb_ip.
 pub type Port = (IpAddr, Protocol, u16);
@@ -129,7 +129,7 @@ fn picked(target: &Target, pick: Pick) -> BTreeSet<SocketAddr> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ruleset::Endpoint;
+    use crate::rules::ruleset::Endpoint;
 
     fn at(text: &str) -> SocketAddr {
         text.parse().expect("an address and a port")

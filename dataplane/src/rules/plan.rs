@@ -9,16 +9,16 @@ use std::sync::Arc;
 use crds::service::Family;
 use crds::{EndpointSlice, Forwarder, Port, Reach, Shortcoming, TrafficPolicy};
 
-use super::{Endpoint, LbIp, Pick, Problem, Ruleset, Target};
-use crate::backend::proxied;
+use super::ruleset::{Endpoint, LbIp, Pick, Problem, Ruleset, Target};
+use crate::rules::backend::proxied;
+use crate::rules::sources::merged;
+use crate::rules::spread::{By, Share, rank};
 use crate::snapshot::{Service, Snapshot};
-use crate::sources::merged;
-use crate::spread::{By, Share, rank};
 
 /// The ruleset for what was observed.
 pub fn ruleset(snapshot: &Snapshot) -> Ruleset {
     let (pod_ranges, returns) = (merged(&snapshot.pod_ranges), Arc::clone(&snapshot.returns));
-    let mut ruleset = Ruleset { pod_ranges, returns, ..Ruleset::default() };
+    let mut ruleset = Ruleset::new(pod_ranges, returns);
     for address in snapshot.addresses.keys() {
         if let Some(lb_ip) = lb_ip(snapshot, *address) {
             ruleset.set(*address, Some(lb_ip));

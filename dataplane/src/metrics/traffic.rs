@@ -8,8 +8,8 @@ use std::ops::Add;
 
 use crds::Key;
 
-use crate::nft::element::Frontend;
-use crate::ruleset::holders;
+use crate::nft::elements::Frontend;
+use crate::rules::plan::holders;
 use crate::snapshot::Snapshot;
 
 /// What a counter of the kernel has counted.

@@ -11,17 +11,17 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::affinity::Loose;
-use crate::diff::{Change, changes, diff};
+use crate::flows::affinity::Loose;
+use crate::metrics::traffic::Counted;
 use crate::netlink::socket::{self, Socket};
-use crate::nft::contents::{Contents, contents};
-use crate::nft::dump::{self, Found, FoundSet};
-use crate::nft::element::{self, Elements, Key, Value, all, elements, is_needed};
-use crate::nft::hooked::Hooked;
-use crate::nft::request::Requests;
-use crate::nft::skeleton::{self, Table};
-use crate::ruleset::Ruleset;
-use crate::traffic::Counted;
+use crate::nft::codec::contents::{Contents, contents};
+use crate::nft::codec::dump::{self, Found, FoundSet};
+use crate::nft::codec::request::Requests;
+use crate::nft::diff::{Change, changes, diff};
+use crate::nft::elements::{self, Elements, Key, Value, all, elements, is_needed};
+use crate::nft::layout::{self, Table};
+use crate::nft::optional_chains::Hooked;
+use crate::rules::ruleset::Ruleset;
 
 /// How often to read the table again because nf_tables changed meanwhile, before going on with what was read last.
 /// Others (kube-proxy) may change their tables all the time, and it is not likely to be ours.
@@ -365,8 +365,8 @@ impl Engine {
         for (chain, rule) in self.socket.dump(dump::get_rules(table), dump::rule)?.into_iter().flatten() {
             found.rules.entry(chain).or_default().push(rule);
         }
-        let fixed = skeleton::chains(table).into_iter().map(|chain| chain.name);
-        let comes_and_goes = |name: &str| Hooked::called(name).is_some() || element::returns(name).is_some();
+        let fixed = layout::chains(table).into_iter().map(|chain| chain.name);
+        let comes_and_goes = |name: &str| Hooked::called(name).is_some() || elements::returns(name).is_some();
         let hooked = |name: &&String| table == Table::Link || comes_and_goes(name);
         let changing = found.rules.keys().filter(hooked).cloned();
         for name in fixed.chain(changing).collect::<BTreeSet<_>>() {
@@ -387,7 +387,7 @@ impl Engine {
     fn read_elements(&mut self, table: Table, chains: &BTreeSet<Key>) -> Result<Option<Elements>, socket::Error> {
         let mut all = Vec::new();
         let mut pods = Vec::new();
-        for set in skeleton::sets(table).into_iter().filter(|set| set.learned.is_none()) {
+        for set in layout::sets(table).into_iter().filter(|set| set.learned.is_none()) {
             let question = dump::get_elements(table, set.name);
             if set.ranges && set.parts().is_none() {
                 pods.extend(

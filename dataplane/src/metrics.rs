@@ -1,0 +1,4 @@
+//! Numbers: of changes of the kernel's tables, and of traffic per Service.
+
+pub mod counters;
+pub mod traffic;
