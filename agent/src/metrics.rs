@@ -19,7 +19,7 @@ use prometheus_client::metrics::counter::ConstCounter;
 use prometheus_client::metrics::gauge::ConstGauge;
 use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::{Registry, Unit};
-use speaker::takeovers::{Cause, Silences};
+use speaker::metrics::takeovers::{Cause, Silences};
 use tokio::sync::watch;
 
 use crate::keys::supply::Supply;
@@ -186,7 +186,7 @@ fn by_family<'a>(addresses: impl IntoIterator<Item = &'a IpAddr>) -> [(Label, us
 }
 
 fn of_the_lan(wire: &speaker::Counters, to: &mut Exposition<'_>) -> fmt::Result {
-    let both = |read: fn(&speaker::events::Neighbours) -> u64| {
+    let both = |read: fn(&speaker::metrics::events::Neighbours) -> u64| {
         [([("protocol", "arp")], read(&wire.arp)), ([("protocol", "ndp")], read(&wire.ndp))]
     };
     let help = "Requests for announced addresses that were answered";
@@ -206,7 +206,7 @@ fn of_hellos(wire: &speaker::Counters, to: &mut Exposition<'_>) -> fmt::Result {
     to.counter("hello_packets_sent", "Packets that were sent to other nodes", wire.packets_sent)?;
     let help = "Packets of other nodes that were believed";
     to.counter("hello_packets_received", help, wire.packets_received)?;
-    let speaker::events::Dropped {
+    let speaker::metrics::events::Dropped {
         malformed,
         version,
         cluster,

@@ -26,7 +26,7 @@ use kube::api::{Patch, PatchParams};
 use kube::{Api, Client};
 use observe::{Listener, Store, source};
 use serde_json::{Value, json};
-use speaker::takeovers::Move;
+use speaker::metrics::takeovers::Move;
 use speaker::{Announcement, Announcements, Conflict, Conflicts};
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep, sleep_until, timeout};

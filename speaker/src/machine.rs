@@ -20,18 +20,19 @@ use std::net::{IpAddr, Ipv6Addr};
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::auth::{Authentication, KeyRing, Keys, Refused};
-use crate::claims::Claim;
-use crate::deaths::Deaths;
-use crate::events::{Counters, Event};
-use crate::hello::{self, Malformed, Packet};
-use crate::neighbours::Neighbours;
-use crate::placement::Link;
-use crate::segment::{Context, Segment};
+use crate::announce::placement::Link;
+use crate::announce::probe::Stranger;
+use crate::hash;
+use crate::metrics::events::{Counters, Event};
+use crate::metrics::takeovers::Move;
+use crate::ownership::claims::Claim;
+use crate::ownership::segment::{Context, Segment};
+use crate::peers::deaths::Deaths;
+use crate::peers::neighbours::Neighbours;
 use crate::snapshot::{Snapshot, Wanted};
-use crate::strangers::Stranger;
-use crate::takeovers::Move;
-use crate::{datagram, hash};
+use crate::wire::datagram;
+use crate::wire::hello::{self, Malformed, Packet};
+use crate::wire::seal::{Authentication, KeyRing, Keys, Refused};
 
 mod arrange;
 
@@ -46,7 +47,7 @@ pub struct Config {
     pub incarnation: u64,
     /// Whether packets of speakers are sealed.
     pub authentication: Authentication,
-    /// How often to say Hello, while there are few speakers on a link (see [`crate::pace`]).
+    /// How often to say Hello, while there are few speakers on a link (see [`crate::peers::interval`]).
     pub interval: Duration,
     /// After how many missed Hellos a peer is dead.
     pub multiplier: u32,
@@ -428,7 +429,7 @@ impl Machine {
         self.events.extend(died.into_iter().map(event(true)).chain(back.into_iter().map(event(false))));
     }
 
-    /// The nodes that are dead: see [`crate::deaths`].
+    /// The nodes that are dead: see [`crate::peers::deaths`].
     pub fn dead(&self) -> BTreeSet<String> {
         self.deaths.dead().map(str::to_owned).collect()
     }

@@ -28,21 +28,21 @@ use jiff::Timestamp;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::sleep_until;
 
-use crate::auth::Keys;
-use crate::claims::Claim;
-use crate::events::{Counters, Event};
-use crate::groups::Groups;
-use crate::links;
-use crate::liveness::Standing;
+use crate::announce::placement::Link;
 use crate::machine::{Channel, Config, Frame, Machine};
-use crate::neighbours::Neighbours;
-use crate::patience::Patience;
-use crate::placement::Link;
+use crate::metrics::events::{Counters, Event};
+use crate::metrics::takeovers::Move;
+use crate::os::groups::Groups;
+use crate::os::links;
+use crate::os::log_throttle::Patience;
+use crate::os::poll::{self, Bell, Ear, For, Ready, bell};
+use crate::os::scheduling;
+use crate::os::socket::{BATCH, Buffer, Port, Portion};
+use crate::ownership::claims::Claim;
+use crate::peers::liveness::Standing;
+use crate::peers::neighbours::Neighbours;
 use crate::snapshot::Snapshot;
-use crate::socket::{BATCH, Buffer, Port, Portion};
-use crate::takeovers::Move;
-use crate::urgency;
-use crate::waiting::{self, Bell, Ear, For, Ready, bell};
+use crate::wire::seal::Keys;
 use crds::Mac;
 
 /// So many transitions may wait to be logged: all addresses of a large node change hands at once.
@@ -104,7 +104,7 @@ pub struct Inputs {
     /// The addresses that the kernel forwards from here, as acknowledged by the dataplane. Nothing else is announced.
     pub forwarded: watch::Receiver<Arc<BTreeSet<IpAddr>>>,
     /// The keys with which packets are sealed, if [`Config::authentication`] asks for it. They may change at any time: see
-    /// [`crate::auth`]. While there are none, nothing is said or announced.
+    /// [`crate::wire::seal`]. While there are none, nothing is said or announced.
     pub keys: watch::Receiver<Arc<Keys>>,
 }
 
@@ -116,7 +116,7 @@ pub struct Outputs {
     /// Who else uses addresses.
     pub conflicts: watch::Sender<Conflicts>,
     /// The names of the nodes that are dead, which no connection should be sent to, whatever the API server says of them: see
-    /// [`crate::deaths`]. Told at once. Empty when the speaker has stopped: it knows nothing then.
+    /// [`crate::peers::deaths`]. Told at once. Empty when the speaker has stopped: it knows nothing then.
     pub dead: watch::Sender<BTreeSet<String>>,
     /// Which nodes were met on which link since the speaker has started.
     pub neighbours: watch::Sender<Neighbours>,
@@ -168,7 +168,7 @@ pub async fn run(
     let Inputs { mut snapshot, mut forwarded, mut keys } = inputs.clone();
     let known = links.clone();
     let wire = move || {
-        urgency::ask();
+        scheduling::ask();
         let _ = end.send(Wire::follow(config, (inputs, known, ear), outputs, events, left));
     };
     std::thread::Builder::new().name("landfall-wire".into()).spawn(wire).map_err(Error::Thread)?;
@@ -347,10 +347,10 @@ impl Wire {
         let bell = (self.ear.as_fd(), For::Reading);
         let most = until.map(|until| until.saturating_sub(now));
         let woken = if self.machine.is_calm(now) {
-            waiting::sleep([hello, hello_v6, arp, ndp, bell], most)
+            poll::sleep([hello, hello_v6, arp, ndp, bell], most)
         } else {
             let [routine, routine_v6] = self.ports.routine.each_ref().map(|port| (port.as_fd(), For::Reading));
-            waiting::sleep([hello, hello_v6, arp, ndp, bell, routine, routine_v6], most)
+            poll::sleep([hello, hello_v6, arp, ndp, bell, routine, routine_v6], most)
         };
         woken.map_err(Error::Sleep)
     }

@@ -46,7 +46,7 @@ pub struct Candidate {
 /// On which of a node's links an address may be announced.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Links {
-    /// On the one that the address belongs to ([`crate::placement`]).
+    /// On the one that the address belongs to ([`crate::announce::placement`]).
     pub home: bool,
     /// On those with these names, wherever it belongs.
     pub named: BTreeSet<String>,

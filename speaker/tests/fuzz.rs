@@ -13,12 +13,13 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crds::{Mac, SharedMap};
-use speaker::arp::{Ignored, Verdict};
-use speaker::auth::KeyRing;
-use speaker::hello::Packet;
+use speaker::announce::placement::Link;
 use speaker::machine::{Channel, Config, Machine};
-use speaker::placement::Link;
-use speaker::{Authentication, Keys, Snapshot, Wanted, arp, datagram, hash, ndp};
+use speaker::wire::arp::{Ignored, Verdict};
+use speaker::wire::hello::Packet;
+use speaker::wire::seal::KeyRing;
+use speaker::wire::{arp, datagram, ndp};
+use speaker::{Authentication, Keys, Snapshot, Wanted, hash};
 
 const MINE: Mac = Mac([2, 0, 0, 0, 0, 1]);
 
@@ -208,8 +209,8 @@ fn a_speaker_whose_peers_talk_nonsense() {
         (packet.sequence, packet.part) = (now.as_millis() as u64, packet.part % 1024);
         (packet.cluster, packet.mac) = (hash::hash(b"test"), Mac([2, 0, 0, 0, 0, 7]));
         // As if it had heard what we said last.
-        let id = speaker::hello::id(hash::mix(1 ^ hash::mix(2)));
-        packet.met.extend((0..64).map(|sequence| speaker::hello::Met { id, sequence }));
+        let id = speaker::wire::hello::id(hash::mix(1 ^ hash::mix(2)));
+        packet.met.extend((0..64).map(|sequence| speaker::wire::hello::Met { id, sequence }));
         let sealed = ring.seal(*now, packet.encode());
         let source = "192.0.2.7".parse().expect("address");
         let before = machine.counters().packets_received;

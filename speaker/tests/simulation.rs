@@ -19,8 +19,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread::available_parallelism;
 use std::time::Duration;
 
-use speaker::events::Event;
-use speaker::ownership::PATIENCE;
+use speaker::metrics::events::Event;
+use speaker::ownership::rules::PATIENCE;
 use world::{INTERVAL, Network, Random, World, lb_ip, name};
 
 /// After the last disturbance everything is settled within this time: what is silent is dead after a window, one that

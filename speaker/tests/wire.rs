@@ -188,7 +188,7 @@ fn over_ipv6_a_client_finds_the_owner_checks_it_and_follows_when_it_is_cut_off()
     lan.resolve(LB_IP_V6);
     lan.neighbour_becomes(LB_IP_V6, |mac| mac == nodes[owner].mac);
     lan.verify(LB_IP_V6, nodes[owner].mac);
-    let group = speaker::ndp::solicited_node(LB_IP_V6);
+    let group = speaker::wire::ndp::solicited_node(LB_IP_V6);
     lan.listens_to(owner, group, true);
     lan.listens_to(1 - owner, group, false);
 
@@ -212,7 +212,7 @@ fn a_host_that_would_like_to_have_an_announced_ipv6_address_is_told_that_it_is_i
     lan.is_refused_to_the_client(LB_IP_V6);
     nodes[0].forward::<Ipv4Addr>(&[]);
     nodes[0].announces(LB_IP_V6, false);
-    lan.listens_to(0, speaker::ndp::solicited_node(LB_IP_V6), false);
+    lan.listens_to(0, speaker::wire::ndp::solicited_node(LB_IP_V6), false);
 }
 
 #[test]

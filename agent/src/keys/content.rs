@@ -1,7 +1,7 @@
 //! What stands in the Secret: Secret → [`Content`] → [`Usable`]. Pure.
 //!
 //! Every entry of `data` is a key, whatever its name. Packets are sealed with all of them, and believed if one of the seals
-//! is by one of them ([`speaker::auth`]): so which entry is the newest means nothing to speakers, and two nodes that have
+//! is by one of them ([`speaker::wire::seal`]): so which entry is the newest means nothing to speakers, and two nodes that have
 //! read different versions of the Secret understand each other as long as one entry is in both.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -10,7 +10,7 @@ use std::fmt;
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Secret;
 use speaker::Keys;
-use speaker::auth::{MAX_KEYS, MIN_KEY};
+use speaker::wire::seal::{MAX_KEYS, MIN_KEY};
 
 /// Asks for a new key: the annotation is there, with any value. It goes when the key comes.
 pub(crate) const ROTATE: &str = "landfall.dev/rotate";

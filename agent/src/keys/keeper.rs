@@ -17,7 +17,7 @@ use kube::{Api, Error};
 use observe::causes;
 use ring::rand::{SecureRandom, SystemRandom};
 use serde_json::{Value, json};
-use speaker::auth::MIN_KEY;
+use speaker::wire::seal::MIN_KEY;
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep, timeout};
 

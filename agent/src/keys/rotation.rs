@@ -8,7 +8,7 @@
 //!
 //! At every instant any two nodes have a key in common, if what they know of the Secret is not further apart than
 //! [`OVERLAP`]: each content shares an entry with all those that there were within that time before. (Besides, speakers go
-//! on believing a key that is taken away for [`speaker::auth::GRACE`], so that a Secret that is deleted, or rewritten by
+//! on believing a key that is taken away for [`speaker::wire::seal::GRACE`], so that a Secret that is deleted, or rewritten by
 //! hand in one go, parts nobody who hears of it within that time.)
 //!
 //! Whoever does this need not be alone: a Secret is created once whoever tries, and every other write names the version of
@@ -18,7 +18,7 @@
 use jiff::{Timestamp, ToSpan};
 use k8s_openapi::ByteString;
 use serde_json::{Value, json};
-use speaker::auth::MAX_KEYS;
+use speaker::wire::seal::MAX_KEYS;
 
 use super::content::{Content, RETIRE, RETIRE_AFTER, ROTATE};
 

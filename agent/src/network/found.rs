@@ -26,8 +26,9 @@ pub(super) fn spec(messages: &[RouteNetlinkMessage]) -> NodeNetworkSpec {
         match message {
             // Bridges tell of their ports in messages of their own family.
             RouteNetlinkMessage::NewLink(link) if link.header.interface_family == AddressFamily::Unspec => {
-                links
-                    .extend(speaker::link_table::announceable(link).map(|name| (link.header.index, (name, mac(link)))));
+                links.extend(
+                    speaker::os::link_table::announceable(link).map(|name| (link.header.index, (name, mac(link)))),
+                );
             }
             RouteNetlinkMessage::NewAddress(message) => {
                 let own = own(message).filter(|own| !is_link_local(*own));

@@ -1,7 +1,7 @@
 use super::*;
 use crds::{Holder, Key, Mac, Reach};
 use dataplane::rules::ruleset::Problem;
-use speaker::takeovers::Cause;
+use speaker::metrics::takeovers::Cause;
 
 const LB_IP: [u8; 4] = [192, 0, 2, 200];
 

@@ -8,8 +8,8 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 use super::Machine;
-use crate::placement::placements;
-use crate::segment::Segment;
+use crate::announce::placement::placements;
+use crate::ownership::segment::Segment;
 use crate::snapshot::{Links, Snapshot, Wanted};
 
 impl Machine {
@@ -121,10 +121,10 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::auth::Authentication;
+    use crate::announce::placement::Link;
     use crate::machine::Config;
-    use crate::placement::Link;
     use crate::snapshot::{Candidate, Candidates};
+    use crate::wire::seal::Authentication;
 
     /// Which addresses belong to which link.
     fn placed(machine: &Machine) -> BTreeMap<u32, Vec<IpAddr>> {

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
-use speaker::events::Event;
+use speaker::metrics::events::Event;
 
 use crate::world::World;
 use crate::{SETTLED, check, ms, seeds, settled, sole_owners};

@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
-use speaker::events::Event;
 use speaker::machine::Channel;
+use speaker::metrics::events::Event;
 
 use crate::world::{World, key};
 use crate::{SETTLED, check, ms, seeds, settled, sole_owners};
@@ -62,7 +62,7 @@ fn who_has_no_key_or_another_one_is_not_heard_and_counted() {
     world.lock(0, key(7));
     let at = world.now;
     // What was the key is good for a while after it was replaced.
-    world.pass(speaker::auth::GRACE - ms(1000));
+    world.pass(speaker::wire::seal::GRACE - ms(1000));
     assert!(world.told.iter().all(|(when, _, _)| *when <= at), "{:?}", world.told.last());
     check(&world);
     world.pass(ms(1000) + SETTLED);
@@ -86,7 +86,7 @@ fn keys_are_replaced_under_way_without_anybody_noticing() {
                 world.lock(node, key(generation));
             }
         }
-        world.pass(speaker::auth::GRACE + SETTLED);
+        world.pass(speaker::wire::seal::GRACE + SETTLED);
         assert_eq!(sole_owners(&world), before);
         assert_eq!(world.told.len(), told, "{:?}", &world.told[told..]);
         // One that starts has the new key alone.

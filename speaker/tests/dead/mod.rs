@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use speaker::events::Event;
+use speaker::metrics::events::Event;
 
 use crate::world::{INTERVAL, Network, WINDOW, World, intrusion, lb_ip, name};
 use crate::{SETTLED, ms, seeds, settled};

@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 use crds::Mac;
 use netns::{Namespace, veth};
 use speaker::machine::Channel;
-use speaker::socket::{Buffer, Port, Portion};
+use speaker::os::socket::{Buffer, Port, Portion};
 use speaker::{
     Announcements, Authentication, Candidates, Config, Conflicts, Counters, Inputs, Keys, Neighbours, Outputs,
     Snapshot, Wanted,
@@ -255,7 +255,7 @@ impl Lan {
     pub fn who_answers(&self, lb_ip: Ipv4Addr) -> Vec<Mac> {
         self.client.run(|| {
             let (index, own) = eth0();
-            let mut request = speaker::arp::gratuitous_request(own, lb_ip);
+            let mut request = speaker::wire::arp::gratuitous_request(own, lb_ip);
             request[28..32].copy_from_slice(&CLIENT.octets());
             let mut port = Port::open(Channel::Arp).expect("a packet socket");
             port.listen_on([index].into()).expect("listen");

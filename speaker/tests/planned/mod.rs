@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use speaker::ownership::{PATIENCE, SETTLED};
+use speaker::ownership::rules::{PATIENCE, SETTLED};
 
 use crate::world::{INTERVAL, Network, Random, WINDOW, World, lb_ip};
 use crate::{check, disturb, ms, seeds, settled, sole_owners, told};

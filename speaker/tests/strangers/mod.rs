@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::time::Duration;
 
-use speaker::events::Event;
+use speaker::metrics::events::Event;
 
 use crate::world::{WINDOW, World, intrusion, lb_ip};
 use crate::{SETTLED, check, ms, seeds, settled, sole_owners};

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::time::Duration;
 
-use speaker::takeovers::Cause;
+use speaker::metrics::takeovers::Cause;
 
 use crate::world::{INTERVAL, Network, WINDOW, World};
 use crate::{SETTLED, check, ms, seeds, settled, sole_owners};

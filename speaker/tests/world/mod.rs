@@ -10,8 +10,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crds::SharedMap;
-use speaker::events::Event;
 use speaker::machine::{Channel, Config, Frame, Machine};
+use speaker::metrics::events::Event;
 use speaker::{Candidates, Keys, Wanted};
 
 mod causes;
@@ -291,7 +291,9 @@ impl World {
         };
         assert!(self.hosts[from].forwarded.contains(&lb_ip), "{lb_ip} is announced from where it is not forwarded");
         let (station, group) = match frame.channel {
-            Channel::Ndp => (&frame.bytes[80..86], speaker::ndp::ALL_NODES.octets().last() == frame.bytes.get(53)),
+            Channel::Ndp => {
+                (&frame.bytes[80..86], speaker::wire::ndp::ALL_NODES.octets().last() == frame.bytes.get(53))
+            }
             _ => (&frame.bytes[22..28], true),
         };
         assert_eq!((station, group), (&mac(from).0[..], true), "somebody speaks for somebody else");

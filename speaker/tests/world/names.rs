@@ -5,9 +5,10 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
 
 use crds::Mac;
+use speaker::Keys;
+use speaker::announce::placement::Link;
 use speaker::machine::{Channel, Frame};
-use speaker::placement::Link;
-use speaker::{Keys, datagram, hello};
+use speaker::wire::{datagram, hello};
 
 use super::LINK;
 
@@ -20,8 +21,8 @@ pub fn key(n: u8) -> Keys {
 pub fn intrusion(lb_ip: IpAddr) -> (Channel, Arc<[u8]>) {
     let stranger = Mac([2, 0, 0, 0, 1, 0]);
     match lb_ip {
-        IpAddr::V4(v4) => (Channel::Arp, speaker::arp::gratuitous_request(stranger, v4).into()),
-        IpAddr::V6(v6) => (Channel::Ndp, speaker::ndp::unsolicited(stranger, v6).into()),
+        IpAddr::V4(v4) => (Channel::Arp, speaker::wire::arp::gratuitous_request(stranger, v4).into()),
+        IpAddr::V6(v6) => (Channel::Ndp, speaker::wire::ndp::unsolicited(stranger, v6).into()),
     }
 }
 
@@ -35,7 +36,7 @@ pub(super) fn is_routine(channel: Channel, frame: &[u8]) -> bool {
 pub(super) fn asked(frame: &Frame) -> Option<IpAddr> {
     let bytes = &frame.bytes;
     match frame.channel {
-        Channel::Ndp if bytes[54] == speaker::ndp::SOLICITATION => {
+        Channel::Ndp if bytes[54] == speaker::wire::ndp::SOLICITATION => {
             Some(<[u8; 16]>::try_from(&bytes[62..78]).expect("16 bytes").into())
         }
         Channel::Arp if bytes[28..32] == [0; 4] => Some(<[u8; 4]>::try_from(&bytes[38..42]).expect("4 bytes").into()),

@@ -15,10 +15,11 @@ use k8s_openapi::api::core::v1::Secret;
 use kube::Api;
 use lab::{Host, Topology, wait_until};
 use serde_json::json;
-use speaker::auth::KeyRing;
 use speaker::machine::Channel;
-use speaker::socket::{Buffer, Port};
-use speaker::{Authentication, Keys, datagram};
+use speaker::os::socket::{Buffer, Port};
+use speaker::wire::datagram;
+use speaker::wire::seal::KeyRing;
+use speaker::{Authentication, Keys};
 
 /// The Secret.
 const NAME: &str = "landfall-hello-keys";

@@ -19,12 +19,12 @@ const SHELLS: [&str; 20] = [
     "dataplane/src/run.rs",
     "observe/src/store.rs",
     "observe/src/watch.rs",
-    "speaker/src/groups.rs",
-    "speaker/src/links.rs",
+    "speaker/src/os/groups.rs",
+    "speaker/src/os/links.rs",
     "speaker/src/run.rs",
-    "speaker/src/socket.rs",
-    "speaker/src/urgency.rs",
-    "speaker/src/waiting.rs",
+    "speaker/src/os/socket.rs",
+    "speaker/src/os/scheduling.rs",
+    "speaker/src/os/poll.rs",
     "controller/src/state/stores.rs",
 ];
 

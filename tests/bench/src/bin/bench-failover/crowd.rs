@@ -13,8 +13,8 @@ use anyhow::{Result, ensure};
 use bench::report::Report;
 use bench::usage;
 use crds::Mac;
+use speaker::announce::placement::Link;
 use speaker::machine::{Config, Machine};
-use speaker::placement::Link;
 use speaker::{Authentication, Candidates, Keys, Snapshot, Wanted};
 
 use crate::Bench;

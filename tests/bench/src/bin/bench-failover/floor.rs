@@ -19,9 +19,9 @@ use bench::sniffer::{Mac, Sniffer};
 use bench::usage;
 use lab::Host;
 use socket2::{Domain, Protocol, Socket, Type};
-use speaker::arp::gratuitous_request;
 use speaker::machine::{Channel, Config};
-use speaker::socket::Port;
+use speaker::os::socket::Port;
+use speaker::wire::arp::gratuitous_request;
 
 /// The EtherType of IPv4.
 const IPV4: u16 = 0x0800;

@@ -2,7 +2,7 @@
 //!
 //! IPv4 where the link has it, else IPv6; whoever listens, listens for both. Any tool reads it, any switch floods it:
 //! groups in 224.0.0.0/24 are not subject to IGMP snooping (RFC 4541 §2.1.2), and for the one of IPv6, whose listeners
-//! switches may want to know, the kernel reports that we listen ([`crate::groups`]). A datagram from another network can't
+//! switches may want to know, the kernel reports that we listen ([`crate::os::groups`]). A datagram from another network can't
 //! pass for one of a neighbour, because its TTL would be less than 255 (GTSM, RFC 5082 §3).
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -11,7 +11,7 @@ use etherparse::{
     EtherType, Ethernet2HeaderSlice, Ipv4HeaderSlice, Ipv6HeaderSlice, PacketBuilder, UdpHeader, UdpHeaderSlice,
 };
 
-use crate::ndp::group_mac;
+use crate::wire::ndp::group_mac;
 use crds::Mac;
 
 /// The group. It is in the block for local network control, where IANA has assigned it to nobody.

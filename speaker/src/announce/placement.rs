@@ -1,7 +1,7 @@
 //! Which link of the node an lb_ip is announced on.
 //!
 //! Links and the node's own addresses in, one link or none out. A link is used only if clients can be behind it: what
-//! is no Ethernet, is down, or is a port of a bridge never gets here (see [`crate::links`]).
+//! is no Ethernet, is down, or is a port of a bridge never gets here (see [`crate::os::links`]).
 
 use std::net::IpAddr;
 

@@ -5,9 +5,9 @@
 
 use std::time::Duration;
 
-use crate::claims::Claim;
-use crate::liveness::Standing;
-use crate::peer::Peer;
+use crate::ownership::claims::Claim;
+use crate::peers::liveness::Standing;
+use crate::peers::peer::Peer;
 
 /// Why an address was another node's no more.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]

@@ -1,13 +1,13 @@
-//! What a segment does about those who are no peers and use its addresses ([`crate::strangers`]), and the frames with which
+//! What a segment does about those who are no peers and use its addresses ([`crate::announce::probe`]), and the frames with which
 //! it announces one.
 
 use std::net::IpAddr;
 
 use super::{Context, Segment};
-use crate::announce::Form;
-use crate::events::{Counters, Event, Neighbours};
+use crate::announce::schedule::Form;
 use crate::machine::{Channel, Frame};
-use crate::{arp, ndp};
+use crate::metrics::events::{Counters, Event, Neighbours};
+use crate::wire::{arp, ndp};
 use crds::Mac;
 
 impl Segment {

@@ -2,7 +2,7 @@
 //!
 //! What is seen of each node on each link in, a set of names out; what is remembered is who is dead, and who said good-bye.
 //!
-//! Here a mistake costs otherwise than in [`ownership`](crate::ownership). An address that is taken over needlessly moves; a
+//! Here a mistake costs otherwise than in [`ownership`](crate::ownership::rules). An address that is taken over needlessly moves; a
 //! node that is called dead needlessly loses its connections, and if it is this node that can't hear, it would call everybody
 //! dead. So it takes more than the silence that moves an address:
 //!

@@ -70,7 +70,7 @@ impl Pace {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::auth::Authentication;
+    use crate::wire::seal::Authentication;
 
     fn ms(ms: u64) -> Duration {
         Duration::from_millis(ms)

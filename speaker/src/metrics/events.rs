@@ -5,9 +5,9 @@
 use std::net::IpAddr;
 use std::time::Duration;
 
-use crate::liveness::Standing;
-use crate::ownership::Reason;
-use crate::takeovers::Takeovers;
+use crate::metrics::takeovers::Takeovers;
+use crate::ownership::rules::Reason;
+use crate::peers::liveness::Standing;
 use crds::Mac;
 
 /// A transition. Each is told once.
@@ -66,7 +66,7 @@ pub enum Event {
         /// How many there are.
         known: usize,
     },
-    /// A node has died, or has come back or was forgotten (see [`crate::deaths`]).
+    /// A node has died, or has come back or was forgotten (see [`crate::peers::deaths`]).
     Node {
         /// Its name.
         node: String,

@@ -4,7 +4,7 @@
 
 use std::net::{IpAddr, Ipv6Addr};
 
-use crate::arp::{Ignored, Verdict};
+use crate::wire::arp::{Ignored, Verdict};
 use crds::Mac;
 
 /// All nodes on the link.

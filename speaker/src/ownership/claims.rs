@@ -36,7 +36,7 @@ pub struct Claim {
     /// announces the address again: clients may have heard more than the owner.
     pub held: bool,
     /// Whether its owner means to keep it. One that doesn't goes on announcing the address, and leaves it to whoever should
-    /// have it rather ([`crate::ownership`]).
+    /// have it rather ([`crate::ownership::rules`]).
     pub kept: bool,
 }
 

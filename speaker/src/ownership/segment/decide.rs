@@ -5,13 +5,13 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 use super::{Ceding, Context, Hears, INSIST, Segment};
-use crate::claims::Claim;
-use crate::events::Event;
-use crate::liveness::{self, Standing};
-use crate::ownership::{self, Company, Reason, Rival, Verdict, View};
-use crate::peer::Peer;
+use crate::metrics::events::Event;
+use crate::metrics::takeovers::{Cause, Move};
+use crate::ownership::claims::Claim;
+use crate::ownership::rules::{self, Company, Reason, Rival, Verdict, View};
+use crate::peers::liveness::{self, Standing};
+use crate::peers::peer::Peer;
 use crate::snapshot::Wanted;
-use crate::takeovers::{Cause, Move};
 
 impl Segment {
     /// Decides about all addresses on which something has changed. Returns whether our claims changed.
@@ -60,7 +60,7 @@ impl Segment {
         let now = context.now;
         let wanted = context.snapshot.and_then(|snapshot| snapshot.addresses.get(&lb_ip));
         let mine = self.mine(lb_ip);
-        let my_rank = ownership::rank(&context.config.node, lb_ip);
+        let my_rank = rules::rank(&context.config.node, lb_ip);
         let rivals: Vec<Rival> = others
             .iter()
             .filter(|(_, claim)| claim.held)
@@ -68,7 +68,7 @@ impl Segment {
                 let peer = self.peers.get(*node).filter(|peer| peer.holds())?;
                 let preference = wanted.and_then(|wanted| self.preference(wanted, node, peer));
                 let hears_us = peer.liveness.hears_us(now);
-                Some(Rival { claim: *claim, rank: ownership::rank(node, lb_ip), preference, hears_us })
+                Some(Rival { claim: *claim, rank: rules::rank(node, lb_ip), preference, hears_us })
             })
             .collect();
         let claimed = others.iter().map(|(_, claim)| claim.epoch).chain(mine.map(|claim| claim.epoch)).max();
@@ -92,7 +92,7 @@ impl Segment {
         // Where many are asked for, as many keep the others busy, whose turn comes first.
         let queue = if first { self.strangers.queue(now) } else { Duration::ZERO };
         let step_in = context.config.step_in(self.pace()) + queue;
-        let verdict = ownership::decide(&View {
+        let verdict = rules::decide(&View {
             now,
             mine: (mine, my_rank),
             may,
@@ -282,7 +282,7 @@ impl Segment {
     fn before(&self, lb_ip: IpAddr, wanted: &Wanted, mine: (Option<u32>, u64)) -> usize {
         let takers = self.peers.iter().filter(|(_, peer)| peer.takes()).filter_map(|(node, peer)| {
             let preference = self.preference(wanted, node, peer)?;
-            Some((Some(preference), ownership::rank(node, lb_ip)))
+            Some((Some(preference), rules::rank(node, lb_ip)))
         });
         takers.filter(|taker| *taker > mine).count()
     }

@@ -16,7 +16,7 @@
 //! *Cost.* 2.4 µs to seal or to open a packet of 400 bytes, measured in a debug build (the hash is assembly in any build) on
 //! a processor with SHA instructions: a quarter of a percent of a core at the 1,000 packets a second of a large cluster.
 //!
-//! That a packet is sealed says that a speaker of the cluster sent it once, not that it is new: see [`crate::meeting`].
+//! That a packet is sealed says that a speaker of the cluster sent it once, not that it is new: see [`crate::peers::handshake`].
 
 use std::fmt;
 use std::time::Duration;

@@ -12,8 +12,8 @@ use rtnetlink::packet_route::RouteNetlinkMessage;
 use rtnetlink::{Handle, MulticastGroup, new_multicast_connection};
 use tokio::sync::watch;
 
-use crate::link_table::Table;
-use crate::placement::Link;
+use crate::announce::placement::Link;
+use crate::os::link_table::Table;
 
 /// The links are not known any more.
 #[derive(Debug, thiserror::Error)]

@@ -20,7 +20,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use crate::hello;
+use crate::wire::hello;
 
 /// A proof repeats one of so many Hellos that we sent last: in 1.6 s, at 20 a second. The answer to the first one is under
 /// way for some milliseconds, and may be lost a few times.

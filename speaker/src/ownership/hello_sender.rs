@@ -1,19 +1,19 @@
-//! What is said to the peers on a link, and when: one Hello an interval ([`crate::pace`]), sooner if something changed, with those claims
+//! What is said to the peers on a link, and when: one Hello an interval ([`crate::peers::interval`]), sooner if something changed, with those claims
 //! that changed or were asked for. What is too much for one packet goes in several.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::time::Duration;
 
-use crate::claims::{self, Claims, Page};
-use crate::hello::{self, Heard, Hearing, MAX_PAYLOAD, PAGE_OVERHEAD, Packet, size};
-use crate::liveness::Standing;
+use crate::announce::placement::Link;
 use crate::machine::Config;
-use crate::meeting::{self, Meetings};
-use crate::pace::Pace;
-use crate::peer::{MAX_PARTS, Peer};
-use crate::placement::Link;
-use crate::segment::Context;
+use crate::ownership::claims::{self, Claims, Page};
+use crate::ownership::segment::Context;
+use crate::peers::handshake::{self, Meetings};
+use crate::peers::interval::Pace;
+use crate::peers::liveness::Standing;
+use crate::peers::peer::{MAX_PARTS, Peer};
+use crate::wire::hello::{self, Heard, Hearing, MAX_PAYLOAD, PAGE_OVERHEAD, Packet, size};
 
 /// Changes make a Hello come sooner, but not sooner than this after the last one: several in a row go together.
 const HASTE: Duration = Duration::from_millis(10);
@@ -76,7 +76,7 @@ impl State {
 
     /// Whether `met` repeats what we have said just now.
     pub fn is_repeated(&self, met: &[hello::Met]) -> bool {
-        meeting::proves(met, self.incarnation, self.sequence)
+        handshake::proves(met, self.incarnation, self.sequence)
     }
 
     /// Others should hear from us soon.

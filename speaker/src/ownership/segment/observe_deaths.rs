@@ -1,12 +1,12 @@
-//! What a segment sees of each node, for the question who is dead ([`crate::deaths`]).
+//! What a segment sees of each node, for the question who is dead ([`crate::peers::deaths`]).
 
 use std::time::Duration;
 
 use super::Segment;
-use crate::deaths::Sight;
-use crate::liveness::Standing;
 use crate::machine::Config;
-use crate::peer::Peer;
+use crate::peers::deaths::Sight;
+use crate::peers::liveness::Standing;
+use crate::peers::peer::Peer;
 use crds::Mac;
 
 impl Segment {

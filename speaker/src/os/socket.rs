@@ -19,11 +19,11 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use socket2::{Domain, SockAddr, SockAddrStorage, SockFilter, Socket, Type};
 
-use crate::datagram::{GROUP, GROUP_MAC, GROUP_V6, PORT, TTL};
-use crate::hello::{FLAGS_AT, ROUTINE};
 use crate::machine::Channel;
-use crate::ndp::{ADVERTISEMENT, HOP_LIMIT, ICMPV6, SOLICITATION};
-use crate::waiting::{self, For};
+use crate::os::poll::{self, For};
+use crate::wire::datagram::{GROUP, GROUP_MAC, GROUP_V6, PORT, TTL};
+use crate::wire::hello::{FLAGS_AT, ROUTINE};
+use crate::wire::ndp::{ADVERTISEMENT, HOP_LIMIT, ICMPV6, SOLICITATION};
 
 /// No frame is longer: an MTU of 1500, the header, and room. What is longer is cut off, and malformed then.
 const MAX_FRAME: usize = 2048;
@@ -44,7 +44,7 @@ const MAX_LINKS: usize = 200;
 pub enum Portion {
     /// All.
     All,
-    /// Those that nobody needs to wake for: Hellos that say so ([`crate::hello::is_routine`]). When they came is known.
+    /// Those that nobody needs to wake for: Hellos that say so ([`crate::wire::hello::is_routine`]). When they came is known.
     Routine,
     /// The others.
     Prompt,
@@ -125,7 +125,7 @@ impl Port {
     /// # Errors
     /// If the kernel can't wait.
     pub fn readable(&self, most: Duration) -> io::Result<bool> {
-        Ok(waiting::sleep([(self.as_fd(), For::Reading)], Some(most))?.has(0))
+        Ok(poll::sleep([(self.as_fd(), For::Reading)], Some(most))?.has(0))
     }
 
     /// Receives frames, at most [`BATCH`] of them, and hands each to `take` with the index of the link that it came in on.

@@ -8,7 +8,7 @@ use etherparse::{ArpEthIpv4Packet, ArpOperation, ArpPacketSlice, EtherType, Ethe
 
 use crds::Mac;
 
-/// What to do with a frame, of ARP or of IPv6 neighbour discovery ([`crate::ndp`]).
+/// What to do with a frame, of ARP or of IPv6 neighbour discovery ([`crate::wire::ndp`]).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Verdict {
     /// Send this frame: the answer.

@@ -12,7 +12,7 @@ use rtnetlink::packet_route::link::{
 };
 use rtnetlink::packet_route::{AddressFamily, RouteNetlinkMessage};
 
-use crate::placement::{Link, has_neighbours};
+use crate::announce::placement::{Link, has_neighbours};
 use crds::Mac;
 
 /// All links and addresses of the node.

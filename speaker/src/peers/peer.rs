@@ -1,14 +1,14 @@
 //! What is known of one peer on one link: whether it is alive, and what it claims.
 //!
-//! Packets in, changed addresses out. Whether a packet is to be believed is decided before ([`crate::meeting`]).
+//! Packets in, changed addresses out. Whether a packet is to be believed is decided before ([`crate::peers::handshake`]).
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::time::Duration;
 
-use crate::claims::Claims;
-use crate::hello::Packet;
-use crate::liveness::{Liveness, Standing};
+use crate::ownership::claims::Claims;
+use crate::peers::liveness::{Liveness, Standing};
+use crate::wire::hello::Packet;
 use crds::Mac;
 
 /// A peer that claims more than this is not believed any more of it: memory has to be bounded by what can be true.
@@ -177,7 +177,7 @@ fn part(packet: &Packet) -> Result<(usize, u64), Replayed> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::hello::{self, Heard, Hearing};
+    use crate::wire::hello::{self, Heard, Hearing};
 
     const MAC: Mac = Mac([2, 0, 0, 0, 0, 2]);
 

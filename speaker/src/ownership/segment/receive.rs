@@ -4,10 +4,10 @@ use std::collections::btree_map::Entry;
 use std::time::Duration;
 
 use super::{Context, MAX_PEERS, Segment};
-use crate::events::Event;
-use crate::hello::{self, Packet};
-use crate::liveness::{FEW, Standing};
-use crate::peer::Peer;
+use crate::metrics::events::Event;
+use crate::peers::liveness::{FEW, Standing};
+use crate::peers::peer::Peer;
+use crate::wire::hello::{self, Packet};
 use crds::Mac;
 
 /// What becomes of a packet that could be read.

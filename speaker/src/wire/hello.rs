@@ -1,7 +1,7 @@
 //! The wire format of what speakers say to each other.
 //!
 //! Two kinds of packets have the same header and the same lists. A *Hello* goes out once an interval, with the digests of
-//! its sender's claims ([`crate::claims`]). What doesn't fit into it goes before it in *parts* of the same number: claims
+//! its sender's claims ([`crate::ownership::claims`]). What doesn't fit into it goes before it in *parts* of the same number: claims
 //! that changed or were asked for, and the rest of long lists. All numbers are big-endian.
 //!
 //! ```text
@@ -14,7 +14,7 @@
 //!      length (1), name of the link                   what the sender calls it
 //!      hears (2)                                      how many I hear
 //!      from (4), to (4), count (2), heard: id (4), age in ms (2)    whom of these ids I hear, and when I last did
-//!      count (2), met: id (4), sequence (4)           who may not know that I hear it, and what I heard (see [`crate::meeting`])
+//!      count (2), met: id (4), sequence (4)           who may not know that I hear it, and what I heard (see [`crate::peers::handshake`])
 //!      count (2), probed: id (4)                      who is to answer at once
 //!      count (2), wanted: id (4), buckets (16)        whose claims I know wrong, and which
 //!      bits (1)                                       my claims have 1 << bits buckets
@@ -29,13 +29,13 @@
 //! The highest bit of an epoch says that the claim is backed, the next one that it is over, the third one that its owner
 //! would rather leave it to somebody else. A packet of another version is dropped and counted: a change that old speakers
 //! cannot read needs a new version, and during an upgrade both are spoken. Bits of flags and a trailer that a speaker does
-//! not know are ignored. Around all this is the seal ([`crate::auth`]).
+//! not know are ignored. Around all this is the seal ([`crate::wire::seal`]).
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::time::Duration;
 
-use crate::claims::{Claim, MAX_BITS, MAX_EPOCH, Page};
 use crate::hash;
+use crate::ownership::claims::{Claim, MAX_BITS, MAX_EPOCH, Page};
 use crds::Mac;
 
 /// More than this is never sent in one packet: it fits an MTU of 1500 with room for tunnels and a trailer.

@@ -1,6 +1,6 @@
 //! One link, and the LAN behind it: who else is there, and what this node claims and announces on it.
 //!
-//! All decisions are made elsewhere ([`ownership`](crate::ownership), [`liveness`], [`arp`], [`announce`](crate::announce)); here is what
+//! All decisions are made elsewhere ([`ownership`](crate::ownership::rules), [`liveness`], [`arp`], [`announce`](crate::announce::schedule)); here is what
 //! they are about. Addresses are decided anew only when something that bears on them has changed: the
 //! `dirty` set.
 
@@ -8,24 +8,26 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv6Addr};
 use std::time::Duration;
 
-use crate::announce::{Schedule, Turn};
-use crate::arp::{self, Ignored, Verdict};
-use crate::auth::KeyRing;
-use crate::claims::{Claim, Claims};
-use crate::deaths::FORGET;
-use crate::events::{Counters, Event};
-use crate::hello::MAX_PAYLOAD;
-use crate::liveness::{self, Standing};
+use crate::announce::placement::Link;
+use crate::announce::probe::Strangers;
+use crate::announce::schedule::{Schedule, Turn};
+use crate::hash;
 use crate::machine::{Channel, Config, Frame};
-use crate::meeting::Meetings;
-use crate::ownership::Reason;
-use crate::pace::LONGEST;
-use crate::peer::Peer;
-use crate::placement::Link;
+use crate::metrics::events::{Counters, Event};
+use crate::metrics::takeovers::Move;
+use crate::ownership::claims::{Claim, Claims};
+use crate::ownership::hello_sender;
+use crate::ownership::rules::Reason;
+use crate::peers::deaths::FORGET;
+use crate::peers::handshake::Meetings;
+use crate::peers::interval::LONGEST;
+use crate::peers::liveness::{self, Standing};
+use crate::peers::peer::Peer;
 use crate::snapshot::Snapshot;
-use crate::strangers::Strangers;
-use crate::takeovers::Move;
-use crate::{datagram, greeting, hash, ndp};
+use crate::wire::arp::{self, Ignored, Verdict};
+use crate::wire::hello::MAX_PAYLOAD;
+use crate::wire::seal::KeyRing;
+use crate::wire::{datagram, ndp};
 
 /// More nodes than this are not listened to on one link: whoever forges names must not fill the memory.
 const MAX_PEERS: usize = 1024;
@@ -36,10 +38,10 @@ const DEFEND: Duration = Duration::from_secs(1);
 /// For so long a contest is answered unasked, even if few others are heard: as long as a burst takes.
 const INSIST: Duration = Duration::from_secs(5);
 
-mod asking;
-mod hearing;
-mod sights;
-mod verdicts;
+mod decide;
+mod observe_deaths;
+mod probe;
+mod receive;
 
 /// Whom we hear of those who should be there.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -134,7 +136,7 @@ pub struct Segment {
     /// How many peers were alive at the last look, and the longest interval of theirs.
     live: usize,
     slowest: Duration,
-    greeting: greeting::State,
+    greeting: hello_sender::State,
 }
 
 impl Segment {
@@ -169,7 +171,7 @@ impl Segment {
             outsider: None,
             live: 0,
             slowest: Duration::ZERO,
-            greeting: greeting::State::new(now, incarnation, config),
+            greeting: hello_sender::State::new(now, incarnation, config),
         }
     }
 
@@ -439,7 +441,7 @@ impl Segment {
         let channel = if address.is_ipv4() { Channel::Hello } else { Channel::HelloV6 };
         let speakers = self.live + 1;
         let hears_outsiders = self.company == Hears::Outsiders;
-        let others = greeting::Others { peers: &self.peers, meetings: &self.meetings, speakers, hears_outsiders };
+        let others = hello_sender::Others { peers: &self.peers, meetings: &self.meetings, speakers, hears_outsiders };
         for packet in self.greeting.packets(context, &self.link, &mut self.own, &others) {
             let payload = context.keys.seal(context.now, packet.encode());
             debug_assert!(payload.len() <= MAX_PAYLOAD, "{} bytes", payload.len());

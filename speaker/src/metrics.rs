@@ -1,0 +1,4 @@
+//! Events for the log, and counters.
+
+pub mod events;
+pub mod takeovers;

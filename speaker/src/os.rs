@@ -1,0 +1,9 @@
+//! The operating system: sockets, netlink, poll, scheduling.
+
+pub(crate) mod groups;
+pub mod link_table;
+pub(crate) mod links;
+pub(crate) mod log_throttle;
+pub(crate) mod poll;
+pub(crate) mod scheduling;
+pub mod socket;

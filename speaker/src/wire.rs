@@ -1,0 +1,7 @@
+//! Frames and packets: bytes to types and back. Pure, and fuzzed.
+
+pub mod arp;
+pub mod datagram;
+pub mod hello;
+pub mod ndp;
+pub mod seal;
