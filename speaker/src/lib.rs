@@ -29,6 +29,7 @@
 
 pub mod advertisement;
 pub mod announce;
+mod config;
 pub mod eligibility;
 pub mod hash;
 pub mod machine;
@@ -40,8 +41,8 @@ mod run;
 pub mod snapshot;
 pub mod wire;
 
+pub use config::Config;
 pub use eligibility::Observed;
-pub use machine::Config;
 pub use metrics::events::Counters;
 pub use peers::neighbours::Neighbours;
 pub use run::{Announcement, Announcements, Conflict, Conflicts, Error, Inputs, Outputs, run};

@@ -22,108 +22,21 @@ use std::time::Duration;
 
 use crate::announce::placement::Link;
 use crate::announce::probe::Stranger;
-use crate::hash;
+use crate::config::Config;
 use crate::metrics::events::{Counters, Event};
 use crate::metrics::takeovers::Move;
 use crate::ownership::claims::Claim;
-use crate::ownership::segment::{Context, Segment};
+use crate::ownership::context::Context;
+use crate::ownership::segment::Segment;
 use crate::peers::deaths::Deaths;
 use crate::peers::neighbours::Neighbours;
 use crate::snapshot::{Snapshot, Wanted};
 use crate::wire::datagram;
+use crate::wire::frame::{Channel, Frame};
 use crate::wire::hello::{self, Malformed, Packet};
-use crate::wire::seal::{Authentication, KeyRing, Keys, Refused};
+use crate::wire::seal::{KeyRing, Keys, Refused};
 
 mod arrange;
-
-/// Who this speaker is, and how fast.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Config {
-    /// The identity of the cluster, hashed.
-    pub cluster: u64,
-    /// The name of this node.
-    pub node: String,
-    /// A random number, another one at each start.
-    pub incarnation: u64,
-    /// Whether packets of speakers are sealed.
-    pub authentication: Authentication,
-    /// How often to say Hello, while there are few speakers on a link (see [`crate::peers::interval`]).
-    pub interval: Duration,
-    /// After how many missed Hellos a peer is dead.
-    pub multiplier: u32,
-}
-
-impl Config {
-    /// How often to say Hello, unless told otherwise: a dead node is noticed within 150 ms, so that an open connection
-    /// loses a single retransmission (after 200 ms), at 20 small packets a second.
-    pub const INTERVAL: Duration = Duration::from_millis(50);
-
-    /// After how many missed Hellos a peer is dead, unless told otherwise. One or two are lost now and then.
-    pub const MULTIPLIER: u32 = 3;
-
-    /// The speaker of `node` in the cluster of this identity (the UID of its namespace `kube-system`), with the usual
-    /// times.
-    pub fn new(cluster: &str, node: &str, incarnation: u64, authentication: Authentication) -> Self {
-        Self {
-            cluster: hash::hash(cluster.as_bytes()),
-            node: node.into(),
-            incarnation,
-            authentication,
-            interval: Self::INTERVAL,
-            multiplier: Self::MULTIPLIER,
-        }
-    }
-
-    /// For how long to listen before anything is claimed, where Hellos come so often: whoever is there has spoken, even if
-    /// a Hello was lost, and has been asked for what it claims.
-    pub(crate) fn listening(&self, pace: Duration) -> Duration {
-        pace * (self.multiplier + 1)
-    }
-
-    /// How long a better candidate is waited for: it may need an interval to see what we see, and its Hello may be lost.
-    pub(crate) fn step_in(&self, pace: Duration) -> Duration {
-        pace * 2
-    }
-
-    /// How long a claim that is over is told: until one can know who doesn't hear us, which takes two windows.
-    pub(crate) fn regret(&self, pace: Duration) -> Duration {
-        pace * (2 * self.multiplier + 2)
-    }
-
-    /// How long others are waited for to take over, when we go.
-    fn farewell(&self, pace: Duration) -> Duration {
-        pace * self.multiplier + self.step_in(pace) * 2
-    }
-}
-
-/// A frame to send.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Frame {
-    /// On which link, by its index.
-    pub link: u32,
-    /// By which of the sockets.
-    pub channel: Channel,
-    /// The whole frame.
-    pub bytes: Vec<u8>,
-}
-
-/// Hellos must not wait behind thousands of gratuitous ARPs.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Channel {
-    /// For packets to peers over IPv4.
-    Hello,
-    /// For packets to peers over IPv6.
-    HelloV6,
-    /// For ARP.
-    Arp,
-    /// For IPv6 neighbour discovery.
-    Ndp,
-}
-
-impl Channel {
-    /// All of them, those first whose frames must not wait.
-    pub const ALL: [Self; 4] = [Self::Hello, Self::HelloV6, Self::Arp, Self::Ndp];
-}
 
 /// The whole of the speaker.
 #[derive(Debug)]
@@ -529,6 +442,7 @@ impl Machine {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::wire::seal::Authentication;
 
     #[test]
     fn a_speaker_that_has_no_key_or_no_address_sleeps_between_looks_and_speaks_when_it_has_one() {

@@ -29,7 +29,8 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::sleep_until;
 
 use crate::announce::placement::Link;
-use crate::machine::{Channel, Config, Frame, Machine};
+use crate::config::Config;
+use crate::machine::Machine;
 use crate::metrics::events::{Counters, Event};
 use crate::metrics::takeovers::Move;
 use crate::os::groups::Groups;
@@ -42,6 +43,7 @@ use crate::ownership::claims::Claim;
 use crate::peers::liveness::Standing;
 use crate::peers::neighbours::Neighbours;
 use crate::snapshot::Snapshot;
+use crate::wire::frame::{Channel, Frame};
 use crate::wire::seal::Keys;
 use crds::Mac;
 

@@ -2,6 +2,7 @@
 
 pub mod arp;
 pub mod datagram;
+pub mod frame;
 pub mod hello;
 pub mod ndp;
 pub mod seal;

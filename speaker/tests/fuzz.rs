@@ -13,9 +13,11 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crds::{Mac, SharedMap};
+use speaker::Config;
 use speaker::announce::placement::Link;
-use speaker::machine::{Channel, Config, Machine};
+use speaker::machine::Machine;
 use speaker::wire::arp::{Ignored, Verdict};
+use speaker::wire::frame::Channel;
 use speaker::wire::hello::Packet;
 use speaker::wire::seal::KeyRing;
 use speaker::wire::{arp, datagram, ndp};

@@ -122,7 +122,7 @@ mod tests {
 
     use super::*;
     use crate::announce::placement::Link;
-    use crate::machine::Config;
+    use crate::config::Config;
     use crate::snapshot::{Candidate, Candidates};
     use crate::wire::seal::Authentication;
 

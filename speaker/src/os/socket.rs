@@ -19,9 +19,9 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use socket2::{Domain, SockAddr, SockAddrStorage, SockFilter, Socket, Type};
 
-use crate::machine::Channel;
 use crate::os::poll::{self, For};
 use crate::wire::datagram::{GROUP, GROUP_MAC, GROUP_V6, PORT, TTL};
+use crate::wire::frame::Channel;
 use crate::wire::hello::{FLAGS_AT, ROUTINE};
 use crate::wire::ndp::{ADVERTISEMENT, HOP_LIMIT, ICMPV6, SOLICITATION};
 

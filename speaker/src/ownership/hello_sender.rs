@@ -6,9 +6,9 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 use crate::announce::placement::Link;
-use crate::machine::Config;
+use crate::config::Config;
 use crate::ownership::claims::{self, Claims, Page};
-use crate::ownership::segment::Context;
+use crate::ownership::context::Context;
 use crate::peers::handshake::{self, Meetings};
 use crate::peers::interval::Pace;
 use crate::peers::liveness::Standing;

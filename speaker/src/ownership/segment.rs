@@ -11,11 +11,12 @@ use std::time::Duration;
 use crate::announce::placement::Link;
 use crate::announce::probe::Strangers;
 use crate::announce::schedule::{Schedule, Turn};
+use crate::config::Config;
 use crate::hash;
-use crate::machine::{Channel, Config, Frame};
-use crate::metrics::events::{Counters, Event};
+use crate::metrics::events::Event;
 use crate::metrics::takeovers::Move;
 use crate::ownership::claims::{Claim, Claims};
+use crate::ownership::context::Context;
 use crate::ownership::hello_sender;
 use crate::ownership::rules::Reason;
 use crate::peers::deaths::FORGET;
@@ -23,10 +24,9 @@ use crate::peers::handshake::Meetings;
 use crate::peers::interval::LONGEST;
 use crate::peers::liveness::{self, Standing};
 use crate::peers::peer::Peer;
-use crate::snapshot::Snapshot;
 use crate::wire::arp::{self, Ignored, Verdict};
+use crate::wire::frame::{Channel, Frame};
 use crate::wire::hello::MAX_PAYLOAD;
-use crate::wire::seal::KeyRing;
 use crate::wire::{datagram, ndp};
 
 /// More nodes than this are not listened to on one link: whoever forges names must not fill the memory.
@@ -61,28 +61,6 @@ enum Ceding {
     Preferred,
     /// We may not announce it any more, since then.
     Since(Duration),
-}
-
-/// What a segment looks at beyond itself, and where it puts what follows.
-pub struct Context<'a> {
-    /// The time.
-    pub now: Duration,
-    /// Who we are.
-    pub config: &'a Config,
-    /// What packets are sealed with.
-    pub keys: &'a KeyRing,
-    /// Which addresses there are, once known.
-    pub snapshot: Option<&'a Snapshot>,
-    /// Which addresses the dataplane forwards.
-    pub forwarded: &'a BTreeSet<IpAddr>,
-    /// Whether we are about to go.
-    pub leaving: bool,
-    /// Frames to send.
-    pub frames: &'a mut Vec<Frame>,
-    /// What to tell.
-    pub events: &'a mut Vec<Event>,
-    /// What to count.
-    pub counters: &'a mut Counters,
 }
 
 /// A link with all that goes on there.

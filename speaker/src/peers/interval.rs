@@ -7,7 +7,7 @@
 
 use std::time::Duration;
 
-use crate::machine::Config;
+use crate::config::Config;
 
 /// So many packets of others a second, on a link, are the most that a speaker has to read, apart from the moments when
 /// claims change. Up to 26 speakers can say Hello every 50 ms then; 50 do so every 98 ms and 100 every 198 ms.

@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
-use speaker::machine::Channel;
 use speaker::metrics::events::Event;
+use speaker::wire::frame::Channel;
 
 use crate::world::{World, key};
 use crate::{SETTLED, check, ms, seeds, settled, sole_owners};

@@ -14,8 +14,8 @@ use std::time::{Duration, Instant};
 
 use crds::Mac;
 use netns::{Namespace, veth};
-use speaker::machine::Channel;
 use speaker::os::socket::{Buffer, Port, Portion};
+use speaker::wire::frame::Channel;
 use speaker::{
     Announcements, Authentication, Candidates, Config, Conflicts, Counters, Inputs, Keys, Neighbours, Outputs,
     Snapshot, Wanted,

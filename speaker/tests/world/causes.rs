@@ -5,8 +5,10 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use speaker::machine::{Channel, Config, Machine};
+use speaker::Config;
+use speaker::machine::Machine;
 use speaker::snapshot::Links;
+use speaker::wire::frame::Channel;
 use speaker::{Authentication, Candidate, Candidates, Keys, Snapshot, Wanted};
 
 use super::{Happening, World, links, name};

@@ -10,8 +10,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crds::SharedMap;
-use speaker::machine::{Channel, Config, Frame, Machine};
+use speaker::Config;
+use speaker::machine::Machine;
 use speaker::metrics::events::Event;
+use speaker::wire::frame::{Channel, Frame};
 use speaker::{Candidates, Keys, Wanted};
 
 mod causes;

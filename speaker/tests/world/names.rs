@@ -7,7 +7,7 @@ use std::sync::Arc;
 use crds::Mac;
 use speaker::Keys;
 use speaker::announce::placement::Link;
-use speaker::machine::{Channel, Frame};
+use speaker::wire::frame::{Channel, Frame};
 use speaker::wire::{datagram, hello};
 
 use super::LINK;

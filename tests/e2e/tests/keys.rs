@@ -15,9 +15,9 @@ use k8s_openapi::api::core::v1::Secret;
 use kube::Api;
 use lab::{Host, Topology, wait_until};
 use serde_json::json;
-use speaker::machine::Channel;
 use speaker::os::socket::{Buffer, Port};
 use speaker::wire::datagram;
+use speaker::wire::frame::Channel;
 use speaker::wire::seal::KeyRing;
 use speaker::{Authentication, Keys};
 

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::Segment;
-use crate::machine::Config;
+use crate::config::Config;
 use crate::peers::deaths::Sight;
 use crate::peers::liveness::Standing;
 use crate::peers::peer::Peer;

@@ -5,8 +5,8 @@ use std::net::IpAddr;
 
 use super::{Context, Segment};
 use crate::announce::schedule::Form;
-use crate::machine::{Channel, Frame};
 use crate::metrics::events::{Counters, Event, Neighbours};
+use crate::wire::frame::{Channel, Frame};
 use crate::wire::{arp, ndp};
 use crds::Mac;
 

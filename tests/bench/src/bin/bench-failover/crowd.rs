@@ -13,8 +13,9 @@ use anyhow::{Result, ensure};
 use bench::report::Report;
 use bench::usage;
 use crds::Mac;
+use speaker::Config;
 use speaker::announce::placement::Link;
-use speaker::machine::{Config, Machine};
+use speaker::machine::Machine;
 use speaker::{Authentication, Candidates, Keys, Snapshot, Wanted};
 
 use crate::Bench;
@@ -66,7 +67,7 @@ struct Crowd {
     machines: Vec<Machine>,
     /// When each of them is to run next.
     due: Vec<Duration>,
-    said: VecDeque<(usize, speaker::machine::Frame)>,
+    said: VecDeque<(usize, speaker::wire::frame::Frame)>,
 }
 
 impl Crowd {

@@ -19,9 +19,10 @@ use bench::sniffer::{Mac, Sniffer};
 use bench::usage;
 use lab::Host;
 use socket2::{Domain, Protocol, Socket, Type};
-use speaker::machine::{Channel, Config};
+use speaker::Config;
 use speaker::os::socket::Port;
 use speaker::wire::arp::gratuitous_request;
+use speaker::wire::frame::Channel;
 
 /// The EtherType of IPv4.
 const IPV4: u16 = 0x0800;
