@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
-# Makes everything that the demo and the tests run: what the lab needs (Kubernetes among it), Landfall's binary, its
-# image, and the tools. Only what has changed is done: about ten minutes on a fresh machine with two cores, seconds when
-# all is there.
+# Builds everything that the demo and the tests run: the lab's programs (Kubernetes among them), Landfall's binary, its
+# image, and the tools. Takes about ten minutes on a fresh machine with two cores. Later runs build only changed parts,
+# and take seconds otherwise.
 #
 #   tests/setup.sh                 everything
-#   tests/setup.sh --only-image    Landfall's binary and image, and no Kubernetes (needs no root)
-#   tests/setup.sh --with-peers    everything, and what benchmarks compare Landfall with (keepalived)
+#   tests/setup.sh --only-image    only Landfall's binary and image (needs no root)
+#   tests/setup.sh --with-peers    everything, and the benchmarks' rivals of Landfall (keepalived)
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -13,21 +13,21 @@ target=x86_64-unknown-linux-musl
 binary=target/$target/release/landfall
 image=target/landfall.tar
 
-say() { printf '%4d s  %s\n' "$SECONDS" "$*"; }
+progress() { printf '%4d s  %s\n' "$SECONDS" "$*"; }
 fail() {
     printf 'setup: %s\n' "$*" >&2
     exit 1
 }
 
-# build TITLE ARGUMENTS...: runs `cargo build`, and tells how far it is when that takes long.
+# build TITLE ARGUMENTS...: runs `cargo build`, and prints its progress every 20 s.
 build() {
     local title=$1 log all done began pid
     shift
     log=$(mktemp)
-    say "building $title"
+    progress "building $title"
     cargo build --locked --verbose "$@" >"$log" 2>&1 &
     pid=$!
-    # Whoever interrupts this does not want a build that goes on unseen.
+    # An interrupt ends the build as well.
     trap 'kill $pid 2>/dev/null; rm -f "$log"' EXIT
     trap 'exit 130' INT TERM
     began=$SECONDS
@@ -35,7 +35,7 @@ build() {
         ((SECONDS - began < 15 || (SECONDS - began) % 20 != 15)) && continue
         all=${all:-$(crates "$@")}
         done=$(grep -cE '^ +(Fresh|Compiling) ' "$log" || true)
-        ((done == 0)) || say "  $done of $all crates, about $(((SECONDS - began) * (all - done) / done + 20)) s to go"
+        ((done == 0)) || progress "  $done of $all crates, about $(((SECONDS - began) * (all - done) / done + 20)) s to go"
         sleep 1
     done
     wait $pid || {
@@ -46,18 +46,18 @@ build() {
     trap - EXIT INT TERM
 }
 
-# crates ARGUMENTS...: how many crates `cargo build` with these arguments looks at, dependencies included.
+# crates ARGUMENTS...: prints the number of crates that `cargo build` with these arguments visits, with dependencies.
 crates() {
     local arguments=()
     for argument in "$@"; do [ "$argument" = --release ] || arguments+=("$argument"); done
     cargo tree --locked --prefix none --edges normal,build "${arguments[@]}" | sed 's/ (\*)$//' | sort -u | wc -l
 }
 
-command -v cargo >/dev/null || fail "cargo isn't there: install Rust with rustup (https://rustup.rs)"
+command -v cargo >/dev/null || fail "cargo is missing: install Rust with rustup (https://rustup.rs)"
 if [ "${1:-}" = --only-image ]; then
     [ -d "$(rustc --target $target --print target-libdir 2>/dev/null)" ] || rustup target add $target
-    command -v musl-gcc >/dev/null || fail "musl-gcc isn't there: apt-get install musl-tools"
-    command -v cc >/dev/null || fail "cc isn't there: apt-get install build-essential"
+    command -v musl-gcc >/dev/null || fail "musl-gcc is missing: apt-get install musl-tools"
+    command -v cc >/dev/null || fail "cc is missing: apt-get install build-essential"
 elif [ "${1:-}" = --with-peers ]; then
     tests/lab/setup.sh keepalived
 else
@@ -66,7 +66,7 @@ fi
 build "Landfall" --release --target $target --package landfall
 build "the lab and the demo" --package lab --package demo
 if [ ! "$image" -nt "$binary" ]; then
-    say "making the image $image"
+    progress "building the image $image"
     target/debug/lab image $binary landfall:dev $image
 fi
-say "ready"
+progress "ready"

@@ -70,7 +70,7 @@ impl Stage {
     pub async fn with_nodes(name: &str, light_nodes: u8) -> Result<Self> {
         let (nodes, clients, kube_proxy) = (0, 0, KubeProxy::None);
         let topology = Topology { nodes, light_nodes, clients, kube_proxy, capture: false, ..Topology::default() };
-        let cluster = Cluster::up(name, &topology).await?;
+        let cluster = Cluster::start(name, &topology).await?;
         let client = cluster.client();
         let crds = fs::read_to_string(root().join("deploy/crds.yaml")).context("read deploy/crds.yaml")?;
         cluster.apply(&crds)?;
@@ -93,7 +93,7 @@ impl Stage {
     /// # Errors
     /// If something of it stays.
     pub fn strike(self) -> Result<()> {
-        self.cluster.down()
+        self.cluster.remove()
     }
 
     /// Starts a program on the control plane's host.

@@ -1,7 +1,7 @@
-//! Landfall told as a story: a cluster comes up, a Service waits in vain, Landfall arrives, the address appears and
-//! answers, a node dies, and the address goes on answering.
+//! Shows Landfall step by step: a cluster starts, a Service stays pending, Landfall is installed, the Service gets an
+//! address that answers, a node dies, and the address keeps answering.
 //!
-//! Everything that is shown happens: what looks like a command's output is one.
+//! Every command runs, and every output shown is its real output.
 
 mod story;
 
@@ -18,20 +18,20 @@ use serde_json::json;
 
 use crate::story::Story;
 
-/// How long to watch a Service stay pending before believing it.
-const IN_VAIN: Duration = Duration::from_secs(4);
+/// Without Landfall, the Service is watched for this long.
+const PENDING: Duration = Duration::from_secs(4);
 
-/// How often the client asks while the node dies.
-const BEAT: Duration = Duration::from_millis(10);
+/// Interval between two requests of the client while the node dies.
+const REQUEST_INTERVAL: Duration = Duration::from_millis(10);
 
-/// Show what Landfall does, on a real three-node Kubernetes on this machine.
+/// Show Landfall on a real three-node Kubernetes cluster on this machine.
 #[derive(Debug, Parser)]
 struct Demo {
-    /// The name of the cluster. One of that name is removed first.
+    /// Name of the cluster. An existing cluster of that name is removed first.
     #[arg(default_value = "demo")]
     name: String,
 
-    /// Remove the cluster at the end, and leave nothing behind.
+    /// Remove the cluster at the end.
     #[arg(long)]
     clean: bool,
 }
@@ -40,71 +40,70 @@ struct Demo {
 async fn main() -> Result<()> {
     let demo = Demo::parse();
     let story = Story::new();
-    let begun = Instant::now();
+    let start = Instant::now();
 
     story.chapter("1. A cluster of three nodes");
-    story.tell("etcd, API server, controller manager, scheduler; on each node containerd, kubelet, kube-proxy.");
-    story.tell("Every machine is a network namespace; a switch joins them with a client on the LAN.");
-    let world = World::to_stay(&demo.name, Topology::default(), |step| Story::new().tell(step)).await?;
-    story.find(&format!("three nodes are Ready after {:.1} s", begun.elapsed().as_secs_f64()));
+    story.explain("etcd, API server, controller manager, scheduler; on each node containerd, kubelet, kube-proxy.");
+    story.explain("Every machine is a network namespace. A switch connects them and a client on the LAN.");
+    let world = World::to_stay(&demo.name, Topology::default(), |step| Story::new().explain(step)).await?;
+    story.find(&format!("three nodes are Ready after {:.1} s", start.elapsed().as_secs_f64()));
     let nodes = ["get", "nodes", "-o", "wide"];
     story.command("kubectl get nodes -o wide", &columns(&world.kubectl(&nodes)?, 6));
 
-    let told = tell(&story, &world).await;
+    let result = show_landfall(&story, &world).await;
     if demo.clean {
         world.end()?;
-        story.chapter("The cluster is gone, and nothing of it is left.");
-    } else if let Ok(address) = told {
-        yours(&story, &world, address);
+        story.chapter("The cluster is removed.");
+    } else if let Ok(address) = result {
+        show_next_commands(&story, &world, address);
     }
-    told.map(drop)
+    result.map(drop)
 }
 
-/// The chapters with Landfall, and the address that they are about.
-async fn tell(story: &Story, world: &World) -> Result<IpAddr> {
-    waits_in_vain(story, world).await?;
-    let address = arrives(story, world).await?;
-    answers(story, world, address).await?;
-    survives(story, world, address).await?;
+/// Plays the chapters with Landfall. Returns the Service's address.
+async fn show_landfall(story: &Story, world: &World) -> Result<IpAddr> {
+    show_pending(story, world).await?;
+    let address = show_installation(story, world).await?;
+    show_answers(story, world, address).await?;
+    show_takeover(story, world, address).await?;
     Ok(address)
 }
 
-async fn waits_in_vain(story: &Story, world: &World) -> Result<()> {
-    story.chapter("2. A Service waits");
-    story.tell("Three pods that tell who they are and who asks; a Service of type LoadBalancer for them.");
+async fn show_pending(story: &Story, world: &World) -> Result<()> {
+    story.chapter("2. A Service without Landfall");
+    story.explain(
+        "Three pods that answer with their name and the client's address, and a LoadBalancer Service for them.",
+    );
     world.whoami("web", 3).await?;
     world.service("web", json!({})).await?;
     story.command("kubectl get service web", &world.kubectl(&["get", "service", "web"])?);
     let since = Instant::now();
-    let appeared = wait_until(IN_VAIN, "an address that nobody gives", async || {
+    let appeared = wait_until(PENDING, "an address", async || {
         let address = ingress(&world.get_service("web").await?);
         address.first().copied().context("pending")
     });
     ensure!(appeared.await.is_err(), "the Service has an address without Landfall");
     story.command("kubectl get service web", &world.kubectl(&["get", "service", "web"])?);
     let waited = since.elapsed().as_secs();
-    story.find(&format!(
-        "{waited} s later EXTERNAL-IP is still <pending>, and would be for ever: nobody is there to give one"
-    ));
+    story.find(&format!("{waited} s later EXTERNAL-IP is still <pending>: no controller assigns addresses"));
     Ok(())
 }
 
-async fn arrives(story: &Story, world: &World) -> Result<IpAddr> {
-    story.chapter("3. Landfall arrives");
+async fn show_installation(story: &Story, world: &World) -> Result<IpAddr> {
+    story.chapter("3. Landfall is installed");
     let since = Instant::now();
     world.install().await?;
     story.command("kubectl apply -f deploy/", "");
     let pods = ["-n", e2e::world::SYSTEM, "get", "pods", "-o", "wide"];
     story.command("kubectl -n landfall-system get pods -o wide", &columns(&world.kubectl(&pods)?, 7));
-    story.tell(&format!(
-        "It runs after {:.1} s, and says on the Service what is missing:",
+    story.explain(&format!(
+        "It runs after {:.1} s, and a condition on the Service names the missing pool:",
         since.elapsed().as_secs_f64()
     ));
     let refusal = world.refused("web").await?;
     story.find(&format!("{}: {}", refusal.reason, refusal.message));
-    story.tell("So it gets some addresses of the LAN to give away:");
-    // The clock starts when the API server has taken the pool: the first object of a kind that has just been defined can
-    // take it two seconds.
+    story.explain("A pool gives Landfall unused addresses of the LAN:");
+    // Measured from the end of this request: the first object of a new kind can take the API server two seconds.
     world.pool("lan", &["192.0.2.200-192.0.2.250"]).await?;
     let since = Instant::now();
     let address = world.address("web").await?;
@@ -114,17 +113,17 @@ async fn arrives(story: &Story, world: &World) -> Result<IpAddr> {
     let answered = since.elapsed();
     story.command("kubectl get service web", &world.kubectl(&["get", "service", "web"])?);
     story.find(&format!(
-        "{address} is there {:.0} ms after the pool, and answered a client on the LAN after {:.0} ms",
+        "the Service has {address} {:.0} ms after the pool, and a client on the LAN has an answer after {:.0} ms",
         appeared.as_secs_f64() * 1e3,
         answered.as_secs_f64() * 1e3
     ));
     Ok(address)
 }
 
-async fn answers(story: &Story, world: &World, address: IpAddr) -> Result<()> {
-    story.chapter("4. Somebody on the LAN asks");
-    story.tell(&format!(
-        "The client c1 is {}. Each pod answers with its name, and with whom it saw:",
+async fn show_answers(story: &Story, world: &World, address: IpAddr) -> Result<()> {
+    story.chapter("4. A client on the LAN");
+    story.explain(&format!(
+        "The client c1 is {}. Each pod answers with its name and the client's address:",
         world.lan.address()
     ));
     let announcer = world.announcer(address).await?;
@@ -143,28 +142,29 @@ async fn answers(story: &Story, world: &World, address: IpAddr) -> Result<()> {
         story.command(&format!("curl http://{address}"), &printed);
     }
     story.find(&format!(
-        "{announcer} announces the address, and hands frames to the nodes of the pods: each sees the client itself"
+        "{announcer} announces the address and hands frames to the nodes of the pods: each pod sees the client's address"
     ));
     story.command("landfall status", &world.landfall(&["status"])?);
     Ok(())
 }
 
-async fn survives(story: &Story, world: &World, address: IpAddr) -> Result<()> {
+async fn show_takeover(story: &Story, world: &World, address: IpAddr) -> Result<()> {
     story.chapter("5. A node dies");
     let first = world.announcer(address).await?;
-    story.tell(&format!("{first} loses its power now, while the client asks every {} ms.", BEAT.as_millis()));
+    let milliseconds = REQUEST_INTERVAL.as_millis();
+    story.explain(&format!("{first} loses its power now, while the client sends a request every {milliseconds} ms."));
     let lan = world.lan.clone();
-    let (stop, stopped) = std::sync::mpsc::channel::<()>();
-    // One thread asks, with datagrams, for these wait for nothing; what it asked and when it was answered is kept.
-    let asking = std::thread::spawn(move || {
-        let mut asked = Vec::new();
-        let began = Instant::now();
-        while stopped.try_recv().is_err() && began.elapsed() < SOON {
+    let (stop_tx, stop_rx) = std::sync::mpsc::channel::<()>();
+    // Datagrams, which need no connection. The thread returns when each was sent, and whether it was answered.
+    let client = std::thread::spawn(move || {
+        let mut requests = Vec::new();
+        let start = Instant::now();
+        while stop_rx.try_recv().is_err() && start.elapsed() < SOON {
             let sent = Instant::now();
-            asked.push((sent, lan.udp_within(address, BEAT).is_ok()));
-            std::thread::sleep(BEAT.saturating_sub(sent.elapsed()));
+            requests.push((sent, lan.udp_within(address, REQUEST_INTERVAL).is_ok()));
+            std::thread::sleep(REQUEST_INTERVAL.saturating_sub(sent.elapsed()));
         }
-        asked
+        requests
     });
     world.cluster.power_off(&first)?;
     let died = Instant::now();
@@ -175,22 +175,22 @@ async fn survives(story: &Story, world: &World, address: IpAddr) -> Result<()> {
     })
     .await?;
     wait_until(SOON, "an answer", async || world.lan.udp(address)).await?;
-    // A little longer, to see how it goes on.
+    // Counts losses for two more seconds.
     tokio::time::sleep(Duration::from_secs(2)).await;
-    stop.send(()).context("the client has stopped by itself")?;
-    let asked = asking.join().map_err(|_| anyhow::anyhow!("the client failed"))?;
-    let answered = |from: Instant| asked.iter().filter(move |(sent, ok)| *ok && *sent >= from).map(|(sent, _)| *sent);
-    let last = asked.iter().filter(|(sent, ok)| *ok && *sent < died).map(|(sent, _)| *sent).max().unwrap_or(died);
-    let next = answered(died).next().context("no answer after the death")?;
-    let after: Vec<bool> = asked.iter().filter(|(sent, _)| *sent >= next).map(|(_, ok)| *ok).collect();
+    stop_tx.send(()).context("the client has ended by itself")?;
+    let requests = client.join().map_err(|_| anyhow::anyhow!("the client failed"))?;
+    let last = requests.iter().filter(|(sent, ok)| *ok && *sent < died).map(|(sent, _)| *sent).max().unwrap_or(died);
+    let next = requests.iter().find(|(sent, ok)| *ok && *sent >= died).map(|(sent, _)| *sent);
+    let next = next.context("no answer after the death")?;
+    let after: Vec<bool> = requests.iter().filter(|(sent, _)| *sent >= next).map(|(_, ok)| *ok).collect();
     let lost = after.iter().filter(|ok| !**ok).count();
     story.find(&format!(
-        "{second} took the address over: the client heard nothing for {:.0} ms, then answers again",
+        "{second} took the address over: the client had no answer for {:.0} ms",
         next.duration_since(last).as_secs_f64() * 1e3
     ));
     if lost > 0 {
-        story.tell(&format!(
-            "({lost} of the {} questions after that were lost, before the dead node's pod got no more of them.)",
+        story.explain(&format!(
+            "({lost} of the {} requests after that were lost, while the dead node's pod was still in rotation.)",
             after.len()
         ));
     }
@@ -198,10 +198,10 @@ async fn survives(story: &Story, world: &World, address: IpAddr) -> Result<()> {
     Ok(())
 }
 
-fn yours(story: &Story, world: &World, address: IpAddr) {
+fn show_next_commands(story: &Story, world: &World, address: IpAddr) {
     let name = world.cluster.name();
-    story.chapter("6. It is yours now");
-    story.tell("The cluster stays up. From this folder:");
+    story.chapter("6. Try it yourself");
+    story.explain("The cluster stays up. From this folder:");
     story.command(&format!("export KUBECONFIG={}", world.cluster.kubeconfig().display()), "");
     story.command("target/debug/lab kubectl demo -- get pods -A".replace("demo", name).as_str(), "");
     story.command(&format!("target/debug/lab exec {name} c1 -- curl -s http://{address}"), "");
@@ -210,13 +210,13 @@ fn yours(story: &Story, world: &World, address: IpAddr) {
         &format!("target/debug/lab power-on {name} NODE    (also: power-off, cut, heal, freeze, capture; --help)"),
         "",
     );
-    story.command(&format!("make lab-down NAME={name}    (and nothing is left)"), "");
+    story.command(&format!("make lab-down NAME={name}    (removes the cluster)"), "");
 }
 
-/// The first columns of a table: the rest is too wide for a story.
+/// The first columns of a table: the others are too wide for a terminal.
 fn columns(table: &str, count: usize) -> String {
     let header = table.lines().next().unwrap_or_default();
-    // A column begins where its title begins, after two blanks at least.
+    // A column starts where its title starts, after at least two blanks.
     let starts = header.char_indices().filter(|(at, c)| *c != ' ' && (*at == 0 || header[..*at].ends_with("  ")));
     let end = starts.map(|(at, _)| at).nth(count).unwrap_or(usize::MAX);
     table.lines().map(|line| line.chars().take(end).collect::<String>().trim_end().to_owned() + "\n").collect()
@@ -227,7 +227,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_table_is_cut_at_a_column() {
+    fn a_wide_table_is_cut_between_columns() {
         let table = "NAME   STATUS   EXTERNAL-IP   AGE\nn1     Ready    <none>        3s\n";
         assert_eq!(columns(table, 2), "NAME   STATUS\nn1     Ready\n");
         assert_eq!(columns(table, 9), table);

@@ -1,49 +1,49 @@
-//! How the story looks on a terminal: chapters, commands with what they print, and findings.
+//! The look of the demo on a terminal: chapters, commands with their output, and findings.
 
 use std::io::{IsTerminal, Write};
 
-/// Prints the story to standard output.
+/// Prints the demo to standard output.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Story {
-    colours: bool,
+    has_colours: bool,
 }
 
 impl Story {
-    /// With colours if a person is watching, and wants them (<https://no-color.org>).
+    /// Uses colours if standard output is a terminal and the user allows it (<https://no-color.org>).
     pub(crate) fn new() -> Self {
-        let colours = std::io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none();
-        Self { colours }
+        let has_colours = std::io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none();
+        Self { has_colours }
     }
 
-    /// A new chapter.
+    /// Starts a chapter.
     pub(crate) fn chapter(&self, title: &str) {
         self.print(&format!("\n{}\n", self.paint("1", title)));
     }
 
-    /// A line of telling.
-    pub(crate) fn tell(&self, line: &str) {
+    /// Prints a line of explanation.
+    pub(crate) fn explain(&self, line: &str) {
         self.print(&format!("  {line}\n"));
     }
 
-    /// What was found: the lines that a hurried reader should read.
+    /// Prints a result, marked for readers who skip the rest.
     pub(crate) fn find(&self, line: &str) {
         self.print(&format!("  {} {line}\n", self.paint("32;1", "=>")));
     }
 
-    /// A command as a person would type it, and what it printed.
-    pub(crate) fn command(&self, command: &str, printed: &str) {
+    /// Prints a command, as a user would type it, and its output.
+    pub(crate) fn command(&self, command: &str, output: &str) {
         self.print(&format!("    {}\n", self.paint("36", &format!("$ {command}"))));
-        for line in printed.trim_end().lines() {
+        for line in output.trim_end().lines() {
             self.print(&format!("    {line}\n"));
         }
     }
 
     fn paint(&self, code: &str, text: &str) -> String {
-        if self.colours { format!("\x1b[{code}m{text}\x1b[0m") } else { text.to_owned() }
+        if self.has_colours { format!("\x1b[{code}m{text}\x1b[0m") } else { text.to_owned() }
     }
 
     fn print(&self, text: &str) {
-        // A reader that went away does not stop the story: the cluster must still be told how it ends.
+        // A closed pipe does not stop the demo: it still has to remove its cluster.
         let mut out = std::io::stdout().lock();
         let _ = out.write_all(text.as_bytes()).and_then(|()| out.flush());
     }

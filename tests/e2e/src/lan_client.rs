@@ -48,7 +48,7 @@ impl Lan {
 
     /// The same, with another patience.
     pub fn tcp_within(&self, address: IpAddr, patience: Duration) -> Result<Answer> {
-        self.host.ask_tcp(SocketAddr::new(address, 80), patience)
+        self.host.query_tcp(SocketAddr::new(address, 80), patience)
     }
 
     /// Asks whoami with one datagram, from a new port.
@@ -58,7 +58,7 @@ impl Lan {
 
     /// The same, with another patience.
     pub fn udp_within(&self, address: IpAddr, patience: Duration) -> Result<Answer> {
-        self.host.ask_udp(SocketAddr::new(address, 80), patience)
+        self.host.query_udp(SocketAddr::new(address, 80), patience)
     }
 
     /// Who answers `count` new TCP connections. All of them must be answered.

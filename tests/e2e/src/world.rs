@@ -53,18 +53,18 @@ impl World {
 
     /// A cluster of this shape that has Landfall's image, and nothing else of it.
     pub async fn without_landfall(name: &str, topology: Topology) -> Result<Self> {
-        Ok(Self::of(Cluster::up(name, &with_image(topology)?).await?))
+        Ok(Self::of(Cluster::start(name, &with_image(topology)?).await?))
     }
 
     /// The same, but the cluster stays when this goes. `progress` is told of each step.
     pub async fn to_stay(name: &str, topology: Topology, progress: fn(&str)) -> Result<Self> {
-        Ok(Self::of(Cluster::up_to_stay(name, &with_image(topology)?, progress).await?))
+        Ok(Self::of(Cluster::start_detached(name, &with_image(topology)?, progress).await?))
     }
 
     /// Ends a scenario that went well: the cluster goes. One that is dropped instead leaves its logs behind, for then
     /// something went wrong.
     pub fn end(self) -> Result<()> {
-        self.cluster.down()
+        self.cluster.remove()
     }
 
     /// Collects logs, objects and frames of the cluster as it is now, for a scene that failed.

@@ -10,9 +10,9 @@ import (
 	"github.com/spf13/cobra"
 )
 
-// newForwardCommand joins two network namespaces by one TCP port, without an interface between them: the listening
-// socket is inherited as standard input and belongs to the namespace it was opened in; this process runs in the other
-// one and connects there.
+// newForwardCommand forwards one TCP port from one network namespace to another, without an interface between them. The
+// listening socket is inherited as standard input and belongs to the namespace in which it was opened. This process runs
+// in the other namespace and connects there.
 func newForwardCommand() *cobra.Command {
 	return &cobra.Command{
 		Use:   "forward ADDRESS",
@@ -29,15 +29,15 @@ func newForwardCommand() *cobra.Command {
 					return err
 				}
 				if err == nil {
-					go join(client, args[0])
+					go forward(client, args[0])
 				}
 			}
 		},
 	}
 }
 
-// join copies both ways until both directions have ended, passing on each end of input.
-func join(client net.Conn, address string) {
+// forward copies both directions until both have ended. The end of input of one side closes the output of the other.
+func forward(client net.Conn, address string) {
 	defer client.Close()
 	server, err := net.Dial("tcp", address)
 	if err != nil {
@@ -45,10 +45,10 @@ func join(client net.Conn, address string) {
 	}
 	defer server.Close()
 	var ended sync.WaitGroup
-	for _, way := range [][2]net.Conn{{client, server}, {server, client}} {
+	for _, direction := range [][2]net.Conn{{client, server}, {server, client}} {
 		ended.Go(func() {
-			io.Copy(way[1], way[0])
-			way[1].(*net.TCPConn).CloseWrite()
+			io.Copy(direction[1], direction[0])
+			direction[1].(*net.TCPConn).CloseWrite()
 		})
 	}
 	ended.Wait()

@@ -16,9 +16,9 @@ import (
 	"k8s.io/client-go/tools/clientcmd"
 )
 
-// newHeartbeatCommand stands in for the kubelets of the light nodes (those with the given label): as long as the
-// kernel of a light node answers on the LAN, its Lease is renewed and its Ready condition is true. When it does not
-// (cut, powered off), nothing is said, and the node lifecycle controller draws its own conclusion.
+// newHeartbeatCommand replaces the kubelets of the light nodes (the nodes with the given label). While the kernel of a
+// light node answers on the LAN, it renews the node's Lease and keeps its Ready condition true. If the kernel does not
+// answer (cut, powered off), it writes nothing, and the node lifecycle controller marks the node as not ready.
 func newHeartbeatCommand() *cobra.Command {
 	var kubeconfig, label string
 	var interval time.Duration
@@ -37,7 +37,7 @@ func newHeartbeatCommand() *cobra.Command {
 				return err
 			}
 			for ; ; time.Sleep(interval) {
-				// An error passes: the API server may be restarting, and the next round asks again.
+				// The API server may be restarting: the next round tries again.
 				nodes, err := client.CoreV1().Nodes().List(command.Context(), meta.ListOptions{LabelSelector: label})
 				if err != nil {
 					continue
@@ -45,8 +45,8 @@ func newHeartbeatCommand() *cobra.Command {
 				var round sync.WaitGroup
 				for i := range nodes.Items {
 					round.Go(func() {
-						if alive(&nodes.Items[i], interval) {
-							beat(command.Context(), client, &nodes.Items[i])
+						if answers(&nodes.Items[i], interval) {
+							renew(command.Context(), client, &nodes.Items[i])
 						}
 					})
 				}
@@ -54,14 +54,15 @@ func newHeartbeatCommand() *cobra.Command {
 			}
 		},
 	}
-	command.Flags().StringVar(&kubeconfig, "kubeconfig", "", "how to reach the API server")
+	command.Flags().StringVar(&kubeconfig, "kubeconfig", "", "kubeconfig file for the API server")
 	command.Flags().StringVar(&label, "selector", "", "label that selects the light nodes")
-	command.Flags().DurationVar(&interval, "interval", 10*time.Second, "time between two beats")
+	command.Flags().DurationVar(&interval, "interval", 10*time.Second, "time between two renewals")
 	return command
 }
 
-// alive says whether the node's kernel answers: nothing listens on a kubelet's port there, so a refusal is a yes.
-func alive(node *core.Node, patience time.Duration) bool {
+// answers reports whether the node's kernel answers. No process listens on a light node's kubelet port, so its kernel
+// refuses the connection: a refusal counts as an answer.
+func answers(node *core.Node, patience time.Duration) bool {
 	for _, address := range node.Status.Addresses {
 		if address.Type != core.NodeInternalIP {
 			continue
@@ -76,7 +77,8 @@ func alive(node *core.Node, patience time.Duration) bool {
 	return false
 }
 
-func beat(ctx context.Context, client kubernetes.Interface, node *core.Node) {
+// renew renews the node's Lease and sets its Ready condition to true.
+func renew(ctx context.Context, client kubernetes.Interface, node *core.Node) {
 	leases := client.CoordinationV1().Leases("kube-node-lease")
 	now, seconds := meta.NowMicro(), int32(40)
 	lease, err := leases.Get(ctx, node.Name, meta.GetOptions{})

@@ -1,8 +1,8 @@
-// Command kubernetes is a whole Kubernetes in one binary, built for the lab.
+// Command kubernetes contains all of Kubernetes in one binary, built for the lab.
 //
-// Debian has no packages of it and the lab needs no others' images: the components are imported as libraries and
-// chosen by the first argument, so that they share one compilation and 120 MiB instead of 500. Two small helpers of the
-// lab's own are here as well, because they need what is linked in anyway: forward and heartbeat.
+// Debian has no packages of it, and the lab pulls no images. The components are imported as libraries, and the first
+// argument selects one, so that they share one compilation and 120 MiB instead of 500. Two small helpers of the lab are
+// in the same binary, because they need the same libraries: forward and heartbeat.
 package main
 
 import (

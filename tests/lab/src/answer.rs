@@ -1,4 +1,4 @@
-//! Asking a whoami from a host, without a process for each question.
+//! Sends requests to a whoami from a host, without a process per request.
 
 use std::io::{self, BufRead, BufReader, Write};
 use std::net::{SocketAddr, TcpStream};
@@ -9,52 +9,52 @@ use anyhow::{Context, Result};
 use crate::host::Host;
 
 impl Host {
-    /// Asks a whoami over TCP, once, on a connection of its own.
-    pub fn ask_tcp(&self, server: SocketAddr, within: Duration) -> Result<Answer> {
+    /// Sends one request to a whoami over a new TCP connection.
+    pub fn query_tcp(&self, server: SocketAddr, within: Duration) -> Result<Answer> {
         let answer = self.run(|| Answer::over_tcp(server, within))?;
-        answer.with_context(|| format!("ask {server} over TCP from {}", self.name()))
+        answer.with_context(|| format!("query {server} over TCP from {}", self.name()))
     }
 
-    /// Asks a whoami over UDP, once, from a socket of its own.
-    pub fn ask_udp(&self, server: SocketAddr, within: Duration) -> Result<Answer> {
+    /// Sends one request to a whoami over a new UDP socket.
+    pub fn query_udp(&self, server: SocketAddr, within: Duration) -> Result<Answer> {
         let answer = self.run(|| Answer::over_udp(server, within))?;
-        answer.with_context(|| format!("ask {server} over UDP from {}", self.name()))
+        answer.with_context(|| format!("query {server} over UDP from {}", self.name()))
     }
 }
 
-/// What a whoami said.
+/// The answer of a whoami.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Answer {
     /// The pod that answered.
     pub pod: String,
-    /// The client's address and port as the pod saw them.
+    /// The client's address and port, as seen by the pod.
     pub client: SocketAddr,
 }
 
 impl Answer {
-    /// Asks from the network namespace of this thread, on a connection of its own.
+    /// Sends a request from the network namespace of this thread, over a new TCP connection.
     ///
     /// # Errors
-    /// If there is no answer in time: refused, or silence.
+    /// If the connection is refused, or there is no answer within the time.
     pub fn over_tcp(server: SocketAddr, within: Duration) -> io::Result<Self> {
         let start = Instant::now();
         let mut stream = TcpStream::connect_timeout(&server, within)?;
         let left = within.saturating_sub(start.elapsed()).max(Duration::from_millis(1));
         stream.set_read_timeout(Some(left))?;
-        stream.write_all(b"who\n")?;
+        stream.write_all(b"?\n")?;
         let mut line = String::new();
         BufReader::new(stream).read_line(&mut line)?;
         Self::parse(&line)
     }
 
-    /// The same, with a datagram of a flow that is new to connection tracking.
+    /// The same with a datagram, of a flow that is new to connection tracking.
     ///
     /// # Errors
-    /// If there is no answer in time: refused, or silence.
+    /// If the datagram is refused, or there is no answer within the time.
     pub fn over_udp(server: SocketAddr, within: Duration) -> io::Result<Self> {
         let socket = netns::udp_flow(server)?;
         socket.set_read_timeout(Some(within))?;
-        socket.send(b"who\n")?;
+        socket.send(b"?\n")?;
         let mut buffer = [0; 512];
         let length = socket.recv(&mut buffer)?;
         Self::parse(&String::from_utf8_lossy(&buffer[..length]))
@@ -65,7 +65,6 @@ impl Answer {
             .trim()
             .split_once(' ')
             .and_then(|(pod, client)| Some(Self { pod: pod.to_owned(), client: client.parse().ok()? }));
-        let strange = || io::Error::new(io::ErrorKind::InvalidData, format!("{line:?} is not what a whoami says"));
-        parsed.ok_or_else(strange)
+        parsed.ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, format!("{line:?} is not a whoami's answer")))
     }
 }

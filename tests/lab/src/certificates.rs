@@ -1,6 +1,6 @@
-//! Who is who: one authority per cluster, a certificate for each component, and kubeconfigs that carry them.
+//! Identities: one certificate authority per cluster, a certificate for each component, and kubeconfigs with them.
 //!
-//! Pure but for the randomness of the keys.
+//! Pure except for random keys.
 
 use anyhow::Result;
 use k8s_openapi::ByteString;
@@ -11,19 +11,18 @@ use rcgen::{
 
 /// A certificate and its key, both PEM.
 pub struct Identity {
-    /// The certificate.
     pub certificate: String,
     /// The private key (PKCS #8).
     pub key: String,
 }
 
-/// The authority that everyone in a cluster trusts.
+/// The certificate authority of a cluster.
 pub struct Authority {
     issuer: CertifiedIssuer<'static, KeyPair>,
 }
 
 impl Authority {
-    /// Makes a new one.
+    /// Creates an authority with a new key.
     pub fn new() -> Result<Self> {
         let mut params = CertificateParams::default();
         params.distinguished_name.push(DnType::CommonName, "landfall-lab");
@@ -32,13 +31,13 @@ impl Authority {
         Ok(Self { issuer: CertifiedIssuer::self_signed(params, KeyPair::generate()?)? })
     }
 
-    /// Its certificate, PEM.
+    /// The authority's certificate, PEM.
     pub fn certificate(&self) -> String {
         self.issuer.pem()
     }
 
-    /// An identity for `user` in `group` (Kubernetes reads CN and O), valid as a server at `names` (DNS names and
-    /// addresses) too.
+    /// Issues an identity for `user` in `group` (Kubernetes reads CN and O), which is also valid as a server at `names`
+    /// (DNS names and addresses).
     pub fn identity(&self, user: &str, group: &str, names: &[String]) -> Result<Identity> {
         let mut params = CertificateParams::new(names)?;
         params.distinguished_name.push(DnType::CommonName, user);
@@ -49,7 +48,7 @@ impl Authority {
         Ok(Identity { certificate, key: key.serialize_pem() })
     }
 
-    /// A kubeconfig for `user` in `group` at `server`, self-contained.
+    /// A self-contained kubeconfig for `user` in `group` at `server`.
     pub fn kubeconfig(&self, server: &str, user: &str, group: &str) -> Result<String> {
         let identity = self.identity(user, group, &[])?;
         let credentials = format!(
@@ -61,7 +60,7 @@ impl Authority {
     }
 }
 
-/// A kubeconfig for whoever holds `token` (a ServiceAccount's, say).
+/// A kubeconfig with a bearer token, of a ServiceAccount for example.
 pub fn kubeconfig_with_token(server: &str, authority: &str, token: &str) -> Result<String> {
     kubeconfig(server, authority, &format!("token: {token}"))
 }
@@ -78,7 +77,7 @@ fn kubeconfig(server: &str, authority: &str, credentials: &str) -> Result<String
     ))
 }
 
-/// Base64, quoted, as `Secret` data has it.
+/// Quoted base64, as in a Secret's data.
 fn base64(text: &str) -> Result<String> {
     Ok(serde_json::to_string(&ByteString(text.as_bytes().to_vec()))?)
 }
@@ -88,9 +87,9 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_kubeconfig_is_read_by_a_client() {
+    fn a_client_can_read_the_kubeconfig() {
         let authority = Authority::new().expect("authority");
-        let text = authority.kubeconfig("https://127.0.0.1:1", "someone", "some").expect("kubeconfig");
+        let text = authority.kubeconfig("https://127.0.0.1:1", "user", "group").expect("kubeconfig");
         let config = kube::config::Kubeconfig::from_yaml(&text).expect("a kubeconfig");
         assert_eq!(config.current_context.as_deref(), Some("lab"));
         assert!(config.auth_infos[0].auth_info.as_ref().is_some_and(|user| user.client_certificate_data.is_some()));

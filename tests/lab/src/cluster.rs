@@ -1,7 +1,6 @@
-//! A whole cluster: how it comes up, what one can ask of it, how it goes.
+//! A whole cluster: its start, its parts, and its end.
 //!
-//! Touches everything the other modules touch; see there. Coming up is one path, with what can run at the same time
-//! running at the same time:
+//! Touches everything that the other modules touch. The start runs independent steps in parallel:
 //!
 //! ```text
 //!   switch ─┬─ cp plugged ── etcd, API server ────────── /readyz ─┬─ Node objects ── controllers, scheduler ─┬─ Ready
@@ -22,120 +21,126 @@ use kube::api::{Api, PostParams};
 use kube::config::{KubeConfigOptions, Kubeconfig};
 
 use crate::certificates::{Authority, kubeconfig_with_token};
-use crate::control_plane::{self, Files};
+use crate::control_plane::{self, ControlPlaneFiles};
 use crate::host::Host;
 use crate::image::{Image, write_archive};
 use crate::network::{self, BRIDGE, SWITCH};
-use crate::state::{self, Lock, Place, Record};
-use crate::topology::{API_PORT, Kind, Topology};
+use crate::state::{self, ClusterDir, Lock, SavedCluster};
+use crate::topology::{API_PORT, HostKind, Topology};
 use crate::{faults, light_node, node};
 
-/// A cluster is Ready in 6 to 10 s on two idle cores; on busy ones several may come up at once.
-const READY: Duration = Duration::from_secs(120);
-/// A captured frame's first bytes: headers, and a line of payload.
+/// Limit of waiting for a Ready cluster. It takes 6 to 10 s on two idle cores, and longer if several start at once.
+const READY_TIMEOUT: Duration = Duration::from_secs(120);
+/// Captured bytes of each frame: headers and the start of the payload.
 const SNAP_LENGTH: &str = "256";
-/// Two files of this many million bytes.
+/// Size of each of the two capture files, in millions of bytes.
 const CAPTURE_SIZE: &str = "16";
 
 /// A running cluster.
 ///
-/// One made by [`Cluster::up`] lasts until [`Cluster::down`]. When it is dropped without, a test has failed (a panic, or
-/// an error returned by `?`): then its logs are kept in `$LANDFALL_EVIDENCE/NAME` first, or in `target/lab/failures/NAME`
-/// without that variable. If the process is killed instead, the next `up` of any name removes the cluster.
+/// A cluster of [`Cluster::start`] lasts until [`Cluster::remove`]. Dropping it without `remove` means that a test has failed (a
+/// panic, or an error returned by `?`): the drop first copies its logs to `$LANDFALL_EVIDENCE/NAME`, or to
+/// `target/lab/failures/NAME` without that variable. After a kill of the process, the next start of a cluster removes the
+/// cluster.
 pub struct Cluster {
-    place: Place,
+    cluster_dir: ClusterDir,
     topology: Topology,
     client: kube::Client,
-    files: Files,
+    files: ControlPlaneFiles,
     switch: Host,
     control_plane: Host,
-    /// Whoever holds it ends it.
+    /// Present if dropping the value removes the cluster.
     lock: Option<Lock>,
 }
 
-/// Tells how far the making of a cluster is.
+/// Prints a finished step of a cluster's start.
 pub type Progress = fn(&str);
 
 impl Cluster {
-    /// Makes a cluster and waits until it is Ready. It lives as long as the value.
+    /// Starts a cluster and waits until it is Ready. It lasts as long as the value.
     ///
-    /// Names are per machine, not per process: give each test its own.
-    pub async fn up(name: &str, topology: &Topology) -> Result<Self> {
-        Self::make(name, topology, Some(std::process::id()), |_| {}).await
+    /// Names are per machine, not per process: each test needs its own.
+    pub async fn start(name: &str, topology: &Topology) -> Result<Self> {
+        Self::start_with_owner(name, topology, Some(std::process::id()), |_| {}).await
     }
 
-    /// Makes a cluster that stays when the caller ends.
-    pub async fn up_to_stay(name: &str, topology: &Topology, progress: Progress) -> Result<Self> {
-        let mut cluster = Self::make(name, topology, None, progress).await?;
+    /// Starts a cluster that outlives this process.
+    pub async fn start_detached(name: &str, topology: &Topology, progress: Progress) -> Result<Self> {
+        let mut cluster = Self::start_with_owner(name, topology, None, progress).await?;
         cluster.lock = None;
         Ok(cluster)
     }
 
-    /// The cluster of this name that somebody else made.
+    /// Opens the existing cluster of this name.
     pub async fn attach(name: &str) -> Result<Self> {
-        let place = Place::new(name)?;
-        let record = place.read()?;
-        Self::open(place, record.topology).await
+        let cluster_dir = ClusterDir::new(name)?;
+        let saved = cluster_dir.read()?;
+        Self::open(cluster_dir, saved.topology).await
     }
 
-    async fn open(place: Place, topology: Topology) -> Result<Self> {
-        let switch = Host::new(&place, None)?;
-        let control_plane = Host::new(&place, Some(topology.control_plane()))?;
-        let files = Files::new(&control_plane.dir());
+    async fn open(cluster_dir: ClusterDir, topology: Topology) -> Result<Self> {
+        let switch = Host::new(&cluster_dir, None)?;
+        let control_plane = Host::new(&cluster_dir, Some(topology.control_plane()))?;
+        let files = ControlPlaneFiles::new(&control_plane.dir());
         let client = client(&files.kubeconfig).await?;
-        Ok(Self { place, topology, client, files, switch, control_plane, lock: None })
+        Ok(Self { cluster_dir, topology, client, files, switch, control_plane, lock: None })
     }
 
-    async fn make(name: &str, topology: &Topology, owner: Option<u32>, progress: Progress) -> Result<Self> {
+    async fn start_with_owner(name: &str, topology: &Topology, owner: Option<u32>, progress: Progress) -> Result<Self> {
         topology.check()?;
         for binary in ["kubernetes", "pause", "whoami"] {
             control_plane::binary(binary)?;
         }
-        let place = Place::new(name)?;
+        let cluster_dir = ClusterDir::new(name)?;
         state::sweep()?;
-        let lock = Lock::take(&place)?;
-        place.remove().context("remove what is left of an earlier cluster of this name")?;
-        match Self::make_at(&place, topology, owner, progress).await {
-            // Only what is complete removes itself.
+        let lock = Lock::take(&cluster_dir)?;
+        cluster_dir.remove().context("remove an earlier cluster of this name")?;
+        match Self::start_in(&cluster_dir, topology, owner, progress).await {
+            // Only a complete cluster removes itself when it is dropped.
             Ok(mut cluster) => {
                 cluster.lock = Some(lock);
                 Ok(cluster)
             }
             Err(error) => {
-                let error = match keep_evidence(&place, topology, name) {
+                let error = match keep_evidence(&cluster_dir, topology, name) {
                     Ok(dir) => {
-                        error.context(format!("cluster {name:?} did not come up; its logs are in {}", dir.display()))
+                        error.context(format!("cluster {name:?} did not start; its logs are in {}", dir.display()))
                     }
-                    Err(_) => error.context(format!("cluster {name:?} did not come up")),
+                    Err(_) => error.context(format!("cluster {name:?} did not start")),
                 };
-                place.remove()?;
+                cluster_dir.remove()?;
                 Err(error)
             }
         }
     }
 
-    async fn make_at(place: &Place, topology: &Topology, owner: Option<u32>, progress: Progress) -> Result<Self> {
-        place.make()?;
+    async fn start_in(
+        cluster_dir: &ClusterDir,
+        topology: &Topology,
+        owner: Option<u32>,
+        progress: Progress,
+    ) -> Result<Self> {
+        cluster_dir.create()?;
         let (listener, api_port) = control_plane::listen()?;
         let authority = Authority::new()?;
-        let cp = Host::new(place, Some(topology.control_plane()))?;
+        let cp = Host::new(cluster_dir, Some(topology.control_plane()))?;
         let files = control_plane::write_files(&cp, topology, &authority, api_port)?;
-        let switch = network::make_switch(&place.name)?;
-        faults::prepare(&switch)?;
+        let switch = network::create_switch(&cluster_dir.name)?;
+        faults::create_table(&switch)?;
 
-        let seats = topology.seats();
-        network::plug(&place.name, &switch, &seats[0], &seats)?;
+        let specs = topology.hosts();
+        network::plug(&cluster_dir.name, &switch, &specs[0], &specs)?;
         control_plane::start_api(&cp, &files)?;
         control_plane::start_forwarder(&cp, listener)?;
         progress("control plane started");
 
         // The nodes boot while the API server starts.
         let nodes = {
-            let (place, topology, switch) = (place.clone(), topology.clone(), switch.clone());
-            thread::spawn(move || build_hosts(&place, &topology, &switch, &authority))
+            let (cluster_dir, topology, switch) = (cluster_dir.clone(), topology.clone(), switch.clone());
+            thread::spawn(move || build_hosts(&cluster_dir, &topology, &switch, &authority))
         };
-        let cluster = Self::open(place.clone(), topology.clone()).await?;
-        let ready = cluster.wait_for_api(READY).await;
+        let cluster = Self::open(cluster_dir.clone(), topology.clone()).await?;
+        let ready = cluster.wait_for_api(READY_TIMEOUT).await;
         if ready.is_ok() {
             progress("API server ready");
         }
@@ -147,36 +152,34 @@ impl Cluster {
         progress("hosts booted");
 
         control_plane::start_controllers(&cp, topology, &cluster.files)?;
-        light_node::make(&cluster.client, &seats).await?;
-        for seat in seats.iter().filter(|seat| seat.kind == Kind::Node) {
-            let host = Host::new(place, Some(seat.clone()))?;
-            node::start_kubelet(&host, seat)?;
+        light_node::apply_nodes(&cluster.client, &specs).await?;
+        for spec in specs.iter().filter(|spec| spec.kind == HostKind::Node) {
+            let host = Host::new(cluster_dir, Some(spec.clone()))?;
+            node::start_kubelet(&host, spec)?;
             node::start_kube_proxy(&host, topology)?;
         }
         progress("kubelets started");
-        cluster.wait_ready(READY).await?;
+        cluster.wait_ready(READY_TIMEOUT).await?;
         if topology.capture {
             cluster.start_capture()?;
         }
-        place.write(&Record { topology: topology.clone(), api_port, owner })?;
+        cluster_dir.write(&SavedCluster { topology: topology.clone(), api_port, owner })?;
         Ok(cluster)
     }
 
-    /// Its name.
     pub fn name(&self) -> &str {
-        &self.place.name
+        &self.cluster_dir.name
     }
 
-    /// Its shape.
     pub fn topology(&self) -> &Topology {
         &self.topology
     }
 
-    pub(crate) fn place(&self) -> &Place {
-        &self.place
+    pub(crate) fn cluster_dir(&self) -> &ClusterDir {
+        &self.cluster_dir
     }
 
-    /// A client with all rights, through 127.0.0.1.
+    /// An administrator's API client, through 127.0.0.1.
     pub fn client(&self) -> kube::Client {
         self.client.clone()
     }
@@ -201,8 +204,9 @@ impl Cluster {
         (self.control_plane.ipv4(), API_PORT)
     }
 
-    /// Writes a kubeconfig for a ServiceAccount at the API server's LAN address, and returns its path: for an agent that
-    /// runs as a plain process (on a light node, say) with the rights it has in a pod. The token holds for a day.
+    /// Writes a kubeconfig of a ServiceAccount for the API server's LAN address, and returns its path. It gives an agent
+    /// that runs as a plain process (on a light node, for example) the rights it has in a pod. The token is valid for a
+    /// day.
     pub async fn service_account_kubeconfig(&self, namespace: &str, name: &str) -> Result<PathBuf> {
         let accounts: Api<ServiceAccount> = Api::namespaced(self.client.clone(), namespace);
         let spec = TokenRequestSpec { expiration_seconds: Some(86_400), ..TokenRequestSpec::default() };
@@ -210,52 +214,52 @@ impl Cluster {
         let token = accounts
             .create_token_request(name, &PostParams::default(), &request)
             .await
-            .with_context(|| format!("ask for a token of ServiceAccount {namespace}/{name}"))?;
-        let token = token.status.and_then(|status| status.token).context("the API server gave no token")?;
+            .with_context(|| format!("request a token of ServiceAccount {namespace}/{name}"))?;
+        let token = token.status.and_then(|status| status.token).context("the API server returned no token")?;
         let text = kubeconfig_with_token(&self.lan_url(), &fs::read_to_string(&self.files.authority)?, &token)?;
         let path = self.control_plane.dir().join(format!("{namespace}.{name}.kubeconfig"));
         fs::write(&path, text)?;
         Ok(path)
     }
 
-    /// Any host: `n1`, `l1`, `c1`, `cp`, `switch`. The error lists those there are.
+    /// Any host: `n1`, `l1`, `c1`, `cp`, `switch`. The error lists the existing hosts.
     pub fn host(&self, name: &str) -> Result<Host> {
         match name {
             SWITCH => Ok(self.switch.clone()),
-            name => Host::new(&self.place, Some(self.topology.seat(name)?)),
+            name => Host::new(&self.cluster_dir, Some(self.topology.host(name)?)),
         }
     }
 
-    /// All hosts but the switch.
+    /// All hosts except the switch.
     pub fn hosts(&self) -> Result<Vec<Host>> {
-        self.topology.seats().into_iter().map(|seat| Host::new(&self.place, Some(seat))).collect()
+        self.topology.hosts().into_iter().map(|spec| Host::new(&self.cluster_dir, Some(spec))).collect()
     }
 
     /// The node of this name.
     ///
     /// # Panics
-    /// If there is none: a test that asks for it is wrong.
+    /// If no such host exists: the test is wrong.
     pub fn node(&self, name: &str) -> Host {
-        self.expect(name, |kind| matches!(kind, Kind::Node | Kind::LightNode))
+        self.expect_host(name, |kind| matches!(kind, HostKind::Node | HostKind::LightNode))
     }
 
     /// The client of this name.
     ///
     /// # Panics
-    /// If there is none: a test that asks for it is wrong.
+    /// If no such host exists: the test is wrong.
     pub fn client_host(&self, name: &str) -> Host {
-        self.expect(name, |kind| kind == Kind::Client)
+        self.expect_host(name, |kind| kind == HostKind::Client)
     }
 
-    fn expect(&self, name: &str, is: impl Fn(Kind) -> bool) -> Host {
+    fn expect_host(&self, name: &str, is_expected: impl Fn(HostKind) -> bool) -> Host {
         match self.host(name) {
-            Ok(host) if host.seat().is_some_and(|seat| is(seat.kind)) => host,
+            Ok(host) if host.spec().is_some_and(|spec| is_expected(spec.kind)) => host,
             Ok(_) => panic!("{name} is a host of cluster {:?}, but of another kind", self.name()),
             Err(error) => panic!("{error}"),
         }
     }
 
-    /// The switch: its bridge is `br0`, its ports are called like the hosts.
+    /// The switch: its bridge is `br0`, and each port has the name of its host.
     pub fn switch(&self) -> &Host {
         &self.switch
     }
@@ -265,37 +269,38 @@ impl Cluster {
         &self.control_plane
     }
 
-    /// A kubectl with this cluster for its target.
+    /// A kubectl command for this cluster.
     pub fn kubectl_command(&self) -> Result<Command> {
         control_plane::kubectl(&self.files)
     }
 
-    /// Runs kubectl with these arguments and returns what it printed. The error has what it said.
+    /// Runs kubectl with these arguments and returns its standard output. The error contains all output.
     pub fn kubectl<A: AsRef<std::ffi::OsStr>>(&self, words: impl IntoIterator<Item = A>) -> Result<String> {
         let output = self.kubectl_command()?.args(words).stdin(Stdio::null()).output().context("run kubectl")?;
-        said(output)
+        check_output(output)
     }
 
-    /// Applies manifests (YAML or JSON), as `kubectl apply -f -` does. Returns what it printed.
+    /// Applies manifests (YAML or JSON), like `kubectl apply -f -`. Returns its standard output.
     pub fn apply(&self, manifests: &str) -> Result<String> {
         use std::io::Write;
         let mut kubectl = self.kubectl_command()?;
         kubectl.args(["apply", "-f", "-"]).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
         let mut child = kubectl.spawn().context("run kubectl")?;
         child.stdin.take().context("invariant: stdin is piped")?.write_all(manifests.as_bytes())?;
-        said(child.wait_with_output()?)
+        check_output(child.wait_with_output()?)
     }
 
-    /// Gives every node the images in a docker-archive tar. Nodes that are off don't get them.
+    /// Loads the images of a docker-archive tar on every node that is powered on.
     pub fn load_image(&self, tar: &Path) -> Result<()> {
-        let nodes = self.hosts()?.into_iter().filter(|host| host.seat().is_some_and(|seat| seat.kind == Kind::Node));
-        at_once(nodes.filter(Host::is_up).collect(), |host| node::load_image(host, tar))
+        let nodes =
+            self.hosts()?.into_iter().filter(|host| host.spec().is_some_and(|spec| spec.kind == HostKind::Node));
+        for_each_in_parallel(nodes.filter(Host::is_up).collect(), |host| node::load_image(host, tar))
     }
 
-    /// Makes an image of a static binary and gives it to every node.
+    /// Builds an image of a static binary and loads it on every node that is powered on.
     pub fn load_binary(&self, binary: &Path, name: &str) -> Result<()> {
         let file_name = binary.file_name().context("the binary has no file name")?.to_string_lossy();
-        let tar = self.place.dir.join(format!("image-{file_name}.tar"));
+        let tar = self.cluster_dir.path.join(format!("image-{file_name}.tar"));
         write_archive(&[Image { binary, name }], &tar)?;
         self.load_image(&tar)
     }
@@ -309,10 +314,10 @@ impl Cluster {
         Ok(())
     }
 
-    /// Takes the cluster down and removes every trace of it: the end of a test that went well.
-    pub fn down(mut self) -> Result<()> {
-        let _held = self.lock.take();
-        self.place.remove()
+    /// Stops and removes the cluster, at the end of a test that passed.
+    pub fn remove(mut self) -> Result<()> {
+        let _lock = self.lock.take();
+        self.cluster_dir.remove()
     }
 }
 
@@ -321,46 +326,51 @@ impl Drop for Cluster {
         if self.lock.is_none() {
             return;
         }
-        match keep_evidence(&self.place, &self.topology, &self.place.name) {
-            Ok(dir) => eprintln!("cluster {:?}: logs and frames are in {}", self.place.name, dir.display()),
-            Err(error) => eprintln!("cluster {:?}: logs are lost: {error:#}", self.place.name),
+        match keep_evidence(&self.cluster_dir, &self.topology, &self.cluster_dir.name) {
+            Ok(dir) => eprintln!("cluster {:?}: logs and frames are in {}", self.cluster_dir.name, dir.display()),
+            Err(error) => eprintln!("cluster {:?}: logs are lost: {error:#}", self.cluster_dir.name),
         }
-        if let Err(error) = self.place.remove() {
-            eprintln!("cluster {:?} was not removed: {error:#}", self.place.name);
+        if let Err(error) = self.cluster_dir.remove() {
+            eprintln!("cluster {:?} was not removed: {error:#}", self.cluster_dir.name);
         }
     }
 }
 
-/// Takes down the cluster of this name, whoever made it, unless a running process holds it. Returns whether there was one.
-pub fn down(name: &str) -> Result<bool> {
-    let place = Place::new(name)?;
-    let _held = Lock::take(&place)?;
+/// Stops and removes the cluster of this name, unless a running process holds it. Returns whether there was one.
+pub fn remove(name: &str) -> Result<bool> {
+    let cluster_dir = ClusterDir::new(name)?;
+    let _lock = Lock::take(&cluster_dir)?;
     let existed = state::names().iter().any(|other| other == name);
-    place.remove()?;
+    cluster_dir.remove()?;
     Ok(existed)
 }
 
-/// Every cluster there is any trace of, sorted.
+/// The names of all clusters, complete or not, sorted.
 pub fn names() -> Vec<String> {
     state::names()
 }
 
-fn build_hosts(place: &Place, topology: &Topology, switch: &netns::Namespace, authority: &Authority) -> Result<()> {
-    let archive = place.dir.join("image-lab.tar");
+fn build_hosts(
+    cluster_dir: &ClusterDir,
+    topology: &Topology,
+    switch: &netns::Namespace,
+    authority: &Authority,
+) -> Result<()> {
+    let archive = cluster_dir.path.join("image-lab.tar");
     let (pause, whoami) = (control_plane::binary("pause")?, control_plane::binary("whoami")?);
     write_archive(
         &[Image { binary: &pause, name: "pause:dev" }, Image { binary: &whoami, name: "whoami:dev" }],
         &archive,
     )?;
-    let seats = topology.seats();
+    let specs = topology.hosts();
     let images: Vec<&Path> =
         std::iter::once(archive.as_path()).chain(topology.images.iter().map(PathBuf::as_path)).collect();
-    at_once(seats[1..].to_vec(), |seat| {
-        let host = Host::new(place, Some(seat.clone()))?;
+    for_each_in_parallel(specs[1..].to_vec(), |spec| {
+        let host = Host::new(cluster_dir, Some(spec.clone()))?;
         fs::create_dir_all(host.logs())?;
-        network::plug(&place.name, switch, seat, &seats)?;
-        if seat.kind == Kind::Node {
-            node::write_files(&host, seat, topology, authority)?;
+        network::plug(&cluster_dir.name, switch, spec, &specs)?;
+        if spec.kind == HostKind::Node {
+            node::write_files(&host, spec, topology, authority)?;
             node::boot(&host)?;
             images.iter().try_for_each(|tar| node::load_image(&host, tar))?;
         }
@@ -368,9 +378,9 @@ fn build_hosts(place: &Place, topology: &Topology, switch: &netns::Namespace, au
     })
 }
 
-/// Does something with each, a few at once: it is mostly waiting for others. The first error is the answer.
-fn at_once<T: Send + Sync>(items: Vec<T>, work: impl Fn(&T) -> Result<()> + Sync) -> Result<()> {
-    /// More would only wait for each other on the kernel's one lock for network configuration.
+/// Calls `work` for each item, a few in parallel, because it mostly waits. Returns the first error.
+fn for_each_in_parallel<T: Send + Sync>(items: Vec<T>, work: impl Fn(&T) -> Result<()> + Sync) -> Result<()> {
+    /// More would only wait for the kernel's one lock for network configuration.
     const WORKERS: usize = 8;
     let next = std::sync::atomic::AtomicUsize::new(0);
     thread::scope(|scope| {
@@ -399,17 +409,17 @@ async fn client(kubeconfig: &Path) -> Result<kube::Client> {
     Ok(kube::Client::try_from(config)?)
 }
 
-fn said(output: std::process::Output) -> Result<String> {
+fn check_output(output: std::process::Output) -> Result<String> {
     let (out, error) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
     ensure!(output.status.success(), "kubectl: {}\n{out}{error}", output.status);
     Ok(out.into_owned())
 }
 
-/// Variable with the folder for what is collected of clusters of failed tests.
+/// Variable with the folder for logs and objects of failed tests' clusters.
 const EVIDENCE: &str = "LANDFALL_EVIDENCE";
 
 /// Collects into the folder of this name for failed tests, in place of an earlier run's. Returns its path.
-fn keep_evidence(place: &Place, topology: &Topology, name: &str) -> Result<PathBuf> {
+fn keep_evidence(cluster_dir: &ClusterDir, topology: &Topology, name: &str) -> Result<PathBuf> {
     let failures = std::env::var_os(EVIDENCE)
         .map_or_else(|| control_plane::directory().join("failures"), |folder| PathBuf::from(&folder));
     fs::create_dir_all(&failures)?;
@@ -417,23 +427,23 @@ fn keep_evidence(place: &Place, topology: &Topology, name: &str) -> Result<PathB
     if dir.exists() {
         fs::remove_dir_all(&dir)?;
     }
-    crate::collect::collect(place, topology, &dir)?;
+    crate::collect::collect(cluster_dir, topology, &dir)?;
     Ok(dir)
 }
 
 impl Cluster {
-    /// Copies logs of every daemon and pod, what the API server knows, what the kernels know, and the last frames on the
-    /// switch into a directory.
+    /// Copies into a directory: logs of all daemons and pods, the API server's objects, the state of all kernels, and the
+    /// last frames on the switch.
     pub fn collect(&self, dir: &Path) -> Result<()> {
-        crate::collect::collect(&self.place, &self.topology, dir)
+        crate::collect::collect(&self.cluster_dir, &self.topology, dir)
     }
 
     /// Collects the same into the folder for failed tests, for one part of a test that failed. Returns the path.
     pub fn keep_evidence(&self, part: &str) -> Result<PathBuf> {
-        keep_evidence(&self.place, &self.topology, &format!("{}.{part}", self.place.name))
+        keep_evidence(&self.cluster_dir, &self.topology, &format!("{}.{part}", self.cluster_dir.name))
     }
 
-    /// How long ago the cluster was made, roughly.
+    /// Approximate time since the cluster was created.
     pub fn age(&self) -> Duration {
         let made = fs::metadata(&self.files.kubeconfig).and_then(|data| data.modified()).ok();
         made.and_then(|made| made.elapsed().ok()).unwrap_or_default()

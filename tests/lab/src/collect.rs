@@ -1,11 +1,11 @@
-//! What is kept of a cluster that a test failed on.
+//! Collects logs and state of the cluster of a failed test.
 //!
-//! Reads logs, the API server and the kernels of the hosts; writes below one directory:
+//! Reads logs, the API server and the kernels of the hosts, and writes below one directory:
 //!
 //! ```text
-//!   HOST/log/          daemons' logs; a node's also has pods/
+//!   HOST/log/          logs of daemons, on a node also of pods
 //!   HOST/kernel.txt    addresses, routes, neighbours, rules, connections
-//!   objects/*.yaml     what the API server knows
+//!   objects/*.yaml     objects of the API server
 //!   switch/*.pcap*     the last frames
 //! ```
 
@@ -15,12 +15,12 @@ use std::process::Stdio;
 
 use anyhow::{Context, Result};
 
-use crate::control_plane::{Files, kubectl};
+use crate::control_plane::{ControlPlaneFiles, kubectl};
 use crate::host::Host;
-use crate::state::Place;
+use crate::state::ClusterDir;
 use crate::topology::Topology;
 
-/// What is asked of each host's kernel.
+/// Commands that print the state of a host's kernel.
 const KERNEL: [&[&str]; 7] = [
     &["ip", "-d", "address"],
     &["ip", "-4", "route", "show", "table", "all"],
@@ -47,27 +47,27 @@ const OBJECTS: [&str; 13] = [
     "nodenetworks.landfall.dev",
 ];
 
-/// Collects into `dir`. A part that can't be had is left out, with the reason in its place: the rest is still worth having.
-pub fn collect(place: &Place, topology: &Topology, dir: &Path) -> Result<()> {
+/// Collects into `dir`. If a part is not available, its file contains the reason, and the rest is collected.
+pub fn collect(cluster_dir: &ClusterDir, topology: &Topology, dir: &Path) -> Result<()> {
     fs::create_dir_all(dir).with_context(|| format!("make {}", dir.display()))?;
-    let switch = Host::new(place, None)?;
-    let hosts = topology.seats().into_iter().map(|seat| Host::new(place, Some(seat)));
+    let switch = Host::new(cluster_dir, None)?;
+    let hosts = topology.hosts().into_iter().map(|spec| Host::new(cluster_dir, Some(spec)));
     for host in hosts.chain([Ok(switch.clone())]) {
         let host = host?;
         let to = dir.join(host.name());
         copy_tree(&host.logs(), &to.join("log"))?;
         let _ = fs::create_dir(&to);
-        fs::write(to.join("kernel.txt"), kernel(&host))?;
+        fs::write(to.join("kernel.txt"), kernel_state(&host))?;
     }
     for entry in fs::read_dir(switch.dir()).into_iter().flatten().flatten() {
         if entry.file_name().to_string_lossy().starts_with("capture.pcap") {
             fs::copy(entry.path(), dir.join("switch").join(entry.file_name()))?;
         }
     }
-    objects(place, topology, &dir.join("objects"))
+    write_objects(cluster_dir, topology, &dir.join("objects"))
 }
 
-fn kernel(host: &Host) -> String {
+fn kernel_state(host: &Host) -> String {
     let mut text = String::new();
     let Ok(namespace) = host.netns() else { return "powered off\n".to_owned() };
     for words in KERNEL {
@@ -79,11 +79,11 @@ fn kernel(host: &Host) -> String {
     text
 }
 
-fn objects(place: &Place, topology: &Topology, dir: &Path) -> Result<()> {
+fn write_objects(cluster_dir: &ClusterDir, topology: &Topology, dir: &Path) -> Result<()> {
     fs::create_dir_all(dir)?;
-    let cp = Host::new(place, Some(topology.control_plane()))?;
+    let cp = Host::new(cluster_dir, Some(topology.control_plane()))?;
     for kind in OBJECTS {
-        let mut kubectl = kubectl(&Files::new(&cp.dir()))?;
+        let mut kubectl = kubectl(&ControlPlaneFiles::new(&cp.dir()))?;
         kubectl.args(["get", kind, "--all-namespaces", "--output=yaml", "--request-timeout=5s"]);
         let output = kubectl.stdin(Stdio::null()).output().context("run kubectl")?;
         fs::write(dir.join(format!("{kind}.yaml")), [output.stdout, output.stderr].concat())?;
@@ -96,7 +96,7 @@ fn objects(place: &Place, topology: &Topology, dir: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Copies files and directories; links (a kubelet makes them between logs) are left out.
+/// Copies files and directories, but no links, which a kubelet creates between logs.
 fn copy_tree(from: &Path, to: &Path) -> Result<()> {
     fs::create_dir_all(to)?;
     for entry in fs::read_dir(from).into_iter().flatten().flatten() {
@@ -105,7 +105,7 @@ fn copy_tree(from: &Path, to: &Path) -> Result<()> {
         if kind.is_dir() {
             copy_tree(&entry.path(), &target)?;
         } else if kind.is_file() {
-            // It may have been rotated away since it was listed.
+            // The file may have been rotated since it was listed.
             let _ = fs::copy(entry.path(), target);
         }
     }

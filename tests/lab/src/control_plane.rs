@@ -1,8 +1,8 @@
-//! The control plane: etcd, API server, controller manager and scheduler on the host `cp`, and the way to it from here.
+//! The control plane: etcd, API server, controller manager and scheduler on the host `cp`, and the forwarder to it.
 //!
 //! Touches `cp/` in the cluster's directory (keys, kubeconfigs, etcd's data, logs) and one port on 127.0.0.1 of the root
-//! namespace. Everyone inside the lab talks to the API server at its LAN address; from the root namespace, which has no
-//! interface in the lab, a forwarder takes connections to the control plane's namespace.
+//! namespace. Hosts of the lab use the API server's LAN address. The root namespace has no interface in the lab, so a
+//! forwarder connects that port with the control plane's namespace.
 
 use std::fs;
 use std::net::TcpListener;
@@ -17,11 +17,11 @@ use crate::host::Host;
 use crate::light_node::LABEL;
 use crate::topology::{API_PORT, API_SERVICE, SERVICE_CIDRS, Topology};
 
-/// The group that may do everything.
+/// The group with all rights.
 pub const ADMINISTRATORS: &str = "system:masters";
 
-/// Where the control plane keeps its files.
-pub struct Files {
+/// Paths of the control plane's files.
+pub struct ControlPlaneFiles {
     /// The authority's certificate.
     pub authority: PathBuf,
     /// An administrator's kubeconfig for the root namespace.
@@ -31,7 +31,7 @@ pub struct Files {
     dir: PathBuf,
 }
 
-impl Files {
+impl ControlPlaneFiles {
     /// The files below the directory of `cp`.
     pub fn new(dir: &Path) -> Self {
         Self {
@@ -52,25 +52,25 @@ pub fn lan_url(topology: &Topology) -> String {
     format!("https://{}:{API_PORT}", topology.control_plane().v4())
 }
 
-/// A kubectl for the cluster with these files.
-pub fn kubectl(files: &Files) -> Result<Command> {
+/// A kubectl command for the cluster with these files.
+pub fn kubectl(files: &ControlPlaneFiles) -> Result<Command> {
     let mut kubectl = Command::new(binary("kubernetes")?);
     kubectl.arg("kubectl").env("KUBECONFIG", &files.kubeconfig);
-    // It remembers what an address serves, and the next cluster may have this one's port.
+    // kubectl caches the API of an address, and the next cluster may have this one's port.
     kubectl.env("KUBECACHEDIR", files.path("cache"));
-    // 127.0.0.1 is not to be asked of a proxy.
+    // A proxy can't reach 127.0.0.1.
     for variable in ["HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy"] {
         kubectl.env_remove(variable);
     }
     Ok(kubectl)
 }
 
-/// What set-up has built. The error says how to get it.
+/// The path of a program that the set-up has built. The error names the set-up's command.
 pub fn binary(name: &str) -> Result<PathBuf> {
     let path = directory().join("bin").join(name);
     if !path.exists() {
         bail!(
-            "{} isn't there: run {}/setup.sh (about 6 minutes the first time)",
+            "{} is missing: run {}/setup.sh (about 6 minutes the first time)",
             path.display(),
             env!("CARGO_MANIFEST_DIR")
         );
@@ -78,7 +78,7 @@ pub fn binary(name: &str) -> Result<PathBuf> {
     Ok(path.canonicalize()?)
 }
 
-/// What set-up builds goes here, and what failed tests leave behind: $LANDFALL_LAB, else `target/lab` of the workspace.
+/// The folder of the set-up's output and of failed tests' logs: $LANDFALL_LAB, else `target/lab` of the workspace.
 pub fn directory() -> PathBuf {
     match std::env::var_os("LANDFALL_LAB") {
         Some(path) => PathBuf::from(path),
@@ -87,8 +87,8 @@ pub fn directory() -> PathBuf {
 }
 
 /// Writes keys, certificates and kubeconfigs.
-pub fn write_files(cp: &Host, topology: &Topology, authority: &Authority, api_port: u16) -> Result<Files> {
-    let files = Files::new(&cp.dir());
+pub fn write_files(cp: &Host, topology: &Topology, authority: &Authority, api_port: u16) -> Result<ControlPlaneFiles> {
+    let files = ControlPlaneFiles::new(&cp.dir());
     fs::create_dir_all(cp.logs())?;
     let names = [
         "localhost",
@@ -123,8 +123,8 @@ pub fn write_files(cp: &Host, topology: &Topology, authority: &Authority, api_po
     Ok(files)
 }
 
-/// Starts etcd and the API server, which finds etcd when it is there.
-pub fn start_api(cp: &Host, files: &Files) -> Result<()> {
+/// Starts etcd and the API server, which retries until etcd answers.
+pub fn start_api(cp: &Host, files: &ControlPlaneFiles) -> Result<()> {
     let mut etcd = Command::new("etcd");
     etcd.args([
         "--name=lab",
@@ -164,8 +164,8 @@ pub fn start_api(cp: &Host, files: &Files) -> Result<()> {
     Ok(())
 }
 
-/// Starts what works through the API server.
-pub fn start_controllers(cp: &Host, topology: &Topology, files: &Files) -> Result<()> {
+/// Starts the clients of the API server: controller manager, scheduler, and `heartbeat` if there are light nodes.
+pub fn start_controllers(cp: &Host, topology: &Topology, files: &ControlPlaneFiles) -> Result<()> {
     let kubernetes = binary("kubernetes")?;
     let kubeconfig = format!("--kubeconfig={}", files.lan_kubeconfig.display());
 
@@ -176,14 +176,14 @@ pub fn start_controllers(cp: &Host, topology: &Topology, files: &Files) -> Resul
         "--leader-elect=false",
         "--controllers=*,-node-ipam-controller",
     ]);
-    // Tests make objects by the thousand; the defaults (20 a second) would be what they measure.
+    // Tests create thousands of objects; the default limit (20 requests a second) would dominate their measurements.
     manager.args(["--kube-api-qps=500", "--kube-api-burst=1000", "--profiling=false"]);
     manager.arg(format!("--root-ca-file={}", files.authority.display()));
     manager.arg(format!("--service-account-private-key-file={}", files.path("tokens.key")));
     manager.arg(format!("--flex-volume-plugin-dir={}", files.path("plugins")));
     let grace = topology.node_monitor_grace;
     manager.arg(format!("--node-monitor-grace-period={}s", grace.as_secs()));
-    // Kubernetes looks every 5 s for a grace of 50 s: the same proportion for a shorter one.
+    // Kubernetes checks every 5 s for a grace of 50 s: the same ratio for a shorter grace.
     manager.arg(format!("--node-monitor-period={}ms", (grace.as_millis() / 10).min(5000)));
     cp.spawn("kube-controller-manager", &manager)?;
 
@@ -202,12 +202,12 @@ pub fn start_controllers(cp: &Host, topology: &Topology, files: &Files) -> Resul
     Ok(())
 }
 
-/// How long a node's lease holds; it is renewed after a quarter of that. 40 s with Kubernetes' default grace of 50 s.
+/// The duration of a node's lease, which is renewed after a quarter of it. 40 s with Kubernetes' default grace of 50 s.
 pub fn lease_duration(topology: &Topology) -> std::time::Duration {
     (topology.node_monitor_grace * 4 / 5).min(std::time::Duration::from_secs(40)).max(std::time::Duration::from_secs(1))
 }
 
-/// A free port on 127.0.0.1, already listening: connections wait there for the forwarder.
+/// Listens on a free port of 127.0.0.1. Connections wait there for the forwarder.
 pub fn listen() -> Result<(TcpListener, u16)> {
     let listener = TcpListener::bind("127.0.0.1:0").context("listen on 127.0.0.1 for the API server's clients")?;
     let port = listener.local_addr()?.port();
@@ -218,6 +218,6 @@ pub fn listen() -> Result<(TcpListener, u16)> {
 pub fn start_forwarder(cp: &Host, listener: TcpListener) -> Result<()> {
     let mut forward = Command::new(binary("kubernetes")?);
     forward.args(["forward", &format!("{}:{API_PORT}", cp.ipv4())]);
-    cp.spawn_with("forward", &forward, Some(OwnedFd::from(listener)))?;
+    cp.spawn_with_stdin("forward", &forward, Some(OwnedFd::from(listener)))?;
     Ok(())
 }

@@ -1,67 +1,67 @@
-//! What goes wrong on purpose: cables that carry nothing, frames that get lost, machines that stop or die.
+//! Injected faults: cut cables, lost frames, frozen and dead machines.
 //!
-//! Touches the table `bridge lab` in the switch's namespace, control groups of hosts, and namespaces of hosts. A cut is
-//! made at the switch and is silent: the carrier stays, on both sides, and nobody is told.
+//! Touches the table `bridge lab` in the switch's namespace, control groups of hosts, and namespaces of hosts. The switch
+//! drops the frames of a cut, and both sides keep their carrier, so no host notices.
 
 use anyhow::{Context, Result, ensure};
 
-use crate::cgroup::Hierarchies;
+use crate::cgroup::CgroupHierarchies;
 use crate::cluster::Cluster;
 use crate::network::{self, nft};
 use crate::node;
-use crate::topology::Kind;
+use crate::topology::HostKind;
 
-/// Which frames a cut takes, as seen from the host.
+/// The direction of a cut, as seen from the host.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
 pub enum Direction {
-    /// Frames to the host: it is deaf.
+    /// Drops frames to the host.
     In,
-    /// Frames from the host: it is mute.
+    /// Drops frames from the host.
     Out,
-    /// All frames.
+    /// Drops all frames.
     #[default]
     Both,
 }
 
-/// The table in the switch. Frames from a cut port go before the switch has learnt from them, so that the capture on the
-/// bridge doesn't show them either; frames to one after everything else has seen them.
+/// The table in the switch. It drops frames from a cut port before the switch learns from them, so that the capture on the
+/// bridge does not show them either. It drops frames to a cut port last.
 const TABLE: &str = "table bridge lab {
-    set mute { type ifname; }
-    set deaf { type ifname; }
-    chain from { type filter hook prerouting priority -300; policy accept; iifname @mute drop; }
-    chain to { type filter hook postrouting priority 300; policy accept; oifname @deaf drop; }
+    set cut_from { type ifname; }
+    set cut_to { type ifname; }
+    chain from { type filter hook prerouting priority -300; policy accept; iifname @cut_from drop; }
+    chain to { type filter hook postrouting priority 300; policy accept; oifname @cut_to drop; }
 }";
 
-/// Makes the table that cuts use.
-pub(crate) fn prepare(switch: &netns::Namespace) -> Result<()> {
+/// Creates the table of cuts and losses.
+pub(crate) fn create_table(switch: &netns::Namespace) -> Result<()> {
     nft(switch, TABLE)
 }
 
 impl Cluster {
-    /// Takes frames from, to or from and to a host, silently. Cutting what is cut is fine.
+    /// Drops frames from a host, to it, or both, silently. Succeeds if the host is cut already.
     pub fn cut(&self, host: &str, direction: Direction) -> Result<()> {
         let port = self.host(host)?.name().to_owned();
         nft(&self.switch().netns()?, &set_lines("add", &port, direction))
     }
 
-    /// Ends a cut, in both directions. Healing what is whole is fine.
+    /// Ends a cut, in both directions. Succeeds without one.
     pub fn heal(&self, host: &str) -> Result<()> {
         let port = self.host(host)?.name().to_owned();
-        // An element can only be deleted if it is there; adding it again is fine either way, and this is one transaction.
+        // Only an existing element can be deleted, so this adds it first, in the same transaction.
         let both = Direction::Both;
         nft(&self.switch().netns()?, &(set_lines("add", &port, both) + &set_lines("delete", &port, both)))
     }
 
-    /// Loses each frame from and to a host with this probability, in percent. 0 ends it.
+    /// Drops each frame from and to a host with this probability, in percent. 0 ends the loss.
     pub fn lose(&self, host: &str, percent: f64) -> Result<()> {
-        ensure!((0.0..=100.0).contains(&percent), "{percent} % of frames can't get lost: use 0 to 100");
+        ensure!((0.0..=100.0).contains(&percent), "a loss of {percent} % is out of range (0-100)");
         let port = self.host(host)?.name().to_owned();
         let mut script = format!(
             "add chain bridge lab loss_{port} {{ type filter hook forward priority 0; policy accept; }}\n\
              flush chain bridge lab loss_{port}\n"
         );
         let of_10000 = (percent * 100.0).round() as u32;
-        // Of the numbers 0 to 9999, those up to this one.
+        // Drops for the numbers 0 to `highest` of 0 to 9999.
         if let Some(highest) = of_10000.checked_sub(1) {
             for direction in ["iifname", "oifname"] {
                 script += &format!(
@@ -74,46 +74,46 @@ impl Cluster {
         nft(&self.switch().netns()?, &script)
     }
 
-    /// Stops every process of a host where it is, containers' included; its kernel goes on (answers pings, forwards).
+    /// Freezes all processes of a host, with those of containers. Its kernel keeps running (answers pings, forwards).
     pub fn freeze(&self, host: &str) -> Result<()> {
         self.host(host)?.group().freeze(true)
     }
 
-    /// Lets a frozen host go on.
+    /// Thaws a frozen host.
     pub fn thaw(&self, host: &str) -> Result<()> {
         self.host(host)?.group().freeze(false)
     }
 
-    /// Takes the power from a node or client: silence on its cable first, then no process, no container, no kernel state.
-    /// Its disk stays. Returns when all is gone; off is off, so doing it twice is fine.
+    /// Powers off a node or client: first cuts its cable, then kills its processes and containers and removes its kernel
+    /// state. Its disk stays. Returns when it is off. Succeeds if it is off already.
     pub fn power_off(&self, host: &str) -> Result<()> {
         let host = self.host(host)?;
-        let seat = host.seat().context("the switch can't be powered off: cut hosts, or take the cluster down")?;
+        let spec = host.spec().context("the switch can't be powered off: cut hosts, or take the cluster down")?;
         ensure!(
-            seat.kind != Kind::ControlPlane,
+            spec.kind != HostKind::ControlPlane,
             "the control plane can't be powered off: cut it, freeze it or kill parts"
         );
         let Ok(_plugged) = host.netns() else { return Ok(()) };
         self.cut(host.name(), Direction::Both)?;
         host.group().kill()?;
-        // Left over, the next kubelet would ask for containers that are long gone.
-        Hierarchies::find()?.remove_subtrees(&self.place().name, host.name())?;
-        network::unplug(&self.place().name, &self.switch().netns()?, host.name())
+        // The next kubelet would otherwise look for the containers of these groups.
+        CgroupHierarchies::find()?.remove_subtrees(&self.cluster_dir().name, host.name())?;
+        network::unplug(&self.cluster_dir().name, &self.switch().netns()?, host.name())
     }
 
-    /// Gives a node or client its power back: a new network namespace at the same place, and on a node containerd,
-    /// kubelet and kube-proxy. Returns when those are started; [`Cluster::wait_ready`] waits until the node is Ready.
+    /// Powers on a node or client: a new network namespace with the same addresses, and on a node containerd, kubelet and
+    /// kube-proxy. Returns when they have started; [`Cluster::wait_ready`] waits until the node is Ready.
     pub fn power_on(&self, host: &str) -> Result<()> {
         let host = self.host(host)?;
-        let Some(seat) = host.seat() else { return Ok(()) };
+        let Some(spec) = host.spec() else { return Ok(()) };
         if host.netns().is_ok() {
             return Ok(());
         }
-        network::plug(&self.place().name, &self.switch().netns()?, seat, &self.topology().seats())?;
+        network::plug(&self.cluster_dir().name, &self.switch().netns()?, spec, &self.topology().hosts())?;
         self.heal(host.name())?;
-        if seat.kind == Kind::Node {
+        if spec.kind == HostKind::Node {
             node::boot(&host)?;
-            node::start_kubelet(&host, seat)?;
+            node::start_kubelet(&host, spec)?;
             node::start_kube_proxy(&host, self.topology())?;
         }
         Ok(())
@@ -122,9 +122,9 @@ impl Cluster {
 
 fn set_lines(verb: &str, port: &str, direction: Direction) -> String {
     let sets: &[&str] = match direction {
-        Direction::In => &["deaf"],
-        Direction::Out => &["mute"],
-        Direction::Both => &["deaf", "mute"],
+        Direction::In => &["cut_to"],
+        Direction::Out => &["cut_from"],
+        Direction::Both => &["cut_to", "cut_from"],
     };
     sets.iter().map(|set| format!("{verb} element bridge lab {set} {{ {port} }}\n")).collect()
 }

@@ -1,6 +1,6 @@
-//! A host of the lab as a handle: who it is, and how to run something in it.
+//! Handle on a host of the lab: its addresses, and commands in it.
 //!
-//! Reads the host's control group and network namespace; what it starts joins both.
+//! Reads the host's control group and network namespace. Processes that it starts join both.
 
 use std::ffi::OsStr;
 use std::fs;
@@ -13,137 +13,134 @@ use std::process::{Command, Stdio};
 use anyhow::{Context, Result, ensure};
 use netns::Namespace;
 
-use crate::cgroup::{Group, Hierarchies};
+use crate::cgroup::{Cgroup, CgroupHierarchies};
 use crate::network::{SWITCH, namespace_name};
-use crate::state::Place;
-use crate::topology::{Kind, PodCidrs, Seat};
+use crate::state::ClusterDir;
+use crate::topology::{HostKind, HostSpec, PodCidrs};
 
-/// A handle on a host. It stays valid over a power-off and a power-on.
+/// A handle on a host, valid also after a power-off and a power-on.
 #[derive(Clone, Debug)]
 pub struct Host {
-    place: Place,
-    /// None for the switch, which has no seat at itself.
-    seat: Option<Seat>,
-    group: Group,
+    cluster_dir: ClusterDir,
+    /// None for the switch.
+    spec: Option<HostSpec>,
+    group: Cgroup,
 }
 
 impl Host {
-    /// The handle on the host of this seat; the switch without one.
-    pub(crate) fn new(place: &Place, seat: Option<Seat>) -> Result<Self> {
-        let name = seat.as_ref().map_or(SWITCH, |seat| &seat.name);
-        let group = Hierarchies::find()?.cluster(&place.name).child(name);
-        Ok(Self { place: place.clone(), seat, group })
+    /// The handle on the host of this spec, or on the switch without a spec.
+    pub(crate) fn new(cluster_dir: &ClusterDir, spec: Option<HostSpec>) -> Result<Self> {
+        let name = spec.as_ref().map_or(SWITCH, |spec| &spec.name);
+        let group = CgroupHierarchies::find()?.cluster(&cluster_dir.name).child(name);
+        Ok(Self { cluster_dir: cluster_dir.clone(), spec, group })
     }
 
     /// `n1`, `l1`, `c1`, `cp` or `switch`.
     pub fn name(&self) -> &str {
-        self.seat.as_ref().map_or(SWITCH, |seat| &seat.name)
+        self.spec.as_ref().map_or(SWITCH, |spec| &spec.name)
     }
 
-    /// Its IPv4 address on the LAN. The switch has none.
+    /// Its IPv4 address on the LAN; the switch has no address.
     pub fn ipv4(&self) -> Ipv4Addr {
-        self.seat.as_ref().map_or(Ipv4Addr::UNSPECIFIED, Seat::v4)
+        self.spec.as_ref().map_or(Ipv4Addr::UNSPECIFIED, HostSpec::v4)
     }
 
-    /// Its IPv6 address on the LAN. The switch has none.
+    /// Its IPv6 address on the LAN; the switch has no address.
     pub fn ipv6(&self) -> Ipv6Addr {
-        self.seat.as_ref().map_or(Ipv6Addr::UNSPECIFIED, Seat::v6)
+        self.spec.as_ref().map_or(Ipv6Addr::UNSPECIFIED, HostSpec::v6)
     }
 
-    /// Its MAC address, `02:00:00:00:00:11`. The switch has none.
+    /// Its MAC address, `02:00:00:00:00:11`; the switch has no address.
     pub fn mac(&self) -> Option<String> {
-        self.seat.as_ref().map(Seat::mac)
+        self.spec.as_ref().map(HostSpec::mac)
     }
 
-    /// The addresses of its pods, if it is a node.
+    /// Its pod CIDRs, if it is a node.
     pub fn pods(&self) -> Option<PodCidrs> {
-        self.seat.as_ref().and_then(Seat::pods)
+        self.spec.as_ref().and_then(HostSpec::pods)
     }
 
-    /// Where its files are: logs in `log/`; a node's is its /var.
+    /// Its directory, with logs in `log/`. It is a node's /var.
     pub fn dir(&self) -> PathBuf {
-        self.place.host(self.name())
+        self.cluster_dir.host(self.name())
     }
 
-    /// Where its daemons' logs are.
+    /// The directory of its daemons' logs.
     pub fn logs(&self) -> PathBuf {
         self.dir().join("log")
     }
 
-    pub(crate) fn place(&self) -> &Place {
-        &self.place
+    pub(crate) fn cluster_dir(&self) -> &ClusterDir {
+        &self.cluster_dir
     }
 
-    pub(crate) fn group(&self) -> &Group {
+    pub(crate) fn group(&self) -> &Cgroup {
         &self.group
     }
 
-    pub(crate) fn seat(&self) -> Option<&Seat> {
-        self.seat.as_ref()
+    pub(crate) fn spec(&self) -> Option<&HostSpec> {
+        self.spec.as_ref()
     }
 
-    /// Its network namespace. There is none while it is powered off.
+    /// Its network namespace, which exists while it is powered on.
     pub fn netns(&self) -> Result<Namespace> {
-        let name = namespace_name(&self.place.name, self.name());
+        let name = namespace_name(&self.cluster_dir.name, self.name());
         Namespace::open(&name).with_context(|| {
-            format!("{} of cluster {:?} is powered off (no network namespace {name})", self.name(), self.place.name)
+            format!(
+                "{} of cluster {:?} is powered off (no network namespace {name})",
+                self.name(),
+                self.cluster_dir.name
+            )
         })
     }
 
     /// The network namespace of a pod on it whose `POD_NAME` is `pod`.
     pub fn netns_of_pod(&self, pod: &str) -> Result<Namespace> {
         let variable = format!("POD_NAME={pod}");
-        let is_its = |pid: &i32| {
+        let has_variable = |pid: &i32| {
             let environment = fs::read(format!("/proc/{pid}/environ")).unwrap_or_default();
             environment.split(|byte| *byte == 0).any(|entry| entry == variable.as_bytes())
         };
-        let pid = self.group.pids().into_iter().find(is_its);
-        let pid = pid.with_context(|| format!("no process on {} says that it is pod {pod}", self.name()))?;
+        let pid = self.group.pids().into_iter().find(has_variable);
+        let pid = pid.with_context(|| format!("no process on {} has {variable} in its environment", self.name()))?;
         Namespace::of_process(pid).with_context(|| format!("enter the network namespace of pod {pod}"))
     }
 
-    /// Runs `work` in its network namespace, on a thread of its own. Sockets opened there stay usable outside.
+    /// Runs `work` in its network namespace, on a new thread. Sockets opened there stay usable outside.
     pub fn run<T: Send>(&self, work: impl FnOnce() -> T + Send) -> Result<T> {
         Ok(self.netns()?.run(work))
     }
 
-    /// Process 1 of a booted node: the one that is first in a pid namespace directly below ours.
+    /// Process 1 of a booted node: the first process in a pid namespace directly below ours.
     pub(crate) fn init(&self) -> Option<i32> {
-        let level = |pid: i32| -> Option<Vec<i32>> {
-            let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
-            let ids = status.lines().find_map(|line| line.strip_prefix("NSpid:"))?;
-            Some(ids.split_whitespace().filter_map(|id| id.parse().ok()).collect())
-        };
-        let own = level(std::process::id() as i32)?.len();
-        self.group
-            .pids()
-            .into_iter()
-            .find(|pid| level(*pid).is_some_and(|ids| ids.len() == own + 1 && ids.last() == Some(&1)))
+        let own_levels = namespace_pids(std::process::id() as i32)?.len();
+        let is_init = |pids: Vec<i32>| pids.len() == own_levels + 1 && pids.last() == Some(&1);
+        self.group.pids().into_iter().find(|pid| namespace_pids(*pid).is_some_and(is_init))
     }
 
-    /// Whether its operating system runs: for a node with a kubelet, its process 1; for the others, their namespace.
+    /// Whether it is powered on: a node with a kubelet has a process 1, any other host a network namespace.
     pub fn is_up(&self) -> bool {
-        match self.seat.as_ref().map(|seat| seat.kind) {
-            Some(Kind::Node) => self.init().is_some(),
+        match self.spec.as_ref().map(|spec| spec.kind) {
+            Some(HostKind::Node) => self.init().is_some(),
             _ => self.netns().is_ok(),
         }
     }
 
-    /// A command that will run on this host: in its namespaces (a node has its own mounts and processes, the others only
-    /// a network) and in its control group, so that what happens to the host happens to the command.
+    /// A command that runs on this host: in its namespaces (a node has its own mounts and processes, the others only a
+    /// network) and in its control group, so that faults of the host affect the command.
     pub fn command(&self, program: impl AsRef<OsStr>) -> Result<Command> {
         self.command_in(&self.group, program)
     }
 
     #[allow(unsafe_code)]
-    pub(crate) fn command_in(&self, group: &Group, program: impl AsRef<OsStr>) -> Result<Command> {
-        let mut command = match self.seat.as_ref().map(|seat| seat.kind) {
-            Some(Kind::Node) => {
+    pub(crate) fn command_in(&self, group: &Cgroup, program: impl AsRef<OsStr>) -> Result<Command> {
+        let mut command = match self.spec.as_ref().map(|spec| spec.kind) {
+            Some(HostKind::Node) => {
                 let init = self.init().with_context(|| {
                     format!(
                         "{} is powered off: `lab power-on {} {}`, or see {}/boot.log",
                         self.name(),
-                        self.place.name,
+                        self.cluster_dir.name,
                         self.name(),
                         self.logs().display()
                     )
@@ -155,16 +152,16 @@ impl Host {
             }
             _ => self.netns()?.command(program),
         };
-        group.make()?;
-        let door = group.door()?;
+        group.create()?;
+        let procs = group.open_procs()?;
         // SAFETY: between fork and exec only write(2) on an open descriptor is called; nothing is allocated.
         unsafe {
-            command.pre_exec(move || nix::unistd::write(&door, b"0").map(drop).map_err(io::Error::from));
+            command.pre_exec(move || nix::unistd::write(&procs, b"0").map(drop).map_err(io::Error::from));
         }
         Ok(command)
     }
 
-    /// Runs a command line to its end and returns what it printed. The error has what it said.
+    /// Runs a command line to its end and returns its standard output. The error contains all output.
     pub fn output<A: AsRef<OsStr>>(&self, words: impl IntoIterator<Item = A>) -> Result<String> {
         let mut words = words.into_iter();
         let program = words.next().context("no command given")?;
@@ -181,4 +178,11 @@ impl Host {
         );
         Ok(String::from_utf8_lossy(&output.stdout).into_owned())
     }
+}
+
+/// The pids of a process in all its pid namespaces, the outermost first.
+fn namespace_pids(pid: i32) -> Option<Vec<i32>> {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+    let pids = status.lines().find_map(|line| line.strip_prefix("NSpid:"))?;
+    Some(pids.split_whitespace().filter_map(|id| id.parse().ok()).collect())
 }

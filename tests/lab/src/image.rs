@@ -1,7 +1,7 @@
-//! Images without a builder: one static binary becomes a docker-archive tar that containerd imports.
+//! Images without a builder: packs one static binary into a docker-archive tar that containerd imports.
 //!
 //! ```text
-//!   manifest.json     which config and layers belong to which name
+//!   manifest.json     config and layers of each image name
 //!   HASH.json         the config: entrypoint, architecture, hash of the layer
 //!   HASH/layer.tar    the one layer: the binary, at the root
 //! ```
@@ -15,18 +15,18 @@ use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
-/// One image to be: a binary and what to call it.
+/// An image to write: a binary and the image's name.
 #[derive(Clone, Copy, Debug)]
 pub struct Image<'a> {
-    /// A static binary. In the image it keeps its name, at the root, and is the entrypoint.
+    /// A static binary. It becomes the entrypoint, at the root of the image, under its own name.
     pub binary: &'a Path,
-    /// `landfall:dev`. With a tag other than `latest`, kubelets use what was loaded and never pull.
+    /// `landfall:dev`. With a tag other than `latest`, kubelets use the loaded image and never pull.
     pub name: &'a str,
 }
 
 /// Writes these images to one tar.
 pub fn write_archive(images: &[Image<'_>], out: &Path) -> Result<()> {
-    // By renaming: what is there under the name is always whole.
+    // Renamed at the end: a file of this name is always complete.
     let unfinished = out.with_added_extension(std::process::id().to_string());
     let file = fs::File::create(&unfinished).with_context(|| format!("write {}", unfinished.display()))?;
     let mut archive = tar::Builder::new(std::io::BufWriter::new(file));
@@ -97,7 +97,7 @@ mod tests {
             std::io::Read::read_to_end(&mut entry, &mut bytes).expect("read");
             files.insert(name, bytes);
         }
-        fs::remove_dir_all(&dir).expect("tidy up");
+        fs::remove_dir_all(&dir).expect("clean up");
         let manifest: Value = serde_json::from_slice(&files["manifest.json"]).expect("manifest");
         assert_eq!(manifest[0]["RepoTags"], json!(["hello:dev"]));
         let config = &files[manifest[0]["Config"].as_str().expect("config")];

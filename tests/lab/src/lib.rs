@@ -3,20 +3,29 @@
 //! ```no_run
 //! # async fn example() -> anyhow::Result<()> {
 //! use lab::{Cluster, Direction, Topology};
-//! let cluster = Cluster::up("example", &Topology { nodes: 2, ..Topology::default() }).await?;
+//! let cluster = Cluster::start("example", &Topology { nodes: 2, ..Topology::default() }).await?;
 //! cluster.apply("{apiVersion: v1, kind: Namespace, metadata: {name: example}}")?;
 //! cluster.cut("n1", Direction::Both)?;
 //! # Ok(()) }
 //! ```
 //!
-//! Everything in it is real but the hardware: kernels' network stacks, etcd, the Kubernetes components, containerd. A
-//! cluster touches the machine only in places it removes: namespaces `lf-NAME-*`, `/run/landfall-lab/NAME`, control
-//! groups `landfall-lab/NAME`, one port on 127.0.0.1. `docs/lab.md` is the guide.
+//! Everything is real except the hardware: kernels' network stacks, etcd, the Kubernetes components, containerd. A
+//! cluster touches only these parts of the machine, and removes them at its end: namespaces `lf-NAME-*`,
+//! `/run/landfall-lab/NAME`, control groups `landfall-lab/NAME`, one port on 127.0.0.1. `docs/lab.md` is the guide.
 //!
-//! The rooms: [`topology`] (what there is and its addresses, pure), `network` (cables), `control_plane`, `node` and
-//! `light_node` (what runs), [`image`], `host`, `process` and `answer` (handles), `faults` (what goes wrong on purpose),
-//! `cgroup` (who is whose process), `state` (files, locks, removal), `readiness` and `wait`, `collect`, and [`cluster`],
-//! which joins them.
+//! | file | content |
+//! |---|---|
+//! | [`topology`] | numbers of hosts → their names and addresses; pure |
+//! | `network` | the switch, cables, addresses and routes |
+//! | `control_plane`, `node`, `light_node` | the processes and objects of a cluster |
+//! | [`image`] | container images without a builder |
+//! | `host`, `process`, `answer` | handles on hosts and daemons, requests from a host |
+//! | `faults` | cuts, losses, freezes, power-offs |
+//! | `cgroup` | control groups of hosts and daemons |
+//! | `state` | directories, locks, removal |
+//! | `readiness`, `wait` | waiting, with time limits |
+//! | `collect` | evidence of a failed test |
+//! | [`cluster`] | all of these together |
 
 mod answer;
 mod certificates;

@@ -1,7 +1,7 @@
 //! `lab`: real Kubernetes clusters on this machine, from the command line.
 //!
-//! Reads arguments, calls the library, prints. Everything it makes outlives it, until `lab down`.
-#![allow(clippy::print_stdout, reason = "a command's output is what it prints")]
+//! Reads arguments, calls the library, prints. Its clusters outlive it, until `lab down`.
+#![allow(clippy::print_stdout, reason = "a command prints its output")]
 
 mod cli;
 

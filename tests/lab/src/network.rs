@@ -1,7 +1,7 @@
-//! Cables: the switch, and each host's place at it.
+//! Network: the switch, and the cable of each host.
 //!
-//! Touches network namespaces `lf-CLUSTER-HOST` in `/run/netns`, and nothing outside of them: the root namespace gets
-//! no interface.
+//! Touches network namespaces `lf-CLUSTER-HOST` in `/run/netns`, and nothing outside of them: the root namespace has no
+//! interface in the lab.
 //!
 //! ```text
 //!   lf-NAME-switch: br0 ── cp ─── eth0 lf-NAME-cp
@@ -15,11 +15,11 @@ use std::process::Stdio;
 use anyhow::{Context, Result, ensure};
 use netns::Namespace;
 
-use crate::topology::{Kind, POD_CIDRS, Seat};
+use crate::topology::{HostKind, HostSpec, POD_CIDRS};
 
 /// The bridge in the switch.
 pub const BRIDGE: &str = "br0";
-/// The name of the host that is the switch.
+/// The switch's name as a host.
 pub const SWITCH: &str = "switch";
 
 /// The name of a host's namespace.
@@ -27,12 +27,12 @@ pub fn namespace_name(cluster: &str, host: &str) -> String {
     format!("lf-{cluster}-{host}")
 }
 
-/// The cluster whose namespace this is. Hosts' names have no dash in them.
+/// The cluster of a namespace. Host names contain no dash.
 fn cluster_of(namespace: &str) -> Option<&str> {
     Some(namespace.strip_prefix("lf-")?.rsplit_once('-')?.0)
 }
 
-/// Names of all namespaces that belong to some cluster, with the name of the cluster.
+/// (cluster, namespace) of all namespaces of clusters.
 fn namespaces() -> Vec<(String, String)> {
     let entries = fs::read_dir("/run/netns").into_iter().flatten().flatten();
     let names = entries.map(|entry| entry.file_name().to_string_lossy().into_owned());
@@ -44,21 +44,21 @@ pub fn clusters() -> Vec<String> {
     namespaces().into_iter().map(|(cluster, _)| cluster).collect()
 }
 
-/// Takes away every namespace of a cluster.
+/// Deletes every namespace of a cluster.
 pub fn remove(cluster: &str) -> Result<()> {
-    for (_, name) in namespaces().into_iter().filter(|(of, _)| of == cluster) {
+    for (_, name) in namespaces().into_iter().filter(|(owner, _)| owner == cluster) {
         Namespace::delete(&name).with_context(|| format!("delete the network namespace {name}"))?;
     }
     Ok(())
 }
 
-/// Sets sysctls below `net`, where they exist, in one visit.
+/// Sets sysctls below `net`, if they exist, on one thread.
 fn sysctls(namespace: &Namespace, settings: &[(&str, &str)]) -> Result<()> {
     namespace.run(|| {
         for (key, value) in settings {
             let path = format!("/proc/sys/net/{}", key.replace('.', "/"));
             match fs::write(&path, value) {
-                // A kernel without that feature (bridge-nf, IPv6) has nothing to switch off.
+                // A kernel without the feature (bridge-nf, IPv6) has no such sysctl.
                 Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
                     return Err(error).with_context(|| format!("set {path} to {value}"));
                 }
@@ -86,16 +86,17 @@ pub fn nft(namespace: &Namespace, script: &str) -> Result<()> {
     Ok(())
 }
 
-/// Makes the switch: a learning bridge that floods multicast and has no address itself.
-pub fn make_switch(cluster: &str) -> Result<Namespace> {
-    let switch = Namespace::named(&namespace_name(cluster, SWITCH)).context("make the switch's network namespace")?;
+/// Creates the switch: a learning bridge that floods multicast and has no address.
+pub fn create_switch(cluster: &str) -> Result<Namespace> {
+    let switch =
+        Namespace::create_named(&namespace_name(cluster, SWITCH)).context("make the switch's network namespace")?;
     sysctls(
         &switch,
         &[
             ("bridge.bridge-nf-call-iptables", "0"),
             ("bridge.bridge-nf-call-ip6tables", "0"),
             ("bridge.bridge-nf-call-arptables", "0"),
-            // The switch says nothing of its own.
+            // The switch sends no packets of its own.
             ("ipv6.conf.all.disable_ipv6", "1"),
             ("ipv6.conf.default.disable_ipv6", "1"),
         ],
@@ -107,17 +108,18 @@ pub fn make_switch(cluster: &str) -> Result<Namespace> {
     Ok(switch)
 }
 
-/// Makes a host's namespace and plugs it in: addresses, routes to the pods of all `seats`, forwarding if it routes.
-pub fn plug(cluster: &str, switch: &Namespace, seat: &Seat, seats: &[Seat]) -> Result<Namespace> {
-    let name = namespace_name(cluster, &seat.name);
-    let host = Namespace::named(&name).with_context(|| format!("make the network namespace {name}"))?;
-    let routes = seat.kind != Kind::Client;
+/// Creates a host's namespace and its cable to the switch, and sets addresses, routes to the pods of all `specs`, and
+/// forwarding.
+pub fn plug(cluster: &str, switch: &Namespace, spec: &HostSpec, specs: &[HostSpec]) -> Result<Namespace> {
+    let name = namespace_name(cluster, &spec.name);
+    let host = Namespace::create_named(&name).with_context(|| format!("make the network namespace {name}"))?;
+    let routes = spec.kind != HostKind::Client;
     let forwarding = if routes { "1" } else { "0" };
     sysctls(
         &host,
         &[
-            // Before the interface exists, as it inherits them. No duplicate address detection: it takes a second or
-            // two, and these addresses are unique by construction.
+            // Set before the interface exists, which inherits them. Duplicate address detection is off: it takes a second
+            // or two, and these addresses are unique.
             ("ipv6.conf.all.accept_dad", "0"),
             ("ipv6.conf.default.accept_dad", "0"),
             ("ipv6.conf.default.accept_ra", "0"),
@@ -127,11 +129,11 @@ pub fn plug(cluster: &str, switch: &Namespace, seat: &Seat, seats: &[Seat]) -> R
             ("ipv6.conf.all.forwarding", forwarding),
         ],
     )?;
-    netns::veth((&host, "eth0"), (switch, &seat.name)).with_context(|| format!("plug {} in", seat.name))?;
-    switch.ip([format!("link set {} master {BRIDGE} up", seat.name)])?;
-    host.ip(address_lines(seat, seats))?;
-    if let Some(pods) = seat.pods() {
-        // What leaves the cluster leaves with the node's address, as the LAN knows nothing of pods.
+    netns::veth((&host, "eth0"), (switch, &spec.name)).with_context(|| format!("plug {} in", spec.name))?;
+    switch.ip([format!("link set {} master {BRIDGE} up", spec.name)])?;
+    host.ip(address_lines(spec, specs))?;
+    if let Some(pods) = spec.pods() {
+        // Packets of pods leave the cluster with the node's address, because the LAN has no routes to pods.
         let [all4, all6] = POD_CIDRS;
         nft(
             &host,
@@ -147,30 +149,30 @@ pub fn plug(cluster: &str, switch: &Namespace, seat: &Seat, seats: &[Seat]) -> R
     Ok(host)
 }
 
-/// Unplugs a host: its cable, then its namespace, which goes with the last process in it.
+/// Removes a host's cable, then its namespace, which ends with the last process in it.
 pub fn unplug(cluster: &str, switch: &Namespace, host: &str) -> Result<()> {
     switch.ip([format!("link del {host}")])?;
     let name = namespace_name(cluster, host);
     Namespace::delete(&name).with_context(|| format!("delete the network namespace {name}"))
 }
 
-/// The lines for `ip` that give a host its addresses and routes.
-fn address_lines(seat: &Seat, seats: &[Seat]) -> Vec<String> {
+/// Command lines of `ip` that set a host's addresses and routes.
+fn address_lines(spec: &HostSpec, specs: &[HostSpec]) -> Vec<String> {
     let mut lines = vec![
-        format!("link set eth0 address {} up", seat.mac()),
-        format!("addr add {}/24 dev eth0", seat.v4()),
-        format!("addr add {}/64 dev eth0 nodad", seat.v6()),
+        format!("link set eth0 address {} up", spec.mac()),
+        format!("addr add {}/24 dev eth0", spec.v4()),
+        format!("addr add {}/64 dev eth0 nodad", spec.v6()),
     ];
-    if seat.kind == Kind::Client {
+    if spec.kind == HostKind::Client {
         return lines;
     }
-    for other in seats.iter().filter(|other| other.name != seat.name) {
+    for other in specs.iter().filter(|other| other.name != spec.name) {
         if let Some(pods) = other.pods() {
             lines.push(format!("route add {} via {}", pods.v4(), other.v4()));
             lines.push(format!("route add {} via {}", pods.v6(), other.v6()));
         }
         // Without a default route a connect to a ClusterIP fails before NAT sees it.
-        if other.kind == Kind::ControlPlane {
+        if other.kind == HostKind::ControlPlane {
             lines.push(format!("route add default via {}", other.v4()));
             lines.push(format!("route add default via {}", other.v6()));
         }
@@ -184,11 +186,11 @@ mod tests {
     use crate::topology::Topology;
 
     #[test]
-    fn a_node_routes_to_the_pods_of_the_others_and_a_client_to_none() {
-        let seats = Topology { nodes: 2, ..Topology::default() }.seats();
+    fn only_nodes_have_routes_to_pods() {
+        let specs = Topology { nodes: 2, ..Topology::default() }.hosts();
         let lines = |name: &str| {
-            let seat = seats.iter().find(|seat| seat.name == name).expect("a seat");
-            address_lines(seat, &seats)
+            let spec = specs.iter().find(|spec| spec.name == name).expect("a host");
+            address_lines(spec, &specs)
         };
         assert_eq!(
             lines("n1"),

@@ -1,9 +1,9 @@
-//! A node: what happens from power-on until its kubelet runs.
+//! A node, from power-on until its kubelet runs.
 //!
-//! Touches, on the machine: the directory of the node (which is its /var, and stays over a power-off as a disk does), its
-//! control groups, and processes. Inside, a node has its own /var, /run, /proc, /sys, host name, processes and network;
-//! the rest is the machine's. Process 1 is `pause`. When that dies, the kernel ends every process of the node and its
-//! mounts go with them, so nothing inside needs to be tidied up.
+//! Touches, on the machine: the directory of the node (its /var, which stays after a power-off like a disk), its control
+//! groups, and processes. Inside, a node has its own /var, /run, /proc, /sys, host name, processes and network, and shares
+//! the rest with the machine. Process 1 is `pause`. When it ends, the kernel kills all processes of the node and removes
+//! its mounts.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
@@ -14,32 +14,32 @@ use std::time::{Duration, Instant, SystemTime};
 use anyhow::{Context, Result, ensure};
 
 use crate::certificates::Authority;
-use crate::cgroup::Hierarchies;
+use crate::cgroup::CgroupHierarchies;
 use crate::control_plane::{binary, lan_url, lease_duration};
 use crate::host::Host;
-use crate::topology::{KubeProxy, POD_CIDRS, Seat, Topology};
+use crate::topology::{HostSpec, KubeProxy, POD_CIDRS, Topology};
 
-/// Where the lab's own files are inside a node; below its directory seen from outside.
+/// The lab's own files inside a node.
 const FILES: &str = "/var/lib/lab";
-/// What holds a pod's namespaces.
+/// The image whose container holds a pod's namespaces.
 pub const PAUSE_IMAGE: &str = "docker.io/library/pause:dev";
-/// Mounting takes tens of milliseconds and containerd half a second; the machine may be busy.
-const BOOT: Duration = Duration::from_secs(30);
-/// From the end of `setsid` until its child has joined its group: it runs a shell, which takes milliseconds. On a machine with
-/// much else to do it has taken more than a second.
-const BIRTH: Duration = Duration::from_secs(10);
+/// Limit of waiting for a boot. Mounting takes tens of milliseconds and containerd half a second, if the machine is idle.
+const BOOT_TIMEOUT: Duration = Duration::from_secs(30);
+/// Limit of waiting until the child of `setsid` has joined its group. It runs a shell, which takes milliseconds; on a busy
+/// machine it has taken more than a second.
+const JOIN_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Writes what a node finds on its disk: keys and configurations.
-pub fn write_files(node: &Host, seat: &Seat, topology: &Topology, authority: &Authority) -> Result<()> {
-    let pods = seat.pods().context("invariant: a node has pods")?;
+/// Writes the files of a node's disk: keys and configurations.
+pub fn write_files(node: &Host, spec: &HostSpec, topology: &Topology, authority: &Authority) -> Result<()> {
+    let pods = spec.pods().context("invariant: a node has pods")?;
     let url = lan_url(topology);
-    let name = &seat.name;
+    let name = &spec.name;
     let user = format!("system:node:{name}");
     let server =
-        authority.identity(&user, "system:nodes", &[name.clone(), seat.v4().to_string(), seat.v6().to_string()])?;
+        authority.identity(&user, "system:nodes", &[name.clone(), spec.v4().to_string(), spec.v6().to_string()])?;
     let dir = node.dir().join("lib/lab");
-    for made in [&dir.join("cni"), &dir.join("cni-bin"), &node.dir().join("log/pods"), &node.dir().join("tmp")] {
-        fs::create_dir_all(made)?;
+    for folder in [&dir.join("cni"), &dir.join("cni-bin"), &node.dir().join("log/pods"), &node.dir().join("tmp")] {
+        fs::create_dir_all(folder)?;
     }
     for (file, text) in [
         ("ca.crt", authority.certificate()),
@@ -54,7 +54,7 @@ pub fn write_files(node: &Host, seat: &Seat, topology: &Topology, authority: &Au
     ] {
         fs::write(dir.join(file), text).with_context(|| format!("write {}", dir.join(file).display()))?;
     }
-    // A plugin finds the others where it was found itself.
+    // A plugin looks for other plugins in its own directory.
     for plugin in CNI_PLUGINS {
         std::os::unix::fs::symlink(Path::new("/usr/lib/cni").join(plugin), dir.join("cni-bin").join(plugin))?;
     }
@@ -62,7 +62,7 @@ pub fn write_files(node: &Host, seat: &Seat, topology: &Topology, authority: &Au
     Ok(())
 }
 
-/// Runs in the node's new namespaces, as process 1, and becomes `pause`.
+/// The script that runs as process 1 in the node's new namespaces, and then executes `pause`.
 fn boot_script(node: &Host, subtrees: &[(String, PathBuf)]) -> Result<String> {
     let pause = binary("pause")?;
     let bin = pause.parent().context("invariant: a binary is in a directory")?;
@@ -76,27 +76,27 @@ fn boot_script(node: &Host, subtrees: &[(String, PathBuf)]) -> Result<String> {
         r#"# Boots node {name}: run by the lab as process 1 of new mount, pid, uts and ipc namespaces.
 set -eu
 hostname {name}
-# Without a mount table in user space, for which /run is not ready.
+# Without a mount table in user space, because /run is not ready.
 mount() {{ command mount -n "$@"; }}
-# Copies of other hosts' mounts would keep those alive after their end.
+# Copies of other hosts' mounts would keep those mounts alive after their end.
 others=$(awk '$5 ~ "^/run/(netns|landfall-lab)($|/)" {{ print $5 }}' /proc/self/mountinfo)
 
 mount --bind {dir} /var
 ln -sfn /run /var/run; ln -sfn /run/lock /var/lock
-# /run is built aside, while the machine's is still needed. The programs are in it, as they may be anywhere.
+# The new /run is built elsewhere, while the machine's /run is still in use. The programs are mounted into it.
 mkdir -p /var/.run
 mount -t tmpfs -o mode=755 run /var/.run
 mkdir -p /var/.run/lab /var/.run/lock /var/.run/cgroup
 mount --bind {bin} /var/.run/lab
-# What is the whole of each control group hierarchy in here is a part of the machine's.
+# The node sees a subtree of each of the machine's control group hierarchies as the whole hierarchy.
 mount -t tmpfs -o mode=755 cgroup /var/.run/cgroup
 {cgroups}
 [ -z "$others" ] || umount -n -l $others 2>/dev/null || :
-# Mounts that are only covered would still be listed, and taken for the node's.
+# A covered mount would still be listed, and programs would use it as the node's.
 umount -n -l /sys/fs/cgroup
 mount --move /var/.run /run
 mount -t proc proc /proc
-# A kubelet sets these, and they are the whole machine's: it shall find what it wants and set nothing.
+# A kubelet sets these sysctls, which belong to the whole machine. It finds its values in these files, and sets nothing.
 for setting in vm/overcommit_memory=1 vm/panic_on_oom=0 kernel/panic=10 kernel/panic_on_oops=1 \
     kernel/keys/root_maxkeys=1000000 kernel/keys/root_maxbytes=25000000; do
   file=/run/sysctl/${{setting%=*}}
@@ -107,7 +107,7 @@ done
 mount -t sysfs sys /sys
 mount --move /run/cgroup /sys/fs/cgroup
 mount -t bpf bpf /sys/fs/bpf 2>/dev/null || :
-# Volumes may ask for mount propagation.
+# For volumes with mount propagation.
 mount --make-rshared /
 exec /run/lab/pause
 "#,
@@ -117,10 +117,10 @@ exec /run/lab/pause
     ))
 }
 
-/// Boots the node: its namespaces, process 1, and containerd, ready to run containers. Its network must be plugged in.
+/// Boots the node: its namespaces, process 1, and containerd, ready to run containers. Its network must exist.
 pub fn boot(node: &Host) -> Result<()> {
-    let subtrees = Hierarchies::find()?.make_subtrees(&node.place().name, node.name())?;
-    let script = script_of(node);
+    let subtrees = CgroupHierarchies::find()?.create_subtrees(&node.cluster_dir().name, node.name())?;
+    let script = boot_script_path(node);
     fs::write(&script, boot_script(node, &subtrees)?).with_context(|| format!("write {}", script.display()))?;
     let mut unshare = Command::new("unshare");
     unshare.args(["--mount", "--pid", "--fork", "--uts", "--ipc", "--propagation=private", "/bin/sh"]);
@@ -129,24 +129,24 @@ pub fn boot(node: &Host) -> Result<()> {
     let mut containerd = Command::new("containerd");
     containerd.args(["--config", &format!("{FILES}/containerd.toml"), "--log-level", "info"]);
     node.spawn("containerd", &containerd)?;
-    wait(node, "containerd", || containerd_answers(node))
+    wait_until_ready(node, "containerd", || containerd_answers(node))
 }
 
-fn script_of(node: &Host) -> PathBuf {
+fn boot_script_path(node: &Host) -> PathBuf {
     node.dir().join("lib/lab/boot.sh")
 }
 
-/// When the node was last booted: what the API server says about it from before is out of date.
-pub fn booted_at(node: &Host) -> Result<SystemTime> {
-    // Each boot writes its script anew.
-    Ok(fs::metadata(script_of(node)).and_then(|data| data.modified())?)
+/// Time of the node's last boot. A Node status that is older is out of date.
+pub fn boot_time(node: &Host) -> Result<SystemTime> {
+    // Each boot writes its script again.
+    Ok(fs::metadata(boot_script_path(node)).and_then(|data| data.modified())?)
 }
 
 /// Starts process 1 from outside and waits until it has become `pause`.
 fn start_init(node: &Host, unshare: &Command) -> Result<()> {
-    // The node isn't there yet to start something in: only its network namespace and its group are.
+    // `Host::command` needs process 1. At this point only the node's network namespace and its group exist.
     let group = node.group().child("init");
-    group.make()?;
+    group.create()?;
     let log = fs::File::create(node.logs().join("boot.log"))?;
     let mut command = node.netns()?.command("setsid");
     command.arg("--fork").arg("/bin/sh").args(["-c", r#"echo 0 > "$0" && exec "$@""#]);
@@ -155,38 +155,42 @@ fn start_init(node: &Host, unshare: &Command) -> Result<()> {
     command.stdin(std::process::Stdio::null()).stdout(log.try_clone()?).stderr(log);
     let status = command.status().context("start process 1")?;
     ensure!(status.success(), "process 1 of {}: setsid ended with {status}", node.name());
-    wait(node, "boot", || node.is_up() && !node.processes("/run/lab/pause").is_empty())
+    wait_until_ready(node, "boot", || node.is_up() && !node.processes("/run/lab/pause").is_empty())
 }
 
-fn wait(node: &Host, log: &str, ready: impl Fn() -> bool) -> Result<()> {
+fn wait_until_ready(node: &Host, log: &str, is_ready: impl Fn() -> bool) -> Result<()> {
     let start = Instant::now();
-    while !ready() {
+    while !is_ready() {
         let path = node.logs().join(format!("{log}.log"));
-        let said = || fs::read_to_string(&path).unwrap_or_default();
-        let tail =
-            || said().lines().rev().take(10).collect::<Vec<_>>().into_iter().rev().collect::<Vec<_>>().join("\n");
         ensure!(
-            start.elapsed() < BOOT,
-            "{log} of {} is not ready after {BOOT:?}; {}:\n{}",
+            start.elapsed() < BOOT_TIMEOUT,
+            "{log} of {} is not ready after {BOOT_TIMEOUT:?}; {}:\n{}",
             node.name(),
             path.display(),
-            tail()
+            last_lines(&path)
         );
-        let ended = !node.group().is_populated() && start.elapsed() > BIRTH;
-        ensure!(!ended, "{log} of {} has ended; {}:\n{}", node.name(), path.display(), tail());
+        let ended = !node.group().is_populated() && start.elapsed() > JOIN_TIMEOUT;
+        ensure!(!ended, "{log} of {} has ended; {}:\n{}", node.name(), path.display(), last_lines(&path));
         std::thread::sleep(Duration::from_millis(10));
     }
     Ok(())
 }
 
-/// A connection to its socket, through the node's own root: that is where its /run is.
+/// The last ten lines of a log.
+fn last_lines(log: &Path) -> String {
+    let text = fs::read_to_string(log).unwrap_or_default();
+    let lines: Vec<&str> = text.lines().collect();
+    lines[lines.len().saturating_sub(10)..].join("\n")
+}
+
+/// Whether containerd accepts connections. Its socket is in the node's /run, so this opens it through the node's root.
 fn containerd_answers(node: &Host) -> bool {
     let Some(init) = node.init() else { return false };
     let socket = format!("/proc/{init}/root/run/containerd/containerd.sock");
     std::os::unix::net::UnixStream::connect(socket).is_ok()
 }
 
-/// Gives the node's containerd the images of a tar. The tar may be anywhere on the machine.
+/// Imports the images of a tar into the node's containerd. The tar may be anywhere on the machine.
 pub fn load_image(node: &Host, tar: &Path) -> Result<()> {
     let file = fs::File::open(tar).with_context(|| format!("open the image {}", tar.display()))?;
     let mut ctr = node.command("ctr")?;
@@ -203,14 +207,14 @@ pub fn load_image(node: &Host, tar: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Starts the kubelet. The API server must answer, or it waits longer and longer between attempts.
-pub fn start_kubelet(node: &Host, seat: &Seat) -> Result<()> {
+/// Starts the kubelet. The API server must answer already: otherwise the kubelet backs off.
+pub fn start_kubelet(node: &Host, spec: &HostSpec) -> Result<()> {
     binary("kubernetes")?;
     let mut kubelet = Command::new("/run/lab/kubernetes");
     kubelet.args(["kubelet", &format!("--config={FILES}/kubelet.yaml")]);
     kubelet.arg(format!("--kubeconfig={FILES}/kubelet.kubeconfig"));
-    kubelet.arg(format!("--hostname-override={}", seat.name));
-    kubelet.arg(format!("--node-ip={},{}", seat.v4(), seat.v6()));
+    kubelet.arg(format!("--hostname-override={}", spec.name));
+    kubelet.arg(format!("--node-ip={},{}", spec.v4(), spec.v6()));
     node.spawn("kubelet", &kubelet)?;
     Ok(())
 }
@@ -238,14 +242,14 @@ authentication: {{x509: {{clientCAFile: {FILES}/ca.crt}}}}
 tlsCertFile: {FILES}/kubelet.crt
 tlsPrivateKeyFile: {FILES}/kubelet.key
 containerRuntimeEndpoint: unix:///run/containerd/containerd.sock
-# The machine's version 1 hierarchies, without the parts that need more privileges than the lab has.
+# Uses the machine's version 1 hierarchies, without features that need more privileges than the lab has.
 failCgroupV1: false
 cgroupDriver: cgroupfs
 cgroupsPerQOS: false
 enforceNodeAllocatable: []
 localStorageCapacityIsolation: false
 failSwapOn: false
-# The machine's memory and disks are shared by all nodes: no node may evict for what others use.
+# All nodes share the machine's memory and disks: no node may evict pods because of the others' usage.
 evictionHard: {{memory.available: "0%", nodefs.available: "0%", nodefs.inodesFree: "0%", imagefs.available: "0%"}}
 imageGCHighThresholdPercent: 100
 maxPods: 250
@@ -282,16 +286,16 @@ disabled_plugins = [
     )
 }
 
-/// Debian's plugins that are used.
+/// Debian's CNI plugins in use.
 const CNI_PLUGINS: [&str; 4] = ["host-local", "loopback", "portmap", "ptp"];
-/// Debian's ptp waits until the kernel has looked for duplicates of the pod's address, which takes over a second and
-/// makes up most of a pod's start. Addresses are unique here.
+/// Debian's ptp waits for the kernel's duplicate address detection, which takes over a second and is most of a pod's start
+/// time. Addresses are unique here, so this wrapper turns it off.
 const CNI_PLUGIN: &str = r#"#!/bin/sh
 case $CNI_COMMAND in ADD) nsenter --net="$CNI_NETNS" sh -c 'echo 0 >/proc/sys/net/ipv6/conf/default/accept_dad' ;; esac
 exec /usr/lib/cni/ptp
 "#;
 
-/// A cable from the node to each pod, and addresses that are forgotten at power-off.
+/// The CNI configuration: a cable from the node to each pod. A power-off deletes the list of assigned addresses.
 fn cni_config(v4: &str, v6: &str) -> String {
     format!(
         r#"{{

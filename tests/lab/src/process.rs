@@ -1,7 +1,7 @@
-//! Daemons on hosts, and processes in general: started under a name, found by a pattern, signalled, ended.
+//! Daemons on hosts, started under a name, and other processes, found by a pattern.
 //!
-//! Touches processes in the host's control group only: those the lab started there and their descendants. A daemon has a
-//! group of its own, and how it was started is kept in `daemons/NAME.json` in the host's directory.
+//! Touches only processes in the host's control group: those the lab started there, and their descendants. A daemon has a
+//! group of its own; `daemons/NAME.json` in the host's directory stores its command.
 
 use std::ffi::OsStr;
 use std::fs;
@@ -14,32 +14,33 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde::{Deserialize, Serialize};
 
-use crate::cgroup::Group;
+use crate::cgroup::Cgroup;
 use crate::host::Host;
 
-/// What daemons get for an environment, besides what they are given: none of the caller's proxies and kubeconfigs.
+/// PATH of daemons. Their environment contains this, HOME and their own variables, but not the caller's proxies and
+/// kubeconfigs.
 const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
 impl Host {
-    /// Starts a daemon on this host under a name; it outlives the caller, and its output goes to `log/NAME.log`.
-    /// Only the program, the arguments and the variables set in `what` count: it does not inherit the environment.
-    pub fn spawn(&self, name: &str, what: &Command) -> Result<Process> {
-        self.spawn_with(name, what, None)
+    /// Starts a daemon on this host under a name. It outlives the caller, and its output goes to `log/NAME.log`.
+    /// Uses only the program, the arguments and the variables of `command`: a daemon does not inherit the environment.
+    pub fn spawn(&self, name: &str, command: &Command) -> Result<Process> {
+        self.spawn_with_stdin(name, command, None)
     }
 
-    /// As [`Host::spawn`], with something for standard input.
-    pub(crate) fn spawn_with(&self, name: &str, what: &Command, stdin: Option<OwnedFd>) -> Result<Process> {
+    /// As [`Host::spawn`], with a file as standard input.
+    pub(crate) fn spawn_with_stdin(&self, name: &str, command: &Command, stdin: Option<OwnedFd>) -> Result<Process> {
         let process = self.process(name);
-        let launch = Launch::of(what, stdin.is_none());
+        let spec = DaemonSpec::from_command(command, stdin.is_none());
         fs::create_dir_all(self.dir().join("daemons"))?;
-        fs::write(process.launch_file(), serde_json::to_string_pretty(&launch)?)?;
-        self.launch(name, &launch, stdin)
+        fs::write(process.spec_file(), serde_json::to_string_pretty(&spec)?)?;
+        self.start_daemon(name, &spec, stdin)
     }
 
-    fn launch(&self, name: &str, launch: &Launch, stdin: Option<OwnedFd>) -> Result<Process> {
+    fn start_daemon(&self, name: &str, spec: &DaemonSpec, stdin: Option<OwnedFd>) -> Result<Process> {
         let process = self.process(name);
         ensure!(!process.is_running(), "{name} already runs on {}", self.name());
-        let program = launch.words.first().map_or("", String::as_str);
+        let program = spec.words.first().map_or("", String::as_str);
         ensure!(
             Path::new(program).is_absolute() || !program.contains('/'),
             "start {name} on {}: a daemon starts in /, so {program} must be absolute or found in {PATH}",
@@ -48,8 +49,8 @@ impl Host {
         fs::create_dir_all(self.logs())?;
         let log = fs::File::options().create(true).append(true).open(&process.log)?;
         let mut command = self.command_in(&process.group, "setsid")?;
-        command.arg("--fork").args(&launch.words);
-        command.env_clear().env("PATH", PATH).env("HOME", "/root").envs(launch.variables.iter().cloned());
+        command.arg("--fork").args(&spec.words);
+        command.env_clear().env("PATH", PATH).env("HOME", "/root").envs(spec.variables.iter().cloned());
         command.current_dir("/").stdin(stdin.map_or_else(Stdio::null, Stdio::from));
         command.stdout(log.try_clone()?).stderr(log);
         let status = command.status().with_context(|| format!("start {name} on {}", self.name()))?;
@@ -62,7 +63,7 @@ impl Host {
         Ok(process)
     }
 
-    /// The handle on a daemon that was started under this name, in whatever process.
+    /// The handle on a daemon of this name, which any process may have started.
     pub fn process(&self, name: &str) -> Process {
         Process {
             host: self.clone(),
@@ -72,13 +73,14 @@ impl Host {
         }
     }
 
-    /// The names of the daemons that run on it, sorted.
+    /// The names of the running daemons, sorted.
     pub fn daemons(&self) -> Vec<String> {
         let names = self.group().children().into_iter();
         names.filter(|name| self.group().child(name).is_populated()).collect()
     }
 
-    /// Every process of the host whose command line has `pattern` in it, containers' included: (pid here, command line).
+    /// (pid outside of the host, command line) of every process of the host, containers included, whose command line
+    /// contains `pattern`.
     pub fn processes(&self, pattern: &str) -> Vec<(i32, String)> {
         let mut found: Vec<(i32, String)> = Vec::new();
         for pid in self.group().pids() {
@@ -93,8 +95,8 @@ impl Host {
         found
     }
 
-    /// Sends a signal to every process of the host whose command line has `pattern` in it. Returns whom it reached; it
-    /// is an error if there is none.
+    /// Sends a signal to every process of the host whose command line contains `pattern`. Returns these processes; fails
+    /// without one.
     pub fn signal(&self, pattern: &str, signal: Signal) -> Result<Vec<(i32, String)>> {
         let found = self.processes(pattern);
         if found.is_empty() {
@@ -103,7 +105,7 @@ impl Host {
         }
         for (pid, line) in &found {
             match kill(Pid::from_raw(*pid), signal) {
-                // It ended by itself in between.
+                // ESRCH: it has ended by itself.
                 Ok(()) | Err(nix::errno::Errno::ESRCH) => {}
                 Err(error) => bail!("{signal} to {pid} ({line}) on {}: {error}", self.name()),
             }
@@ -111,25 +113,25 @@ impl Host {
         Ok(found)
     }
 
-    /// Ends every process whose command line has `pattern` in it by SIGKILL.
+    /// Kills every process whose command line contains `pattern`.
     pub fn kill(&self, pattern: &str) -> Result<Vec<(i32, String)>> {
         self.signal(pattern, Signal::SIGKILL)
     }
 }
 
-/// How a daemon is started.
+/// The command of a daemon.
 #[derive(Serialize, Deserialize)]
-struct Launch {
+struct DaemonSpec {
     /// The program and its arguments.
     words: Vec<String>,
-    /// The environment it gets.
+    /// Its environment variables.
     variables: Vec<(String, String)>,
-    /// Whether that is all it takes.
+    /// Whether it can start again: its standard input is no file of the caller.
     repeatable: bool,
 }
 
-impl Launch {
-    fn of(command: &Command, repeatable: bool) -> Self {
+impl DaemonSpec {
+    fn from_command(command: &Command, repeatable: bool) -> Self {
         let text = |word: &OsStr| word.to_string_lossy().into_owned();
         let words = std::iter::once(command.get_program()).chain(command.get_args()).map(text).collect();
         let variables = command.get_envs().filter_map(|(key, value)| Some((text(key), text(value?)))).collect();
@@ -142,57 +144,55 @@ impl Launch {
 pub struct Process {
     host: Host,
     name: String,
-    group: Group,
+    group: Cgroup,
     log: PathBuf,
 }
 
 impl Process {
-    /// Its name.
     pub fn name(&self) -> &str {
         &self.name
     }
 
-    /// Where its output goes.
+    /// The file with its output.
     pub fn log(&self) -> &Path {
         &self.log
     }
 
-    /// Whether it runs.
     pub fn is_running(&self) -> bool {
         self.group.is_populated()
     }
 
-    /// Its processes, as numbered here.
+    /// The pids of its processes, as seen outside of the host.
     pub fn pids(&self) -> Vec<i32> {
         self.group.pids()
     }
 
-    fn launch_file(&self) -> PathBuf {
+    fn spec_file(&self) -> PathBuf {
         self.host.dir().join("daemons").join(format!("{}.json", self.name))
     }
 
-    /// Starts it again as it was started before, after it has ended.
+    /// Starts it again with its former command, after it has ended.
     pub fn start(&self) -> Result<()> {
-        let file = self.launch_file();
+        let file = self.spec_file();
         let text = fs::read(&file).with_context(|| {
             format!("{} was never started on {} (no {})", self.name, self.host.name(), file.display())
         })?;
-        let launch: Launch = serde_json::from_slice(&text)?;
+        let spec: DaemonSpec = serde_json::from_slice(&text)?;
         ensure!(
-            launch.repeatable,
-            "{} on {} can't be started again: what it was given is gone",
+            spec.repeatable,
+            "{} on {} can't start again: its standard input was a file of its first start",
             self.name,
             self.host.name()
         );
-        self.host.launch(&self.name, &launch, None).map(drop)
+        self.host.start_daemon(&self.name, &spec, None).map(drop)
     }
 
-    /// Ends it, and all it has started, by SIGKILL. Fine if it has ended.
+    /// Kills it and its descendants. Succeeds if it has ended.
     pub fn kill(&self) -> Result<()> {
         self.group.kill()
     }
 
-    /// Sends it, and all it has started, a signal.
+    /// Sends a signal to it and its descendants.
     pub fn signal(&self, signal: Signal) -> Result<()> {
         for pid in self.pids() {
             match kill(Pid::from_raw(pid), signal) {
@@ -203,12 +203,12 @@ impl Process {
         Ok(())
     }
 
-    /// Stops it, and all it has started, where they are.
+    /// Freezes it and its descendants.
     pub fn freeze(&self) -> Result<()> {
         self.group.freeze(true)
     }
 
-    /// Lets it go on.
+    /// Thaws it and its descendants.
     pub fn thaw(&self) -> Result<()> {
         self.group.freeze(false)
     }

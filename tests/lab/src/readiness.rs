@@ -1,6 +1,6 @@
-//! Whether a cluster does what it should by now.
+//! Waits until a cluster is ready.
 //!
-//! Asks the API server, and kube-proxy on each node. Changes nothing.
+//! Reads from the API server, and from kube-proxy on each node. Changes nothing.
 
 use std::time::{Duration, Instant, SystemTime};
 
@@ -11,22 +11,22 @@ use kube::api::{Api, ListParams};
 use crate::cluster::Cluster;
 use crate::host::Host;
 use crate::node;
-use crate::topology::{Kind, KubeProxy};
+use crate::topology::{HostKind, KubeProxy};
 use crate::wait::wait_until;
 
 impl Cluster {
-    /// Waits until the API server says that it is ready.
+    /// Waits until the API server reports that it is ready.
     pub async fn wait_for_api(&self, within: Duration) -> Result<()> {
         let client = self.client();
         wait_until(within, "the API server to be ready", async || {
             let request = http_get("/readyz")?;
-            client.request_text(request).await.map_err(|error| error_of_log(error.into(), self.control_plane()))
+            client.request_text(request).await.map_err(|error| explain_error(error.into(), self.control_plane()))
         })
         .await
         .map(drop)
     }
 
-    /// Waits until every node that is powered on is Ready, and pods can be made.
+    /// Waits until every node that is powered on is Ready, and the API server admits pods.
     pub async fn wait_ready(&self, within: Duration) -> Result<()> {
         let wanted: Vec<Host> =
             self.hosts()?.into_iter().filter(|host| host.pods().is_some() && host.netns().is_ok()).collect();
@@ -39,7 +39,7 @@ impl Cluster {
             Ok(())
         })
         .await?;
-        // Without these no pod is admitted.
+        // Without these the API server admits no pod.
         let accounts: Api<ServiceAccount> = Api::namespaced(self.client(), "default");
         let roots: Api<ConfigMap> = Api::namespaced(self.client(), "default");
         wait_until(within, "the default ServiceAccount", async || {
@@ -50,7 +50,7 @@ impl Cluster {
         .await?;
         if self.topology().kube_proxy != KubeProxy::None {
             let proxied: Vec<&Host> =
-                wanted.iter().filter(|host| host.seat().is_some_and(|seat| seat.kind == Kind::Node)).collect();
+                wanted.iter().filter(|host| host.spec().is_some_and(|spec| spec.kind == HostKind::Node)).collect();
             wait_until(within, "kube-proxy to have written its rules", async || {
                 proxied.iter().try_for_each(|host| proxy_is_healthy(host))
             })
@@ -59,7 +59,7 @@ impl Cluster {
         Ok(())
     }
 
-    /// Polls `/readyz` once, and says how long the answer took.
+    /// Queries `/readyz` once, and returns the time to its answer.
     pub async fn api_latency(&self) -> Result<Duration> {
         let start = Instant::now();
         self.client().request_text(http_get("/readyz")?).await?;
@@ -71,8 +71,8 @@ fn http_get(path: &str) -> Result<http::Request<Vec<u8>>> {
     Ok(http::Request::get(path).body(Vec::new())?)
 }
 
-/// A daemon that has ended explains more than a connection that is refused.
-fn error_of_log(error: anyhow::Error, cp: &Host) -> anyhow::Error {
+/// Adds the name of a daemon that has ended, which explains a refused connection.
+fn explain_error(error: anyhow::Error, cp: &Host) -> anyhow::Error {
     let ended = ["etcd", "kube-apiserver", "forward"].into_iter().find(|name| !cp.process(name).is_running());
     match ended {
         Some(name) => error.context(format!("{name} has ended, see {}", cp.process(name).log().display())),
@@ -80,18 +80,18 @@ fn error_of_log(error: anyhow::Error, cp: &Host) -> anyhow::Error {
     }
 }
 
-/// Whether this is the host's Node object, and says Ready. A kubelet must have said so since the last boot.
+/// Whether this is the host's Node object and it is Ready, by a heartbeat since the last boot.
 fn is_ready(node: &Node, host: &Host) -> bool {
-    let booted = node::booted_at(host).ok().and_then(|at| at.duration_since(SystemTime::UNIX_EPOCH).ok());
+    let booted = node::boot_time(host).ok().and_then(|at| at.duration_since(SystemTime::UNIX_EPOCH).ok());
     let booted = booted.map_or(0, |at| at.as_secs() as i64);
     node.metadata.name.as_deref() == Some(host.name())
         && node.status.iter().flat_map(|status| status.conditions.iter().flatten()).any(|condition| {
-            let heard = condition.last_heartbeat_time.as_ref().map_or(0, |time| time.0.as_second());
-            condition.type_ == "Ready" && condition.status == "True" && heard >= booted
+            let heartbeat = condition.last_heartbeat_time.as_ref().map_or(0, |time| time.0.as_second());
+            condition.type_ == "Ready" && condition.status == "True" && heartbeat >= booted
         })
 }
 
-/// kube-proxy's own word: it is healthy when its rules are written.
+/// Queries kube-proxy's health check, which succeeds when its rules are written.
 fn proxy_is_healthy(host: &Host) -> Result<()> {
     use std::io::{Read, Write};
     let answer = host.run(|| -> std::io::Result<String> {
@@ -102,8 +102,8 @@ fn proxy_is_healthy(host: &Host) -> Result<()> {
         stream.read_to_string(&mut answer)?;
         Ok(answer)
     })?;
-    let answer = answer.with_context(|| format!("ask kube-proxy on {}", host.name()))?;
+    let answer = answer.with_context(|| format!("query kube-proxy on {}", host.name()))?;
     let status = answer.lines().next().unwrap_or_default();
-    ensure!(status.contains(" 200 "), "kube-proxy on {} says {status:?}", host.name());
+    ensure!(status.contains(" 200 "), "kube-proxy on {} answers {status:?}", host.name());
     Ok(())
 }

@@ -1,8 +1,8 @@
-//! What is known about a cluster outside of any process: where its files are, who holds it, and how all of it goes away.
+//! A cluster's state outside of any process: its directory, its lock, and its removal.
 //!
-//! Touches `/run/landfall-lab/CLUSTER`, a tmpfs per cluster: etcd and containerd sync to it without a disk, and removing
-//! it is one unmount. A cluster is held by an abstract socket, which the kernel frees when the holder ends, however it
-//! ends; so whatever nobody holds can be swept, and nothing has to be trusted that a killed process wrote.
+//! Touches `/run/landfall-lab/CLUSTER`, a tmpfs per cluster: etcd and containerd sync to it without a disk, and one
+//! unmount removes it. The lock of a cluster is an abstract socket, which the kernel frees when its process ends, however
+//! it ends. So [`sweep`] can remove every cluster without a lock, and trusts no file of a killed process.
 
 use std::fs;
 use std::io;
@@ -15,115 +15,117 @@ use anyhow::{Context, Result, bail, ensure};
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use serde::{Deserialize, Serialize};
 
-use crate::cgroup::Hierarchies;
+use crate::cgroup::CgroupHierarchies;
 use crate::network;
 use crate::topology::{Topology, check_name};
 
-/// Where clusters have their files.
+/// Parent of the directories of all clusters.
 const STATE: &str = "/run/landfall-lab";
-/// The file in a cluster's directory that says what the cluster is. It is written last: a directory without is one
-/// whose making was cut short.
-const RECORD: &str = "cluster.json";
-/// The file there that has the number of the process that makes the cluster.
-const MAKER: &str = "maker";
-/// How long to wait for a cluster that another process is making or removing.
-const PATIENCE: Duration = Duration::from_secs(30);
-/// How long children of a process that has ended may hold what it held: until they have become another program, which takes
-/// milliseconds.
-const ORPHANED: Duration = Duration::from_secs(5);
+/// The file of a [`SavedCluster`]. It is written last: a directory without it is of an unfinished cluster.
+const SAVED: &str = "cluster.json";
+/// The file with the pid of the process that creates the cluster.
+const CREATOR: &str = "maker";
+/// Limit of waiting for another process that creates or removes a cluster.
+const LOCK_TIMEOUT: Duration = Duration::from_secs(30);
+/// Limit of waiting for the lock of a dead process. Its children inherit the lock until they execute another program,
+/// which takes milliseconds.
+const ORPHAN_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// What a cluster is, as left for later processes.
+/// Description of a cluster for later processes.
 #[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct Record {
-    /// Its shape.
+pub struct SavedCluster {
     pub topology: Topology,
-    /// The port on 127.0.0.1 of the root namespace that leads to the API server.
+    /// The port on 127.0.0.1 of the root namespace that is forwarded to the API server.
     pub api_port: u16,
-    /// The process whose end is the end of the cluster, if it is bound to one.
+    /// Pid of the process with which the cluster ends, if it does not outlive its creator.
     pub owner: Option<u32>,
 }
 
-/// A cluster's name and files.
+/// A cluster's name and directory.
 #[derive(Clone, Debug)]
-pub struct Place {
+pub struct ClusterDir {
     /// The cluster's name.
     pub name: String,
-    /// Its directory.
-    pub dir: PathBuf,
+    pub path: PathBuf,
 }
 
-/// Makes a directory in one that all clusters share. A cluster that goes at this moment takes the empty parent along: then
-/// it is made once more.
-pub(crate) fn make_shared(path: &Path) -> std::io::Result<()> {
-    let gone = |made: &std::io::Result<()>| made.as_ref().is_err_and(|e| e.kind() == std::io::ErrorKind::NotFound);
-    (0..100).map(|_| fs::create_dir_all(path)).find(|made| !gone(made)).unwrap_or_else(|| fs::create_dir_all(path))
+/// Creates a directory inside one that all clusters share. A cluster that is removed at this moment removes the empty
+/// parent as well: then this tries again.
+pub(crate) fn create_shared_dir(path: &Path) -> std::io::Result<()> {
+    let parent_vanished =
+        |result: &std::io::Result<()>| result.as_ref().is_err_and(|error| error.kind() == std::io::ErrorKind::NotFound);
+    let mut attempts = (0..100).map(|_| fs::create_dir_all(path));
+    attempts.find(|result| !parent_vanished(result)).unwrap_or_else(|| fs::create_dir_all(path))
 }
 
-impl Place {
-    /// The place for a cluster of this name, made or not.
+impl ClusterDir {
+    /// The directory of the cluster of this name, which need not exist.
     pub fn new(name: &str) -> Result<Self> {
         check_name(name)?;
-        ensure!(nix::unistd::geteuid().is_root(), "the lab needs root: it makes namespaces, mounts and control groups");
-        Ok(Self { name: name.to_owned(), dir: Path::new(STATE).join(name) })
+        ensure!(
+            nix::unistd::geteuid().is_root(),
+            "the lab needs root: it creates namespaces, mounts and control groups"
+        );
+        Ok(Self { name: name.to_owned(), path: Path::new(STATE).join(name) })
     }
 
-    /// The directory of a host in it.
+    /// The directory of a host.
     pub fn host(&self, host: &str) -> PathBuf {
-        self.dir.join(host)
+        self.path.join(host)
     }
 
-    /// Makes the directory, empty, on a tmpfs.
-    pub fn make(&self) -> Result<()> {
-        make_shared(&self.dir).with_context(|| format!("make {}", self.dir.display()))?;
-        mount(Some("landfall-lab"), &self.dir, Some("tmpfs"), MsFlags::empty(), Some("mode=755"))
-            .with_context(|| format!("mount a tmpfs on {}", self.dir.display()))?;
-        fs::write(self.dir.join(MAKER), std::process::id().to_string()).context("write who makes the cluster")
+    /// Creates the directory, empty, on a tmpfs.
+    pub fn create(&self) -> Result<()> {
+        create_shared_dir(&self.path).with_context(|| format!("create {}", self.path.display()))?;
+        mount(Some("landfall-lab"), &self.path, Some("tmpfs"), MsFlags::empty(), Some("mode=755"))
+            .with_context(|| format!("mount a tmpfs on {}", self.path.display()))?;
+        fs::write(self.path.join(CREATOR), std::process::id().to_string()).context("write the pid of the creator")
     }
 
-    /// Whether the process that it is bound to, or that was making it, has ended.
+    /// Whether its owner has ended, or its creator if it is unfinished.
     fn is_orphaned(&self) -> bool {
-        let maker = || fs::read_to_string(self.dir.join(MAKER)).ok()?.parse().ok();
-        let owner = self.read().map_or_else(|_| maker(), |record| record.owner);
+        let creator = || fs::read_to_string(self.path.join(CREATOR)).ok()?.parse().ok();
+        let owner = self.read().map_or_else(|_| creator(), |saved| saved.owner);
         owner.is_some_and(|process| !Path::new(&format!("/proc/{process}")).exists())
     }
 
-    /// Writes the record: from here on the cluster exists.
-    pub fn write(&self, record: &Record) -> Result<()> {
-        let text = serde_json::to_string_pretty(record)?;
-        fs::write(self.dir.join(RECORD), text).with_context(|| format!("write {}", self.dir.join(RECORD).display()))
+    /// Writes the description. From then on the cluster is complete.
+    pub fn write(&self, saved: &SavedCluster) -> Result<()> {
+        let text = serde_json::to_string_pretty(saved)?;
+        fs::write(self.path.join(SAVED), text).with_context(|| format!("write {}", self.path.join(SAVED).display()))
     }
 
-    /// Reads the record. The error says which clusters there are.
-    pub fn read(&self) -> Result<Record> {
-        match fs::read(self.dir.join(RECORD)) {
+    /// Reads the description. The error lists the existing clusters.
+    pub fn read(&self) -> Result<SavedCluster> {
+        match fs::read(self.path.join(SAVED)) {
             Ok(text) => serde_json::from_slice(&text).with_context(|| {
-                format!("{}/{RECORD} is of another version of the lab: `lab down {}`", self.dir.display(), self.name)
+                format!("{}/{SAVED} is of another version of the lab: `lab down {}`", self.path.display(), self.name)
             }),
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
                 let others: Vec<_> = names().into_iter().filter(|name| *name != self.name).collect();
                 let others = if others.is_empty() { "none".to_owned() } else { others.join(", ") };
                 bail!("there is no cluster {:?} (there are: {others}): make one with `lab up {}`", self.name, self.name)
             }
-            Err(error) => Err(error).context(format!("read {}/{RECORD}", self.dir.display())),
+            Err(error) => Err(error).context(format!("read {}/{SAVED}", self.path.display())),
         }
     }
 
-    /// Removes every trace of the cluster: processes, namespaces, mounts, files, control groups. Nothing there is fine.
+    /// Removes the cluster: processes, namespaces, mounts, files, control groups. Succeeds without one.
     pub fn remove(&self) -> Result<()> {
-        let hierarchies = Hierarchies::find()?;
+        let hierarchies = CgroupHierarchies::find()?;
         hierarchies.cluster(&self.name).kill()?;
         network::remove(&self.name)?;
-        // More than one if a making was cut short and made again.
-        while is_mounted(&self.dir)? {
-            umount2(&self.dir, MntFlags::MNT_DETACH).with_context(|| format!("unmount {}", self.dir.display()))?;
+        // Mounted more than once after an interrupted creation.
+        while is_mounted(&self.path)? {
+            umount2(&self.path, MntFlags::MNT_DETACH).with_context(|| format!("unmount {}", self.path.display()))?;
         }
-        match fs::remove_dir_all(&self.dir) {
+        match fs::remove_dir_all(&self.path) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                return Err(error).context(format!("remove {}", self.dir.display()));
+                return Err(error).context(format!("remove {}", self.path.display()));
             }
             _ => {}
         }
-        // Fails as long as other clusters have theirs in it.
+        // Fails while other clusters have directories in it.
         let _ = fs::remove_dir(STATE);
         hierarchies.remove(&self.name)
     }
@@ -134,75 +136,79 @@ fn is_mounted(path: &Path) -> Result<bool> {
     Ok(mounts.lines().any(|line| line.split(' ').nth(1).is_some_and(|at| Path::new(at) == path)))
 }
 
-/// Every cluster there is any trace of, sorted.
+/// Every cluster that has a directory, a namespace or a control group, sorted.
 pub fn names() -> Vec<String> {
     let entries = fs::read_dir(STATE).into_iter().flatten().flatten();
     let mut names: Vec<String> = entries.map(|entry| entry.file_name().to_string_lossy().into_owned()).collect();
     names.extend(network::clusters());
-    names.extend(Hierarchies::find().map(|hierarchies| hierarchies.clusters()).unwrap_or_default());
+    names.extend(CgroupHierarchies::find().map(|hierarchies| hierarchies.clusters()).unwrap_or_default());
     names.sort();
     names.dedup();
     names
 }
 
-/// Removes every cluster that was bound to a process that has ended, and every one whose making was cut short.
+/// Removes every cluster whose owner has ended, and every unfinished one.
 pub fn sweep() -> Result<()> {
     for name in names() {
-        let place = Place::new(&name)?;
-        let Some(_held) = Lock::take_from_the_dead(&place)? else { continue };
-        if !place.read().is_ok_and(|record| record.owner.is_none()) {
-            place.remove().with_context(|| format!("remove what is left of cluster {name}"))?;
+        let cluster_dir = ClusterDir::new(&name)?;
+        let Some(_lock) = Lock::take_from_dead_process(&cluster_dir)? else { continue };
+        if !cluster_dir.read().is_ok_and(|saved| saved.owner.is_none()) {
+            cluster_dir.remove().with_context(|| format!("remove the rest of cluster {name}"))?;
         }
     }
     Ok(())
 }
 
-/// The right to make, keep or remove a cluster. It ends with the value or the process.
+/// The right to create, keep or remove a cluster. It ends with the value or the process.
 #[derive(Debug)]
 pub struct Lock {
-    _held: UnixListener,
+    _socket: UnixListener,
 }
 
 impl Lock {
-    /// Takes it if nobody has it.
+    /// Takes the lock if it is free.
     fn try_take(cluster: &str) -> Result<Option<Self>> {
         let address = SocketAddr::from_abstract_name(format!("landfall-lab/{cluster}"))?;
         match UnixListener::bind_addr(&address) {
-            Ok(held) => Ok(Some(Self { _held: held })),
+            Ok(socket) => Ok(Some(Self { _socket: socket })),
             Err(error) if error.kind() == io::ErrorKind::AddrInUse => Ok(None),
             Err(error) => Err(error).context("take the lock of the cluster"),
         }
     }
 
-    /// Takes it if nobody has it that lives: children that a process was just making when it was killed have it for a moment
-    /// longer.
-    fn take_from_the_dead(place: &Place) -> Result<Option<Self>> {
+    /// Takes the lock if it is free or its process is dead. The children of a killed process hold it for a moment longer:
+    /// this waits for them.
+    fn take_from_dead_process(cluster_dir: &ClusterDir) -> Result<Option<Self>> {
         let start = Instant::now();
         loop {
-            let lock = Self::try_take(&place.name)?;
-            if lock.is_some() || !place.is_orphaned() || start.elapsed() > ORPHANED {
+            let lock = Self::try_take(&cluster_dir.name)?;
+            if lock.is_some() || !cluster_dir.is_orphaned() || start.elapsed() > ORPHAN_TIMEOUT {
                 return Ok(lock);
             }
             std::thread::sleep(Duration::from_millis(5));
         }
     }
 
-    /// Takes it, waiting for a process that is about to let go of it. The error names a process that is not.
-    pub fn take(place: &Place) -> Result<Self> {
+    /// Takes the lock, and waits for a process that creates or removes the cluster. The error names a process that keeps it.
+    pub fn take(cluster_dir: &ClusterDir) -> Result<Self> {
         let start = Instant::now();
         loop {
-            if let Some(lock) = Self::try_take(&place.name)? {
+            if let Some(lock) = Self::try_take(&cluster_dir.name)? {
                 return Ok(lock);
             }
-            let owner = place.read().ok().and_then(|record| record.owner);
+            let owner = cluster_dir.read().ok().and_then(|saved| saved.owner);
             if let Some(owner) = owner.filter(|owner| Path::new(&format!("/proc/{owner}")).exists()) {
                 bail!(
                     "cluster {:?} belongs to the running process {owner} ({}): end that first, or use another name",
-                    place.name,
+                    cluster_dir.name,
                     fs::read_to_string(format!("/proc/{owner}/comm")).unwrap_or_default().trim()
                 );
             }
-            ensure!(start.elapsed() < PATIENCE, "cluster {:?} is being made or removed by another process", place.name);
+            ensure!(
+                start.elapsed() < LOCK_TIMEOUT,
+                "another process is creating or removing cluster {:?}",
+                cluster_dir.name
+            );
             std::thread::sleep(Duration::from_millis(20));
         }
     }
@@ -214,23 +220,24 @@ mod tests {
     use std::process::Command;
 
     #[test]
-    fn the_children_of_a_maker_that_was_killed_are_waited_for_and_a_maker_that_lives_is_not() -> Result<()> {
+    fn a_lock_is_taken_over_only_from_a_dead_creator() -> Result<()> {
         let name = format!("unit-{}", std::process::id());
-        let place = Place { dir: std::env::temp_dir().join(&name), name };
-        fs::create_dir(&place.dir)?;
+        let cluster_dir = ClusterDir { path: std::env::temp_dir().join(&name), name };
+        fs::create_dir(&cluster_dir.path)?;
         let mut dead = Command::new("true").spawn()?;
-        let makers = [(std::process::id(), false), (dead.id(), true)];
+        let creators = [(std::process::id(), false), (dead.id(), true)];
         dead.wait()?;
-        for (maker, is_waited_for) in makers {
-            fs::write(place.dir.join(MAKER), maker.to_string())?;
-            let held = Lock::try_take(&place.name)?.context("nobody has it")?;
+        for (creator, is_taken_over) in creators {
+            fs::write(cluster_dir.path.join(CREATOR), creator.to_string())?;
+            let lock = Lock::try_take(&cluster_dir.name)?.context("the lock is not free")?;
+            // Holds the lock for a moment, as the child of a creator would.
             let child = std::thread::spawn(move || {
                 std::thread::sleep(Duration::from_millis(100));
-                drop(held);
+                drop(lock);
             });
-            assert_eq!(Lock::take_from_the_dead(&place)?.is_some(), is_waited_for, "{maker}");
+            assert_eq!(Lock::take_from_dead_process(&cluster_dir)?.is_some(), is_taken_over, "{creator}");
             child.join().expect("it only sleeps");
         }
-        Ok(fs::remove_dir_all(&place.dir)?)
+        Ok(fs::remove_dir_all(&cluster_dir.path)?)
     }
 }

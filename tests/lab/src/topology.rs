@@ -1,14 +1,14 @@
-//! What a cluster is made of: how many hosts of which kind, and from that every name, address and route.
+//! The shape of a cluster: numbers of hosts by kind → names and addresses of all hosts. Pure.
 //!
-//! Pure: numbers in, names and addresses out. Every cluster uses the same addresses, as each has a switch of its own.
+//! Every cluster uses the same addresses, because each has a switch of its own.
 //!
 //! ```text
 //!   LAN 192.0.2.0/24, 2001:db8::/64                          pods of the node
-//!   cp   .1      control plane, and everyone's router
+//!   cp   .1      control plane, and the router of all nodes
 //!   n1.. .11..   nodes with containerd and kubelet           10.244.1.0/24    fd00:10:244:1::/64 ..
 //!   l1.. .41..   light nodes: a Node object and a namespace  10.244.101.0/24  fd00:10:244:101::/64 ..
-//!   c1.. .101..  clients; they know the LAN and nothing else
-//!        .200-.250 kept free, for LoadBalancer addresses
+//!   c1.. .101..  clients, without routes beyond the LAN
+//!        .200-.250 unused, for load-balancer addresses
 //! ```
 //! An IPv6 address shows the same digits as the IPv4 one: n1 is 192.0.2.11 and 2001:db8::11.
 
@@ -22,19 +22,19 @@ use serde::{Deserialize, Serialize};
 
 /// Addresses of Services.
 pub const SERVICE_CIDRS: &str = "10.96.0.0/16,fd00:10:96::/112";
-/// Addresses of all pods; each node has a part of them.
+/// Addresses of all pods. Each node has a part of them.
 pub const POD_CIDRS: [&str; 2] = ["10.244.0.0/16", "fd00:10:244::/48"];
-/// The first Service address, by which pods reach the API server.
+/// The first Service address, which pods use for the API server.
 pub const API_SERVICE: &str = "10.96.0.1";
 /// The port of the API server, on the control plane's LAN addresses.
 pub const API_PORT: u16 = 6443;
 
-/// Limits that the address plan sets.
+/// Limits of the address plan.
 const MOST_NODES: u8 = 30;
 const MOST_LIGHT_NODES: u8 = 60;
 const MOST_CLIENTS: u8 = 90;
 
-/// What serves ClusterIPs on the nodes.
+/// The service proxy on the nodes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "lowercase")]
 pub enum KubeProxy {
@@ -43,7 +43,7 @@ pub enum KubeProxy {
     Nftables,
     /// kube-proxy in iptables mode.
     Iptables,
-    /// Nothing: in-cluster clients must be told <https://192.0.2.1:6443>.
+    /// No proxy: in-cluster clients must use <https://192.0.2.1:6443>.
     None,
 }
 
@@ -60,20 +60,20 @@ impl fmt::Display for KubeProxy {
 /// The shape of a cluster.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Topology {
-    /// Nodes with containerd, kubelet and, unless `kube_proxy` says otherwise, kube-proxy: `n1`, `n2`, ..
+    /// Nodes with containerd, kubelet and, depending on `kube_proxy`, kube-proxy: `n1`, `n2`, ..
     pub nodes: u8,
-    /// Nodes that are a Node object and a network namespace only: `l1`, `l2`, ..
+    /// Nodes with only a Node object and a network namespace: `l1`, `l2`, ..
     pub light_nodes: u8,
-    /// Hosts on the LAN that are not part of the cluster: `c1`, `c2`, ..
+    /// Hosts on the LAN outside of the cluster: `c1`, `c2`, ..
     pub clients: u8,
-    /// What serves ClusterIPs.
     pub kube_proxy: KubeProxy,
-    /// How long a silent node stays Ready. Kubernetes' default is 50 s; under 40 s the kubelets renew their leases
-    /// more often, to match.
+    /// A node without heartbeats stays Ready for this long. Kubernetes' default is 50 s; under 40 s the kubelets renew
+    /// their leases more often, to match.
     pub node_monitor_grace: Duration,
-    /// Images (docker-archive tars) every node has from the start, besides `pause:dev` and `whoami:dev`.
+    /// Images (docker-archive tars) on every node from the start, in addition to `pause:dev` and `whoami:dev`.
     pub images: Vec<PathBuf>,
-    /// Keeps the last frames on the switch (without the API server's), for [`Cluster::collect`](crate::Cluster::collect).
+    /// Whether to capture the last frames on the switch (without the API server's), for
+    /// [`Cluster::collect`](crate::Cluster::collect).
     pub capture: bool,
 }
 
@@ -91,20 +91,20 @@ impl Default for Topology {
     }
 }
 
-/// What a host is for.
+/// The kind of a host.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Kind {
-    /// etcd, API server, controller manager, scheduler; everyone's default route.
+pub enum HostKind {
+    /// etcd, API server, controller manager, scheduler; the nodes' default route.
     ControlPlane,
     /// A node with a kubelet.
     Node,
-    /// A node without.
+    /// A node without a kubelet.
     LightNode,
-    /// Someone on the LAN.
+    /// A host on the LAN outside of the cluster.
     Client,
 }
 
-/// The pods' addresses of one node.
+/// The pod CIDRs of one node.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PodCidrs {
     number: u8,
@@ -122,55 +122,54 @@ impl PodCidrs {
     }
 }
 
-/// A host's place at the switch: its name and all its addresses.
+/// A host's name, kind and addresses.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Seat {
+pub struct HostSpec {
     /// `cp`, `n1`, `l1`, `c1`; also the name of its port on the switch.
     pub name: String,
-    /// What it is for.
-    pub kind: Kind,
+    pub kind: HostKind,
     /// The last number of its addresses on the LAN.
     number: u8,
 }
 
-impl Seat {
+impl HostSpec {
     /// Its IPv4 address on the LAN (a /24).
     pub fn v4(&self) -> Ipv4Addr {
         Ipv4Addr::new(192, 0, 2, self.number)
     }
 
-    /// Its IPv6 address on the LAN (a /64): the digits of the IPv4 one.
+    /// Its IPv6 address on the LAN (a /64), with the digits of the IPv4 address.
     pub fn v6(&self) -> Ipv6Addr {
         let digits =
             u16::from_str_radix(&self.number.to_string(), 16).expect("invariant: decimal digits are hex digits");
         Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, digits)
     }
 
-    /// Its MAC address, the same after each boot; the digits of its address stand at the end.
+    /// Its MAC address, the same after each boot. It ends with the digits of the IPv4 address.
     pub fn mac(&self) -> String {
         format!("02:00:00:00:{:02}:{:02}", self.number / 100, self.number % 100)
     }
 
-    /// The addresses of its pods, if it is a node of either kind.
+    /// Its pod CIDRs, if it is a node of either kind.
     pub fn pods(&self) -> Option<PodCidrs> {
         let number = match self.kind {
-            Kind::Node => self.number - 10,
-            Kind::LightNode => self.number - 40 + 100,
-            Kind::ControlPlane | Kind::Client => return None,
+            HostKind::Node => self.number - 10,
+            HostKind::LightNode => self.number - 40 + 100,
+            HostKind::ControlPlane | HostKind::Client => return None,
         };
         Some(PodCidrs { number })
     }
 }
 
 impl Topology {
-    /// Says what can't be built, if anything.
+    /// Checks the limits of the address plan and of the node grace.
     pub fn check(&self) -> Result<()> {
         for (what, number, most) in [
             ("nodes", self.nodes, MOST_NODES),
             ("light nodes", self.light_nodes, MOST_LIGHT_NODES),
             ("clients", self.clients, MOST_CLIENTS),
         ] {
-            ensure!(number <= most, "{number} {what} asked for: the address plan has room for {most}");
+            ensure!(number <= most, "{number} {what}: the address plan has room for {most}");
         }
         ensure!(
             self.node_monitor_grace >= Duration::from_secs(2),
@@ -180,42 +179,42 @@ impl Topology {
         Ok(())
     }
 
-    /// Every host on the LAN: the control plane, nodes, light nodes, clients.
-    pub fn seats(&self) -> Vec<Seat> {
+    /// All hosts on the LAN: the control plane, nodes, light nodes, clients.
+    pub fn hosts(&self) -> Vec<HostSpec> {
         let rows = |kind, letter: char, base: u8, count: u8| {
-            (1..=count).map(move |n| Seat { name: format!("{letter}{n}"), kind, number: base + n })
+            (1..=count).map(move |n| HostSpec { name: format!("{letter}{n}"), kind, number: base + n })
         };
-        std::iter::once(Seat { name: "cp".to_owned(), kind: Kind::ControlPlane, number: 1 })
-            .chain(rows(Kind::Node, 'n', 10, self.nodes))
-            .chain(rows(Kind::LightNode, 'l', 40, self.light_nodes))
-            .chain(rows(Kind::Client, 'c', 100, self.clients))
+        std::iter::once(HostSpec { name: "cp".to_owned(), kind: HostKind::ControlPlane, number: 1 })
+            .chain(rows(HostKind::Node, 'n', 10, self.nodes))
+            .chain(rows(HostKind::LightNode, 'l', 40, self.light_nodes))
+            .chain(rows(HostKind::Client, 'c', 100, self.clients))
             .collect()
     }
 
-    /// The host of this name. The error lists the names there are.
-    pub fn seat(&self, name: &str) -> Result<Seat> {
-        let seats = self.seats();
-        match seats.iter().find(|seat| seat.name == name) {
-            Some(seat) => Ok(seat.clone()),
+    /// The host of this name. The error lists the existing names.
+    pub fn host(&self, name: &str) -> Result<HostSpec> {
+        let specs = self.hosts();
+        match specs.iter().find(|spec| spec.name == name) {
+            Some(spec) => Ok(spec.clone()),
             None => {
-                let names: Vec<_> = seats.into_iter().map(|seat| seat.name).collect();
+                let names: Vec<_> = specs.into_iter().map(|spec| spec.name).collect();
                 bail!("there is no host {name:?} in this cluster; there are {} and switch", names.join(", "))
             }
         }
     }
 
-    /// The control plane's seat.
-    pub fn control_plane(&self) -> Seat {
-        self.seats().swap_remove(0)
+    /// The control plane's host.
+    pub fn control_plane(&self) -> HostSpec {
+        self.hosts().swap_remove(0)
     }
 }
 
-/// Says whether this can name a cluster: it becomes part of file names, interface listings and labels.
+/// Checks the name of a cluster, which becomes part of file names, interface listings and labels.
 pub fn check_name(name: &str) -> Result<()> {
     let allowed = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
     ensure!(
         !name.is_empty() && name.len() <= 32 && name.chars().all(allowed) && !name.starts_with('-'),
-        "{name:?} can't name a cluster: use up to 32 of a-z, 0-9 and -, not starting with -"
+        "{name:?} is no valid cluster name: use up to 32 of a-z, 0-9 and -, not starting with -"
     );
     Ok(())
 }
@@ -228,7 +227,7 @@ mod tests {
     fn addresses_show_the_same_digits_in_both_families() {
         let topology = Topology { nodes: 2, light_nodes: 1, clients: 1, ..Topology::default() };
         let shown: Vec<_> = topology
-            .seats()
+            .hosts()
             .iter()
             .map(|s| {
                 format!(
@@ -254,11 +253,11 @@ mod tests {
     }
 
     #[test]
-    fn the_largest_topology_uses_no_address_twice_and_none_of_the_pool() {
+    fn the_largest_topology_has_unique_addresses_outside_the_pool() {
         let topology =
             Topology { nodes: MOST_NODES, light_nodes: MOST_LIGHT_NODES, clients: MOST_CLIENTS, ..Topology::default() };
         topology.check().expect("within the limits");
-        let mut numbers: Vec<_> = topology.seats().iter().map(|s| s.number).collect();
+        let mut numbers: Vec<_> = topology.hosts().iter().map(|s| s.number).collect();
         assert!(numbers.iter().all(|n| !(200..=250).contains(n)));
         let all = numbers.len();
         numbers.sort_unstable();
@@ -267,8 +266,8 @@ mod tests {
     }
 
     #[test]
-    fn a_host_that_is_not_there_is_answered_with_those_that_are() {
-        let error = Topology::default().seat("n4").expect_err("three nodes");
+    fn an_unknown_host_is_answered_with_a_list() {
+        let error = Topology::default().host("n4").expect_err("three nodes");
         assert_eq!(
             error.to_string(),
             r#"there is no host "n4" in this cluster; there are cp, n1, n2, n3, c1 and switch"#

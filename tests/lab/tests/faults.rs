@@ -1,4 +1,4 @@
-//! What goes wrong on purpose goes wrong in the way it says, and no further.
+//! Each injected fault has its documented effect, and no other.
 
 mod support;
 
@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use anyhow::{Result, ensure};
 use lab::{Cluster, Direction, KubeProxy, Signal, Topology, wait_until};
-use support::{ANSWER, SILENCE, SOON, addresses, ready_is, whoami};
+use support::{ANSWER, SILENCE, SOON, addresses, wait_for_ready_status, whoami};
 
 #[tokio::test]
 async fn faults_are_silent_complete_and_undone() -> Result<()> {
@@ -20,40 +20,40 @@ async fn faults_are_silent_complete_and_undone() -> Result<()> {
         node_monitor_grace: Duration::from_secs(4),
         ..Topology::default()
     };
-    let cluster = Cluster::up("lab-faults", &topology).await?;
+    let cluster = Cluster::start("lab-faults", &topology).await?;
     let (n1, n2, l1, c1) = (cluster.node("n1"), cluster.node("n2"), cluster.node("l1"), cluster.client_host("c1"));
     cluster.apply(&(whoami("host", "n1", ", hostNetwork: true") + &whoami("pod", "n1", "")))?;
     let host = addresses(&cluster, "host").await?;
     let pod = addresses(&cluster, "pod").await?;
-    let answers = |server: SocketAddr| c1.ask_tcp(server, ANSWER);
-    let silent = |server: SocketAddr| ensure_silent(c1.ask_tcp(server, SILENCE));
+    let answers = |server: SocketAddr| c1.query_tcp(server, ANSWER);
+    let silent = |server: SocketAddr| ensure_silent(c1.query_tcp(server, SILENCE));
     answers(host[0])?;
 
-    // A cut in either direction stops a conversation; the carrier stays, and the others talk on.
+    // A cut in either direction stops a connection; the carrier stays, and the other hosts are not affected.
     for direction in [Direction::In, Direction::Out, Direction::Both] {
         cluster.cut("n1", direction)?;
         silent(host[0])?;
         silent(host[1])?;
         assert!(n1.output(["cat", "/sys/class/net/eth0/carrier"])?.starts_with('1'), "{direction:?}");
-        refused(c1.ask_tcp((n2.ipv4(), 8080).into(), ANSWER))?;
+        ensure_refused(c1.query_tcp((n2.ipv4(), 8080).into(), ANSWER))?;
         cluster.heal("n1")?;
         answers(host[0])?;
         answers(host[1])?;
     }
 
-    // Only frames to it are gone: it is deaf, and can still be heard.
+    // A cut of frames to n1 does not affect frames from n1.
     cluster.cut("n1", Direction::In)?;
-    assert_eq!(heard(&n1, &c1)?, "from 192.0.2.11");
+    assert_eq!(send_datagram(&n1, &c1)?, "from 192.0.2.11");
     ensure_silent_udp(&c1, &n1)?;
     cluster.heal("n1")?;
 
-    // All frames may get lost.
+    // A loss of all frames.
     cluster.lose("n1", 100.0)?;
     silent(host[0])?;
     cluster.lose("n1", 0.0)?;
     answers(host[0])?;
 
-    // Frozen: the kernel takes the connection, nobody answers. So for the whole host and for what matches.
+    // Frozen, the whole host or matching processes: the kernel accepts the connection, and no process answers.
     cluster.freeze("n1")?;
     silent(host[0])?;
     cluster.thaw("n1")?;
@@ -63,93 +63,93 @@ async fn faults_are_silent_complete_and_undone() -> Result<()> {
     n1.signal("/whoami", Signal::SIGCONT)?;
     answers(host[0])?;
 
-    // The API server alone goes and comes back as it was; everyone else lives through it.
+    // The API server alone ends and starts again; nothing else is affected.
     let api = cluster.control_plane().process("kube-apiserver");
     api.kill()?;
-    cluster.kubectl(["get", "--raw", "/readyz", "--request-timeout", "1s"]).expect_err("nobody answers");
+    cluster.kubectl(["get", "--raw", "/readyz", "--request-timeout", "1s"]).expect_err("the API server is dead");
     answers(host[0])?;
     api.start()?;
     cluster.wait_for_api(SOON).await?;
 
     // A light node is Ready, and runs an agent as a plain process.
-    ready_is(&cluster, "l1", "True").await?;
+    wait_for_ready_status(&cluster, "l1", "True").await?;
     let agent = l1.spawn("agent", Command::new("target/lab/bin/whoami").current_dir("/"));
-    assert!(agent.is_err(), "a relative path means nothing to a daemon, and that is said at once");
+    assert!(agent.is_err(), "a daemon can't have a relative path");
     let binary = concat!(env!("CARGO_MANIFEST_DIR"), "/../../target/lab/bin/whoami");
     let agent = l1.spawn("agent", Command::new(binary).arg("7000").env("POD_NAME", "agent"))?;
     let server = (l1.ipv4(), 7000).into();
-    wait_until(SOON, "the agent to answer", async || c1.ask_tcp(server, ANSWER)).await?;
+    wait_until(SOON, "the agent to answer", async || c1.query_tcp(server, ANSWER)).await?;
     agent.freeze()?;
     silent(server)?;
     agent.thaw()?;
     assert_eq!(answers(server)?.pod, "agent");
     agent.kill()?;
     assert!(!agent.is_running());
-    refused(c1.ask_tcp(server, ANSWER))?;
+    ensure_refused(c1.query_tcp(server, ANSWER))?;
     agent.start()?;
     wait_until(SOON, "the agent to answer as before", async || {
-        ensure!(c1.ask_tcp(server, ANSWER)?.pod == "agent");
+        ensure!(c1.query_tcp(server, ANSWER)?.pod == "agent");
         Ok(())
     })
     .await?;
 
-    // Power off: nothing of it is left but its disk, and the cluster notices in its own time.
+    // Power off: only the disk is left, and the cluster notices after its grace time.
     for name in ["n1", "l1"] {
         cluster.power_off(name)?;
         cluster.power_off(name)?;
     }
     assert!(n1.processes("").is_empty() && n1.netns().is_err() && !n1.is_up());
-    let error = n1.output(["true"]).expect_err("it is off");
+    let error = n1.output(["true"]).expect_err("n1 is off");
     assert!(error.to_string().contains("lab power-on lab-faults n1"), "{error}");
     silent(host[0])?;
-    ready_is(&cluster, "n1", "Unknown").await?;
-    ready_is(&cluster, "l1", "Unknown").await?;
+    wait_for_ready_status(&cluster, "n1", "Unknown").await?;
+    wait_for_ready_status(&cluster, "l1", "Unknown").await?;
 
-    // Power on: Ready, and the pods are back.
+    // Power on: the node is Ready and its pods answer again.
     for name in ["n1", "l1"] {
         cluster.power_on(name)?;
     }
     cluster.wait_ready(SOON).await?;
-    wait_until(SOON, "the pod on the host network to be back", async || c1.ask_tcp(host[0], ANSWER)).await?;
+    wait_until(SOON, "the pod on the host network to be back", async || c1.query_tcp(host[0], ANSWER)).await?;
     wait_until(SOON, "the pod to be back", async || {
         let servers = addresses(&cluster, "pod").await?;
-        let answer = n2.ask_tcp(servers[0], ANSWER)?;
+        let answer = n2.query_tcp(servers[0], ANSWER)?;
         ensure!(answer.pod == "pod" && servers.len() == pod.len(), "{answer:?}");
         Ok(())
     })
     .await?;
-    cluster.down()
+    cluster.remove()
 }
 
-/// No answer within the time is what it should be; an answer or a refusal is not.
+/// Succeeds if there was no answer within the time, and no refusal.
 fn ensure_silent<T: std::fmt::Debug>(answer: Result<T>) -> Result<()> {
-    let Err(error) = answer else { anyhow::bail!("an answer came: {answer:?}") };
+    let Err(error) = answer else { anyhow::bail!("there was an answer: {answer:?}") };
     let kind = error.downcast_ref::<std::io::Error>().map(std::io::Error::kind);
     ensure!(matches!(kind, Some(std::io::ErrorKind::TimedOut | std::io::ErrorKind::WouldBlock)), "{error:#}");
     Ok(())
 }
 
-/// A kernel that answers with a refusal is there.
-fn refused<T: std::fmt::Debug>(answer: Result<T>) -> Result<()> {
-    let Err(error) = answer else { anyhow::bail!("an answer came: {answer:?}") };
+/// Succeeds if the server's kernel refused.
+fn ensure_refused<T: std::fmt::Debug>(answer: Result<T>) -> Result<()> {
+    let Err(error) = answer else { anyhow::bail!("there was an answer: {answer:?}") };
     let kind = error.downcast_ref::<std::io::Error>().map(std::io::Error::kind);
     ensure!(kind == Some(std::io::ErrorKind::ConnectionRefused), "{error:#}");
     Ok(())
 }
 
-/// Sends a datagram from one host to another, whose neighbour entry it may not have to ask for, and says where from it came.
-fn heard(from: &lab::Host, to: &lab::Host) -> Result<String> {
-    let ear = to.run(|| std::net::UdpSocket::bind((to.ipv4(), 9)))??;
-    ear.set_read_timeout(Some(ANSWER))?;
-    // The deaf can't hear the answer to an ARP request.
-    let mac = to.mac().expect("a client has one");
+/// Sends a datagram from one host to another, and returns its source as the receiver sees it.
+fn send_datagram(from: &lab::Host, to: &lab::Host) -> Result<String> {
+    let receiver = to.run(|| std::net::UdpSocket::bind((to.ipv4(), 9)))??;
+    receiver.set_read_timeout(Some(ANSWER))?;
+    // The sender may be unable to receive an ARP reply, so this sets its neighbour entry.
+    let mac = to.mac().expect("a client has a MAC address");
     from.output(["ip", "neigh", "replace", &to.ipv4().to_string(), "lladdr", &mac, "dev", "eth0", "nud", "permanent"])?;
     from.output(["bash", "-c", &format!("echo > /dev/udp/{}/9", to.ipv4())])?;
-    let (_, source) = ear.recv_from(&mut [0; 16])?;
+    let (_, source) = receiver.recv_from(&mut [0; 16])?;
     from.output(["ip", "neigh", "del", &to.ipv4().to_string(), "dev", "eth0"])?;
     Ok(format!("from {}", source.ip()))
 }
 
 fn ensure_silent_udp(from: &lab::Host, to: &lab::Host) -> Result<()> {
-    ensure_silent(from.ask_udp((to.ipv4(), 8080).into(), SILENCE))
+    ensure_silent(from.query_udp((to.ipv4(), 8080).into(), SILENCE))
 }

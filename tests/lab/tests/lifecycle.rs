@@ -1,4 +1,4 @@
-//! Clusters come, live side by side and go, and nothing stays, however their makers end.
+//! Clusters start, run side by side and are removed completely, however their creators end.
 
 mod support;
 
@@ -19,61 +19,61 @@ fn small() -> Topology {
 }
 
 #[tokio::test]
-async fn two_clusters_with_the_same_addresses_know_nothing_of_each_other() -> Result<()> {
+async fn clusters_with_the_same_addresses_are_isolated() -> Result<()> {
     let topology = small();
-    let (a, b) = tokio::join!(Cluster::up("lab-side-a", &topology), Cluster::up("lab-side-b", &topology));
+    let (a, b) = tokio::join!(Cluster::start("lab-side-a", &topology), Cluster::start("lab-side-b", &topology));
     let (a, b) = (a?, b?);
     a.apply(&whoami("only-here", "n1", ", hostNetwork: true"))?;
     let server = addresses(&a, "only-here").await?[0];
-    assert_eq!(a.client_host("c1").ask_tcp(server, ANSWER)?.client.ip(), a.client_host("c1").ipv4());
-    let other = b.client_host("c1").ask_tcp(server, ANSWER).expect_err("nobody listens there");
+    assert_eq!(a.client_host("c1").query_tcp(server, ANSWER)?.client.ip(), a.client_host("c1").ipv4());
+    let other = b.client_host("c1").query_tcp(server, ANSWER).expect_err("no pod listens in cluster b");
     assert!(format!("{other:#}").contains("refused"), "{other:#}");
 
-    // The end of one is none of the other's business.
-    b.down()?;
+    // Removing one does not affect the other.
+    b.remove()?;
     assert_eq!(traces("lab-side-b"), Vec::<String>::new());
-    assert_eq!(a.client_host("c1").ask_tcp(server, ANSWER)?.client.ip(), a.client_host("c1").ipv4());
+    assert_eq!(a.client_host("c1").query_tcp(server, ANSWER)?.client.ip(), a.client_host("c1").ipv4());
 
-    // While it is held, nobody else can take its name or take it down.
+    // While this process holds a cluster, no other process can replace or remove it.
     for arguments in [&["up", "lab-side-a"][..], &["down", "lab-side-a"]] {
         let output = Command::new(LAB).args(arguments).output()?;
-        let said = String::from_utf8_lossy(&output.stderr).into_owned();
-        assert!(!output.status.success() && said.contains("belongs to the running process"), "{said}");
+        let message = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(!output.status.success() && message.contains("belongs to the running process"), "{message}");
     }
-    a.down()?;
+    a.remove()?;
     assert_eq!(traces("lab-side-a"), Vec::<String>::new());
     Ok(())
 }
 
 #[tokio::test]
-async fn what_a_killed_run_leaves_is_gone_after_the_next() -> Result<()> {
-    // Killed at the worst moment: in the middle of things. No record says what there is.
-    let mut maker = Command::new(LAB).args(["up", "lab-killed", "--nodes", "2"]).stdout(Stdio::null()).spawn()?;
-    wait_until(SOON, "the making to be under way", async || {
+async fn the_next_start_removes_the_cluster_of_a_killed_run() -> Result<()> {
+    // Killed during the start, before its description is written.
+    let mut creator = Command::new(LAB).args(["up", "lab-killed", "--nodes", "2"]).stdout(Stdio::null()).spawn()?;
+    wait_until(SOON, "a process of the cluster to run", async || {
         let traces = traces("lab-killed");
         ensure!(traces.iter().any(|trace| trace.starts_with("process")), "{traces:?}");
         Ok(())
     })
     .await?;
-    maker.kill()?;
-    maker.wait()?;
+    creator.kill()?;
+    creator.wait()?;
     assert_ne!(traces("lab-killed"), Vec::<String>::new());
 
-    // The next run of any name removes it.
-    let cluster = Cluster::up("lab-after", &small()).await?;
+    // The next start, of any name, removes it.
+    let cluster = Cluster::start("lab-after", &small()).await?;
     assert_eq!(traces("lab-killed"), Vec::<String>::new());
-    cluster.down()?;
+    cluster.remove()?;
     assert_eq!(traces("lab-after"), Vec::<String>::new());
     Ok(())
 }
 
 #[tokio::test]
-async fn a_cluster_from_the_command_line_stays_until_it_is_made_again_or_taken_down() -> Result<()> {
+async fn a_cluster_of_the_command_line_stays_until_it_is_replaced_or_removed() -> Result<()> {
     let lab = |arguments: &[&str]| -> Result<String> {
         let output = Command::new(LAB).args(arguments).output()?;
-        let said = String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
-        ensure!(output.status.success(), "lab {}: {said}", arguments.join(" "));
-        Ok(said)
+        let text = String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
+        ensure!(output.status.success(), "lab {}: {text}", arguments.join(" "));
+        Ok(text)
     };
     let up = ["up", "lab-cli", "--nodes", "1", "--kube-proxy", "none"];
     lab(&up)?;
@@ -82,19 +82,19 @@ async fn a_cluster_from_the_command_line_stays_until_it_is_made_again_or_taken_d
     assert!(lab(&["status", "lab-cli"])?.contains("kube-apiserver"));
     assert_eq!(lab(&["exec", "lab-cli", "n1", "--", "hostname"])?, "n1\n");
 
-    // The sweep of another run lets it be, and others can use it.
+    // The sweep of another run leaves it alone, and other processes can use it.
     let cluster = Cluster::attach("lab-cli").await?;
     drop(cluster);
-    Cluster::up("lab-passing", &small()).await?.down()?;
+    Cluster::start("lab-passing", &small()).await?.remove()?;
     assert!(lab(&["kubectl", "lab-cli", "--", "get", "namespaces"])?.contains("first-life"));
 
-    // Made again, it is a new one.
+    // A second `up` replaces it.
     lab(&up)?;
     let cluster = Cluster::attach("lab-cli").await?;
     let namespaces = Api::<Namespace>::all(cluster.client()).list(&ListParams::default()).await?;
     assert!(!namespaces.items.iter().any(|namespace| namespace.metadata.name.as_deref() == Some("first-life")));
 
-    // What is left for one who asks why.
+    // Evidence can be collected.
     let kept = std::env::temp_dir().join(format!("lab-kept-{}", std::process::id()));
     cluster.collect(&kept)?;
     let kernel = std::fs::read_to_string(kept.join("n1/kernel.txt"))?;
@@ -104,21 +104,21 @@ async fn a_cluster_from_the_command_line_stays_until_it_is_made_again_or_taken_d
 
     lab(&["down", "lab-cli"])?;
     assert_eq!(traces("lab-cli"), Vec::<String>::new());
-    assert!(lab(&["down", "lab-cli"])?.contains("was not there"));
-    let error = lab(&["status", "lab-cli"]).expect_err("it is gone").to_string();
+    assert!(lab(&["down", "lab-cli"])?.contains("did not exist"));
+    let error = lab(&["status", "lab-cli"]).expect_err("the cluster is removed").to_string();
     assert!(error.contains("make one with `lab up lab-cli`"), "{error}");
     Ok(())
 }
 
 #[tokio::test]
-async fn a_cluster_goes_with_the_test_that_panics_and_its_logs_stay() -> Result<()> {
-    let cluster = Cluster::up("lab-panic", &small()).await?;
-    let died = std::thread::spawn(move || {
-        let _held = cluster;
-        panic!("as a failed assertion would");
+async fn a_panic_removes_the_cluster_and_keeps_its_logs() -> Result<()> {
+    let cluster = Cluster::start("lab-panic", &small()).await?;
+    let panicking = std::thread::spawn(move || {
+        let _cluster = cluster;
+        panic!("like a failed assertion");
     });
-    assert!(died.join().is_err());
-    wait_until(Duration::from_secs(5), "every trace to go", async || {
+    assert!(panicking.join().is_err());
+    wait_until(Duration::from_secs(5), "every trace to be removed", async || {
         let traces = traces("lab-panic");
         ensure!(traces.is_empty(), "{traces:?}");
         Ok(())

@@ -1,4 +1,4 @@
-//! Whatever a test will rely on without looking: nodes, pods and Services answer, over both families.
+//! The basics that every other test relies on: nodes, pods and Services answer, over both families.
 
 mod support;
 
@@ -21,7 +21,7 @@ async fn pods_and_services_answer_through_iptables() -> Result<()> {
 }
 
 async fn pods_and_services_answer(name: &str, kube_proxy: KubeProxy) -> Result<()> {
-    let cluster = Cluster::up(name, &Topology { nodes: 2, kube_proxy, ..Topology::default() }).await?;
+    let cluster = Cluster::start(name, &Topology { nodes: 2, kube_proxy, ..Topology::default() }).await?;
     let (n1, n2, c1) = (cluster.node("n1"), cluster.node("n2"), cluster.client_host("c1"));
 
     // Nodes are dual-stack.
@@ -40,12 +40,12 @@ async fn pods_and_services_answer(name: &str, kube_proxy: KubeProxy) -> Result<(
            ports: [{name: tcp, port: 80, targetPort: 8080}, {name: udp, protocol: UDP, port: 80, targetPort: 8080}]}}",
     )?;
 
-    // A pod, from the other node and its own, in both families. Its own node speaks to it with the pods' gateway address.
+    // A pod, from the other node and its own, in both families. Its own node uses the pods' gateway address.
     let pod = addresses(&cluster, "far").await?;
     assert_eq!(pod.len(), 2, "both families: {pod:?}");
     for server in pod {
         for node in [&n1, &n2] {
-            for answer in [node.ask_tcp(server, ANSWER)?, node.ask_udp(server, ANSWER)?] {
+            for answer in [node.query_tcp(server, ANSWER)?, node.query_udp(server, ANSWER)?] {
                 assert_eq!(answer.pod, "far");
                 assert!(
                     node.name() == "n2" || [n1.ipv4().into(), n1.ipv6().into()].contains(&answer.client.ip()),
@@ -57,11 +57,11 @@ async fn pods_and_services_answer(name: &str, kube_proxy: KubeProxy) -> Result<(
 
     // A pod on the host network answers the LAN, which doesn't know pods.
     for server in addresses(&cluster, "host").await? {
-        let answer = c1.ask_tcp(server, ANSWER)?;
+        let answer = c1.query_tcp(server, ANSWER)?;
         assert_eq!((answer.pod.as_str(), answer.client.is_ipv6()), ("n1", server.is_ipv6()));
     }
 
-    // A ClusterIP, from both nodes. kube-proxy hears of it a moment after we do.
+    // A ClusterIP, from both nodes. kube-proxy receives the Service a moment after this test.
     let service = Api::<Service>::default_namespaced(cluster.client()).get("far").await?;
     let ips = service.spec.and_then(|spec| spec.cluster_ips).unwrap_or_default();
     assert_eq!(ips.len(), 2, "both families: {ips:?}");
@@ -69,7 +69,7 @@ async fn pods_and_services_answer(name: &str, kube_proxy: KubeProxy) -> Result<(
         let server = SocketAddr::new(ip.parse()?, 80);
         for node in [&n1, &n2] {
             wait_until(SOON, &format!("{server} to answer on {}", node.name()), async || {
-                let answers = [node.ask_tcp(server, ANSWER)?, node.ask_udp(server, ANSWER)?];
+                let answers = [node.query_tcp(server, ANSWER)?, node.query_udp(server, ANSWER)?];
                 ensure!(answers.iter().all(|answer| answer.pod == "far"), "{answers:?}");
                 Ok(())
             })
@@ -77,22 +77,22 @@ async fn pods_and_services_answer(name: &str, kube_proxy: KubeProxy) -> Result<(
         }
     }
 
-    // Pods and nodes reach the API server by its Service, with a ServiceAccount's rights.
+    // Pods and nodes reach the API server through its Service, with a ServiceAccount's rights.
     let config = cluster.service_account_kubeconfig("default", "default").await?;
     let token =
         std::fs::read_to_string(config)?.split_once("token: ").expect("a token").1.split('}').next().map(str::to_owned);
     let bearer = format!("Authorization: Bearer {}", token.unwrap_or_default());
     let url = "https://10.96.0.1/api/v1/namespaces/default";
     let ca = "/var/lib/lab/ca.crt";
-    let said = n1.output(["curl", "-s", "-m", "5", "--cacert", ca, "-H", &bearer, url])?;
-    assert!(said.contains(r#"User \"system:serviceaccount:default:default\" cannot get"#), "{said}");
+    let response = n1.output(["curl", "-s", "-m", "5", "--cacert", ca, "-H", &bearer, url])?;
+    assert!(response.contains(r#"User \"system:serviceaccount:default:default\" cannot get"#), "{response}");
 
-    // Logs come through the kubelet.
+    // Logs are read through the kubelet.
     wait_until(SOON, "the pod's log", async || {
         let log = cluster.kubectl(["logs", "far"])?;
         ensure!(log == "far answers on port 8080\n", "{log:?}");
         Ok(())
     })
     .await?;
-    cluster.down()
+    cluster.remove()
 }

@@ -1,8 +1,8 @@
-//! Network namespaces as values: hosts for tests, made of the real kernel.
+//! Network namespaces as values: hosts for tests, in the real kernel.
 //!
-//! A [`Namespace`] is a host. [`veth`] is a cable between two of them. A closure runs inside with [`Namespace::run`],
-//! a process is started inside with [`Namespace::command`], and addresses, routes and bridges are set up with the
-//! lines one would type to `ip` ([`Namespace::ip`]).
+//! A [`Namespace`] is a host. [`veth`] is a cable between two hosts. [`Namespace::run`] runs a closure inside,
+//! [`Namespace::command`] starts a process inside, and [`Namespace::ip`] sets up addresses, routes and bridges with
+//! command lines of `ip`.
 //!
 //! ```text
 //!   let (a, b) = (Namespace::new()?, Namespace::new()?);
@@ -10,8 +10,8 @@
 //!   a.ip(["addr add 192.0.2.1/24 dev eth0", "link set eth0 up"])?;
 //! ```
 //!
-//! An anonymous namespace goes with the last handle and the last process in it: nothing is left behind, whatever
-//! happens to the test. A named one (`/run/netns/NAME`, as `ip netns` has it) stays until [`Namespace::delete`].
+//! The kernel removes an anonymous namespace with the last handle and the last process in it, so a test leaves nothing
+//! behind however it ends. A named one (`/run/netns/NAME`, as for `ip netns`) stays until [`Namespace::delete`].
 #![allow(unsafe_code)]
 
 use std::ffi::OsStr;
@@ -28,17 +28,17 @@ use std::sync::atomic::{AtomicU16, Ordering};
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sched::{CloneFlags, setns, unshare};
 
-/// Where named namespaces live; `ip netns` looks here.
+/// Folder of named namespaces, shared with `ip netns`.
 const NAMED: &str = "/run/netns";
 
-/// A network namespace. Clones are handles on the same one.
+/// A network namespace. A clone is another handle on the same namespace.
 #[derive(Clone, Debug)]
 pub struct Namespace {
     handle: Arc<File>,
 }
 
 impl Namespace {
-    /// Makes a namespace without a name, with its loopback up. It needs root, or a user namespace of its own.
+    /// Creates a namespace without a name, with its loopback up. Needs root, or a user namespace of its own.
     pub fn new() -> io::Result<Self> {
         let handle = std::thread::spawn(|| {
             unshare(CloneFlags::CLONE_NEWNET)?;
@@ -51,8 +51,8 @@ impl Namespace {
         Ok(namespace)
     }
 
-    /// Makes a namespace that `ip netns` lists as `name`, with its loopback up. One of that name is an error.
-    pub fn named(name: &str) -> io::Result<Self> {
+    /// Creates a namespace that `ip netns` lists as `name`, with its loopback up. Fails if the name exists.
+    pub fn create_named(name: &str) -> io::Result<Self> {
         let path = Self::path_of(name);
         std::fs::create_dir_all(NAMED)?;
         File::create_new(&path)?;
@@ -79,38 +79,38 @@ impl Namespace {
         Ok(Self { handle: Arc::new(File::open(Self::path_of(name))?) })
     }
 
-    /// The namespace that a process is in.
+    /// Opens the namespace of a process.
     pub fn of_process(pid: i32) -> io::Result<Self> {
         Ok(Self { handle: Arc::new(File::open(format!("/proc/{pid}/ns/net"))?) })
     }
 
-    /// Takes the name away. The namespace itself goes with its last handle and its last process.
-    /// No error if there is no such name.
+    /// Removes the name. The kernel removes the namespace with its last handle and its last process.
+    /// Succeeds if there is no such name.
     pub fn delete(name: &str) -> io::Result<()> {
         let path = Self::path_of(name);
         if !path.exists() {
             return Ok(());
         }
-        // Not mounted is fine: the file alone is left when a machine went down in between.
+        // Ignored if it is not mounted: after a crash of the machine only the file is left.
         let _ = umount2(&path, MntFlags::MNT_DETACH);
         std::fs::remove_file(&path)
     }
 
-    /// The file that `nsenter --net=` takes for a namespace of this name.
+    /// The file of a named namespace, for `nsenter --net=`.
     pub fn path_of(name: &str) -> PathBuf {
         Path::new(NAMED).join(name)
     }
 
-    /// A path to this namespace that holds for as long as this process keeps the handle.
+    /// A path to this namespace, valid while this process keeps the handle.
     pub fn path(&self) -> PathBuf {
         PathBuf::from(format!("/proc/{}/fd/{}", std::process::id(), self.handle.as_raw_fd()))
     }
 
-    /// Runs `work` inside, on a thread of its own, and returns what it returns. What it opens (sockets, an async
-    /// runtime on that thread and its blocking threads) belongs to this namespace and stays usable outside of it.
+    /// Runs `work` inside, on a new thread, and returns its result. Sockets and async runtimes that `work` opens belong
+    /// to this namespace and stay usable outside of it.
     ///
     /// # Panics
-    /// If `work` panics, with the same message, or if the namespace can't be entered.
+    /// If `work` panics, with the same message, or if entering the namespace fails.
     pub fn run<T: Send>(&self, work: impl FnOnce() -> T + Send) -> T {
         std::thread::scope(|scope| {
             let inside = scope.spawn(|| {
@@ -121,7 +121,7 @@ impl Namespace {
         })
     }
 
-    /// A command that will run inside, with the mounts of the caller (unlike `ip netns exec`, which remounts /sys).
+    /// A command that runs inside, with the caller's mounts (`ip netns exec` would remount /sys).
     pub fn command(&self, program: impl AsRef<OsStr>) -> Command {
         let mut command = Command::new(program);
         let handle = Arc::clone(&self.handle);
@@ -132,8 +132,8 @@ impl Namespace {
         command
     }
 
-    /// Gives `ip` these lines as one batch: `["link set eth0 up", "addr add 192.0.2.1/24 dev eth0"]`.
-    /// The error is what `ip` said.
+    /// Runs these command lines of `ip` as one batch: `["link set eth0 up", "addr add 192.0.2.1/24 dev eth0"]`.
+    /// The error contains the output of `ip`.
     pub fn ip<L: AsRef<str>>(&self, lines: impl IntoIterator<Item = L>) -> io::Result<()> {
         let lines: Vec<L> = lines.into_iter().collect();
         let batch: String = lines.iter().flat_map(|line| [line.as_ref(), "\n"]).collect();
@@ -149,11 +149,11 @@ impl Namespace {
         if output.status.success() {
             return Ok(());
         }
-        let said = String::from_utf8_lossy(&output.stderr);
-        Err(io::Error::other(format!("ip: {}\nin the batch:\n{batch}", said.trim())))
+        let message = String::from_utf8_lossy(&output.stderr);
+        Err(io::Error::other(format!("ip: {}\nin the batch:\n{batch}", message.trim())))
     }
 
-    /// Sets `net.KEY` here: `sysctl("ipv4.ip_forward", "1")`.
+    /// Sets `net.KEY` in this namespace: `sysctl("ipv4.ip_forward", "1")`.
     pub fn sysctl(&self, key: &str, value: &str) -> io::Result<()> {
         let path = format!("/proc/sys/net/{}", key.replace('.', "/"));
         let value = value.to_owned();
@@ -161,21 +161,21 @@ impl Namespace {
     }
 }
 
-/// Joins two namespaces by a cable: interface `a.1` in `a.0` and `b.1` in `b.0`, both still down.
+/// Connects two namespaces by a cable: interface `a.1` in `a.0` and `b.1` in `b.0`, both down.
 pub fn veth(a: (&Namespace, &str), b: (&Namespace, &str)) -> io::Result<()> {
     let peer = b.0.path();
     a.0.ip([format!("link add {} type veth peer name {} netns {}", a.1, b.1, peer.display())])
 }
 
-/// A socket of UDP in the namespace of this thread, connected to `to`, from a port that no earlier one of this process had.
+/// Opens a UDP socket in the namespace of this thread, connected to `to`, from a port that this process has not used.
 ///
-/// A port that the kernel picks may be one of a minute ago, whose flow connection tracking still knows: the datagram would
-/// go where that one went, and not where a new flow goes now.
+/// The kernel may pick a port again within a minute, while connection tracking still knows its flow: the datagram would
+/// follow the old flow and not the current rules.
 ///
 /// # Errors
-/// If there is no such socket, or no way to `to`.
+/// If the socket can't be opened, or there is no route to `to`.
 pub fn udp_flow(to: SocketAddr) -> io::Result<UdpSocket> {
-    // Below the ports that the kernel gives by itself.
+    // Below the kernel's range of ephemeral ports.
     const FIRST: u16 = 10_000;
     const COUNT: u16 = 20_000;
     static NEXT: AtomicU16 = AtomicU16::new(0);
@@ -208,19 +208,19 @@ mod tests {
     }
 
     #[test]
-    fn what_ip_refuses_is_said_with_the_line() {
+    fn an_error_of_ip_names_the_line() {
         let a = Namespace::new().expect("a");
         let error = a.ip(["link set eth9 up"]).expect_err("there is no eth9");
         assert!(error.to_string().contains("eth9"), "{error}");
     }
 
     #[test]
-    fn a_name_is_taken_once_and_given_back() {
+    fn a_name_can_be_used_again_after_deletion() {
         let name = format!("landfall-test-{}", std::process::id());
-        Namespace::named(&name).expect("first");
-        assert!(Namespace::named(&name).is_err());
+        Namespace::create_named(&name).expect("first");
+        assert!(Namespace::create_named(&name).is_err());
         Namespace::delete(&name).expect("delete");
         assert!(!Namespace::path_of(&name).exists());
-        Namespace::delete(&name).expect("deleting what is gone is fine");
+        Namespace::delete(&name).expect("a second deletion succeeds");
     }
 }

@@ -93,14 +93,14 @@ async fn a_controller_that_is_killed_at_any_write_leaves_nothing_that_the_next_o
         eprintln!("{died} controllers in turn, each killed at write {writes} ({:.1?})", begun.elapsed());
         ensure!(died > 2, "only {died} died");
     }
-    stage.cluster.down()
+    stage.cluster.remove()
 }
 
 impl Stage {
     async fn set() -> Result<Self> {
         let (nodes, light_nodes, clients, kube_proxy) = (0, 0, 0, KubeProxy::None);
         let topology = Topology { nodes, light_nodes, clients, kube_proxy, capture: false, ..Topology::default() };
-        let cluster = Cluster::up("e2e-crash", &topology).await?;
+        let cluster = Cluster::start("e2e-crash", &topology).await?;
         let client = cluster.client();
         cluster.apply(&fs::read_to_string(root().join("deploy/crds.yaml"))?)?;
         cluster.kubectl(["wait", "--for=condition=Established", "crd", "--all", "--timeout=30s"])?;

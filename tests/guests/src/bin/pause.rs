@@ -1,4 +1,4 @@
-//! Holds a pod's namespaces open: reaps what is orphaned in them, until SIGTERM or SIGINT.
+//! Holds a pod's namespaces open and reaps orphaned processes in them, until SIGTERM or SIGINT.
 //!
 //! It is also process 1 of each node of the lab, for the same reason.
 #![allow(unsafe_code)]
@@ -14,7 +14,7 @@ fn main() {
         }
         libc::sigprocmask(libc::SIG_BLOCK, &signals, std::ptr::null_mut());
         loop {
-            // Children that ended before the signals were blocked are collected here too.
+            // Includes children that ended before the signals were blocked.
             while libc::waitpid(-1, std::ptr::null_mut(), libc::WNOHANG) > 0 {}
             let mut signal = 0;
             libc::sigwait(&signals, &mut signal);

@@ -1,10 +1,10 @@
-//! Says which pod answered and which client it saw, over TCP and UDP, IPv4 and IPv6.
+//! Answers with the pod's name and the client's address, over TCP and UDP, IPv4 and IPv6.
 //!
 //! The answer is one line, `POD CLIENT_ADDRESS:PORT`:
 //! - TCP, an HTTP request: as the body of an HTTP/1.0 response, then the connection is closed;
-//! - TCP, any other line: the bare line, and one more for each further line, for as long as the client likes
-//!   (a test of open connections sends a line now and then and looks who answers);
-//! - TCP, nothing for [`SILENCE`] or an end of input: the bare line, then the connection is closed;
+//! - TCP, any other line: the bare line, and one more for each further line, until the client closes
+//!   (a test of open connections sends a line at intervals and checks which pod answers);
+//! - TCP, no input for [`SILENCE`] or an end of input: the bare line, then the connection is closed;
 //! - UDP: the line, for each datagram.
 //!
 //! `whoami [PORT...]`, default 8080. POD is $POD_NAME, else the host name. SIGTERM and SIGINT end it at once.
@@ -18,17 +18,17 @@ use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
 
-/// How long a client may be silent before it gets its line unasked.
+/// A client that sends nothing for this long gets its line unasked.
 const SILENCE: Duration = Duration::from_millis(300);
-/// How long an answered client may be silent before its connection is given up, so that a client that vanished
-/// without a word (a dead node) doesn't hold a thread for ever.
+/// An answered connection is closed after this long without input, so that a client on a dead node does not hold a
+/// thread for ever.
 const IDLE: Duration = Duration::from_secs(3600);
-/// A thread per connection needs little: this many bytes let thousands be open at once.
+/// Stack of a connection's thread, in bytes: small enough for thousands of connections.
 const STACK: usize = 64 * 1024;
-/// Connections waiting to be accepted. The standard library asks for 128, which a burst overflows; a dropped SYN then
-/// costs the client a second.
+/// Limit of connections that wait to be accepted. The standard library sets 128, which a burst overflows; each dropped
+/// SYN delays its client by a second.
 const BACKLOG: i32 = 4096;
-/// The longest line or request head that is read.
+/// At most this many bytes of a line or a request head are read.
 const LONGEST: u64 = 16 * 1024;
 
 fn main() -> ExitCode {
@@ -82,24 +82,24 @@ fn pod_name() -> String {
         .map_or_else(|| "unknown".to_owned(), |name| name.trim().to_owned())
 }
 
-/// `[::]` takes IPv4 clients too; a host without IPv6 gets `0.0.0.0`.
-fn any(port: u16) -> [SocketAddr; 2] {
+/// `[::]` accepts IPv4 clients as well; a host without IPv6 gets `0.0.0.0`.
+fn wildcard_addresses(port: u16) -> [SocketAddr; 2] {
     [(Ipv6Addr::UNSPECIFIED, port).into(), (Ipv4Addr::UNSPECIFIED, port).into()]
 }
 
 fn listen(port: u16) -> io::Result<TcpListener> {
-    let listener = TcpListener::bind(&any(port)[..])?;
-    // SAFETY: the descriptor is open for as long as `listener` lives; listening again only changes the backlog.
+    let listener = TcpListener::bind(&wildcard_addresses(port)[..])?;
+    // SAFETY: the descriptor is open while `listener` lives; listening again only changes the backlog.
     unsafe { libc::listen(listener.as_raw_fd(), BACKLOG) };
     Ok(listener)
 }
 
 fn bind_udp(port: u16) -> io::Result<UdpSocket> {
-    UdpSocket::bind(&any(port)[..])
+    UdpSocket::bind(&wildcard_addresses(port)[..])
 }
 
-/// The line a client gets. An IPv4 client of an IPv6 socket is shown as IPv4.
-fn line(name: &str, client: SocketAddr) -> String {
+/// The answer to a client. An IPv4 client of an IPv6 socket is shown as IPv4.
+fn answer_line(name: &str, client: SocketAddr) -> String {
     let ip: IpAddr = client.ip().to_canonical();
     format!("{name} {}\n", SocketAddr::new(ip, client.port()))
 }
@@ -107,9 +107,9 @@ fn line(name: &str, client: SocketAddr) -> String {
 fn serve_udp(socket: &UdpSocket, name: &str) {
     let mut buffer = [0; 2048];
     loop {
-        // An error here is about an earlier answer (a client that is gone): the next datagram is unaffected.
+        // An error here belongs to an earlier answer, whose client has ended: the next datagram is unaffected.
         if let Ok((_, client)) = socket.recv_from(&mut buffer) {
-            let _ = socket.send_to(line(name, client).as_bytes(), client);
+            let _ = socket.send_to(answer_line(name, client).as_bytes(), client);
         }
     }
 }
@@ -118,18 +118,17 @@ fn serve_tcp(listener: &TcpListener, name: &Arc<str>) {
     loop {
         match listener.accept() {
             Ok((stream, client)) => {
-                let answer = line(name, client);
-                // No thread to be had: the client sees its connection closed.
-                let _ = thread::Builder::new().stack_size(STACK).spawn(move || converse(&stream, &answer));
+                let answer = answer_line(name, client);
+                // If there is no thread left, the client sees its connection closed.
+                let _ = thread::Builder::new().stack_size(STACK).spawn(move || serve_connection(&stream, &answer));
             }
-            // Out of descriptors, or the client left the queue. Go on, but do not spin.
+            // Out of descriptors, or the client left the queue: continue, but do not spin.
             Err(_) => thread::sleep(Duration::from_millis(1)),
         }
     }
 }
 
-/// One connection, from its first byte to its end.
-fn converse(stream: &TcpStream, answer: &str) -> io::Result<()> {
+fn serve_connection(stream: &TcpStream, answer: &str) -> io::Result<()> {
     stream.set_nodelay(true)?;
     stream.set_read_timeout(Some(SILENCE))?;
     let mut reader = BufReader::new(stream);
@@ -145,7 +144,7 @@ fn converse(stream: &TcpStream, answer: &str) -> io::Result<()> {
     }
     stream.set_read_timeout(Some(IDLE))?;
     if is_http(&first) {
-        // The head is read to its end: closing with unread input would reset the connection under the answer.
+        // Reads the head to its end: closing with unread input would reset the connection before the answer arrives.
         let mut header = Vec::new();
         while (&mut reader).take(LONGEST).read_until(b'\n', &mut header)? > 0 && !matches!(&header[..], b"\r\n" | b"\n")
         {
@@ -172,18 +171,19 @@ fn is_http(line: &[u8]) -> bool {
 mod tests {
     use super::*;
 
-    fn served() -> SocketAddr {
+    fn start_server() -> SocketAddr {
         let listener = listen(0).expect("listen");
         let port = listener.local_addr().expect("address").port();
         thread::spawn(move || serve_tcp(&listener, &"pod".into()));
         (Ipv4Addr::LOCALHOST, port).into()
     }
 
-    fn asked(question: &[u8]) -> (String, String) {
-        let mut stream = TcpStream::connect(served()).expect("connect");
-        stream.write_all(question).expect("ask");
+    /// Sends a request. Returns the answer, and the line that whoami owes this client.
+    fn query(request: &[u8]) -> (String, String) {
+        let mut stream = TcpStream::connect(start_server()).expect("connect");
+        stream.write_all(request).expect("send");
         let mut answer = String::new();
-        if question.is_empty() || question.starts_with(b"GET") {
+        if request.is_empty() || request.starts_with(b"GET") {
             stream.read_to_string(&mut answer).expect("read to the end");
         } else {
             BufReader::new(&stream).read_line(&mut answer).expect("read a line");
@@ -193,29 +193,29 @@ mod tests {
 
     #[test]
     fn an_http_request_gets_the_line_as_a_body() {
-        let (answer, line) = asked(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n");
+        let (answer, line) = query(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n");
         assert_eq!(answer.split_once("\r\n\r\n").map(|(_, body)| body), Some(line.as_str()));
         assert!(answer.starts_with("HTTP/1.0 200 OK\r\n"), "{answer}");
     }
 
     #[test]
     fn a_line_gets_the_bare_line() {
-        let (answer, line) = asked(b"hello\n");
+        let (answer, line) = query(b"hello\n");
         assert_eq!(answer, line);
     }
 
     #[test]
     fn silence_gets_the_bare_line() {
-        let (answer, line) = asked(b"");
+        let (answer, line) = query(b"");
         assert_eq!(answer, line);
     }
 
     #[test]
     fn an_open_connection_is_answered_line_by_line() {
-        let mut stream = TcpStream::connect(served()).expect("connect");
+        let mut stream = TcpStream::connect(start_server()).expect("connect");
         let mut reader = BufReader::new(stream.try_clone().expect("clone"));
         for _ in 0..3 {
-            stream.write_all(b"again\n").expect("ask");
+            stream.write_all(b"again\n").expect("send");
             let mut answer = String::new();
             reader.read_line(&mut answer).expect("read");
             assert_eq!(answer, format!("pod {}\n", stream.local_addr().expect("address")));
@@ -229,7 +229,7 @@ mod tests {
         thread::spawn(move || serve_udp(&socket, "pod"));
         let client = UdpSocket::bind("127.0.0.1:0").expect("bind");
         client.set_read_timeout(Some(Duration::from_secs(5))).expect("timeout");
-        client.send_to(b"?", ("127.0.0.1", port)).expect("ask");
+        client.send_to(b"?", ("127.0.0.1", port)).expect("send");
         let mut buffer = [0; 128];
         let length = client.recv(&mut buffer).expect("answer");
         assert_eq!(

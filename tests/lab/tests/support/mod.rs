@@ -1,4 +1,4 @@
-//! What the lab's own tests share.
+//! Shared by the lab's own tests.
 #![allow(dead_code, reason = "each test binary uses a part")]
 
 use std::fs;
@@ -10,14 +10,14 @@ use k8s_openapi::api::core::v1::{Node, Pod};
 use kube::api::{Api, ListParams};
 use lab::{Cluster, wait_until};
 
-/// For what takes a second or two on an idle machine.
+/// Limit of waiting for a change that takes a second or two on an idle machine.
 pub const SOON: Duration = Duration::from_secs(60);
-/// For one answer over the network.
+/// Limit of waiting for an answer over the network.
 pub const ANSWER: Duration = Duration::from_secs(2);
-/// For an answer that must not come: a packet takes microseconds here.
+/// Without an answer for this long, no answer follows: a packet takes microseconds here.
 pub const SILENCE: Duration = Duration::from_millis(300);
 
-/// A whoami pod on this node; `more` goes into its spec (as `, hostNetwork: true`).
+/// A whoami pod on this node; `more` is appended to its spec (`, hostNetwork: true`).
 pub fn whoami(name: &str, node: &str, more: &str) -> String {
     format!(
         "apiVersion: v1\n\
@@ -34,20 +34,20 @@ pub async fn addresses(cluster: &Cluster, pod: &str) -> Result<Vec<SocketAddr>> 
     wait_until(SOON, &format!("pod {pod} to run"), async || {
         let status = pods.get(pod).await?.status.context("no status")?;
         let ready = status.conditions.iter().flatten().any(|c| c.type_ == "Ready" && c.status == "True");
-        ensure!(ready, "it is {:?} {:?}", status.phase, status.container_statuses);
+        ensure!(ready, "{:?} {:?}", status.phase, status.container_statuses);
         let ips = status.pod_ips.unwrap_or_default();
         ips.iter().map(|ip| Ok(SocketAddr::new(ip.ip.parse::<IpAddr>()?, 8080))).collect()
     })
     .await
 }
 
-/// Waits until a Node's Ready condition is this: "True", "False" or "Unknown".
-pub async fn ready_is(cluster: &Cluster, node: &str, wanted: &str) -> Result<()> {
+/// Waits until a Node's Ready condition has this status: "True", "False" or "Unknown".
+pub async fn wait_for_ready_status(cluster: &Cluster, node: &str, wanted: &str) -> Result<()> {
     let nodes: Api<Node> = Api::all(cluster.client());
     wait_until(SOON, &format!("node {node} to be Ready={wanted}"), async || {
         let conditions = nodes.get(node).await?.status.and_then(|status| status.conditions).unwrap_or_default();
         let ready = conditions.iter().find(|c| c.type_ == "Ready").context("no such condition")?;
-        ensure!(ready.status == wanted, "it is {} ({:?})", ready.status, ready.message);
+        ensure!(ready.status == wanted, "{} ({:?})", ready.status, ready.message);
         Ok(())
     })
     .await
@@ -58,7 +58,7 @@ pub async fn nodes(cluster: &Cluster) -> Result<Vec<Node>> {
     Ok(Api::<Node>::all(cluster.client()).list(&ListParams::default()).await?.items)
 }
 
-/// Everything on this machine that has to do with a cluster of this name.
+/// Everything on this machine that belongs to a cluster of this name.
 pub fn traces(cluster: &str) -> Vec<String> {
     let mut found = Vec::new();
     for entry in fs::read_dir("/run/netns").into_iter().flatten().flatten() {
@@ -83,7 +83,7 @@ pub fn traces(cluster: &str) -> Vec<String> {
     for process in fs::read_dir("/proc").into_iter().flatten().flatten() {
         let groups = fs::read_to_string(process.path().join("cgroup")).unwrap_or_default();
         let status = fs::read_to_string(process.path().join("status")).unwrap_or_default();
-        // Dead, and about to be forgotten by whoever inherited it.
+        // A dead process that its parent has not reaped yet.
         if status.lines().any(|line| line.starts_with("State:\tZ") || line.starts_with("State:\tX")) {
             continue;
         }

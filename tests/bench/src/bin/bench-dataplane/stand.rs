@@ -85,7 +85,7 @@ impl Stand {
         for (node, _) in PODS {
             let at = self.node_port(node);
             wait_until(4 * SOON, "the node port to answer", async || {
-                self.client.ask_tcp(at, Duration::from_millis(800)).map(drop)
+                self.client.query_tcp(at, Duration::from_millis(800)).map(drop)
             })
             .await?;
         }
