@@ -15,7 +15,7 @@
 //! | [`labels`] | labels, and selectors of them |
 //! | [`condition`] | how conditions are kept in a status |
 //! | [`holdings`] | which addresses each Service holds |
-//! | [`text`] | texts that are kept once, however many places hold them |
+//! | `interned` | texts that are kept once, however many places hold them |
 //! | [`shared_map`] | maps whose copies share what they have in common |
 //! | [`manifest`] | the definitions of our objects, as `kubectl apply` takes them |
 //!
@@ -23,24 +23,17 @@
 //! Nothing here talks to anybody: no client, no clock, no socket.
 
 pub mod address;
-pub mod backend;
 pub mod condition;
-pub mod endpoints;
-pub mod forwarding;
 pub mod holdings;
-pub mod ip_address_pool;
-pub mod l2_advertisement;
+mod interned;
 pub mod labels;
-pub mod load_balancer_ip;
 pub mod mac;
-pub mod manifest;
-pub mod namespace;
-pub mod node;
-pub mod node_network;
-pub mod request;
-pub mod service;
+mod objects;
 pub mod shared_map;
-pub mod text;
+mod views;
+
+pub use objects::{ip_address_pool, l2_advertisement, load_balancer_ip, manifest, node_network};
+pub use views::{backend, endpoints, forwarding, namespace, node, request, service};
 
 pub use address::Range;
 pub use backend::{Backend, Forwarder};
@@ -62,7 +55,7 @@ pub use node_network::{Network, NodeNetwork, Wiring};
 pub use request::{InvalidRequest, Request};
 pub use service::{FamilyPolicy, Key, Port, Protocol, Service, TrafficPolicy};
 pub use shared_map::SharedMap;
-pub use text::Text;
+pub use interned::Text;
 
 /// The API group of all our objects, and the prefix of our conditions, annotations and finalizers.
 pub const GROUP: &str = "landfall.dev";

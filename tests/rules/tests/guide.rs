@@ -46,7 +46,7 @@ fn the_guide_lists_every_reason_why_an_address_is_announced_or_not() {
 
 #[test]
 fn the_guide_lists_every_way_in_which_a_service_is_forwarded_or_not() {
-    let (source, guide) = (read("crds/src/forwarding.rs"), read("docs/guide/forwarding-reference.md"));
+    let (source, guide) = (read("crds/src/views/forwarding.rs"), read("docs/guide/forwarding-reference.md"));
     let own = [ForwardingReason::Unreported, ForwardingReason::NotAnnounced].map(ForwardingReason::as_str);
     let reasons: BTreeSet<_> = words(&source, "as_str").into_iter().chain(own).collect();
     let listed = table(&guide, "| reason | meaning | fix |");
