@@ -43,7 +43,7 @@ pub async fn plan_once(client: &Client, node: &str, backend: Backend, counts: bo
         if let Some(observed) = stores.observed() {
             break observed;
         }
-        listener.woken().await;
+        listener.wait().await;
     };
     let is_known = observed.nodes.contains_key(node);
     let (mut snapshot, _) = snapshots::snapshots(node, backend, observed, BTreeSet::new());

@@ -24,7 +24,7 @@ use k8s_openapi::api::core::v1::Node;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
 use kube::api::{ListParams, Patch, PatchParams, PostParams};
 use kube::{Api, Client, Resource};
-use observe::causes;
+use observe::error_chain;
 use rtnetlink::packet_route::RouteNetlinkMessage;
 use rtnetlink::{Handle, MulticastGroup, RouteMessageBuilder, new_multicast_connection};
 use serde_json::json;
@@ -94,7 +94,7 @@ async fn observe(found: watch::Sender<Option<NodeNetworkSpec>>, takes_frames: bo
                     });
                 }
                 Err(error) => {
-                    tracing::warn!(error = causes(&error), "can't list links, addresses and routes; trying again");
+                    tracing::warn!(error = error_chain(&error), "can't list links, addresses and routes; trying again");
                     sleep(RETRY).await;
                     continue;
                 }
@@ -146,7 +146,7 @@ async fn tell(client: Client, node: String, mut found: watch::Receiver<Option<No
                 problem => {
                     if !std::mem::replace(&mut failed, true) {
                         let error = match problem {
-                            Ok(Err(error)) => causes(&error),
+                            Ok(Err(error)) => error_chain(&error),
                             _ => "the API server does not answer".to_owned(),
                         };
                         tracing::warn!(error, "can't write this node's NodeNetwork; trying again");

@@ -15,7 +15,8 @@ use std::time::Duration;
 use anyhow::Result;
 use crds::service::Family;
 use crds::{
-    AddressConflict, Announcer, LoadBalancerIP, Moved, Record, Shortcoming, Text, Unforwarded, Version, address,
+    AddressConflict, Announcer, ForwardingProblem, InternedStr, LoadBalancerIP, ProblemReason, Record, ResourceVersion,
+    Takeover, address,
 };
 use dataplane::Forwarding;
 use dataplane::reply_path::Gap;
@@ -88,7 +89,7 @@ struct Ways<'a> {
 /// What is to be written of one address. What is `None` stays as it is.
 #[derive(Clone, Debug, Default, PartialEq)]
 struct Difference {
-    resource_version: Version,
+    resource_version: ResourceVersion,
     announcers: Option<Vec<Announcer>>,
     /// Whether the announcers are the same as before, and only how they forward is not.
     forwards_otherwise: bool,
@@ -173,7 +174,7 @@ impl Report {
             }
             let again = again.into_iter().chain((!failed.is_empty()).then(|| Instant::now() + PAUSE)).min();
             tokio::select! {
-                () = listener.woken() => {}
+                () = listener.wait() => {}
                 changed = self.announced.changed() => if changed.is_err() {
                     // The speaker has left, and so will the process in a moment.
                     return std::future::pending().await;
@@ -196,7 +197,7 @@ impl Report {
     async fn write(&self, (lb_ip, difference): (IpAddr, Difference)) -> Option<IpAddr> {
         let addresses: Api<LoadBalancerIP> = Api::all(self.client.clone());
         let patch = Patch::Merge(difference.body());
-        let name = address::name(lb_ip);
+        let name = address::object_name(lb_ip);
         let params = PatchParams::default();
         let Ok(answer) = timeout(ANSWER, addresses.patch_status(&name, &params, &patch)).await else {
             tracing::warn!(%lb_ip, "the API server does not answer; reporting who announces it again");
@@ -204,7 +205,7 @@ impl Report {
         };
         match answer {
             Ok(object) => {
-                if let Some((observation, _)) = source::addresses().observe(&object) {
+                if let Some((observation, _)) = source::records().observe(&object) {
                     self.addresses.put(observation);
                 }
                 None
@@ -366,7 +367,7 @@ fn strangers(
 
 fn announcer(node: &str, announcement: &Announcement, record: &Record, ways: Ways<'_>) -> Announcer {
     let lb_ip = record.address;
-    let entry = |namespace: &Text, name: &Text, reason, what: &str| Unforwarded {
+    let entry = |namespace: &InternedStr, name: &InternedStr, reason, what: &str| ForwardingProblem {
         namespace: namespace.clone(),
         name: name.clone(),
         reason,
@@ -391,18 +392,18 @@ fn announcer(node: &str, announcement: &Announcement, record: &Record, ways: Way
 }
 
 /// Why requests to an lb_ip that come in by this link may be lost, or their answers leave by another one.
-fn astray(lb_ip: IpAddr, link: &str, Ways { forwarding, gaps }: Ways<'_>) -> BTreeSet<(Shortcoming, String)> {
+fn astray(lb_ip: IpAddr, link: &str, Ways { forwarding, gaps }: Ways<'_>) -> BTreeSet<(ProblemReason, String)> {
     let Some(link) = LinkName::new(link) else { return BTreeSet::new() };
-    let mut all: BTreeSet<_> = gaps.iter().filter_map(|gap| gap.about(Family::of(lb_ip), link)).collect();
+    let mut all: BTreeSet<_> = gaps.iter().filter_map(|gap| gap.about(Family::from(lb_ip), link)).collect();
     if forwarding.unmarked {
-        all.insert((Shortcoming::AnswersElsewhere, "the kernel does not mark connections".to_owned()));
+        all.insert((ProblemReason::AnswersElsewhere, "the kernel does not mark connections".to_owned()));
     }
     all
 }
 
-fn moved(moved: &Move) -> Moved {
+fn moved(moved: &Move) -> Takeover {
     let took_milliseconds = i64::try_from(moved.silence.as_millis()).unwrap_or(i64::MAX);
-    Moved { from: moved.from.as_str().into(), cause: moved.cause.as_str().into(), took_milliseconds }
+    Takeover { from: moved.from.as_str().into(), cause: moved.cause.as_str().into(), took_milliseconds }
 }
 
 #[cfg(test)]

@@ -206,7 +206,7 @@ async fn identity(client: &Client) -> String {
         match timeout(ANSWER, namespaces.get("kube-system")).await {
             Ok(Ok(namespace)) => return namespace.metadata.uid.unwrap_or_default(),
             Ok(Err(error)) => {
-                let error = observe::causes(&error);
+                let error = observe::error_chain(&error);
                 tracing::warn!(error, retry_in = ?pause, "the API server does not tell which cluster this is");
             }
             Err(_) => tracing::warn!("the API server does not answer"),

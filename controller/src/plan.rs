@@ -21,7 +21,7 @@ use std::sync::Arc;
 
 use crds::condition::{Condition, without_ours};
 use crds::service::{FINALIZER, Ingress};
-use crds::{Record, Service, Text};
+use crds::{InternedStr, Record, Service};
 use jiff::Timestamp;
 
 use crate::allocate::allocation::{Allocation, How};
@@ -263,7 +263,7 @@ impl Ledger {
         let mut effects: Vec<_> = creates
             .filter_map(|target| {
                 let pool = self.pools.pool_of(target.address)?.name().into();
-                let (holder, sharing_key) = (holder(service), sharing_key.map(Text::from));
+                let (holder, sharing_key) = (holder(service), sharing_key.map(InternedStr::from));
                 Some(Effect::Create { address: target.address, pool, holder, sharing_key })
             })
             .collect();
@@ -276,7 +276,7 @@ impl Ledger {
         let changed = if has_any {
             Changes {
                 finalizer: true,
-                ingress: (!shows(service, addresses())).then(|| addresses().map(Ingress::of).collect()),
+                ingress: (!shows(service, addresses())).then(|| addresses().map(Ingress::from).collect()),
                 conditions: news,
             }
         } else {

@@ -26,7 +26,7 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use kube::Client;
-use observe::{Wake, causes, jitter, source, watch};
+use observe::{Wake, error_chain, jitter, source, watch};
 use tokio::sync::{mpsc, oneshot, watch as channel};
 use tokio::task::{JoinError, JoinSet};
 use tokio::time::{Instant, sleep_until, timeout};
@@ -120,7 +120,7 @@ pub async fn run(client: Client, config: Config, shutdown: impl Future<Output = 
     {
         let client = client.clone();
         let stores = stores.clone();
-        helpers.spawn(async move { match watch(client, source::addresses(), stores.addresses).await {} });
+        helpers.spawn(async move { match watch(client, source::records(), stores.addresses).await {} });
     }
     {
         let client = client.clone();
@@ -201,7 +201,7 @@ pub async fn run(client: Client, config: Config, shutdown: impl Future<Output = 
         });
         tokio::select! {
             () = &mut shutdown => break,
-            () = listener.woken() => is_stale = true,
+            () = listener.wait() => is_stale = true,
             ended = ended(&mut in_office) => {
                 ledger.ended(&ended?);
                 is_stale = true;
@@ -337,7 +337,7 @@ impl Work {
         match (result, notable) {
             (Err(failure), _) if failure.is_conflict() => tracing::debug!(%subject, %failure, "planning anew"),
             (Err(failure), Notable::Failing) => {
-                tracing::warn!(%subject, error = causes(&failure), "trying again until it works");
+                tracing::warn!(%subject, error = error_chain(&failure), "trying again until it works");
             }
             (Ok(Progress::Done), Notable::Recovered) => tracing::info!(%subject, "works again"),
             // An address that moves from node to node is nobody's fight.

@@ -128,21 +128,21 @@ impl fmt::Display for Range {
 }
 
 /// The name that `address` has as an object: itself for IPv4 (`192.0.2.10`), its eight groups joined by dashes for
-/// IPv6 (`2001-db8-0-0-0-0-0-1`). One address has one name, and [`named`] takes it back.
-pub fn name(address: IpAddr) -> String {
+/// IPv6 (`2001-db8-0-0-0-0-0-1`). One address has one name, and [`parse_object_name`] takes it back.
+pub fn object_name(address: IpAddr) -> String {
     match address {
         IpAddr::V4(v4) => v4.to_string(),
         IpAddr::V6(v6) => v6.segments().map(|group| format!("{group:x}")).join("-"),
     }
 }
 
-/// The address whose [`name`] this is.
-pub fn named(object: &str) -> Option<IpAddr> {
+/// The address whose [`object_name`] this is.
+pub fn parse_object_name(object: &str) -> Option<IpAddr> {
     let address = match object.parse::<Ipv4Addr>() {
         Ok(v4) => IpAddr::V4(v4),
         Err(_) => IpAddr::V6(object.replace('-', ":").parse().ok()?),
     };
-    (name(address) == object).then_some(address)
+    (object_name(address) == object).then_some(address)
 }
 
 #[cfg(test)]
@@ -209,9 +209,9 @@ mod tests {
     #[test]
     fn an_object_of_another_spelling_names_no_address() {
         for object in ["192.0.2.01", "2001-db8--1", "2001-DB8-0-0-0-0-0-1", "2001:db8::1", "web"] {
-            assert_eq!(named(object), None, "{object}");
+            assert_eq!(parse_object_name(object), None, "{object}");
         }
-        assert_eq!(named("2001-db8-0-0-0-0-0-1"), Some("2001:db8::1".parse().expect("v6")));
+        assert_eq!(parse_object_name("2001-db8-0-0-0-0-0-1"), Some("2001:db8::1".parse().expect("v6")));
     }
 
     fn address() -> impl Strategy<Value = IpAddr> {
@@ -221,8 +221,8 @@ mod tests {
     proptest! {
         #[test]
         fn a_name_leads_back_to_its_address_and_is_a_dns_subdomain(address in address()) {
-            let name = name(address);
-            prop_assert_eq!(named(&name), Some(address));
+            let name = object_name(address);
+            prop_assert_eq!(parse_object_name(&name), Some(address));
             prop_assert!(name.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-' || c == '.'));
         }
 
@@ -245,7 +245,7 @@ mod tests {
         #[test]
         fn reading_any_text_never_panics(text in "[0-9a-f:./ -]{0,40}") {
             let _ = text.parse::<Range>();
-            let _ = named(&text);
+            let _ = parse_object_name(&text);
         }
     }
 }

@@ -7,7 +7,7 @@ use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{self, Time};
 use serde::{Deserialize, Serialize};
 
-use crate::Text;
+use crate::InternedStr;
 
 /// A condition, with the fields that Kubernetes gives it (`meta/v1`), in no more memory than it needs: each of tens of
 /// thousands of Services has some, and they say the same words.
@@ -18,18 +18,18 @@ pub struct Condition {
     pub last_transition_time: Time,
     /// A sentence for people.
     #[serde(default)]
-    pub message: Text,
+    pub message: InternedStr,
     /// The generation of the object that was looked at.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub observed_generation: Option<i64>,
     /// One CamelCase word for machines.
     #[serde(default)]
-    pub reason: Text,
+    pub reason: InternedStr,
     /// `True`, `False` or `Unknown`.
-    pub status: Text,
+    pub status: InternedStr,
     /// What it is about: `landfall.dev/Allocated`.
     #[serde(rename = "type")]
-    pub type_: Text,
+    pub type_: InternedStr,
 }
 
 impl From<v1::Condition> for Condition {
@@ -47,7 +47,7 @@ impl From<v1::Condition> for Condition {
 
 /// `status` of a [`Condition`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Status {
+pub enum ConditionStatus {
     /// It holds.
     True,
     /// It does not.
@@ -56,7 +56,10 @@ pub enum Status {
     Unknown,
 }
 
-impl Status {
+impl ConditionStatus {
+    /// All values.
+    pub const ALL: [Self; 3] = [Self::True, Self::False, Self::Unknown];
+
     /// As Kubernetes writes it.
     pub fn as_str(self) -> &'static str {
         match self {
@@ -69,11 +72,11 @@ impl Status {
 
 /// What a condition should say. The time of its last transition is not here: it follows from what was there before.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Desired {
+pub struct DesiredCondition {
     /// The type: `landfall.dev/Allocated`.
     pub type_: &'static str,
     /// Whether it holds.
-    pub status: Status,
+    pub status: ConditionStatus,
     /// One CamelCase word for machines.
     pub reason: &'static str,
     /// A sentence for people, with the fix where there is one.
@@ -82,7 +85,7 @@ pub struct Desired {
     pub observed_generation: Option<i64>,
 }
 
-impl Desired {
+impl DesiredCondition {
     /// Whether `conditions` say this already.
     pub fn is_in(&self, conditions: &[Condition]) -> bool {
         conditions.iter().any(|c| {
@@ -128,8 +131,8 @@ pub fn without_ours(conditions: &[Condition]) -> Vec<Condition> {
 mod tests {
     use super::*;
 
-    fn desired(status: Status, reason: &'static str) -> Desired {
-        Desired {
+    fn desired(status: ConditionStatus, reason: &'static str) -> DesiredCondition {
+        DesiredCondition {
             type_: "landfall.dev/Allocated",
             status,
             reason,
@@ -144,9 +147,9 @@ mod tests {
 
     #[test]
     fn the_time_changes_with_the_status_and_not_with_the_reason() {
-        let first = desired(Status::False, "NoPool").set_in(&[], at(1));
-        let second = desired(Status::False, "PoolsExhausted").set_in(&first, at(2));
-        let third = desired(Status::True, "Allocated").set_in(&second, at(3));
+        let first = desired(ConditionStatus::False, "NoPool").set_in(&[], at(1));
+        let second = desired(ConditionStatus::False, "PoolsExhausted").set_in(&first, at(2));
+        let third = desired(ConditionStatus::True, "Allocated").set_in(&second, at(3));
         let times = [&first, &second, &third].map(|c| c[0].last_transition_time.0.as_second());
         assert_eq!(times, [1, 1, 3]);
         assert_eq!(third.len(), 1);
@@ -154,12 +157,12 @@ mod tests {
 
     #[test]
     fn what_was_set_is_found_and_others_are_left_in_place() {
-        let other = desired(Status::True, "Else").set_in(&[], at(1)).remove(0);
+        let other = desired(ConditionStatus::True, "Else").set_in(&[], at(1)).remove(0);
         let other = Condition { type_: "example.com/Other".into(), ..other };
-        let wanted = desired(Status::True, "Allocated");
+        let wanted = desired(ConditionStatus::True, "Allocated");
         let conditions = wanted.set_in(std::slice::from_ref(&other), at(2));
         assert!(wanted.is_in(&conditions));
-        assert!(!desired(Status::True, "Else").is_in(&conditions));
+        assert!(!desired(ConditionStatus::True, "Else").is_in(&conditions));
         assert_eq!(conditions[0], other);
         assert_eq!(without_ours(&conditions), vec![other]);
     }

@@ -1,7 +1,7 @@
 //! Texts that are kept once, however many places hold them.
 //!
 //! Tens of thousands of objects are kept, each under its key in several tables, and named by others: the same names, UIDs,
-//! pools and reasons again and again. A [`Text`] is a pointer to what all who hold the same text share.
+//! pools and reasons again and again. A [`InternedStr`] is a pointer to what all who hold the same text share.
 
 use std::borrow::{Borrow, Cow};
 use std::collections::HashSet;
@@ -16,7 +16,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 /// A text that never changes. Cloning it copies a pointer; making it from a text that somebody holds already takes no
 /// memory.
 #[derive(Clone, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Text(ArcStr);
+pub struct InternedStr(ArcStr);
 
 /// All texts that somebody holds, and some that nobody does any more.
 #[derive(Default)]
@@ -48,14 +48,14 @@ impl Shared {
 
 static SHARED: LazyLock<Mutex<Shared>> = LazyLock::new(Mutex::default);
 
-impl Text {
+impl InternedStr {
     /// As a `str`.
     pub fn as_str(&self) -> &str {
         &self.0
     }
 }
 
-impl From<&str> for Text {
+impl From<&str> for InternedStr {
     fn from(text: &str) -> Self {
         if text.is_empty() {
             return Self::default();
@@ -65,31 +65,31 @@ impl From<&str> for Text {
     }
 }
 
-impl From<String> for Text {
+impl From<String> for InternedStr {
     fn from(text: String) -> Self {
         text.as_str().into()
     }
 }
 
-impl From<&String> for Text {
+impl From<&String> for InternedStr {
     fn from(text: &String) -> Self {
         text.as_str().into()
     }
 }
 
-impl From<&Text> for Text {
-    fn from(text: &Text) -> Self {
+impl From<&InternedStr> for InternedStr {
+    fn from(text: &InternedStr) -> Self {
         text.clone()
     }
 }
 
-impl From<Text> for String {
-    fn from(text: Text) -> Self {
+impl From<InternedStr> for String {
+    fn from(text: InternedStr) -> Self {
         text.as_str().into()
     }
 }
 
-impl Deref for Text {
+impl Deref for InternedStr {
     type Target = str;
 
     fn deref(&self) -> &str {
@@ -97,79 +97,79 @@ impl Deref for Text {
     }
 }
 
-impl AsRef<str> for Text {
+impl AsRef<str> for InternedStr {
     fn as_ref(&self) -> &str {
         &self.0
     }
 }
 
-impl Borrow<str> for Text {
+impl Borrow<str> for InternedStr {
     fn borrow(&self) -> &str {
         &self.0
     }
 }
 
-impl PartialEq<str> for Text {
+impl PartialEq<str> for InternedStr {
     fn eq(&self, other: &str) -> bool {
         self.as_str() == other
     }
 }
 
-impl PartialEq<&str> for Text {
+impl PartialEq<&str> for InternedStr {
     fn eq(&self, other: &&str) -> bool {
         self.as_str() == *other
     }
 }
 
-impl PartialEq<String> for Text {
+impl PartialEq<String> for InternedStr {
     fn eq(&self, other: &String) -> bool {
         self.as_str() == other
     }
 }
 
-impl PartialEq<Text> for String {
-    fn eq(&self, other: &Text) -> bool {
+impl PartialEq<InternedStr> for String {
+    fn eq(&self, other: &InternedStr) -> bool {
         self == other.as_str()
     }
 }
 
-impl PartialEq<Text> for str {
-    fn eq(&self, other: &Text) -> bool {
+impl PartialEq<InternedStr> for str {
+    fn eq(&self, other: &InternedStr) -> bool {
         self == other.as_str()
     }
 }
 
-impl PartialEq<Text> for &str {
-    fn eq(&self, other: &Text) -> bool {
+impl PartialEq<InternedStr> for &str {
+    fn eq(&self, other: &InternedStr) -> bool {
         *self == other.as_str()
     }
 }
 
-impl fmt::Display for Text {
+impl fmt::Display for InternedStr {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.pad(self)
     }
 }
 
-impl fmt::Debug for Text {
+impl fmt::Debug for InternedStr {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         fmt::Debug::fmt(self.as_str(), f)
     }
 }
 
-impl Serialize for Text {
+impl Serialize for InternedStr {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         serializer.serialize_str(self)
     }
 }
 
-impl<'de> Deserialize<'de> for Text {
+impl<'de> Deserialize<'de> for InternedStr {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         Cow::<'_, str>::deserialize(deserializer).map(|text| (&*text).into())
     }
 }
 
-impl JsonSchema for Text {
+impl JsonSchema for InternedStr {
     fn inline_schema() -> bool {
         String::inline_schema()
     }
@@ -189,10 +189,10 @@ mod tests {
 
     #[test]
     fn equal_texts_are_one() {
-        let (one, other) = (Text::from("lan"), Text::from("lan".to_owned()));
+        let (one, other) = (InternedStr::from("lan"), InternedStr::from("lan".to_owned()));
         assert_eq!(one, other);
         assert_eq!(one.as_ptr(), other.as_ptr());
-        let read: Text = serde_json::from_str(r#""la\u006e""#).expect("a text");
+        let read: InternedStr = serde_json::from_str(r#""la\u006e""#).expect("a text");
         assert_eq!(read.as_ptr(), one.as_ptr());
     }
 

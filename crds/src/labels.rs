@@ -53,7 +53,7 @@ impl<const N: usize> From<[(&str, &str); N]> for Labels {
 ///
 /// # Errors
 /// If it has an operator that does not exist, which the API server does not check in our objects.
-pub fn selector(written: &LabelSelector) -> Result<Selector, ParseExpressionError> {
+pub fn parse_selector(written: &LabelSelector) -> Result<Selector, ParseExpressionError> {
     written.clone().try_into()
 }
 
@@ -67,7 +67,7 @@ mod tests {
         let labels = Labels::from([("app", "web"), ("tier", "front")]);
         let selectors = |written: serde_json::Value| -> Vec<Selector> {
             let written: Vec<LabelSelector> = serde_json::from_value(written).expect("selectors");
-            written.iter().map(|written| selector(written).expect("a selector")).collect()
+            written.iter().map(|written| parse_selector(written).expect("a selector")).collect()
         };
         for (written, matches) in [
             (json!([]), false),
@@ -88,6 +88,6 @@ mod tests {
     fn an_operator_that_does_not_exist_is_refused() {
         let written = json!({"matchExpressions": [{"key": "tier", "operator": "Like", "values": ["f"]}]});
         let written: LabelSelector = serde_json::from_value(written).expect("a selector");
-        assert!(selector(&written).is_err());
+        assert!(parse_selector(&written).is_err());
     }
 }

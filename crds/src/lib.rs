@@ -39,29 +39,29 @@ pub use address::Range;
 pub use backend::{Backend, Forwarder};
 pub use condition::Condition;
 pub use endpoints::{Endpoint, EndpointSlice};
-pub use forwarding::{Reach, Shortcoming, Unforwarded};
+pub use forwarding::{ForwardingProblem, ProblemReason, Reach};
 pub use holdings::Holdings;
-pub use ip_address_pool::{IPAddressPool, IPAddressPoolSpec, IPAddressPoolStatus, PoolTerms, ServiceAllocation};
+pub use interned::InternedStr;
+pub use ip_address_pool::{IPAddressPool, IPAddressPoolSpec, IPAddressPoolStatus, PoolSettings, ServiceAllocation};
 pub use l2_advertisement::{Advertisement, L2Advertisement, L2AdvertisementSpec, PreferredNodes};
 pub use labels::Labels;
 pub use load_balancer_ip::{
-    AddressConflict, Announcer, Holder, LoadBalancerIP, LoadBalancerIPSpec, LoadBalancerIPStatus, Moved, Quarantine,
-    Record, Reservation,
+    AddressConflict, Announcer, Holder, LoadBalancerIP, LoadBalancerIPSpec, LoadBalancerIPStatus, Quarantine, Record,
+    Reservation, Takeover,
 };
 pub use mac::Mac;
 pub use namespace::Namespace;
-pub use node::{Node, Relief};
-pub use node_network::{Network, NodeNetwork, Wiring};
-pub use request::{InvalidRequest, Request};
+pub use node::{DrainReason, Node};
+pub use node_network::{Network, NodeNetwork, PeerLinks};
+pub use request::{InvalidRequest, RequestedAddresses};
 pub use service::{FamilyPolicy, Key, Port, Protocol, Service, TrafficPolicy};
 pub use shared_map::SharedMap;
-pub use interned::Text;
 
 /// The API group of all our objects, and the prefix of our conditions, annotations and finalizers.
 pub const GROUP: &str = "landfall.dev";
 
 /// The place of a write in the history of all objects of a kind: `metadata.resourceVersion` as a number (KEP-5504).
-pub type Version = u64;
+pub type ResourceVersion = u64;
 
 /// An object that Landfall reads but cannot make sense of. It is skipped and reported; others are not affected.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]

@@ -28,7 +28,7 @@ use std::collections::BTreeSet;
 use std::fmt;
 use std::str::FromStr;
 
-use crds::Shortcoming;
+use crds::ProblemReason;
 use crds::service::Family;
 
 pub use kernel::remove;
@@ -138,17 +138,17 @@ pub enum Gap {
 impl Gap {
     /// Why this is worth saying of an lb_ip of `family` that is announced on `link`, and what it is about in a few words;
     /// `None` if it does not concern it.
-    pub fn about(&self, family: Family, link: LinkName) -> Option<(Shortcoming, String)> {
+    pub fn about(&self, family: Family, link: LinkName) -> Option<(ProblemReason, String)> {
         match self {
             Self::NoRouter(of, on) if (*of, *on) == (family, link) => {
-                Some((Shortcoming::AnswersElsewhere, format!("no router is known on link {link}")))
+                Some((ProblemReason::AnswersElsewhere, format!("no router is known on link {link}")))
             }
             Self::NoMark(on) if *on == link => {
                 let what = format!("there are not enough bits of marks for link {link}");
-                Some((Shortcoming::AnswersElsewhere, what))
+                Some((ProblemReason::AnswersElsewhere, what))
             }
             Self::StrictFilter(on) if family == Family::V4 && *on == link => {
-                Some((Shortcoming::RequestsFiltered, format!("link {link}")))
+                Some((ProblemReason::RequestsFiltered, format!("link {link}")))
             }
             // One of several tables, and where none is left, there is no mark.
             Self::TakenTable(_) | Self::NoRouter(..) | Self::NoMark(_) | Self::StrictFilter(_) => None,

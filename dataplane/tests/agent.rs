@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use crds::Protocol::{Tcp, Udp};
 use crds::service::Family;
-use crds::{Endpoint, Key, Reach, Shortcoming};
+use crds::{Endpoint, Key, ProblemReason, Reach};
 use dataplane::netlink::message::{CREATE, Message, NFTABLES};
 use dataplane::netlink::socket::Socket;
 use dataplane::nft::engine::{Applied, Engine, Observed};
@@ -263,8 +263,11 @@ fn a_udp_client_that_may_not_come_any_more_is_silenced_and_a_mistake_is_publishe
         assert_eq!(ask_udp(&client).expect("an answer"), Answer::new(&pod, net.client));
         agent.tell(snapshot([web(net.lb_ip, [on(net, &pod)]).only_from(&[net.pods, "?"])]));
         wait_for("silence", || is_silent(&client));
-        let problem =
-            Problem { service: Key::new("default", "web"), reason: Shortcoming::InvalidSourceRange, what: "?".into() };
+        let problem = Problem {
+            service: Key::new("default", "web"),
+            reason: ProblemReason::InvalidSourceRange,
+            what: "?".into(),
+        };
         let problems = BTreeMap::from([(ip(net.lb_ip), BTreeSet::from([problem]))]);
         let expected = Forwarding { problems, ..forwarding(&[net.lb_ip], &[net.lb_ip]) };
         wait_for("the problem", || published(&agent) == expected);

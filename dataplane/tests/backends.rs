@@ -12,7 +12,7 @@ use std::net::SocketAddr;
 
 use crds::Backend::{self, ClusterIp, Endpoints, NodePort};
 use crds::service::Family;
-use crds::{Reach, Shortcoming};
+use crds::{ProblemReason, Reach};
 use dataplane::Snapshot;
 use dataplane::rules::backend::{Fallback, Hindrance};
 use dataplane::rules::plan::ruleset;
@@ -253,7 +253,7 @@ fn what_can_not_go_by_the_proxy_goes_to_endpoints_and_says_so() {
     };
     let fallback = |wanted, because| {
         let (service, what) = (crds::Key::new("default", "web"), Fallback { wanted, because }.to_string());
-        [Problem { service, reason: Shortcoming::BackendUnavailable, what }]
+        [Problem { service, reason: ProblemReason::BackendUnavailable, what }]
     };
     assert_eq!(because(web(NodePort), snapshot), fallback(NodePort, Hindrance::NoNodeAddress(Family::V4)));
     let local = because(web(ClusterIp).local(), on_node);

@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use crds::Protocol::{self, Sctp, Tcp, Udp};
 use crds::service::Family;
-use crds::{Backend, Key, Reach, SharedMap, Shortcoming};
+use crds::{Backend, Key, ProblemReason, Reach, SharedMap};
 use dataplane::Snapshot;
 use dataplane::nft::diff::{Change, changes, diff};
 use dataplane::nft::elements::{self, Elements, Value, elements};
@@ -219,9 +219,9 @@ fn who_may_use_a_service_is_said_for_each_family_and_what_is_no_range_is_reporte
     assert_eq!(sources("192.0.2.10"), Some(vec!["10.0.0.0-10.0.1.255".into()]));
     assert_eq!(sources("2001:db8::1"), Some(vec![]), "nobody");
     let problem = |reason, what: &str| Problem { service: Key::new("default", "web"), reason, what: what.to_owned() };
-    let invalid = problem(Shortcoming::InvalidSourceRange, "everybody");
+    let invalid = problem(ProblemReason::InvalidSourceRange, "everybody");
     assert_eq!(planned.addresses[&ip("192.0.2.10")].problems, BTreeSet::from([invalid.clone()]));
-    let lacks = problem(Shortcoming::NoEndpoints, "80/TCP");
+    let lacks = problem(ProblemReason::NoEndpoints, "80/TCP");
     assert_eq!(planned.addresses[&ip("2001:db8::1")].problems, BTreeSet::from([invalid, lacks]));
 }
 
@@ -239,11 +239,11 @@ fn of_each_service_is_said_which_ports_lack_endpoints_and_which_endpoint_is_refu
         ruleset(&snapshot).addresses[&ip("192.0.2.10")].problems.clone()
     };
     let http = |endpoints: &[&str]| two().slice(&[("a", Tcp, 8080)], endpoints.iter().map(|name| ready_(name)));
-    let nowhere = problem("two", Shortcoming::NoEndpoints, "81/TCP, 53/UDP");
+    let nowhere = problem("two", ProblemReason::NoEndpoints, "81/TCP, 53/UDP");
     assert_eq!(problems([one(), http(&["l1"])], None), BTreeSet::from([nowhere.clone()]));
-    let elsewhere = problem("two", Shortcoming::NoLocalEndpoints, "80/TCP");
+    let elsewhere = problem("two", ProblemReason::NoLocalEndpoints, "80/TCP");
     assert_eq!(problems([one(), http(&["r1"]).local()], None), BTreeSet::from([nowhere.clone(), elsewhere]));
-    let refused = ["one", "two"].map(|name| problem(name, Shortcoming::EndpointsRefused, "127.0.0.1"));
+    let refused = ["one", "two"].map(|name| problem(name, ProblemReason::EndpointsRefused, "127.0.0.1"));
     let all = BTreeSet::from_iter(refused.into_iter().chain([nowhere]));
     assert_eq!(problems([one(), http(&["l1"])], Some("127.0.0.1")), all);
     assert!(all.iter().filter(|problem| problem.is_mistake()).count() == 2);
@@ -272,7 +272,7 @@ prop_compose! {
         serving: bool,
         terminating: bool,
     ) -> crds::Endpoint {
-        let node = node.map(crds::Text::from);
+        let node = node.map(crds::InternedStr::from);
         crds::Endpoint { address: ip(&format!("10.0.0.{number}")), node, ready, serving, terminating }
     }
 }

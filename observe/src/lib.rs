@@ -24,7 +24,7 @@
 //!     if let Some(services) = services.snapshot() {
 //!         // Plan from what is there now.
 //!     }
-//!     listener.woken().await;
+//!     listener.wait().await;
 //! }
 //! # }
 //! ```
@@ -39,4 +39,4 @@ pub mod watch;
 pub use source::Source;
 pub use store::{Listener, Store, Wake};
 pub use table::{Change, Content};
-pub use watch::{causes, jitter, watch};
+pub use watch::{error_chain, jitter, watch};

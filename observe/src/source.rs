@@ -7,14 +7,14 @@ use std::net::IpAddr;
 
 use crds::{
     Advertisement, EndpointSlice, IPAddressPool, Key, L2Advertisement, LoadBalancerIP, Malformed, Namespace, Network,
-    Node, NodeNetwork, PoolTerms, Record, Service, Wiring, address,
+    Node, NodeNetwork, PeerLinks, PoolSettings, Record, Service, address,
 };
 use k8s_openapi::api::core::v1 as core;
 use k8s_openapi::api::discovery::v1 as discovery;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::Resource;
 
-use crate::table::{Content, Observation, Version};
+use crate::table::{Content, Observation, ResourceVersion};
 
 /// How objects of kind `R` become entries of a table.
 #[derive(Debug)]
@@ -59,7 +59,7 @@ impl<R: Resource<DynamicType = ()>, K, V> Source<R, K, V> {
 }
 
 /// The version of an object.
-pub fn version(meta: &ObjectMeta) -> Option<Version> {
+pub fn version(meta: &ObjectMeta) -> Option<ResourceVersion> {
     meta.resource_version.as_deref()?.parse().ok()
 }
 
@@ -72,7 +72,7 @@ pub fn services() -> Source<core::Service, Key, Service> {
 pub fn load_balancers() -> Source<core::Service, Key, Service> {
     let read = |object: &core::Service| {
         let service = Service::try_from(object)?;
-        Ok(service.is_load_balancer.then(|| service.forwarded()))
+        Ok(service.is_load_balancer.then(|| service.into_forwarding_view()))
     };
     Source { key: namespaced, read, labels: "" }
 }
@@ -103,8 +103,8 @@ pub fn node_networks() -> Source<NodeNetwork, String, Network> {
 }
 
 /// The same, for who hands frames to those nodes.
-pub fn wirings() -> Source<NodeNetwork, String, Wiring> {
-    Source { key: |meta| meta.name.clone(), read: |object| Ok(Some(Wiring::from(object))), labels: "" }
+pub fn peer_links() -> Source<NodeNetwork, String, PeerLinks> {
+    Source { key: |meta| meta.name.clone(), read: |object| Ok(Some(PeerLinks::from(object))), labels: "" }
 }
 
 /// IPAddressPools.
@@ -113,8 +113,8 @@ pub fn pools() -> Source<IPAddressPool, String, IPAddressPool> {
 }
 
 /// The same, for node agents.
-pub fn pool_terms() -> Source<IPAddressPool, String, PoolTerms> {
-    Source { key: |meta| meta.name.clone(), read: |object| Ok(Some(PoolTerms::from(object))), labels: "" }
+pub fn pool_settings() -> Source<IPAddressPool, String, PoolSettings> {
+    Source { key: |meta| meta.name.clone(), read: |object| Ok(Some(PoolSettings::from(object))), labels: "" }
 }
 
 /// L2Advertisements.
@@ -123,9 +123,9 @@ pub fn l2_advertisements() -> Source<L2Advertisement, String, Advertisement> {
 }
 
 /// LoadBalancerIPs, by their address.
-pub fn addresses() -> Source<LoadBalancerIP, IpAddr, Record> {
+pub fn records() -> Source<LoadBalancerIP, IpAddr, Record> {
     Source {
-        key: |meta| address::named(meta.name.as_deref()?),
+        key: |meta| address::parse_object_name(meta.name.as_deref()?),
         read: |object| Record::try_from(object).map(Some),
         labels: "",
     }

@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::watch;
 
-use crate::table::{Change, Observation, Table, Version};
+use crate::table::{Change, Observation, ResourceVersion, Table};
 
 /// Tells listeners that something changed. Several stores can share one.
 #[derive(Clone, Debug, Default)]
@@ -36,7 +36,7 @@ pub struct Listener {
 
 impl Listener {
     /// Returns when something changed since this returned last; at once if that was in the meantime. Cancel safe.
-    pub async fn woken(&mut self) {
+    pub async fn wait(&mut self) {
         self.receiver.changed().await.expect("invariant: a listener holds its wake");
     }
 }
@@ -61,7 +61,7 @@ impl<K: Ord + Clone, V: PartialEq> Store<K, V> {
     }
 
     /// An empty store that notes what changes, for [`Store::take_changes`]. Somebody has to take it.
-    pub fn noting(wake: &Wake) -> Self {
+    pub fn with_changes(wake: &Wake) -> Self {
         let store = Self::new(wake);
         store.lock().note_changes();
         store
@@ -76,8 +76,12 @@ impl<K: Ord + Clone, V: PartialEq> Store<K, V> {
 
     /// A store that notes what changes and has received one list already, of these objects, taken at `version`: where no API
     /// server is.
-    pub fn listed(wake: &Wake, version: Version, observations: impl IntoIterator<Item = Observation<K, V>>) -> Self {
-        let store = Self::noting(wake);
+    pub fn from_list(
+        wake: &Wake,
+        version: ResourceVersion,
+        observations: impl IntoIterator<Item = Observation<K, V>>,
+    ) -> Self {
+        let store = Self::with_changes(wake);
         store.change(|table| {
             table.list_begins();
             observations.into_iter().for_each(|observation| table.listed(observation));
@@ -151,23 +155,23 @@ mod tests {
     async fn a_burst_in_several_stores_is_one_wake() {
         let wake = Wake::default();
         let mut listener = wake.listener();
-        let (one, other) = (Store::listed(&wake, 1, []), Store::listed(&wake, 1, []));
+        let (one, other) = (Store::from_list(&wake, 1, []), Store::from_list(&wake, 1, []));
         for store in [&one, &other] {
             store.put(seen("web", 2));
         }
-        listener.woken().await;
+        listener.wait().await;
         let idle = std::time::Duration::from_secs(1);
-        assert!(tokio::time::timeout(idle, listener.woken()).await.is_err(), "nothing changed since");
+        assert!(tokio::time::timeout(idle, listener.wait()).await.is_err(), "nothing changed since");
         one.put(seen("web", 2));
-        assert!(tokio::time::timeout(idle, listener.woken()).await.is_err(), "what is known already is no change");
+        assert!(tokio::time::timeout(idle, listener.wait()).await.is_err(), "what is known already is no change");
         one.put(seen("web", 3));
-        listener.woken().await;
+        listener.wait().await;
         assert_eq!(one.snapshot(), Some(BTreeMap::from([("web", Arc::new(3))])));
     }
 
     #[test]
     fn nothing_is_told_before_the_first_list() {
-        let store = Store::noting(&Wake::default());
+        let store = Store::with_changes(&Wake::default());
         store.put(seen("web", 2));
         assert_eq!((store.snapshot(), store.get(&"web"), store.unreadable()), (None, None, None));
         assert_eq!(store.take_changes(), None);

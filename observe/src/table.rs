@@ -16,8 +16,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use crds::Text;
-pub use crds::Version;
+use crds::InternedStr;
+pub use crds::ResourceVersion;
 
 /// What was read of one state of an object.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -36,9 +36,9 @@ pub struct Observation<K, V> {
     /// The object's key.
     pub key: K,
     /// Its UID: an object that is made again under an old name is another one.
-    pub uid: Text,
+    pub uid: InternedStr,
     /// The write that made this state.
-    pub version: Version,
+    pub version: ResourceVersion,
     /// What was read of it.
     pub content: Content<V>,
 }
@@ -63,7 +63,7 @@ pub struct Table<K, V> {
     /// Objects whose present state cannot be read. An older one may be in `entries`.
     unreadable: BTreeSet<K>,
     /// The watch has told of everything up to here.
-    seen: Version,
+    seen: ResourceVersion,
     /// Objects that we deleted, until the watch tells so: few, and not for long.
     dead: BTreeMap<K, Dead>,
     /// A list that is being received.
@@ -76,24 +76,24 @@ pub struct Table<K, V> {
 /// An object as a list has it. A list of tens of thousands stands beside what was known before: so each takes little room.
 #[derive(Debug)]
 struct Listed<V> {
-    uid: Text,
-    version: Version,
+    uid: InternedStr,
+    version: ResourceVersion,
     content: Content<Arc<V>>,
 }
 
 #[derive(Debug)]
 struct Dead {
-    uid: Text,
+    uid: InternedStr,
     /// The last version that was known.
-    version: Version,
+    version: ResourceVersion,
     /// Whether a list was asked for since: then that list knows of it.
     asked_since: bool,
 }
 
 #[derive(Debug)]
 struct Entry<V> {
-    uid: Text,
-    version: Version,
+    uid: InternedStr,
+    version: ResourceVersion,
     /// `None` for an own write that made the object not matter, until the watch has caught up with it.
     value: Option<Arc<V>>,
     /// Whether it came as the answer to an own write, with no list asked for since.
@@ -102,7 +102,7 @@ struct Entry<V> {
 
 impl Dead {
     /// Whether the object died after this state: it is a state of the same object, or of an older one of that name.
-    fn is_after(&self, uid: &str, version: Version) -> bool {
+    fn is_after(&self, uid: &str, version: ResourceVersion) -> bool {
         self.uid == uid || version <= self.version
     }
 }
@@ -207,7 +207,7 @@ impl<K: Ord + Clone, V: PartialEq> Table<K, V> {
     }
 
     /// The list is complete, and shows all objects as they were at `version`.
-    pub fn list_ends(&mut self, version: Version) -> bool {
+    pub fn list_ends(&mut self, version: ResourceVersion) -> bool {
         let Some(listing) = self.listing.take() else { return false };
         let before = std::mem::take(&mut self.entries);
         let unreadable_before = std::mem::take(&mut self.unreadable);
@@ -265,7 +265,7 @@ impl<K: Ord + Clone, V: PartialEq> Table<K, V> {
     }
 
     /// The watch tells that an object was deleted, which made `version`.
-    pub fn deleted(&mut self, key: &K, uid: &str, version: Version) -> bool {
+    pub fn deleted(&mut self, key: &K, uid: &str, version: ResourceVersion) -> bool {
         self.seen = self.seen.max(version);
         if self.dead.get(key).is_some_and(|dead| dead.uid == uid) {
             self.dead.remove(key);
@@ -277,7 +277,7 @@ impl<K: Ord + Clone, V: PartialEq> Table<K, V> {
     }
 
     /// The watch tells that it has told everything up to `version` (a bookmark).
-    pub fn reached(&mut self, version: Version) {
+    pub fn reached(&mut self, version: ResourceVersion) {
         self.seen = self.seen.max(version);
     }
 

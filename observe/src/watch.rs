@@ -31,7 +31,7 @@ use crate::lenient::{Event, Invalid, Lenient, read_list};
 use crate::pauses::Pauses;
 use crate::source::{Source, version};
 use crate::store::Store;
-use crate::table::{Content, Observation, Version};
+use crate::table::{Content, Observation, ResourceVersion};
 
 /// Objects in one page of a list. It bounds the memory that receiving it takes, to some MiB; each page is a round trip, and
 /// nothing is planned before the last one.
@@ -131,7 +131,7 @@ where
     V: PartialEq,
 {
     /// Receives a whole list, and returns the version that it shows.
-    async fn list(&self) -> Result<Version, Trouble> {
+    async fn list(&self) -> Result<ResourceVersion, Trouble> {
         self.change(|table| {
             table.list_begins();
             false
@@ -163,7 +163,7 @@ where
     }
 
     /// Receives one watch's events from `from` on, which moves along, until the watch ends.
-    async fn follow(&self, from: &mut Version, health: &mut Health) -> Result<(), Trouble> {
+    async fn follow(&self, from: &mut ResourceVersion, health: &mut Health) -> Result<(), Trouble> {
         let mut params = WatchParams::default().timeout(WATCH);
         params.label_selector = self.labels();
         let request = self.requests.watch(&params, &from.to_string()).map_err(kube::Error::BuildRequest)?;
@@ -248,7 +248,7 @@ fn refused(status: Box<Status>) -> Trouble {
 }
 
 /// An error with all that caused it, as one line: what kube says of a refused connection names that only in the end.
-pub fn causes(error: &dyn std::error::Error) -> String {
+pub fn error_chain(error: &dyn std::error::Error) -> String {
     let mut line = error.to_string();
     let mut next = error.source();
     while let Some(cause) = next {
@@ -295,7 +295,7 @@ impl Health {
                 tracing::warn!(kind, plural, advice, error = %status.message, "can't watch; trying again");
             }
             Trouble::Failed(error) => {
-                tracing::warn!(kind, plural, advice, error = causes(error), "can't watch; trying again");
+                tracing::warn!(kind, plural, advice, error = error_chain(error), "can't watch; trying again");
             }
             Trouble::Silent | Trouble::NoVersion | Trouble::Expired => {
                 tracing::warn!(kind, plural, advice, "can't watch; trying again");
@@ -382,7 +382,7 @@ mod tests {
             }
             tokio::select! {
                 never = &mut watch => match never {},
-                () = listener.woken() => {}
+                () = listener.wait() => {}
                 () = sleep(Duration::from_secs(600)) => panic!("known: {known:?}, expected: {done:?}"),
             }
         }
@@ -392,9 +392,9 @@ mod tests {
     fn an_error_is_told_with_its_causes_and_none_twice() {
         let refused = std::io::Error::from(std::io::ErrorKind::ConnectionRefused);
         let error = kube::Error::Service(Box::new(std::io::Error::other(refused)));
-        assert_eq!(causes(&error), "ServiceError: connection refused");
+        assert_eq!(error_chain(&error), "ServiceError: connection refused");
         let error = kube::Error::ReadEvents(std::io::Error::other(kube::Error::TlsRequired));
-        assert_eq!(causes(&error), "Error reading events stream: TLS required but no TLS stack selected");
+        assert_eq!(error_chain(&error), "Error reading events stream: TLS required but no TLS stack selected");
     }
 
     #[tokio::test(start_paused = true)]

@@ -9,7 +9,7 @@
 //! 2. advertisements let it announce for a Service that holds the address ([`crate::advertisement`]), and it has an
 //!    endpoint of that Service where the traffic policy is Local;
 //! 3. of the nodes of which that is true, it is one for as many of these Services as any other;
-//! 4. and nothing says that others should announce in its place ([`crds::Relief`]), or they couldn't.
+//! 4. and nothing says that others should announce in its place ([`crds::DrainReason`]), or they couldn't.
 //!
 //! What is said in 4 is no reason to announce an address nowhere: who drains a node wants its work to go elsewhere, and not
 //! to end. A pod that only this node has must move first, and its address moves with it.
@@ -202,12 +202,12 @@ fn candidates(included: &[&Node], claimants: &[Claimant<'_>], advertisements: &A
     let most = counted.iter().map(|(_, count)| *count).max().unwrap_or(0);
     let able = counted.iter().filter(|(_, count)| *count == most && most > 0).map(|(node, _)| *node);
     let able: Vec<&Node> = able.collect();
-    let all_relieved = able.iter().all(|node| node.relief.is_some());
+    let all_relieved = able.iter().all(|node| node.drain_reason.is_some());
     let candidate = |node: &Node| {
         let served = claimants.iter().filter(|claimant| serves(node, claimant)).map(|c| &c.advertisements);
         (node.name.clone(), advertisements.candidate(served, &node.name))
     };
-    able.into_iter().filter(|node| all_relieved || node.relief.is_none()).map(candidate).collect()
+    able.into_iter().filter(|node| all_relieved || node.drain_reason.is_none()).map(candidate).collect()
 }
 
 /// The nodes that a Service of traffic policy Local is confined to: those with an endpoint that new connections may go to,

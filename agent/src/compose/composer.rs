@@ -97,7 +97,7 @@ impl Composer {
                     () = sleep_until(waits.unwrap_or_else(Instant::now)), if waits.is_some() => break,
                     Ok(()) = inputs.network.changed() => break,
                     Ok(()) = inputs.returned.changed() => break,
-                    () = listener.woken() => break,
+                    () = listener.wait() => break,
                 }
             }
         }
@@ -142,12 +142,12 @@ mod tests {
         let service: k8s_openapi::api::core::v1::Service = serde_json::from_value(service).expect("a Service");
         let (service, _) = source::services().observe(&service).expect("a Service");
         Stores {
-            services: Store::listed(wake, 2, [service]),
-            slices: Store::listed(wake, 1, []),
-            nodes: Store::listed(wake, 1, []),
-            pools: Store::listed(wake, 1, []),
-            advertisements: Store::listed(wake, 1, []),
-            addresses: Store::listed(wake, 1, []),
+            services: Store::from_list(wake, 2, [service]),
+            slices: Store::from_list(wake, 1, []),
+            nodes: Store::from_list(wake, 1, []),
+            pools: Store::from_list(wake, 1, []),
+            advertisements: Store::from_list(wake, 1, []),
+            addresses: Store::from_list(wake, 1, []),
             wirings: None,
         }
     }
@@ -247,15 +247,15 @@ mod tests {
                 "apiVersion": "landfall.dev/v1alpha1", "kind": kind, "metadata": meta(&name), "spec": {"links": [eth0]},
             });
             let object = serde_json::from_value(object).expect("a NodeNetwork");
-            source::wirings().observe(&object).expect("a NodeNetwork").0
+            source::peer_links().observe(&object).expect("a NodeNetwork").0
         };
         let node = |last: u8| {
             let object = json!({"metadata": meta(&format!("n{last}"))});
             source::nodes().observe(&serde_json::from_value(object).expect("a Node")).expect("a Node").0
         };
         let mut wirings = Wirings::new(&wake);
-        wirings.store = Store::listed(&wake, 1, [1, 2, 3].map(wiring));
-        let nodes = Store::listed(&wake, 1, [1, 2, 3].map(node));
+        wirings.store = Store::from_list(&wake, 1, [1, 2, 3].map(wiring));
+        let nodes = Store::from_list(&wake, 1, [1, 2, 3].map(node));
         let stores = Stores { wirings: Some(wirings), nodes, ..stores(&wake) };
         let (composes, around) = composer(stores, &wake);
         let Around { neighbours: meet, dataplane: mut told, speaker: mut speaks, .. } = around;

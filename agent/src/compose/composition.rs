@@ -9,8 +9,8 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use crds::{
-    Advertisement, Backend, EndpointSlice, Holder, Holdings, Key, Node, PoolTerms, Record, Service, TrafficPolicy,
-    Wiring,
+    Advertisement, Backend, EndpointSlice, Holder, Holdings, Key, Node, PeerLinks, PoolSettings, Record, Service,
+    TrafficPolicy,
 };
 use dataplane::reply_path::Return;
 use dataplane::snapshot::Terms;
@@ -26,17 +26,17 @@ pub(super) struct Changes {
     pub(super) services: Vec<Change<Key, Service>>,
     pub(super) slices: Vec<Change<Key, EndpointSlice>>,
     pub(super) nodes: Vec<Change<String, Node>>,
-    pub(super) pools: Vec<Change<String, PoolTerms>>,
+    pub(super) pools: Vec<Change<String, PoolSettings>>,
     pub(super) advertisements: Vec<Change<String, Advertisement>>,
     pub(super) addresses: Vec<Change<IpAddr, Record>>,
-    pub(super) wirings: Vec<Change<String, Wiring>>,
+    pub(super) wirings: Vec<Change<String, PeerLinks>>,
 }
 
 /// What is composed, and what of.
 #[derive(Debug)]
 pub(super) struct Composition {
-    pools: BTreeMap<String, Arc<PoolTerms>>,
-    wirings: BTreeMap<String, Arc<Wiring>>,
+    pools: BTreeMap<String, Arc<PoolSettings>>,
+    wirings: BTreeMap<String, Arc<PeerLinks>>,
     /// Which nodes the speaker has met on which link.
     neighbours: Neighbours,
     /// What says who may announce: of Services the load balancers, with their slices; of addresses those in use.
@@ -228,7 +228,7 @@ impl Composition {
                 self.dataplane.services.remove(key);
                 continue;
             };
-            let new = terms(object, object.unspread || some_are_unspread && self.is_in_unspread_pool(key));
+            let new = terms(object, object.spread_disabled || some_are_unspread && self.is_in_unspread_pool(key));
             let known = self.dataplane.services.get(key);
             let old = known.map(|known| &known.terms).into_iter().chain([&self.usual]).find(|old| ***old == new);
             let terms = old.cloned().unwrap_or_else(|| Arc::new(new));

@@ -8,9 +8,11 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use crds::Mac;
-use crds::node_network::{NodeNetworkSpec, WiredLink};
+use crds::node_network::{NodeNetworkSpec, PeerLink};
 use crds::service::Family;
-use crds::{Advertisement, Backend, EndpointSlice, Holder, Key, Node, PoolTerms, Record, Service, SharedMap, Wiring};
+use crds::{
+    Advertisement, Backend, EndpointSlice, Holder, Key, Node, PeerLinks, PoolSettings, Record, Service, SharedMap,
+};
 use dataplane::reply_path::Wanted;
 use dataplane::rules::sources::Sources;
 use dataplane::snapshot::{Link, LinkName, Slices, Terms};
@@ -23,10 +25,10 @@ pub(super) struct Observed {
     pub(super) services: BTreeMap<Key, Arc<Service>>,
     pub(super) slices: BTreeMap<Key, Arc<EndpointSlice>>,
     pub(super) nodes: BTreeMap<String, Arc<Node>>,
-    pub(super) pools: BTreeMap<String, Arc<PoolTerms>>,
+    pub(super) pools: BTreeMap<String, Arc<PoolSettings>>,
     pub(super) advertisements: BTreeMap<String, Arc<Advertisement>>,
     pub(super) addresses: BTreeMap<IpAddr, Arc<Record>>,
-    pub(super) wirings: BTreeMap<String, Arc<Wiring>>,
+    pub(super) wirings: BTreeMap<String, Arc<PeerLinks>>,
     /// Which nodes the speaker has met on which link; `None` if there is none to ask. Then networks decide alone.
     pub(super) neighbours: Option<Neighbours>,
 }
@@ -69,7 +71,7 @@ pub(super) fn snapshots(
         services: services
             .iter()
             .map(|(key, object)| {
-                let terms = Arc::new(terms(object, object.unspread || unspread.contains(key)));
+                let terms = Arc::new(terms(object, object.spread_disabled || unspread.contains(key)));
                 (key.clone(), dataplane::snapshot::Service { object: Arc::clone(object), terms })
             })
             .collect(),
@@ -95,7 +97,7 @@ pub(super) fn wanted(network: &NodeNetworkSpec, snapshot: &dataplane::Snapshot) 
     Wanted {
         links: links.filter_map(|link| LinkName::new(&link.name)).collect(),
         // All of IPv4 come before all of IPv6.
-        families: ends.into_iter().flatten().copied().map(Family::of).collect(),
+        families: ends.into_iter().flatten().copied().map(Family::from).collect(),
     }
 }
 
@@ -104,13 +106,13 @@ pub(super) fn wanted(network: &NodeNetworkSpec, snapshot: &dataplane::Snapshot) 
 /// network may be in several places.
 pub(super) fn links(
     node: &str,
-    (nodes, wirings): (&Named<Node>, &Named<Wiring>),
+    (nodes, wirings): (&Named<Node>, &Named<PeerLinks>),
     neighbours: Option<&Neighbours>,
 ) -> BTreeMap<LinkName, Link> {
     let mut links = BTreeMap::new();
     for own in wirings.get(node).iter().flat_map(|wiring| &wiring.links) {
         let (Some(name), Some(mac)) = (LinkName::new(&own.name), Mac::parse(&own.mac)) else { continue };
-        let here = |link: &&WiredLink| link.networks.iter().any(|network| own.networks.contains(network));
+        let here = |link: &&PeerLink| link.networks.iter().any(|network| own.networks.contains(network));
         let others = wirings.iter().filter(|(other, _)| *other != node && nodes.contains_key(*other));
         let peers = others.filter_map(|(other, wiring)| {
             let peer = Mac::parse(&wiring.links.iter().find(here)?.mac)?;
@@ -127,7 +129,7 @@ pub(super) fn links(
 }
 
 /// The Services that have an address of a pool that is not to be spread. Most clusters have no such pool.
-fn unspread(addresses: &BTreeMap<IpAddr, Arc<Record>>, pools: &BTreeMap<String, Arc<PoolTerms>>) -> BTreeSet<Key> {
+fn unspread(addresses: &BTreeMap<IpAddr, Arc<Record>>, pools: &BTreeMap<String, Arc<PoolSettings>>) -> BTreeSet<Key> {
     if pools.values().all(|pool| pool.spread) {
         return BTreeSet::new();
     }
@@ -205,7 +207,7 @@ mod tests {
             services: [service("web", "LoadBalancer"), service("inner", "ClusterIP")].into(),
             slices: [slice("web-1", "web"), slice("web-2", "web"), slice("inner-1", "inner")].into(),
             nodes: [("n1".to_owned(), Arc::new(node))].into(),
-            pools: [("lan".to_owned(), Arc::new(PoolTerms { labels: Arc::default(), spread: true }))].into(),
+            pools: [("lan".to_owned(), Arc::new(PoolSettings { labels: Arc::default(), spread: true }))].into(),
             advertisements: BTreeMap::new(),
             addresses: [record("192.0.2.1", false), record("192.0.2.2", true)].into(),
             wirings: BTreeMap::new(),
@@ -255,7 +257,7 @@ mod tests {
             let (dataplane, _) = snapshots("n1", Backend::Endpoints, observed, BTreeSet::new());
             dataplane.services[&Key::new("default", "web")].terms.unspread
         };
-        let of_the_pool = |spread| PoolTerms { labels: Arc::default(), spread };
+        let of_the_pool = |spread| PoolSettings { labels: Arc::default(), spread };
         assert!(!unspread(observed()));
         let mut of_a_pool = observed();
         of_a_pool.pools.insert("lan".into(), Arc::new(of_the_pool(false)));
@@ -290,12 +292,12 @@ mod tests {
 
     #[test]
     fn frames_are_handed_to_nodes_that_exist_have_an_address_of_the_same_network_and_were_met_there() {
-        let link = |name: &str, mac: &str, network: &str| WiredLink {
+        let link = |name: &str, mac: &str, network: &str| PeerLink {
             name: name.into(),
             mac: mac.into(),
             networks: vec![network.parse().expect("a network")],
         };
-        let wiring = |node: &str, links: &[WiredLink]| (node.to_owned(), Arc::new(Wiring { links: links.to_vec() }));
+        let wiring = |node: &str, links: &[PeerLink]| (node.to_owned(), Arc::new(PeerLinks { links: links.to_vec() }));
         let lan = |last: u8| link("eth0", &format!("02:00:00:00:00:{last:02x}"), "192.0.2.0/24");
         let storage = |last: u8| link("eth1", &format!("02:00:00:00:01:{last:02x}"), "198.51.100.0/24");
         let mut observed = observed();

@@ -23,7 +23,7 @@ pub(crate) struct Stores {
     pub(crate) services: Store<crds::Key, crds::Service>,
     pub(crate) slices: Store<crds::Key, crds::EndpointSlice>,
     pub(crate) nodes: Store<String, crds::Node>,
-    pub(crate) pools: Store<String, crds::PoolTerms>,
+    pub(crate) pools: Store<String, crds::PoolSettings>,
     pub(crate) advertisements: Store<String, crds::Advertisement>,
     pub(crate) addresses: Store<IpAddr, crds::Record>,
     /// None where frames are not spread.
@@ -35,24 +35,24 @@ pub(crate) struct Stores {
 /// node can still forward by itself.
 #[derive(Clone)]
 pub(crate) struct Wirings {
-    pub(crate) store: Store<String, crds::Wiring>,
+    pub(crate) store: Store<String, crds::PeerLinks>,
     given_up: Arc<AtomicBool>,
     wake: Wake,
 }
 
 impl Wirings {
     pub(crate) fn new(wake: &Wake) -> Self {
-        Self { store: Store::noting(wake), given_up: Arc::default(), wake: wake.clone() }
+        Self { store: Store::with_changes(wake), given_up: Arc::default(), wake: wake.clone() }
     }
 
     /// What is known; `None` while it is worth waiting for.
-    fn snapshot(&self) -> Option<BTreeMap<String, Arc<crds::Wiring>>> {
+    fn snapshot(&self) -> Option<BTreeMap<String, Arc<crds::PeerLinks>>> {
         let nothing = || self.given_up.load(Ordering::Relaxed).then(BTreeMap::new);
         self.store.snapshot().or_else(nothing)
     }
 
     /// What has changed; `None` while it is worth waiting for.
-    fn changes(&self) -> Option<Vec<Change<String, crds::Wiring>>> {
+    fn changes(&self) -> Option<Vec<Change<String, crds::PeerLinks>>> {
         let nothing = || self.given_up.load(Ordering::Relaxed).then(Vec::new);
         self.store.take_changes().or_else(nothing)
     }
@@ -68,12 +68,12 @@ impl Wirings {
 impl Stores {
     pub(crate) fn new(wake: &Wake) -> Self {
         Self {
-            services: Store::noting(wake),
-            slices: Store::noting(wake),
-            nodes: Store::noting(wake),
-            pools: Store::noting(wake),
-            advertisements: Store::noting(wake),
-            addresses: Store::noting(wake),
+            services: Store::with_changes(wake),
+            slices: Store::with_changes(wake),
+            nodes: Store::with_changes(wake),
+            pools: Store::with_changes(wake),
+            advertisements: Store::with_changes(wake),
+            addresses: Store::with_changes(wake),
             wirings: Some(Wirings::new(wake)),
         }
     }
@@ -95,11 +95,11 @@ impl Stores {
         spawn(client, source::load_balancers(), &self.services, tasks);
         spawn(client, source::endpoint_slices(), &self.slices, tasks);
         spawn(client, source::nodes(), &self.nodes, tasks);
-        spawn(client, source::pool_terms(), &self.pools, tasks);
+        spawn(client, source::pool_settings(), &self.pools, tasks);
         spawn(client, source::l2_advertisements(), &self.advertisements, tasks);
-        spawn(client, source::addresses(), &self.addresses, tasks);
+        spawn(client, source::records(), &self.addresses, tasks);
         if let Some(wirings) = &self.wirings {
-            spawn(client, source::wirings(), &wirings.store, tasks);
+            spawn(client, source::peer_links(), &wirings.store, tasks);
             tasks.spawn(wirings.clone().give_up());
         }
     }

@@ -12,7 +12,7 @@ use futures::TryStreamExt;
 use k8s_openapi::api::core::v1::Secret;
 use kube::Api;
 use kube::api::{ListParams, WatchEvent, WatchParams};
-use observe::{causes, jitter};
+use observe::{error_chain, jitter};
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep, timeout};
 
@@ -69,7 +69,7 @@ pub(crate) async fn follow(place: Place, seen: watch::Sender<Seen>) -> Infallibl
             Ok(()) if began.elapsed() > BRIEF => continue,
             Ok(()) | Err(Trouble::Ended) => None,
             Err(Trouble::Silent) => Some("the API server does not answer".to_owned()),
-            Err(Trouble::Failed(error)) => Some(causes(&error)),
+            Err(Trouble::Failed(error)) => Some(error_chain(&error)),
         };
         if let Some(error) = error
             && !std::mem::replace(&mut failing, true)

@@ -14,7 +14,7 @@ use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Secret;
 use kube::api::{Patch, PatchParams, PostParams};
 use kube::{Api, Error};
-use observe::causes;
+use observe::error_chain;
 use ring::rand::{SecureRandom, SystemRandom};
 use serde_json::{Value, json};
 use speaker::wire::seal::MIN_KEY;
@@ -125,7 +125,7 @@ enum Trouble {
 impl std::fmt::Display for Trouble {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
-            Self::Refused(error) => f.write_str(&causes(error)),
+            Self::Refused(error) => f.write_str(&error_chain(error)),
             Self::Silent => f.write_str("the API server does not answer"),
         }
     }

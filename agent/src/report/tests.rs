@@ -65,11 +65,11 @@ fn how_it_is_forwarded_is_written_with_who_announces_it_and_when_it_is_another_w
         let difference = differences("me", &announcements, &Conflicts::default(), ways, &records).pop()?.1;
         Some((difference.announcers.expect("announcers"), difference.forwards_otherwise))
     };
-    let lacking = forwarding(Reach::Spread, Shortcoming::NoEndpoints, "80/TCP");
-    let what = Unforwarded {
+    let lacking = forwarding(Reach::Spread, ProblemReason::NoEndpoints, "80/TCP");
+    let what = ForwardingProblem {
         namespace: "default".into(),
         name: "web".into(),
-        reason: Shortcoming::NoEndpoints,
+        reason: ProblemReason::NoEndpoints,
         what: "80/TCP".into(),
     };
     let told = Announcer { since: at(1), reach: Some(Reach::Spread), unforwarded: vec![what], ..entry("me", 3) };
@@ -80,7 +80,7 @@ fn how_it_is_forwarded_is_written_with_who_announces_it_and_when_it_is_another_w
     let spread = Forwarding { problems: BTreeMap::new(), ..lacking };
     let well = Announcer { since: at(0), unforwarded: vec![], ..told };
     assert_eq!(written(&spread, &before), Some((vec![well, entry("other", 4)], true)));
-    let long = forwarding(Reach::Mixed, Shortcoming::InvalidSourceRange, &"ä".repeat(300));
+    let long = forwarding(Reach::Mixed, ProblemReason::InvalidSourceRange, &"ä".repeat(300));
     let (announcers, _) = written(&long, &before).expect("a difference");
     assert_eq!(announcers[0].unforwarded[0].what.chars().count(), WHAT);
 }
@@ -169,7 +169,7 @@ fn whom_an_address_was_taken_from_does_not_stay_written_when_it_wrote_itself_in_
 fn how_an_address_came_here_is_written_with_it() {
     let moved = Move::new("other", Cause::Died, Duration::from_micros(142_900));
     let announcement = Announcement { link: "eth0".into(), epoch: 4, since: at(1).0, moved: Some(moved) };
-    let expected = Moved { from: "other".into(), cause: "died".into(), took_milliseconds: 142 };
+    let expected = Takeover { from: "other".into(), cause: "died".into(), took_milliseconds: 142 };
     let ways = Ways { forwarding: &Forwarding::default(), gaps: &BTreeSet::new() };
     let written = announcer("me", &announcement, &record(&[], &[]), ways);
     assert_eq!(written, Announcer { since: at(1), moved: Some(expected), ..entry("me", 4) });

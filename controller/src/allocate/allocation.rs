@@ -235,7 +235,7 @@ impl Ledger {
         for slot in &wish.slots {
             let fits = |(is_to_leave, _, address): &&(bool, usize, IpAddr)| match slot.address {
                 Some(asked) => *address == asked,
-                None => Family::of(*address) == slot.family && (all || !is_to_leave),
+                None => Family::from(*address) == slot.family && (all || !is_to_leave),
             };
             filled.push(live.iter().find(fits).map(|(.., address)| *address));
         }
@@ -389,7 +389,7 @@ impl Ledger {
         pools: &[usize],
     ) -> Result<Option<(IpAddr, How)>, ()> {
         let service = search.service;
-        let of_family = |address: &IpAddr| Family::of(*address) == family;
+        let of_family = |address: &IpAddr| Family::from(*address) == family;
         let reserved: Vec<_> = self.reserved_for(&service.key).filter(of_family).collect();
         for address in reserved {
             match self.obtain(search, address) {
@@ -502,12 +502,12 @@ fn allocation(service: &Arc<Service>, holdings: Holdings, targets: Vec<Target>) 
 /// half of that.
 fn refused(service: &Arc<Service>, holdings: Holdings, refusal: Refusal) -> Allocation {
     let families = families(service);
-    let has = |family: &Family| holdings.live.iter().any(|record| Family::of(record.address) == *family);
+    let has = |family: &Family| holdings.live.iter().any(|record| Family::from(record.address) == *family);
     let mut keeps: Vec<_> = holdings.live.iter().map(|record| record.address).collect();
     if wants_both_or_none(service) && !families.iter().all(has) {
         keeps.clear();
     }
-    let place = |address: &IpAddr| families.iter().position(|family| *family == Family::of(*address));
+    let place = |address: &IpAddr| families.iter().position(|family| *family == Family::from(*address));
     keeps.sort_by_key(|address| (place(address).unwrap_or(usize::MAX), shown_at(service, *address), *address));
     debug_assert!(holdings.live.iter().all(|record| holds(record, service)));
     let targets = keeps.into_iter().map(|address| Target { address, how: How::Holds }).collect();

@@ -8,7 +8,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use crds::load_balancer_ip::MAX_HOLDERS;
-use crds::{Holder, Key, Service, Text};
+use crds::{Holder, InternedStr, Key, Service};
 use jiff::Timestamp;
 
 use crate::allocate::sharing::{self, Known, Standing, clash, holder};
@@ -86,12 +86,12 @@ impl Ledger {
             return Some(Effect::Delete { address, uid: record.uid.clone(), resource_version });
         }
         let sharing_key = match staying.first() {
-            Some(service) => sharing::key(service).map(Text::from),
+            Some(service) => sharing::key(service).map(InternedStr::from),
             None if holders.is_empty() => None,
             None => record.sharing_key.clone(),
         };
         let is_first = record.holders.is_empty() && !holders.is_empty();
-        let pool = self.pools.pool_of(address).map(|pool| Text::from(pool.name()));
+        let pool = self.pools.pool_of(address).map(|pool| InternedStr::from(pool.name()));
         let pool = pool.filter(|pool| is_first && *pool != record.pool);
         let becomes_reservation = is_first && record.reservation.is_none();
         if holders == record.holders && sharing_key == record.sharing_key && pool.is_none() {

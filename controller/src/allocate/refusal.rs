@@ -154,7 +154,9 @@ impl fmt::Display for Refusal {
                     InUse::Service(key) => write!(f, "is held by Service {key}")?,
                     InUse::Node(node) => write!(f, "is the address of node {node}")?,
                     InUse::Gateway(node) => write!(f, "is the address of the gateway of node {node}")?,
-                    InUse::Unknown => write!(f, "is taken: see kubectl get lbip {}", crds::address::name(*address))?,
+                    InUse::Unknown => {
+                        write!(f, "is taken: see kubectl get lbip {}", crds::address::object_name(*address))?
+                    }
                     InUse::Stranger(mac) => write!(f, "was found to be used by {mac} on the LAN")?,
                     InUse::Withdrawn => f.write_str("is being withdrawn: it will be given as soon as it is free")?,
                 }
@@ -167,7 +169,7 @@ impl fmt::Display for Refusal {
                 f,
                 "{address} is reserved for somebody else: see kubectl get lbip {}; ask for another address, or leave \
                  it out",
-                crds::address::name(*address)
+                crds::address::object_name(*address)
             ),
             Self::SharingConflict(address, key, clash) => write!(
                 f,
@@ -177,7 +179,7 @@ impl fmt::Display for Refusal {
                 f,
                 "{address} is {}, and this Service has {}: ask for an address of that family, or change \
                  spec.ipFamilies",
-                Family::of(*address),
+                Family::from(*address),
                 listed(families)
             ),
             Self::DualStackUnavailable(family, why) => write!(

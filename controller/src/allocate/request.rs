@@ -76,12 +76,12 @@ pub(crate) fn wants_both_or_none(service: &Service) -> bool {
 pub(crate) fn wish(service: &Service) -> Result<Wish<'_>, Refusal> {
     let request = service.request.as_ref().map_err(|invalid| Refusal::InvalidRequest(invalid.to_string()))?;
     let families = families(service);
-    if let Some(address) = request.addresses.iter().find(|address| !families.contains(&Family::of(**address))) {
+    if let Some(address) = request.addresses.iter().find(|address| !families.contains(&Family::from(**address))) {
         return Err(Refusal::FamilyMismatch(*address, families.to_vec()));
     }
     let mut slots = Vec::with_capacity(families.len());
     for (index, family) in families.iter().copied().enumerate() {
-        let asked = request.addresses.iter().filter(|address| Family::of(**address) == family);
+        let asked = request.addresses.iter().filter(|address| Family::from(**address) == family);
         slots.extend(asked.map(|address| Slot { family, address: Some(*address), is_required: true }));
         if slots.last().is_none_or(|slot| slot.family != family) {
             let is_required = index == 0 || service.family_policy == FamilyPolicy::RequireDualStack;
@@ -95,7 +95,7 @@ pub(crate) fn wish(service: &Service) -> Result<Wish<'_>, Refusal> {
 mod tests {
     use super::*;
     use crate::fixtures::{ip, service};
-    use crds::Request;
+    use crds::RequestedAddresses;
 
     use Family::{V4, V6};
     use FamilyPolicy::{PreferDualStack, RequireDualStack, SingleStack};
@@ -104,8 +104,11 @@ mod tests {
     fn slots(families: &[Family], policy: FamilyPolicy, asked: &[&str]) -> Result<Vec<String>, Refusal> {
         let mut web = service("web", 1);
         (web.families, web.family_policy) = (families.into(), policy);
-        web.request =
-            Ok(Request { addresses: asked.iter().map(|text| ip(text)).collect(), ..Request::default() }.into());
+        web.request = Ok(RequestedAddresses {
+            addresses: asked.iter().map(|text| ip(text)).collect(),
+            ..RequestedAddresses::default()
+        }
+        .into());
         let word = |slot: &Slot| {
             let word = slot.address.map_or_else(|| slot.family.to_string(), |address| address.to_string());
             if slot.is_required { word } else { format!("[{word}]") }
@@ -146,12 +149,16 @@ mod tests {
     #[test]
     fn who_names_addresses_comes_before_who_names_a_pool_and_then_who_takes_any() {
         let mut web = service("web", 1);
-        web.request =
-            Ok(Request { pool: Some("lan".into()), addresses: vec![ip("192.0.2.1")], ..Request::default() }.into());
+        web.request = Ok(RequestedAddresses {
+            pool: Some("lan".into()),
+            addresses: vec![ip("192.0.2.1")],
+            ..RequestedAddresses::default()
+        }
+        .into());
         assert_eq!(wish(&web).map(|wish| wish.rank()), Ok(Rank::Address));
-        web.request = Ok(Request { pool: Some("lan".into()), ..Request::default() }.into());
+        web.request = Ok(RequestedAddresses { pool: Some("lan".into()), ..RequestedAddresses::default() }.into());
         assert_eq!(wish(&web).map(|wish| (wish.rank(), wish.pool)), Ok((Rank::Pool, Some("lan"))));
-        web.request = Ok(Request::default().into());
+        web.request = Ok(RequestedAddresses::default().into());
         assert_eq!(wish(&web).map(|wish| wish.rank()), Ok(Rank::Any));
     }
 }

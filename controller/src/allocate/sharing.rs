@@ -11,7 +11,7 @@
 use std::fmt;
 
 use crds::request::Consent;
-use crds::{Holder, Key, Protocol, Service, Text, TrafficPolicy};
+use crds::{Holder, InternedStr, Key, Protocol, Service, TrafficPolicy};
 
 /// Why two Services can't share an address.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -85,7 +85,7 @@ fn consent(service: &Service) -> Option<&Consent> {
 }
 
 /// A fingerprint of all that [`clash`] looks at; `None` for a Service that does not share.
-pub(crate) fn terms(service: &Service) -> Option<Text> {
+pub(crate) fn terms(service: &Service) -> Option<InternedStr> {
     let mut hash = Fnv::default();
     hash.text(key(service)?);
     let mut ports: Vec<_> = service.ports.iter().map(|port| (port.protocol.number(), port.number)).collect();
@@ -107,9 +107,9 @@ pub(crate) fn terms(service: &Service) -> Option<Text> {
     // No text has this byte: what comes after it is no label of the selector.
     hash.bytes(&[0xfe]);
     match consent(service)? {
-        Consent::Nobody => {}
+        Consent::None => {}
         Consent::Namespaces(names) => names.iter().for_each(|name| hash.text(name)),
-        Consent::Everybody => hash.text("*"),
+        Consent::All => hash.text("*"),
     }
     Some(format!("{:016x}", hash.0).into())
 }
@@ -209,11 +209,11 @@ pub(crate) fn standings<'a>(holders: &'a [Holder], known: impl Fn(&Holder) -> Kn
 mod tests {
     use super::*;
     use crate::fixtures::{request_of, service};
-    use crds::{Labels, Port, Request};
+    use crds::{Labels, Port, RequestedAddresses};
 
     fn sharing(name: &str, key: &str, port: u16) -> Service {
         Service {
-            request: Ok(Request { sharing_key: Some(key.into()), ..Request::default() }.into()),
+            request: Ok(RequestedAddresses { sharing_key: Some(key.into()), ..RequestedAddresses::default() }.into()),
             ports: vec![Port { name: "".into(), protocol: Protocol::Tcp, number: port, node_port: None }],
             ..service(name, 1)
         }
@@ -250,16 +250,16 @@ mod tests {
             (&web, with(&udp), None),
             (&web, with(&|other| other.ports[0].number = 80), Some(Clash::Port(Protocol::Tcp, 80))),
             (&web, sharing("other", "l", 443), Some(Clash::Key)),
-            (&web, with(&|other| other.request = Ok(Request::default().into())), Some(Clash::Key)),
+            (&web, with(&|other| other.request = Ok(RequestedAddresses::default().into())), Some(Clash::Key)),
             (&web, local([("app", "web")]), Some(Clash::Policy)),
             (&web_local, local([("app", "web")]), None),
             (&web_local, local([("app", "db")]), Some(Clash::Policy)),
             (&web_local, Service { key: Key::new("away", "x"), ..local([("app", "web")]) }, Some(Clash::Policy)),
-            (&web, away(Consent::Nobody), Some(Clash::Namespaces)),
+            (&web, away(Consent::None), Some(Clash::Namespaces)),
             (&web, away(names(&["other"])), Some(Clash::Namespaces)),
             (&web, away(names(&["default"])), None),
-            (&web, away(Consent::Everybody), None),
-            (&sharing("web", "k", 80), away(Consent::Everybody), Some(Clash::Namespaces)),
+            (&web, away(Consent::All), None),
+            (&sharing("web", "k", 80), away(Consent::All), Some(Clash::Namespaces)),
         ] {
             assert_eq!(clash(one, &other), expected, "{one:?} {other:?}");
             assert_eq!(clash(&other, one), expected, "the other way round: {one:?} {other:?}");
@@ -282,11 +282,11 @@ mod tests {
         assert_eq!(same.as_deref(), Some("d110ff63a7f1c586"), "the same in every version");
         assert_eq!(terms_of(&|web| web.resource_version = 9), same);
         assert_eq!(terms_of(&|web| web.selector = [("app", "web")].into()), same, "under Cluster it doesn't matter");
-        assert_eq!(terms_of(&|web| web.request = Ok(Request::default().into())), None);
-        let request = |web: &mut Service, edit: &dyn Fn(&mut Request)| edit(request_of(web));
+        assert_eq!(terms_of(&|web| web.request = Ok(RequestedAddresses::default().into())), None);
+        let request = |web: &mut Service, edit: &dyn Fn(&mut RequestedAddresses)| edit(request_of(web));
         let changed: Vec<_> = [
             terms_of(&|web| request(web, &|request| request.sharing_key = Some("l".into()))),
-            terms_of(&|web| request(web, &|request| request.consent = Consent::Everybody)),
+            terms_of(&|web| request(web, &|request| request.consent = Consent::All)),
             terms_of(&|web| web.ports[0].number = 81),
             terms_of(&|web| web.ports[0].protocol = Protocol::Udp),
             terms_of(&|web| web.traffic_policy = TrafficPolicy::Local),

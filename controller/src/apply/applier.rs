@@ -10,7 +10,7 @@
 use std::net::IpAddr;
 use std::time::Duration;
 
-use crds::{IPAddressPool, LoadBalancerIP, Version, address};
+use crds::{IPAddressPool, LoadBalancerIP, ResourceVersion, address};
 use k8s_openapi::api::core::v1 as core;
 use kube::api::{DeleteParams, Patch, PatchParams, PostParams, Preconditions};
 use kube::{Api, Client};
@@ -120,7 +120,7 @@ impl Applier {
             }
             Err(failure) if failure.code() == Some(409) => {
                 // Or we have it: the answer to an earlier try may have got lost.
-                let there = answer("reading a LoadBalancerIP", api.get_opt(&address::name(lb_ip))).await?;
+                let there = answer("reading a LoadBalancerIP", api.get_opt(&address::object_name(lb_ip))).await?;
                 let Some(there) = there else { return Err(Failure::Taken(lb_ip)) };
                 self.stores.put_address(&there);
                 let is_ours =
@@ -131,14 +131,19 @@ impl Applier {
         }
     }
 
-    async fn delete(&self, lb_ip: IpAddr, uid: &str, resource_version: Option<Version>) -> Result<Progress, Failure> {
+    async fn delete(
+        &self,
+        lb_ip: IpAddr,
+        uid: &str,
+        resource_version: Option<ResourceVersion>,
+    ) -> Result<Progress, Failure> {
         let api = Api::<LoadBalancerIP>::all(self.client.clone());
         let preconditions = Some(Preconditions {
             uid: Some(uid.to_owned()),
             resource_version: resource_version.map(|version| version.to_string()),
         });
         let params = DeleteParams { preconditions, ..DeleteParams::default() };
-        match self.write(Write::DeleteAddress, api.delete(&address::name(lb_ip), &params)).await {
+        match self.write(Write::DeleteAddress, api.delete(&address::object_name(lb_ip), &params)).await {
             Ok(deleted) => {
                 if let Some(waiting) = deleted.left().filter(has_finalizers) {
                     self.stores.put_address(&waiting);
@@ -148,7 +153,9 @@ impl Applier {
             }
             // Somebody came to it meanwhile, or it is gone.
             Err(failure) if failure.code() == Some(409) && resource_version.is_some() => {
-                if let Some(there) = answer("reading a LoadBalancerIP", api.get_opt(&address::name(lb_ip))).await? {
+                if let Some(there) =
+                    answer("reading a LoadBalancerIP", api.get_opt(&address::object_name(lb_ip))).await?
+                {
                     self.stores.put_address(&there);
                 }
                 return Err(Failure::Changed);
@@ -163,7 +170,7 @@ impl Applier {
 
     async fn patch_address(&self, patch: &AddressPatch) -> Result<Progress, Failure> {
         let api = Api::<LoadBalancerIP>::all(self.client.clone());
-        let (lb_ip, name) = (patch.address, address::name(patch.address));
+        let (lb_ip, name) = (patch.address, address::object_name(patch.address));
         let params = PatchParams { field_manager: Some(FIELD_MANAGER.into()), ..PatchParams::default() };
         let body = Patch::Merge(patch.body());
         match self.write(Write::PatchAddress, api.patch(&name, &params, &body)).await {

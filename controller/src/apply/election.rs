@@ -24,7 +24,7 @@ use k8s_openapi::api::coordination::v1 as coordination;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{MicroTime, ObjectMeta};
 use kube::api::{Patch, PatchParams, PostParams, WatchEvent, WatchParams};
 use kube::{Api, Client};
-use observe::causes;
+use observe::error_chain;
 use serde_json::json;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinSet;
@@ -236,7 +236,7 @@ async fn ask(api: Api<coordination::Lease>, request: Request) -> (Answer, Option
             (Answer::Absent, None)
         }
         Ok(Err(kube::Error::Api(status))) if status.code == 409 => (Answer::Conflict, None),
-        Ok(Err(error)) => (Answer::Failed, Some(causes(&error))),
+        Ok(Err(error)) => (Answer::Failed, Some(error_chain(&error))),
         Err(_) => (Answer::Failed, Some(format!("the API server did not answer within {} s", ANSWER.as_secs()))),
     }
 }
@@ -287,7 +287,7 @@ async fn follow(api: &Api<coordination::Lease>, events: &mpsc::Sender<Option<Lea
     let params = WatchParams::default().fields(&format!("metadata.name={NAME}")).timeout(WATCH);
     let silence = Duration::from_secs(WATCH.into()) + GRACE;
     // A watch that begins with what there is would need no question before it, but an etcd of 3.4.31 or 3.5.13 at least.
-    let object = timeout(ANSWER, api.get_opt(NAME)).await.map_err(|_| SILENCE)?.map_err(|error| causes(&error))?;
+    let object = timeout(ANSWER, api.get_opt(NAME)).await.map_err(|_| SILENCE)?.map_err(|error| error_chain(&error))?;
     // There is no version to watch from where there is none; it is created any moment.
     let Some(object) = object else { return Ok(()) };
     let version = object.metadata.resource_version.clone().unwrap_or_default();
@@ -295,10 +295,10 @@ async fn follow(api: &Api<coordination::Lease>, events: &mpsc::Sender<Option<Lea
         return Ok(());
     }
     let watch = timeout(ANSWER, api.watch(&params, &version)).await.map_err(|_| SILENCE)?;
-    let mut stream = std::pin::pin!(watch.map_err(|error| causes(&error))?);
+    let mut stream = std::pin::pin!(watch.map_err(|error| error_chain(&error))?);
     loop {
         let event = timeout(silence, stream.try_next()).await.map_err(|_| SILENCE)?;
-        let lease = match event.map_err(|error| causes(&error))? {
+        let lease = match event.map_err(|error| error_chain(&error))? {
             None => return Ok(()),
             Some(WatchEvent::Added(object) | WatchEvent::Modified(object)) => read(&object),
             Some(WatchEvent::Deleted(_)) => None,

@@ -66,7 +66,7 @@ pub(crate) async fn report(
                 Ok(Ok(_)) => Outcome::Ok,
                 // Such as in a namespace that is being deleted.
                 Ok(Err(error)) => {
-                    tracing::debug!(namespace, error = observe::causes(&error), "an event is given up");
+                    tracing::debug!(namespace, error = observe::error_chain(&error), "an event is given up");
                     Outcome::of(&error)
                 }
                 Err(_) => {

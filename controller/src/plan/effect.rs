@@ -5,7 +5,8 @@ use std::net::IpAddr;
 
 use crds::service::Ingress;
 use crds::{
-    Condition, Holder, IPAddressPoolStatus, Key, LoadBalancerIP, LoadBalancerIPSpec, Quarantine, Text, Version, address,
+    Condition, Holder, IPAddressPoolStatus, InternedStr, Key, LoadBalancerIP, LoadBalancerIPSpec, Quarantine,
+    ResourceVersion, address,
 };
 use k8s_openapi::api::core::v1::ObjectReference;
 use kube::Resource;
@@ -68,11 +69,11 @@ pub enum Effect {
         /// The address.
         address: IpAddr,
         /// Its pool.
-        pool: Text,
+        pool: InternedStr,
         /// The Service.
         holder: Holder,
         /// The key by which the Service shares it.
-        sharing_key: Option<Text>,
+        sharing_key: Option<InternedStr>,
     },
     /// Change who holds an address.
     PatchAddress(AddressPatch),
@@ -81,10 +82,10 @@ pub enum Effect {
         /// The address.
         address: IpAddr,
         /// The record's UID.
-        uid: Text,
+        uid: InternedStr,
         /// The version that was looked at, where others than the holder may come to it. If the record is another by now,
         /// the deletion fails.
-        resource_version: Option<Version>,
+        resource_version: Option<ResourceVersion>,
     },
     /// Write a Service's status and finalizers.
     PatchService(ServicePatch),
@@ -102,13 +103,13 @@ pub struct AddressPatch {
     /// The address.
     pub address: IpAddr,
     /// The version that was looked at, as for Services.
-    pub resource_version: Version,
+    pub resource_version: ResourceVersion,
     /// All its holders.
     pub holders: Vec<Holder>,
     /// The key by which they share it.
-    pub sharing_key: Option<Text>,
+    pub sharing_key: Option<InternedStr>,
     /// Its pool, where that changes.
-    pub pool: Option<Text>,
+    pub pool: Option<InternedStr>,
     /// Whether to write down that it is a reservation, of which only its emptiness told before.
     pub becomes_reservation: bool,
     /// Why nobody is to get it from now on, where that is so.
@@ -121,9 +122,9 @@ pub struct ServicePatch {
     /// Namespace and name.
     pub key: Key,
     /// The version that was looked at. If the Service is another by now, the write fails and nothing is changed.
-    pub resource_version: Version,
+    pub resource_version: ResourceVersion,
     /// All its finalizers.
-    pub finalizers: Option<Vec<Text>>,
+    pub finalizers: Option<Vec<InternedStr>>,
     /// All entries of `status.loadBalancer.ingress`.
     pub ingress: Option<Vec<Ingress>>,
     /// All its conditions.
@@ -222,7 +223,7 @@ pub fn load_balancer_ip(address: IpAddr, pool: &str, holder: &Holder, sharing_ke
         sharing_key: sharing_key.map(str::to_owned),
         ..LoadBalancerIPSpec::default()
     };
-    LoadBalancerIP::new(&address::name(address), spec)
+    LoadBalancerIP::new(&address::object_name(address), spec)
 }
 
 /// A reference to a Service, for events.
@@ -305,7 +306,7 @@ mod tests {
         assert_eq!(nothing.body(), json!({"metadata": {"resourceVersion": "7"}}));
         let all = ServicePatch {
             finalizers: Some(vec!["a".into()]),
-            ingress: Some(vec![Ingress::of(ip("192.0.2.1"))]),
+            ingress: Some(vec![Ingress::from(ip("192.0.2.1"))]),
             conditions: Some(vec![]),
             ..nothing
         };

@@ -30,7 +30,7 @@ impl Ledger {
         }
         let Ok(request) = &service.request else { return false };
         let is_asked = request.pool.is_none() && (request.addresses.is_empty() || request.addresses == [*address]);
-        if !is_asked || families(service) != [Family::of(*address)] || !shows(service, [*address]) {
+        if !is_asked || families(service) != [Family::from(*address)] || !shows(service, [*address]) {
             return false;
         }
         let Some(pool) = self.pools.pool_of(*address) else { return false };

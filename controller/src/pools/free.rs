@@ -99,11 +99,11 @@ impl Free {
         self.wake_up(address);
         let found = self.land.find(address);
         if let Some((pool, Some(place))) = found {
-            self.stocks[pool][Family::of(address)].gaps.remove(place, place);
+            self.stocks[pool][Family::from(address)].gaps.remove(place, place);
         } else if self.odd.insert(address)
             && let Some((pool, None)) = found
         {
-            self.stocks[pool][Family::of(address)].odd += 1;
+            self.stocks[pool][Family::from(address)].odd += 1;
         }
     }
 
@@ -115,11 +115,11 @@ impl Free {
             return;
         }
         match self.land.find(address) {
-            Some((pool, Some(place))) => self.stocks[pool][Family::of(address)].gaps.insert(place, place),
+            Some((pool, Some(place))) => self.stocks[pool][Family::from(address)].gaps.insert(place, place),
             found => {
                 self.odd.remove(&address);
                 if let Some((pool, _)) = found {
-                    self.stocks[pool][Family::of(address)].odd -= 1;
+                    self.stocks[pool][Family::from(address)].odd -= 1;
                 }
             }
         }
@@ -137,7 +137,7 @@ impl Free {
         let stock = &self.stocks[pool.index][family];
         let numbering = self.land.lots[pool.index].numbering;
         let of_stock =
-            |address: &IpAddr| Family::of(*address) == family && self.pool_of_open(*address) == Some(pool.index);
+            |address: &IpAddr| Family::from(*address) == family && self.pool_of_open(*address) == Some(pool.index);
         let had = if stock.resting.is_empty() { None } else { self.resting.had_by(service).find(of_stock) };
         had.or_else(|| stock.gaps.first().map(|place| numbering.address(family, place)))
             .or_else(|| stock.resting.first().map(|(_, address)| *address))
@@ -157,7 +157,7 @@ impl Free {
     fn is_used(&self, address: IpAddr) -> bool {
         match self.land.find(address) {
             Some((pool, Some(place))) => {
-                let gaps = &self.stocks[pool][Family::of(address)].gaps;
+                let gaps = &self.stocks[pool][Family::from(address)].gaps;
                 !gaps.contains(place) && !self.resting.contains(address)
             }
             _ => self.odd.contains(&address),
@@ -198,7 +198,7 @@ impl Free {
         let found = self.land.find(address);
         let rests = found.map_or(REUSE_AFTER, |(pool, _)| self.land.lots[pool].reuse_after);
         if let Some((pool, Some(place))) = found {
-            let stock = &mut self.stocks[pool][Family::of(address)];
+            let stock = &mut self.stocks[pool][Family::from(address)];
             stock.gaps.remove(place, place);
             stock.resting.insert((since, address));
         }
@@ -222,7 +222,7 @@ impl Free {
 
     fn stand_up(&mut self, address: IpAddr, rest: &Rest) {
         if let Some((pool, Some(place))) = self.land.find(address) {
-            let stock = &mut self.stocks[pool][Family::of(address)];
+            let stock = &mut self.stocks[pool][Family::from(address)];
             stock.resting.remove(&(rest.since, address));
             stock.gaps.insert(place, place);
         }

@@ -183,7 +183,7 @@ impl Pools {
             None => {}
         }
         let pool = self.pool_of(address)?;
-        if pool.excluded[Family::of(address)].contains(number(address)) {
+        if pool.excluded[Family::from(address)].contains(number(address)) {
             return Some(Withheld::Excluded);
         }
         if self.land.lots[pool.index].numbering.place(address).is_none() {
@@ -230,7 +230,7 @@ impl Land {
         let owner = self.owner(address)?;
         let lot = &self.lots[owner];
         let place = lot.numbering.place(address);
-        Some((owner, place.filter(|place| lot.open[Family::of(address)].contains(*place))))
+        Some((owner, place.filter(|place| lot.open[Family::from(address)].contains(*place))))
     }
 
     /// What of `range` belongs to pools already, in order, and to which.
@@ -278,7 +278,7 @@ impl Pool {
 
         let offered = union(written.iter().filter_map(Written::inner));
         let is_withheld = |end: &IpAddr| {
-            let has = |set: &ByFamily<Intervals>| set[Family::of(*end)].contains(number(*end));
+            let has = |set: &ByFamily<Intervals>| set[Family::from(*end)].contains(number(*end));
             has(&size) && !has(&offered)
         };
         let withheld: BTreeSet<_> = written.iter().flat_map(Written::ends).filter(is_withheld).collect();
@@ -299,7 +299,7 @@ impl Pool {
         withheld.iter().filter_map(|end| Range::new(*end, *end)).for_each(&mut close);
         let occupied: Vec<_> = ranges.iter().flat_map(|range| land.occupied.within(*range)).collect();
         occupied.iter().filter_map(|(address, _)| Range::new(*address, *address)).for_each(&mut close);
-        let is_excluded = |address: IpAddr| excluded[Family::of(address)].contains(number(address));
+        let is_excluded = |address: IpAddr| excluded[Family::from(address)].contains(number(address));
         let left_out = occupied
             .into_iter()
             .filter(|(address, _)| !is_excluded(*address))
@@ -381,7 +381,7 @@ fn read(texts: &[AddressRange]) -> (Vec<Written>, Few<InvalidRange>) {
 }
 
 fn family(range: Range) -> Family {
-    Family::of(range.first())
+    Family::from(range.first())
 }
 
 fn union(ranges: impl IntoIterator<Item = Range>) -> ByFamily<Intervals> {

@@ -67,7 +67,7 @@ impl Fence {
 /// What a selector asks for; or why it can't be read. Kubernetes has no `In` or `NotIn` without values, and the API
 /// server doesn't check that in our objects.
 fn expressions(written: &LabelSelector) -> Result<Vec<Expression>, String> {
-    let expressions: Vec<_> = labels::selector(written).map_err(|error| error.0)?.into_iter().collect();
+    let expressions: Vec<_> = labels::parse_selector(written).map_err(|error| error.0)?.into_iter().collect();
     let is_empty = |expression: &&Expression| matches!(expression, Expression::In(_, values) | Expression::NotIn(_, values) if values.is_empty());
     match expressions.iter().find(is_empty) {
         Some(_) => Err("In and NotIn need values".to_owned()),

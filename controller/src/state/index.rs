@@ -23,7 +23,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use crds::{Advertisement, EndpointSlice, IPAddressPool, Key, Namespace, Network, Node, Record, Service, Text};
+use crds::{Advertisement, EndpointSlice, IPAddressPool, InternedStr, Key, Namespace, Network, Node, Record, Service};
 use jiff::Timestamp;
 
 use crate::allocate::sharing::{self, Known, Standing};
@@ -68,7 +68,7 @@ pub struct Ledger {
     /// Who asks for an address by name.
     asked: BTreeMap<IpAddr, BTreeSet<Key>>,
     /// By sharing key, the addresses that are shared under it, or are going to be.
-    keyed: HashMap<Text, BTreeSet<IpAddr>>,
+    keyed: HashMap<InternedStr, BTreeSet<IpAddr>>,
     /// The addresses that are reserved for a Service.
     kept_for: HashMap<Key, BTreeSet<IpAddr>>,
     /// Of pools with a limit, how many Services of a namespace have each address, by pool and namespace.
@@ -77,7 +77,7 @@ pub struct Ledger {
     promises: BTreeMap<IpAddr, BTreeSet<Key>>,
     promised: HashMap<Key, Vec<IpAddr>>,
     /// The sharing key of those to whom an address is promised.
-    promised_under: HashMap<IpAddr, Text>,
+    promised_under: HashMap<IpAddr, InternedStr>,
     /// Who is to leave an address.
     pub(crate) leaving: BTreeMap<IpAddr, BTreeMap<Key, Leaving>>,
     leaves: HashMap<Key, Vec<IpAddr>>,

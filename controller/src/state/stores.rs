@@ -32,28 +32,28 @@ impl Stores {
     pub(crate) fn empty() -> Self {
         let wake = Wake::default();
         Self {
-            pools: Store::listed(&wake, 1, []),
-            services: Store::listed(&wake, 1, []),
-            addresses: Store::listed(&wake, 1, []),
-            namespaces: Store::listed(&wake, 1, []),
-            nodes: Store::listed(&wake, 1, []),
-            networks: Store::listed(&wake, 1, []),
-            advertisements: Store::listed(&wake, 1, []),
-            slices: Store::listed(&wake, 1, []),
+            pools: Store::from_list(&wake, 1, []),
+            services: Store::from_list(&wake, 1, []),
+            addresses: Store::from_list(&wake, 1, []),
+            namespaces: Store::from_list(&wake, 1, []),
+            nodes: Store::from_list(&wake, 1, []),
+            networks: Store::from_list(&wake, 1, []),
+            advertisements: Store::from_list(&wake, 1, []),
+            slices: Store::from_list(&wake, 1, []),
         }
     }
 
     /// Nothing yet. `wake` is woken when that changes.
     pub(crate) fn new(wake: &Wake) -> Self {
         Self {
-            pools: Store::noting(wake),
-            services: Store::noting(wake),
-            addresses: Store::noting(wake),
-            namespaces: Store::noting(wake),
-            nodes: Store::noting(wake),
-            networks: Store::noting(wake),
-            advertisements: Store::noting(wake),
-            slices: Store::noting(wake),
+            pools: Store::with_changes(wake),
+            services: Store::with_changes(wake),
+            addresses: Store::with_changes(wake),
+            namespaces: Store::with_changes(wake),
+            nodes: Store::with_changes(wake),
+            networks: Store::with_changes(wake),
+            advertisements: Store::with_changes(wake),
+            slices: Store::with_changes(wake),
         }
     }
 
@@ -122,7 +122,7 @@ impl Stores {
     }
 
     pub(crate) fn put_address(&self, address: &LoadBalancerIP) {
-        put(&self.addresses, source::addresses(), address);
+        put(&self.addresses, source::records(), address);
     }
 
     pub(crate) fn forget_address(&self, address: IpAddr, uid: &str) {

@@ -7,7 +7,7 @@ use std::fmt;
 use std::net::IpAddr;
 
 use crds::Service;
-use crds::condition::{Desired, Status};
+use crds::condition::{ConditionStatus, DesiredCondition};
 use crds::service::{ALLOCATED, Ingress};
 
 use crate::allocate::allocation::Allocation;
@@ -20,7 +20,7 @@ use crate::status::reason::AllocatedReason;
 const KEEPS: &str = "; it keeps ";
 
 /// What a Service's condition should say, given what comes of it.
-pub(crate) fn condition(allocation: &Allocation, ledger: &Ledger) -> Desired {
+pub(crate) fn condition(allocation: &Allocation, ledger: &Ledger) -> DesiredCondition {
     let service = &allocation.service;
     let addresses = || allocation.targets.iter().map(|target| target.address);
     let (status, reason, message) = if let Some(refusal) = &allocation.refusal {
@@ -29,7 +29,7 @@ pub(crate) fn condition(allocation: &Allocation, ledger: &Ledger) -> Desired {
             let keeps: Vec<_> = addresses().map(|address| address.to_string()).collect();
             message += &format!("{KEEPS}{} until then", keeps.join(", "));
         }
-        (Status::False, refusal.reason().as_str(), message)
+        (ConditionStatus::False, refusal.reason().as_str(), message)
     } else {
         let (oddities, sentences): (Vec<_>, Vec<_>) = addresses().map(|a| of_address(a, service, ledger)).unzip();
         let oddity = oddities.into_iter().max().unwrap_or(AllocatedReason::Allocated);
@@ -37,9 +37,9 @@ pub(crate) fn condition(allocation: &Allocation, ledger: &Ledger) -> Desired {
         if let Some((family, why)) = &allocation.lacks {
             message += &format!("; without an {family} address: {why}");
         }
-        (Status::True, oddity.as_str(), message)
+        (ConditionStatus::True, oddity.as_str(), message)
     };
-    Desired { type_: ALLOCATED, status, reason, message, observed_generation: service.generation }
+    DesiredCondition { type_: ALLOCATED, status, reason, message, observed_generation: service.generation }
 }
 
 /// What is odd about an address that a Service has, and the sentence about it.
@@ -69,10 +69,10 @@ fn of_address(address: IpAddr, service: &Service, ledger: &Ledger) -> (Allocated
 }
 
 /// What people are told when a condition changes.
-pub(crate) fn event(service: &Service, desired: &Desired) -> Event {
+pub(crate) fn event(service: &Service, desired: &DesiredCondition) -> Event {
     let reason = match (desired.status, desired.reason) {
-        (Status::True, "Allocated") => "IPAllocated",
-        (Status::True, other) => other,
+        (ConditionStatus::True, "Allocated") => "IPAllocated",
+        (ConditionStatus::True, other) => other,
         _ => "AllocationFailed",
     };
     Event {
@@ -97,7 +97,7 @@ pub(crate) fn repaired(service: &Service, addresses: impl IntoIterator<Item = Ip
 }
 
 /// Whether people know this already: all but for which generation it is said.
-pub(crate) fn is_told(service: &Service, desired: &Desired) -> bool {
+pub(crate) fn is_told(service: &Service, desired: &DesiredCondition) -> bool {
     service.conditions.iter().any(|condition| {
         condition.type_ == desired.type_
             && condition.status == desired.status.as_str()

@@ -16,7 +16,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
 
-use crds::condition::{Condition, Desired, Status};
+use crds::condition::{Condition, ConditionStatus, DesiredCondition};
 use crds::service::{ANNOUNCED, FORWARDING};
 use crds::{Advertisement, EndpointSlice, Key, Labels, Node, Record, Service, TrafficPolicy};
 use jiff::Timestamp;
@@ -65,7 +65,7 @@ pub enum Nowhere {
 }
 
 /// What people are told when a condition changes to what is desired.
-type Tell = fn(&Service, Option<&Condition>, &Desired) -> Option<Event>;
+type Tell = fn(&Service, Option<&Condition>, &DesiredCondition) -> Option<Event>;
 
 impl fmt::Display for Nowhere {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -199,18 +199,18 @@ impl Ledger {
         }
         let (status, reason) = match silences.first() {
             Some(_) if silences.contains(&AnnouncedReason::Conflict) => {
-                (Status::False, AnnouncedReason::Conflict.as_str())
+                (ConditionStatus::False, AnnouncedReason::Conflict.as_str())
             }
             Some(_) if silences.contains(&AnnouncedReason::NoEligibleNode) => {
-                (Status::False, AnnouncedReason::NoEligibleNode.as_str())
+                (ConditionStatus::False, AnnouncedReason::NoEligibleNode.as_str())
             }
-            Some(silence) => (Status::False, silence.as_str()),
-            None if has_strangers => (Status::True, AnnouncedReason::Conflict.as_str()),
-            None => (Status::True, AnnouncedReason::Announced.as_str()),
+            Some(silence) => (ConditionStatus::False, silence.as_str()),
+            None if has_strangers => (ConditionStatus::True, AnnouncedReason::Conflict.as_str()),
+            None => (ConditionStatus::True, AnnouncedReason::Announced.as_str()),
         };
         let message = sentences.join("; ");
         let observed_generation = service.generation;
-        ConditionChange::Set(Desired { type_: ANNOUNCED, status, reason, message, observed_generation })
+        ConditionChange::Set(DesiredCondition { type_: ANNOUNCED, status, reason, message, observed_generation })
     }
 
     /// Why nobody announces an address, with the sentence about it. `None` if that can't be told yet: nothing is known of
@@ -280,13 +280,13 @@ impl Ledger {
 
 /// What people are told when the condition changes: that something is wrong, what now, and that it is right again. That an
 /// address moved is told by the condition alone.
-fn event(service: &Service, before: Option<&Condition>, desired: &Desired) -> Option<Event> {
+fn event(service: &Service, before: Option<&Condition>, desired: &DesiredCondition) -> Option<Event> {
     let is_same = before.is_some_and(|before| before.reason == desired.reason && before.message == desired.message);
     let reason = match (desired.status, desired.reason) {
         _ if is_same => return None,
         (_, "Conflict") => "AddressConflict",
-        (Status::True, _) if before.is_some_and(|before| before.status == "False") => "Announced",
-        (Status::True, _) => return None,
+        (ConditionStatus::True, _) if before.is_some_and(|before| before.status == "False") => "Announced",
+        (ConditionStatus::True, _) => return None,
         _ => "NotAnnounced",
     };
     let regarding = service_reference(&service.key, &service.uid);

@@ -1,6 +1,6 @@
 //! How a condition of a Service should change.
 
-use crds::condition::Desired;
+use crds::condition::DesiredCondition;
 
 /// How a condition of a Service should change.
 pub(crate) enum ConditionChange {
@@ -9,5 +9,5 @@ pub(crate) enum ConditionChange {
     /// It goes: the Service has no address.
     Remove,
     /// It becomes this.
-    Set(Desired),
+    Set(DesiredCondition),
 }

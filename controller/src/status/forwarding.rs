@@ -6,9 +6,9 @@
 use std::fmt;
 use std::net::IpAddr;
 
-use crds::condition::{Condition, Desired, Status};
+use crds::condition::{Condition, ConditionStatus, DesiredCondition};
 use crds::service::FORWARDING;
-use crds::{Announcer, Reach, Record, Service, Shortcoming, Unforwarded};
+use crds::{Announcer, ForwardingProblem, ProblemReason, Reach, Record, Service};
 use jiff::Timestamp;
 
 use crate::allocate::allocation::Allocation;
@@ -18,11 +18,13 @@ use crate::status::change::ConditionChange;
 use crate::status::reason::ForwardingReason;
 
 /// The status of the condition with this reason.
-fn status_of(reason: ForwardingReason) -> Status {
+fn status_of(reason: ForwardingReason) -> ConditionStatus {
     match reason {
-        ForwardingReason::Unreported | ForwardingReason::NotAnnounced => Status::Unknown,
-        ForwardingReason::Problem(Shortcoming::NoLocalEndpoints | Shortcoming::NoEndpoints) => Status::False,
-        _ => Status::True,
+        ForwardingReason::Unreported | ForwardingReason::NotAnnounced => ConditionStatus::Unknown,
+        ForwardingReason::Problem(ProblemReason::NoLocalEndpoints | ProblemReason::NoEndpoints) => {
+            ConditionStatus::False
+        }
+        _ => ConditionStatus::True,
     }
 }
 
@@ -70,50 +72,50 @@ impl fmt::Display for Way {
 }
 
 /// The sentence about something that is not forwarded as it is written.
-struct Lack<'a>(IpAddr, &'a Unforwarded);
+struct Lack<'a>(IpAddr, &'a ForwardingProblem);
 
 impl fmt::Display for Lack<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self(address, Unforwarded { reason, what, .. }) = self;
+        let Self(address, ForwardingProblem { reason, what, .. }) = self;
         match reason {
-            Shortcoming::NoEndpoints => write!(
+            ProblemReason::NoEndpoints => write!(
                 f,
                 "{address} refuses {what}, which has no endpoint: see whether the pods that the Service selects are ready, and \
                  whether they have that target port"
             ),
-            Shortcoming::NoLocalEndpoints => write!(
+            ProblemReason::NoLocalEndpoints => write!(
                 f,
                 "{address} drops {what}: externalTrafficPolicy is Local, and the node that announces the address has no ready \
                  endpoint for it"
             ),
-            Shortcoming::EndpointsRefused => write!(
+            ProblemReason::EndpointsRefused => write!(
                 f,
                 "an EndpointSlice has {what}, which is loopback, link-local or no address at all: it is left out; have it name \
                  addresses of pods or other hosts"
             ),
-            Shortcoming::InvalidSourceRange => write!(
+            ProblemReason::InvalidSourceRange => write!(
                 f,
                 "loadBalancerSourceRanges has {what:?}, which is no CIDR such as 192.0.2.0/24 and lets nobody in: correct it"
             ),
-            Shortcoming::BackendUnavailable => {
+            ProblemReason::BackendUnavailable => {
                 write!(f, "{address} is forwarded to endpoints, and not by the backend {what}")
             }
-            Shortcoming::UnknownBackend => write!(
+            ProblemReason::UnknownBackend => write!(
                 f,
                 "the annotation landfall.dev/backend has {what:?}, which is none of endpoints, nodeport and clusterip, and is \
                  ignored: correct it"
             ),
-            Shortcoming::AnswersElsewhere => write!(
+            ProblemReason::AnswersElsewhere => write!(
                 f,
                 "answers from {address} may leave the node by another link than the requests came in by: {what} (see \"Nodes \
                  with several links\" in docs/guide/forwarding.md)"
             ),
-            Shortcoming::RequestsFiltered => write!(
+            ProblemReason::RequestsFiltered => write!(
                 f,
                 "the kernel of the node that announces {address} drops requests that come in by {what} from clients that its \
                  own routes don't lead to by that link: set net.ipv4.conf.LINK.rp_filter to 2 (loose)"
             ),
-            Shortcoming::Other => {
+            ProblemReason::Other => {
                 write!(f, "of {address} {what} is not forwarded, for a reason that this version does not know")
             }
         }
@@ -145,14 +147,14 @@ impl Ledger {
             return if allocation.targets.is_empty() { ConditionChange::Remove } else { ConditionChange::Keep };
         };
         // Why there is no endpoint says more than that there is none.
-        let refused = ForwardingReason::Problem(Shortcoming::EndpointsRefused);
-        let is_refused = worst == ForwardingReason::Problem(Shortcoming::NoEndpoints) && reasons.contains(&refused);
+        let refused = ForwardingReason::Problem(ProblemReason::EndpointsRefused);
+        let is_refused = worst == ForwardingReason::Problem(ProblemReason::NoEndpoints) && reasons.contains(&refused);
         let reason = if is_refused { refused } else { worst }.as_str();
         let mut seen = std::collections::BTreeSet::new();
         sentences.retain(|sentence| seen.insert(sentence.clone()));
         let observed_generation = service.generation;
         let message = sentences.join("; ");
-        ConditionChange::Set(Desired {
+        ConditionChange::Set(DesiredCondition {
             type_: FORWARDING,
             status: status_of(worst),
             reason,
@@ -186,22 +188,22 @@ impl Ledger {
 }
 
 /// What of a Service is not forwarded as it is written, as any announcer says.
-fn lacks<'a>(record: &'a Record, service: &'a Service) -> impl Iterator<Item = &'a Unforwarded> {
+fn lacks<'a>(record: &'a Record, service: &'a Service) -> impl Iterator<Item = &'a ForwardingProblem> {
     let all = record.announcers.iter().flat_map(|announcer| &announcer.unforwarded);
     all.filter(|lack| lack.namespace == service.key.namespace && lack.name == service.key.name)
 }
 
 /// What people are told when the condition changes: of mistakes. That there is no endpoint happens to every Service now and
 /// then, and stands in the condition.
-pub(crate) fn event(service: &Service, before: Option<&Condition>, desired: &Desired) -> Option<Event> {
+pub(crate) fn event(service: &Service, before: Option<&Condition>, desired: &DesiredCondition) -> Option<Event> {
     let mistakes = [
-        Shortcoming::EndpointsRefused,
-        Shortcoming::InvalidSourceRange,
-        Shortcoming::BackendUnavailable,
-        Shortcoming::UnknownBackend,
-        Shortcoming::RequestsFiltered,
+        ProblemReason::EndpointsRefused,
+        ProblemReason::InvalidSourceRange,
+        ProblemReason::BackendUnavailable,
+        ProblemReason::UnknownBackend,
+        ProblemReason::RequestsFiltered,
     ]
-    .map(Shortcoming::as_str);
+    .map(ProblemReason::as_str);
     let is_same = before.is_some_and(|before| before.reason == desired.reason && before.message == desired.message);
     (mistakes.contains(&desired.reason) && !is_same).then(|| Event {
         regarding: service_reference(&service.key, &service.uid),

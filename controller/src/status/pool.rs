@@ -7,7 +7,7 @@ use std::collections::BTreeSet;
 use std::fmt;
 use std::net::IpAddr;
 
-use crds::condition::{Condition, Desired, Status};
+use crds::condition::{Condition, ConditionStatus, DesiredCondition};
 use crds::service::Family;
 use crds::{Holder, IPAddressPoolStatus, Key, Record};
 use jiff::Timestamp;
@@ -126,8 +126,8 @@ fn conditions_of(
     counts: &ByFamily<Counts>,
     holders: Option<&Holders>,
     strangers: &Few<Strange>,
-) -> Vec<Desired> {
-    let desired = |type_, (status, reason, message)| Desired {
+) -> Vec<DesiredCondition> {
+    let desired = |type_, (status, reason, message)| DesiredCondition {
         type_,
         status,
         reason,
@@ -145,13 +145,13 @@ fn conditions_of(
             "nobody gets these addresses for some minutes, because others on the LAN were found to use them: {strangers}; \
              find these machines, or leave the addresses out (spec.exclude)"
         );
-        conditions.push(desired(CONFLICT, (Status::True, "AddressConflict", message)));
+        conditions.push(desired(CONFLICT, (ConditionStatus::True, "AddressConflict", message)));
     }
     conditions
 }
 
 /// Whether something holds, why, and the sentence for people.
-type Said = (Status, &'static str, String);
+type Said = (ConditionStatus, &'static str, String);
 
 /// Several things may be wrong at once: all are said, and the first is the reason.
 fn ready(pool: &Pool, counts: &ByFamily<Counts>) -> Said {
@@ -189,7 +189,7 @@ fn ready(pool: &Pool, counts: &ByFamily<Counts>) -> Said {
         if !pool.left_out.is_empty() {
             message += &format!("; left out, because nodes or gateways have them: {}", pool.left_out);
         }
-        return (Status::True, "Ready", message);
+        return (ConditionStatus::True, "Ready", message);
     };
     let gives_some = !is_draining && FAMILIES.iter().any(|family| gives(&counts[*family]));
     let mut message = wrong.iter().map(|(_, text)| text.as_str()).collect::<Vec<_>>().join("; ");
@@ -198,7 +198,7 @@ fn ready(pool: &Pool, counts: &ByFamily<Counts>) -> Said {
         "InvalidSelector" if gives_some => message += "; who is admitted otherwise gets its addresses",
         _ => {}
     }
-    (Status::False, reason, message)
+    (ConditionStatus::False, reason, message)
 }
 
 /// Whether there are addresses that it gives without being asked for one by name, though they be used up.
@@ -208,10 +208,10 @@ fn gives(counts: &Counts) -> bool {
 
 fn overlap(pool: &Pool) -> Said {
     if pool.overlaps.is_empty() {
-        return (Status::False, "NoOverlap", "no older pool has any of its addresses".to_owned());
+        return (ConditionStatus::False, "NoOverlap", "no older pool has any of its addresses".to_owned());
     }
     let message = format!("these addresses belong to an older pool, and this one serves the others: {}", pool.overlaps);
-    (Status::True, "Overlap", message)
+    (ConditionStatus::True, "Overlap", message)
 }
 
 /// Of a family that it never had, it can't be out.
@@ -219,21 +219,25 @@ fn exhausted(counts: &ByFamily<Counts>) -> Said {
     let had: Vec<Family> = FAMILIES.into_iter().filter(|family| gives(&counts[*family])).collect();
     let out: Few<_> = had.iter().filter(|family| counts[**family].available() == 0).collect();
     match (had.as_slice(), out.listed()) {
-        ([], _) => (Status::False, "NoAddresses", "it has no addresses to give".to_owned()),
-        (_, []) => (Status::False, "NotExhausted", "it has free addresses".to_owned()),
+        ([], _) => (ConditionStatus::False, "NoAddresses", "it has no addresses to give".to_owned()),
+        (_, []) => (ConditionStatus::False, "NotExhausted", "it has free addresses".to_owned()),
         (had, out) => {
             let families = out.iter().map(ToString::to_string).collect::<Vec<_>>().join(" and no ");
             let rest = if out.len() < had.len() { "; of the other family there are some" } else { "" };
             let message =
                 format!("no {families} address is free{rest}: add addresses, or create another IPAddressPool");
-            (Status::True, "Exhausted", message)
+            (ConditionStatus::True, "Exhausted", message)
         }
     }
 }
 
 fn drained(holders: &Holders) -> Said {
     if holders.is_empty() {
-        return (Status::True, "Drained", "no Service has an address of it any more: it can be deleted".to_owned());
+        return (
+            ConditionStatus::True,
+            "Drained",
+            "no Service has an address of it any more: it can be deleted".to_owned(),
+        );
     }
     let mut held = Vec::new();
     if !holders.services.is_empty() {
@@ -245,7 +249,7 @@ fn drained(holders: &Holders) -> Said {
         held.push(format!("{} of it can't be read", counted(holders.unreadable, "LoadBalancerIP")));
     }
     let message = format!("{}; move them by asking for another pool in landfall.dev/address-pool", held.join("; "));
-    (Status::False, "Held", message)
+    (ConditionStatus::False, "Held", message)
 }
 
 /// A number of things.

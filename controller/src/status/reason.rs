@@ -1,6 +1,6 @@
 //! The reasons of the conditions of a Service, as machines read them.
 
-use crds::{Reach, Shortcoming};
+use crds::{ProblemReason, Reach};
 
 /// An enum of reasons, each with its CamelCase word.
 macro_rules! reasons {
@@ -84,7 +84,7 @@ pub enum ForwardingReason {
     Unreported,
     NotAnnounced,
     /// Something is not forwarded as the Service specifies.
-    Problem(Shortcoming),
+    Problem(ProblemReason),
 }
 
 impl ForwardingReason {

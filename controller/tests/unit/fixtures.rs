@@ -4,10 +4,11 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use crds::ip_address_pool::AddressRange;
-use crds::request::Wanted;
+use crds::request::ParsedRequest;
 use crds::service::Family;
 use crds::{
-    FamilyPolicy, Holder, IPAddressPool, IPAddressPoolSpec, Key, Labels, Node, Record, Request, Service, TrafficPolicy,
+    FamilyPolicy, Holder, IPAddressPool, IPAddressPoolSpec, Key, Labels, Node, Record, RequestedAddresses, Service,
+    TrafficPolicy,
 };
 use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
@@ -55,7 +56,7 @@ pub(crate) fn service(name: &str, created: i64) -> Service {
         source_ranges: Box::default(),
         health_check_port: None,
         source_ranges_annotation: None,
-        unspread: false,
+        spread_disabled: false,
         backend: None,
         cluster_ips: Box::default(),
         affinity: None,
@@ -66,13 +67,13 @@ pub(crate) fn service(name: &str, created: i64) -> Service {
 }
 
 /// What this Service asks for, to be changed.
-pub(crate) fn request_of(service: &mut Service) -> &mut Request {
+pub(crate) fn request_of(service: &mut Service) -> &mut RequestedAddresses {
     Arc::make_mut(service.request.as_mut().expect("a request"))
 }
 
 /// What a Service asks for that names this address in `spec.loadBalancerIP`.
-pub(crate) fn asking(address: &str) -> Wanted {
-    Request::read(None, Some(address))
+pub(crate) fn asking(address: &str) -> ParsedRequest {
+    RequestedAddresses::read(None, Some(address))
 }
 
 pub(crate) fn holder(service: &str) -> Holder {

@@ -11,8 +11,8 @@ use std::sync::Arc;
 use crds::request::Consent;
 use crds::service::Family;
 use crds::{
-    FamilyPolicy, IPAddressPool, Key, Labels, Namespace, Network, Port, Protocol, Request, Reservation, Service,
-    ServiceAllocation, TrafficPolicy,
+    FamilyPolicy, IPAddressPool, Key, Labels, Namespace, Network, Port, Protocol, RequestedAddresses, Reservation,
+    Service, ServiceAllocation, TrafficPolicy,
 };
 use proptest::prelude::*;
 use proptest::test_runner::FileFailurePersistence;
@@ -171,7 +171,7 @@ fn key(n: u8) -> Key {
 }
 
 fn set(service: &mut Service, aspect: &Aspect) {
-    let request = |edit: &dyn Fn(&mut Request), service: &mut Service| {
+    let request = |edit: &dyn Fn(&mut RequestedAddresses), service: &mut Service| {
         edit(request_of(service));
     };
     match aspect {
@@ -189,7 +189,7 @@ fn set(service: &mut Service, aspect: &Aspect) {
         }
         Aspect::Selector(web) => service.selector = [("app", if *web { "web" } else { "db" })].into(),
         Aspect::Consent(all) => {
-            let consent = if *all { Consent::Everybody } else { Consent::Nobody };
+            let consent = if *all { Consent::All } else { Consent::None };
             request(&|r| r.consent = consent.clone(), service);
         }
         Aspect::Ask(addresses) => {

@@ -65,7 +65,7 @@ fn families(service: &Service) -> (&[Family], usize) {
 
 fn asked(service: &Service, family: Family) -> Vec<IpAddr> {
     let request = service.request.as_ref().expect("a request");
-    request.addresses.iter().copied().filter(|address| Family::of(*address) == family).collect()
+    request.addresses.iter().copied().filter(|address| Family::from(*address) == family).collect()
 }
 
 fn contains(ranges: &[crds::ip_address_pool::AddressRange], address: IpAddr) -> bool {
@@ -249,7 +249,7 @@ impl<'a> Model<'a> {
         let is_true = condition.starts_with("True ");
         let (wanted, required) = families(service);
         if service.family_policy == FamilyPolicy::RequireDualStack {
-            let has = |family: &Family| held.iter().any(|address| Family::of(*address) == *family);
+            let has = |family: &Family| held.iter().any(|address| Family::from(*address) == *family);
             let half = !held.is_empty() && !wanted.iter().all(has);
             prop_assert!(!half, "{key} has half of what it requires: {held:?}, {condition}");
         }
@@ -257,7 +257,7 @@ impl<'a> Model<'a> {
             prop_assert!(!is_true, "{key} asks for nonsense: {condition}");
             return Ok(());
         };
-        if request.addresses.iter().any(|address| !wanted.contains(&Family::of(*address))) {
+        if request.addresses.iter().any(|address| !wanted.contains(&Family::from(*address))) {
             prop_assert!(condition.starts_with("False FamilyMismatch"), "{key}: {condition}");
             return Ok(());
         }
@@ -273,8 +273,8 @@ impl<'a> Model<'a> {
             let by_name = asked(service, *family);
             if by_name.is_empty() {
                 let has =
-                    shown.iter().copied().find(|a| Family::of(*a) == *family && held.contains(a) && is_of_pool(a));
-                let of_family = || universe().filter(|address| Family::of(*address) == *family);
+                    shown.iter().copied().find(|a| Family::from(*a) == *family && held.contains(a) && is_of_pool(a));
+                let of_family = || universe().filter(|address| Family::from(*address) == *family);
                 let could = of_family().find(|address| self.could_have(service, *address, false));
                 let leaves = has.filter(|address| self.should_leave(service, &snapshot.addresses[address]));
                 if let (Some(address), Some(other)) = (leaves, could) {
@@ -329,7 +329,7 @@ impl<'a> Model<'a> {
                 (Family::V4, (status.assigned_ipv4, status.available_ipv4)),
                 (Family::V6, (status.assigned_ipv6, status.available_ipv6)),
             ] {
-                let all: Vec<_> = universe().filter(|a| Family::of(*a) == family && of_pool(a)).collect();
+                let all: Vec<_> = universe().filter(|a| Family::from(*a) == family && of_pool(a)).collect();
                 let assigned = all.iter().filter(|address| model.is_used(**address)).count();
                 let is_available = |a: &&IpAddr| model.owners[*a].1 && !model.is_left_out(**a) && !model.is_used(**a);
                 let expected = (assigned as i64, all.iter().filter(is_available).count() as i64);

@@ -25,9 +25,9 @@ fn asks(name: &str, created: i64, annotations: &[(&str, &str)]) -> Service {
     Service { request: request(annotations), ..service(name, created) }
 }
 
-fn request(annotations: &[(&str, &str)]) -> crds::request::Wanted {
+fn request(annotations: &[(&str, &str)]) -> crds::request::ParsedRequest {
     let annotations = annotations.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
-    crds::Request::read(Some(&annotations), None)
+    crds::RequestedAddresses::read(Some(&annotations), None)
 }
 
 /// One with that port, under that key.

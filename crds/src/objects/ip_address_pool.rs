@@ -114,14 +114,14 @@ pub struct IPAddressPoolSpec {
 
 /// What a node agent has to know of a pool.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct PoolTerms {
+pub struct PoolSettings {
     /// Its labels, by which advertisements select it.
     pub labels: Arc<Labels>,
     /// Whether packets to its addresses are spread over nodes.
     pub spread: bool,
 }
 
-impl From<&IPAddressPool> for PoolTerms {
+impl From<&IPAddressPool> for PoolSettings {
     fn from(pool: &IPAddressPool) -> Self {
         Self { labels: Arc::new(Labels::from(pool.metadata.labels.as_ref())), spread: pool.spec.spread }
     }

@@ -186,7 +186,7 @@ impl Selectors {
 
 impl From<&Vec<LabelSelector>> for Selectors {
     fn from(written: &Vec<LabelSelector>) -> Self {
-        let readable = || written.iter().filter_map(|selector| labels::selector(selector).ok()).collect();
+        let readable = || written.iter().filter_map(|selector| labels::parse_selector(selector).ok()).collect();
         Self((!written.is_empty()).then(readable))
     }
 }
@@ -210,7 +210,7 @@ impl From<&L2Advertisement> for Advertisement {
     fn from(object: &L2Advertisement) -> Self {
         let spec = &object.spec;
         let preferences = spec.preferred_node_selectors.iter().filter_map(|preferred| {
-            Some((u32::try_from(preferred.weight).ok()?, labels::selector(&preferred.preference).ok()?))
+            Some((u32::try_from(preferred.weight).ok()?, labels::parse_selector(&preferred.preference).ok()?))
         });
         Self {
             pools: spec.ip_address_pools.iter().cloned().collect(),

@@ -12,9 +12,9 @@ use kube::{CustomResource, KubeSchema};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::forwarding::{Reach, Unforwarded};
+use crate::forwarding::{ForwardingProblem, Reach};
 use crate::service::{Key, version};
-use crate::{Malformed, Text, Version, address};
+use crate::{InternedStr, Malformed, ResourceVersion, address};
 
 /// One address that is given to a Service, or reserved. To see who has which address: `kubectl get lbip`.
 #[derive(CustomResource, Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
@@ -117,12 +117,12 @@ pub struct Reservation {
     /// Only Services of this namespace may have it. Default: those of any.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 63))]
-    pub namespace: Option<Text>,
+    pub namespace: Option<InternedStr>,
 
     /// Only the Service of this name in that namespace may have it, and gets it without asking. Default: any that asks.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 63))]
-    pub service: Option<Text>,
+    pub service: Option<InternedStr>,
 }
 
 /// A Service that holds an address.
@@ -131,18 +131,18 @@ pub struct Reservation {
 pub struct Holder {
     /// Its namespace.
     #[schemars(length(max = 63))]
-    pub namespace: Text,
+    pub namespace: InternedStr,
     /// Its name.
     #[schemars(length(max = 63))]
-    pub name: Text,
+    pub name: InternedStr,
     /// Its UID: a Service that is deleted and made again under the same name is another one.
     #[schemars(length(max = 63))]
-    pub uid: Text,
+    pub uid: InternedStr,
     /// Of a Service that shares: a fingerprint of what it shares under (key, ports, traffic policy and selector). Of
     /// two that do not fit together any more, the one that has changed since loses the address.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 32))]
-    pub terms: Option<Text>,
+    pub terms: Option<InternedStr>,
 }
 
 impl Holder {
@@ -198,17 +198,17 @@ pub struct AddressConflict {
 pub struct Announcer {
     /// The node's name.
     #[schemars(length(max = 253))]
-    pub node: Text,
+    pub node: InternedStr,
     /// The network interface of the node.
     #[schemars(length(max = 15))]
-    pub link: Text,
+    pub link: InternedStr,
     /// Counts the owners that this address has had. When two nodes claim it, the greater epoch wins.
     pub epoch: i64,
     /// When the node took it.
     pub since: Time,
     /// How it came there from another node. Absent: no other node is known to have had it before.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub moved: Option<Moved>,
+    pub moved: Option<Takeover>,
     /// How packets from outside get from this node to endpoints: `Spread` over the nodes that these are on, so that they see
     /// the client; `Translated` by this node, which endpoints elsewhere see instead; `Mixed`; or `Proxied`, as the node's
     /// Service proxy or another one sends them. Absent: Landfall forwards nothing there, or the agent is of an older
@@ -219,21 +219,21 @@ pub struct Announcer {
     /// What of the Services is not forwarded from this node as it is written. Absent: nothing.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = MAX_HOLDERS))]
-    pub unforwarded: Vec<Unforwarded>,
+    pub unforwarded: Vec<ForwardingProblem>,
 }
 
 /// How an address came to a node from another one.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
-pub struct Moved {
+pub struct Takeover {
     /// The node that had it before.
     #[schemars(length(max = 253))]
-    pub from: Text,
+    pub from: InternedStr,
     /// What became of that node: `died` (it was not heard any more), `deaf` (it said that it hears nobody), `left` (it was
     /// about to stop, and said so), `ceded` (it left the address to a node that should rather have it, and went on until that
     /// one had it), `released` (it had given the address up already).
     #[schemars(length(max = 32))]
-    pub cause: Text,
+    pub cause: InternedStr,
     /// How long that node had not been heard, in milliseconds, when the address was announced from here. If it died, clients
     /// lost the address for so long at most: it may have died at any moment after it was heard last. In any other case the
     /// node went on answering until the address was taken over.
@@ -248,7 +248,7 @@ impl LoadBalancerIP {
     /// If they don't: then the object is nobody's word on anything.
     pub fn address(&self) -> Result<IpAddr, Malformed> {
         let name = self.metadata.name.as_deref().unwrap_or_default();
-        match (address::named(name), self.spec.address.parse::<IpAddr>()) {
+        match (address::parse_object_name(name), self.spec.address.parse::<IpAddr>()) {
             (Some(named), Ok(written)) if named == written => Ok(named),
             _ => Err(Malformed {
                 kind: "LoadBalancerIP",
@@ -265,17 +265,17 @@ pub struct Record {
     /// The address.
     pub address: IpAddr,
     /// Which of all objects that ever had this name it is.
-    pub uid: Text,
+    pub uid: InternedStr,
     /// What a conditional write must name.
-    pub resource_version: Version,
+    pub resource_version: ResourceVersion,
     /// Whether it is being deleted and waits for finalizers: nobody holds it any more, and nobody can have it yet.
     pub deleting: bool,
     /// The pool it was taken from.
-    pub pool: Text,
+    pub pool: InternedStr,
     /// The Services that hold it, in the order in which they came to it.
     pub holders: Vec<Holder>,
     /// The key by which they share it.
-    pub sharing_key: Option<Text>,
+    pub sharing_key: Option<InternedStr>,
     /// Whom it is kept for, if it is a reservation.
     pub reservation: Option<Box<Reservation>>,
     /// Why nobody is to get it, if so.
@@ -308,7 +308,7 @@ impl TryFrom<&LoadBalancerIP> for Record {
             deleting: meta.deletion_timestamp.is_some(),
             pool: object.spec.pool.as_str().into(),
             holders: object.spec.services.clone(),
-            sharing_key: object.spec.sharing_key.as_deref().map(Text::from),
+            sharing_key: object.spec.sharing_key.as_deref().map(InternedStr::from),
             reservation: object.spec.reservation.clone().map(Box::new),
             quarantine: object.spec.quarantine.clone().map(Box::new),
             announcers: status.announcers,
@@ -321,7 +321,7 @@ impl TryFrom<&LoadBalancerIP> for Record {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::forwarding::Shortcoming;
+    use crate::forwarding::ProblemReason;
 
     fn object(name: &str, address: &str) -> LoadBalancerIP {
         LoadBalancerIP::new(name, LoadBalancerIPSpec { address: address.into(), ..LoadBalancerIPSpec::default() })
@@ -391,10 +391,10 @@ mod tests {
                     since: Time(jiff::Timestamp::UNIX_EPOCH),
                     moved: None,
                     reach: Some(Reach::Spread),
-                    unforwarded: vec![Unforwarded {
+                    unforwarded: vec![ForwardingProblem {
                         namespace: "default".into(),
                         name: "web".into(),
-                        reason: Shortcoming::EndpointsRefused,
+                        reason: ProblemReason::EndpointsRefused,
                         what: "127.0.0.1".into(),
                     }],
                 }],

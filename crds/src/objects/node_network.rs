@@ -78,14 +78,14 @@ impl From<&NodeNetwork> for Network {
 
 /// What other nodes read of a [`NodeNetwork`] to hand frames to the node.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Wiring {
+pub struct PeerLinks {
     /// Its links that have a MAC address.
-    pub links: Vec<WiredLink>,
+    pub links: Vec<PeerLink>,
 }
 
 /// A link of a node, as other nodes see it.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct WiredLink {
+pub struct PeerLink {
     /// The name of the network interface.
     pub name: String,
     /// The node's MAC address on it, as written.
@@ -94,13 +94,13 @@ pub struct WiredLink {
     pub networks: Vec<IpNet>,
 }
 
-impl From<&NodeNetwork> for Wiring {
+impl From<&NodeNetwork> for PeerLinks {
     fn from(object: &NodeNetwork) -> Self {
         let link = |link: &NodeLink| {
             let networks = link.addresses.iter().filter_map(|text| text.parse::<IpNet>().ok());
             // An address by itself is no network.
             let networks = networks.filter(|net| net.prefix_len() < net.max_prefix_len()).map(|net| net.trunc());
-            Some(WiredLink { name: link.name.clone(), mac: link.mac.clone()?, networks: networks.collect() })
+            Some(PeerLink { name: link.name.clone(), mac: link.mac.clone()?, networks: networks.collect() })
         };
         Self { links: object.spec.links.iter().filter_map(link).collect() }
     }
@@ -123,12 +123,12 @@ mod tests {
         };
         let ip = |text: &str| text.parse::<IpAddr>().expect("an address");
         let network = |text: &str| text.parse::<IpNet>().expect("a network");
-        let eth0 = WiredLink {
+        let eth0 = PeerLink {
             name: "eth0".into(),
             mac: "02:00:00:00:00:01".into(),
             networks: vec![network("192.0.2.0/24"), network("2001:db8::/64")],
         };
-        assert_eq!(Wiring::from(&NodeNetwork::new("n1", spec.clone())), Wiring { links: vec![eth0] });
+        assert_eq!(PeerLinks::from(&NodeNetwork::new("n1", spec.clone())), PeerLinks { links: vec![eth0] });
         assert_eq!(
             Network::from(&NodeNetwork::new("n1", spec)),
             Network {

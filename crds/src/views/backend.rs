@@ -57,7 +57,7 @@ impl fmt::Display for Backend {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Forwarder {
     /// Landfall's, and that of the cluster's Service proxy (kube-proxy).
-    Everybody,
+    LandfallAndProxy,
     /// Landfall's alone: `service.kubernetes.io/service-proxy-name: landfall`.
     Landfall,
     /// Another proxy's, which that label names; or nobody's: `service.kubernetes.io/headless`.
@@ -65,11 +65,16 @@ pub enum Forwarder {
 }
 
 impl Forwarder {
-    /// The one that these labels of a Service say.
-    pub fn of(labels: &Labels) -> Self {
+    /// All forwarders.
+    pub const ALL: [Self; 3] = [Self::LandfallAndProxy, Self::Landfall, Self::Other];
+}
+
+impl From<&Labels> for Forwarder {
+    /// The forwarder that the labels of a Service select.
+    fn from(labels: &Labels) -> Self {
         let label = |name: &str| labels.iter().find(|(label, _)| *label == name).map(|(_, value)| value);
         match (label(HEADLESS), label(PROXY_NAME)) {
-            (None, None) => Self::Everybody,
+            (None, None) => Self::LandfallAndProxy,
             (None, Some(PROXY)) => Self::Landfall,
             _ => Self::Other,
         }
@@ -93,15 +98,15 @@ mod tests {
     #[test]
     fn labels_say_who_forwards() {
         for (labels, expected) in [
-            (Labels::default(), Forwarder::Everybody),
-            ([("app", "web")].into(), Forwarder::Everybody),
+            (Labels::default(), Forwarder::LandfallAndProxy),
+            ([("app", "web")].into(), Forwarder::LandfallAndProxy),
             ([(PROXY_NAME, "landfall")].into(), Forwarder::Landfall),
             ([(PROXY_NAME, "example.com")].into(), Forwarder::Other),
             ([(PROXY_NAME, "")].into(), Forwarder::Other),
             ([(HEADLESS, "")].into(), Forwarder::Other),
             ([(HEADLESS, "false"), (PROXY_NAME, "landfall")].into(), Forwarder::Other),
         ] {
-            assert_eq!(Forwarder::of(&labels), expected, "{labels:?}");
+            assert_eq!(Forwarder::from(&labels), expected, "{labels:?}");
         }
     }
 }

@@ -6,7 +6,7 @@ use std::net::IpAddr;
 use k8s_openapi::api::discovery::v1 as discovery;
 
 use crate::service::{Key, Protocol, key};
-use crate::{Malformed, Text};
+use crate::{InternedStr, Malformed};
 
 /// The label by which a slice belongs to a Service of its namespace.
 const SERVICE_NAME: &str = "kubernetes.io/service-name";
@@ -19,7 +19,7 @@ pub struct EndpointSlice {
     /// The Service it belongs to.
     pub service: Key,
     /// Its ports by name and protocol: see [`EndpointSlice::port`].
-    pub ports: Box<[((Text, Protocol), u16)]>,
+    pub ports: Box<[((InternedStr, Protocol), u16)]>,
     /// Its endpoints, in its own order.
     pub endpoints: Vec<Endpoint>,
     /// The first address in it that no endpoint can have, if there is one.
@@ -32,7 +32,7 @@ pub struct Endpoint {
     /// Its address.
     pub address: IpAddr,
     /// The node it runs on, where that is known.
-    pub node: Option<Text>,
+    pub node: Option<InternedStr>,
     /// Whether new connections may go to it. Unknown counts as ready (EndpointConditions).
     pub ready: bool,
     /// Whether it would answer, terminating or not. Unknown counts as what `ready` is.
@@ -79,7 +79,7 @@ impl EndpointSlice {
             let ready = conditions.ready.unwrap_or(true);
             Some(Endpoint {
                 address,
-                node: endpoint.node_name.as_deref().map(Text::from),
+                node: endpoint.node_name.as_deref().map(InternedStr::from),
                 ready,
                 serving: conditions.serving.unwrap_or(ready),
                 terminating: conditions.terminating.unwrap_or(false),
@@ -130,7 +130,7 @@ mod tests {
         }));
         let endpoint = |address: &str, node: Option<&str>, ready, terminating| Endpoint {
             address: address.parse().expect("address"),
-            node: node.map(Text::from),
+            node: node.map(InternedStr::from),
             ready,
             serving: true,
             terminating,

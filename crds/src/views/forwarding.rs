@@ -8,7 +8,7 @@ use std::borrow::Cow;
 use schemars::JsonSchema;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-use crate::Text;
+use crate::InternedStr;
 
 /// How packets from outside get from the node that announces an address to endpoints.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -27,7 +27,8 @@ pub enum Reach {
 }
 
 impl Reach {
-    const ALL: [Self; 4] = [Self::Spread, Self::Mixed, Self::Translated, Self::Proxied];
+    /// All that this version knows.
+    pub const ALL: [Self; 4] = [Self::Spread, Self::Mixed, Self::Translated, Self::Proxied];
 
     /// The word for it, which is also the reason of the condition `landfall.dev/Forwarding`.
     pub fn as_str(self) -> &'static str {
@@ -43,7 +44,7 @@ impl Reach {
 
 /// Why something of a Service is not forwarded as it is written, the worst last.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum Shortcoming {
+pub enum ProblemReason {
     /// Something that only a newer version knows.
     Other,
     /// Answers may leave the node by another link than the requests came in by.
@@ -64,8 +65,9 @@ pub enum Shortcoming {
     NoEndpoints,
 }
 
-impl Shortcoming {
-    const ALL: [Self; 8] = [
+impl ProblemReason {
+    /// All that this version knows.
+    pub const ALL: [Self; 8] = [
         Self::AnswersElsewhere,
         Self::UnknownBackend,
         Self::BackendUnavailable,
@@ -105,13 +107,13 @@ impl<'de> Deserialize<'de> for Reach {
     }
 }
 
-impl Serialize for Shortcoming {
+impl Serialize for ProblemReason {
     fn serialize<S: Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
         to.serialize_str(self.as_str())
     }
 }
 
-impl<'de> Deserialize<'de> for Shortcoming {
+impl<'de> Deserialize<'de> for ProblemReason {
     fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
         let word = Cow::<str>::deserialize(from)?;
         Ok(Self::ALL.into_iter().find(|known| known.as_str() == word).unwrap_or(Self::Other))
@@ -121,21 +123,21 @@ impl<'de> Deserialize<'de> for Shortcoming {
 /// Something of a Service that is not forwarded as it is written.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
-pub struct Unforwarded {
+pub struct ForwardingProblem {
     /// The namespace of the Service.
     #[schemars(length(max = 63))]
-    pub namespace: Text,
+    pub namespace: InternedStr,
     /// The name of the Service.
     #[schemars(length(max = 63))]
-    pub name: Text,
+    pub name: InternedStr,
     /// Why: `NoEndpoints`, `NoLocalEndpoints`, `EndpointsRefused`, `InvalidSourceRange`, `BackendUnavailable`,
     /// `UnknownBackend`, `AnswersElsewhere` or `RequestsFiltered`.
     #[schemars(with = "String", length(max = 63))]
-    pub reason: Shortcoming,
+    pub reason: ProblemReason,
     /// What it is about: ports (`80/TCP, 53/UDP`), the address of an endpoint, a source range, a backend and what is
     /// missing for it, or a link of the node.
     #[schemars(length(max = 253))]
-    pub what: Text,
+    pub what: InternedStr,
 }
 
 #[cfg(test)]
@@ -147,11 +149,11 @@ mod tests {
         for reach in Reach::ALL {
             assert_eq!(serde_json::from_value::<Reach>(serde_json::json!(reach)).ok(), Some(reach));
         }
-        for shortcoming in Shortcoming::ALL {
-            let word = serde_json::json!(shortcoming);
-            assert_eq!(serde_json::from_value::<Shortcoming>(word).ok(), Some(shortcoming));
+        for reason in ProblemReason::ALL {
+            let word = serde_json::json!(reason);
+            assert_eq!(serde_json::from_value::<ProblemReason>(word).ok(), Some(reason));
         }
         assert_eq!(serde_json::from_str::<Reach>("\"Teleported\"").ok(), Some(Reach::Other));
-        assert_eq!(serde_json::from_str::<Shortcoming>("\"NoTeleporter\"").ok(), Some(Shortcoming::Other));
+        assert_eq!(serde_json::from_str::<ProblemReason>("\"NoTeleporter\"").ok(), Some(ProblemReason::Other));
     }
 }

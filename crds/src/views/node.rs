@@ -47,12 +47,12 @@ pub struct Node {
     /// with any value but a false one, as the cloud controllers of Kubernetes read it.
     pub excluded: bool,
     /// Why other nodes should announce in its place, if they should.
-    pub relief: Option<Relief>,
+    pub drain_reason: Option<DrainReason>,
 }
 
 /// Why a node should announce nothing that another one can announce.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum Relief {
+pub enum DrainReason {
     /// It is labelled so ([`DRAIN`]).
     Drained,
     /// It is being deleted.
@@ -65,6 +65,12 @@ pub enum Relief {
     NetworkUnavailable,
 }
 
+impl DrainReason {
+    /// All reasons, the one that is reported first where several apply.
+    pub const ALL: [Self; 5] =
+        [Self::Drained, Self::Deleting, Self::OutOfService, Self::ToBeDeleted, Self::NetworkUnavailable];
+}
+
 impl From<&core::Node> for Node {
     fn from(object: &core::Node) -> Self {
         let spec = object.spec.clone().unwrap_or_default();
@@ -75,14 +81,14 @@ impl From<&core::Node> for Node {
             name: object.metadata.name.clone().unwrap_or_default(),
             labels: Labels::from(object.metadata.labels.as_ref()),
             addresses: internal.filter_map(|address| address.address.parse().ok()).collect(),
-            relief: relief(object, &spec, &status),
+            drain_reason: drain_reason(object, &spec, &status),
             excluded: exclude.is_some_and(|value| !is_false(value)),
             pod_cidrs: spec.pod_cidrs.unwrap_or_default(),
         }
     }
 }
 
-fn relief(object: &core::Node, spec: &core::NodeSpec, status: &core::NodeStatus) -> Option<Relief> {
+fn drain_reason(object: &core::Node, spec: &core::NodeSpec, status: &core::NodeStatus) -> Option<DrainReason> {
     let cordoned = spec.unschedulable == Some(true);
     let drained = object
         .metadata
@@ -93,13 +99,13 @@ fn relief(object: &core::Node, spec: &core::NodeSpec, status: &core::NodeStatus)
     let tainted = |key: &str| spec.taints.iter().flatten().any(|taint| taint.key == key);
     let mut conditions = status.conditions.iter().flatten();
     let reasons = [
-        (Relief::Drained, drained),
-        (Relief::Deleting, object.metadata.deletion_timestamp.is_some()),
-        (Relief::OutOfService, tainted(OUT_OF_SERVICE)),
-        (Relief::ToBeDeleted, tainted(TO_BE_DELETED)),
-        (Relief::NetworkUnavailable, conditions.any(|c| c.type_ == "NetworkUnavailable" && c.status == "True")),
+        (DrainReason::Drained, drained),
+        (DrainReason::Deleting, object.metadata.deletion_timestamp.is_some()),
+        (DrainReason::OutOfService, tainted(OUT_OF_SERVICE)),
+        (DrainReason::ToBeDeleted, tainted(TO_BE_DELETED)),
+        (DrainReason::NetworkUnavailable, conditions.any(|c| c.type_ == "NetworkUnavailable" && c.status == "True")),
     ];
-    reasons.into_iter().find(|(_, is_so)| *is_so).map(|(relief, _)| relief)
+    reasons.into_iter().find(|(_, is_so)| *is_so).map(|(drain_reason, _)| drain_reason)
 }
 
 /// The spellings of false that Go's `strconv.ParseBool` knows, which is what Kubernetes reads such labels with.
@@ -141,7 +147,7 @@ mod tests {
                 addresses: vec!["192.0.2.11".parse().expect("address")],
                 pod_cidrs: vec!["10.244.1.0/24".into()],
                 excluded,
-                relief: None,
+                drain_reason: None,
             };
             assert_eq!(node, expected, "{labels:?}");
         }
@@ -160,20 +166,20 @@ mod tests {
         for (what, metadata, spec, status, expected) in [
             ("a healthy node", &none, &none, &none, None),
             ("one that is cordoned", &none, &cordoned, &none, None),
-            ("one with the label", &drain(""), &none, &none, Some(Relief::Drained)),
-            ("with a value", &drain("true"), &none, &none, Some(Relief::Drained)),
+            ("one with the label", &drain(""), &none, &none, Some(DrainReason::Drained)),
+            ("with a value", &drain("true"), &none, &none, Some(DrainReason::Drained)),
             ("with a false one", &drain("false"), &cordoned, &none, None),
             ("when cordoned, and it isn't", &drain("cordoned"), &none, &none, None),
-            ("when cordoned, and it is", &drain("cordoned"), &cordoned, &none, Some(Relief::Drained)),
-            ("out of service", &none, &taint(OUT_OF_SERVICE), &none, Some(Relief::OutOfService)),
-            ("taken away", &none, &taint(TO_BE_DELETED), &none, Some(Relief::ToBeDeleted)),
+            ("when cordoned, and it is", &drain("cordoned"), &cordoned, &none, Some(DrainReason::Drained)),
+            ("out of service", &none, &taint(OUT_OF_SERVICE), &none, Some(DrainReason::OutOfService)),
+            ("taken away", &none, &taint(TO_BE_DELETED), &none, Some(DrainReason::ToBeDeleted)),
             ("another taint", &none, &taint("node.kubernetes.io/unreachable"), &none, None),
             (
                 "without network",
                 &none,
                 &none,
                 &condition("NetworkUnavailable", "True"),
-                Some(Relief::NetworkUnavailable),
+                Some(DrainReason::NetworkUnavailable),
             ),
             ("with network", &none, &none, &condition("NetworkUnavailable", "False"), None),
             ("network unknown", &none, &none, &condition("NetworkUnavailable", "Unknown"), None),
@@ -183,11 +189,11 @@ mod tests {
                 &json!({"deletionTimestamp": "2026-01-01T00:00:00Z"}),
                 &none,
                 &none,
-                Some(Relief::Deleting),
+                Some(DrainReason::Deleting),
             ),
         ] {
             let node = read(json!({"metadata": metadata, "spec": spec, "status": status}));
-            assert_eq!(node.relief, expected, "{what}");
+            assert_eq!(node.drain_reason, expected, "{what}");
         }
     }
 }

@@ -1,6 +1,6 @@
 //! What a Service asks for: `spec.loadBalancerIP`, and annotations of ours and in MetalLB's spelling.
 //!
-//! Metadata and spec → [`Request`], or why it makes no sense. Addresses are compared by value; several spellings of one
+//! Metadata and spec → [`RequestedAddresses`], or why it makes no sense. Addresses are compared by value; several spellings of one
 //! wish may stand beside each other as long as they agree.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -8,7 +8,7 @@ use std::fmt;
 use std::net::IpAddr;
 use std::sync::{Arc, LazyLock};
 
-use crate::Text;
+use crate::InternedStr;
 
 /// Asks for addresses of this pool.
 pub const ADDRESS_POOL: [&str; 3] =
@@ -34,39 +34,39 @@ pub const MAX_ADDRESSES: usize = 16;
 
 /// What a Service asks for.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Request {
+pub struct RequestedAddresses {
     /// These addresses, in the order in which they are written, none twice. Empty: any.
     pub addresses: Vec<IpAddr>,
     /// A pool to take addresses from.
-    pub pool: Option<Text>,
+    pub pool: Option<InternedStr>,
     /// The key by which it shares an address.
-    pub sharing_key: Option<Text>,
+    pub sharing_key: Option<InternedStr>,
     /// With which other namespaces it shares.
     pub consent: Consent,
 }
 
 /// What a Service asks for, or why that makes no sense. Nearly all ask for nothing: these share it.
-pub type Wanted = Result<Arc<Request>, Box<InvalidRequest>>;
+pub type ParsedRequest = Result<Arc<RequestedAddresses>, Box<InvalidRequest>>;
 
 /// With which other namespaces a Service shares its address.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum Consent {
     /// With none.
     #[default]
-    Nobody,
+    None,
     /// With these.
     Namespaces(BTreeSet<String>),
     /// With all.
-    Everybody,
+    All,
 }
 
 impl Consent {
     /// Whether it is with that namespace.
     pub fn includes(&self, namespace: &str) -> bool {
         match self {
-            Self::Nobody => false,
+            Self::None => false,
             Self::Namespaces(names) => names.contains(namespace),
-            Self::Everybody => true,
+            Self::All => true,
         }
     }
 }
@@ -111,13 +111,13 @@ impl fmt::Display for InvalidRequest {
     }
 }
 
-impl Request {
+impl RequestedAddresses {
     /// What these annotations and this `spec.loadBalancerIP` ask for. What is empty asks for nothing.
     ///
     /// # Errors
     /// If it makes no sense; the error says why.
-    pub fn read(annotations: Option<&BTreeMap<String, String>>, load_balancer_ip: Option<&str>) -> Wanted {
-        static NOTHING: LazyLock<Arc<Request>> = LazyLock::new(Arc::default);
+    pub fn read(annotations: Option<&BTreeMap<String, String>>, load_balancer_ip: Option<&str>) -> ParsedRequest {
+        static NOTHING: LazyLock<Arc<RequestedAddresses>> = LazyLock::new(Arc::default);
         let request = Self::parse(annotations, load_balancer_ip)?;
         Ok(if request.is_empty() { NOTHING.clone() } else { request.into() })
     }
@@ -139,14 +139,14 @@ impl Request {
         };
         let word = |names: [&'static str; 3]| {
             let written =
-                names.into_iter().filter_map(value).map(|(place, text)| Ok(((place, text), Text::from(text))));
-            agreed(written, Text::eq)
+                names.into_iter().filter_map(value).map(|(place, text)| Ok(((place, text), InternedStr::from(text))));
+            agreed(written, InternedStr::eq)
         };
         Ok(Self {
             addresses: agreed(addresses, same)?.unwrap_or_default(),
             pool: word(ADDRESS_POOL)?,
             sharing_key: word(ALLOW_SHARED_IP)?,
-            consent: value(SHARE_WITH_NAMESPACES).map_or(Consent::Nobody, |(_, text)| consent(text)),
+            consent: value(SHARE_WITH_NAMESPACES).map_or(Consent::None, |(_, text)| consent(text)),
         })
     }
 
@@ -196,7 +196,7 @@ fn addresses(place: &'static str, text: &str) -> Result<Vec<IpAddr>, InvalidRequ
 fn consent(text: &str) -> Consent {
     let names = || text.split(',').map(str::trim);
     if names().any(|name| name == "*") {
-        Consent::Everybody
+        Consent::All
     } else {
         Consent::Namespaces(names().filter(|name| !name.is_empty()).map(ToOwned::to_owned).collect())
     }
@@ -207,9 +207,9 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    fn read(annotations: &[(&str, &str)], field: Option<&str>) -> Result<Arc<Request>, String> {
+    fn read(annotations: &[(&str, &str)], field: Option<&str>) -> Result<Arc<RequestedAddresses>, String> {
         let annotations = annotations.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
-        Request::read(Some(&annotations), field).map_err(|error| error.to_string())
+        RequestedAddresses::read(Some(&annotations), field).map_err(|error| error.to_string())
     }
 
     fn ips(texts: &[&str]) -> Vec<IpAddr> {
@@ -220,11 +220,11 @@ mod tests {
     fn every_spelling_asks_for_the_same() {
         for names in [0, 1, 2].map(|i| (LOAD_BALANCER_IPS[i], ADDRESS_POOL[i], ALLOW_SHARED_IP[i])) {
             let request = read(&[(names.0, "2001:DB8::0:1, 192.0.2.1"), (names.1, "lan"), (names.2, " k ")], None);
-            let expected = Request {
+            let expected = RequestedAddresses {
                 addresses: ips(&["2001:db8::1", "192.0.2.1"]),
                 pool: Some("lan".into()),
                 sharing_key: Some("k".into()),
-                consent: Consent::Nobody,
+                consent: Consent::None,
             };
             assert_eq!(request, Ok(Arc::new(expected)), "{names:?}");
         }
@@ -234,7 +234,7 @@ mod tests {
     fn what_is_empty_asks_for_nothing() {
         let empty = read(&[(LOAD_BALANCER_IPS[0], " "), (ADDRESS_POOL[1], ""), (ALLOW_SHARED_IP[2], "")], Some(""));
         assert_eq!(empty, Ok(Arc::default()));
-        assert_eq!(Request::read(None, None), Ok(Arc::default()));
+        assert_eq!(RequestedAddresses::read(None, None), Ok(Arc::default()));
     }
 
     #[test]

@@ -11,8 +11,8 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use crate::backend::{self, Backend, Forwarder};
 use crate::condition::Condition;
 use crate::labels::Labels;
-use crate::request::{Request, Wanted};
-use crate::{Malformed, Text, Version};
+use crate::request::{ParsedRequest, RequestedAddresses};
+use crate::{InternedStr, Malformed, ResourceVersion};
 
 /// The class that asks for Landfall by name: `spec.loadBalancerClass: landfall.dev/landfall`.
 pub const CLASS: &str = "landfall.dev/landfall";
@@ -43,14 +43,14 @@ pub const FORWARDING: &str = "landfall.dev/Forwarding";
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Key {
     /// The namespace.
-    pub namespace: Text,
+    pub namespace: InternedStr,
     /// The name.
-    pub name: Text,
+    pub name: InternedStr,
 }
 
 impl Key {
     /// The key of that Service.
-    pub fn new(namespace: impl Into<Text>, name: impl Into<Text>) -> Self {
+    pub fn new(namespace: impl Into<InternedStr>, name: impl Into<InternedStr>) -> Self {
         Self { namespace: namespace.into(), name: name.into() }
     }
 }
@@ -73,6 +73,9 @@ pub enum Protocol {
 }
 
 impl Protocol {
+    /// All protocols.
+    pub const ALL: [Self; 3] = [Self::Tcp, Self::Udp, Self::Sctp];
+
     /// The protocol that Kubernetes calls so; absent means TCP.
     pub fn parse(name: Option<&str>) -> Option<Self> {
         match name {
@@ -113,6 +116,11 @@ pub enum TrafficPolicy {
     Local,
 }
 
+impl TrafficPolicy {
+    /// All policies.
+    pub const ALL: [Self; 2] = [Self::Cluster, Self::Local];
+}
+
 /// `spec.ipFamilyPolicy` (KEP-563): how much it matters to have an address of each family.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum FamilyPolicy {
@@ -125,11 +133,16 @@ pub enum FamilyPolicy {
     RequireDualStack,
 }
 
+impl FamilyPolicy {
+    /// All policies.
+    pub const ALL: [Self; 3] = [Self::SingleStack, Self::PreferDualStack, Self::RequireDualStack];
+}
+
 /// One port of a Service.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Port {
     /// Its name, by which the ports of EndpointSlices belong to it; empty where the Service has but one.
-    pub name: Text,
+    pub name: InternedStr,
     /// Its protocol.
     pub protocol: Protocol,
     /// The port that clients use.
@@ -148,8 +161,12 @@ pub enum Family {
 }
 
 impl Family {
-    /// The family of an address.
-    pub fn of(address: IpAddr) -> Self {
+    /// Both, IPv4 first.
+    pub const ALL: [Self; 2] = [Self::V4, Self::V6];
+}
+
+impl From<IpAddr> for Family {
+    fn from(address: IpAddr) -> Self {
         if address.is_ipv4() { Self::V4 } else { Self::V6 }
     }
 }
@@ -214,9 +231,9 @@ pub struct Service {
     /// Namespace and name.
     pub key: Key,
     /// Which of all Services that ever had this name it is.
-    pub uid: Text,
+    pub uid: InternedStr,
     /// What a conditional write must name.
-    pub resource_version: Version,
+    pub resource_version: ResourceVersion,
     /// Counts the changes of its spec, where the API server does so.
     pub generation: Option<i64>,
     /// When it was created.
@@ -226,9 +243,9 @@ pub struct Service {
     /// Whether its type is LoadBalancer. All that follows counts only then, but for what is left to clean up.
     pub is_load_balancer: bool,
     /// `spec.loadBalancerClass`.
-    pub class: Option<Text>,
+    pub class: Option<InternedStr>,
     /// What it asks for, or why that makes no sense.
-    pub request: Wanted,
+    pub request: ParsedRequest,
     /// Its labels.
     pub labels: Labels,
     /// `spec.selector`: which pods are behind it.
@@ -245,20 +262,20 @@ pub struct Service {
     /// the policy Local.
     pub health_check_port: Option<u16>,
     /// `spec.loadBalancerSourceRanges` as written: the ranges that clients may come from. Empty: from anywhere.
-    pub source_ranges: Box<[Text]>,
+    pub source_ranges: Box<[InternedStr]>,
     /// The annotation that says the same where the field is empty, as written.
-    pub source_ranges_annotation: Option<Text>,
+    pub source_ranges_annotation: Option<InternedStr>,
     /// For how many seconds a client stays with its endpoint (`spec.sessionAffinity: ClientIP`), if it does.
     pub affinity: Option<u32>,
     /// Whether its packets all stay on the node that announces it (the annotation `landfall.dev/spread: "false"`).
-    pub unspread: bool,
+    pub spread_disabled: bool,
     /// What its packets are to be sent to (the annotation `landfall.dev/backend`), or what is written there that is no such
     /// thing. `None`: what the cluster says.
-    pub backend: Option<Result<Backend, Text>>,
+    pub backend: Option<Result<Backend, InternedStr>>,
     /// The addresses that it has inside of the cluster (`spec.clusterIPs`), one for each family.
     pub cluster_ips: Box<[IpAddr]>,
     /// All its finalizers.
-    pub finalizers: Vec<Text>,
+    pub finalizers: Vec<InternedStr>,
     /// The addresses in its status. Anybody with the right to patch a status can write there: never a reason to
     /// announce or forward anything.
     pub ingress: Vec<Ingress>,
@@ -270,16 +287,16 @@ pub struct Service {
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Ingress {
     /// The address as it is written there, if it is an address.
-    pub ip: Option<Text>,
+    pub ip: Option<InternedStr>,
     /// `VIP`, or `Proxy`.
-    pub ip_mode: Option<Text>,
+    pub ip_mode: Option<InternedStr>,
     /// The host name, which is never ours.
-    pub hostname: Option<Text>,
+    pub hostname: Option<InternedStr>,
 }
 
-impl Ingress {
-    /// How Landfall writes `address`: packets arrive with the address as their destination (KEP-1860).
-    pub fn of(address: IpAddr) -> Self {
+impl From<IpAddr> for Ingress {
+    /// The entry for `address`, with the IP mode under which packets keep it as their destination (KEP-1860).
+    fn from(address: IpAddr) -> Self {
         Self { ip: Some(address.to_string().into()), ip_mode: Some("VIP".into()), hostname: None }
     }
 }
@@ -299,16 +316,16 @@ impl Service {
 
     /// Whose business it is to forward packets to it. Giving it an address and announcing that is another one.
     pub fn forwarder(&self) -> Forwarder {
-        Forwarder::of(&self.labels)
+        Forwarder::from(&self.labels)
     }
 
     /// Its address inside of the cluster of this family.
     pub fn cluster_ip(&self, family: Family) -> Option<IpAddr> {
-        self.cluster_ips.iter().copied().find(|address| Family::of(*address) == family)
+        self.cluster_ips.iter().copied().find(|address| Family::from(*address) == family)
     }
 
     /// What of it decides where packets go, and nothing of what changes all the time: less to keep, and less news.
-    pub fn forwarded(self) -> Self {
+    pub fn into_forwarding_view(self) -> Self {
         Self {
             resource_version: 0,
             generation: None,
@@ -360,8 +377,8 @@ impl TryFrom<&core::Service> for Service {
             created: meta.creation_timestamp.as_ref().map_or(Timestamp::UNIX_EPOCH, |time| time.0),
             deleting: meta.deletion_timestamp.is_some(),
             is_load_balancer: spec.type_.as_deref() == Some("LoadBalancer"),
-            class: spec.load_balancer_class.map(Text::from),
-            request: Request::read(meta.annotations.as_ref(), spec.load_balancer_ip.as_deref()),
+            class: spec.load_balancer_class.map(InternedStr::from),
+            request: RequestedAddresses::read(meta.annotations.as_ref(), spec.load_balancer_ip.as_deref()),
             labels: Labels::from(meta.labels.as_ref()),
             selector: Labels::from(spec.selector.as_ref()),
             families: families.collect(),
@@ -380,25 +397,33 @@ impl TryFrom<&core::Service> for Service {
                 .filter(|_| spec.external_traffic_policy.as_deref() == Some("Local"))
                 .and_then(|port| u16::try_from(port).ok())
                 .filter(|port| *port != 0),
-            source_ranges: spec.load_balancer_source_ranges.into_iter().flatten().map(Text::from).collect(),
-            source_ranges_annotation: meta.annotations.as_ref().and_then(|all| all.get(SOURCE_RANGES)).map(Text::from),
-            unspread: meta.annotations.as_ref().and_then(|all| all.get(SPREAD)).is_some_and(|spread| spread == "false"),
+            source_ranges: spec.load_balancer_source_ranges.into_iter().flatten().map(InternedStr::from).collect(),
+            source_ranges_annotation: meta
+                .annotations
+                .as_ref()
+                .and_then(|all| all.get(SOURCE_RANGES))
+                .map(InternedStr::from),
+            spread_disabled: meta
+                .annotations
+                .as_ref()
+                .and_then(|all| all.get(SPREAD))
+                .is_some_and(|spread| spread == "false"),
             backend: meta
                 .annotations
                 .as_ref()
                 .and_then(|all| all.get(backend::ANNOTATION))
-                .map(|text| text.parse().map_err(Text::from)),
+                .map(|text| text.parse().map_err(InternedStr::from)),
             // `None` for a Service without one, which is no address either.
             cluster_ips: spec.cluster_ips.iter().flatten().filter_map(|address| address.parse().ok()).collect(),
             affinity: (spec.session_affinity.as_deref() == Some("ClientIP")).then(|| {
                 let written = spec.session_affinity_config.and_then(|config| config.client_ip?.timeout_seconds);
                 written.and_then(|seconds| u32::try_from(seconds).ok()).unwrap_or(AFFINITY)
             }),
-            finalizers: snug(meta.finalizers.iter().flatten().map(Text::from)),
+            finalizers: snug(meta.finalizers.iter().flatten().map(InternedStr::from)),
             ingress: snug(ingress.into_iter().map(|entry| Ingress {
-                ip: entry.ip.map(Text::from),
-                ip_mode: entry.ip_mode.map(Text::from),
-                hostname: entry.hostname.map(Text::from),
+                ip: entry.ip.map(InternedStr::from),
+                ip_mode: entry.ip_mode.map(InternedStr::from),
+                hostname: entry.hostname.map(InternedStr::from),
             })),
             conditions: snug(status.conditions.into_iter().flatten().map(Condition::from)),
             key,
@@ -418,7 +443,7 @@ fn snug<T>(items: impl Iterator<Item = T>) -> Vec<T> {
 }
 
 /// The version of an object; 0 of one that no API server has sent.
-pub(crate) fn version(meta: &ObjectMeta) -> Version {
+pub(crate) fn version(meta: &ObjectMeta) -> ResourceVersion {
     meta.resource_version.as_deref().and_then(|version| version.parse().ok()).unwrap_or_default()
 }
 
@@ -477,10 +502,10 @@ mod tests {
                 deleting: false,
                 is_load_balancer: true,
                 class: None,
-                request: Ok(Arc::new(Request {
+                request: Ok(Arc::new(RequestedAddresses {
                     addresses: vec!["192.0.2.1".parse().expect("address")],
                     pool: Some("lan".into()),
-                    ..Request::default()
+                    ..RequestedAddresses::default()
                 })),
                 labels: [("tier", "front")].into(),
                 selector: [("app", "web")].into(),
@@ -491,12 +516,12 @@ mod tests {
                 health_check_port: Some(32000),
                 source_ranges: ["198.51.100.0/24".into()].into(),
                 source_ranges_annotation: Some("192.0.2.0/24".into()),
-                unspread: true,
+                spread_disabled: true,
                 backend: Some(Ok(Backend::NodePort)),
                 cluster_ips: ["2001:db8::7", "10.96.0.7"].map(|ip| ip.parse().expect("an address")).into(),
                 affinity: Some(60),
                 finalizers: vec![],
-                ingress: vec![Ingress::of("192.0.2.1".parse().expect("address"))],
+                ingress: vec![Ingress::from("192.0.2.1".parse().expect("address"))],
                 conditions: vec![],
             }
         );

@@ -61,7 +61,7 @@ impl Stale {
 
     /// The families of those lb_ips.
     pub fn families(&self) -> BTreeSet<Family> {
-        self.ports.keys().map(|port| Family::of(port.ip())).collect()
+        self.ports.keys().map(|port| Family::from(port.ip())).collect()
     }
 
     /// Whether this flow goes nowhere any more.

@@ -86,7 +86,7 @@ pub fn read(answer: Attributes<'_>) -> Option<Tracked> {
 /// Makes the kernel forget a flow: exactly this one, not another that took its place.
 pub fn delete(tracked: &Tracked) -> Message {
     let Flow { client, destination, .. } = tracked.flow;
-    Message::new(CTNETLINK, DELETE, 0, family(Family::of(client.ip())), |w| {
+    Message::new(CTNETLINK, DELETE, 0, family(Family::from(client.ip())), |w| {
         w.nested(TUPLE_ORIG, |tuple| {
             tuple.nested(TUPLE_IP, |ip| {
                 address(ip, SOURCE, client.ip());

@@ -181,7 +181,7 @@ fn change_route(kind: u16, flags: u16, route: &Route) -> Message {
     let Route { table, protocol, scope, destination, metric, properties, hops, .. } = route;
     let hop = hops.first();
     let on_link = if hop.is_some_and(|hop| hop.on_link) { ON_LINK } else { 0 };
-    let family = number(Family::of(destination.addr()));
+    let family = number(Family::from(destination.addr()));
     let header = vec![
         family,
         destination.prefix_len(),
@@ -209,7 +209,7 @@ fn change_route(kind: u16, flags: u16, route: &Route) -> Message {
                     w.bytes(RTA_GATEWAY, &octets(gateway));
                 }
                 Some(gateway) => {
-                    let family = u16::from(number(Family::of(gateway))).to_ne_bytes();
+                    let family = u16::from(number(Family::from(gateway))).to_ne_bytes();
                     w.bytes(RTA_VIA, &[&family[..], &octets(gateway)].concat());
                 }
                 None => {}

@@ -379,7 +379,7 @@ pub fn of_wires(wires: &Wires) -> Vec<(Key, Value)> {
 /// The elements that don't belong to a single lb_ip.
 pub fn shared(ruleset: &Ruleset) -> Vec<(Key, Value)> {
     let pods = [Family::V4, Family::V6].into_iter().filter_map(|family| {
-        let ranges = ruleset.pod_ranges.iter().filter(|range| Family::of(range.first()) == family);
+        let ranges = ruleset.pod_ranges.iter().filter(|range| Family::from(range.first()) == family);
         let ranges: Vec<_> = ranges.copied().collect();
         // A table without any lb_ip is not needed, so it holds nothing either.
         let needed = !ranges.is_empty() && is_needed(ruleset, Table::of_family(family));
@@ -413,7 +413,7 @@ pub fn shared(ruleset: &Ruleset) -> Vec<(Key, Value)> {
 /// An lb_ip of this family that is not left to another proxy, if there is one.
 fn some_address(ruleset: &Ruleset, family: Family) -> Option<&Arc<LbIp>> {
     // Addresses are in order, IPv4 before IPv6.
-    let is_mine = |(address, _): &(&IpAddr, &Arc<LbIp>)| Family::of(**address) == family;
+    let is_mine = |(address, _): &(&IpAddr, &Arc<LbIp>)| Family::from(**address) == family;
     let is_ours = |(_, lb_ip): &(&IpAddr, &Arc<LbIp>)| !lb_ip.is_left();
     let found = match family {
         Family::V4 => ruleset.addresses.iter().take_while(is_mine).find(is_ours),

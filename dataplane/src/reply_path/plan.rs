@@ -249,7 +249,7 @@ fn everybody(family: Family, routes: &[Route]) -> Result<Option<Route>, Unknown>
 }
 
 fn of(route: &Route) -> Family {
-    Family::of(route.destination.addr())
+    Family::from(route.destination.addr())
 }
 
 #[cfg(test)]

@@ -99,7 +99,7 @@ pub fn proxied(
             .node_port
             .ok_or(Hindrance::NoNodePort(port.protocol, port.number))
             .and_then(|number| {
-                let mut own = snapshot.own.iter().copied().filter(|address| Family::of(*address) == family);
+                let mut own = snapshot.own.iter().copied().filter(|address| Family::from(*address) == family);
                 own.next().map(|address| SocketAddr::new(address, number)).ok_or(Hindrance::NoNodeAddress(family))
             })
             .map(Proxied::NodePort),
@@ -125,7 +125,7 @@ mod tests {
         }))
         .expect("a Service");
         let service = crds::Service::try_from(&object).expect("a view");
-        crds::Service { backend: wants.map(|text| text.parse().map_err(crds::Text::from)), ..service }
+        crds::Service { backend: wants.map(|text| text.parse().map_err(crds::InternedStr::from)), ..service }
     }
 
     /// What becomes of one of its ports of IPv4, on a node that has an address of that alone.

@@ -7,7 +7,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use crds::service::Family;
-use crds::{EndpointSlice, Forwarder, Port, Reach, Shortcoming, TrafficPolicy};
+use crds::{EndpointSlice, Forwarder, Port, ProblemReason, Reach, TrafficPolicy};
 
 use super::ruleset::{Endpoint, LbIp, Pick, Problem, Ruleset, Target};
 use crate::rules::backend::proxied;
@@ -35,7 +35,7 @@ pub(crate) fn lb_ip(snapshot: &Snapshot, address: IpAddr) -> Option<LbIp> {
         return None;
     }
     let mut lb_ip = LbIp { counted: snapshot.counts, ..LbIp::default() };
-    let family = Family::of(address);
+    let family = Family::from(address);
     for Service { object, terms } in holders {
         let left = object.forwarder() == Forwarder::Other;
         let slices = snapshot.slices.get(&object.key).map_or(&[][..], |slices| slices);
@@ -66,18 +66,18 @@ pub(crate) fn lb_ip(snapshot: &Snapshot, address: IpAddr) -> Option<LbIp> {
             place.insert(Box::new(target));
         }
         let problem = |reason, what: &str| Problem { service: object.key.clone(), reason, what: what.to_owned() };
-        let lacks = [(Shortcoming::NoEndpoints, nowhere), (Shortcoming::NoLocalEndpoints, elsewhere)];
+        let lacks = [(ProblemReason::NoEndpoints, nowhere), (ProblemReason::NoLocalEndpoints, elsewhere)];
         let lacks = lacks.into_iter().filter(|(_, ports)| !ports.is_empty());
         lb_ip.problems.extend(lacks.map(|(reason, ports)| problem(reason, &ports.join(", "))));
         if let Some(Err(value)) = &object.backend {
-            lb_ip.problems.insert(problem(Shortcoming::UnknownBackend, value));
+            lb_ip.problems.insert(problem(ProblemReason::UnknownBackend, value));
         }
         let fallbacks = fallbacks.iter().map(ToString::to_string);
-        lb_ip.problems.extend(fallbacks.map(|fallback| problem(Shortcoming::BackendUnavailable, &fallback)));
+        lb_ip.problems.extend(fallbacks.map(|fallback| problem(ProblemReason::BackendUnavailable, &fallback)));
         let refused = slices.iter().filter(|_| !left).filter_map(|slice| slice.refused.as_deref()).min();
-        lb_ip.problems.extend(refused.map(|refused| problem(Shortcoming::EndpointsRefused, refused)));
+        lb_ip.problems.extend(refused.map(|refused| problem(ProblemReason::EndpointsRefused, refused)));
         let invalid = terms.sources.invalid().iter();
-        lb_ip.problems.extend(invalid.map(|entry| problem(Shortcoming::InvalidSourceRange, entry)));
+        lb_ip.problems.extend(invalid.map(|entry| problem(ProblemReason::InvalidSourceRange, entry)));
     }
     Some(lb_ip)
 }
@@ -109,7 +109,7 @@ fn target(
     let mut candidates: BTreeMap<SocketAddr, &crds::Endpoint> = BTreeMap::new();
     for slice in slices {
         let Some(number) = slice.port(&port.name, port.protocol) else { continue };
-        for endpoint in slice.endpoints.iter().filter(|endpoint| Family::of(endpoint.address) == family) {
+        for endpoint in slice.endpoints.iter().filter(|endpoint| Family::from(endpoint.address) == family) {
             // While an endpoint moves from one slice to another it may be in both: the better word counts, and of
             // two equal ones the lesser, so that the order of slices does not.
             let rank = |e: &crds::Endpoint| (e.ready, e.serving, !e.terminating, std::cmp::Reverse(e.node.clone()));

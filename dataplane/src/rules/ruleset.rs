@@ -12,7 +12,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use crds::service::Family;
-use crds::{Backend, Key, Mac, Protocol, Range, Reach, SharedMap, Shortcoming};
+use crds::{Backend, Key, Mac, ProblemReason, Protocol, Range, Reach, SharedMap};
 
 use crate::reply_path::Return;
 use crate::rules::backend::Proxied;
@@ -60,7 +60,7 @@ impl Ruleset {
 
     /// Puts `new` behind `address`, or nothing. When all is set, [`Ruleset::aim`] has to be called.
     pub(crate) fn set(&mut self, address: IpAddr, mut new: Option<LbIp>) {
-        let family = Family::of(address);
+        let family = Family::from(address);
         for (_, share, by) in new.iter().flat_map(LbIp::shares) {
             let token = share.token_by(by);
             if let Some((_, _, count)) = self.tables.get_mut(&token) {
@@ -209,7 +209,7 @@ pub struct Problem {
     /// The Service.
     pub service: Key,
     /// What is wrong.
-    pub reason: Shortcoming,
+    pub reason: ProblemReason,
     /// What it is about: ports, the address of an endpoint, a source range, or a backend and what is missing for it.
     pub what: String,
 }
@@ -217,7 +217,7 @@ pub struct Problem {
 impl Problem {
     /// Whether somebody has made a mistake. That there is no endpoint happens to every Service now and then.
     pub fn is_mistake(&self) -> bool {
-        !matches!(self.reason, Shortcoming::NoEndpoints | Shortcoming::NoLocalEndpoints)
+        !matches!(self.reason, ProblemReason::NoEndpoints | ProblemReason::NoLocalEndpoints)
     }
 }
 
@@ -225,29 +225,29 @@ impl fmt::Display for Problem {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { service, reason, what } = self;
         match reason {
-            Shortcoming::InvalidSourceRange => write!(
+            ProblemReason::InvalidSourceRange => write!(
                 f,
                 "loadBalancerSourceRanges of Service {service}: {what:?} is no CIDR such as 192.0.2.0/24, and lets nobody in"
             ),
-            Shortcoming::EndpointsRefused => write!(
+            ProblemReason::EndpointsRefused => write!(
                 f,
                 "Service {service} has an endpoint {what}, which is no address of a pod or another host, and is left out: see \
                  its EndpointSlices"
             ),
-            Shortcoming::UnknownBackend => write!(
+            ProblemReason::UnknownBackend => write!(
                 f,
                 "annotation landfall.dev/backend of Service {service}: {what:?} is none of endpoints, nodeport and \
                  clusterip, and is ignored"
             ),
-            Shortcoming::BackendUnavailable => {
+            ProblemReason::BackendUnavailable => {
                 write!(f, "Service {service} is forwarded to its endpoints and not by the backend {what}")
             }
-            Shortcoming::NoEndpoints => write!(f, "Service {service} has no endpoint for {what}, and refuses"),
-            Shortcoming::AnswersElsewhere => {
+            ProblemReason::NoEndpoints => write!(f, "Service {service} has no endpoint for {what}, and refuses"),
+            ProblemReason::AnswersElsewhere => {
                 write!(f, "answers of Service {service} may leave by another link than requests came in by: {what}")
             }
-            Shortcoming::RequestsFiltered => write!(f, "the kernel may drop requests to Service {service}: {what}"),
-            Shortcoming::NoLocalEndpoints | Shortcoming::Other => {
+            ProblemReason::RequestsFiltered => write!(f, "the kernel may drop requests to Service {service}: {what}"),
+            ProblemReason::NoLocalEndpoints | ProblemReason::Other => {
                 write!(
                     f,
                     "Service {service} has no endpoint for {what} on this node, and drops what comes from outside"

@@ -41,7 +41,7 @@ impl Sources {
             }
         }
         let all = merged(&nets);
-        let of = |family| all.iter().copied().filter(|range| Family::of(range.first()) == family).collect();
+        let of = |family| all.iter().copied().filter(|range| Family::from(range.first()) == family).collect();
         Self { only: Some([of(Family::V4), of(Family::V6)]), invalid }
     }
 

@@ -341,7 +341,7 @@ mod tests {
     }
 
     fn address(text: &str, spec: serde_json::Value, announcers: serde_json::Value) -> LoadBalancerIP {
-        let name = crds::address::name(text.parse().expect("an address"));
+        let name = crds::address::object_name(text.parse().expect("an address"));
         let mut object = json!({
             "apiVersion": "landfall.dev/v1alpha1", "kind": "LoadBalancerIP",
             "metadata": {"name": name}, "spec": spec, "status": {"announcers": announcers},

@@ -18,7 +18,7 @@ use anyhow::{Context, bail};
 use clap::Args;
 use crds::condition::without_ours;
 use crds::service::FINALIZER;
-use crds::{IPAddressPool, LoadBalancerIP, NodeNetwork, Service, Text};
+use crds::{IPAddressPool, InternedStr, LoadBalancerIP, NodeNetwork, Service};
 use k8s_openapi::api::admissionregistration::v1::{ValidatingAdmissionPolicy, ValidatingAdmissionPolicyBinding};
 use k8s_openapi::api::apps::v1::{DaemonSet, Deployment};
 use k8s_openapi::api::core::v1::{self as core, Namespace, Pod};
@@ -104,7 +104,7 @@ struct Ours {
 /// finalizer alone proves nothing, since every provider uses it.
 async fn ours(client: &Client) -> anyhow::Result<Vec<Ours>> {
     let addresses = list::<LoadBalancerIP>(client).await?;
-    let holders: BTreeSet<Text> =
+    let holders: BTreeSet<InternedStr> =
         addresses.into_iter().flat_map(|address| address.spec.services).map(|holder| holder.uid).collect();
     let services: Vec<core::Service> = list(client).await?;
     let views = services.iter().filter_map(|object| Service::try_from(object).ok());

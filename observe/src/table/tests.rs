@@ -8,7 +8,7 @@ type Texts = Table<&'static str, &'static str>;
 fn seen(
     key: &'static str,
     uid: &str,
-    version: Version,
+    version: ResourceVersion,
     value: &'static str,
 ) -> Observation<&'static str, &'static str> {
     Observation { key, uid: uid.into(), version, content: Content::Known(value) }
@@ -192,12 +192,12 @@ fn step() -> impl Strategy<Value = Step> {
     ]
 }
 
-type State = Observation<u8, Version>;
+type State = Observation<u8, ResourceVersion>;
 
 /// The API server, and what is on its way from there.
 #[derive(Default)]
 struct Server {
-    version: Version,
+    version: ResourceVersion,
     objects: BTreeMap<u8, State>,
     /// All events, of which the watch has told the first `told`.
     events: Vec<(bool, State)>,
@@ -205,7 +205,7 @@ struct Server {
     /// Answers: to a write the state it made, to a deletion the last one before.
     answers: Vec<(bool, State)>,
     /// A list that was asked for, as the objects were then.
-    list: Option<(Version, usize, BTreeMap<u8, State>)>,
+    list: Option<(ResourceVersion, usize, BTreeMap<u8, State>)>,
 }
 
 impl Server {
@@ -226,7 +226,7 @@ impl Server {
         Some(state)
     }
 
-    fn take(&mut self, step: Step, table: &mut Table<u8, Version>) {
+    fn take(&mut self, step: Step, table: &mut Table<u8, ResourceVersion>) {
         match step {
             Step::Write(name) => {
                 let state = self.write(name);
@@ -278,7 +278,7 @@ proptest! {
         table.note_changes();
         let mut followed = BTreeMap::new();
         server.take(Step::List(false), &mut table);
-        let mut newest = BTreeMap::<u8, Version>::new();
+        let mut newest = BTreeMap::<u8, ResourceVersion>::new();
         let rest = std::iter::repeat_n([Step::Answer(0), Step::Event], 200).flatten();
         for step in steps.into_iter().chain([Step::List(false)]).chain(rest) {
             // A list that is on its way when the steps are over arrives.

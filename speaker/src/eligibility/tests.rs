@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::snapshot::{Candidate, Links};
-use crds::{Endpoint, L2Advertisement, Relief};
+use crds::{DrainReason, Endpoint, L2Advertisement};
 use proptest::collection::vec;
 use proptest::prelude::*;
 use serde_json::{Value, json};
@@ -45,7 +45,7 @@ impl Cluster {
     }
 
     fn relieved(self, name: &str) -> Self {
-        self.node(name, |node| node.relief = Some(Relief::Drained))
+        self.node(name, |node| node.drain_reason = Some(DrainReason::Drained))
     }
 
     fn pool(mut self, name: &str, labels: &str) -> Self {
@@ -492,7 +492,7 @@ fn cluster(nodes: &[AnyNode], services: &[AnyService], ads: &[Ad]) -> Cluster {
     let mut cluster = Cluster::new(&labels.iter().map(String::as_str).collect::<Vec<_>>());
     for (n, (_, excluded, relieved)) in nodes.iter().enumerate() {
         cluster = cluster.node(&format!("n{}", n + 1), |node| {
-            (node.excluded, node.relief) = (*excluded, relieved.then_some(Relief::OutOfService));
+            (node.excluded, node.drain_reason) = (*excluded, relieved.then_some(DrainReason::OutOfService));
         });
     }
     for (n, (label, local)) in services.iter().enumerate() {

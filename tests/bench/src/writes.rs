@@ -90,7 +90,7 @@ impl Writer {
             ..LoadBalancerIPSpec::default()
         };
         let params = PostParams { field_manager: Some(FIELD_MANAGER.into()), ..PostParams::default() };
-        let record = LoadBalancerIP::new(&address::name(lb_ip), spec);
+        let record = LoadBalancerIP::new(&address::object_name(lb_ip), spec);
         match &self.copies {
             None => drop(self.records.create(&params, &record).await.context("create a record")?),
             Some(copies) => {
@@ -104,7 +104,7 @@ impl Writer {
 
     /// Deletes the record of a Service that goes, then takes the finalizer away.
     pub async fn take_back(&self, service: &Service, lb_ip: IpAddr) -> Result<()> {
-        let (name, params) = (address::name(lb_ip), DeleteParams::default());
+        let (name, params) = (address::object_name(lb_ip), DeleteParams::default());
         match &self.copies {
             None => drop(self.records.delete(&name, &params).await.context("delete a record")?),
             Some(copies) => drop(copies.delete(&name, &params).await.context("delete a record")?),

@@ -319,7 +319,7 @@ impl World {
     pub async fn announcer(&self, address: IpAddr) -> Result<String> {
         let addresses: Api<LoadBalancerIP> = Api::all(self.client.clone());
         wait_until(SOON, &format!("{address} to have an announcer"), async || {
-            let object = addresses.get(&crds::address::name(address)).await?;
+            let object = addresses.get(&crds::address::object_name(address)).await?;
             let announcers = object.status.unwrap_or_default().announcers;
             Ok(announcers.first().context("none")?.node.to_string())
         })

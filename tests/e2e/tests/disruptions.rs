@@ -261,7 +261,7 @@ async fn nothing_is_lost_while_kube_proxy_and_the_api_server_start_again(world: 
     // What is new gets an address of its own, and is served.
     world.service("new", json!({"selector": {"app": "stays"}})).await?;
     let new = world.address("new").await?;
-    ensure!(!taken.contains(&crds::address::name(new)), "{new} was taken: {taken:?}");
+    ensure!(!taken.contains(&crds::address::object_name(new)), "{new} was taken: {taken:?}");
     wait_until(SOON, "the new address to answer", async || world.lan.tcp(new)).await?;
     for asking in asked {
         let tally = asking.end()?;

@@ -65,7 +65,7 @@ impl Probe {
 struct Stage {
     world: World,
     address: IpAddr,
-    announcers: BTreeSet<(crds::Text, i64)>,
+    announcers: BTreeSet<(crds::InternedStr, i64)>,
     takeovers: f64,
 }
 
@@ -92,9 +92,9 @@ impl Stage {
     }
 
     /// Who announces the address, with the epoch; and how often any node has taken over any.
-    async fn standing(&self) -> Result<(BTreeSet<(crds::Text, i64)>, f64)> {
+    async fn standing(&self) -> Result<(BTreeSet<(crds::InternedStr, i64)>, f64)> {
         let addresses: Api<LoadBalancerIP> = Api::all(self.world.client.clone());
-        let object = addresses.get(&crds::address::name(self.address)).await?;
+        let object = addresses.get(&crds::address::object_name(self.address)).await?;
         let announcers = object.status.unwrap_or_default().announcers;
         let announcers = announcers.into_iter().map(|announcer| (announcer.node, announcer.epoch)).collect();
         Ok((announcers, self.sum("landfall_takeover_silence_seconds_count")?))

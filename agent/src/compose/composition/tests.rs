@@ -3,8 +3,8 @@
 use super::super::snapshots::{Observed, snapshots};
 use super::*;
 use crds::l2_advertisement::L2AdvertisementSpec;
-use crds::node_network::WiredLink;
-use crds::{Endpoint, L2Advertisement, Labels, Mac, Protocol, Relief};
+use crds::node_network::PeerLink;
+use crds::{DrainReason, Endpoint, L2Advertisement, Labels, Mac, Protocol};
 use proptest::collection::vec;
 use proptest::option;
 use proptest::prelude::*;
@@ -22,7 +22,7 @@ enum Step {
     Pool(u8, Option<bool>),
     Node(u8, Option<(bool, bool, u8)>),
     Advertisement(u8, Option<u8>),
-    Wiring(u8, Option<u8>),
+    PeerLinks(u8, Option<u8>),
     Meet(u8),
     Die(u8),
 }
@@ -37,7 +37,7 @@ fn step() -> impl Strategy<Value = Step> {
         1 => (0..3u8, option::of(is())).prop_map(|(n, what)| Step::Pool(n, what)),
         1 => (0..3u8, option::weighted(0.8, (is(), is(), 0..2u8))).prop_map(|(n, what)| Step::Node(n, what)),
         1 => (0..2u8, option::of(0..4u8)).prop_map(|(n, what)| Step::Advertisement(n, what)),
-        1 => (0..3u8, option::weighted(0.8, 0..2u8)).prop_map(|(n, what)| Step::Wiring(n, what)),
+        1 => (0..3u8, option::weighted(0.8, 0..2u8)).prop_map(|(n, what)| Step::PeerLinks(n, what)),
         1 => (0..3u8).prop_map(Step::Meet),
         1 => (0..3u8).prop_map(Step::Die),
     ]
@@ -61,7 +61,13 @@ fn service(n: u8, (is_load_balancer, is_local, unspread, uid): (bool, bool, bool
     });
     let service = Service::try_from(&serde_json::from_value(object).expect("a Service")).expect("a view");
     let traffic_policy = if is_local { TrafficPolicy::Local } else { TrafficPolicy::Cluster };
-    Service { is_load_balancer, traffic_policy, unspread, affinity: (uid == 1).then_some(60), ..service }
+    Service {
+        is_load_balancer,
+        traffic_policy,
+        spread_disabled: unspread,
+        affinity: (uid == 1).then_some(60),
+        ..service
+    }
 }
 
 fn slice(n: u8, (service, endpoints): (u8, Vec<(u8, bool)>)) -> EndpointSlice {
@@ -104,7 +110,7 @@ fn node(n: u8, (excluded, drained, uid): (bool, bool, u8)) -> Node {
         addresses: vec![[192, 0, 2, 10 + n + uid].into()],
         pod_cidrs: vec![format!("10.{n}.{uid}.0/24")],
         excluded,
-        relief: drained.then_some(Relief::Drained),
+        drain_reason: drained.then_some(DrainReason::Drained),
     }
 }
 
@@ -119,9 +125,9 @@ fn advertisement(n: u8, what: u8) -> Advertisement {
     Advertisement::from(&L2Advertisement::new(&format!("ad{n}"), spec))
 }
 
-fn wiring(n: u8, lan: u8) -> Wiring {
+fn wiring(n: u8, lan: u8) -> PeerLinks {
     let networks = vec![format!("192.0.{lan}.0/24").parse().expect("a network")];
-    Wiring { links: vec![WiredLink { name: "eth0".into(), mac: mac(n).to_string(), networks }] }
+    PeerLinks { links: vec![PeerLink { name: "eth0".into(), mac: mac(n).to_string(), networks }] }
 }
 
 fn mac(n: u8) -> Mac {
@@ -152,14 +158,14 @@ impl World {
                 put_in(&mut observed.addresses, [192, 0, 2, n].into(), what.map(|what| record(n, what)));
             }
             Step::Pool(n, what) => {
-                let terms = |spread| PoolTerms { labels: Arc::default(), spread };
+                let terms = |spread| PoolSettings { labels: Arc::default(), spread };
                 put_in(&mut observed.pools, format!("p{n}"), what.map(terms));
             }
             Step::Node(n, what) => put_in(&mut observed.nodes, format!("n{n}"), what.map(|what| node(n, what))),
             Step::Advertisement(n, what) => {
                 put_in(&mut observed.advertisements, format!("ad{n}"), what.map(|what| advertisement(n, what)));
             }
-            Step::Wiring(n, lan) => put_in(&mut observed.wirings, format!("n{n}"), lan.map(|lan| wiring(n, lan))),
+            Step::PeerLinks(n, lan) => put_in(&mut observed.wirings, format!("n{n}"), lan.map(|lan| wiring(n, lan))),
             Step::Meet(n) => {
                 observed.neighbours.get_or_insert_default().meet("eth0", &format!("n{n}"), mac(n));
             }
@@ -213,8 +219,8 @@ fn whole() -> World {
         Step::Pool(0, Some(true)),
         Step::Node(0, Some((false, false, 0))),
         Step::Node(1, Some((false, false, 0))),
-        Step::Wiring(0, Some(0)),
-        Step::Wiring(1, Some(0)),
+        Step::PeerLinks(0, Some(0)),
+        Step::PeerLinks(1, Some(0)),
         Step::Meet(1),
     ] {
         world.take(step);
@@ -267,7 +273,7 @@ fn what_does_not_change_is_shared_with_what_was_told_before() {
 fn all_are_acquainted_when_everybody_was_met_who_may_be_on_the_links() {
     let mut world = whole();
     world.take(Step::Node(2, Some((false, false, 0))));
-    world.take(Step::Wiring(2, Some(0)));
+    world.take(Step::PeerLinks(2, Some(0)));
     let mut composition = Composition::new(NODE, Backend::Endpoints, false);
     follow(&mut composition, &World::default(), &world);
     assert!(!composition.is_acquainted(), "n2 may be there");

@@ -127,7 +127,7 @@ const WIDTH: u8 = 64;
 
 fn address_at(place: usize, number: u8) -> IpAddr {
     let first = ip(PLACES[place]);
-    crate::pools::intervals::address(Family::of(first), crate::pools::intervals::number(first) + u128::from(number))
+    crate::pools::intervals::address(Family::from(first), crate::pools::intervals::number(first) + u128::from(number))
 }
 
 /// A range in one of the places: from one number to another, or a CIDR around a number.
@@ -258,7 +258,7 @@ impl Model {
 
     fn next(&self, pool: usize, family: Family, name: u8) -> Option<IpAddr> {
         let of_pool = |address: &IpAddr| {
-            Family::of(*address) == family
+            Family::from(*address) == family
                 && self.known.get(address).is_some_and(|(owner, _, is_withheld)| *owner == pool && !is_withheld)
         };
         let rests = |address: &IpAddr| self.rest.iter().any(|(other, ..)| other == address);
@@ -271,7 +271,7 @@ impl Model {
 
     fn counts(&self, pool: usize, family: Family) -> Counts {
         let mut counts = Counts::default();
-        let of_pool = self.known.iter().filter(|(a, (owner, ..))| *owner == pool && Family::of(**a) == family);
+        let of_pool = self.known.iter().filter(|(a, (owner, ..))| *owner == pool && Family::from(**a) == family);
         for (address, (_, _, is_withheld)) in of_pool {
             counts.size += 1;
             counts.open += u128::from(!is_withheld);

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use crds::service::Family;
-use crds::{Key, Service, Text};
+use crds::{InternedStr, Key, Service};
 use jiff::Timestamp;
 
 use super::{Ledger, remove};
@@ -32,7 +32,7 @@ impl Ledger {
     pub(super) fn take(&mut self, address: IpAddr) {
         self.free.take(address);
         if let Some(pool) = self.pools.pool_of(address) {
-            self.dirty.waiting |= self.free.counts(pool)[Family::of(address)].available() == 0;
+            self.dirty.waiting |= self.free.counts(pool)[Family::from(address)].available() == 0;
         }
     }
 
@@ -51,7 +51,7 @@ impl Ledger {
         self.promised.entry(service.key.clone()).or_default().push(address);
         self.count(address, &service.key.namespace, true);
         if let Some(key) = sharing::key(service) {
-            let key = Text::from(key);
+            let key = InternedStr::from(key);
             self.keyed.entry(key.clone()).or_default().insert(address);
             self.promised_under.insert(address, key);
         }

@@ -24,9 +24,9 @@ fn world() -> World {
 }
 
 /// The node that announces 192.0.2.10 says this of how it forwards it.
-fn says(world: &mut World, reach: Option<Reach>, unforwarded: &[(&str, Shortcoming, &str)]) {
+fn says(world: &mut World, reach: Option<Reach>, unforwarded: &[(&str, ProblemReason, &str)]) {
     world.announce(ip("192.0.2.10"));
-    let unforwarded = unforwarded.iter().map(|(name, reason, what)| Unforwarded {
+    let unforwarded = unforwarded.iter().map(|(name, reason, what)| ForwardingProblem {
         namespace: "default".into(),
         name: (*name).into(),
         reason: *reason,
@@ -49,12 +49,12 @@ fn said(world: &World) -> (String, String) {
 
 #[test]
 fn a_service_says_how_it_is_forwarded_and_what_of_it_is_not() {
-    use Reach::{Mixed, Proxied, Spread, Translated};
-    use Shortcoming::{
+    use ProblemReason::{
         AnswersElsewhere, BackendUnavailable, EndpointsRefused, InvalidSourceRange, NoEndpoints, NoLocalEndpoints,
         RequestsFiltered, UnknownBackend,
     };
-    type Case<'a> = (Option<Reach>, &'a [(&'a str, Shortcoming, &'a str)], &'a str, &'a str);
+    use Reach::{Mixed, Proxied, Spread, Translated};
+    type Case<'a> = (Option<Reach>, &'a [(&'a str, ProblemReason, &'a str)], &'a str, &'a str);
     let cases: [Case<'_>; 16] = [
         (Some(Spread), &[], "True Spread", "192.0.2.10 is spread over nodes, and endpoints see the client"),
         (Some(Mixed), &[], "True Mixed", "endpoints elsewhere see a node, not the client"),
@@ -91,7 +91,7 @@ fn a_service_says_how_it_is_forwarded_and_what_of_it_is_not() {
             "than the requests came in by: no router is known on link eth1",
         ),
         (Some(Spread), &[("web", RequestsFiltered, "link eth1")], "True RequestsFiltered", "rp_filter to 2"),
-        (Some(Reach::Other), &[("web", Shortcoming::Other, "y")], "True Other", "this version does not know"),
+        (Some(Reach::Other), &[("web", ProblemReason::Other, "y")], "True Other", "this version does not know"),
     ];
     let mut world = world();
     let mut seen = BTreeSet::new();
@@ -142,7 +142,7 @@ fn only_mistakes_are_events() {
         world.announce(ip("192.0.2.10"));
         world.edit_record(ip("192.0.2.10"), |record| {
             let (namespace, name, what) = ("default".into(), "web".into(), "80/TCP".into());
-            record.announcers[0].unforwarded = vec![Unforwarded { namespace, name, reason: shortcoming, what }];
+            record.announcers[0].unforwarded = vec![ForwardingProblem { namespace, name, reason: shortcoming, what }];
         });
         let plan = Ledger::of(&world.snapshot).plan(at(101));
         let effects = plan.series.into_iter().flat_map(|series| series.effects);
@@ -152,11 +152,11 @@ fn only_mistakes_are_events() {
         });
         events.collect::<Vec<_>>()
     };
-    assert_eq!(told(Shortcoming::NoEndpoints), []);
-    assert_eq!(told(Shortcoming::EndpointsRefused), [("NotForwarded", true)]);
-    assert_eq!(told(Shortcoming::InvalidSourceRange), [("NotForwarded", true)]);
-    assert_eq!(told(Shortcoming::AnswersElsewhere), []);
-    assert_eq!(told(Shortcoming::RequestsFiltered), [("NotForwarded", true)]);
+    assert_eq!(told(ProblemReason::NoEndpoints), []);
+    assert_eq!(told(ProblemReason::EndpointsRefused), [("NotForwarded", true)]);
+    assert_eq!(told(ProblemReason::InvalidSourceRange), [("NotForwarded", true)]);
+    assert_eq!(told(ProblemReason::AnswersElsewhere), []);
+    assert_eq!(told(ProblemReason::RequestsFiltered), [("NotForwarded", true)]);
 }
 
 #[test]

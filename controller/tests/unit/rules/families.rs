@@ -64,7 +64,10 @@ fn who_requires_both_families_never_has_half_of_that() {
 #[test]
 fn all_addresses_that_a_service_names_are_given_or_none() {
     let asks = |last: &str| {
-        let request = Request { addresses: ["192.0.2.21", last, "2001:db8::21"].map(ip).into(), ..Request::default() };
+        let request = RequestedAddresses {
+            addresses: ["192.0.2.21", last, "2001:db8::21"].map(ip).into(),
+            ..RequestedAddresses::default()
+        };
         of_families(Service { request: Ok(request.into()), ..service("web", 5) }, V4_V6, FamilyPolicy::PreferDualStack)
     };
     let mut world = World::with([both()], [asks("192.0.2.20")]);

@@ -67,9 +67,9 @@ fn a_fence_is_passed_by_no_spelling_of_a_request() {
     let by_pool = wanting("by-pool", 2, |request| request.pool = Some("fenced".into()));
     let mut sharing_there = sharing("inside", 3, 80);
     sharing_there.key.namespace = "team".into();
-    request_of(&mut sharing_there).consent = Consent::Everybody;
+    request_of(&mut sharing_there).consent = Consent::All;
     let mut by_key = sharing("by-key", 4, 443);
-    request_of(&mut by_key).consent = Consent::Everybody;
+    request_of(&mut by_key).consent = Consent::All;
     let mut world = World::with([fenced.clone()], [by_address, by_pool, sharing_there, by_key, service("any", 5)]);
     world.reserve(
         ip("192.0.2.31"),

@@ -8,7 +8,7 @@ use crds::ip_address_pool::AddressRange;
 use crds::request::Consent;
 use crds::service::{ALLOCATED, Family};
 use crds::{
-    FamilyPolicy, IPAddressPool, Key, Labels, Namespace, Network, Port, Protocol, Request, Reservation,
+    FamilyPolicy, IPAddressPool, Key, Labels, Namespace, Network, Port, Protocol, RequestedAddresses, Reservation,
     ServiceAllocation, TrafficPolicy,
 };
 use std::net::IpAddr;
@@ -32,7 +32,7 @@ fn both() -> Arc<IPAddressPool> {
 }
 
 /// A Service that asks for this, in annotations.
-fn wanting(name: &str, created: i64, edit: impl FnOnce(&mut Request)) -> Service {
+fn wanting(name: &str, created: i64, edit: impl FnOnce(&mut RequestedAddresses)) -> Service {
     let mut service = service(name, created);
     edit(request_of(&mut service));
     service

@@ -46,7 +46,7 @@ fn services_of_two_namespaces_share_when_both_agree() {
     let mut world = World::with([lan()], [sharing("web", 1, 80), far]);
     world.settle();
     assert_eq!(world.seen_key(&key).ingress, ["192.0.2.11"]);
-    let agree = |service: &mut Service| request_of(service).consent = Consent::Everybody;
+    let agree = |service: &mut Service| request_of(service).consent = Consent::All;
     world.edit("web", agree);
     world.settle();
     world.edit_key(&key, |service| {

@@ -109,7 +109,7 @@ impl<'a> Stage<'a> {
     /// Who says that they announce an address, and where, in the words of [`answering`].
     async fn said(&self, address: IpAddr) -> Result<BTreeSet<String>> {
         let records: Api<LoadBalancerIP> = Api::all(self.world.client.clone());
-        let status = records.get(&crds::address::name(address)).await?.status.unwrap_or_default();
+        let status = records.get(&crds::address::object_name(address)).await?.status.unwrap_or_default();
         let place = |link: &str, node: &str| if link == "eth0" { node.to_owned() } else { format!("{node}/{link}") };
         Ok(status.announcers.iter().map(|one| place(&one.link, &one.node)).collect())
     }

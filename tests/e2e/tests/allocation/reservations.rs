@@ -35,7 +35,7 @@ async fn reserve(scene: &Scene<'_>, address: IpAddr, reservation: Value) -> Resu
     }
     let object = json!({
         "apiVersion": "landfall.dev/v1alpha1", "kind": "LoadBalancerIP",
-        "metadata": {"name": crds::address::name(address)}, "spec": spec,
+        "metadata": {"name": crds::address::object_name(address)}, "spec": spec,
     });
     Ok(scene.lbips().create(&PostParams::default(), &serde_json::from_value(object)?).await?)
 }

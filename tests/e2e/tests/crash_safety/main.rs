@@ -246,7 +246,7 @@ impl Stage {
             let address = record.address()?;
             held.extend(record.spec.services.iter().map(|holder| (holder.uid.clone(), address)));
         }
-        let of = |service: &Service| (crds::Text::from(service.uid().unwrap_or_default()), ingress(service));
+        let of = |service: &Service| (crds::InternedStr::from(service.uid().unwrap_or_default()), ingress(service));
         let shown: Vec<_> = services.iter().map(of).collect();
         let shown: BTreeSet<_> =
             shown.into_iter().flat_map(|(uid, all)| all.into_iter().map(move |one| (uid.clone(), one))).collect();
