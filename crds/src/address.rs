@@ -1,7 +1,7 @@
-//! Addresses: ranges of them, and the name that an address has as an object.
+//! Address ranges, and the object name of an address.
 //!
-//! A range is an interval of addresses of one family. Its size is a number and never a list, so that a /8, or a /32 of
-//! IPv6, costs no more than a /32.
+//! A range is an interval of addresses of one family. It stores its two ends, so an IPv6 /32 takes no more memory than a
+//! single address.
 
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -9,24 +9,24 @@ use std::str::FromStr;
 
 use ipnet::IpNet;
 
-/// All addresses from the first to the last, both included, of one family.
+/// All addresses of one family from the first to the last, both included.
 ///
-/// Written as a CIDR (`192.0.2.0/28`), as `first-last` (`192.0.2.10-192.0.2.20`) or as one address (`192.0.2.10`); host
-/// bits of a CIDR are ignored, as MetalLB does. The order is by family, then first, then last address.
+/// Parsed from a CIDR (`192.0.2.0/28`), from `first-last` (`192.0.2.10-192.0.2.20`) or from one address (`192.0.2.10`).
+/// The host bits of a CIDR are ignored, as in MetalLB. Ranges are ordered by family, then by first and last address.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Range {
     first: IpAddr,
     last: IpAddr,
 }
 
-/// Why a text is not a [`Range`].
+/// Error of parsing a [`Range`].
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum InvalidRange {
-    /// Neither a CIDR, nor `first-last`, nor an address.
-    #[error("{0:?} is neither a CIDR such as 192.0.2.0/28 nor a range such as 192.0.2.10-192.0.2.20 nor an address")]
+    /// The text is not a CIDR, not `first-last` and not an address.
+    #[error("{0:?} is not a CIDR such as 192.0.2.0/28, a range such as 192.0.2.10-192.0.2.20 or an address")]
     Syntax(String),
-    /// The two ends are of different families.
-    #[error("{0:?} goes from one address family to the other")]
+    /// The two ends have different families.
+    #[error("{0:?} mixes IPv4 and IPv6")]
     Families(String),
     /// The first address is greater than the last.
     #[error("{0:?} ends before it begins")]
@@ -34,7 +34,7 @@ pub enum InvalidRange {
 }
 
 impl Range {
-    /// The range from `first` to `last`; `None` if they are of different families or in the wrong order.
+    /// Returns the range from `first` to `last`; `None` if their families differ or `first` is greater than `last`.
     pub fn new(first: IpAddr, last: IpAddr) -> Option<Self> {
         (first.is_ipv4() == last.is_ipv4() && first <= last).then_some(Self { first, last })
     }
@@ -54,12 +54,12 @@ impl Range {
         self.first.is_ipv4()
     }
 
-    /// Whether `address` is one of them.
+    /// Whether `address` lies in the range.
     pub fn contains(&self, address: IpAddr) -> bool {
         self.is_ipv4() == address.is_ipv4() && self.first <= address && address <= self.last
     }
 
-    /// The addresses that both have, if there are any.
+    /// The addresses that both ranges contain; `None` if they share no address.
     pub fn intersection(&self, other: &Self) -> Option<Self> {
         if self.is_ipv4() != other.is_ipv4() {
             return None;
@@ -67,7 +67,7 @@ impl Range {
         Self::new(self.first.max(other.first), self.last.min(other.last))
     }
 
-    /// How many addresses there are; `u128::MAX` for the one range whose number does not fit, all of IPv6.
+    /// Number of addresses, at most `u128::MAX`: only all of IPv6 has one more.
     pub fn size(&self) -> u128 {
         (number(self.last) - number(self.first)).saturating_add(1)
     }
@@ -103,8 +103,7 @@ impl FromStr for Range {
         let syntax = || InvalidRange::Syntax(text.to_owned());
         if text.contains('/') {
             let net: IpNet = text.trim().parse().map_err(|_| syntax())?;
-            // Of a CIDR every address counts: whether the network and broadcast address are given out is the pool's
-            // to decide, not the range's.
+            // The range includes the network and broadcast address. The pool decides whether to assign them.
             let last = match net {
                 IpNet::V4(v4) => IpAddr::V4(v4.broadcast()),
                 IpNet::V6(v6) => IpAddr::V6(v6.broadcast()),
@@ -127,8 +126,8 @@ impl fmt::Display for Range {
     }
 }
 
-/// The name that `address` has as an object: itself for IPv4 (`192.0.2.10`), its eight groups joined by dashes for
-/// IPv6 (`2001-db8-0-0-0-0-0-1`). One address has one name, and [`parse_object_name`] takes it back.
+/// The object name of `address`: the address itself for IPv4 (`192.0.2.10`), its eight groups joined by dashes for IPv6
+/// (`2001-db8-0-0-0-0-0-1`). Each address has exactly one name; [`parse_object_name`] is the inverse.
 pub fn object_name(address: IpAddr) -> String {
     match address {
         IpAddr::V4(v4) => v4.to_string(),
@@ -136,13 +135,13 @@ pub fn object_name(address: IpAddr) -> String {
     }
 }
 
-/// The address whose [`object_name`] this is.
-pub fn parse_object_name(object: &str) -> Option<IpAddr> {
-    let address = match object.parse::<Ipv4Addr>() {
+/// The address with this [`object_name`]; `None` if no address has it.
+pub fn parse_object_name(name: &str) -> Option<IpAddr> {
+    let address = match name.parse::<Ipv4Addr>() {
         Ok(v4) => IpAddr::V4(v4),
-        Err(_) => IpAddr::V6(object.replace('-', ":").parse().ok()?),
+        Err(_) => IpAddr::V6(name.replace('-', ":").parse().ok()?),
     };
-    (object_name(address) == object).then_some(address)
+    (object_name(address) == name).then_some(address)
 }
 
 #[cfg(test)]
@@ -151,7 +150,7 @@ mod tests {
     use proptest::prelude::*;
 
     #[test]
-    fn ranges_are_written_as_cidr_or_as_first_and_last_or_as_one_address() {
+    fn cidr_range_and_single_address_are_parsed() {
         for (text, written, size) in [
             ("192.0.2.0/28", "192.0.2.0-192.0.2.15", 16),
             ("192.0.2.9/28", "192.0.2.0-192.0.2.15", 16),
@@ -169,7 +168,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_a_range_is_refused_with_the_reason() {
+    fn invalid_range_is_refused_with_its_reason() {
         let syntax = |text: &str| InvalidRange::Syntax(text.to_owned());
         for (text, error) in [
             ("", syntax("")),
@@ -186,28 +185,28 @@ mod tests {
     }
 
     #[test]
-    fn ranges_of_different_families_have_nothing_in_common() {
+    fn ranges_of_different_families_are_disjoint() {
         let (v4, v6): (Range, Range) = ("0.0.0.0/0".parse().expect("v4"), "::/0".parse().expect("v6"));
         assert_eq!(v4.intersection(&v6), None);
         assert!(!v6.contains("192.0.2.1".parse().expect("address")));
     }
 
     #[test]
-    fn the_first_address_has_none_before_it() {
+    fn first_address_has_no_previous_address() {
         assert_eq!(previous("192.0.3.0".parse().expect("v4")), Some("192.0.2.255".parse().expect("v4")));
         assert_eq!(previous("0.0.0.0".parse().expect("v4")), None);
         assert_eq!(previous("::".parse().expect("v6")), None);
     }
 
     #[test]
-    fn the_last_address_has_no_next() {
+    fn last_address_has_no_next_address() {
         assert_eq!(next("192.0.2.255".parse().expect("v4")), Some("192.0.3.0".parse().expect("v4")));
         assert_eq!(next("255.255.255.255".parse().expect("v4")), None);
         assert_eq!(next("ffff:ffff:ffff:ffff:ffff:ffff:ffff:ffff".parse().expect("v6")), None);
     }
 
     #[test]
-    fn an_object_of_another_spelling_names_no_address() {
+    fn non_canonical_object_name_is_refused() {
         for object in ["192.0.2.01", "2001-db8--1", "2001-DB8-0-0-0-0-0-1", "2001:db8::1", "web"] {
             assert_eq!(parse_object_name(object), None, "{object}");
         }
@@ -220,21 +219,21 @@ mod tests {
 
     proptest! {
         #[test]
-        fn a_name_leads_back_to_its_address_and_is_a_dns_subdomain(address in address()) {
+        fn object_name_is_a_dns_subdomain_and_invertible(address in address()) {
             let name = object_name(address);
             prop_assert_eq!(parse_object_name(&name), Some(address));
             prop_assert!(name.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-' || c == '.'));
         }
 
         #[test]
-        fn what_is_written_is_read_back(a in address(), b in address()) {
+        fn printed_range_parses_to_the_same_range(a in address(), b in address()) {
             if let Some(range) = Range::new(a.min(b), a.max(b)) {
                 prop_assert_eq!(range.to_string().parse(), Ok(range));
             }
         }
 
         #[test]
-        fn an_address_is_in_the_intersection_when_it_is_in_both(a in any::<[u8; 4]>(), x in any::<u8>()) {
+        fn intersection_contains_exactly_the_common_addresses(a in any::<[u8; 4]>(), x in any::<u8>()) {
             let ip = |last: u8| IpAddr::from([192, 0, 2, last]);
             let range = |p: u8, q: u8| Range::new(ip(p.min(q)), ip(p.max(q))).expect("ordered");
             let (one, other) = (range(a[0], a[1]), range(a[2], a[3]));
@@ -243,7 +242,7 @@ mod tests {
         }
 
         #[test]
-        fn reading_any_text_never_panics(text in "[0-9a-f:./ -]{0,40}") {
+        fn parsing_any_text_never_panics(text in "[0-9a-f:./ -]{0,40}") {
             let _ = text.parse::<Range>();
             let _ = parse_object_name(&text);
         }

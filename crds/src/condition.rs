@@ -1,7 +1,7 @@
-//! How conditions are kept in a status.
+//! Conditions of a status.
 //!
-//! A condition is looked up by its type, changes its time only when its status changes, and keeps its place: so that
-//! writing what is already there changes nothing, and nobody's watch is woken for it.
+//! A condition is found by its type, changes its transition time only with its status, and keeps its position in the
+//! list. So writing a condition again changes nothing, and no watch gets an event.
 
 use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{self, Time};
@@ -9,25 +9,25 @@ use serde::{Deserialize, Serialize};
 
 use crate::InternedStr;
 
-/// A condition, with the fields that Kubernetes gives it (`meta/v1`), in no more memory than it needs: each of tens of
-/// thousands of Services has some, and they say the same words.
+/// A condition with the fields of `meta/v1`. Its strings are interned: tens of thousands of Services have conditions
+/// with the same few reasons and messages.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Condition {
-    /// When `status` changed last.
+    /// Time of the last change of `status`.
     pub last_transition_time: Time,
-    /// A sentence for people.
+    /// Human-readable description.
     #[serde(default)]
     pub message: InternedStr,
-    /// The generation of the object that was looked at.
+    /// Generation of the object that this condition describes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub observed_generation: Option<i64>,
-    /// One CamelCase word for machines.
+    /// Machine-readable cause: one CamelCase word.
     #[serde(default)]
     pub reason: InternedStr,
     /// `True`, `False` or `Unknown`.
     pub status: InternedStr,
-    /// What it is about: `landfall.dev/Allocated`.
+    /// Type of the condition, for example `landfall.dev/Allocated`.
     #[serde(rename = "type")]
     pub type_: InternedStr,
 }
@@ -48,11 +48,11 @@ impl From<v1::Condition> for Condition {
 /// `status` of a [`Condition`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ConditionStatus {
-    /// It holds.
+    /// The condition holds.
     True,
-    /// It does not.
+    /// The condition does not hold.
     False,
-    /// Nobody can tell.
+    /// The controller cannot determine whether it holds.
     Unknown,
 }
 
@@ -60,7 +60,7 @@ impl ConditionStatus {
     /// All values.
     pub const ALL: [Self; 3] = [Self::True, Self::False, Self::Unknown];
 
-    /// As Kubernetes writes it.
+    /// The value as written in the API.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::True => "True",
@@ -70,23 +70,23 @@ impl ConditionStatus {
     }
 }
 
-/// What a condition should say. The time of its last transition is not here: it follows from what was there before.
+/// A condition to write. Its transition time is not included: it follows from the condition that it replaces.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DesiredCondition {
-    /// The type: `landfall.dev/Allocated`.
+    /// Type of the condition, for example `landfall.dev/Allocated`.
     pub type_: &'static str,
-    /// Whether it holds.
+    /// Whether the condition holds.
     pub status: ConditionStatus,
-    /// One CamelCase word for machines.
+    /// Machine-readable cause: one CamelCase word.
     pub reason: &'static str,
-    /// A sentence for people, with the fix where there is one.
+    /// Human-readable description, with the fix if a user can fix it.
     pub message: String,
-    /// The generation of the object that was looked at, where the kind has generations.
+    /// Generation of the described object; `None` for kinds without generations.
     pub observed_generation: Option<i64>,
 }
 
 impl DesiredCondition {
-    /// Whether `conditions` say this already.
+    /// Whether `conditions` already contain this condition.
     pub fn is_in(&self, conditions: &[Condition]) -> bool {
         conditions.iter().any(|c| {
             c.type_ == self.type_
@@ -97,7 +97,8 @@ impl DesiredCondition {
         })
     }
 
-    /// `conditions` with this one set, `now` being the time of a change of status. The others stay as they are.
+    /// Returns `conditions` with this condition set. `now` is its transition time if the status changes. Other conditions
+    /// stay unchanged.
     pub fn set_in(&self, conditions: &[Condition], now: Timestamp) -> Vec<Condition> {
         let mut conditions = conditions.to_vec();
         let place = conditions.iter().position(|c| c.type_ == self.type_);
@@ -121,7 +122,7 @@ impl DesiredCondition {
     }
 }
 
-/// `conditions` without those of our group.
+/// Returns `conditions` without those of the group [`crate::GROUP`].
 pub fn without_ours(conditions: &[Condition]) -> Vec<Condition> {
     let ours = |c: &Condition| c.type_.split_once('/').is_some_and(|(group, _)| group == crate::GROUP);
     conditions.iter().filter(|c| !ours(c)).cloned().collect()
@@ -131,7 +132,7 @@ pub fn without_ours(conditions: &[Condition]) -> Vec<Condition> {
 mod tests {
     use super::*;
 
-    fn desired(status: ConditionStatus, reason: &'static str) -> DesiredCondition {
+    fn desired_condition(status: ConditionStatus, reason: &'static str) -> DesiredCondition {
         DesiredCondition {
             type_: "landfall.dev/Allocated",
             status,
@@ -141,28 +142,28 @@ mod tests {
         }
     }
 
-    fn at(second: i64) -> Timestamp {
+    fn time(second: i64) -> Timestamp {
         Timestamp::from_second(second).expect("in range")
     }
 
     #[test]
-    fn the_time_changes_with_the_status_and_not_with_the_reason() {
-        let first = desired(ConditionStatus::False, "NoPool").set_in(&[], at(1));
-        let second = desired(ConditionStatus::False, "PoolsExhausted").set_in(&first, at(2));
-        let third = desired(ConditionStatus::True, "Allocated").set_in(&second, at(3));
+    fn transition_time_changes_only_with_the_status() {
+        let first = desired_condition(ConditionStatus::False, "NoPool").set_in(&[], time(1));
+        let second = desired_condition(ConditionStatus::False, "PoolsExhausted").set_in(&first, time(2));
+        let third = desired_condition(ConditionStatus::True, "Allocated").set_in(&second, time(3));
         let times = [&first, &second, &third].map(|c| c[0].last_transition_time.0.as_second());
         assert_eq!(times, [1, 1, 3]);
         assert_eq!(third.len(), 1);
     }
 
     #[test]
-    fn what_was_set_is_found_and_others_are_left_in_place() {
-        let other = desired(ConditionStatus::True, "Else").set_in(&[], at(1)).remove(0);
+    fn setting_a_condition_keeps_other_conditions_in_place() {
+        let other = desired_condition(ConditionStatus::True, "Else").set_in(&[], time(1)).remove(0);
         let other = Condition { type_: "example.com/Other".into(), ..other };
-        let wanted = desired(ConditionStatus::True, "Allocated");
-        let conditions = wanted.set_in(std::slice::from_ref(&other), at(2));
+        let wanted = desired_condition(ConditionStatus::True, "Allocated");
+        let conditions = wanted.set_in(std::slice::from_ref(&other), time(2));
         assert!(wanted.is_in(&conditions));
-        assert!(!desired(ConditionStatus::True, "Else").is_in(&conditions));
+        assert!(!desired_condition(ConditionStatus::True, "Else").is_in(&conditions));
         assert_eq!(conditions[0], other);
         assert_eq!(without_ours(&conditions), vec![other]);
     }

@@ -1,7 +1,7 @@
-//! Texts that are kept once, however many places hold them.
+//! Interned strings: equal strings share one allocation.
 //!
-//! Tens of thousands of objects are kept, each under its key in several tables, and named by others: the same names, UIDs,
-//! pools and reasons again and again. A [`InternedStr`] is a pointer to what all who hold the same text share.
+//! The controller keeps tens of thousands of objects, each under its key in several tables, and many objects name others.
+//! So the same names, UIDs, pools and reasons occur many times. An [`InternedStr`] is a pointer to the shared string.
 
 use std::borrow::{Borrow, Cow};
 use std::collections::HashSet;
@@ -13,32 +13,32 @@ use arcstr::ArcStr;
 use schemars::{JsonSchema, Schema, SchemaGenerator};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-/// A text that never changes. Cloning it copies a pointer; making it from a text that somebody holds already takes no
-/// memory.
+/// An immutable shared string. Cloning copies a pointer. Creating one from a string that is already interned allocates
+/// nothing.
 #[derive(Clone, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct InternedStr(ArcStr);
 
-/// All texts that somebody holds, and some that nobody does any more.
+/// All strings in use, and some that are no longer in use.
 #[derive(Default)]
-struct Shared {
+struct Pool {
     texts: HashSet<ArcStr>,
-    /// With so many texts it is time to look which of them nobody holds.
-    full: usize,
+    /// Number of strings at which unused strings are removed.
+    limit: usize,
 }
 
-/// Below this many texts it is not worth to look which of them nobody holds.
-const FEW: usize = 1024;
+/// Smallest number of strings at which unused strings are removed.
+const MIN_LIMIT: usize = 1024;
 
-impl Shared {
-    fn share(&mut self, text: &str) -> ArcStr {
+impl Pool {
+    fn intern(&mut self, text: &str) -> ArcStr {
         if let Some(shared) = self.texts.get(text) {
             return shared.clone();
         }
-        if self.texts.len() >= self.full.max(FEW) {
+        if self.texts.len() >= self.limit.max(MIN_LIMIT) {
             self.texts.retain(|text| ArcStr::strong_count(text) != Some(1));
-            self.texts.shrink_to(self.texts.len() + FEW);
-            // At least as many again come before the next look: so it costs each of them no more than one.
-            self.full = self.texts.len() * 2;
+            self.texts.shrink_to(self.texts.len() + MIN_LIMIT);
+            // The next scan comes after at least as many insertions as strings are left: amortized O(1) per insertion.
+            self.limit = self.texts.len() * 2;
         }
         let new = ArcStr::from(text);
         self.texts.insert(new.clone());
@@ -46,10 +46,10 @@ impl Shared {
     }
 }
 
-static SHARED: LazyLock<Mutex<Shared>> = LazyLock::new(Mutex::default);
+static POOL: LazyLock<Mutex<Pool>> = LazyLock::new(Mutex::default);
 
 impl InternedStr {
-    /// As a `str`.
+    /// Returns the string.
     pub fn as_str(&self) -> &str {
         &self.0
     }
@@ -60,8 +60,8 @@ impl From<&str> for InternedStr {
         if text.is_empty() {
             return Self::default();
         }
-        // Nothing between lock and release panics.
-        Self(SHARED.lock().unwrap_or_else(PoisonError::into_inner).share(text))
+        // A poisoned lock is harmless: no code that holds it panics.
+        Self(POOL.lock().unwrap_or_else(PoisonError::into_inner).intern(text))
     }
 }
 
@@ -188,7 +188,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn equal_texts_are_one() {
+    fn equal_strings_share_one_allocation() {
         let (one, other) = (InternedStr::from("lan"), InternedStr::from("lan".to_owned()));
         assert_eq!(one, other);
         assert_eq!(one.as_ptr(), other.as_ptr());
@@ -197,15 +197,15 @@ mod tests {
     }
 
     #[test]
-    fn what_nobody_holds_is_forgotten_and_what_somebody_holds_is_not() {
-        let mut shared = Shared::default();
-        let held: Vec<_> = (0..100).map(|n| shared.share(&format!("held-{n}"))).collect();
-        for n in 0..100 * FEW {
-            shared.share(&format!("dropped-{n}"));
+    fn unused_strings_are_removed_and_used_ones_kept() {
+        let mut pool = Pool::default();
+        let held: Vec<_> = (0..100).map(|n| pool.intern(&format!("held-{n}"))).collect();
+        for n in 0..100 * MIN_LIMIT {
+            pool.intern(&format!("dropped-{n}"));
         }
-        assert!(shared.texts.len() <= 2 * FEW, "{}", shared.texts.len());
+        assert!(pool.texts.len() <= 2 * MIN_LIMIT, "{}", pool.texts.len());
         for text in &held {
-            assert_eq!(shared.share(text).as_ptr(), text.as_ptr());
+            assert_eq!(pool.intern(text).as_ptr(), text.as_ptr());
         }
     }
 }

@@ -1,32 +1,32 @@
-//! Labels, and selectors of them.
+//! Labels and label selectors.
 
 use std::collections::BTreeMap;
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector;
 use kube::core::{ParseExpressionError, Selector, SelectorExt};
 
-/// Labels of an object, by name. Tens of thousands of objects are kept, and few labels each: so in no more memory than
-/// they need.
+/// Labels of an object, sorted by name. A boxed slice: tens of thousands of objects with few labels each are kept in
+/// memory.
 #[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Labels(Box<[(Box<str>, Box<str>)]>);
 
 impl Labels {
-    /// As a map.
+    /// Copies the labels into a map.
     pub fn to_map(&self) -> BTreeMap<String, String> {
         self.iter().map(|(name, value)| (name.to_owned(), value.to_owned())).collect()
     }
 
-    /// Name and value of each, in order of the names.
+    /// Name and value of each label, sorted by name.
     pub fn iter(&self) -> impl Iterator<Item = (&str, &str)> {
         self.0.iter().map(|(name, value)| (&**name, &**value))
     }
 
-    /// Whether there are none.
+    /// Whether there are no labels.
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
     }
 
-    /// Whether one of these selectors matches. Of an empty list none does.
+    /// Whether one of the selectors matches. An empty list matches nothing.
     pub fn match_any(&self, selectors: &[Selector]) -> bool {
         !selectors.is_empty() && {
             let labels = self.to_map();
@@ -49,10 +49,10 @@ impl<const N: usize> From<[(&str, &str); N]> for Labels {
     }
 }
 
-/// What this selector selects; an empty one selects everything.
+/// Parses a selector. An empty selector matches everything.
 ///
 /// # Errors
-/// If it has an operator that does not exist, which the API server does not check in our objects.
+/// If an operator is unknown. The API server does not check operators in objects of a CustomResourceDefinition.
 pub fn parse_selector(written: &LabelSelector) -> Result<Selector, ParseExpressionError> {
     written.clone().try_into()
 }
@@ -63,7 +63,7 @@ mod tests {
     use serde_json::json;
 
     #[test]
-    fn labels_match_a_list_of_selectors_when_they_match_one() {
+    fn list_of_selectors_matches_if_one_matches() {
         let labels = Labels::from([("app", "web"), ("tier", "front")]);
         let selectors = |written: serde_json::Value| -> Vec<Selector> {
             let written: Vec<LabelSelector> = serde_json::from_value(written).expect("selectors");
@@ -85,7 +85,7 @@ mod tests {
     }
 
     #[test]
-    fn an_operator_that_does_not_exist_is_refused() {
+    fn unknown_operator_is_refused() {
         let written = json!({"matchExpressions": [{"key": "tier", "operator": "Like", "values": ["f"]}]});
         let written: LabelSelector = serde_json::from_value(written).expect("a selector");
         assert!(parse_selector(&written).is_err());

@@ -1,26 +1,27 @@
-//! Landfall's contract, in pure data: the objects it adds to Kubernetes, the addresses they speak of, and typed views
-//! of the Kubernetes objects it reads.
+//! Landfall's contract as plain data: the objects that Landfall adds to Kubernetes, and typed views of the Kubernetes
+//! objects that it reads.
 //!
-//! | room | what is in it |
+//! | module | contents |
 //! |---|---|
-//! | [`address`] | ranges of addresses, and the name that an address has as an object |
-//! | [`ip_address_pool`] | `IPAddressPool`: addresses an administrator lends to Landfall |
-//! | [`load_balancer_ip`] | `LoadBalancerIP`: one address in use; the truth about who holds it |
+//! | [`address`] | address ranges, and the object name of an address |
+//! | [`ip_address_pool`] | `IPAddressPool`: addresses that Landfall may assign |
+//! | [`load_balancer_ip`] | `LoadBalancerIP`: one load-balancer address, its holders and its announcers |
 //! | [`l2_advertisement`] | `L2Advertisement`: which nodes announce the addresses of a pool, and on which links |
-//! | [`node_network`] | `NodeNetwork`: what an agent found on its node's network |
-//! | [`service`], [`request`] | what Landfall reads of Services, and what they ask for |
-//! | [`backend`] | what packets to a Service are sent to, and by whom |
-//! | [`endpoints`], [`node`], [`namespace`] | what it reads of EndpointSlices, Nodes and Namespaces |
-//! | [`mac`] | addresses of network interfaces |
-//! | [`labels`] | labels, and selectors of them |
-//! | [`condition`] | how conditions are kept in a status |
+//! | [`node_network`] | `NodeNetwork`: links, addresses and gateways that the agent found on its node |
+//! | [`service`], [`request`] | the fields of a Service that Landfall uses, and the addresses that the Service requests |
+//! | [`backend`] | where packets to a Service are sent: endpoints, node port or ClusterIP |
+//! | [`forwarding`] | how a node forwards packets to an address, as reported in the status of a LoadBalancerIP |
+//! | [`endpoints`], [`node`], [`namespace`] | the fields of EndpointSlices, Nodes and Namespaces that Landfall uses |
+//! | [`mac`] | MAC addresses |
+//! | [`labels`] | labels and label selectors |
+//! | [`condition`] | reading and writing the conditions of a status |
 //! | [`holdings`] | which addresses each Service holds |
-//! | `interned` | texts that are kept once, however many places hold them |
-//! | [`shared_map`] | maps whose copies share what they have in common |
-//! | [`manifest`] | the definitions of our objects, as `kubectl apply` takes them |
+//! | `interned` | strings that are stored once and shared |
+//! | [`shared_map`] | maps whose copies share their common part |
+//! | [`manifest`] | the CustomResourceDefinitions, as `kubectl apply` takes them |
 //!
-//! Objects are parsed here, at the edge, into types that cannot be wrong; whoever decides something works on the views.
-//! Nothing here talks to anybody: no client, no clock, no socket.
+//! Objects are parsed here, at the edge, into types that hold valid values only; decisions work on these types. This
+//! crate has no client, no clock and no socket.
 
 pub mod address;
 pub mod condition;
@@ -60,17 +61,17 @@ pub use shared_map::SharedMap;
 /// The API group of all our objects, and the prefix of our conditions, annotations and finalizers.
 pub const GROUP: &str = "landfall.dev";
 
-/// The place of a write in the history of all objects of a kind: `metadata.resourceVersion` as a number (KEP-5504).
+/// `metadata.resourceVersion` as a number. Versions of all objects of one kind can be compared (KEP-5504).
 pub type ResourceVersion = u64;
 
-/// An object that Landfall reads but cannot make sense of. It is skipped and reported; others are not affected.
+/// An object with contents that Landfall cannot use. It is skipped and logged; other objects are not affected.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{kind} {name}: {problem}")]
 pub struct Malformed {
-    /// The kind of the object: `Service`.
+    /// Kind of the object, for example `Service`.
     pub kind: &'static str,
-    /// Its name, with the namespace in front where it has one: `default/web`.
+    /// `namespace/name`, or the name alone for a cluster-wide kind.
     pub name: String,
-    /// What is wrong with it.
+    /// Description of the error.
     pub problem: String,
 }

@@ -1,4 +1,4 @@
-//! The objects that Landfall adds to Kubernetes, and their definitions.
+//! The API objects of Landfall and their CustomResourceDefinitions.
 
 pub mod ip_address_pool;
 pub mod l2_advertisement;

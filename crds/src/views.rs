@@ -1,4 +1,4 @@
-//! Typed views of the Kubernetes objects that Landfall reads: only the fields it uses, parsed and checked.
+//! Typed views of the Kubernetes objects that Landfall reads: the fields that it uses, parsed and checked.
 
 pub mod backend;
 pub mod endpoints;

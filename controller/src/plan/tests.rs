@@ -154,7 +154,7 @@ fn a_service_that_does_not_get_what_it_asks_for_is_told_why_and_what_to_do() {
             vec![lan()],
             asks("192.0.2.300"),
             "InvalidRequest",
-            "spec.loadBalancerIP \"192.0.2.300\" is not an address: write one such as 192.0.2.10, or leave it out",
+            "spec.loadBalancerIP \"192.0.2.300\" is not an IP address: use an address such as 192.0.2.10, or remove it",
         ),
         (
             vec![lan()],

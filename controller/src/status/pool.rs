@@ -353,8 +353,8 @@ mod tests {
                 pool.spec.exclude = vec![crds::ip_address_pool::AddressRange("2001:db8::9-2001:db8::1".into())];
             }),
         ];
-        let nonsense = "\"nonsense\" is neither a CIDR such as 192.0.2.0/28 nor a range such as \
-                        192.0.2.10-192.0.2.20 nor an address";
+        let nonsense = "\"nonsense\" is not a CIDR such as 192.0.2.0/28, a range such as 192.0.2.10-192.0.2.20 or an \
+                        address";
         let no = |text: &str| format!("Exhausted=False NoAddresses: {text}");
         let nothing = no("it has no addresses to give");
         let expected = [

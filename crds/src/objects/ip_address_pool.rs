@@ -1,6 +1,6 @@
-//! `IPAddressPool`: addresses that an administrator lends to Landfall.
+//! `IPAddressPool`: addresses that Landfall may assign to Services.
 
-#![allow(clippy::duplicated_attributes, reason = "the columns of `kubectl get` may share a type")]
+#![allow(clippy::duplicated_attributes, reason = "printer columns may share a type")]
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -14,21 +14,20 @@ use crate::Condition;
 use crate::address::{InvalidRange, Range};
 use crate::labels::Labels;
 
-/// The most ranges a pool may have: enough for any plan of addresses, and a bound on what validation costs.
+/// Maximum number of ranges in a list of a pool. Bounds the cost of CEL validation.
 const MAX_RANGES: usize = 256;
 
-/// The most namespaces or selectors a pool may name, for the same reason.
+/// Maximum number of namespaces or selectors in a list of a pool. Bounds the cost of matching.
 const MAX_NAMES: usize = 256;
 
-/// How long a freed address rests unless the pool says otherwise. Neighbour caches keep an entry for about a minute
-/// after its last use (RFC 1122 §2.3.2.1 asks for that order), and clients keep what DNS told them about as long.
+/// Default cool-down of a released address. Neighbour caches keep an entry for about a minute after its last use
+/// (RFC 1122 §2.3.2.1 requires a timeout of that order), and clients cache DNS records about as long.
 pub const REUSE_AFTER: Duration = Duration::from_secs(60);
 
-/// Addresses that Landfall may give to Services of type LoadBalancer. One pool is enough to start: its addresses are
-/// given to whichever Service asks, and announced on the network they belong to.
+/// Addresses that Landfall may assign to Services of type LoadBalancer. One pool is enough to start: it serves all
+/// Services, and its addresses are announced on the network that they belong to.
 ///
-/// Choose addresses of your nodes' network that nothing else uses: outside of the DHCP range, and none of the nodes'
-/// or the router's own.
+/// Choose unused addresses of your nodes' network: outside the DHCP range, and not the address of a node or router.
 #[derive(CustomResource, Clone, Debug, PartialEq, Serialize, Deserialize, KubeSchema)]
 #[kube(
     group = "landfall.dev",
@@ -39,8 +38,8 @@ pub const REUSE_AFTER: Duration = Duration::from_secs(60);
     category = "landfall",
     status = "IPAddressPoolStatus",
     derive = "PartialEq",
-    doc = "Addresses that Landfall may give to Services of type LoadBalancer. A pool alone is enough: its addresses are \
-           announced on the network they belong to.",
+    doc = "Addresses that Landfall may assign to Services of type LoadBalancer. No other object is required: the \
+           addresses are announced on the network that they belong to.",
     printcolumn(name = "Addresses", type_ = "string", json_path = ".spec.addresses"),
     printcolumn(name = "Auto-Assign", type_ = "boolean", json_path = ".spec.autoAssign"),
     printcolumn(name = "Used", type_ = "integer", json_path = ".status.assignedIPv4"),
@@ -52,72 +51,75 @@ pub const REUSE_AFTER: Duration = Duration::from_secs(60);
 )]
 #[serde(rename_all = "camelCase")]
 pub struct IPAddressPoolSpec {
-    /// The addresses of this pool, each a CIDR (`192.0.2.0/28`), a range with both ends included
-    /// (`192.0.2.10-192.0.2.20`) or one address (`192.0.2.10`), IPv4 or IPv6. Where two pools share addresses, those
-    /// belong to the older pool, and the other one says so in its conditions.
+    /// Addresses of this pool, IPv4 or IPv6. Each entry is a CIDR (`192.0.2.0/28`), a range that includes both ends
+    /// (`192.0.2.10-192.0.2.20`) or a single address (`192.0.2.10`). At least 1 and at most 256 entries. An address in
+    /// two pools belongs to the older pool; the other pool reports it in its condition `Overlap`.
     ///
-    /// The first and the last address of an IPv4 CIDR are, on a network of that size, the network's own and the
-    /// broadcast address; the first one of an IPv6 CIDR is that of its routers (RFC 4291 §2.6.1). They are given only to
-    /// a Service that asks for them by name. Addresses that a node or a node's gateway has are never given. Services keep
-    /// what they have when a pool shrinks or goes.
+    /// The first and last address of an IPv4 CIDR are the network and broadcast address of a network of that size. The
+    /// first address of an IPv6 CIDR is the anycast address of its routers (RFC 4291 §2.6.1). Such an address is
+    /// assigned only if a Service requests that address. Addresses of nodes and of their gateways are never assigned.
+    /// Services keep their addresses when a range is removed or the pool is deleted.
     #[schemars(length(min = 1, max = MAX_RANGES))]
     pub addresses: Vec<AddressRange>,
 
-    /// Addresses that are not to be given to anybody, written as in `addresses`. Default: none. A Service that has one
-    /// already keeps it.
+    /// Addresses of this pool that are never assigned, in the notation of `addresses`. At most 256 entries. Default:
+    /// none. A Service that already holds such an address keeps it. Example: `192.0.2.12-192.0.2.14`.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = MAX_RANGES))]
     pub exclude: Vec<AddressRange>,
 
-    /// Whether a Service that asks neither for this pool nor for one of its addresses may get one. Default: true.
-    #[serde(default = "yes")]
+    /// Whether a Service can get an address of this pool without requesting the pool or the address. Default: true.
+    #[serde(default = "default_true")]
     pub auto_assign: bool,
 
-    /// Whether to leave out IPv4 addresses that end in .0 or .255, which some old network devices take for broadcast
-    /// addresses. They are then given to nobody, not even on request. Default: false.
+    /// Whether to skip IPv4 addresses that end in .0 or .255, which some old network devices treat as broadcast
+    /// addresses. Skipped addresses are not assigned, even on request. Default: false.
     #[serde(default, rename = "avoidBuggyIPs")]
     pub avoid_buggy_ips: bool,
 
-    /// Which Services may have addresses of this pool, and in which order pools are tried for them. Default: all
-    /// Services may, after all pools that have a `serviceAllocation`.
+    /// Which Services may get addresses of this pool, and in which order pools are tried. Default: all Services; the
+    /// pool is tried after all pools with a `serviceAllocation`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub service_allocation: Option<ServiceAllocation>,
 
-    /// How many addresses of this pool, IPv4 and IPv6 together, the Services of one namespace may have at a time. A
-    /// shared address counts once. Default: no limit. Services that have more already keep them.
+    /// Maximum number of addresses of this pool, IPv4 and IPv6 together, that the Services of one namespace can hold at
+    /// the same time. A shared address counts once. At least 1. Default: no limit. Services that already exceed the
+    /// limit keep their addresses. Example: `5`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1), extend("format" = "int32"))]
     pub max_per_namespace: Option<u32>,
 
-    /// How long an address rests after its last Service has given it up, so that clients and network devices forget
-    /// whose it was: a duration such as `60s` or `1h30m`. Default: `60s`. Until then it is given only to the Service
-    /// that had it (by namespace and name), to who asks for it by name, or when this pool has no other.
+    /// Cool-down of an address after its last Service released it, so that clients and network devices can drop stale
+    /// cache entries. A duration such as `60s` or `1h30m`. Default: `60s`. During the cool-down the address is assigned
+    /// only to the Service that held it (same namespace and name), to a Service that requests it, or if this pool has no
+    /// other free address of that family.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 32))]
     #[x_kube(validation = Rule::new(
         "self.matches('^([0-9]+([.][0-9]+)?(ms|s|m|h))+$')"
-    ).message("write a duration such as 60s or 1h30m"))]
+    ).message("must be a duration such as 60s or 1h30m"))]
     pub reuse_after: Option<String>,
 
-    /// Whether this pool is to be emptied: no address of it is given any more, not even on request. Services keep what
-    /// they have; `status.heldBy` names them, and the condition `Drained` turns true when there are none left. Default:
-    /// false.
+    /// Whether to drain this pool: its addresses are no longer assigned, even on request. Services keep the addresses
+    /// that they hold. `status.heldBy` lists these Services, and the condition `Drained` becomes true when no Service is
+    /// left. Default: false.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub drain: bool,
 
-    /// Whether the node that announces an address of this pool hands what comes to it on to the nodes with endpoints, which
-    /// then see the client. With `false` it translates all of it itself, for every Service that has an address of this pool.
-    /// Default: true. It can be switched off for one Service too, by its annotation `landfall.dev/spread: "false"`.
-    #[serde(default = "yes")]
+    /// Whether the announcing node re-sends packets to the nodes that run the endpoints, so that endpoints see the client
+    /// address. With `false` the announcing node translates all packets itself, for every Service that holds an address
+    /// of this pool. Default: true. To disable it for one Service, annotate the Service with
+    /// `landfall.dev/spread: "false"`.
+    #[serde(default = "default_true")]
     pub spread: bool,
 }
 
-/// What a node agent has to know of a pool.
+/// The fields of a pool that node agents use.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PoolSettings {
-    /// Its labels, by which advertisements select it.
+    /// Labels of the pool, matched by L2Advertisements.
     pub labels: Arc<Labels>,
-    /// Whether packets to its addresses are spread over nodes.
+    /// `spec.spread`.
     pub spread: bool,
 }
 
@@ -128,98 +130,101 @@ impl From<&IPAddressPool> for PoolSettings {
 }
 
 impl IPAddressPoolSpec {
-    /// How long an address rests. What can't be read counts as the default: the API server has checked it, unless the
-    /// object was stored before the rule was.
+    /// Cool-down of released addresses. An invalid value counts as the default: the API server checks the value, but
+    /// the object can be older than the check.
     pub fn reuse_after(&self) -> Duration {
         let written: Option<kube::core::Duration> = self.reuse_after.as_deref().and_then(|text| text.parse().ok());
         written.map_or(REUSE_AFTER, Duration::from)
     }
 }
 
-/// Which Services may have addresses of a pool, and in which order pools are tried for them. It has the meaning that
-/// MetalLB gives it: a Service must be in one of `namespaces` or match one of `namespaceSelectors` (where both are
-/// empty, any namespace will do), and match one of `serviceSelectors` (where that is empty, any Service will do). No
-/// request gets past that.
+/// Which Services may get addresses of a pool, and in which order pools are tried; the meaning is that of MetalLB. A
+/// Service is admitted if its namespace is in `namespaces` or matches one of `namespaceSelectors` (any namespace, if
+/// both are empty), and if the Service matches one of `serviceSelectors` (any Service, if empty). A request does not
+/// bypass these limits.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct ServiceAllocation {
-    /// Pools with a lower number are tried first. Default: 0, which is tried after all others. Of pools with the same
-    /// number the oldest is tried first.
+    /// Order of the pools: 1 is tried first, higher numbers later, and 0 last. Among equal numbers the oldest pool is
+    /// tried first. Minimum: 0. Default: 0.
     #[serde(default)]
     #[schemars(range(min = 0))]
     pub priority: i32,
 
-    /// Names of namespaces whose Services may have addresses of this pool.
+    /// Namespaces whose Services are admitted, by name. At most 256 entries. Example: `team-a`.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = MAX_NAMES))]
     pub namespaces: Vec<String>,
 
-    /// Labels of such namespaces, each entry a selector of its own.
+    /// Namespaces whose Services are admitted, by label. A namespace must match one entry. At most 256 entries.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = MAX_NAMES))]
     pub namespace_selectors: Vec<LabelSelector>,
 
-    /// Labels of Services that may have addresses of this pool, each entry a selector of its own.
+    /// Services that are admitted, by label. A Service must match one entry. At most 256 entries.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = MAX_NAMES))]
     pub service_selectors: Vec<LabelSelector>,
 }
 
-fn yes() -> bool {
+fn default_true() -> bool {
     true
 }
 
 impl Default for IPAddressPoolSpec {
-    /// No addresses, and of all other fields the default that the API server fills in.
+    /// No addresses; all other fields have the default that the API server sets.
     fn default() -> Self {
         Self {
             addresses: Vec::new(),
             exclude: Vec::new(),
-            auto_assign: yes(),
+            auto_assign: default_true(),
             avoid_buggy_ips: false,
             service_allocation: None,
             max_per_namespace: None,
             reuse_after: None,
             drain: false,
-            spread: yes(),
+            spread: default_true(),
         }
     }
 }
 
-/// What Landfall says of a pool.
+/// Observed state of a pool. Written by the controller.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct IPAddressPoolStatus {
-    /// How many IPv4 addresses of this pool are given to Services or reserved.
+    /// Number of IPv4 addresses of this pool that are held by Services or reserved.
     #[serde(default, rename = "assignedIPv4")]
     pub assigned_ipv4: i64,
 
-    /// How many IPv6 addresses of this pool are given to Services or reserved.
+    /// Number of IPv6 addresses of this pool that are held by Services or reserved.
     #[serde(default, rename = "assignedIPv6")]
     pub assigned_ipv6: i64,
 
-    /// How many IPv4 addresses are left that a Service can get without asking for one by name. Those that rest count.
+    /// Number of IPv4 addresses that a Service can get without requesting a specific address. Includes addresses in
+    /// cool-down.
     #[serde(default, rename = "availableIPv4")]
     pub available_ipv4: i64,
 
-    /// How many IPv6 addresses are left. A number too large to write is written as the largest that fits, 2^63 - 1.
+    /// Number of IPv6 addresses that a Service can get without requesting a specific address, at most 2^63 - 1. Includes
+    /// addresses in cool-down.
     #[serde(default, rename = "availableIPv6")]
     pub available_ipv6: i64,
 
-    /// While `spec.drain` is set: the Services that still have addresses of this pool, as `namespace/name`, in order; at
-    /// most the first hundred.
+    /// Services that still hold addresses of this pool while `spec.drain` is true, as `namespace/name`, sorted. At most
+    /// 100 entries.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub held_by: Vec<String>,
 
-    /// `Ready`: whether addresses of this pool are given out, and if not, why not. `Overlap`: whether some of its
-    /// addresses belong to an older pool as well. `Exhausted`: whether it has no free address left, and of which family.
-    /// `Drained` (while `spec.drain` is set): whether no Service has an address of it any more.
+    /// `Ready`: whether addresses of this pool are assigned, and if not, the reason. `Overlap`: whether some of its
+    /// addresses belong to an older pool. `Exhausted`: whether no address is free, and of which family. `Drained` (only
+    /// while `spec.drain` is true): whether no Service holds an address of this pool. `Conflict` (only while true): some
+    /// of its addresses are quarantined because hosts outside the cluster use them.
     #[serde(default)]
     #[schemars(schema_with = "conditions")]
     pub conditions: Vec<Condition>,
 }
 
-/// The schema of a list of conditions: keyed by type, so that several writers can each keep their own.
+/// Schema of a list of conditions: a map by type, so that each of several writers can own its conditions.
 pub(crate) fn conditions(generator: &mut SchemaGenerator) -> Schema {
     let item = generator.subschema_for::<v1::Condition>();
     json_schema!({
@@ -230,17 +235,17 @@ pub(crate) fn conditions(generator: &mut SchemaGenerator) -> Schema {
     })
 }
 
-/// One range as the user wrote it. The API server has checked it (see the rules of its schema) unless the object was
-/// stored before the rules were: [`AddressRange::parse`] checks again.
+/// One range as written by the user. The API server checks it with the rules of the schema, but the object can be older
+/// than these rules. So [`AddressRange::parse`] checks again.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct AddressRange(pub String);
 
 impl AddressRange {
-    /// The range that is meant.
+    /// Parses the range.
     ///
     /// # Errors
-    /// If the text is not a range; the error says why.
+    /// If the text is not a valid range.
     pub fn parse(&self) -> Result<Range, InvalidRange> {
         self.0.parse()
     }
@@ -255,11 +260,11 @@ impl JsonSchema for AddressRange {
         true
     }
 
-    /// The rules that the API server checks before an object is stored, each with the message that the user reads.
-    /// A rule must not fail on what an earlier one refuses: all of them are evaluated.
+    /// The rules that the API server checks before it stores an object, each with its message to the user. All rules are
+    /// evaluated, so each rule must pass for a value that an earlier rule refuses.
     fn json_schema(_: &mut SchemaGenerator) -> Schema {
-        // CEL has no order on addresses, but octets are numbers. For IPv6 the controller checks the order and says so
-        // on the pool.
+        // CEL cannot compare addresses, but it can compare octets. The controller checks the order of IPv6 ranges and
+        // reports it in the condition `Ready`.
         let octets = |end: usize| {
             (0..4)
                 .map(|octet| {
@@ -279,12 +284,12 @@ impl JsonSchema for AddressRange {
             "x-kubernetes-validations": [
                 {
                     "rule": format!("self.contains('/') ? isCIDR(self) : ({is_address} || {is_range})"),
-                    "messageExpression": "\"'\" + self + \"' is neither a CIDR such as 192.0.2.0/28 nor a range such \
-                        as 192.0.2.10-192.0.2.20 nor an address\"",
+                    "messageExpression": "\"'\" + self + \"' is not a CIDR such as 192.0.2.0/28, a range such as \
+                        192.0.2.10-192.0.2.20 or an address\"",
                 },
                 {
                     "rule": format!("self.contains('/') || !({is_range}) || {same_family}"),
-                    "messageExpression": "\"'\" + self + \"' goes from one address family to the other\"",
+                    "messageExpression": "\"'\" + self + \"' mixes IPv4 and IPv6\"",
                 },
                 {
                     "rule": format!(

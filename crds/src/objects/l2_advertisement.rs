@@ -1,6 +1,6 @@
-//! `L2Advertisement`: which nodes announce the addresses of a pool, and on which of their links.
+//! `L2Advertisement`: which nodes announce the addresses of a pool, and on which links.
 
-#![allow(clippy::duplicated_attributes, reason = "the columns of `kubectl get` may share a type")]
+#![allow(clippy::duplicated_attributes, reason = "printer columns may share a type")]
 
 use std::collections::BTreeSet;
 
@@ -13,16 +13,17 @@ use serde_json::{Value, json};
 
 use crate::labels::{self, Labels};
 
-/// The most entries of each list: enough for any cluster, and a bound on what matching costs.
+/// Maximum number of entries in each list. Bounds the cost of matching.
 const MAX_ENTRIES: usize = 256;
 
-/// The longest name of a network interface that Linux knows (`IFNAMSIZ`, with the zero that ends it).
+/// Maximum length of the name of a network interface in Linux: `IFNAMSIZ` without the terminating zero.
 const MAX_NAME: usize = 15;
 
-/// Which nodes announce addresses by ARP and NDP, on which of their network interfaces, and which nodes are preferred.
+/// Which nodes announce load-balancer addresses by ARP and NDP, on which network interfaces, and which nodes are
+/// preferred.
 ///
-/// None is needed: the addresses of a pool that no L2Advertisement selects are announced by any node. As soon as one
-/// selects the pool, its addresses are announced only as the L2Advertisements that select it say, taken together.
+/// L2Advertisements are optional: any node announces the addresses of a pool that no L2Advertisement selects. If at least
+/// one selects the pool, its addresses are announced only as the L2Advertisements that select it allow together.
 #[derive(CustomResource, Clone, Debug, Default, PartialEq, Serialize, Deserialize, KubeSchema)]
 #[kube(
     group = "landfall.dev",
@@ -32,12 +33,11 @@ const MAX_NAME: usize = 15;
     shortname = "lbl2",
     category = "landfall",
     derive = "PartialEq",
-    doc = "Which nodes announce addresses by ARP and NDP, on which of their network interfaces, and which nodes are \
-           preferred. None is needed: the addresses of a pool that no L2Advertisement selects are announced by any node. As \
-           soon as one selects the pool (by name, by label, or by selecting no pool, which is all of them), its addresses \
-           are announced only as the L2Advertisements that select it say: a node may announce an address if one of them \
-           selects the node, the pool, and a Service that holds the address. However many do, one node announces it on a \
-           link.",
+    doc = "Which nodes announce load-balancer addresses by ARP and NDP, on which network interfaces, and which nodes are \
+           preferred. L2Advertisements are optional: any node announces the addresses of a pool that no L2Advertisement \
+           selects. If at least one selects the pool (by name, by label, or because it names no pool and so selects \
+           all), a node may announce an address only if one L2Advertisement selects the node, the pool and a Service that \
+           holds the address. On each link one node announces the address, however many L2Advertisements select it.",
     printcolumn(name = "Pools", type_ = "string", json_path = ".spec.ipAddressPools"),
     printcolumn(name = "Interfaces", type_ = "string", json_path = ".spec.interfaces"),
     printcolumn(
@@ -50,70 +50,70 @@ const MAX_NAME: usize = 15;
 )]
 #[serde(rename_all = "camelCase")]
 pub struct L2AdvertisementSpec {
-    /// The pools whose addresses this is about, by name. Default: none by name. With neither `ipAddressPools` nor
-    /// `ipAddressPoolSelectors` it is about all pools. A pool that doesn't exist (yet) does no harm.
+    /// Names of the pools that this L2Advertisement selects. At most 256 entries. Default: none. If
+    /// `ipAddressPoolSelectors` is empty too, all pools are selected. Names of missing pools are ignored. Example: `lan`.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(schema_with = "pool_names")]
     pub ip_address_pools: Vec<String>,
 
-    /// The pools whose addresses this is about, by their labels: those that match one of these selectors, and those in
-    /// `ipAddressPools`.
+    /// Label selectors for pools. A pool is selected if it matches one entry or is named in `ipAddressPools`. At most 256
+    /// entries. Default: none.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(schema_with = "selectors")]
     pub ip_address_pool_selectors: Vec<LabelSelector>,
 
-    /// Which nodes may announce these addresses: those that match one of these selectors. Default: all. Where no node
-    /// matches, no node announces.
+    /// Label selectors for the nodes that may announce the addresses. A node must match one entry. At most 256 entries.
+    /// Default: all nodes. If no node matches, no node announces the addresses.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(schema_with = "selectors")]
     pub node_selectors: Vec<LabelSelector>,
 
-    /// The network interfaces to announce on, by name. A node announces on each of them that it has, if it is up and has an
-    /// address of the same family (IPv4 or IPv6); one that has none of them announces nothing, and another one does that
-    /// has. Default: on one interface, the one whose subnet contains the address, or else the one with the node's own
-    /// address.
+    /// Names of the network interfaces to announce on. A node announces on each listed interface that is up and has an
+    /// address of the same family (IPv4 or IPv6). A node without such an interface does not announce; another node with
+    /// one does. At most 256 entries, each of at most 15 characters. Default: one interface, whose subnet contains the
+    /// address, or else the interface with the InternalIP of the node. Example: `eth0`.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(schema_with = "interfaces")]
     pub interfaces: Vec<String>,
 
-    /// Which Services this is about: those that match one of these selectors. Default: all. An address that several
-    /// Services share is announced by a node that may announce it for all of them or, if there is none, for as many of
-    /// them as possible.
+    /// Label selectors for the Services that hold the addresses. A Service must match one entry. At most 256 entries.
+    /// Default: all Services. A shared address is announced by a node that may announce it for all of its Services, or,
+    /// without such a node, for as many of them as possible.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(schema_with = "selectors")]
     pub service_selectors: Vec<LabelSelector>,
 
-    /// Which of these nodes are preferred, each entry with a weight. A node's weights are added up, over all
-    /// L2Advertisements that let it announce the address, and the node with the greatest sum announces. Default: none is
-    /// preferred; addresses are spread over the nodes.
+    /// Preferred nodes, each entry with a weight. The weights of a node are summed over all L2Advertisements that allow it
+    /// to announce the address; the node with the greatest sum announces. At most 256 entries. Default: no preference;
+    /// addresses are distributed over the nodes.
     ///
-    /// When a node comes back whose sum is greater than that of the one that announces, it gets the address back, after
-    /// some seconds and without a gap. Nodes with equal sums never take an address from each other.
+    /// If a node returns with a greater sum than the announcing node, it takes the address back after some seconds,
+    /// without interruption. Nodes with equal sums never take an address from each other.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = MAX_ENTRIES))]
     pub preferred_node_selectors: Vec<PreferredNodes>,
 }
 
-/// Nodes that are preferred, and how much.
+/// Preferred nodes and their weight.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct PreferredNodes {
-    /// How much these nodes are preferred, from 1 to 100.
+    /// Weight of these nodes, from 1 to 100. The greatest sum wins.
     #[schemars(range(min = 1, max = 100))]
     pub weight: i32,
 
-    /// The labels of these nodes. An empty selector matches all.
+    /// Label selector for these nodes. An empty selector matches all nodes.
     #[schemars(schema_with = "label_selector")]
     pub preference: LabelSelector,
 }
 
-/// A label selector whose operators exist. For selectors of its own objects Kubernetes checks that, for ours it doesn't.
+/// Schema of a label selector with known operators. Kubernetes checks operators only in its own kinds.
 fn label_selector(generator: &mut SchemaGenerator) -> Schema {
     let mut schema = generator.subschema_for::<LabelSelector>().to_value();
     let operator = schema.pointer_mut("/properties/matchExpressions/items/properties/operator");
     *operator.expect("invariant: a selector has expressions") = json!({
         "type": "string",
-        "description": "In, NotIn, Exists or DoesNotExist.",
+        "description": "`In`, `NotIn`, `Exists` or `DoesNotExist`.",
         "enum": ["In", "NotIn", "Exists", "DoesNotExist"],
     });
     Schema::try_from(schema).expect("invariant: it was one")
@@ -124,7 +124,7 @@ fn selectors(generator: &mut SchemaGenerator) -> Schema {
     json_schema!({"type": "array", "maxItems": MAX_ENTRIES, "items": item})
 }
 
-/// A list of names, each of them once.
+/// Schema of a list of distinct names.
 fn names(item: Value) -> Schema {
     json_schema!({
         "type": "array",
@@ -145,40 +145,40 @@ fn interfaces(_: &mut SchemaGenerator) -> Schema {
         "maxLength": MAX_NAME,
         "x-kubernetes-validations": [{
             "rule": "!self.matches('[/\\\\s]')",
-            "messageExpression": "\"'\" + self + \"' is no name of a network interface\"",
+            "messageExpression": "\"'\" + self + \"' is not a valid name of a network interface\"",
         }],
     }))
 }
 
-/// What Landfall reads of an [`L2Advertisement`].
+/// Parsed form of an [`L2Advertisement`].
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Advertisement {
-    /// The names of the pools that it selects.
+    /// Names of selected pools.
     pub pools: BTreeSet<String>,
-    /// The labels of pools that it selects besides.
+    /// Selectors of further pools.
     pub pool_selectors: Selectors,
-    /// The labels of nodes that may announce.
+    /// Selectors of the nodes that may announce.
     pub nodes: Selectors,
-    /// The interfaces to announce on. Empty: wherever the address belongs.
+    /// Interfaces to announce on. Empty: the interface that the address belongs to.
     pub interfaces: BTreeSet<String>,
-    /// The labels of the Services that it is about.
+    /// Selectors of the Services.
     pub services: Selectors,
-    /// Weights, and the nodes that have them.
+    /// Weights, each with the selector of its nodes.
     pub preferences: Vec<(u32, Selector)>,
 }
 
-/// A list of selectors, if anything is written in it. What a selector with an operator that doesn't exist would mean nobody
-/// knows, so it matches nothing. (The API server refuses it, unless it was stored before the rule was.)
+/// A list of selectors; `None` if the list is empty. A selector with an unknown operator matches nothing. (The API server
+/// refuses such a selector, but the object can be older than the check.)
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Selectors(Option<Vec<Selector>>);
 
 impl Selectors {
-    /// Whether nothing is written.
+    /// Whether the list is empty.
     pub fn is_empty(&self) -> bool {
         self.0.is_none()
     }
 
-    /// Whether one of them matches these labels, or nothing is written.
+    /// Whether one of the selectors matches these labels. An empty list admits all.
     pub fn admit(&self, labels: &Labels) -> bool {
         self.0.as_ref().is_none_or(|selectors| labels.match_any(selectors))
     }
@@ -186,20 +186,20 @@ impl Selectors {
 
 impl From<&Vec<LabelSelector>> for Selectors {
     fn from(written: &Vec<LabelSelector>) -> Self {
-        let readable = || written.iter().filter_map(|selector| labels::parse_selector(selector).ok()).collect();
-        Self((!written.is_empty()).then(readable))
+        let parsed = || written.iter().filter_map(|selector| labels::parse_selector(selector).ok()).collect();
+        Self((!written.is_empty()).then(parsed))
     }
 }
 
 impl Advertisement {
-    /// Whether it is about the addresses of the pool with this name and these labels.
+    /// Whether the pool with this name and these labels is selected.
     pub fn selects_pool(&self, name: &str, labels: &Labels) -> bool {
         let by_label = || !self.pool_selectors.is_empty() && self.pool_selectors.admit(labels);
-        let by_nothing = self.pools.is_empty() && self.pool_selectors.is_empty();
-        by_nothing || self.pools.contains(name) || by_label()
+        let all = self.pools.is_empty() && self.pool_selectors.is_empty();
+        all || self.pools.contains(name) || by_label()
     }
 
-    /// The weights of a node with these labels, added up. It has to be one that may announce.
+    /// Sum of the weights of a node with these labels. The caller checks that the node may announce.
     pub fn preference(&self, node: &Labels) -> u32 {
         let weights = self.preferences.iter().filter(|(_, selector)| node.match_any(std::slice::from_ref(selector)));
         weights.map(|(weight, _)| weight).fold(0, |sum, weight| sum.saturating_add(*weight))
@@ -233,7 +233,7 @@ mod tests {
     }
 
     #[test]
-    fn a_pool_is_selected_by_name_or_by_label_or_where_nothing_is_selected() {
+    fn pool_is_selected_by_name_label_or_default() {
         let gold = json!([{"matchLabels": {"tier": "gold"}}, {"matchLabels": {"tier": "platinum"}}]);
         for (spec, lan, gold_pool) in [
             (json!({}), true, true),
@@ -252,7 +252,7 @@ mod tests {
     }
 
     #[test]
-    fn no_selector_admits_all_and_one_that_nobody_can_read_admits_nothing() {
+    fn empty_list_admits_all_and_unknown_operator_nothing() {
         let labels = Labels::from([("role", "edge")]);
         let unknown = json!({"matchExpressions": [{"key": "role", "operator": "Like", "values": ["e"]}]});
         for (selectors, admitted) in [
@@ -271,7 +271,7 @@ mod tests {
     }
 
     #[test]
-    fn the_weights_of_a_node_are_added_up() {
+    fn weights_of_a_node_are_summed() {
         let advertisement = read(json!({"preferredNodeSelectors": [
             {"weight": 60, "preference": {"matchLabels": {"zone": "a"}}},
             {"weight": 50, "preference": {"matchLabels": {"gpu": "true"}}},

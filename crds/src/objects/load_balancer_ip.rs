@@ -1,9 +1,9 @@
-//! `LoadBalancerIP`: one address in use, and the truth about who holds it.
+//! `LoadBalancerIP`: one load-balancer address, the Services that hold it and the nodes that announce it.
 //!
-//! The object is named by the address, so the API server itself sees to it that an address is given once: the second
-//! create is refused. Nothing is announced or forwarded but what has such an object.
+//! The name of the object is the address. So the API server guarantees that an address is assigned once: it refuses the
+//! second create. An address is announced and forwarded only while its object exists.
 
-#![allow(clippy::duplicated_attributes, reason = "the columns of `kubectl get` may share a type")]
+#![allow(clippy::duplicated_attributes, reason = "printer columns may share a type")]
 
 use std::net::IpAddr;
 
@@ -16,7 +16,7 @@ use crate::forwarding::{ForwardingProblem, Reach};
 use crate::service::{Key, version};
 use crate::{InternedStr, Malformed, ResourceVersion, address};
 
-/// One address that is given to a Service, or reserved. To see who has which address: `kubectl get lbip`.
+/// One load-balancer address that is assigned to Services or reserved. `kubectl get lbip` lists all.
 #[derive(CustomResource, Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
 #[kube(
     group = "landfall.dev",
@@ -27,9 +27,9 @@ use crate::{InternedStr, Malformed, ResourceVersion, address};
     category = "landfall",
     status = "LoadBalancerIPStatus",
     derive = "PartialEq",
-    doc = "One address that is given to Services, and who announces it. Its name is the address, which makes the API \
-           server the judge of who has it. Made and deleted by Landfall, except for reservations: create one without \
-           services to keep an address, and it outlives the Services that use it.",
+    doc = "One load-balancer address, the Services that hold it and the nodes that announce it. The name is the address, \
+           so the API server guarantees that an address is assigned once. Landfall creates and deletes these objects. To \
+           reserve an address, create an object without services: it is kept when no Service uses the address.",
     selectable = ".spec.pool",
     validation = Rule::new(
         "self.metadata.name.contains('.') ? self.metadata.name == self.spec.address \
@@ -50,76 +50,79 @@ use crate::{InternedStr, Malformed, ResourceVersion, address};
 )]
 #[serde(rename_all = "camelCase")]
 pub struct LoadBalancerIPSpec {
-    /// The address, in its canonical form. It never changes.
+    /// The address in canonical form. Immutable. Examples: `192.0.2.10`, `2001:db8::1`.
     #[schemars(length(max = 45))]
     #[x_kube(
-        validation = Rule::new("isIP(self) && ip.isCanonical(self)").message("not an address in canonical form"),
-        validation = Rule::new("self == oldSelf").message("the address of a LoadBalancerIP never changes")
+        validation = Rule::new("isIP(self) && ip.isCanonical(self)").message("must be an IP address in canonical form"),
+        validation = Rule::new("self == oldSelf").message("the address of a LoadBalancerIP is immutable")
     )]
     pub address: String,
 
-    /// The pool it was taken from. Leave it out of a reservation: Landfall fills it in when a Service uses it.
+    /// Pool of the address. Omit it in a reservation: Landfall sets it when a Service uses the address.
     #[serde(default)]
     #[schemars(length(max = 253))]
     pub pool: String,
 
-    /// The Services that hold it, in the order in which they came to it. Written by Landfall alone.
+    /// Services that hold the address, oldest holder first. At most 100. Written only by Landfall.
     #[serde(default)]
     #[schemars(length(max = MAX_HOLDERS))]
     pub services: Vec<Holder>,
 
-    /// The key by which Services share it: their annotation `landfall.dev/allow-shared-ip`. Absent: it is not shared.
+    /// Sharing key of the holders: the value of their annotation `landfall.dev/allow-shared-ip`. Absent: the address is
+    /// not shared. Written by Landfall.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 253))]
     pub sharing_key: Option<String>,
 
-    /// Set on an address that is kept whether or not a Service uses it. It is given only to a Service that asks for it
-    /// by name, or that is named here. One that is created without `services` is a reservation in any case.
+    /// Reserves the address: the object is kept when no Service uses the address. The address is assigned only to a
+    /// Service that requests it or that is named here. An object that is created without `services` is always a
+    /// reservation.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[x_kube(validation = Rule::new("has(self.namespace) || !has(self.service)").message(
-        "a reservation for a Service must name its namespace too"
+        "a reservation for a Service must also set its namespace"
     ))]
     pub reservation: Option<Reservation>,
 
-    /// Set by Landfall on an address that was about to be announced for the first time when somebody else on the LAN turned
-    /// out to use it: its Service has got another one, and for ten minutes nobody gets this one. Then the object is deleted,
-    /// and the address is tried again. Delete the object to have it tried at once.
+    /// Set by Landfall if another host on the LAN uses the address before its first announcement. The Service gets another
+    /// address, and this one is not assigned for 10 minutes. Then Landfall deletes the object and the address can be
+    /// assigned again. Delete the object to end the quarantine early.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub quarantine: Option<Quarantine>,
 }
 
-/// Why nobody gets an address for the time being.
+/// Why an address is not assigned for some time.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Quarantine {
-    /// The MAC address of who uses it.
+    /// MAC address of the conflicting host. Example: `02:00:5e:10:00:99`.
     #[schemars(length(max = 17))]
     pub mac: String,
-    /// The node that noticed.
+    /// Node that detected the conflict.
     #[schemars(length(max = 253))]
     pub node: String,
-    /// The network interface on which it did.
+    /// Network interface of that node.
     #[schemars(length(max = 15))]
     pub link: String,
-    /// When the address was given up.
+    /// Start of the quarantine.
     pub since: Time,
-    /// The Service that gave it up.
+    /// Service that released the address.
     pub service: Holder,
 }
 
-/// The most Services that may share an address: each has a port at least, and the object has to stay small.
+/// Maximum number of Services that share an address. Bounds the size of the object.
 pub const MAX_HOLDERS: usize = 100;
 
-/// Whom an address is kept for. Empty: for any Service that asks for it.
+/// Services that a reserved address is kept for. Empty: any Service that requests the address.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Reservation {
-    /// Only Services of this namespace may have it. Default: those of any.
+    /// Only Services of this namespace can get the address. Default: any namespace.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 63))]
     pub namespace: Option<InternedStr>,
 
-    /// Only the Service of this name in that namespace may have it, and gets it without asking. Default: any that asks.
+    /// Only the Service with this name in that namespace can get the address, and it gets it without a request. Default:
+    /// any Service that requests the address.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 63))]
     pub service: Option<InternedStr>,
@@ -129,167 +132,171 @@ pub struct Reservation {
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Holder {
-    /// Its namespace.
+    /// Namespace of the Service.
     #[schemars(length(max = 63))]
     pub namespace: InternedStr,
-    /// Its name.
+    /// Name of the Service.
     #[schemars(length(max = 63))]
     pub name: InternedStr,
-    /// Its UID: a Service that is deleted and made again under the same name is another one.
+    /// UID of the Service. A Service that is deleted and created again under the same name has a different UID.
     #[schemars(length(max = 63))]
     pub uid: InternedStr,
-    /// Of a Service that shares: a fingerprint of what it shares under (key, ports, traffic policy and selector). Of
-    /// two that do not fit together any more, the one that has changed since loses the address.
+    /// Fingerprint of the fields that decide whether Services can share an address: key, ports, traffic policy and
+    /// selector. If two holders become incompatible, the one whose fingerprint changed loses the address. Absent for a
+    /// Service that does not share.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 32))]
     pub terms: Option<InternedStr>,
 }
 
 impl Holder {
-    /// The Service by its name.
+    /// Namespace and name of the Service.
     pub fn service(&self) -> Key {
         Key::new(self.namespace.clone(), self.name.clone())
     }
 }
 
-/// Who announces the address and who else uses it, written by the nodes themselves after the fact.
+/// The nodes that announce the address, and other hosts that use it. Each node reports its own announcements after they
+/// begin.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct LoadBalancerIPStatus {
-    /// The nodes that announce it now, one for each link.
+    /// Nodes that announce the address now, one per link. At most 16.
     #[serde(default)]
     #[schemars(length(max = 16))]
     pub announcers: Vec<Announcer>,
 
-    /// When it was announced for the first time. From then on it is in use, and its Services keep it even if somebody else
+    /// Time of the first announcement. From then on the address is in use, and its Services keep it even if another host
     /// on the LAN uses it too.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub first_announced: Option<Time>,
 
-    /// Who else on the LAN uses the address, as the nodes see it that announce it or would. Absent: nobody is known to.
+    /// Hosts outside the cluster that use the address, as seen by the nodes that announce it or would announce it. At most
+    /// 16. Absent: no conflict is known.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 16))]
     pub conflicts: Vec<AddressConflict>,
 }
 
-/// Somebody on the LAN, and no node of this cluster, uses an address.
+/// A host on the LAN, not a node of this cluster, uses the address.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct AddressConflict {
-    /// The node that noticed.
+    /// Node that detected the conflict.
     #[schemars(length(max = 253))]
     pub node: String,
-    /// The network interface on which it did.
+    /// Network interface of that node.
     #[schemars(length(max = 15))]
     pub link: String,
-    /// The MAC address of who uses it.
+    /// MAC address of the conflicting host. Example: `02:00:5e:10:00:99`.
     #[schemars(length(max = 17))]
     pub mac: String,
-    /// Whether the node doesn't announce the address because of that: so it is with an address that was never announced.
-    /// One that was announced before goes on being announced.
+    /// Whether the node does not announce the address because of the conflict. True for an address that was never
+    /// announced; an address that was announced before stays announced.
     pub held_back: bool,
-    /// When the node noticed.
+    /// Time at which the node detected the conflict.
     pub since: Time,
 }
 
-/// A node that announces an address on one of its links.
+/// A node that announces the address on one of its links.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Announcer {
-    /// The node's name.
+    /// Name of the node.
     #[schemars(length(max = 253))]
     pub node: InternedStr,
-    /// The network interface of the node.
+    /// Network interface of the node.
     #[schemars(length(max = 15))]
     pub link: InternedStr,
-    /// Counts the owners that this address has had. When two nodes claim it, the greater epoch wins.
+    /// Number of the claim: each new owner of the address raises it. If two nodes claim the address, the greater epoch
+    /// wins.
     pub epoch: i64,
-    /// When the node took it.
+    /// Time at which the node began to announce the address.
     pub since: Time,
-    /// How it came there from another node. Absent: no other node is known to have had it before.
+    /// Takeover of the address from another node. Absent: no previous announcer is known.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub moved: Option<Takeover>,
-    /// How packets from outside get from this node to endpoints: `Spread` over the nodes that these are on, so that they see
-    /// the client; `Translated` by this node, which endpoints elsewhere see instead; `Mixed`; or `Proxied`, as the node's
-    /// Service proxy or another one sends them. Absent: Landfall forwards nothing there, or the agent is of an older
-    /// version.
+    /// How this node forwards packets from clients to endpoints. `Spread`: through the nodes that run the endpoints, which
+    /// see the client address. `Translated`: by this node; endpoints on other nodes see the address of this node.
+    /// `Mixed`: both. `Proxied`: by the Service proxy. Absent: Landfall forwards no packets here, or the agent runs an
+    /// older version.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(with = "Option<String>", length(max = 63))]
     pub reach: Option<Reach>,
-    /// What of the Services is not forwarded from this node as it is written. Absent: nothing.
+    /// Parts of the Services that this node does not forward as specified. At most 100. Absent: none.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = MAX_HOLDERS))]
     pub unforwarded: Vec<ForwardingProblem>,
 }
 
-/// How an address came to a node from another one.
+/// Takeover of an address from another node.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Takeover {
-    /// The node that had it before.
+    /// Node that announced the address before.
     #[schemars(length(max = 253))]
     pub from: InternedStr,
-    /// What became of that node: `died` (it was not heard any more), `deaf` (it said that it hears nobody), `left` (it was
-    /// about to stop, and said so), `ceded` (it left the address to a node that should rather have it, and went on until that
-    /// one had it), `released` (it had given the address up already).
+    /// Why that node lost the address. `died`: no Hello arrived from it. `deaf`: it reported that it receives no Hellos.
+    /// `left`: it reported that it shuts down. `ceded`: it ceded the address to a preferred node and announced it until
+    /// the takeover. `released`: it had already withdrawn the address.
     #[schemars(length(max = 32))]
     pub cause: InternedStr,
-    /// How long that node had not been heard, in milliseconds, when the address was announced from here. If it died, clients
-    /// lost the address for so long at most: it may have died at any moment after it was heard last. In any other case the
-    /// node went on answering until the address was taken over.
+    /// Time from the last Hello of that node to the announcement by this node, in milliseconds. If that node died, it is
+    /// an upper bound of the outage: the node died at any moment after that Hello. Otherwise that node answered for the
+    /// address until the takeover.
     #[schemars(range(min = 0))]
     pub took_milliseconds: i64,
 }
 
 impl LoadBalancerIP {
-    /// The address, if name and spec agree on one.
+    /// The address.
     ///
     /// # Errors
-    /// If they don't: then the object is nobody's word on anything.
+    /// If name and spec do not agree. Such an object must be ignored.
     pub fn address(&self) -> Result<IpAddr, Malformed> {
         let name = self.metadata.name.as_deref().unwrap_or_default();
         match (address::parse_object_name(name), self.spec.address.parse::<IpAddr>()) {
-            (Some(named), Ok(written)) if named == written => Ok(named),
+            (Some(from_name), Ok(from_spec)) if from_name == from_spec => Ok(from_name),
             _ => Err(Malformed {
                 kind: "LoadBalancerIP",
                 name: name.to_owned(),
-                problem: format!("the name is not that of its address {:?}", self.spec.address),
+                problem: format!("the name does not match spec.address {:?}", self.spec.address),
             }),
         }
     }
 }
 
-/// What Landfall reads of a [`LoadBalancerIP`]: who holds an address.
+/// The fields of a [`LoadBalancerIP`] that Landfall uses.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Record {
-    /// The address.
+    /// The load-balancer address.
     pub address: IpAddr,
-    /// Which of all objects that ever had this name it is.
+    /// UID of the object.
     pub uid: InternedStr,
-    /// What a conditional write must name.
+    /// Version for conditional writes.
     pub resource_version: ResourceVersion,
-    /// Whether it is being deleted and waits for finalizers: nobody holds it any more, and nobody can have it yet.
+    /// Whether the object is being deleted and waits for finalizers. Its address has no holder and is not free yet.
     pub deleting: bool,
-    /// The pool it was taken from.
+    /// Pool of the address.
     pub pool: InternedStr,
-    /// The Services that hold it, in the order in which they came to it.
+    /// Services that hold the address, oldest holder first.
     pub holders: Vec<Holder>,
-    /// The key by which they share it.
+    /// Sharing key of the holders.
     pub sharing_key: Option<InternedStr>,
-    /// Whom it is kept for, if it is a reservation.
+    /// `spec.reservation`. See also [`Record::is_reservation`].
     pub reservation: Option<Box<Reservation>>,
-    /// Why nobody is to get it, if so.
+    /// `spec.quarantine`.
     pub quarantine: Option<Box<Quarantine>>,
-    /// Who announces it, as the announcers say themselves.
+    /// Nodes that announce the address, as reported by themselves.
     pub announcers: Vec<Announcer>,
-    /// When it was announced for the first time, if it ever was.
+    /// Time of the first announcement.
     pub first_announced: Option<Time>,
-    /// Who else uses it, as nodes say that noticed.
+    /// Hosts outside the cluster that use the address, as reported by nodes.
     pub conflicts: Vec<AddressConflict>,
 }
 
 impl Record {
-    /// Whether it is kept whether or not a Service uses it.
+    /// Whether the object is kept when no Service uses the address.
     pub fn is_reservation(&self) -> bool {
         self.reservation.is_some() || (self.holders.is_empty() && self.quarantine.is_none())
     }
@@ -328,7 +335,7 @@ mod tests {
     }
 
     #[test]
-    fn a_record_is_read_whole() {
+    fn record_has_all_fields_of_the_object() {
         let object: LoadBalancerIP = serde_json::from_value(serde_json::json!({
             "apiVersion": "landfall.dev/v1alpha1",
             "kind": "LoadBalancerIP",
@@ -411,7 +418,7 @@ mod tests {
     }
 
     #[test]
-    fn the_address_is_what_name_and_spec_agree_on() {
+    fn address_requires_that_name_and_spec_agree() {
         let ip = |text: &str| text.parse::<IpAddr>().expect("address");
         assert_eq!(object("192.0.2.1", "192.0.2.1").address(), Ok(ip("192.0.2.1")));
         assert_eq!(object("2001-db8-0-0-0-0-0-1", "2001:db8::1").address(), Ok(ip("2001:db8::1")));

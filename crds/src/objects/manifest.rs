@@ -1,15 +1,15 @@
-//! The manifests of our objects' definitions, as `deploy/crds.yaml` has them: generated from the types, so that what is
-//! installed, what `kubectl explain` says and what the code means are one thing.
+//! The CustomResourceDefinitions in `deploy/crds.yaml`, generated from the types. So the installed schema, `kubectl explain`
+//! and the code always agree.
 
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
 use kube::CustomResourceExt;
 
 use crate::{IPAddressPool, L2Advertisement, LoadBalancerIP, NodeNetwork};
 
-/// Stands on top of the generated file.
+/// First line of the generated file.
 const HEADER: &str = "# Generated from the types in crds/: change them there, then run `make crds`.\n";
 
-/// The definitions of all our objects, in the order in which they are installed.
+/// Definitions of all kinds, in the order of installation.
 pub fn definitions() -> Vec<CustomResourceDefinition> {
     let mut definitions = vec![IPAddressPool::crd(), L2Advertisement::crd(), LoadBalancerIP::crd(), NodeNetwork::crd()];
     for definition in &mut definitions {
@@ -19,10 +19,10 @@ pub fn definitions() -> Vec<CustomResourceDefinition> {
     definitions
 }
 
-/// The same as one YAML text, ready for `kubectl apply`.
+/// All definitions as one YAML stream for `kubectl apply`.
 ///
 /// # Errors
-/// If a definition can't be written as YAML, which no definition of ours is.
+/// If a definition cannot be serialized as YAML. That is a bug.
 pub fn yaml() -> Result<String, serde_saphyr::ser::Error> {
     let mut text = HEADER.to_owned();
     for definition in definitions() {
@@ -36,15 +36,15 @@ pub fn yaml() -> Result<String, serde_saphyr::ser::Error> {
 mod tests {
     use super::*;
 
-    /// Run `make crds` to bring the file up to date; the diff is reviewed like code.
+    /// `make crds` updates the file. Its diff is reviewed like code.
     #[test]
-    fn the_manifest_in_deploy_is_what_the_types_say() {
+    fn committed_manifest_matches_the_types() {
         let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../deploy/crds.yaml");
         let generated = yaml().expect("YAML");
         if std::env::var_os("LANDFALL_WRITE_GOLDENS").is_some() {
             std::fs::write(path, &generated).expect("write deploy/crds.yaml");
         }
         let committed = std::fs::read_to_string(path).unwrap_or_default();
-        assert!(generated == committed, "deploy/crds.yaml is not what the types say: run `make crds`");
+        assert!(generated == committed, "deploy/crds.yaml does not match the types: run `make crds`");
     }
 }

@@ -1,9 +1,9 @@
-//! `NodeNetwork`: what Landfall's agent found on a node's network.
+//! `NodeNetwork`: links, addresses and gateways of a node.
 //!
-//! A Node says which address it has inside the cluster, and nothing of its other links or its gateways. The agent on the
-//! node sees them, and says so here, so that the controller never gives one of those addresses to a Service.
+//! A Node object lists only the addresses of the node inside the cluster. The agent on the node publishes its links and
+//! gateways here, so that the controller never assigns one of their addresses to a Service.
 
-#![allow(clippy::duplicated_attributes, reason = "the columns of `kubectl get` may share a type")]
+#![allow(clippy::duplicated_attributes, reason = "printer columns may share a type")]
 
 use std::net::IpAddr;
 
@@ -12,7 +12,7 @@ use kube::{CustomResource, KubeSchema};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-/// What Landfall's agent found on a node's network.
+/// Links, addresses and gateways of a node, as found by the agent on the node.
 #[derive(CustomResource, Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
 #[kube(
     group = "landfall.dev",
@@ -22,8 +22,8 @@ use serde::{Deserialize, Serialize};
     shortname = "lbnode",
     category = "landfall",
     derive = "PartialEq",
-    doc = "What Landfall's agent found on a node's network: links, addresses and gateways. Named like the node, and written \
-           by the agent alone. None of these addresses is given to a Service.",
+    doc = "Links, addresses and gateways of a node, as found by the agent on the node. The name is that of the node. Written \
+           only by the agent. Landfall never assigns one of these addresses to a Service.",
     printcolumn(name = "Links", type_ = "string", json_path = ".spec.links[*].name"),
     printcolumn(name = "Addresses", type_ = "string", json_path = ".spec.links[*].addresses[*]"),
     printcolumn(name = "Gateways", type_ = "string", json_path = ".spec.gateways[*]"),
@@ -31,12 +31,12 @@ use serde::{Deserialize, Serialize};
 )]
 #[serde(rename_all = "camelCase")]
 pub struct NodeNetworkSpec {
-    /// The links on which addresses can be announced, by name.
+    /// Links on which the node can announce addresses, sorted by name. At most 256.
     #[serde(default)]
     #[schemars(length(max = 256))]
     pub links: Vec<NodeLink>,
 
-    /// The routers through which the node reaches what is beyond its links, in canonical form.
+    /// Addresses of the routers that the node uses, in canonical form. At most 256. Example: `192.0.2.1`.
     #[serde(default)]
     #[schemars(length(max = 256))]
     pub gateways: Vec<String>,
@@ -46,51 +46,51 @@ pub struct NodeNetworkSpec {
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct NodeLink {
-    /// The name of the network interface.
+    /// Name of the network interface. Example: `eth0`.
     pub name: String,
-    /// The node's own addresses on it, with the length of the prefix they share with their neighbours: `192.0.2.11/24`.
+    /// Addresses of the node on this link, with prefix length. Example: `192.0.2.11/24`.
     #[serde(default)]
     pub addresses: Vec<String>,
-    /// The node's MAC address on it, to which other nodes hand frames for addresses of Services: `02:00:5e:10:00:01`.
-    /// Without one, they translate those and send them to this node's pods as packets.
+    /// MAC address of the node on this link. Peers re-send frames for load-balancer addresses to it. Absent: peers
+    /// translate the packets and route them to the pods of this node. Example: `02:00:5e:10:00:01`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub mac: Option<String>,
 }
 
-/// What Landfall reads of a [`NodeNetwork`]. What is no address is left out.
+/// Addresses of a [`NodeNetwork`] that must not be assigned. Invalid entries are skipped.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Network {
-    /// The node's own addresses.
+    /// Addresses of the node.
     pub addresses: Vec<IpAddr>,
-    /// Its gateways.
+    /// Addresses of its gateways.
     pub gateways: Vec<IpAddr>,
 }
 
 impl From<&NodeNetwork> for Network {
     fn from(object: &NodeNetwork) -> Self {
-        let written = object.spec.links.iter().flat_map(|link| &link.addresses);
+        let addresses = object.spec.links.iter().flat_map(|link| &link.addresses);
         Self {
-            addresses: written.filter_map(|text| text.parse::<IpNet>().ok()).map(|net| net.addr()).collect(),
+            addresses: addresses.filter_map(|text| text.parse::<IpNet>().ok()).map(|net| net.addr()).collect(),
             gateways: object.spec.gateways.iter().filter_map(|text| text.parse().ok()).collect(),
         }
     }
 }
 
-/// What other nodes read of a [`NodeNetwork`] to hand frames to the node.
+/// Links of a peer that this node can re-send frames to, from its [`NodeNetwork`].
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct PeerLinks {
-    /// Its links that have a MAC address.
+    /// Links with a MAC address.
     pub links: Vec<PeerLink>,
 }
 
-/// A link of a node, as other nodes see it.
+/// A link of a peer.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PeerLink {
-    /// The name of the network interface.
+    /// Name of the network interface.
     pub name: String,
-    /// The node's MAC address on it, as written.
+    /// MAC address of the peer on the link, not parsed.
     pub mac: String,
-    /// The networks that its addresses are of. Two links with one network in common may be the same.
+    /// Networks of its addresses. Two nodes with a common network can be neighbours on it.
     pub networks: Vec<IpNet>,
 }
 
@@ -98,7 +98,7 @@ impl From<&NodeNetwork> for PeerLinks {
     fn from(object: &NodeNetwork) -> Self {
         let link = |link: &NodeLink| {
             let networks = link.addresses.iter().filter_map(|text| text.parse::<IpNet>().ok());
-            // An address by itself is no network.
+            // A prefix of full length has no neighbours.
             let networks = networks.filter(|net| net.prefix_len() < net.max_prefix_len()).map(|net| net.trunc());
             Some(PeerLink { name: link.name.clone(), mac: link.mac.clone()?, networks: networks.collect() })
         };
@@ -111,7 +111,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_addresses_of_all_links_and_the_gateways_are_read() {
+    fn addresses_of_all_links_and_gateways_are_read() {
         let link = |name: &str, addresses: &[&str]| NodeLink {
             name: name.into(),
             addresses: addresses.iter().map(|text| (*text).to_owned()).collect(),

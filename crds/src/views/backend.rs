@@ -1,43 +1,43 @@
-//! What packets to a Service are sent to, and whose business it is to send them there.
+//! Where packets to a Service are sent, and which program sends them.
 
 use std::fmt;
 use std::str::FromStr;
 
 use crate::labels::Labels;
 
-/// The annotation of a Service that says what packets to it are sent to: `endpoints`, `nodeport` or `clusterip`.
+/// The annotation of a Service that selects its backend: `endpoints`, `nodeport` or `clusterip`.
 pub const ANNOTATION: &str = "landfall.dev/backend";
 
-/// The label that names the one proxy whose a Service is; kube-proxy, which has no name, leaves it alone (KEP-2447).
+/// The label that assigns a Service to a named proxy. kube-proxy ignores a Service with this label (KEP-2447).
 const PROXY_NAME: &str = "service.kubernetes.io/service-proxy-name";
 
-/// The name of Landfall among those proxies.
+/// The value of [`PROXY_NAME`] that assigns a Service to Landfall.
 const PROXY: &str = "landfall";
 
-/// The label by which no proxy has anything to do with a Service, whatever its value.
+/// The label that makes all proxies ignore a Service, with any value.
 const HEADLESS: &str = "service.kubernetes.io/headless";
 
-/// What packets to a Service are sent to.
+/// Where packets to a Service are sent.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Backend {
-    /// Its endpoints, by Landfall alone.
+    /// To its endpoints. The Service proxy is not involved.
     #[default]
     Endpoints,
-    /// Its node port on the same node, and from there to where the Service proxy sends what comes to that.
+    /// To its node port on the same node. The Service proxy forwards the packets from there.
     NodePort,
-    /// Its ClusterIP, and from there the same.
+    /// To its ClusterIP. The Service proxy forwards the packets from there.
     ClusterIp,
 }
 
 impl Backend {
-    /// All of them.
+    /// All backends.
     pub const ALL: [Self; 3] = [Self::Endpoints, Self::NodePort, Self::ClusterIp];
 }
 
 impl FromStr for Backend {
     type Err = String;
 
-    /// Reads what users write; what is none comes back as it is.
+    /// Parses the value of [`ANNOTATION`]. The error is the unknown value.
     fn from_str(text: &str) -> Result<Self, String> {
         Self::ALL.into_iter().find(|backend| backend.to_string() == text).ok_or_else(|| text.to_owned())
     }
@@ -53,14 +53,14 @@ impl fmt::Display for Backend {
     }
 }
 
-/// Whose business it is to forward packets to a Service.
+/// Which program forwards packets to a Service.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Forwarder {
-    /// Landfall's, and that of the cluster's Service proxy (kube-proxy).
+    /// Landfall and the Service proxy of the cluster (kube-proxy).
     LandfallAndProxy,
-    /// Landfall's alone: `service.kubernetes.io/service-proxy-name: landfall`.
+    /// Only Landfall: `service.kubernetes.io/service-proxy-name: landfall`.
     Landfall,
-    /// Another proxy's, which that label names; or nobody's: `service.kubernetes.io/headless`.
+    /// The proxy that this label names, or none: `service.kubernetes.io/headless`.
     Other,
 }
 
@@ -86,7 +86,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_backend_is_read_as_it_is_written_and_nothing_else_is_one() {
+    fn only_printed_backends_are_parsed() {
         for backend in Backend::ALL {
             assert_eq!(backend.to_string().parse(), Ok(backend));
         }
@@ -96,7 +96,7 @@ mod tests {
     }
 
     #[test]
-    fn labels_say_who_forwards() {
+    fn labels_select_the_forwarder() {
         for (labels, expected) in [
             (Labels::default(), Forwarder::LandfallAndProxy),
             ([("app", "web")].into(), Forwarder::LandfallAndProxy),

@@ -1,4 +1,4 @@
-//! What Landfall reads of an EndpointSlice.
+//! The fields of an EndpointSlice that Landfall uses.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -8,47 +8,47 @@ use k8s_openapi::api::discovery::v1 as discovery;
 use crate::service::{Key, Protocol, key};
 use crate::{InternedStr, Malformed};
 
-/// The label by which a slice belongs to a Service of its namespace.
+/// The label that names the Service of a slice, in the same namespace.
 const SERVICE_NAME: &str = "kubernetes.io/service-name";
 
-/// What Landfall reads of an EndpointSlice.
+/// The fields of an EndpointSlice that Landfall uses.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct EndpointSlice {
-    /// Namespace and name.
+    /// Namespace and name of the slice.
     pub key: Key,
-    /// The Service it belongs to.
+    /// The Service of the slice.
     pub service: Key,
-    /// Its ports by name and protocol: see [`EndpointSlice::port`].
+    /// Port numbers by port name and protocol: see [`EndpointSlice::port`].
     pub ports: Box<[((InternedStr, Protocol), u16)]>,
-    /// Its endpoints, in its own order.
+    /// Endpoints with a valid address, in the order of the object.
     pub endpoints: Vec<Endpoint>,
-    /// The first address in it that no endpoint can have, if there is one.
+    /// The first address that no endpoint can have. Endpoints with such an address are skipped.
     pub refused: Option<Box<str>>,
 }
 
-/// One endpoint: a pod, as a rule.
+/// One endpoint, usually a pod.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Endpoint {
-    /// Its address.
+    /// IP address of the endpoint.
     pub address: IpAddr,
-    /// The node it runs on, where that is known.
+    /// Node that runs the endpoint, if known.
     pub node: Option<InternedStr>,
-    /// Whether new connections may go to it. Unknown counts as ready (EndpointConditions).
+    /// Whether it accepts new connections. Unknown counts as true (EndpointConditions).
     pub ready: bool,
-    /// Whether it would answer, terminating or not. Unknown counts as what `ready` is.
+    /// Whether it answers, even while it terminates. Unknown counts as `ready`.
     pub serving: bool,
-    /// Whether it is being stopped.
+    /// Whether it terminates.
     pub terminating: bool,
 }
 
 impl EndpointSlice {
-    /// Reads a slice; `None` if it belongs to no Service, or speaks of host names, not addresses.
+    /// Reads a slice; `None` if it belongs to no Service or lists host names.
     ///
-    /// An endpoint that can't be one (no address, or one in loopback, link-local or multicast space, which would turn
-    /// the load balancer against the node itself: CVE-2021-25737) is left out, the others stay.
+    /// An endpoint without an address, or with a loopback, link-local or multicast address, is skipped. Such an address
+    /// would direct traffic at the node itself (CVE-2021-25737).
     ///
     /// # Errors
-    /// If a port can't be one.
+    /// If a port or protocol is invalid.
     pub fn read(object: &discovery::EndpointSlice) -> Result<Option<Self>, Malformed> {
         let key = key(&object.metadata);
         let Some(service) = object.metadata.labels.as_ref().and_then(|labels| labels.get(SERVICE_NAME)) else {
@@ -59,17 +59,18 @@ impl EndpointSlice {
         }
         let mut ports = BTreeMap::new();
         for port in object.ports.iter().flatten() {
-            // A port without a number means all ports, which no Service asks for.
+            // A port without a number means all ports. No Service uses that.
             let Some(number) = port.port else { continue };
             let malformed = |problem: String| Malformed { kind: "EndpointSlice", name: key.to_string(), problem };
             let protocol = Protocol::parse(port.protocol.as_deref())
                 .ok_or_else(|| malformed(format!("unknown protocol {:?}", port.protocol)))?;
-            let number = u16::try_from(number).map_err(|_| malformed(format!("port {number} is none")))?;
+            let number =
+                u16::try_from(number).map_err(|_| malformed(format!("port {number} is out of range (1-65535)")))?;
             ports.insert((port.name.as_deref().unwrap_or_default().into(), protocol), number);
         }
         let mut refused = None;
         let endpoints = object.endpoints.iter().flatten().filter_map(|endpoint| {
-            // Only the first address counts; consumers are told so by the API's own documentation.
+            // Only the first address counts, as documented in the API.
             let text = endpoint.addresses.first()?;
             let Some(address) = text.parse().ok().filter(|address| is_reachable(*address)) else {
                 refused.get_or_insert_with(|| Box::from(text.as_str()));
@@ -90,13 +91,13 @@ impl EndpointSlice {
         Ok(Some(Self { service, ports: ports.into_iter().collect(), endpoints, key, refused }))
     }
 
-    /// The number of a port: a Service's port finds it here by its own name and protocol.
+    /// Port number of the endpoints for the Service port with this name and protocol.
     pub fn port(&self, name: &str, protocol: Protocol) -> Option<u16> {
         self.ports.iter().find(|(port, _)| port.0 == name && port.1 == protocol).map(|(_, number)| *number)
     }
 }
 
-/// Whether an endpoint may have this address: a unicast address of another host.
+/// Whether the address is a unicast address beyond the local host and link.
 fn is_reachable(address: IpAddr) -> bool {
     let link_local = match address {
         IpAddr::V4(v4) => v4.is_link_local() || v4.is_broadcast(),
@@ -117,7 +118,7 @@ mod tests {
     }
 
     #[test]
-    fn a_slice_is_read_with_what_unknown_conditions_mean() {
+    fn unknown_endpoint_conditions_have_their_documented_default() {
         let slice = read(json!({
             "metadata": {"labels": {"kubernetes.io/service-name": "web"}},
             "addressType": "IPv4",
@@ -146,7 +147,7 @@ mod tests {
     }
 
     #[test]
-    fn slices_of_no_service_or_of_host_names_are_not_for_us() {
+    fn slices_without_service_or_with_host_names_are_ignored() {
         let labels = json!({"labels": {"kubernetes.io/service-name": "web"}});
         assert_eq!(read(json!({"metadata": {}, "addressType": "IPv4", "endpoints": []})), Ok(None));
         assert_eq!(read(json!({"metadata": labels, "addressType": "FQDN", "endpoints": []})), Ok(None));

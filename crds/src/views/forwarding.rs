@@ -1,7 +1,7 @@
-//! What a node says of how it forwards what comes to an address: words that stand in the status of a LoadBalancerIP.
+//! How a node forwards packets to a load-balancer address, as reported in the status of a LoadBalancerIP.
 //!
-//! An agent and a controller may be of different versions, so a word that is not known is read as one, and the API server
-//! checks none.
+//! Agent and controller can have different versions. So an unknown value is parsed as `Other`, and the schema does not
+//! restrict the values.
 
 use std::borrow::Cow;
 
@@ -10,27 +10,28 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use crate::InternedStr;
 
-/// How packets from outside get from the node that announces an address to endpoints.
+/// How the announcing node forwards packets from clients to endpoints.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Reach {
-    /// Through the nodes that the endpoints are on: each of them sees the client.
+    /// Re-sent to the nodes that run the endpoints. The endpoints see the client address.
     Spread,
-    /// Some in the one way, some in the other.
+    /// Some packets as with `Spread`, others as with `Translated`.
     Mixed,
-    /// Not at all, or through the node that announces the address, which endpoints on other nodes see instead of the client.
+    /// Translated by the announcing node, or not forwarded. Endpoints on other nodes see the address of the announcing
+    /// node.
     #[default]
     Translated,
-    /// As the Service proxy of the node sends them, or another proxy that the Service is left to.
+    /// Forwarded by the Service proxy, or by another proxy that the Service names.
     Proxied,
-    /// In a way that only a newer version knows.
+    /// A value of a newer version.
     Other,
 }
 
 impl Reach {
-    /// All that this version knows.
+    /// All known values, without `Other`.
     pub const ALL: [Self; 4] = [Self::Spread, Self::Mixed, Self::Translated, Self::Proxied];
 
-    /// The word for it, which is also the reason of the condition `landfall.dev/Forwarding`.
+    /// The value in the API. It is also the reason of the condition `landfall.dev/Forwarding`.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Spread => "Spread",
@@ -42,31 +43,31 @@ impl Reach {
     }
 }
 
-/// Why something of a Service is not forwarded as it is written, the worst last.
+/// Why a part of a Service is not forwarded as specified. Ordered by severity, the most severe last.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum ProblemReason {
-    /// Something that only a newer version knows.
+    /// A value of a newer version.
     Other,
-    /// Answers may leave the node by another link than the requests came in by.
+    /// Replies may leave the node through another link than the requests arrived on.
     AnswersElsewhere,
-    /// The annotation `landfall.dev/backend` says nothing that is known, and is ignored.
+    /// The annotation `landfall.dev/backend` has an unknown value and is ignored.
     UnknownBackend,
-    /// Packets go to endpoints that should go through the Service proxy: something is missing for that.
+    /// The selected backend is unavailable, so packets go directly to endpoints.
     BackendUnavailable,
-    /// A source range is none, and lets nobody in.
+    /// A source range is invalid and admits no client.
     InvalidSourceRange,
-    /// An endpoint has an address that none can have, and is left out.
+    /// An endpoint has an invalid address and is skipped.
     EndpointsRefused,
-    /// The kernel of the node drops requests by where they come from (rp_filter).
+    /// The kernel of the node drops requests because of their source address (`rp_filter`).
     RequestsFiltered,
-    /// A port has endpoints, but under the policy Local none on this node: it drops.
+    /// A port has endpoints, but with traffic policy Local none on this node: packets are dropped.
     NoLocalEndpoints,
-    /// A port has no endpoint that could be used: it refuses.
+    /// A port has no usable endpoint: connections are refused.
     NoEndpoints,
 }
 
 impl ProblemReason {
-    /// All that this version knows.
+    /// All known values, without `Other`.
     pub const ALL: [Self; 8] = [
         Self::AnswersElsewhere,
         Self::UnknownBackend,
@@ -78,7 +79,7 @@ impl ProblemReason {
         Self::NoEndpoints,
     ];
 
-    /// The word for it, which is also the reason of the condition `landfall.dev/Forwarding`.
+    /// The value in the API. It is also the reason of the condition `landfall.dev/Forwarding`.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Other => "Other",
@@ -95,47 +96,47 @@ impl ProblemReason {
 }
 
 impl Serialize for Reach {
-    fn serialize<S: Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
-        to.serialize_str(self.as_str())
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(self.as_str())
     }
 }
 
 impl<'de> Deserialize<'de> for Reach {
-    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
-        let word = Cow::<str>::deserialize(from)?;
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let word = Cow::<str>::deserialize(deserializer)?;
         Ok(Self::ALL.into_iter().find(|known| known.as_str() == word).unwrap_or(Self::Other))
     }
 }
 
 impl Serialize for ProblemReason {
-    fn serialize<S: Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
-        to.serialize_str(self.as_str())
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(self.as_str())
     }
 }
 
 impl<'de> Deserialize<'de> for ProblemReason {
-    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
-        let word = Cow::<str>::deserialize(from)?;
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let word = Cow::<str>::deserialize(deserializer)?;
         Ok(Self::ALL.into_iter().find(|known| known.as_str() == word).unwrap_or(Self::Other))
     }
 }
 
-/// Something of a Service that is not forwarded as it is written.
+/// A part of a Service that a node does not forward as specified.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct ForwardingProblem {
-    /// The namespace of the Service.
+    /// Namespace of the Service.
     #[schemars(length(max = 63))]
     pub namespace: InternedStr,
-    /// The name of the Service.
+    /// Name of the Service.
     #[schemars(length(max = 63))]
     pub name: InternedStr,
-    /// Why: `NoEndpoints`, `NoLocalEndpoints`, `EndpointsRefused`, `InvalidSourceRange`, `BackendUnavailable`,
+    /// Reason: `NoEndpoints`, `NoLocalEndpoints`, `EndpointsRefused`, `InvalidSourceRange`, `BackendUnavailable`,
     /// `UnknownBackend`, `AnswersElsewhere` or `RequestsFiltered`.
     #[schemars(with = "String", length(max = 63))]
     pub reason: ProblemReason,
-    /// What it is about: ports (`80/TCP, 53/UDP`), the address of an endpoint, a source range, a backend and what is
-    /// missing for it, or a link of the node.
+    /// The affected part, depending on `reason`: ports (`80/TCP, 53/UDP`), the address of an endpoint, a source range, the
+    /// backend and its missing requirement, or a link of the node.
     #[schemars(length(max = 253))]
     pub what: InternedStr,
 }
@@ -145,7 +146,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn words_are_read_as_they_are_written_and_a_word_of_a_newer_version_is_no_mistake() {
+    fn unknown_values_are_parsed_as_other() {
         for reach in Reach::ALL {
             assert_eq!(serde_json::from_value::<Reach>(serde_json::json!(reach)).ok(), Some(reach));
         }

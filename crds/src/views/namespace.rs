@@ -1,15 +1,15 @@
-//! What Landfall reads of a Namespace.
+//! The fields of a Namespace that Landfall uses.
 
 use k8s_openapi::api::core::v1 as core;
 
 use crate::labels::Labels;
 
-/// What Landfall reads of a Namespace.
+/// The fields of a Namespace that Landfall uses.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Namespace {
-    /// Its name.
+    /// Name of the namespace.
     pub name: String,
-    /// Its labels.
+    /// Labels of the namespace.
     pub labels: Labels,
 }
 

@@ -1,4 +1,4 @@
-//! What Landfall reads of a Node.
+//! The fields of a Node that Landfall uses.
 
 use std::net::IpAddr;
 
@@ -6,67 +6,67 @@ use k8s_openapi::api::core::v1 as core;
 
 use crate::labels::Labels;
 
-/// The label that keeps a node from taking traffic from outside of the cluster.
+/// The label that excludes a node from traffic that enters the cluster.
 pub const EXCLUDE: &str = "node.kubernetes.io/exclude-from-external-load-balancers";
 
-/// The label by which an administrator asks that other nodes announce what this one announces, before it is taken down:
+/// The label that moves announcements from a node to other nodes before maintenance:
 ///
-/// - `landfall.dev/drain=cordoned`: while the node is cordoned, which `kubectl drain` does first of all. It may stay on all
-///   nodes forever.
-/// - `landfall.dev/drain=` or `=true`: at once, and for as long as the label is there.
-/// - `landfall.dev/drain=false`: as if it weren't there.
+/// - `landfall.dev/drain=cordoned`: while the node is cordoned, which is the first step of `kubectl drain`. This label can
+///   stay on all nodes permanently.
+/// - `landfall.dev/drain=` or `=true`: at once, while the label exists.
+/// - `landfall.dev/drain=false`: no effect.
 ///
-/// A label and not an annotation, so that `kubectl get nodes -l landfall.dev/drain` tells who has it. To cordon a node
-/// without it moves nothing: that is also what one does to a node that should go on as it is.
+/// It is a label, so `kubectl get nodes -l landfall.dev/drain` lists the nodes. Cordoning a node without the label moves
+/// nothing, because nodes are also cordoned for other reasons.
 pub const DRAIN: &str = "landfall.dev/drain";
 
-/// The value of [`DRAIN`] by which a node is drained only while it is cordoned.
+/// The value of [`DRAIN`] that drains a node only while it is cordoned.
 const WHEN_CORDONED: &str = "cordoned";
 
-/// The taint by which an administrator says that a node is down and won't come back as it was (KEP-2268).
+/// The taint that an administrator sets on a node that is down and will not recover (KEP-2268).
 const OUT_OF_SERVICE: &str = "node.kubernetes.io/out-of-service";
 
-/// The taint that the cluster autoscaler puts on a node that it is about to take away.
+/// The taint that the cluster autoscaler sets on a node before it removes the node.
 const TO_BE_DELETED: &str = "ToBeDeletedByClusterAutoscaler";
 
-/// What Landfall reads of a Node.
+/// The fields of a Node that Landfall uses.
 ///
-/// Whether it is ready isn't among that: a node that has lost the API server, and so is not ready, goes on forwarding, and
-/// whether it is alive is for the speakers to know, who hear it.
+/// The condition `Ready` is not used: a node that loses the API server becomes not ready, but still forwards. Speakers
+/// detect failed nodes by their Hellos.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Node {
-    /// Its name.
+    /// Name of the node.
     pub name: String,
-    /// Its labels.
+    /// Labels of the node.
     pub labels: Labels,
-    /// Its addresses inside the cluster's network (type InternalIP), in its own order.
+    /// Addresses of type InternalIP, in the order of the object.
     pub addresses: Vec<IpAddr>,
-    /// The ranges its pods' addresses are from, as written.
+    /// `spec.podCIDRs`, not parsed.
     pub pod_cidrs: Vec<String>,
-    /// Whether it is labelled to take no traffic from outside: `node.kubernetes.io/exclude-from-external-load-balancers`
-    /// with any value but a false one, as the cloud controllers of Kubernetes read it.
+    /// Whether the label `node.kubernetes.io/exclude-from-external-load-balancers` exists and its value is not false, as
+    /// in the cloud controllers of Kubernetes.
     pub excluded: bool,
-    /// Why other nodes should announce in its place, if they should.
+    /// Why other nodes should announce addresses in place of this node.
     pub drain_reason: Option<DrainReason>,
 }
 
-/// Why a node should announce nothing that another one can announce.
+/// Why a node should not announce an address that another node can announce.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum DrainReason {
-    /// It is labelled so ([`DRAIN`]).
+    /// The label [`DRAIN`] applies.
     Drained,
-    /// It is being deleted.
+    /// The node is being deleted.
     Deleting,
-    /// It has the taint `node.kubernetes.io/out-of-service`.
+    /// The taint `node.kubernetes.io/out-of-service` is set.
     OutOfService,
-    /// It has the taint `ToBeDeletedByClusterAutoscaler`.
+    /// The taint `ToBeDeletedByClusterAutoscaler` is set.
     ToBeDeleted,
-    /// Its condition `NetworkUnavailable` is true: it can't reach the pods of other nodes.
+    /// The condition `NetworkUnavailable` is true: the node cannot reach pods on other nodes.
     NetworkUnavailable,
 }
 
 impl DrainReason {
-    /// All reasons, the one that is reported first where several apply.
+    /// All reasons, by precedence.
     pub const ALL: [Self; 5] =
         [Self::Drained, Self::Deleting, Self::OutOfService, Self::ToBeDeleted, Self::NetworkUnavailable];
 }
@@ -105,10 +105,10 @@ fn drain_reason(object: &core::Node, spec: &core::NodeSpec, status: &core::NodeS
         (DrainReason::ToBeDeleted, tainted(TO_BE_DELETED)),
         (DrainReason::NetworkUnavailable, conditions.any(|c| c.type_ == "NetworkUnavailable" && c.status == "True")),
     ];
-    reasons.into_iter().find(|(_, is_so)| *is_so).map(|(drain_reason, _)| drain_reason)
+    reasons.into_iter().find(|(_, applies)| *applies).map(|(reason, _)| reason)
 }
 
-/// The spellings of false that Go's `strconv.ParseBool` knows, which is what Kubernetes reads such labels with.
+/// Whether Go's `strconv.ParseBool` returns false for the value. Kubernetes parses such labels with it.
 fn is_false(value: &str) -> bool {
     ["0", "f", "F", "FALSE", "false", "False"].contains(&value)
 }
@@ -123,7 +123,7 @@ mod tests {
     }
 
     #[test]
-    fn a_node_is_excluded_by_its_label_unless_the_value_is_false() {
+    fn exclusion_label_applies_unless_it_is_false() {
         for (labels, excluded) in [
             (vec![], false),
             (vec![(EXCLUDE, "")], true),
@@ -154,7 +154,7 @@ mod tests {
     }
 
     #[test]
-    fn others_announce_in_place_of_a_node_that_is_drained_or_about_to_go_and_not_of_one_that_is_not_ready() {
+    fn drained_and_departing_nodes_have_a_drain_reason() {
         let drain = |value: &str| json!({"labels": {DRAIN: value}});
         let taint = |key: &str| json!({"taints": [{"key": key, "effect": "NoSchedule"}]});
         let condition = |kind: &str, status: &str| {
@@ -163,16 +163,16 @@ mod tests {
             ]})
         };
         let (none, cordoned) = (json!({}), json!({"unschedulable": true}));
-        for (what, metadata, spec, status, expected) in [
-            ("a healthy node", &none, &none, &none, None),
-            ("one that is cordoned", &none, &cordoned, &none, None),
-            ("one with the label", &drain(""), &none, &none, Some(DrainReason::Drained)),
-            ("with a value", &drain("true"), &none, &none, Some(DrainReason::Drained)),
-            ("with a false one", &drain("false"), &cordoned, &none, None),
-            ("when cordoned, and it isn't", &drain("cordoned"), &none, &none, None),
-            ("when cordoned, and it is", &drain("cordoned"), &cordoned, &none, Some(DrainReason::Drained)),
+        for (case, metadata, spec, status, expected) in [
+            ("healthy", &none, &none, &none, None),
+            ("cordoned", &none, &cordoned, &none, None),
+            ("label", &drain(""), &none, &none, Some(DrainReason::Drained)),
+            ("label true", &drain("true"), &none, &none, Some(DrainReason::Drained)),
+            ("label false", &drain("false"), &cordoned, &none, None),
+            ("label cordoned, not cordoned", &drain("cordoned"), &none, &none, None),
+            ("label cordoned, cordoned", &drain("cordoned"), &cordoned, &none, Some(DrainReason::Drained)),
             ("out of service", &none, &taint(OUT_OF_SERVICE), &none, Some(DrainReason::OutOfService)),
-            ("taken away", &none, &taint(TO_BE_DELETED), &none, Some(DrainReason::ToBeDeleted)),
+            ("autoscaler taint", &none, &taint(TO_BE_DELETED), &none, Some(DrainReason::ToBeDeleted)),
             ("another taint", &none, &taint("node.kubernetes.io/unreachable"), &none, None),
             (
                 "without network",
@@ -193,7 +193,7 @@ mod tests {
             ),
         ] {
             let node = read(json!({"metadata": metadata, "spec": spec, "status": status}));
-            assert_eq!(node.drain_reason, expected, "{what}");
+            assert_eq!(node.drain_reason, expected, "{case}");
         }
     }
 }

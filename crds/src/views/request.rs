@@ -1,7 +1,7 @@
-//! What a Service asks for: `spec.loadBalancerIP`, and annotations of ours and in MetalLB's spelling.
+//! The addresses that a Service requests: `spec.loadBalancerIP`, and annotations of Landfall and MetalLB.
 //!
-//! Metadata and spec → [`RequestedAddresses`], or why it makes no sense. Addresses are compared by value; several spellings of one
-//! wish may stand beside each other as long as they agree.
+//! Metadata and spec → [`RequestedAddresses`] or [`InvalidRequest`]. Addresses are compared by value. A request may be
+//! written in several places if all agree.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -10,58 +10,58 @@ use std::sync::{Arc, LazyLock};
 
 use crate::InternedStr;
 
-/// Asks for addresses of this pool.
+/// Annotations that request a pool by name.
 pub const ADDRESS_POOL: [&str; 3] =
     ["landfall.dev/address-pool", "metallb.io/address-pool", "metallb.universe.tf/address-pool"];
 
-/// Asks for these addresses, separated by commas.
+/// Annotations that request specific addresses, separated by commas.
 pub const LOAD_BALANCER_IPS: [&str; 3] =
     ["landfall.dev/load-balancer-ips", "metallb.io/loadBalancerIPs", "metallb.universe.tf/loadBalancerIPs"];
 
-/// Lets Services with the same key share an address.
+/// Annotations that set the sharing key. Services with the same key can share an address.
 pub const ALLOW_SHARED_IP: [&str; 3] =
     ["landfall.dev/allow-shared-ip", "metallb.io/allow-shared-ip", "metallb.universe.tf/allow-shared-ip"];
 
-/// Names the other namespaces whose Services may share the address too, separated by commas; `*` for all. It takes the
-/// consent of both.
+/// Annotation that lists other namespaces whose Services may share the address, separated by commas; `*` for all. Both
+/// Services must list the namespace of the other.
 pub const SHARE_WITH_NAMESPACES: &str = "landfall.dev/share-with-namespaces";
 
-/// The field that asks for one address. Kubernetes has deprecated it, and it must be honoured or refused all the same.
+/// The field that requests one address. Kubernetes deprecated it, but it must still be honoured or refused.
 const LOAD_BALANCER_IP: &str = "spec.loadBalancerIP";
 
-/// More addresses than this no Service may ask for: the status has to stay small.
+/// Maximum number of addresses that a Service can request. Bounds the size of its status.
 pub const MAX_ADDRESSES: usize = 16;
 
-/// What a Service asks for.
+/// The addresses that a Service requests, and its settings for sharing.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct RequestedAddresses {
-    /// These addresses, in the order in which they are written, none twice. Empty: any.
+    /// Specific addresses without duplicates, in the order as written. Empty: any address.
     pub addresses: Vec<IpAddr>,
-    /// A pool to take addresses from.
+    /// Name of the pool. `None`: any pool.
     pub pool: Option<InternedStr>,
-    /// The key by which it shares an address.
+    /// Sharing key. `None`: the Service does not share addresses.
     pub sharing_key: Option<InternedStr>,
-    /// With which other namespaces it shares.
+    /// Other namespaces that the Service shares addresses with.
     pub consent: Consent,
 }
 
-/// What a Service asks for, or why that makes no sense. Nearly all ask for nothing: these share it.
+/// The request of a Service, or the error in it. Most Services request nothing; they share one allocation.
 pub type ParsedRequest = Result<Arc<RequestedAddresses>, Box<InvalidRequest>>;
 
-/// With which other namespaces a Service shares its address.
+/// Other namespaces that a Service shares its addresses with.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum Consent {
-    /// With none.
+    /// No other namespace.
     #[default]
     None,
-    /// With these.
+    /// The listed namespaces.
     Namespaces(BTreeSet<String>),
-    /// With all.
+    /// All namespaces.
     All,
 }
 
 impl Consent {
-    /// Whether it is with that namespace.
+    /// Whether the Service shares with this namespace.
     pub fn includes(&self, namespace: &str) -> bool {
         match self {
             Self::None => false,
@@ -71,26 +71,26 @@ impl Consent {
     }
 }
 
-/// Why what a Service asks for makes no sense: a sentence for people, with the fix.
+/// Error in a request. Its text is shown to the user and names the fix.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum InvalidRequest {
-    /// There is something that is no address.
+    /// The text is not an IP address.
     NotAnAddress {
-        /// The field or annotation.
+        /// Field or annotation.
         place: &'static str,
-        /// What stands there.
+        /// The invalid text.
         text: String,
     },
-    /// More addresses than one Service may have.
+    /// More than [`MAX_ADDRESSES`] addresses.
     TooManyAddresses {
-        /// The field or annotation.
+        /// Field or annotation.
         place: &'static str,
     },
-    /// Two spellings of one wish that do not agree.
+    /// Two fields or annotations contradict each other.
     Contradiction {
-        /// One field or annotation, and what stands there.
+        /// A field or annotation with its value.
         one: (&'static str, String),
-        /// The other.
+        /// Another field or annotation with its value.
         other: (&'static str, String),
     },
 }
@@ -99,23 +99,23 @@ impl fmt::Display for InvalidRequest {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::NotAnAddress { place, text } => {
-                write!(f, "{place} {text:?} is not an address: write one such as 192.0.2.10, or leave it out")
+                write!(f, "{place} {text:?} is not an IP address: use an address such as 192.0.2.10, or remove it")
             }
             Self::TooManyAddresses { place } => {
-                write!(f, "{place} asks for more than {MAX_ADDRESSES} addresses: ask for fewer")
+                write!(f, "{place} requests more than {MAX_ADDRESSES} addresses: request fewer")
             }
             Self::Contradiction { one, other } => {
-                write!(f, "{} asks for {:?}, but {} for {:?}: leave one of them out", one.0, one.1, other.0, other.1)
+                write!(f, "{} requests {:?}, but {} requests {:?}: remove one of them", one.0, one.1, other.0, other.1)
             }
         }
     }
 }
 
 impl RequestedAddresses {
-    /// What these annotations and this `spec.loadBalancerIP` ask for. What is empty asks for nothing.
+    /// Reads the request in these annotations and `spec.loadBalancerIP`. Empty values are ignored.
     ///
     /// # Errors
-    /// If it makes no sense; the error says why.
+    /// If an address is invalid, if there are too many, or if two places contradict each other.
     pub fn read(annotations: Option<&BTreeMap<String, String>>, load_balancer_ip: Option<&str>) -> ParsedRequest {
         static NOTHING: LazyLock<Arc<RequestedAddresses>> = LazyLock::new(Arc::default);
         let request = Self::parse(annotations, load_balancer_ip)?;
@@ -131,42 +131,37 @@ impl RequestedAddresses {
             (!text.is_empty()).then_some((name, text))
         };
         let field = load_balancer_ip.map(str::trim).filter(|text| !text.is_empty());
-        let asked = field.map(|text| (LOAD_BALANCER_IP, text)).into_iter();
-        let asked = asked.chain(LOAD_BALANCER_IPS.into_iter().filter_map(value));
-        let addresses = asked.map(|(place, text)| Ok(((place, text), addresses(place, text)?)));
-        let same = |one: &Vec<IpAddr>, other: &Vec<IpAddr>| {
-            one.iter().collect::<BTreeSet<_>>() == other.iter().collect::<BTreeSet<_>>()
-        };
-        let word = |names: [&'static str; 3]| {
-            let written =
-                names.into_iter().filter_map(value).map(|(place, text)| Ok(((place, text), InternedStr::from(text))));
-            agreed(written, InternedStr::eq)
-        };
+        let places = field.map(|text| (LOAD_BALANCER_IP, text)).into_iter();
+        let places = places.chain(LOAD_BALANCER_IPS.into_iter().filter_map(value));
+        let addresses = places.map(|(place, text)| Ok(((place, text), parse_addresses(place, text)?)));
+        let intern = |(place, text)| Ok(((place, text), InternedStr::from(text)));
+        let pools = ADDRESS_POOL.into_iter().filter_map(value).map(intern);
+        let sharing_keys = ALLOW_SHARED_IP.into_iter().filter_map(value).map(intern);
         Ok(Self {
-            addresses: agreed(addresses, same)?.unwrap_or_default(),
-            pool: word(ADDRESS_POOL)?,
-            sharing_key: word(ALLOW_SHARED_IP)?,
-            consent: value(SHARE_WITH_NAMESPACES).map_or(Consent::None, |(_, text)| consent(text)),
+            addresses: merge(addresses, have_same_addresses)?.unwrap_or_default(),
+            pool: merge(pools, InternedStr::eq)?,
+            sharing_key: merge(sharing_keys, InternedStr::eq)?,
+            consent: value(SHARE_WITH_NAMESPACES).map_or(Consent::None, |(_, text)| parse_consent(text)),
         })
     }
 
-    /// Whether it asks for nothing at all.
+    /// Whether nothing is requested.
     pub fn is_empty(&self) -> bool {
         *self == Self::default()
     }
 }
 
-/// The first of these, if the others say the same.
-fn agreed<'a, T>(
-    written: impl Iterator<Item = Result<((&'static str, &'a str), T), InvalidRequest>>,
+/// Returns the first value, if all others are the same.
+fn merge<'a, T>(
+    entries: impl Iterator<Item = Result<((&'static str, &'a str), T), InvalidRequest>>,
     same: impl Fn(&T, &T) -> bool,
 ) -> Result<Option<T>, InvalidRequest> {
     let mut first: Option<((&'static str, &str), T)> = None;
-    for entry in written {
+    for entry in entries {
         let (place, value) = entry?;
         match &first {
             None => first = Some((place, value)),
-            Some((_, agreed)) if same(agreed, &value) => {}
+            Some((_, first)) if same(first, &value) => {}
             Some((one, _)) => {
                 let owned = |(name, text): (&'static str, &str)| (name, text.to_owned());
                 return Err(InvalidRequest::Contradiction { one: owned(*one), other: owned(place) });
@@ -176,11 +171,15 @@ fn agreed<'a, T>(
     Ok(first.map(|(_, value)| value))
 }
 
-fn addresses(place: &'static str, text: &str) -> Result<Vec<IpAddr>, InvalidRequest> {
+fn have_same_addresses(one: &Vec<IpAddr>, other: &Vec<IpAddr>) -> bool {
+    one.iter().collect::<BTreeSet<_>>() == other.iter().collect::<BTreeSet<_>>()
+}
+
+fn parse_addresses(place: &'static str, text: &str) -> Result<Vec<IpAddr>, InvalidRequest> {
     let mut addresses = Vec::new();
     for part in text.split(',') {
         let address: Option<IpAddr> = part.trim().parse().ok();
-        // An IPv4 address inside an IPv6 one is neither (KEP-4858).
+        // An IPv4-mapped IPv6 address is invalid (KEP-4858).
         let address = address.filter(|address| address.to_canonical() == *address);
         let address = address.ok_or_else(|| InvalidRequest::NotAnAddress { place, text: part.trim().to_owned() })?;
         if !addresses.contains(&address) {
@@ -193,7 +192,7 @@ fn addresses(place: &'static str, text: &str) -> Result<Vec<IpAddr>, InvalidRequ
     Ok(addresses)
 }
 
-fn consent(text: &str) -> Consent {
+fn parse_consent(text: &str) -> Consent {
     let names = || text.split(',').map(str::trim);
     if names().any(|name| name == "*") {
         Consent::All
@@ -217,7 +216,7 @@ mod tests {
     }
 
     #[test]
-    fn every_spelling_asks_for_the_same() {
+    fn all_annotation_names_request_the_same() {
         for names in [0, 1, 2].map(|i| (LOAD_BALANCER_IPS[i], ADDRESS_POOL[i], ALLOW_SHARED_IP[i])) {
             let request = read(&[(names.0, "2001:DB8::0:1, 192.0.2.1"), (names.1, "lan"), (names.2, " k ")], None);
             let expected = RequestedAddresses {
@@ -231,28 +230,28 @@ mod tests {
     }
 
     #[test]
-    fn what_is_empty_asks_for_nothing() {
+    fn empty_values_request_nothing() {
         let empty = read(&[(LOAD_BALANCER_IPS[0], " "), (ADDRESS_POOL[1], ""), (ALLOW_SHARED_IP[2], "")], Some(""));
         assert_eq!(empty, Ok(Arc::default()));
         assert_eq!(RequestedAddresses::read(None, None), Ok(Arc::default()));
     }
 
     #[test]
-    fn spellings_that_agree_by_value_are_one_and_others_are_refused() {
+    fn equal_requests_are_merged_and_contradictions_refused() {
         let both =
             [(LOAD_BALANCER_IPS[0], "192.0.2.1,2001:db8::1"), (LOAD_BALANCER_IPS[1], "2001:db8:0::1, 192.0.2.1")];
         assert_eq!(read(&both, None).map(|request| request.addresses.clone()), Ok(ips(&["192.0.2.1", "2001:db8::1"])));
         assert_eq!(
             read(&both[..1], Some("192.0.2.1")).expect_err("not the same"),
-            "spec.loadBalancerIP asks for \"192.0.2.1\", but landfall.dev/load-balancer-ips for \
-             \"192.0.2.1,2001:db8::1\": leave one of them out"
+            "spec.loadBalancerIP requests \"192.0.2.1\", but landfall.dev/load-balancer-ips requests \
+             \"192.0.2.1,2001:db8::1\": remove one of them"
         );
         assert!(read(&[(ADDRESS_POOL[0], "a"), (ADDRESS_POOL[2], "b")], None).is_err());
         assert!(read(&[(ALLOW_SHARED_IP[0], "a"), (ALLOW_SHARED_IP[2], "a")], None).is_ok());
     }
 
     #[test]
-    fn what_is_no_address_is_refused_with_its_place() {
+    fn invalid_address_is_refused_with_its_place() {
         for text in ["web", "192.0.2.01", "192.0.2.1/32", "::ffff:192.0.2.1", "192.0.2.1,", "192.0.2.1 192.0.2.2"] {
             let error = read(&[], Some(text)).expect_err(text);
             assert!(error.starts_with("spec.loadBalancerIP \""), "{error}");
@@ -260,12 +259,12 @@ mod tests {
         let many: Vec<_> = (0..17).map(|last| format!("192.0.2.{last}")).collect();
         assert_eq!(
             read(&[(LOAD_BALANCER_IPS[0], &many.join(","))], None),
-            Err("landfall.dev/load-balancer-ips asks for more than 16 addresses: ask for fewer".into())
+            Err("landfall.dev/load-balancer-ips requests more than 16 addresses: request fewer".into())
         );
     }
 
     #[test]
-    fn consent_is_given_by_namespace_or_to_all() {
+    fn consent_covers_listed_or_all_namespaces() {
         for (text, a, b) in [("a", true, false), ("a, b", true, true), ("*", true, true), ("", false, false)] {
             let consent = read(&[(SHARE_WITH_NAMESPACES, text)], None).expect("a request").consent.clone();
             assert_eq!((consent.includes("a"), consent.includes("b")), (a, b), "{text:?}");
@@ -274,7 +273,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn reading_any_text_never_panics(text in "[0-9a-f:., *]{0,40}") {
+        fn parsing_any_text_never_panics(text in "[0-9a-f:., *]{0,40}") {
             let _ = read(&[(LOAD_BALANCER_IPS[0], &text), (SHARE_WITH_NAMESPACES, &text)], Some(&text));
         }
     }

@@ -1,4 +1,4 @@
-//! What Landfall reads of a Service.
+//! The fields of a Service that Landfall uses.
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -14,42 +14,41 @@ use crate::labels::Labels;
 use crate::request::{ParsedRequest, RequestedAddresses};
 use crate::{InternedStr, Malformed, ResourceVersion};
 
-/// The class that asks for Landfall by name: `spec.loadBalancerClass: landfall.dev/landfall`.
+/// The value of `spec.loadBalancerClass` that selects Landfall.
 pub const CLASS: &str = "landfall.dev/landfall";
 
-/// The finalizer that keeps a Service until its address is withdrawn (KEP-980).
+/// The finalizer that keeps a deleted Service until its addresses are withdrawn (KEP-980).
 pub const FINALIZER: &str = "service.kubernetes.io/load-balancer-cleanup";
 
-/// The annotation that lists, with commas in between, the ranges that clients may come from.
+/// The annotation that lists the source ranges of clients, separated by commas.
 const SOURCE_RANGES: &str = "service.beta.kubernetes.io/load-balancer-source-ranges";
 
-/// The annotation that, with `"false"`, keeps all packets to a Service on the node that announces it.
+/// The annotation that, with the value `"false"`, disables spreading: the announcing node forwards all packets itself.
 const SPREAD: &str = "landfall.dev/spread";
 
-/// For how many seconds a client stays with its endpoint where nothing else is said: the default of the API
-/// (`ClientIPConfig.timeoutSeconds`), three hours.
-const AFFINITY: u32 = 10_800;
+/// Default timeout of the session affinity in seconds (`ClientIPConfig.timeoutSeconds`): 3 hours.
+const DEFAULT_AFFINITY: u32 = 10_800;
 
-/// The condition that says whether a Service has an address from Landfall.
+/// Condition type: whether Landfall has assigned the requested addresses to the Service.
 pub const ALLOCATED: &str = "landfall.dev/Allocated";
 
-/// The condition that says whether nodes announce its addresses, which ones, and if not, why.
+/// Condition type: whether nodes announce the addresses of the Service. The message lists the nodes or the cause.
 pub const ANNOUNCED: &str = "landfall.dev/Announced";
 
-/// The condition that says how what comes to its addresses gets to its endpoints, and what of it does not.
+/// Condition type: how packets to the addresses of the Service reach its endpoints, and which packets do not.
 pub const FORWARDING: &str = "landfall.dev/Forwarding";
 
-/// Namespace and name of a Service, in this order. Written `namespace/name`.
+/// Namespace and name of an object. Printed as `namespace/name`; ordered by namespace, then name.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Key {
-    /// The namespace.
+    /// Namespace of the object.
     pub namespace: InternedStr,
-    /// The name.
+    /// Name of the object.
     pub name: InternedStr,
 }
 
 impl Key {
-    /// The key of that Service.
+    /// Creates a key.
     pub fn new(namespace: impl Into<InternedStr>, name: impl Into<InternedStr>) -> Self {
         Self { namespace: namespace.into(), name: name.into() }
     }
@@ -61,7 +60,7 @@ impl fmt::Display for Key {
     }
 }
 
-/// A transport protocol that Services know.
+/// A transport protocol of a Service port.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Protocol {
     /// TCP.
@@ -76,7 +75,7 @@ impl Protocol {
     /// All protocols.
     pub const ALL: [Self; 3] = [Self::Tcp, Self::Udp, Self::Sctp];
 
-    /// The protocol that Kubernetes calls so; absent means TCP.
+    /// Parses the name of a protocol as written in Kubernetes. `None` means TCP.
     pub fn parse(name: Option<&str>) -> Option<Self> {
         match name {
             None | Some("TCP") => Some(Self::Tcp),
@@ -86,7 +85,7 @@ impl Protocol {
         }
     }
 
-    /// Its number in an IP header (IANA protocol numbers).
+    /// IANA protocol number, as in the IP header.
     pub fn number(self) -> u8 {
         match self {
             Self::Tcp => 6,
@@ -109,10 +108,10 @@ impl fmt::Display for Protocol {
 /// `spec.externalTrafficPolicy`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum TrafficPolicy {
-    /// A packet from outside may go to any endpoint.
+    /// Packets from clients may go to any endpoint.
     #[default]
     Cluster,
-    /// It may go only to endpoints on the node it reached.
+    /// Packets from clients go only to endpoints on the node that receives them.
     Local,
 }
 
@@ -121,15 +120,15 @@ impl TrafficPolicy {
     pub const ALL: [Self; 2] = [Self::Cluster, Self::Local];
 }
 
-/// `spec.ipFamilyPolicy` (KEP-563): how much it matters to have an address of each family.
+/// `spec.ipFamilyPolicy` (KEP-563): whether the Service needs an address of each family.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum FamilyPolicy {
-    /// One family, the first.
+    /// One family: the first one.
     #[default]
     SingleStack,
-    /// Both where there are both, and else one.
+    /// Both families if available, otherwise one.
     PreferDualStack,
-    /// Both or none.
+    /// Both families, or no address.
     RequireDualStack,
 }
 
@@ -141,17 +140,17 @@ impl FamilyPolicy {
 /// One port of a Service.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Port {
-    /// Its name, by which the ports of EndpointSlices belong to it; empty where the Service has but one.
+    /// Name of the port; ports of EndpointSlices refer to it. Can be empty if the Service has one port.
     pub name: InternedStr,
-    /// Its protocol.
+    /// Transport protocol of the port.
     pub protocol: Protocol,
-    /// The port that clients use.
+    /// Port number that clients use.
     pub number: u16,
-    /// The port on every node that leads to the same, if there is one.
+    /// Node port for the same endpoints.
     pub node_port: Option<u16>,
 }
 
-/// An address family, as `spec.ipFamilies` has it.
+/// An address family, as in `spec.ipFamilies`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Family {
     /// IPv4.
@@ -180,10 +179,10 @@ impl fmt::Display for Family {
     }
 }
 
-/// Families in an order, none of them twice.
+/// An ordered set of address families.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub struct Families {
-    /// The last one is there again where there are fewer than two.
+    /// With fewer than two families, an unused slot repeats the first one.
     all: [Family; 2],
     count: u8,
 }
@@ -225,106 +224,105 @@ impl fmt::Debug for Families {
     }
 }
 
-/// What Landfall reads of a Service.
+/// The fields of a Service that Landfall uses.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Service {
-    /// Namespace and name.
+    /// Namespace and name of the Service.
     pub key: Key,
-    /// Which of all Services that ever had this name it is.
+    /// UID of the Service.
     pub uid: InternedStr,
-    /// What a conditional write must name.
+    /// Version for conditional writes.
     pub resource_version: ResourceVersion,
-    /// Counts the changes of its spec, where the API server does so.
+    /// `metadata.generation`, if the API server sets it for Services.
     pub generation: Option<i64>,
-    /// When it was created.
+    /// Time of creation.
     pub created: Timestamp,
-    /// Whether it is being deleted and waits for finalizers.
+    /// Whether the Service is being deleted and waits for finalizers.
     pub deleting: bool,
-    /// Whether its type is LoadBalancer. All that follows counts only then, but for what is left to clean up.
+    /// Whether the type is LoadBalancer. For other types the following fields only serve to clean up.
     pub is_load_balancer: bool,
     /// `spec.loadBalancerClass`.
     pub class: Option<InternedStr>,
-    /// What it asks for, or why that makes no sense.
+    /// Requested addresses, or the error in the request.
     pub request: ParsedRequest,
-    /// Its labels.
+    /// Labels of the Service.
     pub labels: Labels,
-    /// `spec.selector`: which pods are behind it.
+    /// `spec.selector`: the labels of its pods.
     pub selector: Labels,
-    /// The families it wants an address of, in its own order.
+    /// `spec.ipFamilies`.
     pub families: Families,
     /// `spec.ipFamilyPolicy`.
     pub family_policy: FamilyPolicy,
-    /// Its ports.
+    /// `spec.ports`.
     pub ports: Vec<Port>,
     /// `spec.externalTrafficPolicy`.
     pub traffic_policy: TrafficPolicy,
-    /// `spec.healthCheckNodePort`: where a load balancer in front may ask each node whether it has endpoints. Only there under
-    /// the policy Local.
+    /// `spec.healthCheckNodePort`: an external load balancer can check on this port whether a node has endpoints. Set
+    /// only with traffic policy Local.
     pub health_check_port: Option<u16>,
-    /// `spec.loadBalancerSourceRanges` as written: the ranges that clients may come from. Empty: from anywhere.
+    /// `spec.loadBalancerSourceRanges`, not parsed. Empty: all clients are admitted.
     pub source_ranges: Box<[InternedStr]>,
-    /// The annotation that says the same where the field is empty, as written.
+    /// Source ranges in the annotation, not parsed. Used if `source_ranges` is empty.
     pub source_ranges_annotation: Option<InternedStr>,
-    /// For how many seconds a client stays with its endpoint (`spec.sessionAffinity: ClientIP`), if it does.
+    /// Timeout of the session affinity in seconds. `None`: no affinity (`spec.sessionAffinity` is not `ClientIP`).
     pub affinity: Option<u32>,
-    /// Whether its packets all stay on the node that announces it (the annotation `landfall.dev/spread: "false"`).
+    /// Whether the annotation `landfall.dev/spread: "false"` is set: the announcing node forwards all packets itself.
     pub spread_disabled: bool,
-    /// What its packets are to be sent to (the annotation `landfall.dev/backend`), or what is written there that is no such
-    /// thing. `None`: what the cluster says.
+    /// Backend in the annotation `landfall.dev/backend`, or its unknown value. `None`: the default of the cluster.
     pub backend: Option<Result<Backend, InternedStr>>,
-    /// The addresses that it has inside of the cluster (`spec.clusterIPs`), one for each family.
+    /// `spec.clusterIPs`: at most one per family.
     pub cluster_ips: Box<[IpAddr]>,
-    /// All its finalizers.
+    /// All finalizers.
     pub finalizers: Vec<InternedStr>,
-    /// The addresses in its status. Anybody with the right to patch a status can write there: never a reason to
-    /// announce or forward anything.
+    /// `status.loadBalancer.ingress`. Any user who may patch the status can write it, so it never justifies an
+    /// announcement or a rule.
     pub ingress: Vec<Ingress>,
-    /// All its conditions.
+    /// All conditions.
     pub conditions: Vec<Condition>,
 }
 
 /// One entry of `status.loadBalancer.ingress`.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Ingress {
-    /// The address as it is written there, if it is an address.
+    /// The address, not parsed.
     pub ip: Option<InternedStr>,
-    /// `VIP`, or `Proxy`.
+    /// `VIP` or `Proxy`.
     pub ip_mode: Option<InternedStr>,
-    /// The host name, which is never ours.
+    /// The host name. Landfall never writes host names.
     pub hostname: Option<InternedStr>,
 }
 
 impl From<IpAddr> for Ingress {
-    /// The entry for `address`, with the IP mode under which packets keep it as their destination (KEP-1860).
+    /// The entry that Landfall writes for `address`: packets arrive with it as their destination (KEP-1860).
     fn from(address: IpAddr) -> Self {
         Self { ip: Some(address.to_string().into()), ip_mode: Some("VIP".into()), hostname: None }
     }
 }
 
 impl Service {
-    /// Whether it is ours to serve: of type LoadBalancer, and of our class, or of none if we are the `default`
-    /// provider of this cluster (KEP-1959).
+    /// Whether Landfall serves this Service: it has type LoadBalancer and our class. A Service without a class is served
+    /// if Landfall is the `default` provider of the cluster (KEP-1959).
     pub fn is_ours(&self, default: bool) -> bool {
         self.is_load_balancer && self.class.as_deref().map_or(default, |class| class == CLASS)
     }
 
-    /// Whether its status says that it has an address from us. That is written together with the address and the
-    /// finalizer, so it tells these from another provider's, who uses the same finalizer.
+    /// Whether its status reports addresses from Landfall. This condition is written together with the addresses and the
+    /// finalizer. So it distinguishes them from those of another provider, which uses the same finalizer.
     pub fn is_allocated(&self) -> bool {
         self.conditions.iter().any(|condition| condition.type_ == ALLOCATED && condition.status == "True")
     }
 
-    /// Whose business it is to forward packets to it. Giving it an address and announcing that is another one.
+    /// Which program forwards packets to the Service. Landfall assigns and announces its addresses in any case.
     pub fn forwarder(&self) -> Forwarder {
         Forwarder::from(&self.labels)
     }
 
-    /// Its address inside of the cluster of this family.
+    /// The ClusterIP of this family.
     pub fn cluster_ip(&self, family: Family) -> Option<IpAddr> {
         self.cluster_ips.iter().copied().find(|address| Family::from(*address) == family)
     }
 
-    /// What of it decides where packets go, and nothing of what changes all the time: less to keep, and less news.
+    /// Clears the fields that do not affect forwarding. Node agents need less memory and see fewer changes this way.
     pub fn into_forwarding_view(self) -> Self {
         Self {
             resource_version: 0,
@@ -337,7 +335,7 @@ impl Service {
         }
     }
 
-    /// Whether it has our finalizer.
+    /// Whether [`FINALIZER`] is set.
     pub fn has_finalizer(&self) -> bool {
         self.finalizers.iter().any(|finalizer| finalizer == FINALIZER)
     }
@@ -356,9 +354,10 @@ impl TryFrom<&core::Service> for Service {
         for port in spec.ports.iter().flatten() {
             let protocol = Protocol::parse(port.protocol.as_deref())
                 .ok_or_else(|| malformed(format!("unknown protocol {:?}", port.protocol)))?;
-            let number = u16::try_from(port.port).map_err(|_| malformed(format!("port {} is none", port.port)))?;
+            let number = u16::try_from(port.port)
+                .map_err(|_| malformed(format!("port {} is out of range (1-65535)", port.port)))?;
             if !seen.insert((protocol, number)) {
-                return Err(malformed(format!("port {number}/{protocol} is there twice")));
+                return Err(malformed(format!("port {number}/{protocol} is listed twice")));
             }
             let node_port = port.node_port.and_then(|port| u16::try_from(port).ok()).filter(|port| *port != 0);
             ports.push(Port { name: port.name.as_deref().unwrap_or_default().into(), protocol, number, node_port });
@@ -387,7 +386,7 @@ impl TryFrom<&core::Service> for Service {
                 Some("RequireDualStack") => FamilyPolicy::RequireDualStack,
                 _ => FamilyPolicy::SingleStack,
             },
-            ports: snug(ports.into_iter()),
+            ports: collect_exact(ports.into_iter()),
             traffic_policy: match spec.external_traffic_policy.as_deref() {
                 Some("Local") => TrafficPolicy::Local,
                 _ => TrafficPolicy::Cluster,
@@ -413,19 +412,19 @@ impl TryFrom<&core::Service> for Service {
                 .as_ref()
                 .and_then(|all| all.get(backend::ANNOTATION))
                 .map(|text| text.parse().map_err(InternedStr::from)),
-            // `None` for a Service without one, which is no address either.
+            // A headless Service has the text `None` here, which is not an address.
             cluster_ips: spec.cluster_ips.iter().flatten().filter_map(|address| address.parse().ok()).collect(),
             affinity: (spec.session_affinity.as_deref() == Some("ClientIP")).then(|| {
-                let written = spec.session_affinity_config.and_then(|config| config.client_ip?.timeout_seconds);
-                written.and_then(|seconds| u32::try_from(seconds).ok()).unwrap_or(AFFINITY)
+                let timeout = spec.session_affinity_config.and_then(|config| config.client_ip?.timeout_seconds);
+                timeout.and_then(|seconds| u32::try_from(seconds).ok()).unwrap_or(DEFAULT_AFFINITY)
             }),
-            finalizers: snug(meta.finalizers.iter().flatten().map(InternedStr::from)),
-            ingress: snug(ingress.into_iter().map(|entry| Ingress {
+            finalizers: collect_exact(meta.finalizers.iter().flatten().map(InternedStr::from)),
+            ingress: collect_exact(ingress.into_iter().map(|entry| Ingress {
                 ip: entry.ip.map(InternedStr::from),
                 ip_mode: entry.ip_mode.map(InternedStr::from),
                 hostname: entry.hostname.map(InternedStr::from),
             })),
-            conditions: snug(status.conditions.into_iter().flatten().map(Condition::from)),
+            conditions: collect_exact(status.conditions.into_iter().flatten().map(Condition::from)),
             key,
         })
     }
@@ -435,14 +434,14 @@ pub(crate) fn key(meta: &ObjectMeta) -> Key {
     Key::new(meta.namespace.as_deref().unwrap_or_default(), meta.name.as_deref().unwrap_or_default())
 }
 
-/// These in no more memory than they need, which a list that grows does not see to.
-fn snug<T>(items: impl Iterator<Item = T>) -> Vec<T> {
+/// Collects items into a vector without spare capacity.
+fn collect_exact<T>(items: impl Iterator<Item = T>) -> Vec<T> {
     let mut items: Vec<T> = items.collect();
     items.shrink_to_fit();
     items
 }
 
-/// The version of an object; 0 of one that no API server has sent.
+/// The version of an object; 0 for an object that does not come from an API server.
 pub(crate) fn version(meta: &ObjectMeta) -> ResourceVersion {
     meta.resource_version.as_deref().and_then(|version| version.parse().ok()).unwrap_or_default()
 }
@@ -472,7 +471,7 @@ mod tests {
     }
 
     #[test]
-    fn a_service_is_read_whole() {
+    fn view_has_all_fields_of_the_service() {
         let read = service(json!({
             "type": "LoadBalancer",
             "selector": {"app": "web"},
@@ -528,7 +527,7 @@ mod tests {
     }
 
     #[test]
-    fn ours_are_load_balancers_of_our_class_and_as_the_default_those_of_none() {
+    fn class_decides_whether_landfall_serves_the_service() {
         for (spec, default, ours) in [
             (json!({"type": "LoadBalancer"}), true, true),
             (json!({"type": "LoadBalancer"}), false, false),
@@ -542,7 +541,7 @@ mod tests {
     }
 
     #[test]
-    fn a_port_that_cannot_be_is_refused_with_the_name_of_the_service() {
+    fn invalid_port_is_refused_with_the_service_name() {
         for ports in
             [json!([{"port": 70000}]), json!([{"port": 1, "protocol": "ICMP"}]), json!([{"port": 1}, {"port": 1}])]
         {
@@ -552,7 +551,7 @@ mod tests {
     }
 
     #[test]
-    fn families_are_in_their_order_and_none_of_them_is_there_twice() {
+    fn families_are_ordered_and_distinct() {
         let families = |families: &[Family]| Families::from(families).to_vec();
         assert_eq!(families(&[]), []);
         assert_eq!(families(&[Family::V6]), [Family::V6]);
@@ -561,8 +560,8 @@ mod tests {
     }
 
     #[test]
-    fn a_view_fits_into_the_320_bytes_that_an_allocator_gives_for_it() {
-        // Two counts of an Arc beside it, and four bytes of musl's allocator: the next larger piece has 400.
+    fn view_fits_into_an_allocation_of_320_bytes() {
+        // An `Arc` adds two counters, and the allocator of musl four bytes. Its next larger size class is 400 bytes.
         assert!(size_of::<Service>() + 16 + 4 <= 320, "{}", size_of::<Service>());
     }
 }

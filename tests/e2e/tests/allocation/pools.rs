@@ -331,13 +331,13 @@ async fn what_is_wrong_with_an_object_is_refused_in_words_that_name_it(scene: &S
     let good = scene.ip(10);
     for (spec, says) in [
         (json!({"addresses": [good, "192.0.2.300-192.0.2.301"]}), "spec.addresses[1]: Invalid value: \"192.0.2.300-"),
-        (json!({"addresses": ["192.0.2.0/33"]}), "'192.0.2.0/33' is neither a CIDR"),
-        (json!({"addresses": ["everything"]}), "'everything' is neither a CIDR"),
+        (json!({"addresses": ["192.0.2.0/33"]}), "'192.0.2.0/33' is not a CIDR"),
+        (json!({"addresses": ["everything"]}), "'everything' is not a CIDR"),
         (json!({"addresses": ["192.0.2.9-192.0.2.1"]}), "'192.0.2.9-192.0.2.1' ends before it begins"),
-        (json!({"addresses": ["192.0.2.9-2001:db8::1"]}), "goes from one address family to the other"),
+        (json!({"addresses": ["192.0.2.9-2001:db8::1"]}), "mixes IPv4 and IPv6"),
         (json!({"addresses": []}), "spec.addresses: Invalid value"),
-        (json!({"addresses": [good], "exclude": ["nothing"]}), "'nothing' is neither a CIDR"),
-        (json!({"addresses": [good], "reuseAfter": "soon"}), "write a duration such as 60s or 1h30m"),
+        (json!({"addresses": [good], "exclude": ["nothing"]}), "'nothing' is not a CIDR"),
+        (json!({"addresses": [good], "reuseAfter": "soon"}), "must be a duration such as 60s or 1h30m"),
         (json!({"addresses": [good], "maxPerNamespace": 0}), "should be greater than or equal to 1"),
         (json!({"addresses": [good], "serviceAllocation": {"priority": -1}}), "greater than or equal to 0"),
     ] {
@@ -345,12 +345,12 @@ async fn what_is_wrong_with_an_object_is_refused_in_words_that_name_it(scene: &S
     }
     for (name, spec, says) in [
         ("192.0.2.9", json!({"address": "192.0.2.8"}), "the name must be the address"),
-        ("192.0.2.9", json!({"address": "192.0.2.09"}), "not an address in canonical form"),
+        ("192.0.2.9", json!({"address": "192.0.2.09"}), "must be an IP address in canonical form"),
         ("2001-db8--1", json!({"address": "2001:db8::1"}), "the name must be the address"),
         (
             "192.0.2.9",
             json!({"address": "192.0.2.9", "reservation": {"service": "web"}}),
-            "a reservation for a Service must name its namespace too",
+            "a reservation for a Service must also set its namespace",
         ),
     ] {
         refused(scene, "LoadBalancerIP", name, &spec, says).await?;
