@@ -11,7 +11,7 @@
 //! | [`table`] | what is known of the objects of one kind; it never goes back to something older |
 //! | [`source`] | how objects become entries of a table, for each kind that Landfall watches |
 //! | [`store`] | a table that several tasks share, and the [`Wake`] that tells them of changes |
-//! | [`watch`](mod@watch), `pauses` | the list and the watch that feed a store, and when they are tried again |
+//! | [`watch`](mod@watch), `backoff` | the list and the watch that feed a store, and when they are tried again |
 //!
 //! ```no_run
 //! # async fn example(client: kube::Client) {
@@ -29,8 +29,8 @@
 //! # }
 //! ```
 
-mod lenient;
-mod pauses;
+mod backoff;
+mod decode;
 pub mod source;
 pub mod store;
 pub mod table;

@@ -27,8 +27,8 @@ use kube::{Api, Client, Resource};
 use serde::de::DeserializeOwned;
 use tokio::time::{Instant, sleep, timeout};
 
-use crate::lenient::{Event, Invalid, Lenient, read_list};
-use crate::pauses::Pauses;
+use crate::backoff::Pauses;
+use crate::decode::{Event, Invalid, Lenient, read_list};
 use crate::source::{Source, version};
 use crate::store::Store;
 use crate::table::{Content, Observation, ResourceVersion};
