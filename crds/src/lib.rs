@@ -23,6 +23,8 @@
 //! Objects are parsed here, at the edge, into types that hold valid values only; decisions work on these types. This
 //! crate has no client, no clock and no socket.
 
+#![warn(missing_docs)]
+
 pub mod address;
 pub mod condition;
 pub mod holdings;

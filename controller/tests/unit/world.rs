@@ -319,5 +319,5 @@ impl Seen {
 
 /// A status that shows this address, whoever wrote it.
 pub(crate) fn shows(address: &str) -> Vec<Ingress> {
-    vec![Ingress::from(address.parse().expect("an address"))]
+    vec![Ingress::from(address.parse::<IpAddr>().expect("an address"))]
 }

@@ -520,7 +520,7 @@ mod tests {
                 cluster_ips: ["2001:db8::7", "10.96.0.7"].map(|ip| ip.parse().expect("an address")).into(),
                 affinity: Some(60),
                 finalizers: vec![],
-                ingress: vec![Ingress::from("192.0.2.1".parse().expect("address"))],
+                ingress: vec![Ingress::from("192.0.2.1".parse::<IpAddr>().expect("address"))],
                 conditions: vec![],
             }
         );
