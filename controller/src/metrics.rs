@@ -271,7 +271,7 @@ impl Metrics {
             && numbers.leads.get() > 0
         {
             stores.services.read(|table| {
-                table.known().for_each(|(_, service)| counts.add(service, *default_class));
+                table.objects().for_each(|(_, service)| counts.add(service, *default_class));
             });
             for (name, pool) in stores.pools.snapshot().unwrap_or_default() {
                 for (family, used, free) in by_family(&pool) {

@@ -1,32 +1,32 @@
-//! How long to wait before an API server is asked again that failed, or that ended a watch as soon as it had begun.
+//! Delays between attempts to reach an API server that fails, or that ends a watch right after its start.
 //!
-//! The first pauses are short: an API server ends the watches of a kind once when its definition has just been made or
-//! changed, and a user who has just installed us waits for the first pool to count.
+//! The first delays are short. An API server ends all watches of a kind once when its CustomResourceDefinition is created
+//! or changed, and a user who has just installed Landfall waits for the first pool to take effect.
 
 use std::time::Duration;
 
-/// The first pause.
+/// The first delay.
 const FIRST: Duration = Duration::from_millis(100);
 
-/// The longest: every node of a cluster asks, of an API server that may be down for reasons of load.
+/// The longest delay. Every node of a cluster retries, and the API server may be down because of its load.
 const LONGEST: Duration = Duration::from_secs(30);
 
-/// Pauses that double.
+/// Delays that double with each failure.
 #[derive(Debug, Default)]
-pub(crate) struct Pauses {
+pub(crate) struct Backoff {
     failures: u32,
 }
 
-impl Pauses {
-    /// The next pause. `jitter`, from 0 to 1, spreads its upper half, so that those who lost the same API server don't
-    /// come back together.
-    pub(crate) fn next(&mut self, jitter: f64) -> Duration {
+impl Backoff {
+    /// Returns the next delay. `jitter`, from 0 to 1, randomizes its upper half, so that clients that lost the same API
+    /// server do not reconnect at the same time.
+    pub(crate) fn next_delay(&mut self, jitter: f64) -> Duration {
         let doubled = FIRST.saturating_mul(1 << self.failures.min(16));
         self.failures = self.failures.saturating_add(1);
         doubled.min(LONGEST).mul_f64(0.5 + jitter / 2.0)
     }
 
-    /// It works: the next pause is a first one.
+    /// Starts again with the first delay, after a success.
     pub(crate) fn reset(&mut self) {
         self.failures = 0;
     }
@@ -37,11 +37,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn pauses_double_up_to_the_longest_and_begin_anew_when_it_works() {
-        let mut pauses = Pauses::default();
-        let millis: Vec<u128> = (0..12).map(|_| pauses.next(1.0).as_millis()).collect();
+    fn delays_double_up_to_the_longest_until_reset() {
+        let mut backoff = Backoff::default();
+        let millis: Vec<u128> = (0..12).map(|_| backoff.next_delay(1.0).as_millis()).collect();
         assert_eq!(millis, [100, 200, 400, 800, 1_600, 3_200, 6_400, 12_800, 25_600, 30_000, 30_000, 30_000]);
-        pauses.reset();
-        assert_eq!(pauses.next(0.0), Duration::from_millis(50));
+        backoff.reset();
+        assert_eq!(backoff.next_delay(0.0), Duration::from_millis(50));
     }
 }

@@ -1,8 +1,9 @@
-//! Objects as JSON, of which each may make no sense without harm to the others.
+//! Decodes the JSON of lists and watches.
 //!
-//! Text → typed objects, each decoded once: what can't be is told by its metadata and what is wrong. (kube's own guard
-//! makes a tree of each object and a copy of that before it decodes it, which is most of what receiving a list costs.)
-//! Objects of a list are handed on one by one, so that no more than one of them is there as a whole.
+//! Text → typed objects, each decoded once. An object that cannot be decoded is returned with its metadata and the error,
+//! and does not affect other objects. (The guard of kube decodes each object into a tree and a copy of it first, which is
+//! most of the cost of receiving a list.) The objects of a list are passed on one by one, so only one of them is in memory
+//! as a whole.
 
 use std::fmt;
 use std::marker::PhantomData;
@@ -13,57 +14,52 @@ use serde::de::{DeserializeOwned, DeserializeSeed, Error, IgnoredAny, MapAccess,
 use serde::{Deserialize, Deserializer};
 use serde_json::value::RawValue;
 
-/// An object, or why it can't be read.
-#[derive(Clone, Debug)]
-pub(crate) struct Lenient<R>(pub(crate) Result<R, Invalid>);
+/// An object, or the error of decoding it.
+pub(crate) type Decoded<R> = Result<R, Undecodable>;
 
-/// An object that can't be read.
+/// An object that cannot be decoded.
 #[derive(Clone, Debug)]
-pub(crate) struct Invalid {
-    /// What is wrong.
+pub(crate) struct Undecodable {
     pub(crate) error: String,
-    /// Which object it is.
     pub(crate) metadata: ObjectMeta,
 }
 
-/// What a watch tells.
+/// An event of a watch.
 #[derive(Clone, Debug)]
 pub(crate) enum Event<R> {
-    /// An object is like this now.
-    Applied(Lenient<R>),
-    /// An object is gone; it was like this.
-    Deleted(Lenient<R>),
-    /// Everything up to the version herein has been told.
+    /// An object was created or changed to this state.
+    Applied(Decoded<R>),
+    /// An object was deleted; this was its last state.
+    Deleted(Decoded<R>),
+    /// All events up to the version in this metadata were sent.
     Bookmark(ObjectMeta),
-    /// The watch is over, because of this.
+    /// The API server ends the watch with this error.
     Error(Box<Status>),
 }
 
-/// What is read of any object.
+/// Any object, reduced to its metadata.
 #[derive(Deserialize)]
-struct Partial {
+struct MetadataOnly {
     #[serde(default)]
     metadata: ObjectMeta,
 }
 
-impl<R: DeserializeOwned> Lenient<R> {
-    fn read(text: &RawValue) -> serde_json::Result<Self> {
-        Ok(Self(match serde_json::from_str(text.get()) {
-            Ok(object) => Ok(object),
-            Err(error) => {
-                let Partial { metadata } = serde_json::from_str(text.get())?;
-                Err(Invalid { error: error.to_string(), metadata })
-            }
-        }))
-    }
+fn decode_object<R: DeserializeOwned>(text: &RawValue) -> serde_json::Result<Decoded<R>> {
+    Ok(match serde_json::from_str(text.get()) {
+        Ok(object) => Ok(object),
+        Err(error) => {
+            let MetadataOnly { metadata } = serde_json::from_str(text.get())?;
+            Err(Undecodable { error: error.to_string(), metadata })
+        }
+    })
 }
 
 impl<R: DeserializeOwned> Event<R> {
-    /// Reads a line of a watch.
+    /// Decodes a line of a watch.
     ///
     /// # Errors
-    /// If it is no event, or of a type that does not exist.
-    pub(crate) fn read(line: &str) -> serde_json::Result<Self> {
+    /// If the line is not an event, or its type is unknown.
+    pub(crate) fn decode(line: &str) -> serde_json::Result<Self> {
         #[derive(Deserialize)]
         struct Line<'a> {
             #[serde(rename = "type")]
@@ -73,27 +69,30 @@ impl<R: DeserializeOwned> Event<R> {
         }
         let Line { kind, object } = serde_json::from_str(line)?;
         Ok(match kind {
-            "ADDED" | "MODIFIED" => Self::Applied(Lenient::read(object)?),
-            "DELETED" => Self::Deleted(Lenient::read(object)?),
-            "BOOKMARK" => Self::Bookmark(serde_json::from_str::<Partial>(object.get())?.metadata),
+            "ADDED" | "MODIFIED" => Self::Applied(decode_object(object)?),
+            "DELETED" => Self::Deleted(decode_object(object)?),
+            "BOOKMARK" => Self::Bookmark(serde_json::from_str::<MetadataOnly>(object.get())?.metadata),
             "ERROR" => Self::Error(serde_json::from_str(object.get())?),
-            other => return Err(serde_json::Error::custom(format!("an event of type {other:?}"))),
+            other => return Err(serde_json::Error::custom(format!("unknown event type {other:?}"))),
         })
     }
 }
 
-/// Reads a page of a list, gives each of its objects to `each` in their order, and returns what is said of the page.
+/// Decodes a page of a list, passes each object to `each` in order, and returns the metadata of the page.
 ///
 /// # Errors
-/// If it is no list, or an object has no metadata.
-pub(crate) fn read_list<R: DeserializeOwned>(text: &str, each: impl FnMut(Lenient<R>)) -> serde_json::Result<ListMeta> {
+/// If the text is not a list, or the metadata of an object cannot be decoded.
+pub(crate) fn decode_list<R: DeserializeOwned>(
+    text: &str,
+    each: impl FnMut(Decoded<R>),
+) -> serde_json::Result<ListMeta> {
     let mut text = serde_json::Deserializer::from_str(text);
     let metadata = List { each, object: PhantomData }.deserialize(&mut text)?;
     text.end()?;
     Ok(metadata)
 }
 
-/// A list, and where its objects go.
+/// Decodes a list and passes its objects to `each`.
 struct List<R, F> {
     each: F,
     object: PhantomData<R>,
@@ -108,7 +107,7 @@ enum Field {
     Other,
 }
 
-impl<'de, R: DeserializeOwned, F: FnMut(Lenient<R>)> DeserializeSeed<'de> for List<R, F> {
+impl<'de, R: DeserializeOwned, F: FnMut(Decoded<R>)> DeserializeSeed<'de> for List<R, F> {
     type Value = ListMeta;
 
     fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<ListMeta, D::Error> {
@@ -116,7 +115,7 @@ impl<'de, R: DeserializeOwned, F: FnMut(Lenient<R>)> DeserializeSeed<'de> for Li
     }
 }
 
-impl<'de, R: DeserializeOwned, F: FnMut(Lenient<R>)> Visitor<'de> for List<R, F> {
+impl<'de, R: DeserializeOwned, F: FnMut(Decoded<R>)> Visitor<'de> for List<R, F> {
     type Value = ListMeta;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -141,7 +140,7 @@ struct Items<'a, R, F> {
     object: PhantomData<R>,
 }
 
-impl<'de, R: DeserializeOwned, F: FnMut(Lenient<R>)> DeserializeSeed<'de> for Items<'_, R, F> {
+impl<'de, R: DeserializeOwned, F: FnMut(Decoded<R>)> DeserializeSeed<'de> for Items<'_, R, F> {
     type Value = ();
 
     fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<(), D::Error> {
@@ -149,11 +148,11 @@ impl<'de, R: DeserializeOwned, F: FnMut(Lenient<R>)> DeserializeSeed<'de> for It
     }
 }
 
-impl<'de, R: DeserializeOwned, F: FnMut(Lenient<R>)> Visitor<'de> for Items<'_, R, F> {
+impl<'de, R: DeserializeOwned, F: FnMut(Decoded<R>)> Visitor<'de> for Items<'_, R, F> {
     type Value = ();
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("objects, or null for none")
+        f.write_str("an array of objects, or null")
     }
 
     fn visit_unit<E: Error>(self) -> Result<(), E> {
@@ -162,7 +161,7 @@ impl<'de, R: DeserializeOwned, F: FnMut(Lenient<R>)> Visitor<'de> for Items<'_, 
 
     fn visit_seq<A: SeqAccess<'de>>(self, mut items: A) -> Result<(), A::Error> {
         while let Some(text) = items.next_element::<&RawValue>()? {
-            (self.each)(Lenient::read(text).map_err(Error::custom)?);
+            (self.each)(decode_object(text).map_err(Error::custom)?);
         }
         Ok(())
     }
@@ -174,15 +173,15 @@ mod tests {
     use k8s_openapi::api::core::v1::Node;
     use serde_json::json;
 
-    fn told(object: Lenient<Node>) -> String {
-        match object.0 {
+    fn describe(object: Decoded<Node>) -> String {
+        match object {
             Ok(node) => node.metadata.name.unwrap_or_default(),
-            Err(Invalid { error, metadata }) => format!("{}: {error}", metadata.name.unwrap_or_default()),
+            Err(Undecodable { error, metadata }) => format!("{}: {error}", metadata.name.unwrap_or_default()),
         }
     }
 
     #[test]
-    fn of_a_list_each_object_is_told_in_order_and_one_that_makes_no_sense_by_its_name() {
+    fn list_passes_objects_in_order_and_undecodable_ones_by_name() {
         let items =
             json!([{"metadata": {"name": "a"}}, {"metadata": {"name": "b"}, "spec": 7}, {"metadata": {"name": "c"}}]);
         for text in [
@@ -191,7 +190,7 @@ mod tests {
             format!(r#"{{"items": {items}, "more": [1], "metadata": {{"resourceVersion": "9", "continue": "x"}}}}"#),
         ] {
             let mut names = Vec::new();
-            let metadata = read_list(&text, |object| names.push(told(object))).expect("a list");
+            let metadata = decode_list(&text, |object| names.push(describe(object))).expect("a list");
             assert_eq!(metadata.resource_version.as_deref(), Some("9"));
             assert_eq!(metadata.continue_.as_deref(), Some("x"));
             let [a, b, c] = names.try_into().expect("three");
@@ -201,8 +200,8 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_list_is_refused_and_a_list_may_be_empty() {
-        let read = |text: &str| read_list(text, |object: Lenient<Node>| panic!("{object:?}"));
+    fn only_lists_are_decoded_and_they_may_be_empty() {
+        let read = |text: &str| decode_list(text, |object: Decoded<Node>| panic!("{object:?}"));
         for text in ["", "nonsense", "[]", r#"{"items": 7}"#, r#"{"items": [7]}"#, r#"{"items": []} x"#] {
             assert!(read(text).is_err(), "{text:?}");
         }
@@ -212,26 +211,26 @@ mod tests {
     }
 
     #[test]
-    fn events_are_read_whatever_the_order_of_their_fields() {
-        let read = |line: &str| match Event::<Node>::read(line) {
-            Ok(Event::Applied(object)) => format!("applied {}", told(object)),
-            Ok(Event::Deleted(object)) => format!("deleted {}", told(object)),
-            Ok(Event::Bookmark(metadata)) => format!("up to {}", metadata.resource_version.unwrap_or_default()),
+    fn events_are_decoded_with_fields_in_any_order() {
+        let read = |line: &str| match Event::<Node>::decode(line) {
+            Ok(Event::Applied(object)) => format!("applied {}", describe(object)),
+            Ok(Event::Deleted(object)) => format!("deleted {}", describe(object)),
+            Ok(Event::Bookmark(metadata)) => format!("bookmark {}", metadata.resource_version.unwrap_or_default()),
             Ok(Event::Error(status)) => format!("error {}", status.code),
-            Err(error) => format!("no event: {error}"),
+            Err(error) => format!("invalid: {error}"),
         };
         for (line, expected) in [
             (r#"{"type":"ADDED","object":{"metadata":{"name":"a"}}}"#, "applied a"),
             (r#"{"object":{"metadata":{"name":"a"}},"type":"MODIFIED"}"#, "applied a"),
             (r#"{"type":"DELETED","object":{"metadata":{"name":"a"}}}"#, "deleted a"),
-            (r#"{"type":"BOOKMARK","object":{"kind":"Node","metadata":{"resourceVersion":"7"}}}"#, "up to 7"),
+            (r#"{"type":"BOOKMARK","object":{"kind":"Node","metadata":{"resourceVersion":"7"}}}"#, "bookmark 7"),
             (r#"{"type":"ERROR","object":{"kind":"Status","status":"Failure","code":410}}"#, "error 410"),
-            (r#"{"type":"NEWS","object":{}}"#, "no event: an event of type \"NEWS\""),
+            (r#"{"type":"NEWS","object":{}}"#, "invalid: unknown event type \"NEWS\""),
         ] {
             assert_eq!(read(line), expected, "{line}");
         }
-        let strange = read(r#"{"type":"ADDED","object":{"metadata":{"name":"b"},"spec":7}}"#);
-        assert!(strange.starts_with("applied b: invalid type"), "{strange}");
-        assert!(read("nonsense").starts_with("no event: "));
+        let undecodable = read(r#"{"type":"ADDED","object":{"metadata":{"name":"b"},"spec":7}}"#);
+        assert!(undecodable.starts_with("applied b: invalid type"), "{undecodable}");
+        assert!(read("nonsense").starts_with("invalid: "));
     }
 }

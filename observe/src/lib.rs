@@ -1,17 +1,19 @@
-//! Watching the API server into tables of typed views.
+//! Lists and watches objects of the API server, and keeps their typed views in tables.
 //!
 //! ```text
-//! API server --list, watch--> watch --> Table (in a Store) --wake--> whoever plans
+//! API server --list, watch--> watch --> Table (in a Store) --wake--> planner
 //!                                          ^                            |
-//!                                          +---- answers to its writes -+
+//!                                          +--- responses to writes ----+
 //! ```
 //!
-//! | room | what is in it |
+//! | module | contents |
 //! |---|---|
-//! | [`table`] | what is known of the objects of one kind; it never goes back to something older |
-//! | [`source`] | how objects become entries of a table, for each kind that Landfall watches |
-//! | [`store`] | a table that several tasks share, and the [`Wake`] that tells them of changes |
-//! | [`watch`](mod@watch), `backoff` | the list and the watch that feed a store, and when they are tried again |
+//! | [`table`] | the newest known state of the objects of one kind; it never goes back to an older state |
+//! | [`source`] | key and view of an object, for each kind that Landfall watches |
+//! | [`store`] | a table that several tasks share, and the [`Wake`] that signals its changes |
+//! | [`watch`](mod@watch) | the list and the watch that feed a store |
+//! | `decode` | JSON of lists and watches; an object that cannot be decoded does not affect others |
+//! | `backoff` | delays between attempts |
 //!
 //! ```no_run
 //! # async fn example(client: kube::Client) {
@@ -22,7 +24,7 @@
 //! let mut listener = wake.listener();
 //! loop {
 //!     if let Some(services) = services.snapshot() {
-//!         // Plan from what is there now.
+//!         // Plan from the current state.
 //!     }
 //!     listener.wait().await;
 //! }

@@ -1,7 +1,7 @@
-//! How objects become entries of a table: for each kind that Landfall watches, what its key is and what is read of it.
+//! Sources: key and view of an object, for each kind that Landfall watches.
 //!
-//! Object → [`Observation`]. What cannot be read is reported with the reason, and still has a key, so that whoever
-//! plans can leave it alone.
+//! Object → [`Observation`]. An object that cannot be parsed is returned with the error. It still has a key, so that the
+//! planner can leave the object alone.
 
 use std::net::IpAddr;
 
@@ -16,14 +16,14 @@ use kube::Resource;
 
 use crate::table::{Content, Observation, ResourceVersion};
 
-/// How objects of kind `R` become entries of a table.
+/// Turns objects of kind `R` into entries of a table.
 #[derive(Debug)]
 pub struct Source<R, K, V> {
-    /// The key of the object with this name; `None` if no object that matters can have such a name.
+    /// Key of an object with this metadata; `None` if the name is not one that Landfall uses.
     pub key: fn(&ObjectMeta) -> Option<K>,
-    /// What is read of an object; `None` if it does not matter, which is as if it did not exist.
+    /// View of an object; `None` if Landfall ignores the object, as if it did not exist.
     pub read: fn(&R) -> Result<Option<V>, Malformed>,
-    /// Which objects are asked for at all, as a label selector. Empty: all.
+    /// Label selector of the list and watch requests. Empty: all objects.
     pub labels: &'static str,
 }
 
@@ -36,8 +36,8 @@ impl<R, K, V> Clone for Source<R, K, V> {
 impl<R, K, V> Copy for Source<R, K, V> {}
 
 impl<R: Resource<DynamicType = ()>, K, V> Source<R, K, V> {
-    /// What this object says, and what is wrong with it if it can't be read. `None` for an object without a key or a
-    /// version, which no API server sends.
+    /// Returns the observation of an object, and the error if it cannot be parsed. `None` for an object without a key or
+    /// version; an API server does not send one.
     pub fn observe(&self, object: &R) -> Option<(Observation<K, V>, Option<Malformed>)> {
         let (content, malformed) = match (self.read)(object) {
             Ok(Some(value)) => (Content::Known(value), None),
@@ -47,7 +47,7 @@ impl<R: Resource<DynamicType = ()>, K, V> Source<R, K, V> {
         Some((self.observation(object.meta(), content)?, malformed))
     }
 
-    /// What is known of an object by its metadata alone, and the rest of it as `content`.
+    /// Returns the observation with this metadata and `content`; `None` without a key or version.
     pub fn observation(&self, meta: &ObjectMeta, content: Content<V>) -> Option<Observation<K, V>> {
         Some(Observation {
             key: (self.key)(meta)?,
@@ -58,41 +58,40 @@ impl<R: Resource<DynamicType = ()>, K, V> Source<R, K, V> {
     }
 }
 
-/// The version of an object.
+/// `metadata.resourceVersion` as a number.
 pub fn version(meta: &ObjectMeta) -> Option<ResourceVersion> {
     meta.resource_version.as_deref()?.parse().ok()
 }
 
 /// Services of all namespaces and types.
 pub fn services() -> Source<core::Service, Key, Service> {
-    Source { key: namespaced, read: |object| Service::try_from(object).map(Some), labels: "" }
+    Source { key: namespaced_key, read: |object| Service::try_from(object).map(Some), labels: "" }
 }
 
-/// Load balancers among them, for node agents: of each what decides where packets go.
+/// Services of type LoadBalancer, for node agents: only the fields that affect forwarding.
 pub fn load_balancers() -> Source<core::Service, Key, Service> {
     let read = |object: &core::Service| {
         let service = Service::try_from(object)?;
         Ok(service.is_load_balancer.then(|| service.into_forwarding_view()))
     };
-    Source { key: namespaced, read, labels: "" }
+    Source { key: namespaced_key, read, labels: "" }
 }
 
-/// EndpointSlices of all namespaces that belong to a Service. Those of headless Services are not asked for: no address
-/// leads there.
+/// EndpointSlices of all Services. The request excludes those of headless Services, which have no load-balancer address.
 pub fn endpoint_slices() -> Source<discovery::EndpointSlice, Key, EndpointSlice> {
     Source {
-        key: namespaced,
+        key: namespaced_key,
         read: EndpointSlice::read,
         labels: "kubernetes.io/service-name,!service.kubernetes.io/headless",
     }
 }
 
-/// Nodes.
+/// Nodes, by name.
 pub fn nodes() -> Source<core::Node, String, Node> {
     Source { key: |meta| meta.name.clone(), read: |object| Ok(Some(Node::from(object))), labels: "" }
 }
 
-/// Namespaces.
+/// Namespaces, by name.
 pub fn namespaces() -> Source<core::Namespace, String, Namespace> {
     Source { key: |meta| meta.name.clone(), read: |object| Ok(Some(Namespace::from(object))), labels: "" }
 }
@@ -102,27 +101,27 @@ pub fn node_networks() -> Source<NodeNetwork, String, Network> {
     Source { key: |meta| meta.name.clone(), read: |object| Ok(Some(Network::from(object))), labels: "" }
 }
 
-/// The same, for who hands frames to those nodes.
+/// NodeNetworks by the name of the node, for agents that re-send frames to those nodes.
 pub fn peer_links() -> Source<NodeNetwork, String, PeerLinks> {
     Source { key: |meta| meta.name.clone(), read: |object| Ok(Some(PeerLinks::from(object))), labels: "" }
 }
 
-/// IPAddressPools.
+/// IPAddressPools, by name.
 pub fn pools() -> Source<IPAddressPool, String, IPAddressPool> {
     Source { key: |meta| meta.name.clone(), read: |object| Ok(Some(object.clone())), labels: "" }
 }
 
-/// The same, for node agents.
+/// IPAddressPools by name, for node agents.
 pub fn pool_settings() -> Source<IPAddressPool, String, PoolSettings> {
     Source { key: |meta| meta.name.clone(), read: |object| Ok(Some(PoolSettings::from(object))), labels: "" }
 }
 
-/// L2Advertisements.
+/// L2Advertisements, by name.
 pub fn l2_advertisements() -> Source<L2Advertisement, String, Advertisement> {
     Source { key: |meta| meta.name.clone(), read: |object| Ok(Some(Advertisement::from(object))), labels: "" }
 }
 
-/// LoadBalancerIPs, by their address.
+/// LoadBalancerIPs, by load-balancer address.
 pub fn records() -> Source<LoadBalancerIP, IpAddr, Record> {
     Source {
         key: |meta| address::parse_object_name(meta.name.as_deref()?),
@@ -131,6 +130,6 @@ pub fn records() -> Source<LoadBalancerIP, IpAddr, Record> {
     }
 }
 
-fn namespaced(meta: &ObjectMeta) -> Option<Key> {
+fn namespaced_key(meta: &ObjectMeta) -> Option<Key> {
     Some(Key::new(meta.namespace.as_deref()?, meta.name.as_deref()?))
 }

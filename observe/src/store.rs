@@ -1,7 +1,7 @@
-//! A table that several tasks share, and the wake that tells them of changes.
+//! A table that several tasks share, and the wake-up that signals its changes.
 //!
-//! No task of its own: whoever changes the table wakes the listeners. A wake says that something changed, and not what:
-//! whoever wakes looks at everything anew, so that a burst of changes is one wake.
+//! There is no task here: a change of the table wakes the listeners. A wake-up carries no details; the listener reads the
+//! current state. So a burst of changes is one wake-up.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -10,7 +10,7 @@ use tokio::sync::watch;
 
 use crate::table::{Change, Observation, ResourceVersion, Table};
 
-/// Tells listeners that something changed. Several stores can share one.
+/// Signals changes to listeners. Several stores can share one.
 #[derive(Clone, Debug, Default)]
 pub struct Wake(watch::Sender<()>);
 
@@ -20,7 +20,7 @@ impl Wake {
         self.0.send_replace(());
     }
 
-    /// A listener for what changes from now on.
+    /// Returns a listener for changes from now on.
     pub fn listener(&self) -> Listener {
         Listener { receiver: self.0.subscribe(), _wake: self.clone() }
     }
@@ -30,18 +30,18 @@ impl Wake {
 #[derive(Debug)]
 pub struct Listener {
     receiver: watch::Receiver<()>,
-    /// As long as there is a listener, somebody may wake it.
+    /// Keeps the sender alive: without it, [`Listener::wait`] would fail.
     _wake: Wake,
 }
 
 impl Listener {
-    /// Returns when something changed since this returned last; at once if that was in the meantime. Cancel safe.
+    /// Waits for a change since the last return of this function. Cancel safe.
     pub async fn wait(&mut self) {
         self.receiver.changed().await.expect("invariant: a listener holds its wake");
     }
 }
 
-/// What is known of the objects of one kind, for several tasks.
+/// The objects of one kind, shared by several tasks.
 #[derive(Debug)]
 pub struct Store<K, V> {
     table: Arc<Mutex<Table<K, V>>>,
@@ -55,89 +55,89 @@ impl<K, V> Clone for Store<K, V> {
 }
 
 impl<K: Ord + Clone, V: PartialEq> Store<K, V> {
-    /// An empty store, which wakes `wake` when what is known changes.
+    /// Creates an empty store that wakes the listeners of `wake` on changes.
     pub fn new(wake: &Wake) -> Self {
         Self { table: Arc::default(), wake: wake.clone() }
     }
 
-    /// An empty store that notes what changes, for [`Store::take_changes`]. Somebody has to take it.
+    /// Creates an empty store that records its changes. One consumer must take them: [`Store::take_changes`].
     pub fn with_changes(wake: &Wake) -> Self {
         let store = Self::new(wake);
-        store.lock().note_changes();
+        store.lock().record_changes();
         store
     }
 
-    /// What has changed since this was asked last (of a store that notes it): see [`Table::take_changes`]. `None` before
-    /// the first whole list. There is one who asks: what one has taken, no other is told.
+    /// Returns the changes since the last call, from a store that records them: see [`Table::take_changes`]. `None` before
+    /// the first complete list. Changes are returned once, so there must be one caller.
     pub fn take_changes(&self) -> Option<Vec<Change<K, V>>> {
         let mut table = self.lock();
-        table.synced().then(|| table.take_changes())
+        table.is_synced().then(|| table.take_changes())
     }
 
-    /// A store that notes what changes and has received one list already, of these objects, taken at `version`: where no API
-    /// server is.
+    /// Creates a store that records its changes and has received one list, of these objects at `version`. For use without
+    /// an API server.
     pub fn from_list(
         wake: &Wake,
         version: ResourceVersion,
         observations: impl IntoIterator<Item = Observation<K, V>>,
     ) -> Self {
         let store = Self::with_changes(wake);
-        store.change(|table| {
-            table.list_begins();
-            observations.into_iter().for_each(|observation| table.listed(observation));
-            table.list_ends(version)
+        store.update(|table| {
+            table.begin_list();
+            observations.into_iter().for_each(|observation| table.add_listed(observation));
+            table.finish_list(version)
         });
         store
     }
 
-    /// Whether a whole list was received.
+    /// Whether a complete list was received.
     pub fn is_listed(&self) -> bool {
         self.read(|_| ()).is_some()
     }
 
-    /// What is known now; `None` before the first whole list.
+    /// Copies the current state; `None` before the first complete list.
     pub fn snapshot(&self) -> Option<BTreeMap<K, Arc<V>>> {
-        self.read(|table| table.known().map(|(key, value)| (key.clone(), value.clone())).collect())
+        self.read(|table| table.objects().map(|(key, value)| (key.clone(), value.clone())).collect())
     }
 
-    /// The objects that exist and cannot be read; `None` before the first whole list.
+    /// Keys of objects whose current state cannot be parsed; `None` before the first complete list.
     pub fn unreadable(&self) -> Option<BTreeSet<K>> {
         self.read(|table| table.unreadable().clone())
     }
 
-    /// One object as it is known now: `None` before the first whole list.
+    /// The current state of one object; `None` before the first complete list.
     pub fn get(&self, key: &K) -> Option<Arc<V>> {
         self.read(|table| table.get(key).cloned())?
     }
 
-    /// What `look` finds in the table, without a copy of it; `None` before the first whole list. Not for long: the watch
-    /// waits meanwhile.
-    pub fn read<T>(&self, look: impl FnOnce(&Table<K, V>) -> T) -> Option<T> {
+    /// Calls `read` with the table, without a copy; `None` before the first complete list. `read` must be short: the watch
+    /// is blocked meanwhile.
+    pub fn read<T>(&self, read: impl FnOnce(&Table<K, V>) -> T) -> Option<T> {
         let table = self.lock();
-        table.synced().then(|| look(&table))
+        table.is_synced().then(|| read(&table))
     }
 
-    /// Stores the answer to an own write, or to a question for one object: see [`Table::put`].
+    /// Stores the response to an own write or to a read of one object: see [`Table::put`].
     pub fn put(&self, observation: Observation<K, V>) {
-        self.change(|table| table.put(observation));
+        self.update(|table| table.put(observation));
     }
 
-    /// Stores that an own deletion was answered: see [`Table::forget`].
+    /// Removes an object after the response to an own deletion: see [`Table::forget`].
     pub fn forget(&self, key: &K, uid: &str) {
-        self.change(|table| table.forget(key, uid));
+        self.update(|table| table.forget(key, uid));
     }
 
-    /// Changes the table, and wakes if `change` says that what is known changed.
-    pub(crate) fn change(&self, change: impl FnOnce(&mut Table<K, V>) -> bool) {
-        // The lock is released before anybody is woken.
-        let changed = change(&mut self.lock());
+    /// Updates the table, and wakes the listeners if `update` returns true.
+    pub(crate) fn update(&self, update: impl FnOnce(&mut Table<K, V>) -> bool) {
+        // The lock is released before listeners wake up.
+        let changed = update(&mut self.lock());
         if changed {
             self.wake.wake();
         }
     }
 
     fn lock(&self) -> MutexGuard<'_, Table<K, V>> {
-        // A panic elsewhere ends the process; until then, what is known is as good as before.
+        // A panic in another task ends the process. Until then the table is usable.
         self.table.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -147,37 +147,37 @@ mod tests {
     use super::*;
     use crate::table::Content;
 
-    fn seen(key: &'static str, version: u64) -> Observation<&'static str, u64> {
+    fn observation(key: &'static str, version: u64) -> Observation<&'static str, u64> {
         Observation { key, uid: key.into(), version, content: Content::Known(version) }
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_burst_in_several_stores_is_one_wake() {
+    async fn burst_of_changes_in_several_stores_wakes_once() {
         let wake = Wake::default();
         let mut listener = wake.listener();
         let (one, other) = (Store::from_list(&wake, 1, []), Store::from_list(&wake, 1, []));
         for store in [&one, &other] {
-            store.put(seen("web", 2));
+            store.put(observation("web", 2));
         }
         listener.wait().await;
         let idle = std::time::Duration::from_secs(1);
-        assert!(tokio::time::timeout(idle, listener.wait()).await.is_err(), "nothing changed since");
-        one.put(seen("web", 2));
-        assert!(tokio::time::timeout(idle, listener.wait()).await.is_err(), "what is known already is no change");
-        one.put(seen("web", 3));
+        assert!(tokio::time::timeout(idle, listener.wait()).await.is_err(), "no change since");
+        one.put(observation("web", 2));
+        assert!(tokio::time::timeout(idle, listener.wait()).await.is_err(), "a known state is not a change");
+        one.put(observation("web", 3));
         listener.wait().await;
         assert_eq!(one.snapshot(), Some(BTreeMap::from([("web", Arc::new(3))])));
     }
 
     #[test]
-    fn nothing_is_told_before_the_first_list() {
+    fn store_returns_nothing_before_the_first_list() {
         let store = Store::with_changes(&Wake::default());
-        store.put(seen("web", 2));
+        store.put(observation("web", 2));
         assert_eq!((store.snapshot(), store.get(&"web"), store.unreadable()), (None, None, None));
         assert_eq!(store.take_changes(), None);
-        store.change(|table| {
-            table.list_begins();
-            table.list_ends(1)
+        store.update(|table| {
+            table.begin_list();
+            table.finish_list(1)
         });
         let keys = store.take_changes().map(|changes| changes.into_iter().map(|change| change.key).collect::<Vec<_>>());
         assert_eq!(keys, Some(vec!["web"]));

@@ -1,17 +1,18 @@
-//! What is known of the objects of one kind, by key.
+//! The newest known state of the objects of one kind, by key.
 //!
-//! Two tell: the watch (a list, then its events in order), and the answers to our own writes. They arrive in any
-//! order, and a table never goes back to something older:
+//! A table has two inputs: the watch (a list, then events in order) and the responses to own writes. They arrive in any
+//! order, and the table never goes back to an older state:
 //!
-//! - Versions can be compared (KEP-5504), across all objects of a kind. The watch tells them in order, so it has told
-//!   of everything up to the last one. An answer up to there says nothing new: the watch has already told what became
-//!   of that write, and be it that the object is gone again.
-//! - An answer beyond is ahead of the watch. It stays until the watch has caught up with it, whatever older events come
-//!   in between.
-//! - A UID that we deleted is dead for good, whatever older events still speak of it.
-//! - A list replaces everything but what we wrote after it was taken.
+//! - Versions of all objects of a kind can be compared (KEP-5504). The watch sends events in the order of versions. A
+//!   response with a version up to that of the last event is ignored: the watch has already sent the result of that
+//!   write, even if the object has since been deleted.
+//! - A response with a newer version is ahead of the watch. It stays until the watch catches up, whatever older events
+//!   arrive in between.
+//! - A UID that was deleted by an own write stays deleted, whatever older events arrive.
+//! - A list replaces everything except own writes that are newer than the list.
 //!
-//! Events and answers → what is known, and whether that changed. No order of arrival ends in anything but the newest.
+//! Events and responses → the newest state of each object, and whether it changed. The result does not depend on the order
+//! of arrival.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -19,61 +20,58 @@ use std::sync::Arc;
 use crds::InternedStr;
 pub use crds::ResourceVersion;
 
-/// What was read of one state of an object.
+/// The content of one state of an object.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Content<V> {
-    /// This.
+    /// The parsed view.
     Known(V),
-    /// Nothing that matters: as if the object did not exist.
+    /// Landfall does not use the object in this state, as if it did not exist.
     Ignored,
-    /// Nothing that makes sense. What was known of the object before, if anything was, stays.
+    /// The state cannot be parsed. The last known state of the object stays in the table.
     Unreadable,
 }
 
-/// One state of one object, as somebody told it.
+/// One observed state of one object.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Observation<K, V> {
-    /// The object's key.
     pub key: K,
-    /// Its UID: an object that is made again under an old name is another one.
+    /// Distinguishes objects that were created under the same name one after the other.
     pub uid: InternedStr,
-    /// The write that made this state.
     pub version: ResourceVersion,
-    /// What was read of it.
     pub content: Content<V>,
 }
 
-/// What is known of an object that was another one before.
+/// A change of the known state of an object.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Change<K, V> {
-    /// The object's key.
     pub key: K,
-    /// What was known of it when somebody asked last.
+    /// Known state at the previous call of [`Table::take_changes`].
     pub before: Option<Arc<V>>,
-    /// Its newest known state; `None` if it is not there, or nothing is known of it.
+    /// Newest known state; `None` if the object does not exist or no state is known.
     pub value: Option<Arc<V>>,
-    /// Whether its present state cannot be read.
+    /// Whether the current state cannot be parsed.
     pub is_unreadable: bool,
 }
 
-/// What is known of the objects of one kind.
+/// The newest known state of the objects of one kind.
 #[derive(Debug)]
 pub struct Table<K, V> {
     entries: BTreeMap<K, Entry<V>>,
-    /// Objects whose present state cannot be read. An older one may be in `entries`.
+    /// Objects whose current state cannot be parsed. `entries` may have an older state.
     unreadable: BTreeSet<K>,
-    /// The watch has told of everything up to here.
-    seen: ResourceVersion,
-    /// Objects that we deleted, until the watch tells so: few, and not for long.
-    dead: BTreeMap<K, Dead>,
+    /// The watch has sent all events up to this version.
+    watch_version: ResourceVersion,
+    /// Objects that were deleted by own writes, until the watch reports it. There are few, for a short time.
+    deleted: BTreeMap<K, Deleted>,
     /// A list that is being received.
     listing: Option<BTreeMap<K, Listed<V>>>,
     synced: bool,
-    /// The objects of which something else is known than when somebody asked last, with what it was then; if anybody asks.
+    /// Objects that changed since the last call of [`Table::take_changes`], with their state at that time. `None` if
+    /// changes are not recorded.
     changed: Option<BTreeMap<K, Option<Arc<V>>>>,
 }
 
-/// An object as a list has it. A list of tens of thousands stands beside what was known before: so each takes little room.
+/// An object of a list. It takes little memory: the new list with tens of thousands of objects exists beside the old state.
 #[derive(Debug)]
 struct Listed<V> {
     uid: InternedStr,
@@ -81,27 +79,28 @@ struct Listed<V> {
     content: Content<Arc<V>>,
 }
 
+/// An object that was deleted by an own write.
 #[derive(Debug)]
-struct Dead {
+struct Deleted {
     uid: InternedStr,
-    /// The last version that was known.
+    /// The last known version.
     version: ResourceVersion,
-    /// Whether a list was asked for since: then that list knows of it.
-    asked_since: bool,
+    /// Whether a list was requested after the deletion, so that the list reflects it.
+    listed_since: bool,
 }
 
 #[derive(Debug)]
 struct Entry<V> {
     uid: InternedStr,
     version: ResourceVersion,
-    /// `None` for an own write that made the object not matter, until the watch has caught up with it.
+    /// `None` after an own write to a state that Landfall ignores, until the watch catches up.
     value: Option<Arc<V>>,
-    /// Whether it came as the answer to an own write, with no list asked for since.
+    /// Whether this is the response to an own write, and no list was requested since.
     own: bool,
 }
 
-impl Dead {
-    /// Whether the object died after this state: it is a state of the same object, or of an older one of that name.
+impl Deleted {
+    /// Whether the deletion came after this state of the object, or of an older object with the same name.
     fn is_after(&self, uid: &str, version: ResourceVersion) -> bool {
         self.uid == uid || version <= self.version
     }
@@ -113,7 +112,7 @@ impl<V> Clone for Entry<V> {
     }
 }
 
-fn values<K, V>(entries: &BTreeMap<K, Entry<V>>) -> impl Iterator<Item = (&K, &Arc<V>)> {
+fn known_values<K, V>(entries: &BTreeMap<K, Entry<V>>) -> impl Iterator<Item = (&K, &Arc<V>)> {
     entries.iter().filter_map(|(key, entry)| Some((key, entry.value.as_ref()?)))
 }
 
@@ -122,8 +121,8 @@ impl<K, V> Default for Table<K, V> {
         Self {
             entries: BTreeMap::new(),
             unreadable: BTreeSet::new(),
-            seen: 0,
-            dead: BTreeMap::new(),
+            watch_version: 0,
+            deleted: BTreeMap::new(),
             listing: None,
             synced: false,
             changed: None,
@@ -132,14 +131,14 @@ impl<K, V> Default for Table<K, V> {
 }
 
 impl<K: Ord + Clone, V: PartialEq> Table<K, V> {
-    /// Whether a whole list was received. Before that, what is missing may still exist.
-    pub fn synced(&self) -> bool {
+    /// Whether a complete list was received. Before that, objects may be missing.
+    pub fn is_synced(&self) -> bool {
         self.synced
     }
 
-    /// The newest known state of each object.
-    pub fn known(&self) -> impl Iterator<Item = (&K, &Arc<V>)> {
-        values(&self.entries)
+    /// The newest known state of each object, sorted by key.
+    pub fn objects(&self) -> impl Iterator<Item = (&K, &Arc<V>)> {
+        known_values(&self.entries)
     }
 
     /// The newest known state of one object.
@@ -147,18 +146,18 @@ impl<K: Ord + Clone, V: PartialEq> Table<K, V> {
         self.entries.get(key)?.value.as_ref()
     }
 
-    /// The objects whose present state cannot be read; the last state that could, if any, is among the known.
+    /// Keys of objects whose current state cannot be parsed. Their last known state, if any, is among the objects.
     pub fn unreadable(&self) -> &BTreeSet<K> {
         &self.unreadable
     }
 
-    /// From here on it is noted what changes, for [`Table::take_changes`].
-    pub fn note_changes(&mut self) {
+    /// Starts to record changes for [`Table::take_changes`].
+    pub fn record_changes(&mut self) {
         self.changed = Some(self.entries.keys().chain(&self.unreadable).map(|key| (key.clone(), None)).collect());
     }
 
-    /// What has changed since this was asked last, in order of the keys. Each object is there once, as it is known now.
-    /// Nothing if changes are not noted.
+    /// Returns the changes since the last call, sorted by key: one per object, with its newest state. Empty if changes are
+    /// not recorded.
     pub fn take_changes(&mut self) -> Vec<Change<K, V>> {
         let changed = self.changed.as_mut().map(std::mem::take).unwrap_or_default();
         let change = |(key, before): (K, Option<Arc<V>>)| Change {
@@ -170,29 +169,29 @@ impl<K: Ord + Clone, V: PartialEq> Table<K, V> {
         changed.into_iter().map(change).collect()
     }
 
-    /// Notes that this object was something else `before`, if it is `news` what it is now.
-    fn noted(&mut self, key: &K, before: Option<Arc<V>>, news: bool) -> bool {
-        if let Some(changed) = self.changed.as_mut().filter(|_| news) {
+    /// Records the state of this object before a change, if it `differs`. Returns `differs`.
+    fn record_change(&mut self, key: &K, before: Option<Arc<V>>, differs: bool) -> bool {
+        if let Some(changed) = self.changed.as_mut().filter(|_| differs) {
             changed.entry(key.clone()).or_insert(before);
         }
-        news
+        differs
     }
 
-    /// A list is about to be asked for; one that was being received is given up.
-    pub fn list_begins(&mut self) {
+    /// Starts a list, before its request is sent. A list that is being received is discarded.
+    pub fn begin_list(&mut self) {
         self.listing = Some(BTreeMap::new());
-        // It will show every write that was answered before, or what became of it: even with a lower version, when
-        // somebody has restored the API server's storage from a copy.
+        // The list includes the result of every write that was answered before. Its version can be lower if the storage
+        // of the API server was restored from a backup.
         for entry in self.entries.values_mut() {
             entry.own = false;
         }
-        for dead in self.dead.values_mut() {
-            dead.asked_since = true;
+        for deleted in self.deleted.values_mut() {
+            deleted.listed_since = true;
         }
     }
 
-    /// The list has this object.
-    pub fn listed(&mut self, observation: Observation<K, V>) {
+    /// Adds an object of the list.
+    pub fn add_listed(&mut self, observation: Observation<K, V>) {
         let Some(listing) = &mut self.listing else { return };
         let Observation { key, uid, version, content } = observation;
         let content = match content {
@@ -206,19 +205,19 @@ impl<K: Ord + Clone, V: PartialEq> Table<K, V> {
         listing.insert(key, Listed { uid, version, content });
     }
 
-    /// The list is complete, and shows all objects as they were at `version`.
-    pub fn list_ends(&mut self, version: ResourceVersion) -> bool {
+    /// Replaces the state by the complete list, which was taken at `version`. Returns whether the known state changed.
+    pub fn finish_list(&mut self, version: ResourceVersion) -> bool {
         let Some(listing) = self.listing.take() else { return false };
         let before = std::mem::take(&mut self.entries);
         let unreadable_before = std::mem::take(&mut self.unreadable);
-        // Of what was gone when the list was taken, no event will speak any more.
-        self.dead.retain(|key, dead| {
-            let listed = listing.get(key).is_some_and(|observation| observation.uid == dead.uid);
-            !dead.asked_since && (listed || dead.version > version)
+        // No more events arrive for objects that did not exist when the list was taken.
+        self.deleted.retain(|key, deleted| {
+            let listed = listing.get(key).is_some_and(|observation| observation.uid == deleted.uid);
+            !deleted.listed_since && (listed || deleted.version > version)
         });
-        let (dead, unreadable) = (&self.dead, &mut self.unreadable);
+        let (deleted, unreadable) = (&self.deleted, &mut self.unreadable);
         let entry = |(key, Listed { uid, version, content }): (K, Listed<V>)| {
-            if dead.get(&key).is_some_and(|dead| dead.is_after(&uid, version)) {
+            if deleted.get(&key).is_some_and(|deleted| deleted.is_after(&uid, version)) {
                 return None;
             }
             let old = before.get(&key).filter(|old| old.uid == uid).and_then(|old| old.value.clone());
@@ -232,82 +231,88 @@ impl<K: Ord + Clone, V: PartialEq> Table<K, V> {
             };
             Some((key, Entry { uid, version, value: Some(value), own: false }))
         };
-        // Made at once, a map has no room left over.
+        // A map that is collected at once has no spare capacity.
         self.entries = listing.into_iter().filter_map(entry).collect();
         for (key, entry) in before.iter().filter(|(_, entry)| entry.own && entry.version > version) {
             self.unreadable.remove(key);
             self.entries.insert(key.clone(), entry.clone());
         }
-        let changed =
-            !self.synced || unreadable_before != self.unreadable || !values(&before).eq(values(&self.entries));
-        if changed && let Some(noted) = &mut self.changed {
+        let changed = !self.synced
+            || unreadable_before != self.unreadable
+            || !known_values(&before).eq(known_values(&self.entries));
+        if changed && let Some(recorded) = &mut self.changed {
             let entries = &self.entries;
-            let of = |entries: &BTreeMap<K, Entry<V>>, key: &K| entries.get(key).and_then(|entry| entry.value.clone());
+            let value =
+                |entries: &BTreeMap<K, Entry<V>>, key: &K| entries.get(key).and_then(|entry| entry.value.clone());
             let pointer = |value: Option<Arc<V>>| value.as_ref().map(Arc::as_ptr);
-            let differs = |key: &&K| pointer(of(&before, key)) != pointer(of(entries, key));
+            let differs = |key: &&K| pointer(value(&before, key)) != pointer(value(entries, key));
             let differing = before.keys().chain(entries.keys()).filter(differs);
             for key in differing.chain(unreadable_before.symmetric_difference(&self.unreadable)) {
-                noted.entry(key.clone()).or_insert_with(|| of(&before, key));
+                recorded.entry(key.clone()).or_insert_with(|| value(&before, key));
             }
         }
-        (self.seen, self.synced) = (version, true);
+        (self.watch_version, self.synced) = (version, true);
         changed
     }
 
-    /// The watch tells that an object was made or changed.
-    pub fn applied(&mut self, observation: Observation<K, V>) -> bool {
+    /// Applies a watch event: the object was created or changed. Returns whether the known state changed.
+    pub fn apply(&mut self, observation: Observation<K, V>) -> bool {
         let version = observation.version;
-        self.seen = self.seen.max(version);
-        if self.is_gone(&observation) || self.entries.get(&observation.key).is_some_and(|e| version < e.version) {
+        self.watch_version = self.watch_version.max(version);
+        if self.is_deleted(&observation) || self.entries.get(&observation.key).is_some_and(|e| version < e.version) {
             return false;
         }
-        self.set(observation, false)
+        self.insert(observation, false)
     }
 
-    /// The watch tells that an object was deleted, which made `version`.
-    pub fn deleted(&mut self, key: &K, uid: &str, version: ResourceVersion) -> bool {
-        self.seen = self.seen.max(version);
-        if self.dead.get(key).is_some_and(|dead| dead.uid == uid) {
-            self.dead.remove(key);
+    /// Applies a watch event: the object was deleted by the write `version`. Returns whether the known state changed.
+    pub fn apply_deletion(&mut self, key: &K, uid: &str, version: ResourceVersion) -> bool {
+        self.watch_version = self.watch_version.max(version);
+        if self.deleted.get(key).is_some_and(|deleted| deleted.uid == uid) {
+            self.deleted.remove(key);
         }
         if self.entries.get(key).is_some_and(|entry| version < entry.version) {
             return false;
         }
-        self.unset(key)
+        self.remove(key)
     }
 
-    /// The watch tells that it has told everything up to `version` (a bookmark).
-    pub fn reached(&mut self, version: ResourceVersion) {
-        self.seen = self.seen.max(version);
+    /// Applies a bookmark: the watch has sent all events up to `version`.
+    pub fn apply_bookmark(&mut self, version: ResourceVersion) {
+        self.watch_version = self.watch_version.max(version);
     }
 
-    /// The answer to an own write, or to a question for one object: it is like this.
+    /// Stores the response to an own write or to a read of one object. Returns whether the known state changed.
     pub fn put(&mut self, observation: Observation<K, V>) -> bool {
         let version = observation.version;
-        let old = |entry: &Entry<V>| version <= entry.version;
-        if version <= self.seen || self.is_gone(&observation) || self.entries.get(&observation.key).is_some_and(old) {
+        let is_older = |entry: &Entry<V>| version <= entry.version;
+        if version <= self.watch_version
+            || self.is_deleted(&observation)
+            || self.entries.get(&observation.key).is_some_and(is_older)
+        {
             return false;
         }
-        self.set(observation, true)
+        self.insert(observation, true)
     }
 
-    /// The answer to an own deletion: the object of this UID is gone, for good.
+    /// Removes the object with this UID after the response to an own deletion. Returns whether the known state changed.
     pub fn forget(&mut self, key: &K, uid: &str) -> bool {
-        // If it is not there any more, the watch has told already, and will not speak of it again.
+        // If the object is missing, the watch has already reported the deletion.
         let Some(entry) = self.entries.get(key).filter(|entry| entry.uid == uid) else { return false };
-        let dead = Dead { uid: uid.into(), version: entry.version, asked_since: false };
-        self.dead.insert(key.clone(), dead);
-        self.unset(key)
+        let deleted = Deleted { uid: uid.into(), version: entry.version, listed_since: false };
+        self.deleted.insert(key.clone(), deleted);
+        self.remove(key)
     }
 
-    /// Whether this speaks of an object that we have deleted since.
-    fn is_gone(&self, observation: &Observation<K, V>) -> bool {
-        self.dead.get(&observation.key).is_some_and(|dead| dead.is_after(&observation.uid, observation.version))
+    /// Whether an own write has deleted the observed object since.
+    fn is_deleted(&self, observation: &Observation<K, V>) -> bool {
+        let deleted = self.deleted.get(&observation.key);
+        deleted.is_some_and(|deleted| deleted.is_after(&observation.uid, observation.version))
     }
 
-    fn set(&mut self, observation: Observation<K, V>, own: bool) -> bool {
+    fn insert(&mut self, observation: Observation<K, V>, own: bool) -> bool {
         let Observation { key, uid, version, content } = observation;
-        self.dead.remove(&key);
+        self.deleted.remove(&key);
         let old = self.get(&key).cloned();
         let value = match content {
             Content::Known(value) => Some(match &old {
@@ -316,16 +321,16 @@ impl<K: Ord + Clone, V: PartialEq> Table<K, V> {
             }),
             Content::Ignored => None,
             Content::Unreadable => {
-                let news = self.unreadable.insert(key.clone());
+                let differs = self.unreadable.insert(key.clone());
                 if let Some(entry) = self.entries.get_mut(&key) {
                     (entry.version, entry.own) = (version, own);
                 }
-                return self.noted(&key, old, news);
+                return self.record_change(&key, old, differs);
             }
         };
         let was_unreadable = self.unreadable.remove(&key);
-        let news = was_unreadable || old.as_ref().map(Arc::as_ptr) != value.as_ref().map(Arc::as_ptr);
-        let changed = self.noted(&key, old, news);
+        let differs = was_unreadable || old.as_ref().map(Arc::as_ptr) != value.as_ref().map(Arc::as_ptr);
+        let changed = self.record_change(&key, old, differs);
         if value.is_some() || own {
             self.entries.insert(key, Entry { uid, version, value, own });
         } else {
@@ -334,10 +339,10 @@ impl<K: Ord + Clone, V: PartialEq> Table<K, V> {
         changed
     }
 
-    fn unset(&mut self, key: &K) -> bool {
+    fn remove(&mut self, key: &K) -> bool {
         let before = self.entries.remove(key).and_then(|entry| entry.value);
-        let news = self.unreadable.remove(key) || before.is_some();
-        self.noted(key, before, news)
+        let differs = self.unreadable.remove(key) || before.is_some();
+        self.record_change(key, before, differs)
     }
 }
 

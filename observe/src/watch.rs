@@ -3,15 +3,15 @@
 //! One future per kind, which ends only when it is dropped:
 //!
 //! ```text
-//!        +--> list, page by page --> watch from the list's version on --+--> ended (every minute): watch on
-//!        |                                                              +--> failed: wait, watch on
+//!        +--> list, page by page --> watch from the list's version on --+--> ended (every minute): watch again
+//!        |                                                              +--> failed: wait, watch again
 //!        +------------------ version too old (410) <--------------------+
 //! ```
 //!
-//! kube's own watcher is not used because it keeps to itself which version a list has, without which nobody can tell
-//! whether an own write's answer is newer than the list (see [`crate::table`]).
+//! The watcher of kube is not used because it does not expose the version of a list. Without it, the response to an own
+//! write cannot be ordered relative to the list (see [`crate::table`]).
 //!
-//! Cancel safe: what was told is in the store, and a list in the middle is asked for again.
+//! Cancel safe: received events are in the store, and an unfinished list is requested again.
 
 use std::convert::Infallible;
 use std::fmt::Debug;
@@ -27,45 +27,45 @@ use kube::{Api, Client, Resource};
 use serde::de::DeserializeOwned;
 use tokio::time::{Instant, sleep, timeout};
 
-use crate::backoff::Pauses;
-use crate::decode::{Event, Invalid, Lenient, read_list};
+use crate::backoff::Backoff;
+use crate::decode::{Decoded, Event, Undecodable, decode_list};
 use crate::source::{Source, version};
 use crate::store::Store;
-use crate::table::{Content, Observation, ResourceVersion};
+use crate::table::{Content, Observation, ResourceVersion, Table};
 
-/// Objects in one page of a list. It bounds the memory that receiving it takes, to some MiB; each page is a round trip, and
-/// nothing is planned before the last one.
-const PAGE: u32 = 500;
+/// Objects per page of a list. Bounds the memory for receiving a page to a few MiB. Each page is a round trip, and planning
+/// starts after the last one.
+const PAGE_SIZE: u32 = 500;
 
-/// For how long the API server is to answer a request for a page, or begin a watch.
-const ANSWER: Duration = Duration::from_secs(30);
+/// Timeout for the response to a request for a page or a watch.
+const RESPONSE_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// For how long one watch is asked for, in seconds. A connection that died in silence is noticed when it is over.
-const WATCH: u32 = 60;
+/// Requested duration of one watch in seconds. A connection that broke without a signal is detected at its end.
+const WATCH_SECONDS: u32 = 60;
 
-/// How much longer than [`WATCH`] to wait for the end of a watch.
+/// How long after [`WATCH_SECONDS`] a watch must have ended.
 const GRACE: Duration = Duration::from_secs(5);
 
-/// A watch that ends sooner than this did not work, even if it ended without an error.
-const BRIEF: Duration = Duration::from_secs(1);
+/// A watch that ends sooner than this has failed, even if it ends without an error.
+const MIN_DURATION: Duration = Duration::from_secs(1);
 
-/// Why watching has to wait, or begin anew.
+/// Error of a list or watch.
 #[derive(Debug)]
-enum Trouble {
+enum WatchError {
     /// A request failed.
     Failed(kube::Error),
-    /// The API server ended a watch with this.
+    /// The API server refused the request or ended the watch with this status.
     Refused(Box<Status>),
-    /// No answer.
-    Silent,
-    /// The version to go on from is too old: only a new list helps.
+    /// No response in time.
+    Timeout,
+    /// The version to resume from is too old. A new list is required.
     Expired,
-    /// What came has no version, so it is no Kubernetes API that answers.
+    /// An object or list has no version: the server is not a Kubernetes API server.
     NoVersion,
 }
 
-/// Lists and watches the objects of `source`, and feeds `store` with them. Logs when that stops working, with what to
-/// check, and when it works again; tries again with growing pauses as long as it takes.
+/// Lists and watches the objects of `source`, and feeds them to `store`. Logs a failure with advice, and the recovery.
+/// Retries with growing delays until it succeeds.
 pub async fn watch<R, K, V>(client: Client, source: Source<R, K, V>, store: Store<K, V>) -> Infallible
 where
     R: Resource<DynamicType = ()> + Clone + Debug + DeserializeOwned + Send + 'static,
@@ -74,34 +74,34 @@ where
 {
     let requests = Request::new(Api::<R>::all(client.clone()).resource_url());
     let watcher = Watcher { client, requests, source, store };
-    let mut pauses = Pauses::default();
-    let mut health = Health { kind: R::kind(&()).into_owned(), plural: R::plural(&()).into_owned(), trouble: None };
+    let mut backoff = Backoff::default();
+    let mut health = Health { kind: R::kind(&()).into_owned(), plural: R::plural(&()).into_owned(), failure: None };
     loop {
         let mut from = match watcher.list().await {
             Ok(version) => version,
-            Err(trouble) => {
-                health.worsens(&trouble);
-                sleep(pauses.next(jitter())).await;
+            Err(error) => {
+                health.log_failure(&error);
+                sleep(backoff.next_delay(jitter())).await;
                 continue;
             }
         };
-        health.heals();
+        health.log_recovery();
         loop {
-            let began = Instant::now();
-            let ended = watcher.follow(&mut from, &mut health).await;
-            let brief = began.elapsed() < BRIEF;
-            if !brief {
-                pauses.reset();
+            let start = Instant::now();
+            let result = watcher.follow(&mut from, &mut health).await;
+            let is_brief = start.elapsed() < MIN_DURATION;
+            if !is_brief {
+                backoff.reset();
             }
-            let expired = matches!(ended, Err(Trouble::Expired));
-            if let Err(trouble) = &ended
+            let expired = matches!(result, Err(WatchError::Expired));
+            if let Err(error) = &result
                 && !expired
             {
-                health.worsens(trouble);
+                health.log_failure(error);
             }
-            // A watch that ran its time is followed by the next one at once, and an expired version by a list.
-            if brief || (ended.is_err() && !expired) {
-                sleep(pauses.next(jitter())).await;
+            // No delay after a watch of full duration, or before the list that an expired version requires.
+            if is_brief || (result.is_err() && !expired) {
+                sleep(backoff.next_delay(jitter())).await;
             }
             if expired {
                 break;
@@ -110,13 +110,13 @@ where
     }
 }
 
-/// A random number from 0 to 1, to spread those who would do the same at the same time. The standard library seeds its
-/// hash maps at random; that is randomness enough.
+/// A random number from 0 to 1, to keep processes from acting at the same time. Its source are the random seeds of the hash
+/// maps in the standard library.
 pub fn jitter() -> f64 {
     f64::from(u32::try_from(RandomState::new().hash_one(()) >> 32).unwrap_or_default()) / f64::from(u32::MAX)
 }
 
-/// One kind's connection between the API server and its store.
+/// Feeds the objects of one kind from the API server to a store.
 struct Watcher<R, K, V> {
     client: Client,
     requests: Request,
@@ -130,99 +130,100 @@ where
     K: Ord + Clone,
     V: PartialEq,
 {
-    /// Receives a whole list, and returns the version that it shows.
-    async fn list(&self) -> Result<ResourceVersion, Trouble> {
-        self.change(|table| {
-            table.list_begins();
+    /// Receives a complete list, and returns its version.
+    async fn list(&self) -> Result<ResourceVersion, WatchError> {
+        self.update(|table| {
+            table.begin_list();
             false
         });
-        let mut page = ListParams::default().limit(PAGE);
+        let mut page = ListParams::default().limit(PAGE_SIZE);
         page.label_selector = self.labels();
         loop {
             let request = self.requests.list(&page).map_err(kube::Error::BuildRequest)?;
-            let text = timeout(ANSWER, self.client.request_text(request)).await.map_err(|_| Trouble::Silent)?;
-            let listed = |object| {
+            let text = timeout(RESPONSE_TIMEOUT, self.client.request_text(request)).await;
+            let text = text.map_err(|_| WatchError::Timeout)??;
+            let add = |object| {
                 if let Some(observation) = self.observe(object) {
-                    self.change(|table| {
-                        table.listed(observation);
+                    self.update(|table| {
+                        table.add_listed(observation);
                         false
                     });
                 }
             };
-            let metadata = read_list(&text?, listed).map_err(kube::Error::SerdeError)?;
+            let metadata = decode_list(&text, add).map_err(kube::Error::SerdeError)?;
             match metadata.continue_.filter(|token| !token.is_empty()) {
                 Some(token) => page.continue_token = Some(token),
                 None => {
                     let version = metadata.resource_version.and_then(|version| version.parse().ok());
-                    let version = version.ok_or(Trouble::NoVersion)?;
-                    self.change(|table| table.list_ends(version));
+                    let version = version.ok_or(WatchError::NoVersion)?;
+                    self.update(|table| table.finish_list(version));
                     return Ok(version);
                 }
             }
         }
     }
 
-    /// Receives one watch's events from `from` on, which moves along, until the watch ends.
-    async fn follow(&self, from: &mut ResourceVersion, health: &mut Health) -> Result<(), Trouble> {
-        let mut params = WatchParams::default().timeout(WATCH);
+    /// Receives the events of one watch after the version `from`, which it advances, until the watch ends.
+    async fn follow(&self, from: &mut ResourceVersion, health: &mut Health) -> Result<(), WatchError> {
+        let mut params = WatchParams::default().timeout(WATCH_SECONDS);
         params.label_selector = self.labels();
         let request = self.requests.watch(&params, &from.to_string()).map_err(kube::Error::BuildRequest)?;
-        let events = timeout(ANSWER, self.client.request_stream(request)).await;
-        let events = pin!(events.map_err(|_| Trouble::Silent)??);
+        let events = timeout(RESPONSE_TIMEOUT, self.client.request_stream(request)).await;
+        let events = pin!(events.map_err(|_| WatchError::Timeout)??);
         let mut lines = events.lines();
-        health.heals();
-        let silence = Duration::from_secs(WATCH.into()) + GRACE;
+        health.log_recovery();
+        let deadline = Duration::from_secs(WATCH_SECONDS.into()) + GRACE;
         loop {
-            let line = timeout(silence, lines.next()).await.map_err(|_| Trouble::Silent)?;
-            // A connection that breaks ends the watch. If there is more to it than that, the next one fails.
+            let line = timeout(deadline, lines.next()).await.map_err(|_| WatchError::Timeout)?;
+            // A broken connection ends the watch. If the cause persists, the next watch fails.
             let Some(Ok(line)) = line else { return Ok(()) };
-            match Event::read(&line).map_err(kube::Error::SerdeError)? {
+            match Event::decode(&line).map_err(kube::Error::SerdeError)? {
                 Event::Applied(object) => {
-                    *from = version(meta(&object)).ok_or(Trouble::NoVersion)?;
+                    *from = version(metadata(&object)).ok_or(WatchError::NoVersion)?;
                     if let Some(observation) = self.observe(object) {
-                        self.change(|table| table.applied(observation));
+                        self.update(|table| table.apply(observation));
                     }
                 }
                 Event::Deleted(object) => {
-                    *from = version(meta(&object)).ok_or(Trouble::NoVersion)?;
-                    if let Some(last) = self.source.observation(meta(&object), Content::Ignored) {
-                        self.change(|table| table.deleted(&last.key, &last.uid, last.version));
+                    *from = version(metadata(&object)).ok_or(WatchError::NoVersion)?;
+                    if let Some(last) = self.source.observation(metadata(&object), Content::Ignored) {
+                        self.update(|table| table.apply_deletion(&last.key, &last.uid, last.version));
                     }
                 }
                 Event::Bookmark(bookmark) => {
-                    *from = version(&bookmark).ok_or(Trouble::NoVersion)?;
-                    self.change(|table| {
-                        table.reached(*from);
+                    *from = version(&bookmark).ok_or(WatchError::NoVersion)?;
+                    self.update(|table| {
+                        table.apply_bookmark(*from);
                         false
                     });
                 }
-                Event::Error(status) => return Err(refused(status)),
+                Event::Error(status) => return Err(classify_status(status)),
             }
         }
     }
 
-    /// What an object says. One that can't be read harms only itself.
-    fn observe(&self, Lenient(object): Lenient<R>) -> Option<Observation<K, V>> {
+    /// Returns the observation of an object. Logs an object that cannot be decoded or parsed.
+    fn observe(&self, object: Decoded<R>) -> Option<Observation<K, V>> {
         match object {
             Ok(mut object) => {
-                // Who wrote which field is half of an object's bytes and of no use here.
+                // The managed fields are half of the bytes of an object and not used.
                 object.meta_mut().managed_fields = None;
                 let (observation, malformed) = self.source.observe(&object)?;
                 if let Some(malformed) = malformed {
-                    tracing::warn!(%malformed, "an object is skipped: it makes no sense");
+                    tracing::warn!(%malformed, "object skipped: it has invalid contents");
                 }
                 Some(observation)
             }
-            Err(Invalid { error, metadata: meta }) => {
+            Err(Undecodable { error, metadata: meta }) => {
                 let (kind, namespace, name) = (R::kind(&()), meta.namespace.as_deref(), meta.name.as_deref());
-                tracing::warn!(%kind, namespace, name, error, "an object is skipped: it can't be read");
+                tracing::warn!(%kind, namespace, name, error, "object skipped: it cannot be decoded");
                 self.source.observation(&meta, Content::Unreadable)
             }
         }
     }
 
-    fn change(&self, change: impl FnOnce(&mut crate::table::Table<K, V>) -> bool) {
-        self.store.change(change);
+    fn update(&self, update: impl FnOnce(&mut Table<K, V>) -> bool) {
+        self.store.update(update);
     }
 
     fn labels(&self) -> Option<String> {
@@ -230,30 +231,30 @@ where
     }
 }
 
-fn meta<R: Resource>(Lenient(object): &Lenient<R>) -> &ObjectMeta {
-    object.as_ref().map_or_else(|invalid| &invalid.metadata, Resource::meta)
+fn metadata<R: Resource>(object: &Decoded<R>) -> &ObjectMeta {
+    object.as_ref().map_or_else(|undecodable| &undecodable.metadata, Resource::meta)
 }
 
-impl From<kube::Error> for Trouble {
+impl From<kube::Error> for WatchError {
     fn from(error: kube::Error) -> Self {
         match error {
-            kube::Error::Api(status) => refused(status),
+            kube::Error::Api(status) => classify_status(status),
             error => Self::Failed(error),
         }
     }
 }
 
-fn refused(status: Box<Status>) -> Trouble {
-    if status.code == 410 { Trouble::Expired } else { Trouble::Refused(status) }
+fn classify_status(status: Box<Status>) -> WatchError {
+    if status.code == 410 { WatchError::Expired } else { WatchError::Refused(status) }
 }
 
-/// An error with all that caused it, as one line: what kube says of a refused connection names that only in the end.
+/// An error and its causes as one line. kube names a refused connection only in the last cause.
 pub fn error_chain(error: &dyn std::error::Error) -> String {
     let mut line = error.to_string();
     let mut next = error.source();
     while let Some(cause) = next {
         let text = cause.to_string();
-        // Many errors print their cause as part of themselves.
+        // Many errors include their cause in their own text.
         if !line.contains(&text) {
             line = format!("{line}: {text}");
         }
@@ -262,50 +263,50 @@ pub fn error_chain(error: &dyn std::error::Error) -> String {
     line
 }
 
-/// Whether watching works, so that only changes of that are logged.
+/// Whether the list and the watch work. Logs only changes.
 #[derive(Debug)]
 struct Health {
     kind: String,
     plural: String,
-    /// What is wrong, if something is.
-    trouble: Option<&'static str>,
+    /// Advice that was logged for the current failure; `None` while there is no failure.
+    failure: Option<&'static str>,
 }
 
 impl Health {
-    fn worsens(&mut self, trouble: &Trouble) {
-        let advice = match trouble {
-            Trouble::Refused(status) => match status.code {
-                401 => "the API server does not know us: check the service account and its token",
-                403 => "grant list and watch on it: deploy/landfall.yaml has the ClusterRole",
+    fn log_failure(&mut self, error: &WatchError) {
+        let advice = match error {
+            WatchError::Refused(status) => match status.code {
+                401 => "the API server rejects the credentials: check the service account and its token",
+                403 => "grant list and watch on this resource: see the ClusterRole in deploy/landfall.yaml",
                 404 => "the API server does not know this kind: kubectl apply -f deploy/crds.yaml",
-                _ => "the API server refuses",
+                _ => "the API server refuses the request",
             },
-            Trouble::Failed(_) => "check that the API server runs and can be reached from here",
-            Trouble::Silent => "the API server does not answer: check that it can be reached from here",
-            Trouble::NoVersion => "what answers is no Kubernetes API: check its address",
-            // Begins anew at once, without a pause.
-            Trouble::Expired => return,
+            WatchError::Failed(_) => "check that the API server runs and is reachable from here",
+            WatchError::Timeout => "the API server does not answer: check that it is reachable from here",
+            WatchError::NoVersion => "the server is not a Kubernetes API server: check its address",
+            // The next list starts without delay.
+            WatchError::Expired => return,
         };
-        if self.trouble.replace(advice) == Some(advice) {
+        if self.failure.replace(advice) == Some(advice) {
             return;
         }
         let (kind, plural) = (&self.kind, &self.plural);
-        match trouble {
-            Trouble::Refused(status) => {
-                tracing::warn!(kind, plural, advice, error = %status.message, "can't watch; trying again");
+        match error {
+            WatchError::Refused(status) => {
+                tracing::warn!(kind, plural, advice, error = %status.message, "watch failed; trying again");
             }
-            Trouble::Failed(error) => {
-                tracing::warn!(kind, plural, advice, error = error_chain(error), "can't watch; trying again");
+            WatchError::Failed(error) => {
+                tracing::warn!(kind, plural, advice, error = error_chain(error), "watch failed; trying again");
             }
-            Trouble::Silent | Trouble::NoVersion | Trouble::Expired => {
-                tracing::warn!(kind, plural, advice, "can't watch; trying again");
+            WatchError::Timeout | WatchError::NoVersion | WatchError::Expired => {
+                tracing::warn!(kind, plural, advice, "watch failed; trying again");
             }
         }
     }
 
-    fn heals(&mut self) {
-        if self.trouble.take().is_some() {
-            tracing::info!(kind = self.kind, "watching again");
+    fn log_recovery(&mut self) {
+        if self.failure.take().is_some() {
+            tracing::info!(kind = self.kind, "watch works again");
         }
     }
 }
@@ -322,20 +323,21 @@ mod tests {
     use std::collections::{BTreeSet, VecDeque};
     use std::sync::{Arc, Mutex};
 
-    /// An API server that gives these answers (code and body) in turn, and then none; and what it was asked.
-    fn scripted(answers: Vec<(u16, String)>) -> (Client, Arc<Mutex<Vec<String>>>) {
-        let asked = Arc::new(Mutex::new(Vec::new()));
-        let answers = Arc::new(Mutex::new(VecDeque::from(answers)));
-        let log = asked.clone();
+    /// A client of an API server that returns these responses (code and body) in turn, and then none. Also returns the
+    /// requested URLs.
+    fn scripted_client(responses: Vec<(u16, String)>) -> (Client, Arc<Mutex<Vec<String>>>) {
+        let requested = Arc::new(Mutex::new(Vec::new()));
+        let responses = Arc::new(Mutex::new(VecDeque::from(responses)));
+        let log = requested.clone();
         let service = tower::service_fn(move |request: Request<Body>| {
             log.lock().expect("no panic").push(request.uri().to_string());
-            let answer = answers.lock().expect("no panic").pop_front();
+            let response = responses.lock().expect("no panic").pop_front();
             async move {
-                let Some((code, body)) = answer else { return std::future::pending().await };
+                let Some((code, body)) = response else { return std::future::pending().await };
                 Response::builder().status(code).body(Body::from(body.into_bytes()))
             }
         });
-        (Client::new(service, "default"), asked)
+        (Client::new(service, "default"), requested)
     }
 
     fn node(name: &str, version: u64, address: &str) -> Value {
@@ -350,7 +352,7 @@ mod tests {
         (200, json!({"kind": "NodeList", "apiVersion": "v1", "metadata": metadata, "items": items}).to_string())
     }
 
-    fn watched(events: &[(&str, Value)]) -> (u16, String) {
+    fn events(events: &[(&str, Value)]) -> (u16, String) {
         (
             200,
             events.iter().map(|(type_, object)| json!({"type": type_, "object": object}).to_string() + "\n").collect(),
@@ -361,35 +363,36 @@ mod tests {
         json!({"kind": "Status", "apiVersion": "v1", "status": "Failure", "code": code, "message": "no", "reason": "No"})
     }
 
-    /// Watches nodes until `done` of what is known: name and address.
+    /// Watches nodes until the store contains `expected`: names and addresses.
     async fn watch_until(
-        answers: Vec<(u16, String)>,
-        done: &[(&str, &str)],
+        responses: Vec<(u16, String)>,
+        expected: &[(&str, &str)],
     ) -> (Vec<String>, Store<String, crds::Node>) {
-        let (client, asked) = scripted(answers);
+        let (client, requested) = scripted_client(responses);
         let wake = Wake::default();
         let mut listener = wake.listener();
         let store = Store::new(&wake);
         let mut watch = pin!(watch::<core::Node, _, _>(client, source::nodes(), store.clone()));
-        let done: Vec<_> = done.iter().map(|(name, address)| ((*name).to_owned(), (*address).to_owned())).collect();
+        let expected: Vec<_> =
+            expected.iter().map(|(name, address)| ((*name).to_owned(), (*address).to_owned())).collect();
         loop {
             let known = store.snapshot().map(|nodes| {
                 nodes.into_iter().map(|(name, node)| (name, node.addresses[0].to_string())).collect::<Vec<_>>()
             });
-            if known.as_ref() == Some(&done) {
-                let asked = asked.lock().expect("no panic").clone();
-                return (asked, store);
+            if known.as_ref() == Some(&expected) {
+                let requested = requested.lock().expect("no panic").clone();
+                return (requested, store);
             }
             tokio::select! {
                 never = &mut watch => match never {},
                 () = listener.wait() => {}
-                () = sleep(Duration::from_secs(600)) => panic!("known: {known:?}, expected: {done:?}"),
+                () = sleep(Duration::from_secs(600)) => panic!("known: {known:?}, expected: {expected:?}"),
             }
         }
     }
 
     #[test]
-    fn an_error_is_told_with_its_causes_and_none_twice() {
+    fn error_chain_has_each_cause_once() {
         let refused = std::io::Error::from(std::io::ErrorKind::ConnectionRefused);
         let error = kube::Error::Service(Box::new(std::io::Error::other(refused)));
         assert_eq!(error_chain(&error), "ServiceError: connection refused");
@@ -398,20 +401,20 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_list_comes_in_pages_and_the_watch_goes_on_from_its_version() {
-        let answers = vec![
+    async fn watch_resumes_from_the_version_of_a_paged_list() {
+        let responses = vec![
             list(9, "more", json!([node("n1", 3, "192.0.2.1")])),
             list(9, "", json!([node("n2", 4, "192.0.2.2")])),
-            watched(&[
+            events(&[
                 ("MODIFIED", node("n1", 10, "192.0.2.11")),
                 ("DELETED", node("n2", 11, "192.0.2.2")),
                 ("BOOKMARK", json!({"kind": "Node", "apiVersion": "v1", "metadata": {"resourceVersion": "15"}})),
             ]),
-            watched(&[("ADDED", node("n3", 16, "192.0.2.3"))]),
+            events(&[("ADDED", node("n3", 16, "192.0.2.3"))]),
         ];
-        let (asked, _) = watch_until(answers, &[("n1", "192.0.2.11"), ("n3", "192.0.2.3")]).await;
+        let (requested, _) = watch_until(responses, &[("n1", "192.0.2.11"), ("n3", "192.0.2.3")]).await;
         assert_eq!(
-            asked,
+            requested,
             [
                 "/api/v1/nodes?&limit=500",
                 "/api/v1/nodes?&limit=500&continue=more",
@@ -422,49 +425,49 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn an_object_that_cannot_be_read_harms_no_other() {
+    async fn undecodable_object_does_not_affect_others() {
         let mut bad = node("bad", 5, "");
         bad["status"]["addresses"] = json!("nonsense");
-        let answers = vec![
+        let responses = vec![
             list(9, "", json!([bad, node("n1", 3, "192.0.2.1")])),
-            watched(&[("ADDED", bad.clone()), ("ADDED", node("n2", 10, "192.0.2.2"))]),
+            events(&[("ADDED", bad.clone()), ("ADDED", node("n2", 10, "192.0.2.2"))]),
         ];
-        let (_, store) = watch_until(answers, &[("n1", "192.0.2.1"), ("n2", "192.0.2.2")]).await;
+        let (_, store) = watch_until(responses, &[("n1", "192.0.2.1"), ("n2", "192.0.2.2")]).await;
         assert_eq!(store.unreadable(), Some(BTreeSet::from(["bad".to_owned()])));
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_version_that_is_too_old_leads_to_a_new_list() {
-        for expired in [(410, refusal(410).to_string()), watched(&[("ERROR", refusal(410))])] {
-            let answers = vec![
+    async fn expired_version_causes_a_new_list() {
+        for expired in [(410, refusal(410).to_string()), events(&[("ERROR", refusal(410))])] {
+            let responses = vec![
                 list(9, "", json!([node("n1", 3, "192.0.2.1")])),
                 expired,
                 list(20, "", json!([node("n2", 12, "192.0.2.2")])),
             ];
-            watch_until(answers, &[("n2", "192.0.2.2")]).await;
+            watch_until(responses, &[("n2", "192.0.2.2")]).await;
         }
     }
 
     #[tokio::test(start_paused = true)]
-    async fn what_fails_is_tried_again_and_what_is_known_stays_meanwhile() {
+    async fn failed_requests_are_retried_and_objects_kept() {
         let forbidden = || (403, refusal(403).to_string());
-        let answers = vec![
+        let responses = vec![
             forbidden(),
             (500, "nonsense".to_owned()),
             list(9, "", json!([node("n1", 3, "192.0.2.1")])),
             forbidden(),
-            watched(&[("ERROR", refusal(500))]),
-            watched(&[("ADDED", node("n2", 10, "192.0.2.2"))]),
+            events(&[("ERROR", refusal(500))]),
+            events(&[("ADDED", node("n2", 10, "192.0.2.2"))]),
         ];
-        watch_until(answers, &[("n1", "192.0.2.1"), ("n2", "192.0.2.2")]).await;
+        watch_until(responses, &[("n1", "192.0.2.1"), ("n2", "192.0.2.2")]).await;
     }
 
     #[tokio::test(start_paused = true)]
-    async fn an_api_server_that_does_not_answer_is_asked_again() {
-        let (client, asked) = scripted(vec![]);
+    async fn request_without_response_is_repeated() {
+        let (client, requested) = scripted_client(vec![]);
         let store = Store::new(&Wake::default());
         let watch = watch::<core::Node, _, _>(client, source::nodes(), store);
-        assert!(timeout(ANSWER * 4, watch).await.is_err());
-        assert!(asked.lock().expect("no panic").len() >= 2);
+        assert!(timeout(RESPONSE_TIMEOUT * 4, watch).await.is_err());
+        assert!(requested.lock().expect("no panic").len() >= 2);
     }
 }

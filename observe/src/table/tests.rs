@@ -1,11 +1,11 @@
-//! What a table knows after which lists, events and answers.
+//! Sequences of lists, events and responses, and the state that a table has after them.
 
 use super::*;
 use proptest::prelude::*;
 
 type Texts = Table<&'static str, &'static str>;
 
-fn seen(
+fn observation(
     key: &'static str,
     uid: &str,
     version: ResourceVersion,
@@ -14,169 +14,169 @@ fn seen(
     Observation { key, uid: uid.into(), version, content: Content::Known(value) }
 }
 
-fn known(table: &Texts) -> Vec<(&'static str, &'static str)> {
-    table.known().map(|(key, value)| (*key, **value)).collect()
+fn known_objects(table: &Texts) -> Vec<(&'static str, &'static str)> {
+    table.objects().map(|(key, value)| (*key, **value)).collect()
 }
 
 /// A table after a list of `web` (uid u1) at version 5, taken at version 6.
-fn listed() -> Texts {
+fn listed_table() -> Texts {
     let mut table = Table::default();
-    table.list_begins();
-    table.listed(seen("web", "u1", 5, "listed"));
-    assert!(table.list_ends(6));
+    table.begin_list();
+    table.add_listed(observation("web", "u1", 5, "listed"));
+    assert!(table.finish_list(6));
     table
 }
 
 #[test]
-fn a_table_is_synced_after_the_first_whole_list() {
+fn table_is_synced_after_the_first_complete_list() {
     let mut table = Texts::default();
-    table.list_begins();
-    table.listed(seen("web", "u1", 5, "listed"));
-    table.list_begins();
-    assert!(!table.synced());
-    assert!(table.list_ends(6), "an empty list is news when it is the first");
-    assert_eq!((table.synced(), known(&table)), (true, vec![]));
+    table.begin_list();
+    table.add_listed(observation("web", "u1", 5, "listed"));
+    table.begin_list();
+    assert!(!table.is_synced());
+    assert!(table.finish_list(6), "the first list is a change even if it is empty");
+    assert_eq!((table.is_synced(), known_objects(&table)), (true, vec![]));
 }
 
 #[test]
-fn a_stale_event_does_not_undo_an_own_write() {
-    let mut table = listed();
-    assert!(table.put(seen("web", "u1", 9, "ours")));
-    assert!(!table.applied(seen("web", "u1", 8, "theirs, before")));
-    assert_eq!(known(&table), [("web", "ours")]);
-    assert!(!table.applied(seen("web", "u1", 9, "ours")), "the echo of an own write is no news");
-    assert!(table.applied(seen("web", "u1", 10, "theirs, after")));
-    assert_eq!(known(&table), [("web", "theirs, after")]);
+fn stale_event_does_not_undo_an_own_write() {
+    let mut table = listed_table();
+    assert!(table.put(observation("web", "u1", 9, "ours")));
+    assert!(!table.apply(observation("web", "u1", 8, "theirs, before")));
+    assert_eq!(known_objects(&table), [("web", "ours")]);
+    assert!(!table.apply(observation("web", "u1", 9, "ours")), "the event of an own write is not a change");
+    assert!(table.apply(observation("web", "u1", 10, "theirs, after")));
+    assert_eq!(known_objects(&table), [("web", "theirs, after")]);
 }
 
 #[test]
-fn a_late_answer_does_not_undo_what_the_watch_told() {
-    let mut table = listed();
-    assert!(table.applied(seen("web", "u1", 9, "theirs")));
-    assert!(!table.put(seen("web", "u1", 8, "ours")));
-    assert!(table.deleted(&"web", "u1", 12));
-    assert!(!table.put(seen("web", "u1", 11, "ours")), "the watch knows that it is gone again");
-    assert_eq!(known(&table), []);
+fn late_response_does_not_undo_a_watch_event() {
+    let mut table = listed_table();
+    assert!(table.apply(observation("web", "u1", 9, "theirs")));
+    assert!(!table.put(observation("web", "u1", 8, "ours")));
+    assert!(table.apply_deletion(&"web", "u1", 12));
+    assert!(!table.put(observation("web", "u1", 11, "ours")), "the watch has reported the deletion");
+    assert_eq!(known_objects(&table), []);
 }
 
 #[test]
-fn what_we_deleted_is_not_raised_by_older_events_and_its_name_can_be_taken_again() {
-    let mut table = listed();
-    assert!(table.put(seen("new", "u2", 8, "ours")));
+fn older_event_does_not_restore_an_object_that_we_deleted() {
+    let mut table = listed_table();
+    assert!(table.put(observation("new", "u2", 8, "ours")));
     assert!(table.forget(&"new", "u2"));
-    assert!(!table.applied(seen("new", "u2", 8, "ours")));
-    assert!(!table.deleted(&"new", "u2", 9));
-    assert!(table.applied(seen("new", "u3", 10, "theirs")));
-    assert!(!table.forget(&"new", "u2"), "the answer to the deletion came twice, or late");
-    assert_eq!(known(&table), [("new", "theirs"), ("web", "listed")]);
-    assert!(table.dead.is_empty());
+    assert!(!table.apply(observation("new", "u2", 8, "ours")));
+    assert!(!table.apply_deletion(&"new", "u2", 9));
+    assert!(table.apply(observation("new", "u3", 10, "theirs")));
+    assert!(!table.forget(&"new", "u2"), "the response to the deletion came twice or late");
+    assert_eq!(known_objects(&table), [("new", "theirs"), ("web", "listed")]);
+    assert!(table.deleted.is_empty());
 }
 
 #[test]
-fn a_list_replaces_all_but_own_writes_that_are_newer_than_it() {
-    let mut table = listed();
-    table.put(seen("before", "u2", 7, "answered before the list was asked for, gone by now"));
-    table.list_begins();
-    table.put(seen("during", "u3", 30, "newer than the list"));
-    table.put(seen("during, older", "u4", 8, "older than the list, gone by now"));
-    table.listed(seen("other", "u5", 9, "listed"));
-    assert!(table.list_ends(20));
-    assert_eq!(known(&table), [("during", "newer than the list"), ("other", "listed")]);
-    table.list_begins();
-    table.listed(seen("other", "u5", 9, "listed"));
-    assert!(table.list_ends(3), "the storage was restored from a copy");
-    assert_eq!(known(&table), [("other", "listed")]);
-    assert!(table.put(seen("other", "u5", 10, "ours")), "versions count from there again");
+fn list_replaces_all_except_newer_own_writes() {
+    let mut table = listed_table();
+    table.put(observation("before", "u2", 7, "response before the list request, deleted since"));
+    table.begin_list();
+    table.put(observation("during", "u3", 30, "newer than the list"));
+    table.put(observation("during, older", "u4", 8, "older than the list, deleted since"));
+    table.add_listed(observation("other", "u5", 9, "listed"));
+    assert!(table.finish_list(20));
+    assert_eq!(known_objects(&table), [("during", "newer than the list"), ("other", "listed")]);
+    table.begin_list();
+    table.add_listed(observation("other", "u5", 9, "listed"));
+    assert!(table.finish_list(3), "the storage was restored from a backup");
+    assert_eq!(known_objects(&table), [("other", "listed")]);
+    assert!(table.put(observation("other", "u5", 10, "ours")), "versions continue from there");
 }
 
 #[test]
-fn what_we_delete_while_a_list_is_under_way_stays_deleted() {
-    let mut table = listed();
-    table.list_begins();
-    table.listed(seen("web", "u1", 5, "listed"));
+fn object_that_we_delete_during_a_list_stays_deleted() {
+    let mut table = listed_table();
+    table.begin_list();
+    table.add_listed(observation("web", "u1", 5, "listed"));
     assert!(table.forget(&"web", "u1"));
-    table.list_ends(7);
-    assert_eq!(known(&table), []);
-    table.deleted(&"web", "u1", 8);
-    assert!(table.dead.is_empty());
+    table.finish_list(7);
+    assert_eq!(known_objects(&table), []);
+    table.apply_deletion(&"web", "u1", 8);
+    assert!(table.deleted.is_empty());
 }
 
 #[test]
-fn an_object_that_cannot_be_read_any_more_is_known_as_it_was() {
+fn unreadable_object_keeps_its_last_known_state() {
     let unreadable =
-        |key, uid: &str, version| Observation { content: Content::Unreadable, ..seen(key, uid, version, "") };
-    let mut table = listed();
-    assert!(table.applied(unreadable("web", "u1", 7)));
-    assert!(table.applied(unreadable("bad", "u2", 8)));
-    assert_eq!((known(&table), table.unreadable()), (vec![("web", "listed")], &BTreeSet::from(["bad", "web"])));
-    table.list_begins();
-    table.listed(unreadable("web", "u1", 7));
-    table.listed(unreadable("bad", "u2", 8));
-    assert!(!table.list_ends(9));
-    assert_eq!((known(&table), table.unreadable()), (vec![("web", "listed")], &BTreeSet::from(["bad", "web"])));
-    assert!(table.applied(seen("web", "u1", 10, "listed")));
-    assert!(table.deleted(&"bad", "u2", 11));
-    assert_eq!((known(&table), table.unreadable()), (vec![("web", "listed")], &BTreeSet::new()));
+        |key, uid: &str, version| Observation { content: Content::Unreadable, ..observation(key, uid, version, "") };
+    let mut table = listed_table();
+    assert!(table.apply(unreadable("web", "u1", 7)));
+    assert!(table.apply(unreadable("bad", "u2", 8)));
+    assert_eq!((known_objects(&table), table.unreadable()), (vec![("web", "listed")], &BTreeSet::from(["bad", "web"])));
+    table.begin_list();
+    table.add_listed(unreadable("web", "u1", 7));
+    table.add_listed(unreadable("bad", "u2", 8));
+    assert!(!table.finish_list(9));
+    assert_eq!((known_objects(&table), table.unreadable()), (vec![("web", "listed")], &BTreeSet::from(["bad", "web"])));
+    assert!(table.apply(observation("web", "u1", 10, "listed")));
+    assert!(table.apply_deletion(&"bad", "u2", 11));
+    assert_eq!((known_objects(&table), table.unreadable()), (vec![("web", "listed")], &BTreeSet::new()));
 }
 
 #[test]
-fn changes_are_told_once_each_with_the_newest_state() {
-    let mut table = listed();
-    table.put(seen("unnoted", "u9", 7, "before anybody asked"));
-    assert_eq!(table.take_changes(), vec![], "nobody has asked");
-    table.note_changes();
+fn changes_are_returned_once_with_the_newest_state() {
+    let mut table = listed_table();
+    table.put(observation("early", "u9", 7, "before recording"));
+    assert_eq!(table.take_changes(), vec![], "changes are not recorded yet");
+    table.record_changes();
     type Value = Option<&'static str>;
     let change = |key, before: Value, value: Value, is_unreadable| {
         let [before, value] = [before, value].map(|value| value.map(Arc::new));
         Change { key, before, value, is_unreadable }
     };
-    let unnoted = "before anybody asked";
+    let early = "before recording";
     assert_eq!(
         table.take_changes(),
-        [change("unnoted", None, Some(unnoted), false), change("web", None, Some("listed"), false)]
+        [change("early", None, Some(early), false), change("web", None, Some("listed"), false)]
     );
     assert_eq!(table.take_changes(), vec![]);
-    table.applied(seen("web", "u1", 8, "once"));
-    table.applied(seen("web", "u1", 9, "twice"));
-    table.put(seen("web", "u1", 9, "twice"));
-    table.applied(Observation { content: Content::Unreadable, ..seen("bad", "u2", 10, "") });
-    table.deleted(&"unnoted", "u9", 11);
+    table.apply(observation("web", "u1", 8, "once"));
+    table.apply(observation("web", "u1", 9, "twice"));
+    table.put(observation("web", "u1", 9, "twice"));
+    table.apply(Observation { content: Content::Unreadable, ..observation("bad", "u2", 10, "") });
+    table.apply_deletion(&"early", "u9", 11);
     assert_eq!(
         table.take_changes(),
         [
             change("bad", None, None, true),
-            change("unnoted", Some(unnoted), None, false),
+            change("early", Some(early), None, false),
             change("web", Some("listed"), Some("twice"), false)
         ]
     );
-    table.list_begins();
-    table.listed(seen("new", "u3", 12, "listed"));
-    table.listed(seen("web", "u1", 9, "twice"));
-    table.list_ends(13);
+    table.begin_list();
+    table.add_listed(observation("new", "u3", 12, "listed"));
+    table.add_listed(observation("web", "u1", 9, "twice"));
+    table.finish_list(13);
     assert_eq!(table.take_changes(), [change("bad", None, None, false), change("new", None, Some("listed"), false)]);
 }
 
 #[test]
-fn an_object_that_ceases_to_matter_is_not_known() {
-    let mut table = listed();
-    assert!(table.applied(Observation { content: Content::Ignored, ..seen("web", "u1", 7, "") }));
-    assert_eq!(known(&table), []);
+fn object_that_becomes_ignored_is_removed() {
+    let mut table = listed_table();
+    assert!(table.apply(Observation { content: Content::Ignored, ..observation("web", "u1", 7, "") }));
+    assert_eq!(known_objects(&table), []);
 }
 
-/// One thing that happens between an API server and a table.
+/// One step between an API server and a table.
 #[derive(Clone, Copy, Debug)]
 enum Step {
-    /// We create or change the object of this name, and the answer arrives some time.
+    /// We create or change the object with this name; the response arrives later.
     Write(u8),
-    /// We delete it.
+    /// We delete the object with this name; the response arrives later.
     Delete(u8),
-    /// Somebody else creates or changes it, or deletes it.
+    /// Another client writes the object, or deletes it if the flag is set.
     Foreign(u8, bool),
-    /// The next answer of those on their way arrives: the n-th of them.
-    Answer(u8),
-    /// The watch tells the next event.
+    /// The n-th of the pending responses arrives.
+    Response(u8),
+    /// The watch sends the next event.
     Event,
-    /// A list is asked for, or if one was, its answer (as of when it was asked for, or of now) arrives.
+    /// A list is requested. If a list is pending, it arrives, or is requested again if the flag is set.
     List(bool),
 }
 
@@ -186,7 +186,7 @@ fn step() -> impl Strategy<Value = Step> {
         3 => name.clone().prop_map(Step::Write),
         2 => name.clone().prop_map(Step::Delete),
         2 => (name, any::<bool>()).prop_map(|(name, delete)| Step::Foreign(name, delete)),
-        4 => any::<u8>().prop_map(Step::Answer),
+        4 => any::<u8>().prop_map(Step::Response),
         4 => Just(Step::Event),
         1 => any::<bool>().prop_map(Step::List),
     ]
@@ -194,17 +194,17 @@ fn step() -> impl Strategy<Value = Step> {
 
 type State = Observation<u8, ResourceVersion>;
 
-/// The API server, and what is on its way from there.
+/// The API server, with its pending responses.
 #[derive(Default)]
 struct Server {
     version: ResourceVersion,
     objects: BTreeMap<u8, State>,
-    /// All events, of which the watch has told the first `told`.
+    /// All events. The watch has sent the first `sent` of them.
     events: Vec<(bool, State)>,
-    told: usize,
-    /// Answers: to a write the state it made, to a deletion the last one before.
-    answers: Vec<(bool, State)>,
-    /// A list that was asked for, as the objects were then.
+    sent: usize,
+    /// Pending responses: the state after a write, or the last state before a deletion (true).
+    responses: Vec<(bool, State)>,
+    /// A pending list, with the state of the objects at its request.
     list: Option<(ResourceVersion, usize, BTreeMap<u8, State>)>,
 }
 
@@ -230,38 +230,38 @@ impl Server {
         match step {
             Step::Write(name) => {
                 let state = self.write(name);
-                self.answers.push((false, state));
+                self.responses.push((false, state));
             }
             Step::Delete(name) => {
                 let state = self.delete(name);
-                self.answers.extend(state.map(|state| (true, state)));
+                self.responses.extend(state.map(|state| (true, state)));
             }
             Step::Foreign(name, false) => drop(self.write(name)),
             Step::Foreign(name, true) => drop(self.delete(name)),
-            Step::Answer(_) if self.answers.is_empty() => {}
-            Step::Answer(which) => match self.answers.remove(usize::from(which) % self.answers.len()) {
+            Step::Response(_) if self.responses.is_empty() => {}
+            Step::Response(which) => match self.responses.remove(usize::from(which) % self.responses.len()) {
                 (false, state) => drop(table.put(state)),
                 (true, state) => drop(table.forget(&state.key, &state.uid)),
             },
-            // While a list is asked for, there is no watch.
+            // There is no watch while a list is pending.
             Step::Event if self.list.is_some() => {}
             Step::Event => {
-                let Some((deleted, state)) = self.events.get(self.told).cloned() else { return };
-                self.told += 1;
+                let Some((deleted, state)) = self.events.get(self.sent).cloned() else { return };
+                self.sent += 1;
                 if deleted {
-                    table.deleted(&state.key, &state.uid, state.version);
+                    table.apply_deletion(&state.key, &state.uid, state.version);
                 } else {
-                    table.applied(state);
+                    table.apply(state);
                 }
             }
             Step::List(again) => match self.list.take() {
-                Some((version, told, objects)) if !again => {
-                    objects.into_values().for_each(|state| table.listed(state));
-                    table.list_ends(version);
-                    self.told = told;
+                Some((version, sent, objects)) if !again => {
+                    objects.into_values().for_each(|state| table.add_listed(state));
+                    table.finish_list(version);
+                    self.sent = sent;
                 }
                 _ => {
-                    table.list_begins();
+                    table.begin_list();
                     self.list = Some((self.version, self.events.len(), self.objects.clone()));
                 }
             },
@@ -271,18 +271,18 @@ impl Server {
 
 proptest! {
     #[test]
-    fn any_order_of_events_and_answers_ends_in_the_newest_state_and_never_goes_back(
+    fn any_order_of_events_and_responses_ends_in_the_newest_state(
         steps in proptest::collection::vec(step(), 0..60),
     ) {
         let (mut server, mut table) = (Server::default(), Table::default());
-        table.note_changes();
+        table.record_changes();
         let mut followed = BTreeMap::new();
         server.take(Step::List(false), &mut table);
         let mut newest = BTreeMap::<u8, ResourceVersion>::new();
-        let rest = std::iter::repeat_n([Step::Answer(0), Step::Event], 200).flatten();
+        let rest = std::iter::repeat_n([Step::Response(0), Step::Event], 200).flatten();
         for step in steps.into_iter().chain([Step::List(false)]).chain(rest) {
-            // A list that is on its way when the steps are over arrives.
-            let step = if matches!(step, Step::Event) && server.answers.is_empty() && server.list.is_some() {
+            // A list that is pending after the steps arrives.
+            let step = if matches!(step, Step::Event) && server.responses.is_empty() && server.list.is_some() {
                 Step::List(false)
             } else {
                 step
@@ -293,18 +293,18 @@ proptest! {
                     Some(value) => followed.insert(key, value),
                     None => followed.remove(&key),
                 };
-                prop_assert_eq!(before, was, "and has known it before");
+                prop_assert_eq!(before, was, "the previous state");
             }
-            let known: BTreeMap<_, _> = table.known().map(|(name, value)| (*name, value.clone())).collect();
-            prop_assert_eq!(&followed, &known, "who follows the changes knows the same");
-            for (name, value) in table.known() {
+            let known: BTreeMap<_, _> = table.objects().map(|(name, value)| (*name, value.clone())).collect();
+            prop_assert_eq!(&followed, &known, "changes add up to the same state");
+            for (name, value) in table.objects() {
                 let before = newest.insert(*name, **value).unwrap_or_default();
                 prop_assert!(before <= **value, "{name} went from {before} back to {value}");
             }
         }
         let truth: Vec<_> = server.objects.iter().map(|(name, state)| (*name, state.content.clone())).collect();
-        let known: Vec<_> = table.known().map(|(name, value)| (*name, Content::Known(**value))).collect();
+        let known: Vec<_> = table.objects().map(|(name, value)| (*name, Content::Known(**value))).collect();
         prop_assert_eq!(known, truth);
-        prop_assert!(table.dead.is_empty());
+        prop_assert!(table.deleted.is_empty());
     }
 }
