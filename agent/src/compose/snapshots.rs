@@ -267,7 +267,7 @@ mod tests {
         assert!(!unspread(of_another_pool));
         let mut by_itself = observed();
         let web = by_itself.services.get_mut(&Key::new("default", "web")).expect("a Service");
-        Arc::make_mut(web).unspread = true;
+        Arc::make_mut(web).spread_disabled = true;
         assert!(unspread(by_itself));
     }
 
