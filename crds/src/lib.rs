@@ -15,9 +15,7 @@
 //! | [`mac`] | MAC addresses |
 //! | [`labels`] | labels and label selectors |
 //! | [`condition`] | reading and writing the conditions of a status |
-//! | [`holdings`] | which addresses each Service holds |
 //! | `interned` | strings that are stored once and shared |
-//! | [`shared_map`] | maps whose copies share their common part |
 //! | [`manifest`] | the CustomResourceDefinitions, as `kubectl apply` takes them |
 //!
 //! Objects are parsed here, at the edge, into types that hold valid values only; decisions work on these types. This
@@ -27,12 +25,10 @@
 
 pub mod address;
 pub mod condition;
-pub mod holdings;
 mod interned;
 pub mod labels;
 pub mod mac;
 mod objects;
-pub mod shared_map;
 mod views;
 
 pub use objects::{ip_address_pool, l2_advertisement, load_balancer_ip, manifest, node_network};
@@ -43,7 +39,6 @@ pub use backend::{Backend, Forwarder};
 pub use condition::Condition;
 pub use endpoints::{Endpoint, EndpointSlice};
 pub use forwarding::{ForwardingProblem, ProblemReason, Reach};
-pub use holdings::Holdings;
 pub use interned::InternedStr;
 pub use ip_address_pool::{IPAddressPool, IPAddressPoolSpec, IPAddressPoolStatus, PoolSettings, ServiceAllocation};
 pub use l2_advertisement::{Advertisement, L2Advertisement, L2AdvertisementSpec, PreferredNodes};
@@ -58,7 +53,6 @@ pub use node::{DrainReason, Node};
 pub use node_network::{Network, NodeNetwork, PeerLinks};
 pub use request::{InvalidRequest, RequestedAddresses};
 pub use service::{FamilyPolicy, Key, Port, Protocol, Service, TrafficPolicy};
-pub use shared_map::SharedMap;
 
 /// The API group of all our objects, and the prefix of our conditions, annotations and finalizers.
 pub const GROUP: &str = "landfall.dev";

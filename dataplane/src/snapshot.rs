@@ -5,8 +5,9 @@ use std::fmt;
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use crds::{Backend, EndpointSlice, Holder, Key, Mac, SharedMap};
+use crds::{Backend, EndpointSlice, Holder, Key, Mac};
 use ipnet::IpNet;
+use model::SharedMap;
 
 use crate::reply_path::Return;
 use crate::rules::sources::Sources;

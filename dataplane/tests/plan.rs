@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use crds::Protocol::{self, Sctp, Tcp, Udp};
 use crds::service::Family;
-use crds::{Backend, Key, ProblemReason, Reach, SharedMap};
+use crds::{Backend, Key, ProblemReason, Reach};
 use dataplane::Snapshot;
 use dataplane::nft::diff::{Change, changes, diff};
 use dataplane::nft::elements::{self, Elements, Value, elements};
@@ -16,6 +16,7 @@ use dataplane::rules::plan::ruleset;
 use dataplane::rules::planner::Planner;
 use dataplane::rules::ruleset::{Endpoint, LbIp, Pick, Problem, Ruleset, Target};
 use dataplane::snapshot::Service;
+use model::SharedMap;
 use proptest::prelude::*;
 use sample::{Described, NODE, at, ip, nothing, on_eth0, ready, service, snapshot, terminating, unready};
 

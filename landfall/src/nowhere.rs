@@ -1,14 +1,15 @@
 //! Why no node may announce an address, for the controller to say.
 //!
-//! Which nodes may is the speakers' to decide ([`speaker::eligibility`]), and they are asked what they would do if one thing
+//! Which nodes may is the speakers' to decide ([`model::eligibility`]), and they are asked what they would do if one thing
 //! were otherwise: what makes a node a candidate then is what is missing.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use controller::{Circumstances, Nowhere};
-use crds::{Advertisement, Node, SharedMap};
-use speaker::Observed;
+use crds::{Advertisement, Node};
+use model::SharedMap;
+use model::eligibility::Observed;
 
 /// One thing otherwise than it is.
 type Change = fn(&mut Observed);
@@ -57,9 +58,7 @@ fn observed(circumstances: &Circumstances<'_>) -> Observed {
 }
 
 fn has_candidates(observed: &Observed) -> bool {
-    // Whose view it is bears on nothing but that node's own addresses.
-    let snapshot = speaker::eligibility::snapshot("", observed);
-    snapshot.addresses.values().any(|wanted| wanted.candidates.iter().next().is_some())
+    model::eligibility::policies(observed).values().any(|wanted| wanted.candidates.iter().next().is_some())
 }
 
 fn edit<T: Clone>(all: &mut BTreeMap<String, Arc<T>>, edit: impl Fn(&mut T)) {

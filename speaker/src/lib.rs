@@ -6,7 +6,7 @@
 //! announces them ([`Announcements`]).
 //!
 //! ```text
-//!  objects -> eligibility -> Snapshot --+            +--> Announcements, the dead, Neighbours, Counters
+//!  objects -> model -------> Snapshot --+            +--> Announcements, the dead, Neighbours, Counters
 //!  the dataplane's acknowledgements ----+-> Machine -+
 //!  links, frames, time -----------------+            +--> frames
 //! ```
@@ -16,7 +16,6 @@
 //! | [`run`](fn@run) | the wire loop on a thread of its own: the entry point |
 //! | [`machine`] | the same without sockets and clock, for all links |
 //! | [`snapshot`] | the part of the cluster state that the loop needs |
-//! | [`eligibility`], [`advertisement`] | which nodes may announce which address |
 //! | [`wire`] | frames and packets: ARP, NDP, Hello, seal |
 //! | `peers` | which peers of a link are alive, and which nodes are dead |
 //! | [`ownership`] | which node owns an address; the claims of this node and of its peers |
@@ -27,10 +26,8 @@
 //! Only [`run`](fn@run) and [`os`] have side effects. Everything else is pure: time is an argument, and the tests drive the
 //! same [`machine`] through a simulated network.
 
-pub mod advertisement;
 pub mod announce;
 mod config;
-pub mod eligibility;
 pub mod hash;
 pub mod machine;
 pub mod metrics;
@@ -42,9 +39,8 @@ pub mod snapshot;
 pub mod wire;
 
 pub use config::Config;
-pub use eligibility::Observed;
 pub use metrics::events::Counters;
 pub use peers::neighbours::Neighbours;
 pub use run::{Announcement, Announcements, Conflict, Conflicts, Error, Inputs, Outputs, run};
-pub use snapshot::{Candidate, Candidates, Snapshot, Wanted};
+pub use snapshot::Snapshot;
 pub use wire::seal::{Authentication, Keys};

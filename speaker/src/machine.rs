@@ -20,6 +20,8 @@ use std::net::{IpAddr, Ipv6Addr};
 use std::sync::Arc;
 use std::time::Duration;
 
+use model::eligibility::AnnouncementPolicy;
+
 use crate::announce::placement::Link;
 use crate::announce::probe::Stranger;
 use crate::config::Config;
@@ -30,7 +32,7 @@ use crate::ownership::context::Context;
 use crate::ownership::segment::Segment;
 use crate::peers::deaths::Deaths;
 use crate::peers::neighbours::Neighbours;
-use crate::snapshot::{Snapshot, Wanted};
+use crate::snapshot::Snapshot;
 use crate::wire::datagram;
 use crate::wire::frame::{Channel, Frame};
 use crate::wire::hello::{self, Malformed, Packet};
@@ -165,8 +167,8 @@ impl Machine {
             self.arrange(now);
             return;
         }
-        let links = |wanted: &Wanted| wanted.candidates.get(&self.config.node).map(|own| own.links.clone());
-        let moves = |before: Option<&Wanted>, after: Option<&Wanted>| match (before, after) {
+        let links = |wanted: &AnnouncementPolicy| wanted.candidates.get(&self.config.node).map(|own| own.links.clone());
+        let moves = |before: Option<&AnnouncementPolicy>, after: Option<&AnnouncementPolicy>| match (before, after) {
             (Some(before), Some(after)) => links(before) != links(after),
             _ => true,
         };

@@ -12,7 +12,9 @@ use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use crds::{Mac, SharedMap};
+use crds::Mac;
+use model::SharedMap;
+use model::eligibility::AnnouncementPolicy;
 use speaker::Config;
 use speaker::announce::placement::Link;
 use speaker::machine::Machine;
@@ -21,7 +23,7 @@ use speaker::wire::frame::Channel;
 use speaker::wire::hello::Packet;
 use speaker::wire::seal::KeyRing;
 use speaker::wire::{arp, datagram, ndp};
-use speaker::{Authentication, Keys, Snapshot, Wanted, hash};
+use speaker::{Authentication, Keys, Snapshot, hash};
 
 const MINE: Mac = Mac([2, 0, 0, 0, 0, 1]);
 
@@ -196,7 +198,7 @@ fn a_speaker_whose_peers_talk_nonsense() {
         machine.set_links(Duration::ZERO, BTreeMap::from([(2, link)]));
         let candidates = Arc::new(["n0", "n1"].map(String::from).into_iter().collect());
         let lb_ip = Ipv4Addr::new(192, 0, 2, 1).into();
-        let addresses = SharedMap::from([(lb_ip, Wanted { candidates, epoch: 0 })]);
+        let addresses = SharedMap::from([(lb_ip, AnnouncementPolicy { candidates, epoch: 0 })]);
         let node_addresses = vec![Ipv4Addr::new(192, 0, 2, 10).into()];
         machine.set_snapshot(Duration::ZERO, Some(Arc::new(Snapshot { node_addresses, addresses })));
         machine.set_forwarded(Arc::new(BTreeSet::from([lb_ip])));

@@ -9,14 +9,14 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use crds::{
-    Advertisement, Backend, EndpointSlice, Holder, Holdings, Key, Node, PeerLinks, PoolSettings, Record, Service,
-    TrafficPolicy,
+    Advertisement, Backend, EndpointSlice, Holder, Key, Node, PeerLinks, PoolSettings, Record, Service, TrafficPolicy,
 };
 use dataplane::reply_path::Return;
 use dataplane::snapshot::Terms;
+use model::Holdings;
+use model::eligibility::{Eligibility, News, Observed};
 use observe::Change;
 use speaker::Neighbours;
-use speaker::eligibility::{Eligibility, News};
 
 use super::snapshots::{links, own_addresses, pod_ranges, terms};
 
@@ -40,7 +40,7 @@ pub(super) struct Composition {
     /// Which nodes the speaker has met on which link.
     neighbours: Neighbours,
     /// What says who may announce: of Services the load balancers, with their slices; of addresses those in use.
-    observed: speaker::Observed,
+    observed: Observed,
     /// The slices of all other Services, which may become load balancers. Those of one are in order of their keys.
     others: BTreeMap<Key, Vec<Arc<EndpointSlice>>>,
     /// Which addresses each Service holds.
@@ -49,6 +49,7 @@ pub(super) struct Composition {
     usual: Arc<Terms>,
     dataplane: dataplane::Snapshot,
     eligibility: Eligibility,
+    speaker: speaker::Snapshot,
 }
 
 impl Composition {
@@ -59,12 +60,13 @@ impl Composition {
             pools: BTreeMap::new(),
             wirings: BTreeMap::new(),
             neighbours: Neighbours::default(),
-            observed: speaker::Observed::default(),
+            observed: Observed::default(),
             others: BTreeMap::new(),
             held: Holdings::default(),
             usual: Arc::default(),
             dataplane: dataplane::Snapshot { node: node.to_owned(), backend, counts, ..dataplane::Snapshot::default() },
             eligibility: Eligibility::default(),
+            speaker: speaker::Snapshot::default(),
         }
     }
 
@@ -75,7 +77,7 @@ impl Composition {
 
     /// What the speaker is to know.
     pub(super) fn speaker(&self) -> &speaker::Snapshot {
-        self.eligibility.snapshot()
+        &self.speaker
     }
 
     /// These nodes are dead, as the speaker says.
@@ -131,14 +133,15 @@ impl Composition {
             let own = self.observed.nodes.get(node);
             self.dataplane.pod_ranges = pod_ranges(own);
             self.dataplane.own = own_addresses(own);
+            self.speaker.node_addresses.clone_from(&self.dataplane.own);
             self.link();
         }
-        let node = &self.dataplane.node;
         if of_all {
-            self.eligibility.update(node, &self.observed, News::All);
+            self.eligibility.update(&self.observed, News::All);
         } else if !touched.announcing.is_empty() {
-            self.eligibility.update(node, &self.observed, News::Of(&touched.announcing));
+            self.eligibility.update(&self.observed, News::Of(&touched.announcing));
         }
+        self.speaker.addresses = self.eligibility.policies().clone();
     }
 
     fn link(&mut self) {

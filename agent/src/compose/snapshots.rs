@@ -10,13 +10,13 @@ use std::sync::Arc;
 use crds::Mac;
 use crds::node_network::{NodeNetworkSpec, PeerLink};
 use crds::service::Family;
-use crds::{
-    Advertisement, Backend, EndpointSlice, Holder, Key, Node, PeerLinks, PoolSettings, Record, Service, SharedMap,
-};
+use crds::{Advertisement, Backend, EndpointSlice, Holder, Key, Node, PeerLinks, PoolSettings, Record, Service};
 use dataplane::reply_path::Wanted;
 use dataplane::rules::sources::Sources;
 use dataplane::snapshot::{Link, LinkName, Slices, Terms};
 use ipnet::IpNet;
+use model::SharedMap;
+use model::eligibility::Observed as Known;
 use speaker::Neighbours;
 
 /// All that a node agent observes, complete: nothing is composed before every kind has been listed once.
@@ -81,8 +81,9 @@ pub(super) fn snapshots(
     };
     let pools = pools.into_iter().map(|(name, pool)| (name, Arc::clone(&pool.labels))).collect();
     let (services, addresses) = (services.into_iter().collect(), addresses.into_iter().collect());
-    let observed = speaker::Observed { services, slices, nodes, pools, advertisements, addresses };
-    (dataplane, speaker::eligibility::snapshot(node, &observed))
+    let node_addresses = own_addresses(nodes.get(node));
+    let observed = Known { services, slices, nodes, pools, advertisements, addresses };
+    (dataplane, speaker::Snapshot { node_addresses, addresses: model::eligibility::policies(&observed) })
 }
 
 /// What must be known to lead answers back by the link that the request came in by. Links that pods have their addresses

@@ -14,7 +14,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
-use crds::{Protocol, Range, SharedMap};
+use crds::{Protocol, Range};
+use model::SharedMap;
 
 use crate::nft::diff::both;
 use crate::rules::ruleset::{LbIp, Pick, Ruleset, Target};

@@ -13,7 +13,8 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use crds::service::Family;
-use crds::{Protocol, Range, SharedMap};
+use crds::{Protocol, Range};
+use model::SharedMap;
 
 use crate::nft::diff::{Change, both};
 use crate::nft::elements::Key;

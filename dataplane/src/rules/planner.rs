@@ -8,7 +8,8 @@ use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use crds::{EndpointSlice, Holdings, Key};
+use crds::{EndpointSlice, Key};
+use model::Holdings;
 
 use super::plan::{lb_ip, ruleset};
 use super::ruleset::Ruleset;

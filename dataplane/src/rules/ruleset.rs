@@ -12,7 +12,8 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use crds::service::Family;
-use crds::{Backend, Key, Mac, ProblemReason, Protocol, Range, Reach, SharedMap};
+use crds::{Backend, Key, Mac, ProblemReason, Protocol, Range, Reach};
+use model::SharedMap;
 
 use crate::reply_path::Return;
 use crate::rules::backend::Proxied;

@@ -33,8 +33,8 @@ fn shown(node: &str, planned: &Planned) -> String {
 mod tests {
     use super::*;
     use crds::{Holder, Key, Service};
-    use dataplane::snapshot::Terms;
     use dataplane::rules::sources::Sources;
+    use dataplane::snapshot::Terms;
     use serde_json::json;
     use std::net::IpAddr;
     use std::sync::Arc;

@@ -8,7 +8,7 @@ use std::net::IpAddr;
 use crds::Mac;
 use ipnet::IpNet;
 
-use crate::snapshot::Links;
+use model::eligibility::Links;
 
 /// A link of this node that addresses may be announced on.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -10,7 +10,9 @@ use std::time::Duration;
 use super::Machine;
 use crate::announce::placement::placements;
 use crate::ownership::segment::Segment;
-use crate::snapshot::{Links, Snapshot, Wanted};
+use model::eligibility::{AnnouncementPolicy, Links};
+
+use crate::snapshot::Snapshot;
 
 impl Machine {
     /// Sees to it that there is a segment for each link that is needed, and each address on those it belongs to.
@@ -72,7 +74,7 @@ impl Machine {
     }
 
     /// The links that an address belongs to.
-    fn places(&mut self, snapshot: &Snapshot, lb_ip: IpAddr, wanted: &Wanted) -> BTreeSet<u32> {
+    fn places(&mut self, snapshot: &Snapshot, lb_ip: IpAddr, wanted: &AnnouncementPolicy) -> BTreeSet<u32> {
         let own = wanted.candidates.get(&self.config.node);
         let home = Links::default();
         let allowed = own.map_or(&home, |own| &own.links);
@@ -123,8 +125,8 @@ mod tests {
     use super::*;
     use crate::announce::placement::Link;
     use crate::config::Config;
-    use crate::snapshot::{Candidate, Candidates};
     use crate::wire::seal::Authentication;
+    use model::eligibility::{Candidate, Candidates};
 
     /// Which addresses belong to which link.
     fn placed(machine: &Machine) -> BTreeMap<u32, Vec<IpAddr>> {
@@ -167,7 +169,7 @@ mod tests {
                     Some((node, links)) => {
                         let one = (node.to_owned(), Candidate { links, preference: 0 });
                         let candidates = Arc::new([one].into_iter().collect());
-                        snapshot.addresses.insert(lb_ip(n), Wanted { candidates, epoch: 0 });
+                        snapshot.addresses.insert(lb_ip(n), AnnouncementPolicy { candidates, epoch: 0 });
                     }
                     None => drop(snapshot.addresses.remove(&lb_ip(n))),
                 }
@@ -187,7 +189,7 @@ mod tests {
     #[test]
     fn an_address_that_comes_or_goes_is_placed_alone_however_many_others_there_are() {
         let candidates: Arc<Candidates> = Arc::new(["n1".to_owned()].into_iter().collect());
-        let wanted = || Wanted { candidates: Arc::clone(&candidates), epoch: 0 };
+        let wanted = || AnnouncementPolicy { candidates: Arc::clone(&candidates), epoch: 0 };
         let own = "10.0.0.1/8";
         let eth0 = Link {
             index: 1,

@@ -13,12 +13,12 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use crds::Mac;
+use model::eligibility::{AnnouncementPolicy, Candidates};
 use netns::{Namespace, veth};
 use speaker::os::socket::{Buffer, Port, Portion};
 use speaker::wire::frame::Channel;
 use speaker::{
-    Announcements, Authentication, Candidates, Config, Conflicts, Counters, Inputs, Keys, Neighbours, Outputs,
-    Snapshot, Wanted,
+    Announcements, Authentication, Config, Conflicts, Counters, Inputs, Keys, Neighbours, Outputs, Snapshot,
 };
 use tokio::sync::{oneshot, watch};
 
@@ -360,7 +360,8 @@ impl Speaker {
 
     /// Tells it which addresses there are.
     pub fn want<A: Into<IpAddr> + Copy>(&self, lb_ips: &[A]) {
-        let wanted = |lb_ip: &A| ((*lb_ip).into(), Wanted { candidates: Arc::clone(&self.candidates), epoch: 0 });
+        let wanted =
+            |lb_ip: &A| ((*lb_ip).into(), AnnouncementPolicy { candidates: Arc::clone(&self.candidates), epoch: 0 });
         let addresses = lb_ips.iter().map(wanted).collect();
         let node_addresses = self.addresses.clone();
         self.snapshot.send_replace(Some(Arc::new(Snapshot { node_addresses, addresses })));

@@ -5,11 +5,11 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use model::eligibility::{AnnouncementPolicy, Candidate, Candidates, Links};
 use speaker::Config;
 use speaker::machine::Machine;
-use speaker::snapshot::Links;
 use speaker::wire::frame::Channel;
-use speaker::{Authentication, Candidate, Candidates, Keys, Snapshot, Wanted};
+use speaker::{Authentication, Keys, Snapshot};
 
 use super::{Happening, World, links, name};
 
@@ -102,7 +102,7 @@ impl World {
         match candidates {
             Some(nodes) => {
                 let candidates = Arc::new(nodes.iter().copied().map(name).collect());
-                self.wanted.insert(lb_ip, Wanted { candidates, epoch: 0 });
+                self.wanted.insert(lb_ip, AnnouncementPolicy { candidates, epoch: 0 });
             }
             None => {
                 self.wanted.remove(&lb_ip);
@@ -114,7 +114,8 @@ impl World {
     /// Many more addresses are wanted, which all nodes may announce.
     pub fn want_many(&mut self, lb_ips: impl Iterator<Item = IpAddr>) {
         let candidates: Arc<Candidates> = Arc::new((0..self.nodes()).map(name).collect());
-        self.wanted.extend(lb_ips.map(|lb_ip| (lb_ip, Wanted { candidates: Arc::clone(&candidates), epoch: 0 })));
+        self.wanted
+            .extend(lb_ips.map(|lb_ip| (lb_ip, AnnouncementPolicy { candidates: Arc::clone(&candidates), epoch: 0 })));
         (0..self.nodes()).for_each(|node| self.tell(node));
     }
 
@@ -124,7 +125,7 @@ impl World {
             (name(node), Candidate { preference: *preference, ..Candidate::default() })
         };
         let candidates = Arc::new(preferences.iter().enumerate().map(candidate).collect());
-        self.wanted.insert(lb_ip, Wanted { candidates, epoch: 0 });
+        self.wanted.insert(lb_ip, AnnouncementPolicy { candidates, epoch: 0 });
         (0..self.nodes()).for_each(|node| self.tell(node));
     }
 
@@ -144,7 +145,7 @@ impl World {
         let links = Links { home: false, named: [link.to_owned()].into() };
         let candidate = |node| (name(node), Candidate { links: links.clone(), preference: 0 });
         let candidates: Arc<Candidates> = Arc::new((0..self.nodes()).map(candidate).collect());
-        let wanted = |lb_ip: &IpAddr| (*lb_ip, Wanted { candidates: Arc::clone(&candidates), epoch: 0 });
+        let wanted = |lb_ip: &IpAddr| (*lb_ip, AnnouncementPolicy { candidates: Arc::clone(&candidates), epoch: 0 });
         self.wanted.extend(lb_ips.iter().map(wanted));
         (0..self.nodes()).for_each(|node| self.tell(node));
     }

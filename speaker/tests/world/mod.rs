@@ -9,12 +9,13 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crds::SharedMap;
+use model::SharedMap;
+use model::eligibility::{AnnouncementPolicy, Candidates};
 use speaker::Config;
+use speaker::Keys;
 use speaker::machine::Machine;
 use speaker::metrics::events::Event;
 use speaker::wire::frame::{Channel, Frame};
-use speaker::{Candidates, Keys, Wanted};
 
 mod causes;
 mod names;
@@ -91,7 +92,7 @@ pub struct World {
     hosts: Vec<Host>,
     /// `cut[a][b]`: nothing gets from a to b. The last row and column are the clients.
     cut: Vec<Vec<bool>>,
-    wanted: SharedMap<IpAddr, Wanted>,
+    wanted: SharedMap<IpAddr, AnnouncementPolicy>,
     happenings: BinaryHeap<Reverse<(Duration, u64)>>,
     what: BTreeMap<u64, Happening>,
     count: u64,
@@ -117,7 +118,8 @@ impl World {
     pub fn new(seed: u64, nodes: usize, lb_ips: usize) -> Self {
         let mut random = Random::new(seed);
         let all: Arc<Candidates> = Arc::new((0..nodes).map(name).collect());
-        let wanted = (0..lb_ips).map(|n| (lb_ip(n), Wanted { candidates: Arc::clone(&all), epoch: 0 })).collect();
+        let wanted =
+            (0..lb_ips).map(|n| (lb_ip(n), AnnouncementPolicy { candidates: Arc::clone(&all), epoch: 0 })).collect();
         let host = |_| Host {
             machine: None,
             starts: 0,

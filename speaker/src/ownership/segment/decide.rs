@@ -5,13 +5,14 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 use super::{Ceding, Context, Hears, INSIST, Segment};
+use model::eligibility::AnnouncementPolicy;
+
 use crate::metrics::events::Event;
 use crate::metrics::takeovers::{Cause, Move};
 use crate::ownership::claims::Claim;
 use crate::ownership::rules::{self, Company, Reason, Rival, Verdict, View};
 use crate::peers::liveness::{self, Standing};
 use crate::peers::peer::Peer;
-use crate::snapshot::Wanted;
 
 impl Segment {
     /// Decides about all addresses on which something has changed. Returns whether our claims changed.
@@ -220,7 +221,12 @@ impl Segment {
     }
 
     /// Whether we may announce `lb_ip` here.
-    pub(super) fn may(&self, context: &Context<'_>, lb_ip: IpAddr, wanted: Option<&Wanted>) -> Result<(), Reason> {
+    pub(super) fn may(
+        &self,
+        context: &Context<'_>,
+        lb_ip: IpAddr,
+        wanted: Option<&AnnouncementPolicy>,
+    ) -> Result<(), Reason> {
         if context.snapshot.is_none() {
             return Err(Reason::Blind);
         }
@@ -241,7 +247,7 @@ impl Segment {
         &self,
         context: &Context<'_>,
         lb_ip: IpAddr,
-        wanted: Option<&Wanted>,
+        wanted: Option<&AnnouncementPolicy>,
         others: &[(&str, Claim)],
     ) -> Company {
         let now = context.now;
@@ -269,17 +275,17 @@ impl Segment {
     }
 
     /// Whether enough others are heard to announce an address unasked.
-    pub(super) fn is_backed(&self, context: &Context<'_>, wanted: Option<&Wanted>) -> bool {
+    pub(super) fn is_backed(&self, context: &Context<'_>, wanted: Option<&AnnouncementPolicy>) -> bool {
         self.company != Hears::Few || self.is_alone(context, wanted)
     }
 
     /// Whether nobody else may have an address, so that there is no one to miss.
-    fn is_alone(&self, context: &Context<'_>, wanted: Option<&Wanted>) -> bool {
+    fn is_alone(&self, context: &Context<'_>, wanted: Option<&AnnouncementPolicy>) -> bool {
         wanted.is_some_and(|wanted| wanted.candidates.iter().all(|(node, _)| *node == context.config.node))
     }
 
     /// How many of those who would take `lb_ip` are more preferred than us or, if they are preferred alike, rank before us.
-    fn before(&self, lb_ip: IpAddr, wanted: &Wanted, mine: (Option<u32>, u64)) -> usize {
+    fn before(&self, lb_ip: IpAddr, wanted: &AnnouncementPolicy, mine: (Option<u32>, u64)) -> usize {
         let takers = self.peers.iter().filter(|(_, peer)| peer.takes()).filter_map(|(node, peer)| {
             let preference = self.preference(wanted, node, peer)?;
             Some((Some(preference), rules::rank(node, lb_ip)))
@@ -288,13 +294,19 @@ impl Segment {
     }
 
     /// How much a peer is preferred here, if it is a candidate on the link by which we hear it.
-    fn preference(&self, wanted: &Wanted, node: &str, peer: &Peer) -> Option<u32> {
+    fn preference(&self, wanted: &AnnouncementPolicy, node: &str, peer: &Peer) -> Option<u32> {
         wanted.candidates.preference(node, &peer.link)
     }
 
     /// Why others should rather have an address of ours, if they should: we may not announce it, or are not the most
     /// preferred of all candidates, alive or not.
-    fn ceding(&self, context: &Context<'_>, lb_ip: IpAddr, wanted: &Wanted, mine: Option<u32>) -> Option<Ceding> {
+    fn ceding(
+        &self,
+        context: &Context<'_>,
+        lb_ip: IpAddr,
+        wanted: &AnnouncementPolicy,
+        mine: Option<u32>,
+    ) -> Option<Ceding> {
         match (mine, self.ceding.get(&lb_ip)) {
             (None, Some(Ceding::Since(since))) => Some(Ceding::Since(*since)),
             (None, _) => Some(Ceding::Since(context.now)),
@@ -303,7 +315,7 @@ impl Segment {
     }
 
     /// Since when a candidate has been alive that is more preferred than us.
-    fn heir(&self, wanted: &Wanted, mine: Option<u32>) -> Option<Duration> {
+    fn heir(&self, wanted: &AnnouncementPolicy, mine: Option<u32>) -> Option<Duration> {
         let takers = self.peers.iter().filter(|(_, peer)| peer.takes());
         let heirs = takers.filter(|(node, peer)| self.preference(wanted, node, peer) > mine);
         heirs.map(|(_, peer)| peer.since).min()

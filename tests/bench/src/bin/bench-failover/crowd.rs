@@ -13,10 +13,11 @@ use anyhow::{Result, ensure};
 use bench::report::Report;
 use bench::usage;
 use crds::Mac;
+use model::eligibility::{AnnouncementPolicy, Candidates};
 use speaker::Config;
 use speaker::announce::placement::Link;
 use speaker::machine::Machine;
-use speaker::{Authentication, Candidates, Keys, Snapshot, Wanted};
+use speaker::{Authentication, Keys, Snapshot};
 
 use crate::Bench;
 
@@ -75,7 +76,7 @@ impl Crowd {
         let name = |node: usize| format!("node-{node}.example.com");
         let candidates: Arc<Candidates> = Arc::new((0..nodes).map(name).collect());
         let lb_ips: Vec<IpAddr> = (0..ADDRESSES).map(|n| Ipv4Addr::from_bits(0xc612_0000 + n).into()).collect();
-        let wanted = |lb_ip: &IpAddr| (*lb_ip, Wanted { candidates: Arc::clone(&candidates), epoch: 0 });
+        let wanted = |lb_ip: &IpAddr| (*lb_ip, AnnouncementPolicy { candidates: Arc::clone(&candidates), epoch: 0 });
         let snapshot = Arc::new(Snapshot { node_addresses: vec![], addresses: lb_ips.iter().map(wanted).collect() });
         let forwarded = Arc::new(lb_ips.iter().copied().collect());
         let keys = Keys::new([&[7; 32][..]])?;

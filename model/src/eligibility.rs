@@ -1,12 +1,12 @@
 //! Which nodes may announce an lb_ip.
 //!
-//! Objects in, a [`Snapshot`] out. It is decided for each address, over all Services that hold it: two decisions about one
+//! Objects in, an [`AnnouncementPolicy`] for each address out. It is decided for each address, over all Services that hold it: two decisions about one
 //! address could only contradict each other.
 //!
 //! A node is a candidate for an address if
 //!
 //! 1. it exists, and isn't labelled to take no traffic from outside;
-//! 2. advertisements let it announce for a Service that holds the address ([`crate::advertisement`]), and it has an
+//! 2. advertisements let it announce for a Service that holds the address ([`Advertisements`]), and it has an
 //!    endpoint of that Service where the traffic policy is Local;
 //! 3. of the nodes of which that is true, it is one for as many of these Services as any other;
 //! 4. and nothing says that others should announce in its place ([`crds::DrainReason`]), or they couldn't.
@@ -21,10 +21,15 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use crds::{Advertisement, EndpointSlice, Holder, Key, Labels, Node, Reach, Record, Service, SharedMap, TrafficPolicy};
+use crds::{Advertisement, EndpointSlice, Holder, Key, Labels, Node, Reach, Record, Service, TrafficPolicy};
 
-use crate::advertisement::{Advertisements, Applicable};
-use crate::snapshot::{Candidates, Snapshot, Wanted};
+use crate::SharedMap;
+
+mod advertisements;
+mod candidates;
+
+pub use advertisements::{Advertisements, Applicable};
+pub use candidates::{AnnouncementPolicy, Candidate, Candidates, Links};
 
 /// What is observed, as far as it bears on who may announce.
 #[derive(Clone, Debug, Default)]
@@ -61,17 +66,17 @@ pub enum News<'a> {
     Of(&'a BTreeSet<IpAddr>),
 }
 
-/// What the speaker on the node `me` has to know: that of nothing but this, observed for the first time.
-pub fn snapshot(me: &str, observed: &Observed) -> Snapshot {
+/// Who may announce each address, from nothing but this.
+pub fn policies(observed: &Observed) -> SharedMap<IpAddr, AnnouncementPolicy> {
     let mut eligibility = Eligibility::default();
-    eligibility.update(me, observed, News::All);
-    eligibility.snapshot
+    eligibility.update(observed, News::All);
+    eligibility.policies
 }
 
-/// What the speaker has to know, kept up to date.
+/// Who may announce each address, kept up to date.
 #[derive(Debug, Default)]
 pub struct Eligibility {
-    snapshot: Snapshot,
+    policies: SharedMap<IpAddr, AnnouncementPolicy>,
     /// Equal sets are one set: there may be as many addresses as Services, and as many names in each as nodes.
     sets: BTreeSet<Arc<Candidates>>,
     /// With so many sets it is time to look which of them nobody holds.
@@ -79,24 +84,22 @@ pub struct Eligibility {
 }
 
 impl Eligibility {
-    /// What it has to know.
-    pub fn snapshot(&self) -> &Snapshot {
-        &self.snapshot
+    /// Who may announce each address that some Service holds.
+    pub fn policies(&self) -> &SharedMap<IpAddr, AnnouncementPolicy> {
+        &self.policies
     }
 
-    /// Takes in what is observed now on the node `me`. What is no news is not looked at.
+    /// Takes in what is observed now. What is no news is not looked at.
     ///
     /// An address without a Service (a reservation, or one whose holder is gone or is another one by now) is not wanted.
     ///
     /// Where every node is labelled to take no traffic from outside, none is: kubeadm labels control planes so, also where
     /// they are the only nodes, and an address that nobody announces serves nobody.
-    pub fn update(&mut self, me: &str, observed: &Observed, news: News<'_>) {
+    pub fn update(&mut self, observed: &Observed, news: News<'_>) {
         let mut decider = Decider::new(observed);
         match news {
             News::All => {
-                self.snapshot.addresses = SharedMap::default();
-                self.snapshot.node_addresses =
-                    observed.nodes.get(me).map(|node| node.addresses.clone()).unwrap_or_default();
+                self.policies = SharedMap::default();
                 for (lb_ip, record) in observed.addresses.iter() {
                     self.decide(*lb_ip, Some(record), &mut decider);
                 }
@@ -114,16 +117,16 @@ impl Eligibility {
     fn decide<'a>(&mut self, lb_ip: IpAddr, record: Option<&'a Arc<Record>>, decider: &mut Decider<'a>) {
         let candidates = record.filter(|record| !record.deleting).and_then(|record| decider.candidates(record));
         let Some((record, candidates)) = record.zip(candidates) else {
-            self.snapshot.addresses.remove(&lb_ip);
+            self.policies.remove(&lb_ip);
             return;
         };
         let candidates = self.sets.get(&candidates).cloned().unwrap_or_else(|| {
             self.sets.insert(Arc::clone(&candidates));
             candidates
         });
-        let wanted = Wanted { candidates, epoch: epoch(record) };
-        if self.snapshot.addresses.get(&lb_ip) != Some(&wanted) {
-            self.snapshot.addresses.insert(lb_ip, wanted);
+        let policy = AnnouncementPolicy { candidates, epoch: epoch(record) };
+        if self.policies.get(&lb_ip) != Some(&policy) {
+            self.policies.insert(lb_ip, policy);
         }
     }
 }

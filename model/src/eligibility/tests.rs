@@ -1,7 +1,6 @@
 //! Tables and properties of who may announce.
 
 use super::*;
-use crate::snapshot::{Candidate, Links};
 use crds::{DrainReason, Endpoint, L2Advertisement};
 use proptest::collection::vec;
 use proptest::prelude::*;
@@ -89,7 +88,7 @@ impl Cluster {
         let mut record = record("lan", holders);
         record.announcers.iter_mut().for_each(|announcer| announcer.reach = reach);
         self.0.addresses.insert(record.address, Arc::new(record.clone()));
-        let wanted = snapshot("n1", &self.0).addresses.remove(&record.address)?;
+        let wanted = policies(&self.0).remove(&record.address)?;
         assert_eq!(wanted.epoch, 4);
         Some(written(&wanted.candidates))
     }
@@ -436,19 +435,18 @@ fn an_address_that_is_being_deleted_is_not_wanted() {
     let mut cluster = four();
     let record = Record { deleting: true, ..record("lan", &["web"]) };
     cluster.0.addresses.insert(record.address, Arc::new(record));
-    assert_eq!(snapshot("n1", &cluster.0).addresses, SharedMap::default());
+    assert_eq!(policies(&cluster.0), SharedMap::default());
 }
 
 #[test]
-fn equal_sets_of_candidates_are_one_and_the_node_knows_its_own_addresses() {
+fn equal_sets_of_candidates_are_one() {
     let mut cluster = four().endpoints("local", &[("n2", 'r')]).endpoints("other", &[("n2", 'r')]);
     for (last, name) in [(1, "web"), (2, "dns"), (3, "local"), (4, "other")] {
         cluster.0.addresses.insert([192, 0, 2, last].into(), Arc::new(record("lan", &[name])));
     }
-    let snapshot = snapshot("n2", &cluster.0);
-    let sets: Vec<_> = snapshot.addresses.values().map(|wanted| Arc::clone(&wanted.candidates)).collect();
+    let policies = policies(&cluster.0);
+    let sets: Vec<_> = policies.values().map(|wanted| Arc::clone(&wanted.candidates)).collect();
     assert!(Arc::ptr_eq(&sets[0], &sets[1]) && Arc::ptr_eq(&sets[2], &sets[3]));
-    assert_eq!(snapshot.node_addresses, [IpAddr::from([192, 0, 2, 12])]);
 }
 
 /// Selectors of labels `l=0`, `l=1`; an empty list selects all.
@@ -558,16 +556,6 @@ proptest! {
         prop_assert_eq!(forth, back.candidates(&holders));
     }
 
-    /// Whoever looks: so all nodes that have seen the same choose the same owner.
-    #[test]
-    fn all_nodes_find_the_same_candidates((nodes, services, ads) in any_cluster()) {
-        let mut cluster = cluster(&nodes, &services, &ads);
-        let record = record("lan", &["s0"]);
-        cluster.0.addresses.insert(record.address, Arc::new(record));
-        let views: Vec<_> = cluster.0.nodes.keys().map(|me| snapshot(me, &cluster.0).addresses).collect();
-        prop_assert!(views.windows(2).all(|pair| pair[0] == pair[1]));
-    }
-
     /// Sharing an address never adds a node that none of its Services may be announced from, and never leaves out all of
     /// them.
     #[test]
@@ -577,7 +565,7 @@ proptest! {
             let mut cluster = cluster(&able, &services, &ads);
             let record = record("lan", holders);
             cluster.0.addresses.insert(record.address, Arc::new(record));
-            let wanted = snapshot("n1", &cluster.0).addresses.values().next().expect("it is wanted").clone();
+            let wanted = policies(&cluster.0).values().next().expect("it is wanted").clone();
             wanted.candidates.iter().map(|(node, _)| node.to_owned()).collect::<BTreeSet<String>>()
         };
         let names: Vec<String> = (0..services.len()).map(|n| format!("s{n}")).collect();

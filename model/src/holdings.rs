@@ -3,8 +3,7 @@
 use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr};
 
-use crate::load_balancer_ip::Holder;
-use crate::service::Key;
+use crds::{Holder, Key};
 
 /// The addresses that Services hold.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

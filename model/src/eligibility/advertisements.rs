@@ -14,7 +14,7 @@ use std::sync::Arc;
 
 use crds::{Advertisement, Labels, Node};
 
-use crate::snapshot::{Candidate, Links};
+use super::candidates::{Candidate, Links};
 
 /// All advertisements, with the nodes that each of them selects.
 #[derive(Debug)]

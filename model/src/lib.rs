@@ -1,0 +1,14 @@
+//! The cluster, and the rules about it that more than one part needs. Pure: no client, no runtime, no clock.
+//!
+//! | room | what is in it |
+//! |---|---|
+//! | [`eligibility`] | which nodes may announce which address |
+//! | [`holdings`] | which addresses each Service holds |
+//! | [`shared_map`] | maps whose copies share what they have in common |
+
+pub mod eligibility;
+pub mod holdings;
+pub mod shared_map;
+
+pub use holdings::Holdings;
+pub use shared_map::SharedMap;
