@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
-use crate::hash;
 use crate::wire::seal::Authentication;
+use model::stable_hash;
 
 /// Who this speaker is, and how fast.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -34,7 +34,7 @@ impl Config {
     /// times.
     pub fn new(cluster: &str, node: &str, incarnation: u64, authentication: Authentication) -> Self {
         Self {
-            cluster: hash::hash(cluster.as_bytes()),
+            cluster: stable_hash::hash(cluster.as_bytes()),
             node: node.into(),
             incarnation,
             authentication,

@@ -28,7 +28,6 @@
 
 pub mod announce;
 mod config;
-pub mod hash;
 pub mod machine;
 pub mod metrics;
 pub mod os;

@@ -15,6 +15,7 @@ use std::time::{Duration, Instant};
 use crds::Mac;
 use model::SharedMap;
 use model::eligibility::AnnouncementPolicy;
+use model::stable_hash;
 use speaker::Config;
 use speaker::announce::placement::Link;
 use speaker::machine::Machine;
@@ -23,7 +24,7 @@ use speaker::wire::frame::Channel;
 use speaker::wire::hello::Packet;
 use speaker::wire::seal::KeyRing;
 use speaker::wire::{arp, datagram, ndp};
-use speaker::{Authentication, Keys, Snapshot, hash};
+use speaker::{Authentication, Keys, Snapshot};
 
 const MINE: Mac = Mac([2, 0, 0, 0, 0, 1]);
 
@@ -51,10 +52,10 @@ fn fuzz(name: &str, accepts: impl Fn(&[u8]) -> bool) {
     let of_use = pool.iter().filter(|input| attempt(&accepts, input)).count();
     assert!(of_use > 0, "nothing in the corpus is of use");
     let end = Instant::now() + Duration::from_secs(number("LANDFALL_FUZZ_SECONDS").unwrap_or(1));
-    let mut state = hash::mix(number("LANDFALL_SEED").unwrap_or(0) ^ hash::hash(name.as_bytes()));
+    let mut state = stable_hash::mix64(number("LANDFALL_SEED").unwrap_or(0) ^ stable_hash::hash(name.as_bytes()));
     let mut below = move |end: usize| {
         state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        (hash::mix(state) % end.max(1) as u64) as usize
+        (stable_hash::mix64(state) % end.max(1) as u64) as usize
     };
     let (mut tried, mut accepted) = (0u64, 0u64);
     while Instant::now() < end {
@@ -211,9 +212,9 @@ fn a_speaker_whose_peers_talk_nonsense() {
         *now += Duration::from_millis(1);
         machine.woke(*now);
         (packet.sequence, packet.part) = (now.as_millis() as u64, packet.part % 1024);
-        (packet.cluster, packet.mac) = (hash::hash(b"test"), Mac([2, 0, 0, 0, 0, 7]));
+        (packet.cluster, packet.mac) = (stable_hash::hash(b"test"), Mac([2, 0, 0, 0, 0, 7]));
         // As if it had heard what we said last.
-        let id = speaker::wire::hello::id(hash::mix(1 ^ hash::mix(2)));
+        let id = speaker::wire::hello::id(stable_hash::mix64(1 ^ stable_hash::mix64(2)));
         packet.met.extend((0..64).map(|sequence| speaker::wire::hello::Met { id, sequence }));
         let sealed = ring.seal(*now, packet.encode());
         let source = "192.0.2.7".parse().expect("address");

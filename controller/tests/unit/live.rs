@@ -33,10 +33,7 @@ impl Live {
     /// A number below `sides` (SplitMix64).
     pub(crate) fn roll(&mut self, sides: usize) -> usize {
         self.dice = self.dice.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.dice;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        ((z ^ (z >> 31)) % sides as u64) as usize
+        (model::stable_hash::mix64(self.dice) % sides as u64) as usize
     }
 
     /// Hears of some changes or of all, in some order.

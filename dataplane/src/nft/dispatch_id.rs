@@ -2,6 +2,8 @@
 
 use std::fmt;
 
+use model::stable_hash::fnv1a_32;
+
 use super::elements::chain;
 use crate::rules::ruleset::Way;
 
@@ -15,7 +17,7 @@ impl Lead {
     ///
     /// A node has some ten ways, seldom a hundred: that two of them have the same number is as likely as one in a million.
     pub fn to(way: Way) -> Self {
-        Self(chain(way).bytes().fold(0x811c_9dc5, |hash, byte| (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193)))
+        Self(fnv1a_32(chain(way).as_bytes()))
     }
 }
 
@@ -43,6 +45,11 @@ mod tests {
         });
         let all: Vec<Way> = ways.collect();
         assert_eq!(all.iter().map(|way| Lead::to(*way)).collect::<BTreeSet<_>>().len(), all.len());
+    }
+
+    #[test]
+    fn a_way_has_the_same_number_in_every_version() {
+        assert_eq!(Lead::to(Way { pick: Pick { from: 0, count: 3 }, ..Way::default() }), Lead(0xb70c_5534));
     }
 
     #[test]

@@ -18,6 +18,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::sync::Arc;
 
+use model::stable_hash::{fnv1a, splitmix64};
+
 /// How many slots a table has.
 pub const SLOTS: u32 = 64;
 /// How many pieces a slot is cut into that several nodes share.
@@ -87,7 +89,7 @@ impl Ranked {
     /// What stands for these two.
     pub fn token(&self) -> Token {
         let second = self.second.as_deref().unwrap_or_default();
-        Token::new(mixed(text(&self.first).rotate_left(1) ^ mixed(text(second))))
+        Token::new(splitmix64(fnv1a(self.first.as_bytes()).rotate_left(1) ^ splitmix64(fnv1a(second.as_bytes()))))
     }
 }
 
@@ -131,19 +133,21 @@ impl Share {
 
     /// What stands for the same, decided by that.
     pub fn token_by(&self, by: By) -> Token {
-        let start = mixed(match by {
+        let start = splitmix64(match by {
             By::Flow => 1,
             By::Client => 2,
         });
         let all = self.weights.iter();
-        Token::new(all.fold(start, |hash, (node, weight)| mixed(mixed(hash ^ text(node)) ^ u64::from(*weight))))
+        Token::new(all.fold(start, |hash, (node, weight)| {
+            splitmix64(splitmix64(hash ^ fnv1a(node.as_bytes())) ^ u64::from(*weight))
+        }))
     }
 
     /// Who gets which slot.
     pub fn table(&self) -> Table {
         let nodes: Vec<(&Arc<str>, u64)> = self.weights.iter().map(|(node, w)| (node, u64::from(*w))).collect();
         let weights: Vec<u64> = nodes.iter().map(|(_, weight)| *weight).collect();
-        let seeds: Vec<u64> = nodes.iter().map(|(node, _)| text(node)).collect();
+        let seeds: Vec<u64> = nodes.iter().map(|(node, _)| fnv1a(node.as_bytes())).collect();
         let firsts = given(&weights, &seeds);
         let mut table = Table::default();
         let start = match self.by {
@@ -253,7 +257,7 @@ fn rounded(owed: &[(u64, u64)], sum: usize, seeds: &[u64]) -> Vec<u64> {
 fn matched(slots: Vec<u32>, quotas: &[u64], seeds: &[u64]) -> BTreeMap<u32, usize> {
     let mut ranks: Vec<(u64, usize, u32)> = Vec::with_capacity(slots.len() * quotas.len());
     for (node, seed) in seeds.iter().enumerate().filter(|(node, _)| quotas[*node] > 0) {
-        ranks.extend(slots.iter().map(|slot| (mixed(seed ^ mixed(u64::from(*slot))), node, *slot)));
+        ranks.extend(slots.iter().map(|slot| (splitmix64(seed ^ splitmix64(u64::from(*slot))), node, *slot)));
     }
     ranks.sort_unstable_by(|a, b| b.cmp(a));
     let mut left = quotas.to_vec();
@@ -274,20 +278,7 @@ fn common_divisor(a: u32, b: u32) -> u32 {
 
 /// How good a node is for something: the best of all is the highest, on every node the same one.
 pub fn rank(node: &str, what: &str) -> u64 {
-    mixed(text(node) ^ mixed(text(what)))
-}
-
-/// A hash of a text (FNV-1a). Every node must come to the same, so it is ours and not the standard library's.
-fn text(text: &str) -> u64 {
-    text.bytes().fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3))
-}
-
-/// Mixes the bits of a number, so that each depends on all (the last steps of splitmix64).
-fn mixed(number: u64) -> u64 {
-    let number = number.wrapping_add(0x9e37_79b9_7f4a_7c15);
-    let number = (number ^ (number >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    let number = (number ^ (number >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-    number ^ (number >> 31)
+    splitmix64(fnv1a(node.as_bytes()) ^ splitmix64(fnv1a(what.as_bytes())))
 }
 
 #[cfg(test)]

@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::time::Duration;
 
-use crate::hash;
+use model::stable_hash;
 
 /// When a burst announces, after the address was taken. At once in one form and then in the other, and twice more soon
 /// against loss. Kernels of the age of
@@ -173,7 +173,7 @@ fn take_turn(next: &mut Duration, now: Duration) -> Duration {
 
 /// How long until the next refresh. Another time for each address and each round, without a source of randomness.
 fn refresh(lb_ip: IpAddr, now: Duration) -> Duration {
-    let random = hash::mix(hash::of_address(lb_ip) ^ now.as_nanos() as u64);
+    let random = stable_hash::mix64(stable_hash::hash_ip(lb_ip) ^ now.as_nanos() as u64);
     REFRESH - SPREAD.mul_f64(random as f64 / u64::MAX as f64)
 }
 

@@ -9,7 +9,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::ops::RangeInclusive;
 
-use crate::hash;
+use model::stable_hash;
 
 /// No epoch is greater: it has to fit the `int64` of the API, and a packet has three bits for something else.
 pub const MAX_EPOCH: u64 = (1 << 61) - 1;
@@ -205,7 +205,7 @@ pub fn size(lb_ip: IpAddr) -> usize {
 
 /// Where an address is in the order of hashes.
 fn place(lb_ip: IpAddr) -> u32 {
-    (hash::of_address(lb_ip) >> 32) as u32
+    (stable_hash::hash_ip(lb_ip) >> 32) as u32
 }
 
 fn bucket(lb_ip: IpAddr, bits: u8) -> usize {
@@ -223,7 +223,7 @@ fn range(bucket: usize, bits: u8) -> RangeInclusive<u32> {
 fn digest_of(lb_ip: IpAddr, claim: Claim) -> u32 {
     let flags = u64::from(claim.backed) << 2 | u64::from(claim.held) << 1 | u64::from(claim.kept);
     let claim = claim.epoch << 3 | flags;
-    hash::mix(hash::of_address(lb_ip) ^ hash::mix(claim)) as u32
+    stable_hash::mix64(stable_hash::hash_ip(lb_ip) ^ stable_hash::mix64(claim)) as u32
 }
 
 #[cfg(test)]

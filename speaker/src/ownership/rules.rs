@@ -27,8 +27,8 @@
 use std::net::IpAddr;
 use std::time::Duration;
 
-use crate::hash;
 use crate::ownership::claims::{Claim, MAX_EPOCH};
+use model::stable_hash;
 
 /// A more preferred candidate gets an address only when it has been alive for so long: one that comes and goes should not
 /// take the address along each time, for each of its deaths is a gap.
@@ -41,7 +41,7 @@ pub const PATIENCE: Duration = Duration::from_secs(5);
 /// The rank of a node for an address (rendezvous hashing): the highest one is the best. All nodes compute the same, the
 /// addresses of a dead node spread over all others, and no other address is affected.
 pub fn rank(node: &str, lb_ip: IpAddr) -> u64 {
-    hash::mix(hash::hash(node.as_bytes()) ^ hash::of_address(lb_ip))
+    stable_hash::mix64(stable_hash::hash(node.as_bytes()) ^ stable_hash::hash_ip(lb_ip))
 }
 
 /// What a node knows of one address on one link.

@@ -12,7 +12,6 @@ use crate::announce::placement::Link;
 use crate::announce::probe::Strangers;
 use crate::announce::schedule::{Schedule, Turn};
 use crate::config::Config;
-use crate::hash;
 use crate::metrics::events::Event;
 use crate::metrics::takeovers::Move;
 use crate::ownership::claims::{Claim, Claims};
@@ -28,6 +27,7 @@ use crate::wire::arp::{self, Ignored, Verdict};
 use crate::wire::frame::{Channel, Frame};
 use crate::wire::hello::MAX_PAYLOAD;
 use crate::wire::{datagram, ndp};
+use model::stable_hash;
 
 /// More nodes than this are not listened to on one link: whoever forges names must not fill the memory.
 const MAX_PEERS: usize = 1024;
@@ -121,7 +121,7 @@ impl Segment {
     /// A link that we have just come to.
     pub fn new(now: Duration, link: Link, config: &Config) -> Self {
         // Another one on each link: what is recorded on one of them proves nothing on another.
-        let incarnation = hash::mix(config.incarnation ^ hash::mix(link.index.into()));
+        let incarnation = stable_hash::mix64(config.incarnation ^ stable_hash::mix64(link.index.into()));
         Self {
             link,
             peers: BTreeMap::new(),

@@ -34,9 +34,9 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::time::Duration;
 
-use crate::hash;
 use crate::ownership::claims::{Claim, MAX_BITS, MAX_EPOCH, Page};
 use crds::Mac;
+use model::stable_hash;
 
 /// More than this is never sent in one packet: it fits an MTU of 1500 with room for tunnels and a trailer.
 pub const MAX_PAYLOAD: usize = 1400;
@@ -62,7 +62,7 @@ const CEDED: u64 = 1 << 61;
 
 /// What an incarnation is called where 8 bytes are too many.
 pub fn id(incarnation: u64) -> u32 {
-    (hash::mix(incarnation) >> 32) as u32
+    (stable_hash::mix64(incarnation) >> 32) as u32
 }
 
 /// A packet between speakers.

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use speaker::hash;
+use model::stable_hash;
 
 /// A source of numbers that look random (splitmix64).
 #[derive(Clone, Debug)]
@@ -11,13 +11,13 @@ pub struct Random(u64);
 impl Random {
     /// The numbers of a seed.
     pub fn new(seed: u64) -> Self {
-        Self(hash::mix(seed ^ 0x5eed))
+        Self(stable_hash::mix64(seed ^ 0x5eed))
     }
 
     /// The next one.
     pub fn next(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        hash::mix(self.0)
+        stable_hash::mix64(self.0)
     }
 
     /// One below `end`.

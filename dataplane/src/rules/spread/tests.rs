@@ -99,6 +99,17 @@ fn the_same_proportions_have_the_same_table_and_others_another() {
 }
 
 #[test]
+fn tokens_and_ranks_are_equal_in_every_version() {
+    let table = share(&[("n1", 1), ("n2", 2)]);
+    assert_eq!(table.token(), Token([0x8b, 0x34, 0x60, 0x30, 0xed, 0x88]));
+    assert_eq!(table.token_by(By::Client), Token([0xd5, 0xd8, 0xb5, 0xa3, 0x11, 0x91]));
+    let ranked = |second: Option<&str>| Ranked { first: "n1".into(), second: second.map(Arc::from) };
+    assert_eq!(ranked(Some("n2")).token(), Token([0x7f, 0x10, 0x95, 0xbc, 0xbe, 0xc2]));
+    assert_eq!(ranked(None).token(), Token([0x27, 0xac, 0x74, 0x88, 0xef, 0xec]));
+    assert_eq!(rank("n1", "default/web"), 0xf253_11b2_bd27_7e4a);
+}
+
+#[test]
 fn little_moves_when_a_node_comes_or_has_one_endpoint_more() {
     // How much has to move, and how much more does: the price of shares that are exact.
     let equal = |count: usize| -> Vec<String> { (0..count).map(|n| format!("worker-{n}")).collect() };
@@ -117,7 +128,7 @@ fn the_table_is_the_same_in_every_version_and_on_every_machine() {
     let table = share(&[("n1", 1), ("n2", 2)]).table();
     let sum = table.slots.iter().fold(0u64, |sum, (slot, token)| {
         let [a, b, c, d, e, f] = token.0;
-        mixed(sum ^ u64::from(*slot) << 48 ^ u64::from_be_bytes([0, 0, a, b, c, d, e, f]))
+        splitmix64(sum ^ u64::from(*slot) << 48 ^ u64::from_be_bytes([0, 0, a, b, c, d, e, f]))
     });
     assert_eq!((table.slots.len(), sum), (79, 3_990_524_850_249_790_243), "a change here needs a way to upgrade");
 }
