@@ -12,18 +12,30 @@ const FIRST: Duration = Duration::from_millis(100);
 const LONGEST: Duration = Duration::from_secs(30);
 
 /// Delays that double with each failure.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Backoff {
     failures: u32,
+    longest: Duration,
+}
+
+impl Default for Backoff {
+    fn default() -> Self {
+        Self::up_to(LONGEST)
+    }
 }
 
 impl Backoff {
+    /// Delays of at most `longest`.
+    pub(crate) fn up_to(longest: Duration) -> Self {
+        Self { failures: 0, longest }
+    }
+
     /// Returns the next delay. `jitter`, from 0 to 1, randomizes its upper half, so that clients that lost the same API
     /// server do not reconnect at the same time.
     pub(crate) fn next_delay(&mut self, jitter: f64) -> Duration {
         let doubled = FIRST.saturating_mul(1 << self.failures.min(16));
         self.failures = self.failures.saturating_add(1);
-        doubled.min(LONGEST).mul_f64(0.5 + jitter / 2.0)
+        doubled.min(self.longest).mul_f64(0.5 + jitter / 2.0)
     }
 
     /// Starts again with the first delay, after a success.

@@ -12,6 +12,7 @@
 //! | [`source`] | key and view of an object, for each kind that Landfall watches |
 //! | [`store`] | a table that several tasks share, and the [`Wake`] that signals its changes |
 //! | [`watch`](mod@watch) | the list and the watch that feed a store |
+//! | [`watch_one`](fn@watch_one) | the watch of one object, by name |
 //! | `decode` | JSON of lists and watches; an object that cannot be decoded does not affect others |
 //! | `backoff` | delays between attempts |
 //!
@@ -37,8 +38,10 @@ pub mod source;
 pub mod store;
 pub mod table;
 pub mod watch;
+mod watch_one;
 
 pub use source::Source;
 pub use store::{Listener, Store, Wake};
 pub use table::{Change, Content};
 pub use watch::{error_chain, jitter, watch};
+pub use watch_one::{OneObject, ReadBy, Seen, watch_one};

@@ -41,13 +41,13 @@ const PAGE_SIZE: u32 = 500;
 const RESPONSE_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Requested duration of one watch in seconds. A connection that broke without a signal is detected at its end.
-const WATCH_SECONDS: u32 = 60;
+pub(crate) const WATCH_SECONDS: u32 = 60;
 
-/// How long after [`WATCH_SECONDS`] a watch must have ended.
-const GRACE: Duration = Duration::from_secs(5);
+/// How long to wait for the next event of a watch: five seconds longer than [`WATCH_SECONDS`].
+pub(crate) const EVENT_TIMEOUT: Duration = Duration::from_secs(65);
 
 /// A watch that ends sooner than this has failed, even if it ends without an error.
-const MIN_DURATION: Duration = Duration::from_secs(1);
+pub(crate) const MIN_DURATION: Duration = Duration::from_secs(1);
 
 /// Error of a list or watch.
 #[derive(Debug)]
@@ -172,9 +172,8 @@ where
         let events = pin!(events.map_err(|_| WatchError::Timeout)??);
         let mut lines = events.lines();
         health.log_recovery();
-        let deadline = Duration::from_secs(WATCH_SECONDS.into()) + GRACE;
         loop {
-            let line = timeout(deadline, lines.next()).await.map_err(|_| WatchError::Timeout)?;
+            let line = timeout(EVENT_TIMEOUT, lines.next()).await.map_err(|_| WatchError::Timeout)?;
             // A broken connection ends the watch. If the cause persists, the next watch fails.
             let Some(Ok(line)) = line else { return Ok(()) };
             match Event::decode(&line).map_err(kube::Error::SerdeError)? {
@@ -312,7 +311,7 @@ impl Health {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
     use crate::source;
     use crate::store::Wake;
@@ -325,7 +324,7 @@ mod tests {
 
     /// A client of an API server that returns these responses (code and body) in turn, and then none. Also returns the
     /// requested URLs.
-    fn scripted_client(responses: Vec<(u16, String)>) -> (Client, Arc<Mutex<Vec<String>>>) {
+    pub(crate) fn scripted_client(responses: Vec<(u16, String)>) -> (Client, Arc<Mutex<Vec<String>>>) {
         let requested = Arc::new(Mutex::new(Vec::new()));
         let responses = Arc::new(Mutex::new(VecDeque::from(responses)));
         let log = requested.clone();
@@ -352,14 +351,14 @@ mod tests {
         (200, json!({"kind": "NodeList", "apiVersion": "v1", "metadata": metadata, "items": items}).to_string())
     }
 
-    fn events(events: &[(&str, Value)]) -> (u16, String) {
+    pub(crate) fn events(events: &[(&str, Value)]) -> (u16, String) {
         (
             200,
             events.iter().map(|(type_, object)| json!({"type": type_, "object": object}).to_string() + "\n").collect(),
         )
     }
 
-    fn refusal(code: u16) -> Value {
+    pub(crate) fn refusal(code: u16) -> Value {
         json!({"kind": "Status", "apiVersion": "v1", "status": "Failure", "code": code, "message": "no", "reason": "No"})
     }
 
