@@ -1,4 +1,4 @@
-//! From what was observed to what the dataplane and the speaker know.
+//! The observed objects → the snapshots of the dataplane and the speaker.
 //!
 //! | room | contents |
 //! |---|---|

@@ -1,62 +1,95 @@
-//! The keys with which speakers seal what they say to each other: one Secret, which controllers keep and agents read.
+//! The keys that seal Hellos: one Secret, which controllers make and rotate, and agents read.
 //!
 //! ```text
-//!  controller: keeper --makes, rotates--> Secret landfall-hello-keys --watch--> agent: supply --Keys--> speaker
+//!  controller: keeper --creates, rotates--> Secret landfall-hello-keys --watch--> agent: in_use --Keys--> speaker
 //! ```
 //!
-//! | room | what is in it |
+//! | room | contents |
 //! |---|---|
-//! | [`content`] | what stands in the Secret, and which of it are keys (pure) |
-//! | [`rotation`] | what is to be written there, and when (pure) |
-//! | [`follow`] | watches that one Secret |
-//! | [`keeper`] | does in a controller what `rotation` says |
-//! | [`supply`] | hands an agent's speaker the keys, and says why there are none |
+//! | [`secret`] | the entries and annotations of the Secret, and which entries are keys (pure) |
+//! | [`rotation`] | the next write to the Secret, and its time (pure) |
+//! | [`keeper`] | makes these writes, in a controller |
+//! | [`in_use`] | gives an agent's speaker its keys, and logs why it has none |
 
-pub(crate) mod content;
-pub(crate) mod follow;
+mod in_use;
 pub mod keeper;
-pub(crate) mod rotation;
-pub(crate) mod supply;
+mod rotation;
+mod secret;
 
+use std::convert::Infallible;
 use std::fmt;
 use std::sync::Arc;
+use std::time::Duration;
 
-pub(crate) use content::Content;
 use k8s_openapi::api::core::v1::Secret;
 use kube::{Api, Client};
+use observe::{OneObject, ReadBy, Seen, watch_one};
+use tokio::sync::watch;
 
-/// The name of the Secret. The roles in deploy/landfall.yaml name it too.
+pub(crate) use in_use::{KeysInUse, Outputs, publish_keys};
+pub(crate) use secret::SecretView;
+
+/// The name of the Secret, which the roles in deploy/landfall.yaml contain too.
 pub const NAME: &str = "landfall-hello-keys";
 
-/// Where the Secret is.
+/// How long the API server may take to answer a request of the watch.
+const ANSWER: Duration = Duration::from_secs(30);
+
+/// The longest delay between two attempts to watch.
+const LONGEST_DELAY: Duration = Duration::from_secs(20);
+
+/// Access to the Secret.
 #[derive(Clone)]
-pub struct Place {
-    /// The client that reads or writes it.
+pub struct KeySecret {
+    /// The client that reads and writes it.
     pub client: Client,
     /// Its namespace.
     pub namespace: String,
 }
 
-impl Place {
-    fn secrets(&self) -> Api<Secret> {
+impl KeySecret {
+    fn api(&self) -> Api<Secret> {
         Api::namespaced(self.client.clone(), &self.namespace)
     }
 }
 
-impl fmt::Display for Place {
+impl fmt::Display for KeySecret {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}/{NAME}", self.namespace)
     }
 }
 
-/// What is known of the Secret.
+/// The Secret as last observed.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(crate) enum Seen {
-    /// Nothing yet: the API server has not answered.
+pub(crate) enum SecretState {
+    /// The API server has not answered yet.
     #[default]
     Unknown,
-    /// There is none.
     Missing,
-    /// It says this.
-    There(Arc<Content>),
+    Present(Arc<SecretView>),
+}
+
+/// Keeps `state_tx` up to date for as long as it is polled. It keeps the last state while the API server is away. Logs when
+/// the watch stops working, and when it works again.
+pub(crate) async fn watch_secret(secret: KeySecret, state_tx: watch::Sender<SecretState>) -> Infallible {
+    let (answer, longest_delay) = (ANSWER, LONGEST_DELAY);
+    let object = OneObject { api: secret.api(), name: NAME, read_by: ReadBy::List, answer, longest_delay };
+    let mut failing = false;
+    watch_one(&object, |seen| {
+        let state = match seen {
+            Seen::Present(object) => SecretState::Present(Arc::new(SecretView::from(&object))),
+            Seen::Missing | Seen::Deleted => SecretState::Missing,
+            Seen::Failing(error) => {
+                failing = true;
+                let advice = "check that the API server is reachable, and that the Role of deploy/landfall.yaml exists";
+                tracing::warn!(%secret, error, advice, "cannot watch the Hello keys; keeping the known ones");
+                return;
+            }
+        };
+        if std::mem::take(&mut failing) {
+            tracing::info!(%secret, "watching the Hello keys again");
+        }
+        state_tx.send_if_modified(|known| std::mem::replace(known, state.clone()) != state);
+    })
+    .await
 }

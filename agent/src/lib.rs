@@ -12,16 +12,23 @@
 //!
 //! | room | contents |
 //! |---|---|
-//! | [`run`](mod@run) | the tasks and the channels between them |
-//! | [`compose`] | what the libraries know, from what was observed (pure), and the task that sends it |
+//! | [`run`](mod@run) | starts the tasks and ends them |
+//! | [`channels`] | the watch channels between the tasks |
+//! | [`compose`] | the snapshots of the dataplane and the speaker, from the observed objects |
+//! | [`announceable`] | which addresses the speaker may announce |
 //! | [`report`] | writes announcers and conflicts to the status of LoadBalancerIPs |
 //! | [`network`] | writes this node's links and gateways to its NodeNetwork |
 //! | [`health`] | answers at `healthCheckNodePort`s |
-//! | [`metrics`] | numbers for Prometheus, and readiness |
-//! | [`keys`] | the Secret that Hellos are sealed with: read here, made and rotated by a controller |
+//! | [`metrics`] | metrics for Prometheus, and readiness |
+//! | [`keys`] | the Secret that seals Hellos: read by agents, created and rotated by controllers |
+//! | [`identity`] | what distinguishes this cluster and this start of the agent |
 
+mod announceable;
+mod channels;
 mod compose;
+mod config;
 mod health;
+mod identity;
 pub mod keys;
 mod metrics;
 mod network;
@@ -29,5 +36,6 @@ mod report;
 mod run;
 
 pub use compose::{Planned, plan_once};
+pub use config::Config;
 pub use metrics::Metrics;
-pub use run::{Config, run};
+pub use run::run;

@@ -1,16 +1,17 @@
-//! Says in this node's NodeNetwork what is on its network, so that the controller gives none of that to a Service.
+//! Keeps this node's NodeNetwork up to date with its links and gateways, so that the controller gives none of these
+//! addresses to a Service, and other nodes know where to re-send frames.
 //!
 //! ```text
-//! kernel --changes--> observe --dump--> found::spec (pure) --Option<spec>--> tell --writes--> API server
+//! kernel --changes--> watch_kernel --dump--> spec (pure) --Option<spec>--> write_changes --> API server
 //! ```
 //!
-//! Two futures joined by a watch channel: [`observe`] reads the kernel anew after each burst of changes; [`tell`] writes
-//! what is different from what is there. Nothing is written while nothing changes. The object belongs to the Node, and
-//! goes with it.
+//! Two futures joined by a watch channel: [`watch_kernel`] reads the kernel again after each burst of changes,
+//! [`write_changes`] writes the object if it differs. Nothing is written while nothing changes. The Node owns the object, so
+//! it is deleted with the Node.
 //!
-//! Cancel safe: what was left undone is found out by the next start.
+//! Cancel safe: the next start continues.
 
-mod found;
+mod spec;
 
 use std::convert::Infallible;
 use std::net::{Ipv4Addr, Ipv6Addr};
@@ -31,50 +32,47 @@ use serde_json::json;
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep, timeout, timeout_at};
 
-/// Who we are in `metadata.managedFields`.
+use crate::config::API_TIMEOUT;
+
+/// Our name in `metadata.managedFields`.
 const FIELD_MANAGER: &str = "landfall-node";
 
 /// How long to wait for the end of a burst of changes: a link that comes up brings an address and routes.
 const SETTLE: Duration = Duration::from_millis(500);
 
-/// A pause is this many times as long as the dump took, so that a router with a million routes, which change all the time,
-/// spends a hundredth of a core on this.
+/// The pause after a dump, as a multiple of its duration: on a router with a million routes, which change all the time, dumps
+/// then take at most 1 % of a core.
 const PAUSE_PER_DUMP: u32 = 100;
 
-/// For how long the API server is to answer.
-const ANSWER: Duration = Duration::from_secs(10);
-
-/// When what failed is tried again.
+/// The pause after a failure.
 const RETRY: Duration = Duration::from_secs(10);
 
-/// How often to look whether the object is still as it was written: somebody may have deleted it. Looking is no write.
+/// How often the object is read without a change of the kernel: it may have been deleted.
 const CHECK: Duration = Duration::from_secs(10 * 60);
 
-/// Keeps the NodeNetwork of `node` as the kernel has it, for as long as it is polled, and `found` as well. Its MAC addresses
-/// are told only if other nodes may hand it frames.
+/// Keeps `network_tx` and the NodeNetwork of `node` up to date with the kernel, for as long as it is polled. MAC addresses
+/// are included only if other nodes may re-send frames to this one (`accepts_frames`).
 ///
 /// # Errors
-/// When the kernel can't be asked any more.
-pub(super) async fn report(
+/// When the kernel's changes can no longer be read.
+pub(crate) async fn run(
     client: Client,
     node: String,
-    takes_frames: bool,
-    found: watch::Sender<Option<NodeNetworkSpec>>,
+    accepts_frames: bool,
+    network_tx: watch::Sender<Option<NodeNetworkSpec>>,
 ) -> Result<Infallible> {
-    let to_tell = found.subscribe();
+    let network_rx = network_tx.subscribe();
     tokio::select! {
-        end = observe(found, takes_frames) => end.context("observe the node's network"),
-        never = tell(client, node, to_tell) => match never {},
+        end = watch_kernel(network_tx, accepts_frames) => end.context("watch the node's network"),
+        never = write_changes(client, node, network_rx) => match never {},
     }
 }
 
-/// What it means that the socket is closed.
-const CLOSED: &str = "netlink tells no more of changes";
+const CLOSED: &str = "the netlink socket is closed";
 
-/// Keeps `found` up to date.
-async fn observe(found: watch::Sender<Option<NodeNetworkSpec>>, takes_frames: bool) -> Result<Infallible> {
+async fn watch_kernel(network_tx: watch::Sender<Option<NodeNetworkSpec>>, accepts_frames: bool) -> Result<Infallible> {
     use MulticastGroup::{Ipv4Ifaddr, Ipv4Route, Ipv6Ifaddr, Ipv6Route, Link};
-    // Joined before anything is read, so that no change is missed.
+    // Joined before the first dump, so that no change is missed.
     let groups = [Link, Ipv4Ifaddr, Ipv6Ifaddr, Ipv4Route, Ipv6Route];
     let (connection, handle, mut changes) = new_multicast_connection(&groups).context("open a netlink socket")?;
     let follow = async {
@@ -82,25 +80,24 @@ async fn observe(found: watch::Sender<Option<NodeNetworkSpec>>, takes_frames: bo
             let began = Instant::now();
             match dump(&handle).await {
                 Ok(messages) => {
-                    let mut spec = found::spec(&messages);
-                    if !takes_frames {
-                        spec.links.iter_mut().for_each(|link| link.mac = None);
+                    let mut network = spec::from_dump(&messages);
+                    if !accepts_frames {
+                        network.links.iter_mut().for_each(|link| link.mac = None);
                     }
-                    let spec = Some(spec);
-                    found.send_if_modified(|known| {
-                        let is_new = *known != spec;
-                        *known = spec;
-                        is_new
-                    });
+                    let network = Some(network);
+                    network_tx.send_if_modified(|known| std::mem::replace(known, network.clone()) != network);
                 }
                 Err(error) => {
-                    tracing::warn!(error = error_chain(&error), "can't list links, addresses and routes; trying again");
+                    tracing::warn!(
+                        error = error_chain(&error),
+                        "cannot list links, addresses and routes; trying again"
+                    );
                     sleep(RETRY).await;
                     continue;
                 }
             }
             let pause = SETTLE.max(began.elapsed() * PAUSE_PER_DUMP);
-            // What is told is not looked at, only taken away: all is read anew.
+            // The content of the messages is ignored: the next dump has it all.
             changes.next().await.context(CLOSED)?;
             let until = Instant::now() + pause;
             while let Ok(change) = timeout_at(until, changes.next()).await {
@@ -114,7 +111,7 @@ async fn observe(found: watch::Sender<Option<NodeNetworkSpec>>, takes_frames: bo
     }
 }
 
-/// All links, addresses and routes, one after the other: the kernel dumps one thing at a time for a socket.
+/// Reads all links, addresses and routes, one after the other: the kernel allows one dump at a time for a socket.
 async fn dump(handle: &Handle) -> Result<Vec<RouteNetlinkMessage>, rtnetlink::Error> {
     let links = handle.link().get().execute().map_ok(RouteNetlinkMessage::NewLink);
     let mut all: Vec<_> = links.try_collect().await?;
@@ -129,35 +126,37 @@ async fn dump(handle: &Handle) -> Result<Vec<RouteNetlinkMessage>, rtnetlink::Er
     Ok(all)
 }
 
-/// Writes what is found, whenever that is not what is there.
-async fn tell(client: Client, node: String, mut found: watch::Receiver<Option<NodeNetworkSpec>>) -> Infallible {
-    let mut failed = false;
+/// Writes the NodeNetwork after each change, and when it was changed or deleted meanwhile.
+async fn write_changes(
+    client: Client,
+    node: String,
+    mut network_rx: watch::Receiver<Option<NodeNetworkSpec>>,
+) -> Infallible {
+    let mut failing = false;
     loop {
-        let spec = found.borrow_and_update().clone();
-        let pause = match spec {
-            None => CHECK,
-            Some(spec) => match timeout(ANSWER, write(&client, &node, &spec)).await {
-                Ok(Ok(())) => {
-                    if std::mem::take(&mut failed) {
-                        tracing::info!("what is on this node's network is told again");
-                    }
-                    CHECK
+        let network = network_rx.borrow_and_update().clone();
+        let mut pause = CHECK;
+        if let Some(network) = network {
+            let error = match timeout(API_TIMEOUT, write(&client, &node, &network)).await {
+                Ok(Ok(())) => None,
+                Ok(Err(error)) => Some(error_chain(&error)),
+                Err(_) => Some("the API server does not answer".to_owned()),
+            };
+            let was_failing = std::mem::replace(&mut failing, error.is_some());
+            match error {
+                None if was_failing => tracing::info!("wrote this node's NodeNetwork after a failure"),
+                Some(error) if !was_failing => {
+                    tracing::warn!(error, "cannot write this node's NodeNetwork; trying again");
                 }
-                problem => {
-                    if !std::mem::replace(&mut failed, true) {
-                        let error = match problem {
-                            Ok(Err(error)) => error_chain(&error),
-                            _ => "the API server does not answer".to_owned(),
-                        };
-                        tracing::warn!(error, "can't write this node's NodeNetwork; trying again");
-                    }
-                    RETRY
-                }
-            },
-        };
-        // If the other half ends, so does the process.
+                None | Some(_) => {}
+            }
+            if failing {
+                pause = RETRY;
+            }
+        }
+        // If the other future ends, so does the process.
         let changed = async {
-            if found.changed().await.is_err() {
+            if network_rx.changed().await.is_err() {
                 std::future::pending::<()>().await;
             }
         };
@@ -165,30 +164,30 @@ async fn tell(client: Client, node: String, mut found: watch::Receiver<Option<No
     }
 }
 
-/// Makes the NodeNetwork of `node` say this, if it doesn't.
+/// Creates or patches the NodeNetwork of `node`, if it differs.
 async fn write(client: &Client, node: &str, spec: &NodeNetworkSpec) -> kube::Result<()> {
     let networks = Api::<NodeNetwork>::all(client.clone());
-    let there = networks.get_opt(node).await?;
-    if there.as_ref().is_some_and(|there| there.spec == *spec) {
+    let existing = networks.get_opt(node).await?;
+    if existing.as_ref().is_some_and(|existing| existing.spec == *spec) {
         return Ok(());
     }
-    let manager = Some(FIELD_MANAGER.to_owned());
-    let owner = owner(client, node).await?;
-    if there.is_some() {
-        let params = PatchParams { field_manager: manager, ..PatchParams::default() };
-        let patch = json!({"metadata": {"ownerReferences": owner}, "spec": spec});
+    let field_manager = Some(FIELD_MANAGER.to_owned());
+    let owners = owner_references(client, node).await?;
+    if existing.is_some() {
+        let params = PatchParams { field_manager, ..PatchParams::default() };
+        let patch = json!({"metadata": {"ownerReferences": owners}, "spec": spec});
         networks.patch(node, &params, &Patch::Merge(patch)).await?;
     } else {
         let mut object = NodeNetwork::new(node, spec.clone());
-        object.metadata.owner_references = Some(owner.into_iter().collect());
-        networks.create(&PostParams { field_manager: manager, ..PostParams::default() }, &object).await?;
+        object.metadata.owner_references = Some(owners);
+        networks.create(&PostParams { field_manager, ..PostParams::default() }, &object).await?;
     }
-    tracing::info!(links = ?spec.links, gateways = ?spec.gateways, "told what is on this node's network");
+    tracing::info!(links = ?spec.links, gateways = ?spec.gateways, "wrote this node's NodeNetwork");
     Ok(())
 }
 
-/// The Node, as the owner of the object.
-async fn owner(client: &Client, node: &str) -> kube::Result<Vec<OwnerReference>> {
+/// The Node, if it exists.
+async fn owner_references(client: &Client, node: &str) -> kube::Result<Vec<OwnerReference>> {
     let nodes = Api::<Node>::all(client.clone());
     let list = nodes.list_metadata(&ListParams::default().fields(&format!("metadata.name={node}"))).await?;
     let uid = list.items.into_iter().find_map(|object| object.metadata.uid);
@@ -212,7 +211,7 @@ mod tests {
     use serde_json::Value;
     use std::sync::{Arc, Mutex};
 
-    /// How long the kernel may take to tell of a change, and the API server to be told.
+    /// How long a change may take from the kernel to the channel.
     const SOON: Duration = Duration::from_secs(20);
 
     fn spec(links: &[(&str, &[&str])], gateways: &[&str]) -> NodeNetworkSpec {
@@ -226,9 +225,9 @@ mod tests {
     }
 
     #[test]
-    fn what_the_kernel_has_is_found_and_each_change_of_it() {
+    fn changes_of_links_addresses_and_routes_are_followed() {
         let (node, other) = (Namespace::new().expect("a namespace"), Namespace::new().expect("a namespace"));
-        // Addresses count at once, without a look whether somebody else has them.
+        // Addresses are valid at once, without duplicate address detection.
         node.sysctl("ipv6.conf.default.accept_dad", "0").expect("sysctl");
         for link in ["eth0", "eth1", "port", "pod"] {
             netns::veth((&node, link), (&other, link)).expect("a cable");
@@ -253,39 +252,41 @@ mod tests {
         let runtime = || tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
         node.run(|| {
             runtime().block_on(async {
-                let (found, mut told) = watch::channel(None);
-                let expect = async |told: &mut watch::Receiver<Option<NodeNetworkSpec>>, expected: NodeNetworkSpec| {
-                    let there = timeout(SOON, told.wait_for(|spec| spec.as_ref() == Some(&expected))).await.is_ok();
-                    assert!(there, "{:?} instead of {expected:?}", *told.borrow());
+                let (network_tx, mut network_rx) = watch::channel(None);
+                let expect = async |network_rx: &mut watch::Receiver<Option<NodeNetworkSpec>>,
+                                    expected: NodeNetworkSpec| {
+                    let there =
+                        timeout(SOON, network_rx.wait_for(|spec| spec.as_ref() == Some(&expected))).await.is_ok();
+                    assert!(there, "{:?} instead of {expected:?}", *network_rx.borrow());
                 };
                 let follow = async {
                     let eth0: (&str, &[&str]) = ("eth0", &["192.0.2.11/24", "2001:db8::11/64"]);
                     let gateways = ["192.0.2.1", "192.0.2.2", "192.0.2.3", "fe80::1"];
-                    expect(&mut told, spec(&[eth0], &gateways)).await;
+                    expect(&mut network_rx, spec(&[eth0], &gateways)).await;
                     node.ip(["addr add 198.51.100.7/24 dev eth1", "link set eth1 up"]).expect("another link");
                     let eth1: (&str, &[&str]) = ("eth1", &["198.51.100.7/24"]);
-                    expect(&mut told, spec(&[eth0, eth1], &gateways)).await;
+                    expect(&mut network_rx, spec(&[eth0, eth1], &gateways)).await;
                     node.ip(["route del default", "route flush table 7"]).expect("no routes");
-                    expect(&mut told, spec(&[eth0, eth1], &["fe80::1"])).await;
+                    expect(&mut network_rx, spec(&[eth0, eth1], &["fe80::1"])).await;
                     other.ip(["link set eth0 down"]).expect("the cable is pulled");
-                    // Its routes go, or are of no use: the link is not one to announce on.
+                    // Addresses can't be announced on a link without a carrier.
                     let without = timeout(
                         SOON,
-                        told.wait_for(|spec| {
+                        network_rx.wait_for(|spec| {
                             spec.as_ref().is_some_and(|spec| spec.links.iter().all(|link| link.name == "eth1"))
                         }),
                     );
                     assert!(without.await.is_ok(), "the link without a carrier stays");
                 };
                 tokio::select! {
-                    end = observe(found, false) => panic!("{end:?}"),
+                    end = watch_kernel(network_tx, false) => panic!("{end:?}"),
                     () = follow => {}
                 }
             });
         });
     }
 
-    /// An API server that has one NodeNetwork at most; and what was written there.
+    /// An API server with at most one NodeNetwork, and the writes to it.
     #[derive(Clone, Default)]
     struct Server(Arc<Mutex<(Option<Value>, Vec<Value>)>>);
 
@@ -335,29 +336,29 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn what_is_found_is_written_once_and_what_is_lost_again() {
+    async fn a_network_is_written_again_only_when_changed_or_deleted() {
         let server = Server::default();
-        let (found, to_tell) = watch::channel(None);
+        let (network_tx, network_rx) = watch::channel(None);
         let owners = json!([{"apiVersion": "v1", "kind": "Node", "name": "n1", "uid": "u-n1"}]);
         let written = |gateways: &[&str]| json!({"owners": owners, "gateways": gateways});
         let script = async {
             let writes = async |expected: &[Value]| {
-                // Time goes by itself when all wait: long enough for all that is to come.
+                // The paused clock advances while all tasks wait.
                 tokio::time::sleep(3 * CHECK).await;
                 assert_eq!(server.0.lock().expect("no panic").1, expected);
             };
             writes(&[]).await;
-            found.send_replace(Some(spec(&[], &["192.0.2.1"])));
+            network_tx.send_replace(Some(spec(&[], &["192.0.2.1"])));
             writes(&[written(&["192.0.2.1"])]).await;
-            found.send_replace(Some(spec(&[], &["192.0.2.1"])));
+            network_tx.send_replace(Some(spec(&[], &["192.0.2.1"])));
             writes(&[written(&["192.0.2.1"])]).await;
-            found.send_replace(Some(spec(&[], &["192.0.2.2"])));
+            network_tx.send_replace(Some(spec(&[], &["192.0.2.2"])));
             writes(&[written(&["192.0.2.1"]), written(&["192.0.2.2"])]).await;
             server.0.lock().expect("no panic").0 = None;
             writes(&[written(&["192.0.2.1"]), written(&["192.0.2.2"]), written(&["192.0.2.2"])]).await;
         };
         tokio::select! {
-            never = tell(server.client(), "n1".into(), to_tell) => match never {},
+            never = write_changes(server.client(), "n1".into(), network_rx) => match never {},
             () = script => {}
         }
     }

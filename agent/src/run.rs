@@ -1,68 +1,47 @@
-//! The tasks of the agent, and the channels between them.
+//! Starts the agent's tasks, and ends them.
 //!
-//! Tasks: one watch per kind, the composer (wakes on any change and sends new snapshots), the dataplane, the speaker, the
-//! report, the keys, the numbers, and two which nothing here waits for: one says what is on the node's network, one answers
-//! health checks of load balancers in front. The first that ends ends the process, for a half-alive agent is worse than none:
-//! Kubernetes starts it again, and what is in the kernel stays there.
+//! Tasks: one watch for each kind of object, the composer, the dataplane, the reply paths, the speaker, the report, the
+//! keys, the metrics, this node's NodeNetwork, and the answers to health checks. When one of them ends, [`run`] returns an
+//! error and the process ends: a half-alive agent is worse than none. Kubernetes starts it again, and the kernel keeps
+//! forwarding meanwhile.
 
-use std::collections::BTreeSet;
 use std::convert::Infallible;
-use std::hash::{BuildHasher, Hasher, RandomState};
 use std::io;
-use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
-use crds::{Backend, LoadBalancerIP};
-use dataplane::reply_path::{self, Mask};
-use k8s_openapi::api::core::v1::Namespace;
+use crds::LoadBalancerIP;
+use dataplane::reply_path;
 use kube::api::ListParams;
 use kube::{Api, Client};
 use observe::Wake;
-use tokio::sync::{Notify, oneshot, watch};
+use tokio::sync::{Notify, oneshot};
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 
+use crate::announceable::{assume_forwarded, publish_forwarded};
+use crate::channels::Channels;
 use crate::compose::{Composer, Stores, composer};
-use crate::keys::{self, Place, Seen};
-use crate::metrics::{Channels, Metrics};
-use crate::{health, network, report};
+use crate::config::Config;
+use crate::identity::{cluster_uid, incarnation};
+use crate::keys::{self, KeySecret};
+use crate::metrics::Metrics;
+use crate::report::Reporter;
+use crate::{health, network};
 
-/// How long the agent may take to leave; Kubernetes gives it 10 s.
-const FAREWELL: Duration = Duration::from_secs(3);
+/// Time to withdraw the addresses and to look for an uninstallation; Kubernetes kills the process after 10 s.
+const STOP_TIMEOUT: Duration = Duration::from_secs(3);
 
-/// How long to wait for the API server to answer before asking again.
-pub(crate) const ANSWER: Duration = Duration::from_secs(10);
+/// The agent's tasks. None of them ends by itself, except with an error.
+type Tasks = JoinSet<Result<Infallible>>;
 
-/// What the agent of a node does.
-#[derive(Clone, Debug)]
-pub struct Config {
-    /// The name of the node.
-    pub node: String,
-    /// Whether our own dataplane forwards, with nftables; otherwise another proxy on the node does.
-    pub forwards: bool,
-    /// Whether an announcing node spreads frames over the nodes with endpoints.
-    pub spread: bool,
-    /// The backend of Services without the annotation `landfall.dev/backend`.
-    pub backend: Backend,
-    /// The bits of marks with which replies leave by the link that the request came in by; `None` if they take the node's
-    /// routes.
-    pub return_mark: Option<Mask>,
-    /// Whether packets and bytes are counted for each Service.
-    pub count_traffic: bool,
-    /// How many Services, each at each of its addresses, have numbers of their own.
-    pub service_metrics: usize,
-    /// Namespace of the Secret landfall-hello-keys.
-    pub keys_namespace: String,
-}
-
-/// Runs until SIGTERM. What the kernel forwards stays, unless no address is in use any more.
+/// Runs the agent until `stop` completes. `serve` gets the metrics, and its future is polled until then.
 ///
-/// `serve` is polled with the metrics from when the cluster is known; `stop` completes when the agent is to end.
+/// The kernel's tables stay when the agent stops, unless no LoadBalancerIP is left.
 ///
 /// # Errors
-/// When one of the agent's tasks ends: the process should be started again.
+/// When one of the agent's tasks ends, and when the kernel's tables can't be removed.
 pub async fn run<S>(
     client: Client,
     config: Config,
@@ -73,104 +52,26 @@ where
     S: Future<Output = Infallible> + Send + 'static,
 {
     tokio::pin!(stop);
-    // Which cluster this is must be known before anything is said to other nodes: two clusters may share a LAN.
+    // Two clusters may share a LAN, so no Hello is sent before this cluster is known.
     let cluster = tokio::select! {
-        cluster = identity(&client) => cluster,
+        cluster = cluster_uid(&client) => cluster,
         stop = &mut stop => return Ok(stop?),
     };
     tracing::info!(node = config.node, cluster, "starting");
-
-    let wake = Wake::default();
-    let mut stores = Stores::new(&wake);
-    let spreads = config.spread && config.forwards;
-    if !spreads {
-        stores.wirings = None;
-    }
-    let (to_dataplane, for_dataplane) = watch::channel(None);
-    let (to_speaker, for_speaker) = watch::channel(None);
-    let (forwarding, forwarded) = watch::channel(dataplane::Forwarding::default());
-    let (may_announce, announceable) = watch::channel(Arc::default());
-    let (announcements, announced) = watch::channel(speaker::Announcements::default());
-    let (conflicts, conflicting) = watch::channel(speaker::Conflicts::default());
-    let (counters, counted) = watch::channel(speaker::Counters::default());
-    let (dead, buried) = watch::channel(BTreeSet::new());
-    let (neighbours, met) = watch::channel(speaker::Neighbours::default());
-    let (found, network) = watch::channel(None);
-    let (wished, wanted) = watch::channel(None);
-    let (returns, returned) = watch::channel(Arc::default());
-    let (gaps, astray) = watch::channel(BTreeSet::new());
-    let (keys, sealing) = watch::channel(Arc::default());
-    let (seen, keys_seen) = watch::channel(Seen::Unknown);
-    let (supplied, supply) = watch::channel(keys::supply::Supply::default());
-    let (done, programmed) = watch::channel(dataplane::Counters::default());
-    let leave = Arc::new(Notify::new());
-
-    let numbers = Metrics::new(Channels {
-        announcements: announced.clone(),
-        conflicts: conflicting.clone(),
-        dead: buried.clone(),
-        wire: counted.clone(),
-        forwarding: forwarded.clone(),
-        kernel: config.forwards.then_some(programmed),
-        cluster: for_dataplane.clone(),
-        most_services: config.service_metrics,
-        keys: supply,
-        known: for_speaker.clone(),
-    });
-
-    let mut tasks: JoinSet<Result<Infallible>> = JoinSet::new();
-    let served = serve(numbers);
+    let forwards = config.forwards;
+    let agent = Agent::new(client.clone(), config);
+    let mut tasks = Tasks::new();
+    let served = serve(agent.metrics());
     tasks.spawn(async move { Ok(served.await) });
-    stores.watch(&client, &mut tasks);
-    let composer = Composer {
-        stores: stores.clone(),
-        inputs: composer::Inputs { dead: buried, neighbours: met, network, returned },
-        outputs: composer::Outputs { dataplane: to_dataplane, speaker: to_speaker, wanted: wished },
-    };
-    let own = (config.node.clone(), config.backend, config.count_traffic);
-    tasks.spawn(composer.run(own, wake.listener()));
-    let snapshots = for_dataplane.clone();
-    if config.forwards {
-        tasks.spawn(async move {
-            dataplane::run(for_dataplane, forwarding, done).await.context("forward")?;
-            bail!("the dataplane has ended")
-        });
-        let mask = config.return_mark;
-        tasks.spawn(async move {
-            reply_path::run(wanted, returns, gaps, mask).await.context("lead answers back")?;
-            bail!("what leads answers back has ended")
-        });
-        tasks.spawn(async move { health::serve(snapshots).await.context("answer health checks") });
-    } else {
-        tasks.spawn(trust(for_dataplane, forwarding));
-    }
-    let reported = forwarded.clone();
-    tasks.spawn(hand_on(forwarded, may_announce));
-    let place = Place { client: client.clone(), namespace: config.keys_namespace.clone() };
-    tasks.spawn({
-        let place = place.clone();
-        async move { Ok(keys::follow::follow(place, seen).await) }
-    });
-    tasks.spawn(keys::supply::supply(place, keys_seen, keys, supplied));
-    let (node, addresses) = (config.node.clone(), stores.addresses.clone());
-    let report = report::Report::new(client.clone(), node, addresses, announced, conflicting, reported, astray);
-    tasks.spawn(report.run(wake.listener()));
-    let network = network::report(client.clone(), config.node.clone(), spreads, found);
-    tasks.spawn(async move { network.await.context("tell what is on the node's network") });
-    let (left, has_left) = oneshot::channel();
-    tasks.spawn({
-        let authentication = speaker::Authentication::Required;
-        let speaker = speaker::Config::new(&cluster, &config.node, incarnation(), authentication);
-        let inputs = speaker::Inputs { snapshot: for_speaker, forwarded: announceable, keys: sealing };
-        let outputs = speaker::Outputs { announcements, conflicts, counters, dead, neighbours };
-        let leave = Arc::clone(&leave);
-        async move {
-            speaker::run(speaker, inputs, outputs, leave.notified()).await.context("announce")?;
-            // It was told to, so the process is about to end.
-            let _ = left.send(());
-            std::future::pending().await
-        }
-    });
+    agent.stores.watch(&client, &mut tasks);
+    agent.spawn_composer(&mut tasks);
+    agent.spawn_dataplane(&mut tasks);
+    agent.spawn_keys(&mut tasks);
+    agent.spawn_report(&mut tasks);
+    agent.spawn_network(&mut tasks);
+    let speaker = agent.spawn_speaker(&cluster, &mut tasks);
+    let wire_counters_rx = agent.channels.wire_counters.rx.clone();
+    drop(agent);
 
     tokio::select! {
         ended = tasks.join_next() => match ended {
@@ -181,83 +82,160 @@ where
         },
         stop = stop => stop?,
     }
-    // The speaker tells its peers, so that they take over at once and not when they miss it.
-    leave.notify_one();
-    let last = timeout(FAREWELL, async {
-        let _ = has_left.await;
-        tracing::info!(counters = ?*counted.borrow(), "nothing is announced from here any more");
+    // The speaker announces its departure, so that peers take the addresses over without waiting for its silence.
+    speaker.leave.notify_one();
+    let is_uninstalled = timeout(STOP_TIMEOUT, async {
+        let _ = speaker.left_rx.await;
+        tracing::info!(counters = ?*wire_counters_rx.borrow(), "this node announces no address");
         is_uninstalled(&client).await
     });
-    if last.await.unwrap_or(false) && config.forwards {
+    if is_uninstalled.await.unwrap_or(false) && forwards {
         tasks.shutdown().await;
-        dataplane::remove().context("remove the table of Landfall")?;
+        dataplane::remove().context("remove the tables of Landfall")?;
         reply_path::remove().context("remove the rules and routes of Landfall")?;
-        tracing::info!("no address is in use any more: tables, rules and routes are removed");
+        tracing::info!("no LoadBalancerIP is left: removed tables, rules and routes");
     }
     Ok(())
 }
 
-/// What tells this cluster from others: the UID of a namespace that every cluster has, and keeps. Asked for until it is
-/// answered, for without it there is nothing this agent could do.
-async fn identity(client: &Client) -> String {
-    let namespaces: Api<Namespace> = Api::all(client.clone());
-    let mut pause = Duration::from_millis(100);
-    loop {
-        match timeout(ANSWER, namespaces.get("kube-system")).await {
-            Ok(Ok(namespace)) => return namespace.metadata.uid.unwrap_or_default(),
-            Ok(Err(error)) => {
-                let error = observe::error_chain(&error);
-                tracing::warn!(error, retry_in = ?pause, "the API server does not tell which cluster this is");
-            }
-            Err(_) => tracing::warn!("the API server does not answer"),
-        }
-        tokio::time::sleep(pause).await;
-        pause = (pause * 2).min(Duration::from_secs(5));
-    }
-}
-
-/// Whether no address is in use: then Landfall is being taken off the cluster, and leaves nothing in the kernel. An
-/// API server that does not answer says nothing of the kind.
+/// Whether Landfall is being removed from the cluster: no LoadBalancerIP is left. Without an answer from the API server
+/// it is not.
 async fn is_uninstalled(client: &Client) -> bool {
     let addresses = Api::<LoadBalancerIP>::all(client.clone()).list(&ListParams::default().limit(1)).await;
     addresses.is_ok_and(|list| list.items.is_empty())
 }
 
-/// Tells the speaker which addresses the kernel forwards.
-async fn hand_on(
-    mut forwarded: watch::Receiver<dataplane::Forwarding>,
-    to: watch::Sender<Arc<BTreeSet<IpAddr>>>,
-) -> Result<Infallible> {
-    loop {
-        let addresses = forwarded.borrow_and_update().addresses.clone();
-        to.send_if_modified(|current| {
-            let changed = **current != addresses;
-            if changed {
-                *current = Arc::new(addresses);
-            }
-            changed
+/// What tasks are spawned from.
+struct Agent {
+    client: Client,
+    config: Config,
+    wake: Wake,
+    stores: Stores,
+    channels: Channels,
+}
+
+/// Stops the speaker.
+struct SpeakerHandle {
+    leave: Arc<Notify>,
+    /// Completes when the speaker has withdrawn its addresses.
+    left_rx: oneshot::Receiver<()>,
+}
+
+impl Agent {
+    fn new(client: Client, config: Config) -> Self {
+        let wake = Wake::default();
+        let mut stores = Stores::new(&wake);
+        if !config.spreads() {
+            stores.wirings = None;
+        }
+        Self { client, config, wake, stores, channels: Channels::default() }
+    }
+
+    fn metrics(&self) -> Metrics {
+        Metrics::new(&self.channels, &self.config)
+    }
+
+    fn spawn_composer(&self, tasks: &mut Tasks) {
+        let Self { config, channels, .. } = self;
+        let composer = Composer {
+            stores: self.stores.clone(),
+            inputs: composer::Inputs {
+                dead: channels.dead.rx.clone(),
+                neighbours: channels.neighbours.rx.clone(),
+                network: channels.network.rx.clone(),
+                returned: channels.reply_paths.rx.clone(),
+            },
+            outputs: composer::Outputs {
+                dataplane: channels.dataplane_snapshot.tx.clone(),
+                speaker: channels.speaker_snapshot.tx.clone(),
+                wanted: channels.reply_links.tx.clone(),
+            },
+        };
+        let own = (config.node.clone(), config.backend, config.count_traffic);
+        tasks.spawn(composer.run(own, self.wake.listener()));
+    }
+
+    /// The dataplane, the reply paths and the answers to health checks; or, where another proxy forwards, their substitute.
+    fn spawn_dataplane(&self, tasks: &mut Tasks) {
+        let Self { config, channels, .. } = self;
+        let snapshot_rx = channels.dataplane_snapshot.rx.clone();
+        let forwarding_tx = channels.forwarding.tx.clone();
+        tasks.spawn(publish_forwarded(channels.forwarding.rx.clone(), channels.announceable.tx.clone()));
+        if !config.forwards {
+            tasks.spawn(assume_forwarded(snapshot_rx, forwarding_tx));
+            return;
+        }
+        let health_rx = snapshot_rx.clone();
+        tasks.spawn(async move { health::serve(health_rx).await.context("answer health checks") });
+        let counters_tx = channels.kernel_counters.tx.clone();
+        tasks.spawn(async move {
+            dataplane::run(snapshot_rx, forwarding_tx, counters_tx).await.context("run the dataplane")?;
+            bail!("the dataplane has ended")
         });
-        forwarded.changed().await.context("the dataplane is gone")?;
+        let (links_rx, paths_tx) = (channels.reply_links.rx.clone(), channels.reply_paths.tx.clone());
+        let (gaps_tx, mask) = (channels.reply_gaps.tx.clone(), config.return_mark);
+        tasks.spawn(async move {
+            reply_path::run(links_rx, paths_tx, gaps_tx, mask).await.context("run the reply paths")?;
+            bail!("the reply paths have ended")
+        });
     }
-}
 
-/// In place of our own dataplane: takes it that another one forwards every address.
-async fn trust(
-    mut snapshots: watch::Receiver<Option<Arc<dataplane::Snapshot>>>,
-    forwarding: watch::Sender<dataplane::Forwarding>,
-) -> Result<Infallible> {
-    loop {
-        let known = snapshots.borrow_and_update().clone();
-        let addresses: BTreeSet<_> = known.iter().flat_map(|known| known.addresses.keys().copied()).collect();
-        let serving = addresses.clone();
-        forwarding.send_replace(dataplane::Forwarding { addresses, serving, ..Default::default() });
-        snapshots.changed().await.context("the composer is gone")?;
+    fn spawn_keys(&self, tasks: &mut Tasks) {
+        let Self { client, config, channels, .. } = self;
+        let secret = KeySecret { client: client.clone(), namespace: config.keys_namespace.clone() };
+        let outputs =
+            keys::Outputs { keys_tx: channels.hello_keys.tx.clone(), in_use_tx: channels.keys_in_use.tx.clone() };
+        tasks.spawn(keys::publish_keys(secret.clone(), channels.secret.rx.clone(), outputs));
+        let secret_tx = channels.secret.tx.clone();
+        tasks.spawn(async move { Ok(keys::watch_secret(secret, secret_tx).await) });
     }
-}
 
-/// A number that no other start of this agent has, as far as chance allows: what peers remember of an earlier one does
-/// not count for this one.
-fn incarnation() -> u64 {
-    // The standard library seeds its hash maps at random; that is randomness enough, and no further dependency.
-    RandomState::new().build_hasher().finish()
+    fn spawn_report(&self, tasks: &mut Tasks) {
+        let Self { client, config, channels, .. } = self;
+        let reporter = Reporter {
+            client: client.clone(),
+            node: config.node.clone(),
+            records: self.stores.addresses.clone(),
+            announcements_rx: channels.announcements.rx.clone(),
+            conflicts_rx: channels.conflicts.rx.clone(),
+            forwarding_rx: channels.forwarding.rx.clone(),
+            gaps_rx: channels.reply_gaps.rx.clone(),
+        };
+        tasks.spawn(reporter.run(self.wake.listener()));
+    }
+
+    fn spawn_network(&self, tasks: &mut Tasks) {
+        let Self { client, config, channels, .. } = self;
+        let (client, node) = (client.clone(), config.node.clone());
+        let network = network::run(client, node, config.spreads(), channels.network.tx.clone());
+        tasks.spawn(async move { network.await.context("report the node's network") });
+    }
+
+    fn spawn_speaker(&self, cluster: &str, tasks: &mut Tasks) -> SpeakerHandle {
+        let channels = &self.channels;
+        let authentication = speaker::Authentication::Required;
+        let config = speaker::Config::new(cluster, &self.config.node, incarnation(), authentication);
+        let inputs = speaker::Inputs {
+            snapshot: channels.speaker_snapshot.rx.clone(),
+            forwarded: channels.announceable.rx.clone(),
+            keys: channels.hello_keys.rx.clone(),
+        };
+        let outputs = speaker::Outputs {
+            announcements: channels.announcements.tx.clone(),
+            conflicts: channels.conflicts.tx.clone(),
+            counters: channels.wire_counters.tx.clone(),
+            dead: channels.dead.tx.clone(),
+            neighbours: channels.neighbours.tx.clone(),
+        };
+        let leave = Arc::new(Notify::new());
+        let leaving = Arc::clone(&leave);
+        let (left_tx, left_rx) = oneshot::channel();
+        tasks.spawn(async move {
+            speaker::run(config, inputs, outputs, leaving.notified()).await.context("run the speaker")?;
+            // It ends without an error only when the process is stopping.
+            let _ = left_tx.send(());
+            std::future::pending().await
+        });
+        SpeakerHandle { leave, left_rx }
+    }
 }

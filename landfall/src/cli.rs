@@ -1,4 +1,4 @@
-//! The commands for users at a terminal.
+//! The commands for a user's workstation.
 
 pub(crate) mod dry_run;
 pub(crate) mod output;

@@ -1,4 +1,4 @@
-//! `landfall controller`: the controller library, with a client, until told to stop.
+//! `landfall controller`: runs the controller library until SIGTERM.
 
 use agent::keys;
 use anyhow::Context;
@@ -7,53 +7,53 @@ use clap::Args;
 use crate::client::Connection;
 use crate::{http, nowhere, shutdown};
 
-/// How to give out addresses.
+/// The options of `landfall controller`.
 #[derive(Debug, Args)]
 pub(crate) struct Options {
-    /// Serve only Services of class landfall.dev/landfall, and leave those without a class to another provider.
-    /// By default Landfall is the provider of Services without a class.
+    /// Serve only Services with `loadBalancerClass: landfall.dev/landfall`. By default Landfall also serves Services without
+    /// a class.
     #[arg(long, env = "LANDFALL_ONLY_CLASS")]
     only_class: bool,
 
-    /// Namespace in which controllers elect one that leads, by the Lease landfall-controller. Several can run then: the
-    /// others stand by and take over. Without it this one takes itself for the only one.
+    /// Namespace of the Lease landfall-controller, by which several controllers elect a leader; the others stand by. Without
+    /// it there is no election, and only one controller may run.
     #[arg(long, env = "LANDFALL_LEASE_NAMESPACE", value_name = "NAMESPACE")]
     lease_namespace: Option<String>,
 
-    /// Namespace of the Secret landfall-hello-keys, with which the nodes' agents seal what they say to each other: it is
-    /// made if it is missing, and its keys are rotated when asked for. Without this option nobody does so here.
+    /// Namespace of the Secret landfall-hello-keys, whose keys authenticate Hellos between node agents. The controller
+    /// creates it if it is missing, and rotates its keys on request. Without this option it does neither.
     #[arg(long, env = "LANDFALL_KEYS_NAMESPACE", value_name = "NAMESPACE")]
     keys_namespace: Option<String>,
 
-    /// Where to answer /metrics (for Prometheus), /healthz and /readyz (for probes), over HTTP without TLS; or off.
+    /// Address for /metrics (Prometheus), /healthz and /readyz (probes), over HTTP without TLS; or off.
     #[arg(long, env = "LANDFALL_METRICS_ADDRESS", default_value = "[::]:9646", value_name = "ADDRESS:PORT|off")]
-    metrics_address: http::Address,
+    metrics_address: http::MetricsAddress,
 }
 
 /// Runs until SIGTERM.
 pub(crate) async fn run(connection: &Connection, options: Options) -> anyhow::Result<()> {
     let client = connection.client().await?;
     let election = options.lease_namespace.map(|namespace| controller::Election { namespace });
-    let numbers = controller::Metrics::default();
+    let metrics = controller::Metrics::default();
     let judge = Some(nowhere::nowhere as controller::Judge);
-    let (hinder, obstacle) = tokio::sync::watch::channel(None);
+    let (obstacle_tx, obstacle_rx) = tokio::sync::watch::channel(None);
     let default_class = !options.only_class;
-    let config = controller::Config { default_class, election, metrics: numbers.clone(), judge, obstacle };
-    let place = options.keys_namespace.map(|namespace| keys::Place { client: client.clone(), namespace });
-    let keep = async {
-        match place {
-            Some(place) => keys::keeper::keep(place, hinder).await,
+    let config = controller::Config { default_class, election, metrics: metrics.clone(), judge, obstacle: obstacle_rx };
+    let secret = options.keys_namespace.map(|namespace| keys::KeySecret { client: client.clone(), namespace });
+    let keep_keys = async {
+        match secret {
+            Some(secret) => keys::keeper::keep(secret, obstacle_tx).await,
             None => std::future::pending().await,
         }
     };
     let stop = async {
-        if let Err(error) = shutdown::requested().await {
-            tracing::error!(%error, "can't wait for signals: stopping");
+        if let Err(error) = shutdown::wait_for_signal().await {
+            tracing::error!(%error, "cannot wait for signals; stopping");
         }
     };
     tokio::select! {
-        ended = controller::run(client, config, stop) => ended.context("give out addresses"),
-        never = http::serve(options.metrics_address, numbers) => match never {},
-        never = keep => match never {},
+        ended = controller::run(client, config, stop) => ended.context("run the controller"),
+        never = http::serve(options.metrics_address, metrics) => match never {},
+        never = keep_keys => match never {},
     }
 }

@@ -1,6 +1,6 @@
-//! Numbers and health over HTTP: `/metrics` for Prometheus, `/healthz` and `/readyz` for the kubelet.
+//! The HTTP server: `/metrics` for Prometheus, `/healthz` and `/readyz` for the kubelet.
 //!
-//! One future, which ends only when it is dropped. Whoever can reach the port may read: there is nothing secret in it.
+//! One future, which ends only when it is dropped. It has no authentication, since the answers contain no secrets.
 
 use std::convert::Infallible;
 use std::fmt;
@@ -14,16 +14,14 @@ use axum::routing::get;
 use controller::Metrics;
 use tokio::net::TcpListener;
 
-/// Where to listen.
+/// The address to listen at.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Address {
-    /// Nowhere.
+pub(crate) enum MetricsAddress {
     Off,
-    /// There.
     On(SocketAddr),
 }
 
-impl FromStr for Address {
+impl FromStr for MetricsAddress {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
@@ -34,16 +32,16 @@ impl FromStr for Address {
     }
 }
 
-/// What there is to tell about a process of Landfall.
-pub(crate) trait Numbers: Clone + Send + Sync + 'static {
-    /// All numbers, in the text format of OpenMetrics 1.0.
+/// The metrics and the readiness of one process.
+pub(crate) trait ProcessState: Clone + Send + Sync + 'static {
+    /// All metrics, in the text format of OpenMetrics 1.0.
     fn text(&self) -> Result<String, fmt::Error>;
 
-    /// Why it is not ready, if it isn't.
+    /// Why the process is not ready; `None` if it is.
     fn unready(&self) -> Option<&'static str>;
 }
 
-impl Numbers for agent::Metrics {
+impl ProcessState for agent::Metrics {
     fn text(&self) -> Result<String, fmt::Error> {
         self.text()
     }
@@ -53,29 +51,29 @@ impl Numbers for agent::Metrics {
     }
 }
 
-impl Numbers for Metrics {
+impl ProcessState for Metrics {
     fn text(&self) -> Result<String, fmt::Error> {
         self.text()
     }
 
     fn unready(&self) -> Option<&'static str> {
-        (!self.is_ready()).then_some("the API server has not told yet what there is")
+        (!self.is_ready()).then_some("waiting for the initial lists from the API server")
     }
 }
 
-/// Answers until it is dropped. Where it can't listen, it says so: all else goes on.
-pub(crate) async fn serve(address: Address, metrics: impl Numbers) -> Infallible {
-    let Address::On(address) = address else { return std::future::pending().await };
+/// Answers until it is dropped. If it cannot listen, it logs a warning, and the process goes on.
+pub(crate) async fn serve(address: MetricsAddress, metrics: impl ProcessState) -> Infallible {
+    let MetricsAddress::On(address) = address else { return std::future::pending().await };
     let served = match listen(address).await {
         Ok(listener) => axum::serve(listener, router(metrics)).await,
         Err(error) => Err(error),
     };
     let error = served.err();
-    tracing::warn!(%address, ?error, "no metrics, and no answers to probes: choose another --metrics-address");
+    tracing::warn!(%address, ?error, "cannot serve metrics and probes; choose another --metrics-address");
     std::future::pending().await
 }
 
-/// All addresses means both families; on a machine without IPv6, the one there is.
+/// `[::]` stands for both families; without IPv6 it is replaced by `0.0.0.0`.
 async fn listen(address: SocketAddr) -> io::Result<TcpListener> {
     match TcpListener::bind(address).await {
         Err(error)
@@ -87,20 +85,20 @@ async fn listen(address: SocketAddr) -> io::Result<TcpListener> {
     }
 }
 
-fn router(metrics: impl Numbers) -> Router {
+fn router(metrics: impl ProcessState) -> Router {
     let ready = metrics.clone();
     Router::new()
         .route(
             "/metrics",
             get(async move || {
-                // It may ask the kernel, and many series take their time: nothing else waits for it.
+                // Reading the kernel's counters and encoding many series may take long, so it runs on another thread.
                 let metrics = metrics.clone();
                 let text = tokio::task::spawn_blocking(move || metrics.text()).await;
                 let text = text.ok().and_then(Result::ok).ok_or(StatusCode::INTERNAL_SERVER_ERROR)?;
                 Ok::<_, StatusCode>(([(header::CONTENT_TYPE, Metrics::CONTENT_TYPE)], text))
             }),
         )
-        // The one thread of this process does everything: if it answers, it works.
+        // All tasks share one thread, so an answer shows that it is not blocked.
         .route("/healthz", get(async || "ok\n"))
         .route(
             "/readyz",
@@ -116,45 +114,50 @@ mod tests {
     use super::*;
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
-    /// The first line, the type and the last line of the answer.
-    async fn asked(address: SocketAddr, path: &str) -> (String, String, String) {
+    /// The first line, the content type and the last line of the answer.
+    async fn answer(address: SocketAddr, path: &str) -> (String, String, String) {
         let mut stream = tokio::net::TcpStream::connect(address).await.expect("connect");
         let request = format!("GET {path} HTTP/1.1\r\nHost: landfall\r\nConnection: close\r\n\r\n");
         stream.write_all(request.as_bytes()).await.expect("send");
-        let mut answer = String::new();
-        stream.read_to_string(&mut answer).await.expect("an answer");
-        let type_ = answer.lines().find_map(|line| line.strip_prefix("content-type: ")).unwrap_or_default();
+        let mut text = String::new();
+        stream.read_to_string(&mut text).await.expect("an answer");
+        let type_ = text.lines().find_map(|line| line.strip_prefix("content-type: ")).unwrap_or_default();
         let line = |line: Option<&str>| line.unwrap_or_default().to_owned();
-        (line(answer.lines().next()), type_.to_owned(), line(answer.lines().last()))
+        (line(text.lines().next()), type_.to_owned(), line(text.lines().last()))
     }
 
     #[tokio::test]
-    async fn numbers_health_and_readiness_are_told() {
+    async fn metrics_health_and_readiness_are_served() {
         let listener = listen("[::]:0".parse().expect("an address")).await.expect("listen");
         let port = listener.local_addr().expect("an address").port();
-        // Over IPv4, although it listens on IPv6 where there is that.
+        // Over IPv4, although it listens on IPv6 if possible.
         let address = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
-        let ask = async {
+        let requests = async {
             let plain = "text/plain; charset=utf-8";
             let expected = [
                 ("/metrics", "HTTP/1.1 200 OK", Metrics::CONTENT_TYPE, "# EOF"),
                 ("/healthz", "HTTP/1.1 200 OK", plain, "ok"),
-                ("/readyz", "HTTP/1.1 503 Service Unavailable", plain, "the API server has not told yet what there is"),
+                (
+                    "/readyz",
+                    "HTTP/1.1 503 Service Unavailable",
+                    plain,
+                    "waiting for the initial lists from the API server",
+                ),
             ];
             for (path, status, type_, last) in expected {
-                assert_eq!(asked(address, path).await, (status.into(), type_.into(), last.into()), "{path}");
+                assert_eq!(answer(address, path).await, (status.into(), type_.into(), last.into()), "{path}");
             }
         };
         tokio::select! {
             ended = axum::serve(listener, router(Metrics::default())) => panic!("{ended:?}"),
-            () = ask => {}
+            () = requests => {}
         }
     }
 
     #[test]
-    fn an_address_is_one_with_a_port_or_off() {
-        assert_eq!("off".parse(), Ok(Address::Off));
-        assert_eq!("127.0.0.1:9646".parse(), Ok(Address::On(SocketAddr::from((Ipv4Addr::LOCALHOST, 9646)))));
-        assert!("9646".parse::<Address>().is_err());
+    fn a_metrics_address_has_a_port_or_is_off() {
+        assert_eq!("off".parse(), Ok(MetricsAddress::Off));
+        assert_eq!("127.0.0.1:9646".parse(), Ok(MetricsAddress::On(SocketAddr::from((Ipv4Addr::LOCALHOST, 9646)))));
+        assert!("9646".parse::<MetricsAddress>().is_err());
     }
 }

@@ -1,7 +1,7 @@
-//! The one binary of Landfall: the controller, the node agent, and the user's command line.
+//! The one binary of Landfall: the controller, the node agent, and the commands for users.
 //!
-//! Here the libraries are composed, and only here: `controller` decides who gets which address, `dataplane` makes the
-//! kernel forward it, `speaker` announces it. `agent` joins the latter two.
+//! It composes the libraries: `controller` assigns addresses; `agent` runs `dataplane`, which makes the kernel forward them,
+//! and `speaker`, which announces them. This crate has the options, the client, the log and the HTTP server.
 
 mod agent_command;
 mod cli;
@@ -16,13 +16,12 @@ use clap::{Parser, Subcommand};
 
 use cli::{output, status, uninstall};
 
-/// Landfall gives Services of type LoadBalancer an address that answers, on clusters without a cloud.
+/// Landfall provides Services of type LoadBalancer on Kubernetes clusters outside a cloud.
 ///
-/// On the cluster run `landfall controller` (two, of which one works) and `landfall node` (on every node):
-/// deploy/landfall.yaml does. At your desk run `landfall status` to see pools, Services, why one is pending, addresses and
-/// who announces them; it uses your kubeconfig as kubectl does.
+/// `controller` and `node` run in the cluster; deploy/landfall.yaml starts them. The other commands run on your workstation
+/// and use your kubeconfig, as kubectl does.
 #[derive(Debug, Parser)]
-#[command(version, max_term_width = 120)]
+#[command(version, max_term_width = 120, after_help = FIRST_STEPS)]
 struct Cli {
     #[command(subcommand)]
     command: Command,
@@ -34,23 +33,32 @@ struct Cli {
     logging: logging::Logging,
 }
 
+/// Shown below the options.
+const FIRST_STEPS: &str = "\
+First steps:
+  kubectl apply -f deploy/           Install Landfall
+  kubectl apply -f my-pool.yaml      Create an IPAddressPool: unused addresses of your nodes' network
+                                     (example: deploy/examples/pool.yaml)
+  landfall status                    Show Services with their addresses, and why one is pending
+  kubectl explain ipaddresspools.spec --api-version=landfall.dev/v1alpha1
+                                     Describe the fields of a pool";
+
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Give addresses of pools to Services (runs in the cluster; of several one works, and the others stand by).
+    /// Assign addresses of pools to Services (runs in the cluster; one instance leads, the others stand by).
     Controller(controller_command::Options),
     /// Forward and announce addresses (runs on every node, in the node's network).
     Node(agent_command::Options),
-    /// Show pools (used and free by family, drained, exhausted), Services (and why one is pending), addresses (shared,
-    /// reserved), and who announces them.
+    /// Show pools, Services with their addresses or why they are pending, announcing nodes, and the last moves.
     Status(status::Options),
     /// Print the definitions of Landfall's objects, for `kubectl apply -f -`.
     Crds,
-    /// Take Landfall off the cluster and leave nothing behind.
+    /// Remove Landfall from the cluster completely. Without --yes, only show what would be removed.
     Uninstall(uninstall::Options),
 }
 
-// One thread is enough for waiting on the API server. What must not wait for it (the wire, the kernel) has threads of
-// its own.
+// Requests to the API server need only one thread. The speaker and the dataplane, which must not wait for it, have threads
+// of their own.
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> anyhow::Result<()> {
     let cli = Cli::parse();

@@ -1,9 +1,9 @@
-//! When this process is told to stop.
+//! The signals that stop this process.
 
 use tokio::signal::unix::{SignalKind, signal};
 
-/// Completes when the process gets SIGTERM (Kubernetes) or SIGINT (a person).
-pub(crate) async fn requested() -> std::io::Result<()> {
+/// Completes on SIGTERM (sent by Kubernetes) or SIGINT (Ctrl-C).
+pub(crate) async fn wait_for_signal() -> std::io::Result<()> {
     let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
     tokio::select! {
         _ = terminate.recv() => tracing::info!("stopping: SIGTERM"),

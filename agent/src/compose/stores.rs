@@ -15,7 +15,7 @@ use tokio::task::JoinSet;
 
 use super::composition::Changes;
 use super::snapshots::Observed;
-use crate::run::ANSWER;
+use crate::config::API_TIMEOUT;
 
 /// What the agent watches.
 #[derive(Clone)]
@@ -58,7 +58,7 @@ impl Wirings {
     }
 
     async fn give_up(self) -> Result<Infallible> {
-        tokio::time::sleep(ANSWER).await;
+        tokio::time::sleep(API_TIMEOUT).await;
         self.given_up.store(true, Ordering::Relaxed);
         self.wake.wake();
         std::future::pending().await

@@ -1,10 +1,10 @@
-//! Keeps the Secret: makes it where it is missing, and rotates its keys when it is asked to.
+//! Creates the Secret where it is missing, and rotates its keys on request.
 //!
-//! Runs in every controller, and not only in the one that leads, so that a fresh installation has keys before anybody is
-//! elected: the API server lets one of them create the Secret, and the others' late writes name a version that is gone.
-//! Touches nothing but that Secret. Idle, it writes nothing.
+//! Runs in every controller, not only in the leader, so that a new installation has keys before the first election. The API
+//! server lets one controller create the Secret; late writes of the others name an old version and are refused. Writes
+//! nothing but that Secret, and nothing while idle.
 //!
-//! Cancel safe: the next start finds in the Secret what was left undone.
+//! Cancel safe: the next start continues from the state of the Secret.
 
 use std::convert::Infallible;
 use std::sync::Arc;
@@ -21,108 +21,118 @@ use speaker::wire::seal::MIN_KEY;
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep, timeout};
 
-use super::rotation::{LENGTH, Step, step};
-use super::{NAME, Place, Seen, follow};
+use super::rotation::{LENGTH, Step, next_step};
+use super::{KeySecret, NAME, SecretState, watch_secret};
+use crate::config::API_TIMEOUT;
 
-/// Who we are in `metadata.managedFields`.
+/// Our name in `metadata.managedFields`.
 const FIELD_MANAGER: &str = "landfall-controller";
 
-/// For how long the API server is to answer.
-const ANSWER: Duration = Duration::from_secs(10);
-
-/// How long to wait for the watch to show what was written, before looking again whether there is something to do; also the
-/// pause after a failure.
+/// How long to wait after a write for the watch to show it, and after a failure.
 const PAUSE: Duration = Duration::from_secs(2);
 
-/// How long the first answer may take before it is said that the Secret can't be read.
-const FIRST: Duration = Duration::from_secs(3);
+/// How long the first answer may take before the Secret is reported as unreadable.
+const FIRST_ANSWER: Duration = Duration::from_secs(3);
 
-/// The longest sleep: the clock may be set.
-const LOOK: Duration = Duration::from_secs(60);
+/// The longest sleep, since the clock may be set meanwhile.
+const LONGEST_SLEEP: Duration = Duration::from_secs(60);
 
-/// Why agents have no key, for users.
+/// Why agents have no key: a sentence for users.
 pub type Obstacle = Arc<str>;
 
-/// Keeps it for as long as it is polled, and tells what keeps agents from having a key.
-pub async fn keep(place: Place, hinder: watch::Sender<Option<Obstacle>>) -> Infallible {
-    let (seen, known) = watch::channel(Seen::Unknown);
+/// Maintains the Secret for as long as it is polled, and keeps `obstacle_tx` up to date.
+pub async fn keep(secret: KeySecret, obstacle_tx: watch::Sender<Option<Obstacle>>) -> Infallible {
+    let (state_tx, state_rx) = watch::channel(SecretState::Unknown);
     tokio::select! {
-        never = follow::follow(place.clone(), seen) => match never {},
-        never = tend(place, known, hinder) => match never {},
+        never = watch_secret(secret.clone(), state_tx) => match never {},
+        never = maintain(secret, state_rx, obstacle_tx) => match never {},
     }
 }
 
-/// Does what there is to do, whenever the Secret changes or it is time.
-async fn tend(place: Place, mut known: watch::Receiver<Seen>, hinder: watch::Sender<Option<Obstacle>>) -> Infallible {
-    let (secrets, random, began) = (place.secrets(), SystemRandom::new(), Instant::now());
+/// Makes the next step whenever the Secret changes or the step is due.
+async fn maintain(
+    secret: KeySecret,
+    mut state_rx: watch::Receiver<SecretState>,
+    obstacle_tx: watch::Sender<Option<Obstacle>>,
+) -> Infallible {
+    let (api, random, began) = (secret.api(), SystemRandom::new(), Instant::now());
     let mut failing = false;
     loop {
-        let seen = known.borrow_and_update().clone();
+        let state = state_rx.borrow_and_update().clone();
         let now = Timestamp::now();
-        let todo = match &seen {
-            Seen::Unknown => Step::Wait(None),
-            Seen::Missing => step(None, now, &fresh(&random)),
-            Seen::There(content) => step(Some(content), now, &fresh(&random)),
+        let step = match &state {
+            SecretState::Unknown => Step::Wait(None),
+            SecretState::Missing => next_step(None, now, &random_key(&random)),
+            SecretState::Present(view) => next_step(Some(view), now, &random_key(&random)),
         };
-        let pause = match todo {
-            Step::Wait(None) if seen == Seen::Unknown => FIRST,
-            Step::Wait(None) => LOOK,
-            Step::Wait(Some(until)) => Duration::try_from(until.duration_since(now)).unwrap_or_default().min(LOOK),
-            todo => {
-                match write(&secrets, todo).await {
-                    Ok(what) => {
-                        tracing::info!(secret = %place, what, "keys of the speakers");
-                        failing = false;
-                    }
-                    // Somebody else was first.
-                    Err(Trouble::Refused(Error::Api(status))) if status.code == 409 => {}
-                    Err(trouble) => {
-                        if !std::mem::replace(&mut failing, true) {
-                            let error = trouble.to_string();
-                            tracing::warn!(secret = %place, error, "can't write the keys of the speakers; trying again");
-                        }
-                    }
-                }
+        let pause = match step {
+            Step::Wait(None) if state == SecretState::Unknown => FIRST_ANSWER,
+            Step::Wait(None) => LONGEST_SLEEP,
+            Step::Wait(Some(until)) => {
+                Duration::try_from(until.duration_since(now)).unwrap_or_default().min(LONGEST_SLEEP)
+            }
+            step => {
+                failing = is_failing(write(&api, step).await, &secret, failing);
                 PAUSE
             }
         };
-        let new = obstacle(&place, &seen, failing, began.elapsed());
-        hinder.send_if_modified(|told| std::mem::replace(told, new.clone()) != new);
+        let obstacle = find_obstacle(&secret, &state, failing, began.elapsed());
+        obstacle_tx.send_if_modified(|known| std::mem::replace(known, obstacle.clone()) != obstacle);
         // If the watch ends, so does this.
         tokio::select! {
-            Ok(()) = known.changed() => {}
+            Ok(()) = state_rx.changed() => {}
             () = sleep(pause) => {}
         }
     }
 }
 
-/// Why agents have no key, if what is seen of the Secret for so long says so and, where one is to be made, that is `failing`.
-fn obstacle(place: &Place, seen: &Seen, failing: bool, since: Duration) -> Option<Obstacle> {
-    let namespace = &place.namespace;
-    let roles = "see the log of the controllers, and whether the Roles of deploy/landfall.yaml are there";
-    let what = match seen {
-        Seen::Unknown if since >= FIRST => format!(
-            "the controllers can't read the Secret {place}, in which the key is without which nothing is announced: {roles}"
+/// Logs the result of a write, failures only the first time. Returns whether writes fail now.
+fn is_failing(written: Result<&'static str, WriteError>, secret: &KeySecret, failing: bool) -> bool {
+    match written {
+        Ok(what) => {
+            tracing::info!(%secret, what, "changed the Hello keys");
+            false
+        }
+        // Another controller was first.
+        Err(WriteError::Refused(Error::Api(status))) if status.code == 409 => failing,
+        Err(error) => {
+            if !failing {
+                let error = error.to_string();
+                tracing::warn!(%secret, error, "cannot write the Hello keys; trying again");
+            }
+            true
+        }
+    }
+}
+
+/// Why agents have no key. `failing`: the last write failed; `waited`: the time since the watch began.
+fn find_obstacle(secret: &KeySecret, state: &SecretState, failing: bool, waited: Duration) -> Option<Obstacle> {
+    let namespace = &secret.namespace;
+    let advice = "check the logs of the controllers, and that the Roles of deploy/landfall.yaml exist";
+    let what = match state {
+        SecretState::Unknown if waited >= FIRST_ANSWER => format!(
+            "the controllers cannot read the Secret {secret}, and without its key nothing is announced; {advice}"
         ),
-        Seen::Missing if failing => format!(
-            "the Secret {place} is missing, without which nothing is announced, and the controllers can't create it: {roles}, \
-             or create it (kubectl -n {namespace} create secret generic {NAME} --from-file=key=<(head -c 32 /dev/urandom))"
+        SecretState::Missing if failing => format!(
+            "the Secret {secret} is missing, without its key nothing is announced, and the controllers cannot create it; \
+             {advice}, or create it: \
+             kubectl -n {namespace} create secret generic {NAME} --from-file=key=<(head -c 32 /dev/urandom)"
         ),
-        Seen::There(content) if failing && content.usable().names.is_empty() => format!(
-            "the Secret {place} has no entry that is a key, of {MIN_KEY} bytes at least, without which nothing is announced, \
-             and the controllers can't write one: {roles}, or write one"
+        SecretState::Present(view) if failing && view.usable_keys().names.is_empty() => format!(
+            "the Secret {secret} has no key (an entry of at least {MIN_KEY} bytes), without one nothing is announced, and \
+             the controllers cannot write one; {advice}, or add one"
         ),
-        Seen::Unknown | Seen::Missing | Seen::There(_) => return None,
+        SecretState::Unknown | SecretState::Missing | SecretState::Present(_) => return None,
     };
     Some(what.into())
 }
 
-enum Trouble {
+enum WriteError {
     Refused(Error),
     Silent,
 }
 
-impl std::fmt::Display for Trouble {
+impl std::fmt::Display for WriteError {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             Self::Refused(error) => f.write_str(&error_chain(error)),
@@ -131,27 +141,26 @@ impl std::fmt::Display for Trouble {
     }
 }
 
-/// Does it, and says what was done.
-async fn write(secrets: &Api<Secret>, todo: Step) -> Result<&'static str, Trouble> {
+/// Makes a step, and returns a description of it.
+async fn write(secrets: &Api<Secret>, step: Step) -> Result<&'static str, WriteError> {
+    let field_manager = Some(FIELD_MANAGER.to_owned());
     let written = async {
-        match todo {
+        match step {
             Step::Wait(_) => Ok("nothing"),
             Step::Create(fields) => {
-                let manager = Some(FIELD_MANAGER.to_owned());
-                let params = PostParams { field_manager: manager, ..PostParams::default() };
-                secrets.create(&params, &object(fields)).await.map(|_| "the Secret is made, with a first key")
+                let params = PostParams { field_manager, ..PostParams::default() };
+                secrets.create(&params, &new_secret(&fields)).await.map(|_| "created the Secret with a first key")
             }
             Step::Patch(patch) => {
-                let manager = Some(FIELD_MANAGER.to_owned());
-                let params = PatchParams { field_manager: manager, ..PatchParams::default() };
+                let params = PatchParams { field_manager, ..PatchParams::default() };
                 secrets.patch(NAME, &params, &Patch::Merge(patch.body)).await.map(|_| patch.what)
             }
         }
     };
-    timeout(ANSWER, written).await.map_err(|_| Trouble::Silent)?.map_err(Trouble::Refused)
+    timeout(API_TIMEOUT, written).await.map_err(|_| WriteError::Silent)?.map_err(WriteError::Refused)
 }
 
-fn object(fields: Value) -> Secret {
+fn new_secret(fields: &Value) -> Secret {
     let mut object = json!({
         "metadata": {"name": NAME, "labels": {"app.kubernetes.io/name": "landfall"}},
         "type": "Opaque",
@@ -160,19 +169,19 @@ fn object(fields: Value) -> Secret {
     serde_json::from_value(object).expect("invariant: this is a Secret")
 }
 
-/// A key that nobody knows, from the operating system's random source.
-fn fresh(random: &SystemRandom) -> [u8; LENGTH] {
+/// A key from the operating system's random source.
+fn random_key(random: &SystemRandom) -> [u8; LENGTH] {
     let mut key = [0; LENGTH];
-    // It blocks while the kernel has no randomness yet, and fails where there is none: a key that can be guessed is worse
-    // than no controller.
+    // Blocks until the kernel is seeded, and fails without a random source: no controller is better than a key that can be
+    // guessed.
     random.fill(&mut key).expect("invariant: the kernel has a random source");
     key
 }
 
 #[cfg(test)]
 mod tests {
-    use super::super::content::tests::{merge, secret};
-    use super::super::content::{Content, RETIRE_AFTER, ROTATE};
+    use super::super::secret::tests::{merge, secret};
+    use super::super::secret::{RETIRE_AFTER, ROTATE, SecretView};
     use super::*;
     use http::{Method, Request, Response};
     use kube::Client;
@@ -180,12 +189,12 @@ mod tests {
     use std::collections::BTreeSet;
     use std::sync::Mutex;
 
-    /// An API server that has at most this one Secret; and how often it was written. Its watches end at once.
+    /// An API server with at most this one Secret, and the number of its writes. Its watches end at once.
     #[derive(Clone, Default)]
     struct Server(Arc<Mutex<(Option<Value>, usize)>>);
 
     impl Server {
-        fn place(&self) -> Place {
+        fn secret(&self) -> KeySecret {
             let server = self.clone();
             let service = tower::service_fn(move |request: Request<Body>| {
                 let server = server.clone();
@@ -196,7 +205,7 @@ mod tests {
                     Response::builder().status(code).body(Body::from(answer.into_bytes()))
                 }
             });
-            Place { client: Client::new(service, "default"), namespace: "here".into() }
+            KeySecret { client: Client::new(service, "default"), namespace: "here".into() }
         }
 
         fn answer(&self, method: &Method, uri: &http::Uri, body: &[u8]) -> (u16, String) {
@@ -222,7 +231,7 @@ mod tests {
                 }
                 (&Method::PATCH, "/api/v1/namespaces/here/secrets/landfall-hello-keys") => {
                     let patch: Value = serde_json::from_slice(body).expect("JSON");
-                    let Some(object) = state else { panic!("it is gone") };
+                    let Some(object) = state else { panic!("no Secret") };
                     if patch["metadata"]["resourceVersion"] != object["metadata"]["resourceVersion"] {
                         return conflict;
                     }
@@ -240,7 +249,7 @@ mod tests {
             object["metadata"]["resourceVersion"] = json!((version.unwrap_or_default() + 1).to_string());
         }
 
-        /// Somebody else merges this into it.
+        /// Merges a change by hand.
         fn edit(&self, patch: &Value) {
             let (state, _) = &mut *self.0.lock().expect("no panic");
             let object = state.as_mut().expect("a Secret");
@@ -248,15 +257,15 @@ mod tests {
             Self::version(object);
         }
 
-        /// The names of its entries when there are so many and nothing is asked for; and how often it was written.
-        async fn settled(&self, count: usize) -> (BTreeSet<String>, usize) {
-            // In real time: the names of keys tell its seconds, and two in one second can't be.
+        /// Waits for this number of entries and no open request. Returns their names, and the number of writes.
+        async fn wait_for(&self, count: usize) -> (BTreeSet<String>, usize) {
+            // In real time: keys are named after its seconds, and two of one second would clash.
             let begun = std::time::Instant::now();
             while begun.elapsed() < Duration::from_secs(30) {
                 let (state, writes) = self.0.lock().expect("no panic").clone();
-                let content = state.map(|object| Content::from(&serde_json::from_value(object).expect("a Secret")));
-                if let Some(content) = content.filter(|content| content.entries.len() == count && !content.rotate) {
-                    return (content.usable().names, writes);
+                let view = state.map(|object| SecretView::from(&serde_json::from_value(object).expect("a Secret")));
+                if let Some(view) = view.filter(|view| view.entries.len() == count && !view.rotate) {
+                    return (view.usable_keys().names, writes);
                 }
                 sleep(Duration::from_millis(10)).await;
             }
@@ -265,53 +274,55 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn of_two_that_keep_it_one_makes_the_secret_and_one_does_each_step_of_a_rotation() {
+    async fn two_keepers_make_each_step_of_a_rotation_once() {
         let server = Server::default();
         let story = async {
-            let (first, writes) = server.settled(1).await;
+            let (first, writes) = server.wait_for(1).await;
             assert_eq!(writes, 1);
             server.edit(&json!({"metadata": {"annotations": {ROTATE: "now"}}}));
-            let (both, writes) = server.settled(2).await;
+            let (both, writes) = server.wait_for(2).await;
             assert!(first.is_subset(&both) && writes == 2, "{first:?} {both:?} after {writes} writes");
             server.edit(&json!({"metadata": {"annotations": {RETIRE_AFTER: "2026-01-01T00:00:00Z"}}}));
-            let (second, writes) = server.settled(1).await;
+            let (second, writes) = server.wait_for(1).await;
             assert!(second.is_disjoint(&first) && second.is_subset(&both) && writes == 3, "{second:?} of {both:?}");
         };
         tokio::select! {
-            never = keep(server.place(), watch::channel(None).0) => match never {},
-            never = keep(server.place(), watch::channel(None).0) => match never {},
+            never = keep(server.secret(), watch::channel(None).0) => match never {},
+            never = keep(server.secret(), watch::channel(None).0) => match never {},
             () = story => {}
         }
     }
 
     #[tokio::test]
-    async fn that_there_is_no_key_is_an_obstacle_only_where_it_stays_so() {
-        let place = Server::default().place();
-        let there = |entries| Seen::There(Arc::new(Content::from(&secret(entries, &[]))));
-        for (seen, failing, since, expected) in [
-            (Seen::Unknown, false, Duration::ZERO, None),
-            (Seen::Unknown, false, FIRST, Some("can't read the Secret here/landfall-hello-keys")),
-            (Seen::Missing, false, LOOK, None),
-            (Seen::Missing, true, Duration::ZERO, Some("the Secret here/landfall-hello-keys is missing")),
-            (there(&[("short", b"1")]), false, LOOK, None),
-            (there(&[("short", b"1")]), true, LOOK, Some("has no entry that is a key, of 16 bytes")),
-            (there(&[("good", &[1; LENGTH])]), true, LOOK, None),
+    async fn a_lasting_lack_of_keys_is_an_obstacle() {
+        let secret_ref = Server::default().secret();
+        let present = |entries| SecretState::Present(Arc::new(SecretView::from(&secret(entries, &[]))));
+        for (state, failing, waited, expected) in [
+            (SecretState::Unknown, false, Duration::ZERO, None),
+            (SecretState::Unknown, false, FIRST_ANSWER, Some("cannot read the Secret here/landfall-hello-keys")),
+            (SecretState::Missing, false, LONGEST_SLEEP, None),
+            (SecretState::Missing, true, Duration::ZERO, Some("the Secret here/landfall-hello-keys is missing")),
+            (present(&[("short", b"1")]), false, LONGEST_SLEEP, None),
+            (present(&[("short", b"1")]), true, LONGEST_SLEEP, Some("has no key (an entry of at least 16 bytes)")),
+            (present(&[("good", &[1; LENGTH])]), true, LONGEST_SLEEP, None),
         ] {
-            let said = obstacle(&place, &seen, failing, since);
+            let obstacle = find_obstacle(&secret_ref, &state, failing, waited);
             match expected {
-                None => assert_eq!(said, None, "{seen:?}"),
-                Some(words) => assert!(said.as_ref().is_some_and(|said| said.contains(words)), "{seen:?}: {said:?}"),
+                None => assert_eq!(obstacle, None, "{state:?}"),
+                Some(part) => {
+                    assert!(obstacle.as_ref().is_some_and(|text| text.contains(part)), "{state:?}: {obstacle:?}");
+                }
             }
         }
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_secret_that_somebody_else_has_made_is_left_alone() {
+    async fn a_secret_made_by_hand_is_left_alone() {
         let server = Server::default();
-        let theirs = serde_json::to_value(secret(&[("ours", &[1; LENGTH])], &[])).expect("JSON");
-        server.0.lock().expect("no panic").0 = Some(theirs);
-        assert!(timeout(LOOK * 10, keep(server.place(), watch::channel(None).0)).await.is_err());
-        let (names, writes) = server.settled(1).await;
+        let by_hand = serde_json::to_value(secret(&[("ours", &[1; LENGTH])], &[])).expect("JSON");
+        server.0.lock().expect("no panic").0 = Some(by_hand);
+        assert!(timeout(LONGEST_SLEEP * 10, keep(server.secret(), watch::channel(None).0)).await.is_err());
+        let (names, writes) = server.wait_for(1).await;
         assert_eq!((names, writes), (BTreeSet::from(["ours".to_owned()]), 0));
     }
 }

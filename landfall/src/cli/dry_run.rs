@@ -1,6 +1,6 @@
-//! `landfall node --dry-run`: what this node would be programmed to do, as text, from the objects as they are now.
+//! `landfall node --dry-run`: the nftables rules of a node as text, from the current objects.
 //!
-//! The same way as in the agent, up to the ruleset: observe, compose, plan. It ends there.
+//! It observes, composes and plans as the agent does, and ends there.
 
 use agent::Planned;
 use anyhow::Result;
@@ -9,21 +9,21 @@ use kube::Client;
 
 use super::output::print;
 
-/// Prints the ruleset of `node`. Waits for the API server as long as it takes.
+/// Prints the ruleset of `node`. Waits until the API server has answered.
 pub(crate) async fn run(client: &Client, node: &str, backend: Backend, counts: bool) -> Result<()> {
-    print(&shown(node, &agent::plan_once(client, node, backend, counts).await))
+    print(&ruleset_text(node, &agent::plan_once(client, node, backend, counts).await))
 }
 
-/// What is printed. Nobody is taken for dead: that only speakers know.
-fn shown(node: &str, planned: &Planned) -> String {
+/// The ruleset and its problems. No node counts as dead, since only speakers detect that.
+fn ruleset_text(node: &str, planned: &Planned) -> String {
     let ruleset = dataplane::rules::plan::ruleset(&planned.snapshot);
-    let mut text = format!("# what node {node} would be programmed to do: {} addresses\n", ruleset.addresses.len());
+    let mut text = format!("# rules for node {node}: {} addresses\n", ruleset.addresses.len());
     if !planned.is_known {
-        text += "# there is no node of this name\n";
+        text += "# the cluster has no node of this name\n";
     }
-    for (address, lb_ip) in ruleset.addresses.iter() {
-        for problem in &lb_ip.problems {
-            text += &format!("# {address}: {problem}\n");
+    for (lb_ip, rules) in ruleset.addresses.iter() {
+        for problem in &rules.problems {
+            text += &format!("# {lb_ip}: {problem}\n");
         }
     }
     text + &dataplane::nft::text::text(&ruleset)
@@ -40,7 +40,7 @@ mod tests {
     use std::sync::Arc;
 
     #[test]
-    fn the_ruleset_is_shown_with_what_is_wrong_with_it() {
+    fn the_ruleset_is_printed_with_its_problems() {
         let object = json!({
             "metadata": {"namespace": "default", "name": "web", "uid": "u"},
             "spec": {"type": "LoadBalancer", "ports": [{"port": 80}], "loadBalancerSourceRanges": ["everywhere"]},
@@ -56,17 +56,17 @@ mod tests {
             addresses: [(IpAddr::from([192, 0, 2, 1]), [holder].into())].into_iter().collect(),
             ..dataplane::Snapshot::default()
         };
-        let shown = shown("n1", &Planned { snapshot, is_known: false });
+        let text = ruleset_text("n1", &Planned { snapshot, is_known: false });
         for line in [
-            "# what node n1 would be programmed to do: 1 addresses",
-            "# there is no node of this name",
+            "# rules for node n1: 1 addresses",
+            "# the cluster has no node of this name",
             "# 192.0.2.1: loadBalancerSourceRanges of Service default/web: \"everywhere\" is no CIDR such as 192.0.2.0/24, \
              and lets nobody in",
             "table ip landfall {",
             "\t\telements = { 192.0.2.1 . tcp . 80 : goto restricted-refuse }",
             "\t\tip daddr @addresses goto unserved",
         ] {
-            assert!(shown.lines().any(|shown| shown == line), "{line} is not in\n{shown}");
+            assert!(text.lines().any(|one| one == line), "{line} is not in\n{text}");
         }
     }
 }

@@ -1,6 +1,6 @@
-//! `landfall status`: pools, Services, addresses, and who announces them, in tables for people.
+//! `landfall status`: tables of pools, Services, addresses and the last moves.
 //!
-//! What is shown is decided by [`report`], from the objects alone.
+//! [`report`] makes them from the objects alone (pure).
 
 use std::collections::BTreeMap;
 
@@ -17,46 +17,46 @@ use kube::{Api, Client, ResourceExt};
 use super::output::print;
 use crate::client::Connection;
 
-/// How many Services that hold an address are named; the others are counted.
-const HOLDERS: usize = 5;
+/// The maximal number of holders of an address that are named. The others are counted.
+const NAMED_HOLDERS: usize = 5;
 
-/// The reasons of a Service that is forwarded as it is written.
+/// The reasons of the condition `Forwarding` for a Service that is forwarded as specified.
 const REACHES: [&str; 3] = ["Spread", "Mixed", "Translated"];
 
-/// How many of the last moves are shown.
-const MOVES: usize = 10;
+/// The maximal number of moves that are shown.
+const SHOWN_MOVES: usize = 10;
 
-/// What to show.
+/// The options of `landfall status`.
 #[derive(Debug, Args)]
 pub(crate) struct Options {
-    /// Show only Services of this namespace. Pools and addresses have no namespace and are always shown.
+    /// Show only Services of this namespace. Pools and addresses have no namespace, and are always shown.
     #[arg(long, short)]
     namespace: Option<String>,
 }
 
-/// Asks the API server and prints the tables.
+/// Reads the objects and prints the tables.
 pub(crate) async fn run(connection: &Connection, options: Options) -> anyhow::Result<()> {
     let client = connection.client().await?;
-    let observed = observe(client, options.namespace.as_deref()).await?;
-    print(&report(&observed, Timestamp::now()))
+    let objects = read_objects(client, options.namespace.as_deref()).await?;
+    print(&report(&objects, Timestamp::now()))
 }
 
-/// What the tables are made of.
+/// The objects that the tables show.
 #[derive(Debug, Default)]
-struct Observed {
+struct Objects {
     pools: Vec<IPAddressPool>,
     addresses: Vec<LoadBalancerIP>,
     services: Vec<core::Service>,
 }
 
-async fn observe(client: Client, namespace: Option<&str>) -> anyhow::Result<Observed> {
+async fn read_objects(client: Client, namespace: Option<&str>) -> anyhow::Result<Objects> {
     let all = ListParams::default();
     let missing = "is Landfall installed? kubectl apply -f deploy/";
     let services: Api<core::Service> = match namespace {
         Some(namespace) => Api::namespaced(client.clone(), namespace),
         None => Api::all(client.clone()),
     };
-    Ok(Observed {
+    Ok(Objects {
         pools: Api::all(client.clone())
             .list(&all)
             .await
@@ -71,11 +71,14 @@ async fn observe(client: Client, namespace: Option<&str>) -> anyhow::Result<Obse
     })
 }
 
-/// The tables. Every list is sorted: addresses by number, the rest by name.
-fn report(observed: &Observed, now: Timestamp) -> String {
-    let mut sections =
-        vec![("POOLS", pools(observed)), ("SERVICES", services(observed)), ("ADDRESSES", addresses(observed, now))];
-    sections.extend(moves(observed, now).map(|moves| ("LAST MOVES", Some(moves))));
+/// The tables. Every list is sorted: addresses by number, moves by time, the rest by name.
+fn report(objects: &Objects, now: Timestamp) -> String {
+    let mut sections = vec![
+        ("POOLS", pool_table(objects)),
+        ("SERVICES", service_table(objects)),
+        ("ADDRESSES", address_table(objects, now)),
+    ];
+    sections.extend(move_table(objects, now).map(|moves| ("LAST MOVES", Some(moves))));
     let sections = sections.into_iter();
     sections
         .map(|(title, table)| format!("{title}\n{}\n", table.unwrap_or_else(|| "  none".into())))
@@ -83,8 +86,8 @@ fn report(observed: &Observed, now: Timestamp) -> String {
         .join("\n")
 }
 
-fn pools(observed: &Observed) -> Option<String> {
-    let mut pools: Vec<&IPAddressPool> = observed.pools.iter().collect();
+fn pool_table(objects: &Objects) -> Option<String> {
+    let mut pools: Vec<&IPAddressPool> = objects.pools.iter().collect();
     pools.sort_by_key(|pool| pool.name_any());
     let rows = pools.into_iter().map(|pool| {
         let status = pool.status.clone().unwrap_or_default();
@@ -97,7 +100,7 @@ fn pools(observed: &Observed) -> Option<String> {
             ranges.join(", "),
             match (pool.spec.drain, pool.spec.auto_assign) {
                 (true, _) => "nothing (drain)",
-                (false, true) => "to anybody",
+                (false, true) => "automatically",
                 (false, false) => "on request",
             }
             .to_owned(),
@@ -106,34 +109,34 @@ fn pools(observed: &Observed) -> Option<String> {
             notes(status.conditions.iter().filter(|condition| is_notable(condition)).map(|c| c.message.as_str())),
         ]
     });
-    table(["NAME", "ADDRESSES", "GIVES", "IPV4 USED/FREE", "IPV6 USED/FREE", "NOTES"], rows)
+    table(["NAME", "ADDRESSES", "ASSIGNS", "IPV4 USED/FREE", "IPV6 USED/FREE", "NOTES"], rows)
 }
 
-/// How many addresses of a family a pool has; nothing where there are none of it.
+/// Used and free addresses of a family; empty if the pool has none of that family.
 fn used_and_free(has_any: bool, used: i64, free: i64) -> String {
-    // What is too large to be written as a number is written as the largest one.
+    // The status has this number for anything greater, too.
     let free = if free == i64::MAX { "2^63 or more".to_owned() } else { free.to_string() };
     if has_any || used > 0 { format!("{used}/{free}") } else { String::new() }
 }
 
-/// Whether a condition of a pool says something that is not as it usually is.
+/// Whether a condition of a pool differs from the usual.
 fn is_notable(condition: &Condition) -> bool {
     match condition.type_.as_str() {
         "Ready" => condition.status != "True",
-        // It is there only while the pool is drained, and says who holds what is left, or that nobody does.
+        // It exists only while the pool is drained, and its message names the remaining holders.
         "Drained" => true,
         _ => condition.status == "True",
     }
 }
 
-fn services(observed: &Observed) -> Option<String> {
+fn service_table(objects: &Objects) -> Option<String> {
     let mut announced: BTreeMap<String, String> = BTreeMap::new();
-    for object in &observed.addresses {
+    for object in &objects.addresses {
         announced.insert(object.spec.address.clone(), announcers(object));
     }
     let mut malformed = Vec::new();
     let mut rows = Vec::new();
-    for object in &observed.services {
+    for object in &objects.services {
         match Service::try_from(object) {
             Ok(service) if service.is_load_balancer => rows.push(service),
             Ok(_) => {}
@@ -151,7 +154,7 @@ fn services(observed: &Observed) -> Option<String> {
             if addresses.is_empty() { "<pending>".to_owned() } else { addresses.join(", ") },
             ports.join(", "),
             on.join(", "),
-            said(&service),
+            service_notes(&service),
         ]
     });
     let rows: Vec<_> = rows
@@ -160,13 +163,13 @@ fn services(observed: &Observed) -> Option<String> {
     table(["SERVICE", "ADDRESS", "PORTS", "ANNOUNCED BY", "NOTES"], rows)
 }
 
-/// What there is to say about a Service: why it is pending, or what is odd about its addresses.
-fn said(service: &Service) -> String {
-    // Whether a Service of no class is ours depends on how the controller was started; its condition tells.
+/// Why a Service is pending, or how its addresses differ from the usual.
+fn service_notes(service: &Service) -> String {
+    // Whether Landfall serves Services without a class depends on an option of the controller. A condition shows that it does.
     if let Some(class) = service.class.as_deref().filter(|class| *class != CLASS) {
-        return format!("of class {class}: not served by Landfall");
+        return format!("class {class}: not served by Landfall");
     }
-    let told = service.conditions.iter().filter(|condition| condition.type_.starts_with(crds::GROUP));
+    let ours = service.conditions.iter().filter(|condition| condition.type_.starts_with(crds::GROUP));
     let lacks_a_family = service.ingress.len() < service.families.len();
     let is_odd = |condition: &&Condition| match condition.type_.as_str() {
         ALLOCATED => condition.reason != "Allocated" || lacks_a_family,
@@ -174,30 +177,30 @@ fn said(service: &Service) -> String {
         FORWARDING => !REACHES.contains(&condition.reason.as_str()),
         _ => false,
     };
-    let odd = told.clone().find(|condition| condition.status != "True").or_else(|| told.clone().find(is_odd));
+    let odd = ours.clone().find(|condition| condition.status != "True").or_else(|| ours.clone().find(is_odd));
     match odd {
         Some(condition) => format!("{}: {}", condition.reason, condition.message),
-        None if service.class.is_some() && told.count() == 0 => {
-            "not looked at yet: does the controller run? kubectl -n landfall-system get pods".to_owned()
+        None if service.class.is_some() && ours.count() == 0 => {
+            "no condition yet; check that a controller runs: kubectl -n landfall-system get pods".to_owned()
         }
         None => String::new(),
     }
 }
 
-fn addresses(observed: &Observed, now: Timestamp) -> Option<String> {
-    let mut objects: Vec<_> = observed.addresses.iter().map(|object| (object.address(), object)).collect();
+fn address_table(objects: &Objects, now: Timestamp) -> Option<String> {
+    let mut objects: Vec<_> = objects.addresses.iter().map(|object| (object.address(), object)).collect();
     objects.sort_by_key(|(address, object)| (address.clone().ok(), object.name_any()));
     let rows = objects.into_iter().map(|(address, object)| {
         let since = object.status.iter().flat_map(|status| &status.announcers).map(|announcer| announcer.since.0).max();
         let shown = address.as_ref().map_or_else(|_| object.name_any(), ToString::to_string);
         let malformed = address.err().map(|malformed| malformed.problem);
-        let notes_of = [shared(object), reserved(object), left_out(object)].into_iter().flatten();
-        let all = malformed.into_iter().chain(notes_of).chain(strangers(object)).collect::<Vec<_>>();
+        let all = [malformed, sharing_note(object), reservation_note(object), quarantine_note(object)];
+        let all: Vec<_> = all.into_iter().flatten().chain(conflict_notes(object)).collect();
         [
             shown,
             object.spec.pool.clone(),
             holders(object),
-            // Nobody is to announce what nobody holds.
+            // An address without a holder is not announced.
             if object.spec.services.is_empty() { String::new() } else { announcers(object) },
             reach(object),
             since.map_or_else(String::new, |since| age(since, now)),
@@ -207,25 +210,25 @@ fn addresses(observed: &Observed, now: Timestamp) -> Option<String> {
     table(["ADDRESS", "POOL", "SERVICE", "ANNOUNCED BY", "REACH", "SINCE", "NOTES"], rows)
 }
 
-/// The Services that hold an address, as many as a line takes.
+/// The holders of an address, as many as fit into a line.
 fn holders(object: &LoadBalancerIP) -> String {
     let names = object.spec.services.iter().map(|holder| format!("{}/{}", holder.namespace, holder.name));
-    let shown: Vec<_> = names.take(HOLDERS).collect();
-    match object.spec.services.len().saturating_sub(HOLDERS) {
+    let shown: Vec<_> = names.take(NAMED_HOLDERS).collect();
+    match object.spec.services.len().saturating_sub(NAMED_HOLDERS) {
         0 => shown.join(", "),
         more => format!("{} and {more} more", shown.join(", ")),
     }
 }
 
-fn shared(object: &LoadBalancerIP) -> Option<String> {
+fn sharing_note(object: &LoadBalancerIP) -> Option<String> {
     object.spec.sharing_key.as_ref().map(|key| format!("shared by key {key}"))
 }
 
-/// Whom an address is kept for. One that no Service holds is kept whether or not it says so.
-fn reserved(object: &LoadBalancerIP) -> Option<String> {
+/// What an address is reserved for. Without holder and quarantine it is reserved even without the field.
+fn reservation_note(object: &LoadBalancerIP) -> Option<String> {
     let spec = &object.spec;
-    let is_kept = spec.services.is_empty() && spec.quarantine.is_none();
-    let reservation = spec.reservation.clone().or_else(|| is_kept.then(Default::default))?;
+    let is_reserved = spec.services.is_empty() && spec.quarantine.is_none();
+    let reservation = spec.reservation.clone().or_else(|| is_reserved.then(Default::default))?;
     Some(match (reservation.namespace, reservation.service) {
         (None, _) => "reserved".to_owned(),
         (Some(namespace), None) => format!("reserved for namespace {namespace}"),
@@ -233,48 +236,48 @@ fn reserved(object: &LoadBalancerIP) -> Option<String> {
     })
 }
 
-/// Why nobody gets an address.
-fn left_out(object: &LoadBalancerIP) -> Option<String> {
+/// Why an address is assigned to no Service.
+fn quarantine_note(object: &LoadBalancerIP) -> Option<String> {
     let Quarantine { mac, node, link, .. } =
         object.spec.quarantine.as_ref().filter(|_| object.spec.services.is_empty())?;
-    Some(format!("given to nobody: {mac} uses it, as {node} saw on {link}"))
+    Some(format!("not assigned: {mac} uses it (seen by {node} on {link})"))
 }
 
-/// Who else uses an address.
-fn strangers(object: &LoadBalancerIP) -> impl Iterator<Item = String> {
+/// The hosts that use an address of ours.
+fn conflict_notes(object: &LoadBalancerIP) -> impl Iterator<Item = String> {
     let conflicts = object.status.iter().flat_map(|status| &status.conflicts);
     conflicts.map(|AddressConflict { mac, node, link, held_back, .. }| {
         let why = if *held_back { "not announced: " } else { "" };
-        format!("{why}{mac} uses it too, as {node} sees on {link}")
+        format!("{why}{mac} also uses it (seen by {node} on {link})")
     })
 }
 
-/// The last addresses that moved from node to node, the last one first.
-fn moves(observed: &Observed, now: Timestamp) -> Option<String> {
-    let all = observed.addresses.iter().flat_map(|object| {
+/// The last moves of addresses from node to node, the latest first.
+fn move_table(objects: &Objects, now: Timestamp) -> Option<String> {
+    let all = objects.addresses.iter().flat_map(|object| {
         let announcers = object.status.iter().flat_map(|status| &status.announcers);
         announcers.filter(|announcer| announcer.epoch > 1).map(move |announcer| (object, announcer))
     });
     let mut all: Vec<_> = all.collect();
     all.sort_by_key(|(object, announcer)| (std::cmp::Reverse(announcer.since.0), object.address().ok()));
-    let rows = all.into_iter().take(MOVES).map(|(object, announcer)| {
+    let rows = all.into_iter().take(SHOWN_MOVES).map(|(object, announcer)| {
         let to = format!("{} ({})", announcer.node, announcer.link);
         let (from, why, took) = announcer.moved.as_ref().map_or_else(Default::default, |moved| {
-            (moved.from.to_string(), became(&moved.cause).to_owned(), format!("{} ms", moved.took_milliseconds))
+            (moved.from.to_string(), cause_text(&moved.cause).to_owned(), format!("{} ms", moved.took_milliseconds))
         });
         [object.spec.address.clone(), from, why, to, took, announcer.epoch.to_string(), age(announcer.since.0, now)]
     });
-    table(["ADDRESS", "FROM", "WHICH", "TO", "TOOK", "OWNERS SO FAR", "AGO"], rows)
+    table(["ADDRESS", "FROM", "CAUSE", "TO", "TOOK", "OWNERS SO FAR", "AGO"], rows)
 }
 
-/// What became of the node that had an address before, for people.
-fn became(cause: &str) -> &str {
+/// Why the previous node lost an address.
+fn cause_text(cause: &str) -> &str {
     match cause {
-        "deaf" => "heard nobody",
+        "deaf" => "heard no node",
         "left" => "stopped",
         "ceded" => "ceded it",
         "released" => "gave it up",
-        // A newer agent may know more.
+        // `died`, and causes of newer agents.
         other => other,
     }
 }
@@ -282,10 +285,10 @@ fn became(cause: &str) -> &str {
 fn announcers(object: &LoadBalancerIP) -> String {
     let announcers = object.status.iter().flat_map(|status| &status.announcers);
     let on: Vec<_> = announcers.map(|announcer| format!("{} ({})", announcer.node, announcer.link)).collect();
-    if on.is_empty() { "nobody".to_owned() } else { on.join(", ") }
+    if on.is_empty() { "no node".to_owned() } else { on.join(", ") }
 }
 
-/// How what comes to an address gets to endpoints.
+/// How packets to an address get to endpoints.
 fn reach(object: &LoadBalancerIP) -> String {
     let announcers = object.status.iter().flat_map(|status| &status.announcers);
     let mut reaches: Vec<_> = announcers.filter_map(|announcer| announcer.reach).map(Reach::as_str).collect();
@@ -297,7 +300,7 @@ fn notes<'a>(notes: impl IntoIterator<Item = &'a str>) -> String {
     notes.into_iter().collect::<Vec<_>>().join("; ")
 }
 
-/// As kubectl writes ages: the largest unit, whole.
+/// An age in its largest unit, as kubectl prints it.
 fn age(since: Timestamp, now: Timestamp) -> String {
     let seconds = now.duration_since(since).as_secs().max(0);
     match seconds {
@@ -308,7 +311,7 @@ fn age(since: Timestamp, now: Timestamp) -> String {
     }
 }
 
-/// A table with `header`, or nothing where there are no rows.
+/// A table with `header`; `None` without rows.
 fn table<const N: usize>(header: [&str; N], rows: impl IntoIterator<Item = [String; N]>) -> Option<String> {
     let mut table = Table::new();
     table.load_style(presets::NOTHING).set_content_arrangement(ContentArrangement::Disabled).set_header(header);
@@ -362,26 +365,27 @@ mod tests {
         }))
     }
 
-    fn held(names: &[&str]) -> serde_json::Value {
+    fn holder_refs(names: &[&str]) -> serde_json::Value {
         names.iter().map(|name| json!({"namespace": "default", "name": name, "uid": name})).collect()
     }
 
     #[test]
-    fn the_report_shows_pools_services_addresses_and_what_is_wrong() {
+    fn the_report_shows_all_objects_and_problems() {
         let announcer = json!([{
             "node": "n2", "link": "eth0", "epoch": 3, "since": "2026-01-01T00:00:00Z", "reach": "Spread",
             "moved": {"from": "n1", "cause": "died", "tookMilliseconds": 142},
         }]);
-        let well = |message: &str| condition("landfall.dev/Allocated", "True", "Allocated", message);
+        let allocated = |message: &str| condition("landfall.dev/Allocated", "True", "Allocated", message);
         let quarantine = json!({
             "mac": "02:00:00:00:00:99", "node": "n1", "link": "eth0", "since": "2026-01-01T00:00:00Z",
-            "service": held(&["web"])[0],
+            "service": holder_refs(&["web"])[0],
         });
-        let mut intruded = address("192.0.2.203", json!({"pool": "lan", "services": held(&["x"])}), json!([]));
-        intruded.status.as_mut().expect("a status").conflicts = object(json!([{
+        let mut conflicting =
+            address("192.0.2.203", json!({"pool": "lan", "services": holder_refs(&["x"])}), json!([]));
+        conflicting.status.as_mut().expect("a status").conflicts = object(json!([{
             "node": "n3", "link": "eth1", "mac": "02:00:00:00:00:98", "heldBack": true, "since": "2026-01-01T00:00:00Z",
         }]));
-        let observed = Observed {
+        let objects = Objects {
             pools: vec![
                 pool(
                     "lan",
@@ -409,27 +413,27 @@ mod tests {
                 pool("vip", json!({"addresses": ["203.0.113.7/32"], "autoAssign": false}), json!(null)),
             ],
             addresses: vec![
-                address("192.0.2.200", json!({"pool": "lan", "services": held(&["web"])}), announcer),
+                address("192.0.2.200", json!({"pool": "lan", "services": holder_refs(&["web"])}), announcer),
                 address(
                     "192.0.2.201",
-                    json!({"pool": "lan", "services": held(&["a", "b", "c", "d", "e", "f"]), "sharingKey": "k"}),
+                    json!({"pool": "lan", "services": holder_refs(&["a", "b", "c", "d", "e", "f"]), "sharingKey": "k"}),
                     json!([]),
                 ),
                 address("192.0.2.202", json!({"pool": "lan", "quarantine": quarantine}), json!([])),
-                intruded,
+                conflicting,
                 address("203.0.113.7", json!({}), json!([])),
                 address("203.0.113.8", json!({"reservation": {"namespace": "team"}}), json!([])),
                 address(
                     "2001:db8::1",
                     json!({
-                        "pool": "lan", "services": held(&["api"]),
+                        "pool": "lan", "services": holder_refs(&["api"]),
                         "reservation": {"namespace": "default", "service": "api"},
                     }),
                     json!([]),
                 ),
             ],
             services: vec![
-                service("web", json!({}), &["192.0.2.200"], well("has 192.0.2.200")),
+                service("web", json!({}), &["192.0.2.200"], allocated("has 192.0.2.200")),
                 service(
                     "late",
                     json!({}),
@@ -446,7 +450,7 @@ mod tests {
                     "both",
                     json!({"ipFamilies": ["IPv4", "IPv6"], "ipFamilyPolicy": "PreferDualStack"}),
                     &["192.0.2.201"],
-                    well("has 192.0.2.201; without an IPv6 address: none is free"),
+                    allocated("has 192.0.2.201; without an IPv6 address: none is free"),
                 ),
                 service("new", json!({"loadBalancerClass": CLASS}), &[], json!(null)),
                 service("theirs", json!({"loadBalancerClass": "example.com/other"}), &[], json!(null)),
@@ -456,40 +460,40 @@ mod tests {
         let now = "2026-01-01T00:05:00Z".parse().expect("time");
         let expected = "\
 POOLS
-  NAME  ADDRESSES                               GIVES            IPV4 USED/FREE  IPV6 USED/FREE  NOTES
-  lan   192.0.2.200-192.0.2.209, 2001:db8::/32  to anybody       10/0            1/2^63 or more  shares with old; no IPv4 address is free
+  NAME  ADDRESSES                               ASSIGNS          IPV4 USED/FREE  IPV6 USED/FREE  NOTES
+  lan   192.0.2.200-192.0.2.209, 2001:db8::/32  automatically    10/0            1/2^63 or more  shares with old; no IPv4 address is free
   old   198.51.100.0/24                         nothing (drain)  1/0                             it is being emptied; 1 Service still has addresses of it: default/dns
   vip   203.0.113.7/32                          on request       0/0
 
 SERVICES
   SERVICE         ADDRESS       PORTS           ANNOUNCED BY  NOTES
-  default/both    192.0.2.201   80/TCP, 53/UDP  nobody        Allocated: has 192.0.2.201; without an IPv6 address: none is free
+  default/both    192.0.2.201   80/TCP, 53/UDP  no node       Allocated: has 192.0.2.201; without an IPv6 address: none is free
   default/dns     198.51.100.1  80/TCP, 53/UDP                PoolDraining: its pool is being emptied
   default/late    <pending>     80/TCP, 53/UDP                PoolsExhausted: no address is left
-  default/new     <pending>     80/TCP, 53/UDP                not looked at yet: does the controller run? kubectl -n landfall-system get pods
-  default/theirs  <pending>     80/TCP, 53/UDP                of class example.com/other: not served by Landfall
+  default/new     <pending>     80/TCP, 53/UDP                no condition yet; check that a controller runs: kubectl -n landfall-system get pods
+  default/theirs  <pending>     80/TCP, 53/UDP                class example.com/other: not served by Landfall
   default/web     192.0.2.200   80/TCP, 53/UDP  n2 (eth0)
 
 ADDRESSES
   ADDRESS      POOL  SERVICE                                                           ANNOUNCED BY  REACH   SINCE  NOTES
   192.0.2.200  lan   default/web                                                       n2 (eth0)     Spread  5m
-  192.0.2.201  lan   default/a, default/b, default/c, default/d, default/e and 1 more  nobody                       shared by key k
-  192.0.2.202  lan                                                                                                  given to nobody: 02:00:00:00:00:99 uses it, as n1 saw on eth0
-  192.0.2.203  lan   default/x                                                         nobody                       not announced: 02:00:00:00:00:98 uses it too, as n3 sees on eth1
+  192.0.2.201  lan   default/a, default/b, default/c, default/d, default/e and 1 more  no node                      shared by key k
+  192.0.2.202  lan                                                                                                  not assigned: 02:00:00:00:00:99 uses it (seen by n1 on eth0)
+  192.0.2.203  lan   default/x                                                         no node                      not announced: 02:00:00:00:00:98 also uses it (seen by n3 on eth1)
   203.0.113.7                                                                                                       reserved
   203.0.113.8                                                                                                       reserved for namespace team
-  2001:db8::1  lan   default/api                                                       nobody                       reserved for default/api
+  2001:db8::1  lan   default/api                                                       no node                      reserved for default/api
 
 LAST MOVES
-  ADDRESS      FROM  WHICH  TO         TOOK    OWNERS SO FAR  AGO
+  ADDRESS      FROM  CAUSE  TO         TOOK    OWNERS SO FAR  AGO
   192.0.2.200  n1    died   n2 (eth0)  142 ms  3              5m
 ";
-        assert_eq!(report(&observed, now), expected);
+        assert_eq!(report(&objects, now), expected);
     }
 
     #[test]
     fn an_empty_cluster_has_an_empty_report() {
         let expected = "POOLS\n  none\n\nSERVICES\n  none\n\nADDRESSES\n  none\n";
-        assert_eq!(report(&Observed::default(), Timestamp::UNIX_EPOCH), expected);
+        assert_eq!(report(&Objects::default(), Timestamp::UNIX_EPOCH), expected);
     }
 }

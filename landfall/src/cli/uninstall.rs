@@ -1,15 +1,15 @@
-//! `landfall uninstall`: takes Landfall off the cluster and leaves nothing behind, in the order that can't go wrong.
+//! `landfall uninstall`: removes Landfall from the cluster completely, in a safe order.
 //!
 //! ```text
-//!   policies go           that which keeps addresses in use from being deleted
-//!   controller goes       nobody gives out addresses any more
-//!   Services let go       our finalizer, conditions and addresses leave their status: they can be deleted
-//!   addresses deleted     node agents withdraw them from the wire, then from the kernel
-//!   node agents go        each takes its tables, rules and routes along, since no address is left
-//!   all the rest          pools, what agents said of nodes, definitions, rights, namespace
+//!   policies           they forbid the deletion of addresses in use
+//!   controller         assigns no further address
+//!   Services           lose our finalizer, conditions and addresses, so that they can be deleted
+//!   LoadBalancerIPs    agents withdraw their addresses from the wire, then from the kernel
+//!   agents             each removes its tables, rules and routes, since no address is left
+//!   the rest           pools, NodeNetworks, definitions, roles, namespace
 //! ```
 //!
-//! Every step is repeatable, and finds what an earlier run, or a `kubectl delete`, has left.
+//! Every step can be repeated, and continues after an earlier run or a `kubectl delete`.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -32,53 +32,53 @@ use serde_json::json;
 use super::output::print;
 use crate::client::Connection;
 
-/// The namespace and the names that deploy/landfall.yaml uses.
+/// The namespace and the names in deploy/landfall.yaml.
 const NAMESPACE: &str = "landfall-system";
 const CONTROLLER: &str = "landfall-controller";
 const NODE: &str = "landfall-node";
 const POLICIES: [&str; 2] = ["landfall-address-in-use", "landfall-own-node"];
 
-/// How long each step may take; a pod has 10 s to end, and a busy cluster needs some more.
-const PATIENCE: Duration = Duration::from_secs(60);
+/// How long a step may take: a pod has 10 s to end, and a busy cluster is slower.
+const STEP_TIMEOUT: Duration = Duration::from_secs(60);
 
-/// What to take away.
+/// The options of `landfall uninstall`.
 #[derive(Debug, Args)]
 pub(crate) struct Options {
-    /// Do it. Without this, only say what would be done.
+    /// Remove it. Without this option, only show what would be removed.
     #[arg(long)]
     yes: bool,
 }
 
-/// Does it, or says what it would do.
+/// Removes Landfall, or shows what would be removed.
 pub(crate) async fn run(connection: &Connection, options: Options) -> anyhow::Result<()> {
     let client = connection.client().await?;
-    let services = ours(&client).await?;
+    let services = our_services(&client).await?;
     if !options.yes {
         let names: Vec<_> = services.iter().map(|ours| format!("  {}\n", ours.service.key)).collect();
         return print(&format!(
-            "Landfall would leave this cluster: {} Services lose their address (they stay, and stay pending),\n{}\
-             and all IPAddressPools, LoadBalancerIPs, the namespace {NAMESPACE} and Landfall's definitions are deleted.\n\
-             Do it with: landfall uninstall --yes\n",
+            "This would remove Landfall: {} Services would lose their address and stay pending,\n{}\
+             and all IPAddressPools, LoadBalancerIPs, the namespace {NAMESPACE} and Landfall's definitions would be deleted.\n\
+             To proceed: landfall uninstall --yes\n",
             services.len(),
             names.concat(),
         ));
     }
-    print("the policies and the controller go\n")?;
+    print("removing the policies and the controller\n")?;
     for policy in POLICIES {
         delete::<ValidatingAdmissionPolicyBinding>(&Api::all(client.clone()), policy).await?;
         delete::<ValidatingAdmissionPolicy>(&Api::all(client.clone()), policy).await?;
     }
-    end::<Deployment>(&client, CONTROLLER, "controller").await?;
-    // Once more: the controller may have given an address to another one meanwhile.
-    for ours in ours(&client).await? {
-        print(&format!("Service {} is let go\n", ours.service.key))?;
+    delete_workload::<Deployment>(&client, CONTROLLER, "controller").await?;
+    // Read again: the controller may have assigned further addresses.
+    for ours in our_services(&client).await? {
+        print(&format!("releasing Service {}\n", ours.service.key))?;
         release(&client, &ours).await?;
     }
-    print("the addresses are withdrawn\n")?;
+    print("removing the addresses\n")?;
     delete_all::<LoadBalancerIP>(&client).await?;
-    print("the node agents go\n")?;
-    end::<DaemonSet>(&client, NODE, "node").await?;
-    print("pools, definitions, rights and the namespace go\n")?;
+    print("removing the node agents\n")?;
+    delete_workload::<DaemonSet>(&client, NODE, "node").await?;
+    print("removing pools, definitions, roles and the namespace\n")?;
     delete_all::<IPAddressPool>(&client).await?;
     delete_all::<NodeNetwork>(&client).await?;
     for definition in crds::manifest::definitions() {
@@ -89,20 +89,20 @@ pub(crate) async fn run(connection: &Connection, options: Options) -> anyhow::Re
         delete::<ClusterRole>(&Api::all(client.clone()), name).await?;
     }
     delete::<Namespace>(&Api::all(client.clone()), NAMESPACE).await?;
-    print("Landfall is gone\n")
+    print("removed Landfall\n")
 }
 
 /// A Service that Landfall has written to.
-struct Ours {
+struct OurService {
     service: Service,
-    /// Whether address and finalizer are ours too, and not only a condition: a pending Service may have them from
-    /// another provider.
+    /// Whether its address and finalizer are ours, not only a condition: those of a pending Service may be another
+    /// provider's.
     has_address: bool,
 }
 
-/// The Services that Landfall has written to: those that hold an address, and those with a condition of ours. The
-/// finalizer alone proves nothing, since every provider uses it.
-async fn ours(client: &Client) -> anyhow::Result<Vec<Ours>> {
+/// The Services that Landfall has written to: those that hold an address, and those with a condition of ours. The finalizer
+/// alone proves nothing, since every provider uses it.
+async fn our_services(client: &Client) -> anyhow::Result<Vec<OurService>> {
     let addresses = list::<LoadBalancerIP>(client).await?;
     let holders: BTreeSet<InternedStr> =
         addresses.into_iter().flat_map(|address| address.spec.services).map(|holder| holder.uid).collect();
@@ -110,12 +110,12 @@ async fn ours(client: &Client) -> anyhow::Result<Vec<Ours>> {
     let views = services.iter().filter_map(|object| Service::try_from(object).ok());
     Ok(views
         .filter(|service| holders.contains(&service.uid) || without_ours(&service.conditions) != service.conditions)
-        .map(|service| Ours { has_address: holders.contains(&service.uid) || service.is_allocated(), service })
+        .map(|service| OurService { has_address: holders.contains(&service.uid) || service.is_allocated(), service })
         .collect())
 }
 
-/// Takes out of a Service what Landfall wrote there.
-async fn release(client: &Client, Ours { service, has_address }: &Ours) -> anyhow::Result<()> {
+/// Removes from a Service what Landfall has written.
+async fn release(client: &Client, OurService { service, has_address }: &OurService) -> anyhow::Result<()> {
     let mut patch = json!({
         "metadata": {"resourceVersion": service.resource_version.to_string()},
         "status": {"conditions": without_ours(&service.conditions)},
@@ -127,13 +127,13 @@ async fn release(client: &Client, Ours { service, has_address }: &Ours) -> anyho
     }
     let services: Api<core::Service> = Api::namespaced(client.clone(), &service.key.namespace);
     match services.patch_status(&service.key.name, &PatchParams::default(), &Patch::Merge(patch)).await {
-        Err(error) if !is_gone(&error) => Err(error).with_context(|| format!("let Service {} go", service.key)),
+        Err(error) if !is_missing(&error) => Err(error).with_context(|| format!("release Service {}", service.key)),
         _ => Ok(()),
     }
 }
 
-/// Deletes a workload of ours and waits until its pods are gone.
-async fn end<K>(client: &Client, name: &str, component: &str) -> anyhow::Result<()>
+/// Deletes a Deployment or DaemonSet of ours, and waits until its pods have ended.
+async fn delete_workload<K>(client: &Client, name: &str, component: &str) -> anyhow::Result<()>
 where
     K: Resource<DynamicType = (), Scope = k8s_openapi::NamespaceResourceScope>
         + DeserializeOwned
@@ -142,15 +142,15 @@ where
 {
     delete::<K>(&Api::namespaced(client.clone(), NAMESPACE), name).await?;
     let pods: Api<Pod> = Api::namespaced(client.clone(), NAMESPACE);
-    let of = ListParams::default()
+    let ours = ListParams::default()
         .labels(&format!("app.kubernetes.io/name=landfall,app.kubernetes.io/component={component}"));
-    let deadline = tokio::time::Instant::now() + PATIENCE;
+    let deadline = tokio::time::Instant::now() + STEP_TIMEOUT;
     loop {
-        let left: Vec<_> = pods.list(&of).await.context("list Landfall's pods")?.items;
-        match left.first() {
+        let remaining: Vec<_> = pods.list(&ours).await.context("list Landfall's pods")?.items;
+        match remaining.first() {
             None => return Ok(()),
             Some(pod) if tokio::time::Instant::now() > deadline => bail!(
-                "pod {NAMESPACE}/{} does not end; is its node down? Then delete it with --force and run this again",
+                "pod {NAMESPACE}/{} does not end; if its node is down, delete the pod with --force and run this again",
                 pod.name_any()
             ),
             Some(_) => tokio::time::sleep(Duration::from_millis(200)).await,
@@ -163,11 +163,11 @@ where
     K: Resource<DynamicType = ()> + DeserializeOwned + Clone + std::fmt::Debug,
 {
     let objects = Api::all(client.clone());
-    let deadline = tokio::time::Instant::now() + PATIENCE;
+    let deadline = tokio::time::Instant::now() + STEP_TIMEOUT;
     for object in list::<K>(client).await? {
         loop {
             match delete::<K>(&objects, &object.name_any()).await {
-                // An API server may know the policy for some time after it was deleted.
+                // An API server may enforce a deleted policy for some time.
                 Err(error) if is_forbidden(&error) && tokio::time::Instant::now() < deadline => {
                     tokio::time::sleep(Duration::from_millis(200)).await;
                 }
@@ -178,25 +178,25 @@ where
     Ok(())
 }
 
-/// All objects of a kind; none where the kind itself isn't known any more.
+/// All objects of a kind; none if the kind no longer exists.
 async fn list<K>(client: &Client) -> anyhow::Result<Vec<K>>
 where
     K: Resource<DynamicType = ()> + DeserializeOwned + Clone + std::fmt::Debug,
 {
     match Api::<K>::all(client.clone()).list(&ListParams::default()).await {
         Ok(objects) => Ok(objects.items),
-        Err(error) if is_gone(&error) => Ok(Vec::new()),
+        Err(error) if is_missing(&error) => Ok(Vec::new()),
         Err(error) => Err(error).with_context(|| format!("list objects of kind {}", K::kind(&()))),
     }
 }
 
-/// Deletes an object; fine if it is gone.
+/// Deletes an object, if it exists.
 async fn delete<K>(objects: &Api<K>, name: &str) -> anyhow::Result<()>
 where
     K: Resource<DynamicType = ()> + DeserializeOwned + Clone + std::fmt::Debug,
 {
     match objects.delete(name, &DeleteParams::background()).await {
-        Err(error) if !is_gone(&error) => Err(error).with_context(|| format!("delete {} {name}", K::kind(&()))),
+        Err(error) if !is_missing(&error) => Err(error).with_context(|| format!("delete {} {name}", K::kind(&()))),
         _ => Ok(()),
     }
 }
@@ -205,6 +205,6 @@ fn is_forbidden(error: &anyhow::Error) -> bool {
     matches!(error.downcast_ref(), Some(kube::Error::Api(status)) if status.code == 403)
 }
 
-fn is_gone(error: &kube::Error) -> bool {
+fn is_missing(error: &kube::Error) -> bool {
     matches!(error, kube::Error::Api(status) if status.code == 404)
 }

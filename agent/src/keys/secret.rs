@@ -1,8 +1,8 @@
-//! What stands in the Secret: Secret → [`Content`] → [`Usable`]. Pure.
+//! The entries and annotations of the Secret: Secret → [`SecretView`] → [`UsableKeys`]. Pure.
 //!
-//! Every entry of `data` is a key, whatever its name. Packets are sealed with all of them, and believed if one of the seals
-//! is by one of them ([`speaker::wire::seal`]): so which entry is the newest means nothing to speakers, and two nodes that have
-//! read different versions of the Secret understand each other as long as one entry is in both.
+//! Every entry of `data` is a key, whatever its name. A packet carries one seal for each key, and is accepted if one of its
+//! seals is by a key that the receiver has ([`speaker::wire::seal`]). So the order of the entries has no meaning to speakers, and
+//! two nodes with different versions of the Secret understand each other as long as both versions have one entry in common.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -12,38 +12,38 @@ use k8s_openapi::api::core::v1::Secret;
 use speaker::Keys;
 use speaker::wire::seal::{MAX_KEYS, MIN_KEY};
 
-/// Asks for a new key: the annotation is there, with any value. It goes when the key comes.
+/// Annotation that requests a new key, with any value. It is removed when the key is added.
 pub(crate) const ROTATE: &str = "landfall.dev/rotate";
 
-/// Which entries a rotation takes away in the end: their names, with spaces between.
+/// Annotation with the names of the entries that a rotation removes at its end, separated by spaces.
 pub(crate) const RETIRE: &str = "landfall.dev/retire";
 
-/// When it does (RFC 3339).
+/// Annotation with the time of that removal (RFC 3339).
 pub(crate) const RETIRE_AFTER: &str = "landfall.dev/retire-after";
 
-/// What stands in the Secret.
+/// The fields of the Secret that matter here.
 #[derive(Clone, PartialEq, Eq)]
-pub(crate) struct Content {
-    /// The version of the object, which a write must name.
+pub(crate) struct SecretView {
+    /// The resource version, which a write must name.
     pub(crate) version: String,
-    /// The entries, by name. What they are is never printed.
+    /// The entries by name. Their values are never printed.
     pub(crate) entries: BTreeMap<String, Vec<u8>>,
-    /// Whether a new key is asked for.
+    /// Whether a new key is requested.
     pub(crate) rotate: bool,
-    /// Which entries are to go, if a rotation is under way.
-    pub(crate) retiring: Option<Retiring>,
+    /// The end of the rotation in progress.
+    pub(crate) retirement: Option<Retirement>,
 }
 
-/// A rotation that is under way.
+/// The removal of old keys at the end of a rotation.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Retiring {
-    /// The names of the entries that go.
+pub(crate) struct Retirement {
+    /// The names of the entries to remove.
     pub(crate) names: BTreeSet<String>,
-    /// When; `None` if what stands there is no time.
+    /// `None` if the annotation is no time.
     pub(crate) after: Option<Timestamp>,
 }
 
-impl From<&Secret> for Content {
+impl From<&Secret> for SecretView {
     fn from(object: &Secret) -> Self {
         let annotations = object.metadata.annotations.iter().flatten();
         let annotations: BTreeMap<&str, &str> = annotations.map(|(name, value)| (&**name, &**value)).collect();
@@ -52,7 +52,7 @@ impl From<&Secret> for Content {
             version: object.metadata.resource_version.clone().unwrap_or_default(),
             entries: data.map(|(name, value)| (name.clone(), value.0.clone())).collect(),
             rotate: annotations.contains_key(ROTATE),
-            retiring: annotations.get(RETIRE).map(|names| Retiring {
+            retirement: annotations.get(RETIRE).map(|names| Retirement {
                 names: names.split_whitespace().map(str::to_owned).collect(),
                 after: annotations.get(RETIRE_AFTER).and_then(|after| after.parse().ok()),
             }),
@@ -60,71 +60,62 @@ impl From<&Secret> for Content {
     }
 }
 
-impl fmt::Debug for Content {
+impl fmt::Debug for SecretView {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let names: Vec<_> = self.entries.keys().collect();
-        write!(f, "Content({} {names:?} rotate={} {:?})", self.version, self.rotate, self.retiring)
+        write!(f, "SecretView({} {names:?} rotate={} {:?})", self.version, self.rotate, self.retirement)
     }
 }
 
 /// The keys among the entries.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Usable {
-    /// The keys.
+pub(crate) struct UsableKeys {
     pub(crate) keys: Keys,
     /// The names of their entries.
     pub(crate) names: BTreeSet<String>,
-    /// Why other entries are none.
-    pub(crate) problems: Vec<Problem>,
+    /// Why the other entries are ignored.
+    pub(crate) problems: Vec<EntryProblem>,
 }
 
-/// Why an entry is no key.
+/// Why an entry is ignored.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum Problem {
-    /// It could be guessed.
-    Short {
-        /// Its name.
-        name: String,
-        /// How many bytes it has.
-        bytes: usize,
-    },
-    /// There are too many.
-    Surplus {
-        /// Its name.
-        name: String,
-    },
+pub(crate) enum EntryProblem {
+    /// Short enough to be guessed.
+    TooShort { name: String, bytes: usize },
+    /// One key more than a packet has room for.
+    Surplus { name: String },
 }
 
-impl fmt::Display for Problem {
+impl fmt::Display for EntryProblem {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Short { name, bytes } => {
-                write!(f, "entry {name} has {bytes} bytes, and a key has at least {MIN_KEY}: it is left out")
+            Self::TooShort { name, bytes } => {
+                write!(f, "entry {name} has {bytes} bytes; a key needs at least {MIN_KEY}")
             }
             Self::Surplus { name } => {
-                write!(f, "entry {name} is one too many: the last {MAX_KEYS} by name are used")
+                write!(f, "entry {name} is one too many; only the last {MAX_KEYS} by name are used")
             }
         }
     }
 }
 
-impl Content {
-    /// The keys among the entries: those that are long enough, and of too many the last by name (those that Landfall makes
-    /// are named after the time). All nodes leave out the same ones.
-    pub(crate) fn usable(&self) -> Usable {
+impl SecretView {
+    /// The entries that are long enough; of more than [`MAX_KEYS`] the last by name, since Landfall names its keys after
+    /// the time. All nodes choose the same ones.
+    pub(crate) fn usable_keys(&self) -> UsableKeys {
         let mut problems = Vec::new();
         let mut good: Vec<(&String, &[u8])> = Vec::new();
         for (name, secret) in &self.entries {
             match secret.len() {
-                bytes if bytes < MIN_KEY => problems.push(Problem::Short { name: name.clone(), bytes }),
+                bytes if bytes < MIN_KEY => problems.push(EntryProblem::TooShort { name: name.clone(), bytes }),
                 _ => good.push((name, secret)),
             }
         }
         let surplus = good.len().saturating_sub(MAX_KEYS);
-        problems.extend(good.drain(..surplus).map(|(name, _)| Problem::Surplus { name: name.clone() }));
+        problems.extend(good.drain(..surplus).map(|(name, _)| EntryProblem::Surplus { name: name.clone() }));
         let keys = Keys::new(good.iter().map(|(_, secret)| *secret))
-            .expect("invariant: they are long enough, and not too many");
-        Usable { keys, names: good.into_iter().map(|(name, _)| name.clone()).collect(), problems }
+            .expect("invariant: at most MAX_KEYS, each of at least MIN_KEY bytes");
+        UsableKeys { keys, names: good.into_iter().map(|(name, _)| name.clone()).collect(), problems }
     }
 }
 
@@ -134,7 +125,7 @@ pub(crate) mod tests {
     use k8s_openapi::ByteString;
     use serde_json::{Value, json};
 
-    /// JSON merge patch (RFC 7386), as an API server does it.
+    /// JSON merge patch (RFC 7386), as an API server applies it.
     pub(crate) fn merge(target: &mut Value, patch: &Value) {
         let Value::Object(fields) = patch else {
             *target = patch.clone();
@@ -168,43 +159,44 @@ pub(crate) mod tests {
         Keys::new(secrets.iter().copied()).expect("keys")
     }
 
-    #[test]
-    fn every_entry_that_is_long_enough_is_a_key_and_of_too_many_the_last_by_name_are() {
-        let check = |entries: &[(&str, &[u8])], expected: &[&[u8]], problems: &[Problem]| {
-            let usable = Content::from(&secret(entries, &[])).usable();
-            assert_eq!((usable.keys, usable.problems), (keys(expected), problems.to_vec()), "{entries:?}");
-        };
-        let short = |name: &str, bytes| Problem::Short { name: name.into(), bytes };
-        check(&[], &[], &[]);
-        check(&[("a", A)], &[A], &[]);
-        check(&[("a", A), ("b", B), ("c", C)], &[A, B, C], &[]);
-        check(&[("a", A), ("b", b"hunter2"), ("c", b"")], &[A], &[short("b", 7), short("c", 0)]);
-        let all: &[(&str, &[u8])] = &[("a", A), ("b", B), ("c", C), ("d", D)];
-        check(all, &[B, C, D], &[Problem::Surplus { name: "a".into() }]);
+    fn assert_usable(entries: &[(&str, &[u8])], expected: &[&[u8]], problems: &[EntryProblem]) {
+        let usable = SecretView::from(&secret(entries, &[])).usable_keys();
+        assert_eq!((usable.keys, usable.problems), (keys(expected), problems.to_vec()), "{entries:?}");
     }
 
     #[test]
-    fn annotations_say_that_a_new_key_is_wanted_and_which_ones_go_when() {
+    fn the_last_long_enough_entries_by_name_are_keys() {
+        let short = |name: &str, bytes| EntryProblem::TooShort { name: name.into(), bytes };
+        assert_usable(&[], &[], &[]);
+        assert_usable(&[("a", A)], &[A], &[]);
+        assert_usable(&[("a", A), ("b", B), ("c", C)], &[A, B, C], &[]);
+        assert_usable(&[("a", A), ("b", b"hunter2"), ("c", b"")], &[A], &[short("b", 7), short("c", 0)]);
+        let all: &[(&str, &[u8])] = &[("a", A), ("b", B), ("c", C), ("d", D)];
+        assert_usable(all, &[B, C, D], &[EntryProblem::Surplus { name: "a".into() }]);
+    }
+
+    #[test]
+    fn annotations_request_and_schedule_a_rotation() {
         let read = |annotations: &[(&str, &str)]| {
-            let content = Content::from(&secret(&[("a", A)], annotations));
-            (content.rotate, content.retiring)
+            let view = SecretView::from(&secret(&[("a", A)], annotations));
+            (view.rotate, view.retirement)
         };
-        let retiring = |names: &[&str], after: Option<&str>| Retiring {
+        let retirement = |names: &[&str], after: Option<&str>| Retirement {
             names: names.iter().map(|name| (*name).to_owned()).collect(),
             after: after.map(|after| after.parse().expect("a time")),
         };
         let noon = "2026-01-01T12:00:00Z";
         assert_eq!(read(&[]), (false, None));
         assert_eq!(read(&[(ROTATE, "")]), (true, None));
-        assert_eq!(read(&[(RETIRE, "a b"), (RETIRE_AFTER, noon)]), (false, Some(retiring(&["a", "b"], Some(noon)))));
-        assert_eq!(read(&[(RETIRE, "a"), (RETIRE_AFTER, "soon")]), (false, Some(retiring(&["a"], None))));
+        assert_eq!(read(&[(RETIRE, "a b"), (RETIRE_AFTER, noon)]), (false, Some(retirement(&["a", "b"], Some(noon)))));
+        assert_eq!(read(&[(RETIRE, "a"), (RETIRE_AFTER, "soon")]), (false, Some(retirement(&["a"], None))));
         assert_eq!(read(&[(RETIRE_AFTER, noon)]), (false, None));
     }
 
     #[test]
-    fn what_a_key_is_is_never_printed() {
-        let content = Content::from(&secret(&[("a", b"open sesame, open sesame")], &[]));
-        let printed = format!("{content:?} {:?}", content.usable());
+    fn key_material_is_never_printed() {
+        let view = SecretView::from(&secret(&[("a", b"open sesame, open sesame")], &[]));
+        let printed = format!("{view:?} {:?}", view.usable_keys());
         assert!(printed.contains("\"a\"") && !printed.contains("sesame") && !printed.contains("111"), "{printed}");
     }
 }

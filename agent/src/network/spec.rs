@@ -1,5 +1,4 @@
-//! What the kernel tells of this node's network, as its NodeNetwork has it. Pure: netlink messages in, the object's spec
-//! out. The order of the messages does not matter.
+//! Netlink messages of a dump → the spec of the NodeNetwork. Pure. The order of the messages does not matter.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -10,35 +9,35 @@ use rtnetlink::packet_route::link::{LinkAttribute, LinkMessage};
 use rtnetlink::packet_route::route::{RouteAddress, RouteAttribute, RouteMessage, RouteType, RouteVia};
 use rtnetlink::packet_route::{AddressFamily, RouteNetlinkMessage};
 
-/// The most links, and the most gateways, that the definition of NodeNetwork takes.
-const MOST: usize = 256;
+/// The maximal number of links, and of gateways, in the definition of NodeNetwork.
+const MAX_ITEMS: usize = 256;
 
-/// What these messages, a dump of links, addresses and routes, say.
+/// The spec for a dump of links, addresses and routes.
 ///
-/// Links are those that addresses can be announced on, with the node's own addresses: all but IPv6 link-local ones, which
-/// no pool has. With nothing but addresses of their own (/32, /128) they have no neighbours that would ask.
-/// Gateways are those of all routing tables.
-pub(super) fn spec(messages: &[RouteNetlinkMessage]) -> NodeNetworkSpec {
+/// It has the links that addresses can be announced on, with the node's own addresses except IPv6 link-local ones, which no
+/// pool contains. A link with only host addresses (/32, /128) has no neighbours, and is left out. Gateways are those of all
+/// routing tables.
+pub(super) fn from_dump(messages: &[RouteNetlinkMessage]) -> NodeNetworkSpec {
     let mut links = BTreeMap::<u32, (String, Option<String>)>::new();
     let mut addresses = BTreeMap::<u32, BTreeSet<(IpAddr, u8)>>::new();
-    let mut gateways = BTreeSet::new();
+    let mut all_gateways = BTreeSet::new();
     for message in messages {
         match message {
-            // Bridges tell of their ports in messages of their own family.
+            // Bridges list their ports in messages of their own family.
             RouteNetlinkMessage::NewLink(link) if link.header.interface_family == AddressFamily::Unspec => {
                 links.extend(
                     speaker::os::link_table::announceable(link).map(|name| (link.header.index, (name, mac(link)))),
                 );
             }
             RouteNetlinkMessage::NewAddress(message) => {
-                let own = own(message).filter(|own| !is_link_local(*own));
+                let own = own_address(message).filter(|own| !is_link_local(*own));
                 addresses
                     .entry(message.header.index)
                     .or_default()
                     .extend(own.map(|own| (own, message.header.prefix_len)));
             }
             RouteNetlinkMessage::NewRoute(route) if route.header.kind == RouteType::Unicast => {
-                gateways.extend(gateways_of(route));
+                all_gateways.extend(gateways(route));
             }
             _ => {}
         }
@@ -53,11 +52,10 @@ pub(super) fn spec(messages: &[RouteNetlinkMessage]) -> NodeNetworkSpec {
         })
         .collect();
     links.sort();
-    links.truncate(MOST);
-    NodeNetworkSpec { links, gateways: gateways.into_iter().take(MOST).map(|it| it.to_string()).collect() }
+    links.truncate(MAX_ITEMS);
+    NodeNetworkSpec { links, gateways: all_gateways.into_iter().take(MAX_ITEMS).map(|it| it.to_string()).collect() }
 }
 
-/// The MAC address of a link.
 fn mac(link: &LinkMessage) -> Option<String> {
     link.attributes.iter().find_map(|attribute| match attribute {
         LinkAttribute::Address(bytes) => {
@@ -71,8 +69,8 @@ fn is_link_local(address: IpAddr) -> bool {
     matches!(address, IpAddr::V6(v6) if v6.is_unicast_link_local())
 }
 
-/// The node's own address: not the peer's, on a point-to-point link.
-fn own(message: &AddressMessage) -> Option<IpAddr> {
+/// The node's own address, not that of the peer on a point-to-point link.
+fn own_address(message: &AddressMessage) -> Option<IpAddr> {
     let mut own = None;
     for attribute in &message.attributes {
         match attribute {
@@ -84,8 +82,8 @@ fn own(message: &AddressMessage) -> Option<IpAddr> {
     own
 }
 
-/// The routers of a route, of which one with several paths has several.
-fn gateways_of(route: &RouteMessage) -> Vec<IpAddr> {
+/// The gateways of a route: one for each path.
+fn gateways(route: &RouteMessage) -> Vec<IpAddr> {
     let mut found = Vec::new();
     for attribute in &route.attributes {
         match attribute {
@@ -150,7 +148,7 @@ mod tests {
     }
 
     #[test]
-    fn links_that_can_be_announced_on_their_addresses_and_all_gateways_are_found_in_any_order() {
+    fn a_dump_in_any_order_has_one_spec() {
         let up = LinkFlags::Up | LinkFlags::LowerUp;
         let hop = |text: &str| {
             let mut hop = RouteNextHop::default();
@@ -196,16 +194,16 @@ mod tests {
             ],
             gateways: strings(&["192.0.2.1", "192.0.2.2", "2001:db8::1", "fe80::ff"]),
         };
-        assert_eq!(spec(&messages), expected);
+        assert_eq!(from_dump(&messages), expected);
         messages.reverse();
-        assert_eq!(spec(&messages), expected);
+        assert_eq!(from_dump(&messages), expected);
     }
 
     #[test]
-    fn a_router_with_very_many_gateways_names_as_many_as_the_definition_takes() {
+    fn gateways_are_cut_to_the_limit_of_the_definition() {
         let routes: Vec<_> =
             (0..300).map(|n| route(vec![via(&format!("192.0.{}.{}", n / 200, n % 200 + 1))])).collect();
-        let found = spec(&routes).gateways;
-        assert_eq!((found.len(), found.first().map(String::as_str)), (MOST, Some("192.0.0.1")));
+        let gateways = from_dump(&routes).gateways;
+        assert_eq!((gateways.len(), gateways.first().map(String::as_str)), (MAX_ITEMS, Some("192.0.0.1")));
     }
 }

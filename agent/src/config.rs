@@ -1,0 +1,38 @@
+//! What the agent of a node does.
+
+use std::time::Duration;
+
+use crds::Backend;
+use dataplane::reply_path::Mask;
+
+/// How long the API server may take to answer one request.
+pub(crate) const API_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// The options of an agent.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// The name of the node, as Kubernetes has it.
+    pub node: String,
+    /// Whether our own dataplane forwards, with nftables. Otherwise another proxy on the node has to.
+    pub forwards: bool,
+    /// Whether an announcing node re-sends frames to the nodes with endpoints, which then see the client's address.
+    pub spread: bool,
+    /// Default backend for Services without the annotation `landfall.dev/backend`.
+    pub backend: Backend,
+    /// The bits of packet and connection marks that steer replies out of the link that the request came in by. `None`:
+    /// replies follow the node's routes.
+    pub return_mark: Option<Mask>,
+    /// Whether packets and bytes are counted for each Service.
+    pub count_traffic: bool,
+    /// The maximal number of Services with metrics of their own, counted once for each address.
+    pub service_metrics: usize,
+    /// Namespace of the Secret [`NAME`](crate::keys::NAME).
+    pub keys_namespace: String,
+}
+
+impl Config {
+    /// Whether this node re-sends frames and accepts those that other nodes re-send.
+    pub(crate) fn spreads(&self) -> bool {
+        self.spread && self.forwards
+    }
+}

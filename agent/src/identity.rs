@@ -1,0 +1,38 @@
+//! What distinguishes this cluster from others, and this start of the agent from earlier ones.
+
+use std::hash::{BuildHasher, Hasher, RandomState};
+use std::time::Duration;
+
+use k8s_openapi::api::core::v1::Namespace;
+use kube::{Api, Client};
+use tokio::time::{sleep, timeout};
+
+use crate::config::API_TIMEOUT;
+
+/// The first and the longest pause between two requests. The agent can do nothing before one is answered.
+const FIRST_PAUSE: Duration = Duration::from_millis(100);
+const LONGEST_PAUSE: Duration = Duration::from_secs(5);
+
+/// The UID of the namespace `kube-system`, which every cluster has and keeps. Retries until the API server answers.
+pub(crate) async fn cluster_uid(client: &Client) -> String {
+    let namespaces: Api<Namespace> = Api::all(client.clone());
+    let mut pause = FIRST_PAUSE;
+    loop {
+        match timeout(API_TIMEOUT, namespaces.get("kube-system")).await {
+            Ok(Ok(namespace)) => return namespace.metadata.uid.unwrap_or_default(),
+            Ok(Err(error)) => {
+                let error = observe::error_chain(&error);
+                tracing::warn!(error, retry_in = ?pause, "cannot read the namespace kube-system, which identifies the cluster");
+            }
+            Err(_) => tracing::warn!(retry_in = ?pause, "the API server does not answer"),
+        }
+        sleep(pause).await;
+        pause = (pause * 2).min(LONGEST_PAUSE);
+    }
+}
+
+/// A random number for this start of the agent. Peers forget the claims of an earlier incarnation.
+pub(crate) fn incarnation() -> u64 {
+    // The standard library seeds its hash maps at random, which saves a dependency.
+    RandomState::new().build_hasher().finish()
+}

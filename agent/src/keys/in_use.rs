@@ -1,0 +1,157 @@
+//! Gives an agent's speaker the keys of the Secret, and logs why it has none.
+//!
+//! The last keys stay in use when the Secret is deleted or has no usable key, and when the API server is away: otherwise
+//! the speakers would no longer accept each other. [`KeysInUse::update`] decides, [`publish_keys`] waits, logs and sends.
+
+use std::collections::BTreeSet;
+use std::convert::Infallible;
+use std::sync::Arc;
+
+use anyhow::{Context, Result};
+use speaker::Keys;
+use tokio::sync::watch;
+
+use super::secret::EntryProblem;
+use super::{KeySecret, SecretState};
+
+/// The keys in use, and the problems of the other entries.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct KeysInUse {
+    /// Empty until the first key is observed.
+    pub(crate) keys: Arc<Keys>,
+    /// The names of their entries.
+    pub(crate) names: BTreeSet<String>,
+    pub(crate) problems: Vec<EntryProblem>,
+    /// Whether the Secret has no usable key now. Then those in use, if any, are of an earlier version of it.
+    pub(crate) are_missing: bool,
+}
+
+impl KeysInUse {
+    /// The keys in use once the Secret is in this state.
+    fn update(&self, state: &SecretState) -> Self {
+        let problems = match state {
+            SecretState::Unknown => return self.clone(),
+            SecretState::Missing => Vec::new(),
+            SecretState::Present(view) => {
+                let usable = view.usable_keys();
+                if !usable.names.is_empty() {
+                    let (keys, names, problems) = (Arc::new(usable.keys), usable.names, usable.problems);
+                    return Self { keys, names, problems, are_missing: false };
+                }
+                usable.problems
+            }
+        };
+        Self { problems, are_missing: true, ..self.clone() }
+    }
+}
+
+/// The channels that [`publish_keys`] keeps up to date.
+pub(crate) struct Outputs {
+    pub(crate) keys_tx: watch::Sender<Arc<Keys>>,
+    pub(crate) in_use_tx: watch::Sender<KeysInUse>,
+}
+
+/// Sends the keys after each change of the Secret, and logs what changes.
+pub(crate) async fn publish_keys(
+    secret: KeySecret,
+    mut state_rx: watch::Receiver<SecretState>,
+    outputs: Outputs,
+) -> Result<Infallible> {
+    let Outputs { keys_tx, in_use_tx } = outputs;
+    loop {
+        let before = in_use_tx.borrow().clone();
+        let after = before.update(&state_rx.borrow_and_update());
+        if before != after {
+            log_changes(&secret, &before, &after);
+            if before.keys != after.keys {
+                keys_tx.send_replace(Arc::clone(&after.keys));
+            }
+            in_use_tx.send_replace(after);
+        }
+        state_rx.changed().await.context("the watch of the Hello keys has ended")?;
+    }
+}
+
+fn log_changes(secret: &KeySecret, before: &KeysInUse, after: &KeysInUse) {
+    for problem in after.problems.iter().filter(|problem| !before.problems.contains(problem)) {
+        tracing::warn!(%secret, %problem, "ignoring an entry of the Secret");
+    }
+    let names = &after.names;
+    if before.names != *names || before.keys != after.keys {
+        tracing::info!(%secret, ?names, "sealing Hellos with these keys");
+    }
+    if after.are_missing && !before.are_missing {
+        if after.keys.is_empty() {
+            tracing::warn!(%secret, "no Hello key yet, so nothing is announced; a controller creates the Secret");
+        } else {
+            tracing::warn!(%secret, ?names, "the Secret has no Hello key; keeping the last ones");
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::SecretView;
+    use super::super::secret::tests::secret;
+    use super::*;
+
+    const A: &[u8] = &[1; 32];
+    const B: &[u8] = &[2; 32];
+
+    fn present(entries: &[(&str, &[u8])]) -> SecretState {
+        SecretState::Present(Arc::new(SecretView::from(&secret(entries, &[]))))
+    }
+
+    /// The names in use after these states, whether the last one had no key, and the number of problems.
+    fn in_use_after(states: &[SecretState]) -> (Vec<String>, bool, usize) {
+        let in_use = states.iter().fold(KeysInUse::default(), |in_use, state| in_use.update(state));
+        assert_eq!(in_use.names.is_empty(), in_use.keys.is_empty());
+        (in_use.names.into_iter().collect(), in_use.are_missing, in_use.problems.len())
+    }
+
+    #[test]
+    fn the_last_keys_stay_when_the_secret_has_none() {
+        let (a, b) = (present(&[("a", A)]), present(&[("b", B)]));
+        let (empty, bad) = (present(&[]), present(&[("c", b"short")]));
+        let names = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect::<Vec<_>>();
+        for (states, expected) in [
+            (vec![SecretState::Unknown], (names(&[]), false, 0)),
+            (vec![SecretState::Missing], (names(&[]), true, 0)),
+            (vec![bad.clone()], (names(&[]), true, 1)),
+            (vec![SecretState::Missing, a.clone()], (names(&["a"]), false, 0)),
+            (vec![a.clone(), SecretState::Missing], (names(&["a"]), true, 0)),
+            (vec![a.clone(), empty], (names(&["a"]), true, 0)),
+            (vec![a.clone(), bad], (names(&["a"]), true, 1)),
+            (vec![a.clone(), SecretState::Missing, b], (names(&["b"]), false, 0)),
+            (vec![a, present(&[("a", A), ("b", B)])], (names(&["a", "b"]), false, 0)),
+        ] {
+            assert_eq!(in_use_after(&states), expected, "{states:?}");
+        }
+    }
+
+    #[tokio::test]
+    async fn only_changed_keys_are_sent_to_the_speaker() {
+        let service = tower::service_fn(async |_: http::Request<kube::client::Body>| {
+            std::future::pending::<Result<http::Response<kube::client::Body>, std::io::Error>>().await
+        });
+        let secret_ref =
+            KeySecret { client: kube::Client::new(service, "default"), namespace: "landfall-system".into() };
+        let (state_tx, state_rx) = watch::channel(SecretState::Unknown);
+        let (keys_tx, mut keys_rx) = watch::channel(Arc::default());
+        let outputs = Outputs { keys_tx, in_use_tx: watch::Sender::default() };
+        let story = async {
+            state_tx.send_replace(present(&[("a", A)]));
+            keys_rx.changed().await.expect("keys");
+            assert_eq!(**keys_rx.borrow_and_update(), Keys::new([A]).expect("keys"));
+            state_tx.send_replace(SecretState::Missing);
+            state_tx.send_replace(present(&[("a", A), ("nothing", b"")]));
+            state_tx.send_replace(present(&[("a", A), ("b", B)]));
+            keys_rx.changed().await.expect("keys");
+            assert_eq!(**keys_rx.borrow_and_update(), Keys::new([A, B]).expect("keys"));
+        };
+        tokio::select! {
+            ended = publish_keys(secret_ref, state_rx, outputs) => panic!("{ended:?}"),
+            () = story => {}
+        }
+    }
+}

@@ -1,0 +1,140 @@
+//! Metrics of the dataplane: traffic of Services, and programming of the kernel.
+
+use std::fmt;
+
+use dataplane::metrics::counters::Durations;
+use dataplane::metrics::traffic::{Numbers, Traffic};
+use prometheus_client::encoding::{EncodeMetric, NoLabelSet};
+use prometheus_client::metrics::MetricType;
+use prometheus_client::metrics::counter::ConstCounter;
+use prometheus_client::registry::Unit;
+
+use super::exposition::{Exposition, buckets};
+
+/// A counter of one Service at one address.
+type Read = fn(&Numbers) -> u64;
+
+/// The name and the help text of a counter.
+struct Counter<'a> {
+    name: &'a str,
+    help: &'a str,
+}
+
+/// The traffic of Services. Those without series of their own are one series without their labels.
+pub(super) fn encode_services(traffic: &Traffic, to: &mut Exposition<'_>) -> fmt::Result {
+    if traffic.packets_counted {
+        let packets = Counter { name: "service_packets", help: "Packets from clients to a Service" };
+        encode_family(traffic, to, &packets, &[(None, |numbers| numbers.packets)])?;
+        let bytes = Counter { name: "service_bytes", help: "Bytes of these packets, including the IP header" };
+        encode_family(traffic, to, &bytes, &[(None, |numbers| numbers.bytes)])?;
+    }
+    let help = "New connections sent to an endpoint or to the Service proxy";
+    let connections = Counter { name: "service_connections", help };
+    encode_family(traffic, to, &connections, &[(None, |numbers| numbers.connections)])?;
+    let dropped = Counter { name: "service_dropped_packets", help: "Packets sent to no endpoint, by reason" };
+    let reads: [(_, Read); 2] =
+        [(Some("no_endpoint"), |numbers| numbers.refused), (Some("source_range"), |numbers| numbers.denied)];
+    encode_family(traffic, to, &dropped, &reads)?;
+    let help = "Packets to load-balancer addresses that no Service on this node serves";
+    to.counter("unserved_packets", help, traffic.strays)
+}
+
+/// One counter of all Services, with one series for each of `reads`: its reason, and the value of a Service.
+fn encode_family(
+    traffic: &Traffic,
+    to: &mut Exposition<'_>,
+    counter: &Counter<'_>,
+    reads: &[(Option<&'static str>, Read)],
+) -> fmt::Result {
+    let mut family = to.0.encode_descriptor(counter.name, counter.help, None, MetricType::Counter)?;
+    for (reason, read) in reads {
+        let reason = reason.map(|reason| ("reason", reason.to_owned()));
+        for ((service, lb_ip), numbers) in &traffic.busiest {
+            let mut labels = vec![
+                ("namespace", service.namespace.to_string()),
+                ("service", service.name.to_string()),
+                ("address", lb_ip.to_string()),
+            ];
+            labels.extend(reason.clone());
+            ConstCounter::new(read(numbers)).encode(family.encode_family(&labels)?)?;
+        }
+        if let Some((others, reason)) = traffic.others.as_ref().zip(reason) {
+            ConstCounter::new(read(others)).encode(family.encode_family(&[reason])?)?;
+        }
+    }
+    // Without any label it is the family itself, and must come last.
+    match (&traffic.others, reads) {
+        (Some(others), [(None, read)]) => ConstCounter::new(read(others)).encode(family),
+        _ => Ok(()),
+    }
+}
+
+pub(super) fn encode_programming(counters: &dataplane::Counters, to: &mut Exposition<'_>) -> fmt::Result {
+    let help = "Elements of Landfall's tables that were added, removed or changed";
+    to.counter("program_changes", help, counters.changes)?;
+    to.counter("program_failures", "Failed attempts to program the kernel", counters.failures)?;
+    let help = "How often another program had changed a table of Landfall, which was repaired";
+    to.counter("program_repairs", help, counters.repairs)?;
+    let help = "Duration of a change of Landfall's tables in the kernel";
+    let unit = Some(&Unit::Seconds);
+    let mut metric = to.0.encode_descriptor("program_duration", help, unit, MetricType::Histogram)?;
+    let counts = &counters.programs.counts;
+    let buckets = buckets(Durations::BOUNDS.iter().map(|bound| *bound as f64 / 1e6), counts);
+    let sum = counters.programs.sum.as_secs_f64();
+    metric.encode_histogram::<NoLabelSet>(sum, counts.iter().sum(), &buckets, None)
+}
+
+#[cfg(test)]
+pub(super) mod tests {
+    use super::*;
+    use crds::Key;
+    use prometheus_client::collector::Collector;
+    use prometheus_client::encoding::DescriptorEncoder;
+    use prometheus_client::encoding::text::encode;
+    use prometheus_client::registry::Registry;
+
+    /// Traffic as a collector.
+    #[derive(Debug)]
+    struct Collected(Traffic);
+
+    impl Collector for Collected {
+        fn encode(&self, encoder: DescriptorEncoder<'_>) -> fmt::Result {
+            encode_services(&self.0, &mut Exposition(encoder))
+        }
+    }
+
+    pub(crate) fn exposition(traffic: Traffic) -> String {
+        let mut registry = Registry::with_prefix("landfall");
+        registry.register_collector(Box::new(Collected(traffic)));
+        let mut text = String::new();
+        encode(&mut text, &registry).expect("text");
+        text
+    }
+
+    #[test]
+    fn the_busiest_services_have_their_own_series() {
+        let numbers = Numbers { packets: 5, bytes: 500, connections: 2, denied: 3, refused: 1 };
+        let lb_ip = "192.0.2.1".parse().expect("an address");
+        let busiest = [((Key::new("default", "web"), lb_ip), numbers)].into();
+        let text = exposition(Traffic { busiest, others: Some(numbers), strays: 9, packets_counted: true });
+        let series: Vec<_> = text.lines().filter(|line| !line.starts_with('#')).collect();
+        let web = "namespace=\"default\",service=\"web\",address=\"192.0.2.1\"";
+        let expected = [
+            format!("landfall_service_packets_total{{{web}}} 5"),
+            "landfall_service_packets_total 5".to_owned(),
+            format!("landfall_service_bytes_total{{{web}}} 500"),
+            "landfall_service_bytes_total 500".to_owned(),
+            format!("landfall_service_connections_total{{{web}}} 2"),
+            "landfall_service_connections_total 2".to_owned(),
+            format!("landfall_service_dropped_packets_total{{{web},reason=\"no_endpoint\"}} 1"),
+            "landfall_service_dropped_packets_total{reason=\"no_endpoint\"} 1".to_owned(),
+            format!("landfall_service_dropped_packets_total{{{web},reason=\"source_range\"}} 3"),
+            "landfall_service_dropped_packets_total{reason=\"source_range\"} 3".to_owned(),
+            "landfall_unserved_packets_total 9".to_owned(),
+        ];
+        assert_eq!(series, expected);
+        let text = exposition(Traffic { others: Some(numbers), strays: 9, ..Traffic::default() });
+        let series: Vec<_> = text.lines().filter(|line| !line.starts_with('#')).collect();
+        assert_eq!(series, [&expected[5], &expected[7], &expected[9], &expected[10]], "without packets");
+    }
+}
