@@ -12,7 +12,7 @@
 //! | [`backend`] | where packets to a Service are sent: endpoints, node port or ClusterIP |
 //! | [`forwarding`] | how a node forwards packets to an address, as reported in the status of a LoadBalancerIP |
 //! | [`endpoints`], [`node`], [`namespace`] | the fields of EndpointSlices, Nodes and Namespaces that Landfall uses |
-//! | [`mac`] | MAC addresses |
+//! | `station` | MAC addresses of single stations |
 //! | [`labels`] | labels and label selectors |
 //! | [`condition`] | reading and writing the conditions of a status |
 //! | `interned` | strings that are stored once and shared |
@@ -27,8 +27,8 @@ pub mod address;
 pub mod condition;
 mod interned;
 pub mod labels;
-pub mod mac;
 mod objects;
+mod station;
 mod views;
 
 pub use objects::{ip_address_pool, l2_advertisement, load_balancer_ip, manifest, node_network};
@@ -47,12 +47,13 @@ pub use load_balancer_ip::{
     AddressConflict, Announcer, Holder, LoadBalancerIP, LoadBalancerIPSpec, LoadBalancerIPStatus, Quarantine, Record,
     Reservation, Takeover,
 };
-pub use mac::Mac;
 pub use namespace::Namespace;
 pub use node::{DrainReason, Node};
 pub use node_network::{Network, NodeNetwork, PeerLinks};
+pub use pnet_base::MacAddr;
 pub use request::{InvalidRequest, RequestedAddresses};
 pub use service::{FamilyPolicy, Key, Port, Protocol, Service, TrafficPolicy};
+pub use station::{is_station, parse_station};
 
 /// The API group of all our objects, and the prefix of our conditions, annotations and finalizers.
 pub const GROUP: &str = "landfall.dev";

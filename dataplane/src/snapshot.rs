@@ -5,7 +5,7 @@ use std::fmt;
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use crds::{Backend, EndpointSlice, Holder, Key, Mac};
+use crds::{Backend, EndpointSlice, Holder, Key, MacAddr};
 use ipnet::IpNet;
 use model::SharedMap;
 
@@ -53,10 +53,10 @@ pub type Slices = Arc<[Arc<EndpointSlice>]>;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Link {
     /// This node's own MAC address there.
-    pub mac: Mac,
+    pub mac: MacAddr,
     /// The nodes that frames can be handed to there, by name. A frame from one of them is never handed on. This node
     /// itself is none of them; one that is dead stays.
-    pub peers: BTreeMap<String, Mac>,
+    pub peers: BTreeMap<String, MacAddr>,
 }
 
 /// The name of a network interface: up to 15 bytes (IFNAMSIZ), the rest zero.

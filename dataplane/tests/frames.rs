@@ -8,7 +8,7 @@ mod world;
 use std::collections::{BTreeMap, BTreeSet};
 
 use crds::Endpoint;
-use crds::Mac;
+use crds::MacAddr;
 use crds::Protocol::{Sctp, Tcp, Udp};
 use crds::Reach;
 use dataplane::Snapshot;
@@ -51,7 +51,7 @@ fn node(handed: Handed) -> u8 {
         Handed::Kept => 1,
         Handed::On { to, from } => {
             assert_eq!(from, mac("n1"), "as the switch knows this node");
-            to.0[5]
+            to.octets()[5]
         }
     }
 }
@@ -83,11 +83,11 @@ fn every_node_hands_the_same_flow_to_the_same_node() {
             (mac(node), machine(net, &view))
         });
         for port in 10_000..10_200 {
-            let hands: BTreeSet<Mac> = views
+            let hands: BTreeSet<MacAddr> = views
                 .iter()
                 .map(|(own, machine)| {
                     let mut frame = frame(net, TCP, port, Kind::Whole);
-                    frame.bytes[..6].copy_from_slice(&own.0);
+                    frame.bytes[..6].copy_from_slice(&own.octets());
                     match machine.handed(&frame) {
                         Handed::Kept => *own,
                         Handed::On { to, .. } => to,
@@ -110,10 +110,10 @@ fn only_frames_of_clients_for_this_node_are_handed_on() {
             frame.bytes[at..at + bytes.len()].copy_from_slice(bytes);
             machine.handed(&frame)
         };
-        assert_eq!(changed(6, &mac("n2").0), Handed::Kept, "a peer's");
-        assert_eq!(changed(6, &mac("n3").0), Handed::Kept, "another peer's");
+        assert_eq!(changed(6, &mac("n2").octets()), Handed::Kept, "a peer's");
+        assert_eq!(changed(6, &mac("n3").octets()), Handed::Kept, "another peer's");
         assert_eq!(changed(0, &[0xff; 6]), Handed::Kept, "for everybody");
-        assert_eq!(changed(0, &mac("n2").0), Handed::Kept, "for somebody else");
+        assert_eq!(changed(0, &mac("n2").octets()), Handed::Kept, "for somebody else");
         assert_eq!(changed(12, &[0x08, 0x06]), Handed::Kept, "ARP");
         let last = if net == V4 { 33 } else { 53 };
         assert_eq!(changed(last, &[11]), Handed::Kept, "for another address");

@@ -71,7 +71,7 @@ fn the_kernel_hands_frames_to_where_is_traced() {
             Handed::Kept => 1,
             Handed::On { to, from } => {
                 assert_eq!(from, sample::mac("n1"));
-                to.0[5]
+                to.octets()[5]
             }
         };
         for _ in 0..24 {

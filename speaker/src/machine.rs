@@ -451,7 +451,7 @@ mod tests {
         let link = |addresses: &[&str]| Link {
             index: 1,
             name: "eth0".into(),
-            mac: crds::Mac([2, 0, 0, 0, 0, 1]),
+            mac: crds::MacAddr(2, 0, 0, 0, 0, 1),
             addresses: addresses.iter().map(|own| own.parse().expect("an address")).collect(),
             is_bridge: false,
         };

@@ -45,7 +45,7 @@ use crate::peers::neighbours::Neighbours;
 use crate::snapshot::Snapshot;
 use crate::wire::frame::{Channel, Frame};
 use crate::wire::seal::Keys;
-use crds::Mac;
+use crds::MacAddr;
 
 /// So many transitions may wait to be logged: all addresses of a large node change hands at once.
 const EVENTS: usize = 16_384;
@@ -91,7 +91,7 @@ pub struct Conflict {
     /// On which link.
     pub link: String,
     /// Where it is.
-    pub mac: Mac,
+    pub mac: MacAddr,
     /// Whether the address isn't announced because of that. One that was announced before goes on being announced.
     pub held_back: bool,
     /// When this node noticed.

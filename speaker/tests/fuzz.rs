@@ -12,7 +12,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use crds::Mac;
+use crds::MacAddr;
 use model::SharedMap;
 use model::eligibility::AnnouncementPolicy;
 use model::stable_hash;
@@ -26,7 +26,7 @@ use speaker::wire::seal::KeyRing;
 use speaker::wire::{arp, datagram, ndp};
 use speaker::{Authentication, Keys, Snapshot};
 
-const MINE: Mac = Mac([2, 0, 0, 0, 0, 1]);
+const MINE: MacAddr = MacAddr(2, 0, 0, 0, 0, 1);
 
 /// So many inputs are kept to be changed further.
 const POOL: usize = 512;
@@ -141,11 +141,11 @@ fn datagrams() {
 #[test]
 fn frames_of_arp() {
     fuzz("arp", |input| {
-        let _ = arp::user(input);
-        let verdict = arp::judge(input, MINE, |lb_ip| lb_ip == Ipv4Addr::new(192, 0, 2, 200));
+        let _ = arp::address_user(input);
+        let verdict = arp::decide(input, MINE, |lb_ip| lb_ip == Ipv4Addr::new(192, 0, 2, 200));
         if let Verdict::Answer(answer) = &verdict {
-            assert_eq!(answer[6..12], MINE.0);
-            assert_eq!(arp::user(answer), Some((MINE, Ipv4Addr::new(192, 0, 2, 200))));
+            assert_eq!(answer[6..12], MINE.octets());
+            assert_eq!(arp::address_user(answer), Some((MINE, Ipv4Addr::new(192, 0, 2, 200))));
         }
         verdict != Verdict::Ignore(Ignored::Malformed)
     });
@@ -158,10 +158,10 @@ fn frames_of_neighbour_discovery() {
         // Hardly anything that is changed has the right checksum.
         let mut input = input.to_vec();
         mend(&mut input);
-        let _ = ndp::user(&input);
-        let verdict = ndp::judge(&input, MINE, |address| address == lb_ip);
+        let _ = ndp::address_user(&input);
+        let verdict = ndp::decide(&input, MINE, |address| address == lb_ip);
         if let Verdict::Answer(answer) = &verdict {
-            assert_eq!(ndp::user(answer), Some((MINE, lb_ip)));
+            assert_eq!(ndp::address_user(answer), Some((MINE, lb_ip)));
         }
         verdict != Verdict::Ignore(Ignored::Malformed)
     });
@@ -212,7 +212,7 @@ fn a_speaker_whose_peers_talk_nonsense() {
         *now += Duration::from_millis(1);
         machine.woke(*now);
         (packet.sequence, packet.part) = (now.as_millis() as u64, packet.part % 1024);
-        (packet.cluster, packet.mac) = (stable_hash::hash(b"test"), Mac([2, 0, 0, 0, 0, 7]));
+        (packet.cluster, packet.mac) = (stable_hash::hash(b"test"), MacAddr(2, 0, 0, 0, 0, 7));
         // As if it had heard what we said last.
         let id = speaker::wire::hello::id(stable_hash::mix64(1 ^ stable_hash::mix64(2)));
         packet.met.extend((0..64).map(|sequence| speaker::wire::hello::Met { id, sequence }));

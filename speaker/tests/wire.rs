@@ -110,13 +110,13 @@ fn a_node_that_stops_hands_over_before_it_falls_silent() {
 fn nothing_is_answered_before_the_dataplane_forwards_nor_after_it_stops_to() {
     let lan = Lan::new(1);
     let nodes = lan.speakers::<Ipv4Addr>(&[]);
-    assert_eq!(lan.who_answers(LB_IP), []);
+    assert_eq!(lan.who_answers(LB_IP), Vec::<crds::MacAddr>::new());
     nodes[0].forward(&[LB_IP]);
     nodes[0].announces(LB_IP, true);
     assert_eq!(lan.who_answers(LB_IP), [nodes[0].mac]);
     nodes[0].forward::<Ipv4Addr>(&[]);
     nodes[0].announces(LB_IP, false);
-    assert_eq!(lan.who_answers(LB_IP), []);
+    assert_eq!(lan.who_answers(LB_IP), Vec::<crds::MacAddr>::new());
 }
 
 #[test]
@@ -130,7 +130,7 @@ fn an_address_that_is_not_wanted_any_more_falls_silent_everywhere() {
     for node in &nodes {
         node.announces(LB_IP, false);
     }
-    assert_eq!(lan.who_answers(LB_IP), []);
+    assert_eq!(lan.who_answers(LB_IP), Vec::<crds::MacAddr>::new());
 }
 
 #[test]
@@ -175,7 +175,7 @@ fn a_link_that_comes_later_or_changes_its_mac_is_noticed() {
     lan.resolve(LB_IP);
     lan.neighbour_becomes(LB_IP, |mac| mac == nodes[0].mac);
     lan.node(0).ip(["link set eth0 address 02:00:00:00:00:77"]).expect("another MAC");
-    lan.neighbour_becomes(LB_IP, |mac| mac.0[5] == 0x77);
+    lan.neighbour_becomes(LB_IP, |mac| mac.octets()[5] == 0x77);
     lan.node(0).ip(["link set eth0 down"]).expect("down");
     nodes[0].announces(LB_IP, false);
 }

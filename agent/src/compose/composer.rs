@@ -259,7 +259,7 @@ mod tests {
         let stores = Stores { wirings: Some(wirings), nodes, ..stores(&wake) };
         let (composes, around) = composer(stores, &wake);
         let Around { neighbours: meet, dataplane: mut told, speaker: mut speaks, .. } = around;
-        let mac = |last: u8| crds::Mac([2, 0, 0, 0, 0, last]);
+        let mac = |last: u8| crds::MacAddr(2, 0, 0, 0, 0, last);
         let met = |last: u8| {
             meet.send_modify(|met| {
                 met.meet("eth0", &format!("n{last}"), mac(last));

@@ -7,10 +7,12 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use crds::Mac;
 use crds::node_network::{NodeNetworkSpec, PeerLink};
 use crds::service::Family;
-use crds::{Advertisement, Backend, EndpointSlice, Holder, Key, Node, PeerLinks, PoolSettings, Record, Service};
+use crds::{
+    Advertisement, Backend, EndpointSlice, Holder, Key, MacAddr, Node, PeerLinks, PoolSettings, Record, Service,
+    parse_station,
+};
 use dataplane::reply_path::Wanted;
 use dataplane::rules::sources::Sources;
 use dataplane::snapshot::{Link, LinkName, Slices, Terms};
@@ -112,16 +114,16 @@ pub(super) fn links(
 ) -> BTreeMap<LinkName, Link> {
     let mut links = BTreeMap::new();
     for own in wirings.get(node).iter().flat_map(|wiring| &wiring.links) {
-        let (Some(name), Some(mac)) = (LinkName::new(&own.name), Mac::parse(&own.mac)) else { continue };
+        let (Some(name), Some(mac)) = (LinkName::new(&own.name), parse_station(&own.mac)) else { continue };
         let here = |link: &&PeerLink| link.networks.iter().any(|network| own.networks.contains(network));
         let others = wirings.iter().filter(|(other, _)| *other != node && nodes.contains_key(*other));
         let peers = others.filter_map(|(other, wiring)| {
-            let peer = Mac::parse(&wiring.links.iter().find(here)?.mac)?;
+            let peer = parse_station(&wiring.links.iter().find(here)?.mac)?;
             let is_met = neighbours.is_none_or(|neighbours| neighbours.mac(&own.name, other) == Some(peer));
             // Two that have the same one can't be told apart.
             (is_met && peer != mac).then(|| (other.clone(), peer))
         });
-        let peers: BTreeMap<String, Mac> = peers.collect();
+        let peers: BTreeMap<String, MacAddr> = peers.collect();
         if !peers.is_empty() {
             links.insert(name, Link { mac, peers });
         }
@@ -314,9 +316,9 @@ mod tests {
             wiring("gone", &[lan(9)]),
         ]
         .into();
-        let mac = |fifth: u8, last: u8| Mac([2, 0, 0, 0, fifth, last]);
+        let mac = |fifth: u8, last: u8| MacAddr(2, 0, 0, 0, fifth, last);
         let name = |name: &str| LinkName::new(name).expect("a name");
-        let peers = |peers: &[(&str, Mac)]| peers.iter().map(|(node, mac)| ((*node).to_owned(), *mac)).collect();
+        let peers = |peers: &[(&str, MacAddr)]| peers.iter().map(|(node, mac)| ((*node).to_owned(), *mac)).collect();
         let expected = BTreeMap::from([
             (name("eth0"), Link { mac: mac(0, 1), peers: peers(&[("n2", mac(0, 2)), ("n3", mac(0, 3))]) }),
             (name("eth1"), Link { mac: mac(1, 1), peers: peers(&[("n3", mac(1, 3))]) }),

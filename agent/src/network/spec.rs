@@ -59,7 +59,7 @@ pub(super) fn from_dump(messages: &[RouteNetlinkMessage]) -> NodeNetworkSpec {
 fn mac(link: &LinkMessage) -> Option<String> {
     link.attributes.iter().find_map(|attribute| match attribute {
         LinkAttribute::Address(bytes) => {
-            <[u8; 6]>::try_from(bytes.as_slice()).ok().map(|bytes| crds::Mac(bytes).to_string())
+            <[u8; 6]>::try_from(bytes.as_slice()).ok().map(|bytes| crds::MacAddr::from(bytes).to_string())
         }
         _ => None,
     })

@@ -19,7 +19,7 @@ use crate::rules::backend::Proxied;
 use crate::rules::ruleset::{LbIp, Pick, Ruleset, Spreads, Way, Wires};
 use crate::rules::spread::{self, Token};
 use crate::snapshot::LinkName;
-use crds::Mac;
+use crds::MacAddr;
 
 /// Everything the tables hold besides their skeletons.
 pub type Elements = BTreeMap<Key, Value>;
@@ -97,11 +97,11 @@ pub enum Key {
     /// In `hops`: where a frame goes on this link for what stands for nodes.
     Hop(LinkName, Token),
     /// In `peers`: another node.
-    Peer(Mac),
+    Peer(MacAddr),
     /// In `own`: this node, on this link.
-    Own(LinkName, Mac),
+    Own(LinkName, MacAddr),
     /// In `alive`: this node or another one that lives, on this link.
-    Alive(LinkName, Mac),
+    Alive(LinkName, MacAddr),
     /// In `macs`: this node's MAC address on this link.
     Mac(LinkName),
 }
@@ -147,7 +147,7 @@ pub enum Value {
     /// What stands for a table, or for nodes in one.
     Token(Token),
     /// A MAC address.
-    Mac(Mac),
+    Mac(MacAddr),
 }
 
 impl Key {

@@ -14,7 +14,7 @@ use super::dispatch_id::Lead;
 use super::elements::{Elements, Key, Value, chain, elements, is_needed, refusing, remembering};
 use super::layout::{self, Chain, Data, Hook, Set, Table, Type};
 use crate::rules::ruleset::Ruleset;
-use crds::Mac;
+use crds::MacAddr;
 
 /// What the tables would be, for this ruleset. A table without anything to do would not be there.
 pub fn text(ruleset: &Ruleset) -> String {
@@ -201,9 +201,9 @@ fn part(kind: Type, bytes: &mut &[u8]) -> Option<String> {
         }
         Type::Mac => {
             // By itself it has nothing behind it.
-            let mac = take(6)?.try_into().ok()?;
+            let mac: [u8; 6] = take(6)?.try_into().ok()?;
             take(2);
-            Mac(mac).to_string()
+            MacAddr::from(mac).to_string()
         }
         Type::LinkName => {
             let name = std::str::from_utf8(take(16)?).ok()?;

@@ -12,7 +12,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use crds::service::Family;
-use crds::{Backend, Key, Mac, ProblemReason, Protocol, Range, Reach};
+use crds::{Backend, Key, MacAddr, ProblemReason, Protocol, Range, Reach};
 use model::SharedMap;
 
 use crate::reply_path::Return;
@@ -50,7 +50,7 @@ pub struct Wires {
     /// The nodes that are dead.
     pub dead: BTreeSet<String>,
     /// Where a frame goes on a link for what stands for nodes in a table: this node's own MAC address where it stays.
-    pub hops: BTreeMap<(LinkName, Token), Mac>,
+    pub hops: BTreeMap<(LinkName, Token), MacAddr>,
 }
 
 impl Ruleset {

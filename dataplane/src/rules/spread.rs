@@ -66,7 +66,7 @@ impl Token {
 
 impl fmt::Display for Token {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        crds::Mac(self.0).fmt(f)
+        crds::MacAddr::from(self.0).fmt(f)
     }
 }
 

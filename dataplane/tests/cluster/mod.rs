@@ -3,7 +3,7 @@
 use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, Mutex};
 
-use crds::Mac;
+use crds::MacAddr;
 use crds::Protocol::{Tcp, Udp};
 use dataplane::nft::engine::Engine;
 use dataplane::rules::plan::ruleset;
@@ -132,7 +132,7 @@ impl Cluster {
     }
 
     /// The client's address on the LAN.
-    pub fn mac_of_client(&self) -> Mac {
+    pub fn mac_of_client(&self) -> MacAddr {
         mac(100)
     }
 
@@ -194,6 +194,6 @@ impl Cluster {
     }
 }
 
-fn mac(number: u8) -> Mac {
-    Mac([2, 0, 0, 0, 0, number])
+fn mac(number: u8) -> MacAddr {
+    MacAddr(2, 0, 0, 0, 0, number)
 }

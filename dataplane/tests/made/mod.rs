@@ -3,7 +3,6 @@
 
 use std::net::IpAddr;
 
-use crds::Mac;
 use dataplane::snapshot::LinkName;
 
 use crate::sample::{self, ip};
@@ -41,7 +40,7 @@ pub fn error(net: Net, protocol: u8, port: u16, kind: u8) -> Frame {
 /// Any packet from the client to the lb_ip.
 pub fn packet(net: Net, protocol: u8, kind: Kind, transport: &[u8]) -> Frame {
     let kind_of_frame: [u8; 2] = if ip(net.lb_ip).is_ipv4() { [0x08, 0x00] } else { [0x86, 0xdd] };
-    let (to, from) = (sample::mac("n1").0, Mac([2, 0, 0, 0, 0, 100]).0);
+    let (to, from) = (sample::mac("n1").octets(), [2, 0, 0, 0, 0, 100]);
     let header = header(net.client, net.lb_ip, protocol, kind);
     let bytes = [&to[..], &from, &kind_of_frame, &header, transport].concat();
     Frame { link: LinkName::new("eth0").expect("a name"), bytes }

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
-use crds::Mac;
+use crds::MacAddr;
 use crds::{Backend, Endpoint, EndpointSlice, Holder, Key, Port, Protocol, Service, TrafficPolicy};
 use dataplane::Snapshot;
 use dataplane::rules::sources::Sources;
@@ -29,8 +29,8 @@ pub fn at(text: &str) -> SocketAddr {
 }
 
 /// The MAC address of a node: of `n2` it ends with 2.
-pub fn mac(node: &str) -> Mac {
-    Mac([2, 0, 0, 0, 0, node.trim_start_matches('n').parse().expect("a number")])
+pub fn mac(node: &str) -> MacAddr {
+    MacAddr(2, 0, 0, 0, 0, node.trim_start_matches('n').parse().expect("a number"))
 }
 
 /// That this node and these others have a link `eth0`.

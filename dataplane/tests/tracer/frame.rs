@@ -1,6 +1,6 @@
 //! What the rules would do with a frame: the same for the table that spreads frames, whose packets are made of bytes.
 
-use crds::Mac;
+use crds::MacAddr;
 use dataplane::nft::codec::expression::{Expression, Header, Meta, Register, Verdict};
 use dataplane::nft::layout::Table;
 use dataplane::snapshot::LinkName;
@@ -24,9 +24,9 @@ pub enum Handed {
     /// It goes out again: to this host, from this one.
     On {
         /// Where to.
-        to: Mac,
+        to: MacAddr,
         /// From whom, as the switch sees it.
-        from: Mac,
+        from: MacAddr,
     },
 }
 
@@ -55,7 +55,7 @@ impl Machine {
             assert_eq!(state.bytes, frame.bytes, "a frame that stays is as it was");
             return Handed::Kept;
         }
-        let mac = |at: usize| Mac(*state.bytes[at..].first_chunk::<6>().expect("an address"));
+        let mac = |at: usize| MacAddr::from(*state.bytes[at..].first_chunk::<6>().expect("an address"));
         assert_eq!(state.bytes[12..], frame.bytes[12..], "nothing but addresses changes");
         Handed::On { to: mac(0), from: mac(6) }
     }

@@ -5,7 +5,7 @@
 
 use std::net::IpAddr;
 
-use crds::Mac;
+use crds::MacAddr;
 use ipnet::IpNet;
 
 use model::eligibility::Links;
@@ -18,7 +18,7 @@ pub struct Link {
     /// Its name: `eth0`.
     pub name: String,
     /// Its MAC address.
-    pub mac: Mac,
+    pub mac: MacAddr,
     /// The node's own addresses on it with their prefixes, the primary one of each family first. Never empty, and never
     /// without neighbours (see [`has_neighbours`]).
     pub addresses: Vec<IpNet>,
@@ -94,7 +94,7 @@ mod tests {
         Link {
             index,
             name: format!("eth{index}"),
-            mac: Mac([2, 0, 0, 0, 0, 1]),
+            mac: MacAddr(2, 0, 0, 0, 0, 1),
             addresses: addresses.iter().map(|address| address.parse().expect("address")).collect(),
             is_bridge: false,
         }

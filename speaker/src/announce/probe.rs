@@ -15,7 +15,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::time::Duration;
 
-use crds::Mac;
+use crds::MacAddr;
 
 /// So many probes are sent (RFC 5227 §1.1, PROBE_NUM): two may be lost.
 const PROBES: u32 = 3;
@@ -49,7 +49,7 @@ const GONE: Duration = Duration::from_secs(120);
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Stranger {
     /// Where it is.
-    pub mac: Mac,
+    pub mac: MacAddr,
     /// Whether the address isn't announced because of it.
     pub held_back: bool,
     /// When it was seen last.
@@ -174,7 +174,7 @@ impl Strangers {
     }
 
     /// Somebody who is no peer uses `used`. Returns whether it is one that we ask for, and that wasn't known.
-    pub fn answered(&mut self, now: Duration, used: IpAddr, mac: Mac) -> bool {
+    pub fn answered(&mut self, now: Duration, used: IpAddr, mac: MacAddr) -> bool {
         if !self.probing.contains_key(&used) {
             return false;
         }
@@ -184,7 +184,7 @@ impl Strangers {
     }
 
     /// Somebody who is no peer uses `lb_ip`, which we announce.
-    pub fn intruded(&mut self, now: Duration, lb_ip: IpAddr, mac: Mac) -> Reaction {
+    pub fn intruded(&mut self, now: Duration, lb_ip: IpAddr, mac: MacAddr) -> Reaction {
         let before = self.known.get(&lb_ip).copied();
         let last = before.and_then(|stranger| stranger.defended);
         let defend = last.is_none_or(|last| now >= last + DEFEND);
@@ -210,7 +210,7 @@ impl Strangers {
 mod tests {
     use super::*;
 
-    const STRANGER: Mac = Mac([2, 0, 0, 0, 0, 0x99]);
+    const STRANGER: MacAddr = MacAddr(2, 0, 0, 0, 0, 0x99);
 
     fn ms(ms: u64) -> Duration {
         Duration::from_millis(ms)
@@ -306,7 +306,7 @@ mod tests {
         {
             assert_eq!(strangers.intruded(ms(at), ip(1), STRANGER), Reaction { is_news, defend }, "at {at} ms");
         }
-        assert!(strangers.intruded(ms(10_001), ip(1), Mac([2, 0, 0, 0, 0, 0x98])).is_news);
+        assert!(strangers.intruded(ms(10_001), ip(1), MacAddr(2, 0, 0, 0, 0, 0x98)).is_news);
         assert!(!strangers.tidy(ms(130_000), |_| true));
         assert!(strangers.tidy(ms(130_001), |_| true));
         strangers.intruded(ms(0), ip(1), STRANGER);

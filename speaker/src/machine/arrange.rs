@@ -144,7 +144,7 @@ mod tests {
             steps in vec((0u8..12, 0u8..5), 1..40),
         ) {
             let link = |index: u32, own: &str| {
-                let mac = crds::Mac([2, 0, 0, 0, 0, index as u8]);
+                let mac = crds::MacAddr(2, 0, 0, 0, 0, index as u8);
                 (index, Link { index, name: format!("eth{index}"), mac, addresses: vec![own.parse().expect("a prefix")], is_bridge: false })
             };
             let mut machine = Machine::new(Config::new("cluster", "n1", 1, Authentication::Off));
@@ -194,7 +194,7 @@ mod tests {
         let eth0 = Link {
             index: 1,
             name: "eth0".into(),
-            mac: crds::Mac([2, 0, 0, 0, 0, 1]),
+            mac: crds::MacAddr(2, 0, 0, 0, 0, 1),
             addresses: vec![own.parse().expect("a prefix")],
             is_bridge: false,
         };

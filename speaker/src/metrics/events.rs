@@ -8,7 +8,7 @@ use std::time::Duration;
 use crate::metrics::takeovers::Takeovers;
 use crate::ownership::rules::Reason;
 use crate::peers::liveness::Standing;
-use crds::Mac;
+use crds::MacAddr;
 
 /// A transition. Each is told once.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -80,7 +80,7 @@ pub enum Event {
         /// On which link.
         link: String,
         /// Who uses it.
-        mac: Mac,
+        mac: MacAddr,
         /// Whether it isn't announced because of that: it never was before.
         held_back: bool,
     },
@@ -89,7 +89,7 @@ pub enum Event {
         /// On which link it is heard.
         link: String,
         /// Where it sends from.
-        mac: Mac,
+        mac: MacAddr,
     },
     /// The loop didn't run when it should have.
     Slept {

@@ -13,7 +13,7 @@ use rtnetlink::packet_route::link::{
 use rtnetlink::packet_route::{AddressFamily, RouteNetlinkMessage};
 
 use crate::announce::placement::{Link, has_neighbours};
-use crds::Mac;
+use crds::{MacAddr, is_station};
 
 /// All links and addresses of the node.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -27,7 +27,7 @@ pub struct Table {
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Device {
     name: String,
-    mac: Mac,
+    mac: MacAddr,
     is_bridge: bool,
 }
 
@@ -93,7 +93,7 @@ fn device(message: &LinkMessage) -> Option<Device> {
     for attribute in &message.attributes {
         match attribute {
             LinkAttribute::IfName(text) => name = Some(text.clone()),
-            LinkAttribute::Address(bytes) => mac = <[u8; 6]>::try_from(bytes.as_slice()).ok().map(Mac),
+            LinkAttribute::Address(bytes) => mac = <[u8; 6]>::try_from(bytes.as_slice()).ok().map(MacAddr::from),
             LinkAttribute::Controller(index) => is_part = *index != 0,
             LinkAttribute::LinkInfo(all) => {
                 is_bridge = all.contains(&LinkInfo::Kind(InfoKind::Bridge));
@@ -105,7 +105,7 @@ fn device(message: &LinkMessage) -> Option<Device> {
     if is_part && !in_vrf {
         return None;
     }
-    Some(Device { name: name?, mac: mac.filter(|mac| mac.is_station())?, is_bridge })
+    Some(Device { name: name?, mac: mac.filter(|mac| is_station(*mac))?, is_bridge })
 }
 
 /// The node's own address (not the peer's, on a point-to-point link) with its prefix.
@@ -189,7 +189,7 @@ mod tests {
         let expected = Link {
             index: 9,
             name: "eth9".into(),
-            mac: Mac([2, 0, 0, 0, 0, 9]),
+            mac: MacAddr(2, 0, 0, 0, 0, 9),
             addresses: vec!["203.0.113.1/24".parse().expect("address")],
             is_bridge: true,
         };

@@ -221,7 +221,7 @@ impl Port {
 
     fn membership(&self, option: libc::c_int, link: u32) -> io::Result<()> {
         let mut group = [0; 8];
-        group[..6].copy_from_slice(&GROUP_MAC.0);
+        group[..6].copy_from_slice(&GROUP_MAC.octets());
         let request = libc::packet_mreq {
             mr_ifindex: link.cast_signed(),
             mr_type: libc::PACKET_MR_MULTICAST as u16,

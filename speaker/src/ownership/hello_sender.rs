@@ -341,7 +341,7 @@ fn page_size(page: &Page) -> usize {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crds::Mac;
+    use crds::MacAddr;
     use proptest::collection::{btree_set, vec};
     use proptest::prelude::*;
 
@@ -351,7 +351,7 @@ mod tests {
         Packet {
             cluster: 1,
             node: "n1".into(),
-            mac: Mac([2, 0, 0, 0, 0, 1]),
+            mac: MacAddr(2, 0, 0, 0, 0, 1),
             link: "eth0".into(),
             incarnation: 2,
             sequence: 3,

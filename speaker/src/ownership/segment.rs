@@ -319,9 +319,9 @@ impl Segment {
     pub fn arp(&mut self, context: &mut Context<'_>, frame: &[u8]) {
         self.note_outsider(context.now, frame);
         if self.strangers.is_probing() {
-            self.answered(context, arp::user(frame).map(|(mac, used)| (mac, used.into())));
+            self.answered(context, arp::address_user(frame).map(|(mac, used)| (mac, used.into())));
         }
-        let verdict = arp::judge(frame, self.link.mac, |lb_ip| self.mine(IpAddr::V4(lb_ip)).is_some());
+        let verdict = arp::decide(frame, self.link.mac, |lb_ip| self.mine(IpAddr::V4(lb_ip)).is_some());
         self.follow(context, Channel::Arp, verdict);
     }
 
@@ -329,9 +329,9 @@ impl Segment {
     pub fn ndp(&mut self, context: &mut Context<'_>, frame: &[u8]) {
         self.note_outsider(context.now, frame);
         if self.strangers.is_probing() {
-            self.answered(context, ndp::user(frame).map(|(mac, used)| (mac, used.into())));
+            self.answered(context, ndp::address_user(frame).map(|(mac, used)| (mac, used.into())));
         }
-        let verdict = ndp::judge(frame, self.link.mac, |lb_ip| self.mine(IpAddr::V6(lb_ip)).is_some());
+        let verdict = ndp::decide(frame, self.link.mac, |lb_ip| self.mine(IpAddr::V6(lb_ip)).is_some());
         self.follow(context, Channel::Ndp, verdict);
     }
 

@@ -7,17 +7,17 @@
 
 use std::collections::BTreeMap;
 
-use crds::Mac;
+use crds::MacAddr;
 
 /// The nodes that were met on each link, by the names of both.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Neighbours {
-    links: BTreeMap<String, BTreeMap<String, Mac>>,
+    links: BTreeMap<String, BTreeMap<String, MacAddr>>,
 }
 
 impl Neighbours {
     /// This node was met on this link. Returns whether that is news.
-    pub fn meet(&mut self, link: &str, node: &str, mac: Mac) -> bool {
+    pub fn meet(&mut self, link: &str, node: &str, mac: MacAddr) -> bool {
         if self.mac(link, node) == Some(mac) {
             return false;
         }
@@ -31,7 +31,7 @@ impl Neighbours {
     }
 
     /// The MAC address of this node on this link, if it was met there.
-    pub fn mac(&self, link: &str, node: &str) -> Option<Mac> {
+    pub fn mac(&self, link: &str, node: &str) -> Option<MacAddr> {
         self.links.get(link)?.get(node).copied()
     }
 }
@@ -42,7 +42,7 @@ mod tests {
 
     #[test]
     fn a_node_is_where_it_was_met_last_under_its_mac_address() {
-        let [a, b] = [1, 2].map(|last| Mac([2, 0, 0, 0, 0, last]));
+        let [a, b] = [1, 2].map(|last| MacAddr(2, 0, 0, 0, 0, last));
         let mut met = Neighbours::default();
         assert!(met.meet("eth0", "n2", a));
         assert!(!met.meet("eth0", "n2", a), "no news");

@@ -9,7 +9,7 @@ use std::time::Duration;
 use crate::ownership::claims::Claims;
 use crate::peers::liveness::{Liveness, Standing};
 use crate::wire::hello::Packet;
-use crds::Mac;
+use crds::MacAddr;
 
 /// A peer that claims more than this is not believed any more of it: memory has to be bounded by what can be true.
 const MAX_CLAIMS: usize = 65_536;
@@ -34,7 +34,7 @@ pub struct Peer {
     /// The parts of that Hello that have come, one bit each.
     parts: [u64; MAX_PARTS / 64],
     /// The MAC address of its link.
-    pub mac: Mac,
+    pub mac: MacAddr,
     /// What it calls its link.
     pub link: String,
     /// What was heard of it.
@@ -61,7 +61,7 @@ pub struct Replayed;
 
 impl Peer {
     /// A peer whose first packet has just come. The packet itself is still to be [received](Self::receive).
-    pub fn new(now: Duration, mac: Mac, packet: &Packet, multiplier: u32) -> Self {
+    pub fn new(now: Duration, mac: MacAddr, packet: &Packet, multiplier: u32) -> Self {
         Self {
             incarnation: packet.incarnation,
             sequence: packet.sequence,
@@ -81,7 +81,7 @@ impl Peer {
 
     /// Another speaker runs on that node now, and this is its first packet: it claims nothing but what it says from now
     /// on. Returns the addresses that the former one claimed.
-    pub fn restart(&mut self, now: Duration, mac: Mac, packet: &Packet, multiplier: u32) -> BTreeSet<IpAddr> {
+    pub fn restart(&mut self, now: Duration, mac: MacAddr, packet: &Packet, multiplier: u32) -> BTreeSet<IpAddr> {
         let new = Self { standing: self.standing, ..Self::new(now, mac, packet, multiplier) };
         std::mem::replace(self, new).claims.iter().map(|(lb_ip, _)| lb_ip).collect()
     }
@@ -103,7 +103,7 @@ impl Peer {
     pub fn receive(
         &mut self,
         now: Duration,
-        mac: Mac,
+        mac: MacAddr,
         packet: &Packet,
         (me, multiplier): (u32, u32),
     ) -> Result<BTreeSet<IpAddr>, Replayed> {
@@ -179,7 +179,7 @@ mod tests {
     use super::*;
     use crate::wire::hello::{self, Heard, Hearing};
 
-    const MAC: Mac = Mac([2, 0, 0, 0, 0, 2]);
+    const MAC: MacAddr = MacAddr(2, 0, 0, 0, 0, 2);
 
     fn me() -> (u32, u32) {
         (hello::id(1), 3)

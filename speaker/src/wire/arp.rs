@@ -1,133 +1,144 @@
-//! What to do with an ARP frame, and the frames that are sent: RFC 826, RFC 5227.
+//! ARP frames (RFC 826, RFC 5227): the reply to a received frame, and the frames a speaker sends.
 //!
-//! In goes a frame from a link and what is announced there, out comes a [`Verdict`]. Nothing is remembered.
+//! Input is one frame and the addresses announced on its link; output is a [`Verdict`]. No state is kept.
 
 use std::net::{IpAddr, Ipv4Addr};
 
-use etherparse::{ArpEthIpv4Packet, ArpOperation, ArpPacketSlice, EtherType, Ethernet2Header, Ethernet2HeaderSlice};
+use crds::{MacAddr, is_station};
+use pnet_packet::arp::{ArpHardwareTypes, ArpOperation, ArpOperations, ArpPacket, MutableArpPacket};
+use pnet_packet::ethernet::{EtherTypes, EthernetPacket, MutableEthernetPacket};
 
-use crds::Mac;
-
-/// What to do with a frame, of ARP or of IPv6 neighbour discovery ([`crate::wire::ndp`]).
+/// The decision about one received frame, ARP or IPv6 neighbour discovery ([`super::ndp`]).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Verdict {
-    /// Send this frame: the answer.
+    /// Send this frame as the reply.
     Answer(Vec<u8>),
-    /// Somebody else uses an lb_ip that is announced here.
+    /// Another host uses a load-balancer address that is announced here.
     Conflict {
         /// The address.
         lb_ip: IpAddr,
-        /// Who uses it.
-        mac: Mac,
+        /// The MAC address of that host.
+        mac: MacAddr,
     },
-    /// Nothing.
+    /// Do nothing.
     Ignore(Ignored),
 }
 
-/// Why a frame is not answered.
+/// Why a frame gets no reply.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Ignored {
-    /// It is cut off, not what it should be, or from a station that can't be one.
+    /// The frame is truncated, of another protocol, or its sender is a group or zero address.
     Malformed,
-    /// It was sent by this very interface.
+    /// This interface sent the frame.
     Own,
-    /// It is for another station.
+    /// The frame is for another station.
     OtherStation,
-    /// It asks for an address that is not announced here.
+    /// The requested address is not announced here.
     OtherAddress,
-    /// It asks nothing: a reply, or an announcement of somebody's own address.
+    /// The frame is a reply, or an announcement of the sender's own address.
     NoQuestion,
 }
 
-/// Judges `frame`, which came in on the interface with the address `mac`, where `announced` are announced.
+/// The bytes of an ARP frame without padding: Ethernet header, then ARP for IPv4.
+const FRAME_LEN: usize = EthernetPacket::minimum_packet_size() + ArpPacket::minimum_packet_size();
+
+/// Decides about `frame`, received on the interface with MAC address `mac`. `announced` is true for the addresses
+/// announced on this link.
 ///
-/// A request is answered if it came by broadcast or to this station itself, and asks for an announced address: unicast
-/// requests are how clients check what they know (RFC 1122 §2.3.2.1). The sender may be 0.0.0.0: that is a probe, and the
-/// answer tells that the address is in use (RFC 5227 §2.1.1).
-pub fn judge(frame: &[u8], mac: Mac, announced: impl Fn(Ipv4Addr) -> bool) -> Verdict {
+/// A request is answered if it was broadcast or sent to this station, and asks for an announced address. Clients
+/// revalidate their neighbour entries with unicast requests (RFC 1122 §2.3.2.1). A sender address of 0.0.0.0 marks a
+/// probe; the reply reports that the address is in use (RFC 5227 §2.1.1).
+pub fn decide(frame: &[u8], mac: MacAddr, announced: impl Fn(Ipv4Addr) -> bool) -> Verdict {
     let Some((destination, packet)) = parse(frame) else { return Verdict::Ignore(Ignored::Malformed) };
-    let (sender, target) = (packet.sender_ipv4_addr(), packet.target_ipv4_addr());
-    let from = Mac(packet.sender_mac);
-    if !from.is_station() {
+    let (sender, target) = (packet.get_sender_proto_addr(), packet.get_target_proto_addr());
+    let from = packet.get_sender_hw_addr();
+    if !is_station(from) {
         return Verdict::Ignore(Ignored::Malformed);
     }
     if from == mac {
         return Verdict::Ignore(Ignored::Own);
     }
-    // RFC 5227 §2.4: a frame of any kind, to anybody, whose sender address is ours is a conflict.
+    // RFC 5227 §2.4: any frame, whatever its destination, whose sender address is ours is a conflict.
     if announced(sender) {
         return Verdict::Conflict { lb_ip: sender.into(), mac: from };
     }
-    if destination != mac && destination != Mac::BROADCAST {
+    if destination != mac && !destination.is_broadcast() {
         return Verdict::Ignore(Ignored::OtherStation);
     }
-    if packet.operation != ArpOperation::REQUEST || sender == target {
+    if packet.get_operation() != ArpOperations::Request || sender == target {
         return Verdict::Ignore(Ignored::NoQuestion);
     }
     if !announced(target) {
         return Verdict::Ignore(Ignored::OtherAddress);
     }
-    // To the hardware address in the packet, as RFC 826 has it, not to the one that carried the frame here.
-    let answer = ArpEthIpv4Packet {
-        operation: ArpOperation::REPLY,
-        sender_mac: mac.0,
-        sender_ipv4: target.octets(),
-        target_mac: from.0,
-        target_ipv4: sender.octets(),
-    };
-    Verdict::Answer(frame_of(from, &answer))
+    // The reply goes to the sender hardware address of the packet (RFC 826), not to the source of the frame.
+    Verdict::Answer(build_frame(from, ArpOperations::Reply, Station(mac, target), Station(from, sender)))
 }
 
-/// Who uses or would like to use which address, as `frame` tells: its sender the one it has, or the one it probes for (RFC
-/// 5227 §2.1.1).
-pub fn user(frame: &[u8]) -> Option<(Mac, Ipv4Addr)> {
+/// The host that uses an address according to `frame`: the sender with its own address or, for a probe (RFC 5227
+/// §2.1.1), with the address that it wants.
+pub fn address_user(frame: &[u8]) -> Option<(MacAddr, Ipv4Addr)> {
     let (_, packet) = parse(frame)?;
-    let (sender, target) = (packet.sender_ipv4_addr(), packet.target_ipv4_addr());
-    let probes = sender.is_unspecified() && packet.operation == ArpOperation::REQUEST;
-    Some((Mac(packet.sender_mac), if probes { target } else { sender }))
+    let (sender, target) = (packet.get_sender_proto_addr(), packet.get_target_proto_addr());
+    let is_probe = sender.is_unspecified() && packet.get_operation() == ArpOperations::Request;
+    Some((packet.get_sender_hw_addr(), if is_probe { target } else { sender }))
 }
 
-/// Asks whether anybody has `lb_ip`, before it is used (RFC 5227 §1.1, "ARP Probe").
-pub fn probe(mac: Mac, lb_ip: Ipv4Addr) -> Vec<u8> {
-    let (sender_mac, target_mac) = (mac.0, [0; 6]);
-    let (sender_ipv4, target_ipv4) = ([0; 4], lb_ip.octets());
-    let operation = ArpOperation::REQUEST;
-    frame_of(Mac::BROADCAST, &ArpEthIpv4Packet { operation, sender_mac, sender_ipv4, target_mac, target_ipv4 })
+/// An ARP Probe: asks the link whether a host already uses `lb_ip` (RFC 5227 §1.1).
+pub fn probe(mac: MacAddr, lb_ip: Ipv4Addr) -> Vec<u8> {
+    let sender = Station(mac, Ipv4Addr::UNSPECIFIED);
+    build_frame(MacAddr::broadcast(), ArpOperations::Request, sender, Station(MacAddr::zero(), lb_ip))
 }
 
-/// The request form of a gratuitous ARP: sender and target address are the same (RFC 5227 §1.1, "ARP Announcement").
-/// Old Linux kernels know only this form.
-pub fn gratuitous_request(mac: Mac, lb_ip: Ipv4Addr) -> Vec<u8> {
-    gratuitous(ArpOperation::REQUEST, mac, Mac([0; 6]), lb_ip)
+/// The request form of a gratuitous ARP: sender and target address are equal (RFC 5227 §1.1, "ARP Announcement"). Old
+/// Linux kernels accept only this form.
+pub fn gratuitous_request(mac: MacAddr, lb_ip: Ipv4Addr) -> Vec<u8> {
+    let target = Station(MacAddr::zero(), lb_ip);
+    build_frame(MacAddr::broadcast(), ArpOperations::Request, Station(mac, lb_ip), target)
 }
 
-/// The reply form of a gratuitous ARP. Linux takes a reply for gratuitous, and then heeds it at once instead of ignoring
-/// it for a second after the last change, only if the target's hardware address is the sender's (`arp_is_garp`).
-pub fn gratuitous_reply(mac: Mac, lb_ip: Ipv4Addr) -> Vec<u8> {
-    gratuitous(ArpOperation::REPLY, mac, mac, lb_ip)
+/// The reply form of a gratuitous ARP. Linux treats a reply as gratuitous only if its target hardware address equals its
+/// sender's (`arp_is_garp`), and then applies it at once instead of ignoring it for 1 s after the last change.
+pub fn gratuitous_reply(mac: MacAddr, lb_ip: Ipv4Addr) -> Vec<u8> {
+    build_frame(MacAddr::broadcast(), ArpOperations::Reply, Station(mac, lb_ip), Station(mac, lb_ip))
 }
 
-fn gratuitous(operation: ArpOperation, mac: Mac, target: Mac, lb_ip: Ipv4Addr) -> Vec<u8> {
-    let address = lb_ip.octets();
-    let (sender_mac, target_mac) = (mac.0, target.0);
-    let packet = ArpEthIpv4Packet { operation, sender_mac, sender_ipv4: address, target_mac, target_ipv4: address };
-    frame_of(Mac::BROADCAST, &packet)
+/// One end of an ARP packet: hardware and protocol address.
+#[derive(Clone, Copy)]
+struct Station(MacAddr, Ipv4Addr);
+
+fn build_frame(destination: MacAddr, operation: ArpOperation, sender: Station, target: Station) -> Vec<u8> {
+    let mut frame = [0; FRAME_LEN];
+    let (header, body) = frame.split_at_mut(EthernetPacket::minimum_packet_size());
+    let mut ethernet = MutableEthernetPacket::new(header).expect("invariant: the header has its size");
+    ethernet.set_destination(destination);
+    ethernet.set_source(sender.0);
+    ethernet.set_ethertype(EtherTypes::Arp);
+    let mut arp = MutableArpPacket::new(body).expect("invariant: the body has its size");
+    arp.set_hardware_type(ArpHardwareTypes::Ethernet);
+    arp.set_protocol_type(EtherTypes::Ipv4);
+    arp.set_hw_addr_len(6);
+    arp.set_proto_addr_len(4);
+    arp.set_operation(operation);
+    arp.set_sender_hw_addr(sender.0);
+    arp.set_sender_proto_addr(sender.1);
+    arp.set_target_hw_addr(target.0);
+    arp.set_target_proto_addr(target.1);
+    frame.to_vec()
 }
 
-fn frame_of(destination: Mac, packet: &ArpEthIpv4Packet) -> Vec<u8> {
-    let ether_type = EtherType::ARP;
-    let header = Ethernet2Header { source: packet.sender_mac, destination: destination.0, ether_type };
-    [&header.to_bytes()[..], &packet.to_bytes()[..]].concat()
-}
-
-/// The destination of a frame and the packet in it, if it is ARP for IPv4 on Ethernet.
-fn parse(frame: &[u8]) -> Option<(Mac, ArpEthIpv4Packet)> {
-    let ethernet = Ethernet2HeaderSlice::from_slice(frame).ok()?;
-    if ethernet.ether_type() != EtherType::ARP {
+/// The destination of a frame and its packet, if it is ARP for IPv4 over Ethernet.
+fn parse(frame: &[u8]) -> Option<(MacAddr, ArpPacket<'_>)> {
+    let ethernet = EthernetPacket::new(frame)?;
+    if ethernet.get_ethertype() != EtherTypes::Arp {
         return None;
     }
-    let packet = ArpPacketSlice::from_slice(&frame[ethernet.slice().len()..]).ok()?.to_packet();
-    Some((Mac(ethernet.destination()), packet.try_eth_ipv4().ok()?))
+    let packet = ArpPacket::new(&frame[EthernetPacket::minimum_packet_size()..])?;
+    let is_ipv4 = packet.get_hardware_type() == ArpHardwareTypes::Ethernet
+        && packet.get_protocol_type() == EtherTypes::Ipv4
+        && packet.get_hw_addr_len() == 6
+        && packet.get_proto_addr_len() == 4;
+    is_ipv4.then_some((ethernet.get_destination(), packet))
 }
 
 #[cfg(test)]
@@ -135,98 +146,94 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    const MINE: Mac = Mac([2, 0, 0, 0, 0, 1]);
-    const CLIENT: Mac = Mac([2, 0, 0, 0, 0, 9]);
-    const OTHER: Mac = Mac([2, 0, 0, 0, 0, 7]);
+    const MINE: MacAddr = MacAddr(2, 0, 0, 0, 0, 1);
+    const CLIENT: MacAddr = MacAddr(2, 0, 0, 0, 0, 9);
+    const OTHER: MacAddr = MacAddr(2, 0, 0, 0, 0, 7);
     const LB_IP: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 200);
     const CLIENT_IP: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 9);
 
-    fn frame(to: Mac, operation: ArpOperation, from: (Mac, Ipv4Addr), target: Ipv4Addr) -> Vec<u8> {
-        let packet = ArpEthIpv4Packet {
-            operation,
-            sender_mac: from.0.0,
-            sender_ipv4: from.1.octets(),
-            target_mac: [0; 6],
-            target_ipv4: target.octets(),
-        };
-        frame_of(to, &packet)
+    fn frame(to: MacAddr, operation: ArpOperation, from: Station, target: Ipv4Addr) -> Vec<u8> {
+        build_frame(to, operation, from, Station(MacAddr::zero(), target))
     }
 
-    fn judged(frame: &[u8]) -> Verdict {
-        judge(frame, MINE, |address| address == LB_IP)
+    fn verdict(frame: &[u8]) -> Verdict {
+        decide(frame, MINE, |address| address == LB_IP)
     }
 
     #[test]
-    fn a_question_for_an_announced_address_is_answered_and_nothing_else_is() {
+    fn only_requests_for_announced_addresses_are_answered() {
         use Ignored::*;
-        let (request, reply) = (ArpOperation::REQUEST, ArpOperation::REPLY);
-        let client = (CLIENT, CLIENT_IP);
+        let (request, reply) = (ArpOperations::Request, ArpOperations::Reply);
+        let client = Station(CLIENT, CLIENT_IP);
         let elsewhere = Ipv4Addr::new(192, 0, 2, 201);
-        let answer = |to: Ipv4Addr| {
-            let packet = ArpEthIpv4Packet {
-                operation: reply,
-                sender_mac: MINE.0,
-                sender_ipv4: LB_IP.octets(),
-                target_mac: CLIENT.0,
-                target_ipv4: to.octets(),
-            };
-            Verdict::Answer(frame_of(CLIENT, &packet))
-        };
+        let answer = |to| Verdict::Answer(build_frame(CLIENT, reply, Station(MINE, LB_IP), Station(CLIENT, to)));
         let conflict = Verdict::Conflict { lb_ip: LB_IP.into(), mac: OTHER };
         for (what, frame, expected) in [
-            ("by broadcast", frame(Mac::BROADCAST, request, client, LB_IP), answer(CLIENT_IP)),
+            ("by broadcast", frame(MacAddr::broadcast(), request, client, LB_IP), answer(CLIENT_IP)),
             ("by unicast", frame(MINE, request, client, LB_IP), answer(CLIENT_IP)),
-            ("a probe", frame(Mac::BROADCAST, request, (CLIENT, Ipv4Addr::UNSPECIFIED), LB_IP), answer([0; 4].into())),
+            (
+                "a probe",
+                frame(MacAddr::broadcast(), request, Station(CLIENT, Ipv4Addr::UNSPECIFIED), LB_IP),
+                answer(Ipv4Addr::UNSPECIFIED),
+            ),
             ("to another station", frame(OTHER, request, client, LB_IP), Verdict::Ignore(OtherStation)),
-            ("another address", frame(Mac::BROADCAST, request, client, elsewhere), Verdict::Ignore(OtherAddress)),
+            ("another address", frame(MacAddr::broadcast(), request, client, elsewhere), Verdict::Ignore(OtherAddress)),
             ("a reply", frame(MINE, reply, client, LB_IP), Verdict::Ignore(NoQuestion)),
-            ("gratuitous", frame(Mac::BROADCAST, request, client, CLIENT_IP), Verdict::Ignore(NoQuestion)),
-            ("an unknown operation", frame(MINE, ArpOperation(9), client, LB_IP), Verdict::Ignore(NoQuestion)),
-            ("our own, looped", frame(Mac::BROADCAST, request, (MINE, LB_IP), LB_IP), Verdict::Ignore(Own)),
-            ("from a group", frame(MINE, request, (Mac::BROADCAST, CLIENT_IP), LB_IP), Verdict::Ignore(Malformed)),
-            ("from zero", frame(MINE, request, (Mac([0; 6]), CLIENT_IP), LB_IP), Verdict::Ignore(Malformed)),
+            ("gratuitous", frame(MacAddr::broadcast(), request, client, CLIENT_IP), Verdict::Ignore(NoQuestion)),
+            ("an unknown operation", frame(MINE, ArpOperation::new(9), client, LB_IP), Verdict::Ignore(NoQuestion)),
+            (
+                "our own, looped",
+                frame(MacAddr::broadcast(), request, Station(MINE, LB_IP), LB_IP),
+                Verdict::Ignore(Own),
+            ),
+            (
+                "from a group",
+                frame(MINE, request, Station(MacAddr::broadcast(), CLIENT_IP), LB_IP),
+                Verdict::Ignore(Malformed),
+            ),
+            ("from zero", frame(MINE, request, Station(MacAddr::zero(), CLIENT_IP), LB_IP), Verdict::Ignore(Malformed)),
             ("gratuitous from another", gratuitous_request(OTHER, LB_IP), conflict.clone()),
-            ("a reply from another", frame(CLIENT, reply, (OTHER, LB_IP), CLIENT_IP), conflict),
+            ("a reply from another", frame(CLIENT, reply, Station(OTHER, LB_IP), CLIENT_IP), conflict),
         ] {
-            assert_eq!(judged(&frame), expected, "{what}");
+            assert_eq!(verdict(&frame), expected, "{what}");
         }
     }
 
     #[test]
-    fn what_is_not_arp_for_ipv4_on_ethernet_is_malformed() {
-        let whole = frame(Mac::BROADCAST, ArpOperation::REQUEST, (CLIENT, CLIENT_IP), LB_IP);
+    fn other_protocols_and_truncated_frames_are_malformed() {
+        let whole = frame(MacAddr::broadcast(), ArpOperations::Request, Station(CLIENT, CLIENT_IP), LB_IP);
         for (at, byte) in [(13, 0x00), (15, 6), (17, 1), (18, 8), (19, 16)] {
             let mut changed = whole.clone();
             changed[at] = byte;
-            assert_eq!(judged(&changed), Verdict::Ignore(Ignored::Malformed), "byte {at}");
+            assert_eq!(verdict(&changed), Verdict::Ignore(Ignored::Malformed), "byte {at}");
         }
         for end in 0..whole.len() {
-            assert_eq!(judged(&whole[..end]), Verdict::Ignore(Ignored::Malformed), "{end} bytes");
+            assert_eq!(verdict(&whole[..end]), Verdict::Ignore(Ignored::Malformed), "{end} bytes");
         }
     }
 
     #[test]
-    fn a_frame_tells_who_uses_an_address_or_would_like_to() {
+    fn frames_name_the_user_of_an_address() {
         for (what, frame, expected) in [
             ("a probe", probe(OTHER, LB_IP), Some((OTHER, LB_IP))),
             (
                 "a question",
-                frame(Mac::BROADCAST, ArpOperation::REQUEST, (CLIENT, CLIENT_IP), LB_IP),
+                frame(MacAddr::broadcast(), ArpOperations::Request, Station(CLIENT, CLIENT_IP), LB_IP),
                 Some((CLIENT, CLIENT_IP)),
             ),
-            ("an answer", frame(MINE, ArpOperation::REPLY, (OTHER, LB_IP), CLIENT_IP), Some((OTHER, LB_IP))),
+            ("an answer", frame(MINE, ArpOperations::Reply, Station(OTHER, LB_IP), CLIENT_IP), Some((OTHER, LB_IP))),
             ("an announcement", gratuitous_request(OTHER, LB_IP), Some((OTHER, LB_IP))),
             ("nothing", vec![], None),
         ] {
-            assert_eq!(user(&frame), expected, "{what}");
+            assert_eq!(address_user(&frame), expected, "{what}");
         }
-        // Whoever has it answers, to nobody in particular.
-        let Verdict::Answer(answer) = judged(&probe(OTHER, LB_IP)) else { panic!("no answer") };
-        assert_eq!(user(&answer), Some((MINE, LB_IP)));
+        // The host that has the address answers the probe.
+        let Verdict::Answer(answer) = verdict(&probe(OTHER, LB_IP)) else { panic!("no answer") };
+        assert_eq!(address_user(&answer), Some((MINE, LB_IP)));
     }
 
     #[test]
-    fn both_gratuitous_forms_are_such_that_linux_heeds_them_at_once() {
+    fn gratuitous_forms_have_the_bytes_linux_accepts() {
         #[rustfmt::skip]
         let request = [
             0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 2, 0, 0, 0, 0, 1, 8, 6,
@@ -237,14 +244,14 @@ mod tests {
         assert_eq!(gratuitous_request(MINE, LB_IP), request);
         let mut reply = request;
         reply[21] = 2;
-        reply[32..38].copy_from_slice(&MINE.0);
+        reply[32..38].copy_from_slice(&MINE.octets());
         assert_eq!(gratuitous_reply(MINE, LB_IP), reply);
     }
 
     proptest! {
         #[test]
-        fn judging_any_bytes_never_panics(bytes in proptest::collection::vec(any::<u8>(), 0..80)) {
-            let _ = judge(&bytes, MINE, |_| true);
+        fn deciding_about_any_bytes_never_panics(bytes in proptest::collection::vec(any::<u8>(), 0..80)) {
+            let _ = decide(&bytes, MINE, |_| true);
         }
     }
 }

@@ -1,110 +1,185 @@
-//! What a packet between speakers travels in: Ethernet, IP and UDP, to a link-local multicast group.
+//! The frames that carry packets between speakers: Ethernet, IP and UDP to a link-local multicast group.
 //!
-//! IPv4 where the link has it, else IPv6; whoever listens, listens for both. Any tool reads it, any switch floods it:
-//! groups in 224.0.0.0/24 are not subject to IGMP snooping (RFC 4541 §2.1.2), and for the one of IPv6, whose listeners
-//! switches may want to know, the kernel reports that we listen ([`crate::os::groups`]). A datagram from another network can't
-//! pass for one of a neighbour, because its TTL would be less than 255 (GTSM, RFC 5082 §3).
+//! IPv4 where the link has an IPv4 address, else IPv6; a receiver accepts both. Any tool can read these frames and any
+//! switch floods them: groups in 224.0.0.0/24 are not subject to IGMP snooping (RFC 4541 §2.1.2), and the kernel reports
+//! our membership of the IPv6 group ([`crate::os::groups`]). A datagram from another network cannot pass for one of this link, because its TTL is
+//! below 255 (GTSM, RFC 5082 §3).
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use etherparse::{
-    EtherType, Ethernet2HeaderSlice, Ipv4HeaderSlice, Ipv6HeaderSlice, PacketBuilder, UdpHeader, UdpHeaderSlice,
-};
+use crds::MacAddr;
+use pnet_packet::Packet;
+use pnet_packet::ethernet::{EtherTypes, EthernetPacket, MutableEthernetPacket};
+use pnet_packet::ip::IpNextHeaderProtocols;
+use pnet_packet::ipv4::{self, Ipv4Packet, MutableIpv4Packet};
+use pnet_packet::ipv6::{Ipv6Packet, MutableIpv6Packet};
+use pnet_packet::udp::{MutableUdpPacket, UdpPacket};
 
-use crate::wire::ndp::group_mac;
-use crds::Mac;
+use super::checksum::checksum;
+use super::ndp::group_mac;
 
-/// The group. It is in the block for local network control, where IANA has assigned it to nobody.
+/// The IPv4 group, in the local network control block and not assigned by IANA.
 pub const GROUP: Ipv4Addr = Ipv4Addr::new(224, 0, 0, 140);
 
-/// The group's MAC address (RFC 1112 §6.4).
-pub const GROUP_MAC: Mac = Mac([0x01, 0x00, 0x5e, 0, 0, 140]);
+/// The MAC address of [`GROUP`] (RFC 1112 §6.4).
+pub const GROUP_MAC: MacAddr = MacAddr(0x01, 0x00, 0x5e, 0, 0, 140);
 
-/// The group for IPv6: of this link, and assigned by nobody (RFC 4291 §2.7, flag T).
+/// The IPv6 group: link-local scope, transient (RFC 4291 §2.7, flag T).
 pub const GROUP_V6: Ipv6Addr = Ipv6Addr::new(0xff12, 0, 0, 0, 0, 0, 0x4c46, 140);
 
 /// The UDP port, source and destination: "LF".
 pub const PORT: u16 = 0x4c46;
 
-/// The TTL that nothing from beyond the link can have.
+/// The TTL that no datagram from beyond the link can have.
 pub const TTL: u8 = 255;
 
-/// Why a frame carries no datagram for us.
+const ETHERNET_LEN: usize = EthernetPacket::minimum_packet_size();
+const IPV4_LEN: usize = Ipv4Packet::minimum_packet_size();
+const IPV6_LEN: usize = Ipv6Packet::minimum_packet_size();
+const UDP_LEN: usize = UdpPacket::minimum_packet_size();
+
+/// Why a frame carries no datagram for this speaker.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Malformed {
-    /// It is cut off, or a length in it is wrong.
+    /// The frame is truncated, or a length in it is wrong.
     #[error("cut off")]
     Short,
-    /// It is whole, but something else.
+    /// The frame is complete but of another kind.
     #[error("not for our group and port")]
     Foreign,
-    /// It came through a router.
+    /// A router forwarded the datagram.
     #[error("not from this link")]
     Distant,
-    /// It was damaged on its way.
+    /// The checksum does not match the payload.
     #[error("wrong checksum")]
     Checksum,
 }
 
-/// The frame that carries `payload` from the interface with that MAC and address to all speakers on the link.
-pub fn wrap(mac: Mac, address: IpAddr, payload: &[u8]) -> Vec<u8> {
-    let builder = match address {
-        IpAddr::V4(v4) => PacketBuilder::ethernet2(mac.0, GROUP_MAC.0).ipv4(v4.octets(), GROUP.octets(), TTL),
-        IpAddr::V6(v6) => {
-            PacketBuilder::ethernet2(mac.0, group_mac(GROUP_V6).0).ipv6(v6.octets(), GROUP_V6.octets(), TTL)
+/// The frame that carries `payload` from the interface with this MAC and IP address to all speakers on the link.
+pub fn wrap(mac: MacAddr, address: IpAddr, payload: &[u8]) -> Vec<u8> {
+    let length = UDP_LEN + payload.len();
+    match address {
+        IpAddr::V4(source) => {
+            let mut frame = ethernet_frame(mac, GROUP_MAC, IPV4_LEN + length);
+            let (ip, datagram) = frame[ETHERNET_LEN..].split_at_mut(IPV4_LEN);
+            write_ipv4(ip, source, length);
+            write_udp(datagram, address, GROUP.into(), payload);
+            frame
         }
-    };
-    let builder = builder.udp(PORT, PORT);
-    let mut frame = Vec::with_capacity(builder.size(payload.len()));
-    builder.write(&mut frame, payload).expect("invariant: a payload fits a datagram, and a Vec takes it");
+        IpAddr::V6(source) => {
+            let mut frame = ethernet_frame(mac, group_mac(GROUP_V6), IPV6_LEN + length);
+            let (ip, datagram) = frame[ETHERNET_LEN..].split_at_mut(IPV6_LEN);
+            write_ipv6(ip, source, length);
+            write_udp(datagram, address, GROUP_V6.into(), payload);
+            frame
+        }
+    }
+}
+
+fn ethernet_frame(source: MacAddr, destination: MacAddr, length: usize) -> Vec<u8> {
+    let mut frame = vec![0; ETHERNET_LEN + length];
+    let mut ethernet = MutableEthernetPacket::new(&mut frame).expect("invariant: the frame has a header");
+    ethernet.set_source(source);
+    ethernet.set_destination(destination);
+    ethernet.set_ethertype(if destination == GROUP_MAC { EtherTypes::Ipv4 } else { EtherTypes::Ipv6 });
     frame
+}
+
+fn write_ipv4(header: &mut [u8], source: Ipv4Addr, length: usize) {
+    let mut ip = MutableIpv4Packet::new(header).expect("invariant: the header has its size");
+    ip.set_version(4);
+    ip.set_header_length(5);
+    ip.set_total_length(u16::try_from(IPV4_LEN + length).expect("invariant: a payload fits a datagram"));
+    ip.set_flags(ipv4::Ipv4Flags::DontFragment);
+    ip.set_ttl(TTL);
+    ip.set_next_level_protocol(IpNextHeaderProtocols::Udp);
+    ip.set_source(source);
+    ip.set_destination(GROUP);
+    let checksum = ipv4::checksum(&ip.to_immutable());
+    ip.set_checksum(checksum);
+}
+
+fn write_ipv6(header: &mut [u8], source: Ipv6Addr, length: usize) {
+    let mut ip = MutableIpv6Packet::new(header).expect("invariant: the header has its size");
+    ip.set_version(6);
+    ip.set_payload_length(u16::try_from(length).expect("invariant: a payload fits a datagram"));
+    ip.set_next_header(IpNextHeaderProtocols::Udp);
+    ip.set_hop_limit(TTL);
+    ip.set_source(source);
+    ip.set_destination(GROUP_V6);
+}
+
+fn write_udp(datagram: &mut [u8], source: IpAddr, destination: IpAddr, payload: &[u8]) {
+    datagram[UDP_LEN..].copy_from_slice(payload);
+    let length = u16::try_from(datagram.len()).expect("invariant: a payload fits a datagram");
+    let mut udp = MutableUdpPacket::new(datagram).expect("invariant: the datagram has a header");
+    udp.set_source(PORT);
+    udp.set_destination(PORT);
+    udp.set_length(length);
+    // 0 means "no checksum", so a computed 0 is sent as all ones (RFC 768).
+    let checksum = match checksum(source, destination, IpNextHeaderProtocols::Udp, udp.packet()) {
+        0 => 0xffff,
+        checksum => checksum,
+    };
+    udp.set_checksum(checksum);
 }
 
 /// The sender's MAC address and the payload of a frame.
 ///
 /// # Errors
-/// If it carries no datagram of ours.
-pub fn unwrap(frame: &[u8]) -> Result<(Mac, &[u8]), Malformed> {
-    let ethernet = Ethernet2HeaderSlice::from_slice(frame).map_err(|_| Malformed::Short)?;
-    let packet = &frame[ethernet.slice().len()..];
-    let payload = if ethernet.ether_type() == EtherType::IPV6 { unwrap_v6(packet)? } else { unwrap_v4(packet)? };
-    Ok((Mac(ethernet.source()), payload))
+/// If the frame carries no datagram for this speaker.
+pub fn unwrap(frame: &[u8]) -> Result<(MacAddr, &[u8]), Malformed> {
+    let ethernet = EthernetPacket::new(frame).ok_or(Malformed::Short)?;
+    let packet = &frame[ETHERNET_LEN..];
+    let is_ipv6 = ethernet.get_ethertype() == EtherTypes::Ipv6;
+    let payload = if is_ipv6 { unwrap_ipv6(packet)? } else { unwrap_ipv4(packet)? };
+    Ok((ethernet.get_source(), payload))
 }
 
-fn unwrap_v4(packet: &[u8]) -> Result<&[u8], Malformed> {
-    let ip = Ipv4HeaderSlice::from_slice(packet).map_err(|_| Malformed::Foreign)?;
-    if ip.destination_addr() != GROUP || ip.protocol().0 != 17 || ip.is_fragmenting_payload() {
+fn unwrap_ipv4(packet: &[u8]) -> Result<&[u8], Malformed> {
+    let ip = Ipv4Packet::new(packet).ok_or(Malformed::Foreign)?;
+    let header_len = usize::from(ip.get_header_length()) * 4;
+    if ip.get_version() != 4 || header_len < IPV4_LEN || packet.len() < header_len {
         return Err(Malformed::Foreign);
     }
-    if ip.ttl() != TTL {
+    let is_fragment = ip.get_flags() & ipv4::Ipv4Flags::MoreFragments != 0 || ip.get_fragment_offset() != 0;
+    if ip.get_destination() != GROUP || ip.get_next_level_protocol() != IpNextHeaderProtocols::Udp || is_fragment {
+        return Err(Malformed::Foreign);
+    }
+    if ip.get_ttl() != TTL {
         return Err(Malformed::Distant);
     }
     // Ethernet pads short frames: only the lengths in the headers count.
-    let datagram = packet.get(ip.slice().len()..ip.total_len().into()).ok_or(Malformed::Short)?;
-    payload(datagram, |udp, payload| udp.calc_checksum_ipv4_raw(ip.source(), ip.destination(), payload).ok())
+    let datagram = packet.get(header_len..ip.get_total_length().into()).ok_or(Malformed::Short)?;
+    payload(datagram, ip.get_source().into(), GROUP.into())
 }
 
-fn unwrap_v6(packet: &[u8]) -> Result<&[u8], Malformed> {
-    let ip = Ipv6HeaderSlice::from_slice(packet).map_err(|_| Malformed::Foreign)?;
-    if ip.destination_addr() != GROUP_V6 || ip.next_header().0 != 17 {
+fn unwrap_ipv6(packet: &[u8]) -> Result<&[u8], Malformed> {
+    let ip = Ipv6Packet::new(packet).ok_or(Malformed::Foreign)?;
+    if ip.get_version() != 6 || ip.get_destination() != GROUP_V6 || ip.get_next_header() != IpNextHeaderProtocols::Udp {
         return Err(Malformed::Foreign);
     }
-    if ip.hop_limit() != TTL {
+    if ip.get_hop_limit() != TTL {
         return Err(Malformed::Distant);
     }
-    let start = ip.slice().len();
-    let datagram = packet.get(start..start + usize::from(ip.payload_length())).ok_or(Malformed::Short)?;
-    payload(datagram, |udp, payload| udp.calc_checksum_ipv6_raw(ip.source(), ip.destination(), payload).ok())
+    let end = IPV6_LEN + usize::from(ip.get_payload_length());
+    let datagram = packet.get(IPV6_LEN..end).ok_or(Malformed::Short)?;
+    payload(datagram, ip.get_source().into(), GROUP_V6.into())
 }
 
-fn payload(datagram: &[u8], checksum: impl Fn(&UdpHeader, &[u8]) -> Option<u16>) -> Result<&[u8], Malformed> {
-    let udp = UdpHeaderSlice::from_slice(datagram).map_err(|_| Malformed::Short)?;
-    if udp.destination_port() != PORT {
+/// The payload of a datagram for [`PORT`] with a correct checksum.
+fn payload(datagram: &[u8], source: IpAddr, destination: IpAddr) -> Result<&[u8], Malformed> {
+    let udp = UdpPacket::new(datagram).ok_or(Malformed::Short)?;
+    if udp.get_destination() != PORT {
         return Err(Malformed::Foreign);
     }
-    let payload = datagram.get(udp.slice().len()..udp.length().into()).ok_or(Malformed::Short)?;
-    let expected = checksum(&udp.to_header(), payload).ok_or(Malformed::Short)?;
-    if expected == udp.checksum() { Ok(payload) } else { Err(Malformed::Checksum) }
+    let datagram = datagram.get(..udp.get_length().into()).ok_or(Malformed::Short)?;
+    let payload = datagram.get(UDP_LEN..).ok_or(Malformed::Short)?;
+    // Every speaker sends a checksum, so 0 ("no checksum") is wrong as well.
+    if udp.get_checksum() == 0 || checksum(source, destination, IpNextHeaderProtocols::Udp, datagram) != 0 {
+        return Err(Malformed::Checksum);
+    }
+    Ok(payload)
 }
 
 #[cfg(test)]
@@ -112,7 +187,7 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    const MAC: Mac = Mac([2, 0, 0, 0, 0, 1]);
+    const MAC: MacAddr = MacAddr(2, 0, 0, 0, 0, 1);
     const ADDRESS: IpAddr = IpAddr::V4(Ipv4Addr::new(192, 0, 2, 1));
     const LINK_LOCAL: IpAddr = IpAddr::V6(Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 1));
 

@@ -35,7 +35,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::time::Duration;
 
 use crate::ownership::claims::{Claim, MAX_BITS, MAX_EPOCH, Page};
-use crds::Mac;
+use crds::MacAddr;
 use model::stable_hash;
 
 /// More than this is never sent in one packet: it fits an MTU of 1500 with room for tunnels and a trailer.
@@ -73,7 +73,7 @@ pub struct Packet {
     /// The sender's node.
     pub node: String,
     /// The sender's address on the link, which the frame has to come from: the frame itself isn't sealed.
-    pub mac: Mac,
+    pub mac: MacAddr,
     /// What the sender calls the link: whether it may announce an address there depends on that.
     pub link: String,
     /// Chosen at random when the sender started, another one for each of its links: a restarted speaker is another one.
@@ -222,7 +222,7 @@ impl Packet {
         out.extend(self.sequence.to_be_bytes());
         out.extend(self.part.to_be_bytes());
         out.extend(millis(self.interval).to_be_bytes());
-        out.extend(self.mac.0);
+        out.extend(self.mac.octets());
         let flags = [(self.leaving, LEAVING), (self.blind, BLIND), (self.routine, ROUTINE)];
         out.push(flags.iter().filter(|(set, _)| *set).fold(0, |all, (_, flag)| all | flag));
         // A node's name is a DNS subdomain: 253 bytes at most.
@@ -282,7 +282,7 @@ impl Packet {
         let (_, incarnation, sequence) = (input.u64()?, input.u64()?, input.u64()?);
         let part = input.u16()?;
         let interval = Duration::from_millis(input.u16()?.into());
-        let mac = Mac(input.take()?);
+        let mac = MacAddr::from(input.take()?);
         let [flags, length] = input.take()?;
         let node = std::str::from_utf8(input.slice(length.into())?).map_err(|_| Malformed::Invalid("the name"))?;
         if node.is_empty() {
@@ -449,7 +449,7 @@ mod tests {
         fn packet()(bits in 0..=MAX_BITS)(
             (cluster, incarnation, sequence, part) in any::<(u64, u64, u64, u16)>(),
             node in "[a-z0-9.-]{1,253}",
-            mac in any::<[u8; 6]>().prop_map(Mac),
+            mac in any::<[u8; 6]>().prop_map(MacAddr::from),
             link in "[a-z0-9.@-]{0,15}",
             interval in ms(),
             (leaving, blind, routine) in any::<(bool, bool, bool)>(),
@@ -475,7 +475,7 @@ mod tests {
         Packet {
             cluster: 0x0102_0304_0506_0708,
             node: "n1".into(),
-            mac: Mac([2, 0, 0, 0, 0, 1]),
+            mac: MacAddr(2, 0, 0, 0, 0, 1),
             link: "e0".into(),
             incarnation: 9,
             sequence: 10,

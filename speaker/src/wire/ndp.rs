@@ -1,92 +1,95 @@
-//! What to do with a frame of IPv6 neighbour discovery, and the frames that are sent: RFC 4861, RFC 4862 §5.4.
+//! IPv6 neighbour discovery frames (RFC 4861, RFC 4862 §5.4): the reply to a received frame, and the frames a speaker
+//! sends.
 //!
-//! In goes a frame from a link and what is announced there, out comes a [`Verdict`]. Nothing is remembered.
+//! Input is one frame and the addresses announced on its link; output is a [`Verdict`]. No state is kept.
 
 use std::net::{IpAddr, Ipv6Addr};
 
-use crate::wire::arp::{Ignored, Verdict};
-use crds::Mac;
+use crds::{MacAddr, is_station};
+use pnet_packet::ethernet::{EtherTypes, EthernetPacket, MutableEthernetPacket};
+use pnet_packet::icmpv6::ndp::{
+    MutableNeighborAdvertPacket, MutableNeighborSolicitPacket, NdpOptionType, NdpOptionTypes, NeighborAdvertFlags,
+    NeighborAdvertPacket, NeighborSolicitPacket,
+};
+use pnet_packet::icmpv6::{Icmpv6Packet, Icmpv6Type, Icmpv6Types, MutableIcmpv6Packet};
+use pnet_packet::ip::IpNextHeaderProtocols;
+use pnet_packet::ipv6::{Ipv6Packet, MutableIpv6Packet};
+
+use super::arp::{Ignored, Verdict};
+use super::checksum::checksum;
 
 /// All nodes on the link.
 pub const ALL_NODES: Ipv6Addr = Ipv6Addr::new(0xff02, 0, 0, 0, 0, 0, 0, 1);
 
-/// What nothing from beyond the link can have (RFC 4861 §7.1).
-pub const HOP_LIMIT: u8 = 255;
-
 /// The protocol number of ICMPv6.
-pub const ICMPV6: u8 = 58;
+pub const ICMPV6: u8 = IpNextHeaderProtocols::Icmpv6.0;
 
 /// The type of a Neighbor Solicitation.
-pub const SOLICITATION: u8 = 135;
+pub const SOLICITATION: u8 = Icmpv6Types::NeighborSolicit.0;
 
 /// The type of a Neighbor Advertisement.
-pub const ADVERTISEMENT: u8 = 136;
+pub const ADVERTISEMENT: u8 = Icmpv6Types::NeighborAdvert.0;
 
-const ETHER_TYPE: [u8; 2] = [0x86, 0xdd];
+/// The hop limit that no packet from beyond the link can have (RFC 4861 §7.1).
+pub const HOP_LIMIT: u8 = 255;
 
-/// Where ICMPv6 begins in a frame, without extension headers. There are none: nobody sends any with these messages, and
-/// fragments of them are forbidden (RFC 6980 §5).
-const START: usize = 14 + 40;
+const ETHERNET_LEN: usize = EthernetPacket::minimum_packet_size();
 
-/// The size of both messages without options.
-const FIXED: usize = 24;
+/// Offset of ICMPv6 in a frame without extension headers. No sender uses them with these messages, and fragments are
+/// forbidden (RFC 6980 §5).
+const START: usize = ETHERNET_LEN + Ipv6Packet::minimum_packet_size();
 
-/// Of an advertisement: it answers a solicitation.
-const SOLICITED: u8 = 0x40;
+/// The size of a Neighbor Solicitation or Advertisement without options.
+const FIXED: usize = NeighborSolicitPacket::minimum_packet_size();
 
-/// Of an advertisement: it overrides what is known.
-const OVERRIDE: u8 = 0x20;
+/// The size of an option with an Ethernet address.
+const LINK_LAYER_OPTION: usize = 8;
 
-/// The option with the sender's link-layer address, in a solicitation.
-const SOURCE_LINK_LAYER: u8 = 1;
-
-/// The option with the target's link-layer address, in an advertisement.
-const TARGET_LINK_LAYER: u8 = 2;
-
-/// The group in which solicitations for an address are sent (RFC 4291 §2.7.1).
+/// The group to which solicitations for an address are sent (RFC 4291 §2.7.1).
 pub fn solicited_node(address: Ipv6Addr) -> Ipv6Addr {
     let [.., x, y, z] = address.octets();
     Ipv6Addr::new(0xff02, 0, 0, 0, 0, 1, 0xff00 | u16::from(x), u16::from(y) << 8 | u16::from(z))
 }
 
 /// The MAC address of a group (RFC 2464 §7).
-pub fn group_mac(group: Ipv6Addr) -> Mac {
+pub fn group_mac(group: Ipv6Addr) -> MacAddr {
     let [.., w, x, y, z] = group.octets();
-    Mac([0x33, 0x33, w, x, y, z])
+    MacAddr(0x33, 0x33, w, x, y, z)
 }
 
-/// A message that is valid (RFC 4861 §7.1).
+/// A valid Neighbor Solicitation or Advertisement (RFC 4861 §7.1).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Message {
-    from: Mac,
-    to: Mac,
+    from: MacAddr,
+    to: MacAddr,
     source: Ipv6Addr,
     destination: Ipv6Addr,
-    kind: u8,
+    kind: Icmpv6Type,
     target: Ipv6Addr,
-    /// What its option says, of the sender of a solicitation or of the target of an advertisement.
-    link_layer: Option<Mac>,
+    /// The address in its link-layer option: of the sender of a solicitation, or of the target of an advertisement.
+    link_layer: Option<MacAddr>,
 }
 
-/// Judges `frame`, which came in on the interface with the address `mac`, where `announced` are announced.
+/// Decides about `frame`, received on the interface with MAC address `mac`. `announced` is true for the addresses
+/// announced on this link.
 ///
-/// A solicitation is answered if it asks for an announced address: by multicast, or by unicast, which is how clients check
-/// what they know (RFC 4861 §7.3). One without a source is somebody who would like to have the address himself (RFC 4862
-/// §5.4.3); all are told then that it is in use. Who doesn't say where it is gets the answer where the frame came from.
-pub fn judge(frame: &[u8], mac: Mac, announced: impl Fn(Ipv6Addr) -> bool) -> Verdict {
+/// A solicitation is answered if it was sent to the address's group or to this station, and asks for an announced
+/// address. A solicitation without a source address comes from a host that tests the address for itself (RFC 4862
+/// §5.4.3); the reply then goes to all nodes. Without a link-layer option the reply goes to the source of the frame.
+pub fn decide(frame: &[u8], mac: MacAddr, announced: impl Fn(Ipv6Addr) -> bool) -> Verdict {
     let Some(message) = parse(frame) else { return Verdict::Ignore(Ignored::Malformed) };
     let Message { from, to, source, destination, target, link_layer, .. } = message;
     if from == mac {
         return Verdict::Ignore(Ignored::Own);
     }
-    let who = link_layer.unwrap_or(from);
-    // RFC 4862 §5.4.4: whoever advertises our address has it too; and so has whoever asks in its name.
+    let sender = link_layer.unwrap_or(from);
+    // RFC 4862 §5.4.4: a host that advertises our address, or sends from it, has the address too.
     for used in [source, target] {
-        if (used == source || message.kind == ADVERTISEMENT) && announced(used) {
-            return Verdict::Conflict { lb_ip: IpAddr::V6(used), mac: who };
+        if (used == source || message.kind == Icmpv6Types::NeighborAdvert) && announced(used) {
+            return Verdict::Conflict { lb_ip: IpAddr::V6(used), mac: sender };
         }
     }
-    if message.kind == ADVERTISEMENT {
+    if message.kind == Icmpv6Types::NeighborAdvert {
         return Verdict::Ignore(Ignored::NoQuestion);
     }
     let group = solicited_node(target);
@@ -99,122 +102,149 @@ pub fn judge(frame: &[u8], mac: Mac, announced: impl Fn(Ipv6Addr) -> bool) -> Ve
     }
     // RFC 4861 §7.2.4.
     Verdict::Answer(if source.is_unspecified() {
-        advertisement(group_mac(ALL_NODES), mac, ALL_NODES, target, OVERRIDE)
+        advertisement(group_mac(ALL_NODES), mac, ALL_NODES, target, NeighborAdvertFlags::Override)
     } else {
-        advertisement(who, mac, source, target, SOLICITED | OVERRIDE)
+        let flags = NeighborAdvertFlags::Solicited | NeighborAdvertFlags::Override;
+        advertisement(sender, mac, source, target, flags)
     })
 }
 
-/// Who uses or would like to use which address, as `frame` tells: who advertises it, asks from it, or asks for it without
-/// having one (RFC 4862 §5.4.3).
-pub fn user(frame: &[u8]) -> Option<(Mac, Ipv6Addr)> {
+/// The host that uses an address according to `frame`: it advertises the address, sends from it, or tests it for itself
+/// (RFC 4862 §5.4.3).
+pub fn address_user(frame: &[u8]) -> Option<(MacAddr, Ipv6Addr)> {
     let Message { from, source, kind, target, link_layer, .. } = parse(frame)?;
-    let used = if kind == ADVERTISEMENT || source.is_unspecified() { target } else { source };
+    let used = if kind == Icmpv6Types::NeighborAdvert || source.is_unspecified() { target } else { source };
     Some((link_layer.unwrap_or(from), used))
 }
 
-/// An advertisement that nobody asked for (RFC 4861 §7.2.6). It overrides what is known at once.
-pub fn unsolicited(mac: Mac, lb_ip: Ipv6Addr) -> Vec<u8> {
-    advertisement(group_mac(ALL_NODES), mac, ALL_NODES, lb_ip, OVERRIDE)
+/// An unsolicited advertisement (RFC 4861 §7.2.6). It overrides existing neighbour entries at once.
+pub fn unsolicited_advertisement(mac: MacAddr, lb_ip: Ipv6Addr) -> Vec<u8> {
+    advertisement(group_mac(ALL_NODES), mac, ALL_NODES, lb_ip, NeighborAdvertFlags::Override)
 }
 
-/// Asks whether anybody has `lb_ip`, before it is used (RFC 4862 §5.4.2).
-pub fn probe(mac: Mac, lb_ip: Ipv6Addr) -> Vec<u8> {
+/// Asks the link whether a host already uses `lb_ip` (RFC 4862 §5.4.2).
+pub fn probe(mac: MacAddr, lb_ip: Ipv6Addr) -> Vec<u8> {
     let group = solicited_node(lb_ip);
-    let mut message = [0; FIXED];
-    message[0] = SOLICITATION;
-    message[8..24].copy_from_slice(&lb_ip.octets());
-    frame_of(group_mac(group), mac, (Ipv6Addr::UNSPECIFIED, group), &message)
+    let source = Ipv6Addr::UNSPECIFIED;
+    let addresses = Addresses { to: group_mac(group), from: mac, source, destination: group };
+    build_frame(addresses, FIXED, |message| {
+        let mut solicitation = MutableNeighborSolicitPacket::new(message).expect("invariant: it has its size");
+        solicitation.set_icmpv6_type(Icmpv6Types::NeighborSolicit);
+        solicitation.set_target_addr(lb_ip);
+    })
 }
 
-fn advertisement(to: Mac, mac: Mac, destination: Ipv6Addr, lb_ip: Ipv6Addr, flags: u8) -> Vec<u8> {
-    let mut message = [0; FIXED + 8];
-    message[0] = ADVERTISEMENT;
-    message[4] = flags;
-    message[8..24].copy_from_slice(&lb_ip.octets());
-    message[24..26].copy_from_slice(&[TARGET_LINK_LAYER, 1]);
-    message[26..32].copy_from_slice(&mac.0);
-    frame_of(to, mac, (lb_ip, destination), &message)
+fn advertisement(to: MacAddr, mac: MacAddr, destination: Ipv6Addr, lb_ip: Ipv6Addr, flags: u8) -> Vec<u8> {
+    let addresses = Addresses { to, from: mac, source: lb_ip, destination };
+    build_frame(addresses, FIXED + LINK_LAYER_OPTION, |message| {
+        message[FIXED] = NdpOptionTypes::TargetLLAddr.0;
+        message[FIXED + 1] = 1;
+        message[FIXED + 2..].copy_from_slice(&mac.octets());
+        let mut advert = MutableNeighborAdvertPacket::new(message).expect("invariant: it has its size");
+        advert.set_icmpv6_type(Icmpv6Types::NeighborAdvert);
+        advert.set_flags(flags);
+        advert.set_target_addr(lb_ip);
+    })
 }
 
-fn frame_of(to: Mac, mac: Mac, (source, destination): (Ipv6Addr, Ipv6Addr), message: &[u8]) -> Vec<u8> {
-    let length = u16::try_from(message.len()).expect("invariant: a message is short");
-    let mut frame = Vec::with_capacity(START + message.len());
-    frame.extend(to.0);
-    frame.extend(mac.0);
-    frame.extend(ETHER_TYPE);
-    frame.extend([0x60, 0, 0, 0]);
-    frame.extend(length.to_be_bytes());
-    frame.extend([ICMPV6, HOP_LIMIT]);
-    frame.extend(source.octets());
-    frame.extend(destination.octets());
-    frame.extend(message);
-    let checksum = !sum(source, destination, message);
-    frame[START + 2..START + 4].copy_from_slice(&checksum.to_be_bytes());
+/// The addresses in the Ethernet and IPv6 headers of a frame.
+#[derive(Clone, Copy)]
+struct Addresses {
+    to: MacAddr,
+    from: MacAddr,
+    source: Ipv6Addr,
+    destination: Ipv6Addr,
+}
+
+/// A frame with an ICMPv6 message of `length` bytes, which `write` fills in but for its checksum.
+fn build_frame(addresses: Addresses, length: usize, write: impl FnOnce(&mut [u8])) -> Vec<u8> {
+    let Addresses { to, from, source, destination } = addresses;
+    let mut frame = vec![0; START + length];
+    let mut ethernet = MutableEthernetPacket::new(&mut frame).expect("invariant: the frame has a header");
+    ethernet.set_destination(to);
+    ethernet.set_source(from);
+    ethernet.set_ethertype(EtherTypes::Ipv6);
+    let (header, message) = frame[ETHERNET_LEN..].split_at_mut(START - ETHERNET_LEN);
+    let mut ip = MutableIpv6Packet::new(header).expect("invariant: the header has its size");
+    ip.set_version(6);
+    ip.set_payload_length(u16::try_from(length).expect("invariant: a message is short"));
+    ip.set_next_header(IpNextHeaderProtocols::Icmpv6);
+    ip.set_hop_limit(HOP_LIMIT);
+    ip.set_source(source);
+    ip.set_destination(destination);
+    write(message);
+    let checksum = checksum(source.into(), destination.into(), IpNextHeaderProtocols::Icmpv6, message);
+    MutableIcmpv6Packet::new(message).expect("invariant: it has its size").set_checksum(checksum);
     frame
 }
 
-/// The sum of a message with its pseudo-header (RFC 8200 §8.1), in ones' complement.
-fn sum(source: Ipv6Addr, destination: Ipv6Addr, message: &[u8]) -> u16 {
-    let (source, destination) = (source.octets(), destination.octets());
-    let words = |bytes: &[u8]| -> u64 {
-        let pair = |pair: &[u8]| u64::from(pair[0]) << 8 | u64::from(pair.get(1).copied().unwrap_or(0));
-        bytes.chunks(2).map(pair).sum()
-    };
-    let mut sum = words(&source) + words(&destination) + words(message) + message.len() as u64 + u64::from(ICMPV6);
-    while sum > 0xffff {
-        sum = (sum >> 16) + (sum & 0xffff);
-    }
-    sum as u16
-}
-
 fn parse(frame: &[u8]) -> Option<Message> {
-    let (header, rest) = frame.split_at_checked(START)?;
-    let (to, from) = (Mac(header[..6].try_into().ok()?), Mac(header[6..12].try_into().ok()?));
-    if header[12..14] != ETHER_TYPE || header[14] >> 4 != 6 || !from.is_station() {
+    let ethernet = EthernetPacket::new(frame)?;
+    let (from, to) = (ethernet.get_source(), ethernet.get_destination());
+    let ip = Ipv6Packet::new(&frame[ETHERNET_LEN..])?;
+    if ethernet.get_ethertype() != EtherTypes::Ipv6 || ip.get_version() != 6 || !is_station(from) {
         return None;
     }
-    if header[20] != ICMPV6 || header[21] != HOP_LIMIT {
+    if ip.get_next_header() != IpNextHeaderProtocols::Icmpv6 || ip.get_hop_limit() != HOP_LIMIT {
         return None;
     }
-    let address = |bytes: &[u8]| Some(Ipv6Addr::from(<[u8; 16]>::try_from(bytes).ok()?));
-    let (source, destination) = (address(&header[22..38])?, address(&header[38..54])?);
+    let (source, destination) = (ip.get_source(), ip.get_destination());
     // Ethernet pads short frames: only the length in the header counts.
-    let message = rest.get(..usize::from(u16::from_be_bytes([header[18], header[19]])))?;
-    if message.len() < FIXED || message[1] != 0 || sum(source, destination, message) != 0xffff {
+    let message = frame.get(START..START + usize::from(ip.get_payload_length()))?;
+    let icmp = Icmpv6Packet::new(message)?;
+    if message.len() < FIXED || icmp.get_icmpv6_code().0 != 0 || !has_valid_checksum(message, source, destination) {
         return None;
     }
-    let (kind, target) = (message[0], address(&message[8..24])?);
+    let kind = icmp.get_icmpv6_type();
+    let (target, wanted) = match kind {
+        Icmpv6Types::NeighborSolicit => {
+            (NeighborSolicitPacket::new(message)?.get_target_addr(), NdpOptionTypes::SourceLLAddr)
+        }
+        Icmpv6Types::NeighborAdvert => {
+            let advert = NeighborAdvertPacket::new(message)?;
+            // An advertisement to a group cannot be the answer to a solicitation.
+            if destination.is_multicast() && advert.get_flags() & NeighborAdvertFlags::Solicited != 0 {
+                return None;
+            }
+            (advert.get_target_addr(), NdpOptionTypes::TargetLLAddr)
+        }
+        _ => return None,
+    };
     if target.is_multicast() || source.is_multicast() {
         return None;
     }
-    let wanted = match kind {
-        SOLICITATION => SOURCE_LINK_LAYER,
-        // What goes to a group can't be an answer to one.
-        ADVERTISEMENT if destination.is_multicast() && message[4] & SOLICITED != 0 => return None,
-        ADVERTISEMENT => TARGET_LINK_LAYER,
-        _ => return None,
-    };
-    let (mut options, mut link_layer) = (&message[FIXED..], None);
+    let link_layer = link_layer_option(&message[FIXED..], wanted)?;
+    let tests_address = kind == Icmpv6Types::NeighborSolicit && source.is_unspecified();
+    if tests_address && (link_layer.is_some() || destination != solicited_node(target)) {
+        return None;
+    }
+    Some(Message { from, to, source, destination, kind, target, link_layer })
+}
+
+fn has_valid_checksum(message: &[u8], source: Ipv6Addr, destination: Ipv6Addr) -> bool {
+    checksum(source.into(), destination.into(), IpNextHeaderProtocols::Icmpv6, message) == 0
+}
+
+/// The address in the last option of this type, if there is one. `None` if an option is malformed.
+///
+/// The options are walked by hand: `NdpOptionPacket` computes an option's length in a `u8` and overflows at 32 units.
+fn link_layer_option(mut options: &[u8], wanted: NdpOptionType) -> Option<Option<MacAddr>> {
+    let mut link_layer = None;
     while !options.is_empty() {
         let [option, length, ..] = *options else { return None };
         let (body, next) = options.split_at_checked(usize::from(length) * 8)?;
         if body.is_empty() {
             return None;
         }
-        if option == wanted {
-            let mac = Mac(body[2..8].try_into().ok()?);
-            // Longer ones are not for Ethernet.
-            link_layer = Some(mac).filter(|mac| mac.is_station() && length == 1);
+        if NdpOptionType(option) == wanted {
+            let mac = MacAddr::from(<[u8; 6]>::try_from(&body[2..8]).ok()?);
+            // A longer option carries no Ethernet address.
+            link_layer = Some(mac).filter(|mac| is_station(*mac) && length == 1);
             link_layer?;
         }
         options = next;
     }
-    let nobody = kind == SOLICITATION && source.is_unspecified();
-    if nobody && (link_layer.is_some() || destination != solicited_node(target)) {
-        return None;
-    }
-    Some(Message { from, to, source, destination, kind, target, link_layer })
+    Some(link_layer)
 }
 
 #[cfg(test)]
@@ -222,9 +252,9 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    const MINE: Mac = Mac([2, 0, 0, 0, 0, 1]);
-    const CLIENT: Mac = Mac([2, 0, 0, 0, 0, 9]);
-    const OTHER: Mac = Mac([2, 0, 0, 0, 0, 7]);
+    const MINE: MacAddr = MacAddr(2, 0, 0, 0, 0, 1);
+    const CLIENT: MacAddr = MacAddr(2, 0, 0, 0, 0, 9);
+    const OTHER: MacAddr = MacAddr(2, 0, 0, 0, 0, 7);
 
     fn ip(text: &str) -> Ipv6Addr {
         text.parse().expect("address")
@@ -234,23 +264,28 @@ mod tests {
         ip("2001:db8::12:3456")
     }
 
-    fn judged(frame: &[u8]) -> Verdict {
-        judge(frame, MINE, |address| address == lb_ip())
+    fn verdict(frame: &[u8]) -> Verdict {
+        decide(frame, MINE, |address| address == lb_ip())
     }
 
-    /// A solicitation for an address, with the client's link-layer address if it is told.
-    fn solicitation(to: (Mac, Ipv6Addr), source: Ipv6Addr, target: Ipv6Addr, option: bool) -> Vec<u8> {
+    fn frame_of(to: MacAddr, from: MacAddr, (source, destination): (Ipv6Addr, Ipv6Addr), message: &[u8]) -> Vec<u8> {
+        let addresses = Addresses { to, from, source, destination };
+        build_frame(addresses, message.len(), |bytes| bytes.copy_from_slice(message))
+    }
+
+    /// A solicitation for an address, with the client's link-layer address if `option` is set.
+    fn solicitation(to: (MacAddr, Ipv6Addr), source: Ipv6Addr, target: Ipv6Addr, option: bool) -> Vec<u8> {
         let mut message = vec![SOLICITATION, 0, 0, 0, 0, 0, 0, 0];
         message.extend(target.octets());
         if option {
-            message.extend([SOURCE_LINK_LAYER, 1]);
-            message.extend(CLIENT.0);
+            message.extend([NdpOptionTypes::SourceLLAddr.0, 1]);
+            message.extend(CLIENT.octets());
         }
         frame_of(to.0, CLIENT, (source, to.1), &message)
     }
 
     #[test]
-    fn a_question_for_an_announced_address_is_answered_and_nothing_else_is() {
+    fn only_solicitations_for_announced_addresses_are_answered() {
         use Ignored::*;
         let client = ip("fe80::9");
         let group = solicited_node(lb_ip());
@@ -258,8 +293,14 @@ mod tests {
         let mine = (MINE, lb_ip());
         let elsewhere = ip("2001:db8::13:3456");
         let answer = |solicited| match solicited {
-            true => Verdict::Answer(advertisement(CLIENT, MINE, client, lb_ip(), SOLICITED | OVERRIDE)),
-            false => Verdict::Answer(unsolicited(MINE, lb_ip())),
+            true => Verdict::Answer(advertisement(
+                CLIENT,
+                MINE,
+                client,
+                lb_ip(),
+                NeighborAdvertFlags::Solicited | NeighborAdvertFlags::Override,
+            )),
+            false => Verdict::Answer(unsolicited_advertisement(MINE, lb_ip())),
         };
         let conflict = Verdict::Conflict { lb_ip: lb_ip().into(), mac: OTHER };
         for (what, frame, expected) in [
@@ -267,11 +308,7 @@ mod tests {
             ("by multicast, without the option", solicitation(all, client, lb_ip(), false), answer(true)),
             ("by unicast", solicitation(mine, client, lb_ip(), true), answer(true)),
             ("by unicast, without the option", solicitation(mine, client, lb_ip(), false), answer(true)),
-            (
-                "somebody who would like to have it",
-                solicitation(all, Ipv6Addr::UNSPECIFIED, lb_ip(), false),
-                answer(false),
-            ),
+            ("a host that tests the address", solicitation(all, Ipv6Addr::UNSPECIFIED, lb_ip(), false), answer(false)),
             (
                 "the same, with an option",
                 solicitation(all, Ipv6Addr::UNSPECIFIED, lb_ip(), true),
@@ -308,27 +345,31 @@ mod tests {
                 Verdict::Ignore(OtherAddress),
             ),
             ("for a group", solicitation(all, client, ALL_NODES, true), Verdict::Ignore(Malformed)),
-            ("somebody's own address", unsolicited(OTHER, client), Verdict::Ignore(NoQuestion)),
-            ("our own, looped", unsolicited(MINE, lb_ip()), Verdict::Ignore(Own)),
-            ("ours, by another", unsolicited(OTHER, lb_ip()), conflict.clone()),
-            ("ours, as an answer of another", advertisement(CLIENT, OTHER, client, lb_ip(), SOLICITED), conflict),
+            ("another host's own address", unsolicited_advertisement(OTHER, client), Verdict::Ignore(NoQuestion)),
+            ("our own, looped", unsolicited_advertisement(MINE, lb_ip()), Verdict::Ignore(Own)),
+            ("ours, by another", unsolicited_advertisement(OTHER, lb_ip()), conflict.clone()),
+            (
+                "ours, as an answer of another",
+                advertisement(CLIENT, OTHER, client, lb_ip(), NeighborAdvertFlags::Solicited),
+                conflict,
+            ),
             (
                 "an answer to a group",
-                advertisement(group_mac(ALL_NODES), OTHER, ALL_NODES, client, SOLICITED),
+                advertisement(group_mac(ALL_NODES), OTHER, ALL_NODES, client, NeighborAdvertFlags::Solicited),
                 Verdict::Ignore(Malformed),
             ),
             (
-                "asked in our name",
+                "sent from our address",
                 solicitation(all, lb_ip(), elsewhere, true),
                 Verdict::Conflict { lb_ip: lb_ip().into(), mac: CLIENT },
             ),
         ] {
-            assert_eq!(judged(&frame), expected, "{what}");
+            assert_eq!(verdict(&frame), expected, "{what}");
         }
     }
 
     #[test]
-    fn what_is_no_valid_message_from_this_link_is_malformed() {
+    fn invalid_or_forwarded_messages_are_malformed() {
         let group = solicited_node(lb_ip());
         let whole = solicitation((group_mac(group), group), ip("fe80::9"), lb_ip(), true);
         for (at, byte) in [
@@ -344,34 +385,34 @@ mod tests {
         ] {
             let mut changed = whole.clone();
             changed[at] = byte;
-            assert_eq!(judged(&changed), Verdict::Ignore(Ignored::Malformed), "byte {at}");
+            assert_eq!(verdict(&changed), Verdict::Ignore(Ignored::Malformed), "byte {at}");
         }
         for end in 0..whole.len() {
-            assert_eq!(judged(&whole[..end]), Verdict::Ignore(Ignored::Malformed), "{end} bytes");
+            assert_eq!(verdict(&whole[..end]), Verdict::Ignore(Ignored::Malformed), "{end} bytes");
         }
         let padded: Vec<u8> = whole.iter().copied().chain([0; 9]).collect();
-        assert_eq!(judged(&padded), judged(&whole));
+        assert_eq!(verdict(&padded), verdict(&whole));
         for options in [&[1, 0, 0, 0, 0, 0, 0, 0][..], &[1, 2, 2, 0, 0, 0, 0, 9], &[1], &[1, 1, 1, 0, 0, 0, 0, 9]] {
             let message = [&whole[START..START + FIXED], options].concat();
             let mut message = message;
             message[2..4].fill(0);
             let frame = frame_of(group_mac(group), CLIENT, (ip("fe80::9"), group), &message);
-            assert_eq!(judged(&frame), Verdict::Ignore(Ignored::Malformed), "{options:?}");
+            assert_eq!(verdict(&frame), Verdict::Ignore(Ignored::Malformed), "{options:?}");
         }
     }
 
     #[test]
-    fn unknown_options_are_passed_over() {
+    fn unknown_options_are_skipped() {
         let group = solicited_node(lb_ip());
         let mut message = vec![SOLICITATION, 0, 0, 0, 0, 0, 0, 0];
         message.extend(lb_ip().octets());
         message.extend([14, 1, 1, 2, 3, 4, 5, 6]); // a nonce (RFC 3971 §5.3.2), as Linux sends it for DAD
         let frame = frame_of(group_mac(group), CLIENT, (Ipv6Addr::UNSPECIFIED, group), &message);
-        assert_eq!(judged(&frame), Verdict::Answer(unsolicited(MINE, lb_ip())));
+        assert_eq!(verdict(&frame), Verdict::Answer(unsolicited_advertisement(MINE, lb_ip())));
     }
 
     #[test]
-    fn what_is_sent_has_these_bytes() {
+    fn sent_frames_have_the_expected_bytes() {
         #[rustfmt::skip]
         let expected = [
             0x33, 0x33, 0, 0, 0, 1, 2, 0, 0, 0, 0, 1, 0x86, 0xdd,
@@ -382,32 +423,33 @@ mod tests {
             0x20, 1, 0x0d, 0xb8, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0x12, 0x34, 0x56,
             2, 1, 2, 0, 0, 0, 0, 1,
         ];
-        let frame = unsolicited(MINE, lb_ip());
+        let frame = unsolicited_advertisement(MINE, lb_ip());
         assert_eq!(frame[..56], expected[..56]);
         assert_eq!(frame[58..], expected[58..]);
-        // By another implementation.
-        let header = etherparse::Icmpv6Slice::from_slice(&frame[START..]).expect("a message");
-        assert!(header.is_checksum_valid(lb_ip().octets(), ALL_NODES.octets()));
+        // The checksum as another implementation computes it.
+        let icmp = Icmpv6Packet::new(&frame[START..]).expect("a message");
+        assert_eq!(icmp.get_checksum(), pnet_packet::icmpv6::checksum(&icmp, &lb_ip(), &ALL_NODES));
         let probe = probe(MINE, lb_ip());
-        let header = etherparse::Icmpv6Slice::from_slice(&probe[START..]).expect("a message");
-        assert!(header.is_checksum_valid([0; 16], solicited_node(lb_ip()).octets()));
+        let icmp = Icmpv6Packet::new(&probe[START..]).expect("a message");
+        let (source, group) = (Ipv6Addr::UNSPECIFIED, solicited_node(lb_ip()));
+        assert_eq!(icmp.get_checksum(), pnet_packet::icmpv6::checksum(&icmp, &source, &group));
         assert_eq!((probe.len(), &probe[..6]), (START + FIXED, &[0x33, 0x33, 0xff, 0x12, 0x34, 0x56][..]));
         assert_eq!(solicited_node(lb_ip()), ip("ff02::1:ff12:3456"));
-        assert_eq!(user(&probe), Some((MINE, lb_ip())));
-        assert_eq!(user(&frame), Some((MINE, lb_ip())));
-        let asked = judge(&probe, OTHER, |address| address == lb_ip());
-        assert_eq!(asked, Verdict::Answer(unsolicited(OTHER, lb_ip())));
+        assert_eq!(address_user(&probe), Some((MINE, lb_ip())));
+        assert_eq!(address_user(&frame), Some((MINE, lb_ip())));
+        let asked = decide(&probe, OTHER, |address| address == lb_ip());
+        assert_eq!(asked, Verdict::Answer(unsolicited_advertisement(OTHER, lb_ip())));
     }
 
     proptest! {
         #[test]
-        fn judging_any_bytes_never_panics(bytes in proptest::collection::vec(any::<u8>(), 0..120)) {
-            let _ = judged(&bytes);
+        fn deciding_about_any_bytes_never_panics(bytes in proptest::collection::vec(any::<u8>(), 0..120)) {
+            let _ = verdict(&bytes);
         }
 
         #[test]
-        fn judging_any_message_never_panics(bytes in proptest::collection::vec(any::<u8>(), 0..120)) {
-            let _ = judged(&frame_of(MINE, CLIENT, (ip("fe80::9"), lb_ip()), &[&[135, 0, 0, 0][..], &bytes].concat()));
+        fn deciding_about_any_message_never_panics(bytes in proptest::collection::vec(any::<u8>(), 0..120)) {
+            let _ = verdict(&frame_of(MINE, CLIENT, (ip("fe80::9"), lb_ip()), &[&[135, 0, 0, 0][..], &bytes].concat()));
         }
     }
 }

@@ -12,7 +12,7 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use crds::Mac;
+use crds::MacAddr;
 use model::eligibility::{AnnouncementPolicy, Candidates};
 use netns::{Namespace, veth};
 use speaker::os::socket::{Buffer, Port, Portion};
@@ -162,7 +162,7 @@ impl Lan {
     }
 
     /// Waits until the client's neighbour entry for `lb_ip` has a MAC address that is `right`.
-    pub fn neighbour_becomes(&self, lb_ip: impl Into<IpAddr>, right: impl Fn(Mac) -> bool + Sync) -> Mac {
+    pub fn neighbour_becomes(&self, lb_ip: impl Into<IpAddr>, right: impl Fn(MacAddr) -> bool + Sync) -> MacAddr {
         let lb_ip = lb_ip.into();
         wait("a neighbour entry", || {
             let entry = self.neighbour(lb_ip);
@@ -177,7 +177,7 @@ impl Lan {
     }
 
     /// Waits until the client's kernel has verified by unicast that its neighbour is where it was.
-    pub fn verify(&self, lb_ip: impl Into<IpAddr>, mac: Mac) {
+    pub fn verify(&self, lb_ip: impl Into<IpAddr>, mac: MacAddr) {
         let lb_ip = lb_ip.into();
         self.client.ip([format!("neigh replace {lb_ip} lladdr {mac} nud probe dev eth0")]).expect("probe");
         wait("an answer to a probe", || {
@@ -216,7 +216,7 @@ impl Lan {
 
     /// Does something, and waits until all of `lb_ips` have been announced unasked by somebody else than `not`. Returns how
     /// long after it the first and the last one were.
-    pub fn announced(&self, lb_ips: &[Ipv4Addr], not: Mac, act: impl FnOnce() + Send) -> (Duration, Duration) {
+    pub fn announced(&self, lb_ips: &[Ipv4Addr], not: MacAddr, act: impl FnOnce() + Send) -> (Duration, Duration) {
         self.client.run(|| {
             let (index, _) = eth0();
             let mut port = Port::open(Channel::Arp).expect("a packet socket");
@@ -229,7 +229,7 @@ impl Lan {
                 assert!(port.readable(left).expect("readable"), "{} of them are not announced", missing.len());
                 let take = |_, frame: &[u8]| {
                     let lb_ip = Ipv4Addr::new(frame[28], frame[29], frame[30], frame[31]);
-                    if frame[22..28] != not.0 && missing.remove(&lb_ip) {
+                    if frame[22..28] != not.octets() && missing.remove(&lb_ip) {
                         first.get_or_insert_with(|| begun.elapsed());
                     }
                 };
@@ -252,7 +252,7 @@ impl Lan {
     }
 
     /// Asks for `lb_ip` by broadcast: who answers, each once.
-    pub fn who_answers(&self, lb_ip: Ipv4Addr) -> Vec<Mac> {
+    pub fn who_answers(&self, lb_ip: Ipv4Addr) -> Vec<MacAddr> {
         self.client.run(|| {
             let (index, own) = eth0();
             let mut request = speaker::wire::arp::gratuitous_request(own, lb_ip);
@@ -265,8 +265,8 @@ impl Lan {
             let end = Instant::now() + Duration::from_millis(200);
             while port.readable(end.saturating_duration_since(Instant::now())).expect("readable") {
                 let take = |_, frame: &[u8]| {
-                    if frame[..6] == own.0 && frame[20..22] == [0, 2] && frame[28..32] == lb_ip.octets() {
-                        answers.insert(Mac(frame[22..28].try_into().expect("six bytes")));
+                    if frame[..6] == own.octets() && frame[20..22] == [0, 2] && frame[28..32] == lb_ip.octets() {
+                        answers.insert(MacAddr::from(<[u8; 6]>::try_from(&frame[22..28]).expect("six bytes")));
                     }
                 };
                 port.receive(&mut buffer, take).expect("receive");
@@ -279,7 +279,7 @@ impl Lan {
 /// A speaker on a node.
 pub struct Speaker {
     /// The MAC address of its link.
-    pub mac: Mac,
+    pub mac: MacAddr,
     addresses: Vec<IpAddr>,
     candidates: Arc<Candidates>,
     snapshot: watch::Sender<Option<Arc<Snapshot>>>,
@@ -468,7 +468,7 @@ fn wait<T>(what: &str, mut look: impl FnMut() -> Result<T, String>) -> T {
 }
 
 /// The index and the MAC address of eth0 in this namespace.
-fn eth0() -> (u32, Mac) {
+fn eth0() -> (u32, MacAddr) {
     let output = std::process::Command::new("ip").args(["-o", "link", "show", "dev", "eth0"]).output().expect("ip");
     let text = String::from_utf8_lossy(&output.stdout);
     let index = text.split(':').next().and_then(|index| index.parse().ok());
@@ -476,9 +476,9 @@ fn eth0() -> (u32, Mac) {
     (index.expect("an index"), mac.expect("an address"))
 }
 
-fn mac(text: &str) -> Option<Mac> {
+fn mac(text: &str) -> Option<MacAddr> {
     let bytes: Vec<u8> = text.split(':').map_while(|byte| u8::from_str_radix(byte, 16).ok()).collect();
-    Some(Mac(bytes.try_into().ok()?)).filter(|mac| *mac != Mac([0; 6]))
+    Some(MacAddr::from(<[u8; 6]>::try_from(bytes).ok()?)).filter(|mac| *mac != MacAddr::zero())
 }
 
 /// What `ip` prints in a namespace.

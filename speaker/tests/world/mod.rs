@@ -300,7 +300,7 @@ impl World {
             }
             _ => (&frame.bytes[22..28], true),
         };
-        assert_eq!((station, group), (&mac(from).0[..], true), "somebody speaks for somebody else");
+        assert_eq!((station, group), (&mac(from).octets()[..], true), "somebody speaks for somebody else");
         self.gratuitous += 1;
         // Two forms at a time, and a few reasons to begin anew: more is a storm.
         let (since, count) = self.recently.entry((from, lb_ip)).or_insert((self.now, 0));

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
 
-use crds::Mac;
+use crds::MacAddr;
 use speaker::Keys;
 use speaker::announce::placement::Link;
 use speaker::wire::frame::{Channel, Frame};
@@ -19,10 +19,10 @@ pub fn key(n: u8) -> Keys {
 
 /// The frame with which a host that is no node announces an address, and the channel it comes in on.
 pub fn intrusion(lb_ip: IpAddr) -> (Channel, Arc<[u8]>) {
-    let stranger = Mac([2, 0, 0, 0, 1, 0]);
+    let stranger = MacAddr(2, 0, 0, 0, 1, 0);
     match lb_ip {
         IpAddr::V4(v4) => (Channel::Arp, speaker::wire::arp::gratuitous_request(stranger, v4).into()),
-        IpAddr::V6(v6) => (Channel::Ndp, speaker::wire::ndp::unsolicited(stranger, v6).into()),
+        IpAddr::V6(v6) => (Channel::Ndp, speaker::wire::ndp::unsolicited_advertisement(stranger, v6).into()),
     }
 }
 
@@ -58,8 +58,8 @@ pub fn lb_ip(n: usize) -> IpAddr {
 }
 
 /// The MAC address of a node.
-pub fn mac(node: usize) -> Mac {
-    Mac([2, 0, 0, 0, 0, node as u8 + 1])
+pub fn mac(node: usize) -> MacAddr {
+    MacAddr(2, 0, 0, 0, 0, node as u8 + 1)
 }
 
 /// The link of a node.

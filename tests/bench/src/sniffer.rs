@@ -25,7 +25,7 @@ const LENGTH: usize = 14 + 28;
 const BACKLOG: usize = 8 << 20;
 
 /// A MAC address.
-pub type Mac = [u8; 6];
+pub type MacAddr = [u8; 6];
 
 /// Somebody said that an address is his.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -35,12 +35,12 @@ pub struct Announcement {
     /// The address.
     pub address: Ipv4Addr,
     /// Whose it is.
-    pub mac: Mac,
+    pub mac: MacAddr,
 }
 
 /// The address and the MAC of a gratuitous ARP; `None` if the frame is anything else (RFC 826; RFC 5944 §4.6: sender and
 /// target address are the same).
-pub fn gratuitous(frame: &[u8]) -> Option<(Ipv4Addr, Mac)> {
+pub fn gratuitous(frame: &[u8]) -> Option<(Ipv4Addr, MacAddr)> {
     let arp = frame.get(14..LENGTH)?;
     // Ethernet, IPv4, and the lengths of their addresses.
     let is_arp = frame[12..14] == ARP.to_be_bytes() && arp[..6] == [0, 1, 8, 0, 6, 4];
@@ -57,7 +57,7 @@ pub fn changes(announcements: &[Announcement]) -> usize {
 }
 
 /// When each address was announced first by somebody else than `before`, and by whom.
-pub fn first_by_others(announcements: &[Announcement], before: Mac) -> BTreeMap<Ipv4Addr, (Duration, Mac)> {
+pub fn first_by_others(announcements: &[Announcement], before: MacAddr) -> BTreeMap<Ipv4Addr, (Duration, MacAddr)> {
     let mut first = BTreeMap::new();
     for one in announcements.iter().filter(|one| one.mac != before) {
         first.entry(one.address).or_insert((one.at, one.mac));
@@ -119,8 +119,8 @@ impl Sniffer {
 mod tests {
     use super::*;
 
-    const A: Mac = [2, 0, 0, 0, 0, 1];
-    const B: Mac = [2, 0, 0, 0, 0, 2];
+    const A: MacAddr = [2, 0, 0, 0, 0, 1];
+    const B: MacAddr = [2, 0, 0, 0, 0, 2];
 
     fn frame(operation: u8, sender: [u8; 4], target: [u8; 4]) -> Vec<u8> {
         let mut frame = vec![0xff; 6];
@@ -152,8 +152,8 @@ mod tests {
 
     #[test]
     fn an_address_changes_hands_when_another_one_says_it_is_his() {
-        let said = |all: &[(u64, u8, Mac)]| -> Vec<Announcement> {
-            let one = |(at, last, mac): &(u64, u8, Mac)| Announcement {
+        let said = |all: &[(u64, u8, MacAddr)]| -> Vec<Announcement> {
+            let one = |(at, last, mac): &(u64, u8, MacAddr)| Announcement {
                 at: Duration::from_millis(*at),
                 address: Ipv4Addr::new(192, 0, 2, *last),
                 mac: *mac,

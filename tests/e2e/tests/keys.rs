@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, ensure};
 use crds::LoadBalancerIP;
-use crds::Mac;
+use crds::MacAddr;
 use e2e::world::{SOON, SYSTEM};
 use e2e::{Lan, World};
 use k8s_openapi::api::core::v1::Secret;
@@ -184,7 +184,7 @@ fn forge(client: &Host) -> Result<()> {
     let index: u32 = line.split(':').next().unwrap_or_default().trim().parse().context("the index of eth0")?;
     let mac = client.mac().context("a client has a MAC")?;
     let octets: Vec<u8> = mac.split(':').filter_map(|octet| u8::from_str_radix(octet, 16).ok()).collect();
-    let mac = Mac(octets.try_into().map_err(|_| anyhow!("{mac} is no MAC"))?);
+    let mac = MacAddr::from(<[u8; 6]>::try_from(octets).map_err(|_| anyhow!("{mac} is no MAC"))?);
     let own: IpAddr = client.ipv4().into();
     client.run(|| -> Result<()> {
         let mut port = Port::open(Channel::Hello)?;

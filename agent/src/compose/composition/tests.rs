@@ -4,7 +4,7 @@ use super::super::snapshots::{Observed, snapshots};
 use super::*;
 use crds::l2_advertisement::L2AdvertisementSpec;
 use crds::node_network::PeerLink;
-use crds::{DrainReason, Endpoint, L2Advertisement, Labels, Mac, Protocol};
+use crds::{DrainReason, Endpoint, L2Advertisement, Labels, MacAddr, Protocol};
 use proptest::collection::vec;
 use proptest::option;
 use proptest::prelude::*;
@@ -130,8 +130,8 @@ fn wiring(n: u8, lan: u8) -> PeerLinks {
     PeerLinks { links: vec![PeerLink { name: "eth0".into(), mac: mac(n).to_string(), networks }] }
 }
 
-fn mac(n: u8) -> Mac {
-    Mac([2, 0, 0, 0, 0, n])
+fn mac(n: u8) -> MacAddr {
+    MacAddr(2, 0, 0, 0, 0, n)
 }
 
 /// All that is observed, and what the speaker says.

@@ -1,5 +1,5 @@
 use super::*;
-use crds::{Holder, Key, Mac, Reach};
+use crds::{Holder, Key, MacAddr, Reach};
 use dataplane::rules::ruleset::Problem;
 use speaker::metrics::takeovers::Cause;
 use std::time::Duration;
@@ -16,7 +16,7 @@ fn entry(node: &str, epoch: i64) -> Announcer {
 }
 
 fn conflict(node: &str, last: u8, held_back: bool) -> AddressConflict {
-    let mac = Mac([2, 0, 0, 0, 0, last]).to_string();
+    let mac = MacAddr(2, 0, 0, 0, 0, last).to_string();
     AddressConflict { node: node.into(), link: "eth0".into(), mac, held_back, since: second(0) }
 }
 
@@ -49,7 +49,7 @@ fn difference_of(own: Option<u64>, seen: Option<(u8, bool)>, record: Record) -> 
     let announcement = |epoch| Announcement { link: "eth0".into(), epoch, since, moved: None };
     let announcements = own.map(|epoch| (LB_IP.into(), vec![announcement(epoch)])).into_iter().collect();
     let conflict =
-        |(last, held_back)| Conflict { link: "eth0".into(), mac: Mac([2, 0, 0, 0, 0, last]), held_back, since };
+        |(last, held_back)| Conflict { link: "eth0".into(), mac: MacAddr(2, 0, 0, 0, 0, last), held_back, since };
     let conflicts = seen.map(|seen| (LB_IP.into(), conflict(seen))).into_iter().collect();
     let records = [(LB_IP.into(), Arc::new(record))].into();
     Some(differences(&state(&announcements, &conflicts, &Forwarding::default()), &records).pop()?.1)

@@ -22,7 +22,7 @@ use crate::nft::elements::{self, Elements, Frontend, Key, Value, refusing};
 use crate::nft::layout::{NAME, Table};
 use crate::rules::spread::Token;
 use crate::snapshot::LinkName;
-use crds::Mac;
+use crds::MacAddr;
 
 const GETTABLE: u8 = 1;
 const GETCHAIN: u8 = 4;
@@ -92,7 +92,7 @@ fn element(table: Table, set: &str, item: Attribute<'_>) -> Option<(Key, Value)>
     let mut key = Parts { family, rest: fields.find(ELEM_KEY).and_then(|key| decode_value(key.inner()))? };
     let data = fields.find(ELEM_DATA).map(|data| data.inner());
     let six = || decode_value(data?)?.try_into().ok();
-    let (token, mac) = (|| Some(Value::Token(Token(six()?))), || Some(Value::Mac(Mac(six()?))));
+    let (token, mac) = (|| Some(Value::Token(Token(six()?))), || Some(Value::Mac(MacAddr::from(six()?))));
     let lead = || Some(Value::Lead(Lead(u32::from_ne_bytes(value(data?)?))));
     let found = match set {
         "spread4" | "spread6" => (Key::Spread(key.address()?), Value::Present),
@@ -100,9 +100,9 @@ fn element(table: Table, set: &str, item: Attribute<'_>) -> Option<(Key, Value)>
         "wholes4" | "wholes6" => (Key::Whole(key.address()?, key.protocol()?), token()?),
         "slots" => (Key::Slot(Token(key.mac()?), u32::from_ne_bytes(key.part()?)), token()?),
         "hops" => (Key::Hop(key.link()?, Token(key.mac()?)), mac()?),
-        "peers" => (Key::Peer(Mac(key.part()?)), Value::Present),
-        "own" => (Key::Own(key.link()?, Mac(key.mac()?)), Value::Present),
-        "alive" => (Key::Alive(key.link()?, Mac(key.mac()?)), Value::Present),
+        "peers" => (Key::Peer(MacAddr::from(key.part()?)), Value::Present),
+        "own" => (Key::Own(key.link()?, MacAddr::from(key.mac()?)), Value::Present),
+        "alive" => (Key::Alive(key.link()?, MacAddr::from(key.mac()?)), Value::Present),
         "macs" => (Key::Mac(key.link()?), mac()?),
         "addresses" => (Key::Address(key.address()?), Value::Present),
         "services" => (Key::Service(key.frontend()?), lead()?),

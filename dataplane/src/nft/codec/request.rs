@@ -408,7 +408,7 @@ pub(super) fn element(key: &Key, value: &Value, adds: bool, list: &mut Writer) {
                 item.nested(ELEM_DATA, |w| encode_value(&token.0, w));
             }
             Value::Mac(mac) if adds => {
-                item.nested(ELEM_DATA, |w| encode_value(&mac.0, w));
+                item.nested(ELEM_DATA, |w| encode_value(&mac.octets(), w));
             }
             _ => {}
         }
@@ -485,8 +485,8 @@ pub(in crate::nft) fn key_bytes(key: &Key) -> Bytes {
         Key::Slot(table, slot) => concatenated([Part::Mac(table.0), Number(*slot)]),
         Key::Hop(link, nodes) => concatenated([Part::Link(*link), Part::Mac(nodes.0)]),
         // A key of one part has no bytes behind it.
-        Key::Peer(mac) => Bytes::none().and(&mac.0),
-        Key::Own(link, mac) | Key::Alive(link, mac) => concatenated([Part::Link(*link), Part::Mac(mac.0)]),
+        Key::Peer(mac) => Bytes::none().and(&mac.octets()),
+        Key::Own(link, mac) | Key::Alive(link, mac) => concatenated([Part::Link(*link), Part::Mac(mac.octets())]),
         Key::Mac(link) => concatenated([Part::Link(*link)]),
         Key::Source(front, range) => concatenated(frontend(front).into_iter().chain([Address(range.first())])),
         Key::Endpoint(front, index) => concatenated(frontend(front).into_iter().chain([Number(*index)])),

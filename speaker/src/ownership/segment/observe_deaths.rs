@@ -7,7 +7,7 @@ use crate::config::Config;
 use crate::peers::deaths::Sight;
 use crate::peers::liveness::Standing;
 use crate::peers::peer::Peer;
-use crds::Mac;
+use crds::MacAddr;
 
 impl Segment {
     /// Whether everybody is there who was ever heard, and not forgotten yet.
@@ -45,7 +45,7 @@ impl Segment {
         if now < silent || self.outsider.is_some_and(|at| at >= silent) {
             return;
         }
-        let source = frame.get(6..12).and_then(|bytes| bytes.try_into().ok()).map(Mac);
+        let source = frame.get(6..).and_then(|bytes| bytes.first_chunk::<6>()).map(|bytes| MacAddr::from(*bytes));
         if source.is_some_and(|mac| mac != self.link.mac && mac != peer.mac) {
             self.outsider = Some(now);
         }

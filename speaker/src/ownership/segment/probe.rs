@@ -8,7 +8,7 @@ use crate::announce::schedule::Form;
 use crate::metrics::events::{Counters, Event, Neighbours};
 use crate::wire::frame::{Channel, Frame};
 use crate::wire::{arp, ndp};
-use crds::Mac;
+use crds::MacAddr;
 
 impl Segment {
     /// Asks whether somebody has the addresses that we would announce for the first time.
@@ -24,7 +24,7 @@ impl Segment {
     }
 
     /// Somebody speaks of an address as its own, or as one it would like to have.
-    pub(super) fn answered(&mut self, context: &mut Context<'_>, user: Option<(Mac, IpAddr)>) {
+    pub(super) fn answered(&mut self, context: &mut Context<'_>, user: Option<(MacAddr, IpAddr)>) {
         let Some((mac, used)) = user else { return };
         if mac == self.link.mac || self.peers.values().any(|peer| peer.mac == mac) {
             return;
@@ -38,7 +38,7 @@ impl Segment {
     }
 
     /// Somebody who is no peer uses an address that we announce.
-    pub(super) fn intruded(&mut self, context: &mut Context<'_>, lb_ip: IpAddr, mac: Mac) {
+    pub(super) fn intruded(&mut self, context: &mut Context<'_>, lb_ip: IpAddr, mac: MacAddr) {
         counters(context.counters, lb_ip).conflicts += 1;
         let reaction = self.strangers.intruded(context.now, lb_ip, mac);
         if reaction.is_news {
@@ -68,7 +68,7 @@ impl Segment {
             IpAddr::V6(_) if form == Form::Reply => {}
             IpAddr::V6(lb_ip) => {
                 context.counters.ndp.unasked += 1;
-                let bytes = ndp::unsolicited(mac, lb_ip);
+                let bytes = ndp::unsolicited_advertisement(mac, lb_ip);
                 context.frames.push(Frame { link, channel: Channel::Ndp, bytes });
             }
         }

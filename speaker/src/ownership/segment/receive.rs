@@ -8,7 +8,7 @@ use crate::metrics::events::Event;
 use crate::peers::liveness::{FEW, Standing};
 use crate::peers::peer::Peer;
 use crate::wire::hello::{self, Packet};
-use crds::Mac;
+use crds::MacAddr;
 
 /// What becomes of a packet that could be read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -25,7 +25,7 @@ enum Judgement {
 
 impl Segment {
     /// A frame with a packet of somebody of our cluster came in.
-    pub fn hear(&mut self, context: &mut Context<'_>, mac: Mac, packet: &Packet) {
+    pub fn hear(&mut self, context: &mut Context<'_>, mac: MacAddr, packet: &Packet) {
         let (now, config) = (context.now, context.config);
         let dropped = &mut context.counters.dropped;
         if packet.mac != mac {
@@ -112,7 +112,7 @@ impl Segment {
     }
 
     /// A speaker that we didn't know is there. Returns whether there is room for it.
-    fn admit(&mut self, context: &mut Context<'_>, mac: Mac, packet: &Packet) -> bool {
+    fn admit(&mut self, context: &mut Context<'_>, mac: MacAddr, packet: &Packet) -> bool {
         let (now, multiplier) = (context.now, context.config.multiplier);
         let crowded = self.peers.len() >= MAX_PEERS;
         match self.peers.entry(packet.node.clone()) {
@@ -136,7 +136,7 @@ impl Segment {
     }
 
     /// Another speaker has our name, unless it is ourselves that we hear: some links reflect what they flood.
-    fn tell_of_twin(&mut self, context: &mut Context<'_>, mac: Mac, packet: &Packet) {
+    fn tell_of_twin(&mut self, context: &mut Context<'_>, mac: MacAddr, packet: &Packet) {
         let other = packet.incarnation != self.greeting.incarnation();
         // Once for each: it may be recorded, and come again and again.
         if other && self.twin.replace(packet.incarnation) != Some(packet.incarnation) {

@@ -33,7 +33,7 @@ fn a_protocol() -> impl Strategy<Value = Protocol> {
 /// Any elements of the table that spreads frames.
 fn elements_of_frames() -> impl Strategy<Value = Elements> {
     let token = || any::<[u8; 6]>().prop_map(Token);
-    let mac = || any::<[u8; 6]>().prop_map(Mac);
+    let mac = || any::<[u8; 6]>().prop_map(MacAddr::from);
     let link = || "[a-z][a-z0-9.@-]{0,14}".prop_map(|name| LinkName::new(&name).expect("a name"));
     let address = || a_family().prop_flat_map(address_of);
     let element = prop_oneof![

@@ -7,7 +7,7 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 
 use anyhow::{Context, Result};
-use crds::{Endpoint, EndpointSlice, Holder, Key, Mac, Port, Protocol, Service};
+use crds::{Endpoint, EndpointSlice, Holder, Key, MacAddr, Port, Protocol, Service};
 use dataplane::Snapshot;
 use dataplane::snapshot::{self, Link, LinkName, Terms};
 use k8s_openapi::api::core::v1 as core;
@@ -113,6 +113,6 @@ fn port(name: &str, protocol: Protocol) -> Port {
     Port { name: name.into(), protocol, number: PORT, node_port: None }
 }
 
-fn mac(last: u8) -> Mac {
-    Mac([2, 0, 0, 0, 0, last])
+fn mac(last: u8) -> MacAddr {
+    MacAddr(2, 0, 0, 0, 0, last)
 }

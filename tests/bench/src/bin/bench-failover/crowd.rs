@@ -12,7 +12,7 @@ use std::time::Duration;
 use anyhow::{Result, ensure};
 use bench::report::Report;
 use bench::usage;
-use crds::Mac;
+use crds::MacAddr;
 use model::eligibility::{AnnouncementPolicy, Candidates};
 use speaker::Config;
 use speaker::announce::placement::Link;
@@ -85,7 +85,7 @@ impl Crowd {
             let config = Config::new("crowd", &name(node), node as u64 + 1, Authentication::Required);
             let mut machine = Machine::new(config);
             let [high, low] = (node as u16).to_be_bytes();
-            let mac = Mac([2, 0, 0, 0, high, low]);
+            let mac = MacAddr(2, 0, 0, 0, high, low);
             let link = Link { index: LINK, name: "eth0".into(), mac, addresses: vec![address], is_bridge: false };
             machine.set_links(Duration::ZERO, BTreeMap::from([(LINK, link)]));
             machine.set_keys(Duration::ZERO, &keys);

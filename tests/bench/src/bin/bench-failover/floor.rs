@@ -15,7 +15,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
-use bench::sniffer::{Mac, Sniffer};
+use bench::sniffer::{MacAddr, Sniffer};
 use bench::usage;
 use lab::Host;
 use socket2::{Domain, Protocol, Socket, Type};
@@ -28,7 +28,7 @@ use speaker::wire::frame::Channel;
 const IPV4: u16 = 0x0800;
 
 /// The group of the speakers, as an Ethernet address (docs/guide/announcing.md).
-const GROUP: Mac = [0x01, 0x00, 0x5e, 0x00, 0x00, 0x8c];
+const GROUP: MacAddr = [0x01, 0x00, 0x5e, 0x00, 0x00, 0x8c];
 
 /// The first of the addresses that are announced: of what RFC 2544 sets aside for benchmarks, and in no pool.
 const FIRST: Ipv4Addr = Ipv4Addr::new(198, 19, 0, 0);
@@ -38,7 +38,7 @@ const PATIENCE: Duration = Duration::from_secs(5);
 
 /// The share of a core, in percent, that the Hellos of the agent with this MAC cost by themselves, sent from its node for so long.
 /// `client` is who overhears one of them first.
-pub fn hellos(node: &Host, mac: Mac, client: &Host, time: Duration) -> Result<f64> {
+pub fn hellos(node: &Host, mac: MacAddr, client: &Host, time: Duration) -> Result<f64> {
     let hello = overheard(client, mac)?;
     let link = eth0(node)?;
     let port = node.run(|| Port::open(Channel::Hello))?.context("a packet socket")?;
@@ -63,13 +63,14 @@ pub fn hellos(node: &Host, mac: Mac, client: &Host, time: Duration) -> Result<f6
 
 /// How long it takes until `client` has heard of `count` addresses from these nodes, who announce as many each, from the first to
 /// the last.
-pub fn announcements(nodes: &[(Host, Mac)], count: u32, client: &Host) -> Result<Duration> {
+pub fn announcements(nodes: &[(Host, MacAddr)], count: u32, client: &Host) -> Result<Duration> {
     let each = count / nodes.len() as u32;
     let mut senders = Vec::new();
     for (at, (node, mac)) in (0..).zip(nodes) {
         let (link, port) = (eth0(node)?, node.run(|| Port::open(Channel::Arp))?.context("a packet socket")?);
         let addresses = (at * each..(at + 1) * each).map(|n| Ipv4Addr::from_bits(FIRST.to_bits() + n));
-        let frames: Vec<Vec<u8>> = addresses.map(|address| gratuitous_request(crds::Mac(*mac), address)).collect();
+        let frames: Vec<Vec<u8>> =
+            addresses.map(|address| gratuitous_request(crds::MacAddr::from(*mac), address)).collect();
         senders.push((port, link, frames));
     }
     let sniffer = Sniffer::begin(client)?;
@@ -105,7 +106,7 @@ fn eth0(host: &Host) -> Result<u32> {
 }
 
 /// A Hello from `mac`, as `host` hears it.
-fn overheard(host: &Host, mac: Mac) -> Result<Vec<u8>> {
+fn overheard(host: &Host, mac: MacAddr) -> Result<Vec<u8>> {
     let protocol = Protocol::from(i32::from(IPV4.to_be()));
     let socket = host.run(|| Socket::new(Domain::PACKET, Type::RAW, Some(protocol)))?.context("a packet socket")?;
     socket.set_read_timeout(Some(PATIENCE)).context("set a timeout")?;

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use bench::report::Report;
-use bench::sniffer::{Mac, Sniffer, first_by_others};
+use bench::sniffer::{MacAddr, Sniffer, first_by_others};
 use bench::spread::percentile;
 use crds::{L2Advertisement, LoadBalancerIP};
 use e2e::Connect;
@@ -115,7 +115,7 @@ pub async fn measure(bench: &Bench, report: &mut Report, stand: &Stand) -> Resul
     }
     cluster.heal(OWNER)?;
     ensure!(first.len() == count as usize, "{} of {count} addresses were announced by others", first.len());
-    let after = |owner: Option<Mac>| -> Vec<f64> {
+    let after = |owner: Option<MacAddr>| -> Vec<f64> {
         let of = first.values().filter(|(_, mac)| owner.is_none_or(|owner| owner == *mac));
         of.map(|(at, _)| (*at - cut).as_secs_f64() * 1e3).collect()
     };

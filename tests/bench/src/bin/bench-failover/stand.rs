@@ -9,7 +9,7 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use bench::sniffer::Mac;
+use bench::sniffer::MacAddr;
 use e2e::World;
 use e2e::world::SOON;
 use lab::{Host, KubeProxy, Topology, wait_until};
@@ -106,7 +106,7 @@ pub fn without_pods() -> Value {
 ///
 /// # Errors
 /// If it has none.
-pub fn mac(host: &Host) -> Result<Mac> {
+pub fn mac(host: &Host) -> Result<MacAddr> {
     let text = host.mac().context("the switch has no MAC address")?;
     let bytes: Vec<u8> = text.split(':').filter_map(|part| u8::from_str_radix(part, 16).ok()).collect();
     ensure!(bytes.len() == 6, "{text} is no MAC address");
