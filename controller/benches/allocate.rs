@@ -1,9 +1,9 @@
-//! What it costs to find and take the next address of a pool.
+//! The cost of finding and taking the next address of a pool.
 //!
-//! `cargo bench -p controller --bench allocate` prints for each kind of pool the nanoseconds of one `next` and `take`:
-//! the median of all rounds, the least and the most. With `-- --json` it prints one line of JSON instead.
+//! `cargo bench -p controller --bench allocate` prints the nanoseconds of one `next_address` and `take` for each kind of
+//! pool: the median, the minimum and the maximum of all rounds. With `-- --json` it prints one line of JSON instead.
 
-#![allow(clippy::print_stdout, reason = "it is what a benchmark is for")]
+#![allow(clippy::print_stdout, reason = "a benchmark prints its results")]
 
 use std::hint::black_box;
 use std::net::IpAddr;
@@ -16,22 +16,21 @@ use crds::service::Family;
 use crds::{IPAddressPool, IPAddressPoolSpec, Key};
 use jiff::{SignedDuration, Timestamp};
 
-/// How often each case is measured: enough for a median that stays the same on a busy machine.
+/// Rounds of each case: enough for a stable median on a busy machine.
 const ROUNDS: usize = 200;
 
-/// How many addresses a round takes: enough that reading the clock doesn't count, and so few that the pool is as full
-/// after it as before.
+/// Addresses taken in a round: enough to make the clock negligible, and few enough to keep the pool about as full as before.
 const TAKES: u32 = 500;
 
-/// What is measured: a pool in some state.
+/// A pool in some state.
 struct Case {
-    /// As in the JSON.
+    /// The name in the JSON.
     name: &'static str,
     range: &'static str,
     family: Family,
-    /// How many of its first addresses are used, and of these each how manieth.
+    /// Of its first `used.0` addresses, every `used.1`-th is in use.
     used: (u32, u32),
-    /// Whether at each step, of a second, the Service before gives up what it has, which then rests for a minute.
+    /// Whether each step takes a second and releases the address of the step before, which then cools down for a minute.
     churn: bool,
 }
 
@@ -64,7 +63,7 @@ fn main() {
     }
 }
 
-/// The least, the median and the most nanoseconds of one step.
+/// The minimum, the median and the maximum of one step, in nanoseconds.
 fn measure(case: &Case) -> [f64; 3] {
     let addresses = vec![AddressRange(case.range.to_owned())];
     let object = IPAddressPool::new("lan", IPAddressPoolSpec { addresses, ..IPAddressPoolSpec::default() });
@@ -73,7 +72,7 @@ fn measure(case: &Case) -> [f64; 3] {
     let first = lan.ranges[0].first();
     let (used, every) = case.used;
     let full = Free::new(&pools, (0..used).filter(|index| index % every == 0).map(|index| after(first, index)));
-    // Services that come and go have names of their own, or each would get back what it had.
+    // Each Service has another name, or it would get its former address again.
     let services: Vec<_> = (0..TAKES).map(|index| Key::new("default", format!("service-{index}"))).collect();
     let mut rounds: Vec<f64> = (0..ROUNDS)
         .map(|_| {
@@ -82,7 +81,7 @@ fn measure(case: &Case) -> [f64; 3] {
             let started = Instant::now();
             let mut before = None;
             for service in &services {
-                let Some(address) = black_box(free.next(lan, case.family, service, now)) else { break };
+                let Some(address) = black_box(free.next_address(lan, case.family, service, now)) else { break };
                 free.take(address);
                 if let Some((address, service)) = before.replace((address, service)).filter(|_| case.churn) {
                     free.release(address, Some(Key::clone(service)), now);

@@ -1,34 +1,34 @@
-//! What it costs to plan: for one Service more where there are many, and for all of them.
+//! The cost of plans: for one more Service among many, and for all Services.
 //!
-//! `cargo bench -p controller --bench plan` prints, for each number of Services that have their addresses already, the
-//! microseconds of all planning between one new Service and its rest (it appears, its LoadBalancerIP is answered, its
-//! patch is answered, its series ends), of the first plan among these, and of a plan about everything, as after a change
-//! of pools (processor time): the median of all rounds, the least and the most.
+//! `cargo bench -p controller --bench plan` prints times in microseconds for several numbers of Services with addresses: all
+//! plans for one new Service (it appears, the answers for its LoadBalancerIP and its patch arrive, its series ends), the
+//! first of these plans, and a plan that covers everything, as after a change of pools (processor time). Each line has the
+//! median, the minimum and the maximum of all rounds.
 
-#![allow(clippy::print_stdout, reason = "it is what a benchmark is for")]
+#![allow(clippy::print_stdout, reason = "a benchmark prints its results")]
 
 use std::hint::black_box;
 use std::sync::Arc;
 use std::time::Instant;
 
-use controller::{Effect, Ledger, Subject};
+use controller::{ClusterIndex, Effect, Subject};
 use crds::ip_address_pool::AddressRange;
 use crds::{IPAddressPool, IPAddressPoolSpec, Record, Service};
 use jiff::Timestamp;
 
-/// How often each case is measured.
+/// Rounds of each case.
 const ROUNDS: usize = 200;
 
-/// The same for plans about everything.
+/// Rounds of plans that cover everything.
 const FULL_ROUNDS: usize = 20;
 
 fn main() {
     for count in [0, 1_000, 10_000, 30_000] {
-        let mut ledger = settled(count);
+        let mut cluster = settled(count);
         let mut paths = Vec::new();
         let mut firsts = Vec::new();
         for round in 0..ROUNDS {
-            let (first, path) = one_more(&mut ledger, count + round as u32);
+            let (first, path) = one_more(&mut cluster, count + round as u32);
             firsts.push(first);
             paths.push(path);
         }
@@ -36,36 +36,39 @@ fn main() {
         print("all plans of one more", count, paths);
         let mut full = Vec::new();
         for _ in 0..FULL_ROUNDS {
-            // As when an administrator edits it.
+            // An administrator edits the pool.
             let edited = lan(u32::try_from(full.len()).unwrap_or_default() + 2);
-            let began = processor_time();
-            ledger.set_pool("lan", Some(edited));
-            let plan = black_box(ledger.plan(now()));
-            full.push(processor_time() - began);
-            assert!(plan.series.iter().all(|series| matches!(series.subject, Subject::Pool(_))), "all have all");
+            let started = processor_time();
+            cluster.set_pool("lan", Some(edited));
+            let plan = black_box(cluster.plan(now()));
+            full.push(processor_time() - started);
+            assert!(
+                plan.series.iter().all(|series| matches!(series.subject, Subject::Pool(_))),
+                "all Services are settled"
+            );
         }
         print("plan about everything", count, full);
     }
 }
 
-/// For how long this thread had a processor, in microseconds. The kernel counts that at each tick, some milliseconds
-/// apart; of what takes longer it tells more on a busy machine than a clock does.
+/// The processor time of this thread, in microseconds. The kernel counts it at each tick, some milliseconds apart; for longer
+/// work on a busy machine it is more precise than a clock.
 fn processor_time() -> f64 {
     let text = std::fs::read_to_string("/proc/thread-self/schedstat").unwrap_or_default();
     text.split(' ').next().and_then(|nanos| nanos.parse::<f64>().ok()).unwrap_or_default() / 1e3
 }
 
-fn print(what: &str, count: u32, mut micros: Vec<f64>) {
+fn print(name: &str, count: u32, mut micros: Vec<f64>) {
     micros.sort_by(f64::total_cmp);
-    let (least, most) = (micros[0], micros[micros.len() - 1]);
-    println!("{what:24} at {count:6}: {:9.1} µs ({least:.1} to {most:.1})", micros[micros.len() / 2]);
+    let (min, max) = (micros[0], micros[micros.len() - 1]);
+    println!("{name:24} at {count:6}: {:9.1} µs ({min:.1} to {max:.1})", micros[micros.len() / 2]);
 }
 
 fn now() -> Timestamp {
     Timestamp::UNIX_EPOCH
 }
 
-/// A pool with room for all, of which each version has another limit.
+/// A pool with space for all Services. Each version has another `reuseAfter`.
 fn lan(version: u32) -> Arc<IPAddressPool> {
     let addresses = vec![AddressRange("10.0.0.0-10.255.255.255".into())];
     let reuse_after = Some(format!("{version}s"));
@@ -75,36 +78,36 @@ fn lan(version: u32) -> Arc<IPAddressPool> {
     Arc::new(pool)
 }
 
-/// A ledger that knows so many Services, of which each has its address.
-fn settled(count: u32) -> Ledger {
-    let mut ledger = Ledger::new(true);
-    ledger.set_pool("lan", Some(lan(1)));
+/// An index with this many Services, all settled.
+fn settled(count: u32) -> ClusterIndex {
+    let mut cluster = ClusterIndex::new(true);
+    cluster.set_pool("lan", Some(lan(1)));
     let mut services: Vec<_> = (0..count).map(service).collect();
     services.sort_by(|one, other| one.key.cmp(&other.key));
     for service in &services {
-        ledger.set_service(&service.key, Some(Arc::new(service.clone())), false);
+        cluster.set_service(&service.key, Some(Arc::new(service.clone())), false);
     }
-    answer_all(&mut ledger, services);
-    ledger
+    answer_all(&mut cluster, services);
+    cluster
 }
 
-/// Plans, and answers as an API server does, until nothing is left to do but to write pools.
-fn answer_all(ledger: &mut Ledger, services: Vec<Service>) {
-    let plan = ledger.plan(now());
+/// Plans and answers like an API server, until only writes of pools are left.
+fn answer_all(cluster: &mut ClusterIndex, services: Vec<Service>) {
+    let plan = cluster.plan(now());
     assert_eq!(plan.series.iter().filter(|s| matches!(s.subject, Subject::Service(_))).count(), services.len());
     for series in &plan.series {
-        answer(ledger, series, &services);
+        answer(cluster, series, &services);
     }
-    ledger.plan(now());
+    cluster.plan(now());
 }
 
-fn answer(ledger: &mut Ledger, series: &controller::Series, services: &[Service]) {
+fn answer(cluster: &mut ClusterIndex, series: &controller::Series, services: &[Service]) {
     for effect in &series.effects {
         match effect {
-            Effect::Create { address, pool, holder, .. } => {
+            Effect::Create { lb_ip, pool, holder, .. } => {
                 let record = Record {
-                    address: *address,
-                    uid: address.to_string().into(),
+                    address: *lb_ip,
+                    uid: lb_ip.to_string().into(),
                     resource_version: 1,
                     deleting: false,
                     pool: pool.clone(),
@@ -116,7 +119,7 @@ fn answer(ledger: &mut Ledger, series: &controller::Series, services: &[Service]
                     first_announced: None,
                     conflicts: vec![],
                 };
-                ledger.set_address(*address, Some(Arc::new(record)), false, now());
+                cluster.set_record(*lb_ip, Some(Arc::new(record)), false, now());
             }
             Effect::PatchService(patch) => {
                 let index = services.binary_search_by(|service| service.key.cmp(&patch.key)).expect("a Service");
@@ -127,38 +130,37 @@ fn answer(ledger: &mut Ledger, series: &controller::Series, services: &[Service]
                     conditions: patch.conditions.clone().unwrap_or_default(),
                     ..services[index].clone()
                 };
-                ledger.set_service(&patch.key, Some(Arc::new(patched)), false);
+                cluster.set_service(&patch.key, Some(Arc::new(patched)), false);
             }
             _ => {}
         }
     }
 }
 
-/// What planning one Service more costs, in microseconds: the plan that gives it its address; and all plans until it
-/// rests.
-fn one_more(ledger: &mut Ledger, number: u32) -> (f64, f64) {
+/// The cost of plans for one more Service, in microseconds: of the first plan, and of all plans until it is settled.
+fn one_more(cluster: &mut ClusterIndex, number: u32) -> (f64, f64) {
     let service = service(number);
-    let began = Instant::now();
-    ledger.set_service(&service.key, Some(Arc::new(service.clone())), false);
-    let plan = ledger.plan(now());
-    let first = began.elapsed().as_secs_f64() * 1e6;
+    let started = Instant::now();
+    cluster.set_service(&service.key, Some(Arc::new(service.clone())), false);
+    let plan = cluster.plan(now());
+    let first = started.elapsed().as_secs_f64() * 1e6;
     let mut spent = first;
     let subject = Subject::Service(service.key.clone());
     let series = plan.series.into_iter().find(|series| series.subject == subject).expect("a series");
     let services = [service];
     for effect in &series.effects {
         let one = controller::Series { subject: series.subject.clone(), effects: vec![effect.clone()] };
-        let began = Instant::now();
-        ledger.begins(&series);
-        answer(ledger, &one, &services);
-        black_box(ledger.plan(now()));
-        spent += began.elapsed().as_secs_f64() * 1e6;
+        let started = Instant::now();
+        cluster.start_series(&series);
+        answer(cluster, &one, &services);
+        black_box(cluster.plan(now()));
+        spent += started.elapsed().as_secs_f64() * 1e6;
     }
-    let began = Instant::now();
-    ledger.ended(&subject);
-    let rest = ledger.plan(now());
-    spent += began.elapsed().as_secs_f64() * 1e6;
-    assert!(rest.series.iter().all(|series| series.subject != subject), "it has all it wants");
+    let started = Instant::now();
+    cluster.end_series(&subject);
+    let rest = cluster.plan(now());
+    spent += started.elapsed().as_secs_f64() * 1e6;
+    assert!(rest.series.iter().all(|series| series.subject != subject), "the Service is settled");
     (first, spent)
 }
 

@@ -4,6 +4,7 @@
 //! |---|---|
 //! | `request` | the addresses a Service needs, by family |
 //! | `allocation` | the decision for one Service |
+//! | `obtain` | whether a Service can have one particular address |
 //! | `sharing` | which Services may share an address |
 //! | `holders` | the update of a record that several Services hold |
 //! | `quarantine` | addresses that another host on the LAN uses |
@@ -11,6 +12,7 @@
 
 pub(crate) mod allocation;
 pub(crate) mod holders;
+mod obtain;
 pub(crate) mod quarantine;
 pub(crate) mod refusal;
 pub(crate) mod request;

@@ -2,9 +2,9 @@
 //!
 //! | file | contents |
 //! |---|---|
-//! | `applier` | one series of effects after another, written to the API server |
-//! | `events`, `repeats` | events, and which of them are repetitions |
-//! | `lease`, `election` | the rules of leader election, and taking part in it |
+//! | `applier` | the execution of a series |
+//! | `events`, `repeats` | events, and the suppression of repeated ones |
+//! | `lease`, `election` | the rules of the leader election, and the participation in it |
 
 pub(crate) mod applier;
 pub(crate) mod election;

@@ -22,7 +22,6 @@
 //! and patch the Lease.
 
 #![forbid(unsafe_code)]
-#![allow(missing_docs, reason = "only this repository uses this library")]
 
 mod allocate;
 mod apply;
@@ -43,8 +42,11 @@ mod history;
 #[path = "../tests/unit/live.rs"]
 mod live;
 #[cfg(test)]
-#[path = "../tests/unit/model.rs"]
-mod model;
+#[path = "../tests/unit/reference_model.rs"]
+mod reference_model;
+#[cfg(test)]
+#[path = "../tests/unit/snapshot.rs"]
+mod snapshot;
 #[cfg(test)]
 #[path = "../tests/unit/stories.rs"]
 mod stories;
@@ -54,14 +56,12 @@ mod world;
 
 pub use apply::election::Election;
 pub use metrics::Metrics;
-pub use plan::effect::{AddressPatch, Effect, Event, PoolPatch, Series, ServicePatch, Subject};
-pub use plan::{Plan, plan};
+pub use plan::effect::{Effect, Series, Subject};
 pub use pools::Pools;
 pub use pools::free::Free;
 pub use pools::occupied::Occupied;
 pub use run::{Config, Error, run};
-pub use state::index::Ledger;
+pub use state::index::ClusterIndex;
 pub use state::index::unannounced::Obstacle;
-pub use state::snapshot::Snapshot;
 pub use status::announced::{Circumstances, Judge, Nowhere};
 pub use status::reason::{AllocatedReason, AnnouncedReason, ForwardingReason, RefusalReason};

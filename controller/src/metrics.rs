@@ -1,10 +1,10 @@
-//! What the controller does and knows, in numbers for Prometheus.
+//! Metrics for Prometheus.
 //!
-//! What shells and the loop tell, and what the stores know when it is asked for → the text of the OpenMetrics format. What
-//! counts objects is read from the stores each time: so it is right after any history, and costs nothing in between. Of
-//! several controllers only the one that leads tells of objects, so that sums over all of them are right.
+//! Observations of the main loop, and the contents of the stores at each scrape → the text format of OpenMetrics. Gauges of
+//! objects are computed from the stores at each scrape: so they are right after any history, and cost nothing in between.
+//! Only the leader reports objects, so sums over all controllers are right.
 //!
-//! Labels have values from enums and names of pools, never what somebody wrote into a status.
+//! Label values come from enums and names of pools, never from the text of a status.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -27,54 +27,46 @@ use crate::status::reason::RefusalReason;
 
 pub(crate) mod latency;
 
-/// The reason of those that have no answer yet, or one that is none of ours.
+/// The reason of Services without an answer, and of those with an unknown reason.
 const OTHER: &str = "Other";
 
-/// The reasons of refusals, as conditions have them.
 fn refusal_reasons() -> impl Iterator<Item = &'static str> {
     RefusalReason::ALL.iter().map(|reason| reason.as_str())
 }
 
-/// A write.
+/// The kinds of writes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Write {
-    /// A LoadBalancerIP is created.
-    CreateAddress,
-    /// A LoadBalancerIP is deleted.
-    DeleteAddress,
-    /// The holders of a LoadBalancerIP are changed.
-    PatchAddress,
-    /// A Service's status is written.
+    CreateRecord,
+    DeleteRecord,
+    PatchRecord,
     PatchService,
-    /// A pool's status is written.
     PatchPool,
-    /// An event is created.
     CreateEvent,
 }
 
-/// How a write went.
+/// The result of a write.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Outcome {
-    /// It is done.
     Ok,
-    /// Somebody else wrote first (409).
+    /// Another client wrote first (409).
     Conflict,
-    /// The object is gone (404).
+    /// The object does not exist (404).
     Gone,
-    /// The API server refused otherwise.
+    /// Any other refusal of the API server.
     Refused,
-    /// Nobody knows: there was no answer.
+    /// The result is unknown.
     Unanswered,
-    /// It was not sent: another may lead.
+    /// It was not sent, because another controller may lead.
     Deposed,
 }
 
 impl Write {
     fn label(self) -> &'static str {
         match self {
-            Self::CreateAddress => "address_create",
-            Self::DeleteAddress => "address_delete",
-            Self::PatchAddress => "address_patch",
+            Self::CreateRecord => "address_create",
+            Self::DeleteRecord => "address_delete",
+            Self::PatchRecord => "address_patch",
             Self::PatchService => "service_patch",
             Self::PatchPool => "pool_patch",
             Self::CreateEvent => "event_create",
@@ -82,9 +74,8 @@ impl Write {
     }
 }
 
-impl Outcome {
-    /// That of a request that failed.
-    pub(crate) fn of(error: &kube::Error) -> Self {
+impl From<&kube::Error> for Outcome {
+    fn from(error: &kube::Error) -> Self {
         match error {
             kube::Error::Api(status) => match status.code {
                 409 => Self::Conflict,
@@ -94,7 +85,9 @@ impl Outcome {
             _ => Self::Unanswered,
         }
     }
+}
 
+impl Outcome {
     fn label(self) -> &'static str {
         match self {
             Self::Ok => "ok",
@@ -124,11 +117,11 @@ struct ReasonLabels {
     reason: &'static str,
 }
 
-/// The numbers of one controller. Clones are handles on the same ones.
+/// The metrics of one controller. Clones share the same values.
 #[derive(Clone, Default)]
-pub struct Metrics(Arc<Numbers>);
+pub struct Metrics(Arc<Collectors>);
 
-struct Numbers {
+struct Collectors {
     registry: Registry,
     writes: Family<WriteLabels, Counter>,
     plans: Histogram,
@@ -138,18 +131,18 @@ struct Numbers {
     capacity: Family<PoolLabels, Gauge>,
     used: Family<PoolLabels, Gauge>,
     free: Family<PoolLabels, Gauge>,
-    served: Gauge,
+    allocated: Gauge,
     pending: Family<ReasonLabels, Gauge>,
-    /// What is read when numbers are asked for, and whether Services without a class are ours.
-    known: Mutex<Option<(Stores, bool)>>,
+    /// The stores that are read at a scrape, and whether Services without a class are ours.
+    sources: Mutex<Option<(Stores, bool)>>,
 }
 
-impl Default for Numbers {
+impl Default for Collectors {
     fn default() -> Self {
-        let mut numbers = Self {
+        let mut collectors = Self {
             registry: Registry::with_prefix("landfall"),
             writes: Family::default(),
-            // From 10 µs, which is what a plan about one Service takes, to 2.6 s.
+            // From 10 µs, the duration of a plan for one Service, to 2.6 s.
             plans: Histogram::new(exponential_buckets(10e-6, 4.0, 10)),
             // From 1 ms to 33 s.
             allocations: Histogram::new(exponential_buckets(1e-3, 2.0, 16)),
@@ -158,133 +151,139 @@ impl Default for Numbers {
             capacity: Family::default(),
             used: Family::default(),
             free: Family::default(),
-            served: Gauge::default(),
+            allocated: Gauge::default(),
             pending: Family::default(),
-            known: Mutex::default(),
+            sources: Mutex::default(),
         };
-        numbers.register();
-        numbers
+        collectors.register();
+        collectors
     }
 }
 
-impl Numbers {
+impl Collectors {
     fn register(&mut self) {
-        let to = &mut self.registry;
+        let registry = &mut self.registry;
         let version = Info::new([("version", env!("CARGO_PKG_VERSION"))]);
-        to.register("build", "The version of Landfall", version);
-        to.register("writes", "Writes to the API server, by kind and result", self.writes.clone());
-        to.register_with_unit("plan_duration", "How long planning took", Unit::Seconds, self.plans.clone());
-        to.register_with_unit(
+        registry.register("build", "The version of Landfall", version);
+        registry.register("writes", "Writes to the API server, by kind and result", self.writes.clone());
+        registry.register_with_unit("plan_duration", "Duration of a plan", Unit::Seconds, self.plans.clone());
+        registry.register_with_unit(
             "allocation_duration",
-            "From when a Service was seen to want addresses until its status had them, where it was not refused",
+            "Time from the first observation of a LoadBalancer Service until its status shows its addresses; refused Services are not counted",
             Unit::Seconds,
             self.allocations.clone(),
         );
-        to.register("leader", "Whether this controller leads (1) or stands by (0)", self.leads.clone());
-        to.register("elections_won", "How often this controller came to lead", self.elected.clone());
+        registry.register("leader", "Whether this controller leads (1) or stands by (0)", self.leads.clone());
+        registry.register("elections_won", "How often this controller has become the leader", self.elected.clone());
         let addresses = || Unit::Other("addresses".into());
-        to.register_with_unit(
+        registry.register_with_unit(
             "pool_capacity",
-            "Addresses of a pool that Services have or can get without asking for one by name",
+            "Addresses of a pool that are used, or available without a request by name",
             addresses(),
             self.capacity.clone(),
         );
-        to.register_with_unit("pool_used", "Addresses that are given or reserved", addresses(), self.used.clone());
-        to.register_with_unit(
+        registry.register_with_unit(
+            "pool_used",
+            "Addresses of a pool that are assigned or reserved",
+            addresses(),
+            self.used.clone(),
+        );
+        registry.register_with_unit(
             "pool_free",
-            "Addresses that a Service can get without asking for one by name",
+            "Addresses of a pool that are available without a request by name",
             addresses(),
             self.free.clone(),
         );
-        to.register("services_allocated", "Services that have their addresses", self.served.clone());
-        to.register(
+        registry.register(
+            "services_allocated",
+            "Services that have the addresses they request",
+            self.allocated.clone(),
+        );
+        registry.register(
             "services_pending",
-            "Services that don't have the addresses that they ask for, by the reason on their condition",
+            "Services that do not have the addresses they request, by the reason of their condition",
             self.pending.clone(),
         );
     }
 }
 
 impl Metrics {
-    /// All of them, in the text format of OpenMetrics 1.0 ([`Metrics::CONTENT_TYPE`]).
+    /// All metrics in the text format of OpenMetrics 1.0 ([`Metrics::CONTENT_TYPE`]).
     ///
     /// # Errors
-    /// If they can't be written as text, which does not happen.
+    /// If formatting fails, which does not happen.
     pub fn text(&self) -> Result<String, fmt::Error> {
-        self.count();
+        self.refresh_gauges();
         let mut text = String::new();
         encode(&mut text, &self.0.registry)?;
         Ok(text)
     }
 
-    /// The type of [`Metrics::text`], for HTTP.
+    /// The HTTP content type of [`Metrics::text`].
     pub const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
-    /// Whether the controller knows the whole cluster: from then on it can lead without delay.
+    /// Whether all kinds have been listed, so that the controller can lead without delay.
     pub fn is_ready(&self) -> bool {
-        self.known().as_ref().is_some_and(|(stores, _)| stores.is_synced())
+        self.sources().as_ref().is_some_and(|(stores, _)| stores.is_synced())
     }
 
-    /// What is read when numbers are asked for.
-    pub(crate) fn know(&self, stores: Stores, default_class: bool) {
-        *self.known() = Some((stores, default_class));
+    /// Sets the stores that are read at a scrape.
+    pub(crate) fn attach(&self, stores: Stores, default_class: bool) {
+        *self.sources() = Some((stores, default_class));
     }
 
-    /// It leads from now on, or does not.
-    pub(crate) fn leads(&self, leads: bool) {
-        if self.0.leads.set(leads.into()) == 0 && leads {
+    pub(crate) fn set_leader(&self, is_leader: bool) {
+        if self.0.leads.set(is_leader.into()) == 0 && is_leader {
             self.0.elected.inc();
         }
     }
 
-    /// A plan took that long.
-    pub(crate) fn planned(&self, took: Duration) {
-        self.0.plans.observe(took.as_secs_f64());
+    pub(crate) fn observe_plan(&self, duration: Duration) {
+        self.0.plans.observe(duration.as_secs_f64());
     }
 
-    /// A Service waited that long for its addresses.
-    pub(crate) fn allocated(&self, waited: Duration) {
+    /// Records how long a Service waited for its addresses.
+    pub(crate) fn observe_allocation(&self, waited: Duration) {
         self.0.allocations.observe(waited.as_secs_f64());
     }
 
-    /// A write went that way.
-    pub(crate) fn wrote(&self, kind: Write, outcome: Outcome) {
+    pub(crate) fn count_write(&self, kind: Write, outcome: Outcome) {
         let labels = WriteLabels { kind: kind.label(), result: outcome.label() };
         self.0.writes.get_or_create(&labels).inc();
     }
 
-    fn known(&self) -> std::sync::MutexGuard<'_, Option<(Stores, bool)>> {
-        // Another one that asked has panicked: what is known is as good as before.
-        self.0.known.lock().unwrap_or_else(PoisonError::into_inner)
+    fn sources(&self) -> std::sync::MutexGuard<'_, Option<(Stores, bool)>> {
+        // A panic of another scrape leaves the stores valid.
+        self.0.sources.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Reads anew what counts objects. One at a time.
-    fn count(&self) {
-        let known = self.known();
-        let numbers = &self.0;
-        for family in [&numbers.capacity, &numbers.used, &numbers.free] {
+    /// Computes the gauges of objects. One scrape at a time.
+    fn refresh_gauges(&self) {
+        let sources = self.sources();
+        let collectors = &self.0;
+        for family in [&collectors.capacity, &collectors.used, &collectors.free] {
             family.clear();
         }
-        numbers.pending.clear();
-        let mut counts = Counts::default();
-        if let Some((stores, default_class)) = known.as_ref()
-            && numbers.leads.get() > 0
+        collectors.pending.clear();
+        let mut counts = ServiceCounts::default();
+        if let Some((stores, default_class)) = sources.as_ref()
+            && collectors.leads.get() > 0
         {
             stores.services.read(|table| {
                 table.objects().for_each(|(_, service)| counts.add(service, *default_class));
             });
             for (name, pool) in stores.pools.snapshot().unwrap_or_default() {
-                for (family, used, free) in by_family(&pool) {
+                for (family, used, free) in address_counts(&pool) {
                     let labels = PoolLabels { pool: name.clone(), family };
-                    numbers.capacity.get_or_create(&labels).set(used.saturating_add(free));
-                    numbers.used.get_or_create(&labels).set(used);
-                    numbers.free.get_or_create(&labels).set(free);
+                    collectors.capacity.get_or_create(&labels).set(used.saturating_add(free));
+                    collectors.used.get_or_create(&labels).set(used);
+                    collectors.free.get_or_create(&labels).set(free);
                 }
             }
         }
-        numbers.served.set(counts.served);
+        collectors.allocated.set(counts.allocated);
         for (reason, count) in counts.pending {
-            numbers.pending.get_or_create(&ReasonLabels { reason }).set(count);
+            collectors.pending.get_or_create(&ReasonLabels { reason }).set(count);
         }
     }
 }
@@ -295,27 +294,27 @@ impl fmt::Debug for Metrics {
     }
 }
 
-/// What Services come to.
+/// Services by state.
 #[derive(Debug, PartialEq, Eq)]
-struct Counts {
-    served: i64,
+struct ServiceCounts {
+    allocated: i64,
     pending: BTreeMap<&'static str, i64>,
 }
 
-impl Default for Counts {
-    /// None. Each reason is there from the start, or a rate of its change misses the first one.
+impl Default for ServiceCounts {
+    /// No Services. Each reason exists from the start, or the rate of its increase would miss the first one.
     fn default() -> Self {
-        Self { served: 0, pending: refusal_reasons().chain([OTHER]).map(|reason| (reason, 0)).collect() }
+        Self { allocated: 0, pending: refusal_reasons().chain([OTHER]).map(|reason| (reason, 0)).collect() }
     }
 }
 
-impl Counts {
+impl ServiceCounts {
     fn add(&mut self, service: &Service, default_class: bool) {
         if !service.is_ours(default_class) || service.deleting {
             return;
         }
         if service.is_allocated() {
-            self.served += 1;
+            self.allocated += 1;
             return;
         }
         let condition = service.conditions.iter().find(|condition| condition.type_ == ALLOCATED);
@@ -325,8 +324,8 @@ impl Counts {
     }
 }
 
-/// How many addresses of a pool are used and free, of each family of which it has any.
-fn by_family(pool: &IPAddressPool) -> impl Iterator<Item = (&'static str, i64, i64)> {
+/// Family, used and free addresses, for each family of a pool.
+fn address_counts(pool: &IPAddressPool) -> impl Iterator<Item = (&'static str, i64, i64)> {
     let status = pool.status.clone().unwrap_or_default();
     let families =
         [("ipv4", status.assigned_ipv4, status.available_ipv4), ("ipv6", status.assigned_ipv6, status.available_ipv6)];
@@ -380,32 +379,32 @@ mod tests {
             service("b", "True", "PoolDraining"),
             service("c", "False", "PoolsExhausted"),
             service("d", "False", "PoolsExhausted"),
-            service("e", "False", "Written by somebody else"),
+            service("e", "False", "WrittenByAnotherClient"),
             service("f", "", ""),
         ] {
             stores.put_service(&service);
         }
-        // Not one of ours.
+        // A Service that is not ours.
         let mut other = service("g", "False", "NoPool");
         other.spec.as_mut().expect("a spec").type_ = Some("ClusterIP".into());
         stores.services.put(source::services().observe(&other).expect("a name").0);
         stores
     }
 
-    /// The lines of the text that are no comments and begin so.
-    fn lines(metrics: &Metrics, beginning: &str) -> Vec<String> {
+    /// The sorted lines of the text with this prefix.
+    fn lines(metrics: &Metrics, prefix: &str) -> Vec<String> {
         let text = metrics.text().expect("text");
         assert!(text.ends_with("# EOF\n"), "{text}");
-        let mut lines: Vec<_> = text.lines().filter(|line| line.starts_with(beginning)).map(str::to_owned).collect();
+        let mut lines: Vec<_> = text.lines().filter(|line| line.starts_with(prefix)).map(str::to_owned).collect();
         lines.sort();
         lines
     }
 
     #[test]
-    fn the_one_that_leads_tells_of_pools_and_services_and_the_others_of_none() {
+    fn only_the_leader_reports_pools_and_services() {
         let metrics = Metrics::default();
         assert!(!metrics.is_ready());
-        metrics.know(stores(), true);
+        metrics.attach(stores(), true);
         assert!(metrics.is_ready());
         let pools = || lines(&metrics, "landfall_pool_");
         let services = || {
@@ -414,7 +413,7 @@ mod tests {
             lines
         };
         assert_eq!((pools(), services()), (vec![], vec![]));
-        metrics.leads(true);
+        metrics.set_leader(true);
         let of_pools = [
             "landfall_pool_capacity_addresses{pool=\"lan\",family=\"ipv4\"} 254",
             "landfall_pool_free_addresses{pool=\"lan\",family=\"ipv4\"} 251",
@@ -426,27 +425,23 @@ mod tests {
             "landfall_services_pending{reason=\"PoolsExhausted\"} 2",
         ];
         assert_eq!((pools(), services()), (of_pools.map(Into::into).into(), of_services.map(Into::into).into()));
-        assert_eq!(
-            lines(&metrics, "landfall_services_pending").len(),
-            RefusalReason::ALL.len() + 1,
-            "also those that are 0"
-        );
-        metrics.leads(false);
+        assert_eq!(lines(&metrics, "landfall_services_pending").len(), RefusalReason::ALL.len() + 1, "zeros included");
+        metrics.set_leader(false);
         assert_eq!((pools(), services()), (vec![], vec![]));
     }
 
     #[test]
-    fn what_happens_is_counted() {
+    fn observations_and_writes_are_counted() {
         let metrics = Metrics::default();
-        metrics.leads(true);
-        metrics.leads(true);
-        metrics.leads(false);
-        metrics.leads(true);
-        metrics.planned(Duration::from_micros(30));
-        metrics.allocated(Duration::from_millis(3));
-        metrics.wrote(Write::CreateAddress, Outcome::Ok);
-        metrics.wrote(Write::CreateAddress, Outcome::Ok);
-        metrics.wrote(Write::PatchService, Outcome::Conflict);
+        metrics.set_leader(true);
+        metrics.set_leader(true);
+        metrics.set_leader(false);
+        metrics.set_leader(true);
+        metrics.observe_plan(Duration::from_micros(30));
+        metrics.observe_allocation(Duration::from_millis(3));
+        metrics.count_write(Write::CreateRecord, Outcome::Ok);
+        metrics.count_write(Write::CreateRecord, Outcome::Ok);
+        metrics.count_write(Write::PatchService, Outcome::Conflict);
         assert_eq!(lines(&metrics, "landfall_leader"), ["landfall_leader 1"]);
         assert_eq!(lines(&metrics, "landfall_elections"), ["landfall_elections_won_total 2"]);
         assert_eq!(

@@ -1,22 +1,24 @@
-//! Pools, the addresses that belong to them, and which address is given next.
+//! Pools, the addresses that belong to them, and which address is assigned next.
 //!
 //! | file | contents |
 //! |---|---|
-//! | `layout` | which pool an address belongs to, overlaps, and which addresses a pool withholds |
-//! | `selector` | which Services a pool serves |
+//! | `layout`, `address_map` | all pools; which pool an address belongs to, and which addresses are withheld |
+//! | `pool`, `selector` | one pool; which Services it admits |
 //! | `occupied` | addresses of nodes and gateways |
 //! | `free`, `cooldown` | free addresses, and addresses in cool-down |
 //! | `intervals`, `numbering` | sets of addresses whose cost does not depend on their size |
-//! | `truncated` | lists that show their first entries and count the rest |
+//! | `truncated` | lists that show their first entries and count the others |
 
-pub(crate) mod cooldown;
+mod address_map;
+mod cooldown;
 pub(crate) mod free;
 pub(crate) mod intervals;
 mod layout;
 mod numbering;
 pub(crate) mod occupied;
+mod pool;
 mod selector;
 pub(crate) mod truncated;
 
-pub(crate) use layout::{Land, Lot};
-pub use layout::{LeftOut, Overlap, Pool, Pools, Withheld};
+pub use layout::{Pools, Withheld};
+pub use pool::{OccupiedAddress, Overlap, Pool};

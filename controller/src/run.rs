@@ -1,82 +1,82 @@
-//! The loop: wake, tell the ledger what changed, plan, apply.
+//! The main loop: wake, move changes into the index, plan, start series.
 //!
 //! ```text
-//! watches (7 tasks) --feed--> stores --wake--> the loop --series--> tasks (at most CONCURRENCY) --answers--> stores
-//!                                                |  ^                                              |
-//!                                                |  +--------------- done, or failed --------------+
-//!                                                +--events--> report (1 task)
-//! election (2 tasks) --mandate--> the loop, each write
+//! watches (7 tasks) --feed--> stores --wake--> main loop --series--> tasks (at most CONCURRENCY) --answers--> stores
+//!                                                |  ^                                               |
+//!                                                |  +---------------- done or failed ---------------+
+//!                                                +--events--> events::write_events (1 task)
+//! election (2 tasks) --write fence--> main loop, each write
 //! ```
 //!
-//! Of several controllers one leads. The others watch and do nothing else, so that the one that is elected next knows all
-//! from the start. One that leads no more drops what is under way, and waits to be elected again.
+//! One of several controllers leads. The others only watch, so the next leader knows the cluster from the start. A leader
+//! that loses the Lease drops the series in flight, and waits until it leads again.
 //!
-//! What is to be done follows from what is there, and is looked at again for whatever has changed. Only one series about a
-//! subject is under way at a time, so that one slow write holds up nothing else. What a plan has that can't begin yet is
-//! kept until a newer plan has something else about the same subject.
+//! Plans follow from the observed state, and cover everything that has changed. At most one series of a subject is in flight,
+//! so a slow write delays no other subject. A planned series that cannot start yet stays in the queue until a newer plan
+//! replaces it.
 //!
-//! Plans are about what has changed, so as a rule they take microseconds, and each wake is answered at once: nothing
-//! stands between a new Service and its first write, nor between that and what follows from its answer. Only after a plan
-//! that took long (as when pools change) there is a pause. Stopping waits a little for the answers to what is under way.
-//! Dropping the future stops all tasks; the next start finds out what was left undone.
+//! A plan usually takes microseconds, and each wake is handled at once: nothing delays the first write for a new Service, or
+//! the write that follows from its answer. Only a plan that took long (for example, after a change of pools) is followed by
+//! a pause. Stopping waits briefly for the answers to writes in flight. Dropping the future stops all tasks, and the next
+//! start recovers what was left undone.
 
 use std::collections::BTreeSet;
+use std::fmt::Debug;
 use std::pin::pin;
 use std::time::Duration;
 
 use jiff::Timestamp;
-use kube::Client;
-use observe::{Wake, error_chain, jitter, source, watch};
+use kube::{Client, Resource};
+use observe::{Source, Store, Wake, error_chain, jitter, source, watch};
+use serde::de::DeserializeOwned;
 use tokio::sync::{mpsc, oneshot, watch as channel};
 use tokio::task::{JoinError, JoinSet};
 use tokio::time::{Instant, sleep_until, timeout};
 
 use crate::apply::applier::{Applier, Failure, Progress};
-use crate::apply::election::{Election, Mandate, elect};
-use crate::apply::events as report;
+use crate::apply::election::{Election, WriteFence, run_election};
+use crate::apply::events;
 use crate::metrics::Metrics;
-use crate::metrics::latency::Waiting;
+use crate::metrics::latency::WaitingServices;
 use crate::plan::Plan;
-use crate::plan::backoff::{Notable, Paces};
-use crate::plan::deferred_budget::Leisure;
+use crate::plan::backoff::{AttemptNews, Backoff};
+use crate::plan::deferred_budget::DeferredBudget;
 use crate::plan::effect::{Event, Series, Subject, pool_reference, service_reference};
 use crate::plan::queue::Queue;
-use crate::state::index::Ledger;
+use crate::state::index::ClusterIndex;
 use crate::state::index::unannounced::Obstacle;
 use crate::state::stores::Stores;
 use crate::status::announced::Judge;
 
-/// Series under way at a time: enough to keep an API server busy, and less than its limit for one client's writes.
+/// Series in flight: enough to keep an API server busy, and below its limit for the writes of one client.
 const CONCURRENCY: usize = 64;
 
-/// Of these so many that only tell how things are.
-const TELLING: usize = 8;
+/// Of these, the deferrable ones.
+const DEFERRABLE_CONCURRENCY: usize = 8;
 
-/// A plan that takes no longer than this is followed by the next one at once: at that rate planning is not what the
-/// processor is busy with.
-const BRIEF: Duration = Duration::from_millis(1);
+/// A plan that takes no longer than this may be followed by the next one at once: at that rate planning does not dominate
+/// the processor.
+const SHORT_PLAN: Duration = Duration::from_millis(1);
 
-/// After a longer one there is a pause of this many times as long, so that planning takes no more than a fifth of a core.
+/// A longer plan is followed by a pause of this many times its duration, so that planning takes at most a fifth of a core.
 const PAUSE_PER_PLAN: u32 = 4;
 
-/// How often to forget when subjects may be tried again of which nothing has been heard for long.
-const FORGETTING: Duration = Duration::from_secs(2);
+/// Interval for pruning idle back-off entries.
+const PRUNE_INTERVAL: Duration = Duration::from_secs(2);
 
-/// For how long stopping waits for answers.
-const FAREWELL: Duration = Duration::from_secs(5);
+/// How long a stopping controller waits for answers.
+const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// What a controller is told at its start.
 #[derive(Clone, Debug)]
 pub struct Config {
     /// Whether Services without a class are ours (KEP-1959).
     pub default_class: bool,
-    /// Where the one that leads is elected. `None`: there is no other.
+    /// Where the leader is elected. `None`: there is no other controller.
     pub election: Option<Election>,
-    /// Where the numbers go.
     pub metrics: Metrics,
-    /// Says why no node may announce an address. `None`: that is never said.
+    /// Returns why no node may announce an address. `None`: such a reason is never reported.
     pub judge: Option<Judge>,
-    /// What keeps every node from announcing, as long as something does.
+    /// The problem that keeps every node from announcing.
     pub obstacle: channel::Receiver<Option<Obstacle>>,
 }
 
@@ -87,224 +87,210 @@ impl Default for Config {
     }
 }
 
-/// Why a controller stopped, other than being told to.
+/// Why a controller stopped without a shutdown.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// A task broke down, which none should.
+    /// A task panicked, which none should.
     #[error("a task of the controller broke down")]
     Task(#[from] JoinError),
 }
 
-/// Gives out addresses until `shutdown` completes.
+/// Runs the controller until `shutdown` completes.
 ///
 /// # Errors
-/// If the controller itself is broken. An API server that can't be reached or refuses is waited for.
+/// Only on a bug in the controller. An API server that is unreachable or refuses requests is waited for.
 pub async fn run(client: Client, config: Config, shutdown: impl Future<Output = ()>) -> Result<(), Error> {
     let wake = Wake::default();
     let mut listener = wake.listener();
     let stores = Stores::new(&wake);
     let metrics = config.metrics;
-    metrics.know(stores.clone(), config.default_class);
-    let (events, incoming) = mpsc::channel(report::WAITING);
+    metrics.attach(stores.clone(), config.default_class);
+    let (event_tx, event_rx) = mpsc::channel(events::CAPACITY);
     let mut helpers = JoinSet::new();
-    {
-        let client = client.clone();
-        let stores = stores.clone();
-        helpers.spawn(async move { match watch(client, source::pools(), stores.pools).await {} });
-    }
-    {
-        let client = client.clone();
-        let stores = stores.clone();
-        helpers.spawn(async move { match watch(client, source::services(), stores.services).await {} });
-    }
-    {
-        let client = client.clone();
-        let stores = stores.clone();
-        helpers.spawn(async move { match watch(client, source::records(), stores.addresses).await {} });
-    }
-    {
-        let client = client.clone();
-        let stores = stores.clone();
-        helpers.spawn(async move { match watch(client, source::nodes(), stores.nodes).await {} });
-    }
-    {
-        let client = client.clone();
-        let stores = stores.clone();
-        helpers.spawn(async move { match watch(client, source::namespaces(), stores.namespaces).await {} });
-    }
-    {
-        let client = client.clone();
-        let stores = stores.clone();
-        helpers.spawn(async move { match watch(client, source::node_networks(), stores.networks).await {} });
-    }
-    {
-        let client = client.clone();
-        let stores = stores.clone();
-        helpers.spawn(async move { match watch(client, source::l2_advertisements(), stores.advertisements).await {} });
-    }
-    let (office, mut leading) = channel::channel(config.election.is_none().then(Mandate::unlimited));
-    helpers.spawn(report::report(client.clone(), instance(), incoming, leading.clone(), metrics.clone()));
-    let (resign, resigned) = oneshot::channel();
+    spawn_watches(&mut helpers, &client, &stores);
+    let (fence_tx, mut fence_rx) = channel::channel(config.election.is_none().then(WriteFence::unlimited));
+    helpers.spawn(events::write_events(client.clone(), instance(), event_rx, fence_rx.clone(), metrics.clone()));
+    let (resign_tx, resign_rx) = oneshot::channel();
     let mut elections = JoinSet::new();
     if let Some(election) = config.election {
-        elections.spawn(elect(client.clone(), election, instance(), office.clone(), resigned));
+        elections.spawn(run_election(client.clone(), election, instance(), fence_tx.clone(), resign_rx));
     }
 
-    let work = |mandate: Option<Mandate>| {
-        metrics.leads(mandate.is_some());
-        let (client, stores, metrics, events) = (client.clone(), stores.clone(), metrics.clone(), events.clone());
-        Some(Work::new(Applier { client, stores, mandate: mandate?, metrics, events }))
+    let worker_of = |fence: Option<WriteFence>| {
+        metrics.set_leader(fence.is_some());
+        let (client, stores, metrics, event_tx) = (client.clone(), stores.clone(), metrics.clone(), event_tx.clone());
+        Some(Worker::new(Applier { client, stores, fence: fence?, metrics, event_tx }))
     };
-    let mut in_office = work(leading.borrow_and_update().clone());
-    let mut ledger = Ledger::new(config.default_class);
-    ledger.judge = config.judge;
-    let mut obstacle = config.obstacle;
-    ledger.set_obstacle(obstacle.borrow_and_update().clone());
+    let mut worker = worker_of(fence_rx.borrow_and_update().clone());
+    let mut cluster = ClusterIndex::new(config.default_class);
+    cluster.judge = config.judge;
+    let mut obstacle_rx = config.obstacle;
+    cluster.set_obstacle(obstacle_rx.borrow_and_update().clone());
     let mut watches_slices = false;
-    let mut waiting = Waiting::default();
+    let mut waiting = WaitingServices::default();
     let mut shutdown = pin!(shutdown);
-    // When there is something new to plan from, and since when the next plan may be made.
-    let (mut is_stale, mut not_before) = (true, Instant::now());
+    // Whether there are changes to plan for, and when the next plan may be made.
+    let (mut is_changed, mut not_before) = (true, Instant::now());
     loop {
-        // Also while another one leads: what was given up rests from when that was seen.
-        let is_known = is_stale && {
+        // A standby does this too: cool-downs start when a release is observed.
+        let is_synced = is_changed && {
             let now = Instant::now().into_std();
-            stores.tell(&mut ledger, Timestamp::now(), |key, service| {
-                let waited = waiting.saw(key, service, config.default_class, now);
-                if let Some(waited) = waited.filter(|_| in_office.is_some()) {
-                    metrics.allocated(waited);
+            stores.drain_into(&mut cluster, Timestamp::now(), |key, service| {
+                let waited = waiting.observe(key, service, config.default_class, now);
+                if let Some(waited) = waited.filter(|_| worker.is_some()) {
+                    metrics.observe_allocation(waited);
                 }
             })
         };
-        if let Some(work) = &mut in_office
-            && is_known
+        if let Some(worker) = &mut worker
+            && is_synced
             && not_before <= Instant::now()
         {
-            is_stale = false;
-            let began = Instant::now();
-            work.take(ledger.plan(Timestamp::now()));
-            let took = began.elapsed();
-            metrics.planned(took);
-            not_before = Instant::now() + if took > BRIEF { took * PAUSE_PER_PLAN } else { Duration::ZERO };
-            if ledger.wants_slices() && !std::mem::replace(&mut watches_slices, true) {
-                let (client, slices) = (client.clone(), stores.slices.clone());
-                helpers.spawn(async move { match watch(client, source::endpoint_slices(), slices).await {} });
+            is_changed = false;
+            let started = Instant::now();
+            worker.take_over(cluster.plan(Timestamp::now()));
+            let duration = started.elapsed();
+            metrics.observe_plan(duration);
+            let pause = if duration > SHORT_PLAN { duration * PAUSE_PER_PLAN } else { Duration::ZERO };
+            not_before = Instant::now() + pause;
+            if cluster.wants_slices() && !std::mem::replace(&mut watches_slices, true) {
+                spawn_watch(&mut helpers, &client, source::endpoint_slices(), &stores.slices);
             }
-        } else if in_office.is_none() {
-            is_stale = false;
+        } else if worker.is_none() {
+            is_changed = false;
         }
-        let due = ledger.alarm().filter(|_| in_office.is_some() && !is_stale).map(in_time);
-        let alarm = in_office.as_mut().and_then(|work| {
-            work.begin(&mut ledger);
-            let planning = (is_stale && is_known).then_some(not_before);
-            planning.into_iter().chain(work.alarm()).chain(due).min()
+        let due = cluster.next_deadline().filter(|_| worker.is_some() && !is_changed).map(instant_after);
+        let alarm = worker.as_mut().and_then(|worker| {
+            worker.start_ready(&mut cluster);
+            let next_plan = (is_changed && is_synced).then_some(not_before);
+            next_plan.into_iter().chain(worker.next_deadline()).chain(due).min()
         });
         tokio::select! {
             () = &mut shutdown => break,
-            () = listener.wait() => is_stale = true,
-            ended = ended(&mut in_office) => {
-                ledger.ended(&ended?);
-                is_stale = true;
+            () = listener.wait() => is_changed = true,
+            ended = next_ended(&mut worker) => {
+                cluster.end_series(&ended?);
+                is_changed = true;
             }
-            // Time for the next plan, or for what waits in this one.
+            // The time of the next plan, or of a delayed series, has come.
             () = sleep_until(alarm.unwrap_or_else(Instant::now)), if alarm.is_some() => {
-                is_stale |= due.is_some_and(|due| due <= Instant::now());
+                is_changed |= due.is_some_and(|due| due <= Instant::now());
             }
-            Ok(()) = leading.changed() => {
-                in_office = work(leading.borrow_and_update().clone());
-                ledger.start_over(Timestamp::now());
-                is_stale = true;
+            Ok(()) = fence_rx.changed() => {
+                worker = worker_of(fence_rx.borrow_and_update().clone());
+                cluster.start_over(Timestamp::now());
+                is_changed = true;
             }
-            Ok(()) = obstacle.changed() => {
-                ledger.set_obstacle(obstacle.borrow_and_update().clone());
-                is_stale = true;
+            Ok(()) = obstacle_rx.changed() => {
+                cluster.set_obstacle(obstacle_rx.borrow_and_update().clone());
+                is_changed = true;
             }
             Some(ended) = helpers.join_next() => ended?,
             Some(ended) = elections.join_next() => ended?,
         }
     }
-    if let Some(work) = in_office {
-        work.finish().await;
+    if let Some(worker) = worker {
+        worker.finish().await;
     }
-    // After the last write, so that another can have the Lease at once.
-    drop(resign);
+    // After the last write, so that another controller can lead at once.
+    drop(resign_tx);
     while let Some(ended) = elections.join_next().await {
         ended?;
     }
     Ok(())
 }
 
-/// When that time comes, a moment later so that it has come.
-fn in_time(at: Timestamp) -> Instant {
-    let left = Duration::try_from(at.duration_since(Timestamp::now())).unwrap_or_default();
+/// Starts the watches of all kinds except EndpointSlices, which are watched on demand.
+fn spawn_watches(helpers: &mut JoinSet<()>, client: &Client, stores: &Stores) {
+    spawn_watch(helpers, client, source::pools(), &stores.pools);
+    spawn_watch(helpers, client, source::services(), &stores.services);
+    spawn_watch(helpers, client, source::records(), &stores.records);
+    spawn_watch(helpers, client, source::nodes(), &stores.nodes);
+    spawn_watch(helpers, client, source::namespaces(), &stores.namespaces);
+    spawn_watch(helpers, client, source::node_networks(), &stores.networks);
+    spawn_watch(helpers, client, source::l2_advertisements(), &stores.advertisements);
+}
+
+fn spawn_watch<R, K, V>(helpers: &mut JoinSet<()>, client: &Client, source: Source<R, K, V>, store: &Store<K, V>)
+where
+    R: Resource<DynamicType = ()> + Clone + Debug + DeserializeOwned + Send + 'static,
+    K: Ord + Clone + Send + Sync + 'static,
+    V: PartialEq + Send + Sync + 'static,
+{
+    let (client, store) = (client.clone(), store.clone());
+    helpers.spawn(async move { match watch(client, source, store).await {} });
+}
+
+/// The moment after this time.
+fn instant_after(time: Timestamp) -> Instant {
+    let left = Duration::try_from(time.duration_since(Timestamp::now())).unwrap_or_default();
     Instant::now() + left + Duration::from_millis(1)
 }
 
-/// Waits for one series under way to end. Never returns if there is none. Cancel safe.
-async fn ended(in_office: &mut Option<Work>) -> Result<Subject, JoinError> {
-    match in_office {
-        Some(work) => work.ended().await,
+/// Waits for the end of a series in flight. Never returns without a worker or without such a series. Cancel safe.
+async fn next_ended(worker: &mut Option<Worker>) -> Result<Subject, JoinError> {
+    match worker {
+        Some(worker) => worker.next_ended().await,
         None => std::future::pending().await,
     }
 }
 
-/// Who of several controllers reports: the host, which is the pod's name.
+/// The name of this controller among several: the host name, which is the name of the pod.
 fn instance() -> String {
     let name = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
-    Some(name.trim()).filter(|name| !name.is_empty()).unwrap_or(report::CONTROLLER).to_owned()
+    Some(name.trim()).filter(|name| !name.is_empty()).unwrap_or(events::CONTROLLER).to_owned()
 }
 
-/// What is to be done, is under way, and waits for another try.
-struct Work {
+/// The series of a leader: queued, in flight, and delayed after failures.
+struct Worker {
     applier: Applier,
-    /// What has not begun.
     queue: Queue,
-    under_way: BTreeSet<Subject>,
-    /// Those of them that only tell how things are.
-    telling: BTreeSet<Subject>,
-    leisure: Leisure,
+    /// The subjects of series in flight.
+    in_flight: BTreeSet<Subject>,
+    /// Of these, the subjects of deferrable series.
+    deferrable: BTreeSet<Subject>,
+    budget: DeferredBudget,
     tasks: JoinSet<(Subject, Result<Progress, Failure>)>,
-    paces: Paces,
-    /// When to forget something next.
-    forgetting: Instant,
+    backoff: Backoff,
+    next_prune: Instant,
 }
 
-impl Work {
+impl Worker {
     fn new(applier: Applier) -> Self {
-        let (queue, under_way, telling, tasks, paces) = Default::default();
+        let (queue, in_flight, deferrable, tasks, backoff) = Default::default();
         let now = Instant::now();
-        let (leisure, forgetting) = (Leisure::new(now.into_std()), now + FORGETTING);
-        Self { applier, queue, under_way, telling, leisure, tasks, paces, forgetting }
+        let (budget, next_prune) = (DeferredBudget::new(now.into_std()), now + PRUNE_INTERVAL);
+        Self { applier, queue, in_flight, deferrable, budget, tasks, backoff, next_prune }
     }
 
-    /// Takes over a new plan.
-    fn take(&mut self, plan: Plan) {
+    /// Adds a new plan to the queue.
+    fn take_over(&mut self, plan: Plan) {
         plan.revoked.iter().for_each(|subject| self.queue.revoke(subject));
-        plan.series.into_iter().for_each(|series| self.queue.put(series));
+        plan.series.into_iter().for_each(|series| self.queue.push(series));
         let now = Instant::now();
-        if self.forgetting <= now {
-            self.forgetting = now + FORGETTING;
-            let is_pending = |subject: &Subject| self.queue.contains(subject) || self.under_way.contains(subject);
-            self.paces.forget(now.into_std(), is_pending);
+        if self.next_prune <= now {
+            self.next_prune = now + PRUNE_INTERVAL;
+            let is_pending = |subject: &Subject| self.queue.contains(subject) || self.in_flight.contains(subject);
+            self.backoff.prune(now.into_std(), is_pending);
         }
     }
 
-    /// Begins as much as there is room for.
-    fn begin(&mut self, ledger: &mut Ledger) {
+    /// Starts series while the limits permit it.
+    fn start_ready(&mut self, cluster: &mut ClusterIndex) {
         let now = Instant::now().into_std();
         while self.tasks.len() < CONCURRENCY
-            && let may_tell = self.telling.len() < TELLING
-            && self.leisure.is_there(now)
-            && let Some(series) = self.queue.next(now, may_tell, |subject| self.paces.held_until(subject, now))
+            && let allow_deferrable = self.deferrable.len() < DEFERRABLE_CONCURRENCY
+            && self.budget.is_available(now)
+            && let Some(series) = self.queue.pop(now, allow_deferrable, |subject| self.backoff.not_before(subject, now))
         {
-            if series.can_wait() {
-                self.leisure.spend();
-                self.telling.insert(series.subject.clone());
+            if series.is_deferrable() {
+                self.budget.spend();
+                self.deferrable.insert(series.subject.clone());
             } else {
-                self.leisure.interrupt(now);
+                self.budget.record_urgent(now);
             }
-            ledger.begins(&series);
-            self.under_way.insert(series.subject.clone());
+            cluster.start_series(&series);
+            self.in_flight.insert(series.subject.clone());
             self.spawn(series);
         }
     }
@@ -317,57 +303,57 @@ impl Work {
         });
     }
 
-    /// When something that waits for its time may begin, if there is room for it.
-    fn alarm(&self) -> Option<Instant> {
-        let leisure = (self.queue.waits_for_leisure() && self.telling.len() < TELLING)
-            .then(|| self.leisure.next(Instant::now().into_std()));
-        let next = self.queue.alarm().into_iter().chain(leisure).min();
+    /// When a delayed or deferred series may start, if the concurrency permits it.
+    fn next_deadline(&self) -> Option<Instant> {
+        let next_token = (self.queue.has_deferrable() && self.deferrable.len() < DEFERRABLE_CONCURRENCY)
+            .then(|| self.budget.next_token(Instant::now().into_std()));
+        let next = self.queue.next_deadline().into_iter().chain(next_token).min();
         next.filter(|_| self.tasks.len() < CONCURRENCY).map(Instant::from_std)
     }
 
-    /// Waits for one series under way to end, draws the conclusions, and says what it was about. Never returns if there is
-    /// none. Cancel safe.
-    async fn ended(&mut self) -> Result<Subject, JoinError> {
+    /// Waits for the end of a series in flight, updates the back-off, and returns the subject. Never returns without such a
+    /// series. Cancel safe.
+    async fn next_ended(&mut self) -> Result<Subject, JoinError> {
         let Some(ended) = self.tasks.join_next().await else { return std::future::pending().await };
         let (subject, result) = ended?;
-        self.under_way.remove(&subject);
-        let was_told = self.telling.remove(&subject);
+        self.in_flight.remove(&subject);
+        let was_deferrable = self.deferrable.remove(&subject);
         let success = matches!(result, Ok(Progress::Done));
-        let notable = self.paces.ended(&subject, success, Instant::now().into_std(), jitter());
-        match (result, notable) {
-            (Err(failure), _) if failure.is_conflict() => tracing::debug!(%subject, %failure, "planning anew"),
-            (Err(failure), Notable::Failing) => {
-                tracing::warn!(%subject, error = error_chain(&failure), "trying again until it works");
+        let news = self.backoff.record_end(&subject, success, Instant::now().into_std(), jitter());
+        match (result, news) {
+            (Err(failure), _) if failure.is_conflict() => tracing::debug!(%subject, %failure, "planning again"),
+            (Err(failure), AttemptNews::Failing) => {
+                tracing::warn!(%subject, error = error_chain(&failure), "write failed; retrying");
             }
-            (Ok(Progress::Done), Notable::Recovered) => tracing::info!(%subject, "works again"),
-            // An address that moves from node to node is nobody's fight.
-            (Ok(Progress::Done), Notable::Fight) if !was_told => drop(self.fight(&subject)),
+            (Ok(Progress::Done), AttemptNews::Recovered) => tracing::info!(%subject, "writes succeed again"),
+            // Repeated deferrable writes only mean that an address moves from node to node.
+            (Ok(Progress::Done), AttemptNews::Contested) if !was_deferrable => drop(self.report_contested(&subject)),
             _ => {}
         }
         Ok(subject)
     }
 
-    /// Tells people that somebody else writes what we write, again and again.
-    fn fight(&self, subject: &Subject) -> Option<()> {
+    /// Emits the event that another client keeps writing to an object.
+    fn report_contested(&self, subject: &Subject) -> Option<()> {
         let stores = &self.applier.stores;
         let regarding = match subject {
             Subject::Service(key) => service_reference(key, &stores.services.get(key)?.uid),
             Subject::Pool(name) => pool_reference(&*stores.pools.get(name)?),
-            Subject::Address(_) => return None,
+            Subject::Record(_) => return None,
         };
-        let message = "somebody else writes its status again and again: check for another load balancer provider that \
+        let message = "another client writes its status again and again: check for another load balancer provider that \
                        serves it, or a tool that restores it";
         let event = Event { regarding, is_warning: true, reason: "StatusContested", message: message.to_owned() };
-        self.applier.tell(&event);
+        self.applier.emit_event(&event);
         Some(())
     }
 
-    /// Waits a little for what is under way.
+    /// Waits briefly for the series in flight.
     async fn finish(mut self) {
         self.queue.clear();
         let all = async { while self.tasks.join_next().await.is_some() {} };
-        if timeout(FAREWELL, all).await.is_err() {
-            tracing::warn!("stopping without the answers to some writes; the next start finds out");
+        if timeout(SHUTDOWN_TIMEOUT, all).await.is_err() {
+            tracing::warn!("stopping without the answers to some writes; the next start recovers");
         }
     }
 }

@@ -4,10 +4,8 @@
 //! |---|---|
 //! | `index` | all objects by key, the indexes derived from them, and the dirty keys |
 //! | `record` | facts that follow from one record alone |
-//! | `snapshot` | the same objects at one moment, without indexes |
 //! | `stores` | the watched tables that feed the index |
 
 pub(crate) mod index;
 pub(crate) mod record;
-pub(crate) mod snapshot;
 pub(crate) mod stores;

@@ -3,15 +3,16 @@
 //! | file | contents |
 //! |---|---|
 //! | `allocated` | the condition `Allocated` of a Service, and its ingress |
-//! | `announced` | the condition `Announced` of a Service |
-//! | `forwarding` | the condition `Forwarding` of a Service |
-//! | `change` | how a condition should change |
+//! | `announced`, `forwarding` | the conditions `Announced` and `Forwarding` of a Service |
+//! | `conditions` | the common write of these two |
+//! | `change` | how a condition should change, and whether it is up to date |
 //! | `pool` | the status of a pool |
 //! | `reason` | the reasons of the conditions of a Service |
 
 pub(crate) mod allocated;
 pub(crate) mod announced;
-mod change;
+pub(crate) mod change;
+mod conditions;
 pub(crate) mod forwarding;
 pub(crate) mod pool;
 pub(crate) mod reason;

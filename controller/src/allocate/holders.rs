@@ -1,104 +1,73 @@
-//! What becomes of the record of an address that several may hold, or nobody holds any more.
+//! The update of a record that several Services may hold, or that has lost its last holder.
 //!
-//! A record, and what was decided about the Services that it names or is promised to → who is to stand there. All that
-//! changes at once is one write, conditional on the version that was looked at: so who comes and who goes can't pass each
-//! other unseen. A record that one Service alone has had all its life is written by what is about that Service.
+//! A record, and the decisions about the Services that it names or is promised to → its new holders. All changes are one
+//! write, conditional on the version that was read, so concurrent joins and departures are always seen. A record with the
+//! same single holder all its life is written by the series of that Service.
 
 use std::net::IpAddr;
 use std::sync::Arc;
 
 use crds::load_balancer_ip::MAX_HOLDERS;
-use crds::{Holder, InternedStr, Key, Service};
+use crds::{Holder, InternedStr, Key, Record, Service};
 use jiff::Timestamp;
 
-use crate::allocate::sharing::{self, Known, Standing, clash, holder};
-use crate::plan::effect::{AddressPatch, Effect};
-use crate::state::index::{Leaving, Ledger};
+use crate::allocate::sharing::{self, HolderState, Standing, clash, holder};
+use crate::plan::effect::{Effect, RecordPatch};
+use crate::state::index::{ClusterIndex, Departure};
 use crate::state::record::{is_exclusive, quarantine_end};
 
-impl Ledger {
-    /// The write that makes the record of this address say who holds it, if it does not.
-    pub(crate) fn tidied(&mut self, address: IpAddr, now: Timestamp) -> Option<Effect> {
-        let record = self.addresses.get(&address)?.clone();
-        if record.deleting || self.unreadable.addresses.contains(&address) {
+/// The holders that remain on a record.
+struct Remaining {
+    holders: Vec<Holder>,
+    /// Those of them that are known and may hold addresses.
+    services: Vec<Arc<Service>>,
+    /// Whether all holders that have to leave are leaving now.
+    is_settled: bool,
+}
+
+impl ClusterIndex {
+    /// The write after which the record of this address names its holders; `None` if it does already.
+    pub(crate) fn reconcile_holders(&mut self, lb_ip: IpAddr, now: Timestamp) -> Option<Effect> {
+        let record = self.records.get(&lb_ip)?.clone();
+        if record.deleting || self.unreadable.records.contains(&lb_ip) {
             return None;
         }
         if let Some(quarantine) = record.quarantine.as_ref().filter(|_| record.holders.is_empty()) {
             let resource_version = Some(record.resource_version);
-            let delete = Effect::Delete { address, uid: record.uid.clone(), resource_version };
+            let delete = Effect::Delete { lb_ip, uid: record.uid.clone(), resource_version };
             return (quarantine_end(quarantine) <= now).then_some(delete);
         }
-        if let [holder] = record.holders.as_slice()
-            && is_exclusive(&record)
-            && holder.terms.is_none()
-            && !self.leaving.contains_key(&address)
-            && self.promised_to(address).next().is_none()
-        {
-            // As nearly all are: nothing follows from it that a search would find.
-            let service = self.services.get(&Key::new(&holder.namespace, &holder.name));
-            let is_own = |own: &&Arc<Service>| own.uid == holder.uid && sharing::key(own).is_none();
-            if service.filter(is_own).is_some() {
-                return None;
-            }
+        if self.is_unchanged(&record) {
+            return None;
         }
-        let standings = self.standings(&record);
-        let mut holders = Vec::with_capacity(record.holders.len());
-        let mut staying = Vec::<Arc<Service>>::new();
-        let mut is_settled = true;
-        for (holder, standing) in record.holders.iter().zip(standings.iter()) {
-            let key = Key::new(&holder.namespace, &holder.name);
-            let leaving = self.leaving.get(&address).and_then(|keys| keys.get(&key));
-            match (standing, leaving) {
-                (Standing::Gone, _) => {
-                    let exists = self.services.get(&key).is_some_and(|service| service.uid == holder.uid);
-                    if is_exclusive(&record) && exists {
-                        return None;
-                    }
-                }
-                (_, Some(Leaving::Alone)) => return None,
-                (_, Some(Leaving::Now)) => {}
-                (Standing::Stays, None) => {
-                    let service = match self.known(&key, &holder.uid) {
-                        Known::Service(_) => self.services.get(&key).cloned(),
-                        _ => None,
-                    };
-                    let terms = service.as_ref().map_or_else(|| holder.terms.clone(), |own| sharing::terms(own));
-                    holders.push(Holder { terms, ..holder.clone() });
-                    staying.extend(service);
-                }
-                _ => {
-                    holders.push(holder.clone());
-                    is_settled = false;
-                }
-            }
-        }
-        // Nobody comes before all who are to go have gone.
-        let joining: Vec<_> = self.promised_to(address).filter_map(|key| self.services.get(key).cloned()).collect();
+        let Remaining { mut holders, mut services, is_settled } = self.remaining_holders(&record)?;
+        // Services join only after all departures.
+        let joining: Vec<_> = self.promised_to(lb_ip).filter_map(|key| self.services.get(key).cloned()).collect();
         for service in joining.into_iter().filter(|_| is_settled) {
-            let fits = staying.iter().all(|other| clash(&service, other).is_none());
+            let fits = services.iter().all(|other| clash(&service, other).is_none());
             if fits && holders.len() < MAX_HOLDERS {
                 holders.push(holder(&service));
-                staying.push(service);
+                services.push(service);
             }
         }
         if holders.is_empty() && !record.is_reservation() {
             let resource_version = (!is_exclusive(&record)).then(|| record.resource_version);
-            return Some(Effect::Delete { address, uid: record.uid.clone(), resource_version });
+            return Some(Effect::Delete { lb_ip, uid: record.uid.clone(), resource_version });
         }
-        let sharing_key = match staying.first() {
+        let sharing_key = match services.first() {
             Some(service) => sharing::key(service).map(InternedStr::from),
             None if holders.is_empty() => None,
             None => record.sharing_key.clone(),
         };
         let is_first = record.holders.is_empty() && !holders.is_empty();
-        let pool = self.pools.pool_of(address).map(|pool| InternedStr::from(pool.name()));
+        let pool = self.pools.pool_of(lb_ip).map(|pool| InternedStr::from(pool.name()));
         let pool = pool.filter(|pool| is_first && *pool != record.pool);
         let becomes_reservation = is_first && record.reservation.is_none();
         if holders == record.holders && sharing_key == record.sharing_key && pool.is_none() {
             return None;
         }
-        Some(Effect::PatchAddress(AddressPatch {
-            address,
+        Some(Effect::PatchRecord(RecordPatch {
+            lb_ip,
             resource_version: record.resource_version,
             holders,
             sharing_key,
@@ -106,5 +75,51 @@ impl Ledger {
             becomes_reservation,
             quarantine: None,
         }))
+    }
+
+    /// A fast path for nearly all records: whether the single holder, which does not share, stays.
+    fn is_unchanged(&self, record: &Record) -> bool {
+        let [holder] = record.holders.as_slice() else { return false };
+        let may_change = !is_exclusive(record)
+            || holder.terms.is_some()
+            || self.departures.contains_key(&record.address)
+            || self.promised_to(record.address).next().is_some();
+        let service = self.services.get(&Key::new(&holder.namespace, &holder.name));
+        !may_change && service.is_some_and(|service| service.uid == holder.uid && sharing::key(service).is_none())
+    }
+
+    /// The holders that stay, and those that cannot leave yet. `None`: the series of the single holder writes the record.
+    fn remaining_holders(&mut self, record: &Record) -> Option<Remaining> {
+        let standings = self.standings(record);
+        let mut remaining =
+            Remaining { holders: Vec::with_capacity(record.holders.len()), services: Vec::new(), is_settled: true };
+        for (holder, standing) in record.holders.iter().zip(standings.iter()) {
+            let key = Key::new(&holder.namespace, &holder.name);
+            let departure = self.departures.get(&record.address).and_then(|keys| keys.get(&key));
+            match (standing, departure) {
+                (Standing::Gone, _) => {
+                    let exists = self.services.get(&key).is_some_and(|service| service.uid == holder.uid);
+                    if is_exclusive(record) && exists {
+                        return None;
+                    }
+                }
+                (_, Some(Departure::DeletesRecord)) => return None,
+                (_, Some(Departure::Now)) => {}
+                (Standing::Stays, None) => {
+                    let service = match self.holder_state(&key, &holder.uid) {
+                        HolderState::Service(_) => self.services.get(&key).cloned(),
+                        _ => None,
+                    };
+                    let terms = service.as_ref().map_or_else(|| holder.terms.clone(), |own| sharing::terms(own));
+                    remaining.holders.push(Holder { terms, ..holder.clone() });
+                    remaining.services.extend(service);
+                }
+                _ => {
+                    remaining.holders.push(holder.clone());
+                    remaining.is_settled = false;
+                }
+            }
+        }
+        Some(remaining)
     }
 }

@@ -1,6 +1,6 @@
-//! Why a Service doesn't get the address it asks for: a reason for machines, and a sentence for people with the fix.
+//! Why a Service does not get an address: a reason for machines, and a sentence with the fix.
 //!
-//! Sentences name nothing that changes by itself (such as counts): each change is a write and an event.
+//! Sentences contain nothing that changes on its own, such as counts: each change would be a write and an event.
 
 use std::fmt;
 use std::net::IpAddr;
@@ -9,63 +9,55 @@ use crds::Key;
 use crds::service::Family;
 
 use crate::allocate::sharing::Clash;
+use crate::pools::truncated::Truncated;
 use crate::status::reason::RefusalReason;
 
-/// How many names a sentence lists before it only counts the others.
-const LISTED: usize = 5;
-
-/// Why a Service doesn't get the address it asks for.
+/// Why a Service does not get an address.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Refusal {
-    /// There is no pool.
     NoPool,
-    /// No pool gives it addresses of that family by itself: these would if it asked for them by name.
+    /// No pool assigns addresses of this family automatically; these pools would on request.
     NoAutomaticPool(Family, Vec<String>),
-    /// All addresses of that family of these pools are in use.
+    /// All addresses of this family in these pools are in use.
     PoolsExhausted(Family, Vec<String>),
-    /// There is no pool of the name that it asks for.
+    /// The requested pool does not exist.
     PoolNotFound(String),
-    /// No address of that family is free in the pool that it asks for.
+    /// All addresses of this family in the requested pool are in use.
     PoolExhausted(Family, String),
-    /// That pool is not for it.
+    /// The pool does not admit the Service.
     PoolNotAllowed(String),
-    /// That pool is being emptied.
     PoolDraining(String),
-    /// Its namespace has as many addresses of that pool as it may have.
+    /// The namespace has reached its limit in this pool.
     NamespaceQuota(String),
-    /// What it asks for makes no sense.
     InvalidRequest(String),
-    /// The address is in no pool, or not in the one that it asks for as well.
+    /// The address is in no pool, or not in the pool that is requested too.
     AddressNotInPool(IpAddr, Option<String>),
-    /// The address is in that pool, which gives it to nobody.
+    /// This pool excludes the address.
     AddressExcluded(IpAddr, String),
-    /// The address is somebody else's.
     AddressInUse(IpAddr, InUse),
-    /// The address is kept for somebody else.
+    /// The address is reserved for another namespace or Service.
     AddressReserved(IpAddr),
-    /// The address is that Service's too, and the two can't share it.
+    /// This Service holds the address, and the two cannot share it.
     SharingConflict(IpAddr, Key, Clash),
-    /// The address is not of one of its families, which are these.
+    /// The Service has these families, and the address has another one.
     FamilyMismatch(IpAddr, Vec<Family>),
-    /// It wants both families or nothing, and there is none of this one.
+    /// The Service requires both families, and this one is unavailable.
     DualStackUnavailable(Family, Box<Refusal>),
 }
 
-/// Whose an address is.
+/// The user of an address.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum InUse {
-    /// It is this Service's.
     Service(Key),
-    /// It is this node's own.
     Node(String),
-    /// It is a gateway of this node.
+    /// A gateway of this node.
     Gateway(String),
-    /// Its LoadBalancerIP can't be read.
+    /// Unknown, because its LoadBalancerIP is unreadable.
     Unknown,
-    /// It was somebody's, and is being withdrawn.
+    /// A former holder: the record is being deleted or changed.
     Withdrawn,
-    /// It is that of somebody on the LAN, by MAC address.
-    Stranger(String),
+    /// Another host on the LAN, by its MAC address.
+    OtherHost(String),
 }
 
 impl Refusal {
@@ -91,7 +83,7 @@ impl Refusal {
     }
 }
 
-/// The sentence for people.
+/// The sentence with the fix.
 impl fmt::Display for Refusal {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -100,114 +92,92 @@ impl fmt::Display for Refusal {
                  such as spec.addresses: [192.0.2.200-192.0.2.250]",
             ),
             Self::NoAutomaticPool(family, pools) if pools.is_empty() => {
-                write!(f, "no IPAddressPool gives {family} addresses to this Service: create one that does")
+                write!(f, "no IPAddressPool has {family} addresses for this Service: create one that does")
             }
             Self::NoAutomaticPool(family, pools) => write!(
                 f,
-                "no IPAddressPool gives {family} addresses to this Service by itself: ask for one of {} in \
+                "no IPAddressPool assigns {family} addresses to this Service automatically: request one of {} in \
                  landfall.dev/address-pool, or set spec.autoAssign of a pool, or create another",
-                listed(pools)
+                shown(pools)
             ),
             Self::PoolsExhausted(family, pools) => write!(
                 f,
                 "no {family} address is free in {}: add addresses there, or create another IPAddressPool",
-                listed(pools)
+                shown(pools)
             ),
             Self::PoolNotFound(pool) => {
-                write!(f, "there is no IPAddressPool {pool}: ask for another, or leave landfall.dev/address-pool out")
+                write!(f, "there is no IPAddressPool {pool}: request another, or remove landfall.dev/address-pool")
             }
-            Self::PoolExhausted(family, pool) => {
-                write!(
-                    f,
-                    "no {family} address is free in {pool}: add addresses there, or ask for another IPAddressPool"
-                )
-            }
+            Self::PoolExhausted(family, pool) => write!(
+                f,
+                "no {family} address is free in {pool}: add addresses there, or request another IPAddressPool"
+            ),
             Self::PoolNotAllowed(pool) => write!(
                 f,
-                "IPAddressPool {pool} is not for this Service: ask for another, or have its spec.serviceAllocation \
-                 admit this one"
+                "IPAddressPool {pool} is not for this Service: request another, or have its spec.serviceAllocation \
+                 admit this Service"
             ),
             Self::PoolDraining(pool) => {
-                write!(f, "IPAddressPool {pool} is being drained: ask for another, or have its spec.drain unset")
+                write!(f, "IPAddressPool {pool} is being drained: request another, or have its spec.drain unset")
             }
             Self::NamespaceQuota(pool) => write!(
                 f,
                 "this namespace has as many addresses of IPAddressPool {pool} as its spec.maxPerNamespace allows: \
-                 delete Services that need none, or have it raised"
+                 delete Services that need none, or have the limit raised"
             ),
             Self::InvalidRequest(text) => f.write_str(text),
-            Self::AddressNotInPool(address, None) => {
-                write!(f, "{address} is in no IPAddressPool: ask for an address of a pool, or add it to one")
+            Self::AddressNotInPool(lb_ip, None) => {
+                write!(f, "{lb_ip} is in no IPAddressPool: request an address of a pool, or add it to one")
             }
-            Self::AddressNotInPool(address, Some(pool)) => write!(
+            Self::AddressNotInPool(lb_ip, Some(pool)) => write!(
                 f,
-                "{address} is not in IPAddressPool {pool}, which this Service asks for as well: leave one of them out"
+                "{lb_ip} is not in IPAddressPool {pool}, which this Service requests too: remove one of the requests"
             ),
-            Self::AddressExcluded(address, pool) => write!(
+            Self::AddressExcluded(lb_ip, pool) => write!(
                 f,
-                "{address} is left out of IPAddressPool {pool} by its spec.exclude or spec.avoidBuggyIPs: ask for \
+                "{lb_ip} is excluded from IPAddressPool {pool} by its spec.exclude or spec.avoidBuggyIPs: request \
                  another address"
             ),
-            Self::AddressInUse(address, by) => {
-                write!(f, "{address} ")?;
-                match by {
-                    InUse::Service(key) => write!(f, "is held by Service {key}")?,
-                    InUse::Node(node) => write!(f, "is the address of node {node}")?,
-                    InUse::Gateway(node) => write!(f, "is the address of the gateway of node {node}")?,
-                    InUse::Unknown => {
-                        write!(f, "is taken: see kubectl get lbip {}", crds::address::object_name(*address))?
-                    }
-                    InUse::Stranger(mac) => write!(f, "was found to be used by {mac} on the LAN")?,
-                    InUse::Withdrawn => f.write_str("is being withdrawn: it will be given as soon as it is free")?,
-                }
-                if *by != InUse::Withdrawn {
-                    f.write_str("; ask for another address, or leave it out")?;
-                }
-                Ok(())
-            }
-            Self::AddressReserved(address) => write!(
+            Self::AddressInUse(lb_ip, by) => write_in_use(f, *lb_ip, by),
+            Self::AddressReserved(lb_ip) => write!(
                 f,
-                "{address} is reserved for somebody else: see kubectl get lbip {}; ask for another address, or leave \
-                 it out",
-                crds::address::object_name(*address)
+                "{lb_ip} is reserved for another namespace or Service: see kubectl get lbip {}; request another \
+                 address, or remove the request",
+                crds::address::object_name(*lb_ip)
             ),
-            Self::SharingConflict(address, key, clash) => write!(
+            Self::SharingConflict(lb_ip, key, clash) => write!(
                 f,
-                "{address} can't be shared with Service {key}, which {clash}; ask for another address, or make them fit"
+                "{lb_ip} can't be shared with Service {key}, which {clash}; request another address, or make them fit"
             ),
-            Self::FamilyMismatch(address, families) => write!(
+            Self::FamilyMismatch(lb_ip, families) => write!(
                 f,
-                "{address} is {}, and this Service has {}: ask for an address of that family, or change \
+                "{lb_ip} is {}, and this Service has {}: request an address of that family, or change \
                  spec.ipFamilies",
-                Family::from(*address),
-                listed(families)
+                Family::from(*lb_ip),
+                shown(families)
             ),
             Self::DualStackUnavailable(family, why) => write!(
                 f,
-                "spec.ipFamilyPolicy RequireDualStack wants both families or nothing, and there is no {family} \
-                 address: {why}; or use PreferDualStack"
+                "spec.ipFamilyPolicy RequireDualStack requires both families, and there is no {family} address: \
+                 {why}; or use PreferDualStack"
             ),
         }
     }
 }
 
-/// Some names as a sentence has them.
-fn listed<T: fmt::Display>(names: &[T]) -> String {
-    let shown: Vec<String> = names.iter().take(LISTED).map(ToString::to_string).collect();
-    match names.len().checked_sub(LISTED) {
-        None | Some(0) => shown.join(", "),
-        Some(more) => format!("{} and {more} more", shown.join(", ")),
+fn write_in_use(f: &mut fmt::Formatter<'_>, lb_ip: IpAddr, by: &InUse) -> fmt::Result {
+    write!(f, "{lb_ip} ")?;
+    match by {
+        InUse::Service(key) => write!(f, "is held by Service {key}")?,
+        InUse::Node(node) => write!(f, "is the address of node {node}")?,
+        InUse::Gateway(node) => write!(f, "is the address of the gateway of node {node}")?,
+        InUse::Unknown => write!(f, "is in use: see kubectl get lbip {}", crds::address::object_name(lb_ip))?,
+        InUse::OtherHost(mac) => write!(f, "is used by {mac} on the LAN")?,
+        InUse::Withdrawn => return f.write_str("is being withdrawn: it will be assigned as soon as it is free"),
     }
+    f.write_str("; request another address, or remove the request")
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_sentence_lists_a_few_names_and_counts_the_others() {
-        assert_eq!(listed(&["a", "b"]), "a, b");
-        assert_eq!(listed(&["a", "b", "c", "d", "e"]), "a, b, c, d, e");
-        assert_eq!(listed(&["a", "b", "c", "d", "e", "f", "g"]), "a, b, c, d, e and 2 more");
-    }
+fn shown<T: fmt::Display>(names: &[T]) -> Truncated<&T> {
+    names.iter().collect()
 }

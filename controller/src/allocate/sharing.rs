@@ -1,12 +1,11 @@
 //! Which Services may share an address.
 //!
-//! Two Services → whether they fit together, and if not, why. They fit if they have the same key, no port of the same
-//! protocol in common, compatible traffic policies, and are of one namespace or agreed with each other. Compatible are
-//! two that send traffic to any node, and two that send it only to nodes with endpoints (Local) and have the same
-//! endpoints: the node that announces the address can be right for both only then.
+//! Two Services → whether they fit, and if not, why. They fit if they have the same key, no common port of one protocol and
+//! compatible traffic policies, and are in one namespace or consent to each other. Two policies are compatible if both are
+//! Cluster, or if both are Local and the Services have the same endpoints: only then can one announcing node serve both.
 //!
-//! The holders of an address → who of them stays. Each Service's terms are kept with the address as a fingerprint, so
-//! that of two that do not fit any more the one that changed has to go, whoever plans, and whenever.
+//! The holders of an address → which of them stay. The record keeps a fingerprint of each holder's terms. So if two holders
+//! no longer fit, the one that changed has to leave, whichever controller decides, and whenever.
 
 use std::fmt;
 
@@ -14,20 +13,20 @@ use crds::request::Consent;
 use crds::{Holder, InternedStr, Key, Protocol, Service, TrafficPolicy};
 use model::stable_hash::Fnv1a;
 
-/// Why two Services can't share an address.
+/// Why two Services cannot share an address.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Clash {
-    /// One of them has no sharing key, or another one.
+    /// One has no sharing key, or another one.
     Key,
     /// Both have this port.
     Port(Protocol, u16),
     /// Their traffic policies are not compatible.
     Policy,
-    /// They are of two namespaces that have not both agreed.
+    /// They are in two namespaces that have not both consented.
     Namespaces,
-    /// The other one can't be read.
+    /// The other Service is unreadable.
     Unreadable,
-    /// As many share it as can.
+    /// The address has the maximum number of holders.
     Full,
 }
 
@@ -43,17 +42,17 @@ impl fmt::Display for Clash {
                 "is in another namespace: each of both must name the other's in landfall.dev/share-with-namespaces",
             ),
             Self::Unreadable => f.write_str("can't be read"),
-            Self::Full => f.write_str("and others share it, as many as can"),
+            Self::Full => f.write_str("shares it with as many Services as can share one address"),
         }
     }
 }
 
-/// The key by which a Service shares addresses.
+/// The key under which a Service shares addresses.
 pub(crate) fn key(service: &Service) -> Option<&str> {
     service.request.as_ref().ok()?.sharing_key.as_deref()
 }
 
-/// Why these two can't share an address, if they can't.
+/// Why two Services cannot share an address; `None` if they can.
 pub(crate) fn clash(one: &Service, other: &Service) -> Option<Clash> {
     if key(one).is_none() || key(one) != key(other) {
         return Some(Clash::Key);
@@ -76,8 +75,7 @@ pub(crate) fn clash(one: &Service, other: &Service) -> Option<Clash> {
     if !is_compatible {
         return Some(Clash::Policy);
     }
-    let agrees = |a: &Service, b: &Service| consent(a).is_some_and(|consent| consent.includes(&b.key.namespace));
-    let may_share = is_one_namespace || (agrees(one, other) && agrees(other, one));
+    let may_share = is_one_namespace || (consents(one, other) && consents(other, one));
     (!may_share).then_some(Clash::Namespaces)
 }
 
@@ -85,7 +83,12 @@ fn consent(service: &Service) -> Option<&Consent> {
     service.request.as_ref().ok().map(|request| &request.consent)
 }
 
-/// A fingerprint of all that [`clash`] looks at; `None` for a Service that does not share.
+/// Whether a Service consents to share with the namespace of another one.
+fn consents(service: &Service, other: &Service) -> bool {
+    consent(service).is_some_and(|consent| consent.includes(&other.key.namespace))
+}
+
+/// A fingerprint of everything that [`clash`] compares; `None` for a Service that does not share.
 pub(crate) fn terms(service: &Service) -> Option<InternedStr> {
     let mut hash = Fnv1a::default();
     write_text(&mut hash, key(service)?);
@@ -105,7 +108,7 @@ pub(crate) fn terms(service: &Service) -> Option<InternedStr> {
             }
         }
     }
-    // No text has this byte: what comes after it is no label of the selector.
+    // Ends the labels of the selector: no text contains this byte.
     hash.write(&[0xfe]);
     match consent(service)? {
         Consent::None => {}
@@ -115,69 +118,69 @@ pub(crate) fn terms(service: &Service) -> Option<InternedStr> {
     Some(format!("{:016x}", hash.finish()).into())
 }
 
-/// How a record names this Service.
+/// The entry of a record that names this Service.
 pub(crate) fn holder(service: &Service) -> Holder {
     let key = &service.key;
     Holder { namespace: key.namespace.clone(), name: key.name.clone(), uid: service.uid.clone(), terms: terms(service) }
 }
 
-/// Appends a text and a byte that ends it, so that two texts differ from both in one.
+/// Appends a text and an end mark, so that two texts differ from their concatenation.
 fn write_text(hash: &mut Fnv1a, text: &str) {
     hash.write(text.as_bytes());
     hash.write(&[0xff]);
 }
 
-/// What is known of the Service that a holder names.
+/// The state of the Service that a record names as a holder.
 #[derive(Clone, Copy, Debug)]
-pub(crate) enum Known<'a> {
-    /// It is this one, and may have addresses.
+pub(crate) enum HolderState<'a> {
+    /// It may hold addresses.
     Service(&'a Service),
-    /// It exists, and can't be read.
+    /// It exists, and is unreadable.
     Unreadable,
-    /// It does not exist, or is not ours (any more).
+    /// It does not exist, or may not hold addresses.
     Gone,
 }
 
-/// What becomes of a holder of an address.
+/// Whether a holder keeps its address.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Standing {
-    /// It keeps the address.
     Stays,
-    /// It keeps the address, and nobody knows anything else of it.
+    /// It stays, because nothing is known about it.
     Unreadable,
-    /// It loses the address, because it does not fit to this one.
+    /// It has to leave, because it does not fit to this Service.
     Clashes(Key, Clash),
-    /// It is gone already.
     Gone,
 }
 
-/// What becomes of each holder. First come those with the terms that they came with, then those with new ones, in the
-/// order in which they came; each stays if it fits to all that stay.
-pub(crate) fn standings<'a>(holders: &'a [Holder], known: impl Fn(&Holder) -> Known<'a>) -> Vec<Standing> {
-    let known: Vec<_> = holders.iter().map(known).collect();
+/// The standing of each holder, in their order. Holders with unchanged terms are considered first, then holders with new
+/// terms, both in the order in which they joined. A holder stays if it fits to all holders that stay.
+pub(crate) fn standings<'a>(holders: &'a [Holder], state: impl Fn(&Holder) -> HolderState<'a>) -> Vec<Standing> {
+    let states: Vec<_> = holders.iter().map(state).collect();
     let mut standings = vec![Standing::Gone; holders.len()];
     let mut staying = Vec::<usize>::new();
     for is_unchanged in [true, false] {
         for (index, holder) in holders.iter().enumerate() {
-            let is_twice = staying.iter().any(|other| holders[*other].uid == holder.uid);
-            let service = match known[index] {
-                Known::Unreadable if is_unchanged && !is_twice => {
+            let is_repeated = staying.iter().any(|other| holders[*other].uid == holder.uid);
+            let service = match states[index] {
+                HolderState::Unreadable if is_unchanged && !is_repeated => {
                     standings[index] = Standing::Unreadable;
                     staying.push(index);
                     continue;
                 }
-                Known::Service(service) if !is_twice && (holder.terms == terms(service)) == is_unchanged => service,
+                HolderState::Service(service) if !is_repeated && (holder.terms == terms(service)) == is_unchanged => {
+                    service
+                }
                 _ => continue,
             };
-            let against = |other: &usize| {
-                let clash = match known[*other] {
-                    Known::Service(other) => clash(service, other),
-                    // They came together, so they fit as long as nobody changes.
+            let clash_with = |other: &usize| {
+                let clash = match states[*other] {
+                    HolderState::Service(other) => clash(service, other),
+                    // They fitted when they joined, and still do if neither has changed.
                     _ => (!is_unchanged).then_some(Clash::Unreadable),
                 };
                 Some((holders[*other].service(), clash?))
             };
-            match staying.iter().find_map(against) {
+            match staying.iter().find_map(clash_with) {
                 Some((key, clash)) => standings[index] = Standing::Clashes(key, clash),
                 None => {
                     standings[index] = Standing::Stays;
@@ -203,12 +206,12 @@ mod tests {
         }
     }
 
-    fn consents(service: &mut Service, consent: Consent) {
+    fn set_consent(service: &mut Service, consent: Consent) {
         request_of(service).consent = consent;
     }
 
     #[test]
-    fn two_services_fit_by_key_ports_policy_and_namespace() {
+    fn services_fit_by_key_ports_policy_and_namespace() {
         let with = |edit: &dyn Fn(&mut Service)| {
             let mut other = sharing("other", "k", 443);
             edit(&mut other);
@@ -217,7 +220,7 @@ mod tests {
         let away = |consent: Consent| {
             with(&|other| {
                 other.key.namespace = "away".into();
-                consents(other, consent.clone());
+                set_consent(other, consent.clone());
             })
         };
         let names = |names: &[&str]| Consent::Namespaces(names.iter().map(|name| (*name).to_owned()).collect());
@@ -225,7 +228,7 @@ mod tests {
             with(&|other| (other.traffic_policy, other.selector) = (TrafficPolicy::Local, Labels::from(selector)))
         };
         let mut web = sharing("web", "k", 80);
-        consents(&mut web, names(&["away"]));
+        set_consent(&mut web, names(&["away"]));
         let mut web_local = web.clone();
         (web_local.traffic_policy, web_local.selector) = (TrafficPolicy::Local, Labels::from([("app", "web")]));
         let udp = |other: &mut Service| (other.ports[0].protocol, other.ports[0].number) = (Protocol::Udp, 80);
@@ -246,16 +249,16 @@ mod tests {
             (&sharing("web", "k", 80), away(Consent::All), Some(Clash::Namespaces)),
         ] {
             assert_eq!(clash(one, &other), expected, "{one:?} {other:?}");
-            assert_eq!(clash(&other, one), expected, "the other way round: {one:?} {other:?}");
+            assert_eq!(clash(&other, one), expected, "reversed: {one:?} {other:?}");
         }
-        let mut nobody = web_local.clone();
-        nobody.selector = Labels::default();
-        let other = Service { ports: vec![], key: Key::new("default", "other"), ..nobody.clone() };
-        assert_eq!(clash(&nobody, &other), Some(Clash::Policy), "endpoints that somebody else makes are not known");
+        let mut no_selector = web_local.clone();
+        no_selector.selector = Labels::default();
+        let other = Service { ports: vec![], key: Key::new("default", "other"), ..no_selector.clone() };
+        assert_eq!(clash(&no_selector, &other), Some(Clash::Policy), "without a selector, others write the endpoints");
     }
 
     #[test]
-    fn terms_change_with_all_that_fitting_depends_on_and_with_nothing_else() {
+    fn terms_change_exactly_with_compared_fields() {
         let web = sharing("web", "k", 80);
         let terms_of = |edit: &dyn Fn(&mut Service)| {
             let mut web = web.clone();
@@ -265,7 +268,11 @@ mod tests {
         let same = terms(&web);
         assert_eq!(same.as_deref(), Some("d110ff63a7f1c586"), "the same in every version");
         assert_eq!(terms_of(&|web| web.resource_version = 9), same);
-        assert_eq!(terms_of(&|web| web.selector = [("app", "web")].into()), same, "under Cluster it doesn't matter");
+        assert_eq!(
+            terms_of(&|web| web.selector = [("app", "web")].into()),
+            same,
+            "the selector has no effect under Cluster"
+        );
         assert_eq!(terms_of(&|web| web.request = Ok(RequestedAddresses::default().into())), None);
         let request = |web: &mut Service, edit: &dyn Fn(&mut RequestedAddresses)| edit(request_of(web));
         let changed: Vec<_> = [
@@ -287,13 +294,13 @@ mod tests {
             })
         };
         let many = local([("app", "web"), ("team", "x")].into(), &[]);
-        assert_ne!(many, local([("app", "web")].into(), &["team", "x"]), "a label is no namespace");
+        assert_ne!(many, local([("app", "web")].into(), &["team", "x"]), "labels and namespaces are distinct");
         let distinct: std::collections::BTreeSet<_> = changed.iter().collect();
         assert_eq!(distinct.len(), changed.len());
     }
 
     #[test]
-    fn of_two_that_do_not_fit_any_more_the_one_that_changed_goes() {
+    fn changed_holder_leaves_when_two_no_longer_fit() {
         let services = [sharing("a", "k", 80), sharing("b", "k", 443), sharing("c", "k", 53)];
         let holder = |service: &Service| Holder {
             namespace: service.key.namespace.clone(),
@@ -305,14 +312,14 @@ mod tests {
         let clash = |with: &str, clash| Standing::Clashes(Key::new("default", with), clash);
         let port = |number| Clash::Port(Protocol::Tcp, number);
         use Standing::{Gone, Stays, Unreadable};
-        let now = |edit: &dyn Fn(&mut [Service; 3]), except: Option<(usize, Known<'static>)>| {
+        let now = |edit: &dyn Fn(&mut [Service; 3]), except: Option<(usize, HolderState<'static>)>| {
             let mut services = services.clone();
             edit(&mut services);
             let find = |holder: &Holder| {
                 let index = services.iter().position(|service| service.uid == holder.uid).expect("a Service");
                 match except {
                     Some((other, known)) if other == index => known,
-                    _ => Known::Service(&services[index]),
+                    _ => HolderState::Service(&services[index]),
                 }
             };
             standings(&holders, find)
@@ -320,20 +327,20 @@ mod tests {
         assert_eq!(now(&|_| {}, None), [Stays, Stays, Stays]);
         assert_eq!(now(&|s| s[0].ports[0].number = 443, None), [clash("b", port(443)), Stays, Stays]);
         assert_eq!(now(&|s| s[0].ports[0].number = 444, None), [Stays, Stays, Stays]);
-        // Of two that changed, the one that came first stays.
+        // If two have changed, the one that joined first stays.
         let both = |s: &mut [Service; 3]| (s[0].ports[0].number, s[1].ports[0].number) = (8080, 8080);
         assert_eq!(now(&both, None), [Stays, clash("a", port(8080)), Stays]);
-        assert_eq!(now(&|_| {}, Some((1, Known::Gone))), [Stays, Gone, Stays]);
-        assert_eq!(now(&|_| {}, Some((1, Known::Unreadable))), [Stays, Unreadable, Stays]);
-        let changed = now(&|s| s[2].ports[0].number = 54, Some((1, Known::Unreadable)));
+        assert_eq!(now(&|_| {}, Some((1, HolderState::Gone))), [Stays, Gone, Stays]);
+        assert_eq!(now(&|_| {}, Some((1, HolderState::Unreadable))), [Stays, Unreadable, Stays]);
+        let changed = now(&|s| s[2].ports[0].number = 54, Some((1, HolderState::Unreadable)));
         assert_eq!(changed, [Stays, Unreadable, clash("b", Clash::Unreadable)]);
     }
 
     #[test]
-    fn a_holder_that_is_there_twice_is_there_once() {
+    fn repeated_holder_counts_once() {
         let web = service("web", 1);
         let holder = crate::fixtures::holder("web");
-        let standings = standings(&[holder.clone(), holder], |_| Known::Service(&web));
+        let standings = standings(&[holder.clone(), holder], |_| HolderState::Service(&web));
         assert_eq!(standings, [Standing::Stays, Standing::Gone]);
     }
 }

@@ -1,17 +1,17 @@
-//! Leading: taking part in the election by Lease, and what those who write ask.
+//! Participation in the leader election by Lease, and the write fence of the leader.
 //!
 //! ```text
-//! API server --watch--> elect --> Candidate (pure) --request--> API server
-//!                         |          ^                              |
-//!                         |          +----------- answer -----------+
-//!                         +--> Option<Mandate> --> the loop (plans while there is one)
-//!                                     ^---check--- each write, when it is sent
+//! API server --watch--> run_election --> Candidate (pure) --request--> API server
+//!                            |               ^                             |
+//!                            |               +---------- answer -----------+
+//!                            +--> Option<WriteFence> --> the main loop (plans while it leads)
+//!                                         ^---check--- each write, when it is sent
 //! ```
 //!
-//! Two tasks: [`elect`], and in it the watch of that one Lease (one bounded channel; full, the watch waits). Without the
-//! watch it works too, only slower: a Lease that seems to be over is read before it is taken.
+//! Two tasks: [`run_election`], and in it the watch of the Lease (one bounded channel; while it is full, the watch waits).
+//! The election works without the watch too, only slower: a Lease that seems to have expired is read before it is taken.
 //!
-//! Cancel safe: a Lease that is not renewed is over in time.
+//! Cancel safe: a Lease that is not renewed expires.
 
 use std::hash::{BuildHasher, RandomState};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -35,56 +35,56 @@ use crate::apply::lease::{Answer, Candidate, Entry, Lease, Next, Request, Timing
 /// The name of the Lease.
 const NAME: &str = "landfall-controller";
 
-/// Who we are in `metadata.managedFields`.
+/// Our name in `metadata.managedFields`.
 const FIELD_MANAGER: &str = "landfall-election";
 
-/// For how long the API server is to answer: so that of the time that a renewal has, there is enough for a second try.
-const ANSWER: Duration = Duration::from_secs(2);
+/// How long the API server has to answer. It leaves enough of the time for a renewal for a second attempt.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// For how long one watch is asked for, in seconds.
-const WATCH: u32 = 60;
+/// The requested duration of a watch, in seconds.
+const WATCH_SECONDS: u32 = 60;
 
-/// How much longer than [`WATCH`] to wait for its end.
-const GRACE: Duration = Duration::from_secs(5);
+/// How much longer than [`WATCH_SECONDS`] to wait for the end of a watch.
+const WATCH_GRACE: Duration = Duration::from_secs(5);
 
-/// The pause between two watches.
-const PAUSE: Duration = Duration::from_secs(1);
+/// The minimum interval between two watches.
+const WATCH_INTERVAL: Duration = Duration::from_secs(1);
 
-/// For how long stopping tries to release the Lease.
-const FAREWELL: Duration = Duration::from_secs(2);
+/// How long a stopping controller tries to release the Lease.
+const RELEASE_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// Events of the watch that wait.
-const WAITING: usize = 16;
+/// The capacity of the channel of watch events.
+const CAPACITY: usize = 16;
 
-/// Where several controllers elect one that leads.
+/// Where several controllers elect a leader.
 #[derive(Clone, Debug)]
 pub struct Election {
     /// The namespace of the Lease.
     pub namespace: String,
 }
 
-/// The right to write, as long as it lasts.
+/// The right to write, which ends at some time.
 #[derive(Clone, Debug)]
-pub(crate) struct Mandate(Option<Arc<Mutex<Instant>>>);
+pub(crate) struct WriteFence(Option<Arc<Mutex<Instant>>>);
 
-/// The right to write is over: another may have it.
+/// The right to write has ended: another controller may have it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("another controller may lead by now")]
 pub(crate) struct Deposed;
 
-impl Mandate {
-    /// That of the only one there is.
+impl WriteFence {
+    /// The right of a controller without competitors, which never ends.
     pub(crate) fn unlimited() -> Self {
         Self(None)
     }
 
-    /// One that lasts until then.
+    /// A right that ends at this time.
     pub(crate) fn until(end: Instant) -> Self {
         Self(Some(Arc::new(Mutex::new(end))))
     }
 
-    /// Whether it lasts still. To be asked when a write is sent, and no earlier: a process can be stopped for any time
-    /// between any two of its steps.
+    /// Returns an error if the right has ended. Call this when a write is sent, not earlier: a process can be suspended for
+    /// any time between any two steps.
     pub(crate) fn check(&self) -> Result<(), Deposed> {
         let Some(end) = &self.0 else { return Ok(()) };
         let end = *end.lock().unwrap_or_else(PoisonError::into_inner);
@@ -98,89 +98,89 @@ impl Mandate {
     }
 }
 
-/// Takes part in the election until it is told to `resign`; then releases the Lease, as far as there is time for it. Each
-/// time in office has its own mandate. `instance` is for people who read who holds it: something random is added.
-pub(crate) async fn elect(
+/// Takes part in the election until `resign_rx` fires, then releases the Lease within [`RELEASE_TIMEOUT`]. Each term has its
+/// own fence. `instance` makes the holder readable; a random part is appended.
+pub(crate) async fn run_election(
     client: Client,
     election: Election,
     instance: String,
-    leading: watch::Sender<Option<Mandate>>,
-    mut resign: oneshot::Receiver<()>,
+    fence_tx: watch::Sender<Option<WriteFence>>,
+    mut resign_rx: oneshot::Receiver<()>,
 ) {
     let identity = format!("{instance}_{:016x}", RandomState::new().hash_one(()));
     let api = Api::<coordination::Lease>::namespaced(client, &election.namespace);
-    let (events, mut seen) = mpsc::channel(WAITING);
+    let (lease_tx, mut lease_rx) = mpsc::channel(CAPACITY);
     let mut watches = JoinSet::new();
-    watches.spawn(watch_lease(api.clone(), events));
-    let mut office = Office { identity: identity.clone(), mandate: None, leader: None, leading };
+    watches.spawn(watch_lease(api.clone(), lease_tx));
+    let mut leadership = Leadership { identity: identity.clone(), fence: None, leader: None, fence_tx };
     let mut candidate = Candidate::new(identity, Timing::USUAL);
-    let mut asked: Option<BoxFuture<'static, (Answer, Option<String>)>> = None;
-    let mut trouble = Trouble::default();
-    let mut last_call = None;
+    let mut request: Option<BoxFuture<'static, (Answer, Option<String>)>> = None;
+    let mut health = ElectionHealth::default();
+    let mut release_deadline = None;
     loop {
         let now = Instant::now().into_std();
         let next = candidate.next(now);
-        office.update(&candidate, now);
+        leadership.update(&candidate, now);
         let alarm = match next {
-            Next::Send(request) => {
-                asked = Some(ask(api.clone(), request).boxed());
+            Next::Send(next) => {
+                request = Some(send(api.clone(), next).boxed());
                 continue;
             }
             Next::Wait(until) => until.map(Instant::from_std),
             Next::Done => return,
         };
-        let alarm = [alarm, last_call].into_iter().flatten().min();
-        let waiting = asked.is_some();
+        let alarm = [alarm, release_deadline].into_iter().flatten().min();
+        let is_waiting = request.is_some();
         tokio::select! {
-            Some((answer, problem)) = OptionFuture::from(asked.as_mut()), if waiting => {
-                asked = None;
-                trouble.tell(problem);
-                candidate.answered(answer, Instant::now().into_std());
+            Some((answer, problem)) = OptionFuture::from(request.as_mut()), if is_waiting => {
+                request = None;
+                health.update(problem);
+                candidate.handle_answer(answer, Instant::now().into_std());
             }
-            Some(lease) = seen.recv() => candidate.watched(lease, Instant::now().into_std()),
-            _ = &mut resign, if last_call.is_none() => {
-                last_call = Some(Instant::now() + FAREWELL);
+            Some(lease) = lease_rx.recv() => candidate.handle_event(lease, Instant::now().into_std()),
+            _ = &mut resign_rx, if release_deadline.is_none() => {
+                release_deadline = Some(Instant::now() + RELEASE_TIMEOUT);
                 candidate.resign();
             }
             () = sleep_until(alarm.unwrap_or_else(Instant::now)), if alarm.is_some() => {}
         }
-        if last_call.is_some_and(|end| end <= Instant::now()) {
-            tracing::warn!("stopping without releasing the Lease; another controller waits until it is over");
+        if release_deadline.is_some_and(|end| end <= Instant::now()) {
+            tracing::warn!("stopping without releasing the Lease; another controller takes over when it expires");
             return;
         }
     }
 }
 
-/// Who leads, as the loop and the log are told.
-struct Office {
+/// The current leader, as published to the main loop and the log.
+struct Leadership {
     identity: String,
-    mandate: Option<Mandate>,
-    /// Who was told to lead last.
+    fence: Option<WriteFence>,
+    /// The leader that was logged last.
     leader: Option<String>,
-    leading: watch::Sender<Option<Mandate>>,
+    fence_tx: watch::Sender<Option<WriteFence>>,
 }
 
-impl Office {
-    /// Draws the conclusions from what the candidate knows.
+impl Leadership {
+    /// Publishes the state of the candidate.
     fn update(&mut self, candidate: &Candidate, now: std::time::Instant) {
-        match (candidate.until(now), &self.mandate) {
-            (Some(until), Some(mandate)) => mandate.set(Instant::from_std(until)),
+        match (candidate.writable_until(now), &self.fence) {
+            (Some(until), Some(fence)) => fence.set(Instant::from_std(until)),
             (Some(until), None) => {
                 tracing::info!(identity = self.identity, "leading");
                 self.leader = Some(self.identity.clone());
-                self.mandate = Some(Mandate::until(Instant::from_std(until)));
-                self.leading.send_replace(self.mandate.clone());
+                self.fence = Some(WriteFence::until(Instant::from_std(until)));
+                self.fence_tx.send_replace(self.fence.clone());
             }
-            (None, Some(mandate)) => {
-                mandate.set(Instant::from_std(now));
-                tracing::info!(identity = self.identity, "not leading any more");
-                self.mandate = None;
-                self.leading.send_replace(None);
+            (None, Some(fence)) => {
+                fence.set(Instant::from_std(now));
+                tracing::info!(identity = self.identity, "no longer leading");
+                self.fence = None;
+                self.fence_tx.send_replace(None);
             }
             (None, None) => {}
         }
         let leader = candidate.leader();
-        if self.mandate.is_none() && leader != self.leader.as_deref() {
+        if self.fence.is_none() && leader != self.leader.as_deref() {
             if let Some(leader) = leader.filter(|leader| *leader != self.identity) {
                 tracing::info!(identity = self.identity, leader, "standing by");
             }
@@ -189,35 +189,37 @@ impl Office {
     }
 }
 
-/// Whether the election works, so that only changes of that are logged.
+/// Whether requests fail. Only changes are logged.
 #[derive(Default)]
-struct Trouble(bool);
+struct ElectionHealth {
+    is_failing: bool,
+}
 
-impl Trouble {
-    fn tell(&mut self, problem: Option<String>) {
-        match (problem, self.0) {
-            (Some(error), false) => tracing::warn!(error, "can't read or write the Lease; trying again"),
+impl ElectionHealth {
+    fn update(&mut self, problem: Option<String>) {
+        match (problem, self.is_failing) {
+            (Some(error), false) => tracing::warn!(error, "cannot read or write the Lease; retrying"),
             (None, true) => tracing::info!("the Lease can be read and written again"),
             (Some(_), true) | (None, false) => return,
         }
-        self.0 = !self.0;
+        self.is_failing = !self.is_failing;
     }
 }
 
-/// Sends a request. The answer, and what is wrong if there is none.
-async fn ask(api: Api<coordination::Lease>, request: Request) -> (Answer, Option<String>) {
+/// Sends a request. Returns the answer, and the problem if it failed.
+async fn send(api: Api<coordination::Lease>, request: Request) -> (Answer, Option<String>) {
     let params = PatchParams { field_manager: Some(FIELD_MANAGER.into()), ..PatchParams::default() };
-    let answer = timeout(ANSWER, async {
+    let answer = timeout(ANSWER_TIMEOUT, async {
         match &request {
             Request::Read => api.get(NAME).await,
             Request::Create(entry) => {
                 let metadata = ObjectMeta { name: Some(NAME.into()), ..ObjectMeta::default() };
-                let object = coordination::Lease { metadata, spec: Some(spec(entry, Timestamp::now())) };
+                let object = coordination::Lease { metadata, spec: Some(lease_spec(entry, Timestamp::now())) };
                 let params = PostParams { field_manager: params.field_manager.clone(), ..PostParams::default() };
                 api.create(&params, &object).await
             }
             Request::Replace(version, entry) => {
-                let mut spec = json!(spec(entry, Timestamp::now()));
+                let mut spec = json!(lease_spec(entry, Timestamp::now()));
                 if entry.holder.is_none() {
                     spec["holderIdentity"] = json!(null);
                 }
@@ -227,22 +229,24 @@ async fn ask(api: Api<coordination::Lease>, request: Request) -> (Answer, Option
         }
     });
     match answer.await {
-        Ok(Ok(object)) => match read(&object) {
+        Ok(Ok(object)) => match parse_lease(&object) {
             Some(lease) => (Answer::Lease(lease), None),
-            None => (Answer::Failed, Some("what answers is no Kubernetes API: the Lease has no version".into())),
+            None => (Answer::Failed, Some("the server is not a Kubernetes API: the Lease has no version".into())),
         },
-        // Of a creation that says that the namespace is missing.
+        // For a creation, it means that the namespace does not exist.
         Ok(Err(kube::Error::Api(status))) if status.code == 404 && !matches!(request, Request::Create(_)) => {
             (Answer::Absent, None)
         }
         Ok(Err(kube::Error::Api(status))) if status.code == 409 => (Answer::Conflict, None),
         Ok(Err(error)) => (Answer::Failed, Some(error_chain(&error))),
-        Err(_) => (Answer::Failed, Some(format!("the API server did not answer within {} s", ANSWER.as_secs()))),
+        Err(_) => {
+            (Answer::Failed, Some(format!("the API server did not answer within {} s", ANSWER_TIMEOUT.as_secs())))
+        }
     }
 }
 
-/// What to write. The times are for people to read, and for others to see that it changed.
-fn spec(entry: &Entry, now: Timestamp) -> coordination::LeaseSpec {
+/// The new spec. The times are for users, and make each renewal a change.
+fn lease_spec(entry: &Entry, now: Timestamp) -> coordination::LeaseSpec {
     coordination::LeaseSpec {
         holder_identity: entry.holder.clone(),
         lease_duration_seconds: i32::try_from(entry.duration.as_secs()).ok(),
@@ -253,8 +257,8 @@ fn spec(entry: &Entry, now: Timestamp) -> coordination::LeaseSpec {
     }
 }
 
-/// What a Lease says; `None` if it has no version, which no API server sends.
-fn read(object: &coordination::Lease) -> Option<Lease> {
+/// `None` if the object has no version, which no API server sends.
+fn parse_lease(object: &coordination::Lease) -> Option<Lease> {
     let spec = object.spec.clone().unwrap_or_default();
     let seconds = spec.lease_duration_seconds.and_then(|seconds| u64::try_from(seconds).ok());
     Some(Lease {
@@ -265,47 +269,50 @@ fn read(object: &coordination::Lease) -> Option<Lease> {
     })
 }
 
-/// Tells what becomes of the Lease, as long as somebody listens.
-async fn watch_lease(api: Api<coordination::Lease>, events: mpsc::Sender<Option<Lease>>) {
+/// Sends every version of the Lease, until the channel closes.
+async fn watch_lease(api: Api<coordination::Lease>, lease_tx: mpsc::Sender<Option<Lease>>) {
     loop {
         let began = Instant::now();
-        let ended = follow(&api, &events).await;
-        if events.is_closed() {
+        let ended = watch_once(&api, &lease_tx).await;
+        if lease_tx.is_closed() {
             return;
         }
         if let Err(error) = ended {
             tracing::debug!(error, "the watch of the Lease has ended");
         }
-        // One that ran its time is followed by the next one at once.
-        sleep(PAUSE.saturating_sub(began.elapsed())).await;
+        // A watch that ran for its full duration is followed by the next one at once.
+        sleep(WATCH_INTERVAL.saturating_sub(began.elapsed())).await;
     }
 }
 
-/// Tells what the Lease is, and what one watch from there on tells.
-async fn follow(api: &Api<coordination::Lease>, events: &mpsc::Sender<Option<Lease>>) -> Result<(), String> {
-    const SILENCE: &str = "no answer";
-    let params = WatchParams::default().fields(&format!("metadata.name={NAME}")).timeout(WATCH);
-    let silence = Duration::from_secs(WATCH.into()) + GRACE;
-    // A watch that begins with what there is would need no question before it, but an etcd of 3.4.31 or 3.5.13 at least.
-    let object = timeout(ANSWER, api.get_opt(NAME)).await.map_err(|_| SILENCE)?.map_err(|error| error_chain(&error))?;
-    // There is no version to watch from where there is none; it is created any moment.
+/// Sends the current version of the Lease, and those of one watch from there on.
+async fn watch_once(api: &Api<coordination::Lease>, lease_tx: &mpsc::Sender<Option<Lease>>) -> Result<(), String> {
+    const NO_ANSWER: &str = "no answer";
+    let params = WatchParams::default().fields(&format!("metadata.name={NAME}")).timeout(WATCH_SECONDS);
+    let max_silence = Duration::from_secs(WATCH_SECONDS.into()) + WATCH_GRACE;
+    // A watch that starts with the current objects would need no read before it, but requires etcd 3.4.31 or 3.5.13.
+    let object = timeout(ANSWER_TIMEOUT, api.get_opt(NAME))
+        .await
+        .map_err(|_| NO_ANSWER)?
+        .map_err(|error| error_chain(&error))?;
+    // Without a Lease there is no version to watch from. It is created soon.
     let Some(object) = object else { return Ok(()) };
     let version = object.metadata.resource_version.clone().unwrap_or_default();
-    if events.send(read(&object)).await.is_err() {
+    if lease_tx.send(parse_lease(&object)).await.is_err() {
         return Ok(());
     }
-    let watch = timeout(ANSWER, api.watch(&params, &version)).await.map_err(|_| SILENCE)?;
+    let watch = timeout(ANSWER_TIMEOUT, api.watch(&params, &version)).await.map_err(|_| NO_ANSWER)?;
     let mut stream = std::pin::pin!(watch.map_err(|error| error_chain(&error))?);
     loop {
-        let event = timeout(silence, stream.try_next()).await.map_err(|_| SILENCE)?;
+        let event = timeout(max_silence, stream.try_next()).await.map_err(|_| NO_ANSWER)?;
         let lease = match event.map_err(|error| error_chain(&error))? {
             None => return Ok(()),
-            Some(WatchEvent::Added(object) | WatchEvent::Modified(object)) => read(&object),
+            Some(WatchEvent::Added(object) | WatchEvent::Modified(object)) => parse_lease(&object),
             Some(WatchEvent::Deleted(_)) => None,
             Some(WatchEvent::Bookmark(_)) => continue,
             Some(WatchEvent::Error(status)) => return Err(status.message),
         };
-        if events.send(lease).await.is_err() {
+        if lease_tx.send(lease).await.is_err() {
             return Ok(());
         }
     }
@@ -320,7 +327,7 @@ mod tests {
 
     const PATH: &str = "/apis/coordination.k8s.io/v1/namespaces/landfall-system/leases";
 
-    /// An API server that has one Lease at most, and no watch.
+    /// An API server with at most one Lease, and without watches.
     #[derive(Clone, Default)]
     struct Server(Arc<Mutex<(u64, Option<Value>)>>);
 
@@ -372,43 +379,43 @@ mod tests {
             (200, lease.clone())
         }
 
-        /// What the Lease says, without times: `None` where it says nothing.
+        /// Holder, duration and transitions of the Lease; `None` for each missing field.
         fn written(&self) -> (Option<String>, Option<i64>, Option<i64>) {
             let state = self.0.lock().expect("no panic");
             let spec = &state.1.as_ref().expect("a Lease")["spec"];
             assert!(spec["renewTime"].is_string() && spec["acquireTime"].is_string(), "{spec}");
-            // The name of the holder, without what is random.
+            // The holder without its random part.
             let holder = spec["holderIdentity"].as_str().and_then(|holder| holder.split('_').next());
             (holder.map(str::to_owned), spec["leaseDurationSeconds"].as_i64(), spec["leaseTransitions"].as_i64())
         }
 
-        fn start(&self, name: &str) -> (JoinSet<()>, oneshot::Sender<()>, watch::Receiver<Option<Mandate>>) {
+        fn start(&self, name: &str) -> (JoinSet<()>, oneshot::Sender<()>, watch::Receiver<Option<WriteFence>>) {
             let election = Election { namespace: "landfall-system".into() };
-            let (leading, led) = watch::channel(None);
-            let (resign, resigned) = oneshot::channel();
+            let (fence_tx, fence_rx) = watch::channel(None);
+            let (resign_tx, resign_rx) = oneshot::channel();
             let mut tasks = JoinSet::new();
-            tasks.spawn(elect(self.client(), election, name.into(), leading, resigned));
-            (tasks, resign, led)
+            tasks.spawn(run_election(self.client(), election, name.into(), fence_tx, resign_rx));
+            (tasks, resign_tx, fence_rx)
         }
     }
 
-    async fn wait(led: &mut watch::Receiver<Option<Mandate>>, leads: bool) -> Option<Mandate> {
-        let changed = led.wait_for(|mandate| mandate.is_some() == leads);
+    async fn wait(fence_rx: &mut watch::Receiver<Option<WriteFence>>, leads: bool) -> Option<WriteFence> {
+        let changed = fence_rx.wait_for(|fence| fence.is_some() == leads);
         timeout(Duration::from_secs(60), changed).await.expect("in time").expect("the election goes on").clone()
     }
 
     #[tokio::test(start_paused = true)]
-    async fn the_second_leads_when_the_first_has_resigned() {
+    async fn second_candidate_leads_after_the_first_resigns() {
         let server = Server::default();
-        let (mut one, resign, mut led) = server.start("one");
-        let mandate = wait(&mut led, true).await.expect("a mandate");
+        let (mut one, resign_tx, mut fence_rx) = server.start("one");
+        let fence = wait(&mut fence_rx, true).await.expect("a fence");
         assert_eq!(server.written(), (Some("one".into()), Some(6), Some(0)));
         sleep(Duration::from_secs(60)).await;
-        assert_eq!(mandate.check(), Ok(()), "it is renewed");
+        assert_eq!(fence.check(), Ok(()), "it is renewed");
 
-        resign.send(()).expect("it listens");
+        resign_tx.send(()).expect("it listens");
         assert!(one.join_next().await.is_some_and(|ended| ended.is_ok()), "it ends by itself");
-        assert_eq!((mandate.check(), server.written()), (Err(Deposed), (None, Some(6), Some(0))));
+        assert_eq!((fence.check(), server.written()), (Err(Deposed), (None, Some(6), Some(0))));
         let began = Instant::now();
         let (_other, _resign, mut other) = server.start("other");
         wait(&mut other, true).await;
@@ -417,33 +424,33 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn who_is_not_heard_of_any_more_is_followed_and_may_not_write() {
+    async fn crashed_leader_is_replaced_and_may_not_write() {
         let server = Server::default();
-        let (mut one, _resign, mut led) = server.start("one");
-        let mandate = wait(&mut led, true).await.expect("a mandate");
+        let (mut one, _resign_tx, mut fence_rx) = server.start("one");
+        let fence = wait(&mut fence_rx, true).await.expect("a fence");
         one.abort_all();
         assert!(one.join_next().await.is_some());
-        // As if it had been stopped there: its mandate knows the time by itself.
-        assert_eq!(mandate.check(), Ok(()));
+        // As in a suspended process: the fence itself ends in time.
+        assert_eq!(fence.check(), Ok(()));
         let (_other, _resign, mut other) = server.start("other");
         wait(&mut other, true).await;
-        assert_eq!((mandate.check(), server.written().0), (Err(Deposed), Some("other".into())));
+        assert_eq!((fence.check(), server.written().0), (Err(Deposed), Some("other".into())));
     }
 
     #[tokio::test(start_paused = true)]
-    async fn who_was_robbed_of_the_lease_stops_and_waits() {
+    async fn leader_that_loses_the_lease_stops() {
         let server = Server::default();
-        let (_one, _resign, mut led) = server.start("one");
-        let mandate = wait(&mut led, true).await.expect("a mandate");
+        let (_one, _resign_tx, mut fence_rx) = server.start("one");
+        let fence = wait(&mut fence_rx, true).await.expect("a fence");
         server.answer(
             &Method::PATCH,
             PATH,
             None,
             br#"{"metadata": {"resourceVersion": "1"}, "spec": {"holderIdentity": "robber"}}"#,
         );
-        wait(&mut led, false).await;
-        assert_eq!(mandate.check(), Err(Deposed));
-        let anew = wait(&mut led, true).await.expect("a mandate");
-        assert_eq!((anew.check(), mandate.check()), (Ok(()), Err(Deposed)), "what began before stays over");
+        wait(&mut fence_rx, false).await;
+        assert_eq!(fence.check(), Err(Deposed));
+        let second = wait(&mut fence_rx, true).await.expect("a fence");
+        assert_eq!((second.check(), fence.check()), (Ok(()), Err(Deposed)), "the fence of the first term stays closed");
     }
 }

@@ -1,9 +1,8 @@
-//! Telling people: events, as `kubectl describe` and `kubectl events` show them (events.k8s.io/v1).
+//! Events, as `kubectl describe` and `kubectl events` show them (events.k8s.io/v1).
 //!
-//! One task, fed by a bounded channel; a few requests at a time, so that events never stand in the way of addresses.
-//! What is told again and again is told once in a while ([`crate::apply::repeats`]). (kube's Recorder would count repetitions in
-//! the event, looks through all events of six minutes for that at each, and has no bound.) An event that can't be written
-//! is given up.
+//! One task reads a bounded channel and sends one request at a time, so that events never delay allocations. Repeated events
+//! are written at long intervals ([`crate::apply::repeats`]). (kube's Recorder would count repetitions in the event, but it
+//! searches all events of six minutes for each new one, and has no bound.) An event that cannot be written is dropped.
 
 use std::time::Duration;
 
@@ -16,84 +15,84 @@ use kube::{Api, Client};
 use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, timeout};
 
-use crate::apply::election::Mandate;
-use crate::apply::repeats::Repeats;
+use crate::apply::election::WriteFence;
+use crate::apply::repeats::RecentEvents;
 use crate::metrics::{Metrics, Outcome, Write};
 use crate::plan::effect::Event;
 
-/// Who reports, in all events.
+/// The reporting controller of all events.
 pub(crate) const CONTROLLER: &str = "landfall.dev/controller";
 
-/// Events that wait to be written. More at once are dropped.
-pub(crate) const WAITING: usize = 4096;
+/// The capacity of the channel. Events beyond it are dropped.
+pub(crate) const CAPACITY: usize = 4096;
 
-/// Requests at a time: one, so that in a burst of new Services events take no part of the API server worth speaking of.
+/// Concurrent requests: one, so that events take a negligible share of the API server in a burst of new Services.
 const CONCURRENCY: usize = 1;
 
-/// For how long the API server is to answer.
-const ANSWER: Duration = Duration::from_secs(15);
+/// How long the API server has to answer.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(15);
 
-/// The longest text of an event that the API server takes, in bytes.
-const NOTE: usize = 1024;
+/// The maximum length of a note, in bytes: the API server rejects longer ones.
+const MAX_NOTE: usize = 1024;
 
-/// Writes the events that come, until no more can. Those that come to their turn when we don't lead any more are given up.
-pub(crate) async fn report(
+/// Writes events until the channel closes. Drops them while this controller does not lead.
+pub(crate) async fn write_events(
     client: Client,
     instance: String,
-    incoming: mpsc::Receiver<Event>,
-    leading: watch::Receiver<Option<Mandate>>,
+    event_rx: mpsc::Receiver<Event>,
+    fence_rx: watch::Receiver<Option<WriteFence>>,
     metrics: Metrics,
 ) {
-    let events = futures::stream::unfold((incoming, Repeats::default()), |(mut incoming, mut repeats)| async {
+    let events = futures::stream::unfold((event_rx, RecentEvents::default()), |(mut event_rx, mut recent)| async {
         loop {
-            let event = incoming.recv().await?;
-            if repeats.is_news(&event, Instant::now().into_std()) {
-                return Some((event, (incoming, repeats)));
+            let event = event_rx.recv().await?;
+            if recent.is_new(&event, Instant::now().into_std()) {
+                return Some((event, (event_rx, recent)));
             }
         }
     });
     let write = |event: Event| {
-        let object = object(event, &instance, Timestamp::now());
+        let object = event_object(event, &instance, Timestamp::now());
         let namespace = object.metadata.namespace.clone().unwrap_or_default();
         let api = Api::<events::Event>::namespaced(client.clone(), &namespace);
-        let (mandate, metrics) = (leading.borrow().clone(), metrics.clone());
+        let (fence, metrics) = (fence_rx.borrow().clone(), metrics.clone());
         async move {
-            if mandate.is_none_or(|mandate| mandate.check().is_err()) {
-                metrics.wrote(Write::CreateEvent, Outcome::Deposed);
-                return tracing::debug!(namespace, "an event is given up: not leading");
+            if fence.is_none_or(|fence| fence.check().is_err()) {
+                metrics.count_write(Write::CreateEvent, Outcome::Deposed);
+                return tracing::debug!(namespace, "event dropped: not leading");
             }
-            let outcome = match timeout(ANSWER, api.create(&PostParams::default(), &object)).await {
+            let outcome = match timeout(ANSWER_TIMEOUT, api.create(&PostParams::default(), &object)).await {
                 Ok(Ok(_)) => Outcome::Ok,
-                // Such as in a namespace that is being deleted.
+                // For example, the namespace is being deleted.
                 Ok(Err(error)) => {
-                    tracing::debug!(namespace, error = observe::error_chain(&error), "an event is given up");
-                    Outcome::of(&error)
+                    tracing::debug!(namespace, error = observe::error_chain(&error), "event dropped");
+                    Outcome::from(&error)
                 }
                 Err(_) => {
-                    tracing::debug!(namespace, "an event is given up: no answer");
+                    tracing::debug!(namespace, "event dropped: no answer");
                     Outcome::Unanswered
                 }
             };
-            metrics.wrote(Write::CreateEvent, outcome);
+            metrics.count_write(Write::CreateEvent, outcome);
         }
     };
     events.for_each_concurrent(CONCURRENCY, write).await;
 }
 
-/// The event as the API server takes it.
-fn object(event: Event, instance: &str, now: Timestamp) -> events::Event {
+/// The object for the API server.
+fn event_object(event: Event, instance: &str, now: Timestamp) -> events::Event {
     let regarding = event.regarding;
-    let about = regarding.name.clone().unwrap_or_default();
+    let name = regarding.name.clone().unwrap_or_default();
     events::Event {
         metadata: ObjectMeta {
-            name: Some(format!("{about}.{:x}", now.as_nanosecond())),
-            // Those about objects of the whole cluster are by convention in `default`.
+            name: Some(format!("{name}.{:x}", now.as_nanosecond())),
+            // By convention, events about cluster-scoped objects are in `default`.
             namespace: Some(regarding.namespace.clone().unwrap_or_else(|| "default".into())),
             ..ObjectMeta::default()
         },
         action: Some("Allocate".into()),
         event_time: Some(MicroTime(now)),
-        note: Some(event.message[..event.message.floor_char_boundary(NOTE)].to_owned()),
+        note: Some(event.message[..event.message.floor_char_boundary(MAX_NOTE)].to_owned()),
         reason: Some(event.reason.to_owned()),
         regarding: Some(regarding),
         reporting_controller: Some(CONTROLLER.into()),

@@ -1,36 +1,36 @@
-//! Who of several controllers leads: the decisions of one candidate about a Lease (coordination.k8s.io/v1).
+//! Leader election: the decisions of one candidate about a Lease (coordination.k8s.io/v1).
 //!
-//! What was seen of the Lease, answers to own requests, the local monotonic time → the next request and when, and until
-//! when this candidate may write. The rules, and what each is good for:
+//! Observations of the Lease, answers to own requests, the local monotonic time → the next request and its time, and until
+//! when this candidate may write. The rules and their reasons:
 //!
-//! - Another's Lease is over when it was seen not to change for its duration. Only the own monotonic clock counts, so it
-//!   does not matter what anybody's clock shows; a `renewTime` is only a text that differs from the one before.
-//! - Each write names the version that it replaces, or creates. So of several that take a free Lease one succeeds.
-//! - The own time counts from before the request was sent. Others can't have seen it change earlier, so they wait for
-//!   longer than that.
-//! - A Lease with no holder is free at once. A clean stop leaves that behind.
+//! - The Lease of another holder has expired when it has not changed for its duration. Only the local monotonic clock counts,
+//!   so other clocks do not matter; `renewTime` is only a text that differs from the one before.
+//! - Each write names the version that it replaces, or creates the Lease. So if several candidates take a free Lease, one
+//!   succeeds.
+//! - Own leadership counts from before the request was sent. Other candidates cannot have observed the change earlier, so
+//!   they wait longer than that.
+//! - A Lease without a holder is free at once. A clean stop leaves such a Lease behind.
 //!
-//! Deleting the Lease by hand may leave two that lead, until the former leader sees it: a candidate that has just started
-//! can't know that there was one. What a leader writes is conditional by itself, so that costs nothing but arguing.
+//! If the Lease is deleted by hand, two candidates may lead until the former leader notices: a candidate that has just
+//! started cannot know the former Lease. All writes of a leader are conditional, so the two can only contradict each other.
 
 use std::time::{Duration, Instant};
 
-/// How long things take.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Timing {
-    /// For how long a Lease holds that nobody renews. Whole seconds: the Lease has it as such.
+    /// How long a Lease is valid after a renewal. Whole seconds, like the field of the Lease.
     pub(crate) duration: Duration,
-    /// From one renewal to the next.
+    /// The interval between renewals.
     pub(crate) renewal: Duration,
-    /// From a request that failed to the next.
+    /// The interval after a failed request.
     pub(crate) retry: Duration,
-    /// How much sooner than the Lease the own right to write is over: for writes that are on their way by then, and for
-    /// clocks of which one is slower than the other.
+    /// How much earlier than the Lease the own right to write ends: for writes that are still in flight, and for clocks that
+    /// run at different speeds.
     pub(crate) margin: Duration,
 }
 
 impl Timing {
-    /// A crash is noticed after 6 s. Of these, 3 s are left for a renewal that fails to be tried again.
+    /// A crash is noticed after 6 s, of which 3 s are left to retry a failed renewal.
     pub(crate) const USUAL: Self = Self {
         duration: Duration::from_secs(6),
         renewal: Duration::from_secs(2),
@@ -39,191 +39,188 @@ impl Timing {
     };
 }
 
-/// What a Lease said.
+/// An observed version of the Lease.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Lease {
-    /// Which version of the object.
     pub(crate) version: u64,
-    /// Who holds it, if anybody does.
     pub(crate) holder: Option<String>,
-    /// For how long, if it is not renewed.
     pub(crate) duration: Duration,
-    /// How often it went from one holder to another.
+    /// How often the holder has changed.
     pub(crate) transitions: i32,
 }
 
-/// What to write into the Lease.
+/// The new content of the Lease.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Entry {
-    /// Who holds it; `None` releases it.
+    /// `None` releases the Lease.
     pub(crate) holder: Option<String>,
-    /// For how long.
     pub(crate) duration: Duration,
-    /// How often it went from one holder to another.
     pub(crate) transitions: i32,
-    /// Whether the holder is another one than before.
+    /// Whether the holder changes.
     pub(crate) is_new: bool,
 }
 
-/// A request for the API server.
+/// A request to the API server.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Request {
-    /// Read the Lease.
     Read,
-    /// Create it, if there is none.
     Create(Entry),
-    /// Change it, if it has this version.
+    /// Fails if the Lease has another version.
     Replace(u64, Entry),
 }
 
-/// How a request went.
+/// The answer to a request.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Answer {
-    /// The Lease is this, or is this now.
+    /// The current Lease.
     Lease(Lease),
-    /// There is none.
+    /// The Lease does not exist.
     Absent,
-    /// It has another version. Nothing changed.
+    /// The Lease has another version. Nothing changed.
     Conflict,
-    /// Nobody knows.
+    /// It is unknown whether anything changed.
     Failed,
 }
 
-/// What to do next.
+/// The next step of a candidate.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Next {
-    /// Send this now, and tell the answer.
+    /// Send this now, and pass the answer to [`Candidate::handle_answer`].
     Send(Request),
-    /// Nothing until then, or until something is seen.
+    /// Wait until this time or the next observation.
     Wait(Option<Instant>),
-    /// Nothing any more: the Lease is released, or was not held.
+    /// Stop: the Lease is released, or was not held.
     Done,
 }
 
-/// One that wants to lead.
+/// A process that wants to lead.
 #[derive(Debug)]
 pub(crate) struct Candidate {
     identity: String,
     timing: Timing,
-    /// What is known of the Lease, and since when it may be taken. `None`: nothing.
+    /// The last observation of the Lease. `None`: no observation yet.
     view: Option<View>,
-    /// Whether what is known is known to be out of date.
+    /// Whether the view is known to be outdated.
     is_stale: bool,
-    /// The request under way, and when it was sent.
-    under_way: Option<(Request, Instant)>,
-    /// Until when it may write.
-    until: Option<Instant>,
-    /// When the last renewal was sent that succeeded.
+    /// The request in flight, and when it was sent.
+    in_flight: Option<(Request, Instant)>,
+    /// When the right to write ends.
+    writable_until: Option<Instant>,
+    /// When the last successful renewal was sent.
     renewed: Option<Instant>,
-    /// After a failure: not before this.
+    /// No request before this time, after a failure.
     not_before: Option<Instant>,
     is_resigning: bool,
 }
 
 #[derive(Debug)]
 struct View {
-    /// `None`: there is none.
+    /// `None`: the Lease does not exist.
     lease: Option<Lease>,
+    /// When the Lease may be taken.
     free_at: Instant,
 }
 
 impl Candidate {
-    /// One that knows nothing yet. No other may have the same `identity`, and none that was there before.
+    /// `identity` must differ from those of all other candidates, former ones included.
     pub(crate) fn new(identity: String, timing: Timing) -> Self {
         Self {
             identity,
             timing,
             view: None,
             is_stale: true,
-            under_way: None,
-            until: None,
+            in_flight: None,
+            writable_until: None,
             renewed: None,
             not_before: None,
             is_resigning: false,
         }
     }
 
-    /// Who leads as far as is known.
+    /// The holder of the last observed Lease.
     pub(crate) fn leader(&self) -> Option<&str> {
         self.view.as_ref()?.lease.as_ref()?.holder.as_deref()
     }
 
-    /// Until when it may write: never after what this returned last, if not asked again. `None`: it may not.
-    pub(crate) fn until(&self, now: Instant) -> Option<Instant> {
-        self.until.filter(|until| now < *until)
+    /// When the right to write ends; `None` without that right. The right never lasts longer than last returned, unless this
+    /// is called again.
+    pub(crate) fn writable_until(&self, now: Instant) -> Option<Instant> {
+        self.writable_until.filter(|until| now < *until)
     }
 
-    /// The watch told this; `None`: that the Lease was deleted.
-    pub(crate) fn watched(&mut self, lease: Option<Lease>, now: Instant) {
-        // Events may come later than the answer to an own write that came after them.
+    /// Handles an event of the watch. `None`: the Lease was deleted.
+    pub(crate) fn handle_event(&mut self, lease: Option<Lease>, now: Instant) {
+        // Events may arrive after the answer to a later write of our own.
         let known = self.view.as_ref().and_then(|view| view.lease.as_ref()).map_or(0, |lease| lease.version);
         if lease.as_ref().is_none_or(|lease| lease.version >= known) {
-            self.see(lease, now);
+            self.update_view(lease, now);
         }
     }
 
-    /// What to do now. A request counts as sent now.
+    /// The next step. A returned request counts as sent at `now`.
     pub(crate) fn next(&mut self, now: Instant) -> Next {
-        self.until = self.until(now);
-        if self.under_way.is_some() {
-            return Next::Wait(self.until);
+        self.writable_until = self.writable_until(now);
+        let writable_until = self.writable_until;
+        let no_later_than_right = |time: Instant| writable_until.map_or(time, |until| until.min(time));
+        if self.in_flight.is_some() {
+            return Next::Wait(self.writable_until);
         }
         if let Some(not_before) = self.not_before.filter(|not_before| now < *not_before) {
-            return Next::Wait(Some(self.until.map_or(not_before, |until| until.min(not_before))));
+            return Next::Wait(Some(no_later_than_right(not_before)));
         }
         let view = if self.is_stale { None } else { self.view.as_ref() };
         let Some(view) = view else { return self.send(Request::Read, now) };
         let is_ours = view.lease.as_ref().is_some_and(|lease| lease.holder.as_ref() == Some(&self.identity));
         if self.is_resigning {
-            return if is_ours { self.send(self.write(None), now) } else { Next::Done };
+            return if is_ours { self.send(self.write_request(None), now) } else { Next::Done };
         }
-        let due = match (self.until, self.renewed) {
+        let due = match (self.writable_until, self.renewed) {
             (Some(_), Some(renewed)) if is_ours => renewed + self.timing.renewal,
             _ => view.free_at,
         };
         if now < due {
-            return Next::Wait(Some(self.until.map_or(due, |until| until.min(due))));
+            return Next::Wait(Some(no_later_than_right(due)));
         }
-        self.send(self.write(Some(self.identity.clone())), now)
+        self.send(self.write_request(Some(self.identity.clone())), now)
     }
 
-    /// The answer to the request under way.
-    pub(crate) fn answered(&mut self, answer: Answer, now: Instant) {
-        let Some((request, sent)) = self.under_way.take() else { return };
+    /// Handles the answer to the request in flight.
+    pub(crate) fn handle_answer(&mut self, answer: Answer, now: Instant) {
+        let Some((request, sent)) = self.in_flight.take() else { return };
         self.not_before = None;
         match answer {
             Answer::Lease(lease) => {
                 let is_renewed = request != Request::Read && lease.holder.as_ref() == Some(&self.identity);
-                self.see(Some(lease), now);
+                self.update_view(Some(lease), now);
                 if is_renewed && !self.is_resigning {
                     self.renewed = Some(sent);
-                    self.until = Some(sent + (self.timing.duration - self.timing.margin));
+                    self.writable_until = Some(sent + (self.timing.duration - self.timing.margin));
                 }
                 self.is_stale = false;
             }
             Answer::Absent if request == Request::Read => {
-                self.see(None, now);
+                self.update_view(None, now);
                 self.is_stale = false;
             }
             Answer::Absent | Answer::Conflict => self.is_stale = true,
-            // If it was done all the same, the next try is told so.
+            // If the write has happened after all, the next attempt gets a conflict.
             Answer::Failed => self.not_before = Some(now + self.timing.retry),
         }
     }
 
-    /// Give up the Lease. It may not write from now on.
+    /// Gives up the Lease. The right to write ends at once.
     pub(crate) fn resign(&mut self) {
         self.is_resigning = true;
-        self.until = None;
+        self.writable_until = None;
     }
 
     fn send(&mut self, request: Request, now: Instant) -> Next {
-        self.under_way = Some((request.clone(), now));
+        self.in_flight = Some((request.clone(), now));
         Next::Send(request)
     }
 
-    /// The request that makes this the holder.
-    fn write(&self, holder: Option<String>) -> Request {
+    /// The request after which this is the holder.
+    fn write_request(&self, holder: Option<String>) -> Request {
         let lease = self.view.as_ref().and_then(|view| view.lease.as_ref());
         let before = lease.map_or(0, |lease| lease.transitions);
         let is_new = holder.is_some() && lease.is_none_or(|lease| lease.holder != holder);
@@ -235,7 +232,7 @@ impl Candidate {
         }
     }
 
-    fn see(&mut self, lease: Option<Lease>, now: Instant) {
+    fn update_view(&mut self, lease: Option<Lease>, now: Instant) {
         let before = self.view.take();
         if let Some(before) = before.as_ref()
             && before.lease == lease
@@ -243,16 +240,16 @@ impl Candidate {
             self.view = Some(View { lease, free_at: before.free_at });
             return;
         }
-        let others = |lease: &Lease| lease.holder.as_ref().is_some_and(|holder| *holder != self.identity);
-        // One that is deleted was held until then.
-        let was = before.as_ref().and_then(|before| before.lease.as_ref());
-        let free_at = match lease.as_ref().or(was).filter(|lease| others(lease)) {
+        let is_held_by_another = |lease: &Lease| lease.holder.as_ref().is_some_and(|holder| *holder != self.identity);
+        // A deleted Lease was held until now.
+        let former = before.as_ref().and_then(|before| before.lease.as_ref());
+        let free_at = match lease.as_ref().or(former).filter(|lease| is_held_by_another(lease)) {
             Some(lease) => now + lease.duration,
             None => now,
         };
-        // Somebody changed it by hand, for it was ours.
+        // If the Lease was ours, it was changed by hand.
         if lease.as_ref().is_some_and(|lease| lease.holder.as_ref() != Some(&self.identity)) {
-            self.until = None;
+            self.writable_until = None;
         }
         self.view = Some(View { lease, free_at });
     }

@@ -1,8 +1,8 @@
-//! Which events are told again and again.
+//! Suppression of repeated events.
 //!
-//! An event, the local monotonic time → whether it is news. The same words about the same object are told once in a while:
-//! a Service that two fight over would otherwise fill the API server with them. What is the case stands on the condition,
-//! so nothing is lost.
+//! An event, the local monotonic time → whether it is new. The same event about the same object is written again only after
+//! a while: a Service that two controllers contest would otherwise flood the API server. The condition always has the current
+//! state, so nothing is lost.
 
 use std::collections::{HashSet, VecDeque};
 use std::hash::{BuildHasher, RandomState};
@@ -10,37 +10,37 @@ use std::time::{Duration, Instant};
 
 use crate::plan::effect::Event;
 
-/// For how long the same event is not told again. People look at the newest ones, and the API server keeps them an hour.
+/// How long the same event is not written again. Users look at the newest events, and the API server keeps them for an hour.
 const QUIET: Duration = Duration::from_secs(5 * 60);
 
-/// How many events are remembered: as many as a burst of 10k Services brings, and as many as fit into a table of 2¹⁴
-/// places. About 40 bytes each.
-const MOST: usize = 14_336;
+/// How many events are remembered: as many as a burst of 10k Services error_chain, and as many as fit into a table of 2¹⁴ slots.
+/// About 40 bytes each.
+const CAPACITY: usize = 14_336;
 
-/// What was told lately.
+/// Events that were written recently.
 #[derive(Debug, Default)]
-pub(crate) struct Repeats {
+pub(crate) struct RecentEvents {
     hasher: RandomState,
-    /// By their hashes.
-    told: HashSet<u64>,
-    /// The same in the order in which it was told, and when.
+    /// The hashes of the events.
+    hashes: HashSet<u64>,
+    /// The same, in the order in which they were written, with the time.
     order: VecDeque<(Instant, u64)>,
 }
 
-impl Repeats {
-    /// Whether this is to be told now. Then it is remembered.
-    pub(crate) fn is_news(&mut self, event: &Event, now: Instant) -> bool {
-        while let Some((told, hash)) = self.order.front().copied()
-            && (now.duration_since(told) >= QUIET || self.order.len() >= MOST)
+impl RecentEvents {
+    /// Whether this event should be written now. If so, it is remembered.
+    pub(crate) fn is_new(&mut self, event: &Event, now: Instant) -> bool {
+        while let Some((written, hash)) = self.order.front().copied()
+            && (now.duration_since(written) >= QUIET || self.order.len() >= CAPACITY)
         {
             self.order.pop_front();
-            self.told.remove(&hash);
+            self.hashes.remove(&hash);
         }
-        let about = &event.regarding;
+        let object = &event.regarding;
         let hash = self
             .hasher
-            .hash_one(((&about.kind, &about.namespace, &about.name, &about.uid), (event.reason, &event.message)));
-        if !self.told.insert(hash) {
+            .hash_one(((&object.kind, &object.namespace, &object.name, &object.uid), (event.reason, &event.message)));
+        if !self.hashes.insert(hash) {
             return false;
         }
         self.order.push_back((now, hash));
@@ -60,30 +60,30 @@ mod tests {
     }
 
     #[test]
-    fn the_same_words_about_the_same_object_are_news_again_after_some_time() {
-        let (mut repeats, now) = (Repeats::default(), Instant::now());
+    fn same_event_is_new_again_after_a_while() {
+        let (mut recent, now) = (RecentEvents::default(), Instant::now());
         let first = event("web", "u1", "NoPool", "none");
-        assert!(repeats.is_news(&first, now));
-        assert!(!repeats.is_news(&first, now));
+        assert!(recent.is_new(&first, now));
+        assert!(!recent.is_new(&first, now));
         for other in [
             event("api", "u1", "NoPool", "none"),
             event("web", "u2", "NoPool", "none"),
             event("web", "u1", "PoolExhausted", "none"),
             event("web", "u1", "NoPool", "still none"),
         ] {
-            assert!(repeats.is_news(&other, now), "{other:?}");
+            assert!(recent.is_new(&other, now), "{other:?}");
         }
-        assert!(!repeats.is_news(&first, now + QUIET - Duration::from_millis(1)));
-        assert!(repeats.is_news(&first, now + QUIET));
+        assert!(!recent.is_new(&first, now + QUIET - Duration::from_millis(1)));
+        assert!(recent.is_new(&first, now + QUIET));
     }
 
     #[test]
-    fn only_so_many_are_remembered_and_the_oldest_are_forgotten_first() {
-        let (mut repeats, now) = (Repeats::default(), Instant::now());
-        let events: Vec<_> = (0..=MOST).map(|n| event(&format!("s{n}"), "u", "NoPool", "none")).collect();
-        assert!(events.iter().all(|event| repeats.is_news(event, now)));
-        assert_eq!((repeats.told.len(), repeats.order.len()), (MOST, MOST));
-        assert!(!repeats.is_news(&events[MOST], now));
-        assert!(repeats.is_news(&events[0], now));
+    fn oldest_events_are_forgotten_at_capacity() {
+        let (mut recent, now) = (RecentEvents::default(), Instant::now());
+        let events: Vec<_> = (0..=CAPACITY).map(|n| event(&format!("s{n}"), "u", "NoPool", "none")).collect();
+        assert!(events.iter().all(|event| recent.is_new(event, now)));
+        assert_eq!((recent.hashes.len(), recent.order.len()), (CAPACITY, CAPACITY));
+        assert!(!recent.is_new(&events[CAPACITY], now));
+        assert!(recent.is_new(&events[0], now));
     }
 }

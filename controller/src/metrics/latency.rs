@@ -1,7 +1,7 @@
-//! How long Services wait for their first answer.
+//! How long Services wait for their addresses.
 //!
-//! What was seen of a Service, the local monotonic time → how long it waited, when it has got its addresses. One that is
-//! refused has its answer: what comes later depends on people, and is not measured.
+//! Observed Services, the local monotonic time → how long a Service waited, when it has its addresses. A refusal ends the
+//! measurement: the time after it depends on people.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
@@ -9,20 +9,20 @@ use std::time::{Duration, Instant};
 use crds::service::ALLOCATED;
 use crds::{Key, Service};
 
-/// The Services that wait for an answer, and since when. No more than there are such.
+/// The Services without an answer yet, and since when they wait.
 #[derive(Debug, Default)]
-pub(crate) struct Waiting(BTreeMap<Key, Instant>);
+pub(crate) struct WaitingServices(BTreeMap<Key, Instant>);
 
-impl Waiting {
-    /// The Service is this now (`None`: there is none). How long it has waited, if that is over because it has addresses.
-    pub(crate) fn saw(
+impl WaitingServices {
+    /// Observes a Service (`None`: it does not exist). Returns how long it has waited, if it has its addresses now.
+    pub(crate) fn observe(
         &mut self,
         key: &Key,
         service: Option<&Service>,
-        default: bool,
+        default_class: bool,
         now: Instant,
     ) -> Option<Duration> {
-        let service = service.filter(|service| service.is_ours(default) && !service.deleting);
+        let service = service.filter(|service| service.is_ours(default_class) && !service.deleting);
         if service.is_some_and(|service| service.conditions.iter().all(|condition| condition.type_ != ALLOCATED)) {
             self.0.entry(key.clone()).or_insert(now);
             return None;
@@ -55,22 +55,22 @@ mod tests {
     }
 
     #[test]
-    fn a_service_waits_from_when_it_is_seen_to_want_until_it_has_addresses() {
-        let (wants, has) = (service("LoadBalancer", json!(null)), service("LoadBalancer", json!("True")));
+    fn wait_lasts_from_first_sight_to_addresses() {
+        let (pending, has) = (service("LoadBalancer", json!(null)), service("LoadBalancer", json!("True")));
         let (refused, other) = (service("LoadBalancer", json!("False")), service("ClusterIP", json!(null)));
         let second = Duration::from_secs(1);
         for (seen, waited) in [
-            (vec![Some(&wants), Some(&wants), Some(&has)], Some(2 * second)),
-            (vec![Some(&other), Some(&wants), Some(&has)], Some(second)),
+            (vec![Some(&pending), Some(&pending), Some(&has)], Some(2 * second)),
+            (vec![Some(&other), Some(&pending), Some(&has)], Some(second)),
             (vec![Some(&has)], None),
-            (vec![Some(&wants), Some(&refused), Some(&has)], None),
-            (vec![Some(&wants), None, Some(&has)], None),
-            (vec![Some(&wants), Some(&other)], None),
+            (vec![Some(&pending), Some(&refused), Some(&has)], None),
+            (vec![Some(&pending), None, Some(&has)], None),
+            (vec![Some(&pending), Some(&other)], None),
         ] {
-            let (mut waiting, mut now) = (Waiting::default(), Instant::now());
+            let (mut waiting, mut now) = (WaitingServices::default(), Instant::now());
             let mut last = None;
             for service in &seen {
-                last = waiting.saw(&Key::new("default", "web"), *service, true, now);
+                last = waiting.observe(&Key::new("default", "web"), *service, true, now);
                 now += second;
             }
             assert_eq!((last, waiting.0.len()), (waited, 0), "{seen:?}");

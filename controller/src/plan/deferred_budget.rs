@@ -1,74 +1,74 @@
-//! When there is time to tell how things are.
+//! When deferrable series may start.
 //!
-//! When something else began, and the time → whether one more may begin that can wait. An owner that dies takes thousands
-//! of addresses along, and each that moved is a write for the sake of who looks: these must stand in nobody's way. They
-//! come one after the other, slowly while addresses are given or taken, and faster when nothing else is going on.
+//! The starts of urgent series, and the time → whether a deferrable series may start now. A node that dies can take
+//! thousands of addresses along, and each move is a status-only write. These writes must never delay an allocation, so they
+//! start one after the other: slowly while urgent series start, faster otherwise.
 
 use std::time::{Duration, Instant};
 
-/// So many may begin at once, if none did for a while: one Service more is told of at once.
-const AT_ONCE: u32 = 32;
+/// How many may start at once after an idle time, so that a single write starts immediately.
+const BURST: u32 = 32;
 
-/// So long after anything else has begun, nothing else is going on.
-const CALM: Duration = Duration::from_millis(250);
+/// The queue counts as idle once no urgent series has started for this long.
+const IDLE_AFTER: Duration = Duration::from_millis(250);
 
-/// Between two while nothing else is going on: 200 in a second, so 5,000 addresses that moved take 25 s.
-const CALM_GAP: Duration = Duration::from_millis(5);
+/// The interval while idle: 200 per second, so 5,000 moved addresses take 25 s.
+const IDLE_INTERVAL: Duration = Duration::from_millis(5);
 
-/// Between two while something else is: 20 in a second, where an API server takes some hundred writes.
-const BUSY_GAP: Duration = Duration::from_millis(50);
+/// The interval while busy: 20 per second, when an API server takes some hundred writes per second.
+const BUSY_INTERVAL: Duration = Duration::from_millis(50);
 
-/// How many may begin.
+/// A token bucket for deferrable series.
 #[derive(Debug)]
-pub(crate) struct Leisure {
-    may_begin: u32,
-    /// Up to when those are counted in that may begin.
-    counted: Instant,
-    /// When something else began last.
-    busy: Option<Instant>,
+pub(crate) struct DeferredBudget {
+    tokens: u32,
+    /// Time up to which tokens have been credited.
+    credited_until: Instant,
+    /// When the last urgent series started.
+    last_urgent: Option<Instant>,
 }
 
-impl Leisure {
+impl DeferredBudget {
     pub(crate) fn new(now: Instant) -> Self {
-        Self { may_begin: AT_ONCE, counted: now, busy: None }
+        Self { tokens: BURST, credited_until: now, last_urgent: None }
     }
 
-    /// Something begins that doesn't wait.
-    pub(crate) fn interrupt(&mut self, now: Instant) {
-        self.count(now);
-        self.busy = Some(now);
+    /// Records the start of an urgent series.
+    pub(crate) fn record_urgent(&mut self, now: Instant) {
+        self.credit(now);
+        self.last_urgent = Some(now);
     }
 
-    /// Whether one may begin now that can wait.
-    pub(crate) fn is_there(&mut self, now: Instant) -> bool {
-        self.count(now);
-        self.may_begin > 0
+    /// Whether a deferrable series may start now.
+    pub(crate) fn is_available(&mut self, now: Instant) -> bool {
+        self.credit(now);
+        self.tokens > 0
     }
 
-    /// One begins that can wait.
+    /// Records the start of a deferrable series.
     pub(crate) fn spend(&mut self) {
-        self.may_begin = self.may_begin.saturating_sub(1);
+        self.tokens = self.tokens.saturating_sub(1);
     }
 
-    /// When the next one may begin, if none may now.
-    pub(crate) fn next(&self, now: Instant) -> Instant {
-        self.counted + self.gap(now)
+    /// When the next token is credited.
+    pub(crate) fn next_token(&self, now: Instant) -> Instant {
+        self.credited_until + self.interval(now)
     }
 
-    fn gap(&self, now: Instant) -> Duration {
-        let is_busy = self.busy.is_some_and(|busy| now < busy + CALM);
-        if is_busy { BUSY_GAP } else { CALM_GAP }
+    fn interval(&self, now: Instant) -> Duration {
+        let is_busy = self.last_urgent.is_some_and(|last| now < last + IDLE_AFTER);
+        if is_busy { BUSY_INTERVAL } else { IDLE_INTERVAL }
     }
 
-    fn count(&mut self, now: Instant) {
-        let gap = self.gap(now);
-        let more = now.saturating_duration_since(self.counted).as_nanos() / gap.as_nanos();
-        let more = u32::try_from(more).unwrap_or(u32::MAX).min(AT_ONCE);
-        self.may_begin = self.may_begin.saturating_add(more);
-        if self.may_begin >= AT_ONCE {
-            (self.may_begin, self.counted) = (AT_ONCE, now);
+    fn credit(&mut self, now: Instant) {
+        let interval = self.interval(now);
+        let more = now.saturating_duration_since(self.credited_until).as_nanos() / interval.as_nanos();
+        let more = u32::try_from(more).unwrap_or(u32::MAX).min(BURST);
+        self.tokens = self.tokens.saturating_add(more);
+        if self.tokens >= BURST {
+            (self.tokens, self.credited_until) = (BURST, now);
         } else {
-            self.counted += gap * more;
+            self.credited_until += interval * more;
         }
     }
 }
@@ -77,43 +77,43 @@ impl Leisure {
 mod tests {
     use super::*;
 
-    /// How many begin within a second in which something else begins at these intervals.
-    fn in_a_second(leisure: &mut Leisure, from: Instant, others: Option<Duration>) -> u32 {
-        let mut begun = 0;
-        let mut other = from;
+    /// How many deferrable series start within a second, while urgent series start at these intervals.
+    fn in_a_second(budget: &mut DeferredBudget, from: Instant, urgent: Option<Duration>) -> u32 {
+        let mut started = 0;
+        let mut next_urgent = from;
         for ms in 0..1000 {
             let now = from + Duration::from_millis(ms);
-            if let Some(interval) = others.filter(|_| other <= now) {
-                leisure.interrupt(now);
-                other += interval;
+            if let Some(interval) = urgent.filter(|_| next_urgent <= now) {
+                budget.record_urgent(now);
+                next_urgent += interval;
             }
-            while leisure.is_there(now) {
-                leisure.spend();
-                begun += 1;
+            while budget.is_available(now) {
+                budget.spend();
+                started += 1;
             }
         }
-        begun
+        started
     }
 
     #[test]
-    fn some_begin_at_once_and_then_so_many_in_a_second_as_others_leave_room_for() {
+    fn burst_is_followed_by_the_rate_that_urgent_series_leave() {
         let from = Instant::now();
-        for (others, expected) in
+        for (urgent, expected) in
             [(None, 231), (Some(Duration::from_millis(1)), 51), (Some(Duration::from_millis(200)), 51)]
         {
-            let mut leisure = Leisure::new(from);
-            assert_eq!(in_a_second(&mut leisure, from, others), expected, "{others:?}");
+            let mut budget = DeferredBudget::new(from);
+            assert_eq!(in_a_second(&mut budget, from, urgent), expected, "{urgent:?}");
         }
     }
 
     #[test]
-    fn what_is_saved_up_is_no_more_than_may_begin_at_once() {
+    fn saved_tokens_are_at_most_one_burst() {
         let from = Instant::now();
-        let mut leisure = Leisure::new(from);
-        in_a_second(&mut leisure, from, None);
+        let mut budget = DeferredBudget::new(from);
+        in_a_second(&mut budget, from, None);
         let late = from + Duration::from_secs(60);
-        assert!(leisure.is_there(late));
-        let saved = std::iter::from_fn(|| leisure.is_there(late).then(|| leisure.spend())).count();
-        assert_eq!((saved, leisure.next(late)), (AT_ONCE as usize, late + CALM_GAP));
+        assert!(budget.is_available(late));
+        let saved = std::iter::from_fn(|| budget.is_available(late).then(|| budget.spend())).count();
+        assert_eq!((saved, budget.next_token(late)), (BURST as usize, late + IDLE_INTERVAL));
     }
 }

@@ -1,4 +1,4 @@
-//! What a plan has done: each write as data, and as the JSON that the API server gets.
+//! Writes as data: the effects of a plan, and the JSON that the API server receives.
 
 use std::fmt;
 use std::net::IpAddr;
@@ -12,152 +12,133 @@ use k8s_openapi::api::core::v1::ObjectReference;
 use kube::Resource;
 use serde_json::{Map, Value, json};
 
-impl Effect {
-    /// The address whose record it makes, changes or deletes.
-    pub fn address(&self) -> Option<IpAddr> {
-        match self {
-            Self::Create { address, .. } | Self::Delete { address, .. } => Some(*address),
-            Self::PatchAddress(patch) => Some(patch.address),
-            Self::PatchService(_) | Self::TellService(_) | Self::PatchPool(_) | Self::Event(_) => None,
-        }
-    }
-}
-
-/// What series of effects are about. Two series about one subject are never under way at once.
+/// The subject of a series. At most one series of a subject runs at a time.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Subject {
-    /// An address that several may hold, or that nobody holds any more.
-    Address(IpAddr),
+    /// The record of an address that several Services may hold, or that has lost its last holder.
+    Record(IpAddr),
     /// A Service, and the addresses that it alone has, gets or loses.
     Service(Key),
-    /// A pool.
     Pool(String),
 }
 
 impl fmt::Display for Subject {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Address(address) => write!(f, "LoadBalancerIP {address}"),
+            Self::Record(lb_ip) => write!(f, "LoadBalancerIP {lb_ip}"),
             Self::Service(key) => write!(f, "Service {key}"),
             Self::Pool(name) => write!(f, "IPAddressPool {name}"),
         }
     }
 }
 
-/// Effects in the order in which they are to happen: the next only after the one before has succeeded.
+/// Effects in order: each one starts after the one before has succeeded.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Series {
-    /// What they are about.
     pub subject: Subject,
-    /// The effects.
     pub effects: Vec<Effect>,
 }
 
 impl Series {
-    /// Whether it only tells how things are that others have done, and nobody waits for it: what gives or takes an address
-    /// comes first.
-    pub fn can_wait(&self) -> bool {
-        matches!(self.effects.first(), Some(Effect::TellService(_)))
+    /// Whether it only writes conditions about the network. All other series start first.
+    pub fn is_deferrable(&self) -> bool {
+        matches!(self.effects.first(), Some(Effect::PatchConditions(_)))
     }
 }
 
 /// One write.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Effect {
-    /// Take an address for a Service. The API server refuses that if somebody has it.
+    /// Create the record of an address for a Service. The API server refuses it if the record exists.
     Create {
-        /// The address.
-        address: IpAddr,
-        /// Its pool.
+        lb_ip: IpAddr,
         pool: InternedStr,
-        /// The Service.
         holder: Holder,
-        /// The key by which the Service shares it.
         sharing_key: Option<InternedStr>,
     },
-    /// Change who holds an address.
-    PatchAddress(AddressPatch),
-    /// Withdraw an address, if it is still held by this very record.
+    PatchRecord(RecordPatch),
+    /// Withdraw an address: delete its record.
     Delete {
-        /// The address.
-        address: IpAddr,
-        /// The record's UID.
+        lb_ip: IpAddr,
+        /// A record with another UID is not deleted.
         uid: InternedStr,
-        /// The version that was looked at, where others than the holder may come to it. If the record is another by now,
-        /// the deletion fails.
+        /// Set if other Services may join the record: then the deletion fails if the record has another version.
         resource_version: Option<ResourceVersion>,
     },
-    /// Write a Service's status and finalizers.
+    /// Write status and finalizers of a Service.
     PatchService(ServicePatch),
-    /// The same, where nothing changes but what is said of who announces its addresses.
-    TellService(ServicePatch),
-    /// Write a pool's status.
+    /// Same, but only the conditions `Announced` and `Forwarding` change.
+    PatchConditions(ServicePatch),
     PatchPool(PoolPatch),
-    /// Tell people.
     Event(Event),
 }
 
-/// What changes of a record, in one write.
+impl Effect {
+    /// The address whose record it creates, changes or deletes.
+    pub fn lb_ip(&self) -> Option<IpAddr> {
+        match self {
+            Self::Create { lb_ip, .. } | Self::Delete { lb_ip, .. } => Some(*lb_ip),
+            Self::PatchRecord(patch) => Some(patch.lb_ip),
+            Self::PatchService(_) | Self::PatchConditions(_) | Self::PatchPool(_) | Self::Event(_) => None,
+        }
+    }
+}
+
+/// The changes of a record, as one write.
 #[derive(Clone, Debug, PartialEq)]
-pub struct AddressPatch {
-    /// The address.
-    pub address: IpAddr,
-    /// The version that was looked at, as for Services.
+pub struct RecordPatch {
+    pub lb_ip: IpAddr,
+    /// If the record has another version, the write fails and changes nothing.
     pub resource_version: ResourceVersion,
-    /// All its holders.
+    /// All holders.
     pub holders: Vec<Holder>,
-    /// The key by which they share it.
+    /// `None` removes the key.
     pub sharing_key: Option<InternedStr>,
-    /// Its pool, where that changes.
+    /// `None`: unchanged.
     pub pool: Option<InternedStr>,
-    /// Whether to write down that it is a reservation, of which only its emptiness told before.
+    /// Whether to mark the record as a reservation (`spec.reservation: {}`). A record without holders is a reservation even
+    /// without the mark, and needs it from its first holder on.
     pub becomes_reservation: bool,
-    /// Why nobody is to get it from now on, where that is so.
+    /// `None`: unchanged.
     pub quarantine: Option<Quarantine>,
 }
 
-/// What changes of a Service, in one write. What is `None` stays as it is.
+/// The changes of a Service, as one write. `None`: unchanged.
 #[derive(Clone, Debug, PartialEq)]
 pub struct ServicePatch {
-    /// Namespace and name.
     pub key: Key,
-    /// The version that was looked at. If the Service is another by now, the write fails and nothing is changed.
+    /// If the Service has another version, the write fails and changes nothing.
     pub resource_version: ResourceVersion,
-    /// All its finalizers.
+    /// All finalizers.
     pub finalizers: Option<Vec<InternedStr>>,
     /// All entries of `status.loadBalancer.ingress`.
     pub ingress: Option<Vec<Ingress>>,
-    /// All its conditions.
+    /// All conditions.
     pub conditions: Option<Vec<Condition>>,
 }
 
 /// The new status of a pool.
 #[derive(Clone, Debug, PartialEq)]
 pub struct PoolPatch {
-    /// Its name.
     pub name: String,
-    /// The version that was looked at, as for Services.
+    /// If the pool has another version, the write fails and changes nothing.
     pub resource_version: String,
-    /// The new status.
     pub status: IPAddressPoolStatus,
 }
 
-/// Something that people should know, as `kubectl describe` shows it.
+/// An event for users, as `kubectl describe` shows it.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Event {
-    /// What it is about.
     pub regarding: ObjectReference,
-    /// Whether something is wrong.
     pub is_warning: bool,
     /// One CamelCase word for machines.
     pub reason: &'static str,
-    /// A sentence for people.
     pub message: String,
 }
 
 impl ServicePatch {
-    /// The JSON merge patch (RFC 7386) for `services/status`, where lists are replaced as a whole. That subresource
-    /// takes metadata too, so that finalizer, address and condition are one write: a crash can't come between.
+    /// The JSON merge patch (RFC 7386) for `services/status`, which replaces whole lists. This subresource accepts metadata
+    /// too, so finalizer, address and condition are one write, and a crash cannot separate them.
     pub fn body(&self) -> Value {
         let mut metadata = Map::from_iter([("resourceVersion".to_owned(), json!(self.resource_version.to_string()))]);
         if let Some(finalizers) = &self.finalizers {
@@ -165,7 +146,7 @@ impl ServicePatch {
         }
         let mut status = Map::new();
         if let Some(ingress) = &self.ingress {
-            let entries: Vec<Value> = ingress.iter().map(entry).collect();
+            let entries: Vec<Value> = ingress.iter().map(ingress_entry).collect();
             status.insert("loadBalancer".into(), json!({"ingress": entries}));
         }
         if let Some(conditions) = &self.conditions {
@@ -179,15 +160,15 @@ impl ServicePatch {
     }
 }
 
-fn entry(ingress: &Ingress) -> Value {
+fn ingress_entry(ingress: &Ingress) -> Value {
     let fields = [("ip", &ingress.ip), ("ipMode", &ingress.ip_mode), ("hostname", &ingress.hostname)];
     fields.into_iter().filter_map(|(name, value)| Some((name.to_owned(), json!(value.as_ref()?)))).collect()
 }
 
-impl AddressPatch {
+impl RecordPatch {
     /// The JSON merge patch for a `loadbalancerips` object.
     pub fn body(&self) -> Value {
-        // `null` takes the key away.
+        // `null` removes the key.
         let mut spec = json!({"services": self.holders, "sharingKey": self.sharing_key});
         if let Some(pool) = &self.pool {
             spec["pool"] = json!(pool);
@@ -203,8 +184,8 @@ impl AddressPatch {
 }
 
 impl PoolPatch {
-    /// The JSON merge patch for `ipaddresspools/status`. A list that is left out where it is empty has to be taken away
-    /// by name, or the old one would stay.
+    /// The JSON merge patch for `ipaddresspools/status`. An empty list is omitted from the status, so it must be removed
+    /// explicitly.
     pub fn body(&self) -> Value {
         let mut body = json!({"metadata": {"resourceVersion": self.resource_version}, "status": self.status});
         if self.status.held_by.is_empty() {
@@ -214,20 +195,25 @@ impl PoolPatch {
     }
 }
 
-/// The object that makes `address` this Service's.
-pub fn load_balancer_ip(address: IpAddr, pool: &str, holder: &Holder, sharing_key: Option<&str>) -> LoadBalancerIP {
+/// A new record that names one Service.
+pub(crate) fn load_balancer_ip(
+    lb_ip: IpAddr,
+    pool: &str,
+    holder: &Holder,
+    sharing_key: Option<&str>,
+) -> LoadBalancerIP {
     let spec = LoadBalancerIPSpec {
-        address: address.to_string(),
+        address: lb_ip.to_string(),
         pool: pool.into(),
         services: vec![holder.clone()],
         sharing_key: sharing_key.map(str::to_owned),
         ..LoadBalancerIPSpec::default()
     };
-    LoadBalancerIP::new(&address::object_name(address), spec)
+    LoadBalancerIP::new(&address::object_name(lb_ip), spec)
 }
 
-/// A reference to a Service, for events.
-pub fn service_reference(key: &Key, uid: &str) -> ObjectReference {
+/// The reference to a Service in events.
+pub(crate) fn service_reference(key: &Key, uid: &str) -> ObjectReference {
     ObjectReference {
         api_version: Some("v1".into()),
         kind: Some("Service".into()),
@@ -238,8 +224,8 @@ pub fn service_reference(key: &Key, uid: &str) -> ObjectReference {
     }
 }
 
-/// A reference to a pool, for events.
-pub fn pool_reference(pool: &crds::IPAddressPool) -> ObjectReference {
+/// The reference to a pool in events.
+pub(crate) fn pool_reference(pool: &crds::IPAddressPool) -> ObjectReference {
     pool.object_ref(&())
 }
 
@@ -249,9 +235,9 @@ mod tests {
     use crate::fixtures::ip;
 
     #[test]
-    fn a_patch_of_a_record_replaces_its_holders_and_key_and_nothing_that_stays() {
-        let patch = AddressPatch {
-            address: ip("192.0.2.1"),
+    fn record_patch_replaces_holders_and_key_and_keeps_the_rest() {
+        let patch = RecordPatch {
+            lb_ip: ip("192.0.2.1"),
             resource_version: 7,
             holders: vec![],
             sharing_key: None,
@@ -262,7 +248,7 @@ mod tests {
         let body = json!({"metadata": {"resourceVersion": "7"}, "spec": {"services": [], "sharingKey": null}});
         assert_eq!(patch.body(), body);
         let holder = Holder { terms: Some("t".into()), ..crate::fixtures::holder("web") };
-        let all = AddressPatch {
+        let all = RecordPatch {
             holders: vec![holder],
             sharing_key: Some("k".into()),
             pool: Some("lan".into()),
@@ -277,7 +263,7 @@ mod tests {
     }
 
     #[test]
-    fn a_patch_of_a_pool_replaces_all_that_its_status_said() {
+    fn pool_patch_replaces_the_whole_status() {
         let mut patch = PoolPatch {
             name: "lan".into(),
             resource_version: "7".into(),
@@ -295,7 +281,7 @@ mod tests {
     }
 
     #[test]
-    fn a_patch_names_only_what_changes_and_the_version_it_is_for() {
+    fn service_patch_contains_only_changes_and_the_version() {
         let nothing = ServicePatch {
             key: Key::new("default", "web"),
             resource_version: 7,

@@ -1,66 +1,64 @@
-//! Whether a Service has, by itself, the one address that it wants, and all says so: then there is nothing to decide and
+//! Settled Services: each has, alone, the one address it needs, and its status is up to date. There is nothing to decide and
 //! nothing to write.
 //!
-//! That is so of nearly all Services in nearly every plan about everything, and told here without taking any memory, in
-//! a tenth of the time that deciding takes. It is a shortcut and no rule: whatever it says yes to, a plan would come to
-//! the same.
+//! In nearly every plan that covers everything, nearly all Services are settled. This check finds them without allocating
+//! memory, in a tenth of the time of a decision. It only saves work: a decision about a settled Service has no effects.
 
+use crds::condition::ConditionStatus;
 use crds::service::{ALLOCATED, ANNOUNCED, FORWARDING, Family};
 use crds::{Announcer, Record, Service};
 
 use crate::allocate::request::families;
 use crate::allocate::sharing;
 use crate::pools::Withheld;
-use crate::state::index::Ledger;
+use crate::state::index::ClusterIndex;
 use crate::state::record::is_exclusive;
-use crate::status::allocated::{is_text, shows};
+use crate::status::allocated::{allocated_message, shows_exactly};
+use crate::status::announced::{announced_message, place};
+use crate::status::change::is_current;
+use crate::status::forwarding::is_forwarding_current;
 use crate::status::reason::{AllocatedReason, AnnouncedReason};
 
-impl Ledger {
-    /// Whether there is nothing to decide about this Service, and nothing to write.
+impl ClusterIndex {
+    /// Whether there is nothing to decide about this Service and nothing to write.
     pub(crate) fn is_settled(&self, service: &Service) -> bool {
-        if !self.is_served(service) || !service.has_finalizer() || !self.is_at_rest(&service.key) {
+        if !self.may_hold_addresses(service) || !service.has_finalizer() || !self.is_idle(&service.key) {
             return false;
         }
-        let [address] = self.addresses_of(&service.key) else { return false };
-        let Some(record) = self.addresses.get(address) else { return false };
+        let [lb_ip] = self.addresses_held_by(&service.key) else { return false };
+        let Some(record) = self.records.get(lb_ip) else { return false };
         let is_own = is_exclusive(record) && record.holders[0].uid == service.uid && record.holders[0].terms.is_none();
         if !is_own || record.deleting || !record.conflicts.is_empty() || sharing::key(service).is_some() {
             return false;
         }
         let Ok(request) = &service.request else { return false };
-        let is_asked = request.pool.is_none() && (request.addresses.is_empty() || request.addresses == [*address]);
-        if !is_asked || families(service) != [Family::from(*address)] || !shows(service, [*address]) {
+        let fits_request = request.pool.is_none() && (request.addresses.is_empty() || request.addresses == [*lb_ip]);
+        if !fits_request || families(service) != [Family::from(*lb_ip)] || !shows_exactly(service, [*lb_ip]) {
             return false;
         }
-        let Some(pool) = self.pools.pool_of(*address) else { return false };
-        let is_odd = pool.object.spec.drain
-            || !matches!(self.pools.withheld(*address), None | Some(Withheld::NetworkEnd))
-            || !self.admits(pool, service);
-        !is_odd
-            && self.is_told(service, record)
-            && service.conditions.iter().any(|condition| {
-                condition.type_ == ALLOCATED
-                    && condition.status == "True"
-                    && condition.reason == AllocatedReason::Allocated.as_str()
-                    && condition.observed_generation == service.generation
-                    && is_text(&condition.message, &format_args!("{address} from pool {}", pool.name()))
-            })
+        let Some(pool) = self.pools.pool_of(*lb_ip) else { return false };
+        let may_stay = !pool.object.spec.drain
+            && matches!(self.pools.withheld(*lb_ip), None | Some(Withheld::NetworkEnd))
+            && self.admits(pool, service);
+        let (reason, message) = (AllocatedReason::Allocated.as_str(), allocated_message(*lb_ip, pool.name()));
+        may_stay
+            && self.are_conditions_current(service, record)
+            && is_current(service, ALLOCATED, ConditionStatus::True, reason, &message)
     }
 
-    /// Whether what is said of who announces the one address of a Service, and how it is forwarded, is what there is to say.
-    fn is_told(&self, service: &Service, record: &Record) -> bool {
-        let mut said = service.conditions.iter().filter(|condition| condition.type_ == ANNOUNCED);
-        match (record.announcers.as_slice(), said.next()) {
-            // Where no agent has been, there is nobody who could.
-            ([], None) => self.networks.is_empty() && !service.conditions.iter().any(|said| said.type_ == FORWARDING),
-            ([announcer @ Announcer { node, link, .. }], Some(condition)) => {
-                Self::is_told_how(service, record.address, announcer)
+    /// Whether the conditions `Announced` and `Forwarding` of a Service with one address are up to date.
+    fn are_conditions_current(&self, service: &Service, record: &Record) -> bool {
+        let has = |type_: &str| service.conditions.iter().any(|condition| condition.type_ == type_);
+        match record.announcers.as_slice() {
+            // Without agents, no node can announce.
+            [] => self.networks.is_empty() && !has(ANNOUNCED) && !has(FORWARDING),
+            [announcer @ Announcer { node, .. }] => {
+                let place = place(announcer);
+                let (reason, message) =
+                    (AnnouncedReason::Announced.as_str(), announced_message(record.address, &place));
+                is_forwarding_current(service, record.address, announcer)
                     && self.nodes.contains_key(&**node)
-                    && condition.status == "True"
-                    && condition.reason == AnnouncedReason::Announced.as_str()
-                    && condition.observed_generation == service.generation
-                    && is_text(&condition.message, &format_args!("{} by {node} ({link})", record.address))
+                    && is_current(service, ANNOUNCED, ConditionStatus::True, reason, &message)
             }
             _ => false,
         }

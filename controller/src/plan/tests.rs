@@ -1,12 +1,13 @@
-//! What is planned in which case. What any history comes to is in [`crate::history`].
+//! The plans of single cases. Random histories are in [`crate::history`].
 
 use super::*;
-use crate::fixtures::{asking, at, holder, ip, node, pool, record, service};
-use crate::plan::effect::service_reference;
+use crate::fixtures::{at, holder, ip, node, pool, record, request_for, service};
+use crate::plan::effect::{Event, PoolPatch, ServicePatch, service_reference};
+use crate::snapshot::plan;
 use crate::world::{Seen, World, shows};
-use crds::service::ALLOCATED;
-use crds::service::Family;
-use crds::{FamilyPolicy, IPAddressPoolStatus, Key};
+use crds::ip_address_pool::IPAddressPoolStatus;
+use crds::service::{ALLOCATED, FINALIZER, Family};
+use crds::{Condition, FamilyPolicy};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use std::sync::Arc;
 
@@ -29,14 +30,14 @@ fn subjects(plan: &Plan) -> Vec<String> {
     plan.series.iter().map(|series| series.subject.to_string()).collect()
 }
 
-/// The effects of a plan, without their content.
+/// The effects of a plan, without their contents.
 fn effects(plan: &Plan) -> Vec<String> {
     let name = |effect: &Effect| match effect {
-        Effect::Create { address, .. } => format!("create {address}"),
-        Effect::PatchAddress(patch) => format!("patch {}", patch.address),
-        Effect::Delete { address, .. } => format!("delete {address}"),
+        Effect::Create { lb_ip, .. } => format!("create {lb_ip}"),
+        Effect::PatchRecord(patch) => format!("patch {}", patch.lb_ip),
+        Effect::Delete { lb_ip, .. } => format!("delete {lb_ip}"),
         Effect::PatchService(patch) => format!("patch {}", patch.key),
-        Effect::TellService(patch) => format!("tell {}", patch.key),
+        Effect::PatchConditions(patch) => format!("patch conditions of {}", patch.key),
         Effect::PatchPool(patch) => format!("patch {}", patch.name),
         Effect::Event(event) => format!("event {}", event.reason),
     };
@@ -44,7 +45,7 @@ fn effects(plan: &Plan) -> Vec<String> {
 }
 
 #[test]
-fn a_new_service_gets_the_first_free_address_in_one_create_and_one_patch() {
+fn new_service_gets_the_first_free_address_in_two_writes() {
     let mut world = World::with([lan()], [service("web", 5)]);
     world.snapshot.now = at(9);
     let message = "192.0.2.10 from pool lan";
@@ -62,9 +63,9 @@ fn a_new_service_gets_the_first_free_address_in_one_create_and_one_patch() {
         message: message.into(),
     };
     let create =
-        Effect::Create { address: ip("192.0.2.10"), pool: "lan".into(), holder: holder("web"), sharing_key: None };
+        Effect::Create { lb_ip: ip("192.0.2.10"), pool: "lan".into(), holder: holder("web"), sharing_key: None };
     let conditions = vec![
-        condition("Ready", "True", "Ready", "its addresses are given out", 9),
+        condition("Ready", "True", "Ready", "its addresses are assigned", 9),
         condition("Overlap", "False", "NoOverlap", "no older pool has any of its addresses", 9),
         condition("Exhausted", "False", "NotExhausted", "it has free addresses", 9),
     ];
@@ -94,15 +95,15 @@ fn a_new_service_gets_the_first_free_address_in_one_create_and_one_patch() {
 }
 
 #[test]
-fn the_oldest_is_served_first_and_who_asks_by_name_before_who_takes_any() {
-    let mut asks = service("asks", 9);
-    asks.request = asking("192.0.2.10");
-    let world = World::with([lan()], [service("c-old", 1), asks, service("a-young", 3), service("b-young", 3)]);
+fn requests_by_name_come_first_then_the_oldest_service() {
+    let mut by_name = service("by-name", 9);
+    by_name.request = request_for("192.0.2.10");
+    let world = World::with([lan()], [service("c-old", 1), by_name, service("a-young", 3), service("b-young", 3)]);
     let plan = plan(&world.snapshot);
     assert_eq!(
         subjects(&plan),
         [
-            "Service default/asks",
+            "Service default/by-name",
             "Service default/c-old",
             "Service default/a-young",
             "Service default/b-young",
@@ -111,17 +112,17 @@ fn the_oldest_is_served_first_and_who_asks_by_name_before_who_takes_any() {
     );
     let mut world = world;
     world.settle();
-    let ingress = ["asks", "c-old", "a-young", "b-young"].map(|name| world.seen(name).ingress);
+    let ingress = ["by-name", "c-old", "a-young", "b-young"].map(|name| world.seen(name).ingress);
     assert_eq!(ingress, [vec!["192.0.2.10".to_owned()], vec!["192.0.2.11".into()], vec!["192.0.2.12".into()], vec![]]);
 }
 
 #[test]
-fn a_service_that_does_not_get_what_it_asks_for_is_told_why_and_what_to_do() {
+fn refused_service_reports_the_reason_and_the_fix() {
     let mut manual = pool("manual", 1, &["192.0.2.30-192.0.2.30"]);
     Arc::make_mut(&mut manual).spec.auto_assign = false;
-    let asks = |address: &str| {
+    let requesting = |address: &str| {
         let mut service = service("web", 5);
-        service.request = asking(address);
+        service.request = request_for(address);
         service
     };
     let mut six = service("web", 5);
@@ -141,7 +142,7 @@ fn a_service_that_does_not_get_what_it_asks_for_is_told_why_and_what_to_do() {
             vec![manual.clone()],
             service("web", 5),
             "NoAutomaticPool",
-            "no IPAddressPool gives IPv4 addresses to this Service by itself: ask for one of manual in \
+            "no IPAddressPool assigns IPv4 addresses to this Service automatically: request one of manual in \
              landfall.dev/address-pool, or set spec.autoAssign of a pool, or create another",
         ),
         (
@@ -152,86 +153,86 @@ fn a_service_that_does_not_get_what_it_asks_for_is_told_why_and_what_to_do() {
         ),
         (
             vec![lan()],
-            asks("192.0.2.300"),
+            requesting("192.0.2.300"),
             "InvalidRequest",
             "spec.loadBalancerIP \"192.0.2.300\" is not an IP address: use an address such as 192.0.2.10, or remove it",
         ),
         (
             vec![lan()],
-            asks("192.0.2.99"),
+            requesting("192.0.2.99"),
             "AddressNotInPool",
-            "192.0.2.99 is in no IPAddressPool: ask for an address of a pool, or add it to one",
+            "192.0.2.99 is in no IPAddressPool: request an address of a pool, or add it to one",
         ),
         (
             vec![full()],
-            asks("192.0.2.20"),
+            requesting("192.0.2.20"),
             "AddressInUse",
-            "192.0.2.20 is held by Service default/other; ask for another address, or leave it out",
+            "192.0.2.20 is held by Service default/other; request another address, or remove the request",
         ),
         (
             vec![lan()],
-            asks("192.0.2.11"),
+            requesting("192.0.2.11"),
             "AddressInUse",
-            "192.0.2.11 is the address of node n1; ask for another address, or leave it out",
+            "192.0.2.11 is the address of node n1; request another address, or remove the request",
         ),
         (
             vec![lan()],
-            asks("192.0.2.12"),
+            requesting("192.0.2.12"),
             "AddressInUse",
-            "192.0.2.12 is taken: see kubectl get lbip 192.0.2.12; ask for another address, or leave \
-             it out",
+            "192.0.2.12 is in use: see kubectl get lbip 192.0.2.12; request another address, or remove \
+             the request",
         ),
         (
             vec![lan()],
-            asks("2001:db8::1"),
+            requesting("2001:db8::1"),
             "FamilyMismatch",
-            "2001:db8::1 is IPv6, and this Service has IPv4: ask for an address of that family, or change spec.ipFamilies",
+            "2001:db8::1 is IPv6, and this Service has IPv4: request an address of that family, or change spec.ipFamilies",
         ),
         (
             vec![lan()],
             six.clone(),
             "NoAutomaticPool",
-            "no IPAddressPool gives IPv6 addresses to this Service: create one that does",
+            "no IPAddressPool has IPv6 addresses for this Service: create one that does",
         ),
         (
             vec![lan()],
             both.clone(),
             "DualStackUnavailable",
-            "spec.ipFamilyPolicy RequireDualStack wants both families or nothing, and there is no IPv6 address: no \
-             IPAddressPool gives IPv6 addresses to this Service: create one that does; or use PreferDualStack",
+            "spec.ipFamilyPolicy RequireDualStack requires both families, and there is no IPv6 address: no \
+             IPAddressPool has IPv6 addresses for this Service: create one that does; or use PreferDualStack",
         ),
     ] {
         let mut world = World::with(pools, [service, crate::fixtures::service("other", 1)]);
         world.snapshot.nodes.insert("n1".into(), node("n1", "192.0.2.11"));
-        world.snapshot.addresses = [record("192.0.2.20", "full", &["other"])].into();
-        world.snapshot.unreadable.addresses.insert(ip("192.0.2.12"));
+        world.snapshot.records = [record("192.0.2.20", "full", &["other"])].into();
+        world.snapshot.unreadable.records.insert(ip("192.0.2.12"));
         world.settle();
         let expected = Seen { condition: Some(format!("False {reason}: {message}")), ..Seen::nothing() };
         assert_eq!(world.seen("web"), expected);
         let web = service_reference(&Key::new("default", "web"), "web");
-        let told: Vec<_> = world.events.iter().filter(|event| event.regarding == web).cloned().collect();
+        let events: Vec<_> = world.events.iter().filter(|event| event.regarding == web).cloned().collect();
         let event = Event { regarding: web, is_warning: true, reason: "AllocationFailed", message: message.into() };
-        assert_eq!(told, [event]);
+        assert_eq!(events, [event]);
     }
 }
 
 #[test]
-fn a_service_that_prefers_both_families_takes_the_first_alone_and_says_what_it_is_without() {
+fn preferred_second_family_may_be_missing_with_a_reason() {
     let mut web = service("web", 5);
     (web.families, web.family_policy) = ([Family::V4, Family::V6].into(), FamilyPolicy::PreferDualStack);
     let mut world = World::with([lan()], [web]);
     world.settle();
-    let message = "True Allocated: 192.0.2.10 from pool lan; without an IPv6 address: no IPAddressPool gives IPv6 addresses \
-                   to this Service: create one that does";
+    let message = "True Allocated: 192.0.2.10 from pool lan; without an IPv6 address: no IPAddressPool has IPv6 addresses \
+                   for this Service: create one that does";
     assert_eq!(world.seen("web"), Seen { condition: Some(message.into()), ..Seen::has("192.0.2.10", "lan") });
 }
 
 #[test]
-fn a_deleted_service_is_withdrawn_before_it_is_let_go() {
+fn deleted_service_loses_the_record_before_the_finalizer() {
     let mut world = World::with([lan()], [service("web", 5)]);
     world.settle();
     world.delete("web");
-    let uid = world.snapshot.addresses[&ip("192.0.2.10")].uid.clone();
+    let uid = world.snapshot.records[&ip("192.0.2.10")].uid.clone();
     let patch = ServicePatch {
         key: Key::new("default", "web"),
         resource_version: world.service("web").resource_version,
@@ -244,26 +245,26 @@ fn a_deleted_service_is_withdrawn_before_it_is_let_go() {
         [Series {
             subject: Subject::Service(Key::new("default", "web")),
             effects: vec![
-                Effect::Delete { address: ip("192.0.2.10"), uid, resource_version: None },
+                Effect::Delete { lb_ip: ip("192.0.2.10"), uid, resource_version: None },
                 Effect::PatchService(patch)
             ],
         }]
     );
     world.settle();
-    assert_eq!((world.snapshot.services.len(), world.snapshot.addresses.len()), (0, 0));
+    assert_eq!((world.snapshot.services.len(), world.snapshot.records.len()), (0, 0));
 }
 
 #[test]
-fn a_withdrawal_that_waits_for_somebody_keeps_status_and_finalizer_waiting() {
+fn deleting_record_delays_status_and_finalizer() {
     let mut world = World::with([lan()], [service("web", 5)]);
     world.settle();
-    Arc::make_mut(world.snapshot.addresses.get_mut(&ip("192.0.2.10")).expect("a record")).deleting = true;
+    Arc::make_mut(world.snapshot.records.get_mut(&ip("192.0.2.10")).expect("a record")).deleting = true;
     world.delete("web");
     assert_eq!(plan(&world.snapshot), Plan::default());
 }
 
 #[test]
-fn a_service_that_ceases_to_be_a_load_balancer_is_released_and_what_others_wrote_stays() {
+fn former_load_balancer_is_released_and_foreign_fields_stay() {
     let mut web = service("web", 5);
     web.finalizers = vec!["example.com/theirs".into()];
     web.conditions = vec![condition("example.com/Theirs", "True", "Theirs", "", 1)];
@@ -287,7 +288,7 @@ fn services_of_other_classes_are_never_touched() {
     theirs.ingress = shows("192.0.2.10");
     theirs.conditions = vec![condition("example.com/Theirs", "True", "Theirs", "", 1)];
     let mut deleted = Service { key: Key::new("default", "deleted"), deleting: true, ..theirs.clone() };
-    deleted.request = asking("192.0.2.11");
+    deleted.request = request_for("192.0.2.11");
     let mut other = service("cluster-ip", 1);
     (other.is_load_balancer, other.finalizers) = (false, vec![FINALIZER.into()]);
     let mut world = World::with([lan()], [theirs, deleted, other]);
@@ -297,7 +298,7 @@ fn services_of_other_classes_are_never_touched() {
 }
 
 #[test]
-fn a_service_without_a_class_is_another_providers_unless_we_are_the_default() {
+fn classless_service_belongs_to_the_default_provider() {
     let mut classless = service("classless", 1);
     classless.finalizers = vec![FINALIZER.into()];
     let mut ours = service("ours", 2);
@@ -309,10 +310,10 @@ fn a_service_without_a_class_is_another_providers_unless_we_are_the_default() {
 }
 
 #[test]
-fn what_ceases_to_be_ours_is_released_and_the_new_owners_address_stays() {
+fn service_with_a_new_class_keeps_its_new_address() {
     let mut world = World::with([lan()], [service("web", 5)]);
     world.settle();
-    // Seen only after it was another type in between.
+    // The type changed in between, unobserved.
     world.edit("web", |service| {
         service.class = Some("example.com/other".into());
         service.ingress.extend(shows("198.51.100.1"));
@@ -322,7 +323,7 @@ fn what_ceases_to_be_ours_is_released_and_the_new_owners_address_stays() {
 }
 
 #[test]
-fn a_forged_status_gives_nothing_and_is_repaired() {
+fn forged_status_gives_no_address_and_is_repaired() {
     let mut world = World::with([lan()], [service("web", 5), service("thief", 6)]);
     world.settle();
     world.edit("thief", |service| {
@@ -338,20 +339,20 @@ fn a_forged_status_gives_nothing_and_is_repaired() {
 }
 
 #[test]
-fn who_has_no_address_and_shows_one_of_a_pool_shows_none_again_and_people_are_told() {
+fn forged_status_of_a_refused_service_is_cleared_with_an_event() {
     let mut world = World::with([pool("lan", 1, &["192.0.2.10/32"])], [service("web", 5), service("late", 6)]);
     world.settle();
     world.edit("late", |service| service.ingress = shows("192.0.2.10"));
     let made = plan(&world.snapshot);
     assert_eq!(effects(&made), ["patch default/late", "event StatusRepaired"]);
     let Some(Effect::Event(event)) = made.series[0].effects.last() else { panic!("{made:?}") };
-    assert_eq!(event.message, "somebody else wrote status.loadBalancer; it shows no address of a pool again");
+    assert_eq!(event.message, "another client wrote status.loadBalancer; it shows no address of a pool again");
     world.settle();
     assert!(world.snapshot.services[&Key::new("default", "late")].ingress.is_empty());
 }
 
 #[test]
-fn what_another_provider_wrote_stays_on_a_service_that_never_had_anything_from_us() {
+fn status_of_another_provider_stays_on_a_refused_service() {
     let mut theirs = service("web", 5);
     theirs.ingress = shows("198.51.100.1");
     theirs.finalizers = vec![FINALIZER.into()];
@@ -360,7 +361,7 @@ fn what_another_provider_wrote_stays_on_a_service_that_never_had_anything_from_u
     let seen = world.snapshot.services[&theirs.key].clone();
     assert_eq!((&seen.ingress, &seen.finalizers), (&theirs.ingress, &theirs.finalizers));
     assert_eq!(seen.conditions[0].reason, "NoPool");
-    // Nor is it taken away when Landfall turns out not to be the one for Services without a class.
+    // It also stays when Landfall is no longer the default provider.
     world.snapshot.default_class = false;
     world.settle();
     let seen = &world.snapshot.services[&theirs.key];
@@ -369,7 +370,7 @@ fn what_another_provider_wrote_stays_on_a_service_that_never_had_anything_from_u
 }
 
 #[test]
-fn a_service_made_again_under_an_old_name_is_another_one() {
+fn recreated_service_gets_another_address() {
     let mut world = World::with([lan()], [service("web", 5)]);
     world.settle();
     let mut again = service("web", 7);
@@ -392,10 +393,10 @@ fn a_service_made_again_under_an_old_name_is_another_one() {
 }
 
 #[test]
-fn a_service_that_asks_for_another_address_gets_it_before_it_loses_the_old_one() {
+fn new_address_is_shown_before_the_old_one_is_withdrawn() {
     let mut world = World::with([lan()], [service("web", 5)]);
     world.settle();
-    world.edit("web", |service| service.request = asking("192.0.2.12"));
+    world.edit("web", |service| service.request = request_for("192.0.2.12"));
     let plan = plan(&world.snapshot);
     assert_eq!(
         effects(&plan),
@@ -406,13 +407,13 @@ fn a_service_that_asks_for_another_address_gets_it_before_it_loses_the_old_one()
 }
 
 #[test]
-fn a_service_that_asks_for_what_it_cannot_get_keeps_what_it_has_and_is_told() {
+fn refused_change_keeps_the_old_address() {
     let mut world = World::with([lan()], [service("web", 5), service("other", 6)]);
     world.settle();
-    world.edit("web", |service| service.request = asking("192.0.2.11"));
+    world.edit("web", |service| service.request = request_for("192.0.2.11"));
     world.settle();
-    let message = "False AddressInUse: 192.0.2.11 is held by Service default/other; ask for another \
-                   address, or leave it out; it keeps 192.0.2.10 until then";
+    let message = "False AddressInUse: 192.0.2.11 is held by Service default/other; request another \
+                   address, or remove the request; it keeps 192.0.2.10 until then";
     assert_eq!(world.seen("web"), Seen { condition: Some(message.into()), ..Seen::has("192.0.2.10", "lan") });
     world.delete("other");
     world.settle();
@@ -420,13 +421,13 @@ fn a_service_that_asks_for_what_it_cannot_get_keeps_what_it_has_and_is_told() {
 }
 
 #[test]
-fn editing_pools_takes_no_address_away() {
+fn edited_pools_take_no_address_away() {
     let mut world = World::with([lan()], [service("web", 5)]);
     world.settle();
     world.snapshot.pools.clear();
     world.settle();
-    let message = "True PoolGone: 192.0.2.10 is in no IPAddressPool any more, and the Service keeps it: to have another \
-                   one, ask for it in landfall.dev/load-balancer-ips or landfall.dev/address-pool";
+    let message = "True PoolGone: 192.0.2.10 is no longer in any IPAddressPool, and the Service keeps it: to get another \
+                   one, request it in landfall.dev/load-balancer-ips or landfall.dev/address-pool";
     assert_eq!(world.seen("web"), Seen { condition: Some(message.into()), ..Seen::has("192.0.2.10", "lan") });
     world.snapshot.pools.insert("renamed".into(), pool("renamed", 9, &["192.0.2.0/24"]));
     world.settle();
@@ -434,42 +435,38 @@ fn editing_pools_takes_no_address_away() {
 }
 
 #[test]
-fn an_address_whose_record_a_user_deletes_is_given_anew() {
+fn service_gets_another_address_when_its_record_is_lost() {
     let mut world = World::with([lan()], [service("web", 5)]);
     world.settle();
-    world.snapshot.addresses.clear();
-    world.snapshot.addresses.extend([record("192.0.2.10", "lan", &[])]);
+    world.snapshot.records.clear();
+    world.snapshot.records.extend([record("192.0.2.10", "lan", &[])]);
     world.settle();
-    assert_eq!(
-        world.seen("web"),
-        Seen::has("192.0.2.11", "lan"),
-        "a record without a Service is somebody's reservation"
-    );
+    assert_eq!(world.seen("web"), Seen::has("192.0.2.11", "lan"), "a record without holders is a reservation");
 }
 
 #[test]
-fn a_crash_after_the_create_leaves_nothing_that_the_next_plan_does_not_finish() {
+fn next_plan_continues_after_a_crash_between_writes() {
     let mut world = World::with([lan()], [service("web", 5)]);
     let first = plan(&world.snapshot);
     world.apply(&first.series[0].effects[0]);
     assert_eq!(effects(&plan(&world.snapshot)), ["patch default/web", "event IPAllocated", "patch lan"]);
     world.settle();
     assert_eq!(world.seen("web"), Seen::has("192.0.2.10", "lan"));
-    // And in the middle of a change: both addresses are held, and the one that users know stays.
-    world.snapshot.addresses.extend([record("192.0.2.12", "lan", &["web"])]);
+    // After a crash in the middle of a change, both addresses are held, and the one in the status stays.
+    world.snapshot.records.extend([record("192.0.2.12", "lan", &["web"])]);
     world.settle();
     assert_eq!(world.seen("web"), Seen::has("192.0.2.10", "lan"));
 }
 
 #[test]
-fn a_crash_after_a_withdrawal_is_finished_too() {
-    for leaves in
+fn next_plan_continues_after_a_crash_between_deletion_and_release() {
+    for edit in
         [|service: &mut Service| service.deleting = true, |service: &mut Service| service.is_load_balancer = false]
     {
         let mut world = World::with([lan()], [service("web", 5)]);
         world.settle();
-        world.edit("web", leaves);
-        world.snapshot.addresses.clear();
+        world.edit("web", edit);
+        world.snapshot.records.clear();
         assert_eq!(effects(&plan(&world.snapshot))[0], "patch default/web");
         world.settle();
         if world.snapshot.services.contains_key(&World::key("web")) {
@@ -479,22 +476,22 @@ fn a_crash_after_a_withdrawal_is_finished_too() {
 }
 
 #[test]
-fn what_cannot_be_read_is_left_alone() {
+fn unreadable_objects_keep_their_addresses() {
     let mut world = World::with([lan()], [service("web", 5)]);
     world.settle();
-    // The Service is there, but nobody can read it; and so is a record.
+    // The Service exists and is unreadable, and so is a record.
     world.snapshot.services.clear();
     world.snapshot.unreadable.services.insert(World::key("web"));
-    world.snapshot.unreadable.addresses.insert(ip("192.0.2.11"));
+    world.snapshot.unreadable.records.insert(ip("192.0.2.11"));
     let other = service("other", 6);
     world.snapshot.services.insert(other.key.clone(), Arc::new(other));
     world.settle();
     assert_eq!(world.seen("other"), Seen::has("192.0.2.12", "lan"));
-    assert!(world.snapshot.addresses.contains_key(&ip("192.0.2.10")));
+    assert!(world.snapshot.records.contains_key(&ip("192.0.2.10")));
 }
 
 #[test]
-fn people_are_told_once_of_each_change() {
+fn each_change_is_one_event() {
     let mut world = World::with([], [service("web", 5)]);
     world.settle();
     world.snapshot.now = at(50);
@@ -507,55 +504,55 @@ fn people_are_told_once_of_each_change() {
 }
 
 #[test]
-fn what_is_wrong_with_a_pool_is_told_as_an_event_of_the_pool() {
+fn problems_of_a_pool_are_events_of_the_pool() {
     let bad = pool("bad", 2, &["nonsense", "192.0.2.12-192.0.2.13"]);
     let mut world = World::with([lan(), bad], []);
     world.settle();
-    let told: Vec<_> = world.events.iter().map(|e| (e.regarding.name.as_deref(), e.reason, e.is_warning)).collect();
-    assert_eq!(told, [(Some("bad"), "NotReady", true), (Some("bad"), "Overlap", true)]);
+    let events: Vec<_> = world.events.iter().map(|e| (e.regarding.name.as_deref(), e.reason, e.is_warning)).collect();
+    assert_eq!(events, [(Some("bad"), "NotReady", true), (Some("bad"), "Overlap", true)]);
 }
 
 #[test]
-fn a_record_that_names_one_service_by_name_and_another_by_uid_is_nobodys() {
+fn record_with_a_name_and_uid_of_two_services_is_deleted() {
     let mut world = World::with([lan()], [service("web", 5), service("other", 6)]);
     let (address, mut record) = record("192.0.2.11", "lan", &["web"]);
     Arc::make_mut(&mut record).holders[0].uid = "other".into();
-    world.snapshot.addresses.insert(address, record);
+    world.snapshot.records.insert(address, record);
     world.settle();
     assert_eq!(world.seen("web"), Seen::has("192.0.2.10", "lan"));
-    assert!(!world.snapshot.addresses.contains_key(&address));
+    assert!(!world.snapshot.records.contains_key(&address));
 }
 
 #[test]
-fn of_two_that_ask_for_one_address_the_older_gets_it() {
-    let asks = |name, created| Service { request: asking("192.0.2.10"), ..service(name, created) };
-    let mut world = World::with([lan()], [asks("a", 9), asks("b", 5)]);
+fn older_of_two_requests_for_one_address_wins() {
+    let requesting = |name, created| Service { request: request_for("192.0.2.10"), ..service(name, created) };
+    let mut world = World::with([lan()], [requesting("a", 9), requesting("b", 5)]);
     world.settle();
     assert_eq!(world.seen("b"), Seen::has("192.0.2.10", "lan"));
-    let message = "False AddressInUse: 192.0.2.10 is held by Service default/b; ask for another address, \
-                   or leave it out";
+    let message = "False AddressInUse: 192.0.2.10 is held by Service default/b; request another address, \
+                   or remove the request";
     assert_eq!(world.seen("a"), Seen { condition: Some(message.into()), ..Seen::nothing() });
 }
 
 #[test]
-fn of_two_addresses_that_a_service_holds_by_accident_the_one_that_its_status_shows_stays() {
+fn shown_address_stays_of_two_held_by_accident() {
     let mut world = World::with([lan()], [service("web", 5)]);
-    world.snapshot.addresses = [record("192.0.2.11", "lan", &["web"]), record("192.0.2.12", "lan", &["web"])].into();
+    world.snapshot.records = [record("192.0.2.11", "lan", &["web"]), record("192.0.2.12", "lan", &["web"])].into();
     world.edit("web", |service| service.ingress = shows("192.0.2.12"));
     world.settle();
     assert_eq!(world.seen("web"), Seen::has("192.0.2.12", "lan"));
 }
 
 #[test]
-fn an_address_that_is_being_withdrawn_under_a_service_is_replaced_and_given_to_nobody_yet() {
+fn deleting_address_is_replaced_and_not_assigned_yet() {
     let mut world = World::with([lan()], [service("web", 5)]);
     world.settle();
-    Arc::make_mut(world.snapshot.addresses.get_mut(&ip("192.0.2.10")).expect("a record")).deleting = true;
-    let asks = Service { request: asking("192.0.2.10"), ..service("asks", 9) };
-    world.snapshot.services.insert(asks.key.clone(), Arc::new(asks));
+    Arc::make_mut(world.snapshot.records.get_mut(&ip("192.0.2.10")).expect("a record")).deleting = true;
+    let requesting = Service { request: request_for("192.0.2.10"), ..service("requesting", 9) };
+    world.snapshot.services.insert(requesting.key.clone(), Arc::new(requesting));
     world.settle();
     assert_eq!(world.seen("web").ingress, ["192.0.2.11"]);
-    let message = "False AddressInUse: 192.0.2.10 is being withdrawn: it will be given as soon as it is \
+    let message = "False AddressInUse: 192.0.2.10 is being withdrawn: it will be assigned as soon as it is \
                    free";
-    assert_eq!(world.seen("asks"), Seen { condition: Some(message.into()), ..Seen::nothing() });
+    assert_eq!(world.seen("requesting"), Seen { condition: Some(message.into()), ..Seen::nothing() });
 }

@@ -1,8 +1,8 @@
-//! Addresses that rest after their last Service has given them up, so that clients and network devices forget whose they
-//! were before somebody else has them.
+//! Cool-down: an address that its last Service released is assigned to no other Service for a while, so that clients and
+//! network devices forget the former Service.
 //!
-//! What was given up, when and by whom → who had it, and until when it rests. It is bounded by what rests: what has
-//! rested is forgotten.
+//! Released addresses, with time and Service → which addresses cool down, and until when. Expired cool-downs are
+//! forgotten.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -11,57 +11,52 @@ use std::sync::Arc;
 use crds::Key;
 use jiff::Timestamp;
 
-/// Addresses that rest.
+/// All addresses in cool-down.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct Resting {
-    by_address: BTreeMap<IpAddr, Rest>,
-    /// By the end of their rest.
+pub(crate) struct Cooldowns {
+    by_address: BTreeMap<IpAddr, Cooldown>,
     by_end: BTreeSet<(Timestamp, IpAddr)>,
-    /// What each Service had last, in the order in which it gave it up.
+    /// The addresses of each former Service, in the order in which it released them.
     by_service: BTreeMap<Arc<Key>, Vec<IpAddr>>,
 }
 
-/// How an address rests.
+/// The cool-down of one address.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Rest {
-    /// Who had it.
-    pub(crate) last: Arc<Key>,
-    /// Since when.
+pub(crate) struct Cooldown {
+    /// The Service that had the address.
+    pub(crate) service: Arc<Key>,
     pub(crate) since: Timestamp,
-    /// Until when.
     pub(crate) until: Timestamp,
 }
 
-impl Resting {
-    /// Lets an address rest.
-    pub(crate) fn insert(&mut self, address: IpAddr, rest: Rest) {
+impl Cooldowns {
+    pub(crate) fn insert(&mut self, address: IpAddr, cooldown: Cooldown) {
         self.remove(address);
-        self.by_end.insert((rest.until, address));
-        self.by_service.entry(rest.last.clone()).or_default().push(address);
-        self.by_address.insert(address, rest);
+        self.by_end.insert((cooldown.until, address));
+        self.by_service.entry(cooldown.service.clone()).or_default().push(address);
+        self.by_address.insert(address, cooldown);
     }
 
-    /// Ends the rest of an address, and says how it rested.
-    pub(crate) fn remove(&mut self, address: IpAddr) -> Option<Rest> {
-        let rest = self.by_address.remove(&address)?;
-        self.by_end.remove(&(rest.until, address));
-        if let Some(had) = self.by_service.get_mut(&*rest.last) {
-            had.retain(|other| *other != address);
-            if had.is_empty() {
-                self.by_service.remove(&*rest.last);
+    pub(crate) fn remove(&mut self, address: IpAddr) -> Option<Cooldown> {
+        let cooldown = self.by_address.remove(&address)?;
+        self.by_end.remove(&(cooldown.until, address));
+        if let Some(addresses) = self.by_service.get_mut(&*cooldown.service) {
+            addresses.retain(|other| *other != address);
+            if addresses.is_empty() {
+                self.by_service.remove(&*cooldown.service);
             }
         }
-        Some(rest)
+        Some(cooldown)
     }
 
-    /// Ends the rest of the first address that has rested, if there is one.
-    pub(crate) fn remove_rested(&mut self, now: Timestamp) -> Option<(IpAddr, Rest)> {
+    /// Removes the first cool-down that has expired, if there is one.
+    pub(crate) fn remove_expired(&mut self, now: Timestamp) -> Option<(IpAddr, Cooldown)> {
         let (until, address) = *self.by_end.first()?;
-        (until <= now).then(|| self.remove(address)).flatten().map(|rest| (address, rest))
+        (until <= now).then(|| self.remove(address)).flatten().map(|cooldown| (address, cooldown))
     }
 
-    /// The resting addresses that this Service had, the one that it gave up last first.
-    pub(crate) fn had_by(&self, service: &Key) -> impl Iterator<Item = IpAddr> {
+    /// The addresses in cool-down that this Service had. The address that it released last comes first.
+    pub(crate) fn last_held_by(&self, service: &Key) -> impl Iterator<Item = IpAddr> {
         self.by_service.get(service).into_iter().flatten().rev().copied()
     }
 
@@ -69,10 +64,10 @@ impl Resting {
         self.by_address.contains_key(&address)
     }
 
-    /// All of them, in the order in which they were given up.
-    pub(crate) fn into_iter(self) -> impl Iterator<Item = (IpAddr, Rest)> {
+    /// All cool-downs, in the order of the releases.
+    pub(crate) fn into_iter(self) -> impl Iterator<Item = (IpAddr, Cooldown)> {
         let mut all: Vec<_> = self.by_address.into_iter().collect();
-        all.sort_by_key(|(address, rest)| (rest.since, *address));
+        all.sort_by_key(|(address, cooldown)| (cooldown.since, *address));
         all.into_iter()
     }
 }

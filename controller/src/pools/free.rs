@@ -1,12 +1,13 @@
-//! Which address is next: the first of a pool that is free.
+//! Which address is assigned next: the first free address of a pool.
 //!
-//! [`Pools`] and the addresses in use → [`Free`], which follows what is taken and released. What is free is kept as the
-//! gaps between what is in use, so a step costs the logarithm of their number, however large the pools are.
+//! [`Pools`] and the addresses in use → [`Free`], which follows what is taken and released. Free addresses are kept as
+//! intervals, so a step costs the logarithm of the number of gaps, however large the pools are.
 //!
-//! An address that is released rests for as long as its pool's `reuseAfter` says. It is given to the Service that had
-//! it, to who asks for it by name, or when there is no other: then the one that has rested longest.
+//! A released address cools down for the `reuseAfter` of its pool. Until then only three Services can get it: the one that
+//! had it, one that requests it by name, and any Service if no other address is left. In the last case the address with
+//! the oldest cool-down is assigned.
 //!
-//! All that a pool has is either free, used, resting, or withheld ([`Pools::withheld`]) and not used.
+//! Each address of a pool is either free, used, in cool-down, or withheld ([`Pools::withheld`]) and unused.
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
@@ -17,215 +18,219 @@ use crds::ip_address_pool::REUSE_AFTER;
 use crds::service::Family;
 use jiff::Timestamp;
 
-use crate::pools::cooldown::{Rest, Resting};
+use crate::pools::address_map::{AddressMap, PoolSpace};
+use crate::pools::cooldown::{Cooldown, Cooldowns};
 use crate::pools::intervals::{ByFamily, FAMILIES, Intervals};
-use crate::pools::{Land, Pool, Pools};
+use crate::pools::{Pool, Pools};
 
-/// The addresses that are free.
+/// The free addresses of all pools.
 #[derive(Clone, Debug)]
 pub struct Free {
-    land: Arc<Land>,
+    map: Arc<AddressMap>,
     /// By pool, in the order of the pools.
-    stocks: Vec<ByFamily<Stock>>,
-    /// What rests; also what is in no pool at the moment.
-    resting: Resting,
-    /// Addresses in use that no pool would give to who takes any. Of the others those are in use that are not free.
-    odd: BTreeSet<IpAddr>,
+    spaces: Vec<ByFamily<FreeSpace>>,
+    /// Also of addresses that no pool contains at the moment.
+    cooldowns: Cooldowns,
+    /// Used addresses that are not assigned automatically. An automatic address is used if it is neither free nor in
+    /// cool-down.
+    used_outside: BTreeSet<IpAddr>,
 }
 
-/// What a pool has of one family.
+/// The free addresses of one family in one pool.
 #[derive(Clone, Debug, Default)]
-struct Stock {
-    /// The places of free addresses.
-    gaps: Intervals,
-    /// Those that rest, oldest first.
-    resting: BTreeSet<(Timestamp, IpAddr)>,
-    /// How many of [`Free::odd`] belong to it.
-    odd: u128,
+struct FreeSpace {
+    /// The numbers of the free addresses.
+    free: Intervals,
+    /// Addresses in cool-down, the oldest release first.
+    cooling: BTreeSet<(Timestamp, IpAddr)>,
+    /// How many addresses of [`Free::used_outside`] belong to the pool.
+    used_outside: u128,
 }
 
-/// How many addresses of one family a pool has. A number that doesn't fit, that of all of IPv6, is `u128::MAX`.
+/// How many addresses of one family a pool has. The number of all IPv6 addresses, which does not fit, is `u128::MAX`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Counts {
-    /// All of them: the sum of the following four.
+pub struct AddressCounts {
+    /// All addresses: the sum of the next four.
     pub size: u128,
-    /// Those that somebody has.
     pub used: u128,
-    /// Those that rest.
-    pub resting: u128,
-    /// Those that anybody can have.
+    pub cooling: u128,
+    /// Addresses that any Service can get.
     pub free: u128,
-    /// Those that nobody has and that are not given to who takes any.
+    /// Unused addresses that are not assigned automatically.
     pub withheld: u128,
-    /// Those that are given to who takes any, whether or not somebody has them.
-    pub open: u128,
+    /// Addresses that are assigned automatically, used or not.
+    pub automatic: u128,
 }
 
-impl Counts {
-    /// How many can be had without asking for one by name.
+impl AddressCounts {
+    /// How many addresses are available without requesting one by name.
     pub fn available(&self) -> u128 {
-        self.free.saturating_add(self.resting)
+        self.free.saturating_add(self.cooling)
     }
 }
 
 impl Free {
-    /// What is free of these pools when this is in use. Nothing rests.
+    /// The free addresses of these pools while `used` are in use. None is in cool-down.
     pub fn new(pools: &Pools, used: impl IntoIterator<Item = IpAddr>) -> Self {
-        let open = |lot: &crate::pools::Lot| ByFamily {
-            v4: Stock { gaps: lot.open.v4.clone(), ..Stock::default() },
-            v6: Stock { gaps: lot.open.v6.clone(), ..Stock::default() },
-        };
-        let land = pools.land().clone();
-        let stocks = land.lots.iter().map(open).collect();
-        let mut free = Self { land, stocks, resting: Resting::default(), odd: BTreeSet::new() };
+        let map = pools.map().clone();
+        let spaces = map.spaces.iter().map(unused_space).collect();
+        let mut free = Self { map, spaces, cooldowns: Cooldowns::default(), used_outside: BTreeSet::new() };
         used.into_iter().for_each(|address| free.take(address));
         free
     }
 
-    /// The same for other pools: what rests, rests on, for as long as its pool says now.
-    pub fn renew(&mut self, pools: &Pools, used: impl IntoIterator<Item = IpAddr>, now: Timestamp) {
-        self.rouse(now);
+    /// Changes to other pools. Cool-downs go on, with the length that the new pool specifies.
+    pub fn rebuild(&mut self, pools: &Pools, used: impl IntoIterator<Item = IpAddr>, now: Timestamp) {
+        self.expire_cooldowns(now);
         let old = std::mem::replace(self, Self::new(pools, used));
-        for (address, rest) in old.resting.into_iter() {
+        for (address, cooldown) in old.cooldowns.into_iter() {
             if !self.is_used(address) {
-                self.lay_down(address, rest.last, rest.since);
+                self.start_cooldown(address, cooldown.service, cooldown.since);
             }
         }
-        self.rouse(now);
+        self.expire_cooldowns(now);
     }
 
-    /// Somebody has this address. That it is taken already changes nothing.
+    /// Marks an address as used. Does nothing if it is used already.
     pub fn take(&mut self, address: IpAddr) {
-        self.wake_up(address);
-        let found = self.land.find(address);
-        if let Some((pool, Some(place))) = found {
-            self.stocks[pool][Family::from(address)].gaps.remove(place, place);
-        } else if self.odd.insert(address)
+        self.end_cooldown(address);
+        let found = self.map.locate(address);
+        if let Some((pool, Some(number))) = found {
+            self.spaces[pool][Family::from(address)].free.remove(number, number);
+        } else if self.used_outside.insert(address)
             && let Some((pool, None)) = found
         {
-            self.stocks[pool][Family::from(address)].odd += 1;
+            self.spaces[pool][Family::from(address)].used_outside += 1;
         }
     }
 
-    /// Nobody has this address any more; if a Service had it, this one was the last, and the address rests. That it is
-    /// not in use changes nothing.
+    /// Marks an address as unused. If a Service had it, `last` is the last one, and the address cools down. Does nothing if
+    /// it is unused already.
     pub fn release(&mut self, address: IpAddr, last: Option<Key>, now: Timestamp) {
-        self.rouse(now);
+        self.expire_cooldowns(now);
         if !self.is_used(address) {
             return;
         }
-        match self.land.find(address) {
-            Some((pool, Some(place))) => self.stocks[pool][Family::from(address)].gaps.insert(place, place),
+        match self.map.locate(address) {
+            Some((pool, Some(number))) => self.spaces[pool][Family::from(address)].free.insert(number, number),
             found => {
-                self.odd.remove(&address);
+                self.used_outside.remove(&address);
                 if let Some((pool, _)) = found {
-                    self.stocks[pool][Family::from(address)].odd -= 1;
+                    self.spaces[pool][Family::from(address)].used_outside -= 1;
                 }
             }
         }
         if let Some(last) = last {
-            self.lay_down(address, Arc::new(last), now);
-            self.rouse(now);
+            self.start_cooldown(address, Arc::new(last), now);
+            self.expire_cooldowns(now);
         }
     }
 
-    /// The address of that family that this pool gives to `service`, if it asks for none by name: one that rests and that
-    /// it had itself (the last of them), else the first that is free, else the one that has rested longest. It stays
-    /// free. `pool` must be one of those that this was made of.
-    pub fn next(&mut self, pool: &Pool, family: Family, service: &Key, now: Timestamp) -> Option<IpAddr> {
-        self.rouse(now);
-        let stock = &self.stocks[pool.index][family];
-        let numbering = self.land.lots[pool.index].numbering;
-        let of_stock =
-            |address: &IpAddr| Family::from(*address) == family && self.pool_of_open(*address) == Some(pool.index);
-        let had = if stock.resting.is_empty() { None } else { self.resting.had_by(service).find(of_stock) };
-        had.or_else(|| stock.gaps.first().map(|place| numbering.address(family, place)))
-            .or_else(|| stock.resting.first().map(|(_, address)| *address))
+    /// The next address of `pool` for a Service that requests none by name: the address in cool-down that it released
+    /// last, else the first free address, else the address with the oldest cool-down. It is not taken. `pool` must be one
+    /// of the pools that this was built from.
+    pub fn next_address(&mut self, pool: &Pool, family: Family, service: &Key, now: Timestamp) -> Option<IpAddr> {
+        self.expire_cooldowns(now);
+        let space = &self.spaces[pool.index][family];
+        let numbering = self.map.spaces[pool.index].numbering;
+        let is_of_space =
+            |address: &IpAddr| Family::from(*address) == family && self.automatic_pool_of(*address) == Some(pool.index);
+        let former =
+            if space.cooling.is_empty() { None } else { self.cooldowns.last_held_by(service).find(is_of_space) };
+        former
+            .or_else(|| space.free.first().map(|number| numbering.address(family, number)))
+            .or_else(|| space.cooling.first().map(|(_, address)| *address))
     }
 
-    /// The resting addresses that this Service had, of all pools, the one that it gave up last first.
-    pub fn had_by(&self, service: &Key) -> impl Iterator<Item = IpAddr> {
-        self.resting.had_by(service)
+    /// The addresses in cool-down that this Service had, in all pools. The address that it released last comes first.
+    pub fn last_held_by(&self, service: &Key) -> impl Iterator<Item = IpAddr> {
+        self.cooldowns.last_held_by(service)
     }
 
-    /// Whether this is the address of a pool and nobody has it. It may rest; and it may be withheld.
-    pub fn is_free(&self, address: IpAddr) -> bool {
-        self.land.find(address).is_some() && !self.is_used(address)
+    /// Whether this is an unused address of a pool. It may be in cool-down or withheld.
+    #[cfg(test)]
+    pub(crate) fn is_free(&self, address: IpAddr) -> bool {
+        self.map.locate(address).is_some() && !self.is_used(address)
     }
 
-    /// Whether somebody has this address.
     fn is_used(&self, address: IpAddr) -> bool {
-        match self.land.find(address) {
-            Some((pool, Some(place))) => {
-                let gaps = &self.stocks[pool][Family::from(address)].gaps;
-                !gaps.contains(place) && !self.resting.contains(address)
+        match self.map.locate(address) {
+            Some((pool, Some(number))) => {
+                let free = &self.spaces[pool][Family::from(address)].free;
+                !free.contains(number) && !self.cooldowns.contains(address)
             }
-            _ => self.odd.contains(&address),
+            _ => self.used_outside.contains(&address),
         }
     }
 
-    /// Whether this address rests.
-    pub fn is_resting(&self, address: IpAddr) -> bool {
-        self.resting.contains(address)
+    #[cfg(test)]
+    pub(crate) fn is_cooling(&self, address: IpAddr) -> bool {
+        self.cooldowns.contains(address)
     }
 
-    /// How many addresses a pool has. `pool` must be one of those that this was made of.
-    pub fn counts(&self, pool: &Pool) -> ByFamily<Counts> {
+    /// How many addresses a pool has. `pool` must be one of the pools that this was built from.
+    pub fn counts(&self, pool: &Pool) -> ByFamily<AddressCounts> {
         let mut counts = ByFamily::default();
         for family in FAMILIES {
-            let (stock, lot) = (&self.stocks[pool.index][family], &self.land.lots[pool.index]);
-            let resting = stock.resting.len() as u128;
-            counts[family] = Counts {
-                size: lot.size(family),
-                used: lot.open[family].len_without(&stock.gaps) - resting + stock.odd,
-                resting,
-                free: stock.gaps.len(),
-                withheld: lot.closed(family) - stock.odd,
-                open: lot.open[family].len(),
+            let (space, all) = (&self.spaces[pool.index][family], &self.map.spaces[pool.index]);
+            let cooling = space.cooling.len() as u128;
+            counts[family] = AddressCounts {
+                size: all.size(family),
+                used: all.automatic[family].len_without(&space.free) - cooling + space.used_outside,
+                cooling,
+                free: space.free.len(),
+                withheld: all.not_automatic(family) - space.used_outside,
+                automatic: all.automatic[family].len(),
             };
         }
         counts
     }
 
-    /// The pool that gives this address to who takes any.
-    fn pool_of_open(&self, address: IpAddr) -> Option<usize> {
-        let (pool, place) = self.land.find(address)?;
-        place.map(|_| pool)
+    /// The pool that assigns this address automatically.
+    fn automatic_pool_of(&self, address: IpAddr) -> Option<usize> {
+        let (pool, number) = self.map.locate(address)?;
+        number.map(|_| pool)
     }
 
-    /// Lets an address rest that nobody has.
-    fn lay_down(&mut self, address: IpAddr, last: Arc<Key>, since: Timestamp) {
-        let found = self.land.find(address);
-        let rests = found.map_or(REUSE_AFTER, |(pool, _)| self.land.lots[pool].reuse_after);
-        if let Some((pool, Some(place))) = found {
-            let stock = &mut self.stocks[pool][Family::from(address)];
-            stock.gaps.remove(place, place);
-            stock.resting.insert((since, address));
+    /// Starts the cool-down of an unused address.
+    fn start_cooldown(&mut self, address: IpAddr, service: Arc<Key>, since: Timestamp) {
+        let found = self.map.locate(address);
+        let duration = found.map_or(REUSE_AFTER, |(pool, _)| self.map.spaces[pool].reuse_after);
+        if let Some((pool, Some(number))) = found {
+            let space = &mut self.spaces[pool][Family::from(address)];
+            space.free.remove(number, number);
+            space.cooling.insert((since, address));
         }
-        let until = since.checked_add(rests).unwrap_or(Timestamp::MAX);
-        self.resting.insert(address, Rest { last, since, until });
+        let until = since.checked_add(duration).unwrap_or(Timestamp::MAX);
+        self.cooldowns.insert(address, Cooldown { service, since, until });
     }
 
-    /// Ends the rest of what has rested.
-    fn rouse(&mut self, now: Timestamp) {
-        while let Some((address, rest)) = self.resting.remove_rested(now) {
-            self.stand_up(address, &rest);
-        }
-    }
-
-    /// Ends the rest of this address.
-    fn wake_up(&mut self, address: IpAddr) {
-        if let Some(rest) = self.resting.remove(address) {
-            self.stand_up(address, &rest);
+    fn expire_cooldowns(&mut self, now: Timestamp) {
+        while let Some((address, cooldown)) = self.cooldowns.remove_expired(now) {
+            self.return_to_free(address, &cooldown);
         }
     }
 
-    fn stand_up(&mut self, address: IpAddr, rest: &Rest) {
-        if let Some((pool, Some(place))) = self.land.find(address) {
-            let stock = &mut self.stocks[pool][Family::from(address)];
-            stock.resting.remove(&(rest.since, address));
-            stock.gaps.insert(place, place);
+    fn end_cooldown(&mut self, address: IpAddr) {
+        if let Some(cooldown) = self.cooldowns.remove(address) {
+            self.return_to_free(address, &cooldown);
         }
+    }
+
+    fn return_to_free(&mut self, address: IpAddr, cooldown: &Cooldown) {
+        if let Some((pool, Some(number))) = self.map.locate(address) {
+            let space = &mut self.spaces[pool][Family::from(address)];
+            space.cooling.remove(&(cooldown.since, address));
+            space.free.insert(number, number);
+        }
+    }
+}
+
+/// The free addresses of a pool that has no used ones.
+fn unused_space(space: &PoolSpace) -> ByFamily<FreeSpace> {
+    ByFamily {
+        v4: FreeSpace { free: space.automatic.v4.clone(), ..FreeSpace::default() },
+        v6: FreeSpace { free: space.automatic.v6.clone(), ..FreeSpace::default() },
     }
 }
 

@@ -1,18 +1,16 @@
-//! Sets of addresses as intervals of numbers, so that what a set costs depends on how often it is interrupted and never
-//! on how many addresses are in it.
+//! Sets of addresses as intervals of numbers. The cost of a set depends on its number of gaps, not on its size.
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::ops::{Index, IndexMut};
 
+use crds::Range;
 use crds::service::Family;
 
-/// One of each family.
+/// One value for each family.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct ByFamily<T> {
-    /// That of IPv4.
     pub v4: T,
-    /// That of IPv6.
     pub v6: T,
 }
 
@@ -36,10 +34,9 @@ impl<T> IndexMut<Family> for ByFamily<T> {
     }
 }
 
-/// Both families.
 pub const FAMILIES: [Family; 2] = [Family::V4, Family::V6];
 
-/// The number of an address among those of its family.
+/// The number of an address in its family.
 pub(crate) fn number(address: IpAddr) -> u128 {
     match address {
         IpAddr::V4(v4) => v4.to_bits().into(),
@@ -47,7 +44,7 @@ pub(crate) fn number(address: IpAddr) -> u128 {
     }
 }
 
-/// The address of that number, which is one of that family.
+/// The address with this number, which must be one of the family.
 pub(crate) fn address(family: Family, number: u128) -> IpAddr {
     match family {
         Family::V4 => Ipv4Addr::from_bits(number as u32).into(),
@@ -55,67 +52,85 @@ pub(crate) fn address(family: Family, number: u128) -> IpAddr {
     }
 }
 
+pub(crate) fn family_of(range: Range) -> Family {
+    Family::from(range.first())
+}
+
+/// The addresses of all these ranges.
+pub(crate) fn union(ranges: impl IntoIterator<Item = Range>) -> ByFamily<Intervals> {
+    let mut union = ByFamily::<Intervals>::default();
+    for range in ranges {
+        union[family_of(range)].insert(number(range.first()), number(range.last()));
+    }
+    union
+}
+
+/// The ranges of a set, in order.
+pub(crate) fn ranges(set: &ByFamily<Intervals>) -> impl Iterator<Item = Range> {
+    FAMILIES.into_iter().flat_map(|family| {
+        set[family].iter().filter_map(move |(first, last)| Range::new(address(family, first), address(family, last)))
+    })
+}
+
 /// A set of numbers.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Intervals {
-    /// By its first number, the last of each interval. Between two of them at least one number is missing.
+    /// The last number of each interval by its first. At least one number is missing between two intervals.
     lasts: BTreeMap<u128, u128>,
-    /// How many numbers there are, modulo 2^128: see [`Intervals::len`].
+    /// The number of elements modulo 2^128: see [`Intervals::len`].
     len: u128,
 }
 
 impl Intervals {
-    /// The interval that has `number`, as first and last.
-    fn around(&self, number: u128) -> Option<(u128, u128)> {
-        let (first, last) = self.lasts.range(..=number).next_back()?;
-        (number <= *last).then_some((*first, *last))
-    }
-
-    fn put(&mut self, first: u128, last: u128) {
+    fn add_interval(&mut self, first: u128, last: u128) {
         self.lasts.insert(first, last);
         self.len = self.len.wrapping_add(last - first).wrapping_add(1);
     }
 
-    fn pull(&mut self, first: u128, last: u128) {
+    fn remove_interval(&mut self, first: u128, last: u128) {
         self.lasts.remove(&first);
         self.len = self.len.wrapping_sub(last - first).wrapping_sub(1);
     }
 
-    /// Adds all numbers from `first` to `last`.
-    pub(crate) fn insert(&mut self, mut first: u128, mut last: u128) {
-        let before = |set: &Self, first: u128, last: u128| {
-            let (start, end) = set.lasts.range(..=last.saturating_add(1)).next_back()?;
-            (end.saturating_add(1) >= first).then_some((*start, *end))
-        };
-        while let Some((start, end)) = before(self, first, last) {
-            self.pull(start, end);
-            (first, last) = (first.min(start), last.max(end));
-        }
-        self.put(first, last);
+    /// The last interval that overlaps with or touches `first..=last`.
+    fn touching(&self, first: u128, last: u128) -> Option<(u128, u128)> {
+        let (start, end) = self.lasts.range(..=last.saturating_add(1)).next_back()?;
+        (end.saturating_add(1) >= first).then_some((*start, *end))
     }
 
-    /// Takes all numbers from `first` to `last` away, and says whether one of them was there.
+    /// The last interval that overlaps with `first..=last`.
+    fn overlapping(&self, first: u128, last: u128) -> Option<(u128, u128)> {
+        let (start, end) = self.lasts.range(..=last).next_back()?;
+        (*end >= first).then_some((*start, *end))
+    }
+
+    /// Adds all numbers from `first` to `last`.
+    pub(crate) fn insert(&mut self, mut first: u128, mut last: u128) {
+        while let Some((start, end)) = self.touching(first, last) {
+            self.remove_interval(start, end);
+            (first, last) = (first.min(start), last.max(end));
+        }
+        self.add_interval(first, last);
+    }
+
+    /// Removes all numbers from `first` to `last`. Returns whether the set contained one of them.
     pub(crate) fn remove(&mut self, first: u128, last: u128) -> bool {
-        let mut was_there = false;
-        let overlapping = |set: &Self| {
-            let (start, end) = set.lasts.range(..=last).next_back()?;
-            (*end >= first).then_some((*start, *end))
-        };
-        while let Some((start, end)) = overlapping(self) {
-            was_there = true;
-            self.pull(start, end);
+        let mut is_changed = false;
+        while let Some((start, end)) = self.overlapping(first, last) {
+            is_changed = true;
+            self.remove_interval(start, end);
             if start < first {
-                self.put(start, first - 1);
+                self.add_interval(start, first - 1);
             }
             if last < end {
-                self.put(last + 1, end);
+                self.add_interval(last + 1, end);
             }
         }
-        was_there
+        is_changed
     }
 
     pub(crate) fn contains(&self, number: u128) -> bool {
-        self.around(number).is_some()
+        self.overlapping(number, number).is_some()
     }
 
     /// The smallest number.
@@ -123,7 +138,7 @@ impl Intervals {
         self.lasts.first_key_value().map(|(first, _)| *first)
     }
 
-    /// First and last of each interval, in order.
+    /// The first and the last number of each interval, in order.
     pub(crate) fn iter(&self) -> impl Iterator<Item = (u128, u128)> {
         self.lasts.iter().map(|(first, last)| (*first, *last))
     }
@@ -132,13 +147,12 @@ impl Intervals {
         self.lasts.is_empty()
     }
 
-    /// How many numbers there are; `u128::MAX` also for all of them, whose number does not fit.
+    /// The number of elements. For the set of all numbers, where it does not fit, it is `u128::MAX`.
     pub(crate) fn len(&self) -> u128 {
         if self.len == 0 && !self.is_empty() { u128::MAX } else { self.len }
     }
 
-    /// How many numbers of this set are not in `part`, all of whose numbers are in this one. Exact, unless all numbers
-    /// that there are remain.
+    /// The number of elements that are not in `part`, which must be a subset. Exact, except when all 2^128 numbers remain.
     pub(crate) fn len_without(&self, part: &Self) -> u128 {
         self.len.wrapping_sub(part.len)
     }
@@ -151,7 +165,7 @@ mod tests {
     use std::collections::BTreeSet;
 
     #[test]
-    fn all_numbers_are_a_set_as_any_other() {
+    fn set_of_all_numbers_works_like_any_other() {
         let mut set = Intervals::default();
         set.insert(0, u128::MAX);
         assert_eq!((set.len(), set.iter().count()), (u128::MAX, 1));
@@ -165,13 +179,13 @@ mod tests {
     }
 
     proptest! {
-        /// Near both ends of what there is, where arithmetic may fail.
+        /// Near both ends of the number range, where arithmetic may fail.
         #[test]
-        fn it_has_what_was_put_in_and_not_taken_out(
+        fn set_contains_inserted_numbers_that_were_not_removed(
             steps in proptest::collection::vec((any::<bool>(), 0..24u8, 0..12u8), 0..40),
-            from_the_end: bool,
+            is_from_end: bool,
         ) {
-            let at = |small: u8| if from_the_end { u128::MAX - u128::from(small) } else { u128::from(small) };
+            let at = |small: u8| if is_from_end { u128::MAX - u128::from(small) } else { u128::from(small) };
             let (mut set, mut model) = (Intervals::default(), BTreeSet::new());
             for (insert, from, size) in steps {
                 let (a, b) = (at(from), at(from + size));
@@ -180,8 +194,8 @@ mod tests {
                     set.insert(a.min(b), a.max(b));
                     model.extend(numbers);
                 } else {
-                    let was_there = numbers.clone().any(|number| model.contains(&number));
-                    prop_assert_eq!(set.remove(a.min(b), a.max(b)), was_there);
+                    let is_changed = numbers.clone().any(|number| model.contains(&number));
+                    prop_assert_eq!(set.remove(a.min(b), a.max(b)), is_changed);
                     model.retain(|number| !numbers.contains(number));
                 }
                 prop_assert_eq!(set.len(), model.len() as u128);

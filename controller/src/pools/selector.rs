@@ -1,87 +1,88 @@
-//! Which Services may have addresses of a pool: its `serviceAllocation`, read once.
+//! Which Services may have addresses of a pool: its parsed `serviceAllocation`.
 //!
-//! `serviceAllocation` → [`Fence`]; a Service's namespace and labels → whether it is admitted. It has MetalLB's meaning:
-//! the namespace must be named or selected (where neither is asked for, any will do), and the Service selected (where
-//! that is not asked for, any will do). A selector that can't be read is asked for all the same, and selects nothing.
+//! `serviceAllocation` → [`PoolSelector`]; namespace and labels of a Service → whether the pool admits it. The meaning is
+//! MetalLB's: the namespace must be named or selected (any namespace, if neither is specified), and the Service must be
+//! selected (any Service, if that is not specified). An unreadable selector counts as specified and selects nothing.
 
 use crds::ip_address_pool::ServiceAllocation;
 use crds::{Labels, labels};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector;
 use kube::core::Expression;
 
-/// A pool's `serviceAllocation`.
+/// A parsed `serviceAllocation`.
 #[derive(Debug)]
-pub(crate) struct Fence {
-    /// The lower, the earlier the pool is tried.
+pub(crate) struct PoolSelector {
+    /// Pools with a lower priority are tried first.
     pub(crate) priority: i32,
-    /// In order.
+    /// Sorted.
     namespaces: Vec<String>,
-    /// `None`: not asked for.
+    /// `None`: not specified.
     namespace_selectors: Option<Selectors>,
     service_selectors: Option<Selectors>,
 }
 
-/// Each a list of expressions, all of which must hold.
+/// Each selector is a list of expressions, all of which must match.
 type Selectors = Vec<Vec<Expression>>;
 
-impl Fence {
-    /// What was written, and a sentence for each selector of it that can't be read.
-    pub(crate) fn new(written: &ServiceAllocation) -> (Self, Vec<String>) {
+impl PoolSelector {
+    /// Returns the selector, and a sentence for each unreadable part.
+    pub(crate) fn new(spec: &ServiceAllocation) -> (Self, Vec<String>) {
         let mut invalid = Vec::new();
-        let mut read = |selectors: &[LabelSelector], place: &str| {
-            let selectors = (!selectors.is_empty()).then_some(selectors)?.iter().enumerate();
-            Some(
-                selectors
-                    .filter_map(|(index, selector)| match expressions(selector) {
-                        Ok(expressions) => Some(expressions),
-                        Err(problem) => {
-                            invalid.push(format!("serviceAllocation.{place}[{index}] selects nothing: {problem}"));
-                            None
-                        }
-                    })
-                    .collect(),
-            )
-        };
-        let namespace_selectors = read(&written.namespace_selectors, "namespaceSelectors");
-        let service_selectors = read(&written.service_selectors, "serviceSelectors");
-        let mut namespaces = written.namespaces.clone();
+        let namespace_selectors = parse_selectors(&spec.namespace_selectors, "namespaceSelectors", &mut invalid);
+        let service_selectors = parse_selectors(&spec.service_selectors, "serviceSelectors", &mut invalid);
+        let mut namespaces = spec.namespaces.clone();
         namespaces.sort();
-        // Zero is what is there when nothing was written, and is tried after all others.
-        let priority = if written.priority == 0 { i32::MAX } else { written.priority };
+        // Zero is the default, and is tried last.
+        let priority = if spec.priority == 0 { i32::MAX } else { spec.priority };
         (Self { priority, namespaces, namespace_selectors, service_selectors }, invalid)
     }
 
-    /// Whether a Service of that namespace and with these labels is admitted. A namespace whose labels nobody knows is
-    /// selected by no selector.
+    /// Whether the pool admits a Service with these labels in this namespace. No selector selects a namespace whose labels
+    /// are unknown.
     pub(crate) fn admits(&self, namespace: &str, namespace_labels: Option<&Labels>, service_labels: &Labels) -> bool {
         let is_named = || self.namespaces.binary_search_by(|name| name.as_str().cmp(namespace)).is_ok();
-        let of_namespace = match &self.namespace_selectors {
+        let admits_namespace = match &self.namespace_selectors {
             None if self.namespaces.is_empty() => true,
             None => is_named(),
             Some(selectors) => is_named() || namespace_labels.is_some_and(|labels| match_any(selectors, labels)),
         };
-        of_namespace && self.service_selectors.as_ref().is_none_or(|selectors| match_any(selectors, service_labels))
+        admits_namespace && self.service_selectors.as_ref().is_none_or(|selectors| match_any(selectors, service_labels))
     }
 }
 
-/// What a selector asks for; or why it can't be read. Kubernetes has no `In` or `NotIn` without values, and the API
-/// server doesn't check that in our objects.
-fn expressions(written: &LabelSelector) -> Result<Vec<Expression>, String> {
-    let expressions: Vec<_> = labels::parse_selector(written).map_err(|error| error.0)?.into_iter().collect();
-    let is_empty = |expression: &&Expression| matches!(expression, Expression::In(_, values) | Expression::NotIn(_, values) if values.is_empty());
-    match expressions.iter().find(is_empty) {
-        Some(_) => Err("In and NotIn need values".to_owned()),
-        None => Ok(expressions),
+/// The readable selectors of a field; `None` if the field is empty. Adds a sentence to `invalid` for each of the others.
+fn parse_selectors(selectors: &[LabelSelector], field: &str, invalid: &mut Vec<String>) -> Option<Selectors> {
+    if selectors.is_empty() {
+        return None;
     }
+    let mut parsed = Vec::new();
+    for (index, selector) in selectors.iter().enumerate() {
+        match parse_selector(selector) {
+            Ok(expressions) => parsed.push(expressions),
+            Err(problem) => invalid.push(format!("serviceAllocation.{field}[{index}] selects nothing: {problem}")),
+        }
+    }
+    Some(parsed)
+}
+
+/// The expressions of a selector, or why it is unreadable. Kubernetes has no `In` or `NotIn` without values, and the API
+/// server does not check that in our objects.
+fn parse_selector(selector: &LabelSelector) -> Result<Vec<Expression>, String> {
+    let expressions: Vec<_> = labels::parse_selector(selector).map_err(|error| error.0)?.into_iter().collect();
+    if expressions.iter().any(has_no_values) { Err("In and NotIn need values".to_owned()) } else { Ok(expressions) }
+}
+
+fn has_no_values(expression: &Expression) -> bool {
+    matches!(expression, Expression::In(_, values) | Expression::NotIn(_, values) if values.is_empty())
 }
 
 fn match_any(selectors: &Selectors, labels: &Labels) -> bool {
-    selectors.iter().any(|expressions| expressions.iter().all(|expression| holds(expression, labels)))
+    selectors.iter().any(|expressions| expressions.iter().all(|expression| matches_labels(expression, labels)))
 }
 
-/// Whether these labels are as the expression has it. `kube` could tell as well, of labels as a map: one would have to be
-/// made for each Service and pool.
-fn holds(expression: &Expression, labels: &Labels) -> bool {
+/// Whether labels match an expression. `kube` has a function for this, but it takes a map, which would have to be built for
+/// each Service and pool.
+fn matches_labels(expression: &Expression, labels: &Labels) -> bool {
     let get = |name: &str| labels.iter().find(|label| label.0 == name).map(|(_, value)| value);
     match expression {
         Expression::In(name, values) => get(name).is_some_and(|value| values.contains(value)),
@@ -100,8 +101,8 @@ mod tests {
     use proptest::prelude::*;
     use serde_json::{Value, json};
 
-    fn fence(written: Value) -> (Fence, Vec<String>) {
-        Fence::new(&serde_json::from_value(written).expect("a serviceAllocation"))
+    fn selector(spec: Value) -> (PoolSelector, Vec<String>) {
+        PoolSelector::new(&serde_json::from_value(spec).expect("a serviceAllocation"))
     }
 
     #[test]
@@ -109,8 +110,8 @@ mod tests {
         let team = json!([{"matchLabels": {"team": "a"}}]);
         let web = json!([{"matchLabels": {"app": "web"}}, {"matchLabels": {"app": "api"}}]);
         let bad = json!([{"matchExpressions": [{"key": "team", "operator": "Like", "values": ["a"]}]}]);
-        // Who is admitted of: namespace n1 named, n2 with team=a, n3 neither, n4 unknown; each with app=web and without.
-        for (written, admitted) in [
+        // Services admitted in the namespaces n1 (named), n2 (team=a), n3 (neither) and n4 (unknown), with app=web and without.
+        for (spec, admitted) in [
             (json!({}), ["web any", "web any", "web any", "web any"]),
             (json!({"priority": 7}), ["web any", "web any", "web any", "web any"]),
             (json!({"namespaces": ["n9", "n1"]}), ["web any", "", "", ""]),
@@ -123,23 +124,23 @@ mod tests {
             (json!({"namespaces": ["n1"], "namespaceSelectors": bad}), ["web any", "", "", ""]),
             (json!({"serviceSelectors": bad}), ["", "", "", ""]),
         ] {
-            let (fence, _) = fence(written.clone());
+            let (selector, _) = selector(spec.clone());
             let none = Labels::default();
             let labels = Labels::from([("team", "a")]);
             let found = [("n1", Some(&none)), ("n2", Some(&labels)), ("n3", Some(&none)), ("n4", None)].map(
                 |(namespace, namespace_labels)| {
                     let services = [("web", Labels::from([("app", "web")])), ("any", Labels::default())];
-                    let names = services.iter().filter(|(_, own)| fence.admits(namespace, namespace_labels, own));
+                    let names = services.iter().filter(|(_, own)| selector.admits(namespace, namespace_labels, own));
                     names.map(|(name, _)| *name).collect::<Vec<_>>().join(" ")
                 },
             );
-            assert_eq!(found, admitted, "{written}");
+            assert_eq!(found, admitted, "{spec}");
         }
     }
 
     #[test]
-    fn a_selector_that_cannot_be_read_is_said_with_its_place() {
-        let (_, invalid) = fence(json!({
+    fn unreadable_selector_is_reported_with_its_field() {
+        let (_, invalid) = selector(json!({
             "namespaceSelectors": [{}, {"matchExpressions": [{"key": "team", "operator": "Like", "values": ["a"]}]}],
             "serviceSelectors": [{"matchExpressions": [{"key": "app", "operator": "NotIn", "values": []}]}],
         }));
@@ -154,7 +155,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn an_expression_holds_when_kube_says_so(
+        fn expressions_match_the_labels_that_kube_matches(
             operator in proptest::sample::select(vec!["In", "NotIn", "Exists", "DoesNotExist"]),
             key in "[ab]",
             values in proptest::collection::vec("[xy]", 1..3),
@@ -166,7 +167,7 @@ mod tests {
             ], "matchLabels": if values.len() > 1 { json!({"a": "x"}) } else { json!({}) }});
             let written: LabelSelector = serde_json::from_value(written).expect("a selector");
             let selector: Selector = written.clone().try_into().expect("a selector");
-            let expressions = expressions(&written).expect("a selector");
+            let expressions = parse_selector(&written).expect("a selector");
             let ours = match_any(&vec![expressions], &Labels::from(Some(&labels)));
             prop_assert_eq!(ours, selector.matches(&labels));
         }

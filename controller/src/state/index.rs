@@ -1,23 +1,21 @@
-//! What is known, with what follows from it and what is to be looked at again.
+//! All observed objects with their indexes, and the keys whose outcome may have changed.
 //!
-//! Changes by key → the same in indexes, and who is dirty: whose outcome may be another one now. A plan decides about
-//! those alone, so that one Service's change costs the same whether there are ten others or thirty thousand.
+//! Changes by key → updated indexes and dirty keys. A plan decides about the dirty keys alone, so one Service's change costs
+//! the same whether there are ten other Services or thirty thousand.
 //!
-//! Who is dirty after what:
-//!
-//! | what changed | who is dirty |
+//! | change | dirty |
 //! |---|---|
-//! | a Service | it, the records that name it, who asks for these addresses; and if it shares, its co-holders and who waits |
-//! | a record | it, its holders before and now, who asks for it; and if there is room now that was not before, or none is left, who waits |
-//! | a namespace's labels | its Services |
-//! | pools, nodes, gateways | all; but if only what is said of a pool has changed, only the pool |
-//! | a series came to its end | its subject |
-//! | who announces an address, or who else uses it | its holders |
-//! | advertisements, endpoints, nodes, pools | whose addresses nobody announces |
-//! | nobody has announced an address for some seconds | its holders |
+//! | a Service | the Service, the records that name it, and the Services that request these addresses; if it shares, also its co-holders and the waiting Services |
+//! | a record | the record, its holders before and now, and the Services that request it; also the waiting Services, if space has become free or none is left |
+//! | labels of a namespace | its Services |
+//! | pools, nodes, gateways | everything; if only the status of a pool differs, that pool |
+//! | the end of a series | its subject |
+//! | announcers or conflicts of an address | its holders |
+//! | advertisements, endpoints, nodes, pools | the Services with an unannounced address |
+//! | the grace period of an unannounced address ends | its holders |
 //!
-//! What a plan gives and no record has yet is promised: nobody else gets it, until its Service is looked at again, or
-//! the record is there.
+//! An address that a plan assigns is promised until its record exists: no other Service gets it, unless the Service is
+//! decided again first.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::IpAddr;
@@ -26,137 +24,147 @@ use std::sync::Arc;
 use crds::{Advertisement, EndpointSlice, IPAddressPool, InternedStr, Key, Namespace, Network, Node, Record, Service};
 use jiff::Timestamp;
 
-use crate::allocate::sharing::{self, Known, Standing};
+use crate::allocate::sharing::{self, HolderState, Standing};
 use crate::plan::effect::{Series, Subject};
 use crate::pools::Pools;
 use crate::pools::free::Free;
 use crate::pools::occupied::Occupied;
 use crate::state::index::unannounced::Obstacle;
 use crate::state::record::holds;
-use crate::state::snapshot::{Snapshot, Unreadable};
 use crate::status::announced::Judge;
 
 mod promises;
 pub(crate) mod unannounced;
 mod updates;
 
-/// What is known.
+/// All observed objects with their indexes, and the work in progress.
 #[derive(Debug)]
-pub struct Ledger {
+pub struct ClusterIndex {
     pub(crate) default_class: bool,
     pub(crate) services: BTreeMap<Key, Arc<Service>>,
-    pub(crate) addresses: BTreeMap<IpAddr, Arc<Record>>,
+    pub(crate) records: BTreeMap<IpAddr, Arc<Record>>,
     pub(crate) unreadable: Unreadable,
     pub(crate) namespaces: BTreeMap<String, Arc<Namespace>>,
-    objects: BTreeMap<String, Arc<IPAddressPool>>,
+    pool_objects: BTreeMap<String, Arc<IPAddressPool>>,
     pub(crate) nodes: BTreeMap<String, Arc<Node>>,
     pub(crate) networks: BTreeMap<String, Arc<Network>>,
     pub(crate) advertisements: BTreeMap<String, Arc<Advertisement>>,
-    /// `None`: nobody has asked for them yet, and they cost memory.
+    /// `None`: not watched yet, because they cost memory.
     pub(crate) slices: Option<BTreeMap<Key, Arc<EndpointSlice>>>,
-    wants_endpoints: bool,
-    /// Says why no node may announce an address.
+    wants_slices: bool,
+    /// Returns why no node may announce an address.
     pub(crate) judge: Option<Judge>,
-    /// What keeps every node from announcing.
+    /// The problem that keeps every node from announcing.
     pub(crate) obstacle: Option<Obstacle>,
 
     occupied: Occupied,
     pub(crate) pools: Pools,
     pub(crate) free: Free,
-    /// The addresses whose records name a Service of this key, whatever its UID.
+    /// By Service, the addresses whose records name it, whatever the UID.
     held: HashMap<Key, Vec<IpAddr>>,
-    /// Who asks for an address by name.
-    asked: BTreeMap<IpAddr, BTreeSet<Key>>,
-    /// By sharing key, the addresses that are shared under it, or are going to be.
-    keyed: HashMap<InternedStr, BTreeSet<IpAddr>>,
-    /// The addresses that are reserved for a Service.
-    kept_for: HashMap<Key, BTreeSet<IpAddr>>,
-    /// Of pools with a limit, how many Services of a namespace have each address, by pool and namespace.
+    /// By address, the Services that request it by name.
+    requested: BTreeMap<IpAddr, BTreeSet<Key>>,
+    /// By sharing key, the addresses that are shared or will be shared under it.
+    by_sharing_key: HashMap<InternedStr, BTreeSet<IpAddr>>,
+    /// By Service, the addresses that are reserved for it.
+    reserved: HashMap<Key, BTreeSet<IpAddr>>,
+    /// By pool (with a limit) and namespace, the addresses in use, each with its number of Services.
     quotas: HashMap<(String, String), BTreeMap<IpAddr, u32>>,
-    /// Who gets an address that has no record, or a record that does not say so yet.
+    /// The Services that get an address that has no record, or whose record does not name them yet.
     promises: BTreeMap<IpAddr, BTreeSet<Key>>,
+    /// The same, by Service.
     promised: HashMap<Key, Vec<IpAddr>>,
-    /// The sharing key of those to whom an address is promised.
-    promised_under: HashMap<IpAddr, InternedStr>,
-    /// Who is to leave an address.
-    pub(crate) leaving: BTreeMap<IpAddr, BTreeMap<Key, Leaving>>,
-    leaves: HashMap<Key, Vec<IpAddr>>,
-    /// Services that want something that they have not.
+    /// The sharing keys of promised addresses.
+    promised_keys: HashMap<IpAddr, InternedStr>,
+    /// The Services that will leave an address.
+    pub(crate) departures: BTreeMap<IpAddr, BTreeMap<Key, Departure>>,
+    /// The same, by Service.
+    departing: HashMap<Key, Vec<IpAddr>>,
+    /// Services that lack an address they need.
     waiting: BTreeSet<Key>,
-    /// The addresses that nobody is to get, and until when.
+    /// Addresses in quarantine, and when it ends.
     pub(crate) quarantined: BTreeMap<IpAddr, Timestamp>,
-    /// Services that are to leave an address which nobody is to get then.
+    /// Services that will leave an address that then goes into quarantine.
     pub(crate) moving: BTreeSet<Key>,
-    /// Services with an address that nobody announces, and since when that is known.
+    /// Services with an address that no node announces, and since when that is known.
     pub(crate) unannounced: BTreeMap<Key, Timestamp>,
-    /// Those of them of whom nothing is said yet, by when it is time to.
+    /// Those of them that are still in their grace period, by its end.
     graces: BTreeSet<(Timestamp, Key)>,
 
     pub(crate) dirty: Dirty,
-    /// Subjects of which a series was planned that has not ended.
+    /// Subjects with an unfinished series.
     pending: BTreeSet<Subject>,
-    /// Those that are under way, with the addresses they are about.
+    /// Subjects whose series has started, with the addresses it writes.
     busy: BTreeMap<Subject, Vec<IpAddr>>,
-    /// Of this plan: what becomes of the holders of addresses that several hold.
+    /// The standings of addresses with several holders, computed once in each plan.
     standings: HashMap<IpAddr, Arc<[Standing]>>,
 }
 
-/// Whose outcome may be another one now.
+/// Objects that exist and cannot be read. They are neither changed nor treated as absent.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Unreadable {
+    /// They keep the addresses they hold.
+    pub(crate) services: BTreeSet<Key>,
+    /// Their addresses are in use.
+    pub(crate) records: BTreeSet<IpAddr>,
+}
+
+/// Keys whose outcome may have changed.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Dirty {
     pub(crate) all: bool,
     pub(crate) waiting: bool,
     pub(crate) services: BTreeSet<Key>,
-    pub(crate) addresses: BTreeSet<IpAddr>,
+    pub(crate) records: BTreeSet<IpAddr>,
     pub(crate) pools: BTreeSet<String>,
-    /// The pools' specs, or what is occupied.
+    /// The specs of pools, or the occupied addresses.
     layout: bool,
     occupied: bool,
 }
 
 /// How a Service leaves an address.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Leaving {
-    /// It has it alone: what is about the Service deletes the record.
-    Alone,
-    /// It can be taken off the record now.
+pub(crate) enum Departure {
+    /// It is the only holder: its own series deletes the record.
+    DeletesRecord,
+    /// The record may drop it now.
     Now,
-    /// First its status has to show something else.
-    Later,
+    /// The record may drop it when its status no longer shows the address.
+    AfterStatusWrite,
 }
 
-impl Ledger {
-    /// Nothing is known yet. `default_class`: whether Services without a class are ours (KEP-1959).
+impl ClusterIndex {
+    /// An empty cluster. `default_class`: whether Services without a class are ours (KEP-1959).
     pub fn new(default_class: bool) -> Self {
         let occupied = Occupied::default();
         let pools = Pools::new([], &occupied);
         Self {
             default_class,
             services: BTreeMap::new(),
-            addresses: BTreeMap::new(),
+            records: BTreeMap::new(),
             unreadable: Unreadable::default(),
             namespaces: BTreeMap::new(),
-            objects: BTreeMap::new(),
+            pool_objects: BTreeMap::new(),
             nodes: BTreeMap::new(),
             networks: BTreeMap::new(),
             advertisements: BTreeMap::new(),
             slices: None,
-            wants_endpoints: false,
+            wants_slices: false,
             judge: None,
             obstacle: None,
             free: Free::new(&pools, []),
             occupied,
             pools,
             held: HashMap::new(),
-            asked: BTreeMap::new(),
-            keyed: HashMap::new(),
-            kept_for: HashMap::new(),
+            requested: BTreeMap::new(),
+            by_sharing_key: HashMap::new(),
+            reserved: HashMap::new(),
             quotas: HashMap::new(),
             promises: BTreeMap::new(),
             promised: HashMap::new(),
-            promised_under: HashMap::new(),
-            leaving: BTreeMap::new(),
-            leaves: HashMap::new(),
+            promised_keys: HashMap::new(),
+            departures: BTreeMap::new(),
+            departing: HashMap::new(),
             waiting: BTreeSet::new(),
             quarantined: BTreeMap::new(),
             moving: BTreeSet::new(),
@@ -169,32 +177,8 @@ impl Ledger {
         }
     }
 
-    /// A ledger that has just learnt all this.
-    pub fn of(snapshot: &Snapshot) -> Self {
-        let mut ledger = Self::new(snapshot.default_class);
-        let now = snapshot.now;
-        snapshot.pools.iter().for_each(|(name, pool)| ledger.set_pool(name, Some(pool.clone())));
-        snapshot.nodes.iter().for_each(|(name, node)| ledger.set_node(name, Some(node.clone())));
-        snapshot.networks.iter().for_each(|(name, network)| ledger.set_network(name, Some(network.clone())));
-        snapshot.namespaces.iter().for_each(|(name, namespace)| ledger.set_namespace(name, Some(namespace.clone())));
-        let unreadable = &snapshot.unreadable;
-        for (key, service) in &snapshot.services {
-            ledger.set_service(key, Some(service.clone()), unreadable.services.contains(key));
-        }
-        for key in unreadable.services.iter().filter(|key| !snapshot.services.contains_key(key)) {
-            ledger.set_service(key, None, true);
-        }
-        for (address, record) in &snapshot.addresses {
-            ledger.set_address(*address, Some(record.clone()), unreadable.addresses.contains(address), now);
-        }
-        for address in unreadable.addresses.iter().filter(|address| !snapshot.addresses.contains_key(address)) {
-            ledger.set_address(*address, None, true, now);
-        }
-        ledger
-    }
-
-    /// Reads pools and what is occupied anew, if that has changed.
-    pub(crate) fn refresh(&mut self, now: Timestamp) {
+    /// Rebuilds pools and occupied addresses, if their objects have changed.
+    pub(crate) fn rebuild_pools(&mut self, now: Timestamp) {
         if std::mem::take(&mut self.dirty.occupied) {
             let networks = self.networks.iter().map(|(name, network)| (name.as_str(), &**network));
             let occupied = Occupied::new(self.nodes.values().map(|node| &**node), networks);
@@ -204,112 +188,111 @@ impl Ledger {
         if !std::mem::take(&mut self.dirty.layout) {
             return;
         }
-        self.pools = Pools::new(self.objects.values(), &self.occupied);
-        let promised = self.promises.keys().chain(&self.unreadable.addresses);
-        self.free.renew(&self.pools, self.addresses.keys().chain(promised).copied(), now);
+        self.pools = Pools::new(self.pool_objects.values(), &self.occupied);
+        let promised = self.promises.keys().chain(&self.unreadable.records);
+        self.free.rebuild(&self.pools, self.records.keys().chain(promised).copied(), now);
         self.quotas.clear();
-        if self.objects.values().any(|pool| pool.spec.max_per_namespace.is_some()) {
-            for record in self.addresses.values().cloned().collect::<Vec<_>>() {
-                record.holders.iter().for_each(|holder| self.count(record.address, &holder.namespace, true));
+        if self.pool_objects.values().any(|pool| pool.spec.max_per_namespace.is_some()) {
+            for record in self.records.values().cloned().collect::<Vec<_>>() {
+                record.holders.iter().for_each(|holder| self.charge_quota(record.address, &holder.namespace));
             }
-            for (key, addresses) in self.promised.clone() {
-                addresses.iter().for_each(|address| self.count(*address, &key.namespace, true));
+            for (key, lb_ips) in self.promised.clone() {
+                lb_ips.iter().for_each(|lb_ip| self.charge_quota(*lb_ip, &key.namespace));
             }
         }
         self.dirty.all = true;
-        self.dirty.pools.extend(self.objects.keys().cloned());
+        self.dirty.pools.extend(self.pool_objects.keys().cloned());
     }
 
-    fn is_used(&self, address: IpAddr) -> bool {
-        self.addresses.contains_key(&address)
-            || self.unreadable.addresses.contains(&address)
-            || self.promises.contains_key(&address)
+    fn is_used(&self, lb_ip: IpAddr) -> bool {
+        self.records.contains_key(&lb_ip)
+            || self.unreadable.records.contains(&lb_ip)
+            || self.promises.contains_key(&lb_ip)
     }
 
-    /// The addresses that are shared under this key, or are going to be, in order.
-    pub(crate) fn shared_under(&self, key: &str) -> impl Iterator<Item = IpAddr> {
-        self.keyed.get(key).into_iter().flatten().copied()
+    /// The addresses that are shared or will be shared under this key, in order.
+    pub(crate) fn addresses_with_key(&self, key: &str) -> impl Iterator<Item = IpAddr> {
+        self.by_sharing_key.get(key).into_iter().flatten().copied()
     }
 
     /// The addresses that are reserved for this Service, in order.
-    pub(crate) fn reserved_for(&self, key: &Key) -> impl Iterator<Item = IpAddr> {
-        self.kept_for.get(key).into_iter().flatten().copied()
+    pub(crate) fn addresses_reserved_for(&self, key: &Key) -> impl Iterator<Item = IpAddr> {
+        self.reserved.get(key).into_iter().flatten().copied()
     }
 
     /// The records that name this very Service, in order of their addresses.
-    pub(crate) fn records_of(&self, service: &Service) -> Vec<Arc<Record>> {
-        let addresses = self.held.get(&service.key).into_iter().flatten();
-        let records = addresses.filter_map(|address| self.addresses.get(address));
+    pub(crate) fn records_held_by(&self, service: &Service) -> Vec<Arc<Record>> {
+        let records = self.addresses_held_by(&service.key).iter().filter_map(|lb_ip| self.records.get(lb_ip));
         records.filter(|record| holds(record, service)).cloned().collect()
     }
 
     /// The addresses whose records name a Service of this key, whatever its UID, in order.
-    pub(crate) fn addresses_of(&self, key: &Key) -> &[IpAddr] {
+    pub(crate) fn addresses_held_by(&self, key: &Key) -> &[IpAddr] {
         self.held.get(key).map(Vec::as_slice).unwrap_or_default()
     }
 
-    /// Whether nothing is planned, promised or wanted about this Service.
-    pub(crate) fn is_at_rest(&self, key: &Key) -> bool {
+    /// Whether nothing is planned, promised or missing for this Service.
+    pub(crate) fn is_idle(&self, key: &Key) -> bool {
         let is_pending = || !self.pending.is_empty() && self.pending.contains(&Subject::Service(key.clone()));
         !self.promised.contains_key(key)
-            && !self.leaves.contains_key(key)
+            && !self.departing.contains_key(key)
             && !self.waiting.contains(key)
             && !self.unreadable.services.contains(key)
             && !is_pending()
     }
 
-    /// What is known of the Service that has this key and UID.
-    pub(crate) fn known(&self, key: &Key, uid: &str) -> Known<'_> {
+    /// The state of the Service with this key and UID, as a holder.
+    pub(crate) fn holder_state(&self, key: &Key, uid: &str) -> HolderState<'_> {
         if self.unreadable.services.contains(key) {
-            return Known::Unreadable;
+            return HolderState::Unreadable;
         }
-        let service = self.services.get(key).filter(|service| service.uid == uid && self.is_served(service));
-        service.map_or(Known::Gone, |service| Known::Service(service))
+        let service = self.services.get(key).filter(|service| service.uid == uid && self.may_hold_addresses(service));
+        service.map_or(HolderState::Gone, |service| HolderState::Service(service))
     }
 
     /// Whether a Service may have addresses at all.
-    pub(crate) fn is_served(&self, service: &Service) -> bool {
+    pub(crate) fn may_hold_addresses(&self, service: &Service) -> bool {
         !service.deleting && service.is_ours(self.default_class)
     }
 
-    /// What becomes of the holders of this address.
+    /// The standings of the holders of this address, in their order.
     pub(crate) fn standings(&mut self, record: &Record) -> Arc<[Standing]> {
         if let Some(known) = self.standings.get(&record.address) {
             return known.clone();
         }
-        let known = |holder: &crds::Holder| self.known(&Key::new(&holder.namespace, &holder.name), &holder.uid);
-        let standings: Arc<[Standing]> = sharing::standings(&record.holders, known).into();
+        let state = |holder: &crds::Holder| self.holder_state(&Key::new(&holder.namespace, &holder.name), &holder.uid);
+        let standings: Arc<[Standing]> = sharing::standings(&record.holders, state).into();
         if record.holders.len() > 1 {
             self.standings.insert(record.address, standings.clone());
         }
         standings
     }
 
-    /// From here on another plan is made.
-    pub(crate) fn begin_plan(&mut self, now: Timestamp) {
-        self.fall_due(now);
+    /// Prepares the next plan.
+    pub(crate) fn start_plan(&mut self, now: Timestamp) {
+        self.mark_due(now);
         self.standings.clear();
     }
 
-    /// Notes what this Service is to leave, instead of what it was before.
-    pub(crate) fn set_leaving(&mut self, key: &Key, leaving: impl IntoIterator<Item = (IpAddr, Leaving)>) {
-        for address in self.leaves.remove(key).unwrap_or_default() {
-            if let Some(keys) = self.leaving.get_mut(&address) {
+    /// Replaces the departures of this Service.
+    pub(crate) fn set_departures(&mut self, key: &Key, departures: impl IntoIterator<Item = (IpAddr, Departure)>) {
+        for lb_ip in self.departing.remove(key).unwrap_or_default() {
+            if let Some(keys) = self.departures.get_mut(&lb_ip) {
                 keys.remove(key);
                 if keys.is_empty() {
-                    self.leaving.remove(&address);
+                    self.departures.remove(&lb_ip);
                 }
             }
-            self.dirty.addresses.insert(address);
+            self.dirty.records.insert(lb_ip);
         }
-        for (address, how) in leaving {
-            self.leaving.entry(address).or_default().insert(key.clone(), how);
-            self.leaves.entry(key.clone()).or_default().push(address);
-            self.dirty.addresses.insert(address);
+        for (lb_ip, departure) in departures {
+            self.departures.entry(lb_ip).or_default().insert(key.clone(), departure);
+            self.departing.entry(key.clone()).or_default().push(lb_ip);
+            self.dirty.records.insert(lb_ip);
         }
     }
 
-    /// Notes whether this Service wants something that it has not.
+    /// Sets whether this Service lacks an address it needs.
     pub(crate) fn set_waiting(&mut self, key: &Key, waits: bool) {
         if waits {
             self.waiting.insert(key.clone());
@@ -318,30 +301,24 @@ impl Ledger {
         }
     }
 
-    /// Those that want something that they have not.
+    /// The Services that lack an address they need.
     pub(crate) fn waiting(&self) -> &BTreeSet<Key> {
         &self.waiting
     }
 
-    /// Whether something is to be looked at again, other than what waits for something under way.
-    pub fn is_dirty(&self) -> bool {
-        let Dirty { all, waiting, services, addresses, pools, layout, occupied } = &self.dirty;
-        *all || *waiting || *layout || *occupied || {
-            services.iter().any(|key| !self.busy.contains_key(&Subject::Service(key.clone())))
-                || addresses.iter().any(|address| !self.busy.contains_key(&Subject::Address(*address)))
-                || pools.iter().any(|name| !self.busy.contains_key(&Subject::Pool(name.clone())))
-        }
+    /// Forgets the needs of a Service that may not hold addresses.
+    pub(crate) fn forget_needs(&mut self, key: &Key, now: Timestamp) {
+        self.set_departures(key, []);
+        self.set_waiting(key, false);
+        self.set_unannounced(key, false, now);
+        self.moving.remove(key);
     }
 
-    /// Nothing is under way any more, and of what was planned nothing is to come: it is to be planned again.
+    /// Forgets all planned and started series, so that their subjects are planned again.
     pub fn start_over(&mut self, now: Timestamp) {
         let busy = std::mem::take(&mut self.busy).into_keys();
         for subject in std::mem::take(&mut self.pending).into_iter().chain(busy) {
-            match subject {
-                Subject::Service(key) => drop(self.dirty.services.insert(key)),
-                Subject::Address(address) => drop(self.dirty.addresses.insert(address)),
-                Subject::Pool(name) => drop(self.dirty.pools.insert(name)),
-            }
+            self.dirty.add(subject);
         }
         for key in self.promised.keys().cloned().collect::<Vec<_>>() {
             self.break_promises(&key, now);
@@ -349,57 +326,63 @@ impl Ledger {
         }
     }
 
-    /// A series is under way. Until it ends, nothing is planned about its subject and its addresses.
-    pub fn begins(&mut self, series: &Series) {
-        let addresses = series.effects.iter().filter_map(|effect| effect.address()).collect();
-        self.busy.insert(series.subject.clone(), addresses);
+    /// Marks a series as started. Until it ends, nothing is planned for its subject and its addresses.
+    pub fn start_series(&mut self, series: &Series) {
+        let lb_ips = series.effects.iter().filter_map(|effect| effect.lb_ip()).collect();
+        self.busy.insert(series.subject.clone(), lb_ips);
     }
 
-    /// A series under way came to its end, whether all of it has happened or not.
-    pub fn ended(&mut self, subject: &Subject) {
+    /// Marks the series of a subject as ended, with or without success.
+    pub fn end_series(&mut self, subject: &Subject) {
         self.busy.remove(subject);
         self.pending.remove(subject);
-        match subject {
-            Subject::Service(key) => drop(self.dirty.services.insert(key.clone())),
-            Subject::Address(address) => drop(self.dirty.addresses.insert(*address)),
-            Subject::Pool(name) => drop(self.dirty.pools.insert(name.clone())),
-        }
+        self.dirty.add(subject.clone());
     }
 
-    /// The Services that want something that they have not, have nothing promised, and about which a series is under way.
-    pub(crate) fn waiting_under_way(&self) -> Vec<Arc<Service>> {
+    /// The Services that lack an address, have none promised, and have a started series.
+    pub(crate) fn waiting_with_series(&self) -> Vec<Arc<Service>> {
         let keys = self.busy.keys().filter_map(|subject| match subject {
             Subject::Service(key) => Some(key),
             _ => None,
         });
-        let wait = |key: &&Key| {
+        let waits = |key: &&Key| {
             self.waiting.contains(*key) && !self.promised.contains_key(*key) && !self.unreadable.services.contains(*key)
         };
-        keys.filter(wait).filter_map(|key| self.services.get(key).cloned()).collect()
+        keys.filter(waits).filter_map(|key| self.services.get(key).cloned()).collect()
     }
 
-    /// Whether a series about this subject is under way.
+    /// Whether the series of this subject has started.
     pub(crate) fn is_busy(&self, subject: &Subject) -> bool {
         self.busy.contains_key(subject)
     }
 
-    /// Whether a series of these would be in the way of one that is under way.
-    pub(crate) fn is_in_the_way(&self, series: &Series) -> bool {
-        let is_busy = |address: IpAddr| self.busy.values().flatten().any(|busy| *busy == address);
-        !self.busy.is_empty() && series.effects.iter().filter_map(|effect| effect.address()).any(is_busy)
+    /// Whether a series writes an address that a started series writes too.
+    pub(crate) fn collides(&self, series: &Series) -> bool {
+        let is_busy = |lb_ip: IpAddr| self.busy.values().flatten().any(|busy| *busy == lb_ip);
+        !self.busy.is_empty() && series.effects.iter().filter_map(|effect| effect.lb_ip()).any(is_busy)
     }
 
-    /// A series was planned about this subject, or (`false`) there is nothing to be done about it. Whether an earlier
-    /// one is not to come any more.
+    /// Sets whether this subject has a series. Returns whether this revokes or replaces an earlier one.
     pub(crate) fn set_pending(&mut self, subject: &Subject, is_planned: bool) -> bool {
         if is_planned { !self.pending.insert(subject.clone()) } else { self.pending.remove(subject) }
     }
 }
 
-fn remove<K: std::hash::Hash + Eq>(index: &mut HashMap<K, BTreeSet<IpAddr>>, key: &K, address: &IpAddr) {
-    if let Some(addresses) = index.get_mut(key) {
-        addresses.remove(address);
-        if addresses.is_empty() {
+impl Dirty {
+    pub(crate) fn add(&mut self, subject: Subject) {
+        match subject {
+            Subject::Service(key) => drop(self.services.insert(key)),
+            Subject::Record(lb_ip) => drop(self.records.insert(lb_ip)),
+            Subject::Pool(name) => drop(self.pools.insert(name)),
+        }
+    }
+}
+
+/// Removes one address from an index.
+fn remove<K: std::hash::Hash + Eq>(index: &mut HashMap<K, BTreeSet<IpAddr>>, key: &K, lb_ip: &IpAddr) {
+    if let Some(lb_ips) = index.get_mut(key) {
+        lb_ips.remove(lb_ip);
+        if lb_ips.is_empty() {
             index.remove(key);
         }
     }

@@ -1,4 +1,4 @@
-//! What is known of the cluster, and how the ledger gets to know it.
+//! The watched tables of all kinds, and how their changes reach the index.
 
 use std::net::IpAddr;
 
@@ -10,31 +10,31 @@ use k8s_openapi::api::core::v1 as core;
 use kube::Resource;
 use observe::{Source, Store, Wake, source};
 
-use crate::state::index::Ledger;
+use crate::state::index::ClusterIndex;
 
-/// What is known of the cluster.
+/// The watched tables of all kinds.
 #[derive(Clone)]
 pub(crate) struct Stores {
     pub(crate) pools: Store<String, IPAddressPool>,
     pub(crate) services: Store<Key, Service>,
-    pub(crate) addresses: Store<IpAddr, Record>,
+    pub(crate) records: Store<IpAddr, Record>,
     pub(crate) namespaces: Store<String, Namespace>,
     pub(crate) nodes: Store<String, Node>,
     pub(crate) networks: Store<String, Network>,
     pub(crate) advertisements: Store<String, Advertisement>,
-    /// Watched only when somebody wants them: see [`Ledger::wants_slices`].
+    /// Watched only on demand: see [`ClusterIndex::wants_slices`].
     pub(crate) slices: Store<Key, EndpointSlice>,
 }
 
 impl Stores {
-    /// All that is known is that there is nothing: for tests, where no API server is.
+    /// Complete and empty tables, for tests without an API server.
     #[cfg(test)]
     pub(crate) fn empty() -> Self {
         let wake = Wake::default();
         Self {
             pools: Store::from_list(&wake, 1, []),
             services: Store::from_list(&wake, 1, []),
-            addresses: Store::from_list(&wake, 1, []),
+            records: Store::from_list(&wake, 1, []),
             namespaces: Store::from_list(&wake, 1, []),
             nodes: Store::from_list(&wake, 1, []),
             networks: Store::from_list(&wake, 1, []),
@@ -43,12 +43,12 @@ impl Stores {
         }
     }
 
-    /// Nothing yet. `wake` is woken when that changes.
+    /// Tables that are not listed yet. Each change wakes `wake`.
     pub(crate) fn new(wake: &Wake) -> Self {
         Self {
             pools: Store::with_changes(wake),
             services: Store::with_changes(wake),
-            addresses: Store::with_changes(wake),
+            records: Store::with_changes(wake),
             namespaces: Store::with_changes(wake),
             nodes: Store::with_changes(wake),
             networks: Store::with_changes(wake),
@@ -57,12 +57,12 @@ impl Stores {
         }
     }
 
-    /// Whether of each kind that bears on who gets which address a whole list was received.
+    /// Whether every kind that allocation depends on has been listed completely.
     pub(crate) fn is_synced(&self) -> bool {
         let synced = [
             self.pools.read(|_| ()),
             self.services.read(|_| ()),
-            self.addresses.read(|_| ()),
+            self.records.read(|_| ()),
             self.namespaces.read(|_| ()),
             self.nodes.read(|_| ()),
             self.networks.read(|_| ()),
@@ -70,45 +70,45 @@ impl Stores {
         synced.iter().all(Option::is_some)
     }
 
-    /// Tells the ledger what has changed since it was told last. `false` as long as something is not known yet: then
-    /// nothing is told, because what is missing may still exist. `saw` is told of Services too.
-    pub(crate) fn tell(
+    /// Moves all changes since the last call into the index, and passes each changed Service to `observe`. Returns `false`
+    /// and moves nothing before all kinds have been listed, because a missing object may still exist.
+    pub(crate) fn drain_into(
         &self,
-        ledger: &mut Ledger,
+        cluster: &mut ClusterIndex,
         now: Timestamp,
-        mut saw: impl FnMut(&Key, Option<&Service>),
+        mut observe: impl FnMut(&Key, Option<&Service>),
     ) -> bool {
         if !self.is_synced() {
             return false;
         }
         for change in self.pools.take_changes().into_iter().flatten() {
-            ledger.set_pool(&change.key, change.value);
+            cluster.set_pool(&change.key, change.value);
         }
-        // Of these kinds, objects that can't be read are no reason to do or leave anything.
+        // Unreadable objects of these kinds have no effect.
         for change in self.nodes.take_changes().into_iter().flatten() {
-            ledger.set_node(&change.key, change.value);
+            cluster.set_node(&change.key, change.value);
         }
         for change in self.networks.take_changes().into_iter().flatten() {
-            ledger.set_network(&change.key, change.value);
+            cluster.set_network(&change.key, change.value);
         }
         for change in self.namespaces.take_changes().into_iter().flatten() {
-            ledger.set_namespace(&change.key, change.value);
+            cluster.set_namespace(&change.key, change.value);
         }
         for change in self.advertisements.take_changes().into_iter().flatten() {
-            ledger.set_advertisement(&change.key, change.value);
+            cluster.set_advertisement(&change.key, change.value);
         }
         if let Some(changes) = self.slices.take_changes() {
-            ledger.knows_slices();
+            cluster.mark_slices_known();
             for change in changes {
-                ledger.set_slice(&change.key, change.value);
+                cluster.set_slice(&change.key, change.value);
             }
         }
         for change in self.services.take_changes().into_iter().flatten() {
-            saw(&change.key, change.value.as_deref());
-            ledger.set_service(&change.key, change.value, change.is_unreadable);
+            observe(&change.key, change.value.as_deref());
+            cluster.set_service(&change.key, change.value, change.is_unreadable);
         }
-        for change in self.addresses.take_changes().into_iter().flatten() {
-            ledger.set_address(change.key, change.value, change.is_unreadable, now);
+        for change in self.records.take_changes().into_iter().flatten() {
+            cluster.set_record(change.key, change.value, change.is_unreadable, now);
         }
         true
     }
@@ -121,12 +121,12 @@ impl Stores {
         put(&self.services, source::services(), service);
     }
 
-    pub(crate) fn put_address(&self, address: &LoadBalancerIP) {
-        put(&self.addresses, source::records(), address);
+    pub(crate) fn put_record(&self, object: &LoadBalancerIP) {
+        put(&self.records, source::records(), object);
     }
 
-    pub(crate) fn forget_address(&self, address: IpAddr, uid: &str) {
-        self.addresses.forget(&address, uid);
+    pub(crate) fn forget_record(&self, lb_ip: IpAddr, uid: &str) {
+        self.records.forget(&lb_ip, uid);
     }
 }
 
@@ -136,7 +136,7 @@ where
     K: Ord + Clone,
     V: PartialEq,
 {
-    // What is wrong with an object, the watch says.
+    // The watch reports invalid objects.
     if let Some((observation, _)) = source.observe(object) {
         store.put(observation);
     }

@@ -1,75 +1,80 @@
-//! What is said of a Service: whether it has the addresses it asks for, and what is odd about them.
+//! The condition `landfall.dev/Allocated`, and `status.loadBalancer.ingress`.
 //!
-//! What comes of a Service, and the pools → the condition `landfall.dev/Allocated`. Sentences name nothing that changes
-//! by itself.
+//! The allocation of a Service, and the pools → the condition. Messages contain nothing that changes on its own.
 
 use std::fmt;
 use std::net::IpAddr;
 
 use crds::Service;
-use crds::condition::{ConditionStatus, DesiredCondition};
+use crds::condition::{Condition, ConditionStatus, DesiredCondition};
 use crds::service::{ALLOCATED, Ingress};
 
 use crate::allocate::allocation::Allocation;
 use crate::plan::effect::{Event, service_reference};
 use crate::pools::{Pools, Withheld};
-use crate::state::index::Ledger;
+use crate::state::index::ClusterIndex;
+use crate::status::change::displays_as;
 use crate::status::reason::AllocatedReason;
 
-/// Stands before the addresses that a Service keeps while it is refused others.
+/// The ending of a refusal's message lists the addresses that the Service keeps: `; it keeps 192.0.2.1 until then`.
 const KEEPS: &str = "; it keeps ";
+const UNTIL_THEN: &str = " until then";
 
-/// What a Service's condition should say, given what comes of it.
-pub(crate) fn condition(allocation: &Allocation, ledger: &Ledger) -> DesiredCondition {
+/// The condition that a Service should have.
+pub(crate) fn allocated_condition(allocation: &Allocation, cluster: &ClusterIndex) -> DesiredCondition {
     let service = &allocation.service;
-    let addresses = || allocation.targets.iter().map(|target| target.address);
+    let lb_ips = || allocation.targets.iter().map(|target| target.lb_ip);
     let (status, reason, message) = if let Some(refusal) = &allocation.refusal {
         let mut message = refusal.to_string();
         if !allocation.targets.is_empty() {
-            let keeps: Vec<_> = addresses().map(|address| address.to_string()).collect();
-            message += &format!("{KEEPS}{} until then", keeps.join(", "));
+            message += &format!("{KEEPS}{}{UNTIL_THEN}", joined(lb_ips()));
         }
         (ConditionStatus::False, refusal.reason().as_str(), message)
     } else {
-        let (oddities, sentences): (Vec<_>, Vec<_>) = addresses().map(|a| of_address(a, service, ledger)).unzip();
-        let oddity = oddities.into_iter().max().unwrap_or(AllocatedReason::Allocated);
-        let mut message = sentences.join(if oddity == AllocatedReason::Allocated { ", " } else { "; " });
-        if let Some((family, why)) = &allocation.lacks {
+        let (reasons, sentences): (Vec<_>, Vec<_>) =
+            lb_ips().map(|lb_ip| address_state(lb_ip, service, cluster)).unzip();
+        let reason = reasons.into_iter().max().unwrap_or(AllocatedReason::Allocated);
+        let mut message = sentences.join(if reason == AllocatedReason::Allocated { ", " } else { "; " });
+        if let Some((family, why)) = &allocation.missing_family {
             message += &format!("; without an {family} address: {why}");
         }
-        (ConditionStatus::True, oddity.as_str(), message)
+        (ConditionStatus::True, reason.as_str(), message)
     };
     DesiredCondition { type_: ALLOCATED, status, reason, message, observed_generation: service.generation }
 }
 
-/// What is odd about an address that a Service has, and the sentence about it.
-fn of_address(address: IpAddr, service: &Service, ledger: &Ledger) -> (AllocatedReason, String) {
-    const ASK: &str = "to have another one, ask for it in landfall.dev/load-balancer-ips or landfall.dev/address-pool";
-    let (oddity, what) = match (ledger.pools.withheld(address), ledger.pools.pool_of(address)) {
+/// The message about an address that is as it should be.
+pub(crate) fn allocated_message(lb_ip: IpAddr, pool: &str) -> impl fmt::Display {
+    fmt::from_fn(move |f| write!(f, "{lb_ip} from pool {pool}"))
+}
+
+/// The state of an address that a Service has, and the sentence about it.
+fn address_state(lb_ip: IpAddr, service: &Service, cluster: &ClusterIndex) -> (AllocatedReason, String) {
+    const FIX: &str = "to get another one, request it in landfall.dev/load-balancer-ips or landfall.dev/address-pool";
+    let (reason, state) = match (cluster.pools.withheld(lb_ip), cluster.pools.pool_of(lb_ip)) {
         (Some(Withheld::Node(node)), _) => {
             (AllocatedReason::NodeHasAddress, format!("is the address of node {node} as well"))
         }
         (Some(Withheld::Gateway(node)), _) => {
             (AllocatedReason::NodeHasAddress, format!("is the address of the gateway of node {node} as well"))
         }
-        (_, None) => (AllocatedReason::PoolGone, "is in no IPAddressPool any more".to_owned()),
+        (_, None) => (AllocatedReason::PoolGone, "is no longer in any IPAddressPool".to_owned()),
         (_, Some(pool)) if pool.object.spec.drain => {
             (AllocatedReason::PoolDraining, format!("is from pool {}, which is being drained", pool.name()))
         }
-        (Some(withheld), Some(pool)) if withheld.is_from_everybody() => {
-            (AllocatedReason::PoolChanged, format!("is left out of pool {} by now", pool.name()))
+        (Some(withheld), Some(pool)) if withheld.is_absolute() => {
+            (AllocatedReason::PoolChanged, format!("is now excluded from pool {}", pool.name()))
         }
-        (_, Some(pool)) if !ledger.admits(pool, service) => (
-            AllocatedReason::PoolChanged,
-            format!("is from pool {}, which is not for this Service any more", pool.name()),
-        ),
-        (_, Some(pool)) => return (AllocatedReason::Allocated, format!("{address} from pool {}", pool.name())),
+        (_, Some(pool)) if !cluster.admits(pool, service) => {
+            (AllocatedReason::PoolChanged, format!("is from pool {}, which no longer admits this Service", pool.name()))
+        }
+        (_, Some(pool)) => return (AllocatedReason::Allocated, allocated_message(lb_ip, pool.name()).to_string()),
     };
-    (oddity, format!("{address} {what}, and the Service keeps it: {ASK}"))
+    (reason, format!("{lb_ip} {state}, and the Service keeps it: {FIX}"))
 }
 
-/// What people are told when a condition changes.
-pub(crate) fn event(service: &Service, desired: &DesiredCondition) -> Event {
+/// The event when the condition changes.
+pub(crate) fn allocated_event(service: &Service, desired: &DesiredCondition) -> Event {
     let reason = match (desired.status, desired.reason) {
         (ConditionStatus::True, "Allocated") => "IPAllocated",
         (ConditionStatus::True, other) => other,
@@ -83,70 +88,75 @@ pub(crate) fn event(service: &Service, desired: &DesiredCondition) -> Event {
     }
 }
 
-/// What people are told when the status did not show what the Service has, though it said so before: somebody else wrote
-/// there, and may do so again.
-pub(crate) fn repaired(service: &Service, addresses: impl IntoIterator<Item = IpAddr>) -> Event {
-    let addresses: Vec<_> = addresses.into_iter().map(|address| address.to_string()).collect();
-    let shown = if addresses.is_empty() { "no address of a pool".to_owned() } else { addresses.join(", ") };
+/// The event when the ingress differs from the addresses that the condition reports: another client wrote it, and may do so
+/// again.
+pub(crate) fn repaired_event(service: &Service, lb_ips: impl IntoIterator<Item = IpAddr>) -> Event {
+    let lb_ips = joined(lb_ips);
+    let shown = if lb_ips.is_empty() { "no address of a pool".to_owned() } else { lb_ips };
     Event {
         regarding: service_reference(&service.key, &service.uid),
         is_warning: true,
         reason: "StatusRepaired",
-        message: format!("somebody else wrote status.loadBalancer; it shows {shown} again"),
+        message: format!("another client wrote status.loadBalancer; it shows {shown} again"),
     }
 }
 
-/// Whether people know this already: all but for which generation it is said.
-pub(crate) fn is_told(service: &Service, desired: &DesiredCondition) -> bool {
-    service.conditions.iter().any(|condition| {
-        condition.type_ == desired.type_
-            && condition.status == desired.status.as_str()
-            && condition.reason == desired.reason
-            && condition.message == desired.message
-    })
+/// Whether the status reports that the Service has addresses from us: those it requests, or others that it keeps while it
+/// is refused.
+pub(crate) fn reports_addresses(service: &Service) -> bool {
+    let keeps_some = |c: &Condition| c.type_ == ALLOCATED && reports_kept(&c.message);
+    service.is_allocated() || service.conditions.iter().any(keeps_some)
 }
 
-/// Whether the status says that the Service has an address from us: what it asks for, or another one for as long as it
-/// can't have that.
-pub(crate) fn says_it_has_one(service: &Service) -> bool {
-    let keeps = |c: &crds::Condition| c.type_ == ALLOCATED && c.message.contains(KEEPS);
-    service.is_allocated() || service.conditions.iter().any(keeps)
+/// Whether a message ends as that of a refused Service that keeps addresses. Quoted user text is never at the end of a
+/// message, so it cannot imitate this.
+fn reports_kept(message: &str) -> bool {
+    let kept = message.strip_suffix(UNTIL_THEN).and_then(|rest| rest.rsplit_once(KEEPS));
+    kept.is_some_and(|(_, lb_ips)| lb_ips.split(", ").all(|lb_ip| lb_ip.parse::<IpAddr>().is_ok()))
 }
 
-/// Whether this is an address of a pool, which nobody but us may give away.
-pub(crate) fn is_from(pools: &Pools, ingress: &Ingress) -> bool {
-    let address = ingress.ip.as_ref().and_then(|ip| ip.parse().ok());
-    address.is_some_and(|address| pools.pool_of(address).is_some())
+fn joined(lb_ips: impl IntoIterator<Item = IpAddr>) -> String {
+    lb_ips.into_iter().map(|lb_ip| lb_ip.to_string()).collect::<Vec<_>>().join(", ")
 }
 
-/// Whether the status shows these addresses as we write them, and nothing else.
-pub(crate) fn shows(service: &Service, addresses: impl IntoIterator<Item = IpAddr>) -> bool {
+/// Whether this is an address of a pool, which only Landfall may assign.
+pub(crate) fn is_pool_address(pools: &Pools, ingress: &Ingress) -> bool {
+    let lb_ip = ingress.ip.as_ref().and_then(|ip| ip.parse().ok());
+    lb_ip.is_some_and(|lb_ip| pools.pool_of(lb_ip).is_some())
+}
+
+/// Whether the ingress shows exactly these addresses, in the form in which Landfall writes them.
+pub(crate) fn shows_exactly(service: &Service, lb_ips: impl IntoIterator<Item = IpAddr>) -> bool {
     let mut shown = service.ingress.iter();
-    let all = addresses.into_iter().all(|address| shown.next().is_some_and(|ingress| is_entry(ingress, address)));
+    let all = lb_ips.into_iter().all(|lb_ip| shown.next().is_some_and(|ingress| is_own_entry(ingress, lb_ip)));
     all && shown.next().is_none()
 }
 
-/// Whether the status shows this address in whatever way.
-pub(crate) fn mentions(service: &Service, address: IpAddr) -> bool {
-    service.ingress.iter().filter_map(|ingress| ingress.ip.as_ref()?.parse::<IpAddr>().ok()).any(|ip| ip == address)
+/// Whether the ingress shows this address in any form.
+pub(crate) fn shows_address(service: &Service, lb_ip: IpAddr) -> bool {
+    service.ingress.iter().filter_map(|ingress| ingress.ip.as_ref()?.parse::<IpAddr>().ok()).any(|ip| ip == lb_ip)
 }
 
-/// Whether this is how we write that address.
-fn is_entry(ingress: &Ingress, address: IpAddr) -> bool {
+/// Whether this entry is in the form in which Landfall writes the address.
+fn is_own_entry(ingress: &Ingress, lb_ip: IpAddr) -> bool {
     let Ingress { ip: Some(ip), ip_mode: Some(mode), hostname: None } = ingress else { return false };
-    mode == "VIP" && is_text(ip, &address)
+    mode == "VIP" && displays_as(&lb_ip, ip)
 }
 
-/// Whether something would be written as `text`.
-pub(crate) fn is_text(text: &str, written: &impl fmt::Display) -> bool {
-    /// What is left of a text that has to follow.
-    struct Rest<'a>(&'a str);
-    impl fmt::Write for Rest<'_> {
-        fn write_str(&mut self, part: &str) -> fmt::Result {
-            self.0 = self.0.strip_prefix(part).ok_or(fmt::Error)?;
-            Ok(())
+#[cfg(test)]
+mod tests {
+    use super::reports_kept;
+
+    #[test]
+    fn only_the_ending_of_a_message_reports_kept_addresses() {
+        for (message, expected) in [
+            ("no IPv4 address is free; it keeps 192.0.2.1 until then", true),
+            ("no IPv4 address is free; it keeps 192.0.2.1, 2001:db8::1 until then", true),
+            ("no IPv4 address is free", false),
+            ("there is no IPAddressPool x; it keeps 192.0.2.1 until then: request another", false),
+            ("there is no IPAddressPool x; it keeps y until then", false),
+        ] {
+            assert_eq!(reports_kept(message), expected, "{message}");
         }
     }
-    let mut rest = Rest(text);
-    fmt::write(&mut rest, format_args!("{written}")).is_ok() && rest.0.is_empty()
 }

@@ -1,32 +1,32 @@
-//! What is said of who announces the addresses of a Service: the condition `landfall.dev/Announced`.
+//! The condition `landfall.dev/Announced`: which nodes announce the addresses of a Service, and why none does.
 //!
-//! What the nodes wrote to the LoadBalancerIPs, and for how long nobody has → the condition. It follows what has happened
-//! on the wire already, so nobody waits for it: it is written when there is nothing better to do, and an address that moves
-//! is one write. Sentences name nothing that changes by itself.
+//! The announcers and conflicts that nodes wrote to the LoadBalancerIPs, and the time without an announcer → the condition.
+//! A move of an address is one write. Messages contain nothing that changes on its own.
 //!
-//! The word of a node counts until another one says something else, or its Node is gone. TODO(correctness): an owner that died
-//! while no other agent ran is named for ever. Its kubelet may be as well as it, or dead where it is not, so the condition `Ready`
-//! of its Node says nothing of it; and a heartbeat of agents would be a write for each of them every few seconds, for a case in
-//! which nothing works anyway.
+//! The report of a node counts until another node reports, or its Node is deleted. TODO(correctness): an owner that dies
+//! while no other agent runs is named forever. The condition `Ready` of its Node does not help: the kubelet may run without
+//! the agent, or the other way round. A heartbeat of agents would be a write for each of them every few seconds, for a case
+//! in which no traffic passes anyway.
 //!
-//! That nobody announces an address is said only after a grace period: a new one takes a moment, and so does one that moves. Why
-//! it is so is asked of a [`Judge`]: which nodes may announce what the speakers decide, who are no part of this library.
+//! An unannounced address is reported only after a grace period: a new address and one that moves both need a moment. The
+//! reason comes from a [`Judge`], because eligibility is decided in `speaker`.
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use crds::condition::{Condition, ConditionStatus, DesiredCondition};
-use crds::service::{ANNOUNCED, FORWARDING};
-use crds::{Advertisement, EndpointSlice, Key, Labels, Node, Record, Service, TrafficPolicy};
+use crds::service::ANNOUNCED;
+use crds::{
+    AddressConflict, Advertisement, Announcer, EndpointSlice, Key, Labels, Node, Record, Service, TrafficPolicy,
+};
 use jiff::Timestamp;
 
 use crate::allocate::allocation::Allocation;
-use crate::plan::effect::{Effect, Event, ServicePatch, service_reference};
-use crate::state::index::Ledger;
-use crate::state::record::holds;
+use crate::plan::effect::{Event, service_reference};
+use crate::state::index::ClusterIndex;
 use crate::status::change::ConditionChange;
-use crate::status::forwarding;
 use crate::status::reason::AnnouncedReason;
 
 /// Says why no node may announce an address; `None` if one may.
@@ -64,9 +64,6 @@ pub enum Nowhere {
     Several,
 }
 
-/// What people are told when a condition changes to what is desired.
-type Tell = fn(&Service, Option<&Condition>, &DesiredCondition) -> Option<Event>;
-
 impl fmt::Display for Nowhere {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
@@ -94,101 +91,45 @@ impl fmt::Display for Nowhere {
     }
 }
 
-impl Ledger {
-    /// Notes whether nobody announces an address that a Service has.
-    pub(crate) fn note_unannounced(&mut self, allocation: &Allocation, now: Timestamp) {
+impl ClusterIndex {
+    /// Updates whether a Service has an address that no node announces.
+    pub(crate) fn update_unannounced(&mut self, allocation: &Allocation, now: Timestamp) {
         let service = &allocation.service;
         let records: Vec<_> = self.shown_records(allocation).cloned().collect();
-        // Where no agent has ever been is nobody who could.
-        let is_unannounced = !self.networks.is_empty() && records.iter().any(|record| self.places(record).is_empty());
+        // Without a NodeNetwork, no agent has ever run.
+        let has_agents = !self.networks.is_empty();
+        let is_unannounced = has_agents && records.iter().any(|record| self.announcers(record).next().is_none());
         self.set_unannounced(&service.key, is_unannounced, now);
         if is_unannounced && self.slices.is_none() && self.is_grace_over(&service.key, now) {
-            let holders = records.iter().flat_map(|record| self.services_of(record));
+            let holders = records.iter().flat_map(|record| self.holder_services(record));
             if holders.into_iter().any(|holder| holder.traffic_policy == TrafficPolicy::Local) {
-                self.want_slices();
+                self.request_slices();
             }
         }
     }
 
-    /// The write that makes a Service say who announces its addresses and how they are forwarded, if it does not; with what
-    /// people are told.
-    pub(crate) fn told(&self, allocation: &Allocation, now: Timestamp) -> Vec<Effect> {
-        let service = &allocation.service;
-        let (conditions, events) = self.retold(allocation, &service.conditions, now);
-        let patch = conditions.map(|conditions| {
-            Effect::TellService(ServicePatch {
-                key: service.key.clone(),
-                resource_version: service.resource_version,
-                finalizers: None,
-                ingress: None,
-                conditions: Some(conditions),
-            })
-        });
-        patch.into_iter().chain(events.into_iter().map(Effect::Event)).collect()
-    }
-
-    /// `conditions` of a Service with what is to be said of who announces its addresses and how they are forwarded, if that is
-    /// not said there; and what people are told about it.
-    pub(crate) fn retold(
-        &self,
-        allocation: &Allocation,
-        conditions: &[Condition],
-        now: Timestamp,
-    ) -> (Option<Vec<Condition>>, Vec<Event>) {
-        let (mut changed, mut events) = (None::<Vec<Condition>>, Vec::new());
-        let announced = self.announced(allocation, now);
-        // Both are said at once or not at all: where nobody knows yet who announces an address, nobody knows how.
-        let is_early = matches!(announced, ConditionChange::Keep);
-        let forwarded = if is_early { ConditionChange::Keep } else { self.forwarded(allocation, now) };
-        let all: [(_, _, Tell); 2] = [(ANNOUNCED, announced, event), (FORWARDING, forwarded, forwarding::event)];
-        for (type_, said, event) in all {
-            let known = changed.as_deref().unwrap_or(conditions);
-            let before = known.iter().find(|condition| condition.type_ == type_);
-            let new = match said {
-                ConditionChange::Keep => None,
-                ConditionChange::Remove => before.map(|_| known.iter().filter(|c| c.type_ != type_).cloned().collect()),
-                ConditionChange::Set(desired) if desired.is_in(known) => None,
-                ConditionChange::Set(desired) => {
-                    events.extend(event(&allocation.service, before, &desired));
-                    Some(desired.set_in(known, now))
-                }
-            };
-            changed = new.or(changed);
-        }
-        (changed, events)
-    }
-
-    /// What is to be said of who announces the addresses of a Service.
-    fn announced(&self, allocation: &Allocation, now: Timestamp) -> ConditionChange {
+    /// How the condition should change.
+    pub(super) fn announced_change(&self, allocation: &Allocation, now: Timestamp) -> ConditionChange {
         let service = &allocation.service;
         let mut sentences = Vec::new();
-        let mut silences = Vec::new();
-        let mut has_strangers = false;
+        // The reasons of unannounced addresses.
+        let mut reasons = Vec::new();
+        let mut has_conflict = false;
         for record in self.shown_records(allocation) {
-            let address = record.address;
+            let lb_ip = record.address;
             let places = self.places(record);
             if !places.is_empty() {
-                sentences.push(format!("{address} by {}", places.join(", ")));
-                if let Some(conflict) = self.stranger(record) {
-                    has_strangers = true;
-                    sentences.push(format!(
-                        "{} on the LAN uses {address} as well, as node {} sees on {}, and takes packets away: find that \
-                         machine and give it another address, or have this Service ask for another one in \
-                         landfall.dev/load-balancer-ips",
-                        conflict.mac, conflict.node, conflict.link,
-                    ));
+                sentences.push(announced_message(lb_ip, &places.join(", ")).to_string());
+                if let Some(conflict) = self.first_conflict(record) {
+                    has_conflict = true;
+                    sentences.push(announced_conflict_message(lb_ip, conflict));
                 }
-            } else if let Some(conflict) = self.intruder(record) {
-                silences.push(AnnouncedReason::Conflict);
-                sentences.push(format!(
-                    "{address} is not announced, because {} on the LAN uses it already, as node {} sees on {}: find that \
-                     machine and give it another address, or have this Service ask for another one in \
-                     landfall.dev/load-balancer-ips",
-                    conflict.mac, conflict.node, conflict.link,
-                ));
+            } else if let Some(conflict) = self.blocking_conflict(record) {
+                reasons.push(AnnouncedReason::Conflict);
+                sentences.push(blocking_conflict_message(lb_ip, conflict));
             } else if self.is_grace_over(&service.key, now) {
-                let Some((silence, sentence)) = self.silence(record) else { return ConditionChange::Keep };
-                silences.push(silence);
+                let Some((reason, sentence)) = self.unannounced_reason(record) else { return ConditionChange::Keep };
+                reasons.push(reason);
                 sentences.push(sentence);
             } else {
                 return ConditionChange::Keep;
@@ -197,27 +138,24 @@ impl Ledger {
         if sentences.is_empty() {
             return if allocation.targets.is_empty() { ConditionChange::Remove } else { ConditionChange::Keep };
         }
-        let (status, reason) = match silences.first() {
-            Some(_) if silences.contains(&AnnouncedReason::Conflict) => {
-                (ConditionStatus::False, AnnouncedReason::Conflict.as_str())
+        let worst = [AnnouncedReason::Conflict, AnnouncedReason::NoEligibleNode];
+        let (status, reason) = match reasons.first() {
+            Some(first) => {
+                (ConditionStatus::False, worst.into_iter().find(|reason| reasons.contains(reason)).unwrap_or(*first))
             }
-            Some(_) if silences.contains(&AnnouncedReason::NoEligibleNode) => {
-                (ConditionStatus::False, AnnouncedReason::NoEligibleNode.as_str())
-            }
-            Some(silence) => (ConditionStatus::False, silence.as_str()),
-            None if has_strangers => (ConditionStatus::True, AnnouncedReason::Conflict.as_str()),
-            None => (ConditionStatus::True, AnnouncedReason::Announced.as_str()),
+            None if has_conflict => (ConditionStatus::True, AnnouncedReason::Conflict),
+            None => (ConditionStatus::True, AnnouncedReason::Announced),
         };
-        let message = sentences.join("; ");
+        let (reason, message) = (reason.as_str(), sentences.join("; "));
         let observed_generation = service.generation;
         ConditionChange::Set(DesiredCondition { type_: ANNOUNCED, status, reason, message, observed_generation })
     }
 
-    /// Why nobody announces an address, with the sentence about it. `None` if that can't be told yet: nothing is known of
-    /// endpoints before they are asked for.
-    fn silence(&self, record: &Arc<Record>) -> Option<(AnnouncedReason, String)> {
-        let address = record.address;
-        let services = self.services_of(record);
+    /// Why no node announces an address, with the sentence about it. `None` if that depends on endpoints, which are not
+    /// watched yet.
+    fn unannounced_reason(&self, record: &Arc<Record>) -> Option<(AnnouncedReason, String)> {
+        let lb_ip = record.address;
+        let services = self.holder_services(record);
         let is_local = services.iter().any(|service| service.traffic_policy == TrafficPolicy::Local);
         if is_local && self.slices.is_none() {
             return None;
@@ -238,49 +176,70 @@ impl Ledger {
             advertisements: &self.advertisements,
         };
         Some(match (self.judge.and_then(|judge| judge(&circumstances)), &self.obstacle) {
-            (Some(nowhere), _) => {
-                (AnnouncedReason::NoEligibleNode, format!("no node may announce {address}: {nowhere}"))
-            }
-            (None, Some(obstacle)) => (AnnouncedReason::NoHelloKey, format!("no node announces {address}: {obstacle}")),
+            (Some(nowhere), _) => (AnnouncedReason::NoEligibleNode, format!("no node may announce {lb_ip}: {nowhere}")),
+            (None, Some(obstacle)) => (AnnouncedReason::NoHelloKey, format!("no node announces {lb_ip}: {obstacle}")),
             (None, None) => (
                 AnnouncedReason::Pending,
                 format!(
-                    "no node has said yet that it announces {address}: see whether the agents of the nodes that may run \
-                     and are ready (kubectl -n landfall-system get pods -o wide), and whether these nodes have a network interface for it"
+                    "no node has reported yet that it announces {lb_ip}: see whether the agents of the eligible nodes run \
+                     and are ready (kubectl -n landfall-system get pods -o wide), and whether these nodes have a network \
+                     interface for it"
                 ),
             ),
         })
     }
 
-    /// The records of the addresses that a Service has, in the order in which its status shows them.
-    pub(crate) fn shown_records<'a>(&'a self, allocation: &'a Allocation) -> impl Iterator<Item = &'a Arc<Record>> {
-        let records = allocation.targets.iter().filter_map(|target| self.addresses.get(&target.address));
-        records.filter(|record| !record.deleting && holds(record, &allocation.service))
-    }
-
-    /// Where an address is announced: `n1 (eth0)`. The word of a node that is gone is none.
+    /// Where an address is announced.
     fn places(&self, record: &Record) -> Vec<String> {
-        let there = record.announcers.iter().filter(|announcer| self.nodes.contains_key(&*announcer.node));
-        let mut places: Vec<_> = there.map(|announcer| format!("{} ({})", announcer.node, announcer.link)).collect();
+        let mut places: Vec<_> = self.announcers(record).map(|announcer| place(announcer).to_string()).collect();
         places.sort();
         places
     }
 
-    fn services_of(&self, record: &Record) -> Vec<Arc<Service>> {
+    fn holder_services(&self, record: &Record) -> Vec<Arc<Service>> {
         let key = |holder: &crds::Holder| Key::new(&holder.namespace, &holder.name);
         record.holders.iter().filter_map(|holder| self.services.get(&key(holder)).cloned()).collect()
     }
 
     fn slices_of(&self, service: &Key) -> Vec<Arc<EndpointSlice>> {
-        let of_namespace = self.slices.iter().flat_map(|slices| slices.range(Key::new(&service.namespace, "")..));
-        let of_namespace = of_namespace.take_while(|(key, _)| key.namespace == service.namespace);
+        let following = self.slices.iter().flat_map(|slices| slices.range(Key::new(&service.namespace, "")..));
+        let of_namespace = following.take_while(|(key, _)| key.namespace == service.namespace);
         of_namespace.filter(|(_, slice)| slice.service == *service).map(|(_, slice)| slice.clone()).collect()
     }
 }
 
-/// What people are told when the condition changes: that something is wrong, what now, and that it is right again. That an
-/// address moved is told by the condition alone.
-fn event(service: &Service, before: Option<&Condition>, desired: &DesiredCondition) -> Option<Event> {
+/// The message about an address that is announced at these places.
+pub(crate) fn announced_message(lb_ip: IpAddr, places: &impl fmt::Display) -> impl fmt::Display {
+    fmt::from_fn(move |f| write!(f, "{lb_ip} by {places}"))
+}
+
+/// Node and link of an announcer: `n1 (eth0)`.
+pub(crate) fn place(announcer: &Announcer) -> impl fmt::Display {
+    fmt::from_fn(move |f| write!(f, "{} ({})", announcer.node, announcer.link))
+}
+
+fn announced_conflict_message(lb_ip: IpAddr, conflict: &AddressConflict) -> String {
+    let AddressConflict { mac, node, link, .. } = conflict;
+    format!(
+        "{mac} on the LAN uses {lb_ip} as well, as node {node} sees on {link}, and takes packets away: find that host and \
+         give it another address, or request another one for this Service in landfall.dev/load-balancer-ips"
+    )
+}
+
+fn blocking_conflict_message(lb_ip: IpAddr, conflict: &AddressConflict) -> String {
+    let AddressConflict { mac, node, link, .. } = conflict;
+    format!(
+        "{lb_ip} is not announced, because {mac} on the LAN uses it already, as node {node} sees on {link}: find that host \
+         and give it another address, or request another one for this Service in landfall.dev/load-balancer-ips"
+    )
+}
+
+/// The event when the condition changes: a new problem, or the end of one. A move of an address is no event.
+pub(super) fn announced_event(
+    service: &Service,
+    before: Option<&Condition>,
+    desired: &DesiredCondition,
+) -> Option<Event> {
     let is_same = before.is_some_and(|before| before.reason == desired.reason && before.message == desired.message);
     let reason = match (desired.status, desired.reason) {
         _ if is_same => return None,

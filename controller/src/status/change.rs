@@ -1,6 +1,9 @@
-//! How a condition of a Service should change.
+//! How a condition of a Service should change, and whether it is up to date.
 
-use crds::condition::DesiredCondition;
+use std::fmt;
+
+use crds::Service;
+use crds::condition::{ConditionStatus, DesiredCondition};
 
 /// How a condition of a Service should change.
 pub(crate) enum ConditionChange {
@@ -8,6 +11,46 @@ pub(crate) enum ConditionChange {
     Keep,
     /// It goes: the Service has no address.
     Remove,
-    /// It becomes this.
     Set(DesiredCondition),
+}
+
+/// Whether a Service has this condition, written for its current generation.
+pub(crate) fn is_current(
+    service: &Service,
+    type_: &str,
+    status: ConditionStatus,
+    reason: &str,
+    message: &impl fmt::Display,
+) -> bool {
+    service.conditions.iter().any(|condition| {
+        condition.type_ == type_
+            && condition.status == status.as_str()
+            && condition.reason == reason
+            && condition.observed_generation == service.generation
+            && displays_as(message, &condition.message)
+    })
+}
+
+/// Whether a Service has this condition, whatever the generation: then an event about it would be no news.
+pub(crate) fn is_reported(service: &Service, desired: &DesiredCondition) -> bool {
+    service.conditions.iter().any(|condition| {
+        condition.type_ == desired.type_
+            && condition.status == desired.status.as_str()
+            && condition.reason == desired.reason
+            && condition.message == desired.message
+    })
+}
+
+/// Whether a value is displayed as this text. It allocates nothing.
+pub(crate) fn displays_as(value: &impl fmt::Display, text: &str) -> bool {
+    /// The text that is still expected.
+    struct Expected<'a>(&'a str);
+    impl fmt::Write for Expected<'_> {
+        fn write_str(&mut self, part: &str) -> fmt::Result {
+            self.0 = self.0.strip_prefix(part).ok_or(fmt::Error)?;
+            Ok(())
+        }
+    }
+    let mut expected = Expected(text);
+    fmt::write(&mut expected, format_args!("{value}")).is_ok() && expected.0.is_empty()
 }

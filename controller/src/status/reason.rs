@@ -88,6 +88,13 @@ pub enum ForwardingReason {
 }
 
 impl ForwardingReason {
+    /// All reasons, those of newer agents included.
+    pub fn all() -> impl Iterator<Item = Self> {
+        let reached = Reach::ALL.into_iter().chain([Reach::Other]).map(Self::Reached);
+        let problems = ProblemReason::ALL.into_iter().chain([ProblemReason::Other]).map(Self::Problem);
+        reached.chain([Self::Unreported, Self::NotAnnounced]).chain(problems)
+    }
+
     /// The word in the condition.
     pub fn as_str(self) -> &'static str {
         match self {

@@ -1,4 +1,4 @@
-//! Objects for tests, with what matters to the test as arguments.
+//! Objects for tests. The fields that matter to a test are arguments.
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -21,7 +21,7 @@ pub(crate) fn at(second: i64) -> Timestamp {
     Timestamp::from_second(second).expect("in range")
 }
 
-/// A pool that was created at that second.
+/// A pool with its creation time in seconds.
 pub(crate) fn pool(name: &str, created: i64, addresses: &[&str]) -> Arc<IPAddressPool> {
     let addresses = addresses.iter().map(|text| AddressRange((*text).to_owned())).collect();
     let mut pool = IPAddressPool::new(name, IPAddressPoolSpec { addresses, ..IPAddressPoolSpec::default() });
@@ -35,7 +35,7 @@ pub(crate) fn node(name: &str, address: &str) -> Arc<Node> {
     Arc::new(Node { name: name.into(), addresses: vec![ip(address)], ..Node::default() })
 }
 
-/// A Service of type LoadBalancer in namespace `default` that was created at that second. Its UID is its name.
+/// A Service of type LoadBalancer in namespace `default`, with its creation time in seconds. Its UID is its name.
 pub(crate) fn service(name: &str, created: i64) -> Service {
     Service {
         key: Key::new("default", name),
@@ -66,13 +66,13 @@ pub(crate) fn service(name: &str, created: i64) -> Service {
     }
 }
 
-/// What this Service asks for, to be changed.
+/// The request of a Service, to be changed.
 pub(crate) fn request_of(service: &mut Service) -> &mut RequestedAddresses {
     Arc::make_mut(service.request.as_mut().expect("a request"))
 }
 
-/// What a Service asks for that names this address in `spec.loadBalancerIP`.
-pub(crate) fn asking(address: &str) -> ParsedRequest {
+/// The request of a Service with this address in `spec.loadBalancerIP`.
+pub(crate) fn request_for(address: &str) -> ParsedRequest {
     RequestedAddresses::read(None, Some(address))
 }
 
@@ -80,7 +80,7 @@ pub(crate) fn holder(service: &str) -> Holder {
     Holder { namespace: "default".into(), name: service.into(), uid: service.into(), terms: None }
 }
 
-/// The record of an address that these Services hold. Its UID is the address.
+/// A record with these holders. Its UID is the address.
 pub(crate) fn record(address: &str, pool: &str, holders: &[&str]) -> (IpAddr, Arc<Record>) {
     let record = Record {
         address: ip(address),

@@ -1,8 +1,7 @@
-//! Random histories of a cluster, held against what must be true after each.
+//! Random histories of a cluster, each checked against a small model once the cluster has settled.
 //!
-//! Users create, change and delete; somebody forges a status, deletes a record, edits pools; objects become illegible; the
-//! controller crashes in the middle of its writes, or doesn't hear the answer to one, and hears of everything late and in
-//! any order. Once it comes to rest, a small model says what must be.
+//! Users create, change and delete objects, forge a status, delete a record or edit pools. Objects become unreadable. The
+//! controller crashes between its writes, loses answers, and observes changes late and in any order.
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
@@ -19,46 +18,45 @@ use proptest::test_runner::FileFailurePersistence;
 
 use crate::fixtures::{at, node, pool, request_of, service};
 use crate::live::Live;
-use crate::model::{Model, four, is_intruded, is_ours, is_unused, six, universe};
-use crate::plan::plan;
+use crate::reference_model::{Model, four, has_blocking_conflict, is_ours, is_unused, six, universe};
+use crate::snapshot::plan;
 use crate::world::{World, shows};
 
 /// Seeds of former failures: proptest's default path needs a test inside `src`.
 const REGRESSIONS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/unit/history.regressions.txt");
 
-/// One thing that happens.
 #[derive(Clone, Debug)]
 enum Step {
     Create(u8, Aspect),
     Delete(u8),
     Set(u8, Aspect),
     Forge(u8, IpAddr),
-    /// The finalizer and the conditions vanish from the Service, as after a restore from a copy.
+    /// The Service loses its finalizer and conditions, as after a restore from a backup.
     Strip(u8),
-    /// It can't be read from now on; or can again.
-    Illegible(u8),
-    IllegibleRecord(IpAddr),
-    /// A user deletes a record; which then may wait for a finalizer.
-    Unrecord(IpAddr, bool),
-    /// Records that wait are gone.
+    /// The Service becomes unreadable, or readable again.
+    Unreadable(u8),
+    UnreadableRecord(IpAddr),
+    /// A user deletes a record, which then may wait for a finalizer.
+    DeleteRecord(IpAddr, bool),
+    /// Records that wait for a finalizer disappear.
     Collect,
-    /// Somebody else on the LAN uses an address.
-    Intrude(IpAddr),
-    /// A node announces an address; or nobody does any more.
+    /// Another host on the LAN uses an address.
+    Conflict(IpAddr),
+    /// A node announces an address, or no node does.
     Announce(IpAddr, bool),
-    /// A user reserves an address: for anybody, for a namespace, or for a Service.
+    /// A user reserves an address: without a target, for a namespace, or for a Service.
     Reserve(IpAddr, Option<(u8, bool)>),
-    /// A pool appears, changes or vanishes.
+    /// A pool is created, changed or deleted.
     Pool(u8, Option<Edit>),
     Node(IpAddr),
     Gateway(IpAddr),
     Label(bool),
-    /// The next plan, of which only so many effects happen before the controller crashes.
+    /// The controller plans, and crashes after this number of effects.
     Crash(usize),
     Settle,
 }
 
-/// What a user changes of a Service.
+/// A change of a Service by a user.
 #[derive(Clone, Debug)]
 enum Aspect {
     Nothing,
@@ -68,14 +66,14 @@ enum Aspect {
     Local(bool),
     Selector(bool),
     Consent(bool),
-    Ask(Vec<IpAddr>),
+    Addresses(Vec<IpAddr>),
     Pool(Option<u8>),
     App(bool),
-    /// Between LoadBalancer and ClusterIP; when it becomes a LoadBalancer, of another's class or ours.
+    /// Toggles between LoadBalancer and ClusterIP, with a class of another provider or without.
     Retype(bool),
 }
 
-/// What a pool is to be like.
+/// The new spec of a pool.
 #[derive(Clone, Debug)]
 struct Edit {
     ranges: usize,
@@ -83,7 +81,7 @@ struct Edit {
     drain: bool,
     avoid_buggy: bool,
     exclude: Option<IpAddr>,
-    fence: usize,
+    selector: usize,
     quota: Option<u32>,
 }
 
@@ -118,7 +116,7 @@ fn aspect() -> impl Strategy<Value = Aspect> {
         1 => any::<bool>().prop_map(Aspect::Local),
         1 => any::<bool>().prop_map(Aspect::Selector),
         1 => any::<bool>().prop_map(Aspect::Consent),
-        4 => proptest::collection::vec(address(), 0..3).prop_map(Aspect::Ask),
+        4 => proptest::collection::vec(address(), 0..3).prop_map(Aspect::Addresses),
         2 => proptest::option::of(0..4u8).prop_map(Aspect::Pool),
         1 => any::<bool>().prop_map(Aspect::App),
         2 => any::<bool>().prop_map(Aspect::Retype),
@@ -129,13 +127,13 @@ fn edit() -> impl Strategy<Value = Edit> {
     let flags = (proptest::bool::weighted(0.8), proptest::bool::weighted(0.15), proptest::bool::weighted(0.15));
     let exclude = proptest::option::weighted(0.2, address());
     (0..RANGES.len(), flags, exclude, 0..10usize, proptest::option::weighted(0.2, 1..4u32)).prop_map(
-        |(ranges, (auto_assign, drain, avoid_buggy), exclude, fence, quota)| Edit {
+        |(ranges, (auto_assign, drain, avoid_buggy), exclude, selector, quota)| Edit {
             ranges,
             auto_assign,
             drain,
             avoid_buggy,
             exclude,
-            fence,
+            selector,
             quota,
         },
     )
@@ -149,11 +147,11 @@ fn step() -> impl Strategy<Value = Step> {
         12 => (name(), aspect()).prop_map(|(name, aspect)| Step::Set(name, aspect)),
         2 => (name(), address()).prop_map(|(name, address)| Step::Forge(name, address)),
         1 => name().prop_map(Step::Strip),
-        1 => name().prop_map(Step::Illegible),
-        1 => address().prop_map(Step::IllegibleRecord),
-        1 => (address(), any::<bool>()).prop_map(|(address, waits)| Step::Unrecord(address, waits)),
+        1 => name().prop_map(Step::Unreadable),
+        1 => address().prop_map(Step::UnreadableRecord),
+        1 => (address(), any::<bool>()).prop_map(|(address, waits)| Step::DeleteRecord(address, waits)),
         1 => Just(Step::Collect),
-        4 => address().prop_map(Step::Intrude),
+        4 => address().prop_map(Step::Conflict),
         3 => (address(), proptest::bool::weighted(0.7)).prop_map(|(address, now)| Step::Announce(address, now)),
         2 => (address(), proptest::option::of((name(), any::<bool>()))).prop_map(|(a, to)| Step::Reserve(a, to)),
         6 => (0..4u8, proptest::option::weighted(0.85, edit())).prop_map(|(name, to)| Step::Pool(name, to)),
@@ -165,7 +163,7 @@ fn step() -> impl Strategy<Value = Step> {
     ]
 }
 
-/// The Service of that number: four are in one namespace, the others in another.
+/// The Service with this number: four are in one namespace, the others in another.
 fn key(n: u8) -> Key {
     Key::new(if n < 4 { "default" } else { "other" }, format!("s{n}"))
 }
@@ -192,7 +190,7 @@ fn set(service: &mut Service, aspect: &Aspect) {
             let consent = if *all { Consent::All } else { Consent::None };
             request(&|r| r.consent = consent.clone(), service);
         }
-        Aspect::Ask(addresses) => {
+        Aspect::Addresses(addresses) => {
             let once: BTreeSet<_> = addresses.iter().copied().collect();
             request(&|r| r.addresses = once.iter().rev().copied().collect(), service);
         }
@@ -205,13 +203,13 @@ fn set(service: &mut Service, aspect: &Aspect) {
     }
 }
 
-fn edited(name: &str, created: i64, edit: &Edit) -> Arc<IPAddressPool> {
+fn edited_pool(name: &str, created: i64, edit: &Edit) -> Arc<IPAddressPool> {
     let mut new = pool(name, created, RANGES[edit.ranges]);
     let selector = |label: &str, value: &str| {
         vec![serde_json::from_value(serde_json::json!({"matchLabels": {label: value}})).expect("a selector")]
     };
-    let fence = |namespaces: &[&str], of_namespace: bool, of_service: bool| ServiceAllocation {
-        priority: edit.fence as i32 % 3,
+    let allocation = |namespaces: &[&str], of_namespace: bool, of_service: bool| ServiceAllocation {
+        priority: edit.selector as i32 % 3,
         namespaces: namespaces.iter().map(|name| (*name).to_owned()).collect(),
         namespace_selectors: if of_namespace { selector("team", "a") } else { vec![] },
         service_selectors: if of_service { selector("app", "web") } else { vec![] },
@@ -220,26 +218,24 @@ fn edited(name: &str, created: i64, edit: &Edit) -> Arc<IPAddressPool> {
     (spec.auto_assign, spec.drain, spec.avoid_buggy_ips) = (edit.auto_assign, edit.drain, edit.avoid_buggy);
     spec.max_per_namespace = edit.quota;
     spec.exclude = edit.exclude.iter().map(|a| crds::ip_address_pool::AddressRange(a.to_string())).collect();
-    spec.service_allocation = match edit.fence {
-        0 => Some(fence(&["other"], false, false)),
-        1 => Some(fence(&["default"], true, false)),
-        2 => Some(fence(&[], true, false)),
-        3 => Some(fence(&[], false, true)),
-        4 => Some(fence(&[], false, false)),
+    spec.service_allocation = match edit.selector {
+        0 => Some(allocation(&["other"], false, false)),
+        1 => Some(allocation(&["default"], true, false)),
+        2 => Some(allocation(&[], true, false)),
+        3 => Some(allocation(&[], false, true)),
+        4 => Some(allocation(&[], false, false)),
         _ => None,
     };
     new
 }
 
 fn toggle<T: Ord>(set: &mut BTreeSet<T>, element: T) {
-    if let Some(there) = set.take(&element) {
-        drop(there);
-    } else {
+    if !set.remove(&element) {
         set.insert(element);
     }
 }
 
-/// What somebody does to the cluster, other than the controller.
+/// Executes a step, without the controller.
 fn happen(world: &mut World, step: &Step, time: i64) {
     world.snapshot.now = at(time);
     let exists = |world: &World, n: &u8| world.snapshot.services.contains_key(&key(*n));
@@ -269,41 +265,36 @@ fn happen(world: &mut World, step: &Step, time: i64) {
         Step::Strip(n) if exists(world, n) && !world.snapshot.services[&key(*n)].deleting => {
             world.edit_key(&key(*n), |service| (service.finalizers, service.conditions) = (vec![], vec![]));
         }
-        Step::Illegible(n) if exists(world, n) => toggle(&mut world.snapshot.unreadable.services, key(*n)),
-        Step::IllegibleRecord(address) => toggle(&mut world.snapshot.unreadable.addresses, *address),
-        Step::Intrude(address) => world.intrude(*address),
+        Step::Unreadable(n) if exists(world, n) => toggle(&mut world.snapshot.unreadable.services, key(*n)),
+        Step::UnreadableRecord(address) => toggle(&mut world.snapshot.unreadable.records, *address),
+        Step::Conflict(address) => world.report_conflict(*address),
         Step::Announce(address, true) => world.announce(*address),
-        Step::Announce(address, false) => world.silence(*address),
-        Step::Unrecord(address, true) => world.edit_record(*address, |record| record.deleting = true),
-        Step::Unrecord(address, false) => {
-            world.unrecorded.insert(*address);
-            world.snapshot.addresses.remove(address);
-            world.snapshot.unreadable.addresses.remove(address);
+        Step::Announce(address, false) => world.stop_announcing(*address),
+        Step::DeleteRecord(address, true) => world.edit_record(*address, |record| record.deleting = true),
+        Step::DeleteRecord(address, false) => {
+            world.deleted_records.insert(*address);
+            world.snapshot.records.remove(address);
+            world.snapshot.unreadable.records.remove(address);
         }
         Step::Collect => {
-            let gone: Vec<_> = world
-                .snapshot
-                .addresses
-                .values()
-                .filter(|record| record.deleting)
-                .map(|record| record.address)
-                .collect();
-            gone.iter().for_each(|address| drop(world.snapshot.addresses.remove(address)));
-            world.unrecorded.extend(gone);
+            let gone: Vec<_> =
+                world.snapshot.records.values().filter(|record| record.deleting).map(|record| record.address).collect();
+            gone.iter().for_each(|address| drop(world.snapshot.records.remove(address)));
+            world.deleted_records.extend(gone);
         }
         Step::Reserve(address, to) => {
-            let whole = |(n, whole): (u8, bool)| Reservation {
+            let reservation = |(n, names_service): (u8, bool)| Reservation {
                 namespace: Some(key(n).namespace),
-                service: whole.then(|| key(n).name),
+                service: names_service.then(|| key(n).name),
             };
-            world.reserve(*address, to.map(whole));
+            world.reserve(*address, to.map(reservation));
         }
         Step::Pool(n, None) => drop(world.snapshot.pools.remove(&format!("p{n}"))),
         Step::Pool(n, Some(edit)) => {
             let name = format!("p{n}");
             let old = world.snapshot.pools.get(&name);
             let created = old.and_then(|pool| pool.metadata.creation_timestamp.clone());
-            let mut new = edited(&name, created.map_or(time, |created| created.0.as_second()), edit);
+            let mut new = edited_pool(&name, created.map_or(time, |created| created.0.as_second()), edit);
             let object = Arc::make_mut(&mut new);
             object.status = old.and_then(|pool| pool.status.clone());
             object.metadata.resource_version = Some(format!("edit-{time}"));
@@ -323,8 +314,8 @@ fn happen(world: &mut World, step: &Step, time: i64) {
     }
 }
 
-/// The same, and what the controller does meanwhile.
-fn take(world: &mut World, step: &Step, time: i64) {
+/// Executes a step, the controller included.
+fn execute(world: &mut World, step: &Step, time: i64) {
     happen(world, step, time);
     match step {
         Step::Crash(effects) => {
@@ -343,10 +334,10 @@ fn take(world: &mut World, step: &Step, time: i64) {
     }
 }
 
-/// What must not have changed since the cluster was at rest last, with this step and nothing else in between.
+/// Checks that a settled cluster loses nothing by a single step.
 fn check_kept(before: &World, step: &Step, after: &World) -> Result<(), TestCaseError> {
-    // A record that somebody else deletes, or makes illegible, is no promise any more.
-    let is_of_record = matches!(step, Step::Unrecord(..) | Step::Collect | Step::IllegibleRecord(_));
+    // A record that a user deletes, or that becomes unreadable, may be lost.
+    let is_of_record = matches!(step, Step::DeleteRecord(..) | Step::Collect | Step::UnreadableRecord(_));
     for old in before.snapshot.services.values().filter(|service| is_ours(service)) {
         let Some(new) = after.snapshot.services.get(&old.key).filter(|new| new.uid == old.uid && is_ours(new)) else {
             continue;
@@ -358,23 +349,24 @@ fn check_kept(before: &World, step: &Step, after: &World) -> Result<(), TestCase
         let (was, is) = (before.seen_key(&old.key), after.seen_key(&old.key));
         let is_unsettled = |world: &World| {
             world.snapshot.unreadable.services.contains(&old.key)
-                || world.snapshot.addresses.values().any(|record| {
-                    (record.deleting || world.snapshot.unreadable.addresses.contains(&record.address))
+                || world.snapshot.records.values().any(|record| {
+                    (record.deleting || world.snapshot.unreadable.records.contains(&record.address))
                         && record.holders.iter().any(|holder| holder.uid == old.uid)
                 })
         };
         if is_of_record || !is_same(old, new) || is_unsettled(before) || is_unsettled(after) {
             continue;
         }
-        // It may have got at last what it had asked for all along, or a second family.
+        // Otherwise it may have got the addresses it requested, or a second family.
         let was_true = was.condition.as_ref().is_some_and(|condition| condition.starts_with("True"));
         let is_true = is.condition.as_ref().is_some_and(|condition| condition.starts_with("True"));
         if was_true || !is_true {
-            // What somebody else uses and was never announced it may leave.
+            // It may leave an address with a conflict that was never announced.
             let may_leave = |address: &&String| {
                 let address: IpAddr = address.parse().expect("an address");
-                let record = &before.snapshot.addresses[&address];
-                is_intruded(record) || (matches!(step, Step::Intrude(a) if *a == address) && is_unused(record))
+                let record = &before.snapshot.records[&address];
+                has_blocking_conflict(record)
+                    || (matches!(step, Step::Conflict(a) if *a == address) && is_unused(record))
             };
             let lost = was.held.iter().filter(|address| !is.held.contains(address));
             let lost: Vec<_> = lost.filter(|address| !may_leave(address)).collect();
@@ -382,12 +374,12 @@ fn check_kept(before: &World, step: &Step, after: &World) -> Result<(), TestCase
             prop_assert!(is_true || !was_true, "{} was refused by {:?}: {:?}", old.key, step, is.condition);
         }
     }
-    // Another provider's Service is as it was, unless it was ours before.
+    // A Service of another provider is untouched, unless it was ours before.
     for old in before.snapshot.services.values().filter(|service| service.class.is_some()) {
-        let is_touched = |n: &u8| old.key == key(*n);
+        let is_subject = |n: &u8| old.key == key(*n);
         let by_user = match step {
-            Step::Delete(n) | Step::Set(n, _) | Step::Forge(n, _) | Step::Strip(n) | Step::Illegible(n) => {
-                is_touched(n)
+            Step::Delete(n) | Step::Set(n, _) | Step::Forge(n, _) | Step::Strip(n) | Step::Unreadable(n) => {
+                is_subject(n)
             }
             _ => false,
         };
@@ -410,54 +402,54 @@ proptest! {
     })]
 
     #[test]
-    fn any_history_ends_as_the_model_has_it_and_takes_no_address_from_who_has_one(
+    fn any_history_settles_as_the_model_without_losing_addresses(
         steps in proptest::collection::vec(step(), 1..40),
     ) {
         let mut world = World::default();
         for (time, step) in (1..).zip(&steps) {
-            take(&mut world, step, time);
-            // From here on a copy of the world is at rest, while the history goes on in the middle of everything.
-            let mut rest = world.clone();
-            rest.settle();
-            Model::check(&rest)?;
-            let mut next = rest.clone();
+            execute(&mut world, step, time);
+            // A copy settles here, while the history itself goes on unsettled.
+            let mut settled = world.clone();
+            settled.settle();
+            Model::check(&settled)?;
+            let mut next = settled.clone();
             let then = steps.get(usize::try_from(time).unwrap_or_default()).unwrap_or(&Step::Settle);
-            take(&mut next, then, time + 1);
+            execute(&mut next, then, time + 1);
             next.settle();
-            check_kept(&rest, then, &next)?;
+            check_kept(&settled, then, &next)?;
         }
     }
 
     #[test]
-    fn a_controller_that_hears_late_and_in_any_order_comes_to_rest_where_one_would_that_knows_all(
+    fn late_and_reordered_observations_lead_to_the_same_result(
         steps in proptest::collection::vec((step(), any::<u64>()), 1..40),
     ) {
         let mut world = World::default();
         let mut live = Live::new(7);
-        for (time, (step, dice)) in (1..).zip(&steps) {
+        for (time, (step, seed)) in (1..).zip(&steps) {
             happen(&mut world, step, time);
-            live.dice = *dice;
+            live.seed = *seed;
             if let Step::Crash(_) = step {
-                live = Live::new(*dice);
-                live.hear(&world, true);
+                live = Live::new(*seed);
+                live.observe(&world, true);
             }
             for _ in 0..live.roll(12) {
-                live.hear(&world, false);
+                live.observe(&world, false);
                 live.plan(&world);
                 live.act(&mut world, true);
             }
             if matches!(step, Step::Settle) || usize::try_from(time) == Ok(steps.len()) {
-                live.rest(&mut world);
+                live.settle(&mut world);
                 Model::check(&world)?;
                 let fresh = plan(&world.snapshot);
-                prop_assert_eq!(fresh.series, vec![], "one that knows all has something left to do");
+                prop_assert_eq!(fresh.series, vec![], "a plan from the complete state has effects");
             }
         }
     }
 }
 
 #[test]
-fn all_addresses_of_these_histories_are_in_the_universe_of_the_model() {
+fn universe_of_the_model_contains_all_ranges() {
     let all: BTreeSet<_> = universe().collect();
     for text in RANGES.into_iter().flatten() {
         let Ok(range) = text.parse::<crds::Range>() else { continue };

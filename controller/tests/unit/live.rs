@@ -1,5 +1,4 @@
-//! A controller as it lives in a cluster, for tests: between the cluster and its ledger, between its plans and what becomes
-//! of them, things are late, lost, and in any order, as dice have it.
+//! A controller in a live cluster, for tests: observations, writes and answers are late, lost and reordered at random.
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
@@ -8,58 +7,58 @@ use std::sync::Arc;
 use crds::Key;
 
 use crate::plan::effect::{Effect, Series, Subject};
-use crate::state::index::Ledger;
-use crate::state::snapshot::Snapshot;
+use crate::snapshot::Snapshot;
+use crate::state::index::ClusterIndex;
 use crate::world::World;
 
-/// A controller that follows the cluster: it hears of changes late and in any order, begins some of what it planned, and
-/// doesn't hear how all of that ended.
+/// A controller that follows the cluster: it observes changes late and in any order, starts some of the planned series, and
+/// loses some answers.
 pub(crate) struct Live {
-    ledger: Ledger,
-    /// The cluster as the ledger knows it.
-    heard: Snapshot,
+    cluster: ClusterIndex,
+    /// The objects as last observed.
+    observed: Snapshot,
     queue: Vec<Series>,
-    /// What is under way: of each series what is left of it.
-    under_way: Vec<(Series, usize)>,
-    pub(crate) dice: u64,
+    /// The series in flight, each with the number of effects done.
+    in_flight: Vec<(Series, usize)>,
+    pub(crate) seed: u64,
 }
 
 impl Live {
-    pub(crate) fn new(dice: u64) -> Self {
-        let (ledger, heard) = (Ledger::new(true), Snapshot::default());
-        Self { ledger, heard, queue: Vec::new(), under_way: Vec::new(), dice }
+    pub(crate) fn new(seed: u64) -> Self {
+        let (cluster, observed) = (ClusterIndex::new(true), Snapshot::default());
+        Self { cluster, observed, queue: Vec::new(), in_flight: Vec::new(), seed }
     }
 
     /// A number below `sides` (SplitMix64).
     pub(crate) fn roll(&mut self, sides: usize) -> usize {
-        self.dice = self.dice.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        (model::stable_hash::mix64(self.dice) % sides as u64) as usize
+        self.seed = self.seed.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        (model::stable_hash::mix64(self.seed) % sides as u64) as usize
     }
 
-    /// Hears of some changes or of all, in some order.
-    pub(crate) fn hear(&mut self, world: &World, all: bool) {
+    /// Observes some changes or all, in random order.
+    pub(crate) fn observe(&mut self, world: &World, all: bool) {
         let now = world.snapshot.now;
         let mut news: Vec<(u8, String)> = Vec::new();
         let truth = &world.snapshot;
         let differ = |kind: u8, keys: BTreeSet<String>| keys.into_iter().map(move |key| (kind, key));
         let names = |a: Vec<String>, b: Vec<String>| -> BTreeSet<String> { a.into_iter().chain(b).collect() };
         let of = |s: &Snapshot| s.pools.keys().cloned().collect::<Vec<_>>();
-        news.extend(differ(0, names(of(truth), of(&self.heard))));
+        news.extend(differ(0, names(of(truth), of(&self.observed))));
         let of = |s: &Snapshot| s.services.keys().chain(&s.unreadable.services).map(ToString::to_string).collect();
-        news.extend(differ(1, names(of(truth), of(&self.heard))));
-        let of = |s: &Snapshot| s.addresses.keys().chain(&s.unreadable.addresses).map(ToString::to_string).collect();
-        news.extend(differ(2, names(of(truth), of(&self.heard))));
+        news.extend(differ(1, names(of(truth), of(&self.observed))));
+        let of = |s: &Snapshot| s.records.keys().chain(&s.unreadable.records).map(ToString::to_string).collect();
+        news.extend(differ(2, names(of(truth), of(&self.observed))));
         news.extend([(3, "n1".to_owned()), (4, "n1".to_owned()), (5, "other".to_owned())]);
         while !news.is_empty() {
             let (kind, name) = news.swap_remove(self.roll(news.len()));
             if all || self.roll(3) > 0 {
-                self.hear_of(kind, &name, world, now);
+                self.observe_object(kind, &name, world, now);
             }
         }
     }
 
-    fn hear_of(&mut self, kind: u8, name: &str, world: &World, now: jiff::Timestamp) {
-        let (truth, ledger, heard) = (&world.snapshot, &mut self.ledger, &mut self.heard);
+    fn observe_object(&mut self, kind: u8, name: &str, world: &World, now: jiff::Timestamp) {
+        let (truth, cluster, observed) = (&world.snapshot, &mut self.cluster, &mut self.observed);
         fn follow<K: Ord + Clone, V: PartialEq>(
             from: &std::collections::BTreeMap<K, Arc<V>>,
             to: &mut std::collections::BTreeMap<K, Arc<V>>,
@@ -78,105 +77,105 @@ impl Live {
         let key_name = name.to_owned();
         match kind {
             0 => {
-                if let Some(new) = follow(&truth.pools, &mut heard.pools, &key_name) {
-                    ledger.set_pool(name, new);
+                if let Some(new) = follow(&truth.pools, &mut observed.pools, &key_name) {
+                    cluster.set_pool(name, new);
                 }
             }
             1 => {
                 let (namespace, name) = name.split_once('/').expect("a key");
                 let key = Key::new(namespace, name);
                 let is_unreadable = truth.unreadable.services.contains(&key);
-                let news = follow(&truth.services, &mut heard.services, &key);
-                if news.is_some() || heard.unreadable.services.contains(&key) != is_unreadable {
-                    heard.unreadable.services.retain(|other| *other != key);
-                    heard.unreadable.services.extend(is_unreadable.then(|| key.clone()));
-                    ledger.set_service(&key, truth.services.get(&key).cloned(), is_unreadable);
+                let news = follow(&truth.services, &mut observed.services, &key);
+                if news.is_some() || observed.unreadable.services.contains(&key) != is_unreadable {
+                    observed.unreadable.services.retain(|other| *other != key);
+                    observed.unreadable.services.extend(is_unreadable.then(|| key.clone()));
+                    cluster.set_service(&key, truth.services.get(&key).cloned(), is_unreadable);
                 }
             }
             2 => {
                 let address: IpAddr = name.parse().expect("an address");
-                let is_unreadable = truth.unreadable.addresses.contains(&address);
-                let news = follow(&truth.addresses, &mut heard.addresses, &address);
-                if news.is_some() || heard.unreadable.addresses.contains(&address) != is_unreadable {
-                    heard.unreadable.addresses.retain(|other| *other != address);
-                    heard.unreadable.addresses.extend(is_unreadable.then_some(address));
-                    ledger.set_address(address, truth.addresses.get(&address).cloned(), is_unreadable, now);
+                let is_unreadable = truth.unreadable.records.contains(&address);
+                let news = follow(&truth.records, &mut observed.records, &address);
+                if news.is_some() || observed.unreadable.records.contains(&address) != is_unreadable {
+                    observed.unreadable.records.retain(|other| *other != address);
+                    observed.unreadable.records.extend(is_unreadable.then_some(address));
+                    cluster.set_record(address, truth.records.get(&address).cloned(), is_unreadable, now);
                 }
             }
             3 => {
-                if let Some(new) = follow(&truth.nodes, &mut heard.nodes, &key_name) {
-                    ledger.set_node(name, new);
+                if let Some(new) = follow(&truth.nodes, &mut observed.nodes, &key_name) {
+                    cluster.set_node(name, new);
                 }
             }
             4 => {
-                if let Some(new) = follow(&truth.networks, &mut heard.networks, &key_name) {
-                    ledger.set_network(name, new);
+                if let Some(new) = follow(&truth.networks, &mut observed.networks, &key_name) {
+                    cluster.set_network(name, new);
                 }
             }
             _ => {
-                if let Some(new) = follow(&truth.namespaces, &mut heard.namespaces, &key_name) {
-                    ledger.set_namespace(name, new);
+                if let Some(new) = follow(&truth.namespaces, &mut observed.namespaces, &key_name) {
+                    cluster.set_namespace(name, new);
                 }
             }
         }
     }
 
     pub(crate) fn plan(&mut self, world: &World) {
-        let plan = self.ledger.plan(world.snapshot.now);
+        let plan = self.cluster.plan(world.snapshot.now);
         let is_replaced =
             |subject: &Subject| plan.revoked.contains(subject) || plan.series.iter().any(|s| s.subject == *subject);
         self.queue.retain(|series| !is_replaced(&series.subject));
         self.queue.extend(plan.series);
     }
 
-    /// Begins something, or goes on with something that is under way.
+    /// Starts a series, or executes the next effect of one in flight.
     pub(crate) fn act(&mut self, world: &mut World, is_faulty: bool) {
-        if !self.queue.is_empty() && (self.under_way.is_empty() || self.roll(2) == 0) {
+        if !self.queue.is_empty() && (self.in_flight.is_empty() || self.roll(2) == 0) {
             let index = self.roll(self.queue.len());
             let series = self.queue.remove(index);
             let is_same = |(other, _): &(Series, usize)| other.subject == series.subject;
-            assert!(!self.under_way.iter().any(is_same), "two series are under way about {}", series.subject);
-            self.ledger.begins(&series);
-            self.under_way.push((series, 0));
-        } else if !self.under_way.is_empty() {
-            let index = self.roll(self.under_way.len());
-            let (series, done) = &mut self.under_way[index];
+            assert!(!self.in_flight.iter().any(is_same), "two series of {} are in flight", series.subject);
+            self.cluster.start_series(&series);
+            self.in_flight.push((series, 0));
+        } else if !self.in_flight.is_empty() {
+            let index = self.roll(self.in_flight.len());
+            let (series, done) = &mut self.in_flight[index];
             let (subject, effect) = (series.subject.clone(), series.effects.get(*done).cloned());
             *done += 1;
-            // The request may get lost, and so may the answer, which tells how things are now.
+            // The request may be lost, or the answer with the new object.
             let is_lost = is_faulty && self.roll(6) == 0;
             let is_delivered = !is_lost || self.roll(2) == 0;
             let happened = is_delivered && effect.as_ref().is_some_and(|effect| world.apply(effect));
             if let Some(effect) = effect.filter(|_| !is_lost) {
                 let now = world.snapshot.now;
-                if let Some(address) = effect.address() {
-                    self.hear_of(2, &address.to_string(), world, now);
+                if let Some(address) = effect.lb_ip() {
+                    self.observe_object(2, &address.to_string(), world, now);
                 }
                 match effect {
-                    Effect::PatchService(patch) | Effect::TellService(patch) => {
-                        self.hear_of(1, &patch.key.to_string(), world, now);
+                    Effect::PatchService(patch) | Effect::PatchConditions(patch) => {
+                        self.observe_object(1, &patch.key.to_string(), world, now);
                     }
-                    Effect::PatchPool(patch) => self.hear_of(0, &patch.name, world, now),
+                    Effect::PatchPool(patch) => self.observe_object(0, &patch.name, world, now),
                     _ => {}
                 }
             }
             if is_lost || !happened {
-                self.under_way.swap_remove(index);
-                self.ledger.ended(&subject);
+                self.in_flight.swap_remove(index);
+                self.cluster.end_series(&subject);
             }
         }
     }
 
-    /// Goes on until nothing is left to do.
-    pub(crate) fn rest(&mut self, world: &mut World) {
+    /// Continues until nothing is left to do.
+    pub(crate) fn settle(&mut self, world: &mut World) {
         for _ in 0..5000 {
-            self.hear(world, true);
+            self.observe(world, true);
             self.plan(world);
-            if self.queue.is_empty() && self.under_way.is_empty() {
+            if self.queue.is_empty() && self.in_flight.is_empty() {
                 return;
             }
             self.act(world, false);
         }
-        panic!("no end of plans: {:#?}", self.queue);
+        panic!("plans do not end: {:#?}", self.queue);
     }
 }

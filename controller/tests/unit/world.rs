@@ -1,4 +1,4 @@
-//! A cluster in memory for tests: what an API server and its users do to the objects that plans are made from.
+//! A cluster in memory for tests: the actions of an API server and of users on the observed objects.
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
@@ -11,17 +11,15 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
 use crate::fixtures::node;
 use crate::plan::effect::{Effect, Event};
-use crate::plan::plan;
-use crate::state::snapshot::Snapshot;
+use crate::snapshot::Snapshot;
+use crate::snapshot::plan;
 
-/// A cluster.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct World {
     pub(crate) snapshot: Snapshot,
-    /// What people were told.
     pub(crate) events: Vec<Event>,
-    /// Addresses whose records users deleted, which they are told not to do.
-    pub(crate) unrecorded: BTreeSet<IpAddr>,
+    /// Addresses whose records users deleted, against the documentation.
+    pub(crate) deleted_records: BTreeSet<IpAddr>,
     version: u64,
 }
 
@@ -49,12 +47,12 @@ impl World {
         &self.snapshot.services[&Self::key(name)]
     }
 
-    /// Changes a Service, as a user does.
+    /// A user changes a Service.
     pub(crate) fn edit(&mut self, name: &str, edit: impl FnOnce(&mut Service)) {
         self.edit_key(&Self::key(name), edit);
     }
 
-    /// The same by namespace and name.
+    /// Same, by namespace and name.
     pub(crate) fn edit_key(&mut self, key: &Key, edit: impl FnOnce(&mut Service)) {
         self.version += 1;
         let service = self.snapshot.services.get_mut(key).map(Arc::make_mut).expect("a Service");
@@ -67,29 +65,29 @@ impl World {
         }
     }
 
-    /// Deletes a Service, as a user does.
+    /// A user deletes a Service.
     pub(crate) fn delete(&mut self, name: &str) {
         self.delete_key(&Self::key(name));
     }
 
-    /// The same by namespace and name.
+    /// Same, by namespace and name.
     pub(crate) fn delete_key(&mut self, key: &Key) {
         self.edit_key(key, |service| service.deleting = true);
         self.collect(key);
     }
 
-    /// Changes a record, as a user does.
+    /// A user changes a record.
     pub(crate) fn edit_record(&mut self, address: IpAddr, edit: impl FnOnce(&mut Record)) {
         self.version += 1;
-        if let Some(record) = self.snapshot.addresses.get_mut(&address).map(Arc::make_mut) {
+        if let Some(record) = self.snapshot.records.get_mut(&address).map(Arc::make_mut) {
             edit(record);
             record.resource_version = self.version;
         }
     }
 
-    /// A node says that somebody else on the LAN uses an address, which is why it doesn't announce it if it never did.
-    pub(crate) fn intrude(&mut self, address: IpAddr) {
-        self.say(address, |record| {
+    /// A node reports that another host on the LAN uses an address. It holds the address back if it was never announced.
+    pub(crate) fn report_conflict(&mut self, address: IpAddr) {
+        self.report(address, |record| {
             record.conflicts = vec![AddressConflict {
                 node: "n1".into(),
                 link: "eth0".into(),
@@ -100,9 +98,9 @@ impl World {
         });
     }
 
-    /// A node says that it announces an address, and nobody else uses it.
+    /// A node reports that it announces an address, without a conflict.
     pub(crate) fn announce(&mut self, address: IpAddr) {
-        self.say(address, |record| {
+        self.report(address, |record| {
             let since = Time(Timestamp::UNIX_EPOCH);
             record.announcers = vec![Announcer {
                 node: "n1".into(),
@@ -118,17 +116,17 @@ impl World {
         });
     }
 
-    /// Nobody announces an address any more.
-    pub(crate) fn silence(&mut self, address: IpAddr) {
-        self.say(address, |record| record.announcers.clear());
+    /// No node announces an address.
+    pub(crate) fn stop_announcing(&mut self, address: IpAddr) {
+        self.report(address, |record| record.announcers.clear());
     }
 
-    fn say(&mut self, address: IpAddr, edit: impl FnOnce(&mut Record)) {
+    fn report(&mut self, address: IpAddr, edit: impl FnOnce(&mut Record)) {
         self.snapshot.nodes.entry("n1".into()).or_insert_with(|| node("n1", "198.51.100.1"));
         self.edit_record(address, edit);
     }
 
-    /// Reserves an address, as a user does, unless somebody has it.
+    /// A user reserves an address, unless it has a record.
     pub(crate) fn reserve(&mut self, address: IpAddr, reservation: Option<Reservation>) {
         self.version += 1;
         let record = Record {
@@ -145,29 +143,28 @@ impl World {
             first_announced: None,
             conflicts: vec![],
         };
-        if !self.snapshot.unreadable.addresses.contains(&address) {
-            self.snapshot.addresses.entry(address).or_insert_with(|| Arc::new(record));
+        if !self.snapshot.unreadable.records.contains(&address) {
+            self.snapshot.records.entry(address).or_insert_with(|| Arc::new(record));
         }
     }
 
-    /// What is being deleted and waits for nobody is gone.
+    /// Removes a Service that is being deleted and has no finalizers.
     fn collect(&mut self, key: &Key) {
         if self.snapshot.services.get(key).is_some_and(|service| service.deleting && service.finalizers.is_empty()) {
             self.snapshot.services.remove(key);
         }
     }
 
-    /// Does what the API server does with a write; `false` if it refuses.
+    /// Executes a write as the API server does. Returns `false` if it is refused.
     pub(crate) fn apply(&mut self, effect: &Effect) -> bool {
         self.version += 1;
         match effect {
-            Effect::Create { address, pool, holder, sharing_key } => {
-                if self.snapshot.addresses.contains_key(address) || self.snapshot.unreadable.addresses.contains(address)
-                {
+            Effect::Create { lb_ip, pool, holder, sharing_key } => {
+                if self.snapshot.records.contains_key(lb_ip) || self.snapshot.unreadable.records.contains(lb_ip) {
                     return false;
                 }
                 let record = Record {
-                    address: *address,
+                    address: *lb_ip,
                     uid: format!("record-{}", self.version).into(),
                     resource_version: self.version,
                     deleting: false,
@@ -180,21 +177,21 @@ impl World {
                     first_announced: None,
                     conflicts: vec![],
                 };
-                self.snapshot.addresses.insert(*address, Arc::new(record));
+                self.snapshot.records.insert(*lb_ip, Arc::new(record));
             }
-            Effect::Delete { address, uid, resource_version } => {
-                let Some(record) = self.snapshot.addresses.get(address) else { return true };
+            Effect::Delete { lb_ip, uid, resource_version } => {
+                let Some(record) = self.snapshot.records.get(lb_ip) else { return true };
                 let is_this = record.uid == *uid;
-                let alone = record.holders.len() <= 1;
-                assert!(resource_version.is_some() || alone || !is_this, "{address} is several Services'");
+                let is_unshared = record.holders.len() <= 1;
+                assert!(resource_version.is_some() || is_unshared || !is_this, "several Services hold {lb_ip}");
                 match resource_version {
                     Some(version) if !is_this || *version != record.resource_version => return false,
-                    _ if is_this => drop(self.snapshot.addresses.remove(address)),
+                    _ if is_this => drop(self.snapshot.records.remove(lb_ip)),
                     _ => {}
                 }
             }
-            Effect::PatchAddress(patch) => {
-                let Some(record) = self.snapshot.addresses.get_mut(&patch.address).map(Arc::make_mut) else {
+            Effect::PatchRecord(patch) => {
+                let Some(record) = self.snapshot.records.get_mut(&patch.lb_ip).map(Arc::make_mut) else {
                     return false;
                 };
                 if record.resource_version != patch.resource_version {
@@ -213,7 +210,7 @@ impl World {
                     record.quarantine = Some(Box::new(quarantine.clone()));
                 }
             }
-            Effect::PatchService(patch) | Effect::TellService(patch) => {
+            Effect::PatchService(patch) | Effect::PatchConditions(patch) => {
                 let Some(service) = self.snapshot.services.get_mut(&patch.key).map(Arc::make_mut) else { return false };
                 if service.resource_version != patch.resource_version {
                     return false;
@@ -232,10 +229,10 @@ impl World {
                 }
                 let uid = service.uid.clone();
                 let shown = patch.ingress.iter().flatten().filter(|ingress| !before.contains(ingress));
-                for address in shown.filter_map(|ingress| ingress.ip.as_ref()?.parse::<IpAddr>().ok()) {
-                    let record = self.snapshot.addresses.get(&address);
+                for lb_ip in shown.filter_map(|ingress| ingress.ip.as_ref()?.parse::<IpAddr>().ok()) {
+                    let record = self.snapshot.records.get(&lb_ip);
                     let held = record.is_some_and(|record| record.holders.iter().any(|holder| holder.uid == uid));
-                    assert!(held || self.unrecorded.contains(&address), "{address} is shown and not held");
+                    assert!(held || self.deleted_records.contains(&lb_ip), "{lb_ip} is shown and not held");
                 }
                 self.collect(&patch.key);
             }
@@ -252,7 +249,7 @@ impl World {
         true
     }
 
-    /// Plans and applies until nothing is left to do, and returns how many plans that took.
+    /// Plans and executes until nothing is left to do. Returns the number of plans.
     pub(crate) fn settle(&mut self) -> usize {
         for plans in 0..20 {
             let series = plan(&self.snapshot).series;
@@ -267,20 +264,19 @@ impl World {
                 }
             }
         }
-        panic!("no end of plans: {:#?}", plan(&self.snapshot));
+        panic!("plans do not end: {:#?}", plan(&self.snapshot));
     }
 
-    /// What a user sees of a Service: its addresses, and the condition as `Status Reason`; with `held` what it really
-    /// has.
+    /// The status of a Service as a user sees it, and the addresses that it really holds.
     pub(crate) fn seen(&self, name: &str) -> Seen {
         self.seen_key(&Self::key(name))
     }
 
-    /// The same by namespace and name.
+    /// Same, by namespace and name.
     pub(crate) fn seen_key(&self, key: &Key) -> Seen {
         let service = &self.snapshot.services[key];
         let condition = service.conditions.iter().find(|condition| condition.type_ == ALLOCATED);
-        let held = self.snapshot.addresses.values().filter(|record| {
+        let held = self.snapshot.records.values().filter(|record| {
             record.holders.iter().any(|holder| holder.uid == service.uid && holder.name == service.key.name)
         });
         Seen {
@@ -301,7 +297,7 @@ pub(crate) struct Seen {
 }
 
 impl Seen {
-    /// A Service that has this address of that pool, and all that belongs to it.
+    /// A Service that has this address of this pool, with a complete status.
     pub(crate) fn has(address: &str, pool: &str) -> Self {
         Self {
             ingress: vec![address.into()],
@@ -311,13 +307,13 @@ impl Seen {
         }
     }
 
-    /// A Service that we have nothing to do with.
+    /// A Service without anything from Landfall.
     pub(crate) fn nothing() -> Self {
         Self { ingress: vec![], condition: None, held: vec![], has_finalizer: false }
     }
 }
 
-/// A status that shows this address, whoever wrote it.
+/// An ingress with this address.
 pub(crate) fn shows(address: &str) -> Vec<Ingress> {
     vec![Ingress::from(address.parse::<IpAddr>().expect("an address"))]
 }

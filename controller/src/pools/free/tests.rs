@@ -1,4 +1,4 @@
-//! What is free, held against a model that knows every single address.
+//! Free addresses, compared with a model that knows every single address.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -15,7 +15,7 @@ fn key(name: &str) -> Key {
     Key::new("default", name)
 }
 
-/// The only pool there is, and what is free of it.
+/// A pool, and its free addresses.
 fn lan(ranges: &[&str], edit: impl FnOnce(&mut IPAddressPool)) -> (Pools, Free) {
     let mut object = pool("lan", 1, ranges);
     edit(Arc::make_mut(&mut object));
@@ -24,11 +24,11 @@ fn lan(ranges: &[&str], edit: impl FnOnce(&mut IPAddressPool)) -> (Pools, Free) 
     (pools, free)
 }
 
-/// Takes one address after the other, for a Service that had none of them.
+/// Takes one address after the other, for a Service that held none of them before.
 fn all(pools: &Pools, free: &mut Free, family: Family, second: i64) -> Vec<String> {
     let lan = pools.get("lan").expect("a pool");
     let next = || {
-        let address = free.next(lan, family, &key("other"), at(second))?;
+        let address = free.next_address(lan, family, &key("other"), at(second))?;
         free.take(address);
         Some(address.to_string())
     };
@@ -36,7 +36,7 @@ fn all(pools: &Pools, free: &mut Free, family: Family, second: i64) -> Vec<Strin
 }
 
 #[test]
-fn free_addresses_come_in_order_without_those_that_are_withheld() {
+fn free_addresses_are_assigned_in_order_without_withheld_ones() {
     let (pools, mut free) = lan(&["192.0.2.252/30", "192.0.2.254-192.0.3.2", "2001:db8::/126"], |pool| {
         pool.spec.avoid_buggy_ips = true;
         pool.spec.exclude = vec![AddressRange("192.0.3.2".into())];
@@ -47,7 +47,7 @@ fn free_addresses_come_in_order_without_those_that_are_withheld() {
 }
 
 #[test]
-fn the_last_address_of_all_can_be_given_and_a_huge_pool_costs_nothing() {
+fn last_address_is_assigned_and_a_huge_pool_is_cheap() {
     let (pools, mut free) = lan(&["255.255.255.255", "ffff:ffff:ffff:ffff:ffff:ffff:ffff:ffff"], |_| {});
     assert_eq!(all(&pools, &mut free, Family::V4, 0), ["255.255.255.255"]);
     assert_eq!(all(&pools, &mut free, Family::V6, 0), ["ffff:ffff:ffff:ffff:ffff:ffff:ffff:ffff"]);
@@ -56,16 +56,16 @@ fn the_last_address_of_all_can_be_given_and_a_huge_pool_costs_nothing() {
     assert_eq!((free.counts(lan).v6.size, free.counts(lan).v6.free), (u128::MAX, u128::MAX));
     assert_eq!(all(&pools, &mut free, Family::V4, 0)[..2], ["0.0.0.1", "0.0.0.2"]);
     assert_eq!(all(&pools, &mut free, Family::V6, 0)[..2], ["::", "::1"]);
-    let Counts { size, used, resting, free, withheld, .. } = free.counts(lan).v6;
-    assert_eq!((size, used, resting, free, withheld), (u128::MAX, 20, 0, u128::MAX - 19, 0));
+    let AddressCounts { size, used, cooling, free, withheld, .. } = free.counts(lan).v6;
+    assert_eq!((size, used, cooling, free, withheld), (u128::MAX, 20, 0, u128::MAX - 19, 0));
 }
 
 #[test]
-fn an_address_rests_unless_it_is_wanted_back_or_by_name_or_there_is_no_other() {
+fn cooling_address_returns_to_its_service_or_when_none_is_left() {
     let (pools, mut free) = lan(&["192.0.2.1-192.0.2.4"], |pool| pool.spec.reuse_after = Some("30s".into()));
     let lan = pools.get("lan").expect("a pool");
     let next = |free: &mut Free, name: &str, second| {
-        free.next(lan, Family::V4, &key(name), at(second)).map(|address| address.to_string())
+        free.next_address(lan, Family::V4, &key(name), at(second)).map(|address| address.to_string())
     };
     for text in ["192.0.2.1", "192.0.2.2", "192.0.2.3"] {
         free.take(ip(text));
@@ -73,53 +73,53 @@ fn an_address_rests_unless_it_is_wanted_back_or_by_name_or_there_is_no_other() {
     free.release(ip("192.0.2.2"), Some(key("a")), at(100));
     free.release(ip("192.0.2.1"), Some(key("a")), at(101));
     free.release(ip("192.0.2.3"), None, at(102));
-    // What no Service had does not rest.
+    // An address that no Service had does not cool down.
     assert_eq!(next(&mut free, "b", 102).as_deref(), Some("192.0.2.3"));
-    assert_eq!(next(&mut free, "a", 102).as_deref(), Some("192.0.2.1"), "what it had last");
-    assert_eq!(free.had_by(&key("a")).collect::<Vec<_>>(), [ip("192.0.2.1"), ip("192.0.2.2")]);
+    assert_eq!(next(&mut free, "a", 102).as_deref(), Some("192.0.2.1"), "the address that it released last");
+    assert_eq!(free.last_held_by(&key("a")).collect::<Vec<_>>(), [ip("192.0.2.1"), ip("192.0.2.2")]);
     free.take(ip("192.0.2.1"));
     assert_eq!(next(&mut free, "a", 102).as_deref(), Some("192.0.2.2"));
     free.release(ip("192.0.2.1"), Some(key("b")), at(103));
     free.take(ip("192.0.2.3"));
     free.take(ip("192.0.2.4"));
-    assert_eq!(next(&mut free, "c", 104).as_deref(), Some("192.0.2.2"), "of those that rest the oldest");
+    assert_eq!(next(&mut free, "c", 104).as_deref(), Some("192.0.2.2"), "the oldest cool-down");
     assert_eq!(free.counts(lan).v4.available(), 2);
-    assert!(free.is_resting(ip("192.0.2.1")) && free.is_free(ip("192.0.2.1")));
-    // The rest of one is over.
+    assert!(free.is_cooling(ip("192.0.2.1")) && free.is_free(ip("192.0.2.1")));
+    // One cool-down is over.
     assert_eq!(next(&mut free, "b", 130).as_deref(), Some("192.0.2.1"));
     free.release(ip("192.0.2.4"), None, at(130));
-    assert_eq!(next(&mut free, "c", 130).as_deref(), Some("192.0.2.2"), "the first that is free");
-    assert_eq!(next(&mut free, "c", 133).as_deref(), Some("192.0.2.1"), "all have rested");
-    assert_eq!(free.had_by(&key("b")).count(), 0, "what has rested is forgotten");
+    assert_eq!(next(&mut free, "c", 130).as_deref(), Some("192.0.2.2"), "the first free address");
+    assert_eq!(next(&mut free, "c", 133).as_deref(), Some("192.0.2.1"), "all cool-downs are over");
+    assert_eq!(free.last_held_by(&key("b")).count(), 0, "expired cool-downs are forgotten");
 }
 
 #[test]
-fn what_rests_rests_on_when_pools_change() {
+fn cooldowns_go_on_when_pools_change() {
     let (pools, mut free) = lan(&["192.0.2.1-192.0.2.2"], |_| {});
     free.take(ip("192.0.2.1"));
     free.release(ip("192.0.2.1"), Some(key("a")), at(100));
-    // Without its pool it rests on as well.
-    free.renew(&Pools::new([], &Occupied::default()), [], at(101));
-    assert!(free.is_resting(ip("192.0.2.1")) && !free.is_free(ip("192.0.2.1")));
-    free.renew(&pools, [], at(102));
+    // The cool-down goes on without the pool.
+    free.rebuild(&Pools::new([], &Occupied::default()), [], at(101));
+    assert!(free.is_cooling(ip("192.0.2.1")) && !free.is_free(ip("192.0.2.1")));
+    free.rebuild(&pools, [], at(102));
     assert_eq!(all(&pools, &mut free, Family::V4, 103), ["192.0.2.2", "192.0.2.1"]);
     let (shorter, _) = lan(&["192.0.2.1-192.0.2.2"], |pool| pool.spec.reuse_after = Some("5s".into()));
     free.release(ip("192.0.2.1"), Some(key("a")), at(110));
     free.release(ip("192.0.2.2"), Some(key("a")), at(112));
-    free.renew(&shorter, [], at(116));
+    free.rebuild(&shorter, [], at(116));
     let counts = free.counts(shorter.get("lan").expect("a pool")).v4;
-    assert_eq!((counts.free, counts.resting), (1, 1));
-    // What has rested does not begin anew, and what somebody has by now does not rest.
-    free.renew(&pools, [], at(117));
-    assert!(!free.is_resting(ip("192.0.2.2")));
+    assert_eq!((counts.free, counts.cooling), (1, 1));
+    // An expired cool-down does not start again, and a used address has none.
+    free.rebuild(&pools, [], at(117));
+    assert!(!free.is_cooling(ip("192.0.2.2")));
     free.release(ip("192.0.2.2"), Some(key("a")), at(118));
     free.take(ip("192.0.2.2"));
     free.release(ip("192.0.2.2"), Some(key("a")), at(119));
-    free.renew(&pools, [ip("192.0.2.2")], at(120));
-    assert!(!free.is_resting(ip("192.0.2.2")) && !free.is_free(ip("192.0.2.2")));
+    free.rebuild(&pools, [ip("192.0.2.2")], at(120));
+    assert!(!free.is_cooling(ip("192.0.2.2")) && !free.is_free(ip("192.0.2.2")));
 }
 
-/// Where the addresses of a history are: at both ends of what there is, and across a third octet.
+/// Where the addresses of a history are: at both ends of the families, and across a third octet.
 const PLACES: [&str; 5] = ["0.0.0.0", "0.0.0.224", "255.255.255.192", "::", "ffff:ffff:ffff:ffff:ffff:ffff:ffff:ffc0"];
 
 /// How many addresses each place has.
@@ -188,11 +188,11 @@ fn object(index: usize, spec: &Spec) -> Arc<IPAddressPool> {
 enum Step {
     Take(usize, u8),
     Release(usize, u8, Option<u8>),
-    /// A Service takes any of a pool and family.
+    /// A Service takes any address of a pool and family.
     Next(usize, bool, u8),
     Pass(u8),
-    /// The pools become the others.
-    Renew,
+    /// The other pools replace the current ones.
+    Rebuild,
 }
 
 fn step() -> impl Strategy<Value = Step> {
@@ -203,22 +203,22 @@ fn step() -> impl Strategy<Value = Step> {
             .prop_map(|((place, number), last)| Step::Release(place, number, last)),
         8 => (0..3usize, any::<bool>(), 0..3u8).prop_map(|(pool, is_v6, name)| Step::Next(pool, is_v6, name)),
         2 => (0..40u8).prop_map(Step::Pass),
-        1 => Just(Step::Renew),
+        1 => Just(Step::Rebuild),
     ]
 }
 
-/// What is known of each single address.
+/// The state of each single address.
 #[derive(Default)]
 struct Model {
-    /// Its pool, how long it rests there, and whether it is withheld.
+    /// The pool of an address, its cool-down there in seconds, and whether it is withheld.
     known: BTreeMap<IpAddr, (usize, u8, bool)>,
     used: BTreeSet<IpAddr>,
-    /// In the order in which they were given up: address, by whom and when.
-    rest: Vec<(IpAddr, u8, i64)>,
+    /// Address, former Service and time, in the order of the releases.
+    cooling: Vec<(IpAddr, u8, i64)>,
 }
 
 impl Model {
-    /// Looks at each address of each pool, in the plainest way.
+    /// Computes the state of each address without any index.
     fn read(&mut self, specs: &[Spec], occupied: &BTreeSet<IpAddr>) {
         self.known.clear();
         let addresses = || (0..PLACES.len()).flat_map(|place| (0..WIDTH).map(move |number| address_at(place, number)));
@@ -251,7 +251,7 @@ impl Model {
 
     fn prune(&mut self, now: i64) {
         let known = &self.known;
-        self.rest.retain(|(address, _, since)| {
+        self.cooling.retain(|(address, _, since)| {
             now < since + known.get(address).map_or(60, |(_, reuse_after, _)| i64::from(*reuse_after))
         });
     }
@@ -261,26 +261,26 @@ impl Model {
             Family::from(*address) == family
                 && self.known.get(address).is_some_and(|(owner, _, is_withheld)| *owner == pool && !is_withheld)
         };
-        let rests = |address: &IpAddr| self.rest.iter().any(|(other, ..)| other == address);
-        let resting = || self.rest.iter().filter(|(address, ..)| of_pool(address));
-        let had = resting().rfind(|(_, last, _)| *last == name).map(|(address, ..)| *address);
-        let free = || self.known.keys().find(|a| of_pool(a) && !self.used.contains(a) && !rests(a)).copied();
-        let oldest = || resting().map(|(address, _, since)| (*since, *address)).min().map(|(_, address)| address);
+        let is_cooling = |address: &IpAddr| self.cooling.iter().any(|(other, ..)| other == address);
+        let cooling = || self.cooling.iter().filter(|(address, ..)| of_pool(address));
+        let had = cooling().rfind(|(_, last, _)| *last == name).map(|(address, ..)| *address);
+        let free = || self.known.keys().find(|a| of_pool(a) && !self.used.contains(a) && !is_cooling(a)).copied();
+        let oldest = || cooling().map(|(address, _, since)| (*since, *address)).min().map(|(_, address)| address);
         had.or_else(free).or_else(oldest)
     }
 
-    fn counts(&self, pool: usize, family: Family) -> Counts {
-        let mut counts = Counts::default();
+    fn counts(&self, pool: usize, family: Family) -> AddressCounts {
+        let mut counts = AddressCounts::default();
         let of_pool = self.known.iter().filter(|(a, (owner, ..))| *owner == pool && Family::from(**a) == family);
         for (address, (_, _, is_withheld)) in of_pool {
             counts.size += 1;
-            counts.open += u128::from(!is_withheld);
+            counts.automatic += u128::from(!is_withheld);
             if self.used.contains(address) {
                 counts.used += 1;
             } else if *is_withheld {
                 counts.withheld += 1;
-            } else if self.rest.iter().any(|(other, ..)| other == address) {
-                counts.resting += 1;
+            } else if self.cooling.iter().any(|(other, ..)| other == address) {
+                counts.cooling += 1;
             } else {
                 counts.free += 1;
             }
@@ -291,7 +291,7 @@ impl Model {
 
 proptest! {
     #[test]
-    fn what_is_free_is_what_the_model_has_after_any_history(
+    fn free_addresses_match_the_model_after_any_history(
         both in proptest::collection::vec(proptest::collection::vec(spec(), 1..4), 2..3),
         occupied in proptest::collection::btree_set((0..PLACES.len(), 0..WIDTH), 0..6),
         steps in proptest::collection::vec(step(), 0..80),
@@ -315,13 +315,13 @@ proptest! {
                     let address = address_at(place, number);
                     free.take(address);
                     model.used.insert(address);
-                    model.rest.retain(|(other, ..)| *other != address);
+                    model.cooling.retain(|(other, ..)| *other != address);
                 }
                 Step::Release(place, number, last) => {
                     let address = address_at(place, number);
                     free.release(address, last.map(name), at(now));
                     if model.used.remove(&address) && let Some(last) = last {
-                        model.rest.push((address, last, now));
+                        model.cooling.push((address, last, now));
                     }
                     model.prune(now);
                 }
@@ -330,29 +330,29 @@ proptest! {
                     let family = if is_v6 { Family::V6 } else { Family::V4 };
                     model.prune(now);
                     let own = pools[current].get(&format!("p{pool}")).expect("a pool");
-                    let next = free.next(own, family, &name(last), at(now));
+                    let next = free.next_address(own, family, &name(last), at(now));
                     prop_assert_eq!(next, model.next(pool, family, last));
                     if let Some(address) = next {
                         free.take(address);
                         model.used.insert(address);
-                        model.rest.retain(|(other, ..)| *other != address);
+                        model.cooling.retain(|(other, ..)| *other != address);
                     }
                 }
                 Step::Pass(seconds) => now += i64::from(seconds),
-                Step::Renew => {
+                Step::Rebuild => {
                     model.prune(now);
                     current = 1 - current;
                     model.read(&both[current], &occupied);
-                    model.rest.sort_by_key(|(address, _, since)| (*since, *address));
+                    model.cooling.sort_by_key(|(address, _, since)| (*since, *address));
                     model.prune(now);
-                    free.renew(&pools[current], model.used.iter().copied(), at(now));
+                    free.rebuild(&pools[current], model.used.iter().copied(), at(now));
                 }
             }
             for pool in pools[current].iter() {
                 let counts = free.counts(pool);
                 for family in FAMILIES {
-                    let Counts { size, used, resting, free, withheld, .. } = counts[family];
-                    prop_assert_eq!(free + used + withheld + resting, size);
+                    let AddressCounts { size, used, cooling, free, withheld, .. } = counts[family];
+                    prop_assert_eq!(free + used + withheld + cooling, size);
                     prop_assert_eq!(counts[family], model.counts(pool.index, family), "{} {}", pool.name(), family);
                 }
             }

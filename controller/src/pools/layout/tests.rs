@@ -1,6 +1,13 @@
+use std::collections::BTreeSet;
+
+use crds::Range;
+use crds::address::InvalidRange;
+use crds::ip_address_pool::AddressRange;
+use proptest::prelude::*;
+
 use super::*;
 use crate::fixtures::{ip, node, pool};
-use proptest::prelude::*;
+use crate::pools::{OccupiedAddress, Overlap};
 
 fn texts(pool: &Pool) -> Vec<String> {
     pool.ranges.iter().map(ToString::to_string).collect()
@@ -11,7 +18,7 @@ fn overlap(pool: &str, range: &str) -> Overlap {
 }
 
 #[test]
-fn shared_addresses_belong_to_the_older_pool_and_the_other_serves_the_rest() {
+fn shared_addresses_belong_to_the_older_pool() {
     let pools = [
         pool("a-younger", 2, &["192.0.2.0-192.0.2.30", "192.0.2.100-192.0.2.101"]),
         pool("b-older", 1, &["192.0.2.5-192.0.2.9", "192.0.2.15-192.0.2.15", "192.0.2.30-192.0.2.40"]),
@@ -25,7 +32,7 @@ fn shared_addresses_belong_to_the_older_pool_and_the_other_serves_the_rest() {
         ["192.0.2.0-192.0.2.4", "192.0.2.10-192.0.2.14", "192.0.2.16-192.0.2.29", "192.0.2.100-192.0.2.101"]
     );
     assert_eq!(
-        younger.overlaps.listed(),
+        younger.overlaps.first(),
         [
             overlap("b-older", "192.0.2.5-192.0.2.9"),
             overlap("b-older", "192.0.2.15-192.0.2.15"),
@@ -35,7 +42,7 @@ fn shared_addresses_belong_to_the_older_pool_and_the_other_serves_the_rest() {
 }
 
 #[test]
-fn of_two_pools_of_one_age_the_first_by_name_is_the_older() {
+fn equally_old_pools_are_ordered_by_name() {
     let pools = [pool("b", 1, &["192.0.2.1-192.0.2.2"]), pool("a", 1, &["192.0.2.1-192.0.2.1"])];
     let pools = Pools::new(&pools, &Occupied::default());
     assert_eq!(pools.pool_of(ip("192.0.2.1")).map(Pool::name), Some("a"));
@@ -44,7 +51,7 @@ fn of_two_pools_of_one_age_the_first_by_name_is_the_older() {
 }
 
 #[test]
-fn a_range_twice_in_one_pool_is_there_once_and_no_overlap() {
+fn repeated_range_of_one_pool_is_no_overlap() {
     let pools = [pool("lan", 1, &["192.0.2.1-192.0.2.9", "192.0.2.5-192.0.2.12", "192.0.2.1-192.0.2.9"])];
     let pools = Pools::new(&pools, &Occupied::default());
     let lan = pools.iter().next().expect("a pool");
@@ -52,19 +59,19 @@ fn a_range_twice_in_one_pool_is_there_once_and_no_overlap() {
 }
 
 #[test]
-fn a_range_that_cannot_be_read_is_reported_and_the_others_serve() {
+fn unreadable_range_is_reported_and_the_others_serve() {
     let pools = [pool("lan", 1, &["192.0.2.9-192.0.2.1", "192.0.2.0/33", "192.0.2.20-192.0.2.21"])];
     let pools = Pools::new(&pools, &Occupied::default());
     let lan = pools.iter().next().expect("a pool");
     assert_eq!(texts(lan), ["192.0.2.20-192.0.2.21"]);
     assert_eq!(
-        lan.invalid.listed(),
+        lan.invalid.first(),
         [InvalidRange::Order("192.0.2.9-192.0.2.1".into()), InvalidRange::Syntax("192.0.2.0/33".into())]
     );
 }
 
 #[test]
-fn the_ends_of_a_network_are_withheld_unless_another_range_of_the_pool_has_them_inside() {
+fn network_ends_are_withheld_unless_another_range_contains_them() {
     for (ranges, withheld) in [
         (&["192.0.2.0/24"][..], &["192.0.2.0", "192.0.2.255"][..]),
         (&["192.0.2.0/30"], &["192.0.2.0", "192.0.2.3"]),
@@ -85,13 +92,13 @@ fn the_ends_of_a_network_are_withheld_unless_another_range_of_the_pool_has_them_
         let pools = [pool("lan", 1, ranges)];
         let pools = Pools::new(&pools, &Occupied::default());
         let expected: BTreeSet<_> = withheld.iter().map(|text| ip(text)).collect();
-        assert_eq!(pools.pools[0].withheld, expected, "{ranges:?}");
+        assert_eq!(pools.pools[0].network_ends, expected, "{ranges:?}");
         assert!(expected.iter().all(|address| pools.withheld(*address) == Some(Withheld::NetworkEnd)));
     }
-    // An end that belongs to an older pool is not this one's to withhold.
+    // A pool withholds no end that belongs to an older pool.
     let pools = [pool("old", 1, &["192.0.2.0-192.0.2.9"]), pool("lan", 2, &["192.0.2.0/24"])];
     let pools = Pools::new(&pools, &Occupied::default());
-    assert_eq!(pools.pools[1].withheld, [ip("192.0.2.255")].into());
+    assert_eq!(pools.pools[1].network_ends, [ip("192.0.2.255")].into());
     assert_eq!(pools.withheld(ip("192.0.2.0")), None);
 }
 
@@ -105,7 +112,7 @@ fn written(texts: &[&str]) -> Vec<AddressRange> {
 }
 
 #[test]
-fn an_address_is_withheld_for_the_reason_that_matters_most() {
+fn address_is_withheld_for_the_most_important_reason() {
     let pools = [
         edited(pool("lan", 1, &["192.0.2.0/24", "192.0.3.0-192.0.3.1"]), |spec| {
             spec.exclude = written(&["192.0.2.8/30", "198.51.100.1", "nonsense"]);
@@ -124,9 +131,9 @@ fn an_address_is_withheld_for_the_reason_that_matters_most() {
         ("192.0.2.0", Some(Withheld::Buggy), Some("lan")),
         ("192.0.2.7", None, Some("lan")),
         ("192.0.2.8", Some(Withheld::Excluded), Some("lan")),
-        // The younger pool names it too, and does not get what the older one excludes.
+        // The younger pool names it too, but does not get addresses that the older pool excludes.
         ("192.0.2.9", Some(Withheld::Node("n1")), Some("lan")),
-        // What another pool excludes means nothing here.
+        // The exclusions of another pool have no effect here.
         ("192.0.2.20", None, Some("lan")),
         ("198.51.100.1", None, Some("young")),
         ("192.0.2.255", Some(Withheld::Gateway("n2")), Some("lan")),
@@ -143,33 +150,33 @@ fn an_address_is_withheld_for_the_reason_that_matters_most() {
         assert_eq!(found, (withheld, owner), "{address}");
     }
     let lan = pools.get("lan").expect("a pool");
-    assert_eq!(lan.invalid_exclude.listed(), [InvalidRange::Syntax("nonsense".into())]);
+    assert_eq!(lan.invalid_exclude.first(), [InvalidRange::Syntax("nonsense".into())]);
     assert_eq!(
-        lan.left_out.listed(),
-        [LeftOut { address: ip("192.0.2.255"), occupant: Occupant::Gateway("n2".into()) }],
-        "what is excluded anyway is not left out"
+        lan.occupied.first(),
+        [OccupiedAddress { address: ip("192.0.2.255"), occupant: Occupant::Gateway("n2".into()) }],
+        "excluded addresses are not reported as occupied"
     );
 }
 
 #[test]
-fn pools_are_tried_by_priority_then_those_without_a_fence_and_the_oldest_first() {
-    let fence = |priority, namespaces: &[&str]| {
+fn pools_are_tried_by_priority_then_age() {
+    let selector = |priority, namespaces: &[&str]| {
         let namespaces = namespaces.iter().map(|name| (*name).to_owned()).collect();
         Some(crds::ServiceAllocation { priority, namespaces, ..Default::default() })
     };
     let pools = [
         pool("open-b", 1, &["192.0.2.1"]),
-        edited(pool("last", 1, &["192.0.2.2"]), |spec| spec.service_allocation = fence(0, &[])),
-        edited(pool("twenty", 1, &["192.0.2.3"]), |spec| spec.service_allocation = fence(20, &["a", "b"])),
-        edited(pool("ten-young", 3, &["192.0.2.4"]), |spec| spec.service_allocation = fence(10, &["a"])),
-        edited(pool("ten-old", 2, &["192.0.2.5"]), |spec| spec.service_allocation = fence(10, &["b"])),
+        edited(pool("last", 1, &["192.0.2.2"]), |spec| spec.service_allocation = selector(0, &[])),
+        edited(pool("twenty", 1, &["192.0.2.3"]), |spec| spec.service_allocation = selector(20, &["a", "b"])),
+        edited(pool("ten-young", 3, &["192.0.2.4"]), |spec| spec.service_allocation = selector(10, &["a"])),
+        edited(pool("ten-old", 2, &["192.0.2.5"]), |spec| spec.service_allocation = selector(10, &["b"])),
         pool("open-a", 1, &["192.0.2.6"]),
         edited(pool("by-hand", 0, &["192.0.2.7"]), |spec| spec.auto_assign = false),
         edited(pool("dry", 0, &["192.0.2.8"]), |spec| spec.drain = true),
     ];
     let pools = Pools::new(&pools, &Occupied::default());
     let tried = |namespace: &str| {
-        pools.tried_for(namespace, None, &Labels::default()).map(Pool::name).collect::<Vec<_>>().join(" ")
+        pools.automatic_pools_for(namespace, None, &Labels::default()).map(Pool::name).collect::<Vec<_>>().join(" ")
     };
     assert_eq!(tried("a"), "ten-young twenty last open-a open-b");
     assert_eq!(tried("b"), "ten-old twenty last open-a open-b");
@@ -177,27 +184,27 @@ fn pools_are_tried_by_priority_then_those_without_a_fence_and_the_oldest_first()
 }
 
 #[test]
-fn a_pool_in_which_only_our_own_words_changed_is_taken_over() {
+fn object_with_a_new_status_replaces_the_old_one() {
     let old = pool("lan", 1, &["192.0.2.1"]);
     let mut pools = Pools::new([&old], &Occupied::default());
     let mut new = (*old).clone();
     new.metadata.resource_version = Some("2".into());
     new.status = Some(crds::IPAddressPoolStatus { assigned_ipv4: 7, ..Default::default() });
-    assert!(pools.renew(&Arc::new(new.clone())));
+    assert!(pools.replace_object(&Arc::new(new.clone())));
     assert_eq!(pools.get("lan").map(|pool| &*pool.object), Some(&new));
     let mut other = new.clone();
     other.spec.drain = true;
     let mut recreated = new.clone();
     recreated.metadata.uid = Some("another".into());
     for changed in [other, recreated, (*pool("wan", 1, &["192.0.2.1"])).clone()] {
-        assert!(!pools.renew(&Arc::new(changed)));
+        assert!(!pools.replace_object(&Arc::new(changed)));
     }
     assert_eq!(pools.get("lan").map(|pool| &*pool.object), Some(&new));
 }
 
 #[test]
-fn many_pools_of_many_ranges_and_thousands_of_nodes_are_read_at_once() {
-    // The most ranges that a pool may have, each once in four pools and all of them in the last, and as many excluded.
+fn many_pools_ranges_and_nodes_are_built_fast() {
+    // Pools with the maximum number of ranges and exclusions: each range is in four pools, and all are in the last pool.
     let text = |pool: u32, range: u32| format!("10.{pool}.{range}.10-10.{pool}.{range}.99");
     let pools: Vec<_> = (0..100)
         .map(|index| {
@@ -223,18 +230,18 @@ fn many_pools_of_many_ranges_and_thousands_of_nodes_are_read_at_once() {
 }
 
 #[test]
-fn all_addresses_of_both_families_are_a_pool_as_any_other() {
+fn pool_of_all_addresses_works_like_any_other() {
     let pools = [pool("all", 2, &["0.0.0.0/0", "::/0"]), pool("lan", 1, &["192.0.2.1-192.0.2.1"])];
     let pools = Pools::new(&pools, &Occupied::default());
     let all = &pools.pools[1];
     assert_eq!(texts(all)[..2], ["0.0.0.0-192.0.2.0", "192.0.2.2-255.255.255.255"]);
-    assert!(all.has(Family::V6));
+    assert!(all.has_family(Family::V6));
     assert_eq!(pools.pool_of(ip("2001:db8::1")).map(Pool::name), Some("all"));
 }
 
 proptest! {
     #[test]
-    fn an_address_belongs_to_the_oldest_pool_that_names_it(
+    fn address_belongs_to_the_oldest_pool_that_names_it(
         written in proptest::collection::vec(proptest::collection::vec((0..40u8, 0..8u8), 1..4), 0..5),
     ) {
         let objects: Vec<_> = written

@@ -1,5 +1,5 @@
-//! What is promised, and what is counted: addresses that were given and that no record names yet, and how many addresses
-//! of a pool each namespace has or gets.
+//! Promises (addresses that are assigned, and that no record names yet), and quotas (how many addresses of a pool each
+//! namespace has or gets).
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -8,92 +8,102 @@ use crds::service::Family;
 use crds::{InternedStr, Key, Service};
 use jiff::Timestamp;
 
-use super::{Ledger, remove};
+use super::{ClusterIndex, remove};
 use crate::allocate::sharing;
 
-impl Ledger {
-    /// One Service more, or less, of that namespace has that address.
-    pub(super) fn count(&mut self, address: IpAddr, namespace: &str, more: bool) {
-        let Some(pool) = self.pools.pool_of(address).filter(|pool| pool.object.spec.max_per_namespace.is_some()) else {
-            return;
-        };
-        let most = pool.object.spec.max_per_namespace.map_or(usize::MAX, |most| most as usize);
-        let counts = self.quotas.entry((pool.name().to_owned(), namespace.to_owned())).or_default();
-        let count = counts.entry(address).or_default();
-        *count = if more { *count + 1 } else { count.saturating_sub(1) };
+impl ClusterIndex {
+    /// Counts one more Service of this namespace at this address.
+    pub(super) fn charge_quota(&mut self, lb_ip: IpAddr, namespace: &str) {
+        let Some((usage, limit)) = self.quota_of(lb_ip, namespace) else { return };
+        *usage.entry(lb_ip).or_default() += 1;
+        // The reason that waiting Services report may be the quota now.
+        let is_full = usage.len() >= limit;
+        self.dirty.waiting |= is_full;
+    }
+
+    /// Counts one Service of this namespace less at this address.
+    pub(super) fn refund_quota(&mut self, lb_ip: IpAddr, namespace: &str) {
+        let Some((usage, _)) = self.quota_of(lb_ip, namespace) else { return };
+        let count = usage.entry(lb_ip).or_default();
+        *count = count.saturating_sub(1);
         if *count == 0 {
-            counts.remove(&address);
-        }
-        // Who waits for something else waits for this as well now, and has to be told.
-        self.dirty.waiting |= more && counts.len() >= most;
-    }
-
-    /// Nobody can have this address any more.
-    pub(super) fn take(&mut self, address: IpAddr) {
-        self.free.take(address);
-        if let Some(pool) = self.pools.pool_of(address) {
-            self.dirty.waiting |= self.free.counts(pool)[Family::from(address)].available() == 0;
+            usage.remove(&lb_ip);
         }
     }
 
-    /// The addresses of that pool that Services of that namespace have or get, each with how many of them.
-    pub(crate) fn quota(&self, pool: &str, namespace: &str) -> Option<&BTreeMap<IpAddr, u32>> {
+    /// The usage and the limit of a namespace in the pool of this address, if the pool has a limit.
+    fn quota_of(&mut self, lb_ip: IpAddr, namespace: &str) -> Option<(&mut BTreeMap<IpAddr, u32>, usize)> {
+        let pool = self.pools.pool_of(lb_ip)?;
+        let limit = pool.object.spec.max_per_namespace? as usize;
+        Some((self.quotas.entry((pool.name().to_owned(), namespace.to_owned())).or_default(), limit))
+    }
+
+    /// Marks an address as used.
+    pub(super) fn take(&mut self, lb_ip: IpAddr) {
+        self.free.take(lb_ip);
+        if let Some(pool) = self.pools.pool_of(lb_ip) {
+            self.dirty.waiting |= self.free.counts(pool)[Family::from(lb_ip)].available() == 0;
+        }
+    }
+
+    /// The addresses of this pool that Services of this namespace have or get, each with its number of Services.
+    pub(crate) fn quota_usage(&self, pool: &str, namespace: &str) -> Option<&BTreeMap<IpAddr, u32>> {
         self.quotas.get(&(pool.to_owned(), namespace.to_owned()))
     }
 
-    /// Nobody else gets this, for the time being.
-    pub(crate) fn promise(&mut self, address: IpAddr, service: &Service) {
-        if !self.is_used(address) {
-            self.take(address);
-            self.dirty.pools.extend(self.pools.pool_of(address).map(|pool| pool.name().to_owned()));
+    /// Keeps an address for a Service until its record names the Service.
+    pub(crate) fn promise(&mut self, lb_ip: IpAddr, service: &Service) {
+        if !self.is_used(lb_ip) {
+            self.take(lb_ip);
+            self.dirty.pools.extend(self.pools.pool_of(lb_ip).map(|pool| pool.name().to_owned()));
         }
-        self.promises.entry(address).or_default().insert(service.key.clone());
-        self.promised.entry(service.key.clone()).or_default().push(address);
-        self.count(address, &service.key.namespace, true);
+        self.promises.entry(lb_ip).or_default().insert(service.key.clone());
+        self.promised.entry(service.key.clone()).or_default().push(lb_ip);
+        self.charge_quota(lb_ip, &service.key.namespace);
         if let Some(key) = sharing::key(service) {
             let key = InternedStr::from(key);
-            self.keyed.entry(key.clone()).or_default().insert(address);
-            self.promised_under.insert(address, key);
+            self.by_sharing_key.entry(key.clone()).or_default().insert(lb_ip);
+            self.promised_keys.insert(lb_ip, key);
         }
     }
 
-    /// What was promised to this Service it has not any more. Whether there was something.
+    /// Breaks all promises to this Service. Returns whether there were any.
     pub(crate) fn break_promises(&mut self, key: &Key, now: Timestamp) -> bool {
-        let addresses = self.promised.get(key).cloned().unwrap_or_default();
-        addresses.iter().for_each(|address| self.break_promise(*address, key, now));
-        !addresses.is_empty()
+        let lb_ips = self.promised.get(key).cloned().unwrap_or_default();
+        lb_ips.iter().for_each(|lb_ip| self.break_promise(*lb_ip, key, now));
+        !lb_ips.is_empty()
     }
 
-    pub(super) fn break_promise(&mut self, address: IpAddr, key: &Key, now: Timestamp) {
+    pub(super) fn break_promise(&mut self, lb_ip: IpAddr, key: &Key, now: Timestamp) {
         if let Some(promised) = self.promised.get_mut(key) {
-            promised.retain(|other| *other != address);
+            promised.retain(|other| *other != lb_ip);
             if promised.is_empty() {
                 self.promised.remove(key);
             }
         }
-        if let Some(keys) = self.promises.get_mut(&address) {
+        if let Some(keys) = self.promises.get_mut(&lb_ip) {
             keys.remove(key);
             if keys.is_empty() {
-                self.promises.remove(&address);
+                self.promises.remove(&lb_ip);
             }
         }
-        self.count(address, &key.namespace, false);
-        if !self.promises.contains_key(&address)
-            && let Some(key) = self.promised_under.remove(&address)
-            && self.addresses.get(&address).is_none_or(|record| record.sharing_key.as_ref() != Some(&key))
+        self.refund_quota(lb_ip, &key.namespace);
+        if !self.promises.contains_key(&lb_ip)
+            && let Some(key) = self.promised_keys.remove(&lb_ip)
+            && self.records.get(&lb_ip).is_none_or(|record| record.sharing_key.as_ref() != Some(&key))
         {
-            remove(&mut self.keyed, &key, &address);
+            remove(&mut self.by_sharing_key, &key, &lb_ip);
         }
-        if !self.is_used(address) {
-            self.free.release(address, None, now);
-            self.dirty.pools.extend(self.pools.pool_of(address).map(|pool| pool.name().to_owned()));
+        if !self.is_used(lb_ip) {
+            self.free.release(lb_ip, None, now);
+            self.dirty.pools.extend(self.pools.pool_of(lb_ip).map(|pool| pool.name().to_owned()));
         } else {
-            self.dirty.addresses.insert(address);
+            self.dirty.records.insert(lb_ip);
         }
     }
 
-    /// To whom this address is promised.
-    pub(crate) fn promised_to(&self, address: IpAddr) -> impl Iterator<Item = &Key> {
-        self.promises.get(&address).into_iter().flatten()
+    /// The Services that this address is promised to.
+    pub(crate) fn promised_to(&self, lb_ip: IpAddr) -> impl Iterator<Item = &Key> {
+        self.promises.get(&lb_ip).into_iter().flatten()
     }
 }

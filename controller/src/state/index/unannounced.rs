@@ -1,4 +1,4 @@
-//! Whose addresses nobody announces, what bears on that, and when it is time to look at something again.
+//! Services with an address that no node announces, the objects that can explain it, and the deadlines of the index.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -6,7 +6,7 @@ use std::sync::Arc;
 use crds::{Advertisement, EndpointSlice, Key};
 use jiff::{SignedDuration, Timestamp};
 
-use super::Ledger;
+use super::ClusterIndex;
 
 /// How long an address may be unannounced before the condition reports it. Agents need a fraction of a second; the rest is
 /// for agents that are starting or being replaced.
@@ -21,59 +21,57 @@ fn grace_end(since: Timestamp) -> Timestamp {
     since.saturating_add(GRACE).unwrap_or(Timestamp::MAX)
 }
 
-impl Ledger {
-    /// An advertisement is like this now, or is gone.
+impl ClusterIndex {
+    /// `None`: the advertisement does not exist.
     pub fn set_advertisement(&mut self, name: &str, advertisement: Option<Arc<Advertisement>>) {
         match advertisement {
             Some(advertisement) => drop(self.advertisements.insert(name.to_owned(), advertisement)),
             None => drop(self.advertisements.remove(name)),
         }
-        self.judge_again();
+        self.recheck_unannounced();
     }
 
-    /// A slice is like this now, or is gone. It counts only once they are known ([`Self::knows_slices`]).
+    /// `None`: the slice does not exist. Ignored until slices are watched ([`Self::mark_slices_known`]).
     pub fn set_slice(&mut self, key: &Key, slice: Option<Arc<EndpointSlice>>) {
         let Some(slices) = &mut self.slices else { return };
         let old = match slice {
             Some(ref slice) => slices.insert(key.clone(), slice.clone()),
             None => slices.remove(key),
         };
-        let concerned = old.iter().chain(&slice).map(|slice| slice.service.clone());
-        self.dirty.services.extend(concerned.filter(|service| self.unannounced.contains_key(service)));
+        let services = old.iter().chain(&slice).map(|slice| slice.service.clone());
+        self.dirty.services.extend(services.filter(|service| self.unannounced.contains_key(service)));
     }
 
-    /// All slices that there are will have been told when the next plan is made: a Service without any has none then.
-    pub fn knows_slices(&mut self) {
+    /// From now on, a Service without slices has no endpoints. The caller must set all slices before the next plan.
+    pub fn mark_slices_known(&mut self) {
         if self.slices.is_none() {
             self.slices = Some(BTreeMap::new());
-            self.judge_again();
+            self.recheck_unannounced();
         }
     }
 
-    /// Whether somebody has to be told about slices.
+    /// Whether EndpointSlices must be watched.
     pub fn wants_slices(&self) -> bool {
-        self.wants_endpoints
+        self.wants_slices
     }
 
-    /// Somebody has to be told about slices from now on.
-    pub(crate) fn want_slices(&mut self) {
-        self.wants_endpoints = true;
+    pub(crate) fn request_slices(&mut self) {
+        self.wants_slices = true;
     }
 
-    /// This keeps every node from announcing now, or nothing does.
     pub fn set_obstacle(&mut self, obstacle: Option<Obstacle>) {
         if self.obstacle != obstacle {
             self.obstacle = obstacle;
-            self.judge_again();
+            self.recheck_unannounced();
         }
     }
 
-    /// Why nobody announces an address may be another reason now.
-    pub(super) fn judge_again(&mut self) {
+    /// Marks the Services with an unannounced address: the reason may have changed.
+    pub(super) fn recheck_unannounced(&mut self) {
         self.dirty.services.extend(self.unannounced.keys().cloned());
     }
 
-    /// Nobody announces an address of this Service, or (`false`) somebody announces them all.
+    /// Sets whether this Service has an address that no node announces.
     pub(crate) fn set_unannounced(&mut self, key: &Key, is_unannounced: bool, now: Timestamp) {
         if !is_unannounced {
             if let Some(since) = self.unannounced.remove(key) {
@@ -90,14 +88,14 @@ impl Ledger {
         self.unannounced.get(key).is_some_and(|since| grace_end(*since) <= now)
     }
 
-    /// When something is to be looked at again that nobody will have changed.
-    pub fn alarm(&self) -> Option<Timestamp> {
+    /// When the next key becomes dirty by time alone.
+    pub fn next_deadline(&self) -> Option<Timestamp> {
         let grace = self.graces.first().map(|(until, _)| *until);
         grace.into_iter().chain(self.quarantined.values().copied()).min()
     }
 
-    /// Whatever the time has come for is dirty.
-    pub(super) fn fall_due(&mut self, now: Timestamp) {
+    /// Marks the keys whose deadline has passed.
+    pub(super) fn mark_due(&mut self, now: Timestamp) {
         while let Some((until, key)) = self.graces.pop_first() {
             if until > now {
                 self.graces.insert((until, key));
@@ -105,8 +103,7 @@ impl Ledger {
             }
             self.dirty.services.insert(key);
         }
-        self.dirty
-            .addresses
-            .extend(self.quarantined.extract_if(.., |_, until| *until <= now).map(|(address, _)| address));
+        let ended = self.quarantined.extract_if(.., |_, until| *until <= now).map(|(lb_ip, _)| lb_ip);
+        self.dirty.records.extend(ended);
     }
 }

@@ -1,4 +1,4 @@
-//! What is said of how the addresses of a Service are forwarded, and what that costs.
+//! The condition `Forwarding`: its contents, and the writes it needs.
 
 use std::collections::BTreeSet;
 
@@ -10,7 +10,7 @@ use super::*;
 use crate::fixtures::{at, ip, pool, service};
 use crate::plan::Plan;
 use crate::plan::effect::Effect;
-use crate::state::index::Ledger;
+use crate::state::index::ClusterIndex;
 use crate::world::World;
 
 /// A cluster with an agent, in which `web` has 192.0.2.10.
@@ -23,8 +23,8 @@ fn world() -> World {
     world
 }
 
-/// The node that announces 192.0.2.10 says this of how it forwards it.
-fn says(world: &mut World, reach: Option<Reach>, unforwarded: &[(&str, ProblemReason, &str)]) {
+/// The announcer of 192.0.2.10 reports how it forwards the address.
+fn report(world: &mut World, reach: Option<Reach>, unforwarded: &[(&str, ProblemReason, &str)]) {
     world.announce(ip("192.0.2.10"));
     let unforwarded = unforwarded.iter().map(|(name, reason, what)| ForwardingProblem {
         namespace: "default".into(),
@@ -39,8 +39,8 @@ fn says(world: &mut World, reach: Option<Reach>, unforwarded: &[(&str, ProblemRe
     world.settle();
 }
 
-/// Status and reason, and the message.
-fn said(world: &World) -> (String, String) {
+/// Status and reason, and the message, of the condition.
+fn condition(world: &World) -> (String, String) {
     let conditions = &world.service("web").conditions;
     let condition = conditions.iter().find(|condition| condition.type_ == FORWARDING).expect("a condition");
     assert_eq!(condition.observed_generation, world.service("web").generation);
@@ -48,7 +48,7 @@ fn said(world: &World) -> (String, String) {
 }
 
 #[test]
-fn a_service_says_how_it_is_forwarded_and_what_of_it_is_not() {
+fn condition_reports_reach_and_problems() {
     use ProblemReason::{
         AnswersElsewhere, BackendUnavailable, EndpointsRefused, InvalidSourceRange, NoEndpoints, NoLocalEndpoints,
         RequestsFiltered, UnknownBackend,
@@ -76,19 +76,24 @@ fn a_service_says_how_it_is_forwarded_and_what_of_it_is_not() {
             "EndpointSlice has 127.0.0.1",
         ),
         (Some(Spread), &[("web", InvalidSourceRange, "x")], "True InvalidSourceRange", "has \"x\", which is no CIDR"),
-        (Some(Proxied), &[], "True Proxied", "as the Service proxy of the node"),
+        (Some(Proxied), &[], "True Proxied", "by the Service proxy of the node"),
         (
             Some(Spread),
             &[("web", BackendUnavailable, "nodeport: port 81/TCP has no node port")],
             "True BackendUnavailable",
             "is forwarded to endpoints, and not by the backend nodeport: port 81/TCP has no node port",
         ),
-        (Some(Spread), &[("web", UnknownBackend, "pods")], "True UnknownBackend", "has \"pods\", which is none of"),
+        (
+            Some(Spread),
+            &[("web", UnknownBackend, "pods")],
+            "True UnknownBackend",
+            "has \"pods\", which is not endpoints, nodeport or clusterip",
+        ),
         (
             Some(Spread),
             &[("web", AnswersElsewhere, "no router is known on link eth1")],
             "True AnswersElsewhere",
-            "than the requests came in by: no router is known on link eth1",
+            "than the requests arrive on: no router is known on link eth1",
         ),
         (Some(Spread), &[("web", RequestsFiltered, "link eth1")], "True RequestsFiltered", "rp_filter to 2"),
         (Some(Reach::Other), &[("web", ProblemReason::Other, "y")], "True Other", "this version does not know"),
@@ -96,55 +101,55 @@ fn a_service_says_how_it_is_forwarded_and_what_of_it_is_not() {
     let mut world = world();
     let mut seen = BTreeSet::new();
     for (reach, unforwarded, expected, words) in cases {
-        says(&mut world, reach, unforwarded);
-        let (found, message) = said(&world);
+        report(&mut world, reach, unforwarded);
+        let (found, message) = condition(&world);
         assert_eq!(found, expected, "{message}");
         assert!(message.contains(words), "{message}");
         seen.insert(found);
-        // Neither has anything to write, who has known it all along or has just been started.
-        assert_eq!(Ledger::of(&world.snapshot).plan(at(200)), Plan::default(), "{expected}");
+        // A new controller finds nothing to write either.
+        assert_eq!(ClusterIndex::from_snapshot(&world.snapshot).plan(at(200)), Plan::default(), "{expected}");
     }
     assert_eq!(seen.len(), 15);
 }
 
 #[test]
-fn who_announces_and_how_it_is_forwarded_are_one_write_and_a_move_changes_nothing() {
+fn both_conditions_are_one_write_and_survive_a_move() {
     let mut world = world();
     world.announce(ip("192.0.2.10"));
-    let plan = Ledger::of(&world.snapshot).plan(at(101));
+    let plan = ClusterIndex::from_snapshot(&world.snapshot).plan(at(101));
     let effects: Vec<_> = plan.series.iter().flat_map(|series| &series.effects).collect();
-    assert!(matches!(effects[..], [Effect::TellService(_)]), "{effects:?}");
+    assert!(matches!(effects[..], [Effect::PatchConditions(_)]), "{effects:?}");
     world.settle();
-    let before = said(&world);
+    let before = condition(&world);
     world.snapshot.nodes.insert("n2".into(), crate::fixtures::node("n2", "198.51.100.2"));
     world.edit_record(ip("192.0.2.10"), |record| record.announcers[0].node = "n2".into());
     world.settle();
-    assert_eq!(said(&world), before);
+    assert_eq!(condition(&world), before);
 }
 
 #[test]
-fn without_an_announcer_nobody_can_tell_and_that_is_said_when_it_lasts() {
+fn missing_announcer_is_reported_after_the_grace_period() {
     let mut world = world();
-    let mut ledger = Ledger::of(&world.snapshot);
-    assert_eq!(ledger.plan(at(100)), Plan::default(), "it is too early to tell");
-    for series in ledger.plan(at(105)).series {
+    let mut cluster = ClusterIndex::from_snapshot(&world.snapshot);
+    assert_eq!(cluster.plan(at(100)), Plan::default(), "the grace period is not over");
+    for series in cluster.plan(at(105)).series {
         series.effects.iter().for_each(|effect| assert!(world.apply(effect)));
     }
-    let (found, message) = said(&world);
+    let (found, message) = condition(&world);
     assert_eq!(found, "Unknown NotAnnounced");
-    assert_eq!(message, "192.0.2.10 is not announced, so nothing comes to it");
+    assert_eq!(message, "192.0.2.10 is not announced, so no packet reaches it");
 }
 
 #[test]
 fn only_mistakes_are_events() {
-    let told = |shortcoming| {
+    let events = |shortcoming| {
         let mut world = world();
         world.announce(ip("192.0.2.10"));
         world.edit_record(ip("192.0.2.10"), |record| {
             let (namespace, name, what) = ("default".into(), "web".into(), "80/TCP".into());
             record.announcers[0].unforwarded = vec![ForwardingProblem { namespace, name, reason: shortcoming, what }];
         });
-        let plan = Ledger::of(&world.snapshot).plan(at(101));
+        let plan = ClusterIndex::from_snapshot(&world.snapshot).plan(at(101));
         let effects = plan.series.into_iter().flat_map(|series| series.effects);
         let events = effects.filter_map(|effect| match effect {
             Effect::Event(event) => Some((event.reason, event.is_warning)),
@@ -152,23 +157,23 @@ fn only_mistakes_are_events() {
         });
         events.collect::<Vec<_>>()
     };
-    assert_eq!(told(ProblemReason::NoEndpoints), []);
-    assert_eq!(told(ProblemReason::EndpointsRefused), [("NotForwarded", true)]);
-    assert_eq!(told(ProblemReason::InvalidSourceRange), [("NotForwarded", true)]);
-    assert_eq!(told(ProblemReason::AnswersElsewhere), []);
-    assert_eq!(told(ProblemReason::RequestsFiltered), [("NotForwarded", true)]);
+    assert_eq!(events(ProblemReason::NoEndpoints), []);
+    assert_eq!(events(ProblemReason::EndpointsRefused), [("NotForwarded", true)]);
+    assert_eq!(events(ProblemReason::InvalidSourceRange), [("NotForwarded", true)]);
+    assert_eq!(events(ProblemReason::AnswersElsewhere), []);
+    assert_eq!(events(ProblemReason::RequestsFiltered), [("NotForwarded", true)]);
 }
 
 #[test]
-fn of_two_addresses_the_worse_one_counts_and_both_are_told_of() {
+fn worse_address_decides_and_both_are_reported() {
     let mut world = world();
     world.edit("web", |web| {
         (web.families, web.family_policy) = ([Family::V4, Family::V6].into(), FamilyPolicy::RequireDualStack);
     });
     world.settle();
     world.announce(ip("2001:db8::10"));
-    says(&mut world, Some(Reach::Translated), &[]);
-    let (found, message) = said(&world);
+    report(&mut world, Some(Reach::Translated), &[]);
+    let (found, message) = condition(&world);
     assert_eq!(found, "True Translated");
     assert!(message.contains("; 2001:db8::10 is spread over nodes"), "{message}");
 }

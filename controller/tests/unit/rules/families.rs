@@ -1,9 +1,9 @@
-//! Services that want addresses of both families.
+//! Services with addresses of both families.
 
 use super::*;
 
 #[test]
-fn both_families_come_from_the_first_pool_that_has_both_and_else_from_the_first_that_has_each() {
+fn both_families_come_from_one_pool_if_possible() {
     let web = || of_families(service("web", 5), V4_V6, FamilyPolicy::RequireDualStack);
     let mut world = World::with([lan(), both()], [web()]);
     world.settle();
@@ -16,7 +16,7 @@ fn both_families_come_from_the_first_pool_that_has_both_and_else_from_the_first_
 }
 
 #[test]
-fn a_second_family_comes_and_goes_and_the_first_address_stays() {
+fn first_address_stays_when_the_second_family_changes() {
     let mut world = World::with([lan(), both()], [service("web", 5)]);
     world.settle();
     assert_eq!(ingress(&world, "web"), ["192.0.2.10"]);
@@ -32,9 +32,9 @@ fn a_second_family_comes_and_goes_and_the_first_address_stays() {
 }
 
 #[test]
-fn a_second_family_is_from_the_pool_of_the_first_if_that_has_it() {
+fn second_family_comes_from_the_pool_of_the_first() {
     let older = pool("older", 1, &["2001:db8::1-2001:db8::2"]);
-    let web = wanting("web", 5, |request| request.addresses = vec![ip("192.0.2.21")]);
+    let web = requesting("web", 5, |request| request.addresses = vec![ip("192.0.2.21")]);
     let mut world = World::with([older, both()], [web]);
     world.settle();
     world.edit("web", |service| {
@@ -45,35 +45,18 @@ fn a_second_family_is_from_the_pool_of_the_first_if_that_has_it() {
 }
 
 #[test]
-fn who_requires_both_families_never_has_half_of_that() {
-    let mut world = World::with([lan()], [of_families(service("web", 5), V4_V6, FamilyPolicy::PreferDualStack)]);
-    world.settle();
-    assert_eq!(ingress(&world, "web"), ["192.0.2.10"]);
-    world.edit("web", |service| service.family_policy = FamilyPolicy::RequireDualStack);
-    world.settle();
-    assert_eq!((reason(&world, "web"), world.seen("web").held), ("False DualStackUnavailable".into(), vec![]));
-    assert!(!world.seen("web").has_finalizer);
-    world.edit("web", |service| service.family_policy = FamilyPolicy::PreferDualStack);
-    world.settle();
-    assert_eq!(ingress(&world, "web"), ["192.0.2.10"]);
-    set_pool(&mut world, both());
-    world.settle();
-    assert_eq!(ingress(&world, "web"), ["192.0.2.10", "2001:db8::20"], "it got what it lacked");
-}
-
-#[test]
-fn all_addresses_that_a_service_names_are_given_or_none() {
-    let asks = |last: &str| {
+fn named_addresses_are_assigned_together_or_not_at_all() {
+    let requesting = |last: &str| {
         let request = RequestedAddresses {
             addresses: ["192.0.2.21", last, "2001:db8::21"].map(ip).into(),
             ..RequestedAddresses::default()
         };
         of_families(Service { request: Ok(request.into()), ..service("web", 5) }, V4_V6, FamilyPolicy::PreferDualStack)
     };
-    let mut world = World::with([both()], [asks("192.0.2.20")]);
+    let mut world = World::with([both()], [requesting("192.0.2.20")]);
     world.settle();
     assert_eq!(ingress(&world, "web"), ["192.0.2.21", "192.0.2.20", "2001:db8::21"]);
-    let mut world = World::with([both()], [asks("192.0.2.99")]);
+    let mut world = World::with([both()], [requesting("192.0.2.99")]);
     world.settle();
-    assert_eq!((reason(&world, "web"), world.snapshot.addresses.len()), ("False AddressNotInPool".into(), 0));
+    assert_eq!((reason(&world, "web"), world.snapshot.records.len()), ("False AddressNotInPool".into(), 0));
 }

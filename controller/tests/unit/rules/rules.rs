@@ -1,8 +1,8 @@
-//! What is planned for each thing that a Service may ask for, or that may become of its pool: case by case. What any
-//! history of them comes to is in [`crate::history`].
+//! Plans for single features of requests and pools. Random histories are in [`crate::history`].
 
 use super::*;
-use crate::fixtures::{asking, at, ip, node, pool, request_of, service};
+use crate::fixtures::{at, ip, node, pool, request_for, request_of, service};
+use crate::snapshot::plan;
 use crate::world::{Seen, World, shows};
 use crds::ip_address_pool::AddressRange;
 use crds::request::Consent;
@@ -18,7 +18,7 @@ mod families;
 mod pools;
 mod sharing;
 
-fn edited(mut pool: Arc<IPAddressPool>, edit: impl FnOnce(&mut crds::IPAddressPoolSpec)) -> Arc<IPAddressPool> {
+fn edit_pool(mut pool: Arc<IPAddressPool>, edit: impl FnOnce(&mut crds::IPAddressPoolSpec)) -> Arc<IPAddressPool> {
     edit(&mut Arc::make_mut(&mut pool).spec);
     pool
 }
@@ -31,8 +31,8 @@ fn both() -> Arc<IPAddressPool> {
     pool("both", 2, &["192.0.2.20-192.0.2.21", "2001:db8::20-2001:db8::21"])
 }
 
-/// A Service that asks for this, in annotations.
-fn wanting(name: &str, created: i64, edit: impl FnOnce(&mut RequestedAddresses)) -> Service {
+/// A Service with this request.
+fn requesting(name: &str, created: i64, edit: impl FnOnce(&mut RequestedAddresses)) -> Service {
     let mut service = service(name, created);
     edit(request_of(&mut service));
     service
@@ -43,9 +43,9 @@ fn of_families(mut service: Service, families: &[Family], policy: FamilyPolicy) 
     service
 }
 
-/// A Service that shares under `k` with that port.
+/// A Service with this port that shares under `k`.
 fn sharing(name: &str, created: i64, port: u16) -> Service {
-    let mut service = wanting(name, created, |request| request.sharing_key = Some("k".into()));
+    let mut service = requesting(name, created, |request| request.sharing_key = Some("k".into()));
     service.ports = vec![Port { name: "".into(), protocol: Protocol::Tcp, number: port, node_port: None }];
     service
 }
@@ -64,9 +64,9 @@ fn reason(world: &World, name: &str) -> String {
     condition.split(':').next().unwrap_or_default().to_owned()
 }
 
-/// Who holds an address, by name, and under which key.
+/// The names of the holders of an address, and its sharing key.
 fn holders(world: &World, address: &str) -> (Vec<String>, Option<String>) {
-    let record = &world.snapshot.addresses[&ip(address)];
+    let record = &world.snapshot.records[&ip(address)];
     (
         record.holders.iter().map(|holder| holder.name.to_string()).collect(),
         record.sharing_key.clone().map(String::from),

@@ -1,5 +1,5 @@
-//! A small model of what a cluster at rest must be like, for tests: slow, plain, and made from the rules and not from the
-//! code. It goes through all addresses there are in these tests, one by one.
+//! A small model of a settled cluster, for tests: slow, simple, and written from the rules, not from the code. It checks each
+//! address of these tests one by one.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -10,10 +10,10 @@ use crds::{FamilyPolicy, IPAddressPool, Key, Record, Service};
 use proptest::prelude::*;
 
 use crate::allocate::sharing::clash;
-use crate::state::snapshot::Snapshot;
+use crate::snapshot::Snapshot;
 use crate::world::World;
 
-/// All addresses that anybody has or asks for in these tests.
+/// All addresses of these tests.
 pub(crate) fn universe() -> impl Iterator<Item = IpAddr> {
     (0..16).map(four).chain((0..8).map(six))
 }
@@ -31,20 +31,20 @@ pub(crate) fn is_ours(service: &Service) -> bool {
     !service.deleting && service.is_load_balancer && service.class.is_none()
 }
 
-/// Whether an address was never announced, so that nobody can be using it.
+/// Whether an address was never announced, so that it has no clients.
 pub(crate) fn is_unused(record: &Record) -> bool {
     record.first_announced.is_none() && record.announcers.is_empty()
 }
 
-/// Whether somebody else uses an address that was never announced.
-pub(crate) fn is_intruded(record: &Record) -> bool {
+/// Whether another host uses an address that was never announced.
+pub(crate) fn has_blocking_conflict(record: &Record) -> bool {
     is_unused(record) && record.conflicts.iter().any(|conflict| conflict.held_back)
 }
 
-/// A cluster, seen with the eyes of the rules.
+/// A cluster according to the rules.
 pub(crate) struct Model<'a> {
     snapshot: &'a Snapshot,
-    /// Each address's pool, and whether it is given to who takes any.
+    /// The pool of each address, and whether the address is no network end of it.
     owners: BTreeMap<IpAddr, (&'a IPAddressPool, bool)>,
     occupied: BTreeSet<IpAddr>,
 }
@@ -53,7 +53,7 @@ fn name(pool: &IPAddressPool) -> &str {
     pool.metadata.name.as_deref().expect("a name")
 }
 
-/// The families that a Service wants, and how many of them it can't do without.
+/// The families of a Service, and how many of them are required.
 fn families(service: &Service) -> (&[Family], usize) {
     let all = &service.families[..];
     match service.family_policy {
@@ -63,7 +63,7 @@ fn families(service: &Service) -> (&[Family], usize) {
     }
 }
 
-fn asked(service: &Service, family: Family) -> Vec<IpAddr> {
+fn requested(service: &Service, family: Family) -> Vec<IpAddr> {
     let request = service.request.as_ref().expect("a request");
     request.addresses.iter().copied().filter(|address| Family::from(*address) == family).collect()
 }
@@ -99,21 +99,21 @@ impl<'a> Model<'a> {
     }
 
     fn admits(&self, pool: &IPAddressPool, service: &Service) -> bool {
-        let Some(fence) = &pool.spec.service_allocation else { return true };
+        let Some(allocation) = &pool.spec.service_allocation else { return true };
         let has = |labels: &crds::Labels, label: (&str, &str)| labels.iter().any(|own| own == label);
         let namespace = &service.key.namespace;
         // The only selectors of these tests: team=a of namespaces, app=web of Services.
         let is_team = || self.snapshot.namespaces.get(&**namespace).is_some_and(|ns| has(&ns.labels, ("team", "a")));
-        let of_namespace = match (fence.namespaces.is_empty(), fence.namespace_selectors.is_empty()) {
+        let of_namespace = match (allocation.namespaces.is_empty(), allocation.namespace_selectors.is_empty()) {
             (true, true) => true,
-            (_, true) => fence.namespaces.iter().any(|own| own == namespace),
-            _ => fence.namespaces.iter().any(|own| own == namespace) || is_team(),
+            (_, true) => allocation.namespaces.iter().any(|own| own == namespace),
+            _ => allocation.namespaces.iter().any(|own| own == namespace) || is_team(),
         };
-        of_namespace && (fence.service_selectors.is_empty() || has(&service.labels, ("app", "web")))
+        of_namespace && (allocation.service_selectors.is_empty() || has(&service.labels, ("app", "web")))
     }
 
-    /// Whether a pool never gives this address to anybody.
-    fn is_left_out(&self, address: IpAddr) -> bool {
+    /// Whether a pool never assigns this address.
+    fn is_excluded(&self, address: IpAddr) -> bool {
         let (pool, _) = self.owners[&address];
         let is_buggy = pool.spec.avoid_buggy_ips
             && matches!(address, IpAddr::V4(v4) if v4.octets()[3] == 0 || v4.octets()[3] == 255);
@@ -121,28 +121,28 @@ impl<'a> Model<'a> {
     }
 
     fn is_used(&self, address: IpAddr) -> bool {
-        self.snapshot.addresses.contains_key(&address) || self.snapshot.unreadable.addresses.contains(&address)
+        self.snapshot.records.contains_key(&address) || self.snapshot.unreadable.records.contains(&address)
     }
 
     fn service(&self, key: &Key, uid: &str) -> Option<&Arc<Service>> {
         self.snapshot.services.get(key).filter(|service| service.uid == uid)
     }
 
-    /// Whether this Service could come to that address as things are, by asking for it or without.
+    /// Whether this Service could get an address now, with a request by name or without.
     fn could_have(&self, service: &Service, address: IpAddr, by_name: bool) -> bool {
         let Some((pool, is_inner)) = self.owners.get(&address) else { return false };
         let request = service.request.as_ref().expect("a request");
-        let record = self.snapshot.addresses.get(&address);
+        let record = self.snapshot.records.get(&address);
         let is_for_it = record.and_then(|record| record.reservation.as_ref()).is_some_and(|reservation| {
             reservation.namespace.as_ref() == Some(&service.key.namespace)
                 && reservation.service.as_ref() == Some(&service.key.name)
         });
         let is_of_pool = match &request.pool {
-            Some(asked) => asked == name(pool),
+            Some(requested) => requested == name(pool),
             None => by_name || is_for_it || pool.spec.auto_assign,
         };
-        let may = is_of_pool && self.admits(pool, service) && !pool.spec.drain && !self.is_left_out(address);
-        if !may || self.snapshot.unreadable.addresses.contains(&address) || self.is_quota_full(pool, service, address) {
+        let may = is_of_pool && self.admits(pool, service) && !pool.spec.drain && !self.is_excluded(address);
+        if !may || self.snapshot.unreadable.records.contains(&address) || self.is_quota_full(pool, service, address) {
             return false;
         }
         let Some(record) = record else { return by_name || *is_inner };
@@ -169,33 +169,33 @@ impl<'a> Model<'a> {
         holders.is_some_and(|holders| holders.iter().all(|holder| is_ours(holder) && clash(service, holder).is_none()))
     }
 
-    /// Whether the namespace may not have this address and another one besides those it has. (To be on the safe side where
-    /// it gives some up, or needs one.)
+    /// Whether the quota excludes this address plus another one. (This is cautious: the namespace may release addresses, or
+    /// need a second one.)
     fn is_quota_full(&self, pool: &IPAddressPool, service: &Service, address: IpAddr) -> bool {
-        let Some(most) = pool.spec.max_per_namespace else { return false };
+        let Some(limit) = pool.spec.max_per_namespace else { return false };
         let has = |record: &Record| record.holders.iter().any(|holder| holder.namespace == service.key.namespace);
         let of_pool = |address: &IpAddr| self.owners.get(address).is_some_and(|(own, _)| name(own) == name(pool));
-        let held = self.snapshot.addresses.iter().filter(|(address, record)| of_pool(address) && has(record));
+        let held = self.snapshot.records.iter().filter(|(address, record)| of_pool(address) && has(record));
         let held: BTreeSet<_> = held.map(|(address, _)| *address).collect();
-        !held.contains(&address) && held.len() + 2 > most as usize
+        !held.contains(&address) && held.len() + 2 > limit as usize
     }
 
-    /// Whether a Service that takes any address should have another one than this.
+    /// Whether a Service that takes any address should get another one than this.
     fn should_leave(&self, service: &Service, record: &Record) -> bool {
         let is_exclusive = record.holders.len() == 1 && record.sharing_key.is_none() && record.reservation.is_none();
-        let quarantined = || self.snapshot.addresses.values().filter_map(|record| record.quarantine.as_ref());
+        let quarantined = || self.snapshot.records.values().filter_map(|record| record.quarantine.as_ref());
         let moves = quarantined().filter(|quarantine| quarantine.service.uid == service.uid).count();
-        is_exclusive && is_intruded(record) && moves < 3 && quarantined().count() < 16
+        is_exclusive && has_blocking_conflict(record) && moves < 3 && quarantined().count() < 16
     }
 
-    /// What must be true of every record.
+    /// The rules for every record.
     fn check_records(&self) -> Result<(), TestCaseError> {
-        for (address, record) in &self.snapshot.addresses {
-            if record.deleting || self.snapshot.unreadable.addresses.contains(address) {
+        for (address, record) in &self.snapshot.records {
+            if record.deleting || self.snapshot.unreadable.records.contains(address) {
                 continue;
             }
             let is_own = record.uid.starts_with("record") && record.quarantine.is_none();
-            prop_assert!(!record.holders.is_empty() || !is_own, "{address} is nobody's");
+            prop_assert!(!record.holders.is_empty() || !is_own, "{address} has no holder");
             let mut sharing = Vec::new();
             for holder in &record.holders {
                 let key = Key::new(&holder.namespace, &holder.name);
@@ -204,7 +204,7 @@ impl<'a> Model<'a> {
                 }
                 let service = self.service(&key, &holder.uid).filter(|service| is_ours(service));
                 let Some(service) = service else {
-                    return Err(TestCaseError::fail(format!("{address} is held by {holder:?}, who is gone")));
+                    return Err(TestCaseError::fail(format!("{address} is held by {holder:?}, which does not exist")));
                 };
                 prop_assert_eq!(&holder.terms, &crate::allocate::sharing::terms(service), "{} of {}", address, key);
                 sharing.push(service);
@@ -224,9 +224,9 @@ impl<'a> Model<'a> {
         let seen = world.seen_key(key);
         let of_service =
             |record: &&Arc<Record>| record.holders.iter().any(|h| h.uid == service.uid && h.name == key.name);
-        let records: Vec<_> = snapshot.addresses.values().filter(of_service).collect();
-        let unreadable = |record: &&&Arc<Record>| snapshot.unreadable.addresses.contains(&record.address);
-        // What waits for a record to be gone, or to be legible, may wait with all that it has.
+        let records: Vec<_> = snapshot.records.values().filter(of_service).collect();
+        let unreadable = |record: &&&Arc<Record>| snapshot.unreadable.records.contains(&record.address);
+        // A Service may wait with everything for the end of a deletion, or for a readable record.
         if records.iter().any(|record| record.deleting) || records.iter().any(|record| unreadable(&record)) {
             return Ok(());
         }
@@ -238,7 +238,7 @@ impl<'a> Model<'a> {
         }
         let shown: Vec<IpAddr> = seen.ingress.iter().map(|text| text.parse().expect("an address")).collect();
         if held.is_empty() {
-            // What is in no pool may be another provider's, and stays.
+            // An address outside all pools may belong to another provider, and stays.
             prop_assert!(shown.iter().all(|shown| !self.owners.contains_key(shown)), "{key} shows {shown:?}");
         } else {
             prop_assert_eq!(shown.iter().copied().collect::<BTreeSet<_>>(), held.clone(), "{}", key);
@@ -254,31 +254,31 @@ impl<'a> Model<'a> {
             prop_assert!(!half, "{key} has half of what it requires: {held:?}, {condition}");
         }
         let Ok(request) = &service.request else {
-            prop_assert!(!is_true, "{key} asks for nonsense: {condition}");
+            prop_assert!(!is_true, "{key} has an invalid request: {condition}");
             return Ok(());
         };
         if request.addresses.iter().any(|address| !wanted.contains(&Family::from(*address))) {
             prop_assert!(condition.starts_with("False FamilyMismatch"), "{key}: {condition}");
             return Ok(());
         }
-        // What it has of what it wants, slot by slot; and what it could have where it has nothing.
+        // For each slot: the address that it has, or else one that it could have.
         let is_of_pool = |address: &IpAddr| {
             request.pool.as_ref().is_none_or(|pool| {
-                snapshot.addresses[address].pool == *pool
+                snapshot.records[address].pool == *pool
                     || self.owners.get(address).is_some_and(|(own, _)| name(own) == pool)
             })
         };
         let (mut has_all, mut could_have_all, mut expected) = (true, true, Vec::new());
         for (index, family) in wanted.iter().enumerate() {
-            let by_name = asked(service, *family);
+            let by_name = requested(service, *family);
             if by_name.is_empty() {
                 let has =
                     shown.iter().copied().find(|a| Family::from(*a) == *family && held.contains(a) && is_of_pool(a));
                 let of_family = || universe().filter(|address| Family::from(*address) == *family);
                 let could = of_family().find(|address| self.could_have(service, *address, false));
-                let leaves = has.filter(|address| self.should_leave(service, &snapshot.addresses[address]));
+                let leaves = has.filter(|address| self.should_leave(service, &snapshot.records[address]));
                 if let (Some(address), Some(other)) = (leaves, could) {
-                    prop_assert!(!is_true, "{key} could have {other} instead of {address}, which somebody else uses");
+                    prop_assert!(!is_true, "{key} could have {other} instead of {address}, which another host uses");
                 }
                 match has {
                     Some(address) => expected.push(address),
@@ -301,19 +301,19 @@ impl<'a> Model<'a> {
         prop_assert_eq!(is_true, has_all, "{}: {}", key, &condition);
         if is_true {
             prop_assert_eq!(&shown, &expected, "{}: {}", key, &condition);
-            let is_odd = held.iter().any(|address| match self.owners.get(address) {
+            let needs_attention = held.iter().any(|address| match self.owners.get(address) {
                 None => true,
-                Some((pool, _)) => pool.spec.drain || self.is_left_out(*address) || !self.admits(pool, service),
+                Some((pool, _)) => pool.spec.drain || self.is_excluded(*address) || !self.admits(pool, service),
             });
-            prop_assert_eq!(condition.starts_with("True Allocated"), !is_odd, "{}: {}", key, &condition);
+            prop_assert_eq!(condition.starts_with("True Allocated"), !needs_attention, "{}: {}", key, &condition);
         } else {
             prop_assert!(condition.starts_with("False "), "{key}: {condition}");
-            prop_assert!(!could_have_all, "{key} could have what it asks for: {condition}");
+            prop_assert!(!could_have_all, "{key} could have the addresses it requests: {condition}");
         }
         Ok(())
     }
 
-    /// What must be true of a cluster at rest.
+    /// The rules for a settled cluster.
     pub(crate) fn check(world: &World) -> Result<(), TestCaseError> {
         let model = Model::new(&world.snapshot);
         model.check_records()?;
@@ -331,7 +331,7 @@ impl<'a> Model<'a> {
             ] {
                 let all: Vec<_> = universe().filter(|a| Family::from(*a) == family && of_pool(a)).collect();
                 let assigned = all.iter().filter(|address| model.is_used(**address)).count();
-                let is_available = |a: &&IpAddr| model.owners[*a].1 && !model.is_left_out(**a) && !model.is_used(**a);
+                let is_available = |a: &&IpAddr| model.owners[*a].1 && !model.is_excluded(**a) && !model.is_used(**a);
                 let expected = (assigned as i64, all.iter().filter(is_available).count() as i64);
                 prop_assert_eq!(counts, expected, "{} of pool {}", family, name(pool));
             }

@@ -1,0 +1,137 @@
+//! Whether a Service can have one particular address, and how.
+
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use crds::load_balancer_ip::MAX_HOLDERS;
+use crds::{Key, Record, Service};
+
+use crate::allocate::allocation::{Acquisition, Search, Unavailable};
+use crate::allocate::refusal::{InUse, Refusal};
+use crate::allocate::sharing::{self, Clash, HolderState, Standing, clash};
+use crate::pools::Withheld;
+use crate::state::index::ClusterIndex;
+
+impl From<Refusal> for Unavailable {
+    fn from(refusal: Refusal) -> Self {
+        Self::Refused(refusal)
+    }
+}
+
+fn in_use(lb_ip: IpAddr, by: InUse) -> Unavailable {
+    Refusal::AddressInUse(lb_ip, by).into()
+}
+
+impl ClusterIndex {
+    /// How a Service acquires this address, or why it cannot.
+    pub(super) fn obtain(&mut self, search: &Search<'_>, lb_ip: IpAddr) -> Result<Acquisition, Unavailable> {
+        self.check_assignable(search, lb_ip)?;
+        if self.unreadable.records.contains(&lb_ip) {
+            return Err(in_use(lb_ip, InUse::Unknown));
+        }
+        let record = self.records.get(&lb_ip).cloned();
+        let acquisition = match &record {
+            None => Acquisition::Create,
+            Some(record) => self.join(search.service, record)?,
+        };
+        for key in self.promised_to(lb_ip).filter(|key| **key != search.service.key) {
+            let Some(other) = self.services.get(key) else { continue };
+            match clash(search.service, other) {
+                Some(Clash::Key) => return Err(in_use(lb_ip, InUse::Service(key.clone()))),
+                Some(clash) => return Err(Refusal::SharingConflict(lb_ip, key.clone(), clash).into()),
+                // The record will exist, and the Service can join it then.
+                None if acquisition == Acquisition::Create => return Err(Unavailable::Blocked),
+                None => {}
+            }
+        }
+        Ok(acquisition)
+    }
+
+    /// Checks everything that does not depend on the record of the address.
+    fn check_assignable(&self, search: &Search<'_>, lb_ip: IpAddr) -> Result<(), Refusal> {
+        if self.pools.is_empty() {
+            return Err(Refusal::NoPool);
+        }
+        let pool = self.pools.pool_of(lb_ip).ok_or(Refusal::AddressNotInPool(lb_ip, None))?;
+        if let Some(other) = search.request.pool.filter(|requested| *requested != pool.name()) {
+            return Err(Refusal::AddressNotInPool(lb_ip, Some(other.to_owned())));
+        }
+        self.check_pool(pool, search.service)?;
+        match self.pools.withheld(lb_ip) {
+            Some(Withheld::Excluded | Withheld::Buggy) => {
+                return Err(Refusal::AddressExcluded(lb_ip, pool.name().to_owned()));
+            }
+            Some(Withheld::Node(node)) => return Err(Refusal::AddressInUse(lb_ip, InUse::Node(node.to_owned()))),
+            Some(Withheld::Gateway(node)) => return Err(Refusal::AddressInUse(lb_ip, InUse::Gateway(node.to_owned()))),
+            Some(Withheld::NetworkEnd) | None => {}
+        }
+        if self.is_quota_full(search, pool, lb_ip) {
+            return Err(Refusal::NamespaceQuota(pool.name().to_owned()));
+        }
+        Ok(())
+    }
+
+    /// Whether a Service can join an existing record: by its reservation, or together with its holders.
+    fn join(&mut self, service: &Service, record: &Arc<Record>) -> Result<Acquisition, Unavailable> {
+        let lb_ip = record.address;
+        if record.deleting {
+            return Err(in_use(lb_ip, InUse::Withdrawn));
+        }
+        if let Some(quarantine) = record.quarantine.as_ref().filter(|_| record.holders.is_empty()) {
+            return Err(in_use(lb_ip, InUse::OtherHost(quarantine.mac.clone())));
+        }
+        if !permits_reservation(record, &service.key) {
+            return Err(Refusal::AddressReserved(lb_ip).into());
+        }
+        let standings = self.standings(record);
+        let mut staying = 0;
+        let mut is_being_left = false;
+        for (holder, standing) in record.holders.iter().zip(standings.iter()) {
+            let other = Key::new(&holder.namespace, &holder.name);
+            let clash = match standing {
+                Standing::Gone => continue,
+                // The Service itself holds it, and no longer fits.
+                Standing::Clashes(with, clash) if holder.uid == service.uid => {
+                    return Err(Refusal::SharingConflict(lb_ip, with.clone(), clash.clone()).into());
+                }
+                Standing::Clashes(..) => {
+                    is_being_left = true;
+                    continue;
+                }
+                _ if self.departures.get(&lb_ip).is_some_and(|keys| keys.contains_key(&other)) => {
+                    is_being_left = true;
+                    continue;
+                }
+                Standing::Unreadable => Some(Clash::Unreadable),
+                Standing::Stays => match self.holder_state(&other, &holder.uid) {
+                    HolderState::Service(other) => clash(service, other),
+                    _ => None,
+                },
+            };
+            staying += 1;
+            match clash {
+                None => {}
+                Some(_) if sharing::key(service).is_none() => return Err(in_use(lb_ip, InUse::Service(other))),
+                Some(clash) => return Err(Refusal::SharingConflict(lb_ip, other, clash).into()),
+            }
+        }
+        if is_being_left || (staying == 0 && !record.is_reservation()) {
+            return Err(in_use(lb_ip, InUse::Withdrawn));
+        }
+        let joining = self.promised_to(lb_ip).filter(|other| **other != service.key).count();
+        if staying + joining >= MAX_HOLDERS {
+            let first = record.holders.first().map(|holder| Key::new(&holder.namespace, &holder.name));
+            let first = first.unwrap_or_else(|| service.key.clone());
+            return Err(Refusal::SharingConflict(lb_ip, first, Clash::Full).into());
+        }
+        Ok(Acquisition::Join)
+    }
+}
+
+/// Whether the reservation of a record, if there is one, permits this Service.
+fn permits_reservation(record: &Record, key: &Key) -> bool {
+    record.reservation.as_ref().is_none_or(|reservation| {
+        reservation.namespace.as_ref().is_none_or(|namespace| *namespace == key.namespace)
+            && reservation.service.as_ref().is_none_or(|name| *name == key.name)
+    })
+}

@@ -1,0 +1,216 @@
+use super::*;
+use crate::fixtures::{at, ip, node, pool, record};
+use crate::pools::Pools;
+use crate::pools::free::Free;
+use crate::pools::occupied::Occupied;
+use crds::IPAddressPool;
+use std::sync::Arc;
+
+/// The statuses of pools, oldest first, where these addresses are used.
+fn statuses(pools: &[Arc<IPAddressPool>], occupied: &Occupied, used: &[&str]) -> Vec<IPAddressPoolStatus> {
+    let pools = Pools::new(pools, occupied);
+    let free = Free::new(&pools, used.iter().map(|text| ip(text)));
+    let held = || PoolHolders::new([], 0);
+    pools.iter().map(|pool| pool_status(pool, &free.counts(pool), held, &Truncated::default(), at(9))).collect()
+}
+
+/// The conditions as `Type=Status Reason: message`.
+fn lines(status: &IPAddressPoolStatus) -> Vec<String> {
+    status.conditions.iter().map(|c| format!("{}={} {}: {}", c.type_, c.status, c.reason, c.message)).collect()
+}
+
+fn edited(mut pool: Arc<IPAddressPool>, edit: impl FnOnce(&mut IPAddressPool)) -> Arc<IPAddressPool> {
+    edit(Arc::make_mut(&mut pool));
+    pool
+}
+
+const READY: &str = "Ready=True Ready: its addresses are assigned";
+const NO_OVERLAP: &str = "Overlap=False NoOverlap: no older pool has any of its addresses";
+const NOT_EXHAUSTED: &str = "Exhausted=False NotExhausted: it has free addresses";
+
+fn overlap(text: &str) -> String {
+    format!("Overlap=True Overlap: these addresses belong to an older pool, and this one serves the others: {text}")
+}
+
+#[test]
+fn status_counts_used_and_available_addresses() {
+    let lan = edited(pool("lan", 1, &["192.0.2.0/28", "2001:db8::/64"]), |pool| {
+        pool.metadata.generation = Some(4);
+    });
+    let nodes = [node("n1", "192.0.2.5"), node("n2", "192.0.2.15")];
+    let network = crds::Network { addresses: vec![], gateways: vec![ip("192.0.2.6")] };
+    let occupied = Occupied::new(nodes.iter().map(|node| &**node), [("n1", &network)]);
+    // 16 addresses: three used, one both the broadcast address and a node's, one a node's, one a gateway's.
+    let used = ["192.0.2.0", "192.0.2.3", "192.0.2.4", "2001:db8::7"];
+    let [status] = statuses(&[lan], &occupied, &used).try_into().expect("one pool");
+    let ready = "; except those of nodes or gateways: 192.0.2.5 of node n1, \
+                 192.0.2.6 of the gateway of node n1, 192.0.2.15 of node n2";
+    assert_eq!(lines(&status), [format!("{READY}{ready}"), NO_OVERLAP.into(), NOT_EXHAUSTED.into()]);
+    assert!(status.conditions.iter().all(|condition| condition.observed_generation == Some(4)));
+    let numbers = IPAddressPoolStatus { conditions: vec![], ..status };
+    assert_eq!(
+        numbers,
+        IPAddressPoolStatus {
+            assigned_ipv4: 3,
+            assigned_ipv6: 1,
+            available_ipv4: 10,
+            available_ipv6: i64::MAX,
+            held_by: vec![],
+            conditions: vec![],
+        }
+    );
+}
+
+#[test]
+fn conditions_list_each_problem_with_its_addresses() {
+    let selector = serde_json::json!({"serviceSelectors": [
+        {"matchExpressions": [{"key": "app", "operator": "Like"}]},
+    ]});
+    let selector = serde_json::from_value(selector).expect("a serviceAllocation");
+    let pools = [
+        pool("lan", 1, &["192.0.2.0-192.0.2.9"]),
+        pool("part", 2, &["192.0.2.9-192.0.2.10", "::1-::2"]),
+        pool("none", 3, &["192.0.2.1-192.0.2.2"]),
+        pool("bad", 4, &["nonsense", "198.51.100.0/31"]),
+        edited(pool("all-bad", 5, &["nonsense"]), |pool| pool.spec.drain = true),
+        edited(pool("shut", 6, &["198.51.100.8"]), |pool| pool.spec.exclude = pool.spec.addresses.clone()),
+        edited(pool("fence", 7, &["198.51.100.9"]), |pool| pool.spec.service_allocation = Some(selector)),
+        edited(pool("unsure", 8, &["2001:db8::/64"]), |pool| {
+            pool.spec.exclude = vec![crds::ip_address_pool::AddressRange("2001:db8::9-2001:db8::1".into())];
+        }),
+    ];
+    let nonsense = "\"nonsense\" is not a CIDR such as 192.0.2.0/28, a range such as 192.0.2.10-192.0.2.20 or an \
+                    address";
+    let no = |text: &str| format!("Exhausted=False NoAddresses: {text}");
+    let nothing = no("it has no addresses to assign");
+    let expected = [
+        [READY.to_owned(), NO_OVERLAP.to_owned(), NOT_EXHAUSTED.to_owned()].to_vec(),
+        [READY.into(), overlap("192.0.2.9-192.0.2.9 of pool lan"), NOT_EXHAUSTED.into()].to_vec(),
+        [
+            "Ready=False Overlap: all its addresses belong to older pools: 192.0.2.1-192.0.2.2 of pool lan".into(),
+            overlap("192.0.2.1-192.0.2.2 of pool lan"),
+            nothing.clone(),
+        ]
+        .to_vec(),
+        [
+            format!("Ready=False InvalidRange: {nonsense}; its other addresses are assigned"),
+            NO_OVERLAP.into(),
+            NOT_EXHAUSTED.into(),
+        ]
+        .to_vec(),
+        [
+            format!(
+                "Ready=False InvalidRange: {nonsense}; it has no addresses: add some to spec.addresses; spec.drain \
+                 is set, and its addresses are no longer assigned"
+            ),
+            NO_OVERLAP.into(),
+            nothing.clone(),
+            "Drained=True Drained: no Service has an address of it: it can be deleted".into(),
+        ]
+        .to_vec(),
+        [
+            "Ready=False NoAddresses: none of its addresses can be assigned without a request by name".into(),
+            NO_OVERLAP.into(),
+            nothing.clone(),
+        ]
+        .to_vec(),
+        [
+            "Ready=False InvalidSelector: serviceAllocation.serviceSelectors[0] selects nothing: Invalid \
+             expression operator; Services matched by the other selectors are still served"
+                .into(),
+            NO_OVERLAP.into(),
+            NOT_EXHAUSTED.into(),
+        ]
+        .to_vec(),
+        [
+            "Ready=False InvalidRange: exclude: \"2001:db8::9-2001:db8::1\" ends before it begins; until that is \
+             corrected, only addresses that are requested by name are assigned"
+                .into(),
+            NO_OVERLAP.into(),
+            nothing,
+        ]
+        .to_vec(),
+    ];
+    let statuses = statuses(&pools, &Occupied::default(), &[]);
+    assert_eq!(statuses.iter().map(lines).collect::<Vec<_>>(), expected);
+}
+
+#[test]
+fn pool_is_exhausted_when_one_of_its_families_is() {
+    let exhausted =
+        |text: &str| format!("Exhausted=True Exhausted: {text}: add addresses, or create another IPAddressPool");
+    let free = NOT_EXHAUSTED.to_owned();
+    for (ranges, used, expected) in [
+        (&["192.0.2.1"][..], &[][..], free.clone()),
+        (&["192.0.2.1"], &["192.0.2.1"], exhausted("no IPv4 address is free")),
+        (&["192.0.2.1", "::1"], &["::1"], exhausted("no IPv6 address is free; the other family has free addresses")),
+        (&["192.0.2.1", "::1"], &["192.0.2.1", "::1"], exhausted("no IPv4 and no IPv6 address is free")),
+        // Addresses that are assigned on request only do not count as free.
+        (&["192.0.2.0/30"], &["192.0.2.1", "192.0.2.2"], exhausted("no IPv4 address is free")),
+        (&["192.0.2.0/30"], &["192.0.2.0", "192.0.2.2"], free),
+    ] {
+        let [status] = statuses(&[pool("p", 1, ranges)], &Occupied::default(), used).try_into().expect("one");
+        assert_eq!(lines(&status)[2], expected, "{ranges:?} {used:?}");
+    }
+}
+
+#[test]
+fn draining_pool_names_its_holders_until_it_is_empty() {
+    let draining = edited(pool("lan", 1, &["192.0.2.0/24"]), |pool| pool.spec.drain = true);
+    let pools = Pools::new([&draining], &Occupied::default());
+    let free = Free::new(&pools, []);
+    let lan = pools.get("lan").expect("a pool");
+    let said = |held: PoolHolders| {
+        let status = pool_status(lan, &free.counts(lan), || held, &Truncated::default(), at(9));
+        (lines(&status).pop().expect("Drained"), status.held_by)
+    };
+    let many: Vec<_> = (0..130).map(|number| format!("s{number:03}")).collect();
+    let record_of = |names: &[&str]| record("192.0.2.1", "lan", names).1;
+    let all = record_of(&many.iter().map(String::as_str).collect::<Vec<_>>());
+    let (line, held_by) = said(PoolHolders::new([&*all, &*all], 0));
+    assert_eq!(
+        line,
+        "Drained=False Held: 130 Services still have addresses of it: default/s000, default/s001, default/s002, \
+         default/s003, default/s004 and 125 more; move them by requesting another pool in landfall.dev/address-pool"
+    );
+    assert_eq!((held_by.len(), held_by[99].as_str()), (100, "default/s099"));
+    let (line, held_by) = said(PoolHolders::new([&*record_of(&["web"])], 2));
+    assert_eq!(
+        line,
+        "Drained=False Held: 1 Service still has addresses of it: default/web; 2 LoadBalancerIPs of it can't be \
+         read; move them by requesting another pool in landfall.dev/address-pool"
+    );
+    assert_eq!(held_by, ["default/web"]);
+    // A reservation without holders does not matter.
+    let (line, held_by) = said(PoolHolders::new([&*record_of(&[])], 0));
+    assert_eq!(line, "Drained=True Drained: no Service has an address of it: it can be deleted");
+    assert_eq!(held_by, [""; 0]);
+}
+
+#[test]
+fn condition_drained_ends_and_foreign_conditions_stay() {
+    let mut lan = edited(pool("lan", 1, &["192.0.2.1"]), |pool| pool.spec.drain = true);
+    let [drained] = statuses(std::slice::from_ref(&lan), &Occupied::default(), &[]).try_into().expect("one");
+    let pool = Arc::make_mut(&mut lan);
+    let other = Condition { type_: "example.com/Checked".into(), ..drained.conditions[0].clone() };
+    pool.spec.drain = false;
+    pool.status = Some(drained);
+    pool.status.iter_mut().for_each(|status| status.conditions.push(other.clone()));
+    let [now] = statuses(&[lan], &Occupied::default(), &[]).try_into().expect("one");
+    let types: Vec<_> = now.conditions.iter().map(|condition| condition.type_.as_str()).collect();
+    assert_eq!(types, ["Ready", "Overlap", "Exhausted", "example.com/Checked"]);
+    assert_eq!(now.conditions[3], other);
+}
+
+#[test]
+fn each_problem_is_one_warning() {
+    let full = [pool("p", 1, &["192.0.2.1", "nonsense"])];
+    let [before] = statuses(&full, &Occupied::default(), &[]).try_into().expect("one");
+    let [now] = statuses(&full, &Occupied::default(), &["192.0.2.1"]).try_into().expect("one");
+    let reasons =
+        |before: &[Condition], now: &[Condition]| warnings(before, now).map(|(reason, _)| reason).collect::<Vec<_>>();
+    assert_eq!(reasons(&[], &now.conditions), ["NotReady", "Exhausted"]);
+    assert_eq!(reasons(&before.conditions, &now.conditions), ["Exhausted"]);
+    assert_eq!(reasons(&now.conditions, &now.conditions), [""; 0]);
+    assert_eq!(reasons(&now.conditions, &before.conditions), [""; 0]);
+}
