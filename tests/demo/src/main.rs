@@ -45,7 +45,8 @@ async fn main() -> Result<()> {
     story.chapter("1. A cluster of three nodes");
     story.explain("etcd, API server, controller manager, scheduler; on each node containerd, kubelet, kube-proxy.");
     story.explain("Every machine is a network namespace. A switch connects them and a client on the LAN.");
-    let world = World::to_stay(&demo.name, Topology::default(), |step| Story::new().explain(step)).await?;
+    let world =
+        World::without_landfall_detached(&demo.name, Topology::default(), |step| Story::new().explain(step)).await?;
     story.find(&format!("three nodes are Ready after {:.1} s", start.elapsed().as_secs_f64()));
     let nodes = ["get", "nodes", "-o", "wide"];
     story.command("kubectl get nodes -o wide", &columns(&world.kubectl(&nodes)?, 6));
@@ -74,8 +75,8 @@ async fn show_pending(story: &Story, world: &World) -> Result<()> {
     story.explain(
         "Three pods that answer with their name and the client's address, and a LoadBalancer Service for them.",
     );
-    world.whoami("web", 3).await?;
-    world.service("web", json!({})).await?;
+    world.create_whoami("web", 3).await?;
+    world.create_service("web", json!({})).await?;
     story.command("kubectl get service web", &world.kubectl(&["get", "service", "web"])?);
     let since = Instant::now();
     let appeared = wait_until(PENDING, "an address", async || {
@@ -100,16 +101,16 @@ async fn show_installation(story: &Story, world: &World) -> Result<IpAddr> {
         "It runs after {:.1} s, and a condition on the Service names the missing pool:",
         since.elapsed().as_secs_f64()
     ));
-    let refusal = world.refused("web").await?;
+    let refusal = world.wait_for_refusal("web").await?;
     story.find(&format!("{}: {}", refusal.reason, refusal.message));
     story.explain("A pool gives Landfall unused addresses of the LAN:");
     // Measured from the end of this request: the first object of a new kind can take the API server two seconds.
-    world.pool("lan", &["192.0.2.200-192.0.2.250"]).await?;
+    world.create_pool("lan", &["192.0.2.200-192.0.2.250"]).await?;
     let since = Instant::now();
-    let address = world.address("web").await?;
+    let address = world.wait_for_address("web").await?;
     let appeared = since.elapsed();
     let lan = &world.lan;
-    wait_until(SOON, "the first answer", async || lan.tcp(address)).await?;
+    wait_until(SOON, "the first answer", async || lan.query_tcp(address)).await?;
     let answered = since.elapsed();
     story.command("kubectl get service web", &world.kubectl(&["get", "service", "web"])?);
     story.find(&format!(
@@ -126,11 +127,11 @@ async fn show_answers(story: &Story, world: &World, address: IpAddr) -> Result<(
         "The client c1 is {}. Each pod answers with its name and the client's address:",
         world.lan.address()
     ));
-    let announcer = world.announcer(address).await?;
-    let nodes: BTreeMap<_, _> = world.pods("web").await?.into_iter().collect();
+    let announcer = world.wait_for_announcer(address).await?;
+    let nodes: BTreeMap<_, _> = world.pod_nodes("web").await?.into_iter().collect();
     let mut seen = BTreeMap::new();
     for _ in 0..60 {
-        let answer = world.lan.tcp(address)?;
+        let answer = world.lan.query_tcp(address)?;
         seen.entry(answer.pod.clone()).or_insert(answer);
         if seen.len() == nodes.len() {
             break;
@@ -144,13 +145,13 @@ async fn show_answers(story: &Story, world: &World, address: IpAddr) -> Result<(
     story.find(&format!(
         "{announcer} announces the address and hands frames to the nodes of the pods: each pod sees the client's address"
     ));
-    story.command("landfall status", &world.landfall(&["status"])?);
+    story.command("landfall status", &world.run_landfall(&["status"])?);
     Ok(())
 }
 
 async fn show_takeover(story: &Story, world: &World, address: IpAddr) -> Result<()> {
     story.chapter("5. A node dies");
-    let first = world.announcer(address).await?;
+    let first = world.wait_for_announcer(address).await?;
     let milliseconds = REQUEST_INTERVAL.as_millis();
     story.explain(&format!("{first} loses its power now, while the client sends a request every {milliseconds} ms."));
     let lan = world.lan.clone();
@@ -161,7 +162,7 @@ async fn show_takeover(story: &Story, world: &World, address: IpAddr) -> Result<
         let start = Instant::now();
         while stop_rx.try_recv().is_err() && start.elapsed() < SOON {
             let sent = Instant::now();
-            requests.push((sent, lan.udp_within(address, REQUEST_INTERVAL).is_ok()));
+            requests.push((sent, lan.query_udp_within(address, REQUEST_INTERVAL).is_ok()));
             std::thread::sleep(REQUEST_INTERVAL.saturating_sub(sent.elapsed()));
         }
         requests
@@ -169,12 +170,12 @@ async fn show_takeover(story: &Story, world: &World, address: IpAddr) -> Result<
     world.cluster.power_off(&first)?;
     let died = Instant::now();
     let second = wait_until(SOON, "another announcer", async || {
-        let node = world.announcer(address).await?;
+        let node = world.wait_for_announcer(address).await?;
         ensure!(node != first, "still {node}");
         Ok(node)
     })
     .await?;
-    wait_until(SOON, "an answer", async || world.lan.udp(address)).await?;
+    wait_until(SOON, "an answer", async || world.lan.query_udp(address)).await?;
     // Counts losses for two more seconds.
     tokio::time::sleep(Duration::from_secs(2)).await;
     stop_tx.send(()).context("the client has ended by itself")?;
@@ -194,7 +195,7 @@ async fn show_takeover(story: &Story, world: &World, address: IpAddr) -> Result<
             after.len()
         ));
     }
-    story.command("landfall status", &world.landfall(&["status"])?);
+    story.command("landfall status", &world.run_landfall(&["status"])?);
     Ok(())
 }
 

@@ -1,15 +1,15 @@
-//! End-to-end scenarios: a real cluster with Landfall on it, and what its users and its LAN see.
+//! End-to-end tests: a real cluster with Landfall, seen by its users and its LAN.
 //!
-//! | room | what is in it |
+//! | file | content |
 //! |---|---|
-//! | [`world`] | a cluster of the lab with Landfall installed as an operator would, and the objects that scenarios need |
-//! | [`scene`] | steps of a scenario that share a cluster, each with namespaces and addresses of its own |
-//! | [`lan_client`] | what a client on the LAN sees: who answers over TCP and UDP, and which MAC answers ARP |
-//! | [`prober`] | somebody on the LAN who asks all the time, and what became of it |
-//! | [`rolling`] | a backend that is updated node by node, while it is asked all the time |
+//! | [`world`] | a cluster of the lab with Landfall installed as in the README, and objects for tests |
+//! | [`scene`] | parts of a test that share a cluster, each with its own namespaces and addresses |
+//! | [`lan_client`] | a client on the LAN: requests over TCP and UDP, ARP |
+//! | [`prober`] | a client on the LAN that sends requests all the time, and counts lost ones |
+//! | [`rolling`] | rolling updates of a backend, while probers send requests |
 //!
-//! The scenarios are in `tests/`, one file or folder for a theme; each test brings up a cluster of its own, which goes with
-//! it.
+//! The tests are in `tests/`, one file or folder per topic. Each test starts a cluster of its own.
+#![allow(missing_docs, reason = "only this repository uses this library")]
 
 pub mod lan_client;
 pub mod prober;
@@ -17,12 +17,12 @@ pub mod rolling;
 pub mod scene;
 pub mod world;
 
-pub use lan_client::{Connect, Lan};
-pub use prober::{Asking, Over};
+pub use lan_client::{ConnectOutcome, LanClient};
+pub use prober::{Prober, Transport};
 pub use scene::{Scene, Scenes};
 pub use world::World;
 
-/// Prints to standard output. A reader that went away (`| head`) is no error.
+/// Prints to standard output. A closed pipe (`| head`) is no error.
 pub fn print(text: &str) -> anyhow::Result<()> {
     use std::io::Write;
     match std::io::stdout().lock().write_all(text.as_bytes()) {

@@ -1,5 +1,4 @@
-//! Somebody on the LAN who asks an address all the time, each time over a new connection or from a new port, and what became
-//! of it.
+//! A client on the LAN that sends requests to an address all the time, each over a new connection or from a new port.
 
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -10,114 +9,116 @@ use std::time::{Duration, Instant};
 use anyhow::{Result, anyhow};
 use lab::{Answer, Host};
 
-/// How long an answer over TCP may take: the kernel sends a packet again after one second, and after three.
-const PATIENCE: Duration = Duration::from_secs(4);
+/// Limit of waiting for an answer over TCP: the kernel retransmits after one second, and after three.
+const TCP_TIMEOUT: Duration = Duration::from_secs(4);
 
-/// How often a datagram is sent, and how long each of them waits for its answer: as resolvers do.
-const DATAGRAMS: usize = 4;
-const PATIENCE_OF_EACH: Duration = Duration::from_secs(1);
+/// A UDP request is sent at most this many times, like a resolver's.
+const UDP_ATTEMPTS: usize = 4;
 
-/// What takes longer has lost a packet.
+/// Limit of waiting for the answer to each attempt.
+const UDP_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// An answer later than this has cost a lost packet.
 const SLOW: Duration = Duration::from_millis(700);
 
-/// How long each of them rests in between. It leaves the cluster time to do its work, and ports time to be free again.
-const REST: Duration = Duration::from_millis(20);
+/// Pause between two requests of a thread. It leaves the cluster time for its work, and lets ports become free again.
+const PAUSE: Duration = Duration::from_millis(20);
 
-/// How many ask at a time: while one waits for an answer that does not come, the others find out whether it is down for all.
-const ASKERS: usize = 4;
+/// Threads per prober: while one waits for a lost answer, the others show whether the address is down for all.
+const THREADS: usize = 4;
 
-/// What questions are sent over.
+/// The protocol of requests.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Over {
-    /// A connection for each.
+pub enum Transport {
+    /// One connection per request.
     Tcp,
-    /// A datagram from a port of its own, and others from others if no answer comes.
+    /// One datagram per request, and others from other ports if there is no answer.
     Udp,
 }
 
-/// What became of questions.
+/// Results of requests.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Tally {
-    /// All that were answered or given up.
-    pub asked: usize,
-    /// Those that were not answered.
+    /// Requests that have ended.
+    pub requests: usize,
+    /// Requests without an answer.
     pub lost: usize,
-    /// Those that were answered, but not at once.
+    /// Requests with a late answer.
     pub slow: usize,
-    /// How the first of those that were not answered began, and why it ended.
+    /// The start of the first lost request, and its error.
     pub first_lost: Option<String>,
 }
 
 impl Tally {
-    /// The share that was answered, in percent. Of none, all were.
+    /// Percentage of answered requests; 100 without requests.
     pub fn percent(&self) -> f64 {
-        if self.asked == 0 { 100.0 } else { 100.0 * (1.0 - self.lost as f64 / self.asked as f64) }
+        if self.requests == 0 { 100.0 } else { 100.0 * (1.0 - self.lost as f64 / self.requests as f64) }
     }
 }
 
-/// Those who ask, until they are told to end, or dropped.
-pub struct Asking {
-    over: Arc<AtomicBool>,
+/// Sends requests until it is stopped or dropped.
+pub struct Prober {
+    stop: Arc<AtomicBool>,
     tally: Arc<Mutex<Tally>>,
-    askers: Vec<JoinHandle<Result<()>>>,
+    threads: Vec<JoinHandle<Result<()>>>,
 }
 
-impl Asking {
-    /// Begins to ask a whoami at `target` from this host.
-    pub fn begin(host: &Host, target: SocketAddr, over: Over) -> Self {
-        let (is_over, tally) = (Arc::new(AtomicBool::new(false)), Arc::new(Mutex::new(Tally::default())));
-        let begun = Instant::now();
-        let asker = |_| {
-            let (host, is_over, tally) = (host.clone(), Arc::clone(&is_over), Arc::clone(&tally));
+impl Prober {
+    /// Starts to send requests to a whoami at `target` from this host.
+    pub fn start(host: &Host, target: SocketAddr, transport: Transport) -> Self {
+        let (stop, tally) = (Arc::new(AtomicBool::new(false)), Arc::new(Mutex::new(Tally::default())));
+        let start = Instant::now();
+        let spawn = |_| {
+            let (host, stop, tally) = (host.clone(), Arc::clone(&stop), Arc::clone(&tally));
             thread::spawn(move || {
                 host.run(|| {
-                    while !is_over.load(Ordering::Relaxed) {
-                        ask(target, over, begun, &tally);
-                        thread::sleep(REST);
+                    while !stop.load(Ordering::Relaxed) {
+                        send_request(target, transport, start, &tally);
+                        thread::sleep(PAUSE);
                     }
                 })
             })
         };
-        let askers = (0..ASKERS).map(asker).collect();
-        Self { over: is_over, tally, askers }
+        let threads = (0..THREADS).map(spawn).collect();
+        Self { stop, tally, threads }
     }
 
-    /// What became of all that have ended since this was asked last.
-    pub fn lap(&self) -> Tally {
+    /// Returns the results since the last call.
+    pub fn take_tally(&self) -> Tally {
         std::mem::take(&mut self.tally.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
-    /// Waits for those under way, and says what became of all since the last lap.
+    /// Waits for open requests, and returns the results since the last call of [`Prober::take_tally`].
     ///
     /// # Errors
     /// If the host is off.
-    pub fn end(mut self) -> Result<Tally> {
-        self.over.store(true, Ordering::Relaxed);
-        for asker in std::mem::take(&mut self.askers) {
-            asker.join().map_err(|_| anyhow!("a thread that asks panicked"))??;
+    pub fn stop(mut self) -> Result<Tally> {
+        self.stop.store(true, Ordering::Relaxed);
+        for thread in std::mem::take(&mut self.threads) {
+            thread.join().map_err(|_| anyhow!("a thread of the prober panicked"))??;
         }
-        Ok(self.lap())
+        Ok(self.take_tally())
     }
 }
 
-impl Drop for Asking {
+impl Drop for Prober {
     fn drop(&mut self) {
-        self.over.store(true, Ordering::Relaxed);
+        self.stop.store(true, Ordering::Relaxed);
     }
 }
 
-fn ask(target: SocketAddr, over: Over, begun: Instant, tally: &Mutex<Tally>) {
-    let since = begun.elapsed();
-    let answer = match over {
-        Over::Tcp => Answer::over_tcp(target, PATIENCE),
-        Over::Udp => {
-            let ask = || Answer::over_udp(target, PATIENCE_OF_EACH);
-            (1..DATAGRAMS).fold(ask(), |answer, _| answer.or_else(|_| ask()))
+fn send_request(target: SocketAddr, transport: Transport, start: Instant, tally: &Mutex<Tally>) {
+    let since = start.elapsed();
+    let answer = match transport {
+        Transport::Tcp => Answer::over_tcp(target, TCP_TIMEOUT),
+        Transport::Udp => {
+            let attempt = || Answer::over_udp(target, UDP_TIMEOUT);
+            (1..UDP_ATTEMPTS).fold(attempt(), |answer, _| answer.or_else(|_| attempt()))
         }
     };
-    let took = begun.elapsed() - since;
+    let took = start.elapsed() - since;
     let mut tally = tally.lock().unwrap_or_else(PoisonError::into_inner);
-    tally.asked += 1;
+    tally.requests += 1;
     match answer {
         Ok(_) => tally.slow += usize::from(took > SLOW),
         Err(error) => {

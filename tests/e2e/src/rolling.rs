@@ -1,7 +1,7 @@
-//! A backend that is updated while others ask it all the time.
+//! Rolling updates of a backend, while clients send requests all the time.
 //!
-//! It is a realistic one: a pod is used when a probe has found it ready, and one that is to end serves on for a moment, so that
-//! everybody can hear of it (`preStop`), and ends at once then. A node's pod has ended before its next one begins.
+//! The backend is realistic: a readiness probe decides when a pod is used, and a `preStop` hook keeps an ending pod serving
+//! for a moment, until all parts of the cluster know of its end. A node's pod ends before the next one starts there.
 
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
@@ -13,104 +13,103 @@ use kube::api::PostParams;
 use lab::wait_until;
 use serde_json::json;
 
-use crate::prober::{Asking, Over, Tally};
+use crate::prober::{Prober, Tally, Transport};
 use crate::world::{SOON, World};
 
-/// The policies that it is asked under, and the Service of each.
+/// The traffic policies, and the Service of each.
 pub const POLICIES: [(&str, &str); 2] = [("Cluster", "rolling-cluster"), ("Local", "rolling-local")];
 
-/// What the pods are called.
+/// The name of the pods' DaemonSet.
 const PODS: &str = "rolling";
 
-/// For how many seconds a pod serves on that was told to end. Operators give it 5 to 15. What is in a slice is in all kernels
-/// within milliseconds; but Kubernetes, which writes the slice, tries again only after one second, and then after two, when it
-/// finds what it knows out of date.
-const SERVES_ON: u32 = 4;
+/// Seconds for which an ending pod serves on; operators use 5 to 15. Kernels apply a changed slice within milliseconds, but
+/// Kubernetes' endpoint controller retries only after one second, and then after two, if its cache is out of date.
+const PRE_STOP_SECONDS: u32 = 4;
 
-/// The backend, and those who ask it.
-pub struct Rolling<'a> {
+/// The backend, and its clients.
+pub struct RollingUpdates<'a> {
     world: &'a World,
-    askers: Vec<(&'static str, Over, Asking)>,
+    probers: Vec<(&'static str, Transport, Prober)>,
 }
 
-/// What became of those who asked while it was updated once: the policy that they asked under, how, and how many.
-pub type Round = Vec<(&'static str, Over, Tally)>;
+/// Results of one update, by policy and protocol.
+pub type UpdateTallies = Vec<(&'static str, Transport, Tally)>;
 
-impl<'a> Rolling<'a> {
-    /// Makes a pod on each node and a Service for each policy, and begins to ask. There must be addresses for both. So many nodes
-    /// are to be without a pod `at_once` in an update.
+impl<'a> RollingUpdates<'a> {
+    /// Creates a pod on each node and a Service for each policy, and starts the clients. A pool must have two addresses.
+    /// An update stops the pods of `max_unavailable` nodes at the same time.
     ///
     /// # Errors
-    /// If they are not there or don't answer in time.
-    pub async fn begin(world: &'a World, at_once: u8) -> Result<Self> {
+    /// If pods or Services do not answer in time.
+    pub async fn start(world: &'a World, max_unavailable: u8) -> Result<Self> {
         let pod = json!({
             "terminationGracePeriodSeconds": 30,
             "containers": [{
                 "name": "whoami", "image": "whoami:dev",
                 "env": [{"name": "POD_NAME", "valueFrom": {"fieldRef": {"fieldPath": "metadata.name"}}}],
                 "readinessProbe": {"tcpSocket": {"port": 8080}, "periodSeconds": 1},
-                "lifecycle": {"preStop": {"sleep": {"seconds": SERVES_ON}}},
+                "lifecycle": {"preStop": {"sleep": {"seconds": PRE_STOP_SECONDS}}},
             }],
         });
-        let daemons = json!({
+        let daemon_set = json!({
             "metadata": {"name": PODS},
             "spec": {
                 "selector": {"matchLabels": {"app": PODS}},
-                "updateStrategy": {"rollingUpdate": {"maxUnavailable": at_once}},
+                "updateStrategy": {"rollingUpdate": {"maxUnavailable": max_unavailable}},
                 "template": {"metadata": {"labels": {"app": PODS}}, "spec": pod},
             },
         });
         let api: Api<DaemonSet> = Api::default_namespaced(world.client.clone());
-        api.create(&PostParams::default(), &serde_json::from_value(daemons)?).await.context("create a DaemonSet")?;
-        rolled_out(world)?;
-        let mut askers = Vec::new();
+        api.create(&PostParams::default(), &serde_json::from_value(daemon_set)?).await.context("create a DaemonSet")?;
+        wait_for_rollout(world)?;
+        let mut probers = Vec::new();
         for (policy, name) in POLICIES {
             let selector = json!({"app": PODS});
-            world.service(name, json!({"selector": selector, "externalTrafficPolicy": policy})).await?;
-            let address = world.address(name).await?;
+            world.create_service(name, json!({"selector": selector, "externalTrafficPolicy": policy})).await?;
+            let address = world.wait_for_address(name).await?;
             let pods = usize::from(world.cluster.topology().nodes);
             wait_until(SOON, &format!("all {pods} pods to answer under {policy}"), async || {
-                let seen = world.lan.pods(40, address)?;
+                let seen = world.lan.answering_pods(40, address)?;
                 ensure!(seen.len() == pods, "{seen:?}");
                 Ok(())
             })
             .await?;
             let (client, target) = (world.cluster.client_host("c1"), SocketAddr::new(address, 80));
-            for over in [Over::Tcp, Over::Udp] {
-                askers.push((policy, over, Asking::begin(&client, target, over)));
+            for transport in [Transport::Tcp, Transport::Udp] {
+                probers.push((policy, transport, Prober::start(&client, target, transport)));
             }
         }
-        Ok(Self { world, askers })
+        Ok(Self { world, probers })
     }
 
     /// Replaces all pods.
     ///
     /// # Errors
-    /// If one stays, or a new one does not become ready.
-    pub async fn update(&self) -> Result<Round> {
-        let before: BTreeSet<_> = self.world.pods(PODS).await?.into_iter().collect();
-        for (.., asking) in &self.askers {
-            asking.lap();
+    /// If an old pod stays, or a new pod does not become ready.
+    pub async fn update(&self) -> Result<UpdateTallies> {
+        let before: BTreeSet<_> = self.world.pod_nodes(PODS).await?.into_iter().collect();
+        for (.., prober) in &self.probers {
+            prober.take_tally();
         }
         self.world.kubectl(&["rollout", "restart", &format!("daemonset/{PODS}")])?;
-        rolled_out(self.world)?;
-        // One that has ended is listed for a moment longer than it counts.
+        wait_for_rollout(self.world)?;
+        // A rollout ends a moment before the last old pod is deleted.
         wait_until(SOON, "each node to have one pod, and a new one", async || {
-            let after = self.world.pods(PODS).await?;
+            let after = self.world.pod_nodes(PODS).await?;
             ensure!(after.len() == before.len() && !after.iter().any(|pod| before.contains(pod)), "{after:?}");
             Ok(())
         })
         .await?;
-        Ok(self.askers.iter().map(|(policy, over, asking)| (*policy, *over, asking.lap())).collect())
+        Ok(self.probers.iter().map(|(policy, transport, prober)| (*policy, *transport, prober.take_tally())).collect())
     }
 
-    /// Ends those who ask, and takes away what was made.
+    /// Stops the clients and deletes the backend.
     ///
     /// # Errors
-    /// If it can't be taken away.
+    /// If the host of a client is off, or a deletion fails.
     pub async fn end(self) -> Result<()> {
-        for (.., asking) in self.askers {
-            asking.end()?;
+        for (.., prober) in self.probers {
+            prober.stop()?;
         }
         for (_, name) in POLICIES {
             self.world.delete_service(name).await?;
@@ -119,7 +118,7 @@ impl<'a> Rolling<'a> {
     }
 }
 
-/// Waits until each node has a pod of the newest kind that is ready, and no other.
-fn rolled_out(world: &World) -> Result<()> {
+/// Waits until each node has a ready pod of the newest template.
+fn wait_for_rollout(world: &World) -> Result<()> {
     world.kubectl(&["rollout", "status", &format!("daemonset/{PODS}"), "--timeout=120s"]).map(drop)
 }

@@ -1,41 +1,45 @@
-//! What clients notice of everyday life: updates of a backend, pods that move, parts of Kubernetes that start again.
+//! Clients during rolling updates, moves of pods, and restarts of Kubernetes' components.
 
 use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use e2e::rolling::Rolling;
+use e2e::rolling::RollingUpdates;
 use e2e::world::{SOON, ingress};
-use e2e::{Asking, Connect, Over, World};
+use e2e::{ConnectOutcome, Prober, Transport, World};
 use k8s_openapi::api::core::v1::Pod;
 use kube::Api;
 use kube::api::PostParams;
 use lab::{Process, Topology, wait_until};
 use serde_json::json;
 
-/// How often the backend is updated, and which share of those who ask meanwhile must be answered, in percent.
+/// Number of updates of the backend.
 const ROUNDS: usize = 5;
-const ANSWERED: f64 = 99.5;
 
-/// At least so many ask in each round, so that a share says something.
-const ENOUGH: usize = 200;
+/// Minimum percentage of answered requests in each update.
+const MIN_ANSWERED_PERCENT: f64 = 99.5;
+
+/// Minimum number of requests in each update, for a meaningful percentage.
+const MIN_REQUESTS: usize = 200;
 
 #[tokio::test(flavor = "multi_thread")]
-async fn in_each_of_five_updates_of_a_backend_clients_are_answered_under_both_policies() -> Result<()> {
+async fn rolling_updates_lose_almost_no_request() -> Result<()> {
     let world = World::with_landfall("e2e-rolling", Topology::default()).await?;
-    world.pool("lan", &["192.0.2.200-192.0.2.201"]).await?;
-    // Of three nodes, two at once: quicker than one after the other, and harder to bear.
-    let rolling = Rolling::begin(&world, 2).await?;
+    world.create_pool("lan", &["192.0.2.200-192.0.2.201"]).await?;
+    // Two of three nodes at a time: faster than one after the other, and a harder test.
+    let rolling = RollingUpdates::start(&world, 2).await?;
     for round in 1..=ROUNDS {
-        for (policy, over, tally) in rolling.update().await? {
+        for (policy, transport, tally) in rolling.update().await? {
             let percent = tally.percent();
             let lost = tally.first_lost.as_deref().unwrap_or("none lost");
-            let (asked, slow) = (tally.asked, tally.slow);
-            eprintln!("  round {round}, {policy}, {over:?}: {percent:.2} % of {asked} answered, {slow} late, {lost}");
+            let (requests, slow) = (tally.requests, tally.slow);
+            eprintln!(
+                "  update {round}, {policy}, {transport:?}: {percent:.2} % of {requests} answered, {slow} late, {lost}"
+            );
             ensure!(
-                percent >= ANSWERED && tally.asked >= ENOUGH,
-                "in round {round} under {policy}, {over:?}: {tally:?}"
+                percent >= MIN_ANSWERED_PERCENT && tally.requests >= MIN_REQUESTS,
+                "update {round} under {policy}, {transport:?}: {tally:?}"
             );
         }
     }
@@ -44,77 +48,83 @@ async fn in_each_of_five_updates_of_a_backend_clients_are_answered_under_both_po
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn clients_follow_a_pod_over_all_nodes_and_notice_nothing_of_kube_proxy_and_api_server_that_start_again()
--> Result<()> {
+async fn clients_follow_moved_pods_and_survive_restarts() -> Result<()> {
     let world = World::with_landfall("e2e-life", Topology::default()).await?;
-    world.pool("lan", &["192.0.2.200-192.0.2.204"]).await?;
-    the_address_follows_its_only_pod_under_local(&world).await?;
-    an_address_stays_through_all_edits_of_a_service_and_goes_with_its_type(&world).await?;
-    a_pod_that_has_failed_is_not_used(&world).await?;
-    nothing_is_lost_while_kube_proxy_and_the_api_server_start_again(&world).await?;
+    world.create_pool("lan", &["192.0.2.200-192.0.2.204"]).await?;
+    local_policy_moves_the_address_with_its_only_pod(&world).await?;
+    an_address_stays_until_the_type_changes(&world).await?;
+    failed_pods_get_no_traffic(&world).await?;
+    restarts_of_kubernetes_lose_no_request(&world).await?;
     world.end()
 }
 
-async fn the_address_follows_its_only_pod_under_local(world: &World) -> Result<()> {
-    world.whoami_on("moved", 1, json!({"nodeName": "n1"})).await?;
-    world.service("moved", json!({"externalTrafficPolicy": "Local"})).await?;
-    let address = world.address("moved").await?;
+async fn local_policy_moves_the_address_with_its_only_pod(world: &World) -> Result<()> {
+    world.create_whoami_with("moved", 1, json!({"nodeName": "n1"})).await?;
+    world.create_service("moved", json!({"externalTrafficPolicy": "Local"})).await?;
+    let address = world.wait_for_address("moved").await?;
     let spec = world.get_service("moved").await?.spec.unwrap_or_default();
     let health: u16 = spec.health_check_node_port.context("the API server gives it a port")?.try_into()?;
     let nodes = ["n1", "n2", "n3"];
-    world.service("moved-cluster", json!({"selector": {"app": "moved"}})).await?;
-    // Somebody who always asks from the same port, whose flow connection tracking knows from one pod to the next; under the
-    // policy Local, where the address goes with the pod, and under Cluster, where it stays.
-    let mut steady = Vec::new();
-    for address in [address, world.address("moved-cluster").await?] {
+    world.create_service("moved-cluster", json!({"selector": {"app": "moved"}})).await?;
+    // Clients that keep their port, so that connection tracking still knows the flow after a move of the pod: under Local,
+    // where the address moves with the pod, and under Cluster, where it stays.
+    let mut fixed_ports = Vec::new();
+    for address in [address, world.wait_for_address("moved-cluster").await?] {
         let socket = world.cluster.client_host("c1").run(|| netns::udp_flow(SocketAddr::new(address, 80)))??;
         socket.set_read_timeout(Some(Duration::from_millis(200)))?;
-        steady.push((address, socket));
+        fixed_ports.push((address, socket));
     }
-    // From node to node, and at last to a new pod where the old one was.
+    // The pod moves from node to node, and at last is replaced on the same node.
     for (turn, node) in ["n1", "n2", "n3", "n1", "n1"].into_iter().enumerate() {
         let annotations = json!({"turn": turn.to_string()});
         let template = json!({"metadata": {"annotations": annotations}, "spec": {"nodeName": node}});
         let patch = json!({"spec": {"template": template}}).to_string();
         world.kubectl(&["patch", "deployment", "moved", "--patch", &patch])?;
         world.kubectl(&["rollout", "status", "deployment/moved", "--timeout=60s"])?;
-        let pod = wait_until(SOON, &format!("the pod to be on {node} alone"), async || {
-            let pods = world.pods("moved").await?;
-            let [(pod, at)] = &pods[..] else { anyhow::bail!("{pods:?}") };
-            ensure!(at == node, "it is on {at}");
+        let pod = wait_until(SOON, &format!("one pod, on {node}"), async || {
+            let pods = world.pod_nodes("moved").await?;
+            let [(pod, current)] = &pods[..] else { anyhow::bail!("{pods:?}") };
+            ensure!(current == node, "the pod is on {current}");
             Ok(pod.clone())
         })
         .await?;
         wait_until(SOON, &format!("{node} to announce the address"), async || {
-            let announcer = world.announcer(address).await?;
-            ensure!(announcer == node, "{announcer} does");
+            let announcer = world.wait_for_announcer(address).await?;
+            ensure!(announcer == node, "{announcer} announces it");
             Ok(())
         })
         .await?;
-        for over in [Over::Tcp, Over::Udp] {
-            wait_until(SOON, &format!("the pod on {node} to answer over {over:?}"), async || {
-                let answer = if over == Over::Tcp { world.lan.tcp(address) } else { world.lan.udp(address) }?;
+        for transport in [Transport::Tcp, Transport::Udp] {
+            wait_until(SOON, &format!("the pod on {node} to answer over {transport:?}"), async || {
+                let answer = match transport {
+                    Transport::Tcp => world.lan.query_tcp(address)?,
+                    Transport::Udp => world.lan.query_udp(address)?,
+                };
                 ensure!(answer.pod == pod && answer.client.ip() == world.lan.address(), "{answer:?}, not {pod}");
                 Ok(())
             })
             .await?;
         }
-        for (address, steady) in &steady {
-            wait_until(SOON, &format!("who asks {address} from one port to get to the pod on {node}"), async || {
-                let mut buffer = [0; 256];
-                steady.send(b"who\n")?;
-                let length = steady.recv(&mut buffer)?;
-                let answer = String::from_utf8_lossy(&buffer[..length]).into_owned();
-                ensure!(answer.starts_with(&format!("{pod} ")), "{answer}, not {pod}");
-                Ok(())
-            })
+        for (address, socket) in &fixed_ports {
+            wait_until(
+                SOON,
+                &format!("a client of {address} with a fixed port to reach the pod on {node}"),
+                async || {
+                    let mut buffer = [0; 256];
+                    socket.send(b"?\n")?;
+                    let length = socket.recv(&mut buffer)?;
+                    let answer = String::from_utf8_lossy(&buffer[..length]).into_owned();
+                    ensure!(answer.starts_with(&format!("{pod} ")), "{answer}, not {pod}");
+                    Ok(())
+                },
+            )
             .await?;
         }
         for other in nodes {
             let expected = if other == node { 200 } else { 503 };
-            let of_node = IpAddr::from(world.cluster.node(other).ipv4());
-            wait_until(SOON, &format!("{other} to say {expected} for health"), async || {
-                let (status, _) = world.lan.http(of_node, health)?;
+            let node_ip = IpAddr::from(world.cluster.node(other).ipv4());
+            wait_until(SOON, &format!("the health check of {other} to answer {expected}"), async || {
+                let (status, _) = world.lan.get_health(node_ip, health)?;
                 ensure!(status == expected, "{status}");
                 Ok(())
             })
@@ -126,28 +136,28 @@ async fn the_address_follows_its_only_pod_under_local(world: &World) -> Result<(
     world.delete_service("moved").await
 }
 
-async fn an_address_stays_through_all_edits_of_a_service_and_goes_with_its_type(world: &World) -> Result<()> {
-    world.whoami("edited", 1).await?;
-    world.service("edited", json!({"type": "NodePort"})).await?;
-    let kept = node_ports(world, "edited").await?;
-    ensure!(kept.len() == 2, "the API server gives it node ports: {kept:?}");
+async fn an_address_stays_until_the_type_changes(world: &World) -> Result<()> {
+    world.create_whoami("edited", 1).await?;
+    world.create_service("edited", json!({"type": "NodePort"})).await?;
+    let first_ports = node_ports(world, "edited").await?;
+    ensure!(first_ports.len() == 2, "the API server gives it node ports: {first_ports:?}");
     world.patch_service("edited", json!({"spec": {"type": "LoadBalancer"}})).await?;
-    let address = world.address("edited").await?;
-    let ends = async |port, expected: Connect| {
-        for over in [Over::Tcp, Over::Udp] {
-            wait_until(SOON, &format!("port {port} to end in {expected:?} over {over:?}"), async || {
-                let seen = world.lan.end(address, port, over)?;
+    let address = world.wait_for_address("edited").await?;
+    let expect_outcome = async |port, expected: ConnectOutcome| {
+        for transport in [Transport::Tcp, Transport::Udp] {
+            wait_until(SOON, &format!("{expected:?} at port {port} over {transport:?}"), async || {
+                let seen = world.lan.probe(address, port, transport)?;
                 ensure!(seen == expected, "{seen:?}");
                 Ok(())
             })
             .await?;
         }
         let shown = ingress(&world.get_service("edited").await?);
-        ensure!(shown == [address], "{shown:?}, and not {address} any more");
+        ensure!(shown == [address], "{shown:?}, and not {address}");
         Ok(())
     };
-    ends(80, Connect::Accepted).await?;
-    ensure!(node_ports(world, "edited").await? == kept, "other node ports");
+    expect_outcome(80, ConnectOutcome::Accepted).await?;
+    ensure!(node_ports(world, "edited").await? == first_ports, "other node ports");
     let ports = |port: u16, node_port: i32| {
         let both = ["TCP", "UDP"].map(|protocol| {
             let name = protocol.to_lowercase();
@@ -155,27 +165,27 @@ async fn an_address_stays_through_all_edits_of_a_service_and_goes_with_its_type(
         });
         json!({"spec": {"ports": both}})
     };
-    // One that nobody has: others may have some, and health checks.
-    let mut free = (30_000..30_050).filter(|port| !kept.contains(port));
+    // A free node port: other Services and health checks may use some.
+    let mut free = (30_000..30_050).filter(|port| !first_ports.contains(port));
     let other = loop {
         let other = free.next().context("all node ports are taken")?;
         if world.patch_service("edited", ports(80, other)).await.is_ok() {
             break other;
         }
     };
-    ends(80, Connect::Accepted).await?;
+    expect_outcome(80, ConnectOutcome::Accepted).await?;
     world.patch_service("edited", ports(81, other)).await?;
-    ends(81, Connect::Accepted).await?;
-    ends(80, Connect::Silence).await?;
+    expect_outcome(81, ConnectOutcome::Accepted).await?;
+    expect_outcome(80, ConnectOutcome::Silence).await?;
     world.scale("edited", 0).await?;
-    ends(81, Connect::Refused).await?;
+    expect_outcome(81, ConnectOutcome::Refused).await?;
     world.scale("edited", 1).await?;
-    ends(81, Connect::Accepted).await?;
+    expect_outcome(81, ConnectOutcome::Accepted).await?;
     world.patch_service("edited", json!({"spec": {"type": "ClusterIP"}})).await?;
-    wait_until(SOON, "the address to be closed and gone", async || {
-        let seen = [world.lan.connect(address, 81)?, world.lan.end(address, 81, Over::Udp)?];
+    wait_until(SOON, "the address to be closed and released", async || {
+        let seen = [world.lan.connect(address, 81)?, world.lan.probe(address, 81, Transport::Udp)?];
         let shown = ingress(&world.get_service("edited").await?);
-        ensure!(seen == [Connect::Silence; 2] && shown.is_empty(), "{seen:?}, {shown:?}");
+        ensure!(seen == [ConnectOutcome::Silence; 2] && shown.is_empty(), "{seen:?}, {shown:?}");
         Ok(())
     })
     .await?;
@@ -190,10 +200,10 @@ async fn node_ports(world: &World, service: &str) -> Result<Vec<i32>> {
     Ok(ports.iter().filter_map(|port| port.node_port).filter(|port| *port != 0).collect())
 }
 
-/// As one that was evicted: it stands there with an address, and nobody is behind it.
-async fn a_pod_that_has_failed_is_not_used(world: &World) -> Result<()> {
+/// A failed pod, like an evicted one, still has an address, but no process.
+async fn failed_pods_get_no_traffic(world: &World) -> Result<()> {
     let pods: Api<Pod> = Api::default_namespaced(world.client.clone());
-    // What whoami takes for no port makes it end with an error.
+    // whoami fails if its argument is no port.
     let failed = json!({
         "metadata": {"name": "failed", "labels": {"app": "failed"}},
         "spec": {
@@ -204,74 +214,74 @@ async fn a_pod_that_has_failed_is_not_used(world: &World) -> Result<()> {
     pods.create(&PostParams::default(), &serde_json::from_value(failed)?).await.context("create a pod")?;
     wait_until(SOON, "the pod to fail", async || {
         let phase = pods.get("failed").await?.status.unwrap_or_default().phase.unwrap_or_default();
-        ensure!(phase == "Failed", "it is {phase}");
+        ensure!(phase == "Failed", "the pod is {phase}");
         Ok(())
     })
     .await?;
-    world.service("failed", json!({})).await?;
-    let address = world.address("failed").await?;
-    let refused = async || {
+    world.create_service("failed", json!({})).await?;
+    let address = world.wait_for_address("failed").await?;
+    wait_until(SOON, "a refusal with only a failed pod", async || {
         let seen = world.lan.connect(address, 80)?;
-        ensure!(seen == Connect::Refused, "{seen:?}");
+        ensure!(seen == ConnectOutcome::Refused, "{seen:?}");
         Ok(())
-    };
-    wait_until(SOON, "a refusal where the only pod has failed", refused).await?;
-    // Beside one that works, all get that one.
-    world.whoami("works", 1).await?;
+    })
+    .await?;
+    // With a working pod, all connections reach that one.
+    world.create_whoami("works", 1).await?;
     world.kubectl(&["label", "pods", "--selector=app=works", "role=failed"])?;
     world.kubectl(&["label", "pod", "failed", "role=failed"])?;
     world.patch_service("failed", json!({"spec": {"selector": {"app": null, "role": "failed"}}})).await?;
-    wait_until(SOON, "the pod that works to answer", async || world.lan.tcp(address)).await?;
-    let (works, _) = world.pods("works").await?.remove(0);
-    let seen = world.lan.pods(20, address)?;
+    wait_until(SOON, "the pod that works to answer", async || world.lan.query_tcp(address)).await?;
+    let (works, _) = world.pod_nodes("works").await?.remove(0);
+    let seen = world.lan.answering_pods(20, address)?;
     ensure!(seen == BTreeSet::from([works]), "{seen:?}");
     world.kubectl(&["delete", "deployment/works", "pod/failed", "--wait=false"])?;
     world.delete_service("failed").await
 }
 
-/// For how long clients are watched after something has started again: it takes a few seconds to get back to work.
-const WATCHED: Duration = Duration::from_secs(5);
+/// Clients are watched for this long after a restart: a component needs a few seconds to work again.
+const WATCH_TIME: Duration = Duration::from_secs(5);
 
-async fn nothing_is_lost_while_kube_proxy_and_the_api_server_start_again(world: &World) -> Result<()> {
-    world.whoami("stays", 3).await?;
-    let mut asked = Vec::new();
+async fn restarts_of_kubernetes_lose_no_request(world: &World) -> Result<()> {
+    world.create_whoami("stays", 3).await?;
+    let mut probers = Vec::new();
     let client = world.cluster.client_host("c1");
     for (policy, name) in [("Cluster", "stays"), ("Local", "stays-local")] {
-        world.service(name, json!({"selector": {"app": "stays"}, "externalTrafficPolicy": policy})).await?;
-        let address = world.address(name).await?;
+        world.create_service(name, json!({"selector": {"app": "stays"}, "externalTrafficPolicy": policy})).await?;
+        let address = world.wait_for_address(name).await?;
         wait_until(SOON, &format!("all pods to answer under {policy}"), async || {
-            let seen = world.lan.pods(40, address)?;
+            let seen = world.lan.answering_pods(40, address)?;
             ensure!(seen.len() == 3, "{seen:?}");
             Ok(())
         })
         .await?;
         let target = SocketAddr::new(address, 80);
-        for over in [Over::Tcp, Over::Udp] {
-            asked.push(Asking::begin(&client, target, over));
+        for transport in [Transport::Tcp, Transport::Udp] {
+            probers.push(Prober::start(&client, target, transport));
         }
     }
-    let taken: BTreeSet<String> = world.addresses().await?.into_iter().collect();
+    let used: BTreeSet<String> = world.record_names().await?.into_iter().collect();
     for node in ["n1", "n2", "n3"] {
-        start_again(&world.cluster.node(node).process("kube-proxy"))?;
+        restart(&world.cluster.node(node).process("kube-proxy"))?;
     }
-    tokio::time::sleep(WATCHED).await;
-    start_again(&world.cluster.control_plane().process("kube-apiserver"))?;
-    wait_until(SOON, "the API server to be back", async || world.addresses().await).await?;
-    tokio::time::sleep(WATCHED).await;
-    // What is new gets an address of its own, and is served.
-    world.service("new", json!({"selector": {"app": "stays"}})).await?;
-    let new = world.address("new").await?;
-    ensure!(!taken.contains(&crds::address::object_name(new)), "{new} was taken: {taken:?}");
-    wait_until(SOON, "the new address to answer", async || world.lan.tcp(new)).await?;
-    for asking in asked {
-        let tally = asking.end()?;
-        ensure!(tally.lost == 0 && tally.asked >= ENOUGH, "{tally:?}");
+    tokio::time::sleep(WATCH_TIME).await;
+    restart(&world.cluster.control_plane().process("kube-apiserver"))?;
+    wait_until(SOON, "the API server to answer again", async || world.record_names().await).await?;
+    tokio::time::sleep(WATCH_TIME).await;
+    // A new Service gets an unused address, and is served.
+    world.create_service("new", json!({"selector": {"app": "stays"}})).await?;
+    let new = world.wait_for_address("new").await?;
+    ensure!(!used.contains(&crds::address::object_name(new)), "{new} was in use: {used:?}");
+    wait_until(SOON, "the new address to answer", async || world.lan.query_tcp(new)).await?;
+    for prober in probers {
+        let tally = prober.stop()?;
+        ensure!(tally.lost == 0 && tally.requests >= MIN_REQUESTS, "{tally:?}");
     }
     Ok(())
 }
 
-/// Ends it without a word, and starts it as it was.
-fn start_again(process: &Process) -> Result<()> {
+/// Kills a daemon, and starts it again with the same command.
+fn restart(process: &Process) -> Result<()> {
     process.kill()?;
     process.start().with_context(|| format!("start {} again", process.name()))
 }

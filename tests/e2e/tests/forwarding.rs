@@ -1,4 +1,4 @@
-//! Where connections go while endpoints, ports and agents come and go.
+//! Targets of connections while endpoints, ports and agents change.
 
 use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
@@ -6,59 +6,58 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use e2e::world::SOON;
-use e2e::{Asking, Connect, Over, World};
+use e2e::{ConnectOutcome, Prober, Transport, World};
 use lab::{Topology, wait_until};
 use serde_json::{Value, json};
 
-/// How soon a change that the API server knows of must show on the wire. It takes milliseconds; this is what a machine that is
-/// busy with something else may add.
+/// Limit from a change in the API server to its effect on packets. It takes milliseconds; the rest is for a busy machine.
 const AT_ONCE: Duration = Duration::from_secs(5);
 
-/// How long a connection may take while nobody answers ARP: the successor says so in a fraction of a second, and the kernel
-/// sends a packet again after one second, and after three.
-const PATIENCE: Duration = Duration::from_secs(4);
+/// Limit of waiting for a connection while no node answers ARP. The successor announces the address within a fraction of a
+/// second, and the kernel retransmits after one second, and after three.
+const TIMEOUT: Duration = Duration::from_secs(4);
 
 #[tokio::test(flavor = "multi_thread")]
-async fn changes_of_endpoints_and_ports_show_at_once() -> Result<()> {
+async fn changes_of_endpoints_and_ports_apply_at_once() -> Result<()> {
     let world = World::with_landfall("e2e-changes", Topology::default()).await?;
-    world.pool("lan", &["192.0.2.200/32"]).await?;
-    world.whoami_on("web", 1, json!({"nodeName": "n1"})).await?;
-    world.service("web", json!({})).await?;
-    let address = world.address("web").await?;
-    wait_until(SOON, "an answer", async || world.lan.tcp(address)).await?;
-    let says = |condition: &str| {
-        let condition = format!("--for=condition=landfall.dev/Forwarding={condition}");
+    world.create_pool("lan", &["192.0.2.200/32"]).await?;
+    world.create_whoami_with("web", 1, json!({"nodeName": "n1"})).await?;
+    world.create_service("web", json!({})).await?;
+    let address = world.wait_for_address("web").await?;
+    wait_until(SOON, "an answer", async || world.lan.query_tcp(address)).await?;
+    let wait_for_forwarding = |status: &str| {
+        let condition = format!("--for=condition=landfall.dev/Forwarding={status}");
         world.kubectl(&["wait", &condition, "service/web", "--timeout=30s"])
     };
-    says("true")?;
+    wait_for_forwarding("true")?;
 
     // A port that no Service has is dropped; one without endpoints is refused.
-    ensure!(world.lan.connect(address, 81)? == Connect::Silence);
+    ensure!(world.lan.connect(address, 81)? == ConnectOutcome::Silence);
     world.scale("web", 0).await?;
-    world.endpoints("web", 0).await?;
+    world.wait_for_endpoints("web", 0).await?;
     wait_until(AT_ONCE, "a refusal without endpoints", async || {
         let seen = world.lan.connect(address, 80)?;
-        ensure!(seen == Connect::Refused, "{seen:?}");
+        ensure!(seen == ConnectOutcome::Refused, "{seen:?}");
         Ok(())
     })
     .await?;
-    ensure!(world.lan.udp(address).is_err(), "UDP is answered without endpoints");
-    says("false")?;
+    ensure!(world.lan.query_udp(address).is_err(), "UDP is answered without endpoints");
+    wait_for_forwarding("false")?;
     world.scale("web", 1).await?;
-    world.endpoints("web", 1).await?;
-    wait_until(AT_ONCE, "an answer after scaling up", async || world.lan.tcp(address)).await?;
-    says("true")?;
+    world.wait_for_endpoints("web", 1).await?;
+    wait_until(AT_ONCE, "an answer after scaling up", async || world.lan.query_tcp(address)).await?;
+    wait_for_forwarding("true")?;
     let row = world.kubectl(&["get", "lbip", "192.0.2.200"])?;
     ensure!(row.contains("REACH") && row.contains("Spread"), "{row}");
 
-    // The endpoint moves to another node: with the old one gone and the new one ready, only the new one answers.
+    // The endpoint moves to another node: after the end of the old pod, only the new pod answers.
     world.kubectl(&["delete", "deployment", "web", "--wait=true", "--cascade=foreground"])?;
-    world.whoami_on("web", 1, json!({"nodeName": "n2"})).await?;
-    let (pod, node) = world.pods("web").await?.remove(0);
+    world.create_whoami_with("web", 1, json!({"nodeName": "n2"})).await?;
+    let (pod, node) = world.pod_nodes("web").await?.remove(0);
     ensure!(node == "n2", "{pod} is on {node}");
-    world.endpoints("web", 1).await?;
-    wait_until(AT_ONCE, "an answer from the other node", async || world.lan.tcp(address)).await?;
-    ensure!(world.lan.pods(10, address)? == [pod].into());
+    world.wait_for_endpoints("web", 1).await?;
+    wait_until(AT_ONCE, "an answer from the other node", async || world.lan.query_tcp(address)).await?;
+    ensure!(world.lan.answering_pods(10, address)? == [pod].into());
 
     let ports = |numbers: &[u16]| {
         let port = |n: &u16| json!({"name": format!("p{n}"), "port": n, "targetPort": 8080, "protocol": "TCP"});
@@ -66,79 +65,82 @@ async fn changes_of_endpoints_and_ports_show_at_once() -> Result<()> {
     };
     world.patch_service("web", ports(&[80, 81])).await?;
     wait_until(AT_ONCE, "the new port", async || {
-        ensure!(world.lan.connect(address, 81)? == Connect::Accepted);
+        ensure!(world.lan.connect(address, 81)? == ConnectOutcome::Accepted);
         Ok(())
     })
     .await?;
     world.patch_service("web", ports(&[81])).await?;
     wait_until(AT_ONCE, "the old port to be closed", async || {
-        ensure!(world.lan.connect(address, 80)? == Connect::Silence);
+        ensure!(world.lan.connect(address, 80)? == ConnectOutcome::Silence);
         Ok(())
     })
     .await?;
-    ensure!(world.lan.connect(address, 81)? == Connect::Accepted);
-    one_port_is_two_where_protocols_differ(&world).await?;
-    a_named_port_is_another_one_at_each_endpoint(&world).await?;
-    a_service_says_which_proxy_forwards_it(&world).await?;
+    ensure!(world.lan.connect(address, 81)? == ConnectOutcome::Accepted);
+    ports_of_two_protocols_are_independent(&world).await?;
+    a_named_port_can_differ_per_endpoint(&world).await?;
+    service_proxy_labels_stop_forwarding(&world).await?;
     world.end()
 }
 
-/// Waits until a question at port 80 ends so.
-async fn ends(world: &World, address: IpAddr, over: Over, expected: Connect) -> Result<()> {
-    wait_until(SOON, &format!("{expected:?} over {over:?}"), async || {
-        let seen = world.lan.end(address, 80, over)?;
+/// Waits until a request at port 80 has this outcome.
+async fn expect_outcome(world: &World, address: IpAddr, transport: Transport, expected: ConnectOutcome) -> Result<()> {
+    wait_until(SOON, &format!("{expected:?} over {transport:?}"), async || {
+        let seen = world.lan.probe(address, 80, transport)?;
         ensure!(seen == expected, "{seen:?}");
         Ok(())
     })
     .await
 }
 
-async fn one_port_is_two_where_protocols_differ(world: &World) -> Result<()> {
-    let address = world.address("web").await?;
+async fn ports_of_two_protocols_are_independent(world: &World) -> Result<()> {
+    let address = world.wait_for_address("web").await?;
     let client = world.cluster.client_host("c1");
-    for (left, right) in [(Over::Tcp, Over::Udp), (Over::Udp, Over::Tcp)] {
-        let port = |over: Over| {
-            let protocol = if over == Over::Tcp { "TCP" } else { "UDP" };
+    for (left, right) in [(Transport::Tcp, Transport::Udp), (Transport::Udp, Transport::Tcp)] {
+        let port = |transport: Transport| {
+            let protocol = if transport == Transport::Tcp { "TCP" } else { "UDP" };
             json!({"name": protocol.to_lowercase(), "port": 80, "targetPort": 8080, "protocol": protocol})
         };
         world.patch_service("web", json!({"spec": {"ports": [port(left), port(right)]}})).await?;
-        ends(world, address, left, Connect::Accepted).await?;
-        ends(world, address, right, Connect::Accepted).await?;
-        // One goes, and who asks over the other does not notice.
-        let asking = Asking::begin(&client, SocketAddr::new(address, 80), left);
+        expect_outcome(world, address, left, ConnectOutcome::Accepted).await?;
+        expect_outcome(world, address, right, ConnectOutcome::Accepted).await?;
+        // Removing one port loses no request to the other.
+        let prober = Prober::start(&client, SocketAddr::new(address, 80), left);
         world.patch_service("web", json!({"spec": {"ports": [port(left)]}})).await?;
-        ends(world, address, right, Connect::Silence).await?;
-        let tally = asking.end()?;
-        ensure!(tally.lost == 0 && tally.asked > 0, "over {left:?}: {tally:?}");
+        expect_outcome(world, address, right, ConnectOutcome::Silence).await?;
+        let tally = prober.stop()?;
+        ensure!(tally.lost == 0 && tally.requests > 0, "over {left:?}: {tally:?}");
     }
     Ok(())
 }
 
-async fn a_named_port_is_another_one_at_each_endpoint(world: &World) -> Result<()> {
-    world.pool("named", &["192.0.2.201/32"]).await?;
+async fn a_named_port_can_differ_per_endpoint(world: &World) -> Result<()> {
+    world.create_pool("named", &["192.0.2.201/32"]).await?;
     for (name, number) in [("one", 8081), ("two", 8082)] {
         let port = |protocol: &str| {
-            let name = format!("who-{}", protocol.to_lowercase());
+            let name = format!("query-{}", protocol.to_lowercase());
             json!({"name": name, "containerPort": number, "protocol": protocol})
         };
         let container = json!({
             "name": "whoami", "image": "whoami:dev", "args": [number.to_string()], "ports": [port("TCP"), port("UDP")],
             "env": [{"name": "POD_NAME", "valueFrom": {"fieldRef": {"fieldPath": "metadata.name"}}}],
         });
-        world.whoami_on(name, 1, json!({"containers": [container]})).await?;
+        world.create_whoami_with(name, 1, json!({"containers": [container]})).await?;
     }
     world.kubectl(&["label", "pods", "--selector", "app in (one, two)", "role=named"])?;
     let port = |protocol: &str| {
         let name = protocol.to_lowercase();
-        json!({"name": name, "port": 80, "targetPort": format!("who-{name}"), "protocol": protocol})
+        json!({"name": name, "port": 80, "targetPort": format!("query-{name}"), "protocol": protocol})
     };
     let spec = json!({"selector": {"role": "named"}, "ports": [port("TCP"), port("UDP")]});
-    world.service("named", spec).await?;
-    let address = world.address("named").await?;
-    for over in [Over::Tcp, Over::Udp] {
-        wait_until(SOON, &format!("both pods to answer over {over:?}"), async || {
-            let ask = |_| if over == Over::Tcp { world.lan.tcp(address) } else { world.lan.udp(address) };
-            let pods: BTreeSet<String> = (0..20).map(|n| Ok(ask(n)?.pod)).collect::<Result<_>>()?;
+    world.create_service("named", spec).await?;
+    let address = world.wait_for_address("named").await?;
+    for transport in [Transport::Tcp, Transport::Udp] {
+        wait_until(SOON, &format!("both pods to answer over {transport:?}"), async || {
+            let query = || match transport {
+                Transport::Tcp => world.lan.query_tcp(address),
+                Transport::Udp => world.lan.query_udp(address),
+            };
+            let pods: BTreeSet<String> = (0..20).map(|_| Ok(query()?.pod)).collect::<Result<_>>()?;
             ensure!(pods.len() == 2, "{pods:?}");
             Ok(())
         })
@@ -147,11 +149,11 @@ async fn a_named_port_is_another_one_at_each_endpoint(world: &World) -> Result<(
     world.delete_service("named").await
 }
 
-async fn a_service_says_which_proxy_forwards_it(world: &World) -> Result<()> {
+async fn service_proxy_labels_stop_forwarding(world: &World) -> Result<()> {
     const PROXY: &str = "service.kubernetes.io/service-proxy-name";
     const HEADLESS: &str = "service.kubernetes.io/headless";
-    let address = world.address("web").await?;
-    let node = world.cluster.node(&world.announcer(address).await?);
+    let address = world.wait_for_address("web").await?;
+    let node = world.cluster.node(&world.wait_for_announcer(address).await?);
     for (label, value, ours) in [
         (PROXY, json!("landfall"), true),
         (PROXY, json!("example.com"), false),
@@ -160,50 +162,52 @@ async fn a_service_says_which_proxy_forwards_it(world: &World) -> Result<()> {
         (HEADLESS, Value::Null, true),
     ] {
         world.patch_service("web", json!({"metadata": {"labels": {label: value}}})).await?;
-        wait_until(SOON, &format!("{label}: {value} to be followed"), async || {
-            // Where nothing is forwarded, there is no table.
+        wait_until(SOON, &format!("{label}: {value} to take effect"), async || {
+            // Without a forwarded Service there is no table.
             let rules = node.output(["nft", "list", "map", "ip", "landfall", "services"]).unwrap_or_default();
             ensure!(rules.contains(&address.to_string()) == ours, "{rules}");
             Ok(())
         })
         .await?;
-        // Of that label, kube-proxy takes no notice.
+        // kube-proxy ignores the label of headless Services.
         if label != HEADLESS || ours {
-            let expected = if ours { Connect::Accepted } else { Connect::Silence };
-            ends(world, address, Over::Udp, expected).await.with_context(|| format!("{label}: {value}"))?;
+            let expected = if ours { ConnectOutcome::Accepted } else { ConnectOutcome::Silence };
+            expect_outcome(world, address, Transport::Udp, expected)
+                .await
+                .with_context(|| format!("{label}: {value}"))?;
         }
     }
     Ok(())
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_agent_that_is_killed_leaves_the_kernel_forwarding_and_flushes_nothing_when_it_is_back() -> Result<()> {
+async fn a_killed_agent_loses_no_connection() -> Result<()> {
     let world = World::with_landfall("e2e-agent", Topology::default()).await?;
-    world.pool("lan", &["192.0.2.200/32"]).await?;
-    world.whoami("web", 3).await?;
-    world.service("web", json!({})).await?;
-    let address = world.address("web").await?;
-    wait_until(SOON, "an answer", async || world.lan.tcp(address)).await?;
-    let announcer = world.announcer(address).await?;
+    world.create_pool("lan", &["192.0.2.200/32"]).await?;
+    world.create_whoami("web", 3).await?;
+    world.create_service("web", json!({})).await?;
+    let address = world.wait_for_address("web").await?;
+    wait_until(SOON, "an answer", async || world.lan.query_tcp(address)).await?;
+    let announcer = world.wait_for_announcer(address).await?;
     let node = world.cluster.node(&announcer);
-    // With the numbers that the kernel gave to tables, chains and rules, which change if anything is made anew; without
-    // what was counted, which changes all the time.
+    // With the kernel's handles of tables, chains and rules, which change if they are created again; without counters,
+    // which change all the time.
     let rules = async || node.output(["nft", "-a", "-s", "list", "table", "ip", "landfall"]);
     let before = rules().await?;
     node.kill("landfall node")?;
-    let (mut lost, begun) = (0, Instant::now());
-    // Through the death, the start and the first reconciliation of the next agent.
-    while begun.elapsed() < Duration::from_secs(6) {
-        lost += usize::from(world.lan.tcp_within(address, PATIENCE).is_err());
+    let (mut lost, start) = (0, Instant::now());
+    // Covers the death, the restart and the first reconciliation of the agent.
+    while start.elapsed() < Duration::from_secs(6) {
+        lost += usize::from(world.lan.query_tcp_within(address, TIMEOUT).is_err());
     }
-    wait_until(SOON, "the agent to be back", async || {
+    wait_until(SOON, "the agent to run again", async || {
         let running = node.processes("landfall node");
         ensure!(!running.is_empty(), "not started again");
         Ok(())
     })
     .await?;
     world.wait_until_installed().await?;
-    ensure!(rules().await? == before, "handles changed: the table was made anew\n{before}\n{}", rules().await?);
+    ensure!(rules().await? == before, "handles changed: the table was created again\n{before}\n{}", rules().await?);
     ensure!(lost == 0, "{lost} connections were lost");
     world.end()
 }

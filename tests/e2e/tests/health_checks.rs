@@ -1,4 +1,4 @@
-//! What a load balancer in front is told about Services whose traffic stays on the node it reached.
+//! Health checks for external load balancers, of Services with `externalTrafficPolicy: Local`.
 
 use std::net::IpAddr;
 
@@ -8,12 +8,12 @@ use e2e::world::SOON;
 use lab::{KubeProxy, Topology, wait_until};
 use serde_json::json;
 
-/// Waits until each node answers with this status; `None` stands for no answer at all.
-async fn nodes_answer(world: &World, port: u16, expected: &[(&str, Option<u16>)]) -> Result<()> {
+/// Waits until each node answers with this status; `None` means no answer.
+async fn expect_statuses(world: &World, port: u16, expected: &[(&str, Option<u16>)]) -> Result<()> {
     for (node, status) in expected {
         let address = IpAddr::from(world.cluster.node(node).ipv4());
         wait_until(SOON, &format!("{node} to answer {status:?} at port {port}"), async || {
-            let seen = world.lan.http(address, port).map(|(status, _)| status).ok();
+            let seen = world.lan.get_health(address, port).map(|(status, _)| status).ok();
             ensure!(seen == *status, "{seen:?}");
             Ok(())
         })
@@ -22,37 +22,37 @@ async fn nodes_answer(world: &World, port: u16, expected: &[(&str, Option<u16>)]
     Ok(())
 }
 
-async fn health_follows_endpoints_and_policy(name: &str, kube_proxy: KubeProxy) -> Result<()> {
+async fn check_health_checks(name: &str, kube_proxy: KubeProxy) -> Result<()> {
     let world = World::with_landfall(name, Topology { kube_proxy, ..Topology::default() }).await?;
-    world.pool("lan", &["192.0.2.200/32"]).await?;
-    world.whoami_on("web", 1, json!({"nodeName": "n1"})).await?;
+    world.create_pool("lan", &["192.0.2.200/32"]).await?;
+    world.create_whoami_with("web", 1, json!({"nodeName": "n1"})).await?;
     let local = json!({"externalTrafficPolicy": "Local"});
-    world.service("web", local).await?;
-    world.address("web").await?;
+    world.create_service("web", local).await?;
+    world.wait_for_address("web").await?;
     let spec = world.get_service("web").await?.spec.unwrap_or_default();
     let port = spec.health_check_node_port.context("the API server gives it a port")?.try_into()?;
-    nodes_answer(&world, port, &[("n1", Some(200)), ("n2", Some(503)), ("n3", Some(503))]).await?;
-    let (_, answer) = world.lan.http(world.cluster.node("n1").ipv4().into(), port)?;
+    expect_statuses(&world, port, &[("n1", Some(200)), ("n2", Some(503)), ("n3", Some(503))]).await?;
+    let (_, answer) = world.lan.get_health(world.cluster.node("n1").ipv4().into(), port)?;
     ensure!(answer.to_lowercase().contains("x-load-balancing-endpoint-weight: 1"), "{answer}");
     ensure!(answer.contains("\"localEndpoints\":1"), "{answer}");
     // Over IPv6 as well.
-    let (status, _) = world.lan.http(world.cluster.node("n1").ipv6().into(), port)?;
+    let (status, _) = world.lan.get_health(world.cluster.node("n1").ipv6().into(), port)?;
     ensure!(status == 200, "{status} over IPv6");
 
     world.scale("web", 0).await?;
-    nodes_answer(&world, port, &[("n1", Some(503)), ("n2", Some(503))]).await?;
+    expect_statuses(&world, port, &[("n1", Some(503)), ("n2", Some(503))]).await?;
     world.patch_service("web", json!({"spec": {"externalTrafficPolicy": "Cluster"}})).await?;
-    nodes_answer(&world, port, &[("n1", None), ("n2", None), ("n3", None)]).await?;
+    expect_statuses(&world, port, &[("n1", None), ("n2", None), ("n3", None)]).await?;
     world.scale("web", 1).await?;
     let again = json!({"spec": {"externalTrafficPolicy": "Local", "healthCheckNodePort": port}});
     world.patch_service("web", again).await?;
-    nodes_answer(&world, port, &[("n1", Some(200)), ("n2", Some(503)), ("n3", Some(503))]).await?;
+    expect_statuses(&world, port, &[("n1", Some(200)), ("n2", Some(503)), ("n3", Some(503))]).await?;
     world.delete_service("web").await?;
-    nodes_answer(&world, port, &[("n1", None), ("n2", None), ("n3", None)]).await?;
+    expect_statuses(&world, port, &[("n1", None), ("n2", None), ("n3", None)]).await?;
     world.end()
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn without_kube_proxy_nodes_say_whether_they_have_endpoints() -> Result<()> {
-    health_follows_endpoints_and_policy("e2e-health", KubeProxy::None).await
+async fn health_checks_work_without_kube_proxy() -> Result<()> {
+    check_health_checks("e2e-health", KubeProxy::None).await
 }

@@ -9,73 +9,73 @@ use e2e::world::{SOON, ingress};
 use lab::{KubeProxy, Topology, wait_until};
 use serde_json::json;
 
-async fn an_address_appears_and_answers(name: &str, kube_proxy: KubeProxy) -> Result<()> {
+async fn check_an_address(name: &str, kube_proxy: KubeProxy) -> Result<()> {
     let world = World::with_landfall(name, Topology { kube_proxy, ..Topology::default() }).await?;
-    world.whoami("web", 3).await?;
-    world.service("web", json!({})).await?;
-    let refusal = world.refused("web").await?;
+    world.create_whoami("web", 3).await?;
+    world.create_service("web", json!({})).await?;
+    let refusal = world.wait_for_refusal("web").await?;
     ensure!(refusal.reason == "NoPool", "{refusal:?}");
 
-    world.pool("lan", &["192.0.2.200-192.0.2.201"]).await?;
-    let address = world.address("web").await?;
+    world.create_pool("lan", &["192.0.2.200-192.0.2.201"]).await?;
+    let address = world.wait_for_address("web").await?;
     let service = world.get_service("web").await?;
     ensure!(ingress(&service) == ["192.0.2.200".parse::<std::net::IpAddr>()?], "{:?}", service.status);
     let entry = service.status.unwrap_or_default().load_balancer.unwrap_or_default().ingress.unwrap_or_default();
     ensure!(entry[0].ip_mode.as_deref() == Some("VIP"), "{entry:?}");
 
-    wait_until(SOON, "an answer over TCP", async || world.lan.tcp(address)).await?;
-    wait_until(SOON, "an answer over UDP", async || world.lan.udp(address)).await?;
-    // Three pods on as many nodes: each gets its share of sixty connections, but with a chance of 10^-10.
-    let pods = world.lan.pods(60, address)?;
+    wait_until(SOON, "an answer over TCP", async || world.lan.query_tcp(address)).await?;
+    wait_until(SOON, "an answer over UDP", async || world.lan.query_udp(address)).await?;
+    // Three pods on three nodes: the chance that sixty connections miss one is 10^-10.
+    let pods = world.lan.answering_pods(60, address)?;
     ensure!(pods.len() == 3, "only {pods:?} answered");
 
-    let announcer = world.announcer(address).await?;
-    // Wherever its node is, each pod sees the client as it is: what came to the announcer was handed on as a frame.
+    let announcer = world.wait_for_announcer(address).await?;
+    // Each pod on any node sees the client's address: the announcer hands packets on as frames.
     wait_until(SOON, "every pod to see the client", async || {
         for _ in 0..20 {
-            let answer = world.lan.tcp(address)?;
+            let answer = world.lan.query_tcp(address)?;
             ensure!(answer.client.ip() == world.lan.address(), "pod {} saw {}", answer.pod, answer.client);
         }
         Ok(())
     })
     .await?;
-    // The other way, where the Service wants that: elsewhere than on the announcer, a pod sees that node.
+    // Without spreading, as the Service requests: a pod on another node than the announcer sees the announcer's address.
     let annotate = |value: &str| json!({"metadata": {"annotations": {"landfall.dev/spread": value}}});
     world.patch_service("web", annotate("false")).await?;
-    let nodes: BTreeMap<_, _> = world.pods("web").await?.into_iter().collect();
-    wait_until(SOON, "the announcer to translate by itself", async || {
+    let nodes: BTreeMap<_, _> = world.pod_nodes("web").await?.into_iter().collect();
+    wait_until(SOON, "the announcer to translate addresses", async || {
         for _ in 0..20 {
-            let answer = world.lan.tcp(address)?;
-            let kept = answer.client.ip() == world.lan.address();
-            let local = nodes[&answer.pod] == announcer;
-            ensure!(kept == local, "pod {} on {} saw {}", answer.pod, nodes[&answer.pod], answer.client);
+            let answer = world.lan.query_tcp(address)?;
+            let sees_client = answer.client.ip() == world.lan.address();
+            let is_local = nodes[&answer.pod] == announcer;
+            ensure!(sees_client == is_local, "pod {} on {} saw {}", answer.pod, nodes[&answer.pod], answer.client);
         }
         Ok(())
     })
     .await?;
     if kube_proxy != KubeProxy::None {
-        the_service_proxy_serves_it_too(&world).await?;
+        check_forwarding_through_the_proxy(&world).await?;
     }
-    let report = world.landfall(&["status"])?;
+    let report = world.run_landfall(&["status"])?;
     ensure!(report.contains("default/web") && report.contains(&announcer), "{report}");
     world.end()
 }
 
-/// Packets are given to kube-proxy, which sends them on as it sends what comes to its node port or to its ClusterIP.
-async fn the_service_proxy_serves_it_too(world: &World) -> Result<()> {
-    world.pool("both", &["192.0.2.210/32", "2001:db8::210/128"]).await?;
-    world.service("through", json!({"selector": {"app": "web"}, "ipFamilyPolicy": "RequireDualStack"})).await?;
-    world.address("through").await?;
+/// Checks the backends `nodeport` and `clusterip`, which hand packets to kube-proxy, and `endpoints`.
+async fn check_forwarding_through_the_proxy(world: &World) -> Result<()> {
+    world.create_pool("both", &["192.0.2.210/32", "2001:db8::210/128"]).await?;
+    world.create_service("through", json!({"selector": {"app": "web"}, "ipFamilyPolicy": "RequireDualStack"})).await?;
+    world.wait_for_address("through").await?;
     let addresses = ingress(&world.get_service("through").await?);
     ensure!(addresses.len() == 2, "{addresses:?}");
     let client = world.cluster.client_host("c1");
     let clients: [IpAddr; 2] = [client.ipv4().into(), client.ipv6().into()];
-    let nodes: BTreeMap<_, _> = world.pods("web").await?.into_iter().collect();
+    let nodes: BTreeMap<_, _> = world.pod_nodes("web").await?.into_iter().collect();
     for (backend, policy, chain) in [
         ("nodeport", "Cluster", "to-node-port"),
         ("nodeport", "Local", "to-node-port"),
         ("clusterip", "Cluster", "to-cluster-ip"),
-        // Behind a ClusterIP nobody keeps to that policy, so it is not asked.
+        // kube-proxy ignores this policy for a ClusterIP, so Landfall uses endpoints.
         ("clusterip", "Local", "pick-1"),
         ("endpoints", "Cluster", "pick-1"),
     ] {
@@ -90,20 +90,21 @@ async fn the_service_proxy_serves_it_too(world: &World) -> Result<()> {
             .await?;
         let what = format!("backend {backend} under the policy {policy}");
         for (&address, client) in addresses.iter().zip(clients) {
-            let announcer = world.announcer(address).await?;
+            let announcer = world.wait_for_announcer(address).await?;
             let family = if address.is_ipv4() { "ip" } else { "ip6" };
             wait_until(SOON, &what, async || {
                 world.cluster.node(&announcer).output(["nft", "list", "chain", family, "landfall", chain])?;
-                // Where kube-proxy decides, it masquerades all but what it keeps on the node.
-                let keeps = policy == "Local" || backend == "endpoints";
-                for ask in 0..12 {
-                    let answer = if ask % 2 == 0 { world.lan.tcp(address)? } else { world.lan.udp(address)? };
-                    let on = &nodes[&answer.pod];
-                    let (from, kept) = (answer.client.ip(), answer.client.ip() == client);
-                    ensure!(kept == keeps, "{} on {on} saw {from} for {address}", answer.pod);
+                // kube-proxy masquerades under Cluster.
+                let expects_client = policy == "Local" || backend == "endpoints";
+                for request in 0..12 {
+                    let answer =
+                        if request % 2 == 0 { world.lan.query_tcp(address)? } else { world.lan.query_udp(address)? };
+                    let node = &nodes[&answer.pod];
+                    let (from, sees_client) = (answer.client.ip(), answer.client.ip() == client);
+                    ensure!(sees_client == expects_client, "{} on {node} saw {from} for {address}", answer.pod);
                     ensure!(
-                        backend != "nodeport" || policy != "Local" || *on == announcer,
-                        "{} is on {on}",
+                        backend != "nodeport" || policy != "Local" || *node == announcer,
+                        "{} is on {node}",
                         answer.pod
                     );
                 }
@@ -117,15 +118,15 @@ async fn the_service_proxy_serves_it_too(world: &World) -> Result<()> {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_address_answers_beside_kube_proxy_nftables() -> Result<()> {
-    an_address_appears_and_answers("e2e-nftables", KubeProxy::Nftables).await
+    check_an_address("e2e-nftables", KubeProxy::Nftables).await
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_address_answers_beside_kube_proxy_iptables() -> Result<()> {
-    an_address_appears_and_answers("e2e-iptables", KubeProxy::Iptables).await
+    check_an_address("e2e-iptables", KubeProxy::Iptables).await
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_address_answers_without_kube_proxy() -> Result<()> {
-    an_address_appears_and_answers("e2e-noproxy", KubeProxy::None).await
+    check_an_address("e2e-noproxy", KubeProxy::None).await
 }

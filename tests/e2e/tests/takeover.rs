@@ -1,4 +1,4 @@
-//! Who answers for an address when a node dies and when it comes back.
+//! The node that answers for an address after the death of its announcer, and after that node's restart.
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
@@ -8,86 +8,88 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, ensure};
 use e2e::world::SOON;
-use e2e::{Lan, World};
+use e2e::{LanClient, World};
 use lab::{Topology, wait_until};
 use serde_json::json;
 
-/// How soon another node must answer when the announcer dies. It takes a fraction of a second; the rest is for a machine that is
-/// busy with something else, and less than Kubernetes needs to notice.
+/// Limit for the first answer of another node. It takes a fraction of a second; the rest is for a busy machine, and less
+/// than Kubernetes needs to notice the death.
 const TAKEOVER: Duration = Duration::from_secs(5);
 
-/// Asks all the time who answers ARP for an address.
-struct Inquiry {
-    stop: Sender<()>,
-    rounds: JoinHandle<Result<Vec<BTreeSet<String>>>>,
+/// A thread that sends ARP requests for an address all the time.
+struct ArpProber {
+    stop_tx: Sender<()>,
+    replies: JoinHandle<Result<Vec<BTreeSet<String>>>>,
 }
 
-impl Inquiry {
-    fn begin(lan: Lan, address: IpAddr) -> Self {
-        let (stop, stopped) = channel();
-        let rounds = std::thread::spawn(move || {
-            let mut rounds = Vec::new();
-            let begun = Instant::now();
-            while stopped.try_recv().is_err() && begun.elapsed() < 4 * SOON {
-                rounds.push(lan.macs(address)?);
+impl ArpProber {
+    fn start(lan: LanClient, address: IpAddr) -> Self {
+        let (stop_tx, stop_rx) = channel();
+        let replies = std::thread::spawn(move || {
+            let mut replies = Vec::new();
+            let start = Instant::now();
+            while stop_rx.try_recv().is_err() && start.elapsed() < 4 * SOON {
+                replies.push(lan.arp_macs(address)?);
             }
-            Ok(rounds)
+            Ok(replies)
         });
-        Self { stop, rounds }
+        Self { stop_tx, replies }
     }
 
-    /// Ends it, and returns who answered in each round.
-    fn end(self) -> Result<Vec<BTreeSet<String>>> {
-        self.stop.send(()).context("the inquiry has ended by itself")?;
-        self.rounds.join().map_err(|_| anyhow!("the inquiry panicked"))?
+    /// Stops it, and returns the replying MAC addresses of each round.
+    fn stop(self) -> Result<Vec<BTreeSet<String>>> {
+        self.stop_tx.send(()).context("the ARP prober has ended by itself")?;
+        self.replies.join().map_err(|_| anyhow!("the ARP prober panicked"))?
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn when_the_announcer_dies_another_node_answers_and_never_two_at_once() -> Result<()> {
+async fn one_other_node_answers_after_the_announcer_dies() -> Result<()> {
     let world = World::with_landfall("e2e-death", Topology::default()).await?;
-    world.pool("lan", &["192.0.2.200-192.0.2.203"]).await?;
-    world.whoami("web", 3).await?;
-    world.service("web", json!({})).await?;
-    let address = world.address("web").await?;
-    wait_until(SOON, "an answer", async || world.lan.tcp(address)).await?;
-    let first = world.announcer(address).await?;
+    world.create_pool("lan", &["192.0.2.200-192.0.2.203"]).await?;
+    world.create_whoami("web", 3).await?;
+    world.create_service("web", json!({})).await?;
+    let address = world.wait_for_address("web").await?;
+    wait_until(SOON, "an answer", async || world.lan.query_tcp(address)).await?;
+    let first = world.wait_for_announcer(address).await?;
     let mac = |node: &str| world.cluster.node(node).mac().map(|mac| BTreeSet::from([mac.to_lowercase()]));
-    let seen = world.lan.macs(address)?;
+    let seen = world.lan.arp_macs(address)?;
     ensure!(Some(&seen) == mac(&first).as_ref(), "{first} announces, but {seen:?} answer");
 
     world.cluster.power_off(&first)?;
     let died = Instant::now();
-    // A third of the questions go to the dead node's pod, until Kubernetes knows; another one follows at once.
+    // A third of the requests reach the dead node's pod until Kubernetes notices; the next attempt follows at once.
     let lan = &world.lan;
-    wait_until(TAKEOVER, "another node to answer", async || lan.udp_within(address, Duration::from_millis(50))).await?;
+    wait_until(TAKEOVER, "another node to answer", async || lan.query_udp_within(address, Duration::from_millis(50)))
+        .await?;
     eprintln!("{address} answered again {:?} after {first} lost its power", died.elapsed());
-    let inquiry = Inquiry::begin(world.lan.clone(), address);
-    let second = wait_until(SOON, "another node to say that it announces", async || {
-        let node = world.announcer(address).await?;
+    let prober = ArpProber::start(world.lan.clone(), address);
+    let second = wait_until(SOON, "the record to name another node", async || {
+        let node = world.wait_for_announcer(address).await?;
         ensure!(node != first, "still {node}");
         Ok(node)
     })
     .await?;
 
-    // The node comes back, and takes nothing back: nobody but the second has answered when its agent has long been up.
+    // The restarted node does not take the address back: only the second node answers, also after the agent has run for a
+    // while.
     world.cluster.power_on(&first)?;
     world.wait_until_installed().await?;
-    let agent = world.cluster.node(&first);
-    wait_until(SOON, "the agent of the node that came back", async || {
-        ensure!(!agent.processes("landfall node").is_empty());
+    let restarted = world.cluster.node(&first);
+    wait_until(SOON, "the agent of the restarted node", async || {
+        ensure!(!restarted.processes("landfall node").is_empty());
         Ok(())
     })
     .await?;
     let since = Instant::now();
     wait_until(SOON, "the announcer to stay", async || {
-        let node = world.announcer(address).await?;
+        let node = world.wait_for_announcer(address).await?;
         ensure!(node == second && since.elapsed() > Duration::from_secs(4), "{node} for {:?}", since.elapsed());
         Ok(())
     })
     .await?;
-    let rounds = inquiry.end()?;
-    let expected = mac(&second).context("a node has a MAC")?;
+    let rounds = prober.stop()?;
+    let expected = mac(&second).context("a node has a MAC address")?;
     ensure!(rounds.len() >= 3 && rounds.iter().all(|round| *round == expected), "{second} is {expected:?}: {rounds:?}");
     world.end()
 }

@@ -26,6 +26,7 @@
 //! | `readiness`, `wait` | waiting, with time limits |
 //! | `collect` | evidence of a failed test |
 //! | [`cluster`] | all of these together |
+#![allow(missing_docs, reason = "only this repository uses this library")]
 
 mod answer;
 mod certificates;

@@ -11,7 +11,7 @@ use lab::{Cluster, Direction, KubeProxy, Signal, Topology, wait_until};
 use support::{ANSWER, SILENCE, SOON, addresses, wait_for_ready_status, whoami};
 
 #[tokio::test]
-async fn faults_are_silent_complete_and_undone() -> Result<()> {
+async fn faults_are_silent_complete_and_reversible() -> Result<()> {
     let topology = Topology {
         nodes: 2,
         light_nodes: 1,

@@ -1,8 +1,8 @@
-//! How long a Service waits for its address, and its first client for an answer; and what Landfall takes for it.
+//! Time from a Service to its address and to the first answer, and Landfall's memory.
 //!
 //! `make bench` runs it: a three-node cluster with kube-proxy, three pods, and Services for them created one after the
-//! other. The time begins before the create request is sent. The floor beside it is the same create and one status patch,
-//! done by this program itself: what no controller can beat.
+//! other. The time starts before the create request is sent. The floor is the same create and one status patch by this
+//! program itself, which no controller can beat.
 
 use std::net::IpAddr;
 use std::time::{Duration, Instant};
@@ -16,13 +16,13 @@ use kube::{Api, ResourceExt};
 use lab::{Topology, wait_until};
 use serde_json::json;
 
-/// How many Services, after one that does not count.
+/// Number of measured Services, after one that does not count.
 const RUNS: usize = 20;
 
-/// How long one question of the client waits, and how long it pauses before the next.
-const PATIENCE: Duration = Duration::from_millis(100);
+/// Limit of waiting for the answer to one request of the client.
+const TIMEOUT: Duration = Duration::from_millis(100);
 
-/// One Service's times since its creation.
+/// Times of one Service since its creation.
 struct Times {
     floor: Duration,
     address: Duration,
@@ -32,11 +32,11 @@ struct Times {
 #[tokio::main]
 async fn main() -> Result<()> {
     let world = World::with_landfall("bench-first-light", Topology::default()).await?;
-    world.pool("lan", &["192.0.2.200-192.0.2.250"]).await?;
-    world.whoami("web", 3).await?;
+    world.create_pool("lan", &["192.0.2.200-192.0.2.250"]).await?;
+    world.create_whoami("web", 3).await?;
     let mut runs = Vec::new();
     for run in 0..=RUNS {
-        let times = once(&world, run).await?;
+        let times = measure_once(&world, run).await?;
         if run > 0 {
             runs.push(times);
         }
@@ -53,24 +53,26 @@ async fn main() -> Result<()> {
     world.end()
 }
 
-async fn once(world: &World, run: usize) -> Result<Times> {
+async fn measure_once(world: &World, run: usize) -> Result<Times> {
     let services: Api<Service> = Api::default_namespaced(world.client.clone());
     let foreign = format!("floor-{run}");
     let since = Instant::now();
-    world.service(&foreign, json!({"loadBalancerClass": "example.com/none", "selector": {"app": "web"}})).await?;
+    world
+        .create_service(&foreign, json!({"loadBalancerClass": "example.com/none", "selector": {"app": "web"}}))
+        .await?;
     let status = Patch::Merge(json!({"status": {"loadBalancer": {"ingress": [{"ip": "203.0.113.1"}]}}}));
     services.patch_status(&foreign, &PatchParams::default(), &status).await?;
     let floor = since.elapsed();
 
     let name = format!("web-{run}");
-    let watched = watched(&services, &name).await?;
+    let address = watch_for_address(&services, &name).await?;
     let since = Instant::now();
-    world.service(&name, json!({"selector": {"app": "web"}})).await?;
-    let address = watched.await.context("the watch")??;
+    world.create_service(&name, json!({"selector": {"app": "web"}})).await?;
+    let address = address.await.context("the watch")??;
     let appeared = since.elapsed();
     let lan = world.lan.clone();
     let answer = tokio::task::spawn_blocking(move || -> Result<Duration> {
-        while lan.tcp_within(address, PATIENCE).is_err() {
+        while lan.query_tcp_within(address, TIMEOUT).is_err() {
             ensure!(since.elapsed() < SOON, "{address} does not answer");
         }
         Ok(since.elapsed())
@@ -79,17 +81,17 @@ async fn once(world: &World, run: usize) -> Result<Times> {
     for name in [foreign, name] {
         world.delete_service(&name).await?;
     }
-    // The next one must not get the same address again before everybody has forgotten it.
+    // The next Service must not get the same address before all parts of Landfall have released it.
     wait_until(SOON, "the address to be free", async || {
-        ensure!(world.addresses().await?.is_empty());
+        ensure!(world.record_names().await?.is_empty());
         Ok(())
     })
     .await?;
     Ok(Times { floor, address: appeared, answer })
 }
 
-/// Watches for the address of a Service that does not exist yet.
-async fn watched(services: &Api<Service>, name: &str) -> Result<tokio::task::JoinHandle<Result<IpAddr>>> {
+/// Starts a watch for the address of a Service that does not exist yet.
+async fn watch_for_address(services: &Api<Service>, name: &str) -> Result<tokio::task::JoinHandle<Result<IpAddr>>> {
     let version = services.list(&ListParams::default().limit(1)).await?.metadata.resource_version.unwrap_or_default();
     let (services, params) = (services.clone(), WatchParams::default().fields(&format!("metadata.name={name}")));
     Ok(tokio::spawn(async move {
@@ -106,14 +108,14 @@ async fn watched(services: &Api<Service>, name: &str) -> Result<tokio::task::Joi
     }))
 }
 
-fn row(what: &str, times: impl Iterator<Item = Duration>) -> String {
+fn row(title: &str, times: impl Iterator<Item = Duration>) -> String {
     let mut times: Vec<f64> = times.map(|time| time.as_secs_f64() * 1e3).collect();
     times.sort_by(f64::total_cmp);
     let median = (times[(times.len() - 1) / 2] + times[times.len() / 2]) / 2.0;
-    format!("  {what:50}{:6.1}  {median:6.1}  {:6.1}\n", times[0], times[times.len() - 1])
+    format!("  {title:50}{:6.1}  {median:6.1}  {:6.1}\n", times[0], times[times.len() - 1])
 }
 
-/// What Landfall's processes hold in memory, as the kernel counts it.
+/// Resident memory of Landfall's processes, as the kernel counts it.
 async fn memory(world: &World) -> Result<String> {
     let pods: Api<Pod> = Api::namespaced(world.client.clone(), SYSTEM);
     let mut lines = String::new();

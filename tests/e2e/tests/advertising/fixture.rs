@@ -1,4 +1,4 @@
-//! The objects that the scenes need: Services with an address of either family, advertisements, labels of nodes.
+//! Objects for the scenes: Services with an address of each family, advertisements, node labels.
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
@@ -14,53 +14,52 @@ use kube::api::{DeleteParams, ListParams, Patch, PatchParams, PostParams};
 use lab::wait_until;
 use serde_json::{Value, json};
 
-use crate::wire::answering;
+use crate::wire::answering_nodes;
 
-/// The label that excludes a node.
+/// The label that excludes a node from load balancing.
 pub const EXCLUDE: &str = "node.kubernetes.io/exclude-from-external-load-balancers";
 
-/// The label by which advertisements select nodes here.
+/// A label by which advertisements select nodes here.
 pub const ROLE: &str = "role";
 
-/// The nodes.
 pub const NODES: [&str; 3] = ["n1", "n2", "n3"];
 
-/// A clean stage for a scene.
-pub struct Stage<'a> {
-    /// Its world.
+/// Creates and reads a scene's objects.
+pub struct AdvertisingFixture<'a> {
     pub world: &'a World,
 }
 
-impl<'a> Stage<'a> {
-    /// Clears what a scene before may have left, and makes a pool with the addresses of these last numbers, of both families.
-    pub async fn set(scene: &Scene<'a>, first: u8, last: u8) -> Result<Self> {
-        let stage = Self { world: scene.world };
-        stage.withdraw_all().await?;
+impl<'a> AdvertisingFixture<'a> {
+    /// Removes advertisements and labels of earlier scenes, and creates a pool with the addresses of these last numbers, of
+    /// both families.
+    pub async fn prepare(scene: &Scene<'a>, first: u8, last: u8) -> Result<Self> {
+        let fixture = Self { world: scene.world };
+        fixture.withdraw_all().await?;
         for node in NODES {
-            stage.label(node, json!({EXCLUDE: null, ROLE: null})).await?;
+            fixture.label(node, json!({EXCLUDE: null, ROLE: null})).await?;
         }
-        // The digits of an IPv6 address are those of the IPv4 one.
+        // An IPv6 address has the digits of the IPv4 address.
         let ranges = [format!("192.0.2.{first}-192.0.2.{last}"), format!("2001:db8::{first}-2001:db8::{last}")];
-        scene.pool("lan", json!({"addresses": ranges})).await?;
-        Ok(stage)
+        scene.create_pool("lan", json!({"addresses": ranges})).await?;
+        Ok(fixture)
     }
 
     /// Creates a Service for the pods of this name, and returns its two addresses.
-    pub async fn service(&self, name: &str, pods: &str, more: Value) -> Result<Vec<IpAddr>> {
+    pub async fn create_service(&self, name: &str, pods: &str, more: Value) -> Result<Vec<IpAddr>> {
         let labels = more["labels"].clone();
         let mut spec = json!({"selector": {"app": pods}, "ipFamilyPolicy": "RequireDualStack"});
         for (key, value) in more.as_object().into_iter().flatten().filter(|(key, _)| *key != "labels") {
             spec[key] = value.clone();
         }
-        self.world.service(name, spec).await?;
+        self.world.create_service(name, spec).await?;
         if !labels.is_null() {
             self.world.patch_service(name, json!({"metadata": {"labels": labels}})).await?;
         }
-        self.addresses(name).await
+        self.wait_for_both_addresses(name).await
     }
 
     /// Waits until a Service has both its addresses.
-    pub async fn addresses(&self, name: &str) -> Result<Vec<IpAddr>> {
+    pub async fn wait_for_both_addresses(&self, name: &str) -> Result<Vec<IpAddr>> {
         wait_until(SOON, &format!("both addresses of {name}"), async || {
             let shown = ingress(&self.world.get_service(name).await?);
             ensure!(shown.len() == 2, "{shown:?}");
@@ -69,52 +68,52 @@ impl<'a> Stage<'a> {
         .await
     }
 
-    /// Waits until exactly these answer for each of the addresses, on both LANs, and say so.
-    pub async fn answered_by(&self, addresses: &[IpAddr], expected: &[&str]) -> Result<()> {
+    /// Waits until exactly these nodes answer for each of the addresses, on both LANs, and report it.
+    pub async fn expect_answering(&self, addresses: &[IpAddr], expected: &[&str]) -> Result<()> {
         let expected: BTreeSet<String> = expected.iter().map(|name| (*name).to_owned()).collect();
-        let seen = self.answered(addresses, |seen| *seen == expected).await;
-        seen.map(drop).with_context(|| format!("{expected:?} were to answer"))
+        let seen = self.wait_for_answering(addresses, |seen| *seen == expected).await;
+        seen.map(drop).with_context(|| format!("expected {expected:?} to answer"))
     }
 
-    /// Waits until one node answers for each of the addresses, on the first LAN, and returns them in the same order.
-    pub async fn owners(&self, addresses: &[IpAddr]) -> Result<Vec<String>> {
+    /// Waits until one node answers for each of the addresses, on the first LAN. Returns the nodes in the same order.
+    pub async fn wait_for_owners(&self, addresses: &[IpAddr]) -> Result<Vec<String>> {
         let is_one = |seen: &BTreeSet<String>| seen.len() == 1 && !seen.iter().any(|name| name.contains('/'));
-        Ok(self.answered(addresses, is_one).await?.into_iter().flatten().collect())
+        Ok(self.wait_for_answering(addresses, is_one).await?.into_iter().flatten().collect())
     }
 
-    /// Waits until those who answer for each of the addresses are as they should be and its record says the same; returns
-    /// them in the same order.
-    pub async fn answered(
+    /// Waits until the nodes that answer for each of the addresses meet a condition, and its record names the same nodes.
+    /// Returns them in the same order.
+    pub async fn wait_for_answering(
         &self,
         addresses: &[IpAddr],
-        are_right: impl Fn(&BTreeSet<String>) -> bool,
+        is_expected: impl Fn(&BTreeSet<String>) -> bool,
     ) -> Result<Vec<BTreeSet<String>>> {
-        wait_until(SOON, &format!("the right ones to answer for {addresses:?}"), async || {
-            let mut said = Vec::new();
+        wait_until(SOON, &format!("the right nodes to answer for {addresses:?}"), async || {
+            let mut reported = Vec::new();
             for address in addresses {
-                let who = self.said(*address).await?;
-                ensure!(are_right(&who), "{who:?} say that they announce {address}");
-                said.push(who);
+                let announcers = self.reported_announcers(*address).await?;
+                ensure!(is_expected(&announcers), "the record of {address} names {announcers:?}");
+                reported.push(announcers);
             }
-            let seen = answering(self.world, addresses)?;
-            for (address, said) in addresses.iter().zip(&said) {
-                let seen = &seen[address];
-                ensure!(seen == said, "{seen:?} answer for {address}, and {said:?} say that they announce it");
+            let answering = answering_nodes(self.world, addresses)?;
+            for (address, reported) in addresses.iter().zip(&reported) {
+                let answering = &answering[address];
+                ensure!(answering == reported, "{answering:?} answer for {address}, and its record names {reported:?}");
             }
-            Ok(said)
+            Ok(reported)
         })
         .await
     }
 
-    /// Who says that they announce an address, and where, in the words of [`answering`].
-    async fn said(&self, address: IpAddr) -> Result<BTreeSet<String>> {
+    /// The announcers in the record of an address, in the format of [`answering_nodes`].
+    async fn reported_announcers(&self, address: IpAddr) -> Result<BTreeSet<String>> {
         let records: Api<LoadBalancerIP> = Api::all(self.world.client.clone());
         let status = records.get(&crds::address::object_name(address)).await?.status.unwrap_or_default();
-        let place = |link: &str, node: &str| if link == "eth0" { node.to_owned() } else { format!("{node}/{link}") };
-        Ok(status.announcers.iter().map(|one| place(&one.link, &one.node)).collect())
+        let name = |link: &str, node: &str| if link == "eth0" { node.to_owned() } else { format!("{node}/{link}") };
+        Ok(status.announcers.iter().map(|announcer| name(&announcer.link, &announcer.node)).collect())
     }
 
-    /// Makes an advertisement, or replaces it.
+    /// Creates or replaces an advertisement.
     pub async fn advertise(&self, name: &str, spec: Value) -> Result<()> {
         let object = json!({"metadata": {"name": name}, "spec": spec});
         let mut object: L2Advertisement = serde_json::from_value(object)?;
@@ -136,7 +135,7 @@ impl<'a> Stage<'a> {
         Ok(())
     }
 
-    /// Sets labels of a node; null takes one away.
+    /// Sets labels of a node; null removes a label.
     pub async fn label(&self, node: &str, labels: Value) -> Result<()> {
         let patch = Patch::Merge(json!({"metadata": {"labels": labels}}));
         let nodes: Api<Node> = Api::all(self.world.client.clone());
@@ -144,8 +143,8 @@ impl<'a> Stage<'a> {
         Ok(())
     }
 
-    /// Sets whether a node says that its network is unavailable.
-    pub async fn network_unavailable(&self, node: &str, unavailable: bool) -> Result<()> {
+    /// Sets the condition NetworkUnavailable of a node.
+    pub async fn set_network_unavailable(&self, node: &str, unavailable: bool) -> Result<()> {
         let condition = json!({
             "type": "NetworkUnavailable", "status": if unavailable { "True" } else { "False" },
             "reason": "Test", "message": "set by a test",
@@ -165,17 +164,17 @@ impl<'a> Stage<'a> {
 }
 
 /// A selector of the nodes of these names.
-pub fn named(nodes: &[&str]) -> Value {
+pub fn nodes_named(nodes: &[&str]) -> Value {
     json!({"matchExpressions": [{"key": "kubernetes.io/hostname", "operator": "In", "values": nodes}]})
 }
 
 /// A preference for the node of this name.
 pub fn prefer(node: &str, weight: u8) -> Value {
-    json!({"weight": weight, "preference": named(&[node])})
+    json!({"weight": weight, "preference": nodes_named(&[node])})
 }
 
-/// The two nodes beside this one.
-pub fn others(node: &str) -> [&'static str; 2] {
+/// The two other nodes.
+pub fn other_nodes(node: &str) -> [&'static str; 2] {
     let mut others = NODES.into_iter().filter(|other| *other != node);
     [others.next().unwrap_or_default(), others.next().unwrap_or_default()]
 }

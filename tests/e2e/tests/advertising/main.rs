@@ -1,17 +1,17 @@
-//! Who announces an address: what advertisements, labels of nodes, endpoints and losses make of it, as the LAN sees it.
+//! Announcers of addresses, as seen on the LAN, with advertisements, node labels, endpoints and dead nodes.
 //!
-//! Every Service here has an address of either family, and everything that is said is said of both. What counts is who
-//! answers ARP and neighbour solicitations on the wire, on each of two LANs; what Landfall says of itself must agree.
+//! Every Service here has an IPv4 and an IPv6 address, and every check covers both. The checks send ARP requests and
+//! neighbour solicitations on each of two LANs. Landfall's status must agree with the replies.
 //!
-//! | room | what is in it |
+//! | file | content |
 //! |---|---|
-//! | [`wire`] | who answers, asked from the client |
-//! | [`fixture`] | the objects that the scenes need |
-//! | [`traffic`] | both traffic policies, shared addresses, nodes that take no traffic, and nodes and agents that go |
-//! | [`selectors`] | which nodes, interfaces and Services advertisements select |
-//! | [`preferences`] | which nodes they prefer |
+//! | [`wire`] | ARP and NDP requests from the client |
+//! | [`fixture`] | objects for the scenes |
+//! | [`traffic`] | both traffic policies, shared addresses, excluded nodes, dead nodes and agents |
+//! | [`selectors`] | nodes, interfaces and Services that advertisements select |
+//! | [`preferences`] | preferred nodes |
 //!
-//! All are scenes on a common cluster: see [`e2e::scene`].
+//! All are scenes on one cluster: see [`e2e::scene`].
 
 mod fixture;
 mod preferences;
@@ -26,24 +26,24 @@ use lab::Topology;
 use serde_json::json;
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_node_answers_that_advertisements_labels_and_endpoints_ask_for_and_one_that_lives() -> Result<()> {
+async fn selected_live_nodes_answer_for_addresses() -> Result<()> {
     let world = World::with_landfall("e2e-advertising", Topology::default()).await?;
-    wire::second_lan(&world)?;
-    world.whoami("web", 3).await?;
-    world.whoami_on("first", 1, json!({"nodeName": "n1"})).await?;
-    let mut scenes = Scenes::on(&world);
-    scenes.play(traffic::one_node_answers_and_says_so_and_every_pod_is_reached_until_the_service_goes).await;
-    scenes.play(traffic::under_local_pods_on_all_nodes_are_reached_and_see_the_client).await;
-    scenes.play(traffic::services_that_share_an_address_are_announced_by_one_node_wherever_their_pods_are).await;
-    scenes.play(traffic::a_node_without_network_or_excluded_by_label_gives_its_addresses_away_for_good).await;
-    scenes.play(selectors::addresses_are_answered_on_the_interfaces_that_are_named_and_on_no_other).await;
-    scenes.play(selectors::the_announcer_follows_the_node_selector_and_is_nobody_where_it_selects_nobody).await;
-    scenes.play(selectors::under_local_a_node_answers_that_is_selected_and_has_an_endpoint).await;
-    scenes.play(selectors::a_service_is_announced_where_an_advertisement_selects_its_pool_and_itself).await;
-    scenes.play(preferences::the_preferred_node_answers_as_long_as_it_may_and_gets_the_address_back).await;
-    scenes.play(preferences::weights_add_up_over_advertisements_and_never_make_a_candidate).await;
-    scenes.play(traffic::without_its_agent_a_node_gives_its_addresses_away_and_they_stay_where_they_went).await;
-    scenes.play(traffic::when_the_owner_dies_another_node_answers_and_serves).await;
+    wire::add_second_lan(&world)?;
+    world.create_whoami("web", 3).await?;
+    world.create_whoami_with("first", 1, json!({"nodeName": "n1"})).await?;
+    let mut scenes = Scenes::new(&world);
+    scenes.play(traffic::one_node_announces_and_all_pods_are_reached).await;
+    scenes.play(traffic::local_policy_reaches_all_pods_with_the_client_address).await;
+    scenes.play(traffic::shared_addresses_are_announced_by_one_node).await;
+    scenes.play(traffic::an_ineligible_node_hands_over_its_addresses_for_good).await;
+    scenes.play(selectors::addresses_are_answered_only_on_selected_interfaces).await;
+    scenes.play(selectors::the_announcer_follows_the_node_selector).await;
+    scenes.play(selectors::local_policy_needs_a_selected_node_with_an_endpoint).await;
+    scenes.play(selectors::an_advertisement_must_select_pool_and_service).await;
+    scenes.play(preferences::an_eligible_preferred_node_takes_the_address_back).await;
+    scenes.play(preferences::weights_add_up_but_make_no_node_eligible).await;
+    scenes.play(traffic::addresses_of_a_node_without_agent_move_for_good).await;
+    scenes.play(traffic::another_node_takes_over_from_a_dead_owner).await;
     scenes.end()?;
     world.end()
 }

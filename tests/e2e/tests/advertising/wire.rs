@@ -1,7 +1,7 @@
-//! Who answers on the wire: asked from the client, over ARP and by neighbour solicitations, on one of two LANs.
+//! ARP requests and neighbour solicitations from the client, on two LANs.
 //!
-//! The lab has one LAN. [`second_lan`] makes another one beside it, of a bridge in the switch and a cable from every node
-//! and the client: `eth1`, with addresses of its own.
+//! The lab has one LAN. [`add_second_lan`] creates a second one: a bridge in the switch, and a cable `eth1` to every node and
+//! to the client, with addresses of its own.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::Read;
@@ -13,14 +13,14 @@ use e2e::World;
 use lab::Host;
 use socket2::{Domain, Protocol, Socket, Type};
 
-/// The links that are asked on.
+/// The client's link on each LAN.
 pub const LINKS: [&str; 2] = ["eth0", "eth1"];
 
-/// How long to wait for answers to neighbour solicitations, of which three are sent meanwhile.
+/// Duration of the wait for neighbour advertisements. Three solicitations are sent meanwhile.
 const LISTEN: Duration = Duration::from_millis(600);
 
-/// Gives every node and the client a second interface, on a LAN of its own.
-pub fn second_lan(world: &World) -> Result<()> {
+/// Adds a second interface, on a second LAN, to every node and the client.
+pub fn add_second_lan(world: &World) -> Result<()> {
     let switch = world.cluster.switch().netns()?;
     switch.ip(["link add br1 type bridge forward_delay 0 stp_state 0 mcast_snooping 0", "link set br1 up"])?;
     for host in hosts(world) {
@@ -50,24 +50,24 @@ fn mac(host: &Host, link: &str) -> Result<String> {
     Ok(if link == "eth1" { mac.replacen("02:00:00:00", "02:00:00:01", 1) } else { mac })
 }
 
-/// Who answers for each of the addresses, on both LANs: `n1` on the first, `n1/eth1` on the second. A MAC address that
-/// nobody has is given as it is. All are asked at the same time.
-pub fn answering(world: &World, addresses: &[IpAddr]) -> Result<BTreeMap<IpAddr, BTreeSet<String>>> {
+/// The nodes that answer for each of the addresses, on both LANs: `n1` on the first, `n1/eth1` on the second. An unknown
+/// MAC address is returned as it is. Sends all requests in parallel.
+pub fn answering_nodes(world: &World, addresses: &[IpAddr]) -> Result<BTreeMap<IpAddr, BTreeSet<String>>> {
     let client = world.cluster.client_host("c1");
-    let questions: Vec<_> = addresses.iter().flat_map(|address| LINKS.map(|link| (*address, link))).collect();
-    let answers: Vec<Result<BTreeSet<String>>> = std::thread::scope(|scope| {
-        let ask = |(address, link)| match address {
-            IpAddr::V4(address) => ask_arp(&client, link, address),
-            IpAddr::V6(address) => ask_ndp(&client, link, address),
+    let requests: Vec<_> = addresses.iter().flat_map(|address| LINKS.map(|link| (*address, link))).collect();
+    let replies: Vec<Result<BTreeSet<String>>> = std::thread::scope(|scope| {
+        let send = |(address, link)| match address {
+            IpAddr::V4(address) => arp_replies(&client, link, address),
+            IpAddr::V6(address) => ndp_replies(&client, link, address),
         };
-        let asked: Vec<_> = questions.iter().map(|question| scope.spawn(move || ask(*question))).collect();
-        asked.into_iter().map(|one| one.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))).collect()
+        let threads: Vec<_> = requests.iter().map(|request| scope.spawn(move || send(*request))).collect();
+        threads.into_iter().map(|one| one.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))).collect()
     });
     let mut found: BTreeMap<IpAddr, BTreeSet<String>> = addresses.iter().map(|one| (*one, BTreeSet::new())).collect();
-    for ((address, link), answers) in questions.into_iter().zip(answers) {
-        for answer in answers.with_context(|| format!("ask for {address} on {link}"))? {
-            let host = hosts(world).into_iter().find(|host| mac(host, link).is_ok_and(|mac| mac == answer));
-            let name = host.map_or_else(|| answer.clone(), |host| host.name().to_owned());
+    for ((address, link), replies) in requests.into_iter().zip(replies) {
+        for reply in replies.with_context(|| format!("query {address} on {link}"))? {
+            let host = hosts(world).into_iter().find(|host| mac(host, link).is_ok_and(|mac| mac == reply));
+            let name = host.map_or_else(|| reply.clone(), |host| host.name().to_owned());
             let name = if link == "eth0" { name } else { format!("{name}/{link}") };
             found.entry(address).or_default().insert(name);
         }
@@ -75,8 +75,8 @@ pub fn answering(world: &World, addresses: &[IpAddr]) -> Result<BTreeMap<IpAddr,
     Ok(found)
 }
 
-/// The MACs that answer two broadcast questions within a second.
-fn ask_arp(client: &Host, link: &str, address: Ipv4Addr) -> Result<BTreeSet<String>> {
+/// The MAC addresses that answer two broadcast requests within a second.
+fn arp_replies(client: &Host, link: &str, address: Ipv4Addr) -> Result<BTreeSet<String>> {
     let mut arping = client.command("arping")?;
     arping.args(["-b", "-c", "2", "-w", "1", "-I", link, &address.to_string()]);
     let output = arping.output().context("run arping")?;
@@ -85,15 +85,15 @@ fn ask_arp(client: &Host, link: &str, address: Ipv4Addr) -> Result<BTreeSet<Stri
     Ok(text.split('[').skip(1).filter_map(|rest| rest.split(']').next()).map(str::to_lowercase).collect())
 }
 
-/// The MACs in advertisements that answer three multicast solicitations (RFC 4861 §4.3, §4.4).
-fn ask_ndp(client: &Host, link: &str, address: Ipv6Addr) -> Result<BTreeSet<String>> {
+/// The MAC addresses in advertisements that answer three multicast solicitations (RFC 4861 §4.3, §4.4).
+fn ndp_replies(client: &Host, link: &str, address: Ipv6Addr) -> Result<BTreeSet<String>> {
     let target = address.octets();
     let own: Vec<u8> = mac(client, link)?.split(':').filter_map(|byte| u8::from_str_radix(byte, 16).ok()).collect();
     // Neighbour solicitation; the kernel fills in the checksum. Then the option with the source's link-layer address.
-    let mut question = vec![135, 0, 0, 0, 0, 0, 0, 0];
-    question.extend(target);
-    question.extend([1, 1]);
-    question.extend(own);
+    let mut solicitation = vec![135, 0, 0, 0, 0, 0, 0, 0];
+    solicitation.extend(target);
+    solicitation.extend([1, 1]);
+    solicitation.extend(own);
     // The solicited-node group (RFC 4291 §2.7.1).
     let group = Ipv6Addr::new(
         0xff02,
@@ -110,10 +110,10 @@ fn ask_ndp(client: &Host, link: &str, address: Ipv6Addr) -> Result<BTreeSet<Stri
         socket.bind_device(Some(link.as_bytes()))?;
         socket.set_multicast_hops_v6(255)?;
         socket.set_read_timeout(Some(Duration::from_millis(20)))?;
-        let (begun, mut sent, mut macs, mut buffer) = (Instant::now(), 0, BTreeSet::new(), [0; 256]);
-        while begun.elapsed() < LISTEN {
-            if begun.elapsed() >= LISTEN / 3 * sent {
-                socket.send_to(&question, &SocketAddrV6::new(group, 0, 0, 0).into())?;
+        let (start, mut sent, mut macs, mut buffer) = (Instant::now(), 0, BTreeSet::new(), [0; 256]);
+        while start.elapsed() < LISTEN {
+            if start.elapsed() >= LISTEN / 3 * sent {
+                socket.send_to(&solicitation, &SocketAddrV6::new(group, 0, 0, 0).into())?;
                 sent += 1;
             }
             let Ok(length) = socket.read(&mut buffer) else { continue };

@@ -28,12 +28,12 @@ const TAKEOVER: Duration = Duration::from_secs(16);
 const WATCHED: Duration = Duration::from_secs(4);
 
 #[tokio::test(flavor = "multi_thread")]
-async fn of_two_controllers_one_leads_and_the_other_takes_over_in_time() -> Result<()> {
+async fn a_standby_controller_takes_over_in_time() -> Result<()> {
     let world = World::with_landfall("e2e-leaders", Topology { nodes: 2, ..Topology::default() }).await?;
-    let mut scenes = Scenes::on(&world);
-    scenes.play(when_the_leader_ends_as_asked_no_service_waits_for_long).await;
-    scenes.play(when_the_leader_is_killed_another_one_leads_when_its_time_is_over).await;
-    scenes.play(a_leader_that_freezes_is_replaced_and_writes_nothing_when_it_wakes).await;
+    let mut scenes = Scenes::new(&world);
+    scenes.play(services_wait_briefly_while_a_leader_terminates).await;
+    scenes.play(a_standby_leads_after_the_lease_of_a_killed_leader).await;
+    scenes.play(a_thawed_former_leader_writes_nothing).await;
     scenes.end()?;
     world.end()
 }
@@ -101,15 +101,15 @@ fn time_used(pid: i32) -> Result<u64> {
     Ok(user.context("utime")? + system.context("stime")?)
 }
 
-async fn when_the_leader_ends_as_asked_no_service_waits_for_long(scene: &Scene<'_>) -> Result<()> {
+async fn services_wait_briefly_while_a_leader_terminates(scene: &Scene<'_>) -> Result<()> {
     /// Services that are made, one after the other, while the leader ends.
     const COUNT: u8 = 40;
     let world = scene.world;
-    scene.pool("lan", json!({"addresses": [scene.range(10, 10 + COUNT)]})).await?;
+    scene.create_pool("lan", json!({"addresses": [scene.range(10, 10 + COUNT)]})).await?;
     for round in 1..=2 {
         world.wait_until_installed().await?;
         let leader = Controller::leader(world).await?;
-        let services: Api<Service> = Api::namespaced(world.client.clone(), &scene.in_full(""));
+        let services: Api<Service> = Api::namespaced(world.client.clone(), &scene.namespace_name(""));
         let version = services.list(&ListParams::default()).await?.metadata.resource_version.unwrap_or_default();
         let served = async {
             let mut served = BTreeMap::new();
@@ -134,7 +134,7 @@ async fn when_the_leader_ends_as_asked_no_service_waits_for_long(scene: &Scene<'
                 }
                 let name = format!("r{round}-{number}");
                 made.insert(name.clone(), Instant::now());
-                scene.service(&name, json!({})).await?;
+                scene.create_service(&name, json!({})).await?;
             }
             anyhow::Ok(made)
         };
@@ -157,15 +157,15 @@ async fn when_the_leader_ends_as_asked_no_service_waits_for_long(scene: &Scene<'
     Ok(())
 }
 
-async fn when_the_leader_is_killed_another_one_leads_when_its_time_is_over(scene: &Scene<'_>) -> Result<()> {
+async fn a_standby_leads_after_the_lease_of_a_killed_leader(scene: &Scene<'_>) -> Result<()> {
     let world = scene.world;
     world.wait_until_installed().await?;
-    scene.pool("lan", json!({"addresses": [scene.range(10, 19)]})).await?;
-    scene.service("before", json!({})).await?;
-    scene.has("before", &[scene.ip(10)]).await?;
+    scene.create_pool("lan", json!({"addresses": [scene.range(10, 19)]})).await?;
+    scene.create_service("before", json!({})).await?;
+    scene.expect_addresses("before", &[scene.ip(10)]).await?;
     // Who announces it is written later: then nothing is left to write.
     let before = wait_until(SOON, "its address to be announced", async || {
-        let service = scene.get("before").await?;
+        let service = scene.get_service("before").await?;
         let conditions = service.status.iter().flat_map(|status| status.conditions.iter().flatten());
         let announced = conditions.clone().any(|condition| condition.type_ == ANNOUNCED && condition.status == "True");
         ensure!(announced, "{:?}", conditions.collect::<Vec<_>>());
@@ -175,15 +175,15 @@ async fn when_the_leader_is_killed_another_one_leads_when_its_time_is_over(scene
     let leader = Controller::leader(world).await?;
     let killed = Instant::now();
     leader.signal(world, "-KILL")?;
-    scene.service("after", json!({})).await?;
+    scene.create_service("after", json!({})).await?;
     wait_until(TAKEOVER, "a Service to be served", async || {
-        ensure!(ingress(&scene.get("after").await?) == [scene.ip(11)]);
+        ensure!(ingress(&scene.get_service("after").await?) == [scene.ip(11)]);
         Ok(())
     })
     .await?;
     eprintln!("    the leader was killed; a Service was served {:?} later", killed.elapsed());
     scene.settle().await?;
-    let after = scene.get("before").await?;
+    let after = scene.get_service("before").await?;
     ensure!(after.resource_version() == before.resource_version(), "{after:?}");
     Ok(())
 }
@@ -198,7 +198,7 @@ async fn everything(scene: &Scene<'_>) -> Result<BTreeMap<String, serde_json::Va
     for service in services.list(&ListParams::default()).await? {
         all.insert(format!("Service {}", service.name_any()), serde_json::to_value(service)?);
     }
-    for pool in scene.pools().list(&ListParams::default()).await? {
+    for pool in scene.pool_api().list(&ListParams::default()).await? {
         all.insert(format!("pool {}", pool.name_any()), serde_json::to_value(pool)?);
     }
     for (address, record) in scene.records().await? {
@@ -207,13 +207,13 @@ async fn everything(scene: &Scene<'_>) -> Result<BTreeMap<String, serde_json::Va
     Ok(all)
 }
 
-async fn a_leader_that_freezes_is_replaced_and_writes_nothing_when_it_wakes(scene: &Scene<'_>) -> Result<()> {
+async fn a_thawed_former_leader_writes_nothing(scene: &Scene<'_>) -> Result<()> {
     let world = scene.world;
     world.wait_until_installed().await?;
-    scene.pool("lan", json!({"addresses": [scene.range(10, 12)]})).await?;
+    scene.create_pool("lan", json!({"addresses": [scene.range(10, 12)]})).await?;
     for (name, last) in [("one", 10), ("two", 11)] {
-        scene.service(name, json!({})).await?;
-        scene.has(name, &[scene.ip(last)]).await?;
+        scene.create_service(name, json!({})).await?;
+        scene.expect_addresses(name, &[scene.ip(last)]).await?;
     }
     scene.settle().await?;
     let frozen = Controller::leader(world).await?;
@@ -221,20 +221,20 @@ async fn a_leader_that_freezes_is_replaced_and_writes_nothing_when_it_wakes(scen
     let since = Instant::now();
     // It will hear of all this when it wakes, the oldest first, and each alone would be something to do.
     for name in ["three", "three-later"] {
-        scene.service(name, json!({})).await?;
+        scene.create_service(name, json!({})).await?;
     }
-    scene.edit("one", json!({"spec": {"type": "ClusterIP"}})).await?;
+    scene.patch_service("one", json!({"spec": {"type": "ClusterIP"}})).await?;
     let next = frozen.is_replaced(world).await?;
     eprintln!("    {} froze; {} leads {:?} later", frozen.pod, next.pod, since.elapsed());
-    scene.is_let_go("one").await?;
-    scene.has("three", &[scene.ip(12)]).await?;
-    scene.has("three-later", &[scene.ip(10)]).await?;
-    scene.delete("three").await?;
-    scene.service("five", json!({})).await?;
-    scene.has("five", &[scene.ip(12)]).await?;
-    scene.service("six", json!({})).await?;
-    scene.refused("six", "PoolsExhausted").await?;
-    scene.pool_counts("lan", [3, 0, 0, 0]).await?;
+    scene.expect_released("one").await?;
+    scene.expect_addresses("three", &[scene.ip(12)]).await?;
+    scene.expect_addresses("three-later", &[scene.ip(10)]).await?;
+    scene.delete_service("three").await?;
+    scene.create_service("five", json!({})).await?;
+    scene.expect_addresses("five", &[scene.ip(12)]).await?;
+    scene.create_service("six", json!({})).await?;
+    scene.expect_refusal("six", "PoolsExhausted").await?;
+    scene.expect_pool_counts("lan", [3, 0, 0, 0]).await?;
     scene.settle().await?;
     // Counts of pools follow at intervals: nothing may be left to write for the one that leads.
     let (mut before, mut since) = (everything(scene).await?, Instant::now());
@@ -273,6 +273,6 @@ async fn a_leader_that_freezes_is_replaced_and_writes_nothing_when_it_wakes(scen
         // A third one was faster.
         bail!("{} leads, and not {}, which was warm", leader.pod, frozen.pod);
     }
-    scene.delete("five").await?;
-    scene.has("six", &[scene.ip(12)]).await
+    scene.delete_service("five").await?;
+    scene.expect_addresses("six", &[scene.ip(12)]).await
 }

@@ -5,8 +5,8 @@ use std::net::IpAddr;
 use anyhow::{Context, Result, ensure};
 use crds::{LoadBalancerIP, Reservation};
 use e2e::World;
-use e2e::scene::{ASK_IPS, Scene, Scenes, annotated};
-use e2e::world::{SOON, allocated, ingress};
+use e2e::scene::{ADDRESSES_ANNOTATION, Scene, Scenes, with_annotations};
+use e2e::world::{SOON, allocated_condition, ingress};
 use kube::api::{DeleteParams, Patch, PatchParams, PostParams};
 use lab::wait_until;
 use serde_json::{Value, json};
@@ -14,15 +14,15 @@ use serde_json::{Value, json};
 use crate::small;
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_reserved_address_is_kept_used_when_asked_for_and_not_deleted_from_under_a_service() -> Result<()> {
+async fn reserved_addresses_are_kept_and_used_on_request() -> Result<()> {
     let world = World::with_landfall("e2e-reserved", small()).await?;
-    let mut scenes = Scenes::on(&world);
-    scenes.play(a_reserved_address_goes_to_who_asks_for_it_and_outlives_its_services).await;
-    scenes.play(an_address_reserved_for_a_namespace_or_a_service_goes_to_nobody_else).await;
-    scenes.play(a_service_that_an_address_is_kept_for_gets_it_without_asking).await;
-    scenes.play(an_address_in_use_becomes_a_reservation_and_stops_being_one).await;
-    scenes.play(a_reservation_gets_nobody_past_a_fence_and_none_out_of_no_pool).await;
-    scenes.play(an_address_in_use_cannot_be_deleted_and_an_unused_reservation_can).await;
+    let mut scenes = Scenes::new(&world);
+    scenes.play(a_reserved_address_is_allocated_only_on_request).await;
+    scenes.play(a_reservation_excludes_other_namespaces_and_services).await;
+    scenes.play(a_service_gets_its_reserved_address_without_a_request).await;
+    scenes.play(an_address_in_use_can_become_a_reservation).await;
+    scenes.play(a_reservation_does_not_bypass_pool_selectors).await;
+    scenes.play(only_an_unused_address_can_be_deleted).await;
     scenes.end()?;
     world.end()
 }
@@ -37,11 +37,11 @@ async fn reserve(scene: &Scene<'_>, address: IpAddr, reservation: Value) -> Resu
         "apiVersion": "landfall.dev/v1alpha1", "kind": "LoadBalancerIP",
         "metadata": {"name": crds::address::object_name(address)}, "spec": spec,
     });
-    Ok(scene.lbips().create(&PostParams::default(), &serde_json::from_value(object)?).await?)
+    Ok(scene.record_api().create(&PostParams::default(), &serde_json::from_value(object)?).await?)
 }
 
 fn asking(address: IpAddr) -> Value {
-    annotated(&[(ASK_IPS, &address.to_string())])
+    with_annotations(&[(ADDRESSES_ANNOTATION, &address.to_string())])
 }
 
 /// Waits until this is what is recorded of an address: the holders' names, the pool, the reservation.
@@ -62,91 +62,91 @@ async fn is_recorded(
     .await
 }
 
-async fn a_reserved_address_goes_to_who_asks_for_it_and_outlives_its_services(scene: &Scene<'_>) -> Result<()> {
-    scene.pool("lan", json!({"addresses": [scene.range(10, 12), scene.range6(0x10, 0x11)]})).await?;
+async fn a_reserved_address_is_allocated_only_on_request(scene: &Scene<'_>) -> Result<()> {
+    scene.create_pool("lan", json!({"addresses": [scene.range(10, 12), scene.range6(0x10, 0x11)]})).await?;
     let anybody = Some(Reservation::default());
     // With the field, without it, and of the other family.
     reserve(scene, scene.ip(10), json!({})).await?;
     reserve(scene, scene.ip(11), Value::Null).await?;
     reserve(scene, scene.ip6(0x10), json!({})).await?;
-    scene.pool_counts("lan", [2, 1, 1, 1]).await?;
-    scene.service("any", json!({})).await?;
-    scene.has("any", &[scene.ip(12)]).await?;
-    scene.service("late", json!({})).await?;
-    scene.refused("late", "PoolsExhausted").await?;
+    scene.expect_pool_counts("lan", [2, 1, 1, 1]).await?;
+    scene.create_service("any", json!({})).await?;
+    scene.expect_addresses("any", &[scene.ip(12)]).await?;
+    scene.create_service("late", json!({})).await?;
+    scene.expect_refusal("late", "PoolsExhausted").await?;
     for (name, last) in [("one", 10), ("two", 11)] {
-        scene.service(name, asking(scene.ip(last))).await?;
-        scene.has(name, &[scene.ip(last)]).await?;
+        scene.create_service(name, asking(scene.ip(last))).await?;
+        scene.expect_addresses(name, &[scene.ip(last)]).await?;
         is_recorded(scene, scene.ip(last), &[name], "lan", anybody.clone()).await?;
     }
-    scene.pool_counts("lan", [3, 0, 1, 1]).await?;
-    scene.delete("one").await?;
+    scene.expect_pool_counts("lan", [3, 0, 1, 1]).await?;
+    scene.delete_service("one").await?;
     is_recorded(scene, scene.ip(10), &[], "lan", anybody.clone()).await?;
     scene.settle().await?;
-    scene.refused("late", "PoolsExhausted").await?;
-    scene.annotate("late", &[(ASK_IPS, &scene.ip(10).to_string())]).await?;
-    scene.has("late", &[scene.ip(10)]).await?;
+    scene.expect_refusal("late", "PoolsExhausted").await?;
+    scene.annotate("late", &[(ADDRESSES_ANNOTATION, &scene.ip(10).to_string())]).await?;
+    scene.expect_addresses("late", &[scene.ip(10)]).await?;
     // It is one Service's as any other address: two do not share it without a key.
-    scene.service("second", asking(scene.ip(10))).await?;
-    scene.refused("second", "AddressInUse").await?;
-    scene.annotate("late", &[(ASK_IPS, &scene.ip(11).to_string())]).await?;
-    scene.refused_with("late", "AddressInUse", &[scene.ip(10)]).await?;
-    scene.delete("two").await?;
-    scene.has("late", &[scene.ip(11)]).await?;
-    scene.has("second", &[scene.ip(10)]).await
+    scene.create_service("second", asking(scene.ip(10))).await?;
+    scene.expect_refusal("second", "AddressInUse").await?;
+    scene.annotate("late", &[(ADDRESSES_ANNOTATION, &scene.ip(11).to_string())]).await?;
+    scene.expect_refusal_with("late", "AddressInUse", &[scene.ip(10)]).await?;
+    scene.delete_service("two").await?;
+    scene.expect_addresses("late", &[scene.ip(11)]).await?;
+    scene.expect_addresses("second", &[scene.ip(10)]).await
 }
 
-async fn an_address_reserved_for_a_namespace_or_a_service_goes_to_nobody_else(scene: &Scene<'_>) -> Result<()> {
-    let shop = scene.namespace("shop", &[]).await?;
-    scene.pool("lan", json!({"addresses": [scene.range(10, 19)]})).await?;
+async fn a_reservation_excludes_other_namespaces_and_services(scene: &Scene<'_>) -> Result<()> {
+    let shop = scene.create_namespace("shop", &[]).await?;
+    scene.create_pool("lan", json!({"addresses": [scene.range(10, 19)]})).await?;
     reserve(scene, scene.ip(10), json!({"namespace": shop})).await?;
     reserve(scene, scene.ip(11), json!({"namespace": shop, "service": "web"})).await?;
     for (name, last) in [("a", 10), ("b", 11)] {
-        scene.service(name, asking(scene.ip(last))).await?;
-        let message = scene.refused(name, "AddressReserved").await?;
+        scene.create_service(name, asking(scene.ip(last))).await?;
+        let message = scene.expect_refusal(name, "AddressReserved").await?;
         ensure!(message.contains(&format!("kubectl get lbip {}", scene.ip(last))), "{message}");
     }
-    scene.service("shop/other", asking(scene.ip(11))).await?;
-    scene.refused("shop/other", "AddressReserved").await?;
-    scene.annotate("shop/other", &[(ASK_IPS, &scene.ip(10).to_string())]).await?;
-    scene.has("shop/other", &[scene.ip(10)]).await?;
+    scene.create_service("shop/other", asking(scene.ip(11))).await?;
+    scene.expect_refusal("shop/other", "AddressReserved").await?;
+    scene.annotate("shop/other", &[(ADDRESSES_ANNOTATION, &scene.ip(10).to_string())]).await?;
+    scene.expect_addresses("shop/other", &[scene.ip(10)]).await?;
     // Opened to all, it is served to who has waited for it.
     let patch = Patch::Merge(json!({"spec": {"reservation": {"namespace": null, "service": null}}}));
-    scene.lbips().patch(&scene.ip(11).to_string(), &PatchParams::default(), &patch).await?;
-    scene.has("b", &[scene.ip(11)]).await
+    scene.record_api().patch(&scene.ip(11).to_string(), &PatchParams::default(), &patch).await?;
+    scene.expect_addresses("b", &[scene.ip(11)]).await
 }
 
-async fn a_service_that_an_address_is_kept_for_gets_it_without_asking(scene: &Scene<'_>) -> Result<()> {
-    scene.pool("lan", json!({"addresses": [scene.range(10, 19)]})).await?;
-    let namespace = scene.in_full("");
+async fn a_service_gets_its_reserved_address_without_a_request(scene: &Scene<'_>) -> Result<()> {
+    scene.create_pool("lan", json!({"addresses": [scene.range(10, 19)]})).await?;
+    let namespace = scene.namespace_name("");
     reserve(scene, scene.ip(15), json!({"namespace": namespace, "service": "web"})).await?;
-    scene.service("other", json!({})).await?;
-    scene.has("other", &[scene.ip(10)]).await?;
+    scene.create_service("other", json!({})).await?;
+    scene.expect_addresses("other", &[scene.ip(10)]).await?;
     for _ in 0..2 {
-        scene.service("web", json!({})).await?;
-        scene.has("web", &[scene.ip(15)]).await?;
-        scene.delete("web").await?;
+        scene.create_service("web", json!({})).await?;
+        scene.expect_addresses("web", &[scene.ip(15)]).await?;
+        scene.delete_service("web").await?;
     }
     // One that has an address keeps it.
     reserve(scene, scene.ip(16), json!({"namespace": namespace, "service": "other"})).await?;
     scene.settle().await?;
-    scene.has("other", &[scene.ip(10)]).await
+    scene.expect_addresses("other", &[scene.ip(10)]).await
 }
 
-async fn an_address_in_use_becomes_a_reservation_and_stops_being_one(scene: &Scene<'_>) -> Result<()> {
-    scene.pool("lan", json!({"addresses": [scene.range(10, 19)]})).await?;
-    scene.service("web", json!({})).await?;
-    scene.has("web", &[scene.ip(10)]).await?;
+async fn an_address_in_use_can_become_a_reservation(scene: &Scene<'_>) -> Result<()> {
+    scene.create_pool("lan", json!({"addresses": [scene.range(10, 19)]})).await?;
+    scene.create_service("web", json!({})).await?;
+    scene.expect_addresses("web", &[scene.ip(10)]).await?;
     let name = scene.ip(10).to_string();
     let kubectl = |patch: &str| scene.world.kubectl(&["patch", "lbip", &name, "--type", "merge", "--patch", patch]);
     kubectl(r#"{"spec": {"reservation": {}}}"#)?;
-    scene.delete("web").await?;
+    scene.delete_service("web").await?;
     is_recorded(scene, scene.ip(10), &[], "lan", Some(Reservation::default())).await?;
-    scene.service("web", asking(scene.ip(10))).await?;
-    scene.has("web", &[scene.ip(10)]).await?;
+    scene.create_service("web", asking(scene.ip(10))).await?;
+    scene.expect_addresses("web", &[scene.ip(10)]).await?;
     kubectl(r#"{"spec": {"reservation": null}}"#)?;
-    scene.has("web", &[scene.ip(10)]).await?;
-    scene.delete("web").await?;
+    scene.expect_addresses("web", &[scene.ip(10)]).await?;
+    scene.delete_service("web").await?;
     wait_until(SOON, "the address to be given up", async || {
         let records = scene.records().await?;
         ensure!(records.is_empty(), "{records:?}");
@@ -155,43 +155,43 @@ async fn an_address_in_use_becomes_a_reservation_and_stops_being_one(scene: &Sce
     .await
 }
 
-async fn a_reservation_gets_nobody_past_a_fence_and_none_out_of_no_pool(scene: &Scene<'_>) -> Result<()> {
+async fn a_reservation_does_not_bypass_pool_selectors(scene: &Scene<'_>) -> Result<()> {
     let fence = json!({"addresses": [scene.range(10, 19)], "serviceAllocation": {"namespaces": ["elsewhere"]}});
-    scene.pool("fenced", fence).await?;
-    let mine = json!({"namespace": scene.in_full(""), "service": "web"});
+    scene.create_pool("fenced", fence).await?;
+    let mine = json!({"namespace": scene.namespace_name(""), "service": "web"});
     reserve(scene, scene.ip(10), mine.clone()).await?;
     reserve(scene, scene.ip(100), json!({})).await?;
-    scene.service("web", json!({})).await?;
+    scene.create_service("web", json!({})).await?;
     wait_until(SOON, "a refusal", async || {
-        let web = scene.get("web").await?;
-        let condition = allocated(&web).context("no condition yet")?;
+        let web = scene.get_service("web").await?;
+        let condition = allocated_condition(&web).context("no condition yet")?;
         ensure!(condition.status == "False" && ingress(&web).is_empty(), "{condition:?}");
         Ok(())
     })
     .await?;
-    scene.service("named", asking(scene.ip(10))).await?;
+    scene.create_service("named", asking(scene.ip(10))).await?;
     wait_until(SOON, "a refusal", async || {
-        let reason = allocated(&scene.get("named").await?).context("no condition yet")?.reason;
+        let reason = allocated_condition(&scene.get_service("named").await?).context("no condition yet")?.reason;
         ensure!(["PoolNotAllowed", "AddressReserved"].contains(&reason.as_str()), "{reason}");
         Ok(())
     })
     .await?;
-    scene.service("outside", asking(scene.ip(100))).await?;
-    scene.refused("outside", "AddressNotInPool").await?;
+    scene.create_service("outside", asking(scene.ip(100))).await?;
+    scene.expect_refusal("outside", "AddressNotInPool").await?;
     scene.edit_pool("fenced", json!({"serviceAllocation": null})).await?;
-    scene.has("web", &[scene.ip(10)]).await
+    scene.expect_addresses("web", &[scene.ip(10)]).await
 }
 
-async fn an_address_in_use_cannot_be_deleted_and_an_unused_reservation_can(scene: &Scene<'_>) -> Result<()> {
-    scene.pool("lan", json!({"addresses": [scene.range(10, 19)]})).await?;
-    scene.service("plain", json!({})).await?;
-    scene.has("plain", &[scene.ip(10)]).await?;
+async fn only_an_unused_address_can_be_deleted(scene: &Scene<'_>) -> Result<()> {
+    scene.create_pool("lan", json!({"addresses": [scene.range(10, 19)]})).await?;
+    scene.create_service("plain", json!({})).await?;
+    scene.expect_addresses("plain", &[scene.ip(10)]).await?;
     reserve(scene, scene.ip(11), json!({})).await?;
-    scene.service("web", asking(scene.ip(11))).await?;
-    scene.has("web", &[scene.ip(11)]).await?;
+    scene.create_service("web", asking(scene.ip(11))).await?;
+    scene.expect_addresses("web", &[scene.ip(11)]).await?;
     for (last, holder) in [(10, "plain"), (11, "web")] {
         let error = scene
-            .lbips()
+            .record_api()
             .delete(&scene.ip(last).to_string(), &DeleteParams::default())
             .await
             .err()
@@ -199,15 +199,15 @@ async fn an_address_in_use_cannot_be_deleted_and_an_unused_reservation_can(scene
         ensure!(error.to_string().contains(holder), "{error}");
     }
     // All at once is no way around it.
-    let all = scene.lbips().delete_collection(&DeleteParams::default(), &kube::api::ListParams::default()).await;
+    let all = scene.record_api().delete_collection(&DeleteParams::default(), &kube::api::ListParams::default()).await;
     ensure!(all.is_err(), "all addresses were deleted");
     scene.settle().await?;
-    scene.has("plain", &[scene.ip(10)]).await?;
-    scene.has("web", &[scene.ip(11)]).await?;
-    scene.delete("web").await?;
+    scene.expect_addresses("plain", &[scene.ip(10)]).await?;
+    scene.expect_addresses("web", &[scene.ip(11)]).await?;
+    scene.delete_service("web").await?;
     is_recorded(scene, scene.ip(11), &[], "lan", Some(Reservation::default())).await?;
-    scene.lbips().delete(&scene.ip(11).to_string(), &DeleteParams::default()).await?;
-    scene.service("after", asking(scene.ip(11))).await?;
-    scene.has("after", &[scene.ip(11)]).await?;
+    scene.record_api().delete(&scene.ip(11).to_string(), &DeleteParams::default()).await?;
+    scene.create_service("after", asking(scene.ip(11))).await?;
+    scene.expect_addresses("after", &[scene.ip(11)]).await?;
     is_recorded(scene, scene.ip(11), &["after"], "lan", None).await
 }

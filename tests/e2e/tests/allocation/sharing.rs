@@ -3,32 +3,32 @@
 use std::net::IpAddr;
 
 use anyhow::{Context, Result, ensure};
-use e2e::scene::{ASK_IPS, CONSENT, KEY, Scene, Scenes, annotated, merge};
+use e2e::scene::{ADDRESSES_ANNOTATION, SHARE_WITH, SHARING_KEY, Scene, Scenes, merge, with_annotations};
 use e2e::world::{SOON, ingress};
-use e2e::{Connect, World};
+use e2e::{ConnectOutcome, World};
 use lab::wait_until;
 use serde_json::{Value, json};
 
 use crate::small;
 
 #[tokio::test(flavor = "multi_thread")]
-async fn services_with_a_key_share_an_address_as_long_as_they_fit_and_the_one_that_changed_goes() -> Result<()> {
+async fn services_with_one_key_share_an_address() -> Result<()> {
     let world = World::with_landfall("e2e-sharing", small()).await?;
-    let mut scenes = Scenes::on(&world);
-    scenes.play(services_with_the_same_key_and_other_ports_share_an_address_that_answers_for_both).await;
-    scenes.play(who_does_not_fit_on_a_shared_address_gets_one_of_its_own).await;
-    scenes.play(who_names_an_address_where_it_does_not_fit_is_refused_with_the_reason).await;
-    scenes.play(a_service_that_turns_to_local_loses_the_address_and_finds_back_when_all_are_local).await;
-    scenes.play(a_service_that_changes_its_ports_or_key_goes_and_the_others_stay).await;
-    scenes.play(other_namespaces_share_by_consent_of_both_and_not_by_knowing_the_key).await;
-    scenes.play(a_shared_address_goes_with_the_last_of_its_services).await;
+    let mut scenes = Scenes::new(&world);
+    scenes.play(a_shared_address_answers_for_both_services).await;
+    scenes.play(incompatible_services_get_other_addresses).await;
+    scenes.play(an_incompatible_request_for_an_address_is_refused).await;
+    scenes.play(local_policy_shares_only_with_equal_selectors).await;
+    scenes.play(the_changed_service_loses_the_shared_address).await;
+    scenes.play(namespaces_share_only_by_mutual_consent).await;
+    scenes.play(the_last_service_releases_a_shared_address).await;
     scenes.end()?;
     world.end()
 }
 
 /// A Service with this key and this TCP port, and more.
 fn sharing(key: &str, port: u16, more: Value) -> Value {
-    let mut service = annotated(&[(KEY, key)]);
+    let mut service = with_annotations(&[(SHARING_KEY, key)]);
     merge(&mut service, json!({"spec": {"ports": [{"name": "main", "port": port, "targetPort": 8080}]}}));
     merge(&mut service, more);
     service
@@ -41,19 +41,17 @@ async fn holders(scene: &Scene<'_>, address: IpAddr) -> Result<(Vec<String>, Opt
     Ok((names, record.spec.sharing_key))
 }
 
-async fn services_with_the_same_key_and_other_ports_share_an_address_that_answers_for_both(
-    scene: &Scene<'_>,
-) -> Result<()> {
+async fn a_shared_address_answers_for_both_services(scene: &Scene<'_>) -> Result<()> {
     let address: IpAddr = "192.0.2.201".parse()?;
-    scene.pool("lan", json!({"addresses": ["192.0.2.201-192.0.2.209"]})).await?;
-    scene.world.whoami("web", 1).await?;
+    scene.create_pool("lan", json!({"addresses": ["192.0.2.201-192.0.2.209"]})).await?;
+    scene.world.create_whoami("web", 1).await?;
     let pods = json!({"selector": {"app": "web"}});
     for (name, port) in [("one", 80), ("two", 81)] {
         // Pods are in the namespace `default`, so these Services are too.
         let mut spec = pods.clone();
         spec["ports"] = json!([{"port": port, "targetPort": 8080}]);
-        scene.world.service(name, spec).await?;
-        let key = annotated(&[(KEY, "k"), (ASK_IPS, "192.0.2.201")]);
+        scene.world.create_service(name, spec).await?;
+        let key = with_annotations(&[(SHARING_KEY, "k"), (ADDRESSES_ANNOTATION, "192.0.2.201")]);
         scene.world.patch_service(name, key).await?;
         wait_until(SOON, "the shared address", async || {
             let shown = ingress(&scene.world.get_service(name).await?);
@@ -67,7 +65,7 @@ async fn services_with_the_same_key_and_other_ports_share_an_address_that_answer
     for port in [80, 81] {
         wait_until(SOON, "an answer", async || {
             let end = lan.connect(address, port)?;
-            ensure!(end == Connect::Accepted, "port {port}: {end:?}");
+            ensure!(end == ConnectOutcome::Accepted, "port {port}: {end:?}");
             Ok(())
         })
         .await?;
@@ -75,15 +73,15 @@ async fn services_with_the_same_key_and_other_ports_share_an_address_that_answer
     scene.world.delete_service("one").await?;
     wait_until(SOON, "the port of the one that went to be silent", async || {
         let ends = (lan.connect(address, 80)?, lan.connect(address, 81)?);
-        ensure!(ends == (Connect::Silence, Connect::Accepted), "{ends:?}");
+        ensure!(ends == (ConnectOutcome::Silence, ConnectOutcome::Accepted), "{ends:?}");
         Ok(())
     })
     .await?;
     scene.world.delete_service("two").await
 }
 
-async fn who_does_not_fit_on_a_shared_address_gets_one_of_its_own(scene: &Scene<'_>) -> Result<()> {
-    scene.pool("lan", json!({"addresses": [scene.range(10, 19)]})).await?;
+async fn incompatible_services_get_other_addresses(scene: &Scene<'_>) -> Result<()> {
+    scene.create_pool("lan", json!({"addresses": [scene.range(10, 19)]})).await?;
     let udp = json!({"spec": {"ports": [{"name": "main", "port": 80, "protocol": "UDP"}]}});
     let local = json!({"spec": {"externalTrafficPolicy": "Local"}});
     for (name, service, last) in [
@@ -97,8 +95,8 @@ async fn who_does_not_fit_on_a_shared_address_gets_one_of_its_own(scene: &Scene<
         // Joins the first it fits on, not the first there is.
         ("joins", sharing("k", 80, json!({})), 11),
     ] {
-        scene.service(name, service).await?;
-        scene.has(name, &[scene.ip(last)]).await?;
+        scene.create_service(name, service).await?;
+        scene.expect_addresses(name, &[scene.ip(last)]).await?;
     }
     let expected = ["first", "other-port", "other-protocol"].map(ToOwned::to_owned).to_vec();
     ensure!(holders(scene, scene.ip(10)).await? == (expected, Some("k".into())));
@@ -106,11 +104,11 @@ async fn who_does_not_fit_on_a_shared_address_gets_one_of_its_own(scene: &Scene<
     Ok(())
 }
 
-async fn who_names_an_address_where_it_does_not_fit_is_refused_with_the_reason(scene: &Scene<'_>) -> Result<()> {
-    scene.pool("lan", json!({"addresses": [scene.range(10, 19)]})).await?;
-    let at = annotated(&[(ASK_IPS, &scene.ip(10).to_string())]);
-    scene.service("first", sharing("k", 80, at.clone())).await?;
-    scene.has("first", &[scene.ip(10)]).await?;
+async fn an_incompatible_request_for_an_address_is_refused(scene: &Scene<'_>) -> Result<()> {
+    scene.create_pool("lan", json!({"addresses": [scene.range(10, 19)]})).await?;
+    let at = with_annotations(&[(ADDRESSES_ANNOTATION, &scene.ip(10).to_string())]);
+    scene.create_service("first", sharing("k", 80, at.clone())).await?;
+    scene.expect_addresses("first", &[scene.ip(10)]).await?;
     let mut plain = json!({});
     merge(&mut plain, at.clone());
     let mut local = at.clone();
@@ -121,43 +119,41 @@ async fn who_names_an_address_where_it_does_not_fit_is_refused_with_the_reason(s
         ("same-port", sharing("k", 80, at.clone()), "SharingConflict"),
         ("local", sharing("k", 81, local), "SharingConflict"),
     ] {
-        scene.service(name, service).await?;
-        let message = scene.refused(name, reason).await?;
-        ensure!(message.contains(&format!("{}/first", scene.in_full(""))), "{name}: {message}");
+        scene.create_service(name, service).await?;
+        let message = scene.expect_refusal(name, reason).await?;
+        ensure!(message.contains(&format!("{}/first", scene.namespace_name(""))), "{name}: {message}");
     }
     // Put right, it joins.
-    scene.edit("same-port", json!({"spec": {"ports": [{"name": "main", "port": 8080}]}})).await?;
-    scene.has("same-port", &[scene.ip(10)]).await?;
-    scene.has("first", &[scene.ip(10)]).await
+    scene.patch_service("same-port", json!({"spec": {"ports": [{"name": "main", "port": 8080}]}})).await?;
+    scene.expect_addresses("same-port", &[scene.ip(10)]).await?;
+    scene.expect_addresses("first", &[scene.ip(10)]).await
 }
 
-async fn a_service_that_turns_to_local_loses_the_address_and_finds_back_when_all_are_local(
-    scene: &Scene<'_>,
-) -> Result<()> {
-    scene.pool("lan", json!({"addresses": [scene.ip(10)]})).await?;
+async fn local_policy_shares_only_with_equal_selectors(scene: &Scene<'_>) -> Result<()> {
+    scene.create_pool("lan", json!({"addresses": [scene.ip(10)]})).await?;
     let pods = json!({"spec": {"selector": {"app": "web"}}});
     for (name, port) in [("first", 80), ("second", 81)] {
-        scene.service(name, sharing("k", port, pods.clone())).await?;
-        scene.has(name, &[scene.ip(10)]).await?;
+        scene.create_service(name, sharing("k", port, pods.clone())).await?;
+        scene.expect_addresses(name, &[scene.ip(10)]).await?;
     }
-    scene.edit("second", json!({"spec": {"externalTrafficPolicy": "Local"}})).await?;
-    scene.refused("second", "PoolsExhausted").await?;
-    scene.has("first", &[scene.ip(10)]).await?;
-    scene.edit("first", json!({"spec": {"externalTrafficPolicy": "Local"}})).await?;
-    scene.has("second", &[scene.ip(10)]).await?;
-    scene.has("first", &[scene.ip(10)]).await?;
-    scene.edit("second", json!({"spec": {"selector": {"app": "other"}}})).await?;
-    scene.refused("second", "PoolsExhausted").await?;
-    scene.has("first", &[scene.ip(10)]).await?;
-    scene.edit("second", json!({"spec": {"selector": {"app": "web"}}})).await?;
-    scene.has("second", &[scene.ip(10)]).await?;
-    scene.has("first", &[scene.ip(10)]).await?;
+    scene.patch_service("second", json!({"spec": {"externalTrafficPolicy": "Local"}})).await?;
+    scene.expect_refusal("second", "PoolsExhausted").await?;
+    scene.expect_addresses("first", &[scene.ip(10)]).await?;
+    scene.patch_service("first", json!({"spec": {"externalTrafficPolicy": "Local"}})).await?;
+    scene.expect_addresses("second", &[scene.ip(10)]).await?;
+    scene.expect_addresses("first", &[scene.ip(10)]).await?;
+    scene.patch_service("second", json!({"spec": {"selector": {"app": "other"}}})).await?;
+    scene.expect_refusal("second", "PoolsExhausted").await?;
+    scene.expect_addresses("first", &[scene.ip(10)]).await?;
+    scene.patch_service("second", json!({"spec": {"selector": {"app": "web"}}})).await?;
+    scene.expect_addresses("second", &[scene.ip(10)]).await?;
+    scene.expect_addresses("first", &[scene.ip(10)]).await?;
     // Without a selector nobody knows whose pods they are.
     for name in ["first", "second"] {
-        scene.edit(name, json!({"spec": {"selector": null}})).await?;
+        scene.patch_service(name, json!({"spec": {"selector": null}})).await?;
     }
     wait_until(SOON, "one of the two to be refused", async || {
-        let mut shown = [ingress(&scene.get("first").await?), ingress(&scene.get("second").await?)];
+        let mut shown = [ingress(&scene.get_service("first").await?), ingress(&scene.get_service("second").await?)];
         shown.sort();
         ensure!(shown == [vec![], vec![scene.ip(10)]], "{shown:?}");
         Ok(())
@@ -165,67 +161,67 @@ async fn a_service_that_turns_to_local_loses_the_address_and_finds_back_when_all
     .await
 }
 
-async fn a_service_that_changes_its_ports_or_key_goes_and_the_others_stay(scene: &Scene<'_>) -> Result<()> {
-    scene.pool("lan", json!({"addresses": [scene.range(10, 11)]})).await?;
+async fn the_changed_service_loses_the_shared_address(scene: &Scene<'_>) -> Result<()> {
+    scene.create_pool("lan", json!({"addresses": [scene.range(10, 11)]})).await?;
     for (name, port) in [("first", 80), ("second", 81), ("third", 82)] {
-        scene.service(name, sharing("k", port, json!({}))).await?;
-        scene.has(name, &[scene.ip(10)]).await?;
+        scene.create_service(name, sharing("k", port, json!({}))).await?;
+        scene.expect_addresses(name, &[scene.ip(10)]).await?;
     }
     // The first to come is the one that changes: it has no right to push others off.
-    scene.edit("first", json!({"spec": {"ports": [{"name": "main", "port": 81}]}})).await?;
-    scene.has("first", &[scene.ip(11)]).await?;
-    scene.has("second", &[scene.ip(10)]).await?;
-    scene.annotate("third", &[(KEY, "other")]).await?;
-    scene.refused("third", "PoolsExhausted").await?;
-    scene.has("second", &[scene.ip(10)]).await?;
+    scene.patch_service("first", json!({"spec": {"ports": [{"name": "main", "port": 81}]}})).await?;
+    scene.expect_addresses("first", &[scene.ip(11)]).await?;
+    scene.expect_addresses("second", &[scene.ip(10)]).await?;
+    scene.annotate("third", &[(SHARING_KEY, "other")]).await?;
+    scene.expect_refusal("third", "PoolsExhausted").await?;
+    scene.expect_addresses("second", &[scene.ip(10)]).await?;
     // A change that fits is no reason to go.
-    scene.edit("second", json!({"spec": {"ports": [{"name": "main", "port": 90}]}})).await?;
+    scene.patch_service("second", json!({"spec": {"ports": [{"name": "main", "port": 90}]}})).await?;
     scene.settle().await?;
-    scene.has("second", &[scene.ip(10)]).await?;
-    scene.annotate("third", &[(KEY, "k")]).await?;
-    scene.has("third", &[scene.ip(10)]).await
+    scene.expect_addresses("second", &[scene.ip(10)]).await?;
+    scene.annotate("third", &[(SHARING_KEY, "k")]).await?;
+    scene.expect_addresses("third", &[scene.ip(10)]).await
 }
 
-async fn other_namespaces_share_by_consent_of_both_and_not_by_knowing_the_key(scene: &Scene<'_>) -> Result<()> {
-    let (shop, bank) = (scene.namespace("shop", &[]).await?, scene.namespace("bank", &[]).await?);
-    scene.pool("lan", json!({"addresses": [scene.range(10, 19)]})).await?;
-    let at = annotated(&[(ASK_IPS, &scene.ip(10).to_string())]);
-    scene.service("shop/web", sharing("k", 80, json!({}))).await?;
-    scene.has("shop/web", &[scene.ip(10)]).await?;
-    scene.service("bank/any", sharing("k", 81, json!({}))).await?;
-    scene.has("bank/any", &[scene.ip(11)]).await?;
-    scene.service("bank/web", sharing("k", 81, at)).await?;
-    scene.refused("bank/web", "SharingConflict").await?;
-    scene.annotate("bank/web", &[(CONSENT, &shop)]).await?;
-    let message = scene.refused("bank/web", "SharingConflict").await?;
-    ensure!(message.contains(CONSENT), "{message}");
-    scene.annotate("shop/web", &[(CONSENT, &format!("elsewhere, {bank}"))]).await?;
-    scene.has("bank/web", &[scene.ip(10)]).await?;
-    scene.annotate("shop/web", &[(CONSENT, "*")]).await?;
+async fn namespaces_share_only_by_mutual_consent(scene: &Scene<'_>) -> Result<()> {
+    let (shop, bank) = (scene.create_namespace("shop", &[]).await?, scene.create_namespace("bank", &[]).await?);
+    scene.create_pool("lan", json!({"addresses": [scene.range(10, 19)]})).await?;
+    let at = with_annotations(&[(ADDRESSES_ANNOTATION, &scene.ip(10).to_string())]);
+    scene.create_service("shop/web", sharing("k", 80, json!({}))).await?;
+    scene.expect_addresses("shop/web", &[scene.ip(10)]).await?;
+    scene.create_service("bank/any", sharing("k", 81, json!({}))).await?;
+    scene.expect_addresses("bank/any", &[scene.ip(11)]).await?;
+    scene.create_service("bank/web", sharing("k", 81, at)).await?;
+    scene.expect_refusal("bank/web", "SharingConflict").await?;
+    scene.annotate("bank/web", &[(SHARE_WITH, &shop)]).await?;
+    let message = scene.expect_refusal("bank/web", "SharingConflict").await?;
+    ensure!(message.contains(SHARE_WITH), "{message}");
+    scene.annotate("shop/web", &[(SHARE_WITH, &format!("elsewhere, {bank}"))]).await?;
+    scene.expect_addresses("bank/web", &[scene.ip(10)]).await?;
+    scene.annotate("shop/web", &[(SHARE_WITH, "*")]).await?;
     scene.settle().await?;
-    scene.has("bank/web", &[scene.ip(10)]).await?;
+    scene.expect_addresses("bank/web", &[scene.ip(10)]).await?;
     // Who takes its word back is the one that goes.
-    scene.annotate("shop/web", &[(CONSENT, "")]).await?;
+    scene.annotate("shop/web", &[(SHARE_WITH, "")]).await?;
     wait_until(SOON, "it to move", async || {
-        let shown = ingress(&scene.get("shop/web").await?);
+        let shown = ingress(&scene.get_service("shop/web").await?);
         ensure!(shown.len() == 1 && shown != [scene.ip(10)], "{shown:?}");
         Ok(())
     })
     .await?;
-    scene.has("bank/web", &[scene.ip(10)]).await
+    scene.expect_addresses("bank/web", &[scene.ip(10)]).await
 }
 
-async fn a_shared_address_goes_with_the_last_of_its_services(scene: &Scene<'_>) -> Result<()> {
-    scene.pool("lan", json!({"addresses": [scene.range(10, 11)]})).await?;
+async fn the_last_service_releases_a_shared_address(scene: &Scene<'_>) -> Result<()> {
+    scene.create_pool("lan", json!({"addresses": [scene.range(10, 11)]})).await?;
     for (name, port) in [("first", 80), ("second", 81)] {
-        scene.service(name, sharing("k", port, json!({}))).await?;
-        scene.has(name, &[scene.ip(10)]).await?;
+        scene.create_service(name, sharing("k", port, json!({}))).await?;
+        scene.expect_addresses(name, &[scene.ip(10)]).await?;
     }
-    scene.delete("first").await?;
-    scene.has("second", &[scene.ip(10)]).await?;
+    scene.delete_service("first").await?;
+    scene.expect_addresses("second", &[scene.ip(10)]).await?;
     ensure!(holders(scene, scene.ip(10)).await?.0 == ["second"]);
-    scene.edit("second", json!({"spec": {"type": "ClusterIP"}})).await?;
-    scene.is_let_go("second").await?;
+    scene.patch_service("second", json!({"spec": {"type": "ClusterIP"}})).await?;
+    scene.expect_released("second").await?;
     ensure!(scene.records().await?.is_empty(), "{:?}", scene.records().await?);
     Ok(())
 }

@@ -1,5 +1,5 @@
-//! Clients that stay with their endpoint (`sessionAffinity: ClientIP`): under both traffic policies, wherever the address
-//! moves, and for no longer than the Service says.
+//! Session affinity (`sessionAffinity: ClientIP`): under both traffic policies, when the address moves, and until the timeout
+//! of the Service.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
@@ -10,13 +10,12 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, ensure};
 use e2e::world::SOON;
-use e2e::{Over, World};
+use e2e::{Transport, World};
 use lab::{Answer, Host, wait_until};
 use serde_json::{Value, json};
 
-use crate::addresses;
+use crate::wait_for_both_addresses;
 
-/// The nodes.
 pub const NODES: [&str; 3] = ["n1", "n2", "n3"];
 
 /// The Deployment with two pods on this node.
@@ -24,26 +23,26 @@ pub fn pods_on(node: &str) -> String {
     format!("on-{node}")
 }
 
-/// For how long clients of a Service that forgets them soon are remembered.
-const REMEMBERED: Duration = Duration::from_secs(3);
+/// The affinity timeout of a Service.
+const AFFINITY_TIMEOUT: Duration = Duration::from_secs(3);
 
-pub async fn a_client_that_was_away_for_longer_than_the_service_says_is_forgotten(world: &World) -> Result<()> {
-    let config = json!({"clientIP": {"timeoutSeconds": REMEMBERED.as_secs()}});
+pub async fn affinity_ends_after_its_timeout(world: &World) -> Result<()> {
+    let config = json!({"clientIP": {"timeoutSeconds": AFFINITY_TIMEOUT.as_secs()}});
     let spec = json!({
         "selector": {"app": pods_on("n1")}, "sessionAffinity": "ClientIP", "sessionAffinityConfig": config,
     });
-    world.service("forgetful", spec).await?;
-    let address = world.address("forgetful").await?;
+    world.create_service("forgetful", spec).await?;
+    let address = world.wait_for_address("forgetful").await?;
     let first = wait_until(SOON, "one of two pods to answer", async || {
-        let pods = world.lan.pods(15, address)?;
+        let pods = world.lan.answering_pods(15, address)?;
         ensure!(pods.len() == 1, "{pods:?}");
         Ok(pods)
     })
     .await?;
-    // Each time it comes back it goes to either of them.
-    wait_until(2 * SOON, "the other pod to answer who was away", async || {
-        tokio::time::sleep(REMEMBERED + Duration::from_secs(1)).await;
-        let pods = world.lan.pods(1, address)?;
+    // After each timeout the client gets one of the two pods at random.
+    wait_until(2 * SOON, "the other pod to answer after the timeout", async || {
+        tokio::time::sleep(AFFINITY_TIMEOUT + Duration::from_secs(1)).await;
+        let pods = world.lan.answering_pods(1, address)?;
         ensure!(pods != first, "{pods:?} again");
         Ok(())
     })
@@ -51,95 +50,95 @@ pub async fn a_client_that_was_away_for_longer_than_the_service_says_is_forgotte
     world.delete_service("forgetful").await
 }
 
-/// Who answers, at each address and over each protocol.
-type Known = BTreeMap<(IpAddr, Over), BTreeSet<String>>;
+/// The answering pods, by address and protocol.
+type AnsweringPods = BTreeMap<(IpAddr, Transport), BTreeSet<String>>;
 
-/// A client that asks all the time and keeps who answered.
-struct Client {
-    over: Arc<AtomicBool>,
-    known: Arc<Mutex<Known>>,
-    asks: Vec<JoinHandle<Result<()>>>,
+/// A client that sends requests all the time and records the answering pods.
+struct RecordingClient {
+    stop: Arc<AtomicBool>,
+    pods: Arc<Mutex<AnsweringPods>>,
+    threads: Vec<JoinHandle<Result<()>>>,
 }
 
-impl Client {
-    fn begin(host: &Host, both: [IpAddr; 2]) -> Self {
-        let (over, known) = (Arc::new(AtomicBool::new(false)), Arc::new(Mutex::new(Known::new())));
-        let asks = each(both).map(|(address, by)| {
-            let (host, over, known) = (host.clone(), Arc::clone(&over), Arc::clone(&known));
+impl RecordingClient {
+    fn start(host: &Host, both: [IpAddr; 2]) -> Self {
+        let (stop, pods) = (Arc::new(AtomicBool::new(false)), Arc::new(Mutex::new(AnsweringPods::new())));
+        let threads = each_transport(both).map(|(address, transport)| {
+            let (host, stop, pods) = (host.clone(), Arc::clone(&stop), Arc::clone(&pods));
             std::thread::spawn(move || {
                 host.run(|| {
-                    while !over.load(Ordering::Relaxed) {
-                        // Whether it is answered is not what this is about.
-                        if let Ok(answer) = ask(address, by) {
-                            let mut known = known.lock().unwrap_or_else(PoisonError::into_inner);
-                            known.entry((address, by)).or_default().insert(answer.pod);
+                    while !stop.load(Ordering::Relaxed) {
+                        // Lost requests are ignored: this test is about affinity.
+                        if let Ok(answer) = query(address, transport) {
+                            let mut pods = pods.lock().unwrap_or_else(PoisonError::into_inner);
+                            pods.entry((address, transport)).or_default().insert(answer.pod);
                         }
                         std::thread::sleep(Duration::from_millis(20));
                     }
                 })
             })
         });
-        let asks = asks.collect();
-        Self { over, known, asks }
+        let threads = threads.collect();
+        Self { stop, pods, threads }
     }
 
-    /// Waits until everything it asks for was answered at least once more, and returns by whom it has ever been.
-    async fn hears(&self) -> Result<Known> {
-        let before = std::mem::take(&mut *self.known.lock().unwrap_or_else(PoisonError::into_inner));
-        let mut heard = wait_until(SOON, "the client to be answered", async || {
-            let known = self.known.lock().unwrap_or_else(PoisonError::into_inner).clone();
-            ensure!(known.len() == self.asks.len(), "only {known:?}");
-            Ok(known)
+    /// Waits for another answer at each address over each protocol, and returns all pods that have answered so far.
+    async fn wait_for_answers(&self) -> Result<AnsweringPods> {
+        let before = std::mem::take(&mut *self.pods.lock().unwrap_or_else(PoisonError::into_inner));
+        let mut all = wait_until(SOON, "answers to the client", async || {
+            let pods = self.pods.lock().unwrap_or_else(PoisonError::into_inner).clone();
+            ensure!(pods.len() == self.threads.len(), "only {pods:?}");
+            Ok(pods)
         })
         .await?;
-        for (what, pods) in before {
-            heard.entry(what).or_default().extend(pods);
+        for (target, pods) in before {
+            all.entry(target).or_default().extend(pods);
         }
-        Ok(heard)
+        Ok(all)
     }
 
-    fn end(&mut self) -> Result<()> {
-        self.over.store(true, Ordering::Relaxed);
-        self.asks.drain(..).try_for_each(|one| one.join().map_err(|_| anyhow!("a thread panicked"))?)
+    fn stop(&mut self) -> Result<()> {
+        self.stop.store(true, Ordering::Relaxed);
+        self.threads.drain(..).try_for_each(|one| one.join().map_err(|_| anyhow!("a thread panicked"))?)
     }
 }
 
-impl Drop for Client {
+impl Drop for RecordingClient {
     fn drop(&mut self) {
-        self.over.store(true, Ordering::Relaxed);
+        self.stop.store(true, Ordering::Relaxed);
     }
 }
 
-fn each(both: [IpAddr; 2]) -> impl Iterator<Item = (IpAddr, Over)> {
-    both.into_iter().flat_map(|address| [(address, Over::Tcp), (address, Over::Udp)])
+fn each_transport(both: [IpAddr; 2]) -> impl Iterator<Item = (IpAddr, Transport)> {
+    both.into_iter().flat_map(|address| [(address, Transport::Tcp), (address, Transport::Udp)])
 }
 
-fn ask(address: IpAddr, over: Over) -> std::io::Result<Answer> {
+fn query(address: IpAddr, transport: Transport) -> std::io::Result<Answer> {
     let target = SocketAddr::new(address, 80);
-    match over {
-        Over::Tcp => Answer::over_tcp(target, Duration::from_secs(1)),
-        Over::Udp => Answer::over_udp(target, Duration::from_secs(1)),
+    match transport {
+        Transport::Tcp => Answer::over_tcp(target, Duration::from_secs(1)),
+        Transport::Udp => Answer::over_udp(target, Duration::from_secs(1)),
     }
 }
 
-/// Waits until, of fifteen who ask, each address over each protocol gets to several pods, or to one. Who answered.
-async fn answered(world: &World, both: [IpAddr; 2], what: &str, several: bool) -> Result<Known> {
+/// Waits until fifteen requests to each address over each protocol reach several pods, or only one. Returns the pods.
+async fn wait_for_pods(world: &World, both: [IpAddr; 2], what: &str, several: bool) -> Result<AnsweringPods> {
     let client = world.cluster.client_host("c1");
     wait_until(SOON, &format!("{what} to answer"), async || {
-        let mut known = Known::new();
-        for (address, over) in each(both) {
+        let mut all = AnsweringPods::new();
+        for (address, transport) in each_transport(both) {
             let answers =
-                client.run(|| (0..15).map(|_| Ok(ask(address, over)?.pod)).collect::<Result<BTreeSet<_>>>())?;
+                client.run(|| (0..15).map(|_| Ok(query(address, transport)?.pod)).collect::<Result<BTreeSet<_>>>())?;
             let pods = answers?;
-            ensure!(!pods.is_empty() && (pods.len() > 1) == several, "{pods:?} over {over:?} at {address}");
-            known.insert((address, over), pods);
+            ensure!(!pods.is_empty() && (pods.len() > 1) == several, "{pods:?} over {transport:?} at {address}");
+            all.insert((address, transport), pods);
         }
-        Ok(known)
+        Ok(all)
     })
     .await
 }
 
-/// Has this node announce all addresses, and waits until it does.
+/// Lets only this node announce the addresses, and waits until it does.
 async fn move_to(world: &World, both: [IpAddr; 2], node: &str) -> Result<()> {
     let this = json!({"matchLabels": {"kubernetes.io/hostname": node}});
     let advertisement = json!({
@@ -149,8 +148,8 @@ async fn move_to(world: &World, both: [IpAddr; 2], node: &str) -> Result<()> {
     world.cluster.apply(&advertisement.to_string())?;
     for address in both {
         wait_until(SOON, &format!("{node} to announce {address}"), async || {
-            let announcer = world.announcer(address).await?;
-            ensure!(announcer == node, "{announcer} does");
+            let announcer = world.wait_for_announcer(address).await?;
+            ensure!(announcer == node, "{announcer} announces it");
             Ok(())
         })
         .await?;
@@ -158,13 +157,13 @@ async fn move_to(world: &World, both: [IpAddr; 2], node: &str) -> Result<()> {
     Ok(())
 }
 
-pub async fn a_client_stays_under_both_policies_and_wherever_the_address_moves(world: &World) -> Result<()> {
+pub async fn affinity_survives_moves_of_the_address(world: &World) -> Result<()> {
     world.kubectl(&["label", "pods", "--selector", "app in (on-n1, on-n2, on-n3)", "role=steady"])?;
     let spec = json!({"selector": {"role": "steady"}, "ipFamilyPolicy": "RequireDualStack"});
-    world.service("steady", spec).await?;
-    let both = addresses(world, "steady").await?;
+    world.create_service("steady", spec).await?;
+    let both = wait_for_both_addresses(world, "steady").await?;
     let host = world.cluster.client_host("c1");
-    let (mut stays, mut away) = (Known::new(), "");
+    let (mut expected, mut without_endpoint) = (AnsweringPods::new(), "");
     for policy in ["Cluster", "Local"] {
         let affinity = |affinity: &str| -> Value {
             json!({"spec": {"externalTrafficPolicy": policy, "sessionAffinity": affinity}})
@@ -176,39 +175,40 @@ pub async fn a_client_stays_under_both_policies_and_wherever_the_address_moves(w
             ("ClientIP", "one pod again", false),
         ] {
             world.patch_service("steady", affinity(kind)).await?;
-            stays = answered(world, both, &format!("under {policy}, {what}"), several).await?;
+            expected = wait_for_pods(world, both, &format!("under {policy}, {what}"), several).await?;
         }
-        let mut client = Client::begin(&host, both);
+        let mut client = RecordingClient::start(&host, both);
         for node in NODES {
             move_to(world, both, node).await?;
-            let heard = client.hears().await?;
-            ensure!(heard == stays, "under {policy}, with the address on {node}: {heard:?}, and not {stays:?}");
+            let seen = client.wait_for_answers().await?;
+            ensure!(seen == expected, "under {policy}, with the address on {node}: {seen:?}, and not {expected:?}");
         }
-        client.end()?;
-        // One that has nothing to do with this client but to announce.
+        client.stop()?;
+        // A node without an endpoint of this client.
         let mut nodes = BTreeMap::new();
         for node in NODES {
-            nodes.extend(world.pods(&pods_on(node)).await?);
+            nodes.extend(world.pod_nodes(&pods_on(node)).await?);
         }
-        let busy: BTreeSet<&str> = stays.values().flatten().filter_map(|pod| Some(&**nodes.get(pod)?)).collect();
-        away = NODES.into_iter().find(|node| !busy.contains(node)).context("the client is on every node")?;
+        let used: BTreeSet<&str> = expected.values().flatten().filter_map(|pod| Some(&**nodes.get(pod)?)).collect();
+        without_endpoint =
+            NODES.into_iter().find(|node| !used.contains(node)).context("the client has endpoints on every node")?;
     }
 
-    // The node that announces dies. The client's neighbour entries are as fresh as can be.
-    move_to(world, both, away).await?;
+    // The announcing node dies, while the client's neighbour entries are fresh.
+    move_to(world, both, without_endpoint).await?;
     world.kubectl(&["delete", "l2advertisement", "mover"])?;
-    let mut client = Client::begin(&host, both);
-    client.hears().await?;
-    world.cluster.power_off(away)?;
+    let mut client = RecordingClient::start(&host, both);
+    client.wait_for_answers().await?;
+    world.cluster.power_off(without_endpoint)?;
     for address in both {
-        wait_until(SOON, &format!("another node than {away} to say that it announces {address}"), async || {
-            let node = world.announcer(address).await?;
-            ensure!(node != away, "still {node}");
+        wait_until(SOON, &format!("another node than {without_endpoint} to announce {address}"), async || {
+            let node = world.wait_for_announcer(address).await?;
+            ensure!(node != without_endpoint, "still {node}");
             Ok(())
         })
         .await?;
     }
-    let heard = client.hears().await?;
-    ensure!(heard == stays, "after the death of {away}: {heard:?}, and not {stays:?}");
-    client.end()
+    let seen = client.wait_for_answers().await?;
+    ensure!(seen == expected, "after the death of {without_endpoint}: {seen:?}, and not {expected:?}");
+    client.stop()
 }

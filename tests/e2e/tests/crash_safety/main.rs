@@ -1,12 +1,12 @@
-//! A controller that is killed at any of its writes: whatever became of that write, the next controller brings everything
-//! to where it belongs, and on the way no address is given twice, changed or lost.
+//! A controller is killed at each of its writes. Whether the write was lost, done or late, the next controller repairs
+//! everything, and no address is ever allocated twice, changed or lost.
 //!
-//! There are more Services than addresses, and those that wait have names that sort before those that have one: a plan
-//! that starts anew from what it finds would give them the others' addresses. While the controller is at it, one Service
-//! is deleted, one moves to another address, one asks for nothing any more, and one comes too late; of two that share an
-//! address one leaves, and a third one joins; a reserved address goes from one to the next. The scenario is played again
-//! and again, each time with the trap one write further on, until it comes to its end without. Then each controller
-//! is killed after a few writes, and so is the next.
+//! There are more Services than addresses. Waiting Services have names that sort before the allocated ones, so a plan that
+//! forgot the allocations would move addresses. Users change the Services while the controller works: one is deleted, one
+//! requests another address, one becomes a ClusterIP, and one is created without a free address; of two that share an
+//! address one is deleted, and a third joins; a reserved address moves from one Service to another. The scenario repeats,
+//! with the trap one write later each time, until it ends without a crash. Then every controller is killed after a few
+//! writes.
 //!
 //! The controller is the release binary, as a process on the control plane's host.
 
@@ -21,7 +21,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use crds::{IPAddressPool, LoadBalancerIP};
-use e2e::world::{allocated, ingress, root};
+use e2e::world::{allocated_condition, ingress, root};
 use futures::future::try_join_all;
 use k8s_openapi::api::coordination::v1::Lease;
 use k8s_openapi::api::core::v1::Service;
@@ -30,19 +30,19 @@ use kube::{Api, Client, ResourceExt};
 use lab::{Cluster, KubeProxy, Process, Topology, wait_until};
 use serde_json::{Value, json};
 
-use proxy::{Fate, Proxy, Trap};
+use proxy::{Proxy, Trap, WriteFate};
 use witness::Witness;
 
-/// How long anything may take until all is at rest, also with a controller that has to find out what its predecessor did.
-const PATIENCE: Duration = Duration::from_secs(10);
+/// Limit of waiting for the final state, also after a crash.
+const TIMEOUT: Duration = Duration::from_secs(10);
 
 /// More writes than the scenario has.
-const ENOUGH: usize = 60;
+const MAX_WRITES: usize = 60;
 
-/// Who may change its address: it asks for another one.
+/// The Service that requests another address.
 const MOVER: &str = "m-3";
 
-/// The pools: name, addresses, and whether Services get them that name neither pool nor address.
+/// The pools: name, addresses, and `autoAssign`.
 const POOLS: [(&str, &str, bool); 4] = [
     ("lan", "192.0.2.200-192.0.2.202", true),
     ("side", "192.0.2.210/32", false),
@@ -50,18 +50,18 @@ const POOLS: [(&str, &str, bool); 4] = [
     ("kept", "192.0.2.230/32", false),
 ];
 
-/// The pool of one address that several share.
+/// The pool of the shared address.
 const SHARED: &str = "192.0.2.220/32";
 
-/// The address that is reserved.
+/// The reserved address.
 const RESERVED: &str = "192.0.2.230";
 
-/// Who has which address in the end, as far as it does not depend on chance.
-const IN_THE_END: [(&str, &str); 4] =
+/// The final address of each Service whose address is not random.
+const FINAL_ADDRESSES: [(&str, &str); 4] =
     [(MOVER, "192.0.2.210"), ("r-2", RESERVED), ("s-2", "192.0.2.220"), ("s-3", "192.0.2.220")];
 
 /// A cluster without nodes, a controller behind a proxy, and a witness.
-struct Stage {
+struct CrashFixture {
     cluster: Cluster,
     client: Client,
     proxy: Proxy,
@@ -69,35 +69,35 @@ struct Stage {
     controller: Process,
 }
 
-/// Who has which address.
-type Holdings = BTreeMap<String, IpAddr>;
+/// The address of each Service.
+type AddressByService = BTreeMap<String, IpAddr>;
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_controller_that_is_killed_at_any_write_leaves_nothing_that_the_next_one_does_not_put_right() -> Result<()> {
-    let mut stage = Stage::set().await?;
-    let begun = Instant::now();
+async fn the_next_controller_repairs_a_crash_at_any_write() -> Result<()> {
+    let mut fixture = CrashFixture::start().await?;
+    let start = Instant::now();
     let mut late = BTreeMap::new();
-    for fate in [Fate::Lost, Fate::Done, Fate::Late] {
-        let mut at = 1;
-        while stage.play(Trap { at, fate }, &mut late).await.with_context(|| format!("{fate:?}, write {at}"))? {
-            at += 1;
-            ensure!(at < ENOUGH, "the scenario does not come to an end");
+    for fate in [WriteFate::Lost, WriteFate::Done, WriteFate::Late] {
+        let mut write = 1;
+        while fixture.play(Trap { write, fate }, &mut late).await.with_context(|| format!("{fate:?}, write {write}"))? {
+            write += 1;
+            ensure!(write < MAX_WRITES, "the scenario does not end");
         }
-        eprintln!("{fate:?}: killed at each of {} writes ({:.1?})", at - 1, begun.elapsed());
-        // Fewer would say that the proxy sees nothing: a deletion, a move and two that get an address take as many.
-        ensure!(at > 10, "only {} writes", at - 1);
+        eprintln!("{fate:?}: killed at each of {} writes ({:.1?})", write - 1, start.elapsed());
+        // The scenario needs more writes than this. Otherwise the proxy does not see them.
+        ensure!(write > 10, "only {} writes", write - 1);
     }
-    eprintln!("writes that came late, by the API server's answer: {late:?}");
+    eprintln!("late writes, by status of the API server's answer: {late:?}");
     for writes in 1..=3 {
-        let died = stage.wear_out(writes).await.with_context(|| format!("each lives for {writes} writes"))?;
-        eprintln!("{died} controllers in turn, each killed at write {writes} ({:.1?})", begun.elapsed());
-        ensure!(died > 2, "only {died} died");
+        let killed = fixture.kill_repeatedly(writes).await.with_context(|| format!("killed at write {writes}"))?;
+        eprintln!("{killed} controllers in turn, each killed at write {writes} ({:.1?})", start.elapsed());
+        ensure!(killed > 2, "only {killed} were killed");
     }
-    stage.cluster.remove()
+    fixture.cluster.remove()
 }
 
-impl Stage {
-    async fn set() -> Result<Self> {
+impl CrashFixture {
+    async fn start() -> Result<Self> {
         let (nodes, light_nodes, clients, kube_proxy) = (0, 0, 0, KubeProxy::None);
         let topology = Topology { nodes, light_nodes, clients, kube_proxy, capture: false, ..Topology::default() };
         let cluster = Cluster::start("e2e-crash", &topology).await?;
@@ -111,182 +111,183 @@ impl Stage {
                 "apiVersion": "landfall.dev/v1alpha1", "kind": "IPAddressPool", "metadata": {"name": name},
                 "spec": {"addresses": [addresses], "autoAssign": automatic},
             });
-            // An established definition may still take a moment to be served.
-            let made =
+            // An established definition may take a moment until the API server serves it.
+            let create =
                 async || Ok(pools.create(&PostParams::default(), &serde_json::from_value(pool.clone())?).await?);
-            wait_until(PATIENCE, "a pool to be made", made).await?;
+            wait_until(TIMEOUT, "a pool to be created", create).await?;
         }
         let records: Api<LoadBalancerIP> = Api::all(client.clone());
         let reservation = json!({"metadata": {"name": RESERVED}, "spec": {"address": RESERVED, "reservation": {}}});
         records.create(&PostParams::default(), &serde_json::from_value(reservation)?).await?;
         let proxy = Proxy::start(&cluster)?;
-        let witness = Witness::begin(&client, &[MOVER], "192.0.2.220".parse()?).await?;
-        let controller = start(&cluster, &proxy)?;
+        let witness = Witness::start(&client, &[MOVER], "192.0.2.220".parse()?).await?;
+        let controller = start_controller(&cluster, &proxy)?;
         Ok(Self { cluster, client, proxy, witness, controller })
     }
 
-    /// Plays the scenario with this trap. Returns whether it went off.
+    /// Plays the scenario with this trap. Returns whether the trap killed the controller.
     async fn play(&mut self, trap: Trap, late: &mut BTreeMap<u16, usize>) -> Result<bool> {
-        let before = self.open().await?;
-        self.proxy.set(trap);
-        self.shake().await?;
-        let sprung = self.dead_or_at_rest(&before).await?;
-        if let Some(sprung) = &sprung {
-            self.restart().await?;
-            self.until(sprung, async || self.is_at_rest(&before).await).await?;
-            if trap.fate == Fate::Late {
-                let at_rest = self.holdings().await?;
-                let answer = self.proxy.deliver_late().await?;
-                *late.entry(answer).or_default() += 1;
-                let what = format!("{sprung}, answered with {answer}");
-                ensure!(answer >= 400, "{what}, although all that was to do has been done since");
-                self.until(&what, async || self.is_at_rest(&before).await).await?;
-                ensure!(self.holdings().await? == at_rest, "{what}: {at_rest:?}, then {:?}", self.holdings().await?);
+        let before = self.create_services().await?;
+        self.proxy.set_trap(trap);
+        self.change_services().await?;
+        let killed_at = self.wait_for_crash_or_final_state(&before).await?;
+        if let Some(killed_at) = &killed_at {
+            self.restart_controller().await?;
+            self.wait(killed_at, async || self.check_final_state(&before).await).await?;
+            if trap.fate == WriteFate::Late {
+                let addresses = self.addresses().await?;
+                let status = self.proxy.deliver_late_write().await?;
+                *late.entry(status).or_default() += 1;
+                let what = format!("{killed_at}, answered with {status}");
+                ensure!(status >= 400, "{what}, although the next controller has finished its work");
+                self.wait(&what, async || self.check_final_state(&before).await).await?;
+                let after = self.addresses().await?;
+                ensure!(after == addresses, "{what}: {addresses:?}, then {after:?}");
             }
         }
-        self.witness.ask().await.with_context(|| format!("{sprung:?}"))?;
-        self.clean().await?;
-        Ok(sprung.is_some())
+        self.witness.check().await.with_context(|| format!("{killed_at:?}"))?;
+        self.delete_services().await?;
+        Ok(killed_at.is_some())
     }
 
-    /// Plays it with controllers of which each dies after as many writes. Returns how many died.
-    async fn wear_out(&mut self, writes: usize) -> Result<usize> {
-        let before = self.open().await?;
-        self.proxy.set(Trap { at: writes, fate: Fate::Done });
-        self.shake().await?;
-        let mut died = 0;
-        while self.dead_or_at_rest(&before).await?.is_some() {
-            died += 1;
-            ensure!(died < ENOUGH, "it does not come to rest");
-            self.proxy.set(Trap { at: writes, fate: Fate::Done });
-            self.restart().await?;
+    /// Plays the scenario with controllers that are all killed at this write. Returns the number of kills.
+    async fn kill_repeatedly(&mut self, write: usize) -> Result<usize> {
+        let before = self.create_services().await?;
+        self.proxy.set_trap(Trap { write, fate: WriteFate::Done });
+        self.change_services().await?;
+        let mut killed = 0;
+        while self.wait_for_crash_or_final_state(&before).await?.is_some() {
+            killed += 1;
+            ensure!(killed < MAX_WRITES, "the final state is not reached");
+            self.proxy.set_trap(Trap { write, fate: WriteFate::Done });
+            self.restart_controller().await?;
         }
-        self.witness.ask().await?;
-        self.clean().await?;
-        Ok(died)
+        self.witness.check().await?;
+        self.delete_services().await?;
+        Ok(killed)
     }
 
-    /// Makes the Services, and waits until the controller has looked at them. Returns who has what.
-    async fn open(&self) -> Result<Holdings> {
-        // Those that will be pending come last, with names that come first.
-        for (names, served) in
+    /// Creates the Services, and waits until the controller has processed them. Returns their addresses.
+    async fn create_services(&self) -> Result<AddressByService> {
+        // The Services that will be pending are created last, with names that sort first.
+        for (names, have_addresses) in
             [(&["m-1", "m-2", "m-3", "s-1", "s-2", "r-1"][..], true), (&["a-1", "a-2", "a-3"], false)]
         {
-            try_join_all(names.iter().map(|name| self.create(name))).await?;
-            self.until("the Services to be looked at", async || {
-                let services = self.all().await?;
+            try_join_all(names.iter().map(|name| self.create_service(name))).await?;
+            self.wait("the Services to be processed", async || {
+                let services = self.services().await?;
                 for service in services.iter().filter(|service| names.contains(&service.name_any().as_str())) {
-                    let looked_at = allocated(service).is_some() && ingress(service).is_empty() != served;
-                    ensure!(looked_at, "{}: {:?}", service.name_any(), allocated(service));
+                    let is_processed =
+                        allocated_condition(service).is_some() && ingress(service).is_empty() != have_addresses;
+                    ensure!(is_processed, "{}: {:?}", service.name_any(), allocated_condition(service));
                 }
                 Ok(())
             })
             .await?;
         }
-        self.holdings().await
+        self.addresses().await
     }
 
-    /// What users do, all at once.
-    async fn shake(&self) -> Result<()> {
+    /// Makes all changes of users at once.
+    async fn change_services(&self) -> Result<()> {
         let (delete, patch) = (DeleteParams::default(), PatchParams::default());
-        let moves = Patch::Merge(json!({"spec": {"loadBalancerIP": "192.0.2.210"}}));
-        let stays_inside = Patch::Merge(json!({"spec": {"type": "ClusterIP"}}));
+        let other_address = Patch::Merge(json!({"spec": {"loadBalancerIP": "192.0.2.210"}}));
+        let cluster_ip = Patch::Merge(json!({"spec": {"type": "ClusterIP"}}));
         tokio::try_join!(
-            async { self.services().delete("m-2", &delete).await.map(drop) },
-            async { self.services().delete("s-1", &delete).await.map(drop) },
-            async { self.services().delete("r-1", &delete).await.map(drop) },
-            async { self.services().patch(MOVER, &patch, &moves).await.map(drop) },
-            async { self.services().patch("a-3", &patch, &stays_inside).await.map(drop) },
+            async { self.service_api().delete("m-2", &delete).await.map(drop) },
+            async { self.service_api().delete("s-1", &delete).await.map(drop) },
+            async { self.service_api().delete("r-1", &delete).await.map(drop) },
+            async { self.service_api().patch(MOVER, &patch, &other_address).await.map(drop) },
+            async { self.service_api().patch("a-3", &patch, &cluster_ip).await.map(drop) },
         )?;
-        try_join_all(["s-3", "r-2", "z"].map(|name| self.create(name))).await?;
+        try_join_all(["s-3", "r-2", "z"].map(|name| self.create_service(name))).await?;
         Ok(())
     }
 
-    /// Waits until the controller is dead, and says at which write, or all is at rest without.
-    async fn dead_or_at_rest(&self, before: &Holdings) -> Result<Option<String>> {
-        self.until("the trap to go off, or all to be at rest", async || match self.proxy.sprung() {
+    /// Waits until the trap has killed the controller, and returns the write, or until the final state is reached.
+    async fn wait_for_crash_or_final_state(&self, before: &AddressByService) -> Result<Option<String>> {
+        self.wait("a crash or the final state", async || match self.proxy.killed_at() {
             Some(_) => Ok(()),
-            None => self.is_at_rest(before).await,
+            None => self.check_final_state(before).await,
         })
         .await?;
-        self.proxy.clear();
-        // With a trap near the end, both may come at once.
-        Ok(self.proxy.sprung())
+        self.proxy.clear_trap();
+        // A trap at one of the last writes may have killed the controller after the check.
+        Ok(self.proxy.killed_at())
     }
 
-    /// What must be in the end.
-    async fn is_at_rest(&self, before: &Holdings) -> Result<()> {
-        let services = self.all().await?;
+    /// Checks that all objects have their final state.
+    async fn check_final_state(&self, before: &AddressByService) -> Result<()> {
+        let services = self.services().await?;
         let names: Vec<_> = services.iter().map(ResourceExt::name_any).collect();
         ensure!(names == ["a-1", "a-2", "a-3", "m-1", "m-3", "r-2", "s-2", "s-3", "z"], "{names:?}");
         for service in &services {
-            let (name, addresses, condition) = (service.name_any(), ingress(service), allocated(service));
-            let said = condition.as_ref().map(|condition| (condition.status.as_str(), condition.reason.as_str()));
+            let (name, addresses, condition) = (service.name_any(), ingress(service), allocated_condition(service));
+            let state = condition.as_ref().map(|condition| (condition.status.as_str(), condition.reason.as_str()));
             let expected = match name.as_str() {
-                // Has no address, and says why.
                 "z" => Some(("False", "PoolsExhausted")),
                 "a-3" => None,
                 _ => Some(("True", "Allocated")),
             };
-            ensure!(said == expected, "{name}: {condition:?}");
-            ensure!(addresses.len() == usize::from(said == Some(("True", "Allocated"))), "{name}: {addresses:?}");
+            ensure!(state == expected, "{name}: {condition:?}");
+            ensure!(addresses.len() == usize::from(state == Some(("True", "Allocated"))), "{name}: {addresses:?}");
             let finalizers = service.finalizers();
-            ensure!(!addresses.is_empty() || finalizers.is_empty(), "{name} has none and keeps {finalizers:?}");
+            ensure!(!addresses.is_empty() || finalizers.is_empty(), "{name} has no address and keeps {finalizers:?}");
         }
-        let now = holdings(&services);
+        let now = address_by_service(&services);
         ensure!(now.get("m-1") == before.get("m-1"), "m-1 had {:?} and has {:?}", before.get("m-1"), now.get("m-1"));
-        for (name, address) in IN_THE_END {
+        for (name, address) in FINAL_ADDRESSES {
             ensure!(now.get(name) == Some(&address.parse()?), "{name} has {:?}", now.get(name));
         }
 
-        // The records say just what the Services show: none is left over, and none is missing.
+        // The records agree with the status of the Services.
         let mut held = BTreeSet::new();
         for record in self.records().await? {
             ensure!(record.metadata.deletion_timestamp.is_none(), "{} is being deleted", record.name_any());
             let address = record.address()?;
             held.extend(record.spec.services.iter().map(|holder| (holder.uid.clone(), address)));
         }
-        let of = |service: &Service| (crds::InternedStr::from(service.uid().unwrap_or_default()), ingress(service));
-        let shown: Vec<_> = services.iter().map(of).collect();
+        let shown_by = |service: &Service| (crds::InternedStr::from(service.uid().unwrap_or_default()), ingress(service));
+        let shown: Vec<_> = services.iter().map(shown_by).collect();
         let shown: BTreeSet<_> =
             shown.into_iter().flat_map(|(uid, all)| all.into_iter().map(move |one| (uid.clone(), one))).collect();
-        ensure!(held == shown, "records say {held:?}, Services {shown:?}");
+        ensure!(held == shown, "records have {held:?}, Services {shown:?}");
         let records = self.records().await?.len();
         ensure!(records == 6, "{records} records");
 
-        // And the pools say how many that are.
+        // The pools count the addresses.
         let pools: Api<IPAddressPool> = Api::all(self.client.clone());
         for pool in pools.list(&ListParams::default()).await?.items {
             let assigned = pool.status.as_ref().map(|status| status.assigned_ipv4);
             let expected = if pool.name_any() == "lan" { 3 } else { 1 };
-            ensure!(assigned == Some(expected), "pool {} has given out {assigned:?}", pool.name_any());
+            ensure!(assigned == Some(expected), "pool {} counts {assigned:?}", pool.name_any());
         }
         Ok(())
     }
 
-    /// Starts the next controller. Its predecessor is dead for certain, so its term need not be waited for: a test has
-    /// hardly the time to do that sixty times.
-    async fn restart(&self) -> Result<()> {
+    /// Starts the next controller. Deletes the Lease of its predecessor, which is surely dead: waiting for the end of sixty
+    /// Leases would take too long.
+    async fn restart_controller(&self) -> Result<()> {
         let controller = &self.controller;
-        self.until("the dead controller to be gone", async || {
-            ensure!(!controller.is_running(), "it runs");
+        self.wait("the end of the killed controller", async || {
+            ensure!(!controller.is_running(), "the controller still runs");
             Ok(())
         })
         .await?;
         let leases: Api<Lease> = Api::namespaced(self.client.clone(), "landfall-system");
         leases.delete_collection(&DeleteParams::default(), &ListParams::default()).await?;
         controller.start()?;
-        self.proxy.revive(controller.clone());
+        self.proxy.accept(controller.clone());
         Ok(())
     }
 
-    /// Deletes all Services, and waits until nothing of them is left.
-    async fn clean(&self) -> Result<()> {
-        let (services, params) = (self.services(), DeleteParams::default());
-        let names = self.all().await?;
-        try_join_all(names.iter().map(async |service| services.delete(&service.name_any(), &params).await)).await?;
-        self.until("all to be gone", async || {
-            let (services, records) = (self.all().await?, self.records().await?);
+    /// Deletes all Services, and waits until only the reservation is left.
+    async fn delete_services(&self) -> Result<()> {
+        let (api, params) = (self.service_api(), DeleteParams::default());
+        let names = self.services().await?;
+        try_join_all(names.iter().map(async |service| api.delete(&service.name_any(), &params).await)).await?;
+        self.wait("all Services and records to be deleted", async || {
+            let (services, records) = (self.services().await?, self.records().await?);
             let held: Vec<_> = records.iter().flat_map(|record| &record.spec.services).collect();
             ensure!(
                 services.is_empty() && held.is_empty() && records.len() == 1,
@@ -298,29 +299,29 @@ impl Stage {
         .await
     }
 
-    async fn create(&self, name: &str) -> Result<()> {
+    async fn create_service(&self, name: &str) -> Result<()> {
         let annotations = match name.split_once('-') {
             Some(("s", _)) => json!({"landfall.dev/address-pool": "shared", "landfall.dev/allow-shared-ip": "key"}),
             Some(("r", _)) => json!({"landfall.dev/load-balancer-ips": RESERVED}),
             _ => json!({}),
         };
-        // Those that share have ports of their own.
+        // Services that share an address have different ports.
         let port = name.bytes().last().map_or(80, u16::from);
         let service = json!({
             "metadata": {"name": name, "annotations": annotations},
             "spec": {"type": "LoadBalancer", "allocateLoadBalancerNodePorts": false, "ports": [{"port": port}]},
         });
-        self.services().create(&PostParams::default(), &serde_json::from_value::<Service>(service)?).await?;
+        self.service_api().create(&PostParams::default(), &serde_json::from_value::<Service>(service)?).await?;
         Ok(())
     }
 
-    async fn holdings(&self) -> Result<Holdings> {
-        Ok(holdings(&self.all().await?))
+    async fn addresses(&self) -> Result<AddressByService> {
+        Ok(address_by_service(&self.services().await?))
     }
 
-    /// All Services but that of the API server, by name.
-    async fn all(&self) -> Result<Vec<Service>> {
-        let services = self.services().list(&ListParams::default()).await?.items;
+    /// All Services except the API server's, by name.
+    async fn services(&self) -> Result<Vec<Service>> {
+        let services = self.service_api().list(&ListParams::default()).await?.items;
         Ok(services.into_iter().filter(|service| service.name_any() != "kubernetes").collect())
     }
 
@@ -329,21 +330,21 @@ impl Stage {
         Ok(records.list(&ListParams::default()).await?.items)
     }
 
-    async fn until<T>(&self, what: &str, condition: impl AsyncFnMut() -> Result<T>) -> Result<T> {
-        wait_until(PATIENCE, what, condition).await
+    async fn wait<T>(&self, what: &str, condition: impl AsyncFnMut() -> Result<T>) -> Result<T> {
+        wait_until(TIMEOUT, what, condition).await
     }
 
-    fn services(&self) -> Api<Service> {
+    fn service_api(&self) -> Api<Service> {
         Api::default_namespaced(self.client.clone())
     }
 }
 
-fn holdings(services: &[Service]) -> Holdings {
+fn address_by_service(services: &[Service]) -> AddressByService {
     services.iter().filter_map(|service| Some((service.name_any(), *ingress(service).first()?))).collect()
 }
 
-/// Starts a controller that takes the proxy for its API server. It needs no credentials: the proxy has them.
-fn start(cluster: &Cluster, proxy: &Proxy) -> Result<Process> {
+/// Starts a controller that uses the proxy as its API server. It has no credentials: the proxy adds them.
+fn start_controller(cluster: &Cluster, proxy: &Proxy) -> Result<Process> {
     let host = cluster.control_plane();
     let kubeconfig: Value = json!({
         "apiVersion": "v1", "kind": "Config", "current-context": "proxy",
@@ -358,7 +359,7 @@ fn start(cluster: &Cluster, proxy: &Proxy) -> Result<Process> {
     let binary = root().join("target/x86_64-unknown-linux-musl/release/landfall");
     let mut command = Command::new(binary);
     command.arg("controller").env("KUBECONFIG", path).env("LANDFALL_LEASE_NAMESPACE", "landfall-system");
-    // It is known to the proxy before its first request.
-    proxy.revive(host.process("controller"));
+    // The proxy must know the controller before its first request.
+    proxy.accept(host.process("controller"));
     host.spawn("controller", &command)
 }

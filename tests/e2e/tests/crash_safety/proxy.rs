@@ -1,9 +1,9 @@
 //! A proxy between a controller and its API server, which kills the controller at a write.
 //!
-//! It takes plain HTTP on 127.0.0.1 of the control plane's namespace and passes everything on to the API server over TLS.
-//! Writes of what Landfall allocates are counted; at the one that a [`Trap`] is set for, the controller gets SIGKILL
-//! before the request goes on, or after its answer came. From then on nothing of this controller goes on any more, also
-//! what it had sent already, until [`Proxy::revive`].
+//! It accepts plain HTTP on 127.0.0.1 of the control plane's namespace and forwards requests to the API server over TLS. It
+//! counts writes of allocations. At the write of a [`Trap`], it kills the controller before it forwards the request, or after
+//! it has the answer. From then on it forwards nothing of this controller, also no request that it has received already,
+//! until [`Proxy::accept`].
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -19,56 +19,55 @@ use lab::{Cluster, Process, Signal};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::{JoinHandle, JoinSet};
 
-/// What becomes of the write at which the controller dies.
+/// The fate of the write at which the controller dies.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Fate {
+pub enum WriteFate {
     /// It never reaches the API server.
     Lost,
-    /// It is done, and nobody hears of it.
+    /// The API server does it, and the controller does not receive the answer.
     Done,
-    /// It is on its way for long, and comes when another controller has done all it had to.
+    /// It reaches the API server after the next controller has finished its work.
     Late,
 }
 
-/// At which write the controller dies, counted from one, and what becomes of that write.
+/// The write at which the controller dies, and the fate of that write.
 #[derive(Clone, Copy, Debug)]
 pub struct Trap {
-    /// Which write.
-    pub at: usize,
-    /// What becomes of it.
-    pub fate: Fate,
+    /// Number of the write, counted from one.
+    pub write: usize,
+    pub fate: WriteFate,
 }
 
 /// The proxy. Dropping it ends it.
 pub struct Proxy {
-    /// Where it listens: what the controller is to take for the API server.
+    /// Its URL, which the controller uses as the API server's.
     pub url: String,
-    shared: Arc<Shared>,
+    shared: Arc<SharedProxy>,
     task: JoinHandle<()>,
 }
 
-struct Shared {
+struct SharedProxy {
     client: Client,
-    state: Mutex<State>,
+    state: Mutex<ProxyState>,
 }
 
 #[derive(Default)]
-struct State {
+struct ProxyState {
     trap: Option<Trap>,
     /// Writes since the trap was set.
     writes: usize,
-    /// The write at which it went off, for messages.
-    sprung: Option<String>,
-    /// Which controller this is; the connections of those before are dead.
+    /// The write at which the controller was killed, for messages.
+    killed_at: Option<String>,
+    /// Number of the current controller. Connections of earlier controllers are dead.
     generation: usize,
-    dead: bool,
-    victim: Option<Process>,
-    late: Option<Write>,
+    is_dead: bool,
+    controller: Option<Process>,
+    late: Option<StoredRequest>,
 }
 
 /// A request that can be sent at any time.
 #[derive(Clone)]
-struct Write {
+struct StoredRequest {
     method: Method,
     uri: Uri,
     headers: HeaderMap,
@@ -82,7 +81,7 @@ impl Drop for Proxy {
 }
 
 impl Proxy {
-    /// Starts one on the control plane's host.
+    /// Starts a proxy on the control plane's host.
     pub fn start(cluster: &Cluster) -> Result<Self> {
         let bind = || -> std::io::Result<_> {
             let listener = std::net::TcpListener::bind("127.0.0.1:0")?;
@@ -91,99 +90,100 @@ impl Proxy {
         };
         let listener = TcpListener::from_std(cluster.control_plane().run(bind)?.context("listen for the controller")?)?;
         let url = format!("http://{}", listener.local_addr()?);
-        let shared = Arc::new(Shared { client: cluster.client(), state: Mutex::default() });
+        let shared = Arc::new(SharedProxy { client: cluster.client(), state: Mutex::default() });
         let task = tokio::spawn(serve(listener, shared.clone()));
         Ok(Self { url, shared, task })
     }
 
-    /// From now on this is the controller. What was sent by others before goes nowhere.
-    pub fn revive(&self, controller: Process) {
+    /// Accepts requests of this controller, and no longer of earlier ones.
+    pub fn accept(&self, controller: Process) {
         let mut state = self.shared.state();
         state.generation += 1;
-        (state.dead, state.victim) = (false, Some(controller));
+        (state.is_dead, state.controller) = (false, Some(controller));
     }
 
-    /// Sets a trap. The count begins.
-    pub fn set(&self, trap: Trap) {
+    /// Sets a trap, and starts to count writes.
+    pub fn set_trap(&self, trap: Trap) {
         let mut state = self.shared.state();
-        (state.trap, state.writes, state.sprung, state.late) = (Some(trap), 0, None, None);
+        (state.trap, state.writes, state.killed_at, state.late) = (Some(trap), 0, None, None);
     }
 
-    /// Takes the trap away, if it has not gone off.
-    pub fn clear(&self) {
+    /// Removes the trap.
+    pub fn clear_trap(&self) {
         self.shared.state().trap = None;
     }
 
-    /// The write at which the trap went off, if it has.
-    pub fn sprung(&self) -> Option<String> {
-        self.shared.state().sprung.clone()
+    /// The write at which the trap killed the controller, if it has.
+    pub fn killed_at(&self) -> Option<String> {
+        self.shared.state().killed_at.clone()
     }
 
-    /// Delivers the write that was on its way for so long, and returns the API server's answer to it.
-    pub async fn deliver_late(&self) -> Result<u16> {
+    /// Sends the late write, and returns the status of the API server's answer.
+    pub async fn deliver_late_write(&self) -> Result<u16> {
         let Some(write) = self.shared.state().late.take() else { bail!("no write is late") };
-        Ok(self.shared.client.send(write.request()).await?.status().as_u16())
+        Ok(self.shared.client.send(write.to_request()).await?.status().as_u16())
     }
 }
 
-impl Shared {
-    fn state(&self) -> MutexGuard<'_, State> {
+impl SharedProxy {
+    fn state(&self) -> MutexGuard<'_, ProxyState> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Passes a request on, or not. An error ends the connection.
-    async fn pass(&self, generation: usize, request: Request<Incoming>) -> Result<Response<Body>> {
+    /// Forwards a request, or kills the controller. An error ends the connection.
+    async fn forward(&self, generation: usize, request: Request<Incoming>) -> Result<Response<Body>> {
         let (head, body) = request.into_parts();
         let body = body.collect().await?.to_bytes();
-        let write = Write { method: head.method, uri: head.uri, headers: head.headers, body };
+        let request = StoredRequest { method: head.method, uri: head.uri, headers: head.headers, body };
         let fate = {
             let mut state = self.state();
-            if state.dead || generation != state.generation {
+            if state.is_dead || generation != state.generation {
                 bail!("this controller is dead");
             }
-            let fate = if write.counts() { state.fate(&write) } else { None };
-            if matches!(fate, Some(Fate::Lost | Fate::Late)) {
-                state.kill(&write)?;
-                state.late = (fate == Some(Fate::Late)).then(|| write.clone());
+            let fate = if request.is_allocation_write() { state.count_write(&request) } else { None };
+            if matches!(fate, Some(WriteFate::Lost | WriteFate::Late)) {
+                state.kill_controller(&request)?;
+                state.late = (fate == Some(WriteFate::Late)).then(|| request.clone());
                 bail!("not delivered");
             }
             fate
         };
-        let answer = self.client.send(write.request()).await?;
+        let answer = self.client.send(request.to_request()).await?;
         if fate.is_some() {
-            self.state().kill(&write)?;
+            self.state().kill_controller(&request)?;
             bail!("the answer is lost");
         }
         Ok(answer)
     }
 }
 
-impl State {
-    /// Counts a write; at the one that the trap is set for, what becomes of it.
-    fn fate(&mut self, write: &Write) -> Option<Fate> {
+impl ProxyState {
+    /// Counts a write. Returns its fate if it is the write of the trap.
+    fn count_write(&mut self, write: &StoredRequest) -> Option<WriteFate> {
         self.writes += 1;
-        let trap = self.trap.take_if(|trap| trap.at == self.writes)?;
-        // Others that are under way would be no less interesting, but which they are is chance.
-        self.dead = true;
-        self.sprung = Some(format!("write {} ({} {}), {:?}", trap.at, write.method, write.uri.path(), trap.fate));
+        let trap = self.trap.take_if(|trap| trap.write == self.writes)?;
+        // Drops other open requests as well, whose number is random.
+        self.is_dead = true;
+        self.killed_at = Some(format!("write {} ({} {}), {:?}", trap.write, write.method, write.uri.path(), trap.fate));
         Some(trap.fate)
     }
 
-    fn kill(&mut self, write: &Write) -> Result<()> {
-        let victim = self.victim.take().with_context(|| format!("{} by nobody", write.uri))?;
-        victim.signal(Signal::SIGKILL)
+    fn kill_controller(&mut self, write: &StoredRequest) -> Result<()> {
+        let controller = self.controller.take().with_context(|| format!("{} without a controller", write.uri))?;
+        controller.signal(Signal::SIGKILL)
     }
 }
 
-impl Write {
-    /// Whether it is a write of what Landfall allocates: events and the Lease are not.
-    fn counts(&self) -> bool {
+impl StoredRequest {
+    /// Whether it writes an allocation. Events and the Lease do not count.
+    fn is_allocation_write(&self) -> bool {
         let path = self.uri.path();
-        let counted = ["/services/", "/loadbalancerips", "/ipaddresspools"].iter().any(|kind| path.contains(kind));
-        counted && self.method != Method::GET
+        let is_allocation =
+            ["/services/", "/loadbalancerips", "/ipaddresspools"].iter().any(|kind| path.contains(kind));
+        is_allocation && self.method != Method::GET
     }
 
-    fn request(&self) -> Request<Body> {
+    fn to_request(&self) -> Request<Body> {
         let mut request = Request::new(Body::from(self.body.to_vec()));
         *request.method_mut() = self.method.clone();
         *request.uri_mut() = self.uri.clone();
@@ -192,12 +192,12 @@ impl Write {
     }
 }
 
-async fn serve(listener: TcpListener, shared: Arc<Shared>) {
+async fn serve(listener: TcpListener, shared: Arc<SharedProxy>) {
     let mut connections = JoinSet::new();
     loop {
         tokio::select! {
             accepted = listener.accept() => match accepted {
-                Ok((stream, _)) => drop(connections.spawn(connection(stream, shared.clone()))),
+                Ok((stream, _)) => drop(connections.spawn(serve_connection(stream, shared.clone()))),
                 Err(error) => return eprintln!("the proxy ends: {error}"),
             },
             Some(_) = connections.join_next() => {}
@@ -205,13 +205,13 @@ async fn serve(listener: TcpListener, shared: Arc<Shared>) {
     }
 }
 
-async fn connection(stream: TcpStream, shared: Arc<Shared>) {
+async fn serve_connection(stream: TcpStream, shared: Arc<SharedProxy>) {
     let generation = shared.state().generation;
-    let pass = service_fn(move |request| {
+    let forward = service_fn(move |request| {
         let shared = shared.clone();
-        // A connection that ends without an answer is what a client sees of a crash on the way.
-        async move { shared.pass(generation, request).await.map_err(std::io::Error::other) }
+        // An error ends the connection without an answer, like a crash on the path.
+        async move { shared.forward(generation, request).await.map_err(std::io::Error::other) }
     });
-    // Errors here are clients that go, and what is made to fail on purpose.
-    let _ = hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(stream), pass).await;
+    // Ignores errors of clients that disconnect, and injected ones.
+    let _ = hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(stream), forward).await;
 }

@@ -8,8 +8,8 @@ use std::collections::BTreeMap;
 
 use anyhow::Result;
 use bench::report::Report;
-use e2e::Over;
-use e2e::rolling::{POLICIES, Rolling};
+use e2e::Transport;
+use e2e::rolling::{POLICIES, RollingUpdates};
 
 use crate::Bench;
 use crate::stand::Stand;
@@ -19,22 +19,22 @@ const ROUNDS: usize = 5;
 
 /// The backend is updated again and again.
 pub async fn measure(bench: &Bench, report: &mut Report, stand: &Stand) -> Result<()> {
-    let rolling = Rolling::begin(&stand.world, 1).await?;
+    let rolling = RollingUpdates::start(&stand.world, 1).await?;
     let mut rounds: BTreeMap<_, Vec<f64>> = BTreeMap::new();
     let (mut asked, mut slow): (BTreeMap<_, usize>, BTreeMap<_, usize>) = Default::default();
     for round in 1..=ROUNDS {
         let mut told = String::new();
         for (policy, over, tally) in rolling.update().await? {
             rounds.entry((policy, over)).or_default().push(tally.percent());
-            *asked.entry((policy, over)).or_default() += tally.asked;
+            *asked.entry((policy, over)).or_default() += tally.requests;
             *slow.entry((policy, over)).or_default() += tally.slow;
-            told += &format!("; {policy}, {over:?}: {} of {} lost", tally.lost, tally.asked);
+            told += &format!("; {policy}, {over:?}: {} of {} lost", tally.lost, tally.requests);
         }
         bench.progress(&format!("update {round}{told}"))?;
     }
     report.part(&format!("{ROUNDS} rolling updates of a backend, new connections all the time"));
     for (policy, _) in POLICIES {
-        for (over, suffix) in [(Over::Tcp, ""), (Over::Udp, "_udp")] {
+        for (over, suffix) in [(Transport::Tcp, ""), (Transport::Udp, "_udp")] {
             let which = (policy, over);
             let worst = rounds[&which].iter().copied().fold(100.0, f64::min);
             report.row(

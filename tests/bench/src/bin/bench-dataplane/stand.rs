@@ -42,23 +42,23 @@ impl Stand {
     pub async fn set(bench: &Bench) -> Result<Self> {
         let topology = Topology { capture: false, ..Topology::default() };
         let world = World::with_landfall("bench-dataplane", topology).await?;
-        world.pool("lan", &["192.0.2.200-192.0.2.209"]).await?;
+        world.create_pool("lan", &["192.0.2.200-192.0.2.209"]).await?;
         for (node, pods) in PODS {
             let spec = json!({"nodeName": node});
-            world.whoami_on(&format!("web-{node}"), pods, spec).await?;
+            world.create_whoami_with(&format!("web-{node}"), pods, spec).await?;
         }
         // One Service for all three Deployments.
         world.kubectl(&["label", "pods", "--all", "bench=web"])?;
-        let service = world.service("web", json!({"selector": {"bench": "web"}})).await?;
+        let service = world.create_service("web", json!({"selector": {"bench": "web"}})).await?;
         let ports = service.spec.and_then(|spec| spec.ports).unwrap_or_default();
         let node_port = ports.iter().find(|port| port.name.as_deref() == Some("tcp")).and_then(|port| port.node_port);
         let node_port = node_port.and_then(|port| u16::try_from(port).ok()).context("the Service has no node port")?;
-        let address = world.address("web").await?;
+        let address = world.wait_for_address("web").await?;
         let mut nodes = BTreeMap::new();
         for (node, _) in PODS {
-            nodes.extend(world.pods(&format!("web-{node}")).await?);
+            nodes.extend(world.pod_nodes(&format!("web-{node}")).await?);
         }
-        world.endpoints("web", nodes.len()).await?;
+        world.wait_for_endpoints("web", nodes.len()).await?;
         let stand = Self {
             client: world.cluster.client_host("c1"),
             target: SocketAddr::new(address, PORT),
@@ -77,7 +77,7 @@ impl Stand {
     /// If they don't in time.
     pub async fn whole(&self) -> Result<()> {
         wait_until(4 * SOON, "all pods to answer", async || {
-            let pods = self.world.lan.pods(40, self.target.ip())?;
+            let pods = self.world.lan.answering_pods(40, self.target.ip())?;
             ensure!(pods.len() == self.nodes.len(), "{} answer", pods.len());
             Ok(())
         })
@@ -102,7 +102,7 @@ impl Stand {
     /// # Errors
     /// If nobody does.
     pub async fn owner(&self) -> Result<String> {
-        self.world.announcer(self.target.ip()).await
+        self.world.wait_for_announcer(self.target.ip()).await
     }
 
     /// Waits until somebody else announces the address than this node.

@@ -14,7 +14,7 @@ use bench::report::Report;
 use bench::sniffer::{MacAddr, Sniffer, first_by_others};
 use bench::spread::percentile;
 use crds::{L2Advertisement, LoadBalancerIP};
-use e2e::Connect;
+use e2e::ConnectOutcome;
 use e2e::world::SOON;
 use futures::{StreamExt, TryStreamExt, stream};
 use k8s_openapi::api::core::v1::Service;
@@ -47,7 +47,7 @@ pub async fn measure(bench: &Bench, report: &mut Report, stand: &Stand) -> Resul
     let count = if bench.quick { 1000 } else { 5000 };
     let (client, cluster) = (&stand.world.client, &stand.world.cluster);
     let since = Instant::now();
-    let pool = stand.world.pool("many", &[POOL]).await?;
+    let pool = stand.world.create_pool("many", &[POOL]).await?;
     let advertisements: Api<L2Advertisement> = Api::all(client.clone());
     let prefer = json!([{"weight": 100, "preference": {"matchLabels": {"kubernetes.io/hostname": OWNER}}}]);
     let advertisement = json!({
@@ -108,7 +108,7 @@ pub async fn measure(bench: &Bench, report: &mut Report, stand: &Stand) -> Resul
     for address in &sample {
         wait_until(SOON, &format!("{address} to refuse a connect"), async || {
             let end = lan.connect((*address).into(), 80)?;
-            ensure!(end == Connect::Refused, "{end:?}");
+            ensure!(end == ConnectOutcome::Refused, "{end:?}");
             Ok(())
         })
         .await?;

@@ -51,19 +51,19 @@ impl Stand {
         };
         let world = World::with_landfall("bench-failover", topology).await?;
         let client = world.cluster.client_host("c1");
-        world.pool("lan", &["192.0.2.200-192.0.2.229"]).await?;
+        world.create_pool("lan", &["192.0.2.200-192.0.2.229"]).await?;
         let spread = json!([{
             "maxSkew": 1, "topologyKey": "kubernetes.io/hostname", "whenUnsatisfiable": "DoNotSchedule",
             "labelSelector": {"matchLabels": {"app": "web"}},
         }]);
-        world.whoami_on("web", NODES.len() as i32, json!({"topologySpreadConstraints": spread})).await?;
-        world.service("web", json!({"externalTrafficPolicy": "Local"})).await?;
+        world.create_whoami_with("web", NODES.len() as i32, json!({"topologySpreadConstraints": spread})).await?;
+        world.create_service("web", json!({"externalTrafficPolicy": "Local"})).await?;
         for n in 0..OTHERS {
-            world.service(&format!("other-{n}"), without_pods()).await?;
-            world.address(&format!("other-{n}")).await?;
+            world.create_service(&format!("other-{n}"), without_pods()).await?;
+            world.wait_for_address(&format!("other-{n}")).await?;
         }
-        let address = world.address("web").await?;
-        wait_until(SOON, "an answer", async || world.lan.tcp(address)).await?;
+        let address = world.wait_for_address("web").await?;
+        wait_until(SOON, "an answer", async || world.lan.query_tcp(address)).await?;
         bench.progress("three nodes, Landfall, and an address that answers")?;
         Ok(Self { world, client, address })
     }
