@@ -187,7 +187,7 @@ fn send_forgeries(client: &Host) -> Result<()> {
     let index: u32 = line.split(':').next().unwrap_or_default().trim().parse().context("the index of eth0")?;
     let mac = client.mac().context("a client has a MAC address")?;
     let octets: Vec<u8> = mac.split(':').filter_map(|octet| u8::from_str_radix(octet, 16).ok()).collect();
-    let mac = MacAddr(octets.try_into().map_err(|_| anyhow!("{mac} is no MAC address"))?);
+    let mac = MacAddr::from(<[u8; 6]>::try_from(octets).map_err(|_| anyhow!("{mac} is no MAC address"))?);
     let own: IpAddr = client.ipv4().into();
     client.run(|| -> Result<()> {
         let mut port = Port::open(Channel::Hello)?;
