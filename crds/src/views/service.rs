@@ -349,19 +349,8 @@ impl TryFrom<&core::Service> for Service {
         let key = key(meta);
         let malformed = |problem: String| Malformed { kind: "Service", name: key.to_string(), problem };
         let spec = object.spec.clone().unwrap_or_default();
-        let mut ports = Vec::new();
-        let mut seen = BTreeSet::new();
-        for port in spec.ports.iter().flatten() {
-            let protocol = Protocol::parse(port.protocol.as_deref())
-                .ok_or_else(|| malformed(format!("unknown protocol {:?}", port.protocol)))?;
-            let number = u16::try_from(port.port)
-                .map_err(|_| malformed(format!("port {} is out of range (1-65535)", port.port)))?;
-            if !seen.insert((protocol, number)) {
-                return Err(malformed(format!("port {number}/{protocol} is listed twice")));
-            }
-            let node_port = port.node_port.and_then(|port| u16::try_from(port).ok()).filter(|port| *port != 0);
-            ports.push(Port { name: port.name.as_deref().unwrap_or_default().into(), protocol, number, node_port });
-        }
+        let ports = ports(&spec).map_err(malformed)?;
+        let annotation = |name: &str| meta.annotations.as_ref()?.get(name);
         let families = spec.ip_families.iter().flatten().filter_map(|family| match family.as_str() {
             "IPv4" => Some(Family::V4),
             "IPv6" => Some(Family::V6),
@@ -386,7 +375,7 @@ impl TryFrom<&core::Service> for Service {
                 Some("RequireDualStack") => FamilyPolicy::RequireDualStack,
                 _ => FamilyPolicy::SingleStack,
             },
-            ports: collect_exact(ports.into_iter()),
+            ports,
             traffic_policy: match spec.external_traffic_policy.as_deref() {
                 Some("Local") => TrafficPolicy::Local,
                 _ => TrafficPolicy::Cluster,
@@ -397,21 +386,9 @@ impl TryFrom<&core::Service> for Service {
                 .and_then(|port| u16::try_from(port).ok())
                 .filter(|port| *port != 0),
             source_ranges: spec.load_balancer_source_ranges.into_iter().flatten().map(InternedStr::from).collect(),
-            source_ranges_annotation: meta
-                .annotations
-                .as_ref()
-                .and_then(|all| all.get(SOURCE_RANGES))
-                .map(InternedStr::from),
-            spread_disabled: meta
-                .annotations
-                .as_ref()
-                .and_then(|all| all.get(SPREAD))
-                .is_some_and(|spread| spread == "false"),
-            backend: meta
-                .annotations
-                .as_ref()
-                .and_then(|all| all.get(backend::ANNOTATION))
-                .map(|text| text.parse().map_err(InternedStr::from)),
+            source_ranges_annotation: annotation(SOURCE_RANGES).map(InternedStr::from),
+            spread_disabled: annotation(SPREAD).is_some_and(|spread| spread == "false"),
+            backend: annotation(backend::ANNOTATION).map(|text| text.parse().map_err(InternedStr::from)),
             // A headless Service has the text `None` here, which is not an address.
             cluster_ips: spec.cluster_ips.iter().flatten().filter_map(|address| address.parse().ok()).collect(),
             affinity: (spec.session_affinity.as_deref() == Some("ClientIP")).then(|| {
@@ -428,6 +405,23 @@ impl TryFrom<&core::Service> for Service {
             key,
         })
     }
+}
+
+/// The ports of a Service, or the error in them.
+fn ports(spec: &core::ServiceSpec) -> Result<Vec<Port>, String> {
+    let mut ports = Vec::new();
+    let mut seen = BTreeSet::new();
+    for port in spec.ports.iter().flatten() {
+        let protocol =
+            Protocol::parse(port.protocol.as_deref()).ok_or_else(|| format!("unknown protocol {:?}", port.protocol))?;
+        let number = u16::try_from(port.port).map_err(|_| format!("port {} is out of range (1-65535)", port.port))?;
+        if !seen.insert((protocol, number)) {
+            return Err(format!("port {number}/{protocol} is listed twice"));
+        }
+        let node_port = port.node_port.and_then(|port| u16::try_from(port).ok()).filter(|port| *port != 0);
+        ports.push(Port { name: port.name.as_deref().unwrap_or_default().into(), protocol, number, node_port });
+    }
+    Ok(collect_exact(ports.into_iter()))
 }
 
 pub(crate) fn key(meta: &ObjectMeta) -> Key {
