@@ -1,10 +1,10 @@
-//! Nothing is linked into the binary, or into its tests, whose licence `deny.toml` does not allow.
+//! All dependencies of the binary and of its tests have a licence that `deny.toml` allows.
 
 use std::collections::BTreeSet;
 use std::process::Command;
 
 #[test]
-fn every_dependency_has_a_licence_that_is_allowed() {
+fn every_dependency_has_an_allowed_licence() {
     let rules = std::fs::read_to_string(rules::root().join("deny.toml")).expect("deny.toml");
     let list = rules.split("allow = [").nth(1).and_then(|rest| rest.split(']').next()).expect("a list of licences");
     let allowed: BTreeSet<&str> = list.split('"').skip(1).step_by(2).collect();
@@ -16,7 +16,7 @@ fn every_dependency_has_a_licence_that_is_allowed() {
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     let metadata: serde_json::Value = serde_json::from_slice(&output.stdout).expect("JSON");
     let packages = metadata["packages"].as_array().expect("packages");
-    assert!(packages.len() > 100, "that can't be all of them: {}", packages.len());
+    assert!(packages.len() > 100, "more packages are expected than {}", packages.len());
     let refused: Vec<_> = packages
         .iter()
         .map(|package| (&package["name"], package["license"].as_str().unwrap_or("none")))
@@ -25,10 +25,10 @@ fn every_dependency_has_a_licence_that_is_allowed() {
     assert!(refused.is_empty(), "not allowed by deny.toml: {refused:?}");
 }
 
-/// Whether an SPDX expression can be met with what is allowed. `/` is an old spelling of OR.
+/// Whether an SPDX expression can be satisfied with the allowed licences. `/` is an old notation for OR.
 fn is_allowed(expression: &str, allowed: &BTreeSet<&str>) -> bool {
     let expression = expression.replace('/', " OR ");
-    // AND binds tighter than OR; parentheses stand only around alternatives.
+    // AND binds tighter than OR. Parentheses enclose only alternatives.
     let all = |part: &str| part.split(" AND ").all(|name| allowed.contains(name.trim_matches(['(', ')', ' '])));
     if let Some((alternatives, rest)) = expression.strip_prefix('(').and_then(|text| text.split_once(") AND ")) {
         return alternatives.split(" OR ").any(all) && all(rest);
@@ -37,7 +37,7 @@ fn is_allowed(expression: &str, allowed: &BTreeSet<&str>) -> bool {
 }
 
 #[test]
-fn licence_expressions_are_read_as_spdx_has_them() {
+fn licence_expressions_follow_spdx() {
     let allowed = BTreeSet::from(["MIT", "Apache-2.0", "Unicode-3.0"]);
     for (expression, expected) in [
         ("MIT", true),

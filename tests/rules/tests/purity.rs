@@ -1,35 +1,43 @@
-//! What decides something is pure: it reads no clock, no file and no socket, and knows no client and no runtime. Those
-//! that act are few, and named here.
+//! Decisions are pure: they read no clock, no file and no socket, and know no client and no runtime.
+//!
+//! Two rules: the dependencies of each crate, and the words in files that decide. Files that act are recognised by their
+//! names: see [`is_shell`].
 
-/// The libraries whose files are pure unless they stand in [`SHELLS`].
+use std::collections::BTreeSet;
+use std::path::Path;
+use std::process::Command;
+
+use rules::items::items;
+use rules::{read, sources};
+
+/// Libraries with files that decide.
 const LIBRARIES: [&str; 6] = ["controller/src", "crds/src", "dataplane/src", "model/src", "observe/src", "speaker/src"];
 
-/// The files that act. What stands here touches something; everything else only decides.
-const SHELLS: [&str; 21] = [
-    "controller/src/apply/applier.rs",
-    "controller/src/apply/election.rs",
-    "controller/src/apply/events.rs",
-    "controller/src/run.rs",
-    "dataplane/src/flows/conntrack.rs",
-    "dataplane/src/nft/engine.rs",
-    "dataplane/src/netlink/notices.rs",
-    "dataplane/src/netlink/socket.rs",
-    "dataplane/src/reply_path/kernel.rs",
-    "dataplane/src/reply_path/run.rs",
-    "dataplane/src/run.rs",
-    "observe/src/store.rs",
-    "observe/src/watch.rs",
-    "observe/src/watch_one.rs",
-    "speaker/src/os/groups.rs",
-    "speaker/src/os/links.rs",
-    "speaker/src/run.rs",
-    "speaker/src/os/socket.rs",
-    "speaker/src/os/scheduling.rs",
-    "speaker/src/os/poll.rs",
-    "controller/src/state/stores.rs",
+/// Folders of files that act: they write to the API server, or call the operating system.
+const SHELL_FOLDERS: [&str; 2] = ["apply", "os"];
+
+/// Files that act: loops, stores that tasks share, watches, and connections to the kernel.
+const SHELL_FILES: [&str; 10] = [
+    "conntrack.rs",
+    "engine.rs",
+    "kernel.rs",
+    "notices.rs",
+    "run.rs",
+    "socket.rs",
+    "store.rs",
+    "stores.rs",
+    "watch.rs",
+    "watch_one.rs",
 ];
 
-/// What a pure file does not say outside of its tests.
+/// Whether a file acts. All other files decide.
+fn is_shell(path: &Path) -> bool {
+    let folder = path.parent().and_then(Path::file_name).unwrap_or_default().to_string_lossy();
+    let file = path.file_name().unwrap_or_default().to_string_lossy();
+    SHELL_FOLDERS.contains(&&*folder) || SHELL_FILES.contains(&&*file)
+}
+
+/// Words that a file must not contain if it decides.
 const IMPURE: [&str; 21] = [
     "kube::Client",
     "kube::{Api",
@@ -55,70 +63,71 @@ const IMPURE: [&str; 21] = [
 ];
 
 #[test]
-fn pure_files_touch_nothing() {
+fn files_that_decide_touch_nothing() {
     let mut found = Vec::new();
-    for path in LIBRARIES.into_iter().flat_map(rules::sources) {
-        let name = path.to_string_lossy().into_owned();
-        // A module of tests in a file of its own is as free as one at the end of a file.
-        if SHELLS.contains(&name.as_str()) || name.ends_with("/tests.rs") {
+    let mut shells = 0;
+    for path in LIBRARIES.into_iter().flat_map(sources).filter(|path| !path.ends_with("tests.rs")) {
+        if is_shell(&path) {
+            shells += 1;
             continue;
         }
-        let text = std::fs::read_to_string(rules::root().join(&path)).expect("a source file");
-        found.extend(impurities(&text).map(|(line, word)| format!("{name}:{line}: {word}")));
+        let source = read(&path);
+        found.extend(impurities(&source).into_iter().map(|(line, word)| format!("{}:{line}: {word}", path.display())));
     }
-    assert!(
-        found.is_empty(),
-        "pure files that touch something (or shells that tests/rules does not name):\n{}",
-        found.join("\n")
-    );
+    assert!(shells > 0, "the names of shells match no file");
+    assert!(found.is_empty(), "files that decide, but touch something:\n{}", found.join("\n"));
 }
 
-/// The lines of a file that touch something, with what they touch. What stands in a file's own tests may touch whatever
-/// it tests with.
-fn impurities(text: &str) -> impl Iterator<Item = (usize, &'static str)> {
-    let code = text.split("#[cfg(test)]").next().unwrap_or_default();
-    code.lines().enumerate().filter_map(|(number, line)| {
-        let line = line.split("//").next().unwrap_or_default();
-        IMPURE.iter().find(|word| line.contains(**word)).map(|word| (number + 1, *word))
-    })
+/// The lines outside of comments and test code that contain an impure word.
+fn impurities(source: &str) -> Vec<(usize, &'static str)> {
+    let tests = items(source).test_blocks;
+    let is_test = |line: usize| tests.iter().any(|(first, last)| (*first..=*last).contains(&line));
+    let lines =
+        source.lines().enumerate().map(|(index, line)| (index + 1, line.split("//").next().unwrap_or_default()));
+    let lines = lines.filter(|(line, _)| !is_test(*line));
+    lines.filter_map(|(line, code)| Some((line, *IMPURE.iter().find(|word| code.contains(**word))?))).collect()
 }
 
 #[test]
-fn a_line_that_touches_something_is_found_and_a_comment_or_a_test_is_not() {
-    let text = "use std::net::IpAddr;\n// Instant::now\nuse kube::{Api, Client};\n#[cfg(test)]\nuse std::fs;\n";
-    assert_eq!(impurities(text).collect::<Vec<_>>(), [(3, "kube::{Api")]);
+fn impure_words_are_found_outside_of_comments_and_tests() {
+    let source = "use std::net::IpAddr;\n// Instant::now\n#[cfg(test)]\nmod tests {\nuse std::fs;\n}\nuse kube::{Api, Client};\n";
+    assert_eq!(impurities(source), [(7, "kube::{Api")]);
+}
+
+/// The packages that a crate links, with itself and with those that they link.
+fn dependencies(package: &str) -> BTreeSet<String> {
+    let arguments =
+        ["tree", "-p", package, "--edges", "normal", "--prefix", "none", "--format", "{p}", "--locked", "--offline"];
+    let output = Command::new(env!("CARGO")).args(arguments).current_dir(rules::root()).output().expect("cargo tree");
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let text = String::from_utf8_lossy(&output.stdout);
+    text.lines().filter_map(|line| line.split(' ').next()).map(ToOwned::to_owned).collect()
 }
 
 #[test]
-fn every_shell_that_is_named_exists() {
-    for shell in SHELLS {
-        assert!(rules::root().join(shell).is_file(), "{shell} is named as a shell and isn't there");
-    }
-}
-
-#[test]
-fn libraries_do_not_know_each_other() {
-    for (library, foreign) in [
-        ("crds", ["controller", "speaker", "dataplane", "agent", "landfall", "model", "observe"].as_slice()),
-        ("model", &["controller", "speaker", "dataplane", "agent", "landfall", "observe"]),
-        ("observe", &["controller", "speaker", "dataplane", "agent", "landfall"]),
-        ("controller", &["speaker", "dataplane", "agent", "landfall"]),
-        ("speaker", &["controller", "dataplane", "agent", "landfall", "observe"]),
-        ("dataplane", &["controller", "speaker", "agent", "landfall", "observe"]),
-        ("agent", &["controller", "landfall"]),
+fn crates_depend_only_on_lower_ones() {
+    const UPPER: [&str; 5] = ["agent", "controller", "dataplane", "landfall", "speaker"];
+    for (package, foreign) in [
+        ("crds", ["kube-client", "tokio", "model", "observe"].as_slice()),
+        ("model", &["kube-client", "tokio", "observe"]),
+        ("observe", &[]),
+        ("controller", &[]),
+        ("speaker", &["kube-client", "observe"]),
+        ("dataplane", &["kube-client", "observe"]),
     ] {
-        let manifest = std::fs::read_to_string(rules::root().join(library).join("Cargo.toml")).expect("a manifest");
-        for other in foreign {
-            assert!(!manifest.contains(&format!("\n{other}.workspace")), "{library} depends on {other}");
-        }
+        let linked = dependencies(package);
+        assert!(linked.contains(package), "{package}: {linked:?}");
+        let upper = UPPER.iter().filter(|other| **other != package);
+        let found: Vec<_> = foreign.iter().chain(upper).filter(|other| linked.contains(**other)).collect();
+        assert!(found.is_empty(), "{package} depends on {found:?}");
     }
+    assert!(!dependencies("agent").contains("controller"), "the agent depends on the controller");
 }
 
 #[test]
-fn no_file_is_named_utils() {
+fn no_file_has_a_vague_name() {
     let vague = ["utils.rs", "util.rs", "helpers.rs", "misc.rs", "common.rs"];
-    for path in LIBRARIES.into_iter().chain(["agent/src", "landfall/src", "tests"]).flat_map(rules::sources) {
-        let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-        assert!(!vague.contains(&name.as_str()), "{} says nothing about what is in it", path.display());
-    }
+    let mut found = sources("");
+    found.retain(|path| path.file_name().is_some_and(|name| vague.iter().any(|it| name == *it)));
+    assert!(found.is_empty(), "the names do not describe the contents: {found:?}");
 }
