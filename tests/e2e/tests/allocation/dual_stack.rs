@@ -1,4 +1,4 @@
-//! Services with an address of either family.
+//! Services with addresses of one or both families.
 
 use anyhow::{Result, ensure};
 use e2e::World;
@@ -24,7 +24,7 @@ async fn services_get_their_families_and_keep_the_first_address() -> Result<()> 
     world.end()
 }
 
-/// A Service of this policy, with these families.
+/// The fields of a Service with this policy and these families.
 fn families(policy: &str, families: &[&str]) -> Value {
     json!({"spec": {"ipFamilyPolicy": policy, "ipFamilies": families}})
 }
@@ -77,7 +77,7 @@ async fn prefer_dual_stack_gets_the_second_family_later(scene: &Scene<'_>) -> Re
     for (name, last) in [("one", 10), ("two", 11)] {
         scene.expect_addresses(name, &[scene.ip(last), scene.ip6(0x10 + u16::from(last) - 10)]).await?;
     }
-    // The first family is the one that must be there.
+    // The first family is required.
     scene.edit_pool("lan", json!({"addresses": [scene.range(10, 19)]})).await?;
     scene.create_service("v6-first", families("PreferDualStack", &["IPv6", "IPv4"])).await?;
     scene.expect_refusal("v6-first", "NoAutomaticPool").await?;
@@ -92,7 +92,7 @@ async fn prefer_dual_stack_keeps_its_addresses_when_pools_change(scene: &Scene<'
     scene.expect_addresses("web", &[scene.ip(10), scene.ip6(0x30)]).await?;
     scene.create_service("other", families("PreferDualStack", &["IPv4", "IPv6"])).await?;
     scene.expect_addresses("other", &[scene.ip(30), scene.ip6(0x31)]).await?;
-    // The pool loses a family: whoever has an address of it keeps it.
+    // The pool loses a family: holders keep its addresses.
     scene.edit_pool("both", json!({"addresses": [scene.range(30, 39)]})).await?;
     scene.expect_addresses_with("other", &[scene.ip(30), scene.ip6(0x31)], "PoolGone").await?;
     scene.expect_addresses_with("web", &[scene.ip(10), scene.ip6(0x30)], "PoolGone").await
@@ -110,8 +110,8 @@ async fn require_dual_stack_gets_both_families_or_none(scene: &Scene<'_>) -> Res
     let message = scene.expect_refusal("late", "DualStackUnavailable").await?;
     ensure!(message.contains("IPv6"), "{message}");
     scene.delete_service("web").await?;
-    let got = scene.wait_for_addresses("late").await?;
-    ensure!(got.len() == 2 && got[0] == scene.ip6(0x10), "{got:?}");
+    let addresses = scene.wait_for_addresses("late").await?;
+    ensure!(addresses.len() == 2 && addresses[0] == scene.ip6(0x10), "{addresses:?}");
     Ok(())
 }
 
@@ -148,20 +148,20 @@ async fn the_first_address_stays_when_the_second_changes(scene: &Scene<'_>) -> R
 
 async fn an_unrequested_family_gets_any_address(scene: &Scene<'_>) -> Result<()> {
     scene.create_pool("lan", json!({"addresses": [scene.range(10, 19), scene.range6(0x10, 0x19)]})).await?;
-    let asking = |policy: &str, order: &[&str], addresses: &str| {
+    let request = |policy: &str, order: &[&str], addresses: &str| {
         let mut service = with_annotations(&[(ADDRESSES_ANNOTATION, addresses)]);
         merge(&mut service, families(policy, order));
         service
     };
     let (a, b) = (scene.ip(15), scene.ip6(0x17));
-    scene.create_service("v4", asking("RequireDualStack", &["IPv4", "IPv6"], &a.to_string())).await?;
+    scene.create_service("v4", request("RequireDualStack", &["IPv4", "IPv6"], &a.to_string())).await?;
     scene.expect_addresses("v4", &[a, scene.ip6(0x10)]).await?;
-    scene.create_service("v6", asking("PreferDualStack", &["IPv4", "IPv6"], &b.to_string())).await?;
+    scene.create_service("v6", request("PreferDualStack", &["IPv4", "IPv6"], &b.to_string())).await?;
     scene.expect_addresses("v6", &[scene.ip(10), b]).await?;
     let both = format!("{},{}", scene.ip6(0x18), scene.ip(18));
-    scene.create_service("both", asking("RequireDualStack", &["IPv4", "IPv6"], &both)).await?;
+    scene.create_service("both", request("RequireDualStack", &["IPv4", "IPv6"], &both)).await?;
     scene.expect_addresses("both", &[scene.ip(18), scene.ip6(0x18)]).await?;
-    scene.create_service("mismatch", asking("SingleStack", &["IPv4"], &both)).await?;
+    scene.create_service("mismatch", request("SingleStack", &["IPv4"], &both)).await?;
     let message = scene.expect_refusal("mismatch", "FamilyMismatch").await?;
     ensure!(message.contains(&scene.ip6(0x18).to_string()), "{message}");
     Ok(())

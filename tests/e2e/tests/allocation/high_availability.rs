@@ -1,4 +1,4 @@
-//! Two controllers: who leads, how soon the other one does, and that one whose time is over writes nothing.
+//! Two controllers: the time until the standby leads, and a former leader that writes nothing.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
@@ -16,16 +16,16 @@ use kube::{Api, ResourceExt};
 use lab::{Topology, wait_until};
 use serde_json::json;
 
-/// How long a Service may wait when the leader ends as asked. It should be 2 s at most; the rest is for a machine that
-/// compiles at the same time, and still less than it takes for the Lease to run out (6 s).
+/// Limit for a Service's wait while the leader terminates. It should be 2 s at most; the rest is for a busy machine, and
+/// still less than the duration of the Lease (6 s).
 const HANDOVER: Duration = Duration::from_secs(5);
 
-/// How long it may take until another one leads when the leader dies or freezes: 6 s for the Lease to run out, 2 s since
-/// it was renewed last, and as much again for a busy machine.
+/// Limit until the standby leads after the leader died or froze: 6 s for the Lease, up to 2 s since its last renewal, and as
+/// much again for a busy machine.
 const TAKEOVER: Duration = Duration::from_secs(16);
 
-/// How long one that has woken is watched for writing something.
-const WATCHED: Duration = Duration::from_secs(4);
+/// A thawed former leader is watched for writes for this long.
+const WATCH_TIME: Duration = Duration::from_secs(4);
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_standby_controller_takes_over_in_time() -> Result<()> {
@@ -38,15 +38,15 @@ async fn a_standby_controller_takes_over_in_time() -> Result<()> {
     world.end()
 }
 
-/// A controller.
+/// The pod of a controller.
 #[derive(Clone, Debug)]
-struct Controller {
+struct ControllerPod {
     pod: String,
     node: String,
 }
 
-impl Controller {
-    /// The one that leads.
+impl ControllerPod {
+    /// Waits until a controller leads, and returns it.
     async fn leader(world: &World) -> Result<Self> {
         let leases: Api<Lease> = Api::namespaced(world.client.clone(), SYSTEM);
         let pods: Api<Pod> = Api::namespaced(world.client.clone(), SYSTEM);
@@ -62,39 +62,41 @@ impl Controller {
         .await
     }
 
-    /// Waits until another one than this leads.
-    async fn is_replaced(&self, world: &World) -> Result<Self> {
-        wait_until(TAKEOVER, &format!("another one than {} to lead", self.pod), async || {
+    /// Waits until another controller leads, and returns it.
+    async fn wait_for_successor(&self, world: &World) -> Result<Self> {
+        wait_until(TAKEOVER, &format!("another controller than {} to lead", self.pod), async || {
             let leader = Self::leader(world).await?;
-            ensure!(leader.pod != self.pod, "it still leads");
+            ensure!(leader.pod != self.pod, "still the same leader");
             Ok(leader)
         })
         .await
     }
 
-    /// Its process.
-    fn process(&self, world: &World) -> Result<i32> {
+    fn pid(&self, world: &World) -> Result<i32> {
         let host = format!("HOSTNAME={}", self.pod);
-        let is_its = |pid: &i32| {
+        let has_host_name = |pid: &i32| {
             let environment = std::fs::read(format!("/proc/{pid}/environ")).unwrap_or_default();
             environment.split(|byte| *byte == 0).any(|variable| variable == host.as_bytes())
         };
         let all = world.cluster.node(&self.node).processes("landfall controller");
-        all.iter().map(|(pid, _)| *pid).find(is_its).with_context(|| format!("no process of {self:?} in {all:?}"))
+        all.iter()
+            .map(|(pid, _)| *pid)
+            .find(has_host_name)
+            .with_context(|| format!("no process of {self:?} in {all:?}"))
     }
 
-    /// Sends its process a signal.
+    /// Sends a signal to its process, and returns the pid.
     fn signal(&self, world: &World, signal: &str) -> Result<i32> {
-        let pid = self.process(world)?;
+        let pid = self.pid(world)?;
         let status = std::process::Command::new("kill").args([signal, &pid.to_string()]).status().context("kill")?;
         ensure!(status.success(), "kill {signal} {pid}: {status}");
         Ok(pid)
     }
 }
 
-/// How much processor time a process has had, in ticks of the clock.
-fn time_used(pid: i32) -> Result<u64> {
-    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).context("the process is gone")?;
+/// CPU time of a process, in clock ticks.
+fn cpu_ticks(pid: i32) -> Result<u64> {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).context("the process has ended")?;
     // After the name, which ends in a parenthesis, utime and stime are the 12th and 13th field (proc(5)).
     let fields: Vec<_> = stat.rsplit(')').next().unwrap_or_default().split_whitespace().collect();
     let [user, system] = [11, 12].map(|field| fields.get(field).and_then(|text| text.parse::<u64>().ok()));
@@ -102,13 +104,13 @@ fn time_used(pid: i32) -> Result<u64> {
 }
 
 async fn services_wait_briefly_while_a_leader_terminates(scene: &Scene<'_>) -> Result<()> {
-    /// Services that are made, one after the other, while the leader ends.
+    /// Number of Services, created one after the other while the leader terminates.
     const COUNT: u8 = 40;
     let world = scene.world;
     scene.create_pool("lan", json!({"addresses": [scene.range(10, 10 + COUNT)]})).await?;
     for round in 1..=2 {
         world.wait_until_installed().await?;
-        let leader = Controller::leader(world).await?;
+        let leader = ControllerPod::leader(world).await?;
         let services: Api<Service> = Api::namespaced(world.client.clone(), &scene.namespace_name(""));
         let version = services.list(&ListParams::default()).await?.metadata.resource_version.unwrap_or_default();
         let served = async {
@@ -123,32 +125,32 @@ async fn services_wait_briefly_while_a_leader_terminates(scene: &Scene<'_>) -> R
             }
             anyhow::Ok(served)
         };
-        let made = async {
-            let mut made = BTreeMap::new();
-            let mut pace = tokio::time::interval(Duration::from_millis(50));
+        let created = async {
+            let mut created = BTreeMap::new();
+            let mut interval = tokio::time::interval(Duration::from_millis(50));
             for number in 0..COUNT {
-                pace.tick().await;
+                interval.tick().await;
                 if number == COUNT / 4 {
                     let pods: Api<Pod> = Api::namespaced(world.client.clone(), SYSTEM);
                     pods.delete(&leader.pod, &kube::api::DeleteParams::default()).await?;
                 }
                 let name = format!("r{round}-{number}");
-                made.insert(name.clone(), Instant::now());
+                created.insert(name.clone(), Instant::now());
                 scene.create_service(&name, json!({})).await?;
             }
-            anyhow::Ok(made)
+            anyhow::Ok(created)
         };
-        let both = async { tokio::try_join!(served, made) };
-        let (served, made) = tokio::time::timeout(SOON, both).await.context("not all of them are served")??;
-        let waited = made.iter().map(|(name, since)| served[name].duration_since(*since));
-        let longest = waited.max().unwrap_or_default();
-        let next = leader.is_replaced(world).await?;
+        let both = async { tokio::try_join!(served, created) };
+        let (served, created) = tokio::time::timeout(SOON, both).await.context("not all Services are served")??;
+        let waits = created.iter().map(|(name, since)| served[name].duration_since(*since));
+        let longest = waits.max().unwrap_or_default();
+        let next = leader.wait_for_successor(world).await?;
         eprintln!("    handover from {} to {}: no Service waited longer than {longest:?}", leader.pod, next.pod);
         ensure!(longest < HANDOVER, "a Service waited for {longest:?}");
-        for name in made.keys() {
+        for name in created.keys() {
             services.delete(name, &kube::api::DeleteParams::default()).await?;
         }
-        wait_until(SOON, "the Services to be gone", async || {
+        wait_until(SOON, "the Services to be deleted", async || {
             ensure!(services.list(&ListParams::default()).await?.items.is_empty());
             Ok(())
         })
@@ -163,8 +165,8 @@ async fn a_standby_leads_after_the_lease_of_a_killed_leader(scene: &Scene<'_>) -
     scene.create_pool("lan", json!({"addresses": [scene.range(10, 19)]})).await?;
     scene.create_service("before", json!({})).await?;
     scene.expect_addresses("before", &[scene.ip(10)]).await?;
-    // Who announces it is written later: then nothing is left to write.
-    let before = wait_until(SOON, "its address to be announced", async || {
+    // The condition Announced is the controller's last write about a Service.
+    let before = wait_until(SOON, "the address of `before` to be announced", async || {
         let service = scene.get_service("before").await?;
         let conditions = service.status.iter().flat_map(|status| status.conditions.iter().flatten());
         let announced = conditions.clone().any(|condition| condition.type_ == ANNOUNCED && condition.status == "True");
@@ -172,7 +174,7 @@ async fn a_standby_leads_after_the_lease_of_a_killed_leader(scene: &Scene<'_>) -
         Ok(service)
     })
     .await?;
-    let leader = Controller::leader(world).await?;
+    let leader = ControllerPod::leader(world).await?;
     let killed = Instant::now();
     leader.signal(world, "-KILL")?;
     scene.create_service("after", json!({})).await?;
@@ -188,11 +190,11 @@ async fn a_standby_leads_after_the_lease_of_a_killed_leader(scene: &Scene<'_>) -
     Ok(())
 }
 
-/// When nothing was written for so long, nothing is left to write: twice the pause between two writes of a pool's counts.
+/// After this long without a write, the leader has nothing left to write: twice the interval of writes of a pool's counts.
 const QUIET: Duration = Duration::from_secs(1);
 
-/// All that controllers write, whole: managed fields and versions included.
-async fn everything(scene: &Scene<'_>) -> Result<BTreeMap<String, serde_json::Value>> {
+/// All objects that controllers write, with managed fields and versions.
+async fn written_objects(scene: &Scene<'_>) -> Result<BTreeMap<String, serde_json::Value>> {
     let services: Api<Service> = Api::all(scene.world.client.clone());
     let mut all = BTreeMap::new();
     for service in services.list(&ListParams::default()).await? {
@@ -216,15 +218,15 @@ async fn a_thawed_former_leader_writes_nothing(scene: &Scene<'_>) -> Result<()> 
         scene.expect_addresses(name, &[scene.ip(last)]).await?;
     }
     scene.settle().await?;
-    let frozen = Controller::leader(world).await?;
+    let frozen = ControllerPod::leader(world).await?;
     let pid = frozen.signal(world, "-STOP")?;
     let since = Instant::now();
-    // It will hear of all this when it wakes, the oldest first, and each alone would be something to do.
+    // After the thaw its watches deliver all these changes, the oldest first. Each would require a write.
     for name in ["three", "three-later"] {
         scene.create_service(name, json!({})).await?;
     }
     scene.patch_service("one", json!({"spec": {"type": "ClusterIP"}})).await?;
-    let next = frozen.is_replaced(world).await?;
+    let next = frozen.wait_for_successor(world).await?;
     eprintln!("    {} froze; {} leads {:?} later", frozen.pod, next.pod, since.elapsed());
     scene.expect_released("one").await?;
     scene.expect_addresses("three", &[scene.ip(12)]).await?;
@@ -236,10 +238,10 @@ async fn a_thawed_former_leader_writes_nothing(scene: &Scene<'_>) -> Result<()> 
     scene.expect_refusal("six", "PoolsExhausted").await?;
     scene.expect_pool_counts("lan", [3, 0, 0, 0]).await?;
     scene.settle().await?;
-    // Counts of pools follow at intervals: nothing may be left to write for the one that leads.
-    let (mut before, mut since) = (everything(scene).await?, Instant::now());
-    wait_until(SOON, "the one that leads to have written everything", async || {
-        let now = everything(scene).await?;
+    // Counts of pools are written at intervals. Waits until the leader has written everything.
+    let (mut before, mut since) = (written_objects(scene).await?, Instant::now());
+    wait_until(SOON, "the leader to have written everything", async || {
+        let now = written_objects(scene).await?;
         if now != before {
             (before, since) = (now, Instant::now());
         }
@@ -248,29 +250,28 @@ async fn a_thawed_former_leader_writes_nothing(scene: &Scene<'_>) -> Result<()> 
     })
     .await?;
 
-    let used = time_used(pid)?;
-    let woken = Instant::now();
+    let ticks_before = cpu_ticks(pid)?;
+    let thawed = Instant::now();
     frozen.signal(world, "-CONT")?;
-    wait_until(SOON, "the one that woke to do something", async || {
-        let now = time_used(pid)?;
-        let (ticks, passed) = (now - used, woken.elapsed());
-        ensure!(ticks > 0 && passed > WATCHED, "{ticks} ticks in {passed:?}");
+    wait_until(SOON, "CPU time of the thawed controller", async || {
+        let (ticks, passed) = (cpu_ticks(pid)? - ticks_before, thawed.elapsed());
+        ensure!(ticks > 0 && passed > WATCH_TIME, "{ticks} ticks in {passed:?}");
         Ok(())
     })
     .await?;
-    let after = everything(scene).await?;
+    let after = written_objects(scene).await?;
     let changed: Vec<_> = after.iter().filter(|(name, object)| before.get(*name) != Some(object)).collect();
-    ensure!(before.len() == after.len() && changed.is_empty(), "written by the one that woke: {changed:#?}");
-    let leader = Controller::leader(world).await?;
+    ensure!(before.len() == after.len() && changed.is_empty(), "written by the thawed controller: {changed:#?}");
+    let leader = ControllerPod::leader(world).await?;
     ensure!(leader.pod == next.pod, "{} leads again", leader.pod);
 
-    // It is as good as any now: when the other one goes, it serves.
+    // The thawed controller is a standby now, and leads after the end of the other one.
     world.kubectl(&["-n", SYSTEM, "delete", "pod", &next.pod, "--wait=false"])?;
-    let leader = next.is_replaced(world).await?;
+    let leader = next.wait_for_successor(world).await?;
     if leader.pod == frozen.pod {
-        ensure!(leader.process(world)? == pid, "the one that woke was started anew");
+        ensure!(leader.pid(world)? == pid, "the thawed controller was restarted");
     } else {
-        // A third one was faster.
+        // The new pod of the Deployment was faster.
         bail!("{} leads, and not {}, which was warm", leader.pod, frozen.pod);
     }
     scene.delete_service("five").await?;

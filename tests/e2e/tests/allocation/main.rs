@@ -1,17 +1,17 @@
-//! Which Service gets which address, and what is said when it can't have what it asks for.
+//! Allocation of addresses to Services, and reasons of refusals.
 //!
-//! | room | what is in it |
+//! | file | content |
 //! |---|---|
-//! | `order` | who is served when, and what becomes of an address in the life of its Service |
-//! | `pools` | which pool an address comes from, and what edits of pools do: nothing to those that have one |
-//! | `requests` | asking for addresses and pools, forged status, what kubectl shows |
+//! | `order` | order of allocation, and an address during the life of its Service |
+//! | `pools` | selection of pools, and edits of pools, which never take an address away |
+//! | `requests` | requests for addresses and pools, forged status, output of kubectl |
 //! | `sharing` | several Services on one address |
 //! | `dual_stack` | both families |
-//! | `reservations` | addresses that are kept |
-//! | `restarts` | controllers that come and go |
-//! | `high_availability` | who leads |
+//! | `reservations` | reserved addresses |
+//! | `restarts` | restarts of the controller |
+//! | `high_availability` | leader election |
 //!
-//! Most are scenes on a common cluster: see [`e2e::scene`].
+//! Most are scenes on one cluster: see [`e2e::scene`].
 
 mod dual_stack;
 mod high_availability;
@@ -24,7 +24,7 @@ mod sharing;
 
 use lab::Topology;
 
-/// Allocation needs one node at most.
+/// A topology of one node, which is enough for allocation.
 fn small() -> Topology {
     Topology { nodes: 1, ..Topology::default() }
 }

@@ -1,4 +1,4 @@
-//! Who is served when, and what becomes of an address in the life of its Service.
+//! Order of allocation, and an address during the life of its Service.
 
 use anyhow::{Context, Result, ensure};
 use e2e::scene::{ADDRESSES_ANNOTATION, Scene, Scenes};
@@ -39,11 +39,11 @@ async fn the_lowest_free_address_is_allocated_first(scene: &Scene<'_>) -> Result
     ensure!(message.contains("lan"), "{message}");
     let note = scene.expect_event("late", "Warning", "AllocationFailed").await?;
     ensure!(note == message, "{note}");
-    // Whoever else comes or goes: nobody is served out of turn, and nothing is said twice.
+    // Other Services do not change the order, and the refusal has one event.
     scene.settle().await?;
     scene.expect_refusal("late", "PoolsExhausted").await?;
-    let said = scene.events_of("late").await?;
-    ensure!(said.len() == 1, "{said:?}");
+    let events = scene.events_of("late").await?;
+    ensure!(events.len() == 1, "{events:?}");
     Ok(())
 }
 
@@ -88,7 +88,7 @@ async fn an_address_in_cool_down_returns_to_its_service(scene: &Scene<'_>) -> Re
     let after = scene.create_service("web", json!({})).await?;
     scene.expect_addresses("web", &[scene.ip(10)]).await?;
     ensure!(before.uid() != after.uid(), "the same UID twice");
-    // Resting is no reason to keep somebody waiting: where nothing else is left, it is over.
+    // Without another free address, the cool-down ends early.
     scene.delete_service("web").await?;
     scene.create_service("third", json!({})).await?;
     scene.expect_addresses("third", &[scene.ip(10)]).await?;
@@ -98,7 +98,7 @@ async fn an_address_in_cool_down_returns_to_its_service(scene: &Scene<'_>) -> Re
 }
 
 async fn the_older_service_gets_a_requested_address(scene: &Scene<'_>) -> Result<()> {
-    // Both wait for a pool, so that they are looked at together.
+    // Both wait for a pool, so that one plan decides about both.
     let address = scene.ip(20).to_string();
     let a = scene.create_annotated("a", &[(ADDRESSES_ANNOTATION, &address)]).await?;
     let b = scene.create_annotated("b", &[(ADDRESSES_ANNOTATION, &address)]).await?;
@@ -114,7 +114,7 @@ async fn the_older_service_gets_a_requested_address(scene: &Scene<'_>) -> Result
     scene.expect_addresses("a", &[scene.ip(20)]).await?;
     let message = scene.expect_refusal("b", "AddressInUse").await?;
     ensure!(message.contains(&format!("{}/a", scene.namespace_name(""))), "{message}");
-    // Who takes any does not take what somebody asks for by name.
+    // A Service without a request does not get an address that another Service requests.
     scene.expect_addresses("any", &[scene.ip(21)]).await
 }
 
@@ -125,7 +125,7 @@ async fn services_of_a_foreign_class_are_never_written(scene: &Scene<'_>) -> Res
         "spec": {"loadBalancerClass": "example.com/internal-vip"},
     });
     scene.create_service("foreign", foreign).await?;
-    // As its own provider would, with an address that happens to be one of ours.
+    // A status like its own provider's, with an address of our pool.
     let status = json!({
         "loadBalancer": {"ingress": [{"ip": scene.ip(10)}]},
         "conditions": [{
@@ -148,7 +148,7 @@ async fn a_changed_class_releases_the_service(scene: &Scene<'_>) -> Result<()> {
     scene.create_pool("lan", json!({"addresses": [scene.range(10, 20)]})).await?;
     scene.create_service("web", json!({})).await?;
     scene.expect_addresses("web", &[scene.ip(10)]).await?;
-    // Kubernetes lets a class change only together with the type.
+    // Kubernetes allows a change of the class only together with the type.
     scene.patch_service("web", json!({"spec": {"type": "ClusterIP"}})).await?;
     scene.expect_released("web").await?;
     let other = json!({"spec": {"type": "LoadBalancer", "loadBalancerClass": "example.com/other"}});
@@ -159,7 +159,7 @@ async fn a_changed_class_releases_the_service(scene: &Scene<'_>) -> Result<()> {
     let ours = json!({"spec": {"type": "LoadBalancer", "loadBalancerClass": "landfall.dev/landfall"}});
     scene.patch_service("web", ours).await?;
     scene.expect_addresses("web", &[scene.ip(10)]).await?;
-    // Both at once, so that nobody sees it between.
+    // Both edits at once, so that the controller may miss the state in between.
     scene.patch_service("web", json!({"spec": {"type": "ClusterIP", "loadBalancerClass": null}})).await?;
     scene.patch_service("web", other).await?;
     scene.expect_released("web").await
@@ -188,7 +188,7 @@ async fn edits_of_a_service_keep_its_address(scene: &Scene<'_>) -> Result<()> {
         json!({"loadBalancerSourceRanges": ["198.51.100.0/24"]}),
     ] {
         scene.patch_service("web", json!({"spec": change})).await?;
-        // Content means: of this generation.
+        // Waits for the condition of this generation.
         let addresses = scene.wait_for_addresses("web").await?;
         ensure!(addresses == [scene.ip(10)], "{change}: {addresses:?}");
     }

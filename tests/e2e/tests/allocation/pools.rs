@@ -1,4 +1,4 @@
-//! Which pool an address comes from, and what edits of pools do: nothing to those that have an address.
+//! Selection of pools, and edits of pools, which never take an address away.
 
 use anyhow::{Context, Result, ensure};
 use crds::node_network::{NodeLink, NodeNetwork, NodeNetworkSpec};
@@ -33,7 +33,7 @@ async fn pool_edits_never_take_addresses_away() -> Result<()> {
 }
 
 async fn pools_are_tried_in_order_of_priority(scene: &Scene<'_>) -> Result<()> {
-    // The last to be tried is the oldest.
+    // The pool that is tried last is the oldest.
     scene.create_pool("open", json!({"addresses": [scene.ip(50)]})).await?;
     scene.create_pool("unset", json!({"addresses": [scene.ip(40)], "serviceAllocation": {}})).await?;
     for (name, last, priority) in [("twenty", 20, 20), ("ten", 10, 10)] {
@@ -68,7 +68,7 @@ async fn no_spelling_of_a_request_bypasses_pool_selectors(scene: &Scene<'_>) -> 
             ]}],
         },
     });
-    scene.create_pool("fenced", spec).await?;
+    scene.create_pool("restricted", spec).await?;
     let tier = |tier: &str| json!({"metadata": {"labels": {"tier": tier}}});
     for (name, labels) in [("named/a", tier("public")), ("labelled/b", tier("partner"))] {
         scene.create_service(name, labels).await?;
@@ -80,16 +80,16 @@ async fn no_spelling_of_a_request_bypasses_pool_selectors(scene: &Scene<'_>) -> 
         scene.expect_refusal(name, "NoAutomaticPool").await?;
         let ip = scene.ip(20).to_string();
         for (annotation, value) in [
-            (POOL_ANNOTATION, "fenced"),
-            ("metallb.io/address-pool", "fenced"),
-            ("metallb.universe.tf/address-pool", "fenced"),
+            (POOL_ANNOTATION, "restricted"),
+            ("metallb.io/address-pool", "restricted"),
+            ("metallb.universe.tf/address-pool", "restricted"),
             (ADDRESSES_ANNOTATION, &ip),
             ("metallb.io/loadBalancerIPs", &ip),
             ("metallb.universe.tf/loadBalancerIPs", &ip),
         ] {
             scene.annotate(name, &[(annotation, value)]).await?;
             let message = scene.expect_refusal(name, "PoolNotAllowed").await?;
-            ensure!(message.contains("fenced"), "{annotation}: {message}");
+            ensure!(message.contains("restricted"), "{annotation}: {message}");
             scene.patch_service(name, json!({"metadata": {"annotations": null}})).await?;
             scene.expect_refusal(name, "NoAutomaticPool").await?;
         }
@@ -97,7 +97,7 @@ async fn no_spelling_of_a_request_bypasses_pool_selectors(scene: &Scene<'_>) -> 
         scene.expect_refusal(name, "PoolNotAllowed").await?;
         scene.patch_service(name, json!({"spec": {"loadBalancerIP": null}})).await?;
     }
-    // A label opens the gate, on the Service or on its namespace.
+    // A label on the Service or on its namespace admits it.
     scene.patch_service("named/c", tier("public")).await?;
     scene.wait_for_address("named/c").await?;
     let namespaces: Api<k8s_openapi::api::core::v1::Namespace> = Api::all(scene.world.client.clone());
@@ -130,7 +130,7 @@ async fn excluded_and_outer_addresses_are_not_allocated_automatically(scene: &Sc
     }
     scene.create_service("d", json!({})).await?;
     scene.expect_refusal("d", "PoolsExhausted").await?;
-    // By name: the outer ones, and never what is excluded.
+    // On request: the outer addresses, but never excluded ones.
     for (name, last) in [("network", 0), ("broadcast", 7)] {
         scene.create_annotated(name, &[(ADDRESSES_ANNOTATION, &scene.ip(last).to_string())]).await?;
         scene.expect_addresses(name, &[scene.ip(last)]).await?;
@@ -164,7 +164,7 @@ async fn addresses_of_nodes_and_gateways_are_not_allocated(scene: &Scene<'_>) ->
         let message = scene.expect_refusal(name, "AddressInUse").await?;
         ensure!(message.contains("ghost"), "{message}");
     }
-    // A node that comes with the address of a Service takes nothing away, but somebody should know.
+    // A new node with the address of a Service does not take it away, but there is an event.
     let link = json!({"spec": {"links": [{"name": "eth0", "addresses": [format!("{}/24", scene.ip(12))]}]}});
     networks.patch("ghost", &PatchParams::default(), &Patch::Merge(link)).await?;
     scene.expect_addresses_with("web", &[scene.ip(12)], "NodeHasAddress").await?;
@@ -198,7 +198,7 @@ async fn the_namespace_quota_counts_a_shared_address_once(scene: &Scene<'_>) -> 
     scene.expect_refusal("four", "NamespaceQuota").await?;
     scene.create_service("b/five", json!({})).await?;
     scene.expect_addresses("b/five", &[scene.ip(12)]).await?;
-    // A lower quota takes nothing away; a higher one lets in who waits.
+    // A lower quota takes no address away; a higher one admits waiting Services.
     scene.edit_pool("lan", json!({"maxPerNamespace": 1})).await?;
     scene.settle().await?;
     scene.expect_addresses("three", &[scene.ip(11)]).await?;
@@ -215,7 +215,7 @@ async fn a_deleted_pool_takes_no_address_away(scene: &Scene<'_>) -> Result<()> {
     scene.expect_addresses_with("web", &[scene.ip(10)], "PoolGone").await?;
     scene.create_service("late", json!({})).await?;
     scene.expect_refusal("late", "NoPool").await?;
-    // Nobody gets it a second time out of another pool, and who has it may be in that one.
+    // Another pool with the same address does not allocate it a second time, and admits its holder.
     scene.create_pool("again", spec).await?;
     scene.expect_addresses("web", &[scene.ip(10)]).await?;
     scene.expect_addresses("late", &[scene.ip(11)]).await
@@ -250,7 +250,7 @@ async fn a_service_leaves_a_deleted_pool_only_on_request(scene: &Scene<'_>) -> R
     scene.create_pool("new", json!({"addresses": [scene.range(20, 21)]})).await?;
     scene.delete_pool("old").await?;
     scene.expect_addresses_with("free", &[scene.ip(11)], "PoolGone").await?;
-    // It asks for a pool that is not there; it has what it asked for, of that pool.
+    // It requests a pool that no longer exists, and keeps its address of that pool.
     scene.settle().await?;
     ensure!(e2e::world::ingress(&scene.get_service("pinned").await?) == [scene.ip(10)]);
     scene.annotate("pinned", &[(POOL_ANNOTATION, "new")]).await?;
@@ -325,7 +325,7 @@ async fn the_older_of_overlapping_pools_owns_the_addresses(scene: &Scene<'_>) ->
 
 async fn the_api_server_refuses_invalid_objects_by_name(scene: &Scene<'_>) -> Result<()> {
     let good = scene.ip(10);
-    for (spec, says) in [
+    for (spec, text) in [
         (json!({"addresses": [good, "192.0.2.300-192.0.2.301"]}), "spec.addresses[1]: Invalid value: \"192.0.2.300-"),
         (json!({"addresses": ["192.0.2.0/33"]}), "'192.0.2.0/33' is not a CIDR"),
         (json!({"addresses": ["everything"]}), "'everything' is not a CIDR"),
@@ -337,9 +337,9 @@ async fn the_api_server_refuses_invalid_objects_by_name(scene: &Scene<'_>) -> Re
         (json!({"addresses": [good], "maxPerNamespace": 0}), "should be greater than or equal to 1"),
         (json!({"addresses": [good], "serviceAllocation": {"priority": -1}}), "greater than or equal to 0"),
     ] {
-        refused(scene, "IPAddressPool", "bad", &spec, says).await?;
+        expect_refused_object(scene, "IPAddressPool", "bad", &spec, text).await?;
     }
-    for (name, spec, says) in [
+    for (name, spec, text) in [
         ("192.0.2.9", json!({"address": "192.0.2.8"}), "the name must be the address"),
         ("192.0.2.9", json!({"address": "192.0.2.09"}), "must be an IP address in canonical form"),
         ("2001-db8--1", json!({"address": "2001:db8::1"}), "the name must be the address"),
@@ -349,23 +349,24 @@ async fn the_api_server_refuses_invalid_objects_by_name(scene: &Scene<'_>) -> Re
             "a reservation for a Service must also set its namespace",
         ),
     ] {
-        refused(scene, "LoadBalancerIP", name, &spec, says).await?;
+        expect_refused_object(scene, "LoadBalancerIP", name, &spec, text).await?;
     }
     Ok(())
 }
 
-/// Creates an object that the API server must refuse, in these words.
-async fn refused(scene: &Scene<'_>, kind: &str, name: &str, spec: &Value, says: &str) -> Result<()> {
+/// Creates an object that the API server must refuse, with this text in the error.
+async fn expect_refused_object(scene: &Scene<'_>, kind: &str, name: &str, spec: &Value, text: &str) -> Result<()> {
     let object = json!({
         "apiVersion": "landfall.dev/v1alpha1", "kind": kind, "metadata": {"name": name}, "spec": spec,
     });
-    let error = scene.world.cluster.apply(&object.to_string()).err().with_context(|| format!("{object} was taken"))?;
-    ensure!(format!("{error:#}").contains(says), "{spec}: {error:#}");
+    let error = scene.world.cluster.apply(&object.to_string()).err();
+    let error = error.with_context(|| format!("{object} was accepted"))?;
+    ensure!(format!("{error:#}").contains(text), "{spec}: {error:#}");
     Ok(())
 }
 
 async fn an_invalid_pool_affects_only_itself(scene: &Scene<'_>) -> Result<()> {
-    // CEL has no order on IPv6 addresses, and selectors are Kubernetes' own.
+    // CEL can't compare IPv6 addresses, and the CRD does not check Kubernetes' selectors.
     let backwards = scene.range6(9, 1);
     scene.create_pool("bad-range", json!({"addresses": [&backwards, scene.ip(10)]})).await?;
     let message = scene.expect_pool_condition("bad-range", "Ready", "False", "InvalidRange").await?;

@@ -1,4 +1,4 @@
-//! Prober for addresses and pools, what becomes of forged status, and what kubectl shows.
+//! Requests for addresses and pools, forged status, and the output of kubectl.
 
 use std::net::IpAddr;
 
@@ -60,7 +60,7 @@ async fn every_spelling_of_a_request_is_accepted(scene: &Scene<'_>) -> Result<()
         scene.create_service(&name, service).await?;
         scene.expect_addresses(&name, &[scene.ip(10)]).await?;
     }
-    // All of them at once, as long as they agree.
+    // Several spellings at once, if they agree.
     let address = scene.ip(25).to_string();
     let mut all = with_annotations(&[
         ("landfall.dev/load-balancer-ips", &address),
@@ -94,8 +94,8 @@ async fn several_requested_addresses_are_allocated_together(scene: &Scene<'_>) -
     scene.create_pool("two", json!({"addresses": [scene.range(20, 29)]})).await?;
     scene.create_annotated("holder", &[(ADDRESSES_ANNOTATION, &scene.ip(21).to_string())]).await?;
     scene.expect_addresses("holder", &[scene.ip(21)]).await?;
-    let wish = [10, 21, 20].map(|last| scene.ip(last).to_string()).join(", ");
-    scene.create_annotated("web", &[(ADDRESSES_ANNOTATION, &wish)]).await?;
+    let request = [10, 21, 20].map(|last| scene.ip(last).to_string()).join(", ");
+    scene.create_annotated("web", &[(ADDRESSES_ANNOTATION, &request)]).await?;
     scene.expect_refusal("web", "AddressInUse").await?;
     scene.delete_service("holder").await?;
     let addresses = scene.wait_for_addresses("web").await?;
@@ -103,10 +103,10 @@ async fn several_requested_addresses_are_allocated_together(scene: &Scene<'_>) -
     sorted.sort_unstable();
     ensure!(sorted == [scene.ip(10), scene.ip(20), scene.ip(21)], "{addresses:?}");
     scene.expect_addresses("web", &addresses).await?;
-    // One more and one less.
-    let wish = [10, 20, 22].map(|last| scene.ip(last).to_string()).join(",");
-    scene.annotate("web", &[(ADDRESSES_ANNOTATION, &wish)]).await?;
-    wait_until(SOON, "the new set", async || {
+    // One address changes.
+    let request = [10, 20, 22].map(|last| scene.ip(last).to_string()).join(",");
+    scene.annotate("web", &[(ADDRESSES_ANNOTATION, &request)]).await?;
+    wait_until(SOON, "the new addresses", async || {
         let mut addresses = scene.wait_for_addresses("web").await?;
         addresses.sort_unstable();
         ensure!(addresses == [scene.ip(10), scene.ip(20), scene.ip(22)], "{addresses:?}");
@@ -115,8 +115,8 @@ async fn several_requested_addresses_are_allocated_together(scene: &Scene<'_>) -
     .await
 }
 
-/// What is asked for, why it is refused, and what the message names.
-type Case<'a> = (&'a [(&'a str, &'a str)], &'a str, &'a str);
+/// (annotations, reason of the refusal, text in the message).
+type RefusalCase<'a> = (&'a [(&'a str, &'a str)], &'a str, &'a str);
 
 async fn an_impossible_request_is_refused_until_it_changes(scene: &Scene<'_>) -> Result<()> {
     scene.create_pool("lan", json!({"addresses": [scene.range(10, 29)]})).await?;
@@ -127,7 +127,7 @@ async fn an_impossible_request_is_refused_until_it_changes(scene: &Scene<'_>) ->
     scene.expect_addresses("web", &[scene.ip(10)]).await?;
     let (outside, taken, there) = (scene.ip(200).to_string(), scene.ip(40).to_string(), scene.ip(12).to_string());
     let many = (10..27).map(|last| scene.ip(last).to_string()).collect::<Vec<_>>().join(",");
-    let cases: [Case<'_>; 13] = [
+    let cases: [RefusalCase<'_>; 13] = [
         (&[(ADDRESSES_ANNOTATION, "web.example.com")], "InvalidRequest", "web.example.com"),
         (&[(ADDRESSES_ANNOTATION, "198.18.0.07")], "InvalidRequest", "198.18.0.07"),
         (&[(ADDRESSES_ANNOTATION, "::ffff:198.18.0.7")], "InvalidRequest", "::ffff:198.18.0.7"),
@@ -146,23 +146,23 @@ async fn an_impossible_request_is_refused_until_it_changes(scene: &Scene<'_>) ->
         (&[(POOL_ANNOTATION, "full")], "PoolExhausted", "full"),
         (&[(ADDRESSES_ANNOTATION, "2001:db8::1")], "FamilyMismatch", "2001:db8::1"),
     ];
-    for (number, (annotations, reason, says)) in cases.into_iter().enumerate() {
+    for (number, (annotations, reason, text)) in cases.into_iter().enumerate() {
         let name = format!("bad{number}");
         scene.create_annotated(&name, annotations).await?;
         let message = scene.expect_refusal(&name, reason).await.with_context(|| format!("{annotations:?}"))?;
-        ensure!(message.contains(says), "{annotations:?}: {message}");
+        ensure!(message.contains(text), "{annotations:?}: {message}");
         scene.patch_service(&name, json!({"metadata": {"annotations": null}})).await?;
         scene.wait_for_address(&name).await?;
         scene.delete_service(&name).await?;
     }
-    // A field that is wrong is found like an annotation.
+    // An invalid field is refused like an annotation.
     scene.create_service("field", json!({"spec": {"loadBalancerIP": "nonsense"}})).await?;
     let message = scene.expect_refusal("field", "InvalidRequest").await?;
     ensure!(message.contains("spec.loadBalancerIP"), "{message}");
     Ok(())
 }
 
-/// Watches a Service until it shows `last`; returns all that it showed on the way.
+/// Watches a Service until it shows `last`. Returns all addresses that it has shown.
 async fn shown_until(scene: &Scene<'_>, since: &Service, last: &[IpAddr]) -> Result<Vec<Vec<IpAddr>>> {
     let services: Api<Service> = Api::namespaced(scene.world.client.clone(), &scene.namespace_name(""));
     let name = since.metadata.name.clone().context("a name")?;
@@ -197,7 +197,7 @@ async fn a_new_address_replaces_the_old_without_a_gap(scene: &Scene<'_>) -> Resu
     let mut changes = shown.clone();
     changes.dedup();
     let expected = [vec![], vec![scene.ip(10)], vec![scene.ip(20)], vec![scene.ip(30)]];
-    // What was before the first address is not to be seen when the first event is its write.
+    // The empty status is not seen if the first event is the write of the first address.
     ensure!(changes == expected || changes == expected[1..], "{shown:?}");
     Ok(())
 }
@@ -214,7 +214,7 @@ async fn a_refused_request_keeps_the_current_address(scene: &Scene<'_>) -> Resul
     ensure!(message.contains(&format!("{}/one", scene.namespace_name(""))), "{message}");
     scene.delete_service("one").await?;
     scene.expect_addresses("two", &[scene.ip(10)]).await?;
-    // Nonsense takes nothing away either.
+    // An invalid request keeps the address as well.
     scene.annotate("two", &[(ADDRESSES_ANNOTATION, "nonsense")]).await?;
     scene.expect_refusal_with("two", "InvalidRequest", &[scene.ip(10)]).await?;
     Ok(())
@@ -256,18 +256,18 @@ async fn a_forged_status_is_repaired_and_gains_no_address(scene: &Scene<'_>) -> 
     let shows = |ip: IpAddr| json!({"status": {"loadBalancer": {"ingress": [{"ip": ip}]}}});
     let before =
         serde_json::to_value(scene.records().await?.into_values().map(|record| record.spec).collect::<Vec<_>>())?;
-    // Somebody else's address, one of nobody, and none at all.
+    // The address of another Service, a free address, and no address.
     for forged in [shows(scene.ip(10)), shows(scene.ip(77)), json!({"status": {"loadBalancer": null}})] {
         scene.patch_service_status("forger", forged.clone()).await?;
         scene.expect_addresses("forger", &[scene.ip(11)]).await.with_context(|| forged.to_string())?;
     }
     let note = scene.expect_event("forger", "Warning", "StatusRepaired").await?;
     ensure!(note.contains(&scene.ip(11).to_string()), "{note}");
-    // Who is pending stays so, and shows nothing of ours.
+    // A pending Service stays pending, and shows no address of ours.
     scene.patch_service_status("pending", shows(scene.ip(10))).await?;
     scene.expect_event("pending", "Warning", "StatusRepaired").await?;
     scene.expect_refusal("pending", "PoolsExhausted").await?;
-    // A condition that claims success is put right as well.
+    // A forged condition is repaired as well.
     let mut conditions =
         serde_json::to_value(scene.get_service("pending").await?.status.context("a status")?.conditions)?;
     conditions[0]["status"] = json!("True");
@@ -298,10 +298,10 @@ async fn kubectl_waits_for_conditions_and_shows_columns(scene: &Scene<'_>) -> Re
     let table = kubectl("get service web")?;
     ensure!(table.contains(&scene.ip(10).to_string()), "{table}");
 
-    // An edit of the spec has been seen when the condition says so.
+    // The condition has the generation of the last edit.
     let edited = scene.patch_service("web", json!({"spec": {"sessionAffinity": "ClientIP"}})).await?;
     let generation = edited.metadata.generation;
-    wait_until(SOON, "the condition to be about this spec", async || {
+    wait_until(SOON, "the condition of this generation", async || {
         let condition = allocated_condition(&scene.get_service("web").await?).context("no condition")?;
         ensure!(condition.observed_generation == generation, "{condition:?} and not {generation:?}");
         Ok(())

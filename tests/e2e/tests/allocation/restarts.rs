@@ -1,4 +1,4 @@
-//! Controllers that come and go: nothing changes for those that have an address, nor for those that wait.
+//! Restarts of the controller change nothing, for Services with and without an address.
 
 use anyhow::{Result, ensure};
 use e2e::World;
@@ -18,7 +18,7 @@ async fn a_restarted_controller_keeps_every_address() -> Result<()> {
     world.end()
 }
 
-/// Names and versions of all that a controller writes.
+/// Names and versions of all objects that a controller writes.
 async fn versions(scene: &Scene<'_>, services: &[&str]) -> Result<Vec<String>> {
     let mut versions = Vec::new();
     let mut note = |name: &str, meta: &k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta| {
@@ -36,7 +36,7 @@ async fn versions(scene: &Scene<'_>, services: &[&str]) -> Result<Vec<String>> {
 
 async fn restarts_write_nothing(scene: &Scene<'_>) -> Result<()> {
     scene.create_pool("lan", json!({"addresses": [scene.range(10, 13), scene.ip6(0x10)]})).await?;
-    // Those that wait sort before those that have addresses, so that who forgets what is given gives it to them.
+    // Waiting Services sort before allocated ones: a controller that forgot the allocations would serve them first.
     let mut shared = with_annotations(&[(SHARING_KEY, "k")]);
     merge(&mut shared, json!({"spec": {"ports": [{"port": 81}]}}));
     let both = json!({"spec": {"ipFamilyPolicy": "PreferDualStack", "ipFamilies": ["IPv4", "IPv6"]}});
@@ -61,19 +61,19 @@ async fn restarts_write_nothing(scene: &Scene<'_>) -> Result<()> {
     let before = versions(scene, &names).await?;
     for round in 1..=5 {
         if round % 2 == 1 {
-            // All replicas at once, in the middle of whatever they do.
+            // Kills all replicas at once.
             scene.world.cluster.node("n1").kill("landfall controller")?;
         } else {
             scene.world.kubectl(&["-n", SYSTEM, "delete", "pods", "-l", CONTROLLER, "--now"])?;
         }
         scene.world.wait_until_installed().await?;
-        // Somebody answers, so it has planned.
+        // The answer shows that the new controller has planned.
         scene.settle().await?;
         let after = versions(scene, &names).await?;
         ensure!(after == before, "round {round}: {before:?} became {after:?}");
     }
     scene.delete_service("m-plain").await?;
-    // Who asks by name comes first.
+    // A Service with a request comes first.
     scene.expect_addresses("b-waits", &[scene.ip(10)]).await?;
     scene.expect_refusal("a-waits", "PoolsExhausted").await?;
     Ok(())
@@ -92,7 +92,7 @@ async fn the_next_controller_repairs_changes_made_without_one(scene: &Scene<'_>)
     scale("--replicas=0")?;
     scene.world.wait_for_controllers(0).await?;
     scene.patch_service("leaves", json!({"spec": {"type": "ClusterIP"}})).await?;
-    // Its finalizer keeps it until somebody has withdrawn the address.
+    // Its finalizer keeps it until a controller has deleted the record.
     scene.world.kubectl(&["-n", &scene.namespace_name(""), "delete", "service", "goes", "--wait=false"])?;
     scene.create_service("comes", json!({})).await?;
     scene

@@ -26,7 +26,7 @@ async fn services_with_one_key_share_an_address() -> Result<()> {
     world.end()
 }
 
-/// A Service with this key and this TCP port, and more.
+/// The fields of a Service with this key and this TCP port, and other fields.
 fn sharing(key: &str, port: u16, more: Value) -> Value {
     let mut service = with_annotations(&[(SHARING_KEY, key)]);
     merge(&mut service, json!({"spec": {"ports": [{"name": "main", "port": port, "targetPort": 8080}]}}));
@@ -34,9 +34,9 @@ fn sharing(key: &str, port: u16, more: Value) -> Value {
     service
 }
 
-/// The names of the Services that hold an address, in its record's order, and its key.
+/// The holders of an address, in the order of its record, and its sharing key.
 async fn holders(scene: &Scene<'_>, address: IpAddr) -> Result<(Vec<String>, Option<String>)> {
-    let record = scene.records().await?.remove(&address).with_context(|| format!("nobody holds {address}"))?;
+    let record = scene.records().await?.remove(&address).with_context(|| format!("no holder of {address}"))?;
     let names = record.spec.services.into_iter().map(|holder| holder.name.into()).collect();
     Ok((names, record.spec.sharing_key))
 }
@@ -71,7 +71,7 @@ async fn a_shared_address_answers_for_both_services(scene: &Scene<'_>) -> Result
         .await?;
     }
     scene.world.delete_service("one").await?;
-    wait_until(SOON, "the port of the one that went to be silent", async || {
+    wait_until(SOON, "the port of the deleted Service to be silent", async || {
         let ends = (lan.connect(address, 80)?, lan.connect(address, 81)?);
         ensure!(ends == (ConnectOutcome::Silence, ConnectOutcome::Accepted), "{ends:?}");
         Ok(())
@@ -92,7 +92,7 @@ async fn incompatible_services_get_other_addresses(scene: &Scene<'_>) -> Result<
         ("other-key", sharing("K", 82, json!({})), 12),
         ("no-key", json!({}), 13),
         ("local", sharing("k", 83, local), 14),
-        // Joins the first it fits on, not the first there is.
+        // Joins the first compatible address, not the first one.
         ("joins", sharing("k", 80, json!({})), 11),
     ] {
         scene.create_service(name, service).await?;
@@ -123,7 +123,7 @@ async fn an_incompatible_request_for_an_address_is_refused(scene: &Scene<'_>) ->
         let message = scene.expect_refusal(name, reason).await?;
         ensure!(message.contains(&format!("{}/first", scene.namespace_name(""))), "{name}: {message}");
     }
-    // Put right, it joins.
+    // After a change that makes it compatible, it joins.
     scene.patch_service("same-port", json!({"spec": {"ports": [{"name": "main", "port": 8080}]}})).await?;
     scene.expect_addresses("same-port", &[scene.ip(10)]).await?;
     scene.expect_addresses("first", &[scene.ip(10)]).await
@@ -148,7 +148,7 @@ async fn local_policy_shares_only_with_equal_selectors(scene: &Scene<'_>) -> Res
     scene.patch_service("second", json!({"spec": {"selector": {"app": "web"}}})).await?;
     scene.expect_addresses("second", &[scene.ip(10)]).await?;
     scene.expect_addresses("first", &[scene.ip(10)]).await?;
-    // Without a selector nobody knows whose pods they are.
+    // Without selectors, the pods of the two Services may differ.
     for name in ["first", "second"] {
         scene.patch_service(name, json!({"spec": {"selector": null}})).await?;
     }
@@ -167,14 +167,14 @@ async fn the_changed_service_loses_the_shared_address(scene: &Scene<'_>) -> Resu
         scene.create_service(name, sharing("k", port, json!({}))).await?;
         scene.expect_addresses(name, &[scene.ip(10)]).await?;
     }
-    // The first to come is the one that changes: it has no right to push others off.
+    // The oldest Service is the one that changes: it does not displace the others.
     scene.patch_service("first", json!({"spec": {"ports": [{"name": "main", "port": 81}]}})).await?;
     scene.expect_addresses("first", &[scene.ip(11)]).await?;
     scene.expect_addresses("second", &[scene.ip(10)]).await?;
     scene.annotate("third", &[(SHARING_KEY, "other")]).await?;
     scene.expect_refusal("third", "PoolsExhausted").await?;
     scene.expect_addresses("second", &[scene.ip(10)]).await?;
-    // A change that fits is no reason to go.
+    // A compatible change keeps the address.
     scene.patch_service("second", json!({"spec": {"ports": [{"name": "main", "port": 90}]}})).await?;
     scene.settle().await?;
     scene.expect_addresses("second", &[scene.ip(10)]).await?;
@@ -200,9 +200,9 @@ async fn namespaces_share_only_by_mutual_consent(scene: &Scene<'_>) -> Result<()
     scene.annotate("shop/web", &[(SHARE_WITH, "*")]).await?;
     scene.settle().await?;
     scene.expect_addresses("bank/web", &[scene.ip(10)]).await?;
-    // Who takes its word back is the one that goes.
+    // The Service that withdraws its consent loses the address.
     scene.annotate("shop/web", &[(SHARE_WITH, "")]).await?;
-    wait_until(SOON, "it to move", async || {
+    wait_until(SOON, "the Service to move", async || {
         let shown = ingress(&scene.get_service("shop/web").await?);
         ensure!(shown.len() == 1 && shown != [scene.ip(10)], "{shown:?}");
         Ok(())
