@@ -70,3 +70,10 @@ pub fn files_with_extension(folder: &str, extension: &str) -> Vec<PathBuf> {
 pub fn sources(folder: &str) -> Vec<PathBuf> {
     files_with_extension(folder, "rs")
 }
+
+/// The crates of the repository, as their folders.
+pub fn crates() -> Vec<PathBuf> {
+    let manifests = files("").into_iter().filter(|path| path.ends_with("Cargo.toml"));
+    let folders = manifests.filter_map(|path| path.parent().map(Path::to_owned));
+    folders.filter(|folder| root().join(folder).join("src").is_dir()).collect()
+}

@@ -1,14 +1,26 @@
 //! The anatomy of this repository: small files, small folders, short functions, and no circle of imports.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use rules::imports::{circles, graph};
 use rules::items::items;
-use rules::{read, sources};
+use rules::{crates, read, sources};
 
 /// Crates that follow these rules.
-const FINISHED: [&str; 3] = ["crds", "observe", "tests/rules"];
+const FINISHED: [&str; 11] = [
+    "agent",
+    "crds",
+    "landfall",
+    "model",
+    "observe",
+    "tests/ci",
+    "tests/demo",
+    "tests/e2e",
+    "tests/guests",
+    "tests/netns",
+    "tests/rules",
+];
 
 const MAX_FILE_LINES: usize = 600;
 
@@ -18,8 +30,12 @@ const MAX_FOLDER_FILES: usize = 12;
 /// Lines of a function outside of tables.
 const MAX_FUNCTION_LINES: usize = 80;
 
+fn is_finished(path: &Path) -> bool {
+    FINISHED.iter().any(|folder| path.starts_with(folder))
+}
+
 fn finished_sources() -> impl Iterator<Item = PathBuf> {
-    FINISHED.into_iter().flat_map(sources)
+    sources("").into_iter().filter(|path| is_finished(path))
 }
 
 #[test]
@@ -53,13 +69,12 @@ fn functions_are_short() {
 #[test]
 fn files_do_not_import_each_other_in_a_circle() {
     let mut found = Vec::new();
-    for folder in FINISHED {
-        let root = PathBuf::from(folder).join("src");
+    for root in crates().into_iter().filter(|folder| is_finished(folder)).map(|folder| folder.join("src")) {
         let files: Vec<_> = sources(&root.to_string_lossy())
             .into_iter()
             .map(|path| (path.strip_prefix(&root).expect("a file below src").to_owned(), read(&path)))
             .collect();
-        found.extend(circles(&graph(&files)).into_iter().map(|circle| (folder, circle)));
+        found.extend(circles(&graph(&files)).into_iter().map(|circle| (root.clone(), circle)));
     }
     assert!(found.is_empty(), "circles of imports: {found:#?}");
 }
