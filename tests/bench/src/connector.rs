@@ -1,7 +1,7 @@
-//! Connecting to an address all the time, at a fixed rate, from a host on the LAN.
+//! Connects to an address at a fixed rate, from a host on the LAN.
 //!
-//! Each connect has its place on a fixed grid, so that a late one does not delay the next, and one that is lost does not
-//! delay any: what is down for a second fails for all that began in it.
+//! Each connect has its time on a fixed grid, so a late or lost one does not delay the next. An address that is down for
+//! a second fails all connects that start in that second.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -17,17 +17,17 @@ use tokio::time::{sleep_until, timeout};
 
 use crate::gaps::Attempt;
 
-/// A connect that takes longer is lost: its first packet is, for the next would be sent after a second.
-pub const PATIENCE: Duration = Duration::from_millis(400);
+/// A connect that takes longer is lost: the kernel would repeat its first packet only after a second.
+pub const CONNECT_TIMEOUT: Duration = Duration::from_millis(400);
 
-/// Somebody who connects until he is told to end, or dropped.
+/// Connects until it is stopped or dropped.
 pub struct Connector {
     over: Arc<AtomicBool>,
     thread: Option<JoinHandle<Result<Vec<Attempt>>>>,
 }
 
 impl Connector {
-    /// Begins, with one connect every so often. Times are since `begun`.
+    /// Starts, with one connect per `every`. Times are since `begun`.
     pub fn begin(host: &Host, target: SocketAddr, every: Duration, begun: Instant) -> Self {
         let over = Arc::new(AtomicBool::new(false));
         let thread = {
@@ -37,7 +37,7 @@ impl Connector {
         Self { over, thread: Some(thread) }
     }
 
-    /// Ends it, and returns what became of each connect, in order. Those that nobody has answered yet are left out.
+    /// Stops, and returns the result of each connect, in order. Connects without a result yet are left out.
     ///
     /// # Errors
     /// If the host is off.
@@ -54,13 +54,13 @@ impl Drop for Connector {
     }
 }
 
-/// The next time on the grid that began then. Those that were missed are not made up for.
+/// The next time on the grid that started at `begun`. Missed times are skipped.
 pub(crate) fn after(begun: Instant, interval: Duration) -> Instant {
     let passed = begun.elapsed().as_nanos() / interval.as_nanos();
     begun + interval * (passed as u32 + 1)
 }
 
-/// Connects again and again, in the network namespace of the thread.
+/// Connects repeatedly, in the network namespace of the thread.
 pub(crate) fn connect(
     target: SocketAddr,
     begun: Instant,
@@ -76,13 +76,13 @@ pub(crate) fn connect(
             let done = done.clone();
             tokio::spawn(async move {
                 let began = begun.elapsed();
-                let stream = timeout(PATIENCE, TcpStream::connect(target)).await;
+                let stream = timeout(CONNECT_TIMEOUT, TcpStream::connect(target)).await;
                 let accepted = matches!(stream, Ok(Ok(_)));
                 if let Ok(Ok(stream)) = stream {
-                    // Reset: what lingers would use up ports, and be no outage.
+                    // Reset: lingering connections would use up the ports.
                     let _ = stream.set_zero_linger();
                 }
-                // Nobody asks any more when it is over.
+                // At the end the receiver is gone.
                 let _ = done.send(Attempt { began, accepted });
             });
             next = after(begun, every);

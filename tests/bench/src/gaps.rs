@@ -1,7 +1,7 @@
-//! From what a probe saw to how long nobody answered: times in, durations out. Pure.
+//! Outages, from the times in the log of a probe. Pure.
 //!
-//! Times are since the probe began. An *outage* is the longest pause between two answers that ends after something was
-//! broken, less the interval of the probe: what is left when every answer comes in time is nothing.
+//! Times are since the probe began. An *outage* is the longest pause between two answers that ends after the cut, less the
+//! interval of the probe. It is 0 if every answer came in time.
 
 use std::time::Duration;
 
@@ -15,14 +15,14 @@ pub struct Pause {
 }
 
 impl Pause {
-    /// How long it lasted beyond `interval`, which it always lasts.
+    /// Its length less `interval`, the shortest possible pause.
     pub fn beyond(self, interval: Duration) -> Duration {
         (self.to - self.from).saturating_sub(interval)
     }
 }
 
-/// The longest pause that ends after `after`, of `times` in any order; of equal ones the first. `None` if nothing comes
-/// after `after`, or nothing before that.
+/// The longest pause between `times` that ends after `after`; the first of equal ones. `times` may be in any order. `None`
+/// if no time is later than `after`, or if there is only one.
 pub fn longest_pause(times: &[Duration], after: Duration) -> Option<Pause> {
     let mut times = times.to_vec();
     times.sort_unstable();
@@ -31,27 +31,27 @@ pub fn longest_pause(times: &[Duration], after: Duration) -> Option<Pause> {
     pauses.rev().filter(|pause| pause.to > after).max_by_key(|pause| pause.to - pause.from)
 }
 
-/// What a probe with datagrams saw.
+/// The log of a probe with datagrams.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Datagrams {
-    /// When questions were sent.
+    /// When requests were sent.
     pub sent: Vec<Duration>,
-    /// When answers came.
+    /// When answers arrived.
     pub answered: Vec<Duration>,
 }
 
-/// How long nobody answered.
+/// A time without an answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Outage {
-    /// How long.
+    /// Its length.
     pub length: Duration,
-    /// How much of that may be the probe's own doing: by so much a question was late meanwhile. On a busy machine the probe
-    /// has to wait for a processor as everybody has.
+    /// The part that the probe itself may have caused: the largest delay of a request in this time. On a busy machine the
+    /// probe waits for a processor, too.
     pub late: Duration,
 }
 
 impl Datagrams {
-    /// The outage after `cut`, at one question every `interval`. `None` if nobody answered after it.
+    /// The outage after `cut`, at one request per `interval`. `None` if no answer came after it.
     pub fn outage(&self, cut: Duration, interval: Duration) -> Option<Outage> {
         let pause = longest_pause(&self.answered, cut)?;
         let meanwhile: Vec<Duration> =
@@ -70,16 +70,16 @@ pub struct Attempt {
     pub accepted: bool,
 }
 
-/// What became of attempts to connect.
+/// The results of attempts to connect.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Connects {
-    /// So many were not accepted.
+    /// How many were not accepted.
     pub lost: usize,
-    /// The longest time within which none of those that began was accepted.
+    /// The longest time in which no started attempt was accepted.
     pub outage: Duration,
 }
 
-/// What became of these attempts after `cut`, at one every `interval`. `None` if none was accepted after it.
+/// The results of these attempts after `cut`, at one per `interval`. `None` if no attempt was accepted after it.
 pub fn connects(attempts: &[Attempt], cut: Duration, interval: Duration) -> Option<Connects> {
     let accepted: Vec<Duration> = attempts.iter().filter(|one| one.accepted).map(|one| one.began).collect();
     let outage = longest_pause(&accepted, cut)?.beyond(interval);
@@ -94,12 +94,12 @@ mod tests {
         times.iter().copied().map(Duration::from_millis).collect()
     }
 
-    fn at(ms: u64) -> Duration {
+    fn millis(ms: u64) -> Duration {
         Duration::from_millis(ms)
     }
 
     #[test]
-    fn a_pause_counts_if_it_ends_after_the_cut_and_the_longest_of_them_is_meant() {
+    fn the_longest_pause_after_the_cut_counts() {
         for (what, times, after, expected) in [
             ("nothing was heard", &[][..], 0, None),
             ("once is no pause", &[5], 0, None),
@@ -111,13 +111,13 @@ mod tests {
             ("of equal ones the first", &[0, 10, 20], 0, Some((0, 10))),
             ("out of order", &[152, 1, 2], 2, Some((2, 152))),
         ] {
-            let pause = longest_pause(&ms(times), at(after)).map(|pause| (pause.from, pause.to));
-            assert_eq!(pause, expected.map(|(from, to)| (at(from), at(to))), "{what}");
+            let pause = longest_pause(&ms(times), millis(after)).map(|pause| (pause.from, pause.to));
+            assert_eq!(pause, expected.map(|(from, to)| (millis(from), millis(to))), "{what}");
         }
     }
 
     #[test]
-    fn an_outage_is_what_a_pause_lasts_beyond_the_interval_of_the_probe() {
+    fn an_outage_excludes_the_interval_of_the_probe() {
         let every = |from: u64, to: u64| (from..to).collect::<Vec<_>>();
         for (what, sent, answered, expected) in [
             ("all in time", every(0, 400), every(0, 400), Some((0, 0))),
@@ -137,23 +137,23 @@ mod tests {
             ("silence for good", every(0, 400), every(0, 101), None),
         ] {
             let log = Datagrams { sent: ms(&sent), answered: ms(&answered) };
-            let outage = log.outage(at(100), at(1)).map(|outage| (outage.length, outage.late));
-            assert_eq!(outage, expected.map(|(length, late)| (at(length), at(late))), "{what}");
+            let outage = log.outage(millis(100), millis(1)).map(|outage| (outage.length, outage.late));
+            assert_eq!(outage, expected.map(|(length, late)| (millis(length), millis(late))), "{what}");
         }
     }
 
     #[test]
-    fn attempts_that_were_not_accepted_are_counted_and_span_the_outage() {
+    fn lost_attempts_are_counted_and_span_the_outage() {
         let attempts = |lost: std::ops::Range<u64>| -> Vec<Attempt> {
-            (0..50).map(|n| Attempt { began: at(10 * n), accepted: !lost.contains(&n) }).collect()
+            (0..50).map(|n| Attempt { began: millis(10 * n), accepted: !lost.contains(&n) }).collect()
         };
         for (what, lost, expected) in [
             ("none", 0..0, Some((0, 0))),
             ("fifteen", 10..25, Some((15, 150))),
             ("all that began after the cut", 10..50, None),
         ] {
-            let found = connects(&attempts(lost), at(95), at(10)).map(|found| (found.lost, found.outage));
-            assert_eq!(found, expected.map(|(lost, outage)| (lost, at(outage))), "{what}");
+            let found = connects(&attempts(lost), millis(95), millis(10)).map(|found| (found.lost, found.outage));
+            assert_eq!(found, expected.map(|(lost, outage)| (lost, millis(outage))), "{what}");
         }
     }
 }

@@ -1,29 +1,30 @@
-//! Benchmarks on the lab: Landfall beside the least that anybody could do, in the same run.
+//! Benchmarks on the lab: Landfall beside the least possible work, in the same run.
 //!
-//! No figure stands alone. The machine, the API server and the load on both differ from one day to the next, so each
-//! contender has a rival that makes the same writes with no thought behind them, and what counts is the ratio. Contender
-//! and rival take turns; every ratio is of two neighbours in time, and the spread of the ratios is printed with them. Where
-//! seconds on the wire are measured, the rival is keepalived, in the same run and asked by the same probe.
+//! No figure stands alone, because the machine, the API server and their load differ from day to day. Each contender has
+//! a rival that makes the same writes without any decision; the result is their ratio. Contender and rival take turns.
+//! Each ratio compares two adjacent runs, and is printed with the range of the ratios. On the wire the rival is
+//! keepalived, in the same run and measured by the same probe.
 //!
-//! | room | what is in it |
+//! | module | contents |
 //! |---|---|
-//! | [`spread`] | medians, percentiles, ratios (pure) |
-//! | [`report`] | the table that people read and the JSON that programs read (pure) |
+//! | [`distribution`] | medians, percentiles, ratios (pure) |
+//! | [`report`] | the table for people and the JSON for programs (pure) |
 //! | [`writes`] | the two writes that give a Service an address, as the rivals make them |
-//! | [`rivals`] | who does nothing but these writes: a bare loop, an echo of a watch; and who only lists |
-//! | [`sightings`] | a watch of Services that knows when each got its address |
-//! | [`stage`] | a control plane to measure on, who runs on it, and what that costs |
-//! | [`metrics`] | the API server's own count of requests (pure) |
-//! | [`progress`] | how far a benchmark is, how much of it is wanted, and its dice |
-//! | [`probe`] | asking an address all the time, from a host on the LAN |
-//! | [`connector`] | connecting all the time, from a host on the LAN |
-//! | [`gaps`] | how long nobody answered, from what a probe saw (pure) |
-//! | [`sniffer`] | who says unasked that an address is his |
+//! | [`rivals`] | processes that make only these writes: a bare loop, an echo of a watch; and one that only lists |
+//! | [`sightings`] | a watch of Services with the time when each got its address |
+//! | [`stage`] | a control plane for measurements, the processes on it, and their cost |
+//! | [`metrics`] | the API server's count of requests (pure) |
+//! | [`progress`] | elapsed time, quick mode and random times of a benchmark |
+//! | [`probe`] | continuous requests to an address, from a host on the LAN |
+//! | [`connector`] | continuous connects, from a host on the LAN |
+//! | [`gaps`] | outages in the log of a probe (pure) |
+//! | [`sniffer`] | gratuitous ARP as a host on the LAN receives it |
 //! | [`usage`] | the CPU time of a process, and of one of its threads |
 //!
 //! The benchmarks are programs in `src/bin`.
 
 pub mod connector;
+pub mod distribution;
 pub mod gaps;
 pub mod metrics;
 pub mod probe;
@@ -32,7 +33,6 @@ pub mod report;
 pub mod rivals;
 pub mod sightings;
 pub mod sniffer;
-pub mod spread;
 pub mod stage;
 pub mod usage;
 pub mod writes;

@@ -1,8 +1,8 @@
-//! The API server's own count of requests: its metrics page in, numbers out. Pure.
+//! The API server's count of requests, read from its metrics page. Pure.
 
 use std::collections::BTreeMap;
 
-/// What the API server counts its answers under.
+/// The metric with the number of answers.
 const COUNTER: &str = "apiserver_request_total{";
 
 /// The verbs that write, as the API server names them.
@@ -31,7 +31,7 @@ pub fn writes(page: &str) -> BTreeMap<String, u64> {
     counts
 }
 
-/// What has been written since: what has not is left out.
+/// The writes between two counts. Resources without writes are left out.
 pub fn since(before: &BTreeMap<String, u64>, after: &BTreeMap<String, u64>) -> BTreeMap<String, u64> {
     let grown = after.iter().map(|(name, count)| (name.clone(), count - before.get(name).unwrap_or(&0)));
     grown.filter(|(_, count)| *count > 0).collect()
@@ -42,7 +42,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn writes_are_counted_by_resource_whatever_the_answer_was() {
+    fn writes_are_counted_by_resource_for_any_answer() {
         let page = r#"
 # TYPE apiserver_request_total counter
 apiserver_request_total{code="200",component="apiserver",dry_run="",group="",resource="services",scope="resource",subresource="status",verb="PATCH",version="v1"} 12

@@ -1,11 +1,11 @@
-//! Asking an address all the time, from a host on the LAN: a datagram every millisecond, a connect every ten.
+//! Continuous requests to an address from a host on the LAN: a datagram every millisecond, a connect every ten.
 //!
-//! Three threads in the host's network namespace: one sends datagrams, one takes answers, one connects. All of them go by
-//! the same clock, which never steps (`CLOCK_MONOTONIC`); each send has its place on a fixed grid, so that a late one does
-//! not delay the next. Nobody spins: who waits sleeps, for the machine has few processors and the contenders need them.
-//! What the probe is late by itself is told with every outage ([`crate::gaps::Outage::late`]).
+//! Three threads run in the host's network namespace: one sends datagrams, one receives answers, one connects. All use
+//! the same clock, which never steps (`CLOCK_MONOTONIC`). Each send has its time on a fixed grid, so a late one does not
+//! delay the next. Threads sleep instead of spinning: the machine has few processors and the contenders need them. The
+//! probe's own delay is reported with every outage ([`crate::gaps::Outage::late`]).
 //!
-//! Any answer counts, whatever is in it. A probe that is dropped goes on until its longest time is over.
+//! Any answer counts, whatever it contains. A dropped probe runs until its longest time is over.
 
 use std::io;
 use std::net::{IpAddr, SocketAddr, UdpSocket};
@@ -20,16 +20,16 @@ use lab::Host;
 use crate::connector::{after, connect};
 use crate::gaps::{Attempt, Datagrams};
 
-/// A datagram is sent so often.
+/// Interval between datagrams.
 pub const DATAGRAMS: Duration = Duration::from_millis(1);
 
-/// A connect is begun so often.
+/// Interval between connects.
 pub const CONNECTS: Duration = Duration::from_millis(10);
 
-/// No probe goes on for longer.
+/// No probe runs longer.
 const LONGEST: Duration = Duration::from_secs(60);
 
-/// What a probe saw.
+/// The log of a probe.
 #[derive(Clone, Debug, Default)]
 pub struct Log {
     /// By datagrams.
@@ -38,11 +38,11 @@ pub struct Log {
     pub attempts: Vec<Attempt>,
 }
 
-/// A probe that runs.
+/// A running probe.
 pub struct Probe {
     begun: Instant,
     over: Arc<AtomicBool>,
-    /// When the last answer came, in nanoseconds since the probe began; 0 is never.
+    /// When the last answer came, in nanoseconds since the probe began; 0 before the first.
     last: Arc<AtomicU64>,
     sender: JoinHandle<Vec<Duration>>,
     receiver: JoinHandle<Vec<Duration>>,
@@ -50,7 +50,7 @@ pub struct Probe {
 }
 
 impl Probe {
-    /// Begins to ask, from new ports.
+    /// Starts the requests, from new ports.
     ///
     /// # Errors
     /// If the host is off, or there is no socket.
@@ -73,7 +73,7 @@ impl Probe {
                 let (mut sent, mut next) = (Vec::new(), begun);
                 while !is_over(&over) {
                     thread::sleep(next.saturating_duration_since(Instant::now()));
-                    // What is refused was asked all the same: while nobody has the address, the kernel says so here.
+                    // A refused send counts as well: while no host has the address, the kernel reports that here.
                     sent.push(begun.elapsed());
                     let _ = socket.send(b"who\n");
                     next = after(begun, DATAGRAMS);
@@ -86,7 +86,7 @@ impl Probe {
             thread::spawn(move || {
                 let (mut answered, mut buffer) = (Vec::new(), [0; 512]);
                 while !is_over(&over) {
-                    // Errors are of earlier datagrams, or of nobody's answering for a while.
+                    // Errors belong to earlier datagrams, or are timeouts.
                     if socket.recv(&mut buffer).is_ok() {
                         let at = begun.elapsed();
                         answered.push(at);
@@ -103,8 +103,8 @@ impl Probe {
         Ok(Self { begun, over, last, sender, receiver, connector })
     }
 
-    /// How long ago it began: the clock of its log.
-    pub fn elapsed(&self) -> Duration {
+    /// Time since the start: the clock of its log.
+    pub fn elapsed_time(&self) -> Duration {
         self.begun.elapsed()
     }
 
@@ -113,7 +113,7 @@ impl Probe {
         Duration::from_nanos(self.last.load(Ordering::Relaxed))
     }
 
-    /// Ends it, and returns what it saw. Connects that nobody has answered yet are left out.
+    /// Stops it, and returns its log. Connects without a result yet are left out.
     ///
     /// # Errors
     /// If a part of it failed.

@@ -1,4 +1,4 @@
-//! What all measurements of a benchmark have in common: how far it is, how much of it is wanted, and its dice.
+//! State that all measurements of a benchmark share: elapsed time, quick mode, random times.
 
 use std::hash::{BuildHasher, RandomState};
 use std::io::{ErrorKind, Write};
@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::Result;
 
-/// A benchmark that runs.
+/// A running benchmark.
 #[derive(Debug)]
 pub struct Bench {
     began: Instant,
@@ -16,32 +16,32 @@ pub struct Bench {
 }
 
 impl Bench {
-    /// One that begins now.
+    /// Starts one now.
     pub fn begin(quick: bool) -> Self {
         Self { began: Instant::now(), quick, random: RandomState::new() }
     }
 
-    /// For how long it has run.
-    pub fn elapsed(&self) -> Duration {
+    /// Time since the start.
+    pub fn elapsed_time(&self) -> Duration {
         self.began.elapsed()
     }
 
-    /// Tells how far it is.
+    /// Prints a line of progress.
     ///
     /// # Errors
     /// If nothing can be printed.
     pub fn progress(&self, text: &str) -> Result<()> {
-        print(&format!("{:4} s  {text}\n", self.elapsed().as_secs()))
+        print(&format!("{:4} s  {text}\n", self.elapsed_time().as_secs()))
     }
 
-    /// A time between these two, another one for each `n`, as likely as any.
+    /// A random time between `from` and `to`, another one for each `n`; uniform.
     pub fn random(&self, n: usize, from: Duration, to: Duration) -> Duration {
         let share = self.random.hash_one(n) as f64 / u64::MAX as f64;
         from + (to - from).mul_f64(share)
     }
 }
 
-/// Prints to standard output. A reader that went away (`| head`) is no error.
+/// Prints to standard output. A closed pipe (`| head`) is not an error.
 ///
 /// # Errors
 /// If it can't be written to.

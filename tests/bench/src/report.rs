@@ -1,10 +1,10 @@
-//! What a benchmark found: a table for people, and one flat JSON object of numbers for programs. Pure.
+//! The results of a benchmark: a table for people, and one flat JSON object of numbers for programs. Pure.
 
 use serde_json::{Map, Value, json};
 
-use crate::spread::Spread;
+use crate::distribution::Distribution;
 
-/// What has been found so far.
+/// The results so far.
 #[derive(Clone, Debug, Default)]
 pub struct Report {
     lines: Vec<String>,
@@ -12,7 +12,7 @@ pub struct Report {
 }
 
 impl Report {
-    /// Begins a part of the table.
+    /// Starts a part of the table.
     pub fn part(&mut self, title: &str) {
         if !self.lines.is_empty() {
             self.lines.push(String::new());
@@ -20,37 +20,37 @@ impl Report {
         self.lines.push(title.to_owned());
     }
 
-    /// A line of the table: what it is, and what was found.
+    /// A line of the table: a label and a result.
     pub fn row(&mut self, what: &str, found: &str) {
         self.lines.push(format!("  {what:58} {found}"));
     }
 
-    /// A line with a median and its spread, in `unit`.
-    pub fn spread(&mut self, what: &str, spread: Spread, unit: &str) {
-        self.row(what, &format!("{} {unit}", text(spread)));
+    /// A line with a median and its range, in `unit`.
+    pub fn distribution(&mut self, what: &str, values: Distribution, unit: &str) {
+        self.row(what, &format!("{} {unit}", text(values)));
     }
 
     /// A ratio: a line of the table beside its bar, and three figures.
-    pub fn ratio(&mut self, key: &str, what: &str, ratio: Spread, bar: &str) {
+    pub fn ratio(&mut self, key: &str, what: &str, ratio: Distribution, bar: &str) {
         self.row(what, &format!("{}  goal {bar}", text(ratio)));
         self.figure(key, ratio.median);
         self.figure(&format!("{key}_min"), ratio.min);
         self.figure(&format!("{key}_max"), ratio.max);
     }
 
-    /// The same with a unit, and one figure: the median.
-    pub fn measured(&mut self, key: &str, what: &str, found: Spread, unit_and_bar: (&str, &str)) {
+    /// Like [`Report::ratio`], with a unit and one figure: the median.
+    pub fn measurement(&mut self, key: &str, what: &str, found: Distribution, unit_and_bar: (&str, &str)) {
         let (unit, bar) = unit_and_bar;
         self.row(what, &format!("{} {unit}  goal {bar}", text(found)));
         self.figure(key, found.median);
     }
 
-    /// A number of the JSON object that is there already.
-    pub fn found(&self, key: &str) -> Option<f64> {
+    /// A number already in the JSON object.
+    pub fn get(&self, key: &str) -> Option<f64> {
         self.figures.get(key)?.as_f64()
     }
 
-    /// One number of the JSON object. More than four digits behind the point say nothing.
+    /// Sets one number of the JSON object, rounded to four decimal places.
     pub fn figure(&mut self, key: &str, value: f64) {
         self.figures.insert(key.to_owned(), json!((value * 1e4).round() / 1e4));
     }
@@ -60,7 +60,7 @@ impl Report {
         self.lines.iter().map(|line| format!("{line}\n")).collect()
     }
 
-    /// The flat JSON object, with the figures of an earlier one that this report does not have. One that can't be read has none.
+    /// The flat JSON object, with the figures of `earlier` that this report does not have. An unreadable `earlier` has none.
     pub fn json_over(&self, earlier: &str) -> String {
         let mut figures: Map<String, Value> = serde_json::from_str(earlier).unwrap_or_default();
         figures.extend(self.figures.clone());
@@ -68,9 +68,9 @@ impl Report {
     }
 }
 
-fn text(spread: Spread) -> String {
-    let Spread { median, min, max } = spread;
-    // As many digits as can be compared.
+fn text(spread: Distribution) -> String {
+    let Distribution { median, min, max } = spread;
+    // Only digits that can be compared.
     let digits = if max < 10.0 { 2 } else { usize::from(max < 1000.0) };
     format!("{median:8.digits$}  ({min:.digits$} to {max:.digits$})")
 }
@@ -83,9 +83,14 @@ mod tests {
     fn a_report_is_a_table_and_a_flat_object() {
         let mut report = Report::default();
         report.part("Bulk");
-        report.spread("rate", Spread { median: 1234.5, min: 1000.0, max: 2000.0 }, "1/s");
+        report.distribution("rate", Distribution { median: 1234.5, min: 1000.0, max: 2000.0 }, "1/s");
         report.part("Ratio");
-        report.ratio("bulk_ratio_1k", "ours to theirs", Spread { median: 0.91236, min: 0.8, max: 1.0 }, "0.80 or more");
+        report.ratio(
+            "bulk_ratio_1k",
+            "ours to theirs",
+            Distribution { median: 0.91236, min: 0.8, max: 1.0 },
+            "0.80 or more",
+        );
         report.figure("restart_writes", 0.0);
         let table = [
             "Bulk",
@@ -104,7 +109,7 @@ mod tests {
     }
 
     #[test]
-    fn figures_of_an_earlier_run_stay_unless_there_are_new_ones() {
+    fn earlier_figures_stay_unless_replaced() {
         let mut report = Report::default();
         report.figure("runs", 8.0);
         for (earlier, expected) in [

@@ -1,8 +1,8 @@
-//! Who does nothing but what has to be done. Each is a process of its own, with one thread as Landfall's controller has.
+//! Rivals that do only the necessary work. Each is a process with one thread, like Landfall's controller.
 //!
 //! - [`bare`]: the writes of a bulk allocation for a list of Services, as many at a time as Landfall has.
-//! - [`echo`]: a watch, and for each new Service the writes at once.
-//! - [`list`]: what a controller must receive before it can decide anything.
+//! - [`echo`]: a watch, and the writes for each new Service at once.
+//! - [`list`]: the lists that a controller must receive before its first decision.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -19,16 +19,16 @@ use tokio::task::JoinSet;
 
 use crate::writes::{COPY, ECHO_CLASS, LANDFALL, Writer, ingress};
 
-/// Services under way at a time: as many as Landfall's controller has series.
+/// Services written at a time: as many as Landfall's controller has series.
 const CONCURRENCY: usize = 64;
 
 /// How long a watch lasts before the next begins, in seconds.
 const WATCH: u32 = 290;
 
-/// Gives every Service without an address one. Returns when it has.
+/// Gives an address to every Service without one, and returns.
 ///
 /// # Errors
-/// If a write fails: nobody else writes, so none may.
+/// If a write fails: there is no other writer, so none may.
 pub async fn bare(client: Client) -> Result<()> {
     let services: Api<Service> = Api::all(client.clone());
     let services = services.list(&ListParams::default()).await.context("list Services")?;
@@ -53,7 +53,7 @@ pub async fn bare(client: Client) -> Result<()> {
     }
 }
 
-/// Serves every Service of its class from now on, until it is ended.
+/// Serves every Service of its class until it is stopped.
 ///
 /// # Errors
 /// If a write fails, or the API server ends a watch with an error.
@@ -103,7 +103,7 @@ pub async fn echo(client: Client) -> Result<()> {
     }
 }
 
-/// Lists what a controller lists, decodes it, and returns when it had all of it, in nanoseconds since 1970.
+/// Lists and decodes the kinds that a controller lists. Returns the time of completion in nanoseconds since 1970.
 ///
 /// # Errors
 /// If a list fails.

@@ -1,7 +1,7 @@
-//! A watch of Services that knows when each got its address, as any client would see it.
+//! A watch of Services with the time when each got its address, as any client would see it.
 //!
-//! One task, which ends when the handle is dropped. It decodes no more than it needs: what it costs, contender and rival
-//! pay alike.
+//! One task, which ends when the handle is dropped. It decodes only the fields it needs; contender and rival carry the
+//! same cost.
 
 use std::pin::pin;
 use std::time::{Duration, Instant};
@@ -16,10 +16,10 @@ use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 use tokio::time::timeout_at;
 
-/// How long a watch may last before the next, in seconds. Most measurements take less.
+/// Duration of one watch in seconds. Most measurements take less.
 const WATCH: u32 = 290;
 
-/// The little that is read of a Service.
+/// The fields of a Service that are read.
 #[derive(Clone, Debug, Deserialize)]
 struct Service {
     metadata: Metadata,
@@ -52,25 +52,25 @@ struct List {
     metadata: kube::core::ListMeta,
 }
 
-/// What happened to a Service.
+/// A change of a Service.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Change {
-    /// It was made or changed, and has no address.
+    /// It was created or changed, and has no address.
     Pending,
-    /// It has one.
+    /// It has an address.
     Served,
-    /// It is gone.
+    /// It was deleted.
     Gone,
 }
 
-/// A Service, what happened to it, and when that was seen.
+/// A Service, its change, and when the watch reported it.
 #[derive(Clone, Debug)]
 pub struct Sighting {
     /// Its name.
     pub name: String,
-    /// What happened.
+    /// The change.
     pub change: Change,
-    /// When the watch said so.
+    /// When the watch reported it.
     pub at: Instant,
 }
 
@@ -80,18 +80,18 @@ pub struct Sightings {
     task: JoinHandle<Result<()>>,
 }
 
-/// What the task works with.
+/// The state of the task.
 struct Watch {
     client: Client,
     path: String,
-    /// Up to which everything has been seen.
+    /// The version up to which all events were received.
     version: String,
     outgoing: mpsc::UnboundedSender<Sighting>,
 }
 
 impl Watch {
-    /// Tells what it sees until nobody listens. The API server ends a watch that can't keep up for a moment, as happens
-    /// when both cores are busy: then the next one goes on from there.
+    /// Sends sightings until the receiver is dropped. The API server ends a watch that falls behind, as happens when both
+    /// cores are busy; the next watch continues from there.
     async fn follow(mut self) -> Result<()> {
         loop {
             let request = Request::new(&self.path).watch(&WatchParams::default().timeout(WATCH), &self.version)?;
@@ -126,10 +126,10 @@ impl Drop for Sightings {
 }
 
 impl Sightings {
-    /// Of all Services of the namespace.
+    /// Watches all Services of the namespace.
     ///
     /// # Errors
-    /// If the API server does not say where to begin.
+    /// If the API server returns no version to start from.
     pub async fn begin(client: &Client, namespace: &str) -> Result<Self> {
         let path = format!("/api/v1/namespaces/{namespace}/services");
         let request = Request::new(&path).list(&ListParams::default().limit(1))?;
@@ -137,7 +137,7 @@ impl Sightings {
         let version = list.metadata.resource_version.context("a list without a version")?;
         let (outgoing, incoming) = mpsc::unbounded_channel();
         let watch = Watch { client: client.clone(), path, version, outgoing };
-        // A watch begins where the list was, so nothing is missed that comes before it does.
+        // The watch starts at the version of the list, so it misses no event.
         let task = tokio::spawn(watch.follow());
         Ok(Self { incoming, task })
     }
@@ -145,7 +145,7 @@ impl Sightings {
     /// The next one.
     ///
     /// # Errors
-    /// If there is none before the deadline, or the watch fails.
+    /// If no sighting comes before the deadline, or the watch fails.
     pub async fn next(&mut self, deadline: Instant) -> Result<Sighting> {
         match timeout_at(deadline.into(), self.incoming.recv()).await {
             Ok(Some(sighting)) => Ok(sighting),
@@ -157,7 +157,7 @@ impl Sightings {
         }
     }
 
-    /// When this happens to the Service of this name.
+    /// The time of this change of the Service with this name.
     ///
     /// # Errors
     /// If it does not within that time, or the watch fails.

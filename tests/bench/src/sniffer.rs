@@ -1,7 +1,7 @@
-//! Who says unasked that an address is his: gratuitous ARP as a host on the LAN receives it.
+//! Gratuitous ARP as a host on the LAN receives it.
 //!
-//! A packet socket and a thread in the host's network namespace. That a host has received one is when it uses the new
-//! owner: Linux and others replace the entry they have at once (RFC 5227 §2.4 is about those who own it themselves).
+//! A packet socket and a thread in the host's network namespace. A host uses the new owner from the time it receives the
+//! frame: Linux and others replace their neighbour entry at once.
 
 use std::collections::BTreeMap;
 use std::io::Read;
@@ -21,20 +21,20 @@ const ARP: u16 = 0x0806;
 /// Ethernet, then ARP for IPv4 over Ethernet.
 const LENGTH: usize = 14 + 28;
 
-/// So many bytes may wait to be read, if the kernel allows as many: thousands of frames in a burst.
+/// Size of the receive buffer in bytes, as far as the kernel allows: thousands of frames in a burst.
 const BACKLOG: usize = 8 << 20;
 
 /// A MAC address.
 pub type MacAddr = [u8; 6];
 
-/// Somebody said that an address is his.
+/// A gratuitous ARP that was received.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Announcement {
     /// When it was received, since the sniffer began.
     pub at: Duration,
     /// The address.
     pub address: Ipv4Addr,
-    /// Whose it is.
+    /// The MAC address that announces it.
     pub mac: MacAddr,
 }
 
@@ -49,14 +49,14 @@ pub fn gratuitous(frame: &[u8]) -> Option<(Ipv4Addr, MacAddr)> {
     (is_arp && sender == target && address != [0; 4]).then_some((address.into(), mac.try_into().ok()?))
 }
 
-/// How often addresses changed hands, by what was said: an address whose MAC is another one than the last time.
+/// How often the MAC address of an announced address changed.
 pub fn changes(announcements: &[Announcement]) -> usize {
     let mut last = BTreeMap::new();
     let changed = |one: &&Announcement| last.insert(one.address, one.mac).is_some_and(|before| before != one.mac);
     announcements.iter().filter(changed).count()
 }
 
-/// When each address was announced first by somebody else than `before`, and by whom.
+/// When each address was first announced by another MAC address than `before`, and by which.
 pub fn first_by_others(announcements: &[Announcement], before: MacAddr) -> BTreeMap<Ipv4Addr, (Duration, MacAddr)> {
     let mut first = BTreeMap::new();
     for one in announcements.iter().filter(|one| one.mac != before) {
@@ -65,7 +65,7 @@ pub fn first_by_others(announcements: &[Announcement], before: MacAddr) -> BTree
     first
 }
 
-/// A sniffer that runs.
+/// A running sniffer.
 pub struct Sniffer {
     begun: Instant,
     over: Arc<AtomicBool>,
@@ -73,15 +73,15 @@ pub struct Sniffer {
 }
 
 impl Sniffer {
-    /// Begins to listen on this host.
+    /// Starts to listen on this host.
     ///
     /// # Errors
-    /// If there is no socket: it needs root.
+    /// If the socket cannot be opened: it needs root.
     pub fn begin(host: &Host) -> Result<Self> {
         let protocol = Protocol::from(i32::from(ARP.to_be()));
         let socket = host.run(|| Socket::new(Domain::PACKET, Type::RAW, Some(protocol)))?.context("a packet socket")?;
         socket.set_read_timeout(Some(Duration::from_millis(50))).context("set a timeout")?;
-        // The kernel gives less if it allows no more.
+        // The kernel may reduce the size.
         socket.set_recv_buffer_size(BACKLOG).context("set the size of the backlog")?;
         let (begun, over) = (Instant::now(), Arc::new(AtomicBool::new(false)));
         let reader = {
@@ -100,12 +100,12 @@ impl Sniffer {
         Ok(Self { begun, over, reader })
     }
 
-    /// How long ago it began: the clock of what it heard.
-    pub fn elapsed(&self) -> Duration {
+    /// Time since the start: the clock of its announcements.
+    pub fn elapsed_time(&self) -> Duration {
         self.begun.elapsed()
     }
 
-    /// Ends it, and returns what it heard, in order.
+    /// Stops it, and returns the announcements, in order.
     ///
     /// # Errors
     /// If it failed.
@@ -142,7 +142,7 @@ mod tests {
             ("with padding", [frame(1, own, own), vec![0; 18]].concat(), true),
             ("a question", frame(1, other, own), false),
             ("a probe", frame(1, [0; 4], own), false),
-            ("nobody", frame(1, [0; 4], [0; 4]), false),
+            ("no address", frame(1, [0; 4], [0; 4]), false),
             ("cut short", frame(1, own, own)[..41].to_vec(), false),
             ("IPv4", [&[0; 12], &[8, 0][..], &frame(1, own, own)[14..]].concat(), false),
         ] {
@@ -151,8 +151,8 @@ mod tests {
     }
 
     #[test]
-    fn an_address_changes_hands_when_another_one_says_it_is_his() {
-        let said = |all: &[(u64, u8, MacAddr)]| -> Vec<Announcement> {
+    fn another_mac_is_a_change_of_owner() {
+        let announcements = |all: &[(u64, u8, MacAddr)]| -> Vec<Announcement> {
             let one = |(at, last, mac): &(u64, u8, MacAddr)| Announcement {
                 at: Duration::from_millis(*at),
                 address: Ipv4Addr::new(192, 0, 2, *last),
@@ -161,14 +161,14 @@ mod tests {
             all.iter().map(one).collect()
         };
         for (what, all, expected) in [
-            ("nothing was said", &[][..], 0),
+            ("no announcement", &[][..], 0),
             ("a refresh", &[(0, 1, A), (1, 1, A), (2, 2, B), (3, 2, B)], 0),
             ("there and back", &[(0, 1, A), (1, 1, B), (2, 1, A)], 2),
             ("two of them", &[(0, 1, A), (0, 2, A), (1, 1, B), (1, 2, B), (2, 2, B)], 2),
         ] {
-            assert_eq!(changes(&said(all)), expected, "{what}");
+            assert_eq!(changes(&announcements(all)), expected, "{what}");
         }
-        let all = said(&[(0, 1, A), (5, 1, B), (6, 2, B), (7, 1, B), (8, 3, A)]);
+        let all = announcements(&[(0, 1, A), (5, 1, B), (6, 2, B), (7, 1, B), (8, 3, A)]);
         let (one, two) = (Ipv4Addr::new(192, 0, 2, 1), Ipv4Addr::new(192, 0, 2, 2));
         let expected = [(one, (Duration::from_millis(5), B)), (two, (Duration::from_millis(6), B))].into();
         assert_eq!(first_by_others(&all, A), expected);

@@ -1,7 +1,7 @@
-//! A control plane to measure on, who runs on it, and what that costs.
+//! A control plane for measurements, the processes on it, and their cost.
 //!
-//! Contender and rivals are processes on the control plane's host, so that what they send takes the same way: through the
-//! loopback interface of its namespace to the API server. Everything goes with the cluster.
+//! Contender and rivals are processes on the control plane's host, so their requests take the same way: the loopback
+//! interface of its namespace to the API server. All of them end with the cluster.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -21,49 +21,49 @@ use crate::metrics;
 use crate::root;
 use crate::writes::{COPY, LANDFALL, POOL};
 
-/// Where all Services are that are measured.
+/// The namespace of all measured Services.
 pub const NAMESPACE: &str = "bench";
 
-/// Where Landfall is installed, and its Lease is.
+/// The namespace of Landfall and its Lease.
 const SYSTEM: &str = "landfall-system";
 
-/// How long starting and ending may take.
+/// Longest time to start or end a process.
 const PATIENCE: Duration = Duration::from_secs(30);
 
-/// Creates under way at a time.
+/// Concurrent creates.
 const CREATORS: usize = 64;
 
-/// The control plane is at rest when it takes less than this share of a core for [`LOOK`]: it always does a little.
+/// The control plane is idle if it uses less than this share of a core during [`LOOK`].
 const REST: f64 = 0.25;
 
-/// How long to look whether it is.
+/// The time over which its CPU use is measured.
 const LOOK: Duration = Duration::from_millis(400);
 
 /// Clock ticks in a second, as `/proc` counts CPU time (USER_HZ, which is 100 on every architecture we run on).
 const TICKS: f64 = 100.0;
 
-/// A control plane with Landfall's definitions, a pool, and nobody on it.
+/// A control plane with Landfall's definitions and a pool, without any controller.
 pub struct Stage {
     cluster: Cluster,
     /// A client of its API server.
     pub client: Client,
 }
 
-/// Somebody on the stage. Whoever is not ended goes with the cluster.
+/// A process on the stage. It ends with the cluster at the latest.
 pub struct Actor {
     process: Process,
 }
 
 impl Stage {
-    /// Makes one. Definitions, namespace and pool are there and in use when this returns.
+    /// Creates a stage. Definitions, namespace and pool are ready when this returns.
     ///
     /// # Errors
-    /// If the cluster does not come up, or refuses what is made.
+    /// If the cluster does not start, or refuses an object.
     pub async fn set(name: &str) -> Result<Self> {
         Self::with_nodes(name, 0).await
     }
 
-    /// The same, with so many nodes that are a Node object and a network namespace: `l1`, `l2`, ..
+    /// Like [`set`](Self::set), with nodes that are a Node object and a network namespace: `l1`, `l2`, ..
     ///
     /// # Errors
     /// As of [`set`](Self::set).
@@ -120,7 +120,7 @@ impl Stage {
     /// If it does not start.
     pub fn enter_on(&self, host: &Host, name: &str, program: &Path, arguments: &[&str]) -> Result<Actor> {
         let mut command = Command::new(program);
-        // As it is deployed: with an election, although nobody else takes part.
+        // As in a deployment: with an election, although there is no other candidate.
         command
             .args(arguments)
             .env("KUBECONFIG", self.cluster.lan_kubeconfig())
@@ -144,7 +144,7 @@ impl Stage {
         made.buffer_unordered(CREATORS).try_for_each(async |_| Ok(())).await
     }
 
-    /// Waits until the control plane has nothing left to do. One that never rests is measured as it is.
+    /// Waits until the control plane is idle, at most [`PATIENCE`].
     ///
     /// # Errors
     /// If it does not run.
@@ -173,16 +173,16 @@ impl Stage {
     /// How many writes the API server has answered so far, by resource.
     ///
     /// # Errors
-    /// If it does not say.
+    /// If the API server does not answer.
     pub async fn writes(&self) -> Result<BTreeMap<String, u64>> {
         let page = self.client.request_text(http::Request::get("/metrics").body(Vec::new())?).await?;
         Ok(metrics::writes(&page))
     }
 
-    /// How many objects of this kind there are.
+    /// The number of objects of this kind.
     ///
     /// # Errors
-    /// If the API server does not say.
+    /// If the API server does not answer.
     pub async fn count(&self, plural: &str) -> Result<usize> {
         let path = format!("/apis/{LANDFALL}/v1alpha1/{plural}?limit=1");
         let list: Value = self.client.request(http::Request::get(path).body(Vec::new())?).await?;
@@ -206,7 +206,7 @@ pub fn service(name: &str, class: Option<&str>) -> Value {
 }
 
 impl Actor {
-    /// Fails if it has ended, with the end of what it said.
+    /// Fails if the process has ended, with the end of its log.
     ///
     /// # Errors
     /// See above.
@@ -215,27 +215,27 @@ impl Actor {
         Ok(())
     }
 
-    /// The last lines of what it said.
+    /// The last lines of its log.
     pub fn last_words(&self) -> String {
         let log = fs::read_to_string(self.process.log()).unwrap_or_default();
         let lines: Vec<&str> = log.lines().collect();
         lines[lines.len().saturating_sub(5)..].join(" / ")
     }
 
-    /// Asks it to end, and waits until it has.
+    /// Sends SIGTERM, and waits for the end.
     ///
     /// # Errors
     /// If it does not.
     pub async fn end(&self) -> Result<()> {
         self.process.signal(Signal::SIGTERM)?;
-        self.ended(PATIENCE).await
+        self.wait_for_end(PATIENCE).await
     }
 
     /// Waits until it has ended.
     ///
     /// # Errors
     /// If it does not.
-    pub async fn ended(&self, within: Duration) -> Result<()> {
+    pub async fn wait_for_end(&self, within: Duration) -> Result<()> {
         wait_until(within, &format!("{} to end", self.process.name()), async || {
             ensure!(!self.process.is_running(), "it runs");
             Ok(())
@@ -243,7 +243,7 @@ impl Actor {
         .await
     }
 
-    /// Stops it where it is.
+    /// Freezes the process.
     ///
     /// # Errors
     /// If that is not possible.
@@ -251,7 +251,7 @@ impl Actor {
         self.process.freeze()
     }
 
-    /// Lets it go on.
+    /// Thaws the process.
     ///
     /// # Errors
     /// If that is not possible.

@@ -1,7 +1,7 @@
-//! What a process costs: its CPU time, and that of one of its threads. Reads `/proc`.
+//! The CPU time of a process and of one of its threads, from `/proc`.
 //!
-//! Of the process, `stat` counts in hundredths of a second, with threads that have ended. Of a thread that lives, `schedstat`
-//! counts in nanoseconds (Documentation/scheduler/sched-stats: the first number is the time spent on a processor).
+//! For the process, `stat` counts hundredths of a second, ended threads included. For a living thread, `schedstat` counts
+//! nanoseconds (Documentation/scheduler/sched-stats: the first number is the time spent on a processor).
 
 use std::fs;
 use std::path::Path;
@@ -23,23 +23,23 @@ pub fn cpu(pid: i32, thread: &str) -> Result<(Duration, Duration)> {
     let mut named = Duration::ZERO;
     for task in fs::read_dir(format!("/proc/{pid}/task")).with_context(gone)? {
         let task = task?.path();
-        // A thread may end while one looks.
+        // A thread may end meanwhile.
         if fs::read_to_string(task.join("comm")).is_ok_and(|name| name.trim_end() == thread) {
-            named += spent(&task)?;
+            named += thread_time(&task)?;
         }
     }
     Ok((all, named))
 }
 
-/// The CPU time of the thread that asks.
+/// The CPU time of the calling thread.
 ///
 /// # Errors
-/// If the kernel does not tell.
+/// If the kernel does not report it.
 pub fn of_this_thread() -> Result<Duration> {
-    spent(Path::new("/proc/thread-self"))
+    thread_time(Path::new("/proc/thread-self"))
 }
 
-fn spent(task: &Path) -> Result<Duration> {
+fn thread_time(task: &Path) -> Result<Duration> {
     let text = fs::read_to_string(task.join("schedstat"))?;
     of_thread(&text).with_context(|| format!("{text:?} in schedstat"))
 }
@@ -57,7 +57,7 @@ fn of_thread(text: &str) -> Option<Duration> {
     Some(Duration::from_nanos(text.split_whitespace().next()?.parse().ok()?))
 }
 
-/// The share of a core that this is in so much time, in percent.
+/// The share of one core in percent, for `spent` CPU time within `within`.
 pub fn percent(spent: Duration, within: Duration) -> f64 {
     spent.as_secs_f64() / within.as_secs_f64() * 100.0
 }
@@ -67,7 +67,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn times_are_read_as_the_kernel_writes_them_and_a_share_is_of_one_core() {
+    fn kernel_times_are_read_in_their_units() {
         let stat = "12 (a b) c) S 1 12 12 0 -1 4194560 100 0 0 0 7 2 0 0 20 0 3 0 100 1 1";
         for (what, found, expected) in [
             ("a process", of_process(stat), Some(Duration::from_millis(90))),
@@ -81,7 +81,7 @@ mod tests {
     }
 
     #[test]
-    fn a_thread_that_computes_costs_time_and_its_process_with_it() {
+    fn computing_costs_the_thread_and_its_process() {
         let (_over, wait) = std::sync::mpsc::channel::<()>();
         let spin = move || {
             let begun = std::time::Instant::now();
@@ -89,7 +89,7 @@ mod tests {
             while begun.elapsed() < Duration::from_millis(100) {
                 n = std::hint::black_box(n.wrapping_add(1));
             }
-            // Its time is not told any more when it has ended.
+            // The time of an ended thread is no longer reported.
             let _ = wait.recv();
         };
         std::thread::Builder::new().name("spinner".into()).spawn(spin).unwrap();
@@ -99,7 +99,7 @@ mod tests {
             if named > Duration::ZERO && all > Duration::ZERO {
                 return;
             }
-            assert!(std::time::Instant::now() < deadline, "a thread that computes costs nothing: {named:?} of {all:?}");
+            assert!(std::time::Instant::now() < deadline, "a computing thread costs nothing: {named:?} of {all:?}");
             std::thread::yield_now();
         }
     }

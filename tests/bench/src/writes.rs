@@ -17,8 +17,8 @@ use serde_json::json;
 /// Landfall's API group.
 pub const LANDFALL: &str = crds::GROUP;
 
-/// The group of a copy of Landfall's definitions, where a rival's records are nobody else's business: Landfall withdraws
-/// those of its own group whose Service it does not serve.
+/// The group of a copy of Landfall's definitions, for the records of a rival. Landfall would delete records of its own
+/// group whose Service it does not serve.
 pub const COPY: &str = "bench.landfall.dev";
 
 /// The class of the Services that the echo serves.
@@ -27,10 +27,10 @@ pub const ECHO_CLASS: &str = "bench.landfall.dev/echo";
 /// The addresses that Landfall's pool has: the lower half of what RFC 2544 sets aside for benchmarks.
 pub const POOL: &str = "198.18.0.0/16";
 
-/// Writes as in `metadata.managedFields`.
+/// The writer in `metadata.managedFields`.
 const FIELD_MANAGER: &str = "bench";
 
-/// Gives out addresses without looking: the next one each time.
+/// Assigns addresses without a decision: the next one each time.
 #[derive(Clone)]
 pub struct Writer {
     client: Client,
@@ -54,8 +54,8 @@ impl Writer {
         IpAddr::V4(Ipv4Addr::new(198, 19, high, low))
     }
 
-    /// Creates the record, then writes finalizer, address and condition to the Service in one patch that is for the
-    /// version that was seen.
+    /// Creates the record, then writes finalizer, address and condition to the Service in one patch of the observed
+    /// version.
     pub async fn give(&self, service: &Service, lb_ip: IpAddr) -> Result<()> {
         self.record(service, lb_ip).await?;
         let patch = json!({
@@ -74,7 +74,7 @@ impl Writer {
         Ok(())
     }
 
-    /// Creates the record alone: the Service has the address, and does not say so.
+    /// Creates only the record: the Service holds the address, and its status does not show it.
     pub async fn record(&self, service: &Service, lb_ip: IpAddr) -> Result<()> {
         let (namespace, name) = (service.namespace().unwrap_or_default(), service.name_any());
         let holder = Holder {
@@ -102,7 +102,7 @@ impl Writer {
         Ok(())
     }
 
-    /// Deletes the record of a Service that goes, then takes the finalizer away.
+    /// Deletes the record of a Service that is being deleted, then removes the finalizer.
     pub async fn take_back(&self, service: &Service, lb_ip: IpAddr) -> Result<()> {
         let (name, params) = (address::object_name(lb_ip), DeleteParams::default());
         match &self.copies {

@@ -8,10 +8,10 @@ use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
+use bench::distribution::{Distribution, ratios};
 use bench::metrics;
 use bench::report::Report;
 use bench::sightings::{Change, Sightings};
-use bench::spread::{Spread, ratios};
 use bench::stage::{NAMESPACE, Stage};
 
 use crate::Bench;
@@ -53,10 +53,10 @@ pub async fn measure(bench: &Bench, report: &mut Report, count: u32, name: &str,
     report.part(&format!("{count} Services at once, {runs} pairs (addresses a second, first to last)"));
     let of = |bulks: &[Bulk], what: fn(&Bulk) -> f64| bulks.iter().map(what).collect::<Vec<_>>();
     for (who, bulks) in [("landfall", &ours), ("bare loop, 64 at a time", &bare)] {
-        report.spread(who, spread(&of(bulks, |bulk| bulk.rate))?, "/s");
-        report.spread("  CPU for an address", spread(&of(bulks, |bulk| bulk.own))?, "us");
-        report.spread("  CPU of the control plane for an address", spread(&of(bulks, |bulk| bulk.others))?, "us");
-        report.spread("  writes for an address, of any kind", spread(&of(bulks, |bulk| bulk.writes))?, "");
+        report.distribution(who, spread(&of(bulks, |bulk| bulk.rate))?, "/s");
+        report.distribution("  CPU for an address", spread(&of(bulks, |bulk| bulk.own))?, "us");
+        report.distribution("  CPU of the control plane for an address", spread(&of(bulks, |bulk| bulk.others))?, "us");
+        report.distribution("  writes for an address, of any kind", spread(&of(bulks, |bulk| bulk.writes))?, "");
     }
     let ratio = spread(&ratios(&of(&ours, |bulk| bulk.rate), &of(&bare, |bulk| bulk.rate)))?;
     report.ratio(&format!("bulk_ratio_{name}"), "landfall to bare loop", ratio, "0.80 or more");
@@ -106,6 +106,6 @@ pub async fn served(sightings: &mut Sightings, count: u32) -> Result<(Duration, 
 }
 
 /// The spread of measurements of which there are some.
-pub fn spread(values: &[f64]) -> Result<Spread> {
-    Spread::of(values).context("nothing was measured")
+pub fn spread(values: &[f64]) -> Result<Distribution> {
+    Distribution::from_values(values).context("nothing was measured")
 }

@@ -8,9 +8,9 @@
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
+use bench::distribution::{percentile, ratios};
 use bench::report::Report;
 use bench::sightings::{Change, Sightings};
-use bench::spread::{percentile, ratios};
 use bench::stage::{Actor, NAMESPACE, Stage, service};
 use bench::writes::ECHO_CLASS;
 use k8s_openapi::api::core::v1::Service;
@@ -120,7 +120,7 @@ async fn take_turn(
     side.actor.thaw()?;
     for sample in 0..=TURN {
         if quiet || sample == 0 {
-            // Spread evenly, or it could be in step with somebody's clock.
+            // Distribution evenly, or it could be in step with somebody's clock.
             tokio::time::sleep(QUIET + QUIET * (side.made % 16) as u32 / 16).await;
         }
         let name = format!("{}-{}", if side.class.is_some() { "echo" } else { "ours" }, side.made);

@@ -7,10 +7,10 @@
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result};
+use bench::distribution::ratios;
 use bench::metrics;
 use bench::report::Report;
 use bench::sightings::{Change, Sightings};
-use bench::spread::ratios;
 use bench::stage::{Actor, NAMESPACE, Stage};
 
 use crate::Bench;
@@ -74,8 +74,8 @@ pub async fn measure(
     let total: u64 = counted.iter().map(|(_, count)| **count).sum();
 
     report.part(&format!("Restart at {name} Services, {runs} pairs (ms from the start of the process)"));
-    report.spread("landfall: a waiting Service is served", spread(&served)?, "ms");
-    report.spread("bare client: has listed and decoded the same", spread(&listed)?, "ms");
+    report.distribution("landfall: a waiting Service is served", spread(&served)?, "ms");
+    report.distribution("bare client: has listed and decoded the same", spread(&listed)?, "ms");
     report.ratio(
         &format!("restart_ratio_{name}"),
         "landfall to bare client",
@@ -96,7 +96,7 @@ pub async fn measure(
 async fn list(bench: &Bench, stage: &Stage) -> Result<f64> {
     let since = SystemTime::now();
     let lister = bench.rival(stage, "list")?;
-    lister.ended(PATIENCE).await?;
+    lister.wait_for_end(PATIENCE).await?;
     let words = lister.last_words();
     let nanoseconds = words.split(' ').next_back().and_then(|word| word.parse::<u64>().ok());
     let done = UNIX_EPOCH + Duration::from_nanos(nanoseconds.with_context(|| words.clone())?);

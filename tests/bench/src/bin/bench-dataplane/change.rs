@@ -15,8 +15,8 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
+use bench::distribution::{Distribution, percentile};
 use bench::report::Report;
-use bench::spread::{Spread, percentile};
 use dataplane::Snapshot;
 
 use crate::Bench;
@@ -183,7 +183,7 @@ fn drive(stand: &mut Stand, time: Duration, current: &AtomicUsize) -> Result<(Ve
     while begun.elapsed() < time {
         let until = begun.elapsed().as_nanos() / TICK.as_nanos();
         for n in done..until as u32 {
-            // Spread over all Services; each time one of its endpoints is another one.
+            // Distribution over all Services; each time one of its endpoints is another one.
             let service = n.wrapping_mul(7919) % others;
             let first = service * stand.size.endpoints;
             let endpoints = [made::nobody(first), made::nobody(2_000_000 + n % 1_000_000)];
@@ -247,7 +247,7 @@ fn lags(due: &[Instant], seen: &[(usize, Instant)]) -> Result<Vec<f64>> {
 
 fn tell(bench: &Bench, report: &mut Report, of: (&str, &str), times: &[f64], goal: &str) -> Result<()> {
     let at = |share| percentile(times, share).context("invariant: there are changes");
-    let Spread { median, max, .. } = Spread::of(times).context("invariant: there are changes")?;
+    let Distribution { median, max, .. } = Distribution::from_values(times).context("invariant: there are changes")?;
     let (figure, what) = of;
     let text = format!("p50 {median:.2}  p99 {:.2}  max {max:.2} ms  goal p99 {goal}", at(0.99)?);
     bench.progress(&format!("{what}: {text}"))?;

@@ -7,8 +7,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
+use bench::distribution::Distribution;
 use bench::report::Report;
-use bench::spread::Spread;
 use netns::Namespace;
 
 use crate::Bench;
@@ -29,10 +29,10 @@ pub async fn measure(bench: &Bench, report: &mut Report) -> Result<()> {
             seconds.push(once(&snapshot, size).await?);
         }
         let busy = (cpu()? - before).as_secs_f64() / f64::from(runs);
-        let spread = Spread::of(&seconds).context("invariant: there are runs")?;
+        let spread = Distribution::from_values(&seconds).context("invariant: there are runs")?;
         bench.progress(&format!("{} Services: {:.3} s", size.services, spread.median))?;
         let what = format!("{} Services × {} endpoints", size.services, size.endpoints);
-        report.measured(figure, &what, spread, ("s", goal));
+        report.measurement(figure, &what, spread, ("s", goal));
         report.row("  CPU time of a run, the tables' removal with it", &format!("{busy:8.2} s"));
     }
     Ok(())

@@ -22,8 +22,8 @@ use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::time::Duration;
 
 use anyhow::{Context, Result};
+use bench::distribution::{Distribution, ratios};
 use bench::report::Report;
-use bench::spread::{Spread, ratios};
 use nix::time::{ClockId, clock_gettime};
 use socket2::SockRef;
 
@@ -186,18 +186,18 @@ fn cpu() -> Result<Duration> {
 
 fn tell(bench: &Bench, report: &mut Report, all: &[Contender], rounds: usize, costs: (&Costs, &Costs)) -> Result<()> {
     let (connections, questions) = costs;
-    let spread = |values: &[f64]| Spread::of(values).context("invariant: there are rounds");
+    let spread = |values: &[f64]| Distribution::from_values(values).context("invariant: there are rounds");
     report.part(&format!("CPU time, {rounds} rounds of 2 × {BLOCK} connections and questions each"));
     for (contender, (connections, questions)) in all.iter().zip(connections.iter().zip(questions)) {
         let between = extra(&batches(connections), &batches(&costs.0[DIRECT]));
         report.row(contender.name, "");
         if !contender.is_spread {
-            report.spread("  a connection", spread(connections)?, "ns");
+            report.distribution("  a connection", spread(connections)?, "ns");
         }
         if contender.way.is_some() && !contender.is_spread {
-            report.spread("    of that, on the host in between", spread(&between)?, "ns");
+            report.distribution("    of that, on the host in between", spread(&between)?, "ns");
         }
-        report.spread("  a question and its answer", spread(questions)?, "ns");
+        report.distribution("  a question and its answer", spread(questions)?, "ns");
     }
     // Of what the host in between costs.
     let between = |of: usize| extra(&batches(&connections[of]), &batches(&connections[DIRECT]));
@@ -234,7 +234,7 @@ fn tell(bench: &Bench, report: &mut Report, all: &[Contender], rounds: usize, co
 
 /// The median of each batch.
 fn batches(costs: &[f64]) -> Vec<f64> {
-    costs.chunks(BATCH).filter_map(Spread::of).map(|spread| spread.median).collect()
+    costs.chunks(BATCH).filter_map(Distribution::from_values).map(|spread| spread.median).collect()
 }
 
 /// What is more than the floor, one by one.

@@ -128,7 +128,7 @@ async fn measure(cli: Cli) -> Result<()> {
         stand.strike()?;
     }
     print(&format!("\n{}", report.table()))?;
-    print(&format!("\nwrote {} after {} s\n", path.display(), bench.elapsed().as_secs()))?;
+    print(&format!("\nwrote {} after {} s\n", path.display(), bench.elapsed_time().as_secs()))?;
     ensure!(failed.is_empty(), "not measured: {}", failed.join(", "));
     Ok(())
 }

@@ -13,9 +13,9 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
+use bench::distribution::{Distribution, percentile};
 use bench::report::Report;
 use bench::root;
-use bench::spread::{Spread, percentile};
 use bench::stage::{Actor, NAMESPACE, Stage, service};
 use bench::writes::{LANDFALL, Writer};
 use futures::{StreamExt, TryStreamExt, stream};
@@ -95,7 +95,7 @@ pub async fn measure(bench: &Bench, report: &mut Report) -> Result<()> {
     report.row("its full sync, by its own count", &format!("{seconds:8.1} s"));
     report.row("its resident memory", &format!("{:8.1} MiB", proxy.actor.rss()?));
     report.figure("kube_proxy_cold_10k_s", seconds);
-    if let Some(ours) = report.found("cold_10k_s") {
+    if let Some(ours) = report.get("cold_10k_s") {
         report.row("Landfall is faster by", &format!("{:8.0} times  goal 100 or more", seconds / ours));
     }
     proxy.actor.end().await?;
@@ -116,9 +116,9 @@ async fn rss(
     let (figure, what, goal) = of;
     tokio::time::sleep(settle).await;
     let found = agents.iter().map(|agent| agent.check().and_then(|()| agent.rss())).collect::<Result<Vec<_>>>()?;
-    let spread = Spread::of(&found).context("invariant: there are agents")?;
+    let spread = Distribution::from_values(&found).context("invariant: there are agents")?;
     bench.progress(&format!("an agent has {:.1} MiB {what}", spread.median))?;
-    report.measured(figure, what, spread, ("MiB", goal));
+    report.measurement(figure, what, spread, ("MiB", goal));
     Ok(())
 }
 

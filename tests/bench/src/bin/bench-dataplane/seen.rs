@@ -17,10 +17,10 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, ensure};
 use bench::connector::Connector;
+use bench::distribution::Distribution;
 use bench::gaps::Attempt;
 use bench::probe::CONNECTS;
 use bench::report::Report;
-use bench::spread::Spread;
 use tokio::task::block_in_place;
 use tokio::time::sleep;
 
@@ -55,10 +55,10 @@ pub async fn share(bench: &Bench, report: &mut Report, stand: &Stand) -> Result<
         errors.push(shares.iter().map(error).fold(0.0, f64::max));
         told = counts.iter().map(|(node, count)| format!("{node} {count} ")).collect();
     }
-    let spread = Spread::of(&errors).context("invariant: there are rounds")?;
+    let spread = Distribution::from_values(&errors).context("invariant: there are rounds")?;
     bench.progress(&format!("shares are off by {:.1} % at most: {told}", spread.median))?;
     report.part(&format!("Policy Cluster, {count} connections, {rounds} rounds"));
-    report.measured("share_error_percent", "share of a node, off by at most", spread, ("%", "5 or less"));
+    report.measurement("share_error_percent", "share of a node, off by at most", spread, ("%", "5 or less"));
     report.row("connections of each node, in the last round", &told);
     report.row("pods that did not see the client", &format!("{strangers:8}  goal 0"));
     ensure!(strangers == 0, "{strangers} connections came with another address than the client's");
@@ -118,7 +118,7 @@ pub async fn dead_node(bench: &Bench, report: &mut Report, stand: &Stand) -> Res
         let before =
             attempts.iter().filter(|attempt| attempt.began < death.saturating_sub(CONNECTS) && !attempt.accepted);
         // Connects that were under way when it died are about the death; those long before are not.
-        let before = before.filter(|attempt| attempt.began + bench::connector::PATIENCE < death).count();
+        let before = before.filter(|attempt| attempt.began + bench::connector::CONNECT_TIMEOUT < death).count();
         ensure!(before == 0, "{before} connects to {who} failed before anything happened");
     }
     let (bad, peers) = (bad(&ours, death), bad(&theirs, death));
@@ -159,8 +159,13 @@ pub async fn crash(bench: &Bench, report: &mut Report, stand: &Stand) -> Result<
         );
         stand.regain(&owner).await?;
     }
-    let spread = Spread::of(&shares).context("invariant: there are rounds")?;
-    report.measured("crash_flows_survived_percent", "of those whose pod lives, survive", spread, ("%", "99 or more"));
+    let spread = Distribution::from_values(&shares).context("invariant: there are rounds")?;
+    report.measurement(
+        "crash_flows_survived_percent",
+        "of those whose pod lives, survive",
+        spread,
+        ("%", "99 or more"),
+    );
     Ok(())
 }
 

@@ -8,8 +8,8 @@ use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
+use bench::distribution::Distribution;
 use bench::report::Report;
-use bench::spread::Spread;
 use bench::{metrics, usage};
 use k8s_openapi::api::core::v1::Event;
 use kube::Api;
@@ -54,17 +54,17 @@ pub async fn measure(bench: &Bench, report: &mut Report, stand: &Stand) -> Resul
         agents.push(usage::percent(after.0.saturating_sub(before.0), time));
         wires.push(usage::percent(after.1.saturating_sub(before.1), time));
     }
-    let spread = |values: &[f64]| Spread::of(values).context("invariant: there are nodes");
+    let spread = |values: &[f64]| Distribution::from_values(values).context("invariant: there are nodes");
     let (agent, wire) = (spread(&agents)?, spread(&wires)?);
     let (seconds, ours) = (time.as_secs(), of_ours(&written) + events(stand).await?.saturating_sub(told));
     bench.progress(&format!("idle for {seconds} s: {:.2} % of a core for an agent, {ours} writes", agent.median))?;
     report.part(&format!("{} nodes on which nothing happens, {seconds} s", NODES.len()));
-    let text = |s: Spread| format!("{:8.3}  ({:.3} to {:.3}) % of a core", s.median, s.min, s.max);
+    let text = |s: Distribution| format!("{:8.3}  ({:.3} to {:.3}) % of a core", s.median, s.min, s.max);
     report.row("CPU of an agent", &format!("{}  goal 0.3 or less", text(agent)));
     report.row("of that, the thread of the wire", &text(wire));
     let floor = floors(stand, time / 4)?;
     report.row("a thread that only sends the same Hellos", &text(floor));
-    let ratio = |s: Spread| format!("{:8.2}  times that", s.median / floor.median);
+    let ratio = |s: Distribution| format!("{:8.2}  times that", s.median / floor.median);
     report.row("an agent", &ratio(agent));
     report.row("the thread of the wire", &ratio(wire));
     report.row("writes of agents and controllers", &format!("{ours:8}  goal 0"));
@@ -79,13 +79,13 @@ pub async fn measure(bench: &Bench, report: &mut Report, stand: &Stand) -> Resul
 }
 
 /// What the Hellos of each node cost by themselves, one node after the other.
-fn floors(stand: &Stand, time: Duration) -> Result<Spread> {
+fn floors(stand: &Stand, time: Duration) -> Result<Distribution> {
     let of = |node: &&str| {
         let host = stand.world.cluster.node(node);
         floor::hellos(&host, mac(&host)?, &stand.client, time).with_context(|| format!("the floor on {node}"))
     };
     let floors: Vec<f64> = NODES.iter().map(of).collect::<Result<_>>()?;
-    Spread::of(&floors).context("invariant: there are nodes")
+    Distribution::from_values(&floors).context("invariant: there are nodes")
 }
 
 /// The CPU time of the agent on a node so far, and that of its thread of the wire.

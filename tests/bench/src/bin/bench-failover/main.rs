@@ -129,5 +129,5 @@ async fn measure(cli: Cli) -> Result<()> {
     }
     stand.strike()?;
     print(&format!("\n{}", report.table()))?;
-    print(&format!("\nwrote {} after {} s\n", path.display(), bench.elapsed().as_secs()))
+    print(&format!("\nwrote {} after {} s\n", path.display(), bench.elapsed_time().as_secs()))
 }

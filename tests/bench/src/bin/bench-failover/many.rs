@@ -10,9 +10,9 @@
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
+use bench::distribution::percentile;
 use bench::report::Report;
 use bench::sniffer::{MacAddr, Sniffer, first_by_others};
-use bench::spread::percentile;
 use crds::{L2Advertisement, LoadBalancerIP};
 use e2e::ConnectOutcome;
 use e2e::world::SOON;
@@ -96,7 +96,7 @@ pub async fn measure(bench: &Bench, report: &mut Report, stand: &Stand) -> Resul
 
     let before = mac(&cluster.node(OWNER))?;
     let sniffer = Sniffer::begin(&stand.client)?;
-    let cut = sniffer.elapsed();
+    let cut = sniffer.elapsed_time();
     cluster.cut(OWNER, Direction::Both)?;
     // All repetitions too: who misses one frame hears the next.
     sleep(Duration::from_secs(5)).await;

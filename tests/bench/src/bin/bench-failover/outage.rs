@@ -16,10 +16,10 @@ use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
+use bench::distribution::percentile;
 use bench::gaps::{Connects, Outage, connects};
 use bench::probe::{CONNECTS, DATAGRAMS, Probe};
 use bench::report::Report;
-use bench::spread::percentile;
 use lab::{Direction, wait_until};
 use tokio::time::{sleep, sleep_until};
 
@@ -135,9 +135,9 @@ async fn cut(bench: &Bench, stand: &Stand, contender: &mut Contender, n: usize, 
     } else {
         sleep(bench.random(n, Duration::ZERO, contender.phase)).await;
     }
-    let before = probe.elapsed();
+    let before = probe.elapsed_time();
     cluster.cut(owner.name(), Direction::Both)?;
-    let cut = probe.elapsed();
+    let cut = probe.elapsed_time();
     let healed = async {
         // What the old owner sent before it was cut has arrived.
         let there = cut + Duration::from_millis(5);
@@ -145,7 +145,7 @@ async fn cut(bench: &Bench, stand: &Stand, contender: &mut Contender, n: usize, 
             ensure!(
                 probe.last_answer() > there,
                 "nobody answers {:?} after {} was cut off",
-                probe.elapsed() - cut,
+                probe.elapsed_time() - cut,
                 owner.name()
             );
             Ok(())

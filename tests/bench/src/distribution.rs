@@ -1,9 +1,9 @@
-//! What many measurements come to: numbers in, a median and its spread out. Pure.
+//! The distribution of measurements: median, range, percentiles, ratios. Pure.
 
-/// The middle and the ends of some measurements.
+/// The median and the range of measurements.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Spread {
-    /// The middle one, or the mean of the two in the middle.
+pub struct Distribution {
+    /// The middle value, or the mean of the two in the middle.
     pub median: f64,
     /// The least.
     pub min: f64,
@@ -11,29 +11,29 @@ pub struct Spread {
     pub max: f64,
 }
 
-impl Spread {
-    /// Of these; `None` if there are none.
-    pub fn of(values: &[f64]) -> Option<Self> {
-        let sorted = sorted(values);
+impl Distribution {
+    /// The distribution of these values; `None` without values.
+    pub fn from_values(values: &[f64]) -> Option<Self> {
+        let sorted = sort(values);
         let (min, max) = (*sorted.first()?, *sorted.last()?);
         let median = f64::midpoint(sorted[(sorted.len() - 1) / 2], sorted[sorted.len() / 2]);
         Some(Self { median, min, max })
     }
 }
 
-/// The least value that this share of the values does not exceed (nearest rank); `None` if there are none.
+/// The least value that this share of the values does not exceed (nearest rank); `None` without values.
 pub fn percentile(values: &[f64], share: f64) -> Option<f64> {
-    let sorted = sorted(values);
+    let sorted = sort(values);
     let rank = (share * sorted.len() as f64).ceil() as usize;
     sorted.get(rank.clamp(1, sorted.len().max(1)) - 1).copied()
 }
 
-/// Each of these to the one beside it.
+/// The ratio of each pair.
 pub fn ratios(ours: &[f64], theirs: &[f64]) -> Vec<f64> {
     ours.iter().zip(theirs).map(|(ours, theirs)| ours / theirs).collect()
 }
 
-fn sorted(values: &[f64]) -> Vec<f64> {
+fn sort(values: &[f64]) -> Vec<f64> {
     let mut sorted = values.to_vec();
     sorted.sort_by(f64::total_cmp);
     sorted
@@ -44,11 +44,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_median_is_in_the_middle_whatever_the_order() {
-        assert_eq!(Spread::of(&[]), None);
-        assert_eq!(Spread::of(&[3.0]), Some(Spread { median: 3.0, min: 3.0, max: 3.0 }));
-        assert_eq!(Spread::of(&[9.0, 1.0, 2.0]), Some(Spread { median: 2.0, min: 1.0, max: 9.0 }));
-        assert_eq!(Spread::of(&[4.0, 1.0, 9.0, 2.0]), Some(Spread { median: 3.0, min: 1.0, max: 9.0 }));
+    fn the_median_does_not_depend_on_order() {
+        assert_eq!(Distribution::from_values(&[]), None);
+        assert_eq!(Distribution::from_values(&[3.0]), Some(Distribution { median: 3.0, min: 3.0, max: 3.0 }));
+        assert_eq!(Distribution::from_values(&[9.0, 1.0, 2.0]), Some(Distribution { median: 2.0, min: 1.0, max: 9.0 }));
+        assert_eq!(
+            Distribution::from_values(&[4.0, 1.0, 9.0, 2.0]),
+            Some(Distribution { median: 3.0, min: 1.0, max: 9.0 })
+        );
     }
 
     #[test]
