@@ -24,7 +24,7 @@ const FULL_ROUNDS: usize = 20;
 
 fn main() {
     for count in [0, 1_000, 10_000, 30_000] {
-        let mut cluster = settled(count);
+        let mut cluster = settled_cluster(count);
         let mut paths = Vec::new();
         let mut firsts = Vec::new();
         for round in 0..ROUNDS {
@@ -79,7 +79,7 @@ fn lan(version: u32) -> Arc<IPAddressPool> {
 }
 
 /// An index with this many Services, all settled.
-fn settled(count: u32) -> ClusterIndex {
+fn settled_cluster(count: u32) -> ClusterIndex {
     let mut cluster = ClusterIndex::new(true);
     cluster.set_pool("lan", Some(lan(1)));
     let mut services: Vec<_> = (0..count).map(service).collect();

@@ -1,8 +1,8 @@
-//! Execution of the effects, and leader election.
+//! Application of the effects, and leader election.
 //!
 //! | file | contents |
 //! |---|---|
-//! | `applier` | the execution of a series |
+//! | `applier` | the application of a series |
 //! | `events`, `repeats` | events, and the suppression of repeated ones |
 //! | `lease`, `election` | the rules of the leader election, and the participation in it |
 

@@ -13,7 +13,7 @@
 //! | `allocate` | which Service keeps, gets, shares, gives up or is refused an address |
 //! | `plan` | series of effects: the writes to make, as data, and the order in which they start |
 //! | `status` | conditions and events of Services and pools |
-//! | `apply` | execution of the effects, events, leader election |
+//! | `apply` | application of the effects, events, leader election |
 //! | `run`, `metrics` | the main loop; metrics for Prometheus |
 //!
 //! Required permissions: list and watch Services, EndpointSlices, Namespaces, Nodes, NodeNetworks, IPAddressPools,

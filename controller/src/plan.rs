@@ -156,12 +156,13 @@ impl ClusterIndex {
     /// freed meanwhile does not go to a Service behind them.
     fn refusals_in_flight(&mut self) -> Vec<(Rank, Arc<Service>)> {
         let services = self.waiting_with_series().into_iter().filter(|service| self.may_hold_addresses(service));
-        let services: Vec<_> = services.collect();
-        let rank = |service: Arc<Service>| match self.try_keep(&service) {
-            Kept::Enough(_) => None,
-            Kept::Needs(rank) => Some((rank, service)),
-        };
-        services.into_iter().filter_map(rank).collect()
+        let mut ranked = Vec::new();
+        for service in services.collect::<Vec<_>>() {
+            if let Kept::Needs(rank) = self.try_keep(&service) {
+                ranked.push((rank, service));
+            }
+        }
+        ranked
     }
 
     /// Asserts that no settled Service needs effects.

@@ -18,7 +18,7 @@
 //! A plan usually takes microseconds, and each wake is handled at once: nothing delays the first write for a new Service, or
 //! the write that follows from its answer. Only a plan that took long (for example, after a change of pools) is followed by
 //! a pause. Stopping waits briefly for the answers to writes in flight. Dropping the future stops all tasks, and the next
-//! start recovers what was left undone.
+//! start recovers unfinished work.
 
 use std::collections::BTreeSet;
 use std::fmt::Debug;
@@ -106,90 +106,50 @@ pub async fn run(client: Client, config: Config, shutdown: impl Future<Output = 
     let metrics = config.metrics;
     metrics.attach(stores.clone(), config.default_class);
     let (event_tx, event_rx) = mpsc::channel(events::CAPACITY);
+    let (fence_tx, mut fence_rx) = channel::channel(config.election.is_none().then(WriteFence::without_end));
     let mut helpers = JoinSet::new();
     spawn_watches(&mut helpers, &client, &stores);
-    let (fence_tx, mut fence_rx) = channel::channel(config.election.is_none().then(WriteFence::unlimited));
     helpers.spawn(events::write_events(client.clone(), instance(), event_rx, fence_rx.clone(), metrics.clone()));
     let (resign_tx, resign_rx) = oneshot::channel();
     let mut elections = JoinSet::new();
     if let Some(election) = config.election {
         elections.spawn(run_election(client.clone(), election, instance(), fence_tx.clone(), resign_rx));
     }
-
-    let worker_of = |fence: Option<WriteFence>| {
-        metrics.set_leader(fence.is_some());
-        let (client, stores, metrics, event_tx) = (client.clone(), stores.clone(), metrics.clone(), event_tx.clone());
-        Some(Worker::new(Applier { client, stores, fence: fence?, metrics, event_tx }))
-    };
-    let mut worker = worker_of(fence_rx.borrow_and_update().clone());
     let mut cluster = ClusterIndex::new(config.default_class);
     cluster.judge = config.judge;
     let mut obstacle_rx = config.obstacle;
     cluster.set_obstacle(obstacle_rx.borrow_and_update().clone());
-    let mut watches_slices = false;
-    let mut waiting = WaitingServices::default();
+    let mut controller = Controller::new(client, stores, metrics, event_tx, cluster);
+    controller.set_fence(fence_rx.borrow_and_update().clone());
     let mut shutdown = pin!(shutdown);
-    // Whether there are changes to plan for, and when the next plan may be made.
-    let (mut is_changed, mut not_before) = (true, Instant::now());
     loop {
-        // A standby does this too: cool-downs start when a release is observed.
-        let is_synced = is_changed && {
-            let now = Instant::now().into_std();
-            stores.drain_into(&mut cluster, Timestamp::now(), |key, service| {
-                let waited = waiting.observe(key, service, config.default_class, now);
-                if let Some(waited) = waited.filter(|_| worker.is_some()) {
-                    metrics.observe_allocation(waited);
-                }
-            })
-        };
-        if let Some(worker) = &mut worker
-            && is_synced
-            && not_before <= Instant::now()
-        {
-            is_changed = false;
-            let started = Instant::now();
-            worker.take_over(cluster.plan(Timestamp::now()));
-            let duration = started.elapsed();
-            metrics.observe_plan(duration);
-            let pause = if duration > SHORT_PLAN { duration * PAUSE_PER_PLAN } else { Duration::ZERO };
-            not_before = Instant::now() + pause;
-            if cluster.wants_slices() && !std::mem::replace(&mut watches_slices, true) {
-                spawn_watch(&mut helpers, &client, source::endpoint_slices(), &stores.slices);
-            }
-        } else if worker.is_none() {
-            is_changed = false;
-        }
-        let due = cluster.next_deadline().filter(|_| worker.is_some() && !is_changed).map(instant_after);
-        let alarm = worker.as_mut().and_then(|worker| {
-            worker.start_ready(&mut cluster);
-            let next_plan = (is_changed && is_synced).then_some(not_before);
-            next_plan.into_iter().chain(worker.next_deadline()).chain(due).min()
-        });
+        controller.plan_if_due(&mut helpers);
+        let Alarm { next, due } = controller.start_ready();
         tokio::select! {
             () = &mut shutdown => break,
-            () = listener.wait() => is_changed = true,
-            ended = next_ended(&mut worker) => {
-                cluster.end_series(&ended?);
-                is_changed = true;
+            () = listener.wait() => controller.is_changed = true,
+            ended = next_ended(&mut controller.worker) => {
+                controller.cluster.end_series(&ended?);
+                controller.is_changed = true;
             }
             // The time of the next plan, or of a delayed series, has come.
-            () = sleep_until(alarm.unwrap_or_else(Instant::now)), if alarm.is_some() => {
-                is_changed |= due.is_some_and(|due| due <= Instant::now());
+            () = sleep_until(next.unwrap_or_else(Instant::now)), if next.is_some() => {
+                controller.is_changed |= due.is_some_and(|due| due <= Instant::now());
             }
             Ok(()) = fence_rx.changed() => {
-                worker = worker_of(fence_rx.borrow_and_update().clone());
-                cluster.start_over(Timestamp::now());
-                is_changed = true;
+                controller.set_fence(fence_rx.borrow_and_update().clone());
+                controller.cluster.start_over(Timestamp::now());
+                controller.is_changed = true;
             }
             Ok(()) = obstacle_rx.changed() => {
-                cluster.set_obstacle(obstacle_rx.borrow_and_update().clone());
-                is_changed = true;
+                controller.cluster.set_obstacle(obstacle_rx.borrow_and_update().clone());
+                controller.is_changed = true;
             }
             Some(ended) = helpers.join_next() => ended?,
             Some(ended) = elections.join_next() => ended?,
         }
     }
-    if let Some(worker) = worker {
+    if let Some(worker) = controller.worker {
         worker.finish().await;
     }
     // After the last write, so that another controller can lead at once.
@@ -198,6 +158,110 @@ pub async fn run(client: Client, config: Config, shutdown: impl Future<Output = 
         ended?;
     }
     Ok(())
+}
+
+/// The state of the main loop.
+struct Controller {
+    client: Client,
+    stores: Stores,
+    metrics: Metrics,
+    event_tx: mpsc::Sender<Event>,
+    cluster: ClusterIndex,
+    waiting: WaitingServices,
+    watches_slices: bool,
+    /// `None`: this controller does not lead.
+    worker: Option<Worker>,
+    /// Whether there are changes to plan for.
+    is_changed: bool,
+    /// Whether these changes are in the index.
+    is_synced: bool,
+    /// When the next plan may be made.
+    not_before: Instant,
+}
+
+/// When the main loop continues without an event.
+struct Alarm {
+    next: Option<Instant>,
+    /// When a key of the index becomes dirty by time alone.
+    due: Option<Instant>,
+}
+
+impl Controller {
+    fn new(
+        client: Client,
+        stores: Stores,
+        metrics: Metrics,
+        event_tx: mpsc::Sender<Event>,
+        cluster: ClusterIndex,
+    ) -> Self {
+        Self {
+            client,
+            stores,
+            metrics,
+            event_tx,
+            cluster,
+            waiting: WaitingServices::default(),
+            watches_slices: false,
+            worker: None,
+            is_changed: true,
+            is_synced: false,
+            not_before: Instant::now(),
+        }
+    }
+
+    /// Starts or ends a term of leadership.
+    fn set_fence(&mut self, fence: Option<WriteFence>) {
+        self.metrics.set_leader(fence.is_some());
+        self.worker = fence.map(|fence| {
+            let (client, stores) = (self.client.clone(), self.stores.clone());
+            let (metrics, event_tx) = (self.metrics.clone(), self.event_tx.clone());
+            Worker::new(Applier { client, stores, fence, metrics, event_tx })
+        });
+    }
+
+    /// Moves changes into the index, and plans if this controller leads and the pause after the last plan is over.
+    fn plan_if_due(&mut self, helpers: &mut JoinSet<()>) {
+        // A standby does this too: cool-downs start when a release is observed.
+        self.is_synced = self.is_changed && self.drain_stores();
+        let Some(worker) = &mut self.worker else {
+            self.is_changed = false;
+            return;
+        };
+        if !self.is_synced || self.not_before > Instant::now() {
+            return;
+        }
+        self.is_changed = false;
+        let started = Instant::now();
+        worker.take_over(self.cluster.plan(Timestamp::now()));
+        let duration = started.elapsed();
+        self.metrics.observe_plan(duration);
+        let pause = if duration > SHORT_PLAN { duration * PAUSE_PER_PLAN } else { Duration::ZERO };
+        self.not_before = Instant::now() + pause;
+        if self.cluster.wants_slices() && !std::mem::replace(&mut self.watches_slices, true) {
+            spawn_watch(helpers, &self.client, source::endpoint_slices(), &self.stores.slices);
+        }
+    }
+
+    /// Returns `false` if not all kinds have been listed.
+    fn drain_stores(&mut self) -> bool {
+        let Self { stores, cluster, waiting, worker, metrics, .. } = self;
+        let (default_class, now) = (cluster.default_class, Instant::now().into_std());
+        stores.drain_into(cluster, Timestamp::now(), |key, service| {
+            let waited = waiting.observe(key, service, default_class, now);
+            if let Some(waited) = waited.filter(|_| worker.is_some()) {
+                metrics.observe_allocation(waited);
+            }
+        })
+    }
+
+    /// Starts series while the limits permit it. Returns when to continue.
+    fn start_ready(&mut self) -> Alarm {
+        let Some(worker) = &mut self.worker else { return Alarm { next: None, due: None } };
+        let due = self.cluster.next_deadline().filter(|_| !self.is_changed).map(instant_after);
+        worker.start_ready(&mut self.cluster);
+        let next_plan = (self.is_changed && self.is_synced).then_some(self.not_before);
+        Alarm { next: next_plan.into_iter().chain(worker.next_deadline()).chain(due).min(), due }
+    }
 }
 
 /// Starts the watches of all kinds except EndpointSlices, which are watched on demand.

@@ -2,11 +2,11 @@
 //!
 //! Service and cluster → [`Allocation`]. How it is written to the API server is decided in [`crate::plan`].
 //!
-//! A Service keeps its addresses while it has the same UID, is ours, does not request others and fits to the Services it
+//! A Service keeps its addresses while it has the same UID, is ours, does not request others and fits with the Services it
 //! shares with, even if the pool is gone or would no longer assign them. The only exception is an address that another
 //! host on the LAN used before its first announcement ([`crate::allocate::quarantine`]). New addresses are assigned in the
 //! order of [`Rank`], and within a rank the oldest Service is first (by creation time, then namespace and name). So a
-//! Service that takes any address never gets one that another Service requests by name.
+//! request by name comes before a Service that takes any address.
 //!
 //! Only LoadBalancerIPs are trusted. The status of a Service is not: the API server clears it when the type changes, and
 //! everyone with write access to it can forge it.
@@ -82,7 +82,7 @@ struct Blocked;
 struct HeldRecords {
     /// It may keep these.
     live: Vec<Arc<Record>>,
-    /// It loses these, because it no longer fits to the other holders.
+    /// It loses these, because it no longer fits with the other holders.
     lost: Vec<Arc<Record>>,
     deleting: Vec<Arc<Record>>,
 }
@@ -272,31 +272,24 @@ impl ClusterIndex {
         held: &HeldRecords,
         conflicting: Conflicting,
     ) -> Vec<Option<IpAddr>> {
-        let suits = |record: &&Arc<Record>| {
-            request.pool.is_none_or(|pool| {
-                // The pool may have been edited since.
-                record.pool == pool || self.pools.pool_of(record.address).is_some_and(|now| now.name() == pool)
-            })
-        };
-        let mut live: Vec<_> = held
-            .live
-            .iter()
-            .filter(suits)
-            .map(|record| {
-                let should_leave = self.should_leave(service, record);
-                (should_leave, status_position(service, record.address), record.address)
+        let live = held.live.iter().filter(|record| self.is_from_requested_pool(record, request));
+        let mut options: Vec<_> = live
+            .map(|record| HeldOption {
+                should_leave: self.should_leave(service, record),
+                status_position: status_position(service, record.address),
+                lb_ip: record.address,
             })
             .collect();
-        live.sort();
-        let mut filled = Vec::with_capacity(request.slots.len());
-        for slot in &request.slots {
-            let fits = |(should_leave, _, lb_ip): &&(bool, usize, IpAddr)| match slot.lb_ip {
-                Some(requested) => *lb_ip == requested,
-                None => Family::from(*lb_ip) == slot.family && (conflicting == Conflicting::Keep || !should_leave),
-            };
-            filled.push(live.iter().find(fits).map(|(.., lb_ip)| *lb_ip));
-        }
-        filled
+        options.sort();
+        let first_fit = |slot: &Slot| options.iter().find(|option| option.fits(slot, conflicting));
+        request.slots.iter().map(|slot| first_fit(slot).map(|option| option.lb_ip)).collect()
+    }
+
+    fn is_from_requested_pool(&self, record: &Record, request: &AddressRequest<'_>) -> bool {
+        request.pool.is_none_or(|pool| {
+            // The pool may have been edited since.
+            record.pool == pool || self.pools.pool_of(record.address).is_some_and(|now| now.name() == pool)
+        })
     }
 
     /// The pools from which a Service may have any address, in the order in which they are tried.
@@ -439,6 +432,26 @@ impl ClusterIndex {
 enum Conflicting {
     Skip,
     Keep,
+}
+
+/// A held address that may fill a slot, in the order of preference.
+#[derive(PartialEq, Eq, PartialOrd, Ord)]
+struct HeldOption {
+    should_leave: bool,
+    status_position: usize,
+    lb_ip: IpAddr,
+}
+
+impl HeldOption {
+    fn fits(&self, slot: &Slot, conflicting: Conflicting) -> bool {
+        match slot.lb_ip {
+            Some(requested) => self.lb_ip == requested,
+            None => {
+                let may_stay = conflicting == Conflicting::Keep || !self.should_leave;
+                Family::from(self.lb_ip) == slot.family && may_stay
+            }
+        }
+    }
 }
 
 /// The position of this address in the status; after all others if it is not there.

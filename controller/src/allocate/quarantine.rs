@@ -108,8 +108,8 @@ impl ClusterIndex {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::fixtures::{at, ip, pool, request_for, request_of, service};
-    use crate::world::{Seen, World};
+    use crate::fixtures::{at_second, ip, pool, request_for, request_of, service};
+    use crate::world::{ServiceView, World};
     use crds::service::ANNOUNCED;
     use crds::{IPAddressPool, Network};
     use std::sync::Arc;
@@ -120,11 +120,11 @@ mod tests {
 
     /// A settled cluster in which `web` has 192.0.2.10.
     fn world(last: u8) -> World {
-        let mut world = World::with([lan(last)], [service("web", 5)]);
+        let mut world = World::new([lan(last)], [service("web", 5)]);
         world.snapshot.networks.insert("n1".into(), Arc::new(Network { addresses: vec![], gateways: vec![] }));
-        world.snapshot.now = at(100);
+        world.snapshot.now = at_second(100);
         world.settle();
-        assert_eq!(world.seen("web"), Seen::has("192.0.2.10", "lan"));
+        assert_eq!(world.view("web"), ServiceView::has("192.0.2.10", "lan"));
         world
     }
 
@@ -143,7 +143,7 @@ mod tests {
         let mut world = world(12);
         world.report_conflict(ip("192.0.2.10"));
         world.settle();
-        assert_eq!(world.seen("web"), Seen::has("192.0.2.11", "lan"));
+        assert_eq!(world.view("web"), ServiceView::has("192.0.2.11", "lan"));
         let message = "02:00:00:00:00:99 on the LAN uses 192.0.2.10 already, as node n1 sees on eth0: the \
                        address is not assigned for 10 minutes; find that host, or exclude the address from its pool \
                        (spec.exclude)";
@@ -155,16 +155,16 @@ mod tests {
             world.snapshot.services.insert(other.key.clone(), Arc::new(other));
         }
         world.settle();
-        assert_eq!(world.seen("other"), Seen::has("192.0.2.12", "lan"));
+        assert_eq!(world.view("other"), ServiceView::has("192.0.2.12", "lan"));
         let refused = "False AddressInUse: 192.0.2.10 is used by 02:00:00:00:00:99 on the LAN; request another address, \
                        or remove the request";
-        assert_eq!(world.seen("by-name").condition.as_deref(), Some(refused));
+        assert_eq!(world.view("by-name").condition.as_deref(), Some(refused));
         let status = world.snapshot.pools["lan"].status.clone().expect("a status");
         assert_eq!((status.assigned_ipv4, status.available_ipv4), (3, 0));
         // After the quarantine, the address is assigned again.
-        world.snapshot.now = at(100 + 600);
+        world.snapshot.now = at_second(100 + 600);
         world.settle();
-        assert_eq!(world.seen("by-name"), Seen::has("192.0.2.10", "lan"));
+        assert_eq!(world.view("by-name"), ServiceView::has("192.0.2.10", "lan"));
         let conditions = &world.snapshot.pools["lan"].status.as_ref().expect("a status").conditions;
         assert!(conditions.iter().all(|condition| condition.type_ != "Conflict"), "{conditions:?}");
     }
@@ -189,7 +189,7 @@ mod tests {
                 world.stop_announcing(ip("192.0.2.10"));
             }
             world.settle();
-            assert_eq!(world.seen("web"), Seen::has("192.0.2.10", "lan"));
+            assert_eq!(world.view("web"), ServiceView::has("192.0.2.10", "lan"));
         }
         let found = messages(&world, "AddressConflict");
         assert!(found.len() == 1 && found[0].contains("uses 192.0.2.10 as well, as node n1 sees on eth0"), "{found:?}");
@@ -206,11 +206,11 @@ mod tests {
         for (last, edit) in [12, 12, 10].into_iter().zip(edits) {
             let mut web = service("web", 5);
             edit(&mut web);
-            let mut world = World::with([lan(last)], [web]);
+            let mut world = World::new([lan(last)], [web]);
             world.settle();
             world.report_conflict(ip("192.0.2.10"));
             world.settle();
-            assert_eq!(world.seen("web"), Seen::has("192.0.2.10", "lan"));
+            assert_eq!(world.view("web"), ServiceView::has("192.0.2.10", "lan"));
             let found = announced_condition(&world).expect("a condition");
             let start = "False Conflict: 192.0.2.10 is not announced, because 02:00:00:00:00:99 on the LAN uses it already, as \
                          node n1 sees on eth0: ";
@@ -230,7 +230,7 @@ mod tests {
         world.settle();
         world.snapshot.pools.insert("more".into(), pool("more", 9, &["192.0.2.20-192.0.2.20"]));
         world.settle();
-        assert_eq!(world.seen("web"), Seen::has("192.0.2.20", "more"));
+        assert_eq!(world.view("web"), ServiceView::has("192.0.2.20", "more"));
     }
 
     #[test]
@@ -240,7 +240,7 @@ mod tests {
             world.report_conflict(ip(&format!("192.0.2.{last}")));
             world.settle();
         }
-        assert_eq!(world.seen("web"), Seen::has("192.0.2.13", "lan"), "it has moved three times");
+        assert_eq!(world.view("web"), ServiceView::has("192.0.2.13", "lan"), "it has moved three times");
         // The moves of many Services are limited too.
         for n in 0..20 {
             let other = service(&format!("s{n}"), 9);
@@ -253,7 +253,7 @@ mod tests {
         world.settle();
         let quarantined = world.snapshot.records.values().filter(|record| record.quarantine.is_some()).count();
         assert_eq!(quarantined, MAX_QUARANTINED);
-        let has_one = |n: u8| !world.seen(&format!("s{n}")).ingress.is_empty();
+        let has_one = |n: u8| !world.view(&format!("s{n}")).ingress.is_empty();
         assert!((0..20).all(has_one));
     }
 
@@ -263,6 +263,6 @@ mod tests {
         world.report_conflict(ip("192.0.2.10"));
         world.snapshot.nodes.clear();
         world.settle();
-        assert_eq!(world.seen("web"), Seen::has("192.0.2.10", "lan"));
+        assert_eq!(world.view("web"), ServiceView::has("192.0.2.10", "lan"));
     }
 }

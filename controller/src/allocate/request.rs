@@ -112,7 +112,7 @@ mod tests {
     }
 
     #[test]
-    fn request_has_a_slot_for_each_family_and_named_address() {
+    fn request_has_slots_for_families_and_named_addresses() {
         let (a, b, six) = ("192.0.2.1", "192.0.2.2", "2001:db8::1");
         for (families, policy, requested, expected) in [
             (&[][..], SingleStack, &[][..], &["IPv4"][..]),

@@ -147,13 +147,13 @@ pub(crate) enum Standing {
     Stays,
     /// It stays, because nothing is known about it.
     Unreadable,
-    /// It has to leave, because it does not fit to this Service.
+    /// It has to leave, because it does not fit with this Service.
     Clashes(Key, Clash),
     Gone,
 }
 
 /// The standing of each holder, in their order. Holders with unchanged terms are considered first, then holders with new
-/// terms, both in the order in which they joined. A holder stays if it fits to all holders that stay.
+/// terms, both in the order in which they joined. A holder stays if it fits with all holders that stay.
 pub(crate) fn standings<'a>(holders: &'a [Holder], state: impl Fn(&Holder) -> HolderState<'a>) -> Vec<Standing> {
     let states: Vec<_> = holders.iter().map(state).collect();
     let mut standings = vec![Standing::Gone; holders.len()];
@@ -172,15 +172,7 @@ pub(crate) fn standings<'a>(holders: &'a [Holder], state: impl Fn(&Holder) -> Ho
                 }
                 _ => continue,
             };
-            let clash_with = |other: &usize| {
-                let clash = match states[*other] {
-                    HolderState::Service(other) => clash(service, other),
-                    // They fitted when they joined, and still do if neither has changed.
-                    _ => (!is_unchanged).then_some(Clash::Unreadable),
-                };
-                Some((holders[*other].service(), clash?))
-            };
-            match staying.iter().find_map(clash_with) {
+            match staying.iter().find_map(|other| clash_with(service, &holders[*other], states[*other], is_unchanged)) {
                 Some((key, clash)) => standings[index] = Standing::Clashes(key, clash),
                 None => {
                     standings[index] = Standing::Stays;
@@ -190,6 +182,16 @@ pub(crate) fn standings<'a>(holders: &'a [Holder], state: impl Fn(&Holder) -> Ho
         }
     }
     standings
+}
+
+/// Why a Service clashes with another holder, and the key of that holder.
+fn clash_with(service: &Service, holder: &Holder, state: HolderState<'_>, is_unchanged: bool) -> Option<(Key, Clash)> {
+    let clash = match state {
+        HolderState::Service(other) => clash(service, other),
+        // They fitted when they joined, and still do if neither has changed.
+        _ => (!is_unchanged).then_some(Clash::Unreadable),
+    };
+    Some((holder.service(), clash?))
 }
 
 #[cfg(test)]

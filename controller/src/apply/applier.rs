@@ -1,4 +1,4 @@
-//! Execution of series: each effect after the one before.
+//! The application of a series: each effect after the one before.
 //!
 //! Answers of the API server are stored at once, so that the next plan sees the writes of the last one. Every write is
 //! conditional: a creation on the absence of the record, a deletion on its UID, a patch on the version that was read. So a
@@ -28,7 +28,7 @@ const ANSWER_TIMEOUT: Duration = Duration::from_secs(15);
 /// Our name in `metadata.managedFields`.
 const FIELD_MANAGER: &str = "landfall-controller";
 
-/// Executes series.
+/// Applies series.
 #[derive(Clone)]
 pub(crate) struct Applier {
     pub(crate) client: Client,
@@ -80,7 +80,7 @@ impl Failure {
 }
 
 impl Applier {
-    /// Executes the effects in order, up to the first failure.
+    /// Applies the effects in order, up to the first failure.
     pub(crate) async fn apply(&self, series: &Series) -> Result<Progress, Failure> {
         for effect in &series.effects {
             let progress = match effect {
@@ -308,13 +308,13 @@ mod tests {
     use std::collections::VecDeque;
     use std::sync::{Arc, Mutex};
 
-    /// Executes one series against an API server that gives these answers in turn, and then none. Returns the result, the
+    /// Applies one series against an API server that gives these answers in turn, and then none. Returns the result, the
     /// requests, and the stores.
     async fn apply(
         effects: Vec<Effect>,
         answers: Vec<(u16, Value)>,
     ) -> (Result<Progress, String>, Vec<String>, Stores) {
-        apply_fenced(WriteFence::unlimited(), Duration::ZERO, effects, answers).await
+        apply_fenced(WriteFence::without_end(), Duration::ZERO, effects, answers).await
     }
 
     /// Same, with this fence, and a delay before each answer.
@@ -426,7 +426,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn record_of_another_service_is_a_failure_and_is_stored() {
+    async fn record_of_another_service_fails_and_is_stored() {
         let answers = vec![refusal(409, "AlreadyExists"), (200, record("192.0.2.1", "a1", "other"))];
         let (result, requests, stores) = apply(vec![create(), patch()], answers).await;
         assert_eq!(result, Err("192.0.2.1 is taken".into()));

@@ -74,7 +74,7 @@ pub(crate) struct Deposed;
 
 impl WriteFence {
     /// The right of a controller without competitors, which never ends.
-    pub(crate) fn unlimited() -> Self {
+    pub(crate) fn without_end() -> Self {
         Self(None)
     }
 
@@ -380,7 +380,7 @@ mod tests {
         }
 
         /// Holder, duration and transitions of the Lease; `None` for each missing field.
-        fn written(&self) -> (Option<String>, Option<i64>, Option<i64>) {
+        fn lease_fields(&self) -> (Option<String>, Option<i64>, Option<i64>) {
             let state = self.0.lock().expect("no panic");
             let spec = &state.1.as_ref().expect("a Lease")["spec"];
             assert!(spec["renewTime"].is_string() && spec["acquireTime"].is_string(), "{spec}");
@@ -409,18 +409,18 @@ mod tests {
         let server = Server::default();
         let (mut one, resign_tx, mut fence_rx) = server.start("one");
         let fence = wait(&mut fence_rx, true).await.expect("a fence");
-        assert_eq!(server.written(), (Some("one".into()), Some(6), Some(0)));
+        assert_eq!(server.lease_fields(), (Some("one".into()), Some(6), Some(0)));
         sleep(Duration::from_secs(60)).await;
         assert_eq!(fence.check(), Ok(()), "it is renewed");
 
         resign_tx.send(()).expect("it listens");
         assert!(one.join_next().await.is_some_and(|ended| ended.is_ok()), "it ends by itself");
-        assert_eq!((fence.check(), server.written()), (Err(Deposed), (None, Some(6), Some(0))));
+        assert_eq!((fence.check(), server.lease_fields()), (Err(Deposed), (None, Some(6), Some(0))));
         let began = Instant::now();
         let (_other, _resign, mut other) = server.start("other");
         wait(&mut other, true).await;
         assert!(began.elapsed() < Duration::from_secs(1), "after {:?}", began.elapsed());
-        assert_eq!(server.written(), (Some("other".into()), Some(6), Some(1)));
+        assert_eq!(server.lease_fields(), (Some("other".into()), Some(6), Some(1)));
     }
 
     #[tokio::test(start_paused = true)]
@@ -434,7 +434,7 @@ mod tests {
         assert_eq!(fence.check(), Ok(()));
         let (_other, _resign, mut other) = server.start("other");
         wait(&mut other, true).await;
-        assert_eq!((fence.check(), server.written().0), (Err(Deposed), Some("other".into())));
+        assert_eq!((fence.check(), server.lease_fields().0), (Err(Deposed), Some("other".into())));
     }
 
     #[tokio::test(start_paused = true)]

@@ -96,7 +96,7 @@ mod tests {
     }
 
     #[test]
-    fn burst_is_followed_by_the_rate_that_urgent_series_leave() {
+    fn burst_is_followed_by_the_idle_or_busy_rate() {
         let from = Instant::now();
         for (urgent, expected) in
             [(None, 231), (Some(Duration::from_millis(1)), 51), (Some(Duration::from_millis(200)), 51)]

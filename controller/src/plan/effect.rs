@@ -235,7 +235,7 @@ mod tests {
     use crate::fixtures::ip;
 
     #[test]
-    fn record_patch_replaces_holders_and_key_and_keeps_the_rest() {
+    fn record_patch_replaces_only_holders_and_key() {
         let patch = RecordPatch {
             lb_ip: ip("192.0.2.1"),
             resource_version: 7,

@@ -1,10 +1,10 @@
 //! The plans of single cases. Random histories are in [`crate::history`].
 
 use super::*;
-use crate::fixtures::{at, holder, ip, node, pool, record, request_for, service};
+use crate::fixtures::{at_second, holder, ip, node, pool, record, request_for, service};
 use crate::plan::effect::{Event, PoolPatch, ServicePatch, service_reference};
 use crate::snapshot::plan;
-use crate::world::{Seen, World, shows};
+use crate::world::{ServiceView, World, shows};
 use crds::ip_address_pool::IPAddressPoolStatus;
 use crds::service::{ALLOCATED, FINALIZER, Family};
 use crds::{Condition, FamilyPolicy};
@@ -17,7 +17,7 @@ fn lan() -> Arc<crds::IPAddressPool> {
 
 fn condition(type_: &str, status: &str, reason: &str, message: &str, second: i64) -> Condition {
     Condition {
-        last_transition_time: Time(at(second)),
+        last_transition_time: Time(at_second(second)),
         message: message.into(),
         observed_generation: None,
         reason: reason.into(),
@@ -45,9 +45,9 @@ fn effects(plan: &Plan) -> Vec<String> {
 }
 
 #[test]
-fn new_service_gets_the_first_free_address_in_two_writes() {
-    let mut world = World::with([lan()], [service("web", 5)]);
-    world.snapshot.now = at(9);
+fn new_service_gets_its_address_in_two_writes() {
+    let mut world = World::new([lan()], [service("web", 5)]);
+    world.snapshot.now = at_second(9);
     let message = "192.0.2.10 from pool lan";
     let patch = ServicePatch {
         key: Key::new("default", "web"),
@@ -89,7 +89,7 @@ fn new_service_gets_the_first_free_address_in_two_writes() {
         ]
     );
     world.settle();
-    assert_eq!(world.seen("web"), Seen::has("192.0.2.10", "lan"));
+    assert_eq!(world.view("web"), ServiceView::has("192.0.2.10", "lan"));
     let status = world.snapshot.pools["lan"].status.clone().expect("a status");
     assert_eq!((status.assigned_ipv4, status.available_ipv4), (1, 2));
 }
@@ -98,7 +98,7 @@ fn new_service_gets_the_first_free_address_in_two_writes() {
 fn requests_by_name_come_first_then_the_oldest_service() {
     let mut by_name = service("by-name", 9);
     by_name.request = request_for("192.0.2.10");
-    let world = World::with([lan()], [service("c-old", 1), by_name, service("a-young", 3), service("b-young", 3)]);
+    let world = World::new([lan()], [service("c-old", 1), by_name, service("a-young", 3), service("b-young", 3)]);
     let plan = plan(&world.snapshot);
     assert_eq!(
         subjects(&plan),
@@ -112,7 +112,7 @@ fn requests_by_name_come_first_then_the_oldest_service() {
     );
     let mut world = world;
     world.settle();
-    let ingress = ["by-name", "c-old", "a-young", "b-young"].map(|name| world.seen(name).ingress);
+    let ingress = ["by-name", "c-old", "a-young", "b-young"].map(|name| world.view(name).ingress);
     assert_eq!(ingress, [vec!["192.0.2.10".to_owned()], vec!["192.0.2.11".into()], vec!["192.0.2.12".into()], vec![]]);
 }
 
@@ -202,13 +202,13 @@ fn refused_service_reports_the_reason_and_the_fix() {
              IPAddressPool has IPv6 addresses for this Service: create one that does; or use PreferDualStack",
         ),
     ] {
-        let mut world = World::with(pools, [service, crate::fixtures::service("other", 1)]);
+        let mut world = World::new(pools, [service, crate::fixtures::service("other", 1)]);
         world.snapshot.nodes.insert("n1".into(), node("n1", "192.0.2.11"));
         world.snapshot.records = [record("192.0.2.20", "full", &["other"])].into();
         world.snapshot.unreadable.records.insert(ip("192.0.2.12"));
         world.settle();
-        let expected = Seen { condition: Some(format!("False {reason}: {message}")), ..Seen::nothing() };
-        assert_eq!(world.seen("web"), expected);
+        let expected = ServiceView { condition: Some(format!("False {reason}: {message}")), ..ServiceView::nothing() };
+        assert_eq!(world.view("web"), expected);
         let web = service_reference(&Key::new("default", "web"), "web");
         let events: Vec<_> = world.events.iter().filter(|event| event.regarding == web).cloned().collect();
         let event = Event { regarding: web, is_warning: true, reason: "AllocationFailed", message: message.into() };
@@ -220,16 +220,19 @@ fn refused_service_reports_the_reason_and_the_fix() {
 fn preferred_second_family_may_be_missing_with_a_reason() {
     let mut web = service("web", 5);
     (web.families, web.family_policy) = ([Family::V4, Family::V6].into(), FamilyPolicy::PreferDualStack);
-    let mut world = World::with([lan()], [web]);
+    let mut world = World::new([lan()], [web]);
     world.settle();
     let message = "True Allocated: 192.0.2.10 from pool lan; without an IPv6 address: no IPAddressPool has IPv6 addresses \
                    for this Service: create one that does";
-    assert_eq!(world.seen("web"), Seen { condition: Some(message.into()), ..Seen::has("192.0.2.10", "lan") });
+    assert_eq!(
+        world.view("web"),
+        ServiceView { condition: Some(message.into()), ..ServiceView::has("192.0.2.10", "lan") }
+    );
 }
 
 #[test]
 fn deleted_service_loses_the_record_before_the_finalizer() {
-    let mut world = World::with([lan()], [service("web", 5)]);
+    let mut world = World::new([lan()], [service("web", 5)]);
     world.settle();
     world.delete("web");
     let uid = world.snapshot.records[&ip("192.0.2.10")].uid.clone();
@@ -256,7 +259,7 @@ fn deleted_service_loses_the_record_before_the_finalizer() {
 
 #[test]
 fn deleting_record_delays_status_and_finalizer() {
-    let mut world = World::with([lan()], [service("web", 5)]);
+    let mut world = World::new([lan()], [service("web", 5)]);
     world.settle();
     Arc::make_mut(world.snapshot.records.get_mut(&ip("192.0.2.10")).expect("a record")).deleting = true;
     world.delete("web");
@@ -269,14 +272,14 @@ fn former_load_balancer_is_released_and_foreign_fields_stay() {
     web.finalizers = vec!["example.com/theirs".into()];
     web.conditions = vec![condition("example.com/Theirs", "True", "Theirs", "", 1)];
     let before = web.clone();
-    let mut world = World::with([lan()], [web]);
+    let mut world = World::new([lan()], [web]);
     world.settle();
-    assert!(world.seen("web").has_finalizer);
+    assert!(world.view("web").has_finalizer);
     world.edit("web", |service| service.is_load_balancer = false);
     assert_eq!(effects(&plan(&world.snapshot)), ["delete 192.0.2.10", "patch default/web"]);
     world.settle();
     let after = world.service("web");
-    assert_eq!(world.seen("web"), Seen::nothing());
+    assert_eq!(world.view("web"), ServiceView::nothing());
     assert_eq!((&after.finalizers, &after.conditions), (&before.finalizers, &before.conditions));
 }
 
@@ -291,7 +294,7 @@ fn services_of_other_classes_are_never_touched() {
     deleted.request = request_for("192.0.2.11");
     let mut other = service("cluster-ip", 1);
     (other.is_load_balancer, other.finalizers) = (false, vec![FINALIZER.into()]);
-    let mut world = World::with([lan()], [theirs, deleted, other]);
+    let mut world = World::new([lan()], [theirs, deleted, other]);
     let before = world.snapshot.services.clone();
     world.settle();
     assert_eq!(world.snapshot.services, before);
@@ -303,15 +306,15 @@ fn classless_service_belongs_to_the_default_provider() {
     classless.finalizers = vec![FINALIZER.into()];
     let mut ours = service("ours", 2);
     ours.class = Some("landfall.dev/landfall".into());
-    let mut world = World::with([lan()], [classless.clone(), ours]);
+    let mut world = World::new([lan()], [classless.clone(), ours]);
     world.snapshot.default_class = false;
     world.settle();
-    assert_eq!((world.service("classless"), world.seen("ours")), (&classless, Seen::has("192.0.2.10", "lan")));
+    assert_eq!((world.service("classless"), world.view("ours")), (&classless, ServiceView::has("192.0.2.10", "lan")));
 }
 
 #[test]
 fn service_with_a_new_class_keeps_its_new_address() {
-    let mut world = World::with([lan()], [service("web", 5)]);
+    let mut world = World::new([lan()], [service("web", 5)]);
     world.settle();
     // The type changed in between, unobserved.
     world.edit("web", |service| {
@@ -319,12 +322,12 @@ fn service_with_a_new_class_keeps_its_new_address() {
         service.ingress.extend(shows("198.51.100.1"));
     });
     world.settle();
-    assert_eq!(world.seen("web"), Seen { ingress: vec!["198.51.100.1".into()], ..Seen::nothing() });
+    assert_eq!(world.view("web"), ServiceView { ingress: vec!["198.51.100.1".into()], ..ServiceView::nothing() });
 }
 
 #[test]
 fn forged_status_gives_no_address_and_is_repaired() {
-    let mut world = World::with([lan()], [service("web", 5), service("thief", 6)]);
+    let mut world = World::new([lan()], [service("web", 5), service("thief", 6)]);
     world.settle();
     world.edit("thief", |service| {
         service.ingress = shows("192.0.2.10");
@@ -334,13 +337,13 @@ fn forged_status_gives_no_address_and_is_repaired() {
     let repairs = ["patch default/thief", "event StatusRepaired", "patch default/web", "event StatusRepaired"];
     assert_eq!(effects(&plan(&world.snapshot)), repairs);
     world.settle();
-    let seen = ["web", "thief"].map(|name| world.seen(name));
-    assert_eq!(seen, [Seen::has("192.0.2.10", "lan"), Seen::has("192.0.2.11", "lan")]);
+    let seen = ["web", "thief"].map(|name| world.view(name));
+    assert_eq!(seen, [ServiceView::has("192.0.2.10", "lan"), ServiceView::has("192.0.2.11", "lan")]);
 }
 
 #[test]
-fn forged_status_of_a_refused_service_is_cleared_with_an_event() {
-    let mut world = World::with([pool("lan", 1, &["192.0.2.10/32"])], [service("web", 5), service("late", 6)]);
+fn forged_status_of_a_refused_service_is_cleared() {
+    let mut world = World::new([pool("lan", 1, &["192.0.2.10/32"])], [service("web", 5), service("late", 6)]);
     world.settle();
     world.edit("late", |service| service.ingress = shows("192.0.2.10"));
     let made = plan(&world.snapshot);
@@ -356,7 +359,7 @@ fn status_of_another_provider_stays_on_a_refused_service() {
     let mut theirs = service("web", 5);
     theirs.ingress = shows("198.51.100.1");
     theirs.finalizers = vec![FINALIZER.into()];
-    let mut world = World::with([], [theirs.clone()]);
+    let mut world = World::new([], [theirs.clone()]);
     world.settle();
     let seen = world.snapshot.services[&theirs.key].clone();
     assert_eq!((&seen.ingress, &seen.finalizers), (&theirs.ingress, &theirs.finalizers));
@@ -371,7 +374,7 @@ fn status_of_another_provider_stays_on_a_refused_service() {
 
 #[test]
 fn recreated_service_gets_another_address() {
-    let mut world = World::with([lan()], [service("web", 5)]);
+    let mut world = World::new([lan()], [service("web", 5)]);
     world.settle();
     let mut again = service("web", 7);
     again.uid = "web-again".into();
@@ -393,8 +396,8 @@ fn recreated_service_gets_another_address() {
 }
 
 #[test]
-fn new_address_is_shown_before_the_old_one_is_withdrawn() {
-    let mut world = World::with([lan()], [service("web", 5)]);
+fn new_address_is_shown_before_withdrawal_of_the_old() {
+    let mut world = World::new([lan()], [service("web", 5)]);
     world.settle();
     world.edit("web", |service| service.request = request_for("192.0.2.12"));
     let plan = plan(&world.snapshot);
@@ -403,81 +406,87 @@ fn new_address_is_shown_before_the_old_one_is_withdrawn() {
         ["create 192.0.2.12", "patch default/web", "event IPAllocated", "delete 192.0.2.10", "patch lan"]
     );
     world.settle();
-    assert_eq!(world.seen("web"), Seen::has("192.0.2.12", "lan"));
+    assert_eq!(world.view("web"), ServiceView::has("192.0.2.12", "lan"));
 }
 
 #[test]
 fn refused_change_keeps_the_old_address() {
-    let mut world = World::with([lan()], [service("web", 5), service("other", 6)]);
+    let mut world = World::new([lan()], [service("web", 5), service("other", 6)]);
     world.settle();
     world.edit("web", |service| service.request = request_for("192.0.2.11"));
     world.settle();
     let message = "False AddressInUse: 192.0.2.11 is held by Service default/other; request another \
                    address, or remove the request; it keeps 192.0.2.10 until then";
-    assert_eq!(world.seen("web"), Seen { condition: Some(message.into()), ..Seen::has("192.0.2.10", "lan") });
+    assert_eq!(
+        world.view("web"),
+        ServiceView { condition: Some(message.into()), ..ServiceView::has("192.0.2.10", "lan") }
+    );
     world.delete("other");
     world.settle();
-    assert_eq!(world.seen("web"), Seen::has("192.0.2.11", "lan"));
+    assert_eq!(world.view("web"), ServiceView::has("192.0.2.11", "lan"));
 }
 
 #[test]
 fn edited_pools_take_no_address_away() {
-    let mut world = World::with([lan()], [service("web", 5)]);
+    let mut world = World::new([lan()], [service("web", 5)]);
     world.settle();
     world.snapshot.pools.clear();
     world.settle();
     let message = "True PoolGone: 192.0.2.10 is no longer in any IPAddressPool, and the Service keeps it: to get another \
                    one, request it in landfall.dev/load-balancer-ips or landfall.dev/address-pool";
-    assert_eq!(world.seen("web"), Seen { condition: Some(message.into()), ..Seen::has("192.0.2.10", "lan") });
+    assert_eq!(
+        world.view("web"),
+        ServiceView { condition: Some(message.into()), ..ServiceView::has("192.0.2.10", "lan") }
+    );
     world.snapshot.pools.insert("renamed".into(), pool("renamed", 9, &["192.0.2.0/24"]));
     world.settle();
-    assert_eq!(world.seen("web"), Seen::has("192.0.2.10", "renamed"));
+    assert_eq!(world.view("web"), ServiceView::has("192.0.2.10", "renamed"));
 }
 
 #[test]
 fn service_gets_another_address_when_its_record_is_lost() {
-    let mut world = World::with([lan()], [service("web", 5)]);
+    let mut world = World::new([lan()], [service("web", 5)]);
     world.settle();
     world.snapshot.records.clear();
     world.snapshot.records.extend([record("192.0.2.10", "lan", &[])]);
     world.settle();
-    assert_eq!(world.seen("web"), Seen::has("192.0.2.11", "lan"), "a record without holders is a reservation");
+    assert_eq!(world.view("web"), ServiceView::has("192.0.2.11", "lan"), "a record without holders is a reservation");
 }
 
 #[test]
-fn next_plan_continues_after_a_crash_between_writes() {
-    let mut world = World::with([lan()], [service("web", 5)]);
+fn next_plan_finishes_an_interrupted_allocation() {
+    let mut world = World::new([lan()], [service("web", 5)]);
     let first = plan(&world.snapshot);
     world.apply(&first.series[0].effects[0]);
     assert_eq!(effects(&plan(&world.snapshot)), ["patch default/web", "event IPAllocated", "patch lan"]);
     world.settle();
-    assert_eq!(world.seen("web"), Seen::has("192.0.2.10", "lan"));
+    assert_eq!(world.view("web"), ServiceView::has("192.0.2.10", "lan"));
     // After a crash in the middle of a change, both addresses are held, and the one in the status stays.
     world.snapshot.records.extend([record("192.0.2.12", "lan", &["web"])]);
     world.settle();
-    assert_eq!(world.seen("web"), Seen::has("192.0.2.10", "lan"));
+    assert_eq!(world.view("web"), ServiceView::has("192.0.2.10", "lan"));
 }
 
 #[test]
-fn next_plan_continues_after_a_crash_between_deletion_and_release() {
+fn next_plan_finishes_an_interrupted_release() {
     for edit in
         [|service: &mut Service| service.deleting = true, |service: &mut Service| service.is_load_balancer = false]
     {
-        let mut world = World::with([lan()], [service("web", 5)]);
+        let mut world = World::new([lan()], [service("web", 5)]);
         world.settle();
         world.edit("web", edit);
         world.snapshot.records.clear();
         assert_eq!(effects(&plan(&world.snapshot))[0], "patch default/web");
         world.settle();
         if world.snapshot.services.contains_key(&World::key("web")) {
-            assert_eq!(world.seen("web"), Seen::nothing());
+            assert_eq!(world.view("web"), ServiceView::nothing());
         }
     }
 }
 
 #[test]
 fn unreadable_objects_keep_their_addresses() {
-    let mut world = World::with([lan()], [service("web", 5)]);
+    let mut world = World::new([lan()], [service("web", 5)]);
     world.settle();
     // The Service exists and is unreadable, and so is a record.
     world.snapshot.services.clear();
@@ -486,15 +495,15 @@ fn unreadable_objects_keep_their_addresses() {
     let other = service("other", 6);
     world.snapshot.services.insert(other.key.clone(), Arc::new(other));
     world.settle();
-    assert_eq!(world.seen("other"), Seen::has("192.0.2.12", "lan"));
+    assert_eq!(world.view("other"), ServiceView::has("192.0.2.12", "lan"));
     assert!(world.snapshot.records.contains_key(&ip("192.0.2.10")));
 }
 
 #[test]
 fn each_change_is_one_event() {
-    let mut world = World::with([], [service("web", 5)]);
+    let mut world = World::new([], [service("web", 5)]);
     world.settle();
-    world.snapshot.now = at(50);
+    world.snapshot.now = at_second(50);
     world.settle();
     world.snapshot.pools.insert("lan".into(), lan());
     world.settle();
@@ -506,53 +515,53 @@ fn each_change_is_one_event() {
 #[test]
 fn problems_of_a_pool_are_events_of_the_pool() {
     let bad = pool("bad", 2, &["nonsense", "192.0.2.12-192.0.2.13"]);
-    let mut world = World::with([lan(), bad], []);
+    let mut world = World::new([lan(), bad], []);
     world.settle();
     let events: Vec<_> = world.events.iter().map(|e| (e.regarding.name.as_deref(), e.reason, e.is_warning)).collect();
     assert_eq!(events, [(Some("bad"), "NotReady", true), (Some("bad"), "Overlap", true)]);
 }
 
 #[test]
-fn record_with_a_name_and_uid_of_two_services_is_deleted() {
-    let mut world = World::with([lan()], [service("web", 5), service("other", 6)]);
+fn record_with_contradicting_name_and_uid_is_deleted() {
+    let mut world = World::new([lan()], [service("web", 5), service("other", 6)]);
     let (address, mut record) = record("192.0.2.11", "lan", &["web"]);
     Arc::make_mut(&mut record).holders[0].uid = "other".into();
     world.snapshot.records.insert(address, record);
     world.settle();
-    assert_eq!(world.seen("web"), Seen::has("192.0.2.10", "lan"));
+    assert_eq!(world.view("web"), ServiceView::has("192.0.2.10", "lan"));
     assert!(!world.snapshot.records.contains_key(&address));
 }
 
 #[test]
 fn older_of_two_requests_for_one_address_wins() {
     let requesting = |name, created| Service { request: request_for("192.0.2.10"), ..service(name, created) };
-    let mut world = World::with([lan()], [requesting("a", 9), requesting("b", 5)]);
+    let mut world = World::new([lan()], [requesting("a", 9), requesting("b", 5)]);
     world.settle();
-    assert_eq!(world.seen("b"), Seen::has("192.0.2.10", "lan"));
+    assert_eq!(world.view("b"), ServiceView::has("192.0.2.10", "lan"));
     let message = "False AddressInUse: 192.0.2.10 is held by Service default/b; request another address, \
                    or remove the request";
-    assert_eq!(world.seen("a"), Seen { condition: Some(message.into()), ..Seen::nothing() });
+    assert_eq!(world.view("a"), ServiceView { condition: Some(message.into()), ..ServiceView::nothing() });
 }
 
 #[test]
 fn shown_address_stays_of_two_held_by_accident() {
-    let mut world = World::with([lan()], [service("web", 5)]);
+    let mut world = World::new([lan()], [service("web", 5)]);
     world.snapshot.records = [record("192.0.2.11", "lan", &["web"]), record("192.0.2.12", "lan", &["web"])].into();
     world.edit("web", |service| service.ingress = shows("192.0.2.12"));
     world.settle();
-    assert_eq!(world.seen("web"), Seen::has("192.0.2.12", "lan"));
+    assert_eq!(world.view("web"), ServiceView::has("192.0.2.12", "lan"));
 }
 
 #[test]
 fn deleting_address_is_replaced_and_not_assigned_yet() {
-    let mut world = World::with([lan()], [service("web", 5)]);
+    let mut world = World::new([lan()], [service("web", 5)]);
     world.settle();
     Arc::make_mut(world.snapshot.records.get_mut(&ip("192.0.2.10")).expect("a record")).deleting = true;
     let requesting = Service { request: request_for("192.0.2.10"), ..service("requesting", 9) };
     world.snapshot.services.insert(requesting.key.clone(), Arc::new(requesting));
     world.settle();
-    assert_eq!(world.seen("web").ingress, ["192.0.2.11"]);
+    assert_eq!(world.view("web").ingress, ["192.0.2.11"]);
     let message = "False AddressInUse: 192.0.2.10 is being withdrawn: it will be assigned as soon as it is \
                    free";
-    assert_eq!(world.seen("requesting"), Seen { condition: Some(message.into()), ..Seen::nothing() });
+    assert_eq!(world.view("requesting"), ServiceView { condition: Some(message.into()), ..ServiceView::nothing() });
 }

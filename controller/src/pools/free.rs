@@ -1,7 +1,7 @@
 //! Which address is assigned next: the first free address of a pool.
 //!
-//! [`Pools`] and the addresses in use → [`Free`], which follows what is taken and released. Free addresses are kept as
-//! intervals, so a step costs the logarithm of the number of gaps, however large the pools are.
+//! [`Pools`] and the addresses in use → [`Free`], which is updated when an address is taken or released. Free addresses are
+//! kept as intervals, so a step costs the logarithm of the number of gaps, however large the pools are.
 //!
 //! A released address cools down for the `reuseAfter` of its pool. Until then only three Services can get it: the one that
 //! had it, one that requests it by name, and any Service if no other address is left. In the last case the address with

@@ -345,10 +345,10 @@ impl ClusterIndex {
             Subject::Service(key) => Some(key),
             _ => None,
         });
-        let waits = |key: &&Key| {
-            self.waiting.contains(*key) && !self.promised.contains_key(*key) && !self.unreadable.services.contains(*key)
-        };
-        keys.filter(waits).filter_map(|key| self.services.get(key).cloned()).collect()
+        keys.filter(|key| self.waiting.contains(*key))
+            .filter(|key| !self.promised.contains_key(*key) && !self.unreadable.services.contains(*key))
+            .filter_map(|key| self.services.get(key).cloned())
+            .collect()
     }
 
     /// Whether the series of this subject has started.

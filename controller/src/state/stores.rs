@@ -114,15 +114,15 @@ impl Stores {
     }
 
     pub(crate) fn put_pool(&self, pool: &IPAddressPool) {
-        put(&self.pools, source::pools(), pool);
+        put_object(&self.pools, source::pools(), pool);
     }
 
     pub(crate) fn put_service(&self, service: &core::Service) {
-        put(&self.services, source::services(), service);
+        put_object(&self.services, source::services(), service);
     }
 
     pub(crate) fn put_record(&self, object: &LoadBalancerIP) {
-        put(&self.records, source::records(), object);
+        put_object(&self.records, source::records(), object);
     }
 
     pub(crate) fn forget_record(&self, lb_ip: IpAddr, uid: &str) {
@@ -130,7 +130,7 @@ impl Stores {
     }
 }
 
-fn put<R, K, V>(store: &Store<K, V>, source: Source<R, K, V>, object: &R)
+fn put_object<R, K, V>(store: &Store<K, V>, source: Source<R, K, V>, object: &R)
 where
     R: Resource<DynamicType = ()>,
     K: Ord + Clone,

@@ -27,7 +27,7 @@ pub(crate) fn allocated_condition(allocation: &Allocation, cluster: &ClusterInde
     let (status, reason, message) = if let Some(refusal) = &allocation.refusal {
         let mut message = refusal.to_string();
         if !allocation.targets.is_empty() {
-            message += &format!("{KEEPS}{}{UNTIL_THEN}", joined(lb_ips()));
+            message += &format!("{KEEPS}{}{UNTIL_THEN}", join_addresses(lb_ips()));
         }
         (ConditionStatus::False, refusal.reason().as_str(), message)
     } else {
@@ -91,7 +91,7 @@ pub(crate) fn allocated_event(service: &Service, desired: &DesiredCondition) -> 
 /// The event when the ingress differs from the addresses that the condition reports: another client wrote it, and may do so
 /// again.
 pub(crate) fn repaired_event(service: &Service, lb_ips: impl IntoIterator<Item = IpAddr>) -> Event {
-    let lb_ips = joined(lb_ips);
+    let lb_ips = join_addresses(lb_ips);
     let shown = if lb_ips.is_empty() { "no address of a pool".to_owned() } else { lb_ips };
     Event {
         regarding: service_reference(&service.key, &service.uid),
@@ -115,7 +115,7 @@ fn reports_kept(message: &str) -> bool {
     kept.is_some_and(|(_, lb_ips)| lb_ips.split(", ").all(|lb_ip| lb_ip.parse::<IpAddr>().is_ok()))
 }
 
-fn joined(lb_ips: impl IntoIterator<Item = IpAddr>) -> String {
+fn join_addresses(lb_ips: impl IntoIterator<Item = IpAddr>) -> String {
     lb_ips.into_iter().map(|lb_ip| lb_ip.to_string()).collect::<Vec<_>>().join(", ")
 }
 

@@ -17,7 +17,7 @@ pub(crate) fn ip(text: &str) -> IpAddr {
     text.parse().expect("an address")
 }
 
-pub(crate) fn at(second: i64) -> Timestamp {
+pub(crate) fn at_second(second: i64) -> Timestamp {
     Timestamp::from_second(second).expect("in range")
 }
 
@@ -25,7 +25,7 @@ pub(crate) fn at(second: i64) -> Timestamp {
 pub(crate) fn pool(name: &str, created: i64, addresses: &[&str]) -> Arc<IPAddressPool> {
     let addresses = addresses.iter().map(|text| AddressRange((*text).to_owned())).collect();
     let mut pool = IPAddressPool::new(name, IPAddressPoolSpec { addresses, ..IPAddressPoolSpec::default() });
-    pool.metadata.creation_timestamp = Some(Time(at(created)));
+    pool.metadata.creation_timestamp = Some(Time(at_second(created)));
     pool.metadata.resource_version = Some("1".into());
     pool.metadata.uid = Some(format!("pool-{name}"));
     Arc::new(pool)
@@ -42,7 +42,7 @@ pub(crate) fn service(name: &str, created: i64) -> Service {
         uid: name.into(),
         resource_version: 1,
         generation: None,
-        created: at(created),
+        created: at_second(created),
         deleting: false,
         is_load_balancer: true,
         class: None,

@@ -16,7 +16,7 @@ use crds::{
 use proptest::prelude::*;
 use proptest::test_runner::FileFailurePersistence;
 
-use crate::fixtures::{at, node, pool, request_of, service};
+use crate::fixtures::{at_second, node, pool, request_of, service};
 use crate::live::Live;
 use crate::reference_model::{Model, four, has_blocking_conflict, is_ours, is_unused, six, universe};
 use crate::snapshot::plan;
@@ -235,9 +235,9 @@ fn toggle<T: Ord>(set: &mut BTreeSet<T>, element: T) {
     }
 }
 
-/// Executes a step, without the controller.
+/// Takes a step, without the controller.
 fn happen(world: &mut World, step: &Step, time: i64) {
-    world.snapshot.now = at(time);
+    world.snapshot.now = at_second(time);
     let exists = |world: &World, n: &u8| world.snapshot.services.contains_key(&key(*n));
     match step {
         Step::Create(n, aspect) if !exists(world, n) => {
@@ -314,8 +314,8 @@ fn happen(world: &mut World, step: &Step, time: i64) {
     }
 }
 
-/// Executes a step, the controller included.
-fn execute(world: &mut World, step: &Step, time: i64) {
+/// Takes a step, the controller included.
+fn take_step(world: &mut World, step: &Step, time: i64) {
     happen(world, step, time);
     match step {
         Step::Crash(effects) => {
@@ -346,7 +346,7 @@ fn check_kept(before: &World, step: &Step, after: &World) -> Result<(), TestCase
             (&old.request, &old.families, old.family_policy) == (&new.request, &new.families, new.family_policy)
                 && crate::allocate::sharing::terms(old) == crate::allocate::sharing::terms(new)
         };
-        let (was, is) = (before.seen_key(&old.key), after.seen_key(&old.key));
+        let (was, is) = (before.view_key(&old.key), after.view_key(&old.key));
         let is_unsettled = |world: &World| {
             world.snapshot.unreadable.services.contains(&old.key)
                 || world.snapshot.records.values().any(|record| {
@@ -383,7 +383,7 @@ fn check_kept(before: &World, step: &Step, after: &World) -> Result<(), TestCase
             }
             _ => false,
         };
-        if !by_user && before.seen_key(&old.key).held.is_empty() && !is_unreadable(before, &old.key) {
+        if !by_user && before.view_key(&old.key).held.is_empty() && !is_unreadable(before, &old.key) {
             prop_assert_eq!(after.snapshot.services.get(&old.key), Some(old), "{} was touched by {:?}", old.key, step);
         }
     }
@@ -407,14 +407,14 @@ proptest! {
     ) {
         let mut world = World::default();
         for (time, step) in (1..).zip(&steps) {
-            execute(&mut world, step, time);
+            take_step(&mut world, step, time);
             // A copy settles here, while the history itself goes on unsettled.
             let mut settled = world.clone();
             settled.settle();
             Model::check(&settled)?;
             let mut next = settled.clone();
             let then = steps.get(usize::try_from(time).unwrap_or_default()).unwrap_or(&Step::Settle);
-            execute(&mut next, then, time + 1);
+            take_step(&mut next, then, time + 1);
             next.settle();
             check_kept(&settled, then, &next)?;
         }

@@ -128,7 +128,7 @@ impl Live {
         self.queue.extend(plan.series);
     }
 
-    /// Starts a series, or executes the next effect of one in flight.
+    /// Starts a series, or applies the next effect of one in flight.
     pub(crate) fn act(&mut self, world: &mut World, is_faulty: bool) {
         if !self.queue.is_empty() && (self.in_flight.is_empty() || self.roll(2) == 0) {
             let index = self.roll(self.queue.len());

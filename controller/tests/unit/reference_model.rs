@@ -63,7 +63,7 @@ fn families(service: &Service) -> (&[Family], usize) {
     }
 }
 
-fn requested(service: &Service, family: Family) -> Vec<IpAddr> {
+fn requested_addresses(service: &Service, family: Family) -> Vec<IpAddr> {
     let request = service.request.as_ref().expect("a request");
     request.addresses.iter().copied().filter(|address| Family::from(*address) == family).collect()
 }
@@ -221,7 +221,7 @@ impl<'a> Model<'a> {
 
     fn check_service(&self, world: &World, service: &Service) -> Result<(), TestCaseError> {
         let (snapshot, key) = (self.snapshot, &service.key);
-        let seen = world.seen_key(key);
+        let seen = world.view_key(key);
         let of_service =
             |record: &&Arc<Record>| record.holders.iter().any(|h| h.uid == service.uid && h.name == key.name);
         let records: Vec<_> = snapshot.records.values().filter(of_service).collect();
@@ -244,14 +244,24 @@ impl<'a> Model<'a> {
             prop_assert_eq!(shown.iter().copied().collect::<BTreeSet<_>>(), held.clone(), "{}", key);
         }
         prop_assert_eq!(service.finalizers.iter().any(|f| f == FINALIZER), !held.is_empty(), "{}", key);
+        self.check_outcome(service, &shown, &held, &seen.condition.unwrap_or_default())
+    }
 
-        let condition = seen.condition.unwrap_or_default();
+    /// The rules for the condition of a Service of ours, which shows and holds these addresses.
+    fn check_outcome(
+        &self,
+        service: &Service,
+        shown: &[IpAddr],
+        held: &BTreeSet<IpAddr>,
+        condition: &str,
+    ) -> Result<(), TestCaseError> {
+        let key = &service.key;
         let is_true = condition.starts_with("True ");
         let (wanted, required) = families(service);
         if service.family_policy == FamilyPolicy::RequireDualStack {
             let has = |family: &Family| held.iter().any(|address| Family::from(*address) == *family);
             let half = !held.is_empty() && !wanted.iter().all(has);
-            prop_assert!(!half, "{key} has half of what it requires: {held:?}, {condition}");
+            prop_assert!(!half, "{key} has one of two required families: {held:?}, {condition}");
         }
         let Ok(request) = &service.request else {
             prop_assert!(!is_true, "{key} has an invalid request: {condition}");
@@ -264,19 +274,19 @@ impl<'a> Model<'a> {
         // For each slot: the address that it has, or else one that it could have.
         let is_of_pool = |address: &IpAddr| {
             request.pool.as_ref().is_none_or(|pool| {
-                snapshot.records[address].pool == *pool
+                self.snapshot.records[address].pool == *pool
                     || self.owners.get(address).is_some_and(|(own, _)| name(own) == pool)
             })
         };
         let (mut has_all, mut could_have_all, mut expected) = (true, true, Vec::new());
         for (index, family) in wanted.iter().enumerate() {
-            let by_name = requested(service, *family);
+            let by_name = requested_addresses(service, *family);
             if by_name.is_empty() {
                 let has =
                     shown.iter().copied().find(|a| Family::from(*a) == *family && held.contains(a) && is_of_pool(a));
                 let of_family = || universe().filter(|address| Family::from(*address) == *family);
                 let could = of_family().find(|address| self.could_have(service, *address, false));
-                let leaves = has.filter(|address| self.should_leave(service, &snapshot.records[address]));
+                let leaves = has.filter(|address| self.should_leave(service, &self.snapshot.records[address]));
                 if let (Some(address), Some(other)) = (leaves, could) {
                     prop_assert!(!is_true, "{key} could have {other} instead of {address}, which another host uses");
                 }
@@ -298,14 +308,14 @@ impl<'a> Model<'a> {
                 }
             }
         }
-        prop_assert_eq!(is_true, has_all, "{}: {}", key, &condition);
+        prop_assert_eq!(is_true, has_all, "{}: {}", key, condition);
         if is_true {
-            prop_assert_eq!(&shown, &expected, "{}: {}", key, &condition);
+            prop_assert_eq!(shown, &expected, "{}: {}", key, condition);
             let needs_attention = held.iter().any(|address| match self.owners.get(address) {
                 None => true,
                 Some((pool, _)) => pool.spec.drain || self.is_excluded(*address) || !self.admits(pool, service),
             });
-            prop_assert_eq!(condition.starts_with("True Allocated"), !needs_attention, "{}: {}", key, &condition);
+            prop_assert_eq!(condition.starts_with("True Allocated"), !needs_attention, "{}: {}", key, condition);
         } else {
             prop_assert!(condition.starts_with("False "), "{key}: {condition}");
             prop_assert!(!could_have_all, "{key} could have the addresses it requests: {condition}");

@@ -21,7 +21,7 @@ const KEY: &str = "metallb.io/allow-shared-ip";
 const WITH: &str = "landfall.dev/share-with-namespaces";
 
 /// A Service with these annotations.
-fn annotated(name: &str, created: i64, annotations: &[(&str, &str)]) -> Service {
+fn annotated_service(name: &str, created: i64, annotations: &[(&str, &str)]) -> Service {
     Service { request: request(annotations), ..service(name, created) }
 }
 
@@ -33,7 +33,7 @@ fn request(annotations: &[(&str, &str)]) -> crds::request::ParsedRequest {
 /// A Service with this port that shares under this key.
 fn sharing(name: &str, created: i64, key: &str, port: u16) -> Service {
     let ports = vec![Port { name: "".into(), protocol: Protocol::Tcp, number: port, node_port: None }];
-    Service { ports, ..annotated(name, created, &[(KEY, key)]) }
+    Service { ports, ..annotated_service(name, created, &[(KEY, key)]) }
 }
 
 fn dual(name: &str, created: i64, families: [Family; 2], family_policy: FamilyPolicy) -> Service {
@@ -91,7 +91,7 @@ const NONE_LEFT: &str = "False PoolsExhausted";
 
 #[test]
 fn released_address_goes_to_the_next_service() {
-    let mut world = World::with([pool("lan", 1, &["192.0.2.1"])], [service("a", 1), service("b", 2), service("c", 3)]);
+    let mut world = World::new([pool("lan", 1, &["192.0.2.1"])], [service("a", 1), service("b", 2), service("c", 3)]);
     let all = ["a", "b", "c"];
     assert_eq!(settle(&mut world, all), ["192.0.2.1 True Allocated", NONE_LEFT, NONE_LEFT]);
     world.edit("a", |service| service.is_load_balancer = false);
@@ -102,8 +102,7 @@ fn released_address_goes_to_the_next_service() {
 
 #[test]
 fn changed_sharing_service_leaves_until_the_other_follows() {
-    let mut world =
-        World::with([pool("lan", 1, &["192.0.2.1"])], [sharing("a", 1, "k", 80), sharing("b", 2, "k", 443)]);
+    let mut world = World::new([pool("lan", 1, &["192.0.2.1"])], [sharing("a", 1, "k", 80), sharing("b", 2, "k", 443)]);
     for name in ["a", "b"] {
         world.edit(name, |service| service.selector = Labels::from([("app", "web")]));
     }
@@ -131,13 +130,13 @@ fn changed_sharing_service_leaves_until_the_other_follows() {
 
 #[test]
 fn address_becomes_shared_when_its_service_gets_a_key() {
-    let mut world = World::with([pool("lan", 1, &["192.0.2.1"])], [service("a", 1), sharing("b", 2, "k", 443)]);
+    let mut world = World::new([pool("lan", 1, &["192.0.2.1"])], [service("a", 1), sharing("b", 2, "k", 443)]);
     world.edit("a", |service| service.ports = sharing("a", 1, "k", 80).ports);
     let both = ["a", "b"];
     assert_eq!(settle(&mut world, both), ["192.0.2.1 True Allocated", NONE_LEFT]);
     world.edit("a", |service| service.request = request(&[(KEY, "k")]));
     assert_eq!(settle(&mut world, both), ["192.0.2.1 True Allocated"; 2]);
-    // The first one leaves, and the address is the other's alone. A third joins that one.
+    // The first Service leaves, the second holds the address alone, and a third joins it.
     world.delete("a");
     add(&mut world, sharing("c", 3, "k", 80));
     assert_eq!(settle(&mut world, ["b", "c"]), ["192.0.2.1 True Allocated"; 2]);
@@ -150,7 +149,7 @@ fn address_becomes_shared_when_its_service_gets_a_key() {
 #[test]
 fn service_leaves_a_shared_address_and_returns() {
     let mut world =
-        World::with([pool("lan", 1, &["192.0.2.1-192.0.2.2"])], [sharing("a", 1, "k", 80), sharing("b", 2, "k", 443)]);
+        World::new([pool("lan", 1, &["192.0.2.1-192.0.2.2"])], [sharing("a", 1, "k", 80), sharing("b", 2, "k", 443)]);
     let both = ["a", "b"];
     assert_eq!(settle(&mut world, both), ["192.0.2.1 True Allocated"; 2]);
     world.edit("b", |service| service.request = request(&[(KEY, "k"), (IPS, "192.0.2.2")]));
@@ -174,7 +173,7 @@ fn guessed_key_of_another_namespace_is_refused() {
     let mut guest = sharing("guest", 2, "k", 443);
     guest.key = Key::new("guests", "guest");
     guest.request = request(&[(KEY, "k"), (IPS, "192.0.2.1"), (WITH, "*")]);
-    let mut world = World::with([pool("lan", 1, &["192.0.2.1"])], [sharing("a", 1, "k", 80)]);
+    let mut world = World::new([pool("lan", 1, &["192.0.2.1"])], [sharing("a", 1, "k", 80)]);
     world.settle();
     add(&mut world, guest);
     world.settle();
@@ -200,7 +199,7 @@ fn no_kind_of_request_bypasses_a_pool_selector() {
     let mut inside = sharing("inside", 1, "k", 80);
     inside.key.namespace = "team".into();
     inside.request = request(&[(KEY, "k"), (WITH, "*")]);
-    let mut world = World::with([selective], [inside]);
+    let mut world = World::new([selective], [inside]);
     let spellings: [(&[(&str, &str)], &str); 7] = [
         (&[], "False NoAutomaticPool"),
         (&[(POOL, "selective")], "False PoolNotAllowed"),
@@ -238,7 +237,7 @@ fn namespace_keeps_its_addresses_when_it_loses_the_label() {
         edited_pool(pool("team-a", 2, &["192.0.2.1"]), |spec| spec.service_allocation = Some(allocation)),
         pool("all", 1, &["192.0.2.9"]),
     ];
-    let mut world = World::with(pools, []);
+    let mut world = World::new(pools, []);
     let set_labels = |world: &mut World, labels: Labels| {
         let namespace = Namespace { name: "default".into(), labels };
         world.snapshot.namespaces.insert("default".into(), Arc::new(namespace));
@@ -259,7 +258,7 @@ fn preferred_families_come_from_one_pool_without_moves() {
     use FamilyPolicy::{PreferDualStack, RequireDualStack, SingleStack};
     let pools = [pool("four", 1, &["192.0.2.1-192.0.2.9"]), pool("both", 2, &["198.51.100.1", "2001:db8::1"])];
     let mut world =
-        World::with(pools, [dual("a", 1, [V4, V6], PreferDualStack), dual("b", 2, [V6, V4], PreferDualStack)]);
+        World::new(pools, [dual("a", 1, [V4, V6], PreferDualStack), dual("b", 2, [V6, V4], PreferDualStack)]);
     assert_eq!(
         settle(&mut world, ["a", "b"]),
         ["198.51.100.1,2001:db8::1 True Allocated", "False PoolsExhausted"],
@@ -281,7 +280,7 @@ fn preferred_families_come_from_one_pool_without_moves() {
 #[test]
 fn required_second_family_is_never_missing() {
     use FamilyPolicy::{PreferDualStack, RequireDualStack};
-    let mut world = World::with([pool("lan", 1, &["192.0.2.1"])], [dual("a", 1, [V4, V6], PreferDualStack)]);
+    let mut world = World::new([pool("lan", 1, &["192.0.2.1"])], [dual("a", 1, [V4, V6], PreferDualStack)]);
     assert_eq!(settle(&mut world, ["a"]), ["192.0.2.1 True Allocated"]);
     world.edit("a", |service| service.family_policy = RequireDualStack);
     assert_eq!(settle(&mut world, ["a"]), ["False DualStackUnavailable"]);
@@ -303,11 +302,11 @@ fn required_second_family_is_never_missing() {
 }
 
 #[test]
-fn one_family_by_name_and_any_address_of_the_other() {
+fn one_family_by_name_and_the_other_by_default() {
     use FamilyPolicy::RequireDualStack;
     let mut both = dual("a", 1, [V6, V4], RequireDualStack);
     both.request = request(&[(IPS, "192.0.2.7")]);
-    let mut world = World::with([pool("lan", 1, &["192.0.2.0/28", "2001:db8::/64"])], [both]);
+    let mut world = World::new([pool("lan", 1, &["192.0.2.0/28", "2001:db8::/64"])], [both]);
     assert_eq!(settle(&mut world, ["a"]), ["2001:db8::1,192.0.2.7 True Allocated"]);
     world.edit("a", |service| service.request = request(&[(IPS, "192.0.2.7,2001:db8::,192.0.2.5")]));
     assert_eq!(settle(&mut world, ["a"]), ["2001:db8::,192.0.2.7,192.0.2.5 True Allocated"]);
@@ -332,9 +331,9 @@ fn quota_limits_a_namespace_and_counts_shared_addresses_once() {
         sharing("b", 2, "k", 443),
         service("c", 3),
         service("d", 4),
-        annotated("e", 5, &[(IPS, "192.0.2.7")]),
+        annotated_service("e", 5, &[(IPS, "192.0.2.7")]),
     ];
-    let mut world = World::with([lan], services.into_iter().chain([other]));
+    let mut world = World::new([lan], services.into_iter().chain([other]));
     let quota = "False NamespaceQuota";
     // Requests by name come first.
     assert_eq!(
@@ -354,7 +353,7 @@ fn quota_limits_a_namespace_and_counts_shared_addresses_once() {
 
 #[test]
 fn reservation_serves_its_service_and_outlives_it() {
-    let mut world = World::with([pool("lan", 1, &["192.0.2.1-192.0.2.3"])], []);
+    let mut world = World::new([pool("lan", 1, &["192.0.2.1-192.0.2.3"])], []);
     let reserve = |world: &mut World, address: &str, reservation: Option<Reservation>| {
         let (address, reserved) = record(address, "", &[]);
         let mut reserved = (*reserved).clone();
@@ -367,7 +366,7 @@ fn reservation_serves_its_service_and_outlives_it() {
     add(&mut world, service("any", 1));
     add(&mut world, service("late", 2));
     add(&mut world, service("kept", 3));
-    add(&mut world, annotated("thief", 4, &[(IPS, "192.0.2.2")]));
+    add(&mut world, annotated_service("thief", 4, &[(IPS, "192.0.2.2")]));
     assert_eq!(
         settle(&mut world, ["any", "late", "kept", "thief"]),
         ["192.0.2.3 True Allocated", NONE_LEFT, "192.0.2.2 True Allocated", "False AddressReserved"]
@@ -392,13 +391,12 @@ fn reservation_serves_its_service_and_outlives_it() {
 
 #[test]
 fn draining_pool_assigns_nothing_until_it_is_empty() {
-    let mut world =
-        World::with([pool("lan", 1, &["192.0.2.1-192.0.2.9"])], [service("a", 1), sharing("b", 2, "k", 80)]);
+    let mut world = World::new([pool("lan", 1, &["192.0.2.1-192.0.2.9"])], [service("a", 1), sharing("b", 2, "k", 80)]);
     world.settle();
     edit_pool(&mut world, "lan", |spec| spec.drain = true);
     add(&mut world, service("any", 3));
-    add(&mut world, annotated("named", 4, &[(IPS, "192.0.2.9")]));
-    add(&mut world, annotated("pool", 5, &[(POOL, "lan")]));
+    add(&mut world, annotated_service("named", 4, &[(IPS, "192.0.2.9")]));
+    add(&mut world, annotated_service("pool", 5, &[(POOL, "lan")]));
     add(&mut world, sharing("joins", 6, "k", 443));
     assert_eq!(
         settle(&mut world, ["a", "b", "any", "named", "pool", "joins"]),
@@ -442,7 +440,7 @@ fn changes_around_an_assigned_address_are_reported() {
         ),
     ];
     for (change, reason) in changes {
-        let mut world = World::with([lan()], [service("a", 1)]);
+        let mut world = World::new([lan()], [service("a", 1)]);
         world.settle();
         change(&mut world);
         assert_eq!(settle(&mut world, ["a"]), [format!("192.0.2.1 {reason}")]);
@@ -452,7 +450,7 @@ fn changes_around_an_assigned_address_are_reported() {
 #[test]
 fn service_moves_on_request_and_stays_when_refused() {
     let pools = [pool("a", 1, &["192.0.2.1"]), pool("b", 2, &["198.51.100.1"])];
-    let mut world = World::with(pools, [service("web", 1)]);
+    let mut world = World::new(pools, [service("web", 1)]);
     assert_eq!(settle(&mut world, ["web"]), ["192.0.2.1 True Allocated"]);
     for (annotations, expected) in [
         (&[(POOL, "b")][..], "198.51.100.1 True Allocated"),
@@ -469,9 +467,8 @@ fn service_moves_on_request_and_stays_when_refused() {
 }
 
 #[test]
-fn recreated_service_joins_its_shared_address_as_a_new_holder() {
-    let mut world =
-        World::with([pool("lan", 1, &["192.0.2.1"])], [sharing("a", 1, "k", 80), sharing("b", 2, "k", 443)]);
+fn recreated_service_joins_its_shared_address_again() {
+    let mut world = World::new([pool("lan", 1, &["192.0.2.1"])], [sharing("a", 1, "k", 80), sharing("b", 2, "k", 443)]);
     world.settle();
     let mut again = sharing("a", 9, "k", 80);
     again.uid = "again".into();
@@ -485,7 +482,7 @@ fn recreated_service_joins_its_shared_address_as_a_new_holder() {
 fn shared_address_is_left_before_the_status_is_cleared() {
     for by_type in [false, true] {
         let mut world =
-            World::with([pool("lan", 1, &["192.0.2.1"])], [sharing("a", 1, "k", 80), sharing("b", 2, "k", 443)]);
+            World::new([pool("lan", 1, &["192.0.2.1"])], [sharing("a", 1, "k", 80), sharing("b", 2, "k", 443)]);
         world.settle();
         if by_type {
             world.edit("a", |service| service.is_load_balancer = false);
@@ -503,8 +500,8 @@ fn shared_address_is_left_before_the_status_is_cleared() {
 
 #[test]
 fn address_with_an_unreadable_record_is_not_assigned() {
-    let mut world = World::with([pool("lan", 1, &["192.0.2.1-192.0.2.2"])], [service("a", 1), service("b", 2)]);
+    let mut world = World::new([pool("lan", 1, &["192.0.2.1-192.0.2.2"])], [service("a", 1), service("b", 2)]);
     world.snapshot.unreadable.records.insert(ip("192.0.2.1"));
-    add(&mut world, annotated("c", 3, &[(IPS, "192.0.2.1")]));
+    add(&mut world, annotated_service("c", 3, &[(IPS, "192.0.2.1")]));
     assert_eq!(settle(&mut world, ["a", "b", "c"]), ["192.0.2.2 True Allocated", NONE_LEFT, "False AddressInUse"]);
 }

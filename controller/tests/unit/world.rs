@@ -10,7 +10,7 @@ use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
 use crate::fixtures::node;
-use crate::plan::effect::{Effect, Event};
+use crate::plan::effect::{Effect, Event, RecordPatch, ServicePatch};
 use crate::snapshot::Snapshot;
 use crate::snapshot::plan;
 
@@ -25,7 +25,7 @@ pub(crate) struct World {
 
 impl World {
     /// A cluster with these pools and Services.
-    pub(crate) fn with(
+    pub(crate) fn new(
         pools: impl IntoIterator<Item = Arc<IPAddressPool>>,
         services: impl IntoIterator<Item = Service>,
     ) -> Self {
@@ -155,14 +155,17 @@ impl World {
         }
     }
 
-    /// Executes a write as the API server does. Returns `false` if it is refused.
+    /// Applies a write as the API server does. Returns `false` if it is refused.
     pub(crate) fn apply(&mut self, effect: &Effect) -> bool {
         self.version += 1;
+        self.try_apply(effect).is_some()
+    }
+
+    fn try_apply(&mut self, effect: &Effect) -> Option<()> {
         match effect {
             Effect::Create { lb_ip, pool, holder, sharing_key } => {
-                if self.snapshot.records.contains_key(lb_ip) || self.snapshot.unreadable.records.contains(lb_ip) {
-                    return false;
-                }
+                let is_used =
+                    self.snapshot.records.contains_key(lb_ip) || self.snapshot.unreadable.records.contains(lb_ip);
                 let record = Record {
                     address: *lb_ip,
                     uid: format!("record-{}", self.version).into(),
@@ -177,79 +180,89 @@ impl World {
                     first_announced: None,
                     conflicts: vec![],
                 };
-                self.snapshot.records.insert(*lb_ip, Arc::new(record));
+                (!is_used).then(|| drop(self.snapshot.records.insert(*lb_ip, Arc::new(record))))
             }
-            Effect::Delete { lb_ip, uid, resource_version } => {
-                let Some(record) = self.snapshot.records.get(lb_ip) else { return true };
-                let is_this = record.uid == *uid;
-                let is_unshared = record.holders.len() <= 1;
-                assert!(resource_version.is_some() || is_unshared || !is_this, "several Services hold {lb_ip}");
-                match resource_version {
-                    Some(version) if !is_this || *version != record.resource_version => return false,
-                    _ if is_this => drop(self.snapshot.records.remove(lb_ip)),
-                    _ => {}
-                }
-            }
-            Effect::PatchRecord(patch) => {
-                let Some(record) = self.snapshot.records.get_mut(&patch.lb_ip).map(Arc::make_mut) else {
-                    return false;
-                };
-                if record.resource_version != patch.resource_version {
-                    return false;
-                }
-                record.resource_version = self.version;
-                record.holders = patch.holders.clone();
-                record.sharing_key = patch.sharing_key.clone();
-                if let Some(pool) = &patch.pool {
-                    record.pool = pool.clone();
-                }
-                if patch.becomes_reservation {
-                    record.reservation.get_or_insert_default();
-                }
-                if let Some(quarantine) = &patch.quarantine {
-                    record.quarantine = Some(Box::new(quarantine.clone()));
-                }
-            }
-            Effect::PatchService(patch) | Effect::PatchConditions(patch) => {
-                let Some(service) = self.snapshot.services.get_mut(&patch.key).map(Arc::make_mut) else { return false };
-                if service.resource_version != patch.resource_version {
-                    return false;
-                }
-                let before = service.ingress.clone();
-                service.resource_version = self.version;
-                if let Some(finalizers) = &patch.finalizers {
-                    service.finalizers = finalizers.clone();
-                }
-                if let Some(ingress) = &patch.ingress {
-                    assert!(service.is_load_balancer || ingress.is_empty(), "the API server refuses ingress here");
-                    service.ingress = ingress.clone();
-                }
-                if let Some(conditions) = &patch.conditions {
-                    service.conditions = conditions.clone();
-                }
-                let uid = service.uid.clone();
-                let shown = patch.ingress.iter().flatten().filter(|ingress| !before.contains(ingress));
-                for lb_ip in shown.filter_map(|ingress| ingress.ip.as_ref()?.parse::<IpAddr>().ok()) {
-                    let record = self.snapshot.records.get(&lb_ip);
-                    let held = record.is_some_and(|record| record.holders.iter().any(|holder| holder.uid == uid));
-                    assert!(held || self.deleted_records.contains(&lb_ip), "{lb_ip} is shown and not held");
-                }
-                self.collect(&patch.key);
-            }
+            Effect::Delete { lb_ip, uid, resource_version } => self.delete_record(*lb_ip, uid, *resource_version),
+            Effect::PatchRecord(patch) => self.patch_record(patch),
+            Effect::PatchService(patch) | Effect::PatchConditions(patch) => self.patch_service(patch),
             Effect::PatchPool(patch) => {
-                let Some(pool) = self.snapshot.pools.get_mut(&patch.name).map(Arc::make_mut) else { return false };
+                let pool = self.snapshot.pools.get_mut(&patch.name).map(Arc::make_mut)?;
                 if pool.metadata.resource_version.as_deref() != Some(&patch.resource_version) {
-                    return false;
+                    return None;
                 }
                 pool.metadata.resource_version = Some(self.version.to_string());
                 pool.status = Some(patch.status.clone());
+                Some(())
             }
-            Effect::Event(event) => self.events.push(event.clone()),
+            Effect::Event(event) => {
+                self.events.push(event.clone());
+                Some(())
+            }
         }
-        true
     }
 
-    /// Plans and executes until nothing is left to do. Returns the number of plans.
+    fn delete_record(&mut self, lb_ip: IpAddr, uid: &str, version: Option<u64>) -> Option<()> {
+        let Some(record) = self.snapshot.records.get(&lb_ip) else { return Some(()) };
+        let is_this = record.uid == *uid;
+        let is_unshared = record.holders.len() <= 1;
+        assert!(version.is_some() || is_unshared || !is_this, "several Services hold {lb_ip}");
+        match version {
+            Some(version) if !is_this || version != record.resource_version => return None,
+            _ if is_this => drop(self.snapshot.records.remove(&lb_ip)),
+            _ => {}
+        }
+        Some(())
+    }
+
+    fn patch_record(&mut self, patch: &RecordPatch) -> Option<()> {
+        let record = self.snapshot.records.get_mut(&patch.lb_ip).map(Arc::make_mut)?;
+        if record.resource_version != patch.resource_version {
+            return None;
+        }
+        record.resource_version = self.version;
+        record.holders = patch.holders.clone();
+        record.sharing_key = patch.sharing_key.clone();
+        if let Some(pool) = &patch.pool {
+            record.pool = pool.clone();
+        }
+        if patch.becomes_reservation {
+            record.reservation.get_or_insert_default();
+        }
+        if let Some(quarantine) = &patch.quarantine {
+            record.quarantine = Some(Box::new(quarantine.clone()));
+        }
+        Some(())
+    }
+
+    fn patch_service(&mut self, patch: &ServicePatch) -> Option<()> {
+        let service = self.snapshot.services.get_mut(&patch.key).map(Arc::make_mut)?;
+        if service.resource_version != patch.resource_version {
+            return None;
+        }
+        let before = service.ingress.clone();
+        service.resource_version = self.version;
+        if let Some(finalizers) = &patch.finalizers {
+            service.finalizers = finalizers.clone();
+        }
+        if let Some(ingress) = &patch.ingress {
+            assert!(service.is_load_balancer || ingress.is_empty(), "the API server refuses ingress here");
+            service.ingress = ingress.clone();
+        }
+        if let Some(conditions) = &patch.conditions {
+            service.conditions = conditions.clone();
+        }
+        let uid = service.uid.clone();
+        let shown = patch.ingress.iter().flatten().filter(|ingress| !before.contains(ingress));
+        for lb_ip in shown.filter_map(|ingress| ingress.ip.as_ref()?.parse::<IpAddr>().ok()) {
+            let record = self.snapshot.records.get(&lb_ip);
+            let held = record.is_some_and(|record| record.holders.iter().any(|holder| holder.uid == uid));
+            assert!(held || self.deleted_records.contains(&lb_ip), "{lb_ip} is shown and not held");
+        }
+        self.collect(&patch.key);
+        Some(())
+    }
+
+    /// Plans and applies until nothing is left to do. Returns the number of plans.
     pub(crate) fn settle(&mut self) -> usize {
         for plans in 0..20 {
             let series = plan(&self.snapshot).series;
@@ -268,18 +281,18 @@ impl World {
     }
 
     /// The status of a Service as a user sees it, and the addresses that it really holds.
-    pub(crate) fn seen(&self, name: &str) -> Seen {
-        self.seen_key(&Self::key(name))
+    pub(crate) fn view(&self, name: &str) -> ServiceView {
+        self.view_key(&Self::key(name))
     }
 
     /// Same, by namespace and name.
-    pub(crate) fn seen_key(&self, key: &Key) -> Seen {
+    pub(crate) fn view_key(&self, key: &Key) -> ServiceView {
         let service = &self.snapshot.services[key];
         let condition = service.conditions.iter().find(|condition| condition.type_ == ALLOCATED);
         let held = self.snapshot.records.values().filter(|record| {
             record.holders.iter().any(|holder| holder.uid == service.uid && holder.name == service.key.name)
         });
-        Seen {
+        ServiceView {
             ingress: service.ingress.iter().filter_map(|ingress| ingress.ip.clone().map(String::from)).collect(),
             condition: condition.map(|c| format!("{} {}: {}", c.status, c.reason, c.message)),
             held: held.map(|record| record.address.to_string()).collect(),
@@ -289,14 +302,14 @@ impl World {
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Seen {
+pub(crate) struct ServiceView {
     pub(crate) ingress: Vec<String>,
     pub(crate) condition: Option<String>,
     pub(crate) held: Vec<String>,
     pub(crate) has_finalizer: bool,
 }
 
-impl Seen {
+impl ServiceView {
     /// A Service that has this address of this pool, with a complete status.
     pub(crate) fn has(address: &str, pool: &str) -> Self {
         Self {

@@ -183,9 +183,9 @@ const BOUND: u64 = 6_000 * 106 / 100 + ANSWER_TIMEOUT * 106 / 100 + 600 + 10 * S
 enum Fault {
     /// Its process is suspended, and resumes.
     Freeze,
-    /// It is killed, and another one reprocesses it.
+    /// It is killed, and another one replaces it.
     Crash,
-    /// It stops cleanly, and another one reprocesses it.
+    /// It stops cleanly, and another one replaces it.
     Stop,
     /// It neither sends nor receives.
     Cut,
@@ -288,7 +288,7 @@ impl World {
         }
     }
 
-    /// The API server answers what arrives.
+    /// The API server answers the requests that have arrived.
     fn serve(&mut self) {
         let due: Vec<_> = self.requests.extract_if(.., |(at, ..)| *at <= self.now).collect();
         for (_, from, number, request) in due {
@@ -444,7 +444,7 @@ fn gap(fault: Fault) -> u64 {
 }
 
 #[test]
-fn takeover_is_fast_after_a_stop_and_slow_after_a_crash() {
+fn takeover_is_immediate_after_a_clean_stop() {
     assert!(gap(Fault::Stop) <= 200, "{} ms", gap(Fault::Stop));
     for fault in [Fault::Crash, Fault::Freeze, Fault::Cut] {
         assert!((5_000..=6_300).contains(&gap(fault)), "{fault:?}: {} ms", gap(fault));

@@ -7,7 +7,7 @@ use crds::ip_address_pool::AddressRange;
 use proptest::prelude::*;
 
 use super::*;
-use crate::fixtures::{at, ip, pool};
+use crate::fixtures::{at_second, ip, pool};
 use crate::pools::Withheld;
 use crate::pools::occupied::Occupied;
 
@@ -28,7 +28,7 @@ fn lan(ranges: &[&str], edit: impl FnOnce(&mut IPAddressPool)) -> (Pools, Free) 
 fn all(pools: &Pools, free: &mut Free, family: Family, second: i64) -> Vec<String> {
     let lan = pools.get("lan").expect("a pool");
     let next = || {
-        let address = free.next_address(lan, family, &key("other"), at(second))?;
+        let address = free.next_address(lan, family, &key("other"), at_second(second))?;
         free.take(address);
         Some(address.to_string())
     };
@@ -47,7 +47,7 @@ fn free_addresses_are_assigned_in_order_without_withheld_ones() {
 }
 
 #[test]
-fn last_address_is_assigned_and_a_huge_pool_is_cheap() {
+fn huge_pools_are_cheap_up_to_the_last_address() {
     let (pools, mut free) = lan(&["255.255.255.255", "ffff:ffff:ffff:ffff:ffff:ffff:ffff:ffff"], |_| {});
     assert_eq!(all(&pools, &mut free, Family::V4, 0), ["255.255.255.255"]);
     assert_eq!(all(&pools, &mut free, Family::V6, 0), ["ffff:ffff:ffff:ffff:ffff:ffff:ffff:ffff"]);
@@ -61,25 +61,25 @@ fn last_address_is_assigned_and_a_huge_pool_is_cheap() {
 }
 
 #[test]
-fn cooling_address_returns_to_its_service_or_when_none_is_left() {
+fn cooling_address_goes_to_its_service_or_comes_last() {
     let (pools, mut free) = lan(&["192.0.2.1-192.0.2.4"], |pool| pool.spec.reuse_after = Some("30s".into()));
     let lan = pools.get("lan").expect("a pool");
     let next = |free: &mut Free, name: &str, second| {
-        free.next_address(lan, Family::V4, &key(name), at(second)).map(|address| address.to_string())
+        free.next_address(lan, Family::V4, &key(name), at_second(second)).map(|address| address.to_string())
     };
     for text in ["192.0.2.1", "192.0.2.2", "192.0.2.3"] {
         free.take(ip(text));
     }
-    free.release(ip("192.0.2.2"), Some(key("a")), at(100));
-    free.release(ip("192.0.2.1"), Some(key("a")), at(101));
-    free.release(ip("192.0.2.3"), None, at(102));
+    free.release(ip("192.0.2.2"), Some(key("a")), at_second(100));
+    free.release(ip("192.0.2.1"), Some(key("a")), at_second(101));
+    free.release(ip("192.0.2.3"), None, at_second(102));
     // An address that no Service had does not cool down.
     assert_eq!(next(&mut free, "b", 102).as_deref(), Some("192.0.2.3"));
     assert_eq!(next(&mut free, "a", 102).as_deref(), Some("192.0.2.1"), "the address that it released last");
     assert_eq!(free.last_held_by(&key("a")).collect::<Vec<_>>(), [ip("192.0.2.1"), ip("192.0.2.2")]);
     free.take(ip("192.0.2.1"));
     assert_eq!(next(&mut free, "a", 102).as_deref(), Some("192.0.2.2"));
-    free.release(ip("192.0.2.1"), Some(key("b")), at(103));
+    free.release(ip("192.0.2.1"), Some(key("b")), at_second(103));
     free.take(ip("192.0.2.3"));
     free.take(ip("192.0.2.4"));
     assert_eq!(next(&mut free, "c", 104).as_deref(), Some("192.0.2.2"), "the oldest cool-down");
@@ -87,7 +87,7 @@ fn cooling_address_returns_to_its_service_or_when_none_is_left() {
     assert!(free.is_cooling(ip("192.0.2.1")) && free.is_free(ip("192.0.2.1")));
     // One cool-down is over.
     assert_eq!(next(&mut free, "b", 130).as_deref(), Some("192.0.2.1"));
-    free.release(ip("192.0.2.4"), None, at(130));
+    free.release(ip("192.0.2.4"), None, at_second(130));
     assert_eq!(next(&mut free, "c", 130).as_deref(), Some("192.0.2.2"), "the first free address");
     assert_eq!(next(&mut free, "c", 133).as_deref(), Some("192.0.2.1"), "all cool-downs are over");
     assert_eq!(free.last_held_by(&key("b")).count(), 0, "expired cool-downs are forgotten");
@@ -97,25 +97,25 @@ fn cooling_address_returns_to_its_service_or_when_none_is_left() {
 fn cooldowns_go_on_when_pools_change() {
     let (pools, mut free) = lan(&["192.0.2.1-192.0.2.2"], |_| {});
     free.take(ip("192.0.2.1"));
-    free.release(ip("192.0.2.1"), Some(key("a")), at(100));
+    free.release(ip("192.0.2.1"), Some(key("a")), at_second(100));
     // The cool-down goes on without the pool.
-    free.rebuild(&Pools::new([], &Occupied::default()), [], at(101));
+    free.rebuild(&Pools::new([], &Occupied::default()), [], at_second(101));
     assert!(free.is_cooling(ip("192.0.2.1")) && !free.is_free(ip("192.0.2.1")));
-    free.rebuild(&pools, [], at(102));
+    free.rebuild(&pools, [], at_second(102));
     assert_eq!(all(&pools, &mut free, Family::V4, 103), ["192.0.2.2", "192.0.2.1"]);
     let (shorter, _) = lan(&["192.0.2.1-192.0.2.2"], |pool| pool.spec.reuse_after = Some("5s".into()));
-    free.release(ip("192.0.2.1"), Some(key("a")), at(110));
-    free.release(ip("192.0.2.2"), Some(key("a")), at(112));
-    free.rebuild(&shorter, [], at(116));
+    free.release(ip("192.0.2.1"), Some(key("a")), at_second(110));
+    free.release(ip("192.0.2.2"), Some(key("a")), at_second(112));
+    free.rebuild(&shorter, [], at_second(116));
     let counts = free.counts(shorter.get("lan").expect("a pool")).v4;
     assert_eq!((counts.free, counts.cooling), (1, 1));
     // An expired cool-down does not start again, and a used address has none.
-    free.rebuild(&pools, [], at(117));
+    free.rebuild(&pools, [], at_second(117));
     assert!(!free.is_cooling(ip("192.0.2.2")));
-    free.release(ip("192.0.2.2"), Some(key("a")), at(118));
+    free.release(ip("192.0.2.2"), Some(key("a")), at_second(118));
     free.take(ip("192.0.2.2"));
-    free.release(ip("192.0.2.2"), Some(key("a")), at(119));
-    free.rebuild(&pools, [ip("192.0.2.2")], at(120));
+    free.release(ip("192.0.2.2"), Some(key("a")), at_second(119));
+    free.rebuild(&pools, [ip("192.0.2.2")], at_second(120));
     assert!(!free.is_cooling(ip("192.0.2.2")) && !free.is_free(ip("192.0.2.2")));
 }
 
@@ -319,7 +319,7 @@ proptest! {
                 }
                 Step::Release(place, number, last) => {
                     let address = address_at(place, number);
-                    free.release(address, last.map(name), at(now));
+                    free.release(address, last.map(name), at_second(now));
                     if model.used.remove(&address) && let Some(last) = last {
                         model.cooling.push((address, last, now));
                     }
@@ -330,7 +330,7 @@ proptest! {
                     let family = if is_v6 { Family::V6 } else { Family::V4 };
                     model.prune(now);
                     let own = pools[current].get(&format!("p{pool}")).expect("a pool");
-                    let next = free.next_address(own, family, &name(last), at(now));
+                    let next = free.next_address(own, family, &name(last), at_second(now));
                     prop_assert_eq!(next, model.next(pool, family, last));
                     if let Some(address) = next {
                         free.take(address);
@@ -345,7 +345,7 @@ proptest! {
                     model.read(&both[current], &occupied);
                     model.cooling.sort_by_key(|(address, _, since)| (*since, *address));
                     model.prune(now);
-                    free.rebuild(&pools[current], model.used.iter().copied(), at(now));
+                    free.rebuild(&pools[current], model.used.iter().copied(), at_second(now));
                 }
             }
             for pool in pools[current].iter() {

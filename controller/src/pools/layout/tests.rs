@@ -102,24 +102,24 @@ fn network_ends_are_withheld_unless_another_range_contains_them() {
     assert_eq!(pools.withheld(ip("192.0.2.0")), None);
 }
 
-fn edited(mut pool: Arc<IPAddressPool>, edit: impl FnOnce(&mut crds::IPAddressPoolSpec)) -> Arc<IPAddressPool> {
+fn edit_pool(mut pool: Arc<IPAddressPool>, edit: impl FnOnce(&mut crds::IPAddressPoolSpec)) -> Arc<IPAddressPool> {
     edit(&mut Arc::make_mut(&mut pool).spec);
     pool
 }
 
-fn written(texts: &[&str]) -> Vec<AddressRange> {
+fn address_ranges(texts: &[&str]) -> Vec<AddressRange> {
     texts.iter().map(|text| AddressRange((*text).to_owned())).collect()
 }
 
 #[test]
 fn address_is_withheld_for_the_most_important_reason() {
     let pools = [
-        edited(pool("lan", 1, &["192.0.2.0/24", "192.0.3.0-192.0.3.1"]), |spec| {
-            spec.exclude = written(&["192.0.2.8/30", "198.51.100.1", "nonsense"]);
+        edit_pool(pool("lan", 1, &["192.0.2.0/24", "192.0.3.0-192.0.3.1"]), |spec| {
+            spec.exclude = address_ranges(&["192.0.2.8/30", "198.51.100.1", "nonsense"]);
             spec.avoid_buggy_ips = true;
         }),
-        edited(pool("young", 2, &["192.0.2.9", "198.51.100.0/31", "2001:db8::/64"]), |spec| {
-            spec.exclude = written(&["192.0.2.20", "2001:db8::-2001:db8::f"]);
+        edit_pool(pool("young", 2, &["192.0.2.9", "198.51.100.0/31", "2001:db8::/64"]), |spec| {
+            spec.exclude = address_ranges(&["192.0.2.20", "2001:db8::-2001:db8::f"]);
             spec.avoid_buggy_ips = true;
         }),
     ];
@@ -166,13 +166,13 @@ fn pools_are_tried_by_priority_then_age() {
     };
     let pools = [
         pool("open-b", 1, &["192.0.2.1"]),
-        edited(pool("last", 1, &["192.0.2.2"]), |spec| spec.service_allocation = selector(0, &[])),
-        edited(pool("twenty", 1, &["192.0.2.3"]), |spec| spec.service_allocation = selector(20, &["a", "b"])),
-        edited(pool("ten-young", 3, &["192.0.2.4"]), |spec| spec.service_allocation = selector(10, &["a"])),
-        edited(pool("ten-old", 2, &["192.0.2.5"]), |spec| spec.service_allocation = selector(10, &["b"])),
+        edit_pool(pool("last", 1, &["192.0.2.2"]), |spec| spec.service_allocation = selector(0, &[])),
+        edit_pool(pool("twenty", 1, &["192.0.2.3"]), |spec| spec.service_allocation = selector(20, &["a", "b"])),
+        edit_pool(pool("ten-young", 3, &["192.0.2.4"]), |spec| spec.service_allocation = selector(10, &["a"])),
+        edit_pool(pool("ten-old", 2, &["192.0.2.5"]), |spec| spec.service_allocation = selector(10, &["b"])),
         pool("open-a", 1, &["192.0.2.6"]),
-        edited(pool("by-hand", 0, &["192.0.2.7"]), |spec| spec.auto_assign = false),
-        edited(pool("dry", 0, &["192.0.2.8"]), |spec| spec.drain = true),
+        edit_pool(pool("by-hand", 0, &["192.0.2.7"]), |spec| spec.auto_assign = false),
+        edit_pool(pool("dry", 0, &["192.0.2.8"]), |spec| spec.drain = true),
     ];
     let pools = Pools::new(&pools, &Occupied::default());
     let tried = |namespace: &str| {
@@ -210,7 +210,7 @@ fn many_pools_ranges_and_nodes_are_built_fast() {
         .map(|index| {
             let ranges: Vec<_> = (0..256).map(|range| text(index / 4, range)).collect();
             let ranges: Vec<_> = ranges.iter().map(String::as_str).collect();
-            edited(pool(&format!("p{index:03}"), 1, &ranges), |spec| {
+            edit_pool(pool(&format!("p{index:03}"), 1, &ranges), |spec| {
                 spec.exclude = (0..256).map(|range| AddressRange(format!("10.{}.{range}.11", index / 4))).collect();
             })
         })

@@ -36,11 +36,7 @@ impl ClusterIndex {
         self.dirty.occupied |= addresses(&old) != addresses(&node);
         if old.is_some() != node.is_some() {
             // Reports of a deleted node are ignored, and count again when the node returns.
-            let has_report = |record: &&Arc<Record>| {
-                record.announcers.iter().any(|announcer| announcer.node == name)
-                    || record.conflicts.iter().any(|conflict| conflict.node == name)
-            };
-            let records = self.records.values().filter(has_report);
+            let records = self.records.values().filter(|record| has_report_of(record, name));
             self.dirty.services.extend(records.flat_map(|record| holder_keys(record)));
         }
         if old != node {
@@ -204,6 +200,12 @@ impl ClusterIndex {
             self.refund_quota(record.address, &holder.namespace);
         }
     }
+}
+
+/// Whether a node reports that it announces an address, or a conflict.
+fn has_report_of(record: &Record, node: &str) -> bool {
+    record.announcers.iter().any(|announcer| announcer.node == node)
+        || record.conflicts.iter().any(|conflict| conflict.node == node)
 }
 
 fn requested_addresses(service: &Service) -> &[IpAddr] {

@@ -8,7 +8,7 @@ use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
 use super::*;
-use crate::fixtures::{at, ip, node, pool, service};
+use crate::fixtures::{at_second, ip, node, pool, service};
 use crate::plan::Plan;
 use crate::plan::effect::Effect;
 use crate::world::World;
@@ -16,10 +16,10 @@ use crate::world::World;
 /// A cluster with an agent, in which `web` has 192.0.2.10.
 fn world() -> World {
     let lan = pool("lan", 1, &["192.0.2.10-192.0.2.12", "2001:db8::10-2001:db8::12"]);
-    let mut world = World::with([lan], [service("web", 5)]);
+    let mut world = World::new([lan], [service("web", 5)]);
     world.snapshot.networks.insert("n1".into(), Arc::new(Network { addresses: vec![], gateways: vec![] }));
     world.snapshot.nodes.insert("n2".into(), node("n2", "198.51.100.2"));
-    world.snapshot.now = at(100);
+    world.snapshot.now = at_second(100);
     world.settle();
     world
 }
@@ -44,9 +44,9 @@ impl Follower {
         Self { cluster }
     }
 
-    /// Observes all changes, then plans and executes at this second. Returns the names of the effects.
+    /// Observes all changes, then plans and applies at this second. Returns the names of the effects.
     fn follow(&mut self, world: &mut World, second: i64) -> Vec<&'static str> {
-        let now = at(second);
+        let now = at_second(second);
         world.snapshot.now = now;
         let mut done = Vec::new();
         for _ in 0..3 {
@@ -95,7 +95,7 @@ fn first_announcement_is_a_second_write() {
     assert_eq!(condition(&world).as_deref(), Some("True Announced since 101: 192.0.2.10 by n1 (eth0)"));
     assert_eq!(follower.follow(&mut world, 102), [""; 0], "nothing has changed");
     // A new controller finds nothing to write either.
-    assert_eq!(ClusterIndex::from_snapshot(&world.snapshot).plan(at(103)), Plan::default());
+    assert_eq!(ClusterIndex::from_snapshot(&world.snapshot).plan(at_second(103)), Plan::default());
 }
 
 #[test]
@@ -139,14 +139,14 @@ fn unannounced_address_is_reported_after_the_grace_period() {
     ] {
         let mut world = world();
         let mut follower = Follower::new(&world, Some(judge));
-        assert_eq!(follower.cluster.next_deadline(), Some(at(105)));
+        assert_eq!(follower.cluster.next_deadline(), Some(at_second(105)));
         assert_eq!(follower.follow(&mut world, 104), [""; 0]);
         assert_eq!(follower.follow(&mut world, 105), ["conditions", "NotAnnounced"]);
         let found = condition(&world).expect("a condition");
         assert!(found.starts_with(&format!("False {reason} since 105: {words}")), "{found}");
         assert_eq!((follower.cluster.next_deadline(), follower.follow(&mut world, 300)), (None, vec![]));
         // A new controller writes nothing else.
-        assert_eq!(ClusterIndex::from_snapshot(&world.snapshot).plan(at(301)), Plan::default());
+        assert_eq!(ClusterIndex::from_snapshot(&world.snapshot).plan(at_second(301)), Plan::default());
         world.announce(ip("192.0.2.10"));
         assert_eq!(follower.follow(&mut world, 302), ["conditions", "Announced"]);
         assert_eq!(condition(&world).as_deref(), Some("True Announced since 302: 192.0.2.10 by n1 (eth0)"));
@@ -168,9 +168,9 @@ fn reason_follows_changed_objects_at_once() {
     follower.follow(&mut world, 105);
     assert!(condition(&world).expect("a condition").starts_with("False Pending"));
     follower.cluster.set_advertisement("ad", Some(Arc::default()));
-    assert_eq!(follower.cluster.plan(at(106)).series.len(), 1);
+    assert_eq!(follower.cluster.plan(at_second(106)).series.len(), 1);
     follower.cluster.set_advertisement("ad", None);
-    assert_eq!(follower.cluster.plan(at(107)).series.len(), 0);
+    assert_eq!(follower.cluster.plan(at_second(107)).series.len(), 0);
 }
 
 #[test]
@@ -180,7 +180,7 @@ fn slices_are_watched_only_for_policy_local() {
     follower.follow(&mut world, 105);
     assert!(!follower.cluster.wants_slices(), "endpoints have no effect under Cluster");
     world.edit("web", |web| web.traffic_policy = TrafficPolicy::Local);
-    world.snapshot.now = at(106);
+    world.snapshot.now = at_second(106);
     let mut follower = Follower::new(
         &world,
         Some(|circumstances| {

@@ -7,7 +7,7 @@ use crds::{FamilyPolicy, Network};
 use std::sync::Arc;
 
 use super::*;
-use crate::fixtures::{at, ip, pool, service};
+use crate::fixtures::{at_second, ip, pool, service};
 use crate::plan::Plan;
 use crate::plan::effect::Effect;
 use crate::state::index::ClusterIndex;
@@ -16,9 +16,9 @@ use crate::world::World;
 /// A cluster with an agent, in which `web` has 192.0.2.10.
 fn world() -> World {
     let lan = pool("lan", 1, &["192.0.2.10-192.0.2.12", "2001:db8::10-2001:db8::12"]);
-    let mut world = World::with([lan], [service("web", 5)]);
+    let mut world = World::new([lan], [service("web", 5)]);
     world.snapshot.networks.insert("n1".into(), Arc::new(Network { addresses: vec![], gateways: vec![] }));
-    world.snapshot.now = at(100);
+    world.snapshot.now = at_second(100);
     world.settle();
     world
 }
@@ -107,7 +107,7 @@ fn condition_reports_reach_and_problems() {
         assert!(message.contains(words), "{message}");
         seen.insert(found);
         // A new controller finds nothing to write either.
-        assert_eq!(ClusterIndex::from_snapshot(&world.snapshot).plan(at(200)), Plan::default(), "{expected}");
+        assert_eq!(ClusterIndex::from_snapshot(&world.snapshot).plan(at_second(200)), Plan::default(), "{expected}");
     }
     assert_eq!(seen.len(), 15);
 }
@@ -116,7 +116,7 @@ fn condition_reports_reach_and_problems() {
 fn both_conditions_are_one_write_and_survive_a_move() {
     let mut world = world();
     world.announce(ip("192.0.2.10"));
-    let plan = ClusterIndex::from_snapshot(&world.snapshot).plan(at(101));
+    let plan = ClusterIndex::from_snapshot(&world.snapshot).plan(at_second(101));
     let effects: Vec<_> = plan.series.iter().flat_map(|series| &series.effects).collect();
     assert!(matches!(effects[..], [Effect::PatchConditions(_)]), "{effects:?}");
     world.settle();
@@ -131,8 +131,8 @@ fn both_conditions_are_one_write_and_survive_a_move() {
 fn missing_announcer_is_reported_after_the_grace_period() {
     let mut world = world();
     let mut cluster = ClusterIndex::from_snapshot(&world.snapshot);
-    assert_eq!(cluster.plan(at(100)), Plan::default(), "the grace period is not over");
-    for series in cluster.plan(at(105)).series {
+    assert_eq!(cluster.plan(at_second(100)), Plan::default(), "the grace period is not over");
+    for series in cluster.plan(at_second(105)).series {
         series.effects.iter().for_each(|effect| assert!(world.apply(effect)));
     }
     let (found, message) = condition(&world);
@@ -149,7 +149,7 @@ fn only_mistakes_are_events() {
             let (namespace, name, what) = ("default".into(), "web".into(), "80/TCP".into());
             record.announcers[0].unforwarded = vec![ForwardingProblem { namespace, name, reason: shortcoming, what }];
         });
-        let plan = ClusterIndex::from_snapshot(&world.snapshot).plan(at(101));
+        let plan = ClusterIndex::from_snapshot(&world.snapshot).plan(at_second(101));
         let effects = plan.series.into_iter().flat_map(|series| series.effects);
         let events = effects.filter_map(|effect| match effect {
             Effect::Event(event) => Some((event.reason, event.is_warning)),

@@ -1,5 +1,5 @@
 use super::*;
-use crate::fixtures::{at, ip, node, pool, record};
+use crate::fixtures::{at_second, ip, node, pool, record};
 use crate::pools::Pools;
 use crate::pools::free::Free;
 use crate::pools::occupied::Occupied;
@@ -11,7 +11,7 @@ fn statuses(pools: &[Arc<IPAddressPool>], occupied: &Occupied, used: &[&str]) ->
     let pools = Pools::new(pools, occupied);
     let free = Free::new(&pools, used.iter().map(|text| ip(text)));
     let held = || PoolHolders::new([], 0);
-    pools.iter().map(|pool| pool_status(pool, &free.counts(pool), held, &Truncated::default(), at(9))).collect()
+    pools.iter().map(|pool| pool_status(pool, &free.counts(pool), held, &Truncated::default(), at_second(9))).collect()
 }
 
 /// The conditions as `Type=Status Reason: message`.
@@ -19,7 +19,7 @@ fn lines(status: &IPAddressPoolStatus) -> Vec<String> {
     status.conditions.iter().map(|c| format!("{}={} {}: {}", c.type_, c.status, c.reason, c.message)).collect()
 }
 
-fn edited(mut pool: Arc<IPAddressPool>, edit: impl FnOnce(&mut IPAddressPool)) -> Arc<IPAddressPool> {
+fn edit_pool(mut pool: Arc<IPAddressPool>, edit: impl FnOnce(&mut IPAddressPool)) -> Arc<IPAddressPool> {
     edit(Arc::make_mut(&mut pool));
     pool
 }
@@ -34,7 +34,7 @@ fn overlap(text: &str) -> String {
 
 #[test]
 fn status_counts_used_and_available_addresses() {
-    let lan = edited(pool("lan", 1, &["192.0.2.0/28", "2001:db8::/64"]), |pool| {
+    let lan = edit_pool(pool("lan", 1, &["192.0.2.0/28", "2001:db8::/64"]), |pool| {
         pool.metadata.generation = Some(4);
     });
     let nodes = [node("n1", "192.0.2.5"), node("n2", "192.0.2.15")];
@@ -72,10 +72,10 @@ fn conditions_list_each_problem_with_its_addresses() {
         pool("part", 2, &["192.0.2.9-192.0.2.10", "::1-::2"]),
         pool("none", 3, &["192.0.2.1-192.0.2.2"]),
         pool("bad", 4, &["nonsense", "198.51.100.0/31"]),
-        edited(pool("all-bad", 5, &["nonsense"]), |pool| pool.spec.drain = true),
-        edited(pool("shut", 6, &["198.51.100.8"]), |pool| pool.spec.exclude = pool.spec.addresses.clone()),
-        edited(pool("fence", 7, &["198.51.100.9"]), |pool| pool.spec.service_allocation = Some(selector)),
-        edited(pool("unsure", 8, &["2001:db8::/64"]), |pool| {
+        edit_pool(pool("all-bad", 5, &["nonsense"]), |pool| pool.spec.drain = true),
+        edit_pool(pool("shut", 6, &["198.51.100.8"]), |pool| pool.spec.exclude = pool.spec.addresses.clone()),
+        edit_pool(pool("fence", 7, &["198.51.100.9"]), |pool| pool.spec.service_allocation = Some(selector)),
+        edit_pool(pool("unsure", 8, &["2001:db8::/64"]), |pool| {
             pool.spec.exclude = vec![crds::ip_address_pool::AddressRange("2001:db8::9-2001:db8::1".into())];
         }),
     ];
@@ -156,25 +156,25 @@ fn pool_is_exhausted_when_one_of_its_families_is() {
 
 #[test]
 fn draining_pool_names_its_holders_until_it_is_empty() {
-    let draining = edited(pool("lan", 1, &["192.0.2.0/24"]), |pool| pool.spec.drain = true);
+    let draining = edit_pool(pool("lan", 1, &["192.0.2.0/24"]), |pool| pool.spec.drain = true);
     let pools = Pools::new([&draining], &Occupied::default());
     let free = Free::new(&pools, []);
     let lan = pools.get("lan").expect("a pool");
-    let said = |held: PoolHolders| {
-        let status = pool_status(lan, &free.counts(lan), || held, &Truncated::default(), at(9));
+    let outcome = |held: PoolHolders| {
+        let status = pool_status(lan, &free.counts(lan), || held, &Truncated::default(), at_second(9));
         (lines(&status).pop().expect("Drained"), status.held_by)
     };
     let many: Vec<_> = (0..130).map(|number| format!("s{number:03}")).collect();
     let record_of = |names: &[&str]| record("192.0.2.1", "lan", names).1;
     let all = record_of(&many.iter().map(String::as_str).collect::<Vec<_>>());
-    let (line, held_by) = said(PoolHolders::new([&*all, &*all], 0));
+    let (line, held_by) = outcome(PoolHolders::new([&*all, &*all], 0));
     assert_eq!(
         line,
         "Drained=False Held: 130 Services still have addresses of it: default/s000, default/s001, default/s002, \
          default/s003, default/s004 and 125 more; move them by requesting another pool in landfall.dev/address-pool"
     );
     assert_eq!((held_by.len(), held_by[99].as_str()), (100, "default/s099"));
-    let (line, held_by) = said(PoolHolders::new([&*record_of(&["web"])], 2));
+    let (line, held_by) = outcome(PoolHolders::new([&*record_of(&["web"])], 2));
     assert_eq!(
         line,
         "Drained=False Held: 1 Service still has addresses of it: default/web; 2 LoadBalancerIPs of it can't be \
@@ -182,14 +182,14 @@ fn draining_pool_names_its_holders_until_it_is_empty() {
     );
     assert_eq!(held_by, ["default/web"]);
     // A reservation without holders does not matter.
-    let (line, held_by) = said(PoolHolders::new([&*record_of(&[])], 0));
+    let (line, held_by) = outcome(PoolHolders::new([&*record_of(&[])], 0));
     assert_eq!(line, "Drained=True Drained: no Service has an address of it: it can be deleted");
     assert_eq!(held_by, [""; 0]);
 }
 
 #[test]
 fn condition_drained_ends_and_foreign_conditions_stay() {
-    let mut lan = edited(pool("lan", 1, &["192.0.2.1"]), |pool| pool.spec.drain = true);
+    let mut lan = edit_pool(pool("lan", 1, &["192.0.2.1"]), |pool| pool.spec.drain = true);
     let [drained] = statuses(std::slice::from_ref(&lan), &Occupied::default(), &[]).try_into().expect("one");
     let pool = Arc::make_mut(&mut lan);
     let other = Condition { type_: "example.com/Checked".into(), ..drained.conditions[0].clone() };

@@ -1,10 +1,10 @@
-//! What is planned after changes, and the work in progress.
+//! Plans after changes, and series in flight.
 
 use super::*;
 
 #[test]
 fn new_generation_updates_the_condition_without_an_event() {
-    let mut world = World::with([lan()], [Service { generation: Some(3), ..service("web", 1) }]);
+    let mut world = World::new([lan()], [Service { generation: Some(3), ..service("web", 1) }]);
     world.settle();
     let generation = |world: &World| {
         let condition = world.service("web").conditions.iter().find(|condition| condition.type_ == ALLOCATED).cloned();
@@ -16,7 +16,7 @@ fn new_generation_updates_the_condition_without_an_event() {
     assert_eq!((generation(&world), world.events.len()), (Some(4), 1));
 }
 
-/// Moves all changes into the index, and plans and executes until nothing is left to do. Returns the subjects of each plan.
+/// Moves all changes into the index, and plans and applies until nothing is left to do. Returns the subjects of each plan.
 fn follow(cluster: &mut ClusterIndex, world: &mut World) -> Vec<Vec<String>> {
     let mut plans = Vec::new();
     loop {
@@ -57,14 +57,14 @@ fn follow(cluster: &mut ClusterIndex, world: &mut World) -> Vec<Vec<String>> {
 
 #[test]
 fn released_address_cools_down_except_for_its_service() {
-    let mut world = World::with([lan()], [service("web", 1)]);
-    world.snapshot.now = at(100);
+    let mut world = World::new([lan()], [service("web", 1)]);
+    world.snapshot.now = at_second(100);
     let mut cluster = ClusterIndex::new(true);
     follow(&mut cluster, &mut world);
     world.delete("web");
     follow(&mut cluster, &mut world);
     for (second, name, expected) in [(110, "other", "192.0.2.11"), (120, "web", "192.0.2.10")] {
-        world.snapshot.now = at(second);
+        world.snapshot.now = at_second(second);
         let mut new = service(name, second);
         new.uid = format!("{name}-again").into();
         world.snapshot.services.insert(new.key.clone(), Arc::new(new));
@@ -73,7 +73,7 @@ fn released_address_cools_down_except_for_its_service() {
     }
     world.delete("web");
     follow(&mut cluster, &mut world);
-    world.snapshot.now = at(181);
+    world.snapshot.now = at_second(181);
     let late = service("late", 181);
     world.snapshot.services.insert(late.key.clone(), Arc::new(late));
     follow(&mut cluster, &mut world);
@@ -91,7 +91,7 @@ fn released_address_cools_down_except_for_its_service() {
 #[test]
 fn plan_contains_only_changed_subjects() {
     let wide = pool("wide", 1, &["10.0.0.0/16"]);
-    let mut world = World::with([wide], (0..200).map(|n| service(&format!("s{n:03}"), n)));
+    let mut world = World::new([wide], (0..200).map(|n| service(&format!("s{n:03}"), n)));
     let mut cluster = ClusterIndex::new(true);
     let plans = follow(&mut cluster, &mut world);
     assert_eq!((plans.len(), plans[0].len()), (1, 201));
@@ -105,39 +105,39 @@ fn plan_contains_only_changed_subjects() {
 
 #[test]
 fn service_does_not_join_when_the_holder_changes_first() {
-    let mut world = World::with([lan()], [sharing("a", 1, 80)]);
+    let mut world = World::new([lan()], [sharing("a", 1, 80)]);
     world.settle();
     let mut cluster = ClusterIndex::from_snapshot(&world.snapshot);
-    cluster.plan(at(1));
+    cluster.plan(at_second(1));
     let b = Arc::new(sharing("b", 2, 443));
     cluster.set_service(&b.key, Some(b.clone()), false);
     let record = Subject::Record(ip("192.0.2.10"));
-    let planned = cluster.plan(at(1));
+    let planned = cluster.plan(at_second(1));
     assert_eq!(planned.series.iter().map(|series| &series.subject).collect::<Vec<_>>(), [&record]);
     world.edit("a", |service| service.ports[0].number = 443);
     cluster.set_service(&World::key("a"), Some(Arc::new(world.service("a").clone())), false);
     // Even before `b` is decided again.
-    let Some(Effect::PatchRecord(patch)) = cluster.reconcile_holders(ip("192.0.2.10"), at(9)) else {
+    let Some(Effect::PatchRecord(patch)) = cluster.reconcile_holders(ip("192.0.2.10"), at_second(9)) else {
         panic!("new terms")
     };
     assert_eq!(patch.holders.iter().map(|holder| holder.name.as_str()).collect::<Vec<_>>(), ["a"]);
-    let again = cluster.plan(at(2));
+    let again = cluster.plan(at_second(2));
     let of_b = again.series.iter().find(|series| series.subject == Subject::Service(b.key.clone())).expect("a series");
     assert_eq!(of_b.effects[0].lb_ip(), Some(ip("192.0.2.11")));
 }
 
 #[test]
 fn no_service_joins_while_the_deletion_is_in_flight() {
-    let mut world = World::with([lan()], [service("a", 1)]);
+    let mut world = World::new([lan()], [service("a", 1)]);
     world.settle();
     let mut cluster = ClusterIndex::from_snapshot(&world.snapshot);
-    cluster.plan(at(1));
+    cluster.plan(at_second(1));
     let observe = |cluster: &mut ClusterIndex, world: &World, name: &str| {
         cluster.set_service(&World::key(name), Some(Arc::new(world.service(name).clone())), false);
     };
     world.edit("a", |service| service.is_load_balancer = false);
     observe(&mut cluster, &world, "a");
-    let release = cluster.plan(at(1)).series.remove(0);
+    let release = cluster.plan(at_second(1)).series.remove(0);
     assert_eq!(release.effects[0].lb_ip(), Some(ip("192.0.2.10")));
     cluster.start_series(&release);
     // It becomes a LoadBalancer again, and another Service could share with it now.
@@ -148,15 +148,15 @@ fn no_service_joins_while_the_deletion_is_in_flight() {
     observe(&mut cluster, &world, "a");
     observe(&mut cluster, &world, "b");
     let touched: Vec<_> =
-        cluster.plan(at(2)).series.iter().flat_map(|s| &s.effects).filter_map(Effect::lb_ip).collect();
+        cluster.plan(at_second(2)).series.iter().flat_map(|s| &s.effects).filter_map(Effect::lb_ip).collect();
     assert_eq!(touched, Vec::<IpAddr>::new());
 }
 
 #[test]
-fn refusal_in_flight_keeps_the_turn_of_a_request_by_name() {
-    let mut world = World::with([], [requesting("web", 1, |request| request.addresses = vec![ip("192.0.2.10")])]);
+fn refusal_in_flight_keeps_the_turn_of_a_request() {
+    let mut world = World::new([], [requesting("web", 1, |request| request.addresses = vec![ip("192.0.2.10")])]);
     let mut cluster = ClusterIndex::from_snapshot(&world.snapshot);
-    let refusal = cluster.plan(at(1)).series.remove(0);
+    let refusal = cluster.plan(at_second(1)).series.remove(0);
     assert_eq!(refusal.effects[0].lb_ip(), None);
     cluster.start_series(&refusal);
     // A pool appears, and a Service that takes any address.
@@ -168,27 +168,27 @@ fn refusal_in_flight_keeps_the_turn_of_a_request_by_name() {
         let firsts = plan.series.iter().map(|series| (series.subject.to_string(), series.effects[0].lb_ip()));
         firsts.filter_map(|(subject, lb_ip)| Some((subject, lb_ip?))).collect()
     };
-    assert_eq!(creates(cluster.plan(at(2))), [("Service default/other".to_owned(), ip("192.0.2.11"))]);
+    assert_eq!(creates(cluster.plan(at_second(2))), [("Service default/other".to_owned(), ip("192.0.2.11"))]);
     cluster.end_series(&refusal.subject);
-    assert_eq!(creates(cluster.plan(at(3))), [("Service default/web".to_owned(), ip("192.0.2.10"))]);
+    assert_eq!(creates(cluster.plan(at_second(3))), [("Service default/web".to_owned(), ip("192.0.2.10"))]);
 }
 
 #[test]
 fn promised_address_is_not_assigned_again() {
-    let mut world = World::with([lan()], [service("one", 1)]);
+    let mut world = World::new([lan()], [service("one", 1)]);
     let mut cluster = ClusterIndex::from_snapshot(&world.snapshot);
-    let first = cluster.plan(at(1));
+    let first = cluster.plan(at_second(1));
     assert_eq!(first.series[0].effects[0].lb_ip(), Some(ip("192.0.2.10")));
     let two = Arc::new(service("two", 2));
     world.snapshot.services.insert(two.key.clone(), two.clone());
     cluster.set_service(&two.key, Some(two.clone()), false);
-    let second = cluster.plan(at(2));
+    let second = cluster.plan(at_second(2));
     assert_eq!(second.series[0].effects[0].lb_ip(), Some(ip("192.0.2.11")));
     // A Service that is deleted before its series starts needs nothing.
     cluster.set_service(&World::key("one"), None, false);
-    let third = cluster.plan(at(3));
+    let third = cluster.plan(at_second(3));
     assert_eq!(third.revoked, [Subject::Service(World::key("one"))]);
     let three = Arc::new(service("three", 3));
     cluster.set_service(&three.key, Some(three.clone()), false);
-    assert_eq!(cluster.plan(at(4)).series[0].effects[0].lb_ip(), Some(ip("192.0.2.10")));
+    assert_eq!(cluster.plan(at_second(4)).series[0].effects[0].lb_ip(), Some(ip("192.0.2.10")));
 }

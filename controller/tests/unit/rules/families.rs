@@ -5,19 +5,19 @@ use super::*;
 #[test]
 fn both_families_come_from_one_pool_if_possible() {
     let web = || of_families(service("web", 5), V4_V6, FamilyPolicy::RequireDualStack);
-    let mut world = World::with([lan(), both()], [web()]);
+    let mut world = World::new([lan(), both()], [web()]);
     world.settle();
     assert_eq!(ingress(&world, "web"), ["192.0.2.20", "2001:db8::20"]);
     assert_eq!(condition(&world, "web"), "True Allocated: 192.0.2.20 from pool both, 2001:db8::20 from pool both");
     let six = pool("six", 3, &["2001:db8::1-2001:db8::2"]);
-    let mut world = World::with([lan(), six], [of_families(web(), &[Family::V6, Family::V4], web().family_policy)]);
+    let mut world = World::new([lan(), six], [of_families(web(), &[Family::V6, Family::V4], web().family_policy)]);
     world.settle();
     assert_eq!(ingress(&world, "web"), ["2001:db8::1", "192.0.2.10"], "in the order of its families");
 }
 
 #[test]
 fn first_address_stays_when_the_second_family_changes() {
-    let mut world = World::with([lan(), both()], [service("web", 5)]);
+    let mut world = World::new([lan(), both()], [service("web", 5)]);
     world.settle();
     assert_eq!(ingress(&world, "web"), ["192.0.2.10"]);
     for (families, policy, shown) in [
@@ -35,7 +35,7 @@ fn first_address_stays_when_the_second_family_changes() {
 fn second_family_comes_from_the_pool_of_the_first() {
     let older = pool("older", 1, &["2001:db8::1-2001:db8::2"]);
     let web = requesting("web", 5, |request| request.addresses = vec![ip("192.0.2.21")]);
-    let mut world = World::with([older, both()], [web]);
+    let mut world = World::new([older, both()], [web]);
     world.settle();
     world.edit("web", |service| {
         (service.families, service.family_policy) = (V4_V6.into(), FamilyPolicy::PreferDualStack)
@@ -53,10 +53,10 @@ fn named_addresses_are_assigned_together_or_not_at_all() {
         };
         of_families(Service { request: Ok(request.into()), ..service("web", 5) }, V4_V6, FamilyPolicy::PreferDualStack)
     };
-    let mut world = World::with([both()], [requesting("192.0.2.20")]);
+    let mut world = World::new([both()], [requesting("192.0.2.20")]);
     world.settle();
     assert_eq!(ingress(&world, "web"), ["192.0.2.21", "192.0.2.20", "2001:db8::21"]);
-    let mut world = World::with([both()], [requesting("192.0.2.99")]);
+    let mut world = World::new([both()], [requesting("192.0.2.99")]);
     world.settle();
     assert_eq!((reason(&world, "web"), world.snapshot.records.len()), ("False AddressNotInPool".into(), 0));
 }

@@ -4,18 +4,21 @@ use super::*;
 
 #[test]
 fn service_moves_to_the_requested_pool_in_order() {
-    let mut world = World::with([lan(), both()], [service("web", 5)]);
+    let mut world = World::new([lan(), both()], [service("web", 5)]);
     world.settle();
     world.edit("web", |service| request_of(service).pool = Some("gone".into()));
     world.settle();
     let refused = "False PoolNotFound: there is no IPAddressPool gone: request another, or remove \
                    landfall.dev/address-pool; it keeps 192.0.2.10 until then";
-    assert_eq!(world.seen("web"), Seen { condition: Some(refused.into()), ..Seen::has("192.0.2.10", "lan") });
+    assert_eq!(
+        world.view("web"),
+        ServiceView { condition: Some(refused.into()), ..ServiceView::has("192.0.2.10", "lan") }
+    );
     world.edit("web", |service| request_of(service).pool = Some("both".into()));
     let effects: Vec<_> = plan(&world.snapshot).series[0].effects.iter().map(Effect::lb_ip).collect();
     assert_eq!(effects, [Some(ip("192.0.2.20")), None, None, Some(ip("192.0.2.10"))]);
     world.settle();
-    assert_eq!(world.seen("web"), Seen::has("192.0.2.20", "both"));
+    assert_eq!(world.view("web"), ServiceView::has("192.0.2.20", "both"));
     // It keeps the address when the pool changes.
     set_pool(&mut world, pool("both", 2, &["192.0.2.200-192.0.2.201"]));
     world.settle();
@@ -26,7 +29,7 @@ fn service_moves_to_the_requested_pool_in_order() {
 fn reservation_serves_only_its_namespace_or_service() {
     let by_name = Service { request: request_for("192.0.2.10"), ..service("by-name", 5) };
     let of_namespace = |name: &str| Some(Reservation { namespace: Some(name.into()), service: None });
-    let mut world = World::with([lan()], [by_name.clone(), service("web", 9), service("any", 1)]);
+    let mut world = World::new([lan()], [by_name.clone(), service("web", 9), service("any", 1)]);
     world.reserve(ip("192.0.2.10"), of_namespace("away"));
     let service = Some("web".into());
     world.reserve(ip("192.0.2.12"), Some(Reservation { service, ..of_namespace("default").expect("one") }));
@@ -34,14 +37,14 @@ fn reservation_serves_only_its_namespace_or_service() {
     assert_eq!(reason(&world, "by-name"), "False AddressReserved");
     assert_eq!(ingress(&world, "web"), ["192.0.2.12"], "it is reserved for this Service");
     assert_eq!(ingress(&world, "any"), ["192.0.2.11"]);
-    let mut world = World::with([lan()], [by_name]);
+    let mut world = World::new([lan()], [by_name]);
     world.reserve(ip("192.0.2.10"), of_namespace("default"));
     world.settle();
-    assert_eq!(world.seen("by-name"), Seen::has("192.0.2.10", "lan"));
+    assert_eq!(world.view("by-name"), ServiceView::has("192.0.2.10", "lan"));
 }
 
 #[test]
-fn pools_are_tried_by_priority_if_they_admit_the_namespace() {
+fn admitting_pools_are_tried_by_priority() {
     let with = |name: &str, created, address: &str, priority, team: bool| {
         edit_pool(pool(name, created, &[address]), |spec| {
             let selectors = if team {
@@ -61,7 +64,7 @@ fn pools_are_tried_by_priority_if_they_admit_the_namespace() {
         with("team", 4, "192.0.2.4", 1, true),
         with("last", 5, "192.0.2.5", 0, false),
     ];
-    let mut world = World::with(pools, (1..=5).map(|n| service(&format!("s{n}"), n)));
+    let mut world = World::new(pools, (1..=5).map(|n| service(&format!("s{n}"), n)));
     world.settle();
     let shown: Vec<_> = (1..=5).flat_map(|n| ingress(&world, &format!("s{n}"))).collect();
     assert_eq!(shown, ["192.0.2.3", "192.0.2.2", "192.0.2.5", "192.0.2.1"]);
@@ -83,14 +86,14 @@ fn quota_limits_a_namespace_and_counts_shared_addresses_once() {
     let mut far = service("far", 9);
     far.key.namespace = "away".into();
     let named = Service { request: request_for("192.0.2.12"), ..service("named", 4) };
-    let mut world = World::with([limited], [sharing("a", 1, 80), sharing("b", 2, 443), service("c", 3), far]);
+    let mut world = World::new([limited], [sharing("a", 1, 80), sharing("b", 2, 443), service("c", 3), far]);
     world.settle();
     assert_eq!(["a", "b"].map(|name| ingress(&world, name)), [["192.0.2.10"], ["192.0.2.10"]]);
     world.snapshot.services.insert(named.key.clone(), Arc::new(named));
     world.settle();
     assert_eq!(["c", "named"].map(|name| reason(&world, name)), ["False NamespaceQuota"; 2]);
     world.delete("named");
-    assert_eq!(world.seen_key(&Key::new("away", "far")).ingress, ["192.0.2.11"]);
+    assert_eq!(world.view_key(&Key::new("away", "far")).ingress, ["192.0.2.11"]);
     world.delete("a");
     world.delete("b");
     world.settle();
@@ -101,7 +104,7 @@ fn quota_limits_a_namespace_and_counts_shared_addresses_once() {
 }
 
 #[test]
-fn excluded_addresses_are_refused_and_network_ends_need_a_request() {
+fn excluded_addresses_are_refused_and_network_ends_are_not() {
     let lan = edit_pool(pool("lan", 1, &["192.0.2.0/29"]), |spec| {
         spec.exclude = vec![AddressRange("192.0.2.1".into())];
         spec.avoid_buggy_ips = true;
@@ -115,7 +118,7 @@ fn excluded_addresses_are_refused_and_network_ends_need_a_request() {
         requesting("gateway", "3"),
         requesting("end", "7"),
     ];
-    let mut world = World::with([lan], services.into_iter().chain([service("any", 1)]));
+    let mut world = World::new([lan], services.into_iter().chain([service("any", 1)]));
     world.snapshot.nodes.insert("n1".into(), node("n1", "192.0.2.2"));
     let network = Network { addresses: vec![], gateways: vec![ip("192.0.2.3")] };
     world.snapshot.networks.insert("n1".into(), Arc::new(network));
@@ -128,8 +131,8 @@ fn excluded_addresses_are_refused_and_network_ends_need_a_request() {
 }
 
 #[test]
-fn new_node_with_the_address_of_a_service_is_a_warning() {
-    let mut world = World::with([lan()], [service("web", 1)]);
+fn node_with_the_address_of_a_service_is_reported() {
+    let mut world = World::new([lan()], [service("web", 1)]);
     world.settle();
     world.snapshot.nodes.insert("n1".into(), node("n1", "192.0.2.10"));
     world.settle();

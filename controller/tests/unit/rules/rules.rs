@@ -1,9 +1,9 @@
 //! Plans for single features of requests and pools. Random histories are in [`crate::history`].
 
 use super::*;
-use crate::fixtures::{at, ip, node, pool, request_for, request_of, service};
+use crate::fixtures::{at_second, ip, node, pool, request_for, request_of, service};
 use crate::snapshot::plan;
-use crate::world::{Seen, World, shows};
+use crate::world::{ServiceView, World, shows};
 use crds::ip_address_pool::AddressRange;
 use crds::request::Consent;
 use crds::service::{ALLOCATED, Family};
@@ -51,11 +51,11 @@ fn sharing(name: &str, created: i64, port: u16) -> Service {
 }
 
 fn ingress(world: &World, name: &str) -> Vec<String> {
-    world.seen(name).ingress
+    world.view(name).ingress
 }
 
 fn condition(world: &World, name: &str) -> String {
-    world.seen(name).condition.unwrap_or_default()
+    world.view(name).condition.unwrap_or_default()
 }
 
 /// The reason of a condition.

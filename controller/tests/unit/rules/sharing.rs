@@ -4,12 +4,12 @@ use super::*;
 
 #[test]
 fn new_services_with_one_key_share_an_address() {
-    let mut world = World::with([lan()], [sharing("a", 1, 80), sharing("b", 2, 443), sharing("c", 3, 80)]);
+    let mut world = World::new([lan()], [sharing("a", 1, 80), sharing("b", 2, 443), sharing("c", 3, 80)]);
     world.settle();
     let shown = ["a", "b", "c"].map(|name| ingress(&world, name));
     assert_eq!(shown, [["192.0.2.10"], ["192.0.2.10"], ["192.0.2.11"]], "two Services have the same port");
     assert_eq!(holders(&world, "192.0.2.10"), (vec!["a".into(), "b".into()], Some("k".into())));
-    assert_eq!(world.seen("b"), Seen::has("192.0.2.10", "lan"));
+    assert_eq!(world.view("b"), ServiceView::has("192.0.2.10", "lan"));
 }
 
 #[test]
@@ -18,7 +18,7 @@ fn changed_service_that_no_longer_fits_loses_the_address() {
         request_of(&mut service).addresses = vec![ip("192.0.2.10")];
         service
     };
-    let mut world = World::with([lan()], [named(sharing("a", 1, 80)), named(sharing("b", 2, 443))]);
+    let mut world = World::new([lan()], [named(sharing("a", 1, 80)), named(sharing("b", 2, 443))]);
     world.settle();
     // `a` joined first, and it is `a` that changes.
     world.edit("a", |service| service.traffic_policy = TrafficPolicy::Local);
@@ -26,8 +26,8 @@ fn changed_service_that_no_longer_fits_loses_the_address() {
     let refused = "False SharingConflict: 192.0.2.10 can't be shared with Service default/b, which has another \
                    spec.externalTrafficPolicy, or both are Local and not in one namespace with one spec.selector; request \
                    another address, or make them fit";
-    assert_eq!(world.seen("a"), Seen { condition: Some(refused.into()), ..Seen::nothing() });
-    assert_eq!(world.seen("b"), Seen::has("192.0.2.10", "lan"));
+    assert_eq!(world.view("a"), ServiceView { condition: Some(refused.into()), ..ServiceView::nothing() });
+    assert_eq!(world.view("b"), ServiceView::has("192.0.2.10", "lan"));
     let local = |service: &mut Service| {
         (service.traffic_policy, service.selector) = (TrafficPolicy::Local, [("app", "web")].into());
     };
@@ -43,9 +43,9 @@ fn services_of_two_namespaces_share_with_mutual_consent() {
     let mut far = sharing("far", 2, 443);
     far.key = Key::new("away", "far");
     let key = far.key.clone();
-    let mut world = World::with([lan()], [sharing("web", 1, 80), far]);
+    let mut world = World::new([lan()], [sharing("web", 1, 80), far]);
     world.settle();
-    assert_eq!(world.seen_key(&key).ingress, ["192.0.2.11"]);
+    assert_eq!(world.view_key(&key).ingress, ["192.0.2.11"]);
     let consent = |service: &mut Service| request_of(service).consent = Consent::All;
     world.edit("web", consent);
     world.settle();
@@ -54,7 +54,7 @@ fn services_of_two_namespaces_share_with_mutual_consent() {
         request_of(service).addresses = vec![ip("192.0.2.10")];
     });
     world.settle();
-    assert_eq!((world.seen_key(&key).ingress, world.snapshot.records.len()), (vec!["192.0.2.10".into()], 1));
+    assert_eq!((world.view_key(&key).ingress, world.snapshot.records.len()), (vec!["192.0.2.10".into()], 1));
 }
 
 #[test]
@@ -63,7 +63,7 @@ fn shared_address_is_refused_without_the_same_key() {
     let other = requesting("other", 4, |request| {
         (request.sharing_key, request.addresses) = (Some("l".into()), vec![ip("192.0.2.10")]);
     });
-    let mut world = World::with([lan()], [sharing("a", 1, 80), keyless, other]);
+    let mut world = World::new([lan()], [sharing("a", 1, 80), keyless, other]);
     world.edit("a", |service| request_of(service).addresses = vec![ip("192.0.2.10")]);
     world.settle();
     assert_eq!(ingress(&world, "a"), ["192.0.2.10"]);
@@ -73,7 +73,7 @@ fn shared_address_is_refused_without_the_same_key() {
 
 #[test]
 fn last_sharing_service_releases_the_address() {
-    let mut world = World::with([lan()], [sharing("a", 1, 80), sharing("b", 2, 443)]);
+    let mut world = World::new([lan()], [sharing("a", 1, 80), sharing("b", 2, 443)]);
     world.settle();
     world.delete("a");
     world.settle();
@@ -84,12 +84,12 @@ fn last_sharing_service_releases_the_address() {
     let delete = Effect::Delete { lb_ip: ip("192.0.2.10"), uid, resource_version: Some(version) };
     assert_eq!(plan(&world.snapshot).series[0].effects, [delete], "another Service may join meanwhile");
     world.settle();
-    assert_eq!((world.seen("b"), world.snapshot.records.len()), (Seen::nothing(), 0));
+    assert_eq!((world.view("b"), world.snapshot.records.len()), (ServiceView::nothing(), 0));
 }
 
 #[test]
-fn new_address_is_shown_before_a_shared_one_is_left() {
-    let mut world = World::with([lan()], [sharing("a", 1, 80), sharing("b", 2, 443)]);
+fn new_address_is_shown_before_leaving_a_shared_one() {
+    let mut world = World::new([lan()], [sharing("a", 1, 80), sharing("b", 2, 443)]);
     world.settle();
     world.edit("b", |service| {
         request_of(service).addresses = vec![ip("192.0.2.12")];
