@@ -8,27 +8,27 @@
 //!                                         ^---check--- each write, when it is sent
 //! ```
 //!
-//! Two tasks: [`run_election`], and in it the watch of the Lease (one bounded channel; while it is full, the watch waits).
+//! Two tasks: [`run_election`], and in it the watch of the Lease (one channel, which holds its latest version).
 //! The election works without the watch too, only slower: a Lease that seems to have expired is read before it is taken.
 //!
 //! Cancel safe: a Lease that is not renewed expires.
 
+use std::convert::Infallible;
 use std::hash::{BuildHasher, RandomState};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use futures::TryStreamExt;
 use futures::future::{BoxFuture, FutureExt, OptionFuture};
 use jiff::Timestamp;
 use k8s_openapi::api::coordination::v1 as coordination;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{MicroTime, ObjectMeta};
-use kube::api::{Patch, PatchParams, PostParams, WatchEvent, WatchParams};
+use kube::api::{Patch, PatchParams, PostParams};
 use kube::{Api, Client};
-use observe::error_chain;
+use observe::{OneObject, ReadBy, Seen, error_chain, watch_one};
 use serde_json::json;
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::{oneshot, watch};
 use tokio::task::JoinSet;
-use tokio::time::{Instant, sleep, sleep_until, timeout};
+use tokio::time::{Instant, sleep_until, timeout};
 
 use crate::apply::lease::{Answer, Candidate, Entry, Lease, Next, Request, Timing};
 
@@ -41,20 +41,11 @@ const FIELD_MANAGER: &str = "landfall-election";
 /// How long the API server has to answer. It leaves enough of the time for a renewal for a second attempt.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// The requested duration of a watch, in seconds.
-const WATCH_SECONDS: u32 = 60;
-
-/// How much longer than [`WATCH_SECONDS`] to wait for the end of a watch.
-const WATCH_GRACE: Duration = Duration::from_secs(5);
-
-/// The minimum interval between two watches.
-const WATCH_INTERVAL: Duration = Duration::from_secs(1);
+/// The longest delay between two watches.
+const WATCH_DELAY: Duration = Duration::from_secs(1);
 
 /// How long a stopping controller tries to release the Lease.
 const RELEASE_TIMEOUT: Duration = Duration::from_secs(2);
-
-/// The capacity of the channel of watch events.
-const CAPACITY: usize = 16;
 
 /// Where several controllers elect a leader.
 #[derive(Clone, Debug)]
@@ -109,7 +100,7 @@ pub(crate) async fn run_election(
 ) {
     let identity = format!("{instance}_{:016x}", RandomState::new().hash_one(()));
     let api = Api::<coordination::Lease>::namespaced(client, &election.namespace);
-    let (lease_tx, mut lease_rx) = mpsc::channel(CAPACITY);
+    let (lease_tx, mut lease_rx) = watch::channel(None);
     let mut watches = JoinSet::new();
     watches.spawn(watch_lease(api.clone(), lease_tx));
     let mut leadership = Leadership { identity: identity.clone(), fence: None, leader: None, fence_tx };
@@ -137,7 +128,10 @@ pub(crate) async fn run_election(
                 health.update(problem);
                 candidate.handle_answer(answer, Instant::now().into_std());
             }
-            Some(lease) = lease_rx.recv() => candidate.handle_event(lease, Instant::now().into_std()),
+            Ok(()) = lease_rx.changed() => {
+                let lease = lease_rx.borrow_and_update().clone();
+                candidate.handle_event(lease, Instant::now().into_std());
+            }
             _ = &mut resign_rx, if release_deadline.is_none() => {
                 release_deadline = Some(Instant::now() + RELEASE_TIMEOUT);
                 candidate.resign();
@@ -269,53 +263,24 @@ fn parse_lease(object: &coordination::Lease) -> Option<Lease> {
     })
 }
 
-/// Sends every version of the Lease, until the channel closes.
-async fn watch_lease(api: Api<coordination::Lease>, lease_tx: mpsc::Sender<Option<Lease>>) {
-    loop {
-        let began = Instant::now();
-        let ended = watch_once(&api, &lease_tx).await;
-        if lease_tx.is_closed() {
-            return;
-        }
-        if let Err(error) = ended {
-            tracing::debug!(error, "the watch of the Lease has ended");
-        }
-        // A watch that ran for its full duration is followed by the next one at once.
-        sleep(WATCH_INTERVAL.saturating_sub(began.elapsed())).await;
-    }
-}
-
-/// Sends the current version of the Lease, and those of one watch from there on.
-async fn watch_once(api: &Api<coordination::Lease>, lease_tx: &mpsc::Sender<Option<Lease>>) -> Result<(), String> {
-    const NO_ANSWER: &str = "no answer";
-    let params = WatchParams::default().fields(&format!("metadata.name={NAME}")).timeout(WATCH_SECONDS);
-    let max_silence = Duration::from_secs(WATCH_SECONDS.into()) + WATCH_GRACE;
-    // A watch that starts with the current objects would need no read before it, but requires etcd 3.4.31 or 3.5.13.
-    let object = timeout(ANSWER_TIMEOUT, api.get_opt(NAME))
-        .await
-        .map_err(|_| NO_ANSWER)?
-        .map_err(|error| error_chain(&error))?;
-    // Without a Lease there is no version to watch from. It is created soon.
-    let Some(object) = object else { return Ok(()) };
-    let version = object.metadata.resource_version.clone().unwrap_or_default();
-    if lease_tx.send(parse_lease(&object)).await.is_err() {
-        return Ok(());
-    }
-    let watch = timeout(ANSWER_TIMEOUT, api.watch(&params, &version)).await.map_err(|_| NO_ANSWER)?;
-    let mut stream = std::pin::pin!(watch.map_err(|error| error_chain(&error))?);
-    loop {
-        let event = timeout(max_silence, stream.try_next()).await.map_err(|_| NO_ANSWER)?;
-        let lease = match event.map_err(|error| error_chain(&error))? {
-            None => return Ok(()),
-            Some(WatchEvent::Added(object) | WatchEvent::Modified(object)) => parse_lease(&object),
-            Some(WatchEvent::Deleted(_)) => None,
-            Some(WatchEvent::Bookmark(_)) => continue,
-            Some(WatchEvent::Error(status)) => return Err(status.message),
-        };
-        if lease_tx.send(lease).await.is_err() {
-            return Ok(());
-        }
-    }
+/// Keeps `lease_tx` up to date: the latest version of the Lease, or `None` once it has been deleted.
+async fn watch_lease(api: Api<coordination::Lease>, lease_tx: watch::Sender<Option<Lease>>) -> Infallible {
+    let object = OneObject {
+        api,
+        name: NAME,
+        // A watch that starts with the current objects would need no read, but requires etcd 3.4.31 or 3.5.13.
+        read_by: ReadBy::Get,
+        answer: ANSWER_TIMEOUT,
+        longest_delay: WATCH_DELAY,
+    };
+    watch_one(&object, |seen| match seen {
+        Seen::Present(object) => drop(lease_tx.send_replace(parse_lease(&object))),
+        Seen::Deleted => drop(lease_tx.send_replace(None)),
+        // The candidate reads and creates it.
+        Seen::Missing => {}
+        Seen::Failing(error) => tracing::debug!(error, "the watch of the Lease has failed"),
+    })
+    .await
 }
 
 #[cfg(test)]
@@ -324,6 +289,7 @@ mod tests {
     use http::{Method, Response};
     use kube::client::Body;
     use serde_json::Value;
+    use tokio::time::sleep;
 
     const PATH: &str = "/apis/coordination.k8s.io/v1/namespaces/landfall-system/leases";
 
