@@ -241,26 +241,7 @@ pub async fn run() -> Result<ExitCode> {
                 false => println!("{name} did not exist"),
             }
         }
-        LabCommand::List => {
-            for name in names() {
-                match Cluster::attach(&name).await {
-                    Ok(cluster) => {
-                        let t = cluster.topology();
-                        println!(
-                            "{name}: {} nodes, {} light nodes, {} clients, kube-proxy {}, up for {} min",
-                            t.nodes,
-                            t.light_nodes,
-                            t.clients,
-                            t.kube_proxy,
-                            cluster.age().as_secs() / 60
-                        );
-                    }
-                    Err(_) => {
-                        println!("{name}: starting, or unfinished after an interrupted start (`lab down {name}`)")
-                    }
-                }
-            }
-        }
+        LabCommand::List => print_clusters().await,
         LabCommand::Status { name } => print_status(&Cluster::attach(&name).await?).await?,
         LabCommand::Kubectl { name, arguments } => {
             return Err(Cluster::attach(&name).await?.kubectl_command()?.args(arguments).exec()).context("run kubectl");
@@ -271,18 +252,7 @@ pub async fn run() -> Result<ExitCode> {
             let (program, arguments) = command.split_first().map_or(("bash", &[][..]), |(p, a)| (p.as_str(), a));
             return Err(host.command(program)?.args(arguments).exec()).with_context(|| format!("run {program}"));
         }
-        LabCommand::Capture { name, host, arguments } => {
-            let cluster = Cluster::attach(&name).await?;
-            let (host, interface) = match host {
-                Some(host) => (cluster.host(&host)?, "eth0"),
-                None => (cluster.switch().clone(), "br0"),
-            };
-            let mut tcpdump = host.command("tcpdump")?;
-            if !arguments.iter().any(|argument| argument.starts_with("-i")) {
-                tcpdump.args(["-i", interface]);
-            }
-            return Err(tcpdump.args(["-n", "-e", "-l"]).args(arguments).exec()).context("run tcpdump");
-        }
+        LabCommand::Capture { name, host, arguments } => return capture(&name, host.as_deref(), &arguments).await,
         LabCommand::Cut { name, host, direction } => Cluster::attach(&name).await?.cut(&host, direction)?,
         LabCommand::Heal { name, host } => Cluster::attach(&name).await?.heal(&host)?,
         LabCommand::Loss { name, host, percent } => Cluster::attach(&name).await?.lose(&host, percent)?,
@@ -297,13 +267,7 @@ pub async fn run() -> Result<ExitCode> {
             Cluster::attach(&name).await?.host(&host)?.process(&daemon).start()?
         }
         LabCommand::PowerOff { name, host } => Cluster::attach(&name).await?.power_off(&host)?,
-        LabCommand::PowerOn { name, host } => {
-            let (cluster, start) = (Cluster::attach(&name).await?, Instant::now());
-            cluster.power_on(&host)?;
-            println!("{host} booted after {:.1} s", start.elapsed().as_secs_f64());
-            cluster.wait_ready(Duration::from_secs(120)).await?;
-            println!("all nodes Ready after {:.1} s", start.elapsed().as_secs_f64());
-        }
+        LabCommand::PowerOn { name, host } => power_on(&name, &host).await?,
         LabCommand::Logs { name, to: Some(to), .. } => {
             Cluster::attach(&name).await?.collect(&to)?;
             println!("collected into {}", to.display());
@@ -316,6 +280,51 @@ pub async fn run() -> Result<ExitCode> {
         LabCommand::Image { binary, image, out } => write_archive(&[Image { binary: &binary, name: &image }], &out)?,
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// Prints one line per cluster.
+async fn print_clusters() {
+    for name in names() {
+        match Cluster::attach(&name).await {
+            Ok(cluster) => {
+                let t = cluster.topology();
+                println!(
+                    "{name}: {} nodes, {} light nodes, {} clients, kube-proxy {}, up for {} min",
+                    t.nodes,
+                    t.light_nodes,
+                    t.clients,
+                    t.kube_proxy,
+                    cluster.age().as_secs() / 60
+                );
+            }
+            Err(_) => {
+                println!("{name}: starting, or unfinished after an interrupted start (`lab down {name}`)")
+            }
+        }
+    }
+}
+
+/// Becomes a tcpdump on a host, or on the switch. Returns only if it cannot start.
+async fn capture(name: &str, host: Option<&str>, arguments: &[String]) -> Result<ExitCode> {
+    let cluster = Cluster::attach(name).await?;
+    let (host, interface) = match host {
+        Some(host) => (cluster.host(host)?, "eth0"),
+        None => (cluster.switch().clone(), "br0"),
+    };
+    let mut tcpdump = host.command("tcpdump")?;
+    if !arguments.iter().any(|argument| argument.starts_with("-i")) {
+        tcpdump.args(["-i", interface]);
+    }
+    Err(tcpdump.args(["-n", "-e", "-l"]).args(arguments).exec()).context("run tcpdump")
+}
+
+async fn power_on(name: &str, host: &str) -> Result<()> {
+    let (cluster, start) = (Cluster::attach(name).await?, Instant::now());
+    cluster.power_on(host)?;
+    println!("{host} booted after {:.1} s", start.elapsed().as_secs_f64());
+    cluster.wait_ready(Duration::from_secs(120)).await?;
+    println!("all nodes Ready after {:.1} s", start.elapsed().as_secs_f64());
+    Ok(())
 }
 
 async fn start_cluster(arguments: UpArgs) -> Result<()> {

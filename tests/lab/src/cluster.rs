@@ -20,14 +20,14 @@ use k8s_openapi::api::core::v1::ServiceAccount;
 use kube::api::{Api, PostParams};
 use kube::config::{KubeConfigOptions, Kubeconfig};
 
-use crate::certificates::{Authority, kubeconfig_with_token};
-use crate::control_plane::{self, ControlPlaneFiles};
-use crate::host::Host;
 use crate::image::{Image, write_archive};
-use crate::network::{self, BRIDGE, SWITCH};
+use crate::kubernetes::certificates::{Authority, kubeconfig_with_token};
+use crate::kubernetes::control_plane::{self, ControlPlaneFiles};
+use crate::kubernetes::{light_node, node};
+use crate::machine::host::Host;
+use crate::machine::network::{self, BRIDGE, SWITCH};
 use crate::state::{self, ClusterDir, Lock, SavedCluster};
 use crate::topology::{API_PORT, HostKind, Topology};
-use crate::{faults, light_node, node};
 
 /// Limit of waiting for a Ready cluster. It takes 6 to 10 s on two idle cores, and longer if several start at once.
 const READY_TIMEOUT: Duration = Duration::from_secs(120);
@@ -126,7 +126,7 @@ impl Cluster {
         let cp = Host::new(cluster_dir, Some(topology.control_plane()))?;
         let files = control_plane::write_files(&cp, topology, &authority, api_port)?;
         let switch = network::create_switch(&cluster_dir.name)?;
-        faults::create_table(&switch)?;
+        network::create_fault_table(&switch)?;
 
         let specs = topology.hosts();
         network::plug(&cluster_dir.name, &switch, &specs[0], &specs)?;

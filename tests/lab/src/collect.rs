@@ -15,8 +15,8 @@ use std::process::Stdio;
 
 use anyhow::{Context, Result};
 
-use crate::control_plane::{ControlPlaneFiles, kubectl};
-use crate::host::Host;
+use crate::kubernetes::control_plane::{ControlPlaneFiles, kubectl};
+use crate::machine::host::Host;
 use crate::state::ClusterDir;
 use crate::topology::Topology;
 

@@ -5,10 +5,10 @@
 
 use anyhow::{Context, Result, ensure};
 
-use crate::cgroup::CgroupHierarchies;
 use crate::cluster::Cluster;
-use crate::network::{self, nft};
-use crate::node;
+use crate::kubernetes::node;
+use crate::machine::cgroup::CgroupHierarchies;
+use crate::machine::network::{self, nft};
 use crate::topology::HostKind;
 
 /// The direction of a cut, as seen from the host.
@@ -21,20 +21,6 @@ pub enum Direction {
     /// Drops all frames.
     #[default]
     Both,
-}
-
-/// The table in the switch. It drops frames from a cut port before the switch learns from them, so that the capture on the
-/// bridge does not show them either. It drops frames to a cut port last.
-const TABLE: &str = "table bridge lab {
-    set cut_from { type ifname; }
-    set cut_to { type ifname; }
-    chain from { type filter hook prerouting priority -300; policy accept; iifname @cut_from drop; }
-    chain to { type filter hook postrouting priority 300; policy accept; oifname @cut_to drop; }
-}";
-
-/// Creates the table of cuts and losses.
-pub(crate) fn create_table(switch: &netns::Namespace) -> Result<()> {
-    nft(switch, TABLE)
 }
 
 impl Cluster {

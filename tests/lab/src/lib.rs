@@ -16,42 +16,32 @@
 //! | file | content |
 //! |---|---|
 //! | [`topology`] | numbers of hosts → their names and addresses; pure |
-//! | `network` | the switch, cables, addresses and routes |
-//! | `control_plane`, `node`, `light_node` | the processes and objects of a cluster |
+//! | `machine` | the hosts: switch, cables, addresses and routes; control groups; daemons; requests from a host |
+//! | `kubernetes` | the processes and objects of a cluster, and when they are ready |
 //! | [`image`] | container images without a builder |
-//! | `host`, `process`, `answer` | handles on hosts and daemons, requests from a host |
 //! | `faults` | cuts, losses, freezes, power-offs |
-//! | `cgroup` | control groups of hosts and daemons |
 //! | `state` | directories, locks, removal |
-//! | `readiness`, `wait` | waiting, with time limits |
+//! | `wait` | waiting, with time limits |
 //! | `collect` | evidence of a failed test |
 //! | [`cluster`] | all of these together |
 #![allow(missing_docs, reason = "only this repository uses this library")]
 
-mod answer;
-mod certificates;
-mod cgroup;
 pub mod cluster;
 mod collect;
-mod control_plane;
 mod faults;
-mod host;
 pub mod image;
-mod light_node;
-mod network;
-mod node;
-mod process;
-mod readiness;
+mod kubernetes;
+mod machine;
 mod state;
 pub mod topology;
 mod wait;
 
-pub use answer::Answer;
 pub use cluster::Cluster;
 pub use faults::Direction;
-pub use host::Host;
-pub use light_node::LABEL as LIGHT_NODE_LABEL;
+pub use kubernetes::light_node::LABEL as LIGHT_NODE_LABEL;
+pub use machine::answer::Answer;
+pub use machine::host::Host;
+pub use machine::process::Process;
 pub use nix::sys::signal::Signal;
-pub use process::Process;
 pub use topology::{KubeProxy, Topology};
 pub use wait::wait_until;

@@ -15,8 +15,8 @@ use anyhow::{Context, Result, bail, ensure};
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use serde::{Deserialize, Serialize};
 
-use crate::cgroup::CgroupHierarchies;
-use crate::network;
+use crate::machine::cgroup::{CgroupHierarchies, create_shared_dir};
+use crate::machine::network;
 use crate::topology::{Topology, check_name};
 
 /// Parent of the directories of all clusters.
@@ -47,15 +47,6 @@ pub struct ClusterDir {
     /// The cluster's name.
     pub name: String,
     pub path: PathBuf,
-}
-
-/// Creates a directory inside one that all clusters share. A cluster that is removed at this moment removes the empty
-/// parent as well: then this tries again.
-pub(crate) fn create_shared_dir(path: &Path) -> std::io::Result<()> {
-    let parent_vanished =
-        |result: &std::io::Result<()>| result.as_ref().is_err_and(|error| error.kind() == std::io::ErrorKind::NotFound);
-    let mut attempts = (0..100).map(|_| fs::create_dir_all(path));
-    attempts.find(|result| !parent_vanished(result)).unwrap_or_else(|| fs::create_dir_all(path))
 }
 
 impl ClusterDir {

@@ -7,7 +7,7 @@ use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
-use lab::{Cluster, Direction, KubeProxy, Signal, Topology, wait_until};
+use lab::{Cluster, Direction, Host, KubeProxy, Signal, Topology, wait_until};
 use support::{ANSWER, SILENCE, SOON, addresses, wait_for_ready_status, whoami};
 
 #[tokio::test]
@@ -63,35 +63,8 @@ async fn faults_are_silent_complete_and_reversible() -> Result<()> {
     n1.signal("/whoami", Signal::SIGCONT)?;
     answers(host[0])?;
 
-    // The API server alone ends and starts again; nothing else is affected.
-    let api = cluster.control_plane().process("kube-apiserver");
-    api.kill()?;
-    cluster.kubectl(["get", "--raw", "/readyz", "--request-timeout", "1s"]).expect_err("the API server is dead");
-    answers(host[0])?;
-    api.start()?;
-    cluster.wait_for_api(SOON).await?;
-
-    // A light node is Ready, and runs an agent as a plain process.
-    wait_for_ready_status(&cluster, "l1", "True").await?;
-    let agent = l1.spawn("agent", Command::new("target/lab/bin/whoami").current_dir("/"));
-    assert!(agent.is_err(), "a daemon can't have a relative path");
-    let binary = concat!(env!("CARGO_MANIFEST_DIR"), "/../../target/lab/bin/whoami");
-    let agent = l1.spawn("agent", Command::new(binary).arg("7000").env("POD_NAME", "agent"))?;
-    let server = (l1.ipv4(), 7000).into();
-    wait_until(SOON, "the agent to answer", async || c1.query_tcp(server, ANSWER)).await?;
-    agent.freeze()?;
-    silent(server)?;
-    agent.thaw()?;
-    assert_eq!(answers(server)?.pod, "agent");
-    agent.kill()?;
-    assert!(!agent.is_running());
-    ensure_refused(c1.query_tcp(server, ANSWER))?;
-    agent.start()?;
-    wait_until(SOON, "the agent to answer as before", async || {
-        ensure!(c1.query_tcp(server, ANSWER)?.pod == "agent");
-        Ok(())
-    })
-    .await?;
+    check_restart_of_api_server(&cluster, &c1, host[0]).await?;
+    check_agent_of_light_node(&cluster, &l1, &c1).await?;
 
     // Power off: only the disk is left, and the cluster notices after its grace time.
     for name in ["n1", "l1"] {
@@ -111,14 +84,53 @@ async fn faults_are_silent_complete_and_reversible() -> Result<()> {
     }
     cluster.wait_ready(SOON).await?;
     wait_until(SOON, "the pod on the host network to be back", async || c1.query_tcp(host[0], ANSWER)).await?;
+    wait_for_pod(&cluster, &n2, pod.len()).await?;
+    cluster.remove()
+}
+
+/// Waits until the pod answers a node, and has an address of each of its families again.
+async fn wait_for_pod(cluster: &Cluster, n2: &Host, families: usize) -> Result<()> {
     wait_until(SOON, "the pod to be back", async || {
-        let servers = addresses(&cluster, "pod").await?;
+        let servers = addresses(cluster, "pod").await?;
         let answer = n2.query_tcp(servers[0], ANSWER)?;
-        ensure!(answer.pod == "pod" && servers.len() == pod.len(), "{answer:?}");
+        ensure!(answer.pod == "pod" && servers.len() == families, "{answer:?}");
         Ok(())
     })
-    .await?;
-    cluster.remove()
+    .await
+}
+
+/// Checks that the API server alone ends and starts again. Nothing else is affected.
+async fn check_restart_of_api_server(cluster: &Cluster, c1: &Host, server: SocketAddr) -> Result<()> {
+    let api = cluster.control_plane().process("kube-apiserver");
+    api.kill()?;
+    cluster.kubectl(["get", "--raw", "/readyz", "--request-timeout", "1s"]).expect_err("the API server is dead");
+    c1.query_tcp(server, ANSWER)?;
+    api.start()?;
+    cluster.wait_for_api(SOON).await
+}
+
+/// Checks that a light node is Ready, and runs an agent as a plain process.
+async fn check_agent_of_light_node(cluster: &Cluster, l1: &Host, c1: &Host) -> Result<()> {
+    wait_for_ready_status(cluster, "l1", "True").await?;
+    let agent = l1.spawn("agent", Command::new("target/lab/bin/whoami").current_dir("/"));
+    assert!(agent.is_err(), "a daemon can't have a relative path");
+    let binary = concat!(env!("CARGO_MANIFEST_DIR"), "/../../target/lab/bin/whoami");
+    let agent = l1.spawn("agent", Command::new(binary).arg("7000").env("POD_NAME", "agent"))?;
+    let server = (l1.ipv4(), 7000).into();
+    wait_until(SOON, "the agent to answer", async || c1.query_tcp(server, ANSWER)).await?;
+    agent.freeze()?;
+    ensure_silent(c1.query_tcp(server, SILENCE))?;
+    agent.thaw()?;
+    assert_eq!(c1.query_tcp(server, ANSWER)?.pod, "agent");
+    agent.kill()?;
+    assert!(!agent.is_running());
+    ensure_refused(c1.query_tcp(server, ANSWER))?;
+    agent.start()?;
+    wait_until(SOON, "the agent to answer as before", async || {
+        ensure!(c1.query_tcp(server, ANSWER)?.pod == "agent");
+        Ok(())
+    })
+    .await
 }
 
 /// Succeeds if there was no answer within the time, and no refusal.

@@ -13,8 +13,8 @@ use std::process::{Command, Stdio};
 use anyhow::{Context, Result, ensure};
 use netns::Namespace;
 
-use crate::cgroup::{Cgroup, CgroupHierarchies};
-use crate::network::{SWITCH, namespace_name};
+use crate::machine::cgroup::{Cgroup, CgroupHierarchies};
+use crate::machine::network::{SWITCH, namespace_name};
 use crate::state::ClusterDir;
 use crate::topology::{HostKind, HostSpec, PodCidrs};
 

@@ -12,9 +12,9 @@ use std::process::Command;
 
 use anyhow::{Context, Result, bail};
 
-use crate::certificates::Authority;
-use crate::host::Host;
-use crate::light_node::LABEL;
+use crate::kubernetes::certificates::Authority;
+use crate::kubernetes::light_node::LABEL;
+use crate::machine::host::Host;
 use crate::topology::{API_PORT, API_SERVICE, SERVICE_CIDRS, Topology};
 
 /// The group with all rights.

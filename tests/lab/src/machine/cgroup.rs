@@ -2,7 +2,7 @@
 //!
 //! Touches `/sys/fs/cgroup/**/landfall-lab/CLUSTER/HOST/PROCESS`. The cgroup2 hierarchy holds the processes: a child
 //! always starts in its parent's group, so `cgroup.kill` reaches all processes of a node at once. runc can't see that
-//! hierarchy inside a node (see [`node`](crate::node)). It sees per-node subtrees of the version 1 controllers, so all
+//! hierarchy inside a node (see [`node`](crate::kubernetes::node)). It sees per-node subtrees of the version 1 controllers, so all
 //! groups that it creates have a known parent and can be removed.
 
 use std::fs;
@@ -181,7 +181,16 @@ impl Cgroup {
 }
 
 fn create(path: &Path) -> Result<()> {
-    crate::state::create_shared_dir(path).with_context(|| format!("create the control group {}", path.display()))
+    create_shared_dir(path).with_context(|| format!("create the control group {}", path.display()))
+}
+
+/// Creates a directory inside one that all clusters share. A cluster that is removed at this moment removes the empty
+/// parent as well: then this tries again.
+pub(crate) fn create_shared_dir(path: &Path) -> std::io::Result<()> {
+    let parent_vanished =
+        |result: &std::io::Result<()>| result.as_ref().is_err_and(|error| error.kind() == std::io::ErrorKind::NotFound);
+    let mut attempts = (0..100).map(|_| fs::create_dir_all(path));
+    attempts.find(|result| !parent_vanished(result)).unwrap_or_else(|| fs::create_dir_all(path))
 }
 
 fn file_name(path: &Path) -> Option<String> {

@@ -9,8 +9,8 @@ use k8s_openapi::api::core::v1::{ConfigMap, Node, ServiceAccount};
 use kube::api::{Api, ListParams};
 
 use crate::cluster::Cluster;
-use crate::host::Host;
-use crate::node;
+use crate::kubernetes::node;
+use crate::machine::host::Host;
 use crate::topology::{HostKind, KubeProxy};
 use crate::wait::wait_until;
 

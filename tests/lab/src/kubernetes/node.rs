@@ -13,10 +13,10 @@ use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::{Context, Result, ensure};
 
-use crate::certificates::Authority;
-use crate::cgroup::CgroupHierarchies;
-use crate::control_plane::{binary, lan_url, lease_duration};
-use crate::host::Host;
+use crate::kubernetes::certificates::Authority;
+use crate::kubernetes::control_plane::{binary, lan_url, lease_duration};
+use crate::machine::cgroup::CgroupHierarchies;
+use crate::machine::host::Host;
 use crate::topology::{HostSpec, KubeProxy, POD_CIDRS, Topology};
 
 /// The lab's own files inside a node.

@@ -1,6 +1,6 @@
 //! A light node: a Node object and a network namespace, for tests that need many nodes and run no pods.
 //!
-//! Touches Node objects. The namespace is like any other host's ([`network`](crate::network));
+//! Touches Node objects. The namespace is like any other host's ([`network`](crate::machine::network));
 //! [`Host::spawn`](crate::Host::spawn) starts an agent in it. Instead of a kubelet, `heartbeat` on the control plane renews
 //! the leases of all light nodes that answer on the LAN, so a light node that is cut or powered off becomes NotReady like
 //! a real one. A taint keeps pods away, because none would start.

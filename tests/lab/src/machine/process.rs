@@ -14,8 +14,8 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde::{Deserialize, Serialize};
 
-use crate::cgroup::Cgroup;
-use crate::host::Host;
+use crate::machine::cgroup::Cgroup;
+use crate::machine::host::Host;
 
 /// PATH of daemons. Their environment contains this, HOME and their own variables, but not the caller's proxies and
 /// kubeconfigs.

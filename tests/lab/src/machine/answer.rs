@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 
-use crate::host::Host;
+use crate::machine::host::Host;
 
 impl Host {
     /// Sends one request to a whoami over a new TCP connection.

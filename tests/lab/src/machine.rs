@@ -1,0 +1,7 @@
+//! The hosts of a cluster on this machine: namespaces, cables, control groups and processes.
+
+pub(crate) mod answer;
+pub(crate) mod cgroup;
+pub(crate) mod host;
+pub(crate) mod network;
+pub(crate) mod process;
