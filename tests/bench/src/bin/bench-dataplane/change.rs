@@ -21,8 +21,8 @@ use dataplane::Snapshot;
 
 use crate::Bench;
 use crate::agent::Agent;
-use crate::made::{self, NODE, Size};
 use crate::path::{Ends, PORT, Way};
+use crate::synthetic::{self, NODE, Size};
 
 /// Between two datagrams.
 const PAUSE: Duration = Duration::from_micros(100);
@@ -59,8 +59,8 @@ impl Stand {
         for socket in &sockets {
             socket.set_nonblocking(true)?;
         }
-        let snapshot = made::snapshot(size, Some(SocketAddr::new(way.server().ip(), port(0))))?;
-        ends.lead(made::lb_ip(size.services - 1), &way)?;
+        let snapshot = synthetic::snapshot(size, Some(SocketAddr::new(way.server().ip(), port(0))))?;
+        ends.lead(synthetic::lb_ip(size.services - 1), &way)?;
         let mut agent = Agent::start(&way.host);
         agent.tell(Arc::new(snapshot.clone()));
         agent.knows(size.services as usize).await?;
@@ -71,14 +71,14 @@ impl Stand {
     }
 
     fn target(&self) -> SocketAddr {
-        SocketAddr::new(made::lb_ip(self.size.services - 1), made::PORT)
+        SocketAddr::new(synthetic::lb_ip(self.size.services - 1), synthetic::PORT)
     }
 
     /// The canary's endpoint has the n-th port from now on.
     fn turn(&mut self, n: usize) {
         let canary = self.size.services - 1;
-        let endpoint = made::endpoint(self.way.server().ip(), NODE);
-        self.snapshot.slices.insert(made::key(canary), [made::slice(canary, port(n), [endpoint])].into());
+        let endpoint = synthetic::endpoint(self.way.server().ip(), NODE);
+        self.snapshot.slices.insert(synthetic::key(canary), [synthetic::slice(canary, port(n), [endpoint])].into());
     }
 
     /// Sends until one arrives at the n-th port.
@@ -186,8 +186,8 @@ fn drive(stand: &mut Stand, time: Duration, current: &AtomicUsize) -> Result<(Ve
             // Distribution over all Services; each time one of its endpoints is another one.
             let service = n.wrapping_mul(7919) % others;
             let first = service * stand.size.endpoints;
-            let endpoints = [made::nobody(first), made::nobody(2_000_000 + n % 1_000_000)];
-            stand.snapshot.slices.insert(made::key(service), [made::slice(service, PORT, endpoints)].into());
+            let endpoints = [synthetic::nobody(first), synthetic::nobody(2_000_000 + n % 1_000_000)];
+            stand.snapshot.slices.insert(synthetic::key(service), [synthetic::slice(service, PORT, endpoints)].into());
         }
         done = until as u32;
         // All that are due: when the loop is late, none of them is counted from later than it was due.

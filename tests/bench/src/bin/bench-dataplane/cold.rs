@@ -1,7 +1,7 @@
 //! Programming a kernel that has nothing: from a snapshot to the acknowledgement of the last address.
 //!
 //! A network namespace of its own for each run, and the loop of the agent as it is deployed. Listing the objects and reading
-//! them is not in it, on either side: kube-proxy's time, beside, is that of its own full sync ([`crate::peer`]).
+//! them is not in it, on either side: kube-proxy's time, beside, is that of its own full sync ([`crate::kube_proxy`]).
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -13,7 +13,7 @@ use netns::Namespace;
 
 use crate::Bench;
 use crate::agent::Agent;
-use crate::made::{self, MAC, Size};
+use crate::synthetic::{self, MAC, Size};
 
 /// Measures.
 pub async fn measure(bench: &Bench, report: &mut Report) -> Result<()> {
@@ -23,7 +23,7 @@ pub async fn measure(bench: &Bench, report: &mut Report) -> Result<()> {
         ("cold_10k_s", Size { services: 10_000, endpoints: 2, spread: true }, "0.5 s or less"),
         ("cold_30k_s", Size { services: 30_000, endpoints: 4, spread: true }, "2 s or less"),
     ] {
-        let snapshot = Arc::new(made::snapshot(size, None)?);
+        let snapshot = Arc::new(synthetic::snapshot(size, None)?);
         let (mut seconds, before) = (Vec::new(), cpu()?);
         for _ in 0..runs {
             seconds.push(once(&snapshot, size).await?);

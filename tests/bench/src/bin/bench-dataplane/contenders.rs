@@ -8,8 +8,8 @@ use dataplane::Snapshot;
 use dataplane::nft::engine::Engine;
 use dataplane::rules::plan::ruleset;
 
-use crate::made::{self, Size};
 use crate::path::{Ends, Way};
+use crate::synthetic::{self, Size};
 
 /// Somebody who can be asked.
 pub struct Contender {
@@ -51,14 +51,14 @@ pub fn routed(ends: &Ends) -> Result<Contender> {
 /// One static rule.
 pub fn dnat(ends: &Ends) -> Result<Contender> {
     let way = ends.way(2)?;
-    let rule = format!("ip daddr {STATIC} tcp dport {} dnat to {}", made::PORT, way.server());
+    let rule = format!("ip daddr {STATIC} tcp dport {} dnat to {}", synthetic::PORT, way.server());
     way.nft(&format!(
         "table ip floor {{ chain prerouting {{ type nat hook prerouting priority dstnat; {rule}; }}; }}"
     ))?;
     ends.lead(STATIC.into(), &way)?;
     Ok(Contender {
         name: "one static DNAT rule",
-        target: (STATIC, made::PORT).into(),
+        target: (STATIC, synthetic::PORT).into(),
         way: Some(way),
         is_spread: false,
     })
@@ -71,7 +71,7 @@ pub fn kube_proxy(ends: &Ends, rules: &str) -> Result<Contender> {
     ends.lead(PEER.into(), &way)?;
     Ok(Contender {
         name: "kube-proxy nftables, 1 Service",
-        target: (PEER, made::PORT).into(),
+        target: (PEER, synthetic::PORT).into(),
         way: Some(way),
         is_spread: false,
     })
@@ -80,7 +80,7 @@ pub fn kube_proxy(ends: &Ends, rules: &str) -> Result<Contender> {
 /// Landfall with so many Services, of which the last is asked.
 pub fn landfall(ends: &Ends, name: &'static str, number: u8, size: Size) -> Result<Contender> {
     let way = ends.way(number)?;
-    let snapshot = made::snapshot(size, Some(way.server()))?;
+    let snapshot = synthetic::snapshot(size, Some(way.server()))?;
     programmed(ends, way, name, (size, &snapshot))
 }
 
@@ -90,17 +90,20 @@ pub fn landfall(ends: &Ends, name: &'static str, number: u8, size: Size) -> Resu
 /// See above.
 pub fn counted(ends: &Ends, name: &'static str, number: u8, size: Size) -> Result<Contender> {
     let way = ends.way(number)?;
-    let snapshot = Snapshot { counts: true, ..made::snapshot(size, Some(way.server()))? };
+    let snapshot = Snapshot { counts: true, ..synthetic::snapshot(size, Some(way.server()))? };
     programmed(ends, way, name, (size, &snapshot))
 }
 
 /// The same, with a second endpoint on another node: the first looks at each frame before it keeps it.
 pub fn spread(ends: &Ends, name: &'static str, number: u8, size: Size) -> Result<Contender> {
     let way = ends.way(number)?;
-    let mut snapshot = made::snapshot(size, None)?;
+    let mut snapshot = synthetic::snapshot(size, None)?;
     let (last, server) = (size.services - 1, way.server());
-    let endpoints = [made::endpoint(server.ip(), made::NODE), made::endpoint(Ipv4Addr::new(10, 9, 9, 9).into(), "n2")];
-    snapshot.slices.insert(made::key(last), [made::slice(last, server.port(), endpoints)].into());
+    let endpoints = [
+        synthetic::endpoint(server.ip(), synthetic::NODE),
+        synthetic::endpoint(Ipv4Addr::new(10, 9, 9, 9).into(), "n2"),
+    ];
+    snapshot.slices.insert(synthetic::key(last), [synthetic::slice(last, server.port(), endpoints)].into());
     Ok(Contender { is_spread: true, ..programmed(ends, way, name, (size, &snapshot))? })
 }
 
@@ -111,7 +114,7 @@ fn programmed(ends: &Ends, way: Way, name: &'static str, of: (Size, &Snapshot)) 
         Ok(())
     })?;
     // Sizes differ, so each contender has another one.
-    let address: IpAddr = made::lb_ip(size.services - 1);
+    let address: IpAddr = synthetic::lb_ip(size.services - 1);
     ends.lead(address, &way)?;
-    Ok(Contender { name, target: (address, made::PORT).into(), way: Some(way), is_spread: false })
+    Ok(Contender { name, target: (address, synthetic::PORT).into(), way: Some(way), is_spread: false })
 }

@@ -29,9 +29,9 @@ use socket2::SockRef;
 
 use crate::Bench;
 use crate::contenders::{self, Contender};
-use crate::made::Size;
+use crate::kube_proxy;
 use crate::path::{Ends, PORT};
-use crate::peer;
+use crate::synthetic::Size;
 
 /// Connections, or questions, in a block.
 const BLOCK: u32 = 1000;
@@ -57,7 +57,7 @@ const PEER: usize = 8;
 /// Measures both.
 pub async fn measure(bench: &Bench, report: &mut Report) -> Result<()> {
     // Without it the others are measured nevertheless.
-    let rules = peer::rules_for_one(bench).await;
+    let rules = kube_proxy::rules_for_one(bench).await;
     let ends = Ends::new()?;
     let one = Size { services: 1, endpoints: 4, spread: true };
     let mut all = vec![

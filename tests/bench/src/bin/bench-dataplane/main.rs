@@ -10,8 +10,8 @@
 //! | change, churn | [`change`] | the same |
 //! | cpu | [`cpu`] | the same; a control plane for a moment, for kube-proxy to write its rules |
 //! | many | [`many`] | a control plane, and agents and kube-proxy on nodes without kubelets |
-//! | share, planned, crash, dead-node | [`seen`] | a cluster of three nodes |
-//! | rolling | [`rolling`] | the same |
+//! | share, planned, crash, dead-node | [`testbed::connections`] | a cluster of three nodes |
+//! | rolling | [`testbed::rolling`] | the same |
 //!
 //! What would make figures worthless, and what is done about it:
 //!
@@ -36,17 +36,14 @@
 
 mod agent;
 mod change;
-mod client;
 mod cold;
 mod contenders;
 mod cpu;
-mod made;
+mod kube_proxy;
 mod many;
 mod path;
-mod peer;
-mod rolling;
-mod seen;
-mod stand;
+mod synthetic;
+mod testbed;
 
 use std::path::Path;
 
@@ -58,7 +55,7 @@ use clap::Parser;
 use tokio::signal::ctrl_c;
 use tokio::signal::unix::{SignalKind, signal};
 
-use crate::stand::Stand;
+use crate::testbed::Stand;
 
 /// The parts, in the order in which they are measured.
 const PARTS: [&str; 10] =
@@ -141,11 +138,11 @@ async fn seen(bench: &Bench, report: &mut Report, stand: &mut Option<Stand>, par
         None => stand.insert(Stand::set(bench).await?),
     };
     match part {
-        "share" => seen::share(bench, report, stand).await,
-        "planned" => seen::planned(bench, report, stand).await,
-        "rolling" => rolling::measure(bench, report, stand).await,
-        "crash" => seen::crash(bench, report, stand).await,
-        _ => seen::dead_node(bench, report, stand).await,
+        "share" => testbed::connections::share(bench, report, stand).await,
+        "planned" => testbed::connections::planned(bench, report, stand).await,
+        "rolling" => testbed::rolling::measure(bench, report, stand).await,
+        "crash" => testbed::connections::crash(bench, report, stand).await,
+        _ => testbed::connections::dead_node(bench, report, stand).await,
     }
 }
 

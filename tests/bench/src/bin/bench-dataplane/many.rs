@@ -28,7 +28,7 @@ use serde_json::json;
 use tokio::task::block_in_place;
 
 use crate::Bench;
-use crate::peer::{KubeProxy, slice};
+use crate::kube_proxy::{KubeProxy, slice};
 
 /// The nodes with an agent.
 const AGENTS: [&str; 2] = ["l1", "l2"];

@@ -16,7 +16,7 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use anyhow::{Context, Result, ensure};
 use netns::{Namespace, veth};
 
-use crate::made::MAC;
+use crate::synthetic::MAC;
 
 /// The port of the server.
 pub const PORT: u16 = 8080;

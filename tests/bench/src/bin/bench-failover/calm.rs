@@ -12,7 +12,7 @@ use bench::sniffer::{Sniffer, changes};
 use tokio::time::sleep;
 
 use crate::Bench;
-use crate::stand::{NODES, Stand};
+use crate::testbed::{NODES, Stand};
 
 /// How often to tell how far it is.
 const TELL: Duration = Duration::from_secs(60);

@@ -16,7 +16,7 @@ use kube::Api;
 use kube::api::ListParams;
 use tokio::time::sleep;
 
-use crate::stand::{NODES, Stand, mac};
+use crate::testbed::{NODES, Stand, mac};
 use crate::{Bench, floor};
 
 /// The thread of an agent that hears and speaks on the wire.

@@ -10,7 +10,7 @@
 //! - [`calm`]: takeovers for which there is no reason, while all processors are busy
 //! - [`many`]: the owner of thousands of addresses is cut off
 //!
-//! All but the first happens on one cluster ([`stand`]), with [`keepalived`] on hosts of the same LAN. Everything runs on one machine,
+//! All but the first happens on one cluster ([`testbed`]), with [`keepalived`] on hosts of the same LAN. Everything runs on one machine,
 //! where all hosts share the processors: what else runs there shows in the figures, and nothing else should.
 
 mod calm;
@@ -20,7 +20,7 @@ mod idle;
 mod keepalived;
 mod many;
 mod outage;
-mod stand;
+mod testbed;
 
 use std::net::Ipv4Addr;
 use std::time::Duration;
@@ -33,7 +33,7 @@ use clap::{Parser, Subcommand};
 use tokio::signal::ctrl_c;
 use tokio::signal::unix::{SignalKind, signal};
 
-use crate::stand::Stand;
+use crate::testbed::Stand;
 
 /// The parts, in the order in which they are measured.
 const PARTS: [&str; 5] = ["crowd", "idle", "outage", "calm", "many"];

@@ -24,7 +24,7 @@ use lab::{Direction, wait_until};
 use serde_json::json;
 use tokio::time::sleep;
 
-use crate::stand::{NODES, Stand, mac, without_pods};
+use crate::testbed::{NODES, Stand, mac, without_pods};
 use crate::{Bench, floor};
 
 /// The pool that they are from: of what RFC 2544 sets aside for benchmarks.

@@ -25,7 +25,7 @@ use tokio::time::{sleep, sleep_until};
 
 use crate::Bench;
 use crate::keepalived::{self, SETTINGS, Setting};
-use crate::stand::Stand;
+use crate::testbed::Stand;
 
 /// Answers come for at least so long before something is done to the address.
 const BEFORE: Duration = Duration::from_millis(250);

@@ -3,6 +3,10 @@
 //!
 //! A silent node stays Ready for as long as Kubernetes' default says (50 s), for that is what kube-proxy goes by.
 
+mod client;
+pub mod connections;
+pub mod rolling;
+
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;

@@ -25,8 +25,8 @@ use tokio::task::block_in_place;
 use tokio::time::sleep;
 
 use crate::Bench;
-use crate::client::{self, Flow, Flows};
-use crate::stand::Stand;
+use crate::testbed::Stand;
+use crate::testbed::client::{self, Flow, Flows};
 
 /// Connections that stay.
 const FLOWS: usize = 1000;

@@ -12,7 +12,7 @@ use e2e::Transport;
 use e2e::rolling::{POLICIES, RollingUpdates};
 
 use crate::Bench;
-use crate::stand::Stand;
+use crate::testbed::Stand;
 
 /// How often it is updated.
 const ROUNDS: usize = 5;
