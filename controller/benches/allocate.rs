@@ -71,7 +71,7 @@ fn measure(case: &Case) -> [f64; 3] {
     let lan = pools.get("lan").expect("the pool");
     let first = lan.ranges[0].first();
     let (used, every) = case.used;
-    let full = Free::new(&pools, (0..used).filter(|index| index % every == 0).map(|index| after(first, index)));
+    let full = Free::new(&pools, (0..used).filter(|index| index % every == 0).map(|index| nth_after(first, index)));
     // Each Service has another name, or it would get its former address again.
     let services: Vec<_> = (0..TAKES).map(|index| Key::new("default", format!("service-{index}"))).collect();
     let mut rounds: Vec<f64> = (0..ROUNDS)
@@ -95,7 +95,7 @@ fn measure(case: &Case) -> [f64; 3] {
     [rounds[0], rounds[ROUNDS / 2], rounds[ROUNDS - 1]]
 }
 
-fn after(first: IpAddr, index: u32) -> IpAddr {
+fn nth_after(first: IpAddr, index: u32) -> IpAddr {
     match first {
         IpAddr::V4(v4) => IpAddr::V4((v4.to_bits() + index).into()),
         IpAddr::V6(v6) => IpAddr::V6((v6.to_bits() + u128::from(index)).into()),

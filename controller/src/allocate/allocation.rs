@@ -9,7 +9,7 @@
 //! request by name comes before a Service that takes any address.
 //!
 //! Only LoadBalancerIPs are trusted. The status of a Service is not: the API server clears it when the type changes, and
-//! everyone with write access to it can forge it.
+//! every client with write access can forge it.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;

@@ -98,12 +98,12 @@ impl fmt::Display for Refusal {
                 f,
                 "no IPAddressPool assigns {family} addresses to this Service automatically: request one of {} in \
                  landfall.dev/address-pool, or set spec.autoAssign of a pool, or create another",
-                truncated(pools)
+                truncate(pools)
             ),
             Self::PoolsExhausted(family, pools) => write!(
                 f,
                 "no {family} address is free in {}: add addresses there, or create another IPAddressPool",
-                truncated(pools)
+                truncate(pools)
             ),
             Self::PoolNotFound(pool) => {
                 write!(f, "there is no IPAddressPool {pool}: request another, or remove landfall.dev/address-pool")
@@ -154,7 +154,7 @@ impl fmt::Display for Refusal {
                 "{lb_ip} is {}, and this Service has {}: request an address of that family, or change \
                  spec.ipFamilies",
                 Family::from(*lb_ip),
-                truncated(families)
+                truncate(families)
             ),
             Self::DualStackUnavailable(family, why) => write!(
                 f,
@@ -178,6 +178,6 @@ fn write_in_use(f: &mut fmt::Formatter<'_>, lb_ip: IpAddr, by: &InUse) -> fmt::R
     f.write_str("; request another address, or remove the request")
 }
 
-fn truncated<T: fmt::Display>(names: &[T]) -> Truncated<&T> {
+fn truncate<T: fmt::Display>(names: &[T]) -> Truncated<&T> {
     names.iter().collect()
 }
