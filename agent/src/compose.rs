@@ -3,16 +3,16 @@
 //! | room | contents |
 //! |---|---|
 //! | [`stores`] | the watches and their tables |
-//! | [`snapshots`] | both snapshots of everything at once (pure) |
-//! | [`composition`] | the same, kept up to date with each change (pure) |
+//! | [`composition`] | both snapshots, kept up to date with each change (pure) |
+//! | [`snapshots`] | the parts of the dataplane's snapshot that follow from a few objects (pure) |
 //! | [`composer`] | the task that sends new snapshots |
 
 pub(crate) mod composer;
 mod composition;
+#[cfg(test)]
+mod oracle;
 mod snapshots;
 pub(crate) mod stores;
-
-use std::collections::BTreeSet;
 
 use crds::Backend;
 use kube::Client;
@@ -20,6 +20,7 @@ use observe::Wake;
 use tokio::task::JoinSet;
 
 pub(crate) use composer::Composer;
+use composition::Composition;
 pub(crate) use stores::Stores;
 
 /// What the agent of a node would program.
@@ -39,14 +40,13 @@ pub async fn plan_once(client: &Client, node: &str, backend: Backend, counts: bo
     let stores = Stores::new(&wake);
     let mut watches = JoinSet::new();
     stores.watch(client, &mut watches);
-    let observed = loop {
-        if let Some(observed) = stores.observed() {
-            break observed;
+    let changes = loop {
+        if let Some(changes) = stores.take_changes() {
+            break changes;
         }
         listener.wait().await;
     };
-    let is_known = observed.nodes.contains_key(node);
-    let (mut snapshot, _) = snapshots::snapshots(node, backend, observed, BTreeSet::new());
-    snapshot.counts = counts;
-    Planned { snapshot, is_known }
+    let mut composition = Composition::new(node, backend, counts);
+    composition.apply(changes);
+    Planned { snapshot: composition.dataplane().clone(), is_known: composition.has_own_node() }
 }

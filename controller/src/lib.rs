@@ -63,5 +63,4 @@ pub use pools::occupied::Occupied;
 pub use run::{Config, Error, run};
 pub use state::index::ClusterIndex;
 pub use state::index::unannounced::Obstacle;
-pub use status::announced::{Circumstances, Judge, Nowhere};
 pub use status::reason::{AllocatedReason, AnnouncedReason, ForwardingReason, RefusalReason};

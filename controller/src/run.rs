@@ -46,7 +46,6 @@ use crate::plan::queue::Queue;
 use crate::state::index::ClusterIndex;
 use crate::state::index::unannounced::Obstacle;
 use crate::state::stores::Stores;
-use crate::status::announced::Judge;
 
 /// Series in flight: enough to keep an API server busy, and below its limit for the writes of one client.
 const CONCURRENCY: usize = 64;
@@ -74,8 +73,6 @@ pub struct Config {
     /// Where the leader is elected. `None`: there is no other controller.
     pub election: Option<Election>,
     pub metrics: Metrics,
-    /// Returns why no node may announce an address. `None`: such a reason is never reported.
-    pub judge: Option<Judge>,
     /// The problem that keeps every node from announcing.
     pub obstacle: channel::Receiver<Option<Obstacle>>,
 }
@@ -83,7 +80,7 @@ pub struct Config {
 impl Default for Config {
     fn default() -> Self {
         let obstacle = channel::channel(None).1;
-        Self { default_class: true, election: None, metrics: Metrics::default(), judge: None, obstacle }
+        Self { default_class: true, election: None, metrics: Metrics::default(), obstacle }
     }
 }
 
@@ -116,7 +113,6 @@ pub async fn run(client: Client, config: Config, shutdown: impl Future<Output = 
         elections.spawn(run_election(client.clone(), election, instance(), fence_tx.clone(), resign_rx));
     }
     let mut cluster = ClusterIndex::new(config.default_class);
-    cluster.judge = config.judge;
     let mut obstacle_rx = config.obstacle;
     cluster.set_obstacle(obstacle_rx.borrow_and_update().clone());
     let mut controller = Controller::new(client, stores, metrics, event_tx, cluster);

@@ -5,7 +5,7 @@ use anyhow::Context;
 use clap::Args;
 
 use crate::client::Connection;
-use crate::{http, nowhere, shutdown};
+use crate::{http, shutdown};
 
 /// The options of `landfall controller`.
 #[derive(Debug, Args)]
@@ -35,10 +35,9 @@ pub(crate) async fn run(connection: &Connection, options: Options) -> anyhow::Re
     let client = connection.client().await?;
     let election = options.lease_namespace.map(|namespace| controller::Election { namespace });
     let metrics = controller::Metrics::default();
-    let judge = Some(nowhere::nowhere as controller::Judge);
     let (obstacle_tx, obstacle_rx) = tokio::sync::watch::channel(None);
     let default_class = !options.only_class;
-    let config = controller::Config { default_class, election, metrics: metrics.clone(), judge, obstacle: obstacle_rx };
+    let config = controller::Config { default_class, election, metrics: metrics.clone(), obstacle: obstacle_rx };
     let secret = options.keys_namespace.map(|namespace| keys::KeySecret { client: client.clone(), namespace });
     let keep_keys = async {
         match secret {

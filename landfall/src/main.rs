@@ -9,7 +9,6 @@ mod client;
 mod controller_command;
 mod http;
 mod logging;
-mod nowhere;
 mod shutdown;
 
 use clap::{Parser, Subcommand};

@@ -68,14 +68,14 @@ impl Composer {
         let mut patience = None;
         loop {
             let mut waits = None;
-            if let Some(changes) = stores.changes() {
-                composition.bury(inputs.dead.borrow_and_update().clone());
-                composition.lead_back(inputs.returned.borrow_and_update().clone());
-                composition.meet(&inputs.neighbours.borrow_and_update());
+            if let Some(changes) = stores.take_changes() {
+                composition.set_dead(inputs.dead.borrow_and_update().clone());
+                composition.set_returns(inputs.returned.borrow_and_update().clone());
+                composition.set_neighbours(&inputs.neighbours.borrow_and_update());
                 composition.apply(changes);
                 // The kernel spreads frames since before: who will be met in a moment must not be missing meanwhile.
                 let patience = *patience.get_or_insert_with(|| Instant::now() + ACQUAINTANCE);
-                let waiting = Instant::now() < patience && !composition.is_acquainted();
+                let waiting = Instant::now() < patience && !composition.has_met_all();
                 waits = waiting.then_some(patience);
                 let known = composition.dataplane();
                 let wanted = inputs.network.borrow_and_update().as_ref().map(|network| wanted(network, known));

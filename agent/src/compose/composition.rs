@@ -1,50 +1,30 @@
-//! What each library is to know, kept up to date: what changed in, snapshots out, at the price of what changed. Pure.
+//! The snapshots of the dataplane and the speaker, kept up to date at the cost of each change. Pure: changes in, snapshots
+//! out.
 //!
-//! A thousand endpoints a second may change in a cluster of 30,000 Services, and none of them waits for all the others to be
-//! looked at. What comes out is the same as [`snapshots`](super::snapshots::snapshots) of everything, and shares with what came
-//! out before whatever did not change.
+//! In a cluster of 30,000 Services a thousand endpoints may change in a second, so no change may visit all Services. Each
+//! snapshot equals one that is composed from scratch, and shares with the previous one all parts that did not change.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use crds::{
-    Advertisement, Backend, EndpointSlice, Holder, Key, Node, PeerLinks, PoolSettings, Record, Service, TrafficPolicy,
-};
+use crds::{Backend, Key};
 use dataplane::reply_path::Return;
 use dataplane::snapshot::Terms;
-use model::Holdings;
-use model::eligibility::{Eligibility, News, Observed};
-use observe::Change;
+use model::Cluster;
+use model::cluster::Change;
+use model::eligibility::Eligibility;
 use speaker::Neighbours;
 
 use super::snapshots::{links, own_addresses, pod_ranges, terms};
 
-/// What has changed of all that a node agent observes.
-#[derive(Clone, Debug, Default)]
-pub(super) struct Changes {
-    pub(super) services: Vec<Change<Key, Service>>,
-    pub(super) slices: Vec<Change<Key, EndpointSlice>>,
-    pub(super) nodes: Vec<Change<String, Node>>,
-    pub(super) pools: Vec<Change<String, PoolSettings>>,
-    pub(super) advertisements: Vec<Change<String, Advertisement>>,
-    pub(super) addresses: Vec<Change<IpAddr, Record>>,
-    pub(super) wirings: Vec<Change<String, PeerLinks>>,
-}
-
-/// What is composed, and what of.
+/// The cluster and the snapshots made of it.
 #[derive(Debug)]
 pub(super) struct Composition {
-    pools: BTreeMap<String, Arc<PoolSettings>>,
-    wirings: BTreeMap<String, Arc<PeerLinks>>,
-    /// Which nodes the speaker has met on which link.
-    neighbours: Neighbours,
-    /// What says who may announce: of Services the load balancers, with their slices; of addresses those in use.
-    observed: Observed,
-    /// The slices of all other Services, which may become load balancers. Those of one are in order of their keys.
-    others: BTreeMap<Key, Vec<Arc<EndpointSlice>>>,
-    /// Which addresses each Service holds.
-    held: Holdings,
+    /// Of Services only load balancers, of records only those that are not being deleted.
+    cluster: Cluster,
+    /// The nodes that the speaker has heard on each link; `None` if no speaker runs.
+    neighbours: Option<Neighbours>,
     /// The terms that most Services have.
     usual: Arc<Terms>,
     dataplane: dataplane::Snapshot,
@@ -53,16 +33,11 @@ pub(super) struct Composition {
 }
 
 impl Composition {
-    /// Of nothing, for `node`. Services that don't say what their packets go to have this `backend`; packets are counted if it
-    /// `counts`.
+    /// An empty cluster, seen from `node`. `backend` is the default for Services; `counts` turns traffic counters on.
     pub(super) fn new(node: &str, backend: Backend, counts: bool) -> Self {
         Self {
-            pools: BTreeMap::new(),
-            wirings: BTreeMap::new(),
-            neighbours: Neighbours::default(),
-            observed: Observed::default(),
-            others: BTreeMap::new(),
-            held: Holdings::default(),
+            cluster: Cluster::default(),
+            neighbours: None,
             usual: Arc::default(),
             dataplane: dataplane::Snapshot { node: node.to_owned(), backend, counts, ..dataplane::Snapshot::default() },
             eligibility: Eligibility::default(),
@@ -70,168 +45,86 @@ impl Composition {
         }
     }
 
-    /// What the dataplane is to know.
     pub(super) fn dataplane(&self) -> &dataplane::Snapshot {
         &self.dataplane
     }
 
-    /// What the speaker is to know.
     pub(super) fn speaker(&self) -> &speaker::Snapshot {
         &self.speaker
     }
 
-    /// These nodes are dead, as the speaker says.
-    pub(super) fn bury(&mut self, dead: BTreeSet<String>) {
+    /// Whether the cluster has the node from which it is seen.
+    pub(super) fn has_own_node(&self) -> bool {
+        self.cluster.nodes().contains_key(&self.dataplane.node)
+    }
+
+    /// Sets the nodes that the speaker reports as dead.
+    pub(super) fn set_dead(&mut self, dead: BTreeSet<String>) {
         self.dataplane.dead = dead;
     }
 
-    /// Answers are led back by these links.
-    pub(super) fn lead_back(&mut self, returns: Arc<BTreeSet<Return>>) {
+    /// Sets the links by which replies are routed back.
+    pub(super) fn set_returns(&mut self, returns: Arc<BTreeSet<Return>>) {
         self.dataplane.returns = returns;
     }
 
-    /// The speaker has met these nodes.
-    pub(super) fn meet(&mut self, neighbours: &Neighbours) {
-        if self.neighbours != *neighbours {
-            self.neighbours.clone_from(neighbours);
-            self.link();
+    /// Sets the nodes that the speaker has heard.
+    pub(super) fn set_neighbours(&mut self, neighbours: &Neighbours) {
+        if self.neighbours.as_ref() != Some(neighbours) {
+            self.neighbours = Some(neighbours.clone());
+            self.set_links();
         }
     }
 
-    /// Whether everybody was met on this node's links who may be there.
-    pub(super) fn is_acquainted(&self) -> bool {
-        links(&self.dataplane.node, (&self.observed.nodes, &self.wirings), None) == self.dataplane.links
+    /// Whether the speaker has heard every node that may be on a link of this node.
+    pub(super) fn has_met_all(&self) -> bool {
+        links(&self.dataplane.node, &self.cluster, None) == self.dataplane.links
     }
 
-    /// Takes in what has changed.
-    pub(super) fn apply(&mut self, changes: Changes) {
-        let Changes { services, slices, nodes, pools, advertisements, addresses, wirings } = changes;
-        let of_all = !nodes.is_empty() || !pools.is_empty() || !advertisements.is_empty();
-        let links_may_differ = !nodes.is_empty() || !wirings.is_empty();
-        let pools_differ = !pools.is_empty();
-        for change in pools {
-            let labels = change.value.as_ref().map(|pool| Arc::clone(&pool.labels));
-            put(&mut self.observed.pools, change.key.clone(), labels);
-            put(&mut self.pools, change.key, change.value);
+    pub(super) fn apply(&mut self, changes: impl IntoIterator<Item = Change>) {
+        let mut affected = self.cluster.apply(changes.into_iter().map(only_in_use));
+        affected.lb_ips.iter().for_each(|lb_ip| self.set_holders(*lb_ip));
+        if affected.pools {
+            affected.services.extend(self.cluster.services().keys().cloned());
         }
-        nodes.into_iter().for_each(|change| put(&mut self.observed.nodes, change.key, change.value));
-        advertisements.into_iter().for_each(|change| put(&mut self.observed.advertisements, change.key, change.value));
-        wirings.into_iter().for_each(|change| put(&mut self.wirings, change.key, change.value));
-
-        let mut touched = Touched::default();
-        addresses.into_iter().for_each(|change| self.take_address(change, &mut touched));
-        services.into_iter().for_each(|change| self.take_service(change, &mut touched));
-        if pools_differ {
-            touched.terms.extend(self.observed.services.keys().cloned());
-        }
-        self.set_terms(&touched.terms);
-        slices.into_iter().for_each(|change| self.take_slice(change, &mut touched));
-        self.dataplane.slices = self.observed.slices.clone();
-
-        let node = &self.dataplane.node;
-        if links_may_differ {
-            let own = self.observed.nodes.get(node);
+        self.set_terms(&affected.services);
+        self.dataplane.slices = self.cluster.slices().clone();
+        if affected.nodes || affected.peer_links {
+            let own = self.cluster.nodes().get(&self.dataplane.node);
             self.dataplane.pod_ranges = pod_ranges(own);
             self.dataplane.own = own_addresses(own);
             self.speaker.node_addresses.clone_from(&self.dataplane.own);
-            self.link();
+            self.set_links();
         }
-        if of_all {
-            self.eligibility.update(&self.observed, News::All);
-        } else if !touched.announcing.is_empty() {
-            self.eligibility.update(&self.observed, News::Of(&touched.announcing));
-        }
+        self.eligibility.update(&self.cluster, &affected);
         self.speaker.addresses = self.eligibility.policies().clone();
     }
 
-    fn link(&mut self) {
-        let known = (&self.observed.nodes, &self.wirings);
-        self.dataplane.links = links(&self.dataplane.node, known, Some(&self.neighbours));
+    fn set_links(&mut self) {
+        self.dataplane.links = links(&self.dataplane.node, &self.cluster, self.neighbours.as_ref());
     }
 
-    fn take_address(&mut self, change: Change<IpAddr, Record>, touched: &mut Touched) {
-        let Change { key: address, before, value, .. } = change;
-        touched.announcing.insert(address);
-        let (before, value) = (before.filter(|record| !record.deleting), value.filter(|record| !record.deleting));
-        let [old, new] = [&before, &value].map(|record| record.iter().flat_map(|record| &record.holders));
-        self.held.change(address, old.clone(), new.clone());
-        touched.terms.extend(old.chain(new).map(Holder::service));
-        let Some(record) = value else {
-            self.observed.addresses.remove(&address);
-            self.dataplane.addresses.remove(&address);
-            return;
-        };
-        if self.dataplane.addresses.get(&address).is_none_or(|holders| **holders != *record.holders) {
-            self.dataplane.addresses.insert(address, record.holders.as_slice().into());
-        }
-        self.observed.addresses.insert(address, record);
-    }
-
-    fn take_service(&mut self, change: Change<Key, Service>, touched: &mut Touched) {
-        let Change { key, value, .. } = change;
-        touched.announcing.extend(self.held.of(&key));
-        match value.filter(|service| service.is_load_balancer) {
-            Some(service) => {
-                if self.observed.services.insert(key.clone(), service).is_none()
-                    && let Some(slices) = self.others.remove(&key)
-                {
-                    self.observed.slices.insert(key.clone(), slices.into());
+    fn set_holders(&mut self, lb_ip: IpAddr) {
+        match self.cluster.records().get(&lb_ip) {
+            Some(record) => {
+                if self.dataplane.addresses.get(&lb_ip).is_none_or(|holders| **holders != *record.holders) {
+                    self.dataplane.addresses.insert(lb_ip, record.holders.as_slice().into());
                 }
             }
-            None => {
-                self.observed.services.remove(&key);
-                if let Some(slices) = self.observed.slices.remove(&key) {
-                    self.others.insert(key.clone(), slices.to_vec());
-                }
-            }
-        }
-        touched.terms.insert(key);
-    }
-
-    fn take_slice(&mut self, change: Change<Key, EndpointSlice>, touched: &mut Touched) {
-        let Change { key, before, value, .. } = change;
-        let place = |slices: &[Arc<EndpointSlice>]| slices.binary_search_by(|slice| slice.key.cmp(&key));
-        for service in [&before, &value].into_iter().flatten().map(|slice| &slice.service) {
-            let mine = value.as_ref().filter(|slice| slice.service == *service);
-            self.change_slices(service, |slices| match (place(slices), mine) {
-                (Ok(place), Some(slice)) => slices[place] = Arc::clone(slice),
-                (Err(place), Some(slice)) => slices.insert(place, Arc::clone(slice)),
-                (Ok(place), None) => drop(slices.remove(place)),
-                (Err(_), None) => {}
-            });
-            let known = self.observed.services.get(service);
-            if known.is_some_and(|service| service.traffic_policy == TrafficPolicy::Local) {
-                touched.announcing.extend(self.held.of(service));
-            }
+            None => drop(self.dataplane.addresses.remove(&lb_ip)),
         }
     }
 
-    fn change_slices(&mut self, service: &Key, change: impl FnOnce(&mut Vec<Arc<EndpointSlice>>)) {
-        if self.observed.services.contains_key(service) {
-            let mut slices = self.observed.slices.get(service).map(|slices| slices.to_vec()).unwrap_or_default();
-            change(&mut slices);
-            match slices.is_empty() {
-                true => drop(self.observed.slices.remove(service)),
-                false => drop(self.observed.slices.insert(service.clone(), slices.into())),
-            }
-        } else {
-            let slices = self.others.entry(service.clone()).or_default();
-            change(slices);
-            if slices.is_empty() {
-                self.others.remove(service);
-            }
-        }
-    }
-
-    /// Says on which terms these Services are forwarded, as far as they are there.
+    /// Sets the terms of those of these Services that exist.
     fn set_terms(&mut self, services: &BTreeSet<Key>) {
-        let some_are_unspread = self.pools.values().any(|pool| !pool.spread);
+        let some_are_unspread = self.cluster.pools().values().any(|pool| !pool.spread);
         for key in services {
-            let Some(object) = self.observed.services.get(key) else {
+            let Some(object) = self.cluster.services().get(key) else {
                 self.dataplane.services.remove(key);
                 continue;
             };
-            let new = terms(object, object.spread_disabled || some_are_unspread && self.is_in_unspread_pool(key));
+            let unspread = object.spread_disabled || some_are_unspread && self.is_in_unspread_pool(key);
+            let new = terms(object, unspread);
             let known = self.dataplane.services.get(key);
             let old = known.map(|known| &known.terms).into_iter().chain([&self.usual]).find(|old| ***old == new);
             let terms = old.cloned().unwrap_or_else(|| Arc::new(new));
@@ -244,28 +137,22 @@ impl Composition {
         }
     }
 
-    /// Whether a Service has an address of a pool that is not to be spread.
+    /// Whether a Service has an address of a pool whose packets are not spread.
     fn is_in_unspread_pool(&self, service: &Key) -> bool {
-        let records = self.held.of(service).filter_map(|address| self.observed.addresses.get(&address));
-        let mut pools = records.filter_map(|record| self.pools.get(&*record.pool));
+        let records = self.cluster.addresses_of(service).filter_map(|lb_ip| self.cluster.records().get(&lb_ip));
+        let mut pools = records.filter_map(|record| self.cluster.pools().get(&*record.pool));
         pools.any(|pool| !pool.spread)
     }
 }
 
-/// What may have to be said otherwise.
-#[derive(Debug, Default)]
-struct Touched {
-    /// Who may announce these.
-    announcing: BTreeSet<IpAddr>,
-    /// On which terms these are forwarded.
-    terms: BTreeSet<Key>,
-}
-
-fn put<V>(map: &mut BTreeMap<String, V>, key: String, value: Option<V>) {
-    match value {
-        Some(value) => map.insert(key, value),
-        None => map.remove(&key),
-    };
+/// The change without a Service that is not a load balancer, and without a record that is being deleted: an agent treats
+/// those as if they did not exist.
+fn only_in_use(change: Change) -> Change {
+    match change {
+        Change::Service(key, after) => Change::Service(key, after.filter(|service| service.is_load_balancer)),
+        Change::Record(lb_ip, after) => Change::Record(lb_ip, after.filter(|record| !record.deleting)),
+        other => other,
+    }
 }
 
 #[cfg(test)]

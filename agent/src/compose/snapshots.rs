@@ -1,92 +1,18 @@
-//! What each library is to know, from what the API server says. Pure: tables in, snapshots out.
-//!
-//! All at once, as it is printed for users. An agent keeps what is composed up to date instead ([`super::composition`]), and
-//! comes to the same.
+//! Parts of the dataplane's snapshot that follow from a few objects. Pure.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::sync::Arc;
 
 use crds::node_network::{NodeNetworkSpec, PeerLink};
 use crds::service::Family;
-use crds::{
-    Advertisement, Backend, EndpointSlice, Holder, Key, MacAddr, Node, PeerLinks, PoolSettings, Record, Service,
-    parse_station,
-};
+use crds::{MacAddr, Node, Service, parse_station};
 use dataplane::reply_path::Wanted;
 use dataplane::rules::sources::Sources;
-use dataplane::snapshot::{Link, LinkName, Slices, Terms};
+use dataplane::snapshot::{Link, LinkName, Terms};
 use ipnet::IpNet;
-use model::SharedMap;
-use model::eligibility::Observed as Known;
+use model::Cluster;
 use speaker::Neighbours;
-
-/// All that a node agent observes, complete: nothing is composed before every kind has been listed once.
-#[derive(Clone, Debug, Default)]
-pub(super) struct Observed {
-    pub(super) services: BTreeMap<Key, Arc<Service>>,
-    pub(super) slices: BTreeMap<Key, Arc<EndpointSlice>>,
-    pub(super) nodes: BTreeMap<String, Arc<Node>>,
-    pub(super) pools: BTreeMap<String, Arc<PoolSettings>>,
-    pub(super) advertisements: BTreeMap<String, Arc<Advertisement>>,
-    pub(super) addresses: BTreeMap<IpAddr, Arc<Record>>,
-    pub(super) wirings: BTreeMap<String, Arc<PeerLinks>>,
-    /// Which nodes the speaker has met on which link; `None` if there is none to ask. Then networks decide alone.
-    pub(super) neighbours: Option<Neighbours>,
-}
-
-/// Objects of one kind, by name.
-pub(super) type Named<T> = BTreeMap<String, Arc<T>>;
-
-/// What the libraries on `node` are to know of what was observed. Services that don't say what their packets go to have this
-/// `backend`.
-///
-/// An address counts if there is an object for it that nobody is deleting, whatever the status of a Service says. Who is
-/// `dead` is the speaker's word, which comes long before the API server's.
-pub(super) fn snapshots(
-    node: &str,
-    backend: Backend,
-    observed: Observed,
-    dead: BTreeSet<String>,
-) -> (dataplane::Snapshot, speaker::Snapshot) {
-    let links = links(node, (&observed.nodes, &observed.wirings), observed.neighbours.as_ref());
-    let Observed { mut services, slices: all, nodes, pools, advertisements, mut addresses, .. } = observed;
-    services.retain(|_, service| service.is_load_balancer);
-    let mut slices: BTreeMap<Key, Vec<Arc<EndpointSlice>>> = BTreeMap::new();
-    for slice in all.into_values().filter(|slice| services.contains_key(&slice.service)) {
-        slices.entry(slice.service.clone()).or_default().push(slice);
-    }
-    let slices: SharedMap<Key, Slices> = slices.into_iter().map(|(key, slices)| (key, slices.into())).collect();
-    addresses.retain(|_, record| !record.deleting);
-    let held = |record: &Record| -> Arc<[Holder]> { record.holders.clone().into() };
-    let unspread = unspread(&addresses, &pools);
-    let dataplane = dataplane::Snapshot {
-        node: node.to_owned(),
-        dead,
-        pod_ranges: pod_ranges(nodes.get(node)),
-        own: own_addresses(nodes.get(node)),
-        backend,
-        addresses: addresses.iter().map(|(address, record)| (*address, held(record))).collect(),
-        links,
-        // Not known to the API server.
-        returns: Arc::default(),
-        services: services
-            .iter()
-            .map(|(key, object)| {
-                let terms = Arc::new(terms(object, object.spread_disabled || unspread.contains(key)));
-                (key.clone(), dataplane::snapshot::Service { object: Arc::clone(object), terms })
-            })
-            .collect(),
-        slices: slices.clone(),
-        // An option of the agent, and nothing that is observed.
-        counts: false,
-    };
-    let pools = pools.into_iter().map(|(name, pool)| (name, Arc::clone(&pool.labels))).collect();
-    let (services, addresses) = (services.into_iter().collect(), addresses.into_iter().collect());
-    let node_addresses = own_addresses(nodes.get(node));
-    let observed = Known { services, slices, nodes, pools, advertisements, addresses };
-    (dataplane, speaker::Snapshot { node_addresses, addresses: model::eligibility::policies(&observed) })
-}
 
 /// What must be known to lead answers back by the link that the request came in by. Links that pods have their addresses
 /// on are none that a client comes by: what comes in there to an lb_ip is from this node's own pods.
@@ -107,16 +33,13 @@ pub(super) fn wanted(network: &NodeNetworkSpec, snapshot: &dataplane::Snapshot) 
 /// The links on which frames can be handed to other nodes, and those. Two nodes are on one link if they have addresses of
 /// the same network there, and the speaker has met the other one on it, under the MAC address that this one tells. The same
 /// network may be in several places.
-pub(super) fn links(
-    node: &str,
-    (nodes, wirings): (&Named<Node>, &Named<PeerLinks>),
-    neighbours: Option<&Neighbours>,
-) -> BTreeMap<LinkName, Link> {
+pub(super) fn links(node: &str, cluster: &Cluster, neighbours: Option<&Neighbours>) -> BTreeMap<LinkName, Link> {
+    let (nodes, peer_links) = (cluster.nodes(), cluster.peer_links());
     let mut links = BTreeMap::new();
-    for own in wirings.get(node).iter().flat_map(|wiring| &wiring.links) {
+    for own in peer_links.get(node).iter().flat_map(|wiring| &wiring.links) {
         let (Some(name), Some(mac)) = (LinkName::new(&own.name), parse_station(&own.mac)) else { continue };
         let here = |link: &&PeerLink| link.networks.iter().any(|network| own.networks.contains(network));
-        let others = wirings.iter().filter(|(other, _)| *other != node && nodes.contains_key(*other));
+        let others = peer_links.iter().filter(|(other, _)| *other != node && nodes.contains_key(*other));
         let peers = others.filter_map(|(other, wiring)| {
             let peer = parse_station(&wiring.links.iter().find(here)?.mac)?;
             let is_met = neighbours.is_none_or(|neighbours| neighbours.mac(&own.name, other) == Some(peer));
@@ -129,16 +52,6 @@ pub(super) fn links(
         }
     }
     links
-}
-
-/// The Services that have an address of a pool that is not to be spread. Most clusters have no such pool.
-fn unspread(addresses: &BTreeMap<IpAddr, Arc<Record>>, pools: &BTreeMap<String, Arc<PoolSettings>>) -> BTreeSet<Key> {
-    if pools.values().all(|pool| pool.spread) {
-        return BTreeSet::new();
-    }
-    let is_unspread = |record: &&Arc<Record>| pools.get(&*record.pool).is_some_and(|pool| !pool.spread);
-    let holders = addresses.values().filter(is_unspread).flat_map(|record| &record.holders);
-    holders.map(Holder::service).collect()
 }
 
 /// What decides who may use a Service, and whether clients stay with their endpoints.
@@ -161,9 +74,12 @@ pub(super) fn own_addresses(own: Option<&Arc<Node>>) -> Vec<IpAddr> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::oracle::Observed;
     use super::*;
     use crds::node_network::NodeLink;
+    use crds::{EndpointSlice, Holder, Key, PeerLinks, PoolSettings, Record};
     use serde_json::json;
+    use std::collections::BTreeSet;
 
     fn observed() -> Observed {
         let service = |name: &str, kind: &str| {
@@ -213,14 +129,16 @@ mod tests {
             pools: [("lan".to_owned(), Arc::new(PoolSettings { labels: Arc::default(), spread: true }))].into(),
             advertisements: BTreeMap::new(),
             addresses: [record("192.0.2.1", false), record("192.0.2.2", true)].into(),
-            wirings: BTreeMap::new(),
+            peer_links: BTreeMap::new(),
             neighbours: None,
         }
     }
 
     #[test]
     fn only_load_balancers_with_their_slices_and_addresses_in_use_are_handed_on() {
-        let (dataplane, speaker) = snapshots("n1", Backend::Endpoints, observed(), BTreeSet::from(["n2".into()]));
+        let mut composition = observed().composition("n1");
+        composition.set_dead(BTreeSet::from(["n2".into()]));
+        let (dataplane, speaker) = (composition.dataplane(), composition.speaker());
         let web = Key::new("default", "web");
         assert_eq!(dataplane.services.keys().collect::<Vec<_>>(), [&web]);
         assert_eq!(dataplane.slices.keys().collect::<Vec<_>>(), [&web]);
@@ -237,28 +155,24 @@ mod tests {
     fn a_service_says_who_may_use_it_and_whether_clients_stay_with_their_endpoint() {
         let mut observed = observed();
         let web = Key::new("default", "web");
-        let open =
-            snapshots("n1", Backend::Endpoints, observed.clone(), BTreeSet::new()).0.services[&web].terms.clone();
+        let terms = |observed: &Observed| observed.composition("n1").dataplane().services[&web].terms.clone();
+        let open = terms(&observed);
         assert_eq!(*open, Terms::default());
         let service = Arc::make_mut(observed.services.get_mut(&web).expect("a Service"));
         (service.source_ranges, service.affinity) = (["192.0.2.0/24".into()].into(), Some(60));
-        let terms =
-            snapshots("n1", Backend::Endpoints, observed.clone(), BTreeSet::new()).0.services[&web].terms.clone();
         assert_eq!(
-            *terms,
+            *terms(&observed),
             Terms { sources: Sources::read(["192.0.2.0/24"], None), affinity: Some(60), unspread: false }
         );
         let service = Arc::make_mut(observed.services.get_mut(&web).expect("a Service"));
         (service.source_ranges, service.source_ranges_annotation) = (Box::default(), Some("198.51.100.0/24".into()));
-        let terms = snapshots("n1", Backend::Endpoints, observed, BTreeSet::new()).0.services[&web].terms.clone();
-        assert_eq!(terms.sources, Sources::read(["198.51.100.0/24"], None));
+        assert_eq!(terms(&observed).sources, Sources::read(["198.51.100.0/24"], None));
     }
 
     #[test]
     fn a_service_is_not_spread_if_it_or_the_pool_of_one_of_its_addresses_says_so() {
         let unspread = |observed: Observed| {
-            let (dataplane, _) = snapshots("n1", Backend::Endpoints, observed, BTreeSet::new());
-            dataplane.services[&Key::new("default", "web")].terms.unspread
+            observed.composition("n1").dataplane().services[&Key::new("default", "web")].terms.unspread
         };
         let of_the_pool = |spread| PoolSettings { labels: Arc::default(), spread };
         assert!(!unspread(observed()));
@@ -276,7 +190,7 @@ mod tests {
 
     #[test]
     fn answers_are_led_back_by_all_links_but_those_of_pods_in_the_families_in_use() {
-        let dataplane = snapshots("n1", Backend::Endpoints, observed(), BTreeSet::new()).0;
+        let composition = observed().composition("n1");
         let link = |name: &str, addresses: &[&str]| NodeLink {
             name: name.into(),
             addresses: addresses.iter().map(|text| (*text).to_owned()).collect(),
@@ -290,7 +204,7 @@ mod tests {
         let network = NodeNetworkSpec { links, gateways: vec![] };
         let name = |name: &str| LinkName::new(name).expect("a name");
         let expected = Wanted { links: [name("eth0"), name("eth1")].into(), families: [Family::V4].into() };
-        assert_eq!(wanted(&network, &dataplane), expected);
+        assert_eq!(wanted(&network, composition.dataplane()), expected);
     }
 
     #[test]
@@ -307,7 +221,7 @@ mod tests {
         for name in ["n2", "n3", "n4", "twin"] {
             observed.nodes.insert(name.into(), Arc::new(Node { name: name.into(), ..Node::default() }));
         }
-        observed.wirings = [
+        observed.peer_links = [
             wiring("n1", &[lan(1), storage(1)]),
             wiring("n2", &[link("ens3", "02:00:00:00:00:02", "192.0.2.0/24")]),
             wiring("n3", &[lan(3), storage(3)]),
@@ -323,12 +237,8 @@ mod tests {
             (name("eth0"), Link { mac: mac(0, 1), peers: peers(&[("n2", mac(0, 2)), ("n3", mac(0, 3))]) }),
             (name("eth1"), Link { mac: mac(1, 1), peers: peers(&[("n3", mac(1, 3))]) }),
         ]);
-        assert_eq!(snapshots("n1", Backend::Endpoints, observed.clone(), BTreeSet::new()).0.links, expected);
-        assert_eq!(
-            snapshots("n4", Backend::Endpoints, observed.clone(), BTreeSet::new()).0.links,
-            BTreeMap::new(),
-            "it is alone on its link"
-        );
+        assert_eq!(observed.composition("n1").dataplane().links, expected);
+        assert_eq!(observed.composition("n4").dataplane().links, BTreeMap::new(), "it is alone on its link");
         // Of those, only who was met there, and under that address.
         let mut met = Neighbours::default();
         met.meet("eth0", "n2", mac(0, 2));
@@ -336,16 +246,12 @@ mod tests {
         met.meet("eth0", "n4", mac(0, 4));
         observed.neighbours = Some(met.clone());
         let heard = BTreeMap::from([(name("eth0"), Link { mac: mac(0, 1), peers: peers(&[("n2", mac(0, 2))]) })]);
-        assert_eq!(snapshots("n1", Backend::Endpoints, observed.clone(), BTreeSet::new()).0.links, heard);
+        assert_eq!(observed.composition("n1").dataplane().links, heard);
         met.meet("eth0", "n3", mac(0, 3));
         met.meet("eth1", "n3", mac(1, 3));
         observed.neighbours = Some(met);
-        assert_eq!(snapshots("n1", Backend::Endpoints, observed.clone(), BTreeSet::new()).0.links, expected);
-        observed.wirings.remove("n1");
-        assert_eq!(
-            snapshots("n1", Backend::Endpoints, observed, BTreeSet::new()).0.links,
-            BTreeMap::new(),
-            "nothing is known of its own"
-        );
+        assert_eq!(observed.composition("n1").dataplane().links, expected);
+        observed.peer_links.remove("n1");
+        assert_eq!(observed.composition("n1").dataplane().links, BTreeMap::new(), "nothing is known of its own");
     }
 }

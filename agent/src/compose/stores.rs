@@ -1,6 +1,5 @@
 //! What the agent watches, and the tables that it is kept in.
 
-use std::collections::BTreeMap;
 use std::convert::Infallible;
 use std::fmt::Debug;
 use std::net::IpAddr;
@@ -9,12 +8,11 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::Result;
 use kube::{Client, Resource};
-use observe::{Change, Source, Store, Wake, source};
+use model::cluster::Change;
+use observe::{Source, Store, Wake, source};
 use serde::de::DeserializeOwned;
 use tokio::task::JoinSet;
 
-use super::composition::Changes;
-use super::snapshots::Observed;
 use crate::config::API_TIMEOUT;
 
 /// What the agent watches.
@@ -45,14 +43,8 @@ impl Wirings {
         Self { store: Store::with_changes(wake), given_up: Arc::default(), wake: wake.clone() }
     }
 
-    /// What is known; `None` while it is worth waiting for.
-    fn snapshot(&self) -> Option<BTreeMap<String, Arc<crds::PeerLinks>>> {
-        let nothing = || self.given_up.load(Ordering::Relaxed).then(BTreeMap::new);
-        self.store.snapshot().or_else(nothing)
-    }
-
     /// What has changed; `None` while it is worth waiting for.
-    fn changes(&self) -> Option<Vec<Change<String, crds::PeerLinks>>> {
+    fn changes(&self) -> Option<Vec<observe::Change<String, crds::PeerLinks>>> {
         let nothing = || self.given_up.load(Ordering::Relaxed).then(Vec::new);
         self.store.take_changes().or_else(nothing)
     }
@@ -104,25 +96,8 @@ impl Stores {
         }
     }
 
-    /// All that is known, once everything has been listed.
-    pub(super) fn observed(&self) -> Option<Observed> {
-        Some(Observed {
-            services: self.services.snapshot()?,
-            slices: self.slices.snapshot()?,
-            nodes: self.nodes.snapshot()?,
-            pools: self.pools.snapshot()?,
-            advertisements: self.advertisements.snapshot()?,
-            addresses: self.addresses.snapshot()?,
-            wirings: match &self.wirings {
-                Some(wirings) => wirings.snapshot()?,
-                None => BTreeMap::new(),
-            },
-            neighbours: None,
-        })
-    }
-
-    /// What has changed since this was asked last, once everything has been listed. There is one who asks.
-    pub(super) fn changes(&self) -> Option<Changes> {
+    /// The changes since the last call, once every kind has been listed. There is one caller.
+    pub(super) fn take_changes(&self) -> Option<impl Iterator<Item = Change> + use<>> {
         let Self { services, slices, nodes, pools, advertisements, addresses, wirings } = self;
         let is_listed = services.is_listed()
             && slices.is_listed()
@@ -130,17 +105,20 @@ impl Stores {
             && pools.is_listed()
             && advertisements.is_listed()
             && addresses.is_listed();
-        // Nothing is taken before it can be used: what has been listed once stays so.
-        let wirings =
-            if is_listed { wirings.as_ref().map_or(Some(Vec::new()), Wirings::changes)? } else { return None };
-        Some(Changes {
-            services: services.take_changes()?,
-            slices: slices.take_changes()?,
-            nodes: nodes.take_changes()?,
-            pools: pools.take_changes()?,
-            advertisements: advertisements.take_changes()?,
-            addresses: addresses.take_changes()?,
-            wirings,
-        })
+        // Nothing is taken before it can be used. A kind that has been listed once stays so.
+        if !is_listed {
+            return None;
+        }
+        let peer_links = wirings.as_ref().map_or(Some(Vec::new()), Wirings::changes)?;
+        let peer_links = peer_links.into_iter().map(|change| Change::PeerLinks(change.key, change.value));
+        let services = services.take_changes()?.into_iter().map(|change| Change::Service(change.key, change.value));
+        let slices = slices.take_changes()?.into_iter();
+        let slices = slices.map(|change| Change::Slice { before: change.before, after: change.value });
+        let nodes = nodes.take_changes()?.into_iter().map(|change| Change::Node(change.key, change.value));
+        let pools = pools.take_changes()?.into_iter().map(|change| Change::Pool(change.key, change.value));
+        let advertisements = advertisements.take_changes()?.into_iter();
+        let advertisements = advertisements.map(|change| Change::Advertisement(change.key, change.value));
+        let records = addresses.take_changes()?.into_iter().map(|change| Change::Record(change.key, change.value));
+        Some(services.chain(slices).chain(records).chain(nodes).chain(pools).chain(advertisements).chain(peer_links))
     }
 }

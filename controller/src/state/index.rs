@@ -31,7 +31,6 @@ use crate::pools::free::Free;
 use crate::pools::occupied::Occupied;
 use crate::state::index::unannounced::Obstacle;
 use crate::state::record::holds;
-use crate::status::announced::Judge;
 
 mod promises;
 pub(crate) mod unannounced;
@@ -52,8 +51,6 @@ pub struct ClusterIndex {
     /// `None`: not watched yet, because they cost memory.
     pub(crate) slices: Option<BTreeMap<Key, Arc<EndpointSlice>>>,
     wants_slices: bool,
-    /// Returns why no node may announce an address.
-    pub(crate) judge: Option<Judge>,
     /// The problem that keeps every node from announcing.
     pub(crate) obstacle: Option<Obstacle>,
 
@@ -150,7 +147,6 @@ impl ClusterIndex {
             advertisements: BTreeMap::new(),
             slices: None,
             wants_slices: false,
-            judge: None,
             obstacle: None,
             free: Free::new(&pools, []),
             occupied,

@@ -9,87 +9,25 @@
 //! in which no traffic passes anyway.
 //!
 //! An unannounced address is reported only after a grace period: a new address and one that moves both need a moment. The
-//! reason comes from a [`Judge`], because eligibility is decided in `speaker`.
+//! reason comes from [`model::eligibility`], which decides for the agents as well.
 
-use std::collections::BTreeMap;
 use std::fmt;
 use std::net::IpAddr;
 use std::sync::Arc;
 
 use crds::condition::{Condition, ConditionStatus, DesiredCondition};
 use crds::service::ANNOUNCED;
-use crds::{
-    AddressConflict, Advertisement, Announcer, EndpointSlice, Key, Labels, Node, Record, Service, TrafficPolicy,
-};
+use crds::{AddressConflict, Announcer, EndpointSlice, Key, PoolSettings, Record, Service, TrafficPolicy};
 use jiff::Timestamp;
+use model::Cluster;
+use model::cluster::Change;
+use model::eligibility::why_not;
 
 use crate::allocate::allocation::Allocation;
 use crate::plan::effect::{Event, service_reference};
 use crate::state::index::ClusterIndex;
 use crate::status::change::ConditionChange;
 use crate::status::reason::AnnouncedReason;
-
-/// Says why no node may announce an address; `None` if one may.
-pub type Judge = fn(&Circumstances<'_>) -> Option<Nowhere>;
-
-/// What decides who may announce an address.
-#[derive(Debug)]
-pub struct Circumstances<'a> {
-    /// The address.
-    pub record: &'a Arc<Record>,
-    /// The Services that hold it.
-    pub services: BTreeMap<Key, Arc<Service>>,
-    /// The slices of those whose traffic policy is Local.
-    pub slices: BTreeMap<Key, Vec<Arc<EndpointSlice>>>,
-    /// All nodes, by name.
-    pub nodes: &'a BTreeMap<String, Arc<Node>>,
-    /// The labels of its pool, by name, if that exists.
-    pub pools: BTreeMap<String, Arc<Labels>>,
-    /// All advertisements, by name.
-    pub advertisements: &'a BTreeMap<String, Arc<Advertisement>>,
-}
-
-/// Why no node may announce an address: what would have to be otherwise.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Nowhere {
-    /// An endpoint would have to be ready on a node that may otherwise announce.
-    NoEndpoint,
-    /// A node would have to be without the label that keeps traffic from it.
-    NodesExcluded,
-    /// An L2Advertisement that selects the pool would have to select the Service.
-    ServiceNotSelected,
-    /// An L2Advertisement that selects the pool and the Service would have to select a node.
-    NodesNotSelected,
-    /// More than one of these.
-    Several,
-}
-
-impl fmt::Display for Nowhere {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::NoEndpoint => {
-                "externalTrafficPolicy is Local, and no endpoint is ready on a node that may announce it: let pods run there, \
-                 or let other nodes announce"
-            }
-            Self::NodesExcluded => {
-                "the nodes that could have the label node.kubernetes.io/exclude-from-external-load-balancers: take it from \
-                 one of them"
-            }
-            Self::ServiceNotSelected => {
-                "L2Advertisements select its pool, and none of them selects this Service: see their serviceSelectors, or \
-                 create another L2Advertisement"
-            }
-            Self::NodesNotSelected => {
-                "the L2Advertisements that select it select no node: see their nodeSelectors and the labels of the nodes"
-            }
-            Self::Several => {
-                "L2Advertisements, labels of nodes and endpoints together leave none: see which nodes have an endpoint, \
-                 which ones the L2Advertisements select, and which ones are labelled \
-                 node.kubernetes.io/exclude-from-external-load-balancers"
-            }
-        })
-    }
-}
 
 impl ClusterIndex {
     /// Updates whether a Service has an address that no node announces.
@@ -160,23 +98,8 @@ impl ClusterIndex {
         if is_local && self.slices.is_none() {
             return None;
         }
-        let slices = services.iter().filter(|service| service.traffic_policy == TrafficPolicy::Local);
-        let labels = |pool: &crate::pools::Pool| Arc::new(Labels::from(pool.object.metadata.labels.as_ref()));
-        let circumstances = Circumstances {
-            record,
-            slices: slices.map(|service| (service.key.clone(), self.slices_of(&service.key))).collect(),
-            services: services.iter().map(|service| (service.key.clone(), service.clone())).collect(),
-            nodes: &self.nodes,
-            pools: self
-                .pools
-                .get(&record.pool)
-                .map(|pool| (record.pool.to_string(), labels(pool)))
-                .into_iter()
-                .collect(),
-            advertisements: &self.advertisements,
-        };
-        Some(match (self.judge.and_then(|judge| judge(&circumstances)), &self.obstacle) {
-            (Some(nowhere), _) => (AnnouncedReason::NoEligibleNode, format!("no node may announce {lb_ip}: {nowhere}")),
+        Some(match (why_not(&self.cluster_around(record, &services), record), &self.obstacle) {
+            (Some(reason), _) => (AnnouncedReason::NoEligibleNode, format!("no node may announce {lb_ip}: {reason}")),
             (None, Some(obstacle)) => (AnnouncedReason::NoHelloKey, format!("no node announces {lb_ip}: {obstacle}")),
             (None, None) => (
                 AnnouncedReason::Pending,
@@ -187,6 +110,24 @@ impl ClusterIndex {
                 ),
             ),
         })
+    }
+
+    /// The objects that decide which nodes may announce an address that `services` hold.
+    fn cluster_around(&self, record: &Record, services: &[Arc<Service>]) -> Cluster {
+        let local = services.iter().filter(|service| service.traffic_policy == TrafficPolicy::Local);
+        let slices = local.flat_map(|service| self.slices_of(&service.key));
+        let slices = slices.map(|slice| Change::Slice { before: None, after: Some(slice) });
+        let services = services.iter().map(|service| Change::Service(service.key.clone(), Some(Arc::clone(service))));
+        let pool = self
+            .pools
+            .get(&record.pool)
+            .map(|pool| Change::Pool(record.pool.to_string(), Some(Arc::new(PoolSettings::from(&*pool.object)))));
+        let nodes = self.nodes.iter().map(|(name, node)| Change::Node(name.clone(), Some(Arc::clone(node))));
+        let advertisements = self.advertisements.iter();
+        let advertisements = advertisements.map(|(name, ad)| Change::Advertisement(name.clone(), Some(Arc::clone(ad))));
+        let mut cluster = Cluster::default();
+        cluster.apply(services.chain(slices).chain(pool).chain(nodes).chain(advertisements));
+        cluster
     }
 
     /// Where an address is announced.

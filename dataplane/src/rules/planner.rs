@@ -58,9 +58,9 @@ impl Planner {
             }
             affected.insert(*address);
             let [before, after] = [before, after].map(|holders| holders.into_iter().flat_map(|holders| holders.iter()));
-            self.held.change(*address, before, after);
+            self.held.replace(*address, before, after);
         }
-        let mut touch = |key: &Key| affected.extend(self.held.of(key));
+        let mut touch = |key: &Key| affected.extend(self.held.addresses_of(key));
         for (key, before, after) in before.services.differing(&after.services) {
             if !before.is_some_and(|before| after.is_some_and(|after| before.is_same(after))) {
                 touch(key);

@@ -1,101 +1,123 @@
-//! Tables and properties of who may announce.
+//! Tables and properties of the candidates of an address.
 
-use super::*;
-use crds::{DrainReason, Endpoint, L2Advertisement};
+use std::collections::BTreeSet;
+
+use crds::{Advertisement, DrainReason, L2Advertisement, Labels, Node, PoolSettings, Reach, Service, TrafficPolicy};
 use proptest::collection::vec;
 use proptest::prelude::*;
 use serde_json::{Value, json};
 
-/// What is in the cluster: `web` and `dns` are Services of policy Cluster, `local` and `other` of policy Local. The pool is
-/// called `lan`.
-#[derive(Clone)]
-struct Cluster(Observed);
+use super::*;
+use crate::cluster::Change;
+use crate::fixtures::{record, service, slice};
 
-impl Cluster {
-    /// With nodes `n1`, `n2` and so on, each with these labels.
+/// The address that all tables are about.
+const LB_IP: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(192, 0, 2, 200));
+
+/// A cluster with a pool `lan`, Services `web` and `dns` of policy Cluster, and `local` and `other` of policy Local.
+#[derive(Clone)]
+struct World {
+    cluster: Cluster,
+    slices: usize,
+}
+
+impl World {
+    /// With nodes `n1`, `n2` and so on that have these labels.
     fn new(nodes: &[&str]) -> Self {
-        let node = |(n, labels): (usize, &&str)| {
+        let mut world = Self { cluster: Cluster::default(), slices: 0 };
+        for (n, labels) in nodes.iter().enumerate() {
             let name = format!("n{}", n + 1);
-            let addresses = vec![IpAddr::from([192, 0, 2, 11 + n as u8])];
-            (name.clone(), Arc::new(Node { name, addresses, labels: read_labels(labels), ..Node::default() }))
-        };
-        let nodes = nodes.iter().enumerate().map(node).collect();
-        let pools = [("lan".to_owned(), Arc::new(Labels::default()))].into();
-        let mut cluster = Self(Observed { nodes, pools, ..Observed::default() });
+            let node = Node { name: name.clone(), labels: read_labels(labels), ..Node::default() };
+            world.apply(Change::Node(name, Some(Arc::new(node))));
+        }
         for (name, policy) in [
             ("web", TrafficPolicy::Cluster),
             ("dns", TrafficPolicy::Cluster),
             ("local", TrafficPolicy::Local),
             ("other", TrafficPolicy::Local),
         ] {
-            let labels = Labels::from([("app", name)]);
-            cluster.0.services.insert(Key::new("default", name), Arc::new(service(name, policy, labels)));
+            world.put_service(service(name, policy, Labels::from([("app", name)])));
         }
-        cluster
+        world.pool("lan", "")
+    }
+
+    fn apply(&mut self, change: Change) {
+        self.cluster.apply([change]);
+    }
+
+    fn put_service(&mut self, service: Service) {
+        self.apply(Change::Service(service.key.clone(), Some(Arc::new(service))));
+    }
+
+    fn put_record(&mut self, lb_ip: IpAddr, holders: &[&str]) {
+        self.apply(Change::Record(lb_ip, Some(Arc::new(record(lb_ip, "lan", holders)))));
     }
 
     fn node(mut self, name: &str, change: impl FnOnce(&mut Node)) -> Self {
-        change(Arc::make_mut(self.0.nodes.get_mut(name).expect("a node")));
+        let mut node = self.cluster.nodes()[name].clone();
+        change(Arc::make_mut(&mut node));
+        self.apply(Change::Node(name.into(), Some(node)));
         self
     }
 
-    fn excluded(self, name: &str) -> Self {
+    fn exclude(self, name: &str) -> Self {
         self.node(name, |node| node.excluded = true)
     }
 
-    fn relieved(self, name: &str) -> Self {
+    fn drain(self, name: &str) -> Self {
         self.node(name, |node| node.drain_reason = Some(DrainReason::Drained))
     }
 
     fn pool(mut self, name: &str, labels: &str) -> Self {
-        self.0.pools.insert(name.into(), Arc::new(read_labels(labels)));
+        let terms = PoolSettings { labels: Arc::new(read_labels(labels)), spread: true };
+        self.apply(Change::Pool(name.into(), Some(Arc::new(terms))));
         self
     }
 
     fn advertise(mut self, spec: Value) -> Self {
-        let name = format!("ad{}", self.0.advertisements.len());
+        let name = format!("ad{}", self.cluster.advertisements().len());
         let object = L2Advertisement::new(&name, serde_json::from_value(spec).expect("a spec"));
-        self.0.advertisements.insert(name, Arc::new(Advertisement::from(&object)));
+        self.apply(Change::Advertisement(name, Some(Arc::new(Advertisement::from(&object)))));
         self
     }
 
-    /// Gives a Service an endpoint on a node for each entry: ready (`r`), serving while it terminates (`s`), or
-    /// neither (`-`).
-    fn endpoints(mut self, service: &str, endpoints: &[(&str, char)]) -> Self {
-        let key = Key::new("default", service);
-        let endpoints = endpoints.iter().map(|(node, state)| Endpoint {
-            address: [10, 0, 0, 1].into(),
-            node: Some((*node).into()),
-            ready: *state == 'r',
-            serving: *state != '-',
-            terminating: *state == 's',
-        });
-        let (ports, endpoints) = (Box::default(), endpoints.collect());
-        let slice = EndpointSlice { key: key.clone(), service: key.clone(), ports, endpoints, refused: None };
-        let known = self.0.slices.get(&key).into_iter().flat_map(|slices| slices.iter()).cloned();
-        let slices = known.chain([Arc::new(slice)]).collect();
-        self.0.slices.insert(key, slices);
+    /// Adds a slice of a Service with an endpoint for each entry: see [`slice`].
+    fn endpoints(self, service: &str, endpoints: &[(&str, char)]) -> Self {
+        let name = format!("slice-{}", self.slices);
+        self.named_endpoints(&name, service, endpoints)
+    }
+
+    fn named_endpoints(mut self, name: &str, service: &str, endpoints: &[(&str, char)]) -> Self {
+        self.slices += 1;
+        let after = Some(Arc::new(slice(name, service, endpoints)));
+        self.apply(Change::Slice { before: None, after });
         self
     }
 
-    /// Who may announce an address that these Services hold, if anybody should. See [`written`].
+    fn policies(&self) -> SharedMap<IpAddr, AnnouncementPolicy> {
+        let mut eligibility = Eligibility::default();
+        eligibility.update(&self.cluster, &Affected { nodes: true, ..Affected::default() });
+        eligibility.policies
+    }
+
+    /// The candidates of an address that these Services hold, if it has a policy. See [`describe`].
     fn candidates(self, holders: &[&str]) -> Option<String> {
         self.candidates_while(holders, None)
     }
 
-    /// The same while n1 announces it, and forwards what comes in this way.
+    /// The same while n1 announces it and forwards its packets in this way.
     fn candidates_while(mut self, holders: &[&str], reach: Option<Reach>) -> Option<String> {
-        let mut record = record("lan", holders);
+        let mut record = record(LB_IP, "lan", holders);
         record.announcers.iter_mut().for_each(|announcer| announcer.reach = reach);
-        self.0.addresses.insert(record.address, Arc::new(record.clone()));
-        let wanted = policies(&self.0).remove(&record.address)?;
-        assert_eq!(wanted.epoch, 4);
-        Some(written(&wanted.candidates))
+        self.apply(Change::Record(LB_IP, Some(Arc::new(record))));
+        let policy = self.policies().remove(&LB_IP)?;
+        assert_eq!(policy.epoch, 4);
+        Some(describe(&policy.candidates))
     }
 }
 
 /// `n1 n2:60@eth1`: n1 where the address belongs; n2, preferred by 60, on eth1 alone.
-fn written(candidates: &Candidates) -> String {
+fn describe(candidates: &Candidates) -> String {
     let links = |links: &Links| {
         let home = links.home.then_some("home").filter(|_| !links.named.is_empty());
         let all: Vec<&str> = home.into_iter().chain(links.named.iter().map(String::as_str)).collect();
@@ -109,49 +131,9 @@ fn written(candidates: &Candidates) -> String {
     candidates.iter().map(one).collect::<Vec<_>>().join(" ")
 }
 
-fn read_labels(written: &str) -> Labels {
-    let pairs = written.split_whitespace().filter_map(|pair| pair.split_once('='));
+fn read_labels(text: &str) -> Labels {
+    let pairs = text.split_whitespace().filter_map(|pair| pair.split_once('='));
     Labels::from(Some(&pairs.map(|(name, value)| (name.to_owned(), value.to_owned())).collect()))
-}
-
-fn record(pool: &str, holders: &[&str]) -> Record {
-    let announcer = |epoch| crds::Announcer {
-        node: "n1".into(),
-        link: "eth0".into(),
-        epoch,
-        since: k8s_openapi::apimachinery::pkg::apis::meta::v1::Time(jiff::Timestamp::UNIX_EPOCH),
-        moved: None,
-        reach: None,
-        unforwarded: vec![],
-    };
-    Record {
-        address: [192, 0, 2, 200].into(),
-        uid: "".into(),
-        resource_version: 0,
-        deleting: false,
-        pool: pool.into(),
-        holders: holders.iter().map(|name| holder(name)).collect(),
-        sharing_key: None,
-        reservation: None,
-        quarantine: None,
-        announcers: vec![announcer(3), announcer(4), announcer(-1)],
-        first_announced: None,
-        conflicts: vec![],
-    }
-}
-
-fn holder(name: &str) -> Holder {
-    let (name, uid) = name.split_once('/').unwrap_or((name, "u1"));
-    Holder { namespace: "default".into(), name: name.into(), uid: uid.into(), terms: None }
-}
-
-fn service(name: &str, traffic_policy: TrafficPolicy, labels: Labels) -> Service {
-    let object = serde_json::json!({
-        "metadata": {"namespace": "default", "name": name, "uid": "u1"},
-        "spec": {"type": "LoadBalancer"},
-    });
-    let object: k8s_openapi::api::core::v1::Service = serde_json::from_value(object).expect("a Service");
-    Service { traffic_policy, labels, ..Service::try_from(&object).expect("a view") }
 }
 
 fn matching(labels: &str) -> Value {
@@ -159,12 +141,12 @@ fn matching(labels: &str) -> Value {
 }
 
 /// Four nodes, the last of which is excluded.
-fn four() -> Cluster {
-    Cluster::new(&["", "", "", ""]).excluded("n4")
+fn four() -> World {
+    World::new(&["", "", "", ""]).exclude("n4")
 }
 
 #[test]
-fn candidates_follow_labels_policies_and_endpoints_of_all_services_that_share_the_address() {
+fn candidates_follow_labels_policies_and_endpoints_of_all_holders() {
     let all = Some("n1 n2 n3");
     for (what, endpoints, holders, expected) in [
         ("a Service without endpoints", vec![], vec!["web"], all),
@@ -193,13 +175,13 @@ fn candidates_follow_labels_policies_and_endpoints_of_all_services_that_share_th
             Some("n2"),
         ),
         (
-            "two Local ones that meet nowhere",
+            "two Local ones without a common node",
             vec![("local", vec![("n1", 'r')]), ("other", vec![("n3", 'r')])],
             vec!["local", "other"],
             Some("n1 n3"),
         ),
         (
-            "two Local ones that meet nowhere, and one of policy Cluster",
+            "two Local ones without a common node, and one of policy Cluster",
             vec![("local", vec![("n1", 'r')]), ("other", vec![("n3", 'r')])],
             vec!["local", "web", "other"],
             Some("n1 n3"),
@@ -211,9 +193,9 @@ fn candidates_follow_labels_policies_and_endpoints_of_all_services_that_share_th
             Some("n1"),
         ),
         ("a reservation", vec![], vec![], None),
-        ("a Service that is gone", vec![], vec!["gone"], None),
+        ("a deleted Service", vec![], vec!["gone"], None),
         ("another Service of that name", vec![], vec!["web/u2"], None),
-        ("one that is gone and one that is there", vec![], vec!["gone", "web"], all),
+        ("a deleted Service and an existing one", vec![], vec!["gone", "web"], all),
     ] {
         let cluster =
             endpoints.into_iter().fold(four(), |cluster, (service, endpoints)| cluster.endpoints(service, &endpoints));
@@ -222,49 +204,49 @@ fn candidates_follow_labels_policies_and_endpoints_of_all_services_that_share_th
 }
 
 #[test]
-fn who_spreads_an_address_stays_a_candidate_while_its_own_endpoint_drains() {
+fn spreading_node_stays_candidate_while_its_endpoint_drains() {
     use Reach::{Mixed, Spread, Translated};
     for (what, endpoints, reach, expected) in [
         ("it spreads", vec![("n1", 's'), ("n2", 'r')], Some(Spread), "n1 n2"),
-        ("it does not", vec![("n1", 's'), ("n2", 'r')], Some(Translated), "n2"),
-        ("not everything", vec![("n1", 's'), ("n2", 'r')], Some(Mixed), "n2"),
-        ("it has not said", vec![("n1", 's'), ("n2", 'r')], None, "n2"),
+        ("it only translates", vec![("n1", 's'), ("n2", 'r')], Some(Translated), "n2"),
+        ("it spreads only some ports", vec![("n1", 's'), ("n2", 'r')], Some(Mixed), "n2"),
+        ("it has not reported", vec![("n1", 's'), ("n2", 'r')], None, "n2"),
         ("its endpoint has ended", vec![("n1", '-'), ("n2", 'r')], Some(Spread), "n2"),
-        ("its endpoint is gone", vec![("n2", 'r')], Some(Spread), "n2"),
-        ("another one's drains", vec![("n1", 'r'), ("n2", 's')], Some(Spread), "n1"),
-        ("all drain", vec![("n1", 's'), ("n2", 's')], Some(Spread), "n1 n2"),
+        ("its endpoint was deleted", vec![("n2", 'r')], Some(Spread), "n2"),
+        ("the endpoint of another node drains", vec![("n1", 'r'), ("n2", 's')], Some(Spread), "n1"),
+        ("all endpoints drain", vec![("n1", 's'), ("n2", 's')], Some(Spread), "n1 n2"),
     ] {
         let cluster = four().endpoints("local", &endpoints);
         assert_eq!(cluster.candidates_while(&["local"], reach).as_deref(), Some(expected), "{what}");
     }
-    let drained = four().endpoints("local", &[("n1", 's'), ("n2", 'r')]).relieved("n1");
+    let drained = four().endpoints("local", &[("n1", 's'), ("n2", 'r')]).drain("n1");
     assert_eq!(drained.candidates_while(&["local"], Some(Spread)).as_deref(), Some("n2"), "the node drains too");
 }
 
 #[test]
-fn where_every_node_is_excluded_none_is() {
-    let cluster = Cluster::new(&["", ""]).excluded("n1").excluded("n2");
+fn excluding_all_nodes_excludes_none() {
+    let cluster = World::new(&["", ""]).exclude("n1").exclude("n2");
     assert_eq!(cluster.candidates(&["web"]).as_deref(), Some("n1 n2"));
 }
 
 #[test]
-fn nodes_that_others_should_stand_in_for_are_candidates_only_where_there_are_no_others() {
-    let cluster = || Cluster::new(&["role=edge", "role=edge", ""]).endpoints("local", &[("n1", 'r'), ("n3", 'r')]);
+fn relieved_nodes_are_candidates_only_without_others() {
+    let cluster = || World::new(&["role=edge", "role=edge", ""]).endpoints("local", &[("n1", 'r'), ("n3", 'r')]);
     let edge = json!({"nodeSelectors": [matching("role=edge")]});
-    let one = |cluster: Cluster| cluster.relieved("n1");
+    let one = |cluster: World| cluster.drain("n1");
     for (what, cluster, holder, expected) in [
         ("one of three", one(cluster()), "web", "n2 n3"),
         ("one of two with an endpoint", one(cluster()), "local", "n3"),
-        ("both with an endpoint", one(cluster()).relieved("n3"), "local", "n1 n3"),
-        ("the only one that isn't excluded", one(cluster()).excluded("n2").excluded("n3"), "web", "n1"),
+        ("both with an endpoint", one(cluster()).drain("n3"), "local", "n1 n3"),
+        ("the only one that is not excluded", one(cluster()).exclude("n2").exclude("n3"), "web", "n1"),
         ("one of two that are advertised", one(cluster()).advertise(edge.clone()), "web", "n2"),
-        ("both that are advertised", one(cluster()).relieved("n2").advertise(edge), "web", "n1 n2"),
-        ("all", one(cluster()).relieved("n2").relieved("n3"), "web", "n1 n2 n3"),
+        ("both that are advertised", one(cluster()).drain("n2").advertise(edge), "web", "n1 n2"),
+        ("all", one(cluster()).drain("n2").drain("n3"), "web", "n1 n2 n3"),
         (
-            "one that has gone",
+            "a deleted node",
             {
                 let mut cluster = cluster();
-                cluster.0.nodes.remove("n1");
+                cluster.apply(Change::Node("n1".into(), None));
                 cluster
             },
             "web",
@@ -276,8 +258,8 @@ fn nodes_that_others_should_stand_in_for_are_candidates_only_where_there_are_no_
 }
 
 #[test]
-fn a_pool_is_announced_by_all_until_an_advertisement_selects_it_and_then_only_as_those_say_that_do() {
-    let cluster = || Cluster::new(&["zone=a", "zone=b", "zone=b"]).pool("lan", "tier=gold").pool("dmz", "");
+fn pool_is_announced_by_all_until_an_advertisement_selects_it() {
+    let cluster = || World::new(&["zone=a", "zone=b", "zone=b"]).pool("lan", "tier=gold").pool("dmz", "");
     let zone = |zone: &str| json!([matching(&format!("zone={zone}"))]);
     for (what, specs, expected) in [
         ("no advertisement", vec![], "n1 n2 n3"),
@@ -309,20 +291,25 @@ fn a_pool_is_announced_by_all_until_an_advertisement_selects_it_and_then_only_as
             "n1",
         ),
     ] {
-        let cluster = specs.into_iter().fold(cluster(), Cluster::advertise);
+        let cluster = specs.into_iter().fold(cluster(), World::advertise);
         assert_eq!(cluster.candidates(&["web"]).as_deref(), Some(expected), "{what}");
     }
 }
 
 #[test]
-fn an_advertisement_may_be_about_some_services_alone() {
-    let cluster = || Cluster::new(&["zone=a", "zone=b", "zone=b"]);
+fn advertisement_may_select_only_some_services() {
+    let cluster = || World::new(&["zone=a", "zone=b", "zone=b"]);
     let for_app = |app: &str, zone: &str| json!({"serviceSelectors": [matching(&format!("app={app}"))], "nodeSelectors": [matching(&format!("zone={zone}"))]});
     let either = json!({"serviceSelectors": [matching("app=web"), matching("app=dns")]});
     for (what, specs, holders, expected) in [
-        ("it matches", vec![for_app("web", "a")], vec!["web"], "n1"),
-        ("it doesn't, and no other does", vec![for_app("dns", "a")], vec!["web"], ""),
-        ("it doesn't, and another does", vec![for_app("dns", "a"), for_app("web", "b")], vec!["web"], "n2 n3"),
+        ("its selector matches", vec![for_app("web", "a")], vec!["web"], "n1"),
+        ("its selector does not match, and no other does", vec![for_app("dns", "a")], vec!["web"], ""),
+        (
+            "its selector does not match, and another does",
+            vec![for_app("dns", "a"), for_app("web", "b")],
+            vec!["web"],
+            "n2 n3",
+        ),
         ("one of two selectors", vec![either], vec!["dns"], "n1 n2 n3"),
         ("two on different nodes", vec![for_app("web", "a"), for_app("web", "b")], vec!["web"], "n1 n2 n3"),
         (
@@ -334,37 +321,36 @@ fn an_advertisement_may_be_about_some_services_alone() {
             "n1 n2 n3",
         ),
         (
-            "shared by two that are",
+            "shared by two that are selected",
             vec![for_app("web", "b"), json!({"serviceSelectors": [matching("app=dns")]})],
             vec!["web", "dns"],
             "n2 n3",
         ),
         (
-            "shared by two that meet nowhere",
+            "shared by two without a common node",
             vec![for_app("web", "a"), for_app("dns", "b")],
             vec!["web", "dns"],
             "n1 n2 n3",
         ),
-        ("shared by one that is and one that isn't", vec![for_app("web", "a")], vec!["dns", "web"], "n1"),
+        ("shared by one that is selected and one that is not", vec![for_app("web", "a")], vec!["dns", "web"], "n1"),
     ] {
-        let cluster = specs.into_iter().fold(cluster(), Cluster::advertise);
+        let cluster = specs.into_iter().fold(cluster(), World::advertise);
         assert_eq!(cluster.candidates(&holders).as_deref(), Some(expected), "{what}");
     }
 }
 
 #[test]
-fn an_edit_of_a_services_labels_starts_and_stops_it() {
-    let mut cluster = Cluster::new(&["", ""]).advertise(json!({"serviceSelectors": [matching("expose=yes")]}));
+fn editing_labels_of_a_service_starts_its_announcement() {
+    let mut cluster = World::new(&["", ""]).advertise(json!({"serviceSelectors": [matching("expose=yes")]}));
     assert_eq!(cluster.clone().candidates(&["web"]).as_deref(), Some(""));
     let labels = Labels::from([("expose", "yes")]);
-    let web = service("web", TrafficPolicy::Cluster, labels);
-    cluster.0.services.insert(web.key.clone(), Arc::new(web));
+    cluster.put_service(service("web", TrafficPolicy::Cluster, labels));
     assert_eq!(cluster.candidates(&["web"]).as_deref(), Some("n1 n2"));
 }
 
 #[test]
-fn links_are_those_of_all_advertisements_that_select_the_node() {
-    let cluster = || Cluster::new(&["zone=a", "zone=b"]);
+fn links_of_all_applicable_advertisements_are_used() {
+    let cluster = || World::new(&["zone=a", "zone=b"]);
     let on = |interfaces: &[&str]| json!({"interfaces": interfaces});
     let in_b = |interfaces: &[&str]| json!({"interfaces": interfaces, "nodeSelectors": [matching("zone=b")]});
     let for_dns = json!({"interfaces": ["eth2"], "serviceSelectors": [matching("app=dns")]});
@@ -383,15 +369,14 @@ fn links_are_those_of_all_advertisements_that_select_the_node() {
             "n1@eth1,eth2 n2@eth1,eth2",
         ),
     ] {
-        let cluster = specs.into_iter().fold(cluster(), Cluster::advertise);
+        let cluster = specs.into_iter().fold(cluster(), World::advertise);
         assert_eq!(cluster.candidates(&holders).as_deref(), Some(expected), "{what}");
     }
 }
 
 #[test]
-fn weights_are_added_up_over_the_advertisements_that_let_the_node_announce() {
-    let cluster =
-        || Cluster::new(&["zone=a gpu=y", "zone=b", "zone=a"]).endpoints("local", &[("n2", 'r'), ("n3", 'r')]);
+fn weights_of_all_applicable_advertisements_are_added() {
+    let cluster = || World::new(&["zone=a gpu=y", "zone=b", "zone=a"]).endpoints("local", &[("n2", 'r'), ("n3", 'r')]);
     let prefer = |weight: u32, labels: &str| json!({"weight": weight, "preference": matching(labels)});
     let a = json!({"preferredNodeSelectors": [prefer(60, "zone=a"), prefer(50, "gpu=y")]});
     let b = json!({"preferredNodeSelectors": [prefer(70, "zone=b")]});
@@ -400,52 +385,57 @@ fn weights_are_added_up_over_the_advertisements_that_let_the_node_announce() {
     for (what, specs, holders, expected) in [
         ("in one advertisement", vec![a.clone()], vec!["web"], "n1:110 n2 n3:60"),
         ("in two", vec![a.clone(), b.clone()], vec!["web"], "n1:110 n2:70 n3:60"),
-        ("twice the same", vec![a.clone(), a.clone()], vec!["web"], "n1:220 n2 n3:120"),
-        ("the filter wins, and lifts nobody else", vec![hard.clone()], vec!["web"], "n2:1"),
-        ("nor those whom another one admits", vec![hard, json!({})], vec!["web"], "n1 n2:1 n3"),
+        ("in two equal advertisements", vec![a.clone(), a.clone()], vec!["web"], "n1:220 n2 n3:120"),
+        ("nodeSelectors limit preferences", vec![hard.clone()], vec!["web"], "n2:1"),
+        (
+            "nodeSelectors limit preferences beside another advertisement",
+            vec![hard, json!({})],
+            vec!["web"],
+            "n1 n2:1 n3",
+        ),
         ("of a Service", vec![a.clone(), for_dns.clone()], vec!["web"], "n1:110 n2 n3:60"),
         ("of another Service", vec![a.clone(), for_dns.clone()], vec!["dns"], "n1:110 n2:100 n3:60"),
         ("of two Services, once each", vec![a.clone(), for_dns], vec!["dns", "web"], "n1:110 n2:100 n3:60"),
         ("not for those without an endpoint", vec![a], vec!["local"], "n2 n3:60"),
     ] {
-        let cluster = specs.into_iter().fold(cluster(), Cluster::advertise);
+        let cluster = specs.into_iter().fold(cluster(), World::advertise);
         assert_eq!(cluster.candidates(&holders).as_deref(), Some(expected), "{what}");
     }
 }
 
 #[test]
-fn an_address_of_a_pool_that_is_gone_follows_those_that_name_it() {
-    let mut cluster = Cluster::new(&["zone=a", ""]).advertise(json!({
+fn address_of_deleted_pool_follows_advertisements_naming_it() {
+    let mut cluster = World::new(&["zone=a", ""]).advertise(json!({
         "ipAddressPools": ["lan"], "nodeSelectors": [matching("zone=a")],
     }));
-    cluster.0.pools.clear();
+    cluster.apply(Change::Pool("lan".into(), None));
     assert_eq!(cluster.candidates(&["web"]).as_deref(), Some("n1"));
 }
 
 #[test]
-fn a_service_that_is_no_load_balancer_any_more_holds_nothing() {
+fn former_load_balancer_holds_no_address() {
     let mut cluster = four();
     let service = Service { is_load_balancer: false, ..service("web", TrafficPolicy::Cluster, Labels::default()) };
-    cluster.0.services.insert(service.key.clone(), Arc::new(service));
+    cluster.put_service(service);
     assert_eq!(cluster.candidates(&["web"]), None);
 }
 
 #[test]
-fn an_address_that_is_being_deleted_is_not_wanted() {
+fn record_being_deleted_has_no_policy() {
     let mut cluster = four();
-    let record = Record { deleting: true, ..record("lan", &["web"]) };
-    cluster.0.addresses.insert(record.address, Arc::new(record));
-    assert_eq!(policies(&cluster.0), SharedMap::default());
+    let record = Record { deleting: true, ..record(LB_IP, "lan", &["web"]) };
+    cluster.apply(Change::Record(LB_IP, Some(Arc::new(record))));
+    assert_eq!(cluster.policies(), SharedMap::default());
 }
 
 #[test]
-fn equal_sets_of_candidates_are_one() {
+fn equal_sets_of_candidates_are_stored_once() {
     let mut cluster = four().endpoints("local", &[("n2", 'r')]).endpoints("other", &[("n2", 'r')]);
     for (last, name) in [(1, "web"), (2, "dns"), (3, "local"), (4, "other")] {
-        cluster.0.addresses.insert([192, 0, 2, last].into(), Arc::new(record("lan", &[name])));
+        cluster.put_record([192, 0, 2, last].into(), &[name]);
     }
-    let policies = policies(&cluster.0);
-    let sets: Vec<_> = policies.values().map(|wanted| Arc::clone(&wanted.candidates)).collect();
+    let policies = cluster.policies();
+    let sets: Vec<_> = policies.values().map(|policy| Arc::clone(&policy.candidates)).collect();
     assert!(Arc::ptr_eq(&sets[0], &sets[1]) && Arc::ptr_eq(&sets[2], &sets[3]));
 }
 
@@ -479,29 +469,36 @@ fn spec((pool, nodes, services, interfaces, preferences): &Ad) -> Value {
     })
 }
 
-/// A node: its label, whether it is excluded, whether it is relieved.
+/// A node: its label, whether it is excluded, whether it is drained.
 type AnyNode = (u8, bool, bool);
 
 /// A Service: its label, and the nodes that have an endpoint if its policy is Local.
 type AnyService = (u8, Option<BTreeSet<usize>>);
 
-fn cluster(nodes: &[AnyNode], services: &[AnyService], ads: &[Ad]) -> Cluster {
+fn cluster(nodes: &[AnyNode], services: &[AnyService], ads: &[Ad]) -> World {
+    cluster_in_order(nodes, services, ads, |n| n)
+}
+
+/// The same with slices in the order of these numbers.
+fn cluster_in_order(nodes: &[AnyNode], services: &[AnyService], ads: &[Ad], order: fn(usize) -> usize) -> World {
     let labels: Vec<String> = nodes.iter().map(|(label, _, _)| format!("l={label}")).collect();
-    let mut cluster = Cluster::new(&labels.iter().map(String::as_str).collect::<Vec<_>>());
-    for (n, (_, excluded, relieved)) in nodes.iter().enumerate() {
+    let mut cluster = World::new(&labels.iter().map(String::as_str).collect::<Vec<_>>());
+    for (n, (_, excluded, drained)) in nodes.iter().enumerate() {
         cluster = cluster.node(&format!("n{}", n + 1), |node| {
-            (node.excluded, node.drain_reason) = (*excluded, relieved.then_some(DrainReason::OutOfService));
+            (node.excluded, node.drain_reason) = (*excluded, drained.then_some(DrainReason::OutOfService));
         });
     }
     for (n, (label, local)) in services.iter().enumerate() {
         let policy = if local.is_some() { TrafficPolicy::Local } else { TrafficPolicy::Cluster };
         let service = service(&format!("s{n}"), policy, read_labels(&format!("l={label}")));
-        cluster.0.services.insert(service.key.clone(), Arc::new(service));
+        cluster.put_service(service);
         for node in local.iter().flatten() {
-            cluster = cluster.endpoints(&format!("s{n}"), &[(&format!("n{}", node + 1), 'r')]);
+            let name = format!("slice-{:02}", order(*node));
+            cluster =
+                cluster.named_endpoints(&format!("s{n}-{name}"), &format!("s{n}"), &[(&format!("n{}", node + 1), 'r')]);
         }
     }
-    ads.iter().map(spec).fold(cluster, Cluster::advertise)
+    ads.iter().map(spec).fold(cluster, World::advertise)
 }
 
 prop_compose! {
@@ -515,9 +512,9 @@ prop_compose! {
 }
 
 proptest! {
-    /// What MetalLB's rules say of one Service, word for word.
+    /// MetalLB's rules for one Service, written down a second time.
     #[test]
-    fn who_may_announce_for_one_service_is_what_the_rules_say_of_each_node_alone((nodes, services, ads) in any_cluster()) {
+    fn candidates_for_one_service_match_the_rules_node_by_node((nodes, services, ads) in any_cluster()) {
         let (label, local) = &services[0];
         let matches = |selectors: &[u8], label: u8| selectors.is_empty() || selectors.contains(&label);
         let for_pool: Vec<&Ad> = ads.iter().filter(|ad| ad.0 != Some(false)).collect();
@@ -530,8 +527,8 @@ proptest! {
             advertised && (all_excluded || !excluded) && confined.is_none_or(|local| local.contains(&n))
         };
         let able: Vec<usize> = (0..nodes.len()).filter(|n| may(*n)).collect();
-        let willing: Vec<usize> = able.iter().copied().filter(|n| !nodes[*n].2).collect();
-        let expected = if willing.is_empty() { able } else { willing };
+        let undrained: Vec<usize> = able.iter().copied().filter(|n| !nodes[*n].2).collect();
+        let expected = if undrained.is_empty() { able } else { undrained };
         let expected: Candidates = expected.into_iter().map(|n| {
             let mut candidate = Candidate { links: Links { home: for_pool.is_empty(), named: BTreeSet::new() }, preference: 0 };
             for (_, _, _, interfaces, preferences) in for_service.iter().filter(|ad| matches(&ad.1, nodes[n].0)) {
@@ -542,31 +539,30 @@ proptest! {
             (format!("n{}", n + 1), candidate)
         }).collect();
         let got = cluster(&nodes, &services, &ads).candidates(&["s0"]);
-        prop_assert_eq!(got, Some(written(&expected)));
+        prop_assert_eq!(got, Some(describe(&expected)));
     }
 
     #[test]
-    fn the_order_of_holders_of_slices_and_of_advertisements_never_matters((nodes, services, ads) in any_cluster()) {
+    fn order_of_holders_slices_and_advertisements_never_matters((nodes, services, ads) in any_cluster()) {
         let names: Vec<String> = (0..services.len()).map(|n| format!("s{n}")).collect();
         let mut holders: Vec<&str> = names.iter().map(String::as_str).collect();
         let forth = cluster(&nodes, &services, &ads).candidates(&holders);
         holders.reverse();
-        let mut back = cluster(&nodes, &services, &ads.iter().rev().cloned().collect::<Vec<_>>());
-        back.0.slices.values_mut().for_each(|slices| Arc::make_mut(slices).reverse());
+        let reversed: Vec<Ad> = ads.iter().rev().cloned().collect();
+        let back = cluster_in_order(&nodes, &services, &reversed, |n| 9 - n);
         prop_assert_eq!(forth, back.candidates(&holders));
     }
 
-    /// Sharing an address never adds a node that none of its Services may be announced from, and never leaves out all of
-    /// them.
+    /// Every candidate of a shared address is a candidate of one of its Services alone, and there is one if any Service
+    /// alone has one.
     #[test]
-    fn a_shared_address_is_announced_from_where_one_of_its_services_may_be((nodes, services, ads) in any_cluster()) {
+    fn sharing_adds_no_node_and_excludes_not_all((nodes, services, ads) in any_cluster()) {
         let able = nodes.iter().map(|(label, excluded, _)| (*label, *excluded, false)).collect::<Vec<_>>();
         let of = |holders: &[&str]| {
             let mut cluster = cluster(&able, &services, &ads);
-            let record = record("lan", holders);
-            cluster.0.addresses.insert(record.address, Arc::new(record));
-            let wanted = policies(&cluster.0).values().next().expect("it is wanted").clone();
-            wanted.candidates.iter().map(|(node, _)| node.to_owned()).collect::<BTreeSet<String>>()
+            cluster.put_record(LB_IP, holders);
+            let policy = cluster.policies().remove(&LB_IP).expect("a policy");
+            policy.candidates.iter().map(|(node, _)| node.to_owned()).collect::<BTreeSet<String>>()
         };
         let names: Vec<String> = (0..services.len()).map(|n| format!("s{n}")).collect();
         let alone: BTreeSet<String> = names.iter().flat_map(|name| of(&[name])).collect();

@@ -3,9 +3,12 @@
 use std::sync::Arc;
 
 use crds::service::{ALLOCATED, ANNOUNCED, Family};
-use crds::{Announcer, FamilyPolicy, Key, Network, TrafficPolicy};
+use crds::{
+    Advertisement, Announcer, Endpoint, EndpointSlice, FamilyPolicy, Key, L2Advertisement, Network, TrafficPolicy,
+};
 use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+use serde_json::json;
 
 use super::*;
 use crate::fixtures::{at_second, ip, node, pool, service};
@@ -36,9 +39,16 @@ struct Follower {
 }
 
 impl Follower {
-    fn new(world: &World, judge: Option<Judge>) -> Self {
+    fn new(world: &World) -> Self {
+        Self::with(world, None)
+    }
+
+    /// The same with an advertisement.
+    fn with(world: &World, advertisement: Option<Arc<Advertisement>>) -> Self {
         let mut cluster = ClusterIndex::from_snapshot(&world.snapshot);
-        cluster.judge = judge;
+        if advertisement.is_some() {
+            cluster.set_advertisement("ad", advertisement);
+        }
         let plan = cluster.plan(world.snapshot.now);
         assert_eq!(plan, Plan::default(), "the cluster is settled");
         Self { cluster }
@@ -77,19 +87,36 @@ impl Follower {
     }
 }
 
-fn nowhere(_: &Circumstances<'_>) -> Option<Nowhere> {
-    Some(Nowhere::NodesNotSelected)
+/// An advertisement that selects no node.
+fn without_nodes() -> Option<Arc<Advertisement>> {
+    let spec = json!({"nodeSelectors": [{"matchLabels": {"rack": "none"}}]});
+    let object = L2Advertisement::new("ad", serde_json::from_value(spec).expect("a spec"));
+    Some(Arc::new(Advertisement::from(&object)))
 }
 
-fn somewhere(_: &Circumstances<'_>) -> Option<Nowhere> {
-    None
+/// A slice of `web` with an endpoint that is ready on `node`, or without an endpoint.
+fn slice(node: Option<&str>) -> Arc<EndpointSlice> {
+    let endpoint = |node: &str| Endpoint {
+        address: [10, 0, 0, 1].into(),
+        node: Some(node.into()),
+        ready: true,
+        serving: true,
+        terminating: false,
+    };
+    Arc::new(EndpointSlice {
+        key: Key::new("default", "web-1"),
+        service: Key::new("default", "web"),
+        ports: Box::default(),
+        endpoints: node.map(endpoint).into_iter().collect(),
+        refused: None,
+    })
 }
 
 #[test]
 fn first_announcement_is_a_second_write() {
     let mut world = world();
     assert_eq!(condition(&world), None);
-    let mut follower = Follower::new(&world, None);
+    let mut follower = Follower::new(&world);
     world.announce(ip("192.0.2.10"));
     assert_eq!(follower.follow(&mut world, 101), ["conditions"]);
     assert_eq!(condition(&world).as_deref(), Some("True Announced since 101: 192.0.2.10 by n1 (eth0)"));
@@ -103,7 +130,7 @@ fn move_is_one_write_without_event_and_transition() {
     let mut world = world();
     world.announce(ip("192.0.2.10"));
     world.settle();
-    let mut follower = Follower::new(&world, None);
+    let mut follower = Follower::new(&world);
     world.edit_record(ip("192.0.2.10"), |record| record.announcers[0].node = "n2".into());
     assert_eq!(follower.follow(&mut world, 200), ["conditions"]);
     assert_eq!(condition(&world).as_deref(), Some("True Announced since 100: 192.0.2.10 by n2 (eth0)"));
@@ -115,7 +142,7 @@ fn move_is_one_write_without_event_and_transition() {
 #[test]
 fn obstacle_is_reported_only_for_unannounced_addresses() {
     let mut world = world();
-    let mut follower = Follower::new(&world, Some(somewhere));
+    let mut follower = Follower::new(&world);
     follower.cluster.set_obstacle(Some("the key is missing: make one".into()));
     assert_eq!(follower.follow(&mut world, 105), ["conditions", "NotAnnounced"]);
     let expected = "False NoHelloKey since 105: no node announces 192.0.2.10: the key is missing: make one";
@@ -133,12 +160,12 @@ fn obstacle_is_reported_only_for_unannounced_addresses() {
 
 #[test]
 fn unannounced_address_is_reported_after_the_grace_period() {
-    for (judge, reason, words) in [
-        (nowhere as Judge, "NoEligibleNode", "no node may announce 192.0.2.10: the L2Advertisements that select it"),
-        (somewhere, "Pending", "no node has reported yet that it announces 192.0.2.10: "),
+    for (advertisement, reason, words) in [
+        (without_nodes(), "NoEligibleNode", "no node may announce 192.0.2.10: the L2Advertisements that select it"),
+        (None, "Pending", "no node has reported yet that it announces 192.0.2.10: "),
     ] {
         let mut world = world();
-        let mut follower = Follower::new(&world, Some(judge));
+        let mut follower = Follower::with(&world, advertisement);
         assert_eq!(follower.cluster.next_deadline(), Some(at_second(105)));
         assert_eq!(follower.follow(&mut world, 104), [""; 0]);
         assert_eq!(follower.follow(&mut world, 105), ["conditions", "NotAnnounced"]);
@@ -160,14 +187,11 @@ fn unannounced_address_is_reported_after_the_grace_period() {
 
 #[test]
 fn reason_follows_changed_objects_at_once() {
-    fn by_advertisements(circumstances: &Circumstances<'_>) -> Option<Nowhere> {
-        (!circumstances.advertisements.is_empty()).then_some(Nowhere::ServiceNotSelected)
-    }
     let mut world = world();
-    let mut follower = Follower::new(&world, Some(by_advertisements));
+    let mut follower = Follower::new(&world);
     follower.follow(&mut world, 105);
     assert!(condition(&world).expect("a condition").starts_with("False Pending"));
-    follower.cluster.set_advertisement("ad", Some(Arc::default()));
+    follower.cluster.set_advertisement("ad", without_nodes());
     assert_eq!(follower.cluster.plan(at_second(106)).series.len(), 1);
     follower.cluster.set_advertisement("ad", None);
     assert_eq!(follower.cluster.plan(at_second(107)).series.len(), 0);
@@ -176,32 +200,22 @@ fn reason_follows_changed_objects_at_once() {
 #[test]
 fn slices_are_watched_only_for_policy_local() {
     let mut world = world();
-    let mut follower = Follower::new(&world, Some(nowhere));
+    let mut follower = Follower::with(&world, without_nodes());
     follower.follow(&mut world, 105);
     assert!(!follower.cluster.wants_slices(), "endpoints have no effect under Cluster");
     world.edit("web", |web| web.traffic_policy = TrafficPolicy::Local);
     world.snapshot.now = at_second(106);
-    let mut follower = Follower::new(
-        &world,
-        Some(|circumstances| {
-            let ready = circumstances.slices[&Key::new("default", "web")].len();
-            (ready == 0).then_some(Nowhere::NoEndpoint)
-        }),
-    );
+    let mut follower = Follower::new(&world);
     world.edit("web", |web| web.conditions.retain(|condition| condition.type_ == ALLOCATED));
     assert_eq!(follower.follow(&mut world, 111), [""; 0]);
     assert!(follower.cluster.wants_slices());
     follower.cluster.mark_slices_known();
+    let elsewhere = slice(Some("gone"));
+    follower.cluster.set_slice(&elsewhere.key, Some(elsewhere.clone()));
     assert_eq!(follower.follow(&mut world, 112), ["conditions", "NotAnnounced"]);
     assert!(condition(&world).expect("a condition").contains("no endpoint is ready on a node that may announce it"));
-    let slice = EndpointSlice {
-        key: Key::new("default", "web-1"),
-        service: Key::new("default", "web"),
-        ports: Box::default(),
-        endpoints: vec![],
-        refused: None,
-    };
-    follower.cluster.set_slice(&slice.key.clone(), Some(Arc::new(slice)));
+    let empty = slice(None);
+    follower.cluster.set_slice(&empty.key, Some(empty.clone()));
     follower.follow(&mut world, 113);
     assert!(condition(&world).expect("a condition").starts_with("False Pending"));
 }
@@ -214,7 +228,7 @@ fn both_addresses_must_be_announced() {
     });
     world.settle();
     world.announce(ip("192.0.2.10"));
-    let mut follower = Follower::new(&world, None);
+    let mut follower = Follower::new(&world);
     follower.follow(&mut world, 105);
     let found = condition(&world).expect("a condition");
     let words =
@@ -236,7 +250,7 @@ fn both_addresses_must_be_announced() {
 fn no_condition_without_agents_or_without_addresses() {
     let mut world = world();
     world.snapshot.networks.clear();
-    let mut follower = Follower::new(&world, Some(nowhere));
+    let mut follower = Follower::with(&world, without_nodes());
     assert_eq!((follower.follow(&mut world, 200), follower.cluster.next_deadline()), (vec![], None));
     world.announce(ip("192.0.2.10"));
     world.settle();

@@ -1,0 +1,224 @@
+//! The cluster as one bag of views, with the indexes that must agree with them.
+//!
+//! Batches of [`Change`]s in, views out. [`Affected`] lists the addresses and Services that a batch bears on.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use crds::{Advertisement, EndpointSlice, Holder, Key, Node, PeerLinks, PoolSettings, Record, Service, TrafficPolicy};
+
+use crate::{Holdings, SharedMap};
+
+/// Objects of one kind that has no namespace, by name.
+pub type Named<T> = BTreeMap<String, Arc<T>>;
+
+/// The EndpointSlices of one Service, in order of their keys.
+pub type Slices = Arc<[Arc<EndpointSlice>]>;
+
+/// The known objects. A kind that its owner does not watch stays empty.
+///
+/// The kinds with tens of thousands of objects are [`SharedMap`]s: they take less room than B-trees, and snapshots share
+/// them.
+#[derive(Clone, Debug, Default)]
+pub struct Cluster {
+    services: SharedMap<Key, Arc<Service>>,
+    /// Of the Services in the bag.
+    slices: SharedMap<Key, Slices>,
+    /// Of all other Services, which may come later.
+    spare_slices: BTreeMap<Key, Vec<Arc<EndpointSlice>>>,
+    records: SharedMap<IpAddr, Arc<Record>>,
+    /// The holders of all records.
+    holdings: Holdings,
+    nodes: Named<Node>,
+    pools: Named<PoolSettings>,
+    advertisements: Named<Advertisement>,
+    peer_links: Named<PeerLinks>,
+}
+
+/// The new state of one object; `None` if it is gone.
+#[derive(Clone, Debug)]
+pub enum Change {
+    Service(Key, Option<Arc<Service>>),
+    Slice {
+        /// The state before this change: a slice may move from one Service to another.
+        before: Option<Arc<EndpointSlice>>,
+        after: Option<Arc<EndpointSlice>>,
+    },
+    Record(IpAddr, Option<Arc<Record>>),
+    Node(String, Option<Arc<Node>>),
+    Pool(String, Option<Arc<PoolSettings>>),
+    Advertisement(String, Option<Arc<Advertisement>>),
+    PeerLinks(String, Option<Arc<PeerLinks>>),
+}
+
+/// The parts of the cluster that a batch of changes bears on.
+#[derive(Debug, Default)]
+pub struct Affected {
+    /// Addresses whose record changed, or a Service that holds them, or the endpoints that decide who may announce them.
+    pub lb_ips: BTreeSet<IpAddr>,
+    /// Services that changed, and those that a changed record names now or named before.
+    pub services: BTreeSet<Key>,
+    /// Whether a Node changed.
+    pub nodes: bool,
+    /// Whether a pool changed.
+    pub pools: bool,
+    /// Whether an advertisement changed.
+    pub advertisements: bool,
+    /// Whether the links of a node changed.
+    pub peer_links: bool,
+}
+
+impl Cluster {
+    pub fn services(&self) -> &SharedMap<Key, Arc<Service>> {
+        &self.services
+    }
+
+    /// The slices of each Service in the bag that has any.
+    pub fn slices(&self) -> &SharedMap<Key, Slices> {
+        &self.slices
+    }
+
+    pub fn records(&self) -> &SharedMap<IpAddr, Arc<Record>> {
+        &self.records
+    }
+
+    pub fn nodes(&self) -> &Named<Node> {
+        &self.nodes
+    }
+
+    pub fn pools(&self) -> &Named<PoolSettings> {
+        &self.pools
+    }
+
+    pub fn advertisements(&self) -> &Named<Advertisement> {
+        &self.advertisements
+    }
+
+    pub fn peer_links(&self) -> &Named<PeerLinks> {
+        &self.peer_links
+    }
+
+    /// The addresses whose records name a Service of this key, whatever its UID, in order.
+    pub fn addresses_of(&self, service: &Key) -> impl Iterator<Item = IpAddr> {
+        self.holdings.addresses_of(service)
+    }
+
+    /// Takes in changes, in any order.
+    pub fn apply(&mut self, changes: impl IntoIterator<Item = Change>) -> Affected {
+        let mut affected = Affected::default();
+        for change in changes {
+            match change {
+                Change::Service(key, after) => self.set_service(key, after, &mut affected),
+                Change::Slice { before, after } => self.set_slice(before.as_ref(), after.as_ref(), &mut affected),
+                Change::Record(lb_ip, after) => self.set_record(lb_ip, after, &mut affected),
+                Change::Node(name, after) => {
+                    affected.nodes = true;
+                    set(&mut self.nodes, name, after);
+                }
+                Change::Pool(name, after) => {
+                    affected.pools = true;
+                    set(&mut self.pools, name, after);
+                }
+                Change::Advertisement(name, after) => {
+                    affected.advertisements = true;
+                    set(&mut self.advertisements, name, after);
+                }
+                Change::PeerLinks(name, after) => {
+                    affected.peer_links = true;
+                    set(&mut self.peer_links, name, after);
+                }
+            }
+        }
+        affected
+    }
+
+    fn set_service(&mut self, key: Key, after: Option<Arc<Service>>, affected: &mut Affected) {
+        affected.lb_ips.extend(self.holdings.addresses_of(&key));
+        match after {
+            Some(service) => {
+                let is_new = self.services.insert(key.clone(), service).is_none();
+                if is_new && let Some(slices) = self.spare_slices.remove(&key) {
+                    self.slices.insert(key.clone(), slices.into());
+                }
+            }
+            None => {
+                self.services.remove(&key);
+                if let Some(slices) = self.slices.remove(&key) {
+                    self.spare_slices.insert(key.clone(), slices.to_vec());
+                }
+            }
+        }
+        affected.services.insert(key);
+    }
+
+    fn set_slice(
+        &mut self,
+        before: Option<&Arc<EndpointSlice>>,
+        after: Option<&Arc<EndpointSlice>>,
+        affected: &mut Affected,
+    ) {
+        if let Some(before) = before
+            && after.is_none_or(|after| after.service != before.service)
+        {
+            self.edit_slices(&before.service, affected, |slices| {
+                if let Ok(place) = place_of(slices, &before.key) {
+                    slices.remove(place);
+                }
+            });
+        }
+        if let Some(after) = after {
+            self.edit_slices(&after.service, affected, |slices| match place_of(slices, &after.key) {
+                Ok(place) => slices[place] = Arc::clone(after),
+                Err(place) => slices.insert(place, Arc::clone(after)),
+            });
+        }
+    }
+
+    /// Edits the slices of a Service, in order of their keys.
+    fn edit_slices(&mut self, service: &Key, affected: &mut Affected, edit: impl FnOnce(&mut Vec<Arc<EndpointSlice>>)) {
+        let Some(known) = self.services.get(service) else {
+            let slices = self.spare_slices.entry(service.clone()).or_default();
+            edit(slices);
+            if slices.is_empty() {
+                self.spare_slices.remove(service);
+            }
+            return;
+        };
+        if known.traffic_policy == TrafficPolicy::Local {
+            affected.lb_ips.extend(self.holdings.addresses_of(service));
+        }
+        let mut slices = self.slices.get(service).map(|slices| slices.to_vec()).unwrap_or_default();
+        edit(&mut slices);
+        if slices.is_empty() {
+            self.slices.remove(service);
+        } else {
+            self.slices.insert(service.clone(), slices.into());
+        }
+    }
+
+    fn set_record(&mut self, lb_ip: IpAddr, after: Option<Arc<Record>>, affected: &mut Affected) {
+        let before = match &after {
+            Some(record) => self.records.insert(lb_ip, Arc::clone(record)),
+            None => self.records.remove(&lb_ip),
+        };
+        let [old, new] = [&before, &after].map(|record| record.iter().flat_map(|record| &record.holders));
+        affected.lb_ips.insert(lb_ip);
+        affected.services.extend(old.clone().chain(new.clone()).map(Holder::service));
+        self.holdings.replace(lb_ip, old, new);
+    }
+}
+
+fn set<T>(all: &mut Named<T>, name: String, after: Option<Arc<T>>) {
+    match after {
+        Some(object) => drop(all.insert(name, object)),
+        None => drop(all.remove(&name)),
+    }
+}
+
+fn place_of(slices: &[Arc<EndpointSlice>], key: &Key) -> Result<usize, usize> {
+    slices.binary_search_by(|slice| slice.key.cmp(key))
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,152 @@
+//! Properties of the bag: its indexes agree with its views, and [`Affected`] misses nothing.
+
+use std::collections::BTreeMap;
+
+use crds::{Labels, TrafficPolicy};
+use proptest::collection::vec;
+use proptest::option;
+use proptest::prelude::*;
+
+use super::*;
+use crate::eligibility::Eligibility;
+use crate::fixtures::{record, service, slice};
+
+/// The new state of one object of a few of each kind; `None` if it is deleted.
+#[derive(Clone, Debug)]
+enum Step {
+    /// Its traffic policy is Local.
+    Service(u8, Option<bool>),
+    /// The Service that it belongs to, and the node of its endpoint.
+    Slice(u8, Option<(u8, u8)>),
+    /// The holders.
+    Record(u8, Option<Vec<u8>>),
+    /// Whether it is excluded.
+    Node(u8, Option<bool>),
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    prop_oneof![
+        3 => (0..3u8, option::weighted(0.7, any::<bool>())).prop_map(|(n, state)| Step::Service(n, state)),
+        3 => (0..4u8, option::weighted(0.7, (0..3u8, 0..3u8))).prop_map(|(n, state)| Step::Slice(n, state)),
+        3 => (0..3u8, option::weighted(0.7, vec(0..3u8, 0..3))).prop_map(|(n, state)| Step::Record(n, state)),
+        1 => (0..3u8, option::weighted(0.8, any::<bool>())).prop_map(|(n, state)| Step::Node(n, state)),
+    ]
+}
+
+fn lb_ip(n: u8) -> IpAddr {
+    [192, 0, 2, n].into()
+}
+
+fn key(n: u8) -> Key {
+    Key::new("default", format!("s{n}"))
+}
+
+/// The plain state from which a bag can be built in one batch.
+#[derive(Clone, Default)]
+struct Objects {
+    services: BTreeMap<Key, Arc<Service>>,
+    slices: BTreeMap<Key, Arc<EndpointSlice>>,
+    records: BTreeMap<IpAddr, Arc<Record>>,
+    nodes: BTreeMap<String, Arc<Node>>,
+}
+
+/// Sets or removes an entry and returns the value before.
+fn put<K: Ord, V>(map: &mut BTreeMap<K, V>, key: K, value: Option<V>) -> Option<V> {
+    match value {
+        Some(value) => map.insert(key, value),
+        None => map.remove(&key),
+    }
+}
+
+impl Objects {
+    fn take(&mut self, step: Step) -> Change {
+        match step {
+            Step::Service(n, state) => {
+                let policy = |is_local| if is_local { TrafficPolicy::Local } else { TrafficPolicy::Cluster };
+                let after =
+                    state.map(|is_local| Arc::new(service(&format!("s{n}"), policy(is_local), Labels::default())));
+                put(&mut self.services, key(n), after.clone());
+                Change::Service(key(n), after)
+            }
+            Step::Slice(n, state) => {
+                let name = format!("slice-{n}");
+                let after = state.map(|(service, node)| {
+                    Arc::new(slice(&name, &format!("s{service}"), &[(&format!("n{node}"), 'r')]))
+                });
+                let before = put(&mut self.slices, Key::new("default", &*name), after.clone());
+                Change::Slice { before, after }
+            }
+            Step::Record(n, holders) => {
+                let names: Option<Vec<String>> =
+                    holders.map(|holders| holders.iter().map(|holder| format!("s{holder}")).collect());
+                let after = names.map(|names| {
+                    Arc::new(record(lb_ip(n), "lan", &names.iter().map(String::as_str).collect::<Vec<_>>()))
+                });
+                put(&mut self.records, lb_ip(n), after.clone());
+                Change::Record(lb_ip(n), after)
+            }
+            Step::Node(n, state) => {
+                let name = format!("n{n}");
+                let after = state.map(|excluded| Arc::new(Node { name: name.clone(), excluded, ..Node::default() }));
+                put(&mut self.nodes, name.clone(), after.clone());
+                Change::Node(name, after)
+            }
+        }
+    }
+
+    fn cluster(&self) -> Cluster {
+        let services = self.services.iter().map(|(key, value)| Change::Service(key.clone(), Some(value.clone())));
+        let slices = self.slices.values().map(|slice| Change::Slice { before: None, after: Some(slice.clone()) });
+        let records = self.records.iter().map(|(lb_ip, value)| Change::Record(*lb_ip, Some(value.clone())));
+        let nodes = self.nodes.iter().map(|(name, value)| Change::Node(name.clone(), Some(value.clone())));
+        let mut cluster = Cluster::default();
+        cluster.apply(slices.chain(records).chain(services).chain(nodes));
+        cluster
+    }
+
+    fn eligibility(&self) -> Eligibility {
+        let mut eligibility = Eligibility::default();
+        eligibility.update(&self.cluster(), &Affected { nodes: true, ..Affected::default() });
+        eligibility
+    }
+
+    /// The addresses that name this Service.
+    fn held(&self, service: &Key) -> Vec<IpAddr> {
+        let names = |record: &Record| record.holders.iter().any(|holder| holder.service() == *service);
+        self.records.values().filter(|record| names(record)).map(|record| record.address).collect()
+    }
+
+    fn slices_of(&self, service: &Key) -> Vec<Arc<EndpointSlice>> {
+        self.slices.values().filter(|slice| slice.service == *service).cloned().collect()
+    }
+}
+
+proptest! {
+    #[test]
+    fn indexes_and_policies_follow_every_batch_of_changes(batches in vec(vec(step(), 1..5), 1..20)) {
+        let (mut objects, mut cluster) = (Objects::default(), Cluster::default());
+        let mut eligibility = Eligibility::default();
+        for batch in batches {
+            let before = objects.clone();
+            let changes: Vec<Change> = batch.into_iter().map(|step| objects.take(step)).collect();
+            let affected = cluster.apply(changes);
+            eligibility.update(&cluster, &affected);
+
+            prop_assert!(cluster.services().iter().eq(&objects.services));
+            prop_assert!(cluster.records().iter().eq(&objects.records));
+            prop_assert_eq!(cluster.nodes(), &objects.nodes);
+            for n in 0..3 {
+                let key = key(n);
+                prop_assert_eq!(cluster.addresses_of(&key).collect::<Vec<_>>(), objects.held(&key));
+                let expected = if objects.services.contains_key(&key) { objects.slices_of(&key) } else { vec![] };
+                prop_assert_eq!(cluster.slices().get(&key).map(|slices| slices.to_vec()).unwrap_or_default(), expected);
+                if before.services.get(&key) != objects.services.get(&key) || before.held(&key) != objects.held(&key) {
+                    prop_assert!(affected.services.contains(&key), "{:?} is affected", key);
+                }
+            }
+            prop_assert!(cluster.slices().values().all(|slices| !slices.is_empty()));
+            let from_scratch = objects.eligibility();
+            prop_assert_eq!(eligibility.policies(), from_scratch.policies());
+        }
+    }
+}

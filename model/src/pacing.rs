@@ -1,0 +1,9 @@
+//! How often something may happen: pauses between retries, and budgets of deferrable work.
+//!
+//! Time and randomness are arguments.
+
+mod backoff;
+mod token_bucket;
+
+pub use backoff::{Backoff, add_jitter};
+pub use token_bucket::TokenBucket;

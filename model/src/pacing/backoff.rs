@@ -1,0 +1,76 @@
+//! Pauses between retries.
+
+use std::time::Duration;
+
+/// Pauses that double with each failure in a row, from a first to a longest one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Backoff {
+    first: Duration,
+    longest: Duration,
+    failures: u32,
+}
+
+impl Backoff {
+    pub const fn new(first: Duration, longest: Duration) -> Self {
+        Self { first, longest, failures: 0 }
+    }
+
+    /// Counts a failure and returns the pause before the next try.
+    pub fn fail(&mut self) -> Duration {
+        self.failures = self.failures.saturating_add(1);
+        self.pause_after(self.failures)
+    }
+
+    /// Counts a success: the pause after the next failure is the first one again.
+    pub fn reset(&mut self) {
+        self.failures = 0;
+    }
+
+    /// The pause after this many failures in a row. After none it is the first pause as well.
+    pub fn pause_after(&self, failures: u32) -> Duration {
+        // 16 doublings of the shortest pause in use, 50 ms, make almost an hour.
+        let doublings = failures.saturating_sub(1).min(16);
+        self.first.saturating_mul(1 << doublings).min(self.longest)
+    }
+}
+
+/// Spreads a pause over its upper half. A `jitter` of 0 gives half the pause, 1 the whole.
+///
+/// Clients that lost the same server at the same time then do not come back at the same time.
+pub fn add_jitter(pause: Duration, jitter: f64) -> Duration {
+    pause.mul_f64(0.5 + jitter / 2.0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn millis(backoff: &mut Backoff, failures: usize) -> Vec<u128> {
+        (0..failures).map(|_| backoff.fail().as_millis()).collect()
+    }
+
+    #[test]
+    fn pauses_double_up_to_the_longest() {
+        for (first, longest, expected) in [
+            (50, 30_000, vec![50, 100, 200, 400, 800, 1_600, 3_200, 6_400, 12_800, 25_600, 30_000, 30_000]),
+            (100, 250, vec![100, 200, 250, 250]),
+            (100, 100, vec![100, 100]),
+        ] {
+            let mut backoff = Backoff::new(Duration::from_millis(first), Duration::from_millis(longest));
+            assert_eq!(millis(&mut backoff, expected.len()), expected);
+            backoff.reset();
+            assert_eq!(millis(&mut backoff, 2), expected[..2], "after a success");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn a_jittered_pause_stays_within_its_upper_half(failures in any::<u32>(), jitter in 0.0..=1.0f64) {
+            let (first, longest) = (Duration::from_millis(50), Duration::from_secs(30));
+            let pause = Backoff::new(first, longest).pause_after(failures);
+            prop_assert!((first..=longest).contains(&pause));
+            prop_assert!((pause / 2..=pause).contains(&add_jitter(pause, jitter)));
+        }
+    }
+}
