@@ -14,7 +14,7 @@ use crate::{http, shutdown};
 
 /// The options of `landfall node`.
 #[derive(Debug, Args)]
-pub(crate) struct Options {
+pub(crate) struct AgentOptions {
     /// Name of this node in Kubernetes.
     #[arg(long, env = "NODE_NAME", value_name = "NAME")]
     node_name: String,
@@ -109,7 +109,7 @@ enum Dataplane {
     Off,
 }
 
-pub(crate) async fn run(connection: &Connection, options: Options) -> Result<()> {
+pub(crate) async fn run(connection: &Connection, options: AgentOptions) -> Result<()> {
     let client = connection.client().await?;
     let count_traffic = options.count_traffic == Switch::On;
     if options.dry_run {

@@ -9,7 +9,7 @@ use crate::{http, shutdown};
 
 /// The options of `landfall controller`.
 #[derive(Debug, Args)]
-pub(crate) struct Options {
+pub(crate) struct ControllerOptions {
     /// Serve only Services with `loadBalancerClass: landfall.dev/landfall`. By default Landfall also serves Services without
     /// a class.
     #[arg(long, env = "LANDFALL_ONLY_CLASS")]
@@ -31,7 +31,7 @@ pub(crate) struct Options {
 }
 
 /// Runs until SIGTERM.
-pub(crate) async fn run(connection: &Connection, options: Options) -> anyhow::Result<()> {
+pub(crate) async fn run(connection: &Connection, options: ControllerOptions) -> anyhow::Result<()> {
     let client = connection.client().await?;
     let election = options.lease_namespace.map(|namespace| controller::Election { namespace });
     let metrics = controller::Metrics::default();

@@ -45,15 +45,15 @@ First steps:
 #[derive(Debug, Subcommand)]
 enum Command {
     /// Assign addresses of pools to Services (runs in the cluster; one instance leads, the others stand by).
-    Controller(controller_command::Options),
+    Controller(controller_command::ControllerOptions),
     /// Forward and announce addresses (runs on every node, in the node's network).
-    Node(agent_command::Options),
+    Node(agent_command::AgentOptions),
     /// Show pools, Services with their addresses or why they are pending, announcing nodes, and the last moves.
-    Status(status::Options),
+    Status(status::StatusOptions),
     /// Print the definitions of Landfall's objects, for `kubectl apply -f -`.
     Crds,
     /// Remove Landfall from the cluster completely. Without --yes, only show what would be removed.
-    Uninstall(uninstall::Options),
+    Uninstall(uninstall::UninstallOptions),
 }
 
 // Requests to the API server need only one thread. The speaker and the dataplane, which must not wait for it, have threads

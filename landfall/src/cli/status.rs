@@ -28,14 +28,14 @@ const SHOWN_MOVES: usize = 10;
 
 /// The options of `landfall status`.
 #[derive(Debug, Args)]
-pub(crate) struct Options {
+pub(crate) struct StatusOptions {
     /// Show only Services of this namespace. Pools and addresses have no namespace, and are always shown.
     #[arg(long, short)]
     namespace: Option<String>,
 }
 
 /// Reads the objects and prints the tables.
-pub(crate) async fn run(connection: &Connection, options: Options) -> anyhow::Result<()> {
+pub(crate) async fn run(connection: &Connection, options: StatusOptions) -> anyhow::Result<()> {
     let client = connection.client().await?;
     let objects = read_objects(client, options.namespace.as_deref()).await?;
     print(&report(&objects, Timestamp::now()))

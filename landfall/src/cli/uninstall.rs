@@ -43,14 +43,14 @@ const STEP_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// The options of `landfall uninstall`.
 #[derive(Debug, Args)]
-pub(crate) struct Options {
+pub(crate) struct UninstallOptions {
     /// Remove it. Without this option, only show what would be removed.
     #[arg(long)]
     yes: bool,
 }
 
 /// Removes Landfall, or shows what would be removed.
-pub(crate) async fn run(connection: &Connection, options: Options) -> anyhow::Result<()> {
+pub(crate) async fn run(connection: &Connection, options: UninstallOptions) -> anyhow::Result<()> {
     let client = connection.client().await?;
     let services = our_services(&client).await?;
     if !options.yes {
