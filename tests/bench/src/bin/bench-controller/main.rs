@@ -1,14 +1,15 @@
-//! Landfall's controller beside the least that anybody could do, on a real API server and etcd.
+//! Landfall's controller beside rivals that do the least possible work, on a real API server and etcd.
 //!
-//! `make bench-controller` runs it, which takes long; with `--quick` it goes no further than a thousand Services.
-//! It prints a table, and writes `target/bench/controller.json`. What is measured, and how, is in the rooms:
+//! `make bench-controller` runs all parts, which takes long. With `--quick` existing are at most 1,000 Services. The
+//! program prints a table and writes `target/bench/controller.json`. Each part is a module that describes its
+//! measurement:
 //!
-//! - [`allocate`]: what finding an address takes, without a cluster
+//! - [`allocate`]: finding an address, without a cluster
 //! - [`bulk`]: many Services at once, beside a bare loop that makes the same writes
 //! - [`one_more`]: one more Service, beside an echo of a watch
 //! - [`restart`]: a restart, beside a client that only lists
 //!
-//! The rivals are modes of this program: each is a process of its own, of the same build as the contender.
+//! The rivals are modes of this program. Each is a process of its own, of the same build profile as the contender.
 
 mod allocate;
 mod bulk;
@@ -27,19 +28,21 @@ use bench::{rivals, root};
 use clap::{Parser, Subcommand};
 use kube::{Client, Config};
 
-/// The controller beside the least that anybody could do.
+use crate::one_more::Actors;
+
+/// The controller beside the least possible work.
 #[derive(Debug, Parser)]
 #[command(max_term_width = 120)]
-struct Cli {
-    /// No more than a thousand Services, and fewer rounds: five minutes.
+struct ControllerOptions {
+    /// At most 1,000 Services, and fewer rounds: five minutes.
     #[arg(long)]
     quick: bool,
 
-    /// Only these parts, to look into one: allocate, bulk, one-more, restart.
+    /// Only these parts: allocate, bulk, one-more, restart.
     #[arg(long, value_delimiter = ',', value_name = "PARTS")]
     only: Vec<String>,
 
-    /// The contender: a `landfall` binary. By default the one that `make build` makes.
+    /// The contender: a `landfall` binary. By default the one that `make build` builds.
     #[arg(long, value_name = "PATH")]
     controller: Option<PathBuf>,
 
@@ -47,63 +50,70 @@ struct Cli {
     rival: Option<Rival>,
 }
 
-/// Who else can be run; the benchmark does.
+/// The rivals. The benchmark runs them as processes.
 #[derive(Debug, Subcommand)]
 enum Rival {
-    /// Give every Service an address that has none.
+    /// Give an address to every Service without one.
     Bare,
-    /// Give every new Service an address.
+    /// Give an address to every new Service.
     Echo,
-    /// List and decode everything, and end.
+    /// List and decode all objects, and end.
     List,
 }
 
-/// What all measurements have in common.
-pub struct Bench {
+/// Starts contender and rivals, and reports progress.
+pub struct Runner {
     began: Instant,
     controller: PathBuf,
-    own: PathBuf,
+    this_program: PathBuf,
 }
 
-impl Bench {
-    /// Tells how far it is.
+impl Runner {
+    /// Prints a line of progress.
     pub fn progress(&self, text: &str) -> Result<()> {
         print(&format!("{:4} s  {text}\n", self.began.elapsed().as_secs()))
     }
 
-    /// Starts the contender.
-    pub fn landfall(&self, stage: &Stage) -> Result<Actor> {
+    pub fn start_landfall(&self, stage: &Stage) -> Result<Actor> {
         stage.enter("landfall", &self.controller, &["controller"])
     }
 
-    /// Starts a rival.
-    pub fn rival(&self, stage: &Stage, mode: &str) -> Result<Actor> {
-        stage.enter(mode, &self.own, &[mode])
+    pub fn start_rival(&self, stage: &Stage, mode: &str) -> Result<Actor> {
+        stage.enter(mode, &self.this_program, &[mode])
     }
 }
 
+/// A size of the cluster, and how often it is measured.
+#[derive(Clone, Copy)]
+pub struct Case {
+    /// The number of Services as keys and report show it.
+    pub name: &'static str,
+    /// Rounds, or pairs of runs.
+    pub rounds: usize,
+}
+
 fn main() -> Result<()> {
-    let cli = Cli::parse();
-    let mut runtime = match cli.rival {
-        // One thread, as the contender has.
+    let options = ControllerOptions::parse();
+    let mut runtime = match options.rival {
+        // The contender has one thread, too.
         Some(_) => tokio::runtime::Builder::new_current_thread(),
         None => tokio::runtime::Builder::new_multi_thread(),
     };
     runtime.enable_all().build()?.block_on(async {
-        match cli.rival {
-            Some(rival) => run(rival).await,
+        match options.rival {
+            Some(rival) => run_rival(rival).await,
             None => tokio::select! {
-                ended = measure(cli) => ended,
+                ended = measure(options) => ended,
                 interrupted = tokio::signal::ctrl_c() => {
                     interrupted?;
-                    anyhow::bail!("interrupted: the cluster goes")
+                    anyhow::bail!("interrupted: the cluster is removed")
                 }
             },
         }
     })
 }
 
-async fn run(rival: Rival) -> Result<()> {
+async fn run_rival(rival: Rival) -> Result<()> {
     let mut config = Config::infer().await?;
     config.default_retry = false;
     let client = Client::try_from(config)?;
@@ -115,89 +125,102 @@ async fn run(rival: Rival) -> Result<()> {
             return print(&format!("listed by {done}\n"));
         }
     }
-    // What it cost is read from the process: it ends when it is told to.
+    // The parent reads the CPU time of this process, and then ends it.
     std::future::pending().await
 }
 
-async fn measure(cli: Cli) -> Result<()> {
-    let controller = cli.controller.unwrap_or_else(|| root().join("target/x86_64-unknown-linux-musl/release/landfall"));
+async fn measure(options: ControllerOptions) -> Result<()> {
+    let controller =
+        options.controller.unwrap_or_else(|| root().join("target/x86_64-unknown-linux-musl/release/landfall"));
     let controller = controller.canonicalize().with_context(|| format!("no {}: `make build`", controller.display()))?;
-    let bench = Bench { began: Instant::now(), controller, own: std::env::current_exe()? };
-    for part in &cli.only {
+    let runner = Runner { began: Instant::now(), controller, this_program: std::env::current_exe()? };
+    for part in &options.only {
         ensure!(["allocate", "bulk", "one-more", "restart"].contains(&part.as_str()), "there is no part {part:?}");
     }
-    let wants = |part: &str| cli.only.is_empty() || cli.only.iter().any(|only| only == part);
+    let is_wanted = |part: &str| options.only.is_empty() || options.only.iter().any(|only| only == part);
     let mut report = Report::default();
-    if wants("allocate") {
-        allocate::measure(&bench, &mut report)?;
+    if is_wanted("allocate") {
+        allocate::measure(&runner, &mut report)?;
     }
-    if wants("bulk") {
-        bulk::measure(&bench, &mut report, 1000, "1k", if cli.quick { 3 } else { 5 }).await?;
-        if !cli.quick {
-            bulk::measure(&bench, &mut report, 10_000, "10k", 3).await?;
+    if is_wanted("bulk") {
+        bulk::measure(&runner, &mut report, 1000, "1k", if options.quick { 3 } else { 5 }).await?;
+        if !options.quick {
+            bulk::measure(&runner, &mut report, 10_000, "10k", 3).await?;
         }
     }
-    if wants("one-more") || wants("restart") {
-        long_run(&bench, &mut report, cli.quick, wants).await?;
+    if is_wanted("one-more") || is_wanted("restart") {
+        measure_long_run(&runner, &mut report, options.quick, is_wanted).await?;
     }
     print(&format!("\n{}", report.table()))?;
     let path = root().join("target/bench/controller.json");
     std::fs::create_dir_all(path.parent().context("invariant: it has a parent")?)?;
-    // Parts that were measured before and are not wanted now keep their figures.
-    let earlier = if cli.only.is_empty() { String::new() } else { std::fs::read_to_string(&path).unwrap_or_default() };
+    // Parts that are not wanted now keep the figures of an earlier run.
+    let earlier =
+        if options.only.is_empty() { String::new() } else { std::fs::read_to_string(&path).unwrap_or_default() };
     std::fs::write(&path, report.json_over(&earlier)).with_context(|| format!("write {}", path.display()))?;
-    print(&format!("\nwrote {} after {} s\n", path.display(), bench.began.elapsed().as_secs()))
+    print(&format!("\nwrote {} after {} s\n", path.display(), runner.began.elapsed().as_secs()))
 }
 
-/// All that happens on one cluster, which gets more and more Services.
-async fn long_run(bench: &Bench, report: &mut Report, quick: bool, wants: impl Fn(&str) -> bool) -> Result<()> {
+/// The parts on one cluster with more and more Services.
+async fn measure_long_run(
+    runner: &Runner,
+    report: &mut Report,
+    quick: bool,
+    is_wanted: impl Fn(&str) -> bool,
+) -> Result<()> {
     let stage = Stage::set("bench-long").await?;
-    let mut ours = bench.landfall(&stage)?;
-    let echo = bench.rival(&stage, "echo")?;
+    let mut landfall = runner.start_landfall(&stage)?;
+    let echo = runner.start_rival(&stage, "echo")?;
     let rounds = if quick { 2 } else { 3 };
-    let (mut there, mut waits) = (0, Vec::new());
+    let (mut existing, mut p99s) = (0, Vec::new());
     for (name, count) in [("0", 0), ("1k", 1000), ("10k", 10_000)] {
         if quick && count > 1000 {
             break;
         }
-        if count > there {
+        if count > existing {
             let mut sightings = Sightings::begin(&stage.client, NAMESPACE).await?;
             let since = Instant::now();
-            stage.create((there..count).map(|n| format!("s-{n:05}"))).await?;
+            stage.create((existing..count).map(|n| format!("s-{n:05}"))).await?;
             let created = since.elapsed();
-            let (_, last) = bulk::served(&mut sightings, count - there).await.with_context(|| ours.last_words())?;
+            let (_, last) = bulk::wait_until_served(&mut sightings, count - existing)
+                .await
+                .with_context(|| landfall.last_words())?;
             let text = format!(
-                "{} Services made while it runs: made in {:.2} s, served after {:.2} s",
-                count - there,
+                "{} Services created while it runs: created in {:.2} s, served after {:.2} s",
+                count - existing,
                 created.as_secs_f64(),
                 (last - since).as_secs_f64()
             );
-            bench.progress(&text)?;
+            runner.progress(&text)?;
             report.part(&text);
-            there = count;
+            existing = count;
         }
-        if wants("one-more") {
-            let one_more = one_more::measure(bench, report, &stage, (&ours, &echo), (name, rounds)).await?;
-            waits.push(one_more.p99);
+        if is_wanted("one-more") {
+            let actors = Actors { landfall: &landfall, echo: &echo };
+            let one_more = one_more::measure(runner, report, &stage, actors, Case { name, rounds }).await?;
+            p99s.push(one_more.p99);
         }
     }
-    if let (Some(first), Some(last)) = (waits.first(), waits.last())
-        && waits.len() > 1
+    if let (Some(first), Some(last)) = (p99s.first(), p99s.last())
+        && p99s.len() > 1
     {
-        report.row("p99 at the most Services to p99 at none", &format!("{:8.2}  goal 1.20 or less", last / first));
+        report.row(
+            "p99 with the most Services to p99 without Services",
+            &format!("{:8.2}  goal 1.20 or less", last / first),
+        );
     }
     echo.end().await?;
     if !quick {
         stage.settle().await?;
-        let rss = ours.rss()?;
-        report.part(&format!("Memory at {there} Services"));
+        let rss = landfall.rss()?;
+        report.part(&format!("Memory at {existing} Services"));
         report.row("RSS of landfall", &format!("{rss:8.1} MiB  goal 30 or less"));
         report.figure("rss_mib_10k", rss);
     }
-    if wants("restart") {
-        let (name, runs) = if quick { ("1k", 3) } else { ("10k", 5) };
-        ours = restart::measure(bench, report, &stage, ours, (name, runs)).await?;
-        report.row("RSS after a restart", &format!("{:8.1} MiB", ours.rss()?));
+    if is_wanted("restart") {
+        let (name, rounds) = if quick { ("1k", 3) } else { ("10k", 5) };
+        landfall = restart::measure(runner, report, &stage, landfall, Case { name, rounds }).await?;
+        report.row("RSS after a restart", &format!("{:8.1} MiB", landfall.rss()?));
     }
     stage.strike()
 }

@@ -1,9 +1,9 @@
-//! One more Service on a cluster that has many: how long it waits for its address.
+//! The time until one more Service on a large cluster has its address.
 //!
 //! The time is from before the create is sent until a watch shows the address. Contender and echo run all the time and
-//! take turns, ten Services each; whoever has not its turn is frozen, so that what it would make of the other's Services
-//! costs the other nothing. Before a Service is made the one before is gone, and there was some quiet, as among people;
-//! what happens without the quiet is measured apart.
+//! take turns of ten Services. The other one is frozen, so that its work on these Services costs nothing. Before each
+//! create, the previous Service is gone and the cluster is quiet for a moment, as between the commands of a person.
+//! Creates without that pause are measured separately.
 
 use std::time::{Duration, Instant};
 
@@ -17,51 +17,58 @@ use k8s_openapi::api::core::v1::Service;
 use kube::Api;
 use kube::api::{DeleteParams, PostParams};
 
-use crate::Bench;
-use crate::bulk::spread;
+use crate::bulk::distribution;
+use crate::{Case, Runner};
 
-/// Services of one side before it is the other's turn. They take about a second: less than the term of a leader.
+/// Services of one side in a turn. They take about a second, which is less than the term of a leader.
 const TURN: usize = 10;
 
-/// Turns of each side in a round, whose p99 make one ratio: a hundred Services.
+/// Turns of each side in a round: 100 Services, whose p99 gives one ratio.
 const TURNS: usize = 10;
 
-/// How long a Service may take.
+/// The longest time to serve a Service.
 const PATIENCE: Duration = Duration::from_secs(20);
 
-/// The quiet before a Service is made: this at least, and up to as much again.
-const QUIET: Duration = Duration::from_millis(40);
+/// The shortest pause before a create. The longest is twice as long.
+const PAUSE: Duration = Duration::from_millis(40);
 
-/// One of the two.
+/// The contender or the echo, with its times in milliseconds.
 struct Side<'a> {
     actor: &'a Actor,
     class: Option<&'a str>,
-    /// Milliseconds, a list for each round.
+    /// One list per round.
     rounds: Vec<Vec<f64>>,
-    hasty: Vec<f64>,
-    made: usize,
+    /// Times of creates without a pause.
+    unpaused: Vec<f64>,
+    created: usize,
 }
 
-/// What was measured at one number of Services.
+/// The result for one number of Services.
 pub struct OneMore {
-    /// Milliseconds of the contender: the median of the rounds' p99.
+    /// The median of the p99 of all rounds of the contender, in milliseconds.
     pub p99: f64,
 }
 
-/// Measures `rounds` rounds.
+/// The processes that are compared.
+#[derive(Clone, Copy)]
+pub struct Actors<'a> {
+    pub landfall: &'a Actor,
+    pub echo: &'a Actor,
+}
+
 pub async fn measure(
-    bench: &Bench,
+    runner: &Runner,
     report: &mut Report,
     stage: &Stage,
-    actors: (&Actor, &Actor),
-    at: (&str, usize),
+    actors: Actors<'_>,
+    case: Case,
 ) -> Result<OneMore> {
-    let (name, rounds) = at;
+    let Case { name, rounds } = case;
     let mut sightings = Sightings::begin(&stage.client, NAMESPACE).await?;
     let api: Api<Service> = Api::namespaced(stage.client.clone(), NAMESPACE);
-    let side = |actor, class| Side { actor, class, rounds: Vec::new(), hasty: Vec::new(), made: 0 };
-    let mut ours = side(actors.0, None);
-    let mut echo = side(actors.1, Some(ECHO_CLASS));
+    let side = |actor, class| Side { actor, class, rounds: Vec::new(), unpaused: Vec::new(), created: 0 };
+    let mut ours = side(actors.landfall, None);
+    let mut echo = side(actors.echo, Some(ECHO_CLASS));
     stage.settle().await?;
     for round in 0..rounds {
         ours.rounds.push(Vec::new());
@@ -74,9 +81,9 @@ pub async fn measure(
             take_turn(second, first, &api, &mut sightings, true).await?;
         }
         let p99 = |side: &Side<'_>| side.rounds.last().and_then(|round| percentile(round, 0.99)).unwrap_or_default();
-        let (of_ours, of_echo) = (p99(&ours), p99(&echo));
-        bench.progress(&format!(
-            "one more at {name}, round {} of {rounds}: p99 {of_ours:.1} ms, echo {of_echo:.1} ms",
+        let (our_p99, echo_p99) = (p99(&ours), p99(&echo));
+        runner.progress(&format!(
+            "one more at {name}, round {} of {rounds}: p99 {our_p99:.1} ms, echo {echo_p99:.1} ms",
             round + 1
         ))?;
     }
@@ -84,59 +91,62 @@ pub async fn measure(
         take_turn(&mut ours, &mut echo, &api, &mut sightings, false).await?;
         take_turn(&mut echo, &mut ours, &api, &mut sightings, false).await?;
     }
-    actors.0.thaw()?;
-    actors.1.thaw()?;
-    actors.0.check()?;
-    actors.1.check()?;
+    for actor in [actors.landfall, actors.echo] {
+        actor.thaw()?;
+    }
+    for actor in [actors.landfall, actors.echo] {
+        actor.check()?;
+    }
 
     report
         .part(&format!("One more Service at {name}, {rounds} rounds of {} each (ms, create to address)", TURN * TURNS));
     let p99s = |side: &Side<'_>| side.rounds.iter().filter_map(|round| percentile(round, 0.99)).collect::<Vec<_>>();
-    for (who, side) in [("landfall", &ours), ("echo", &echo)] {
-        let all = side.rounds.concat();
-        let of = |values: &[f64], share| percentile(values, share).unwrap_or_default();
-        report.row(who, &format!("p50 {:5.1}  p99 {:5.1}  max {:5.1}", of(&all, 0.5), of(&all, 0.99), of(&all, 1.0)));
-        let hasty = &side.hasty;
-        report.row(
-            "  the moment another is gone",
-            &format!("p50 {:5.1}  p99 {:5.1}  max {:5.1}", of(hasty, 0.5), of(hasty, 0.99), of(hasty, 1.0)),
-        );
+    for (label, side) in [("landfall", &ours), ("echo", &echo)] {
+        report.row(label, &percentiles(&side.rounds.concat()));
+        report.row("  without a pause after the previous one", &percentiles(&side.unpaused));
     }
-    let (of_ours, of_echo) = (p99s(&ours), p99s(&echo));
-    let ratio = spread(&ratios(&of_ours, &of_echo))?;
+    let (our_p99s, echo_p99s) = (p99s(&ours), p99s(&echo));
+    let ratio = distribution(&ratios(&our_p99s, &echo_p99s))?;
     report.ratio(&format!("one_more_p99_ratio_{name}"), "p99, landfall to echo", ratio, "2 or less");
-    Ok(OneMore { p99: spread(&of_ours)?.median })
+    Ok(OneMore { p99: distribution(&our_p99s)?.median })
 }
 
-/// Makes some Services of one side, one after the other; the first of a turn, after a thaw, does not count.
+/// The percentiles of times in milliseconds, as a row shows them.
+fn percentiles(times: &[f64]) -> String {
+    let at = |share| percentile(times, share).unwrap_or_default();
+    format!("p50 {:5.1}  p99 {:5.1}  max {:5.1}", at(0.5), at(0.99), at(1.0))
+}
+
+/// Creates the Services of one turn, one after the other. The first one follows a thaw, and does not count.
 async fn take_turn(
     side: &mut Side<'_>,
     other: &mut Side<'_>,
     api: &Api<Service>,
     sightings: &mut Sightings,
-    quiet: bool,
+    with_pause: bool,
 ) -> Result<()> {
     other.actor.freeze()?;
     side.actor.thaw()?;
     for sample in 0..=TURN {
-        if quiet || sample == 0 {
-            // Distribution evenly, or it could be in step with somebody's clock.
-            tokio::time::sleep(QUIET + QUIET * (side.made % 16) as u32 / 16).await;
+        if with_pause || sample == 0 {
+            // The pauses vary, so that creates do not fall into step with a timer.
+            tokio::time::sleep(PAUSE + PAUSE * (side.created % 16) as u32 / 16).await;
         }
-        let name = format!("{}-{}", if side.class.is_some() { "echo" } else { "ours" }, side.made);
-        side.made += 1;
+        let name = format!("{}-{}", if side.class.is_some() { "echo" } else { "ours" }, side.created);
+        side.created += 1;
         let object = serde_json::from_value(service(&name, side.class))?;
         let since = Instant::now();
         api.create(&PostParams::default(), &object).await.context("create a Service")?;
-        let seen = sightings.until(&name, Change::Served, PATIENCE).await.with_context(|| side.actor.last_words())?;
+        let served_at =
+            sightings.until(&name, Change::Served, PATIENCE).await.with_context(|| side.actor.last_words())?;
         api.delete(&name, &DeleteParams::default()).await.context("delete a Service")?;
         sightings.until(&name, Change::Gone, PATIENCE).await.with_context(|| side.actor.last_words())?;
-        ensure!(seen > since, "a Service was served before it was made");
-        let took = (seen - since).as_secs_f64() * 1e3;
+        ensure!(served_at > since, "a Service was served before it was created");
+        let took = (served_at - since).as_secs_f64() * 1e3;
         match side.rounds.last_mut() {
             _ if sample == 0 => {}
-            Some(round) if quiet => round.push(took),
-            _ => side.hasty.push(took),
+            Some(round) if with_pause => round.push(took),
+            _ => side.unpaused.push(took),
         }
     }
     Ok(())

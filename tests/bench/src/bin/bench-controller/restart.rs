@@ -1,8 +1,8 @@
-//! A restart on a cluster with many Services: how long until somebody is served again, and what is written.
+//! A restart on a cluster with many Services: the time until the next Service is served, and the number of writes.
 //!
-//! One Service is made while nobody is there. The time is from before the process is started until a watch shows its
-//! address; beside it, a process that lists and decodes the same objects and ends. What the restart writes is counted by
-//! the API server, in restarts with nobody waiting, when every write is one too many.
+//! One Service is created while no controller runs. The time is from before the process is started until a watch shows
+//! the address of that Service. Its rival is a process that lists and decodes the same objects, and ends. The API
+//! server counts the writes of another restart without a pending Service, where no write is necessary.
 
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
@@ -13,50 +13,44 @@ use bench::report::Report;
 use bench::sightings::{Change, Sightings};
 use bench::stage::{Actor, NAMESPACE, Stage};
 
-use crate::Bench;
-use crate::bulk::spread;
+use crate::bulk::distribution;
+use crate::{Case, Runner};
 
-/// How long a start may take.
+/// The longest time to start.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// For how long writes are looked for after the controller has come to rest: longer than its longest pause, and than it
-/// takes to become the leader.
-const WATCHED: Duration = Duration::from_secs(8);
+/// The time after the start of the controller in which writes are counted. It is longer than its longest pause, and
+/// than the election of a leader.
+const OBSERVATION: Duration = Duration::from_secs(8);
 
-/// What a leader writes for being one, and what is only told to people.
-const APART: [&str; 2] = ["leases", "events"];
+/// Resources that are reported separately: the Lease of the leader, and events for people.
+const SEPARATE: [&str; 2] = ["leases", "events"];
 
-/// Measures `runs` pairs; `ours` runs when this begins. Returns who runs when it ends.
-pub async fn measure(
-    bench: &Bench,
-    report: &mut Report,
-    stage: &Stage,
-    ours: Actor,
-    at: (&str, usize),
-) -> Result<Actor> {
-    let (name, runs) = at;
+/// Measures the pairs. Ends `ours`, which runs, and returns the controller that runs afterwards.
+pub async fn measure(runner: &Runner, report: &mut Report, stage: &Stage, ours: Actor, case: Case) -> Result<Actor> {
+    let Case { name, rounds: pairs } = case;
     let (mut served, mut listed) = (Vec::new(), Vec::new());
     let mut ours = ours;
-    for run in 0..runs {
+    for run in 0..pairs {
         ours.end().await?;
         stage.settle().await?;
         if run % 2 == 0 {
-            listed.push(list(bench, stage).await?);
+            listed.push(time_list(runner, stage).await?);
         }
         let waiting = format!("waiting-{run}");
         stage.create([waiting.clone()]).await?;
         let mut sightings = Sightings::begin(&stage.client, NAMESPACE).await?;
         stage.settle().await?;
         let since = Instant::now();
-        ours = bench.landfall(stage)?;
-        let seen = sightings.until(&waiting, Change::Served, PATIENCE).await.with_context(|| ours.last_words())?;
-        served.push((seen - since).as_secs_f64() * 1e3);
+        ours = runner.start_landfall(stage)?;
+        let served_at = sightings.until(&waiting, Change::Served, PATIENCE).await.with_context(|| ours.last_words())?;
+        served.push((served_at - since).as_secs_f64() * 1e3);
         stage.settle().await?;
         if run % 2 == 1 {
-            listed.push(list(bench, stage).await?);
+            listed.push(time_list(runner, stage).await?);
         }
-        bench.progress(&format!(
-            "restart at {name}, pair {} of {runs}: served after {:.0} ms, list and decode {:.0} ms",
+        runner.progress(&format!(
+            "restart at {name}, pair {} of {pairs}: served after {:.0} ms, list and decode {:.0} ms",
             run + 1,
             served[run],
             listed[run]
@@ -65,40 +59,41 @@ pub async fn measure(
     ours.end().await?;
     stage.settle().await?;
     let before = stage.writes().await?;
-    let ours = bench.landfall(stage)?;
-    tokio::time::sleep(WATCHED).await;
+    let ours = runner.start_landfall(stage)?;
+    tokio::time::sleep(OBSERVATION).await;
     ours.check()?;
     let written = metrics::since(&before, &stage.writes().await?);
-    let (apart, counted): (Vec<_>, Vec<_>) =
-        written.iter().partition(|(name, _)| APART.contains(&name.split('/').next().unwrap_or_default()));
+    let (separate, counted): (Vec<_>, Vec<_>) =
+        written.iter().partition(|(name, _)| SEPARATE.contains(&name.split('/').next().unwrap_or_default()));
     let total: u64 = counted.iter().map(|(_, count)| **count).sum();
 
-    report.part(&format!("Restart at {name} Services, {runs} pairs (ms from the start of the process)"));
-    report.distribution("landfall: a waiting Service is served", spread(&served)?, "ms");
-    report.distribution("bare client: has listed and decoded the same", spread(&listed)?, "ms");
+    report.part(&format!("Restart at {name} Services, {pairs} pairs (ms from the start of the process)"));
+    report.distribution("landfall: the pending Service is served", distribution(&served)?, "ms");
+    report.distribution("bare client: the same objects are listed and decoded", distribution(&listed)?, "ms");
     report.ratio(
         &format!("restart_ratio_{name}"),
         "landfall to bare client",
-        spread(&ratios(&served, &listed))?,
+        distribution(&ratios(&served, &listed))?,
         "1.30 or less",
     );
-    let words = |counts: &[(&String, &u64)]| {
-        let words: Vec<_> = counts.iter().map(|(name, count)| format!("{name} {count}")).collect();
-        if words.is_empty() { "none".to_owned() } else { words.join(", ") }
-    };
-    report.row("writes of a restart", &format!("{total} ({})  goal 0", words(&counted)));
-    report.row("  apart from these", &words(&apart));
+    report.row("writes of a restart", &format!("{total} ({})  goal 0", list_counts(&counted)));
+    report.row("  and separately", &list_counts(&separate));
     report.figure("restart_writes", total as f64);
     Ok(ours)
 }
 
-/// Milliseconds from the start of a process until it has listed all.
-async fn list(bench: &Bench, stage: &Stage) -> Result<f64> {
+fn list_counts(counts: &[(&String, &u64)]) -> String {
+    let words: Vec<_> = counts.iter().map(|(name, count)| format!("{name} {count}")).collect();
+    if words.is_empty() { "none".to_owned() } else { words.join(", ") }
+}
+
+/// Milliseconds from the start of a process until it has listed all objects.
+async fn time_list(runner: &Runner, stage: &Stage) -> Result<f64> {
     let since = SystemTime::now();
-    let lister = bench.rival(stage, "list")?;
+    let lister = runner.start_rival(stage, "list")?;
     lister.wait_for_end(PATIENCE).await?;
-    let words = lister.last_words();
-    let nanoseconds = words.split(' ').next_back().and_then(|word| word.parse::<u64>().ok());
-    let done = UNIX_EPOCH + Duration::from_nanos(nanoseconds.with_context(|| words.clone())?);
-    Ok(done.duration_since(since).context("it was done before it began")?.as_secs_f64() * 1e3)
+    let last_line = lister.last_words();
+    let nanoseconds = last_line.split(' ').next_back().and_then(|word| word.parse::<u64>().ok());
+    let done = UNIX_EPOCH + Duration::from_nanos(nanoseconds.with_context(|| last_line.clone())?);
+    Ok(done.duration_since(since).context("the process ended before it began")?.as_secs_f64() * 1e3)
 }
