@@ -1,7 +1,8 @@
-//! Takeovers for which there is no reason: all processors are busy for minutes, and no node may be taken for dead.
+//! Takeovers without a reason: all processors are busy for minutes, and no node may be declared dead.
 //!
-//! Each processor has a burner, a process that computes; agents, kubelets and the rest of the cluster get what that leaves.
-//! A takeover is when an address is announced with another MAC than before, as the client hears it.
+//! Each processor runs a burner, a process that computes. The rest of the cluster, agents and kubelets included, gets
+//! the remaining time. A takeover is an announcement of an address with another MAC address than before, as the client
+//! receives it.
 
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -12,12 +13,12 @@ use bench::sniffer::{Sniffer, changes};
 use tokio::time::sleep;
 
 use crate::Bench;
-use crate::testbed::{NODES, Stand};
+use crate::testbed::{FailoverTestbed, NODES};
 
-/// How often to tell how far it is.
-const TELL: Duration = Duration::from_secs(60);
+/// The time between two lines of progress.
+const PROGRESS_INTERVAL: Duration = Duration::from_secs(60);
 
-/// Processes that compute. They end with this, with this process, and after their time.
+/// Processes that compute. They end after their time, with this process, and when this is dropped.
 struct Burners(Vec<Child>);
 
 impl Burners {
@@ -44,7 +45,7 @@ impl Drop for Burners {
     }
 }
 
-/// Computes for so long, or until the parent process is gone.
+/// Computes for `time`, or until the parent process has ended.
 pub fn burn(time: Duration) {
     let (begun, parent) = (Instant::now(), std::os::unix::process::parent_id());
     let mut n = 0u64;
@@ -55,36 +56,35 @@ pub fn burn(time: Duration) {
     }
 }
 
-/// Counts takeovers.
-pub async fn measure(bench: &Bench, report: &mut Report, stand: &Stand) -> Result<()> {
+pub async fn measure(bench: &Bench, report: &mut Report, testbed: &FailoverTestbed) -> Result<()> {
     let minutes = if bench.quick { 1 } else { 10 };
     let time = Duration::from_secs(60 * minutes);
-    // Whoever was healed last has heard of everything.
+    // The node that was healed last receives the claims of all others.
     sleep(Duration::from_secs(5)).await;
-    let sniffer = Sniffer::begin(&stand.client)?;
-    let before = cpu(stand)?;
-    let burners = Burners::start(time + TELL)?;
+    let sniffer = Sniffer::begin(&testbed.client)?;
+    let cpu_before = cpu(testbed)?;
+    let burners = Burners::start(time + PROGRESS_INTERVAL)?;
     let count = burners.0.len();
     for minute in 1..=minutes {
-        sleep(TELL).await;
+        sleep(PROGRESS_INTERVAL).await;
         bench.progress(&format!("busy processors: {minute} of {minutes} min"))?;
     }
     drop(burners);
-    let agents = (cpu(stand)? - before).as_secs_f64() / time.as_secs_f64() * 100.0 / NODES.len() as f64;
-    let heard = sniffer.end()?;
-    // Who says nothing for a minute is not refreshed: then nothing was measured.
-    ensure!(!heard.is_empty(), "no address was announced in {minutes} min");
-    let takeovers = changes(&heard);
+    let agent_cpu = (cpu(testbed)? - cpu_before).as_secs_f64() / time.as_secs_f64() * 100.0 / NODES.len() as f64;
+    let announcements = sniffer.end()?;
+    // An owner refreshes its addresses at least once a minute. Without announcements the sniffer is broken.
+    ensure!(!announcements.is_empty(), "no address was announced in {minutes} min");
+    let takeovers = changes(&announcements);
     bench.progress(&format!("{takeovers} takeovers without a reason"))?;
     report.part(&format!("{count} burners on as many processors, {minutes} min"));
     report.row("takeovers without a reason", &format!("{takeovers:8}  goal 0"));
-    report.row("announcements heard", &format!("{:8}", heard.len()));
-    report.row("CPU of an agent meanwhile", &format!("{agents:8.2} % of a core"));
+    report.row("announcements received", &format!("{:8}", announcements.len()));
+    report.row("CPU of an agent meanwhile", &format!("{agent_cpu:8.2} % of a core"));
     report.figure("false_takeovers", takeovers as f64);
     report.figure("false_takeover_minutes", minutes as f64);
     Ok(())
 }
 
-fn cpu(stand: &Stand) -> Result<Duration> {
-    NODES.iter().map(|node| Ok(crate::idle::cpu(stand, node)?.0)).sum()
+fn cpu(testbed: &FailoverTestbed) -> Result<Duration> {
+    NODES.iter().map(|node| Ok(crate::idle::cpu(testbed, node)?.0)).sum()
 }

@@ -1,8 +1,8 @@
-//! What it costs an agent that many others are on its link: the processor time of the speaker's decisions, without a cluster.
+//! The CPU time of the speaker's decisions with many nodes on a link, without a cluster.
 //!
-//! As many machines as there are nodes say Hello to each other in simulated time, with real packets and real seals, while
-//! nothing happens. They all do the same, so each of them takes its share of the time that all of them take. What the kernel
-//! does for each packet is not in it; how many packets there are is told.
+//! One machine per node exchanges Hellos with all others in simulated time, with real packets and real seals, while
+//! nothing else happens. All machines do the same work, so each accounts for an equal share of the total time. The work
+//! of the kernel for each packet is not included. The number of packets is reported.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::net::{IpAddr, Ipv4Addr};
@@ -17,72 +17,72 @@ use model::eligibility::{AnnouncementPolicy, Candidates};
 use speaker::Config;
 use speaker::announce::placement::Link;
 use speaker::machine::Machine;
+use speaker::wire::frame::Frame;
 use speaker::{Authentication, Keys, Snapshot};
 
 use crate::Bench;
 
-/// How many nodes there are, each time.
+/// Measured numbers of nodes.
 const NODES: [usize; 4] = [3, 26, 50, 100];
 
-/// Addresses that the nodes share.
 const ADDRESSES: u32 = 200;
 
-/// The index of the link, on each node.
+/// The index of the link on each node.
 const LINK: u32 = 2;
 
-/// How long a packet is under way.
+/// The transmission time of a packet.
 const DELAY: Duration = Duration::from_micros(100);
 
-/// After so long everybody knows everybody, all addresses have an owner, and all bursts are over.
+/// The time until all nodes know each other, all addresses have an owner, and all bursts are over.
 const SETTLE: Duration = Duration::from_secs(10);
 
-/// Measures.
 pub fn measure(bench: &Bench, report: &mut Report) -> Result<()> {
     let time = Duration::from_secs(if bench.quick { 10 } else { 60 });
-    report.part(&format!("many nodes on a link, {} s in simulated time", time.as_secs()));
+    report.part(&format!("many nodes on a link, {} s of simulated time", time.as_secs()));
     for nodes in NODES {
         let mut crowd = Crowd::new(nodes)?;
-        crowd.pass(SETTLE);
-        let (before, read) = (usage::of_this_thread()?, crowd.read());
-        crowd.pass(time);
-        let share = (usage::of_this_thread()? - before).as_secs_f64() / time.as_secs_f64() / nodes as f64 * 100.0;
-        let read = (crowd.read() - read) as f64 / time.as_secs_f64() / nodes as f64;
+        crowd.advance(SETTLE);
+        let (cpu_before, hellos_before) = (usage::of_this_thread()?, crowd.packets_read());
+        crowd.advance(time);
+        let share = (usage::of_this_thread()? - cpu_before).as_secs_f64() / time.as_secs_f64() / nodes as f64 * 100.0;
+        let hellos = (crowd.packets_read() - hellos_before) as f64 / time.as_secs_f64() / nodes as f64;
         let lost: u64 = crowd.machines.iter().map(|machine| machine.counters().peers_lost).sum();
-        ensure!(lost == 0, "{nodes} nodes: somebody was taken for dead {lost} times");
-        bench.progress(&format!(
-            "{nodes} nodes: {share:.3} % of a core, and {read:.0} Hellos to read a second, for each"
-        ))?;
+        ensure!(lost == 0, "{nodes} nodes: nodes were declared dead {lost} times");
+        bench.progress(&format!("{nodes} nodes: {share:.3} % of a core and {hellos:.0} Hellos per second for each"))?;
         report.row(
             &format!("{nodes} nodes: decisions of each"),
-            &format!("{share:8.3} % of a core, {read:.0} Hellos read a second"),
+            &format!("{share:8.3} % of a core, {hellos:.0} Hellos read per second"),
         );
         report.figure(&format!("crowd_{nodes}_cpu_percent"), share);
-        report.figure(&format!("crowd_{nodes}_hellos_per_second"), read);
+        report.figure(&format!("crowd_{nodes}_hellos_per_second"), hellos);
     }
     Ok(())
 }
 
-/// Nodes that hear each other, and nothing else.
+/// Nodes that receive packets of each other, and of no other host.
 struct Crowd {
     now: Duration,
     machines: Vec<Machine>,
-    /// When each of them is to run next.
+    /// The time of the next round of each machine.
     due: Vec<Duration>,
-    said: VecDeque<(usize, speaker::wire::frame::Frame)>,
+    /// Frames under way, with their sender.
+    in_flight: VecDeque<(usize, Frame)>,
 }
 
 impl Crowd {
     fn new(nodes: usize) -> Result<Self> {
-        let name = |node: usize| format!("node-{node}.example.com");
-        let candidates: Arc<Candidates> = Arc::new((0..nodes).map(name).collect());
+        let candidates: Arc<Candidates> = Arc::new((0..nodes).map(node_name).collect());
         let lb_ips: Vec<IpAddr> = (0..ADDRESSES).map(|n| Ipv4Addr::from_bits(0xc612_0000 + n).into()).collect();
-        let wanted = |lb_ip: &IpAddr| (*lb_ip, AnnouncementPolicy { candidates: Arc::clone(&candidates), epoch: 0 });
-        let snapshot = Arc::new(Snapshot { node_addresses: vec![], addresses: lb_ips.iter().map(wanted).collect() });
+        let with_policy =
+            |lb_ip: &IpAddr| (*lb_ip, AnnouncementPolicy { candidates: Arc::clone(&candidates), epoch: 0 });
+        let snapshot =
+            Arc::new(Snapshot { node_addresses: vec![], addresses: lb_ips.iter().map(with_policy).collect() });
         let forwarded = Arc::new(lb_ips.iter().copied().collect());
         let keys = Keys::new([&[7; 32][..]])?;
         let address: ipnet::IpNet = "198.18.255.1/15".parse()?;
-        let machine = |node: usize| {
-            let config = Config::new("crowd", &name(node), node as u64 + 1, Authentication::Required);
+        let mut machines = Vec::with_capacity(nodes);
+        for node in 0..nodes {
+            let config = Config::new("crowd", &node_name(node), node as u64 + 1, Authentication::Required);
             let mut machine = Machine::new(config);
             let [high, low] = (node as u16).to_be_bytes();
             let mac = MacAddr(2, 0, 0, 0, high, low);
@@ -91,51 +91,53 @@ impl Crowd {
             machine.set_keys(Duration::ZERO, &keys);
             machine.set_forwarded(Arc::clone(&forwarded));
             machine.set_snapshot(Duration::ZERO, Some(Arc::clone(&snapshot)));
-            machine
-        };
-        let machines: Vec<Machine> = (0..nodes).map(machine).collect();
-        // They come one after the other, within an interval.
+            machines.push(machine);
+        }
+        // The first rounds are spread over one interval.
         let due = (0..nodes).map(|node| Config::INTERVAL * node as u32 / nodes as u32).collect();
-        Ok(Self { now: Duration::ZERO, machines, due, said: VecDeque::new() })
+        Ok(Self { now: Duration::ZERO, machines, due, in_flight: VecDeque::new() })
     }
 
-    /// How many packets all of them have read.
-    fn read(&self) -> u64 {
+    /// The number of packets that all machines have read.
+    fn packets_read(&self) -> u64 {
         self.machines.iter().map(|machine| machine.counters().packets_received).sum()
     }
 
-    fn pass(&mut self, time: Duration) {
+    fn advance(&mut self, time: Duration) {
         let end = self.now + time;
-        while let Some((node, at)) = self.next().filter(|(_, at)| *at <= end) {
+        while let Some((node, at)) = self.next_due().filter(|(_, at)| *at <= end) {
             self.now = at.max(self.now);
-            self.round(node, |_, _| {});
-            while let Some((from, frame)) = self.said.pop_front() {
+            self.run_round(node, |_, _| {});
+            while let Some((from, frame)) = self.in_flight.pop_front() {
                 let arrives = self.now + DELAY;
                 for to in (0..self.machines.len()).filter(|to| *to != from) {
                     self.now = arrives;
-                    self.round(to, |machine, now| machine.receive(now, LINK, frame.channel, &frame.bytes));
+                    self.run_round(to, |machine, now| machine.receive(now, LINK, frame.channel, &frame.bytes));
                 }
             }
         }
         self.now = end.max(self.now);
     }
 
-    /// Who is to run next, and when.
-    fn next(&self) -> Option<(usize, Duration)> {
+    /// The machine with the next round, and its time.
+    fn next_due(&self) -> Option<(usize, Duration)> {
         self.due.iter().copied().enumerate().min_by_key(|(node, at)| (*at, *node))
     }
 
-    /// One round of the loop of a node.
-    fn round(&mut self, node: usize, hear: impl FnOnce(&mut Machine, Duration)) {
+    /// One round of the event loop of a node.
+    fn run_round(&mut self, node: usize, receive: impl FnOnce(&mut Machine, Duration)) {
         let (machine, now) = (&mut self.machines[node], self.now);
         if !machine.woke(now) {
-            hear(machine, now);
+            receive(machine, now);
         }
         machine.poll(now, 256);
         machine.take_events();
         let due = machine.next_deadline(now).into_iter().chain(machine.announcement_due()).min();
         self.due[node] = due.map_or(Duration::MAX, |due| due.max(now));
-        let said = machine.take_frames().into_iter().map(|frame| (node, frame));
-        self.said.extend(said);
+        self.in_flight.extend(machine.take_frames().into_iter().map(|frame| (node, frame)));
     }
+}
+
+fn node_name(node: usize) -> String {
+    format!("node-{node}.example.com")
 }

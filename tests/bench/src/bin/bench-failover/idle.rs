@@ -1,8 +1,8 @@
-//! What the agents of three nodes cost when nothing happens: CPU time, and writes to the API server.
+//! The cost of the agents of three idle nodes: CPU time, and writes to the API server.
 //!
-//! It is more than an agent on a node of its own would take: on this LAN the kernel has the sender of a frame pay for all of its
-//! way, through the switch and into the sockets of all hosts. How much that is depends on the machine; so a thread that does
-//! nothing but send the same Hellos ([`floor`]) is measured right after.
+//! An agent on a real node takes less. On this LAN the kernel charges the whole way of a frame to its sender, through
+//! the switch and into the sockets of all hosts. That part depends on the machine. Therefore a thread that only sends
+//! the same Hellos ([`floor`]) is measured right after.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
@@ -16,16 +16,16 @@ use kube::Api;
 use kube::api::ListParams;
 use tokio::time::sleep;
 
-use crate::testbed::{NODES, Stand, mac};
+use crate::testbed::{FailoverTestbed, NODES, mac};
 use crate::{Bench, floor};
 
-/// The thread of an agent that hears and speaks on the wire.
+/// The thread of an agent that sends and receives frames.
 const WIRE: &str = "landfall-wire";
 
-/// What agents and controllers write to, as the API server names it. Kubernetes itself writes to none of these while nothing
-/// happens. The controllers' Lease, which their leader renews for being one, is not counted. Events are counted by who tells
-/// them: kubelets go on about pods without a cluster's DNS.
-const WRITTEN: [&str; 8] = [
+/// Resources that agents and controllers write, as the API server names them. Kubernetes does not write to them on an
+/// idle cluster. The Lease is not counted, because its leader must renew it. Events are counted separately, by
+/// reporter, because kubelets report pods without a cluster DNS forever.
+const RESOURCES: [&str; 8] = [
     "ipaddresspools",
     "ipaddresspools/status",
     "l2advertisements",
@@ -36,37 +36,34 @@ const WRITTEN: [&str; 8] = [
     "services/status",
 ];
 
-/// After something happened it takes so long until nothing does: announcements are repeated, connections are closed.
+/// The time after a change until repeated announcements and open connections have ended.
 const SETTLE: Duration = Duration::from_secs(10);
 
-/// Measures.
-pub async fn measure(bench: &Bench, report: &mut Report, stand: &Stand) -> Result<()> {
+pub async fn measure(bench: &Bench, report: &mut Report, testbed: &FailoverTestbed) -> Result<()> {
     let time = Duration::from_secs(if bench.quick { 30 } else { 120 });
     sleep(SETTLE).await;
-    let (written, told, begun) = (writes(stand).await?, events(stand).await?, Instant::now());
-    let before: Vec<_> = NODES.iter().map(|node| cpu(stand, node)).collect::<Result<_>>()?;
+    let (writes_before, events_before, begun) = (writes(testbed).await?, events(testbed).await?, Instant::now());
+    let cpu_before: Vec<_> = NODES.iter().map(|node| cpu(testbed, node)).collect::<Result<_>>()?;
     sleep(time).await;
-    let after: Vec<_> = NODES.iter().map(|node| cpu(stand, node)).collect::<Result<_>>()?;
+    let cpu_after: Vec<_> = NODES.iter().map(|node| cpu(testbed, node)).collect::<Result<_>>()?;
     let time = begun.elapsed();
-    let written = metrics::since(&written, &writes(stand).await?);
+    let written = metrics::since(&writes_before, &writes(testbed).await?);
     let (mut agents, mut wires) = (Vec::new(), Vec::new());
-    for (before, after) in before.iter().zip(&after) {
+    for (before, after) in cpu_before.iter().zip(&cpu_after) {
         agents.push(usage::percent(after.0.saturating_sub(before.0), time));
         wires.push(usage::percent(after.1.saturating_sub(before.1), time));
     }
-    let spread = |values: &[f64]| Distribution::from_values(values).context("invariant: there are nodes");
-    let (agent, wire) = (spread(&agents)?, spread(&wires)?);
-    let (seconds, ours) = (time.as_secs(), of_ours(&written) + events(stand).await?.saturating_sub(told));
+    let (agent, wire) = (distribution(&agents)?, distribution(&wires)?);
+    let (seconds, ours) = (time.as_secs(), count_ours(&written) + events(testbed).await?.saturating_sub(events_before));
     bench.progress(&format!("idle for {seconds} s: {:.2} % of a core for an agent, {ours} writes", agent.median))?;
-    report.part(&format!("{} nodes on which nothing happens, {seconds} s", NODES.len()));
-    let text = |s: Distribution| format!("{:8.3}  ({:.3} to {:.3}) % of a core", s.median, s.min, s.max);
-    report.row("CPU of an agent", &format!("{}  goal 0.3 or less", text(agent)));
-    report.row("of that, the thread of the wire", &text(wire));
-    let floor = floors(stand, time / 4)?;
-    report.row("a thread that only sends the same Hellos", &text(floor));
+    report.part(&format!("{} idle nodes, {seconds} s", NODES.len()));
+    report.row("CPU of an agent", &format!("{}  goal 0.3 or less", core_share(agent)));
+    report.row("of that, the wire thread", &core_share(wire));
+    let floor = measure_floors(testbed, time / 4)?;
+    report.row("a thread that only sends the same Hellos", &core_share(floor));
     let ratio = |s: Distribution| format!("{:8.2}  times that", s.median / floor.median);
     report.row("an agent", &ratio(agent));
-    report.row("the thread of the wire", &ratio(wire));
+    report.row("the wire thread", &ratio(wire));
     report.row("writes of agents and controllers", &format!("{ours:8}  goal 0"));
     report.row("writes of all", &format!("{written:?}"));
     report.figure("idle_cpu_percent", agent.median);
@@ -78,35 +75,42 @@ pub async fn measure(bench: &Bench, report: &mut Report, stand: &Stand) -> Resul
     Ok(())
 }
 
-/// What the Hellos of each node cost by themselves, one node after the other.
-fn floors(stand: &Stand, time: Duration) -> Result<Distribution> {
-    let of = |node: &&str| {
-        let host = stand.world.cluster.node(node);
-        floor::hellos(&host, mac(&host)?, &stand.client, time).with_context(|| format!("the floor on {node}"))
-    };
-    let floors: Vec<f64> = NODES.iter().map(of).collect::<Result<_>>()?;
-    Distribution::from_values(&floors).context("invariant: there are nodes")
+/// The CPU time that only the Hellos of each node take, one node after the other.
+fn measure_floors(testbed: &FailoverTestbed, time: Duration) -> Result<Distribution> {
+    let mut floors = Vec::new();
+    for node in NODES {
+        let host = testbed.world.cluster.node(node);
+        let floor = floor::hello_cpu_percent(&host, mac(&host)?, &testbed.client, time);
+        floors.push(floor.with_context(|| format!("the floor on {node}"))?);
+    }
+    distribution(&floors)
 }
 
-/// The CPU time of the agent on a node so far, and that of its thread of the wire.
-///
-/// # Errors
-/// If there is no agent, or more than one.
-pub fn cpu(stand: &Stand, node: &str) -> Result<(Duration, Duration)> {
-    let agents = stand.world.cluster.node(node).processes("landfall node");
+fn distribution(values: &[f64]) -> Result<Distribution> {
+    Distribution::from_values(values).context("invariant: there are nodes")
+}
+
+fn core_share(share: Distribution) -> String {
+    format!("{:8.3}  ({:.3} to {:.3}) % of a core", share.median, share.min, share.max)
+}
+
+/// The CPU time so far of the agent on a node, and that of its wire thread. Fails unless exactly one agent runs there.
+pub fn cpu(testbed: &FailoverTestbed, node: &str) -> Result<(Duration, Duration)> {
+    let agents = testbed.world.cluster.node(node).processes("landfall node");
     let [(pid, _)] = agents[..] else { anyhow::bail!("agents on {node}: {agents:?}") };
     usage::cpu(pid, WIRE)
 }
 
-async fn writes(stand: &Stand) -> Result<BTreeMap<String, u64>> {
-    let page = stand.world.client.request_text(http::Request::get("/metrics").body(Vec::new())?).await?;
+async fn writes(testbed: &FailoverTestbed) -> Result<BTreeMap<String, u64>> {
+    let page = testbed.world.client.request_text(http::Request::get("/metrics").body(Vec::new())?).await?;
     Ok(metrics::writes(&page))
 }
 
-/// How often agents and controllers have told an event so far.
-async fn events(stand: &Stand) -> Result<u64> {
-    let all = Api::<Event>::all(stand.world.client.clone()).list(&ListParams::default()).await?;
-    let is_ours = |event: &&Event| event.reporting_component.as_deref().is_some_and(|who| who.starts_with("landfall"));
+/// The number of events of agents and controllers so far, repetitions included.
+async fn events(testbed: &FailoverTestbed) -> Result<u64> {
+    let all = Api::<Event>::all(testbed.world.client.clone()).list(&ListParams::default()).await?;
+    let is_ours =
+        |event: &&Event| event.reporting_component.as_deref().is_some_and(|reporter| reporter.starts_with("landfall"));
     let times = |event: &Event| {
         let series = event.series.as_ref().and_then(|series| series.count);
         u64::try_from(series.or(event.count).unwrap_or(1)).unwrap_or(1)
@@ -114,6 +118,6 @@ async fn events(stand: &Stand) -> Result<u64> {
     Ok(all.items.iter().filter(is_ours).map(times).sum())
 }
 
-fn of_ours(written: &BTreeMap<String, u64>) -> u64 {
-    WRITTEN.iter().filter_map(|name| written.get(*name)).sum()
+fn count_ours(written: &BTreeMap<String, u64>) -> u64 {
+    RESOURCES.iter().filter_map(|name| written.get(*name)).sum()
 }

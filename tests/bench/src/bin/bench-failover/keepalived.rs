@@ -1,13 +1,13 @@
-//! The rival: keepalived, which gives an address to the best of three hosts by VRRP (RFC 5798), in two settings.
+//! The rival: keepalived, which assigns an address to the best of three hosts by VRRP (RFC 5798), in two settings.
 //!
-//! - *50 ms*: an advertisement every 50 ms, which is as often as Landfall speaks. A backup takes over after three of them
-//!   and the skew, which depends on priorities; these are high, so that it is short.
-//! - *1 s*: an advertisement every second, which is the default.
+//! - *50 ms*: an advertisement every 50 ms, as often as Landfall sends a Hello. A backup takes over after three of them
+//!   and the skew. The skew depends on priorities, which are high so that it is short.
+//! - *1 s*: an advertisement every second, the default.
 //!
-//! Neither takes an address back (`nopreempt`), as Landfall doesn't.
+//! Neither setting preempts (`nopreempt`), like Landfall.
 //!
-//! What it announces answers by itself: a responder of this program on each host, bound to the address whether the host
-//! has it or not. Everything runs on client hosts of the lab, and goes with them.
+//! On each host a responder of this program answers at the address. It is bound there whether the host has the address
+//! or not. All processes run on client hosts of the lab, and end with them.
 
 use std::fs;
 use std::io::ErrorKind;
@@ -18,54 +18,51 @@ use anyhow::{Context, Result, ensure};
 use e2e::world::SOON;
 use lab::{Cluster, Host, Signal, wait_until};
 
-/// Hosts that it needs, from c2 on.
+/// The number of hosts that keepalived needs, from c2 on.
 pub const HOSTS: u8 = 6;
 
-/// Hosts that share an address, as many as Landfall has nodes.
+/// The number of hosts that share an address: as many as Landfall's nodes.
 const GROUP: u8 = 3;
 
-/// The port that answers.
+/// The port of the responder.
 pub const PORT: u16 = 80;
 
-/// The name under which it runs on a host.
+/// The name of its process on a host.
 const DAEMON: &str = "keepalived";
 
-/// One setting of it.
+/// A configuration of keepalived.
 #[derive(Clone, Copy, Debug)]
 pub struct Setting {
-    /// What the report calls it.
+    /// The name in the report.
     pub name: &'static str,
-    /// What its figures begin with.
+    /// The prefix of its keys in the JSON.
     pub key: &'static str,
     /// Seconds between advertisements.
     advert_int: &'static str,
-    /// The last part of the address that it gives, in 192.0.2.0/24: outside of what Landfall gives.
+    /// The last byte of its address in 192.0.2.0/24, outside of Landfall's pool.
     last: u8,
     /// The number of the first of its hosts.
     first: u8,
 }
 
-/// Both settings.
 pub const SETTINGS: [Setting; 2] = [
     Setting { name: "keepalived, 50 ms", key: "keepalived_50ms_", advert_int: "0.05", last: 245, first: 2 },
     Setting { name: "keepalived, 1 s", key: "keepalived_1s_", advert_int: "1", last: 246, first: 5 },
 ];
 
 impl Setting {
-    /// The address that it gives.
     pub fn address(&self) -> IpAddr {
         Ipv4Addr::new(192, 0, 2, self.last).into()
     }
 
-    /// Starts it, and what answers.
-    ///
-    /// # Errors
-    /// If it doesn't start: `tests/setup.sh --with-peers` installs it.
+    /// Starts keepalived and the responder on each host. `tests/setup.sh --with-peers` installs keepalived.
     pub fn start(&self, cluster: &Cluster) -> Result<()> {
         let own = std::env::current_exe().context("find this program")?;
         for n in 0..GROUP {
             let host = cluster.client_host(&format!("c{}", self.first + n));
-            host.netns()?.sysctl("ipv4.ip_nonlocal_bind", "1").context("let programs bind addresses to come")?;
+            host.netns()?
+                .sysctl("ipv4.ip_nonlocal_bind", "1")
+                .context("allow to bind an address that the host does not have")?;
             let mut answer = Command::new(&own);
             answer.args(["answer", &self.address().to_string(), &PORT.to_string()]);
             host.spawn("answer", &answer)?;
@@ -81,11 +78,8 @@ impl Setting {
         Ok(())
     }
 
-    /// Ends it on a host that is cut off.
-    ///
-    /// # Errors
-    /// If it does not end.
-    pub async fn end(host: &Host) -> Result<()> {
+    /// Stops keepalived on a host that is cut off.
+    pub async fn stop(host: &Host) -> Result<()> {
         let daemon = host.process(DAEMON);
         daemon.signal(Signal::SIGTERM)?;
         wait_until(SOON, "keepalived to end", async || {
@@ -95,11 +89,8 @@ impl Setting {
         .await
     }
 
-    /// Starts it anew on a host.
-    ///
-    /// # Errors
-    /// If it does not start.
-    pub fn start_again(host: &Host) -> Result<()> {
+    /// Starts keepalived again, with an empty state.
+    pub fn restart(host: &Host) -> Result<()> {
         host.process(DAEMON).start()
     }
 
@@ -115,10 +106,7 @@ impl Setting {
     }
 }
 
-/// Answers at an address: datagrams with themselves, and connects by taking them.
-///
-/// # Errors
-/// If the address can't be bound.
+/// Answers each datagram with the same bytes, and accepts each connect.
 pub fn answer(address: Ipv4Addr, port: u16) -> Result<()> {
     let listener = TcpListener::bind((address, port)).with_context(|| format!("listen at {address}:{port}"))?;
     let socket = UdpSocket::bind((address, port)).with_context(|| format!("bind {address}:{port}"))?;
@@ -127,7 +115,7 @@ pub fn answer(address: Ipv4Addr, port: u16) -> Result<()> {
     loop {
         match socket.recv_from(&mut buffer) {
             Ok((length, client)) => drop(socket.send_to(&buffer[..length], client)),
-            // An error here is about an earlier answer.
+            // Other errors belong to earlier answers.
             Err(error) if error.kind() == ErrorKind::InvalidInput => return Err(error.into()),
             Err(_) => {}
         }

@@ -1,12 +1,14 @@
-//! The owner of thousands of addresses is cut off: how long it takes from the first to the last of them.
+//! The owner of thousands of addresses is cut off: the time from the first takeover to the last.
 //!
-//! They are Services on the cluster, allocated and programmed as any: an advertisement prefers one node until it has all of
-//! them, and then goes, which moves nothing. An address counts from when the client hears that it is somebody else's now, by
-//! gratuitous ARP, which is when it sends there. That it is answered there is tried with a sample afterwards: nobody serves
-//! these Services, so each has to refuse a connect.
+//! The addresses belong to Services on the cluster, and are allocated and programmed as usual. An advertisement prefers
+//! one node until that node owns all of them. Then it is deleted, which moves no address. An address counts from when
+//! the client receives a gratuitous ARP from its next owner, because the client then sends there. Afterwards a sample
+//! is tested: these Services have no pods, so each address must refuse a connect.
 //!
-//! Beside it stands how long the same LAN takes to carry as many frames from the same nodes, with nothing else to do ([`floor`]).
+//! Beside it stands the time in which the same LAN carries as many frames from the same nodes without any other work
+//! ([`floor`]).
 
+use std::net::Ipv4Addr;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
@@ -24,30 +26,29 @@ use lab::{Direction, wait_until};
 use serde_json::json;
 use tokio::time::sleep;
 
-use crate::testbed::{NODES, Stand, mac, without_pods};
+use crate::testbed::{FailoverTestbed, NODES, mac, without_pods};
 use crate::{Bench, floor};
 
-/// The pool that they are from: of what RFC 2544 sets aside for benchmarks.
+/// The pool: the lower half of the range of RFC 2544 for benchmarks.
 const POOL: &str = "198.18.0.0/16";
 
-/// Who has all of them.
+/// The node that owns all of the addresses.
 const OWNER: &str = "n1";
 
-/// Creates under way at a time.
+/// Concurrent creates.
 const CREATORS: usize = 8;
 
-/// How long it may take until they are allocated and announced, for each of them.
-const EACH: Duration = Duration::from_millis(40);
+/// The longest time for an address to be allocated and announced.
+const TIME_PER_ADDRESS: Duration = Duration::from_millis(40);
 
-/// The pause between two looks at how many are announced.
-const LOOK: Duration = Duration::from_secs(5);
+/// The time between two counts of announced addresses.
+const COUNT_INTERVAL: Duration = Duration::from_secs(5);
 
-/// Measures.
-pub async fn measure(bench: &Bench, report: &mut Report, stand: &Stand) -> Result<()> {
+pub async fn measure(bench: &Bench, report: &mut Report, testbed: &FailoverTestbed) -> Result<()> {
     let count = if bench.quick { 1000 } else { 5000 };
-    let (client, cluster) = (&stand.world.client, &stand.world.cluster);
+    let (client, cluster) = (&testbed.world.client, &testbed.world.cluster);
     let since = Instant::now();
-    let pool = stand.world.create_pool("many", &[POOL]).await?;
+    let pool = testbed.world.create_pool("many", &[POOL]).await?;
     let advertisements: Api<L2Advertisement> = Api::all(client.clone());
     let prefer = json!([{"weight": 100, "preference": {"matchLabels": {"kubernetes.io/hostname": OWNER}}}]);
     let advertisement = json!({
@@ -55,8 +56,61 @@ pub async fn measure(bench: &Bench, report: &mut Report, stand: &Stand) -> Resul
         "spec": {"ipAddressPools": [pool.metadata.name], "preferredNodeSelectors": prefer},
     });
     advertisements.create(&PostParams::default(), &serde_json::from_value(advertisement)?).await?;
-    let services: Api<Service> = Api::default_namespaced(client.clone());
-    let made = stream::iter(0..count).map(|n| {
+    create_services(testbed, count).await?;
+    wait_until_announced(testbed, count).await?;
+    advertisements.delete("many", &DeleteParams::default()).await?;
+    testbed.client.output(["ip", "route", "replace", "198.18.0.0/15", "dev", "eth0"])?;
+    // Until the last bursts are over, and all nodes know that no node is preferred.
+    sleep(Duration::from_secs(6)).await;
+    bench.progress(&format!("{count} addresses on {OWNER} after {} s", since.elapsed().as_secs()))?;
+
+    let others: Vec<_> = NODES.iter().filter(|node| **node != OWNER).map(|node| cluster.node(node)).collect();
+    let others: Vec<_> = others.into_iter().map(|host| mac(&host).map(|mac| (host, mac))).collect::<Result<_>>()?;
+    let floor = floor::time_to_announce(&others, count, &testbed.client)?.as_secs_f64() * 1e3;
+
+    let before = mac(&cluster.node(OWNER))?;
+    let sniffer = Sniffer::begin(&testbed.client)?;
+    let cut = sniffer.elapsed_time();
+    cluster.cut(OWNER, Direction::Both)?;
+    // All repetitions are included: a host that misses a frame receives the next one.
+    sleep(Duration::from_secs(5)).await;
+    let announcements = sniffer.end()?;
+    let mut first = first_by_others(&announcements, before);
+    first.retain(|address, (at, _)| address.octets()[..2] == [198, 18] && *at > cut);
+    let sample: Vec<_> = first.keys().step_by((first.len() / 20).max(1)).copied().collect();
+    wait_until_refused(testbed, &sample).await?;
+    cluster.heal(OWNER)?;
+    ensure!(first.len() == count as usize, "{} of {count} addresses were announced by others", first.len());
+    let after = |owner: Option<MacAddr>| -> Vec<f64> {
+        let first = first.values().filter(|(_, mac)| owner.is_none_or(|owner| owner == *mac));
+        first.map(|(at, _)| (*at - cut).as_secs_f64() * 1e3).collect()
+    };
+    let all = after(None);
+    let at = |share| percentile(&all, share).unwrap_or_default();
+    let spread = at(1.0) - at(0.0);
+    bench.progress(&format!("{count} addresses announced by others within {spread:.1} ms"))?;
+    report.part(&format!("{count} addresses on the node that is cut off"));
+    report.row("from the first takeover to the last", &format!("{spread:8.1} ms  goal 100 or less"));
+    report.row("threads that only announce as many addresses", &format!("{floor:8.1} ms"));
+    report.row("Landfall", &format!("{:8.2}  times that", spread / floor));
+    report.row("after the cut", &format!("first {:.1}  p50 {:.1}  last {:.1} ms", at(0.0), at(0.5), at(1.0)));
+    for node in NODES.iter().filter(|node| **node != OWNER) {
+        let own = after(Some(mac(&cluster.node(node))?));
+        let at = |share| percentile(&own, share).unwrap_or_default();
+        let what = format!("  now announced by {node}: {}", own.len());
+        report.row(&what, &format!("first {:.1}  p50 {:.1}  last {:.1} ms", at(0.0), at(0.5), at(1.0)));
+    }
+    report.figure("many_addresses", f64::from(count));
+    report.figure("many_spread_ms", spread);
+    report.figure("many_floor_ms", floor);
+    report.figure("many_last_ms", at(1.0));
+    Ok(())
+}
+
+/// Creates Services without pods in the pool.
+async fn create_services(testbed: &FailoverTestbed, count: u32) -> Result<()> {
+    let services: Api<Service> = Api::default_namespaced(testbed.world.client.clone());
+    let creates = stream::iter(0..count).map(|n| {
         let services = &services;
         async move {
             let mut spec = without_pods();
@@ -68,75 +122,37 @@ pub async fn measure(bench: &Bench, report: &mut Report, stand: &Stand) -> Resul
             services.create(&PostParams::default(), &serde_json::from_value(service)?).await.context("create a Service")
         }
     });
-    made.buffer_unordered(CREATORS).try_for_each(async |_| anyhow::Ok(())).await?;
-    let addresses: Api<LoadBalancerIP> = Api::all(client.clone());
-    wait_until(SOON + EACH * count, &format!("{OWNER} to announce {count} addresses"), async || {
-        // Not looked at more often than needed: each look is megabytes, and takes from the API server what the others need.
-        sleep(LOOK).await;
-        let all = addresses.list(&ListParams::default()).await?.items;
-        let ours = all.iter().filter(|object| object.spec.pool == "many");
-        let there = ours.filter(|object| {
-            let announcers = object.status.as_ref().map(|status| status.announcers.as_slice()).unwrap_or_default();
-            announcers.len() == 1 && announcers[0].node == OWNER
-        });
-        let there = there.count();
-        ensure!(there == count as usize, "{there} of them");
+    creates.buffer_unordered(CREATORS).try_for_each(async |_| anyhow::Ok(())).await
+}
+
+/// Waits until [`OWNER`] announces all addresses of the pool.
+async fn wait_until_announced(testbed: &FailoverTestbed, count: u32) -> Result<()> {
+    let records: Api<LoadBalancerIP> = Api::all(testbed.world.client.clone());
+    wait_until(SOON + TIME_PER_ADDRESS * count, &format!("{OWNER} to announce {count} addresses"), async || {
+        // Each list is megabytes, and takes time of the API server from the agents.
+        sleep(COUNT_INTERVAL).await;
+        let records = records.list(&ListParams::default()).await?.items;
+        let announced = records.iter().filter(|record| record.spec.pool == "many" && is_at_owner(record)).count();
+        ensure!(announced == count as usize, "it announces {announced} of them");
         Ok(())
     })
-    .await?;
-    advertisements.delete("many", &DeleteParams::default()).await?;
-    stand.client.output(["ip", "route", "replace", "198.18.0.0/15", "dev", "eth0"])?;
-    // Until the last bursts are over, and everybody knows that nobody is preferred.
-    sleep(Duration::from_secs(6)).await;
-    bench.progress(&format!("{count} addresses on {OWNER} after {} s", since.elapsed().as_secs()))?;
+    .await
+}
 
-    let others: Vec<_> = NODES.iter().filter(|node| **node != OWNER).map(|node| cluster.node(node)).collect();
-    let others: Vec<_> = others.into_iter().map(|host| mac(&host).map(|mac| (host, mac))).collect::<Result<_>>()?;
-    let floor = floor::announcements(&others, count, &stand.client)?.as_secs_f64() * 1e3;
+fn is_at_owner(record: &LoadBalancerIP) -> bool {
+    let announcers = record.status.as_ref().map(|status| status.announcers.as_slice()).unwrap_or_default();
+    announcers.len() == 1 && announcers[0].node == OWNER
+}
 
-    let before = mac(&cluster.node(OWNER))?;
-    let sniffer = Sniffer::begin(&stand.client)?;
-    let cut = sniffer.elapsed_time();
-    cluster.cut(OWNER, Direction::Both)?;
-    // All repetitions too: who misses one frame hears the next.
-    sleep(Duration::from_secs(5)).await;
-    let heard = sniffer.end()?;
-    let mut first = first_by_others(&heard, before);
-    first.retain(|address, (at, _)| address.octets()[..2] == [198, 18] && *at > cut);
-    let sample: Vec<_> = first.keys().step_by((first.len() / 20).max(1)).copied().collect();
-    let lan = &stand.world.lan;
-    for address in &sample {
+/// Waits until each of these addresses refuses a connect.
+async fn wait_until_refused(testbed: &FailoverTestbed, sample: &[Ipv4Addr]) -> Result<()> {
+    for address in sample {
         wait_until(SOON, &format!("{address} to refuse a connect"), async || {
-            let end = lan.connect((*address).into(), 80)?;
-            ensure!(end == ConnectOutcome::Refused, "{end:?}");
+            let outcome = testbed.world.lan.connect((*address).into(), 80)?;
+            ensure!(outcome == ConnectOutcome::Refused, "{outcome:?}");
             Ok(())
         })
         .await?;
     }
-    cluster.heal(OWNER)?;
-    ensure!(first.len() == count as usize, "{} of {count} addresses were announced by others", first.len());
-    let after = |owner: Option<MacAddr>| -> Vec<f64> {
-        let of = first.values().filter(|(_, mac)| owner.is_none_or(|owner| owner == *mac));
-        of.map(|(at, _)| (*at - cut).as_secs_f64() * 1e3).collect()
-    };
-    let all = after(None);
-    let at = |share| percentile(&all, share).unwrap_or_default();
-    let spread = at(1.0) - at(0.0);
-    bench.progress(&format!("{count} addresses announced by others within {spread:.1} ms"))?;
-    report.part(&format!("{count} addresses on the node that is cut off"));
-    report.row("from the first that others announce to the last", &format!("{spread:8.1} ms  goal 100 or less"));
-    report.row("threads that announce as many, and do nothing else", &format!("{floor:8.1} ms"));
-    report.row("Landfall", &format!("{:8.2}  times that", spread / floor));
-    report.row("after the cut", &format!("first {:.1}  p50 {:.1}  last {:.1} ms", at(0.0), at(0.5), at(1.0)));
-    for node in NODES.iter().filter(|node| **node != OWNER) {
-        let own = after(Some(mac(&cluster.node(node))?));
-        let at = |share| percentile(&own, share).unwrap_or_default();
-        let what = format!("  announced by {node} then: {}", own.len());
-        report.row(&what, &format!("first {:.1}  p50 {:.1}  last {:.1} ms", at(0.0), at(0.5), at(1.0)));
-    }
-    report.figure("many_addresses", f64::from(count));
-    report.figure("many_spread_ms", spread);
-    report.figure("many_floor_ms", floor);
-    report.figure("many_last_ms", at(1.0));
     Ok(())
 }

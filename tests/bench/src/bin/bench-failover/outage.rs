@@ -1,15 +1,15 @@
-//! The owner of an address is cut off, again and again: how long nobody answers.
+//! The outage after the owner of an address is cut off, many times.
 //!
-//! A cut is what a power failure looks like from the LAN: nothing comes from the node and nothing gets there, its carrier
-//! stays, nobody is told. (The switch drops frames from and to its port.) Nodes are not booted anew each time, which would
-//! take longer than all the rest: the cable is healed, and the node hears that others have its addresses by now. keepalived
-//! is started anew on a host before its cable is healed, as after a reboot: one that goes on as the master it was does not
-//! announce the address again, and clients go on asking the other. With both the next one to be cut off is the one that
-//! took over, for nothing moves back.
+//! On the LAN, a cut looks like a power failure: no frame comes from the node or reaches it, its carrier stays up, and
+//! no host is notified. The switch drops the frames of its port. A reboot would take longer than all other steps, so
+//! the cable is healed afterwards, and the node learns that other nodes have taken over its addresses. keepalived is
+//! restarted before its cable is healed, as after a reboot. An old master would not announce the address again, and
+//! clients would keep sending to the new one. No address moves back, so the next owner to be cut off is the one that
+//! took over.
 //!
-//! The probe begins well before and asks all the time ([`bench::probe`]). The cut comes at any phase of whatever is
-//! periodic. Contenders take turns, so each of them rests while the others are measured. In every second run the client
-//! has asked for the address anew within the last second before the cut: Linux ignores most announcements that come so
+//! The probe begins well before the cut and sends all the time ([`bench::probe`]). The cut comes at a random phase of
+//! all periodic work. Products take turns, so each one rests while the others are measured. In every second run the
+//! client has resolved the address within the last second before the cut: Linux ignores most announcements that come so
 //! soon after an update (`locktime`).
 
 use std::net::IpAddr;
@@ -20,177 +20,183 @@ use bench::distribution::percentile;
 use bench::gaps::{Connects, Outage, connects};
 use bench::probe::{CONNECTS, DATAGRAMS, Probe};
 use bench::report::Report;
-use lab::{Direction, wait_until};
+use lab::{Direction, Host, wait_until};
 use tokio::time::{sleep, sleep_until};
 
 use crate::Bench;
 use crate::keepalived::{self, SETTINGS, Setting};
-use crate::testbed::Stand;
+use crate::testbed::FailoverTestbed;
 
-/// Answers come for at least so long before something is done to the address.
-const BEFORE: Duration = Duration::from_millis(250);
+/// The time with answers before each cut.
+const LEAD_TIME: Duration = Duration::from_millis(250);
 
-/// And for so long after the first answer from the next owner: another gap would count. By then it is known of all connects
-/// that were begun meanwhile whether they are lost.
-const AFTER: Duration = Duration::from_millis(450);
+/// The time with answers from the next owner, in which a further gap counts. Afterwards it is known of all connects of
+/// the outage whether they are lost.
+const FOLLOW_UP: Duration = Duration::from_millis(450);
 
-/// How long an address may be silent until it is for good.
+/// The longest outage. A longer one is a failure.
 const PATIENCE: Duration = Duration::from_secs(20);
 
-/// How soon after a healed cut nodes may be cut again: Landfall's agents hear each other and have told what they own.
+/// The shortest time between a healed cut and the next cut. In it, Landfall's agents receive each other's Hellos and
+/// claims.
 const REST: Duration = Duration::from_secs(2);
 
-/// Who gives an address.
-struct Contender {
+/// A product that moves an address to a living host.
+struct Product {
     name: &'static str,
     key: &'static str,
     address: IpAddr,
     is_keepalived: bool,
-    /// The range in which the cut comes, at random: as long as its longest period at least.
+    /// The cut comes at a random time in this range, which is at least its longest period.
     phase: Duration,
-    /// How long it is left alone after a cut.
+    /// The shortest time between two cuts.
     rest: Duration,
-    /// It takes part in every so many rounds.
+    /// It takes part in one of this many rounds.
     every: usize,
     healed: Instant,
     runs: Vec<Run>,
 }
 
-/// One cut.
+/// The result of one cut.
 #[derive(Clone, Copy, Debug)]
 struct Run {
     outage: Outage,
     connects: Connects,
-    /// Whether the client had asked for the address within the last second.
+    /// Whether the client had resolved the address within the last second.
     fresh: bool,
 }
 
-/// Measures all contenders.
-pub async fn measure(bench: &Bench, report: &mut Report, stand: &Stand) -> Result<()> {
+pub async fn measure(bench: &Bench, report: &mut Report, testbed: &FailoverTestbed) -> Result<()> {
     let rounds = if bench.quick { 8 } else { 100 };
-    let contender = |name, key, address, phase, rest, every| Contender {
+    let product = |name, key, address, phase, rest, every| Product {
         name,
         key,
         address,
-        is_keepalived: address != stand.address,
+        is_keepalived: address != testbed.address,
         phase: Duration::from_millis(phase),
         rest,
         every,
         healed: Instant::now(),
         runs: Vec::new(),
     };
-    let [often, seldom] = SETTINGS;
+    let [fast, default] = SETTINGS;
     let mut all = [
-        contender("landfall", "", stand.address, 500, REST, 1),
-        contender(often.name, often.key, often.address(), 500, REST, 1),
-        contender(seldom.name, seldom.key, seldom.address(), 1000, 2 * REST, if bench.quick { 2 } else { 5 }),
+        product("landfall", "", testbed.address, 500, REST, 1),
+        product(fast.name, fast.key, fast.address(), 500, REST, 1),
+        product(default.name, default.key, default.address(), 1000, 2 * REST, if bench.quick { 2 } else { 5 }),
     ];
     for setting in SETTINGS {
-        setting.start(&stand.world.cluster)?;
+        setting.start(&testbed.world.cluster)?;
     }
-    for contender in &mut all {
-        answers(stand, contender.address).await.with_context(|| contender.name)?;
-        contender.healed = Instant::now();
+    for product in &mut all {
+        wait_for_answer(testbed, product.address).await.with_context(|| product.name)?;
+        product.healed = Instant::now();
     }
     for round in 0..rounds {
-        let mut told = Vec::new();
-        for (n, contender) in all.iter_mut().enumerate().filter(|(_, contender)| round % contender.every == 0) {
-            sleep_until((contender.healed + contender.rest).into()).await;
-            let fresh = contender.runs.len() % 2 == 1;
-            let run = cut(bench, stand, contender, (SETTINGS.len() + 1) * round + n, fresh).await;
-            let run = run.with_context(|| format!("{}, run {}", contender.name, contender.runs.len() + 1))?;
-            told.push(format!("{} {:.0} ms{}", contender.name, ms(run.outage.length), late(run.outage)));
-            contender.runs.push(run);
+        let mut results = Vec::new();
+        for (n, product) in all.iter_mut().enumerate().filter(|(_, product)| round % product.every == 0) {
+            sleep_until((product.healed + product.rest).into()).await;
+            let fresh = product.runs.len() % 2 == 1;
+            let seed = (SETTINGS.len() + 1) * round + n;
+            let run = cut_owner_off(bench, testbed, product, seed, fresh).await;
+            let run = run.with_context(|| format!("{}, run {}", product.name, product.runs.len() + 1))?;
+            results.push(format!("{} {:.0} ms{}", product.name, ms(run.outage.length), late_remark(run.outage)));
+            product.runs.push(run);
         }
-        bench.progress(&format!("power-off {} of {rounds}: {}", round + 1, told.join(", ")))?;
+        bench.progress(&format!("power-off {} of {rounds}: {}", round + 1, results.join(", ")))?;
     }
-    for contender in &all {
-        tell(report, contender);
+    for product in &all {
+        report_product(report, product);
     }
     Ok(())
 }
 
-/// Waits until somebody answers.
-async fn answers(stand: &Stand, address: IpAddr) -> Result<()> {
+async fn wait_for_answer(testbed: &FailoverTestbed, address: IpAddr) -> Result<()> {
     wait_until(PATIENCE, &format!("{address} to answer"), async || {
-        let probe = Probe::begin(&stand.client, address, keepalived::PORT)?;
-        sleep(BEFORE).await;
-        ensure!(!probe.end()?.datagrams.answered.is_empty(), "nobody answers");
+        let probe = Probe::begin(&testbed.client, address, keepalived::PORT)?;
+        sleep(LEAD_TIME).await;
+        ensure!(!probe.end()?.datagrams.answered.is_empty(), "no answer");
         Ok(())
     })
     .await
 }
 
-/// Cuts the owner off, and heals it when another one has answered for a while.
-async fn cut(bench: &Bench, stand: &Stand, contender: &mut Contender, n: usize, fresh: bool) -> Result<Run> {
-    let (address, cluster) = (contender.address, &stand.world.cluster);
-    let probe = Probe::begin(&stand.client, address, keepalived::PORT)?;
-    sleep(BEFORE).await;
-    ensure!(!probe.last_answer().is_zero(), "nobody answered before the cut");
-    let owner = stand.owner(address)?;
+/// Cuts the owner off, and heals it after the next owner has answered for a while. `seed` selects the random phase.
+async fn cut_owner_off(
+    bench: &Bench,
+    testbed: &FailoverTestbed,
+    product: &mut Product,
+    seed: usize,
+    fresh: bool,
+) -> Result<Run> {
+    let (address, cluster) = (product.address, &testbed.world.cluster);
+    let probe = Probe::begin(&testbed.client, address, keepalived::PORT)?;
+    sleep(LEAD_TIME).await;
+    ensure!(!probe.last_answer().is_zero(), "no answer before the cut");
+    let owner = testbed.owner(address)?;
     if fresh {
-        stand.forget(address)?;
-        // From when the entry is there: long enough ago to be used, and less than `locktime`.
-        sleep(bench.random(n, Duration::from_millis(50), Duration::from_millis(900))).await;
+        testbed.delete_neighbour(address)?;
+        // The entry is in use by now, and younger than `locktime`.
+        sleep(bench.random(seed, Duration::from_millis(50), Duration::from_millis(900))).await;
     } else {
-        sleep(bench.random(n, Duration::ZERO, contender.phase)).await;
+        sleep(bench.random(seed, Duration::ZERO, product.phase)).await;
     }
     let before = probe.elapsed_time();
     cluster.cut(owner.name(), Direction::Both)?;
     let cut = probe.elapsed_time();
-    let healed = async {
-        // What the old owner sent before it was cut has arrived.
-        let there = cut + Duration::from_millis(5);
-        wait_until(PATIENCE, "another one to answer", async || {
-            ensure!(
-                probe.last_answer() > there,
-                "nobody answers {:?} after {} was cut off",
-                probe.elapsed_time() - cut,
-                owner.name()
-            );
-            Ok(())
-        })
-        .await?;
-        sleep(AFTER).await;
-        let next = stand.owner(address)?;
-        ensure!(next.name() != owner.name(), "{} answers although it is cut off", owner.name());
-        Ok(())
-    }
-    .await;
+    let taken_over = wait_for_takeover(testbed, &probe, address, &owner, cut).await;
     let log = probe.end()?;
-    if contender.is_keepalived {
-        Setting::end(&owner).await?;
+    if product.is_keepalived {
+        Setting::stop(&owner).await?;
     }
     cluster.heal(owner.name())?;
-    if contender.is_keepalived {
-        Setting::start_again(&owner)?;
+    if product.is_keepalived {
+        Setting::restart(&owner)?;
     }
-    contender.healed = Instant::now();
-    healed?;
+    product.healed = Instant::now();
+    taken_over?;
     let outage = log.datagrams.outage(before, DATAGRAMS).context("invariant: it answered after the cut")?;
     let connects = connects(&log.attempts, before, CONNECTS).context("no connect was accepted after the cut")?;
     Ok(Run { outage, connects, fresh })
 }
 
-fn tell(report: &mut Report, contender: &Contender) {
-    let Contender { name, key, runs, .. } = contender;
-    let of = |what: &dyn Fn(&Run) -> Option<f64>| runs.iter().filter_map(what).collect::<Vec<f64>>();
-    let line = |values: &[f64]| {
-        let at = |share| percentile(values, share).unwrap_or_default();
-        format!("p50 {:6.1}  p99 {:6.1}  ({:.1} to {:.1}) ms", at(0.5), at(0.99), at(0.0), at(1.0))
-    };
+/// Waits until another host than `owner`, which was cut off at `cut`, has answered for a while.
+async fn wait_for_takeover(
+    testbed: &FailoverTestbed,
+    probe: &Probe,
+    address: IpAddr,
+    owner: &Host,
+    cut: Duration,
+) -> Result<()> {
+    // All answers that the old owner sent before the cut have arrived by then.
+    let begin = cut + Duration::from_millis(5);
+    wait_until(PATIENCE, "the next owner to answer", async || {
+        let waited = probe.elapsed_time() - cut;
+        ensure!(probe.last_answer() > begin, "no answer {waited:?} after {} was cut off", owner.name());
+        Ok(())
+    })
+    .await?;
+    sleep(FOLLOW_UP).await;
+    let next = testbed.owner(address)?;
+    ensure!(next.name() != owner.name(), "{} answers although it is cut off", owner.name());
+    Ok(())
+}
+
+fn report_product(report: &mut Report, product: &Product) {
+    let Product { name, key, runs, .. } = product;
+    let values = |field: &dyn Fn(&Run) -> Option<f64>| runs.iter().filter_map(field).collect::<Vec<f64>>();
     report.part(&format!("{name}: the owner is cut off {} times", runs.len()));
-    let outages = of(&|run| Some(ms(run.outage.length)));
+    let outages = values(&|run| Some(ms(run.outage.length)));
     let goal = if key.is_empty() { "  goal p50 150, p99 250 or less" } else { "" };
-    report.row("no answer to datagrams", &format!("{}{goal}", line(&outages)));
-    let connects = of(&|run| Some(ms(run.connects.outage)));
-    report.row("no connect accepted", &line(&connects));
-    let fresh = of(&|run| run.fresh.then_some(ms(run.outage.length)));
-    report.row(&format!("no answer, where the client had asked just before ({})", fresh.len()), &line(&fresh));
-    let lost = of(&|run| Some(run.connects.lost as f64));
-    report.row("connects lost", &line(&lost).replace(" ms", ""));
-    let late = of(&|run| Some(ms(run.outage.late)));
-    report.row("the probe was late meanwhile", &line(&late));
+    report.row("no answer to datagrams", &format!("{}{goal}", percentiles(&outages)));
+    let connects = values(&|run| Some(ms(run.connects.outage)));
+    report.row("no connect accepted", &percentiles(&connects));
+    let fresh = values(&|run| run.fresh.then_some(ms(run.outage.length)));
+    report.row(&format!("no answer, with a fresh neighbour entry ({})", fresh.len()), &percentiles(&fresh));
+    let lost = values(&|run| Some(run.connects.lost as f64));
+    report.row("connects lost", &percentiles(&lost).replace(" ms", ""));
+    let late = values(&|run| Some(ms(run.outage.late)));
+    report.row("delay of the probe itself", &percentiles(&late));
     for (figure, values) in [("outage_ms", &outages), ("connect_outage_ms", &connects), ("fresh_arp_outage_ms", &fresh)]
     {
         for (name, share) in [("p50", 0.5), ("p99", 0.99), ("max", 1.0)] {
@@ -200,12 +206,18 @@ fn tell(report: &mut Report, contender: &Contender) {
     report.figure(&format!("{key}runs"), runs.len() as f64);
 }
 
+/// The percentiles of times in milliseconds, as a row shows them.
+fn percentiles(times: &[f64]) -> String {
+    let at = |share| percentile(times, share).unwrap_or_default();
+    format!("p50 {:6.1}  p99 {:6.1}  ({:.1} to {:.1}) ms", at(0.5), at(0.99), at(0.0), at(1.0))
+}
+
 fn ms(time: Duration) -> f64 {
     time.as_secs_f64() * 1e3
 }
 
-/// Says so if the probe itself was late by more than a few milliseconds.
-fn late(outage: Outage) -> String {
+/// A remark if the probe itself was late by more than a few milliseconds.
+fn late_remark(outage: Outage) -> String {
     if outage.late < Duration::from_millis(5) {
         String::new()
     } else {

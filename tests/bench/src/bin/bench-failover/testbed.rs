@@ -1,9 +1,9 @@
-//! The cluster that everything is measured on: three nodes with Landfall as it is deployed, a client, and hosts for
-//! keepalived at the same switch.
+//! The cluster of all parts: three nodes with a deployed Landfall, a client, and hosts for keepalived at the same
+//! switch.
 //!
-//! There is no Service proxy, and a node stays Ready for an hour after it was heard last: what is measured is how addresses
-//! move, and nothing else is to move meanwhile. The Service that is asked has a pod on every node and the traffic policy
-//! Local: whoever has its address answers by itself, and no question goes to a node that is cut off.
+//! There is no Service proxy, and a silent node stays Ready for an hour. Only addresses may move during a measurement.
+//! The measured Service has a pod on every node and the traffic policy Local. Thus the owner of its address answers by
+//! itself, and no request reaches a node that is cut off.
 
 use std::net::IpAddr;
 use std::time::Duration;
@@ -18,31 +18,26 @@ use serde_json::{Value, json};
 use crate::Bench;
 use crate::keepalived;
 
-/// The nodes.
 pub const NODES: [&str; 3] = ["n1", "n2", "n3"];
 
-/// Addresses beside the one that is asked, so that every node has some.
+/// The number of further addresses, so that every node has some.
 const OTHERS: usize = 9;
 
-/// The cluster.
-pub struct Stand {
-    /// It, with Landfall.
+pub struct FailoverTestbed {
+    /// The cluster with Landfall.
     pub world: World,
-    /// Who asks.
+    /// The host that sends requests.
     pub client: Host,
-    /// The address that is asked.
+    /// The measured address.
     pub address: IpAddr,
 }
 
-impl Stand {
-    /// Makes it.
-    ///
-    /// # Errors
-    /// If the cluster doesn't come up, or the address doesn't answer.
-    pub async fn set(bench: &Bench) -> Result<Self> {
+impl FailoverTestbed {
+    /// Starts the cluster, and waits until the address answers.
+    pub async fn start(bench: &Bench) -> Result<Self> {
         let topology = Topology {
             nodes: NODES.len() as u8,
-            // The first one asks, the others are keepalived's.
+            // The first one sends requests, the others run keepalived.
             clients: 1 + keepalived::HOSTS,
             kube_proxy: KubeProxy::None,
             node_monitor_grace: Duration::from_secs(3600),
@@ -68,44 +63,33 @@ impl Stand {
         Ok(Self { world, client, address })
     }
 
-    /// Takes it down.
-    ///
-    /// # Errors
-    /// If something of it stays.
-    pub fn strike(self) -> Result<()> {
+    /// Removes the cluster. Fails if a part of it remains.
+    pub fn stop(self) -> Result<()> {
         self.world.end()
     }
 
-    /// The host whom the client takes for the owner of an address, by its table of neighbours.
-    ///
-    /// # Errors
-    /// If the client doesn't know, or nobody has this MAC address.
+    /// The owner of an address according to the client's neighbour table. Fails without an entry, or if no host has its
+    /// MAC address.
     pub fn owner(&self, address: IpAddr) -> Result<Host> {
         let shown = self.client.output(["ip", "neigh", "show", &address.to_string(), "dev", "eth0"])?;
         let mac = shown.split_whitespace().skip_while(|word| *word != "lladdr").nth(1);
-        let mac = mac.with_context(|| format!("the client doesn't know where {address} is: {shown:?}"))?;
+        let mac = mac.with_context(|| format!("the client has no neighbour {address}: {shown:?}"))?;
         let hosts = self.world.cluster.hosts()?.into_iter();
-        hosts.into_iter().find(|host| host.mac().as_deref() == Some(mac)).with_context(|| format!("nobody is {mac}"))
+        hosts.into_iter().find(|host| host.mac().as_deref() == Some(mac)).with_context(|| format!("no host has {mac}"))
     }
 
-    /// The client asks again where this address is before it sends anything else there, and so has a fresh entry.
-    ///
-    /// # Errors
-    /// If `ip` fails.
-    pub fn forget(&self, address: IpAddr) -> Result<()> {
+    /// Deletes the client's neighbour entry of an address. Its next packet then resolves the address, and the entry is
+    /// fresh.
+    pub fn delete_neighbour(&self, address: IpAddr) -> Result<()> {
         self.client.output(["ip", "neigh", "del", &address.to_string(), "dev", "eth0"]).map(drop)
     }
 }
 
-/// A Service that nobody serves: its address is announced, and refuses connects.
+/// The spec of a Service without pods: its address is announced, and refuses connects.
 pub fn without_pods() -> Value {
     json!({"allocateLoadBalancerNodePorts": false})
 }
 
-/// The MAC address of a host.
-///
-/// # Errors
-/// If it has none.
 pub fn mac(host: &Host) -> Result<MacAddr> {
     let text = host.mac().context("the switch has no MAC address")?;
     let bytes: Vec<u8> = text.split(':').filter_map(|part| u8::from_str_radix(part, 16).ok()).collect();
