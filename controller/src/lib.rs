@@ -61,6 +61,5 @@ pub use pools::Pools;
 pub use pools::free::Free;
 pub use pools::occupied::Occupied;
 pub use run::{Config, Error, run};
-pub use state::index::ClusterIndex;
-pub use state::index::unannounced::Obstacle;
+pub use state::index::{ClusterIndex, Obstacle};
 pub use status::reason::{AllocatedReason, AnnouncedReason, ForwardingReason, RefusalReason};

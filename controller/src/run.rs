@@ -43,8 +43,7 @@ use crate::plan::backoff::{AttemptNews, Backoff};
 use crate::plan::deferred_budget::DeferredBudget;
 use crate::plan::effect::{Event, Series, Subject, pool_reference, service_reference};
 use crate::plan::queue::Queue;
-use crate::state::index::ClusterIndex;
-use crate::state::index::unannounced::Obstacle;
+use crate::state::index::{ClusterIndex, Obstacle};
 use crate::state::stores::Stores;
 
 /// Series in flight: enough to keep an API server busy, and below its limit for the writes of one client.

@@ -29,12 +29,15 @@ use crate::plan::effect::{Series, Subject};
 use crate::pools::Pools;
 use crate::pools::free::Free;
 use crate::pools::occupied::Occupied;
-use crate::state::index::unannounced::Obstacle;
 use crate::state::record::holds;
 
 mod promises;
-pub(crate) mod unannounced;
+mod unannounced;
 mod updates;
+
+/// A problem that keeps every node from announcing, with its fix: `the Secret .. is missing: create it`. Its text must be
+/// stable, because each change of it is a write for each Service.
+pub type Obstacle = Arc<str>;
 
 /// All observed objects with their indexes, and the work in progress.
 #[derive(Debug)]

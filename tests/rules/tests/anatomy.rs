@@ -8,8 +8,9 @@ use rules::items::items;
 use rules::{crates, read, sources};
 
 /// Crates that follow these rules.
-const FINISHED: [&str; 12] = [
+const FINISHED: [&str; 13] = [
     "agent",
+    "controller",
     "crds",
     "landfall",
     "model",

@@ -6,15 +6,11 @@ use std::sync::Arc;
 use crds::{Advertisement, EndpointSlice, Key};
 use jiff::{SignedDuration, Timestamp};
 
-use super::ClusterIndex;
+use super::{ClusterIndex, Obstacle};
 
 /// How long an address may be unannounced before the condition reports it. Agents need a fraction of a second; the rest is
 /// for agents that are starting or being replaced.
 const GRACE: SignedDuration = SignedDuration::from_secs(5);
-
-/// A problem that keeps every node from announcing, with its fix: `the Secret .. is missing: create it`. Its text must be
-/// stable, because each change of it is a write for each Service.
-pub type Obstacle = Arc<str>;
 
 /// When the grace period of an address that is unannounced since then is over.
 fn grace_end(since: Timestamp) -> Timestamp {

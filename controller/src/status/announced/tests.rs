@@ -40,11 +40,11 @@ struct Follower {
 
 impl Follower {
     fn new(world: &World) -> Self {
-        Self::with(world, None)
+        Self::with_advertisement(world, None)
     }
 
-    /// The same with an advertisement.
-    fn with(world: &World, advertisement: Option<Arc<Advertisement>>) -> Self {
+    /// Same, with an advertisement.
+    fn with_advertisement(world: &World, advertisement: Option<Arc<Advertisement>>) -> Self {
         let mut cluster = ClusterIndex::from_snapshot(&world.snapshot);
         if advertisement.is_some() {
             cluster.set_advertisement("ad", advertisement);
@@ -165,7 +165,7 @@ fn unannounced_address_is_reported_after_the_grace_period() {
         (None, "Pending", "no node has reported yet that it announces 192.0.2.10: "),
     ] {
         let mut world = world();
-        let mut follower = Follower::with(&world, advertisement);
+        let mut follower = Follower::with_advertisement(&world, advertisement);
         assert_eq!(follower.cluster.next_deadline(), Some(at_second(105)));
         assert_eq!(follower.follow(&mut world, 104), [""; 0]);
         assert_eq!(follower.follow(&mut world, 105), ["conditions", "NotAnnounced"]);
@@ -200,7 +200,7 @@ fn reason_follows_changed_objects_at_once() {
 #[test]
 fn slices_are_watched_only_for_policy_local() {
     let mut world = world();
-    let mut follower = Follower::with(&world, without_nodes());
+    let mut follower = Follower::with_advertisement(&world, without_nodes());
     follower.follow(&mut world, 105);
     assert!(!follower.cluster.wants_slices(), "endpoints have no effect under Cluster");
     world.edit("web", |web| web.traffic_policy = TrafficPolicy::Local);
@@ -250,7 +250,7 @@ fn both_addresses_must_be_announced() {
 fn no_condition_without_agents_or_without_addresses() {
     let mut world = world();
     world.snapshot.networks.clear();
-    let mut follower = Follower::with(&world, without_nodes());
+    let mut follower = Follower::with_advertisement(&world, without_nodes());
     assert_eq!((follower.follow(&mut world, 200), follower.cluster.next_deadline()), (vec![], None));
     world.announce(ip("192.0.2.10"));
     world.settle();
