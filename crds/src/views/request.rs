@@ -138,7 +138,7 @@ impl RequestedAddresses {
         let pools = ADDRESS_POOL.into_iter().filter_map(value).map(intern);
         let sharing_keys = ALLOW_SHARED_IP.into_iter().filter_map(value).map(intern);
         Ok(Self {
-            addresses: merge(addresses, have_same_addresses)?.unwrap_or_default(),
+            addresses: merge(addresses, |one, other| have_same_addresses(one, other))?.unwrap_or_default(),
             pool: merge(pools, InternedStr::eq)?,
             sharing_key: merge(sharing_keys, InternedStr::eq)?,
             consent: value(SHARE_WITH_NAMESPACES).map_or(Consent::None, |(_, text)| parse_consent(text)),
@@ -171,7 +171,7 @@ fn merge<'a, T>(
     Ok(first.map(|(_, value)| value))
 }
 
-fn have_same_addresses(one: &Vec<IpAddr>, other: &Vec<IpAddr>) -> bool {
+fn have_same_addresses(one: &[IpAddr], other: &[IpAddr]) -> bool {
     one.iter().collect::<BTreeSet<_>>() == other.iter().collect::<BTreeSet<_>>()
 }
 

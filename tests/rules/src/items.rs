@@ -349,7 +349,7 @@ fn use_tree<'a>(tree: &[Token<'a>], prefix: &[&'a str], paths: &mut Vec<Vec<&'a 
         if token.is_name("as") {
             break;
         }
-        if token.kind == Kind::Name && !(token.is_name("self") && !path.is_empty()) {
+        if token.kind == Kind::Name && (path.is_empty() || !token.is_name("self")) {
             path.push(token.text);
         }
         index += 1;
