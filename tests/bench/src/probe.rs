@@ -75,7 +75,7 @@ impl Probe {
                     thread::sleep(next.saturating_duration_since(Instant::now()));
                     // A refused send counts as well: while no host has the address, the kernel reports that here.
                     sent.push(begun.elapsed());
-                    let _ = socket.send(b"who\n");
+                    let _ = socket.send(b"?\n");
                     next = after(begun, DATAGRAMS);
                 }
                 sent

@@ -1,4 +1,4 @@
-//! The dataplane as an agent runs it, in a network namespace: the same loop, fed with snapshots by hand.
+//! The dataplane with the event loop of an agent, in a network namespace. The benchmark publishes the snapshots.
 
 use std::sync::Arc;
 use std::thread::JoinHandle;
@@ -9,10 +9,10 @@ use dataplane::{Counters, Forwarding, Snapshot};
 use netns::Namespace;
 use tokio::sync::watch;
 
-/// How long a change may take.
+/// The longest time for a change.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// One that runs.
+/// A running dataplane.
 pub struct Agent {
     snapshots: watch::Sender<Option<Arc<Snapshot>>>,
     forwarding: watch::Receiver<Forwarding>,
@@ -21,47 +21,44 @@ pub struct Agent {
 }
 
 impl Agent {
-    /// Starts one, which knows nothing yet.
+    /// Starts the dataplane without a snapshot.
     pub fn start(node: &Namespace) -> Self {
-        let (snapshots, receiver) = watch::channel(None);
-        let (sender, forwarding) = watch::channel(Forwarding::default());
-        let (counting, counters) = watch::channel(Counters::default());
+        let (snapshots, snapshots_rx) = watch::channel(None);
+        let (forwarding_tx, forwarding) = watch::channel(Forwarding::default());
+        let (counters_tx, counters) = watch::channel(Counters::default());
         let node = node.clone();
         let thread = std::thread::spawn(move || {
             node.run(|| {
                 let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-                runtime.block_on(dataplane::run(receiver, sender, counting)).context("the dataplane ended")
+                runtime
+                    .block_on(dataplane::run(snapshots_rx, forwarding_tx, counters_tx))
+                    .context("the dataplane ended")
             })
         });
         Self { snapshots, forwarding, counters, thread }
     }
 
-    /// Says what is observed from now on.
-    pub fn tell(&self, snapshot: Arc<Snapshot>) {
+    /// Publishes a snapshot to the dataplane.
+    pub fn publish(&self, snapshot: Arc<Snapshot>) {
         self.snapshots.send_replace(Some(snapshot));
     }
 
-    /// How many changes of the kernel failed.
+    /// The number of failed changes of the kernel.
     pub fn failures(&self) -> u64 {
         self.counters.borrow().failures
     }
 
-    /// Waits until the kernel has acknowledged so many addresses.
-    ///
-    /// # Errors
-    /// If it doesn't in time.
-    pub async fn knows(&mut self, addresses: usize) -> Result<Instant> {
+    /// Waits until the kernel has acknowledged this number of addresses. Returns the time of the acknowledgement.
+    pub async fn wait_for_addresses(&mut self, addresses: usize) -> Result<Instant> {
         let waited = self.forwarding.wait_for(|forwarding| forwarding.addresses.len() == addresses);
-        let known = tokio::time::timeout(PATIENCE, waited).await;
+        let acknowledged = tokio::time::timeout(PATIENCE, waited).await;
         let at = Instant::now();
-        ensure!(matches!(known, Ok(Ok(_))), "the kernel doesn't have {addresses} addresses after {PATIENCE:?}");
+        ensure!(matches!(acknowledged, Ok(Ok(_))), "the kernel doesn't have {addresses} addresses after {PATIENCE:?}");
         Ok(at)
     }
 
-    /// Ends it, as a process ends: what is in the kernel stays.
-    ///
-    /// # Errors
-    /// If it could not talk to the kernel at all.
+    /// Ends the dataplane like its process: rules stay in the kernel. Fails if the dataplane had no access to the
+    /// kernel.
     pub fn end(self) -> Result<()> {
         drop(self.snapshots);
         self.thread.join().map_err(|_| anyhow::anyhow!("the dataplane panicked"))?

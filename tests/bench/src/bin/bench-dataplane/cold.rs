@@ -1,7 +1,8 @@
-//! Programming a kernel that has nothing: from a snapshot to the acknowledgement of the last address.
+//! Programming an empty kernel: the time from the snapshot to the acknowledgement of the last address.
 //!
-//! A network namespace of its own for each run, and the loop of the agent as it is deployed. Listing the objects and reading
-//! them is not in it, on either side: kube-proxy's time, beside, is that of its own full sync ([`crate::kube_proxy`]).
+//! Each run has its own network namespace and the event loop of a deployed agent. The time excludes listing and
+//! decoding the objects. So does the time of kube-proxy beside it, which is that of its own full sync
+//! ([`crate::kube_proxy`]).
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -15,30 +16,29 @@ use crate::Bench;
 use crate::agent::Agent;
 use crate::synthetic::{self, MAC, Size};
 
-/// Measures.
 pub async fn measure(bench: &Bench, report: &mut Report) -> Result<()> {
     let runs: u32 = if bench.quick { 3 } else { 7 };
     report.part(&format!("Cold programming, with spreading ({runs} runs each)"));
-    for (figure, size, goal) in [
+    for (key, size, goal) in [
         ("cold_10k_s", Size { services: 10_000, endpoints: 2, spread: true }, "0.5 s or less"),
         ("cold_30k_s", Size { services: 30_000, endpoints: 4, spread: true }, "2 s or less"),
     ] {
         let snapshot = Arc::new(synthetic::snapshot(size, None)?);
-        let (mut seconds, before) = (Vec::new(), cpu()?);
+        let (mut seconds, cpu_before) = (Vec::new(), cpu()?);
         for _ in 0..runs {
-            seconds.push(once(&snapshot, size).await?);
+            seconds.push(time_run(&snapshot, size).await?);
         }
-        let busy = (cpu()? - before).as_secs_f64() / f64::from(runs);
-        let spread = Distribution::from_values(&seconds).context("invariant: there are runs")?;
-        bench.progress(&format!("{} Services: {:.3} s", size.services, spread.median))?;
-        let what = format!("{} Services × {} endpoints", size.services, size.endpoints);
-        report.measurement(figure, &what, spread, ("s", goal));
-        report.row("  CPU time of a run, the tables' removal with it", &format!("{busy:8.2} s"));
+        let cpu_seconds = (cpu()? - cpu_before).as_secs_f64() / f64::from(runs);
+        let times = Distribution::from_values(&seconds).context("invariant: there are runs")?;
+        bench.progress(&format!("{} Services: {:.3} s", size.services, times.median))?;
+        let label = format!("{} Services × {} endpoints", size.services, size.endpoints);
+        report.measurement(key, &label, times, ("s", goal));
+        report.row("  CPU time of a run, including the removal of the tables", &format!("{cpu_seconds:8.2} s"));
     }
     Ok(())
 }
 
-async fn once(snapshot: &Arc<dataplane::Snapshot>, size: Size) -> Result<f64> {
+async fn time_run(snapshot: &Arc<dataplane::Snapshot>, size: Size) -> Result<f64> {
     let node = Namespace::new()?;
     node.ip([
         format!("link add eth0 address {MAC} type veth peer name lan"),
@@ -48,8 +48,8 @@ async fn once(snapshot: &Arc<dataplane::Snapshot>, size: Size) -> Result<f64> {
     node.sysctl("ipv4.ip_forward", "1")?;
     let mut agent = Agent::start(&node);
     let begun = Instant::now();
-    agent.tell(Arc::clone(snapshot));
-    let done = agent.knows(size.services as usize).await?;
+    agent.publish(Arc::clone(snapshot));
+    let done = agent.wait_for_addresses(size.services as usize).await?;
     agent.end()?;
     Ok((done - begun).as_secs_f64())
 }

@@ -1,4 +1,5 @@
-//! What is measured against what on a [`Way`]: floors, kube-proxy, and Landfall in several sizes.
+//! The contenders of the CPU measurement, each with a [`ForwardingPath`]: floors, kube-proxy, and Landfall in several
+//! sizes.
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
@@ -8,113 +9,110 @@ use dataplane::Snapshot;
 use dataplane::nft::engine::Engine;
 use dataplane::rules::plan::ruleset;
 
-use crate::path::{Ends, Way};
+use crate::path::{Ends, ForwardingPath};
 use crate::synthetic::{self, Size};
 
-/// Somebody who can be asked.
+/// An address at which the server answers, and the host that forwards to it.
 pub struct Contender {
-    /// What the report calls it.
+    /// The name in the report.
     pub name: &'static str,
-    /// Where it is asked.
     pub target: SocketAddr,
-    /// How it forwards; `None` for the direct cable.
-    pub way: Option<Way>,
-    /// Whether half of its flows are handed on to a node that isn't there.
+    /// The forwarding host; `None` for the direct cable.
+    pub path: Option<ForwardingPath>,
+    /// Whether half of its flows are re-sent to a node that does not exist.
     pub is_spread: bool,
 }
 
-/// The lb_ip of kube-proxy's only Service.
-pub const PEER: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 1);
+/// The address of kube-proxy's only Service.
+pub const KUBE_PROXY_LB_IP: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 1);
 
-/// The lb_ip of the static rule.
-const STATIC: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 2);
+/// The address of the static rule.
+const STATIC_LB_IP: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 2);
 
-/// The way that kube-proxy's rules lead on.
-pub const PEER_WAY: u8 = 9;
+/// The number of the path to which kube-proxy's rules forward.
+pub const KUBE_PROXY_PATH: u8 = 9;
 
-/// Client and server alone.
+/// Client and server without a host in between.
 pub fn direct(ends: &Ends) -> Contender {
-    Contender { name: "client and server alone", target: ends.direct(), way: None, is_spread: false }
+    Contender { name: "client and server alone", target: ends.direct(), path: None, is_spread: false }
 }
 
-/// Routing, and connection tracking.
-///
-/// # Errors
-/// If it can't be set up. The same holds for all of these.
-pub fn routed(ends: &Ends) -> Result<Contender> {
-    let way = ends.way(1)?;
-    // A rule that asks for the state makes the kernel track.
-    way.nft("table ip floor { chain forward { type filter hook forward priority 0; ct state invalid drop; }; }")?;
-    Ok(Contender { name: "routed + conntrack", target: way.server(), way: Some(way), is_spread: false })
+/// Routing and connection tracking, without translation.
+pub fn plain_routing(ends: &Ends) -> Result<Contender> {
+    let path = ends.add_path(1)?;
+    // A rule with `ct state` enables connection tracking.
+    path.nft("table ip floor { chain forward { type filter hook forward priority 0; ct state invalid drop; }; }")?;
+    Ok(Contender { name: "routed + conntrack", target: path.server(), path: Some(path), is_spread: false })
 }
 
-/// One static rule.
-pub fn dnat(ends: &Ends) -> Result<Contender> {
-    let way = ends.way(2)?;
-    let rule = format!("ip daddr {STATIC} tcp dport {} dnat to {}", synthetic::PORT, way.server());
-    way.nft(&format!(
+pub fn static_dnat(ends: &Ends) -> Result<Contender> {
+    let path = ends.add_path(2)?;
+    let rule = format!("ip daddr {STATIC_LB_IP} tcp dport {} dnat to {}", synthetic::PORT, path.server());
+    path.nft(&format!(
         "table ip floor {{ chain prerouting {{ type nat hook prerouting priority dstnat; {rule}; }}; }}"
     ))?;
-    ends.lead(STATIC.into(), &way)?;
+    ends.route_via(STATIC_LB_IP.into(), &path)?;
     Ok(Contender {
         name: "one static DNAT rule",
-        target: (STATIC, synthetic::PORT).into(),
-        way: Some(way),
+        target: (STATIC_LB_IP, synthetic::PORT).into(),
+        path: Some(path),
         is_spread: false,
     })
 }
 
-/// kube-proxy's rules for one Service, as it has written them elsewhere.
+/// kube-proxy's rules for one Service, from the node on which it wrote them.
 pub fn kube_proxy(ends: &Ends, rules: &str) -> Result<Contender> {
-    let way = ends.way(PEER_WAY)?;
-    way.nft(rules)?;
-    ends.lead(PEER.into(), &way)?;
+    let path = ends.add_path(KUBE_PROXY_PATH)?;
+    path.nft(rules)?;
+    ends.route_via(KUBE_PROXY_LB_IP.into(), &path)?;
     Ok(Contender {
         name: "kube-proxy nftables, 1 Service",
-        target: (PEER, synthetic::PORT).into(),
-        way: Some(way),
+        target: (KUBE_PROXY_LB_IP, synthetic::PORT).into(),
+        path: Some(path),
         is_spread: false,
     })
 }
 
-/// Landfall with so many Services, of which the last is asked.
+/// Landfall with synthetic Services. The last one is measured.
 pub fn landfall(ends: &Ends, name: &'static str, number: u8, size: Size) -> Result<Contender> {
-    let way = ends.way(number)?;
-    let snapshot = synthetic::snapshot(size, Some(way.server()))?;
-    programmed(ends, way, name, (size, &snapshot))
+    let path = ends.add_path(number)?;
+    let snapshot = synthetic::snapshot(size, Some(path.server()))?;
+    program(ends, path, name, size, &snapshot)
 }
 
-/// The same, where packets and bytes are counted too.
-///
-/// # Errors
-/// See above.
-pub fn counted(ends: &Ends, name: &'static str, number: u8, size: Size) -> Result<Contender> {
-    let way = ends.way(number)?;
-    let snapshot = Snapshot { counts: true, ..synthetic::snapshot(size, Some(way.server()))? };
-    programmed(ends, way, name, (size, &snapshot))
+/// Like [`landfall`], with counters of packets and bytes.
+pub fn landfall_with_counters(ends: &Ends, name: &'static str, number: u8, size: Size) -> Result<Contender> {
+    let path = ends.add_path(number)?;
+    let snapshot = Snapshot { counts: true, ..synthetic::snapshot(size, Some(path.server()))? };
+    program(ends, path, name, size, &snapshot)
 }
 
-/// The same, with a second endpoint on another node: the first looks at each frame before it keeps it.
-pub fn spread(ends: &Ends, name: &'static str, number: u8, size: Size) -> Result<Contender> {
-    let way = ends.way(number)?;
+/// Like [`landfall`], with a second endpoint on another node: each frame is hashed before this node keeps it.
+pub fn landfall_with_spreading(ends: &Ends, name: &'static str, number: u8, size: Size) -> Result<Contender> {
+    let path = ends.add_path(number)?;
     let mut snapshot = synthetic::snapshot(size, None)?;
-    let (last, server) = (size.services - 1, way.server());
+    let (last, server) = (size.services - 1, path.server());
     let endpoints = [
         synthetic::endpoint(server.ip(), synthetic::NODE),
         synthetic::endpoint(Ipv4Addr::new(10, 9, 9, 9).into(), "n2"),
     ];
     snapshot.slices.insert(synthetic::key(last), [synthetic::slice(last, server.port(), endpoints)].into());
-    Ok(Contender { is_spread: true, ..programmed(ends, way, name, (size, &snapshot))? })
+    Ok(Contender { is_spread: true, ..program(ends, path, name, size, &snapshot)? })
 }
 
-fn programmed(ends: &Ends, way: Way, name: &'static str, of: (Size, &Snapshot)) -> Result<Contender> {
-    let (size, snapshot) = of;
-    way.host.run(|| -> Result<()> {
+fn program(
+    ends: &Ends,
+    path: ForwardingPath,
+    name: &'static str,
+    size: Size,
+    snapshot: &Snapshot,
+) -> Result<Contender> {
+    path.host.run(|| -> Result<()> {
         Engine::open()?.apply(&Arc::new(ruleset(snapshot))).context("program the kernel")?;
         Ok(())
     })?;
-    // Sizes differ, so each contender has another one.
+    // Sizes differ, so each contender has its own address.
     let address: IpAddr = synthetic::lb_ip(size.services - 1);
-    ends.lead(address, &way)?;
-    Ok(Contender { name, target: (address, synthetic::PORT).into(), way: Some(way), is_spread: false })
+    ends.route_via(address, &path)?;
+    Ok(Contender { name, target: (address, synthetic::PORT).into(), path: Some(path), is_spread: false })
 }

@@ -1,21 +1,21 @@
-//! What forwarding costs: CPU time of a new connection, and of a packet of one that is open.
+//! The cost of forwarding: CPU time of a new connection, and of a packet of an open one.
 //!
-//! One thread is client and server ([`crate::path`] says why), and its own CPU time (`CLOCK_THREAD_CPUTIME_ID`, nanoseconds)
-//! is what is compared: time that other processes take doesn't count. Contenders take turns in short blocks, there and back
-//! (ABBA); a ratio is of blocks of the same round. Each round begins with another one: who turns around has two blocks in a row,
-//! and finds its caches warm.
+//! One thread is client and server (see [`crate::path`]). Its own CPU time is compared (`CLOCK_THREAD_CPUTIME_ID`, in
+//! nanoseconds), so that other processes do not count. Contenders take turns in short blocks, forward and back (ABBA).
+//! A ratio compares blocks of one round. Each round begins with the next contender, because the one at the turning
+//! point has two blocks in a row, and warm caches.
 //!
-//! - A *connection* is made and reset: four packets. What client and server alone cost is taken off, so the ratio is of what
-//!   the host in between costs: routing, connection tracking, translation.
-//! - A *question* is a byte there and a byte back over an open connection, without GSO or any other batching, which hides what
-//!   a packet costs. The ratio is of the whole, as whoever asks sees it: questions that can be asked in the same time.
+//! - A *connection* is opened and reset: four packets. The cost of client and server alone is subtracted. Thus the
+//!   ratio compares the work of the host in between: routing, connection tracking, translation.
+//! - A *question* is one byte each way over an open connection, without GSO or other batching, which would hide the
+//!   cost of a packet. The ratio compares the whole cost, as a client sees it: questions in the same time.
 //!
-//! One Service alone has its endpoint on the node and nothing to spread, as a static rule has it. Of 30,000 some are spread, so
-//! each frame is looked at as it comes in. What they cost is therefore compared with that of two, one of which is spread: the
-//! number of Services is all that differs.
+//! The single Service has its endpoint on the node and nothing to spread, like a static rule. Some of the 30,000
+//! Services are spread, so each incoming frame is hashed. Their cost is therefore compared with that of two Services,
+//! one of which is spread. The number of Services is the only difference.
 //!
-//! All agents are off: what is in the kernel is what is measured. The table of connection tracking is emptied by its own
-//! short timeouts, and nothing may have been dropped by it in the end.
+//! All agents are off, so only the rules in the kernel are measured. Short timeouts empty the connection tracking
+//! table. The measurement fails if connection tracking has dropped a packet.
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
@@ -33,17 +33,16 @@ use crate::kube_proxy;
 use crate::path::{Ends, PORT};
 use crate::synthetic::Size;
 
-/// Connections, or questions, in a block.
+/// Connections or questions in a block.
 const BLOCK: u32 = 1000;
 
-/// A connect is done when it returns, or the packet went elsewhere.
+/// The longest time for a connect. Without an answer its packet went to the node that does not exist.
 const PATIENCE: Duration = Duration::from_millis(500);
 
-/// Rounds of which medians are taken before anything is compared: what is left of a difference is small beside what one block
-/// differs from the next.
+/// Rounds per median. Medians are compared, because two blocks differ more than two contenders.
 const BATCH: usize = 10;
 
-/// Who takes part, in the order of the first half of the first round.
+/// The contenders, in the order of the first half of the first round.
 const DIRECT: usize = 0;
 const ROUTED: usize = 1;
 const DNAT: usize = 2;
@@ -52,24 +51,28 @@ const MANY: usize = 4;
 const FEW: usize = 5;
 const SPREAD: usize = 6;
 const COUNTED: usize = 7;
-const PEER: usize = 8;
+const KUBE_PROXY: usize = 8;
 
-/// Measures both.
 pub async fn measure(bench: &Bench, report: &mut Report) -> Result<()> {
-    // Without it the others are measured nevertheless.
+    // Without these rules the other contenders are measured.
     let rules = kube_proxy::rules_for_one(bench).await;
     let ends = Ends::new()?;
     let one = Size { services: 1, endpoints: 4, spread: true };
     let mut all = vec![
         contenders::direct(&ends),
-        contenders::routed(&ends)?,
-        contenders::dnat(&ends)?,
+        contenders::plain_routing(&ends)?,
+        contenders::static_dnat(&ends)?,
         contenders::landfall(&ends, "landfall, 1 Service", 3, one)?,
         contenders::landfall(&ends, "landfall, 30,000 Services", 4, Size { services: 30_000, ..one })?,
         contenders::landfall(&ends, "landfall, 2 Services, one spread", 5, Size { services: 2, ..one })?,
-        contenders::spread(&ends, "landfall, 3 Services, kept by the spread", 6, Size { services: 3, ..one })?,
-        // Its other Services are on this node too, so that nothing is spread.
-        contenders::counted(
+        contenders::landfall_with_spreading(
+            &ends,
+            "landfall, 3 Services, kept by the spread",
+            6,
+            Size { services: 3, ..one },
+        )?,
+        // Its other Services have endpoints only on this node, so that nothing is spread.
+        contenders::landfall_with_counters(
             &ends,
             "landfall, packets and bytes counted",
             7,
@@ -78,31 +81,39 @@ pub async fn measure(bench: &Bench, report: &mut Report) -> Result<()> {
     ];
     match &rules {
         Ok(rules) => all.push(contenders::kube_proxy(&ends, rules)?),
-        Err(error) => bench.progress(&format!("kube-proxy's rules are not there: {error:#}"))?,
+        Err(error) => bench.progress(&format!("kube-proxy has no rules: {error:#}"))?,
     }
     let rounds = BATCH * if bench.quick { 4 } else { 15 };
     let listener = ends.server.run(|| TcpListener::bind(("0.0.0.0", PORT))).context("listen")?;
-    let (connections, questions) = ends.client.run(|| -> Result<_> {
-        let connections = rounds_of(&all, rounds, |contender| connections(contender, &listener))?;
-        let mut open = all.iter().map(|contender| Open::to(contender, &listener)).collect::<Result<Vec<_>>>()?;
+    let costs = ends.client.run(|| -> Result<_> {
+        let connections = take_turns(&all, rounds, |contender| time_connections(contender, &listener))?;
+        let mut open =
+            all.iter().map(|contender| OpenConnection::new(contender, &listener)).collect::<Result<Vec<_>>>()?;
         let places: Vec<usize> = (0..all.len()).collect();
-        Ok((connections, rounds_of(&places, rounds, |place| open[*place].ask())?))
+        let questions = take_turns(&places, rounds, |place| open[*place].time_questions())?;
+        Ok(Costs { connections, questions })
     })?;
     for contender in &all {
-        if let Some(way) = &contender.way {
-            way.has_lost_nothing().with_context(|| contender.name)?;
+        if let Some(path) = &contender.path {
+            path.ensure_no_drops().with_context(|| contender.name)?;
         }
     }
-    tell(bench, report, &all, rounds, (&connections, &questions))
+    report_costs(bench, report, &all, rounds, &costs)
 }
 
-/// Nanoseconds of each, for every contender: one per round.
-type Costs = Vec<Vec<f64>>;
+/// CPU time in nanoseconds: for each contender one value per round.
+type Nanoseconds = Vec<Vec<f64>>;
 
-/// Lets all take turns.
-fn rounds_of<T>(all: &[T], rounds: usize, mut block: impl FnMut(&T) -> Result<f64>) -> Result<Costs> {
+/// The CPU time of a connection, and of a question with its answer.
+struct Costs {
+    connections: Nanoseconds,
+    questions: Nanoseconds,
+}
+
+/// Measures blocks of all contenders in turns.
+fn take_turns<T>(all: &[T], rounds: usize, mut block: impl FnMut(&T) -> Result<f64>) -> Result<Nanoseconds> {
     let mut costs = vec![Vec::new(); all.len()];
-    // The first blocks find addresses of neighbours, and fill caches.
+    // The first blocks resolve neighbours and fill caches.
     for one in all {
         block(one)?;
     }
@@ -119,16 +130,17 @@ fn rounds_of<T>(all: &[T], rounds: usize, mut block: impl FnMut(&T) -> Result<f6
     Ok(costs)
 }
 
-/// What one connection costs, of a block. Of one whose flows are spread, nothing: half of them would not come here.
-fn connections(contender: &Contender, listener: &TcpListener) -> Result<f64> {
+/// The CPU time of one connection, from a block. NaN for a contender that spreads, because half of its flows do not
+/// arrive.
+fn time_connections(contender: &Contender, listener: &TcpListener) -> Result<f64> {
     if contender.is_spread {
         return Ok(f64::NAN);
     }
     let (target, begun) = (contender.target, cpu()?);
     for _ in 0..BLOCK {
-        let client = connected(target)?;
+        let client = connect(target)?;
         let (server, _) = listener.accept()?;
-        // Reset: what lingers would use up ports.
+        // Reset: lingering connections would use up the ports.
         SockRef::from(&client).set_linger(Some(Duration::ZERO))?;
         drop(client);
         drop(server);
@@ -136,21 +148,21 @@ fn connections(contender: &Contender, listener: &TcpListener) -> Result<f64> {
     Ok((cpu()? - begun).as_nanos() as f64 / f64::from(BLOCK))
 }
 
-/// An open connection, both ends of it.
-struct Open {
+/// Both ends of an open connection.
+struct OpenConnection {
     client: TcpStream,
     server: TcpStream,
 }
 
-impl Open {
-    fn to(contender: &Contender, listener: &TcpListener) -> Result<Self> {
-        let mut client = connected(contender.target);
-        // The flow of each attempt is another one: sooner or later one stays here.
+impl OpenConnection {
+    fn new(contender: &Contender, listener: &TcpListener) -> Result<Self> {
+        let mut client = connect(contender.target);
+        // Each attempt is another flow. After a few attempts one stays on this node.
         for _ in 0..if contender.is_spread { 50 } else { 0 } {
             if client.is_ok() {
                 break;
             }
-            client = connected(contender.target);
+            client = connect(contender.target);
         }
         let client = client?;
         let (server, _) = listener.accept()?;
@@ -161,8 +173,8 @@ impl Open {
         Ok(Self { client, server })
     }
 
-    /// What one question costs, of a block.
-    fn ask(&mut self) -> Result<f64> {
+    /// The CPU time of one question and its answer, from a block.
+    fn time_questions(&mut self) -> Result<f64> {
         let mut byte = [0];
         let begun = cpu()?;
         for _ in 0..BLOCK {
@@ -175,49 +187,48 @@ impl Open {
     }
 }
 
-fn connected(target: SocketAddr) -> Result<TcpStream> {
+fn connect(target: SocketAddr) -> Result<TcpStream> {
     TcpStream::connect_timeout(&target, PATIENCE).with_context(|| format!("connect to {target}"))
 }
 
 /// The CPU time of this thread so far.
 fn cpu() -> Result<Duration> {
-    Ok(clock_gettime(ClockId::CLOCK_THREAD_CPUTIME_ID).context("ask for the time of this thread")?.into())
+    Ok(clock_gettime(ClockId::CLOCK_THREAD_CPUTIME_ID).context("read the CPU time of this thread")?.into())
 }
 
-fn tell(bench: &Bench, report: &mut Report, all: &[Contender], rounds: usize, costs: (&Costs, &Costs)) -> Result<()> {
-    let (connections, questions) = costs;
-    let spread = |values: &[f64]| Distribution::from_values(values).context("invariant: there are rounds");
+fn report_costs(bench: &Bench, report: &mut Report, all: &[Contender], rounds: usize, costs: &Costs) -> Result<()> {
+    let Costs { connections, questions } = costs;
     report.part(&format!("CPU time, {rounds} rounds of 2 × {BLOCK} connections and questions each"));
     for (contender, (connections, questions)) in all.iter().zip(connections.iter().zip(questions)) {
-        let between = extra(&batches(connections), &batches(&costs.0[DIRECT]));
+        let forwarding = subtract(&medians(connections), &medians(&costs.connections[DIRECT]));
         report.row(contender.name, "");
         if !contender.is_spread {
-            report.distribution("  a connection", spread(connections)?, "ns");
+            report.distribution("  a connection", distribution(connections)?, "ns");
         }
-        if contender.way.is_some() && !contender.is_spread {
-            report.distribution("    of that, on the host in between", spread(&between)?, "ns");
+        if contender.path.is_some() && !contender.is_spread {
+            report.distribution("    of that, on the host in between", distribution(&forwarding)?, "ns");
         }
-        report.distribution("  a question and its answer", spread(questions)?, "ns");
+        report.distribution("  a question and its answer", distribution(questions)?, "ns");
     }
-    // Of what the host in between costs.
-    let between = |of: usize| extra(&batches(&connections[of]), &batches(&connections[DIRECT]));
-    let to = |ours: usize, theirs: usize| spread(&ratios(&between(ours), &between(theirs)));
-    let asked = |ours: usize| spread(&ratios(&batches(&questions[ROUTED]), &batches(&questions[ours])));
-    let first = to(ONE, DNAT)?;
+    // The cost of the host in between.
+    let forwarding = |place: usize| subtract(&medians(&connections[place]), &medians(&connections[DIRECT]));
+    let forwarding_ratio = |ours: usize, theirs: usize| distribution(&ratios(&forwarding(ours), &forwarding(theirs)));
+    let question_rate = |ours: usize| distribution(&ratios(&medians(&questions[ROUTED]), &medians(&questions[ours])));
+    let first = forwarding_ratio(ONE, DNAT)?;
     report.ratio("cpu_per_conn_vs_static_dnat", "new connection: 1 Service to static DNAT", first, "1.15 or less");
-    for (what, of) in [("another Service is spread", FEW), ("packets and bytes counted", COUNTED)] {
-        report.row(&format!("  the same, {what}"), &format!("{:8.2}", to(of, DNAT)?.median));
+    for (label, place) in [("another Service is spread", FEW), ("packets and bytes counted", COUNTED)] {
+        report.row(&format!("  the same, {label}"), &format!("{:8.2}", forwarding_ratio(place, DNAT)?.median));
     }
-    let flat = to(MANY, FEW)?;
+    let flat = forwarding_ratio(MANY, FEW)?;
     report.ratio("cpu_per_conn_30k_vs_1", "new connection: 30,000 Services to 2, some spread", flat, "0.97 to 1.03");
-    if all.len() > PEER {
-        let what = "new connection: 1 Service to kube-proxy nftables";
-        report.ratio("cpu_per_conn_vs_kube_proxy", what, to(ONE, PEER)?, "0.90 or less");
+    if all.len() > KUBE_PROXY {
+        let label = "new connection: 1 Service to kube-proxy nftables";
+        report.ratio("cpu_per_conn_vs_kube_proxy", label, forwarding_ratio(ONE, KUBE_PROXY)?, "0.90 or less");
     }
     report.ratio(
         "established_vs_routed",
-        "questions in a second: 1 Service to routed + conntrack",
-        asked(ONE)?,
+        "questions per second: 1 Service to routed + conntrack",
+        question_rate(ONE)?,
         "0.97 or more",
     );
     let others = [
@@ -226,18 +237,22 @@ fn tell(bench: &Bench, report: &mut Report, all: &[Contender], rounds: usize, co
         ("packets and bytes counted", COUNTED),
         ("static DNAT", DNAT),
     ];
-    for (what, of) in others {
-        report.row(&format!("  the same, {what}"), &format!("{:8.2}", asked(of)?.median));
+    for (label, place) in others {
+        report.row(&format!("  the same, {label}"), &format!("{:8.2}", question_rate(place)?.median));
     }
-    bench.progress(&format!("a connection costs {:.2} times what it does with one static rule", first.median))
+    bench.progress(&format!("a connection costs {:.2} times as much as with one static rule", first.median))
 }
 
-/// The median of each batch.
-fn batches(costs: &[f64]) -> Vec<f64> {
-    costs.chunks(BATCH).filter_map(Distribution::from_values).map(|spread| spread.median).collect()
+fn distribution(values: &[f64]) -> Result<Distribution> {
+    Distribution::from_values(values).context("invariant: there are rounds")
 }
 
-/// What is more than the floor, one by one.
-fn extra(costs: &[f64], floor: &[f64]) -> Vec<f64> {
+/// The median of each batch of rounds.
+fn medians(costs: &[f64]) -> Vec<f64> {
+    costs.chunks(BATCH).filter_map(Distribution::from_values).map(|batch| batch.median).collect()
+}
+
+/// Subtracts the floor from each cost.
+fn subtract(costs: &[f64], floor: &[f64]) -> Vec<f64> {
     costs.iter().zip(floor).map(|(cost, floor)| cost - floor).collect()
 }

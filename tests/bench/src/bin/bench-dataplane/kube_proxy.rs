@@ -1,7 +1,7 @@
-//! kube-proxy, as the lab has it: a process in the namespace of a node without a kubelet, with the lab's API server.
+//! kube-proxy as in the lab: a process in the network namespace of a node without a kubelet, with the lab's API server.
 //!
-//! Its time is its own: the duration of its full sync, which it counts itself, once it has nothing left to sync. Starting,
-//! listing and reading are not in it, nor is the pause that it makes between two syncs (`minSyncPeriod`).
+//! The measured time is the duration of its full sync, according to its own metrics, once no sync is queued. It
+//! excludes the start, listing and decoding, and the pause between two syncs (`minSyncPeriod`).
 
 use std::net::{IpAddr, Ipv4Addr};
 use std::path::PathBuf;
@@ -18,24 +18,20 @@ use lab::{Host, wait_until};
 use serde_json::{Value, json};
 
 use crate::Bench;
-use crate::contenders::{PEER, PEER_WAY};
+use crate::contenders::{KUBE_PROXY_LB_IP, KUBE_PROXY_PATH};
 use crate::path;
 
-/// Where it tells its numbers, in its own namespace.
+/// The address of its metrics, in its own network namespace.
 const METRICS: &str = "127.0.0.1:10249";
 
 /// kube-proxy on a node.
 pub struct KubeProxy {
     host: Host,
-    /// It.
     pub actor: Actor,
 }
 
 impl KubeProxy {
-    /// Starts it in nftables mode.
-    ///
-    /// # Errors
-    /// If it does not start.
+    /// Starts kube-proxy in nftables mode.
     pub fn start(stage: &Stage, node: &str) -> Result<Self> {
         let host = stage.node(node);
         let program: PathBuf = root().join("target/lab/bin/kubernetes");
@@ -47,52 +43,43 @@ impl KubeProxy {
         Ok(Self { host, actor })
     }
 
-    /// Waits until it has programmed all that it knows, and returns the seconds that its syncs took.
-    ///
-    /// # Errors
-    /// If it takes longer.
-    pub async fn synced(&self, within: Duration) -> Result<f64> {
+    /// Waits until all known objects are programmed. Returns the total duration of its syncs in seconds.
+    pub async fn wait_for_sync(&self, within: Duration) -> Result<f64> {
         wait_until(within, "kube-proxy to have programmed everything", async || {
             self.actor.check()?;
-            // Each look is answered by the process that is measured.
+            // Each read of the metrics takes time of the measured process.
             tokio::time::sleep(Duration::from_millis(250)).await;
-            let page = self.host.run(metrics)??;
-            let of = |name: &str| told(&page, name).with_context(|| format!("it does not tell its {name}"));
-            let (queued, done) = (of("last_queued_timestamp_seconds")?, of("last_timestamp_seconds")?);
-            ensure!(of("duration_seconds_count")? >= 1.0 && done >= queued, "it has not");
-            of("duration_seconds_sum")
+            let page = self.host.run(read_metrics)??;
+            let value = |name: &str| sync_metric(&page, name).with_context(|| format!("there is no metric {name}"));
+            let (queued, done) = (value("last_queued_timestamp_seconds")?, value("last_timestamp_seconds")?);
+            ensure!(value("duration_seconds_count")? >= 1.0 && done >= queued, "a sync is queued");
+            value("duration_seconds_sum")
         })
         .await
     }
 
-    /// Its table.
-    ///
-    /// # Errors
-    /// If there is none.
+    /// The rules of its table.
     pub fn table(&self) -> Result<String> {
         self.host.output(["nft", "--stateless", "list", "table", "ip", "kube-proxy"])
     }
 
-    /// How many ports of Services it forwards.
-    ///
-    /// # Errors
-    /// If it has no table.
+    /// The number of Service ports that it forwards.
     pub fn ports(&self) -> Result<usize> {
         let map = self.host.output(["nft", "list", "map", "ip", "kube-proxy", "service-ips"])?;
         Ok(map.matches("goto service-").count())
     }
 }
 
-/// A number of its syncs for IPv4.
-fn told(page: &str, name: &str) -> Option<f64> {
+/// A metric of its syncs for IPv4.
+fn sync_metric(page: &str, name: &str) -> Option<f64> {
     let beginning = format!("kubeproxy_sync_proxy_rules_{name}{{ip_family=\"IPv4\"}} ");
     page.lines().find_map(|line| line.strip_prefix(&beginning))?.parse().ok()
 }
 
-/// What it tells about itself.
-fn metrics() -> Result<String> {
+/// Its page of metrics.
+fn read_metrics() -> Result<String> {
     use std::io::{Read, Write};
-    let mut stream = std::net::TcpStream::connect(METRICS).context("ask kube-proxy for its numbers")?;
+    let mut stream = std::net::TcpStream::connect(METRICS).context("connect to the metrics of kube-proxy")?;
     stream.set_read_timeout(Some(Duration::from_secs(5)))?;
     stream.write_all(b"GET /metrics HTTP/1.0\r\n\r\n")?;
     let mut page = String::new();
@@ -100,17 +87,15 @@ fn metrics() -> Result<String> {
     Ok(page)
 }
 
-/// The rules that it writes for one Service, with an lb_ip and an endpoint as on the way that is kept for it.
-///
-/// # Errors
-/// If the control plane does not come up, or kube-proxy does not program the Service.
+/// kube-proxy's rules for one Service, with the address and the endpoint of [`KUBE_PROXY_PATH`].
 pub async fn rules_for_one(bench: &Bench) -> Result<String> {
     let stage = Stage::with_nodes("bench-dataplane", 1).await?;
     stage.create(["one".to_owned()]).await?;
     let services: Api<Service> = Api::namespaced(stage.client.clone(), NAMESPACE);
-    let ingress = json!({"status": {"loadBalancer": {"ingress": [{"ip": PEER.to_string(), "ipMode": "VIP"}]}}});
+    let ingress =
+        json!({"status": {"loadBalancer": {"ingress": [{"ip": KUBE_PROXY_LB_IP.to_string(), "ipMode": "VIP"}]}}});
     services.patch_status("one", &PatchParams::default(), &Patch::Merge(ingress)).await?;
-    let endpoint = Ipv4Addr::new(10, 2, PEER_WAY, 2);
+    let endpoint = Ipv4Addr::new(10, 2, KUBE_PROXY_PATH, 2);
     let slices: Api<EndpointSlice> = Api::namespaced(stage.client.clone(), NAMESPACE);
     let slice = slice("one", path::PORT, &[(endpoint.into(), "l1")]);
     slices.create(&PostParams::default(), &serde_json::from_value(slice)?).await?;
@@ -118,17 +103,20 @@ pub async fn rules_for_one(bench: &Bench) -> Result<String> {
     let within = Duration::from_secs(30);
     let table = wait_until(within, "kube-proxy's rules", async || {
         let table = proxy.table()?;
-        ensure!(table.contains(&endpoint.to_string()) && table.contains(&PEER.to_string()), "not all is there");
+        ensure!(
+            table.contains(&endpoint.to_string()) && table.contains(&KUBE_PROXY_LB_IP.to_string()),
+            "the rules are incomplete"
+        );
         Ok(table)
     })
     .await?;
     drop(proxy);
     stage.strike()?;
-    bench.progress("kube-proxy's rules for one Service are there")?;
+    bench.progress("kube-proxy has written its rules for one Service")?;
     Ok(table)
 }
 
-/// A slice of a Service as [`service`] makes them, with endpoints on nodes.
+/// A slice of a Service from [`service`], with endpoints on nodes.
 pub fn slice(name: &str, port: u16, endpoints: &[(IpAddr, &str)]) -> Value {
     let endpoints: Vec<Value> = endpoints
         .iter()
@@ -149,16 +137,16 @@ mod tests {
     use super::*;
 
     #[test]
-    fn its_numbers_are_read_as_it_writes_them() {
+    fn sync_metrics_of_ipv4_are_parsed() {
         let page = [
             "# TYPE kubeproxy_sync_proxy_rules_duration_seconds histogram",
             "kubeproxy_sync_proxy_rules_duration_seconds_sum{ip_family=\"IPv6\"} 0.239192619",
             "kubeproxy_sync_proxy_rules_duration_seconds_sum{ip_family=\"IPv4\"} 34.953217875",
             "kubeproxy_sync_proxy_rules_last_timestamp_seconds{ip_family=\"IPv4\"} 1.7952939692429028e+09",
         ];
-        let of = |name| told(&page.join("\n"), name);
-        assert_eq!(of("duration_seconds_sum"), Some(34.953217875));
-        assert_eq!(of("last_timestamp_seconds"), Some(1_795_293_969.242_902_8));
-        assert_eq!(of("duration_seconds_count"), None);
+        let value = |name| sync_metric(&page.join("\n"), name);
+        assert_eq!(value("duration_seconds_sum"), Some(34.953217875));
+        assert_eq!(value("last_timestamp_seconds"), Some(1_795_293_969.242_902_8));
+        assert_eq!(value("duration_seconds_count"), None);
     }
 }

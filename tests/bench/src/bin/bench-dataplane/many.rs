@@ -1,8 +1,9 @@
-//! Ten thousand Services on a real API server: the memory of agents, and kube-proxy's cold start.
+//! 10,000 Services on a real API server: the memory of agents, and the cold start of kube-proxy.
 //!
-//! Agents of the shipped binary run on two nodes (which are namespaces) as they are deployed, with full watches and with
-//! spreading between them: without Services, and started anew when all objects are there. Then kube-proxy is, on a third one. Services have no status, so
-//! kube-proxy has their cluster addresses to program and no others: less than Landfall, which has their lb_ips.
+//! Agents of the release binary run on two nodes, which are network namespaces, with full watches and with spreading
+//! between them. They run without Services, and are restarted after all objects exist. Then kube-proxy runs on a third
+//! node. Services have no status, so kube-proxy programs only their cluster addresses. Landfall programs their
+//! load-balancer addresses.
 
 use std::io::{BufRead, BufReader};
 use std::net::{IpAddr, Ipv4Addr};
@@ -27,72 +28,73 @@ use lab::{Host, wait_until};
 use serde_json::json;
 use tokio::task::block_in_place;
 
-use crate::Bench;
 use crate::kube_proxy::{KubeProxy, slice};
+use crate::{Bench, Figure};
 
 /// The nodes with an agent.
-const AGENTS: [&str; 2] = ["l1", "l2"];
+const AGENT_NODES: [&str; 2] = ["l1", "l2"];
 
 /// The node with kube-proxy.
-const PEER: &str = "l3";
+const PROXY_NODE: &str = "l3";
 
-/// Services.
+/// The number of Services.
 const COUNT: usize = 10_000;
 
-/// Creates under way at a time.
+/// Concurrent creates.
 const CREATORS: usize = 64;
 
-/// How long anything may take here. kube-proxy takes minutes.
+/// The longest time for each step. kube-proxy takes minutes.
 const PATIENCE: Duration = Duration::from_secs(600);
 
-/// Measures.
 pub async fn measure(bench: &Bench, report: &mut Report) -> Result<()> {
     let binary = root().join("target/x86_64-unknown-linux-musl/release/landfall");
     ensure!(binary.is_file(), "no {}: `make build`", binary.display());
     let settle = Duration::from_secs(if bench.quick { 10 } else { 60 });
     let stage = Stage::with_nodes("bench-dataplane", 3).await?;
-    let agents = AGENTS.map(|node| agent(&stage, node, &binary));
+    let agents = AGENT_NODES.map(|node| start_agent(&stage, node, &binary));
     let agents = agents.into_iter().collect::<Result<Vec<_>>>()?;
     report.part(&format!("Resident memory of agents, {} s after the last change", settle.as_secs()));
-    rss(bench, report, &agents, settle, ("rss_mib_empty", "without Services", "12 or less")).await?;
-    // They would follow every single step of what comes now, and take the time of who makes it.
+    let empty = Figure { key: "rss_mib_empty", label: "without Services", goal: "12 or less" };
+    measure_memory(bench, report, &agents, settle, empty).await?;
+    // Running agents would process every create, and slow the creation down.
     for agent in &agents {
         agent.end().await?;
     }
 
     let begun = Instant::now();
-    fill(&stage).await?;
-    bench.progress(&format!("{COUNT} Services, slices and records made in {} s", begun.elapsed().as_secs()))?;
+    create_objects(&stage).await?;
+    bench.progress(&format!("{COUNT} Services, slices and records created in {} s", begun.elapsed().as_secs()))?;
     stage.settle().await?;
-    let agents = AGENTS.map(|node| agent(&stage, node, &binary));
+    let agents = AGENT_NODES.map(|node| start_agent(&stage, node, &binary));
     let agents = agents.into_iter().collect::<Result<Vec<_>>>()?;
     let begun = Instant::now();
-    for node in AGENTS {
+    for node in AGENT_NODES {
         let host = stage.node(node);
-        wait_until(PATIENCE, "an agent to have programmed everything", async || {
+        wait_until(PATIENCE, "an agent to program all addresses", async || {
             tokio::time::sleep(Duration::from_secs(1)).await;
             let table = host.output(["nft", "list", "table", "ip", "landfall"])?;
             let last = table.contains(&Writer::address(COUNT as u16 - 1).to_string());
-            ensure!(last, "the last address is not there");
+            ensure!(last, "the last address is missing");
             Ok(())
         })
         .await?;
     }
-    bench.progress(&format!("agents have programmed them {} s after their start", begun.elapsed().as_secs()))?;
-    rss(bench, report, &agents, settle, ("rss_mib_10k", "10,000 Services × 2 endpoints", "40 or less")).await?;
-    one_change(bench, report, &stage).await?;
+    bench.progress(&format!("agents have programmed them {} s after the start", begun.elapsed().as_secs()))?;
+    let full = Figure { key: "rss_mib_10k", label: "10,000 Services × 2 endpoints", goal: "40 or less" };
+    measure_memory(bench, report, &agents, settle, full).await?;
+    measure_change(bench, report, &stage).await?;
     for agent in &agents {
         agent.end().await?;
     }
     stage.settle().await?;
 
-    let proxy = KubeProxy::start(&stage, PEER)?;
-    let seconds = proxy.synced(PATIENCE).await?;
+    let proxy = KubeProxy::start(&stage, PROXY_NODE)?;
+    let seconds = proxy.wait_for_sync(PATIENCE).await?;
     let ports = proxy.ports()?;
-    ensure!(ports >= COUNT, "kube-proxy says that it is done, and has {ports} ports of Services");
+    ensure!(ports >= COUNT, "kube-proxy reports a complete sync with only {ports} ports of Services");
     bench.progress(&format!("kube-proxy has programmed them in {seconds:.1} s"))?;
     report.part("kube-proxy nftables, cold, 10,000 Services × 2 endpoints");
-    report.row("its full sync, by its own count", &format!("{seconds:8.1} s"));
+    report.row("its full sync, by its own metrics", &format!("{seconds:8.1} s"));
     report.row("its resident memory", &format!("{:8.1} MiB", proxy.actor.rss()?));
     report.figure("kube_proxy_cold_10k_s", seconds);
     if let Some(ours) = report.get("cold_10k_s") {
@@ -102,42 +104,42 @@ pub async fn measure(bench: &Bench, report: &mut Report) -> Result<()> {
     stage.strike()
 }
 
-fn agent(stage: &Stage, node: &str, binary: &Path) -> Result<Actor> {
+fn start_agent(stage: &Stage, node: &str, binary: &Path) -> Result<Actor> {
     stage.enter_on(&stage.node(node), "landfall", binary, &["node", "--node-name", node])
 }
 
-async fn rss(
+async fn measure_memory(
     bench: &Bench,
     report: &mut Report,
     agents: &[Actor],
     settle: Duration,
-    of: (&str, &str, &str),
+    figure: Figure<'_>,
 ) -> Result<()> {
-    let (figure, what, goal) = of;
+    let Figure { key, label, goal } = figure;
     tokio::time::sleep(settle).await;
-    let found = agents.iter().map(|agent| agent.check().and_then(|()| agent.rss())).collect::<Result<Vec<_>>>()?;
-    let spread = Distribution::from_values(&found).context("invariant: there are agents")?;
-    bench.progress(&format!("an agent has {:.1} MiB {what}", spread.median))?;
-    report.measurement(figure, what, spread, ("MiB", goal));
+    let sizes = agents.iter().map(|agent| agent.check().and_then(|()| agent.rss())).collect::<Result<Vec<_>>>()?;
+    let memory = Distribution::from_values(&sizes).context("invariant: there are agents")?;
+    bench.progress(&format!("an agent has {:.1} MiB {label}", memory.median))?;
+    report.measurement(key, label, memory, ("MiB", goal));
     Ok(())
 }
 
-/// Endpoints of the n-th Service, one on each node with an agent.
+/// The endpoints of the n-th Service, one on each node with an agent.
 fn endpoints(n: usize) -> [(IpAddr, &'static str); 2] {
-    let at = |node: u32| Ipv4Addr::from_bits(Ipv4Addr::new(10, 128, 0, 0).to_bits() + 2 * n as u32 + node).into();
-    [(at(0), AGENTS[0]), (at(1), AGENTS[1])]
+    let address = |node: u32| Ipv4Addr::from_bits(Ipv4Addr::new(10, 128, 0, 0).to_bits() + 2 * n as u32 + node).into();
+    [(address(0), AGENT_NODES[0]), (address(1), AGENT_NODES[1])]
 }
 
 fn name(n: usize) -> String {
     format!("s-{n:05}")
 }
 
-/// Makes Services, slices and records.
-async fn fill(stage: &Stage) -> Result<()> {
+/// Creates Services, slices and records.
+async fn create_objects(stage: &Stage) -> Result<()> {
     let services: Api<Service> = Api::namespaced(stage.client.clone(), NAMESPACE);
     let slices: Api<EndpointSlice> = Api::namespaced(stage.client.clone(), NAMESPACE);
     let (writer, params) = (Writer::new(stage.client.clone(), LANDFALL), PostParams::default());
-    let made = stream::iter(0..COUNT).map(|n| {
+    let creates = stream::iter(0..COUNT).map(|n| {
         let (services, slices, writer, params) = (&services, &slices, &writer, &params);
         async move {
             let service = serde_json::from_value(service(&name(n), None))?;
@@ -147,48 +149,52 @@ async fn fill(stage: &Stage) -> Result<()> {
             writer.record(&service, Writer::address(n as u16)).await
         }
     });
-    made.buffer_unordered(CREATORS).try_for_each(async |()| Ok(())).await
+    creates.buffer_unordered(CREATORS).try_for_each(async |()| Ok(())).await
 }
 
-/// One slice is changed, and an agent's kernel follows: everything from the write on, the API server's part too.
-async fn one_change(bench: &Bench, report: &mut Report, stage: &Stage) -> Result<()> {
+/// Measures the time from the write of a slice to the change of the kernel on an agent's node, including the API
+/// server's part.
+async fn measure_change(bench: &Bench, report: &mut Report, stage: &Stage) -> Result<()> {
     let (changes, begun) = (if bench.quick { 20 } else { 100 }, Instant::now());
-    let (slices, host) = (Api::<EndpointSlice>::namespaced(stage.client.clone(), NAMESPACE), stage.node(AGENTS[0]));
-    let change = async |n: usize| {
-        let endpoints = slice(&name(n), 8080, &endpoints(COUNT + n))["endpoints"].clone();
-        let patch = Patch::Merge(json!({"endpoints": endpoints}));
-        slices.patch(&name(n), &PatchParams::default(), &patch).await.context("change a slice")?;
-        anyhow::Ok(Instant::now())
-    };
+    let (slices, host) =
+        (Api::<EndpointSlice>::namespaced(stage.client.clone(), NAMESPACE), stage.node(AGENT_NODES[0]));
     let commits = Commits::begin(&host)?;
-    // Until it listens.
-    wait_until(Duration::from_secs(30), "nft to tell of a change", async || {
+    // The first changes may come before the monitor listens.
+    wait_until(Duration::from_secs(30), "nft to report a change", async || {
         let n = COUNT - 1 - begun.elapsed().as_millis() as usize % 1000;
-        change(n).await?;
+        change_slice(&slices, n).await?;
         block_in_place(|| commits.next(Duration::from_secs(1)))
     })
     .await?;
     let mut times = Vec::new();
     for n in 0..changes {
         block_in_place(|| commits.settle());
-        let written = change(n).await?;
-        let seen = block_in_place(|| commits.next(Duration::from_secs(10)))?;
-        times.push(seen.saturating_duration_since(written).as_secs_f64() * 1e3);
+        let written = change_slice(&slices, n).await?;
+        let committed = block_in_place(|| commits.next(Duration::from_secs(10)))?;
+        times.push(committed.saturating_duration_since(written).as_secs_f64() * 1e3);
     }
     let at = |share| percentile(&times, share).unwrap_or_default();
-    report.part(&format!("One slice written at 10,000 Services, {changes} times: from the answer to its writer"));
-    report.row("until the kernel of an agent's node has it", &format!("p50 {:.1}  p99 {:.1} ms", at(0.5), at(0.99)));
+    report.part(&format!("One slice changed among 10,000 Services, {changes} times: from the API server's answer"));
+    report.row("to the commit on an agent's node", &format!("p50 {:.1}  p99 {:.1} ms", at(0.5), at(0.99)));
     Ok(())
 }
 
-/// What nf_tables commits in a host's namespace, as `nft monitor` prints it. It ends with this.
+/// Replaces the endpoints of the n-th slice. Returns the time of the API server's answer.
+async fn change_slice(slices: &Api<EndpointSlice>, n: usize) -> Result<Instant> {
+    let endpoints = slice(&name(n), 8080, &endpoints(COUNT + n))["endpoints"].clone();
+    let patch = Patch::Merge(json!({"endpoints": endpoints}));
+    slices.patch(&name(n), &PatchParams::default(), &patch).await.context("change a slice")?;
+    Ok(Instant::now())
+}
+
+/// The nf_tables commits in a host's network namespace, as `nft monitor` prints them. The monitor ends with this.
 struct Commits {
     monitor: Child,
     lines: mpsc::Receiver<Instant>,
 }
 
 impl Commits {
-    /// Those from now on. It takes a moment until the first is seen.
+    /// Starts the monitor. It misses changes in its first moments.
     fn begin(host: &Host) -> Result<Self> {
         let mut command = host.netns()?.command("nft");
         let mut monitor = command.args(["monitor", "elements"]).stdout(Stdio::piped()).spawn().context("run nft")?;
@@ -204,12 +210,12 @@ impl Commits {
         Ok(Self { monitor, lines })
     }
 
-    /// Waits for one.
+    /// Waits for the next line.
     fn next(&self, within: Duration) -> Result<Instant> {
         self.lines.recv_timeout(within).context("no change of the kernel")
     }
 
-    /// Forgets those that have been seen, and waits until there are no more of them.
+    /// Discards all lines until there is a pause.
     fn settle(&self) {
         while self.lines.recv_timeout(Duration::from_millis(50)).is_ok() {}
     }

@@ -1,4 +1,4 @@
-//! A client, a server, and between them as many ways as there are contenders, each through a forwarding host of its own.
+//! A client, a server, and one path between them for each contender, through a forwarding host of its own.
 //!
 //! ```text
 //!            10.1.K.2        10.1.K.1 ┌─────┐ 10.2.K.1       10.2.K.2
@@ -6,10 +6,10 @@
 //!                                     └─────┘
 //! ```
 //!
-//! All of them exist at the same time, so that contenders can take turns. A cable (veth) hands a packet to the other side in
-//! the context of whoever sends it, and there is no second queue here (no threaded NAPI, no RPS): one thread that is client
-//! and server does all the work of the hosts in between as well, and its CPU time is the cost of the whole way. What client
-//! and server cost is known from a direct cable, and can be taken off.
+//! All paths exist at the same time, so that contenders can take turns. A cable (veth) delivers a packet in the context
+//! of its sender, and there is no second queue (no threaded NAPI, no RPS). Thus one thread that is client and server
+//! also does all the work of the hosts in between, and its CPU time is the cost of the whole path. The cost of client
+//! and server is measured on a direct cable, and can be subtracted.
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
@@ -23,24 +23,18 @@ pub const PORT: u16 = 8080;
 
 /// Client and server.
 pub struct Ends {
-    /// Who asks.
     pub client: Namespace,
-    /// Who answers.
     pub server: Namespace,
 }
 
 /// A forwarding host between them.
-pub struct Way {
-    /// It.
+pub struct ForwardingPath {
     pub host: Namespace,
     number: u8,
 }
 
 impl Ends {
-    /// Both, with a cable between them that nobody forwards on.
-    ///
-    /// # Errors
-    /// If namespaces can't be made: it needs root.
+    /// Both hosts, and a direct cable between them. Requires root.
     pub fn new() -> Result<Self> {
         let ends = Self { client: Namespace::new()?, server: Namespace::new()? };
         veth((&ends.client, "direct"), (&ends.server, "direct"))?;
@@ -50,28 +44,25 @@ impl Ends {
         Ok(ends)
     }
 
-    /// Where the server is on the direct cable.
+    /// The address of the server on the direct cable.
     pub fn direct(&self) -> SocketAddr {
         (Ipv4Addr::new(10, 3, 0, 2), PORT).into()
     }
 
-    /// A way of this number, on which nothing is done to packets.
-    ///
-    /// # Errors
-    /// If it can't be made.
-    pub fn way(&self, number: u8) -> Result<Way> {
+    /// Adds the path of this number. Its host only routes.
+    pub fn add_path(&self, number: u8) -> Result<ForwardingPath> {
         let host = Namespace::new()?;
-        veth((&self.client, &format!("way{number}")), (&host, "eth0"))?;
-        veth((&self.server, &format!("way{number}")), (&host, "pods0"))?;
+        veth((&self.client, &format!("path{number}")), (&host, "eth0"))?;
+        veth((&self.server, &format!("path{number}")), (&host, "pods0"))?;
         self.client.ip([
-            format!("addr add 10.1.{number}.2/24 dev way{number}"),
-            format!("link set way{number} up"),
-            // What contenders give addresses from.
+            format!("addr add 10.1.{number}.2/24 dev path{number}"),
+            format!("link set path{number} up"),
+            // The route to the endpoints of contenders.
             format!("route add 10.2.{number}.0/24 via 10.1.{number}.1"),
         ])?;
         self.server.ip([
-            format!("addr add 10.2.{number}.2/24 dev way{number}"),
-            format!("link set way{number} up"),
+            format!("addr add 10.2.{number}.2/24 dev path{number}"),
+            format!("link set path{number} up"),
             format!("route add 10.1.{number}.0/24 via 10.2.{number}.1"),
         ])?;
         host.ip([
@@ -83,32 +74,26 @@ impl Ends {
             format!("route add default via 10.1.{number}.2"),
         ])?;
         host.sysctl("ipv4.ip_forward", "1")?;
-        // Entries of connections that are over would fill the table, which all namespaces share.
+        // Entries of closed connections would fill the table, which all namespaces share.
         for (state, seconds) in [("tcp_timeout_close", "1"), ("tcp_timeout_time_wait", "1"), ("udp_timeout", "2")] {
             host.sysctl(&format!("netfilter.nf_conntrack_{state}"), seconds)?;
         }
-        Ok(Way { host, number })
+        Ok(ForwardingPath { host, number })
     }
 
-    /// From now on the client sends what is for this address by that way.
-    ///
-    /// # Errors
-    /// If `ip` refuses.
-    pub fn lead(&self, address: IpAddr, way: &Way) -> Result<()> {
-        Ok(self.client.ip([format!("route replace {address} via 10.1.{}.1", way.number)])?)
+    /// Routes the client's packets to this address over a path.
+    pub fn route_via(&self, address: IpAddr, path: &ForwardingPath) -> Result<()> {
+        Ok(self.client.ip([format!("route replace {address} via 10.1.{}.1", path.number)])?)
     }
 }
 
-impl Way {
-    /// Where the server is, seen from here.
+impl ForwardingPath {
+    /// The address of the server on this path.
     pub fn server(&self) -> SocketAddr {
         (Ipv4Addr::new(10, 2, self.number, 2), PORT).into()
     }
 
-    /// Lets `nft` do these lines here.
-    ///
-    /// # Errors
-    /// If it refuses.
+    /// Runs these `nft` commands on the host.
     pub fn nft(&self, lines: &str) -> Result<()> {
         use std::io::Write;
         use std::process::Stdio;
@@ -118,20 +103,17 @@ impl Way {
         Ok(())
     }
 
-    /// Fails if connection tracking here has dropped anything, or thrown out what was in use.
-    ///
-    /// # Errors
-    /// See above.
-    pub fn has_lost_nothing(&self) -> Result<()> {
+    /// Fails if connection tracking has dropped a packet or evicted an entry in use.
+    pub fn ensure_no_drops(&self) -> Result<()> {
         let text = self.host.run(|| std::fs::read_to_string("/proc/thread-self/net/stat/nf_conntrack"));
         let text = text.context("read the counters of connection tracking")?;
         let mut lines = text.lines().map(|line| line.split_whitespace().collect::<Vec<_>>());
         let names = lines.next().context("counters without names")?;
         for line in lines {
             for (name, value) in names.iter().zip(line) {
-                let lost =
+                let is_drop =
                     ["insert_failed", "drop", "early_drop"].contains(name) && u64::from_str_radix(value, 16)? > 0;
-                ensure!(!lost, "connection tracking counts {name}: 0x{value}");
+                ensure!(!is_drop, "connection tracking counts {name}: 0x{value}");
             }
         }
         Ok(())

@@ -1,7 +1,7 @@
-//! The cluster for what a client on the LAN sees: three nodes with Landfall as it is deployed, beside kube-proxy in nftables
-//! mode, and five pods, of which one node has one and the others two.
+//! The cluster of the parts that observe a client on the LAN: three nodes with a deployed Landfall, beside kube-proxy
+//! in nftables mode, and five pods: one on the first node, two on each of the others.
 //!
-//! A silent node stays Ready for as long as Kubernetes' default says (50 s), for that is what kube-proxy goes by.
+//! A silent node stays Ready for the 50 s of Kubernetes' default, because kube-proxy depends on it.
 
 mod client;
 pub mod connections;
@@ -19,31 +19,27 @@ use serde_json::json;
 
 use crate::Bench;
 
-/// How many pods each node has.
+/// The number of pods on each node.
 const PODS: [(&str, i32); 3] = [("n1", 1), ("n2", 2), ("n3", 2)];
 
 /// The port of Services.
 const PORT: u16 = 80;
 
-/// The cluster.
-pub struct Stand {
-    /// It, with Landfall.
+pub struct ForwardingTestbed {
+    /// The cluster with Landfall.
     pub world: World,
-    /// Who asks.
+    /// The host that sends requests.
     pub client: Host,
-    /// Where Landfall's Service is asked.
+    /// The address and port of Landfall's Service.
     pub target: SocketAddr,
-    /// The pods, and the node of each.
+    /// The node of each pod.
     pub nodes: BTreeMap<String, String>,
     node_port: u16,
 }
 
-impl Stand {
-    /// Makes it.
-    ///
-    /// # Errors
-    /// If the cluster doesn't come up, or the address doesn't answer.
-    pub async fn set(bench: &Bench) -> Result<Self> {
+impl ForwardingTestbed {
+    /// Starts the cluster, and waits until all pods answer.
+    pub async fn start(bench: &Bench) -> Result<Self> {
         let topology = Topology { capture: false, ..Topology::default() };
         let world = World::with_landfall("bench-dataplane", topology).await?;
         world.create_pool("lan", &["192.0.2.200-192.0.2.209"]).await?;
@@ -63,23 +59,20 @@ impl Stand {
             nodes.extend(world.pod_nodes(&format!("web-{node}")).await?);
         }
         world.wait_for_endpoints("web", nodes.len()).await?;
-        let stand = Self {
+        let testbed = Self {
             client: world.cluster.client_host("c1"),
             target: SocketAddr::new(address, PORT),
             nodes,
             node_port,
             world,
         };
-        stand.whole().await?;
+        testbed.wait_for_all_pods().await?;
         bench.progress("three nodes, Landfall, and an address at which all pods answer")?;
-        Ok(stand)
+        Ok(testbed)
     }
 
     /// Waits until all pods answer at the address, and at the node port of each node.
-    ///
-    /// # Errors
-    /// If they don't in time.
-    pub async fn whole(&self) -> Result<()> {
+    pub async fn wait_for_all_pods(&self) -> Result<()> {
         wait_until(4 * SOON, "all pods to answer", async || {
             let pods = self.world.lan.answering_pods(40, self.target.ip())?;
             ensure!(pods.len() == self.nodes.len(), "{} answer", pods.len());
@@ -87,52 +80,43 @@ impl Stand {
         })
         .await?;
         for (node, _) in PODS {
-            let at = self.node_port(node);
+            let target = self.node_port(node);
             wait_until(4 * SOON, "the node port to answer", async || {
-                self.client.query_tcp(at, Duration::from_millis(800)).map(drop)
+                self.client.query_tcp(target, Duration::from_millis(800)).map(drop)
             })
             .await?;
         }
         Ok(())
     }
 
-    /// Where kube-proxy serves the same pods on a node.
+    /// The node port of a node, where kube-proxy serves the same pods.
     pub fn node_port(&self, node: &str) -> SocketAddr {
         SocketAddr::new(self.world.cluster.node(node).ipv4().into(), self.node_port)
     }
 
-    /// Who announces the address.
-    ///
-    /// # Errors
-    /// If nobody does.
+    /// The node that announces the address.
     pub async fn owner(&self) -> Result<String> {
         self.world.wait_for_announcer(self.target.ip()).await
     }
 
-    /// Waits until somebody else announces the address than this node.
-    ///
-    /// # Errors
-    /// If nobody does in time.
-    pub async fn moved(&self, from: &str) -> Result<String> {
+    /// Waits until another node than this announces the address, and returns that node.
+    pub async fn wait_for_move(&self, from: &str) -> Result<String> {
         wait_until(SOON, &format!("the address to leave {from}"), async || {
             let owner = self.owner().await?;
-            ensure!(owner != from, "it is there");
+            ensure!(owner != from, "it is still there");
             Ok(owner)
         })
         .await
     }
 
-    /// Gives a node its power back, and waits until all is as before.
-    ///
-    /// # Errors
-    /// If it isn't in time.
-    pub async fn regain(&self, node: &str) -> Result<()> {
+    /// Powers a node on, and waits until all pods answer.
+    pub async fn restore(&self, node: &str) -> Result<()> {
         self.world.cluster.power_on(node)?;
         self.world.wait_until_installed().await?;
-        self.whole().await
+        self.wait_for_all_pods().await
     }
 
-    /// The share of the pods that each node has.
+    /// The share of all pods on each node.
     pub fn shares(&self) -> BTreeMap<&str, f64> {
         let mut shares = BTreeMap::new();
         for node in self.nodes.values() {
@@ -146,11 +130,8 @@ impl Stand {
         self.client.ipv4().into()
     }
 
-    /// Takes it down.
-    ///
-    /// # Errors
-    /// If something of it stays.
-    pub fn strike(self) -> Result<()> {
+    /// Removes the cluster. Fails if a part of it remains.
+    pub fn stop(self) -> Result<()> {
         self.world.end()
     }
 }

@@ -136,7 +136,7 @@ async fn cut_owner_off(
     let owner = testbed.owner(address)?;
     if fresh {
         testbed.delete_neighbour(address)?;
-        // The entry is in use by now, and younger than `locktime`.
+        // After this time the entry is in use, and younger than `locktime`.
         sleep(bench.random(seed, Duration::from_millis(50), Duration::from_millis(900))).await;
     } else {
         sleep(bench.random(seed, Duration::ZERO, product.phase)).await;

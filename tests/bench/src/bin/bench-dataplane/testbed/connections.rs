@@ -1,14 +1,16 @@
-//! What clients on the LAN see of the whole: shares, and what becomes of their connections.
+//! The view of clients on the LAN: the share of each node, and the survival of connections.
 //!
-//! - *share*: ten thousand connections to one address under the traffic policy Cluster. How many each node's pods get, and
-//!   whether all of them see the client.
-//! - *planned*: the owner of the address is drained again and again, while others connect all the time and connections stay.
-//! - *dead-node*: a node that has pods, but not the address, loses its power. Connects begin every 10 ms, to Landfall's address
-//!   and, beside it, to the node port of a third node, where kube-proxy serves the same pods. The last that was lost says
-//!   how long it was bad: each that takes longer than 400 ms is, for then its first packet is.
-//! - *crash*: the owner of the address loses its power, while connections stay. Those whose pod was on it don't count.
+//! - *share*: 10,000 connections to one address under the traffic policy Cluster. It counts the connections to the pods
+//!   of each node, and whether all pods see the client's address.
+//! - *planned*: the owner of the address is drained again and again, with new connects all the time and open
+//!   connections.
+//! - *dead-node*: a node that has pods, but not the address, loses its power. Connects begin every 10 ms, to Landfall's
+//!   address and to the node port of a third node, where kube-proxy serves the same pods. The outage lasts until the
+//!   last lost connect. A connect of more than 400 ms is lost, because its first packet was lost.
+//! - *crash*: the owner of the address loses its power, with open connections. Connections to its own pods do not
+//!   count.
 //!
-//! A power-off is silence first: no carrier goes down anywhere, and no neighbour is told.
+//! A power-off is silent at first: no carrier goes down, and no neighbour is notified.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -25,129 +27,126 @@ use tokio::task::block_in_place;
 use tokio::time::sleep;
 
 use crate::Bench;
-use crate::testbed::Stand;
+use crate::testbed::ForwardingTestbed;
 use crate::testbed::client::{self, Flow, Flows};
 
-/// Connections that stay.
+/// Open connections.
 const FLOWS: usize = 1000;
 
-/// How long after a death connections are watched: TCP sends a packet again after 0.2, 0.6, 1.4 and 3 s.
-const AFTER: Duration = Duration::from_secs(8);
+/// The time after a death in which connections are observed. TCP sends a packet again after 0.2, 0.6, 1.4 and 3 s.
+const OBSERVATION_OF_FLOWS: Duration = Duration::from_secs(8);
 
-/// How long kube-proxy is watched: a silent node is Ready for 50 s after its last word, which may be some seconds old or
-/// seconds after that be looked at, and then its endpoints go.
-const KUBERNETES: Duration = Duration::from_secs(90);
+/// The time after a death in which kube-proxy is observed. A silent node stays Ready for 50 s after its last heartbeat,
+/// and the controller checks that every few seconds. Then its endpoints are removed.
+const OBSERVATION_OF_CONNECTS: Duration = Duration::from_secs(90);
 
-/// Who gets how much.
-pub async fn share(bench: &Bench, report: &mut Report, stand: &Stand) -> Result<()> {
+pub async fn measure_shares(bench: &Bench, report: &mut Report, testbed: &ForwardingTestbed) -> Result<()> {
     let (rounds, count) = (if bench.quick { 1 } else { 3 }, 10_000);
-    let (shares, mut errors, mut strangers) = (stand.shares(), Vec::new(), 0);
-    let mut told = String::new();
+    let (shares, mut errors, mut masked) = (testbed.shares(), Vec::new(), 0);
+    let mut last_round = String::new();
     for _ in 0..rounds {
-        let lines = block_in_place(|| client::ask(&stand.client, stand.target, count))?;
+        let answers = block_in_place(|| client::query_all(&testbed.client, testbed.target, count))?;
         let mut counts: BTreeMap<&str, f64> = shares.keys().map(|node| (*node, 0.0)).collect();
-        for line in &lines {
-            let node = stand.nodes.get(&line.pod).with_context(|| format!("{} answers", line.pod))?;
+        for answer in &answers {
+            let node = testbed.nodes.get(&answer.pod).with_context(|| format!("{} answers", answer.pod))?;
             *counts.entry(node.as_str()).or_default() += 1.0;
-            strangers += usize::from(line.client.ip() != stand.client_address());
+            masked += usize::from(answer.client.ip() != testbed.client_address());
         }
         let error = |(node, share): (&&str, &f64)| (counts[*node] / count as f64 / share - 1.0).abs() * 100.0;
         errors.push(shares.iter().map(error).fold(0.0, f64::max));
-        told = counts.iter().map(|(node, count)| format!("{node} {count} ")).collect();
+        last_round = counts.iter().map(|(node, count)| format!("{node} {count} ")).collect();
     }
-    let spread = Distribution::from_values(&errors).context("invariant: there are rounds")?;
-    bench.progress(&format!("shares are off by {:.1} % at most: {told}", spread.median))?;
+    let distribution = Distribution::from_values(&errors).context("invariant: there are rounds")?;
+    bench.progress(&format!("shares are off by {:.1} % at most: {last_round}", distribution.median))?;
     report.part(&format!("Policy Cluster, {count} connections, {rounds} rounds"));
-    report.measurement("share_error_percent", "share of a node, off by at most", spread, ("%", "5 or less"));
-    report.row("connections of each node, in the last round", &told);
-    report.row("pods that did not see the client", &format!("{strangers:8}  goal 0"));
-    ensure!(strangers == 0, "{strangers} connections came with another address than the client's");
+    report.measurement("share_error_percent", "share of a node, off by at most", distribution, ("%", "5 or less"));
+    report.row("connections of each node, in the last round", &last_round);
+    report.row("pods that did not see the client", &format!("{masked:8}  goal 0"));
+    ensure!(masked == 0, "{masked} connections arrived with another source address than the client's");
     Ok(())
 }
 
-/// The owner is drained, again and again.
-pub async fn planned(bench: &Bench, report: &mut Report, stand: &Stand) -> Result<()> {
+pub async fn measure_planned_moves(bench: &Bench, report: &mut Report, testbed: &ForwardingTestbed) -> Result<()> {
     let count = if bench.quick { 10_000 } else { 100_000 };
-    let flows = block_in_place(|| Flows::open(&stand.client, stand.target, FLOWS))?;
+    let flows = block_in_place(|| Flows::open(&testbed.client, testbed.target, FLOWS))?;
     let done = Arc::new(AtomicUsize::new(0));
-    let connects = client::connect(&stand.client, stand.target, count, &done);
+    let connects = client::connect(&testbed.client, testbed.target, count, &done);
     let mut moves = 0;
     while done.load(Ordering::Relaxed) < count && !connects.is_finished() {
-        let owner = stand.owner().await?;
+        let owner = testbed.owner().await?;
         let node = format!("node/{owner}");
-        stand.world.kubectl(&["label", &node, "landfall.dev/drain=true"])?;
-        let moved = stand.moved(&owner).await;
-        // Packets of clients that have not heard of it yet still come.
+        testbed.world.kubectl(&["label", &node, "landfall.dev/drain=true"])?;
+        let moved = testbed.wait_for_move(&owner).await;
+        // Clients with an old neighbour entry still send packets here.
         sleep(Duration::from_secs(1)).await;
-        stand.world.kubectl(&["label", &node, "landfall.dev/drain-"])?;
+        testbed.world.kubectl(&["label", &node, "landfall.dev/drain-"])?;
         moved?;
         moves += 1;
         sleep(Duration::from_secs(1)).await;
     }
-    let tally = block_in_place(|| connects.join()).map_err(|_| anyhow!("those who connect panicked"))??;
+    let tally = block_in_place(|| connects.join()).map_err(|_| anyhow!("the connecting clients panicked"))??;
     let flows = block_in_place(|| flows.end())?;
     let broken: Vec<&Flow> = flows.iter().filter(|flow| flow.broken.is_some()).collect();
     bench.progress(&format!("{moves} moves: {} flows broken, {} connects failed", broken.len(), tally.failed))?;
     report.part(&format!("{moves} planned moves of the address"));
-    report
-        .row(&format!("of {FLOWS} open connections, broken"), &format!("{:8}  goal 0{}", broken.len(), first(&broken)));
-    report.row(&format!("of {} connects, failed", tally.made), &format!("{:8}  goal 0", tally.failed));
-    report.row("  and took longer than 200 ms", &format!("{:8}", tally.slow));
+    report.row(
+        &format!("of {FLOWS} open connections, broken"),
+        &format!("{:8}  goal 0{}", broken.len(), first_reason(&broken)),
+    );
+    report.row(&format!("of {} connects, failed", tally.total), &format!("{:8}  goal 0", tally.failed));
+    report.row("  slower than 200 ms", &format!("{:8}", tally.slow));
     report.figure("planned_flows_broken", broken.len() as f64);
     report.figure("planned_connects_failed", tally.failed as f64);
     Ok(())
 }
 
-/// A node with pods dies that doesn't have the address.
-pub async fn dead_node(bench: &Bench, report: &mut Report, stand: &Stand) -> Result<()> {
-    let owner = stand.owner().await?;
-    let others: Vec<&str> = stand.shares().into_keys().filter(|node| *node != owner).collect();
-    // The one with more pods dies; kube-proxy is asked at the owner, which lives.
-    let victim = others.iter().copied().max_by(|a, b| stand.shares()[a].total_cmp(&stand.shares()[b]));
+pub async fn measure_dead_node(bench: &Bench, report: &mut Report, testbed: &ForwardingTestbed) -> Result<()> {
+    let owner = testbed.owner().await?;
+    let others: Vec<&str> = testbed.shares().into_keys().filter(|node| *node != owner).collect();
+    // The node with more pods dies. kube-proxy is measured at the owner, which stays alive.
+    let victim = others.iter().copied().max_by(|a, b| testbed.shares()[a].total_cmp(&testbed.shares()[b]));
     let victim = victim.context("no node is left")?;
     let begun = Instant::now();
-    let ours = Connector::begin(&stand.client, stand.target, CONNECTS, begun);
-    let theirs = Connector::begin(&stand.client, stand.node_port(&owner), CONNECTS, begun);
+    let ours = Connector::begin(&testbed.client, testbed.target, CONNECTS, begun);
+    let theirs = Connector::begin(&testbed.client, testbed.node_port(&owner), CONNECTS, begun);
     sleep(Duration::from_secs(2)).await;
     let death = begun.elapsed();
-    stand.world.cluster.power_off(victim)?;
+    testbed.world.cluster.power_off(victim)?;
     let silent = begun.elapsed();
-    sleep(KUBERNETES).await;
+    sleep(OBSERVATION_OF_CONNECTS).await;
     let (ours, theirs) = block_in_place(|| Ok::<_, anyhow::Error>((ours.end()?, theirs.end()?)))?;
-    for (who, attempts) in [("Landfall", &ours), ("kube-proxy", &theirs)] {
+    for (product, attempts) in [("Landfall", &ours), ("kube-proxy", &theirs)] {
         let before =
             attempts.iter().filter(|attempt| attempt.began < death.saturating_sub(CONNECTS) && !attempt.accepted);
-        // Connects that were under way when it died are about the death; those long before are not.
+        // Connects under way at the death belong to it. Earlier ones do not.
         let before = before.filter(|attempt| attempt.began + bench::connector::CONNECT_TIMEOUT < death).count();
-        ensure!(before == 0, "{before} connects to {who} failed before anything happened");
+        ensure!(before == 0, "{before} connects to {product} failed before the death");
     }
-    let (bad, peers) = (bad(&ours, death), bad(&theirs, death));
-    let text = |(ms, lost, all): (f64, usize, usize)| format!("{ms:8.0} ms, {lost} of {all} connects lost");
-    bench.progress(&format!("without {victim}: {}; kube-proxy {}", text(bad), text(peers)))?;
+    let (ours, theirs) = (Loss::since(&ours, death), Loss::since(&theirs, death));
+    bench.progress(&format!("without {victim}: {}; kube-proxy {}", ours.text(), theirs.text()))?;
     report.part(&format!(
         "A node with 2 of 5 pods dies, the address is on another; silent after {:.0} ms",
         (silent - death).as_secs_f64() * 1e3
     ));
-    report.row("until all new connections succeed", &format!("{}  goal 250 ms or less", text(bad)));
-    report.row("kube-proxy nftables, node port of a third node", &text(peers));
-    report.figure("dead_node_bad_ms", bad.0);
-    report.figure("kube_proxy_dead_node_bad_ms", peers.0);
-    stand.regain(victim).await
+    report.row("until all new connections succeed", &format!("{}  goal 250 ms or less", ours.text()));
+    report.row("kube-proxy nftables, node port of a third node", &theirs.text());
+    report.figure("dead_node_bad_ms", ours.millis);
+    report.figure("kube_proxy_dead_node_bad_ms", theirs.millis);
+    testbed.restore(victim).await
 }
 
-/// The owner dies.
-pub async fn crash(bench: &Bench, report: &mut Report, stand: &Stand) -> Result<()> {
+pub async fn measure_crashes(bench: &Bench, report: &mut Report, testbed: &ForwardingTestbed) -> Result<()> {
     let rounds = if bench.quick { 1 } else { 3 };
     let mut shares = Vec::new();
     report.part(&format!("The owner of the address dies, {FLOWS} open connections, {rounds} times"));
     for _ in 0..rounds {
-        let flows = block_in_place(|| Flows::open(&stand.client, stand.target, FLOWS))?;
-        let owner = stand.owner().await?;
+        let flows = block_in_place(|| Flows::open(&testbed.client, testbed.target, FLOWS))?;
+        let owner = testbed.owner().await?;
         sleep(Duration::from_secs(1)).await;
-        stand.world.cluster.power_off(&owner)?;
-        sleep(AFTER).await;
+        testbed.world.cluster.power_off(&owner)?;
+        sleep(OBSERVATION_OF_FLOWS).await;
         let flows = block_in_place(|| flows.end())?;
-        let living: Vec<&Flow> = flows.iter().filter(|flow| stand.nodes.get(&flow.pod) != Some(&owner)).collect();
+        let living: Vec<&Flow> = flows.iter().filter(|flow| testbed.nodes.get(&flow.pod) != Some(&owner)).collect();
         let broken: Vec<&Flow> = living.iter().copied().filter(|flow| flow.broken.is_some()).collect();
         ensure!(!living.is_empty(), "all connections were to the node that died");
         let share = (1.0 - broken.len() as f64 / living.len() as f64) * 100.0;
@@ -155,31 +154,45 @@ pub async fn crash(bench: &Bench, report: &mut Report, stand: &Stand) -> Result<
         bench.progress(&format!("without {owner}: {share:.2} % of {} survive", living.len()))?;
         report.row(
             &format!("without {owner}: of {} whose pod lives, broken", living.len()),
-            &format!("{:8}{}", broken.len(), first(&broken)),
+            &format!("{:8}{}", broken.len(), first_reason(&broken)),
         );
-        stand.regain(&owner).await?;
+        testbed.restore(&owner).await?;
     }
-    let spread = Distribution::from_values(&shares).context("invariant: there are rounds")?;
+    let distribution = Distribution::from_values(&shares).context("invariant: there are rounds")?;
     report.measurement(
         "crash_flows_survived_percent",
         "of those whose pod lives, survive",
-        spread,
+        distribution,
         ("%", "99 or more"),
     );
     Ok(())
 }
 
-/// For how long after a death connects were lost, in milliseconds, how many, and of how many.
-fn bad(attempts: &[Attempt], death: Duration) -> (f64, usize, usize) {
-    let after: Vec<&Attempt> = attempts.iter().filter(|attempt| attempt.began >= death).collect();
-    let lost: Vec<Duration> = after.iter().filter(|attempt| !attempt.accepted).map(|attempt| attempt.began).collect();
-    // The next one after the last that was lost is the first of those that all succeed.
-    let last = lost.last().map_or(Duration::ZERO, |last| *last + CONNECTS - death);
-    (last.as_secs_f64() * 1e3, lost.len(), after.len())
+/// The lost connects after a death.
+struct Loss {
+    /// The time from the death to the first connect after the last lost one, in milliseconds.
+    millis: f64,
+    lost: usize,
+    total: usize,
 }
 
-/// Why the first of these ended.
-fn first(broken: &[&Flow]) -> String {
+impl Loss {
+    fn since(attempts: &[Attempt], death: Duration) -> Self {
+        let after: Vec<&Attempt> = attempts.iter().filter(|attempt| attempt.began >= death).collect();
+        let lost: Vec<Duration> =
+            after.iter().filter(|attempt| !attempt.accepted).map(|attempt| attempt.began).collect();
+        // All connects from the one after the last lost one succeed.
+        let outage = lost.last().map_or(Duration::ZERO, |last| *last + CONNECTS - death);
+        Self { millis: outage.as_secs_f64() * 1e3, lost: lost.len(), total: after.len() }
+    }
+
+    fn text(&self) -> String {
+        format!("{:8.0} ms, {} of {} connects lost", self.millis, self.lost, self.total)
+    }
+}
+
+/// Why the first of these flows broke, for a row.
+fn first_reason(broken: &[&Flow]) -> String {
     let why = broken.first().and_then(|flow| flow.broken.as_deref());
     why.map(|why| format!("  (the first: {why})")).unwrap_or_default()
 }
