@@ -170,7 +170,7 @@ fn count_mistakes(problems: &BTreeMap<IpAddr, BTreeSet<Problem>>) -> usize {
 mod tests {
     use super::*;
     use dataplane::metrics::traffic::Traffic;
-    use speaker::metrics::takeovers::Cause;
+    use speaker::metrics::Cause;
     use std::time::Duration;
 
     /// The channels of an agent with a dataplane of its own, and its metrics.

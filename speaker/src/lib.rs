@@ -1,30 +1,62 @@
-//! Announcing: who is alive on the wire, who owns which address, ARP and NDP.
+//! The speaker: announces load-balancer addresses on the LAN, and decides which node announces which address.
 //!
-//! Every node runs one speaker. On each link where an lb_ip belongs, speakers say Hello to each other, and in it what they
-//! claim; from that each of them decides by the same rules who owns which address, and the owner answers ARP and NDP for it.
-//! Nothing of this asks the API server: it only says which addresses there are ([`Snapshot`]), and is told afterwards who
-//! announces them ([`Announcements`]).
+//! Each node runs one speaker. On each link with an lb_ip, speakers send each other Hellos with their claims. From those, each
+//! speaker decides by the same rules which node owns which address, and the owner answers ARP and NDP for it. None of this
+//! needs the API server. It supplies the list of addresses ([`Snapshot`]) and learns afterwards which node announces each
+//! ([`Announcements`]).
 //!
 //! ```text
-//!  objects -> model -------> Snapshot --+            +--> Announcements, the dead, Neighbours, Counters
+//!  objects -> model -------> Snapshot --+            +--> Announcements, Conflicts, dead nodes, Neighbours, Counters
 //!  the dataplane's acknowledgements ----+-> Machine -+
 //!  links, frames, time -----------------+            +--> frames
 //! ```
 //!
 //! | room | content |
 //! |---|---|
-//! | [`run`](fn@run) | the wire loop on a thread of its own: the entry point |
+//! | [`run`](fn@run) | the entry point: the wire thread with real sockets and time |
 //! | [`machine`] | the same without sockets and clock, for all links |
-//! | [`snapshot`] | the part of the cluster state that the loop needs |
+//! | [`snapshot`] | the part of the cluster state that the speaker needs |
 //! | [`wire`] | frames and packets: ARP, NDP, Hello, seal |
 //! | `peers` | which peers of a link are alive, and which nodes are dead |
 //! | [`ownership`] | which node owns an address; the claims of this node and of its peers |
-//! | [`announce`] | on which link and when an address is announced; conflicts with other hosts |
+//! | [`announce`] | the links and times of announcements; conflicts with other hosts |
 //! | [`os`] | packet sockets, netlink, poll, scheduling |
 //! | [`metrics`] | events for the log, and counters |
 //!
 //! Only [`run`](fn@run) and [`os`] have side effects. Everything else is pure: time is an argument, and the tests drive the
 //! same [`machine`] through a simulated network.
+//!
+//! # The way of a Hello
+//!
+//! 1. `os::filter` passes it to a socket, and `run::wire_loop` receives it: a routine Hello when the loop wakes anyway, any
+//!    other at once.
+//! 2. [`Machine::receive`](machine::Machine::receive) unwraps the datagram ([`wire::datagram`]), checks the cluster
+//!    ([`wire::codec`]), opens the seal ([`wire::seal`]) and decodes a [`Packet`](wire::hello::Packet).
+//! 3. `ownership::segment::receive_hello` decides whether its sender is believed. An unproven sender gets an echo
+//!    (`peers::handshake`).
+//! 4. `peers::peer` updates the peer: liveness, claims, unread buckets. Addresses whose claim changed are marked dirty.
+//! 5. The round continues with [`Machine::poll`](machine::Machine::poll), as for a claim below.
+//!
+//! # The way of an ARP request
+//!
+//! 1. `os::filter` passes it, and [`Machine::receive`](machine::Machine::receive) hands it to the segment of its link
+//!    (`ownership::segment::resolve`). NDP solicitations take the same way.
+//! 2. [`wire::arp::decide`] returns a [`Verdict`](wire::arp::Verdict): an answer if this node announces the target, a
+//!    conflict if the sender uses an announced address, or the reason for no answer.
+//! 3. An answer becomes a [`Frame`](wire::frame::Frame) of the next [`Output`](machine::Output), which `run::wire_loop`
+//!    sends. A conflict is recorded in `announce::conflicts`, and the address is announced again.
+//!
+//! # The way of a claim
+//!
+//! 1. An input changes: a peer dies, a claim of a peer ends, the [`Snapshot`] or the forwarded addresses change. The
+//!    segment marks the address dirty.
+//! 2. `ownership::segment::decide` collects the facts (`ownership::segment::view`) and calls
+//!    [`ownership::rules::decide`], which returns a [`Decision`](ownership::rules::Decision).
+//! 3. An address that no node ever owned is probed first (`announce::conflicts`).
+//! 4. The claim is added to `ownership::claims`, and `announce::schedule` starts a burst of announcements.
+//! 5. `ownership::hello_sender` sends the claim with the next Hello, and `ownership::segment::announce` sends gratuitous
+//!    ARP or unsolicited advertisements.
+//! 6. `run::publish` publishes it as an [`Announcement`].
 
 pub mod announce;
 mod config;
@@ -38,7 +70,7 @@ pub mod snapshot;
 pub mod wire;
 
 pub use config::Config;
-pub use metrics::events::Counters;
+pub use metrics::Counters;
 pub use peers::neighbours::Neighbours;
 pub use run::{Announcement, Announcements, Conflict, Conflicts, Error, Inputs, Outputs, run};
 pub use snapshot::Snapshot;

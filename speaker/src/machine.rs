@@ -1,15 +1,16 @@
-//! The whole of the speaker without its sockets, its clock and its sleep.
+//! The speaker without its sockets, its clock and its sleep.
 //!
-//! It is fed with what happens (frames, links, snapshots, what the dataplane forwards) and asked what to send and when
-//! to ask again. The real loop ([`crate::run`]) and the simulated network of the tests drive the same machine:
+//! Inputs are frames, links, snapshots and the addresses that the dataplane forwards. [`Machine::poll`] returns the work of a
+//! round as one [`Output`]. The real loop ([`crate::run`](fn@crate::run)) and the simulated network of the tests drive the same
+//! machine:
 //!
 //! ```text
 //!   loop {
-//!       sleep until next_deadline() (or announcement_due(), if there is room to send), or something comes in
-//!       if woke(now) { drop what is in the sockets }
-//!       else         { receive(when it came, ..) for each frame }
-//!       set_links(..), set_snapshot(..), set_forwarded(..), leave(now) as it happens
-//!       poll(now, room) -> join groups(), send take_frames(), log take_events(), publish announced() and dead() if they have changed
+//!       sleep until next_deadline() (or announcement_due(), if there is room to send), or until a frame or input arrives
+//!       if record_wake(now) { drop the frames in the sockets }
+//!       else                { receive(time of arrival, ..) for each frame }
+//!       set_links(..), set_snapshot(..), set_forwarded(..), leave(now) as required
+//!       poll(now, room) -> Output: join groups, send frames, log events, publish changes
 //!   }
 //! ```
 //!
@@ -20,27 +21,27 @@ use std::net::{IpAddr, Ipv6Addr};
 use std::sync::Arc;
 use std::time::Duration;
 
-use model::eligibility::AnnouncementPolicy;
-
+use crate::announce::conflicts::ConflictingHost;
 use crate::announce::placement::Link;
-use crate::announce::probe::Stranger;
 use crate::config::Config;
-use crate::metrics::events::{Counters, Event};
-use crate::metrics::takeovers::Move;
+use crate::metrics::Move;
+use crate::metrics::{Counters, Event};
 use crate::ownership::claims::Claim;
 use crate::ownership::context::Context;
 use crate::ownership::segment::Segment;
 use crate::peers::deaths::Deaths;
 use crate::peers::neighbours::Neighbours;
 use crate::snapshot::Snapshot;
+use crate::wire::codec::{self, DecodeError};
 use crate::wire::datagram;
 use crate::wire::frame::{Channel, Frame};
-use crate::wire::hello::{self, Malformed, Packet};
-use crate::wire::seal::{KeyRing, Keys, Refused};
+use crate::wire::hello::Packet;
+use crate::wire::seal::{KeyRing, Keys, SealError};
+use model::eligibility::AnnouncementPolicy;
 
 mod arrange;
 
-/// The whole of the speaker.
+/// The speaker on all links.
 #[derive(Debug)]
 pub struct Machine {
     config: Config,
@@ -49,33 +50,60 @@ pub struct Machine {
     snapshot: Option<Arc<Snapshot>>,
     forwarded: Arc<BTreeSet<IpAddr>>,
     segments: BTreeMap<u32, Segment>,
-    /// Addresses that are where they are only because they are announced there.
-    kept: BTreeSet<IpAddr>,
+    /// Addresses that this node may no longer announce, kept on their link until a successor takes over.
+    outgoing: BTreeSet<IpAddr>,
     stopping: Stopping,
     deaths: Deaths,
-    buried: bool,
     neighbours: Neighbours,
-    /// Whether they have changed since somebody asked.
-    met: bool,
     /// When the loop should run next.
     expected: Option<Duration>,
-    changed: bool,
-    regrouped: bool,
     frames: Vec<Frame>,
     events: Vec<Event>,
     counters: Counters,
+    reports_changed: bool,
+    groups_changed: bool,
+    dead_changed: bool,
+    neighbours_changed: bool,
+}
+
+/// The work of a round, in the order in which it must be done.
+#[must_use]
+#[derive(Debug)]
+pub struct Output {
+    /// If they changed: the IPv6 groups to join, each on its link. Join before announcing, because hosts may resolve an
+    /// address as soon as it is announced.
+    pub groups: Option<BTreeSet<(u32, Ipv6Addr)>>,
+    pub frames: Vec<Frame>,
+    pub events: Vec<Event>,
+    /// If they changed: the dead nodes (see [`crate::peers::deaths`]).
+    pub dead: Option<BTreeSet<String>>,
+    /// If they changed: the nodes on each link.
+    pub neighbours: Option<Neighbours>,
+    /// Whether [`Machine::reportable`] or [`Machine::conflicts`] has changed.
+    pub reports_changed: bool,
+}
+
+/// An announced address to report.
+#[derive(Debug)]
+pub struct Reportable<'a> {
+    pub lb_ip: IpAddr,
+    /// The name of the link.
+    pub link: &'a str,
+    pub claim: Claim,
+    /// The takeover that brought the address here.
+    pub moved: Option<Move>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Stopping {
     No,
-    /// Others are asked to take over, until then.
+    /// Peers should take over until this time.
     Until(Duration),
     Done,
 }
 
 impl Machine {
-    /// A speaker that knows nothing yet.
+    /// A speaker without inputs.
     pub fn new(config: Config) -> Self {
         Self {
             keys: KeyRing::new(config.authentication),
@@ -84,65 +112,65 @@ impl Machine {
             snapshot: None,
             forwarded: Arc::default(),
             segments: BTreeMap::new(),
-            kept: BTreeSet::new(),
+            outgoing: BTreeSet::new(),
             stopping: Stopping::No,
             deaths: Deaths::default(),
-            buried: false,
             neighbours: Neighbours::default(),
-            met: false,
             expected: None,
-            changed: false,
-            regrouped: false,
             frames: Vec::new(),
             events: Vec::new(),
             counters: Counters::default(),
+            reports_changed: false,
+            groups_changed: false,
+            dead_changed: false,
+            neighbours_changed: false,
         }
     }
 
-    /// The loop runs: to be told first. Returns whether it slept so long that whatever waits in the sockets must be
-    /// dropped unread: others may have taken over meanwhile, and what it asks is not for us to answer.
+    /// Records that the loop runs; called first in each round. Returns whether the loop must drop the frames in the
+    /// sockets, because it was suspended until peers may have taken over. Then they have to answer those frames.
     ///
-    /// If it was late by more than an interval, nobody's silence counts. That alone is no reason to be silent and to announce
-    /// all anew: on a busy machine, thousands of announcements would make it late again.
-    pub fn woke(&mut self, now: Duration) -> bool {
+    /// After a delay of more than an interval no peer counts as silent. A mere delay does not start a quiet period or new
+    /// announcements: on a busy machine, thousands of announcements would delay the loop again.
+    pub fn record_wake(&mut self, now: Duration) -> bool {
         let late = self.expected.map_or(Duration::ZERO, |expected| now.saturating_sub(expected));
         self.counters.late_max = self.counters.late_max.max(late);
-        if late <= self.pace() {
+        if late <= self.slowest_interval() {
             return false;
         }
-        self.counters.slept += 1;
-        self.events.push(Event::Slept { late });
+        self.counters.stalls += 1;
+        self.events.push(Event::Stalled { late });
         let missed = self.segments.values().any(|segment| segment.is_missed(now, &self.config));
         for segment in self.segments.values_mut() {
-            segment.excuse(now);
+            segment.excuse_peers(now);
             if missed {
-                segment.return_to(now);
+                segment.resume(now);
             }
         }
         missed
     }
 
-    /// So many frames were dropped after a sleep.
-    pub fn dropped_backlog(&mut self, frames: u64) {
+    /// Counts frames that were dropped after a suspension.
+    pub fn count_dropped_backlog(&mut self, frames: u64) {
         self.counters.dropped.backlog += frames;
     }
 
-    /// So many frames could not be sent.
-    pub fn send_failed(&mut self, frames: u64) {
+    /// Counts frames that could not be sent.
+    pub fn count_failed_sends(&mut self, frames: u64) {
         self.counters.send_failed += frames;
     }
 
-    /// Packets are sealed with these keys from now on.
+    /// Sets the keys that seal packets.
     pub fn set_keys(&mut self, now: Duration, keys: &Keys) {
         if self.keys.set(now, keys) {
             for segment in self.segments.values_mut() {
-                segment.listen(now);
-                segment.hasten();
+                segment.restart_listening(now);
+                segment.send_soon();
             }
         }
     }
 
-    /// These links are there now.
+    /// Sets the links of this node.
     pub fn set_links(&mut self, now: Duration, links: BTreeMap<u32, Link>) {
         if self.links != links {
             self.links = links;
@@ -150,18 +178,18 @@ impl Machine {
         }
     }
 
-    /// This was observed; `None` if nothing is known yet.
+    /// Sets the snapshot of the cluster; `None` until it has arrived.
     pub fn set_snapshot(&mut self, now: Duration, snapshot: Option<Arc<Snapshot>>) {
         let before = std::mem::replace(&mut self.snapshot, snapshot);
         let (Some(before), Some(after)) = (before, self.snapshot.clone()) else {
             self.arrange(now);
-            self.segments.values_mut().for_each(Segment::touch_all);
+            self.segments.values_mut().for_each(Segment::mark_all_dirty);
             return;
         };
         let differing = before.addresses.differing(&after.addresses).filter(|(_, before, after)| before != after);
         let changed: Vec<_> = differing.collect();
         for segment in self.segments.values_mut() {
-            segment.touch(changed.iter().filter(|(_, _, after)| after.is_some()).map(|(lb_ip, ..)| *lb_ip));
+            segment.mark_dirty(changed.iter().filter(|(_, _, after)| after.is_some()).map(|(lb_ip, ..)| *lb_ip));
         }
         if before.node_addresses != after.node_addresses {
             self.arrange(now);
@@ -179,21 +207,20 @@ impl Machine {
         }
     }
 
-    /// The dataplane forwards these addresses now, and no others.
+    /// Sets the addresses that the dataplane forwards.
     pub fn set_forwarded(&mut self, forwarded: Arc<BTreeSet<IpAddr>>) {
         let changed: Vec<IpAddr> = self.forwarded.symmetric_difference(&forwarded).copied().collect();
         self.forwarded = forwarded;
         for segment in self.segments.values_mut() {
-            segment.touch(&changed);
+            segment.mark_dirty(&changed);
         }
     }
 
     fn context(&mut self, now: Duration) -> Context<'_> {
-        self.parts(now).1
+        self.segments_and_context(now).1
     }
 
-    /// The segments, and what else there is for them to work with.
-    fn parts(&mut self, now: Duration) -> (&mut BTreeMap<u32, Segment>, Context<'_>) {
+    fn segments_and_context(&mut self, now: Duration) -> (&mut BTreeMap<u32, Segment>, Context<'_>) {
         let context = Context {
             now,
             config: &self.config,
@@ -204,48 +231,46 @@ impl Machine {
             frames: &mut self.frames,
             events: &mut self.events,
             counters: &mut self.counters,
+            reports_changed: &mut self.reports_changed,
         };
         (&mut self.segments, context)
     }
 
-    /// Does something with each segment.
-    fn each(&mut self, now: Duration, mut act: impl FnMut(&mut Segment, &mut Context<'_>)) {
-        let (segments, mut context) = self.parts(now);
+    fn for_each_segment(&mut self, now: Duration, mut act: impl FnMut(&mut Segment, &mut Context<'_>)) {
+        let (segments, mut context) = self.segments_and_context(now);
         segments.values_mut().for_each(|segment| act(segment, &mut context));
     }
 
-    /// Does something with one segment, if there is one.
-    fn one(&mut self, now: Duration, link: u32, act: impl FnOnce(&mut Segment, &mut Context<'_>)) {
-        let (segments, mut context) = self.parts(now);
+    fn with_segment(&mut self, now: Duration, link: u32, act: impl FnOnce(&mut Segment, &mut Context<'_>)) {
+        let (segments, mut context) = self.segments_and_context(now);
         if let Some(segment) = segments.get_mut(&link) {
             act(segment, &mut context);
         }
     }
 
-    /// A frame came in on a link, at that time: now, or since the last round.
-    pub fn receive(&mut self, now: Duration, link: u32, channel: Channel, frame: &[u8]) {
+    /// Receives a frame on a link. `at` is its time of arrival, which may lie before other inputs of this round.
+    pub fn receive(&mut self, at: Duration, link: u32, channel: Channel, frame: &[u8]) {
         match channel {
-            Channel::Hello | Channel::HelloV6 => self.hear(now, link, frame),
-            Channel::Arp => self.one(now, link, |segment, context| segment.arp(context, frame)),
-            Channel::Ndp => self.one(now, link, |segment, context| segment.ndp(context, frame)),
+            Channel::Hello | Channel::HelloV6 => self.receive_hello(at, link, frame),
+            Channel::Arp => self.with_segment(at, link, |segment, context| segment.receive_arp(context, frame)),
+            Channel::Ndp => self.with_segment(at, link, |segment, context| segment.receive_ndp(context, frame)),
         }
     }
 
-    /// A frame with a datagram for our group came in on a link.
-    fn hear(&mut self, now: Duration, link: u32, frame: &[u8]) {
+    fn receive_hello(&mut self, at: Duration, link: u32, frame: &[u8]) {
         let dropped = &mut self.counters.dropped;
         let Ok((mac, payload)) = datagram::unwrap(frame) else {
             dropped.malformed += 1;
             return;
         };
-        // First what costs little: nobody should make us calculate for nothing.
-        match hello::cluster(payload) {
+        // Cheap checks first, so that foreign packets do not cost a calculation.
+        match codec::read_cluster(payload) {
             Ok(cluster) if cluster == self.config.cluster => {}
             Ok(_) => {
                 dropped.cluster += 1;
                 return;
             }
-            Err(Malformed::Version(_)) => {
+            Err(DecodeError::Version(_)) => {
                 dropped.version += 1;
                 return;
             }
@@ -254,123 +279,121 @@ impl Machine {
                 return;
             }
         }
-        let body = match self.keys.open(now, payload) {
+        let body = match self.keys.open(at, payload) {
             Ok(body) => body,
-            Err(refused) => {
-                match refused {
-                    Refused::Malformed => dropped.malformed += 1,
-                    Refused::Unsealed => dropped.unsealed += 1,
-                    Refused::Forged => dropped.forged += 1,
+            Err(error) => {
+                match error {
+                    SealError::Malformed => dropped.malformed += 1,
+                    SealError::Unsealed => dropped.unsealed += 1,
+                    SealError::Forged => dropped.forged += 1,
                 }
                 return;
             }
         };
         match Packet::decode(body) {
             Ok(packet) => {
-                self.one(now, link, |segment, context| segment.hear(context, mac, &packet));
-                self.meet(link, &packet.node);
+                self.with_segment(at, link, |segment, context| segment.receive_hello(context, mac, &packet));
+                self.record_neighbour(link, &packet.node);
             }
             Err(_) => dropped.malformed += 1,
         }
     }
 
-    /// A node said something on a link: if it hears us too, it is on it.
-    fn meet(&mut self, link: u32, node: &str) {
+    /// Records a node as a neighbour on a link if both hear each other there.
+    fn record_neighbour(&mut self, link: u32, node: &str) {
         let Some(segment) = self.segments.get(&link) else { return };
         if let Some(peer) = segment.peers.get(node).filter(|peer| peer.lists_us) {
-            self.met |= self.neighbours.meet(&segment.link.name, node, peer.mac);
+            self.neighbours_changed |= self.neighbours.record(&segment.link.name, node, peer.mac);
         }
     }
 
-    /// The speaker is to stop. It asks the others to take over, goes on until they have or for a few intervals, and then
-    /// is [done](Self::is_done).
+    /// Starts to stop the speaker: it asks its peers to take over and continues until they have, or for a few intervals.
+    /// Then it [is done](Self::is_done).
     pub fn leave(&mut self, now: Duration) {
         if self.stopping == Stopping::No {
-            self.stopping = Stopping::Until(now + self.config.farewell(self.pace()));
-            self.each(now, |segment, _| segment.hasten());
+            self.stopping = Stopping::Until(now + self.config.handover_timeout(self.slowest_interval()));
+            self.for_each_segment(now, |segment, _| segment.send_soon());
         }
     }
 
-    /// How long Hellos are apart where they are the furthest apart.
-    fn pace(&self) -> Duration {
-        self.segments.values().map(Segment::pace).max().unwrap_or(self.config.interval)
+    /// The longest interval of Hellos on any link.
+    fn slowest_interval(&self) -> Duration {
+        self.segments.values().map(Segment::slowest_interval).max().unwrap_or(self.config.interval)
     }
 
-    /// Whether the speaker has stopped, with nothing left to do but to send the last frames.
+    /// Whether the speaker has stopped. Only the last [`Output`] remains to be processed.
     pub fn is_done(&self) -> bool {
         self.stopping == Stopping::Done
     }
 
-    /// Does what is due. At most `room` addresses are announced unasked.
-    pub fn poll(&mut self, now: Duration, room: usize) {
-        if self.is_done() {
-            return;
+    /// Runs a round: does everything that is due. At most `room` addresses are announced unasked.
+    pub fn poll(&mut self, now: Duration, room: usize) -> Output {
+        if !self.is_done() {
+            self.run_round(now, room);
         }
-        let (mut changed, mut room) = (false, room);
-        self.each(now, Segment::look);
-        // Before anybody who has left is forgotten.
-        self.mourn(now);
-        self.each(now, |segment, context| {
-            changed |= segment.decide(context);
-            segment.greet(context);
-            segment.ask(context);
-            changed |= segment.take_estranged();
-            room -= segment.announce(context, room);
-            changed |= segment.take_told();
+        let reports_changed = std::mem::take(&mut self.reports_changed);
+        let groups_changed = std::mem::take(&mut self.groups_changed) || reports_changed;
+        Output {
+            groups: groups_changed.then(|| self.groups()),
+            frames: std::mem::take(&mut self.frames),
+            events: std::mem::take(&mut self.events),
+            dead: std::mem::take(&mut self.dead_changed).then(|| self.dead()),
+            neighbours: std::mem::take(&mut self.neighbours_changed).then(|| self.neighbours.clone()),
+            reports_changed,
+        }
+    }
+
+    fn run_round(&mut self, now: Duration, mut room: usize) {
+        self.for_each_segment(now, Segment::update_peer_states);
+        // Before peers that have left are forgotten.
+        self.update_dead(now);
+        self.for_each_segment(now, |segment, context| {
+            segment.decide(context);
+            segment.send_hello_if_due(context);
+            segment.send_probes(context);
+            room -= segment.announce_due(context, room);
         });
-        self.changed |= changed;
-        self.regrouped |= changed;
         if let Stopping::Until(deadline) = self.stopping {
-            let waiting =
-                self.segments.values().any(|segment| segment.announced().next().is_some() && segment.has_heirs());
-            if now >= deadline || !waiting {
-                self.each(now, |segment, context| segment.part(context));
-                (self.changed, self.regrouped) = (true, true);
+            let is_waiting =
+                |segment: &Segment| segment.announced_claims().next().is_some() && segment.has_successors();
+            if now >= deadline || !self.segments.values().any(is_waiting) {
+                self.for_each_segment(now, Segment::leave);
+                self.reports_changed = true;
                 self.stopping = Stopping::Done;
             }
         }
         self.expected = self.next_deadline(now);
     }
 
-    /// Sees who is dead. Most of the time everybody is there, and nothing is to be done.
-    fn mourn(&mut self, now: Duration) {
+    fn update_dead(&mut self, now: Duration) {
+        // The usual case: no node is dead, and no known peer is silent.
         if self.deaths.is_empty() && self.segments.values().all(Segment::is_complete) {
             return;
         }
-        let sights = self.segments.values().flat_map(|segment| segment.sights(now, &self.config));
-        let (died, back) = self.deaths.see(sights);
-        self.buried |= !died.is_empty() || !back.is_empty();
+        let observations = self.segments.values().flat_map(|segment| segment.observations(now, &self.config));
+        let (died, returned) = self.deaths.update(observations);
+        self.dead_changed |= !died.is_empty() || !returned.is_empty();
         let event = |dead| move |node| Event::Node { node, dead };
-        self.events.extend(died.into_iter().map(event(true)).chain(back.into_iter().map(event(false))));
+        self.events.extend(died.into_iter().map(event(true)).chain(returned.into_iter().map(event(false))));
     }
 
-    /// The nodes that are dead: see [`crate::peers::deaths`].
+    /// The dead nodes: see [`crate::peers::deaths`].
     pub fn dead(&self) -> BTreeSet<String> {
         self.deaths.dead().map(str::to_owned).collect()
     }
 
-    /// Whether [`dead`](Self::dead) has changed since this was last asked.
-    pub fn take_buried(&mut self) -> bool {
-        std::mem::take(&mut self.buried)
-    }
-
-    /// Which nodes were met on which link.
+    /// The nodes on each link.
     pub fn neighbours(&self) -> &Neighbours {
         &self.neighbours
     }
 
-    /// Whether [`neighbours`](Self::neighbours) has changed since this was last asked.
-    pub fn take_met(&mut self) -> bool {
-        std::mem::take(&mut self.met)
+    /// Whether no message is awaited. Then a routine Hello ([`codec::is_routine`]) may stay in its socket until the next
+    /// round, if its time of arrival is known.
+    pub fn is_idle(&self, now: Duration) -> bool {
+        self.stopping == Stopping::No && self.segments.values().all(|segment| segment.is_idle(now, &self.config))
     }
 
-    /// Whether nothing is awaited of anybody: a Hello that can wait ([`hello::is_routine`]) needs not be read before the next
-    /// round, if it is known then when it came.
-    pub fn is_calm(&self, now: Duration) -> bool {
-        self.stopping == Stopping::No && self.segments.values().all(|segment| segment.is_calm(now, &self.config))
-    }
-
-    /// When to call [`poll`](Self::poll) next, apart from announcements.
+    /// When to call [`poll`](Self::poll) next, except for announcements.
     pub fn next_deadline(&self, now: Duration) -> Option<Duration> {
         self.segments.values().map(|segment| segment.next_deadline(now)).min()
     }
@@ -380,64 +403,44 @@ impl Machine {
         self.segments.values().filter_map(|segment| segment.announcement_due(&self.config)).min()
     }
 
-    /// The frames to send.
-    pub fn take_frames(&mut self) -> Vec<Frame> {
-        std::mem::take(&mut self.frames)
-    }
-
-    /// What to tell.
-    pub fn take_events(&mut self) -> Vec<Event> {
-        std::mem::take(&mut self.events)
-    }
-
-    /// What was counted so far.
     pub fn counters(&self) -> Counters {
         self.counters
     }
 
-    /// The links that we speak on.
-    pub fn speaking(&self) -> impl Iterator<Item = &Link> {
+    /// The links on which Hellos are sent and received.
+    pub fn active_links(&self) -> impl Iterator<Item = &Link> {
         self.segments.values().map(|segment| &segment.link)
     }
 
-    /// Who is no peer and uses an address that is announced or would be: the address, the name of the link, who.
-    pub fn strangers(&self) -> impl Iterator<Item = (IpAddr, &str, Stranger)> {
-        let segments = self.segments.values();
-        segments
-            .flat_map(|segment| segment.strangers.known().map(|(lb_ip, who)| (lb_ip, segment.link.name.as_str(), who)))
+    /// The hosts outside the cluster that use an address which this node announces or would announce, each with the
+    /// address and the name of the link.
+    pub fn conflicts(&self) -> impl Iterator<Item = (IpAddr, &str, ConflictingHost)> {
+        self.segments
+            .values()
+            .flat_map(|segment| segment.conflicts.iter().map(|(lb_ip, host)| (lb_ip, segment.link.name.as_str(), host)))
     }
 
-    /// The IPv6 groups to listen to, each on its link: that of the speakers, and those in which somebody may ask for an
-    /// address that is announced.
-    pub fn groups(&self) -> BTreeSet<(u32, Ipv6Addr)> {
-        self.segments.iter().flat_map(|(index, segment)| segment.groups().map(|group| (*index, group))).collect()
+    /// The IPv6 groups to join, each on its link.
+    fn groups(&self) -> BTreeSet<(u32, Ipv6Addr)> {
+        self.segments
+            .iter()
+            .flat_map(|(index, segment)| segment.multicast_groups().map(|group| (*index, group)))
+            .collect()
     }
 
-    /// Whether [`groups`](Self::groups) may have changed since this was last asked.
-    pub fn take_regrouped(&mut self) -> bool {
-        std::mem::take(&mut self.regrouped)
-    }
-
-    /// Whether [`told`](Self::told) or [`strangers`](Self::strangers) has changed since this was last asked.
-    pub fn take_changed(&mut self) -> bool {
-        std::mem::take(&mut self.changed)
-    }
-
-    /// What there is to tell of what is announced: the address, the name of the link, the claim, and how it came here. What
-    /// was taken over and has its turn to be announced yet is not in here.
-    pub fn told(&self, now: Duration) -> impl Iterator<Item = (IpAddr, &str, Claim, Option<Move>)> {
-        let segments = self.segments.values();
-        segments.flat_map(move |segment| {
-            let told = segment.told(now);
-            told.map(|(lb_ip, claim, moved)| (lb_ip, segment.link.name.as_str(), claim, moved))
+    /// The announced addresses to report. An address taken over counts from its first announcement on.
+    pub fn reportable(&self, now: Duration) -> impl Iterator<Item = Reportable<'_>> {
+        self.segments.values().flat_map(move |segment| {
+            let link = segment.link.name.as_str();
+            segment.reportable(now).map(move |(lb_ip, claim, moved)| Reportable { lb_ip, link, claim, moved })
         })
     }
 
-    /// What is announced: the address, the name of the link, the claim. By link, then in no order that means anything.
-    pub fn announced(&self) -> impl Iterator<Item = (IpAddr, &str, Claim)> {
-        let segments = self.segments.values();
-        segments
-            .flat_map(|segment| segment.announced().map(|(lb_ip, claim)| (lb_ip, segment.link.name.as_str(), claim)))
+    /// The announced addresses with the name of the link and the claim, in order of the links.
+    pub fn announced_claims(&self) -> impl Iterator<Item = (IpAddr, &str, Claim)> {
+        self.segments.values().flat_map(|segment| {
+            segment.announced_claims().map(|(lb_ip, claim)| (lb_ip, segment.link.name.as_str(), claim))
+        })
     }
 }
 
@@ -447,7 +450,7 @@ mod tests {
     use crate::wire::seal::Authentication;
 
     #[test]
-    fn a_speaker_that_has_no_key_or_no_address_sleeps_between_looks_and_speaks_when_it_has_one() {
+    fn speaker_without_key_or_address_sleeps_and_is_silent() {
         let link = |addresses: &[&str]| Link {
             index: 1,
             name: "eth0".into(),
@@ -460,9 +463,8 @@ mod tests {
         let mut rounds = |machine: &mut Machine, count: u32| {
             let mut frames = Vec::new();
             for _ in 0..count {
-                assert!(!machine.woke(now), "it sleeps for longer than it should");
-                machine.poll(now, 0);
-                frames.append(&mut machine.take_frames());
+                assert!(!machine.record_wake(now), "the loop is late");
+                frames.extend(machine.poll(now, 0).frames);
                 let next = machine.next_deadline(now).expect("there is a link");
                 assert!(next > now, "it does not sleep");
                 now = next;
@@ -470,13 +472,13 @@ mod tests {
             (frames, now)
         };
         machine.set_links(Duration::from_secs(1), BTreeMap::from([(1, link(&["192.0.2.11/24"]))]));
-        let (said, at) = rounds(&mut machine, 20);
-        assert_eq!(said, [], "without a key");
+        let (frames, at) = rounds(&mut machine, 20);
+        assert_eq!(frames, [], "without a key");
         machine.set_keys(at, &Keys::new([&b"the key of the cluster"[..]]).expect("a key"));
-        let (said, at) = rounds(&mut machine, 2);
-        assert!(!said.is_empty(), "with a key");
+        let (frames, at) = rounds(&mut machine, 2);
+        assert!(!frames.is_empty(), "with a key");
         machine.set_links(at, BTreeMap::from([(1, link(&[]))]));
         assert_eq!(rounds(&mut machine, 20).0, [], "without an address");
-        assert_eq!(machine.counters().slept, 0);
+        assert_eq!(machine.counters().stalls, 0);
     }
 }

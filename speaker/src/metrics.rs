@@ -1,4 +1,9 @@
 //! Events for the log, and counters.
 
-pub mod events;
-pub mod takeovers;
+mod counters;
+mod events;
+mod takeovers;
+
+pub use counters::{Counters, Dropped, FrameCounters};
+pub use events::Event;
+pub use takeovers::{Cause, Move, SilenceHistogram, Takeovers};

@@ -1,5 +1,6 @@
 //! The operating system: sockets, netlink, poll, scheduling.
 
+mod filter;
 pub(crate) mod groups;
 pub mod link_table;
 pub(crate) mod links;
@@ -7,3 +8,4 @@ pub(crate) mod log_throttle;
 pub(crate) mod poll;
 pub(crate) mod scheduling;
 pub mod socket;
+pub(crate) mod sockets;

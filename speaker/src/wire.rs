@@ -2,8 +2,10 @@
 
 pub mod arp;
 mod checksum;
+pub mod codec;
 pub mod datagram;
 pub mod frame;
 pub mod hello;
 pub mod ndp;
+pub(crate) mod packing;
 pub mod seal;

@@ -1,10 +1,10 @@
-//! What comes from the wire is changed at random and given to each decoder, for a bounded time: none may panic, and what
-//! one accepts has to make sense.
+//! Fuzzes each decoder of bytes from the wire for a bounded time. None may panic, and accepted input must be
+//! consistent.
 //!
-//! It begins with the inputs in `corpus/`, one to a line in hex, and changes them in the ways in which parsers go wrong:
-//! bits, lengths, pieces that are left out, doubled or taken from another input. Whatever is accepted joins the inputs to be
-//! changed further. A failure prints its input: put it into the corpus with a line that says what it is.
-//! `LANDFALL_FUZZ_SECONDS=600` goes on for longer, `LANDFALL_SEED=7` in another way.
+//! The inputs of `corpus/` (one per line, in hex) are changed in the ways in which parsers fail: bits, lengths, and
+//! pieces that are removed, doubled or taken from another input. Accepted inputs are changed further. A failure prints
+//! its input: add it to the corpus with a comment. `LANDFALL_FUZZ_SECONDS=600` fuzzes for longer, `LANDFALL_SEED=7`
+//! with another seed.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{Ipv4Addr, Ipv6Addr};
@@ -13,9 +13,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crds::MacAddr;
-use model::SharedMap;
 use model::eligibility::AnnouncementPolicy;
-use model::stable_hash;
+use model::{SharedMap, stable_hash};
 use speaker::Config;
 use speaker::announce::placement::Link;
 use speaker::machine::Machine;
@@ -28,11 +27,11 @@ use speaker::{Authentication, Keys, Snapshot};
 
 const MINE: MacAddr = MacAddr(2, 0, 0, 0, 0, 1);
 
-/// So many inputs are kept to be changed further.
-const POOL: usize = 512;
+/// The number of inputs that are kept to be changed further.
+const POOL_SIZE: usize = 512;
 
-/// Nothing longer than this comes from a socket.
-const LONGEST: usize = 2048;
+/// The maximum length of a frame from a socket.
+const MAX_LENGTH: usize = 2048;
 
 fn number(name: &str) -> Option<u64> {
     std::env::var(name).ok().map(|text| text.parse().expect(name))
@@ -46,11 +45,11 @@ fn corpus(name: &str) -> Vec<Vec<u8>> {
     lines.map(|line| line.as_bytes().chunks(2).map(byte).collect()).collect()
 }
 
-/// Changes inputs of the corpus and gives them to `accepts`, which says whether one is of use.
+/// Changes inputs of the corpus and passes them to `accepts`, which returns whether it accepts one.
 fn fuzz(name: &str, accepts: impl Fn(&[u8]) -> bool) {
     let mut pool = corpus(name);
-    let of_use = pool.iter().filter(|input| attempt(&accepts, input)).count();
-    assert!(of_use > 0, "nothing in the corpus is of use");
+    let accepted_count = pool.iter().filter(|input| attempt(&accepts, input)).count();
+    assert!(accepted_count > 0, "no input of the corpus is accepted");
     let end = Instant::now() + Duration::from_secs(number("LANDFALL_FUZZ_SECONDS").unwrap_or(1));
     let mut state = stable_hash::mix64(number("LANDFALL_SEED").unwrap_or(0) ^ stable_hash::hash(name.as_bytes()));
     let mut below = move |end: usize| {
@@ -62,17 +61,17 @@ fn fuzz(name: &str, accepts: impl Fn(&[u8]) -> bool) {
         let mut input = pool[below(pool.len())].clone();
         for _ in 0..=below(4) {
             let other = pool[below(pool.len())].clone();
-            change(&mut input, &other, &mut below);
+            mutate(&mut input, &other, &mut below);
         }
         tried += 1;
         if attempt(&accepts, &input) {
             accepted += 1;
-            let at = below(POOL);
-            if pool.len() < POOL { pool.push(input) } else { pool[at] = input }
+            let at = below(POOL_SIZE);
+            if pool.len() < POOL_SIZE { pool.push(input) } else { pool[at] = input }
         }
     }
-    eprintln!("{name}: {tried} inputs, {accepted} of use");
-    assert!(accepted > 0, "what is changed is never of use: nothing beyond the first check was tried");
+    eprintln!("{name}: {tried} inputs, {accepted} accepted");
+    assert!(accepted > 0, "no changed input is accepted: only the first check was tested");
 }
 
 fn attempt(accepts: &impl Fn(&[u8]) -> bool, input: &[u8]) -> bool {
@@ -83,7 +82,7 @@ fn attempt(accepts: &impl Fn(&[u8]) -> bool, input: &[u8]) -> bool {
     })
 }
 
-fn change(input: &mut Vec<u8>, other: &[u8], below: &mut impl FnMut(usize) -> usize) {
+fn mutate(input: &mut Vec<u8>, other: &[u8], below: &mut impl FnMut(usize) -> usize) {
     let (from, to) = (below(input.len() + 1), below(input.len() + 1));
     let (from, to) = (from.min(to), from.max(to));
     match below(7) {
@@ -107,26 +106,26 @@ fn change(input: &mut Vec<u8>, other: &[u8], below: &mut impl FnMut(usize) -> us
             input.splice(from..to, piece);
         }
     }
-    input.truncate(LONGEST);
+    input.truncate(MAX_LENGTH);
 }
 
 #[test]
-fn packets_of_speakers() {
+fn hello_decoder_accepts_only_consistent_packets() {
     fuzz("hello", |input| {
         let Ok(packet) = Packet::decode(input) else { return false };
         assert!(packet.pages.iter().map(|page| page.claims.len()).sum::<usize>() <= input.len());
-        // What is read is what was meant: it comes out the same again. Only a trailer is left out.
+        // An accepted packet encodes to itself, except for a trailer.
         assert_eq!(Packet::decode(&packet.encode()), Ok(packet));
         true
     });
 }
 
 #[test]
-fn seals() {
+fn unsealed_packets_are_refused() {
     let mut ring = KeyRing::new(Authentication::Required);
     ring.set(Duration::ZERO, &Keys::new([&[7; 32][..]]).expect("a key"));
     fuzz("hello", |input| {
-        assert!(ring.open(Duration::ZERO, input).is_err(), "nobody has sealed this");
+        assert!(ring.open(Duration::ZERO, input).is_err(), "this is not sealed");
         let sealed = ring.seal(Duration::ZERO, input.to_vec());
         assert_eq!(ring.open(Duration::ZERO, &sealed), Ok(input));
         true
@@ -134,12 +133,12 @@ fn seals() {
 }
 
 #[test]
-fn datagrams() {
+fn datagram_decoder_never_panics() {
     fuzz("datagram", |input| datagram::unwrap(input).is_ok_and(|(_, payload)| payload.len() < input.len()));
 }
 
 #[test]
-fn frames_of_arp() {
+fn arp_classifier_answers_with_its_own_address() {
     fuzz("arp", |input| {
         let _ = arp::address_user(input);
         let verdict = arp::decide(input, MINE, |lb_ip| lb_ip == Ipv4Addr::new(192, 0, 2, 200));
@@ -152,12 +151,12 @@ fn frames_of_arp() {
 }
 
 #[test]
-fn frames_of_neighbour_discovery() {
+fn ndp_classifier_answers_with_its_own_address() {
     let lb_ip = Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 0xc8);
     fuzz("ndp", |input| {
-        // Hardly anything that is changed has the right checksum.
+        // Almost no changed input has a valid checksum.
         let mut input = input.to_vec();
-        mend(&mut input);
+        repair(&mut input);
         let _ = ndp::address_user(&input);
         let verdict = ndp::decide(&input, MINE, |address| address == lb_ip);
         if let Verdict::Answer(answer) = &verdict {
@@ -167,8 +166,8 @@ fn frames_of_neighbour_discovery() {
     });
 }
 
-/// Makes the checksum and the length right, as somebody would who means harm.
-fn mend(frame: &mut [u8]) {
+/// Repairs the checksum and the length, as an attacker would.
+fn repair(frame: &mut [u8]) {
     if frame.len() < 58 {
         return;
     }
@@ -185,9 +184,9 @@ fn mend(frame: &mut [u8]) {
     frame[56..58].copy_from_slice(&(!(sum as u16)).to_be_bytes());
 }
 
-/// The whole speaker, with packets of somebody who has the key: what a peer with a fault can do.
+/// The whole speaker, with packets of a faulty peer that has the key.
 #[test]
-fn a_speaker_whose_peers_talk_nonsense() {
+fn speaker_survives_nonsense_of_its_peers() {
     let mut ring = KeyRing::new(Authentication::Required);
     let keys = Keys::new([&[7; 32][..]]).expect("a key");
     ring.set(Duration::ZERO, &keys);
@@ -210,19 +209,18 @@ fn a_speaker_whose_peers_talk_nonsense() {
         let Ok(mut packet) = Packet::decode(input) else { return false };
         let (machine, now) = &mut *state.borrow_mut();
         *now += Duration::from_millis(1);
-        machine.woke(*now);
+        machine.record_wake(*now);
         (packet.sequence, packet.part) = (now.as_millis() as u64, packet.part % 1024);
         (packet.cluster, packet.mac) = (stable_hash::hash(b"test"), MacAddr(2, 0, 0, 0, 0, 7));
-        // As if it had heard what we said last.
+        // An echo of any recent packet of the machine.
         let id = speaker::wire::hello::id(stable_hash::mix64(1 ^ stable_hash::mix64(2)));
-        packet.met.extend((0..64).map(|sequence| speaker::wire::hello::Met { id, sequence }));
+        packet.echoes.extend((0..64).map(|sequence| speaker::wire::hello::Echo { id, sequence }));
         let sealed = ring.seal(*now, packet.encode());
         let source = "192.0.2.7".parse().expect("address");
         let before = machine.counters().packets_received;
         machine.receive(*now, 2, Channel::Hello, &datagram::wrap(packet.mac, source, &sealed));
-        machine.poll(*now, 256);
-        assert!(machine.take_frames().iter().all(|frame| frame.bytes.len() <= 1514));
-        machine.take_events();
+        let output = machine.poll(*now, 256);
+        assert!(output.frames.iter().all(|frame| frame.bytes.len() <= 1514));
         assert!(machine.next_deadline(*now).is_some_and(|next| next < *now + Duration::from_secs(70)));
         machine.counters().packets_received > before
     });

@@ -262,7 +262,7 @@ mod tests {
         let mac = |last: u8| crds::MacAddr(2, 0, 0, 0, 0, last);
         let met = |last: u8| {
             meet.send_modify(|met| {
-                met.meet("eth0", &format!("n{last}"), mac(last));
+                met.record("eth0", &format!("n{last}"), mac(last));
             });
         };
         let began = Instant::now();

@@ -241,14 +241,14 @@ mod tests {
         assert_eq!(observed.composition("n4").dataplane().links, BTreeMap::new(), "it is alone on its link");
         // Of those, only who was met there, and under that address.
         let mut met = Neighbours::default();
-        met.meet("eth0", "n2", mac(0, 2));
-        met.meet("eth0", "n3", mac(0, 9));
-        met.meet("eth0", "n4", mac(0, 4));
+        met.record("eth0", "n2", mac(0, 2));
+        met.record("eth0", "n3", mac(0, 9));
+        met.record("eth0", "n4", mac(0, 4));
         observed.neighbours = Some(met.clone());
         let heard = BTreeMap::from([(name("eth0"), Link { mac: mac(0, 1), peers: peers(&[("n2", mac(0, 2))]) })]);
         assert_eq!(observed.composition("n1").dataplane().links, heard);
-        met.meet("eth0", "n3", mac(0, 3));
-        met.meet("eth1", "n3", mac(1, 3));
+        met.record("eth0", "n3", mac(0, 3));
+        met.record("eth1", "n3", mac(1, 3));
         observed.neighbours = Some(met);
         assert_eq!(observed.composition("n1").dataplane().links, expected);
         observed.peer_links.remove("n1");

@@ -5,12 +5,12 @@ use std::fmt;
 use prometheus_client::encoding::NoLabelSet;
 use prometheus_client::metrics::MetricType;
 use prometheus_client::registry::Unit;
-use speaker::metrics::takeovers::{Cause, Silences};
+use speaker::metrics::{Cause, SilenceHistogram};
 
 use super::exposition::{Exposition, buckets};
 
 pub(super) fn encode_neighbour_frames(counters: &speaker::Counters, to: &mut Exposition<'_>) -> fmt::Result {
-    let both = |read: fn(&speaker::metrics::events::Neighbours) -> u64| {
+    let both = |read: fn(&speaker::metrics::FrameCounters) -> u64| {
         [([("protocol", "arp")], read(&counters.arp)), ([("protocol", "ndp")], read(&counters.ndp))]
     };
     let help = "Requests for announced addresses that were answered";
@@ -29,7 +29,7 @@ pub(super) fn encode_neighbour_frames(counters: &speaker::Counters, to: &mut Exp
 pub(super) fn encode_hellos(counters: &speaker::Counters, to: &mut Exposition<'_>) -> fmt::Result {
     to.counter("hello_packets_sent", "Packets sent to other nodes", counters.packets_sent)?;
     to.counter("hello_packets_received", "Accepted packets of other nodes", counters.packets_received)?;
-    let speaker::metrics::events::Dropped {
+    let speaker::metrics::Dropped {
         malformed,
         version,
         cluster,
@@ -37,7 +37,7 @@ pub(super) fn encode_hellos(counters: &speaker::Counters, to: &mut Exposition<'_
         forged,
         replayed,
         unproven,
-        twin,
+        duplicate_node,
         crowded,
         backlog,
     } = counters.dropped;
@@ -48,7 +48,7 @@ pub(super) fn encode_hellos(counters: &speaker::Counters, to: &mut Exposition<'_
         ("forged", forged),
         ("malformed", malformed),
         ("replayed", replayed),
-        ("twin", twin),
+        ("twin", duplicate_node),
         ("unproven", unproven),
         ("unsealed", unsealed),
         ("version", version),
@@ -57,7 +57,7 @@ pub(super) fn encode_hellos(counters: &speaker::Counters, to: &mut Exposition<'_
     to.counters("hello_packets_dropped", "Rejected packets of other nodes, by reason", values)?;
     to.counter("peers_lost", "How often another node was no longer heard on a link", counters.peers_lost)?;
     let help = "How often the agent did not run for longer than an interval";
-    to.counter("hello_sleeps", help, counters.slept)?;
+    to.counter("hello_sleeps", help, counters.stalls)?;
     to.seconds_gauge("hello_late_max", "Greatest delay of the agent since it started", counters.late_max)
 }
 
@@ -68,8 +68,8 @@ pub(super) fn encode_takeovers(counters: &speaker::Counters, to: &mut Exposition
     let unit = Some(&Unit::Seconds);
     let mut family = to.0.encode_descriptor("takeover_silence", help, unit, MetricType::Histogram)?;
     Cause::ALL.into_iter().try_for_each(|cause| {
-        let Silences { counts, sum } = counters.takeovers.by(cause);
-        let buckets = buckets(Silences::BOUNDS.iter().map(|bound| *bound as f64 / 1e3), counts);
+        let SilenceHistogram { counts, sum } = counters.takeovers.silences(cause);
+        let buckets = buckets(SilenceHistogram::BOUNDS.iter().map(|bound| *bound as f64 / 1e3), counts);
         let labels = [("cause", cause.as_str())];
         let mut one = family.encode_family(&labels)?;
         one.encode_histogram::<NoLabelSet>(sum.as_secs_f64(), counts.iter().sum(), &buckets, None)

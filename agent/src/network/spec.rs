@@ -26,7 +26,7 @@ pub(super) fn from_dump(messages: &[RouteNetlinkMessage]) -> NodeNetworkSpec {
             // Bridges list their ports in messages of their own family.
             RouteNetlinkMessage::NewLink(link) if link.header.interface_family == AddressFamily::Unspec => {
                 links.extend(
-                    speaker::os::link_table::announceable(link).map(|name| (link.header.index, (name, mac(link)))),
+                    speaker::os::link_table::announceable_name(link).map(|name| (link.header.index, (name, mac(link)))),
                 );
             }
             RouteNetlinkMessage::NewAddress(message) => {

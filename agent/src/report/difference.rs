@@ -13,7 +13,7 @@ use dataplane::reply_path::Gap;
 use dataplane::snapshot::LinkName;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use serde_json::{Value, json};
-use speaker::metrics::takeovers::Move;
+use speaker::metrics::Move;
 use speaker::{Announcement, Announcements, Conflict, Conflicts};
 
 /// The longest description of one problem, in characters. The field takes 253.

@@ -1,7 +1,7 @@
-//! Which link of the node an lb_ip is announced on.
+//! The links of this node on which an lb_ip is announced.
 //!
-//! Links and the node's own addresses in, one link or none out. A link is used only if clients can be behind it: what
-//! is no Ethernet, is down, or is a port of a bridge never gets here (see [`crate::os::links`]).
+//! Input are the links and the node's own addresses. Only links that can have clients get here: links that are down,
+//! not Ethernet, or ports of a bridge are filtered out before (see [`crate::os::links`]).
 
 use std::net::IpAddr;
 
@@ -10,41 +10,40 @@ use ipnet::IpNet;
 
 use model::eligibility::Links;
 
-/// A link of this node that addresses may be announced on.
+/// A link of this node that can announce addresses.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Link {
-    /// The kernel's number for it.
+    /// The interface index.
     pub index: u32,
-    /// Its name: `eth0`.
+    /// The interface name, such as `eth0`.
     pub name: String,
-    /// Its MAC address.
     pub mac: MacAddr,
-    /// The node's own addresses on it with their prefixes, the primary one of each family first. Never empty, and never
-    /// without neighbours (see [`has_neighbours`]).
+    /// The node's own addresses on the link with their prefixes, the primary one of each family first. At least one has
+    /// neighbours (see [`has_neighbours`]).
     pub addresses: Vec<IpNet>,
-    /// Whether it is itself a bridge. Its ports may be pods, so nothing is sent there without need.
+    /// Whether the link is a bridge. Its ports may be pods of this node.
     pub is_bridge: bool,
 }
 
 impl Link {
-    /// The longest prefix by which `lb_ip` is on this link.
-    fn reaches(&self, lb_ip: IpAddr) -> Option<u8> {
+    /// The length of the longest own prefix that contains `lb_ip`.
+    fn prefix_containing(&self, lb_ip: IpAddr) -> Option<u8> {
         self.addresses.iter().filter(|own| own.contains(&lb_ip)).map(IpNet::prefix_len).max()
     }
 
-    /// Whether one of the node's addresses on it is among `addresses`.
-    pub fn holds(&self, addresses: &[IpAddr]) -> bool {
+    /// Whether one of `addresses` is an own address of the link.
+    pub fn has_any_of(&self, addresses: &[IpAddr]) -> bool {
         self.addresses.iter().any(|own| addresses.contains(&own.addr()))
     }
 
-    /// Whether the node speaks the family of `lb_ip` on it.
-    fn speaks(&self, lb_ip: IpAddr) -> bool {
+    /// Whether the link has an own address of the same family.
+    fn has_family_of(&self, lb_ip: IpAddr) -> bool {
         self.addresses.iter().any(|own| own.addr().is_ipv4() == lb_ip.is_ipv4())
     }
 
-    /// The address from which we speak to peers on it: an IPv4 one if there is any. On a link without IPv4 it is a
-    /// link-local one, which stays what it is when prefixes change.
-    pub fn source(&self) -> Option<IpAddr> {
+    /// The source address of Hellos: an IPv4 one if there is any. On a link without IPv4 it is a link-local one, which
+    /// does not change with prefixes.
+    pub fn source_address(&self) -> Option<IpAddr> {
         let all = || self.addresses.iter().map(IpNet::addr);
         all().find(IpAddr::is_ipv4).or_else(|| all().find(is_link_local)).or_else(|| all().next())
     }
@@ -54,35 +53,38 @@ fn is_link_local(address: &IpAddr) -> bool {
     matches!(address, IpAddr::V6(v6) if v6.is_unicast_link_local())
 }
 
-/// Whether a link with these addresses has neighbours that would ask. One with nothing but host prefixes has none, such as a
-/// pod's veth or a dummy; nor has one with a link-local address only, which the kernel gives to each.
+/// Whether a link with these own addresses has neighbours. A link with host prefixes only has none, such as a pod's
+/// veth or a dummy, and neither has a link with only a link-local address, which the kernel assigns to every link.
 pub fn has_neighbours(addresses: &[IpNet]) -> bool {
     addresses.iter().any(|own| own.prefix_len() < own.max_prefix_len() && !is_link_local(&own.addr()))
 }
 
-/// The link on which `lb_ip` is announced: the one whose subnet contains it (the longest prefix, then the lowest
-/// index); failing that, the one that has an address of `node` (the node's InternalIPs), where a router that has a route
-/// for the address asks. There the node has to speak the address's family.
-pub fn placement<'a>(
+/// The link that `lb_ip` belongs to: the one whose subnet contains it (longest prefix, then lowest index). If there is
+/// none, it is the link with one of `node_addresses` (the node's InternalIPs) and the family of `lb_ip`, because a
+/// router with a route for the address resolves it there.
+pub fn home_link<'a>(
     lb_ip: IpAddr,
     links: impl Iterator<Item = &'a Link> + Clone,
-    node: &[IpAddr],
+    node_addresses: &[IpAddr],
 ) -> Option<&'a Link> {
-    let on_link = links.clone().filter_map(|link| Some((link.reaches(lb_ip)?, std::cmp::Reverse(link.index), link)));
+    let on_link =
+        links.clone().filter_map(|link| Some((link.prefix_containing(lb_ip)?, std::cmp::Reverse(link.index), link)));
     let best = on_link.max_by_key(|(prefix, index, _)| (*prefix, *index)).map(|(_, _, link)| link);
-    best.or_else(|| links.filter(|link| link.holds(node) && link.speaks(lb_ip)).min_by_key(|link| link.index))
+    best.or_else(|| {
+        links.filter(|link| link.has_any_of(node_addresses) && link.has_family_of(lb_ip)).min_by_key(|link| link.index)
+    })
 }
 
-/// The links on which a node announces `lb_ip` that may do so on `allowed`: the one where the address belongs
-/// ([`placement`]), and each that is named and on which the node speaks the address's family.
-pub fn placements<'a>(
+/// The links on which a node announces `lb_ip` if `allowed` permits: the one it belongs to ([`home_link`]), and each
+/// named one that has an address of the family.
+pub fn links_for<'a>(
     lb_ip: IpAddr,
     links: impl Iterator<Item = &'a Link> + Clone,
-    node: &[IpAddr],
+    node_addresses: &[IpAddr],
     allowed: &Links,
 ) -> Vec<&'a Link> {
-    let home = if allowed.home { placement(lb_ip, links.clone(), node).map(|link| link.index) } else { None };
-    let named = |link: &Link| allowed.named.contains(&link.name) && link.speaks(lb_ip);
+    let home = if allowed.home { home_link(lb_ip, links.clone(), node_addresses).map(|link| link.index) } else { None };
+    let named = |link: &Link| allowed.named.contains(&link.name) && link.has_family_of(lb_ip);
     links.filter(|link| home == Some(link.index) || named(link)).collect()
 }
 
@@ -101,7 +103,7 @@ mod tests {
     }
 
     #[test]
-    fn an_address_goes_to_the_link_of_its_subnet_and_else_to_the_link_of_the_node() {
+    fn home_link_is_its_subnets_or_else_the_nodes() {
         let links = [
             link(2, &["10.0.0.5/8"]),
             link(3, &["192.0.2.5/24", "198.51.100.5/24"]),
@@ -121,26 +123,26 @@ mod tests {
             ("2001:db8:1::1", vec![node], None),
             ("2001:db8:1::1", vec![node, "2001:db8::6".parse().expect("address")], Some(6)),
         ] {
-            let found = placement(lb_ip.parse().expect("address"), links.iter(), &nodes).map(|link| link.index);
+            let found = home_link(lb_ip.parse().expect("address"), links.iter(), &nodes).map(|link| link.index);
             assert_eq!(found, expected, "{lb_ip} with {nodes:?}");
         }
     }
 
     #[test]
-    fn peers_are_spoken_to_over_ipv4_where_there_is_any_and_from_the_link_local_address_elsewhere() {
+    fn hellos_prefer_ipv4_then_the_link_local_address() {
         for (addresses, expected) in [
             (&["2001:db8::1/64", "fe80::1/64", "192.0.2.1/24"][..], Some("192.0.2.1")),
             (&["2001:db8::1/64", "fe80::1/64"], Some("fe80::1")),
             (&["2001:db8::1/64"], Some("2001:db8::1")),
             (&[], None),
         ] {
-            let source = link(2, addresses).source();
+            let source = link(2, addresses).source_address();
             assert_eq!(source, expected.map(|text| text.parse().expect("address")), "{addresses:?}");
         }
     }
 
     #[test]
-    fn only_links_with_more_than_host_prefixes_and_link_local_addresses_have_neighbours() {
+    fn links_with_a_global_subnet_have_neighbours() {
         for (addresses, expected) in [
             (&["192.0.2.1/24"][..], true),
             (&["2001:db8::1/64"], true),
@@ -153,7 +155,7 @@ mod tests {
     }
 
     #[test]
-    fn an_address_goes_to_each_link_that_is_named_and_home_only_if_that_is_wanted() {
+    fn address_goes_to_named_links_and_home_if_allowed() {
         let links = [link(2, &["10.0.0.5/8"]), link(3, &["192.0.2.5/24"]), link(4, &["2001:db8::5/64"])];
         let node = ["10.0.0.5".parse().expect("address")];
         let named =
@@ -168,7 +170,7 @@ mod tests {
             ("192.0.2.200", named(false, &["eth4"]), vec![]),
             ("2001:db8::200", named(false, &["eth3", "eth4"]), vec![4]),
         ] {
-            let found = placements(lb_ip.parse().expect("address"), links.iter(), &node, &allowed);
+            let found = links_for(lb_ip.parse().expect("address"), links.iter(), &node, &allowed);
             let found: Vec<u32> = found.iter().map(|link| link.index).collect();
             assert_eq!(found, expected, "{lb_ip} on {allowed:?}");
         }

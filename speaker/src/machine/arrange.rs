@@ -1,29 +1,27 @@
-//! Which links have a segment, and which addresses belong to each of them.
+//! Creates and closes the segments of links, and assigns addresses to them.
 //!
-//! Links and the snapshot in, segments that are made, filled and closed out. Where thousands of addresses are and one comes or
-//! goes, only that one is looked at.
+//! Input are the links and the snapshot. When one of thousands of addresses changes, only that one is assigned again.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::time::Duration;
 
 use super::Machine;
-use crate::announce::placement::placements;
+use crate::announce::placement::links_for;
 use crate::ownership::segment::Segment;
+use crate::snapshot::Snapshot;
 use model::eligibility::{AnnouncementPolicy, Links};
 
-use crate::snapshot::Snapshot;
-
 impl Machine {
-    /// Sees to it that there is a segment for each link that is needed, and each address on those it belongs to.
+    /// Creates and closes segments as needed, and assigns each address to its links.
     pub(super) fn arrange(&mut self, now: Duration) {
-        self.regrouped = true;
-        self.kept.clear();
+        self.groups_changed = true;
+        self.outgoing.clear();
         let mut placed: BTreeMap<u32, BTreeSet<IpAddr>> =
-            self.homes().into_iter().map(|index| (index, BTreeSet::new())).collect();
+            self.home_links().into_iter().map(|index| (index, BTreeSet::new())).collect();
         if let Some(snapshot) = self.snapshot.clone() {
             for (lb_ip, wanted) in snapshot.addresses.iter() {
-                for index in self.places(&snapshot, *lb_ip, wanted) {
+                for index in self.links_of(&snapshot, *lb_ip, wanted) {
                     placed.entry(index).or_default().insert(*lb_ip);
                 }
             }
@@ -31,87 +29,87 @@ impl Machine {
         let gone: Vec<u32> = self.segments.keys().filter(|index| !placed.contains_key(index)).copied().collect();
         gone.into_iter().for_each(|index| self.close(now, index));
         for (index, lb_ips) in placed {
-            self.segment(now, index).place(lb_ips);
+            self.segment(now, index).set_placed(lb_ips);
         }
     }
 
-    /// Does what [`arrange`](Self::arrange) does when nothing but these addresses has changed: however many others there are,
-    /// they are left alone.
+    /// Like [`arrange`](Self::arrange), but assigns only addresses that have changed.
     pub(super) fn rearrange(&mut self, now: Duration, mut lb_ips: BTreeSet<IpAddr>) {
-        self.regrouped = true;
+        self.groups_changed = true;
         let Some(snapshot) = self.snapshot.clone() else { return };
-        // They stay only as long as they are announced.
-        lb_ips.append(&mut self.kept);
+        // Outgoing addresses keep their link only while they are announced.
+        lb_ips.append(&mut self.outgoing);
         for lb_ip in lb_ips {
             let wanted = snapshot.addresses.get(&lb_ip);
-            let places = wanted.map(|wanted| self.places(&snapshot, lb_ip, wanted)).unwrap_or_default();
+            let places = wanted.map(|wanted| self.links_of(&snapshot, lb_ip, wanted)).unwrap_or_default();
             for (index, segment) in &mut self.segments {
                 if !places.contains(index) {
-                    segment.displace(lb_ip);
+                    segment.remove_placed(lb_ip);
                 }
             }
             for index in places {
-                self.segment(now, index).add(lb_ip);
+                self.segment(now, index).add_placed(lb_ip);
             }
         }
-        let homes = self.homes();
+        let homes = self.home_links();
         let is_needed =
-            |(index, segment): &(&u32, &Segment)| segment.places().next().is_some() || homes.contains(index);
+            |(index, segment): &(&u32, &Segment)| segment.placed_addresses().next().is_some() || homes.contains(index);
         let gone: Vec<u32> = self.segments.iter().filter(|one| !is_needed(one)).map(|(index, _)| *index).collect();
         gone.into_iter().for_each(|index| self.close(now, index));
     }
 
-    /// The links on which we speak in any case. On the node's own one: when the first address comes, everybody is known.
-    fn homes(&self) -> BTreeSet<u32> {
+    /// The links that have a segment even without addresses: the node's own, so that its peers are known when the first
+    /// address appears.
+    fn home_links(&self) -> BTreeSet<u32> {
         let links = self.links.values();
         match &self.snapshot {
             Some(snapshot) => {
-                links.filter(|link| link.holds(&snapshot.node_addresses)).map(|link| link.index).collect()
+                links.filter(|link| link.has_any_of(&snapshot.node_addresses)).map(|link| link.index).collect()
             }
-            // Which links count is not known yet. To say so is of use only where other nodes may be.
+            // The node's own link is not known yet. A bridge has no other nodes behind it, as a rule.
             None => links.filter(|link| !link.is_bridge).map(|link| link.index).collect(),
         }
     }
 
     /// The links that an address belongs to.
-    fn places(&mut self, snapshot: &Snapshot, lb_ip: IpAddr, wanted: &AnnouncementPolicy) -> BTreeSet<u32> {
+    fn links_of(&mut self, snapshot: &Snapshot, lb_ip: IpAddr, wanted: &AnnouncementPolicy) -> BTreeSet<u32> {
         let own = wanted.candidates.get(&self.config.node);
         let home = Links::default();
         let allowed = own.map_or(&home, |own| &own.links);
-        let links = placements(lb_ip, self.links.values(), &snapshot.node_addresses, allowed);
+        let links = links_for(lb_ip, self.links.values(), &snapshot.node_addresses, allowed);
         let mut places: BTreeSet<u32> = links.into_iter().map(|link| link.index).collect();
         if own.is_none() {
-            // One that we may not announce any more stays where it is until somebody else has taken it over.
-            let kept = self.segments.iter().filter(|(_, segment)| segment.mine(lb_ip).is_some());
-            let kept = kept.map(|(index, _)| *index).filter(|index| self.links.contains_key(index));
+            // An address that this node may no longer announce keeps its link until a peer has taken it over.
+            let announcing = self.segments.iter().filter(|(_, segment)| segment.own_claim(lb_ip).is_some());
+            let announcing = announcing.map(|(index, _)| *index).filter(|index| self.links.contains_key(index));
             let before = places.len();
-            places.extend(kept);
+            places.extend(announcing);
             if places.len() > before {
-                self.kept.insert(lb_ip);
+                self.outgoing.insert(lb_ip);
             }
         }
         places
     }
 
-    /// The segment of a link that is there, which is made if there is none.
+    /// The segment of an existing link, created if needed.
     fn segment(&mut self, now: Duration, index: u32) -> &mut Segment {
         let link = &self.links[&index];
         let segment = self.segments.entry(index).or_insert_with(|| Segment::new(now, link.clone(), &self.config));
-        segment.update(now, link);
+        segment.update_link(now, link);
         segment
     }
 
-    /// A link is gone, or needed no more.
+    /// Closes the segment of a link that is gone or no longer needed.
     fn close(&mut self, now: Duration, index: u32) {
         let Some(mut segment) = self.segments.remove(&index) else { return };
-        let is_there = self.links.contains_key(&index);
+        let link_exists = self.links.contains_key(&index);
         let mut context = self.context(now);
         segment.close(&mut context);
-        if is_there {
+        if link_exists {
             context.leaving = true;
-            segment.say_goodbye(&mut context);
+            segment.send_goodbye(&mut context);
         }
-        self.changed = true;
+        self.reports_changed = true;
     }
 }
 
@@ -128,9 +126,9 @@ mod tests {
     use crate::wire::seal::Authentication;
     use model::eligibility::{Candidate, Candidates};
 
-    /// Which addresses belong to which link.
-    fn placed(machine: &Machine) -> BTreeMap<u32, Vec<IpAddr>> {
-        machine.segments.iter().map(|(index, segment)| (*index, segment.places().collect())).collect()
+    /// The addresses of each link.
+    fn placed_addresses(machine: &Machine) -> BTreeMap<u32, Vec<IpAddr>> {
+        machine.segments.iter().map(|(index, segment)| (*index, segment.placed_addresses().collect())).collect()
     }
 
     fn links(names: &[&str]) -> Links {
@@ -138,9 +136,9 @@ mod tests {
     }
 
     proptest! {
-        /// One address after the other, or all at once: it comes to the same.
+        /// Placing addresses one by one has the same result as placing all at once.
         #[test]
-        fn what_changes_is_placed_as_if_all_were_placed_anew(
+        fn rearranging_equals_arranging_all(
             steps in vec((0u8..12, 0u8..5), 1..40),
         ) {
             let link = |index: u32, own: &str| {
@@ -148,24 +146,24 @@ mod tests {
                 (index, Link { index, name: format!("eth{index}"), mac, addresses: vec![own.parse().expect("a prefix")], is_bridge: false })
             };
             let mut machine = Machine::new(Config::new("cluster", "n1", 1, Authentication::Off));
-            let there = [link(1, "192.0.2.11/24"), link(2, "198.51.100.1/29"), link(3, "203.0.113.1/24")];
-            machine.set_links(Duration::ZERO, BTreeMap::from(there));
+            let all_links = [link(1, "192.0.2.11/24"), link(2, "198.51.100.1/29"), link(3, "203.0.113.1/24")];
+            machine.set_links(Duration::ZERO, BTreeMap::from(all_links));
             let lb_ip = |n: u8| -> IpAddr { if n < 6 { [198, 51, 100, n].into() } else { [192, 0, 2, n].into() } };
             machine.set_forwarded(Arc::new((0..12).map(lb_ip).collect()));
             let node_addresses = vec!["192.0.2.11".parse().expect("an address")];
             let mut snapshot = Snapshot { node_addresses, ..Snapshot::default() };
             machine.set_snapshot(Duration::ZERO, Some(Arc::new(snapshot.clone())));
             let mut now = Duration::from_secs(1);
-            for (n, what) in steps {
+            for (n, choice) in steps {
                 now += Duration::from_millis(200);
-                let candidate = match what {
+                let candidate = match choice {
                     1 => Some(("n1", links(&[]))),
                     2 => Some(("n1", links(&["eth3"]))),
                     3 => Some(("n1", links(&["eth1", "eth2"]))),
                     _ => Some(("n2", links(&[]))),
                 };
                 let before = snapshot.clone();
-                match candidate.filter(|_| what > 0) {
+                match candidate.filter(|_| choice > 0) {
                     Some((node, links)) => {
                         let one = (node.to_owned(), Candidate { links, preference: 0 });
                         let candidates = Arc::new([one].into_iter().collect());
@@ -177,17 +175,16 @@ mod tests {
                     continue;
                 }
                 machine.set_snapshot(now, Some(Arc::new(snapshot.clone())));
-                let one_by_one = placed(&machine);
+                let one_by_one = placed_addresses(&machine);
                 machine.arrange(now);
-                prop_assert_eq!(one_by_one, placed(&machine));
-                machine.poll(now, 10);
-                machine.take_frames();
+                prop_assert_eq!(one_by_one, placed_addresses(&machine));
+                let _ = machine.poll(now, 10);
             }
         }
     }
 
     #[test]
-    fn an_address_that_comes_or_goes_is_placed_alone_however_many_others_there_are() {
+    fn changed_address_is_placed_alone() {
         let candidates: Arc<Candidates> = Arc::new(["n1".to_owned()].into_iter().collect());
         let wanted = || AnnouncementPolicy { candidates: Arc::clone(&candidates), epoch: 0 };
         let own = "10.0.0.1/8";
@@ -204,20 +201,23 @@ mod tests {
         let mut snapshot =
             Snapshot { node_addresses: vec!["10.0.0.1".parse().expect("an address")], addresses: many.collect() };
         machine.set_snapshot(Duration::ZERO, Some(Arc::new(snapshot.clone())));
-        // Whoever looks at this one as well puts it back.
+        // Placing this address as well would put it back.
         let other: IpAddr = [10, 1, 0, 7].into();
-        machine.segments.get_mut(&1).expect("a segment").displace(other);
+        machine.segments.get_mut(&1).expect("a segment").remove_placed(other);
         let one: IpAddr = [10, 2, 0, 1].into();
-        for comes in [true, false] {
-            if comes {
+        for is_added in [true, false] {
+            if is_added {
                 snapshot.addresses.insert(one, wanted());
             } else {
                 snapshot.addresses.remove(&one);
             }
             machine.set_snapshot(Duration::ZERO, Some(Arc::new(snapshot.clone())));
-            let places: BTreeSet<IpAddr> = machine.segments[&1].places().collect();
-            assert_eq!(places.contains(&one), comes);
-            assert!(!places.contains(&other) && places.len() == 4999 + usize::from(comes), "all were looked at");
+            let places: BTreeSet<IpAddr> = machine.segments[&1].placed_addresses().collect();
+            assert_eq!(places.contains(&one), is_added);
+            assert!(
+                !places.contains(&other) && places.len() == 4999 + usize::from(is_added),
+                "all addresses were placed"
+            );
         }
     }
 }

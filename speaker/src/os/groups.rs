@@ -1,10 +1,10 @@
-//! The IPv6 groups that the kernel tells others we listen to.
+//! The IPv6 multicast groups that this node joins.
 //!
-//! A packet socket sees what comes in, but a switch that snoops MLD passes on what goes to a group only to those who have
-//! reported that they listen (RFC 4541 §3), and a network card may drop it too. So the groups are joined as by any
-//! application: the kernel reports it, answers queries, and tells the card. Nothing is received here.
+//! A packet socket receives without joining, but a switch with MLD snooping forwards a group only to hosts that have
+//! reported it (RFC 4541 §3), and a network card may filter it. So the groups are joined as by any application: the
+//! kernel sends reports, answers queries, and configures the card. No data is received here.
 //!
-//! Dropping it leaves all groups.
+//! Dropping the value leaves all groups.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
@@ -12,28 +12,28 @@ use std::net::Ipv6Addr;
 
 use socket2::{Domain, Socket, Type};
 
-/// So many groups are joined with one socket: the kernel bounds the memory of each (`net.core.optmem_max`, 20 KiB on old
-/// kernels, at about 50 bytes a group).
+/// The number of groups per socket. The kernel bounds the memory of each (`net.core.optmem_max`, 20 KiB on old kernels,
+/// at about 50 bytes per group).
 const PER_SOCKET: usize = 200;
 
-/// The groups that are joined.
+/// The joined groups.
 #[derive(Debug, Default)]
 pub struct Groups {
-    /// With the number of groups that each has joined.
+    /// The sockets, each with its number of groups.
     sockets: Vec<(Socket, usize)>,
-    /// By which socket each one was joined; `None`: the kernel refused it.
+    /// The socket that joined each group on a link; `None` if the kernel refused.
     joined: BTreeMap<(u32, Ipv6Addr), Option<usize>>,
 }
 
 impl Groups {
-    /// Joins these groups, each on the link with that index, and leaves all others. What can't be joined is said once, and
-    /// tried again when it was left.
-    pub fn listen_to(&mut self, wanted: &BTreeSet<(u32, Ipv6Addr)>) {
+    /// Joins exactly these groups, each on the link with that index, and leaves all others. A refusal is logged once;
+    /// the group is tried again after it was left.
+    pub fn join_exactly(&mut self, wanted: &BTreeSet<(u32, Ipv6Addr)>) {
         let over: Vec<_> = self.joined.keys().filter(|known| !wanted.contains(known)).copied().collect();
         for (link, group) in over {
             if let Some(Some(at)) = self.joined.remove(&(link, group)) {
                 let (socket, count) = &mut self.sockets[at];
-                // The link may be gone, and the membership with it.
+                // The link, and with it the membership, may be gone.
                 let _ = socket.leave_multicast_v6(&group, link);
                 *count -= 1;
             }
@@ -44,13 +44,13 @@ impl Groups {
             }
             let socket = self.join(*link, *group);
             if let Err(error) = &socket {
-                tracing::warn!(link, %group, %error, "cannot join a group: a switch may not let those through who ask for an address");
+                tracing::warn!(link, %group, %error, "cannot join an IPv6 multicast group: a switch with MLD snooping may drop its frames");
             }
             self.joined.insert((*link, *group), socket.ok());
         }
     }
 
-    /// Joins a group by a socket that has room. Returns which one.
+    /// Joins a group with a socket that has room. Returns the socket's index.
     fn join(&mut self, link: u32, group: Ipv6Addr) -> io::Result<usize> {
         let free = self.sockets.iter().position(|(_, count)| *count < PER_SOCKET);
         let at = match free {

@@ -1,6 +1,7 @@
-//! What the kernel tells of links and addresses, as the links that an lb_ip may be announced on.
+//! The links that can announce an lb_ip, computed from the kernel's links and addresses.
 //!
-//! Netlink messages in, [`Link`]s out. Each message says all about one link or one address, so nothing is asked for again.
+//! Input are netlink messages, output are [`Link`]s. Each message describes one link or one address completely, so no
+//! state is queried again.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -17,25 +18,25 @@ use crds::{MacAddr, is_station};
 
 /// All links and addresses of the node.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Table {
-    links: BTreeMap<u32, Option<Device>>,
-    /// In the order of the kernel, so the primary one is first.
+pub struct LinkTable {
+    links: BTreeMap<u32, Option<LinkDevice>>,
+    /// In the kernel's order, so the primary address is first.
     addresses: BTreeMap<u32, Vec<IpNet>>,
 }
 
-/// A link that could be announced on, if it had an address.
+/// A link that can announce if it has an address.
 #[derive(Clone, Debug, PartialEq, Eq)]
-struct Device {
+struct LinkDevice {
     name: String,
     mac: MacAddr,
     is_bridge: bool,
 }
 
-impl Table {
-    /// Takes in what the kernel tells: a part of a dump, or a change.
+impl LinkTable {
+    /// Applies a message, from a dump or a change.
     pub fn apply(&mut self, message: &RouteNetlinkMessage) {
         match message {
-            // Bridges tell of their ports in messages of their own family, which say little of the link itself.
+            // Bridges report their ports in messages of their own family, which do not describe the link itself.
             RouteNetlinkMessage::NewLink(link) if link.header.interface_family == AddressFamily::Unspec => {
                 self.links.insert(link.header.index, device(link));
             }
@@ -63,10 +64,10 @@ impl Table {
         }
     }
 
-    /// The links that an lb_ip may be announced on, by index.
+    /// The links that can announce an lb_ip, by index.
     pub fn links(&self) -> BTreeMap<u32, Link> {
         let links = self.links.iter().filter_map(|(index, device)| {
-            let Device { name, mac, is_bridge } = device.clone()?;
+            let LinkDevice { name, mac, is_bridge } = device.clone()?;
             let addresses = self.addresses.get(index)?.clone();
             has_neighbours(&addresses).then_some((*index, Link { index: *index, name, mac, addresses, is_bridge }))
         });
@@ -74,14 +75,14 @@ impl Table {
     }
 }
 
-/// The name of this link, if an lb_ip may be announced on it as soon as it has an address.
-pub fn announceable(message: &LinkMessage) -> Option<String> {
+/// The name of a link that can announce an lb_ip once it has an address.
+pub fn announceable_name(message: &LinkMessage) -> Option<String> {
     device(message).map(|device| device.name)
 }
 
-/// The device, if it is up, speaks ARP, and is not a part of something else: what comes in on a port of a bridge or a
-/// bond belongs to the bridge or bond. A port of a VRF is a link like any other.
-fn device(message: &LinkMessage) -> Option<Device> {
+/// The device, if it is up, uses ARP, and is not part of another device: frames on a port of a bridge or bond belong to
+/// the bridge or bond. A port of a VRF is an ordinary link.
+fn device(message: &LinkMessage) -> Option<LinkDevice> {
     let flags = message.header.flags;
     let usable = flags.contains(LinkFlags::Up | LinkFlags::LowerUp)
         && !flags.intersects(LinkFlags::Loopback | LinkFlags::Noarp)
@@ -105,7 +106,7 @@ fn device(message: &LinkMessage) -> Option<Device> {
     if is_part && !in_vrf {
         return None;
     }
-    Some(Device { name: name?, mac: mac.filter(|mac| is_station(*mac))?, is_bridge })
+    Some(LinkDevice { name: name?, mac: mac.filter(|mac| is_station(*mac))?, is_bridge })
 }
 
 /// The node's own address (not the peer's, on a point-to-point link) with its prefix.
@@ -121,15 +122,15 @@ fn address(message: &AddressMessage) -> Option<IpNet> {
     IpNet::new(own?, message.header.prefix_len).ok()
 }
 
-/// Whether the node may use the address: not before it knows that nobody else has it (RFC 4862 §5.4), and not if somebody
-/// has.
+/// Whether the node may use the address: only after duplicate address detection, and if it is no duplicate (RFC 4862
+/// §5.4).
 fn is_usable(message: &AddressMessage) -> bool {
     let unusable = AddressFlags::Tentative | AddressFlags::Dadfailed;
     let flags = message.attributes.iter().find_map(|attribute| match attribute {
         AddressAttribute::Flags(flags) => Some(*flags),
         _ => None,
     });
-    // An optimistic one may be used while it is tentative (RFC 4429 §3).
+    // An optimistic address may be used while it is tentative (RFC 4429 §3).
     flags.is_none_or(|flags| !flags.intersects(unusable) || flags.contains(AddressFlags::Optimistic))
 }
 
@@ -163,14 +164,14 @@ mod tests {
         message
     }
 
-    fn names(table: &Table) -> Vec<String> {
+    fn names(table: &LinkTable) -> Vec<String> {
         table.links().into_values().map(|link| link.name).collect()
     }
 
     #[test]
-    fn only_links_with_neighbours_that_stand_for_themselves_are_announced_on() {
+    fn only_independent_links_with_neighbours_are_listed() {
         let port = |kind| vec![LinkAttribute::Controller(9), LinkAttribute::LinkInfo(vec![LinkInfo::PortKind(kind)])];
-        let mut table = Table::default();
+        let mut table = LinkTable::default();
         for (message, address) in [
             (link(1, UP | LinkFlags::Loopback, &[]), "127.0.0.1/8"),
             (link(2, UP, &[]), "192.0.2.1/24"),
@@ -197,8 +198,8 @@ mod tests {
     }
 
     #[test]
-    fn a_link_comes_and_goes_with_its_carrier_its_addresses_and_itself() {
-        let mut table = Table::default();
+    fn link_is_listed_while_it_has_carrier_and_address() {
+        let mut table = LinkTable::default();
         table.apply(&RouteNetlinkMessage::NewLink(link(2, UP, &[])));
         assert_eq!(names(&table), [""; 0]);
         table.apply(&RouteNetlinkMessage::NewAddress(own(2, "192.0.2.1/24")));
@@ -214,17 +215,17 @@ mod tests {
         assert_eq!(names(&table), [""; 0]);
         table.apply(&RouteNetlinkMessage::NewAddress(own(2, "192.0.2.1/24")));
         table.apply(&RouteNetlinkMessage::DelLink(link(2, UP, &[])));
-        assert_eq!(table, Table::default());
+        assert_eq!(table, LinkTable::default());
     }
 
     #[test]
-    fn an_ipv6_address_counts_when_the_kernel_knows_that_nobody_else_has_it() {
+    fn ipv6_address_counts_after_duplicate_detection() {
         let with = |flags| {
             let mut message = own(2, "2001:db8::1/64");
             message.attributes.push(AddressAttribute::Flags(flags));
             RouteNetlinkMessage::NewAddress(message)
         };
-        let mut table = Table::default();
+        let mut table = LinkTable::default();
         table.apply(&RouteNetlinkMessage::NewLink(link(2, UP, &[])));
         table.apply(&RouteNetlinkMessage::NewAddress(own(2, "fe80::1/64")));
         for (flags, expected) in [

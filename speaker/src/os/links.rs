@@ -1,6 +1,6 @@
-//! The links of this node, from netlink: once in full, then each change as it happens.
+//! The links of this node, read from netlink: one dump, then each change.
 //!
-//! One future does it all; dropping it closes the socket.
+//! The future owns the socket and closes it when dropped.
 
 use std::collections::BTreeMap;
 use std::convert::Infallible;
@@ -13,30 +13,27 @@ use rtnetlink::{Handle, MulticastGroup, new_multicast_connection};
 use tokio::sync::watch;
 
 use crate::announce::placement::Link;
-use crate::os::link_table::Table;
+use crate::os::link_table::LinkTable;
 
-/// The links are not known any more.
+/// The links are no longer known.
 #[derive(Debug, thiserror::Error)]
-pub enum Error {
-    /// No socket.
+pub enum LinkError {
     #[error("cannot open a netlink socket")]
     Open(#[source] io::Error),
-    /// A question wasn't answered.
     #[error("cannot list links and addresses")]
     List(#[source] rtnetlink::Error),
-    /// The socket was closed.
-    #[error("netlink tells no more of links and addresses")]
+    #[error("the netlink socket was closed")]
     Closed,
 }
 
-/// Keeps `links` up to date for as long as it is polled.
+/// Keeps `links` up to date.
 ///
 /// # Errors
-/// When the links can't be observed any more.
-pub async fn watch(links: watch::Sender<BTreeMap<u32, Link>>) -> Result<Infallible, Error> {
-    // Joined before anything is listed: what changes meanwhile is told, and applying it twice does no harm.
+/// If the links can no longer be observed.
+pub async fn watch(links: watch::Sender<BTreeMap<u32, Link>>) -> Result<Infallible, LinkError> {
+    // Subscribe before the dump: a change during the dump is received as well, and applying it twice is harmless.
     let groups = [MulticastGroup::Link, MulticastGroup::Ipv4Ifaddr, MulticastGroup::Ipv6Ifaddr];
-    let (connection, handle, mut messages) = new_multicast_connection(&groups).map_err(Error::Open)?;
+    let (connection, handle, mut messages) = new_multicast_connection(&groups).map_err(LinkError::Open)?;
     let follow = async {
         let mut table = list(&handle).await?;
         loop {
@@ -46,29 +43,29 @@ pub async fn watch(links: watch::Sender<BTreeMap<u32, Link>>) -> Result<Infallib
                 *known = now;
                 modified
             });
-            let (message, _) = messages.next().await.ok_or(Error::Closed)?;
+            let (message, _) = messages.next().await.ok_or(LinkError::Closed)?;
             match message.payload {
                 NetlinkPayload::InnerMessage(message) => table.apply(&message),
-                // Changes were lost: begin anew.
+                // Changes were lost: dump again.
                 NetlinkPayload::Overrun(_) => table = list(&handle).await?,
                 _ => {}
             }
         }
     };
     tokio::select! {
-        () = connection => Err(Error::Closed),
+        () = connection => Err(LinkError::Closed),
         end = follow => end,
     }
 }
 
-async fn list(handle: &Handle) -> Result<Table, Error> {
-    let mut table = Table::default();
+async fn list(handle: &Handle) -> Result<LinkTable, LinkError> {
+    let mut table = LinkTable::default();
     let mut links = handle.link().get().execute().boxed();
-    while let Some(link) = links.try_next().await.map_err(Error::List)? {
+    while let Some(link) = links.try_next().await.map_err(LinkError::List)? {
         table.apply(&RouteNetlinkMessage::NewLink(link));
     }
     let mut addresses = handle.address().get().execute().boxed();
-    while let Some(address) = addresses.try_next().await.map_err(Error::List)? {
+    while let Some(address) = addresses.try_next().await.map_err(LinkError::List)? {
         table.apply(&RouteNetlinkMessage::NewAddress(address));
     }
     Ok(table)

@@ -1,32 +1,32 @@
-//! When the log waits: right after much has happened, there is more urgent work.
+//! Pauses the log after many transitions.
 //!
-//! How many transitions wait to be logged in; until when they do out. To write a line costs as much as to announce an address, and
-//! when thousands of addresses change hands both would be done at the same time.
+//! Input is the number of queued events, output the time until which to pause. Writing a log line costs as much as
+//! announcing an address, so the log waits while thousands of addresses are announced.
 
 use std::time::Duration;
 
-/// If more than this wait at once, addresses have changed hands by the hundred.
-const MANY: usize = 100;
+/// More queued events than this mean that hundreds of addresses have moved.
+const MANY_QUEUED: usize = 100;
 
-/// For so long the log waits then: until the first frames of thousands of addresses are out.
-const BREATH: Duration = Duration::from_secs(1);
+/// The length of a pause: until the first frames of thousands of addresses are sent.
+const PAUSE: Duration = Duration::from_secs(1);
 
-/// Whether the log waits. Times are durations since any fixed moment.
+/// Whether the log pauses. Times are durations since any fixed moment.
 #[derive(Debug, Default)]
-pub struct Patience {
-    /// Until when it waits. Whoever waits takes it away when that is over.
-    pub until: Option<Duration>,
-    /// It has waited, and what had come by then is still being written.
-    has_waited: bool,
+pub struct LogThrottle {
+    /// The end of the pause. The caller clears it when the pause is over.
+    pub paused_until: Option<Duration>,
+    /// The log has already paused for this backlog, which is still being written.
+    has_paused: bool,
 }
 
-impl Patience {
-    /// So many transitions wait to be logged.
-    pub fn waiting(&mut self, count: usize, now: Duration) {
-        if count > MANY && !std::mem::replace(&mut self.has_waited, true) {
-            self.until = Some(now + BREATH);
+impl LogThrottle {
+    /// Updates the state with the number of queued events.
+    pub fn update(&mut self, queued: usize, now: Duration) {
+        if queued > MANY_QUEUED && !std::mem::replace(&mut self.has_paused, true) {
+            self.paused_until = Some(now + PAUSE);
         }
-        self.has_waited &= count > 0;
+        self.has_paused &= queued > 0;
     }
 }
 
@@ -35,20 +35,20 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_log_waits_once_for_each_time_that_much_happens_at_once() {
+    fn log_pauses_once_per_backlog() {
         let now = Duration::from_secs(7);
-        let mut patience = Patience::default();
-        for (what, count, waits) in [
+        let mut throttle = LogThrottle::default();
+        for (case, queued, pauses) in [
             ("one", 0, false),
-            ("some", MANY, false),
-            ("many", MANY + 1, true),
-            ("many, and it has waited", 5000, false),
-            ("as many still", MANY + 1, false),
+            ("some", MANY_QUEUED, false),
+            ("many", MANY_QUEUED + 1, true),
+            ("many, after the pause", 5000, false),
+            ("still many", MANY_QUEUED + 1, false),
             ("all is written", 0, false),
             ("many again", 5000, true),
         ] {
-            patience.waiting(count, now);
-            assert_eq!(patience.until.take(), waits.then_some(now + BREATH), "{what}");
+            throttle.update(queued, now);
+            assert_eq!(throttle.paused_until.take(), pauses.then_some(now + PAUSE), "{case}");
         }
     }
 }

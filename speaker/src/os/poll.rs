@@ -1,7 +1,7 @@
-//! How the thread of the wire sleeps: until a socket has something, somebody rings, or the time has come.
+//! How the wire thread sleeps: until a socket is ready, the waker is used, or a deadline passes.
 //!
-//! It has no async runtime. Sixty times a second it wakes for a packet or to send one, and what a runtime does around that
-//! cost as much as the packets themselves.
+//! The thread has no async runtime. It wakes sixty times per second to receive or send a packet, and the overhead of a
+//! runtime was as large as the cost of the packets.
 
 use std::io::{self, PipeReader, PipeWriter, Read, Write};
 use std::os::fd::{AsFd, BorrowedFd};
@@ -13,86 +13,86 @@ use nix::fcntl::OFlag;
 use nix::poll::{PollFd, PollFlags, ppoll};
 use nix::unistd::pipe2;
 
-/// Why a descriptor is looked at.
+/// The events of a descriptor to wait for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum For {
-    /// Something may come in.
-    Reading,
-    /// Something may come in, and there may be room to send.
-    Both,
+pub enum Interest {
+    /// Readable.
+    Read,
+    /// Readable or writable.
+    ReadWrite,
 }
 
-/// Which of the descriptors that were waited for are ready, one bit each. None: the time has come.
+/// The ready descriptors, one bit each. Empty after a timeout.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Ready(u32);
 
 impl Ready {
-    /// Whether this one is.
-    pub fn has(self, at: usize) -> bool {
+    /// Whether the descriptor at this index is ready.
+    pub fn contains(self, at: usize) -> bool {
         self.0 & 1 << at != 0
     }
 }
 
-/// Sleeps until one of these is ready, but no longer than `most`. An error of a descriptor counts as ready: whoever reads
-/// it is told.
+/// Waits until a descriptor is ready, for at most `timeout`. A descriptor with an error counts as ready, and reading it
+/// returns the error.
 ///
 /// # Errors
-/// If the kernel can't wait for these. A signal is none: then nothing is ready, and it isn't late either.
-pub fn sleep<const N: usize>(fds: [(BorrowedFd<'_>, For); N], most: Option<Duration>) -> io::Result<Ready> {
+/// If the kernel cannot wait for the descriptors. A signal is not an error: it returns early, and no descriptor is
+/// ready.
+pub fn wait<const N: usize>(fds: [(BorrowedFd<'_>, Interest); N], timeout: Option<Duration>) -> io::Result<Ready> {
     const { assert!(N <= u32::BITS as usize) };
-    let mut asked = fds.map(|(fd, why)| {
+    let mut poll_fds = fds.map(|(fd, interest)| {
         let both = PollFlags::POLLIN | PollFlags::POLLOUT;
-        PollFd::new(fd, if why == For::Both { both } else { PollFlags::POLLIN })
+        PollFd::new(fd, if interest == Interest::ReadWrite { both } else { PollFlags::POLLIN })
     });
-    match ppoll(&mut asked, most.map(Into::into), None) {
+    match ppoll(&mut poll_fds, timeout.map(Into::into), None) {
         Ok(_) => {}
         Err(Errno::EINTR) => return Ok(Ready::default()),
         Err(error) => return Err(error.into()),
     }
-    let ready = asked.iter().enumerate().filter(|(_, fd)| fd.any().unwrap_or(true));
+    let ready = poll_fds.iter().enumerate().filter(|(_, fd)| fd.any().unwrap_or(true));
     Ok(Ready(ready.fold(0, |bits, (at, _)| bits | 1 << at)))
 }
 
-/// Wakes the thread that sleeps by it. Clones ring the same bell.
+/// Wakes the thread that waits for its [`WakeReceiver`]. Clones wake the same thread.
 #[derive(Clone, Debug)]
-pub struct Bell(Arc<PipeWriter>);
+pub struct Waker(Arc<PipeWriter>);
 
-/// What a [`Bell`] is heard by.
+/// The receiving end of a [`Waker`].
 #[derive(Debug)]
-pub struct Ear {
+pub struct WakeReceiver {
     reader: PipeReader,
-    /// Without any bell left, the pipe would be ready for ever.
-    _bell: Bell,
+    /// Without any waker left, the pipe would be readable forever.
+    _waker: Waker,
 }
 
-/// A bell, and who hears it.
+/// A waker and its receiver.
 ///
 /// # Errors
 /// If there are no descriptors left.
-pub fn bell() -> io::Result<(Bell, Ear)> {
+pub fn waker() -> io::Result<(Waker, WakeReceiver)> {
     let (reader, writer) = pipe2(OFlag::O_NONBLOCK | OFlag::O_CLOEXEC)?;
-    let bell = Bell(Arc::new(writer.into()));
-    Ok((bell.clone(), Ear { reader: reader.into(), _bell: bell }))
+    let waker = Waker(Arc::new(writer.into()));
+    Ok((waker.clone(), WakeReceiver { reader: reader.into(), _waker: waker }))
 }
 
-impl Bell {
-    /// Rings. It is heard once, however often it rang since it was heard last.
-    pub fn ring(&self) {
-        // Where there is no room, it rings already; where nobody hears, nobody needs to.
+impl Waker {
+    /// Wakes the receiver. Several calls before it clears the wake-up count as one.
+    pub fn wake(&self) {
+        // A full pipe has a pending wake-up, and a closed one has no receiver.
         let _ = (&*self.0).write(&[1]);
     }
 }
 
-impl Ear {
-    /// What to wait for.
+impl WakeReceiver {
     pub fn as_fd(&self) -> BorrowedFd<'_> {
         self.reader.as_fd()
     }
 
-    /// Hears it: it is quiet then until it rings again.
-    pub fn hear(&mut self) {
-        let mut rung = [0; 64];
-        while self.reader.read(&mut rung).is_ok_and(|count| count == rung.len()) {}
+    /// Clears the pending wake-up.
+    pub fn clear(&mut self) {
+        let mut bytes = [0; 64];
+        while self.reader.read(&mut bytes).is_ok_and(|count| count == bytes.len()) {}
     }
 }
 
@@ -100,19 +100,20 @@ impl Ear {
 mod tests {
     use super::*;
 
-    /// How long anything may take that takes microseconds, on a machine that does something else.
-    const SOON: Duration = Duration::from_secs(30);
+    /// A generous bound for an operation that takes microseconds on an idle machine.
+    const BOUND: Duration = Duration::from_secs(30);
 
     #[test]
-    fn a_bell_wakes_who_sleeps_and_is_heard_once_however_often_it_rang() {
-        let (bell, mut ear) = bell().expect("a bell");
-        let wait = |ear: &Ear, most| sleep([(ear.as_fd(), For::Reading)], Some(most)).expect("sleep");
-        assert!(!wait(&ear, Duration::from_millis(1)).has(0));
-        let ringer = std::thread::spawn(move || (0..100_000).for_each(|_| bell.ring()));
-        assert!(wait(&ear, SOON).has(0));
-        ringer.join().expect("it rings");
-        ear.hear();
-        // Also when nobody is left who could ring.
-        assert!(!wait(&ear, Duration::from_millis(1)).has(0));
+    fn wakeups_before_a_clear_count_as_one() {
+        let (waker, mut receiver) = waker().expect("a waker");
+        let is_woken =
+            |receiver: &WakeReceiver, timeout| wait([(receiver.as_fd(), Interest::Read)], Some(timeout)).expect("poll");
+        assert!(!is_woken(&receiver, Duration::from_millis(1)).contains(0));
+        let thread = std::thread::spawn(move || (0..100_000).for_each(|_| waker.wake()));
+        assert!(is_woken(&receiver, BOUND).contains(0));
+        thread.join().expect("the waking thread ends");
+        receiver.clear();
+        // Also after the last other waker is gone.
+        assert!(!is_woken(&receiver, Duration::from_millis(1)).contains(0));
     }
 }

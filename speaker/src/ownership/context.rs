@@ -1,33 +1,29 @@
-//! The state of the machine that all its segments share for one call.
+//! The state of the machine that its segments share during one call.
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::time::Duration;
 
 use crate::config::Config;
-use crate::metrics::events::{Counters, Event};
+use crate::metrics::{Counters, Event};
 use crate::snapshot::Snapshot;
 use crate::wire::frame::Frame;
 use crate::wire::seal::KeyRing;
 
-/// What a segment looks at beyond itself, and where it puts what follows.
+/// The inputs of a segment beyond its own state, and its outputs.
 pub struct Context<'a> {
-    /// The time.
     pub now: Duration,
-    /// Who we are.
     pub config: &'a Config,
-    /// What packets are sealed with.
     pub keys: &'a KeyRing,
-    /// Which addresses there are, once known.
+    /// `None` until it has arrived.
     pub snapshot: Option<&'a Snapshot>,
-    /// Which addresses the dataplane forwards.
+    /// The addresses that the dataplane forwards.
     pub forwarded: &'a BTreeSet<IpAddr>,
-    /// Whether we are about to go.
+    /// Whether this speaker is about to stop.
     pub leaving: bool,
-    /// Frames to send.
     pub frames: &'a mut Vec<Frame>,
-    /// What to tell.
     pub events: &'a mut Vec<Event>,
-    /// What to count.
     pub counters: &'a mut Counters,
+    /// Whether the announcements or conflicts to report have changed.
+    pub reports_changed: &'a mut bool,
 }

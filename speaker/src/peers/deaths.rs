@@ -1,93 +1,95 @@
-//! Which nodes are dead: for the dataplane, which stops sending connections to them before the API server knows.
+//! Which nodes are dead, for the dataplane: it stops sending connections to them before the API server knows.
 //!
-//! What is seen of each node on each link in, a set of names out; what is remembered is who is dead, and who said good-bye.
+//! Input are the observations of each node on each link, output is a set of names. The file remembers dead nodes and
+//! nodes that sent a goodbye.
 //!
-//! Here a mistake costs otherwise than in [`ownership`](crate::ownership::rules). An address that is taken over needlessly moves; a
-//! node that is called dead needlessly loses its connections, and if it is this node that can't hear, it would call everybody
-//! dead. So it takes more than the silence that moves an address:
+//! A mistake here costs more than in [`ownership`](crate::ownership::rules). An address taken over without need only
+//! moves. A node called dead without need loses its connections, and a node that has become deaf would call all others
+//! dead. So a death needs more evidence than the silence that moves an address:
 //!
-//! - The node was heard before, and is silent on *every* link on which it was. One that is heard anywhere, or that somebody
-//!   who is heard still hears, is alive; so is one that hears nobody: it is there.
-//! - Somebody *agrees*: on one of these links at least, a peer that is alive, heard just now, and hears us, hasn't heard it
-//!   within its window either. So who is cut off, has just started or slept calls nobody dead.
-//! - Of two nodes each is the only witness. There, the sign that our own ears work is any ARP or neighbour discovery of somebody
-//!   else on the LAN since the other fell silent: a router, a client that asks for an address. If the other isn't heard for a
-//!   window after that either, the fault isn't ours. As long as there is no such sign, nobody is dead.
-//! - One that said good-bye is not dead: its speaker stopped in order, and its pods live.
+//! - The node was heard before, and is silent on *every* link on which it was heard. A node heard on any link, by this
+//!   node or by a peer that this node hears, is alive. So is a deaf node.
+//! - A peer *confirms* the silence: on at least one of these links, a live peer that was heard just now and hears this
+//!   node has not heard the node within its window either. So a node that is cut off, has just started or was suspended
+//!   calls no node dead.
+//! - With two nodes there is no peer to confirm. Instead, any ARP or NDP frame of another host since the peer fell
+//!   silent shows that this node can hear: from a router, or from a client that resolves an address. If the peer stays
+//!   silent for a window after that frame, it is dead. Without such a frame it is not.
+//! - A node that sent a goodbye is not dead: its speaker stopped in order, and its pods live.
 //!
-//! Who is dead stays so until it is heard again, also when all others fall silent later: that they are gone doesn't bring it
-//! back. After [`FORGET`], or when this node doesn't speak on that link any more, it is forgotten. The API server has long
-//! known by then, and takes its endpoints away; if it still counts them among the ready ones, only the speaker there is gone
-//! for good, and the pods serve.
+//! A dead node stays dead until it is heard again, also when all other nodes fall silent later. It is forgotten after
+//! [`FORGET_AFTER`], or when this node no longer sends Hellos on that link. By then the API server has removed its
+//! endpoints. If it still reports them as ready, only the speaker there has failed for good, and the pods serve.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-/// For so long after it died a node is dead in our eyes, unless it is heard: twelve times as long as the API server takes to
-/// take the endpoints of a silent node away (50 s by default), so that it may be away itself for a while.
-pub const FORGET: Duration = Duration::from_secs(600);
+/// A dead node is forgotten after this time: twelve times the 50 s after which the API server removes the endpoints of
+/// a silent node by default. So the API server itself may be unavailable for a while.
+pub const FORGET_AFTER: Duration = Duration::from_secs(600);
 
-/// What is seen of a node on a link.
+/// The observation of a node on a link.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Sight {
-    /// It is silent.
+pub enum Observation {
     Silent {
-        /// Whether we have reason to believe that this isn't our own fault.
-        agreed: bool,
+        /// Whether the fault is not this node's own.
+        confirmed: bool,
     },
-    /// It said good-bye.
+    /// It sent a goodbye.
     Left,
-    /// It is heard, by us or by somebody else.
+    /// It is heard, by this node or by another peer.
     Present,
 }
 
-/// Who is dead.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Deaths {
     dead: BTreeSet<String>,
-    /// Nodes that said good-bye on some link, and were not heard on any since.
+    /// Nodes that sent a goodbye on any link and were not heard on any since.
     left: BTreeSet<String>,
 }
 
 impl Deaths {
-    /// Takes in what is seen now, of all nodes on all links. Returns who has just died, and who is not dead any more.
-    pub fn see<'a>(&mut self, sights: impl Iterator<Item = (&'a str, Sight)>) -> (Vec<String>, Vec<String>) {
+    /// Applies the current observations of all nodes on all links. Returns the nodes that have just died and those that
+    /// are no longer dead.
+    pub fn update<'a>(
+        &mut self,
+        observations: impl Iterator<Item = (&'a str, Observation)>,
+    ) -> (Vec<String>, Vec<String>) {
         let (mut died, mut back) = (Vec::new(), Vec::new());
-        // What shows most that it is alive: `Present`, then `Left`, then silence, agreed on or not.
-        let mut seen = BTreeMap::<&str, Sight>::new();
-        for (node, sight) in sights {
-            let best = seen.entry(node).or_insert(sight);
-            *best = sight.max(*best);
+        // The strongest evidence of life counts: `Present`, then `Left`, then silence.
+        let mut seen = BTreeMap::<&str, Observation>::new();
+        for (node, observation) in observations {
+            let best = seen.entry(node).or_insert(observation);
+            *best = observation.max(*best);
         }
-        for (node, sight) in &seen {
-            match sight {
-                Sight::Present => {
+        for (node, observation) in &seen {
+            match observation {
+                Observation::Present => {
                     self.left.remove(*node);
                     back.extend(self.dead.take(*node));
                 }
-                Sight::Left => {
+                Observation::Left => {
                     self.left.insert((*node).to_owned());
                     back.extend(self.dead.take(*node));
                 }
-                Sight::Silent { agreed: true } if !self.dead.contains(*node) && !self.left.contains(*node) => {
+                Observation::Silent { confirmed: true } if !self.dead.contains(*node) && !self.left.contains(*node) => {
                     self.dead.insert((*node).to_owned());
                     died.push((*node).to_owned());
                 }
-                Sight::Silent { .. } => {}
+                Observation::Silent { .. } => {}
             }
         }
-        // Who is forgotten, or was on a link that we don't listen on any more, could come back unheard.
+        // A forgotten node, or one of a link without Hellos, might return unheard.
         self.left.retain(|node| seen.contains_key(node.as_str()));
         back.extend(self.dead.extract_if(.., |node| !seen.contains_key(node.as_str())));
         (died, back)
     }
 
-    /// Who is dead.
     pub fn dead(&self) -> impl Iterator<Item = &str> {
         self.dead.iter().map(String::as_str)
     }
 
-    /// Whether nobody is, and nobody has left.
+    /// Whether no node is dead and no node has left.
     pub fn is_empty(&self) -> bool {
         self.dead.is_empty() && self.left.is_empty()
     }
@@ -95,49 +97,53 @@ impl Deaths {
 
 #[cfg(test)]
 mod tests {
-    use super::Sight::*;
+    use super::Observation::*;
     use super::*;
 
-    const AGREED: Sight = Silent { agreed: true };
-    const ALONE: Sight = Silent { agreed: false };
+    const CONFIRMED: Observation = Silent { confirmed: true };
+    const UNCONFIRMED: Observation = Silent { confirmed: false };
 
     fn dead(deaths: &Deaths) -> Vec<&str> {
         deaths.dead().collect()
     }
 
     #[test]
-    fn a_node_is_dead_when_it_is_silent_on_every_link_and_somebody_agrees() {
-        for (what, sights, expected) in [
-            ("it is heard", vec![Present], false),
-            ("somebody agrees that it is silent", vec![AGREED], true),
-            ("nobody is there who could agree", vec![ALONE], false),
-            ("it is heard on another link", vec![AGREED, Present], false),
-            ("nobody is there on one link, and somebody agrees on the other", vec![AGREED, ALONE], true),
-            ("nobody is there on any", vec![ALONE, ALONE], false),
-            ("it has left", vec![Left], false),
-            ("it has left, and its word was lost on the other link", vec![Left, AGREED], false),
-            ("it has left one link only", vec![Left, Present], false),
+    fn node_is_dead_if_silent_everywhere_and_confirmed() {
+        for (case, observations, expected) in [
+            ("heard", vec![Present], false),
+            ("silent and confirmed", vec![CONFIRMED], true),
+            ("silent without a confirming peer", vec![UNCONFIRMED], false),
+            ("heard on another link", vec![CONFIRMED, Present], false),
+            ("confirmed on one of two links", vec![CONFIRMED, UNCONFIRMED], true),
+            ("confirmed on no link", vec![UNCONFIRMED, UNCONFIRMED], false),
+            ("goodbye", vec![Left], false),
+            ("goodbye lost on the other link", vec![Left, CONFIRMED], false),
+            ("goodbye on one link only", vec![Left, Present], false),
         ] {
             let mut deaths = Deaths::default();
-            let (died, back) = deaths.see(sights.into_iter().map(|sight| ("n1", sight)));
-            assert_eq!((died.len(), back.len()), (usize::from(expected), 0), "{what}");
-            assert_eq!(dead(&deaths).contains(&"n1"), expected, "{what}");
+            let (died, back) = deaths.update(observations.into_iter().map(|observation| ("n1", observation)));
+            assert_eq!((died.len(), back.len()), (usize::from(expected), 0), "{case}");
+            assert_eq!(dead(&deaths).contains(&"n1"), expected, "{case}");
         }
     }
 
     #[test]
-    fn the_dead_stay_dead_until_they_are_heard_or_forgotten() {
+    fn dead_node_stays_dead_until_heard_or_forgotten() {
         let mut deaths = Deaths::default();
-        let mut see = |sights: &[(&'static str, Sight)]| {
-            let (died, back) = deaths.see(sights.iter().copied());
+        let mut update = |observations: &[(&'static str, Observation)]| {
+            let (died, back) = deaths.update(observations.iter().copied());
             (died.join(" "), back.join(" "), dead(&deaths).join(" "))
         };
-        let told = |died: &str, back: &str, dead: &str| (died.to_owned(), back.to_owned(), dead.to_owned());
-        assert_eq!(see(&[("n1", AGREED), ("n2", Present)]), told("n1", "", "n1"));
-        assert_eq!(see(&[("n1", AGREED), ("n2", AGREED)]), told("n2", "", "n1 n2"));
-        assert_eq!(see(&[("n1", ALONE), ("n2", ALONE)]), told("", "", "n1 n2"), "the others are gone too");
-        assert_eq!(see(&[("n1", Left), ("n2", Present)]), told("", "n1 n2", ""));
-        assert_eq!(see(&[("n1", AGREED), ("n2", AGREED)]), told("n2", "", "n2"), "n1 had left");
-        assert_eq!(see(&[("n1", Present)]), told("", "n2", ""), "n2 is forgotten, or its link is gone");
+        let changes = |died: &str, back: &str, dead: &str| (died.to_owned(), back.to_owned(), dead.to_owned());
+        assert_eq!(update(&[("n1", CONFIRMED), ("n2", Present)]), changes("n1", "", "n1"));
+        assert_eq!(update(&[("n1", CONFIRMED), ("n2", CONFIRMED)]), changes("n2", "", "n1 n2"));
+        assert_eq!(
+            update(&[("n1", UNCONFIRMED), ("n2", UNCONFIRMED)]),
+            changes("", "", "n1 n2"),
+            "all others are silent too"
+        );
+        assert_eq!(update(&[("n1", Left), ("n2", Present)]), changes("", "n1 n2", ""));
+        assert_eq!(update(&[("n1", CONFIRMED), ("n2", CONFIRMED)]), changes("n2", "", "n2"), "n1 had left");
+        assert_eq!(update(&[("n1", Present)]), changes("", "n2", ""), "n2 is forgotten, or its link is gone");
     }
 }

@@ -1,94 +1,97 @@
-//! Who was heard and isn't believed yet: a seal says that somebody of the cluster sent a packet once, not that it is alive.
+//! Speakers that were heard but are not believed yet. A seal proves that a node of the cluster once sent a packet, not
+//! that it is alive now.
 //!
-//! Packets can be recorded and sent again, by anybody on the LAN. Within the life of a speaker its sequence tells old from
-//! new; across restarts, of it or of us, or after a silence, it doesn't. So who was not heard of late has to prove that it
-//! speaks now, in one of two ways:
+//! Any host on the LAN can record packets and replay them. Within one run of a speaker, its sequence separates new packets
+//! from old ones. After a restart of either node, or after a silence, it does not. So a speaker that was not heard
+//! lately must prove that it is alive now, in one of two ways:
 //!
-//! - it repeats what only we can have said just now: the sequence of one of our last [`RECENT`] packets, under the id that
-//!   we have on this link since we started. Nobody can have recorded that before;
-//! - somebody else who is believed says that it hears it: that one had its proof.
+//! - It echoes data that only this node can have sent just now: the sequence of one of its last [`ECHO_WINDOW`]
+//!   packets, under this node's id on this link. That id is new at each start, so no recorded packet contains it.
+//! - A believed peer reports hearing it. That peer had its own proof.
 //!
 //! ```text
-//!   new -> all      Hello 1                     unknown: old says in its next Hello, at once, what it has heard
-//!   old -> all      Hello 70, met: new 1        new believes old, and says at once what it has heard
-//!   new -> all      Hello 2, met: old 70        old believes new
+//!   new -> all      Hello 1                     unknown to old, which echoes it in its next Hello at once
+//!   old -> all      Hello 70, echo: new 1       new believes old, and echoes Hello 70 at once
+//!   new -> all      Hello 2, echo: old 70       old believes new
 //! ```
 //!
-//! Here are those met: their packets do nothing but get the answer with which they can prove that they are there. Who is
-//! recorded gets it too, and can do nothing with it.
+//! This file holds the speakers with an unfinished handshake. Their packets only trigger an echo. A replayed packet
+//! triggers the same echo, which the attacker cannot answer.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
 
 use crate::wire::hello;
 
-/// A proof repeats one of so many Hellos that we sent last: in 1.6 s, at 20 a second. The answer to the first one is under
-/// way for some milliseconds, and may be lost a few times.
-pub const RECENT: u32 = 32;
+/// An echo must name one of this many last Hellos, which are 1.6 s at 20 Hellos per second. The first echo takes some
+/// milliseconds and may be lost a few times.
+pub const ECHO_WINDOW: u32 = 32;
 
-/// For so long somebody is told that it was met: whoever is there speaks several times in it.
-const MEMORY: Duration = Duration::from_secs(1);
+/// An unproven speaker is echoed for this long after its last packet. A live one sends several packets in that time.
+const LIFETIME: Duration = Duration::from_secs(1);
 
-/// No more are met at a time. Without a key nobody can make up more of them than have ever been.
-const MAX_MET: usize = 1024;
+/// The maximum number of handshakes. Without a key an attacker cannot create more than he has recorded.
+const MAX_HANDSHAKES: usize = 1024;
 
-/// Somebody who isn't believed yet.
+/// A speaker that is not believed yet.
 #[derive(Clone, Copy, Debug)]
-struct Meeting {
+struct Handshake {
     sequence: u64,
     at: Duration,
-    /// When somebody who is believed heard it last.
-    vouched: Option<Duration>,
+    /// When a believed peer last heard it.
+    vouched_at: Option<Duration>,
 }
 
-/// Who was met, by incarnation.
+/// The unfinished handshakes, by incarnation.
 #[derive(Clone, Debug, Default)]
-pub struct Meetings(BTreeMap<u64, Meeting>);
+pub struct Handshakes(BTreeMap<u64, Handshake>);
 
-impl Meetings {
-    /// A packet of somebody who isn't believed came in. Returns whether it is the first one.
-    pub fn meet(&mut self, now: Duration, incarnation: u64, sequence: u64) -> bool {
-        self.0.retain(|_, meeting| now < meeting.at + MEMORY);
-        if let Some(meeting) = self.0.get_mut(&incarnation) {
-            (meeting.sequence, meeting.at) = (sequence, now);
+impl Handshakes {
+    /// Records a packet of an unproven speaker. Returns whether it is the first one.
+    pub fn record_unproven(&mut self, now: Duration, incarnation: u64, sequence: u64) -> bool {
+        self.0.retain(|_, handshake| now < handshake.at + LIFETIME);
+        if let Some(handshake) = self.0.get_mut(&incarnation) {
+            (handshake.sequence, handshake.at) = (sequence, now);
             return false;
         }
-        let room = self.0.len() < MAX_MET;
+        let room = self.0.len() < MAX_HANDSHAKES;
         if room {
-            self.0.insert(incarnation, Meeting { sequence, at: now, vouched: None });
+            self.0.insert(incarnation, Handshake { sequence, at: now, vouched_at: None });
         }
         room
     }
 
-    /// It is believed now.
-    pub fn forget(&mut self, incarnation: u64) {
+    pub fn remove(&mut self, incarnation: u64) {
         self.0.remove(&incarnation);
     }
 
-    /// Somebody who is believed heard one with this id at `at`.
-    pub fn vouched(&mut self, id: u32, at: Duration) {
-        for (_, meeting) in self.0.iter_mut().filter(|(incarnation, _)| hello::id(**incarnation) == id) {
-            meeting.vouched = meeting.vouched.max(Some(at));
+    /// Records that a believed peer heard a speaker with this id at `at`.
+    pub fn record_voucher(&mut self, id: u32, at: Duration) {
+        for (_, handshake) in self.0.iter_mut().filter(|(incarnation, _)| hello::id(**incarnation) == id) {
+            handshake.vouched_at = handshake.vouched_at.max(Some(at));
         }
     }
 
-    /// Whether somebody who is believed heard it after `since`, not long ago.
+    /// Whether a believed peer heard the speaker recently, and after `since`.
     pub fn is_vouched(&self, now: Duration, incarnation: u64, since: Option<Duration>) -> bool {
-        let vouched = self.0.get(&incarnation).and_then(|meeting| meeting.vouched);
-        vouched.is_some_and(|at| now < at + MEMORY && since.is_none_or(|since| at > since))
+        let vouched = self.0.get(&incarnation).and_then(|handshake| handshake.vouched_at);
+        vouched.is_some_and(|at| now < at + LIFETIME && since.is_none_or(|since| at > since))
     }
 
-    /// Those who are to be told that they were met: their ids, and the last bits of the sequence.
-    pub fn told(&self, now: Duration) -> impl Iterator<Item = hello::Met> {
-        let live = self.0.iter().filter(move |(_, meeting)| now < meeting.at + MEMORY);
-        live.map(|(incarnation, meeting)| hello::Met { id: hello::id(*incarnation), sequence: meeting.sequence as u32 })
+    /// The echoes to send.
+    pub fn echoes(&self, now: Duration) -> impl Iterator<Item = hello::Echo> {
+        let live = self.0.iter().filter(move |(_, handshake)| now < handshake.at + LIFETIME);
+        live.map(|(incarnation, handshake)| hello::Echo {
+            id: hello::id(*incarnation),
+            sequence: handshake.sequence as u32,
+        })
     }
 }
 
-/// Whether `met` repeats something that the speaker with this incarnation said just now, when its sequence is this.
-pub fn proves(met: &[hello::Met], incarnation: u64, sequence: u64) -> bool {
+/// Whether `echoes` contain a recent packet of the speaker with this incarnation, whose current sequence is `sequence`.
+pub fn is_echoed(echoes: &[hello::Echo], incarnation: u64, sequence: u64) -> bool {
     let me = hello::id(incarnation);
-    met.iter().any(|met| met.id == me && (sequence as u32).wrapping_sub(met.sequence) < RECENT)
+    echoes.iter().any(|echo| echo.id == me && (sequence as u32).wrapping_sub(echo.sequence) < ECHO_WINDOW)
 }
 
 #[cfg(test)]
@@ -100,50 +103,50 @@ mod tests {
     }
 
     #[test]
-    fn only_what_was_said_just_now_under_this_name_is_a_proof() {
-        let met = |incarnation, sequence| vec![hello::Met { id: hello::id(incarnation), sequence }];
-        for (what, met, sequence, expected) in [
-            ("the last one", met(7, 100), 100, true),
-            ("one of the last", met(7, 69), 100, true),
-            ("an old one", met(7, 68), 100, false),
-            ("one to come", met(7, 101), 100, false),
-            ("somebody else's", met(8, 100), 100, false),
-            ("the counter is longer than what is repeated", met(7, u32::MAX), 0x1_0000_0001, true),
-            ("nothing", vec![], 100, false),
+    fn only_an_echo_of_a_recent_packet_is_a_proof() {
+        let echo = |incarnation, sequence| vec![hello::Echo { id: hello::id(incarnation), sequence }];
+        for (case, echoes, sequence, expected) in [
+            ("the last packet", echo(7, 100), 100, true),
+            ("a recent packet", echo(7, 69), 100, true),
+            ("an old packet", echo(7, 68), 100, false),
+            ("a future packet", echo(7, 101), 100, false),
+            ("a packet of another speaker", echo(8, 100), 100, false),
+            ("a sequence longer than its echo", echo(7, u32::MAX), 0x1_0000_0001, true),
+            ("no echo", vec![], 100, false),
         ] {
-            assert_eq!(proves(&met, 7, sequence), expected, "{what}");
+            assert_eq!(is_echoed(&echoes, 7, sequence), expected, "{case}");
         }
     }
 
     #[test]
-    fn who_is_met_is_told_so_for_a_while_and_may_be_vouched_for() {
-        let mut meetings = Meetings::default();
-        assert!(meetings.meet(ms(1000), 7, 1));
-        assert!(!meetings.meet(ms(1050), 7, 2));
-        assert!(!meetings.is_vouched(ms(1050), 7, None));
-        meetings.vouched(hello::id(7), ms(1040));
-        meetings.vouched(hello::id(7), ms(1030));
+    fn unproven_speaker_is_echoed_briefly_and_can_be_vouched_for() {
+        let mut handshakes = Handshakes::default();
+        assert!(handshakes.record_unproven(ms(1000), 7, 1));
+        assert!(!handshakes.record_unproven(ms(1050), 7, 2));
+        assert!(!handshakes.is_vouched(ms(1050), 7, None));
+        handshakes.record_voucher(hello::id(7), ms(1040));
+        handshakes.record_voucher(hello::id(7), ms(1030));
         for (at, since, expected) in [
             (1060, None, true),
             (1060, Some(1039), true),
-            (1060, Some(1040), false), // the one there was before it was heard later than that
+            (1060, Some(1040), false), // the former incarnation was heard later than that
             (2039, None, true),
             (2040, None, false),
         ] {
-            assert_eq!(meetings.is_vouched(ms(at), 7, since.map(ms)), expected, "{at} {since:?}");
+            assert_eq!(handshakes.is_vouched(ms(at), 7, since.map(ms)), expected, "{at} {since:?}");
         }
-        let told = hello::Met { id: hello::id(7), sequence: 2 };
-        assert_eq!(meetings.told(ms(2049)).collect::<Vec<_>>(), [told]);
-        assert_eq!(meetings.told(ms(2050)).count(), 0);
-        meetings.forget(7);
-        assert_eq!(meetings.told(ms(1060)).count(), 0);
+        let echo = hello::Echo { id: hello::id(7), sequence: 2 };
+        assert_eq!(handshakes.echoes(ms(2049)).collect::<Vec<_>>(), [echo]);
+        assert_eq!(handshakes.echoes(ms(2050)).count(), 0);
+        handshakes.remove(7);
+        assert_eq!(handshakes.echoes(ms(1060)).count(), 0);
     }
 
     #[test]
-    fn no_more_are_met_than_can_be_remembered() {
-        let mut meetings = Meetings::default();
-        let new = (0..2000).filter(|incarnation| meetings.meet(ms(0), *incarnation, 1)).count();
-        assert_eq!(new, MAX_MET);
-        assert!(meetings.meet(MEMORY, 5000, 1), "they are forgotten");
+    fn number_of_handshakes_is_bounded() {
+        let mut handshakes = Handshakes::default();
+        let new = (0..2000).filter(|incarnation| handshakes.record_unproven(ms(0), *incarnation, 1)).count();
+        assert_eq!(new, MAX_HANDSHAKES);
+        assert!(handshakes.record_unproven(LIFETIME, 5000, 1), "the others have expired");
     }
 }

@@ -1,23 +1,23 @@
-//! Which nodes are on which link: for the dataplane, which hands them frames there.
+//! Which nodes are on which link, for the dataplane: it hands frames to them there.
 //!
-//! That two links have addresses of the same network proves nothing: two racks may both use 10.0.0.0/24. What does is a
-//! Hello, which goes no farther than the link: who was heard there and said that it hears us is on it, with the MAC address
-//! that the Hello came from. It stays so when it falls silent, for then it is dead and not elsewhere, until it is met on
-//! another link under the same MAC address.
+//! Equal prefixes prove nothing: two racks may both use 10.0.0.0/24. A Hello does, because it does not leave the link.
+//! A node is on a link if its Hello was heard there and lists this node as heard. Its MAC address is the one that the
+//! Hello came from. A node that falls silent stays in the table, because it is dead and not elsewhere, until it is
+//! heard on another link with the same MAC address.
 
 use std::collections::BTreeMap;
 
 use crds::MacAddr;
 
-/// The nodes that were met on each link, by the names of both.
+/// The nodes heard on each link, by the names of both.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Neighbours {
     links: BTreeMap<String, BTreeMap<String, MacAddr>>,
 }
 
 impl Neighbours {
-    /// This node was met on this link. Returns whether that is news.
-    pub fn meet(&mut self, link: &str, node: &str, mac: MacAddr) -> bool {
+    /// Records a node on a link. Returns whether the table changed.
+    pub fn record(&mut self, link: &str, node: &str, mac: MacAddr) -> bool {
         if self.mac(link, node) == Some(mac) {
             return false;
         }
@@ -30,7 +30,7 @@ impl Neighbours {
         true
     }
 
-    /// The MAC address of this node on this link, if it was met there.
+    /// The MAC address of a node on a link, if it was heard there.
     pub fn mac(&self, link: &str, node: &str) -> Option<MacAddr> {
         self.links.get(link)?.get(node).copied()
     }
@@ -41,17 +41,20 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_node_is_where_it_was_met_last_under_its_mac_address() {
+    fn node_is_on_the_link_where_its_mac_was_last_heard() {
         let [a, b] = [1, 2].map(|last| MacAddr(2, 0, 0, 0, 0, last));
-        let mut met = Neighbours::default();
-        assert!(met.meet("eth0", "n2", a));
-        assert!(!met.meet("eth0", "n2", a), "no news");
-        assert_eq!((met.mac("eth0", "n2"), met.mac("eth1", "n2"), met.mac("eth0", "n3")), (Some(a), None, None));
-        // It has two links.
-        assert!(met.meet("eth1", "n2", b));
-        assert_eq!((met.mac("eth0", "n2"), met.mac("eth1", "n2")), (Some(a), Some(b)));
-        // The cable of the first is moved.
-        assert!(met.meet("eth1", "n2", a));
-        assert_eq!((met.mac("eth0", "n2"), met.mac("eth1", "n2")), (None, Some(a)));
+        let mut neighbours = Neighbours::default();
+        assert!(neighbours.record("eth0", "n2", a));
+        assert!(!neighbours.record("eth0", "n2", a), "no change");
+        assert_eq!(
+            (neighbours.mac("eth0", "n2"), neighbours.mac("eth1", "n2"), neighbours.mac("eth0", "n3")),
+            (Some(a), None, None)
+        );
+        // The node has two links.
+        assert!(neighbours.record("eth1", "n2", b));
+        assert_eq!((neighbours.mac("eth0", "n2"), neighbours.mac("eth1", "n2")), (Some(a), Some(b)));
+        // The cable of the first link is moved.
+        assert!(neighbours.record("eth1", "n2", a));
+        assert_eq!((neighbours.mac("eth0", "n2"), neighbours.mac("eth1", "n2")), (None, Some(a)));
     }
 }

@@ -1,66 +1,74 @@
-//! What is known of one peer on one link: whether it is alive, and what it claims.
+//! One peer on one link: whether it is alive, and its claims.
 //!
-//! Packets in, changed addresses out. Whether a packet is to be believed is decided before ([`crate::peers::handshake`]).
+//! Input are packets, output are the addresses whose claim changed. [`crate::peers::handshake`] decides first whether a
+//! packet is believed.
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::time::Duration;
 
 use crate::ownership::claims::Claims;
-use crate::peers::liveness::{Liveness, Standing};
+use crate::peers::liveness::{Liveness, PeerState};
 use crate::wire::hello::Packet;
+use crate::wire::packing::MAX_PARTS;
 use crds::MacAddr;
 
-/// A peer that claims more than this is not believed any more of it: memory has to be bounded by what can be true.
+/// At most this many claims of a peer are stored, so that a faulty peer cannot exhaust memory.
 const MAX_CLAIMS: usize = 65_536;
 
-/// For so many of its intervals claims that are known to be unread keep others from claiming; after that something else is
-/// wrong, and an address without an owner is worse.
-const UNREAD: u32 = 20;
+/// Unread claims keep others from claiming for at most this many intervals of the peer. After that another fault is
+/// more likely, and an address without an owner is worse.
+const UNREAD_INTERVALS: u32 = 20;
 
-/// A Hello has no more parts than this.
-pub const MAX_PARTS: usize = 1024;
-
-/// The least interval that is believed: a peer can't make us look for its death more often.
+/// A shorter published interval is taken for this one, so that a peer cannot make this node check too often.
 const MIN_INTERVAL: Duration = Duration::from_millis(10);
 
 /// A peer on a link.
 #[derive(Clone, Debug)]
 pub struct Peer {
-    /// Which of all speakers that ever ran on that node it is.
+    /// Distinguishes this run of the peer's speaker from all others.
     pub incarnation: u64,
-    /// The sequence of its last packet.
+    /// The sequence of the last packet.
     pub sequence: u64,
-    /// The parts of that Hello that have come, one bit each.
+    /// The received parts of the last Hello, one bit each.
     parts: [u64; MAX_PARTS / 64],
-    /// The MAC address of its link.
+    /// The peer's MAC address on the link.
     pub mac: MacAddr,
-    /// What it calls its link.
+    /// The peer's name of the link.
     pub link: String,
-    /// What was heard of it.
     pub liveness: Liveness,
-    /// Whether it counts, as of the last look.
-    pub standing: Standing,
-    /// Since when it has stood so.
-    pub since: Duration,
-    /// It is about to go.
+    /// The state at the last check.
+    pub state: PeerState,
+    /// The time of the last change of `state`.
+    pub state_since: Duration,
+    /// The peer is about to stop.
     pub leaving: bool,
-    /// It doesn't know which addresses there are.
+    /// The peer does not know the addresses yet.
     pub blind: bool,
-    /// Whether it said last that it hears us.
+    /// Whether the peer's last packet about this node lists it as heard.
     pub lists_us: bool,
-    /// What it claims.
     pub claims: Claims,
-    /// The buckets of its claims that are known to be wrong here, one bit each, and since when there are any.
-    pub unread: (u128, Duration),
+    /// The buckets whose claims are known to differ at the peer, one bit each.
+    pub unread_buckets: u128,
+    /// The time since which there are any.
+    pub unread_since: Duration,
 }
 
-/// A packet of a peer is older than what was heard already, or came before: it was overtaken, or recorded.
+/// The node that receives a packet.
+#[derive(Clone, Copy, Debug)]
+pub struct Receiver {
+    /// Its id on the link.
+    pub id: u32,
+    /// The number of missed Hellos after which it takes a peer for dead.
+    pub multiplier: u32,
+}
+
+/// The packet is older than one that was received, or a duplicate: it was overtaken or replayed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Replayed;
 
 impl Peer {
-    /// A peer whose first packet has just come. The packet itself is still to be [received](Self::receive).
+    /// A peer whose first packet has arrived. The packet itself must still be [received](Self::receive).
     pub fn new(now: Duration, mac: MacAddr, packet: &Packet, multiplier: u32) -> Self {
         Self {
             incarnation: packet.incarnation,
@@ -69,43 +77,44 @@ impl Peer {
             mac,
             link: packet.link.clone(),
             liveness: Liveness::new(now, packet.interval.max(MIN_INTERVAL), multiplier),
-            standing: Standing::Dead, // until the first look
-            since: now,
+            state: PeerState::Dead, // until the first check
+            state_since: now,
             leaving: packet.leaving,
             blind: packet.blind,
             lists_us: false,
             claims: Claims::default(),
-            unread: (0, now),
+            unread_buckets: 0,
+            unread_since: now,
         }
     }
 
-    /// Another speaker runs on that node now, and this is its first packet: it claims nothing but what it says from now
-    /// on. Returns the addresses that the former one claimed.
+    /// Replaces the peer by a new incarnation, of which `packet` is the first packet. The new incarnation has no claims
+    /// yet. Returns the addresses that the former incarnation claimed.
     pub fn restart(&mut self, now: Duration, mac: MacAddr, packet: &Packet, multiplier: u32) -> BTreeSet<IpAddr> {
-        let new = Self { standing: self.standing, ..Self::new(now, mac, packet, multiplier) };
+        let new = Self { state: self.state, ..Self::new(now, mac, packet, multiplier) };
         std::mem::replace(self, new).claims.iter().map(|(lb_ip, _)| lb_ip).collect()
     }
 
-    /// Whether a packet of this incarnation is news.
+    /// Checks that a packet of this incarnation is new.
     ///
     /// # Errors
-    /// If it is not.
+    /// If it is not new.
     pub fn check(&self, packet: &Packet) -> Result<(), Replayed> {
         let (word, bit) = part(packet)?;
         let repeated = packet.sequence == self.sequence && self.parts[word] & bit != 0;
         if packet.sequence < self.sequence || repeated { Err(Replayed) } else { Ok(()) }
     }
 
-    /// Takes in a packet: what it says about its sender. `me` is our own id. Returns the addresses whose claim changed.
+    /// Applies a packet of the peer. `us` is this node. Returns the addresses whose claim changed.
     ///
     /// # Errors
-    /// If the packet is no news.
+    /// If the packet is not new.
     pub fn receive(
         &mut self,
         now: Duration,
         mac: MacAddr,
         packet: &Packet,
-        (me, multiplier): (u32, u32),
+        us: Receiver,
     ) -> Result<BTreeSet<IpAddr>, Replayed> {
         self.check(packet)?;
         let mut changed = BTreeSet::new();
@@ -121,54 +130,56 @@ impl Peer {
         }
         self.leaving = packet.leaving;
         self.blind = packet.blind;
-        self.liveness.heard(now, packet.interval.max(MIN_INTERVAL), multiplier);
+        self.liveness.record_hello(now, packet.interval.max(MIN_INTERVAL), us.multiplier);
         for page in &packet.pages {
             if self.claims.len() + page.claims.len() <= MAX_CLAIMS {
                 changed.append(&mut self.claims.replace(page));
             }
         }
-        if packet.heard.covers(me) {
-            self.lists_us = packet.heard.peers.binary_search_by_key(&me, |heard| heard.id).is_ok();
+        if packet.heard.covers(us.id) {
+            self.lists_us = packet.heard.peers.binary_search_by_key(&us.id, |heard| heard.id).is_ok();
         }
-        let us = packet.heard.covers(me).then_some(self.lists_us);
-        self.liveness.listed(now, packet.heard.all > 0, us);
+        let hears_us = packet.heard.covers(us.id).then_some(self.lists_us);
+        self.liveness.record_lists(now, packet.heard.all > 0, hears_us);
         if let Some(digests) = &packet.digests {
             self.claims.set_bits(packet.bits);
-            let unread = self.claims.differing(digests);
-            let since = if self.unread.0 == 0 { now } else { self.unread.1 };
-            self.unread = (unread, since);
+            if self.unread_buckets == 0 {
+                self.unread_since = now;
+            }
+            self.unread_buckets = self.claims.differing(digests);
         }
         Ok(changed)
     }
 
-    /// Whether its claims count.
-    pub fn holds(&self) -> bool {
-        self.standing == Standing::Alive && !self.leaving
+    /// Whether the peer is alive and not leaving: only then its claims count.
+    pub fn is_serving(&self) -> bool {
+        self.state == PeerState::Alive && !self.leaving
     }
 
-    /// Whether it would take an orphaned address.
-    pub fn takes(&self) -> bool {
-        self.holds() && !self.blind
+    /// Whether the peer can take over an address without an owner.
+    pub fn can_take_over(&self) -> bool {
+        self.is_serving() && !self.blind
     }
 
-    /// Whether it may have a claim to `lb_ip` that isn't known here: its digest says so.
+    /// Whether the peer may have a claim to `lb_ip` that this node has not read, as its digest shows.
     pub fn may_claim(&self, lb_ip: IpAddr, now: Duration) -> bool {
-        self.holds() && self.is_unread(lb_ip) && now < self.unread.1 + self.liveness.interval() * UNREAD
+        self.is_serving()
+            && self.is_unread(lb_ip)
+            && now < self.unread_since + self.liveness.interval() * UNREAD_INTERVALS
     }
 
-    /// Whether it fell silent less than an interval ago as one that had not said good-bye, and what it said of `lb_ip` last is
-    /// known.
+    /// Whether the peer died less than an interval ago without a goodbye, and its last claim to `lb_ip` was read.
     pub fn has_just_died(&self, lb_ip: IpAddr, now: Duration) -> bool {
-        let is_dead = self.standing == Standing::Dead && !self.leaving;
-        is_dead && !self.is_unread(lb_ip) && now < self.since + self.liveness.interval()
+        let is_dead = self.state == PeerState::Dead && !self.leaving;
+        is_dead && !self.is_unread(lb_ip) && now < self.state_since + self.liveness.interval()
     }
 
     fn is_unread(&self, lb_ip: IpAddr) -> bool {
-        self.unread.0 & 1 << self.claims.bucket(lb_ip) != 0
+        self.unread_buckets & 1 << self.claims.bucket(lb_ip) != 0
     }
 }
 
-/// Where in the bits of its Hello a part stands.
+/// The word and the bit of a part in [`Peer::parts`].
 fn part(packet: &Packet) -> Result<(usize, u64), Replayed> {
     let part = usize::from(packet.part);
     if part < MAX_PARTS { Ok((part / 64, 1 << (part % 64))) } else { Err(Replayed) }
@@ -177,12 +188,12 @@ fn part(packet: &Packet) -> Result<(usize, u64), Replayed> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::wire::hello::{self, Heard, Hearing};
+    use crate::wire::hello::{self, Heard, HeardRange};
 
     const MAC: MacAddr = MacAddr(2, 0, 0, 0, 0, 2);
 
-    fn me() -> (u32, u32) {
-        (hello::id(1), 3)
+    fn us() -> Receiver {
+        Receiver { id: hello::id(1), multiplier: 3 }
     }
 
     fn packet(incarnation: u64, sequence: u64, part: u16) -> Packet {
@@ -198,10 +209,10 @@ mod tests {
             leaving: false,
             blind: false,
             routine: false,
-            heard: Hearing::default(),
-            met: vec![],
+            heard: HeardRange::default(),
+            echoes: vec![],
             probed: vec![],
-            wanted: vec![],
+            bucket_requests: vec![],
             bits: 0,
             digests: None,
             pages: vec![],
@@ -209,7 +220,7 @@ mod tests {
     }
 
     #[test]
-    fn each_packet_counts_once_and_only_if_no_later_hello_has_come() {
+    fn packet_counts_once_and_never_after_a_later_hello() {
         let mut peer = Peer::new(Duration::ZERO, MAC, &packet(7, 5, 0), 3);
         for (sequence, part, expected) in [
             (5, 0, Ok(())),
@@ -223,26 +234,26 @@ mod tests {
             (5, 3, Err(Replayed)),
             (9, 0, Ok(())),
         ] {
-            let received = peer.receive(Duration::ZERO, MAC, &packet(7, sequence, part), me());
+            let received = peer.receive(Duration::ZERO, MAC, &packet(7, sequence, part), us());
             assert_eq!(received.map(|_| ()), expected, "{sequence}, part {part}");
         }
         peer.restart(Duration::ZERO, MAC, &packet(8, 1, 0), 3);
-        assert_eq!(peer.receive(Duration::ZERO, MAC, &packet(8, 1, 0), me()), Ok(BTreeSet::new()));
+        assert_eq!(peer.receive(Duration::ZERO, MAC, &packet(8, 1, 0), us()), Ok(BTreeSet::new()));
     }
 
     #[test]
-    fn only_the_part_that_speaks_of_us_says_whether_we_are_heard() {
+    fn only_a_part_covering_our_id_changes_lists_us() {
         let mut peer = Peer::new(Duration::ZERO, MAC, &packet(7, 1, 0), 3);
-        let us = me().0;
-        let listed = Heard { id: us, age: Duration::ZERO };
+        let us_id = us().id;
+        let listed = Heard { id: us_id, age: Duration::ZERO };
         for (sequence, from, to, peers, expected) in [
             (1, 0, u32::MAX, vec![listed], true),
-            (2, us + 1, u32::MAX, vec![], true),
+            (2, us_id + 1, u32::MAX, vec![], true),
             (3, 1, 0, vec![], true),
-            (4, 0, us, vec![], false),
+            (4, 0, us_id, vec![], false),
         ] {
-            let heard = Hearing { all: 9, from, to, peers };
-            peer.receive(Duration::ZERO, MAC, &Packet { heard, ..packet(7, sequence, 0) }, me()).expect("news");
+            let heard = HeardRange { all: 9, from, to, peers };
+            peer.receive(Duration::ZERO, MAC, &Packet { heard, ..packet(7, sequence, 0) }, us()).expect("a new packet");
             assert_eq!(peer.lists_us, expected, "{sequence}");
         }
     }

@@ -40,7 +40,7 @@ const UDP_LEN: usize = UdpPacket::minimum_packet_size();
 
 /// Why a frame carries no datagram for this speaker.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum Malformed {
+pub enum DatagramError {
     /// The frame is truncated, or a length in it is wrong.
     #[error("cut off")]
     Short,
@@ -128,56 +128,56 @@ fn write_udp(datagram: &mut [u8], source: IpAddr, destination: IpAddr, payload: 
 ///
 /// # Errors
 /// If the frame carries no datagram for this speaker.
-pub fn unwrap(frame: &[u8]) -> Result<(MacAddr, &[u8]), Malformed> {
-    let ethernet = EthernetPacket::new(frame).ok_or(Malformed::Short)?;
+pub fn unwrap(frame: &[u8]) -> Result<(MacAddr, &[u8]), DatagramError> {
+    let ethernet = EthernetPacket::new(frame).ok_or(DatagramError::Short)?;
     let packet = &frame[ETHERNET_LEN..];
     let is_ipv6 = ethernet.get_ethertype() == EtherTypes::Ipv6;
     let payload = if is_ipv6 { unwrap_ipv6(packet)? } else { unwrap_ipv4(packet)? };
     Ok((ethernet.get_source(), payload))
 }
 
-fn unwrap_ipv4(packet: &[u8]) -> Result<&[u8], Malformed> {
-    let ip = Ipv4Packet::new(packet).ok_or(Malformed::Foreign)?;
+fn unwrap_ipv4(packet: &[u8]) -> Result<&[u8], DatagramError> {
+    let ip = Ipv4Packet::new(packet).ok_or(DatagramError::Foreign)?;
     let header_len = usize::from(ip.get_header_length()) * 4;
     if ip.get_version() != 4 || header_len < IPV4_LEN || packet.len() < header_len {
-        return Err(Malformed::Foreign);
+        return Err(DatagramError::Foreign);
     }
     let is_fragment = ip.get_flags() & ipv4::Ipv4Flags::MoreFragments != 0 || ip.get_fragment_offset() != 0;
     if ip.get_destination() != GROUP || ip.get_next_level_protocol() != IpNextHeaderProtocols::Udp || is_fragment {
-        return Err(Malformed::Foreign);
+        return Err(DatagramError::Foreign);
     }
     if ip.get_ttl() != TTL {
-        return Err(Malformed::Distant);
+        return Err(DatagramError::Distant);
     }
     // Ethernet pads short frames: only the lengths in the headers count.
-    let datagram = packet.get(header_len..ip.get_total_length().into()).ok_or(Malformed::Short)?;
+    let datagram = packet.get(header_len..ip.get_total_length().into()).ok_or(DatagramError::Short)?;
     payload(datagram, ip.get_source().into(), GROUP.into())
 }
 
-fn unwrap_ipv6(packet: &[u8]) -> Result<&[u8], Malformed> {
-    let ip = Ipv6Packet::new(packet).ok_or(Malformed::Foreign)?;
+fn unwrap_ipv6(packet: &[u8]) -> Result<&[u8], DatagramError> {
+    let ip = Ipv6Packet::new(packet).ok_or(DatagramError::Foreign)?;
     if ip.get_version() != 6 || ip.get_destination() != GROUP_V6 || ip.get_next_header() != IpNextHeaderProtocols::Udp {
-        return Err(Malformed::Foreign);
+        return Err(DatagramError::Foreign);
     }
     if ip.get_hop_limit() != TTL {
-        return Err(Malformed::Distant);
+        return Err(DatagramError::Distant);
     }
     let end = IPV6_LEN + usize::from(ip.get_payload_length());
-    let datagram = packet.get(IPV6_LEN..end).ok_or(Malformed::Short)?;
+    let datagram = packet.get(IPV6_LEN..end).ok_or(DatagramError::Short)?;
     payload(datagram, ip.get_source().into(), GROUP_V6.into())
 }
 
 /// The payload of a datagram for [`PORT`] with a correct checksum.
-fn payload(datagram: &[u8], source: IpAddr, destination: IpAddr) -> Result<&[u8], Malformed> {
-    let udp = UdpPacket::new(datagram).ok_or(Malformed::Short)?;
+fn payload(datagram: &[u8], source: IpAddr, destination: IpAddr) -> Result<&[u8], DatagramError> {
+    let udp = UdpPacket::new(datagram).ok_or(DatagramError::Short)?;
     if udp.get_destination() != PORT {
-        return Err(Malformed::Foreign);
+        return Err(DatagramError::Foreign);
     }
-    let datagram = datagram.get(..udp.get_length().into()).ok_or(Malformed::Short)?;
-    let payload = datagram.get(UDP_LEN..).ok_or(Malformed::Short)?;
+    let datagram = datagram.get(..udp.get_length().into()).ok_or(DatagramError::Short)?;
+    let payload = datagram.get(UDP_LEN..).ok_or(DatagramError::Short)?;
     // Every speaker sends a checksum, so 0 ("no checksum") is wrong as well.
     if udp.get_checksum() == 0 || checksum(source, destination, IpNextHeaderProtocols::Udp, datagram) != 0 {
-        return Err(Malformed::Checksum);
+        return Err(DatagramError::Checksum);
     }
     Ok(payload)
 }
@@ -198,13 +198,13 @@ mod tests {
         let padded: Vec<u8> = frame.iter().copied().chain([0; 13]).collect();
         assert_eq!(unwrap(&padded), Ok((MAC, &b"hello"[..])));
         for (at, byte, error) in [
-            (14, 0x65, Err(Malformed::Foreign)),
-            (20, 0x20, Err(Malformed::Foreign)), // the first of several fragments
-            (22, 254, Err(Malformed::Distant)),
-            (23, 6, Err(Malformed::Foreign)),
-            (33, 1, Err(Malformed::Foreign)), // 224.0.0.1
-            (36, 0, Err(Malformed::Foreign)), // another port
-            (42, b'j', Err(Malformed::Checksum)),
+            (14, 0x65, Err(DatagramError::Foreign)),
+            (20, 0x20, Err(DatagramError::Foreign)), // the first of several fragments
+            (22, 254, Err(DatagramError::Distant)),
+            (23, 6, Err(DatagramError::Foreign)),
+            (33, 1, Err(DatagramError::Foreign)), // 224.0.0.1
+            (36, 0, Err(DatagramError::Foreign)), // another port
+            (42, b'j', Err(DatagramError::Checksum)),
         ] {
             let mut changed = frame.clone();
             changed[at] = byte;
@@ -223,12 +223,12 @@ mod tests {
         let padded: Vec<u8> = frame.iter().copied().chain([0; 13]).collect();
         assert_eq!(unwrap(&padded), Ok((MAC, &b"hello"[..])));
         for (at, byte, error) in [
-            (14, 0x40, Malformed::Foreign),
-            (20, 58, Malformed::Foreign),
-            (21, 254, Malformed::Distant),
-            (53, 1, Malformed::Foreign),
-            (56, 0, Malformed::Foreign),
-            (62, b'j', Malformed::Checksum),
+            (14, 0x40, DatagramError::Foreign),
+            (20, 58, DatagramError::Foreign),
+            (21, 254, DatagramError::Distant),
+            (53, 1, DatagramError::Foreign),
+            (56, 0, DatagramError::Foreign),
+            (62, b'j', DatagramError::Checksum),
         ] {
             let mut changed = frame.clone();
             changed[at] = byte;

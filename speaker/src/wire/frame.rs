@@ -1,30 +1,39 @@
-//! Frames to send, and the sockets they are sent by.
+//! Frames, and the channels to send them on.
 
 /// A frame to send.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Frame {
-    /// On which link, by its index.
+    /// The index of the link.
     pub link: u32,
-    /// By which of the sockets.
     pub channel: Channel,
-    /// The whole frame.
+    /// The whole frame, with the Ethernet header.
     pub bytes: Vec<u8>,
 }
 
-/// Hellos must not wait behind thousands of gratuitous ARPs.
+/// A kind of frames with sockets of its own, so that Hellos do not wait behind thousands of gratuitous ARP frames.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Channel {
-    /// For packets to peers over IPv4.
+    /// Hellos over IPv4.
     Hello,
-    /// For packets to peers over IPv6.
+    /// Hellos over IPv6.
     HelloV6,
-    /// For ARP.
     Arp,
-    /// For IPv6 neighbour discovery.
     Ndp,
 }
 
 impl Channel {
-    /// All of them, those first whose frames must not wait.
+    /// All channels, in the order of urgency.
     pub const ALL: [Self; 4] = [Self::Hello, Self::HelloV6, Self::Arp, Self::Ndp];
+}
+
+/// The frames of a channel that a socket receives.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FrameClass {
+    /// All frames.
+    All,
+    /// Routine Hellos ([`crate::wire::codec::is_routine`]), which need not wake the receiver. Their time of arrival is
+    /// known.
+    Routine,
+    /// All others.
+    Prompt,
 }

@@ -15,7 +15,7 @@ use k8s_openapi::api::core::v1::Secret;
 use kube::Api;
 use lab::{Host, Topology, wait_until};
 use serde_json::json;
-use speaker::os::socket::{Buffer, Port};
+use speaker::os::socket::{PacketSocket, ReceiveBuffer};
 use speaker::wire::datagram;
 use speaker::wire::frame::Channel;
 use speaker::wire::seal::KeyRing;
@@ -190,11 +190,11 @@ fn send_forgeries(client: &Host) -> Result<()> {
     let mac = MacAddr::from(<[u8; 6]>::try_from(octets).map_err(|_| anyhow!("{mac} is no MAC address"))?);
     let own: IpAddr = client.ipv4().into();
     client.run(|| -> Result<()> {
-        let mut port = Port::open(Channel::Hello)?;
+        let mut port = PacketSocket::open(Channel::Hello)?;
         port.listen_on(BTreeSet::from([index]))?;
-        let (mut buffer, mut received) = (Buffer::default(), None);
+        let (mut buffer, mut received) = (ReceiveBuffer::default(), None);
         while received.is_none() {
-            ensure!(port.readable(SOON)?, "no Hello is received");
+            ensure!(port.wait_readable(SOON)?, "no Hello is received");
             port.receive(&mut buffer, |_, frame| {
                 received = datagram::unwrap(frame).ok().map(|(_, payload)| payload.to_vec());
             })?;

@@ -15,6 +15,7 @@ const FINISHED: [&str; 13] = [
     "landfall",
     "model",
     "observe",
+    "speaker",
     "tests/ci",
     "tests/demo",
     "tests/e2e",

@@ -20,6 +20,7 @@ const FINISHED: [&str; 20] = [
     "deploy",
     "docs",
     "observe",
+    "speaker",
     "tests/ci",
     "tests/demo",
     "tests/e2e",

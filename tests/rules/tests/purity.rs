@@ -17,7 +17,7 @@ const LIBRARIES: [&str; 6] = ["controller/src", "crds/src", "dataplane/src", "mo
 const SHELL_FOLDERS: [&str; 2] = ["apply", "os"];
 
 /// Files that act: loops, stores that tasks share, watches, and connections to the kernel.
-const SHELL_FILES: [&str; 10] = [
+const SHELL_FILES: [&str; 11] = [
     "conntrack.rs",
     "engine.rs",
     "kernel.rs",
@@ -28,6 +28,7 @@ const SHELL_FILES: [&str; 10] = [
     "stores.rs",
     "watch.rs",
     "watch_one.rs",
+    "wire_loop.rs",
 ];
 
 /// Whether a file acts. All other files decide.

@@ -171,7 +171,7 @@ impl World {
             }
             Step::PeerLinks(n, lan) => put_in(&mut observed.peer_links, format!("n{n}"), lan.map(|lan| wiring(n, lan))),
             Step::Meet(n) => {
-                observed.neighbours.get_or_insert_default().meet("eth0", &format!("n{n}"), mac(n));
+                observed.neighbours.get_or_insert_default().record("eth0", &format!("n{n}"), mac(n));
             }
             Step::Die(n) => {
                 let node = format!("n{n}");

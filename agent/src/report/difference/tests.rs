@@ -1,7 +1,7 @@
 use super::*;
 use crds::{Holder, Key, MacAddr, Reach};
 use dataplane::rules::ruleset::Problem;
-use speaker::metrics::takeovers::Cause;
+use speaker::metrics::Cause;
 use std::time::Duration;
 
 const LB_IP: [u8; 4] = [192, 0, 2, 200];

@@ -1,70 +1,71 @@
-//! What a segment sees of each node, for the question who is dead ([`crate::peers::deaths`]).
+//! The observations of a segment about each node, from which [`crate::peers::deaths`] derives the dead.
 
 use std::time::Duration;
 
 use super::Segment;
 use crate::config::Config;
-use crate::peers::deaths::Sight;
-use crate::peers::liveness::Standing;
+use crate::peers::deaths::Observation;
+use crate::peers::liveness::PeerState;
 use crate::peers::peer::Peer;
 use crds::MacAddr;
 
 impl Segment {
-    /// Whether everybody is there who was ever heard, and not forgotten yet.
+    /// Whether no known peer is dead.
     pub fn is_complete(&self) -> bool {
-        self.peers.values().all(|peer| peer.standing != Standing::Dead)
+        self.peers.values().all(|peer| peer.state != PeerState::Dead)
     }
 
-    /// What is seen of each node.
-    pub fn sights(&self, now: Duration, config: &Config) -> impl Iterator<Item = (&str, Sight)> {
+    /// The observation of each node.
+    pub fn observations(&self, now: Duration, config: &Config) -> impl Iterator<Item = (&str, Observation)> {
         let listening = self.is_listening(now, config);
-        // Heard just now, so the silence of others isn't the beginning of our own loneliness.
-        let is_witness = move |peer: &Peer| peer.holds() && peer.liveness.is_fresh(now) && peer.liveness.hears_us(now);
-        let agreed = !listening && self.peers.values().any(is_witness);
+        // A peer heard just now shows that the silence of others is not the start of this node's own isolation.
+        let is_witness =
+            move |peer: &Peer| peer.is_serving() && peer.liveness.is_fresh(now) && peer.liveness.hears_us(now);
+        let confirmed = !listening && self.peers.values().any(is_witness);
         self.peers.iter().map(move |(node, peer)| {
-            let sight = match peer.standing {
-                _ if peer.leaving => Sight::Left,
-                Standing::Alive | Standing::Deaf => Sight::Present,
-                Standing::Dead if peer.liveness.is_vouched(now) => Sight::Present,
-                Standing::Dead => {
-                    let alone = || !listening && self.peers.len() == 1 && self.hears_outsiders_since(now, peer);
-                    Sight::Silent { agreed: agreed || alone() }
+            let observation = match peer.state {
+                _ if peer.leaving => Observation::Left,
+                PeerState::Alive | PeerState::Deaf => Observation::Present,
+                PeerState::Dead if peer.liveness.is_vouched(now) => Observation::Present,
+                PeerState::Dead => {
+                    let only_peer = || !listening && self.peers.len() == 1 && self.hears_outsiders_since(now, peer);
+                    Observation::Silent { confirmed: confirmed || only_peer() }
                 }
             };
-            (node.as_str(), sight)
+            (node.as_str(), observation)
         })
     }
 
-    /// A frame of ARP or neighbour discovery came in, maybe from somebody who is no peer. Of interest only where one peer is
-    /// all there is, and only the first since that one has been silent.
+    /// Notes a frame of ARP or NDP as a sign that this node can hear other hosts. That matters only while there is a
+    /// single peer, and only the first frame since that peer fell silent counts.
     pub(super) fn note_outsider(&mut self, now: Duration, frame: &[u8]) {
-        // Behind a bridge may be guests of this very node.
+        // Frames on a bridge may be from pods or guests of this node.
         let mut peers = self.peers.values();
         let (Some(peer), None, false) = (peers.next(), peers.next(), self.link.is_bridge) else { return };
-        let silent = silent(peer);
-        if now < silent || self.outsider.is_some_and(|at| at >= silent) {
+        let overdue = overdue_since(peer);
+        if now < overdue || self.outsider_heard_at.is_some_and(|at| at >= overdue) {
             return;
         }
         let source = frame.get(6..).and_then(|bytes| bytes.first_chunk::<6>()).map(|bytes| MacAddr::from(*bytes));
         if source.is_some_and(|mac| mac != self.link.mac && mac != peer.mac) {
-            self.outsider = Some(now);
+            self.outsider_heard_at = Some(now);
         }
     }
 
-    /// Whether the only peer is silent, and somebody else on the LAN is not.
+    /// Whether the only peer is silent while another host is heard.
     pub(super) fn hears_outsiders_alone(&self, now: Duration) -> bool {
-        let silent = |peer: &Peer| peer.standing == Standing::Dead && self.hears_outsiders_since(now, peer);
-        self.peers.len() == 1 && self.peers.values().all(silent)
+        let is_silent = |peer: &Peer| peer.state == PeerState::Dead && self.hears_outsiders_since(now, peer);
+        self.peers.len() == 1 && self.peers.values().all(is_silent)
     }
 
-    /// Whether somebody who is no peer was heard when this one should have been, and it was not heard for a whole window
-    /// after that: when a cut ends, others may be heard first.
+    /// Whether another host was heard after the peer was overdue, and the peer stayed silent for a window after that.
+    /// The window is needed because other hosts may be heard first when a cut ends.
     fn hears_outsiders_since(&self, now: Duration, peer: &Peer) -> bool {
-        self.outsider.is_some_and(|at| at >= silent(peer) && now >= at + peer.liveness.window())
+        self.outsider_heard_at.is_some_and(|at| at >= overdue_since(peer) && now >= at + peer.liveness.window())
     }
 }
 
-/// Since when a peer should have been heard again.
-fn silent(peer: &Peer) -> Duration {
-    peer.liveness.last() + peer.liveness.interval() * 3 / 2
+/// The time since which a Hello of the peer is overdue.
+fn overdue_since(peer: &Peer) -> Duration {
+    peer.liveness.last_heard() + peer.liveness.interval() * 3 / 2
 }

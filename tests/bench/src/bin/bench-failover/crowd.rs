@@ -127,14 +127,13 @@ impl Crowd {
     /// One round of the event loop of a node.
     fn run_round(&mut self, node: usize, receive: impl FnOnce(&mut Machine, Duration)) {
         let (machine, now) = (&mut self.machines[node], self.now);
-        if !machine.woke(now) {
+        if !machine.record_wake(now) {
             receive(machine, now);
         }
-        machine.poll(now, 256);
-        machine.take_events();
+        let output = machine.poll(now, 256);
         let due = machine.next_deadline(now).into_iter().chain(machine.announcement_due()).min();
         self.due[node] = due.map_or(Duration::MAX, |due| due.max(now));
-        self.in_flight.extend(machine.take_frames().into_iter().map(|frame| (node, frame)));
+        self.in_flight.extend(output.frames.into_iter().map(|frame| (node, frame)));
     }
 }
 

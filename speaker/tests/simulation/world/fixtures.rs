@@ -1,4 +1,4 @@
-//! The names, addresses and keys of the nodes, and the frames of others.
+//! Names, addresses, keys and frames for tests.
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -8,32 +8,30 @@ use crds::MacAddr;
 use speaker::Keys;
 use speaker::announce::placement::Link;
 use speaker::wire::frame::{Channel, Frame};
-use speaker::wire::{datagram, hello};
+use speaker::wire::{codec, datagram};
 
 use super::LINK;
 
-/// A set of one key.
 pub fn key(n: u8) -> Keys {
     Keys::new([&[n; 32][..]]).expect("a key")
 }
 
-/// The frame with which a host that is no node announces an address, and the channel it comes in on.
-pub fn intrusion(lb_ip: IpAddr) -> (Channel, Arc<[u8]>) {
-    let stranger = MacAddr(2, 0, 0, 0, 1, 0);
+/// The frame by which a host outside the cluster announces an address, and its channel.
+pub fn frame_of_other_host(lb_ip: IpAddr) -> (Channel, Arc<[u8]>) {
+    let host = MacAddr(2, 0, 0, 0, 1, 0);
     match lb_ip {
-        IpAddr::V4(v4) => (Channel::Arp, speaker::wire::arp::gratuitous_request(stranger, v4).into()),
-        IpAddr::V6(v6) => (Channel::Ndp, speaker::wire::ndp::unsolicited_advertisement(stranger, v6).into()),
+        IpAddr::V4(v4) => (Channel::Arp, speaker::wire::arp::gratuitous_request(host, v4).into()),
+        IpAddr::V6(v6) => (Channel::Ndp, speaker::wire::ndp::unsolicited_advertisement(host, v6).into()),
     }
 }
 
-/// Whether a frame is a Hello that can wait.
 pub(super) fn is_routine(channel: Channel, frame: &[u8]) -> bool {
     let is_hello = matches!(channel, Channel::Hello | Channel::HelloV6);
-    is_hello && datagram::unwrap(frame).is_ok_and(|(_, payload)| hello::is_routine(payload))
+    is_hello && datagram::unwrap(frame).is_ok_and(|(_, payload)| codec::is_routine(payload))
 }
 
-/// The address that a frame asks for without having one.
-pub(super) fn asked(frame: &Frame) -> Option<IpAddr> {
+/// The address that a frame probes for.
+pub(super) fn probed_address(frame: &Frame) -> Option<IpAddr> {
     let bytes = &frame.bytes;
     match frame.channel {
         Channel::Ndp if bytes[54] == speaker::wire::ndp::SOLICITATION => {
@@ -44,12 +42,11 @@ pub(super) fn asked(frame: &Frame) -> Option<IpAddr> {
     }
 }
 
-/// The name of a node.
 pub fn name(node: usize) -> String {
     format!("n{node}")
 }
 
-/// An address. Every third one is an IPv6 address.
+/// An address. Every third one is IPv6.
 pub fn lb_ip(n: usize) -> IpAddr {
     match n % 3 {
         2 => Ipv6Addr::from_bits(0x2001_0db8_0000_0000_0000_0000_0000_0000 + n as u128).into(),
@@ -57,12 +54,10 @@ pub fn lb_ip(n: usize) -> IpAddr {
     }
 }
 
-/// The MAC address of a node.
 pub fn mac(node: usize) -> MacAddr {
     MacAddr(2, 0, 0, 0, 0, node as u8 + 1)
 }
 
-/// The link of a node.
 pub(super) fn links(node: usize, name: &str) -> BTreeMap<u32, Link> {
     let addresses = ["10.0.0.1/8", "2001:db8::1/32"].map(|own| own.parse().expect("address")).into();
     BTreeMap::from([(LINK, Link { index: LINK, name: name.into(), mac: mac(node), addresses, is_bridge: false })])

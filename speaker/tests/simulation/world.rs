@@ -1,7 +1,8 @@
-//! A simulated LAN: nodes with the real machine, a simulated clock, and a network that loses, delays, reorders and cuts.
+//! A simulated LAN: nodes with the real machine, simulated clocks, and a network that loses, delays, reorders and cuts
+//! frames.
 //!
-//! Everything follows from one seed. Tests cause things ([`causes`]) and ask how the world is ([`views`]); what goes over the
-//! wire is watched as it happens ([`World::observe`]).
+//! Everything follows from one seed. Tests act on the LAN ([`actions`]) and inspect it ([`queries`]). All frames are
+//! recorded ([`World::record_frame`]).
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet, BinaryHeap};
@@ -14,107 +15,103 @@ use model::eligibility::{AnnouncementPolicy, Candidates};
 use speaker::Config;
 use speaker::Keys;
 use speaker::machine::Machine;
-use speaker::metrics::events::Event;
+use speaker::metrics::Event;
 use speaker::wire::frame::{Channel, Frame};
 
-mod causes;
-mod names;
+mod actions;
+mod fixtures;
+mod queries;
 mod random;
-mod views;
 
-pub use names::{intrusion, key, lb_ip, mac, name};
+pub use fixtures::{frame_of_other_host, key, lb_ip, mac, name};
 pub use random::Random;
 
-use names::{asked, is_routine, links};
+use fixtures::{is_routine, links, probed_address};
 
 /// The interval of all nodes.
 pub const INTERVAL: Duration = Config::INTERVAL;
 
-/// After how long without a Hello a node is dead.
+/// The time after which a silent node is dead.
 pub const WINDOW: Duration = Duration::from_millis(150);
 
 const LINK: u32 = 2;
 
-/// How the network treats a frame.
+/// The treatment of frames by the network.
 #[derive(Clone, Copy, Debug)]
 pub struct Network {
-    /// The probability that it is lost.
+    /// The probability that a frame is lost.
     pub loss: f64,
-    /// The probability that it takes so long that others overtake it.
+    /// The probability that a frame is overtaken by later ones.
     pub straggle: f64,
 }
 
 struct Host {
     machine: Option<Machine>,
     starts: u64,
-    /// What its clock shows when the world's shows zero.
+    /// The value of the node's clock when the world's clock is zero.
     clock: Duration,
-    frozen_until: Duration,
-    /// What nobody has read yet, and when it came.
+    suspended_until: Duration,
+    /// The frames that wait in the sockets, with their time of arrival.
     backlog: Vec<(Duration, Channel, Arc<[u8]>)>,
-    /// Whether it sleeps through Hellos that can wait.
-    calm: bool,
+    /// Whether routine Hellos do not wake the node.
+    idle: bool,
     wake: Option<Duration>,
     forwarded: Arc<BTreeSet<IpAddr>>,
     stuck: bool,
     link: String,
-    knows: bool,
+    has_api: bool,
     keys: Keys,
 }
 
-enum Happening {
+/// A future occurrence.
+enum Scheduled {
     Wake(usize),
     Arrive(usize, Channel, Arc<[u8]>),
     Forward(usize, Arc<BTreeSet<IpAddr>>),
 }
 
-/// A gratuitous ARP that was seen on the wire.
+/// An unasked announcement seen on the wire.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Seen {
-    /// When.
+pub struct Announcement {
     pub at: Duration,
-    /// From which node.
     pub node: usize,
-    /// How often the speaker of the node had been started.
+    /// The number of starts of the node's speaker.
     start: u64,
 }
 
 /// The LAN.
 pub struct World {
-    /// The time.
     pub now: Duration,
-    /// Where chance comes from.
     pub random: Random,
-    /// How the network is.
     pub network: Network,
-    /// How long a dataplane takes to acknowledge, at most.
+    /// The maximum time until a dataplane acknowledges an address.
     pub acknowledgement: Duration,
     hosts: Vec<Host>,
-    /// `cut[a][b]`: nothing gets from a to b. The last row and column are the clients.
+    /// `cut[a][b]`: no frame gets from a to b. The last row and column are the clients.
     cut: Vec<Vec<bool>>,
     wanted: SharedMap<IpAddr, AnnouncementPolicy>,
-    happenings: BinaryHeap<Reverse<(Duration, u64)>>,
-    what: BTreeMap<u64, Happening>,
+    queue: BinaryHeap<Reverse<(Duration, u64)>>,
+    scheduled: BTreeMap<u64, Scheduled>,
     count: u64,
-    /// Who announced what last, where clients can hear it.
-    pub announced: BTreeMap<IpAddr, Seen>,
-    recently: BTreeMap<(usize, IpAddr), (Duration, usize)>,
-    /// How many gratuitous frames were sent.
-    pub gratuitous: u64,
-    /// Hosts that are no nodes: the address of each, and the frame with which it says that it has it.
-    pub strangers: Vec<(IpAddr, Arc<[u8]>)>,
-    /// How often it was asked whether somebody has an address.
-    pub probes: u64,
-    /// How many packets between speakers.
-    pub packets: u64,
-    /// What the machines told.
-    pub told: Vec<(Duration, usize, Event)>,
-    /// All packets between speakers, if somebody records them.
+    /// The last announcement of each address that clients could hear.
+    pub last_announcements: BTreeMap<IpAddr, Announcement>,
+    recent: BTreeMap<(usize, IpAddr), (Duration, usize)>,
+    /// The number of unasked frames sent.
+    pub announcement_count: u64,
+    /// Other hosts: the address of each, and the frame with which it answers probes.
+    pub other_hosts: Vec<(IpAddr, Arc<[u8]>)>,
+    /// The number of probes for an address.
+    pub probe_count: u64,
+    /// The number of packets between speakers.
+    pub hello_count: u64,
+    /// The events of all machines, with time and node.
+    pub events: Vec<(Duration, usize, Event)>,
+    /// All packets between speakers, if they are recorded.
     pub recorded: Option<Vec<Arc<[u8]>>>,
 }
 
 impl World {
-    /// A LAN with so many nodes, and addresses that all of them may announce. No speaker runs yet.
+    /// A LAN with this number of nodes and addresses. All nodes may announce all addresses. No speaker runs yet.
     pub fn new(seed: u64, nodes: usize, lb_ips: usize) -> Self {
         let mut random = Random::new(seed);
         let all: Arc<Candidates> = Arc::new((0..nodes).map(name).collect());
@@ -124,14 +121,14 @@ impl World {
             machine: None,
             starts: 0,
             clock: random.time(Duration::ZERO, Duration::from_secs(1_000_000)),
-            frozen_until: Duration::ZERO,
+            suspended_until: Duration::ZERO,
             backlog: Vec::new(),
-            calm: false,
+            idle: false,
             wake: None,
             forwarded: Arc::default(),
             stuck: false,
             link: "eth0".into(),
-            knows: true,
+            has_api: true,
             keys: key(0),
         };
         let hosts = (0..nodes).map(host).collect();
@@ -142,30 +139,29 @@ impl World {
             hosts,
             cut: vec![vec![false; nodes + 1]; nodes + 1],
             wanted,
-            happenings: BinaryHeap::new(),
-            what: BTreeMap::new(),
+            queue: BinaryHeap::new(),
+            scheduled: BTreeMap::new(),
             count: 0,
-            announced: BTreeMap::new(),
-            recently: BTreeMap::new(),
-            gratuitous: 0,
-            strangers: Vec::new(),
-            probes: 0,
-            packets: 0,
-            told: Vec::new(),
+            last_announcements: BTreeMap::new(),
+            recent: BTreeMap::new(),
+            announcement_count: 0,
+            other_hosts: Vec::new(),
+            probe_count: 0,
+            hello_count: 0,
+            events: Vec::new(),
             recorded: None,
             random,
         }
     }
 
-    /// Lets time pass.
-    pub fn pass(&mut self, time: Duration) {
+    pub fn advance(&mut self, time: Duration) {
         let end = self.now + time;
         while self.step(end) {}
         self.now = end;
     }
 
-    /// Lets time pass until `done`, or until the end. Returns how long it took, if it was done.
-    pub fn pass_until(&mut self, time: Duration, mut done: impl FnMut(&Self) -> bool) -> Option<Duration> {
+    /// Advances until `done`, for at most `time`. Returns the time it took, if it was done.
+    pub fn advance_until(&mut self, time: Duration, mut done: impl FnMut(&Self) -> bool) -> Option<Duration> {
         let (begin, end) = (self.now, self.now + time);
         loop {
             if done(self) {
@@ -179,15 +175,15 @@ impl World {
     }
 
     fn step(&mut self, end: Duration) -> bool {
-        let Some(Reverse((at, id))) = self.happenings.peek().copied().filter(|Reverse((at, _))| *at <= end) else {
+        let Some(Reverse((at, id))) = self.queue.peek().copied().filter(|Reverse((at, _))| *at <= end) else {
             return false;
         };
-        self.happenings.pop();
+        self.queue.pop();
         self.now = at;
-        match self.what.remove(&id) {
-            Some(Happening::Wake(node)) if self.hosts[node].wake == Some(at) => self.run_host(node, None),
-            Some(Happening::Arrive(node, channel, bytes)) => self.run_host(node, Some((channel, bytes))),
-            Some(Happening::Forward(node, forwarded)) => {
+        match self.scheduled.remove(&id) {
+            Some(Scheduled::Wake(node)) if self.hosts[node].wake == Some(at) => self.run_host(node, None),
+            Some(Scheduled::Arrive(node, channel, bytes)) => self.run_host(node, Some((channel, bytes))),
+            Some(Scheduled::Forward(node, forwarded)) => {
                 self.hosts[node].forwarded = Arc::clone(&forwarded);
                 if let Some(machine) = &mut self.hosts[node].machine {
                     machine.set_forwarded(forwarded);
@@ -199,92 +195,91 @@ impl World {
         true
     }
 
-    fn happens(&mut self, at: Duration, what: Happening) {
+    fn schedule(&mut self, at: Duration, scheduled: Scheduled) {
         self.count += 1;
-        self.what.insert(self.count, what);
-        self.happenings.push(Reverse((at, self.count)));
+        self.scheduled.insert(self.count, scheduled);
+        self.queue.push(Reverse((at, self.count)));
     }
 
     fn clock(&self, node: usize) -> Duration {
         self.hosts[node].clock + self.now
     }
 
-    /// One round of the loop of a node.
+    /// Runs one round of a node's loop.
     fn run_host(&mut self, node: usize, arrived: Option<(Channel, Arc<[u8]>)>) {
         let clock = self.clock(node);
         let host = &mut self.hosts[node];
         let Some(machine) = &mut host.machine else { return };
-        let waits = host.calm && arrived.as_ref().is_some_and(|(channel, bytes)| is_routine(*channel, bytes));
-        let asleep = host.frozen_until > self.now || waits;
+        let waits = host.idle && arrived.as_ref().is_some_and(|(channel, bytes)| is_routine(*channel, bytes));
+        let is_asleep = host.suspended_until > self.now || waits;
         host.backlog.extend(arrived.map(|(channel, bytes)| (clock, channel, bytes)));
-        if asleep {
+        if is_asleep {
             return;
         }
-        let slept = machine.woke(clock);
+        let was_suspended = machine.record_wake(clock);
         let waiting = std::mem::take(&mut host.backlog).into_iter();
         let (routine, prompt): (Vec<_>, Vec<_>) = waiting.partition(|(_, channel, bytes)| is_routine(*channel, bytes));
-        for (at, channel, bytes) in routine.into_iter().filter(|_| !slept) {
+        for (at, channel, bytes) in routine.into_iter().filter(|_| !was_suspended) {
             machine.receive(at, LINK, channel, &bytes);
         }
-        for (at, channel, bytes) in prompt.into_iter().filter(|(at, _, _)| !slept || *at == clock) {
+        for (at, channel, bytes) in prompt.into_iter().filter(|(at, _, _)| !was_suspended || *at == clock) {
             machine.receive(clock.max(at), LINK, channel, &bytes);
         }
-        machine.poll(clock, 256);
-        let (frames, events) = (machine.take_frames(), machine.take_events());
+        let output = machine.poll(clock, 256);
         let due = machine.next_deadline(clock).into_iter().chain(machine.announcement_due()).min();
-        let gone = machine.is_done();
-        host.calm = machine.is_calm(clock);
+        let is_done = machine.is_done();
+        host.idle = machine.is_idle(clock);
         let clock_zero = host.clock;
-        if gone {
+        if is_done {
             host.machine = None;
         }
         let wake = due.map(|due| due.saturating_sub(clock_zero).max(self.now));
-        // The scheduler is never quite punctual.
+        // A real scheduler is slightly late as well.
         let wake = wake.map(|at| at + self.random.time(Duration::ZERO, Duration::from_millis(1)));
         self.hosts[node].wake = wake;
         if let Some(at) = wake {
-            self.happens(at, Happening::Wake(node));
+            self.schedule(at, Scheduled::Wake(node));
         }
-        self.told.extend(events.into_iter().map(|event| (self.now, node, event)));
-        for frame in frames {
+        self.events.extend(output.events.into_iter().map(|event| (self.now, node, event)));
+        for frame in output.frames {
             self.send(node, &frame);
         }
     }
 
-    /// A frame goes out. All are sent to everybody.
+    /// Sends a frame to all nodes.
     fn send(&mut self, from: usize, frame: &Frame) {
-        self.observe(from, frame);
+        self.record_frame(from, frame);
         let bytes: Arc<[u8]> = frame.bytes.clone().into();
         for to in (0..self.nodes()).filter(|to| *to != from) {
             if self.cut[from][to] || self.random.happens(self.network.loss) {
                 continue;
             }
             let straggles = self.random.happens(self.network.straggle);
-            let most = if straggles { Duration::from_millis(80) } else { Duration::from_micros(500) };
-            let at = self.now + self.random.time(Duration::from_micros(20), most);
-            self.happens(at, Happening::Arrive(to, frame.channel, Arc::clone(&bytes)));
+            let limit = if straggles { Duration::from_millis(80) } else { Duration::from_micros(500) };
+            let at = self.now + self.random.time(Duration::from_micros(20), limit);
+            self.schedule(at, Scheduled::Arrive(to, frame.channel, Arc::clone(&bytes)));
         }
     }
 
-    /// Watches what goes over the wire.
-    fn observe(&mut self, from: usize, frame: &Frame) {
+    /// Records a frame on the wire, and checks unasked announcements.
+    fn record_frame(&mut self, from: usize, frame: &Frame) {
         if frame.channel == Channel::Hello {
-            self.packets += 1;
+            self.hello_count += 1;
             if let Some(recorded) = &mut self.recorded {
                 recorded.push(frame.bytes.clone().into());
             }
             return;
         }
-        if let Some(asked) = asked(frame) {
-            self.probes += 1;
-            // Whoever has it says so, to everybody as it were.
-            if let Some((_, answer)) = self.strangers.iter().find(|(lb_ip, _)| *lb_ip == asked).cloned() {
+        if let Some(probed) = probed_address(frame) {
+            self.probe_count += 1;
+            // A host with the address answers to all nodes.
+            if let Some((_, answer)) = self.other_hosts.iter().find(|(lb_ip, _)| *lb_ip == probed).cloned() {
                 for to in 0..self.nodes() {
                     if self.cut[self.nodes()][to] {
                         continue;
                     }
                     let at = self.now + self.random.time(Duration::from_micros(100), Duration::from_millis(20));
-                    self.happens(at, Happening::Arrive(to, frame.channel, Arc::clone(&answer)));
+                    self.schedule(at, Scheduled::Arrive(to, frame.channel, Arc::clone(&answer)));
                 }
             }
             return;
@@ -293,24 +288,25 @@ impl World {
             Channel::Ndp => IpAddr::from(<[u8; 16]>::try_from(&frame.bytes[62..78]).expect("16 bytes")),
             _ => IpAddr::from(<[u8; 4]>::try_from(&frame.bytes[28..32]).expect("4 bytes")),
         };
-        assert!(self.hosts[from].forwarded.contains(&lb_ip), "{lb_ip} is announced from where it is not forwarded");
+        assert!(self.hosts[from].forwarded.contains(&lb_ip), "{lb_ip} is announced but not forwarded there");
         let (station, group) = match frame.channel {
             Channel::Ndp => {
                 (&frame.bytes[80..86], speaker::wire::ndp::ALL_NODES.octets().last() == frame.bytes.get(53))
             }
             _ => (&frame.bytes[22..28], true),
         };
-        assert_eq!((station, group), (&mac(from).octets()[..], true), "somebody speaks for somebody else");
-        self.gratuitous += 1;
-        // Two forms at a time, and a few reasons to begin anew: more is a storm.
-        let (since, count) = self.recently.entry((from, lb_ip)).or_insert((self.now, 0));
+        assert_eq!((station, group), (&mac(from).octets()[..], true), "an announcement of another station");
+        self.announcement_count += 1;
+        // Two forms at once, and a few reasons to start again. More is a storm.
+        let (since, count) = self.recent.entry((from, lb_ip)).or_insert((self.now, 0));
         if *since + Duration::from_millis(100) < self.now {
             (*since, *count) = (self.now, 0);
         }
         *count += 1;
-        assert!(*count <= 16, "n{from} shouts {lb_ip} at {:?}", self.now);
+        assert!(*count <= 16, "n{from} announces {lb_ip} too often at {:?}", self.now);
         if !self.cut[from][self.nodes()] {
-            self.announced.insert(lb_ip, Seen { at: self.now, node: from, start: self.hosts[from].starts });
+            self.last_announcements
+                .insert(lb_ip, Announcement { at: self.now, node: from, start: self.hosts[from].starts });
         }
     }
 }

@@ -1,4 +1,4 @@
-//! A LAN for tests: a switch, a client, and nodes with speakers, each in a namespace of its own.
+//! A LAN of network namespaces: a switch, a client, and nodes with speakers.
 //!
 //! ```text
 //!    client --- switch (bridge br0, ports p0 p1 ..) --- n0, n1, .. (eth0, 192.0.2.10 + n, 2001:db8::10 + n)
@@ -15,8 +15,8 @@ use std::time::{Duration, Instant};
 use crds::MacAddr;
 use model::eligibility::{AnnouncementPolicy, Candidates};
 use netns::{Namespace, veth};
-use speaker::os::socket::{Buffer, Port, Portion};
-use speaker::wire::frame::Channel;
+use speaker::os::socket::{PacketSocket, ReceiveBuffer};
+use speaker::wire::frame::{Channel, FrameClass};
 use speaker::{
     Announcements, Authentication, Config, Conflicts, Counters, Inputs, Keys, Neighbours, Outputs, Snapshot,
 };
@@ -25,15 +25,14 @@ use tokio::sync::{oneshot, watch};
 /// An address that the nodes announce.
 pub const LB_IP: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 200);
 
-/// Another one.
+/// An IPv6 address that the nodes announce.
 pub const LB_IP_V6: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 0xc8);
 
 const CLIENT: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 9);
 
-/// How long anything may take before a test fails: a machine may be busy with much else.
-const PATIENCE: Duration = Duration::from_secs(20);
+/// The bound of each wait. It is generous, because the machine may be busy.
+const TIMEOUT: Duration = Duration::from_secs(20);
 
-/// A LAN.
 pub struct Lan {
     switch: Namespace,
     client: Namespace,
@@ -41,23 +40,23 @@ pub struct Lan {
 }
 
 impl Lan {
-    /// A LAN with a client and so many nodes.
+    /// A LAN with a client and this number of nodes.
     pub fn new(nodes: usize) -> Self {
-        Self::with(nodes, true)
+        Self::build(nodes, true)
     }
 
-    /// A LAN on which there is no IPv4.
+    /// A LAN without IPv4.
     pub fn without_v4(nodes: usize) -> Self {
-        Self::with(nodes, false)
+        Self::build(nodes, false)
     }
 
-    fn with(nodes: usize, v4: bool) -> Self {
+    fn build(nodes: usize, v4: bool) -> Self {
         let switch = Namespace::new().expect("a namespace (this needs root)");
         switch.ip(["link add br0 type bridge", "link set br0 up"]).expect("bridge");
         let plug = |host: &Namespace, port: String, number: usize| {
             veth((&switch, &port), (host, "eth0")).expect("veth");
             switch.ip([format!("link set {port} master br0"), format!("link set {port} up")]).expect("port");
-            // The link-local address is good at once, without a second in which the kernel asks whether somebody has it.
+            // The link-local address is usable at once, without a second of duplicate address detection.
             host.sysctl("ipv6.conf.eth0.accept_dad", "0").expect("no detection of duplicates");
             let mut commands =
                 vec!["link set eth0 up".into(), format!("addr add 2001:db8::{number}/64 dev eth0 nodad")];
@@ -78,7 +77,7 @@ impl Lan {
         &self.nodes[n]
     }
 
-    /// Starts a speaker on each node. All want [`LB_IP`] and these addresses, and forward these.
+    /// Starts a speaker on each node. All nodes may announce [`LB_IP`] and `lb_ips`, and forward `lb_ips`.
     pub fn speakers<A: Into<IpAddr> + Copy>(&self, lb_ips: &[A]) -> Vec<Speaker> {
         let names: Arc<Candidates> = Arc::new((0..self.nodes.len()).map(|n| format!("n{n}")).collect());
         let lb_ips: Vec<IpAddr> = lb_ips.iter().map(|lb_ip| (*lb_ip).into()).collect();
@@ -87,8 +86,8 @@ impl Lan {
         (0..self.nodes.len()).map(start).collect()
     }
 
-    /// Waits until exactly one of the nodes announces `lb_ip`: which one.
-    pub fn owner(&self, nodes: &[Speaker], lb_ip: impl Into<IpAddr> + Copy) -> usize {
+    /// Waits until exactly one node announces `lb_ip`. Returns its number.
+    pub fn wait_owner(&self, nodes: &[Speaker], lb_ip: impl Into<IpAddr> + Copy) -> usize {
         let lb_ip = lb_ip.into();
         wait("one owner", || {
             let owners: Vec<usize> = (0..nodes.len()).filter(|n| nodes[*n].epoch(lb_ip).is_some()).collect();
@@ -100,14 +99,14 @@ impl Lan {
     }
 
     /// Waits until each of `lb_ips` has one owner.
-    pub fn all_owned(&self, nodes: &[Speaker], lb_ips: &[Ipv4Addr]) {
+    pub fn wait_all_owned(&self, nodes: &[Speaker], lb_ips: &[Ipv4Addr]) {
         wait("an owner of each", || {
-            let owned: Vec<usize> = nodes.iter().map(|node| node.owned(lb_ips).len()).collect();
+            let owned: Vec<usize> = nodes.iter().map(|node| node.owned_addresses(lb_ips).len()).collect();
             if owned.iter().sum::<usize>() == lb_ips.len() { Ok(()) } else { Err(format!("{owned:?}")) }
         });
     }
 
-    /// Drops all frames to and from a node. Its carrier stays.
+    /// Drops all frames to and from a node. Its carrier stays up.
     pub fn cut(&self, node: usize) {
         let rules = format!(
             "table bridge cut{node} {{ chain c {{ type filter hook prerouting priority 0; iifname p{node} drop; }}; \
@@ -121,14 +120,14 @@ impl Lan {
         nft(&self.switch, &format!("delete table bridge cut{node}"));
     }
 
-    /// Has the node itself drop everything that passes its IP stack.
+    /// Makes the node itself drop all packets in its IP stack.
     pub fn firewall(&self, node: usize) {
         let chain = |hook: &str| format!("chain {hook} {{ type filter hook {hook} priority 0; policy drop; }};");
         nft(&self.nodes[node], &format!("table inet wall {{ {} {} }}", chain("input"), chain("output")));
     }
 
-    /// For how long the threads of the wire on all nodes have run, by the kernel's account, and how often they went to sleep.
-    pub fn ran(&self) -> (Duration, u64) {
+    /// The CPU time of the wire threads on all nodes, by the kernel's account, and the number of their sleeps.
+    pub fn cpu_time_and_sleeps(&self) -> (Duration, u64) {
         let inode = |path: String| std::fs::metadata(path).map(|namespace| namespace.ino()).ok();
         let own = |node: &Namespace| node.run(|| inode("/proc/thread-self/ns/net".into())).expect("a namespace");
         let nodes: BTreeSet<u64> = self.nodes.iter().map(own).collect();
@@ -147,12 +146,12 @@ impl Lan {
         ran.fold((Duration::ZERO, 0), |(ran, slept), (more, again)| (ran + more, slept + again))
     }
 
-    /// Lets time pass in which nothing should happen.
-    pub fn pass(&self, time: Duration) {
+    /// Waits while nothing should happen.
+    pub fn wait_idly(&self, time: Duration) {
         std::thread::sleep(time);
     }
 
-    /// Has the client look for `lb_ip`, as it does when it sends something.
+    /// Makes the client resolve `lb_ip`, by sending a packet to it.
     pub fn resolve(&self, lb_ip: impl Into<IpAddr>) {
         let lb_ip = lb_ip.into();
         self.client.run(|| {
@@ -161,8 +160,8 @@ impl Lan {
         });
     }
 
-    /// Waits until the client's neighbour entry for `lb_ip` has a MAC address that is `right`.
-    pub fn neighbour_becomes(&self, lb_ip: impl Into<IpAddr>, right: impl Fn(MacAddr) -> bool + Sync) -> MacAddr {
+    /// Waits until the client's neighbour entry for `lb_ip` has a MAC address that is `right`. Returns it.
+    pub fn wait_neighbour(&self, lb_ip: impl Into<IpAddr>, right: impl Fn(MacAddr) -> bool + Sync) -> MacAddr {
         let lb_ip = lb_ip.into();
         wait("a neighbour entry", || {
             let entry = self.neighbour(lb_ip);
@@ -171,13 +170,13 @@ impl Lan {
         })
     }
 
-    /// What the client knows of the neighbour with that address, in the words of `ip neigh`.
+    /// The client's neighbour entry, as printed by `ip neigh`.
     pub fn neighbour(&self, lb_ip: IpAddr) -> String {
-        shown(&self.client, &["neigh", "show", &lb_ip.to_string(), "dev", "eth0"])
+        ip_output(&self.client, &["neigh", "show", &lb_ip.to_string(), "dev", "eth0"])
     }
 
-    /// Waits until the client's kernel has verified by unicast that its neighbour is where it was.
-    pub fn verify(&self, lb_ip: impl Into<IpAddr>, mac: MacAddr) {
+    /// Waits until the client's kernel has verified its neighbour entry by unicast.
+    pub fn verify_neighbour(&self, lb_ip: impl Into<IpAddr>, mac: MacAddr) {
         let lb_ip = lb_ip.into();
         self.client.ip([format!("neigh replace {lb_ip} lladdr {mac} nud probe dev eth0")]).expect("probe");
         wait("an answer to a probe", || {
@@ -186,90 +185,95 @@ impl Lan {
         });
     }
 
-    /// Has the client take an address, as any host does. Waits until its kernel finds that somebody has it already.
-    pub fn is_refused_to_the_client(&self, lb_ip: Ipv6Addr) {
+    /// Adds an address to the client, and waits until duplicate address detection fails.
+    pub fn wait_duplicate_detected(&self, lb_ip: Ipv6Addr) {
         self.client.sysctl("ipv6.conf.eth0.accept_dad", "1").expect("detection of duplicates");
         self.client.ip([format!("addr add {lb_ip}/64 dev eth0")]).expect("address");
         wait("a duplicate to be found", || {
-            let shown = shown(&self.client, &["-6", "addr", "show", "dev", "eth0"]);
-            if shown.contains("dadfailed") { Ok(()) } else { Err(shown) }
+            let output = ip_output(&self.client, &["-6", "addr", "show", "dev", "eth0"]);
+            if output.contains("dadfailed") { Ok(()) } else { Err(output) }
         });
         self.client.ip([format!("addr del {lb_ip}/64 dev eth0")]).expect("no address");
     }
 
-    /// Has the client take an address without asking whether anybody has it.
-    pub fn is_taken_by_the_client(&self, lb_ip: impl Into<IpAddr>) {
+    /// Adds an address to the client without duplicate address detection.
+    pub fn give_to_client(&self, lb_ip: impl Into<IpAddr>) {
         let lb_ip = lb_ip.into();
         let length = if lb_ip.is_ipv4() { 32 } else { 128 };
         self.client.ip([format!("addr add {lb_ip}/{length} dev eth0 nodad")]).expect("address");
     }
 
-    /// Waits until the kernel of a node listens to a group, or doesn't.
-    pub fn listens_to(&self, node: usize, group: Ipv6Addr, expected: bool) {
+    /// Waits until the kernel of a node is a member of a group, or is not.
+    pub fn wait_membership(&self, node: usize, group: Ipv6Addr, expected: bool) {
         wait("a group", || {
-            let shown = shown(&self.nodes[node], &["-6", "maddr", "show", "dev", "eth0"]);
+            let output = ip_output(&self.nodes[node], &["-6", "maddr", "show", "dev", "eth0"]);
             let group = format!("inet6 {group}");
-            let listens = shown.lines().any(|line| line.trim_start().split(" users").next() == Some(group.as_str()));
-            if listens == expected { Ok(()) } else { Err(shown) }
+            let listens = output.lines().any(|line| line.trim_start().split(" users").next() == Some(group.as_str()));
+            if listens == expected { Ok(()) } else { Err(output) }
         });
     }
 
-    /// Does something, and waits until all of `lb_ips` have been announced unasked by somebody else than `not`. Returns how
-    /// long after it the first and the last one were.
-    pub fn announced(&self, lb_ips: &[Ipv4Addr], not: MacAddr, act: impl FnOnce() + Send) -> (Duration, Duration) {
+    /// Calls `act`, and waits until hosts other than `except` have announced all of `lb_ips` unasked. Returns the time
+    /// until the first and the last announcement.
+    pub fn time_announcements(
+        &self,
+        lb_ips: &[Ipv4Addr],
+        except: MacAddr,
+        act: impl FnOnce() + Send,
+    ) -> (Duration, Duration) {
         self.client.run(|| {
             let (index, _) = eth0();
-            let mut port = Port::open(Channel::Arp).expect("a packet socket");
-            port.listen_on([index].into()).expect("listen");
-            let (mut missing, mut buffer) = (lb_ips.iter().copied().collect::<BTreeSet<_>>(), Buffer::default());
+            let mut socket = PacketSocket::open(Channel::Arp).expect("a packet socket");
+            socket.listen_on([index].into()).expect("listen");
+            let (mut missing, mut buffer) = (lb_ips.iter().copied().collect::<BTreeSet<_>>(), ReceiveBuffer::default());
             act();
             let (begun, mut first) = (Instant::now(), None);
             while !missing.is_empty() {
-                let left = PATIENCE.saturating_sub(begun.elapsed());
-                assert!(port.readable(left).expect("readable"), "{} of them are not announced", missing.len());
+                let left = TIMEOUT.saturating_sub(begun.elapsed());
+                assert!(socket.wait_readable(left).expect("readable"), "{} of them are not announced", missing.len());
                 let take = |_, frame: &[u8]| {
                     let lb_ip = Ipv4Addr::new(frame[28], frame[29], frame[30], frame[31]);
-                    if frame[22..28] != not.octets() && missing.remove(&lb_ip) {
+                    if frame[22..28] != except.octets() && missing.remove(&lb_ip) {
                         first.get_or_insert_with(|| begun.elapsed());
                     }
                 };
-                port.receive(&mut buffer, take).expect("receive");
+                socket.receive(&mut buffer, take).expect("receive");
             }
             (first.unwrap_or_default(), begun.elapsed())
         })
     }
 
-    /// Leaves Hellos that can wait unread for so long: how long ago each of them came, in the order in which they are read.
-    pub fn ages_of_hellos(&self, time: Duration) -> Vec<Duration> {
+    /// Leaves routine Hellos unread for this time. Returns their ages in the order in which they are read.
+    pub fn hello_ages(&self, time: Duration) -> Vec<Duration> {
         self.client.run(|| {
-            let mut port = Port::open_for(Channel::Hello, Portion::Routine).expect("a packet socket");
-            port.listen_on([eth0().0].into()).expect("listen");
-            self.pass(time);
-            let (mut ages, mut buffer) = (Vec::new(), Buffer::default());
-            port.receive_dated(&mut buffer, |_, age, _| ages.push(age)).expect("receive");
+            let mut socket = PacketSocket::open_for(Channel::Hello, FrameClass::Routine).expect("a packet socket");
+            socket.listen_on([eth0().0].into()).expect("listen");
+            self.wait_idly(time);
+            let (mut ages, mut buffer) = (Vec::new(), ReceiveBuffer::default());
+            socket.receive_with_age(&mut buffer, |_, age, _| ages.push(age)).expect("receive");
             ages
         })
     }
 
-    /// Asks for `lb_ip` by broadcast: who answers, each once.
-    pub fn who_answers(&self, lb_ip: Ipv4Addr) -> Vec<MacAddr> {
+    /// Resolves `lb_ip` by broadcast. Returns each host that answers, once.
+    pub fn arp_answers(&self, lb_ip: Ipv4Addr) -> Vec<MacAddr> {
         self.client.run(|| {
             let (index, own) = eth0();
             let mut request = speaker::wire::arp::gratuitous_request(own, lb_ip);
             request[28..32].copy_from_slice(&CLIENT.octets());
-            let mut port = Port::open(Channel::Arp).expect("a packet socket");
-            port.listen_on([index].into()).expect("listen");
-            port.send([(index, request.as_slice())]).expect("send");
-            let (mut answers, mut buffer) = (BTreeSet::new(), Buffer::default());
-            // Nobody says that no other answer will come.
+            let mut socket = PacketSocket::open(Channel::Arp).expect("a packet socket");
+            socket.listen_on([index].into()).expect("listen");
+            socket.send([(index, request.as_slice())]).expect("send");
+            let (mut answers, mut buffer) = (BTreeSet::new(), ReceiveBuffer::default());
+            // More answers may come until the end.
             let end = Instant::now() + Duration::from_millis(200);
-            while port.readable(end.saturating_duration_since(Instant::now())).expect("readable") {
+            while socket.wait_readable(end.saturating_duration_since(Instant::now())).expect("readable") {
                 let take = |_, frame: &[u8]| {
                     if frame[..6] == own.octets() && frame[20..22] == [0, 2] && frame[28..32] == lb_ip.octets() {
                         answers.insert(MacAddr::from(<[u8; 6]>::try_from(&frame[22..28]).expect("six bytes")));
                     }
                 };
-                port.receive(&mut buffer, take).expect("receive");
+                socket.receive(&mut buffer, take).expect("receive");
             }
             answers.into_iter().collect()
         })
@@ -278,7 +282,6 @@ impl Lan {
 
 /// A speaker on a node.
 pub struct Speaker {
-    /// The MAC address of its link.
     pub mac: MacAddr,
     addresses: Vec<IpAddr>,
     candidates: Arc<Candidates>,
@@ -315,7 +318,7 @@ impl Speaker {
             u64::from(std::process::id()) << 32 | n as u64,
             Authentication::Required,
         );
-        let (keys, keys_receiver) = watch::channel(key(b"the key that all have from the start"));
+        let (keys, keys_receiver) = watch::channel(key(b"the first key of all speakers"));
         let inputs = Inputs { snapshot, forwarded: forwarded_receiver, keys: keys_receiver };
         let (conflicts, conflicts_receiver) = watch::channel(Conflicts::default());
         let (dead, dead_receiver) = watch::channel(BTreeSet::new());
@@ -332,7 +335,7 @@ impl Speaker {
                         }
                     });
                     tokio::select! {
-                        result = run => result.expect("the speaker goes on"),
+                        result = run => result.expect("the speaker runs"),
                         _ = crashed => {}
                     }
                 });
@@ -353,13 +356,13 @@ impl Speaker {
             crash: Some(crash),
             thread: Some(thread),
         };
-        speaker.want(wanted);
-        speaker.forward(forwarded);
+        speaker.set_addresses(wanted);
+        speaker.set_forwarded(forwarded);
         speaker
     }
 
-    /// Tells it which addresses there are.
-    pub fn want<A: Into<IpAddr> + Copy>(&self, lb_ips: &[A]) {
+    /// Sets the addresses that exist.
+    pub fn set_addresses<A: Into<IpAddr> + Copy>(&self, lb_ips: &[A]) {
         let wanted =
             |lb_ip: &A| ((*lb_ip).into(), AnnouncementPolicy { candidates: Arc::clone(&self.candidates), epoch: 0 });
         let addresses = lb_ips.iter().map(wanted).collect();
@@ -367,64 +370,63 @@ impl Speaker {
         self.snapshot.send_replace(Some(Arc::new(Snapshot { node_addresses, addresses })));
     }
 
-    /// Tells it what the dataplane forwards.
-    pub fn forward<A: Into<IpAddr> + Copy>(&self, lb_ips: &[A]) {
+    /// Sets the addresses that the dataplane forwards.
+    pub fn set_forwarded<A: Into<IpAddr> + Copy>(&self, lb_ips: &[A]) {
         self.forwarded.send_replace(Arc::new(lb_ips.iter().map(|lb_ip| (*lb_ip).into()).collect()));
     }
 
-    /// Gives it another key.
-    pub fn lock(&self, secret: &[u8]) {
+    /// Replaces the key.
+    pub fn set_key(&self, secret: &[u8]) {
         self.keys.send_replace(key(secret));
     }
 
-    /// Waits until it says that the nodes with these numbers are dead, and no others.
-    pub fn tells_of_the_dead(&self, nodes: &[usize]) {
+    /// Waits until exactly the nodes with these numbers are reported as dead.
+    pub fn wait_dead(&self, nodes: &[usize]) {
         let expected: BTreeSet<String> = nodes.iter().map(|n| format!("n{n}")).collect();
-        wait("who is dead", || {
-            let told = self.dead.borrow().clone();
-            if told == expected { Ok(()) } else { Err(format!("{told:?} and not {expected:?}")) }
+        wait("the dead nodes", || {
+            let dead = self.dead.borrow().clone();
+            if dead == expected { Ok(()) } else { Err(format!("{dead:?} and not {expected:?}")) }
         });
     }
 
-    /// Waits until it tells whether somebody else has an address, and whether it holds the address back for that.
-    pub fn tells_of_a_conflict(&self, lb_ip: impl Into<IpAddr>, expected: Option<bool>) {
+    /// Waits until a conflict is reported, or none, and whether the address is held back for it.
+    pub fn wait_conflict(&self, lb_ip: impl Into<IpAddr>, expected: Option<bool>) {
         let lb_ip = lb_ip.into();
         wait("a conflict, or none", || {
-            let told = self.conflicts.borrow().clone();
-            if told.get(&lb_ip).map(|conflict| conflict.held_back) == expected {
+            let conflicts = self.conflicts.borrow().clone();
+            if conflicts.get(&lb_ip).map(|conflict| conflict.held_back) == expected {
                 Ok(())
             } else {
-                Err(format!("{told:?}"))
+                Err(format!("{conflicts:?}"))
             }
         });
     }
 
-    /// What it counted.
     pub fn counters(&self) -> Counters {
         *self.counters.borrow()
     }
 
-    /// Waits until it tells that it has counted so much: it tells once an interval.
-    pub fn has_counted(&self, enough: impl Fn(&Counters) -> bool) {
-        wait("what it counts", || {
+    /// Waits until the published counters are `enough`.
+    pub fn wait_counters(&self, enough: impl Fn(&Counters) -> bool) {
+        wait("the counters", || {
             let counters = self.counters();
             if enough(&counters) { Ok(()) } else { Err(format!("{counters:?}")) }
         });
     }
 
-    /// The epoch with which it announces `lb_ip`.
+    /// The epoch with which the node announces `lb_ip`.
     pub fn epoch(&self, lb_ip: impl Into<IpAddr>) -> Option<u64> {
         self.announcements.borrow().get(&lb_ip.into()).map(|all| all[0].epoch)
     }
 
-    /// What it announces, of these addresses.
-    pub fn owned(&self, lb_ips: &[Ipv4Addr]) -> Vec<Ipv4Addr> {
+    /// The addresses among `lb_ips` that the node announces.
+    pub fn owned_addresses(&self, lb_ips: &[Ipv4Addr]) -> Vec<Ipv4Addr> {
         let announcements = self.announcements.borrow();
         lb_ips.iter().copied().filter(|lb_ip| announcements.contains_key(&IpAddr::V4(*lb_ip))).collect()
     }
 
-    /// Waits until it announces `lb_ip`, or doesn't.
-    pub fn announces(&self, lb_ip: impl Into<IpAddr>, expected: bool) {
+    /// Waits until the node announces `lb_ip`, or does not.
+    pub fn wait_announced(&self, lb_ip: impl Into<IpAddr>, expected: bool) {
         let lb_ip = lb_ip.into();
         wait("an announcement, or none", || {
             let epoch = self.epoch(lb_ip);
@@ -432,13 +434,13 @@ impl Speaker {
         });
     }
 
-    /// Asks it to stop, and waits until it has.
+    /// Stops the speaker in order, and waits until it has ended.
     pub fn stop(mut self) {
         let _ = self.stop.take().map(|stop| stop.send(()));
         self.thread.take().expect("a thread").join().expect("the speaker stops");
     }
 
-    /// Ends it without a farewell.
+    /// Ends the speaker without a goodbye.
     pub fn crash(self) {}
 }
 
@@ -455,13 +457,13 @@ fn key(secret: &[u8]) -> Arc<Keys> {
     Arc::new(Keys::new([secret]).expect("a key"))
 }
 
-/// Polls until `look` finds what it looks for.
+/// Polls until `look` succeeds.
 fn wait<T>(what: &str, mut look: impl FnMut() -> Result<T, String>) -> T {
-    let until = Instant::now() + PATIENCE;
+    let until = Instant::now() + TIMEOUT;
     loop {
         match look() {
             Ok(found) => return found,
-            Err(state) if Instant::now() > until => panic!("waited for {what} in vain: {state}"),
+            Err(state) if Instant::now() > until => panic!("no {what}: {state}"),
             Err(_) => std::thread::sleep(Duration::from_millis(1)),
         }
     }
@@ -481,8 +483,8 @@ fn mac(text: &str) -> Option<MacAddr> {
     Some(MacAddr::from(<[u8; 6]>::try_from(bytes).ok()?)).filter(|mac| *mac != MacAddr::zero())
 }
 
-/// What `ip` prints in a namespace.
-fn shown(namespace: &Namespace, arguments: &[&str]) -> String {
+/// The output of `ip` in a namespace.
+fn ip_output(namespace: &Namespace, arguments: &[&str]) -> String {
     let output = namespace.command("ip").args(arguments).stdin(Stdio::null()).output().expect("ip");
     String::from_utf8_lossy(&output.stdout).into_owned()
 }

@@ -1,0 +1,86 @@
+//! The announcements of a segment, and the addresses that it announces.
+
+use std::net::{IpAddr, Ipv6Addr};
+use std::time::Duration;
+
+use super::{Context, Segment};
+use crate::announce::schedule::{DueAnnouncement, Form};
+use crate::config::Config;
+use crate::metrics::Move;
+use crate::ownership::claims::Claim;
+use crate::wire::frame::{Channel, Frame};
+use crate::wire::{arp, datagram, ndp};
+
+impl Segment {
+    /// Announces the due addresses unasked, at most `limit`. Returns their number.
+    pub fn announce_due(&mut self, context: &mut Context<'_>, limit: usize) -> usize {
+        if context.now < self.quiet_until(context.config) {
+            return 0;
+        }
+        let mut schedule = std::mem::take(&mut self.schedule);
+        // Without a quorum only two kinds of addresses are announced: those claimed without a quorum, because a node
+        // must take over from the dead, and those that a peer was just heard to claim and loses. Any other announcement
+        // might steal an address back from a node that is not heard.
+        let may = |lb_ip: IpAddr| {
+            let wanted = context.snapshot.and_then(|snapshot| snapshot.addresses.get(&lb_ip));
+            self.own_claim(lb_ip).is_some_and(|claim| !claim.backed)
+                || self.insist_until.get(&lb_ip).is_some_and(|until| context.now < *until)
+                || self.is_backed(context, wanted)
+        };
+        let due = schedule.take_due(context.now, limit, may);
+        self.schedule = schedule;
+        for DueAnnouncement { lb_ip, form } in &due {
+            self.announce_one(context, *lb_ip, *form);
+            *context.reports_changed |=
+                self.moves.get_mut(lb_ip).is_some_and(|moved| moved.record_announced(context.now));
+        }
+        due.len()
+    }
+
+    /// Announces an address once, unasked.
+    pub(super) fn announce_one(&self, context: &mut Context<'_>, lb_ip: IpAddr, form: Form) {
+        let (link, mac) = (self.link.index, self.link.mac);
+        match lb_ip {
+            IpAddr::V4(lb_ip) => {
+                let request = (form != Form::Reply).then(|| arp::gratuitous_request(mac, lb_ip));
+                let reply = (form != Form::Request).then(|| arp::gratuitous_reply(mac, lb_ip));
+                for bytes in request.into_iter().chain(reply) {
+                    context.counters.arp.unasked += 1;
+                    context.frames.push(Frame { link, channel: Channel::Arp, bytes });
+                }
+            }
+            // IPv6 has a single form.
+            IpAddr::V6(_) if form == Form::Reply => {}
+            IpAddr::V6(lb_ip) => {
+                context.counters.ndp.unasked += 1;
+                let bytes = ndp::unsolicited_advertisement(mac, lb_ip);
+                context.frames.push(Frame { link, channel: Channel::Ndp, bytes });
+            }
+        }
+    }
+
+    /// When the next announcement is due.
+    pub fn announcement_due(&self, config: &Config) -> Option<Duration> {
+        Some(self.schedule.next_deadline()?.max(self.quiet_until(config)))
+    }
+
+    /// The announced addresses to report, each with the takeover that brought it here.
+    pub fn reportable(&self, now: Duration) -> impl Iterator<Item = (IpAddr, Claim, Option<Move>)> + '_ {
+        let all = self.announced_claims().map(|(lb_ip, claim)| (lb_ip, claim, self.moves.get(&lb_ip)));
+        let waits = move |lb_ip, moved: Option<&Move>| {
+            moved.is_some_and(|moved| !moved.is_announced()) && self.schedule.is_waiting(lb_ip, now)
+        };
+        all.filter(move |(lb_ip, _, moved)| !waits(*lb_ip, *moved))
+            .map(|(lb_ip, claim, moved)| (lb_ip, claim, moved.cloned()))
+    }
+
+    /// The IPv6 groups to join: the group of speakers, and those for solicitations of announced addresses.
+    pub fn multicast_groups(&self) -> impl Iterator<Item = Ipv6Addr> + '_ {
+        let has_v6 = self.link.addresses.iter().any(|own| own.addr().is_ipv6());
+        let solicited = self.announced_claims().filter_map(|(lb_ip, _)| match lb_ip {
+            IpAddr::V6(v6) => Some(ndp::solicited_node(v6)),
+            IpAddr::V4(_) => None,
+        });
+        has_v6.then_some(datagram::GROUP_V6).into_iter().chain(solicited)
+    }
+}

@@ -1,0 +1,188 @@
+//! Receives the Hellos of peers: which are believed, and their effect.
+
+use std::collections::btree_map::Entry;
+use std::time::Duration;
+
+use super::{Context, Segment};
+use crate::metrics::Event;
+use crate::peers::liveness::{MAX_VOUCHERS_PROBED, PeerState};
+use crate::peers::peer::{Peer, Receiver};
+use crate::wire::hello::{self, Packet};
+use crds::MacAddr;
+
+/// The maximum number of peers on a link, so that forged names cannot exhaust memory.
+const MAX_PEERS: usize = 1024;
+
+/// The decision about a decoded packet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Admission {
+    /// Its sender is a known peer that was heard lately or has proved that it is alive.
+    Known,
+    /// Its sender is an unknown peer or a new incarnation, and has proved that it is alive.
+    New,
+    /// Its sender has not proved that it is alive.
+    Unproven,
+    /// It was received before, or is older than a received packet.
+    Replayed,
+}
+
+impl Segment {
+    /// Receives a packet of this cluster, in a frame from `mac`.
+    pub fn receive_hello(&mut self, context: &mut Context<'_>, mac: MacAddr, packet: &Packet) {
+        let (now, config) = (context.now, context.config);
+        let dropped = &mut context.counters.dropped;
+        if packet.mac != mac {
+            // Another host has sent the packet again.
+            dropped.forged += 1;
+            return;
+        }
+        if packet.node == config.node {
+            dropped.duplicate_node += 1;
+            self.report_duplicate(context, mac, packet);
+            return;
+        }
+        match self.admission_of(now, packet) {
+            Admission::Known => {}
+            Admission::New => {
+                if !self.admit(context, mac, packet) {
+                    return;
+                }
+            }
+            Admission::Unproven => {
+                context.counters.dropped.unproven += 1;
+                if self.handshakes.record_unproven(now, packet.incarnation, packet.sequence) {
+                    self.hello_sender.send_soon();
+                }
+                return;
+            }
+            Admission::Replayed => {
+                context.counters.dropped.replayed += 1;
+                return;
+            }
+        }
+        let peer = self.peers.get_mut(&packet.node).expect("invariant: the peer is known, or was just admitted");
+        let before = (peer.can_take_over(), peer.is_serving(), peer.unread_buckets);
+        let was_heard = peer.liveness.is_heard(now);
+        let renamed = peer.link != packet.link;
+        let us = Receiver { id: hello::id(self.hello_sender.incarnation()), multiplier: config.multiplier };
+        match peer.receive(now, mac, packet, us) {
+            Ok(changed) => self.dirty.extend(changed),
+            Err(_) => {
+                context.counters.dropped.replayed += 1;
+                return;
+            }
+        }
+        context.counters.packets_received += 1;
+        let state_changed = peer.liveness.state(now) != peer.state;
+        if !was_heard {
+            // The peer has proved that it is alive, and may wait for the same proof from this node.
+            self.handshakes.remove(packet.incarnation);
+            self.hello_sender.send_soon();
+        }
+        if renamed || !was_heard || before != (peer.can_take_over(), peer.is_serving(), peer.unread_buckets) {
+            self.dirty.extend(peer.claims.iter().map(|(lb_ip, _)| lb_ip));
+            self.dirty.extend(self.orphans.keys().chain(self.ceding.keys()));
+        }
+        if !self.is_listening(now, config) {
+            // Addresses that this node did not dare to claim: now a peer was heard.
+            self.dirty.extend(self.orphans.iter().filter(|(_, since)| since.is_none()).map(|(lb_ip, _)| lb_ip));
+        }
+        self.record_vouchers(now, packet);
+        self.hello_sender.receive_bucket_requests(&packet.bucket_requests);
+        self.hello_sender.receive_probes(&packet.probed);
+        if state_changed {
+            self.update_peer_states(context);
+        }
+    }
+
+    fn admission_of(&self, now: Duration, packet: &Packet) -> Admission {
+        let is_echoed = || self.hello_sender.is_echoed(&packet.echoes);
+        match self.peers.get(&packet.node) {
+            Some(peer) if peer.incarnation == packet.incarnation => {
+                if peer.check(packet).is_err() {
+                    Admission::Replayed
+                } else if peer.liveness.is_heard(now) || peer.liveness.is_vouched(now) || is_echoed() {
+                    Admission::Known
+                } else {
+                    Admission::Unproven
+                }
+            }
+            known => {
+                let since = known.map(|peer| peer.liveness.last_heard());
+                let vouched = self.handshakes.is_vouched(now, packet.incarnation, since);
+                if vouched || is_echoed() { Admission::New } else { Admission::Unproven }
+            }
+        }
+    }
+
+    /// Adds a new peer or incarnation. Returns whether there was room for it.
+    fn admit(&mut self, context: &mut Context<'_>, mac: MacAddr, packet: &Packet) -> bool {
+        let (now, multiplier) = (context.now, context.config.multiplier);
+        let crowded = self.peers.len() >= MAX_PEERS;
+        match self.peers.entry(packet.node.clone()) {
+            Entry::Occupied(mut known) => {
+                self.dirty.extend(known.get_mut().restart(now, mac, packet, multiplier));
+                // The former incarnation may have been leaving or blind.
+                self.dirty.extend(self.orphans.keys().chain(self.ceding.keys()));
+            }
+            Entry::Vacant(_) if crowded => {
+                context.counters.dropped.crowded += 1;
+                return false;
+            }
+            Entry::Vacant(place) => {
+                place.insert(Peer::new(now, mac, packet, multiplier));
+            }
+        }
+        self.handshakes.remove(packet.incarnation);
+        // The peer may wait for a proof that this node is alive.
+        self.hello_sender.send_soon();
+        true
+    }
+
+    /// Reports another speaker with the name of this node. It may be this node itself, because some links reflect
+    /// flooded frames.
+    fn report_duplicate(&mut self, context: &mut Context<'_>, mac: MacAddr, packet: &Packet) {
+        let other = packet.incarnation != self.hello_sender.incarnation();
+        // Once for each incarnation: the packet may be replayed repeatedly.
+        if other && self.duplicate.replace(packet.incarnation) != Some(packet.incarnation) {
+            context.events.push(Event::DuplicateNode { link: self.link.name.clone(), mac });
+        }
+    }
+
+    /// Probes peers whose Hello is late, if few other peers can vouch for them.
+    pub(super) fn probe_late_peers(&mut self, now: Duration) {
+        if self.live_peers > MAX_VOUCHERS_PROBED + 1 {
+            return;
+        }
+        let hello_sender = &mut self.hello_sender;
+        let present = self.peers.values_mut().filter(|peer| peer.state != PeerState::Dead);
+        for peer in present.filter(|peer| peer.liveness.probe_due() <= now) {
+            hello_sender.add_probe(peer.incarnation);
+            peer.liveness.record_probe(now);
+        }
+    }
+
+    /// When to probe a peer. A peer whose next Hello is not due yet is checked with this node's own Hello, so that the
+    /// loop does not wake without need.
+    pub(super) fn next_probe(&self, now: Duration) -> Option<Duration> {
+        let few = self.live_peers <= MAX_VOUCHERS_PROBED + 1;
+        let present = self.peers.values().filter(|peer| few && peer.state != PeerState::Dead);
+        let late = present.filter(|peer| peer.liveness.age(now) >= peer.liveness.interval());
+        late.map(|peer| peer.liveness.probe_due()).min()
+    }
+
+    /// Records when the sender of `packet` last heard each peer.
+    fn record_vouchers(&mut self, now: Duration, packet: &Packet) {
+        let heard = &packet.heard.peers;
+        for other in self.peers.values_mut() {
+            let id = hello::id(other.incarnation);
+            // The list is sorted by id. A peer that sends an unsorted list vouches for none.
+            if let Ok(at) = heard.binary_search_by_key(&id, |heard| heard.id) {
+                other.liveness.record_voucher(now.saturating_sub(heard[at].age));
+            }
+        }
+        for heard in heard {
+            self.handshakes.record_voucher(heard.id, now.saturating_sub(heard.age));
+        }
+    }
+}

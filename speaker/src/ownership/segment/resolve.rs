@@ -1,0 +1,112 @@
+//! ARP and NDP on a segment: answers, probes, and conflicts ([`crate::announce::conflicts`]).
+
+use std::net::IpAddr;
+use std::time::Duration;
+
+use super::{Context, Quorum, Segment};
+use crate::announce::schedule::Form;
+use crate::metrics::{Counters, Event, FrameCounters};
+use crate::wire::arp::{self, Ignored, Verdict};
+use crate::wire::frame::{Channel, Frame};
+use crate::wire::ndp;
+use crds::MacAddr;
+
+/// The minimum time between two defences of an address against a peer.
+const DEFEND_INTERVAL: Duration = Duration::from_secs(1);
+
+impl Segment {
+    pub fn receive_arp(&mut self, context: &mut Context<'_>, frame: &[u8]) {
+        self.note_outsider(context.now, frame);
+        if self.conflicts.is_probing() {
+            self.receive_used_address(context, arp::address_user(frame).map(|(mac, used)| (mac, used.into())));
+        }
+        let verdict = arp::decide(frame, self.link.mac, |lb_ip| self.own_claim(IpAddr::V4(lb_ip)).is_some());
+        self.apply_verdict(context, Channel::Arp, verdict);
+    }
+
+    pub fn receive_ndp(&mut self, context: &mut Context<'_>, frame: &[u8]) {
+        self.note_outsider(context.now, frame);
+        if self.conflicts.is_probing() {
+            self.receive_used_address(context, ndp::address_user(frame).map(|(mac, used)| (mac, used.into())));
+        }
+        let verdict = ndp::decide(frame, self.link.mac, |lb_ip| self.own_claim(IpAddr::V6(lb_ip)).is_some());
+        self.apply_verdict(context, Channel::Ndp, verdict);
+    }
+
+    fn apply_verdict(&mut self, context: &mut Context<'_>, channel: Channel, verdict: Verdict) {
+        let counters = if channel == Channel::Arp { &mut context.counters.arp } else { &mut context.counters.ndp };
+        match verdict {
+            Verdict::Answer(bytes) => {
+                counters.answered += 1;
+                context.frames.push(Frame { link: self.link.index, channel, bytes });
+            }
+            Verdict::Conflict { lb_ip, mac } if self.peers.values().any(|peer| peer.mac == mac) => {
+                self.defend_against_peer(context, lb_ip);
+            }
+            Verdict::Conflict { lb_ip, mac } => self.defend_against_host(context, lb_ip, mac),
+            Verdict::Ignore(Ignored::Malformed) => counters.malformed += 1,
+            Verdict::Ignore(_) => {}
+        }
+    }
+
+    /// Announces an address again that a peer uses.
+    fn defend_against_peer(&mut self, context: &mut Context<'_>, lb_ip: IpAddr) {
+        let now = context.now;
+        // Two owners that meet must not trigger each other repeatedly.
+        if self.last_defended.get(&lb_ip).is_some_and(|at| now < *at + DEFEND_INTERVAL) {
+            return;
+        }
+        self.last_defended.insert(lb_ip, now);
+        // A peer that takes over sends its claim in a Hello, and this node withdraws. A peer with a weaker claim does
+        // not hear this node, so this node must be the last to announce, unless it is the one that does not hear.
+        if self.quorum != Quorum::Minority {
+            self.schedule.start(lb_ip, now);
+            self.hello_sender.send_soon();
+        }
+    }
+
+    /// Reports a host outside the cluster that uses an announced address, and announces the address again.
+    pub(super) fn defend_against_host(&mut self, context: &mut Context<'_>, lb_ip: IpAddr, mac: MacAddr) {
+        counters(context.counters, lb_ip).conflicts += 1;
+        let reaction = self.conflicts.record_conflict(context.now, lb_ip, mac);
+        if reaction.is_news {
+            *context.reports_changed = true;
+            let link = self.link.name.clone();
+            context.events.push(Event::Conflict { lb_ip, link, mac, held_back: false });
+        }
+        // Not in the quiet period: a peer may own the address by now.
+        if reaction.defend && context.now >= self.quiet_until(context.config) {
+            self.announce_one(context, lb_ip, Form::Both);
+        }
+    }
+
+    /// Holds an address back that a host outside the cluster uses or probes.
+    pub(super) fn receive_used_address(&mut self, context: &mut Context<'_>, user: Option<(MacAddr, IpAddr)>) {
+        let Some((mac, used)) = user else { return };
+        if mac == self.link.mac || self.peers.values().any(|peer| peer.mac == mac) {
+            return;
+        }
+        if self.conflicts.record_user(context.now, used, mac) {
+            *context.reports_changed = true;
+            counters(context.counters, used).conflicts += 1;
+            let link = self.link.name.clone();
+            context.events.push(Event::Conflict { lb_ip: used, link, mac, held_back: true });
+        }
+    }
+
+    /// Sends the due probes for addresses to announce for the first time.
+    pub fn send_probes(&mut self, context: &mut Context<'_>) {
+        let (link, mac) = (self.link.index, self.link.mac);
+        for lb_ip in self.conflicts.take_due_probes(context.now) {
+            counters(context.counters, lb_ip).probes += 1;
+            context.frames.push(match lb_ip {
+                IpAddr::V4(lb_ip) => Frame { link, channel: Channel::Arp, bytes: arp::probe(mac, lb_ip) },
+                IpAddr::V6(lb_ip) => Frame { link, channel: Channel::Ndp, bytes: ndp::probe(mac, lb_ip) },
+            });
+        }
+    }
+}
+
+fn counters(counters: &mut Counters, lb_ip: IpAddr) -> &mut FrameCounters {
+    if lb_ip.is_ipv4() { &mut counters.arp } else { &mut counters.ndp }
+}

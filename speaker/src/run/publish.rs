@@ -1,0 +1,69 @@
+//! The announcements and conflicts that the speaker publishes.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+
+use jiff::Timestamp;
+
+use crate::machine::{Machine, Reportable};
+use crate::metrics::Move;
+use crds::MacAddr;
+
+/// The announcements of this node: the links on which it announces each lb_ip.
+pub type Announcements = BTreeMap<IpAddr, Vec<Announcement>>;
+
+/// The announcement of an lb_ip on a link.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Announcement {
+    /// The name of the link.
+    pub link: String,
+    /// The epoch of the claim.
+    pub epoch: u64,
+    /// When this node made the claim with this epoch.
+    pub since: Timestamp,
+    /// The takeover, if another node had the address before.
+    pub moved: Option<Move>,
+}
+
+/// The addresses that a host outside the cluster uses as well.
+pub type Conflicts = BTreeMap<IpAddr, Conflict>;
+
+/// A host outside the cluster that uses an lb_ip.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Conflict {
+    /// The name of the link.
+    pub link: String,
+    /// The MAC address of the host.
+    pub mac: MacAddr,
+    /// Whether the address is not announced because of the conflict. An address that was announced before stays
+    /// announced.
+    pub held_back: bool,
+    /// When this node detected the conflict.
+    pub since: Timestamp,
+}
+
+/// The announcements to publish. One with the same link and epoch as in `before` is unchanged; a new one begins at `now`.
+pub(super) fn announcements<'a>(
+    reportable: impl Iterator<Item = Reportable<'a>>,
+    before: &Announcements,
+    now: Timestamp,
+) -> Announcements {
+    let mut all = Announcements::new();
+    for Reportable { lb_ip, link, claim, moved } in reportable {
+        let mut known = before.get(&lb_ip).into_iter().flatten();
+        let known = known.find(|known| known.link == link && known.epoch == claim.epoch);
+        let new = || Announcement { link: link.into(), epoch: claim.epoch, since: now, moved };
+        all.entry(lb_ip).or_default().push(known.cloned().unwrap_or_else(new));
+    }
+    all
+}
+
+/// The conflicts to publish. One with the same link and host as in `before` began then; a new one begins at `now`.
+pub(super) fn conflicts(machine: &Machine, before: &Conflicts, now: Timestamp) -> Conflicts {
+    let conflicts = machine.conflicts().map(|(lb_ip, link, host)| {
+        let known = before.get(&lb_ip).filter(|known| known.link == link && known.mac == host.mac);
+        let since = known.map_or(now, |known| known.since);
+        (lb_ip, Conflict { link: link.into(), mac: host.mac, held_back: host.held_back, since })
+    });
+    conflicts.collect()
+}

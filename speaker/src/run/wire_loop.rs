@@ -1,0 +1,343 @@
+//! The loop of the wire thread.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::io;
+use std::time::{Duration, Instant};
+
+use jiff::Timestamp;
+use tokio::sync::{mpsc, oneshot, watch};
+
+use super::log::LogLine;
+use super::publish::{self, Announcements};
+use super::{Error, Inputs, Outputs};
+use crate::announce::placement::Link;
+use crate::config::Config;
+use crate::machine::{Machine, Output};
+use crate::metrics::Event;
+use crate::os::groups::Groups;
+use crate::os::poll::{self, Interest, Ready, WakeReceiver};
+use crate::os::socket::{BATCH, PacketSocket, ReceiveBuffer};
+use crate::os::sockets::Sockets;
+use crate::wire::frame::{Channel, Frame};
+
+/// The maximum number of addresses to announce per round: 512 frames, about a millisecond.
+const ANNOUNCED_PER_ROUND: usize = 256;
+
+/// The maximum number of frames to receive from a socket per round, so that a flood cannot occupy the loop.
+const RECEIVED_PER_ROUND: usize = 1024;
+
+/// The minimum time between two publications of the announcements, which are written to the API server anyway.
+const PUBLISH_INTERVAL: Duration = Duration::from_millis(50);
+
+/// The publish interval grows by its base value for each of this many announced addresses. Comparing thousands takes
+/// milliseconds, and while they move other work is more urgent.
+const ANNOUNCEMENTS_PER_INTERVAL: u32 = 1000;
+
+/// The time between two publications of the counters.
+const COUNTERS_INTERVAL: Duration = Duration::from_secs(1);
+
+/// The ends of channels that the wire thread needs in addition to [`Inputs`] and [`Outputs`].
+pub(super) struct Channels {
+    pub(super) links: watch::Receiver<BTreeMap<u32, Link>>,
+    pub(super) log: mpsc::Sender<LogLine>,
+    /// Asks the thread to stop in order. A closed channel stops it at once.
+    pub(super) stop: oneshot::Receiver<()>,
+    /// Wakes the thread after a change of any of its inputs.
+    pub(super) wake: WakeReceiver,
+}
+
+/// The state of the wire thread.
+pub(super) struct WireLoop {
+    machine: Machine,
+    begun: Instant,
+    sockets: Sockets,
+    groups: Groups,
+    buffer: ReceiveBuffer,
+    /// ARP and NDP frames that wait for room in the kernel.
+    queue: VecDeque<Frame>,
+    inputs: Inputs,
+    outputs: Outputs,
+    channels: Channels,
+    stopping: bool,
+    /// When announcements were last published.
+    published: Option<Instant>,
+    unpublished: bool,
+    /// When counters were last published.
+    counted: Option<Instant>,
+    /// When the sockets were last read.
+    read: Duration,
+    /// The number of events that were not logged.
+    lost: u64,
+}
+
+/// The value, if it changed since the last call. A value sent just before the sender was dropped is returned once. (If it
+/// were returned again, the loop would never sleep.)
+fn take_changed<T: Clone>(receiver: &mut watch::Receiver<T>) -> Option<T> {
+    let value = receiver.borrow_and_update();
+    value.has_changed().then(|| value.clone())
+}
+
+impl WireLoop {
+    /// Runs until the speaker has stopped or fails.
+    pub(super) fn run(config: Config, inputs: Inputs, outputs: Outputs, channels: Channels) -> Result<(), Error> {
+        let mut wire = Self {
+            machine: Machine::new(config),
+            begun: Instant::now(),
+            sockets: Sockets::open().map_err(Error::Socket)?,
+            groups: Groups::default(),
+            buffer: ReceiveBuffer::default(),
+            queue: VecDeque::new(),
+            inputs,
+            outputs,
+            channels,
+            stopping: false,
+            published: None,
+            unpublished: true,
+            counted: None,
+            read: Duration::ZERO,
+            lost: 0,
+        };
+        // The present values count as changes.
+        wire.channels.links.mark_changed();
+        wire.inputs.snapshot.mark_changed();
+        wire.inputs.forwarded.mark_changed();
+        wire.inputs.keys.mark_changed();
+        wire.read_inputs(Duration::ZERO)?;
+        let result = wire.run_rounds();
+        wire.outputs.counters.send_replace(wire.machine.counters());
+        wire.outputs.announcements.send_replace(Announcements::new());
+        wire.outputs.dead.send_replace(BTreeSet::new());
+        result
+    }
+
+    fn run_rounds(&mut self) -> Result<(), Error> {
+        // Frames may remain in the sockets after a round with many frames.
+        let mut more = false;
+        loop {
+            let ready = self.sleep(more)?;
+            let now = self.begun.elapsed();
+            if self.machine.record_wake(now) {
+                self.drop_backlog()?;
+            } else {
+                more = self.receive(now, ready);
+            }
+            self.read = now;
+            if ready.contains(Sockets::PROMPT) {
+                self.channels.wake.clear();
+                if self.is_abandoned(now) {
+                    return Ok(());
+                }
+                self.read_inputs(now)?;
+            }
+            let room = if self.queue.is_empty() { ANNOUNCED_PER_ROUND } else { 0 };
+            let output = self.machine.poll(now, room);
+            self.process(output);
+            if self.machine.is_done() {
+                return Ok(());
+            }
+        }
+    }
+
+    /// Reads the request to stop. Returns whether the thread must stop at once, because its owner is gone.
+    fn is_abandoned(&mut self, now: Duration) -> bool {
+        if self.stopping {
+            return false;
+        }
+        match self.channels.stop.try_recv() {
+            Ok(()) => {
+                self.stopping = true;
+                self.machine.leave(now);
+                false
+            }
+            Err(oneshot::error::TryRecvError::Closed) => true,
+            Err(oneshot::error::TryRecvError::Empty) => false,
+        }
+    }
+
+    /// Sleeps until there is work. Returns the ready descriptors: the prompt sockets, and after them the waker. Routine
+    /// Hellos wake the thread only if the machine awaits a message.
+    fn sleep(&mut self, more: bool) -> Result<Ready, Error> {
+        let now = self.begun.elapsed();
+        let announcement = self.machine.announcement_due().filter(|_| self.queue.is_empty());
+        let publication =
+            self.published.filter(|_| self.unpublished).map(|at| at + self.publish_interval() - self.begun);
+        let deadlines = [self.machine.next_deadline(now), announcement, publication, more.then_some(now)];
+        let timeout = deadlines.into_iter().flatten().min().map(|until| until.saturating_sub(now));
+        let waits_for_room =
+            |socket: &PacketSocket| self.queue.front().is_some_and(|frame| frame.channel == socket.channel());
+        let interest =
+            |socket: &PacketSocket| if waits_for_room(socket) { Interest::ReadWrite } else { Interest::Read };
+        let prompt = self.sockets.prompt.each_ref().map(|socket| (socket.as_fd(), interest(socket)));
+        let [hello, hello_v6, arp, ndp] = prompt;
+        let wake = (self.channels.wake.as_fd(), Interest::Read);
+        let ready = if self.machine.is_idle(now) {
+            poll::wait([hello, hello_v6, arp, ndp, wake], timeout)
+        } else {
+            let routine = self.sockets.routine.each_ref().map(|socket| (socket.as_fd(), Interest::Read));
+            let [routine, routine_v6] = routine;
+            poll::wait([hello, hello_v6, arp, ndp, wake, routine, routine_v6], timeout)
+        };
+        ready.map_err(Error::Sleep)
+    }
+
+    /// Receives the waiting frames. Hellos come first, so that a flood of other frames makes no peer look dead. Routine
+    /// Hellos are always read, because a peer whose Hello was not read is not silent. Returns whether more frames wait.
+    fn receive(&mut self, now: Duration, ready: Ready) -> bool {
+        let mut more = false;
+        let prompt = self.sockets.prompt.iter().enumerate();
+        let prompt = prompt.filter(|(at, _)| ready.contains(*at)).map(|(_, socket)| socket);
+        for socket in self.sockets.routine.iter().chain(prompt) {
+            let mut left = RECEIVED_PER_ROUND / BATCH;
+            let mut again = true;
+            while again && left > 0 {
+                let machine = &mut self.machine;
+                // Whatever the clock shows, the frame arrived after the last read.
+                let max_age = now.saturating_sub(self.read);
+                let take = |link: u32, age: Duration, frame: &[u8]| {
+                    machine.receive(now - age.min(max_age), link, socket.channel(), frame);
+                };
+                again = socket.receive_with_age(&mut self.buffer, take).unwrap_or_else(|error| {
+                    tracing::debug!(%error, channel = ?socket.channel(), "a packet socket reports an error");
+                    true
+                });
+                left -= 1;
+            }
+            more |= again;
+        }
+        more
+    }
+
+    fn drop_backlog(&mut self) -> Result<(), Error> {
+        let mut dropped = 0;
+        for socket in self.sockets.all() {
+            while socket.receive(&mut self.buffer, |_, _| dropped += 1).map_err(Error::Socket)? {}
+        }
+        self.machine.count_dropped_backlog(dropped);
+        Ok(())
+    }
+
+    /// Passes changed inputs to the machine.
+    fn read_inputs(&mut self, now: Duration) -> Result<(), Error> {
+        let Inputs { snapshot, forwarded, keys } = &mut self.inputs;
+        if let Some(keys) = take_changed(keys) {
+            self.machine.set_keys(now, &keys);
+        }
+        if let Some(forwarded) = take_changed(forwarded) {
+            self.machine.set_forwarded(forwarded);
+        }
+        let (links, snapshot) = (take_changed(&mut self.channels.links), take_changed(snapshot));
+        let may_change_links = links.is_some() || snapshot.is_some();
+        if let Some(links) = links {
+            self.machine.set_links(now, links);
+        }
+        if let Some(snapshot) = snapshot {
+            self.machine.set_snapshot(now, snapshot);
+        }
+        if may_change_links {
+            let links: BTreeSet<u32> = self.machine.active_links().map(|link| link.index).collect();
+            self.sockets.listen_on(&links).map_err(Error::Socket)?;
+        }
+        Ok(())
+    }
+
+    /// Does the work of a round.
+    fn process(&mut self, output: Output) {
+        let Output { groups, frames, events, dead, neighbours, reports_changed } = output;
+        if let Some(groups) = groups {
+            self.groups.join_exactly(&groups);
+        }
+        self.send(frames);
+        self.log(events);
+        if let Some(dead) = dead {
+            self.outputs.dead.send_replace(dead);
+        }
+        if let Some(neighbours) = neighbours {
+            self.outputs.neighbours.send_replace(neighbours);
+        }
+        self.unpublished |= reports_changed;
+        self.publish();
+    }
+
+    /// Sends frames. ARP and NDP frames wait if there is no room. A Hello that cannot be sent now is worthless later.
+    fn send(&mut self, frames: Vec<Frame>) {
+        let mut failed = 0;
+        for frame in frames {
+            match frame.channel {
+                Channel::Hello | Channel::HelloV6 => {
+                    failed += u64::from(self.sockets.send([&frame].into_iter()).is_err())
+                }
+                Channel::Arp | Channel::Ndp => self.queue.push_back(frame),
+            }
+        }
+        while let Some(Frame { channel, .. }) = self.queue.front() {
+            let same_channel = self.queue.iter().take_while(|frame| frame.channel == *channel);
+            let done = match self.sockets.send(same_channel) {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
+                Err(_) => {
+                    failed += 1;
+                    1
+                }
+                Ok(sent) => sent,
+            };
+            self.queue.drain(..done);
+        }
+        if failed > 0 {
+            self.machine.count_failed_sends(failed);
+        }
+    }
+
+    fn log(&mut self, events: Vec<Event>) {
+        for event in events {
+            self.lost += u64::from(self.channels.log.try_send(LogLine::Event(event)).is_err());
+        }
+        if self.lost > 0 && self.channels.log.try_send(LogLine::Lost(self.lost)).is_ok() {
+            self.lost = 0;
+        }
+    }
+
+    /// The minimum time between two publications of the announcements.
+    fn publish_interval(&self) -> Duration {
+        let announced = u32::try_from(self.outputs.announcements.borrow().len()).unwrap_or(u32::MAX);
+        PUBLISH_INTERVAL * (1 + announced / ANNOUNCEMENTS_PER_INTERVAL)
+    }
+
+    /// Publishes counters, announcements and conflicts, if it is time to.
+    fn publish(&mut self) {
+        if self.counted.is_none_or(|counted| counted.elapsed() >= COUNTERS_INTERVAL) {
+            self.counted = Some(Instant::now());
+            self.outputs.counters.send_replace(self.machine.counters());
+        }
+        let is_early = |published: Instant| published.elapsed() < self.publish_interval();
+        if !self.unpublished || self.published.is_some_and(is_early) {
+            return;
+        }
+        (self.published, self.unpublished) = (Some(Instant::now()), false);
+        let now = Timestamp::now();
+        let reportable = self.machine.reportable(self.begun.elapsed());
+        self.outputs.announcements.send_if_modified(|known| {
+            let new = publish::announcements(reportable, known, now);
+            let is_modified = new != *known;
+            *known = new;
+            is_modified
+        });
+        self.outputs.conflicts.send_if_modified(|known| {
+            let new = publish::conflicts(&self.machine, known, now);
+            let is_modified = new != *known;
+            *known = new;
+            is_modified
+        });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn last_value_of_a_dropped_sender_is_taken_once() {
+        let (sender, mut receiver) = watch::channel("first");
+        sender.send_replace("last");
+        drop(sender);
+        assert_eq!([take_changed(&mut receiver), take_changed(&mut receiver)], [Some("last"), None]);
+    }
+}

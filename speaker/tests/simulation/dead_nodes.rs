@@ -1,0 +1,150 @@
+//! Which nodes are called dead, and when.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use speaker::metrics::Event;
+
+use crate::world::{INTERVAL, Network, WINDOW, World, frame_of_other_host, lb_ip, name};
+use crate::{SETTLED, ms, seeds, settled_world};
+
+/// The dead nodes as seen by a node; `None` if no speaker runs there.
+pub fn dead(world: &World, node: usize) -> Option<BTreeSet<String>> {
+    Some(world.machine(node)?.dead())
+}
+
+/// The dead nodes as seen by each running speaker.
+fn dead_by_node(world: &World) -> Vec<BTreeSet<String>> {
+    (0..world.nodes()).filter_map(|node| dead(world, node)).collect()
+}
+
+fn none_dead(nodes: usize) -> Vec<BTreeSet<String>> {
+    vec![BTreeSet::new(); nodes]
+}
+
+/// The nodes that were ever called dead.
+fn ever_dead(world: &World) -> BTreeSet<&str> {
+    let dead = world.events.iter().filter_map(|(_, _, event)| match event {
+        Event::Node { node, dead: true } => Some(node.as_str()),
+        _ => None,
+    });
+    dead.collect()
+}
+
+#[test]
+fn crashed_node_is_dead_to_all_until_heard_again() {
+    seeds(40, |seed| {
+        let nodes = 3 + seed as usize % 4;
+        let mut world = settled_world(seed, nodes, 5);
+        let victim = world.random.next_below(nodes);
+        let pause = world.random.time(Duration::ZERO, INTERVAL);
+        world.advance(pause);
+        world.crash(victim);
+        let gone = vec![BTreeSet::from([name(victim)]); nodes - 1];
+        let took = world.advance_until(ms(1000), |world| dead_by_node(world) == gone).expect("it is dead to all");
+        assert!(took <= WINDOW + INTERVAL, "{took:?}");
+        world.advance(Duration::from_secs(20));
+        assert_eq!(dead_by_node(&world), gone);
+        world.start(victim);
+        let is_back = |world: &World| dead_by_node(world) == none_dead(nodes);
+        let took = world.advance_until(ms(1000), is_back).expect("it is back");
+        assert!(took <= INTERVAL, "{took:?}");
+        assert_eq!(ever_dead(&world), BTreeSet::from([name(victim).as_str()]));
+    });
+}
+
+#[test]
+fn node_that_stops_in_order_is_not_dead() {
+    seeds(20, |seed| {
+        let nodes = 2 + seed as usize % 4;
+        let mut world = settled_world(seed, nodes, 5);
+        for node in (1..nodes).rev() {
+            world.stop(node);
+            world.advance(SETTLED);
+        }
+        world.inject(frame_of_other_host(lb_ip(30)).0, &frame_of_other_host(lb_ip(30)).1);
+        world.advance(Duration::from_secs(20));
+        assert_eq!(ever_dead(&world), BTreeSet::new());
+    });
+}
+
+#[test]
+fn isolated_or_suspended_node_calls_no_node_dead() {
+    seeds(40, |seed| {
+        let nodes = 3 + seed as usize % 4;
+        let mut world = settled_world(seed, nodes, 5);
+        let lost = world.random.next_below(nodes);
+        let time = world.random.time(ms(400), ms(3000));
+        if seed % 2 == 0 {
+            world.isolate(lost, true);
+            world.advance(time);
+        } else {
+            world.suspend(lost, time);
+            world.advance(time - ms(1));
+        }
+        for node in 0..nodes {
+            let expected = if node == lost { BTreeSet::new() } else { BTreeSet::from([name(lost)]) };
+            assert_eq!(dead(&world, node), Some(expected), "n{node} of n{lost}");
+        }
+        world.heal();
+        world.advance(SETTLED);
+        assert_eq!(dead_by_node(&world), none_dead(nodes));
+        assert_eq!(ever_dead(&world), BTreeSet::from([name(lost).as_str()]));
+    });
+}
+
+#[test]
+fn node_heard_by_any_peer_is_not_dead() {
+    seeds(20, |seed| {
+        let nodes = 3 + seed as usize % 4;
+        let mut world = settled_world(seed, nodes, 5);
+        let (from, to) = (world.random.next_below(nodes), world.random.next_below(nodes));
+        world.cut(from, to, from != to);
+        world.advance(Duration::from_secs(10));
+        assert_eq!(ever_dead(&world), BTreeSet::new());
+    });
+}
+
+#[test]
+fn silent_peer_of_two_is_dead_once_another_host_is_heard() {
+    seeds(20, |seed| {
+        let mut world = settled_world(seed, 2, 5);
+        let (channel, client) = frame_of_other_host(lb_ip(30 + seed as usize % 3));
+        // A client heard before the crash does not count.
+        world.inject(channel, &client);
+        world.crash(0);
+        world.advance(Duration::from_secs(5));
+        assert_eq!(dead(&world, 1), Some(BTreeSet::new()));
+        world.inject(channel, &client);
+        world.advance(WINDOW + INTERVAL * 2);
+        assert_eq!(dead(&world, 1), Some(BTreeSet::from([name(0)])));
+        world.start(0);
+        world.advance(SETTLED);
+        assert_eq!(dead_by_node(&world), none_dead(2));
+    });
+}
+
+#[test]
+fn two_percent_hello_loss_kills_no_node() {
+    seeds(6, |seed| {
+        let nodes = 2 + seed as usize % 4;
+        let mut world = settled_world(seed, nodes, 1);
+        world.network = Network { loss: 0.02, straggle: 0.005 };
+        let (channel, client) = frame_of_other_host(lb_ip(30));
+        for _ in 0..120 {
+            world.inject(channel, &client);
+            world.advance(Duration::from_secs(1));
+        }
+        assert_eq!(ever_dead(&world), BTreeSet::new());
+    });
+}
+
+#[test]
+fn last_node_remembers_earlier_deaths() {
+    let mut world = settled_world(1, 3, 5);
+    world.crash(0);
+    world.advance(SETTLED);
+    world.crash(1);
+    world.advance(SETTLED);
+    assert_eq!(dead(&world, 2), Some(BTreeSet::from([name(0)])), "the second death has no witness");
+}

@@ -1,0 +1,198 @@
+//! Nodes that hear few of the others, or none.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+use std::time::Duration;
+
+use crate::world::{INTERVAL, WINDOW, World, frame_of_other_host, lb_ip, mac, name};
+use crate::{SETTLED, check, event_log, ms, seeds, settled_world, sole_owners};
+
+/// Advances while clients send frames on the LAN.
+fn advance_with_clients(world: &mut World, time: Duration) {
+    let end = world.now + time;
+    while world.now < end {
+        let (channel, frame) = frame_of_other_host(lb_ip(90 + world.random.next_below(3)));
+        world.inject(channel, &frame);
+        let pause = world.random.time(ms(5), ms(60));
+        world.advance(pause.min(end - world.now));
+    }
+}
+
+/// The owners if one node owns all addresses.
+fn all_owned_by(world: &World, node: usize) -> BTreeMap<IpAddr, Vec<usize>> {
+    world.lb_ips().into_iter().map(|lb_ip| (lb_ip, vec![node])).collect()
+}
+
+#[test]
+fn reachable_node_of_two_owns_all_during_and_after_a_cut() {
+    seeds(100, |seed| {
+        let mut world = settled_world(seed, 2, 10);
+        let (lost, other) = (seed as usize % 2, 1 - seed as usize % 2);
+        world.isolate(lost, true);
+        let time = world.random.time(ms(600), ms(5000));
+        advance_with_clients(&mut world, time);
+        let served = world.lb_ips().into_iter().all(|lb_ip| {
+            world.owners(lb_ip).contains(&other)
+                && world.last_announcements.get(&lb_ip).is_some_and(|seen| seen.node == other)
+        });
+        assert!(served, "{:?}", world.all_owners());
+        world.heal();
+        let heal = world.now;
+        let again = |world: &World| world.last_announcements.values().all(|seen| seen.at >= heal && seen.node == other);
+        let took = world.advance_until(ms(1000), again).expect("the owner announces again");
+        assert!(took <= INTERVAL * 2, "{took:?}");
+        advance_with_clients(&mut world, SETTLED);
+        check(&world);
+        assert_eq!(world.all_owners(), all_owned_by(&world, other), "{:?}", world.events);
+    });
+}
+
+#[test]
+fn node_that_knows_of_two_owners_yields() {
+    seeds(40, |seed| {
+        let mut world = settled_world(seed, 2, 10);
+        let deaf = seed as usize % 2;
+        world.cut(1 - deaf, deaf, true);
+        advance_with_clients(&mut world, ms(2000));
+        // The node that does not hear its peer hears clients, so it is not deaf. Its peer knows that there would be two
+        // owners.
+        assert_eq!(world.all_owners(), all_owned_by(&world, deaf));
+        world.heal();
+        advance_with_clients(&mut world, SETTLED);
+        check(&world);
+        assert_eq!(world.all_owners(), all_owned_by(&world, deaf), "healing moves nothing");
+    });
+}
+
+#[test]
+fn isolated_node_keeps_its_addresses_but_announces_none_unasked() {
+    seeds(20, |seed| {
+        let nodes = 2 + seed as usize % 4;
+        let mut world = settled_world(seed, nodes, 10);
+        world.advance(ms(5000)); // until no address is contested any longer
+        let lost = world.random.next_below(nodes);
+        let before = sole_owners(&world);
+        let had: Vec<IpAddr> = before.iter().filter(|(_, owner)| **owner == lost).map(|(lb_ip, _)| *lb_ip).collect();
+        world.isolate(lost, true);
+        // Announcements that are due before the node can detect the isolation are made.
+        world.advance(WINDOW * 2);
+        let isolated_at = world.now;
+        advance_with_clients(&mut world, Duration::from_secs(70));
+        for lb_ip in &had {
+            assert!(world.owners(*lb_ip).contains(&lost), "requests are answered");
+            assert!(world.last_announced_by(lost, *lb_ip).is_none_or(|at| at < isolated_at), "{lb_ip}");
+        }
+        world.heal();
+        advance_with_clients(&mut world, SETTLED);
+        check(&world);
+    });
+}
+
+#[test]
+fn mutually_heard_nodes_stay_neighbours_in_silence() {
+    seeds(20, |seed| {
+        let racks = [BTreeSet::from([0, 1]), BTreeSet::from([2, 3])];
+        let mut world = World::new(seed, 4, 5);
+        world.partition(&racks[0]);
+        world.start_all();
+        world.advance(SETTLED);
+        let neighbour = |world: &World, a: usize, b: usize| world.machine(a)?.neighbours().mac("eth0", &name(b));
+        let pairs = || (0..4).flat_map(|a| (0..4).map(move |b| (a, b))).filter(|(a, b)| a != b);
+        for (a, b) in pairs() {
+            let together = racks.iter().any(|rack| rack.contains(&a) && rack.contains(&b));
+            assert_eq!(neighbour(&world, a, b), together.then_some(mac(b)), "{a} of {b}");
+        }
+        world.heal();
+        world.advance(SETTLED);
+        world.crash(3);
+        world.advance(Duration::from_secs(20));
+        for (a, b) in pairs().filter(|(a, _)| *a != 3) {
+            assert_eq!(neighbour(&world, a, b), Some(mac(b)), "{a} of {b}");
+        }
+    });
+}
+
+#[test]
+fn returning_isolated_node_takes_no_address() {
+    seeds(20, |seed| {
+        let nodes = 3 + seed as usize % 3;
+        let mut world = settled_world(seed, nodes, 20);
+        let lost = world.random.next_below(nodes);
+        world.isolate(lost, true);
+        world.advance(ms(400) + SETTLED);
+        // Clients are with the other nodes.
+        let others: BTreeMap<IpAddr, Vec<usize>> = world
+            .all_owners()
+            .into_iter()
+            .map(|(lb_ip, owners)| (lb_ip, owners.into_iter().filter(|owner| *owner != lost).collect()))
+            .collect();
+        assert!(others.values().all(|owners| owners.len() == 1), "the other nodes own all: {others:?}");
+        let announcement_count = world.last_announcements.clone();
+        world.isolate(lost, false);
+        let pause = world.random.time(Duration::ZERO, SETTLED);
+        world.advance(pause);
+        world.advance(SETTLED);
+        assert_eq!(world.all_owners(), others);
+        check(&world);
+        for (lb_ip, seen) in announcement_count {
+            assert_eq!(world.last_announcements[&lb_ip].node, seen.node);
+        }
+    });
+}
+
+#[test]
+fn one_way_cut_leaves_one_owner() {
+    seeds(30, |seed| {
+        let nodes = 3 + seed as usize % 3;
+        let mut world = settled_world(seed, nodes, 10);
+        let (a, b) = (world.random.next_below(nodes), world.random.next_below(nodes));
+        world.cut(a, b, a != b);
+        // Other nodes vouch for the node that is not heard, but not forever.
+        world.advance(ms(1500) + SETTLED);
+        check(&world);
+        let before = world.all_owners();
+        world.advance(ms(3000));
+        assert_eq!(world.all_owners(), before);
+        world.heal();
+        world.advance(SETTLED);
+        check(&world);
+        assert_eq!(world.all_owners(), before, "healing moves nothing");
+    });
+}
+
+#[test]
+fn deaf_node_loses_its_addresses() {
+    seeds(20, |seed| {
+        let nodes = 2 + seed as usize % 3;
+        let mut world = settled_world(seed, nodes, 10);
+        for other in 1..nodes {
+            world.cut(other, 0, true);
+        }
+        world.cut(nodes, 0, true);
+        let before: BTreeSet<IpAddr> =
+            sole_owners(&world).into_iter().filter(|(_, owner)| *owner == 0).map(|(lb_ip, _)| lb_ip).collect();
+        let took = world.advance_until(SETTLED, |world| before.iter().all(|lb_ip| world.owners(*lb_ip).len() == 2));
+        assert!(took.expect("another node takes them") <= WINDOW * 2 + INTERVAL * 2, "{took:?}");
+        // It cannot know of the takeover. But it announces nothing, so clients stay with the new owners.
+        world.advance(Duration::from_secs(70));
+        for lb_ip in before {
+            assert_ne!(world.last_announcements[&lb_ip].node, 0, "{}", event_log(&world, lb_ip));
+        }
+        world.heal();
+        world.advance(SETTLED);
+        check(&world);
+    });
+}
+
+#[test]
+fn two_nodes_converge_after_any_separation() {
+    seeds(20, |seed| {
+        let mut world = settled_world(seed, 2, 10);
+        let cut = world.random.time(ms(100), ms(3000));
+        world.isolate(0, true);
+        world.advance(cut);
+        world.heal();
+        world.advance(SETTLED);
+        check(&world);
+    });
+}
