@@ -111,7 +111,7 @@ impl Objects {
     }
 
     /// The addresses that name this Service.
-    fn held(&self, service: &Key) -> Vec<IpAddr> {
+    fn addresses_of(&self, service: &Key) -> Vec<IpAddr> {
         let names = |record: &Record| record.holders.iter().any(|holder| holder.service() == *service);
         self.records.values().filter(|record| names(record)).map(|record| record.address).collect()
     }
@@ -137,10 +137,10 @@ proptest! {
             prop_assert_eq!(cluster.nodes(), &objects.nodes);
             for n in 0..3 {
                 let key = key(n);
-                prop_assert_eq!(cluster.addresses_of(&key).collect::<Vec<_>>(), objects.held(&key));
+                prop_assert_eq!(cluster.addresses_of(&key).collect::<Vec<_>>(), objects.addresses_of(&key));
                 let expected = if objects.services.contains_key(&key) { objects.slices_of(&key) } else { vec![] };
                 prop_assert_eq!(cluster.slices().get(&key).map(|slices| slices.to_vec()).unwrap_or_default(), expected);
-                if before.services.get(&key) != objects.services.get(&key) || before.held(&key) != objects.held(&key) {
+                if before.services.get(&key) != objects.services.get(&key) || before.addresses_of(&key) != objects.addresses_of(&key) {
                     prop_assert!(affected.services.contains(&key), "{:?} is affected", key);
                 }
             }
