@@ -17,6 +17,7 @@ use std::time::Duration;
 
 use crds::Reach;
 use crds::service::Family;
+use model::pacing::Backoff;
 use tokio::sync::watch;
 use tokio::task;
 use tokio::time::{Instant, sleep_until};
@@ -42,10 +43,8 @@ const CHECK: Duration = Duration::from_secs(10);
 const CHECKS_UNTIL_RETRY: u32 = 30;
 /// For how many times its own length nothing is swept after a sweep: it takes a tenth of a processor at most.
 const REST_AFTER_SWEEP: u32 = 9;
-/// The first pause after a failed step; each further one is twice as long.
-const FIRST_PAUSE: Duration = Duration::from_millis(50);
-/// The longest pause.
-const LONGEST_PAUSE: Duration = Duration::from_secs(5);
+/// The pauses after failed steps in a row.
+const PAUSES: Backoff = Backoff::new(Duration::from_millis(50), Duration::from_secs(5));
 
 /// What the kernel of this node does now: published when it has acknowledged it, and taken back before it ends.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -100,7 +99,7 @@ pub async fn run(
     counters: watch::Sender<Counters>,
 ) -> Result<(), Error> {
     let mut worker = blocking(move || Worker::open(forwarding)).await?;
-    let mut pause = FIRST_PAUSE;
+    let mut pauses = PAUSES;
     let mut next_check = Instant::now() + CHECK;
     let mut sweeping = None;
     let mut next_sweep = Instant::now();
@@ -125,7 +124,7 @@ pub async fn run(
         counters.send_replace(worker.counters);
         let wake = match done {
             Ok(()) => {
-                pause = FIRST_PAUSE;
+                pauses.reset();
                 if check {
                     next_check = Instant::now() + CHECK;
                 }
@@ -133,10 +132,9 @@ pub async fn run(
             }
             Err(error) => {
                 let cause = cause(&error);
+                let pause = pauses.fail();
                 tracing::error!(%error, cause, retry_in = ?pause, "the kernel does not forward what it should");
-                let wake = Instant::now() + pause;
-                pause = (pause * 2).min(LONGEST_PAUSE);
-                wake
+                Instant::now() + pause
             }
         };
         loop {

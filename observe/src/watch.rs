@@ -24,10 +24,11 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::api::{ListParams, WatchParams};
 use kube::core::{Request, Status};
 use kube::{Api, Client, Resource};
+use model::pacing::add_jitter;
 use serde::de::DeserializeOwned;
 use tokio::time::{Instant, sleep, timeout};
 
-use crate::backoff::Backoff;
+use crate::backoff::{LONGEST, backoff_up_to};
 use crate::decode::{Decoded, Event, Undecodable, decode_list};
 use crate::source::{Source, version};
 use crate::store::Store;
@@ -74,14 +75,14 @@ where
 {
     let requests = Request::new(Api::<R>::all(client.clone()).resource_url());
     let watcher = Watcher { client, requests, source, store };
-    let mut backoff = Backoff::default();
+    let mut backoff = backoff_up_to(LONGEST);
     let mut health = Health { kind: R::kind(&()).into_owned(), plural: R::plural(&()).into_owned(), failure: None };
     loop {
         let mut from = match watcher.list().await {
             Ok(version) => version,
             Err(error) => {
                 health.log_failure(&error);
-                sleep(backoff.next_delay(jitter())).await;
+                sleep(add_jitter(backoff.fail(), jitter())).await;
                 continue;
             }
         };
@@ -101,7 +102,7 @@ where
             }
             // No delay after a watch of full duration, or before the list that an expired version requires.
             if is_brief || (result.is_err() && !expired) {
-                sleep(backoff.next_delay(jitter())).await;
+                sleep(add_jitter(backoff.fail(), jitter())).await;
             }
             if expired {
                 break;

@@ -15,10 +15,11 @@ use std::time::Duration;
 use futures::TryStreamExt;
 use kube::api::{ListParams, WatchEvent, WatchParams};
 use kube::{Api, Resource};
+use model::pacing::add_jitter;
 use serde::de::DeserializeOwned;
 use tokio::time::{Instant, sleep, timeout};
 
-use crate::backoff::Backoff;
+use crate::backoff::backoff_up_to;
 use crate::watch::{EVENT_TIMEOUT, MIN_DURATION, WATCH_SECONDS, error_chain, jitter};
 
 /// The object to watch.
@@ -76,7 +77,7 @@ pub async fn watch_one<K>(object: &OneObject<K>, mut report: impl FnMut(Seen<K>)
 where
     K: Resource + Clone + Debug + DeserializeOwned,
 {
-    let mut backoff = Backoff::up_to(object.longest_delay);
+    let mut backoff = backoff_up_to(object.longest_delay);
     let mut failing = false;
     loop {
         let began = Instant::now();
@@ -97,7 +98,7 @@ where
         }
         // A watch that ran its time is followed by the next one at once.
         if waits {
-            sleep(backoff.next_delay(jitter())).await;
+            sleep(add_jitter(backoff.fail(), jitter())).await;
         }
     }
 }

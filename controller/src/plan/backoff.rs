@@ -7,12 +7,15 @@
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
+use model::pacing;
+
 use crate::plan::effect::Subject;
 
-/// The first pause; each further one is twice as long.
+/// The shortest pause.
 const FIRST_PAUSE: Duration = Duration::from_millis(50);
 
-const LONGEST_PAUSE: Duration = Duration::from_secs(30);
+/// The pauses after failures in a row.
+const PAUSES: pacing::Backoff = pacing::Backoff::new(FIRST_PAUSE, Duration::from_secs(30));
 
 /// The pause between two writes of the status of a pool: its counts may lag behind.
 const POOL_PAUSE: Duration = Duration::from_millis(500);
@@ -95,8 +98,7 @@ impl Backoff {
 
 /// The n-th pause. `jitter` spreads it over its upper half.
 fn pause(n: u32, jitter: f64) -> Duration {
-    let doubled = FIRST_PAUSE.saturating_mul(1 << n.saturating_sub(1).min(16));
-    doubled.min(LONGEST_PAUSE).mul_f64(0.5 + jitter / 2.0)
+    pacing::add_jitter(PAUSES.pause_after(n), jitter)
 }
 
 #[cfg(test)]

@@ -6,6 +6,8 @@
 
 use std::time::{Duration, Instant};
 
+use model::pacing::TokenBucket;
+
 /// How many may start at once after an idle time, so that a single write starts immediately.
 const BURST: u32 = 32;
 
@@ -18,19 +20,17 @@ const IDLE_INTERVAL: Duration = Duration::from_millis(5);
 /// The interval while busy: 20 per second, when an API server takes some hundred writes per second.
 const BUSY_INTERVAL: Duration = Duration::from_millis(50);
 
-/// A token bucket for deferrable series.
+/// A token for each deferrable series that may start.
 #[derive(Debug)]
 pub(crate) struct DeferredBudget {
-    tokens: u32,
-    /// Time up to which tokens have been credited.
-    credited_until: Instant,
+    bucket: TokenBucket,
     /// When the last urgent series started.
     last_urgent: Option<Instant>,
 }
 
 impl DeferredBudget {
     pub(crate) fn new(now: Instant) -> Self {
-        Self { tokens: BURST, credited_until: now, last_urgent: None }
+        Self { bucket: TokenBucket::full(BURST, now), last_urgent: None }
     }
 
     /// Records the start of an urgent series.
@@ -42,17 +42,17 @@ impl DeferredBudget {
     /// Whether a deferrable series may start now.
     pub(crate) fn is_available(&mut self, now: Instant) -> bool {
         self.credit(now);
-        self.tokens > 0
+        self.bucket.has_token()
     }
 
     /// Records the start of a deferrable series.
     pub(crate) fn spend(&mut self) {
-        self.tokens = self.tokens.saturating_sub(1);
+        self.bucket.take();
     }
 
     /// When the next token is credited.
     pub(crate) fn next_token(&self, now: Instant) -> Instant {
-        self.credited_until + self.interval(now)
+        self.bucket.next_credit(self.interval(now))
     }
 
     fn interval(&self, now: Instant) -> Duration {
@@ -61,15 +61,7 @@ impl DeferredBudget {
     }
 
     fn credit(&mut self, now: Instant) {
-        let interval = self.interval(now);
-        let more = now.saturating_duration_since(self.credited_until).as_nanos() / interval.as_nanos();
-        let more = u32::try_from(more).unwrap_or(u32::MAX).min(BURST);
-        self.tokens = self.tokens.saturating_add(more);
-        if self.tokens >= BURST {
-            (self.tokens, self.credited_until) = (BURST, now);
-        } else {
-            self.credited_until += interval * more;
-        }
+        self.bucket.refill(now, self.interval(now));
     }
 }
 
