@@ -51,7 +51,7 @@ struct Objects {
 }
 
 /// Sets or removes an entry and returns the value before.
-fn put<K: Ord, V>(map: &mut BTreeMap<K, V>, key: K, value: Option<V>) -> Option<V> {
+fn set_entry<K: Ord, V>(map: &mut BTreeMap<K, V>, key: K, value: Option<V>) -> Option<V> {
     match value {
         Some(value) => map.insert(key, value),
         None => map.remove(&key),
@@ -65,7 +65,7 @@ impl Objects {
                 let policy = |is_local| if is_local { TrafficPolicy::Local } else { TrafficPolicy::Cluster };
                 let after =
                     state.map(|is_local| Arc::new(service(&format!("s{n}"), policy(is_local), Labels::default())));
-                put(&mut self.services, key(n), after.clone());
+                set_entry(&mut self.services, key(n), after.clone());
                 Change::Service(key(n), after)
             }
             Step::Slice(n, state) => {
@@ -73,7 +73,7 @@ impl Objects {
                 let after = state.map(|(service, node)| {
                     Arc::new(slice(&name, &format!("s{service}"), &[(&format!("n{node}"), 'r')]))
                 });
-                let before = put(&mut self.slices, Key::new("default", &*name), after.clone());
+                let before = set_entry(&mut self.slices, Key::new("default", &*name), after.clone());
                 Change::Slice { before, after }
             }
             Step::Record(n, holders) => {
@@ -82,13 +82,13 @@ impl Objects {
                 let after = names.map(|names| {
                     Arc::new(record(lb_ip(n), "lan", &names.iter().map(String::as_str).collect::<Vec<_>>()))
                 });
-                put(&mut self.records, lb_ip(n), after.clone());
+                set_entry(&mut self.records, lb_ip(n), after.clone());
                 Change::Record(lb_ip(n), after)
             }
             Step::Node(n, state) => {
                 let name = format!("n{n}");
                 let after = state.map(|excluded| Arc::new(Node { name: name.clone(), excluded, ..Node::default() }));
-                put(&mut self.nodes, name.clone(), after.clone());
+                set_entry(&mut self.nodes, name.clone(), after.clone());
                 Change::Node(name, after)
             }
         }
