@@ -55,7 +55,7 @@ impl Drop for Connector {
 }
 
 /// The next time on the grid that started at `begun`. Missed times are skipped.
-pub(crate) fn after(begun: Instant, interval: Duration) -> Instant {
+pub(crate) fn next_on_grid(begun: Instant, interval: Duration) -> Instant {
     let passed = begun.elapsed().as_nanos() / interval.as_nanos();
     begun + interval * (passed as u32 + 1)
 }
@@ -70,7 +70,7 @@ pub(crate) fn connect(
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("a runtime")?;
     runtime.block_on(async {
         let (done, mut attempts) = mpsc::unbounded_channel();
-        let mut next = after(begun, every);
+        let mut next = next_on_grid(begun, every);
         while !is_over() {
             sleep_until(next.into()).await;
             let done = done.clone();
@@ -85,7 +85,7 @@ pub(crate) fn connect(
                 // At the end the receiver is gone.
                 let _ = done.send(Attempt { began, accepted });
             });
-            next = after(begun, every);
+            next = next_on_grid(begun, every);
         }
         let mut all = Vec::new();
         while let Ok(attempt) = attempts.try_recv() {

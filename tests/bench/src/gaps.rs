@@ -16,7 +16,7 @@ pub struct Pause {
 
 impl Pause {
     /// Its length less `interval`, the shortest possible pause.
-    pub fn beyond(self, interval: Duration) -> Duration {
+    pub fn excess(self, interval: Duration) -> Duration {
         (self.to - self.from).saturating_sub(interval)
     }
 }
@@ -56,8 +56,8 @@ impl Datagrams {
         let pause = longest_pause(&self.answered, cut)?;
         let meanwhile: Vec<Duration> =
             self.sent.iter().copied().filter(|at| (pause.from..=pause.to).contains(at)).collect();
-        let late = longest_pause(&meanwhile, Duration::ZERO).map_or(Duration::ZERO, |pause| pause.beyond(interval));
-        Some(Outage { length: pause.beyond(interval), late })
+        let late = longest_pause(&meanwhile, Duration::ZERO).map_or(Duration::ZERO, |pause| pause.excess(interval));
+        Some(Outage { length: pause.excess(interval), late })
     }
 }
 
@@ -82,7 +82,7 @@ pub struct Connects {
 /// The results of these attempts after `cut`, at one per `interval`. `None` if no attempt was accepted after it.
 pub fn connects(attempts: &[Attempt], cut: Duration, interval: Duration) -> Option<Connects> {
     let accepted: Vec<Duration> = attempts.iter().filter(|one| one.accepted).map(|one| one.began).collect();
-    let outage = longest_pause(&accepted, cut)?.beyond(interval);
+    let outage = longest_pause(&accepted, cut)?.excess(interval);
     Some(Connects { lost: attempts.iter().filter(|one| !one.accepted).count(), outage })
 }
 

@@ -24,11 +24,9 @@
 //! The benchmarks are programs in `src/bin`.
 
 pub mod connector;
-pub mod distribution;
 pub mod gaps;
 pub mod metrics;
 pub mod probe;
-pub mod progress;
 pub mod report;
 pub mod rivals;
 pub mod sightings;
@@ -36,6 +34,8 @@ pub mod sniffer;
 pub mod stage;
 pub mod usage;
 pub mod writes;
+
+pub use report::{distribution, progress};
 
 use std::path::{Path, PathBuf};
 

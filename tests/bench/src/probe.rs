@@ -17,7 +17,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, anyhow};
 use lab::Host;
 
-use crate::connector::{after, connect};
+use crate::connector::{connect, next_on_grid};
 use crate::gaps::{Attempt, Datagrams};
 
 /// Interval between datagrams.
@@ -76,7 +76,7 @@ impl Probe {
                     // A refused send counts as well: while no host has the address, the kernel reports that here.
                     sent.push(begun.elapsed());
                     let _ = socket.send(b"?\n");
-                    next = after(begun, DATAGRAMS);
+                    next = next_on_grid(begun, DATAGRAMS);
                 }
                 sent
             })

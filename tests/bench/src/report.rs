@@ -1,5 +1,8 @@
 //! The results of a benchmark: a table for people, and one flat JSON object of numbers for programs. Pure.
 
+pub mod distribution;
+pub mod progress;
+
 use serde_json::{Map, Value, json};
 
 use crate::distribution::Distribution;
