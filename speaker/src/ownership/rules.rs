@@ -58,7 +58,7 @@ pub struct View<'a> {
     /// The preference for this node; `None` if it is not a candidate.
     pub preference: Option<u32>,
     /// The time since which a better successor is alive: a more preferred candidate, or any candidate if this node is
-    /// none. Set only for an owner.
+    /// not a candidate. Set only for an owner.
     pub successor_since: Option<Duration>,
     /// The time since which this node, the owner, is no longer a candidate.
     pub ineligible_since: Option<Duration>,
