@@ -28,8 +28,9 @@ struct Case {
     name: &'static str,
     range: &'static str,
     family: Family,
-    /// Of its first `used.0` addresses, every `used.1`-th is in use.
-    used: (u32, u32),
+    /// Of its first `span` addresses, every `step`-th is in use.
+    span: u32,
+    step: u32,
     /// Whether each step takes a second and releases the address of the step before, which then cools down for a minute.
     churn: bool,
 }
@@ -38,26 +39,26 @@ const IPV4: &str = "10.0.0.0-10.0.255.255";
 const IPV6: &str = "2001:db8::/32";
 
 const CASES: [Case; 8] = [
-    Case { name: "alloc_ns_at_0", range: IPV4, family: Family::V4, used: (0, 1), churn: false },
-    Case { name: "alloc_ns_at_1k", range: IPV4, family: Family::V4, used: (1_000, 1), churn: false },
-    Case { name: "alloc_ns_at_10k", range: IPV4, family: Family::V4, used: (10_000, 1), churn: false },
-    Case { name: "alloc_ns_at_65k", range: IPV4, family: Family::V4, used: (65_000, 1), churn: false },
-    Case { name: "alloc_ns_fragmented", range: IPV4, family: Family::V4, used: (65_536, 2), churn: false },
-    Case { name: "alloc_ns_churn_at_65k", range: IPV4, family: Family::V4, used: (65_000, 1), churn: true },
-    Case { name: "alloc_ns_ipv6_at_0", range: IPV6, family: Family::V6, used: (0, 1), churn: false },
-    Case { name: "alloc_ns_ipv6_at_65k", range: IPV6, family: Family::V6, used: (65_000, 1), churn: false },
+    Case { name: "alloc_ns_at_0", range: IPV4, family: Family::V4, span: 0, step: 1, churn: false },
+    Case { name: "alloc_ns_at_1k", range: IPV4, family: Family::V4, span: 1_000, step: 1, churn: false },
+    Case { name: "alloc_ns_at_10k", range: IPV4, family: Family::V4, span: 10_000, step: 1, churn: false },
+    Case { name: "alloc_ns_at_65k", range: IPV4, family: Family::V4, span: 65_000, step: 1, churn: false },
+    Case { name: "alloc_ns_fragmented", range: IPV4, family: Family::V4, span: 65_536, step: 2, churn: false },
+    Case { name: "alloc_ns_churn_at_65k", range: IPV4, family: Family::V4, span: 65_000, step: 1, churn: true },
+    Case { name: "alloc_ns_ipv6_at_0", range: IPV6, family: Family::V6, span: 0, step: 1, churn: false },
+    Case { name: "alloc_ns_ipv6_at_65k", range: IPV6, family: Family::V6, span: 65_000, step: 1, churn: false },
 ];
 
 fn main() {
-    let measured = CASES.map(|case| (case.name, measure(&case)));
+    let results = CASES.map(|case| (case.name, measure(&case)));
     if std::env::args().any(|argument| argument == "--json") {
-        let fields = measured.map(|(name, [min, median, max])| {
+        let fields = results.map(|(name, [min, median, max])| {
             format!("\"{name}\":{median:.1},\"{name}_min\":{min:.1},\"{name}_max\":{max:.1}")
         });
         println!("{{{}}}", fields.join(","));
     } else {
         println!("{:<24}{:>10}{:>10}{:>10}", "nanoseconds", "median", "min", "max");
-        for (name, [min, median, max]) in measured {
+        for (name, [min, median, max]) in results {
             println!("{name:<24}{median:>10.0}{min:>10.0}{max:>10.0}");
         }
     }
@@ -70,29 +71,30 @@ fn measure(case: &Case) -> [f64; 3] {
     let pools = Pools::new([&Arc::new(object)], &Occupied::default());
     let lan = pools.get("lan").expect("the pool");
     let first = lan.ranges[0].first();
-    let (used, every) = case.used;
-    let full = Free::new(&pools, (0..used).filter(|index| index % every == 0).map(|index| nth_after(first, index)));
-    // Each Service has another name, or it would get its former address again.
+    let full =
+        Free::new(&pools, (0..case.span).filter(|index| index % case.step == 0).map(|index| nth_after(first, index)));
+    // Each Service has its own name. A known name would get its former address again.
     let services: Vec<_> = (0..TAKES).map(|index| Key::new("default", format!("service-{index}"))).collect();
-    let mut rounds: Vec<f64> = (0..ROUNDS)
-        .map(|_| {
-            let mut free = full.clone();
-            let mut now = Timestamp::UNIX_EPOCH;
-            let started = Instant::now();
-            let mut before = None;
-            for service in &services {
-                let Some(address) = black_box(free.next_address(lan, case.family, service, now)) else { break };
-                free.take(address);
-                if let Some((address, service)) = before.replace((address, service)).filter(|_| case.churn) {
-                    free.release(address, Some(Key::clone(service)), now);
-                    now += SignedDuration::from_secs(1);
-                }
-            }
-            started.elapsed().as_nanos() as f64 / f64::from(TAKES)
-        })
-        .collect();
+    let mut rounds: Vec<f64> = (0..ROUNDS).map(|_| time_round(case, &pools, full.clone(), &services)).collect();
     rounds.sort_by(f64::total_cmp);
     [rounds[0], rounds[ROUNDS / 2], rounds[ROUNDS - 1]]
+}
+
+/// The nanoseconds of one step: the mean of a round.
+fn time_round(case: &Case, pools: &Pools, mut free: Free, services: &[Key]) -> f64 {
+    let lan = pools.get("lan").expect("the pool");
+    let mut now = Timestamp::UNIX_EPOCH;
+    let started = Instant::now();
+    let mut before = None;
+    for service in services {
+        let Some(lb_ip) = black_box(free.next_address(lan, case.family, service, now)) else { break };
+        free.take(lb_ip);
+        if let Some((lb_ip, service)) = before.replace((lb_ip, service)).filter(|_| case.churn) {
+            free.release(lb_ip, Some(Key::clone(service)), now);
+            now += SignedDuration::from_secs(1);
+        }
+    }
+    started.elapsed().as_nanos() as f64 / f64::from(TAKES)
 }
 
 fn nth_after(first: IpAddr, index: u32) -> IpAddr {

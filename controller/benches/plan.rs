@@ -1,9 +1,12 @@
 //! The cost of plans: for one more Service among many, and for all Services.
 //!
-//! `cargo bench -p controller --bench plan` prints times in microseconds for several numbers of Services with addresses: all
-//! plans for one new Service (it appears, the answers for its LoadBalancerIP and its patch arrive, its series ends), the
-//! first of these plans, and a plan that covers everything, as after a change of pools (processor time). Each line has the
-//! median, the minimum and the maximum of all rounds.
+//! `cargo bench -p controller --bench plan` prints times in microseconds for several numbers of Services with
+//! addresses. Each line has the median, the minimum and the maximum of all rounds:
+//!
+//! - all plans for one new Service: it appears, the API server answers the writes of its LoadBalancerIP and its patch,
+//!   its series ends
+//! - the first of these plans
+//! - a plan that covers all Services, as after a change of a pool (processor time)
 
 #![allow(clippy::print_stdout, reason = "a benchmark prints its results")]
 
@@ -19,21 +22,20 @@ use jiff::Timestamp;
 /// Rounds of each case.
 const ROUNDS: usize = 200;
 
-/// Rounds of plans that cover everything.
+/// Rounds of plans that cover all Services.
 const FULL_ROUNDS: usize = 20;
 
 fn main() {
     for count in [0, 1_000, 10_000, 30_000] {
         let mut cluster = settled_cluster(count);
-        let mut paths = Vec::new();
-        let mut firsts = Vec::new();
+        let (mut first, mut all) = (Vec::new(), Vec::new());
         for round in 0..ROUNDS {
-            let (first, path) = one_more(&mut cluster, count + round as u32);
-            firsts.push(first);
-            paths.push(path);
+            let cost = plan_one_more(&mut cluster, count + round as u32);
+            first.push(cost.first);
+            all.push(cost.all);
         }
-        print("first plan of one more", count, firsts);
-        print("all plans of one more", count, paths);
+        print_times("first plan of one more", count, first);
+        print_times("all plans of one more", count, all);
         let mut full = Vec::new();
         for _ in 0..FULL_ROUNDS {
             // An administrator edits the pool.
@@ -47,18 +49,18 @@ fn main() {
                 "all Services are settled"
             );
         }
-        print("plan about everything", count, full);
+        print_times("plan of all Services", count, full);
     }
 }
 
-/// The processor time of this thread, in microseconds. The kernel counts it at each tick, some milliseconds apart; for longer
-/// work on a busy machine it is more precise than a clock.
+/// The processor time of this thread, in microseconds. The kernel counts it at each tick, some milliseconds apart. For
+/// longer work on a busy machine it is more precise than a clock.
 fn processor_time() -> f64 {
     let text = std::fs::read_to_string("/proc/thread-self/schedstat").unwrap_or_default();
     text.split(' ').next().and_then(|nanos| nanos.parse::<f64>().ok()).unwrap_or_default() / 1e3
 }
 
-fn print(name: &str, count: u32, mut micros: Vec<f64>) {
+fn print_times(name: &str, count: u32, mut micros: Vec<f64>) {
     micros.sort_by(f64::total_cmp);
     let (min, max) = (micros[0], micros[micros.len() - 1]);
     println!("{name:24} at {count:6}: {:9.1} µs ({min:.1} to {max:.1})", micros[micros.len() / 2]);
@@ -137,8 +139,16 @@ fn answer(cluster: &mut ClusterIndex, series: &controller::Series, services: &[S
     }
 }
 
-/// The cost of plans for one more Service, in microseconds: of the first plan, and of all plans until it is settled.
-fn one_more(cluster: &mut ClusterIndex, number: u32) -> (f64, f64) {
+/// The cost of plans for one more Service, in microseconds.
+struct PlanCost {
+    /// Of the first plan.
+    first: f64,
+    /// Of all plans until the Service is settled.
+    all: f64,
+}
+
+/// Adds a Service, and plans until it is settled.
+fn plan_one_more(cluster: &mut ClusterIndex, number: u32) -> PlanCost {
     let service = service(number);
     let started = Instant::now();
     cluster.set_service(&service.key, Some(Arc::new(service.clone())), false);
@@ -161,7 +171,7 @@ fn one_more(cluster: &mut ClusterIndex, number: u32) -> (f64, f64) {
     let rest = cluster.plan(now());
     spent += started.elapsed().as_secs_f64() * 1e6;
     assert!(rest.series.iter().all(|series| series.subject != subject), "the Service is settled");
-    (first, spent)
+    PlanCost { first, all: spent }
 }
 
 fn service(number: u32) -> Service {
