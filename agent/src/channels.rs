@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use crds::node_network::NodeNetworkSpec;
-use dataplane::reply_path::{Gap, Return, Wanted};
+use dataplane::reply_path::{Gap, ReplyPath, ReplyPathInput};
 use tokio::sync::watch;
 
 use crate::keys::{KeysInUse, SecretState};
@@ -51,9 +51,9 @@ pub(crate) struct Channels {
     /// Kernel → composer, NodeNetwork: the links and gateways of this node.
     pub(crate) network: Channel<Option<NodeNetworkSpec>>,
     /// Composer → reply paths: the links and families that need one.
-    pub(crate) reply_links: Channel<Option<Wanted>>,
+    pub(crate) reply_links: Channel<Option<ReplyPathInput>>,
     /// Reply paths → composer: those that the kernel has.
-    pub(crate) reply_paths: Channel<Arc<BTreeSet<Return>>>,
+    pub(crate) reply_paths: Channel<Arc<BTreeSet<ReplyPath>>>,
     /// Reply paths → report: why some links have none.
     pub(crate) reply_gaps: Channel<BTreeSet<Gap>>,
     /// The watch of the Secret → the keys in use.

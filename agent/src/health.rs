@@ -21,7 +21,7 @@ use anyhow::{Result, bail};
 use axum::Router;
 use axum::http::{HeaderName, HeaderValue, StatusCode, header};
 use axum::response::IntoResponse;
-use dataplane::rules::health_check::{Health, health};
+use dataplane::rules::{HealthCheck, health_checks};
 use serde_json::json;
 use tokio::sync::watch;
 use tokio::task::{AbortHandle, JoinSet};
@@ -42,7 +42,7 @@ const CHECKS_BEFORE_OPENING: u8 = 2;
 const WEIGHT: HeaderName = HeaderName::from_static("x-load-balancing-endpoint-weight");
 
 /// The answers by port.
-type Answers = Arc<BTreeMap<u16, Health>>;
+type Answers = Arc<BTreeMap<u16, HealthCheck>>;
 
 /// Answers from the latest snapshot, until the composer ends.
 pub(crate) async fn serve(mut snapshot_rx: watch::Receiver<Option<Arc<dataplane::Snapshot>>>) -> Result<Infallible> {
@@ -72,7 +72,7 @@ async fn next_answers(
 ) -> Result<Answers> {
     updates.tick().await;
     let Ok(()) = snapshot_rx.changed().await else { bail!("the composer has ended") };
-    Ok(Arc::new(snapshot_rx.borrow_and_update().as_deref().map(health).unwrap_or_default()))
+    Ok(Arc::new(snapshot_rx.borrow_and_update().as_deref().map(health_checks).unwrap_or_default()))
 }
 
 /// The ports that are answered at.
@@ -93,7 +93,7 @@ impl Ports {
     async fn check(&mut self, kube_proxy_runs: bool) {
         let answers = self.answers_rx.borrow().clone();
         // kube-proxy does not answer for a Service that it ignores.
-        let is_needed = |port: &u16| answers.get(port).is_some_and(|health| !kube_proxy_runs || health.alone);
+        let is_needed = |port: &u16| answers.get(port).is_some_and(|health| !kube_proxy_runs || health.ours_alone);
         self.open.retain(|port, task| {
             let stays = is_needed(port) && !task.is_finished();
             if !stays {
@@ -134,7 +134,7 @@ fn router(port: u16, answers_rx: watch::Receiver<Answers>) -> Router {
 }
 
 /// The answer that kube-proxy would send. The connection closes after it.
-fn response(health: Option<&Health>) -> impl IntoResponse + use<> {
+fn response(health: Option<&HealthCheck>) -> impl IntoResponse + use<> {
     let local_endpoints = health.map_or(0, |health| health.local_endpoints);
     let body = json!({
         "service": health.map(|health| json!({"namespace": health.service.namespace, "name": health.service.name})),
@@ -178,7 +178,7 @@ mod tests {
     async fn a_port_is_open_while_kube_proxy_is_away() {
         let port = free_port();
         let health = |count| {
-            let health = Health { service: Key::new("default", "web"), local_endpoints: count, alone: false };
+            let health = HealthCheck { service: Key::new("default", "web"), local_endpoints: count, ours_alone: false };
             Arc::new(BTreeMap::from([(port, health)]))
         };
         let (answers_tx, answers_rx) = watch::channel(health(2));
@@ -210,7 +210,7 @@ mod tests {
 
         // kube-proxy does not answer for a Service that it ignores.
         assert!(ports.tasks.join_next().await.is_some(), "the port is closed");
-        let alone = Health { service: Key::new("default", "web"), local_endpoints: 1, alone: true };
+        let alone = HealthCheck { service: Key::new("default", "web"), local_endpoints: 1, ours_alone: true };
         answers_tx.send_replace(Arc::new(BTreeMap::from([(port, alone)])));
         ports.check(true).await;
         ports.check(true).await;
@@ -221,7 +221,7 @@ mod tests {
     async fn a_port_taken_by_another_proxy_stays_closed() {
         let other = TcpListener::bind((Ipv6Addr::UNSPECIFIED, 0)).await.expect("listen");
         let port = other.local_addr().expect("an address").port();
-        let health = Health { service: Key::new("default", "web"), local_endpoints: 2, alone: false };
+        let health = HealthCheck { service: Key::new("default", "web"), local_endpoints: 2, ours_alone: false };
         let (_answers_tx, answers_rx) = watch::channel(Arc::new(BTreeMap::from([(port, health)])));
         let mut ports = Ports::new(answers_rx);
         for _ in 0..3 {

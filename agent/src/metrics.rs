@@ -13,8 +13,8 @@ use std::fmt;
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use dataplane::metrics::traffic::of_services;
-use dataplane::rules::ruleset::Problem;
+use dataplane::metrics::report_traffic;
+use dataplane::rules::Problem;
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::DescriptorEncoder;
 use prometheus_client::encoding::text::encode;
@@ -90,7 +90,8 @@ impl Metrics {
         if keys_in_use_rx.borrow().keys.is_empty() {
             return Some("waiting for a key of the Secret landfall-hello-keys, which seals Hellos");
         }
-        let is_programmed = kernel_counters_rx.as_ref().is_none_or(|counters_rx| counters_rx.borrow().settled > 0);
+        let is_programmed =
+            kernel_counters_rx.as_ref().is_none_or(|counters_rx| counters_rx.borrow().successful_steps > 0);
         (!is_programmed).then_some("waiting for the first acknowledgement of the kernel")
     }
 }
@@ -135,8 +136,8 @@ impl Sources {
     /// Reads the kernel's counters. If that fails, these series are missing this time.
     fn encode_services(&self, to: &mut Exposition<'_>) -> fmt::Result {
         let Some(snapshot) = self.dataplane_snapshot_rx.borrow().clone() else { return Ok(()) };
-        match dataplane::count() {
-            Ok(counts) => traffic::encode_services(&of_services(&snapshot, &counts, self.service_metrics), to),
+        match dataplane::read_kernel_counters() {
+            Ok(counts) => traffic::encode_services(&report_traffic(&snapshot, &counts, self.service_metrics), to),
             Err(error) => {
                 tracing::warn!(%error, "cannot read the counters of Services from the kernel");
                 Ok(())
@@ -169,7 +170,7 @@ fn count_mistakes(problems: &BTreeMap<IpAddr, BTreeSet<Problem>>) -> usize {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use dataplane::metrics::traffic::Traffic;
+    use dataplane::metrics::TrafficReport;
     use speaker::metrics::Cause;
     use std::time::Duration;
 
@@ -216,7 +217,7 @@ mod tests {
         wire.takeovers.observe(Cause::Died, Duration::from_millis(140));
         channels.wire_counters.tx.send_replace(wire);
         let mut kernel = dataplane::Counters { repairs: 2, ..Default::default() };
-        kernel.programs.observe(Duration::from_micros(700));
+        kernel.durations.observe(Duration::from_micros(700));
         channels.kernel_counters.tx.send_replace(kernel);
         channels.keys_in_use.tx.send_replace(keys_in_use());
         for line in [
@@ -247,14 +248,14 @@ mod tests {
         waits_for("Secret landfall-hello-keys");
         channels.keys_in_use.tx.send_replace(keys_in_use());
         waits_for("kernel");
-        channels.kernel_counters.tx.send_replace(dataplane::Counters { settled: 1, ..Default::default() });
+        channels.kernel_counters.tx.send_replace(dataplane::Counters { successful_steps: 1, ..Default::default() });
         assert_eq!(metrics.unready(), None);
     }
 
     #[test]
     fn the_guide_lists_exactly_the_metrics() {
         let (_channels, metrics) = agent();
-        let all = Traffic { packets_counted: true, ..Traffic::default() };
+        let all = TrafficReport { packets_counted: true, ..TrafficReport::default() };
         let text = metrics.text().expect("text") + &traffic::tests::exposition(all);
         let types = text.lines().filter_map(|line| line.strip_prefix("# TYPE "));
         let names = types.map(|line| match line.split_once(' ') {

@@ -1,5 +1,12 @@
-//! What the kernel must forget: tracked flows and clients with an affinity whose endpoint is gone.
+//! State that the kernel must forget when endpoints are gone: UDP flows of connection tracking, and clients with
+//! session affinity.
+//!
+//! | file | content |
+//! |---|---|
+//! | [`stale`] | the tracked flows that lead to no endpoint (pure) |
+//! | [`affinity`] | the clients whose endpoint they may no longer use (pure) |
+//! | [`conntrack`] | makes the kernel forget flows (shell) |
 
 pub mod affinity;
-pub mod conntrack;
-pub mod stale;
+pub(crate) mod conntrack;
+pub(crate) mod stale;

@@ -1,39 +1,54 @@
 //! Forwarding: what the kernel must do with a packet to an lb_ip, and making it do so.
 //!
 //! ```text
-//!   Snapshot ──ruleset()──▶ Ruleset ──diff──▶ changes ──one transaction──▶ the kernel's tables `landfall`
-//!                                                                               │ acknowledged
-//!                                                      Forwarding  ◀────────────┘
+//!   Snapshot ──plan──▶ Ruleset ──projection──▶ Elements ──diff──▶ ElementChanges ──requests──▶ the kernel's tables `landfall`
+//!                                                                                                 │ acknowledged
+//!                                                      Forwarding  ◀──────────────────────────────┘
 //! ```
 //!
-//! | room | what is in it |
+//! | room | content |
 //! |---|---|
-//! | [`snapshot`] | what was observed |
-//! | [`rules`] | snapshot → ruleset: what must happen to packets; knows no kernel (pure) |
-//! | [`nft`] | ruleset → nf_tables: elements, tables, messages (pure), and the engine (shell) |
-//! | [`netlink`] | the language of the kernel, and the socket |
-//! | [`flows`] | tracked flows and sticky clients that the kernel must forget |
-//! | [`reply_path`] | on a node with several links, answers leave by the link that the request came in by |
+//! | [`snapshot`] | the observed input |
+//! | [`rules`] | snapshot → ruleset, without any knowledge of a kernel (pure) |
+//! | [`nft`] | the engine: ruleset → tables of nf_tables |
+//! | [`flows`] | tracked flows and clients that the kernel must forget |
+//! | [`reply_path`] | on a node with several links, replies leave by the link of the request |
+//! | [`netlink`] | messages of the kernel, and the socket |
 //! | [`run`](mod@run) | the loop |
 //! | [`metrics`] | numbers of changes and of traffic (pure) |
 //!
-//! A frame from outside goes to a node that has an endpoint, which translates it to one of its own, chosen at random, and
-//! answers the client. Where frames can't be handed on, a packet goes to a random endpoint on any node: one on this node
-//! sees the client's address; for one on another node the packet is masqueraded, so that the answer comes back through
-//! here. What a Service has no endpoint for is refused, and what nobody serves is dropped, as is who may not use it. IPv4
-//! and IPv6 are forwarded alike.
+//! # One Service, from watch to element
+//!
+//! | step | file | from → to |
+//! |---|---|---|
+//! | the agent composes | `snapshot.rs` | Service, EndpointSlices, LoadBalancerIP → [`Snapshot`] |
+//! | what changed | `rules/planner.rs` | two snapshots → affected lb_ips |
+//! | plan | `rules/plan.rs` | Service, slices → `LbIp` with a `Target` for each port |
+//! | collect | `rules/ruleset.rs` | `LbIp` → [`Ruleset`](rules::Ruleset): addresses, dispatches, share tables |
+//! | next hops | `rules/next_hops.rs` | share tables, links, dead nodes → MAC addresses |
+//! | project | `nft/projection.rs` | `LbIp` → `ElementKey` and `ElementValue` |
+//! | diff | `nft/diff.rs` | two rulesets → `ElementChange`s |
+//! | encode | `nft/codec/request.rs` | changes → messages of one transaction |
+//! | apply | `nft/engine.rs` | messages → the kernel |
+//! | publish | `run/forwarding.rs` | what the kernel acknowledged → [`Forwarding`] |
+//!
+//! A frame from outside is re-sent to a node with an endpoint. That node translates it to one of its own endpoints,
+//! chosen at random, and replies to the client directly. If frames cannot be re-sent, a packet goes to a random
+//! endpoint on any node. An endpoint on this node sees the client's address; for one on another node the packet is
+//! masqueraded, so that the reply comes back through here. A packet to a port without endpoints is refused. A packet
+//! that nothing serves, or of a forbidden client, is dropped. IPv4 and IPv6 are forwarded alike.
 
 pub mod flows;
+mod link_name;
 pub mod metrics;
 pub mod netlink;
 pub mod nft;
 pub mod reply_path;
 pub mod rules;
-pub mod run;
+mod run;
 pub mod snapshot;
 
-pub use metrics::counters::Counters;
-pub use nft::engine::{Error, count, remove};
-pub use rules::ruleset::Ruleset;
+pub use metrics::Counters;
+pub use nft::{read_kernel_counters, remove};
 pub use run::{Forwarding, run};
 pub use snapshot::Snapshot;

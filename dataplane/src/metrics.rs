@@ -1,4 +1,16 @@
-//! Numbers: of changes of the kernel's tables, and of traffic per Service.
+//! Numbers for metrics.
+//!
+//! | file | content |
+//! |---|---|
+//! | `counters` | what the loop did to the kernel's tables (pure) |
+//! | `traffic` | the kernel's packet counters → numbers per Service (pure) |
+//!
+//! The kernel's packet counters are read by [`read_kernel_counters`](crate::read_kernel_counters), in
+//! `nft/counters.rs`. A new one needs a counting set in `nft/layout/sets.rs`, a field of [`KernelCounters`], and a line
+//! there.
 
-pub mod counters;
-pub mod traffic;
+mod counters;
+mod traffic;
+
+pub use counters::{Counters, Durations};
+pub use traffic::{KernelCounters, PacketCount, ServiceTraffic, TrafficReport, report_traffic};

@@ -1,17 +1,17 @@
-//! Netlink, as far as netfilter speaks it, and routing a little.
+//! Netlink, as far as nf_tables, connection tracking and routing need it.
 //!
-//! | room | what is in it |
+//! | file | content |
 //! |---|---|
-//! | [`attribute`] | the type-length-value language: written into a message, read without trust (pure) |
-//! | [`message`] | headers: requests put together, replies taken apart (pure) |
-//! | [`flow`] | tracked flows in messages (pure) |
-//! | [`route`] | links, routes and rules in messages (pure) |
-//! | [`notices`] | that links, routes or rules have changed (shell) |
-//! | [`socket`] | the socket itself: transactions and dumps (shell) |
+//! | [`attribute`] | attributes, written into messages and read without trust (pure) |
+//! | [`message`] | requests encoded, replies decoded (pure) |
+//! | [`conntrack`] | messages about tracked flows (pure) |
+//! | [`route`] | messages about links, routes and rules (pure) |
+//! | [`notifications`] | wakes when links, routes or rules change (shell) |
+//! | [`socket`] | transactions, commands and dumps (shell) |
 
 pub mod attribute;
-pub mod flow;
+pub(crate) mod conntrack;
 pub mod message;
-pub mod notices;
+pub(crate) mod notifications;
 pub mod route;
 pub mod socket;

@@ -1,78 +1,113 @@
-//! The engine nft: a [`Ruleset`](crate::rules::ruleset::Ruleset) as elements of three tables: `netdev landfall`, which hands frames to
-//! other nodes, and `ip landfall` and `ip6 landfall`, which translate what is for this one.
+//! The engine nft: a [`Ruleset`](crate::rules::Ruleset) as elements of three tables. `netdev landfall` re-sends frames
+//! to other nodes; `ip landfall` and `ip6 landfall` translate packets for this one.
 //!
-//! The latter are made alike; one transaction changes all. One table `inet landfall` for both would make every packet ask
-//! of which family it is before each rule, and would need the same sets twice all the same. Frames of both families pass
+//! The two IP tables have the same layout, and one transaction changes all three. With one table `inet landfall`, every
+//! packet would pass checks of its family, and the table would still need each set twice. Frames of both families pass
 //! one hook.
 //!
-//! The shape is *few maps with many elements*: what the kernel does for a packet, and what it costs to change one
-//! Service, is the same with one Service as with 30,000. There is never a chain or a map of a single Service.
+//! The layout is *few maps with many elements*: the cost of a packet, and of changing one Service, is the same with one
+//! Service as with 30,000. No chain or map belongs to a single Service.
 //!
 //! ```text
 //!            nat prerouting, output (-110)              filter prerouting, output (-90)
 //!                        │                                           │
-//!   inside ──────────────┤ lb_ip . proto . port → way → pick-N       │ lb_ip in addresses? then nothing has
-//!   services ────────────┤ lb_ip . proto . port → way → pick-N       │ translated it, so it is unserved:
+//!   inside ──────────────┤ lb_ip . proto . port → id → pick-N       │ to one of addresses? then it is
+//!   services ────────────┤ lb_ip . proto . port → id → pick-N       │ untranslated, so unserved:
 //!   addresses, ping ─────┘ → this node answers                       └→ unserved: in refused → reset, else drop
 //!                        │
 //!        pick-N: endpoints[ lb_ip . proto . port . random below N ] → destination
 //!        restricted-pick-N: the same, for clients whose lb_ip . proto . port . source is in sources
 //!                        │
-//!        sticky-T-pick-N: affinity[ source . lb_ip . proto . port ] → destination, or else the same
+//!        sticky-T-pick-N: affinity[ source . lb_ip . proto . port ] → destination, otherwise the same
 //!                        │
 //!            nat postrouting (90), input: was the connection's destination one of addresses? then
-//!                        ├→ learn: remember[ lb_ip . proto . port ] → put the client and its endpoint into affinity
-//!                        └→ source: keep the client's address for an endpoint on this node, else masquerade
+//!                        ├→ learn: remember[ lb_ip . proto . port ] → add the client and its endpoint to affinity
+//!                        └→ source: keep the client's address for an endpoint on this node, otherwise masquerade
 //! ```
 //!
-//! * Of a connection only the first packet passes the nat chains; every packet passes one lookup in `addresses`.
-//! * nat at -110 is before kube-proxy's -100, so where both know an address, this table decides. The filter is behind
-//!   both, so a packet that another proxy has translated isn't ours to refuse.
-//! * Only small maps have verdicts that lead to chains: when such a verdict changes, the kernel looks through all of a table.
-//!   So what `services` says stands for a way, and `ways` leads from there to its chain. In between the packet carries it as
-//!   its class in queues (`meta priority`), which the chain takes back; only the first packet of a connection comes by.
-//! * Sets that hold something of each Service are made for as many elements as come at once ([`layout::Set::size`]), and made
-//!   larger in a transaction of its own when more are to come: that is once for every doubling.
-//! * No packet mark is used: everybody's marks stay theirs. What was translated here is recognised in postrouting by
-//!   the destination that the connection had.
-//! * `inside` holds only what differs from `services`: a Service with the traffic policy Local, seen by this node and
-//!   its pods.
-//! * All keys begin with the lb_ip, so the elements of different lb_ips have nothing to do with each other, and a
-//!   change costs what it changes.
-//! * Who may use a Service is decided here, before kube-proxy gets to see the packet: a client that may not is dropped
-//!   by the very chain that would translate, so that no change of rules opens a Service for a moment. Only where a
-//!   Service names ranges does anybody look into `sources`. (That set's kind copies itself for each change: with 20,000
-//!   ranges, one that changes costs milliseconds. Changes of anything else don't.)
-//! * `affinity` is filled by the rules, and emptied by time; the agent takes out what leads nowhere any more (see
-//!   [`crate::flows::affinity`]). A table that has to be replaced loses it.
-//! * Refusing happens before routing: it works whether or not the node forwards and knows a route to the lb_ip.
-//! * What comes is counted where it is decided: in `begun` by the chain that would translate, in `denied`, `refusals` and
-//!   `strays` by those that drop and refuse. In `traffic` each packet is counted, by a chain `count` of its own before any
-//!   translation; that is the only price, and can be switched off. Elements of `traffic` and `begun` stay as long as a port is
-//!   there, so that changes of endpoints reset nothing; a diff looks at no counter. The others come with the first packet.
-//! * What neighbours say to each other about an lb_ip (NDP) is never dropped here; it is the speaker's business.
+//! # Example
 //!
-//! How frames are spread is in [`layout`]'s `link`. That table is a help to the others and never in their way: without
-//! it, or where a packet is for none of its maps, each node translates what it gets.
+//! The Service `web` with the lb_ip 192.0.2.10, port 80/TCP, traffic policy Local, and the endpoints 10.244.1.5:8080 on
+//! this node and 10.244.2.5:8080 on another has these elements, and the chains `pick-1` and `pick-2`:
 //!
-//! Needs Linux 5.10 or newer (a reset from prerouting), and nothing of the `nft` program.
+//! ```text
+//!   addresses { 192.0.2.10 }                             begun     { 192.0.2.10 . tcp . 80 }
+//!   services  { 192.0.2.10 . tcp . 80 : ID of pick-1 }   endpoints { 192.0.2.10 . tcp . 80 . 0 : 10.244.1.5 . 8080,
+//!   inside    { 192.0.2.10 . tcp . 80 : ID of pick-2 }               192.0.2.10 . tcp . 80 . 1 : 10.244.2.5 . 8080 }
+//!   ways      { ID of pick-1 : goto pick-1,              local     { 192.0.2.10 . 10.244.1.5 }
+//!               ID of pick-2 : goto pick-2 }             hairpin   { 192.0.2.10 . 10.244.1.5 . 10.244.1.5 }
+//! ```
 //!
-//! | room | what is in it |
+//! 1. A client's SYN to 192.0.2.10:80 comes in. `nat-prerouting` finds it in `services`, and `ways` leads to `pick-1`,
+//!    which translates the destination to 10.244.1.5:8080. `nat-postrouting` finds the endpoint in `local`, so the
+//!    source stays.
+//! 2. A pod of this node connects. Its source is in `pods`, so `inside` decides: `pick-2` selects one of both
+//!    endpoints.
+//! 3. A SYN to 192.0.2.10:81 is in no map. `filter-prerouting` sends it to `unserved`, which drops it.
+//!
+//! # Rules
+//!
+//! - Only the first packet of a connection passes nat chains. Every packet passes one comparison of its connection
+//!   state.
+//! - nat at -110 runs before kube-proxy's -100, so this table decides about addresses that both have. The filter runs
+//!   after both, so a packet that another proxy has translated is not refused.
+//! - Only small maps have verdicts that lead to chains: when such a verdict changes, the kernel walks all of the table.
+//!   So `services` has an id, and `ways` leads from the id to the chain. In between `meta priority` carries it, and the
+//!   chain resets that.
+//! - Sets with elements of each Service are created for the number of elements at hand ([`layout::Set::size`]), and
+//!   enlarged in a transaction of their own: once for every doubling.
+//! - No packet mark is used, so the marks of other programs stay. `nat-postrouting` recognises a translated packet by
+//!   the original destination of its connection.
+//! - `inside` has only what differs from `services`: Services with the traffic policy Local, for this node and its
+//!   pods.
+//! - All keys begin with the lb_ip, so elements of different lb_ips are independent, and the cost of a change is that of
+//!   the changed ones.
+//! - Source ranges are checked here, before kube-proxy gets the packet: the chain that would translate it drops a
+//!   packet of a forbidden client. So no change of rules opens a Service for a moment. Only Services with ranges look
+//!   into `sources`. (The kernel copies that kind of set for each change of it: with 20,000 ranges, a changed range
+//!   costs milliseconds. Other changes do not.)
+//! - Rules fill `affinity`, and entries expire. The agent deletes entries of endpoints that are gone (see
+//!   [`crate::flows::affinity`]). A replaced table loses its entries.
+//! - Refusal happens before routing, so it needs neither forwarding nor a route to the lb_ip.
+//! - Packets are counted where they are decided: in `begun` by the chain that translates, in `denied`, `refusals` and
+//!   `strays` by those that drop and refuse. `traffic` counts every packet, in the chain `count` before any
+//!   translation. That alone has a cost, and can be switched off. Elements of `traffic` and `begun` exist as long as
+//!   their port, so a change of endpoints resets nothing, and a diff ignores counts. The other elements are added by
+//!   the first packet.
+//! - Neighbour discovery for an lb_ip is never dropped here; the speaker answers it.
+//!
+//! `layout/netdev.rs` describes how frames are spread. That table only supports the others: without it, or for a packet
+//! in none of its maps, each node translates the packets it gets.
+//!
+//! It needs Linux 5.10 or newer (for a reset from prerouting), and does not need the program `nft`.
+//!
+//! | file | content |
 //! |---|---|
-//! | [`engine`] | makes the kernel's tables what a ruleset says (shell) |
-//! | [`elements`] | what the maps hold: ruleset → elements (pure) |
-//! | [`diff`] | what to change (pure) |
-//! | [`dispatch_id`] | what stands for a way (pure) |
-//! | [`layout`] | what never changes: sets, chains, rules (pure) |
-//! | [`optional_chains`] | chains at hooks that are there only while somebody wants what they do (pure) |
-//! | [`codec`] | the messages that say so (pure) |
-//! | [`text`](mod@text) | the tables as text, for people (pure) |
+//! | `engine` | makes the kernel's tables equal to a ruleset (shell) |
+//! | `counters` | reads the kernel's packet counters (shell) |
+//! | [`projection`] | ruleset → elements (pure) |
+//! | [`elements`] | the elements of sets and maps (pure) |
+//! | [`diff`] | changes of elements (pure) |
+//! | [`layout`] | the fixed part: sets, chains, rules (pure) |
+//! | [`chain_name`], [`optional_chains`] | chains that exist only while they are needed (pure) |
+//! | `dispatch_id` | the numbers of dispatch chains (pure) |
+//! | [`codec`] | elements and rules ⇄ netlink messages (pure) |
+//! | `text` | a ruleset as text, for people (pure) |
 
+pub mod chain_name;
 pub mod codec;
+mod counters;
 pub mod diff;
-pub mod dispatch_id;
+mod dispatch_id;
 pub mod elements;
-pub mod engine;
+mod engine;
 pub mod layout;
 pub mod optional_chains;
-pub mod text;
+pub mod projection;
+mod text;
+
+pub use counters::read_kernel_counters;
+pub(crate) use engine::removed_ports;
+pub use engine::{Engine, EngineError, KernelTable, TableOutcome, TableOutcomes, remove};
+pub(crate) use projection::is_needed;
+pub use text::print_ruleset;

@@ -1,27 +1,27 @@
-//! The way back: on a node with several links, an answer leaves by the link that the request came in by.
+//! The reply path: on a node with several links, replies leave by the link that the request came in by.
 //!
 //! ```text
 //!   client ──▶ eth1: first packet to an lb_ip ── connection gets the mark of eth1 ──▶ endpoint
-//!                                                                                      │ answer
+//!                                                                                      │ reply
 //!   client ◀── eth1 ◀── table 76002: routes by eth1 ◀── rule: mark ── packet gets it ◀─┘
 //! ```
 //!
-//! | room | what is in it |
+//! | file | content |
 //! |---|---|
-//! | [`plan`](mod@plan) | which links, rules and routes (pure) |
-//! | [`kernel`] | reads and changes what the kernel has (shell) |
+//! | [`plan`](mod@plan) | the links, rules and routes (pure) |
+//! | [`routing`] | reads and changes the kernel's rules and routes (shell) |
 //! | [`run`](mod@run) | the loop |
 //!
-//! Without this, an answer takes the node's own route to the client, by whatever link that leads. A firewall on the way
-//! then sees half of a connection, and a router that filters by source drops it.
+//! Without it, a reply takes the node's own route to the client, by any link. A firewall on the path then sees half of
+//! a connection, and a router that filters by source drops the reply.
 //!
-//! Nothing of anybody else is changed: the marks use a few bits alone, the routing tables are ours (76001 and following)
-//! and hold copies of the routes that the table `main` has by that link, and the rules that lead there are made under
-//! protocol number 76, which is how they are known again. Where a table of ours has no route to the client, the node's own
-//! routes are used, as without it. Everything is taken away again when no address is in use, and by [`remove`].
+//! Nothing of other programs changes. Marks use a few bits. Our routing tables (76001 and following) contain copies of
+//! the routes that the main table has by that link. The rules that lead to them have protocol number 76, by which they
+//! are recognised. If such a table has no route to the client, the node's own routes apply, as without it. Everything
+//! is deleted when no address is in use, and by [`remove`].
 
-pub mod kernel;
 pub mod plan;
+pub mod routing;
 pub mod run;
 
 use std::collections::BTreeSet;
@@ -31,45 +31,42 @@ use std::str::FromStr;
 use crds::ProblemReason;
 use crds::service::Family;
 
-pub use kernel::remove;
-pub use plan::{Plan, plan};
+pub use routing::remove;
 pub use run::run;
 
-use crate::snapshot::LinkName;
+use crate::link_name::LinkName;
 
-/// What must be known to decide whether packets have to be told apart by their links.
+/// The input that decides whether connections are marked with their links.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Wanted {
+pub struct ReplyPathInput {
     /// The links that packets to lb_ips may come in by: those that lb_ips can be announced on, but not those of pods.
     pub links: BTreeSet<LinkName>,
     /// The families of the lb_ips in use.
     pub families: BTreeSet<Family>,
 }
 
-/// A link whose connections are answered by it.
+/// A link whose replies leave by it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Return {
-    /// The family of the packets.
+pub struct ReplyPath {
     pub family: Family,
-    /// The link.
     pub link: LinkName,
-    /// What marks them.
+    /// The mark of its connections.
     pub mark: Mark,
 }
 
-/// Some bits of the mark of a packet or of a connection.
+/// Some bits of the mark of a packet or connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Mark {
-    /// What they are. No other bits are set, and not all of them are zero.
+    /// Only bits of the mask are set, and at least one.
     pub value: u32,
-    /// Which bits.
     pub mask: Mask,
 }
 
-/// Which bits of marks are Landfall's: between 1 and 8 that stand side by side. All others are left as they are.
+/// The bits of marks that Landfall uses: 1 to 8 adjacent bits. All others stay as they are.
 ///
-/// With N bits, 2^N - 1 links can be told apart. The default is `0x70`: bits that neither kube-proxy (`0xc000`), Cilium
-/// (`0xffff0f00`), Calico (`0xffff0000`), the port mapping of CNI (`0x2000`), AWS (`0x80`) nor Tailscale (`0xff0000`) use.
+/// N bits distinguish 2^N - 1 links. The default is `0x70`: bits that neither kube-proxy (`0xc000`), Cilium
+/// (`0xffff0f00`), Calico (`0xffff0000`), the port mapping of CNI (`0x2000`), AWS (`0x80`) nor Tailscale (`0xff0000`)
+/// use.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Mask(u32);
 
@@ -80,23 +77,22 @@ impl Default for Mask {
 }
 
 impl Mask {
-    /// These bits; `None` if they are none, too many, or not side by side.
+    /// `None` if there are no bits, more than 8, or gaps between them.
     pub fn new(bits: u32) -> Option<Self> {
-        let side_by_side = bits.checked_shr(bits.trailing_zeros()).is_some_and(|low| low & low.wrapping_add(1) == 0);
-        (side_by_side && (1..=8).contains(&bits.count_ones())).then_some(Self(bits))
+        let is_adjacent = bits.checked_shr(bits.trailing_zeros()).is_some_and(|low| low & low.wrapping_add(1) == 0);
+        (is_adjacent && (1..=8).contains(&bits.count_ones())).then_some(Self(bits))
     }
 
-    /// The bits.
     pub fn bits(self) -> u32 {
         self.0
     }
 
-    /// How many links can be told apart.
+    /// The number of links that it can distinguish.
     pub fn slots(self) -> u32 {
         (1 << self.0.count_ones()) - 1
     }
 
-    /// The mark of the link with this number, from 1 to [`Mask::slots`].
+    /// The mark of the link with this slot, from 1 to [`Mask::slots`].
     pub fn mark(self, slot: u32) -> Mark {
         Mark { value: (slot << self.0.trailing_zeros()) & self.0, mask: self }
     }
@@ -117,40 +113,40 @@ impl FromStr for Mask {
             None => text.parse(),
         };
         let mask = bits.ok().and_then(Self::new);
-        mask.ok_or_else(|| format!("{text:?} is no mask: 1 to 8 bits side by side are needed, such as 0x70"))
+        mask.ok_or_else(|| format!("{text:?} is not a mask: it needs 1 to 8 adjacent bits, such as 0x70"))
     }
 }
 
-/// Why an answer may leave by another link than the request came in by, although there are several.
+/// Why a reply may leave by another link than the request came in by, on a node with several links.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Gap {
-    /// No router is known on the link, or several and none of them for everybody: clients beyond it are answered by the
+    /// No router is known on the link, or several and none for all destinations: replies to clients beyond it take the
     /// node's own routes.
     NoRouter(Family, LinkName),
     /// There are more links than marks.
     NoMark(LinkName),
-    /// Others have put something into a routing table that would be ours, and it is left alone.
+    /// A routing table of ours has routes or rules of other programs, so it is not used.
     TakenTable(u32),
-    /// The kernel drops what comes in by this link from clients that it would not answer by it.
+    /// The kernel drops packets that come in by this link from clients that its routes reach by another.
     StrictFilter(LinkName),
 }
 
 impl Gap {
-    /// Why this is worth saying of an lb_ip of `family` that is announced on `link`, and what it is about in a few words;
-    /// `None` if it does not concern it.
+    /// The reason and subject to report for an lb_ip of `family` that is announced on `link`; `None` if this gap does
+    /// not affect it.
     pub fn about(&self, family: Family, link: LinkName) -> Option<(ProblemReason, String)> {
         match self {
             Self::NoRouter(of, on) if (*of, *on) == (family, link) => {
                 Some((ProblemReason::AnswersElsewhere, format!("no router is known on link {link}")))
             }
             Self::NoMark(on) if *on == link => {
-                let what = format!("there are not enough bits of marks for link {link}");
+                let what = format!("the mask of marks has too few bits for link {link}");
                 Some((ProblemReason::AnswersElsewhere, what))
             }
             Self::StrictFilter(on) if family == Family::V4 && *on == link => {
                 Some((ProblemReason::RequestsFiltered, format!("link {link}")))
             }
-            // One of several tables, and where none is left, there is no mark.
+            // Another table is used instead; without one, the gap is a missing mark.
             Self::TakenTable(_) | Self::NoRouter(..) | Self::NoMark(_) | Self::StrictFilter(_) => None,
         }
     }
@@ -161,21 +157,21 @@ impl fmt::Display for Gap {
         match self {
             Self::NoRouter(family, link) => write!(
                 f,
-                "clients beyond link {link} are answered by the node's own routes ({family}): no router is known there. Give \
-                 the node a default route by that link, with a higher metric than the one it uses"
+                "replies to clients beyond link {link} take the node's own routes ({family}), since no router is known there; \
+                 add a default route by that link, with a higher metric than that of the current default route"
             ),
             Self::NoMark(link) => write!(
                 f,
-                "connections that come in by link {link} are answered by the node's own routes: there are not enough bits of \
-                 marks. Choose more with --return-mark"
+                "replies to clients of link {link} take the node's own routes, since the mask of marks has too few bits; \
+                 choose more with --return-mark"
             ),
             Self::TakenTable(table) => {
-                write!(f, "routing table {table} has routes or rules of others in it, and is left to them")
+                write!(f, "routing table {table} has routes or rules of other programs and is not used")
             }
             Self::StrictFilter(link) => write!(
                 f,
-                "the kernel drops what comes in by link {link} from clients that its routes don't lead to by that link: set \
-                 net.ipv4.conf.{link}.rp_filter to 2 (loose)"
+                "the kernel drops packets that come in by link {link} from clients that its routes reach by another link; \
+                 set net.ipv4.conf.{link}.rp_filter to 2 (loose)"
             ),
         }
     }
@@ -186,7 +182,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_mask_is_a_few_bits_side_by_side() {
+    fn a_mask_has_one_to_eight_adjacent_bits() {
         let mask = |text: &str| text.parse::<Mask>().ok();
         assert_eq!(mask("0x70"), Some(Mask::default()));
         assert_eq!(mask("112"), Some(Mask::default()));

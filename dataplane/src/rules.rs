@@ -1,9 +1,39 @@
-//! What must happen to packets: pure decisions over the observed cluster.
+//! What must happen to packets: [`Snapshot`](crate::Snapshot) → [`Ruleset`], without any knowledge of a kernel. Pure.
+//!
+//! | file | content |
+//! |---|---|
+//! | `sources` | the clients allowed to use a Service |
+//! | `backend` | whether packets go to endpoints or to the Service proxy |
+//! | `spread` | which node gets which part of the packets |
+//! | `plan` | snapshot → ruleset, one lb_ip at a time |
+//! | `planner` | plans only what changed |
+//! | `ruleset` | the types of a ruleset |
+//! | `next_hops` | where spread frames are re-sent |
+//! | `diff` | what differs between two rulesets |
+//! | `problem` | problems of Services for users |
+//! | `health_check` | the health checks that this node serves |
 
-pub mod backend;
-pub mod health_check;
-pub mod plan;
-pub mod planner;
-pub mod ruleset;
-pub mod sources;
-pub mod spread;
+mod backend;
+mod diff;
+mod health_check;
+mod next_hops;
+mod plan;
+mod planner;
+mod problem;
+mod ruleset;
+mod sources;
+mod spread;
+
+pub use backend::{Fallback, FallbackReason, ProxyTarget};
+pub(crate) use diff::{changed_lb_ips, full_outer_join};
+pub use health_check::{HealthCheck, health_checks};
+pub use next_hops::NextHops;
+pub(crate) use plan::holding_services;
+pub use plan::plan_ruleset;
+pub use planner::Planner;
+pub use problem::Problem;
+pub use ruleset::{Dispatch, Endpoint, Frontend, LbIp, Pick, Ruleset, SpreadKey, Target};
+pub use sources::Sources;
+pub(crate) use sources::contains_address;
+pub(crate) use spread::{FIRST_PIECE, PIECES, SLOTS};
+pub use spread::{HashBy, PairId, SlotTable, TableId};

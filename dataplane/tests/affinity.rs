@@ -1,6 +1,6 @@
 //! Clients that stay with their endpoint: a real kernel, real connections.
 
-mod programmed;
+mod harness;
 mod sample;
 mod world;
 
@@ -8,8 +8,8 @@ use std::collections::BTreeSet;
 use std::net::UdpSocket;
 
 use crds::Endpoint;
+use harness::{Agent, all, on, web, with_pods};
 use netns::Namespace;
-use programmed::{Agent, all, on, web, with_pods};
 use sample::{Described, NODE, ip, ready, service, snapshot, terminating};
 use world::{Answer, Net, Pod, V4, World, ask_tcp, ask_udp, udp, wait_for};
 
@@ -44,7 +44,7 @@ fn endpoints(net: Net, pods: &[&Pod]) -> Vec<Endpoint> {
 }
 
 #[test]
-fn every_client_stays_with_one_endpoint_over_tcp_and_with_one_over_udp() {
+fn every_client_keeps_one_endpoint_per_protocol() {
     Net::each(|net| {
         let world = World::new();
         let (near, far, client) = (world.pod(1, 5), world.pod(2, 5), world.pod(1, 6));
@@ -61,7 +61,7 @@ fn every_client_stays_with_one_endpoint_over_tcp_and_with_one_over_udp() {
 }
 
 #[test]
-fn a_client_stays_as_long_as_its_endpoint_does_whatever_happens_to_others() {
+fn a_client_keeps_its_endpoint_while_others_change() {
     Net::each(|net| {
         let world = World::new();
         let (a, b, c) = (world.pod(1, 5), world.pod(1, 6), world.pod(2, 7));
@@ -89,7 +89,7 @@ fn a_client_stays_as_long_as_its_endpoint_does_whatever_happens_to_others() {
 }
 
 #[test]
-fn affinity_is_switched_on_and_off_and_on_under_way() {
+fn session_affinity_can_be_switched_at_runtime() {
     Net::each(|net| {
         let world = World::new();
         let (a, b) = (world.pod(1, 5), world.pod(1, 6));
@@ -110,7 +110,7 @@ fn affinity_is_switched_on_and_off_and_on_under_way() {
 }
 
 #[test]
-fn under_the_policy_local_a_client_does_not_stay_where_it_may_not_go() {
+fn policy_local_overrides_the_remembered_endpoint() {
     Net::each(|net| {
         let world = World::new();
         let (near, far) = (world.pod(1, 5), world.pod(2, 5));
@@ -125,7 +125,7 @@ fn under_the_policy_local_a_client_does_not_stay_where_it_may_not_go() {
 }
 
 #[test]
-fn a_client_that_was_away_for_long_enough_goes_anywhere_again() {
+fn an_expired_client_may_get_any_endpoint() {
     let world = World::new();
     let (a, b) = (world.pod(1, 5), world.pod(1, 6));
     let agent = start(&world);
@@ -143,7 +143,7 @@ fn a_client_that_was_away_for_long_enough_goes_anywhere_again() {
 }
 
 #[test]
-fn a_client_stays_with_an_endpoint_in_the_network_of_the_node() {
+fn a_client_keeps_an_endpoint_with_host_network() {
     Net::each(|net| {
         let world = World::new();
         let near = world.pod(1, 5);

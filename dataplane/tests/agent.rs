@@ -1,6 +1,6 @@
 //! The loop against a real kernel: what it publishes, and what packets do when snapshots change.
 
-mod programmed;
+mod harness;
 mod sample;
 mod world;
 
@@ -14,15 +14,15 @@ use crds::service::Family;
 use crds::{Endpoint, Key, ProblemReason, Reach};
 use dataplane::netlink::message::{CREATE, Message, NFTABLES};
 use dataplane::netlink::socket::Socket;
-use dataplane::nft::engine::{Applied, Engine, Observed};
 use dataplane::nft::layout::Table;
-use dataplane::reply_path::{Mask, Return};
-use dataplane::rules::plan::ruleset;
-use dataplane::rules::ruleset::Problem;
+use dataplane::nft::{Engine, KernelTable, TableOutcomes};
+use dataplane::reply_path::{Mask, ReplyPath};
+use dataplane::rules::Problem;
+use dataplane::rules::plan_ruleset;
 use dataplane::snapshot::LinkName;
 use dataplane::{Forwarding, Snapshot};
+use harness::{Agent, on, with_pods};
 use netns::Namespace;
-use programmed::{Agent, on, with_pods};
 use sample::{Described, NODE, ip, nothing, on_eth0, ready, service, snapshot, terminating};
 use world::{Answer, CLIENT, Net, Pod, SILENCE, V4, World, ask_tcp, ask_udp, nft, udp, wait_for};
 
@@ -49,7 +49,7 @@ fn web(address: &str, endpoints: impl IntoIterator<Item = Endpoint>) -> Describe
 }
 
 /// What the kernel has of all tables.
-fn observed(namespace: &Namespace) -> BTreeMap<Table, Observed> {
+fn observed(namespace: &Namespace) -> BTreeMap<Table, KernelTable> {
     namespace.run(|| Engine::open().expect("an engine").observe().expect("observe").0)
 }
 
@@ -67,7 +67,7 @@ const LB_IP: &str = "198.51.100.10";
 const WEB: &str = "198.51.100.10:80";
 
 #[test]
-fn an_lb_ip_is_published_once_the_kernel_has_it_and_taken_back_when_it_goes() {
+fn an_lb_ip_is_published_while_it_is_programmed() {
     let namespace = Namespace::new().expect("a namespace");
     let agent = Agent::start(&namespace);
     let held = |endpoints: &[Endpoint]| {
@@ -78,18 +78,18 @@ fn an_lb_ip_is_published_once_the_kernel_has_it_and_taken_back_when_it_goes() {
     agent.tell(held(&[ready("10.244.2.5", "n2")]));
     let all = [LB_IP, "198.51.100.11", "2001:db8::1"];
     wait_for("addresses without endpoints here", || published(&agent) == forwarding(&all, &[]));
-    let there = |table: Table| matches!(observed(&namespace)[&table], Observed::Ours(_));
+    let there = |table: Table| matches!(observed(&namespace)[&table], KernelTable::Ours(_));
     assert_eq!(Table::ALL.map(there), [true, true, false], "frames are not spread");
     agent.tell(held(&[ready("10.244.1.5", NODE)]));
     wait_for("an endpoint here", || published(&agent) == forwarding(&all, &["198.51.100.11"]));
     agent.tell(nothing());
     wait_for("nothing published", || published(&agent) == Forwarding::default());
-    wait_for("no tables", || observed(&namespace).values().all(|table| *table == Observed::Absent));
+    wait_for("no tables", || observed(&namespace).values().all(|table| *table == KernelTable::Absent));
     agent.end();
 }
 
 #[test]
-fn before_it_knows_anything_and_after_it_has_ended_the_kernel_goes_on() {
+fn the_kernel_forwards_without_a_running_agent() {
     let world = World::new();
     let pod = world.pod(1, 5);
     let known = snapshot([web(LB_IP, [on(V4, &pod)])]);
@@ -110,7 +110,7 @@ fn before_it_knows_anything_and_after_it_has_ended_the_kernel_goes_on() {
 }
 
 #[test]
-fn what_somebody_breaks_is_repaired() {
+fn a_flushed_ruleset_is_repaired_and_counted() {
     let namespace = Namespace::new().expect("a namespace");
     let agent = Agent::start(&namespace);
     let known = snapshot([web(LB_IP, [ready("10.244.1.5", NODE)])]);
@@ -127,13 +127,13 @@ fn what_somebody_breaks_is_repaired() {
     assert_eq!(published(&agent), forwarding(&[LB_IP], &[LB_IP]));
     wait_for("it to be counted", || agent.counted().repairs == 1);
     let counted = agent.counted();
-    assert_eq!((counted.programs.counts.iter().sum::<u64>(), counted.failures), (2, 0), "{counted:?}");
-    assert!(counted.changes >= 4 && counted.settled >= 2, "{counted:?}");
+    assert_eq!((counted.durations.counts.iter().sum::<u64>(), counted.failed_steps), (2, 0), "{counted:?}");
+    assert!(counted.changed_elements >= 4 && counted.successful_steps >= 2, "{counted:?}");
     agent.end();
 }
 
 #[test]
-fn what_the_kernel_refuses_is_tried_again_and_not_published() {
+fn a_refused_change_is_retried_and_not_published() {
     const NEWTABLE: u8 = 0;
     const OWNED: u32 = 2;
     let namespace = Namespace::new().expect("a namespace");
@@ -145,7 +145,7 @@ fn what_the_kernel_refuses_is_tried_again_and_not_published() {
     other.transact(&[table], None).expect("a table");
     let known = snapshot([web(LB_IP, [ready("10.244.1.5", NODE)])]);
     let mut engine = namespace.run(|| Engine::open().expect("an engine"));
-    let error = engine.apply(&Arc::new(ruleset(&known))).expect_err("refused");
+    let error = engine.apply(&Arc::new(plan_ruleset(&known))).expect_err("refused");
     assert_eq!(error.to_string(), "the kernel refused to delete table ip landfall, nothing changed");
 
     let agent = Agent::start(&namespace);
@@ -156,14 +156,14 @@ fn what_the_kernel_refuses_is_tried_again_and_not_published() {
         std::thread::yield_now();
     }
     let counted = agent.counted();
-    assert!(counted.failures > 0 && counted.settled == 0, "{counted:?}");
+    assert!(counted.failed_steps > 0 && counted.successful_steps == 0, "{counted:?}");
     drop(other);
     wait_for("the address", || published(&agent) == forwarding(&[LB_IP], &[LB_IP]));
     agent.end();
 }
 
 #[test]
-fn where_the_kernel_does_not_let_us_spread_frames_each_node_forwards_by_itself() {
+fn without_spreading_each_node_forwards_by_itself() {
     // As many chains as one link can have (MAX_HOOK_COUNT).
     const MOST: usize = 1024;
     let namespace = Namespace::new().expect("a namespace");
@@ -176,7 +176,7 @@ fn where_the_kernel_does_not_let_us_spread_frames_each_node_forwards_by_itself()
     let spread = Snapshot { links: on_eth0(&["n2"]), ..snapshot([web(LB_IP, endpoints())]) };
     agent.tell(spread.clone());
     wait_for("the address", || published(&agent) == forwarding(&[LB_IP], &[LB_IP]));
-    assert_eq!(observed(&namespace)[&Table::Link], Observed::Absent);
+    assert_eq!(observed(&namespace)[&Table::Link], KernelTable::Absent);
     // Another link is another chance.
     namespace.ip(["link set eth1 name eth2", "link set eth2 up"]).expect("a link");
     let eth2 = LinkName::new("eth2").expect("a name");
@@ -187,7 +187,7 @@ fn where_the_kernel_does_not_let_us_spread_frames_each_node_forwards_by_itself()
 }
 
 #[test]
-fn where_the_kernel_does_not_let_us_mark_connections_they_are_forwarded_without_and_that_is_said() {
+fn refused_marks_are_published_and_traffic_continues() {
     // As many chains as one hook can have for translation (MAX_HOOK_COUNT), but for those that are always there.
     const MOST: usize = 1024 - 2;
     let world = World::new();
@@ -196,33 +196,33 @@ fn where_the_kernel_does_not_let_us_mark_connections_they_are_forwarded_without_
     let chains: String = (0..MOST).map(chain).collect();
     nft(&world.n1, &format!("table ip other {{\n{chains}}}\n"));
     let agent = Agent::start(&world.n1);
-    let mark = |link, slot| Return {
+    let mark = |link, slot| ReplyPath {
         family: Family::V4,
         link: LinkName::new(link).expect("a name"),
         mark: Mask::default().mark(slot),
     };
-    let marking = |returns: Vec<Return>| Snapshot {
-        returns: Arc::new(returns.into_iter().collect()),
-        ..snapshot([programmed::web(V4, [on(V4, &pod)])])
+    let marking = |returns: Vec<ReplyPath>| Snapshot {
+        reply_paths: Arc::new(returns.into_iter().collect()),
+        ..snapshot([harness::web(V4, [on(V4, &pod)])])
     };
     agent.tell(marking(vec![mark("eth0", 1), mark("eth1", 2)]));
-    wait_for("the address", || agent.published().addresses.contains(&ip(V4.lb_ip)) && agent.published().unmarked);
+    wait_for("the address", || agent.published().addresses.contains(&ip(V4.lb_ip)) && agent.published().marks_refused);
     assert_eq!(ask_tcp(&world.client, &V4.port(80)), Answer::new(&pod, CLIENT));
     // Where there is only one link, nothing is missing.
     agent.tell(marking(vec![]));
-    wait_for("nothing to be missing", || !agent.published().unmarked);
+    wait_for("nothing to be missing", || !agent.published().marks_refused);
     // With room again, other links are another chance.
     nft(&world.n1, "delete table ip other\n");
     agent.tell(marking(vec![mark("eth0", 1), mark("eth2", 2)]));
     wait_for("the mark", || {
         let chains = world.n1.command("nft").args(["list", "table", "ip", "landfall"]).output().expect("run nft");
-        String::from_utf8_lossy(&chains.stdout).contains("-eth2 {") && !agent.published().unmarked
+        String::from_utf8_lossy(&chains.stdout).contains("-eth2 {") && !agent.published().marks_refused
     });
     agent.end();
 }
 
 #[test]
-fn a_udp_client_that_keeps_asking_is_moved_when_its_endpoint_goes_and_silenced_with_the_service() {
+fn a_udp_flow_follows_its_endpoints_and_service() {
     Net::each(|net| {
         let world = World::new();
         let (first, second) = (world.pod(1, 5), world.pod(1, 6));
@@ -252,7 +252,7 @@ fn a_udp_client_that_keeps_asking_is_moved_when_its_endpoint_goes_and_silenced_w
 }
 
 #[test]
-fn a_udp_client_that_may_not_come_any_more_is_silenced_and_a_mistake_is_published() {
+fn a_forbidden_udp_client_gets_no_more_replies() {
     Net::each(|net| {
         let world = World::new();
         let pod = world.pod(1, 5);
@@ -279,7 +279,7 @@ fn a_udp_client_that_may_not_come_any_more_is_silenced_and_a_mistake_is_publishe
 }
 
 #[test]
-fn a_udp_client_that_asked_before_the_service_was_there_is_served() {
+fn a_udp_flow_older_than_the_service_is_served() {
     Net::each(|net| {
         let world = World::new();
         let pod = world.pod(1, 5);
@@ -303,7 +303,7 @@ fn a_udp_client_that_asked_before_the_service_was_there_is_served() {
 }
 
 #[test]
-fn an_agent_that_was_away_forgets_the_flows_of_what_went_meanwhile_be_it_the_last() {
+fn a_restarted_agent_forgets_flows_of_removed_services() {
     Net::each(|net| {
         for others in [vec![service("other").holds(net.other)], vec![]] {
             let world = World::new();
@@ -323,7 +323,7 @@ fn an_agent_that_was_away_forgets_the_flows_of_what_went_meanwhile_be_it_the_las
 }
 
 #[test]
-fn endpoints_leave_with_their_node_at_once_and_come_back_with_it() {
+fn endpoints_leave_and_return_with_their_node() {
     Net::each(|net| {
         let world = World::new();
         let (near, far) = (world.pod(1, 5), world.pod(2, 5));
@@ -359,7 +359,7 @@ fn a_burst_of_snapshots_ends_with_the_last() {
     }
     wait_for("the last", || published(&agent) == forwarding(&["198.51.100.250"], &[]));
     let mut engine = namespace.run(|| Engine::open().expect("an engine"));
-    let last = Arc::new(ruleset(&snapshot([web("198.51.100.250", [])])));
-    assert_eq!(engine.apply(&last).expect("apply"), Applied::new());
+    let last = Arc::new(plan_ruleset(&snapshot([web("198.51.100.250", [])])));
+    assert_eq!(engine.apply(&last).expect("apply"), TableOutcomes::new());
     agent.end();
 }

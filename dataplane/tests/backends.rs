@@ -1,7 +1,7 @@
 //! Packets that are given to the node's Service proxy: what the rules say (traced, without a kernel), and what a kernel does
 //! in which another table plays that proxy.
 
-mod programmed;
+mod harness;
 mod sample;
 mod tracer;
 mod world;
@@ -14,10 +14,10 @@ use crds::Backend::{self, ClusterIp, Endpoints, NodePort};
 use crds::service::Family;
 use crds::{ProblemReason, Reach};
 use dataplane::Snapshot;
-use dataplane::rules::backend::{Fallback, Hindrance};
-use dataplane::rules::plan::ruleset;
-use dataplane::rules::ruleset::Problem;
-use programmed::{Agent, all, apply, engine, on, web, with_pods};
+use dataplane::rules::Problem;
+use dataplane::rules::plan_ruleset;
+use dataplane::rules::{Fallback, FallbackReason};
+use harness::{Agent, all, apply, engine, on, web, with_pods};
 use sample::{CLUSTER_IPS, Described, at, ip, on_eth0, service, snapshot};
 use tracer::{Fate, From, Machine, Packet};
 use world::{Answer, Net, PATIENCE, SILENCE, V4, V6, World, ask_tcp, ask_udp, connect, nft, ping, udp, wait_for};
@@ -26,7 +26,7 @@ const BOTH: [Backend; 2] = [NodePort, ClusterIp];
 
 /// A snapshot of these, on a node that knows its own addresses.
 fn on_node(services: impl IntoIterator<Item = Described>) -> Snapshot {
-    Snapshot { own: [V4, V6].map(|net| ip(net.n1)).into(), ..snapshot(services) }
+    Snapshot { node_ips: [V4, V6].map(|net| ip(net.n1)).into(), ..snapshot(services) }
 }
 
 fn cluster_ip(net: Net) -> &'static str {
@@ -65,14 +65,14 @@ fn play_kube_proxy(world: &World, net: Net, pods: &[&world::Pod]) {
 }
 
 #[test]
-fn packets_are_readdressed_for_the_proxy_and_where_it_does_not_take_them_dropped() {
+fn readdressed_packets_are_proxied_or_dropped() {
     Net::each(|net| {
         for backend in BOTH {
             let pod = at(&SocketAddr::new(ip(&net.pod(2, 6)), 8080).to_string());
             let web = web(net, [sample::ready(&net.pod(2, 6), "n2")])
                 .by(backend)
                 .only_from(&["0.0.0.0/0", "2001:db8:1::/64"]);
-            let planned = ruleset(&with_pods(on_node([web])));
+            let planned = plan_ruleset(&with_pods(on_node([web])));
             let (address, port) = if backend == NodePort { (net.n1, 30080) } else { (cluster_ip(net), 80) };
             let proxied = BTreeMap::from([(SocketAddr::new(ip(address), port), pod)]);
             for (from, source, masqueraded) in
@@ -95,7 +95,7 @@ fn packets_are_readdressed_for_the_proxy_and_where_it_does_not_take_them_dropped
 }
 
 #[test]
-fn the_service_proxy_serves_a_client_a_pod_and_the_node_itself() {
+fn the_service_proxy_serves_clients_pods_and_the_node() {
     Net::each(|net| {
         let world = World::new();
         let (near, far, asking) = (world.pod(1, 5), world.pod(2, 5), world.pod(1, 6));
@@ -127,7 +127,7 @@ fn the_service_proxy_serves_a_client_a_pod_and_the_node_itself() {
 }
 
 #[test]
-fn a_datagram_without_a_checksum_gets_there_too() {
+fn a_datagram_without_checksum_reaches_the_proxy() {
     use socket2::{Domain, Protocol, Socket, Type};
     let (net, world) = (V4, World::new());
     let pod = world.pod(1, 5);
@@ -149,7 +149,7 @@ fn a_datagram_without_a_checksum_gets_there_too() {
 }
 
 #[test]
-fn the_same_goes_for_a_service_proxy_of_iptables() {
+fn an_iptables_service_proxy_serves_as_well() {
     let world = World::new();
     let pod = world.pod(1, 5);
     for chain in ["PREROUTING", "OUTPUT"] {
@@ -168,7 +168,7 @@ fn the_same_goes_for_a_service_proxy_of_iptables() {
 }
 
 #[test]
-fn a_client_waits_for_a_proxy_that_does_not_know_the_service_yet() {
+fn a_flow_waits_until_the_proxy_knows_the_service() {
     Net::each(|net| {
         let world = World::new();
         let pod = world.pod(1, 5);
@@ -195,7 +195,7 @@ fn play_kube_proxy_no_more(world: &World, net: Net) {
 }
 
 #[test]
-fn who_may_not_use_a_service_is_dropped_before_the_proxy_and_without_endpoints_all_are_refused() {
+fn forbidden_clients_never_reach_the_service_proxy() {
     Net::each(|net| {
         let world = World::new();
         let pod = world.pod(1, 5);
@@ -215,7 +215,7 @@ fn who_may_not_use_a_service_is_dropped_before_the_proxy_and_without_endpoints_a
 }
 
 #[test]
-fn open_connections_outlive_a_change_of_the_backend() {
+fn open_connections_survive_a_change_of_the_backend() {
     let world = World::new();
     let pod = world.pod(1, 5);
     play_kube_proxy(&world, V4, &[&pod]);
@@ -231,10 +231,10 @@ fn open_connections_outlive_a_change_of_the_backend() {
 }
 
 #[test]
-fn frames_for_the_proxy_stay_on_the_node_that_announces() {
+fn frames_for_the_proxy_stay_on_the_announcer() {
     let web = |backend| web(V4, [sample::ready("10.244.1.5", "n1"), sample::ready("10.244.2.5", "n2")]).by(backend);
     let reach = |backend| {
-        let planned = ruleset(&Snapshot { links: on_eth0(&["n2"]), ..on_node([web(backend)]) });
+        let planned = plan_ruleset(&Snapshot { links: on_eth0(&["n2"]), ..on_node([web(backend)]) });
         (planned.addresses[&ip(V4.lb_ip)].reach(), planned.tables().count())
     };
     assert_eq!(reach(Endpoints), (Reach::Spread, 2), "flows and fragments");
@@ -243,27 +243,27 @@ fn frames_for_the_proxy_stay_on_the_node_that_announces() {
 }
 
 #[test]
-fn what_can_not_go_by_the_proxy_goes_to_endpoints_and_says_so() {
+fn an_unavailable_backend_falls_back_to_endpoints() {
     let web = |backend| web(V4, [sample::ready("10.244.1.5", "n1")]).by(backend);
     let because = |described: Described, snapshot: fn([Described; 1]) -> Snapshot| {
-        let planned = ruleset(&snapshot([described]));
+        let planned = plan_ruleset(&snapshot([described]));
         let lb_ip = &planned.addresses[&ip(V4.lb_ip)];
         assert!(lb_ip.ports.values().all(|target| target.proxied.is_none()), "{lb_ip:?}");
         lb_ip.problems.iter().cloned().collect::<Vec<_>>()
     };
-    let fallback = |wanted, because| {
-        let (service, what) = (crds::Key::new("default", "web"), Fallback { wanted, because }.to_string());
+    let fallback = |selected, reason| {
+        let (service, what) = (crds::Key::new("default", "web"), Fallback { selected, reason }.to_string());
         [Problem { service, reason: ProblemReason::BackendUnavailable, what }]
     };
-    assert_eq!(because(web(NodePort), snapshot), fallback(NodePort, Hindrance::NoNodeAddress(Family::V4)));
+    assert_eq!(because(web(NodePort), snapshot), fallback(NodePort, FallbackReason::NoNodeAddress(Family::V4)));
     let local = because(web(ClusterIp).local(), on_node);
-    assert_eq!(local, fallback(ClusterIp, Hindrance::LocalPolicy));
+    assert_eq!(local, fallback(ClusterIp, FallbackReason::LocalPolicy));
     let ours = web(ClusterIp).labelled([("service.kubernetes.io/service-proxy-name", "landfall")]);
-    assert_eq!(because(ours, on_node), fallback(ClusterIp, Hindrance::Labelled));
+    assert_eq!(because(ours, on_node), fallback(ClusterIp, FallbackReason::ProxyNameLabel));
 }
 
 #[test]
-fn a_service_of_another_proxy_is_left_to_it() {
+fn a_service_of_another_proxy_is_left_alone() {
     let world = World::new();
     let (pod, theirs) = (world.pod(1, 5), world.pod(1, 6));
     let web = || web(V4, [on(V4, &pod)]);

@@ -1,6 +1,6 @@
 //! Which frames are handed on, and where: what the rules say, traced without a kernel.
 
-mod made;
+mod frame_bytes;
 mod sample;
 mod tracer;
 mod world;
@@ -12,8 +12,8 @@ use crds::MacAddr;
 use crds::Protocol::{Sctp, Tcp, Udp};
 use crds::Reach;
 use dataplane::Snapshot;
-use dataplane::rules::plan::ruleset;
-use made::{Kind, error, frame, packet};
+use dataplane::rules::plan_ruleset;
+use frame_bytes::{Kind, error, frame, packet};
 use proptest::prelude::*;
 use sample::{Described, ip, mac, on_eth0, ready, service, snapshot};
 use tracer::Machine;
@@ -42,7 +42,7 @@ fn on_link(described: Described) -> Snapshot {
 }
 
 fn machine(net: Net, snapshot: &Snapshot) -> Machine {
-    Machine::new(&ruleset(snapshot), &[net.n1])
+    Machine::new(&plan_ruleset(snapshot), &[net.n1])
 }
 
 /// The node that has it then.
@@ -73,7 +73,7 @@ fn every_node_gets_its_share_of_each_protocol() {
 }
 
 #[test]
-fn every_node_hands_the_same_flow_to_the_same_node() {
+fn all_nodes_agree_on_the_node_of_a_flow() {
     Net::each(|net| {
         let views = ["n1", "n2", "n3"].map(|node| {
             let others: Vec<&str> = ["n1", "n2", "n3"].into_iter().filter(|other| *other != node).collect();
@@ -100,7 +100,7 @@ fn every_node_hands_the_same_flow_to_the_same_node() {
 }
 
 #[test]
-fn only_frames_of_clients_for_this_node_are_handed_on() {
+fn only_client_frames_to_this_node_are_resent() {
     Net::each(|net| {
         let machine = machine(net, &on_link(web(net, &[2])));
         let good = frame(net, TCP, 40_000, Kind::Whole);
@@ -122,7 +122,7 @@ fn only_frames_of_clients_for_this_node_are_handed_on() {
 }
 
 #[test]
-fn pings_and_what_neighbours_say_stay_here() {
+fn pings_and_neighbour_discovery_stay_here() {
     Net::each(|net| {
         let machine = machine(net, &on_link(web(net, &[2])));
         let (protocol, errors): (u8, &[u8]) = if net == V4 { (1, &[3, 11, 12]) } else { (58, &[0, 1, 2, 3, 4]) };
@@ -134,7 +134,7 @@ fn pings_and_what_neighbours_say_stay_here() {
 }
 
 #[test]
-fn an_error_goes_where_the_flow_goes_that_it_quotes() {
+fn an_icmp_error_follows_the_flow_it_quotes() {
     Net::each(|net| {
         let errors: &[u8] = if net == V4 { &[3, 11, 12] } else { &[1, 2, 3, 4] };
         for described in [web(net, &[1, 2, 3]), web(net, &[1, 2, 3]).sticky(60)] {
@@ -151,7 +151,7 @@ fn an_error_goes_where_the_flow_goes_that_it_quotes() {
 }
 
 #[test]
-fn all_fragments_of_a_client_go_one_way_and_under_session_affinity_so_does_everything() {
+fn fragments_and_sticky_frames_of_a_client_stay_together() {
     Net::each(|net| {
         let ways = |described: Described, kinds: &[Kind]| -> BTreeSet<Handed> {
             let machine = machine(net, &on_link(described));
@@ -167,7 +167,7 @@ fn all_fragments_of_a_client_go_one_way_and_under_session_affinity_so_does_every
 }
 
 #[test]
-fn when_a_node_is_dead_its_flows_go_elsewhere_and_no_others_move() {
+fn only_flows_of_a_dead_node_move() {
     Net::each(|net| {
         let all = on_link(web(net, &[1, 2, 3]));
         let dead = Snapshot { dead: ["n2".to_owned()].into(), ..all.clone() };
@@ -185,8 +185,8 @@ fn when_a_node_is_dead_its_flows_go_elsewhere_and_no_others_move() {
 }
 
 #[test]
-fn what_can_not_be_spread_is_forwarded_as_it_would_be_otherwise() {
-    let reach = |snapshot: &Snapshot| ruleset(snapshot).addresses[&ip(V4.lb_ip)].reach();
+fn unspreadable_services_are_forwarded_without_share_tables() {
+    let reach = |snapshot: &Snapshot| plan_ruleset(snapshot).addresses[&ip(V4.lb_ip)].reach();
     let alone = snapshot([web(V4, &[1, 2])]);
     assert_eq!(reach(&alone), Reach::Translated, "no links");
     assert_eq!(reach(&on_link(web(V4, &[1, 2]).unspread())), Reach::Translated, "told not to");
@@ -195,7 +195,7 @@ fn what_can_not_be_spread_is_forwarded_as_it_would_be_otherwise() {
     assert_eq!(reach(&on_link(web(V4, &[4]))), Reach::Translated, "nobody can be handed anything");
     // Where nothing is spread, no rule of it is there.
     for nothing in [&alone, &on_link(web(V4, &[1, 2]).unspread()), &on_link(web(V4, &[1]))] {
-        let planned = ruleset(nothing);
+        let planned = plan_ruleset(nothing);
         assert_eq!(planned.tables().count(), 0);
         let handed = Machine::new(&planned, &[V4.n1]).handed(&frame(V4, TCP, 40_000, Kind::Whole));
         assert_eq!(handed, Handed::Kept);
@@ -206,7 +206,7 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 64, ..ProptestConfig::default() })]
 
     #[test]
-    fn whatever_a_frame_is_it_stays_or_goes_to_a_node_that_lives(
+    fn any_frame_stays_or_goes_to_a_living_node(
         bytes in proptest::collection::vec(any::<u8>(), 0..80),
         protocol: u8,
         six: bool,

@@ -1,7 +1,7 @@
 //! What belongs to no connection that the kernel knows, or not to this moment of one, breaks none: it is dropped, and nobody
 //! answers it with a reset. The kernel does not translate such a segment back, so whoever got it would take it for a stranger's.
 
-mod programmed;
+mod harness;
 mod sample;
 mod world;
 
@@ -10,8 +10,8 @@ use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
 
 use crds::service::Family;
+use harness::{apply, engine, on, web};
 use netns::Namespace;
-use programmed::{apply, engine, on, web};
 use sample::snapshot;
 use socket2::{Domain, Protocol, Socket, Type};
 use world::{Net, PATIENCE, Pod, SILENCE, World, connect, wait_for};
@@ -91,7 +91,7 @@ fn hears_a_reset(socket: &Socket, net: Net) -> bool {
 const SEQUENCES: [u32; 4] = [0, 1 << 30, 2 << 30, 3 << 30];
 
 #[test]
-fn an_answer_out_of_its_window_is_not_answered_with_a_reset() {
+fn a_reply_outside_its_window_causes_no_reset() {
     Net::each(|net| {
         let world = World::new();
         let (near, far, asks) = (world.pod(1, 5), world.pod(2, 5), world.pod(1, 6));

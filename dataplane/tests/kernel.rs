@@ -10,15 +10,13 @@ use std::time::Instant;
 
 use crds::Protocol::Tcp;
 use crds::Range;
-use crds::service::Family;
-use dataplane::flows::affinity::loose;
-use dataplane::nft::diff::{Change, diff};
-use dataplane::nft::elements::{Elements, Frontend, Key, Value, elements};
-use dataplane::nft::engine::{Applied, Done, Engine, Observed};
-use dataplane::nft::layout::Table;
-use dataplane::rules::plan::ruleset;
-use dataplane::rules::planner::Planner;
-use dataplane::rules::ruleset::Ruleset;
+use dataplane::flows::affinity::retired_clients;
+use dataplane::nft::diff::{ElementChange, diff_elements};
+use dataplane::nft::elements::{ElementKey, ElementValue, Elements, KeyParts};
+use dataplane::nft::layout::{SetId, Table};
+use dataplane::nft::projection::ruleset_elements;
+use dataplane::nft::{Engine, KernelTable, TableOutcome, TableOutcomes};
+use dataplane::rules::{Frontend, Planner, Ruleset, plan_ruleset};
 use dataplane::{Snapshot, remove};
 use netns::Namespace;
 use sample::{Described, NODE, everything, ip, nothing, on_eth0, ready, service, snapshot};
@@ -31,7 +29,7 @@ fn host() -> Namespace {
 }
 
 fn planned(snapshot: &Snapshot) -> Arc<Ruleset> {
-    Arc::new(ruleset(snapshot))
+    Arc::new(plan_ruleset(snapshot))
 }
 
 /// What `nft` prints.
@@ -57,30 +55,32 @@ fn engine(namespace: &Namespace) -> Engine {
 /// What the elements of each table are.
 fn by_table(ruleset: &Ruleset) -> BTreeMap<Table, Elements> {
     let mut tables: BTreeMap<Table, Elements> = Table::ALL.map(|table| (table, Elements::new())).into();
-    for (key, value) in elements(ruleset) {
+    for (key, value) in ruleset_elements(ruleset) {
         tables.entry(key.table()).or_default().insert(key, value);
     }
     tables
 }
 
 /// What is done when a table with these elements goes.
-fn taken_away((table, elements): (Table, Elements)) -> (Table, Done) {
-    (table, Done::Removed(diff(&elements, &Elements::new())))
+fn taken_away((table, elements): (Table, Elements)) -> (Table, TableOutcome) {
+    (table, TableOutcome::Removed(diff_elements(&elements, &Elements::new())))
 }
 
 /// What should be observed after `ruleset` was applied.
-fn ours(ruleset: &Ruleset) -> BTreeMap<Table, Observed> {
-    let observed = |elements: Elements| if elements.is_empty() { Observed::Absent } else { Observed::Ours(elements) };
+fn ours(ruleset: &Ruleset) -> BTreeMap<Table, KernelTable> {
+    let observed =
+        |elements: Elements| if elements.is_empty() { KernelTable::Absent } else { KernelTable::Ours(elements) };
     by_table(ruleset).into_iter().map(|(table, elements)| (table, observed(elements))).collect()
 }
 
 #[test]
-fn nft_prints_the_tables_as_the_golden_files_have_them_and_takes_them_back() {
+fn nft_prints_and_loads_the_golden_tables() {
     let namespace = host();
     let ruleset = planned(&everything());
     let applied = engine(&namespace).apply(&ruleset).expect("apply");
-    let created = by_table(&ruleset).into_iter().map(|(table, elements)| (table, Done::Created(elements.len())));
-    assert_eq!(applied, created.collect::<Applied>());
+    let created =
+        by_table(&ruleset).into_iter().map(|(table, elements)| (table, TableOutcome::Created(elements.len())));
+    assert_eq!(applied, created.collect::<TableOutcomes>());
     for (family, file) in [("ip", "table.nft"), ("ip6", "table6.nft"), ("netdev", "frames.nft")] {
         let listed = nft(&namespace, &["list", "table", family, "landfall"]);
         let path = format!("{}/tests/golden/{file}", env!("CARGO_MANIFEST_DIR"));
@@ -106,12 +106,12 @@ fn nft_prints_the_tables_as_the_golden_files_have_them_and_takes_them_back() {
 }
 
 /// What the kernel has, read by an engine that knows nothing yet.
-fn observed(namespace: &Namespace) -> (BTreeMap<Table, Observed>, u32) {
+fn observed(namespace: &Namespace) -> (BTreeMap<Table, KernelTable>, u32) {
     engine(namespace).observe().expect("observe")
 }
 
 #[test]
-fn what_was_programmed_is_read_back_the_same() {
+fn programmed_tables_are_observed_unchanged() {
     let namespace = host();
     let ruleset = planned(&everything());
     engine(&namespace).apply(&ruleset).expect("apply");
@@ -119,30 +119,30 @@ fn what_was_programmed_is_read_back_the_same() {
 }
 
 #[test]
-fn an_agent_that_starts_over_a_good_table_changes_nothing() {
+fn a_new_engine_keeps_correct_tables() {
     let namespace = host();
     let ruleset = planned(&everything());
     engine(&namespace).apply(&ruleset).expect("apply");
     let before = observed(&namespace);
     let mut next = engine(&namespace);
-    assert_eq!(next.apply(&ruleset).expect("apply"), Applied::new());
-    assert_eq!(next.apply(&ruleset).expect("apply again"), Applied::new());
+    assert_eq!(next.apply(&ruleset).expect("apply"), TableOutcomes::new());
+    assert_eq!(next.apply(&ruleset).expect("apply again"), TableOutcomes::new());
     assert_eq!(observed(&namespace), before, "with the same generation");
 }
 
 #[test]
-fn an_agent_that_starts_over_an_old_table_changes_only_what_differs() {
+fn a_new_engine_changes_only_differing_elements() {
     let namespace = host();
     engine(&namespace).apply(&planned(&everything())).expect("apply");
     let mut later = everything();
     later.addresses.remove(&ip("192.0.2.12"));
     let six = Range::new(ip("2001:db8:244:1::"), ip("2001:db8:244:1:ffff:ffff:ffff:ffff")).expect("a range");
-    let pods_gone = Change::Delete(Key::Pods(Family::V6), Value::Ranges(vec![six]));
+    let pods_gone = ElementChange::Delete(ElementKey::Pods(Table::V6), ElementValue::Ranges(vec![six]));
     later.pod_ranges = vec!["10.244.1.0/25".parse().expect("a range")];
     let later = planned(&later);
     let mut applied = engine(&namespace).apply(&later).expect("apply");
-    assert_eq!(applied.remove(&Table::V6), Some(Done::Changed(vec![pods_gone])));
-    let Some(Done::Changed(changes)) = applied.remove(&Table::V4) else { panic!("not changed") };
+    assert_eq!(applied.remove(&Table::V6), Some(TableOutcome::Changed(vec![pods_gone])));
+    let Some(TableOutcome::Changed(changes)) = applied.remove(&Table::V4) else { panic!("not changed") };
     let changes: Vec<String> = changes.iter().map(ToString::to_string).collect();
     let expected = [
         "delete set pods of ip landfall",
@@ -157,7 +157,7 @@ fn an_agent_that_starts_over_an_old_table_changes_only_what_differs() {
 }
 
 #[test]
-fn from_anything_to_anything_the_kernel_has_what_is_desired() {
+fn every_transition_reaches_the_desired_state() {
     let namespace = host();
     let mut engine = engine(&namespace);
     let web = |endpoints: &[&str]| {
@@ -236,7 +236,7 @@ fn a_damaged_table_is_noticed_and_repaired() {
         nft_do(&namespace, &damage);
         assert!(engine.check().expect("check").is_some(), "{damage} is not noticed");
         let applied = engine.apply(&ruleset).expect("apply");
-        let was_replaced = applied.values().any(|done| matches!(done, Done::Replaced { .. }));
+        let was_replaced = applied.values().any(|done| matches!(done, TableOutcome::Replaced { .. }));
         assert_eq!(was_replaced, replaced, "{damage}: {applied:?}");
         assert_eq!(observed(&namespace).0, ours(&ruleset), "after {damage}");
         assert_eq!(engine.check().expect("check"), None);
@@ -244,7 +244,7 @@ fn a_damaged_table_is_noticed_and_repaired() {
 }
 
 #[test]
-fn sets_are_made_larger_when_more_comes_than_they_were_made_for() {
+fn sets_are_enlarged_for_more_elements() {
     let services = |count: u32| {
         let described = |n: u32| {
             let [_, _, high, low] = n.to_be_bytes();
@@ -267,7 +267,7 @@ fn sets_are_made_larger_when_more_comes_than_they_were_made_for() {
     running.apply(&few).expect("apply");
     assert_eq!(size(&namespace, "ip", "endpoints"), Some(768));
     let applied = running.apply(&many).expect("apply");
-    assert!(applied.values().all(|done| matches!(done, Done::Changed(_))), "{applied:?}");
+    assert!(applied.values().all(|done| matches!(done, TableOutcome::Changed(_))), "{applied:?}");
     assert_eq!(observed(&namespace).0, ours(&many));
     assert_eq!(size(&namespace, "ip", "endpoints"), Some(3072));
     assert_eq!(size(&namespace, "netdev", "spread4"), Some(1536));
@@ -277,12 +277,12 @@ fn sets_are_made_larger_when_more_comes_than_they_were_made_for() {
     let namespace = host();
     engine(&namespace).apply(&few).expect("apply");
     let applied = engine(&namespace).apply(&many).expect("apply");
-    assert!(applied.values().all(|done| matches!(done, Done::Changed(_))), "{applied:?}");
+    assert!(applied.values().all(|done| matches!(done, TableOutcome::Changed(_))), "{applied:?}");
     assert_eq!(observed(&namespace).0, ours(&many));
 }
 
 #[test]
-fn tables_of_others_are_not_touched() {
+fn tables_of_other_programs_are_not_touched() {
     let namespace = host();
     nft_do(
         &namespace,
@@ -312,18 +312,18 @@ fn tables_of_others_are_not_touched() {
 }
 
 #[test]
-fn changes_of_others_are_not_taken_for_damage() {
+fn changes_of_other_programs_are_no_damage() {
     let namespace = host();
     let mut engine = engine(&namespace);
     engine.apply(&planned(&everything())).expect("apply");
     nft_do(&namespace, "add table ip other");
     assert_eq!(engine.check().expect("check"), None);
     let applied = engine.apply(&planned(&snapshot([service("web").holds("192.0.2.10")]))).expect("apply");
-    assert!(matches!(applied[&Table::V4], Done::Changed(_)), "{applied:?}");
+    assert!(matches!(applied[&Table::V4], TableOutcome::Changed(_)), "{applied:?}");
 }
 
 #[test]
-fn a_refusal_names_what_the_kernel_refuses_and_changes_nothing() {
+fn a_refusal_names_the_change_and_changes_nothing() {
     let namespace = host();
     let mut engine = engine(&namespace);
     engine.apply(&planned(&everything())).expect("apply");
@@ -338,13 +338,21 @@ fn a_refusal_names_what_the_kernel_refuses_and_changes_nothing() {
     assert_eq!(observed(&namespace), before);
     // The next attempt looks first.
     let port = Frontend { address: ip("192.0.2.12"), protocol: Tcp, port: 80 };
-    let left = [Key::Address(port.address), Key::Traffic(port), Key::Begun(port)];
-    let gone = left.map(|key| Change::Delete(key, Value::Present)).into();
-    assert_eq!(engine.apply(&planned(&later)).expect("apply"), Applied::from([(Table::V4, Done::Changed(gone))]));
+    let left = [
+        (SetId::Addresses, KeyParts::Address(port.address)),
+        (SetId::Traffic, KeyParts::Frontend(port)),
+        (SetId::Begun, KeyParts::Frontend(port)),
+    ];
+    let key = |(set, parts)| ElementKey::In(Table::V4, set, parts);
+    let gone = left.map(|left| ElementChange::Delete(key(left), ElementValue::Present)).into();
+    assert_eq!(
+        engine.apply(&planned(&later)).expect("apply"),
+        TableOutcomes::from([(Table::V4, TableOutcome::Changed(gone))])
+    );
 }
 
 #[test]
-fn who_must_be_forgotten_is_found_among_twenty_thousand_clients() {
+fn retired_clients_are_forgotten_among_twenty_thousand() {
     const CLIENTS: usize = 20_000;
     let namespace = host();
     let web = |endpoints: &[&str]| {
@@ -365,7 +373,7 @@ fn who_must_be_forgotten_is_found_among_twenty_thousand_clients() {
     nft_do(&namespace, &format!("add element ip landfall affinity {{ {} }}", clients.join(", ")));
     engine.apply(&after).expect("apply");
     let start = Instant::now();
-    assert_eq!(engine.forget(&loose(Some(&before), &after)).expect("forget"), CLIENTS / 2);
+    assert_eq!(engine.forget_clients(&retired_clients(Some(&before), &after)).expect("forget"), CLIENTS / 2);
     #[allow(clippy::print_stdout, reason = "`--nocapture` shows it; nothing depends on it")]
     {
         println!("IPv4: forget {} of {CLIENTS} clients: {:.1?}", CLIENTS / 2, start.elapsed());
@@ -374,12 +382,12 @@ fn who_must_be_forgotten_is_found_among_twenty_thousand_clients() {
     assert_eq!((listed.matches(": 10.244.1.5 .").count(), listed.matches(": 10.244.1.6 .").count()), (0, CLIENTS / 2));
     // What rules have learned, and what we took of it, is neither damage nor somebody else's doing.
     assert_eq!(engine.check().expect("check"), None);
-    assert_eq!(engine.forget(&loose(Some(&before), &after)).expect("forget"), 0);
-    assert_eq!(engine.forget(&loose(Some(&after), &after)).expect("nothing to look at"), 0);
+    assert_eq!(engine.forget_clients(&retired_clients(Some(&before), &after)).expect("forget"), 0);
+    assert_eq!(engine.forget_clients(&retired_clients(Some(&after), &after)).expect("nothing to look at"), 0);
 }
 
 #[test]
-fn ten_thousand_services_are_programmed_in_one_go() {
+fn ten_thousand_services_are_programmed_at_once() {
     let described = |n: u32, last: u8| {
         let [_, _, high, low] = n.to_be_bytes();
         let endpoints = [ready(&format!("10.{high}.{low}.{last}"), NODE), ready(&format!("10.{high}.{low}.9"), "n2")];
@@ -426,17 +434,17 @@ fn ten_thousand(
     let mut planner = Planner::default();
     let mut ruleset = None;
     timed("plan", &mut || ruleset = Some(planner.plan(&one)));
-    let mut applied = Applied::new();
+    let mut applied = TableOutcomes::new();
     let desired = ruleset.take().expect("planned");
     timed("program 10,000 Services with 2 endpoints each", &mut || applied = first.apply(&desired).expect("apply"));
-    assert!(matches!(applied[&table], Done::Created(_)), "{applied:?}");
+    assert!(matches!(applied[&table], TableOutcome::Created(_)), "{applied:?}");
     timed("plan a change", &mut || ruleset = Some(planner.plan(&other)));
     let planned_other = ruleset.take().expect("planned");
     timed("apply it", &mut || applied = first.apply(&planned_other).expect("apply"));
-    assert!(matches!(&applied[&table], Done::Changed(changes) if changes.len() == elements), "{applied:?}");
+    assert!(matches!(&applied[&table], TableOutcome::Changed(changes) if changes.len() == elements), "{applied:?}");
     let mut second = engine(&namespace);
     timed("restart: read and compare", &mut || applied = second.apply(&planned_other).expect("apply"));
-    assert_eq!(applied, Applied::new());
+    assert_eq!(applied, TableOutcomes::new());
     timed("remove all", &mut || applied = second.apply(&planned(&nothing())).expect("apply"));
     let tables = by_table(&planned_other).into_iter().filter(|(_, elements)| !elements.is_empty());
     assert_eq!(applied, tables.map(taken_away).collect());

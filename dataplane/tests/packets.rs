@@ -1,6 +1,6 @@
 //! What packets do on a node that the engine has programmed: a real kernel, real connections.
 
-mod programmed;
+mod harness;
 mod sample;
 mod world;
 
@@ -10,12 +10,12 @@ use std::net::Ipv6Addr;
 use std::time::{Duration, Instant};
 
 use crds::Protocol::Tcp;
-use programmed::{all, apply, engine, on, web};
+use harness::{all, apply, engine, on, web};
 use sample::{service, snapshot, terminating};
 use world::{Answer, CLIENT, Net, PATIENCE, SILENCE, V4, V6, World, ask_tcp, ask_udp, connect, icmp, nft, ping, udp};
 
 #[test]
-fn a_client_reaches_all_endpoints_and_is_seen_by_those_on_this_node() {
+fn local_endpoints_see_the_address_of_the_client() {
     Net::each(|net| {
         let world = World::new();
         let (near, far) = (world.pod(1, 5), world.pod(2, 5));
@@ -42,7 +42,7 @@ fn both_families_of_a_service_are_served_at_once() {
 }
 
 #[test]
-fn under_the_policy_local_only_local_endpoints_serve_the_client_but_all_serve_this_node_and_its_pods() {
+fn policy_local_limits_only_clients_from_outside() {
     Net::each(|net| {
         let world = World::new();
         let (near, far, pod) = (world.pod(1, 5), world.pod(2, 5), world.pod(1, 6));
@@ -58,7 +58,7 @@ fn under_the_policy_local_only_local_endpoints_serve_the_client_but_all_serve_th
 }
 
 #[test]
-fn under_the_policy_local_a_client_is_not_answered_while_endpoints_live_elsewhere() {
+fn policy_local_drops_clients_without_local_endpoints() {
     Net::each(|net| {
         let world = World::new();
         let far = world.pod(2, 5);
@@ -109,7 +109,7 @@ fn without_endpoints_a_client_is_refused_at_once() {
 }
 
 #[test]
-fn a_port_that_nobody_has_is_silent() {
+fn packets_to_an_unknown_port_are_dropped() {
     Net::each(|net| {
         let world = World::new();
         let pod = world.pod(1, 5);
@@ -132,7 +132,7 @@ fn an_lb_ip_answers_a_ping() {
 }
 
 #[test]
-fn neighbours_may_ask_for_an_lb_ip_and_be_told() {
+fn neighbour_solicitations_for_an_lb_ip_are_answered() {
     let world = World::new();
     let lb_ip = "2001:db8:1::10";
     // The node has the address of itself, as with kube-proxy's IPVS.
@@ -152,7 +152,7 @@ fn neighbours_may_ask_for_an_lb_ip_and_be_told() {
 }
 
 #[test]
-fn new_connections_follow_a_change_and_open_ones_live_on() {
+fn open_connections_survive_a_change_of_endpoints() {
     Net::each(|net| {
         let world = World::new();
         let (old, new) = (world.pod(1, 5), world.pod(1, 6));
@@ -168,13 +168,13 @@ fn new_connections_follow_a_change_and_open_ones_live_on() {
         // Neither does it end with the Service, nor by another agent starting over.
         apply(&mut engine, &snapshot([service("other").holds(net.other)]));
         assert_eq!(open.ask().expect("an answer"), from_old);
-        apply(&mut programmed::engine(&world), &snapshot([web(net, [on(net, &new)])]));
+        apply(&mut harness::engine(&world), &snapshot([web(net, [on(net, &new)])]));
         assert_eq!(open.ask().expect("an answer"), from_old);
     });
 }
 
 #[test]
-fn connections_open_and_new_survive_that_the_table_is_replaced() {
+fn connections_survive_the_replacement_of_a_table() {
     Net::each(|net| {
         let world = World::new();
         let pod = world.pod(1, 5);
@@ -185,14 +185,14 @@ fn connections_open_and_new_survive_that_the_table_is_replaced() {
         assert_eq!(open.ask().expect("an answer"), expected);
         let family = if net.family == V4.family { "ip" } else { "ip6" };
         nft(&world.n1, &format!("add rule {family} landfall unserved accept"));
-        apply(&mut programmed::engine(&world), &snapshot([web(net, [on(net, &pod)])]));
+        apply(&mut harness::engine(&world), &snapshot([web(net, [on(net, &pod)])]));
         assert_eq!(open.ask().expect("an answer"), expected);
         assert_eq!(ask_tcp(&world.client, &at), expected);
     });
 }
 
 #[test]
-fn where_kube_proxy_knows_the_address_too_this_table_decides() {
+fn landfall_decides_before_kube_proxy_with_nftables() {
     let world = World::new();
     let (ours, theirs) = (world.pod(1, 5), world.pod(1, 6));
     let rules = "table ip kube-proxy {
@@ -226,7 +226,7 @@ fn where_kube_proxy_knows_the_address_too_this_table_decides() {
 }
 
 #[test]
-fn iptables_rules_of_kube_proxy_come_second_too() {
+fn landfall_decides_before_kube_proxy_with_iptables() {
     let world = World::new();
     let (ours, theirs) = (world.pod(1, 5), world.pod(1, 6));
     let rule = ["-t", "nat", "-d", "198.51.100.10", "-p", "tcp", "-j", "DNAT", "--to", "10.244.1.6:8080"];

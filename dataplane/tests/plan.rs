@@ -6,23 +6,23 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use crds::Protocol::{self, Sctp, Tcp, Udp};
-use crds::service::Family;
 use crds::{Backend, Key, ProblemReason, Reach};
 use dataplane::Snapshot;
-use dataplane::nft::diff::{Change, changes, diff};
-use dataplane::nft::elements::{self, Elements, Value, elements};
-use dataplane::nft::layout::Table;
-use dataplane::rules::plan::ruleset;
-use dataplane::rules::planner::Planner;
-use dataplane::rules::ruleset::{Endpoint, LbIp, Pick, Problem, Ruleset, Target};
+use dataplane::nft::chain_name::ChainName;
+use dataplane::nft::diff::{ElementChange, diff_elements, diff_rulesets};
+use dataplane::nft::elements::{ElementKey, ElementValue, Elements};
+use dataplane::nft::projection::ruleset_elements;
+use dataplane::rules::Planner;
+use dataplane::rules::plan_ruleset;
+use dataplane::rules::{Endpoint, LbIp, Pick, Problem, Ruleset, Target};
 use dataplane::snapshot::Service;
 use model::SharedMap;
 use proptest::prelude::*;
 use sample::{Described, NODE, at, ip, nothing, on_eth0, ready, service, snapshot, terminating, unready};
 
 /// The target of TCP port 80 of 192.0.2.10.
-fn target(service: Described) -> Target {
-    let planned = ruleset(&snapshot([service]));
+fn planned_target(service: Described) -> Target {
+    let planned = plan_ruleset(&snapshot([service]));
     Target::clone(&planned.addresses[&ip("192.0.2.10")].ports[&(Tcp, 80)])
 }
 
@@ -62,7 +62,7 @@ fn endpoints_are_chosen_by_readiness_and_policy() {
     ];
     for (case, local, given, expected, outside, inside, draining) in cases {
         let described = if local { web(given).local() } else { web(given) };
-        let found = target(described);
+        let found = planned_target(described);
         let pick = |(from, count)| Pick { from, count };
         let endpoints: Vec<Endpoint> = expected.iter().map(|short| endpoint(short)).collect();
         assert_eq!(
@@ -74,7 +74,7 @@ fn endpoints_are_chosen_by_readiness_and_policy() {
 }
 
 #[test]
-fn endpoints_of_dead_nodes_are_used_only_where_no_others_are_left() {
+fn endpoints_of_dead_nodes_are_the_last_resort() {
     let stops = |short: &str| terminating(ready_(short));
     let on = |short: &str, node: &str| crds::Endpoint { node: Some(node.into()), ..ready_(short) };
     // Endpoints, dead nodes, who is used, and how many drain.
@@ -91,7 +91,7 @@ fn endpoints_of_dead_nodes_are_used_only_where_no_others_are_left() {
     ];
     for (case, given, dead, expected, draining) in cases {
         let dead = dead.iter().map(|node| (*node).to_owned()).collect();
-        let planned = ruleset(&Snapshot { dead, ..snapshot([web(given)]) });
+        let planned = plan_ruleset(&Snapshot { dead, ..snapshot([web(given)]) });
         let found = &planned.addresses[&ip("192.0.2.10")].ports[&(Tcp, 80)];
         let endpoints: Vec<Endpoint> = expected.iter().map(|short| endpoint(short)).collect();
         assert_eq!((&found.endpoints, found.draining.len()), (&endpoints, draining), "{case}");
@@ -99,7 +99,7 @@ fn endpoints_of_dead_nodes_are_used_only_where_no_others_are_left() {
 }
 
 #[test]
-fn where_frames_are_spread_a_node_serves_its_own_endpoints_and_helps_itself_without_any() {
+fn with_spreading_a_node_prefers_its_own_endpoints() {
     let on = |short: &str, node: &str| crds::Endpoint { node: Some(node.into()), ..ready_(short) };
     let stops = |endpoint: crds::Endpoint| terminating(endpoint);
     type Case = (&'static str, bool, Vec<crds::Endpoint>, &'static [&'static str], &'static [&'static str], Reach, u32);
@@ -143,7 +143,7 @@ fn where_frames_are_spread_a_node_serves_its_own_endpoints_and_helps_itself_with
     for (case, local, given, dead, expected, reach, parts) in cases {
         let described = if local { web(given).local() } else { web(given) };
         let dead = dead.iter().map(|node| (*node).to_owned()).collect();
-        let planned = ruleset(&Snapshot { dead, links: on_eth0(&["n2", "n3"]), ..snapshot([described]) });
+        let planned = plan_ruleset(&Snapshot { dead, links: on_eth0(&["n2", "n3"]), ..snapshot([described]) });
         let found = &planned.addresses[&ip("192.0.2.10")].ports[&(Tcp, 80)];
         let outside = found.endpoints.iter().skip(found.outside.from as usize).take(found.outside.count as usize);
         let expected: Vec<Endpoint> = expected.iter().map(|short| endpoint(short)).collect();
@@ -157,7 +157,7 @@ fn where_frames_are_spread_a_node_serves_its_own_endpoints_and_helps_itself_with
 }
 
 #[test]
-fn named_ports_are_looked_up_in_each_slice_and_endpoints_collapse() {
+fn named_ports_are_resolved_in_each_slice() {
     let described = service("web")
         .holds("192.0.2.10")
         .port("http", Tcp, 80)
@@ -167,14 +167,14 @@ fn named_ports_are_looked_up_in_each_slice_and_endpoints_collapse() {
         .slice(&[("http", Udp, 7070)], [ready_("l2")])
         .slice(&[("", Tcp, 7071)], [ready_("l3")]);
     let also = Endpoint { remote: false, address: at("10.0.0.1:9090") };
-    assert_eq!(target(described).endpoints, [endpoint("l1"), also, endpoint("r1")]);
+    assert_eq!(planned_target(described).endpoints, [endpoint("l1"), also, endpoint("r1")]);
 }
 
 #[test]
-fn endpoints_are_of_the_family_of_the_address() {
+fn endpoints_have_the_family_of_the_address() {
     let six = ready("2001:db8::5", NODE);
     let both = web([ready_("l1"), six.clone()]).holds("2001:db8::1");
-    let planned = ruleset(&snapshot([both]));
+    let planned = plan_ruleset(&snapshot([both]));
     let addresses = |lb_ip: &str| -> Vec<_> {
         planned.addresses[&ip(lb_ip)].ports[&(Tcp, 80)].endpoints.iter().map(|e| e.address.ip()).collect()
     };
@@ -183,36 +183,36 @@ fn endpoints_are_of_the_family_of_the_address() {
 }
 
 #[test]
-fn only_a_service_that_exists_under_its_uid_is_forwarded() {
+fn only_a_holder_with_a_matching_uid_is_forwarded() {
     let good = snapshot([web([ready_("l1")])]);
-    assert_eq!(ruleset(&good).addresses.len(), 1);
+    assert_eq!(plan_ruleset(&good).addresses.len(), 1);
     let with = |change: fn(&mut crds::Service)| {
         let mut snapshot = good.clone();
         snapshot.services.values_mut().for_each(|service| change(Arc::make_mut(&mut service.object)));
-        ruleset(&snapshot)
+        plan_ruleset(&snapshot)
     };
     assert_eq!(with(|service| service.uid = "another".into()), Ruleset::default());
     assert_eq!(with(|service| service.is_load_balancer = false), Ruleset::default());
     // Until the address is taken from it, a Service that is being deleted is served.
-    assert_eq!(with(|service| service.deleting = true), ruleset(&good));
-    assert_eq!(ruleset(&Snapshot { services: SharedMap::default(), ..good.clone() }), Ruleset::default());
+    assert_eq!(with(|service| service.deleting = true), plan_ruleset(&good));
+    assert_eq!(plan_ruleset(&Snapshot { services: SharedMap::default(), ..good.clone() }), Ruleset::default());
     // What stands in a status counts for nothing.
-    assert_eq!(ruleset(&Snapshot { addresses: SharedMap::default(), ..good }), Ruleset::default());
+    assert_eq!(plan_ruleset(&Snapshot { addresses: SharedMap::default(), ..good }), Ruleset::default());
 }
 
 #[test]
-fn services_that_share_an_address_have_their_ports_side_by_side() {
+fn services_may_share_an_address_by_port() {
     let other = |name| service(name).holds("192.0.2.10").port("", Udp, 80).port("", Tcp, 80);
-    let planned = ruleset(&snapshot([other("zzz"), web([ready_("l1")])]));
+    let planned = plan_ruleset(&snapshot([other("zzz"), web([ready_("l1")])]));
     let lb_ip: &LbIp = &planned.addresses[&ip("192.0.2.10")];
     assert_eq!(lb_ip.ports.keys().copied().collect::<Vec<_>>(), [(Tcp, 80), (Udp, 80)]);
     assert_eq!(lb_ip.ports[&(Tcp, 80)].endpoints, [endpoint("l1")], "the first by name has it");
 }
 
 #[test]
-fn who_may_use_a_service_is_said_for_each_family_and_what_is_no_range_is_reported() {
+fn source_ranges_apply_per_family_and_mistakes_are_reported() {
     let both = web([ready_("l1")]).holds("2001:db8::1").only_from(&["10.0.0.0/24", "10.0.1.0/24", "everybody"]);
-    let planned = ruleset(&snapshot([both]));
+    let planned = plan_ruleset(&snapshot([both]));
     let sources = |lb_ip: &str| -> Option<Vec<String>> {
         let sources = planned.addresses[&ip(lb_ip)].ports[&(Tcp, 80)].sources.clone();
         sources.map(|ranges| ranges.iter().map(ToString::to_string).collect())
@@ -227,7 +227,7 @@ fn who_may_use_a_service_is_said_for_each_family_and_what_is_no_range_is_reporte
 }
 
 #[test]
-fn of_each_service_is_said_which_ports_lack_endpoints_and_which_endpoint_is_refused() {
+fn missing_and_refused_endpoints_are_reported_per_service() {
     let problem =
         |name: &str, reason, what: &str| Problem { service: Key::new("default", name), reason, what: what.to_owned() };
     let two = || service("two").holds("192.0.2.10").port("a", Tcp, 80).port("b", Tcp, 81).port("c", Udp, 53);
@@ -237,7 +237,7 @@ fn of_each_service_is_said_which_ports_lack_endpoints_and_which_endpoint_is_refu
         for slice in snapshot.slices.values_mut().flat_map(Arc::make_mut) {
             Arc::make_mut(slice).refused = refused.map(Box::from);
         }
-        ruleset(&snapshot).addresses[&ip("192.0.2.10")].problems.clone()
+        plan_ruleset(&snapshot).addresses[&ip("192.0.2.10")].problems.clone()
     };
     let http = |endpoints: &[&str]| two().slice(&[("a", Tcp, 8080)], endpoints.iter().map(|name| ready_(name)));
     let nowhere = problem("two", ProblemReason::NoEndpoints, "81/TCP, 53/UDP");
@@ -251,10 +251,10 @@ fn of_each_service_is_said_which_ports_lack_endpoints_and_which_endpoint_is_refu
 }
 
 #[test]
-fn ranges_of_pods_are_merged() {
+fn ranges_of_pods_are_merged_and_sorted() {
     let ranges = |nets: &[&str]| {
         let pod_ranges = nets.iter().map(|net| net.parse().expect("a range")).collect();
-        let planned = ruleset(&Snapshot { pod_ranges, ..nothing() });
+        let planned = plan_ruleset(&Snapshot { pod_ranges, ..nothing() });
         planned.pod_ranges.iter().map(ToString::to_string).collect::<Vec<_>>()
     };
     assert_eq!(ranges(&["10.1.0.0/24", "10.0.0.0/24"]), ["10.0.0.0-10.0.0.255", "10.1.0.0-10.1.0.255"]);
@@ -340,61 +340,48 @@ prop_compose! {
         let links = others.map(on_eth0).unwrap_or_default();
         let net = |(third, length)| format!("10.0.{third}.0/{length}").parse().expect("a range");
         let services = [one, other].into_iter().zip(there).filter_map(|(service, there)| there.then_some(service));
-        let own = vec![ip("10.0.9.1")];
-        Snapshot { dead, links, own, pod_ranges: pods.map(net).into_iter().collect(), ..snapshot(services) }
+        let node_ips = vec![ip("10.0.9.1")];
+        Snapshot { dead, links, node_ips, pod_ranges: pods.map(net).into_iter().collect(), ..snapshot(services) }
     }
 }
 
-fn family(change: &Change) -> Family {
-    change.key().table().family().expect("a table of one family")
-}
-
-/// Does what the kernel would: what it would refuse is an error.
-fn applied(elements: &Elements, changes: &[Change]) -> Result<Elements, String> {
+/// Makes the changes as the kernel would. A change that the kernel would refuse is an error.
+fn make_changes(elements: &Elements, changes: &[ElementChange]) -> Result<Elements, String> {
     let mut elements = elements.clone();
     for change in changes {
-        let needs = |key: &elements::Key| -> Option<elements::Key> {
-            match (key, change) {
-                (elements::Key::Lead(..), Change::Add(_, Value::Way(way))) => {
-                    Some(elements::Key::Way(family(change), *way))
-                }
-                (elements::Key::Remembered(_), Change::Add(_, Value::Remember(seconds))) => {
-                    Some(elements::Key::Remember(family(change), *seconds))
-                }
-                _ => None,
-            }
-        };
         match change {
-            Change::Add(key, value) => {
-                if let Some(missing) = needs(key).filter(|chain| !elements.contains_key(chain)) {
+            ElementChange::Add(key, value) => {
+                let missing = target(key, value).filter(|chain| !elements.contains_key(chain));
+                if let Some(missing) = missing {
                     return Err(format!("{change} before {missing}"));
                 }
                 if elements.insert(*key, value.clone()).is_some() {
-                    return Err(format!("{change}, which is there"));
+                    return Err(format!("{change}, which exists"));
                 }
             }
-            Change::Delete(elements::Key::Way(of, way), _)
-                if elements
-                    .iter()
-                    .any(|(key, value)| key.table() == Table::of_family(*of) && *value == Value::Way(*way)) =>
+            ElementChange::Delete(chain @ ElementKey::Chain(..), _)
+                if elements.iter().any(|(key, value)| target(key, value) == Some(*chain)) =>
             {
                 return Err(format!("{change}, which is in use"));
             }
-            Change::Delete(elements::Key::Remember(of, seconds), _)
-                if elements.iter().any(|(key, value)| {
-                    key.table() == Table::of_family(*of) && *value == Value::Remember(*seconds)
-                }) =>
-            {
-                return Err(format!("{change}, which is in use"));
-            }
-            Change::Delete(key, value) => {
+            ElementChange::Delete(key, value) => {
                 if elements.remove(key).as_ref() != Some(value) {
-                    return Err(format!("{change}, which is not there"));
+                    return Err(format!("{change}, which does not exist"));
                 }
             }
         }
     }
     Ok(elements)
+}
+
+/// The chain that an element leads to, if it is one that is not always there.
+fn target(key: &ElementKey, value: &ElementValue) -> Option<ElementKey> {
+    match value {
+        ElementValue::Goto(chain @ (ChainName::Dispatch(_) | ChainName::Remember(_))) => {
+            Some(ElementKey::Chain(key.table(), *chain))
+        }
+        _ => None,
+    }
 }
 
 /// The second snapshot, made of parts of the first one where they are equal.
@@ -410,8 +397,8 @@ fn sharing(before: &Snapshot, after: &Snapshot) -> Snapshot {
     });
     shared.services = carried(&before.services, &after.services, |key, service| {
         let old = before.services.get(key);
-        let (object, terms) = (old.map(|old| &old.object), old.map(|old| &old.terms));
-        Service { object: known(object, &service.object), terms: known(terms, &service.terms) }
+        let (object, options) = (old.map(|old| &old.object), old.map(|old| &old.options));
+        Service { object: known(object, &service.object), options: known(options, &service.options) }
     });
     shared.slices = carried(&before.slices, &after.slices, |key, slices| {
         let old = before.slices.get(key);
@@ -439,17 +426,17 @@ fn carried<K: Ord + Clone, V: Clone + PartialEq>(
 
 proptest! {
     #[test]
-    fn changes_make_what_is_desired_of_what_is_there(before in a_snapshot(), after in a_snapshot()) {
-        let (before, after) = (ruleset(&before), ruleset(&after));
-        let (was, will_be) = (elements(&before), elements(&after));
-        let changes_all = diff(&was, &will_be);
-        prop_assert_eq!(applied(&was, &changes_all), Ok(will_be));
-        // And looking only at what differs finds the same.
-        prop_assert_eq!(changes(&before, &after), changes_all);
+    fn changes_turn_applied_elements_into_desired_ones(before in a_snapshot(), after in a_snapshot()) {
+        let (before, after) = (plan_ruleset(&before), plan_ruleset(&after));
+        let (old, new) = (ruleset_elements(&before), ruleset_elements(&after));
+        let changes = diff_elements(&old, &new);
+        prop_assert_eq!(make_changes(&old, &changes), Ok(new));
+        // The incremental diff finds the same.
+        prop_assert_eq!(diff_rulesets(&before, &after), changes);
     }
 
     #[test]
-    fn planning_only_what_changed_is_the_same_as_planning_all(
+    fn incremental_planning_equals_full_planning(
         snapshots in proptest::collection::vec(a_snapshot(), 1..5),
     ) {
         let mut planner = Planner::default();
@@ -459,8 +446,8 @@ proptest! {
             let next = Arc::new(sharing(&before, &snapshot));
             prop_assert_eq!(&*next, &snapshot);
             let replanned = planner.plan(&next);
-            prop_assert_eq!(&*replanned, &ruleset(&snapshot));
-            let same_node = next.pod_ranges == before.pod_ranges && next.own == before.own;
+            prop_assert_eq!(&*replanned, &plan_ruleset(&snapshot));
+            let same_node = next.pod_ranges == before.pod_ranges && next.node_ips == before.node_ips;
             if replanned == planned && same_node && next.links == before.links {
                 prop_assert!(Arc::ptr_eq(&replanned, &planned), "the same is not made twice");
             }
@@ -470,11 +457,11 @@ proptest! {
 
     #[test]
     fn planning_again_changes_nothing(snapshot in a_snapshot()) {
-        prop_assert_eq!(changes(&ruleset(&snapshot), &ruleset(&snapshot)), vec![]);
+        prop_assert_eq!(diff_rulesets(&plan_ruleset(&snapshot), &plan_ruleset(&snapshot)), vec![]);
     }
 
     #[test]
-    fn the_order_of_what_is_observed_never_matters(snapshot in a_snapshot()) {
+    fn the_order_of_observed_objects_never_matters(snapshot in a_snapshot()) {
         let mut turned = snapshot.clone();
         for slices in turned.slices.values_mut().map(Arc::make_mut) {
             slices.reverse();
@@ -486,12 +473,12 @@ proptest! {
             *holders = holders.iter().rev().cloned().collect();
         }
         turned.pod_ranges.reverse();
-        prop_assert_eq!(ruleset(&turned), ruleset(&snapshot));
+        prop_assert_eq!(plan_ruleset(&turned), plan_ruleset(&snapshot));
     }
 
     #[test]
-    fn every_verdict_leads_to_endpoints_that_are_there(snapshot in a_snapshot()) {
-        let planned = ruleset(&snapshot);
+    fn every_pick_is_within_the_endpoints(snapshot in a_snapshot()) {
+        let planned = plan_ruleset(&snapshot);
         for lb_ip in planned.addresses.values() {
             for target in lb_ip.ports.values() {
                 let count = u32::try_from(target.endpoints.len()).expect("few");

@@ -1,7 +1,7 @@
 //! Who gets where, by the truth table that every dataplane of LoadBalancer addresses has to follow: what the rules say
 //! (traced, without a kernel), and that the kernel does what is traced.
 
-mod programmed;
+mod harness;
 mod sample;
 mod tracer;
 mod world;
@@ -12,9 +12,9 @@ use std::net::{IpAddr, SocketAddr};
 
 use crds::Endpoint;
 use dataplane::Snapshot;
-use dataplane::rules::plan::ruleset;
+use dataplane::rules::plan_ruleset;
+use harness::{apply, engine, web, with_pods};
 use netns::Namespace;
-use programmed::{apply, engine, web, with_pods};
 use sample::{Described, NODE, ip, ready, service, snapshot, terminating, unready};
 use tracer::{Fate, From, Machine, Packet};
 use world::{Net, SILENCE, V4, V6, World, ask_udp, connect, udp};
@@ -45,7 +45,7 @@ fn packet(net: Net, who: Who, protocol: u8, port: u16) -> Packet {
 }
 
 fn fates(net: Net, snapshot: &Snapshot, packet: Packet) -> BTreeSet<Fate> {
-    let planned = ruleset(&with_pods(snapshot.clone()));
+    let planned = plan_ruleset(&with_pods(snapshot.clone()));
     Machine::new(&planned, &[net.n1, net.gateway]).fates(packet)
 }
 
@@ -128,7 +128,7 @@ fn the_rules_follow_the_truth_table() {
 }
 
 #[test]
-fn endpoints_that_are_published_though_not_ready_count_as_ready() {
+fn published_unready_endpoints_count_as_ready() {
     // The slices of such a Service say ready of all of them, of those too that terminate (EndpointConditions).
     let published = |short: &str| {
         let published = |endpoint| Endpoint { ready: true, ..endpoint };
@@ -139,7 +139,7 @@ fn endpoints_that_are_published_though_not_ready_count_as_ready() {
 }
 
 #[test]
-fn a_port_that_nobody_has_is_dropped_another_address_passes_and_a_ping_is_answered() {
+fn packets_without_a_port_have_these_fates() {
     Net::each(|net| {
         let snapshot = snapshot([web(net, endpoints(net, "l6"))]);
         for who in EVERYBODY {
@@ -156,7 +156,7 @@ fn a_port_that_nobody_has_is_dropped_another_address_passes_and_a_ping_is_answer
 }
 
 #[test]
-fn nothing_of_neighbour_discovery_is_touched_and_other_icmp_to_an_lb_ip_is_dropped() {
+fn only_ping_and_neighbour_discovery_pass_to_lb_ips() {
     let snapshot = snapshot([web(V6, endpoints(V6, "l6"))]);
     for kind in 0..=255u8 {
         let fate = match kind {
@@ -170,7 +170,7 @@ fn nothing_of_neighbour_discovery_is_touched_and_other_icmp_to_an_lb_ip_is_dropp
 }
 
 #[test]
-fn who_is_not_in_the_ranges_gets_nowhere_whatever_there_is() {
+fn clients_outside_the_ranges_are_always_dropped() {
     Net::each(|net| {
         for (given, _, _) in TABLE {
             for is_local in [false, true] {
@@ -239,7 +239,7 @@ fn ask(from: &Namespace, net: Net, protocol: u8, own: &[IpAddr]) -> BTreeSet<See
 }
 
 #[test]
-fn the_kernel_does_what_is_traced() {
+fn the_kernel_agrees_with_the_traced_fates() {
     Net::each(|net| {
         let world = World::new();
         let pods = [(1, 5), (1, 6), (2, 6)].map(|(node, number)| world.pod(node, number));

@@ -1,6 +1,6 @@
 //! Who may use a Service, and that nobody else ever does: a real kernel, real packets.
 
-mod programmed;
+mod harness;
 mod sample;
 mod world;
 
@@ -8,10 +8,10 @@ use std::io::ErrorKind;
 use std::net::UdpSocket;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use dataplane::nft::engine::Done;
-use dataplane::rules::plan::ruleset;
+use dataplane::nft::TableOutcome;
+use dataplane::rules::plan_ruleset;
+use harness::{apply, engine, on, web, with_pods};
 use netns::Namespace;
-use programmed::{apply, engine, on, web, with_pods};
 use sample::{nothing, snapshot};
 use world::{Answer, Net, PATIENCE, SILENCE, V4, World, ask_tcp, ask_udp, connect, nft, udp};
 
@@ -50,7 +50,7 @@ fn ends(from: &Namespace, net: Net, expected: End) {
 }
 
 #[test]
-fn only_clients_from_the_ranges_are_served_whether_they_are_outside_or_pods_or_the_node() {
+fn only_clients_within_the_ranges_are_served() {
     use End::{Served, Silence};
     Net::each(|net| {
         let world = World::new();
@@ -74,7 +74,7 @@ fn only_clients_from_the_ranges_are_served_whether_they_are_outside_or_pods_or_t
 }
 
 #[test]
-fn without_endpoints_only_who_may_come_is_told() {
+fn only_allowed_clients_are_refused_without_endpoints() {
     Net::each(|net| {
         let world = World::new();
         let pod = world.pod(1, 6);
@@ -138,7 +138,7 @@ fn tries(world: &World, net: Net, act: impl FnOnce()) -> Vec<UdpSocket> {
 }
 
 #[test]
-fn while_the_table_of_another_version_is_replaced_nobody_slips_in_and_connections_go_on() {
+fn no_packet_slips_in_during_upgrades() {
     const UPGRADES: usize = 40;
     Net::each(|net| {
         let world = World::new();
@@ -151,9 +151,9 @@ fn while_the_table_of_another_version_is_replaced_nobody_slips_in_and_connection
             for _ in 0..UPGRADES {
                 // What this version would not make, another one may have made.
                 nft(&world.n1, &format!("add chain {family} landfall other-version"));
-                let desired = std::sync::Arc::new(ruleset(&with_pods(closed.clone())));
+                let desired = std::sync::Arc::new(plan_ruleset(&with_pods(closed.clone())));
                 let done = engine(&world).apply(&desired).expect("apply");
-                assert!(done.values().any(|done| matches!(done, Done::Replaced { .. })), "{done:?}");
+                assert!(done.values().any(|done| matches!(done, TableOutcome::Replaced { .. })), "{done:?}");
                 assert_eq!(connection.ask().expect("an answer"), Answer::new(&endpoint, &net.of(&friend)));
             }
         });
@@ -166,7 +166,7 @@ fn while_the_table_of_another_version_is_replaced_nobody_slips_in_and_connection
 }
 
 #[test]
-fn while_rules_change_all_the_time_nobody_slips_in() {
+fn no_packet_slips_in_during_changes() {
     const CHANGES: usize = 400;
     Net::each(|net| {
         let world = World::new();

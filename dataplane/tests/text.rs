@@ -2,8 +2,8 @@
 
 mod sample;
 
-use dataplane::nft::text::text;
-use dataplane::rules::plan::ruleset;
+use dataplane::nft::print_ruleset;
+use dataplane::rules::plan_ruleset;
 use sample::{everything, snapshot};
 
 /// What `nft` prints of the tables when they are programmed, as a test against the kernel has seen it.
@@ -37,8 +37,8 @@ fn in_order(text: &str) -> Vec<String> {
 }
 
 #[test]
-fn it_is_what_nft_prints_once_it_is_programmed() {
-    let shown = text(&ruleset(&everything()));
+fn the_text_equals_the_output_of_nft() {
+    let shown = print_ruleset(&plan_ruleset(&everything()));
     let (shown, printed) = (in_order(&shown), PRINTED.into_iter().flat_map(in_order).collect::<Vec<_>>());
     // Line by line, or a difference would be hard to find.
     for (shown, printed) in shown.iter().zip(&printed) {
@@ -48,6 +48,6 @@ fn it_is_what_nft_prints_once_it_is_programmed() {
 }
 
 #[test]
-fn there_is_no_table_where_there_is_nothing_to_do() {
-    assert_eq!(text(&ruleset(&snapshot([]))), "");
+fn a_table_without_work_is_not_printed() {
+    assert_eq!(print_ruleset(&plan_ruleset(&snapshot([]))), "");
 }

@@ -1,6 +1,6 @@
 //! What is counted of what comes for Services, by the kernel, and what is made of that.
 
-mod programmed;
+mod harness;
 mod sample;
 mod world;
 
@@ -9,36 +9,37 @@ use std::collections::BTreeMap;
 use crds::Key;
 use crds::Protocol::{Tcp, Udp};
 use dataplane::Snapshot;
-use dataplane::metrics::traffic::{Count, Counted, Numbers, Traffic, of_services};
-use dataplane::nft::elements::Frontend;
-use dataplane::nft::engine::{Applied, count};
-use dataplane::rules::plan::ruleset;
+use dataplane::metrics::{KernelCounters, PacketCount, ServiceTraffic, TrafficReport, report_traffic};
+use dataplane::nft::TableOutcomes;
+use dataplane::read_kernel_counters;
+use dataplane::rules::Frontend;
+use dataplane::rules::plan_ruleset;
+use harness::{apply, engine, on, web, with_pods};
 use netns::Namespace;
-use programmed::{apply, engine, on, web, with_pods};
 use sample::{ip, nothing, service, snapshot};
 use std::sync::Arc;
 use world::{Net, PATIENCE, SILENCE, World, ask_tcp, ask_udp, connect, udp, wait_for};
 
 /// What node `n1` has counted for the Service `web` of this snapshot.
-fn of_web(world: &World, snapshot: &Snapshot, net: Net) -> Numbers {
-    let counted = world.n1.run(|| count().expect("counted"));
-    of_services(snapshot, &counted, 10).busiest[&(Key::new("default", "web"), ip(net.lb_ip))]
+fn of_web(world: &World, snapshot: &Snapshot, net: Net) -> ServiceTraffic {
+    let counted = world.n1.run(|| read_kernel_counters().expect("counters"));
+    report_traffic(snapshot, &counted, 10).busiest[&(Key::new("default", "web"), ip(net.lb_ip))]
 }
 
 fn strays(host: &Namespace) -> u64 {
-    of_services(&nothing(), &host.run(|| count().expect("counted")), 10).strays
+    report_traffic(&nothing(), &host.run(|| read_kernel_counters().expect("counters")), 10).strays
 }
 
 #[test]
-fn what_comes_for_a_service_is_counted_and_changes_of_endpoints_reset_nothing() {
+fn traffic_counters_survive_changes_of_endpoints() {
     Net::each(|net| {
         let world = World::new();
         let (near, far) = (world.pod(1, 5), world.pod(2, 5));
         let mut engine = engine(&world);
-        let told = |endpoints: Vec<_>| Snapshot { counts: true, ..snapshot([web(net, endpoints)]) };
+        let told = |endpoints: Vec<_>| Snapshot { count_traffic: true, ..snapshot([web(net, endpoints)]) };
         let one = told(vec![on(net, &near)]);
         apply(&mut engine, &one);
-        assert_eq!(of_web(&world, &one, net), Numbers::default());
+        assert_eq!(of_web(&world, &one, net), ServiceTraffic::default());
         for _ in 0..7 {
             ask_tcp(&world.client, &net.port(80));
         }
@@ -69,15 +70,15 @@ fn what_comes_for_a_service_is_counted_and_changes_of_endpoints_reset_nothing() 
 
         // What was counted is neither damage nor something to change, also to one that starts.
         assert_eq!(engine.check().expect("check"), None);
-        let again = Arc::new(ruleset(&with_pods(both)));
-        assert_eq!(programmed::engine(&world).apply(&again).expect("apply"), Applied::new());
+        let again = Arc::new(plan_ruleset(&with_pods(both)));
+        assert_eq!(harness::engine(&world).apply(&again).expect("apply"), TableOutcomes::new());
         apply(&mut engine, &nothing());
-        assert_eq!(world.n1.run(|| count().expect("counted")), Counted::default());
+        assert_eq!(world.n1.run(|| read_kernel_counters().expect("counters")), KernelCounters::default());
     });
 }
 
 #[test]
-fn what_is_dropped_is_counted_by_why() {
+fn drops_are_counted_by_their_reason() {
     Net::each(|net| {
         let world = World::new();
         let pod = world.pod(1, 5);
@@ -96,7 +97,7 @@ fn what_is_dropped_is_counted_by_why() {
 }
 
 #[test]
-fn what_began_before_an_address_was_here_and_was_not_answered_is_dropped_from_then_on() {
+fn an_unanswered_older_connection_is_dropped() {
     Net::each(|net| {
         let world = World::new();
         let mut engine = engine(&world);
@@ -116,7 +117,7 @@ fn what_began_before_an_address_was_here_and_was_not_answered_is_dropped_from_th
 }
 
 #[test]
-fn the_busiest_are_listed_and_the_others_summed() {
+fn the_busiest_services_are_listed_and_others_summed() {
     let described = |name: &str, address: &str, port| service(name).holds(address).port("", Tcp, port);
     let twice = described("twice", "192.0.2.10", 80).holds("192.0.2.11").port("dns", Udp, 53);
     // `late` claims a port that `early` has.
@@ -124,8 +125,8 @@ fn the_busiest_are_listed_and_the_others_summed() {
     let [early, late] = shared;
     let snapshot = snapshot([twice, early, late, described("idle", "192.0.2.13", 80)]);
     let front = |address: &str, protocol, port| Frontend { address: ip(address), protocol, port };
-    let count = |packets| Count { packets, bytes: packets * 100 };
-    let counted = Counted {
+    let count = |packets| PacketCount { packets, bytes: packets * 100 };
+    let counted = KernelCounters {
         traffic: BTreeMap::from([
             (front("192.0.2.10", Tcp, 80), count(5)),
             (front("192.0.2.10", Udp, 53), count(2)),
@@ -133,34 +134,37 @@ fn the_busiest_are_listed_and_the_others_summed() {
             (front("192.0.2.12", Tcp, 80), count(3)),
             (front("192.0.2.99", Tcp, 80), count(100)),
         ]),
-        begun: BTreeMap::from([(front("192.0.2.10", Tcp, 80), count(4))]),
+        connections: BTreeMap::from([(front("192.0.2.10", Tcp, 80), count(4))]),
         denied: BTreeMap::from([(front("192.0.2.12", Tcp, 80), count(9))]),
-        refusals: BTreeMap::from([(front("192.0.2.13", Tcp, 80), count(2))]),
+        refused: BTreeMap::from([(front("192.0.2.13", Tcp, 80), count(2))]),
         strays: BTreeMap::from([(ip("192.0.2.10"), count(1)), (ip("192.0.2.13"), count(1))]),
     };
     let key = |name: &str, address: &str| (Key::new("default", name), ip(address));
-    let early = Numbers { packets: 3, bytes: 300, denied: 9, ..Numbers::default() };
-    let ten = Numbers { packets: 7, bytes: 700, connections: 4, ..Numbers::default() };
-    let eleven = Numbers { packets: 1, bytes: 100, ..Numbers::default() };
-    let idle = Numbers { refused: 2, ..Numbers::default() };
+    let early = ServiceTraffic { packets: 3, bytes: 300, denied: 9, ..ServiceTraffic::default() };
+    let ten = ServiceTraffic { packets: 7, bytes: 700, connections: 4, ..ServiceTraffic::default() };
+    let eleven = ServiceTraffic { packets: 1, bytes: 100, ..ServiceTraffic::default() };
+    let idle = ServiceTraffic { refused: 2, ..ServiceTraffic::default() };
     let two = BTreeMap::from([(key("early", "192.0.2.12"), early), (key("twice", "192.0.2.10"), ten)]);
-    let others = Some(Numbers { packets: 1, bytes: 100, refused: 2, ..Numbers::default() });
+    let others = Some(ServiceTraffic { packets: 1, bytes: 100, refused: 2, ..ServiceTraffic::default() });
     let packets_counted = true;
-    let snapshot = Snapshot { counts: packets_counted, ..snapshot };
+    let snapshot = Snapshot { count_traffic: packets_counted, ..snapshot };
     assert_eq!(
-        of_services(&snapshot, &counted, 2),
-        Traffic { busiest: two.clone(), others, strays: 2, packets_counted }
+        report_traffic(&snapshot, &counted, 2),
+        TrafficReport { busiest: two.clone(), others, strays: 2, packets_counted }
     );
     let rest = [
         (key("twice", "192.0.2.11"), eleven),
         (key("idle", "192.0.2.13"), idle),
-        (key("late", "192.0.2.12"), Numbers::default()),
+        (key("late", "192.0.2.12"), ServiceTraffic::default()),
     ];
     let all = two.into_iter().chain(rest).collect();
-    assert_eq!(of_services(&snapshot, &counted, 5), Traffic { busiest: all, others: None, strays: 2, packets_counted });
+    assert_eq!(
+        report_traffic(&snapshot, &counted, 5),
+        TrafficReport { busiest: all, others: None, strays: 2, packets_counted }
+    );
     let others = Some([early, ten, eleven, idle].into_iter().sum());
     assert_eq!(
-        of_services(&snapshot, &counted, 0),
-        Traffic { busiest: BTreeMap::new(), others, strays: 2, packets_counted }
+        report_traffic(&snapshot, &counted, 0),
+        TrafficReport { busiest: BTreeMap::new(), others, strays: 2, packets_counted }
     );
 }

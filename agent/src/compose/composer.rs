@@ -15,7 +15,7 @@ use std::time::Duration;
 use anyhow::Result;
 use crds::Backend;
 use crds::node_network::NodeNetworkSpec;
-use dataplane::reply_path::{Return, Wanted};
+use dataplane::reply_path::{ReplyPath, ReplyPathInput};
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep_until};
 
@@ -43,7 +43,7 @@ pub(crate) struct Inputs {
     /// What is on this node's network.
     pub(crate) network: watch::Receiver<Option<NodeNetworkSpec>>,
     /// The links by which answers are led back.
-    pub(crate) returned: watch::Receiver<Arc<BTreeSet<Return>>>,
+    pub(crate) returned: watch::Receiver<Arc<BTreeSet<ReplyPath>>>,
 }
 
 /// Who is told.
@@ -51,7 +51,7 @@ pub(crate) struct Outputs {
     pub(crate) dataplane: watch::Sender<Option<Arc<dataplane::Snapshot>>>,
     pub(crate) speaker: watch::Sender<Option<Arc<speaker::Snapshot>>>,
     /// The links by which answers should be led back.
-    pub(crate) wanted: watch::Sender<Option<Wanted>>,
+    pub(crate) wanted: watch::Sender<Option<ReplyPathInput>>,
 }
 
 impl Composer {
@@ -157,10 +157,10 @@ mod tests {
         dead: watch::Sender<BTreeSet<String>>,
         neighbours: watch::Sender<speaker::Neighbours>,
         network: watch::Sender<Option<NodeNetworkSpec>>,
-        returned: watch::Sender<Arc<BTreeSet<Return>>>,
+        returned: watch::Sender<Arc<BTreeSet<ReplyPath>>>,
         dataplane: watch::Receiver<Option<Arc<dataplane::Snapshot>>>,
         speaker: watch::Receiver<Option<Arc<speaker::Snapshot>>>,
-        wanted: watch::Receiver<Option<Wanted>>,
+        wanted: watch::Receiver<Option<ReplyPathInput>>,
     }
 
     /// One for the node n1.
@@ -219,13 +219,13 @@ mod tests {
             assert_eq!(*wanted.borrow(), None, "nothing is known of the network");
             let eth0 = json!({"links": [{"name": "eth0", "addresses": ["192.0.2.11/24"]}], "gateways": []});
             found.send_replace(Some(serde_json::from_value(eth0).expect("a network")));
-            let expected = Wanted { links: [link].into(), families: BTreeSet::new() };
+            let expected = ReplyPathInput { links: [link].into(), families: BTreeSet::new() };
             let is_wished = timeout(SOON, wanted.wait_for(|wanted| wanted.as_ref() == Some(&expected))).await;
             is_wished.expect("in time").expect("a wish");
             let family = crds::service::Family::V4;
-            let all = Arc::new(BTreeSet::from([Return { family, link, mark: Mask::default().mark(1) }]));
+            let all = Arc::new(BTreeSet::from([ReplyPath { family, link, mark: Mask::default().mark(1) }]));
             returns.send_replace(Arc::clone(&all));
-            let knows = |known: &Option<Arc<dataplane::Snapshot>>| known.as_ref().is_some_and(|k| k.returns == all);
+            let knows = |known: &Option<Arc<dataplane::Snapshot>>| known.as_ref().is_some_and(|k| k.reply_paths == all);
             timeout(SOON, told.wait_for(knows)).await.expect("in time").expect("a snapshot");
         };
         tokio::select! {

@@ -9,14 +9,14 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use crds::{Backend, Key};
-use dataplane::reply_path::Return;
-use dataplane::snapshot::Terms;
+use dataplane::reply_path::ReplyPath;
+use dataplane::snapshot::ServiceOptions;
 use model::Cluster;
 use model::cluster::Change;
 use model::eligibility::Eligibility;
 use speaker::Neighbours;
 
-use super::snapshots::{links, own_addresses, pod_ranges, terms};
+use super::snapshots::{links, own_addresses, pod_ranges, service_options};
 
 /// The cluster and the snapshots made of it.
 #[derive(Debug)]
@@ -25,8 +25,8 @@ pub(super) struct Composition {
     cluster: Cluster,
     /// The nodes that the speaker has heard on each link; `None` if no speaker runs.
     neighbours: Option<Neighbours>,
-    /// The terms that most Services have.
-    usual: Arc<Terms>,
+    /// The options that most Services have.
+    usual: Arc<ServiceOptions>,
     dataplane: dataplane::Snapshot,
     eligibility: Eligibility,
     speaker: speaker::Snapshot,
@@ -39,7 +39,12 @@ impl Composition {
             cluster: Cluster::default(),
             neighbours: None,
             usual: Arc::default(),
-            dataplane: dataplane::Snapshot { node: node.to_owned(), backend, counts, ..dataplane::Snapshot::default() },
+            dataplane: dataplane::Snapshot {
+                node: node.to_owned(),
+                backend,
+                count_traffic: counts,
+                ..dataplane::Snapshot::default()
+            },
             eligibility: Eligibility::default(),
             speaker: speaker::Snapshot::default(),
         }
@@ -64,8 +69,8 @@ impl Composition {
     }
 
     /// Sets the links by which replies are routed back.
-    pub(super) fn set_returns(&mut self, returns: Arc<BTreeSet<Return>>) {
-        self.dataplane.returns = returns;
+    pub(super) fn set_returns(&mut self, returns: Arc<BTreeSet<ReplyPath>>) {
+        self.dataplane.reply_paths = returns;
     }
 
     /// Sets the nodes that the speaker has heard.
@@ -87,13 +92,13 @@ impl Composition {
         if affected.pools {
             affected.services.extend(self.cluster.services().keys().cloned());
         }
-        self.set_terms(&affected.services);
+        self.set_options(&affected.services);
         self.dataplane.slices = self.cluster.slices().clone();
         if affected.nodes || affected.peer_links {
             let own = self.cluster.nodes().get(&self.dataplane.node);
             self.dataplane.pod_ranges = pod_ranges(own);
-            self.dataplane.own = own_addresses(own);
-            self.speaker.node_addresses.clone_from(&self.dataplane.own);
+            self.dataplane.node_ips = own_addresses(own);
+            self.speaker.node_addresses.clone_from(&self.dataplane.node_ips);
             self.set_links();
         }
         self.eligibility.update(&self.cluster, &affected);
@@ -115,8 +120,8 @@ impl Composition {
         }
     }
 
-    /// Sets the terms of those of these Services that exist.
-    fn set_terms(&mut self, services: &BTreeSet<Key>) {
+    /// Sets the options of those of these Services that exist.
+    fn set_options(&mut self, services: &BTreeSet<Key>) {
         let some_are_unspread = self.cluster.pools().values().any(|pool| !pool.spread);
         for key in services {
             let Some(object) = self.cluster.services().get(key) else {
@@ -124,14 +129,14 @@ impl Composition {
                 continue;
             };
             let unspread = object.spread_disabled || some_are_unspread && self.is_in_unspread_pool(key);
-            let new = terms(object, unspread);
+            let new = service_options(object, unspread);
             let known = self.dataplane.services.get(key);
-            let old = known.map(|known| &known.terms).into_iter().chain([&self.usual]).find(|old| ***old == new);
-            let terms = old.cloned().unwrap_or_else(|| Arc::new(new));
+            let old = known.map(|known| &known.options).into_iter().chain([&self.usual]).find(|old| ***old == new);
+            let options = old.cloned().unwrap_or_else(|| Arc::new(new));
             let is_known =
-                known.is_some_and(|known| Arc::ptr_eq(&known.object, object) && Arc::ptr_eq(&known.terms, &terms));
+                known.is_some_and(|known| Arc::ptr_eq(&known.object, object) && Arc::ptr_eq(&known.options, &options));
             if !is_known {
-                let service = dataplane::snapshot::Service { object: Arc::clone(object), terms };
+                let service = dataplane::snapshot::Service { object: Arc::clone(object), options };
                 self.dataplane.services.insert(key.clone(), service);
             }
         }

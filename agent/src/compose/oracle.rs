@@ -12,7 +12,7 @@ use model::{Cluster, SharedMap};
 use speaker::Neighbours;
 
 use super::composition::Composition;
-use super::snapshots::{links, own_addresses, pod_ranges, terms};
+use super::snapshots::{links, own_addresses, pod_ranges, service_options};
 
 /// The objects of a cluster, by kind.
 #[derive(Clone, Debug, Default)]
@@ -97,20 +97,20 @@ pub(super) fn snapshots(
         node: node.to_owned(),
         dead,
         pod_ranges: pod_ranges(nodes.get(node)),
-        own: own_addresses(nodes.get(node)),
+        node_ips: own_addresses(nodes.get(node)),
         backend: Backend::Endpoints,
         addresses: addresses.iter().map(|(address, record)| (*address, held(record))).collect(),
         links,
-        returns: Arc::default(),
+        reply_paths: Arc::default(),
         services: services
             .iter()
             .map(|(key, object)| {
-                let terms = Arc::new(terms(object, object.spread_disabled || unspread.contains(key)));
-                (key.clone(), dataplane::snapshot::Service { object: Arc::clone(object), terms })
+                let options = Arc::new(service_options(object, object.spread_disabled || unspread.contains(key)));
+                (key.clone(), dataplane::snapshot::Service { object: Arc::clone(object), options })
             })
             .collect(),
         slices: slices.clone(),
-        counts: false,
+        count_traffic: false,
     };
     let node_addresses = own_addresses(nodes.get(node));
     (dataplane, speaker::Snapshot { node_addresses, addresses: eligibility.policies().clone() })

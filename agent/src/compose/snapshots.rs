@@ -7,23 +7,23 @@ use std::sync::Arc;
 use crds::node_network::{NodeNetworkSpec, PeerLink};
 use crds::service::Family;
 use crds::{MacAddr, Node, Service, parse_station};
-use dataplane::reply_path::Wanted;
-use dataplane::rules::sources::Sources;
-use dataplane::snapshot::{Link, LinkName, Terms};
+use dataplane::reply_path::ReplyPathInput;
+use dataplane::rules::Sources;
+use dataplane::snapshot::{Link, LinkName, ServiceOptions};
 use ipnet::IpNet;
 use model::Cluster;
 use speaker::Neighbours;
 
 /// What must be known to lead answers back by the link that the request came in by. Links that pods have their addresses
 /// on are none that a client comes by: what comes in there to an lb_ip is from this node's own pods.
-pub(super) fn wanted(network: &NodeNetworkSpec, snapshot: &dataplane::Snapshot) -> Wanted {
+pub(super) fn wanted(network: &NodeNetworkSpec, snapshot: &dataplane::Snapshot) -> ReplyPathInput {
     let is_of_pods = |address: &String| {
         let own: Option<IpAddr> = address.split('/').next().and_then(|own| own.parse().ok());
         own.is_some_and(|own| snapshot.pod_ranges.iter().any(|range| range.contains(&own)))
     };
     let links = network.links.iter().filter(|link| !link.addresses.iter().any(is_of_pods));
     let ends = [snapshot.addresses.keys().next(), snapshot.addresses.keys().next_back()];
-    Wanted {
+    ReplyPathInput {
         links: links.filter_map(|link| LinkName::new(&link.name)).collect(),
         // All of IPv4 come before all of IPv6.
         families: ends.into_iter().flatten().copied().map(Family::from).collect(),
@@ -55,10 +55,10 @@ pub(super) fn links(node: &str, cluster: &Cluster, neighbours: Option<&Neighbour
 }
 
 /// What decides who may use a Service, and whether clients stay with their endpoints.
-pub(super) fn terms(service: &Service, unspread: bool) -> Terms {
+pub(super) fn service_options(service: &Service, unspread: bool) -> ServiceOptions {
     let field = service.source_ranges.iter().map(|range| &**range);
-    let sources = Sources::read(field, service.source_ranges_annotation.as_deref());
-    Terms { sources, affinity: service.affinity, unspread }
+    let sources = Sources::parse(field, service.source_ranges_annotation.as_deref());
+    ServiceOptions { sources, affinity: service.affinity, unspread }
 }
 
 /// Where the pods of this node have their addresses from. A range that can't be read is as good as none: the pods count as
@@ -148,31 +148,31 @@ mod tests {
         assert_eq!(speaker.addresses.keys().collect::<Vec<_>>(), [&address]);
         assert_eq!(dataplane.pod_ranges, ["10.244.1.0/24".parse().expect("range")]);
         assert_eq!(dataplane.dead, BTreeSet::from(["n2".to_owned()]));
-        assert_eq!(dataplane.own, ["192.0.2.11".parse::<IpAddr>().expect("an address")]);
+        assert_eq!(dataplane.node_ips, ["192.0.2.11".parse::<IpAddr>().expect("an address")]);
     }
 
     #[test]
     fn a_service_says_who_may_use_it_and_whether_clients_stay_with_their_endpoint() {
         let mut observed = observed();
         let web = Key::new("default", "web");
-        let terms = |observed: &Observed| observed.composition("n1").dataplane().services[&web].terms.clone();
-        let open = terms(&observed);
-        assert_eq!(*open, Terms::default());
+        let options = |observed: &Observed| observed.composition("n1").dataplane().services[&web].options.clone();
+        let open = options(&observed);
+        assert_eq!(*open, ServiceOptions::default());
         let service = Arc::make_mut(observed.services.get_mut(&web).expect("a Service"));
         (service.source_ranges, service.affinity) = (["192.0.2.0/24".into()].into(), Some(60));
         assert_eq!(
-            *terms(&observed),
-            Terms { sources: Sources::read(["192.0.2.0/24"], None), affinity: Some(60), unspread: false }
+            *options(&observed),
+            ServiceOptions { sources: Sources::parse(["192.0.2.0/24"], None), affinity: Some(60), unspread: false }
         );
         let service = Arc::make_mut(observed.services.get_mut(&web).expect("a Service"));
         (service.source_ranges, service.source_ranges_annotation) = (Box::default(), Some("198.51.100.0/24".into()));
-        assert_eq!(terms(&observed).sources, Sources::read(["198.51.100.0/24"], None));
+        assert_eq!(options(&observed).sources, Sources::parse(["198.51.100.0/24"], None));
     }
 
     #[test]
     fn a_service_is_not_spread_if_it_or_the_pool_of_one_of_its_addresses_says_so() {
         let unspread = |observed: Observed| {
-            observed.composition("n1").dataplane().services[&Key::new("default", "web")].terms.unspread
+            observed.composition("n1").dataplane().services[&Key::new("default", "web")].options.unspread
         };
         let of_the_pool = |spread| PoolSettings { labels: Arc::default(), spread };
         assert!(!unspread(observed()));
@@ -203,7 +203,7 @@ mod tests {
         ];
         let network = NodeNetworkSpec { links, gateways: vec![] };
         let name = |name: &str| LinkName::new(name).expect("a name");
-        let expected = Wanted { links: [name("eth0"), name("eth1")].into(), families: [Family::V4].into() };
+        let expected = ReplyPathInput { links: [name("eth0"), name("eth1")].into(), families: [Family::V4].into() };
         assert_eq!(wanted(&network, composition.dataplane()), expected);
     }
 

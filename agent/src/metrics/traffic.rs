@@ -2,8 +2,8 @@
 
 use std::fmt;
 
-use dataplane::metrics::counters::Durations;
-use dataplane::metrics::traffic::{Numbers, Traffic};
+use dataplane::metrics::Durations;
+use dataplane::metrics::{ServiceTraffic, TrafficReport};
 use prometheus_client::encoding::{EncodeMetric, NoLabelSet};
 use prometheus_client::metrics::MetricType;
 use prometheus_client::metrics::counter::ConstCounter;
@@ -12,7 +12,7 @@ use prometheus_client::registry::Unit;
 use super::exposition::{Exposition, buckets};
 
 /// A counter of one Service at one address.
-type Read = fn(&Numbers) -> u64;
+type Read = fn(&ServiceTraffic) -> u64;
 
 /// The name and the help text of a counter.
 struct Counter<'a> {
@@ -21,7 +21,7 @@ struct Counter<'a> {
 }
 
 /// The traffic of Services. Those without series of their own are one series without their labels.
-pub(super) fn encode_services(traffic: &Traffic, to: &mut Exposition<'_>) -> fmt::Result {
+pub(super) fn encode_services(traffic: &TrafficReport, to: &mut Exposition<'_>) -> fmt::Result {
     if traffic.packets_counted {
         let packets = Counter { name: "service_packets", help: "Packets from clients to a Service" };
         encode_family(traffic, to, &packets, &[(None, |numbers| numbers.packets)])?;
@@ -41,7 +41,7 @@ pub(super) fn encode_services(traffic: &Traffic, to: &mut Exposition<'_>) -> fmt
 
 /// One counter of all Services, with one series for each of `reads`: its reason, and the value of a Service.
 fn encode_family(
-    traffic: &Traffic,
+    traffic: &TrafficReport,
     to: &mut Exposition<'_>,
     counter: &Counter<'_>,
     reads: &[(Option<&'static str>, Read)],
@@ -71,16 +71,16 @@ fn encode_family(
 
 pub(super) fn encode_programming(counters: &dataplane::Counters, to: &mut Exposition<'_>) -> fmt::Result {
     let help = "Elements of Landfall's tables that were added, removed or changed";
-    to.counter("program_changes", help, counters.changes)?;
-    to.counter("program_failures", "Failed attempts to program the kernel", counters.failures)?;
+    to.counter("program_changes", help, counters.changed_elements)?;
+    to.counter("program_failures", "Failed attempts to program the kernel", counters.failed_steps)?;
     let help = "How often another program had changed a table of Landfall, which was repaired";
     to.counter("program_repairs", help, counters.repairs)?;
     let help = "Duration of a change of Landfall's tables in the kernel";
     let unit = Some(&Unit::Seconds);
     let mut metric = to.0.encode_descriptor("program_duration", help, unit, MetricType::Histogram)?;
-    let counts = &counters.programs.counts;
+    let counts = &counters.durations.counts;
     let buckets = buckets(Durations::BOUNDS.iter().map(|bound| *bound as f64 / 1e6), counts);
-    let sum = counters.programs.sum.as_secs_f64();
+    let sum = counters.durations.sum.as_secs_f64();
     metric.encode_histogram::<NoLabelSet>(sum, counts.iter().sum(), &buckets, None)
 }
 
@@ -95,7 +95,7 @@ pub(super) mod tests {
 
     /// Traffic as a collector.
     #[derive(Debug)]
-    struct Collected(Traffic);
+    struct Collected(TrafficReport);
 
     impl Collector for Collected {
         fn encode(&self, encoder: DescriptorEncoder<'_>) -> fmt::Result {
@@ -103,7 +103,7 @@ pub(super) mod tests {
         }
     }
 
-    pub(crate) fn exposition(traffic: Traffic) -> String {
+    pub(crate) fn exposition(traffic: TrafficReport) -> String {
         let mut registry = Registry::with_prefix("landfall");
         registry.register_collector(Box::new(Collected(traffic)));
         let mut text = String::new();
@@ -113,10 +113,10 @@ pub(super) mod tests {
 
     #[test]
     fn the_busiest_services_have_their_own_series() {
-        let numbers = Numbers { packets: 5, bytes: 500, connections: 2, denied: 3, refused: 1 };
+        let numbers = ServiceTraffic { packets: 5, bytes: 500, connections: 2, denied: 3, refused: 1 };
         let lb_ip = "192.0.2.1".parse().expect("an address");
         let busiest = [((Key::new("default", "web"), lb_ip), numbers)].into();
-        let text = exposition(Traffic { busiest, others: Some(numbers), strays: 9, packets_counted: true });
+        let text = exposition(TrafficReport { busiest, others: Some(numbers), strays: 9, packets_counted: true });
         let series: Vec<_> = text.lines().filter(|line| !line.starts_with('#')).collect();
         let web = "namespace=\"default\",service=\"web\",address=\"192.0.2.1\"";
         let expected = [
@@ -133,7 +133,7 @@ pub(super) mod tests {
             "landfall_unserved_packets_total 9".to_owned(),
         ];
         assert_eq!(series, expected);
-        let text = exposition(Traffic { others: Some(numbers), strays: 9, ..Traffic::default() });
+        let text = exposition(TrafficReport { others: Some(numbers), strays: 9, ..TrafficReport::default() });
         let series: Vec<_> = text.lines().filter(|line| !line.starts_with('#')).collect();
         assert_eq!(series, [&expected[5], &expected[7], &expected[9], &expected[10]], "without packets");
     }

@@ -1,26 +1,26 @@
-//! Makes the kernel forget flows that go nowhere any more. Touches connection tracking through a netlink [`Socket`];
-//! what is stale is decided in [`crate::flows::stale`].
+//! Makes the kernel forget stale flows. Touches connection tracking through a netlink [`Socket`];
+//! [`crate::flows::stale`] decides which flows are stale.
 
-use crate::flows::stale::Stale;
-use crate::netlink::flow::{self, Tracked};
-use crate::netlink::socket::{self, Socket};
+use super::stale::StaleFlows;
+use crate::netlink::conntrack::{self, TrackedFlow};
+use crate::netlink::socket::{NetlinkError, Socket};
 
-/// Forgets the stale flows of UDP and returns how many there were. Costs nothing if there is nothing to look at;
-/// otherwise the kernel lists its flows of UDP.
+/// Forgets the stale UDP flows and returns their number. If any flow can be stale, the kernel lists its UDP flows;
+/// otherwise it is not asked.
 ///
 /// # Errors
-/// If the kernel does not list or forget them; those before are forgotten.
-pub fn forget(socket: &mut Socket, stale: &Stale) -> Result<usize, socket::Error> {
+/// If the kernel does not list or delete them. Flows deleted before stay deleted.
+pub fn forget_flows(socket: &mut Socket, stale: &StaleFlows) -> Result<usize, NetlinkError> {
     if stale.is_empty() {
         return Ok(0);
     }
     let mut forgotten = 0;
     for family in stale.families() {
-        let tracked = socket.dump(flow::get(family, stale.only_address()), flow::read)?;
-        for tracked in tracked.into_iter().flatten().filter(|tracked: &Tracked| stale.is(&tracked.flow)) {
-            match socket.command(flow::delete(&tracked)) {
+        let tracked = socket.dump(conntrack::get_udp_flows(family, stale.only_address()), conntrack::decode_flow)?;
+        for tracked in tracked.into_iter().flatten().filter(|tracked: &TrackedFlow| stale.contains(&tracked.flow)) {
+            match socket.command(conntrack::delete_flow(&tracked)) {
                 Ok(()) => forgotten += 1,
-                // It ended by itself meanwhile.
+                // It has ended meanwhile.
                 Err(error) if error.errno() == Some(libc::ENOENT) => {}
                 Err(error) => return Err(error),
             }

@@ -1,12 +1,12 @@
-//! Which tracked flows go nowhere any more: [`stale`] finds the ports of lb_ips for which that can have changed, and
-//! [`Stale::is`] judges a flow.
+//! The tracked flows that lead to no endpoint: [`stale_flows`] finds the ports whose flows can have become stale, and
+//! [`StaleFlows::contains`] decides for one flow. Pure.
 //!
-//! Only the first packet of a flow passes the maps; the kernel sends all others where that one went. A TCP client whose
-//! endpoint is gone notices and connects again. A UDP client that keeps asking from one port would keep its flow alive
-//! and never be answered, so such a flow is forgotten: its next packet is a first one again.
+//! Only the first packet of a flow passes the maps; the kernel sends all others to the same endpoint. A TCP client
+//! whose endpoint is gone notices and connects again. A UDP client that keeps sending from one port would keep its flow
+//! alive without any reply, so such a flow is deleted: its next packet counts as a first one again.
 //!
-//! A flow may stay with an endpoint that only drains: that one still answers. It may not stay if its client may not use
-//! the Service any more: connections of TCP live on then, as with kube-proxy, but a flow of UDP would never end.
+//! A flow may stay with an endpoint that drains, since that still replies. It may not stay if its client is no longer
+//! allowed to use the Service: TCP connections continue then, as with kube-proxy, but a UDP flow would never end.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
@@ -14,133 +14,108 @@ use std::sync::Arc;
 
 use crds::service::Family;
 use crds::{Protocol, Range};
-use model::SharedMap;
 
-use crate::nft::diff::{Change, both};
-use crate::nft::elements::Key;
-use crate::rules::ruleset::{LbIp, Ruleset, Target};
-use crate::rules::sources::allows;
+use crate::netlink::conntrack::Flow;
+use crate::rules::{Frontend, LbIp, Ruleset, Target, changed_lb_ips, contains_address, full_outer_join};
 
-/// One tracked flow of UDP.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Flow {
-    /// Who asks.
-    pub client: SocketAddr,
-    /// Where the client's packets are addressed to.
-    pub destination: SocketAddr,
-    /// Who answers: an endpoint, if the flow is translated; the destination itself if it isn't.
-    pub answers: SocketAddr,
+/// The UDP ports of lb_ips with flows that can be stale.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct StaleFlows {
+    ports: BTreeMap<SocketAddr, ValidFlows>,
 }
 
-/// Ports of lb_ips whose flows must be looked at.
+/// The flows to a port that may stay.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Stale {
-    ports: BTreeMap<SocketAddr, MayStay>,
-}
-
-/// Which flows to a port may stay.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-struct MayStay {
-    /// Who may still answer.
+struct ValidFlows {
+    /// The endpoints that may reply.
     endpoints: BTreeSet<SocketAddr>,
-    /// Where clients may come from; `None`: from anywhere.
+    /// The ranges of allowed clients; `None`: every client is allowed.
     sources: Option<Arc<[Range]>>,
 }
 
-impl Stale {
-    /// Whether there is nothing to look at.
+impl StaleFlows {
+    /// Whether no flow can be stale.
     pub fn is_empty(&self) -> bool {
         self.ports.is_empty()
     }
 
-    /// The lb_ip that all of them are of, if it is only one.
+    /// The lb_ip of all ports, if there is only one.
     pub fn only_address(&self) -> Option<IpAddr> {
         let first = self.ports.first_key_value()?.0.ip();
         let last = self.ports.last_key_value()?.0.ip();
         (first == last).then_some(first)
     }
 
-    /// The families of those lb_ips.
+    /// The families of the lb_ips.
     pub fn families(&self) -> BTreeSet<Family> {
         self.ports.keys().map(|port| Family::from(port.ip())).collect()
     }
 
-    /// Whether this flow goes nowhere any more.
-    pub fn is(&self, flow: &Flow) -> bool {
+    /// Whether this flow is stale.
+    pub fn contains(&self, flow: &Flow) -> bool {
         self.ports.get(&flow.destination).is_some_and(|port| {
-            let may_ask = port.sources.as_ref().is_none_or(|sources| allows(sources, flow.client.ip()));
-            !may_ask || !port.endpoints.contains(&flow.answers)
+            let is_allowed = port.sources.as_ref().is_none_or(|sources| contains_address(sources, flow.client.ip()));
+            !is_allowed || !port.endpoints.contains(&flow.replies_from)
         })
     }
 }
 
-/// What must be looked at after `after` has come in place of `before`. If `before` is not known: every port of UDP, and
-/// those that the `changes` of the table took away.
-pub fn stale(before: Option<&Ruleset>, after: &Ruleset, changes: &[Change]) -> Stale {
+/// The flows that can be stale after a change from `before` to `after`. If `before` is unknown: those of every UDP
+/// port, and of the ports `removed` from the kernel's tables.
+pub fn stale_flows(before: Option<&Ruleset>, after: &Ruleset, removed: &BTreeSet<Frontend>) -> StaleFlows {
     let mut ports = BTreeMap::new();
-    let nothing = SharedMap::default();
-    let known = before.map_or(&nothing, |ruleset| &ruleset.addresses);
-    for (address, before, after) in known.differing(&after.addresses) {
-        if let (Some(before), Some(after)) = (before, after)
-            && Arc::ptr_eq(before, after)
-        {
-            continue;
-        }
-        let (before, after) = (flows(*address, before), flows(*address, after));
-        both(&before, &after, |port, before, after| match (before, after) {
-            // Whatever could stay still can. (A port that is new may have flows that nobody translated.)
-            (Some(before), Some(after))
-                if before.endpoints.is_subset(&after.endpoints)
-                    && (after.sources.is_none() || before.sources == after.sources) => {}
-            (_, after) => {
-                ports.insert(*port, after.cloned().unwrap_or_default());
+    let nothing = Ruleset::default();
+    for (address, old, new) in changed_lb_ips(before.unwrap_or(&nothing), after) {
+        let (old, new) = (valid_flows(address, old), valid_flows(address, new));
+        full_outer_join(&old, &new, |port, old, new| match (old, new) {
+            // All valid flows stay valid. (A new port may have untranslated flows.)
+            (Some(old), Some(new))
+                if old.endpoints.is_subset(&new.endpoints) && (new.sources.is_none() || old.sources == new.sources) => {
+            }
+            (_, new) => {
+                ports.insert(*port, new.cloned().unwrap_or_default());
             }
         });
     }
     if before.is_none() {
-        for change in changes {
-            if let Change::Delete(Key::Service(port) | Key::Inside(port) | Key::Refused(port), _) = change
-                && port.protocol == Protocol::Udp
-            {
-                ports.entry(SocketAddr::new(port.address, port.port)).or_default();
-            }
+        for port in removed.iter().filter(|port| port.protocol == Protocol::Udp) {
+            ports.entry(SocketAddr::new(port.address, port.port)).or_default();
         }
     }
-    Stale { ports }
+    StaleFlows { ports }
 }
 
-/// What may stay at each port of UDP: flows to endpoints that get new ones, and to those that drain.
-fn flows(address: IpAddr, lb_ip: Option<&Arc<LbIp>>) -> BTreeMap<SocketAddr, MayStay> {
+/// The valid flows of each UDP port: those to endpoints that get new connections or drain.
+fn valid_flows(address: IpAddr, lb_ip: Option<&Arc<LbIp>>) -> BTreeMap<SocketAddr, ValidFlows> {
     let ports = lb_ip.into_iter().flat_map(|lb_ip| &lb_ip.ports);
-    let may_stay = |target: &Target| {
+    let valid = |target: &Target| {
         let used = target.endpoints.iter().map(|endpoint| endpoint.address);
-        MayStay { endpoints: used.chain(target.draining.iter().copied()).collect(), sources: target.sources.clone() }
+        ValidFlows { endpoints: used.chain(target.draining.iter().copied()).collect(), sources: target.sources.clone() }
     };
     ports
         .filter(|((protocol, _), target)| *protocol == Protocol::Udp && !target.left)
-        .map(|((_, port), target)| (SocketAddr::new(address, *port), may_stay(target)))
+        .map(|((_, port), target)| (SocketAddr::new(address, *port), valid(target)))
         .collect()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::rules::ruleset::{Endpoint, Pick};
-    use crate::rules::sources::merged;
+    use crate::rules::{Endpoint, Pick, Sources};
 
     const LB_IP: &str = "192.0.2.10:53";
 
-    fn at(text: &str) -> SocketAddr {
+    fn socket_address(text: &str) -> SocketAddr {
         text.parse().expect("an address and a port")
     }
 
     fn ruleset(endpoints: &[&str], draining: &[&str]) -> Ruleset {
         let all = Pick { from: 0, count: u32::try_from(endpoints.len()).expect("few") };
         let target = Target {
-            endpoints: endpoints.iter().map(|e| Endpoint { remote: false, address: at(e) }).collect(),
+            endpoints: endpoints.iter().map(|e| Endpoint { remote: false, address: socket_address(e) }).collect(),
             outside: all,
             inside: all,
-            draining: draining.iter().map(|e| at(e)).collect(),
+            draining: draining.iter().map(|e| socket_address(e)).collect(),
             ..Target::default()
         };
         ruleset_of(target)
@@ -150,25 +125,29 @@ mod tests {
         let target = Box::new(target);
         let ports = BTreeMap::from([((Protocol::Udp, 53), target.clone()), ((Protocol::Tcp, 53), target)]);
         let mut ruleset = Ruleset::default();
-        ruleset.set(at(LB_IP).ip(), Some(LbIp { ports, ..LbIp::default() }));
+        ruleset.set(socket_address(LB_IP).ip(), Some(LbIp { ports, ..LbIp::default() }));
         ruleset
     }
 
-    fn flow(answers: &str) -> Flow {
-        Flow { client: at("198.51.100.1:4000"), destination: at(LB_IP), answers: at(answers) }
+    fn flow(replies_from: &str) -> Flow {
+        Flow {
+            client: socket_address("198.51.100.1:4000"),
+            destination: socket_address(LB_IP),
+            replies_from: socket_address(replies_from),
+        }
     }
 
-    /// Which of the flows to A, to B and to the lb_ip itself are stale.
-    fn judged(stale: &Stale) -> [bool; 3] {
-        [A, B, LB_IP].map(|answers| stale.is(&flow(answers)))
+    /// Whether the flows to A, to B and to the lb_ip itself are stale.
+    fn are_stale(stale: &StaleFlows) -> [bool; 3] {
+        [A, B, LB_IP].map(|replies_from| stale.contains(&flow(replies_from)))
     }
 
     const A: &str = "10.0.0.1:5353";
     const B: &str = "10.0.0.2:5353";
 
     #[test]
-    fn a_flow_is_stale_when_nobody_of_those_who_may_answer_does() {
-        let nothing = Ruleset::default();
+    fn a_flow_without_a_valid_endpoint_is_stale() {
+        let (nothing, none) = (Ruleset::default(), BTreeSet::new());
         for (case, before, after, expected) in [
             ("an endpoint goes", ruleset(&[A, B], &[]), ruleset(&[B], &[]), [true, false, true]),
             ("an endpoint drains", ruleset(&[A, B], &[]), ruleset(&[B], &[A]), [false; 3]),
@@ -179,47 +158,49 @@ mod tests {
             ("a Service comes", nothing, ruleset(&[A], &[]), [false, true, true]),
             ("nothing changes", ruleset(&[A], &[B]), ruleset(&[A], &[B]), [false; 3]),
         ] {
-            assert_eq!(judged(&stale(Some(&before), &after, &[])), expected, "{case}");
+            assert_eq!(are_stale(&stale_flows(Some(&before), &after, &none)), expected, "{case}");
         }
     }
 
     #[test]
-    fn a_flow_is_stale_when_its_client_may_not_come_any_more() {
+    fn a_flow_of_a_forbidden_client_is_stale() {
         let ruleset = |sources: Option<&str>| {
             let open = ruleset(&[A], &[]);
-            let target = Target::clone(&open.addresses[&at(LB_IP).ip()].ports[&(Protocol::Udp, 53)]);
-            let sources = sources.map(|net| merged(&[net.parse().expect("a range")]).into());
+            let target = Target::clone(&open.addresses[&socket_address(LB_IP).ip()].ports[&(Protocol::Udp, 53)]);
+            let sources = sources.map(|net| Sources::parse([net], None).for_family(Family::V4).expect("ranges"));
             ruleset_of(Target { sources, ..target })
         };
+        let none = BTreeSet::new();
         let (open, ours, theirs) = (ruleset(None), ruleset(Some("198.51.100.0/24")), ruleset(Some("203.0.113.0/24")));
         for (case, before, after, expected) in [
             ("closed to it", &open, &theirs, true),
             ("closed to others", &open, &ours, false),
             ("closed to it instead of to others", &ours, &theirs, true),
             ("opened", &theirs, &open, false),
-            ("as it was", &ours, &ours, false),
+            ("unchanged", &ours, &ours, false),
         ] {
-            assert_eq!(stale(Some(before), after, &[]).is(&flow(A)), expected, "{case}");
+            assert_eq!(stale_flows(Some(before), after, &none).contains(&flow(A)), expected, "{case}");
         }
-        assert!(stale(None, &theirs, &[]).is(&flow(A)), "after a start");
+        assert!(stale_flows(None, &theirs, &none).contains(&flow(A)), "after a start");
     }
 
     #[test]
-    fn after_a_start_all_that_is_there_is_looked_at_and_what_the_table_lost() {
+    fn after_a_start_all_and_removed_ports_are_checked() {
         let after = ruleset(&[A], &[]);
-        assert_eq!(judged(&stale(None, &after, &[])), [false, true, true]);
-        let gone = crate::nft::elements::of_address(at(LB_IP).ip(), &after.addresses[&at(LB_IP).ip()]);
-        let changes: Vec<Change> = gone.into_iter().map(|(key, value)| Change::Delete(key, value)).collect();
-        assert_eq!(judged(&stale(None, &Ruleset::default(), &changes)), [true, true, true]);
-        assert_eq!(judged(&stale(Some(&Ruleset::default()), &Ruleset::default(), &[])), [false; 3]);
+        let none = BTreeSet::new();
+        assert_eq!(are_stale(&stale_flows(None, &after, &none)), [false, true, true]);
+        let port = |protocol| Frontend { address: socket_address(LB_IP).ip(), protocol, port: 53 };
+        let removed = BTreeSet::from([Protocol::Tcp, Protocol::Udp].map(port));
+        assert_eq!(are_stale(&stale_flows(None, &Ruleset::default(), &removed)), [true, true, true]);
+        assert_eq!(are_stale(&stale_flows(Some(&Ruleset::default()), &Ruleset::default(), &none)), [false; 3]);
     }
 
     #[test]
-    fn other_ports_and_addresses_are_left_alone() {
-        let stale = stale(Some(&ruleset(&[A], &[])), &Ruleset::default(), &[]);
-        let other = |destination: &str| Flow { destination: at(destination), ..flow(A) };
-        assert!(!stale.is(&other("192.0.2.10:54")));
-        assert!(!stale.is(&other("192.0.2.11:53")));
-        assert_eq!(stale.only_address(), Some(at(LB_IP).ip()));
+    fn flows_of_other_ports_and_addresses_are_not_stale() {
+        let stale = stale_flows(Some(&ruleset(&[A], &[])), &Ruleset::default(), &BTreeSet::new());
+        let other = |destination: &str| Flow { destination: socket_address(destination), ..flow(A) };
+        assert!(!stale.contains(&other("192.0.2.10:54")));
+        assert!(!stale.contains(&other("192.0.2.11:53")));
+        assert_eq!(stale.only_address(), Some(socket_address(LB_IP).ip()));
     }
 }

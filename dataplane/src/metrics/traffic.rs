@@ -1,57 +1,55 @@
-//! How much came for each Service: what the kernel has counted → numbers of Services at their addresses. Pure.
+//! The kernel's packet counters → numbers of Services at their lb_ips: [`report_traffic`]. Pure.
 
 use std::cmp::Reverse;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::iter::Sum;
 use std::net::IpAddr;
 use std::ops::Add;
 
 use crds::Key;
 
-use crate::nft::elements::Frontend;
-use crate::rules::plan::holders;
+use crate::rules::{Frontend, holding_services};
 use crate::snapshot::Snapshot;
 
-/// What a counter of the kernel has counted.
+/// The value of one packet counter.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Count {
-    /// Packets.
+pub struct PacketCount {
     pub packets: u64,
-    /// Their bytes, with the IP header.
+    /// Including the IP header.
     pub bytes: u64,
 }
 
-/// What the kernel has counted since its tables were made.
+/// The kernel's packet counters since its tables were created.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Counted {
-    /// Packets that came, for whatever became of them; nothing if they are not to be counted.
-    pub traffic: BTreeMap<Frontend, Count>,
-    /// Connections to endpoints, by their first packets.
-    pub begun: BTreeMap<Frontend, Count>,
-    /// Packets that were dropped because of where they came from.
-    pub denied: BTreeMap<Frontend, Count>,
-    /// Packets that were refused because there is no endpoint.
-    pub refusals: BTreeMap<Frontend, Count>,
-    /// Packets that were dropped because no Service has their port, or none of its endpoints is for them on this node.
-    pub strays: BTreeMap<IpAddr, Count>,
+pub struct KernelCounters {
+    /// All packets from clients. Empty if traffic is not counted.
+    pub traffic: BTreeMap<Frontend, PacketCount>,
+    /// First packets of connections sent to endpoints.
+    pub connections: BTreeMap<Frontend, PacketCount>,
+    /// Packets dropped because of their source.
+    pub denied: BTreeMap<Frontend, PacketCount>,
+    /// Packets refused because there is no endpoint.
+    pub refused: BTreeMap<Frontend, PacketCount>,
+    /// Packets dropped because no Service has their port, or no endpoint on this node may serve them.
+    pub strays: BTreeMap<IpAddr, PacketCount>,
 }
 
-/// How much came for a Service at one of its addresses.
+/// The traffic of a Service at one of its lb_ips.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Numbers {
-    /// Packets that came from clients, for whatever became of them.
+pub struct ServiceTraffic {
+    /// All packets from clients.
     pub packets: u64,
-    /// Their bytes, with the IP header.
+    /// Including the IP header.
     pub bytes: u64,
-    /// New connections to endpoints, or to what the Service proxy serves.
+    /// New connections to endpoints, or to the Service proxy.
     pub connections: u64,
-    /// Packets that were dropped because of where they came from.
+    /// Packets dropped because of their source.
     pub denied: u64,
-    /// Packets that were refused because there is no endpoint.
+    /// Packets refused because there is no endpoint.
     pub refused: u64,
 }
 
-impl Add for Numbers {
+impl Add for ServiceTraffic {
     type Output = Self;
 
     fn add(self, other: Self) -> Self {
@@ -65,64 +63,66 @@ impl Add for Numbers {
     }
 }
 
-impl Sum for Numbers {
-    fn sum<I: Iterator<Item = Self>>(numbers: I) -> Self {
-        numbers.fold(Self::default(), Add::add)
+impl Sum for ServiceTraffic {
+    fn sum<I: Iterator<Item = Self>>(all: I) -> Self {
+        all.fold(Self::default(), Add::add)
     }
 }
 
-/// How much came for all Services.
+/// The traffic of all Services.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Traffic {
-    /// For the busiest of them, at each of their addresses.
-    pub busiest: BTreeMap<(Key, IpAddr), Numbers>,
-    /// For all others together, if there are others.
-    pub others: Option<Numbers>,
-    /// Packets to lb_ips that nobody serves on this node, which were dropped.
+pub struct TrafficReport {
+    /// The busiest Services, at each of their lb_ips.
+    pub busiest: BTreeMap<(Key, IpAddr), ServiceTraffic>,
+    /// The sum of all others, if there are any.
+    pub others: Option<ServiceTraffic>,
+    /// Packets to lb_ips dropped because nothing serves them on this node.
     pub strays: u64,
-    /// Whether packets and bytes are counted; otherwise those numbers are 0 and say nothing.
+    /// Whether packets and bytes are counted. Otherwise they are 0 and mean nothing.
     pub packets_counted: bool,
 }
 
-/// How much came for each Service that there is now, or for `most` of them (counted once for each address) if there are more:
-/// those that most packets came for, the first ones by name where that is the same.
-pub fn of_services(snapshot: &Snapshot, counted: &Counted, most: usize) -> Traffic {
-    let mut all: Vec<((Key, IpAddr), Numbers)> = Vec::new();
+/// The traffic of each Service in the snapshot, at most `limit` of them (each lb_ip counts once). If there are more,
+/// those with the most packets are listed, with equal numbers the first by name.
+pub fn report_traffic(snapshot: &Snapshot, counters: &KernelCounters, limit: usize) -> TrafficReport {
+    let mut all: Vec<((Key, IpAddr), ServiceTraffic)> = Vec::new();
     for &address in snapshot.addresses.keys() {
-        let mut claimed = std::collections::BTreeSet::new();
-        for service in holders(snapshot, address) {
+        let mut claimed = BTreeSet::new();
+        for service in holding_services(snapshot, address) {
             let ports = service.object.ports.iter().map(|port| Frontend {
                 address,
                 protocol: port.protocol,
                 port: port.number,
             });
-            // A port that two claim is the first one's.
-            let numbers = ports.filter(|front| claimed.insert(*front)).map(|front| of_port(counted, &front)).sum();
-            all.push(((service.object.key.clone(), address), numbers));
+            // A port of two Services belongs to the first.
+            let own = ports.filter(|frontend| claimed.insert(*frontend));
+            let traffic = own.map(|frontend| port_traffic(counters, &frontend)).sum();
+            all.push(((service.object.key.clone(), address), traffic));
         }
     }
-    all.sort_by(|(a, left), (b, right)| {
-        let came =
-            |numbers: &Numbers| Reverse((numbers.packets, numbers.connections + numbers.denied + numbers.refused));
-        (came(left), a).cmp(&(came(right), b))
-    });
-    let rest = all.split_off(most.min(all.len()));
-    Traffic {
+    all.sort_by(|(a, left), (b, right)| (busyness(left), a).cmp(&(busyness(right), b)));
+    let rest = all.split_off(limit.min(all.len()));
+    TrafficReport {
         busiest: all.into_iter().collect(),
-        others: (!rest.is_empty()).then(|| rest.into_iter().map(|(_, numbers)| numbers).sum()),
-        strays: counted.strays.values().map(|count| count.packets).sum(),
-        packets_counted: snapshot.counts,
+        others: (!rest.is_empty()).then(|| rest.into_iter().map(|(_, traffic)| traffic).sum()),
+        strays: counters.strays.values().map(|count| count.packets).sum(),
+        packets_counted: snapshot.count_traffic,
     }
 }
 
-fn of_port(counted: &Counted, front: &Frontend) -> Numbers {
-    let of = |counts: &BTreeMap<Frontend, Count>| counts.get(front).copied().unwrap_or_default();
-    let traffic = of(&counted.traffic);
-    Numbers {
+/// The sort key of a Service: more packets first, then more connections, denied and refused packets.
+fn busyness(traffic: &ServiceTraffic) -> Reverse<(u64, u64)> {
+    Reverse((traffic.packets, traffic.connections + traffic.denied + traffic.refused))
+}
+
+fn port_traffic(counters: &KernelCounters, frontend: &Frontend) -> ServiceTraffic {
+    let count = |counts: &BTreeMap<Frontend, PacketCount>| counts.get(frontend).copied().unwrap_or_default();
+    let traffic = count(&counters.traffic);
+    ServiceTraffic {
         packets: traffic.packets,
         bytes: traffic.bytes,
-        connections: of(&counted.begun).packets,
-        denied: of(&counted.denied).packets,
-        refused: of(&counted.refusals).packets,
+        connections: count(&counters.connections).packets,
+        denied: count(&counters.denied).packets,
+        refused: count(&counters.refused).packets,
     }
 }

@@ -1,45 +1,42 @@
-//! Netlink attributes: type, length, value, padded to four bytes; some hold attributes themselves.
+//! Netlink attributes: length, type and value, padded to four bytes. Some contain attributes.
 //!
-//! Numbers inside of netfilter's attributes are big-endian; lengths and types are the machine's.
+//! Numbers in the attributes of netfilter are big-endian; lengths and types are in host byte order. Pure.
 
-/// Marks an attribute that holds attributes (NLA_F_NESTED).
+/// The flag of an attribute that contains attributes (NLA_F_NESTED).
 const NESTED: u16 = 1 << 15;
-/// The bits of a type that are the type; the others are flags (NLA_TYPE_MASK).
+/// The bits of the type without flags (NLA_TYPE_MASK).
 const TYPE: u16 = 0x3fff;
-/// The bytes before the value.
+/// The length of the header in bytes.
 const HEADER: usize = 4;
-/// Attributes begin at multiples of this.
+/// Attributes begin at multiples of this many bytes.
 const ALIGN: usize = 4;
 
-/// Attributes being written, one after the other.
+/// Writes attributes, one after the other.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Writer {
     bytes: Vec<u8>,
 }
 
 impl Writer {
-    /// A writer that goes on after `bytes`, whose length must be a multiple of four.
+    /// Appends to `bytes`, whose length must be a multiple of four.
     pub fn after(bytes: Vec<u8>) -> Self {
         debug_assert_eq!(bytes.len() % ALIGN, 0);
         Self { bytes }
     }
 
-    /// How many bytes there are.
+    /// The length in bytes.
     pub fn len(&self) -> usize {
         self.bytes.len()
     }
 
-    /// Whether there are none.
     pub fn is_empty(&self) -> bool {
         self.bytes.is_empty()
     }
 
-    /// All bytes.
     pub fn finish(self) -> Vec<u8> {
         self.bytes
     }
 
-    /// An attribute with this value.
     pub fn bytes(&mut self, kind: u16, value: &[u8]) -> &mut Self {
         let length = u16::try_from(HEADER + value.len()).expect("invariant: values are shorter than 64 KiB");
         self.bytes.extend_from_slice(&length.to_ne_bytes());
@@ -49,50 +46,46 @@ impl Writer {
         self
     }
 
-    /// An attribute with one byte.
     pub fn u8(&mut self, kind: u16, value: u8) -> &mut Self {
         self.bytes(kind, &[value])
     }
 
-    /// An attribute with a number of 16 bits.
     pub fn u16(&mut self, kind: u16, value: u16) -> &mut Self {
         self.bytes(kind, &value.to_be_bytes())
     }
 
-    /// An attribute with a number of 32 bits.
     pub fn u32(&mut self, kind: u16, value: u32) -> &mut Self {
         self.bytes(kind, &value.to_be_bytes())
     }
 
-    /// An attribute with a number of 64 bits.
     pub fn u64(&mut self, kind: u16, value: u64) -> &mut Self {
         self.bytes(kind, &value.to_be_bytes())
     }
 
-    /// An attribute with a text, which the kernel wants to end with a zero byte.
+    /// A text, terminated by a zero byte.
     pub fn text(&mut self, kind: u16, value: &str) -> &mut Self {
         let mut bytes = value.as_bytes().to_vec();
         bytes.push(0);
         self.bytes(kind, &bytes)
     }
 
-    /// All that `other` has written.
+    /// Appends everything that `other` has written.
     pub fn append(&mut self, other: &Self) {
         self.bytes.extend_from_slice(&other.bytes);
     }
 
-    /// Makes room for so many more bytes: whoever knows how many come need not have them moved about.
+    /// Reserves room for `more` bytes, so that they are not moved later.
     pub fn reserve(&mut self, more: usize) {
         self.bytes.reserve_exact(more);
     }
 
-    /// Begins anew, in the same place.
+    /// Removes everything, but keeps the memory.
     pub fn clear(&mut self) {
         self.bytes.clear();
     }
 
-    /// An attribute with attributes: what `inner` writes.
-    pub fn nested(&mut self, kind: u16, inner: impl FnOnce(&mut Self)) -> &mut Self {
+    /// An attribute that contains those that `inner` writes.
+    pub fn nest(&mut self, kind: u16, inner: impl FnOnce(&mut Self)) -> &mut Self {
         let start = self.bytes.len();
         self.bytes.extend_from_slice(&[0; HEADER]);
         inner(self);
@@ -103,40 +96,35 @@ impl Writer {
     }
 }
 
-/// One attribute that was read.
+/// An attribute that was read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Attribute<'a> {
-    /// Its type, without flags.
+    /// Without flags.
     pub kind: u16,
-    /// Its value.
     pub value: &'a [u8],
 }
 
 impl<'a> Attribute<'a> {
-    /// The bytes before the value.
+    /// The length of the header in bytes.
     pub const HEADER: usize = HEADER;
 
-    /// The value as one byte.
     pub fn u8(&self) -> Option<u8> {
         Some(u8::from_be_bytes(self.value.try_into().ok()?))
     }
 
-    /// The value as a number of 16 bits.
     pub fn u16(&self) -> Option<u16> {
         Some(u16::from_be_bytes(self.value.try_into().ok()?))
     }
 
-    /// The value as a number of 32 bits.
     pub fn u32(&self) -> Option<u32> {
         Some(u32::from_be_bytes(self.value.try_into().ok()?))
     }
 
-    /// The value as a number of 64 bits.
     pub fn u64(&self) -> Option<u64> {
         Some(u64::from_be_bytes(self.value.try_into().ok()?))
     }
 
-    /// The value as a text: up to the first zero byte, if there is one.
+    /// The text up to the first zero byte, if there is one.
     pub fn text(&self) -> Option<&'a str> {
         std::str::from_utf8(self.value.split(|byte| *byte == 0).next()?).ok()
     }
@@ -147,19 +135,18 @@ impl<'a> Attribute<'a> {
     }
 }
 
-/// Attributes being read; ends at the first that is cut off.
+/// Reads attributes; ends at the first truncated one.
 #[derive(Clone, Copy, Debug)]
 pub struct Attributes<'a> {
     rest: &'a [u8],
 }
 
-/// The attributes in `bytes`.
 pub fn attributes(bytes: &[u8]) -> Attributes<'_> {
     Attributes { rest: bytes }
 }
 
 impl<'a> Attributes<'a> {
-    /// The first one of this type.
+    /// The first attribute of this type.
     pub fn find(mut self, kind: u16) -> Option<Attribute<'a>> {
         Iterator::find(&mut self, |attribute| attribute.kind == kind)
     }
@@ -184,9 +171,9 @@ mod tests {
     use proptest::prelude::*;
 
     #[test]
-    fn what_is_written_is_read_back_with_its_padding() {
+    fn attributes_are_read_as_they_were_written() {
         let mut writer = Writer::default();
-        writer.u8(1, 7).nested(2, |inner| {
+        writer.u8(1, 7).nest(2, |inner| {
             inner.text(3, "web").u32(4, 0xdead_beef);
         });
         let bytes = writer.finish();
@@ -201,7 +188,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn reading_any_bytes_never_panics_and_ends(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
+        fn reading_any_bytes_ends_without_panic(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
             let read: Vec<_> = attributes(&bytes).flat_map(|a| a.inner().chain([a])).collect();
             prop_assert!(read.len() <= bytes.len());
         }

@@ -1,40 +1,41 @@
-//! Netlink messages: a header that says how long it is, what it is and which question it belongs to, then the small header
-//! of the subsystem (netfilter's own, or what routes, rules and links have), then attributes.
+//! Netlink messages: a header with length, type and sequence number, then the header of the subsystem (of netfilter, or
+//! of links, routes and rules), then attributes. Pure.
 //!
-//! A transaction is a row of messages between *batch begin* and *batch end*; the kernel does all of them or none.
+//! A transaction is a sequence of messages between *batch begin* and *batch end*. The kernel executes all of them or
+//! none.
 
 use super::attribute::{Attributes, Writer, attributes};
 
-/// nfnetlink's subsystem of nf_tables.
+/// The nfnetlink subsystem nf_tables.
 pub const NFTABLES: u8 = 10;
-/// nfnetlink's subsystem of connection tracking.
+/// The nfnetlink subsystem of connection tracking.
 pub const CTNETLINK: u8 = 1;
 
-/// A request (NLM_F_REQUEST).
+/// NLM_F_REQUEST.
 pub const REQUEST: u16 = 0x1;
-/// Several messages answer (NLM_F_MULTI).
+/// The answer has several messages (NLM_F_MULTI).
 const MULTI: u16 = 0x2;
-/// Confirm it (NLM_F_ACK).
+/// Requests an acknowledgement (NLM_F_ACK).
 pub const ACK: u16 = 0x4;
-/// What was dumped changed meanwhile (NLM_F_DUMP_INTR).
+/// The dumped objects changed meanwhile (NLM_F_DUMP_INTR).
 const INTERRUPTED: u16 = 0x10;
-/// List all there are (NLM_F_DUMP).
+/// Lists all objects (NLM_F_DUMP).
 pub const DUMP: u16 = 0x300;
-/// Make it if it isn't there (NLM_F_CREATE).
+/// Creates the object if it does not exist (NLM_F_CREATE).
 pub const CREATE: u16 = 0x400;
-/// Put it behind the others (NLM_F_APPEND).
+/// Adds the object after the others (NLM_F_APPEND).
 pub const APPEND: u16 = 0x800;
 
-/// Bytes of a netlink header.
+/// The length of a netlink header in bytes.
 const HEADER: usize = 16;
-/// Bytes of netfilter's header after it (struct nfgenmsg).
+/// The length of the netfilter header after it (struct nfgenmsg).
 const FAMILY_HEADER: usize = 4;
 
 const NLMSG_ERROR: u16 = 2;
 const NLMSG_DONE: u16 = 3;
-/// An error carries extended attributes (NLM_F_ACK_TLVS).
+/// The error has extended attributes (NLM_F_ACK_TLVS).
 const ACK_TLVS: u16 = 0x200;
-/// An error does not carry the request it is about (NLM_F_CAPPED).
+/// The error does not contain the request (NLM_F_CAPPED).
 const CAPPED: u16 = 0x100;
 const BATCH_BEGIN: u16 = 0x10;
 const BATCH_END: u16 = 0x11;
@@ -42,74 +43,73 @@ const BATCH_GENID: u16 = 1;
 const ERROR_MESSAGE: u16 = 1;
 const ERROR_OFFSET: u16 = 2;
 
-/// A message without its sequence number, which it gets when it is sent.
+/// A message without its sequence number, which is added when it is sent.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Message {
     kind: u16,
     flags: u16,
-    /// The header of the subsystem, which begins with the family, and the attributes.
+    /// The header of the subsystem, which begins with the family, and then the attributes.
     body: Vec<u8>,
 }
 
 impl Message {
-    /// How many bytes stand before the attributes, in a message to netfilter.
+    /// The length of all headers in a message to netfilter, in bytes.
     pub const HEADERS: usize = HEADER + FAMILY_HEADER;
 
-    /// A message to a subsystem, about objects of a family (`libc::AF_INET`).
+    /// A message to an nfnetlink subsystem, about objects of a family (`libc::AF_INET`).
     pub fn new(subsystem: u8, kind: u8, flags: u16, family: u8, fill: impl FnOnce(&mut Writer)) -> Self {
         Self::with_header(u16::from_be_bytes([subsystem, kind]), flags, vec![family, 0, 0, 0], fill)
     }
 
-    /// A message with a header of its own, which begins with the family and has a length that is a multiple of four.
+    /// A message with this header of a subsystem, which begins with the family. Its length must be a multiple of four.
     pub fn with_header(kind: u16, flags: u16, header: Vec<u8>, fill: impl FnOnce(&mut Writer)) -> Self {
         let mut writer = Writer::after(header);
         fill(&mut writer);
         Self { kind, flags: flags | REQUEST, body: writer.finish() }
     }
 
-    /// What frames a batch: it names the subsystem as netfilter's resource.
-    fn frame(kind: u16, fill: impl FnOnce(&mut Writer)) -> Self {
+    /// A message that begins or ends a batch: it names the subsystem as the resource.
+    fn batch(kind: u16, fill: impl FnOnce(&mut Writer)) -> Self {
         let [high, low] = u16::from(NFTABLES).to_be_bytes();
         Self::with_header(kind, 0, vec![0, 0, high, low], fill)
     }
 
-    /// What begins a transaction of nf_tables. With a generation, the kernel refuses it (ERESTART) if anything at all
-    /// in nf_tables has changed since that generation.
+    /// Begins a transaction of nf_tables. With a generation, the kernel refuses it (ERESTART) if nf_tables has changed
+    /// since.
     pub fn begin(generation: Option<u32>) -> Self {
-        Self::frame(BATCH_BEGIN, |w| {
+        Self::batch(BATCH_BEGIN, |w| {
             if let Some(generation) = generation {
                 w.u32(BATCH_GENID, generation);
             }
         })
     }
 
-    /// What ends a transaction.
+    /// Ends a transaction.
     pub fn end() -> Self {
-        Self::frame(BATCH_END, |_| ())
+        Self::batch(BATCH_END, |_| ())
     }
 
-    /// The same, with these flags too.
-    pub fn with(mut self, flags: u16) -> Self {
+    /// The same message with these flags added.
+    pub fn with_flags(mut self, flags: u16) -> Self {
         self.flags |= flags;
         self
     }
 
-    /// The attributes, of a message to netfilter.
+    /// The attributes of a message to netfilter.
     pub fn attributes(&self) -> Attributes<'_> {
         attributes(self.body.get(FAMILY_HEADER..).unwrap_or_default())
     }
 
-    /// The family whose objects it is about.
     pub fn family(&self) -> u8 {
         self.body.first().copied().unwrap_or_default()
     }
 
-    /// How many bytes it has.
+    /// The length in bytes.
     pub fn size(&self) -> usize {
         HEADER + self.body.len()
     }
 
-    /// Appends the bytes.
+    /// Appends the encoded message.
     pub fn encode(&self, sequence: u32, into: &mut Vec<u8>) {
         let length = u32::try_from(self.size()).expect("invariant: a message has less than 4 GiB");
         into.extend_from_slice(&length.to_ne_bytes());
@@ -121,51 +121,50 @@ impl Message {
     }
 }
 
-/// What the kernel sent.
+/// A message from the kernel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Reply<'a> {
-    /// The number of the request that it belongs to.
+    /// The sequence number of the request.
     pub sequence: u32,
-    /// Whether what is being dumped changed meanwhile, so that the dump can't be trusted.
+    /// Whether the dumped objects changed meanwhile, so that the dump is inconsistent.
     pub interrupted: bool,
-    /// What it says.
     pub body: Body<'a>,
 }
 
-/// What a [`Reply`] says.
+/// The body of a [`Reply`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Body<'a> {
     /// An object.
     Object {
-        /// What message it would take to make it, without the subsystem.
+        /// The type of the message that creates such an object, without the subsystem.
         kind: u8,
-        /// Whether more follow, up to a [`Body::End`].
+        /// Whether more objects follow, up to a [`Body::End`].
         more: bool,
-        /// The header of the subsystem, and its attributes.
+        /// The header of the subsystem, and then the attributes.
         payload: &'a [u8],
     },
-    /// The request was done.
+    /// The request succeeded.
     Done,
     /// The request failed.
     Failed {
         /// The errno.
         code: i32,
-        /// What the kernel says about it, if anything.
-        said: Option<&'a str>,
-        /// Where in the request the offending attribute begins, counted from the request's first byte.
+        /// The kernel's explanation, if there is one.
+        text: Option<&'a str>,
+        /// The offset of the offending attribute in the request, in bytes.
         offset: Option<u32>,
     },
-    /// The dump is over, with this errno if it failed.
+    /// The dump has ended, with this errno if it failed.
     End(i32),
 }
 
 impl<'a> Body<'a> {
-    /// The attributes of an object of netfilter, none of anything else.
+    /// The attributes of an object of netfilter; none for any other reply.
     pub fn attributes(&self) -> Attributes<'a> {
         attributes(self.payload().get(FAMILY_HEADER..).unwrap_or_default())
     }
 
-    /// What an object has behind netlink's own header, nothing of anything else.
+    /// Everything after the netlink header of an object; empty for any other reply.
     pub fn payload(&self) -> &'a [u8] {
         match self {
             Self::Object { payload, .. } => payload,
@@ -174,7 +173,7 @@ impl<'a> Body<'a> {
     }
 }
 
-/// The replies in one datagram; ends at the first that is cut off.
+/// The replies in one datagram; ends at the first truncated one.
 pub fn replies(datagram: &[u8]) -> impl Iterator<Item = Reply<'_>> {
     let mut rest = datagram;
     std::iter::from_fn(move || {
@@ -189,7 +188,7 @@ pub fn replies(datagram: &[u8]) -> impl Iterator<Item = Reply<'_>> {
     })
 }
 
-/// One reply; `None` if it says nothing to us (NLMSG_NOOP) or makes no sense.
+/// One reply; `None` if it is empty (NLMSG_NOOP) or malformed.
 fn reply(message: &[u8]) -> Option<Reply<'_>> {
     let (kind, flags) = (u16_at(message, 4)?, u16_at(message, 6)?);
     let payload = message.get(HEADER..)?;
@@ -197,15 +196,15 @@ fn reply(message: &[u8]) -> Option<Reply<'_>> {
         NLMSG_ERROR => match i32_at(payload, 0)? {
             0 => Body::Done,
             code => {
-                let extended = extended(payload, flags);
+                let extended = extended_attributes(payload, flags);
                 Body::Failed {
                     code: code.saturating_neg(),
-                    said: extended.find(ERROR_MESSAGE).and_then(|said| said.text()),
+                    text: extended.find(ERROR_MESSAGE).and_then(|text| text.text()),
                     offset: extended.find(ERROR_OFFSET).and_then(|at| u32_at(at.value, 0)),
                 }
             }
         },
-        // NLMSG_OVERRUN and NLMSG_NOOP don't come from netfilter.
+        // Netfilter sends neither NLMSG_OVERRUN nor NLMSG_NOOP.
         NLMSG_DONE => Body::End(i32_at(payload, 0).unwrap_or(0).saturating_neg()),
         kind if kind < 0x10 => return None,
         kind => {
@@ -216,9 +215,9 @@ fn reply(message: &[u8]) -> Option<Reply<'_>> {
     Some(Reply { sequence: u32_at(message, 8)?, interrupted: flags & INTERRUPTED != 0, body })
 }
 
-/// The attributes after an error: behind the header of the request that failed, and behind all of that request if
-/// the kernel did not cap it.
-fn extended(payload: &[u8], flags: u16) -> Attributes<'_> {
+/// The extended attributes of an error. They follow the header of the failed request, or all of the request if the
+/// kernel did not cap it.
+fn extended_attributes(payload: &[u8], flags: u16) -> Attributes<'_> {
     let request = match u32_at(payload, 4).map(usize::try_from) {
         Some(Ok(length)) if flags & CAPPED == 0 => length.next_multiple_of(4),
         _ => HEADER,
@@ -245,7 +244,7 @@ mod tests {
     use proptest::prelude::*;
 
     #[test]
-    fn an_object_is_read_as_it_was_written() {
+    fn an_object_is_decoded_as_it_was_encoded() {
         let mut bytes = Vec::new();
         let message = Message::new(NFTABLES, 3, 0, 2, |w| {
             w.u32(1, 5);
@@ -259,7 +258,7 @@ mod tests {
     }
 
     #[test]
-    fn an_error_says_what_the_kernel_said_and_where() {
+    fn an_error_has_the_kernel_text_and_offset() {
         let mut tlvs = Writer::default();
         tlvs.text(ERROR_MESSAGE, "no").bytes(ERROR_OFFSET, &84u32.to_ne_bytes());
         let tlvs = tlvs.finish();
@@ -273,7 +272,7 @@ mod tests {
         bytes.extend_from_slice(&(-17i32).to_ne_bytes());
         bytes.extend_from_slice(&[0; HEADER]);
         bytes.extend_from_slice(&tlvs);
-        let body = Body::Failed { code: 17, said: Some("no"), offset: Some(84) };
+        let body = Body::Failed { code: 17, text: Some("no"), offset: Some(84) };
         assert_eq!(replies(&bytes).next(), Some(Reply { sequence: 7, interrupted: false, body }));
     }
 

@@ -1,8 +1,8 @@
-//! The socket to netfilter, or to routing: transactions, commands and dumps. Touches the kernel of the network namespace it was opened in.
+//! The socket to netfilter or routing: transactions, commands and dumps. Touches the kernel of the network namespace
+//! that it was opened in.
 //!
-//! Everything here blocks, but not for long: the kernel does a transaction inside of the call that sends it, and no
-//! answer is waited for longer than [`PATIENCE`]. An answer to an older question (one that was given up) is skipped by
-//! its number.
+//! Everything here blocks, but briefly: the kernel executes a transaction within the call that sends it, and a call
+//! waits at most [`READ_TIMEOUT`] for an answer. An answer to an abandoned request is skipped by its sequence number.
 #![allow(unsafe_code)]
 
 use std::io::{self, ErrorKind, Read};
@@ -14,68 +14,65 @@ use socket2::{Domain, Protocol, Type};
 use super::attribute::Attributes;
 use super::message::{ACK, Body, DUMP, Message, replies};
 
-/// How long to wait for an answer. The kernel answers before the sending call returns; this is for what can't be.
-const PATIENCE: Duration = Duration::from_secs(5);
-/// How often to repeat a dump that others' changes made worthless, before giving up for now.
+/// The longest wait for an answer. The kernel answers before the sending call returns, so this should never pass.
+const READ_TIMEOUT: Duration = Duration::from_secs(5);
+/// The number of attempts at a dump that concurrent changes make inconsistent.
 const ATTEMPTS: usize = 8;
-/// Room for one datagram from the kernel, which makes none above 32 KiB in a dump.
+/// The size of the buffer for one datagram. In a dump the kernel sends at most 32 KiB.
 const DATAGRAM: usize = 1 << 16;
-/// Room for answers in the kernel: a transaction that goes wrong all over gets one error for each message.
+/// The size of the receive buffer: a transaction can get one error for each message.
 const RECEIVE_BUFFER: usize = 1 << 20;
-/// What a socket can send at once when nobody asks for more.
+/// The default size of the send buffer.
 const SEND_BUFFER: usize = 1 << 17;
 
-/// Dumps heed their filters (NETLINK_GET_STRICT_CHK).
+/// The kernel applies the filters of dumps (NETLINK_GET_STRICT_CHK).
 const STRICT_CHECK: i32 = 12;
 
-/// What went wrong between us and the kernel.
+/// Why communication with the kernel failed.
 #[derive(Debug, thiserror::Error)]
-pub enum Error {
+pub enum NetlinkError {
     /// There is no socket.
     #[error("opening a netlink socket failed, nothing changed")]
     Open(#[source] io::Error),
-    /// The kernel did not take it. EMSGSIZE: the process lacks CAP_NET_ADMIN over the host, without which no buffer
-    /// may be large enough.
+    /// The kernel did not accept it. EMSGSIZE: the process lacks CAP_NET_ADMIN on the host, so it cannot enlarge the
+    /// send buffer.
     #[error("sending {size} bytes to the kernel failed, nothing changed")]
     Send {
-        /// How many bytes were to be sent at once.
         size: usize,
-        /// Why it was not taken.
         #[source]
         source: io::Error,
     },
-    /// No answer. Whatever was asked may have been done or not.
-    #[error("no answer from the kernel, what it did is unknown")]
+    /// There is no answer, so the request may have been executed or not.
+    #[error("no answer from the kernel, its state is unknown")]
     Receive(#[source] io::Error),
-    /// The kernel refuses, and changed nothing.
-    #[error("the kernel refused{}, nothing changed", words(.said))]
+    #[error("the kernel refused{}, nothing changed", in_parentheses(.text))]
     Refused {
-        /// Which message of the transaction it refuses, counted from 0; `None` if it is the transaction as a whole.
+        /// The index of the refused message in the transaction; `None` for the transaction as a whole.
         message: Option<usize>,
-        /// Where in that message, in bytes from its beginning.
+        /// The offset of the offending attribute in that message, in bytes.
         offset: Option<u32>,
-        /// What the kernel says.
-        said: Option<String>,
+        /// The kernel's explanation.
+        text: Option<String>,
         /// The errno.
         #[source]
         source: io::Error,
     },
-    /// What was read changed again and again while being read.
+    /// Every attempt at a dump was interrupted by changes.
     #[error("the kernel's tables changed {ATTEMPTS} times while being read, nothing changed")]
-    Restless,
+    KeepsChanging,
 }
 
-fn words(text: &Option<String>) -> String {
+fn in_parentheses(text: &Option<String>) -> String {
     text.as_ref().map(|text| format!(" ({text})")).unwrap_or_default()
 }
 
-impl Error {
-    /// The errno behind it.
+impl NetlinkError {
+    /// The errno, if there is one.
     pub fn errno(&self) -> Option<i32> {
         match self {
             Self::Open(source) | Self::Receive(source) => source.raw_os_error(),
             Self::Send { source, .. } | Self::Refused { source, .. } => source.raw_os_error(),
-            Self::Restless => None,
+            Self::KeepsChanging => None,
         }
     }
 }
@@ -90,42 +87,43 @@ pub struct Socket {
 }
 
 impl Socket {
-    /// A socket to netfilter in the network namespace of the calling thread.
+    /// A socket to netfilter, in the network namespace of the calling thread.
     ///
     /// # Errors
-    /// If the kernel has none for us.
-    pub fn open() -> Result<Self, Error> {
-        Self::to(libc::NETLINK_NETFILTER)
+    /// If there is no socket.
+    pub fn open() -> Result<Self, NetlinkError> {
+        Self::open_protocol(libc::NETLINK_NETFILTER)
     }
 
-    /// A socket to routing in the network namespace of the calling thread. Dumps heed what they are asked for.
+    /// A socket to routing, in the network namespace of the calling thread. Its dumps apply filters.
     ///
     /// # Errors
-    /// If the kernel has none for us, or does not know filters of dumps (it has since 4.20).
-    pub fn open_routing() -> Result<Self, Error> {
-        let socket = Self::to(libc::NETLINK_ROUTE)?;
-        set(&socket.socket, libc::SOL_NETLINK, STRICT_CHECK, 1).map_err(Error::Open)?;
+    /// If there is no socket, or the kernel has no filters of dumps (it has since 4.20).
+    pub fn open_routing() -> Result<Self, NetlinkError> {
+        let socket = Self::open_protocol(libc::NETLINK_ROUTE)?;
+        set_option(&socket.socket, libc::SOL_NETLINK, STRICT_CHECK, 1).map_err(NetlinkError::Open)?;
         Ok(socket)
     }
 
-    fn to(protocol: i32) -> Result<Self, Error> {
+    fn open_protocol(protocol: i32) -> Result<Self, NetlinkError> {
         let protocol = Some(Protocol::from(protocol));
-        let socket = socket2::Socket::new(Domain::from(libc::AF_NETLINK), Type::RAW, protocol).map_err(Error::Open)?;
-        socket.set_read_timeout(Some(PATIENCE)).map_err(Error::Open)?;
-        // An error should not carry the whole request back, but say what is wrong with it: both only help to explain.
+        let socket =
+            socket2::Socket::new(Domain::from(libc::AF_NETLINK), Type::RAW, protocol).map_err(NetlinkError::Open)?;
+        socket.set_read_timeout(Some(READ_TIMEOUT)).map_err(NetlinkError::Open)?;
+        // Errors without the request, but with an explanation: both only improve messages.
         for option in [libc::NETLINK_CAP_ACK, libc::NETLINK_EXT_ACK] {
-            let _ = set(&socket, libc::SOL_NETLINK, option, 1);
+            let _ = set_option(&socket, libc::SOL_NETLINK, option, 1);
         }
-        let _ = force(&socket, (libc::SO_RCVBUFFORCE, libc::SO_RCVBUF), RECEIVE_BUFFER);
+        let _ = set_buffer_size(&socket, [libc::SO_RCVBUFFORCE, libc::SO_RCVBUF], RECEIVE_BUFFER);
         Ok(Self { socket, sequence: 0, send_buffer: SEND_BUFFER, buffer: vec![0; DATAGRAM] })
     }
 
-    /// Does all of `messages` or nothing, as one transaction of nf_tables. With a `generation`, only if nothing in
-    /// nf_tables has changed since; otherwise the errno is ERESTART.
+    /// Executes `messages` as one transaction of nf_tables. With a `generation`, the kernel refuses with ERESTART if
+    /// nf_tables has changed since.
     ///
     /// # Errors
-    /// If the kernel refuses, which message it refuses; or if it can't be known what it did.
-    pub fn transact(&mut self, messages: &[Message], generation: Option<u32>) -> Result<(), Error> {
+    /// If the kernel refuses, or if there is no answer.
+    pub fn transact(&mut self, messages: &[Message], generation: Option<u32>) -> Result<(), NetlinkError> {
         if messages.is_empty() {
             return Ok(());
         }
@@ -135,11 +133,11 @@ impl Socket {
         let mut bytes = Vec::with_capacity(messages.iter().map(Message::size).sum::<usize>() + 64);
         Message::begin(generation).encode(first, &mut bytes);
         for (index, message) in messages.iter().enumerate() {
-            // The kernel answers to what goes wrong, and to the last message in any case, after it has committed.
+            // The kernel answers to failed messages, and always to the last one, after the commit.
             let is_last = index + 1 == messages.len();
             let sequence = number(index + 1);
             if is_last {
-                message.clone().with(ACK).encode(sequence, &mut bytes)
+                message.clone().with_flags(ACK).encode(sequence, &mut bytes)
             } else {
                 message.encode(sequence, &mut bytes)
             }
@@ -153,43 +151,55 @@ impl Socket {
             if index > last.wrapping_sub(first) {
                 return Ok(Next::Wait);
             }
-            if let Body::Failed { code, said, offset } = body
+            if let Body::Failed { code, text, offset } = body
                 && refusal.is_none()
             {
                 let message = usize::try_from(index).ok().and_then(|index| index.checked_sub(1));
-                refusal = Some(refused(message, code, said, offset));
+                refusal = Some(refused_error(message, code, text, offset));
             }
-            // An answer to the beginning is about the whole, and the last one.
+            // An answer to the first message is about the whole transaction, and the last one.
             Ok(if index == 0 || sequence == last { Next::Stop } else { Next::Wait })
         })?;
         refusal.map_or(Ok(()), Err)
     }
 
-    /// Sends one message and waits until it is done.
+    /// Executes one request.
     ///
     /// # Errors
-    /// If the kernel refuses, or if it can't be known what it did.
-    pub fn command(&mut self, message: Message) -> Result<(), Error> {
-        self.ask(message.with(ACK), |_| ()).map(|_| ())
+    /// If the kernel refuses, or if there is no answer.
+    pub fn command(&mut self, message: Message) -> Result<(), NetlinkError> {
+        self.query(message.with_flags(ACK), |_| ()).map(|_| ())
     }
 
-    /// Sends one question and returns what `read` makes of the object that answers, if one does.
+    /// Sends a query, and decodes the attributes of the object in the answer, if there is one.
     ///
     /// # Errors
-    /// If the kernel refuses, or doesn't answer.
-    pub fn ask<T>(&mut self, message: Message, mut read: impl FnMut(Attributes<'_>) -> T) -> Result<Option<T>, Error> {
-        self.ask_for(message, |body| read(body.attributes()))
+    /// If the kernel refuses, or if there is no answer.
+    pub fn query<T>(
+        &mut self,
+        message: Message,
+        mut decode: impl FnMut(Attributes<'_>) -> T,
+    ) -> Result<Option<T>, NetlinkError> {
+        self.query_body(message, |body| decode(body.attributes()))
     }
 
-    /// The same, with all that stands behind netlink's own header.
+    /// Sends a query, and decodes everything after the netlink header of the object.
     ///
     /// # Errors
-    /// As [`Socket::ask`].
-    pub fn ask_routing<T>(&mut self, message: Message, read: impl Fn(&[u8]) -> T) -> Result<Option<T>, Error> {
-        self.ask_for(message, |body| read(body.payload()))
+    /// As [`Socket::query`].
+    pub fn query_routing<T>(
+        &mut self,
+        message: Message,
+        decode: impl Fn(&[u8]) -> T,
+    ) -> Result<Option<T>, NetlinkError> {
+        self.query_body(message, |body| decode(body.payload()))
     }
 
-    fn ask_for<T>(&mut self, message: Message, mut read: impl FnMut(Body<'_>) -> T) -> Result<Option<T>, Error> {
+    fn query_body<T>(
+        &mut self,
+        message: Message,
+        mut decode: impl FnMut(Body<'_>) -> T,
+    ) -> Result<Option<T>, NetlinkError> {
         let own = self.next_sequence(1);
         let mut bytes = Vec::with_capacity(message.size());
         message.encode(own, &mut bytes);
@@ -198,33 +208,41 @@ impl Socket {
         self.receive(|sequence, _, body| match body {
             _ if sequence != own => Ok(Next::Wait),
             Body::Object { .. } => {
-                answer = Some(read(body));
+                answer = Some(decode(body));
                 Ok(Next::Stop)
             }
-            Body::Failed { code, said, offset } => Err(refused(Some(0), code, said, offset)),
+            Body::Failed { code, text, offset } => Err(refused_error(Some(0), code, text, offset)),
             Body::Done | Body::End(_) => Ok(Next::Stop),
         })?;
         Ok(answer)
     }
 
-    /// Lists objects: what `read` makes of each. Begins again when the kernel says that they changed meanwhile.
+    /// Lists objects, and decodes the attributes of each. Starts over if the objects change meanwhile.
     ///
     /// # Errors
-    /// If the kernel refuses, doesn't answer, or the objects don't come to rest.
-    pub fn dump<T>(&mut self, message: Message, mut read: impl FnMut(Attributes<'_>) -> T) -> Result<Vec<T>, Error> {
-        self.dump_all(message, |body| read(body.attributes()))
+    /// If the kernel refuses, if there is no answer, or if the objects keep changing.
+    pub fn dump<T>(
+        &mut self,
+        message: Message,
+        mut decode: impl FnMut(Attributes<'_>) -> T,
+    ) -> Result<Vec<T>, NetlinkError> {
+        self.dump_bodies(message, |body| decode(body.attributes()))
     }
 
-    /// The same, with all that stands behind netlink's own header.
+    /// Lists objects, and decodes everything after the netlink header of each.
     ///
     /// # Errors
     /// As [`Socket::dump`].
-    pub fn dump_routing<T>(&mut self, message: Message, read: impl Fn(&[u8]) -> T) -> Result<Vec<T>, Error> {
-        self.dump_all(message, |body| read(body.payload()))
+    pub fn dump_routing<T>(&mut self, message: Message, decode: impl Fn(&[u8]) -> T) -> Result<Vec<T>, NetlinkError> {
+        self.dump_bodies(message, |body| decode(body.payload()))
     }
 
-    fn dump_all<T>(&mut self, message: Message, mut read: impl FnMut(Body<'_>) -> T) -> Result<Vec<T>, Error> {
-        let message = message.with(DUMP);
+    fn dump_bodies<T>(
+        &mut self,
+        message: Message,
+        mut decode: impl FnMut(Body<'_>) -> T,
+    ) -> Result<Vec<T>, NetlinkError> {
+        let message = message.with_flags(DUMP);
         for _ in 0..ATTEMPTS {
             let own = self.next_sequence(1);
             let mut bytes = Vec::with_capacity(message.size());
@@ -238,7 +256,7 @@ impl Socket {
                 changed |= interrupted;
                 match body {
                     Body::Object { more, .. } => {
-                        objects.push(read(body));
+                        objects.push(decode(body));
                         Ok(if more { Next::Wait } else { Next::Stop })
                     }
                     Body::Done | Body::End(0) => Ok(Next::Stop),
@@ -246,49 +264,53 @@ impl Socket {
                         changed = true;
                         Ok(Next::Stop)
                     }
-                    Body::End(code) => Err(refused(Some(0), code, None, None)),
-                    Body::Failed { code, said, offset } => Err(refused(Some(0), code, said, offset)),
+                    Body::End(code) => Err(refused_error(Some(0), code, None, None)),
+                    Body::Failed { code, text, offset } => Err(refused_error(Some(0), code, text, offset)),
                 }
             })?;
             if !changed {
                 return Ok(objects);
             }
         }
-        Err(Error::Restless)
+        Err(NetlinkError::KeepsChanging)
     }
 
-    /// Sets aside this many sequence numbers and returns the first.
+    /// Reserves this many sequence numbers and returns the first.
     fn next_sequence(&mut self, count: usize) -> u32 {
         let first = self.sequence.wrapping_add(1);
         self.sequence = self.sequence.wrapping_add(u32::try_from(count).unwrap_or(u32::MAX));
         first
     }
 
-    fn send(&mut self, bytes: &[u8]) -> Result<(), Error> {
-        // The kernel takes a datagram if it fits the buffer with some room to spare.
+    fn send(&mut self, bytes: &[u8]) -> Result<(), NetlinkError> {
+        // The kernel accepts a datagram that leaves some room in the buffer.
         let wanted = bytes.len() + 4096;
         if wanted > self.send_buffer {
-            // Not fatal by itself: if the buffer is too small, sending says so.
-            let _ = force(&self.socket, (libc::SO_SNDBUFFORCE, libc::SO_SNDBUF), wanted);
+            // If this fails, sending reports that the buffer is too small.
+            let _ = set_buffer_size(&self.socket, [libc::SO_SNDBUFFORCE, libc::SO_SNDBUF], wanted);
             self.send_buffer = wanted;
         }
         loop {
             match self.socket.send(bytes) {
                 Ok(_) => return Ok(()),
                 Err(error) if error.kind() == ErrorKind::Interrupted => {}
-                Err(source) => return Err(Error::Send { size: bytes.len(), source }),
+                Err(source) => return Err(NetlinkError::Send { size: bytes.len(), source }),
             }
         }
     }
 
-    /// Gives every reply to `each` (sequence number, whether a dump was interrupted, body) until it says to stop.
-    fn receive(&mut self, mut each: impl FnMut(u32, bool, Body<'_>) -> Result<Next, Error>) -> Result<(), Error> {
+    /// Calls `each` with every reply (sequence number, whether a dump was interrupted, body) until it returns
+    /// [`Next::Stop`].
+    fn receive(
+        &mut self,
+        mut each: impl FnMut(u32, bool, Body<'_>) -> Result<Next, NetlinkError>,
+    ) -> Result<(), NetlinkError> {
         loop {
             let length = match (&self.socket).read(&mut self.buffer) {
                 Ok(length) => length,
                 Err(error) if error.kind() == ErrorKind::Interrupted => continue,
-                // ENOBUFS: answers were lost. Timed out: there was none. Either way nobody knows.
-                Err(error) => return Err(Error::Receive(error)),
+                // ENOBUFS: answers were lost. Timed out: there was none. Either way the result is unknown.
+                Err(error) => return Err(NetlinkError::Receive(error)),
             };
             for reply in replies(&self.buffer[..length]) {
                 if let Next::Stop = each(reply.sequence, reply.interrupted, reply.body)? {
@@ -299,26 +321,26 @@ impl Socket {
     }
 }
 
-/// Whether there is more to come.
+/// Whether more replies are needed.
 enum Next {
     Wait,
     Stop,
 }
 
-fn refused(message: Option<usize>, code: i32, said: Option<&str>, offset: Option<u32>) -> Error {
-    Error::Refused { message, offset, said: said.map(str::to_owned), source: io::Error::from_raw_os_error(code) }
+fn refused_error(message: Option<usize>, code: i32, text: Option<&str>, offset: Option<u32>) -> NetlinkError {
+    NetlinkError::Refused { message, offset, text: text.map(str::to_owned), source: io::Error::from_raw_os_error(code) }
 }
 
-/// Sets the size of a buffer: beyond the system's limit if we may, else up to it.
-fn force(socket: &socket2::Socket, (forced, plain): (i32, i32), size: usize) -> io::Result<()> {
+/// Sets the size of a buffer: beyond the system's limit if permitted, otherwise up to it.
+fn set_buffer_size(socket: &socket2::Socket, [forced, limited]: [i32; 2], size: usize) -> io::Result<()> {
     let size = i32::try_from(size).unwrap_or(i32::MAX);
-    set(socket, libc::SOL_SOCKET, forced, size).or_else(|_| set(socket, libc::SOL_SOCKET, plain, size))
+    set_option(socket, libc::SOL_SOCKET, forced, size).or_else(|_| set_option(socket, libc::SOL_SOCKET, limited, size))
 }
 
-fn set(socket: &socket2::Socket, level: i32, option: i32, value: i32) -> io::Result<()> {
+fn set_option(socket: &socket2::Socket, level: i32, option: i32, value: i32) -> io::Result<()> {
     let length = libc::socklen_t::try_from(size_of::<i32>()).expect("invariant: four bytes");
-    // SAFETY: the descriptor is open as long as `socket` is borrowed, and the pointer leads to `length` readable
-    // bytes, which the kernel copies before the call returns.
+    // SAFETY: the descriptor is open while `socket` is borrowed, and the pointer is to `length` readable bytes, which
+    // the kernel copies before the call returns.
     let result = unsafe { libc::setsockopt(socket.as_raw_fd(), level, option, (&raw const value).cast(), length) };
     if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }

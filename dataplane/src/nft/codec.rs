@@ -1,15 +1,25 @@
-//! nf_tables' netlink messages: written and read.
+//! The netlink messages of nf_tables, written and read. Pure.
 //!
-//! | room | what is in it |
+//! | file | content |
 //! |---|---|
-//! | [`expression`] | rules as the kernel's bytecode, only as `nft` itself would write it (pure) |
-//! | [`userdata`] | notes for `nft`, which the kernel only keeps (pure) |
-//! | [`contents`] | the elements of a new table, as messages (pure) |
-//! | [`request`], [`dump`] | messages that change a table, and the answers that describe it (pure) |
+//! | [`expression`] | rules as the kernel's bytecode, exactly as `nft` writes them |
+//! | `element` | elements of sets and maps ⇄ attributes |
+//! | `userdata` | notes for `nft`, which the kernel only stores |
+//! | [`contents`] | the elements of a new table, as messages |
+//! | [`request`] | messages that change tables |
+//! | [`dump`] | queries, and the answers that describe a table |
+//! | `numbers` | message types and attributes |
 
-mod bytes;
 pub mod contents;
 pub mod dump;
+mod element;
 pub mod expression;
+mod key_bytes;
+mod numbers;
 pub mod request;
-pub mod userdata;
+mod userdata;
+
+pub(super) use element::encode_key;
+
+#[cfg(test)]
+mod tests;

@@ -1,124 +1,93 @@
-//! The engine: makes the kernel's tables what a [`Ruleset`] says. Touches nf_tables through a netlink [`Socket`].
+//! The engine: makes the kernel's tables equal to a [`Ruleset`]. Touches nf_tables through a netlink [`Socket`].
 //!
-//! It remembers what the kernel has acknowledged, so that a change costs what it changes: one transaction with just the
-//! elements that differ, and nothing at all if none does. When it does not know (after a start, or when something went
-//! wrong), it reads the tables first. A table that is as it should be but for some elements is changed like any other,
-//! so that traffic flows on while the agent restarts; any other is replaced. All tables change in one transaction.
+//! It remembers what the kernel has acknowledged, so a change costs only its difference: one transaction with the
+//! changed elements, or none. After a start or an error it dumps the tables first. A table with our layout is changed
+//! like any other, so that traffic continues while the agent restarts; any other is replaced. All tables change in one
+//! transaction.
 //!
-//! Blocks while it talks to the kernel.
+//! It blocks while the kernel works.
+
+mod observe;
+mod outcome;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::flows::affinity::Loose;
-use crate::metrics::traffic::Counted;
-use crate::netlink::socket::{self, Socket};
-use crate::nft::codec::contents::{Contents, contents};
-use crate::nft::codec::dump::{self, Found, FoundSet};
-use crate::nft::codec::request::Requests;
-use crate::nft::diff::{Change, changes, diff};
-use crate::nft::elements::{self, Elements, Key, Value, all, elements, is_needed};
-use crate::nft::layout::{self, Table};
-use crate::nft::optional_chains::Hooked;
-use crate::rules::ruleset::Ruleset;
+use super::codec::contents::table_contents;
+use super::codec::dump;
+use super::codec::request::Requests;
+use super::diff::{ElementChange, diff_elements, diff_rulesets};
+use super::elements::{ElementKey, ElementValue, Elements};
+use super::layout::{self, SetId, Table};
+use super::projection::{all_elements, is_needed, ruleset_elements};
+use crate::flows::affinity::RetiredClients;
+use crate::netlink::socket::{NetlinkError, Socket};
+use crate::rules::Ruleset;
+pub(super) use observe::none_if_missing;
+use outcome::TableTask;
+pub use outcome::{KernelTable, TableOutcome, TableOutcomes, removed_ports};
 
-/// How often to read the table again because nf_tables changed meanwhile, before going on with what was read last.
-/// Others (kube-proxy) may change their tables all the time, and it is not likely to be ours.
+/// The number of attempts to dump the tables while nf_tables changes. After that, the last dump is used: other programs
+/// such as kube-proxy may change their tables all the time, and hardly ours.
 const ATTEMPTS: usize = 4;
-/// How long a packet may take from one rule to the next: microseconds, as a rule.
-const ON_ITS_WAY: Duration = Duration::from_millis(1);
+/// The time for a packet to pass from one rule to the next: usually microseconds.
+const PACKET_TRANSIT: Duration = Duration::from_millis(1);
+/// The errno of a transaction whose generation has passed. User space normally never sees it, so libc has no name for
+/// it.
+const ERESTART: i32 = 85;
 
-/// Why the kernel's tables are not what they should be.
+/// Why the kernel's tables are not in the desired state.
 #[derive(Debug, thiserror::Error)]
-pub enum Error {
-    /// It could not be read.
+pub enum EngineError {
     #[error("reading the tables from the kernel failed, nothing changed")]
-    Read(#[source] socket::Error),
-    /// The kernel refused a change; all of the transaction is undone.
+    Read(#[source] NetlinkError),
+    /// The whole transaction is undone.
     #[error("the kernel refused to {what}, nothing changed")]
     Refused {
-        /// What it refused, in words.
+        /// The refused change, described.
         what: String,
-        /// The table that it was about, if it was about one.
+        /// The table of the refused change; `None` for the transaction as a whole.
         table: Option<Table>,
-        /// Why.
         #[source]
-        source: socket::Error,
+        source: NetlinkError,
     },
-    /// There is no socket, or it could not be used.
-    #[error("talking to the kernel failed")]
-    Socket(#[from] socket::Error),
+    /// There is no socket, or it failed.
+    #[error("communication with the kernel failed")]
+    Socket(#[from] NetlinkError),
 }
 
-impl Error {
-    /// Whether it may be because of the table that spreads frames: without it, the others may do.
+impl EngineError {
+    /// Whether the table that spreads frames may be the cause: then the others may succeed without it.
     pub fn is_about_frames(&self) -> bool {
         matches!(self, Self::Refused { table: None | Some(Table::Link), .. })
     }
 
-    /// Whether it may be because of a table that translates.
+    /// Whether a table that translates packets may be the cause.
     pub fn is_about_packets(&self) -> bool {
         matches!(self, Self::Refused { table: None | Some(Table::V4 | Table::V6), .. })
     }
-}
 
-/// What was done to each table; one that was as it should be is left out.
-pub type Applied = BTreeMap<Table, Done>;
-
-/// What was done to a table.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Done {
-    /// It was changed, so.
-    Changed(Vec<Change>),
-    /// There was none, and it was made, with this many elements.
-    Created(usize),
-    /// It was not ours to change, and was replaced.
-    Replaced {
-        /// What was wrong with it.
-        because: String,
-        /// How many elements the new one has.
-        elements: usize,
-    },
-    /// It was taken away, since it has nothing to do any more; and with it went all that is known to have been in it.
-    Removed(Vec<Change>),
-}
-
-impl Done {
-    /// How many elements came, went or changed.
-    pub fn size(&self) -> u64 {
-        let count = match self {
-            Self::Changed(changes) | Self::Removed(changes) => changes.len(),
-            Self::Created(elements) | Self::Replaced { elements, .. } => *elements,
-        };
-        u64::try_from(count).unwrap_or(u64::MAX)
+    fn errno(&self) -> Option<i32> {
+        match self {
+            Self::Read(source) | Self::Refused { source, .. } | Self::Socket(source) => source.errno(),
+        }
     }
 }
 
-/// What the kernel has of a table.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Observed {
-    /// No such table.
-    Absent,
-    /// A table with a skeleton that is not ours, and what is wrong with it.
-    Foreign(String),
-    /// Our table with these elements.
-    Ours(Elements),
-}
-
-/// Makes the kernel's tables what they should be.
+/// Makes the kernel's tables equal to a ruleset.
 #[derive(Debug)]
 pub struct Engine {
     socket: Socket,
-    /// What the kernel has acknowledged; `None` if it has to be read first.
-    applied: Option<Known>,
+    /// The acknowledged state; `None`: unknown, it must be dumped first.
+    applied: Option<AppliedState>,
 }
 
-/// What the kernel is known to have.
+/// What the kernel has acknowledged.
 #[derive(Debug)]
-struct Known {
+struct AppliedState {
     ruleset: Arc<Ruleset>,
-    /// The generation of nf_tables if nobody but us has changed anything since.
+    /// The generation of nf_tables, if no other program has changed it since.
     generation: u32,
 }
 
@@ -126,129 +95,122 @@ impl Engine {
     /// An engine for the network namespace of the calling thread.
     ///
     /// # Errors
-    /// If the kernel has no nf_tables for us.
-    pub fn open() -> Result<Self, Error> {
+    /// If there is no socket to nf_tables.
+    pub fn open() -> Result<Self, EngineError> {
         Ok(Self { socket: Socket::open()?, applied: None })
     }
 
-    /// Makes the tables what `desired` says.
+    /// Makes the tables equal to `desired`.
     ///
     /// # Errors
-    /// If it could not. The engine then reads the tables before the next change.
-    pub fn apply(&mut self, desired: &Arc<Ruleset>) -> Result<Applied, Error> {
-        if self.applied.as_ref().is_some_and(|known| Arc::ptr_eq(&known.ruleset, desired)) {
-            return Ok(Applied::new());
+    /// If the kernel refuses or cannot be read. The next call dumps the tables first.
+    pub fn apply(&mut self, desired: &Arc<Ruleset>) -> Result<TableOutcomes, EngineError> {
+        if self.applied.as_ref().is_some_and(|applied| Arc::ptr_eq(&applied.ruleset, desired)) {
+            return Ok(TableOutcomes::new());
         }
-        // Taken, so that after an error nothing is taken for known.
-        let mut known = self.applied.take();
+        // Taken: after an error the state is unknown.
+        let mut applied = self.applied.take();
         let mut enlarged = BTreeSet::new();
         loop {
-            let done = match &known {
-                Some(known) => self.advance(known, desired),
+            let result = match &applied {
+                Some(applied) => self.advance(applied, desired),
                 None => self.establish(desired, &BTreeSet::new()),
             };
-            match done {
-                Err(Error::Refused { table: Some(table), source, .. }) if source.errno() == Some(libc::ENFILE) => {
-                    // Kernels before 6.5 don't make a set larger.
+            match result {
+                Err(EngineError::Refused { table: Some(table), source, .. })
+                    if source.errno() == Some(libc::ENFILE) =>
+                {
+                    // Kernels before 6.5 cannot enlarge a set.
                     if !enlarged.insert(table) {
                         return self.establish(desired, &enlarged);
                     }
                     self.enlarge(table, desired)?;
-                    if let Some(known) = &mut known {
-                        known.generation = following(known.generation);
+                    if let Some(applied) = &mut applied {
+                        applied.generation = next_generation(applied.generation);
                     }
                 }
-                done => return done,
+                result => return result,
             }
         }
     }
 
-    /// Lets the sets of a table have as many elements as they are to have, and some more.
-    fn enlarge(&mut self, table: Table, desired: &Ruleset) -> Result<(), Error> {
+    /// Enlarges the sets of a table for the elements of `desired`.
+    fn enlarge(&mut self, table: Table, desired: &Ruleset) -> Result<(), EngineError> {
         let mut requests = Requests::default();
-        requests.enlarge(table, &contents(all(desired)).remove(&table).unwrap_or_default());
+        requests.enlarge(table, &table_contents(all_elements(desired)).remove(&table).unwrap_or_default());
         self.transact(&requests, None)
     }
 
-    /// Whether the kernel still has what was applied; `Some` with what is wrong if not, and the next
-    /// [`apply`](Self::apply) repairs it. Costs one question if nobody else changed anything in nf_tables.
+    /// Checks whether the kernel still has the applied state. Returns a description of the first difference, and then
+    /// the next [`apply`](Self::apply) repairs it. Costs one query if no other program has changed nf_tables.
     ///
     /// # Errors
-    /// If the kernel does not tell.
-    pub fn check(&mut self) -> Result<Option<String>, Error> {
-        let Some(expected) = self.applied.as_ref().map(|known| known.generation) else { return Ok(None) };
+    /// If the kernel cannot be read.
+    pub fn check(&mut self) -> Result<Option<String>, EngineError> {
+        let Some(expected) = self.applied.as_ref().map(|applied| applied.generation) else { return Ok(None) };
         if self.generation()? == expected {
             return Ok(None);
         }
         let (observed, generation) = self.observe()?;
-        let Some(known) = &mut self.applied else { return Ok(None) };
-        let expected = of_tables(elements(&known.ruleset));
-        let nothing = Elements::new();
-        let wrong = observed.iter().find_map(|(table, observed)| {
-            let wrong = match (observed, is_needed(&known.ruleset, *table)) {
-                (Observed::Absent, false) => None,
-                (Observed::Absent, true) => Some("it is gone".to_owned()),
-                (_, false) => Some("it is there again".to_owned()),
-                (Observed::Foreign(why), true) => Some(why.clone()),
-                (Observed::Ours(elements), true) => {
-                    let changes = diff(elements, expected.get(table).unwrap_or(&nothing));
-                    changes.first().map(|first| format!("to repair: {first} and {} more", changes.len() - 1))
-                }
-            };
-            wrong.map(|wrong| format!("table {table}: {wrong}"))
-        });
-        match wrong {
-            None => known.generation = generation,
+        let Some(applied) = &mut self.applied else { return Ok(None) };
+        let difference = first_difference(&observed, &applied.ruleset);
+        match difference {
+            None => applied.generation = generation,
             Some(_) => self.applied = None,
         }
-        Ok(wrong)
+        Ok(difference)
     }
 
-    /// Makes the kernel forget clients that should not go where they went before, and returns how many there were. Only
-    /// those families are looked at whose tables are there.
+    /// Deletes the entries of retired clients from `affinity`, and returns their number. Skips families without a
+    /// table.
     ///
     /// # Errors
-    /// If the kernel does not list or forget them.
-    pub fn forget(&mut self, loose: &Loose) -> Result<usize, Error> {
+    /// If the kernel does not list or delete them.
+    pub fn forget_clients(&mut self, retired: &RetiredClients) -> Result<usize, EngineError> {
         let mut forgotten = 0;
-        let Some(known) = self.applied.as_ref().filter(|_| !loose.is_empty()) else { return Ok(0) };
-        let of_families = Table::ALL.into_iter().filter(|table| table.family().is_some());
-        let tables = of_families.filter(|table| is_needed(&known.ruleset, *table));
+        let Some(applied) = self.applied.as_ref().filter(|_| !retired.is_empty()) else { return Ok(0) };
+        let ip_tables = Table::ALL.into_iter().filter(|table| table.family().is_some());
+        let tables = ip_tables.filter(|table| is_needed(&applied.ruleset, *table));
         for table in tables.collect::<Vec<_>>() {
-            // Until there is nothing to forget any more. A packet that was on its way has found the client in the map before
-            // it was forgotten, and puts it back with its old endpoint. (Not for ever: see [`Loose::is`] about the node itself.)
+            // Repeats until no entry is left: a packet between two rules may have found an entry before it was deleted,
+            // and adds it again. (Not for ever: see [`RetiredClients::contains`] about the node itself.)
             for _ in 0..ATTEMPTS {
-                match self.forget_once(table, loose)? {
+                match self.forget_clients_once(table, retired)? {
                     0 => break,
                     count => forgotten += count,
                 }
-                std::thread::sleep(ON_ITS_WAY);
+                std::thread::sleep(PACKET_TRANSIT);
             }
         }
         Ok(forgotten)
     }
 
-    /// The same, for one table and those who are there now.
-    fn forget_once(&mut self, table: Table, loose: &Loose) -> Result<usize, Error> {
+    /// Deletes the entries of retired clients that exist now.
+    fn forget_clients_once(&mut self, table: Table, retired: &RetiredClients) -> Result<usize, EngineError> {
+        let affinity = layout::sets(table).into_iter().find(|set| set.id == SetId::Affinity);
+        let Some(affinity) = affinity else { return Ok(0) };
         let mut attempt = 1;
         loop {
-            let question = dump::get_remembered(table);
-            let all = self.socket.dump(question, |answer| dump::remembered(table, answer)).map_err(Error::Read)?;
-            let gone: Vec<_> = all.into_iter().flatten().filter(|remembered| loose.is(remembered)).collect();
+            let query = dump::get_elements(table, SetId::Affinity);
+            let all = self.socket.dump(query, |answer| dump::decode_affinity(&affinity, answer));
+            let all = all.map_err(EngineError::Read)?;
+            let gone: Vec<_> = all.into_iter().flatten().filter(|entry| retired.contains(entry)).collect();
             if gone.is_empty() {
                 return Ok(0);
             }
             let mut requests = Requests::default();
-            requests.forget(table, &gone);
+            requests.forget_clients(table, &gone);
             match self.transact(&requests, None) {
                 Ok(()) => {
-                    if let Some(known) = &mut self.applied {
-                        known.generation = following(known.generation);
+                    if let Some(applied) = &mut self.applied {
+                        applied.generation = next_generation(applied.generation);
                     }
                     return Ok(gone.len());
                 }
-                // One went by itself meanwhile, and with it the whole transaction.
-                Err(Error::Refused { source, .. }) if source.errno() == Some(libc::ENOENT) && attempt < ATTEMPTS => {
+                // One has expired meanwhile, which fails the whole transaction.
+                Err(error @ EngineError::Refused { .. })
+                    if error.errno() == Some(libc::ENOENT) && attempt < ATTEMPTS =>
+                {
                     attempt += 1;
                 }
                 Err(error) => return Err(error),
@@ -256,288 +218,158 @@ impl Engine {
         }
     }
 
-    /// Goes from what is known to what is desired.
-    fn advance(&mut self, known: &Known, desired: &Arc<Ruleset>) -> Result<Applied, Error> {
-        let mut changes = of_tables(changes(&known.ruleset, desired));
-        let todos = Table::ALL.map(|table| {
-            let changes: Vec<Change> = changes.remove(&table).unwrap_or_default();
-            let todo = match (is_needed(&known.ruleset, table), is_needed(desired, table)) {
-                (true, true) => Todo::Change(changes),
+    /// Changes the tables from the applied to the desired state.
+    fn advance(&mut self, applied: &AppliedState, desired: &Arc<Ruleset>) -> Result<TableOutcomes, EngineError> {
+        let mut changes: BTreeMap<Table, Vec<ElementChange>> = BTreeMap::new();
+        for change in diff_rulesets(&applied.ruleset, desired) {
+            changes.entry(change.key().table()).or_default().push(change);
+        }
+        let tasks = Table::ALL.map(|table| {
+            let changes = changes.remove(&table).unwrap_or_default();
+            let task = match (is_needed(&applied.ruleset, table), is_needed(desired, table)) {
+                (true, true) => TableTask::Change(changes),
                 (false, true) => {
                     let added = changes.into_iter().filter_map(|change| match change {
-                        Change::Add(key, value) => Some((key, value)),
-                        Change::Delete(..) => None,
+                        ElementChange::Add(key, value) => Some((key, value)),
+                        ElementChange::Delete(..) => None,
                     });
-                    Todo::create(contents(added).remove(&table).unwrap_or_default(), None)
+                    TableTask::create(table_contents(added).remove(&table).unwrap_or_default(), None)
                 }
-                (true, false) => Todo::Remove(changes),
-                (false, false) => Todo::Nothing,
+                (true, false) => TableTask::Remove(changes),
+                (false, false) => TableTask::Nothing,
             };
-            (table, todo)
+            (table, task)
         });
-        self.execute(todos.into(), desired, known.generation, None)
+        self.execute(tasks.into(), desired, Generations { current: applied.generation, required: None })
     }
 
-    /// Reads what there is and goes from there. A table that is `full` is made anew, for more elements.
-    fn establish(&mut self, desired: &Arc<Ruleset>, full: &BTreeSet<Table>) -> Result<Applied, Error> {
-        let nothing = Elements::new();
+    /// Dumps the tables and changes them to the desired state. The tables in `full` are replaced, with larger sets.
+    fn establish(&mut self, desired: &Arc<Ruleset>, full: &BTreeSet<Table>) -> Result<TableOutcomes, EngineError> {
         let mut attempt = 1;
         loop {
-            let (mut observed, generation) = self.observe()?;
-            let anew = |table: &Table| (*table, Observed::Foreign("one of its sets is full".to_owned()));
-            observed.extend(full.iter().map(anew));
-            let (mut compared, mut made): (BTreeMap<Table, Elements>, _) = Default::default();
-            if observed.values().any(|observed| matches!(observed, Observed::Ours(_))) {
-                compared = of_tables(all(desired));
-            }
-            if observed.values().any(|observed| !matches!(observed, Observed::Ours(_))) {
-                made = contents(all(desired));
-            }
-            let todo = |(table, observed)| {
-                let target = compared.get(&table).unwrap_or(&nothing);
-                let mut anew = |because| Todo::create(made.remove(&table).unwrap_or_default(), because);
-                let todo = match (observed, is_needed(desired, table)) {
-                    (Observed::Absent, false) => Todo::Nothing,
-                    (Observed::Ours(elements), false) => Todo::Remove(diff(&elements, &nothing)),
-                    (Observed::Foreign(_), false) => Todo::Remove(Vec::new()),
-                    (Observed::Absent, true) => anew(None),
-                    (Observed::Foreign(because), true) => anew(Some(because)),
-                    (Observed::Ours(elements), true) => Todo::Change(diff(&elements, target)),
-                };
-                (table, todo)
-            };
-            let todos = observed.into_iter().map(todo).collect();
-            let last = attempt >= ATTEMPTS;
-            match self.execute(todos, desired, generation, (!last).then_some(generation)) {
-                Err(Error::Refused { source, .. }) if !last && source.errno() == Some(ERESTART) => attempt += 1,
-                done => return done,
+            let (mut observed, current) = self.observe()?;
+            let foreign = |table: &Table| (*table, KernelTable::Foreign("one of its sets is full".to_owned()));
+            observed.extend(full.iter().map(foreign));
+            let is_last = attempt >= ATTEMPTS;
+            let generations = Generations { current, required: (!is_last).then_some(current) };
+            match self.execute(establishing_tasks(observed, desired), desired, generations) {
+                Err(EngineError::Refused { source, .. }) if !is_last && source.errno() == Some(ERESTART) => {
+                    attempt += 1;
+                }
+                result => return result,
             }
         }
     }
 
-    /// Does it, as one transaction, and remembers what the kernel has now. With `only_at`, only if the kernel's
-    /// generation is still that one.
+    /// Executes all tasks in one transaction, and remembers the new state.
     fn execute(
         &mut self,
-        mut todos: BTreeMap<Table, Todo>,
+        mut tasks: BTreeMap<Table, TableTask>,
         desired: &Arc<Ruleset>,
-        generation: u32,
-        only_at: Option<u32>,
-    ) -> Result<Applied, Error> {
+        generations: Generations,
+    ) -> Result<TableOutcomes, EngineError> {
         let mut requests = Requests::default();
-        todos.iter_mut().for_each(|(table, todo)| todo.request(*table, &mut requests));
+        tasks.iter_mut().for_each(|(table, task)| task.request(*table, &mut requests));
         let commits = !requests.messages.is_empty();
-        self.transact(&requests, only_at)?;
-        let generation = if commits { following(generation) } else { generation };
-        self.applied = Some(Known { ruleset: Arc::clone(desired), generation });
-        Ok(todos.into_iter().filter_map(|(table, todo)| todo.done().map(|done| (table, done))).collect())
+        self.transact(&requests, generations.required)?;
+        let generation = if commits { next_generation(generations.current) } else { generations.current };
+        self.applied = Some(AppliedState { ruleset: Arc::clone(desired), generation });
+        Ok(tasks.into_iter().filter_map(|(table, task)| task.outcome().map(|outcome| (table, outcome))).collect())
     }
 
-    /// Reads all tables, with the generation they are from.
-    ///
-    /// # Errors
-    /// If the kernel does not tell.
-    pub fn observe(&mut self) -> Result<(BTreeMap<Table, Observed>, u32), Error> {
-        let mut attempt = 1;
-        loop {
-            let before = self.generation()?;
-            let read = |table| Ok((table, self.read(table)?));
-            let observed: Result<BTreeMap<_, _>, _> = Table::ALL.into_iter().map(read).collect();
-            let after = self.generation()?;
-            // What was read in parts is only worth something if nothing changed in between.
-            if before == after || attempt >= ATTEMPTS {
-                return Ok((observed.map_err(Error::Read)?, before));
-            }
-            attempt += 1;
-        }
-    }
-
-    fn generation(&mut self) -> Result<u32, Error> {
-        let answer = self.socket.ask(dump::get_generation(), dump::generation).map_err(Error::Read)?;
-        Ok(answer.flatten().unwrap_or(0))
-    }
-
-    fn read(&mut self, table: Table) -> Result<Observed, socket::Error> {
-        let Some(mut found) = known(self.socket.ask(dump::get_table(table), Found::table))? else {
-            return Ok(Observed::Absent);
-        };
-        found.sets = self.socket.dump(dump::get_sets(table), FoundSet::read)?;
-        for (chain, rule) in self.socket.dump(dump::get_rules(table), dump::rule)?.into_iter().flatten() {
-            found.rules.entry(chain).or_default().push(rule);
-        }
-        let fixed = layout::chains(table).into_iter().map(|chain| chain.name);
-        let comes_and_goes = |name: &str| Hooked::called(name).is_some() || elements::returns(name).is_some();
-        let hooked = |name: &&String| table == Table::Link || comes_and_goes(name);
-        let changing = found.rules.keys().filter(hooked).cloned();
-        for name in fixed.chain(changing).collect::<BTreeSet<_>>() {
-            if let Some(hook) = known(self.socket.ask(dump::get_chain(table, &name), dump::chain_hook))? {
-                found.chains.insert(name, hook);
-            }
-        }
-        let chains = match found.check(table) {
-            Ok(chains) => chains,
-            Err(why) => return Ok(Observed::Foreign(why)),
-        };
-        Ok(match self.read_elements(table, &chains)? {
-            Some(elements) => Observed::Ours(elements),
-            None => Observed::Foreign("it has elements that nobody but us could read, and not even we".to_owned()),
-        })
-    }
-
-    fn read_elements(&mut self, table: Table, chains: &BTreeSet<Key>) -> Result<Option<Elements>, socket::Error> {
-        let mut all = Vec::new();
-        let mut pods = Vec::new();
-        for set in layout::sets(table).into_iter().filter(|set| set.learned.is_none()) {
-            let question = dump::get_elements(table, set.name);
-            if set.ranges && set.parts().is_none() {
-                pods.extend(
-                    self.socket.dump(question, |answer| dump::boundaries(table, answer))?.into_iter().flatten(),
-                );
-            } else {
-                let answers = self.socket.dump(question, |answer| dump::elements(table, set.name, answer))?;
-                all.extend(answers.into_iter().flatten());
-            }
-        }
-        let pods = pods.into_iter().collect::<Option<Vec<_>>>().and_then(dump::ranges);
-        let all = all.into_iter().collect::<Option<Vec<_>>>();
-        Ok(all.zip(pods).map(|(all, pods)| dump::assembled(table, all, chains, pods)))
-    }
-
-    fn transact(&mut self, requests: &Requests<'_>, generation: Option<u32>) -> Result<(), Error> {
-        self.socket.transact(&requests.messages, generation).map_err(|source| match &source {
-            socket::Error::Refused { message, offset, .. } => {
-                let what = message.map_or_else(|| "make changes".to_owned(), |m| requests.subject(m, *offset));
+    fn transact(&mut self, requests: &Requests<'_>, required: Option<u32>) -> Result<(), EngineError> {
+        self.socket.transact(&requests.messages, required).map_err(|source| match &source {
+            NetlinkError::Refused { message, offset, .. } => {
+                let what = message.map_or_else(|| "make changes".to_owned(), |m| requests.describe(m, *offset));
                 let table = message.and_then(|message| requests.table(message));
-                Error::Refused { what, table, source }
+                EngineError::Refused { what, table, source }
             }
-            _ => Error::Socket(source),
+            _ => EngineError::Socket(source),
         })
     }
 }
 
-/// What is to be done to a table.
-enum Todo {
-    Nothing,
-    Change(Vec<Change>),
-    Create { contents: Contents, elements: usize, instead_of: Option<String> },
-    Remove(Vec<Change>),
+/// The generations of a transaction.
+struct Generations {
+    /// Before the transaction.
+    current: u32,
+    /// The kernel refuses the transaction with ERESTART at any other generation. `None`: at none.
+    required: Option<u32>,
 }
 
-impl Todo {
-    fn create(contents: Contents, instead_of: Option<String>) -> Self {
-        let elements = contents.count();
-        Self::Create { contents, elements, instead_of }
-    }
+/// The generation after this one: every transaction increments it, and skips 0.
+fn next_generation(generation: u32) -> u32 {
+    generation.wrapping_add(1).max(1)
+}
 
-    /// Puts it into words that the kernel understands. What is created is not kept.
-    fn request<'a>(&'a mut self, table: Table, requests: &mut Requests<'a>) {
-        match self {
-            Self::Nothing => {}
-            Self::Change(changes) => requests.change(changes),
-            Self::Create { contents, instead_of, .. } => {
-                if instead_of.is_some() {
-                    requests.delete_table(table);
-                }
-                requests.create_table(table, std::mem::take(contents));
+/// Describes the first difference between the kernel's tables and those of `ruleset`.
+fn first_difference(observed: &BTreeMap<Table, KernelTable>, ruleset: &Ruleset) -> Option<String> {
+    let expected = split_by_table(ruleset_elements(ruleset));
+    let nothing = Elements::new();
+    observed.iter().find_map(|(table, observed)| {
+        let difference = match (observed, is_needed(ruleset, *table)) {
+            (KernelTable::Absent, false) => None,
+            (KernelTable::Absent, true) => Some("it is missing".to_owned()),
+            (_, false) => Some("it exists again".to_owned()),
+            (KernelTable::Foreign(why), true) => Some(why.clone()),
+            (KernelTable::Ours(elements), true) => {
+                let changes = diff_elements(elements, expected.get(table).unwrap_or(&nothing));
+                changes.first().map(|first| format!("to repair: {first} and {} more", changes.len() - 1))
             }
-            Self::Remove(_) => requests.delete_table(table),
-        }
-    }
-
-    /// What it is when it is done, if anything was.
-    fn done(self) -> Option<Done> {
-        match self {
-            Self::Nothing => None,
-            Self::Change(changes) if changes.is_empty() => None,
-            Self::Change(changes) => Some(Done::Changed(changes)),
-            Self::Create { elements, instead_of: None, .. } => Some(Done::Created(elements)),
-            Self::Create { elements, instead_of: Some(because), .. } => Some(Done::Replaced { because, elements }),
-            Self::Remove(changes) => Some(Done::Removed(changes)),
-        }
-    }
+        };
+        difference.map(|difference| format!("table {table}: {difference}"))
+    })
 }
 
-/// Sorts what belongs to several tables, in the order it has.
-fn of_tables<T: Belongs, C: Default + Extend<T>>(all: impl IntoIterator<Item = T>) -> BTreeMap<Table, C> {
-    let mut tables: BTreeMap<Table, C> = BTreeMap::new();
-    for one in all {
-        tables.entry(one.table()).or_default().extend([one]);
+/// The tasks from the observed tables to the desired state.
+fn establishing_tasks(observed: BTreeMap<Table, KernelTable>, desired: &Ruleset) -> BTreeMap<Table, TableTask> {
+    let nothing = Elements::new();
+    let is_ours = |table: &KernelTable| matches!(table, KernelTable::Ours(_));
+    let mut compared = BTreeMap::new();
+    if observed.values().any(is_ours) {
+        compared = split_by_table(all_elements(desired));
+    }
+    let mut created = BTreeMap::new();
+    if !observed.values().all(is_ours) {
+        created = table_contents(all_elements(desired));
+    }
+    let mut task = |table: Table, observed| match (observed, is_needed(desired, table)) {
+        (KernelTable::Absent, false) => TableTask::Nothing,
+        (KernelTable::Ours(elements), false) => TableTask::Remove(diff_elements(&elements, &nothing)),
+        (KernelTable::Foreign(_), false) => TableTask::Remove(Vec::new()),
+        (KernelTable::Absent, true) => TableTask::create(created.remove(&table).unwrap_or_default(), None),
+        (KernelTable::Foreign(because), true) => {
+            TableTask::create(created.remove(&table).unwrap_or_default(), Some(because))
+        }
+        (KernelTable::Ours(elements), true) => {
+            TableTask::Change(diff_elements(&elements, compared.get(&table).unwrap_or(&nothing)))
+        }
+    };
+    observed.into_iter().map(|(table, observed)| (table, task(table, observed))).collect()
+}
+
+fn split_by_table(all: impl IntoIterator<Item = (ElementKey, ElementValue)>) -> BTreeMap<Table, Elements> {
+    let mut tables: BTreeMap<Table, Elements> = BTreeMap::new();
+    for (key, value) in all {
+        tables.entry(key.table()).or_default().insert(key, value);
     }
     tables
 }
 
-/// What is of one table.
-trait Belongs {
-    fn table(&self) -> Table;
-}
-
-impl Belongs for Change {
-    fn table(&self) -> Table {
-        self.key().table()
-    }
-}
-
-impl Belongs for (Key, Value) {
-    fn table(&self) -> Table {
-        self.0.table()
-    }
-}
-
-/// The generation after this one: every transaction counts up by one, and leaves out 0.
-fn following(generation: u32) -> u32 {
-    generation.wrapping_add(1).max(1)
-}
-
-/// The errno of a transaction that came too late: something changed since the generation it was made for. User space
-/// normally never sees it, so libc has no name for it.
-const ERESTART: i32 = 85;
-
-/// What was asked for, or nothing if the kernel says that it isn't there.
-fn known<T>(answer: Result<Option<T>, socket::Error>) -> Result<Option<T>, socket::Error> {
-    match answer {
-        Err(error) if error.errno() == Some(libc::ENOENT) => Ok(None),
-        other => other,
-    }
-}
-
-/// Takes everything of ours out of the kernel, in the network namespace of the calling thread; for an uninstallation.
-/// Returns whether there was anything. [`run`](crate::run()) must have ended before, or it would make it again.
+/// Deletes all tables of Landfall in the network namespace of the calling thread, for an uninstallation. Returns
+/// whether there were any. [`run`](crate::run()) must have ended before, or it would create them again.
 ///
 /// # Errors
-/// If the kernel does not tell or refuses.
-pub fn remove() -> Result<bool, Error> {
+/// If the kernel cannot be read or refuses.
+pub fn remove() -> Result<bool, EngineError> {
     let mut engine = Engine::open()?;
     let mut requests = Requests::default();
     for table in Table::ALL {
-        if known(engine.socket.ask(dump::get_table(table), |_| ())).map_err(Error::Read)?.is_some() {
+        let found = engine.socket.query(dump::get_table(table), |_| ());
+        if none_if_missing(found).map_err(EngineError::Read)?.is_some() {
             requests.delete_table(table);
         }
     }
     engine.transact(&requests, None)?;
     Ok(!requests.messages.is_empty())
-}
-
-/// What the kernel has counted since its tables were made, in the network namespace of the calling thread. Costs one dump of
-/// each set that counts: some 10 ms for 10,000 Services.
-///
-/// # Errors
-/// If the kernel does not tell.
-pub fn count() -> Result<Counted, Error> {
-    let mut socket = Socket::open()?;
-    let mut counted = Counted::default();
-    for table in [Table::V4, Table::V6] {
-        let mut ports = |set| {
-            let question = dump::get_elements(table, set);
-            let answers = known(socket.dump(question, |answer| dump::counted_ports(table, answer)).map(Some));
-            answers.map(|answers| answers.into_iter().flatten().flatten())
-        };
-        counted.denied.extend(ports("denied").map_err(Error::Read)?);
-        counted.refusals.extend(ports("refusals").map_err(Error::Read)?);
-        counted.begun.extend(ports("begun").map_err(Error::Read)?);
-        counted.traffic.extend(ports("traffic").map_err(Error::Read)?);
-        let question = dump::get_elements(table, "strays");
-        let strays = known(socket.dump(question, |answer| dump::counted_addresses(table, answer)).map(Some));
-        counted.strays.extend(strays.map_err(Error::Read)?.into_iter().flatten().flatten());
-    }
-    Ok(counted)
 }

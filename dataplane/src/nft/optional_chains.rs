@@ -1,35 +1,32 @@
-//! Chains at hooks that come and go. Pure.
+//! Base chains that exist only while some Service needs them. Pure.
 //!
-//! A packet that passes a hook passes all chains there, those of connections that are open as well. So what not everybody wants
-//! is no rule of a chain that is always there, but a chain of its own, which is there only while somebody wants it.
+//! Every packet at a hook passes all base chains there, also packets of open connections. So an optional function is
+//! not a rule of a permanent chain but a chain of its own.
 
-/// A chain at a hook that many packets would pass for nothing if nobody wants what it does: `count`, `learn-…`.
+/// A base chain that exists only while some Service needs it, since every packet at its hook pays for it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum Hooked {
+pub enum OptionalChain {
     /// Counts packets and bytes.
-    Counts,
-    /// Remembers where new connections go that stay on this node.
-    LearnsHere,
-    /// Remembers where new connections go that are forwarded.
-    Learns,
+    CountTraffic,
+    /// Learns the endpoint of new connections that stay on this node, for session affinity.
+    LearnInput,
+    /// Learns the endpoint of new connections that are forwarded.
+    LearnPostrouting,
 }
 
-impl Hooked {
-    /// All of them.
-    pub const ALL: [Self; 3] = [Self::Counts, Self::LearnsHere, Self::Learns];
+impl OptionalChain {
+    pub const ALL: [Self; 3] = [Self::CountTraffic, Self::LearnInput, Self::LearnPostrouting];
 
-    /// The name of the chain.
     pub fn name(self) -> &'static str {
         match self {
-            Self::Counts => "count",
-            Self::LearnsHere => "learn-input",
-            Self::Learns => "learn-postrouting",
+            Self::CountTraffic => "count",
+            Self::LearnInput => "learn-input",
+            Self::LearnPostrouting => "learn-postrouting",
         }
     }
 
-    /// Which of them a chain of this name is.
-    pub fn called(name: &str) -> Option<Self> {
-        Self::ALL.into_iter().find(|one| one.name() == name)
+    pub fn parse(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|chain| chain.name() == name)
     }
 }
 
@@ -38,14 +35,16 @@ mod tests {
     use std::collections::BTreeMap;
 
     use crds::Protocol;
-    use crds::service::Family;
 
     use super::*;
-    use crate::nft::elements::{Key, elements};
-    use crate::rules::ruleset::{Endpoint, LbIp, Pick, Ruleset, Target};
+    use crate::nft::chain_name::ChainName;
+    use crate::nft::elements::ElementKey;
+    use crate::nft::layout::Table;
+    use crate::nft::projection::ruleset_elements;
+    use crate::rules::{Endpoint, LbIp, Pick, Ruleset, Target};
 
-    /// Those that are there for one Service like this.
-    fn wanted(counted: bool, affinity: Option<u32>) -> Vec<Hooked> {
+    /// The optional chains for one IPv4 Service with these settings.
+    fn needed_chains(counted: bool, affinity: Option<u32>) -> Vec<OptionalChain> {
         let address = "10.0.0.1:80".parse().expect("an address");
         let all = Pick { from: 0, count: 1 };
         let endpoints = vec![Endpoint { remote: false, address }];
@@ -54,18 +53,18 @@ mod tests {
         let mut ruleset = Ruleset::default();
         let lb_ip = LbIp { ports, counted, ..LbIp::default() };
         ruleset.set("192.0.2.10".parse().expect("an address"), Some(lb_ip));
-        let of = |key: &Key| match key {
-            Key::Hooked(Family::V4, one) => Some(*one),
-            Key::Hooked(Family::V6, one) => panic!("{one:?} where there is no address"),
+        let optional = |key: &ElementKey| match key {
+            ElementKey::Chain(Table::V4, ChainName::Optional(chain)) => Some(*chain),
+            ElementKey::Chain(Table::V6, ChainName::Optional(chain)) => panic!("{chain:?} without an address"),
             _ => None,
         };
-        elements(&ruleset).keys().filter_map(of).collect()
+        ruleset_elements(&ruleset).keys().filter_map(optional).collect()
     }
 
     #[test]
-    fn each_is_there_only_where_somebody_wants_it() {
-        assert_eq!(wanted(false, None), []);
-        assert_eq!(wanted(true, None), [Hooked::Counts]);
-        assert_eq!(wanted(false, Some(60)), [Hooked::LearnsHere, Hooked::Learns]);
+    fn each_chain_exists_only_while_it_is_needed() {
+        assert_eq!(needed_chains(false, None), []);
+        assert_eq!(needed_chains(true, None), [OptionalChain::CountTraffic]);
+        assert_eq!(needed_chains(false, Some(60)), [OptionalChain::LearnInput, OptionalChain::LearnPostrouting]);
     }
 }

@@ -1,7 +1,7 @@
-//! Which rules and routes lead answers back by the link that the request came in by: [`Wanted`] and [`Observed`] →
-//! [`Plan`], by [`plan`]; and what to change, by [`diff`].
+//! The rules and routes by which replies leave by the link of the request: [`ReplyPathInput`] and [`ObservedRouting`] →
+//! [`RoutingPlan`], by [`plan_routing`]; and the changes to make, by [`diff_routing`]. Pure.
 //!
-//! A link keeps its mark as long as the kernel's tables show which one it has: connections live longer than agents.
+//! A link keeps its mark as long as the kernel's tables show it: connections outlive agents.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -9,92 +9,98 @@ use std::net::IpAddr;
 use crds::service::Family;
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
-use super::{Gap, Mask, Return, Wanted};
-use crate::netlink::route::{ANYWHERE, Hop, MAIN, Route, Rule, UNICAST};
-use crate::snapshot::LinkName;
+use super::{Gap, Mask, ReplyPath, ReplyPathInput};
+use crate::link_name::LinkName;
+use crate::netlink::route::{Hop, MAIN, Route, Rule, SCOPE_UNIVERSE, UNICAST};
 
-/// Who made our routes and rules (RTPROT_*): a number that nobody has registered (/etc/iproute2/rt_protos).
+/// The protocol of our routes and rules (RTPROT_*): an unregistered number (/etc/iproute2/rt_protos).
 pub const PROTOCOL: u8 = 76;
-/// The routing table of mark 1 is the one after this.
+/// The number before the routing table of slot 1.
 pub const TABLES: u32 = 76_000;
-/// Where our rules stand: behind those that network plugins make for their own traffic (Cilium up to 111), before those
-/// that send what comes from pods somewhere else.
+/// The priority of our rules: after those of network plugins for their own traffic (Cilium up to 111), before those
+/// that route packets of pods elsewhere.
 pub const PRIORITY: u32 = 760;
-/// The metric of a default route that the table `main` does not have.
+/// The metric of a default route that the main table does not have.
 const METRIC: u32 = 1024;
-/// How many routes a table takes at most, the widest first. A router that has the routes of the internet knows better by
-/// its own, and who has this many gets the rest by their default route.
-const MOST: usize = 256;
+/// The greatest number of routes in a table, those with the shortest prefixes first. A node with the routes of the
+/// internet is better served by its own, and any other reaches the rest by its default route.
+const MAX_ROUTES: usize = 256;
 
 const FAMILIES: [Family; 2] = [Family::V4, Family::V6];
 
-/// What the kernel has.
+/// The kernel's state.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Observed {
-    /// The wanted links that there are, with their numbers.
+pub struct ObservedRouting {
+    /// The existing links of the input, with their indexes.
     pub links: BTreeMap<LinkName, u32>,
-    /// The routes of the table `main` by those links, and all that are in tables of ours.
+    /// The routes of the main table by those links, and all routes in our tables.
     pub routes: Vec<Route>,
     /// All rules.
     pub rules: Vec<Rule>,
-    /// The links on which the kernel filters strictly by source.
+    /// The links on which the kernel filters strictly by source (rp_filter 1).
     pub strict: BTreeSet<LinkName>,
 }
 
-/// What the kernel should have.
+/// The desired state.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Plan {
+pub struct RoutingPlan {
     /// The links whose connections are marked.
-    pub returns: BTreeSet<Return>,
+    pub reply_paths: BTreeSet<ReplyPath>,
     /// Our rules.
     pub rules: BTreeSet<Rule>,
     /// Our routes.
-    pub routes: BTreeMap<Way, Route>,
-    /// Where that is not enough.
+    pub routes: BTreeMap<RouteKey, Route>,
     pub gaps: BTreeSet<Gap>,
 }
 
-/// Of these, a table has only one route: its number, the destination and the metric.
-pub type Way = (u32, IpNet, u32);
-
-/// A change of what the kernel has.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Change {
-    /// A route comes, or becomes another.
-    Put(Route),
-    /// A rule comes.
-    Add(Rule),
-    /// A rule goes.
-    Remove(Rule),
-    /// A route goes.
-    Delete(Route),
+/// Identifies a route.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct RouteKey {
+    table: u32,
+    destination: IpNet,
+    metric: u32,
 }
 
-/// What should be there.
-///
-/// Nothing where a family has fewer than two links with routes, for then there is only one way back.
-pub fn plan(wanted: &Wanted, observed: &Observed, mask: Mask) -> Plan {
-    let mut plan = Plan::default();
+impl RouteKey {
+    fn new(route: &Route) -> Self {
+        Self { table: route.table, destination: route.destination, metric: route.metric }
+    }
+}
+
+/// A change of the kernel's state.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum RouteChange {
+    /// Adds a route, or replaces the one with its key.
+    PutRoute(Route),
+    AddRule(Rule),
+    DeleteRule(Rule),
+    DeleteRoute(Route),
+}
+
+/// Plans the desired state. It is empty for a family with fewer than two links with routes, since there is only one
+/// reply path.
+pub fn plan_routing(input: &ReplyPathInput, observed: &ObservedRouting, mask: Mask) -> RoutingPlan {
+    let mut plan = RoutingPlan::default();
     let families: Vec<Family> = FAMILIES
         .into_iter()
-        .filter(|family| wanted.families.contains(family))
+        .filter(|family| input.families.contains(family))
         .filter(|family| {
-            observed.links.values().filter(|link| !by_link(observed, *family, **link).is_empty()).count() > 1
+            observed.links.values().filter(|link| !routes_by_link(observed, *family, **link).is_empty()).count() > 1
         })
         .collect();
     if families.is_empty() {
         return plan;
     }
-    let slots = slots(observed, mask, &mut plan.gaps);
+    let slots = assign_slots(observed, mask, &mut plan.gaps);
     for (name, link) in &observed.links {
         let Some(slot) = slots.get(name) else { continue };
         let (mark, table) = (mask.mark(*slot), TABLES + slot);
         for family in &families {
-            let routes = by_link(observed, *family, *link);
+            let routes = routes_by_link(observed, *family, *link);
             if routes.is_empty() {
                 continue;
             }
-            plan.returns.insert(Return { family: *family, link: *name, mark });
+            plan.reply_paths.insert(ReplyPath { family: *family, link: *name, mark });
             plan.rules.insert(Rule {
                 family: *family,
                 priority: PRIORITY,
@@ -104,18 +110,18 @@ pub fn plan(wanted: &Wanted, observed: &Observed, mask: Mask) -> Plan {
                 mask: mark.mask.bits(),
                 plain: true,
             });
-            let default = match everybody(*family, &routes) {
+            let default = match missing_default_route(*family, &routes) {
                 Ok(default) => default,
-                Err(Unknown) => {
+                Err(UnknownRouter) => {
                     plan.gaps.insert(Gap::NoRouter(*family, *name));
                     None
                 }
             };
             for route in routes.into_iter().chain(default) {
                 let route = Route { table, protocol: PROTOCOL, ..route };
-                plan.routes.entry(way(&route)).or_insert(route);
+                plan.routes.entry(RouteKey::new(&route)).or_insert(route);
             }
-            if *family == Family::V4 && observed.strict.contains(name) && usual(observed) != Some(*link) {
+            if *family == Family::V4 && observed.strict.contains(name) && default_link(observed) != Some(*link) {
                 plan.gaps.insert(Gap::StrictFilter(*name));
             }
         }
@@ -123,53 +129,51 @@ pub fn plan(wanted: &Wanted, observed: &Observed, mask: Mask) -> Plan {
     plan
 }
 
-/// What makes the kernel's routes and rules those of the plan, in an order in which a rule leads nowhere but to routes
-/// that are there. What is not ours is not looked at.
-pub fn diff(observed: &Observed, plan: &Plan) -> Vec<Change> {
-    let ours = |route: &&Route| route.protocol == PROTOCOL && is_ours(route.table);
-    let there: BTreeMap<Way, &Route> = observed.routes.iter().filter(ours).map(|route| (way(route), route)).collect();
-    let rules: BTreeSet<Rule> = observed.rules.iter().filter(|rule| made_here(rule)).copied().collect();
-    let put = plan.routes.iter().filter(|(way, route)| there.get(*way) != Some(route));
-    let put = put.map(|(_, route)| Change::Put(route.clone()));
-    let add = plan.rules.difference(&rules).map(|rule| Change::Add(*rule));
-    let remove = rules.difference(&plan.rules).map(|rule| Change::Remove(*rule));
-    let delete = there.iter().filter(|(way, _)| !plan.routes.contains_key(*way));
-    let delete = delete.map(|(_, route)| Change::Delete((*route).clone()));
-    // A default route needs its router to be a neighbour, so routes to neighbours are first.
-    let mut puts: Vec<Change> = put.collect();
+/// The changes from the kernel's state to the plan, in an order in which the routes of a rule exist before it. Routes
+/// and rules of other programs are ignored.
+pub fn diff_routing(observed: &ObservedRouting, plan: &RoutingPlan) -> Vec<RouteChange> {
+    let ours = |route: &&Route| route.protocol == PROTOCOL && is_our_table(route.table);
+    let existing: BTreeMap<RouteKey, &Route> =
+        observed.routes.iter().filter(ours).map(|route| (RouteKey::new(route), route)).collect();
+    let rules: BTreeSet<Rule> = observed.rules.iter().filter(|rule| is_our_rule(rule)).copied().collect();
+    let put = plan.routes.iter().filter(|(key, route)| existing.get(*key) != Some(route));
+    let put = put.map(|(_, route)| RouteChange::PutRoute(route.clone()));
+    let add = plan.rules.difference(&rules).map(|rule| RouteChange::AddRule(*rule));
+    let remove = rules.difference(&plan.rules).map(|rule| RouteChange::DeleteRule(*rule));
+    let delete = existing.iter().filter(|(key, _)| !plan.routes.contains_key(*key));
+    let delete = delete.map(|(_, route)| RouteChange::DeleteRoute((*route).clone()));
+    // The kernel accepts a gateway only if a route to it exists, so routes without a gateway come first.
+    let mut puts: Vec<RouteChange> = put.collect();
     puts.sort_by_key(
-        |change| matches!(change, Change::Put(route) if route.hops.iter().any(|hop| hop.gateway.is_some())),
+        |change| matches!(change, RouteChange::PutRoute(route) if route.hops.iter().any(|hop| hop.gateway.is_some())),
     );
     puts.into_iter().chain(add).chain(remove).chain(delete).collect()
 }
 
-/// Whether a table of this number would be ours, under any mask.
-pub fn is_ours(table: u32) -> bool {
+/// Whether this table is ours under some mask.
+pub fn is_our_table(table: u32) -> bool {
     (1..=255).contains(&table.wrapping_sub(TABLES))
 }
 
-fn made_here(rule: &Rule) -> bool {
-    rule.protocol == PROTOCOL && is_ours(rule.table) && rule.plain
+fn is_our_rule(rule: &Rule) -> bool {
+    rule.protocol == PROTOCOL && is_our_table(rule.table) && rule.plain
 }
 
-fn way(route: &Route) -> Way {
-    (route.table, route.destination, route.metric)
-}
-
-/// Which link has which mark.
-fn slots(observed: &Observed, mask: Mask, gaps: &mut BTreeSet<Gap>) -> BTreeMap<LinkName, u32> {
+/// Assigns slots to links.
+fn assign_slots(observed: &ObservedRouting, mask: Mask, gaps: &mut BTreeSet<Gap>) -> BTreeMap<LinkName, u32> {
     let foreign_routes = observed.routes.iter().filter(|route| route.protocol != PROTOCOL).map(|route| route.table);
-    let foreign_rules = observed.rules.iter().filter(|rule| !made_here(rule)).map(|rule| rule.table);
-    let taken: BTreeSet<u32> = foreign_routes.chain(foreign_rules).filter(|table| is_ours(*table)).collect();
+    let foreign_rules = observed.rules.iter().filter(|rule| !is_our_rule(rule)).map(|rule| rule.table);
+    let taken: BTreeSet<u32> = foreign_routes.chain(foreign_rules).filter(|table| is_our_table(*table)).collect();
     gaps.extend(taken.iter().filter(|table| **table - TABLES <= mask.slots()).map(|table| Gap::TakenTable(*table)));
     let free = |slot: &u32| !taken.contains(&(TABLES + slot));
     let mut slots = BTreeMap::new();
-    let mut given = BTreeSet::new();
+    let mut used = BTreeSet::new();
     for (name, link) in &observed.links {
         let by_it = |route: &&Route| route.protocol == PROTOCOL && route.hops.iter().any(|hop| hop.link == *link);
-        let had = observed.routes.iter().filter(by_it).map(|route| route.table).filter(|table| is_ours(*table));
-        let had = had.map(|table| table - TABLES).filter(|slot| *slot <= mask.slots()).filter(free);
-        if let Some(slot) = had.min().filter(|slot| given.insert(*slot)) {
+        let current = observed.routes.iter().filter(by_it).map(|route| route.table);
+        let current = current.filter(|table| is_our_table(*table)).map(|table| table - TABLES);
+        let current = current.filter(|slot| *slot <= mask.slots()).filter(free).min();
+        if let Some(slot) = current.filter(|slot| used.insert(*slot)) {
             slots.insert(*name, slot);
         }
     }
@@ -177,9 +181,9 @@ fn slots(observed: &Observed, mask: Mask, gaps: &mut BTreeSet<Gap>) -> BTreeMap<
         if slots.contains_key(name) {
             continue;
         }
-        match (1..=mask.slots()).filter(free).find(|slot| !given.contains(slot)) {
+        match (1..=mask.slots()).filter(free).find(|slot| !used.contains(slot)) {
             Some(slot) => {
-                given.insert(slot);
+                used.insert(slot);
                 slots.insert(*name, slot);
             }
             None => drop(gaps.insert(Gap::NoMark(*name))),
@@ -188,25 +192,25 @@ fn slots(observed: &Observed, mask: Mask, gaps: &mut BTreeSet<Gap>) -> BTreeMap<
     slots
 }
 
-/// The link by which the node reaches everybody in IPv4 whom it has no other route to.
-fn usual(observed: &Observed) -> Option<u32> {
+/// The link of the node's default route in IPv4.
+fn default_link(observed: &ObservedRouting) -> Option<u32> {
     let default =
-        |route: &&Route| route.table == MAIN && of(route) == Family::V4 && route.destination.prefix_len() == 0;
+        |route: &&Route| route.table == MAIN && family_of(route) == Family::V4 && route.destination.prefix_len() == 0;
     let best = observed.routes.iter().filter(default).min_by_key(|route| route.metric)?;
     best.hops.first().map(|hop| hop.link)
 }
 
-/// The routes that the table `main` has by a link, each with the hop on that link alone: the widest destinations first.
-fn by_link(observed: &Observed, family: Family, link: u32) -> Vec<Route> {
+/// The routes of the main table by a link, each with only the hop on that link, those with the shortest prefixes first.
+fn routes_by_link(observed: &ObservedRouting, family: Family, link: u32) -> Vec<Route> {
     let usable = observed.routes.iter().filter(|route| {
-        route.table == MAIN && route.kind == UNICAST && route.service == 0 && !route.wraps && of(route) == family
+        route.table == MAIN && route.kind == UNICAST && route.tos == 0 && !route.encap && family_of(route) == family
     });
-    let leads_somewhere = |route: &&Route| match route.destination.addr() {
+    let is_global = |route: &&Route| match route.destination.addr() {
         IpAddr::V4(v4) => !v4.is_link_local(),
         IpAddr::V6(v6) => !v6.is_unicast_link_local() && !v6.is_multicast(),
     };
     let mut routes: Vec<Route> = usable
-        .filter(leads_somewhere)
+        .filter(is_global)
         .filter_map(|route| {
             let hop = route.hops.iter().filter(|hop| hop.link == link).min()?;
             Some(Route { hops: vec![*hop], ..route.clone() })
@@ -214,23 +218,23 @@ fn by_link(observed: &Observed, family: Family, link: u32) -> Vec<Route> {
         .collect();
     routes.sort_by_key(|route| (route.destination.prefix_len(), route.destination, route.metric, route.clone()));
     routes.dedup_by_key(|route| (route.destination, route.metric));
-    routes.truncate(MOST);
+    routes.truncate(MAX_ROUTES);
     routes
 }
 
-/// No router is known for everybody.
-struct Unknown;
+/// No router is known for all destinations.
+struct UnknownRouter;
 
-/// The default route that these lack, if they lack one and it can be known: where all that is not on the link goes to one
-/// router, that is who knows the way to everybody else.
-fn everybody(family: Family, routes: &[Route]) -> Result<Option<Route>, Unknown> {
+/// The default route that these routes lack, if they lack one and it can be inferred: if all routes with a gateway have
+/// the same one, that router also reaches all other destinations.
+fn missing_default_route(family: Family, routes: &[Route]) -> Result<Option<Route>, UnknownRouter> {
     if routes.iter().any(|route| route.destination.prefix_len() == 0) {
         return Ok(None);
     }
-    let through = routes.iter().filter(|route| route.hops.iter().any(|hop| hop.gateway.is_some()));
-    let routers: BTreeSet<Hop> = through.flat_map(|route| route.hops.clone()).collect();
-    let [router] = routers.into_iter().collect::<Vec<_>>()[..] else { return Err(Unknown) };
-    let anywhere = match family {
+    let via_router = routes.iter().filter(|route| route.hops.iter().any(|hop| hop.gateway.is_some()));
+    let routers: BTreeSet<Hop> = via_router.flat_map(|route| route.hops.clone()).collect();
+    let [router] = routers.into_iter().collect::<Vec<_>>()[..] else { return Err(UnknownRouter) };
+    let destination = match family {
         Family::V4 => IpNet::V4(Ipv4Net::default()),
         Family::V6 => IpNet::V6(Ipv6Net::default()),
     };
@@ -238,17 +242,17 @@ fn everybody(family: Family, routes: &[Route]) -> Result<Option<Route>, Unknown>
         table: MAIN,
         protocol: PROTOCOL,
         kind: UNICAST,
-        scope: ANYWHERE,
-        service: 0,
-        destination: anywhere,
+        scope: SCOPE_UNIVERSE,
+        tos: 0,
+        destination,
         metric: METRIC,
-        properties: Vec::new(),
+        metrics: Vec::new(),
         hops: vec![router],
-        wraps: false,
+        encap: false,
     }))
 }
 
-fn of(route: &Route) -> Family {
+fn family_of(route: &Route) -> Family {
     Family::from(route.destination.addr())
 }
 

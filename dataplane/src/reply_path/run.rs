@@ -1,10 +1,9 @@
 //! The loop: wake → read → plan → diff → apply → publish.
 //!
-//! One task, which owns a [`Kernel`] and lends it to a blocking thread for each step. It wakes when something else is
-//! wanted, when routes, rules or links change, and from time to time. Where there is only one way back, it does nothing
-//! but to wait for other wishes.
+//! One task owns a [`Routing`] and moves it to a blocking thread for each step. It wakes when the input changes, when
+//! routes, rules or links change, and periodically. With a single link it only waits for other input.
 //!
-//! Cancel safe: dropped in the middle of a step, the step still finishes; the next start reads what is there.
+//! Cancel safe: if dropped within a step, that step still finishes, and the next start reads the kernel's state.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -13,100 +12,104 @@ use std::time::Duration;
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep, sleep_until};
 
-use super::kernel::{Error, Kernel, Settled};
-use super::{Gap, Mask, Return, Wanted};
-use crate::netlink::notices::Notices;
-use crate::run::{blocking, cause};
+use super::routing::{ReplyPathError, ReplyPathState, Routing};
+use super::{Gap, Mask, ReplyPath, ReplyPathInput};
+use crate::netlink::notifications::RouteNotifications;
+use crate::run::{error_chain, run_blocking};
 
-/// How long to wait for the end of a burst of changes: a link that comes up brings several routes.
-const SETTLE: Duration = Duration::from_millis(100);
-/// A pause is this many times as long as reading took, so that a router whose routes change all the time spends a
-/// fiftieth of a core on this.
-const PAUSE_PER_READ: u32 = 50;
-/// How often to look although nothing is told: what is told may be lost.
-const CHECK: Duration = Duration::from_secs(30);
-/// After how long to try again what failed.
-const RETRY: Duration = Duration::from_secs(5);
+/// The wait for the end of a burst of changes: a link that comes up brings several routes.
+const BURST: Duration = Duration::from_millis(100);
+/// A pause after changes, as a multiple of the duration of a step. So a router with constant changes uses at most a
+/// fiftieth of a core.
+const PAUSE_PER_STEP: u32 = 50;
+/// The interval of checks without a notification, since notifications can be lost.
+const CHECK_INTERVAL: Duration = Duration::from_secs(30);
+/// The pause after a failed step.
+const RETRY_DELAY: Duration = Duration::from_secs(5);
 
-/// Keeps rules and routes as the latest wish needs them, until nobody can wish any more; `returns` are the links whose
-/// connections may be marked, `gaps` where that is not enough. Nothing is done before the first wish that is not `None`: what the kernel has from before
-/// stays. Without a mask nothing is wanted.
+/// Keeps rules and routes as the latest input needs them, until all senders of `input` are dropped. Publishes the links
+/// whose connections may be marked to `reply_paths`, and the rest to `gaps`. Until the first input that is not `None`,
+/// the kernel's state stays. Without a mask everything is deleted.
 ///
 /// # Errors
-/// If there is no way to talk to the kernel at all. What fails later is logged and tried again.
+/// If there is no socket to the kernel. Later errors are logged, and the step is retried.
 pub async fn run(
-    mut wanted: watch::Receiver<Option<Wanted>>,
-    returns: watch::Sender<Arc<BTreeSet<Return>>>,
+    mut input: watch::Receiver<Option<ReplyPathInput>>,
+    reply_paths: watch::Sender<Arc<BTreeSet<ReplyPath>>>,
     gaps: watch::Sender<BTreeSet<Gap>>,
     mask: Option<Mask>,
-) -> Result<(), Error> {
-    let mut kernel = blocking(Kernel::open).await?;
-    let notices = blocking(Notices::open).await?;
-    let notices = notices.watched()?;
+) -> Result<(), ReplyPathError> {
+    let mut routing = run_blocking(Routing::open).await?;
+    let notifications = run_blocking(RouteNotifications::open).await?.into_async()?;
     loop {
-        let now = wanted.borrow_and_update().clone();
+        let now = input.borrow_and_update().clone();
         let Some(now) = now else {
-            if wanted.changed().await.is_err() {
+            if input.changed().await.is_err() {
                 return Ok(());
             }
             continue;
         };
-        let now = if mask.is_some() { now } else { Wanted::default() };
-        let follows = now.links.len() > 1 && !now.families.is_empty();
-        let began = Instant::now();
-        // What has been told so far is about to be read.
-        notices.get_ref().drain();
-        let done;
-        (kernel, done) = blocking(move || {
-            let done = kernel.settle(&now, mask.unwrap_or_default());
-            (kernel, done)
+        let now = if mask.is_some() { now } else { ReplyPathInput::default() };
+        let is_multi_link = now.links.len() > 1 && !now.families.is_empty();
+        let start = Instant::now();
+        // The step reads everything that the notifications so far are about.
+        notifications.get_ref().drain();
+        let result;
+        (routing, result) = run_blocking(move || {
+            let result = routing.apply(&now, mask.unwrap_or_default());
+            (routing, result)
         })
         .await;
-        let wake = match done {
-            Ok(settled) => {
-                publish(settled, &returns, &gaps);
-                follows.then(|| Instant::now() + CHECK)
+        let wake = match result {
+            Ok(state) => {
+                publish(state, &reply_paths, &gaps);
+                is_multi_link.then(|| Instant::now() + CHECK_INTERVAL)
             }
             Err(error) => {
-                let cause = cause(&error);
-                tracing::warn!(%error, cause, retry_in = ?RETRY, "answers may leave by another link than requests came in by");
-                Some(Instant::now() + RETRY)
+                let cause = error_chain(&error);
+                let retry_in = RETRY_DELAY;
+                tracing::warn!(%error, cause, ?retry_in, "replies may leave by another link than the requests");
+                Some(Instant::now() + RETRY_DELAY)
             }
         };
-        let pause = SETTLE.max(began.elapsed() * PAUSE_PER_READ);
+        let pause = BURST.max(start.elapsed() * PAUSE_PER_STEP);
         tokio::select! {
-            changed = wanted.changed() => if changed.is_err() { return Ok(()) },
-            Ok(mut ready) = notices.readable(), if follows => {
+            changed = input.changed() => if changed.is_err() { return Ok(()) },
+            Ok(mut ready) = notifications.readable(), if is_multi_link => {
                 ready.clear_ready();
                 sleep(pause).await;
             }
-            () = sleep_until(wake.unwrap_or(began)), if wake.is_some() => {}
+            () = sleep_until(wake.unwrap_or(start)), if wake.is_some() => {}
         }
     }
 }
 
-/// Says what there is now, and what is new of it.
-fn publish(settled: Settled, to: &watch::Sender<Arc<BTreeSet<Return>>>, told: &watch::Sender<BTreeSet<Gap>>) {
-    let Settled { returns, gaps, changes } = settled;
+/// Publishes the state, and logs new gaps.
+fn publish(
+    state: ReplyPathState,
+    reply_paths_tx: &watch::Sender<Arc<BTreeSet<ReplyPath>>>,
+    gaps_tx: &watch::Sender<BTreeSet<Gap>>,
+) {
+    let ReplyPathState { reply_paths, gaps, changes } = state;
     if changes > 0 {
-        tracing::info!(changes, links = ?returns, "changed the routes of answers");
+        tracing::info!(changes, links = ?reply_paths, "changed the routes of replies");
     }
-    told.send_if_modified(|known| {
+    gaps_tx.send_if_modified(|known| {
         for gap in gaps.difference(known) {
             match gap {
                 Gap::NoRouter(..) => tracing::info!("{gap}"),
                 _ => tracing::warn!("{gap}"),
             }
         }
-        let news = *known != gaps;
+        let is_changed = *known != gaps;
         *known = gaps;
-        news
+        is_changed
     });
-    to.send_if_modified(|known| {
-        let news = **known != returns;
-        if news {
-            *known = Arc::new(returns);
+    reply_paths_tx.send_if_modified(|known| {
+        let is_changed = **known != reply_paths;
+        if is_changed {
+            *known = Arc::new(reply_paths);
         }
-        news
+        is_changed
     });
 }

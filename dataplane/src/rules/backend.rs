@@ -1,7 +1,8 @@
-//! Whether packets to a port go to endpoints, or to what the node's Service proxy serves: [`proxied`].
+//! Whether packets to a port go to endpoints or to the node's Service proxy: [`choose_backend`]. Pure.
 //!
-//! Where a Service wants that, its packets are given to the proxy (kube-proxy) as if they had been addressed to its node
-//! port on this node, or to its ClusterIP. Where it can't be done they go to endpoints, and the Service says why.
+//! If a Service selects the Service proxy (kube-proxy), its packets are readdressed to its node port on this node, or
+//! to its ClusterIP, and the proxy forwards them. If that is impossible, packets go to endpoints, and the Service
+//! reports the reason.
 
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
@@ -11,17 +12,16 @@ use crds::{Backend, Forwarder, Port, Protocol, TrafficPolicy};
 
 use crate::snapshot::Snapshot;
 
-/// What a packet is addressed to, so that the Service proxy sends it on.
+/// The destination that a packet is readdressed to for the Service proxy.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Proxied {
-    /// A port of this node.
+pub enum ProxyTarget {
+    /// A node port of this node.
     NodePort(SocketAddr),
-    /// This address, at the port that it was for.
+    /// A ClusterIP; the port stays.
     ClusterIp(IpAddr),
 }
 
-impl Proxied {
-    /// Which kind of backend it is.
+impl ProxyTarget {
     pub fn backend(self) -> Backend {
         match self {
             Self::NodePort(_) => Backend::NodePort,
@@ -30,83 +30,83 @@ impl Proxied {
     }
 }
 
-/// Why packets go to endpoints that should go to something else.
+/// Why packets go to endpoints instead of the backend that the Service selects.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Fallback {
-    /// What they should go to.
-    pub wanted: Backend,
-    /// What is in the way.
-    pub because: Hindrance,
+    pub selected: Backend,
+    pub reason: FallbackReason,
 }
 
-/// What keeps packets from going through the Service proxy.
+/// Why packets cannot go through the Service proxy.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Hindrance {
+pub enum FallbackReason {
     /// This port has no node port.
     NoNodePort(Protocol, u16),
     /// The node has no InternalIP of this family.
     NoNodeAddress(Family),
     /// The Service has no ClusterIP of this family.
     NoClusterIp(Family),
-    /// Its traffic policy is Local, and behind a ClusterIP nobody keeps to that.
+    /// The traffic policy is Local, which does not apply to packets to a ClusterIP.
     LocalPolicy,
-    /// The Service proxy leaves the Service alone, because of a label.
-    Labelled,
+    /// The Service proxy ignores the Service because of its label `service.kubernetes.io/service-proxy-name`.
+    ProxyNameLabel,
 }
 
 impl fmt::Display for Fallback {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { wanted, because } = self;
-        write!(f, "{wanted}: ")?;
-        match because {
-            Hindrance::NoNodePort(protocol, port) => {
+        let Self { selected, reason } = self;
+        write!(f, "{selected}: ")?;
+        match reason {
+            FallbackReason::NoNodePort(protocol, port) => {
                 write!(f, "port {port}/{protocol} has no node port; set spec.allocateLoadBalancerNodePorts to true")
             }
-            Hindrance::NoNodeAddress(family) => write!(f, "this node has no InternalIP of {family}"),
-            Hindrance::NoClusterIp(family) => write!(f, "it has no ClusterIP of {family}; set spec.ipFamilyPolicy"),
-            Hindrance::LocalPolicy => write!(
+            FallbackReason::NoNodeAddress(family) => write!(f, "this node has no {family} InternalIP"),
+            FallbackReason::NoClusterIp(family) => write!(f, "it has no {family} ClusterIP; set spec.ipFamilyPolicy"),
+            FallbackReason::LocalPolicy => write!(
                 f,
-                "a ClusterIP does not keep to externalTrafficPolicy Local; set Cluster, or the backend nodeport"
+                "externalTrafficPolicy Local does not apply to a ClusterIP; set Cluster, or the backend nodeport"
             ),
-            Hindrance::Labelled => {
-                write!(f, "by its label service.kubernetes.io/service-proxy-name no other proxy serves it")
+            FallbackReason::ProxyNameLabel => {
+                write!(f, "no Service proxy serves it, because of its label service.kubernetes.io/service-proxy-name")
             }
         }
     }
 }
 
-/// What packets to this port of a Service are to be addressed to, so that the Service proxy sends them on; `None` if they go
-/// to endpoints as they should.
+/// The destination that packets to this port are readdressed to for the Service proxy; `None` if the selected backend
+/// is the endpoints.
 ///
 /// # Errors
-/// Why they can't be given to the proxy, though they should.
-pub fn proxied(
+/// If the Service proxy is selected but cannot forward this port.
+pub fn choose_backend(
     service: &crds::Service,
     port: &Port,
     family: Family,
     snapshot: &Snapshot,
-) -> Result<Option<Proxied>, Fallback> {
-    let wanted = match service.backend {
-        Some(Ok(wanted)) => wanted,
+) -> Result<Option<ProxyTarget>, Fallback> {
+    let selected = match service.backend {
+        Some(Ok(selected)) => selected,
         Some(Err(_)) | None => snapshot.backend,
     };
-    let found = match wanted {
+    let target = match selected {
         Backend::Endpoints => return Ok(None),
         Backend::NodePort | Backend::ClusterIp if service.forwarder() == Forwarder::Landfall => {
-            Err(Hindrance::Labelled)
+            Err(FallbackReason::ProxyNameLabel)
         }
         Backend::NodePort => port
             .node_port
-            .ok_or(Hindrance::NoNodePort(port.protocol, port.number))
+            .ok_or(FallbackReason::NoNodePort(port.protocol, port.number))
             .and_then(|number| {
-                let mut own = snapshot.own.iter().copied().filter(|address| Family::from(*address) == family);
-                own.next().map(|address| SocketAddr::new(address, number)).ok_or(Hindrance::NoNodeAddress(family))
+                let mut own = snapshot.node_ips.iter().copied().filter(|address| Family::from(*address) == family);
+                own.next().map(|address| SocketAddr::new(address, number)).ok_or(FallbackReason::NoNodeAddress(family))
             })
-            .map(Proxied::NodePort),
-        Backend::ClusterIp if service.traffic_policy == TrafficPolicy::Local => Err(Hindrance::LocalPolicy),
-        Backend::ClusterIp => service.cluster_ip(family).map(Proxied::ClusterIp).ok_or(Hindrance::NoClusterIp(family)),
+            .map(ProxyTarget::NodePort),
+        Backend::ClusterIp if service.traffic_policy == TrafficPolicy::Local => Err(FallbackReason::LocalPolicy),
+        Backend::ClusterIp => {
+            service.cluster_ip(family).map(ProxyTarget::ClusterIp).ok_or(FallbackReason::NoClusterIp(family))
+        }
     };
-    found.map(Some).map_err(|because| Fallback { wanted, because })
+    target.map(Some).map_err(|reason| Fallback { selected, reason })
 }
 
 #[cfg(test)]
@@ -115,7 +115,7 @@ mod tests {
     use k8s_openapi::api::core::v1 as core;
     use serde_json::json;
 
-    fn service(wants: Option<&str>) -> crds::Service {
+    fn service(backend: Option<&str>) -> crds::Service {
         let object: core::Service = serde_json::from_value(json!({
             "metadata": {"namespace": "default", "name": "web"},
             "spec": {
@@ -125,27 +125,27 @@ mod tests {
         }))
         .expect("a Service");
         let service = crds::Service::try_from(&object).expect("a view");
-        crds::Service { backend: wants.map(|text| text.parse().map_err(crds::InternedStr::from)), ..service }
+        crds::Service { backend: backend.map(|text| text.parse().map_err(crds::InternedStr::from)), ..service }
     }
 
-    /// What becomes of one of its ports of IPv4, on a node that has an address of that alone.
-    fn decided(
+    /// The backend of one of its ports, on a node that has an IPv4 address only.
+    fn choose(
         service: &crds::Service,
         port: usize,
         family: Family,
         default: Backend,
-    ) -> Result<Option<Proxied>, Hindrance> {
-        let own = vec!["192.0.2.1".parse().expect("an address")];
-        let snapshot = Snapshot { backend: default, own, ..Snapshot::default() };
-        proxied(service, &service.ports[port], family, &snapshot).map_err(|fallback| fallback.because)
+    ) -> Result<Option<ProxyTarget>, FallbackReason> {
+        let node_ips = vec!["192.0.2.1".parse().expect("an address")];
+        let snapshot = Snapshot { backend: default, node_ips, ..Snapshot::default() };
+        choose_backend(service, &service.ports[port], family, &snapshot).map_err(|fallback| fallback.reason)
     }
 
     #[test]
-    fn a_service_says_what_its_packets_go_to_and_else_the_cluster_does() {
+    fn the_annotation_overrides_the_backend_of_the_cluster() {
         use Backend::{ClusterIp, Endpoints, NodePort};
-        let node_port = Proxied::NodePort("192.0.2.1:30080".parse().expect("an address and a port"));
-        let cluster_ip = Proxied::ClusterIp("10.96.0.7".parse().expect("an address"));
-        for (wants, default, expected) in [
+        let node_port = ProxyTarget::NodePort("192.0.2.1:30080".parse().expect("an address and a port"));
+        let cluster_ip = ProxyTarget::ClusterIp("10.96.0.7".parse().expect("an address"));
+        for (annotation, default, expected) in [
             (None, Endpoints, None),
             (None, NodePort, Some(node_port)),
             (None, ClusterIp, Some(cluster_ip)),
@@ -154,25 +154,29 @@ mod tests {
             (Some("clusterip"), Endpoints, Some(cluster_ip)),
             (Some("pods"), NodePort, Some(node_port)),
         ] {
-            assert_eq!(decided(&service(wants), 0, Family::V4, default), Ok(expected), "{wants:?} of {default}");
+            assert_eq!(
+                choose(&service(annotation), 0, Family::V4, default),
+                Ok(expected),
+                "{annotation:?} of {default}"
+            );
         }
     }
 
     #[test]
-    fn what_can_not_be_given_to_the_proxy_says_why() {
+    fn a_port_the_proxy_cannot_serve_falls_back() {
         let (node_port, cluster_ip) = (service(Some("nodeport")), service(Some("clusterip")));
         let local = |service: &crds::Service| crds::Service { traffic_policy: TrafficPolicy::Local, ..service.clone() };
         let labels = [("service.kubernetes.io/service-proxy-name", "landfall")].into();
         let ours = crds::Service { labels, ..cluster_ip.clone() };
-        let decided = |service, port, family| decided(service, port, family, Backend::Endpoints);
-        assert_eq!(decided(&node_port, 1, Family::V4), Err(Hindrance::NoNodePort(Protocol::Tcp, 81)));
-        assert_eq!(decided(&node_port, 0, Family::V6), Err(Hindrance::NoNodeAddress(Family::V6)));
-        assert_eq!(decided(&cluster_ip, 0, Family::V6), Err(Hindrance::NoClusterIp(Family::V6)));
+        let choose = |service, port, family| choose(service, port, family, Backend::Endpoints);
+        assert_eq!(choose(&node_port, 1, Family::V4), Err(FallbackReason::NoNodePort(Protocol::Tcp, 81)));
+        assert_eq!(choose(&node_port, 0, Family::V6), Err(FallbackReason::NoNodeAddress(Family::V6)));
+        assert_eq!(choose(&cluster_ip, 0, Family::V6), Err(FallbackReason::NoClusterIp(Family::V6)));
         let (local_port, local_ip) = (local(&node_port), local(&cluster_ip));
-        assert_eq!(decided(&local_ip, 0, Family::V4), Err(Hindrance::LocalPolicy));
-        assert!(decided(&local_port, 0, Family::V4).is_ok());
-        assert_eq!(decided(&ours, 0, Family::V4), Err(Hindrance::Labelled));
-        let fallback = Fallback { wanted: Backend::NodePort, because: Hindrance::NoNodePort(Protocol::Tcp, 81) };
+        assert_eq!(choose(&local_ip, 0, Family::V4), Err(FallbackReason::LocalPolicy));
+        assert!(choose(&local_port, 0, Family::V4).is_ok());
+        assert_eq!(choose(&ours, 0, Family::V4), Err(FallbackReason::ProxyNameLabel));
+        let fallback = Fallback { selected: Backend::NodePort, reason: FallbackReason::NoNodePort(Protocol::Tcp, 81) };
         assert_eq!(
             fallback.to_string(),
             "nodeport: port 81/TCP has no node port; set spec.allocateLoadBalancerNodePorts to true"

@@ -1,8 +1,8 @@
-//! What a load balancer in front is told: whether this node has endpoints of a Service whose traffic stays on the node it
-//! reached (`externalTrafficPolicy: Local`), asked at the Service's `healthCheckNodePort`.
+//! The health check of a Service for an external load balancer: whether this node has endpoints of a Service with
+//! `externalTrafficPolicy: Local`, served at the Service's `healthCheckNodePort`. Pure.
 //!
-//! As kube-proxy answers it: only endpoints count that new connections may go to in any case, so that a node whose
-//! endpoints all terminate is avoided from then on, while it still serves (KEP-1669).
+//! The answer is that of kube-proxy: only ready endpoints count. So an external load balancer avoids a node whose
+//! endpoints all terminate, while the node still serves (KEP-1669).
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -10,43 +10,43 @@ use crds::{Forwarder, Key};
 
 use crate::snapshot::Snapshot;
 
-/// What there is to say of one Service.
+/// The health check of one Service.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Health {
-    /// The Service.
+pub struct HealthCheck {
     pub service: Key,
-    /// How many of its endpoints are on this node and ready.
+    /// The number of ready endpoints on this node.
     pub local_endpoints: usize,
-    /// Whether kube-proxy does not answer for it, though it is there.
-    pub alone: bool,
+    /// Whether kube-proxy, if it runs, does not serve this health check.
+    pub ours_alone: bool,
 }
 
-/// What this node says at which port, for each Service that holds an lb_ip.
-pub fn health(snapshot: &Snapshot) -> BTreeMap<u16, Health> {
-    // What is another proxy's, that one answers for.
+/// The health checks that this node serves, by port: one for each Service that holds an lb_ip.
+pub fn health_checks(snapshot: &Snapshot) -> BTreeMap<u16, HealthCheck> {
+    // Another proxy serves the health checks of its own Services.
     let ours = |object: &crds::Service| object.is_load_balancer && object.forwarder() != Forwarder::Other;
-    let asked = |object: &crds::Service| object.health_check_port.filter(|_| ours(object));
+    let port = |object: &crds::Service| object.health_check_port.filter(|_| ours(object));
     let services = snapshot.services.iter();
-    let mut asked: BTreeMap<&Key, (u16, &str)> =
-        services.filter_map(|(key, service)| Some((key, (asked(&service.object)?, &*service.object.uid)))).collect();
-    if asked.is_empty() {
+    let mut checked: BTreeMap<&Key, (u16, &str)> =
+        services.filter_map(|(key, service)| Some((key, (port(&service.object)?, &*service.object.uid)))).collect();
+    if checked.is_empty() {
         return BTreeMap::new();
     }
     let mut ports = BTreeMap::new();
     for holder in snapshot.addresses.values().flat_map(|holders| holders.iter()) {
         let key = Key::new(&*holder.namespace, &*holder.name);
-        if asked.get(&key).is_some_and(|(_, uid)| *uid == holder.uid)
-            && let Some((port, _)) = asked.remove(&key)
+        if checked.get(&key).is_some_and(|(_, uid)| *uid == holder.uid)
+            && let Some((port, _)) = checked.remove(&key)
         {
-            let alone = snapshot.services.get(&key).is_some_and(|s| s.object.forwarder() == Forwarder::Landfall);
-            ports.insert(port, Health { local_endpoints: local_endpoints(snapshot, &key), alone, service: key });
+            let ours_alone = snapshot.services.get(&key).is_some_and(|s| s.object.forwarder() == Forwarder::Landfall);
+            let local_endpoints = local_endpoints(snapshot, &key);
+            ports.insert(port, HealthCheck { local_endpoints, ours_alone, service: key });
         }
     }
     ports
 }
 
-/// An endpoint counts once, whichever slices and families it is in several times: they differ in address, and kube-proxy
-/// counts those of the Service's first family. We count addresses of the family that has the most.
+/// Counts each endpoint once, even if it is in several slices or families. kube-proxy counts the addresses of the
+/// Service's first family; this counts the family with more addresses.
 fn local_endpoints(snapshot: &Snapshot, service: &Key) -> usize {
     let slices = snapshot.slices.get(service).map_or(&[][..], |slices| slices);
     let ready = slices.iter().flat_map(|slice| &slice.endpoints);
@@ -59,7 +59,7 @@ fn local_endpoints(snapshot: &Snapshot, service: &Key) -> usize {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::snapshot::{Service, Terms};
+    use crate::snapshot::{Service, ServiceOptions};
     use crds::{EndpointSlice, Holder, Labels};
     use k8s_openapi::api::{core::v1 as core, discovery::v1 as discovery};
     use serde_json::{Value, json};
@@ -75,7 +75,7 @@ mod tests {
         }))
         .expect("a Service");
         let object = Arc::new(crds::Service::try_from(&object).expect("a view"));
-        Service { object, terms: Arc::new(Terms::default()) }
+        Service { object, options: Arc::new(ServiceOptions::default()) }
     }
 
     fn slice(service: &str, family: &str, endpoints: Value) -> Arc<EndpointSlice> {
@@ -100,7 +100,7 @@ mod tests {
     }
 
     #[test]
-    fn ready_endpoints_of_this_node_count_and_each_once() {
+    fn ready_local_endpoints_are_counted_once() {
         let key = Key::new("default", "web");
         let v4 = slice(
             "web",
@@ -126,13 +126,13 @@ mod tests {
             ("n3", vec![v4.clone(), v6], 0),
             ("n1", vec![], 0),
         ] {
-            let told = Health { service: key.clone(), local_endpoints: expected, alone: false };
-            assert_eq!(health(&snapshot(node, slices)), BTreeMap::from([(32000, told)]), "{node}");
+            let check = HealthCheck { service: key.clone(), local_endpoints: expected, ours_alone: false };
+            assert_eq!(health_checks(&snapshot(node, slices)), BTreeMap::from([(32000, check)]), "{node}");
         }
     }
 
     #[test]
-    fn who_answers_for_a_service_follows_from_whose_it_is() {
+    fn the_proxy_name_label_selects_the_health_server() {
         let labelled = |value: Option<&str>| {
             let service = service("web", 32000, "Local");
             let labels: Labels = match value {
@@ -145,15 +145,15 @@ mod tests {
                 services: [(Key::new("default", "web"), Service { object: Arc::new(object), ..service })].into(),
                 ..Snapshot::default()
             };
-            health(&snapshot).get(&32000).map(|health| health.alone)
+            health_checks(&snapshot).get(&32000).map(|check| check.ours_alone)
         };
-        assert_eq!(labelled(None), Some(false), "kube-proxy, if it is there");
+        assert_eq!(labelled(None), Some(false), "kube-proxy, if it runs");
         assert_eq!(labelled(Some("landfall")), Some(true));
         assert_eq!(labelled(Some("example.com")), None);
     }
 
     #[test]
-    fn only_services_of_the_policy_local_that_hold_an_address_are_told_of() {
+    fn only_local_services_with_an_address_have_health_checks() {
         let services = [("local", "Local"), ("cluster", "Cluster"), ("no-address", "Local"), ("recreated", "Local")];
         let numbered = services.iter().zip(32000..);
         let snapshot = Snapshot {
@@ -166,7 +166,8 @@ mod tests {
             services: numbered.map(|((n, p), port)| (Key::new("default", *n), service(n, port, p))).collect(),
             ..Snapshot::default()
         };
-        let told: Vec<_> = health(&snapshot).into_iter().map(|(port, health)| (port, health.service.name)).collect();
-        assert_eq!(told, [(32000, "local".into())]);
+        let checks = health_checks(&snapshot).into_iter();
+        let checks: Vec<_> = checks.map(|(port, check)| (port, check.service.name)).collect();
+        assert_eq!(checks, [(32000, "local".into())]);
     }
 }

@@ -1,6 +1,6 @@
-//! What the [`Ruleset`] of a node should be, from what was observed: one lb_ip at a time, and the endpoints of each port as things
-//! stand on that node.
+//! The [`Ruleset`] of a node for a [`Snapshot`], by [`plan_ruleset`]: one lb_ip at a time. Pure.
 
+use std::cmp::Reverse;
 use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
@@ -9,84 +9,43 @@ use std::sync::Arc;
 use crds::service::Family;
 use crds::{EndpointSlice, Forwarder, Port, ProblemReason, Reach, TrafficPolicy};
 
-use super::ruleset::{Endpoint, LbIp, Pick, Problem, Ruleset, Target};
-use crate::rules::backend::proxied;
-use crate::rules::sources::merged;
-use crate::rules::spread::{By, Share, rank};
+use super::backend::{Fallback, choose_backend};
+use super::problem::Problem;
+use super::ruleset::{Endpoint, LbIp, Pick, Ruleset, Target};
+use super::sources::merge_ranges;
+use super::spread::{HashBy, Share, rank};
 use crate::snapshot::{Service, Snapshot};
 
-/// The ruleset for what was observed.
-pub fn ruleset(snapshot: &Snapshot) -> Ruleset {
-    let (pod_ranges, returns) = (merged(&snapshot.pod_ranges), Arc::clone(&snapshot.returns));
-    let mut ruleset = Ruleset::new(pod_ranges, returns);
+/// Plans all of a snapshot.
+pub fn plan_ruleset(snapshot: &Snapshot) -> Ruleset {
+    let mut ruleset = Ruleset::new(merge_ranges(&snapshot.pod_ranges), Arc::clone(&snapshot.reply_paths));
     for address in snapshot.addresses.keys() {
-        if let Some(lb_ip) = lb_ip(snapshot, *address) {
+        if let Some(lb_ip) = plan_lb_ip(snapshot, *address) {
             ruleset.set(*address, Some(lb_ip));
         }
     }
-    ruleset.aim(snapshot);
+    ruleset.resolve_next_hops(snapshot);
     ruleset
 }
 
-/// What is behind `address`; `None` if no Service that exists holds it.
-pub(crate) fn lb_ip(snapshot: &Snapshot, address: IpAddr) -> Option<LbIp> {
-    let holders = holders(snapshot, address);
+/// Plans one lb_ip; `None` if no existing Service holds it.
+pub(crate) fn plan_lb_ip(snapshot: &Snapshot, address: IpAddr) -> Option<LbIp> {
+    let holders = holding_services(snapshot, address);
     if holders.is_empty() {
         return None;
     }
-    let mut lb_ip = LbIp { counted: snapshot.counts, ..LbIp::default() };
-    let family = Family::from(address);
-    for Service { object, terms } in holders {
-        let left = object.forwarder() == Forwarder::Other;
-        let slices = snapshot.slices.get(&object.key).map_or(&[][..], |slices| slices);
-        let (mut nowhere, mut elsewhere) = (Vec::new(), Vec::new());
-        let mut fallbacks = BTreeSet::new();
-        for port in &object.ports {
-            let Entry::Vacant(place) = lb_ip.ports.entry((port.protocol, port.number)) else { continue };
-            if left {
-                place.insert(Box::new(Target { left, reach: Reach::Proxied, ..Target::default() }));
-                continue;
-            }
-            let proxied = proxied(object, port, family, snapshot).unwrap_or_else(|fallback| {
-                fallbacks.insert(fallback);
-                None
-            });
-            // Where the proxy is asked, frames stay here, and it remembers where a client went.
-            let affinity = terms.affinity.filter(|_| proxied.is_none());
-            let by = if affinity.is_some() { By::Client } else { By::Flow };
-            let by = (!terms.unspread && proxied.is_none()).then_some(by);
-            let target = target(object, by, port, slices, (snapshot, family));
-            let reach = if proxied.is_some() { Reach::Proxied } else { target.reach };
-            match (target.endpoints.is_empty(), target.outside.count) {
-                (true, _) => nowhere.push(format!("{}/{}", port.number, port.protocol)),
-                (false, 0) => elsewhere.push(format!("{}/{}", port.number, port.protocol)),
-                (false, _) => {}
-            }
-            let target = Target { sources: terms.sources.of(family), affinity, reach, proxied, ..target };
-            place.insert(Box::new(target));
-        }
-        let problem = |reason, what: &str| Problem { service: object.key.clone(), reason, what: what.to_owned() };
-        let lacks = [(ProblemReason::NoEndpoints, nowhere), (ProblemReason::NoLocalEndpoints, elsewhere)];
-        let lacks = lacks.into_iter().filter(|(_, ports)| !ports.is_empty());
-        lb_ip.problems.extend(lacks.map(|(reason, ports)| problem(reason, &ports.join(", "))));
-        if let Some(Err(value)) = &object.backend {
-            lb_ip.problems.insert(problem(ProblemReason::UnknownBackend, value));
-        }
-        let fallbacks = fallbacks.iter().map(ToString::to_string);
-        lb_ip.problems.extend(fallbacks.map(|fallback| problem(ProblemReason::BackendUnavailable, &fallback)));
-        let refused = slices.iter().filter(|_| !left).filter_map(|slice| slice.refused.as_deref()).min();
-        lb_ip.problems.extend(refused.map(|refused| problem(ProblemReason::EndpointsRefused, refused)));
-        let invalid = terms.sources.invalid().iter();
-        lb_ip.problems.extend(invalid.map(|entry| problem(ProblemReason::InvalidSourceRange, entry)));
+    let mut lb_ip = LbIp { counted: snapshot.count_traffic, ..LbIp::default() };
+    for service in holders {
+        plan_service(snapshot, Family::from(address), service, &mut lb_ip);
     }
     Some(lb_ip)
 }
 
-/// The Services that hold `address` and exist, by name.
+/// The existing Services that hold `address`, by name.
 ///
-/// Services that share an lb_ip have different ports, or the controller would not have let them. Should two claim the same
-/// one nevertheless, it is the first one's: on every node the same.
-pub(crate) fn holders(snapshot: &Snapshot, address: IpAddr) -> Vec<&Service> {
+/// The controller lets Services share an lb_ip only with different ports. Should two Services have the same port, it
+/// belongs to the first by name, so that all nodes agree.
+pub(crate) fn holding_services(snapshot: &Snapshot, address: IpAddr) -> Vec<&Service> {
     let mut holders: Vec<&Service> = Vec::new();
     for holder in snapshot.addresses.get(&address).into_iter().flat_map(|holders| holders.iter()) {
         let key = holder.service();
@@ -97,93 +56,156 @@ pub(crate) fn holders(snapshot: &Snapshot, address: IpAddr) -> Vec<&Service> {
     holders
 }
 
-/// What is behind one port: the endpoints of `slices` that are of the right family, as things stand on the node. Frames are
-/// spread by `by`, or not at all.
-fn target(
-    service: &crds::Service,
-    by: Option<By>,
-    port: &Port,
-    slices: &[Arc<EndpointSlice>],
-    (snapshot, family): (&Snapshot, Family),
-) -> Target {
-    let mut candidates: BTreeMap<SocketAddr, &crds::Endpoint> = BTreeMap::new();
-    for slice in slices {
-        let Some(number) = slice.port(&port.name, port.protocol) else { continue };
-        for endpoint in slice.endpoints.iter().filter(|endpoint| Family::from(endpoint.address) == family) {
-            // While an endpoint moves from one slice to another it may be in both: the better word counts, and of
-            // two equal ones the lesser, so that the order of slices does not.
-            let rank = |e: &crds::Endpoint| (e.ready, e.serving, !e.terminating, std::cmp::Reverse(e.node.clone()));
-            let known = candidates.entry(SocketAddr::new(endpoint.address, number)).or_insert(endpoint);
-            if rank(endpoint) > rank(known) {
-                *known = endpoint;
+/// Adds the ports and problems of one Service.
+fn plan_service(snapshot: &Snapshot, family: Family, service: &Service, lb_ip: &mut LbIp) {
+    let Service { object, options } = service;
+    let left = object.forwarder() == Forwarder::Other;
+    let slices = snapshot.slices.get(&object.key).map_or(&[][..], |slices| slices);
+    let view = PortView { snapshot, family, service, slices };
+    let (mut no_endpoint, mut no_local_endpoint) = (Vec::new(), Vec::new());
+    let mut fallbacks = BTreeSet::new();
+    for port in &object.ports {
+        let Entry::Vacant(entry) = lb_ip.ports.entry((port.protocol, port.number)) else { continue };
+        if left {
+            entry.insert(Box::new(Target { left, reach: Reach::Proxied, ..Target::default() }));
+            continue;
+        }
+        let target = view.plan_port(port, &mut fallbacks);
+        match (target.endpoints.is_empty(), target.outside.count) {
+            (true, _) => no_endpoint.push(format!("{}/{}", port.number, port.protocol)),
+            (false, 0) => no_local_endpoint.push(format!("{}/{}", port.number, port.protocol)),
+            (false, _) => {}
+        }
+        entry.insert(Box::new(target));
+    }
+    let problem = |reason, what: &str| Problem { service: object.key.clone(), reason, what: what.to_owned() };
+    let lacks = [(ProblemReason::NoEndpoints, no_endpoint), (ProblemReason::NoLocalEndpoints, no_local_endpoint)];
+    let lacks = lacks.into_iter().filter(|(_, ports)| !ports.is_empty());
+    lb_ip.problems.extend(lacks.map(|(reason, ports)| problem(reason, &ports.join(", "))));
+    if let Some(Err(value)) = &object.backend {
+        lb_ip.problems.insert(problem(ProblemReason::UnknownBackend, value));
+    }
+    let fallbacks = fallbacks.iter().map(ToString::to_string);
+    lb_ip.problems.extend(fallbacks.map(|fallback| problem(ProblemReason::BackendUnavailable, &fallback)));
+    let refused = slices.iter().filter(|_| !left).filter_map(|slice| slice.refused.as_deref()).min();
+    lb_ip.problems.extend(refused.map(|refused| problem(ProblemReason::EndpointsRefused, refused)));
+    let invalid = options.sources.invalid().iter();
+    lb_ip.problems.extend(invalid.map(|entry| problem(ProblemReason::InvalidSourceRange, entry)));
+}
+
+/// The input for one port of a Service, in one family.
+struct PortView<'a> {
+    snapshot: &'a Snapshot,
+    family: Family,
+    service: &'a Service,
+    slices: &'a [Arc<EndpointSlice>],
+}
+
+impl PortView<'_> {
+    fn plan_port(&self, port: &Port, fallbacks: &mut BTreeSet<Fallback>) -> Target {
+        let Service { object, options } = self.service;
+        let proxied = choose_backend(object, port, self.family, self.snapshot).unwrap_or_else(|fallback| {
+            fallbacks.insert(fallback);
+            None
+        });
+        // For the Service proxy frames stay here, and the proxy implements session affinity.
+        let affinity = options.affinity.filter(|_| proxied.is_none());
+        let hash_by = if affinity.is_some() { HashBy::Client } else { HashBy::Flow };
+        let target = self.plan_endpoints(port, (!options.unspread && proxied.is_none()).then_some(hash_by));
+        let reach = if proxied.is_some() { Reach::Proxied } else { target.reach };
+        Target { sources: options.sources.for_family(self.family), affinity, reach, proxied, ..target }
+    }
+
+    /// Chooses the endpoints of a port. Its frames are spread by `hash_by`, or not at all.
+    fn plan_endpoints(&self, port: &Port, hash_by: Option<HashBy>) -> Target {
+        let policy = self.service.object.traffic_policy;
+        let all = self.candidates(port);
+        let inside = usable_endpoints(&all, |_| true);
+        let outside = match policy {
+            TrafficPolicy::Cluster => inside.clone(),
+            TrafficPolicy::Local => usable_endpoints(&all, |endpoint| !endpoint.remote),
+        };
+        match hash_by.and_then(|hash_by| plan_spread(self.snapshot, policy, &all, hash_by)) {
+            // There is no endpoint for new connections.
+            Some(spread) if inside.is_empty() => {
+                Target { share: spread.share, ..order_endpoints(outside, inside, &all) }
             }
+            // Under the policy Local, a node without an endpoint serves no client and spreads nothing.
+            Some(spread) if policy == TrafficPolicy::Local && !outside.is_empty() => {
+                Target { share: spread.share, reach: spread.reach, ..order_endpoints(outside, inside, &all) }
+            }
+            Some(spread) if policy == TrafficPolicy::Cluster => {
+                let own: BTreeSet<Endpoint> = spread.own.intersection(&inside).copied().collect();
+                let own = if own.is_empty() { outside } else { own };
+                Target { share: spread.share, reach: spread.reach, ..order_endpoints(own, inside, &all) }
+            }
+            _ => order_endpoints(outside, inside, &all),
         }
     }
-    let all: Vec<Candidate<'_>> = candidates
-        .into_iter()
-        .map(|(address, e)| Candidate {
-            endpoint: Endpoint { remote: e.node.as_deref() != Some(&*snapshot.node), address },
-            node: e.node.as_deref(),
-            // Whoever reads this is alive.
-            dead: e.node.as_ref().is_some_and(|node| *node != snapshot.node && snapshot.dead.contains(&**node)),
-            ready: e.ready,
-            fallback: e.serving && e.terminating,
-            serving: e.serving || e.ready,
-        })
-        .collect();
-    let inside = usable(&all, |_| true);
-    let outside = match service.traffic_policy {
-        TrafficPolicy::Cluster => inside.clone(),
-        TrafficPolicy::Local => usable(&all, |endpoint| !endpoint.remote),
-    };
-    match by.and_then(|by| spread(service.traffic_policy, &all, by, snapshot)) {
-        // Nobody gets anything new.
-        Some(spread) if inside.is_empty() => Target { share: spread.share, ..arranged(outside, inside, &all) },
-        // Under the policy Local, a node without an endpoint serves nobody, and spreads nothing either.
-        Some(spread) if service.traffic_policy == TrafficPolicy::Local && !outside.is_empty() => {
-            Target { share: spread.share, reach: spread.reach, ..arranged(outside, inside, &all) }
+
+    /// The endpoints of a port in all slices, each address once.
+    fn candidates(&self, port: &Port) -> Vec<Candidate<'_>> {
+        let mut endpoints: BTreeMap<SocketAddr, &crds::Endpoint> = BTreeMap::new();
+        for slice in self.slices {
+            let Some(number) = slice.port(&port.name, port.protocol) else { continue };
+            for endpoint in slice.endpoints.iter().filter(|endpoint| Family::from(endpoint.address) == self.family) {
+                // An endpoint that moves between slices may be in two for a moment: the better conditions count. Of
+                // equal ones the lesser node name counts, so that the order of slices has no effect.
+                let rank = |e: &crds::Endpoint| (e.ready, e.serving, !e.terminating, Reverse(e.node.clone()));
+                let known = endpoints.entry(SocketAddr::new(endpoint.address, number)).or_insert(endpoint);
+                if rank(endpoint) > rank(known) {
+                    *known = endpoint;
+                }
+            }
         }
-        Some(spread) if service.traffic_policy == TrafficPolicy::Cluster => {
-            let own: BTreeSet<Endpoint> = spread.own.intersection(&inside).copied().collect();
-            let own = if own.is_empty() { outside } else { own };
-            Target { share: spread.share, reach: spread.reach, ..arranged(own, inside, &all) }
-        }
-        _ => arranged(outside, inside, &all),
+        let Snapshot { node, dead, .. } = self.snapshot;
+        endpoints
+            .into_iter()
+            .map(|(address, e)| Candidate {
+                endpoint: Endpoint { remote: e.node.as_deref() != Some(node), address },
+                node: e.node.as_deref(),
+                // This node is alive, whatever the speaker reports.
+                dead: e.node.as_deref().is_some_and(|on| on != node && dead.contains(on)),
+                ready: e.ready,
+                fallback: e.serving && e.terminating,
+                serving: e.serving || e.ready,
+            })
+            .collect()
     }
 }
 
 /// How the packets to a port are spread.
 struct Spread {
-    /// The endpoints that this node has to serve.
+    /// The endpoints that this node serves.
     own: BTreeSet<Endpoint>,
-    /// How frames are shared among nodes; `None` if all of them stay here.
+    /// `None`: all frames stay on this node.
     share: Option<Arc<Share>>,
     reach: Reach,
 }
 
-/// How to spread packets from outside over the nodes with ready endpoints; `None` if none of them can be handed a frame.
+/// Spreads packets from outside over the nodes with ready endpoints; `None` if no such node is on a link.
 ///
-/// As long as there are endpoints on other nodes, in whatever state, frames are looked at: those of connections that such an
-/// endpoint has are to go on there, also where everything new stays here.
+/// While other nodes have endpoints in any condition, frames are still looked up, even if all new connections stay
+/// here: open connections to those endpoints must continue there.
 ///
-/// Who is dead does not matter here: a table has a second node for each. Endpoints on nodes that can't be handed a frame
-/// are given to those that can, by rank of their address, and are reached from there as they would be without any
-/// spreading; under the policy Local they can't be used.
-fn spread(policy: TrafficPolicy, all: &[Candidate<'_>], by: By, snapshot: &Snapshot) -> Option<Spread> {
-    let takes = |node: &str| {
+/// Dead nodes count: a table has a second node for each. Endpoints on nodes that are not on a link are assigned to
+/// nodes that are, by the rank of their address. They are reached from there as without spreading; under the policy
+/// Local they cannot be used.
+fn plan_spread(snapshot: &Snapshot, policy: TrafficPolicy, all: &[Candidate<'_>], hash_by: HashBy) -> Option<Spread> {
+    let is_on_link = |node: &str| {
         !snapshot.links.is_empty()
             && (node == snapshot.node || snapshot.links.values().any(|link| link.peers.contains_key(node)))
     };
-    let chosen = |may: fn(&Candidate<'_>) -> bool| all.iter().filter(|c| may(c)).collect::<Vec<_>>();
-    let mut used = chosen(|c| c.ready);
+    let select = |may: fn(&Candidate<'_>) -> bool| all.iter().filter(|c| may(c)).collect::<Vec<_>>();
+    let mut used = select(|c| c.ready);
     if used.is_empty() {
-        used = chosen(|c| c.fallback);
+        used = select(|c| c.fallback);
     }
     let mut parts: BTreeMap<&str, u32> = BTreeMap::new();
     let mut away = Vec::new();
     let mut own = BTreeSet::new();
     for candidate in used {
-        match candidate.node.filter(|node| takes(node)) {
+        match candidate.node.filter(|node| is_on_link(node)) {
             Some(node) => {
                 *parts.entry(node).or_default() += 1;
                 if node == snapshot.node {
@@ -197,18 +219,18 @@ fn spread(policy: TrafficPolicy, all: &[Candidate<'_>], by: By, snapshot: &Snaps
     if policy == TrafficPolicy::Local {
         away.clear();
     }
-    let elsewhere = all.iter().any(|c| c.endpoint.remote && c.node.is_some_and(takes));
-    if elsewhere && parts.is_empty() && away.is_empty() && own.is_empty() {
-        let share = Some(Arc::new(Share::new(by, [(&*snapshot.node, 1)])));
+    let has_remote = all.iter().any(|c| c.endpoint.remote && c.node.is_some_and(is_on_link));
+    if has_remote && parts.is_empty() && away.is_empty() && own.is_empty() {
+        let share = Some(Arc::new(Share::new(hash_by, [(&*snapshot.node, 1)])));
         return Some(Spread { own, share, reach: Reach::default() });
     }
-    let takers: Vec<&str> = parts.keys().copied().collect();
-    if takers.is_empty() {
+    let nodes: Vec<&str> = parts.keys().copied().collect();
+    if nodes.is_empty() {
         return None;
     }
     for endpoint in &away {
         let name = endpoint.address.ip().to_string();
-        if let Some(node) = takers.iter().max_by_key(|node| rank(node, &name)) {
+        if let Some(node) = nodes.iter().max_by_key(|node| rank(node, &name)) {
             *parts.entry(*node).or_default() += 1;
             if *node == snapshot.node {
                 own.insert(*endpoint);
@@ -216,41 +238,41 @@ fn spread(policy: TrafficPolicy, all: &[Candidate<'_>], by: By, snapshot: &Snaps
         }
     }
     let reach = if away.is_empty() { Reach::Spread } else { Reach::Mixed };
-    let share = elsewhere.then(|| Arc::new(Share::new(by, parts)));
+    let share = has_remote.then(|| Arc::new(Share::new(hash_by, parts)));
     Some(Spread { own, share, reach })
 }
 
-/// An endpoint that slices speak of.
+/// An endpoint in the slices.
 struct Candidate<'a> {
     endpoint: Endpoint,
-    /// The node it is on, as far as that is known.
+    /// `None`: unknown.
     node: Option<&'a str>,
-    /// Whether the node it is on is said to be dead.
+    /// Whether its node is dead.
     dead: bool,
     ready: bool,
-    /// Whether it may be used when none is ready.
+    /// Whether it may be used if no endpoint is ready.
     fallback: bool,
-    /// Whether it answers those that are connected to it.
+    /// Whether it answers its open connections.
     serving: bool,
 }
 
-/// Which of those that `may` be used are: the ready ones, and if there are none, those that serve while they
-/// terminate (KEP-1669): better a connection that will be short than none. In either case on nodes that live, before
-/// any on nodes that are said to be dead.
-fn usable(all: &[Candidate<'_>], may: impl Fn(&Endpoint) -> bool) -> BTreeSet<Endpoint> {
-    let choose = |which: fn(&Candidate<'_>) -> bool| -> BTreeSet<Endpoint> {
+/// The endpoints for new connections, of those that `may` be used: ready ones, and without any, those that serve while
+/// they terminate (KEP-1669), since a short connection is better than none. In both cases endpoints on dead nodes are
+/// used only if there are no others.
+fn usable_endpoints(all: &[Candidate<'_>], may: impl Fn(&Endpoint) -> bool) -> BTreeSet<Endpoint> {
+    let select = |which: fn(&Candidate<'_>) -> bool| -> BTreeSet<Endpoint> {
         all.iter().filter(|c| may(&c.endpoint) && which(c)).map(|c| c.endpoint).collect()
     };
     let choices: [fn(&Candidate<'_>) -> bool; 4] =
         [|c| c.ready && !c.dead, |c| c.fallback && !c.dead, |c| c.ready, |c| c.fallback];
-    choices.into_iter().map(choose).find(|chosen| !chosen.is_empty()).unwrap_or_default()
+    choices.into_iter().map(select).find(|chosen| !chosen.is_empty()).unwrap_or_default()
 }
 
-/// Puts the endpoints in an order in which both choices are consecutive.
+/// Orders the endpoints so that both choices are consecutive.
 ///
-/// Either all of `outside` is in `inside`, or nothing of it: the one way to differ is that local endpoints all
-/// terminate while remote ones are ready.
-fn arranged(outside: BTreeSet<Endpoint>, inside: BTreeSet<Endpoint>, all: &[Candidate<'_>]) -> Target {
+/// `outside` is either a subset of `inside` or disjoint from it. They are disjoint if all local endpoints terminate
+/// while remote ones are ready.
+fn order_endpoints(outside: BTreeSet<Endpoint>, inside: BTreeSet<Endpoint>, all: &[Candidate<'_>]) -> Target {
     let count = |set: &BTreeSet<Endpoint>| u32::try_from(set.len()).unwrap_or(u32::MAX);
     let from = if outside.is_subset(&inside) { 0 } else { count(&outside) };
     let picks = (Pick { from: 0, count: count(&outside) }, Pick { from, count: count(&inside) });

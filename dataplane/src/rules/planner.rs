@@ -1,8 +1,9 @@
-//! Plans again only what has changed: the same as [`ruleset`] of the whole snapshot, at the price of the difference.
+//! Plans only what changed: [`Planner::plan`] returns the same as [`plan_ruleset`], at the cost of the difference.
+//! Pure.
 //!
-//! A cluster of 30,000 Services changes one at a time, and a packet should take the new way within milliseconds. So the
-//! last snapshot is kept, what the new one shares with it (pieces of maps, the same `Arc`; of holders, also equal ones) is passed
-//! over, and what is not affected is shared between the rulesets. Whoever compares two of those can do the same.
+//! In a cluster of 30,000 Services one changes at a time, and its packets must take the new path within milliseconds.
+//! So the planner keeps the last snapshot and skips what the new one shares with it: pieces of maps and equal `Arc`s;
+//! of holders also equal values. Rulesets share unaffected parts, so that the next stage can skip them too.
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
@@ -11,7 +12,7 @@ use std::sync::Arc;
 use crds::{EndpointSlice, Key};
 use model::Holdings;
 
-use super::plan::{lb_ip, ruleset};
+use super::plan::{plan_lb_ip, plan_ruleset};
 use super::ruleset::Ruleset;
 use crate::snapshot::{Slices, Snapshot};
 
@@ -19,38 +20,38 @@ use crate::snapshot::{Slices, Snapshot};
 #[derive(Debug, Default)]
 pub struct Planner {
     planned: Option<(Arc<Snapshot>, Arc<Ruleset>)>,
-    /// Which addresses each Service holds in the snapshot that was last planned: its `addresses`, turned around.
+    /// The addresses that each Service holds in the last snapshot: its `addresses`, inverted.
     held: Holdings,
 }
 
 impl Planner {
-    /// The ruleset for `snapshot`: the same `Arc` as the last time if it says the same.
+    /// The ruleset for `snapshot`: the same `Arc` as the last one if nothing changed.
     pub fn plan(&mut self, snapshot: &Arc<Snapshot>) -> Arc<Ruleset> {
         let ruleset = match self.planned.take() {
             Some((before, ruleset))
                 if before.node == snapshot.node
                     && before.pod_ranges == snapshot.pod_ranges
-                    && before.counts == snapshot.counts
+                    && before.count_traffic == snapshot.count_traffic
                     && before.links == snapshot.links
-                    && before.own == snapshot.own
+                    && before.node_ips == snapshot.node_ips
                     && before.backend == snapshot.backend
-                    && before.returns == snapshot.returns =>
+                    && before.reply_paths == snapshot.reply_paths =>
             {
-                let affected = self.affected(&before, snapshot);
-                replanned(ruleset, &before, snapshot, &affected)
+                let affected = self.affected_addresses(&before, snapshot);
+                replan(ruleset, &before, snapshot, &affected)
             }
             _ => {
                 self.held = Holdings::default();
-                self.affected(&Snapshot::default(), snapshot);
-                Arc::new(ruleset(snapshot))
+                self.affected_addresses(&Snapshot::default(), snapshot);
+                Arc::new(plan_ruleset(snapshot))
             }
         };
         self.planned = Some((Arc::clone(snapshot), Arc::clone(&ruleset)));
         ruleset
     }
 
-    /// The addresses about which the two snapshots may say different things.
-    fn affected(&mut self, before: &Snapshot, after: &Snapshot) -> BTreeSet<IpAddr> {
+    /// The addresses whose rules may differ between the two snapshots. Updates `held`.
+    fn affected_addresses(&mut self, before: &Snapshot, after: &Snapshot) -> BTreeSet<IpAddr> {
         let mut affected = BTreeSet::new();
         for (address, before, after) in before.addresses.differing(&after.addresses) {
             if before.is_some_and(|before| after.is_some_and(|after| Arc::ptr_eq(before, after) || before == after)) {
@@ -66,40 +67,47 @@ impl Planner {
                 touch(key);
             }
         }
-        let same = |a: &Slices, b: &Slices| a.len() == b.len() && a.iter().zip(&**b).all(|(a, b)| Arc::ptr_eq(a, b));
         for (key, before, after) in before.slices.differing(&after.slices) {
-            if !before.is_some_and(|before| after.is_some_and(|after| same(before, after))) {
+            if !before.is_some_and(|before| after.is_some_and(|after| share_slices(before, after))) {
                 touch(key);
             }
         }
-        // Who died or came back. Slices that changed too have been touched above.
-        let turned: BTreeSet<&str> = before.dead.symmetric_difference(&after.dead).map(String::as_str).collect();
-        if !turned.is_empty() {
-            let on = |slice: &Arc<EndpointSlice>| {
-                slice.endpoints.iter().any(|e| e.node.as_deref().is_some_and(|node| turned.contains(node)))
+        // Services with endpoints on nodes that died or came back. Slices that changed as well are touched above.
+        let changed: BTreeSet<&str> = before.dead.symmetric_difference(&after.dead).map(String::as_str).collect();
+        if !changed.is_empty() {
+            let is_on_changed = |slice: &Arc<EndpointSlice>| {
+                slice.endpoints.iter().any(|e| e.node.as_deref().is_some_and(|node| changed.contains(node)))
             };
-            after.slices.iter().filter(|(_, slices)| slices.iter().any(on)).for_each(|(key, _)| touch(key));
+            let affected = after.slices.iter().filter(|(_, slices)| slices.iter().any(is_on_changed));
+            affected.for_each(|(key, _)| touch(key));
         }
         affected
     }
 }
 
-/// `before`, which was planned for `known`, with what `snapshot` says of the `affected` addresses.
-fn replanned(before: Arc<Ruleset>, known: &Snapshot, snapshot: &Snapshot, affected: &BTreeSet<IpAddr>) -> Arc<Ruleset> {
-    let news: Vec<_> = affected
+/// Whether both lists consist of the same slices.
+fn share_slices(a: &Slices, b: &Slices) -> bool {
+    a.len() == b.len() && a.iter().zip(&**b).all(|(a, b)| Arc::ptr_eq(a, b))
+}
+
+/// `ruleset`, which was planned for `before`, with the `affected` addresses planned again for `after`.
+fn replan(ruleset: Arc<Ruleset>, before: &Snapshot, after: &Snapshot, affected: &BTreeSet<IpAddr>) -> Arc<Ruleset> {
+    let changed: Vec<_> = affected
         .iter()
-        .map(|address| (*address, lb_ip(snapshot, *address)))
-        .filter(|(address, new)| before.addresses.get(address).map(|before| &**before) != new.as_ref())
+        .map(|address| (*address, plan_lb_ip(after, *address)))
+        .filter(|(address, new)| ruleset.addresses.get(address).map(|old| &**old) != new.as_ref())
         .collect();
-    let (has_news, turned) = (!news.is_empty(), known.dead != snapshot.dead);
-    if !has_news && !turned {
-        return before;
+    let (is_changed, dead_changed) = (!changed.is_empty(), before.dead != after.dead);
+    if !is_changed && !dead_changed {
+        return ruleset;
     }
-    let mut ruleset = Ruleset::clone(&before);
-    ruleset.astray = turned;
-    for (address, new) in news {
-        ruleset.set(address, new);
+    let mut next = Ruleset::clone(&ruleset);
+    if dead_changed {
+        next.invalidate_next_hops();
     }
-    ruleset.aim(snapshot);
-    if has_news || ruleset.wires != before.wires { Arc::new(ruleset) } else { before }
+    for (address, new) in changed {
+        next.set(address, new);
+    }
+    next.resolve_next_hops(after);
+    if is_changed || next.next_hops != ruleset.next_hops { Arc::new(next) } else { ruleset }
 }

@@ -1,10 +1,10 @@
-//! What must happen to packets: [`Snapshot`] → [`Ruleset`], by [`ruleset`](super::plan::ruleset).
+//! What must happen to packets on this node: a [`Ruleset`], planned by [`plan_ruleset`](super::plan::plan_ruleset).
 //!
-//! The ruleset knows lb_ips, ports and endpoints, and nothing of how a kernel is told: that is the engine's business.
+//! A ruleset consists of lb_ips, ports and endpoints. How a kernel is programmed is the engine's business.
 //!
-//! Two kinds of packets are told apart. Those from *outside* come from other hosts; the traffic policy binds them.
-//! Those from *inside* come from this node or a pod on it; they may use every endpoint, whatever the policy is, as with
-//! kube-proxy. Who may use a Service at all is the same for both.
+//! Packets have one of two origins. Packets from *outside* come from other hosts; the traffic policy applies to them.
+//! Packets from *inside* come from this node or its pods; they may use every endpoint under either policy, as with
+//! kube-proxy. The source ranges of a Service apply to both.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -12,190 +12,199 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use crds::service::Family;
-use crds::{Backend, Key, MacAddr, ProblemReason, Protocol, Range, Reach};
+use crds::{Backend, Protocol, Range, Reach};
 use model::SharedMap;
 
-use crate::reply_path::Return;
-use crate::rules::backend::Proxied;
-use crate::rules::spread::{By, Share, Table, Token};
-use crate::snapshot::{Link, LinkName, Snapshot};
+use super::backend::ProxyTarget;
+use super::next_hops::NextHops;
+use super::problem::Problem;
+use super::spread::{HashBy, Share, SlotTable, TableId};
+use crate::reply_path::ReplyPath;
+use crate::snapshot::Snapshot;
 
 /// What must happen to packets on this node.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Ruleset {
-    /// Where packets from this node's pods come from: sorted, and no two of them touch.
+    /// The ranges of this node's pods, sorted and merged.
     pub pod_ranges: Vec<Range>,
-    /// The links whose connections are answered by them.
-    pub returns: Arc<BTreeSet<Return>>,
-    /// Every lb_ip that a Service holds, with what is behind it. An lb_ip that is held by none that exists is not
-    /// here: packets to it are none of our business, and it must not be announced.
+    /// The links whose replies leave by them.
+    pub reply_paths: Arc<BTreeSet<ReplyPath>>,
+    /// Every lb_ip that an existing Service holds. Packets to any other address are left alone, and no other address
+    /// may be announced.
     pub addresses: SharedMap<IpAddr, Arc<LbIp>>,
-    /// Which ways to targets there are in each family, and how often: what an engine needs one of for all, without
-    /// having to look at all. Kept by [`Ruleset::set`].
-    ways: BTreeMap<(Family, Way), usize>,
-    /// The tables by which frames are spread, the share that each is of, and how many ports need it. Kept by
-    /// [`Ruleset::set`].
-    tables: SharedMap<Token, (Arc<Table>, Arc<Share>, usize)>,
-    /// Where frames go. Kept by [`Ruleset::aim`].
-    pub(crate) wires: Arc<Wires>,
-    /// Whether that is not as it should be any more.
-    pub(crate) astray: bool,
+    /// The number of ports that use each dispatch, by family. The engine makes one chain for each without reading all
+    /// addresses.
+    dispatches: BTreeMap<(Family, Dispatch), usize>,
+    /// The share tables in use.
+    tables: SharedMap<TableId, UsedTable>,
+    pub(crate) next_hops: Arc<NextHops>,
+    /// Set when `next_hops` must be resolved again by [`Ruleset::resolve_next_hops`].
+    next_hops_outdated: bool,
 }
 
-/// What spreading frames needs to know of the links.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Wires {
-    /// The links on which frames are spread.
-    pub links: BTreeMap<LinkName, Link>,
-    /// The nodes that are dead.
-    pub dead: BTreeSet<String>,
-    /// Where a frame goes on a link for what stands for nodes in a table: this node's own MAC address where it stays.
-    pub hops: BTreeMap<(LinkName, Token), MacAddr>,
+/// A share table that ports use.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct UsedTable {
+    table: Arc<SlotTable>,
+    share: Arc<Share>,
+    /// The number of ports and fragment keys that use it.
+    users: usize,
 }
 
 impl Ruleset {
     /// A ruleset without any lb_ip.
-    pub(crate) fn new(pod_ranges: Vec<Range>, returns: Arc<BTreeSet<Return>>) -> Self {
-        Self { pod_ranges, returns, ..Self::default() }
+    pub(crate) fn new(pod_ranges: Vec<Range>, reply_paths: Arc<BTreeSet<ReplyPath>>) -> Self {
+        Self { pod_ranges, reply_paths, ..Self::default() }
     }
 
-    /// Puts `new` behind `address`, or nothing. When all is set, [`Ruleset::aim`] has to be called.
+    /// Sets or removes an lb_ip. After the last one, [`Ruleset::resolve_next_hops`] must be called.
     pub(crate) fn set(&mut self, address: IpAddr, mut new: Option<LbIp>) {
         let family = Family::from(address);
-        for (_, share, by) in new.iter().flat_map(LbIp::shares) {
-            let token = share.token_by(by);
-            if let Some((_, _, count)) = self.tables.get_mut(&token) {
-                *count += 1;
-            } else {
-                self.astray = true;
-                let share = if by == share.by() { Arc::clone(share) } else { Arc::new(share.decided(by)) };
-                self.tables.insert(token, (Arc::new(share.table()), share, 1));
-            }
+        for (_, share, hash_by) in new.iter().flat_map(LbIp::shares) {
+            self.use_table(share, hash_by);
         }
-        // Most Services have one of a few shares, so they have it together.
+        // Most Services have one of a few shares, so one copy serves all.
         for share in new.iter_mut().flat_map(|new| new.ports.values_mut()).filter_map(|target| target.share.as_mut()) {
-            if let Some((_, known, _)) = self.tables.get(&share.token()).filter(|(_, known, _)| known == share) {
-                *share = Arc::clone(known);
+            if let Some(used) = self.tables.get(&share.table_id()).filter(|used| used.share == *share) {
+                *share = Arc::clone(&used.share);
             }
         }
-        let ways = |lb_ip: &LbIp| -> Vec<(Family, Way)> {
-            let ways = lb_ip.ports.values().flat_map(|target| [target.way_from_outside(), target.way_from_inside()]);
-            ways.flatten().map(|way| (family, way)).collect()
-        };
-        for way in new.iter().flat_map(ways) {
-            *self.ways.entry(way).or_default() += 1;
+        for dispatch in new.iter().flat_map(LbIp::dispatches) {
+            *self.dispatches.entry((family, dispatch)).or_default() += 1;
         }
         let old = match new {
             Some(new) => self.addresses.insert(address, Arc::new(new)),
             None => self.addresses.remove(&address),
         };
-        for way in old.as_deref().into_iter().flat_map(ways) {
-            if let Some(count) = self.ways.get_mut(&way) {
-                *count -= 1;
+        for dispatch in old.as_deref().into_iter().flat_map(LbIp::dispatches) {
+            if let Some(ports) = self.dispatches.get_mut(&(family, dispatch)) {
+                *ports -= 1;
             }
         }
-        self.ways.retain(|_, count| *count > 0);
-        for (_, share, by) in old.as_deref().into_iter().flat_map(LbIp::shares) {
-            let token = share.token_by(by);
-            if let Some((_, _, count)) = self.tables.get_mut(&token) {
-                *count -= 1;
-                if *count == 0 {
-                    self.astray = true;
-                    self.tables.remove(&token);
-                }
-            }
+        self.dispatches.retain(|_, ports| *ports > 0);
+        for (_, share, hash_by) in old.as_deref().into_iter().flat_map(LbIp::shares) {
+            self.release_table(share.table_id_by(hash_by));
         }
     }
 
-    /// Says where frames go, as things stand on the links.
-    pub(crate) fn aim(&mut self, snapshot: &Snapshot) {
-        if !std::mem::take(&mut self.astray) {
+    fn use_table(&mut self, share: &Arc<Share>, hash_by: HashBy) {
+        let id = share.table_id_by(hash_by);
+        if let Some(used) = self.tables.get_mut(&id) {
+            used.users += 1;
             return;
         }
-        let mut wires = Wires::default();
-        if !self.tables.is_empty() {
-            wires.links.clone_from(&snapshot.links);
-            wires.dead.clone_from(&snapshot.dead);
-        }
-        let ranked: BTreeMap<_, _> = self.tables.values().flat_map(|(table, ..)| &table.nodes).collect();
-        for (name, link) in &wires.links {
-            let reached = |node: &str| link.peers.get(node).filter(|_| !snapshot.dead.contains(node)).copied();
-            let to = |node: &str| if node == snapshot.node { Some(link.mac) } else { reached(node) };
-            for (token, nodes) in &ranked {
-                // Where nobody of the two can be reached the frame stays: this node knows what else to do.
-                let mac = to(&nodes.first).or_else(|| nodes.second.as_deref().and_then(to)).unwrap_or(link.mac);
-                wires.hops.insert((*name, **token), mac);
+        self.next_hops_outdated = true;
+        let share = if hash_by == share.hash_by() { Arc::clone(share) } else { Arc::new(share.hashed_by(hash_by)) };
+        self.tables.insert(id, UsedTable { table: Arc::new(share.table()), share, users: 1 });
+    }
+
+    fn release_table(&mut self, id: TableId) {
+        if let Some(used) = self.tables.get_mut(&id) {
+            used.users -= 1;
+            if used.users == 0 {
+                self.next_hops_outdated = true;
+                self.tables.remove(&id);
             }
         }
-        if *self.wires != wires {
-            self.wires = Arc::new(wires);
+    }
+
+    /// Marks the next hops as outdated, since another set of nodes is dead.
+    pub(crate) fn invalidate_next_hops(&mut self) {
+        self.next_hops_outdated = true;
+    }
+
+    /// Resolves the next hops again, if they are outdated.
+    pub(crate) fn resolve_next_hops(&mut self, snapshot: &Snapshot) {
+        if std::mem::take(&mut self.next_hops_outdated) {
+            let next_hops = NextHops::resolve(snapshot, self.tables.values().map(|used| &*used.table));
+            if *self.next_hops != next_hops {
+                self.next_hops = Arc::new(next_hops);
+            }
         }
     }
 
-    /// The tables by which frames are spread.
-    pub fn tables(&self) -> impl Iterator<Item = (Token, &Arc<Table>)> {
-        self.tables.iter().map(|(token, (table, ..))| (*token, table))
+    /// The share tables in use.
+    pub fn tables(&self) -> impl Iterator<Item = (TableId, &Arc<SlotTable>)> {
+        self.tables.iter().map(|(id, used)| (*id, &used.table))
     }
 
-    /// The tables that only one of the two has: here, and in the other. What stands for a table follows from it, so there
-    /// are not two of the same.
+    /// The tables that only one of the two has: here, and in `other`. Tables with the same id are equal.
     pub(crate) fn differing_tables<'a>(
         &'a self,
         other: &'a Self,
-    ) -> impl Iterator<Item = (Token, Option<&'a Arc<Table>>, Option<&'a Arc<Table>>)> {
+    ) -> impl Iterator<Item = (TableId, Option<&'a Arc<SlotTable>>, Option<&'a Arc<SlotTable>>)> {
         let differing = self.tables.differing(&other.tables);
-        let table = |counted: Option<&'a (Arc<Table>, Arc<Share>, usize)>| counted.map(|(table, ..)| table);
-        let tables = differing.map(move |(token, before, after)| (*token, table(before), table(after)));
+        let table = |used: Option<&'a UsedTable>| used.map(|used| &used.table);
+        let tables = differing.map(move |(id, before, after)| (*id, table(before), table(after)));
         tables.filter(|(_, before, after)| before.is_some() != after.is_some())
     }
 
-    /// Every way to a target, with the family of its lb_ip.
-    pub fn ways(&self) -> impl Iterator<Item = (Family, Way)> {
-        self.ways.keys().copied()
+    /// Every dispatch in use, with the family of its lb_ips.
+    pub fn dispatches(&self) -> impl Iterator<Item = (Family, Dispatch)> {
+        self.dispatches.keys().copied()
     }
 }
 
-/// What is behind one lb_ip.
+/// An lb_ip, a protocol and a port: the destination of a client's packet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Frontend {
+    pub address: IpAddr,
+    pub protocol: Protocol,
+    pub port: u16,
+}
+
+impl fmt::Display for Frontend {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", SocketAddr::new(self.address, self.port), self.protocol)
+    }
+}
+
+/// The ports and problems of one lb_ip.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct LbIp {
-    /// What is behind each port. Packets to any other port are dropped: handed on, they would go back to the router
-    /// they came from.
+    /// Packets to any other port are dropped. If they were routed, they would go back to the router they came from.
     pub ports: BTreeMap<(Protocol, u16), Box<Target>>,
-    /// What users should know.
+    /// Problems to report to users.
     pub problems: BTreeSet<Problem>,
     /// Whether packets to it are counted.
     pub counted: bool,
 }
 
-/// What a frame is looked up by that is to be spread.
+/// The key by which the share table of a frame is looked up.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum Spreads {
-    /// A port.
+pub enum SpreadKey {
     Port(Protocol, u16),
-    /// A protocol, for what has no port to look at: fragments.
-    Whole(Protocol),
+    /// For fragments, which have no port.
+    Protocol(Protocol),
 }
 
 impl LbIp {
-    /// By which share what is spread, and what of a packet decides. Fragments of a protocol are spread as the least port of it
-    /// is, but by the client alone; should another port have its endpoints elsewhere, its node hands them on.
-    pub fn shares(&self) -> impl Iterator<Item = (Spreads, &Arc<Share>, By)> {
+    /// The share of each key whose frames are spread, and the part of the packet that is hashed.
+    ///
+    /// Fragments of a protocol use the share of its lowest port, hashed by client. If another port has its endpoints
+    /// elsewhere, the node that gets its fragments forwards them.
+    pub fn shares(&self) -> impl Iterator<Item = (SpreadKey, &Arc<Share>, HashBy)> {
         let mut last = None;
         let shared = self.ports.iter().filter_map(|(&port, target)| Some((port, target.share.as_ref()?)));
-        // Ports are in order of their protocols.
+        // Ports are sorted by protocol.
         shared.flat_map(move |((protocol, port), share)| {
             let is_first = last.replace(protocol) != Some(protocol);
-            let whole = is_first.then_some((Spreads::Whole(protocol), share, By::Client));
-            [Some((Spreads::Port(protocol, port), share, share.by())), whole].into_iter().flatten()
+            let fragments = is_first.then_some((SpreadKey::Protocol(protocol), share, HashBy::Client));
+            [Some((SpreadKey::Port(protocol, port), share, share.hash_by())), fragments].into_iter().flatten()
         })
     }
 
-    /// Whether all of it is another proxy's business.
+    /// The dispatch of every port, from outside and from inside.
+    fn dispatches(&self) -> impl Iterator<Item = Dispatch> {
+        self.ports.values().flat_map(|target| [target.outside_dispatch(), target.inside_dispatch()]).flatten()
+    }
+
+    /// Whether another proxy forwards all of it.
     pub fn is_left(&self) -> bool {
         !self.ports.is_empty() && self.ports.values().all(|target| target.left)
     }
 
-    /// How its packets get to endpoints.
+    /// How packets from outside reach endpoints on other nodes.
     pub fn reach(&self) -> Reach {
         let served = self.ports.values().filter(|target| target.outside.count > 0 || target.left);
         let mut reaches = served.map(|target| target.reach);
@@ -204,141 +213,85 @@ impl LbIp {
     }
 }
 
-/// Something in a Service that is not forwarded as it is written.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Problem {
-    /// The Service.
-    pub service: Key,
-    /// What is wrong.
-    pub reason: ProblemReason,
-    /// What it is about: ports, the address of an endpoint, a source range, or a backend and what is missing for it.
-    pub what: String,
-}
-
-impl Problem {
-    /// Whether somebody has made a mistake. That there is no endpoint happens to every Service now and then.
-    pub fn is_mistake(&self) -> bool {
-        !matches!(self.reason, ProblemReason::NoEndpoints | ProblemReason::NoLocalEndpoints)
-    }
-}
-
-impl fmt::Display for Problem {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { service, reason, what } = self;
-        match reason {
-            ProblemReason::InvalidSourceRange => write!(
-                f,
-                "loadBalancerSourceRanges of Service {service}: {what:?} is no CIDR such as 192.0.2.0/24, and lets nobody in"
-            ),
-            ProblemReason::EndpointsRefused => write!(
-                f,
-                "Service {service} has an endpoint {what}, which is no address of a pod or another host, and is left out: see \
-                 its EndpointSlices"
-            ),
-            ProblemReason::UnknownBackend => write!(
-                f,
-                "annotation landfall.dev/backend of Service {service}: {what:?} is none of endpoints, nodeport and \
-                 clusterip, and is ignored"
-            ),
-            ProblemReason::BackendUnavailable => {
-                write!(f, "Service {service} is forwarded to its endpoints and not by the backend {what}")
-            }
-            ProblemReason::NoEndpoints => write!(f, "Service {service} has no endpoint for {what}, and refuses"),
-            ProblemReason::AnswersElsewhere => {
-                write!(f, "answers of Service {service} may leave by another link than requests came in by: {what}")
-            }
-            ProblemReason::RequestsFiltered => write!(f, "the kernel may drop requests to Service {service}: {what}"),
-            ProblemReason::NoLocalEndpoints | ProblemReason::Other => {
-                write!(
-                    f,
-                    "Service {service} has no endpoint for {what} on this node, and drops what comes from outside"
-                )
-            }
-        }
-    }
-}
-
-/// What is behind one port of an lb_ip.
+/// The endpoints and rules of one port of an lb_ip.
 ///
-/// Without any endpoint, packets are refused. With endpoints, but none for packets from outside, those are dropped:
-/// the endpoints are alive, only not here.
+/// Without any endpoint, packets are refused. With endpoints, but none for packets from outside, those packets are
+/// dropped: the endpoints are alive on other nodes.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Target {
-    /// All endpoints that new connections may go to: first those for packets from outside, of these first the local
-    /// ones, and else by address.
+    /// All endpoints that new connections may use. Endpoints for packets from outside come first, local ones first
+    /// among them; then by address.
     pub endpoints: Vec<Endpoint>,
-    /// Which of them packets from outside may use.
+    /// The endpoints for packets from outside.
     pub outside: Pick,
-    /// Which of them packets from inside may use.
+    /// The endpoints for packets from inside.
     pub inside: Pick,
     /// Endpoints that get no new connection but still serve those they have.
     pub draining: BTreeSet<SocketAddr>,
-    /// The ranges that clients may come from, sorted, without two that touch; packets from elsewhere are dropped,
-    /// whether there are endpoints or not. `None`: from anywhere.
+    /// The ranges of allowed clients, sorted and merged. Packets of other clients are dropped, with or without
+    /// endpoints. `None`: every client is allowed.
     pub sources: Option<Arc<[Range]>>,
-    /// For how many seconds after its last new connection a client stays with its endpoint.
+    /// A client keeps its endpoint for this many seconds after its last new connection.
     pub affinity: Option<u32>,
-    /// How frames are shared among nodes; `None`: all that come here stay here.
+    /// How frames are shared among nodes. `None`: all frames stay on this node.
     pub share: Option<Arc<Share>>,
-    /// How packets from outside get to endpoints on other nodes.
+    /// How packets from outside reach endpoints on other nodes.
     pub reach: Reach,
-    /// What packets are given to in place of endpoints, if they are. The endpoints are those that it may send them to.
-    pub proxied: Option<Proxied>,
-    /// Whether it is another proxy's business: its packets are left as they are, and all else here counts for nothing.
+    /// The address that packets are readdressed to for the Service proxy. `endpoints` are then those it may choose
+    /// from.
+    pub proxied: Option<ProxyTarget>,
+    /// Another proxy forwards this port. Its packets are left alone, and all other fields have no effect.
     ///
-    /// TODO(correctness): where the lb_ip has ports of ours too, what that proxy sends to endpoints is masqueraded.
+    /// TODO(correctness): if the lb_ip also has ports of ours, packets from that proxy to endpoints are masqueraded.
     pub left: bool,
 }
 
 impl Target {
-    /// How packets from outside get to endpoints, if there are any for them.
-    pub fn way_from_outside(&self) -> Option<Way> {
-        self.way(self.outside)
+    /// The dispatch of packets from outside; `None` without endpoints for them.
+    pub fn outside_dispatch(&self) -> Option<Dispatch> {
+        self.dispatch(self.outside)
     }
 
-    /// How packets from inside do.
-    pub fn way_from_inside(&self) -> Option<Way> {
-        self.way(self.inside)
+    /// The dispatch of packets from inside; `None` without endpoints for them.
+    pub fn inside_dispatch(&self) -> Option<Dispatch> {
+        self.dispatch(self.inside)
     }
 
-    fn way(&self, pick: Pick) -> Option<Way> {
+    fn dispatch(&self, pick: Pick) -> Option<Dispatch> {
         let (restricted, affinity) = (self.sources.is_some(), self.affinity);
-        let way = match self.proxied {
-            None => Way { pick, restricted, affinity, backend: Backend::Endpoints },
-            // Which endpoint it is to be is for the proxy to say.
-            Some(proxied) => Way { restricted, backend: proxied.backend(), ..Way::default() },
+        let dispatch = match self.proxied {
+            None => Dispatch { pick, restricted, affinity, backend: Backend::Endpoints },
+            // The proxy chooses the endpoint.
+            Some(proxied) => Dispatch { restricted, backend: proxied.backend(), ..Dispatch::default() },
         };
-        (pick.count > 0).then_some(way)
+        (pick.count > 0).then_some(dispatch)
     }
 }
 
-/// How a new connection gets to an endpoint.
+/// How a new connection is sent to an endpoint. All ports with the same dispatch share a chain.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Way {
-    /// Which endpoints there are for it.
+pub struct Dispatch {
+    /// The endpoints to choose from.
     pub pick: Pick,
-    /// Whether only some clients may go it.
+    /// Whether source ranges apply.
     pub restricted: bool,
-    /// For how many seconds it is remembered where a client went, who goes there again.
+    /// Session-affinity timeout in seconds.
     pub affinity: Option<u32>,
-    /// What it leads to: the endpoints themselves, or what the Service proxy serves.
     pub backend: Backend,
 }
 
 /// An endpoint that packets are sent to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Endpoint {
-    /// Whether it is on another node. (So that local ones are first in order.)
+    /// Whether it is on another node. The first field, so that local endpoints sort first.
     pub remote: bool,
-    /// Its address and port.
     pub address: SocketAddr,
 }
 
-/// Some consecutive endpoints of a [`Target`]: one of them is picked at random for each new connection.
+/// Consecutive endpoints of a [`Target`]. Each new connection goes to one of them, chosen at random.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Pick {
     /// The index of the first.
     pub from: u32,
-    /// How many there are.
     pub count: u32,
 }

@@ -1,8 +1,9 @@
-//! Who may use a Service: `spec.loadBalancerSourceRanges` and its annotation → [`Sources`], by [`Sources::read`].
+//! The clients allowed to use a Service: `spec.loadBalancerSourceRanges` or its annotation → [`Sources`], by
+//! [`Sources::parse`]. Pure.
 //!
-//! A Service that names any range at all is closed to everybody else. What can't be read as a range opens nothing, so a
-//! Service whose only range is a mistake is closed to all. So is, in each family, one that names ranges of the other
-//! family alone: whoever listed who may come did not mean anybody by leaving a family out.
+//! A Service with any range is closed to all other clients. An invalid entry allows no client, so a Service whose only
+//! entry is invalid is closed. A Service with ranges of one family only is closed in the other: a list of allowed
+//! clients does not allow the clients that it omits.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
@@ -11,22 +12,22 @@ use crds::Range;
 use crds::service::Family;
 use ipnet::IpNet;
 
-/// Who may use a Service.
+/// The clients allowed to use a Service.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Sources {
-    /// The ranges that clients may come from, each family sorted and without two that touch; `None`: from anywhere.
+    /// The allowed ranges of IPv4 and IPv6, sorted and merged; `None`: every client is allowed.
     only: Option<[Arc<[Range]>; 2]>,
-    /// Entries that are no ranges, as they are written.
+    /// Entries that are not ranges, verbatim.
     invalid: Vec<String>,
 }
 
 impl Sources {
-    /// Reads the field, or the annotation `service.beta.kubernetes.io/load-balancer-source-ranges` (ranges with commas
-    /// in between) where the field is empty, as the API has it.
-    pub fn read<'a>(field: impl IntoIterator<Item = &'a str>, annotation: Option<&'a str>) -> Self {
+    /// Parses the field. If it is empty, parses the annotation `service.beta.kubernetes.io/load-balancer-source-ranges`
+    /// (ranges separated by commas), as Kubernetes does.
+    pub fn parse<'a>(field: impl IntoIterator<Item = &'a str>, annotation: Option<&'a str>) -> Self {
         let mut entries: Vec<&str> = field.into_iter().collect();
         if entries.is_empty() {
-            // An annotation without any text is as good as none.
+            // A blank annotation counts as absent.
             let text = annotation.map(str::trim).filter(|text| !text.is_empty());
             entries = text.map(|text| text.split(',').collect()).unwrap_or_default();
         }
@@ -40,43 +41,42 @@ impl Sources {
                 Err(_) => invalid.push(entry.to_owned()),
             }
         }
-        let all = merged(&nets);
-        let of = |family| all.iter().copied().filter(|range| Family::from(range.first()) == family).collect();
-        Self { only: Some([of(Family::V4), of(Family::V6)]), invalid }
+        let all = merge_ranges(&nets);
+        let (v4, v6): (Vec<Range>, Vec<Range>) = all.into_iter().partition(Range::is_ipv4);
+        Self { only: Some([v4.into(), v6.into()]), invalid }
     }
 
-    /// The ranges of this family that clients may come from, sorted, without two that touch; `None` if they may come
-    /// from anywhere.
-    pub fn of(&self, family: Family) -> Option<Arc<[Range]>> {
+    /// The allowed ranges of this family, sorted and merged; `None` if every client is allowed.
+    pub fn for_family(&self, family: Family) -> Option<Arc<[Range]>> {
         let [v4, v6] = self.only.as_ref()?;
         let (ranges, all) = match family {
             Family::V4 => (v4, (IpAddr::from(Ipv4Addr::UNSPECIFIED), IpAddr::from(Ipv4Addr::BROADCAST))),
             Family::V6 => (v6, (Ipv6Addr::UNSPECIFIED.into(), Ipv6Addr::from_bits(u128::MAX).into())),
         };
-        let anywhere = ranges.iter().any(|range| (range.first(), range.last()) == all);
-        (!anywhere).then(|| Arc::clone(ranges))
+        let is_everything = ranges.iter().any(|range| (range.first(), range.last()) == all);
+        (!is_everything).then(|| Arc::clone(ranges))
     }
 
-    /// Entries that are no ranges, as they are written: the user should be told.
+    /// Entries that are not ranges, verbatim, to be reported to the user.
     pub fn invalid(&self) -> &[String] {
         &self.invalid
     }
 }
 
-/// Whether one of these ranges, which are sorted and don't touch, has the address.
-pub fn allows(ranges: &[Range], address: IpAddr) -> bool {
+/// Whether one of these ranges, sorted and merged, contains the address.
+pub fn contains_address(ranges: &[Range], address: IpAddr) -> bool {
     let after = ranges.partition_point(|range| range.first() <= address);
     after.checked_sub(1).and_then(|last| ranges.get(last)).is_some_and(|range| range.contains(address))
 }
 
-/// The same addresses in as few ranges as there can be, in order.
-pub fn merged(nets: &[IpNet]) -> Vec<Range> {
+/// The same addresses in the smallest number of ranges, sorted.
+pub fn merge_ranges(nets: &[IpNet]) -> Vec<Range> {
     let mut ranges: Vec<Range> = nets.iter().filter_map(|net| Range::new(net.network(), net.broadcast())).collect();
     ranges.sort();
     let mut merged: Vec<Range> = Vec::new();
     for range in ranges {
         match merged.last_mut() {
-            Some(last) if touch(last, &range) => {
+            Some(last) if are_joined(last, &range) => {
                 let end = last.last().max(range.last());
                 *last = Range::new(last.first(), end).unwrap_or(*last);
             }
@@ -86,8 +86,8 @@ pub fn merged(nets: &[IpNet]) -> Vec<Range> {
     merged
 }
 
-/// Whether there is no address between `first` and `second`, of which `second` begins later.
-fn touch(first: &Range, second: &Range) -> bool {
+/// Whether no address is between `first` and `second`. `second` begins at or after the begin of `first`.
+fn are_joined(first: &Range, second: &Range) -> bool {
     first.is_ipv4() == second.is_ipv4() && crds::address::next(first.last()).is_none_or(|after| second.first() <= after)
 }
 
@@ -95,19 +95,19 @@ fn touch(first: &Range, second: &Range) -> bool {
 mod tests {
     use super::*;
 
-    fn written(sources: &Sources, family: Family) -> Option<Vec<String>> {
-        sources.of(family).map(|ranges| ranges.iter().map(ToString::to_string).collect())
+    fn ranges_of(sources: &Sources, family: Family) -> Option<Vec<String>> {
+        sources.for_family(family).map(|ranges| ranges.iter().map(ToString::to_string).collect())
     }
 
     #[test]
-    fn what_is_written_opens_what_it_says_and_a_mistake_opens_nothing() {
+    fn only_listed_ranges_are_allowed_and_mistakes_allow_nothing() {
         type Open = Option<&'static [&'static str]>;
         type Case = (&'static str, &'static [&'static str], Option<&'static str>, Open, Open, usize);
-        // The field, the annotation, who may come over IPv4 and IPv6, how many entries are no ranges.
+        // The field, the annotation, the allowed ranges of IPv4 and IPv6, the number of invalid entries.
         let cases: [Case; 11] = [
             ("nothing", &[], None, None, None, 0),
             ("one", &["10.0.0.0/8"], None, Some(&["10.0.0.0-10.255.255.255"]), Some(&[]), 0),
-            ("everybody", &["0.0.0.0/0", "::/0"], None, None, None, 0),
+            ("every client", &["0.0.0.0/0", "::/0"], None, None, None, 0),
             ("all of one family", &["0.0.0.0/0"], None, None, Some(&[]), 0),
             ("a mistake", &["10.0.0.0/33"], None, Some(&[]), Some(&[]), 1),
             ("an empty entry", &[""], None, Some(&[]), Some(&[]), 1),
@@ -125,10 +125,10 @@ mod tests {
             ("an empty annotation", &[], Some(" "), None, None, 0),
         ];
         for (case, field, annotation, v4, v6, invalid) in cases {
-            let sources = Sources::read(field.iter().copied(), annotation);
+            let sources = Sources::parse(field.iter().copied(), annotation);
             let expected = |open: Open| open.map(|ranges| ranges.iter().map(ToString::to_string).collect());
             assert_eq!(
-                (written(&sources, Family::V4), written(&sources, Family::V6), sources.invalid().len()),
+                (ranges_of(&sources, Family::V4), ranges_of(&sources, Family::V6), sources.invalid().len()),
                 (expected(v4), expected(v6), invalid),
                 "{case}"
             );
@@ -136,11 +136,11 @@ mod tests {
     }
 
     #[test]
-    fn an_address_is_allowed_if_a_range_has_it() {
-        let ranges = merged(&["10.0.0.0/31", "10.0.0.4/32"].map(|net| net.parse().expect("a range")));
-        let allowed = |last: u8| allows(&ranges, IpAddr::from([10, 0, 0, last]));
+    fn an_address_is_allowed_if_a_range_contains_it() {
+        let ranges = merge_ranges(&["10.0.0.0/31", "10.0.0.4/32"].map(|net| net.parse().expect("a range")));
+        let allowed = |last: u8| contains_address(&ranges, IpAddr::from([10, 0, 0, last]));
         assert_eq!([0, 1, 2, 3, 4, 5].map(allowed), [true, true, false, false, true, false]);
-        assert!(!allows(&ranges, "9.255.255.255".parse().expect("an address")));
-        assert!(!allows(&[], IpAddr::from([10, 0, 0, 0])));
+        assert!(!contains_address(&ranges, "9.255.255.255".parse().expect("an address")));
+        assert!(!contains_address(&[], IpAddr::from([10, 0, 0, 0])));
     }
 }

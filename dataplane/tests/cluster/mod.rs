@@ -5,10 +5,11 @@ use std::sync::{Arc, Mutex};
 
 use crds::MacAddr;
 use crds::Protocol::{Tcp, Udp};
-use dataplane::nft::engine::Engine;
-use dataplane::rules::plan::ruleset;
+use dataplane::Snapshot;
+use dataplane::nft::Engine;
+use dataplane::rules::Ruleset;
+use dataplane::rules::plan_ruleset;
 use dataplane::snapshot::{Link, LinkName};
-use dataplane::{Ruleset, Snapshot};
 use netns::{Namespace, veth};
 
 use crate::sample::{self, Described, ready, service};
@@ -112,7 +113,7 @@ impl Cluster {
         let links = [(LinkName::new("eth0").expect("a name"), link)].into();
         let pod_ranges = [format!("10.244.{node}.0/24"), format!("2001:db8:244:{node}::/64")];
         let pod_ranges = pod_ranges.iter().map(|range| range.parse().expect("a range")).collect();
-        Arc::new(ruleset(&Snapshot { node: name(node), links, pod_ranges, ..snapshot.clone() }))
+        Arc::new(plan_ruleset(&Snapshot { node: name(node), links, pod_ranges, ..snapshot.clone() }))
     }
 
     /// Programs one.

@@ -8,8 +8,8 @@ use std::sync::Arc;
 use crds::MacAddr;
 use crds::{Backend, Endpoint, EndpointSlice, Holder, Key, Port, Protocol, Service, TrafficPolicy};
 use dataplane::Snapshot;
-use dataplane::rules::sources::Sources;
-use dataplane::snapshot::{Link, LinkName, Terms};
+use dataplane::rules::Sources;
+use dataplane::snapshot::{Link, LinkName, ServiceOptions};
 use k8s_openapi::api::core::v1 as core;
 
 /// The node that everything is seen from.
@@ -63,7 +63,7 @@ pub fn unready(endpoint: Endpoint) -> Endpoint {
 #[derive(Debug)]
 pub struct Described {
     service: Service,
-    terms: Terms,
+    options: ServiceOptions,
     slices: Vec<EndpointSlice>,
     holds: Vec<IpAddr>,
 }
@@ -73,7 +73,7 @@ pub fn service(name: &str) -> Described {
     let nothing = Service::try_from(&core::Service::default()).expect("a Service");
     let (key, uid) = (Key::new("default", name), format!("uid-of-{name}").into());
     let service = Service { key, uid, is_load_balancer: true, ..nothing };
-    Described { service, terms: Terms::default(), slices: vec![], holds: vec![] }
+    Described { service, options: ServiceOptions::default(), slices: vec![], holds: vec![] }
 }
 
 impl Described {
@@ -97,13 +97,13 @@ impl Described {
 
     /// Only clients from these ranges may use it.
     pub fn only_from(mut self, ranges: &[&str]) -> Self {
-        self.terms.sources = Sources::read(ranges.iter().copied(), None);
+        self.options.sources = Sources::parse(ranges.iter().copied(), None);
         self
     }
 
     /// A client stays with its endpoint for so many seconds.
     pub fn sticky(mut self, seconds: u32) -> Self {
-        self.terms.affinity = Some(seconds);
+        self.options.affinity = Some(seconds);
         self
     }
 
@@ -123,7 +123,7 @@ impl Described {
 
     /// Its packets stay on the node that announces it.
     pub fn unspread(mut self) -> Self {
-        self.terms.unspread = true;
+        self.options.unspread = true;
         self
     }
 
@@ -145,14 +145,14 @@ impl Described {
 pub fn snapshot(services: impl IntoIterator<Item = Described>) -> Snapshot {
     let mut snapshot = nothing();
     let mut holders: BTreeMap<IpAddr, Vec<Holder>> = BTreeMap::new();
-    for Described { service, terms, slices, holds } in services {
+    for Described { service, options, slices, holds } in services {
         for address in holds {
             let (namespace, name) = (service.key.namespace.clone(), service.key.name.clone());
             holders.entry(address).or_default().push(Holder { namespace, name, uid: service.uid.clone(), terms: None });
         }
         snapshot.slices.insert(service.key.clone(), slices.into_iter().map(Arc::new).collect());
         let key = service.key.clone();
-        let service = dataplane::snapshot::Service { object: Arc::new(service), terms: Arc::new(terms) };
+        let service = dataplane::snapshot::Service { object: Arc::new(service), options: Arc::new(options) };
         snapshot.services.insert(key, service);
     }
     snapshot.addresses = holders.into_iter().map(|(address, holders)| (address, holders.into())).collect();
@@ -207,7 +207,7 @@ pub fn everything() -> Snapshot {
         .labelled([("service.kubernetes.io/service-proxy-name", "example.com")]);
     let pods = ["10.244.1.0/24", "10.245.0.0/25", "10.245.0.128/26", "2001:db8:244:1::/64"];
     let pod_ranges = pods.map(|net| net.parse().expect("a range")).to_vec();
-    let (own, links) = (vec![ip("192.0.2.1"), ip("2001:db8::1")], on_eth0(&["n2"]));
+    let (node_ips, links) = (vec![ip("192.0.2.1"), ip("2001:db8::1")], on_eth0(&["n2"]));
     let services = [web, local, empty, six, proxied, inner, theirs];
-    Snapshot { pod_ranges, own, links, counts: true, ..snapshot(services) }
+    Snapshot { pod_ranges, node_ips, links, count_traffic: true, ..snapshot(services) }
 }

@@ -95,26 +95,26 @@ impl Machine {
                 let Some(value) = state.bytes.get(start..end).map(<[u8]>::to_vec) else { return Step::Breaks };
                 state.load(*into, &value);
             }
-            Expression::Protocol { into } => state.load(*into, &[state.protocol().0]),
-            Expression::Meta { what, into } => {
-                let value = match what {
-                    Meta::NetworkProtocol => state.bytes[12..ETHERNET].to_vec(),
-                    Meta::InterfaceType => 1u16.to_ne_bytes().to_vec(),
-                    Meta::InterfaceName => state.link.bytes().to_vec(),
-                    Meta::Interface => vec![0; 4],
+            Expression::MetaL4Proto { into } => state.load(*into, &[state.protocol().0]),
+            Expression::Meta { key, into } => {
+                let value = match key {
+                    Meta::Protocol => state.bytes[12..ETHERNET].to_vec(),
+                    Meta::IifType => 1u16.to_ne_bytes().to_vec(),
+                    Meta::IifName => state.link.bytes().to_vec(),
+                    Meta::Iif => vec![0; 4],
                     Meta::Priority => panic!("no frame has a class"),
                 };
                 state.load(*into, &value);
             }
-            Expression::IsFragment { into } => state.load(*into, &[u8::from(state.is_fragment())]),
-            Expression::Hash { from, length, modulus, offset, into } => {
-                let Register::Quarter(from) = from else { panic!("a hash of a verdict") };
+            Expression::ExthdrFragment { into } => state.load(*into, &[u8::from(state.is_fragment())]),
+            Expression::Jhash { from, length, modulus, offset, into } => {
+                let Register::Word(from) = from else { panic!("a hash of a verdict") };
                 let start = usize::from(*from) * 4;
                 let hash = jhash(&state.registers[start..start + usize::try_from(*length).expect("small")], 0x4c66);
                 let scaled = (u64::from(hash) * u64::from(*modulus)) >> 32;
                 state.load(*into, &(u32::try_from(scaled).expect("small") + offset).to_ne_bytes());
             }
-            Expression::Write { offset, length } => {
+            Expression::SetLinkHeader { offset, length } => {
                 let (start, length) =
                     (usize::try_from(*offset).expect("small"), usize::try_from(*length).expect("small"));
                 let value = state.registers[..length].to_vec();
@@ -129,11 +129,11 @@ impl Machine {
                     state.load(*into, &data);
                 }
             }
-            Expression::Absent { set } => return goes(self.find(Table::Link, set, &state.registers).is_none()),
+            Expression::LookupInverted { set } => return goes(self.find(Table::Link, set, &state.registers).is_none()),
             Expression::Verdict(verdict) => return Step::Verdict(verdict.clone()),
-            Expression::Forward => return Step::Out,
+            Expression::Fwd => return Step::Out,
             // Learned by frames that come later.
-            Expression::Update { .. } | Expression::Forget { .. } => {}
+            Expression::DynsetUpdate { .. } | Expression::DynsetDelete { .. } => {}
             other => panic!("{other:?} for a frame"),
         }
         Step::Goes
@@ -142,8 +142,8 @@ impl Machine {
 
 impl State {
     fn load(&mut self, into: Register, value: &[u8]) {
-        let Register::Quarter(quarter) = into else { panic!("a value where the verdict goes") };
-        let start = usize::from(quarter) * 4;
+        let Register::Word(word) = into else { panic!("a value where the verdict goes") };
+        let start = usize::from(word) * 4;
         self.registers[start..start + value.len().next_multiple_of(4)].fill(0);
         self.registers[start..start + value.len()].copy_from_slice(value);
     }

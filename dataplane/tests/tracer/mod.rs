@@ -13,10 +13,11 @@ use dataplane::netlink::attribute::{Attributes, attributes};
 use dataplane::netlink::message::Message;
 use dataplane::nft::codec::expression::{Expression, Header, Meta, Register, Relation, Verdict};
 use dataplane::nft::codec::request::Requests;
-use dataplane::nft::diff::diff;
-use dataplane::nft::elements::{Elements, Key, elements};
-use dataplane::nft::layout::{self, Chain, Set, Table};
-use dataplane::rules::ruleset::Ruleset;
+use dataplane::nft::diff::diff_elements;
+use dataplane::nft::elements::{ElementKey, Elements};
+use dataplane::nft::layout::{self, Chain, Set, Table, variable_chain};
+use dataplane::nft::projection::ruleset_elements;
+use dataplane::rules::Ruleset;
 
 /// Where a packet comes from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -114,20 +115,15 @@ impl Machine {
             here: BTreeSet::new(),
             proxied: BTreeMap::new(),
         };
-        let elements = elements(ruleset);
+        let elements = ruleset_elements(ruleset);
         let mut add = |table, chain: Chain| machine.chains.insert((table, chain.name), chain.rules);
-        for table in elements.keys().map(Key::table).collect::<BTreeSet<_>>() {
+        for table in elements.keys().map(ElementKey::table).collect::<BTreeSet<_>>() {
             machine.here.insert(table);
             layout::chains(table).into_iter().for_each(|chain| drop(add(table, chain)));
         }
         for key in elements.keys() {
-            match *key {
-                Key::Way(family, way) => drop(add(key.table(), layout::way(family, way))),
-                Key::Remember(family, seconds) => drop(add(key.table(), layout::remember(family, seconds))),
-                Key::Return(family, one) => drop(add(key.table(), layout::returning(family, one))),
-                Key::Hooked(family, one) => drop(add(key.table(), layout::hooked(family, one))),
-                Key::Link(link) => drop(add(Table::Link, layout::ingress(link))),
-                _ => {}
+            if let ElementKey::Chain(table, name) = key {
+                add(*table, variable_chain(*table, *name).expect("a chain of this table"));
             }
         }
         machine.fill(&elements);
@@ -138,7 +134,7 @@ impl Machine {
     fn fill(&mut self, elements: &Elements) {
         const LIST_SET: u16 = 2;
         const LIST_ELEMENTS: u16 = 3;
-        let changes = diff(&Elements::new(), elements);
+        let changes = diff_elements(&Elements::new(), elements);
         let mut requests = Requests::default();
         requests.change(&changes);
         for message in requests.messages {
@@ -160,7 +156,7 @@ impl Machine {
     }
 
     fn fate(&self, packet: Packet, random: u32) -> Fate {
-        let table = Table::of(packet.destination);
+        let table = Table::for_address(packet.destination);
         let original = SocketAddr::new(packet.destination, packet.port);
         let mut state = State { packet, registers: [0; 64], original, now: original, random, class: [0; 4] };
         if !self.here.contains(&table) {
@@ -216,10 +212,6 @@ impl Machine {
                 Some(Verdict::Drop) => return Step::Done(Fate::Dropped),
                 Some(Verdict::Accept | Verdict::Return) => return Step::Next,
                 Some(Verdict::Goto(chain)) => return self.chain(table, &chain, state),
-                Some(Verdict::Jump(chain)) => match self.chain(table, &chain, state) {
-                    Step::Next => {}
-                    step => return step,
-                },
             }
         }
         Step::Next
@@ -241,25 +233,28 @@ impl Machine {
             Expression::Payload { header: Header::Transport, into, .. } => {
                 state.load(*into, &state.packet.port.to_be_bytes()[..1]);
             }
-            Expression::Protocol { into } => state.load(*into, &[state.packet.protocol]),
+            Expression::MetaL4Proto { into } => state.load(*into, &[state.packet.protocol]),
             // What is traced begins a connection.
-            Expression::State { into } => state.load(*into, &8u32.to_ne_bytes()),
-            Expression::Status { into } => {
+            Expression::CtState { into } => state.load(*into, &8u32.to_ne_bytes()),
+            Expression::CtStatus { into } => {
                 let translated = if state.now == state.original { 0u32 } else { 1 << 5 };
                 state.load(*into, &translated.to_ne_bytes());
             }
-            Expression::OriginalDestination { into, .. } => state.load(*into, &octets(state.original.ip())),
-            Expression::OriginalPort { into } => state.load(*into, &state.original.port().to_be_bytes()),
-            Expression::AnsweringPort { into } => state.load(*into, &state.now.port().to_be_bytes()),
-            Expression::SourceType { into } => {
+            Expression::CtOriginalDestination { into, .. } => state.load(*into, &octets(state.original.ip())),
+            Expression::CtOriginalPort { into } => state.load(*into, &state.original.port().to_be_bytes()),
+            Expression::CtReplySourcePort { into } => state.load(*into, &state.now.port().to_be_bytes()),
+            Expression::FibSourceType { into } => {
                 let kind: u32 = if self.own.contains(&state.packet.source) { 2 } else { 1 };
                 state.load(*into, &kind.to_ne_bytes());
             }
-            Expression::Random { modulus, offset, into } => {
+            Expression::Numgen { modulus, offset, into } => {
                 state.load(*into, &(state.random % modulus + offset).to_ne_bytes());
             }
             // Where answers leave is not decided here.
-            Expression::Direction { .. } | Expression::Mark(_) | Expression::SetMark(_) | Expression::Blend { .. } => {
+            Expression::CtDirection { .. }
+            | Expression::LoadMark(_)
+            | Expression::SetMark(_)
+            | Expression::MaskOr { .. } => {
                 panic!("{expression:?} where packets are told what becomes of them")
             }
             Expression::Mask(mask) => masked(&mut state.registers, mask),
@@ -272,36 +267,36 @@ impl Machine {
                     (None, _) => {}
                 }
             }
-            Expression::Absent { set } => return goes(self.find(table, set, &state.registers).is_none()),
+            Expression::LookupInverted { set } => return goes(self.find(table, set, &state.registers).is_none()),
             Expression::Verdict(verdict) => return Done::Verdict(verdict.clone()),
             Expression::Dnat(_) => return Done::Step(Step::Translated(state.endpoint(table))),
             Expression::Masquerade => return Done::Step(Step::Masqueraded),
             Expression::Redirect => return Done::Step(Step::Done(Fate::Answered)),
             // A reset is for TCP alone.
-            Expression::Reset if state.packet.protocol != 6 => return Done::Breaks,
-            Expression::Reset => return Done::Step(Step::Done(Fate::Reset)),
-            Expression::Unreachable(_) => return Done::Step(Step::Done(Fate::Unreachable)),
+            Expression::RejectReset if state.packet.protocol != 6 => return Done::Breaks,
+            Expression::RejectReset => return Done::Step(Step::Done(Fate::Reset)),
+            Expression::RejectUnreachable(_) => return Done::Step(Step::Done(Fate::Unreachable)),
             // Learned by what comes after this packet; and one byte has no order.
-            Expression::Update { .. } | Expression::Count { .. } | Expression::ToNetworkOrder { .. } => {}
+            Expression::DynsetUpdate { .. } | Expression::DynsetCount { .. } | Expression::Byteorder { .. } => {}
             Expression::SetDestination(_) => state.now.set_ip(state.endpoint(table).ip()),
-            Expression::SetPort { .. } | Expression::SetPortAlone => {
+            Expression::SetPort { .. } | Expression::SetPortUnchecked => {
                 let port = [state.registers[0], state.registers[1]];
                 state.now.set_port(u16::from_be_bytes(port));
             }
-            Expression::Meta { what: Meta::Priority, into } => state.load(*into, &state.class.clone()),
+            Expression::Meta { key: Meta::Priority, into } => state.load(*into, &state.class.clone()),
             Expression::SetPriority => state.class.copy_from_slice(&state.registers[..4]),
-            Expression::Nothing => state.load(Register::FIRST, &[0; 4]),
-            Expression::Meta { what: Meta::Interface, into } => {
+            Expression::LoadZero => state.load(Register::FIRST, &[0; 4]),
+            Expression::Meta { key: Meta::Iif, into } => {
                 let by: u32 = if state.packet.from == From::Here { 0 } else { 2 };
                 state.load(*into, &by.to_ne_bytes());
             }
             // Only frames pass these.
             Expression::Meta { .. }
-            | Expression::IsFragment { .. }
-            | Expression::Hash { .. }
-            | Expression::Write { .. }
-            | Expression::Forget { .. }
-            | Expression::Forward => panic!("{expression:?} for a packet"),
+            | Expression::ExthdrFragment { .. }
+            | Expression::Jhash { .. }
+            | Expression::SetLinkHeader { .. }
+            | Expression::DynsetDelete { .. }
+            | Expression::Fwd => panic!("{expression:?} for a packet"),
         }
         Done::Goes
     }
@@ -311,10 +306,10 @@ impl Machine {
         let length = usize::try_from(set.key_length()).expect("short");
         let key = &registers[..length];
         let elements = self.sets.get(&(table, name.to_owned()))?;
-        if !set.ranges {
+        if !set.interval {
             return elements.iter().find(|element| element.first == key);
         }
-        if set.parts().is_some() {
+        if set.field_lengths().is_some() {
             return elements.iter().find(|element| within(&set, element, key));
         }
         // The last boundary before it says whether a range is open.
@@ -332,8 +327,8 @@ enum Done {
 
 impl State {
     fn load(&mut self, into: Register, value: &[u8]) {
-        let Register::Quarter(quarter) = into else { panic!("a value where the verdict goes") };
-        let start = usize::from(quarter) * 4;
+        let Register::Word(word) = into else { panic!("a value where the verdict goes") };
+        let start = usize::from(word) * 4;
         let end = start + value.len().next_multiple_of(4);
         self.registers[start..end].fill(0);
         self.registers[start..start + value.len()].copy_from_slice(value);
@@ -370,7 +365,7 @@ fn skeleton_has(table: Table, told: Attributes<'_>) -> bool {
 fn within(set: &Set, element: &Element, key: &[u8]) -> bool {
     let last = element.last.as_ref().expect("the end of a range");
     let mut at = 0;
-    set.parts().expect("parts").into_iter().all(|length| {
+    set.field_lengths().expect("lengths").into_iter().all(|length| {
         let end = at + usize::try_from(length).expect("short");
         let inside = element.first[at..end] <= key[at..end] && key[at..end] <= last[at..end];
         at = end.next_multiple_of(4);

@@ -16,7 +16,7 @@ pub(crate) async fn run(client: &Client, node: &str, backend: Backend, counts: b
 
 /// The ruleset and its problems. No node counts as dead, since only speakers detect that.
 fn ruleset_text(node: &str, planned: &Planned) -> String {
-    let ruleset = dataplane::rules::plan::ruleset(&planned.snapshot);
+    let ruleset = dataplane::rules::plan_ruleset(&planned.snapshot);
     let mut text = format!("# rules for node {node}: {} addresses\n", ruleset.addresses.len());
     if !planned.is_known {
         text += "# the cluster has no node of this name\n";
@@ -26,15 +26,15 @@ fn ruleset_text(node: &str, planned: &Planned) -> String {
             text += &format!("# {lb_ip}: {problem}\n");
         }
     }
-    text + &dataplane::nft::text::text(&ruleset)
+    text + &dataplane::nft::print_ruleset(&ruleset)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use crds::{Holder, Key, Service};
-    use dataplane::rules::sources::Sources;
-    use dataplane::snapshot::Terms;
+    use dataplane::rules::Sources;
+    use dataplane::snapshot::ServiceOptions;
     use serde_json::json;
     use std::net::IpAddr;
     use std::sync::Arc;
@@ -47,9 +47,9 @@ mod tests {
         });
         let service = Service::try_from(&serde_json::from_value(object).expect("a Service")).expect("a view");
         let holder = Holder { namespace: "default".into(), name: "web".into(), uid: "u".into(), terms: None };
-        let sources = Sources::read(["everywhere"], None);
-        let terms = Terms { sources, ..Terms::default() };
-        let service = dataplane::snapshot::Service { object: Arc::new(service), terms: Arc::new(terms) };
+        let sources = Sources::parse(["everywhere"], None);
+        let options = ServiceOptions { sources, ..ServiceOptions::default() };
+        let service = dataplane::snapshot::Service { object: Arc::new(service), options: Arc::new(options) };
         let snapshot = dataplane::Snapshot {
             node: "n1".into(),
             services: [(Key::new("default", "web"), service)].into_iter().collect(),
@@ -60,8 +60,8 @@ mod tests {
         for line in [
             "# rules for node n1: 1 addresses",
             "# the cluster has no node of this name",
-            "# 192.0.2.1: loadBalancerSourceRanges of Service default/web: \"everywhere\" is no CIDR such as 192.0.2.0/24, \
-             and lets nobody in",
+            "# 192.0.2.1: loadBalancerSourceRanges of Service default/web: \"everywhere\" is not a CIDR such as \
+             192.0.2.0/24 and allows no client",
             "table ip landfall {",
             "\t\telements = { 192.0.2.1 . tcp . 80 : goto restricted-refuse }",
             "\t\tip daddr @addresses goto unserved",

@@ -17,11 +17,12 @@ const LIBRARIES: [&str; 6] = ["controller/src", "crds/src", "dataplane/src", "mo
 const SHELL_FOLDERS: [&str; 2] = ["apply", "os"];
 
 /// Files that act: loops, stores that tasks share, watches, and connections to the kernel.
-const SHELL_FILES: [&str; 11] = [
+const SHELL_FILES: [&str; 13] = [
     "conntrack.rs",
     "engine.rs",
-    "kernel.rs",
-    "notices.rs",
+    "notifications.rs",
+    "observe.rs",
+    "routing.rs",
     "run.rs",
     "socket.rs",
     "store.rs",
@@ -29,6 +30,7 @@ const SHELL_FILES: [&str; 11] = [
     "watch.rs",
     "watch_one.rs",
     "wire_loop.rs",
+    "worker.rs",
 ];
 
 /// Whether a file acts. All other files decide.

@@ -1,6 +1,6 @@
 use super::*;
 use crds::{Holder, Key, MacAddr, Reach};
-use dataplane::rules::ruleset::Problem;
+use dataplane::rules::Problem;
 use speaker::metrics::Cause;
 use std::time::Duration;
 
@@ -97,7 +97,7 @@ fn a_reply_gap_is_reported_for_every_holder() {
     let record = Record { holders: vec![holder("web"), holder("dns")], ..record(&[], &[]) };
     let link = |name| LinkName::new(name).expect("a name");
     let reported = |gaps: &[Gap], unmarked| {
-        let forwarding = Forwarding { unmarked, ..Forwarding::default() };
+        let forwarding = Forwarding { marks_refused: unmarked, ..Forwarding::default() };
         let gaps = gaps.iter().cloned().collect();
         let announcement = Announcement { link: "eth1".into(), epoch: 4, since: second(1).0, moved: None };
         let (announcements, conflicts) = Default::default();

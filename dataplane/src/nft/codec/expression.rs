@@ -1,8 +1,8 @@
-//! Rules in the kernel's bytecode: a row of expressions that load registers, compare them and decide.
+//! Rules as the kernel's bytecode: a sequence of expressions that load registers, compare them and decide. Pure.
 //!
-//! Only what the rules of this table need, and every expression as `nft --debug=netlink` shows it, so that
-//! `nft list table` can print the rules back. Written by [`Expression::encode`]; [`Expression::decode`] reads what the
-//! kernel dumps, which is the same but for attributes with default values.
+//! It has only the expressions that these rules need, each as `nft --debug=netlink` shows it, so that `nft list table`
+//! can print the rules. [`Expression::encode`] writes one. [`Expression::decode`] reads the kernel's dump, which may
+//! omit attributes with default values.
 
 mod decode;
 mod encode;
@@ -16,52 +16,49 @@ use crate::netlink::attribute::{Attribute, Attributes, Writer};
 
 /// A register.
 ///
-/// There are four of 16 bytes, and each is also four quarters of 4 bytes. A concatenation fills quarters one after the
-/// other; what is longer than a quarter takes several.
+/// There are four registers of 16 bytes, and each is also four words of 4 bytes. A concatenation fills one word after
+/// the other; a part longer than a word takes several.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Register {
-    /// Where the verdict goes.
+    /// Holds the verdict.
     Verdict,
-    /// What begins with this quarter, counted from 0 to 15.
-    Quarter(u8),
+    /// Begins with this word, from 0 to 15.
+    Word(u8),
 }
 
 impl Register {
     /// Where all concatenations and values begin.
-    pub const FIRST: Self = Self::Quarter(0);
+    pub const FIRST: Self = Self::Word(0);
 
-    /// Its number (enum nft_registers). A quarter that begins a whole register goes by the number of that one, which
-    /// is older.
+    /// The number in messages (enum nft_registers). A word that begins a 16-byte register has the number of that
+    /// register, which is the older numbering.
     fn number(self) -> u32 {
         match self {
             Self::Verdict => 0,
-            Self::Quarter(quarter) if quarter % 4 == 0 => 1 + u32::from(quarter) / 4,
-            Self::Quarter(quarter) => 8 + u32::from(quarter),
+            Self::Word(word) if word % 4 == 0 => 1 + u32::from(word) / 4,
+            Self::Word(word) => 8 + u32::from(word),
         }
     }
 
     fn decode(attribute: Attribute<'_>) -> Option<Self> {
         match u8::try_from(attribute.u32()?).ok()? {
             0 => Some(Self::Verdict),
-            whole @ 1..=4 => Some(Self::Quarter((whole - 1) * 4)),
-            quarter @ 8..=23 => Some(Self::Quarter(quarter - 8)),
+            long @ 1..=4 => Some(Self::Word((long - 1) * 4)),
+            word @ 8..=23 => Some(Self::Word(word - 8)),
             _ => None,
         }
     }
 }
 
-/// What is done with a packet, and which rule is next.
+/// The result of a rule.
 #[derive(Clone, PartialEq, Eq)]
 pub enum Verdict {
-    /// The packet goes on, past all other rules of this hook's chain.
+    /// The packet passes the rest of this base chain.
     Accept,
-    /// The packet is dropped.
     Drop,
-    /// On to that chain, and back after it.
-    Jump(String),
-    /// Back to where this chain was called; at the end of a hook's chain, its policy.
+    /// Continues after the call of this chain; at the end of a base chain its policy applies.
     Return,
-    /// On to that chain and not back.
+    /// Continues in another chain and does not come back.
     Goto(String),
 }
 
@@ -71,7 +68,6 @@ impl fmt::Debug for Verdict {
             Self::Accept => f.write_str("accept"),
             Self::Drop => f.write_str("drop"),
             Self::Return => f.write_str("return"),
-            Self::Jump(chain) => write!(f, "jump {chain}"),
             Self::Goto(chain) => write!(f, "goto {chain}"),
         }
     }
@@ -79,311 +75,264 @@ impl fmt::Debug for Verdict {
 
 const VERDICT_CODE: u16 = 1;
 const VERDICT_CHAIN: u16 = 2;
-/// In a packet's data (NFTA_DATA_*).
+/// The kinds of data (NFTA_DATA_*).
 const DATA_VALUE: u16 = 1;
 const DATA_VERDICT: u16 = 2;
-/// enum nft_verdicts, as the 32 bits they are on the wire.
+/// enum nft_verdicts, as the 32 bits in messages.
 const DROP: u32 = 0;
 const ACCEPT: u32 = 1;
-const JUMP: u32 = -3i32 as u32;
 const GOTO: u32 = -4i32 as u32;
 const RETURN: u32 = -5i32 as u32;
 
 impl Verdict {
-    /// Writes it as the data of an element or of an expression.
+    /// Writes it as the data of an element or expression.
     pub fn encode(&self, into: &mut Writer) {
-        into.nested(DATA_VERDICT, |verdict| {
+        into.nest(DATA_VERDICT, |verdict| {
             match self {
                 Self::Accept => verdict.u32(VERDICT_CODE, ACCEPT),
                 Self::Drop => verdict.u32(VERDICT_CODE, DROP),
                 Self::Return => verdict.u32(VERDICT_CODE, RETURN),
-                Self::Jump(chain) => verdict.u32(VERDICT_CODE, JUMP).text(VERDICT_CHAIN, chain),
                 Self::Goto(chain) => verdict.u32(VERDICT_CODE, GOTO).text(VERDICT_CHAIN, chain),
             };
         });
     }
 
-    /// Reads it from such data.
+    /// Reads it from the data of an element or expression.
     pub fn decode(data: Attributes<'_>) -> Option<Self> {
         let verdict = data.find(DATA_VERDICT)?.inner();
         match verdict.find(VERDICT_CODE)?.u32()? {
             ACCEPT => Some(Self::Accept),
             DROP => Some(Self::Drop),
             RETURN => Some(Self::Return),
-            JUMP => Some(Self::Jump(verdict.find(VERDICT_CHAIN)?.text()?.to_owned())),
             GOTO => Some(Self::Goto(verdict.find(VERDICT_CHAIN)?.text()?.to_owned())),
             _ => None,
         }
     }
 }
 
-/// Writes a value as the data of an element or of an expression.
+/// Writes a value as the data of an element or expression.
 pub fn encode_value(value: &[u8], into: &mut Writer) {
     into.bytes(DATA_VALUE, value);
 }
 
-/// Reads a value from such data.
+/// Reads a value from the data of an element or expression.
 pub fn decode_value(data: Attributes<'_>) -> Option<&[u8]> {
     data.find(DATA_VALUE).map(|value| value.value)
 }
 
-/// A part of a packet (enum nft_payload_bases).
+/// A header of a packet (enum nft_payload_bases).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u32)]
 pub enum Header {
-    /// The header of the link: MAC addresses.
+    /// Ethernet.
     Link = 0,
-    /// The IP header.
+    /// IPv4 or IPv6.
     Network = 1,
-    /// The header after it.
     Transport = 2,
 }
 
-/// What is known of a packet (enum nft_meta_keys).
+/// Metadata of a packet (enum nft_meta_keys).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u32)]
 pub enum Meta {
-    /// The protocol of its network header (ETH_P_*).
-    NetworkProtocol = 1,
-    /// Its class in queues.
+    /// The protocol of the network header (ETH_P_*).
+    Protocol = 1,
+    /// The priority in queues (skb->priority).
     Priority = 2,
-    /// The number of the interface that it came in by.
-    Interface = 4,
-    /// The name of that.
-    InterfaceName = 6,
-    /// The kind of that (ARPHRD_*).
-    InterfaceType = 8,
+    /// The index of the input interface.
+    Iif = 4,
+    /// The name of the input interface.
+    IifName = 6,
+    /// The type of the input interface (ARPHRD_*).
+    IifType = 8,
 }
 
-/// What has a mark.
+/// The owner of a mark.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Marked {
-    /// The packet.
+pub enum MarkOf {
     Packet,
-    /// The connection that it belongs to.
     Connection,
 }
 
-/// How a register is compared to a value (enum nft_cmp_ops).
+/// A comparison (enum nft_cmp_ops).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u32)]
 pub enum Relation {
-    /// It is the same.
     Equal = 0,
-    /// It is another.
     NotEqual = 1,
-    /// It is not greater.
     AtMost = 3,
-    /// It is not less.
     AtLeast = 5,
 }
 
 impl Expression {
-    /// What every hash begins with: any number will do, but all nodes must have the same.
+    /// The seed of every hash. Any number does, but all nodes must have the same.
     pub const SEED: u32 = 0x4c66;
 }
 
-/// Writes a counter that begins with nothing: its name and no more.
+/// Writes a counter of 0: its name and no value.
 pub fn encode_counter(into: &mut Writer) {
-    into.text(numbers::NAME, numbers::COUNTER).nested(numbers::DATA, |_| ());
+    into.text(numbers::NAME, numbers::COUNTER).nest(numbers::DATA, |_| ());
 }
 
-/// Whether this is a counter.
+/// Whether this expression is a counter.
 pub fn is_counter(expression: Attributes<'_>) -> bool {
     expression.find(numbers::NAME).and_then(|name| name.text()) == Some(numbers::COUNTER)
 }
 
-/// How many packets and bytes a counter has counted; `None` if it is none.
+/// The packets and bytes of a counter; `None` if it is another expression.
 pub fn decode_counter(expression: Attributes<'_>) -> Option<(u64, u64)> {
     is_counter(expression).then_some(())?;
     let data = expression.find(numbers::DATA)?.inner();
     Some((data.find(numbers::COUNTER_PACKETS)?.u64()?, data.find(numbers::COUNTER_BYTES)?.u64()?))
 }
 
-/// One step of a rule.
+/// One step of a rule. Without a register of its own it uses the first one.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Expression {
     /// Loads bytes of the packet.
     Payload {
-        /// Of which header.
         header: Header,
-        /// The first one.
         offset: u32,
-        /// How many.
         length: u32,
-        /// Where to.
         into: Register,
     },
-    /// Loads the number of the transport protocol.
-    Protocol {
-        /// Where to.
+    /// Loads the number of the transport protocol (`meta l4proto`).
+    MetaL4Proto {
         into: Register,
     },
-    /// Loads something that is known of the packet besides its bytes.
+    /// Loads metadata of the packet.
     Meta {
-        /// What.
-        what: Meta,
-        /// Where to.
+        key: Meta,
         into: Register,
     },
-    /// Loads whether an IPv6 packet is a fragment.
-    IsFragment {
-        /// Where to.
+    /// Loads whether an IPv6 packet is a fragment (`exthdr frag`).
+    ExthdrFragment {
         into: Register,
     },
-    /// Loads a number that follows from what stands in registers (Jenkins' hash).
-    Hash {
-        /// Where that begins.
+    /// Loads a hash of registers (`jhash`): a number from `offset` below `offset + modulus`.
+    Jhash {
+        /// Where the input begins.
         from: Register,
-        /// How many bytes it has.
+        /// The length of the input in bytes.
         length: u32,
-        /// How many numbers there are.
         modulus: u32,
-        /// The least of them.
         offset: u32,
-        /// Where to.
         into: Register,
     },
-    /// Writes what the first register begins with into the header of the link.
-    Write {
-        /// The first byte that is written over.
+    /// Overwrites bytes of the Ethernet header.
+    SetLinkHeader {
         offset: u32,
-        /// How many.
         length: u32,
     },
-    /// Writes what the first register begins with over the packet's destination address, and puts its checksums right.
+    /// Overwrites the packet's destination address, and corrects the checksums.
     SetDestination(Family),
-    /// Writes the same over the destination port of a packet of this transport protocol, and puts its checksum right.
+    /// Overwrites the destination port of TCP, UDP or SCTP, and corrects the checksum.
     SetPort {
-        /// Its number: TCP, UDP or SCTP.
+        /// Its number in the IP header.
         protocol: u8,
     },
-    /// Writes the same over the destination port of a datagram of UDP that has no checksum.
-    SetPortAlone,
-    /// Sends the packet out by the interface whose number is in the first register.
-    Forward,
-    /// Loads whether the packet is an answer: 1 if it goes the other way than the connection's first one.
-    Direction {
-        /// Where to.
+    /// Overwrites the destination port of a UDP datagram without a checksum.
+    SetPortUnchecked,
+    /// Sends the packet out by the interface with this index (`fwd`).
+    Fwd,
+    /// Loads the direction of the packet: 0 for original, 1 for reply (`ct direction`).
+    CtDirection {
         into: Register,
     },
     /// Loads a mark into the first register.
-    Mark(Marked),
-    /// Makes the first register a mark.
-    SetMark(Marked),
-    /// Makes the first register the packet's class in queues.
+    LoadMark(MarkOf),
+    SetMark(MarkOf),
+    /// Sets the packet's priority in queues.
     SetPriority,
-    /// Loads 0 into the first register.
-    Nothing,
-    /// Keeps these bits of the first register, and sets those.
-    Blend {
-        /// The bits that stay as they are.
-        keep: u32,
-        /// The bits that are set besides, none of which is kept.
-        set: u32,
+    /// Loads 0.
+    LoadZero,
+    /// Keeps the bits of `mask` and sets the bits of `or`, of which none is in `mask`.
+    MaskOr {
+        mask: u32,
+        or: u32,
     },
-    /// Loads the state bits of the packet: what it is to connection tracking.
-    State {
-        /// Where to.
+    /// Loads the state bits of connection tracking (`ct state`).
+    CtState {
         into: Register,
     },
-    /// Loads the status bits of the connection.
-    Status {
-        /// Where to.
+    /// Loads the status bits of the connection (`ct status`).
+    CtStatus {
         into: Register,
     },
-    /// Loads the address that the connection was first addressed to, before any translation.
-    OriginalDestination {
-        /// Of which family.
+    /// Loads the connection's destination before translation (`ct original daddr`).
+    CtOriginalDestination {
         family: Family,
-        /// Where to.
         into: Register,
     },
-    /// Loads the port that the connection was first addressed to.
-    OriginalPort {
-        /// Where to.
+    /// Loads the connection's destination port before translation (`ct original proto-dst`).
+    CtOriginalPort {
         into: Register,
     },
-    /// Loads the port that the connection is answered from.
-    AnsweringPort {
-        /// Where to.
+    /// Loads the source port of the connection's replies (`ct reply proto-src`).
+    CtReplySourcePort {
         into: Register,
     },
-    /// Loads the type (RTN_*) of the packet's source address.
-    SourceType {
-        /// Where to.
+    /// Loads the type (RTN_*) of the packet's source address (`fib saddr type`).
+    FibSourceType {
         into: Register,
     },
-    /// Loads a random number.
-    Random {
-        /// How many numbers there are to choose from.
+    /// Loads a random number from `offset` below `offset + modulus` (`numgen random`).
+    Numgen {
         modulus: u32,
-        /// The least of them.
         offset: u32,
-        /// Where to.
         into: Register,
     },
-    /// Keeps only these bits of the first register.
+    /// Keeps these bits (`bitwise`).
     Mask(Vec<u8>),
-    /// Goes on if what the first register begins with is in this relation to a value.
+    /// Continues if the register is in this relation to a value in network byte order (`cmp`).
     Compare {
-        /// The relation.
         relation: Relation,
-        /// The value, in the order of the network.
         value: Vec<u8>,
     },
-    /// Goes on if what begins in the first register is a key of this set or map.
+    /// Continues if the register is a key of this set or map.
     Lookup {
-        /// The name of the set or map.
         set: String,
-        /// Where the value of a map goes; none for a set.
+        /// Gets the value of a map; `None` for a set.
         into: Option<Register>,
     },
-    /// Goes on if what begins in the first register is no key of this set.
-    Absent {
-        /// The name of the set.
+    /// Continues if the register is not a key of this set.
+    LookupInverted {
         set: String,
     },
-    /// Puts the key that begins in the first register into this map, or makes it stay on.
-    Update {
-        /// The name of the map.
+    /// Adds the key in the first register to this map, or restarts its timeout.
+    DynsetUpdate {
         map: String,
-        /// Where its value begins.
+        /// Where the value begins.
         value: Register,
-        /// For how many seconds.
+        /// The timeout.
         seconds: u32,
     },
-    /// Takes the key that begins in the first register out of this map, if it is in.
-    Forget {
-        /// The name of the map.
+    /// Deletes the key in the first register from this map.
+    DynsetDelete {
         map: String,
-        /// Where a value begins: the kernel wants one, and does not look at it.
+        /// Where a value begins: the kernel requires one and ignores it.
         value: Register,
     },
-    /// Counts the packet with the key that begins in the first register, in this set, where it stays for so long after it
-    /// was counted last.
-    Count {
-        /// The name of the set.
+    /// Adds the key in the first register to this set or restarts its timeout, and counts the packet there.
+    DynsetCount {
         set: String,
-        /// For how many seconds.
+        /// The timeout.
         seconds: u32,
     },
-    /// Turns the protocol in this register to the order of the network. It is one byte, so nothing changes; but `nft`
-    /// has it before a look into a set of ranges, where all must be in that order.
-    ToNetworkOrder {
-        /// The register.
+    /// Converts the protocol in this register to network byte order. It is one byte, so nothing changes; but `nft` does
+    /// so before a lookup in an interval set, where all parts must be in that order.
+    Byteorder {
         register: Register,
     },
-    /// Decides.
     Verdict(Verdict),
-    /// Translates the destination: to the address in the first register and the port behind it.
+    /// Translates the destination to the address in the first register and the port after it.
     Dnat(Family),
-    /// Translates the source to this node's address on the way out, with a port chosen at random.
+    /// Translates the source to this node's address, with a random port.
     Masquerade,
-    /// Translates the destination to this node's address on the way in.
+    /// Translates the destination to this node's address.
     Redirect,
-    /// Refuses with a reset of TCP.
-    Reset,
-    /// Refuses with ICMP of this family: port unreachable.
-    Unreachable(Family),
+    /// Refuses with a TCP reset.
+    RejectReset,
+    /// Refuses with ICMP port unreachable.
+    RejectUnreachable(Family),
 }

@@ -1,10 +1,10 @@
-//! Notes that the kernel keeps for `nft` and doesn't read: comments, and how a set's key was declared.
+//! Notes that the kernel stores for `nft` and does not read: comments, and how the key of a set was declared. Pure.
 //!
-//! Without the latter `nft` prints the key of `endpoints` as a type that it would not accept itself. With it, what
-//! `nft list table` prints can be loaded again. The numbers are `nft`'s own, which it keeps stable since
-//! they outlive it in the kernel.
+//! Without the declaration, `nft` prints the key of `endpoints` as a type that it does not accept. With it, the output
+//! of `nft list table` can be loaded again. The numbers are those of `nft`, which keeps them stable, since they outlive
+//! it in the kernel.
 
-use crate::nft::layout::{self, Data, Set, Type};
+use crate::nft::layout::{Data, Set, Type};
 
 /// A comment on a table or chain.
 const COMMENT: u8 = 0;
@@ -14,8 +14,8 @@ const SET_KEY_TYPEOF: u8 = 3;
 const SET_DATA_TYPEOF: u8 = 4;
 const SET_DATA_INTERVAL: u8 = 6;
 const SET_COMMENT: u8 = 7;
-/// A key of one part is big-endian, unless it is the kernel's own; of more, it has no order of its own.
-const MACHINE_ORDER: u32 = 1;
+/// A key of one part is big-endian, unless it is a number of the kernel itself; a concatenation has no byte order.
+const HOST_ENDIAN: u32 = 1;
 const BIG_ENDIAN: u32 = 2;
 const NO_ORDER: u32 = 0;
 
@@ -24,7 +24,7 @@ const CONCATENATION: u32 = 13;
 const PAYLOAD: u32 = 7;
 const META: u32 = 9;
 const NUMGEN: u32 = 23;
-/// What a payload expression is of, and which field: `ip daddr`, `ip6 daddr`, `th dport`, `ether daddr`.
+/// The protocol and field of payload expressions: `ip daddr`, `ip6 daddr`, `th dport`, `ether daddr`.
 const IP_DADDR: (u32, u32) = (12, 12);
 const IP6_DADDR: (u32, u32) = (13, 9);
 const TH_DPORT: (u32, u32) = (11, 2);
@@ -34,42 +34,42 @@ const META_PRIORITY: u32 = 2;
 const META_IIFNAME: u32 = 6;
 const NUMGEN_RANDOM: u32 = 1;
 
-/// A comment on a table or a chain.
-pub fn comment(text: &str) -> Vec<u8> {
+/// A comment on a table or chain.
+pub(super) fn encode_comment(text: &str) -> Vec<u8> {
     item(COMMENT, &zero_terminated(text))
 }
 
 /// The comment in such notes.
-pub fn read_comment(notes: &[u8]) -> Option<&str> {
+pub(super) fn decode_comment(notes: &[u8]) -> Option<&str> {
     let (&[kind, length], rest) = notes.split_first_chunk::<2>()?;
     let text = rest.get(..usize::from(length))?.strip_suffix(&[0])?;
     if kind == COMMENT { std::str::from_utf8(text).ok() } else { None }
 }
 
 /// The notes on a set.
-pub fn set(set: &Set) -> Vec<u8> {
+pub(super) fn encode_set(set: &Set) -> Vec<u8> {
     let order = match set.key[..] {
-        [Type::LinkName | Type::Class] => MACHINE_ORDER,
+        [Type::LinkName | Type::Priority] => HOST_ENDIAN,
         [_] => BIG_ENDIAN,
         _ => NO_ORDER,
     };
     let mut notes = number(SET_KEY_BYTEORDER, order);
     if set.data != Data::None {
         let order = match set.data {
-            Data::Plain(Type::Class) => MACHINE_ORDER,
+            Data::Plain(Type::Priority) => HOST_ENDIAN,
             Data::Plain(_) => BIG_ENDIAN,
-            Data::None | Data::Verdict | Data::Endpoint(_) => NO_ORDER,
+            Data::None | Data::Verdict | Data::Endpoint => NO_ORDER,
         };
         notes.extend(number(SET_DATA_BYTEORDER, order));
     }
     match set.data {
-        Data::Endpoint(family) => {
+        Data::Endpoint => {
             notes.extend(item(SET_KEY_TYPEOF, &concatenation(&set.key)));
-            notes.extend(item(SET_DATA_TYPEOF, &concatenation(&layout::endpoint(family))));
+            notes.extend(item(SET_DATA_TYPEOF, &concatenation(&set.endpoint_types())));
         }
         Data::Plain(kind) if set.key.contains(&Type::Integer) => {
             notes.extend(item(SET_KEY_TYPEOF, &concatenation(&set.key)));
-            notes.extend(item(SET_DATA_TYPEOF, &field(kind)));
+            notes.extend(item(SET_DATA_TYPEOF, &example(kind)));
         }
         Data::None | Data::Verdict | Data::Plain(_) => {}
     }
@@ -81,22 +81,23 @@ pub fn set(set: &Set) -> Vec<u8> {
 }
 
 fn concatenation(parts: &[Type]) -> Vec<u8> {
-    let parts = (0..).zip(parts).flat_map(|(index, part)| item(index, &field(*part))).collect::<Vec<u8>>();
+    let parts = (0..).zip(parts).flat_map(|(index, part)| item(index, &example(*part))).collect::<Vec<u8>>();
     expression(CONCATENATION, &parts)
 }
 
-/// Where the packets of this table have such a field.
-fn field(kind: Type) -> Vec<u8> {
+/// An expression of this type, for `typeof`.
+fn example(kind: Type) -> Vec<u8> {
     match kind {
         Type::V4 => payload(IP_DADDR),
         Type::V6 => payload(IP6_DADDR),
         Type::Port => payload(TH_DPORT),
         Type::Mac => payload(ETHER_DADDR),
         Type::LinkName => expression(META, &number(0, META_IIFNAME)),
-        Type::Class => expression(META, &number(0, META_PRIORITY)),
+        Type::Priority => expression(META, &number(0, META_PRIORITY)),
         Type::Protocol => expression(META, &number(0, META_L4PROTO)),
-        // Which modulus stands here does not matter; there has to be one.
+        // Some modulus is required, and any does.
         Type::Integer => expression(NUMGEN, &[number(0, NUMGEN_RANDOM), number(1, 2), number(2, 0)].concat()),
+        Type::Address => unreachable!("invariant: sets have resolved types"),
     }
 }
 
@@ -108,7 +109,7 @@ fn expression(kind: u32, data: &[u8]) -> Vec<u8> {
     [number(0, kind), item(1, data)].concat()
 }
 
-/// These numbers are the machine's own, unlike those of netlink.
+/// In host byte order, unlike numbers of netlink.
 fn number(kind: u8, value: u32) -> Vec<u8> {
     item(kind, &value.to_ne_bytes())
 }
@@ -127,9 +128,9 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_comment_is_read_back() {
-        assert_eq!(read_comment(&comment("who made this")), Some("who made this"));
-        assert_eq!(read_comment(&[]), None);
-        assert_eq!(read_comment(&[0, 200, 1]), None);
+    fn a_comment_is_decoded_as_it_was_encoded() {
+        assert_eq!(decode_comment(&encode_comment("made by this program")), Some("made by this program"));
+        assert_eq!(decode_comment(&[]), None);
+        assert_eq!(decode_comment(&[0, 200, 1]), None);
     }
 }

@@ -1,4 +1,4 @@
-//! The numbers by which expressions, their attributes and their values go in messages.
+//! The numbers of expressions, their attributes and their values in messages.
 
 use crds::service::Family;
 
@@ -6,7 +6,7 @@ use super::{Header, Register};
 
 pub(super) const FAMILIES: [Family; 2] = [Family::V4, Family::V6];
 
-/// An item of a list (NFTA_LIST_ELEM), and what is in it (NFTA_EXPR_*).
+/// An item of a list (NFTA_LIST_ELEM), and its attributes (NFTA_EXPR_*).
 pub(super) const ITEM: u16 = 1;
 pub(super) const NAME: u16 = 1;
 pub(super) const DATA: u16 = 2;
@@ -50,7 +50,7 @@ pub(super) const CT_KEY: u16 = 2;
 pub(super) const CT_DIRECTION: u16 = 3;
 pub(super) const CT_SREG: u16 = 4;
 pub(super) const CT_STATE: u32 = 0;
-pub(super) const CT_WAY: u32 = 1;
+pub(super) const CT_DIRECTION_KEY: u32 = 1;
 pub(super) const CT_STATUS: u32 = 2;
 pub(super) const CT_MARK: u32 = 3;
 pub(super) const CT_DST_IP: u32 = 20;
@@ -90,8 +90,8 @@ pub(super) const BYTEORDER_OP: u16 = 3;
 pub(super) const BYTEORDER_LEN: u16 = 4;
 pub(super) const BYTEORDER_SIZE: u16 = 5;
 pub(super) const BYTEORDER_HTON: u32 = 1;
-/// How many bytes there are, and the size of the units that change their order.
-pub(super) const BYTEORDER_OF_PROTOCOL: (u32, u32) = (1, 2);
+/// The length of a protocol in bytes, and the size of the units whose order changes.
+pub(super) const BYTEORDER_UNIT: (u32, u32) = (1, 2);
 pub(super) const DYNSET_SET_NAME: u16 = 1;
 pub(super) const DYNSET_OP: u16 = 3;
 pub(super) const DYNSET_SREG_KEY: u16 = 4;
@@ -115,11 +115,11 @@ pub(super) const NAT_REG_PROTO_MIN: u16 = 5;
 pub(super) const NAT_REG_PROTO_MAX: u16 = 6;
 pub(super) const NAT_FLAGS: u16 = 7;
 pub(super) const NAT_DNAT: u32 = 1;
-/// NF_NAT_RANGE_MAP_IPS and NF_NAT_RANGE_PROTO_SPECIFIED: the kernel adds them by itself, and dumps them.
+/// NF_NAT_RANGE_MAP_IPS and NF_NAT_RANGE_PROTO_SPECIFIED: the kernel adds them itself, and dumps them.
 pub(super) const NAT_IMPLIED: u32 = 1 | 2;
 pub(super) const MASQ_FLAGS: u16 = 1;
-/// NF_NAT_RANGE_PROTO_RANDOM_FULLY: with ports in order, two clients that connect at once can be given the same one,
-/// and one of them loses its first packet.
+/// NF_NAT_RANGE_PROTO_RANDOM_FULLY: with sequential ports, two clients that connect at once can get the same port, and
+/// one of them loses its first packet.
 pub(super) const FULLY_RANDOM: u32 = 1 << 4;
 pub(super) const REDIR_REG_PROTO_MIN: u16 = 1;
 pub(super) const REDIR_FLAGS: u16 = 3;
@@ -128,14 +128,24 @@ pub(super) const REJECT_CODE: u16 = 2;
 pub(super) const REJECT_ICMP: u32 = 0;
 pub(super) const REJECT_RESET: u32 = 1;
 
-/// A part of a packet that is written over: which, and what becomes of the checksum over it (its kind, where it stands, and
-/// NFT_PAYLOAD_L4CSUM_PSEUDOHDR if the addresses are in that of the transport header too).
+/// Bytes of a packet that are overwritten, and the checksum to correct.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Written {
+pub(super) struct PayloadWrite {
     pub(super) header: Header,
     pub(super) offset: u32,
     pub(super) length: u32,
-    pub(super) checksum: (u32, u32, u32),
+    pub(super) checksum: Checksum,
+}
+
+/// The checksum over overwritten bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Checksum {
+    /// NFT_PAYLOAD_CSUM_*.
+    pub(super) kind: u32,
+    /// Its offset in the header.
+    pub(super) offset: u32,
+    /// NFT_PAYLOAD_L4CSUM_PSEUDOHDR if the bytes are also in the pseudo-header of the transport checksum.
+    pub(super) flags: u32,
 }
 
 /// NFT_PAYLOAD_CSUM_NONE, NFT_PAYLOAD_CSUM_INET and NFT_PAYLOAD_CSUM_SCTP.
@@ -147,56 +157,60 @@ const PSEUDO_HEADER: u32 = 1;
 /// TCP, UDP and SCTP.
 pub(super) const WITH_PORTS: [u8; 3] = [6, 17, 132];
 
-/// A part of the header of the link.
-pub(super) fn link(offset: u32, length: u32) -> Written {
-    Written { header: Header::Link, offset, length, checksum: (CSUM_NONE, 0, 0) }
+const NO_CHECKSUM: Checksum = Checksum { kind: CSUM_NONE, offset: 0, flags: 0 };
+
+/// Bytes of the Ethernet header.
+pub(super) fn link_header(offset: u32, length: u32) -> PayloadWrite {
+    PayloadWrite { header: Header::Link, offset, length, checksum: NO_CHECKSUM }
 }
 
 /// The destination address (RFC 791 §3.1, RFC 8200 §3).
-pub(super) fn destination(family: Family) -> Written {
+pub(super) fn destination(family: Family) -> PayloadWrite {
+    let flags = PSEUDO_HEADER;
     let (offset, length, checksum) = match family {
-        Family::V4 => (16, 4, (CSUM_INET, 10, PSEUDO_HEADER)),
-        Family::V6 => (24, 16, (CSUM_NONE, 0, PSEUDO_HEADER)),
+        Family::V4 => (16, 4, Checksum { kind: CSUM_INET, offset: 10, flags }),
+        Family::V6 => (24, 16, Checksum { kind: CSUM_NONE, offset: 0, flags }),
     };
-    Written { header: Header::Network, offset, length, checksum }
+    PayloadWrite { header: Header::Network, offset, length, checksum }
 }
 
-/// The destination port, where there is no checksum.
-pub(super) fn port_alone() -> Written {
-    Written { header: Header::Transport, offset: 2, length: 2, checksum: (CSUM_NONE, 0, 0) }
+/// The destination port of a datagram without a checksum.
+pub(super) fn port_unchecked() -> PayloadWrite {
+    PayloadWrite { header: Header::Transport, offset: 2, length: 2, checksum: NO_CHECKSUM }
 }
 
-/// The destination port of one of [`WITH_PORTS`], and where its checksum stands (RFC 9293 §3.1, RFC 768, RFC 9260 §3).
-pub(super) fn port(protocol: u8) -> Written {
-    let checksum = match protocol {
-        6 => (CSUM_INET, 16, 0),
-        17 => (CSUM_INET, 6, 0),
-        _ => (CSUM_SCTP, 8, 0),
+/// The destination port of one of [`WITH_PORTS`] (RFC 9293 §3.1, RFC 768, RFC 9260 §3).
+pub(super) fn port(protocol: u8) -> PayloadWrite {
+    let (kind, offset) = match protocol {
+        6 => (CSUM_INET, 16),
+        17 => (CSUM_INET, 6),
+        _ => (CSUM_SCTP, 8),
     };
-    Written { header: Header::Transport, offset: 2, length: 2, checksum }
+    let checksum = Checksum { kind, offset, flags: 0 };
+    PayloadWrite { header: Header::Transport, offset: 2, length: 2, checksum }
 }
 
-/// The numbers by which a family goes in expressions.
-pub(super) struct Numbers {
+/// The numbers of a family in expressions.
+pub(super) struct FamilyNumbers {
     /// NFPROTO_*.
     pub(super) protocol: u32,
-    /// Where a port stands behind an address.
+    /// The register of a port after an address.
     pub(super) port: Register,
-    /// The code of ICMP for a port that is unreachable (RFC 792; RFC 4443 §3.1).
+    /// The ICMP code for port unreachable (RFC 792; RFC 4443 §3.1).
     pub(super) port_unreachable: u8,
-    /// What of a connection is the original destination.
+    /// The `ct` key of the original destination.
     pub(super) original_destination: u32,
 }
 
-pub(super) fn numbers(family: Family) -> Numbers {
+pub(super) fn family_numbers(family: Family) -> FamilyNumbers {
     match family {
         Family::V4 => {
-            let port = Register::Quarter(1);
-            Numbers { protocol: 2, port, port_unreachable: 3, original_destination: CT_DST_IP }
+            let port = Register::Word(1);
+            FamilyNumbers { protocol: 2, port, port_unreachable: 3, original_destination: CT_DST_IP }
         }
         Family::V6 => {
-            let port = Register::Quarter(4);
-            Numbers { protocol: 10, port, port_unreachable: 4, original_destination: CT_DST_IP6 }
+            let port = Register::Word(4);
+            FamilyNumbers { protocol: 10, port, port_unreachable: 4, original_destination: CT_DST_IP6 }
         }
     }
 }

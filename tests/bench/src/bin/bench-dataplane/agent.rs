@@ -45,7 +45,7 @@ impl Agent {
 
     /// The number of failed changes of the kernel.
     pub fn failures(&self) -> u64 {
-        self.counters.borrow().failures
+        self.counters.borrow().failed_steps
     }
 
     /// Waits until the kernel has acknowledged this number of addresses. Returns the time of the acknowledgement.

@@ -6,8 +6,8 @@ use std::sync::Arc;
 
 use anyhow::{Context, Result};
 use dataplane::Snapshot;
-use dataplane::nft::engine::Engine;
-use dataplane::rules::plan::ruleset;
+use dataplane::nft::Engine;
+use dataplane::rules::plan_ruleset;
 
 use crate::path::{Ends, ForwardingPath};
 use crate::synthetic::{self, Size};
@@ -83,7 +83,7 @@ pub fn landfall(ends: &Ends, name: &'static str, number: u8, size: Size) -> Resu
 /// Like [`landfall`], with counters of packets and bytes.
 pub fn landfall_with_counters(ends: &Ends, name: &'static str, number: u8, size: Size) -> Result<Contender> {
     let path = ends.add_path(number)?;
-    let snapshot = Snapshot { counts: true, ..synthetic::snapshot(size, Some(path.server()))? };
+    let snapshot = Snapshot { count_traffic: true, ..synthetic::snapshot(size, Some(path.server()))? };
     program(ends, path, name, size, &snapshot)
 }
 
@@ -108,7 +108,7 @@ fn program(
     snapshot: &Snapshot,
 ) -> Result<Contender> {
     path.host.run(|| -> Result<()> {
-        Engine::open()?.apply(&Arc::new(ruleset(snapshot))).context("program the kernel")?;
+        Engine::open()?.apply(&Arc::new(plan_ruleset(snapshot))).context("program the kernel")?;
         Ok(())
     })?;
     // Sizes differ, so each contender has its own address.

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use anyhow::{Context, Result};
 use crds::{Endpoint, EndpointSlice, Holder, Key, MacAddr, Port, Protocol, Service};
 use dataplane::Snapshot;
-use dataplane::snapshot::{self, Link, LinkName, Terms};
+use dataplane::snapshot::{self, Link, LinkName, ServiceOptions};
 use k8s_openapi::api::core::v1 as core;
 
 /// The node of the snapshot.
@@ -51,7 +51,7 @@ pub fn key(n: u32) -> Key {
 /// A cluster of this size. `canary` is the only endpoint of the canary; `None` gives it idle ones like all others.
 pub fn snapshot(size: Size, canary: Option<SocketAddr>) -> Result<Snapshot> {
     let empty = Service::try_from(&core::Service::default()).context("an empty Service")?;
-    let terms = Arc::<Terms>::default();
+    let options = Arc::<ServiceOptions>::default();
     let mut snapshot = Snapshot { node: NODE.into(), ..Snapshot::default() };
     for n in 0..size.services {
         let key = key(n);
@@ -70,7 +70,7 @@ pub fn snapshot(size: Size, canary: Option<SocketAddr>) -> Result<Snapshot> {
             None => slice(n, 8080, (0..size.endpoints).map(|e| idle_endpoint(n * size.endpoints + e))),
         };
         snapshot.slices.insert(key.clone(), [slice].into());
-        snapshot.services.insert(key, snapshot::Service { object: Arc::new(service), terms: Arc::clone(&terms) });
+        snapshot.services.insert(key, snapshot::Service { object: Arc::new(service), options: Arc::clone(&options) });
     }
     if size.spread {
         let peers = (2..=NODES).map(|n| (format!("n{n}"), mac(n as u8))).collect();

@@ -6,7 +6,7 @@
 //!      └ pods 10.244.1.0/24          └───── neighbour .100
 //! ```
 
-mod programmed;
+mod harness;
 mod sample;
 mod world;
 
@@ -18,11 +18,11 @@ use std::sync::Arc;
 use crds::Protocol::{Tcp, Udp};
 use crds::service::Family;
 use dataplane::Snapshot;
-use dataplane::reply_path::kernel::{Kernel, Settled};
-use dataplane::reply_path::{self, Gap, Mask, Return, Wanted};
+use dataplane::reply_path::routing::{ReplyPathState, Routing};
+use dataplane::reply_path::{self, Gap, Mask, ReplyPath, ReplyPathInput};
 use dataplane::snapshot::LinkName;
+use harness::{apply, engine_on, web};
 use netns::{Namespace, veth};
-use programmed::{apply, engine_on, web};
 use sample::{NODE, ip, ready, service, snapshot};
 use tokio::sync::watch;
 use world::{Answer, Net, Pod, SILENCE, V4, V6, ask_tcp, ask_udp, connect, host, nft, ping, settled, udp, wait_for};
@@ -117,8 +117,8 @@ impl World {
     }
 
     /// Makes rules and routes, as an agent that has just started, and returns what was done.
-    fn settle(&self, wanted: &Wanted) -> Settled {
-        self.node.run(|| Kernel::open().expect("a kernel").settle(wanted, Mask::default()).expect("settled"))
+    fn settle(&self, wanted: &ReplyPathInput) -> ReplyPathState {
+        self.node.run(|| Routing::open().expect("a kernel").apply(wanted, Mask::default()).expect("settled"))
     }
 
     /// All rules and routes of the node, and what of its switches may not change.
@@ -145,26 +145,26 @@ fn link(name: &str) -> LinkName {
     LinkName::new(name).expect("a name")
 }
 
-fn both() -> Wanted {
-    Wanted { links: [link("eth0"), link("eth1")].into(), families: [Family::V4, Family::V6].into() }
+fn both() -> ReplyPathInput {
+    ReplyPathInput { links: [link("eth0"), link("eth1")].into(), families: [Family::V4, Family::V6].into() }
 }
 
 /// That the n-th link has the n-th mark, in both families.
-fn marked(links: &[&str]) -> BTreeSet<Return> {
+fn marked(links: &[&str]) -> BTreeSet<ReplyPath> {
     let each = (1..).zip(links).flat_map(|(slot, name)| {
         let mark = Mask::default().mark(slot);
-        [Family::V4, Family::V6].map(|family| Return { family, link: link(name), mark })
+        [Family::V4, Family::V6].map(|family| ReplyPath { family, link: link(name), mark })
     });
     each.collect()
 }
 
 /// The same, with answers going back by the link.
-fn returning(returns: &BTreeSet<Return>, snapshot: Snapshot) -> Snapshot {
-    Snapshot { returns: Arc::new(returns.clone()), ..snapshot }
+fn returning(returns: &BTreeSet<ReplyPath>, snapshot: Snapshot) -> Snapshot {
+    Snapshot { reply_paths: Arc::new(returns.clone()), ..snapshot }
 }
 
 #[test]
-fn answers_leave_by_the_link_that_the_request_came_in_by() {
+fn replies_leave_by_the_link_of_the_request() {
     Net::each(|net| {
         let world = World::new();
         let pod = Pod::start(&world.node, 1, 5);
@@ -180,15 +180,15 @@ fn answers_leave_by_the_link_that_the_request_came_in_by() {
         let other = format!("{}254", net.n1.strip_suffix('1').expect("the first"));
         elsewhere.serve(SocketAddr::new(ip(&other), 8080));
         let far = service("far").holds(net.lb_ip).port("tcp", Tcp, 82).slice(&ports[..1], [ready(&other, "n2")]);
-        let all = snapshot([web(net, [programmed::on(net, &pod)]), of_node, empty, far]);
+        let all = snapshot([web(net, [harness::on(net, &pod)]), of_node, empty, far]);
         let mut engine = engine_on(&world.node);
         apply(&mut engine, &all);
         let lost = connect(&world.client, &net.port(80), SILENCE).err().expect("no answer by eth0");
         assert_eq!(lost.kind(), ErrorKind::TimedOut);
 
         let settled = world.settle(&both());
-        assert_eq!((settled.returns.clone(), settled.gaps), (marked(&["eth0", "eth1"]), BTreeSet::new()));
-        apply(&mut engine, &returning(&settled.returns, all.clone()));
+        assert_eq!((settled.reply_paths.clone(), settled.gaps), (marked(&["eth0", "eth1"]), BTreeSet::new()));
+        apply(&mut engine, &returning(&settled.reply_paths, all.clone()));
         let seen = Answer::new(&pod, client(net));
         assert_eq!(ask_tcp(&world.client, &net.port(80)), seen);
         assert_eq!(ask_udp(&udp(&world.client, &net.port(80))).expect("an answer over UDP"), seen);
@@ -214,9 +214,9 @@ fn answers_leave_by_the_link_that_the_request_came_in_by() {
 }
 
 #[test]
-fn what_marks_connections_and_answers_can_be_read() {
+fn mark_chains_are_printed_and_observed_unchanged() {
     let world = World::new();
-    let eth1 = [Return { family: Family::V4, link: link("eth1"), mark: Mask::default().mark(2) }].into();
+    let eth1 = [ReplyPath { family: Family::V4, link: link("eth1"), mark: Mask::default().mark(2) }].into();
     apply(&mut engine_on(&world.node), &returning(&eth1, snapshot([web(V4, [])])));
     let list = |chain: &str| {
         let words = ["list", "chain", "ip", "landfall", chain];
@@ -240,37 +240,37 @@ fn what_marks_connections_and_answers_can_be_read() {
         ["type route hook output priority mangle; policy accept;", answers]
     );
     // An agent that starts finds all as it should be.
-    let nothing = engine_on(&world.node).apply(&Arc::new(dataplane::rules::plan::ruleset(&programmed::with_pods(
+    let nothing = engine_on(&world.node).apply(&Arc::new(dataplane::rules::plan_ruleset(&harness::with_pods(
         returning(&eth1, snapshot([web(V4, [])])),
     ))));
     assert!(nothing.expect("apply").is_empty());
 }
 
 #[test]
-fn an_agent_that_starts_again_changes_nothing_and_links_keep_their_marks() {
+fn links_keep_their_marks_across_restarts() {
     let world = World::new();
     let first = world.settle(&both());
-    assert_eq!(first.returns, marked(&["eth0", "eth1"]));
+    assert_eq!(first.reply_paths, marked(&["eth0", "eth1"]));
     assert!(first.changes > 0);
-    assert_eq!(world.settle(&both()), Settled { changes: 0, ..first.clone() });
+    assert_eq!(world.settle(&both()), ReplyPathState { changes: 0, ..first.clone() });
     // One that comes first by name gets the next mark.
     world.node.ip(["link add ens0 type veth peer name ens1", "link set ens0 up", "link set ens1 up"]).expect("a link");
     world.node.ip(["addr add 10.9.0.1/24 dev ens0"]).expect("an address");
-    let more = Wanted { links: [link("ens0"), link("eth0"), link("eth1")].into(), ..both() };
-    let third = Return { family: Family::V4, link: link("ens0"), mark: Mask::default().mark(3) };
+    let more = ReplyPathInput { links: [link("ens0"), link("eth0"), link("eth1")].into(), ..both() };
+    let third = ReplyPath { family: Family::V4, link: link("ens0"), mark: Mask::default().mark(3) };
     let more = world.settle(&more);
-    assert_eq!(more.returns, first.returns.iter().copied().chain([third]).collect());
+    assert_eq!(more.reply_paths, first.reply_paths.iter().copied().chain([third]).collect());
     assert_eq!(more.gaps, [Gap::NoRouter(Family::V4, link("ens0"))].into());
     world.node.ip(["link del ens0"]).expect("no link");
-    assert_eq!(world.settle(&both()).returns, first.returns);
+    assert_eq!(world.settle(&both()).reply_paths, first.reply_paths);
     // What an agent had begun when it was killed is made good.
     world.node.ip(["rule del table 76001", "route flush table 76002"]).expect("half of it");
-    assert_eq!(world.settle(&both()).returns, first.returns);
+    assert_eq!(world.settle(&both()).reply_paths, first.reply_paths);
     assert_eq!(world.settle(&both()).changes, 0);
 }
 
 #[test]
-fn an_uninstallation_leaves_all_as_it_was() {
+fn an_uninstallation_restores_rules_and_routes() {
     let world = World::new();
     let mine = [
         "rule add fwmark 0x1/0xf lookup 100 priority 750",
@@ -282,7 +282,7 @@ fn an_uninstallation_leaves_all_as_it_was() {
     let before = world.everything();
     let settled = world.settle(&both());
     assert_ne!(world.everything(), before);
-    apply(&mut engine_on(&world.node), &returning(&settled.returns, snapshot([web(V4, []), web(V6, [])])));
+    apply(&mut engine_on(&world.node), &returning(&settled.reply_paths, snapshot([web(V4, []), web(V6, [])])));
     world.node.run(|| {
         assert!(dataplane::remove().expect("removed"));
         assert!(reply_path::remove().expect("removed"));
@@ -292,35 +292,35 @@ fn an_uninstallation_leaves_all_as_it_was() {
 }
 
 #[test]
-fn tables_of_others_are_left_alone_even_if_they_have_our_numbers() {
+fn routing_tables_of_other_programs_are_not_used() {
     let world = World::new();
     world.node.ip(["route add 10.77.0.0/16 via 203.0.113.254 table 76001"]).expect("a route of others");
     let before = world.everything();
     let settled = world.settle(&both());
     assert_eq!(settled.gaps, [Gap::TakenTable(76_001)].into());
-    let marks: BTreeSet<u32> = settled.returns.iter().map(|one| one.mark.value).collect();
+    let marks: BTreeSet<u32> = settled.reply_paths.iter().map(|one| one.mark.value).collect();
     assert_eq!(marks, [0x20, 0x30].into());
     world.node.run(|| reply_path::remove().expect("removed"));
     assert_eq!(world.everything(), before);
 }
 
 #[test]
-fn with_one_way_back_nothing_is_made() {
+fn a_single_reply_path_needs_no_rules() {
     let world = World::new();
     let before = world.everything();
     for wanted in [
-        Wanted::default(),
-        Wanted { links: [link("eth0")].into(), ..both() },
-        Wanted { links: [link("eth0"), link("eth7")].into(), ..both() },
-        Wanted { families: [].into(), ..both() },
+        ReplyPathInput::default(),
+        ReplyPathInput { links: [link("eth0")].into(), ..both() },
+        ReplyPathInput { links: [link("eth0"), link("eth7")].into(), ..both() },
+        ReplyPathInput { families: [].into(), ..both() },
     ] {
-        assert_eq!(world.settle(&wanted), Settled::default(), "{wanted:?}");
+        assert_eq!(world.settle(&wanted), ReplyPathState::default(), "{wanted:?}");
     }
     assert_eq!(world.everything(), before);
 }
 
 #[test]
-fn a_link_whose_packets_the_kernel_would_drop_is_told() {
+fn a_strict_reverse_path_filter_is_reported() {
     let world = World::new();
     for of in ["eth0", "eth1"] {
         world.node.sysctl(&format!("ipv4.conf.{of}.rp_filter"), "1").expect("rp_filter");
@@ -332,7 +332,7 @@ fn a_link_whose_packets_the_kernel_would_drop_is_told() {
 }
 
 #[test]
-fn routes_that_change_are_followed_and_all_goes_when_nothing_is_wanted() {
+fn the_loop_follows_routes_and_cleans_up() {
     let world = World::new();
     let before = world.everything();
     let (wish, wanted) = watch::channel(Some(both()));
@@ -358,7 +358,7 @@ fn routes_that_change_are_followed_and_all_goes_when_nothing_is_wanted() {
     world.node.ip(["rule del table 76001"]).expect("by mistake");
     wait_for("the rule again", || world.everything().contains("lookup 76001"));
     world.node.ip(["route replace default via 203.0.113.254 metric 500"]).expect("the first router");
-    wish.send_replace(Some(Wanted { families: BTreeSet::new(), ..both() }));
+    wish.send_replace(Some(ReplyPathInput { families: BTreeSet::new(), ..both() }));
     wait_for("nothing", || told.borrow_and_update().is_empty() && world.everything() == before);
     drop(wish);
     thread.join().expect("no panic");

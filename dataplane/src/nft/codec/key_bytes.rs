@@ -1,22 +1,20 @@
-//! Keys and values as the kernel has them. There may be a million of them, and no more bytes than registers have, so they need
-//! no memory of their own. Pure.
+//! The bytes of a key or value. There may be a million of them, and none is longer than the registers: so they are kept
+//! without an allocation. Pure.
 
 use std::ops::Deref;
 
-/// Bytes of a key or of a value.
 #[derive(Clone, Copy)]
-pub(in crate::nft) struct Bytes {
+pub(in crate::nft) struct KeyBytes {
     bytes: [u8; 64],
     length: usize,
 }
 
-impl Bytes {
-    /// None yet.
-    pub(super) fn none() -> Self {
+impl KeyBytes {
+    pub(super) fn empty() -> Self {
         Self { bytes: [0; 64], length: 0 }
     }
 
-    /// Appends these.
+    /// Appends `more`.
     pub(super) fn and(mut self, more: &[u8]) -> Self {
         let end = self.length + more.len();
         self.bytes[self.length..end].copy_from_slice(more);
@@ -25,7 +23,7 @@ impl Bytes {
     }
 }
 
-impl Deref for Bytes {
+impl Deref for KeyBytes {
     type Target = [u8];
 
     fn deref(&self) -> &[u8] {

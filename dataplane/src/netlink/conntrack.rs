@@ -1,4 +1,4 @@
-//! Tracked flows in the language of ctnetlink: a question for those of UDP, the answers, and how to forget one.
+//! ctnetlink messages about tracked UDP flows: queries, answers and deletions. Pure.
 
 use std::net::{IpAddr, SocketAddr};
 
@@ -6,7 +6,6 @@ use crds::service::Family;
 
 use super::attribute::{Attributes, Writer};
 use super::message::{CTNETLINK, Message};
-use crate::flows::stale::Flow;
 
 /// AF_INET and AF_INET6.
 const IPV4: u8 = 2;
@@ -31,68 +30,77 @@ const PROTO_NUM: u16 = 1;
 const PROTO_SRC_PORT: u16 = 2;
 const PROTO_DST_PORT: u16 = 3;
 const FILTER_ORIG_FLAGS: u16 = 1;
-/// The parts of a tuple that a filter looks at.
+/// The parts of a tuple that a filter compares.
 const BY_DESTINATION: u32 = 1 << 1;
 const BY_PROTOCOL: u32 = 1 << 3;
 
-/// A flow as the kernel knows it.
+/// One tracked UDP flow.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Flow {
+    pub client: SocketAddr,
+    /// The destination of the client's packets.
+    pub destination: SocketAddr,
+    /// The source of the replies: an endpoint if the flow is translated, otherwise `destination`.
+    pub replies_from: SocketAddr,
+}
+
+/// A flow in the kernel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Tracked {
-    /// The flow.
+pub struct TrackedFlow {
     pub flow: Flow,
-    /// Which one it is, of all that ever were between the same ends.
+    /// Distinguishes flows with the same ends.
     id: u32,
     zone: Option<u16>,
 }
 
-/// Asks for all flows of UDP of this family; a dump. In IPv4 only for those to one lb_ip, if one is given: in IPv6, Linux
-/// (up to 6.18 at least) takes the filter for its opposite and would list all others. Kernels before 5.8 don't know the
-/// filter and list everything, so the answers have to be looked at in any case.
-pub fn get(of: Family, to: Option<IpAddr>) -> Message {
-    let destination = to.filter(IpAddr::is_ipv4);
-    Message::new(CTNETLINK, GET, 0, family(of), |w| {
-        w.nested(TUPLE_ORIG, |tuple| {
+/// Queries all UDP flows of this family; a dump. In IPv4, only those to `destination` if it is given. In IPv6, Linux
+/// (at least up to 6.18) inverts this filter and would list all others. Kernels before 5.8 ignore the filter, so
+/// answers must be checked in any case.
+pub fn get_udp_flows(family: Family, destination: Option<IpAddr>) -> Message {
+    let destination = destination.filter(IpAddr::is_ipv4);
+    Message::new(CTNETLINK, GET, 0, family_number(family), |w| {
+        w.nest(TUPLE_ORIG, |tuple| {
             if let Some(destination) = destination {
-                tuple.nested(TUPLE_IP, |ip| address(ip, DESTINATION, destination));
+                tuple.nest(TUPLE_IP, |ip| write_address(ip, DESTINATION, destination));
             }
-            tuple.nested(TUPLE_PROTO, |proto| {
+            tuple.nest(TUPLE_PROTO, |proto| {
                 proto.u8(PROTO_NUM, UDP);
             });
         });
         let flags = if destination.is_some() { BY_PROTOCOL | BY_DESTINATION } else { BY_PROTOCOL };
-        // Unlike all others, a number of the machine's own order.
-        w.nested(FILTER, |filter| {
+        // In host byte order, unlike all others.
+        w.nest(FILTER, |filter| {
             filter.bytes(FILTER_ORIG_FLAGS, &flags.to_ne_bytes());
         });
     })
 }
 
-fn family(of: Family) -> u8 {
-    match of {
+fn family_number(family: Family) -> u8 {
+    match family {
         Family::V4 => IPV4,
         Family::V6 => IPV6,
     }
 }
 
-/// The flow in an answer; `None` if it is not one of UDP.
-pub fn read(answer: Attributes<'_>) -> Option<Tracked> {
+/// The flow in an answer; `None` if it is not a UDP flow.
+pub fn decode_flow(answer: Attributes<'_>) -> Option<TrackedFlow> {
     let (client, destination) = tuple(answer.find(TUPLE_ORIG)?.inner())?;
-    let (answers, _) = tuple(answer.find(TUPLE_REPLY)?.inner())?;
+    let (replies_from, _) = tuple(answer.find(TUPLE_REPLY)?.inner())?;
     let id = answer.find(ID)?.u32()?;
     let zone = answer.find(ZONE).and_then(|zone| zone.u16());
-    Some(Tracked { flow: Flow { client, destination, answers }, id, zone })
+    Some(TrackedFlow { flow: Flow { client, destination, replies_from }, id, zone })
 }
 
-/// Makes the kernel forget a flow: exactly this one, not another that took its place.
-pub fn delete(tracked: &Tracked) -> Message {
+/// Deletes exactly this flow, not another one with the same ends.
+pub fn delete_flow(tracked: &TrackedFlow) -> Message {
     let Flow { client, destination, .. } = tracked.flow;
-    Message::new(CTNETLINK, DELETE, 0, family(Family::from(client.ip())), |w| {
-        w.nested(TUPLE_ORIG, |tuple| {
-            tuple.nested(TUPLE_IP, |ip| {
-                address(ip, SOURCE, client.ip());
-                address(ip, DESTINATION, destination.ip());
+    Message::new(CTNETLINK, DELETE, 0, family_number(Family::from(client.ip())), |w| {
+        w.nest(TUPLE_ORIG, |tuple| {
+            tuple.nest(TUPLE_IP, |ip| {
+                write_address(ip, SOURCE, client.ip());
+                write_address(ip, DESTINATION, destination.ip());
             });
-            tuple.nested(TUPLE_PROTO, |proto| {
+            tuple.nest(TUPLE_PROTO, |proto| {
                 proto.u8(PROTO_NUM, UDP).u16(PROTO_SRC_PORT, client.port()).u16(PROTO_DST_PORT, destination.port());
             });
         });
@@ -103,18 +111,18 @@ pub fn delete(tracked: &Tracked) -> Message {
     })
 }
 
-/// The attribute of an address, in IPv4 and in IPv6.
+/// The attributes of an address in IPv4 and IPv6.
 const SOURCE: (u16, u16) = (IP_V4_SRC, IP_V6_SRC);
 const DESTINATION: (u16, u16) = (IP_V4_DST, IP_V6_DST);
 
-fn address(into: &mut Writer, (v4, v6): (u16, u16), address: IpAddr) {
+fn write_address(into: &mut Writer, (v4, v6): (u16, u16), address: IpAddr) {
     match address {
         IpAddr::V4(address) => into.bytes(v4, &address.octets()),
         IpAddr::V6(address) => into.bytes(v6, &address.octets()),
     };
 }
 
-/// Source and destination.
+/// The source and destination of a tuple.
 fn tuple(attributes: Attributes<'_>) -> Option<(SocketAddr, SocketAddr)> {
     let (ip, proto) = (attributes.find(TUPLE_IP)?.inner(), attributes.find(TUPLE_PROTO)?.inner());
     (proto.find(PROTO_NUM)?.u8()? == UDP).then_some(())?;
@@ -134,7 +142,7 @@ mod tests {
     use crate::netlink::attribute::attributes;
     use proptest::prelude::*;
 
-    /// Three ends of one family.
+    /// Three addresses with ports of one family.
     fn ends() -> impl Strategy<Value = [SocketAddr; 3]> {
         let v4 = any::<[([u8; 4], u16); 3]>().prop_map(|ends| ends.map(SocketAddr::from));
         let v6 = any::<[([u8; 16], u16); 3]>().prop_map(|ends| ends.map(SocketAddr::from));
@@ -143,27 +151,27 @@ mod tests {
 
     proptest! {
         #[test]
-        fn what_is_forgotten_is_the_flow_that_was_read([client, destination, answers] in ends(), id: u32) {
-            let tracked = Tracked { flow: Flow { client, destination, answers }, id, zone: Some(3) };
-            // A deletion names a flow as an answer does, but for who answers.
+        fn a_deletion_identifies_the_decoded_flow([client, destination, replies_from] in ends(), id: u32) {
+            let tracked = TrackedFlow { flow: Flow { client, destination, replies_from }, id, zone: Some(3) };
+            // A deletion has the attributes of an answer, except the source of replies.
             let mut bytes = Vec::new();
-            delete(&tracked).encode(1, &mut bytes);
+            delete_flow(&tracked).encode(1, &mut bytes);
             let mut answer = Writer::after(bytes.split_off(Message::HEADERS));
-            answer.nested(TUPLE_REPLY, |tuple| {
-                tuple.nested(TUPLE_IP, |ip| {
-                    address(ip, SOURCE, answers.ip());
-                    address(ip, DESTINATION, client.ip());
+            answer.nest(TUPLE_REPLY, |tuple| {
+                tuple.nest(TUPLE_IP, |ip| {
+                    write_address(ip, SOURCE, replies_from.ip());
+                    write_address(ip, DESTINATION, client.ip());
                 });
-                tuple.nested(TUPLE_PROTO, |proto| {
-                    proto.u8(PROTO_NUM, UDP).u16(PROTO_SRC_PORT, answers.port()).u16(PROTO_DST_PORT, client.port());
+                tuple.nest(TUPLE_PROTO, |proto| {
+                    proto.u8(PROTO_NUM, UDP).u16(PROTO_SRC_PORT, replies_from.port()).u16(PROTO_DST_PORT, client.port());
                 });
             });
-            prop_assert_eq!(read(attributes(&answer.finish())), Some(tracked));
+            prop_assert_eq!(decode_flow(attributes(&answer.finish())), Some(tracked));
         }
 
         #[test]
-        fn reading_any_bytes_never_panics(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
-            let _ = read(attributes(&bytes));
+        fn decoding_any_bytes_never_panics(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
+            let _ = decode_flow(attributes(&bytes));
         }
     }
 }

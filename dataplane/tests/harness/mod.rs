@@ -7,8 +7,8 @@ use std::thread::JoinHandle;
 
 use crds::Endpoint;
 use crds::Protocol::{Tcp, Udp};
-use dataplane::nft::engine::Engine;
-use dataplane::rules::plan::ruleset;
+use dataplane::nft::Engine;
+use dataplane::rules::plan_ruleset;
 use dataplane::{Counters, Forwarding, Snapshot};
 use netns::Namespace;
 use tokio::sync::watch;
@@ -39,7 +39,7 @@ pub fn engine_on(host: &Namespace) -> Engine {
 
 /// Programs the first node.
 pub fn apply(engine: &mut Engine, snapshot: &Snapshot) {
-    engine.apply(&Arc::new(ruleset(&with_pods(snapshot.clone())))).expect("apply");
+    engine.apply(&Arc::new(plan_ruleset(&with_pods(snapshot.clone())))).expect("apply");
 }
 
 /// The same, seen by a node that knows where its pods have their addresses from.

@@ -1,0 +1,179 @@
+//! The names of chains: [`ChainName`] ⇄ text. Pure.
+//!
+//! Some chains exist only while an element, a link or a Service needs them. Their names are their parameters.
+
+use std::fmt;
+
+use crds::Backend;
+
+use super::optional_chains::OptionalChain;
+use crate::link_name::LinkName;
+use crate::reply_path::Mark;
+use crate::rules::{Dispatch, Pick};
+
+/// A chain that is not always there, or that elements lead to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum ChainName {
+    /// `…pick-N`, `…to-node-port` or `…to-cluster-ip`: sends new connections on.
+    Dispatch(Dispatch),
+    /// `remember-T`: puts a client into `affinity` for T seconds.
+    Remember(u32),
+    ReplyPath(ReplyPathChain),
+    Optional(OptionalChain),
+    /// `on-LINK`: the ingress of a link.
+    Ingress(LinkName),
+    /// `refuse`, or `restricted-refuse` if source ranges apply. Always there.
+    Refuse {
+        restricted: bool,
+    },
+}
+
+/// A chain that makes replies leave by the link of the request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum ReplyPathChain {
+    /// `by-MARK-LINK`: marks connections that come in by this link.
+    MarkConnection(LinkName, Mark),
+    /// `back-MARK`: marks replies that are forwarded.
+    MarkForwardedReply(Mark),
+    /// `back-from-here-MARK`: marks replies of this node.
+    MarkLocalReply(Mark),
+}
+
+const RESTRICTED: &str = "restricted-";
+const TO_NODE_PORT: &str = "to-node-port";
+const TO_CLUSTER_IP: &str = "to-cluster-ip";
+const STICKY: &str = "sticky-";
+const PICK: &str = "pick-";
+const FROM: &str = "-from-";
+const REFUSE: &str = "refuse";
+const REMEMBER: &str = "remember-";
+const ON: &str = "on-";
+const BY: &str = "by-";
+const BACK: &str = "back-";
+const BACK_FROM_HERE: &str = "back-from-here-";
+const OF: &str = "-of-";
+
+impl fmt::Display for ChainName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Dispatch(dispatch) => write_dispatch(*dispatch, f),
+            Self::Remember(seconds) => write!(f, "{REMEMBER}{seconds}"),
+            Self::ReplyPath(chain) => chain.fmt(f),
+            Self::Optional(chain) => f.write_str(chain.name()),
+            Self::Ingress(link) => write!(f, "{ON}{link}"),
+            Self::Refuse { restricted } => write!(f, "{}{REFUSE}", if *restricted { RESTRICTED } else { "" }),
+        }
+    }
+}
+
+impl ChainName {
+    /// The chain of this name; `None` if no chain has it. A chain has only one name.
+    pub fn parse(name: &str) -> Option<Self> {
+        let known = parse_dispatch(name).map(Self::Dispatch);
+        let known = known.or_else(|| name.strip_prefix(REMEMBER)?.parse().ok().map(Self::Remember));
+        let known = known.or_else(|| ReplyPathChain::parse(name).map(Self::ReplyPath));
+        let known = known.or_else(|| OptionalChain::parse(name).map(Self::Optional));
+        let known = known.or_else(|| LinkName::new(name.strip_prefix(ON)?).map(Self::Ingress));
+        let known = known.or_else(|| parse_refuse(name));
+        known.filter(|known| known.to_string() == name)
+    }
+}
+
+fn write_dispatch(dispatch: Dispatch, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+    let Dispatch { pick: Pick { from, count }, restricted, affinity, backend } = dispatch;
+    if restricted {
+        f.write_str(RESTRICTED)?;
+    }
+    match backend {
+        Backend::Endpoints => {}
+        Backend::NodePort => return f.write_str(TO_NODE_PORT),
+        Backend::ClusterIp => return f.write_str(TO_CLUSTER_IP),
+    }
+    if let Some(seconds) = affinity {
+        write!(f, "{STICKY}{seconds}-")?;
+    }
+    write!(f, "{PICK}{count}")?;
+    if from == 0 { Ok(()) } else { write!(f, "{FROM}{from}") }
+}
+
+fn parse_dispatch(name: &str) -> Option<Dispatch> {
+    let (restricted, rest) = name.strip_prefix(RESTRICTED).map_or((false, name), |rest| (true, rest));
+    let proxied = |backend| Some(Dispatch { restricted, backend, ..Dispatch::default() });
+    match rest {
+        TO_NODE_PORT => return proxied(Backend::NodePort),
+        TO_CLUSTER_IP => return proxied(Backend::ClusterIp),
+        _ => {}
+    }
+    let (affinity, rest) = match rest.strip_prefix(STICKY) {
+        Some(sticky) => {
+            let (seconds, rest) = sticky.split_once('-')?;
+            (Some(seconds.parse().ok()?), rest)
+        }
+        None => (None, rest),
+    };
+    let numbers = rest.strip_prefix(PICK)?;
+    let (count, from) = numbers.split_once(FROM).unwrap_or((numbers, "0"));
+    let pick = Pick { from: from.parse().ok()?, count: count.parse().ok()? };
+    Some(Dispatch { pick, restricted, affinity, backend: Backend::Endpoints })
+}
+
+fn parse_refuse(name: &str) -> Option<ChainName> {
+    let restricted = name.starts_with(RESTRICTED);
+    name.ends_with(REFUSE).then_some(ChainName::Refuse { restricted })
+}
+
+impl fmt::Display for ReplyPathChain {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::MarkConnection(link, mark) => write!(f, "{BY}{:#x}{OF}{}-{link}", mark.value, mark.mask),
+            Self::MarkForwardedReply(mark) => write!(f, "{BACK}{:#x}{OF}{}", mark.value, mark.mask),
+            Self::MarkLocalReply(mark) => write!(f, "{BACK_FROM_HERE}{:#x}{OF}{}", mark.value, mark.mask),
+        }
+    }
+}
+
+impl ReplyPathChain {
+    fn parse(name: &str) -> Option<Self> {
+        let known = if let Some(rest) = name.strip_prefix(BY) {
+            let (value, rest) = rest.split_once(OF)?;
+            let (mask, link) = rest.split_once('-')?;
+            Self::MarkConnection(LinkName::new(link)?, parse_mark(value, mask)?)
+        } else if let Some(rest) = name.strip_prefix(BACK_FROM_HERE) {
+            let (value, mask) = rest.split_once(OF)?;
+            Self::MarkLocalReply(parse_mark(value, mask)?)
+        } else {
+            let (value, mask) = name.strip_prefix(BACK)?.split_once(OF)?;
+            Self::MarkForwardedReply(parse_mark(value, mask)?)
+        };
+        (known.to_string() == name).then_some(known)
+    }
+}
+
+fn parse_mark(value: &str, mask: &str) -> Option<Mark> {
+    let value = u32::from_str_radix(value.strip_prefix("0x")?, 16).ok()?;
+    Some(Mark { value, mask: mask.parse().ok()? })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::reply_path::Mask;
+
+    #[test]
+    fn a_reply_path_chain_is_parsed_from_its_name() {
+        let mark = Mask::new(0x1800).expect("a mask").mark(2);
+        let link = LinkName::new("bond0-by.7").expect("a name");
+        for chain in [
+            ReplyPathChain::MarkConnection(link, mark),
+            ReplyPathChain::MarkForwardedReply(mark),
+            ReplyPathChain::MarkLocalReply(mark),
+        ] {
+            assert_eq!(ReplyPathChain::parse(&chain.to_string()), Some(chain));
+        }
+        for other in
+            ["by-", "by-0x10", "by-0x10-of-0x70", "by-16-of-0x70-eth0", "back-0x10-of-0x50", "on-eth0", "back-"]
+        {
+            assert_eq!(ReplyPathChain::parse(other), None, "{other}");
+        }
+    }
+}

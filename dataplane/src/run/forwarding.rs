@@ -1,0 +1,61 @@
+//! What the kernel of this node forwards: [`Forwarding`], as published to other parts. Pure.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+
+use crds::Reach;
+
+use crate::rules::{LbIp, Problem};
+
+/// What the kernel of this node forwards. It is published after the kernel's acknowledgement, and withdrawn before it
+/// ends.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Forwarding {
+    /// The lb_ips that are programmed. Only these may be announced from here.
+    pub addresses: BTreeSet<IpAddr>,
+    /// Those with an endpoint for packets from outside: under the traffic policy Local, on this node.
+    pub serving: BTreeSet<IpAddr>,
+    /// How packets from outside reach endpoints on other nodes.
+    pub reach: BTreeMap<IpAddr, Reach>,
+    /// The parts of Services that are not forwarded as their specs require.
+    pub problems: BTreeMap<IpAddr, BTreeSet<Problem>>,
+    /// Whether the kernel refuses to mark connections, so that replies may leave by another link than the request came
+    /// in by.
+    pub marks_refused: bool,
+}
+
+impl Forwarding {
+    /// Sets everything about `address`. Returns whether it changed. Logs new mistakes.
+    pub(super) fn set(&mut self, address: IpAddr, lb_ip: Option<&LbIp>) -> bool {
+        let set_in = |set: &mut BTreeSet<IpAddr>, is_in| if is_in { set.insert(address) } else { set.remove(&address) };
+        let address_changed = set_in(&mut self.addresses, lb_ip.is_some());
+        let serving_changed = set_in(&mut self.serving, lb_ip.is_some_and(serves_outside));
+        let reach = lb_ip.map(LbIp::reach);
+        let old_reach = match reach {
+            Some(reach) => self.reach.insert(address, reach),
+            None => self.reach.remove(&address),
+        };
+        let problems_changed = self.set_problems(address, lb_ip.map(|lb_ip| &lb_ip.problems));
+        address_changed || serving_changed || old_reach != reach || problems_changed
+    }
+
+    fn set_problems(&mut self, address: IpAddr, problems: Option<&BTreeSet<Problem>>) -> bool {
+        let problems = problems.filter(|problems| !problems.is_empty());
+        if problems == self.problems.get(&address) {
+            return false;
+        }
+        for problem in problems.into_iter().flatten().filter(|problem| problem.is_mistake()) {
+            tracing::warn!(lb_ip = %address, %problem, "a part of a Service is not forwarded");
+        }
+        match problems {
+            Some(problems) => self.problems.insert(address, problems.clone()),
+            None => self.problems.remove(&address),
+        };
+        true
+    }
+}
+
+/// Whether packets from outside find an endpoint here.
+fn serves_outside(lb_ip: &LbIp) -> bool {
+    lb_ip.ports.values().any(|target| target.outside.count > 0 || target.left)
+}
