@@ -23,17 +23,16 @@ pub(crate) use composer::Composer;
 use composition::Composition;
 pub(crate) use stores::Stores;
 
-/// What the agent of a node would program.
+/// The input of a node's dataplane.
 #[derive(Clone, Debug)]
 pub struct Planned {
-    /// Its snapshot, in which no node is dead: only speakers know of deaths.
+    /// No node is dead in it, since only speakers detect that.
     pub snapshot: dataplane::Snapshot,
     /// Whether the cluster has a node of this name.
     pub is_known: bool,
 }
 
-/// Composes the dataplane's snapshot of `node` once, from the objects as they are now. Waits for the API server for as long
-/// as it takes.
+/// Composes the dataplane's snapshot of `node` once, from the current objects. Waits until the API server has answered.
 pub async fn plan_once(client: &Client, node: &str, backend: Backend, counts: bool) -> Planned {
     let wake = Wake::default();
     let mut listener = wake.listener();

@@ -126,7 +126,7 @@ impl Agent {
         let wake = Wake::default();
         let mut stores = Stores::new(&wake);
         if !config.spreads() {
-            stores.wirings = None;
+            stores.peer_links = None;
         }
         Self { client, config, wake, stores, channels: Channels::default() }
     }
@@ -140,19 +140,20 @@ impl Agent {
         let composer = Composer {
             stores: self.stores.clone(),
             inputs: composer::Inputs {
-                dead: channels.dead.rx.clone(),
-                neighbours: channels.neighbours.rx.clone(),
-                network: channels.network.rx.clone(),
-                returned: channels.reply_paths.rx.clone(),
+                dead_rx: channels.dead.rx.clone(),
+                neighbours_rx: channels.neighbours.rx.clone(),
+                network_rx: channels.network.rx.clone(),
+                reply_paths_rx: channels.reply_paths.rx.clone(),
             },
             outputs: composer::Outputs {
-                dataplane: channels.dataplane_snapshot.tx.clone(),
-                speaker: channels.speaker_snapshot.tx.clone(),
-                wanted: channels.reply_links.tx.clone(),
+                dataplane_tx: channels.dataplane_snapshot.tx.clone(),
+                speaker_tx: channels.speaker_snapshot.tx.clone(),
+                reply_links_tx: channels.reply_links.tx.clone(),
             },
         };
-        let own = (config.node.clone(), config.backend, config.count_traffic);
-        tasks.spawn(composer.run(own, self.wake.listener()));
+        let options =
+            composer::NodeOptions { node: config.node.clone(), backend: config.backend, counts: config.count_traffic };
+        tasks.spawn(composer.run(options, self.wake.listener()));
     }
 
     /// The dataplane, the reply paths and the answers to health checks; or, where another proxy forwards, their substitute.
@@ -184,7 +185,7 @@ impl Agent {
         let Self { client, config, channels, .. } = self;
         let secret = KeySecret { client: client.clone(), namespace: config.keys_namespace.clone() };
         let outputs =
-            keys::Outputs { keys_tx: channels.hello_keys.tx.clone(), in_use_tx: channels.keys_in_use.tx.clone() };
+            keys::KeyOutputs { keys_tx: channels.hello_keys.tx.clone(), in_use_tx: channels.keys_in_use.tx.clone() };
         tasks.spawn(keys::publish_keys(secret.clone(), channels.secret.rx.clone(), outputs));
         let secret_tx = channels.secret.tx.clone();
         tasks.spawn(async move { Ok(keys::watch_secret(secret, secret_tx).await) });
@@ -195,7 +196,7 @@ impl Agent {
         let reporter = Reporter {
             client: client.clone(),
             node: config.node.clone(),
-            records: self.stores.addresses.clone(),
+            records: self.stores.records.clone(),
             announcements_rx: channels.announcements.rx.clone(),
             conflicts_rx: channels.conflicts.rx.clone(),
             forwarding_rx: channels.forwarding.rx.clone(),

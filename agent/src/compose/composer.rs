@@ -1,11 +1,11 @@
-//! Tells the dataplane and the speaker what concerns them, whenever that changes.
+//! The task that sends the dataplane and the speaker their snapshots.
 //!
 //! ```text
 //! stores --changes--> Composition --snapshots--> dataplane, speaker
-//!                       ^ who is dead, who was met, which links answers are led back by
+//!                       ^ dead nodes, heard nodes, reply paths
 //! ```
 //!
-//! One task, which waits for nothing else. Cancel safe.
+//! One task, which waits for nothing but these. Cancel safe.
 
 use std::collections::BTreeSet;
 use std::convert::Infallible;
@@ -20,83 +20,80 @@ use tokio::sync::watch;
 use tokio::time::{Instant, sleep_until};
 
 use super::composition::Composition;
-use super::snapshots::wanted;
+use super::snapshots::reply_links;
 use super::stores::Stores;
 
-/// How long an agent that starts waits for Hellos of those who may be on its links, before it hands frames to the others
-/// alone: some intervals of Hellos, and the time that it takes to get the key. The kernel goes on as it was until then.
-const ACQUAINTANCE: Duration = Duration::from_secs(1);
+/// How long the first snapshot of the dataplane waits for Hellos of all nodes that may be on this node's links: some
+/// intervals of Hellos, and the time to get the key. Meanwhile the kernel keeps spreading frames as before the start.
+const FIRST_HELLOS: Duration = Duration::from_secs(1);
 
-/// Sends new snapshots whenever something changed that matters to those who get them.
+/// Sends each new snapshot to its receiver.
 pub(crate) struct Composer {
     pub(crate) stores: Stores,
     pub(crate) inputs: Inputs,
     pub(crate) outputs: Outputs,
 }
 
-/// What is known beside what the API server says.
-pub(crate) struct Inputs {
-    /// The nodes that the speaker says are dead.
-    pub(crate) dead: watch::Receiver<BTreeSet<String>>,
-    /// Which nodes it has met on which link.
-    pub(crate) neighbours: watch::Receiver<speaker::Neighbours>,
-    /// What is on this node's network.
-    pub(crate) network: watch::Receiver<Option<NodeNetworkSpec>>,
-    /// The links by which answers are led back.
-    pub(crate) returned: watch::Receiver<Arc<BTreeSet<ReplyPath>>>,
+/// The options of the node.
+pub(crate) struct NodeOptions {
+    pub(crate) node: String,
+    /// Default backend of Services.
+    pub(crate) backend: Backend,
+    /// Whether packets and bytes are counted.
+    pub(crate) counts: bool,
 }
 
-/// Who is told.
+/// What does not come from the API server.
+pub(crate) struct Inputs {
+    /// The dead nodes.
+    pub(crate) dead_rx: watch::Receiver<BTreeSet<String>>,
+    /// The nodes that the speaker has heard on each link.
+    pub(crate) neighbours_rx: watch::Receiver<speaker::Neighbours>,
+    /// This node's links and gateways.
+    pub(crate) network_rx: watch::Receiver<Option<NodeNetworkSpec>>,
+    /// The reply paths that the kernel has.
+    pub(crate) reply_paths_rx: watch::Receiver<Arc<BTreeSet<ReplyPath>>>,
+}
+
 pub(crate) struct Outputs {
-    pub(crate) dataplane: watch::Sender<Option<Arc<dataplane::Snapshot>>>,
-    pub(crate) speaker: watch::Sender<Option<Arc<speaker::Snapshot>>>,
-    /// The links by which answers should be led back.
-    pub(crate) wanted: watch::Sender<Option<ReplyPathInput>>,
+    pub(crate) dataplane_tx: watch::Sender<Option<Arc<dataplane::Snapshot>>>,
+    pub(crate) speaker_tx: watch::Sender<Option<Arc<speaker::Snapshot>>>,
+    /// The links that need a reply path.
+    pub(crate) reply_links_tx: watch::Sender<Option<ReplyPathInput>>,
 }
 
 impl Composer {
-    /// Composes for `node`, as its options say: what packets to Services that don't say so are sent to, and whether they are
-    /// counted.
-    pub(crate) async fn run(
-        self,
-        (node, backend, counts): (String, Backend, bool),
-        mut listener: observe::Listener,
-    ) -> Result<Infallible> {
+    /// Composes after each change, for as long as it is polled.
+    pub(crate) async fn run(self, options: NodeOptions, mut listener: observe::Listener) -> Result<Infallible> {
         let Self { stores, mut inputs, outputs } = self;
-        let mut composition = Composition::new(&node, backend, counts);
-        // Until when the dataplane waits for those who may be on the links, once all else is known.
-        let mut patience = None;
+        let mut composition = Composition::new(&options.node, options.backend, options.counts);
+        // Set once every kind has been listed: the end of FIRST_HELLOS.
+        let mut hellos_until = None;
         loop {
-            let mut waits = None;
+            let mut waits_until = None;
             if let Some(changes) = stores.take_changes() {
-                composition.set_dead(inputs.dead.borrow_and_update().clone());
-                composition.set_returns(inputs.returned.borrow_and_update().clone());
-                composition.set_neighbours(&inputs.neighbours.borrow_and_update());
+                composition.set_dead(inputs.dead_rx.borrow_and_update().clone());
+                composition.set_reply_paths(inputs.reply_paths_rx.borrow_and_update().clone());
+                composition.set_neighbours(&inputs.neighbours_rx.borrow_and_update());
                 composition.apply(changes);
-                // The kernel spreads frames since before: who will be met in a moment must not be missing meanwhile.
-                let patience = *patience.get_or_insert_with(|| Instant::now() + ACQUAINTANCE);
-                let waiting = Instant::now() < patience && !composition.has_met_all();
-                waits = waiting.then_some(patience);
-                let known = composition.dataplane();
-                let wanted = inputs.network.borrow_and_update().as_ref().map(|network| wanted(network, known));
-                outputs.wanted.send_if_modified(|known| std::mem::replace(known, wanted.clone()) != wanted);
-                if waits.is_none() {
-                    send_if_new(&outputs.dataplane, known);
-                }
-                send_if_new(&outputs.speaker, composition.speaker());
+                // A node that is missing in the first snapshot would lose connections that the kernel spreads to it.
+                let hellos_until = *hellos_until.get_or_insert_with(|| Instant::now() + FIRST_HELLOS);
+                let is_waiting = Instant::now() < hellos_until && !composition.has_met_all();
+                waits_until = is_waiting.then_some(hellos_until);
+                outputs.send(&composition, inputs.network_rx.borrow_and_update().as_ref(), is_waiting);
             }
-            // A death waits for nothing else: neither for the API server, nor for all that is known to be looked at.
+            // A death waits neither for the API server nor for a composition.
             loop {
                 tokio::select! {
                     biased;
-                    Ok(()) = inputs.dead.changed() => {
-                        let dead = inputs.dead.borrow_and_update().clone();
-                        outputs.dataplane.send_if_modified(|known| bury(known, dead));
+                    Ok(()) = inputs.dead_rx.changed() => {
+                        let dead = inputs.dead_rx.borrow_and_update().clone();
+                        outputs.dataplane_tx.send_if_modified(|snapshot| set_dead(snapshot, dead));
                     }
-                    Ok(()) = inputs.neighbours.changed() => break,
-                    () = sleep_until(waits.unwrap_or_else(Instant::now)), if waits.is_some() => break,
-                    Ok(()) = inputs.network.changed() => break,
-                    Ok(()) = inputs.returned.changed() => break,
+                    Ok(()) = inputs.neighbours_rx.changed() => break,
+                    () = sleep_until(waits_until.unwrap_or_else(Instant::now)), if waits_until.is_some() => break,
+                    Ok(()) = inputs.network_rx.changed() => break,
+                    Ok(()) = inputs.reply_paths_rx.changed() => break,
                     () = listener.wait() => break,
                 }
             }
@@ -104,15 +101,28 @@ impl Composer {
     }
 }
 
-/// Says in what the dataplane knows who is dead. Returns whether that is news.
-fn bury(known: &mut Option<Arc<dataplane::Snapshot>>, dead: BTreeSet<String>) -> bool {
-    let Some(before) = known.as_ref().filter(|known| known.dead != dead) else { return false };
-    *known = Some(Arc::new(dataplane::Snapshot { dead, ..dataplane::Snapshot::clone(before) }));
+impl Outputs {
+    /// Sends all that differs. The dataplane gets nothing while it waits for Hellos.
+    fn send(&self, composition: &Composition, network: Option<&NodeNetworkSpec>, is_waiting: bool) {
+        let snapshot = composition.dataplane();
+        let links = network.map(|network| reply_links(network, snapshot));
+        self.reply_links_tx.send_if_modified(|known| std::mem::replace(known, links.clone()) != links);
+        if !is_waiting {
+            send_if_new(&self.dataplane_tx, snapshot);
+        }
+        send_if_new(&self.speaker_tx, composition.speaker());
+    }
+}
+
+/// Sets the dead nodes of a snapshot. Returns whether they have changed.
+fn set_dead(snapshot: &mut Option<Arc<dataplane::Snapshot>>, dead: BTreeSet<String>) -> bool {
+    let Some(before) = snapshot.as_ref().filter(|before| before.dead != dead) else { return false };
+    *snapshot = Some(Arc::new(dataplane::Snapshot { dead, ..dataplane::Snapshot::clone(before) }));
     true
 }
 
-fn send_if_new<T: PartialEq + Clone>(to: &watch::Sender<Option<Arc<T>>>, new: &T) {
-    to.send_if_modified(|current| {
+fn send_if_new<T: PartialEq + Clone>(snapshot_tx: &watch::Sender<Option<Arc<T>>>, new: &T) {
+    snapshot_tx.send_if_modified(|current| {
         let changed = current.as_deref() != Some(new);
         if changed {
             *current = Some(Arc::new(new.clone()));
@@ -123,17 +133,17 @@ fn send_if_new<T: PartialEq + Clone>(to: &watch::Sender<Option<Arc<T>>>, new: &T
 
 #[cfg(test)]
 mod tests {
-    use super::super::stores::Wirings;
+    use super::super::stores::PeerLinkStore;
     use super::*;
     use dataplane::reply_path::Mask;
     use observe::{Store, Wake, source};
     use serde_json::json;
     use tokio::time::timeout;
 
-    /// How long anything may take that takes microseconds, on a machine that does something else.
+    /// A bound for operations that take microseconds on an idle machine.
     const SOON: Duration = Duration::from_secs(30);
 
-    /// Stores that have been listed once, and have one Service without anything.
+    /// Stores that have been listed once, with one Service.
     fn stores(wake: &Wake) -> Stores {
         let service = serde_json::json!({
             "metadata": {"namespace": "default", "name": "web", "uid": "u-web", "resourceVersion": "2"},
@@ -147,98 +157,100 @@ mod tests {
             nodes: Store::from_list(wake, 1, []),
             pools: Store::from_list(wake, 1, []),
             advertisements: Store::from_list(wake, 1, []),
-            addresses: Store::from_list(wake, 1, []),
-            wirings: None,
+            records: Store::from_list(wake, 1, []),
+            peer_links: None,
         }
     }
 
-    /// What a composer is told beside what is in its stores, and what it tells.
-    struct Around {
-        dead: watch::Sender<BTreeSet<String>>,
-        neighbours: watch::Sender<speaker::Neighbours>,
-        network: watch::Sender<Option<NodeNetworkSpec>>,
-        returned: watch::Sender<Arc<BTreeSet<ReplyPath>>>,
-        dataplane: watch::Receiver<Option<Arc<dataplane::Snapshot>>>,
-        speaker: watch::Receiver<Option<Arc<speaker::Snapshot>>>,
-        wanted: watch::Receiver<Option<ReplyPathInput>>,
+    /// The other ends of a composer's channels.
+    struct Ends {
+        dead_tx: watch::Sender<BTreeSet<String>>,
+        neighbours_tx: watch::Sender<speaker::Neighbours>,
+        network_tx: watch::Sender<Option<NodeNetworkSpec>>,
+        reply_paths_tx: watch::Sender<Arc<BTreeSet<ReplyPath>>>,
+        dataplane_rx: watch::Receiver<Option<Arc<dataplane::Snapshot>>>,
+        speaker_rx: watch::Receiver<Option<Arc<speaker::Snapshot>>>,
+        reply_links_rx: watch::Receiver<Option<ReplyPathInput>>,
     }
 
-    /// One for the node n1.
-    fn composer(stores: Stores, wake: &Wake) -> (impl Future<Output = Result<Infallible>>, Around) {
-        let (dead, buried) = watch::channel(BTreeSet::new());
-        let (neighbours, met) = watch::channel(speaker::Neighbours::default());
-        let (network, found) = watch::channel(None);
-        let (returned, returns) = watch::channel(Arc::default());
-        let (to_dataplane, dataplane) = watch::channel(None);
-        let (to_speaker, speaker) = watch::channel(None);
-        let (wish, wanted) = watch::channel(None);
-        let inputs = Inputs { dead: buried, neighbours: met, network: found, returned: returns };
-        let outputs = Outputs { dataplane: to_dataplane, speaker: to_speaker, wanted: wish };
-        let composer = Composer { stores, inputs, outputs };
-        let composes = composer.run(("n1".into(), Backend::Endpoints, true), wake.listener());
-        (composes, Around { dead, neighbours, network, returned, dataplane, speaker, wanted })
+    /// A composer of the node n1, to be polled.
+    fn composer(stores: Stores, wake: &Wake) -> (impl Future<Output = Result<Infallible>>, Ends) {
+        let (dead_tx, dead_rx) = watch::channel(BTreeSet::new());
+        let (neighbours_tx, neighbours_rx) = watch::channel(speaker::Neighbours::default());
+        let (network_tx, network_rx) = watch::channel(None);
+        let (reply_paths_tx, reply_paths_rx) = watch::channel(Arc::default());
+        let (dataplane_tx, dataplane_rx) = watch::channel(None);
+        let (speaker_tx, speaker_rx) = watch::channel(None);
+        let (reply_links_tx, reply_links_rx) = watch::channel(None);
+        let inputs = Inputs { dead_rx, neighbours_rx, network_rx, reply_paths_rx };
+        let outputs = Outputs { dataplane_tx, speaker_tx, reply_links_tx };
+        let options = NodeOptions { node: "n1".into(), backend: Backend::Endpoints, counts: true };
+        let running = Composer { stores, inputs, outputs }.run(options, wake.listener());
+        let ends =
+            Ends { dead_tx, neighbours_tx, network_tx, reply_paths_tx, dataplane_rx, speaker_rx, reply_links_rx };
+        (running, ends)
     }
 
     #[tokio::test]
-    async fn a_death_reaches_the_dataplane_without_a_word_from_the_api_server() {
+    async fn a_death_reaches_the_dataplane_without_the_api_server() {
         let wake = Wake::default();
-        let (composes, mut around) = composer(stores(&wake), &wake);
-        let (dead, told) = (around.dead, &mut around.dataplane);
+        let (running, ends) = composer(stores(&wake), &wake);
+        let Ends { dead_tx, mut dataplane_rx, .. } = ends;
         let story = async {
-            let mut is_told = async |expected: &[&str]| {
+            let mut wait_for_dead = async |expected: &[&str]| {
                 let expected: BTreeSet<String> = expected.iter().map(|node| (*node).to_owned()).collect();
-                let said = |known: &Option<Arc<dataplane::Snapshot>>| {
+                let matches = |known: &Option<Arc<dataplane::Snapshot>>| {
                     known.as_ref().is_some_and(|known| known.dead == expected && known.services.len() == 1)
                 };
-                timeout(SOON, told.wait_for(said)).await.expect("in time").expect("a snapshot");
+                timeout(SOON, dataplane_rx.wait_for(matches)).await.expect("in time").expect("a snapshot");
             };
-            is_told(&[]).await;
-            dead.send_replace(BTreeSet::from(["n2".to_owned()]));
-            is_told(&["n2"]).await;
-            // Who is dead stays so when the API server tells of something else.
+            wait_for_dead(&[]).await;
+            dead_tx.send_replace(BTreeSet::from(["n2".to_owned()]));
+            wait_for_dead(&["n2"]).await;
+            // A change from the API server keeps the dead nodes.
             wake.wake();
-            dead.send_replace(BTreeSet::from(["n2".to_owned(), "n3".to_owned()]));
-            is_told(&["n2", "n3"]).await;
-            dead.send_replace(BTreeSet::new());
-            is_told(&[]).await;
+            dead_tx.send_replace(BTreeSet::from(["n2".to_owned(), "n3".to_owned()]));
+            wait_for_dead(&["n2", "n3"]).await;
+            dead_tx.send_replace(BTreeSet::new());
+            wait_for_dead(&[]).await;
         };
         tokio::select! {
-            ended = composes => panic!("{ended:?}"),
+            ended = running => panic!("{ended:?}"),
             () = story => {}
         }
     }
 
     #[tokio::test]
-    async fn what_is_on_the_network_is_wished_for_and_what_is_led_back_reaches_the_dataplane() {
+    async fn links_get_reply_paths_that_reach_the_dataplane() {
         let wake = Wake::default();
-        let (composes, around) = composer(stores(&wake), &wake);
-        let Around { network: found, returned: returns, dataplane: mut told, mut wanted, .. } = around;
+        let (running, ends) = composer(stores(&wake), &wake);
+        let Ends { network_tx, reply_paths_tx, mut dataplane_rx, mut reply_links_rx, .. } = ends;
         let link = dataplane::snapshot::LinkName::new("eth0").expect("a name");
         let story = async {
-            timeout(SOON, told.wait_for(Option::is_some)).await.expect("in time").expect("a snapshot");
-            assert_eq!(*wanted.borrow(), None, "nothing is known of the network");
+            timeout(SOON, dataplane_rx.wait_for(Option::is_some)).await.expect("in time").expect("a snapshot");
+            assert_eq!(*reply_links_rx.borrow(), None, "the network is unknown");
             let eth0 = json!({"links": [{"name": "eth0", "addresses": ["192.0.2.11/24"]}], "gateways": []});
-            found.send_replace(Some(serde_json::from_value(eth0).expect("a network")));
+            network_tx.send_replace(Some(serde_json::from_value(eth0).expect("a network")));
             let expected = ReplyPathInput { links: [link].into(), families: BTreeSet::new() };
-            let is_wished = timeout(SOON, wanted.wait_for(|wanted| wanted.as_ref() == Some(&expected))).await;
-            is_wished.expect("in time").expect("a wish");
+            let links = timeout(SOON, reply_links_rx.wait_for(|links| links.as_ref() == Some(&expected))).await;
+            links.expect("in time").expect("links");
             let family = crds::service::Family::V4;
             let all = Arc::new(BTreeSet::from([ReplyPath { family, link, mark: Mask::default().mark(1) }]));
-            returns.send_replace(Arc::clone(&all));
+            reply_paths_tx.send_replace(Arc::clone(&all));
             let knows = |known: &Option<Arc<dataplane::Snapshot>>| known.as_ref().is_some_and(|k| k.reply_paths == all);
-            timeout(SOON, told.wait_for(knows)).await.expect("in time").expect("a snapshot");
+            timeout(SOON, dataplane_rx.wait_for(knows)).await.expect("in time").expect("a snapshot");
         };
         tokio::select! {
-            ended = composes => panic!("{ended:?}"),
+            ended = running => panic!("{ended:?}"),
             () = story => {}
         }
     }
 
     #[tokio::test(start_paused = true)]
-    async fn the_dataplane_waits_a_moment_for_those_who_may_be_on_the_link_and_gets_who_was_met() {
+    async fn the_first_snapshot_waits_for_hellos() {
         let wake = Wake::default();
         let meta = |name: &str| json!({"name": name, "uid": format!("u-{name}"), "resourceVersion": "1"});
-        let wiring = |last: u8| {
+        let network = |last: u8| {
             let eth0 = json!({
                 "name": "eth0", "addresses": [format!("192.0.2.{last}/24")], "mac": format!("02:00:00:00:00:{last:02x}"),
             });
@@ -253,50 +265,53 @@ mod tests {
             let object = json!({"metadata": meta(&format!("n{last}"))});
             source::nodes().observe(&serde_json::from_value(object).expect("a Node")).expect("a Node").0
         };
-        let mut wirings = Wirings::new(&wake);
-        wirings.store = Store::from_list(&wake, 1, [1, 2, 3].map(wiring));
+        let mut peer_links = PeerLinkStore::new(&wake);
+        peer_links.store = Store::from_list(&wake, 1, [1, 2, 3].map(network));
         let nodes = Store::from_list(&wake, 1, [1, 2, 3].map(node));
-        let stores = Stores { wirings: Some(wirings), nodes, ..stores(&wake) };
-        let (composes, around) = composer(stores, &wake);
-        let Around { neighbours: meet, dataplane: mut told, speaker: mut speaks, .. } = around;
+        let stores = Stores { peer_links: Some(peer_links), nodes, ..stores(&wake) };
+        let (running, ends) = composer(stores, &wake);
+        let Ends { neighbours_tx, mut dataplane_rx, mut speaker_rx, .. } = ends;
         let mac = |last: u8| crds::MacAddr(2, 0, 0, 0, 0, last);
-        let met = |last: u8| {
-            meet.send_modify(|met| {
-                met.record("eth0", &format!("n{last}"), mac(last));
+        let hear = |last: u8| {
+            neighbours_tx.send_modify(|neighbours| {
+                neighbours.record("eth0", &format!("n{last}"), mac(last));
             });
         };
         let began = Instant::now();
         let story = async {
-            timeout(SOON, speaks.wait_for(Option::is_some)).await.expect("in time").expect("a snapshot");
-            met(2);
-            let first =
-                timeout(SOON, told.wait_for(Option::is_some)).await.expect("in time").expect("a snapshot").clone();
-            assert!(began.elapsed() >= ACQUAINTANCE, "one is still missing");
+            timeout(SOON, speaker_rx.wait_for(Option::is_some)).await.expect("in time").expect("a snapshot");
+            hear(2);
+            let first = timeout(SOON, dataplane_rx.wait_for(Option::is_some))
+                .await
+                .expect("in time")
+                .expect("a snapshot")
+                .clone();
+            assert!(began.elapsed() >= FIRST_HELLOS, "n3 is missing");
             let peers = |known: &dataplane::Snapshot| {
                 known.links.values().flat_map(|link| link.peers.keys().cloned()).collect::<Vec<_>>()
             };
             assert_eq!(first.as_deref().map(peers), Some(vec!["n2".to_owned()]));
-            met(3);
+            hear(3);
             let knows =
                 |known: &Option<Arc<dataplane::Snapshot>>| known.as_deref().is_some_and(|k| peers(k).len() == 2);
-            timeout(SOON, told.wait_for(knows)).await.expect("in time").expect("a snapshot");
-            assert!(began.elapsed() < 2 * ACQUAINTANCE, "it does not wait again");
+            timeout(SOON, dataplane_rx.wait_for(knows)).await.expect("in time").expect("a snapshot");
+            assert!(began.elapsed() < 2 * FIRST_HELLOS, "it does not wait again");
         };
         tokio::select! {
-            ended = composes => panic!("{ended:?}"),
+            ended = running => panic!("{ended:?}"),
             () = story => {}
         }
     }
 
     #[test]
-    fn a_death_leaves_all_else_that_the_dataplane_knows_as_it_is() {
+    fn a_death_changes_nothing_else_in_the_snapshot() {
         let dead = BTreeSet::from(["n2".to_owned()]);
         let mut known = None;
-        assert!(!bury(&mut known, dead.clone()) && known.is_none(), "nothing is known yet");
+        assert!(!set_dead(&mut known, dead.clone()) && known.is_none(), "no snapshot yet");
         let before = dataplane::Snapshot { node: "n1".into(), ..dataplane::Snapshot::default() };
         known = Some(Arc::new(before.clone()));
-        assert!(bury(&mut known, dead.clone()));
+        assert!(set_dead(&mut known, dead.clone()));
         assert_eq!(known.as_deref(), Some(&dataplane::Snapshot { dead: dead.clone(), ..before }));
-        assert!(!bury(&mut known, dead), "that is no news");
+        assert!(!set_dead(&mut known, dead), "no change");
     }
 }

@@ -68,9 +68,9 @@ impl Composition {
         self.dataplane.dead = dead;
     }
 
-    /// Sets the links by which replies are routed back.
-    pub(super) fn set_returns(&mut self, returns: Arc<BTreeSet<ReplyPath>>) {
-        self.dataplane.reply_paths = returns;
+    /// Sets the reply paths that the kernel has.
+    pub(super) fn set_reply_paths(&mut self, reply_paths: Arc<BTreeSet<ReplyPath>>) {
+        self.dataplane.reply_paths = reply_paths;
     }
 
     /// Sets the nodes that the speaker has heard.

@@ -31,14 +31,17 @@ pub(super) struct Observed {
 impl Observed {
     /// The changes that lead here from `before`. An object that is the same `Arc` has not changed.
     pub(super) fn changes_since(&self, before: &Self) -> Vec<Change> {
-        let services = changed(&before.services, &self.services).map(|(key, _, after)| Change::Service(key, after));
-        let slices = changed(&before.slices, &self.slices).map(|(_, before, after)| Change::Slice { before, after });
-        let nodes = changed(&before.nodes, &self.nodes).map(|(name, _, after)| Change::Node(name, after));
-        let pools = changed(&before.pools, &self.pools).map(|(name, _, after)| Change::Pool(name, after));
-        let ads = changed(&before.advertisements, &self.advertisements);
+        let services =
+            changed_entries(&before.services, &self.services).map(|(key, _, after)| Change::Service(key, after));
+        let slices =
+            changed_entries(&before.slices, &self.slices).map(|(_, before, after)| Change::Slice { before, after });
+        let nodes = changed_entries(&before.nodes, &self.nodes).map(|(name, _, after)| Change::Node(name, after));
+        let pools = changed_entries(&before.pools, &self.pools).map(|(name, _, after)| Change::Pool(name, after));
+        let ads = changed_entries(&before.advertisements, &self.advertisements);
         let ads = ads.map(|(name, _, after)| Change::Advertisement(name, after));
-        let records = changed(&before.addresses, &self.addresses).map(|(lb_ip, _, after)| Change::Record(lb_ip, after));
-        let peer_links = changed(&before.peer_links, &self.peer_links);
+        let records =
+            changed_entries(&before.addresses, &self.addresses).map(|(lb_ip, _, after)| Change::Record(lb_ip, after));
+        let peer_links = changed_entries(&before.peer_links, &self.peer_links);
         let peer_links = peer_links.map(|(name, _, after)| Change::PeerLinks(name, after));
         services.chain(slices).chain(nodes).chain(pools).chain(ads).chain(records).chain(peer_links).collect()
     }
@@ -49,7 +52,7 @@ impl Observed {
         cluster
     }
 
-    /// The composition that has seen exactly this.
+    /// A composition of these objects.
     pub(super) fn composition(&self, node: &str) -> Composition {
         let mut composition = Composition::new(node, Backend::Endpoints, false);
         if let Some(neighbours) = &self.neighbours {
@@ -62,7 +65,7 @@ impl Observed {
 
 type Changed<K, V> = (K, Option<Arc<V>>, Option<Arc<V>>);
 
-fn changed<K: Ord + Clone, V>(
+fn changed_entries<K: Ord + Clone, V>(
     before: &BTreeMap<K, Arc<V>>,
     after: &BTreeMap<K, Arc<V>>,
 ) -> impl Iterator<Item = Changed<K, V>> {
@@ -91,7 +94,7 @@ pub(super) fn snapshots(
     }
     let slices: SharedMap<Key, Slices> = slices.into_iter().map(|(key, slices)| (key, slices.into())).collect();
     addresses.retain(|_, record| !record.deleting);
-    let held = |record: &Record| -> Arc<[Holder]> { record.holders.clone().into() };
+    let holders = |record: &Record| -> Arc<[Holder]> { record.holders.clone().into() };
     let unspread = unspread(&addresses, &pools);
     let dataplane = dataplane::Snapshot {
         node: node.to_owned(),
@@ -99,7 +102,7 @@ pub(super) fn snapshots(
         pod_ranges: pod_ranges(nodes.get(node)),
         node_ips: own_addresses(nodes.get(node)),
         backend: Backend::Endpoints,
-        addresses: addresses.iter().map(|(address, record)| (*address, held(record))).collect(),
+        addresses: addresses.iter().map(|(address, record)| (*address, holders(record))).collect(),
         links,
         reply_paths: Arc::default(),
         services: services

@@ -14,37 +14,37 @@ use ipnet::IpNet;
 use model::Cluster;
 use speaker::Neighbours;
 
-/// What must be known to lead answers back by the link that the request came in by. Links that pods have their addresses
-/// on are none that a client comes by: what comes in there to an lb_ip is from this node's own pods.
-pub(super) fn wanted(network: &NodeNetworkSpec, snapshot: &dataplane::Snapshot) -> ReplyPathInput {
-    let is_of_pods = |address: &String| {
+/// The links and families that need a reply path. A link with pod addresses needs none: requests to an lb_ip that come in
+/// there are from this node's pods.
+pub(super) fn reply_links(network: &NodeNetworkSpec, snapshot: &dataplane::Snapshot) -> ReplyPathInput {
+    let is_pod_address = |address: &String| {
         let own: Option<IpAddr> = address.split('/').next().and_then(|own| own.parse().ok());
         own.is_some_and(|own| snapshot.pod_ranges.iter().any(|range| range.contains(&own)))
     };
-    let links = network.links.iter().filter(|link| !link.addresses.iter().any(is_of_pods));
+    let links = network.links.iter().filter(|link| !link.addresses.iter().any(is_pod_address));
     let ends = [snapshot.addresses.keys().next(), snapshot.addresses.keys().next_back()];
     ReplyPathInput {
         links: links.filter_map(|link| LinkName::new(&link.name)).collect(),
-        // All of IPv4 come before all of IPv6.
+        // IPv4 addresses sort before IPv6 addresses.
         families: ends.into_iter().flatten().copied().map(Family::from).collect(),
     }
 }
 
-/// The links on which frames can be handed to other nodes, and those. Two nodes are on one link if they have addresses of
-/// the same network there, and the speaker has met the other one on it, under the MAC address that this one tells. The same
-/// network may be in several places.
+/// The links on which this node can re-send frames, with the nodes there. Two nodes are on one link if they have addresses of
+/// the same network there, and the speaker has heard the other node on it from the MAC address in its NodeNetwork: separate
+/// links may use the same network.
 pub(super) fn links(node: &str, cluster: &Cluster, neighbours: Option<&Neighbours>) -> BTreeMap<LinkName, Link> {
     let (nodes, peer_links) = (cluster.nodes(), cluster.peer_links());
     let mut links = BTreeMap::new();
-    for own in peer_links.get(node).iter().flat_map(|wiring| &wiring.links) {
+    for own in peer_links.get(node).iter().flat_map(|node| &node.links) {
         let (Some(name), Some(mac)) = (LinkName::new(&own.name), parse_station(&own.mac)) else { continue };
         let here = |link: &&PeerLink| link.networks.iter().any(|network| own.networks.contains(network));
         let others = peer_links.iter().filter(|(other, _)| *other != node && nodes.contains_key(*other));
-        let peers = others.filter_map(|(other, wiring)| {
-            let peer = parse_station(&wiring.links.iter().find(here)?.mac)?;
-            let is_met = neighbours.is_none_or(|neighbours| neighbours.mac(&own.name, other) == Some(peer));
-            // Two that have the same one can't be told apart.
-            (is_met && peer != mac).then(|| (other.clone(), peer))
+        let peers = others.filter_map(|(other, peer_links)| {
+            let peer = parse_station(&peer_links.links.iter().find(here)?.mac)?;
+            let is_heard = neighbours.is_none_or(|neighbours| neighbours.mac(&own.name, other) == Some(peer));
+            // Two nodes with one MAC address cannot be distinguished.
+            (is_heard && peer != mac).then(|| (other.clone(), peer))
         });
         let peers: BTreeMap<String, MacAddr> = peers.collect();
         if !peers.is_empty() {
@@ -54,20 +54,18 @@ pub(super) fn links(node: &str, cluster: &Cluster, neighbours: Option<&Neighbour
     links
 }
 
-/// What decides who may use a Service, and whether clients stay with their endpoints.
+/// The source ranges, the session affinity and the spreading of a Service.
 pub(super) fn service_options(service: &Service, unspread: bool) -> ServiceOptions {
     let field = service.source_ranges.iter().map(|range| &**range);
     let sources = Sources::parse(field, service.source_ranges_annotation.as_deref());
     ServiceOptions { sources, affinity: service.affinity, unspread }
 }
 
-/// Where the pods of this node have their addresses from. A range that can't be read is as good as none: the pods count as
-/// clients from outside.
+/// The pod ranges of this node. An invalid range is ignored: its pods count as outside clients.
 pub(super) fn pod_ranges(own: Option<&Arc<Node>>) -> Vec<IpNet> {
     own.into_iter().flat_map(|own| &own.pod_cidrs).filter_map(|cidr| cidr.parse().ok()).collect()
 }
 
-/// The addresses of this node.
 pub(super) fn own_addresses(own: Option<&Arc<Node>>) -> Vec<IpAddr> {
     own.map(|own| own.addresses.clone()).unwrap_or_default()
 }
@@ -81,7 +79,7 @@ mod tests {
     use serde_json::json;
     use std::collections::BTreeSet;
 
-    fn observed() -> Observed {
+    fn objects() -> Observed {
         let service = |name: &str, kind: &str| {
             let object = serde_json::from_value(json!({
                 "metadata": {"namespace": "default", "name": name, "uid": format!("uid-{name}")},
@@ -135,8 +133,8 @@ mod tests {
     }
 
     #[test]
-    fn only_load_balancers_with_their_slices_and_addresses_in_use_are_handed_on() {
-        let mut composition = observed().composition("n1");
+    fn only_load_balancers_and_used_records_are_composed() {
+        let mut composition = objects().composition("n1");
         composition.set_dead(BTreeSet::from(["n2".into()]));
         let (dataplane, speaker) = (composition.dataplane(), composition.speaker());
         let web = Key::new("default", "web");
@@ -152,45 +150,45 @@ mod tests {
     }
 
     #[test]
-    fn a_service_says_who_may_use_it_and_whether_clients_stay_with_their_endpoint() {
-        let mut observed = observed();
+    fn options_have_source_ranges_and_affinity() {
+        let mut objects = objects();
         let web = Key::new("default", "web");
-        let options = |observed: &Observed| observed.composition("n1").dataplane().services[&web].options.clone();
-        let open = options(&observed);
+        let options = |objects: &Observed| objects.composition("n1").dataplane().services[&web].options.clone();
+        let open = options(&objects);
         assert_eq!(*open, ServiceOptions::default());
-        let service = Arc::make_mut(observed.services.get_mut(&web).expect("a Service"));
+        let service = Arc::make_mut(objects.services.get_mut(&web).expect("a Service"));
         (service.source_ranges, service.affinity) = (["192.0.2.0/24".into()].into(), Some(60));
         assert_eq!(
-            *options(&observed),
+            *options(&objects),
             ServiceOptions { sources: Sources::parse(["192.0.2.0/24"], None), affinity: Some(60), unspread: false }
         );
-        let service = Arc::make_mut(observed.services.get_mut(&web).expect("a Service"));
+        let service = Arc::make_mut(objects.services.get_mut(&web).expect("a Service"));
         (service.source_ranges, service.source_ranges_annotation) = (Box::default(), Some("198.51.100.0/24".into()));
-        assert_eq!(options(&observed).sources, Sources::parse(["198.51.100.0/24"], None));
+        assert_eq!(options(&objects).sources, Sources::parse(["198.51.100.0/24"], None));
     }
 
     #[test]
-    fn a_service_is_not_spread_if_it_or_the_pool_of_one_of_its_addresses_says_so() {
-        let unspread = |observed: Observed| {
-            observed.composition("n1").dataplane().services[&Key::new("default", "web")].options.unspread
+    fn a_service_or_its_pool_disables_spreading() {
+        let unspread = |objects: Observed| {
+            objects.composition("n1").dataplane().services[&Key::new("default", "web")].options.unspread
         };
-        let of_the_pool = |spread| PoolSettings { labels: Arc::default(), spread };
-        assert!(!unspread(observed()));
-        let mut of_a_pool = observed();
-        of_a_pool.pools.insert("lan".into(), Arc::new(of_the_pool(false)));
-        assert!(unspread(of_a_pool));
-        let mut of_another_pool = observed();
-        of_another_pool.pools.insert("other".into(), Arc::new(of_the_pool(false)));
-        assert!(!unspread(of_another_pool));
-        let mut by_itself = observed();
+        let settings = |spread| PoolSettings { labels: Arc::default(), spread };
+        assert!(!unspread(objects()));
+        let mut by_its_pool = objects();
+        by_its_pool.pools.insert("lan".into(), Arc::new(settings(false)));
+        assert!(unspread(by_its_pool));
+        let mut by_another_pool = objects();
+        by_another_pool.pools.insert("other".into(), Arc::new(settings(false)));
+        assert!(!unspread(by_another_pool));
+        let mut by_itself = objects();
         let web = by_itself.services.get_mut(&Key::new("default", "web")).expect("a Service");
         Arc::make_mut(web).spread_disabled = true;
         assert!(unspread(by_itself));
     }
 
     #[test]
-    fn answers_are_led_back_by_all_links_but_those_of_pods_in_the_families_in_use() {
-        let composition = observed().composition("n1");
+    fn reply_links_exclude_pods_and_unused_families() {
+        let composition = objects().composition("n1");
         let link = |name: &str, addresses: &[&str]| NodeLink {
             name: name.into(),
             addresses: addresses.iter().map(|text| (*text).to_owned()).collect(),
@@ -204,30 +202,30 @@ mod tests {
         let network = NodeNetworkSpec { links, gateways: vec![] };
         let name = |name: &str| LinkName::new(name).expect("a name");
         let expected = ReplyPathInput { links: [name("eth0"), name("eth1")].into(), families: [Family::V4].into() };
-        assert_eq!(wanted(&network, composition.dataplane()), expected);
+        assert_eq!(reply_links(&network, composition.dataplane()), expected);
     }
 
     #[test]
-    fn frames_are_handed_to_nodes_that_exist_have_an_address_of_the_same_network_and_were_met_there() {
+    fn frames_are_re_sent_to_heard_nodes_of_the_network() {
         let link = |name: &str, mac: &str, network: &str| PeerLink {
             name: name.into(),
             mac: mac.into(),
             networks: vec![network.parse().expect("a network")],
         };
-        let wiring = |node: &str, links: &[PeerLink]| (node.to_owned(), Arc::new(PeerLinks { links: links.to_vec() }));
+        let peer = |node: &str, links: &[PeerLink]| (node.to_owned(), Arc::new(PeerLinks { links: links.to_vec() }));
         let lan = |last: u8| link("eth0", &format!("02:00:00:00:00:{last:02x}"), "192.0.2.0/24");
         let storage = |last: u8| link("eth1", &format!("02:00:00:00:01:{last:02x}"), "198.51.100.0/24");
-        let mut observed = observed();
+        let mut objects = objects();
         for name in ["n2", "n3", "n4", "twin"] {
-            observed.nodes.insert(name.into(), Arc::new(Node { name: name.into(), ..Node::default() }));
+            objects.nodes.insert(name.into(), Arc::new(Node { name: name.into(), ..Node::default() }));
         }
-        observed.peer_links = [
-            wiring("n1", &[lan(1), storage(1)]),
-            wiring("n2", &[link("ens3", "02:00:00:00:00:02", "192.0.2.0/24")]),
-            wiring("n3", &[lan(3), storage(3)]),
-            wiring("n4", &[link("eth0", "02:00:00:00:00:04", "203.0.113.0/24")]),
-            wiring("twin", &[lan(1)]),
-            wiring("gone", &[lan(9)]),
+        objects.peer_links = [
+            peer("n1", &[lan(1), storage(1)]),
+            peer("n2", &[link("ens3", "02:00:00:00:00:02", "192.0.2.0/24")]),
+            peer("n3", &[lan(3), storage(3)]),
+            peer("n4", &[link("eth0", "02:00:00:00:00:04", "203.0.113.0/24")]),
+            peer("twin", &[lan(1)]),
+            peer("gone", &[lan(9)]),
         ]
         .into();
         let mac = |fifth: u8, last: u8| MacAddr(2, 0, 0, 0, fifth, last);
@@ -237,21 +235,21 @@ mod tests {
             (name("eth0"), Link { mac: mac(0, 1), peers: peers(&[("n2", mac(0, 2)), ("n3", mac(0, 3))]) }),
             (name("eth1"), Link { mac: mac(1, 1), peers: peers(&[("n3", mac(1, 3))]) }),
         ]);
-        assert_eq!(observed.composition("n1").dataplane().links, expected);
-        assert_eq!(observed.composition("n4").dataplane().links, BTreeMap::new(), "it is alone on its link");
-        // Of those, only who was met there, and under that address.
-        let mut met = Neighbours::default();
-        met.record("eth0", "n2", mac(0, 2));
-        met.record("eth0", "n3", mac(0, 9));
-        met.record("eth0", "n4", mac(0, 4));
-        observed.neighbours = Some(met.clone());
+        assert_eq!(objects.composition("n1").dataplane().links, expected);
+        assert_eq!(objects.composition("n4").dataplane().links, BTreeMap::new(), "no other node on its link");
+        // Of these, only nodes heard there from that MAC address.
+        let mut neighbours = Neighbours::default();
+        neighbours.record("eth0", "n2", mac(0, 2));
+        neighbours.record("eth0", "n3", mac(0, 9));
+        neighbours.record("eth0", "n4", mac(0, 4));
+        objects.neighbours = Some(neighbours.clone());
         let heard = BTreeMap::from([(name("eth0"), Link { mac: mac(0, 1), peers: peers(&[("n2", mac(0, 2))]) })]);
-        assert_eq!(observed.composition("n1").dataplane().links, heard);
-        met.record("eth0", "n3", mac(0, 3));
-        met.record("eth1", "n3", mac(1, 3));
-        observed.neighbours = Some(met);
-        assert_eq!(observed.composition("n1").dataplane().links, expected);
-        observed.peer_links.remove("n1");
-        assert_eq!(observed.composition("n1").dataplane().links, BTreeMap::new(), "nothing is known of its own");
+        assert_eq!(objects.composition("n1").dataplane().links, heard);
+        neighbours.record("eth0", "n3", mac(0, 3));
+        neighbours.record("eth1", "n3", mac(1, 3));
+        objects.neighbours = Some(neighbours);
+        assert_eq!(objects.composition("n1").dataplane().links, expected);
+        objects.peer_links.remove("n1");
+        assert_eq!(objects.composition("n1").dataplane().links, BTreeMap::new(), "its own links are unknown");
     }
 }

@@ -1,4 +1,4 @@
-//! What the agent watches, and the tables that it is kept in.
+//! The watches of the agent, and the stores that they feed.
 
 use std::convert::Infallible;
 use std::fmt::Debug;
@@ -15,7 +15,7 @@ use tokio::task::JoinSet;
 
 use crate::config::API_TIMEOUT;
 
-/// What the agent watches.
+/// The watched kinds.
 #[derive(Clone)]
 pub(crate) struct Stores {
     pub(crate) services: Store<crds::Key, crds::Service>,
@@ -23,28 +23,28 @@ pub(crate) struct Stores {
     pub(crate) nodes: Store<String, crds::Node>,
     pub(crate) pools: Store<String, crds::PoolSettings>,
     pub(crate) advertisements: Store<String, crds::Advertisement>,
-    pub(crate) addresses: Store<IpAddr, crds::Record>,
-    /// None where frames are not spread.
-    pub(crate) wirings: Option<Wirings>,
+    pub(crate) records: Store<IpAddr, crds::Record>,
+    /// `None` where frames are not spread.
+    pub(crate) peer_links: Option<PeerLinkStore>,
 }
 
-/// Who is on which link, as other agents say. An agent that starts must not take it that nobody is anywhere: its kernel
-/// spreads frames since before, and connections would break. But if it is never told (it may lack the right to ask), each
-/// node can still forward by itself.
+/// The links of other nodes, from their NodeNetworks. An agent waits for the first list: the kernel still spreads frames from
+/// before the start, and without these links connections would break. If the list does not come (the role may not permit
+/// it), the agent gives up and spreads nothing, and each node forwards by itself.
 #[derive(Clone)]
-pub(crate) struct Wirings {
+pub(crate) struct PeerLinkStore {
     pub(crate) store: Store<String, crds::PeerLinks>,
     given_up: Arc<AtomicBool>,
     wake: Wake,
 }
 
-impl Wirings {
+impl PeerLinkStore {
     pub(crate) fn new(wake: &Wake) -> Self {
         Self { store: Store::with_changes(wake), given_up: Arc::default(), wake: wake.clone() }
     }
 
-    /// What has changed; `None` while it is worth waiting for.
-    fn changes(&self) -> Option<Vec<observe::Change<String, crds::PeerLinks>>> {
+    /// The changes since the last call; `None` while it waits for the first list.
+    fn take_changes(&self) -> Option<Vec<observe::Change<String, crds::PeerLinks>>> {
         let nothing = || self.given_up.load(Ordering::Relaxed).then(Vec::new);
         self.store.take_changes().or_else(nothing)
     }
@@ -65,8 +65,8 @@ impl Stores {
             nodes: Store::with_changes(wake),
             pools: Store::with_changes(wake),
             advertisements: Store::with_changes(wake),
-            addresses: Store::with_changes(wake),
-            wirings: Some(Wirings::new(wake)),
+            records: Store::with_changes(wake),
+            peer_links: Some(PeerLinkStore::new(wake)),
         }
     }
 
@@ -89,27 +89,27 @@ impl Stores {
         spawn(client, source::nodes(), &self.nodes, tasks);
         spawn(client, source::pool_settings(), &self.pools, tasks);
         spawn(client, source::l2_advertisements(), &self.advertisements, tasks);
-        spawn(client, source::records(), &self.addresses, tasks);
-        if let Some(wirings) = &self.wirings {
-            spawn(client, source::peer_links(), &wirings.store, tasks);
-            tasks.spawn(wirings.clone().give_up());
+        spawn(client, source::records(), &self.records, tasks);
+        if let Some(peer_links) = &self.peer_links {
+            spawn(client, source::peer_links(), &peer_links.store, tasks);
+            tasks.spawn(peer_links.clone().give_up());
         }
     }
 
     /// The changes since the last call, once every kind has been listed. There is one caller.
     pub(super) fn take_changes(&self) -> Option<impl Iterator<Item = Change> + use<>> {
-        let Self { services, slices, nodes, pools, advertisements, addresses, wirings } = self;
+        let Self { services, slices, nodes, pools, advertisements, records, peer_links } = self;
         let is_listed = services.is_listed()
             && slices.is_listed()
             && nodes.is_listed()
             && pools.is_listed()
             && advertisements.is_listed()
-            && addresses.is_listed();
-        // Nothing is taken before it can be used. A kind that has been listed once stays so.
+            && records.is_listed();
+        // A change that is taken here must be applied. A kind that has been listed once stays listed.
         if !is_listed {
             return None;
         }
-        let peer_links = wirings.as_ref().map_or(Some(Vec::new()), Wirings::changes)?;
+        let peer_links = peer_links.as_ref().map_or(Some(Vec::new()), PeerLinkStore::take_changes)?;
         let peer_links = peer_links.into_iter().map(|change| Change::PeerLinks(change.key, change.value));
         let services = services.take_changes()?.into_iter().map(|change| Change::Service(change.key, change.value));
         let slices = slices.take_changes()?.into_iter();
@@ -118,7 +118,7 @@ impl Stores {
         let pools = pools.take_changes()?.into_iter().map(|change| Change::Pool(change.key, change.value));
         let advertisements = advertisements.take_changes()?.into_iter();
         let advertisements = advertisements.map(|change| Change::Advertisement(change.key, change.value));
-        let records = addresses.take_changes()?.into_iter().map(|change| Change::Record(change.key, change.value));
+        let records = records.take_changes()?.into_iter().map(|change| Change::Record(change.key, change.value));
         Some(services.chain(slices).chain(records).chain(nodes).chain(pools).chain(advertisements).chain(peer_links))
     }
 }

@@ -46,7 +46,7 @@ impl KeysInUse {
 }
 
 /// The channels that [`publish_keys`] keeps up to date.
-pub(crate) struct Outputs {
+pub(crate) struct KeyOutputs {
     pub(crate) keys_tx: watch::Sender<Arc<Keys>>,
     pub(crate) in_use_tx: watch::Sender<KeysInUse>,
 }
@@ -55,9 +55,9 @@ pub(crate) struct Outputs {
 pub(crate) async fn publish_keys(
     secret: KeySecret,
     mut state_rx: watch::Receiver<SecretState>,
-    outputs: Outputs,
+    outputs: KeyOutputs,
 ) -> Result<Infallible> {
-    let Outputs { keys_tx, in_use_tx } = outputs;
+    let KeyOutputs { keys_tx, in_use_tx } = outputs;
     loop {
         let before = in_use_tx.borrow().clone();
         let after = before.update(&state_rx.borrow_and_update());
@@ -138,7 +138,7 @@ mod tests {
             KeySecret { client: kube::Client::new(service, "default"), namespace: "landfall-system".into() };
         let (state_tx, state_rx) = watch::channel(SecretState::Unknown);
         let (keys_tx, mut keys_rx) = watch::channel(Arc::default());
-        let outputs = Outputs { keys_tx, in_use_tx: watch::Sender::default() };
+        let outputs = KeyOutputs { keys_tx, in_use_tx: watch::Sender::default() };
         let story = async {
             state_tx.send_replace(present(&[("a", A)]));
             keys_rx.changed().await.expect("keys");

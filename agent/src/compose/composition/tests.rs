@@ -1,4 +1,4 @@
-//! What is kept up to date is what composing all of it anew would make.
+//! The incremental composition equals one from scratch.
 
 use super::super::oracle::{Observed, snapshots};
 use super::*;
@@ -14,10 +14,10 @@ use proptest::prelude::*;
 use serde_json::json;
 use std::collections::BTreeMap;
 
-/// The node that everything is seen from.
+/// The node of the composition.
 const NODE: &str = "n0";
 
-/// One object comes, changes or goes, of each kind one of three or four.
+/// One object of a kind is added, changed or removed, out of two to four.
 #[derive(Clone, Debug)]
 enum Step {
     Service(u8, Option<(bool, bool, bool, u8)>),
@@ -49,7 +49,7 @@ fn step() -> impl Strategy<Value = Step> {
 
 fn put_in<K: Ord, V: PartialEq>(map: &mut BTreeMap<K, Arc<V>>, key: K, value: Option<V>) {
     match value {
-        // As a table does: what is told again is the same as before.
+        // As in a table, an equal value is no change.
         Some(value) if map.get(&key).is_some_and(|known| **known == value) => {}
         Some(value) => drop(map.insert(key, Arc::new(value))),
         None => drop(map.remove(&key)),
@@ -129,7 +129,7 @@ fn advertisement(n: u8, what: u8) -> Advertisement {
     Advertisement::from(&L2Advertisement::new(&format!("ad{n}"), spec))
 }
 
-fn wiring(n: u8, lan: u8) -> PeerLinks {
+fn peer_links(n: u8, lan: u8) -> PeerLinks {
     let networks = vec![format!("192.0.{lan}.0/24").parse().expect("a network")];
     PeerLinks { links: vec![PeerLink { name: "eth0".into(), mac: mac(n).to_string(), networks }] }
 }
@@ -138,7 +138,7 @@ fn mac(n: u8) -> MacAddr {
     MacAddr(2, 0, 0, 0, 0, n)
 }
 
-/// All that is observed, and what the speaker says.
+/// All observed objects, and the state of the speaker.
 #[derive(Clone, Default)]
 struct World {
     observed: Observed,
@@ -146,7 +146,7 @@ struct World {
 }
 
 impl World {
-    fn take(&mut self, step: Step) {
+    fn apply(&mut self, step: Step) {
         let World { observed, dead } = self;
         let key = |n: u8| Key::new("default", format!("s{n}"));
         match step {
@@ -169,7 +169,9 @@ impl World {
             Step::Advertisement(n, what) => {
                 put_in(&mut observed.advertisements, format!("ad{n}"), what.map(|what| advertisement(n, what)));
             }
-            Step::PeerLinks(n, lan) => put_in(&mut observed.peer_links, format!("n{n}"), lan.map(|lan| wiring(n, lan))),
+            Step::PeerLinks(n, lan) => {
+                put_in(&mut observed.peer_links, format!("n{n}"), lan.map(|lan| peer_links(n, lan)))
+            }
             Step::Meet(n) => {
                 observed.neighbours.get_or_insert_default().record("eth0", &format!("n{n}"), mac(n));
             }
@@ -183,14 +185,14 @@ impl World {
     }
 }
 
-/// Takes in what the world has become since.
+/// Applies the changes between two worlds.
 fn follow(composition: &mut Composition, before: &World, after: &World) {
     composition.set_dead(after.dead.clone());
     composition.set_neighbours(after.observed.neighbours.as_ref().unwrap_or(&Neighbours::default()));
     composition.apply(after.observed.changes_since(&before.observed));
 }
 
-/// A world in which there is one of everything.
+/// A world with an object of each kind.
 fn whole() -> World {
     let mut world = World::default();
     for step in [
@@ -204,14 +206,14 @@ fn whole() -> World {
         Step::PeerLinks(1, Some(0)),
         Step::Meet(1),
     ] {
-        world.take(step);
+        world.apply(step);
     }
     world
 }
 
 proptest! {
     #[test]
-    fn keeping_up_with_changes_is_the_same_as_composing_all(
+    fn incremental_composition_equals_one_from_scratch(
         starts_whole: bool,
         batches in vec(vec(step(), 1..6), 1..12),
     ) {
@@ -225,7 +227,7 @@ proptest! {
         }
         for batch in batches {
             let mut after = before.clone();
-            batch.into_iter().for_each(|step| after.take(step));
+            batch.into_iter().for_each(|step| after.apply(step));
             follow(&mut composition, &before, &after);
             let (dataplane, speaker) = snapshots(NODE, &after.observed, after.dead.clone());
             prop_assert_eq!(composition.dataplane(), &dataplane);
@@ -236,13 +238,13 @@ proptest! {
 }
 
 #[test]
-fn what_does_not_change_is_shared_with_what_was_told_before() {
+fn unchanged_parts_are_shared_with_the_previous_snapshot() {
     let before = whole();
     let mut composition = Composition::new(NODE, Backend::Endpoints, false);
     follow(&mut composition, &World::default(), &before);
     let (dataplane, speaker) = (composition.dataplane().clone(), composition.speaker().clone());
     let mut after = before.clone();
-    after.take(Step::Slice(0, Some((0, vec![(0, false)]))));
+    after.apply(Step::Slice(0, Some((0, vec![(0, false)]))));
     follow(&mut composition, &before, &after);
     assert_eq!(dataplane.services.differing(&composition.dataplane().services).count(), 0);
     assert_eq!(dataplane.addresses.differing(&composition.dataplane().addresses).count(), 0);
@@ -251,15 +253,15 @@ fn what_does_not_change_is_shared_with_what_was_told_before() {
 }
 
 #[test]
-fn all_are_acquainted_when_everybody_was_met_who_may_be_on_the_links() {
+fn all_nodes_are_met_once_each_was_heard() {
     let mut world = whole();
-    world.take(Step::Node(2, Some((false, false, 0))));
-    world.take(Step::PeerLinks(2, Some(0)));
+    world.apply(Step::Node(2, Some((false, false, 0))));
+    world.apply(Step::PeerLinks(2, Some(0)));
     let mut composition = Composition::new(NODE, Backend::Endpoints, false);
     follow(&mut composition, &World::default(), &world);
-    assert!(!composition.has_met_all(), "n2 may be there");
+    assert!(!composition.has_met_all(), "n2 was not heard");
     let before = world.clone();
-    world.take(Step::Meet(2));
+    world.apply(Step::Meet(2));
     follow(&mut composition, &before, &world);
     assert!(composition.has_met_all());
 }
