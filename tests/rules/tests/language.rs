@@ -10,6 +10,7 @@ use rules::{crates, files, glossary, prose, read, sources};
 /// Files and whole folders that follow these rules.
 const FINISHED: [&str; 25] = [
     "CHANGELOG.md",
+    "CONTRIBUTING.md",
     "Cargo.toml",
     "Makefile",
     "README.md",
