@@ -44,8 +44,9 @@ fn guide_lists_every_state_of_an_allocated_address() {
 #[test]
 fn every_link_between_documents_has_a_target() {
     let mut broken = Vec::new();
-    let documents =
-        ["README.md", "CHANGELOG.md", "CONTRIBUTING.md", "docs"].into_iter().flat_map(|folder| files_with_extension(folder, "md"));
+    let documents = ["README.md", "CHANGELOG.md", "CONTRIBUTING.md", "docs"]
+        .into_iter()
+        .flat_map(|folder| files_with_extension(folder, "md"));
     for document in documents {
         let text = read(&document);
         for link in links(&text).into_iter().filter(|link| !link.contains("://")) {

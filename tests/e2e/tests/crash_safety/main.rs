@@ -247,7 +247,8 @@ impl CrashFixture {
             let address = record.address()?;
             held.extend(record.spec.services.iter().map(|holder| (holder.uid.clone(), address)));
         }
-        let shown_by = |service: &Service| (crds::InternedStr::from(service.uid().unwrap_or_default()), ingress(service));
+        let shown_by =
+            |service: &Service| (crds::InternedStr::from(service.uid().unwrap_or_default()), ingress(service));
         let shown: Vec<_> = services.iter().map(shown_by).collect();
         let shown: BTreeSet<_> =
             shown.into_iter().flat_map(|(uid, all)| all.into_iter().map(move |one| (uid.clone(), one))).collect();
