@@ -20,13 +20,13 @@ fn start(world: &World) -> Agent {
     Agent::start(&world.n1)
 }
 
-/// Tells the agent what there is, beside a Service at the other lb_ip whose state `round` says when it has been done.
-fn tell(agent: &Agent, net: Net, web: Described, round: u16) {
+/// Sends a snapshot with `web` and a Service at the other lb_ip, and waits until the state of the latter shows `round`.
+fn send_and_wait(agent: &Agent, net: Net, web: Described, round: u16) {
     let marker = service("marker").holds(net.other).port("", crds::Protocol::Tcp, round).local();
     let marker = marker.slice(&[("", crds::Protocol::Tcp, 1)], [ready(&net.pod(1, 99), NODE)]);
     let serving = if round.is_multiple_of(2) { marker } else { service("marker").holds(net.other) };
-    agent.tell(with_pods(snapshot([web, serving])));
-    wait_for("the change", || agent.published().serving.contains(&ip(net.other)) == round.is_multiple_of(2));
+    agent.send(with_pods(snapshot([web, serving])));
+    wait_for("the change", || agent.forwarding().serving.contains(&ip(net.other)) == round.is_multiple_of(2));
 }
 
 /// Which pods answer a client.
@@ -49,7 +49,7 @@ fn every_client_keeps_one_endpoint_per_protocol() {
         let world = World::new();
         let (near, far, client) = (world.pod(1, 5), world.pod(2, 5), world.pod(1, 6));
         let agent = start(&world);
-        tell(&agent, net, web(net, endpoints(net, &[&near, &far])).sticky(LONG), 2);
+        send_and_wait(&agent, net, web(net, endpoints(net, &[&near, &far])).sticky(LONG), 2);
         // The node itself too. Were it chance, each would stay with one once in 2^39 times.
         for from in [&world.client, &client.namespace, &world.n1] {
             only(&pods(from, net));
@@ -66,23 +66,23 @@ fn a_client_keeps_its_endpoint_while_others_change() {
         let world = World::new();
         let (a, b, c) = (world.pod(1, 5), world.pod(1, 6), world.pod(2, 7));
         let agent = start(&world);
-        tell(&agent, net, web(net, endpoints(net, &[&a])).sticky(LONG), 2);
+        send_and_wait(&agent, net, web(net, endpoints(net, &[&a])).sticky(LONG), 2);
         assert_eq!(only(&pods(&world.client, net)), (1, 5));
         // Others come, which chance would prefer 39 times of 40 tries.
-        tell(&agent, net, web(net, endpoints(net, &[&a, &b, &c])).sticky(LONG), 3);
+        send_and_wait(&agent, net, web(net, endpoints(net, &[&a, &b, &c])).sticky(LONG), 3);
         assert_eq!(only(&pods(&world.client, net)), (1, 5));
         // Another agent starts over.
         agent.end();
         let agent = start(&world);
-        tell(&agent, net, web(net, endpoints(net, &[&c, &a])).sticky(LONG), 4);
+        send_and_wait(&agent, net, web(net, endpoints(net, &[&c, &a])).sticky(LONG), 4);
         assert_eq!(only(&pods(&world.client, net)), (1, 5));
         // It goes, so the client gets another one and stays there, also when the first comes back.
         let stops = [terminating(on(net, &a)), on(net, &b), on(net, &c)];
-        tell(&agent, net, web(net, stops).sticky(LONG), 5);
+        send_and_wait(&agent, net, web(net, stops).sticky(LONG), 5);
         wait_for("another endpoint", || ask_tcp(&world.client, &net.port(80)).pod != (1, 5));
         let next = only(&pods(&world.client, net));
         assert_ne!(next, (1, 5));
-        tell(&agent, net, web(net, endpoints(net, &[&a, &b, &c])).sticky(LONG), 6);
+        send_and_wait(&agent, net, web(net, endpoints(net, &[&a, &b, &c])).sticky(LONG), 6);
         assert_eq!(only(&pods(&world.client, net)), next);
         agent.end();
     });
@@ -98,10 +98,10 @@ fn session_affinity_can_be_switched_at_runtime() {
         for round in 1..5u16 {
             let web = web(net, endpoints(net, &[&a, &b]));
             if round.is_multiple_of(2) {
-                tell(&agent, net, web.sticky(LONG), round);
+                send_and_wait(&agent, net, web.sticky(LONG), round);
                 only(&pods(&world.client, net));
             } else {
-                tell(&agent, net, web, round);
+                send_and_wait(&agent, net, web, round);
                 assert_eq!(pods(&world.client, net), both);
             }
         }
@@ -115,9 +115,9 @@ fn policy_local_overrides_the_remembered_endpoint() {
         let world = World::new();
         let (near, far) = (world.pod(1, 5), world.pod(2, 5));
         let agent = start(&world);
-        tell(&agent, net, web(net, endpoints(net, &[&far])).sticky(LONG), 2);
+        send_and_wait(&agent, net, web(net, endpoints(net, &[&far])).sticky(LONG), 2);
         assert_eq!(only(&pods(&world.client, net)), (2, 5));
-        tell(&agent, net, web(net, endpoints(net, &[&near, &far])).local().sticky(LONG), 3);
+        send_and_wait(&agent, net, web(net, endpoints(net, &[&near, &far])).local().sticky(LONG), 3);
         wait_for("the endpoint here", || ask_tcp(&world.client, &net.port(80)).pod == (1, 5));
         assert_eq!(only(&pods(&world.client, net)), (1, 5));
         agent.end();
@@ -129,7 +129,7 @@ fn an_expired_client_may_get_any_endpoint() {
     let world = World::new();
     let (a, b) = (world.pod(1, 5), world.pod(1, 6));
     let agent = start(&world);
-    tell(&agent, V4, web(V4, endpoints(V4, &[&a, &b])).sticky(1), 2);
+    send_and_wait(&agent, V4, web(V4, endpoints(V4, &[&a, &b])).sticky(1), 2);
     let first = ask_tcp(&world.client, &V4.port(80)).pod;
     // Each time it is forgotten, there is one chance in two to go elsewhere.
     wait_for("another endpoint", || {
@@ -158,9 +158,9 @@ fn a_client_keeps_an_endpoint_with_host_network() {
         });
         let agent = start(&world);
         let ask = || ask_udp(&udp(&world.client, &net.port(80))).expect("an answer").pod;
-        tell(&agent, net, web(net, [ready(net.n1, NODE)]).sticky(LONG), 2);
+        send_and_wait(&agent, net, web(net, [ready(net.n1, NODE)]).sticky(LONG), 2);
         assert_eq!(ask(), (0, 0));
-        tell(&agent, net, web(net, [ready(net.n1, NODE), on(net, &near)]).sticky(LONG), 3);
+        send_and_wait(&agent, net, web(net, [ready(net.n1, NODE), on(net, &near)]).sticky(LONG), 3);
         assert_eq!((0..40).map(|_| ask()).collect::<BTreeSet<_>>(), BTreeSet::from([(0, 0)]));
         agent.end();
     });

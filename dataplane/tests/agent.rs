@@ -1,4 +1,4 @@
-//! The loop against a real kernel: what it publishes, and what packets do when snapshots change.
+//! The loop against a real kernel: its published state, and the path of packets when snapshots change.
 
 mod harness;
 mod sample;
@@ -32,9 +32,9 @@ fn forwarding(addresses: &[&str], serving: &[&str]) -> Forwarding {
     Forwarding { addresses: set(addresses), serving: set(serving), reach, ..Forwarding::default() }
 }
 
-/// What is published, but for who lacks endpoints: that is about Services, and not about what the kernel has.
-fn published(agent: &Agent) -> Forwarding {
-    let mut published = agent.published();
+/// The published state without the problems of missing endpoints, which are about Services and not the kernel.
+fn published_mistakes(agent: &Agent) -> Forwarding {
+    let mut published = agent.forwarding();
     published.problems.values_mut().for_each(|problems| problems.retain(Problem::is_mistake));
     published.problems.retain(|_, problems| !problems.is_empty());
     published
@@ -57,7 +57,7 @@ fn is_from(pod: &Pod, answer: std::io::Result<Answer>) -> bool {
     answer.is_ok_and(|answer| answer.pod == (pod.node, pod.number))
 }
 
-/// Whether nobody answers this client, for a while.
+/// Whether this client gets no answer for a while.
 fn is_silent(client: &UdpSocket) -> bool {
     let mut buffer = [0; 64];
     client.send(b"?").is_ok() && client.recv(&mut buffer).is_err()
@@ -75,15 +75,15 @@ fn an_lb_ip_is_published_while_it_is_programmed() {
         let local = local.slice(&[("", Tcp, 8080)], endpoints.to_vec());
         snapshot([web(LB_IP, []), local, service("six").holds("2001:db8::1").port("", Tcp, 80)])
     };
-    agent.tell(held(&[ready("10.244.2.5", "n2")]));
+    agent.send(held(&[ready("10.244.2.5", "n2")]));
     let all = [LB_IP, "198.51.100.11", "2001:db8::1"];
-    wait_for("addresses without endpoints here", || published(&agent) == forwarding(&all, &[]));
+    wait_for("addresses without endpoints here", || published_mistakes(&agent) == forwarding(&all, &[]));
     let there = |table: Table| matches!(observed(&namespace)[&table], KernelTable::Ours(_));
     assert_eq!(Table::ALL.map(there), [true, true, false], "frames are not spread");
-    agent.tell(held(&[ready("10.244.1.5", NODE)]));
-    wait_for("an endpoint here", || published(&agent) == forwarding(&all, &["198.51.100.11"]));
-    agent.tell(nothing());
-    wait_for("nothing published", || published(&agent) == Forwarding::default());
+    agent.send(held(&[ready("10.244.1.5", NODE)]));
+    wait_for("an endpoint here", || published_mistakes(&agent) == forwarding(&all, &["198.51.100.11"]));
+    agent.send(nothing());
+    wait_for("nothing published", || published_mistakes(&agent) == Forwarding::default());
     wait_for("no tables", || observed(&namespace).values().all(|table| *table == KernelTable::Absent));
     agent.end();
 }
@@ -94,17 +94,17 @@ fn the_kernel_forwards_without_a_running_agent() {
     let pod = world.pod(1, 5);
     let known = snapshot([web(LB_IP, [on(V4, &pod)])]);
     let agent = Agent::start(&world.n1);
-    agent.tell(known.clone());
-    wait_for("the address", || published(&agent) == forwarding(&[LB_IP], &[LB_IP]));
+    agent.send(known.clone());
+    wait_for("the address", || published_mistakes(&agent) == forwarding(&[LB_IP], &[LB_IP]));
     agent.end();
     let before = observed(&world.n1);
     assert_eq!(ask_tcp(&world.client, WEB), Answer::new(&pod, CLIENT));
 
     let agent = Agent::start(&world.n1);
-    assert_eq!(published(&agent), Forwarding::default());
+    assert_eq!(published_mistakes(&agent), Forwarding::default());
     assert_eq!(ask_tcp(&world.client, WEB), Answer::new(&pod, CLIENT));
-    agent.tell(known);
-    wait_for("the address again", || published(&agent) == forwarding(&[LB_IP], &[LB_IP]));
+    agent.send(known);
+    wait_for("the address again", || published_mistakes(&agent) == forwarding(&[LB_IP], &[LB_IP]));
     assert_eq!(observed(&world.n1), before);
     agent.end();
 }
@@ -114,8 +114,8 @@ fn a_flushed_ruleset_is_repaired_and_counted() {
     let namespace = Namespace::new().expect("a namespace");
     let agent = Agent::start(&namespace);
     let known = snapshot([web(LB_IP, [ready("10.244.1.5", NODE)])]);
-    agent.tell(known.clone());
-    wait_for("the address", || published(&agent) == forwarding(&[LB_IP], &[LB_IP]));
+    agent.send(known.clone());
+    wait_for("the address", || published_mistakes(&agent) == forwarding(&[LB_IP], &[LB_IP]));
     let before = observed(&namespace);
     nft(&namespace, "flush ruleset");
     // It looks every ten seconds.
@@ -124,11 +124,11 @@ fn a_flushed_ruleset_is_repaired_and_counted() {
         assert!(Instant::now() < deadline, "not repaired");
         std::thread::yield_now();
     }
-    assert_eq!(published(&agent), forwarding(&[LB_IP], &[LB_IP]));
-    wait_for("it to be counted", || agent.counted().repairs == 1);
-    let counted = agent.counted();
-    assert_eq!((counted.durations.counts.iter().sum::<u64>(), counted.failed_steps), (2, 0), "{counted:?}");
-    assert!(counted.changed_elements >= 4 && counted.successful_steps >= 2, "{counted:?}");
+    assert_eq!(published_mistakes(&agent), forwarding(&[LB_IP], &[LB_IP]));
+    wait_for("it to be counted", || agent.counters().repairs == 1);
+    let counters = agent.counters();
+    assert_eq!((counters.durations.counts.iter().sum::<u64>(), counters.failed_steps), (2, 0), "{counters:?}");
+    assert!(counters.changed_elements >= 4 && counters.successful_steps >= 2, "{counters:?}");
     agent.end();
 }
 
@@ -149,16 +149,16 @@ fn a_refused_change_is_retried_and_not_published() {
     assert_eq!(error.to_string(), "the kernel refused to delete table ip landfall, nothing changed");
 
     let agent = Agent::start(&namespace);
-    agent.tell(known);
+    agent.send(known);
     let quiet = Instant::now() + SILENCE;
     while Instant::now() < quiet {
-        assert_eq!(published(&agent), Forwarding::default());
+        assert_eq!(published_mistakes(&agent), Forwarding::default());
         std::thread::yield_now();
     }
-    let counted = agent.counted();
-    assert!(counted.failed_steps > 0 && counted.successful_steps == 0, "{counted:?}");
+    let counters = agent.counters();
+    assert!(counters.failed_steps > 0 && counters.successful_steps == 0, "{counters:?}");
     drop(other);
-    wait_for("the address", || published(&agent) == forwarding(&[LB_IP], &[LB_IP]));
+    wait_for("the address", || published_mistakes(&agent) == forwarding(&[LB_IP], &[LB_IP]));
     agent.end();
 }
 
@@ -174,15 +174,15 @@ fn without_spreading_each_node_forwards_by_itself() {
     let agent = Agent::start(&namespace);
     let endpoints = || [ready("10.244.1.5", NODE), ready("10.244.2.5", "n2")];
     let spread = Snapshot { links: on_eth0(&["n2"]), ..snapshot([web(LB_IP, endpoints())]) };
-    agent.tell(spread.clone());
-    wait_for("the address", || published(&agent) == forwarding(&[LB_IP], &[LB_IP]));
+    agent.send(spread.clone());
+    wait_for("the address", || published_mistakes(&agent) == forwarding(&[LB_IP], &[LB_IP]));
     assert_eq!(observed(&namespace)[&Table::Link], KernelTable::Absent);
     // Another link is another chance.
     namespace.ip(["link set eth1 name eth2", "link set eth2 up"]).expect("a link");
     let eth2 = LinkName::new("eth2").expect("a name");
     let links = spread.links.values().map(|link| (eth2, link.clone())).collect();
-    agent.tell(Snapshot { links, ..spread });
-    wait_for("frames spread", || agent.published().reach[&ip(LB_IP)] == Reach::Spread);
+    agent.send(Snapshot { links, ..spread });
+    wait_for("frames spread", || agent.forwarding().reach[&ip(LB_IP)] == Reach::Spread);
     agent.end();
 }
 
@@ -205,18 +205,20 @@ fn refused_marks_are_published_and_traffic_continues() {
         reply_paths: Arc::new(returns.into_iter().collect()),
         ..snapshot([harness::web(V4, [on(V4, &pod)])])
     };
-    agent.tell(marking(vec![mark("eth0", 1), mark("eth1", 2)]));
-    wait_for("the address", || agent.published().addresses.contains(&ip(V4.lb_ip)) && agent.published().marks_refused);
+    agent.send(marking(vec![mark("eth0", 1), mark("eth1", 2)]));
+    wait_for("the address", || {
+        agent.forwarding().addresses.contains(&ip(V4.lb_ip)) && agent.forwarding().marks_refused
+    });
     assert_eq!(ask_tcp(&world.client, &V4.port(80)), Answer::new(&pod, CLIENT));
     // Where there is only one link, nothing is missing.
-    agent.tell(marking(vec![]));
-    wait_for("nothing to be missing", || !agent.published().marks_refused);
+    agent.send(marking(vec![]));
+    wait_for("nothing to be missing", || !agent.forwarding().marks_refused);
     // With room again, other links are another chance.
     nft(&world.n1, "delete table ip other\n");
-    agent.tell(marking(vec![mark("eth0", 1), mark("eth2", 2)]));
+    agent.send(marking(vec![mark("eth0", 1), mark("eth2", 2)]));
     wait_for("the mark", || {
         let chains = world.n1.command("nft").args(["list", "table", "ip", "landfall"]).output().expect("run nft");
-        String::from_utf8_lossy(&chains.stdout).contains("-eth2 {") && !agent.published().marks_refused
+        String::from_utf8_lossy(&chains.stdout).contains("-eth2 {") && !agent.forwarding().marks_refused
     });
     agent.end();
 }
@@ -230,9 +232,9 @@ fn a_udp_flow_follows_its_endpoints_and_service() {
         let (client, pod) = (udp(&world.client, &at), world.pod(1, 7));
         let inside = udp(&pod.namespace, &at);
         let agent = Agent::start(&world.n1);
-        let tell = |endpoints: Vec<Endpoint>| agent.tell(snapshot([web(net.lb_ip, endpoints)]));
+        let tell = |endpoints: Vec<Endpoint>| agent.send(snapshot([web(net.lb_ip, endpoints)]));
         tell(vec![on(net, &first)]);
-        wait_for("the address", || published(&agent) == forwarding(&[net.lb_ip], &[net.lb_ip]));
+        wait_for("the address", || published_mistakes(&agent) == forwarding(&[net.lb_ip], &[net.lb_ip]));
         assert!(is_from(&first, ask_udp(&client)));
         assert!(is_from(&first, ask_udp(&inside)));
 
@@ -245,7 +247,7 @@ fn a_udp_flow_follows_its_endpoints_and_service() {
         wait_for("the client at the other", || is_from(&second, ask_udp(&client)));
         wait_for("the pod at the other", || is_from(&second, ask_udp(&inside)));
 
-        agent.tell(snapshot([service("other").holds(net.other)]));
+        agent.send(snapshot([service("other").holds(net.other)]));
         wait_for("silence", || is_silent(&client));
         agent.end();
     });
@@ -258,10 +260,10 @@ fn a_forbidden_udp_client_gets_no_more_replies() {
         let pod = world.pod(1, 5);
         let client = udp(&world.client, &net.port(80));
         let agent = Agent::start(&world.n1);
-        agent.tell(snapshot([web(net.lb_ip, [on(net, &pod)])]));
-        wait_for("the address", || published(&agent) == forwarding(&[net.lb_ip], &[net.lb_ip]));
+        agent.send(snapshot([web(net.lb_ip, [on(net, &pod)])]));
+        wait_for("the address", || published_mistakes(&agent) == forwarding(&[net.lb_ip], &[net.lb_ip]));
         assert_eq!(ask_udp(&client).expect("an answer"), Answer::new(&pod, net.client));
-        agent.tell(snapshot([web(net.lb_ip, [on(net, &pod)]).only_from(&[net.pods, "?"])]));
+        agent.send(snapshot([web(net.lb_ip, [on(net, &pod)]).only_from(&[net.pods, "?"])]));
         wait_for("silence", || is_silent(&client));
         let problem = Problem {
             service: Key::new("default", "web"),
@@ -270,10 +272,10 @@ fn a_forbidden_udp_client_gets_no_more_replies() {
         };
         let problems = BTreeMap::from([(ip(net.lb_ip), BTreeSet::from([problem]))]);
         let expected = Forwarding { problems, ..forwarding(&[net.lb_ip], &[net.lb_ip]) };
-        wait_for("the problem", || published(&agent) == expected);
-        agent.tell(snapshot([web(net.lb_ip, [on(net, &pod)])]));
+        wait_for("the problem", || published_mistakes(&agent) == expected);
+        agent.send(snapshot([web(net.lb_ip, [on(net, &pod)])]));
         wait_for("an answer", || ask_udp(&client).is_ok());
-        wait_for("no problem", || published(&agent) == forwarding(&[net.lb_ip], &[net.lb_ip]));
+        wait_for("no problem", || published_mistakes(&agent) == forwarding(&[net.lb_ip], &[net.lb_ip]));
         agent.end();
     });
 }
@@ -286,8 +288,8 @@ fn a_udp_flow_older_than_the_service_is_served() {
         let client = udp(&world.client, &net.port(80));
         let other = || service("other").holds(net.other);
         let agent = Agent::start(&world.n1);
-        agent.tell(snapshot([other()]));
-        wait_for("the other address", || published(&agent) == forwarding(&[net.other], &[]));
+        agent.send(snapshot([other()]));
+        wait_for("the other address", || published_mistakes(&agent) == forwarding(&[net.other], &[]));
         // The node routes it on: the flow is tracked without being translated, and would stay so.
         client.send(b"?").expect("send");
         wait_for("a tracked flow", || {
@@ -295,8 +297,8 @@ fn a_udp_flow_older_than_the_service_is_served() {
             let arguments = ["-L", "-f", family, "-p", "udp", "-d", net.lb_ip];
             !world.n1.command("conntrack").args(arguments).output().expect("conntrack").stdout.is_empty()
         });
-        agent.tell(snapshot([web(net.lb_ip, [on(net, &pod)]), other()]));
-        wait_for("the address", || agent.published().serving.contains(&ip(net.lb_ip)));
+        agent.send(snapshot([web(net.lb_ip, [on(net, &pod)]), other()]));
+        wait_for("the address", || agent.forwarding().serving.contains(&ip(net.lb_ip)));
         assert_eq!(ask_udp(&client).expect("an answer"), Answer::new(&pod, net.client));
         agent.end();
     });
@@ -310,12 +312,12 @@ fn a_restarted_agent_forgets_flows_of_removed_services() {
             let pod = world.pod(1, 5);
             let client = udp(&world.client, &net.port(80));
             let agent = Agent::start(&world.n1);
-            agent.tell(snapshot([web(net.lb_ip, [on(net, &pod)])]));
-            wait_for("the address", || agent.published().serving.contains(&ip(net.lb_ip)));
+            agent.send(snapshot([web(net.lb_ip, [on(net, &pod)])]));
+            wait_for("the address", || agent.forwarding().serving.contains(&ip(net.lb_ip)));
             assert_eq!(ask_udp(&client).expect("an answer"), Answer::new(&pod, net.client));
             agent.end();
             let agent = Agent::start(&world.n1);
-            agent.tell(snapshot(others));
+            agent.send(snapshot(others));
             wait_for("silence", || is_silent(&client));
             agent.end();
         }
@@ -335,16 +337,16 @@ fn endpoints_leave_and_return_with_their_node() {
             answers.collect::<BTreeSet<_>>()
         };
         let (both, one) = (BTreeSet::from([(1, 5), (2, 5)]), BTreeSet::from([(1, 5)]));
-        agent.tell(alive.clone());
-        wait_for("the address", || agent.published().serving.contains(&ip(net.lb_ip)));
+        agent.send(alive.clone());
+        wait_for("the address", || agent.forwarding().serving.contains(&ip(net.lb_ip)));
         assert_eq!(answering(), both);
         // A client of UDP that has the dead one is moved too.
         let clients: Vec<_> = (0..20).map(|_| udp(&world.client, &net.port(80))).collect();
         assert!(clients.iter().any(|client| is_from(&far, ask_udp(client))));
-        agent.tell(dead);
+        agent.send(dead);
         wait_for("only the living", || answering() == one);
         wait_for("all clients at the living", || clients.iter().all(|client| is_from(&near, ask_udp(client))));
-        agent.tell(alive);
+        agent.send(alive);
         wait_for("both again", || answering() == both);
         agent.end();
     });
@@ -355,9 +357,9 @@ fn a_burst_of_snapshots_ends_with_the_last() {
     let namespace = Namespace::new().expect("a namespace");
     let agent = Agent::start(&namespace);
     for number in 1..=250 {
-        agent.tell(snapshot([web(&format!("198.51.100.{number}"), [])]));
+        agent.send(snapshot([web(&format!("198.51.100.{number}"), [])]));
     }
-    wait_for("the last", || published(&agent) == forwarding(&["198.51.100.250"], &[]));
+    wait_for("the last", || published_mistakes(&agent) == forwarding(&["198.51.100.250"], &[]));
     let mut engine = namespace.run(|| Engine::open().expect("an engine"));
     let last = Arc::new(plan_ruleset(&snapshot([web("198.51.100.250", [])])));
     assert_eq!(engine.apply(&last).expect("apply"), TableOutcomes::new());

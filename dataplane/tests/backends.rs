@@ -1,5 +1,5 @@
-//! Packets that are given to the node's Service proxy: what the rules say (traced, without a kernel), and what a kernel does
-//! in which another table plays that proxy.
+//! Packets that are given to the node's Service proxy: what the rules say (traced, without a kernel), and what a kernel
+//! does in which another table plays that proxy.
 
 mod harness;
 mod sample;
@@ -33,8 +33,8 @@ fn cluster_ip(net: Net) -> &'static str {
     CLUSTER_IPS[if net.family == Family::V4 { 0 } else { 1 }]
 }
 
-/// A nat chain's rules that play kube-proxy: for the Service of [`web`], its ClusterIP at port 80 and node port 30080, to
-/// these pods at port 8080. What comes to the node port is masqueraded.
+/// A nat chain's rules that play kube-proxy: for the Service of [`web`], its ClusterIP at port 80 and node port 30080,
+/// to these pods at port 8080. Packets to the node port are masqueraded.
 fn play_kube_proxy(world: &World, net: Net, pods: &[&world::Pod]) {
     let (table, ip) = match net.family {
         Family::V4 => ("ip", "ip"),
@@ -269,9 +269,9 @@ fn a_service_of_another_proxy_is_left_alone() {
     let web = || web(V4, [on(V4, &pod)]);
     let other = [("service.kubernetes.io/service-proxy-name", "example.com")];
     let agent = Agent::start(&world.n1);
-    agent.tell(with_pods(snapshot([web().labelled(other)])));
-    wait_for("the lb_ip to be known", || agent.published().addresses.contains(&ip(V4.lb_ip)));
-    let published = agent.published();
+    agent.send(with_pods(snapshot([web().labelled(other)])));
+    wait_for("the lb_ip to be known", || agent.forwarding().addresses.contains(&ip(V4.lb_ip)));
+    let published = agent.forwarding();
     assert!(published.serving.contains(&ip(V4.lb_ip)), "it may be announced: {published:?}");
     let list = || world.n1.command("nft").args(["list", "tables"]).output().expect("run nft").stdout;
     assert_eq!(String::from_utf8_lossy(&list()), "", "nothing of ours stands in the way");
@@ -279,7 +279,7 @@ fn a_service_of_another_proxy_is_left_alone() {
     // Beside a Service of ours its port alone is left; what neither has is dropped.
     let beside = service("beside").holds(V4.lb_ip).port("", crds::Protocol::Tcp, 81);
     let beside = beside.slice(&[("", crds::Protocol::Tcp, 8080)], [on(V4, &pod)]);
-    agent.tell(with_pods(snapshot([web().labelled(other), beside])));
+    agent.send(with_pods(snapshot([web().labelled(other), beside])));
     wait_for("our own port", || connect(&world.client, &V4.port(81), SILENCE).is_ok());
     nft(
         &world.n1,

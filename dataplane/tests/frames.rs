@@ -1,4 +1,4 @@
-//! Which frames are handed on, and where: what the rules say, traced without a kernel.
+//! Which frames the rules forward to which node, traced without a kernel.
 
 mod frame_bytes;
 mod sample;
@@ -63,7 +63,7 @@ fn every_node_gets_its_share_of_each_protocol() {
         for protocol in [TCP, UDP, SCTP] {
             let mut counts = BTreeMap::<u8, f64>::new();
             for port in 10_000..20_000 {
-                *counts.entry(node(machine.handed(&frame(net, protocol, port, Kind::Whole)))).or_default() += 1e-4;
+                *counts.entry(node(machine.verdict(&frame(net, protocol, port, Kind::Whole)))).or_default() += 1e-4;
             }
             for (node, should) in [(1, 0.25), (2, 0.5), (3, 0.25)] {
                 assert!((counts[&node] / should - 1.0).abs() <= 0.05, "{counts:?}");
@@ -88,7 +88,7 @@ fn all_nodes_agree_on_the_node_of_a_flow() {
                 .map(|(own, machine)| {
                     let mut frame = frame(net, TCP, port, Kind::Whole);
                     frame.bytes[..6].copy_from_slice(&own.octets());
-                    match machine.handed(&frame) {
+                    match machine.verdict(&frame) {
                         Handed::Kept => *own,
                         Handed::On { to, .. } => to,
                     }
@@ -104,16 +104,16 @@ fn only_client_frames_to_this_node_are_resent() {
     Net::each(|net| {
         let machine = machine(net, &on_link(web(net, &[2])));
         let good = frame(net, TCP, 40_000, Kind::Whole);
-        assert_eq!(node(machine.handed(&good)), 2);
+        assert_eq!(node(machine.verdict(&good)), 2);
         let changed = |at: usize, bytes: &[u8]| {
             let mut frame = good.clone();
             frame.bytes[at..at + bytes.len()].copy_from_slice(bytes);
-            machine.handed(&frame)
+            machine.verdict(&frame)
         };
         assert_eq!(changed(6, &mac("n2").octets()), Handed::Kept, "a peer's");
         assert_eq!(changed(6, &mac("n3").octets()), Handed::Kept, "another peer's");
-        assert_eq!(changed(0, &[0xff; 6]), Handed::Kept, "for everybody");
-        assert_eq!(changed(0, &mac("n2").octets()), Handed::Kept, "for somebody else");
+        assert_eq!(changed(0, &[0xff; 6]), Handed::Kept, "for all hosts");
+        assert_eq!(changed(0, &mac("n2").octets()), Handed::Kept, "for another host");
         assert_eq!(changed(12, &[0x08, 0x06]), Handed::Kept, "ARP");
         let last = if net == V4 { 33 } else { 53 };
         assert_eq!(changed(last, &[11]), Handed::Kept, "for another address");
@@ -128,7 +128,7 @@ fn pings_and_neighbour_discovery_stay_here() {
         let (protocol, errors): (u8, &[u8]) = if net == V4 { (1, &[3, 11, 12]) } else { (58, &[0, 1, 2, 3, 4]) };
         for kind in (0..=255u8).filter(|kind| !errors.contains(kind)) {
             let bytes = [&[kind][..], &[0; 63]].concat();
-            assert_eq!(machine.handed(&packet(net, protocol, Kind::Whole, &bytes)), Handed::Kept, "type {kind}");
+            assert_eq!(machine.verdict(&packet(net, protocol, Kind::Whole, &bytes)), Handed::Kept, "type {kind}");
         }
     });
 }
@@ -141,9 +141,9 @@ fn an_icmp_error_follows_the_flow_it_quotes() {
             let machine = machine(net, &on_link(described));
             for (port, protocol) in (10_000..10_100).flat_map(|port| [TCP, UDP, SCTP].map(|protocol| (port, protocol)))
             {
-                let flow = machine.handed(&frame(net, protocol, port, Kind::Whole));
+                let flow = machine.verdict(&frame(net, protocol, port, Kind::Whole));
                 for kind in errors {
-                    assert_eq!(machine.handed(&error(net, protocol, port, *kind)), flow, "port {port}, type {kind}");
+                    assert_eq!(machine.verdict(&error(net, protocol, port, *kind)), flow, "port {port}, type {kind}");
                 }
             }
         }
@@ -156,7 +156,7 @@ fn fragments_and_sticky_frames_of_a_client_stay_together() {
         let ways = |described: Described, kinds: &[Kind]| -> BTreeSet<Handed> {
             let machine = machine(net, &on_link(described));
             let all = (10_000..10_100).flat_map(|port| kinds.iter().map(move |kind| (port, *kind)));
-            all.map(|(port, kind)| machine.handed(&frame(net, UDP, port, kind))).collect()
+            all.map(|(port, kind)| machine.verdict(&frame(net, UDP, port, kind))).collect()
         };
         let parts = [Kind::First, Kind::Later];
         assert_eq!(ways(web(net, &[1, 2, 3]), &parts).len(), 1);
@@ -175,7 +175,7 @@ fn only_flows_of_a_dead_node_move() {
         let mut moved = BTreeSet::new();
         for port in 10_000..11_000 {
             let frame = frame(net, TCP, port, Kind::Whole);
-            match (node(before.handed(&frame)), node(after.handed(&frame))) {
+            match (node(before.verdict(&frame)), node(after.verdict(&frame))) {
                 (2, then) => drop(moved.insert(then)),
                 (was, then) => assert_eq!(was, then),
             }
@@ -189,15 +189,15 @@ fn unspreadable_services_are_forwarded_without_share_tables() {
     let reach = |snapshot: &Snapshot| plan_ruleset(snapshot).addresses[&ip(V4.lb_ip)].reach();
     let alone = snapshot([web(V4, &[1, 2])]);
     assert_eq!(reach(&alone), Reach::Translated, "no links");
-    assert_eq!(reach(&on_link(web(V4, &[1, 2]).unspread())), Reach::Translated, "told not to");
+    assert_eq!(reach(&on_link(web(V4, &[1, 2]).unspread())), Reach::Translated, "spreading is disabled");
     assert_eq!(reach(&on_link(web(V4, &[1, 2]))), Reach::Spread);
     assert_eq!(reach(&on_link(web(V4, &[1, 4]))), Reach::Mixed, "n4 is not on the link");
-    assert_eq!(reach(&on_link(web(V4, &[4]))), Reach::Translated, "nobody can be handed anything");
+    assert_eq!(reach(&on_link(web(V4, &[4]))), Reach::Translated, "no pod can get frames");
     // Where nothing is spread, no rule of it is there.
     for nothing in [&alone, &on_link(web(V4, &[1, 2]).unspread()), &on_link(web(V4, &[1]))] {
         let planned = plan_ruleset(nothing);
         assert_eq!(planned.tables().count(), 0);
-        let handed = Machine::new(&planned, &[V4.n1]).handed(&frame(V4, TCP, 40_000, Kind::Whole));
+        let handed = Machine::new(&planned, &[V4.n1]).verdict(&frame(V4, TCP, 40_000, Kind::Whole));
         assert_eq!(handed, Handed::Kept);
     }
 }
@@ -214,7 +214,7 @@ proptest! {
     ) {
         let net = if six { V6 } else { V4 };
         let snapshot = Snapshot { dead: dead.clone(), ..on_link(web(net, &[1, 2, 3])) };
-        if let Handed::On { to, from } = machine(net, &snapshot).handed(&packet(net, protocol, Kind::Whole, &bytes)) {
+        if let Handed::On { to, from } = machine(net, &snapshot).verdict(&packet(net, protocol, Kind::Whole, &bytes)) {
             let living = ["n2", "n3"].into_iter().filter(|node| !dead.contains(*node)).map(mac);
             prop_assert!(living.collect::<Vec<_>>().contains(&to));
             prop_assert_eq!(from, mac("n1"));

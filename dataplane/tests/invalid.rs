@@ -1,5 +1,6 @@
-//! What belongs to no connection that the kernel knows, or not to this moment of one, breaks none: it is dropped, and nobody
-//! answers it with a reset. The kernel does not translate such a segment back, so whoever got it would take it for a stranger's.
+//! What belongs to no connection that the kernel knows, or not to this moment of one, breaks none: it is dropped, and
+//! nobody answers it with a reset. The kernel does not translate such a segment back, so whoever got it would take it
+//! for a stranger's.
 
 mod harness;
 mod sample;

@@ -61,7 +61,7 @@ fn by_table(ruleset: &Ruleset) -> BTreeMap<Table, Elements> {
     tables
 }
 
-/// What is done when a table with these elements goes.
+/// The changes that delete a table with these elements.
 fn taken_away((table, elements): (Table, Elements)) -> (Table, TableOutcome) {
     (table, TableOutcome::Removed(diff_elements(&elements, &Elements::new())))
 }

@@ -88,7 +88,8 @@ fn without_endpoints_a_client_is_refused_at_once() {
         apply(&mut engine(&world), &snapshot([web(net, [])]));
         let web = net.port(80);
         for from in [&world.client, &pod.namespace, &world.n1] {
-            // A packet that gets no answer is sent again after a second. A busy machine may be as slow, but not each time.
+            // A packet that gets no answer is sent again after a second. A busy machine may be as slow, but not each
+            // time.
             let mut times = (0..5).map(|_| {
                 let start = Instant::now();
                 let error = connect(from, &web, PATIENCE).err().expect("no connection");
@@ -100,7 +101,7 @@ fn without_endpoints_a_client_is_refused_at_once() {
         for (from, refusal) in [
             (&world.client, ErrorKind::ConnectionRefused),
             (&pod.namespace, ErrorKind::ConnectionRefused),
-            // The kernel tells a local process at once, and in other words.
+            // A local process gets the error at once, with another errno.
             (&world.n1, ErrorKind::PermissionDenied),
         ] {
             assert_eq!(ask_udp(&udp(from, &web)).expect_err("no answer").kind(), refusal);

@@ -1,4 +1,4 @@
-//! What a ruleset says for a snapshot, and what makes one table of another: no kernel.
+//! The ruleset of a snapshot, and the changes from one table to another, without a kernel.
 
 mod sample;
 
@@ -103,7 +103,8 @@ fn with_spreading_a_node_prefers_its_own_endpoints() {
     let on = |short: &str, node: &str| crds::Endpoint { node: Some(node.into()), ..ready_(short) };
     let stops = |endpoint: crds::Endpoint| terminating(endpoint);
     type Case = (&'static str, bool, Vec<crds::Endpoint>, &'static [&'static str], &'static [&'static str], Reach, u32);
-    // Policy Local?, endpoints, dead nodes, whom packets from outside reach, how, and in how many parts frames are shared.
+    // Policy Local?, endpoints, dead nodes, whom packets from outside reach, how, and in how many parts frames are
+    // shared.
     let cases: Vec<Case> = vec![
         ("its own alone", false, vec![ready_("l1"), on("r1", "n2")], &[], &["l1"], Reach::Spread, 2),
         ("all are its own", false, vec![ready_("l1"), ready_("l2")], &[], &["l1", "l2"], Reach::Spread, 0),
@@ -119,7 +120,7 @@ fn with_spreading_a_node_prefers_its_own_endpoints() {
         ("Local: all are unwell", true, vec![unready(on("r1", "n2"))], &[], &[], Reach::Translated, 1),
         ("a stranger stops", false, vec![ready_("l1"), stops(on("r1", "n9"))], &[], &["l1"], Reach::Spread, 0),
         (
-            "nobody is on the link",
+            "no node is on the link",
             false,
             vec![on("r1", "n8"), on("r2", "n9")],
             &[],
@@ -196,7 +197,7 @@ fn only_a_holder_with_a_matching_uid_is_forwarded() {
     // Until the address is taken from it, a Service that is being deleted is served.
     assert_eq!(with(|service| service.deleting = true), plan_ruleset(&good));
     assert_eq!(plan_ruleset(&Snapshot { services: SharedMap::default(), ..good.clone() }), Ruleset::default());
-    // What stands in a status counts for nothing.
+    // A status has no effect.
     assert_eq!(plan_ruleset(&Snapshot { addresses: SharedMap::default(), ..good }), Ruleset::default());
 }
 

@@ -25,9 +25,11 @@ use harness::{apply, engine_on, web};
 use netns::{Namespace, veth};
 use sample::{NODE, ip, ready, service, snapshot};
 use tokio::sync::watch;
-use world::{Answer, Net, Pod, SILENCE, V4, V6, ask_tcp, ask_udp, connect, host, nft, ping, settled, udp, wait_for};
+use world::{
+    Answer, Net, Pod, SILENCE, V4, V6, ask_tcp, ask_udp, connect, host, nft, ping, udp, wait_for, wait_for_addresses,
+};
 
-/// The node, and who is around it.
+/// The node and its neighbours.
 struct World {
     node: Namespace,
     a: Namespace,
@@ -112,7 +114,7 @@ impl World {
         world.client.ip(lines(&["addr add 198.18.0.9/24 dev eth0", "route add default via 198.18.0.254"])).expect("c");
         let neighbour = ["addr add 203.0.113.100/24 dev eth0", "route add 198.51.100.0/24 via 203.0.113.1"];
         world.neighbour.ip(lines(&neighbour)).expect("the neighbour");
-        [&world.node, &world.a, &world.b, &world.client, &world.neighbour].into_iter().for_each(settled);
+        [&world.node, &world.a, &world.b, &world.client, &world.neighbour].into_iter().for_each(wait_for_addresses);
         world
     }
 
@@ -186,9 +188,9 @@ fn replies_leave_by_the_link_of_the_request() {
         let lost = connect(&world.client, &net.port(80), SILENCE).err().expect("no answer by eth0");
         assert_eq!(lost.kind(), ErrorKind::TimedOut);
 
-        let settled = world.settle(&both());
-        assert_eq!((settled.reply_paths.clone(), settled.gaps), (marked(&["eth0", "eth1"]), BTreeSet::new()));
-        apply(&mut engine, &returning(&settled.reply_paths, all.clone()));
+        let applied = world.settle(&both());
+        assert_eq!((applied.reply_paths.clone(), applied.gaps), (marked(&["eth0", "eth1"]), BTreeSet::new()));
+        apply(&mut engine, &returning(&applied.reply_paths, all.clone()));
         let seen = Answer::new(&pod, client(net));
         assert_eq!(ask_tcp(&world.client, &net.port(80)), seen);
         assert_eq!(ask_udp(&udp(&world.client, &net.port(80))).expect("an answer over UDP"), seen);
@@ -280,9 +282,9 @@ fn an_uninstallation_restores_rules_and_routes() {
     ];
     world.node.ip(mine).expect("rules and routes of others");
     let before = world.everything();
-    let settled = world.settle(&both());
+    let applied = world.settle(&both());
     assert_ne!(world.everything(), before);
-    apply(&mut engine_on(&world.node), &returning(&settled.reply_paths, snapshot([web(V4, []), web(V6, [])])));
+    apply(&mut engine_on(&world.node), &returning(&applied.reply_paths, snapshot([web(V4, []), web(V6, [])])));
     world.node.run(|| {
         assert!(dataplane::remove().expect("removed"));
         assert!(reply_path::remove().expect("removed"));
@@ -296,9 +298,9 @@ fn routing_tables_of_other_programs_are_not_used() {
     let world = World::new();
     world.node.ip(["route add 10.77.0.0/16 via 203.0.113.254 table 76001"]).expect("a route of others");
     let before = world.everything();
-    let settled = world.settle(&both());
-    assert_eq!(settled.gaps, [Gap::TakenTable(76_001)].into());
-    let marks: BTreeSet<u32> = settled.reply_paths.iter().map(|one| one.mark.value).collect();
+    let applied = world.settle(&both());
+    assert_eq!(applied.gaps, [Gap::TakenTable(76_001)].into());
+    let marks: BTreeSet<u32> = applied.reply_paths.iter().map(|one| one.mark.value).collect();
     assert_eq!(marks, [0x20, 0x30].into());
     world.node.run(|| reply_path::remove().expect("removed"));
     assert_eq!(world.everything(), before);
@@ -325,7 +327,7 @@ fn a_strict_reverse_path_filter_is_reported() {
     for of in ["eth0", "eth1"] {
         world.node.sysctl(&format!("ipv4.conf.{of}.rp_filter"), "1").expect("rp_filter");
     }
-    // By eth0, everybody is answered anyway.
+    // Replies leave by eth0 anyway.
     assert_eq!(world.settle(&both()).gaps, [Gap::StrictFilter(link("eth1"))].into());
     world.node.sysctl("ipv4.conf.all.rp_filter", "2").expect("rp_filter");
     assert_eq!(world.settle(&both()).gaps, [].into());

@@ -22,7 +22,7 @@ use world::{Net, SILENCE, V4, V6, World, ask_udp, connect, udp};
 const TCP: u8 = 6;
 const UDP: u8 = 17;
 
-/// Who asks.
+/// The place of the client.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Who {
     Outside,
@@ -30,7 +30,7 @@ enum Who {
     Node,
 }
 
-const EVERYBODY: [Who; 3] = [Who::Outside, Who::Pod, Who::Node];
+const ALL_CLIENTS: [Who; 3] = [Who::Outside, Who::Pod, Who::Node];
 
 /// The pod that asks: the number of it on the first node.
 const ASKING: u8 = 5;
@@ -49,8 +49,8 @@ fn fates(net: Net, snapshot: &Snapshot, packet: Packet) -> BTreeSet<Fate> {
     Machine::new(&planned, &[net.n1, net.gateway]).fates(packet)
 }
 
-/// Endpoints in short: `l5` is pod 5 on the first node, `r5` on the second; `l5t` terminates but serves, `l5x` terminates
-/// and does not, `l5u` is not ready.
+/// Endpoints in short: `l5` is pod 5 on the first node, `r5` on the second; `l5t` terminates but serves, `l5x`
+/// terminates and does not, `l5u` is not ready.
 fn endpoints(net: Net, short: &str) -> Vec<Endpoint> {
     short
         .split_whitespace()
@@ -112,7 +112,7 @@ fn the_rules_follow_the_truth_table() {
         for (given, cluster, local) in TABLE {
             for (is_local, row) in [(false, cluster), (true, local)] {
                 let snapshot = snapshot([policy(web(net, endpoints(net, given)), is_local)]);
-                for (who, short) in EVERYBODY.into_iter().zip(row) {
+                for (who, short) in ALL_CLIENTS.into_iter().zip(row) {
                     for protocol in [TCP, UDP] {
                         assert_eq!(
                             fates(net, &snapshot, packet(net, who, protocol, 80)),
@@ -142,7 +142,7 @@ fn published_unready_endpoints_count_as_ready() {
 fn packets_without_a_port_have_these_fates() {
     Net::each(|net| {
         let snapshot = snapshot([web(net, endpoints(net, "l6"))]);
-        for who in EVERYBODY {
+        for who in ALL_CLIENTS {
             let ask = |packet| fates(net, &snapshot, packet);
             assert_eq!(ask(packet(net, who, TCP, 81)), BTreeSet::from([Fate::Dropped]));
             assert_eq!(ask(packet(net, who, 132, 80)), BTreeSet::from([Fate::Dropped]), "SCTP");
@@ -176,7 +176,7 @@ fn clients_outside_the_ranges_are_always_dropped() {
             for is_local in [false, true] {
                 let closed = policy(web(net, endpoints(net, given)), is_local).only_from(&["203.0.113.0/24"]);
                 let snapshot = snapshot([closed, service("other").holds(net.other)]);
-                for who in EVERYBODY {
+                for who in ALL_CLIENTS {
                     let fates = fates(net, &snapshot, packet(net, who, UDP, 80));
                     assert_eq!(fates, BTreeSet::from([Fate::Dropped]), "{given:?}, Local: {is_local}, {who:?}");
                 }
@@ -224,7 +224,7 @@ fn ask(from: &Namespace, net: Net, protocol: u8, own: &[IpAddr]) -> BTreeSet<See
         all.insert(match answer {
             Ok(answer) => Seen::Answer { pod: answer.pod, itself: own.contains(&answer.client) },
             Err(error) => match error.kind() {
-                // The kernel tells a local process at once, and in other words.
+                // A local process gets the error at once, with another errno.
                 ErrorKind::ConnectionRefused | ErrorKind::PermissionDenied => Seen::Refused,
                 ErrorKind::TimedOut | ErrorKind::WouldBlock => Seen::Nothing,
                 other => panic!("{other}"),
@@ -252,7 +252,7 @@ fn the_kernel_agrees_with_the_traced_fates() {
                 // A port that a client had before would else find its old flow, which nobody forgets here.
                 let forgotten = world.n1.command("conntrack").arg("-F").output().expect("run conntrack");
                 assert!(forgotten.status.success(), "{}", String::from_utf8_lossy(&forgotten.stderr));
-                for who in EVERYBODY {
+                for who in ALL_CLIENTS {
                     let (from, own) = match who {
                         Who::Outside => (&world.client, vec![ip(net.client)]),
                         Who::Pod => (&pods[0].namespace, vec![ip(&net.of(&pods[0]))]),

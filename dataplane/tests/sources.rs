@@ -1,4 +1,4 @@
-//! Who may use a Service, and that nobody else ever does: a real kernel, real packets.
+//! Only clients in a source range of a Service reach it: a real kernel, real packets.
 
 mod harness;
 mod sample;
@@ -20,7 +20,7 @@ use world::{Answer, Net, PATIENCE, SILENCE, V4, World, ask_tcp, ask_udp, connect
 enum End {
     Served,
     Refused,
-    /// Nobody says anything.
+    /// No answer and no error.
     Silence,
 }
 
@@ -42,7 +42,7 @@ fn ends(from: &Namespace, net: Net, expected: End) {
     let found = match asked.map_err(|error| error.kind()) {
         Ok(()) => End::Served,
         Err(ErrorKind::ConnectionRefused) => End::Refused,
-        // The kernel tells a local process at once that it dropped its datagram.
+        // A local process gets an error at once for a dropped datagram.
         Err(ErrorKind::WouldBlock | ErrorKind::PermissionDenied) => End::Silence,
         Err(other) => panic!("{other}"),
     };
@@ -120,7 +120,7 @@ fn tries(world: &World, net: Net, act: impl FnOnce()) -> Vec<UdpSocket> {
                 let any = if net == V4 { "0.0.0.0:0" } else { "[::]:0" };
                 let mut sockets = Vec::new();
                 while !done.load(Ordering::Relaxed) {
-                    // A new port each time: a new flow, which the rules judge anew.
+                    // A new port each time makes a new flow, which passes the rules.
                     let socket = UdpSocket::bind(any).expect("a socket");
                     let _ = socket.send_to(b"?", net.port(80));
                     socket.set_nonblocking(true).expect("nonblocking");

@@ -1,5 +1,5 @@
-//! Frames spread over three nodes by the kernel: who gets them, whom they see, and what becomes of them when nodes come
-//! and go.
+//! Frames spread over three nodes by the kernel: which pods get them, which client they see, and what becomes of them
+//! when nodes come and go.
 //!
 //! ```text
 //!   client 192.0.2.100 ──┐
@@ -28,8 +28,8 @@ use tracer::Machine;
 use tracer::frame::Handed;
 use world::{Answer, Net, PATIENCE, SILENCE, V4, ask_tcp, connect, udp, wait_for};
 
-/// Asks over so many connections, and counts who answers. Everybody who answers sees the client itself.
-fn asked(cluster: &Cluster, net: Net, connections: usize) -> BTreeMap<(u8, u8), usize> {
+/// Asks over `connections` connections, and counts the answers of each pod. Each pod sees the client's own address.
+fn count_answers(cluster: &Cluster, net: Net, connections: usize) -> BTreeMap<(u8, u8), usize> {
     let mut answers = BTreeMap::new();
     for _ in 0..connections {
         let answer = ask_tcp(&cluster.client, &net.port(80));
@@ -50,9 +50,9 @@ fn endpoints_on_all_nodes_see_the_client() {
         let cluster = Cluster::new();
         let pods = [cluster.pod(1, 5), cluster.pod(2, 5), cluster.pod(3, 5), cluster.pod(3, 6)];
         cluster.apply(&snapshot([cluster.web(net, &pods)]));
-        let answers = asked(&cluster, net, 200);
-        let everybody: BTreeSet<_> = pods.iter().map(|pod| (pod.node, pod.number)).collect();
-        assert_eq!(answers.keys().copied().collect::<BTreeSet<_>>(), everybody);
+        let answers = count_answers(&cluster, net, 200);
+        let all_pods: BTreeSet<_> = pods.iter().map(|pod| (pod.node, pod.number)).collect();
+        assert_eq!(answers.keys().copied().collect::<BTreeSet<_>>(), all_pods);
         let seen = |pod| Answer::new(pod, net.client);
         assert_eq!(asked_udp(&cluster, net, 80), pods.iter().map(seen).collect());
     });
@@ -67,7 +67,7 @@ fn the_kernel_resends_frames_as_traced() {
         cluster.apply(&snapshot);
         let machine = Machine::new(&cluster.planned(1, &snapshot), &[net.n1]);
         let traced = |protocol: u8, port: u16, kind: Kind| match machine
-            .handed(&frame_bytes::frame(net, protocol, port, kind))
+            .verdict(&frame_bytes::frame(net, protocol, port, kind))
         {
             Handed::Kept => 1,
             Handed::On { to, from } => {
@@ -96,7 +96,7 @@ fn the_switch_keeps_the_port_of_the_client() {
     let cluster = Cluster::new();
     let pods = [cluster.pod(2, 5)];
     cluster.apply(&snapshot([cluster.web(V4, &pods)]));
-    asked(&cluster, V4, 5);
+    count_answers(&cluster, V4, 5);
     let table = cluster.lan.command("bridge").args(["fdb", "show", "br", "br0"]).output().expect("run bridge");
     let table = String::from_utf8(table.stdout).expect("text");
     let of_client = cluster.mac_of_client().to_string();
@@ -125,7 +125,7 @@ fn a_node_without_endpoints_forwards_final_frames() {
         let pods = [cluster.pod(2, 5), cluster.pod(3, 5)];
         let both = snapshot([cluster.web(net, &pods)]);
         cluster.apply(&both);
-        assert_eq!(asked(&cluster, net, 40).len(), 2);
+        assert_eq!(count_answers(&cluster, net, 40).len(), 2);
         // The second node knows already that its endpoint is gone, the first does not yet.
         cluster.apply_on(2, &snapshot([cluster.web(net, &pods[1..])]));
         let answers: BTreeSet<Answer> = (0..40).map(|_| ask_tcp(&cluster.client, &net.port(80))).collect();
@@ -174,7 +174,7 @@ fn connections_to_unready_endpoints_stay_there() {
             let now: Vec<Answer> = connections.iter_mut().map(|one| one.ask().expect("an answer")).collect();
             assert_eq!(now, first, "{own}, {second}, {third}");
             if own == 0 {
-                assert_eq!(asked(&cluster, net, 10).keys().copied().collect::<Vec<_>>(), [(1, 5)]);
+                assert_eq!(count_answers(&cluster, net, 10).keys().copied().collect::<Vec<_>>(), [(1, 5)]);
             }
         }
     });
@@ -207,7 +207,7 @@ fn one_change_redistributes_only_a_dead_nodes_share() {
         let first: Vec<Answer> = connections.iter_mut().map(|one| one.ask().expect("an answer")).collect();
         cluster.cut_off(2);
         cluster.apply(&dataplane::Snapshot { dead: ["n2".to_owned()].into(), ..all.clone() });
-        let answers = asked(&cluster, net, 60);
+        let answers = count_answers(&cluster, net, 60);
         assert_eq!(answers.keys().copied().collect::<Vec<_>>(), [(1, 5), (3, 5)]);
         for (connection, first) in connections.iter_mut().zip(&first).filter(|(_, first)| first.pod.0 != 2) {
             assert_eq!(connection.ask().expect("an answer"), *first);
@@ -256,9 +256,9 @@ fn an_icmp_error_reaches_the_node_of_its_connection() {
             let mut connection = connect(&cluster.client, &net.port(80), PATIENCE).expect("a connection");
             let answer = connection.ask().expect("an answer");
             let pod = pods.iter().find(|pod| (pod.node, pod.number) == answer.pod).expect("a pod");
-            // The pod hears of it under its own address: what is quoted has been translated back.
+            // The pod gets it under its own address: the quoted packet has been translated back.
             let heard = icmp_heard_by(pod, net);
-            cluster.too_big(net, connection.local());
+            cluster.report_packet_too_big(net, connection.local());
             wait_for("the error", || heard(connection.local().port()));
             reached.insert(answer.pod);
         }
@@ -287,11 +287,11 @@ fn a_client_stays_with_its_node_under_session_affinity() {
         let cluster = Cluster::new();
         let pods = [cluster.pod(1, 5), cluster.pod(2, 5), cluster.pod(3, 5)];
         cluster.apply(&snapshot([cluster.web(net, &pods).sticky(600)]));
-        assert_eq!(asked(&cluster, net, 30).len(), 1);
+        assert_eq!(count_answers(&cluster, net, 30).len(), 1);
         cluster.announced_by(2);
-        let before = asked(&cluster, net, 1);
+        let before = count_answers(&cluster, net, 1);
         cluster.announced_by(3);
-        assert_eq!(asked(&cluster, net, 1).keys().collect::<Vec<_>>(), before.keys().collect::<Vec<_>>());
+        assert_eq!(count_answers(&cluster, net, 1).keys().collect::<Vec<_>>(), before.keys().collect::<Vec<_>>());
     });
 }
 
@@ -301,10 +301,10 @@ fn policy_local_spreads_over_nodes_with_endpoints() {
         let cluster = Cluster::new();
         let pods = [cluster.pod(1, 5), cluster.pod(2, 5)];
         cluster.apply(&snapshot([cluster.web(net, &pods).local()]));
-        assert_eq!(asked(&cluster, net, 40).len(), 2);
+        assert_eq!(count_answers(&cluster, net, 40).len(), 2);
         cluster.announced_by(3);
         let error = connect(&cluster.client, &net.port(80), SILENCE).err().expect("no connection");
-        assert_eq!(error.kind(), ErrorKind::TimedOut, "a node without one serves nobody");
+        assert_eq!(error.kind(), ErrorKind::TimedOut, "a node without one serves no client");
     });
 }
 
@@ -334,13 +334,13 @@ fn endpoints_on_unlinked_nodes_are_reached_through_others() {
 
 #[test]
 fn shares_match_the_numbers_of_endpoints() {
-    // Frames alone, without anybody to answer: the first packet of each of many connections.
+    // Frames alone, without a pod to answer: the first packet of each of many connections.
     const FLOWS: usize = 10_000;
     Net::each(|net| {
         let cluster = Cluster::new();
         let pods = [cluster.pod(1, 5), cluster.pod(2, 5), cluster.pod(3, 5), cluster.pod(3, 6)];
         cluster.apply(&snapshot([cluster.web(net, &pods)]));
-        let counted = cluster.counted(net);
+        let count = cluster.count_datagrams(net);
         let to: SocketAddr = net.port(80).parse().expect("an address and a port");
         let any: IpAddr = if net == V4 { "0.0.0.0" } else { "::" }.parse().expect("an address");
         // The same ports each time, so that the same comes out.
@@ -350,7 +350,7 @@ fn shares_match_the_numbers_of_endpoints() {
                 socket.send_to(b"?", to).expect("sent");
             }
         });
-        let shares = counted(FLOWS);
+        let shares = count(FLOWS);
         for (share, should) in shares.iter().zip([0.25, 0.25, 0.5]) {
             assert!((share / should - 1.0).abs() <= 0.05, "{shares:?}");
         }

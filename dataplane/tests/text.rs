@@ -1,4 +1,4 @@
-//! What a person is shown of a ruleset that nobody has programmed.
+//! The text of a ruleset that is not in the kernel.
 
 mod sample;
 
@@ -10,7 +10,7 @@ use sample::{everything, snapshot};
 const PRINTED: [&str; 3] =
     [include_str!("golden/table.nft"), include_str!("golden/table6.nft"), include_str!("golden/frames.nft")];
 
-/// The lines, with the elements of each set in order, one on a line: the kernel tells of them in an order of its own.
+/// The lines, with the elements of each set in order, one on a line: the kernel lists them in an order of its own.
 fn in_order(text: &str) -> Vec<String> {
     let mut lines = Vec::new();
     let mut elements: Option<Vec<String>> = None;

@@ -1,4 +1,4 @@
-//! What is counted of what comes for Services, by the kernel, and what is made of that.
+//! The kernel's packet counters of Services, and the report made of them.
 
 mod harness;
 mod sample;
@@ -36,8 +36,8 @@ fn traffic_counters_survive_changes_of_endpoints() {
         let world = World::new();
         let (near, far) = (world.pod(1, 5), world.pod(2, 5));
         let mut engine = engine(&world);
-        let told = |endpoints: Vec<_>| Snapshot { count_traffic: true, ..snapshot([web(net, endpoints)]) };
-        let one = told(vec![on(net, &near)]);
+        let counting = |endpoints: Vec<_>| Snapshot { count_traffic: true, ..snapshot([web(net, endpoints)]) };
+        let one = counting(vec![on(net, &near)]);
         apply(&mut engine, &one);
         assert_eq!(of_web(&world, &one, net), ServiceTraffic::default());
         for _ in 0..7 {
@@ -54,11 +54,11 @@ fn traffic_counters_survive_changes_of_endpoints() {
         assert!(first.bytes > first.packets * 28, "{first:?}");
         assert_eq!((first.denied, first.refused, strays(&world.n1)), (0, 0, 0));
 
-        let both = told(vec![on(net, &near), on(net, &far)]);
+        let both = counting(vec![on(net, &near), on(net, &far)]);
         apply(&mut engine, &both);
         assert_eq!(of_web(&world, &both, net).connections, 8);
         ask_tcp(&world.client, &net.port(80));
-        let none = told(vec![]);
+        let none = counting(vec![]);
         apply(&mut engine, &none);
         assert!(connect(&world.client, &net.port(80), PATIENCE).is_err(), "refused");
         let second = of_web(&world, &none, net);
@@ -68,7 +68,7 @@ fn traffic_counters_survive_changes_of_endpoints() {
         let third = of_web(&world, &both, net);
         assert_eq!((third.connections, third.refused), (9, second.refused));
 
-        // What was counted is neither damage nor something to change, also to one that starts.
+        // Counts are neither damage nor a reason to change an element, also for an engine that starts.
         assert_eq!(engine.check().expect("check"), None);
         let again = Arc::new(plan_ruleset(&with_pods(both)));
         assert_eq!(harness::engine(&world).apply(&again).expect("apply"), TableOutcomes::new());
@@ -91,7 +91,7 @@ fn drops_are_counted_by_their_reason() {
         let counted = of_web(&world, &closed, net);
         assert_eq!((counted.connections, counted.packets, counted.refused, strays(&world.n1)), (0, 0, 0, 0));
         udp(&world.client, &net.port(81)).send(b"?").expect("send");
-        wait_for("what nobody serves to be counted", || strays(&world.n1) == 1);
+        wait_for("packets without an endpoint to be counted", || strays(&world.n1) == 1);
         assert_eq!(of_web(&world, &closed, net), counted);
     });
 }
@@ -103,7 +103,7 @@ fn an_unanswered_older_connection_is_dropped() {
         let mut engine = engine(&world);
         let other = || service("other").holds(net.other).port("", Udp, 80);
         apply(&mut engine, &snapshot([other()]));
-        // So far the way to the lb_ip is that of anybody's packets, and connection tracking knows them.
+        // So far the way to the lb_ip is that of any client's packets, and connection tracking knows them.
         world.n1.ip([format!("route add {} via {}", net.lb_ip, net.client)]).expect("a route");
         let client = udp(&world.client, &net.port(81));
         client.send(b"?").expect("send");

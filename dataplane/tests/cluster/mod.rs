@@ -13,7 +13,7 @@ use dataplane::snapshot::{Link, LinkName};
 use netns::{Namespace, veth};
 
 use crate::sample::{self, Described, ready, service};
-use crate::world::{Net, Pod, V4, V6, host, nft, raw_icmp, settled, wait_for};
+use crate::world::{Net, Pod, V4, V6, host, nft, raw_icmp, wait_for, wait_for_addresses};
 
 /// How many nodes there are.
 const NODES: u8 = 3;
@@ -71,7 +71,7 @@ impl Cluster {
             }
             node.ip(lines).expect("a node");
         }
-        nodes.iter().chain([&client]).for_each(settled);
+        nodes.iter().chain([&client]).for_each(wait_for_addresses);
         let engines =
             nodes.iter().map(|node| node.run(|| Engine::open().expect("an engine"))).map(Mutex::new).collect();
         let cluster = Self { lan, client, nodes, engines, on_link: Mutex::new((1..=NODES).collect()) };
@@ -122,7 +122,7 @@ impl Cluster {
         engine.apply(&self.planned(node, snapshot)).expect("apply");
     }
 
-    /// Nobody hears or sees this node any more.
+    /// This node no longer sends or receives frames.
     pub fn cut_off(&self, node: u8) {
         self.lan.ip([format!("link set {} down", name(node))]).expect("a port");
     }
@@ -137,9 +137,9 @@ impl Cluster {
         mac(100)
     }
 
-    /// Lets the client say that a packet to it from port 80 of the lb_ip, over the connection that it has there, was too
-    /// big for a link on the way.
-    pub fn too_big(&self, net: Net, connection: SocketAddr) {
+    /// Lets the client report that a packet to it from port 80 of the lb_ip, over the connection that it has there, was
+    /// too big for a link on the way.
+    pub fn report_packet_too_big(&self, net: Net, connection: SocketAddr) {
         let (lb_ip, client) = (sample::ip(net.lb_ip), connection.ip());
         let ports = [80u16.to_be_bytes(), connection.port().to_be_bytes(), [0; 2], [0; 2]].concat();
         let mut message = match (lb_ip, client) {
@@ -164,9 +164,9 @@ impl Cluster {
         socket.send_to(&message, &SocketAddr::new(lb_ip, 0).into()).expect("sent");
     }
 
-    /// From now on counts the datagrams that each node gets; the result waits for so many of them and says which part
-    /// each node has kept.
-    pub fn counted(&self, net: Net) -> impl Fn(usize) -> [f64; 3] {
+    /// From now on counts the datagrams that each node gets; the result waits for this number of them and returns which
+    /// part each node has kept.
+    pub fn count_datagrams(&self, net: Net) -> impl Fn(usize) -> [f64; 3] {
         let (kind, address) = if net == V4 { ("ip", V4.lb_ip) } else { ("ip6", V6.lb_ip) };
         let each = |node: u8| {
             let name = name(node);

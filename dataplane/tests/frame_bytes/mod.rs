@@ -16,7 +16,7 @@ pub enum Kind {
     Whole,
     /// The first of several.
     First,
-    /// One of those after it, which says nothing of ports.
+    /// One of those after it, which has no ports.
     Later,
 }
 
@@ -46,7 +46,7 @@ pub fn packet(net: Net, protocol: u8, kind: Kind, transport: &[u8]) -> Frame {
     Frame { link: LinkName::new("eth0").expect("a name"), bytes }
 }
 
-/// The header of a packet; lengths and sums are nobody's business here.
+/// The header of a packet; lengths and sums stay zero.
 fn header(from: &str, to: &str, protocol: u8, kind: Kind) -> Vec<u8> {
     match (ip(from), ip(to)) {
         (IpAddr::V4(from), IpAddr::V4(to)) => {

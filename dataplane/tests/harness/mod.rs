@@ -1,4 +1,4 @@
-//! A node of the small network that does what a snapshot says, and the one Service that most tests ask.
+//! A node of the small network that runs the data plane, and the one Service of most tests.
 #![allow(dead_code, reason = "each test binary uses some of it")]
 
 use std::collections::BTreeSet;
@@ -77,22 +77,22 @@ impl Agent {
         Self { snapshots, forwarding, counters, thread }
     }
 
-    /// Says what is observed.
-    pub fn tell(&self, snapshot: Snapshot) {
+    /// Sends a snapshot.
+    pub fn send(&self, snapshot: Snapshot) {
         self.snapshots.send_replace(Some(Arc::new(snapshot)));
     }
 
-    /// What it says that the kernel does.
-    pub fn published(&self) -> Forwarding {
+    /// The published state of the kernel.
+    pub fn forwarding(&self) -> Forwarding {
         self.forwarding.borrow().clone()
     }
 
-    /// What it has counted.
-    pub fn counted(&self) -> Counters {
+    /// Its counters.
+    pub fn counters(&self) -> Counters {
         *self.counters.borrow()
     }
 
-    /// Ends it as a process ends: nobody sends any more.
+    /// Ends it as a process ends: the senders are dropped.
     pub fn end(self) {
         drop(self.snapshots);
         self.thread.join().expect("no panic");

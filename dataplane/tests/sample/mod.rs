@@ -101,13 +101,14 @@ impl Described {
         self
     }
 
-    /// A client stays with its endpoint for so many seconds.
+    /// A client stays with its endpoint for this number of seconds.
     pub fn sticky(mut self, seconds: u32) -> Self {
         self.options.affinity = Some(seconds);
         self
     }
 
-    /// Its packets are to go to this. It has a ClusterIP of each family, and node ports that are greater by 30000 than its own.
+    /// Its packets are to go to this. It has a ClusterIP of each family, and node ports that are greater by 30000 than
+    /// its own.
     pub fn by(mut self, backend: Backend) -> Self {
         self.service.backend = Some(Ok(backend));
         self.service.cluster_ips = CLUSTER_IPS.map(ip).into();

@@ -5,7 +5,7 @@ use dataplane::nft::codec::expression::{Expression, Header, Meta, Register, Verd
 use dataplane::nft::layout::Table;
 use dataplane::snapshot::LinkName;
 
-use super::{Machine, holds, masked};
+use super::{Machine, holds, mask_registers};
 
 /// A frame of Ethernet, as it comes in by a link.
 #[derive(Clone, Debug)]
@@ -19,7 +19,7 @@ pub struct Frame {
 /// What becomes of it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Handed {
-    /// It goes on here. Nobody has written over its addresses.
+    /// It continues here. Its addresses are unchanged.
     Kept,
     /// It goes out again: to this host, from this one.
     On {
@@ -48,7 +48,7 @@ enum Step {
 
 impl Machine {
     /// What becomes of a frame, if no connection is known.
-    pub fn handed(&self, frame: &Frame) -> Handed {
+    pub fn verdict(&self, frame: &Frame) -> Handed {
         let mut state = State { bytes: frame.bytes.clone(), registers: [0; 64], link: frame.link };
         let Some(_) = self.chains.get(&(Table::Link, format!("on-{}", frame.link))) else { return Handed::Kept };
         if !self.passes_out(&format!("on-{}", frame.link), &mut state) {
@@ -120,7 +120,7 @@ impl Machine {
                 let value = state.registers[..length].to_vec();
                 state.bytes[start..start + length].copy_from_slice(&value);
             }
-            Expression::Mask(mask) => masked(&mut state.registers, mask),
+            Expression::Mask(mask) => mask_registers(&mut state.registers, mask),
             Expression::Compare { relation, value } => return goes(holds(*relation, &state.registers, value)),
             Expression::Lookup { set, into } => {
                 let Some(element) = self.find(Table::Link, set, &state.registers) else { return Step::Breaks };
@@ -210,6 +210,6 @@ fn jhash(key: &[u8], seed: u32) -> u32 {
         c = (c ^ b).wrapping_sub(b.rotate_left(turn));
         (a, b, c) = (b, c, a);
     }
-    // The last turn was of what is third by then.
+    // The last turn was of the backend that is third by then.
     b
 }

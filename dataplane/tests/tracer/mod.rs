@@ -72,7 +72,7 @@ pub struct Machine {
     /// The addresses of this node.
     own: BTreeSet<IpAddr>,
     here: BTreeSet<Table>,
-    /// Where another proxy on the node sends what is for these.
+    /// The target of packets to these addresses, by another proxy on the node.
     pub proxied: BTreeMap<SocketAddr, SocketAddr>,
 }
 
@@ -130,7 +130,7 @@ impl Machine {
         machine
     }
 
-    /// Takes in what the kernel would be told of all elements.
+    /// Reads the messages to the kernel about all elements.
     fn fill(&mut self, elements: &Elements) {
         const LIST_SET: u16 = 2;
         const LIST_ELEMENTS: u16 = 3;
@@ -142,9 +142,9 @@ impl Machine {
             message.encode(0, &mut bytes);
             // The family is the first byte of netfilter's own header.
             let table = Table::ALL.into_iter().find(|table| table.number() == bytes[16]).expect("a table");
-            let told = attributes(&bytes[Message::HEADERS..]);
-            let Some(list) = told.find(LIST_ELEMENTS).filter(|_| skeleton_has(table, told)) else { continue };
-            let set = told.find(LIST_SET).and_then(|set| set.text()).expect("a set").to_owned();
+            let request = attributes(&bytes[Message::HEADERS..]);
+            let Some(list) = request.find(LIST_ELEMENTS).filter(|_| layout_has(table, request)) else { continue };
+            let set = request.find(LIST_SET).and_then(|set| set.text()).expect("a set").to_owned();
             self.sets.entry((table, set)).or_default().extend(list.inner().map(|item| element(item.inner())));
         }
     }
@@ -175,7 +175,7 @@ impl Machine {
                 }
                 Step::Next | Step::Masqueraded => {}
             }
-            // In between, the Service proxy translates what it knows.
+            // In between, the Service proxy translates its own addresses.
             if let Some(to) = self.proxied.get(&state.now) {
                 state.now = *to;
                 break;
@@ -234,7 +234,7 @@ impl Machine {
                 state.load(*into, &state.packet.port.to_be_bytes()[..1]);
             }
             Expression::MetaL4Proto { into } => state.load(*into, &[state.packet.protocol]),
-            // What is traced begins a connection.
+            // A traced packet begins a connection.
             Expression::CtState { into } => state.load(*into, &8u32.to_ne_bytes()),
             Expression::CtStatus { into } => {
                 let translated = if state.now == state.original { 0u32 } else { 1 << 5 };
@@ -255,9 +255,9 @@ impl Machine {
             | Expression::LoadMark(_)
             | Expression::SetMark(_)
             | Expression::MaskOr { .. } => {
-                panic!("{expression:?} where packets are told what becomes of them")
+                panic!("{expression:?} as the verdict of a packet")
             }
-            Expression::Mask(mask) => masked(&mut state.registers, mask),
+            Expression::Mask(mask) => mask_registers(&mut state.registers, mask),
             Expression::Compare { relation, value } => return goes(holds(*relation, &state.registers, value)),
             Expression::Lookup { set, into } => {
                 let Some(element) = self.find(table, set, &state.registers) else { return Done::Breaks };
@@ -276,7 +276,7 @@ impl Machine {
             Expression::RejectReset if state.packet.protocol != 6 => return Done::Breaks,
             Expression::RejectReset => return Done::Step(Step::Done(Fate::Reset)),
             Expression::RejectUnreachable(_) => return Done::Step(Step::Done(Fate::Unreachable)),
-            // Learned by what comes after this packet; and one byte has no order.
+            // Learned from packets after this one; and one byte has no order.
             Expression::DynsetUpdate { .. } | Expression::DynsetCount { .. } | Expression::Byteorder { .. } => {}
             Expression::SetDestination(_) => state.now.set_ip(state.endpoint(table).ip()),
             Expression::SetPort { .. } | Expression::SetPortUnchecked => {
@@ -312,7 +312,7 @@ impl Machine {
         if set.field_lengths().is_some() {
             return elements.iter().find(|element| within(&set, element, key));
         }
-        // The last boundary before it says whether a range is open.
+        // The last boundary before it decides whether a range is open.
         let before = elements.iter().filter(|element| &element.first[..] <= key);
         before.max_by(|a, b| a.first.cmp(&b.first)).filter(|element| !element.end)
     }
@@ -356,8 +356,8 @@ fn is_icmp(protocol: u8) -> bool {
     [1, 58].contains(&protocol)
 }
 
-fn skeleton_has(table: Table, told: Attributes<'_>) -> bool {
-    let name = told.find(2).and_then(|set| set.text()).unwrap_or_default();
+fn layout_has(table: Table, request: Attributes<'_>) -> bool {
+    let name = request.find(2).and_then(|set| set.text()).unwrap_or_default();
     layout::sets(table).iter().any(|set| set.name == name)
 }
 
@@ -388,14 +388,14 @@ fn element(fields: Attributes<'_>) -> Element {
     }
 }
 
-/// Masks what is in registers.
-fn masked(registers: &mut [u8], mask: &[u8]) {
+/// Masks registers.
+fn mask_registers(registers: &mut [u8], mask: &[u8]) {
     for (byte, mask) in registers.iter_mut().zip(mask) {
         *byte &= mask;
     }
 }
 
-/// Whether what is in registers is in this relation to a value.
+/// Whether registers are in this relation to a value.
 fn holds(relation: Relation, registers: &[u8], value: &[u8]) -> bool {
     let found = &registers[..value.len()];
     match relation {

@@ -145,7 +145,7 @@ impl World {
         }
         let routes = ["route add 198.51.100.0/24 via 192.0.2.1", "route add 2001:db8:99::/64 via 2001:db8:1::1"];
         world.client.ip(routes).expect("routes to the lb_ips");
-        [&world.client, &world.n1, &world.n2].into_iter().for_each(settled);
+        [&world.client, &world.n1, &world.n2].into_iter().for_each(wait_for_addresses);
         world
     }
 
@@ -173,7 +173,7 @@ impl Pod {
                 format!("route add default via 2001:db8:244:{node}::1"),
             ])
             .expect("a pod");
-        settled(&namespace);
+        wait_for_addresses(&namespace);
         let pod = Self { namespace, node, number };
         for net in [V4, V6] {
             pod.serve(SocketAddr::new(net.of(&pod).parse().expect("an address"), 8080));
@@ -182,8 +182,8 @@ impl Pod {
     }
 }
 
-/// A host that asks nobody before it takes an address for its own (RFC 4862 §5.4). Addresses that a test needs at once
-/// say `nodad` too.
+/// A host without duplicate address detection (RFC 4862 §5.4). Addresses that a test needs at once
+/// have `nodad` too.
 pub fn host() -> std::io::Result<Namespace> {
     let namespace = Namespace::new()?;
     for of in ["all", "default"] {
@@ -193,14 +193,14 @@ pub fn host() -> std::io::Result<Namespace> {
 }
 
 /// Waits until a host has its link-local addresses, without which it asks no neighbour for theirs.
-pub fn settled(host: &Namespace) {
+pub fn wait_for_addresses(host: &Namespace) {
     wait_for("addresses", || {
         let tentative = host.command("ip").args(["-6", "addr", "show", "tentative"]).output().expect("run ip");
         tentative.stdout.is_empty()
     });
 }
 
-/// A pod that answers whom it sees and who it is.
+/// A pod that answers with its own name and the client's address.
 pub struct Pod {
     /// Where it lives.
     pub namespace: Namespace,
@@ -232,7 +232,7 @@ impl Pod {
     }
 }
 
-/// Answers every line with who answers and whom it sees.
+/// Answers every line with the pod's name and the client's address.
 fn answer(mut stream: TcpStream, own: &str) {
     let Ok(peer) = stream.peer_addr() else { return };
     let Ok(lines) = stream.try_clone().map(BufReader::new) else { return };
@@ -243,12 +243,12 @@ fn answer(mut stream: TcpStream, own: &str) {
     }
 }
 
-/// What a server says: who it is, and whom it sees.
+/// A server's answer: its name, and the client that it sees.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Answer {
     /// The pod that answers: its node, and its number there.
     pub pod: (u8, u8),
-    /// Who asks, as the pod sees it.
+    /// The client, as the pod sees it.
     pub client: IpAddr,
 }
 
@@ -258,7 +258,7 @@ impl Answer {
         Self { pod: (pod.node, pod.number), client: client.parse().expect("an address") }
     }
 
-    /// Reads what a server says.
+    /// Reads a server's answer.
     pub fn read(line: &str) -> Self {
         let (pod, client) = line.trim().split_once(' ').expect("two words");
         let (node, number) = pod.split_once('.').expect("two numbers");
@@ -341,7 +341,7 @@ pub fn ping(from: &Namespace, to: &str) -> std::io::Result<()> {
         let length = (&socket).read(&mut buffer)?;
         let icmp = &buffer[if to.is_ipv4() { 20 } else { 0 }..length];
         if icmp.first() == Some(&reply) {
-            assert_eq!(&icmp[4..], &request[4..], "the reply to what was asked");
+            assert_eq!(&icmp[4..], &request[4..], "the reply to the request");
             return Ok(());
         }
     }
@@ -373,7 +373,7 @@ pub fn nft(namespace: &Namespace, lines: &str) {
     assert!(child.wait().expect("wait").success(), "nft refuses {lines}");
 }
 
-/// Waits until `condition` holds; says `what` if it does not.
+/// Waits until `condition` holds; panics with `what` if it does not.
 pub fn wait_for(what: &str, mut condition: impl FnMut() -> bool) {
     let deadline = Instant::now() + PATIENCE;
     while !condition() {
