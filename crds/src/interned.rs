@@ -1,7 +1,8 @@
 //! Interned strings: equal strings share one allocation.
 //!
-//! The controller keeps tens of thousands of objects, each under its key in several tables, and many objects name others.
-//! So the same names, UIDs, pools and reasons occur many times. An [`InternedStr`] is a pointer to the shared string.
+//! The controller keeps tens of thousands of objects. Several tables store the key of each object, and objects refer to
+//! others by name. So the same names, UIDs, pools and reasons occur many times. An [`InternedStr`] is a pointer to the
+//! shared string.
 
 use std::borrow::{Borrow, Cow};
 use std::collections::HashSet;
@@ -22,11 +23,11 @@ pub struct InternedStr(ArcStr);
 #[derive(Default)]
 struct Pool {
     texts: HashSet<ArcStr>,
-    /// Number of strings at which unused strings are removed.
+    /// Unused strings are removed when there are this many strings, but at least [`MIN_LIMIT`].
     limit: usize,
 }
 
-/// Smallest number of strings at which unused strings are removed.
+/// With fewer strings than this, unused ones are not removed.
 const MIN_LIMIT: usize = 1024;
 
 impl Pool {
@@ -37,7 +38,8 @@ impl Pool {
         if self.texts.len() >= self.limit.max(MIN_LIMIT) {
             self.texts.retain(|text| ArcStr::strong_count(text) != Some(1));
             self.texts.shrink_to(self.texts.len() + MIN_LIMIT);
-            // The next scan comes after at least as many insertions as strings are left: amortized O(1) per insertion.
+            // A removal visits all strings. The doubled limit puts at least as many insertions before the next removal
+            // as strings remain now: amortized O(1) per insertion.
             self.limit = self.texts.len() * 2;
         }
         let new = ArcStr::from(text);

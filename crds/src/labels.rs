@@ -5,8 +5,8 @@ use std::collections::BTreeMap;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector;
 use kube::core::{ParseExpressionError, Selector, SelectorExt};
 
-/// Labels of an object, sorted by name. A boxed slice: tens of thousands of objects with few labels each are kept in
-/// memory.
+/// Labels of an object, sorted by name. A boxed slice takes less memory than a map, and tens of thousands of objects
+/// with few labels each stay in memory.
 #[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Labels(Box<[(Box<str>, Box<str>)]>);
 
@@ -53,8 +53,8 @@ impl<const N: usize> From<[(&str, &str); N]> for Labels {
 ///
 /// # Errors
 /// If an operator is unknown. The API server does not check operators in objects of a CustomResourceDefinition.
-pub fn parse_selector(written: &LabelSelector) -> Result<Selector, ParseExpressionError> {
-    written.clone().try_into()
+pub fn parse_selector(selector: &LabelSelector) -> Result<Selector, ParseExpressionError> {
+    selector.clone().try_into()
 }
 
 #[cfg(test)]

@@ -1,4 +1,4 @@
-//! Landfall's contract as plain data: the objects that Landfall adds to Kubernetes, and typed views of the Kubernetes
+//! Landfall's API as plain data: the objects that Landfall adds to Kubernetes, and typed views of the Kubernetes
 //! objects that it reads.
 //!
 //! | module | contents |
@@ -8,7 +8,7 @@
 //! | [`load_balancer_ip`] | `LoadBalancerIP`: one load-balancer address, its holders and its announcers |
 //! | [`l2_advertisement`] | `L2Advertisement`: which nodes announce the addresses of a pool, and on which links |
 //! | [`node_network`] | `NodeNetwork`: links, addresses and gateways that the agent found on its node |
-//! | [`service`], [`request`] | the fields of a Service that Landfall uses, and the addresses that the Service requests |
+//! | [`service`], [`request`] | the fields of a Service that Landfall uses, and the addresses that it requests |
 //! | [`backend`] | where packets to a Service are sent: endpoints, node port or ClusterIP |
 //! | [`forwarding`] | how a node forwards packets to an address, as reported in the status of a LoadBalancerIP |
 //! | [`endpoints`], [`node`], [`namespace`] | the fields of EndpointSlices, Nodes and Namespaces that Landfall uses |
@@ -16,7 +16,7 @@
 //! | [`labels`] | labels and label selectors |
 //! | [`condition`] | reading and writing the conditions of a status |
 //! | `interned` | strings that are stored once and shared |
-//! | [`manifest`] | the CustomResourceDefinitions, as `kubectl apply` takes them |
+//! | [`manifest`] | the CustomResourceDefinitions as YAML for `kubectl apply` |
 //!
 //! Objects are parsed here, at the edge, into types that hold valid values only; decisions work on these types. This
 //! crate has no client, no clock and no socket.

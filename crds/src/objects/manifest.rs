@@ -1,5 +1,5 @@
-//! The CustomResourceDefinitions in `deploy/crds.yaml`, generated from the types. So the installed schema, `kubectl explain`
-//! and the code always agree.
+//! Generates `deploy/crds.yaml`, the CustomResourceDefinitions, from the types. So the code, the installed
+//! schema and `kubectl explain` always agree.
 
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
 use kube::CustomResourceExt;

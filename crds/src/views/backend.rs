@@ -14,7 +14,7 @@ const PROXY_NAME: &str = "service.kubernetes.io/service-proxy-name";
 /// The value of [`PROXY_NAME`] that assigns a Service to Landfall.
 const PROXY: &str = "landfall";
 
-/// The label that makes all proxies ignore a Service, with any value.
+/// The label that makes all proxies ignore a Service, whatever value the label has.
 const HEADLESS: &str = "service.kubernetes.io/headless";
 
 /// Where packets to a Service are sent.
@@ -60,7 +60,8 @@ pub enum Forwarder {
     LandfallAndProxy,
     /// Only Landfall: `service.kubernetes.io/service-proxy-name: landfall`.
     Landfall,
-    /// The proxy that this label names, or none: `service.kubernetes.io/headless`.
+    /// Another proxy, which `service.kubernetes.io/service-proxy-name` names, or no proxy
+    /// (`service.kubernetes.io/headless`).
     Other,
 }
 
@@ -86,7 +87,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_printed_backends_are_parsed() {
+    fn backends_are_parsed_from_their_exact_names() {
         for backend in Backend::ALL {
             assert_eq!(backend.to_string().parse(), Ok(backend));
         }

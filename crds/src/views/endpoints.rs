@@ -22,7 +22,7 @@ pub struct EndpointSlice {
     pub ports: Box<[((InternedStr, Protocol), u16)]>,
     /// Endpoints with a valid address, in the order of the object.
     pub endpoints: Vec<Endpoint>,
-    /// The first address that no endpoint can have. Endpoints with such an address are skipped.
+    /// The first invalid address, as written in the object. Endpoints with an invalid address are skipped.
     pub refused: Option<Box<str>>,
 }
 
@@ -33,11 +33,11 @@ pub struct Endpoint {
     pub address: IpAddr,
     /// Node that runs the endpoint, if known.
     pub node: Option<InternedStr>,
-    /// Whether it accepts new connections. Unknown counts as true (EndpointConditions).
+    /// Whether the endpoint accepts new connections. Unknown counts as true (EndpointConditions).
     pub ready: bool,
-    /// Whether it answers, even while it terminates. Unknown counts as `ready`.
+    /// Whether the endpoint answers, even while it terminates. Unknown counts as `ready`.
     pub serving: bool,
-    /// Whether it terminates.
+    /// Whether the endpoint terminates.
     pub terminating: bool,
 }
 
@@ -59,7 +59,7 @@ impl EndpointSlice {
         }
         let mut ports = BTreeMap::new();
         for port in object.ports.iter().flatten() {
-            // A port without a number means all ports. No Service uses that.
+            // A port without a number does not restrict the port. It matches no port of a Service, so it is skipped.
             let Some(number) = port.port else { continue };
             let malformed = |problem: String| Malformed { kind: "EndpointSlice", name: key.to_string(), problem };
             let protocol = Protocol::parse(port.protocol.as_deref())
@@ -97,7 +97,7 @@ impl EndpointSlice {
     }
 }
 
-/// Whether the address is a unicast address beyond the local host and link.
+/// Whether an endpoint can have this address: unicast, and neither loopback, nor link-local, nor IPv4-mapped.
 fn is_reachable(address: IpAddr) -> bool {
     let link_local = match address {
         IpAddr::V4(v4) => v4.is_link_local() || v4.is_broadcast(),

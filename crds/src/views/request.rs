@@ -1,7 +1,7 @@
 //! The addresses that a Service requests: `spec.loadBalancerIP`, and annotations of Landfall and MetalLB.
 //!
-//! Metadata and spec → [`RequestedAddresses`] or [`InvalidRequest`]. Addresses are compared by value. A request may be
-//! written in several places if all agree.
+//! Metadata and spec → [`RequestedAddresses`] or [`InvalidRequest`]. Addresses are compared by value. A Service may
+//! repeat its request in several fields and annotations if all have the same value.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -29,7 +29,7 @@ pub const SHARE_WITH_NAMESPACES: &str = "landfall.dev/share-with-namespaces";
 /// The field that requests one address. Kubernetes deprecated it, but it must still be honoured or refused.
 const LOAD_BALANCER_IP: &str = "spec.loadBalancerIP";
 
-/// Maximum number of addresses that a Service can request. Bounds the size of its status.
+/// Maximum number of addresses that a Service can request. The limit bounds the size of the status.
 pub const MAX_ADDRESSES: usize = 16;
 
 /// The addresses that a Service requests, and its settings for sharing.
@@ -45,7 +45,7 @@ pub struct RequestedAddresses {
     pub consent: Consent,
 }
 
-/// The request of a Service, or the error in it. Most Services request nothing; they share one allocation.
+/// The request of a Service, or the error in it. Most Services request nothing: they share one value in memory.
 pub type ParsedRequest = Result<Arc<RequestedAddresses>, Box<InvalidRequest>>;
 
 /// Other namespaces that a Service shares its addresses with.
@@ -151,7 +151,7 @@ impl RequestedAddresses {
     }
 }
 
-/// Returns the first value, if all others are the same.
+/// Returns the value that all entries have; `None` without entries.
 fn merge<'a, T>(
     entries: impl Iterator<Item = Result<((&'static str, &'a str), T), InvalidRequest>>,
     same: impl Fn(&T, &T) -> bool,
