@@ -1,7 +1,7 @@
 //! Delays between attempts to reach an API server that fails, or that ends a watch right after its start.
 //!
-//! The first delays are short. An API server ends all watches of a kind once when its CustomResourceDefinition is created
-//! or changed, and a user who has just installed Landfall waits for the first pool to take effect.
+//! The first delays are short. An API server ends all watches of a kind once when its CustomResourceDefinition is
+//! created or changed, and a user who has just installed Landfall waits for the first pool to take effect.
 
 use std::time::Duration;
 

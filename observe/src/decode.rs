@@ -1,9 +1,9 @@
 //! Decodes the JSON of lists and watches.
 //!
-//! Text → typed objects, each decoded once. An object that cannot be decoded is returned with its metadata and the error,
-//! and does not affect other objects. (The guard of kube decodes each object into a tree and a copy of it first, which is
-//! most of the cost of receiving a list.) The objects of a list are passed on one by one, so only one of them is in memory
-//! as a whole.
+//! Text → typed objects, each decoded once. An object that cannot be decoded is returned with its metadata and the
+//! error, and does not affect other objects. (`DeserializeGuard` of kube first decodes each object into a tree and
+//! copies the tree, which is most of the cost of receiving a list.) The objects of a list are passed on one by one, so
+//! at most one of them is in memory with all its fields.
 
 use std::fmt;
 use std::marker::PhantomData;

@@ -1,7 +1,7 @@
 //! Sources: key and view of an object, for each kind that Landfall watches.
 //!
-//! Object → [`Observation`]. An object that cannot be parsed is returned with the error. It still has a key, so that the
-//! planner can leave the object alone.
+//! Object → [`Observation`]. For an object that cannot be parsed, the error is returned too. Its observation has a key,
+//! so that the planner can leave the object alone.
 
 use std::net::IpAddr;
 
@@ -19,7 +19,7 @@ use crate::table::{Content, Observation, ResourceVersion};
 /// Turns objects of kind `R` into entries of a table.
 #[derive(Debug)]
 pub struct Source<R, K, V> {
-    /// Key of an object with this metadata; `None` if the name is not one that Landfall uses.
+    /// Key of an object with this metadata; `None` if Landfall does not use objects of this name.
     pub key: fn(&ObjectMeta) -> Option<K>,
     /// View of an object; `None` if Landfall ignores the object, as if it did not exist.
     pub read: fn(&R) -> Result<Option<V>, Malformed>,
@@ -36,8 +36,8 @@ impl<R, K, V> Clone for Source<R, K, V> {
 impl<R, K, V> Copy for Source<R, K, V> {}
 
 impl<R: Resource<DynamicType = ()>, K, V> Source<R, K, V> {
-    /// Returns the observation of an object, and the error if it cannot be parsed. `None` for an object without a key or
-    /// version; an API server does not send one.
+    /// Returns the observation of an object, and the error if the object cannot be parsed. `None` for an object without
+    /// a key or version; an API server sends no such object.
     pub fn observe(&self, object: &R) -> Option<(Observation<K, V>, Option<Malformed>)> {
         let (content, malformed) = match (self.read)(object) {
             Ok(Some(value)) => (Content::Known(value), None),
@@ -77,7 +77,8 @@ pub fn load_balancers() -> Source<core::Service, Key, Service> {
     Source { key: namespaced_key, read, labels: "" }
 }
 
-/// EndpointSlices of all Services. The request excludes those of headless Services, which have no load-balancer address.
+/// EndpointSlices of all Services. The request excludes those of headless Services, which have no load-balancer
+/// address.
 pub fn endpoint_slices() -> Source<discovery::EndpointSlice, Key, EndpointSlice> {
     Source {
         key: namespaced_key,

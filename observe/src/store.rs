@@ -1,7 +1,7 @@
 //! A table that several tasks share, and the wake-up that signals its changes.
 //!
-//! There is no task here: a change of the table wakes the listeners. A wake-up carries no details; the listener reads the
-//! current state. So a burst of changes is one wake-up.
+//! A store runs no task: the caller that changes the table also wakes the listeners. A wake-up carries no details; the
+//! listener reads the current state. So a burst of changes is one wake-up.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -10,7 +10,7 @@ use tokio::sync::watch;
 
 use crate::table::{Change, Observation, ResourceVersion, Table};
 
-/// Signals changes to listeners. Several stores can share one.
+/// Signals changes to listeners. Several stores can share one `Wake`.
 #[derive(Clone, Debug, Default)]
 pub struct Wake(watch::Sender<()>);
 
@@ -67,15 +67,15 @@ impl<K: Ord + Clone, V: PartialEq> Store<K, V> {
         store
     }
 
-    /// Returns the changes since the last call, from a store that records them: see [`Table::take_changes`]. `None` before
-    /// the first complete list. Changes are returned once, so there must be one caller.
+    /// Returns the changes since the last call, from a store that records them: see [`Table::take_changes`]. `None`
+    /// before the first complete list. Changes are returned once, so there must be one caller.
     pub fn take_changes(&self) -> Option<Vec<Change<K, V>>> {
         let mut table = self.lock();
         table.is_synced().then(|| table.take_changes())
     }
 
-    /// Creates a store that records its changes and has received one list, of these objects at `version`. For use without
-    /// an API server.
+    /// Creates a store that records its changes, after one list of these objects at `version`. For use without an API
+    /// server.
     pub fn from_list(
         wake: &Wake,
         version: ResourceVersion,
@@ -110,8 +110,8 @@ impl<K: Ord + Clone, V: PartialEq> Store<K, V> {
         self.read(|table| table.get(key).cloned())?
     }
 
-    /// Calls `read` with the table, without a copy; `None` before the first complete list. `read` must be short: the watch
-    /// is blocked meanwhile.
+    /// Calls `read` with the table, without a copy; `None` before the first complete list. `read` must be short,
+    /// because it blocks the watch.
     pub fn read<T>(&self, read: impl FnOnce(&Table<K, V>) -> T) -> Option<T> {
         let table = self.lock();
         table.is_synced().then(|| read(&table))

@@ -1,18 +1,18 @@
 //! The newest known state of the objects of one kind, by key.
 //!
-//! A table has two inputs: the watch (a list, then events in order) and the responses to own writes. They arrive in any
-//! order, and the table never goes back to an older state:
+//! A table has two inputs: the watch (a list, then events in order) and the responses to own writes, those of this
+//! process. The inputs arrive in any order, and the table never goes back to an older state:
 //!
 //! - Versions of all objects of a kind can be compared (KEP-5504). The watch sends events in the order of versions. A
 //!   response with a version up to that of the last event is ignored: the watch has already sent the result of that
 //!   write, even if the object has since been deleted.
-//! - A response with a newer version is ahead of the watch. It stays until the watch catches up, whatever older events
-//!   arrive in between.
-//! - A UID that was deleted by an own write stays deleted, whatever older events arrive.
+//! - A response with a newer version is ahead of the watch. Its state stays in the table until the watch catches up;
+//!   older events in between are ignored.
+//! - An object that an own write deleted, identified by its UID, stays deleted; older events do not restore it.
 //! - A list replaces everything except own writes that are newer than the list.
 //!
-//! Events and responses → the newest state of each object, and whether it changed. The result does not depend on the order
-//! of arrival.
+//! Events and responses → the newest state of each object, and whether it changed. The result does not depend on the
+//! order of arrival.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -45,7 +45,7 @@ pub struct Observation<K, V> {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Change<K, V> {
     pub key: K,
-    /// Known state at the previous call of [`Table::take_changes`].
+    /// Known state at the previous call of [`Table::take_changes`]; `None` if none was known.
     pub before: Option<Arc<V>>,
     /// Newest known state; `None` if the object does not exist or no state is known.
     pub value: Option<Arc<V>>,
@@ -61,7 +61,7 @@ pub struct Table<K, V> {
     unreadable: BTreeSet<K>,
     /// The watch has sent all events up to this version.
     watch_version: ResourceVersion,
-    /// Objects that were deleted by own writes, until the watch reports it. There are few, for a short time.
+    /// Objects that were deleted by own writes. An entry stays for a short time, until the watch reports the deletion.
     deleted: BTreeMap<K, Deleted>,
     /// A list that is being received.
     listing: Option<BTreeMap<K, Listed<V>>>,
@@ -71,7 +71,8 @@ pub struct Table<K, V> {
     changed: Option<BTreeMap<K, Option<Arc<V>>>>,
 }
 
-/// An object of a list. It takes little memory: the new list with tens of thousands of objects exists beside the old state.
+/// An object of a list that is being received. It takes little memory, because tens of thousands of them exist beside
+/// the old state.
 #[derive(Debug)]
 struct Listed<V> {
     uid: InternedStr,
@@ -85,7 +86,7 @@ struct Deleted {
     uid: InternedStr,
     /// The last known version.
     version: ResourceVersion,
-    /// Whether a list was requested after the deletion, so that the list reflects it.
+    /// Whether a list was requested after the deletion. The deletion precedes such a list.
     listed_since: bool,
 }
 
@@ -93,14 +94,16 @@ struct Deleted {
 struct Entry<V> {
     uid: InternedStr,
     version: ResourceVersion,
-    /// `None` after an own write to a state that Landfall ignores, until the watch catches up.
+    /// `None` if an own write changed the object to a state that Landfall ignores. The entry stays until the watch
+    /// catches up.
     value: Option<Arc<V>>,
     /// Whether this is the response to an own write, and no list was requested since.
     own: bool,
 }
 
 impl Deleted {
-    /// Whether the deletion came after this state of the object, or of an older object with the same name.
+    /// Whether this state is older than the deletion: a state of the deleted object, or of an older object with the
+    /// same name.
     fn is_after(&self, uid: &str, version: ResourceVersion) -> bool {
         self.uid == uid || version <= self.version
     }
@@ -156,8 +159,8 @@ impl<K: Ord + Clone, V: PartialEq> Table<K, V> {
         self.changed = Some(self.entries.keys().chain(&self.unreadable).map(|key| (key.clone(), None)).collect());
     }
 
-    /// Returns the changes since the last call, sorted by key: one per object, with its newest state. Empty if changes are
-    /// not recorded.
+    /// Returns the changes since the last call, sorted by key: one per object, with its newest state. Empty if changes
+    /// are not recorded.
     pub fn take_changes(&mut self) -> Vec<Change<K, V>> {
         let changed = self.changed.as_mut().map(std::mem::take).unwrap_or_default();
         let change = |(key, before): (K, Option<Arc<V>>)| Change {
@@ -169,7 +172,7 @@ impl<K: Ord + Clone, V: PartialEq> Table<K, V> {
         changed.into_iter().map(change).collect()
     }
 
-    /// Records the state of this object before a change, if it `differs`. Returns `differs`.
+    /// If the state of an object `differs`, records the state before the change. Returns `differs`.
     fn record_change(&mut self, key: &K, before: Option<Arc<V>>, differs: bool) -> bool {
         if let Some(changed) = self.changed.as_mut().filter(|_| differs) {
             changed.entry(key.clone()).or_insert(before);
@@ -177,11 +180,11 @@ impl<K: Ord + Clone, V: PartialEq> Table<K, V> {
         differs
     }
 
-    /// Starts a list, before its request is sent. A list that is being received is discarded.
+    /// Starts to receive a list. Must be called before the request is sent. A list that is being received is discarded.
     pub fn begin_list(&mut self) {
         self.listing = Some(BTreeMap::new());
-        // The list includes the result of every write that was answered before. Its version can be lower if the storage
-        // of the API server was restored from a backup.
+        // The list reflects every write that was answered before its request. So it replaces these states even if its
+        // version is lower, as after the storage of the API server was restored from a backup.
         for entry in self.entries.values_mut() {
             entry.own = false;
         }

@@ -34,17 +34,18 @@ use crate::source::{Source, version};
 use crate::store::Store;
 use crate::table::{Content, Observation, ResourceVersion, Table};
 
-/// Objects per page of a list. Bounds the memory for receiving a page to a few MiB. Each page is a round trip, and planning
-/// starts after the last one.
+/// Objects per page of a list. Bounds the memory for receiving a page to a few MiB. Each page is a round trip, and
+/// planning starts after the last one.
 const PAGE_SIZE: u32 = 500;
 
 /// Timeout for the response to a request for a page or a watch.
 const RESPONSE_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// Requested duration of one watch in seconds. A connection that broke without a signal is detected at its end.
+/// Requested duration of one watch in seconds. A watch that does not end by then has a broken connection: see
+/// [`EVENT_TIMEOUT`].
 pub(crate) const WATCH_SECONDS: u32 = 60;
 
-/// How long to wait for the next event of a watch: five seconds longer than [`WATCH_SECONDS`].
+/// Maximum time to wait for the next event of a watch: five seconds longer than [`WATCH_SECONDS`].
 pub(crate) const EVENT_TIMEOUT: Duration = Duration::from_secs(65);
 
 /// A watch that ends sooner than this has failed, even if it ends without an error.
@@ -111,7 +112,7 @@ where
     }
 }
 
-/// A random number from 0 to 1, to keep processes from acting at the same time. Its source are the random seeds of the hash
+/// A random number from 0 to 1, to keep processes from acting at the same time. Its source is the random seed of hash
 /// maps in the standard library.
 pub fn jitter() -> f64 {
     f64::from(u32::try_from(RandomState::new().hash_one(()) >> 32).unwrap_or_default()) / f64::from(u32::MAX)
@@ -164,7 +165,7 @@ where
         }
     }
 
-    /// Receives the events of one watch after the version `from`, which it advances, until the watch ends.
+    /// Receives the events after version `from` until the watch ends. Each event advances `from`.
     async fn follow(&self, from: &mut ResourceVersion, health: &mut Health) -> Result<(), WatchError> {
         let mut params = WatchParams::default().timeout(WATCH_SECONDS);
         params.label_selector = self.labels();
@@ -206,7 +207,7 @@ where
     fn observe(&self, object: Decoded<R>) -> Option<Observation<K, V>> {
         match object {
             Ok(mut object) => {
-                // The managed fields are half of the bytes of an object and not used.
+                // The managed fields are half of the bytes of an object, and Landfall does not use them.
                 object.meta_mut().managed_fields = None;
                 let (observation, malformed) = self.source.observe(&object)?;
                 if let Some(malformed) = malformed {

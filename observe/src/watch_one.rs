@@ -1,4 +1,4 @@
-//! The watch of one object, by name: for roles that may read no other object of its kind.
+//! The watch of one object by name, for roles that may read no other object of the kind.
 //!
 //! ```text
 //!   +--> read it --> watch it from there --+--> ended (every minute): read it again
@@ -25,44 +25,47 @@ use crate::watch::{EVENT_TIMEOUT, MIN_DURATION, WATCH_SECONDS, error_chain, jitt
 /// The object to watch.
 #[derive(Clone, Debug)]
 pub struct OneObject<K> {
-    /// The objects of its kind in its namespace.
+    /// The API of the kind and namespace of the object.
     pub api: Api<K>,
     /// The name of the object.
     pub name: &'static str,
-    /// How it is read.
+    /// How the object is read.
     pub read_by: ReadBy,
-    /// How long the API server may take to answer one request.
+    /// Timeout for the response to one request.
     pub answer: Duration,
     /// The longest delay between two attempts.
     pub longest_delay: Duration,
 }
 
-/// The verb that reads the object, which its role must grant beside `watch`.
+/// The verb of the requests that read the object. The role must grant this verb and `watch`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ReadBy {
-    /// While the object is missing there is no version to watch from, and it is read again after a delay.
+    /// While the object does not exist, there is no version to watch from, so the read is repeated after a delay.
     Get,
-    /// A list of the one name. Its version is there even if the object is not, so its creation is watched too.
+    /// A list that is limited to the name. It has a version even if the object does not exist, so the watch also
+    /// reports the creation.
     List,
 }
 
-/// What [`watch_one`] reports.
+/// A report of [`watch_one`].
 #[derive(Debug)]
 pub enum Seen<K> {
-    /// It exists.
+    /// The object exists, in this state.
     Present(K),
     /// A read found no object.
     Missing,
-    /// The watch saw it deleted.
+    /// The watch reported the deletion of the object.
     Deleted,
-    /// The first failure since the object was last read, with its causes. Attempts go on.
+    /// An attempt failed, with this error and its causes. Further failures are not reported until the object is read.
+    /// Attempts continue.
     Failing(String),
 }
 
 /// Why one round ended early.
 enum Ended {
     Failed(String),
-    /// The API server ended the watch, as a rule because the version is too old. The next read helps.
+    /// The API server ended the watch with an error, usually because the version is too old. The next read returns a
+    /// newer version.
     Refused,
 }
 
@@ -72,7 +75,7 @@ impl From<kube::Error> for Ended {
     }
 }
 
-/// Reports the object after each read and each change, for as long as it is polled.
+/// Reports the object after each read and each change. The future ends only when it is dropped.
 pub async fn watch_one<K>(object: &OneObject<K>, mut report: impl FnMut(Seen<K>)) -> Infallible
 where
     K: Resource + Clone + Debug + DeserializeOwned,
@@ -80,43 +83,43 @@ where
     let mut backoff = backoff_up_to(object.longest_delay);
     let mut failing = false;
     loop {
-        let began = Instant::now();
+        let start = Instant::now();
         let ended = round(object, |seen| {
             failing = false;
             report(seen);
         });
         let ended = ended.await;
-        let brief = began.elapsed() < MIN_DURATION;
-        if !brief {
+        let is_brief = start.elapsed() < MIN_DURATION;
+        if !is_brief {
             backoff.reset();
         }
-        let waits = brief || ended.is_err();
+        let needs_delay = is_brief || ended.is_err();
         if let Err(Ended::Failed(error)) = ended
             && !std::mem::replace(&mut failing, true)
         {
             report(Seen::Failing(error));
         }
-        // A watch that ran its time is followed by the next one at once.
-        if waits {
+        // After a watch of full duration, the next round starts without delay.
+        if needs_delay {
             sleep(add_jitter(backoff.fail(), jitter())).await;
         }
     }
 }
 
-/// One read, and one watch from there.
+/// Reads the object, then watches it from the version of this read.
 async fn round<K>(object: &OneObject<K>, mut report: impl FnMut(Seen<K>)) -> Result<(), Ended>
 where
     K: Resource + Clone + Debug + DeserializeOwned,
 {
-    let silent = |_| Ended::Failed("the API server does not answer".to_owned());
+    let no_response = |_| Ended::Failed("the API server does not answer".to_owned());
     let fields = format!("metadata.name={}", object.name);
-    let read = timeout(object.answer, read(object, &fields)).await.map_err(silent)??;
+    let read = timeout(object.answer, read(object, &fields)).await.map_err(no_response)??;
     report(read.object.map_or(Seen::Missing, Seen::Present));
     let Some(version) = read.version else { return Ok(()) };
     let params = WatchParams::default().fields(&fields).timeout(WATCH_SECONDS);
-    let events = timeout(object.answer, object.api.watch(&params, &version)).await.map_err(silent)?;
+    let events = timeout(object.answer, object.api.watch(&params, &version)).await.map_err(no_response)?;
     let mut events = pin!(events?);
-    while let Some(event) = timeout(EVENT_TIMEOUT, events.try_next()).await.map_err(silent)?? {
+    while let Some(event) = timeout(EVENT_TIMEOUT, events.try_next()).await.map_err(no_response)?? {
         match event {
             WatchEvent::Added(object) | WatchEvent::Modified(object) => report(Seen::Present(object)),
             WatchEvent::Deleted(_) => report(Seen::Deleted),
@@ -127,7 +130,7 @@ where
     Ok(())
 }
 
-/// What a read found.
+/// The result of a read.
 struct Read<K> {
     object: Option<K>,
     /// The version to watch from.
@@ -170,7 +173,7 @@ mod tests {
         (200, json!({"kind": "ConfigMapList", "apiVersion": "v1", "metadata": metadata, "items": items}).to_string())
     }
 
-    /// The reports for these answers of the API server, and the requests that it got.
+    /// Runs a watch with these responses of the API server. Returns the reports, and the requested URLs.
     async fn run_watch(read_by: ReadBy, answers: Vec<(u16, String)>) -> (Vec<String>, Vec<String>) {
         let (client, requests) = scripted_client(answers);
         let api: Api<ConfigMap> = Api::namespaced(client, "here");
@@ -185,7 +188,7 @@ mod tests {
                 Seen::Failing(_) => "failing".to_owned(),
             });
         });
-        // Without a further answer the last request is silent for longer than this.
+        // After the last response, the next request remains without one. This time is shorter than its timeout.
         let never = timeout(Duration::from_secs(20), watch).await;
         assert!(never.is_err());
         let requests = requests.lock().expect("no panic").clone();
@@ -208,13 +211,13 @@ mod tests {
             let bookmarks = "timeoutSeconds=60&allowWatchBookmarks=true";
             format!("{path}watch=true&{bookmarks}&{fields}&resourceVersion={version}")
         };
-        let normal = |request: &String| {
+        let sorted_parts = |request: &String| {
             let mut parts: Vec<_> = request.split('&').map(str::to_owned).collect();
             parts.sort();
             parts
         };
-        let expected: Vec<_> = [list.clone(), watch(9), list, watch(12)].iter().map(normal).collect();
-        assert_eq!(requests.iter().map(normal).collect::<Vec<_>>(), expected);
+        let expected: Vec<_> = [list.clone(), watch(9), list, watch(12)].iter().map(sorted_parts).collect();
+        assert_eq!(requests.iter().map(sorted_parts).collect::<Vec<_>>(), expected);
     }
 
     #[tokio::test(start_paused = true)]

@@ -18,7 +18,7 @@ fn known_objects(table: &Texts) -> Vec<(&'static str, &'static str)> {
     table.objects().map(|(key, value)| (*key, **value)).collect()
 }
 
-/// A table after a list of `web` (uid u1) at version 5, taken at version 6.
+/// A table after a list at version 6 that contains `web` with uid u1 and version 5.
 fn listed_table() -> Texts {
     let mut table = Table::default();
     table.begin_list();
