@@ -1,18 +1,18 @@
 //! Which nodes may announce an lb_ip.
 //!
-//! A [`Cluster`] in, an [`AnnouncementPolicy`] for each address out. There is one decision per address, over all Services
-//! that hold it: two decisions about one address could only contradict each other.
+//! [`Cluster`] → an [`AnnouncementPolicy`] for each address. There is one decision per address, for all Services that
+//! hold it. Separate decisions per Service could contradict each other.
 //!
 //! A node is a candidate for an address if
 //!
 //! 1. it exists and has no label that excludes it from load balancers;
-//! 2. advertisements let it announce for a Service that holds the address ([`Advertisements`]), and it has an endpoint of
-//!    that Service if the traffic policy is Local;
+//! 2. advertisements let it announce for a Service that holds the address ([`Advertisements`]) and, if the traffic
+//!    policy of the Service is Local, it has an endpoint of the Service;
 //! 3. no other node satisfies 1 and 2 for more of these Services;
 //! 4. it has no [`crds::DrainReason`], or all nodes that satisfy 1 to 3 have one.
 //!
-//! Rule 4 never leaves an address without a candidate. A drain moves the work of a node and does not end it: a pod that
-//! only this node runs must move first, and its address moves with it.
+//! Rule 4 never leaves an address without a candidate. A drained node keeps an address that only this node may
+//! announce: if only this node runs the pods of a Service, they must move first, and the address moves with them.
 //!
 //! Whether a node is alive, forwards the address, and has the link that an advertisement names is not decided here:
 //! speakers exchange that over the links.
@@ -42,24 +42,26 @@ use rules::{Rules, View};
 #[derive(Debug, Default)]
 pub struct Eligibility {
     policies: SharedMap<IpAddr, AnnouncementPolicy>,
-    /// Equal sets of candidates are stored once: there may be as many addresses as Services, and a set names most nodes.
+    /// Equal sets of candidates are stored once: there may be as many addresses as Services, and a set names most
+    /// nodes.
     sets: BTreeSet<Arc<Candidates>>,
-    /// More sets than this start a search for unused ones.
+    /// If there are more sets than this, unused ones are removed.
     limit: usize,
 }
 
-/// Fewer sets than this are not searched for unused ones.
+/// The least `limit` after a removal of unused sets.
 const FEW_SETS: usize = 64;
 
 impl Eligibility {
     /// The policy of each address that a Service holds.
     ///
-    /// An address has none if it is only reserved, or if its holder is gone or is another Service of that name by now.
+    /// An address has no policy if it is only reserved, or if none of its holders exists: they were deleted, or other
+    /// Services have their names now.
     pub fn policies(&self) -> &SharedMap<IpAddr, AnnouncementPolicy> {
         &self.policies
     }
 
-    /// Decides again about the `affected` addresses.
+    /// Updates the policies of the `affected` addresses.
     pub fn update(&mut self, cluster: &Cluster, affected: &Affected) {
         if affected.nodes || affected.pools || affected.advertisements {
             let mut rules = Rules::new(View::new(cluster));
@@ -96,7 +98,7 @@ impl Eligibility {
     }
 }
 
-/// The greatest epoch that an announcer of the address has written.
+/// The greatest epoch in the reports of the announcers.
 fn greatest_epoch(record: &Record) -> u64 {
     let epochs = record.announcers.iter().filter_map(|announcer| u64::try_from(announcer.epoch).ok());
     epochs.max().unwrap_or(0)

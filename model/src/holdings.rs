@@ -10,7 +10,7 @@ use crds::{Holder, Key};
 pub struct Holdings(BTreeSet<(Key, IpAddr)>);
 
 impl Holdings {
-    /// Replaces the holders of `address`: `before` must be those that the last call for this address gave it.
+    /// Replaces the holders of `address`. `before` must be the same as `after` in the last call for this address.
     pub fn replace<'a>(
         &mut self,
         address: IpAddr,
@@ -40,17 +40,18 @@ mod tests {
     fn each_service_has_exactly_the_addresses_it_holds() {
         let [a, b, c] = ["a", "b", "c"].map(holder);
         let ip = |text: &str| text.parse::<IpAddr>().expect("an address");
-        let of = |holdings: &Holdings, holder: &Holder| holdings.addresses_of(&holder.service()).collect::<Vec<_>>();
+        let addresses =
+            |holdings: &Holdings, holder: &Holder| holdings.addresses_of(&holder.service()).collect::<Vec<_>>();
         let mut holdings = Holdings::default();
         holdings.replace(ip("192.0.2.2"), [], [&b]);
         holdings.replace(ip("2001:db8::1"), [], [&b]);
         holdings.replace(ip("0.0.0.0"), [], [&b, &c]);
-        assert_eq!(of(&holdings, &a), [] as [IpAddr; 0]);
-        assert_eq!(of(&holdings, &b), ["0.0.0.0", "192.0.2.2", "2001:db8::1"].map(ip));
-        assert_eq!(of(&holdings, &c), [ip("0.0.0.0")]);
+        assert_eq!(addresses(&holdings, &a), [] as [IpAddr; 0]);
+        assert_eq!(addresses(&holdings, &b), ["0.0.0.0", "192.0.2.2", "2001:db8::1"].map(ip));
+        assert_eq!(addresses(&holdings, &c), [ip("0.0.0.0")]);
         holdings.replace(ip("0.0.0.0"), [&b, &c], [&c, &a]);
-        assert_eq!(of(&holdings, &a), [ip("0.0.0.0")]);
-        assert_eq!(of(&holdings, &b), ["192.0.2.2", "2001:db8::1"].map(ip));
-        assert_eq!(of(&holdings, &c), [ip("0.0.0.0")]);
+        assert_eq!(addresses(&holdings, &a), [ip("0.0.0.0")]);
+        assert_eq!(addresses(&holdings, &b), ["192.0.2.2", "2001:db8::1"].map(ip));
+        assert_eq!(addresses(&holdings, &c), [ip("0.0.0.0")]);
     }
 }

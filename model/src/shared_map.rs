@@ -1,9 +1,9 @@
 //! A sorted map whose copies share their common entries.
 //!
-//! An agent makes one snapshot of the cluster after another, each almost like the one before, while its parts still use the
-//! older ones. A [`SharedMap`] consists of sorted chunks of some dozen entries. A copy shares all chunks, a change copies one
-//! chunk, and a comparison of two versions skips the chunks that they share ([`SharedMap::differing`]). A change of one
-//! entry among 30,000 costs microseconds to make and to find, not milliseconds.
+//! An agent makes many snapshots of the cluster. Each is almost equal to the previous one, and parts of the agent still
+//! use older ones. A [`SharedMap`] consists of sorted chunks of some dozen entries. A copy shares all chunks, a change
+//! copies one chunk, and a comparison of two versions skips the chunks that they share ([`SharedMap::differing`]). So
+//! among 30,000 entries, it takes microseconds instead of milliseconds to change one entry, and to find that change.
 
 use std::cmp::Ordering;
 use std::fmt;
@@ -71,9 +71,10 @@ impl<K: Ord, V> SharedMap<K, V> {
         self.chunks.partition_point(|chunk| chunk[0].0 <= *key).saturating_sub(1)
     }
 
-    /// The entries that differ, in order of their keys, with the value in this map and the value in the other one.
+    /// Returns all entries that differ, and some equal ones, in order of their keys: the key, the value in this map and
+    /// the value in the other map.
     ///
-    /// Some equal entries are among them: only chunks that both maps share are skipped, and values are not compared.
+    /// Only chunks that both maps share are skipped; the values in other chunks are not compared.
     pub fn differing<'a>(&'a self, other: &'a Self) -> impl Iterator<Item = (&'a K, Option<&'a V>, Option<&'a V>)> {
         let is_same = Arc::ptr_eq(&self.chunks, &other.chunks);
         let (mut left, mut right) = (Cursor::new(&self.chunks), Cursor::new(&other.chunks));
@@ -118,7 +119,7 @@ impl<K: Ord + Clone, V: Clone> SharedMap<K, V> {
                 if chunk.len() < MAX_ENTRIES {
                     insert_into(Arc::make_mut(chunk), place, (key, value));
                 } else if place == MAX_ENTRIES {
-                    // Keys that arrive in order leave full chunks behind.
+                    // Keys that are inserted in ascending order fill each chunk.
                     chunks.insert(at + 1, Arc::new(vec![(key, value)]));
                 } else {
                     let (before, after) = chunk.split_at(MAX_ENTRIES / 2);
@@ -163,7 +164,7 @@ impl<K: Ord + Clone, V: Clone> SharedMap<K, V> {
         Some(&mut chunk[place].1)
     }
 
-    /// All values in order of their keys. The map no longer shares any chunk with its copies then.
+    /// All values, in order of their keys. This copies every chunk that the map shares with its copies.
     pub fn values_mut(&mut self) -> impl Iterator<Item = &mut V> {
         let chunks = Arc::make_mut(&mut self.chunks).iter_mut();
         chunks.flat_map(|chunk| Arc::make_mut(chunk).iter_mut()).map(|(_, value)| value)
@@ -180,7 +181,7 @@ fn insert_into<T>(chunk: &mut Vec<T>, place: usize, entry: T) {
 /// A position in the chunks of a map.
 struct Cursor<'a, K, V> {
     chunks: &'a [Chunk<K, V>],
-    /// The number of entries of the first chunk before this position.
+    /// Number of entries in the first chunk that precede this position.
     passed: usize,
 }
 
@@ -189,7 +190,7 @@ impl<'a, K, V> Cursor<'a, K, V> {
         Self { chunks, passed: 0 }
     }
 
-    /// The chunk that begins at this position, if one does.
+    /// The chunk that begins at this position; `None` if the position is inside a chunk.
     fn whole_chunk(&self) -> Option<&'a Chunk<K, V>> {
         self.chunks.first().filter(|_| self.passed == 0)
     }

@@ -1,8 +1,8 @@
 //! Hashes that every version of Landfall computes alike, on every machine.
 //!
-//! Speakers of two versions run side by side during an upgrade and must agree who takes an address. Dataplanes must agree
-//! on share tables, and the controller stores fingerprints in objects. So these values never change; `std::hash` gives no
-//! such promise.
+//! Speakers of two versions run side by side during an upgrade and must agree on the node that takes an address.
+//! Dataplanes must agree on share tables, and the controller stores fingerprints in objects. So these values never
+//! change; `std::hash` does not guarantee that.
 
 use std::net::IpAddr;
 
@@ -31,7 +31,7 @@ impl Fnv1a {
     }
 }
 
-/// FNV-1a with 64 bits (RFC 9923). The upper bits of short inputs are alike: use [`hash`] where those matter.
+/// FNV-1a with 64 bits (RFC 9923). Short inputs have hashes with similar upper bits: use [`hash`] where those matter.
 pub fn fnv1a(bytes: &[u8]) -> u64 {
     let mut hash = Fnv1a::default();
     hash.write(bytes);

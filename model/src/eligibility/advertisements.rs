@@ -1,14 +1,17 @@
-//! What L2Advertisements allow: which nodes announce the addresses of a pool for a Service, on which links, and how much
-//! each node is preferred.
+//! What L2Advertisements allow: which nodes announce the addresses of a pool for a Service, on which links, and how
+//! much each node is preferred.
 //!
-//! The rules are MetalLB's with one exception, which makes a pool enough to begin with:
+//! The rules are those of MetalLB with one exception: the addresses of a pool are announced even without an
+//! advertisement.
 //!
-//! - An advertisement selects pools by name or by label; without either it selects all pools. Every node may announce a
-//!   pool that no advertisement selects, on the link that the address belongs to. For any other pool, only the
-//!   advertisements that select it apply.
-//! - Of these, the ones that select the Service apply to it. A node may announce if one of them selects the node.
-//! - On a node, only those that select the node apply. It announces on every link that they name and, if one of them names
-//!   none, on the link that the address belongs to. The weights that they give the node are added up.
+//! - An advertisement selects pools by name or by label; without either it selects all pools. If no advertisement
+//!   selects a pool, every node may announce its addresses, on the link that the address belongs to. Otherwise, only
+//!   the advertisements that select the pool apply.
+//! - Of these, the advertisements that select a Service apply to the Service. A node may announce for the Service if
+//!   one of them selects the node.
+//! - Of these, the advertisements that select a node apply to the node. The node announces on every link that they name
+//!   and, if one of them names no link, on the link that the address belongs to. The weights that they give the node
+//!   are added up.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -28,7 +31,7 @@ pub(super) struct Advertisements<'a> {
 #[derive(Debug)]
 struct Resolved<'a> {
     advertisement: &'a Advertisement,
-    /// The weight of each node that it selects.
+    /// The weight of each node that the advertisement selects.
     nodes: BTreeMap<&'a str, u32>,
 }
 
@@ -37,7 +40,7 @@ struct Resolved<'a> {
 pub(super) enum Applicable {
     /// No advertisement selects the pool: every node may announce.
     Default,
-    /// The indexes of these advertisements, ascending. Without any, no node may announce.
+    /// The indexes of the advertisements that apply, ascending. If the list is empty, no node may announce.
     Only(Vec<usize>),
 }
 
@@ -55,16 +58,17 @@ impl<'a> Advertisements<'a> {
         Self { all: all.collect(), pools }
     }
 
-    /// Those that select this pool. A pool that was deleted while Services hold its addresses has no labels.
+    /// The advertisements that select this pool. A pool that was deleted while Services hold its addresses has no
+    /// labels.
     pub(super) fn select_by_pool(&self, pool: &str) -> Applicable {
-        let none = Labels::default();
-        let labels = self.pools.get(pool).map_or(&none, |terms| &terms.labels);
+        let no_labels = Labels::default();
+        let labels = self.pools.get(pool).map_or(&no_labels, |settings| &settings.labels);
         let selecting = self.all.iter().enumerate().filter(|(_, ad)| ad.advertisement.selects_pool(pool, labels));
         let selecting: Vec<usize> = selecting.map(|(index, _)| index).collect();
         if selecting.is_empty() { Applicable::Default } else { Applicable::Only(selecting) }
     }
 
-    /// Those of `of_pool` that select a Service with these labels.
+    /// The advertisements of `of_pool` that select a Service with these labels.
     pub(super) fn select_by_service(&self, of_pool: &Applicable, service: &Labels) -> Applicable {
         match of_pool {
             Applicable::Default => Applicable::Default,
@@ -75,7 +79,7 @@ impl<'a> Advertisements<'a> {
         }
     }
 
-    /// Whether a node may announce under these.
+    /// Whether one of these advertisements allows the node to announce.
     pub(super) fn admit(&self, applicable: &Applicable, node: &str) -> bool {
         match applicable {
             Applicable::Default => true,
@@ -83,7 +87,7 @@ impl<'a> Advertisements<'a> {
         }
     }
 
-    /// How a node announces under all of these. Each advertisement counts once.
+    /// How a node announces if all of these advertisements apply. Each one counts once.
     pub(super) fn candidate<'b>(&self, applicable: impl Iterator<Item = &'b Applicable>, node: &str) -> Candidate {
         let mut links = Links { home: false, named: BTreeSet::new() };
         let mut indexes: BTreeSet<usize> = BTreeSet::new();

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-/// The nodes that may announce an address, and the epoch from which they count.
+/// The nodes that may announce an address, and the greatest epoch that was reported for it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct AnnouncementPolicy {
     /// Most addresses have the same candidates, so they share one set.
@@ -23,21 +23,23 @@ pub struct Candidates {
 #[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Candidate {
     pub links: Links,
-    /// The sum of the weights that users give this node. Of the live candidates, one with the greatest sum is the owner.
+    /// The sum of the weights that users give this node. Of the live candidates, one with the greatest sum is the
+    /// owner.
     pub preference: u32,
 }
 
 /// The links of a node on which an address may be announced.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Links {
-    /// The link that the address belongs to by its network. Only the node itself knows which one that is.
+    /// Whether the node may announce on its home link: the link that the address belongs to by its network. Only the
+    /// node itself knows which link that is.
     pub home: bool,
     /// The links with these names, whatever their networks.
     pub named: BTreeSet<String>,
 }
 
 impl Default for Links {
-    /// The link that the address belongs to.
+    /// Only the home link.
     fn default() -> Self {
         Self { home: true, named: BTreeSet::new() }
     }
@@ -57,10 +59,10 @@ impl Candidates {
         self.nodes.is_empty()
     }
 
-    /// The preference of `node` on a link that it calls `link`; `None` if it may not announce the address there.
+    /// The preference of `node` on its link `link`; `None` if the node may not announce the address there.
     ///
-    /// If the candidate may use its home link, every link gives a preference: which link is the home of the address on
-    /// another node only that node knows.
+    /// If the candidate may use its home link, the result is the same for every link, because only the node itself
+    /// knows which of its links is the home link.
     pub fn preference(&self, node: &str, link: &str) -> Option<u32> {
         let candidate = self.get(node)?;
         (candidate.links.home || candidate.links.named.contains(link)).then_some(candidate.preference)
@@ -71,7 +73,7 @@ impl Candidates {
         self.most_preferred
     }
 
-    /// In order of the nodes' names.
+    /// All candidates with their nodes, in order of the names of the nodes.
     pub fn iter(&self) -> impl Iterator<Item = (&str, &Candidate)> {
         self.nodes.iter().map(|(node, candidate)| (node.as_str(), candidate))
     }

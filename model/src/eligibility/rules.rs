@@ -32,23 +32,23 @@ impl<'a> View<'a> {
     }
 }
 
-/// Decides about addresses, and remembers the intermediate results that many addresses have in common.
+/// Finds the candidates of addresses, and keeps intermediate results that many addresses have in common.
 pub(super) struct Rules<'a> {
     view: View<'a>,
     /// The nodes that are not excluded from load balancers.
     included: Vec<&'a Node>,
     advertisements: Advertisements<'a>,
-    /// The advertisements of each pool that an address was of.
+    /// The applicable advertisements of each pool that was looked up.
     pools: BTreeMap<&'a str, Applicable>,
-    /// The candidates of each set of claimants.
+    /// The candidates for each set of claimants that was looked up.
     decided: BTreeMap<Vec<Claimant<'a>>, Arc<Candidates>>,
 }
 
-/// A Service that holds an address, as far as the candidates depend on it. Equal claimants have equal candidates.
+/// The properties of a holder that the candidates depend on. Equal claimants have equal candidates.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 struct Claimant<'a> {
     advertisements: Applicable,
-    /// The nodes to which its endpoints confine it; `None`: all.
+    /// The nodes that may announce because of the endpoints: see [`local_nodes`]. `None`: all nodes.
     local: Option<BTreeSet<&'a str>>,
 }
 
@@ -60,8 +60,8 @@ impl Claimant<'_> {
 }
 
 impl<'a> Rules<'a> {
-    /// If every node is excluded from load balancers, none is. kubeadm puts that label on control planes, also in clusters
-    /// that have no other nodes, and an address without an announcer serves no client.
+    /// If every node has the label that excludes it from load balancers, the label is ignored. kubeadm sets the label
+    /// on control planes, even in clusters without other nodes, and an address without an announcer serves no client.
     pub(super) fn new(view: View<'a>) -> Self {
         let all_excluded = view.nodes.values().all(|node| node.excluded);
         let nodes = view.nodes.values().map(|node| &**node);
@@ -91,7 +91,7 @@ impl<'a> Rules<'a> {
         if claimants.is_empty() {
             return None;
         }
-        // The order of holders must not matter.
+        // Sorted, so that the order of holders does not matter.
         claimants.sort_unstable();
         let candidates = decided
             .entry(claimants)
@@ -100,13 +100,14 @@ impl<'a> Rules<'a> {
     }
 }
 
-/// The Service that a holder names. A Service of that name with another UID is another one.
+/// The Service that a holder names; `None` if it is deleted or not a LoadBalancer. A Service with the same name and
+/// another UID is another Service.
 fn service_of<'a>(holder: &Holder, services: &'a SharedMap<Key, Arc<Service>>) -> Option<&'a Service> {
     let service = services.get(&holder.service())?;
     (service.uid == holder.uid && service.is_load_balancer).then_some(service)
 }
 
-/// The nodes that may announce an address that `claimants` hold: rules 2 to 4 of [`super`].
+/// The `included` nodes that may announce an address that `claimants` hold: rules 2 to 4 of [`super`].
 fn candidates(included: &[&Node], claimants: &[Claimant<'_>], advertisements: &Advertisements<'_>) -> Candidates {
     let claims = |node: &Node| claimants.iter().filter(|claimant| claimant.may_use(node, advertisements)).count();
     let counted: Vec<(&Node, usize)> = included.iter().map(|node| (*node, claims(node))).collect();
@@ -124,17 +125,17 @@ fn candidates(included: &[&Node], claimants: &[Claimant<'_>], advertisements: &A
         .collect()
 }
 
-/// The nodes to which a Service of traffic policy Local is confined: those with an endpoint for new connections. That is
-/// an endpoint that is ready or, if none is ready in the whole cluster, one that still serves while it terminates
-/// (KEP-1669).
+/// The nodes that may announce for a Service of traffic policy Local: nodes with an endpoint that accepts new
+/// connections. Such an endpoint is ready. If no endpoint in the cluster is ready, endpoints that terminate and still
+/// serve count instead (KEP-1669).
 ///
 /// A node that announces the address and spreads its packets stays a candidate while its own endpoint terminates. The
-/// endpoint gets no new connections, but its old ones go on. Only this node knows which connections these are, because the
-/// endpoint has left the table by which other nodes would hand them on. By the time the endpoint ends, all nodes have had
-/// the new table for long.
+/// endpoint gets no new connections, but its open connections continue. Only this node knows these connections: another
+/// node would re-send their packets by its share table, which no longer counts the endpoint. When the endpoint ends,
+/// this node is no longer a candidate. By then, all nodes have used the new share table for some time.
 ///
-/// `None` for a Service without endpoints: every node may announce its address, and the dataplane there refuses
-/// connections, which informs clients better than silence.
+/// `None`: every node may announce, because the policy is Cluster or because there is no such endpoint. Without
+/// endpoints, the dataplane of the announcing node refuses connections, which informs clients better than silence.
 fn local_nodes<'a>(service: &Service, slices: Option<&'a Slices>, record: &Record) -> Option<BTreeSet<&'a str>> {
     if service.traffic_policy != TrafficPolicy::Local {
         return None;

@@ -22,7 +22,7 @@ struct World {
 }
 
 impl World {
-    /// With nodes `n1`, `n2` and so on that have these labels.
+    /// A cluster with nodes `n1`, `n2` and so on that have these labels.
     fn new(nodes: &[&str]) -> Self {
         let mut world = Self { cluster: Cluster::default(), slices: 0 };
         for (n, labels) in nodes.iter().enumerate() {
@@ -69,8 +69,8 @@ impl World {
     }
 
     fn pool(mut self, name: &str, labels: &str) -> Self {
-        let terms = PoolSettings { labels: Arc::new(read_labels(labels)), spread: true };
-        self.apply(Change::Pool(name.into(), Some(Arc::new(terms))));
+        let settings = PoolSettings { labels: Arc::new(read_labels(labels)), spread: true };
+        self.apply(Change::Pool(name.into(), Some(Arc::new(settings))));
         self
     }
 
@@ -105,7 +105,7 @@ impl World {
         self.candidates_while(holders, None)
     }
 
-    /// The same while n1 announces it and forwards its packets in this way.
+    /// The same, while n1 announces the address with this reach.
     fn candidates_while(mut self, holders: &[&str], reach: Option<Reach>) -> Option<String> {
         let mut record = record(LB_IP, "lan", holders);
         record.announcers.iter_mut().for_each(|announcer| announcer.reach = reach);
@@ -116,7 +116,7 @@ impl World {
     }
 }
 
-/// `n1 n2:60@eth1`: n1 where the address belongs; n2, preferred by 60, on eth1 alone.
+/// For example `n1 n2:60@eth1`: n1 on its home link; n2 with preference 60, on eth1 only.
 fn describe(candidates: &Candidates) -> String {
     let links = |links: &Links| {
         let home = links.home.then_some("home").filter(|_| !links.named.is_empty());
@@ -140,7 +140,7 @@ fn matching(labels: &str) -> Value {
     json!({"matchLabels": read_labels(labels).to_map()})
 }
 
-/// Four nodes, the last of which is excluded.
+/// Four nodes. The last one is excluded.
 fn four() -> World {
     World::new(&["", "", "", ""]).exclude("n4")
 }
@@ -230,7 +230,7 @@ fn excluding_all_nodes_excludes_none() {
 }
 
 #[test]
-fn relieved_nodes_are_candidates_only_without_others() {
+fn drained_nodes_are_candidates_only_without_others() {
     let cluster = || World::new(&["role=edge", "role=edge", ""]).endpoints("local", &[("n1", 'r'), ("n3", 'r')]);
     let edge = json!({"nodeSelectors": [matching("role=edge")]});
     let one = |cluster: World| cluster.drain("n1");
@@ -448,7 +448,8 @@ fn to_json(selectors: &[u8]) -> Value {
     selectors.iter().map(|value| matching(&format!("l={value}"))).collect()
 }
 
-/// An advertisement: for named pools, labels of nodes, labels of Services, interfaces, and weights of labels.
+/// An advertisement: whether its pool is `lan` or `dmz` (`None`: all pools), label values of nodes and of Services,
+/// interfaces, and weights of label values.
 type Ad = (Option<bool>, Vec<u8>, Vec<u8>, Vec<u8>, Vec<(u32, u8)>);
 
 fn any_ad() -> impl Strategy<Value = Ad> {
@@ -479,7 +480,7 @@ fn cluster(nodes: &[AnyNode], services: &[AnyService], ads: &[Ad]) -> World {
     cluster_in_order(nodes, services, ads, |n| n)
 }
 
-/// The same with slices in the order of these numbers.
+/// The same, with slices in the order of the numbers that `order` returns.
 fn cluster_in_order(nodes: &[AnyNode], services: &[AnyService], ads: &[Ad], order: fn(usize) -> usize) -> World {
     let labels: Vec<String> = nodes.iter().map(|(label, _, _)| format!("l={label}")).collect();
     let mut cluster = World::new(&labels.iter().map(String::as_str).collect::<Vec<_>>());
@@ -512,7 +513,7 @@ prop_compose! {
 }
 
 proptest! {
-    /// MetalLB's rules for one Service, written down a second time.
+    /// A second implementation of MetalLB's rules, for one Service.
     #[test]
     fn candidates_for_one_service_match_the_rules_node_by_node((nodes, services, ads) in any_cluster()) {
         let (label, local) = &services[0];
@@ -546,27 +547,27 @@ proptest! {
     fn order_of_holders_slices_and_advertisements_never_matters((nodes, services, ads) in any_cluster()) {
         let names: Vec<String> = (0..services.len()).map(|n| format!("s{n}")).collect();
         let mut holders: Vec<&str> = names.iter().map(String::as_str).collect();
-        let forth = cluster(&nodes, &services, &ads).candidates(&holders);
+        let forward = cluster(&nodes, &services, &ads).candidates(&holders);
         holders.reverse();
         let reversed: Vec<Ad> = ads.iter().rev().cloned().collect();
-        let back = cluster_in_order(&nodes, &services, &reversed, |n| 9 - n);
-        prop_assert_eq!(forth, back.candidates(&holders));
+        let backward = cluster_in_order(&nodes, &services, &reversed, |n| 9 - n);
+        prop_assert_eq!(forward, backward.candidates(&holders));
     }
 
-    /// Every candidate of a shared address is a candidate of one of its Services alone, and there is one if any Service
-    /// alone has one.
+    /// A candidate of a shared address is a candidate for at least one of its Services alone. There is a candidate if
+    /// there is one for any of its Services alone.
     #[test]
     fn sharing_adds_no_node_and_excludes_not_all((nodes, services, ads) in any_cluster()) {
-        let able = nodes.iter().map(|(label, excluded, _)| (*label, *excluded, false)).collect::<Vec<_>>();
-        let of = |holders: &[&str]| {
-            let mut cluster = cluster(&able, &services, &ads);
+        let undrained = nodes.iter().map(|(label, excluded, _)| (*label, *excluded, false)).collect::<Vec<_>>();
+        let candidates_of = |holders: &[&str]| {
+            let mut cluster = cluster(&undrained, &services, &ads);
             cluster.put_record(LB_IP, holders);
             let policy = cluster.policies().remove(&LB_IP).expect("a policy");
             policy.candidates.iter().map(|(node, _)| node.to_owned()).collect::<BTreeSet<String>>()
         };
         let names: Vec<String> = (0..services.len()).map(|n| format!("s{n}")).collect();
-        let alone: BTreeSet<String> = names.iter().flat_map(|name| of(&[name])).collect();
-        let together = of(&names.iter().map(String::as_str).collect::<Vec<_>>());
+        let alone: BTreeSet<String> = names.iter().flat_map(|name| candidates_of(&[name])).collect();
+        let together = candidates_of(&names.iter().map(String::as_str).collect::<Vec<_>>());
         prop_assert!(together.is_subset(&alone), "{:?} {:?}", together, alone);
         prop_assert_eq!(together.is_empty(), alone.is_empty());
     }

@@ -1,6 +1,7 @@
 //! Why no node may announce an address.
 //!
-//! The rules are applied again with one thing changed. If that gives candidates, this thing is the reason.
+//! The rules are applied again, each time with one input changed. If there are candidates then, that input is the
+//! reason.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -16,7 +17,7 @@ use crate::cluster::{Cluster, Named};
 /// Why no node may announce an address.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum NoCandidateReason {
-    /// No endpoint is ready on a node that may otherwise announce.
+    /// No node that may announce otherwise has a ready endpoint.
     NoEndpoint,
     /// Every node that could announce has the label that excludes it from load balancers.
     NodesExcluded,
@@ -101,8 +102,9 @@ mod tests {
     use crds::{L2Advertisement, Labels, TrafficPolicy};
     use serde_json::{Value, json};
 
-    /// The nodes n1 and n2 with these exclusions, one advertisement, and endpoints that are ready on these nodes of a Service
-    /// of traffic policy Local. Without `endpoints` the policy is Cluster.
+    /// The nodes n1 and n2, one advertisement (or null) and one Service. `excluded`: the nodes that are excluded from
+    /// load balancers. `endpoints`: the nodes with a ready endpoint of the Service, which then has traffic policy
+    /// Local; `None`: its policy is Cluster.
     #[derive(Debug)]
     struct Case {
         excluded: &'static [&'static str],
@@ -159,7 +161,7 @@ mod tests {
         let n1 = || json!({"nodeSelectors": name("n1")});
         for (case, expected) in [
             (Case::new(&[], json!(null)), None),
-            // If all nodes are excluded, none is.
+            // If all nodes are excluded, the exclusion is ignored.
             (Case::new(&["n1", "n2"], json!(null)), None),
             (Case::new(&[], n1()), None),
             (Case::new(&["n1"], n1()), Some(NoCandidateReason::NodesExcluded)),

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-/// At most `capacity` tokens; one more is credited per interval. The interval may differ from call to call.
+/// At most `capacity` tokens. One more is credited per interval; each call states the interval, which may vary.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct TokenBucket {
     capacity: u32,
@@ -39,7 +39,7 @@ impl TokenBucket {
         has_token
     }
 
-    /// When the next token is credited, at one per `interval`.
+    /// Time of the next credit, if one token is credited per `interval`.
     pub fn next_credit(&self, interval: Duration) -> Instant {
         self.credited + interval
     }
