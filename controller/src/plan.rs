@@ -1,27 +1,28 @@
-//! Series of effects: the writes after which the API server shows which Service has which address.
+//! Plans: the writes after which the objects in the API server show which Service has which address.
 //!
-//! Cluster → [`Plan`]. A plan depends only on observed objects and on the work in progress, and once its effects have
-//! happened, the next plan is empty. So a crash, a lost answer or another writer between any two effects is repaired by the
-//! next plan. The planner updates promises and dirty keys in the index, and reads no clock.
+//! Cluster → [`Plan`]. A plan depends only on observed objects and on the series in flight. Once its effects are
+//! applied, the next plan is empty. So the next plan repairs the result of a crash, a lost response or a foreign write
+//! between any two effects. The planner updates promises and dirty keys in the index, and reads no clock.
 //!
-//! Orders that matter, each within one [`Series`]:
+//! The order of effects within one [`Series`] matters:
 //!
-//! - Allocation: the LoadBalancerIP first, then one write of finalizer, addresses and condition of the Service. Until this
-//!   second write, the LoadBalancerIP itself ensures the cleanup after the Service. (KEP-980 requires a finalizer before
-//!   provisioning; a record of our own has the same purpose and saves a write.)
-//! - Release: the LoadBalancerIP is deleted, so that no node announces the address, then status and finalizer are cleared
-//!   (KEP-980).
+//! - Allocation: the LoadBalancerIP first, then one write of finalizer, addresses and condition of the Service. Until
+//!   the second write, the LoadBalancerIP itself ensures the cleanup, because it names the Service as its holder.
+//!   (KEP-980 requires a finalizer before provisioning; a record of our own has the same purpose and saves a write.)
+//! - Release: the LoadBalancerIP is deleted, so that no node announces the address, then status and finalizer are
+//!   cleared (KEP-980).
 //! - Change of address: the new address is created and shown before the old one is withdrawn or quarantined.
 //!
-//! An address with several holders or a reservation is a subject of its own. A Service joins or leaves such a record by one
-//! write of that record. Its status follows in the next plan, or precedes it in a change of address.
+//! An address with several holders or a reservation is a subject of its own. A Service joins or leaves such a record by
+//! one write of that record. The status of the Service is written in the next plan or, in a change of address, before
+//! the Service leaves the record.
 //!
 //! | file | contents |
 //! |---|---|
 //! | `effect` | the writes as data |
 //! | `service_effects`, `pool_effects` | the effects for one Service, and for one pool |
 //! | `settled` | Services for which there is nothing to decide |
-//! | `queue`, `backoff`, `deferred_budget` | the order in which series start, and the pauses between them |
+//! | `queue`, `backoff`, `deferred_budget` | the order in which series start, and the delays between them |
 
 use std::sync::Arc;
 
@@ -46,8 +47,9 @@ mod settled;
 /// The series that a plan adds and removes.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Plan {
-    /// Independent of each other, so they may run at once or in any order. This order is by precedence: records, released
-    /// Services, Services in the order in which they are served, pools. Each series replaces an earlier one of its subject.
+    /// The series are independent of each other, so they may run concurrently and in any order. They are listed by
+    /// precedence: records, released Services, Services in the order in which they are served, pools. Each series
+    /// replaces an earlier one of its subject.
     pub series: Vec<Series>,
     /// Subjects whose earlier series must not start.
     pub revoked: Vec<Subject>,
@@ -56,9 +58,9 @@ pub struct Plan {
 /// Dirty Services by their next step.
 #[derive(Default)]
 struct Decisions {
-    /// They may not hold addresses.
+    /// Services that may not hold addresses.
     released: Vec<Arc<Service>>,
-    /// In the order in which they are served.
+    /// Allocations, in the order in which the Services are served.
     allocations: Vec<Allocation>,
 }
 
@@ -128,7 +130,7 @@ impl ClusterIndex {
         decisions
     }
 
-    /// The dirty Services that are not busy. Promises to them are broken.
+    /// Takes the dirty Services that are not busy, and breaks the promises to them.
     fn take_dirty_services(&mut self, plan: &mut Plan, now: Timestamp) -> Vec<Arc<Service>> {
         let Dirty { all, waiting, services, .. } = &mut self.dirty;
         let (all, mut waiting, keys) = (std::mem::take(all), std::mem::take(waiting), std::mem::take(services));
@@ -144,7 +146,7 @@ impl ClusterIndex {
                 self.take_service(&service.key, plan, &mut taken, now);
             }
         } else if waiting {
-            // Another Service may get an address whose promise is broken.
+            // A waiting Service may get the address of a broken promise.
             for key in self.waiting().difference(&keys).cloned().collect::<Vec<_>>() {
                 self.take_service(&key, plan, &mut taken, now);
             }
@@ -152,8 +154,8 @@ impl ClusterIndex {
         taken
     }
 
-    /// Services whose refusal is being written right now, with their rank. They keep their turn, so an address that was
-    /// freed meanwhile does not go to a Service behind them.
+    /// Services whose refusal is being written, with their rank. They keep their turn: an address that was freed
+    /// meanwhile does not go to a Service of a lower rank.
     fn refusals_in_flight(&mut self) -> Vec<(Rank, Arc<Service>)> {
         let services = self.waiting_with_series().into_iter().filter(|service| self.may_hold_addresses(service));
         let mut ranked = Vec::new();
@@ -190,7 +192,7 @@ impl ClusterIndex {
         }
         let had_promise = self.break_promises(key, now);
         match self.services.get(key) {
-            // Its request is unknown: it keeps the addresses it holds.
+            // The request of an unreadable Service is unknown: the Service keeps its addresses.
             Some(_) if self.unreadable.services.contains(key) => self.emit(plan, subject, Vec::new()),
             Some(service) => taken.push(service.clone()),
             None => {
@@ -201,7 +203,7 @@ impl ClusterIndex {
         had_promise
     }
 
-    /// Records an allocation where the decisions about other Services and records find it.
+    /// Records an allocation in the index, for the decisions about other Services and about records.
     fn record_outcome(&mut self, allocation: Allocation) -> Allocation {
         let key = &allocation.service.key;
         let live = allocation.surplus.iter().filter(|record| !record.deleting && !awaits_record(&allocation));
@@ -225,8 +227,8 @@ impl ClusterIndex {
         allocation
     }
 
-    /// Adds a series to the plan, or revokes the earlier one if there are no effects. A series that collides with a started
-    /// one stays dirty instead, and is planned when that one ends.
+    /// Adds a series to the plan, or revokes the earlier one if there are no effects. If the series collides with a
+    /// started one, its subject stays dirty instead, and is planned when the started series ends.
     fn emit(&mut self, plan: &mut Plan, subject: Subject, effects: Vec<Effect>) {
         let series = Series { subject, effects };
         let collides = self.collides(&series);

@@ -1,8 +1,9 @@
 //! The update of a record that several Services may hold, or that has lost its last holder.
 //!
-//! A record, and the decisions about the Services that it names or is promised to → its new holders. All changes are one
-//! write, conditional on the version that was read, so concurrent joins and departures are always seen. A record with the
-//! same single holder all its life is written by the series of that Service.
+//! A record, and the decisions about the Services that it names or is promised to → the new holders of the record. All
+//! changes are one write, conditional on the version that was read, so the write never overwrites a concurrent join or
+//! departure. If a record has the same single holder from creation to deletion, only the series of that Service writes
+//! it.
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -19,14 +20,14 @@ use crate::state::record::{is_exclusive, quarantine_end};
 /// The holders that remain on a record.
 struct Remaining {
     holders: Vec<Holder>,
-    /// Those of them that are known and may hold addresses.
+    /// The Services of the holders that stay, without unreadable ones.
     services: Vec<Arc<Service>>,
-    /// Whether all holders that have to leave are leaving now.
+    /// False if a holder that has to leave cannot leave yet.
     is_settled: bool,
 }
 
 impl ClusterIndex {
-    /// The write after which the record of this address names its holders; `None` if it does already.
+    /// The write that updates the holders in the record of this address; `None` if the record is up to date.
     pub(crate) fn reconcile_holders(&mut self, lb_ip: IpAddr, now: Timestamp) -> Option<Effect> {
         let record = self.records.get(&lb_ip)?.clone();
         if record.deleting || self.unreadable.records.contains(&lb_ip) {
@@ -41,7 +42,7 @@ impl ClusterIndex {
             return None;
         }
         let Remaining { mut holders, mut services, is_settled } = self.remaining_holders(&record)?;
-        // Services join only after all departures.
+        // Services join only if this write completes all departures.
         let joining: Vec<_> = self.promised_to(lb_ip).filter_map(|key| self.services.get(key).cloned()).collect();
         for service in joining.into_iter().filter(|_| is_settled) {
             let fits = services.iter().all(|other| clash(&service, other).is_none());
@@ -77,7 +78,7 @@ impl ClusterIndex {
         }))
     }
 
-    /// A fast path for nearly all records: whether the single holder, which does not share, stays.
+    /// Fast path for nearly all records: whether the record has a single holder, which does not share and stays.
     fn is_unchanged(&self, record: &Record) -> bool {
         let [holder] = record.holders.as_slice() else { return false };
         let may_change = !is_exclusive(record)
@@ -88,7 +89,8 @@ impl ClusterIndex {
         !may_change && service.is_some_and(|service| service.uid == holder.uid && sharing::key(service).is_none())
     }
 
-    /// The holders that stay, and those that cannot leave yet. `None`: the series of the single holder writes the record.
+    /// The holders that stay, and those that cannot leave yet. `None`: the series of the single holder writes the
+    /// record.
     fn remaining_holders(&mut self, record: &Record) -> Option<Remaining> {
         let standings = self.standings(record);
         let mut remaining =

@@ -1,13 +1,15 @@
-//! Addresses that another host on the LAN uses: which Services get another address, and the quarantine of these addresses.
+//! Addresses that another host on the LAN uses: which Services get another address, and the quarantine of these
+//! addresses.
 //!
-//! The conflicts that nodes report (`status.conflicts` of a LoadBalancerIP) → which Services move. Once an address has been
-//! announced, clients may use it, and its Service keeps it whatever conflicts follow. An address that was never announced,
-//! because a host answered the probes of the nodes, has no clients yet. So a Service that takes any address gets another
-//! one, and this one goes into quarantine: it is assigned to no Service until the quarantine ends, and is then tried again.
+//! The conflicts that nodes report (`status.conflicts` of a LoadBalancerIP) → which Services move. Clients may use an
+//! address that has been announced, so its Service keeps the address, whatever conflicts follow. An address that was
+//! never announced, because a host answered the probes of the nodes, has no clients yet. So a Service that takes any
+//! address gets another one, and the address in conflict goes into quarantine: it is assigned to no Service until the
+//! quarantine ends, and is then tried again.
 //!
-//! Moves are limited. A router that answers for every address (proxy ARP) would otherwise drive all Services through all
-//! pools. A Service that cannot move stays and reports the conflict. Both limits are counted in the objects themselves, so
-//! they survive a restart.
+//! Moves are limited. A router that answers for every address (proxy ARP) would otherwise drive all Services through
+//! all pools. A Service that cannot move keeps its address and reports the conflict. Both limits are computed from the
+//! objects themselves, so they survive a restart.
 
 use std::net::IpAddr;
 
@@ -20,10 +22,10 @@ use crate::plan::effect::{Effect, Event, RecordPatch, service_reference};
 use crate::state::index::ClusterIndex;
 use crate::state::record::{QUARANTINE, is_exclusive};
 
-/// How many addresses a Service may leave within [`QUARANTINE`].
+/// Maximum number of addresses that a Service may leave within [`QUARANTINE`].
 const MAX_MOVES: usize = 3;
 
-/// How many addresses may be in quarantine at once: more conflicts than a LAN has by mistake.
+/// Maximum number of addresses in quarantine at once. A LAN does not have that many conflicts by mistake.
 const MAX_QUARANTINED: usize = 16;
 
 /// The order in which conflicts are reported. The first node to report one is named, so that the message is stable.
@@ -49,12 +51,12 @@ impl ClusterIndex {
         record.conflicts.iter().filter(|conflict| self.nodes.contains_key(&conflict.node))
     }
 
-    /// Whether a Service that takes any address should get another one than this.
+    /// Whether a Service that takes any address should leave this one, because a conflict blocks it.
     pub(crate) fn should_leave(&self, service: &Service, record: &Record) -> bool {
         is_exclusive(record) && self.blocking_conflict(record).is_some() && !self.is_move_limit_reached(service)
     }
 
-    /// Whether a Service would leave this address, apart from the limits.
+    /// Whether a Service would leave this address if moves were not limited.
     pub(crate) fn would_leave(&self, service: &Service, lb_ip: IpAddr) -> bool {
         let takes_any = service.request.as_ref().is_ok_and(|request| !request.addresses.contains(&lb_ip));
         let record = self.records.get(&lb_ip).filter(|_| takes_any);
@@ -71,7 +73,8 @@ impl ClusterIndex {
             || self.quarantined.keys().filter(was_left_by_service).count() >= MAX_MOVES
     }
 
-    /// The effects that put a record into quarantine when its Service leaves it; `None` if no conflict blocks it.
+    /// The effects that put a record into quarantine when its Service leaves it; `None` if no conflict makes
+    /// the Service leave.
     pub(crate) fn quarantine_effects(&self, service: &Service, record: &Record, now: Timestamp) -> Option<[Effect; 2]> {
         if !is_exclusive(record) || record.deleting || self.is_move_limit_reached(service) {
             return None;
@@ -139,7 +142,7 @@ mod tests {
     }
 
     #[test]
-    fn service_leaves_a_never_announced_address_for_a_while() {
+    fn never_announced_address_in_conflict_is_quarantined() {
         let mut world = world(12);
         world.report_conflict(ip("192.0.2.10"));
         world.settle();
@@ -148,7 +151,7 @@ mod tests {
                        address is not assigned for 10 minutes; find that host, or exclude the address from its pool \
                        (spec.exclude)";
         assert_eq!(messages(&world, "AddressConflict"), [message, &pool_message("192.0.2.10")]);
-        // Neither a Service that takes any address, nor a request by name.
+        // The address goes neither to a Service that takes any address, nor to one that requests it by name.
         let mut by_name = service("by-name", 6);
         by_name.request = request_for("192.0.2.10");
         for other in [service("other", 7), by_name] {

@@ -1,8 +1,8 @@
 //! Suppression of repeated events.
 //!
-//! An event, the local monotonic time → whether it is new. The same event about the same object is written again only after
-//! a while: a Service that two controllers contest would otherwise flood the API server. The condition always has the current
-//! state, so nothing is lost.
+//! An event and the local monotonic time → whether the event is new. The same event about the same object is written
+//! again only after a while: a Service that two controllers contest would otherwise flood the API server. The condition
+//! always has the current state, so nothing is lost.
 
 use std::collections::{HashSet, VecDeque};
 use std::hash::{BuildHasher, RandomState};
@@ -10,11 +10,12 @@ use std::time::{Duration, Instant};
 
 use crate::plan::effect::Event;
 
-/// How long the same event is not written again. Users look at the newest events, and the API server keeps them for an hour.
+/// Time during which the same event is not written again. Users look at the newest events, and the API server keeps
+/// them for an hour.
 const QUIET: Duration = Duration::from_secs(5 * 60);
 
-/// How many events are remembered: as many as a burst of 10k Services error_chain, and as many as fit into a table of 2¹⁴ slots.
-/// About 40 bytes each.
+/// Maximum number of remembered events: as many as a burst of 10k Services causes, and as many as fit into a table of
+/// 2¹⁴ slots. About 40 bytes each.
 const CAPACITY: usize = 14_336;
 
 /// Events that were written recently.
@@ -23,7 +24,7 @@ pub(crate) struct RecentEvents {
     hasher: RandomState,
     /// The hashes of the events.
     hashes: HashSet<u64>,
-    /// The same, in the order in which they were written, with the time.
+    /// The same hashes with the time of the write, in the order of the writes.
     order: VecDeque<(Instant, u64)>,
 }
 

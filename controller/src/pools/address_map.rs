@@ -11,8 +11,8 @@ use crate::pools::intervals::{ByFamily, Intervals};
 use crate::pools::numbering::Numbering;
 use crate::pools::occupied::Occupied;
 
-/// Which pool each address belongs to. [`crate::pools::Pools`] and [`crate::pools::free::Free`] share one, and it never
-/// changes.
+/// Which pool each address belongs to. [`crate::pools::Pools`] and [`crate::pools::free::Free`] share one map, which
+/// never changes.
 #[derive(Debug, Default)]
 pub(crate) struct AddressMap {
     /// Disjoint ranges by their first address.
@@ -36,7 +36,7 @@ pub(crate) struct PoolSpace {
     pub(super) all: ByFamily<Intervals>,
     /// The addresses that a Service can get without requesting one by name.
     pub(crate) automatic: ByFamily<Intervals>,
-    /// The cool-down of its addresses.
+    /// Duration of the cool-down of the addresses.
     pub(crate) reuse_after: Duration,
 }
 

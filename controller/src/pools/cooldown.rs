@@ -1,5 +1,5 @@
-//! Cool-down: an address that its last Service released is assigned to no other Service for a while, so that clients and
-//! network devices forget the former Service.
+//! Cool-down: after its last holder has released an address, no other Service gets the address for a while, so that
+//! clients and network devices forget the former holder.
 //!
 //! Released addresses, with time and Service → which addresses cool down, and until when. Expired cool-downs are
 //! forgotten.

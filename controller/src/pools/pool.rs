@@ -21,10 +21,10 @@ use crate::pools::truncated::Truncated;
 #[derive(Debug)]
 pub struct Pool {
     pub object: Arc<IPAddressPool>,
-    /// The addresses that belong to it, in order, excluded ones included.
+    /// The ranges of addresses that belong to the pool, in order, including excluded addresses.
     pub ranges: Vec<Range>,
-    /// Addresses that are assigned on request only, because every range of the pool that contains them has them as an end
-    /// of a CIDR. See [`crate::pools::Withheld::NetworkEnd`].
+    /// Addresses that are assigned on request only: ends of a CIDR that no range of the pool contains inside. See
+    /// [`crate::pools::Withheld::NetworkEnd`].
     pub network_ends: BTreeSet<IpAddr>,
     pub invalid: Truncated<InvalidRange>,
     /// Unreadable entries of `exclude`. While there is one, the pool assigns only addresses that are requested by name.
@@ -44,7 +44,7 @@ pub struct Pool {
 /// Addresses that belong to another pool.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Overlap {
-    /// The owner.
+    /// The pool that the addresses belong to.
     pub pool: String,
     pub range: Range,
 }
@@ -57,7 +57,7 @@ pub struct OccupiedAddress {
 }
 
 impl Pool {
-    /// Builds a pool from the addresses that `older` pools leave, and adds it to `map`.
+    /// Builds a pool from the addresses of its spec that do not belong to `older` pools, and adds it to `map`.
     pub(super) fn new(object: Arc<IPAddressPool>, map: &mut AddressMap, older: &[Pool]) -> Self {
         let index = older.len();
         let spec = &object.spec;
@@ -128,13 +128,14 @@ pub(super) fn creation_time(pool: &IPAddressPool) -> Timestamp {
 /// One entry of `addresses` or `exclude`.
 struct ParsedRange {
     range: Range,
-    /// Whether it is a CIDR of a network with special ends: not of a host (/32, /128), nor of a point-to-point link
-    /// (/31, RFC 3021; /127, RFC 6164).
+    /// Whether this is a CIDR of a network with special ends. The CIDR of a host (/32, /128) or of a point-to-point
+    /// link (/31, RFC 3021; /127, RFC 6164) has none.
     is_network: bool,
 }
 
 impl ParsedRange {
-    /// The ends that are assigned on request only. IPv6 has no broadcast address, so there it is the first address alone.
+    /// The ends that are assigned on request only: first and last address in IPv4, and only the first one in IPv6,
+    /// which has no broadcast address.
     fn ends(&self) -> impl Iterator<Item = IpAddr> {
         let ends = [Some(self.range.first()), self.range.is_ipv4().then_some(self.range.last())];
         ends.into_iter().flatten().filter(|_| self.is_network)
@@ -163,7 +164,7 @@ fn parse_ranges(texts: &[AddressRange]) -> (Vec<ParsedRange>, Truncated<InvalidR
     (parsed, invalid)
 }
 
-/// The part of `named` that belongs to no older pool, and the other parts.
+/// The part of `named` that belongs to no older pool, and the parts that do.
 fn without_older(
     named: ByFamily<Intervals>,
     map: &AddressMap,
@@ -180,7 +181,7 @@ fn without_older(
     (all, overlaps)
 }
 
-/// The addresses of a pool that none of its ranges has inside, only as an end of a CIDR.
+/// The addresses of a pool that are an end of a CIDR, and that no range of the pool contains inside.
 fn network_ends(parsed: &[ParsedRange], all: &ByFamily<Intervals>) -> BTreeSet<IpAddr> {
     let inside = union(parsed.iter().filter_map(ParsedRange::without_ends));
     let contains = |set: &ByFamily<Intervals>, end: IpAddr| set[Family::from(end)].contains(number(end));

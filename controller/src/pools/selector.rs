@@ -1,8 +1,9 @@
 //! Which Services may have addresses of a pool: its parsed `serviceAllocation`.
 //!
-//! `serviceAllocation` → [`PoolSelector`]; namespace and labels of a Service → whether the pool admits it. The meaning is
-//! MetalLB's: the namespace must be named or selected (any namespace, if neither is specified), and the Service must be
-//! selected (any Service, if that is not specified). An unreadable selector counts as specified and selects nothing.
+//! `serviceAllocation` → [`PoolSelector`]; namespace and labels of a Service → whether the pool admits it. The meaning
+//! is MetalLB's. The namespace must be listed in `namespaces` or selected by `namespaceSelectors`; if both are empty,
+//! any namespace is admitted. The Service must be selected by `serviceSelectors`; if that is empty, any Service is
+//! admitted. An unreadable selector selects nothing, and its list does not count as empty.
 
 use crds::ip_address_pool::ServiceAllocation;
 use crds::{Labels, labels};
@@ -37,8 +38,8 @@ impl PoolSelector {
         (Self { priority, namespaces, namespace_selectors, service_selectors }, invalid)
     }
 
-    /// Whether the pool admits a Service with these labels in this namespace. No selector selects a namespace whose labels
-    /// are unknown.
+    /// Whether the pool admits a Service with these labels in this namespace. A namespace with unknown labels (`None`)
+    /// is selected only by name.
     pub(crate) fn admits(&self, namespace: &str, namespace_labels: Option<&Labels>, service_labels: &Labels) -> bool {
         let is_named = || self.namespaces.binary_search_by(|name| name.as_str().cmp(namespace)).is_ok();
         let admits_namespace = match &self.namespace_selectors {
@@ -50,7 +51,8 @@ impl PoolSelector {
     }
 }
 
-/// The readable selectors of a field; `None` if the field is empty. Adds a sentence to `invalid` for each of the others.
+/// The readable selectors of a field; `None` if the field is empty. Adds a sentence to `invalid` for each of the
+/// others.
 fn parse_selectors(selectors: &[LabelSelector], field: &str, invalid: &mut Vec<String>) -> Option<Selectors> {
     if selectors.is_empty() {
         return None;
@@ -65,8 +67,8 @@ fn parse_selectors(selectors: &[LabelSelector], field: &str, invalid: &mut Vec<S
     Some(parsed)
 }
 
-/// The expressions of a selector, or why it is unreadable. Kubernetes has no `In` or `NotIn` without values, and the API
-/// server does not check that in our objects.
+/// The expressions of a selector, or why it is unreadable. Kubernetes has no `In` or `NotIn` without values, and the
+/// API server does not check that in our objects.
 fn parse_selector(selector: &LabelSelector) -> Result<Vec<Expression>, String> {
     let expressions: Vec<_> = labels::parse_selector(selector).map_err(|error| error.0)?.into_iter().collect();
     if expressions.iter().any(has_no_values) { Err("In and NotIn need values".to_owned()) } else { Ok(expressions) }
@@ -80,8 +82,8 @@ fn match_any(selectors: &Selectors, labels: &Labels) -> bool {
     selectors.iter().any(|expressions| expressions.iter().all(|expression| matches_labels(expression, labels)))
 }
 
-/// Whether labels match an expression. `kube` has a function for this, but it takes a map, which would have to be built for
-/// each Service and pool.
+/// Whether labels match an expression. `kube` has a function for this, but it takes a map, which would have to be built
+/// for each Service and pool.
 fn matches_labels(expression: &Expression, labels: &Labels) -> bool {
     let get = |name: &str| labels.iter().find(|label| label.0 == name).map(|(_, value)| value);
     match expression {
@@ -110,7 +112,8 @@ mod tests {
         let team = json!([{"matchLabels": {"team": "a"}}]);
         let web = json!([{"matchLabels": {"app": "web"}}, {"matchLabels": {"app": "api"}}]);
         let bad = json!([{"matchExpressions": [{"key": "team", "operator": "Like", "values": ["a"]}]}]);
-        // Services admitted in the namespaces n1 (named), n2 (team=a), n3 (neither) and n4 (unknown), with app=web and without.
+        // The admitted Services of `web` (app=web) and `any` (no labels), in each of the namespaces n1 (named), n2
+        // (team=a), n3 (neither) and n4 (labels unknown).
         for (spec, admitted) in [
             (json!({}), ["web any", "web any", "web any", "web any"]),
             (json!({"priority": 7}), ["web any", "web any", "web any", "web any"]),

@@ -1,7 +1,7 @@
 //! The status of a pool: how many addresses it has, and its conditions.
 //!
-//! A pool, its [`AddressCounts`] and (while it drains) its [`PoolHolders`] → the status that the pool should have. The cost
-//! does not depend on the number of addresses, used or not.
+//! A pool, its [`AddressCounts`] and (while it drains) its [`PoolHolders`] → the status that the pool should have. The
+//! cost does not depend on the number of addresses, used or not.
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -17,13 +17,13 @@ use crate::pools::intervals::{ByFamily, FAMILIES};
 use crate::pools::truncated::Truncated;
 use crate::pools::{OccupiedAddress, Overlap, Pool};
 
-/// The condition about addresses in quarantine. It exists only while there are any.
+/// The condition about addresses in quarantine. It exists only while there are such addresses.
 const CONFLICT: &str = "Conflict";
 
-/// The condition of a draining pool: whether it is empty.
+/// The condition of a draining pool: whether no Service holds its addresses.
 const DRAINED: &str = "Drained";
 
-/// How many Services `status.heldBy` names: enough to go through by hand, and a bound on the object.
+/// Maximum number of Services in `status.heldBy`: enough to go through by hand, and a bound on the size of the object.
 const MAX_HELD_BY: usize = 100;
 
 /// The Services that have addresses of a pool.
@@ -61,7 +61,8 @@ impl PoolHolders {
     }
 }
 
-/// The status that a pool should have. Conditions of other writers stay. `holders` is evaluated only while the pool drains.
+/// The status that a pool should have. Conditions of other writers stay. `holders` is evaluated only while the pool
+/// drains.
 pub(crate) fn pool_status(
     pool: &Pool,
     counts: &ByFamily<AddressCounts>,
@@ -102,7 +103,7 @@ pub(crate) fn warnings<'a>(
 ) -> impl Iterator<Item = (&'static str, &'a Condition)> {
     now.iter().filter(move |condition| !is_known(condition, before)).filter_map(|condition| {
         match (condition.type_.as_str(), condition.status.as_str(), condition.reason.as_str()) {
-            // The administrator requested it.
+            // The administrator requested the drain, so it is no problem.
             ("Ready", "False", "Draining") => None,
             ("Ready", "False", _) => Some(("NotReady", condition)),
             ("Overlap", "True", _) => Some(("Overlap", condition)),
@@ -185,7 +186,7 @@ fn check_ready(pool: &Pool, counts: &ByFamily<AddressCounts>) -> Finding {
     Finding::new(ConditionStatus::False, reason, message)
 }
 
-/// Everything that keeps a pool from being ready: reasons and sentences.
+/// The problems that keep a pool from being ready, each with a reason and a sentence.
 fn problems(pool: &Pool, counts: &ByFamily<AddressCounts>) -> Vec<(&'static str, String)> {
     let mut problems: Vec<(&'static str, String)> = Vec::new();
     if !pool.invalid.is_empty() {
@@ -231,16 +232,16 @@ fn check_overlap(pool: &Pool) -> Finding {
     Finding::new(ConditionStatus::True, "Overlap", message)
 }
 
-/// A pool is not exhausted in a family that it does not serve.
+/// A pool is exhausted only in families that it assigns automatically.
 fn check_exhausted(counts: &ByFamily<AddressCounts>) -> Finding {
     let served: Vec<Family> = FAMILIES.into_iter().filter(|family| has_automatic(&counts[*family])).collect();
-    let out: Vec<_> = served.iter().filter(|family| counts[**family].available() == 0).collect();
-    match (served.as_slice(), out.as_slice()) {
+    let exhausted: Vec<_> = served.iter().filter(|family| counts[**family].available() == 0).collect();
+    match (served.as_slice(), exhausted.as_slice()) {
         ([], _) => Finding::new(ConditionStatus::False, "NoAddresses", "it has no addresses to assign"),
         (_, []) => Finding::new(ConditionStatus::False, "NotExhausted", "it has free addresses"),
-        (served, out) => {
-            let families = out.iter().map(ToString::to_string).collect::<Vec<_>>().join(" and no ");
-            let rest = if out.len() < served.len() { "; the other family has free addresses" } else { "" };
+        (served, exhausted) => {
+            let families = exhausted.iter().map(ToString::to_string).collect::<Vec<_>>().join(" and no ");
+            let rest = if exhausted.len() < served.len() { "; the other family has free addresses" } else { "" };
             let message =
                 format!("no {families} address is free{rest}: add addresses, or create another IPAddressPool");
             Finding::new(ConditionStatus::True, "Exhausted", message)

@@ -1,7 +1,7 @@
 //! Random histories of a cluster, each checked against a small model once the cluster has settled.
 //!
-//! Users create, change and delete objects, forge a status, delete a record or edit pools. Objects become unreadable. The
-//! controller crashes between its writes, loses answers, and observes changes late and in any order.
+//! Users create, change and delete objects, forge a status, delete a record or edit pools. Objects become unreadable.
+//! The controller crashes between its writes, loses answers, and observes changes late and in any order.
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
@@ -22,7 +22,7 @@ use crate::reference_model::{Model, four, has_blocking_conflict, is_ours, is_unu
 use crate::snapshot::plan;
 use crate::world::{World, shows};
 
-/// Seeds of former failures: proptest's default path needs a test inside `src`.
+/// The file with seeds of former failures. The default path of proptest works only for a test inside `src`.
 const REGRESSIONS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/unit/history.regressions.txt");
 
 #[derive(Clone, Debug)]
@@ -36,7 +36,7 @@ enum Step {
     /// The Service becomes unreadable, or readable again.
     Unreadable(u8),
     UnreadableRecord(IpAddr),
-    /// A user deletes a record, which then may wait for a finalizer.
+    /// A user deletes a record. If the flag is set, the record waits for a finalizer.
     DeleteRecord(IpAddr, bool),
     /// Records that wait for a finalizer disappear.
     Collect,
@@ -69,7 +69,8 @@ enum Aspect {
     Addresses(Vec<IpAddr>),
     Pool(Option<u8>),
     App(bool),
-    /// Toggles between LoadBalancer and ClusterIP, with a class of another provider or without.
+    /// Toggles between LoadBalancer and ClusterIP. The Service gets the class of another provider if the flag is set,
+    /// otherwise none.
     Retype(bool),
 }
 
@@ -163,7 +164,7 @@ fn step() -> impl Strategy<Value = Step> {
     ]
 }
 
-/// The Service with this number: four are in one namespace, the others in another.
+/// The key of the Service with this number. Four Services are in one namespace, the others in another.
 fn key(n: u8) -> Key {
     Key::new(if n < 4 { "default" } else { "other" }, format!("s{n}"))
 }
@@ -235,7 +236,7 @@ fn toggle<T: Ord>(set: &mut BTreeSet<T>, element: T) {
     }
 }
 
-/// Takes a step, without the controller.
+/// Applies a step to the cluster. The controller does not act.
 fn happen(world: &mut World, step: &Step, time: i64) {
     world.snapshot.now = at_second(time);
     let exists = |world: &World, n: &u8| world.snapshot.services.contains_key(&key(*n));
@@ -314,7 +315,7 @@ fn happen(world: &mut World, step: &Step, time: i64) {
     }
 }
 
-/// Takes a step, the controller included.
+/// Applies a step to the cluster, and lets the controller act if the step includes that.
 fn take_step(world: &mut World, step: &Step, time: i64) {
     happen(world, step, time);
     match step {
@@ -334,7 +335,7 @@ fn take_step(world: &mut World, step: &Step, time: i64) {
     }
 }
 
-/// Checks that a settled cluster loses nothing by a single step.
+/// Checks that no Service loses an address by a single step that does not concern it.
 fn check_kept(before: &World, step: &Step, after: &World) -> Result<(), TestCaseError> {
     // A record that a user deletes, or that becomes unreadable, may be lost.
     let is_of_record = matches!(step, Step::DeleteRecord(..) | Step::Collect | Step::UnreadableRecord(_));
@@ -357,11 +358,12 @@ fn check_kept(before: &World, step: &Step, after: &World) -> Result<(), TestCase
         if is_of_record || !is_same(old, new) || is_unsettled(before) || is_unsettled(after) {
             continue;
         }
-        // Otherwise it may have got the addresses it requested, or a second family.
+        // A Service that was refused before and now has all addresses may have left old ones. It may have got the
+        // addresses that it requested, or a second family.
         let was_true = was.condition.as_ref().is_some_and(|condition| condition.starts_with("True"));
         let is_true = is.condition.as_ref().is_some_and(|condition| condition.starts_with("True"));
         if was_true || !is_true {
-            // It may leave an address with a conflict that was never announced.
+            // A Service may leave an address that has a conflict and was never announced.
             let may_leave = |address: &&String| {
                 let address: IpAddr = address.parse().expect("an address");
                 let record = &before.snapshot.records[&address];

@@ -11,8 +11,8 @@ use crate::snapshot::Snapshot;
 use crate::state::index::ClusterIndex;
 use crate::world::World;
 
-/// A controller that follows the cluster: it observes changes late and in any order, starts some of the planned series, and
-/// loses some answers.
+/// A controller that follows the cluster: it observes changes late and in any order, starts some of the planned series,
+/// and loses some answers.
 pub(crate) struct Live {
     cluster: ClusterIndex,
     /// The objects as last observed.
@@ -38,19 +38,19 @@ impl Live {
     /// Observes some changes or all, in random order.
     pub(crate) fn observe(&mut self, world: &World, all: bool) {
         let now = world.snapshot.now;
-        let mut news: Vec<(u8, String)> = Vec::new();
+        let mut objects: Vec<(u8, String)> = Vec::new();
         let truth = &world.snapshot;
-        let differ = |kind: u8, keys: BTreeSet<String>| keys.into_iter().map(move |key| (kind, key));
+        let of_kind = |kind: u8, names: BTreeSet<String>| names.into_iter().map(move |name| (kind, name));
         let names = |a: Vec<String>, b: Vec<String>| -> BTreeSet<String> { a.into_iter().chain(b).collect() };
-        let of = |s: &Snapshot| s.pools.keys().cloned().collect::<Vec<_>>();
-        news.extend(differ(0, names(of(truth), of(&self.observed))));
-        let of = |s: &Snapshot| s.services.keys().chain(&s.unreadable.services).map(ToString::to_string).collect();
-        news.extend(differ(1, names(of(truth), of(&self.observed))));
-        let of = |s: &Snapshot| s.records.keys().chain(&s.unreadable.records).map(ToString::to_string).collect();
-        news.extend(differ(2, names(of(truth), of(&self.observed))));
-        news.extend([(3, "n1".to_owned()), (4, "n1".to_owned()), (5, "other".to_owned())]);
-        while !news.is_empty() {
-            let (kind, name) = news.swap_remove(self.roll(news.len()));
+        let keys = |s: &Snapshot| s.pools.keys().cloned().collect::<Vec<_>>();
+        objects.extend(of_kind(0, names(keys(truth), keys(&self.observed))));
+        let keys = |s: &Snapshot| s.services.keys().chain(&s.unreadable.services).map(ToString::to_string).collect();
+        objects.extend(of_kind(1, names(keys(truth), keys(&self.observed))));
+        let keys = |s: &Snapshot| s.records.keys().chain(&s.unreadable.records).map(ToString::to_string).collect();
+        objects.extend(of_kind(2, names(keys(truth), keys(&self.observed))));
+        objects.extend([(3, "n1".to_owned()), (4, "n1".to_owned()), (5, "other".to_owned())]);
+        while !objects.is_empty() {
+            let (kind, name) = objects.swap_remove(self.roll(objects.len()));
             if all || self.roll(3) > 0 {
                 self.observe_object(kind, &name, world, now);
             }
@@ -85,8 +85,8 @@ impl Live {
                 let (namespace, name) = name.split_once('/').expect("a key");
                 let key = Key::new(namespace, name);
                 let is_unreadable = truth.unreadable.services.contains(&key);
-                let news = follow(&truth.services, &mut observed.services, &key);
-                if news.is_some() || observed.unreadable.services.contains(&key) != is_unreadable {
+                let change = follow(&truth.services, &mut observed.services, &key);
+                if change.is_some() || observed.unreadable.services.contains(&key) != is_unreadable {
                     observed.unreadable.services.retain(|other| *other != key);
                     observed.unreadable.services.extend(is_unreadable.then(|| key.clone()));
                     cluster.set_service(&key, truth.services.get(&key).cloned(), is_unreadable);
@@ -95,8 +95,8 @@ impl Live {
             2 => {
                 let address: IpAddr = name.parse().expect("an address");
                 let is_unreadable = truth.unreadable.records.contains(&address);
-                let news = follow(&truth.records, &mut observed.records, &address);
-                if news.is_some() || observed.unreadable.records.contains(&address) != is_unreadable {
+                let change = follow(&truth.records, &mut observed.records, &address);
+                if change.is_some() || observed.unreadable.records.contains(&address) != is_unreadable {
                     observed.unreadable.records.retain(|other| *other != address);
                     observed.unreadable.records.extend(is_unreadable.then_some(address));
                     cluster.set_record(address, truth.records.get(&address).cloned(), is_unreadable, now);

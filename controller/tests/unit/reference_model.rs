@@ -1,5 +1,5 @@
-//! A small model of a settled cluster, for tests: slow, simple, and written from the rules, not from the code. It checks each
-//! address of these tests one by one.
+//! A small model of a settled cluster, for tests: slow and simple. It implements the rules independently of the code,
+//! and checks each address of these tests one by one.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -26,7 +26,7 @@ pub(crate) fn six(last: u8) -> IpAddr {
     IpAddr::from([0x2001, 0xdb8, 0, 0, 0, 0, 0, u16::from(last)])
 }
 
-/// Whether a Service may have any address at all.
+/// Whether Landfall may assign addresses to a Service.
 pub(crate) fn is_ours(service: &Service) -> bool {
     !service.deleting && service.is_load_balancer && service.class.is_none()
 }
@@ -41,10 +41,10 @@ pub(crate) fn has_blocking_conflict(record: &Record) -> bool {
     is_unused(record) && record.conflicts.iter().any(|conflict| conflict.held_back)
 }
 
-/// A cluster according to the rules.
+/// The rules, applied to one cluster.
 pub(crate) struct Model<'a> {
     snapshot: &'a Snapshot,
-    /// The pool of each address, and whether the address is no network end of it.
+    /// The pool of each address, and whether a range of the pool contains the address other than as a network end.
     owners: BTreeMap<IpAddr, (&'a IPAddressPool, bool)>,
     occupied: BTreeSet<IpAddr>,
 }
@@ -128,7 +128,7 @@ impl<'a> Model<'a> {
         self.snapshot.services.get(key).filter(|service| service.uid == uid)
     }
 
-    /// Whether this Service could get an address now, with a request by name or without.
+    /// Whether this Service could get this address now: by a request by name, or automatically.
     fn could_have(&self, service: &Service, address: IpAddr, by_name: bool) -> bool {
         let Some((pool, is_inner)) = self.owners.get(&address) else { return false };
         let request = service.request.as_ref().expect("a request");
@@ -169,8 +169,8 @@ impl<'a> Model<'a> {
         holders.is_some_and(|holders| holders.iter().all(|holder| is_ours(holder) && clash(service, holder).is_none()))
     }
 
-    /// Whether the quota excludes this address plus another one. (This is cautious: the namespace may release addresses, or
-    /// need a second one.)
+    /// Whether the quota has no room for this address and another one. (This is cautious: the namespace may release
+    /// addresses, or need a second one.)
     fn is_quota_full(&self, pool: &IPAddressPool, service: &Service, address: IpAddr) -> bool {
         let Some(limit) = pool.spec.max_per_namespace else { return false };
         let has = |record: &Record| record.holders.iter().any(|holder| holder.namespace == service.key.namespace);
@@ -180,7 +180,7 @@ impl<'a> Model<'a> {
         !held.contains(&address) && held.len() + 2 > limit as usize
     }
 
-    /// Whether a Service that takes any address should get another one than this.
+    /// Whether a Service that takes any address should leave this one.
     fn should_leave(&self, service: &Service, record: &Record) -> bool {
         let is_exclusive = record.holders.len() == 1 && record.sharing_key.is_none() && record.reservation.is_none();
         let quarantined = || self.snapshot.records.values().filter_map(|record| record.quarantine.as_ref());
@@ -226,7 +226,7 @@ impl<'a> Model<'a> {
             |record: &&Arc<Record>| record.holders.iter().any(|h| h.uid == service.uid && h.name == key.name);
         let records: Vec<_> = snapshot.records.values().filter(of_service).collect();
         let unreadable = |record: &&&Arc<Record>| snapshot.unreadable.records.contains(&record.address);
-        // A Service may wait with everything for the end of a deletion, or for a readable record.
+        // While a record is being deleted or is unreadable, its holder may wait, so nothing is checked.
         if records.iter().any(|record| record.deleting) || records.iter().any(|record| unreadable(&record)) {
             return Ok(());
         }
@@ -271,7 +271,7 @@ impl<'a> Model<'a> {
             prop_assert!(condition.starts_with("False FamilyMismatch"), "{key}: {condition}");
             return Ok(());
         }
-        // For each slot: the address that it has, or else one that it could have.
+        // For each family and each requested address: the address that the Service has, or whether it could have one.
         let is_of_pool = |address: &IpAddr| {
             request.pool.as_ref().is_none_or(|pool| {
                 self.snapshot.records[address].pool == *pool

@@ -29,7 +29,7 @@ pub(crate) struct Snapshot {
 }
 
 impl Default for Snapshot {
-    /// An empty cluster in 1970, with us as the default provider.
+    /// An empty cluster in 1970, with Landfall as the default provider.
     fn default() -> Self {
         Self {
             pools: BTreeMap::new(),
@@ -46,7 +46,7 @@ impl Default for Snapshot {
 }
 
 impl ClusterIndex {
-    /// The index of these objects, all of them dirty.
+    /// An index of these objects, in which all are dirty.
     pub(crate) fn from_snapshot(snapshot: &Snapshot) -> Self {
         let mut cluster = Self::new(snapshot.default_class);
         let now = snapshot.now;

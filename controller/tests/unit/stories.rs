@@ -57,8 +57,8 @@ fn add(world: &mut World, service: Service) {
     world.snapshot.services.insert(service.key.clone(), Arc::new(service));
 }
 
-/// The addresses in the status of a Service, and status and reason of its condition. Asserts that it holds exactly these
-/// addresses.
+/// The addresses in the status of a Service, and status and reason of its condition. Asserts that it holds exactly
+/// these addresses.
 fn outcome(world: &World, name: &str) -> String {
     outcome_in(world, "default", name)
 }
@@ -156,7 +156,7 @@ fn service_leaves_a_shared_address_and_returns() {
     assert_eq!(settle(&mut world, both), ["192.0.2.1 True Allocated", "192.0.2.2 True Allocated"]);
     world.edit("b", |service| service.request = request(&[(KEY, "k"), (IPS, "192.0.2.1")]));
     assert_eq!(settle(&mut world, both), ["192.0.2.1 True Allocated"; 2]);
-    // Its port clashes at the requested address: it keeps its own.
+    // At the requested address, the port of `b` clashes with that of `a`: `b` keeps its own address.
     world.edit("b", |service| {
         service.request = request(&[(KEY, "k"), (IPS, "192.0.2.2")]);
         service.ports = sharing("b", 2, "k", 80).ports;
@@ -181,7 +181,7 @@ fn guessed_key_of_another_namespace_is_refused() {
     world.edit("a", |service| service.request = request(&[(KEY, "k"), (WITH, "guests")]));
     world.settle();
     assert_eq!(outcome_in(&world, "guests", "guest"), "192.0.2.1 True Allocated");
-    // The Service that withdraws its consent has changed, and leaves.
+    // `a` leaves, not the guest, because `a` has changed: it withdraws its consent.
     world.edit("a", |service| service.request = request(&[(KEY, "k")]));
     world.settle();
     assert_eq!(
@@ -214,7 +214,7 @@ fn no_kind_of_request_bypasses_a_pool_selector() {
         outside.request = request(annotations);
         add(&mut world, outside);
     }
-    // A reservation does not bypass it either.
+    // A reservation does not bypass the selector either.
     let (address, reserved) = record("192.0.2.7", "", &[]);
     let mut reserved = (*reserved).clone();
     reserved.reservation =
@@ -270,7 +270,7 @@ fn preferred_families_come_from_one_pool_without_moves() {
     world.snapshot.pools.insert("later".into(), pool("later", 4, &["203.0.113.1-203.0.113.9", "2001:db8:7::/64"]));
     let before = settle(&mut world, ["a", "b"]);
     assert_eq!(before, ["198.51.100.1,2001:db8::1 True Allocated", "2001:db8:6::1,192.0.2.1 True Allocated"]);
-    // To one family and back: the first address stays.
+    // A Service that changes to one family and back keeps its first address.
     world.edit("a", |service| (service.families, service.family_policy) = ([V4].into(), SingleStack));
     assert_eq!(settle(&mut world, ["a"]), ["198.51.100.1 True Allocated"]);
     world.edit("a", |service| (service.families, service.family_policy) = ([V4, V6].into(), RequireDualStack));
@@ -312,7 +312,7 @@ fn one_family_by_name_and_the_other_by_default() {
     assert_eq!(settle(&mut world, ["a"]), ["2001:db8::,192.0.2.7,192.0.2.5 True Allocated"]);
     world.edit("a", |service| service.request = request(&[(IPS, "192.0.2.5")]));
     assert_eq!(settle(&mut world, ["a"]), ["2001:db8::,192.0.2.5 True Allocated"]);
-    // All requested addresses, or no new one.
+    // A Service gets all requested addresses, or no new one.
     world.edit("a", |service| service.request = request(&[(IPS, "192.0.2.3,198.51.100.1")]));
     assert_eq!(settle(&mut world, ["a"]), ["2001:db8::,192.0.2.5 False AddressNotInPool"]);
     world.edit("a", |service| {
@@ -335,13 +335,13 @@ fn quota_limits_a_namespace_and_counts_shared_addresses_once() {
     ];
     let mut world = World::new([lan], services.into_iter().chain([other]));
     let quota = "False NamespaceQuota";
-    // Requests by name come first.
+    // Services that request an address by name come first.
     assert_eq!(
         settle(&mut world, ["a", "b", "c", "d", "e"]),
         ["192.0.2.1 True Allocated", "192.0.2.1 True Allocated", quota, quota, "192.0.2.7 True Allocated"]
     );
     assert_eq!(outcome_in(&world, "other", "other"), "192.0.2.2 True Allocated");
-    // A Service with an address may change it.
+    // A Service may exchange its address for another one, even if the quota is used up.
     world.edit("e", |service| service.request = request(&[(IPS, "192.0.2.8")]));
     assert_eq!(settle(&mut world, ["e"]), ["192.0.2.8 True Allocated"]);
     world.delete("e");

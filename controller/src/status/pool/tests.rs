@@ -6,7 +6,7 @@ use crate::pools::occupied::Occupied;
 use crds::IPAddressPool;
 use std::sync::Arc;
 
-/// The statuses of pools, oldest first, where these addresses are used.
+/// The statuses of these pools, oldest first, while the addresses in `used` are used.
 fn statuses(pools: &[Arc<IPAddressPool>], occupied: &Occupied, used: &[&str]) -> Vec<IPAddressPoolStatus> {
     let pools = Pools::new(pools, occupied);
     let free = Free::new(&pools, used.iter().map(|text| ip(text)));
@@ -40,7 +40,8 @@ fn status_counts_used_and_available_addresses() {
     let nodes = [node("n1", "192.0.2.5"), node("n2", "192.0.2.15")];
     let network = crds::Network { addresses: vec![], gateways: vec![ip("192.0.2.6")] };
     let occupied = Occupied::new(nodes.iter().map(|node| &**node), [("n1", &network)]);
-    // 16 addresses: three used, one both the broadcast address and a node's, one a node's, one a gateway's.
+    // 16 addresses: three are used, one is the broadcast address and that of a node, one is that of a node, and one is
+    // that of a gateway.
     let used = ["192.0.2.0", "192.0.2.3", "192.0.2.4", "2001:db8::7"];
     let [status] = statuses(&[lan], &occupied, &used).try_into().expect("one pool");
     let ready = "; except those of nodes or gateways: 192.0.2.5 of node n1, \
@@ -181,7 +182,7 @@ fn draining_pool_names_its_holders_until_it_is_empty() {
          read; move them by requesting another pool in landfall.dev/address-pool"
     );
     assert_eq!(held_by, ["default/web"]);
-    // A reservation without holders does not matter.
+    // A reservation without holders does not count.
     let (line, held_by) = outcome(PoolHolders::new([&*record_of(&[])], 0));
     assert_eq!(line, "Drained=True Drained: no Service has an address of it: it can be deleted");
     assert_eq!(held_by, [""; 0]);
@@ -203,7 +204,7 @@ fn condition_drained_ends_and_foreign_conditions_stay() {
 }
 
 #[test]
-fn each_problem_is_one_warning() {
+fn each_new_problem_is_one_warning() {
     let full = [pool("p", 1, &["192.0.2.1", "nonsense"])];
     let [before] = statuses(&full, &Occupied::default(), &[]).try_into().expect("one");
     let [now] = statuses(&full, &Occupied::default(), &["192.0.2.1"]).try_into().expect("one");

@@ -16,7 +16,8 @@ fn new_generation_updates_the_condition_without_an_event() {
     assert_eq!((generation(&world), world.events.len()), (Some(4), 1));
 }
 
-/// Moves all changes into the index, and plans and applies until nothing is left to do. Returns the subjects of each plan.
+/// Copies all changes into the index, then plans and applies effects until a plan is empty. Returns the subjects of
+/// each plan.
 fn follow(cluster: &mut ClusterIndex, world: &mut World) -> Vec<Vec<String>> {
     let mut plans = Vec::new();
     loop {
@@ -78,7 +79,7 @@ fn released_address_cools_down_except_for_its_service() {
     world.snapshot.services.insert(late.key.clone(), Arc::new(late));
     follow(&mut cluster, &mut world);
     assert_eq!(ingress(&world, "late"), ["192.0.2.10"], "the cool-down is over");
-    // Its former address comes before those of an older pool.
+    // A Service gets its former address rather than one of an older pool.
     world.delete("late");
     follow(&mut cluster, &mut world);
     set_pool(&mut world, pool("older", 0, &["192.0.2.200-192.0.2.201"]));
@@ -116,7 +117,7 @@ fn service_does_not_join_when_the_holder_changes_first() {
     assert_eq!(planned.series.iter().map(|series| &series.subject).collect::<Vec<_>>(), [&record]);
     world.edit("a", |service| service.ports[0].number = 443);
     cluster.set_service(&World::key("a"), Some(Arc::new(world.service("a").clone())), false);
-    // Even before `b` is decided again.
+    // The record does not name `b`, even before the next decision about `b`.
     let Some(Effect::PatchRecord(patch)) = cluster.reconcile_holders(ip("192.0.2.10"), at_second(9)) else {
         panic!("new terms")
     };
@@ -140,7 +141,7 @@ fn no_service_joins_while_the_deletion_is_in_flight() {
     let release = cluster.plan(at_second(1)).series.remove(0);
     assert_eq!(release.effects[0].lb_ip(), Some(ip("192.0.2.10")));
     cluster.start_series(&release);
-    // It becomes a LoadBalancer again, and another Service could share with it now.
+    // `a` becomes a LoadBalancer again, and `b` could share the address with it now.
     world.edit("a", |service| *service = Service { uid: "a".into(), ..sharing("a", 1, 80) });
     let mut b = sharing("b", 2, 443);
     request_of(&mut b).addresses = vec![ip("192.0.2.10")];
@@ -184,7 +185,7 @@ fn promised_address_is_not_assigned_again() {
     cluster.set_service(&two.key, Some(two.clone()), false);
     let second = cluster.plan(at_second(2));
     assert_eq!(second.series[0].effects[0].lb_ip(), Some(ip("192.0.2.11")));
-    // A Service that is deleted before its series starts needs nothing.
+    // The series of a Service that is deleted before the series starts is revoked.
     cluster.set_service(&World::key("one"), None, false);
     let third = cluster.plan(at_second(3));
     assert_eq!(third.revoked, [Subject::Service(World::key("one"))]);

@@ -19,7 +19,7 @@ fn service_moves_to_the_requested_pool_in_order() {
     assert_eq!(effects, [Some(ip("192.0.2.20")), None, None, Some(ip("192.0.2.10"))]);
     world.settle();
     assert_eq!(world.view("web"), ServiceView::has("192.0.2.20", "both"));
-    // It keeps the address when the pool changes.
+    // The Service keeps its address when the pool no longer contains it.
     set_pool(&mut world, pool("both", 2, &["192.0.2.200-192.0.2.201"]));
     world.settle();
     assert_eq!((ingress(&world, "web"), reason(&world, "web")), (vec!["192.0.2.20".into()], "True PoolGone".into()));
@@ -74,7 +74,7 @@ fn admitting_pools_are_tried_by_priority() {
     world.snapshot.namespaces.insert("default".into(), Arc::new(namespace));
     world.settle();
     assert_eq!(ingress(&world, "s5"), ["192.0.2.4"]);
-    // Without the label, assigned addresses stay.
+    // When the namespace loses the label, its Services keep their addresses.
     world.snapshot.namespaces.clear();
     world.settle();
     assert_eq!((ingress(&world, "s5"), reason(&world, "s5")), (vec!["192.0.2.4".into()], "True PoolChanged".into()));

@@ -31,7 +31,7 @@ fn both() -> Arc<IPAddressPool> {
     pool("both", 2, &["192.0.2.20-192.0.2.21", "2001:db8::20-2001:db8::21"])
 }
 
-/// A Service with this request.
+/// A Service with a request that `edit` has changed.
 fn requesting(name: &str, created: i64, edit: impl FnOnce(&mut RequestedAddresses)) -> Service {
     let mut service = service(name, created);
     edit(request_of(&mut service));
@@ -58,7 +58,7 @@ fn condition(world: &World, name: &str) -> String {
     world.view(name).condition.unwrap_or_default()
 }
 
-/// The reason of a condition.
+/// Status and reason of the condition of a Service.
 fn reason(world: &World, name: &str) -> String {
     let condition = condition(world, name);
     condition.split(':').next().unwrap_or_default().to_owned()

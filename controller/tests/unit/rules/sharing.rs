@@ -20,7 +20,7 @@ fn changed_service_that_no_longer_fits_loses_the_address() {
     };
     let mut world = World::new([lan()], [named(sharing("a", 1, 80)), named(sharing("b", 2, 443))]);
     world.settle();
-    // `a` joined first, and it is `a` that changes.
+    // `a` joined first, but only `a` changes, so `a` leaves.
     world.edit("a", |service| service.traffic_policy = TrafficPolicy::Local);
     world.settle();
     let refused = "False SharingConflict: 192.0.2.10 can't be shared with Service default/b, which has another \
