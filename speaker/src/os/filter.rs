@@ -9,7 +9,8 @@ use crate::wire::datagram::{GROUP, GROUP_V6, PORT, TTL};
 use crate::wire::frame::{Channel, FrameClass};
 use crate::wire::ndp::{ADVERTISEMENT, HOP_LIMIT, ICMPV6, SOLICITATION};
 
-/// The maximum number of links in a filter, because a jump skips at most 255 steps.
+/// The maximum number of links in a filter: one jump must be able to skip all of them, and a jump skips at most 255
+/// instructions.
 const MAX_LINKS: usize = 200;
 
 // Classic BPF, as in linux/bpf_common.h.
@@ -28,13 +29,13 @@ const RETURN: u16 = 0x06;
 /// The offset from which the index of the link is loaded (linux/filter.h).
 const LINK_INDEX: u32 = (libc::SKF_AD_OFF + libc::SKF_AD_IFINDEX).cast_unsigned();
 
-/// The last word of the group address.
+/// The last 32 bits of the IPv6 group address.
 const LAST_WORD_V6: u32 = GROUP_V6.to_bits() as u32;
 
 /// A step of a filter.
 #[derive(Clone, Copy)]
 enum Step {
-    /// Load from an offset, by this opcode.
+    /// Load with this opcode from this offset.
     Load(u16, u32),
     /// Drop unless the loaded value equals this one.
     Equal(u32),
@@ -44,12 +45,12 @@ enum Step {
     Set(u32),
     /// Skip the next step if the loaded value equals this one.
     Or(u32),
-    /// Skip this number of steps if the loaded value is less than this one.
+    /// If the loaded value is less than the first number, skip as many steps as the second one.
     Less(u32, u8),
 }
 
-/// The filter for a class of a channel's frames on these links. It loads a single word of a foreign IP packet, which is nearly
-/// every packet of a busy node.
+/// Builds the filter that accepts the frames of one channel and class on these links. A filter for Hellos checks the
+/// destination address first: on a busy node nearly all packets are not Hellos, and each is dropped after one load.
 pub fn filter(channel: Channel, class: FrameClass, links: &BTreeSet<u32>) -> Vec<SockFilter> {
     use Step::{Clear, Equal, Less, Load, Or, Set};
     let for_channel: &[Step] = match channel {
@@ -107,7 +108,7 @@ pub fn filter(channel: Channel, class: FrameClass, links: &BTreeSet<u32>) -> Vec
     for (at, step) in steps.iter().enumerate() {
         let to_drop = u8::try_from(drop - at - 1).unwrap_or(u8::MAX);
         program.push(match *step {
-            Load(code, from) => SockFilter::new(code, 0, 0, from),
+            Load(opcode, offset) => SockFilter::new(opcode, 0, 0, offset),
             Equal(value) => SockFilter::new(JUMP_IF_EQUAL, 0, to_drop, value),
             Clear(bits) => SockFilter::new(JUMP_IF_SET, to_drop, 0, bits),
             Set(bits) => SockFilter::new(JUMP_IF_SET, 0, to_drop, bits),

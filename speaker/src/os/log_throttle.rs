@@ -1,17 +1,17 @@
 //! Pauses the log after many transitions.
 //!
-//! Input is the number of queued events, output the time until which to pause. Writing a log line costs as much as
-//! announcing an address, so the log waits while thousands of addresses are announced.
+//! Input is the number of queued events, output the end of the pause. To write a log line costs as much as to announce
+//! an address, so the log waits while thousands of addresses are announced.
 
 use std::time::Duration;
 
-/// More queued events than this mean that hundreds of addresses have moved.
+/// More queued events than this start a pause. Each address that moves queues one event.
 const MANY_QUEUED: usize = 100;
 
-/// The length of a pause: until the first frames of thousands of addresses are sent.
+/// The length of a pause. In this time the speaker sends the first frames of thousands of addresses.
 const PAUSE: Duration = Duration::from_secs(1);
 
-/// Whether the log pauses. Times are durations since any fixed moment.
+/// Whether the log pauses. All times are counted from one fixed moment of the caller's choice.
 #[derive(Debug, Default)]
 pub struct LogThrottle {
     /// The end of the pause. The caller clears it when the pause is over.

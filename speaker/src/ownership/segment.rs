@@ -1,8 +1,8 @@
 //! One link and the LAN behind it: its peers, and the claims and announcements of this node there.
 //!
-//! A segment keeps state. The decisions are pure and made elsewhere: [`crate::ownership::rules`],
-//! [`crate::peers::liveness`], [`crate::wire::arp`], [`crate::announce::schedule`]. An address is decided again only
-//! when an input of its decision has changed: the `dirty` set.
+//! A segment holds the state. Pure functions in other modules decide: [`crate::ownership::rules`],
+//! [`crate::peers::liveness`], [`crate::wire::arp`], [`crate::announce::schedule`]. Only the addresses in the set
+//! `dirty` are decided again: an input of their decision has changed.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -23,7 +23,8 @@ use crate::peers::liveness::{self, PeerState};
 use crate::peers::peer::Peer;
 use model::stable_hash;
 
-/// How long to announce a contested address even without a quorum: the length of a burst.
+/// How long this node announces an owned address even without a quorum, after a peer began or ceased to claim it. A
+/// burst takes 4 s.
 const INSIST_TIME: Duration = Duration::from_secs(5);
 
 mod announce;
@@ -34,12 +35,12 @@ mod resolve;
 mod send_hello;
 mod view;
 
-/// The part of its peers that this node hears.
+/// Whether this node hears enough of its peers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Quorum {
     /// Less than a quorum. This node may be cut off.
     Minority,
-    /// Not the only peer, but another host on the LAN since that peer fell silent. So this node is not cut off.
+    /// The only peer is silent, but a host that is no peer was heard since. So this node is not cut off.
     Outsiders,
     /// A quorum.
     Majority,
@@ -48,7 +49,7 @@ enum Quorum {
 /// Why an owned address is ceded.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Ceding {
-    /// A candidate is more preferred.
+    /// Another candidate is more preferred.
     ToPreferred,
     /// This node is no candidate.
     Ineligible { since: Duration },
@@ -67,7 +68,7 @@ pub struct Segment {
     pub(crate) peers: BTreeMap<String, Peer>,
     /// Speakers that are not believed yet.
     handshakes: Handshakes,
-    /// The incarnation of another speaker with this node's name that was reported.
+    /// The last reported incarnation of another speaker that uses this node's name.
     duplicate: Option<u64>,
     /// The claims of this node as sent to peers: active ones and tombstones.
     own: Claims,
@@ -75,34 +76,38 @@ pub struct Segment {
     tombstones: BTreeMap<IpAddr, Duration>,
     /// The addresses that belong to the link.
     placed: BTreeSet<IpAddr>,
-    /// The addresses to decide about.
+    /// The addresses to decide again.
     dirty: BTreeSet<IpAddr>,
     /// The greatest epoch seen for each address.
     epochs: BTreeMap<IpAddr, u64>,
-    /// Addresses without an owner, and the time since which this node would claim each.
+    /// Addresses without an owner, and since when this node waits for its turn to claim each. `None`: it may not claim
+    /// the address now.
     orphans: BTreeMap<IpAddr, Option<Duration>>,
-    /// When to decide again about an address.
+    /// The times at which to decide again about an address.
     turns: BTreeSet<(Duration, IpAddr)>,
     ceding: BTreeMap<IpAddr, Ceding>,
-    /// The takeovers of owned addresses.
+    /// The takeover by which this node got each owned address, if there was one.
     moves: BTreeMap<IpAddr, Move>,
     /// Owned addresses that a peer claims too.
     contested: BTreeSet<IpAddr>,
-    /// Owned addresses that a peer has just started or stopped to claim, and until when to announce them without a
-    /// quorum.
+    /// Owned addresses that a peer has just begun or ceased to claim. Until this time this node announces each even
+    /// without a quorum.
     insist_until: BTreeMap<IpAddr, Duration>,
-    /// When each owned address was last defended against a peer.
+    /// When this node last reacted to a peer that used an owned address.
     last_defended: BTreeMap<IpAddr, Duration>,
     pub(crate) conflicts: AddressConflicts,
     schedule: Schedule,
-    /// This node claims nothing for a while after this time: it has just started or resumed, or has a quorum again.
+    /// The start of the listening period, in which this node claims nothing: it has just started or resumed, or hears a
+    /// quorum again.
     listen_from: Duration,
-    /// This node announces nothing unasked for a while after this time: it was away, and a peer may have taken over.
+    /// The start of the quiet period, in which this node announces nothing unasked: it was suspended or cut off, and a
+    /// peer may have taken over.
     quiet_from: Option<Duration>,
     quorum: Quorum,
-    /// When another host was first heard since the only peer fell silent: a sign that this node can hear.
+    /// When the first frame of a host that is no peer arrived after the only peer fell silent: a sign that this node
+    /// can hear.
     outsider_heard_at: Option<Duration>,
-    /// As of the last check of all peers.
+    /// The number of live peers at the last check.
     live_peers: usize,
     /// The longest interval of a live peer.
     slowest_peer: Duration,
@@ -152,7 +157,7 @@ impl Segment {
         }
     }
 
-    /// The addresses announced here.
+    /// The addresses that this node announces on the link, with their claims.
     pub fn announced_claims(&self) -> impl Iterator<Item = (IpAddr, Claim)> + '_ {
         self.own.iter().filter(|(_, claim)| claim.active)
     }
@@ -162,7 +167,7 @@ impl Segment {
         self.own.get(lb_ip).filter(|claim| claim.active)
     }
 
-    /// Restarts the listening period: silence before `now` is no evidence.
+    /// Restarts the listening period at `now`: if a peer was not heard before, that is no evidence that it is dead.
     pub fn restart_listening(&mut self, now: Duration) {
         self.listen_from = self.listen_from.max(now);
     }
@@ -234,8 +239,8 @@ impl Segment {
     }
 
     /// Announces all addresses again, after a quiet period. This node was suspended or cut off. Peers may have taken
-    /// over its addresses, announced them, and even withdrawn them since. The quiet period is long enough to hear of
-    /// it.
+    /// over its addresses, announced them, and even withdrawn them since. The quiet period is long enough to receive
+    /// their claims.
     fn announce_again_after_quiet(&mut self, now: Duration) {
         self.quiet_from = Some(now);
         self.announce_all_again(now);
@@ -278,7 +283,8 @@ impl Segment {
         };
         let before = std::mem::replace(&mut self.quorum, quorum);
         if quorum == Quorum::Majority && before != Quorum::Majority {
-            // The peers' claims of the meantime must be heard before this node claims with their backing.
+            // Peers may have claimed addresses meanwhile. This node must receive those claims before it claims
+            // addresses.
             self.restart_listening(context.now);
             if before == Quorum::Minority {
                 self.announce_again_after_quiet(context.now);
@@ -335,7 +341,8 @@ impl Segment {
             .fold(self.hello_sender.due(), Duration::min)
     }
 
-    /// Whether no message is awaited: each peer is alive, hears this node and has no unread claims.
+    /// Whether nothing is pending that a routine Hello could change: each peer is alive, hears this node and has no
+    /// unread claims, and there is no open handshake, decision, turn or tombstone.
     pub fn is_idle(&self, now: Duration, config: &Config) -> bool {
         let is_settled =
             |peer: &Peer| peer.state == PeerState::Alive && !peer.leaving && peer.lists_us && peer.unread_buckets == 0;

@@ -1,50 +1,51 @@
-//! Which nodes are dead, for the dataplane: it stops sending connections to them before the API server knows.
+//! Which nodes are dead. The dataplane sends them no new connections, even before the API server notices their death.
 //!
-//! Input are the observations of each node on each link, output is a set of names. The file remembers dead nodes and
+//! Input are the observations of each node on each link, output is a set of names. [`Deaths`] remembers dead nodes and
 //! nodes that sent a goodbye.
 //!
-//! A mistake here costs more than in [`ownership`](crate::ownership::rules). An address taken over without need only
-//! moves. A node called dead without need loses its connections, and a node that has become deaf would call all others
-//! dead. So a death needs more evidence than the silence that moves an address:
+//! A mistake here costs more than a mistake in [`ownership`](crate::ownership::rules). A needless takeover only moves
+//! an address. A node that is wrongly declared dead loses its connections, and a node that has become deaf would
+//! declare all others dead. So a takeover needs only silence, but a death needs more evidence:
 //!
-//! - The node was heard before, and is silent on *every* link on which it was heard. A node heard on any link, by this
-//!   node or by a peer that this node hears, is alive. So is a deaf node.
-//! - A peer *confirms* the silence: on at least one of these links, a live peer that was heard just now and hears this
-//!   node has not heard the node within its window either. So a node that is cut off, has just started or was suspended
-//!   calls no node dead.
-//! - With two nodes there is no peer to confirm. Instead, any ARP or NDP frame of another host since the peer fell
-//!   silent shows that this node can hear: from a router, or from a client that resolves an address. If the peer stays
-//!   silent for a window after that frame, it is dead. Without such a frame it is not.
-//! - A node that sent a goodbye is not dead: its speaker stopped in order, and its pods live.
+//! - The node was heard before, and is silent on *every* link on which it was heard. A node is alive if, on any link,
+//!   this node hears it, or a peer reports hearing it. A deaf node is alive, too, because it still sends Hellos.
+//! - On at least one of these links, a peer *confirms* the silence: the peer is alive, was heard just now, hears this
+//!   node, and has not heard the silent node within its window either. A node that is cut off, has just started or was
+//!   suspended has no such peer, so it declares no node dead.
+//! - On a link with a single peer, no other peer can confirm the silence of that peer. Instead, an ARP or NDP frame of
+//!   another host (a router, or a client that resolves an address) shows that this node can hear. The peer is dead if
+//!   such a frame arrives after the peer fell silent, and the peer stays silent for one more window.
+//! - A node that sent a goodbye is not dead: its speaker stopped in order, and its pods still run.
 //!
 //! A dead node stays dead until it is heard again, also when all other nodes fall silent later. It is forgotten after
-//! [`FORGET_AFTER`], or when this node no longer sends Hellos on that link. By then the API server has removed its
-//! endpoints. If it still reports them as ready, only the speaker there has failed for good, and the pods serve.
+//! [`FORGET_AFTER`], or when this node no longer sends Hellos on that link. After [`FORGET_AFTER`] the API server has
+//! removed the endpoints of a dead node. If its endpoints are still ready, the node runs and only its speaker has
+//! failed.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-/// A dead node is forgotten after this time: twelve times the 50 s after which the API server removes the endpoints of
-/// a silent node by default. So the API server itself may be unavailable for a while.
+/// A dead node is forgotten after this time. By default the API server removes the endpoints of a silent node after
+/// 50 s. This time is twelve times as long, so that the API server itself may be unavailable for some minutes.
 pub const FORGET_AFTER: Duration = Duration::from_secs(600);
 
 /// The observation of a node on a link.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Observation {
     Silent {
-        /// Whether the fault is not this node's own.
+        /// Whether there is evidence that this node can hear, so that it is not the cause of the silence.
         confirmed: bool,
     },
     /// It sent a goodbye.
     Left,
-    /// It is heard, by this node or by another peer.
+    /// This node hears it, or a peer reports hearing it.
     Present,
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Deaths {
     dead: BTreeSet<String>,
-    /// Nodes that sent a goodbye on any link and were not heard on any since.
+    /// Nodes that sent a goodbye on any link, and were heard on no link since.
     left: BTreeSet<String>,
 }
 
@@ -79,7 +80,8 @@ impl Deaths {
                 Observation::Silent { .. } => {}
             }
         }
-        // A forgotten node, or one of a link without Hellos, might return unheard.
+        // A node without observations is forgotten, or was on a link where this node no longer sends Hellos. Its return
+        // would not be noticed.
         self.left.retain(|node| seen.contains_key(node.as_str()));
         back.extend(self.dead.extract_if(.., |node| !seen.contains_key(node.as_str())));
         (died, back)

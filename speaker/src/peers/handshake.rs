@@ -1,13 +1,13 @@
-//! Speakers that were heard but are not believed yet. A seal proves that a node of the cluster once sent a packet, not
-//! that it is alive now.
+//! Handshakes with speakers that have not proved yet that they are alive. The seal of a packet proves that a node of
+//! the cluster sent it at some time, not that this node is alive now. A speaker with a proof is *believed*.
 //!
-//! Any host on the LAN can record packets and replay them. Within one run of a speaker, its sequence separates new packets
-//! from old ones. After a restart of either node, or after a silence, it does not. So a speaker that was not heard
-//! lately must prove that it is alive now, in one of two ways:
+//! Any host on the LAN can record packets and replay them. Within one run of a speaker, the sequence in its packets
+//! distinguishes new packets from replayed ones. After a restart of either node, or after a silence, the sequence does
+//! not. So a speaker from which no packet came lately must prove that it is alive now, in one of two ways:
 //!
-//! - It echoes data that only this node can have sent just now: the sequence of one of its last [`ECHO_WINDOW`]
-//!   packets, under this node's id on this link. That id is new at each start, so no recorded packet contains it.
-//! - A believed peer reports hearing it. That peer had its own proof.
+//! - The speaker echoes a packet that this node sent just now: this node's id on this link, and the sequence of one of
+//!   this node's last [`ECHO_WINDOW`] packets. The id is new at each start, so no packet from before contains it.
+//! - A believed peer reports in its Hello that it hears the speaker.
 //!
 //! ```text
 //!   new -> all      Hello 1                     unknown to old, which echoes it in its next Hello at once
@@ -15,30 +15,32 @@
 //!   new -> all      Hello 2, echo: old 70       old believes new
 //! ```
 //!
-//! This file holds the speakers with an unfinished handshake. Their packets only trigger an echo. A replayed packet
-//! triggers the same echo, which the attacker cannot answer.
+//! This file holds the unfinished handshakes. A packet of an unproven speaker only triggers an echo. A replayed packet
+//! triggers an echo, too, but an attacker without a key cannot answer it.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
 
 use crate::wire::hello;
 
-/// An echo must name one of this many last Hellos, which are 1.6 s at 20 Hellos per second. The first echo takes some
-/// milliseconds and may be lost a few times.
+/// An echo proves life if it has the sequence of one of the last 32 Hellos of this node: 1.6 s at 20 Hellos per second.
+/// The first echo arrives after some milliseconds, so it may be lost a few times.
 pub const ECHO_WINDOW: u32 = 32;
 
-/// An unproven speaker is echoed for this long after its last packet. A live one sends several packets in that time.
+/// This node echoes an unproven speaker for at most this time after its last packet. A live speaker sends several
+/// packets in that time.
 const LIFETIME: Duration = Duration::from_secs(1);
 
-/// The maximum number of handshakes. Without a key an attacker cannot create more than he has recorded.
+/// The maximum number of handshakes. An attacker without a key can create at most one for each incarnation whose
+/// packets were recorded.
 const MAX_HANDSHAKES: usize = 1024;
 
-/// A speaker that is not believed yet.
+/// The last packet of a speaker that is not believed yet.
 #[derive(Clone, Copy, Debug)]
 struct Handshake {
     sequence: u64,
     at: Duration,
-    /// When a believed peer last heard it.
+    /// When a believed peer last heard the speaker.
     vouched_at: Option<Duration>,
 }
 
@@ -47,7 +49,7 @@ struct Handshake {
 pub struct Handshakes(BTreeMap<u64, Handshake>);
 
 impl Handshakes {
-    /// Records a packet of an unproven speaker. Returns whether it is the first one.
+    /// Records a packet of an unproven speaker. Returns whether the packet began a handshake.
     pub fn record_unproven(&mut self, now: Duration, incarnation: u64, sequence: u64) -> bool {
         self.0.retain(|_, handshake| now < handshake.at + LIFETIME);
         if let Some(handshake) = self.0.get_mut(&incarnation) {
@@ -129,7 +131,7 @@ mod tests {
         for (at, since, expected) in [
             (1060, None, true),
             (1060, Some(1039), true),
-            (1060, Some(1040), false), // the former incarnation was heard later than that
+            (1060, Some(1040), false), // no peer heard it after the last packet of the former incarnation
             (2039, None, true),
             (2040, None, false),
         ] {

@@ -10,7 +10,7 @@ use crate::world::{WINDOW, World, frame_of_other_host, lb_ip};
 use crate::{SETTLED, check, ms, seeds, settled_world, sole_owners};
 
 #[test]
-fn address_of_another_host_is_announced_only_once_free() {
+fn used_address_is_announced_after_its_host_has_left() {
     seeds(10, |seed| {
         let nodes = 1 + seed as usize % 3;
         let mut world = settled_world(seed, nodes, 6);
@@ -26,8 +26,8 @@ fn address_of_another_host_is_announced_only_once_free() {
         assert!(took.expect("it is announced") <= ms(150), "{took:?}");
         world.advance(Duration::from_secs(30));
         assert_eq!((world.owners(taken), world.last_announcements.get(&taken)), (vec![], None));
-        let held: usize = (0..nodes).filter_map(|node| Some(world.machine(node)?.conflicts().count())).sum();
-        assert!(held > 0, "the conflict is reported");
+        let conflicts: usize = (0..nodes).filter_map(|node| Some(world.machine(node)?.conflicts().count())).sum();
+        assert!(conflicts > 0, "the conflict is reported");
 
         // The host is gone.
         world.other_hosts.clear();
@@ -35,7 +35,7 @@ fn address_of_another_host_is_announced_only_once_free() {
         assert_eq!((world.owners(taken).len(), world.owners(free).len()), (1, 1));
         assert_eq!((0..nodes).filter_map(|n| Some(world.machine(n)?.conflicts().count())).sum::<usize>(), 0);
 
-        // A takeover does not probe.
+        // A node that takes over an address sends no probes.
         let probes = world.probe_count;
         let owner = world.owners(taken)[0];
         world.crash(owner);
@@ -93,7 +93,8 @@ fn probes_of_thousands_are_paced_and_delay_no_takeover() {
         }
         probes.push(world.probe_count);
     }
-    // In 100 ms each node starts a burst, and later one address per millisecond, with three probes each.
+    // In 100 ms each of three nodes begins to probe at most a burst of 128 addresses, and one more per millisecond. An
+    // address takes three probes.
     let peak = probes.windows(2).map(|pair| pair[1] - pair[0]).max().expect("rounds");
     let total = probes[probes.len() - 1] - probes[0];
     eprintln!("{NEW} addresses: {total} probes, at most {peak} in 100 ms, until {:?}", world.now - begin);

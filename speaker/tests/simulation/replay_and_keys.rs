@@ -48,7 +48,7 @@ fn replayed_packets_move_nothing_and_revive_no_node() {
         world.crash(victim);
         replay(&mut world, SETTLED);
         check(&world);
-        // A returning node is believed.
+        // The restarted node is believed, although its old packets are replayed meanwhile.
         world.start(victim);
         replay(&mut world, SETTLED);
         check(&world);
@@ -57,11 +57,11 @@ fn replayed_packets_move_nothing_and_revive_no_node() {
 }
 
 #[test]
-fn node_with_another_key_is_not_heard_but_counted() {
+fn packets_under_an_unknown_key_are_dropped_and_counted() {
     let mut world = settled_world(1, 3, 10);
     world.set_keys(0, key(7));
     let at = world.now;
-    // The former key is accepted for a while after it was replaced.
+    // The replaced key still seals and opens packets for GRACE.
     world.advance(speaker::wire::seal::GRACE - ms(1000));
     assert!(world.events.iter().all(|(when, _, _)| *when <= at), "{:?}", world.events.last());
     check(&world);

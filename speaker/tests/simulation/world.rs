@@ -1,8 +1,8 @@
 //! A simulated LAN: nodes with the real machine, simulated clocks, and a network that loses, delays, reorders and cuts
 //! frames.
 //!
-//! Everything follows from one seed. Tests act on the LAN ([`actions`]) and inspect it ([`queries`]). All frames are
-//! recorded ([`World::record_frame`]).
+//! One seed determines the whole run. Tests act on the LAN ([`actions`]) and inspect it ([`queries`]).
+//! [`World::record_frame`] counts and checks each frame that a node sends.
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet, BinaryHeap};
@@ -28,7 +28,7 @@ pub use random::Random;
 
 use fixtures::{is_routine, links, probed_address};
 
-/// The interval of all nodes.
+/// The interval between the Hellos of each node.
 pub const INTERVAL: Duration = Config::INTERVAL;
 
 /// The time after which a silent node is dead.
@@ -36,7 +36,7 @@ pub const WINDOW: Duration = Duration::from_millis(150);
 
 const LINK: u32 = 2;
 
-/// The treatment of frames by the network.
+/// How the network loses and delays frames.
 #[derive(Clone, Copy, Debug)]
 pub struct Network {
     /// The probability that a frame is lost.
@@ -53,17 +53,20 @@ struct Host {
     suspended_until: Duration,
     /// The frames that wait in the sockets, with their time of arrival.
     backlog: Vec<(Duration, Channel, Arc<[u8]>)>,
-    /// Whether routine Hellos do not wake the node.
+    /// Whether routine Hellos may wait in its sockets until its next round.
     idle: bool,
+    /// The time of its next round, if no frame arrives before.
     wake: Option<Duration>,
+    /// The addresses that its kernel forwards.
     forwarded: Arc<BTreeSet<IpAddr>>,
+    /// Whether its kernel forwards nothing and cannot be programmed.
     stuck: bool,
     link: String,
     has_api: bool,
     keys: Keys,
 }
 
-/// A future occurrence.
+/// A future step of the simulation.
 enum Scheduled {
     Wake(usize),
     Arrive(usize, Channel, Arc<[u8]>),
@@ -75,7 +78,7 @@ enum Scheduled {
 pub struct Announcement {
     pub at: Duration,
     pub node: usize,
-    /// The number of starts of the node's speaker.
+    /// The number of starts of the node's speaker until then.
     start: u64,
 }
 
@@ -87,26 +90,28 @@ pub struct World {
     /// The maximum time until a dataplane acknowledges an address.
     pub acknowledgement: Duration,
     hosts: Vec<Host>,
-    /// `cut[a][b]`: no frame gets from a to b. The last row and column are the clients.
+    /// `cut[a][b]`: no frame gets from a to b. The last row and the last column stand for the clients.
     cut: Vec<Vec<bool>>,
     wanted: SharedMap<IpAddr, AnnouncementPolicy>,
     queue: BinaryHeap<Reverse<(Duration, u64)>>,
     scheduled: BTreeMap<u64, Scheduled>,
+    /// The number of scheduled steps so far, which is the id of the last one.
     count: u64,
-    /// The last announcement of each address that clients could hear.
+    /// For each address, its last announcement that reached the clients.
     pub last_announcements: BTreeMap<IpAddr, Announcement>,
+    /// For each node and address, the start of a period of 100 ms, and the number of announcements in it.
     recent: BTreeMap<(usize, IpAddr), (Duration, usize)>,
-    /// The number of unasked frames sent.
+    /// The number of frames that announced an address unasked.
     pub announcement_count: u64,
     /// Other hosts: the address of each, and the frame with which it answers probes.
     pub other_hosts: Vec<(IpAddr, Arc<[u8]>)>,
-    /// The number of probes for an address.
+    /// The number of probes for all addresses.
     pub probe_count: u64,
     /// The number of packets between speakers.
     pub hello_count: u64,
     /// The events of all machines, with time and node.
     pub events: Vec<(Duration, usize, Event)>,
-    /// All packets between speakers, if they are recorded.
+    /// The packets between speakers; `None` if the test does not record them.
     pub recorded: Option<Vec<Arc<[u8]>>>,
 }
 
@@ -160,7 +165,7 @@ impl World {
         self.now = end;
     }
 
-    /// Advances until `done`, for at most `time`. Returns the time it took, if it was done.
+    /// Advances until `done` returns true, for at most `time`. Returns the elapsed time; `None` if it never did.
     pub fn advance_until(&mut self, time: Duration, mut done: impl FnMut(&Self) -> bool) -> Option<Duration> {
         let (begin, end) = (self.now, self.now + time);
         loop {
@@ -272,7 +277,7 @@ impl World {
         }
         if let Some(probed) = probed_address(frame) {
             self.probe_count += 1;
-            // A host with the address answers to all nodes.
+            // A host with the address answers, and its frame reaches all nodes.
             if let Some((_, answer)) = self.other_hosts.iter().find(|(lb_ip, _)| *lb_ip == probed).cloned() {
                 for to in 0..self.nodes() {
                     if self.cut[self.nodes()][to] {
@@ -297,7 +302,8 @@ impl World {
         };
         assert_eq!((station, group), (&mac(from).octets()[..], true), "an announcement of another station");
         self.announcement_count += 1;
-        // Two forms at once, and a few reasons to start again. More is a storm.
+        // A burst sends two frames at once. A contest, a resumption or a new quorum starts it again. More frames in
+        // 100 ms are a storm.
         let (since, count) = self.recent.entry((from, lb_ip)).or_insert((self.now, 0));
         if *since + Duration::from_millis(100) < self.now {
             (*since, *count) = (self.now, 0);

@@ -18,9 +18,11 @@ impl Segment {
             return 0;
         }
         let mut schedule = std::mem::take(&mut self.schedule);
-        // Without a quorum only two kinds of addresses are announced: those claimed without a quorum, because a node
-        // must take over from the dead, and those that a peer was just heard to claim and loses. Any other announcement
-        // might steal an address back from a node that is not heard.
+        // Without a quorum this node announces an address only if
+        // - it claimed the address without a quorum, to take over from a dead node,
+        // - a peer has just begun or ceased to claim the address: the owner must be the last node to announce it, or
+        // - no peer is a candidate.
+        // Any other announcement might take an address back from a node that this node does not hear.
         let may = |lb_ip: IpAddr| {
             let wanted = context.snapshot.and_then(|snapshot| snapshot.addresses.get(&lb_ip));
             self.own_claim(lb_ip).is_some_and(|claim| !claim.backed)
@@ -64,7 +66,8 @@ impl Segment {
         Some(self.schedule.next_deadline()?.max(self.quiet_until(config)))
     }
 
-    /// The announced addresses to report, each with the takeover that brought it here.
+    /// The announced addresses to report, each with the takeover by which this node got it. An address that was taken
+    /// over is left out while its first announcement waits.
     pub fn reportable(&self, now: Duration) -> impl Iterator<Item = (IpAddr, Claim, Option<Move>)> + '_ {
         let all = self.announced_claims().map(|(lb_ip, claim)| (lb_ip, claim, self.moves.get(&lb_ip)));
         let waits = move |lb_ip, moved: Option<&Move>| {
