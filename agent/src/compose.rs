@@ -26,7 +26,7 @@ pub(crate) use stores::Stores;
 /// The input of a node's dataplane.
 #[derive(Clone, Debug)]
 pub struct Planned {
-    /// No node is dead in it, since only speakers detect that.
+    /// Its set of dead nodes is empty, since only speakers detect dead nodes.
     pub snapshot: dataplane::Snapshot,
     /// Whether the cluster has a node of this name.
     pub is_known: bool,

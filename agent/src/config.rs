@@ -1,4 +1,4 @@
-//! What the agent of a node does.
+//! The options of the agent on a node.
 
 use std::time::Duration;
 
@@ -13,18 +13,19 @@ pub(crate) const API_TIMEOUT: Duration = Duration::from_secs(10);
 pub struct Config {
     /// The name of the node, as Kubernetes has it.
     pub node: String,
-    /// Whether our own dataplane forwards, with nftables. Otherwise another proxy on the node has to.
+    /// Whether Landfall's dataplane forwards packets, with nftables. Otherwise another proxy on the node must forward
+    /// them.
     pub forwards: bool,
     /// Whether an announcing node re-sends frames to the nodes with endpoints, which then see the client's address.
     pub spread: bool,
     /// Default backend for Services without the annotation `landfall.dev/backend`.
     pub backend: Backend,
-    /// The bits of packet and connection marks that steer replies out of the link that the request came in by. `None`:
-    /// replies follow the node's routes.
+    /// The bits of packet and connection marks by which a reply leaves through the link of its request. `None`: replies
+    /// follow the node's routes.
     pub return_mark: Option<Mask>,
     /// Whether packets and bytes are counted for each Service.
     pub count_traffic: bool,
-    /// The maximal number of Services with metrics of their own, counted once for each address.
+    /// The maximal number of Services with metrics of their own. A Service counts once for each of its addresses.
     pub service_metrics: usize,
     /// Namespace of the Secret [`NAME`](crate::keys::NAME).
     pub keys_namespace: String,

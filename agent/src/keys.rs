@@ -41,9 +41,9 @@ const LONGEST_DELAY: Duration = Duration::from_secs(20);
 /// Access to the Secret.
 #[derive(Clone)]
 pub struct KeySecret {
-    /// The client that reads and writes it.
+    /// The client that reads and writes the Secret.
     pub client: Client,
-    /// Its namespace.
+    /// The namespace of the Secret.
     pub namespace: String,
 }
 
@@ -69,8 +69,8 @@ pub(crate) enum SecretState {
     Present(Arc<SecretView>),
 }
 
-/// Keeps `state_tx` up to date for as long as it is polled. It keeps the last state while the API server is away. Logs when
-/// the watch stops working, and when it works again.
+/// Watches the Secret, and sends each new state to `state_tx`. While the API server does not answer, the last state
+/// stays. Logs when the watch stops working, and when it works again.
 pub(crate) async fn watch_secret(secret: KeySecret, state_tx: watch::Sender<SecretState>) -> Infallible {
     let (answer, longest_delay) = (ANSWER, LONGEST_DELAY);
     let object = OneObject { api: secret.api(), name: NAME, read_by: ReadBy::List, answer, longest_delay };

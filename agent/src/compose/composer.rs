@@ -5,7 +5,7 @@
 //!                       ^ dead nodes, heard nodes, reply paths
 //! ```
 //!
-//! One task, which waits for nothing but these. Cancel safe.
+//! One task, which waits only for these inputs. Its future can be dropped at any time.
 
 use std::collections::BTreeSet;
 use std::convert::Infallible;
@@ -43,7 +43,7 @@ pub(crate) struct NodeOptions {
     pub(crate) counts: bool,
 }
 
-/// What does not come from the API server.
+/// The inputs that do not come from the API server.
 pub(crate) struct Inputs {
     /// The dead nodes.
     pub(crate) dead_rx: watch::Receiver<BTreeSet<String>>,
@@ -63,11 +63,11 @@ pub(crate) struct Outputs {
 }
 
 impl Composer {
-    /// Composes after each change, for as long as it is polled.
+    /// Composes the snapshots after each change of an input, and sends them. Never ends by itself.
     pub(crate) async fn run(self, options: NodeOptions, mut listener: observe::Listener) -> Result<Infallible> {
         let Self { stores, mut inputs, outputs } = self;
         let mut composition = Composition::new(&options.node, options.backend, options.counts);
-        // Set once every kind has been listed: the end of FIRST_HELLOS.
+        // The end of FIRST_HELLOS, which starts when all kinds of objects have been listed.
         let mut hellos_until = None;
         loop {
             let mut waits_until = None;
@@ -82,7 +82,7 @@ impl Composer {
                 waits_until = is_waiting.then_some(hellos_until);
                 outputs.send(&composition, inputs.network_rx.borrow_and_update().as_ref(), is_waiting);
             }
-            // A death waits neither for the API server nor for a composition.
+            // A death is sent to the dataplane at once, without a wait for the API server or for a composition.
             loop {
                 tokio::select! {
                     biased;
@@ -102,7 +102,7 @@ impl Composer {
 }
 
 impl Outputs {
-    /// Sends all that differs. The dataplane gets nothing while it waits for Hellos.
+    /// Sends each snapshot that has changed. The dataplane gets none while its first snapshot waits for Hellos.
     fn send(&self, composition: &Composition, network: Option<&NodeNetworkSpec>, is_waiting: bool) {
         let snapshot = composition.dataplane();
         let links = network.map(|network| reply_links(network, snapshot));
@@ -143,7 +143,7 @@ mod tests {
     /// A bound for operations that take microseconds on an idle machine.
     const SOON: Duration = Duration::from_secs(30);
 
-    /// Stores that have been listed once, with one Service.
+    /// Stores after their first list, with one Service.
     fn stores(wake: &Wake) -> Stores {
         let service = serde_json::json!({
             "metadata": {"namespace": "default", "name": "web", "uid": "u-web", "resourceVersion": "2"},
@@ -173,7 +173,7 @@ mod tests {
         reply_links_rx: watch::Receiver<Option<ReplyPathInput>>,
     }
 
-    /// A composer of the node n1, to be polled.
+    /// A running composer of the node n1, and the other ends of its channels.
     fn composer(stores: Stores, wake: &Wake) -> (impl Future<Output = Result<Infallible>>, Ends) {
         let (dead_tx, dead_rx) = watch::channel(BTreeSet::new());
         let (neighbours_tx, neighbours_rx) = watch::channel(speaker::Neighbours::default());

@@ -1,8 +1,9 @@
-//! The snapshots of the dataplane and the speaker, kept up to date at the cost of each change. Pure: changes in, snapshots
-//! out.
+//! The snapshots of the dataplane and the speaker, kept up to date at the cost of each change. Pure: changes in,
+//! snapshots out.
 //!
-//! In a cluster of 30,000 Services a thousand endpoints may change in a second, so no change may visit all Services. Each
-//! snapshot equals one that is composed from scratch, and shares with the previous one all parts that did not change.
+//! In a cluster of 30,000 Services a thousand endpoints may change in a second, so no change may visit all Services.
+//! Each snapshot equals one that is composed from scratch, and shares with the previous one all parts that did not
+//! change.
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
@@ -21,7 +22,7 @@ use super::snapshots::{links, own_addresses, pod_ranges, service_options};
 /// The cluster and the snapshots made of it.
 #[derive(Debug)]
 pub(super) struct Composition {
-    /// Of Services only load balancers, of records only those that are not being deleted.
+    /// The observed objects, without Services that are no load balancers, and without records that are being deleted.
     cluster: Cluster,
     /// The nodes that the speaker has heard on each link; `None` if no speaker runs.
     neighbours: Option<Neighbours>,
@@ -120,7 +121,7 @@ impl Composition {
         }
     }
 
-    /// Sets the options of those of these Services that exist.
+    /// Updates the entries of these Services with their options. A Service that does not exist loses its entry.
     fn set_options(&mut self, services: &BTreeSet<Key>) {
         let some_are_unspread = self.cluster.pools().values().any(|pool| !pool.spread);
         for key in services {
@@ -150,8 +151,8 @@ impl Composition {
     }
 }
 
-/// The change without a Service that is not a load balancer, and without a record that is being deleted: an agent treats
-/// those as if they did not exist.
+/// Turns a change of a Service that is no load balancer, or of a record that is being deleted, into the removal of the
+/// object: an agent treats such an object as if it did not exist.
 fn only_in_use(change: Change) -> Change {
     match change {
         Change::Service(key, after) => Change::Service(key, after.filter(|service| service.is_load_balancer)),

@@ -1,4 +1,4 @@
-//! Parts of the dataplane's snapshot that follow from a few objects. Pure.
+//! Parts of the dataplane's snapshot that are derived from a few objects. Pure.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -14,8 +14,8 @@ use ipnet::IpNet;
 use model::Cluster;
 use speaker::Neighbours;
 
-/// The links and families that need a reply path. A link with pod addresses needs none: requests to an lb_ip that come in
-/// there are from this node's pods.
+/// The links and families that need a reply path. A link with pod addresses needs none: only pods of this node send
+/// requests to an lb_ip through it.
 pub(super) fn reply_links(network: &NodeNetworkSpec, snapshot: &dataplane::Snapshot) -> ReplyPathInput {
     let is_pod_address = |address: &String| {
         let own: Option<IpAddr> = address.split('/').next().and_then(|own| own.parse().ok());
@@ -30,18 +30,19 @@ pub(super) fn reply_links(network: &NodeNetworkSpec, snapshot: &dataplane::Snaps
     }
 }
 
-/// The links on which this node can re-send frames, with the nodes there. Two nodes are on one link if they have addresses of
-/// the same network there, and the speaker has heard the other node on it from the MAC address in its NodeNetwork: separate
-/// links may use the same network.
+/// The links on which this node can re-send frames, and the nodes on each. Another node is on a link if both nodes have
+/// an address of the same network there, and if the speaker heard the other node there from the MAC address in its
+/// NodeNetwork. The network alone is no proof, since separate links may use the same one. Without `neighbours` (no
+/// speaker runs) it suffices.
 pub(super) fn links(node: &str, cluster: &Cluster, neighbours: Option<&Neighbours>) -> BTreeMap<LinkName, Link> {
     let (nodes, peer_links) = (cluster.nodes(), cluster.peer_links());
     let mut links = BTreeMap::new();
     for own in peer_links.get(node).iter().flat_map(|node| &node.links) {
         let (Some(name), Some(mac)) = (LinkName::new(&own.name), parse_station(&own.mac)) else { continue };
-        let here = |link: &&PeerLink| link.networks.iter().any(|network| own.networks.contains(network));
+        let shares_network = |link: &&PeerLink| link.networks.iter().any(|network| own.networks.contains(network));
         let others = peer_links.iter().filter(|(other, _)| *other != node && nodes.contains_key(*other));
         let peers = others.filter_map(|(other, peer_links)| {
-            let peer = parse_station(&peer_links.links.iter().find(here)?.mac)?;
+            let peer = parse_station(&peer_links.links.iter().find(shares_network)?.mac)?;
             let is_heard = neighbours.is_none_or(|neighbours| neighbours.mac(&own.name, other) == Some(peer));
             // Two nodes with one MAC address cannot be distinguished.
             (is_heard && peer != mac).then(|| (other.clone(), peer))
@@ -237,7 +238,7 @@ mod tests {
         ]);
         assert_eq!(objects.composition("n1").dataplane().links, expected);
         assert_eq!(objects.composition("n4").dataplane().links, BTreeMap::new(), "no other node on its link");
-        // Of these, only nodes heard there from that MAC address.
+        // With a speaker, only those nodes that it heard on the link from the MAC address in their NodeNetwork.
         let mut neighbours = Neighbours::default();
         neighbours.record("eth0", "n2", mac(0, 2));
         neighbours.record("eth0", "n3", mac(0, 9));

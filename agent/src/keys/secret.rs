@@ -1,8 +1,9 @@
 //! The entries and annotations of the Secret: Secret → [`SecretView`] → [`UsableKeys`]. Pure.
 //!
-//! Every entry of `data` is a key, whatever its name. A packet carries one seal for each key, and is accepted if one of its
-//! seals is by a key that the receiver has ([`speaker::wire::seal`]). So the order of the entries has no meaning to speakers, and
-//! two nodes with different versions of the Secret understand each other as long as both versions have one entry in common.
+//! Every entry of `data` is a key, whatever its name. A packet carries one seal for each key, and is accepted if one of
+//! its seals is by a key that the receiver has ([`speaker::wire::seal`]). So the order of the entries has no meaning to
+//! speakers. Two nodes with different versions of the Secret accept each other's packets if both versions have an entry
+//! in common.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -21,7 +22,7 @@ pub(crate) const RETIRE: &str = "landfall.dev/retire";
 /// Annotation with the time of that removal (RFC 3339).
 pub(crate) const RETIRE_AFTER: &str = "landfall.dev/retire-after";
 
-/// The fields of the Secret that matter here.
+/// The fields of the Secret that Landfall uses.
 #[derive(Clone, PartialEq, Eq)]
 pub(crate) struct SecretView {
     /// The resource version, which a write must name.
@@ -39,7 +40,7 @@ pub(crate) struct SecretView {
 pub(crate) struct Retirement {
     /// The names of the entries to remove.
     pub(crate) names: BTreeSet<String>,
-    /// `None` if the annotation is no time.
+    /// `None` if the annotation is missing or contains no time.
     pub(crate) after: Option<Timestamp>,
 }
 
@@ -82,7 +83,7 @@ pub(crate) struct UsableKeys {
 pub(crate) enum EntryProblem {
     /// Short enough to be guessed.
     TooShort { name: String, bytes: usize },
-    /// One key more than a packet has room for.
+    /// A packet has no room for a seal by this key: there are more than [`MAX_KEYS`].
     Surplus { name: String },
 }
 
@@ -100,8 +101,8 @@ impl fmt::Display for EntryProblem {
 }
 
 impl SecretView {
-    /// The entries that are long enough; of more than [`MAX_KEYS`] the last by name, since Landfall names its keys after
-    /// the time. All nodes choose the same ones.
+    /// The entries that are long enough. Of more than [`MAX_KEYS`] such entries, the last ones by name are used: they
+    /// are the newest, since Landfall names its keys after the time. All nodes with the same Secret use the same keys.
     pub(crate) fn usable_keys(&self) -> UsableKeys {
         let mut problems = Vec::new();
         let mut good: Vec<(&String, &[u8])> = Vec::new();

@@ -11,7 +11,7 @@ use prometheus_client::registry::Unit;
 
 use super::exposition::{Exposition, buckets};
 
-/// A counter of one Service at one address.
+/// Reads one counter from the traffic of a Service at an address.
 type Read = fn(&ServiceTraffic) -> u64;
 
 /// The name and the help text of a counter.
@@ -20,7 +20,8 @@ struct Counter<'a> {
     help: &'a str,
 }
 
-/// The traffic of Services. Those without series of their own are one series without their labels.
+/// Encodes the traffic of Services. All Services without series of their own share one series, which has no labels of a
+/// Service.
 pub(super) fn encode_services(traffic: &TrafficReport, to: &mut Exposition<'_>) -> fmt::Result {
     if traffic.packets_counted {
         let packets = Counter { name: "service_packets", help: "Packets from clients to a Service" };
@@ -39,7 +40,9 @@ pub(super) fn encode_services(traffic: &TrafficReport, to: &mut Exposition<'_>) 
     to.counter("unserved_packets", help, traffic.strays)
 }
 
-/// One counter of all Services, with one series for each of `reads`: its reason, and the value of a Service.
+/// Encodes one counter of all Services. Each element of `reads` has the value of the label `reason`, if there is one,
+/// and the function that reads the counter. It gives one series per Service and address, and one for the other
+/// Services.
 fn encode_family(
     traffic: &TrafficReport,
     to: &mut Exposition<'_>,
@@ -62,7 +65,7 @@ fn encode_family(
             ConstCounter::new(read(others)).encode(family.encode_family(&[reason])?)?;
         }
     }
-    // Without any label it is the family itself, and must come last.
+    // A series without any label is the family itself. To encode it consumes the family, so it comes last.
     match (&traffic.others, reads) {
         (Some(others), [(None, read)]) => ConstCounter::new(read(others)).encode(family),
         _ => Ok(()),

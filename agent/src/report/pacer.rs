@@ -8,10 +8,12 @@ use tokio::time::Instant;
 
 use super::difference::Difference;
 
-/// The pause between two writes of conflicts for one address: two hosts may alternate.
+/// The minimum time between two writes of conflicts for one address. If two hosts use the address, the observed host
+/// may change with each frame.
 const CONFLICT_PAUSE: Duration = Duration::from_secs(10);
 
-/// The pause between two writes of nothing but the reach of one address: endpoints may change all the time.
+/// The minimum time between two writes for one address that change only its reach. Endpoints, on which the reach
+/// depends, may change continuously.
 const REACH_PAUSE: Duration = Duration::from_secs(10);
 
 /// The pacers of a report.
@@ -28,7 +30,8 @@ impl Default for Pacers {
 }
 
 impl Pacers {
-    /// Removes the parts that have to wait, and returns when the first of them may be written. The rest counts as written.
+    /// Removes the parts that have to wait, and returns when the first of them may be written. The rest counts as
+    /// written.
     pub(super) fn postpone(&mut self, differences: &mut Vec<(IpAddr, Difference)>, now: Instant) -> Option<Instant> {
         for (lb_ip, difference) in differences.iter_mut() {
             if difference.conflicts.is_some() && !self.conflicts.may_write(*lb_ip, now) {
@@ -43,7 +46,7 @@ impl Pacers {
         postponed.into_iter().flatten().min()
     }
 
-    /// The writes for these addresses have failed.
+    /// Forgets the writes for these addresses, because they have failed.
     pub(super) fn forget(&mut self, failed: &[IpAddr]) {
         for lb_ip in failed {
             self.conflicts.written.remove(lb_ip);

@@ -37,13 +37,14 @@ fn record(announcers: &[Announcer], conflicts: &[AddressConflict]) -> Record {
     }
 }
 
-/// What node `me` knows, without any gap.
+/// The state of node `me`, without gaps in the reply path.
 fn state<'a>(announcements: &'a Announcements, conflicts: &'a Conflicts, forwarding: &'a Forwarding) -> NodeState<'a> {
     static NO_GAPS: BTreeSet<Gap> = BTreeSet::new();
     NodeState { node: "me", announcements, conflicts, forwarding, gaps: &NO_GAPS }
 }
 
-/// What node `me` writes at second 1, with an announcement of the epoch `own` and a conflict `seen`.
+/// The difference that node `me` writes to `record` at second 1. It announces the address with the epoch `own`, and
+/// observes the conflict `seen`.
 fn difference_of(own: Option<u64>, seen: Option<(u8, bool)>, record: Record) -> Option<Difference> {
     let since = second(1).0;
     let announcement = |epoch| Announcement { link: "eth0".into(), epoch, since, moved: None };
@@ -70,22 +71,22 @@ fn changes_of_reach_are_written_to_the_announcer() {
         let difference = differences(&state(&announcements, &Conflicts::default(), forwarding), &records).pop()?.1;
         Some((difference.announcers.expect("announcers"), difference.is_reach_only))
     };
-    let lacking = forwarding(Reach::Spread, ProblemReason::NoEndpoints, "80/TCP");
-    let what = ForwardingProblem {
+    let unserved = forwarding(Reach::Spread, ProblemReason::NoEndpoints, "80/TCP");
+    let no_endpoints = ForwardingProblem {
         namespace: "default".into(),
         name: "web".into(),
         reason: ProblemReason::NoEndpoints,
         what: "80/TCP".into(),
     };
-    let lacking_entry =
-        Announcer { since: second(1), reach: Some(Reach::Spread), unforwarded: vec![what], ..entry("me", 3) };
-    assert_eq!(written(&lacking, &record(&[], &[])), Some((vec![lacking_entry.clone()], false)));
+    let unserved_entry =
+        Announcer { since: second(1), reach: Some(Reach::Spread), unforwarded: vec![no_endpoints], ..entry("me", 3) };
+    assert_eq!(written(&unserved, &record(&[], &[])), Some((vec![unserved_entry.clone()], false)));
     // The entry of another node stays, and so does this node's `since`.
-    let before = record(&[Announcer { since: second(0), ..lacking_entry.clone() }, entry("other", 4)], &[]);
-    assert_eq!(written(&lacking, &before), None);
-    let spread = Forwarding { problems: BTreeMap::new(), ..lacking };
-    let well = Announcer { since: second(0), unforwarded: vec![], ..lacking_entry };
-    assert_eq!(written(&spread, &before), Some((vec![well, entry("other", 4)], true)));
+    let before = record(&[Announcer { since: second(0), ..unserved_entry.clone() }, entry("other", 4)], &[]);
+    assert_eq!(written(&unserved, &before), None);
+    let spread = Forwarding { problems: BTreeMap::new(), ..unserved };
+    let served_entry = Announcer { since: second(0), unforwarded: vec![], ..unserved_entry };
+    assert_eq!(written(&spread, &before), Some((vec![served_entry, entry("other", 4)], true)));
     let long = forwarding(Reach::Mixed, ProblemReason::InvalidSourceRange, &"ä".repeat(300));
     let (announcers, _) = written(&long, &before).expect("a difference");
     assert_eq!(announcers[0].unforwarded[0].what.chars().count(), MAX_PROBLEM_CHARS);
@@ -103,7 +104,7 @@ fn a_reply_gap_is_reported_for_every_holder() {
         let (announcements, conflicts) = Default::default();
         let state = NodeState { gaps: &gaps, ..state(&announcements, &conflicts, &forwarding) };
         let reported = own_announcer(&state, &announcement, &record).unforwarded.into_iter();
-        reported.map(|lack| format!("{} {:?}: {}", lack.name, lack.reason, lack.what)).collect::<Vec<_>>()
+        reported.map(|entry| format!("{} {:?}: {}", entry.name, entry.reason, entry.what)).collect::<Vec<_>>()
     };
     let gap_on_eth1 = [
         "web AnswersElsewhere: no router is known on link eth1",
@@ -149,7 +150,7 @@ fn a_late_entry_of_the_predecessor_is_removed() {
     let (announcements, conflicts, forwarding) = Default::default();
     let mine = own_announcer(&state(&announcements, &conflicts, &forwarding), &announcement, &record(&[], &[]));
     let on_eth1 = Announcer { link: "eth1".into(), ..entry("other", 3) };
-    // The others are of a later epoch, another link, or a third node.
+    // The entries that stay have a later epoch, another link, or another node than the predecessor.
     for (written, stays) in
         [(entry("other", 3), false), (entry("other", 5), true), (on_eth1, true), (entry("third", 3), true)]
     {
@@ -175,7 +176,7 @@ fn the_first_announcement_is_written_once() {
     assert_eq!(first(Some(1), record(&[], &[])), Some(second(1)));
     assert_eq!(first(None, record(&[], &[])), None);
     assert_eq!(first(Some(2), record(&[entry("other", 1)], &[])), None);
-    // Written by an agent without this field.
+    // An older agent wrote this record without the field.
     let old = Record { first_announced: None, ..record(&[entry("me", 1)], &[]) };
     assert_eq!(first(Some(1), old), Some(second(1)));
 }
@@ -206,8 +207,8 @@ fn a_new_owner_removes_its_predecessors_conflicts() {
     let (others, mine) = (conflict("other", 1, false), conflict("me", 1, false));
     let taken = difference_of(Some(4), None, record(&[entry("other", 3)], std::slice::from_ref(&others)));
     assert_eq!(taken.and_then(|difference| difference.conflicts), Some(vec![]));
-    let beside = difference_of(Some(3), None, record(&[entry("other", 4)], std::slice::from_ref(&others)));
-    assert_eq!(beside.and_then(|difference| difference.conflicts), None, "the other node announces too");
+    let not_taken = difference_of(Some(3), None, record(&[entry("other", 4)], std::slice::from_ref(&others)));
+    assert_eq!(not_taken.and_then(|difference| difference.conflicts), None, "the other node announces too");
     assert_eq!(difference_of(Some(3), Some((1, false)), record(&[entry("me", 3)], &[mine])), None);
 }
 
