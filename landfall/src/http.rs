@@ -1,6 +1,7 @@
 //! The HTTP server: `/metrics` for Prometheus, `/healthz` and `/readyz` for the kubelet.
 //!
-//! One future, which ends only when it is dropped. It has no authentication, since the answers contain no secrets.
+//! The server is one future, which never ends by itself. Clients need no authentication, since the answers contain no
+//! secrets.
 
 use std::convert::Infallible;
 use std::fmt;
@@ -14,7 +15,7 @@ use axum::routing::get;
 use controller::Metrics;
 use tokio::net::TcpListener;
 
-/// The address to listen at.
+/// The address at which the server listens.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum MetricsAddress {
     Off,
@@ -61,7 +62,8 @@ impl ProcessState for Metrics {
     }
 }
 
-/// Answers until it is dropped. If it cannot listen, it logs a warning, and the process goes on.
+/// Answers requests until the future is dropped. If the server cannot listen, this logs a warning, and the process goes
+/// on.
 pub(crate) async fn serve(address: MetricsAddress, metrics: impl ProcessState) -> Infallible {
     let MetricsAddress::On(address) = address else { return std::future::pending().await };
     let served = match listen(address).await {
@@ -73,7 +75,7 @@ pub(crate) async fn serve(address: MetricsAddress, metrics: impl ProcessState) -
     std::future::pending().await
 }
 
-/// `[::]` stands for both families; without IPv6 it is replaced by `0.0.0.0`.
+/// Listens at `address`. `[::]` stands for both families; on a host without IPv6 this listens at `0.0.0.0` instead.
 async fn listen(address: SocketAddr) -> io::Result<TcpListener> {
     match TcpListener::bind(address).await {
         Err(error)
@@ -91,14 +93,14 @@ fn router(metrics: impl ProcessState) -> Router {
         .route(
             "/metrics",
             get(async move || {
-                // Reading the kernel's counters and encoding many series may take long, so it runs on another thread.
+                // To read the kernel's counters and to encode many series may take long, so another thread does it.
                 let metrics = metrics.clone();
                 let text = tokio::task::spawn_blocking(move || metrics.text()).await;
                 let text = text.ok().and_then(Result::ok).ok_or(StatusCode::INTERNAL_SERVER_ERROR)?;
                 Ok::<_, StatusCode>(([(header::CONTENT_TYPE, Metrics::CONTENT_TYPE)], text))
             }),
         )
-        // All tasks share one thread, so an answer shows that it is not blocked.
+        // All tasks share one thread, so an answer shows that no task blocks this thread.
         .route("/healthz", get(async || "ok\n"))
         .route(
             "/readyz",

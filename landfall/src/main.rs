@@ -1,7 +1,7 @@
 //! The one binary of Landfall: the controller, the node agent, and the commands for users.
 //!
-//! It composes the libraries: `controller` assigns addresses; `agent` runs `dataplane`, which makes the kernel forward them,
-//! and `speaker`, which announces them. This crate has the options, the client, the log and the HTTP server.
+//! It composes the libraries: `controller` assigns addresses; `agent` runs `dataplane`, which makes the kernel forward
+//! them, and `speaker`, which announces them. This crate has the options, the client, the log and the HTTP server.
 
 mod agent_command;
 mod cli;
@@ -17,8 +17,8 @@ use cli::{output, status, uninstall};
 
 /// Landfall provides Services of type LoadBalancer on Kubernetes clusters outside a cloud.
 ///
-/// `controller` and `node` run in the cluster; deploy/landfall.yaml starts them. The other commands run on your workstation
-/// and use your kubeconfig, as kubectl does.
+/// `controller` and `node` run in the cluster; deploy/landfall.yaml starts them. The other commands run on your
+/// workstation and use your kubeconfig, as kubectl does.
 #[derive(Debug, Parser)]
 #[command(version, max_term_width = 120, after_help = FIRST_STEPS)]
 struct Cli {
@@ -56,8 +56,8 @@ enum Command {
     Uninstall(uninstall::UninstallOptions),
 }
 
-// Requests to the API server need only one thread. The speaker and the dataplane, which must not wait for it, have threads
-// of their own.
+// Requests to the API server need only this one thread. The speaker and the dataplane must not wait for such requests,
+// so they have threads of their own.
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> anyhow::Result<()> {
     let cli = Cli::parse();

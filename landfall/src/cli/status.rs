@@ -114,7 +114,7 @@ fn pool_table(objects: &Objects) -> Option<String> {
 
 /// Used and free addresses of a family; empty if the pool has none of that family.
 fn used_and_free(has_any: bool, used: i64, free: i64) -> String {
-    // The status has this number for anything greater, too.
+    // A greater number of free addresses is `i64::MAX` in the status, too.
     let free = if free == i64::MAX { "2^63 or more".to_owned() } else { free.to_string() };
     if has_any || used > 0 { format!("{used}/{free}") } else { String::new() }
 }
@@ -123,7 +123,7 @@ fn used_and_free(has_any: bool, used: i64, free: i64) -> String {
 fn is_notable(condition: &Condition) -> bool {
     match condition.type_.as_str() {
         "Ready" => condition.status != "True",
-        // It exists only while the pool is drained, and its message names the remaining holders.
+        // This condition exists only while the pool is drained, and its message names the remaining holders.
         "Drained" => true,
         _ => condition.status == "True",
     }
@@ -165,7 +165,8 @@ fn service_table(objects: &Objects) -> Option<String> {
 
 /// Why a Service is pending, or how its addresses differ from the usual.
 fn service_notes(service: &Service) -> String {
-    // Whether Landfall serves Services without a class depends on an option of the controller. A condition shows that it does.
+    // An option of the controller decides whether Landfall serves a Service without a class. Only if it does, the
+    // Service has a condition.
     if let Some(class) = service.class.as_deref().filter(|class| *class != CLASS) {
         return format!("class {class}: not served by Landfall");
     }
@@ -224,7 +225,8 @@ fn sharing_note(object: &LoadBalancerIP) -> Option<String> {
     object.spec.sharing_key.as_ref().map(|key| format!("shared by key {key}"))
 }
 
-/// What an address is reserved for. Without holder and quarantine it is reserved even without the field.
+/// The namespace or Service for which an address is reserved. A record without holder and quarantine is a reservation,
+/// even if `spec.reservation` is not set.
 fn reservation_note(object: &LoadBalancerIP) -> Option<String> {
     let spec = &object.spec;
     let is_reserved = spec.services.is_empty() && spec.quarantine.is_none();
@@ -236,7 +238,7 @@ fn reservation_note(object: &LoadBalancerIP) -> Option<String> {
     })
 }
 
-/// Why an address is assigned to no Service.
+/// Why a quarantined address is assigned to no Service.
 fn quarantine_note(object: &LoadBalancerIP) -> Option<String> {
     let Quarantine { mac, node, link, .. } =
         object.spec.quarantine.as_ref().filter(|_| object.spec.services.is_empty())?;

@@ -38,7 +38,7 @@ const CONTROLLER: &str = "landfall-controller";
 const NODE: &str = "landfall-node";
 const POLICIES: [&str; 2] = ["landfall-address-in-use", "landfall-own-node"];
 
-/// How long a step may take: a pod has 10 s to end, and a busy cluster is slower.
+/// How long a step may take. A pod has 10 s to end; the rest is for a busy cluster.
 const STEP_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// The options of `landfall uninstall`.
@@ -95,13 +95,13 @@ pub(crate) async fn run(connection: &Connection, options: UninstallOptions) -> a
 /// A Service that Landfall has written to.
 struct OurService {
     service: Service,
-    /// Whether its address and finalizer are ours, not only a condition: those of a pending Service may be another
-    /// provider's.
+    /// Whether Landfall wrote its address and its finalizer, and not only a condition. An address and a finalizer of a
+    /// pending Service may be from another provider.
     has_address: bool,
 }
 
-/// The Services that Landfall has written to: those that hold an address, and those with a condition of ours. The finalizer
-/// alone proves nothing, since every provider uses it.
+/// The Services that Landfall has written to: those that hold an address, and those with a condition of ours. The
+/// finalizer alone proves nothing, since every provider uses it.
 async fn our_services(client: &Client) -> anyhow::Result<Vec<OurService>> {
     let addresses = list::<LoadBalancerIP>(client).await?;
     let holders: BTreeSet<InternedStr> =
@@ -114,7 +114,7 @@ async fn our_services(client: &Client) -> anyhow::Result<Vec<OurService>> {
         .collect())
 }
 
-/// Removes from a Service what Landfall has written.
+/// Removes all that Landfall has written to a Service.
 async fn release(client: &Client, OurService { service, has_address }: &OurService) -> anyhow::Result<()> {
     let mut patch = json!({
         "metadata": {"resourceVersion": service.resource_version.to_string()},
@@ -167,7 +167,7 @@ where
     for object in list::<K>(client).await? {
         loop {
             match delete::<K>(&objects, &object.name_any()).await {
-                // An API server may enforce a deleted policy for some time.
+                // An API server may enforce a policy for some time after its deletion.
                 Err(error) if is_forbidden(&error) && tokio::time::Instant::now() < deadline => {
                     tokio::time::sleep(Duration::from_millis(200)).await;
                 }
