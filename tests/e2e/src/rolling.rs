@@ -1,7 +1,8 @@
 //! Rolling updates of a backend, while clients send requests all the time.
 //!
-//! The backend is realistic: a readiness probe decides when a pod is used, and a `preStop` hook keeps an ending pod serving
-//! for a moment, until all parts of the cluster know of its end. A node's pod ends before the next one starts there.
+//! The backend is realistic: a readiness probe decides when a pod is used, and a `preStop` hook keeps an ending pod
+//! serving for a moment, until all parts of the cluster know of its end. On each node, the old pod ends before the new
+//! one starts.
 
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
@@ -22,8 +23,9 @@ pub const POLICIES: [(&str, &str); 2] = [("Cluster", "rolling-cluster"), ("Local
 /// The name of the pods' DaemonSet.
 const PODS: &str = "rolling";
 
-/// Seconds for which an ending pod serves on; operators use 5 to 15. Kernels apply a changed slice within milliseconds, but
-/// Kubernetes' endpoint controller retries only after one second, and then after two, if its cache is out of date.
+/// Seconds for which an ending pod continues to serve; operators use 5 to 15. The kernel of each node has a changed
+/// slice within milliseconds. But if the cache of Kubernetes' endpoint controller is out of date, it writes the slice
+/// only in its next attempt, after one second, or after two more.
 const PRE_STOP_SECONDS: u32 = 4;
 
 /// The backend, and its clients.
@@ -36,8 +38,8 @@ pub struct RollingUpdates<'a> {
 pub type UpdateTallies = Vec<(&'static str, Transport, Tally)>;
 
 impl<'a> RollingUpdates<'a> {
-    /// Creates a pod on each node and a Service for each policy, and starts the clients. A pool must have two addresses.
-    /// An update stops the pods of `max_unavailable` nodes at the same time.
+    /// Creates a pod on each node and a Service for each policy, and starts the clients. A pool must have two free
+    /// addresses. An update stops the pods of `max_unavailable` nodes at the same time.
     ///
     /// # Errors
     /// If pods or Services do not answer in time.

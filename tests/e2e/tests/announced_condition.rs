@@ -66,7 +66,7 @@ async fn a_conflicting_host_is_reported_and_avoided() -> Result<()> {
     let row = kubectl(&["get", "lbip", "192.0.2.200"])?;
     ensure!(row.contains("ANNOUNCER") && row.contains(&node), "{row}");
 
-    // Another host uses the next address of the pool: the Service gets the one after that, which answers.
+    // Another host uses the next address of the pool: the Service gets the following address, which answers.
     conflicting.add_address("192.0.2.201")?;
     world.create_service("second", json!({"selector": {"app": "web"}})).await?;
     let free: IpAddr = "192.0.2.202".parse()?;
@@ -89,8 +89,8 @@ async fn a_conflicting_host_is_reported_and_avoided() -> Result<()> {
     })
     .await?;
 
-    // A Service that requests such an address gets it, and its condition names the other host. The address is announced after
-    // the other host has released it.
+    // A Service that requests an address of another host gets it, and its condition names the host. The address is
+    // announced after the host no longer uses it.
     conflicting.add_address("192.0.2.205")?;
     world.create_service("named", json!({"selector": {"app": "web"}, "loadBalancerIP": "192.0.2.205"})).await?;
     wait_for(&format!("{ANNOUNCED}=false"), "named")?;

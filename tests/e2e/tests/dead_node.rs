@@ -11,7 +11,7 @@ use kube::Api;
 use lab::{Topology, wait_until};
 use serde_json::json;
 
-/// After this time every new connection must succeed. Landfall takes a fraction of it; the rest is for a busy machine.
+/// After this time every new connection must succeed. Landfall needs a fraction of it; the rest is for a busy machine.
 const DEADLINE: Duration = Duration::from_secs(5);
 
 /// New connections are watched for this long after the deadline.
@@ -20,7 +20,7 @@ const WATCH_TIME: Duration = Duration::from_secs(6);
 /// Limit of waiting for a connection.
 const TIMEOUT: Duration = Duration::from_secs(2);
 
-/// Limit of waiting for a datagram while the outage is measured, and so the resolution of the measurement.
+/// Limit of waiting for the answer to a datagram while the outage is measured. It is the resolution of the measurement.
 const UDP_TIMEOUT: Duration = Duration::from_millis(40);
 
 /// Whether the Node object is Ready.
@@ -48,7 +48,7 @@ async fn power_off_and_check(world: &World, victim: &str, address: IpAddr) -> Re
         ensure!(answer.is_ok(), "a connection failed {since:?} after the death of {victim}: {answer:?}");
         count += 1;
     }
-    // Otherwise Kubernetes may have removed the endpoints.
+    // If the node were not Ready, the connections could succeed because Kubernetes has removed its endpoints.
     ensure!(is_ready(world, victim).await?, "Kubernetes has noticed the death of {victim}");
     Ok(())
 }
@@ -82,7 +82,7 @@ async fn new_connections_avoid_a_dead_node_at_once() -> Result<()> {
     })
     .await?;
 
-    // A node that only has endpoints; then the node that also announces the address.
+    // First a node that only has endpoints, then the node that also announces the address.
     power_off_and_check(&world, other, address).await?;
     power_on_and_wait(&world, other, address, pod).await?;
     ensure!(world.wait_for_announcer(address).await? == announcer, "the address has moved for no reason");

@@ -1,4 +1,4 @@
-//! The node that answers for an address after the death of its announcer, and after that node's restart.
+//! The node that answers for an address after the death of its announcer, and after the dead node has restarted.
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
@@ -12,11 +12,11 @@ use e2e::{LanClient, World};
 use lab::{Topology, wait_until};
 use serde_json::json;
 
-/// Limit for the first answer of another node. It takes a fraction of a second; the rest is for a busy machine, and less
-/// than Kubernetes needs to notice the death.
+/// Limit for the first answer of another node. A takeover takes a fraction of a second; the rest is for a busy machine.
+/// Kubernetes needs more time than this limit to notice the death.
 const TAKEOVER: Duration = Duration::from_secs(5);
 
-/// A thread that sends ARP requests for an address all the time.
+/// A thread that continuously sends ARP requests for an address.
 struct ArpProber {
     stop_tx: Sender<()>,
     replies: JoinHandle<Result<Vec<BTreeSet<String>>>>,
@@ -36,7 +36,7 @@ impl ArpProber {
         Self { stop_tx, replies }
     }
 
-    /// Stops it, and returns the replying MAC addresses of each round.
+    /// Stops the thread, and returns the replying MAC addresses of each round.
     fn stop(self) -> Result<Vec<BTreeSet<String>>> {
         self.stop_tx.send(()).context("the ARP prober has ended by itself")?;
         self.replies.join().map_err(|_| anyhow!("the ARP prober panicked"))?
@@ -58,7 +58,8 @@ async fn one_other_node_answers_after_the_announcer_dies() -> Result<()> {
 
     world.cluster.power_off(&first)?;
     let died = Instant::now();
-    // A third of the requests reach the dead node's pod until Kubernetes notices; the next attempt follows at once.
+    // A third of the requests is sent to the pod of the dead node until Kubernetes notices the death. After such a
+    // request the next attempt follows at once.
     let lan = &world.lan;
     wait_until(TAKEOVER, "another node to answer", async || lan.query_udp_within(address, Duration::from_millis(50)))
         .await?;
@@ -71,8 +72,8 @@ async fn one_other_node_answers_after_the_announcer_dies() -> Result<()> {
     })
     .await?;
 
-    // The restarted node does not take the address back: only the second node answers, also after the agent has run for a
-    // while.
+    // The restarted node does not take the address back: only the second node answers, also after the agent has run for
+    // a while.
     world.cluster.power_on(&first)?;
     world.wait_until_installed().await?;
     let restarted = world.cluster.node(&first);

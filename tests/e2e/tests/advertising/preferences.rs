@@ -29,7 +29,7 @@ pub async fn an_eligible_preferred_node_takes_the_address_back(scene: &Scene<'_>
 
 pub async fn weights_add_up_but_make_no_node_eligible(scene: &Scene<'_>) -> Result<()> {
     let fixture = AdvertisingFixture::prepare(scene, 222, 223).await?;
-    // 90 for n1; 60 and 50 for n2; 100 for n3, which no advertisement selects.
+    // The weights: 90 for n1; 60 and 50 for n2; 100 for n3, which no advertisement selects.
     let both = [nodes_named(&["n1", "n2"])];
     let preferred = [prefer("n1", 90), prefer("n2", 60), prefer("n3", 100)];
     fixture.advertise("one", json!({"nodeSelectors": both, "preferredNodeSelectors": preferred})).await?;

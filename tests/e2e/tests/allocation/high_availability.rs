@@ -16,12 +16,13 @@ use kube::{Api, ResourceExt};
 use lab::{Topology, wait_until};
 use serde_json::json;
 
-/// Limit for a Service's wait while the leader terminates. It should be 2 s at most; the rest is for a busy machine, and
-/// still less than the duration of the Lease (6 s).
+/// Limit for the time that a Service waits for its address while the leader terminates. At most 2 s are expected; the
+/// rest is for a busy machine. The limit is less than the duration of the Lease (6 s), so no Service waits for its
+/// expiry.
 const HANDOVER: Duration = Duration::from_secs(5);
 
-/// Limit until the standby leads after the leader died or froze: 6 s for the Lease, up to 2 s since its last renewal, and as
-/// much again for a busy machine.
+/// Limit until the standby leads after the leader died or froze. The Lease expires 6 s after the standby has observed
+/// the last renewal; the other 10 s are for a busy machine.
 const TAKEOVER: Duration = Duration::from_secs(16);
 
 /// A thawed former leader is watched for writes for this long.
@@ -190,7 +191,8 @@ async fn a_standby_leads_after_the_lease_of_a_killed_leader(scene: &Scene<'_>) -
     Ok(())
 }
 
-/// After this long without a write, the leader has nothing left to write: twice the interval of writes of a pool's counts.
+/// If no object changes for this time, the leader has written everything. It is twice the interval at which the counts
+/// of a pool are written.
 const QUIET: Duration = Duration::from_secs(1);
 
 /// All objects that controllers write, with managed fields and versions.
@@ -221,7 +223,8 @@ async fn a_thawed_former_leader_writes_nothing(scene: &Scene<'_>) -> Result<()> 
     let frozen = ControllerPod::leader(world).await?;
     let pid = frozen.signal(world, "-STOP")?;
     let since = Instant::now();
-    // After the thaw its watches deliver all these changes, the oldest first. Each would require a write.
+    // After the thaw the watches of the former leader deliver all these changes, the oldest first. A leader would have
+    // to write after each.
     for name in ["three", "three-later"] {
         scene.create_service(name, json!({})).await?;
     }

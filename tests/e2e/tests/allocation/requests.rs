@@ -26,7 +26,7 @@ async fn requests_are_met_or_refused_with_a_reason() -> Result<()> {
     scenes.play(a_new_address_replaces_the_old_without_a_gap).await;
     scenes.play(a_refused_request_keeps_the_current_address).await;
     scenes.play(a_withdrawn_request_changes_nothing).await;
-    scenes.play(a_service_keeps_its_requested_address_of_another_provider).await;
+    scenes.play(a_requested_address_of_another_provider_is_kept).await;
     scenes.play(a_forged_status_is_repaired_and_gains_no_address).await;
     scenes.play(kubectl_waits_for_conditions_and_shows_columns).await;
     scenes.end()?;
@@ -36,31 +36,31 @@ async fn requests_are_met_or_refused_with_a_reason() -> Result<()> {
 async fn every_spelling_of_a_request_is_accepted(scene: &Scene<'_>) -> Result<()> {
     scene.create_pool("first", json!({"addresses": [scene.range(10, 29)]})).await?;
     scene.create_pool("second", json!({"addresses": [scene.range(30, 49)]})).await?;
-    let prefixes =
+    let spellings =
         ["landfall.dev/load-balancer-ips", "metallb.io/loadBalancerIPs", "metallb.universe.tf/loadBalancerIPs"];
-    for (number, annotation) in prefixes.into_iter().enumerate() {
+    for (number, annotation) in spellings.into_iter().enumerate() {
         let (name, address) = (format!("ip{number}"), scene.ip(20 + number as u8));
         scene.create_annotated(&name, &[(annotation, &address.to_string())]).await?;
         scene.expect_addresses(&name, &[address]).await?;
     }
     scene.create_service("field", json!({"spec": {"loadBalancerIP": scene.ip(23)}})).await?;
     scene.expect_addresses("field", &[scene.ip(23)]).await?;
-    let prefixes = ["landfall.dev/address-pool", "metallb.io/address-pool", "metallb.universe.tf/address-pool"];
-    for (number, annotation) in prefixes.into_iter().enumerate() {
+    let spellings = ["landfall.dev/address-pool", "metallb.io/address-pool", "metallb.universe.tf/address-pool"];
+    for (number, annotation) in spellings.into_iter().enumerate() {
         let name = format!("pool{number}");
         scene.create_annotated(&name, &[(annotation, "second")]).await?;
         scene.expect_addresses(&name, &[scene.ip(30 + number as u8)]).await?;
     }
-    let prefixes =
+    let spellings =
         ["landfall.dev/allow-shared-ip", "metallb.io/allow-shared-ip", "metallb.universe.tf/allow-shared-ip"];
-    for (number, annotation) in prefixes.into_iter().enumerate() {
+    for (number, annotation) in spellings.into_iter().enumerate() {
         let mut service = with_annotations(&[(annotation, "k")]);
         service["spec"] = json!({"ports": [{"port": 100 + number}]});
         let name = format!("key{number}");
         scene.create_service(&name, service).await?;
         scene.expect_addresses(&name, &[scene.ip(10)]).await?;
     }
-    // Several spellings at once, if they agree.
+    // A Service may use several spellings together if they agree.
     let address = scene.ip(25).to_string();
     let mut all = with_annotations(&[
         ("landfall.dev/load-balancer-ips", &address),
@@ -115,7 +115,7 @@ async fn several_requested_addresses_are_allocated_together(scene: &Scene<'_>) -
     .await
 }
 
-/// (annotations, reason of the refusal, text in the message).
+/// A refused request: its annotations, the reason of the refusal, and a text in the message.
 type RefusalCase<'a> = (&'a [(&'a str, &'a str)], &'a str, &'a str);
 
 async fn an_impossible_request_is_refused_until_it_changes(scene: &Scene<'_>) -> Result<()> {
@@ -125,7 +125,7 @@ async fn an_impossible_request_is_refused_until_it_changes(scene: &Scene<'_>) ->
     scene.expect_addresses("holder", &[scene.ip(40)]).await?;
     scene.create_service("web", json!({})).await?;
     scene.expect_addresses("web", &[scene.ip(10)]).await?;
-    let (outside, taken, there) = (scene.ip(200).to_string(), scene.ip(40).to_string(), scene.ip(12).to_string());
+    let (outside, taken, unused) = (scene.ip(200).to_string(), scene.ip(40).to_string(), scene.ip(12).to_string());
     let many = (10..27).map(|last| scene.ip(last).to_string()).collect::<Vec<_>>().join(",");
     let cases: [RefusalCase<'_>; 13] = [
         (&[(ADDRESSES_ANNOTATION, "web.example.com")], "InvalidRequest", "web.example.com"),
@@ -134,13 +134,13 @@ async fn an_impossible_request_is_refused_until_it_changes(scene: &Scene<'_>) ->
         (&[(ADDRESSES_ANNOTATION, "198.18.0.7/32")], "InvalidRequest", "198.18.0.7/32"),
         (&[(ADDRESSES_ANNOTATION, &many)], "InvalidRequest", "16"),
         (
-            &[(ADDRESSES_ANNOTATION, &there), ("metallb.io/loadBalancerIPs", &outside)],
+            &[(ADDRESSES_ANNOTATION, &unused), ("metallb.io/loadBalancerIPs", &outside)],
             "InvalidRequest",
             "metallb.io/loadBalancerIPs",
         ),
         (&[(POOL_ANNOTATION, "lan"), ("metallb.io/address-pool", "full")], "InvalidRequest", "metallb.io/address-pool"),
         (&[(ADDRESSES_ANNOTATION, &outside)], "AddressNotInPool", &outside),
-        (&[(ADDRESSES_ANNOTATION, &there), (POOL_ANNOTATION, "full")], "AddressNotInPool", "full"),
+        (&[(ADDRESSES_ANNOTATION, &unused), (POOL_ANNOTATION, "full")], "AddressNotInPool", "full"),
         (&[(ADDRESSES_ANNOTATION, &taken)], "AddressInUse", "holder"),
         (&[(POOL_ANNOTATION, "nowhere")], "PoolNotFound", "nowhere"),
         (&[(POOL_ANNOTATION, "full")], "PoolExhausted", "full"),
@@ -162,8 +162,8 @@ async fn an_impossible_request_is_refused_until_it_changes(scene: &Scene<'_>) ->
     Ok(())
 }
 
-/// Watches a Service until it shows `last`. Returns all addresses that it has shown.
-async fn shown_until(scene: &Scene<'_>, since: &Service, last: &[IpAddr]) -> Result<Vec<Vec<IpAddr>>> {
+/// Watches a Service until its status has the addresses `last`. Returns the addresses in all events until then.
+async fn watch_addresses_until(scene: &Scene<'_>, since: &Service, last: &[IpAddr]) -> Result<Vec<Vec<IpAddr>>> {
     let services: Api<Service> = Api::namespaced(scene.world.client.clone(), &scene.namespace_name(""));
     let name = since.metadata.name.clone().context("a name")?;
     let params = WatchParams::default().fields(&format!("metadata.name={name}"));
@@ -184,7 +184,7 @@ async fn shown_until(scene: &Scene<'_>, since: &Service, last: &[IpAddr]) -> Res
 async fn a_new_address_replaces_the_old_without_a_gap(scene: &Scene<'_>) -> Result<()> {
     scene.create_pool("lan", json!({"addresses": [scene.range(10, 29)]})).await?;
     scene.create_pool("other", json!({"addresses": [scene.range(30, 39)]})).await?;
-    let made = scene.create_service("web", json!({})).await?;
+    let created = scene.create_service("web", json!({})).await?;
     scene.expect_addresses("web", &[scene.ip(10)]).await?;
     for (annotations, target) in [
         ([(ADDRESSES_ANNOTATION, scene.ip(20).to_string()), (POOL_ANNOTATION, String::new())], scene.ip(20)),
@@ -193,11 +193,13 @@ async fn a_new_address_replaces_the_old_without_a_gap(scene: &Scene<'_>) -> Resu
         scene.annotate("web", &annotations.each_ref().map(|(name, value)| (*name, value.as_str()))).await?;
         scene.expect_addresses("web", &[target]).await?;
     }
-    let shown = tokio::time::timeout(SOON, shown_until(scene, &made, &[scene.ip(30)])).await.context("a watch")??;
+    let shown = tokio::time::timeout(SOON, watch_addresses_until(scene, &created, &[scene.ip(30)]))
+        .await
+        .context("a watch")??;
     let mut changes = shown.clone();
     changes.dedup();
     let expected = [vec![], vec![scene.ip(10)], vec![scene.ip(20)], vec![scene.ip(30)]];
-    // The empty status is not seen if the first event is the write of the first address.
+    // The empty status is missing if the first event is already the write of the first address.
     ensure!(changes == expected || changes == expected[1..], "{shown:?}");
     Ok(())
 }
@@ -235,7 +237,7 @@ async fn a_withdrawn_request_changes_nothing(scene: &Scene<'_>) -> Result<()> {
     scene.expect_addresses("pool", &[scene.ip(20)]).await
 }
 
-async fn a_service_keeps_its_requested_address_of_another_provider(scene: &Scene<'_>) -> Result<()> {
+async fn a_requested_address_of_another_provider_is_kept(scene: &Scene<'_>) -> Result<()> {
     let address = scene.ip(15);
     scene.create_annotated("web", &[("metallb.io/loadBalancerIPs", &address.to_string())]).await?;
     scene.patch_service_status("web", json!({"status": {"loadBalancer": {"ingress": [{"ip": address}]}}})).await?;

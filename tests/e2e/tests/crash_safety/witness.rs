@@ -1,7 +1,8 @@
 //! Watches all Services and records during the whole test, and collects violations.
 //!
-//! The two watches are not synchronous, so a deleted record counts as a violation only after its Service has had time to
-//! explain it.
+//! A record may be deleted only if its holder is deleted too, or may change its address. The two watches are not
+//! synchronous, so the watch of Services has [`LAG`] to report the change of the holder. Only after that time a deleted
+//! record is a violation.
 
 use std::collections::BTreeMap;
 use std::fmt::Debug;
@@ -27,7 +28,7 @@ const WATCH_SECONDS: u32 = 290;
 /// Maximum lag of one watch behind the other.
 const LAG: Duration = Duration::from_secs(2);
 
-/// Watches all Services and records. Dropping it ends the watches.
+/// Watches all Services and records. The watches end when it is dropped.
 pub struct Witness {
     observations: Arc<Mutex<Observations>>,
     tasks: JoinSet<Result<()>>,
@@ -35,11 +36,13 @@ pub struct Witness {
 
 /// Current objects, and violations so far. Pure.
 struct Observations {
+    /// The Services that may change their address.
     movers: &'static [&'static str],
+    /// The address that several Services may have.
     shared: IpAddr,
     /// Name and addresses by UID. A Service that is being deleted has no addresses here.
     services: BTreeMap<String, (String, Vec<IpAddr>)>,
-    /// Deleted records, and the UIDs of their holders.
+    /// Deleted records that may be violations, and the UIDs of their holders.
     deleted_records: Vec<(String, Vec<String>)>,
     violations: Vec<String>,
 }
@@ -64,7 +67,7 @@ impl Witness {
         wait_until(LAG, "no violation", async || {
             let mut observations = self.observations.lock().unwrap_or_else(PoisonError::into_inner);
             ensure!(observations.violations.is_empty(), "{}", observations.violations.join("; "));
-            observations.forget_explained_deletions();
+            observations.forget_allowed_deletions();
             let deleted = &observations.deleted_records;
             ensure!(deleted.is_empty(), "records were deleted before their Services: {deleted:?}");
             Ok(())
@@ -112,8 +115,8 @@ impl Observations {
         if !before.is_empty() && before != addresses && !is_ending && !self.movers.contains(&name.as_str()) {
             self.violations.push(format!("{name} had {before:?} and then {addresses:?}"));
         }
-        // The controller first deletes the record of an ending Service, which frees the address, and then its finalizer. The
-        // status is stale in between.
+        // The controller first deletes the record of an ending Service, which frees the address, and then removes the
+        // finalizer of the Service. In between, the status of the Service is stale.
         let addresses = if is_ending { Vec::new() } else { addresses };
         for (other_uid, (other, others)) in &self.services {
             if *other_uid != uid
@@ -133,8 +136,8 @@ impl Observations {
         }
     }
 
-    /// Forgets deleted records whose holders are deleted or may move.
-    fn forget_explained_deletions(&mut self) {
+    /// Forgets deleted records whose holders are being deleted, have no address, or may change it.
+    fn forget_allowed_deletions(&mut self) {
         let (services, movers) = (&self.services, self.movers);
         let holds = |uid: &String| {
             let service = services.get(uid);
