@@ -87,8 +87,8 @@ fn write_objects(cluster_dir: &ClusterDir, topology: &Topology, dir: &Path) -> R
         kubectl.args(["get", kind, "--all-namespaces", "--output=yaml", "--request-timeout=5s"]);
         let output = kubectl.stdin(Stdio::null()).output().context("run kubectl")?;
         fs::write(dir.join(format!("{kind}.yaml")), [output.stdout, output.stderr].concat())?;
-        // The API server does not answer, or has no such kind, and so none of those after it: each further request could
-        // take its whole timeout.
+        // Either the API server does not answer: then each further request could take its whole timeout. Or the API
+        // server does not have this kind, which is Landfall's: then the kinds after it are missing, too.
         if !output.status.success() {
             break;
         }
@@ -96,7 +96,7 @@ fn write_objects(cluster_dir: &ClusterDir, topology: &Topology, dir: &Path) -> R
     Ok(())
 }
 
-/// Copies files and directories, but no links, which a kubelet creates between logs.
+/// Copies files and directories, but not the links that a kubelet creates between logs.
 fn copy_tree(from: &Path, to: &Path) -> Result<()> {
     fs::create_dir_all(to)?;
     for entry in fs::read_dir(from).into_iter().flatten().flatten() {

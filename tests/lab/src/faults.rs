@@ -1,7 +1,7 @@
 //! Injected faults: cut cables, lost frames, frozen and dead machines.
 //!
-//! Touches the table `bridge lab` in the switch's namespace, control groups of hosts, and namespaces of hosts. The switch
-//! drops the frames of a cut, and both sides keep their carrier, so no host notices.
+//! Touches the table `bridge lab` in the switch's namespace, control groups of hosts, and namespaces of hosts. The
+//! switch drops the frames of a cut, and both sides keep their carrier, so no host notices.
 
 use anyhow::{Context, Result, ensure};
 
@@ -30,7 +30,7 @@ impl Cluster {
         nft(&self.switch().netns()?, &set_lines("add", &port, direction))
     }
 
-    /// Ends a cut, in both directions. Succeeds without one.
+    /// Ends a cut, in both directions. Succeeds if the host is not cut.
     pub fn heal(&self, host: &str) -> Result<()> {
         let port = self.host(host)?.name().to_owned();
         // Only an existing element can be deleted, so this adds it first, in the same transaction.
@@ -47,7 +47,7 @@ impl Cluster {
              flush chain bridge lab loss_{port}\n"
         );
         let of_10000 = (percent * 100.0).round() as u32;
-        // Drops for the numbers 0 to `highest` of 0 to 9999.
+        // `numgen` gives each frame a number from 0 to 9999, and the rule drops those from 0 to `highest`.
         if let Some(highest) = of_10000.checked_sub(1) {
             for direction in ["iifname", "oifname"] {
                 script += &format!(
@@ -60,7 +60,7 @@ impl Cluster {
         nft(&self.switch().netns()?, &script)
     }
 
-    /// Freezes all processes of a host, with those of containers. Its kernel keeps running (answers pings, forwards).
+    /// Freezes all processes of a host, including those of its containers. The kernel still answers pings and forwards.
     pub fn freeze(&self, host: &str) -> Result<()> {
         self.host(host)?.group().freeze(true)
     }
@@ -70,8 +70,8 @@ impl Cluster {
         self.host(host)?.group().freeze(false)
     }
 
-    /// Powers off a node or client: first cuts its cable, then kills its processes and containers and removes its kernel
-    /// state. Its disk stays. Returns when it is off. Succeeds if it is off already.
+    /// Powers off a node or client: first cuts its cable, then kills its processes and containers and removes its
+    /// kernel state. Its disk stays. Returns when it is off. Succeeds if it is off already.
     pub fn power_off(&self, host: &str) -> Result<()> {
         let host = self.host(host)?;
         let spec = host.spec().context("the switch can't be powered off: cut hosts, or take the cluster down")?;
@@ -87,8 +87,8 @@ impl Cluster {
         network::unplug(&self.cluster_dir().name, &self.switch().netns()?, host.name())
     }
 
-    /// Powers on a node or client: a new network namespace with the same addresses, and on a node containerd, kubelet and
-    /// kube-proxy. Returns when they have started; [`Cluster::wait_ready`] waits until the node is Ready.
+    /// Powers on a node or client: a new network namespace with the same addresses, and on a node containerd, kubelet
+    /// and kube-proxy. Returns when they have started; [`Cluster::wait_ready`] waits until the node is Ready.
     pub fn power_on(&self, host: &str) -> Result<()> {
         let host = self.host(host)?;
         let Some(spec) = host.spec() else { return Ok(()) };

@@ -20,13 +20,13 @@ use sha2::{Digest, Sha256};
 pub struct Image<'a> {
     /// A static binary. It becomes the entrypoint, at the root of the image, under its own name.
     pub binary: &'a Path,
-    /// `landfall:dev`. With a tag other than `latest`, kubelets use the loaded image and never pull.
+    /// A name such as `landfall:dev`. With a tag other than `latest`, kubelets use the loaded image and never pull it.
     pub name: &'a str,
 }
 
 /// Writes these images to one tar.
 pub fn write_archive(images: &[Image<'_>], out: &Path) -> Result<()> {
-    // Renamed at the end: a file of this name is always complete.
+    // The archive gets the name `out` at the end, so a file of that name is always complete.
     let unfinished = out.with_added_extension(std::process::id().to_string());
     let file = fs::File::create(&unfinished).with_context(|| format!("write {}", unfinished.display()))?;
     let mut archive = tar::Builder::new(std::io::BufWriter::new(file));

@@ -1,6 +1,6 @@
 //! `lab`: real Kubernetes clusters on this machine, from the command line.
 //!
-//! Reads arguments, calls the library, prints. Its clusters outlive it, until `lab down`.
+//! Reads arguments, calls the library, prints. The clusters run on after the command has ended, until `lab down`.
 #![allow(clippy::print_stdout, reason = "a command prints its output")]
 
 mod cli;

@@ -53,7 +53,8 @@ async fn faults_are_silent_complete_and_reversible() -> Result<()> {
     cluster.lose("n1", 0.0)?;
     answers(host[0])?;
 
-    // Frozen, the whole host or matching processes: the kernel accepts the connection, and no process answers.
+    // While the processes are frozen (all of the host, or those that match), the kernel accepts a connection, but no
+    // process answers.
     cluster.freeze("n1")?;
     silent(host[0])?;
     cluster.thaw("n1")?;
@@ -99,7 +100,7 @@ async fn wait_for_pod(cluster: &Cluster, n2: &Host, families: usize) -> Result<(
     .await
 }
 
-/// Checks that the API server alone ends and starts again. Nothing else is affected.
+/// Checks that the API server can end and start again without an effect on pods.
 async fn check_restart_of_api_server(cluster: &Cluster, c1: &Host, server: SocketAddr) -> Result<()> {
     let api = cluster.control_plane().process("kube-apiserver");
     api.kill()?;

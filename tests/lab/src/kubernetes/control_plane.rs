@@ -1,8 +1,8 @@
 //! The control plane: etcd, API server, controller manager and scheduler on the host `cp`, and the forwarder to it.
 //!
-//! Touches `cp/` in the cluster's directory (keys, kubeconfigs, etcd's data, logs) and one port on 127.0.0.1 of the root
-//! namespace. Hosts of the lab use the API server's LAN address. The root namespace has no interface in the lab, so a
-//! forwarder connects that port with the control plane's namespace.
+//! Touches `cp/` in the cluster's directory (keys, kubeconfigs, etcd's data, logs) and one port on 127.0.0.1 of the
+//! root namespace. Hosts of the lab use the API server's LAN address. The root namespace has no interface in the lab,
+//! so a forwarder connects that port with the control plane's namespace.
 
 use std::fs;
 use std::net::TcpListener;
@@ -56,9 +56,9 @@ pub fn lan_url(topology: &Topology) -> String {
 pub fn kubectl(files: &ControlPlaneFiles) -> Result<Command> {
     let mut kubectl = Command::new(binary("kubernetes")?);
     kubectl.arg("kubectl").env("KUBECONFIG", &files.kubeconfig);
-    // kubectl caches the API of an address, and the next cluster may have this one's port.
+    // kubectl caches the API of each address, and the next cluster may use the port of this one.
     kubectl.env("KUBECACHEDIR", files.path("cache"));
-    // A proxy can't reach 127.0.0.1.
+    // An HTTP proxy cannot reach 127.0.0.1 of this machine.
     for variable in ["HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy"] {
         kubectl.env_remove(variable);
     }
@@ -183,7 +183,7 @@ pub fn start_controllers(cp: &Host, topology: &Topology, files: &ControlPlaneFil
     manager.arg(format!("--flex-volume-plugin-dir={}", files.path("plugins")));
     let grace = topology.node_monitor_grace;
     manager.arg(format!("--node-monitor-grace-period={}s", grace.as_secs()));
-    // Kubernetes checks every 5 s for a grace of 50 s: the same ratio for a shorter grace.
+    // Kubernetes checks every 5 s for a grace of 50 s. A shorter grace needs the same ratio.
     manager.arg(format!("--node-monitor-period={}ms", (grace.as_millis() / 10).min(5000)));
     cp.spawn("kube-controller-manager", &manager)?;
 
@@ -202,7 +202,8 @@ pub fn start_controllers(cp: &Host, topology: &Topology, files: &ControlPlaneFil
     Ok(())
 }
 
-/// The duration of a node's lease, which is renewed after a quarter of it. 40 s with Kubernetes' default grace of 50 s.
+/// The duration of a node's lease: 40 s with Kubernetes' default grace of 50 s. A node renews its lease after a quarter
+/// of the duration.
 pub fn lease_duration(topology: &Topology) -> std::time::Duration {
     (topology.node_monitor_grace * 4 / 5).min(std::time::Duration::from_secs(40)).max(std::time::Duration::from_secs(1))
 }

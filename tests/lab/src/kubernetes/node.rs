@@ -1,9 +1,9 @@
 //! A node, from power-on until its kubelet runs.
 //!
-//! Touches, on the machine: the directory of the node (its /var, which stays after a power-off like a disk), its control
-//! groups, and processes. Inside, a node has its own /var, /run, /proc, /sys, host name, processes and network, and shares
-//! the rest with the machine. Process 1 is `pause`. When it ends, the kernel kills all processes of the node and removes
-//! its mounts.
+//! Touches, on the machine: the directory of the node (its /var, which stays after a power-off like a disk), its
+//! control groups, and processes. Inside, a node has its own /var, /run, /proc, /sys, host name, processes and network,
+//! and shares the rest with the machine. Process 1 is `pause`. When it ends, the kernel kills all processes of the node
+//! and removes its mounts.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
@@ -23,10 +23,11 @@ use crate::topology::{HostSpec, KubeProxy, POD_CIDRS, Topology};
 const FILES: &str = "/var/lib/lab";
 /// The image whose container holds a pod's namespaces.
 pub const PAUSE_IMAGE: &str = "docker.io/library/pause:dev";
-/// Limit of waiting for a boot. Mounting takes tens of milliseconds and containerd half a second, if the machine is idle.
+/// Limit of waiting for a boot. Mounting takes tens of milliseconds and containerd half a second, if the machine is
+/// idle.
 const BOOT_TIMEOUT: Duration = Duration::from_secs(30);
-/// Limit of waiting until the child of `setsid` has joined its group. It runs a shell, which takes milliseconds; on a busy
-/// machine it has taken more than a second.
+/// Limit of waiting until the child of `setsid` has joined its group. It runs a shell, which takes milliseconds; on a
+/// busy machine it has taken more than a second.
 const JOIN_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Writes the files of a node's disk: keys and configurations.
@@ -136,13 +137,13 @@ fn boot_script_path(node: &Host) -> PathBuf {
     node.dir().join("lib/lab/boot.sh")
 }
 
-/// Time of the node's last boot. A Node status that is older is out of date.
+/// Time of the node's last boot. An older Node status is out of date.
 pub fn boot_time(node: &Host) -> Result<SystemTime> {
-    // Each boot writes its script again.
+    // Each boot writes the script again, so its time is the time of the boot.
     Ok(fs::metadata(boot_script_path(node)).and_then(|data| data.modified())?)
 }
 
-/// Starts process 1 from outside and waits until it has become `pause`.
+/// Starts process 1 from outside the node, and waits until it executes `pause`.
 fn start_init(node: &Host, unshare: &Command) -> Result<()> {
     // `Host::command` needs process 1. At this point only the node's network namespace and its group exist.
     let group = node.group().child("init");
@@ -286,10 +287,10 @@ disabled_plugins = [
     )
 }
 
-/// Debian's CNI plugins in use.
+/// The CNI plugins of Debian that the lab uses.
 const CNI_PLUGINS: [&str; 4] = ["host-local", "loopback", "portmap", "ptp"];
-/// Debian's ptp waits for the kernel's duplicate address detection, which takes over a second and is most of a pod's start
-/// time. Addresses are unique here, so this wrapper turns it off.
+/// Debian's ptp waits for the kernel's duplicate address detection, which takes over a second and is most of a pod's
+/// start time. Addresses are unique here, so this wrapper turns it off.
 const CNI_PLUGIN: &str = r#"#!/bin/sh
 case $CNI_COMMAND in ADD) nsenter --net="$CNI_NETNS" sh -c 'echo 0 >/proc/sys/net/ipv6/conf/default/accept_dad' ;; esac
 exec /usr/lib/cni/ptp

@@ -2,8 +2,8 @@
 //!
 //! Touches `/sys/fs/cgroup/**/landfall-lab/CLUSTER/HOST/PROCESS`. The cgroup2 hierarchy holds the processes: a child
 //! always starts in its parent's group, so `cgroup.kill` reaches all processes of a node at once. runc can't see that
-//! hierarchy inside a node (see [`node`](crate::kubernetes::node)). It sees per-node subtrees of the version 1 controllers, so all
-//! groups that it creates have a known parent and can be removed.
+//! hierarchy inside a node (see [`node`](crate::kubernetes::node)). It sees per-node subtrees of the version 1
+//! controllers, so all groups that it creates have a known parent and can be removed.
 
 use std::fs;
 use std::io;
@@ -116,7 +116,8 @@ impl Cgroup {
         create(&self.path)
     }
 
-    /// Opens `cgroup.procs`. A process joins by writing `0` to it, which takes no allocation.
+    /// Opens `cgroup.procs`. A process joins the group when it writes `0` to this file, for which it needs no
+    /// allocation.
     pub fn open_procs(&self) -> Result<fs::File> {
         let path = self.path.join("cgroup.procs");
         fs::OpenOptions::new().write(true).open(&path).with_context(|| format!("open {}", path.display()))
@@ -143,7 +144,7 @@ impl Cgroup {
         if !self.path.exists() {
             return Ok(());
         }
-        // A frozen process dies as well, but only a thawed one surely ends.
+        // The kernel can kill frozen processes, too, but only thawed ones are sure to end.
         self.freeze(false)?;
         fs::write(self.path.join("cgroup.kill"), "1").with_context(|| format!("kill {}", self.path.display()))?;
         let start = Instant::now();
@@ -159,7 +160,7 @@ impl Cgroup {
         Ok(())
     }
 
-    /// Freezes or thaws all processes in the group, and waits until they are.
+    /// Freezes or thaws all processes in the group, and waits until all are frozen or thawed.
     pub fn freeze(&self, frozen: bool) -> Result<()> {
         let wanted = if frozen { "frozen 1" } else { "frozen 0" };
         fs::write(self.path.join("cgroup.freeze"), if frozen { "1" } else { "0" })
@@ -184,8 +185,8 @@ fn create(path: &Path) -> Result<()> {
     create_shared_dir(path).with_context(|| format!("create the control group {}", path.display()))
 }
 
-/// Creates a directory inside one that all clusters share. A cluster that is removed at this moment removes the empty
-/// parent as well: then this tries again.
+/// Creates a directory inside one that all clusters share. If another cluster is removed at this moment, its removal
+/// deletes the empty parent as well, and this tries again.
 pub(crate) fn create_shared_dir(path: &Path) -> std::io::Result<()> {
     let parent_vanished =
         |result: &std::io::Result<()>| result.as_ref().is_err_and(|error| error.kind() == std::io::ErrorKind::NotFound);

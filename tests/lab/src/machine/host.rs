@@ -22,13 +22,13 @@ use crate::topology::{HostKind, HostSpec, PodCidrs};
 #[derive(Clone, Debug)]
 pub struct Host {
     cluster_dir: ClusterDir,
-    /// None for the switch.
+    /// `None` for the switch.
     spec: Option<HostSpec>,
     group: Cgroup,
 }
 
 impl Host {
-    /// The handle on the host of this spec, or on the switch without a spec.
+    /// The handle on the host of this spec. `None` stands for the switch.
     pub(crate) fn new(cluster_dir: &ClusterDir, spec: Option<HostSpec>) -> Result<Self> {
         let name = spec.as_ref().map_or(SWITCH, |spec| &spec.name);
         let group = CgroupHierarchies::find()?.cluster(&cluster_dir.name).child(name);
@@ -50,7 +50,7 @@ impl Host {
         self.spec.as_ref().map_or(Ipv6Addr::UNSPECIFIED, HostSpec::v6)
     }
 
-    /// Its MAC address, `02:00:00:00:00:11`; the switch has no address.
+    /// Its MAC address, such as `02:00:00:00:00:11`; the switch has no address.
     pub fn mac(&self) -> Option<String> {
         self.spec.as_ref().map(HostSpec::mac)
     }
@@ -94,7 +94,7 @@ impl Host {
         })
     }
 
-    /// The network namespace of a pod on it whose `POD_NAME` is `pod`.
+    /// The network namespace of the pod on this host whose processes have `POD_NAME={pod}` in their environment.
     pub fn netns_of_pod(&self, pod: &str) -> Result<Namespace> {
         let variable = format!("POD_NAME={pod}");
         let has_variable = |pid: &i32| {

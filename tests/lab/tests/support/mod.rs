@@ -1,4 +1,4 @@
-//! Shared by the lab's own tests.
+//! Functions that the lab's own tests share.
 #![allow(dead_code, reason = "each test binary uses a part")]
 
 use std::fs;
@@ -14,10 +14,10 @@ use lab::{Cluster, wait_until};
 pub const SOON: Duration = Duration::from_secs(60);
 /// Limit of waiting for an answer over the network.
 pub const ANSWER: Duration = Duration::from_secs(2);
-/// Without an answer for this long, no answer follows: a packet takes microseconds here.
+/// If no answer arrives within this time, none will arrive: a packet takes microseconds in the lab.
 pub const SILENCE: Duration = Duration::from_millis(300);
 
-/// A whoami pod on this node; `more` is appended to its spec (`, hostNetwork: true`).
+/// The manifest of a whoami pod on this node. `more` is appended to its spec, such as `, hostNetwork: true`.
 pub fn whoami(name: &str, node: &str, more: &str) -> String {
     format!(
         "apiVersion: v1\n\
@@ -53,7 +53,7 @@ pub async fn wait_for_ready_status(cluster: &Cluster, node: &str, wanted: &str) 
     .await
 }
 
-/// All Node objects, by name.
+/// All Node objects, sorted by name.
 pub async fn nodes(cluster: &Cluster) -> Result<Vec<Node>> {
     Ok(Api::<Node>::all(cluster.client()).list(&ListParams::default()).await?.items)
 }
@@ -83,7 +83,7 @@ pub fn traces(cluster: &str) -> Vec<String> {
     for process in fs::read_dir("/proc").into_iter().flatten().flatten() {
         let groups = fs::read_to_string(process.path().join("cgroup")).unwrap_or_default();
         let status = fs::read_to_string(process.path().join("status")).unwrap_or_default();
-        // A dead process that its parent has not reaped yet.
+        // A process that has ended does not count, even if its parent has not reaped it yet.
         if status.lines().any(|line| line.starts_with("State:\tZ") || line.starts_with("State:\tX")) {
             continue;
         }
