@@ -1,7 +1,10 @@
 //! Clients that stay with their endpoint: a real kernel, real connections.
 
+#[path = "../harness/mod.rs"]
 mod harness;
+#[path = "../sample/mod.rs"]
 mod sample;
+#[path = "../world/mod.rs"]
 mod world;
 
 use std::collections::BTreeSet;

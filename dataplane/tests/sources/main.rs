@@ -1,7 +1,10 @@
 //! Only clients in a source range of a Service reach it: a real kernel, real packets.
 
+#[path = "../harness/mod.rs"]
 mod harness;
+#[path = "../sample/mod.rs"]
 mod sample;
+#[path = "../world/mod.rs"]
 mod world;
 
 use std::io::ErrorKind;

@@ -2,8 +2,11 @@
 //! nobody answers it with a reset. The kernel does not translate such a segment back, so whoever got it would take it
 //! for a stranger's.
 
+#[path = "../harness/mod.rs"]
 mod harness;
+#[path = "../sample/mod.rs"]
 mod sample;
+#[path = "../world/mod.rs"]
 mod world;
 
 use std::io::{ErrorKind, Read};
