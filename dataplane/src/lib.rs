@@ -38,6 +38,7 @@
 //! masqueraded, so that the reply comes back through here. A packet to a port without endpoints is refused. A packet
 //! that nothing serves, or of a forbidden client, is dropped. IPv4 and IPv6 are forwarded alike.
 
+mod error_chain;
 pub mod flows;
 mod link_name;
 pub mod metrics;

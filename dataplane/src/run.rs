@@ -23,6 +23,7 @@ use tokio::sync::watch;
 use tokio::task::{self, JoinError};
 use tokio::time::{Instant, sleep_until};
 
+use crate::error_chain::error_chain;
 use crate::metrics::Counters;
 use crate::nft::EngineError;
 use crate::snapshot::Snapshot;
@@ -124,17 +125,6 @@ impl Sweeps {
             }
         }
     }
-}
-
-/// The causes of an error, down to the kernel's own message.
-pub(crate) fn error_chain(error: &dyn std::error::Error) -> String {
-    let mut causes = Vec::new();
-    let mut next = error.source();
-    while let Some(cause) = next {
-        causes.push(cause.to_string());
-        next = cause.source();
-    }
-    causes.join(": ")
 }
 
 /// Runs `work` on a thread that may block. A panic in it continues here.

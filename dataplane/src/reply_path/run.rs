@@ -14,8 +14,9 @@ use tokio::time::{Instant, sleep, sleep_until};
 
 use super::routing::{ReplyPathError, ReplyPathState, Routing};
 use super::{Gap, Mask, ReplyPath, ReplyPathInput};
+use crate::error_chain::error_chain;
 use crate::netlink::notifications::RouteNotifications;
-use crate::run::{error_chain, run_blocking};
+use crate::run::run_blocking;
 
 /// The wait for the end of a burst of changes: a link that comes up brings several routes.
 const BURST: Duration = Duration::from_millis(100);

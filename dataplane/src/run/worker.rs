@@ -8,9 +8,9 @@ use std::time::Instant;
 use crds::service::Family;
 use tokio::sync::watch;
 
-use super::error_chain;
 use super::forwarding::Forwarding;
 use super::refused::Refused;
+use crate::error_chain::error_chain;
 use crate::flows::affinity::retired_clients;
 use crate::flows::conntrack::forget_flows;
 use crate::flows::stale::stale_flows;
