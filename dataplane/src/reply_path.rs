@@ -134,16 +134,16 @@ pub enum Gap {
 impl Gap {
     /// The reason and subject to report for an lb_ip of `family` that is announced on `link`; `None` if this gap does
     /// not affect it.
-    pub fn about(&self, family: Family, link: LinkName) -> Option<(ProblemReason, String)> {
+    pub fn problem(&self, family: Family, link: LinkName) -> Option<(ProblemReason, String)> {
         match self {
-            Self::NoRouter(of, on) if (*of, *on) == (family, link) => {
+            Self::NoRouter(gap_family, gap_link) if (*gap_family, *gap_link) == (family, link) => {
                 Some((ProblemReason::AnswersElsewhere, format!("no router is known on link {link}")))
             }
-            Self::NoMark(on) if *on == link => {
+            Self::NoMark(gap_link) if *gap_link == link => {
                 let what = format!("the mask of marks has too few bits for link {link}");
                 Some((ProblemReason::AnswersElsewhere, what))
             }
-            Self::StrictFilter(on) if family == Family::V4 && *on == link => {
+            Self::StrictFilter(gap_link) if family == Family::V4 && *gap_link == link => {
                 Some((ProblemReason::RequestsFiltered, format!("link {link}")))
             }
             // Another table is used instead; without one, the gap is a missing mark.

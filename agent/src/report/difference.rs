@@ -198,7 +198,7 @@ fn problem_entry(namespace: &InternedStr, name: &InternedStr, reason: ProblemRea
 /// Why requests to an lb_ip that come in by this link may be lost, or their replies leave by another link.
 fn reply_problems(state: &NodeState<'_>, lb_ip: IpAddr, link: &str) -> BTreeSet<(ProblemReason, String)> {
     let Some(link) = LinkName::new(link) else { return BTreeSet::new() };
-    let mut all: BTreeSet<_> = state.gaps.iter().filter_map(|gap| gap.about(Family::from(lb_ip), link)).collect();
+    let mut all: BTreeSet<_> = state.gaps.iter().filter_map(|gap| gap.problem(Family::from(lb_ip), link)).collect();
     if state.forwarding.marks_refused {
         all.insert((ProblemReason::AnswersElsewhere, "the kernel does not mark connections".to_owned()));
     }

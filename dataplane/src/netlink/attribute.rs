@@ -19,7 +19,7 @@ pub struct Writer {
 
 impl Writer {
     /// Appends to `bytes`, whose length must be a multiple of four.
-    pub fn after(bytes: Vec<u8>) -> Self {
+    pub fn append_to(bytes: Vec<u8>) -> Self {
         debug_assert_eq!(bytes.len() % ALIGN, 0);
         Self { bytes }
     }

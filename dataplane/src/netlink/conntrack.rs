@@ -156,7 +156,7 @@ mod tests {
             // A deletion has the attributes of an answer, except the source of replies.
             let mut bytes = Vec::new();
             delete_flow(&tracked).encode(1, &mut bytes);
-            let mut answer = Writer::after(bytes.split_off(Message::HEADERS));
+            let mut answer = Writer::append_to(bytes.split_off(Message::HEADERS));
             answer.nest(TUPLE_REPLY, |tuple| {
                 tuple.nest(TUPLE_IP, |ip| {
                     write_address(ip, SOURCE, replies_from.ip());

@@ -63,7 +63,7 @@ impl Message {
 
     /// A message with this header of a subsystem, which begins with the family. Its length must be a multiple of four.
     pub fn with_header(kind: u16, flags: u16, header: Vec<u8>, fill: impl FnOnce(&mut Writer)) -> Self {
-        let mut writer = Writer::after(header);
+        let mut writer = Writer::append_to(header);
         fill(&mut writer);
         Self { kind, flags: flags | REQUEST, body: writer.finish() }
     }

@@ -17,8 +17,8 @@ pub(super) fn assign(weights: &[u64], seeds: &[u64]) -> Vec<(u32, usize, Option<
     let mut all = Vec::with_capacity(firsts.len());
     for node in 0..weights.len() {
         let own: Vec<u32> = firsts.iter().filter(|(_, first)| **first == node).map(|(slot, _)| *slot).collect();
-        let heirs = Heirs::new(node, weights, seeds, &firsts);
-        let seconds = heirs.map(|heirs| heirs.inherit(&own)).unwrap_or_default();
+        let successors = Successors::new(node, weights, seeds, &firsts);
+        let seconds = successors.map(|successors| successors.inherit(&own)).unwrap_or_default();
         all.extend(own.into_iter().map(|slot| (slot, node, seconds.get(&slot).copied())));
     }
     all
@@ -52,7 +52,7 @@ fn assign_firsts(weights: &[u64], seeds: &[u64]) -> BTreeMap<u32, usize> {
 }
 
 /// The nodes that inherit the slots of a dead node.
-struct Heirs {
+struct Successors {
     nodes: Vec<usize>,
     weights: Vec<u64>,
     seeds: Vec<u64>,
@@ -60,7 +60,7 @@ struct Heirs {
     held: Vec<u64>,
 }
 
-impl Heirs {
+impl Successors {
     /// All nodes but `dead`; `None` if they have no weight.
     fn new(dead: usize, weights: &[u64], seeds: &[u64], firsts: &BTreeMap<u32, usize>) -> Option<Self> {
         let nodes: Vec<usize> = (0..weights.len()).filter(|node| *node != dead).collect();
@@ -71,7 +71,7 @@ impl Heirs {
         (weights.iter().sum::<u64>() > 0).then_some(Self { nodes, weights, seeds, held })
     }
 
-    /// Assigns `slots` so that each heir has its share of all: whole slots first, since pieces can even them out.
+    /// Assigns `slots` so that each successor has its share of all: whole slots first, since pieces can even them out.
     fn inherit(mut self, slots: &[u32]) -> BTreeMap<u32, usize> {
         let all: u64 = self.weights.iter().sum();
         let mut inherited = BTreeMap::new();
@@ -88,9 +88,9 @@ impl Heirs {
                 })
                 .collect();
             let quotas = round_quotas(&owed, slots.len(), &self.seeds);
-            for (slot, heir) in assign_by_rank(slots, &quotas, &self.seeds) {
-                self.held[heir] += size(slot);
-                inherited.insert(slot, self.nodes[heir]);
+            for (slot, successor) in assign_by_rank(slots, &quotas, &self.seeds) {
+                self.held[successor] += size(slot);
+                inherited.insert(slot, self.nodes[successor]);
             }
         }
         inherited
