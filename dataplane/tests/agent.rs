@@ -21,7 +21,7 @@ use dataplane::rules::Problem;
 use dataplane::rules::plan_ruleset;
 use dataplane::snapshot::LinkName;
 use dataplane::{Forwarding, Snapshot};
-use harness::{Agent, on, with_pods};
+use harness::{Agent, endpoint_of, with_pods};
 use netns::Namespace;
 use sample::{Described, NODE, ip, nothing, on_eth0, ready, service, snapshot, terminating};
 use world::{Answer, CLIENT, Net, Pod, SILENCE, V4, World, ask_tcp, ask_udp, nft, udp, wait_for};
@@ -48,8 +48,8 @@ fn web(address: &str, endpoints: impl IntoIterator<Item = Endpoint>) -> Describe
         .slice(&[("tcp", Tcp, 8080), ("udp", Udp, 8080)], endpoints)
 }
 
-/// What the kernel has of all tables.
-fn observed(namespace: &Namespace) -> BTreeMap<Table, KernelTable> {
+/// All tables in the kernel.
+fn observe(namespace: &Namespace) -> BTreeMap<Table, KernelTable> {
     namespace.run(|| Engine::open().expect("an engine").observe().expect("observe").0)
 }
 
@@ -78,13 +78,13 @@ fn an_lb_ip_is_published_while_it_is_programmed() {
     agent.send(held(&[ready("10.244.2.5", "n2")]));
     let all = [LB_IP, "198.51.100.11", "2001:db8::1"];
     wait_for("addresses without endpoints here", || published_mistakes(&agent) == forwarding(&all, &[]));
-    let there = |table: Table| matches!(observed(&namespace)[&table], KernelTable::Ours(_));
+    let there = |table: Table| matches!(observe(&namespace)[&table], KernelTable::Ours(_));
     assert_eq!(Table::ALL.map(there), [true, true, false], "frames are not spread");
     agent.send(held(&[ready("10.244.1.5", NODE)]));
     wait_for("an endpoint here", || published_mistakes(&agent) == forwarding(&all, &["198.51.100.11"]));
     agent.send(nothing());
     wait_for("nothing published", || published_mistakes(&agent) == Forwarding::default());
-    wait_for("no tables", || observed(&namespace).values().all(|table| *table == KernelTable::Absent));
+    wait_for("no tables", || observe(&namespace).values().all(|table| *table == KernelTable::Absent));
     agent.end();
 }
 
@@ -92,12 +92,12 @@ fn an_lb_ip_is_published_while_it_is_programmed() {
 fn the_kernel_forwards_without_a_running_agent() {
     let world = World::new();
     let pod = world.pod(1, 5);
-    let known = snapshot([web(LB_IP, [on(V4, &pod)])]);
+    let known = snapshot([web(LB_IP, [endpoint_of(V4, &pod)])]);
     let agent = Agent::start(&world.n1);
     agent.send(known.clone());
     wait_for("the address", || published_mistakes(&agent) == forwarding(&[LB_IP], &[LB_IP]));
     agent.end();
-    let before = observed(&world.n1);
+    let before = observe(&world.n1);
     assert_eq!(ask_tcp(&world.client, WEB), Answer::new(&pod, CLIENT));
 
     let agent = Agent::start(&world.n1);
@@ -105,7 +105,7 @@ fn the_kernel_forwards_without_a_running_agent() {
     assert_eq!(ask_tcp(&world.client, WEB), Answer::new(&pod, CLIENT));
     agent.send(known);
     wait_for("the address again", || published_mistakes(&agent) == forwarding(&[LB_IP], &[LB_IP]));
-    assert_eq!(observed(&world.n1), before);
+    assert_eq!(observe(&world.n1), before);
     agent.end();
 }
 
@@ -116,11 +116,11 @@ fn a_flushed_ruleset_is_repaired_and_counted() {
     let known = snapshot([web(LB_IP, [ready("10.244.1.5", NODE)])]);
     agent.send(known.clone());
     wait_for("the address", || published_mistakes(&agent) == forwarding(&[LB_IP], &[LB_IP]));
-    let before = observed(&namespace);
+    let before = observe(&namespace);
     nft(&namespace, "flush ruleset");
-    // It looks every ten seconds.
+    // It checks every ten seconds.
     let deadline = Instant::now() + Duration::from_secs(20);
-    while observed(&namespace) != before {
+    while observe(&namespace) != before {
         assert!(Instant::now() < deadline, "not repaired");
         std::thread::yield_now();
     }
@@ -176,8 +176,8 @@ fn without_spreading_each_node_forwards_by_itself() {
     let spread = Snapshot { links: on_eth0(&["n2"]), ..snapshot([web(LB_IP, endpoints())]) };
     agent.send(spread.clone());
     wait_for("the address", || published_mistakes(&agent) == forwarding(&[LB_IP], &[LB_IP]));
-    assert_eq!(observed(&namespace)[&Table::Link], KernelTable::Absent);
-    // Another link is another chance.
+    assert_eq!(observe(&namespace)[&Table::Link], KernelTable::Absent);
+    // A new link is tried again.
     namespace.ip(["link set eth1 name eth2", "link set eth2 up"]).expect("a link");
     let eth2 = LinkName::new("eth2").expect("a name");
     let links = spread.links.values().map(|link| (eth2, link.clone())).collect();
@@ -188,7 +188,7 @@ fn without_spreading_each_node_forwards_by_itself() {
 
 #[test]
 fn refused_marks_are_published_and_traffic_continues() {
-    // As many chains as one hook can have for translation (MAX_HOOK_COUNT), but for those that are always there.
+    // As many chains as one hook can have for translation (MAX_HOOK_COUNT), except for ours that always exist.
     const MOST: usize = 1024 - 2;
     let world = World::new();
     let pod = world.pod(1, 5);
@@ -203,17 +203,17 @@ fn refused_marks_are_published_and_traffic_continues() {
     };
     let marking = |returns: Vec<ReplyPath>| Snapshot {
         reply_paths: Arc::new(returns.into_iter().collect()),
-        ..snapshot([harness::web(V4, [on(V4, &pod)])])
+        ..snapshot([harness::web(V4, [endpoint_of(V4, &pod)])])
     };
     agent.send(marking(vec![mark("eth0", 1), mark("eth1", 2)]));
     wait_for("the address", || {
         agent.forwarding().addresses.contains(&ip(V4.lb_ip)) && agent.forwarding().marks_refused
     });
     assert_eq!(ask_tcp(&world.client, &V4.port(80)), Answer::new(&pod, CLIENT));
-    // Where there is only one link, nothing is missing.
+    // With a single link, no marks are needed.
     agent.send(marking(vec![]));
     wait_for("nothing to be missing", || !agent.forwarding().marks_refused);
-    // With room again, other links are another chance.
+    // With room again, new links are tried again.
     nft(&world.n1, "delete table ip other\n");
     agent.send(marking(vec![mark("eth0", 1), mark("eth2", 2)]));
     wait_for("the mark", || {
@@ -232,18 +232,18 @@ fn a_udp_flow_follows_its_endpoints_and_service() {
         let (client, pod) = (udp(&world.client, &at), world.pod(1, 7));
         let inside = udp(&pod.namespace, &at);
         let agent = Agent::start(&world.n1);
-        let tell = |endpoints: Vec<Endpoint>| agent.send(snapshot([web(net.lb_ip, endpoints)]));
-        tell(vec![on(net, &first)]);
+        let send = |endpoints: Vec<Endpoint>| agent.send(snapshot([web(net.lb_ip, endpoints)]));
+        send(vec![endpoint_of(net, &first)]);
         wait_for("the address", || published_mistakes(&agent) == forwarding(&[net.lb_ip], &[net.lb_ip]));
         assert!(is_from(&first, ask_udp(&client)));
         assert!(is_from(&first, ask_udp(&inside)));
 
-        // As long as it still answers, it is not taken from its clients.
-        tell(vec![terminating(on(net, &first)), on(net, &second)]);
+        // While the endpoint still serves, its clients keep it.
+        send(vec![terminating(endpoint_of(net, &first)), endpoint_of(net, &second)]);
         wait_for("new clients at the other", || is_from(&second, ask_udp(&udp(&world.client, &at))));
         assert!(is_from(&first, ask_udp(&client)));
 
-        tell(vec![on(net, &second)]);
+        send(vec![endpoint_of(net, &second)]);
         wait_for("the client at the other", || is_from(&second, ask_udp(&client)));
         wait_for("the pod at the other", || is_from(&second, ask_udp(&inside)));
 
@@ -260,10 +260,10 @@ fn a_forbidden_udp_client_gets_no_more_replies() {
         let pod = world.pod(1, 5);
         let client = udp(&world.client, &net.port(80));
         let agent = Agent::start(&world.n1);
-        agent.send(snapshot([web(net.lb_ip, [on(net, &pod)])]));
+        agent.send(snapshot([web(net.lb_ip, [endpoint_of(net, &pod)])]));
         wait_for("the address", || published_mistakes(&agent) == forwarding(&[net.lb_ip], &[net.lb_ip]));
         assert_eq!(ask_udp(&client).expect("an answer"), Answer::new(&pod, net.client));
-        agent.send(snapshot([web(net.lb_ip, [on(net, &pod)]).only_from(&[net.pods, "?"])]));
+        agent.send(snapshot([web(net.lb_ip, [endpoint_of(net, &pod)]).only_from(&[net.pods, "?"])]));
         wait_for("silence", || is_silent(&client));
         let problem = Problem {
             service: Key::new("default", "web"),
@@ -273,7 +273,7 @@ fn a_forbidden_udp_client_gets_no_more_replies() {
         let problems = BTreeMap::from([(ip(net.lb_ip), BTreeSet::from([problem]))]);
         let expected = Forwarding { problems, ..forwarding(&[net.lb_ip], &[net.lb_ip]) };
         wait_for("the problem", || published_mistakes(&agent) == expected);
-        agent.send(snapshot([web(net.lb_ip, [on(net, &pod)])]));
+        agent.send(snapshot([web(net.lb_ip, [endpoint_of(net, &pod)])]));
         wait_for("an answer", || ask_udp(&client).is_ok());
         wait_for("no problem", || published_mistakes(&agent) == forwarding(&[net.lb_ip], &[net.lb_ip]));
         agent.end();
@@ -297,7 +297,7 @@ fn a_udp_flow_older_than_the_service_is_served() {
             let arguments = ["-L", "-f", family, "-p", "udp", "-d", net.lb_ip];
             !world.n1.command("conntrack").args(arguments).output().expect("conntrack").stdout.is_empty()
         });
-        agent.send(snapshot([web(net.lb_ip, [on(net, &pod)]), other()]));
+        agent.send(snapshot([web(net.lb_ip, [endpoint_of(net, &pod)]), other()]));
         wait_for("the address", || agent.forwarding().serving.contains(&ip(net.lb_ip)));
         assert_eq!(ask_udp(&client).expect("an answer"), Answer::new(&pod, net.client));
         agent.end();
@@ -312,7 +312,7 @@ fn a_restarted_agent_forgets_flows_of_removed_services() {
             let pod = world.pod(1, 5);
             let client = udp(&world.client, &net.port(80));
             let agent = Agent::start(&world.n1);
-            agent.send(snapshot([web(net.lb_ip, [on(net, &pod)])]));
+            agent.send(snapshot([web(net.lb_ip, [endpoint_of(net, &pod)])]));
             wait_for("the address", || agent.forwarding().serving.contains(&ip(net.lb_ip)));
             assert_eq!(ask_udp(&client).expect("an answer"), Answer::new(&pod, net.client));
             agent.end();
@@ -330,7 +330,7 @@ fn endpoints_leave_and_return_with_their_node() {
         let world = World::new();
         let (near, far) = (world.pod(1, 5), world.pod(2, 5));
         let agent = Agent::start(&world.n1);
-        let alive = with_pods(snapshot([web(net.lb_ip, [on(net, &near), on(net, &far)])]));
+        let alive = with_pods(snapshot([web(net.lb_ip, [endpoint_of(net, &near), endpoint_of(net, &far)])]));
         let dead = Snapshot { dead: BTreeSet::from(["n2".to_owned()]), ..alive.clone() };
         let answering = || {
             let answers = (0..40).map(|_| ask_tcp(&world.client, &net.port(80)).pod);
@@ -340,7 +340,7 @@ fn endpoints_leave_and_return_with_their_node() {
         agent.send(alive.clone());
         wait_for("the address", || agent.forwarding().serving.contains(&ip(net.lb_ip)));
         assert_eq!(answering(), both);
-        // A client of UDP that has the dead one is moved too.
+        // UDP clients of the dead endpoint are moved as well.
         let clients: Vec<_> = (0..20).map(|_| udp(&world.client, &net.port(80))).collect();
         assert!(clients.iter().any(|client| is_from(&far, ask_udp(client))));
         agent.send(dead);

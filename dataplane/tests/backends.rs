@@ -1,5 +1,5 @@
-//! Packets that are given to the node's Service proxy: what the rules say (traced, without a kernel), and what a kernel
-//! does in which another table plays that proxy.
+//! Packets for the node's Service proxy: the rules, traced without a kernel, and a real kernel with another table in
+//! place of the proxy.
 
 mod harness;
 mod sample;
@@ -17,8 +17,8 @@ use dataplane::Snapshot;
 use dataplane::rules::Problem;
 use dataplane::rules::plan_ruleset;
 use dataplane::rules::{Fallback, FallbackReason};
-use harness::{Agent, all, apply, engine, on, web, with_pods};
-use sample::{CLUSTER_IPS, Described, at, ip, on_eth0, service, snapshot};
+use harness::{Agent, all, apply, endpoint_of, engine, web, with_pods};
+use sample::{CLUSTER_IPS, Described, ip, on_eth0, service, snapshot, socket_addr};
 use tracer::{Fate, From, Machine, Packet};
 use world::{Answer, Net, PATIENCE, SILENCE, V4, V6, World, ask_tcp, ask_udp, connect, nft, ping, udp, wait_for};
 
@@ -40,7 +40,7 @@ fn play_kube_proxy(world: &World, net: Net, pods: &[&world::Pod]) {
         Family::V4 => ("ip", "ip"),
         Family::V6 => ("ip6", "ip6"),
     };
-    let targets: Vec<_> = pods.iter().enumerate().map(|(n, pod)| format!("{n} : {} . 8080", net.of(pod))).collect();
+    let targets: Vec<_> = pods.iter().enumerate().map(|(n, pod)| format!("{n} : {} . 8080", net.pod_ip(pod))).collect();
     let dnat = format!("dnat {ip} to numgen random mod {} map {{ {} }}", pods.len(), targets.join(", "));
     nft(
         &world.n1,
@@ -68,9 +68,9 @@ fn play_kube_proxy(world: &World, net: Net, pods: &[&world::Pod]) {
 fn readdressed_packets_are_proxied_or_dropped() {
     Net::each(|net| {
         for backend in BOTH {
-            let pod = at(&SocketAddr::new(ip(&net.pod(2, 6)), 8080).to_string());
+            let pod = socket_addr(&SocketAddr::new(ip(&net.pod(2, 6)), 8080).to_string());
             let web = web(net, [sample::ready(&net.pod(2, 6), "n2")])
-                .by(backend)
+                .backend(backend)
                 .only_from(&["0.0.0.0/0", "2001:db8:1::/64"]);
             let planned = plan_ruleset(&with_pods(on_node([web])));
             let (address, port) = if backend == NodePort { (net.n1, 30080) } else { (cluster_ip(net), 80) };
@@ -88,7 +88,7 @@ fn readdressed_packets_are_proxied_or_dropped() {
                 assert_eq!(machine.fates(packet), BTreeSet::from([expected]), "{backend}, {source}");
                 let elsewhere = Packet { port, ..packet };
                 let expected = if port == 80 { expected } else { Fate::Dropped };
-                assert_eq!(machine.fates(elsewhere), BTreeSet::from([expected]), "the node port is none of the lb_ip");
+                assert_eq!(machine.fates(elsewhere), BTreeSet::from([expected]), "the lb_ip has no node port");
             }
         }
     });
@@ -103,14 +103,17 @@ fn the_service_proxy_serves_clients_pods_and_the_node() {
         let mut engine = engine(&world);
         let at = net.port(80);
         for backend in BOTH {
-            apply(&mut engine, &on_node([web(net, [on(net, &near), on(net, &far)]).by(backend)]));
-            // What the proxy masquerades, the node is seen in place of.
+            apply(
+                &mut engine,
+                &on_node([web(net, [endpoint_of(net, &near), endpoint_of(net, &far)]).backend(backend)]),
+            );
+            // If the proxy masquerades, endpoints see the node.
             let masquerades = backend == NodePort;
             let seen = |client: &str, from_far: &str| {
                 let near_sees = if masquerades { net.gateway } else { client };
                 BTreeSet::from([Answer::new(&near, near_sees), Answer::new(&far, from_far)])
             };
-            let own = net.of(&asking);
+            let own = net.pod_ip(&asking);
             for (from, expected) in [
                 (&world.client, seen(net.client, net.n1)),
                 (&asking.namespace, seen(&own, if masquerades { net.n1 } else { &own })),
@@ -134,7 +137,7 @@ fn a_datagram_without_checksum_reaches_the_proxy() {
     play_kube_proxy(&world, net, &[&pod]);
     let mut engine = engine(&world);
     for backend in BOTH {
-        apply(&mut engine, &on_node([web(net, [on(net, &pod)]).by(backend)]));
+        apply(&mut engine, &on_node([web(net, [endpoint_of(net, &pod)]).backend(backend)]));
         let socket = udp(&world.client, &net.port(80));
         socket.set_read_timeout(Some(PATIENCE)).expect("a timeout");
         let raw = world.client.run(|| Socket::new(Domain::IPV4, Type::RAW, Some(Protocol::UDP))).expect("a raw socket");
@@ -161,7 +164,7 @@ fn an_iptables_service_proxy_serves_as_well() {
     }
     let mut engine = engine(&world);
     for backend in BOTH {
-        apply(&mut engine, &on_node([web(V4, [on(V4, &pod)]).by(backend)]));
+        apply(&mut engine, &on_node([web(V4, [endpoint_of(V4, &pod)]).backend(backend)]));
         assert_eq!(ask_tcp(&world.client, &V4.port(80)), Answer::new(&pod, V4.client), "{backend}");
         assert_eq!(ask_tcp(&world.n1, &V4.port(80)), Answer::new(&pod, V4.gateway), "{backend}");
     }
@@ -174,7 +177,7 @@ fn a_flow_waits_until_the_proxy_knows_the_service() {
         let pod = world.pod(1, 5);
         let mut engine = engine(&world);
         for backend in BOTH {
-            apply(&mut engine, &on_node([web(net, [on(net, &pod)]).by(backend)]));
+            apply(&mut engine, &on_node([web(net, [endpoint_of(net, &pod)]).backend(backend)]));
             let error = connect(&world.client, &net.port(80), SILENCE).err().expect("no connection");
             assert_eq!(error.kind(), ErrorKind::TimedOut, "{backend}");
             // The same flow, and not a new one: nothing was remembered of its first packet.
@@ -202,12 +205,12 @@ fn forbidden_clients_never_reach_the_service_proxy() {
         play_kube_proxy(&world, net, &[&pod]);
         let mut engine = engine(&world);
         for backend in BOTH {
-            let pods_only = web(net, [on(net, &pod)]).by(backend).only_from(&[net.pods]);
+            let pods_only = web(net, [endpoint_of(net, &pod)]).backend(backend).only_from(&[net.pods]);
             apply(&mut engine, &on_node([pods_only]));
             let error = connect(&world.client, &net.port(80), SILENCE).err().expect("no connection");
             assert_eq!(error.kind(), ErrorKind::TimedOut, "{backend}");
             assert_eq!(ask_tcp(&pod.namespace, &net.port(80)).pod, (1, 5), "{backend}");
-            apply(&mut engine, &on_node([web(net, []).by(backend)]));
+            apply(&mut engine, &on_node([web(net, []).backend(backend)]));
             let error = connect(&world.client, &net.port(80), world::PATIENCE).err().expect("no connection");
             assert_eq!(error.kind(), ErrorKind::ConnectionRefused, "{backend}");
         }
@@ -222,7 +225,7 @@ fn open_connections_survive_a_change_of_the_backend() {
     let mut engine = engine(&world);
     let mut open = Vec::new();
     for backend in [Endpoints, NodePort, ClusterIp, Endpoints] {
-        apply(&mut engine, &on_node([web(V4, [on(V4, &pod)]).by(backend)]));
+        apply(&mut engine, &on_node([web(V4, [endpoint_of(V4, &pod)]).backend(backend)]));
         open.push(connect(&world.client, &V4.port(80), world::PATIENCE).expect("a connection"));
         for connection in &mut open {
             assert_eq!(connection.ask().expect("an answer").pod, (1, 5), "{backend}");
@@ -232,7 +235,8 @@ fn open_connections_survive_a_change_of_the_backend() {
 
 #[test]
 fn frames_for_the_proxy_stay_on_the_announcer() {
-    let web = |backend| web(V4, [sample::ready("10.244.1.5", "n1"), sample::ready("10.244.2.5", "n2")]).by(backend);
+    let web =
+        |backend| web(V4, [sample::ready("10.244.1.5", "n1"), sample::ready("10.244.2.5", "n2")]).backend(backend);
     let reach = |backend| {
         let planned = plan_ruleset(&Snapshot { links: on_eth0(&["n2"]), ..on_node([web(backend)]) });
         (planned.addresses[&ip(V4.lb_ip)].reach(), planned.tables().count())
@@ -244,7 +248,7 @@ fn frames_for_the_proxy_stay_on_the_announcer() {
 
 #[test]
 fn an_unavailable_backend_falls_back_to_endpoints() {
-    let web = |backend| web(V4, [sample::ready("10.244.1.5", "n1")]).by(backend);
+    let web = |backend| web(V4, [sample::ready("10.244.1.5", "n1")]).backend(backend);
     let because = |described: Described, snapshot: fn([Described; 1]) -> Snapshot| {
         let planned = plan_ruleset(&snapshot([described]));
         let lb_ip = &planned.addresses[&ip(V4.lb_ip)];
@@ -258,7 +262,7 @@ fn an_unavailable_backend_falls_back_to_endpoints() {
     assert_eq!(because(web(NodePort), snapshot), fallback(NodePort, FallbackReason::NoNodeAddress(Family::V4)));
     let local = because(web(ClusterIp).local(), on_node);
     assert_eq!(local, fallback(ClusterIp, FallbackReason::LocalPolicy));
-    let ours = web(ClusterIp).labelled([("service.kubernetes.io/service-proxy-name", "landfall")]);
+    let ours = web(ClusterIp).labels([("service.kubernetes.io/service-proxy-name", "landfall")]);
     assert_eq!(because(ours, on_node), fallback(ClusterIp, FallbackReason::ProxyNameLabel));
 }
 
@@ -266,20 +270,21 @@ fn an_unavailable_backend_falls_back_to_endpoints() {
 fn a_service_of_another_proxy_is_left_alone() {
     let world = World::new();
     let (pod, theirs) = (world.pod(1, 5), world.pod(1, 6));
-    let web = || web(V4, [on(V4, &pod)]);
+    let web = || web(V4, [endpoint_of(V4, &pod)]);
     let other = [("service.kubernetes.io/service-proxy-name", "example.com")];
     let agent = Agent::start(&world.n1);
-    agent.send(with_pods(snapshot([web().labelled(other)])));
+    agent.send(with_pods(snapshot([web().labels(other)])));
     wait_for("the lb_ip to be known", || agent.forwarding().addresses.contains(&ip(V4.lb_ip)));
     let published = agent.forwarding();
     assert!(published.serving.contains(&ip(V4.lb_ip)), "it may be announced: {published:?}");
     let list = || world.n1.command("nft").args(["list", "tables"]).output().expect("run nft").stdout;
     assert_eq!(String::from_utf8_lossy(&list()), "", "nothing of ours stands in the way");
 
-    // Beside a Service of ours its port alone is left; what neither has is dropped.
+    // With one of our Services at the same lb_ip, only the port of the other Service is left alone. Packets to other
+    // ports are dropped.
     let beside = service("beside").holds(V4.lb_ip).port("", crds::Protocol::Tcp, 81);
-    let beside = beside.slice(&[("", crds::Protocol::Tcp, 8080)], [on(V4, &pod)]);
-    agent.send(with_pods(snapshot([web().labelled(other), beside])));
+    let beside = beside.slice(&[("", crds::Protocol::Tcp, 8080)], [endpoint_of(V4, &pod)]);
+    agent.send(with_pods(snapshot([web().labels(other), beside])));
     wait_for("our own port", || connect(&world.client, &V4.port(81), SILENCE).is_ok());
     nft(
         &world.n1,

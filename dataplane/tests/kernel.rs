@@ -1,4 +1,4 @@
-//! The engine against the kernel's nf_tables, and against what `nft` makes of the result.
+//! The engine against the kernel's nf_tables, and the result as `nft` prints it.
 
 mod sample;
 
@@ -28,18 +28,18 @@ fn host() -> Namespace {
     host
 }
 
-fn planned(snapshot: &Snapshot) -> Arc<Ruleset> {
+fn plan(snapshot: &Snapshot) -> Arc<Ruleset> {
     Arc::new(plan_ruleset(snapshot))
 }
 
-/// What `nft` prints.
+/// The output of `nft`.
 fn nft(namespace: &Namespace, arguments: &[&str]) -> String {
     let output = namespace.command("nft").args(arguments).output().expect("run nft");
     assert!(output.status.success(), "nft {arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
     String::from_utf8(output.stdout).expect("text")
 }
 
-/// Lets `nft` do these lines.
+/// Runs these lines with `nft`.
 fn nft_do(namespace: &Namespace, lines: &str) {
     let mut child =
         namespace.command("nft").args(["-f", "-"]).stdin(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("nft");
@@ -52,7 +52,7 @@ fn engine(namespace: &Namespace) -> Engine {
     namespace.run(|| Engine::open().expect("an engine"))
 }
 
-/// What the elements of each table are.
+/// The elements of each table.
 fn by_table(ruleset: &Ruleset) -> BTreeMap<Table, Elements> {
     let mut tables: BTreeMap<Table, Elements> = Table::ALL.map(|table| (table, Elements::new())).into();
     for (key, value) in ruleset_elements(ruleset) {
@@ -61,12 +61,12 @@ fn by_table(ruleset: &Ruleset) -> BTreeMap<Table, Elements> {
     tables
 }
 
-/// The changes that delete a table with these elements.
-fn taken_away((table, elements): (Table, Elements)) -> (Table, TableOutcome) {
+/// The outcome of deleting a table with these elements.
+fn removal((table, elements): (Table, Elements)) -> (Table, TableOutcome) {
     (table, TableOutcome::Removed(diff_elements(&elements, &Elements::new())))
 }
 
-/// What should be observed after `ruleset` was applied.
+/// The expected observation after `ruleset` was applied.
 fn ours(ruleset: &Ruleset) -> BTreeMap<Table, KernelTable> {
     let observed =
         |elements: Elements| if elements.is_empty() { KernelTable::Absent } else { KernelTable::Ours(elements) };
@@ -76,7 +76,7 @@ fn ours(ruleset: &Ruleset) -> BTreeMap<Table, KernelTable> {
 #[test]
 fn nft_prints_and_loads_the_golden_tables() {
     let namespace = host();
-    let ruleset = planned(&everything());
+    let ruleset = plan(&everything());
     let applied = engine(&namespace).apply(&ruleset).expect("apply");
     let created =
         by_table(&ruleset).into_iter().map(|(table, elements)| (table, TableOutcome::Created(elements.len())));
@@ -90,9 +90,9 @@ fn nft_prints_and_loads_the_golden_tables() {
         let golden = std::fs::read_to_string(&path).expect("a golden file; UPDATE_GOLDEN=1 makes it");
         assert_eq!(listed, golden, "UPDATE_GOLDEN=1 rewrites {path}");
 
-        // `nft` 1.0.6 prints the rules that learn in IPv6, but dies of reading them: it sets too few registers aside
-        // for a key of more than 16 bytes. Nor does it take a part of a packet that has no name for a protocol or a
-        // port, nor, for a map, how often it is looked through. Without those it takes the rest back.
+        // `nft` 1.0.6 prints the IPv6 rules that add elements, but crashes when it reads them: it reserves too few
+        // registers for a key of more than 16 bytes. It also refuses unnamed packet fields as protocol or port, and
+        // `gc-interval` of a map. The rest can be loaded.
         let learns = |line: &&str| {
             let long = ["update @", "@connections6 {", "@th,"].into_iter().any(|what| line.contains(what));
             family != "ip" && long && !line.trim_start().starts_with("map")
@@ -105,41 +105,41 @@ fn nft_prints_and_loads_the_golden_tables() {
     }
 }
 
-/// What the kernel has, read by an engine that knows nothing yet.
-fn observed(namespace: &Namespace) -> (BTreeMap<Table, KernelTable>, u32) {
+/// The tables in the kernel and their generation, read by a new engine.
+fn observe(namespace: &Namespace) -> (BTreeMap<Table, KernelTable>, u32) {
     engine(namespace).observe().expect("observe")
 }
 
 #[test]
 fn programmed_tables_are_observed_unchanged() {
     let namespace = host();
-    let ruleset = planned(&everything());
+    let ruleset = plan(&everything());
     engine(&namespace).apply(&ruleset).expect("apply");
-    assert_eq!(observed(&namespace).0, ours(&ruleset));
+    assert_eq!(observe(&namespace).0, ours(&ruleset));
 }
 
 #[test]
 fn a_new_engine_keeps_correct_tables() {
     let namespace = host();
-    let ruleset = planned(&everything());
+    let ruleset = plan(&everything());
     engine(&namespace).apply(&ruleset).expect("apply");
-    let before = observed(&namespace);
+    let before = observe(&namespace);
     let mut next = engine(&namespace);
     assert_eq!(next.apply(&ruleset).expect("apply"), TableOutcomes::new());
     assert_eq!(next.apply(&ruleset).expect("apply again"), TableOutcomes::new());
-    assert_eq!(observed(&namespace), before, "with the same generation");
+    assert_eq!(observe(&namespace), before, "with the same generation");
 }
 
 #[test]
 fn a_new_engine_changes_only_differing_elements() {
     let namespace = host();
-    engine(&namespace).apply(&planned(&everything())).expect("apply");
+    engine(&namespace).apply(&plan(&everything())).expect("apply");
     let mut later = everything();
     later.addresses.remove(&ip("192.0.2.12"));
     let six = Range::new(ip("2001:db8:244:1::"), ip("2001:db8:244:1:ffff:ffff:ffff:ffff")).expect("a range");
     let pods_gone = ElementChange::Delete(ElementKey::Pods(Table::V6), ElementValue::Ranges(vec![six]));
     later.pod_ranges = vec!["10.244.1.0/25".parse().expect("a range")];
-    let later = planned(&later);
+    let later = plan(&later);
     let mut applied = engine(&namespace).apply(&later).expect("apply");
     assert_eq!(applied.remove(&Table::V6), Some(TableOutcome::Changed(vec![pods_gone])));
     let Some(TableOutcome::Changed(changes)) = applied.remove(&Table::V4) else { panic!("not changed") };
@@ -153,7 +153,7 @@ fn a_new_engine_changes_only_differing_elements() {
         "add set pods of ip landfall",
     ];
     assert_eq!(changes, expected);
-    assert_eq!(observed(&namespace).0, ours(&later));
+    assert_eq!(observe(&namespace).0, ours(&later));
 }
 
 #[test]
@@ -183,9 +183,9 @@ fn every_transition_reaches_the_desired_state() {
         nothing(),
     ];
     for state in states {
-        let ruleset = planned(&state);
+        let ruleset = plan(&state);
         engine.apply(&ruleset).expect("apply");
-        assert_eq!(observed(&namespace).0, ours(&ruleset));
+        assert_eq!(observe(&namespace).0, ours(&ruleset));
         assert_eq!(engine.check().expect("check"), None);
     }
 }
@@ -193,7 +193,7 @@ fn every_transition_reaches_the_desired_state() {
 #[test]
 fn a_damaged_table_is_noticed_and_repaired() {
     let namespace = host();
-    let ruleset = planned(&everything());
+    let ruleset = plan(&everything());
     let mut engine = engine(&namespace);
     engine.apply(&ruleset).expect("apply");
     let handle = |chain: &str| {
@@ -238,7 +238,7 @@ fn a_damaged_table_is_noticed_and_repaired() {
         let applied = engine.apply(&ruleset).expect("apply");
         let was_replaced = applied.values().any(|done| matches!(done, TableOutcome::Replaced { .. }));
         assert_eq!(was_replaced, replaced, "{damage}: {applied:?}");
-        assert_eq!(observed(&namespace).0, ours(&ruleset), "after {damage}");
+        assert_eq!(observe(&namespace).0, ours(&ruleset), "after {damage}");
         assert_eq!(engine.check().expect("check"), None);
     }
 }
@@ -252,7 +252,7 @@ fn sets_are_enlarged_for_more_elements() {
             let lb_ip = format!("198.18.{high}.{low}");
             service(&format!("s{n}")).holds(&lb_ip).port("", Tcp, 80).slice(&[("", Tcp, 8080)], endpoints)
         };
-        planned(&Snapshot { links: on_eth0(&["n2"]), ..snapshot((0..count).map(described)) })
+        plan(&Snapshot { links: on_eth0(&["n2"]), ..snapshot((0..count).map(described)) })
     };
     let size = |namespace: &Namespace, family: &str, set: &str| {
         let listed = nft(namespace, &["list", "sets"]) + &nft(namespace, &["list", "maps"]);
@@ -268,17 +268,17 @@ fn sets_are_enlarged_for_more_elements() {
     assert_eq!(size(&namespace, "ip", "endpoints"), Some(768));
     let applied = running.apply(&many).expect("apply");
     assert!(applied.values().all(|done| matches!(done, TableOutcome::Changed(_))), "{applied:?}");
-    assert_eq!(observed(&namespace).0, ours(&many));
+    assert_eq!(observe(&namespace).0, ours(&many));
     assert_eq!(size(&namespace, "ip", "endpoints"), Some(3072));
     assert_eq!(size(&namespace, "netdev", "spread4"), Some(1536));
-    assert_eq!(running.check().expect("check"), None, "what was enlarged is no damage");
+    assert_eq!(running.check().expect("check"), None, "an enlarged set is no damage");
 
-    // An agent that starts and finds too small a table does the same.
+    // An agent that starts and finds a table that is too small also enlarges it.
     let namespace = host();
     engine(&namespace).apply(&few).expect("apply");
     let applied = engine(&namespace).apply(&many).expect("apply");
     assert!(applied.values().all(|done| matches!(done, TableOutcome::Changed(_))), "{applied:?}");
-    assert_eq!(observed(&namespace).0, ours(&many));
+    assert_eq!(observe(&namespace).0, ours(&many));
 }
 
 #[test]
@@ -298,16 +298,16 @@ fn tables_of_other_programs_are_not_touched() {
     );
     let before = nft(&namespace, &["list", "ruleset"]);
     let mut engine = engine(&namespace);
-    engine.apply(&planned(&everything())).expect("apply");
+    engine.apply(&plan(&everything())).expect("apply");
     let between = nft(&namespace, &["list", "ruleset"]);
     assert!(before.lines().all(|line| between.contains(line)), "{between}");
-    let removed = engine.apply(&planned(&nothing())).expect("apply");
-    assert_eq!(removed, by_table(&planned(&everything())).into_iter().map(taken_away).collect());
+    let removed = engine.apply(&plan(&nothing())).expect("apply");
+    assert_eq!(removed, by_table(&plan(&everything())).into_iter().map(removal).collect());
     assert_eq!(nft(&namespace, &["list", "ruleset"]), before);
 
-    engine.apply(&planned(&everything())).expect("apply");
+    engine.apply(&plan(&everything())).expect("apply");
     assert!(namespace.run(|| remove().expect("remove")), "there was a table");
-    assert!(!namespace.run(|| remove().expect("remove again")), "there is none any more");
+    assert!(!namespace.run(|| remove().expect("remove again")), "no table is left");
     assert_eq!(nft(&namespace, &["list", "ruleset"]), before);
 }
 
@@ -315,10 +315,10 @@ fn tables_of_other_programs_are_not_touched() {
 fn changes_of_other_programs_are_no_damage() {
     let namespace = host();
     let mut engine = engine(&namespace);
-    engine.apply(&planned(&everything())).expect("apply");
+    engine.apply(&plan(&everything())).expect("apply");
     nft_do(&namespace, "add table ip other");
     assert_eq!(engine.check().expect("check"), None);
-    let applied = engine.apply(&planned(&snapshot([service("web").holds("192.0.2.10")]))).expect("apply");
+    let applied = engine.apply(&plan(&snapshot([service("web").holds("192.0.2.10")]))).expect("apply");
     assert!(matches!(applied[&Table::V4], TableOutcome::Changed(_)), "{applied:?}");
 }
 
@@ -326,17 +326,17 @@ fn changes_of_other_programs_are_no_damage() {
 fn a_refusal_names_the_change_and_changes_nothing() {
     let namespace = host();
     let mut engine = engine(&namespace);
-    engine.apply(&planned(&everything())).expect("apply");
-    // Behind its back, what the next change would delete is deleted.
+    engine.apply(&plan(&everything())).expect("apply");
+    // Another program deletes the element that the next change deletes.
     nft_do(&namespace, "delete element ip landfall refused { 192.0.2.12 . tcp . 80 }");
-    let before = observed(&namespace);
+    let before = observe(&namespace);
     let mut later = everything();
     later.addresses.remove(&ip("192.0.2.12"));
-    let error = engine.apply(&planned(&later)).expect_err("refused");
+    let error = engine.apply(&plan(&later)).expect_err("refused");
     let expected = "the kernel refused to delete 192.0.2.12:80/TCP in refused, nothing changed";
     assert_eq!(error.to_string(), expected);
-    assert_eq!(observed(&namespace), before);
-    // The next attempt looks first.
+    assert_eq!(observe(&namespace), before);
+    // The next attempt reads the tables first.
     let port = Frontend { address: ip("192.0.2.12"), protocol: Tcp, port: 80 };
     let left = [
         (SetId::Addresses, KeyParts::Address(port.address)),
@@ -346,7 +346,7 @@ fn a_refusal_names_the_change_and_changes_nothing() {
     let key = |(set, parts)| ElementKey::In(Table::V4, set, parts);
     let gone = left.map(|left| ElementChange::Delete(key(left), ElementValue::Present)).into();
     assert_eq!(
-        engine.apply(&planned(&later)).expect("apply"),
+        engine.apply(&plan(&later)).expect("apply"),
         TableOutcomes::from([(Table::V4, TableOutcome::Changed(gone))])
     );
 }
@@ -358,12 +358,12 @@ fn retired_clients_are_forgotten_among_twenty_thousand() {
     let web = |endpoints: &[&str]| {
         let endpoints = endpoints.iter().map(|address| ready(address, NODE));
         let web = service("web").sticky(10_800).holds("192.0.2.10").port("", Tcp, 80);
-        planned(&snapshot([web.slice(&[("", Tcp, 8080)], endpoints)]))
+        plan(&snapshot([web.slice(&[("", Tcp, 8080)], endpoints)]))
     };
     let (before, after) = (web(&["10.244.1.5", "10.244.1.6"]), web(&["10.244.1.6"]));
     let mut engine = engine(&namespace);
     engine.apply(&before).expect("apply");
-    // Every second one has the endpoint that will go.
+    // Every second client has the endpoint that will be removed.
     let clients: Vec<String> = (0..CLIENTS)
         .map(|n| {
             let (high, low) = (n >> 8, n & 255);
@@ -380,7 +380,7 @@ fn retired_clients_are_forgotten_among_twenty_thousand() {
     }
     let listed = nft(&namespace, &["list", "map", "ip", "landfall", "affinity"]);
     assert_eq!((listed.matches(": 10.244.1.5 .").count(), listed.matches(": 10.244.1.6 .").count()), (0, CLIENTS / 2));
-    // What rules have learned, and what we took of it, is neither damage nor somebody else's doing.
+    // Neither elements that rules added nor those that the engine deleted count as damage.
     assert_eq!(engine.check().expect("check"), None);
     assert_eq!(engine.forget_clients(&retired_clients(Some(&before), &after)).expect("forget"), 0);
     assert_eq!(engine.forget_clients(&retired_clients(Some(&after), &after)).expect("nothing to look at"), 0);
@@ -397,7 +397,7 @@ fn ten_thousand_services_are_programmed_at_once() {
     ten_thousand("IPv4", &[], (Table::V4, 6), described);
     // The second node has a link to this one: frames are spread, by the same table for all.
     ten_thousand("IPv4, spread", &["n2"], (Table::V4, 6), described);
-    // What changes is a range instead of an endpoint.
+    // A source range changes instead of an endpoint.
     let restricted = |n: u32, last: u8| described(n, 1).only_from(&["203.0.113.0/24", &format!("10.{last}.0.0/16")]);
     ten_thousand("IPv4, each for two ranges", &[], (Table::V4, 2), restricted);
     let described = |n: u32, last: u8| {
@@ -408,8 +408,8 @@ fn ten_thousand_services_are_programmed_at_once() {
     ten_thousand("IPv6", &[], (Table::V6, 6), described);
 }
 
-/// Programs 10,000 Services, each `described` by its number and something that changes, in this table and with so many
-/// elements.
+/// Programs 10,000 Services and changes one of them. `described` gets the number of the Service and the value that
+/// changes. The change must be in `table`, with this number of elements.
 fn ten_thousand(
     what: &str,
     others: &[&str],
@@ -445,7 +445,7 @@ fn ten_thousand(
     let mut second = engine(&namespace);
     timed("restart: read and compare", &mut || applied = second.apply(&planned_other).expect("apply"));
     assert_eq!(applied, TableOutcomes::new());
-    timed("remove all", &mut || applied = second.apply(&planned(&nothing())).expect("apply"));
+    timed("remove all", &mut || applied = second.apply(&plan(&nothing())).expect("apply"));
     let tables = by_table(&planned_other).into_iter().filter(|(_, elements)| !elements.is_empty());
-    assert_eq!(applied, tables.map(taken_away).collect());
+    assert_eq!(applied, tables.map(removal).collect());
 }

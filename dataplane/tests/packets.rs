@@ -1,4 +1,4 @@
-//! What packets do on a node that the engine has programmed: a real kernel, real connections.
+//! The path of packets on a programmed node: a real kernel, real connections.
 
 mod harness;
 mod sample;
@@ -10,7 +10,7 @@ use std::net::Ipv6Addr;
 use std::time::{Duration, Instant};
 
 use crds::Protocol::Tcp;
-use harness::{all, apply, engine, on, web};
+use harness::{all, apply, endpoint_of, engine, web};
 use sample::{service, snapshot, terminating};
 use world::{Answer, CLIENT, Net, PATIENCE, SILENCE, V4, V6, World, ask_tcp, ask_udp, connect, icmp, nft, ping, udp};
 
@@ -19,7 +19,7 @@ fn local_endpoints_see_the_address_of_the_client() {
     Net::each(|net| {
         let world = World::new();
         let (near, far) = (world.pod(1, 5), world.pod(2, 5));
-        apply(&mut engine(&world), &snapshot([web(net, [on(net, &near), on(net, &far)])]));
+        apply(&mut engine(&world), &snapshot([web(net, [endpoint_of(net, &near), endpoint_of(net, &far)])]));
         let expected = BTreeSet::from([Answer::new(&near, net.client), Answer::new(&far, net.n1)]);
         let web = net.port(80);
         assert_eq!(all(|| ask_tcp(&world.client, &web)), expected);
@@ -31,12 +31,12 @@ fn local_endpoints_see_the_address_of_the_client() {
 fn both_families_of_a_service_are_served_at_once() {
     let world = World::new();
     let pod = world.pod(1, 5);
-    let both = web(V4, [on(V4, &pod), on(V6, &pod)]).holds(V6.lb_ip);
+    let both = web(V4, [endpoint_of(V4, &pod), endpoint_of(V6, &pod)]).holds(V6.lb_ip);
     let mut engine = engine(&world);
     apply(&mut engine, &snapshot([both]));
     Net::each(|net| assert_eq!(ask_tcp(&world.client, &net.port(80)), Answer::new(&pod, net.client)));
     // One goes without the other.
-    apply(&mut engine, &snapshot([web(V6, [on(V6, &pod)])]));
+    apply(&mut engine, &snapshot([web(V6, [endpoint_of(V6, &pod)])]));
     assert_eq!(ask_tcp(&world.client, &V6.port(80)), Answer::new(&pod, V6.client));
     assert_eq!(ping(&world.client, V6.lb_ip).map_err(|error| error.kind()), Ok(()));
 }
@@ -46,10 +46,10 @@ fn policy_local_limits_only_clients_from_outside() {
     Net::each(|net| {
         let world = World::new();
         let (near, far, pod) = (world.pod(1, 5), world.pod(2, 5), world.pod(1, 6));
-        apply(&mut engine(&world), &snapshot([web(net, [on(net, &near), on(net, &far)]).local()]));
+        apply(&mut engine(&world), &snapshot([web(net, [endpoint_of(net, &near), endpoint_of(net, &far)]).local()]));
         let web = net.port(80);
         assert_eq!(all(|| ask_tcp(&world.client, &web)), BTreeSet::from([Answer::new(&near, net.client)]));
-        let own = net.of(&pod);
+        let own = net.pod_ip(&pod);
         let pods = BTreeSet::from([Answer::new(&near, &own), Answer::new(&far, &own)]);
         assert_eq!(all(|| ask_tcp(&pod.namespace, &web)), pods, "a pod keeps its address");
         let node = BTreeSet::from([Answer::new(&near, net.gateway), Answer::new(&far, net.n1)]);
@@ -62,7 +62,7 @@ fn policy_local_drops_clients_without_local_endpoints() {
     Net::each(|net| {
         let world = World::new();
         let far = world.pod(2, 5);
-        apply(&mut engine(&world), &snapshot([web(net, [on(net, &far)]).local()]));
+        apply(&mut engine(&world), &snapshot([web(net, [endpoint_of(net, &far)]).local()]));
         let error = connect(&world.client, &net.port(80), SILENCE).err().expect("no connection");
         assert_eq!(error.kind(), ErrorKind::TimedOut);
     });
@@ -73,7 +73,7 @@ fn a_pod_that_reaches_itself_is_answered() {
     Net::each(|net| {
         let world = World::new();
         let pod = world.pod(1, 5);
-        apply(&mut engine(&world), &snapshot([web(net, [on(net, &pod)])]));
+        apply(&mut engine(&world), &snapshot([web(net, [endpoint_of(net, &pod)])]));
         let (web, expected) = (net.port(80), Answer::new(&pod, net.gateway));
         assert_eq!(ask_tcp(&pod.namespace, &web), expected);
         assert_eq!(ask_udp(&udp(&pod.namespace, &web)).expect("an answer"), expected);
@@ -114,7 +114,7 @@ fn packets_to_an_unknown_port_are_dropped() {
     Net::each(|net| {
         let world = World::new();
         let pod = world.pod(1, 5);
-        apply(&mut engine(&world), &snapshot([web(net, [on(net, &pod)])]));
+        apply(&mut engine(&world), &snapshot([web(net, [endpoint_of(net, &pod)])]));
         let error = connect(&world.client, &net.port(81), SILENCE).err().expect("no connection");
         assert_eq!(error.kind(), ErrorKind::TimedOut);
     });
@@ -143,8 +143,8 @@ fn neighbour_solicitations_for_an_lb_ip_are_answered() {
     let socket = icmp(&world.client, to.into()).expect("a socket");
     // RFC 4861 §7.1.1: a solicitation that may have been forwarded does not count.
     socket.set_unicast_hops_v6(255).expect("hops");
-    // Type 135 (neighbour solicitation), code 0, checksum by the kernel, reserved, target; asked of the target itself,
-    // as a neighbour does who wants to know whether it is still there (§7.3.3).
+    // Type 135 (neighbour solicitation), code 0, checksum by the kernel, reserved, target. It is sent to the target
+    // itself, as in neighbour unreachability detection (§7.3.3).
     let solicitation = [&[135, 0, 0, 0, 0, 0, 0, 0], &to.octets()[..]].concat();
     (&socket).write_all(&solicitation).expect("send");
     let mut buffer = [0; 128];
@@ -159,17 +159,17 @@ fn open_connections_survive_a_change_of_endpoints() {
         let (old, new) = (world.pod(1, 5), world.pod(1, 6));
         let mut engine = engine(&world);
         let at = net.port(80);
-        apply(&mut engine, &snapshot([web(net, [on(net, &old)])]));
+        apply(&mut engine, &snapshot([web(net, [endpoint_of(net, &old)])]));
         let mut open = connect(&world.client, &at, PATIENCE).expect("a connection");
         let (from_old, from_new) = (Answer::new(&old, net.client), Answer::new(&new, net.client));
         assert_eq!(open.ask().expect("an answer"), from_old);
-        apply(&mut engine, &snapshot([web(net, [terminating(on(net, &old)), on(net, &new)])]));
+        apply(&mut engine, &snapshot([web(net, [terminating(endpoint_of(net, &old)), endpoint_of(net, &new)])]));
         assert_eq!(all(|| ask_tcp(&world.client, &at)), BTreeSet::from([from_new]));
         assert_eq!(open.ask().expect("an answer"), from_old);
         // Neither does it end with the Service, nor by another agent starting over.
         apply(&mut engine, &snapshot([service("other").holds(net.other)]));
         assert_eq!(open.ask().expect("an answer"), from_old);
-        apply(&mut harness::engine(&world), &snapshot([web(net, [on(net, &new)])]));
+        apply(&mut harness::engine(&world), &snapshot([web(net, [endpoint_of(net, &new)])]));
         assert_eq!(open.ask().expect("an answer"), from_old);
     });
 }
@@ -181,12 +181,12 @@ fn connections_survive_the_replacement_of_a_table() {
         let pod = world.pod(1, 5);
         let mut engine = engine(&world);
         let (at, expected) = (net.port(80), Answer::new(&pod, net.client));
-        apply(&mut engine, &snapshot([web(net, [on(net, &pod)])]));
+        apply(&mut engine, &snapshot([web(net, [endpoint_of(net, &pod)])]));
         let mut open = connect(&world.client, &at, PATIENCE).expect("a connection");
         assert_eq!(open.ask().expect("an answer"), expected);
         let family = if net.family == V4.family { "ip" } else { "ip6" };
         nft(&world.n1, &format!("add rule {family} landfall unserved accept"));
-        apply(&mut harness::engine(&world), &snapshot([web(net, [on(net, &pod)])]));
+        apply(&mut harness::engine(&world), &snapshot([web(net, [endpoint_of(net, &pod)])]));
         assert_eq!(open.ask().expect("an answer"), expected);
         assert_eq!(ask_tcp(&world.client, &at), expected);
     });
@@ -207,8 +207,8 @@ fn landfall_decides_before_kube_proxy_with_nftables() {
         }
     }";
     let mut engine = engine(&world);
-    let snapshot = snapshot([web(V4, [on(V4, &ours)])]);
-    // Whoever comes first.
+    let snapshot = snapshot([web(V4, [endpoint_of(V4, &ours)])]);
+    // In both orders.
     for round in 0..2 {
         if round == 0 {
             apply(&mut engine, &snapshot);
@@ -236,7 +236,7 @@ fn landfall_decides_before_kube_proxy_with_iptables() {
         assert!(iptables.status.success(), "{}", String::from_utf8_lossy(&iptables.stderr));
     }
     let mut engine = engine(&world);
-    apply(&mut engine, &snapshot([web(V4, [on(V4, &ours)])]));
+    apply(&mut engine, &snapshot([web(V4, [endpoint_of(V4, &ours)])]));
     assert_eq!(ask_tcp(&world.client, &V4.port(80)), Answer::new(&ours, CLIENT));
     assert_eq!(ask_tcp(&world.n1, &V4.port(80)), Answer::new(&ours, "10.244.1.1"));
     apply(&mut engine, &sample::nothing());

@@ -18,7 +18,7 @@ use dataplane::rules::{Endpoint, LbIp, Pick, Problem, Ruleset, Target};
 use dataplane::snapshot::Service;
 use model::SharedMap;
 use proptest::prelude::*;
-use sample::{Described, NODE, at, ip, nothing, on_eth0, ready, service, snapshot, terminating, unready};
+use sample::{Described, NODE, ip, nothing, on_eth0, ready, service, snapshot, socket_addr, terminating, unready};
 
 /// The target of TCP port 80 of 192.0.2.10.
 fn planned_target(service: Described) -> Target {
@@ -30,10 +30,10 @@ fn web(endpoints: impl IntoIterator<Item = crds::Endpoint>) -> Described {
     service("web").holds("192.0.2.10").port("http", Tcp, 80).slice(&[("http", Tcp, 8080)], endpoints)
 }
 
-/// Written short: `l1` is the endpoint 10.0.0.1:8080 on this node, `r1` is 10.1.0.1:8080 on another.
+/// In short: `l1` is the endpoint 10.0.0.1:8080 on this node, `r1` is 10.1.0.1:8080 on another.
 fn endpoint(short: &str) -> Endpoint {
     let (remote, number) = (short.starts_with('r'), &short[1..]);
-    Endpoint { remote, address: at(&format!("10.{}.0.{number}:8080", u8::from(remote))) }
+    Endpoint { remote, address: socket_addr(&format!("10.{}.0.{number}:8080", u8::from(remote))) }
 }
 
 fn ready_(short: &str) -> crds::Endpoint {
@@ -76,13 +76,13 @@ fn endpoints_are_chosen_by_readiness_and_policy() {
 #[test]
 fn endpoints_of_dead_nodes_are_the_last_resort() {
     let stops = |short: &str| terminating(ready_(short));
-    let on = |short: &str, node: &str| crds::Endpoint { node: Some(node.into()), ..ready_(short) };
-    // Endpoints, dead nodes, who is used, and how many drain.
+    let on_node = |short: &str, node: &str| crds::Endpoint { node: Some(node.into()), ..ready_(short) };
+    // Endpoints, dead nodes, the endpoints in use, and the number of draining ones.
     type Case = (&'static str, Vec<crds::Endpoint>, &'static [&'static str], &'static [&'static str], usize);
     let cases: Vec<Case> = vec![
         ("the living serve", vec![ready_("l1"), ready_("r1")], &["n2"], &["l1"], 0),
-        ("of two others the living one", vec![on("r1", "n2"), on("r2", "n3")], &["n2"], &["r2"], 0),
-        ("all are dead", vec![on("r1", "n2"), on("r2", "n3")], &["n2", "n3"], &["r1", "r2"], 0),
+        ("of two others the living one", vec![on_node("r1", "n2"), on_node("r2", "n3")], &["n2"], &["r2"], 0),
+        ("all are dead", vec![on_node("r1", "n2"), on_node("r2", "n3")], &["n2", "n3"], &["r1", "r2"], 0),
         ("better stopping than dead", vec![stops("l1"), ready_("r1")], &["n2"], &["l1"], 0),
         ("a dead one does not drain", vec![ready_("l1"), stops("r1")], &["n2"], &["l1"], 0),
         ("a living one does", vec![ready_("l1"), stops("r1")], &["n3"], &["l1"], 1),
@@ -100,29 +100,53 @@ fn endpoints_of_dead_nodes_are_the_last_resort() {
 
 #[test]
 fn with_spreading_a_node_prefers_its_own_endpoints() {
-    let on = |short: &str, node: &str| crds::Endpoint { node: Some(node.into()), ..ready_(short) };
+    let on_node = |short: &str, node: &str| crds::Endpoint { node: Some(node.into()), ..ready_(short) };
     let stops = |endpoint: crds::Endpoint| terminating(endpoint);
     type Case = (&'static str, bool, Vec<crds::Endpoint>, &'static [&'static str], &'static [&'static str], Reach, u32);
-    // Policy Local?, endpoints, dead nodes, whom packets from outside reach, how, and in how many parts frames are
-    // shared.
+    // Policy Local?, endpoints, dead nodes, the endpoints for packets from outside, their reach, and the number of nodes
+    // that share the frames.
     let cases: Vec<Case> = vec![
-        ("its own alone", false, vec![ready_("l1"), on("r1", "n2")], &[], &["l1"], Reach::Spread, 2),
+        ("its own alone", false, vec![ready_("l1"), on_node("r1", "n2")], &[], &["l1"], Reach::Spread, 2),
         ("all are its own", false, vec![ready_("l1"), ready_("l2")], &[], &["l1", "l2"], Reach::Spread, 0),
-        ("none is", false, vec![on("r1", "n2"), on("r2", "n3")], &[], &["r1", "r2"], Reach::Spread, 2),
-        ("its own stops", false, vec![stops(ready_("l1")), on("r1", "n2")], &[], &["r1"], Reach::Spread, 1),
-        ("all stop", false, vec![stops(ready_("l1")), stops(on("r1", "n2"))], &[], &["l1"], Reach::Spread, 2),
-        ("the other is dead", false, vec![ready_("l1"), on("r1", "n2")], &["n2"], &["l1"], Reach::Spread, 2),
-        // What is open elsewhere goes on there; the one part is this node's own.
-        ("the other stops", false, vec![ready_("l1"), stops(on("r1", "n2"))], &[], &["l1"], Reach::Spread, 1),
-        ("the other is unwell", false, vec![ready_("l1"), unready(on("r1", "n2"))], &[], &["l1"], Reach::Spread, 1),
-        ("all are unwell", false, vec![unready(on("r1", "n2"))], &[], &[], Reach::Translated, 1),
-        ("Local: the other stops", true, vec![ready_("l1"), stops(on("r1", "n2"))], &[], &["l1"], Reach::Spread, 1),
-        ("Local: all are unwell", true, vec![unready(on("r1", "n2"))], &[], &[], Reach::Translated, 1),
-        ("a stranger stops", false, vec![ready_("l1"), stops(on("r1", "n9"))], &[], &["l1"], Reach::Spread, 0),
+        ("none is", false, vec![on_node("r1", "n2"), on_node("r2", "n3")], &[], &["r1", "r2"], Reach::Spread, 2),
+        ("its own stops", false, vec![stops(ready_("l1")), on_node("r1", "n2")], &[], &["r1"], Reach::Spread, 1),
+        ("all stop", false, vec![stops(ready_("l1")), stops(on_node("r1", "n2"))], &[], &["l1"], Reach::Spread, 2),
+        ("the other is dead", false, vec![ready_("l1"), on_node("r1", "n2")], &["n2"], &["l1"], Reach::Spread, 2),
+        // Open connections stay with the other node, so there is a share table. Its one node is this one.
+        ("the other stops", false, vec![ready_("l1"), stops(on_node("r1", "n2"))], &[], &["l1"], Reach::Spread, 1),
+        (
+            "the other is unwell",
+            false,
+            vec![ready_("l1"), unready(on_node("r1", "n2"))],
+            &[],
+            &["l1"],
+            Reach::Spread,
+            1,
+        ),
+        ("all are unwell", false, vec![unready(on_node("r1", "n2"))], &[], &[], Reach::Translated, 1),
+        (
+            "Local: the other stops",
+            true,
+            vec![ready_("l1"), stops(on_node("r1", "n2"))],
+            &[],
+            &["l1"],
+            Reach::Spread,
+            1,
+        ),
+        ("Local: all are unwell", true, vec![unready(on_node("r1", "n2"))], &[], &[], Reach::Translated, 1),
+        (
+            "one beyond the link stops",
+            false,
+            vec![ready_("l1"), stops(on_node("r1", "n9"))],
+            &[],
+            &["l1"],
+            Reach::Spread,
+            0,
+        ),
         (
             "no node is on the link",
             false,
-            vec![on("r1", "n8"), on("r2", "n9")],
+            vec![on_node("r1", "n8"), on_node("r2", "n9")],
             &[],
             &["r1", "r2"],
             Reach::Translated,
@@ -131,15 +155,23 @@ fn with_spreading_a_node_prefers_its_own_endpoints() {
         (
             "one is not: this node has it",
             false,
-            vec![ready_("l1"), on("r1", "n9")],
+            vec![ready_("l1"), on_node("r1", "n9")],
             &[],
             &["l1", "r1"],
             Reach::Mixed,
             0,
         ),
-        ("Local: its own alone", true, vec![ready_("l1"), on("r1", "n2")], &[], &["l1"], Reach::Spread, 2),
-        ("Local: one is not on the link", true, vec![ready_("l1"), on("r1", "n9")], &[], &["l1"], Reach::Spread, 0),
-        ("Local: none is its own", true, vec![on("r1", "n2")], &[], &[], Reach::Translated, 0),
+        ("Local: its own alone", true, vec![ready_("l1"), on_node("r1", "n2")], &[], &["l1"], Reach::Spread, 2),
+        (
+            "Local: one is not on the link",
+            true,
+            vec![ready_("l1"), on_node("r1", "n9")],
+            &[],
+            &["l1"],
+            Reach::Spread,
+            0,
+        ),
+        ("Local: none is its own", true, vec![on_node("r1", "n2")], &[], &[], Reach::Translated, 0),
     ];
     for (case, local, given, dead, expected, reach, parts) in cases {
         let described = if local { web(given).local() } else { web(given) };
@@ -167,7 +199,7 @@ fn named_ports_are_resolved_in_each_slice() {
         .slice(&[("http", Tcp, 8080)], [ready_("r1"), ready_("l1")])
         .slice(&[("http", Udp, 7070)], [ready_("l2")])
         .slice(&[("", Tcp, 7071)], [ready_("l3")]);
-    let also = Endpoint { remote: false, address: at("10.0.0.1:9090") };
+    let also = Endpoint { remote: false, address: socket_addr("10.0.0.1:9090") };
     assert_eq!(planned_target(described).endpoints, [endpoint("l1"), also, endpoint("r1")]);
 }
 
@@ -212,16 +244,16 @@ fn services_may_share_an_address_by_port() {
 
 #[test]
 fn source_ranges_apply_per_family_and_mistakes_are_reported() {
-    let both = web([ready_("l1")]).holds("2001:db8::1").only_from(&["10.0.0.0/24", "10.0.1.0/24", "everybody"]);
+    let both = web([ready_("l1")]).holds("2001:db8::1").only_from(&["10.0.0.0/24", "10.0.1.0/24", "all"]);
     let planned = plan_ruleset(&snapshot([both]));
     let sources = |lb_ip: &str| -> Option<Vec<String>> {
         let sources = planned.addresses[&ip(lb_ip)].ports[&(Tcp, 80)].sources.clone();
         sources.map(|ranges| ranges.iter().map(ToString::to_string).collect())
     };
     assert_eq!(sources("192.0.2.10"), Some(vec!["10.0.0.0-10.0.1.255".into()]));
-    assert_eq!(sources("2001:db8::1"), Some(vec![]), "nobody");
+    assert_eq!(sources("2001:db8::1"), Some(vec![]), "no client");
     let problem = |reason, what: &str| Problem { service: Key::new("default", "web"), reason, what: what.to_owned() };
-    let invalid = problem(ProblemReason::InvalidSourceRange, "everybody");
+    let invalid = problem(ProblemReason::InvalidSourceRange, "all");
     assert_eq!(planned.addresses[&ip("192.0.2.10")].problems, BTreeSet::from([invalid.clone()]));
     let lacks = problem(ProblemReason::NoEndpoints, "80/TCP");
     assert_eq!(planned.addresses[&ip("2001:db8::1")].problems, BTreeSet::from([invalid, lacks]));
@@ -320,10 +352,10 @@ prop_compose! {
             described = described.unspread();
         }
         if let Some(backend) = backend {
-            described = described.by(backend);
+            described = described.backend(backend);
         }
         if elsewhere {
-            described = described.labelled([("service.kubernetes.io/service-proxy-name", "example.com")]);
+            described = described.labels([("service.kubernetes.io/service-proxy-name", "example.com")]);
         }
         if local { described.local() } else { described }
     }
@@ -346,7 +378,7 @@ prop_compose! {
     }
 }
 
-/// Makes the changes as the kernel would. A change that the kernel would refuse is an error.
+/// Applies the changes as the kernel does. A change that the kernel refuses is an error.
 fn make_changes(elements: &Elements, changes: &[ElementChange]) -> Result<Elements, String> {
     let mut elements = elements.clone();
     for change in changes {
@@ -375,7 +407,7 @@ fn make_changes(elements: &Elements, changes: &[ElementChange]) -> Result<Elemen
     Ok(elements)
 }
 
-/// The chain that an element leads to, if it is one that is not always there.
+/// The optional chain that an element jumps to.
 fn target(key: &ElementKey, value: &ElementValue) -> Option<ElementKey> {
     match value {
         ElementValue::Goto(chain @ (ChainName::Dispatch(_) | ChainName::Remember(_))) => {
@@ -385,32 +417,32 @@ fn target(key: &ElementKey, value: &ElementValue) -> Option<ElementKey> {
     }
 }
 
-/// The second snapshot, made of parts of the first one where they are equal.
-fn sharing(before: &Snapshot, after: &Snapshot) -> Snapshot {
-    fn known<T: ?Sized + PartialEq>(old: Option<&Arc<T>>, new: &Arc<T>) -> Arc<T> {
+/// `after`, with the equal parts of `before` shared.
+fn share_unchanged(before: &Snapshot, after: &Snapshot) -> Snapshot {
+    fn reuse<T: ?Sized + PartialEq>(old: Option<&Arc<T>>, new: &Arc<T>) -> Arc<T> {
         Arc::clone(old.filter(|old| *old == new).unwrap_or(new))
     }
     let mut shared = after.clone();
-    shared.addresses = carried(&before.addresses, &after.addresses, |address, holders| {
-        // Also with that of another address, as somebody might.
+    shared.addresses = update_map(&before.addresses, &after.addresses, |address, holders| {
+        // The holders of another address can be equal as well.
         let old = before.addresses.get(address).or_else(|| before.addresses.values().find(|old| *old == holders));
-        known(old, holders)
+        reuse(old, holders)
     });
-    shared.services = carried(&before.services, &after.services, |key, service| {
+    shared.services = update_map(&before.services, &after.services, |key, service| {
         let old = before.services.get(key);
         let (object, options) = (old.map(|old| &old.object), old.map(|old| &old.options));
-        Service { object: known(object, &service.object), options: known(options, &service.options) }
+        Service { object: reuse(object, &service.object), options: reuse(options, &service.options) }
     });
-    shared.slices = carried(&before.slices, &after.slices, |key, slices| {
+    shared.slices = update_map(&before.slices, &after.slices, |key, slices| {
         let old = before.slices.get(key);
-        let slice = |(index, slice)| known(old.and_then(|slices| slices.get(index)), slice);
+        let slice = |(index, slice)| reuse(old.and_then(|slices| slices.get(index)), slice);
         slices.iter().enumerate().map(slice).collect()
     });
     shared
 }
 
-/// `before`, changed into `after`: the same where nothing differs.
-fn carried<K: Ord + Clone, V: Clone + PartialEq>(
+/// `before`, changed into `after`. Equal entries stay the same.
+fn update_map<K: Ord + Clone, V: Clone + PartialEq>(
     before: &SharedMap<K, V>,
     after: &SharedMap<K, V>,
     value: impl Fn(&K, &V) -> V,
@@ -444,7 +476,7 @@ proptest! {
         let mut before = Arc::new(nothing());
         let mut planned = planner.plan(&before);
         for snapshot in snapshots {
-            let next = Arc::new(sharing(&before, &snapshot));
+            let next = Arc::new(share_unchanged(&before, &snapshot));
             prop_assert_eq!(&*next, &snapshot);
             let replanned = planner.plan(&next);
             prop_assert_eq!(&*replanned, &plan_ruleset(&snapshot));

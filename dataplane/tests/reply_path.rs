@@ -1,4 +1,4 @@
-//! The way back on a node with two links, against a real kernel.
+//! The reply path on a node with two links, against a real kernel.
 //!
 //! ```text
 //!   node n1 ── eth0 192.0.2.1 ──── LAN a ── router a .254, which the node's default route leads to: a dead end
@@ -38,7 +38,6 @@ struct World {
     neighbour: Namespace,
 }
 
-/// The address of the client, and of the neighbour.
 fn client(net: Net) -> &'static str {
     if net == V4 { "198.18.0.9" } else { "2001:db8:9::9" }
 }
@@ -47,7 +46,7 @@ fn neighbour(net: Net) -> &'static str {
     if net == V4 { "203.0.113.100" } else { "2001:db8:2::100" }
 }
 
-/// Both families of what these lines say with the addresses of either.
+/// These lines for IPv4, and the same for IPv6.
 fn lines(lines: &[&str]) -> Vec<String> {
     let six = |line: &str| {
         let line = line.replace("192.0.2.", "2001:db8:1::").replace("203.0.113.", "2001:db8:2::");
@@ -118,12 +117,12 @@ impl World {
         world
     }
 
-    /// Makes rules and routes, as an agent that has just started, and returns what was done.
+    /// Programs rules and routes, as an agent that has just started, and returns the result.
     fn settle(&self, wanted: &ReplyPathInput) -> ReplyPathState {
         self.node.run(|| Routing::open().expect("a kernel").apply(wanted, Mask::default()).expect("settled"))
     }
 
-    /// All rules and routes of the node, and what of its switches may not change.
+    /// All rules and routes of the node, and the sysctls that must not change.
     fn everything(&self) -> String {
         let run = |words: &[&str]| {
             let output = self.node.command(words[0]).args(&words[1..]).output().expect("run");
@@ -151,8 +150,8 @@ fn both() -> ReplyPathInput {
     ReplyPathInput { links: [link("eth0"), link("eth1")].into(), families: [Family::V4, Family::V6].into() }
 }
 
-/// That the n-th link has the n-th mark, in both families.
-fn marked(links: &[&str]) -> BTreeSet<ReplyPath> {
+/// The reply paths of these links in both families. The n-th link has the n-th mark.
+fn reply_paths(links: &[&str]) -> BTreeSet<ReplyPath> {
     let each = (1..).zip(links).flat_map(|(slot, name)| {
         let mark = Mask::default().mark(slot);
         [Family::V4, Family::V6].map(|family| ReplyPath { family, link: link(name), mark })
@@ -160,8 +159,8 @@ fn marked(links: &[&str]) -> BTreeSet<ReplyPath> {
     each.collect()
 }
 
-/// The same, with answers going back by the link.
-fn returning(returns: &BTreeSet<ReplyPath>, snapshot: Snapshot) -> Snapshot {
+/// The snapshot with these reply paths.
+fn with_reply_paths(returns: &BTreeSet<ReplyPath>, snapshot: Snapshot) -> Snapshot {
     Snapshot { reply_paths: Arc::new(returns.clone()), ..snapshot }
 }
 
@@ -170,27 +169,27 @@ fn replies_leave_by_the_link_of_the_request() {
     Net::each(|net| {
         let world = World::new();
         let pod = Pod::start(&world.node, 1, 5);
-        // An endpoint that is the node itself, and a port without any.
+        // An endpoint on the node itself, and a port without endpoints.
         let own = Pod { namespace: world.node.clone(), node: 1, number: 99 };
         own.serve(SocketAddr::new(ip(net.n1), 8080));
         let ports = [("tcp", Tcp, 8080), ("udp", Udp, 8080)];
         let of_node = service("node").holds(net.other).port("tcp", Tcp, 80).port("udp", Udp, 80);
         let of_node = of_node.slice(&ports, [ready(net.n1, NODE)]);
         let empty = service("empty").holds(net.lb_ip).port("", Tcp, 81);
-        // And one on another node, which is where router a is.
+        // An endpoint on another node: at router a.
         let elsewhere = Pod { namespace: world.a.clone(), node: 2, number: 7 };
         let other = format!("{}254", net.n1.strip_suffix('1').expect("the first"));
         elsewhere.serve(SocketAddr::new(ip(&other), 8080));
         let far = service("far").holds(net.lb_ip).port("tcp", Tcp, 82).slice(&ports[..1], [ready(&other, "n2")]);
-        let all = snapshot([web(net, [harness::on(net, &pod)]), of_node, empty, far]);
+        let all = snapshot([web(net, [harness::endpoint_of(net, &pod)]), of_node, empty, far]);
         let mut engine = engine_on(&world.node);
         apply(&mut engine, &all);
         let lost = connect(&world.client, &net.port(80), SILENCE).err().expect("no answer by eth0");
         assert_eq!(lost.kind(), ErrorKind::TimedOut);
 
         let applied = world.settle(&both());
-        assert_eq!((applied.reply_paths.clone(), applied.gaps), (marked(&["eth0", "eth1"]), BTreeSet::new()));
-        apply(&mut engine, &returning(&applied.reply_paths, all.clone()));
+        assert_eq!((applied.reply_paths.clone(), applied.gaps), (reply_paths(&["eth0", "eth1"]), BTreeSet::new()));
+        apply(&mut engine, &with_reply_paths(&applied.reply_paths, all.clone()));
         let seen = Answer::new(&pod, client(net));
         assert_eq!(ask_tcp(&world.client, &net.port(80)), seen);
         assert_eq!(ask_udp(&udp(&world.client, &net.port(80))).expect("an answer over UDP"), seen);
@@ -204,7 +203,7 @@ fn replies_leave_by_the_link_of_the_request() {
         assert_eq!(refused.kind(), ErrorKind::ConnectionRefused);
         ping(&world.client, net.lb_ip).expect("a reply");
 
-        // A neighbour on that link, whom the node's own routes lead to by another.
+        // The node's own routes lead to this neighbour by another link.
         let detour = format!("route add {} via {other}", neighbour(net));
         world.node.ip([detour]).expect("a route");
         assert_eq!(ask_tcp(&world.neighbour, &net.port(80)), Answer::new(&pod, neighbour(net)));
@@ -219,14 +218,14 @@ fn replies_leave_by_the_link_of_the_request() {
 fn mark_chains_are_printed_and_observed_unchanged() {
     let world = World::new();
     let eth1 = [ReplyPath { family: Family::V4, link: link("eth1"), mark: Mask::default().mark(2) }].into();
-    apply(&mut engine_on(&world.node), &returning(&eth1, snapshot([web(V4, [])])));
+    apply(&mut engine_on(&world.node), &with_reply_paths(&eth1, snapshot([web(V4, [])])));
     let list = |chain: &str| {
         let words = ["list", "chain", "ip", "landfall", chain];
         let output = world.node.command("nft").args(words).output().expect("run nft");
         let text = String::from_utf8(output.stdout).expect("text");
         text.lines().skip(2).take(2).map(|line| line.trim().to_owned()).collect::<Vec<_>>()
     };
-    // nft keeps the bits that are set anyway.
+    // nft prints the mask with the bits that it sets as well.
     assert_eq!(
         list("by-0x20-of-0x70-eth1"),
         [
@@ -241,9 +240,9 @@ fn mark_chains_are_printed_and_observed_unchanged() {
         list("back-from-here-0x20-of-0x70"),
         ["type route hook output priority mangle; policy accept;", answers]
     );
-    // An agent that starts finds all as it should be.
+    // An agent that starts finds no difference.
     let nothing = engine_on(&world.node).apply(&Arc::new(dataplane::rules::plan_ruleset(&harness::with_pods(
-        returning(&eth1, snapshot([web(V4, [])])),
+        with_reply_paths(&eth1, snapshot([web(V4, [])])),
     ))));
     assert!(nothing.expect("apply").is_empty());
 }
@@ -252,10 +251,10 @@ fn mark_chains_are_printed_and_observed_unchanged() {
 fn links_keep_their_marks_across_restarts() {
     let world = World::new();
     let first = world.settle(&both());
-    assert_eq!(first.reply_paths, marked(&["eth0", "eth1"]));
+    assert_eq!(first.reply_paths, reply_paths(&["eth0", "eth1"]));
     assert!(first.changes > 0);
     assert_eq!(world.settle(&both()), ReplyPathState { changes: 0, ..first.clone() });
-    // One that comes first by name gets the next mark.
+    // A link that is first by name gets the next mark.
     world.node.ip(["link add ens0 type veth peer name ens1", "link set ens0 up", "link set ens1 up"]).expect("a link");
     world.node.ip(["addr add 10.9.0.1/24 dev ens0"]).expect("an address");
     let more = ReplyPathInput { links: [link("ens0"), link("eth0"), link("eth1")].into(), ..both() };
@@ -265,7 +264,7 @@ fn links_keep_their_marks_across_restarts() {
     assert_eq!(more.gaps, [Gap::NoRouter(Family::V4, link("ens0"))].into());
     world.node.ip(["link del ens0"]).expect("no link");
     assert_eq!(world.settle(&both()).reply_paths, first.reply_paths);
-    // What an agent had begun when it was killed is made good.
+    // The incomplete state of a killed agent is completed.
     world.node.ip(["rule del table 76001", "route flush table 76002"]).expect("half of it");
     assert_eq!(world.settle(&both()).reply_paths, first.reply_paths);
     assert_eq!(world.settle(&both()).changes, 0);
@@ -284,7 +283,7 @@ fn an_uninstallation_restores_rules_and_routes() {
     let before = world.everything();
     let applied = world.settle(&both());
     assert_ne!(world.everything(), before);
-    apply(&mut engine_on(&world.node), &returning(&applied.reply_paths, snapshot([web(V4, []), web(V6, [])])));
+    apply(&mut engine_on(&world.node), &with_reply_paths(&applied.reply_paths, snapshot([web(V4, []), web(V6, [])])));
     world.node.run(|| {
         assert!(dataplane::remove().expect("removed"));
         assert!(reply_path::remove().expect("removed"));
@@ -337,18 +336,18 @@ fn a_strict_reverse_path_filter_is_reported() {
 fn the_loop_follows_routes_and_cleans_up() {
     let world = World::new();
     let before = world.everything();
-    let (wish, wanted) = watch::channel(Some(both()));
-    let (returns, mut told) = watch::channel(Arc::default());
+    let (input_tx, input_rx) = watch::channel(Some(both()));
+    let (paths_tx, mut paths_rx) = watch::channel(Arc::default());
     let node = world.node.clone();
     let thread = std::thread::spawn(move || {
         node.run(|| {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
             runtime
-                .block_on(reply_path::run(wanted, returns, watch::channel(BTreeSet::new()).0, Some(Mask::default())))
+                .block_on(reply_path::run(input_rx, paths_tx, watch::channel(BTreeSet::new()).0, Some(Mask::default())))
                 .expect("run");
         });
     });
-    wait_for("marks", || **told.borrow_and_update() == marked(&["eth0", "eth1"]));
+    wait_for("marks", || **paths_rx.borrow_and_update() == reply_paths(&["eth0", "eth1"]));
     let default = |table: &str| {
         let output = world.node.command("ip").args(["route", "show", "default", "table", table]).output().expect("ip");
         String::from_utf8(output.stdout).expect("text")
@@ -360,8 +359,8 @@ fn the_loop_follows_routes_and_cleans_up() {
     world.node.ip(["rule del table 76001"]).expect("by mistake");
     wait_for("the rule again", || world.everything().contains("lookup 76001"));
     world.node.ip(["route replace default via 203.0.113.254 metric 500"]).expect("the first router");
-    wish.send_replace(Some(ReplyPathInput { families: BTreeSet::new(), ..both() }));
-    wait_for("nothing", || told.borrow_and_update().is_empty() && world.everything() == before);
-    drop(wish);
+    input_tx.send_replace(Some(ReplyPathInput { families: BTreeSet::new(), ..both() }));
+    wait_for("nothing", || paths_rx.borrow_and_update().is_empty() && world.everything() == before);
+    drop(input_tx);
     thread.join().expect("no panic");
 }

@@ -1,5 +1,6 @@
-//! Who gets where, by the truth table that every dataplane of LoadBalancer addresses has to follow: what the rules say
-//! (traced, without a kernel), and that the kernel does what is traced.
+//! The endpoints of each kind of client: the truth table that every dataplane of lb_ips must follow.
+//!
+//! The rules are traced without a kernel and compared with the table. The last test compares the kernel with the traces.
 
 mod harness;
 mod sample;
@@ -24,22 +25,22 @@ const UDP: u8 = 17;
 
 /// The place of the client.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Who {
+enum Client {
     Outside,
     Pod,
     Node,
 }
 
-const ALL_CLIENTS: [Who; 3] = [Who::Outside, Who::Pod, Who::Node];
+const ALL_CLIENTS: [Client; 3] = [Client::Outside, Client::Pod, Client::Node];
 
-/// The pod that asks: the number of it on the first node.
+/// The number of the client pod, on the first node.
 const ASKING: u8 = 5;
 
-fn packet(net: Net, who: Who, protocol: u8, port: u16) -> Packet {
-    let (from, source) = match who {
-        Who::Outside => (From::Link, net.client.to_owned()),
-        Who::Pod => (From::Link, net.pod(1, ASKING)),
-        Who::Node => (From::Here, net.n1.to_owned()),
+fn packet(net: Net, client: Client, protocol: u8, port: u16) -> Packet {
+    let (from, source) = match client {
+        Client::Outside => (From::Link, net.client.to_owned()),
+        Client::Pod => (From::Link, net.pod(1, ASKING)),
+        Client::Node => (From::Here, net.n1.to_owned()),
     };
     Packet { from, source: ip(&source), destination: ip(net.lb_ip), protocol, port }
 }
@@ -49,8 +50,8 @@ fn fates(net: Net, snapshot: &Snapshot, packet: Packet) -> BTreeSet<Fate> {
     Machine::new(&planned, &[net.n1, net.gateway]).fates(packet)
 }
 
-/// Endpoints in short: `l5` is pod 5 on the first node, `r5` on the second; `l5t` terminates but serves, `l5x`
-/// terminates and does not, `l5u` is not ready.
+/// Endpoints in short: `l5` is pod 5 on the first node, `r5` on the second. `l5t` terminates and serves, `l5x`
+/// terminates and does not serve, `l5u` is not ready.
 fn endpoints(net: Net, short: &str) -> Vec<Endpoint> {
     short
         .split_whitespace()
@@ -68,8 +69,8 @@ fn endpoints(net: Net, short: &str) -> Vec<Endpoint> {
         .collect()
 }
 
-/// Fates in short: `drop`, `refuse`, or endpoints, each with `m` where the source is replaced.
-fn expected(net: Net, protocol: u8, short: &str) -> BTreeSet<Fate> {
+/// Fates in short: `drop`, `refuse`, or endpoints. `m` after an endpoint: the source is replaced.
+fn parse_fates(net: Net, protocol: u8, short: &str) -> BTreeSet<Fate> {
     let refused = if protocol == TCP { Fate::Reset } else { Fate::Unreachable };
     let fate = |word: &str| match word {
         "drop" => Fate::Dropped,
@@ -86,11 +87,12 @@ fn policy(described: Described, local: bool) -> Described {
     if local { described.local() } else { described }
 }
 
-/// Endpoints; then, for the policy Cluster and for Local, where a client outside, a pod, and the node get.
+/// The endpoints, and the fates for an outside client, a pod and the node: with the policy Cluster, then with Local.
 type Row = (&'static str, [&'static str; 3], [&'static str; 3]);
 
-/// Sources are kept wherever the answer comes back through this node without that: to endpoints here, and from pods
-/// here. A node's own source may be one that does not lead back, and a pod that calls itself has to see another's.
+/// A source is replaced only if the reply would not come back through this node otherwise. To endpoints on this node
+/// and from its pods, the source is kept. The node's own source may have no route back, so it is replaced; so is the
+/// source of a pod that connects to itself.
 const TABLE: [Row; 12] = [
     ("l6", ["l6", "l6", "l6m"], ["l6", "l6", "l6m"]),
     ("r6", ["r6m", "r6", "r6m"], ["drop", "r6", "r6m"]),
@@ -112,12 +114,12 @@ fn the_rules_follow_the_truth_table() {
         for (given, cluster, local) in TABLE {
             for (is_local, row) in [(false, cluster), (true, local)] {
                 let snapshot = snapshot([policy(web(net, endpoints(net, given)), is_local)]);
-                for (who, short) in ALL_CLIENTS.into_iter().zip(row) {
+                for (client, short) in ALL_CLIENTS.into_iter().zip(row) {
                     for protocol in [TCP, UDP] {
                         assert_eq!(
-                            fates(net, &snapshot, packet(net, who, protocol, 80)),
-                            expected(net, protocol, short),
-                            "{given:?}, Local: {is_local}, {who:?}, protocol {protocol}, {:?}",
+                            fates(net, &snapshot, packet(net, client, protocol, 80)),
+                            parse_fates(net, protocol, short),
+                            "{given:?}, Local: {is_local}, {client:?}, protocol {protocol}, {:?}",
                             net.family
                         );
                     }
@@ -129,27 +131,27 @@ fn the_rules_follow_the_truth_table() {
 
 #[test]
 fn published_unready_endpoints_count_as_ready() {
-    // The slices of such a Service say ready of all of them, of those too that terminate (EndpointConditions).
+    // The slices of such a Service list all endpoints as ready, terminating ones as well (EndpointConditions).
     let published = |short: &str| {
-        let published = |endpoint| Endpoint { ready: true, ..endpoint };
-        endpoints(V4, short).into_iter().map(published).collect::<Vec<_>>()
+        let with_ready = |endpoint| Endpoint { ready: true, ..endpoint };
+        endpoints(V4, short).into_iter().map(with_ready).collect::<Vec<_>>()
     };
     let snapshot = snapshot([web(V4, published("l6u l7x r6"))]);
-    assert_eq!(fates(V4, &snapshot, packet(V4, Who::Outside, TCP, 80)), expected(V4, TCP, "l6 l7 r6m"));
+    assert_eq!(fates(V4, &snapshot, packet(V4, Client::Outside, TCP, 80)), parse_fates(V4, TCP, "l6 l7 r6m"));
 }
 
 #[test]
 fn packets_without_a_port_have_these_fates() {
     Net::each(|net| {
         let snapshot = snapshot([web(net, endpoints(net, "l6"))]);
-        for who in ALL_CLIENTS {
+        for client in ALL_CLIENTS {
             let ask = |packet| fates(net, &snapshot, packet);
-            assert_eq!(ask(packet(net, who, TCP, 81)), BTreeSet::from([Fate::Dropped]));
-            assert_eq!(ask(packet(net, who, 132, 80)), BTreeSet::from([Fate::Dropped]), "SCTP");
-            let elsewhere = Packet { destination: ip(net.other), ..packet(net, who, TCP, 80) };
+            assert_eq!(ask(packet(net, client, TCP, 81)), BTreeSet::from([Fate::Dropped]));
+            assert_eq!(ask(packet(net, client, 132, 80)), BTreeSet::from([Fate::Dropped]), "SCTP");
+            let elsewhere = Packet { destination: ip(net.other), ..packet(net, client, TCP, 80) };
             assert_eq!(ask(elsewhere), BTreeSet::from([Fate::Passed]));
             let (icmp, echo) = if net == V4 { (1, 8) } else { (58, 128) };
-            let ping = packet(net, who, icmp, u16::from_be_bytes([echo, 0]));
+            let ping = packet(net, client, icmp, u16::from_be_bytes([echo, 0]));
             assert_eq!(ask(ping), BTreeSet::from([Fate::Answered]));
         }
     });
@@ -164,7 +166,7 @@ fn only_ping_and_neighbour_discovery_pass_to_lb_ips() {
             133..=137 => Fate::Passed,
             _ => Fate::Dropped,
         };
-        let packet = packet(V6, Who::Outside, 58, u16::from_be_bytes([kind, 0]));
+        let packet = packet(V6, Client::Outside, 58, u16::from_be_bytes([kind, 0]));
         assert_eq!(fates(V6, &snapshot, packet), BTreeSet::from([fate]), "type {kind}");
     }
 }
@@ -176,38 +178,38 @@ fn clients_outside_the_ranges_are_always_dropped() {
             for is_local in [false, true] {
                 let closed = policy(web(net, endpoints(net, given)), is_local).only_from(&["203.0.113.0/24"]);
                 let snapshot = snapshot([closed, service("other").holds(net.other)]);
-                for who in ALL_CLIENTS {
-                    let fates = fates(net, &snapshot, packet(net, who, UDP, 80));
-                    assert_eq!(fates, BTreeSet::from([Fate::Dropped]), "{given:?}, Local: {is_local}, {who:?}");
+                for client in ALL_CLIENTS {
+                    let fates = fates(net, &snapshot, packet(net, client, UDP, 80));
+                    assert_eq!(fates, BTreeSet::from([Fate::Dropped]), "{given:?}, Local: {is_local}, {client:?}");
                 }
             }
         }
     });
 }
 
-/// What a client sees of the fates: which pods answer and whom they see, that it is refused, or nothing.
+/// The result of a connection attempt, as its client observes it. `itself`: the pod sees the client's own address.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-enum Seen {
+enum Outcome {
     Answer { pod: (u8, u8), itself: bool },
     Refused,
     Nothing,
 }
 
-fn seen(net: Net, fate: Fate) -> Seen {
+fn outcome(net: Net, fate: Fate) -> Outcome {
     match fate {
-        Fate::Dropped => Seen::Nothing,
-        Fate::Reset | Fate::Unreachable => Seen::Refused,
+        Fate::Dropped => Outcome::Nothing,
+        Fate::Reset | Fate::Unreachable => Outcome::Refused,
         Fate::Sent { to, masqueraded } => {
             let pods = (1..3).flat_map(|node| (0..10).map(move |number| (node, number)));
             let pod = pods.into_iter().find(|(node, number)| ip(&net.pod(*node, *number)) == to.ip()).expect("a pod");
-            Seen::Answer { pod, itself: !masqueraded }
+            Outcome::Answer { pod, itself: !masqueraded }
         }
         Fate::Passed | Fate::Answered => panic!("no fate of a connection"),
     }
 }
 
-/// Asks until everything that can happen should have: each of two is missed once in 2^23 times.
-fn ask(from: &Namespace, net: Net, protocol: u8, own: &[IpAddr]) -> BTreeSet<Seen> {
+/// The outcomes of up to 24 attempts. Of two possible outcomes, either is missed once in 2^23 runs.
+fn ask(from: &Namespace, net: Net, protocol: u8, own: &[IpAddr]) -> BTreeSet<Outcome> {
     const TRIES: usize = 24;
     let mut all = BTreeSet::new();
     for _ in 0..TRIES {
@@ -215,23 +217,23 @@ fn ask(from: &Namespace, net: Net, protocol: u8, own: &[IpAddr]) -> BTreeSet<See
             connect(from, &net.port(80), SILENCE).and_then(|mut connection| connection.ask())
         } else {
             let socket = udp(from, &net.port(80));
-            // The kernel sends one refusal by ICMP in a second at least, so what is refused is told within some.
+            // The kernel sends at least one ICMP error per second, so a refusal arrives within a few tries.
             let once = || socket.send(b"?").and_then(|_| socket.recv(&mut [0; 64]));
             let silent = |error: &std::io::Error| error.kind() == ErrorKind::WouldBlock;
-            let told = (0..7).map(|_| once()).find(|told| !told.as_ref().is_err_and(silent));
-            told.unwrap_or(Err(ErrorKind::WouldBlock.into())).and_then(|_| ask_udp(&socket))
+            let first = (0..7).map(|_| once()).find(|result| !result.as_ref().is_err_and(silent));
+            first.unwrap_or(Err(ErrorKind::WouldBlock.into())).and_then(|_| ask_udp(&socket))
         };
         all.insert(match answer {
-            Ok(answer) => Seen::Answer { pod: answer.pod, itself: own.contains(&answer.client) },
+            Ok(answer) => Outcome::Answer { pod: answer.pod, itself: own.contains(&answer.client) },
             Err(error) => match error.kind() {
                 // A local process gets the error at once, with another errno.
-                ErrorKind::ConnectionRefused | ErrorKind::PermissionDenied => Seen::Refused,
-                ErrorKind::TimedOut | ErrorKind::WouldBlock => Seen::Nothing,
+                ErrorKind::ConnectionRefused | ErrorKind::PermissionDenied => Outcome::Refused,
+                ErrorKind::TimedOut | ErrorKind::WouldBlock => Outcome::Nothing,
                 other => panic!("{other}"),
             },
         });
-        // A refusal is one for everybody, and the kernel limits how many it sends by ICMP.
-        if all.contains(&Seen::Nothing) || all.contains(&Seen::Refused) {
+        // A refusal applies to all attempts, and the kernel limits its ICMP errors.
+        if all.contains(&Outcome::Nothing) || all.contains(&Outcome::Refused) {
             break;
         }
     }
@@ -244,28 +246,28 @@ fn the_kernel_agrees_with_the_traced_fates() {
         let world = World::new();
         let pods = [(1, 5), (1, 6), (2, 6)].map(|(node, number)| world.pod(node, number));
         let mut engine = engine(&world);
-        // One row of each kind; those left out differ in what is planned, not in what packets do.
+        // One row of each kind. The other rows differ in the plan, not in the path of packets.
         for (given, _, _) in [TABLE[2], TABLE[1], TABLE[4], TABLE[5], TABLE[8]] {
             for is_local in [false, true] {
                 let snapshot = snapshot([policy(web(net, endpoints(net, given)), is_local)]);
                 apply(&mut engine, &snapshot);
-                // A port that a client had before would else find its old flow, which nobody forgets here.
+                // Otherwise a client with a reused port would match its old flow, since no agent deletes it here.
                 let forgotten = world.n1.command("conntrack").arg("-F").output().expect("run conntrack");
                 assert!(forgotten.status.success(), "{}", String::from_utf8_lossy(&forgotten.stderr));
-                for who in ALL_CLIENTS {
-                    let (from, own) = match who {
-                        Who::Outside => (&world.client, vec![ip(net.client)]),
-                        Who::Pod => (&pods[0].namespace, vec![ip(&net.of(&pods[0]))]),
-                        // Which of its sources a node takes is its own choice, and all of them are itself.
-                        Who::Node => (&world.n1, vec![]),
+                for client in ALL_CLIENTS {
+                    let (from, own) = match client {
+                        Client::Outside => (&world.client, vec![ip(net.client)]),
+                        Client::Pod => (&pods[0].namespace, vec![ip(&net.pod_ip(&pods[0]))]),
+                        // The node may use any of its addresses, so none of them counts as another source.
+                        Client::Node => (&world.n1, vec![]),
                     };
                     for protocol in [TCP, UDP] {
-                        let traced = fates(net, &snapshot, packet(net, who, protocol, 80));
-                        let expected: BTreeSet<Seen> = traced.into_iter().map(|fate| seen(net, fate)).collect();
+                        let traced = fates(net, &snapshot, packet(net, client, protocol, 80));
+                        let expected: BTreeSet<Outcome> = traced.into_iter().map(|fate| outcome(net, fate)).collect();
                         assert_eq!(
                             ask(from, net, protocol, &own),
                             expected,
-                            "{given:?}, Local: {is_local}, {who:?}, protocol {protocol}, {:?}",
+                            "{given:?}, Local: {is_local}, {client:?}, protocol {protocol}, {:?}",
                             net.family
                         );
                     }

@@ -1,5 +1,5 @@
-//! Frames spread over three nodes by the kernel: which pods get them, which client they see, and what becomes of them
-//! when nodes come and go.
+//! Frames spread over three nodes by the kernel: which pods get them, which client they see, and their path when nodes
+//! come and go.
 //!
 //! ```text
 //!   client 192.0.2.100 ──┐
@@ -39,7 +39,7 @@ fn count_answers(cluster: &Cluster, net: Net, connections: usize) -> BTreeMap<(u
     answers
 }
 
-/// The same of UDP, from a port of its own each time.
+/// The answers over UDP, each from a new port.
 fn asked_udp(cluster: &Cluster, net: Net, datagrams: usize) -> BTreeSet<Answer> {
     (0..datagrams).map(|_| world::ask_udp(&udp(&cluster.client, &net.port(80))).expect("an answer")).collect()
 }
@@ -65,7 +65,7 @@ fn the_kernel_resends_frames_as_traced() {
         let pods = [cluster.pod(1, 5), cluster.pod(2, 5), cluster.pod(3, 5), cluster.pod(3, 6)];
         let snapshot = snapshot([cluster.web(net, &pods)]);
         cluster.apply(&snapshot);
-        let machine = Machine::new(&cluster.planned(1, &snapshot), &[net.n1]);
+        let machine = Machine::new(&cluster.plan(1, &snapshot), &[net.n1]);
         let traced = |protocol: u8, port: u16, kind: Kind| match machine
             .verdict(&frame_bytes::frame(net, protocol, port, kind))
         {
@@ -168,7 +168,7 @@ fn connections_to_unready_endpoints_stay_there() {
             let endpoints = pods
                 .iter()
                 .zip([own, second, third])
-                .map(|(pod, state)| states[state](ready(&net.of(pod), &format!("n{}", pod.node))));
+                .map(|(pod, state)| states[state](ready(&net.pod_ip(pod), &format!("n{}", pod.node))));
             let web = service("web").holds(net.lb_ip).port("tcp", Tcp, 80).slice(&[("tcp", Tcp, 8080)], endpoints);
             cluster.apply(&snapshot([web]));
             let now: Vec<Answer> = connections.iter_mut().map(|one| one.ask().expect("an answer")).collect();

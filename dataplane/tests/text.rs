@@ -6,7 +6,7 @@ use dataplane::nft::print_ruleset;
 use dataplane::rules::plan_ruleset;
 use sample::{everything, snapshot};
 
-/// What `nft` prints of the tables when they are programmed, as a test against the kernel has seen it.
+/// The output of `nft` for the programmed tables, as committed by a test against the kernel.
 const PRINTED: [&str; 3] =
     [include_str!("golden/table.nft"), include_str!("golden/table6.nft"), include_str!("golden/frames.nft")];
 

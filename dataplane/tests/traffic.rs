@@ -14,13 +14,13 @@ use dataplane::nft::TableOutcomes;
 use dataplane::read_kernel_counters;
 use dataplane::rules::Frontend;
 use dataplane::rules::plan_ruleset;
-use harness::{apply, engine, on, web, with_pods};
+use harness::{apply, endpoint_of, engine, web, with_pods};
 use netns::Namespace;
 use sample::{ip, nothing, service, snapshot};
 use std::sync::Arc;
 use world::{Net, PATIENCE, SILENCE, World, ask_tcp, ask_udp, connect, udp, wait_for};
 
-/// What node `n1` has counted for the Service `web` of this snapshot.
+/// The counters of node `n1` for the Service `web` of this snapshot.
 fn of_web(world: &World, snapshot: &Snapshot, net: Net) -> ServiceTraffic {
     let counted = world.n1.run(|| read_kernel_counters().expect("counters"));
     report_traffic(snapshot, &counted, 10).busiest[&(Key::new("default", "web"), ip(net.lb_ip))]
@@ -37,7 +37,7 @@ fn traffic_counters_survive_changes_of_endpoints() {
         let (near, far) = (world.pod(1, 5), world.pod(2, 5));
         let mut engine = engine(&world);
         let counting = |endpoints: Vec<_>| Snapshot { count_traffic: true, ..snapshot([web(net, endpoints)]) };
-        let one = counting(vec![on(net, &near)]);
+        let one = counting(vec![endpoint_of(net, &near)]);
         apply(&mut engine, &one);
         assert_eq!(of_web(&world, &one, net), ServiceTraffic::default());
         for _ in 0..7 {
@@ -54,7 +54,7 @@ fn traffic_counters_survive_changes_of_endpoints() {
         assert!(first.bytes > first.packets * 28, "{first:?}");
         assert_eq!((first.denied, first.refused, strays(&world.n1)), (0, 0, 0));
 
-        let both = counting(vec![on(net, &near), on(net, &far)]);
+        let both = counting(vec![endpoint_of(net, &near), endpoint_of(net, &far)]);
         apply(&mut engine, &both);
         assert_eq!(of_web(&world, &both, net).connections, 8);
         ask_tcp(&world.client, &net.port(80));
@@ -83,7 +83,7 @@ fn drops_are_counted_by_their_reason() {
         let world = World::new();
         let pod = world.pod(1, 5);
         let mut engine = engine(&world);
-        let closed = snapshot([web(net, [on(net, &pod)]).only_from(&[net.pods])]);
+        let closed = snapshot([web(net, [endpoint_of(net, &pod)]).only_from(&[net.pods])]);
         apply(&mut engine, &closed);
         assert!(connect(&world.client, &net.port(80), SILENCE).is_err(), "dropped");
         udp(&world.client, &net.port(80)).send(b"?").expect("send");

@@ -11,7 +11,7 @@ use std::collections::BTreeSet;
 use std::net::UdpSocket;
 
 use crds::Endpoint;
-use harness::{Agent, all, on, web, with_pods};
+use harness::{Agent, all, endpoint_of, web, with_pods};
 use netns::Namespace;
 use sample::{Described, NODE, ip, ready, service, snapshot, terminating};
 use world::{Answer, Net, Pod, V4, World, ask_tcp, ask_udp, udp, wait_for};
@@ -43,7 +43,7 @@ fn only(pods: &BTreeSet<(u8, u8)>) -> (u8, u8) {
 }
 
 fn endpoints(net: Net, pods: &[&Pod]) -> Vec<Endpoint> {
-    pods.iter().map(|pod| on(net, pod)).collect()
+    pods.iter().map(|pod| endpoint_of(net, pod)).collect()
 }
 
 #[test]
@@ -71,7 +71,7 @@ fn a_client_keeps_its_endpoint_while_others_change() {
         let agent = start(&world);
         send_and_wait(&agent, net, web(net, endpoints(net, &[&a])).sticky(LONG), 2);
         assert_eq!(only(&pods(&world.client, net)), (1, 5));
-        // Others come, which chance would prefer 39 times of 40 tries.
+        // With the new endpoints, a random choice would differ in 39 of 40 tries.
         send_and_wait(&agent, net, web(net, endpoints(net, &[&a, &b, &c])).sticky(LONG), 3);
         assert_eq!(only(&pods(&world.client, net)), (1, 5));
         // Another agent starts over.
@@ -80,7 +80,7 @@ fn a_client_keeps_its_endpoint_while_others_change() {
         send_and_wait(&agent, net, web(net, endpoints(net, &[&c, &a])).sticky(LONG), 4);
         assert_eq!(only(&pods(&world.client, net)), (1, 5));
         // It goes, so the client gets another one and stays there, also when the first comes back.
-        let stops = [terminating(on(net, &a)), on(net, &b), on(net, &c)];
+        let stops = [terminating(endpoint_of(net, &a)), endpoint_of(net, &b), endpoint_of(net, &c)];
         send_and_wait(&agent, net, web(net, stops).sticky(LONG), 5);
         wait_for("another endpoint", || ask_tcp(&world.client, &net.port(80)).pod != (1, 5));
         let next = only(&pods(&world.client, net));
@@ -163,7 +163,7 @@ fn a_client_keeps_an_endpoint_with_host_network() {
         let ask = || ask_udp(&udp(&world.client, &net.port(80))).expect("an answer").pod;
         send_and_wait(&agent, net, web(net, [ready(net.n1, NODE)]).sticky(LONG), 2);
         assert_eq!(ask(), (0, 0));
-        send_and_wait(&agent, net, web(net, [ready(net.n1, NODE), on(net, &near)]).sticky(LONG), 3);
+        send_and_wait(&agent, net, web(net, [ready(net.n1, NODE), endpoint_of(net, &near)]).sticky(LONG), 3);
         assert_eq!((0..40).map(|_| ask()).collect::<BTreeSet<_>>(), BTreeSet::from([(0, 0)]));
         agent.end();
     });

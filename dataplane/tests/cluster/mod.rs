@@ -1,4 +1,4 @@
-//! Three nodes that are all programmed, and a client that sends to the one that has the address.
+//! Three programmed nodes, and a client that sends to the node that announces the lb_ip.
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, Mutex};
@@ -96,7 +96,7 @@ impl Cluster {
     /// A Service at port 80 of the lb_ip, TCP and UDP, with these pods.
     pub fn web<'a>(&self, net: Net, pods: impl IntoIterator<Item = &'a Pod>) -> Described {
         let ports = [("tcp", Tcp, 8080), ("udp", Udp, 8080)];
-        let endpoints = pods.into_iter().map(|pod| ready(&net.of(pod), &name(pod.node)));
+        let endpoints = pods.into_iter().map(|pod| ready(&net.pod_ip(pod), &name(pod.node)));
         service("web").holds(net.lb_ip).port("tcp", Tcp, 80).port("udp", Udp, 80).slice(&ports, endpoints)
     }
 
@@ -105,8 +105,8 @@ impl Cluster {
         (1..=NODES).for_each(|node| self.apply_on(node, snapshot));
     }
 
-    /// What this is on a node.
-    pub fn planned(&self, node: u8, snapshot: &Snapshot) -> Arc<Ruleset> {
+    /// The ruleset of this snapshot on a node.
+    pub fn plan(&self, node: u8, snapshot: &Snapshot) -> Arc<Ruleset> {
         let on_link = self.on_link.lock().expect("no panic");
         let others = on_link.iter().filter(|other| **other != node);
         let link = Link { mac: mac(node), peers: others.map(|other| (name(*other), mac(*other))).collect() };
@@ -116,10 +116,10 @@ impl Cluster {
         Arc::new(plan_ruleset(&Snapshot { node: name(node), links, pod_ranges, ..snapshot.clone() }))
     }
 
-    /// Programs one.
+    /// Programs one node.
     pub fn apply_on(&self, node: u8, snapshot: &Snapshot) {
         let mut engine = self.engines[usize::from(node) - 1].lock().expect("no panic");
-        engine.apply(&self.planned(node, snapshot)).expect("apply");
+        engine.apply(&self.plan(node, snapshot)).expect("apply");
     }
 
     /// This node no longer sends or receives frames.
@@ -127,7 +127,7 @@ impl Cluster {
         self.lan.ip([format!("link set {} down", name(node))]).expect("a port");
     }
 
-    /// The others don't have this node on their link.
+    /// Removes this node from the links of the others.
     pub fn without(&self, node: u8) {
         self.on_link.lock().expect("no panic").retain(|other| *other != node);
     }

@@ -22,9 +22,9 @@ pub fn web(net: Net, endpoints: impl IntoIterator<Item = Endpoint>) -> Described
     service("web").holds(net.lb_ip).port("tcp", Tcp, 80).port("udp", Udp, 80).slice(&ports, endpoints)
 }
 
-/// The endpoint that this pod is.
-pub fn on(net: Net, pod: &Pod) -> Endpoint {
-    sample::ready(&net.of(pod), if pod.node == 1 { NODE } else { "n2" })
+/// The endpoint of this pod, ready.
+pub fn endpoint_of(net: Net, pod: &Pod) -> Endpoint {
+    sample::ready(&net.pod_ip(pod), if pod.node == 1 { NODE } else { "n2" })
 }
 
 /// An engine on the first node.
@@ -42,13 +42,13 @@ pub fn apply(engine: &mut Engine, snapshot: &Snapshot) {
     engine.apply(&Arc::new(plan_ruleset(&with_pods(snapshot.clone())))).expect("apply");
 }
 
-/// The same, seen by a node that knows where its pods have their addresses from.
+/// The same snapshot, with the address ranges of the node's pods.
 pub fn with_pods(snapshot: Snapshot) -> Snapshot {
     let pod_ranges = [V4, V6].map(|net| net.pods.parse().expect("a range")).to_vec();
     Snapshot { pod_ranges, ..snapshot }
 }
 
-/// Everything that answers, asked often enough that each of two is missed once in 2^39 times.
+/// All answers to 40 requests. With two endpoints, either is missed once in 2^39 runs.
 pub fn all(mut ask: impl FnMut() -> Answer) -> BTreeSet<Answer> {
     (0..40).map(|_| ask()).collect()
 }
@@ -62,7 +62,7 @@ pub struct Agent {
 }
 
 impl Agent {
-    /// An agent on this node, which knows nothing yet.
+    /// An agent on this node, without a snapshot.
     pub fn start(node: &Namespace) -> Self {
         let (snapshots, receiver) = watch::channel(None);
         let (sender, forwarding) = watch::channel(Forwarding::default());
@@ -92,7 +92,7 @@ impl Agent {
         *self.counters.borrow()
     }
 
-    /// Ends it as a process ends: the senders are dropped.
+    /// Drops the senders, as at the end of the process, and waits for the thread.
     pub fn end(self) {
         drop(self.snapshots);
         self.thread.join().expect("no panic");

@@ -1,6 +1,7 @@
-//! What belongs to no connection that the kernel knows, or not to this moment of one, breaks none: it is dropped, and
-//! nobody answers it with a reset. The kernel does not translate such a segment back, so whoever got it would take it
-//! for a stranger's.
+//! A segment outside of each tracked connection, or outside of its window, does not break a connection: it is dropped
+//! without a reset.
+//!
+//! The kernel does not translate such a segment back. So its receiver would not find its connection, and would reset it.
 
 #[path = "../harness/mod.rs"]
 mod harness;
@@ -14,7 +15,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
 
 use crds::service::Family;
-use harness::{apply, engine, on, web};
+use harness::{apply, endpoint_of, engine, web};
 use netns::Namespace;
 use sample::snapshot;
 use socket2::{Domain, Protocol, Socket, Type};
@@ -23,7 +24,7 @@ use world::{Net, PATIENCE, Pod, SILENCE, World, connect, wait_for};
 const ACK: u8 = 0x10;
 const RESET: u8 = 0x04;
 
-/// A raw socket for TCP of the family of this address. It hears every segment that comes to its host.
+/// A raw socket for TCP of the family of this address. It receives all segments to its host.
 fn raw_tcp(from: &Namespace, family: IpAddr) -> Socket {
     let domain = if family.is_ipv4() { Domain::IPV4 } else { Domain::IPV6 };
     from.run(|| Socket::new(domain, Type::RAW, Some(Protocol::TCP))).expect("a raw socket")
@@ -61,7 +62,7 @@ fn ports_of_clients(pod: &Pod, net: Net) -> Vec<u16> {
     let file = if net.family == Family::V4 { "tcp" } else { "tcp6" };
     let table = pod.namespace.run(|| std::fs::read_to_string(format!("/proc/thread-self/net/{file}")));
     let table = table.expect("the table of connections");
-    // Its own address and port, the other's, and the state: 01 is an open connection.
+    // Local address and port, remote address and port, state: 01 is an open connection.
     let ports = table.lines().skip(1).filter_map(|line| {
         let words: Vec<_> = line.split_whitespace().collect();
         let port = |word: &str| u16::from_str_radix(word.rsplit(':').next()?, 16).ok();
@@ -70,9 +71,9 @@ fn ports_of_clients(pod: &Pod, net: Net) -> Vec<u16> {
     ports.collect()
 }
 
-/// Whether a reset comes to where this socket is, until all should have come.
+/// Whether this socket receives a reset within [`SILENCE`].
 fn hears_a_reset(socket: &Socket, net: Net) -> bool {
-    // With IPv4, the header is there too.
+    // IPv4 includes its header.
     let before = if net.family == Family::V4 { 20 } else { 0 };
     let end = Instant::now() + SILENCE;
     let mut heard = false;
@@ -91,7 +92,7 @@ fn hears_a_reset(socket: &Socket, net: Net) -> bool {
     }
 }
 
-/// Far enough from each other that some of them are beyond any window.
+/// So far from each other that some are outside of each window.
 const SEQUENCES: [u32; 4] = [0, 1 << 30, 2 << 30, 3 << 30];
 
 #[test]
@@ -99,16 +100,16 @@ fn a_reply_outside_its_window_causes_no_reset() {
     Net::each(|net| {
         let world = World::new();
         let (near, far, asks) = (world.pod(1, 5), world.pod(2, 5), world.pod(1, 6));
-        // Whoever gets something from a pod could answer it: n1 knows the way to all of them.
+        // With this route, the client could answer a segment from any pod.
         world.client.ip([format!("route add default via {}", net.n1)]).expect("a route");
         for pod in [&near, &far] {
             let mut engine = engine(&world);
-            apply(&mut engine, &snapshot([web(net, [on(net, pod)])]));
+            apply(&mut engine, &snapshot([web(net, [endpoint_of(net, pod)])]));
             for from in [&world.client, &asks.namespace, &world.n1] {
                 let mut open = connect(from, &net.port(80), PATIENCE).expect("a connection");
                 let answer = open.ask().expect("an answer");
                 let client = SocketAddr::new(answer.client, ports_of_clients(pod, net)[0]);
-                let own = SocketAddr::new(net.of(pod).parse().expect("an address"), 8080);
+                let own = SocketAddr::new(net.pod_ip(pod).parse().expect("an address"), 8080);
                 let socket = raw_tcp(&pod.namespace, client.ip());
                 for sequence in SEQUENCES {
                     let segment = segment(own, client, sequence, ACK);

@@ -1,4 +1,4 @@
-//! Snapshots for tests, made with few words.
+//! Short builders of snapshots for tests.
 #![allow(dead_code, reason = "each test binary uses some of it")]
 
 use std::collections::BTreeMap;
@@ -12,7 +12,7 @@ use dataplane::rules::Sources;
 use dataplane::snapshot::{Link, LinkName, ServiceOptions};
 use k8s_openapi::api::core::v1 as core;
 
-/// The node that everything is seen from.
+/// The node of the snapshots.
 pub const NODE: &str = "n1";
 
 /// The ClusterIPs of a Service that needs some.
@@ -24,7 +24,7 @@ pub fn ip(text: &str) -> IpAddr {
 }
 
 /// An address and a port, or a panic.
-pub fn at(text: &str) -> SocketAddr {
+pub fn socket_addr(text: &str) -> SocketAddr {
     text.parse().expect("an address and a port")
 }
 
@@ -33,13 +33,13 @@ pub fn mac(node: &str) -> MacAddr {
     MacAddr(2, 0, 0, 0, 0, node.trim_start_matches('n').parse().expect("a number"))
 }
 
-/// That this node and these others have a link `eth0`.
+/// The link `eth0` of this node, with these nodes as peers on it.
 pub fn on_eth0(others: &[&str]) -> BTreeMap<LinkName, Link> {
     let peers = others.iter().map(|node| ((*node).to_owned(), mac(node))).collect();
     [(LinkName::new("eth0").expect("a name"), Link { mac: mac(NODE), peers })].into()
 }
 
-/// A snapshot of nothing, seen from [`NODE`].
+/// An empty snapshot of [`NODE`].
 pub fn nothing() -> Snapshot {
     Snapshot { node: NODE.into(), ..Snapshot::default() }
 }
@@ -49,12 +49,12 @@ pub fn ready(address: &str, node: &str) -> Endpoint {
     Endpoint { address: ip(address), node: Some(node.into()), ready: true, serving: true, terminating: false }
 }
 
-/// The same, being stopped but still answering.
+/// The same endpoint, terminating and still serving.
 pub fn terminating(endpoint: Endpoint) -> Endpoint {
     Endpoint { ready: false, serving: true, terminating: true, ..endpoint }
 }
 
-/// The same, not answering.
+/// The same endpoint, neither ready nor serving.
 pub fn unready(endpoint: Endpoint) -> Endpoint {
     Endpoint { ready: false, serving: false, ..endpoint }
 }
@@ -107,9 +107,9 @@ impl Described {
         self
     }
 
-    /// Its packets are to go to this. It has a ClusterIP of each family, and node ports that are greater by 30000 than
-    /// its own.
-    pub fn by(mut self, backend: Backend) -> Self {
+    /// Its packets go to this backend. It has a ClusterIP of each family, and each node port is 30000 more than its
+    /// port.
+    pub fn backend(mut self, backend: Backend) -> Self {
         self.service.backend = Some(Ok(backend));
         self.service.cluster_ips = CLUSTER_IPS.map(ip).into();
         self.service.ports.iter_mut().for_each(|port| port.node_port = Some(30_000 + port.number));
@@ -117,7 +117,7 @@ impl Described {
     }
 
     /// It has these labels.
-    pub fn labelled<const N: usize>(mut self, labels: [(&str, &str); N]) -> Self {
+    pub fn labels<const N: usize>(mut self, labels: [(&str, &str); N]) -> Self {
         self.service.labels = labels.into();
         self
     }
@@ -128,7 +128,7 @@ impl Described {
         self
     }
 
-    /// It has one more slice: where each of its ports leads to (by name and protocol), and its endpoints.
+    /// It has one more slice: name, protocol and target of each port, and the endpoints.
     pub fn slice(mut self, ports: &[(&str, Protocol, u16)], endpoints: impl IntoIterator<Item = Endpoint>) -> Self {
         let key = &self.service.key;
         self.slices.push(EndpointSlice {
@@ -160,7 +160,7 @@ pub fn snapshot(services: impl IntoIterator<Item = Described>) -> Snapshot {
     snapshot
 }
 
-/// Something of everything, in both families.
+/// A snapshot with each feature, in both families.
 pub fn everything() -> Snapshot {
     let web = service("web")
         .sticky(10_800)
@@ -192,20 +192,20 @@ pub fn everything() -> Snapshot {
         .holds("192.0.2.13")
         .port("http", Protocol::Tcp, 80)
         .port("media", Protocol::Sctp, 9)
-        .by(Backend::NodePort)
+        .backend(Backend::NodePort)
         .only_from(&["10.0.0.0/8"])
         .slice(&[("http", Protocol::Tcp, 8080), ("media", Protocol::Sctp, 9999)], [ready("10.244.1.7", NODE)]);
     let inner = service("inner")
         .holds("2001:db8::11")
         .holds("192.0.2.14")
         .port("", Protocol::Udp, 53)
-        .by(Backend::ClusterIp)
+        .backend(Backend::ClusterIp)
         .slice(&[("", Protocol::Udp, 5353)], [ready("10.244.1.8", NODE)])
         .slice(&[("", Protocol::Udp, 5353)], [ready("2001:db8:244:1::8", NODE)]);
     let theirs = service("theirs")
         .holds("192.0.2.13")
         .port("", Protocol::Tcp, 81)
-        .labelled([("service.kubernetes.io/service-proxy-name", "example.com")]);
+        .labels([("service.kubernetes.io/service-proxy-name", "example.com")]);
     let pods = ["10.244.1.0/24", "10.245.0.0/25", "10.245.0.128/26", "2001:db8:244:1::/64"];
     let pod_ranges = pods.map(|net| net.parse().expect("a range")).to_vec();
     let (node_ips, links) = (vec![ip("192.0.2.1"), ip("2001:db8::1")], on_eth0(&["n2"]));

@@ -13,12 +13,12 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use dataplane::nft::TableOutcome;
 use dataplane::rules::plan_ruleset;
-use harness::{apply, engine, on, web, with_pods};
+use harness::{apply, endpoint_of, engine, web, with_pods};
 use netns::Namespace;
 use sample::{nothing, snapshot};
 use world::{Answer, Net, PATIENCE, SILENCE, V4, World, ask_tcp, ask_udp, connect, nft, udp};
 
-/// How an attempt ends.
+/// The end of an attempt.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum End {
     Served,
@@ -27,8 +27,8 @@ enum End {
     Silence,
 }
 
-/// Asserts how a connection attempt ends, and that a datagram ends so too.
-fn ends(from: &Namespace, net: Net, expected: End) {
+/// Asserts the end of a connection attempt, and of a datagram.
+fn assert_end(from: &Namespace, net: Net, expected: End) {
     let patience = if expected == End::Silence { SILENCE } else { PATIENCE };
     let found = match connect(from, &net.port(80), patience).map_err(|error| error.kind()) {
         Ok(_) => End::Served,
@@ -65,12 +65,12 @@ fn only_clients_within_the_ranges_are_served() {
             (&[&client], [Served, Silence, Silence]),
             (&[net.pods], [Silence, Served, Silence]),
             (&["0.0.0.0/0", "::/0"], [Served; 3]),
-            (&["nobody"], [Silence; 3]),
+            (&["none"], [Silence; 3]),
         ];
         for (ranges, expected) in cases {
-            apply(&mut engine, &snapshot([web(net, [on(net, &endpoint)]).only_from(ranges)]));
+            apply(&mut engine, &snapshot([web(net, [endpoint_of(net, &endpoint)]).only_from(ranges)]));
             for (from, expected) in [&world.client, &pod.namespace, &world.n1].into_iter().zip(expected) {
-                ends(from, net, expected);
+                assert_end(from, net, expected);
             }
         }
     });
@@ -82,8 +82,8 @@ fn only_allowed_clients_are_refused_without_endpoints() {
         let world = World::new();
         let pod = world.pod(1, 6);
         apply(&mut engine(&world), &snapshot([web(net, []).only_from(&[net.pods])]));
-        ends(&pod.namespace, net, End::Refused);
-        ends(&world.client, net, End::Silence);
+        assert_end(&pod.namespace, net, End::Refused);
+        assert_end(&world.client, net, End::Silence);
     });
 }
 
@@ -91,8 +91,8 @@ fn only_allowed_clients_are_refused_without_endpoints() {
 fn kube_proxy_does_not_open_what_is_closed_here() {
     let world = World::new();
     let (ours, theirs) = (world.pod(1, 5), world.pod(1, 6));
-    let closed = snapshot([web(V4, [on(V4, &ours)]).only_from(&["203.0.113.0/24"])]);
-    // Their rules translate whatever gets to them; what they would check, they check where packets go on to pods.
+    let closed = snapshot([web(V4, [endpoint_of(V4, &ours)]).only_from(&["203.0.113.0/24"])]);
+    // These rules translate all packets that reach them. kube-proxy checks sources later, when it forwards to pods.
     let rules = "table ip kube-proxy {
         chain prerouting {
             type nat hook prerouting priority -100
@@ -109,13 +109,13 @@ fn kube_proxy_does_not_open_what_is_closed_here() {
     let iptables = world.n1.command("iptables").args(["-I", "PREROUTING"]).args(rule).output().expect("run iptables");
     assert!(iptables.status.success(), "{}", String::from_utf8_lossy(&iptables.stderr));
     assert_eq!(connect(&world.client, &V4.port(80), SILENCE).err().map(|error| error.kind()), silence);
-    // They are there: without our table they do translate.
+    // A control: without our table, these rules translate.
     apply(&mut engine, &nothing());
     assert_eq!(ask_tcp(&world.client, &V4.port(80)), Answer::new(&theirs, V4.client));
 }
 
-/// The sockets with which the client tries, again and again while `act` acts, to get something to the Service.
-fn tries(world: &World, net: Net, act: impl FnOnce()) -> Vec<UdpSocket> {
+/// Sends datagrams to the Service from new ports of the client until `act` returns. Returns the sockets.
+fn try_during(world: &World, net: Net, act: impl FnOnce()) -> Vec<UdpSocket> {
     let done = AtomicBool::new(false);
     std::thread::scope(|scope| {
         let client = scope.spawn(|| {
@@ -146,23 +146,23 @@ fn no_packet_slips_in_during_upgrades() {
     Net::each(|net| {
         let world = World::new();
         let (endpoint, friend) = (world.pod(1, 5), world.pod(1, 7));
-        let closed = snapshot([web(net, [on(net, &endpoint)]).only_from(&[net.pods])]);
+        let closed = snapshot([web(net, [endpoint_of(net, &endpoint)]).only_from(&[net.pods])]);
         apply(&mut engine(&world), &closed);
         let mut connection = connect(&friend.namespace, &net.port(80), PATIENCE).expect("a connection");
         let family = if net == V4 { "ip" } else { "ip6" };
-        let sockets = tries(&world, net, || {
+        let sockets = try_during(&world, net, || {
             for _ in 0..UPGRADES {
-                // What this version would not make, another one may have made.
+                // A chain that this version does not have stands for another version.
                 nft(&world.n1, &format!("add chain {family} landfall other-version"));
                 let desired = std::sync::Arc::new(plan_ruleset(&with_pods(closed.clone())));
                 let done = engine(&world).apply(&desired).expect("apply");
                 assert!(done.values().any(|done| matches!(done, TableOutcome::Replaced { .. })), "{done:?}");
-                assert_eq!(connection.ask().expect("an answer"), Answer::new(&endpoint, &net.of(&friend)));
+                assert_eq!(connection.ask().expect("an answer"), Answer::new(&endpoint, &net.pod_ip(&friend)));
             }
         });
         assert!(sockets.len() > 100, "too few tries to mean anything: {}", sockets.len());
         let asked = ask_udp(&udp(&friend.namespace, &net.port(80))).expect("an answer");
-        assert_eq!(asked, Answer::new(&endpoint, &net.of(&friend)));
+        assert_eq!(asked, Answer::new(&endpoint, &net.pod_ip(&friend)));
         let heard = sockets.iter().filter(|socket| socket.recv(&mut [0; 64]).is_ok()).count();
         assert_eq!(heard, 0, "of {} tries", sockets.len());
     });
@@ -175,27 +175,29 @@ fn no_packet_slips_in_during_changes() {
         let world = World::new();
         let (one, other, friend) = (world.pod(1, 5), world.pod(1, 6), world.pod(1, 7));
         let mut engine = engine(&world);
-        // All kinds of changes that leave the client out: who else may come, how many endpoints, which policy, and
-        // whether the Service is there at all.
+        // Each change keeps the client excluded: other source ranges, numbers of endpoints, another policy, and no
+        // Service at all.
         let states = [
-            snapshot([web(net, [on(net, &one)]).only_from(&[net.pods])]),
-            snapshot([web(net, [on(net, &one), on(net, &other)]).only_from(&[net.pods, "203.0.113.0/24"])]),
+            snapshot([web(net, [endpoint_of(net, &one)]).only_from(&[net.pods])]),
+            snapshot([
+                web(net, [endpoint_of(net, &one), endpoint_of(net, &other)]).only_from(&[net.pods, "203.0.113.0/24"])
+            ]),
             nothing(),
-            snapshot([web(net, [on(net, &other)]).local().only_from(&["?"])]),
+            snapshot([web(net, [endpoint_of(net, &other)]).local().only_from(&["?"])]),
             snapshot([web(net, []).only_from(&[net.pods])]),
-            snapshot([web(net, [on(net, &other)]).only_from(&["fd00::/8", "10.1.0.0/16"])]),
+            snapshot([web(net, [endpoint_of(net, &other)]).only_from(&["fd00::/8", "10.1.0.0/16"])]),
         ];
-        let sockets = tries(&world, net, || {
+        let sockets = try_during(&world, net, || {
             for state in states.iter().cycle().take(CHANGES) {
                 apply(&mut engine, state);
             }
         });
         assert!(sockets.len() > 100, "too few tries to mean anything: {}", sockets.len());
-        // Who may come is served, so there was something to slip into; and had anybody slipped in, the answer would be
-        // there by now.
+        // A control: an allowed client is served. After its answer, an answer to an earlier datagram would be here as
+        // well.
         apply(&mut engine, &states[0]);
         let asked = ask_udp(&udp(&friend.namespace, &net.port(80))).expect("an answer");
-        assert_eq!(asked, Answer::new(&one, &net.of(&friend)));
+        assert_eq!(asked, Answer::new(&one, &net.pod_ip(&friend)));
         let heard = sockets.iter().filter(|socket| socket.recv(&mut [0; 64]).is_ok()).count();
         assert_eq!(heard, 0, "of {} tries", sockets.len());
         connect(&friend.namespace, &net.port(80), PATIENCE).expect("a connection");

@@ -1,4 +1,4 @@
-//! What the rules would do with a frame: the same for the table that spreads frames, whose packets are made of bytes.
+//! The fate of a frame by the rules: a trace of the table that spreads frames, over the frame's bytes.
 
 use crds::MacAddr;
 use dataplane::nft::codec::expression::{Expression, Header, Meta, Register, Verdict};
@@ -16,16 +16,16 @@ pub struct Frame {
     pub bytes: Vec<u8>,
 }
 
-/// What becomes of it.
+/// The fate of a frame.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Handed {
     /// It continues here. Its addresses are unchanged.
     Kept,
     /// It goes out again: to this host, from this one.
     On {
-        /// Where to.
+        /// The destination.
         to: MacAddr,
-        /// From whom, as the switch sees it.
+        /// The source.
         from: MacAddr,
     },
 }
@@ -47,7 +47,7 @@ enum Step {
 }
 
 impl Machine {
-    /// What becomes of a frame, if no connection is known.
+    /// The fate of a frame, without tracked connections.
     pub fn verdict(&self, frame: &Frame) -> Handed {
         let mut state = State { bytes: frame.bytes.clone(), registers: [0; 64], link: frame.link };
         let Some(_) = self.chains.get(&(Table::Link, format!("on-{}", frame.link))) else { return Handed::Kept };

@@ -1,7 +1,7 @@
-//! What the rules would do with a packet: the bytes that the kernel is given, run by a small machine of our own.
+//! The fate of a packet by the rules: an interpreter of the messages for the kernel.
 //!
-//! It knows registers, sets and the few expressions there are, the hooks that a new connection passes, and what the
-//! kernel does between them. It does not know connections under way: those pass no rule that decides anything.
+//! It has registers, sets, the expressions in use, the hooks that a new connection passes, and the kernel's steps between
+//! them. It has no established connections: no rule decides about those.
 #![allow(dead_code, reason = "each test binary uses some of it")]
 
 pub mod frame;
@@ -43,10 +43,10 @@ pub struct Packet {
     pub port: u16,
 }
 
-/// What becomes of it.
+/// The fate of a packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Fate {
-    /// It goes on as it is.
+    /// It continues unchanged.
     Passed,
     /// It is dropped.
     Dropped,
@@ -56,7 +56,7 @@ pub enum Fate {
     Unreachable,
     /// This node answers it.
     Answered,
-    /// It goes to an endpoint, which sees the source, or this node instead of it.
+    /// It is sent to an endpoint, with its source or masqueraded as this node.
     Sent {
         /// The endpoint.
         to: SocketAddr,
@@ -65,7 +65,7 @@ pub enum Fate {
     },
 }
 
-/// Rules and what their sets hold.
+/// Rules, and the elements of their sets.
 pub struct Machine {
     chains: BTreeMap<(Table, String), Vec<Vec<Expression>>>,
     sets: BTreeMap<(Table, String), Vec<Element>>,
@@ -86,7 +86,7 @@ struct Element {
     verdict: Option<Verdict>,
 }
 
-/// How far a packet got.
+/// The result of a chain.
 enum Step {
     Next,
     Done(Fate),
@@ -97,7 +97,7 @@ enum Step {
 struct State {
     packet: Packet,
     registers: [u8; 64],
-    /// Where it was first addressed to, and where it goes now.
+    /// The original and the current destination.
     original: SocketAddr,
     now: SocketAddr,
     random: u32,
@@ -106,7 +106,7 @@ struct State {
 }
 
 impl Machine {
-    /// The machine that the kernel of a node with these addresses is when `ruleset` is applied.
+    /// The machine of a node with these addresses, after `ruleset` was applied.
     pub fn new(ruleset: &Ruleset, own: &[&str]) -> Self {
         let mut machine = Self {
             chains: BTreeMap::new(),
@@ -130,7 +130,7 @@ impl Machine {
         machine
     }
 
-    /// Reads the messages to the kernel about all elements.
+    /// Fills the sets from the messages that add all elements.
     fn fill(&mut self, elements: &Elements) {
         const LIST_SET: u16 = 2;
         const LIST_ELEMENTS: u16 = 3;
@@ -149,9 +149,9 @@ impl Machine {
         }
     }
 
-    /// What may become of the packet: one fate for each choice that chance has.
+    /// The possible fates of the packet, over all random numbers.
     pub fn fates(&self, packet: Packet) -> BTreeSet<Fate> {
-        // Divisible by all numbers of endpoints that tests have.
+        // Divisible by each number of endpoints in the tests.
         (0..840).map(|random| self.fate(packet, random)).collect()
     }
 
@@ -220,37 +220,16 @@ impl Machine {
     fn execute(&self, table: Table, expression: &Expression, state: &mut State) -> Done {
         let goes = |condition| if condition { Done::Goes } else { Done::Breaks };
         match expression {
-            Expression::Payload { header: Header::Link, .. } => panic!("a frame"),
-            Expression::Payload { header: Header::Network, offset, length, into } => {
-                // Source and destination are all that is looked at, the destination last.
-                let destination = (*offset, *length) == (16, 4) || (*offset, *length) == (24, 16);
-                state.load(*into, &octets(if destination { state.now.ip() } else { state.packet.source }));
-            }
-            Expression::Payload { header: Header::Transport, offset: 2, length: 2, into } => {
-                let port = if is_icmp(state.packet.protocol) { 0 } else { state.now.port() };
-                state.load(*into, &port.to_be_bytes());
-            }
-            Expression::Payload { header: Header::Transport, into, .. } => {
-                state.load(*into, &state.packet.port.to_be_bytes()[..1]);
-            }
-            Expression::MetaL4Proto { into } => state.load(*into, &[state.packet.protocol]),
-            // A traced packet begins a connection.
-            Expression::CtState { into } => state.load(*into, &8u32.to_ne_bytes()),
-            Expression::CtStatus { into } => {
-                let translated = if state.now == state.original { 0u32 } else { 1 << 5 };
-                state.load(*into, &translated.to_ne_bytes());
-            }
-            Expression::CtOriginalDestination { into, .. } => state.load(*into, &octets(state.original.ip())),
-            Expression::CtOriginalPort { into } => state.load(*into, &state.original.port().to_be_bytes()),
-            Expression::CtReplySourcePort { into } => state.load(*into, &state.now.port().to_be_bytes()),
-            Expression::FibSourceType { into } => {
-                let kind: u32 = if self.own.contains(&state.packet.source) { 2 } else { 1 };
-                state.load(*into, &kind.to_ne_bytes());
-            }
-            Expression::Numgen { modulus, offset, into } => {
-                state.load(*into, &(state.random % modulus + offset).to_ne_bytes());
-            }
-            // Where answers leave is not decided here.
+            Expression::Payload { .. }
+            | Expression::MetaL4Proto { .. }
+            | Expression::CtState { .. }
+            | Expression::CtStatus { .. }
+            | Expression::CtOriginalDestination { .. }
+            | Expression::CtOriginalPort { .. }
+            | Expression::CtReplySourcePort { .. }
+            | Expression::FibSourceType { .. }
+            | Expression::Numgen { .. } => self.load_field(expression, state),
+            // These choose the link of replies, not the fate of a packet.
             Expression::CtDirection { .. }
             | Expression::LoadMark(_)
             | Expression::SetMark(_)
@@ -301,6 +280,43 @@ impl Machine {
         Done::Goes
     }
 
+    /// Loads a field of the packet or of its connection.
+    fn load_field(&self, expression: &Expression, state: &mut State) {
+        match expression {
+            Expression::Payload { header: Header::Link, .. } => panic!("a frame"),
+            Expression::Payload { header: Header::Network, offset, length, into } => {
+                // Source and destination are all that is looked at, the destination last.
+                let destination = (*offset, *length) == (16, 4) || (*offset, *length) == (24, 16);
+                state.load(*into, &octets(if destination { state.now.ip() } else { state.packet.source }));
+            }
+            Expression::Payload { header: Header::Transport, offset: 2, length: 2, into } => {
+                let port = if is_icmp(state.packet.protocol) { 0 } else { state.now.port() };
+                state.load(*into, &port.to_be_bytes());
+            }
+            Expression::Payload { header: Header::Transport, into, .. } => {
+                state.load(*into, &state.packet.port.to_be_bytes()[..1]);
+            }
+            Expression::MetaL4Proto { into } => state.load(*into, &[state.packet.protocol]),
+            // A traced packet begins a connection.
+            Expression::CtState { into } => state.load(*into, &8u32.to_ne_bytes()),
+            Expression::CtStatus { into } => {
+                let translated = if state.now == state.original { 0u32 } else { 1 << 5 };
+                state.load(*into, &translated.to_ne_bytes());
+            }
+            Expression::CtOriginalDestination { into, .. } => state.load(*into, &octets(state.original.ip())),
+            Expression::CtOriginalPort { into } => state.load(*into, &state.original.port().to_be_bytes()),
+            Expression::CtReplySourcePort { into } => state.load(*into, &state.now.port().to_be_bytes()),
+            Expression::FibSourceType { into } => {
+                let kind: u32 = if self.own.contains(&state.packet.source) { 2 } else { 1 };
+                state.load(*into, &kind.to_ne_bytes());
+            }
+            Expression::Numgen { modulus, offset, into } => {
+                state.load(*into, &(state.random % modulus + offset).to_ne_bytes());
+            }
+            _ => panic!("{expression:?} loads no field"),
+        }
+    }
+
     fn find(&self, table: Table, name: &str, registers: &[u8]) -> Option<&Element> {
         let set = layout::sets(table).into_iter().find(|set| set.name == name).expect("a set");
         let length = usize::try_from(set.key_length()).expect("short");
@@ -334,7 +350,7 @@ impl State {
         self.registers[start..start + value.len()].copy_from_slice(value);
     }
 
-    /// What the registers hold as the destination of a translation.
+    /// The destination of a translation, from the registers.
     fn endpoint(&self, table: Table) -> SocketAddr {
         let port = |at: usize| u16::from_be_bytes([self.registers[at], self.registers[at + 1]]);
         match table {

@@ -6,8 +6,8 @@
 //!   node n2 192.0.2.2 ───┘     └ n2 ─── pods 10.244.2.0/24
 //! ```
 //!
-//! The client sends packets for 198.51.100.0/24, where the lb_ips are, to n1. All of it is there in IPv6 too: [`Net`]
-//! has the addresses of either family.
+//! The client sends packets for 198.51.100.0/24, the range of the lb_ips, to n1. IPv6 has the same: [`Net`] holds the
+//! addresses of one family.
 #![allow(dead_code, reason = "each test binary uses some of it")]
 
 use std::io::{BufRead, BufReader, ErrorKind, Read, Write};
@@ -18,9 +18,9 @@ use std::time::{Duration, Instant};
 use crds::service::Family;
 use netns::{Namespace, veth};
 
-/// How long anything that should happen may take, on a machine that is busy.
+/// The limit for an expected event, on a busy machine.
 pub const PATIENCE: Duration = Duration::from_secs(10);
-/// How long to wait for what should not happen.
+/// The wait for an event that must not happen.
 pub const SILENCE: Duration = Duration::from_millis(300);
 
 /// The client's address, in IPv4.
@@ -37,9 +37,9 @@ pub struct Net {
     pub n1: &'static str,
     /// The address of the first node among its pods.
     pub gateway: &'static str,
-    /// Where the pods of the first node have their addresses from.
+    /// The range of the pods of the first node.
     pub pods: &'static str,
-    /// An lb_ip, and another.
+    /// An lb_ip.
     pub lb_ip: &'static str,
     /// Another lb_ip.
     pub other: &'static str,
@@ -70,7 +70,7 @@ pub const V6: Net = Net {
 };
 
 impl Net {
-    /// Does the same in either family.
+    /// Runs the test in each family.
     pub fn each(test: impl Fn(Net)) {
         [V4, V6].into_iter().for_each(test);
     }
@@ -94,7 +94,7 @@ impl Net {
     }
 
     /// The address of this pod.
-    pub fn of(&self, pod: &Pod) -> String {
+    pub fn pod_ip(&self, pod: &Pod) -> String {
         self.pod(pod.node, pod.number)
     }
 }
@@ -176,7 +176,7 @@ impl Pod {
         wait_for_addresses(&namespace);
         let pod = Self { namespace, node, number };
         for net in [V4, V6] {
-            pod.serve(SocketAddr::new(net.of(&pod).parse().expect("an address"), 8080));
+            pod.serve(SocketAddr::new(net.pod_ip(&pod).parse().expect("an address"), 8080));
         }
         pod
     }
