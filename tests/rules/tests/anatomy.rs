@@ -8,10 +8,11 @@ use rules::items::items;
 use rules::{crates, read, sources};
 
 /// Crates that follow these rules.
-const FINISHED: [&str; 15] = [
+const FINISHED: [&str; 16] = [
     "agent",
     "controller",
     "crds",
+    "dataplane",
     "landfall",
     "model",
     "observe",

@@ -8,7 +8,7 @@ use rules::language::{Rules, is_no_function_name};
 use rules::{crates, files, glossary, prose, read, sources};
 
 /// Files and whole folders that follow these rules.
-const FINISHED: [&str; 26] = [
+const FINISHED: [&str; 27] = [
     "CHANGELOG.md",
     "CONTRIBUTING.md",
     "Cargo.toml",
@@ -18,6 +18,7 @@ const FINISHED: [&str; 26] = [
     "clippy.toml",
     "controller",
     "crds",
+    "dataplane",
     "deny.toml",
     "deploy",
     "docs",
@@ -37,12 +38,16 @@ const FINISHED: [&str; 26] = [
     "tests/setup.sh",
 ];
 
+/// Strings in this file are comments in the tables of the kernel. Goldens freeze them until the next version of the tables.
+const FROZEN: [&str; 1] = ["dataplane/src/nft/layout/sets.rs"];
+
 fn rules_of_glossary() -> Rules {
     glossary::rules(&read(glossary::PATH))
 }
 
 fn is_finished(path: &Path) -> bool {
-    FINISHED.iter().any(|finished| path.starts_with(finished))
+    let is_frozen = FROZEN.iter().any(|frozen| path == Path::new(frozen));
+    FINISHED.iter().any(|finished| path.starts_with(finished)) && !is_frozen
 }
 
 fn finished_files() -> impl Iterator<Item = PathBuf> {
