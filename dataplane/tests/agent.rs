@@ -290,7 +290,7 @@ fn a_udp_flow_older_than_the_service_is_served() {
         let agent = Agent::start(&world.n1);
         agent.send(snapshot([other()]));
         wait_for("the other address", || published_mistakes(&agent) == forwarding(&[net.other], &[]));
-        // The node routes it on: the flow is tracked without being translated, and would stay so.
+        // The node routes the datagram, so the flow is tracked without translation. It would stay so.
         client.send(b"?").expect("send");
         wait_for("a tracked flow", || {
             let family = if net.family == V4.family { "ipv4" } else { "ipv6" };

@@ -180,7 +180,7 @@ fn a_flow_waits_until_the_proxy_knows_the_service() {
             apply(&mut engine, &on_node([web(net, [endpoint_of(net, &pod)]).backend(backend)]));
             let error = connect(&world.client, &net.port(80), SILENCE).err().expect("no connection");
             assert_eq!(error.kind(), ErrorKind::TimedOut, "{backend}");
-            // The same flow, and not a new one: nothing was remembered of its first packet.
+            // The same flow is used again: its first packet left no entry in connection tracking.
             let socket = udp(&world.client, &net.port(80));
             socket.send(b"?").expect("send");
             let answer = socket.recv(&mut [0; 8]).expect_err("an answer");

@@ -166,7 +166,7 @@ fn open_connections_survive_a_change_of_endpoints() {
         apply(&mut engine, &snapshot([web(net, [terminating(endpoint_of(net, &old)), endpoint_of(net, &new)])]));
         assert_eq!(all(|| ask_tcp(&world.client, &at)), BTreeSet::from([from_new]));
         assert_eq!(open.ask().expect("an answer"), from_old);
-        // Neither does it end with the Service, nor by another agent starting over.
+        // The connection outlives the Service and a restart of the agent.
         apply(&mut engine, &snapshot([service("other").holds(net.other)]));
         assert_eq!(open.ask().expect("an answer"), from_old);
         apply(&mut harness::engine(&world), &snapshot([web(net, [endpoint_of(net, &new)])]));
@@ -219,7 +219,7 @@ fn landfall_decides_before_kube_proxy_with_nftables() {
         }
         assert_eq!(ask_tcp(&world.client, &V4.port(80)), Answer::new(&ours, CLIENT));
         assert_eq!(ask_tcp(&world.n1, &V4.port(80)), Answer::new(&ours, "10.244.1.1"));
-        // Without this table, the other one does.
+        // A control: without our table, the other one translates.
         apply(&mut engine, &sample::nothing());
         assert_eq!(ask_tcp(&world.client, &V4.port(80)), Answer::new(&theirs, CLIENT));
         nft(&world.n1, "delete table ip kube-proxy");

@@ -103,8 +103,8 @@ fn with_spreading_a_node_prefers_its_own_endpoints() {
     let on_node = |short: &str, node: &str| crds::Endpoint { node: Some(node.into()), ..ready_(short) };
     let stops = |endpoint: crds::Endpoint| terminating(endpoint);
     type Case = (&'static str, bool, Vec<crds::Endpoint>, &'static [&'static str], &'static [&'static str], Reach, u32);
-    // Policy Local?, endpoints, dead nodes, the endpoints for packets from outside, their reach, and the number of nodes
-    // that share the frames.
+    // Policy Local?, endpoints, dead nodes, the endpoints for packets from outside, their reach, and the number of
+    // nodes that share the frames.
     let cases: Vec<Case> = vec![
         ("its own alone", false, vec![ready_("l1"), on_node("r1", "n2")], &[], &["l1"], Reach::Spread, 2),
         ("all are its own", false, vec![ready_("l1"), ready_("l2")], &[], &["l1", "l2"], Reach::Spread, 0),
@@ -226,7 +226,7 @@ fn only_a_holder_with_a_matching_uid_is_forwarded() {
     };
     assert_eq!(with(|service| service.uid = "another".into()), Ruleset::default());
     assert_eq!(with(|service| service.is_load_balancer = false), Ruleset::default());
-    // Until the address is taken from it, a Service that is being deleted is served.
+    // A Service that is being deleted is served until its address is released.
     assert_eq!(with(|service| service.deleting = true), plan_ruleset(&good));
     assert_eq!(plan_ruleset(&Snapshot { services: SharedMap::default(), ..good.clone() }), Ruleset::default());
     // A status has no effect.

@@ -1,6 +1,6 @@
 //! The endpoints of each kind of client: the truth table that every dataplane of lb_ips must follow.
 //!
-//! The rules are traced without a kernel and compared with the table. The last test compares the kernel with the traces.
+//! Traces of the rules, without a kernel, are compared with the table. The last test compares the kernel with them.
 
 mod harness;
 mod sample;

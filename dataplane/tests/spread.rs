@@ -109,7 +109,7 @@ fn frames_of_a_node_are_not_resent() {
     let cluster = Cluster::new();
     let pods = [cluster.pod(1, 5), cluster.pod(2, 5), cluster.pod(3, 5)];
     cluster.apply(&snapshot([cluster.web(V4, &pods)]));
-    // The third node asks through the first, as if it knew nothing of the address.
+    // The third node has no rules for the address, and sends by the first node.
     cluster.nodes[2].command("nft").args(["flush", "ruleset"]).status().expect("run nft");
     cluster.nodes[2].ip(["route add 198.51.100.0/24 via 192.0.2.1"]).expect("a route");
     for _ in 0..20 {

@@ -53,7 +53,7 @@ fn every_client_keeps_one_endpoint_per_protocol() {
         let (near, far, client) = (world.pod(1, 5), world.pod(2, 5), world.pod(1, 6));
         let agent = start(&world);
         send_and_wait(&agent, net, web(net, endpoints(net, &[&near, &far])).sticky(LONG), 2);
-        // The node itself too. Were it chance, each would stay with one once in 2^39 times.
+        // The node is a client as well. A random choice would stay with one endpoint once in 2^39 runs.
         for from in [&world.client, &client.namespace, &world.n1] {
             only(&pods(from, net));
             let ask = || ask_udp(&udp(from, &net.port(80))).expect("an answer");
@@ -79,7 +79,7 @@ fn a_client_keeps_its_endpoint_while_others_change() {
         let agent = start(&world);
         send_and_wait(&agent, net, web(net, endpoints(net, &[&c, &a])).sticky(LONG), 4);
         assert_eq!(only(&pods(&world.client, net)), (1, 5));
-        // It goes, so the client gets another one and stays there, also when the first comes back.
+        // The endpoint terminates, so the client gets another one. It stays there when the first comes back.
         let stops = [terminating(endpoint_of(net, &a)), endpoint_of(net, &b), endpoint_of(net, &c)];
         send_and_wait(&agent, net, web(net, stops).sticky(LONG), 5);
         wait_for("another endpoint", || ask_tcp(&world.client, &net.port(80)).pod != (1, 5));
@@ -134,7 +134,7 @@ fn an_expired_client_may_get_any_endpoint() {
     let agent = start(&world);
     send_and_wait(&agent, V4, web(V4, endpoints(V4, &[&a, &b])).sticky(1), 2);
     let first = ask_tcp(&world.client, &V4.port(80)).pod;
-    // Each time it is forgotten, there is one chance in two to go elsewhere.
+    // Each time the client is forgotten, it gets the other endpoint with a probability of one half.
     wait_for("another endpoint", || {
         wait_for("the client to be forgotten", || {
             let listed = world.n1.command("nft").args(["list", "map", "ip", "landfall", "affinity"]).output();

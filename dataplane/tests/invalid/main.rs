@@ -1,7 +1,7 @@
 //! A segment outside of each tracked connection, or outside of its window, does not break a connection: it is dropped
 //! without a reset.
 //!
-//! The kernel does not translate such a segment back. So its receiver would not find its connection, and would reset it.
+//! The kernel does not translate such a segment back. So its receiver would find no connection, and send a reset.
 
 #[path = "../harness/mod.rs"]
 mod harness;

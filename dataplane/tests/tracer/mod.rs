@@ -1,7 +1,7 @@
 //! The fate of a packet by the rules: an interpreter of the messages for the kernel.
 //!
-//! It has registers, sets, the expressions in use, the hooks that a new connection passes, and the kernel's steps between
-//! them. It has no established connections: no rule decides about those.
+//! It has registers, sets, the expressions in use, the hooks that a new connection passes, and the kernel's steps
+//! between them. It has no established connections: no rule decides about those.
 #![allow(dead_code, reason = "each test binary uses some of it")]
 
 pub mod frame;
@@ -255,7 +255,7 @@ impl Machine {
             Expression::RejectReset if state.packet.protocol != 6 => return Done::Breaks,
             Expression::RejectReset => return Done::Step(Step::Done(Fate::Reset)),
             Expression::RejectUnreachable(_) => return Done::Step(Step::Done(Fate::Unreachable)),
-            // Learned from packets after this one; and one byte has no order.
+            // Added elements affect later packets only, and one byte has no order.
             Expression::DynsetUpdate { .. } | Expression::DynsetCount { .. } | Expression::Byteorder { .. } => {}
             Expression::SetDestination(_) => state.now.set_ip(state.endpoint(table).ip()),
             Expression::SetPort { .. } | Expression::SetPortUnchecked => {
@@ -285,7 +285,7 @@ impl Machine {
         match expression {
             Expression::Payload { header: Header::Link, .. } => panic!("a frame"),
             Expression::Payload { header: Header::Network, offset, length, into } => {
-                // Source and destination are all that is looked at, the destination last.
+                // The rules read only the source and the destination; the destination has the greater offset.
                 let destination = (*offset, *length) == (16, 4) || (*offset, *length) == (24, 16);
                 state.load(*into, &octets(if destination { state.now.ip() } else { state.packet.source }));
             }
@@ -328,7 +328,7 @@ impl Machine {
         if set.field_lengths().is_some() {
             return elements.iter().find(|element| within(&set, element, key));
         }
-        // The last boundary before it decides whether a range is open.
+        // The key is in a range if the last boundary at or before it is not an end.
         let before = elements.iter().filter(|element| &element.first[..] <= key);
         before.max_by(|a, b| a.first.cmp(&b.first)).filter(|element| !element.end)
     }

@@ -161,7 +161,7 @@ impl Pod {
         let namespace = self::host().expect("a namespace");
         let name = format!("pod{number}");
         veth((&namespace, "eth0"), (host, &name)).expect("a cable");
-        // Without hairpin on the port, a bridge does not send a packet back to where it came from.
+        // Without hairpin on a port, a bridge does not send a packet back by that port.
         host.ip([format!("link set {name} master cni0 up"), format!("link set {name} type bridge_slave hairpin on")])
             .expect("a port");
         namespace
@@ -336,7 +336,7 @@ pub fn ping(from: &Namespace, to: &str) -> std::io::Result<()> {
     (&socket).write_all(&request)?;
     let deadline = Instant::now() + PATIENCE;
     let mut buffer = [0; 128];
-    // A connected raw socket hears only the one it is connected to; but one that is this host hears itself ask.
+    // A connected raw socket receives only from its peer. If the peer is this host, it also receives the request.
     while Instant::now() < deadline {
         let length = (&socket).read(&mut buffer)?;
         let icmp = &buffer[if to.is_ipv4() { 20 } else { 0 }..length];

@@ -38,7 +38,7 @@ const FINISHED: [&str; 27] = [
     "tests/setup.sh",
 ];
 
-/// Strings in this file are comments in the tables of the kernel. Goldens freeze them until the next version of the tables.
+/// Strings in this file are comments in the tables of the kernel. Goldens freeze them until the tables change.
 const FROZEN: [&str; 1] = ["dataplane/src/nft/layout/sets.rs"];
 
 fn rules_of_glossary() -> Rules {
