@@ -321,10 +321,7 @@ async fn kubectl_waits_for_conditions_and_shows_columns(scene: &Scene<'_>) -> Re
     ensure!(row(&table, 0) == columns, "{table}");
     ensure!(row(&table, 1)[..5] == [&address, &address, "lan", &namespace, "web"], "{table}");
     let wide = scene.world.kubectl(&["get", "lbip", "-o", "wide"])?;
-    ensure!(
-        row(&wide, 0).contains(&"SHARING-KEY".to_owned()) && row(&wide, 1).contains(&"k".to_owned()),
-        "{wide}"
-    );
+    ensure!(row(&wide, 0).contains(&"SHARING-KEY".to_owned()) && row(&wide, 1).contains(&"k".to_owned()), "{wide}");
     let all = scene.world.kubectl(&["get", "landfall"])?;
     ensure!(all.contains("ipaddresspool") && all.contains("loadbalancerip"), "{all}");
     Ok(())
