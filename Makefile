@@ -23,7 +23,8 @@ test: ## Run everything CI checks: format, lints, unit, property, kernel and end
 	@tests/run.sh
 
 bench: setup ## Measure time from Service to address and first answer, memory, size (half a minute)
-	@cargo run --quiet --locked -p e2e --bin first-light
+	@cargo build --quiet --locked --workspace --bin first-light --test whole_run
+	@target/debug/first-light
 
 bench-controller: setup ## Measure the controller beside a bare loop with the same writes (a long run; QUICK=1: five minutes)
 	@cargo build --quiet --release --locked --target x86_64-unknown-linux-musl -p bench

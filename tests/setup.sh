@@ -19,10 +19,10 @@ fail() {
     exit 1
 }
 
-# build TITLE ARGUMENTS...: runs `cargo build`, and prints its progress every 20 s.
+# build TITLE PACKAGES ARGUMENTS...: runs `cargo build` for these packages, and prints its progress every 20 s.
 build() {
-    local title=$1 log all done began pid
-    shift
+    local title=$1 packages=$2 log all done began pid
+    shift 2
     log=$(mktemp)
     progress "building $title"
     cargo build --locked --verbose "$@" >"$log" 2>&1 &
@@ -33,7 +33,7 @@ build() {
     began=$SECONDS
     while sleep 0.2 && kill -0 $pid 2>/dev/null; do
         ((SECONDS - began < 15 || (SECONDS - began) % 20 != 15)) && continue
-        all=${all:-$(crates "$@")}
+        all=${all:-$(crates "$packages")}
         done=$(grep -cE '^ +(Fresh|Compiling) ' "$log" || true)
         ((done == 0)) || progress "  $done of $all crates, about $(((SECONDS - began) * (all - done) / done + 20)) s to go"
         sleep 1
@@ -46,11 +46,11 @@ build() {
     trap - EXIT INT TERM
 }
 
-# crates ARGUMENTS...: prints the number of crates that `cargo build` with these arguments visits, with dependencies.
+# crates PACKAGES: prints the number of crates that `cargo build` visits for these packages, with dependencies.
 crates() {
-    local arguments=()
-    for argument in "$@"; do [ "$argument" = --release ] || arguments+=("$argument"); done
-    cargo tree --locked --prefix none --edges normal,build "${arguments[@]}" | sed 's/ (\*)$//' | sort -u | wc -l
+    local options=()
+    for package in $1; do options+=(--package "$package"); done
+    cargo tree --locked --prefix none --edges normal,build "${options[@]}" | sed 's/ (\*)$//' | sort -u | wc -l
 }
 
 command -v cargo >/dev/null || fail "cargo is missing: install Rust with rustup (https://rustup.rs)"
@@ -63,8 +63,10 @@ elif [ "${1:-}" = --with-peers ]; then
 else
     tests/lab/setup.sh
 fi
-build "Landfall" --release --target $target --package landfall
-build "the lab and the demo" --package lab --package demo
+build "Landfall" "landfall" --release --target $target --package landfall
+# Features depend on the selected packages, and on whether a test is selected. With the whole workspace and one small test
+# they are those of `cargo test --workspace`, so all debug builds share each compiled dependency.
+build "the lab and the demo" "lab demo" --workspace --bin lab --bin demo --test whole_run
 if [ ! "$image" -nt "$binary" ]; then
     progress "building the image $image"
     target/debug/lab image $binary landfall:dev $image

@@ -1,7 +1,7 @@
 //! The folder for the logs of one run: `target/evidence/run-N`. The folders of the newest runs are kept.
 //!
 //! ```text
-//!   format.log setup.log lints.log unit.log end-to-end.log    complete output of each stage
+//!   format.log build.log setup.log lints.log unit.log end-to-end.log   complete output of each stage
 //!   first/BINARY.TEST.log                                     output of a failed end-to-end test
 //!   first/CLUSTER/                                            logs, objects and frames that the lab collected
 //!   second-1/output.log  second-1/CLUSTER/                    the same of the first test that ran once more, alone

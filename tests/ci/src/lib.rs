@@ -2,10 +2,12 @@
 //!
 //! | file | content |
 //! |---|---|
-//! | `libtest` | output of `cargo test` → passed, failed and skipped tests per test binary; pure |
+//! | `executable` | messages of `cargo test --no-run` → the test executables; pure |
+//! | `libtest` | output of test executables → passed, failed and skipped tests of each; pure |
 //! | `verdict` | which failed tests run once more, and the counts of the whole run; pure |
 //! | `summary` | the last lines of the run; pure |
-//! | `stage` | the list of stages, and one command of a stage with its log |
+//! | `stage` | the list of stages, and their commands |
+//! | `transcript` | the output of a stage, and the commands that write it |
 //! | `evidence` | the folder for the logs of one run |
 //! | `run` | the run from the first stage to the exit status |
 //!
@@ -13,8 +15,10 @@
 //! `docs/dev/testing.md` explains the rules.
 
 mod evidence;
+mod executable;
 mod libtest;
 pub mod run;
 mod stage;
 mod summary;
+mod transcript;
 mod verdict;

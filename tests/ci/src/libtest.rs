@@ -1,7 +1,7 @@
-//! Reads the output of `cargo test`: per test binary, which tests failed, and how many passed. Pure.
+//! Reads the output of test executables: of each, which tests failed, and how many passed. Pure.
 //!
 //! ```text
-//!      Running tests/life.rs (target/debug/deps/life-0123)     header, printed by cargo
+//!      Running tests/life.rs (target/debug/deps/life-0123)     header, as cargo prints it
 //! test a ... ok
 //! test b ... FAILED
 //! failures:
@@ -13,8 +13,8 @@
 
 use std::collections::BTreeMap;
 
-/// Kind of a test binary, as cargo's header names it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// Kind of a test binary, as its header names it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum BinaryKind {
     /// Tests inside `src/`.
     Unit,

@@ -1,108 +1,150 @@
 //! The run: every stage in order, then the verdict.
 //!
-//! A failed stage does not stop the run: the later stages report their failures as well. Only the end-to-end tests need
-//! another stage, the set-up.
+//! A failed stage does not stop the run: the later stages report their failures as well, unless they need its result.
 
 use std::fs;
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use crate::evidence::Evidence;
+use crate::executable::{TestExecutable, executables};
 use crate::libtest;
-use crate::stage::{Finished, SET_UP, STAGES, Stage, StageKind, print, rerun_command, run_command};
+use crate::stage::{STAGES, Stage, StageKind, cluster_command, rerun_command};
 use crate::summary::{self, StageResult, StageSummary};
+use crate::transcript::{Transcript, print};
 use crate::verdict::{self, Counts, Decision, Rerun, RerunTarget, TestRun};
 
 /// Folder of the evidence of the end-to-end tests' first run.
 const FIRST: &str = "first";
 
+/// A run of all stages.
+struct Run {
+    root: PathBuf,
+    evidence: Evidence,
+    /// Filled by the build.
+    executables: Vec<TestExecutable>,
+}
+
 /// Runs all stages in the repository at `root`. Returns whether the run passes.
 pub fn run(root: &Path) -> io::Result<bool> {
     let start = Instant::now();
-    let evidence = Evidence::create(root)?;
+    let mut run = Run { root: root.to_owned(), evidence: Evidence::create(root)?, executables: Vec::new() };
     let mut stages: Vec<StageSummary> = Vec::new();
     for stage in STAGES {
         print(&format!("\n=== {}\n", stage.title))?;
         let start = Instant::now();
-        let is_set_up = stages.iter().all(|done| done.title != SET_UP.title || done.result == StageResult::Passed);
-        let (result, counts) = if stage.kind == StageKind::EndToEndTests && !is_set_up {
-            (StageResult::NotRun, Counts::default())
-        } else {
-            run_stage(&stage, root, &evidence)?
+        let has_passed = |title: &str| stages.iter().any(|done| done.title == title && summary::passed(done.result));
+        let missing = stage.needs.iter().find(|title| !has_passed(title));
+        let (result, counts) = match missing {
+            Some(_) => (StageResult::NotRun, Counts::default()),
+            None => run.run_stage(&stage)?,
         };
         let took = start.elapsed();
-        print(&closing_line(&stage, result, took))?;
+        print(&closing_line(&stage, result, took, missing))?;
         stages.push(StageSummary { title: stage.title, result, took, counts });
     }
-    print(&summary::render(&stages, start.elapsed(), &evidence.relative("")))?;
+    print(&summary::render(&stages, start.elapsed(), &run.evidence.relative("")))?;
     Ok(summary::passes(&stages))
 }
 
-fn closing_line(stage: &Stage, result: StageResult, took: Duration) -> String {
+fn closing_line(stage: &Stage, result: StageResult, took: Duration, missing: Option<&&str>) -> String {
     let (title, seconds) = (stage.title, took.as_secs());
-    match result {
-        StageResult::Passed | StageResult::Flaky => format!("--- {title}: {seconds} s\n"),
-        StageResult::Failed => format!("\n!!! {title} failed after {seconds} s\n"),
-        StageResult::NotRun => format!("!!! {title}: not run, because the {} failed\n", SET_UP.title),
+    match (result, missing) {
+        (StageResult::Passed | StageResult::Flaky, _) => format!("--- {title}: {seconds} s\n"),
+        (_, Some(missing)) => format!("!!! {title}: not run, because the {missing} failed\n"),
+        (_, None) => format!("\n!!! {title} failed after {seconds} s\n"),
     }
 }
 
-fn run_stage(stage: &Stage, root: &Path, evidence: &Evidence) -> io::Result<(StageResult, Counts)> {
-    let log = evidence.absolute(&format!("{}.log", stage.log));
-    let finished = run_command(stage.command(root, &evidence.absolute(FIRST)), &log)?;
-    if stage.kind == StageKind::Command {
-        let result = if finished.succeeded { StageResult::Passed } else { StageResult::Failed };
-        return Ok((result, Counts::default()));
-    }
-    let first = test_run(&finished);
-    let may_rerun = stage.kind == StageKind::EndToEndTests;
-    if may_rerun {
-        write_test_logs(&first, evidence)?;
-    }
-    let reruns = match verdict::decide(&first, may_rerun) {
-        Decision::Pass => return Ok((StageResult::Passed, verdict::count(&first, &[]))),
-        Decision::Fail(reason) => {
-            print(&format!("\n{reason}\n"))?;
-            return Ok((StageResult::Failed, verdict::count(&first, &[])));
-        }
-        Decision::Rerun(targets) => rerun_all(targets, root, evidence)?,
-    };
-    let all_passed = reruns.iter().all(|rerun| rerun.passed);
-    let result = if all_passed { StageResult::Flaky } else { StageResult::Failed };
-    Ok((result, verdict::count(&first, &reruns)))
-}
-
-fn test_run(finished: &Finished) -> TestRun {
-    TestRun { succeeded: finished.succeeded, binaries: libtest::parse(&finished.output) }
-}
-
-/// Runs each target alone, and prints a line for each that passes.
-fn rerun_all(targets: Vec<RerunTarget>, root: &Path, evidence: &Evidence) -> io::Result<Vec<Rerun>> {
-    let mut reruns = Vec::new();
-    for (number, target) in (1..).zip(targets) {
-        print(&format!("\n=== once more, alone: {target}\n"))?;
-        let folder = format!("second-{number}");
-        let path = evidence.create_folder(&folder)?;
-        let finished = run_command(rerun_command(&target, root, &path), &path.join("output.log"))?;
-        let passed = verdict::rerun_passed(&test_run(&finished));
-        let (first, second) = (evidence.relative(&test_log(&target.binary, &target.test)), evidence.relative(&folder));
-        let outcome = if passed { "FLAKY" } else { "FAILED twice" };
-        print(&format!("{outcome} {target}: first run's evidence: {first}; second run's: {second}\n"))?;
-        reruns.push(Rerun { target, passed });
-    }
-    Ok(reruns)
-}
-
-/// Writes the output of each failed test beside the evidence of its cluster.
-fn write_test_logs(run: &TestRun, evidence: &Evidence) -> io::Result<()> {
-    for binary in &run.binaries {
-        for (test, output) in &binary.failed {
-            evidence.create_folder(FIRST)?;
-            fs::write(evidence.absolute(&test_log(&binary.target, test)), output)?;
+impl Run {
+    fn run_stage(&mut self, stage: &Stage) -> io::Result<(StageResult, Counts)> {
+        let mut transcript = Transcript::create(&self.evidence.absolute(&format!("{}.log", stage.log)))?;
+        match stage.kind {
+            StageKind::Command | StageKind::Build => {
+                let succeeded = self.run_own_command(stage, &mut transcript)?;
+                if stage.kind == StageKind::Build {
+                    self.executables = executables(&transcript.text());
+                }
+                Ok((if succeeded { StageResult::Passed } else { StageResult::Failed }, Counts::default()))
+            }
+            StageKind::Tests => {
+                let mut succeeded = true;
+                for executable in self.executables.iter().filter(|executable| !executable.needs_clusters()) {
+                    transcript.add(executable.header().as_bytes())?;
+                    succeeded &= transcript.run(executable.command())?;
+                }
+                succeeded &= self.run_own_command(stage, &mut transcript)?;
+                self.judge(succeeded, &transcript, false)
+            }
+            StageKind::EndToEndTests => {
+                let mut succeeded = true;
+                for executable in self.executables.iter().filter(|executable| executable.needs_clusters()) {
+                    transcript.add(executable.header().as_bytes())?;
+                    succeeded &= transcript.run(cluster_command(executable, &self.evidence.absolute(FIRST)))?;
+                }
+                self.judge(succeeded, &transcript, true)
+            }
         }
     }
-    Ok(())
+
+    /// Runs the command of the stage, if it has one. Returns whether it succeeds.
+    fn run_own_command(&self, stage: &Stage, transcript: &mut Transcript) -> io::Result<bool> {
+        stage.command(&self.root).map_or(Ok(true), |command| transcript.run(command))
+    }
+
+    /// Decides on the tests of a stage, and runs failed ones again if that is permitted.
+    fn judge(&self, succeeded: bool, transcript: &Transcript, may_rerun: bool) -> io::Result<(StageResult, Counts)> {
+        let first = TestRun { succeeded, binaries: libtest::parse(&transcript.text()) };
+        if may_rerun {
+            self.write_test_logs(&first)?;
+        }
+        let reruns = match verdict::decide(&first, may_rerun) {
+            Decision::Pass => return Ok((StageResult::Passed, verdict::count(&first, &[]))),
+            Decision::Fail(reason) => {
+                print(&format!("\n{reason}\n"))?;
+                return Ok((StageResult::Failed, verdict::count(&first, &[])));
+            }
+            Decision::Rerun(targets) => self.rerun_all(targets)?,
+        };
+        let all_passed = reruns.iter().all(|rerun| rerun.passed);
+        let result = if all_passed { StageResult::Flaky } else { StageResult::Failed };
+        Ok((result, verdict::count(&first, &reruns)))
+    }
+
+    /// Runs each target alone, and prints a line for each that passes.
+    fn rerun_all(&self, targets: Vec<RerunTarget>) -> io::Result<Vec<Rerun>> {
+        let mut reruns = Vec::new();
+        for (number, target) in (1..).zip(targets) {
+            print(&format!("\n=== once more, alone: {target}\n"))?;
+            let folder = format!("second-{number}");
+            let path = self.evidence.create_folder(&folder)?;
+            let mut transcript = Transcript::create(&path.join("output.log"))?;
+            let named = |executable: &&TestExecutable| executable.target == target.binary;
+            let executable = self.executables.iter().filter(|executable| executable.needs_clusters()).find(named);
+            let executable = executable.ok_or_else(|| io::Error::other(format!("no executable of {target}")))?;
+            transcript.add(executable.header().as_bytes())?;
+            let succeeded = transcript.run(rerun_command(executable, &target, &path))?;
+            let second = TestRun { succeeded, binaries: libtest::parse(&transcript.text()) };
+            let passed = verdict::rerun_passed(&second);
+            let first = self.evidence.relative(&test_log(&target.binary, &target.test));
+            let (second, outcome) = (self.evidence.relative(&folder), if passed { "FLAKY" } else { "FAILED twice" });
+            print(&format!("{outcome} {target}: first run's evidence: {first}; second run's: {second}\n"))?;
+            reruns.push(Rerun { target, passed });
+        }
+        Ok(reruns)
+    }
+
+    /// Writes the output of each failed test beside the evidence of its cluster.
+    fn write_test_logs(&self, run: &TestRun) -> io::Result<()> {
+        for binary in &run.binaries {
+            for (test, output) in &binary.failed {
+                self.evidence.create_folder(FIRST)?;
+                fs::write(self.evidence.absolute(&test_log(&binary.target, test)), output)?;
+            }
+        }
+        Ok(())
+    }
 }
 
 /// Log of a failed test, below the folder of the run.

@@ -1,71 +1,91 @@
-//! The stages of a run, and one command with its log.
+//! The stages of a run, and their commands.
 
-use std::fs::File;
-use std::io::{self, BufRead, BufReader, Write};
 use std::path::Path;
-use std::process::{Command, Stdio};
+use std::process::Command;
+
+use crate::executable::TestExecutable;
+use crate::verdict::RerunTarget;
 
 /// What a stage checks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum StageKind {
     /// Passes if its command exits with status 0.
     Command,
-    /// `cargo test` without clusters: a failed test never runs again.
+    /// The same. The messages of its command name the test executables.
+    Build,
+    /// All test executables without clusters, and its command: a failed test never runs again.
     Tests,
-    /// `cargo test` with clusters: the set-up must have succeeded, and failed tests may run again.
+    /// The test executables with clusters: failed tests may run again.
     EndToEndTests,
 }
 
-/// One part of a run. All parts run, also after a failure.
+/// One part of a run. All parts run, also after a failure, except those that need a failed part.
 #[derive(Clone, Copy, Debug)]
 pub struct Stage {
     pub title: &'static str,
     /// Name of its log, without `.log`.
     pub log: &'static str,
     pub kind: StageKind,
+    /// The titles of the stages that must have passed.
+    pub needs: &'static [&'static str],
     pub command: &'static [&'static str],
 }
 
-/// The stage that makes the clusters' programs and Landfall's image.
-pub const SET_UP: Stage =
-    Stage { title: "set-up of the lab", log: "setup", kind: StageKind::Command, command: &["tests/setup.sh"] };
+/// The stage that compiles all tests.
+const BUILD: &str = "build of the tests";
 
-/// All stages, in order.
-pub const STAGES: [Stage; 5] = [
-    Stage { title: "format", log: "format", kind: StageKind::Command, command: &["cargo", "fmt", "--all", "--check"] },
-    SET_UP,
+/// The stage that makes the clusters' programs and Landfall's image.
+const SET_UP: &str = "set-up of the lab";
+
+/// All stages, in order. Each command of cargo that compiles for debugging selects the whole workspace, with its tests:
+/// features depend on the selection, so another one would compile most dependencies again.
+pub const STAGES: [Stage; 6] = [
+    Stage {
+        title: "format",
+        log: "format",
+        kind: StageKind::Command,
+        needs: &[],
+        command: &["cargo", "fmt", "--all", "--check"],
+    },
+    Stage {
+        title: BUILD,
+        log: "build",
+        kind: StageKind::Build,
+        needs: &[],
+        command: &[
+            "cargo",
+            "test",
+            "--workspace",
+            "--locked",
+            "--no-run",
+            "--message-format",
+            "json-render-diagnostics",
+        ],
+    },
+    Stage { title: SET_UP, log: "setup", kind: StageKind::Command, needs: &[], command: &["tests/setup.sh"] },
     Stage {
         title: "lints",
         log: "lints",
         kind: StageKind::Command,
+        needs: &[],
         command: &["cargo", "clippy", "--workspace", "--all-targets", "--locked", "--", "-D", "warnings"],
     },
     Stage {
         title: "unit, property and kernel tests",
         log: "unit",
         kind: StageKind::Tests,
-        command: &[
-            "cargo",
-            "test",
-            "--workspace",
-            "--locked",
-            "--exclude",
-            "lab",
-            "--exclude",
-            "e2e",
-            "--no-fail-fast",
-        ],
+        needs: &[BUILD],
+        // The examples in documentation have no executables.
+        command: &["cargo", "test", "--workspace", "--locked", "--doc", "--no-fail-fast"],
     },
     Stage {
         title: "end-to-end tests on real clusters",
         log: "end-to-end",
         kind: StageKind::EndToEndTests,
-        command: &END_TO_END,
+        needs: &[BUILD, SET_UP],
+        command: &[],
     },
 ];
-
-/// Compiles and runs the end-to-end tests.
-const END_TO_END: [&str; 8] = ["cargo", "test", "--locked", "-p", "lab", "-p", "e2e", "--no-fail-fast"];
 
 /// Variable with the folder in which the lab collects the evidence of a failed test's cluster.
 const EVIDENCE_VARIABLE: &str = "LANDFALL_EVIDENCE";
@@ -76,70 +96,31 @@ const SCENE_VARIABLE: &str = "LANDFALL_SCENE";
 /// Variable with the number of tests with clusters that run at the same time.
 const CLUSTERS_VARIABLE: &str = "LANDFALL_TEST_CLUSTERS";
 
-/// The result of one command.
-#[derive(Clone, Debug)]
-pub struct Finished {
-    pub succeeded: bool,
-    /// Its standard output and standard error, in order.
-    pub output: String,
-}
-
 impl Stage {
-    /// The command of the stage. End-to-end tests leave their clusters' evidence in `evidence`.
-    pub fn command(&self, root: &Path, evidence: &Path) -> Command {
-        let mut command = Command::new(self.command[0]);
-        command.args(&self.command[1..]).current_dir(root);
-        if self.kind == StageKind::EndToEndTests {
-            let clusters = std::env::var(CLUSTERS_VARIABLE).unwrap_or_else(|_| "2".to_owned());
-            command.args(["--", "--test-threads", &clusters]);
-            command.env(EVIDENCE_VARIABLE, evidence).env_remove(SCENE_VARIABLE);
-        }
-        command
+    /// Its command, if it has one.
+    pub fn command(&self, root: &Path) -> Option<Command> {
+        let (program, arguments) = self.command.split_first()?;
+        let mut command = Command::new(program);
+        command.args(arguments).current_dir(root);
+        Some(command)
     }
 }
 
-/// The command that runs one end-to-end test, or one scene of it, alone. It selects the packages of the whole stage, so
-/// that cargo has nothing to compile.
-pub fn rerun_command(target: &crate::verdict::RerunTarget, root: &Path, evidence: &Path) -> Command {
-    let mut command = Command::new(END_TO_END[0]);
-    command.args(&END_TO_END[1..]).current_dir(root);
-    command.args(["--test", &target.binary, "--", "--exact", &target.test, "--test-threads", "1"]);
+/// The command that runs all tests of an executable with clusters. They leave their clusters' evidence in `evidence`.
+pub fn cluster_command(executable: &TestExecutable, evidence: &Path) -> Command {
+    let mut command = executable.command();
+    let clusters = std::env::var(CLUSTERS_VARIABLE).unwrap_or_else(|_| "2".to_owned());
+    command.args(["--test-threads", &clusters]).env(EVIDENCE_VARIABLE, evidence).env_remove(SCENE_VARIABLE);
+    command
+}
+
+/// The command that runs one end-to-end test, or one scene of it, alone.
+pub fn rerun_command(executable: &TestExecutable, target: &RerunTarget, evidence: &Path) -> Command {
+    let mut command = executable.command();
+    command.args(["--exact", &target.test, "--test-threads", "1"]);
     command.env(EVIDENCE_VARIABLE, evidence).env_remove(SCENE_VARIABLE);
     if let Some(scene) = &target.scene {
         command.env(SCENE_VARIABLE, scene);
     }
     command
-}
-
-/// Runs a command to its end. Each line of its output goes to standard output and to the log.
-pub fn run_command(mut command: Command, log: &Path) -> io::Result<Finished> {
-    let (reader, writer) = io::pipe()?;
-    command.stdin(Stdio::null()).stdout(writer.try_clone()?).stderr(writer).env("CARGO_TERM_COLOR", "never");
-    let mut log = File::create(log)?;
-    let mut child = match command.spawn() {
-        Ok(child) => child,
-        Err(error) => {
-            let output = format!("{}: {error}\n", command.get_program().display());
-            print(&output)?;
-            log.write_all(output.as_bytes())?;
-            return Ok(Finished { succeeded: false, output });
-        }
-    };
-    // It holds the writing end of the pipe, which would never end otherwise.
-    drop(command);
-    let mut reader = BufReader::new(reader);
-    let mut output = Vec::new();
-    let mut line = Vec::new();
-    while reader.read_until(b'\n', &mut line)? > 0 {
-        io::stdout().lock().write_all(&line)?;
-        log.write_all(&line)?;
-        output.append(&mut line);
-    }
-    let succeeded = child.wait()?.success();
-    Ok(Finished { succeeded, output: String::from_utf8_lossy(&output).into_owned() })
-}
-
-/// Writes to standard output.
-pub fn print(text: &str) -> io::Result<()> {
-    io::stdout().lock().write_all(text.as_bytes())
 }

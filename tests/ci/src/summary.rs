@@ -11,7 +11,7 @@ pub enum StageResult {
     /// Tests failed, and all of them passed alone.
     Flaky,
     Failed,
-    /// The set-up failed, which this stage needs.
+    /// A stage failed which this stage needs.
     NotRun,
 }
 
@@ -24,9 +24,14 @@ pub struct StageSummary {
     pub counts: Counts,
 }
 
+/// Whether a stage passes.
+pub fn passed(result: StageResult) -> bool {
+    matches!(result, StageResult::Passed | StageResult::Flaky)
+}
+
 /// Whether the whole run passes.
 pub fn passes(stages: &[StageSummary]) -> bool {
-    stages.iter().all(|stage| matches!(stage.result, StageResult::Passed | StageResult::Flaky))
+    stages.iter().all(|stage| passed(stage.result))
 }
 
 /// The summary: each stage, the wall time, the evidence, and last the line `N passed, N failed, N skipped`.

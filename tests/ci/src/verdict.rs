@@ -13,10 +13,10 @@ pub const MAX_RERUNS: usize = 2;
 /// Begins the line in which a test lists its failed scenes, separated by spaces (`e2e::Scenes::end`).
 const FAILED_SCENES: &str = "failed scenes: ";
 
-/// One run of `cargo test`.
+/// One run of several test executables.
 #[derive(Clone, Debug)]
 pub struct TestRun {
-    /// Whether cargo exited with status 0.
+    /// Whether all commands exited with status 0.
     pub succeeded: bool,
     pub binaries: Vec<TestBinary>,
 }
@@ -82,7 +82,7 @@ pub fn decide(run: &TestRun, may_rerun: bool) -> Decision {
         return Decision::Fail(format!("test binary {} ended without a result", binary.target));
     }
     if failed.is_empty() {
-        return Decision::Fail("cargo test failed outside of a test".to_owned());
+        return Decision::Fail("a command failed outside of a test".to_owned());
     }
     if !may_rerun || failed.iter().any(|binary| binary.kind != BinaryKind::Integration) {
         return Decision::Fail(format!("{count} tests failed"));
@@ -198,7 +198,7 @@ mod tests {
             ),
             ("an example", true, vec![binary("lab", BinaryKind::Documentation, &[("f", "")])], fail("1 tests failed")),
             ("a killed binary", true, vec![killed], fail("test binary life ended without a result")),
-            ("nothing compiles", true, vec![], fail("cargo test failed outside of a test")),
+            ("nothing compiles", true, vec![], fail("a command failed outside of a test")),
         ];
         for (case, may_rerun, binaries, expected) in table {
             let run = TestRun { succeeded: expected == Decision::Pass, binaries };
