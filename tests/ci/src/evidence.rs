@@ -2,9 +2,10 @@
 //!
 //! ```text
 //!   format.log build.log setup.log lints.log unit.log end-to-end.log   complete output of each stage
-//!   first/BINARY.TEST.log                                     output of a failed end-to-end test
-//!   first/CLUSTER/                                            logs, objects and frames that the lab collected
-//!   second-1/output.log  second-1/CLUSTER/                    the same of the first test that ran once more, alone
+//!   durations.json                                                     duration of each test and scene
+//!   first/BINARY.TEST.log                                              output of a failed end-to-end test
+//!   first/CLUSTER/                                                     logs, objects and frames that the lab collected
+//!   second-1/output.log  second-1/CLUSTER/                             the same of the first test that ran once more, alone
 //! ```
 
 use std::fs;

@@ -58,6 +58,16 @@ impl TestExecutable {
         self.kind == BinaryKind::Integration && CLUSTER_PACKAGES.iter().any(|folder| self.folder.ends_with(folder))
     }
 
+    /// Its name in a list of all: the folder of its package, and its target.
+    pub fn name(&self) -> String {
+        let package = self.folder.file_name().unwrap_or_default().display().to_string();
+        if self.kind == BinaryKind::Unit && package == self.target {
+            package
+        } else {
+            format!("{package}/{}", self.target)
+        }
+    }
+
     /// The command that runs it, as cargo would.
     pub fn command(&self) -> Command {
         let mut command = Command::new(&self.path);

@@ -2,6 +2,8 @@
 //!
 //! | file | content |
 //! |---|---|
+//! | `clusters` | the end-to-end tests, each in a process of its own |
+//! | `durations` | the durations of tests, and the slowest ones; pure |
 //! | `executable` | messages of `cargo test --no-run` → the test executables; pure |
 //! | `libtest` | output of test executables → passed, failed and skipped tests of each; pure |
 //! | `verdict` | which failed tests run once more, and the counts of the whole run; pure |
@@ -14,6 +16,8 @@
 //! It has no dependencies: it must build in seconds on a machine that has nothing but Rust and a linker.
 //! `docs/dev/testing.md` explains the rules.
 
+mod clusters;
+mod durations;
 mod evidence;
 mod executable;
 mod libtest;

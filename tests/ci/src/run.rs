@@ -5,12 +5,15 @@
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
+use crate::clusters::{self, ClusterTest, FinishedTest};
+use crate::durations::{self, TestDuration};
 use crate::evidence::Evidence;
 use crate::executable::{TestExecutable, executables};
-use crate::libtest;
-use crate::stage::{STAGES, Stage, StageKind, cluster_command, rerun_command};
+use crate::libtest::{self, TestBinary};
+use crate::stage::{STAGES, Stage, StageKind, cluster_places};
 use crate::summary::{self, StageResult, StageSummary};
 use crate::transcript::{Transcript, print};
 use crate::verdict::{self, Counts, Decision, Rerun, RerunTarget, TestRun};
@@ -24,12 +27,14 @@ struct Run {
     evidence: Evidence,
     /// Filled by the build.
     executables: Vec<TestExecutable>,
+    durations: Vec<TestDuration>,
 }
 
 /// Runs all stages in the repository at `root`. Returns whether the run passes.
 pub fn run(root: &Path) -> io::Result<bool> {
     let start = Instant::now();
-    let mut run = Run { root: root.to_owned(), evidence: Evidence::create(root)?, executables: Vec::new() };
+    let evidence = Evidence::create(root)?;
+    let mut run = Run { root: root.to_owned(), evidence, executables: Vec::new(), durations: Vec::new() };
     let mut stages: Vec<StageSummary> = Vec::new();
     for stage in STAGES {
         print(&format!("\n=== {}\n", stage.title))?;
@@ -44,6 +49,8 @@ pub fn run(root: &Path) -> io::Result<bool> {
         print(&closing_line(&stage, result, took, missing))?;
         stages.push(StageSummary { title: stage.title, result, took, counts });
     }
+    fs::write(run.evidence.absolute("durations.json"), durations::json(&run.durations))?;
+    print(&format!("\n=== slowest tests\n{}", durations::slowest(&run.durations)))?;
     print(&summary::render(&stages, start.elapsed(), &run.evidence.relative("")))?;
     Ok(summary::passes(&stages))
 }
@@ -69,23 +76,50 @@ impl Run {
                 Ok((if succeeded { StageResult::Passed } else { StageResult::Failed }, Counts::default()))
             }
             StageKind::Tests => {
-                let mut succeeded = true;
-                for executable in self.executables.iter().filter(|executable| !executable.needs_clusters()) {
-                    transcript.add(executable.header().as_bytes())?;
-                    succeeded &= transcript.run(executable.command())?;
-                }
+                let mut succeeded = self.run_without_clusters(&mut transcript)?;
                 succeeded &= self.run_own_command(stage, &mut transcript)?;
-                self.judge(succeeded, &transcript, false)
+                let first = TestRun { succeeded, binaries: libtest::parse(&transcript.text()) };
+                self.judge(&first, false)
             }
             StageKind::EndToEndTests => {
-                let mut succeeded = true;
-                for executable in self.executables.iter().filter(|executable| executable.needs_clusters()) {
-                    transcript.add(executable.header().as_bytes())?;
-                    succeeded &= transcript.run(cluster_command(executable, &self.evidence.absolute(FIRST)))?;
-                }
-                self.judge(succeeded, &transcript, true)
+                let first = self.run_with_clusters(&mut transcript)?;
+                self.write_test_logs(&first)?;
+                self.judge(&first, true)
             }
         }
+    }
+
+    /// Runs the executables without clusters, one after the other. Returns whether all succeed.
+    fn run_without_clusters(&mut self, transcript: &mut Transcript) -> io::Result<bool> {
+        let mut succeeded = true;
+        for executable in self.executables.iter().filter(|executable| !executable.needs_clusters()) {
+            let start = Instant::now();
+            transcript.add(executable.header().as_bytes())?;
+            succeeded &= transcript.run(executable.command())?;
+            self.durations.push(TestDuration::new(executable.name(), start.elapsed()));
+        }
+        Ok(succeeded)
+    }
+
+    /// Runs the end-to-end tests, a few at a time.
+    fn run_with_clusters(&mut self, transcript: &mut Transcript) -> io::Result<TestRun> {
+        let (mut tests, mut succeeded) = (Vec::new(), true);
+        for executable in self.executables.iter().filter(|executable| executable.needs_clusters()) {
+            match ClusterTest::list(executable) {
+                Ok(listed) => tests.extend(listed),
+                Err(error) => {
+                    transcript.add(format!("{error}\n").as_bytes())?;
+                    succeeded = false;
+                }
+            }
+        }
+        let finished = clusters::run_all(tests, cluster_places(), &self.evidence.absolute(FIRST), transcript)?;
+        for FinishedTest { test, output, took, .. } in &finished {
+            let name = format!("{}::{}", test.executable.target, test.name);
+            self.durations.extend(durations::with_scenes(&name, *took, output));
+        }
+        succeeded &= finished.iter().all(|test| test.succeeded);
+        Ok(TestRun { succeeded, binaries: finished.iter().flat_map(results).collect() })
     }
 
     /// Runs the command of the stage, if it has one. Returns whether it succeeds.
@@ -94,22 +128,18 @@ impl Run {
     }
 
     /// Decides on the tests of a stage, and runs failed ones again if that is permitted.
-    fn judge(&self, succeeded: bool, transcript: &Transcript, may_rerun: bool) -> io::Result<(StageResult, Counts)> {
-        let first = TestRun { succeeded, binaries: libtest::parse(&transcript.text()) };
-        if may_rerun {
-            self.write_test_logs(&first)?;
-        }
-        let reruns = match verdict::decide(&first, may_rerun) {
-            Decision::Pass => return Ok((StageResult::Passed, verdict::count(&first, &[]))),
+    fn judge(&self, first: &TestRun, may_rerun: bool) -> io::Result<(StageResult, Counts)> {
+        let reruns = match verdict::decide(first, may_rerun) {
+            Decision::Pass => return Ok((StageResult::Passed, verdict::count(first, &[]))),
             Decision::Fail(reason) => {
                 print(&format!("\n{reason}\n"))?;
-                return Ok((StageResult::Failed, verdict::count(&first, &[])));
+                return Ok((StageResult::Failed, verdict::count(first, &[])));
             }
             Decision::Rerun(targets) => self.rerun_all(targets)?,
         };
         let all_passed = reruns.iter().all(|rerun| rerun.passed);
         let result = if all_passed { StageResult::Flaky } else { StageResult::Failed };
-        Ok((result, verdict::count(&first, &reruns)))
+        Ok((result, verdict::count(first, &reruns)))
     }
 
     /// Runs each target alone, and prints a line for each that passes.
@@ -123,9 +153,9 @@ impl Run {
             let named = |executable: &&TestExecutable| executable.target == target.binary;
             let executable = self.executables.iter().filter(|executable| executable.needs_clusters()).find(named);
             let executable = executable.ok_or_else(|| io::Error::other(format!("no executable of {target}")))?;
-            transcript.add(executable.header().as_bytes())?;
-            let succeeded = transcript.run(rerun_command(executable, &target, &path))?;
-            let second = TestRun { succeeded, binaries: libtest::parse(&transcript.text()) };
+            let test = ClusterTest { executable, name: target.test.clone() };
+            let finished = test.run(target.scene.as_deref(), &path, &Mutex::new(&mut transcript))?;
+            let second = TestRun { succeeded: finished.succeeded, binaries: results(&finished) };
             let passed = verdict::rerun_passed(&second);
             let first = self.evidence.relative(&test_log(&target.binary, &target.test));
             let (second, outcome) = (self.evidence.relative(&folder), if passed { "FLAKY" } else { "FAILED twice" });
@@ -145,6 +175,15 @@ impl Run {
         }
         Ok(())
     }
+}
+
+/// The results in the output of an end-to-end test. Its whole output is that of the failed test.
+fn results(finished: &FinishedTest<'_>) -> Vec<TestBinary> {
+    let mut binaries = libtest::parse(&finished.output);
+    for output in binaries.iter_mut().flat_map(|binary| binary.failed.values_mut()) {
+        output.clone_from(&finished.output);
+    }
+    binaries
 }
 
 /// Log of a failed test, below the folder of the run.

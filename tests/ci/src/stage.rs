@@ -3,9 +3,6 @@
 use std::path::Path;
 use std::process::Command;
 
-use crate::executable::TestExecutable;
-use crate::verdict::RerunTarget;
-
 /// What a stage checks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum StageKind {
@@ -87,12 +84,6 @@ pub const STAGES: [Stage; 6] = [
     },
 ];
 
-/// Variable with the folder in which the lab collects the evidence of a failed test's cluster.
-const EVIDENCE_VARIABLE: &str = "LANDFALL_EVIDENCE";
-
-/// Variable with the only scene to play (`e2e::Scenes`).
-const SCENE_VARIABLE: &str = "LANDFALL_SCENE";
-
 /// Variable with the number of tests with clusters that run at the same time.
 const CLUSTERS_VARIABLE: &str = "LANDFALL_TEST_CLUSTERS";
 
@@ -106,21 +97,7 @@ impl Stage {
     }
 }
 
-/// The command that runs all tests of an executable with clusters. They leave their clusters' evidence in `evidence`.
-pub fn cluster_command(executable: &TestExecutable, evidence: &Path) -> Command {
-    let mut command = executable.command();
-    let clusters = std::env::var(CLUSTERS_VARIABLE).unwrap_or_else(|_| "2".to_owned());
-    command.args(["--test-threads", &clusters]).env(EVIDENCE_VARIABLE, evidence).env_remove(SCENE_VARIABLE);
-    command
-}
-
-/// The command that runs one end-to-end test, or one scene of it, alone.
-pub fn rerun_command(executable: &TestExecutable, target: &RerunTarget, evidence: &Path) -> Command {
-    let mut command = executable.command();
-    command.args(["--exact", &target.test, "--test-threads", "1"]);
-    command.env(EVIDENCE_VARIABLE, evidence).env_remove(SCENE_VARIABLE);
-    if let Some(scene) = &target.scene {
-        command.env(SCENE_VARIABLE, scene);
-    }
-    command
+/// The number of tests with clusters that run at the same time.
+pub fn cluster_places() -> usize {
+    std::env::var(CLUSTERS_VARIABLE).ok().and_then(|text| text.parse().ok()).filter(|places| *places > 0).unwrap_or(2)
 }

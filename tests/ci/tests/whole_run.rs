@@ -5,22 +5,23 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-/// Stands for cargo, the set-up and each test executable. It takes its output and exit status from the files beside it.
-/// The second run of a test has a file per binary, or per scene.
+/// Stands for cargo, the set-up and each test executable. It takes its output and exit status from the files beside it:
+/// `first-TEST` and `second-TEST` of an end-to-end test, or `second-SCENE` of one of its scenes.
 const FAKE_PROGRAM: &str = r#"#!/bin/bash
 fake=$(dirname "$0")
-echo "$(basename "$0") $* LANDFALL_SCENE=$LANDFALL_SCENE" >>"$fake/calls"
+test=$(sed -n 's/.*--exact \([^ ]*\).*/\1/p' <<<"$*")
 case "$(basename "$0") $*" in
     "cargo fmt"*) part=format ;;
     "cargo clippy"*) part=lints ;;
     cargo*--no-run*) part=build ;;
     cargo*--doc*) part=examples ;;
     crds-0f*) part=unit ;;
-    *--exact*) part=second ;;
-    *) part=first ;;
+    *--list*) part=list ;;
+    *) part=first-$test ;;
 esac
-if [ $part = first ] && [ -n "$LANDFALL_EVIDENCE" ]; then mkdir -p "$LANDFALL_EVIDENCE/e2e-life"; fi
-[ $part = second ] && [ -n "$LANDFALL_SCENE" ] && part=second-$LANDFALL_SCENE
+[ $part = list ] || echo "$(basename "$0") $* LANDFALL_SCENE=$LANDFALL_SCENE" >>"$fake/calls"
+[[ $LANDFALL_EVIDENCE = */second-* ]] && part=second-${LANDFALL_SCENE:-$test}
+[ -z "$LANDFALL_EVIDENCE" ] || mkdir -p "$LANDFALL_EVIDENCE/e2e-$test"
 cat "$fake/$part.out" 2>/dev/null
 exit "$(cat "$fake/$part.status" 2>/dev/null || echo 0)"
 "#;
@@ -39,7 +40,8 @@ struct RunResult {
 }
 
 impl FakeRepository {
-    /// A repository in which everything passes: two unit tests, two end-to-end tests, and every second run.
+    /// A repository in which everything passes: two unit tests, the end-to-end tests `moves` and `stays`, and every second
+    /// run.
     fn new(name: &str) -> Self {
         let root = Path::new(env!("CARGO_TARGET_TMPDIR")).join(name);
         let _ = fs::remove_dir_all(&root);
@@ -47,15 +49,22 @@ impl FakeRepository {
             fs::create_dir_all(root.join(folder)).expect("a folder");
         }
         let repository = Self { root };
-        for program in ["cargo", "crds-0f", "life-0f", "allocation-0f"] {
+        for program in ["cargo", "crds-0f", "life-0f"] {
             repository.write_script(&format!("bin/{program}"), FAKE_PROGRAM);
         }
         repository.write_script("tests/setup.sh", "#!/bin/bash\n");
         repository.prepare_executables(&[("crds", "lib", "crds"), ("tests/e2e", "test", "life")]);
         repository.prepare("unit", 0, &test_output(2, &[]));
-        repository.prepare("first", 0, &test_output(2, &[]));
-        repository.prepare("second", 0, &test_output(1, &[]));
+        repository.prepare_tests(&["moves", "stays"]);
         repository
+    }
+
+    /// Sets the end-to-end tests, which all pass.
+    fn prepare_tests(&self, tests: &[&str]) {
+        self.prepare("list", 0, &tests.iter().map(|test| format!("{test}: test\n")).collect::<String>());
+        for run in ["first", "second"] {
+            tests.iter().for_each(|test| self.prepare(&format!("{run}-{test}"), 0, &test_output(1, &[])));
+        }
     }
 
     /// Sets the executables that cargo builds: folder of the package, kind and name of the target.
@@ -76,8 +85,8 @@ impl FakeRepository {
         fs::set_permissions(self.root.join(path), fs::Permissions::from_mode(0o755)).expect("its mode");
     }
 
-    /// Sets output and exit status of one part: `format`, `build`, `lints`, `unit`, `examples`, `first`, `second` or
-    /// `second-SCENE`.
+    /// Sets output and exit status of one part: `format`, `build`, `lints`, `unit`, `examples`, `list`, `first-TEST`,
+    /// `second-TEST` or `second-SCENE`.
     fn prepare(&self, part: &str, status: u8, output: &str) {
         fs::write(self.root.join(format!("bin/{part}.out")), output).expect("an output");
         fs::write(self.root.join(format!("bin/{part}.status")), status.to_string()).expect("a status");
@@ -100,9 +109,9 @@ impl RunResult {
         self.output.lines().last().unwrap_or_default()
     }
 
-    /// The commands that ran a test or scene once more.
-    fn reruns(&self) -> Vec<&str> {
-        self.calls.iter().map(String::as_str).filter(|call| call.contains("--exact ")).collect()
+    /// The commands that ran a test or scene once more: after the first run of the two tests.
+    fn reruns(&self, first: usize) -> Vec<&str> {
+        self.calls.iter().map(String::as_str).filter(|call| call.contains("--exact ")).skip(first).collect()
     }
 
     fn flaky_lines(&self) -> Vec<&str> {
@@ -136,19 +145,26 @@ fn test_output(passed: usize, failed: &[(&str, &str)]) -> String {
 #[test]
 fn everything_passes_and_each_stage_runs_once() {
     let repository = FakeRepository::new("passes");
-    let run = repository.run();
+    repository.prepare("first-moves", 0, &format!("scene a ... ok (2.5 s)\n{}", test_output(1, &[])));
+    let mut run = repository.run();
     assert!(run.passed, "{}", run.output);
     assert_eq!(run.last_line(), "4 passed, 0 failed, 0 skipped");
+    // The end-to-end tests run at the same time.
+    run.calls[5..].sort_unstable();
     let expected = [
         "cargo fmt --all --check LANDFALL_SCENE=",
         "cargo test --workspace --locked --no-run --message-format json-render-diagnostics LANDFALL_SCENE=",
         "cargo clippy --workspace --all-targets --locked -- -D warnings LANDFALL_SCENE=",
         "crds-0f  LANDFALL_SCENE=",
         "cargo test --workspace --locked --doc --no-fail-fast LANDFALL_SCENE=",
-        "life-0f --test-threads 2 LANDFALL_SCENE=",
+        "life-0f --exact moves --nocapture --test-threads 2 LANDFALL_SCENE=",
+        "life-0f --exact stays --nocapture --test-threads 2 LANDFALL_SCENE=",
     ];
     assert_eq!(run.calls, expected);
     assert!(!run.output.contains("compiler-artifact"), "{}", run.output);
+    assert!(run.output.contains("\n            2.5 s  life::moves/a\n"), "{}", run.output);
+    let durations = fs::read_to_string(repository.root.join("target/evidence/run-1/durations.json"));
+    assert!(durations.is_ok_and(|text| text.contains("{\"name\": \"life::moves/a\", \"seconds\": 2.5}")));
     assert!(run.output.contains("\nevidence: target/evidence/run-1\n"), "{}", run.output);
     assert!(repository.run().output.contains("\nevidence: target/evidence/run-2\n"));
 }
@@ -156,61 +172,62 @@ fn everything_passes_and_each_stage_runs_once() {
 #[test]
 fn a_test_that_passes_alone_is_flaky() {
     let repository = FakeRepository::new("flaky");
-    repository.prepare("first", 101, &test_output(1, &[("moves", "Error: late")]));
+    repository.prepare("first-moves", 101, &test_output(0, &[("moves", "Error: late")]));
     let run = repository.run();
     assert!(run.passed, "{}", run.output);
     assert_eq!(run.last_line(), "4 passed, 0 failed, 0 skipped");
-    assert_eq!(run.reruns(), ["life-0f --exact moves --test-threads 1 LANDFALL_SCENE="]);
+    assert_eq!(run.reruns(2), ["life-0f --exact moves --nocapture --test-threads 2 LANDFALL_SCENE="]);
     let evidence = "target/evidence/run-1";
     let line = format!(
         "FLAKY life::moves: first run's evidence: {evidence}/first/life.moves.log; second run's: {evidence}/second-1"
     );
     assert_eq!(run.flaky_lines(), [line]);
-    for path in ["end-to-end.log", "first/life.moves.log", "first/e2e-life", "second-1/output.log"] {
+    for path in ["end-to-end.log", "first/life.moves.log", "first/e2e-moves", "second-1/output.log"] {
         assert!(repository.root.join(evidence).join(path).exists(), "{path}");
     }
+    let log = fs::read_to_string(repository.root.join(evidence).join("first/life.moves.log"));
+    assert!(log.is_ok_and(|text| text.contains("Error: late")));
 }
 
 #[test]
 fn a_test_that_fails_twice_fails_the_run() {
     let repository = FakeRepository::new("twice");
-    let failed = test_output(1, &[("moves", "Error: late")]);
-    repository.prepare("first", 101, &failed);
-    repository.prepare("second", 101, &failed);
+    let failed = test_output(0, &[("moves", "Error: late")]);
+    repository.prepare("first-moves", 101, &failed);
+    repository.prepare("second-moves", 101, &failed);
     let run = repository.run();
     assert!(!run.passed, "{}", run.output);
     assert_eq!(run.last_line(), "3 passed, 1 failed, 0 skipped");
-    assert_eq!((run.reruns().len(), run.flaky_lines()), (1, vec![]));
+    assert_eq!((run.reruns(2).len(), run.flaky_lines()), (1, vec![]));
 }
 
 #[test]
 fn only_the_failed_scenes_of_a_test_run_again() {
     let repository = FakeRepository::new("scenes");
-    repository.prepare_executables(&[("crds", "lib", "crds"), ("tests/e2e", "test", "allocation")]);
-    let output = "scene a ... FAILED\nscene b ... FAILED\nfailed scenes: a b\nError: 2 of 9 scenes failed";
-    let failed = test_output(1, &[("pools::edits", output)]);
-    repository.prepare("first", 101, &failed);
+    let output = "scene a ... FAILED\nscene b ... FAILED\nfailed scenes: a b\nError: 2 of 9 scenes failed\n";
+    repository.prepare("first-moves", 101, &(output.to_owned() + &test_output(0, &[("moves", "")])));
     for scene in ["a", "b"] {
-        let passed = test_output(1, &[]);
-        repository.prepare(&format!("second-{scene}"), 0, &passed);
+        repository.prepare(&format!("second-{scene}"), 0, &test_output(1, &[]));
     }
     let run = repository.run();
     assert!(run.passed, "{}", run.output);
     assert_eq!(run.last_line(), "4 passed, 0 failed, 0 skipped");
-    let rerun = |scene: &str| format!("allocation-0f --exact pools::edits --test-threads 1 LANDFALL_SCENE={scene}");
-    assert_eq!(run.reruns(), [rerun("a"), rerun("b")]);
+    let rerun = |scene: &str| format!("life-0f --exact moves --nocapture --test-threads 2 LANDFALL_SCENE={scene}");
+    assert_eq!(run.reruns(2), [rerun("a"), rerun("b")]);
     assert_eq!(run.flaky_lines().len(), 2);
 }
 
 #[test]
 fn three_failed_tests_fail_the_run_without_a_second_run() {
     let repository = FakeRepository::new("three");
-    let failed = [("a", ""), ("b", ""), ("c", "")];
-    repository.prepare("first", 101, &test_output(1, &failed));
+    repository.prepare_tests(&["a", "b", "c", "d"]);
+    for test in ["a", "b", "c"] {
+        repository.prepare(&format!("first-{test}"), 101, &test_output(0, &[(test, "")]));
+    }
     let run = repository.run();
     assert!(!run.passed, "{}", run.output);
     assert_eq!(run.last_line(), "3 passed, 3 failed, 0 skipped");
-    assert_eq!(run.reruns(), [""; 0]);
+    assert_eq!(run.reruns(4), [""; 0]);
 }
 
 #[test]
@@ -220,7 +237,7 @@ fn a_failed_unit_test_never_runs_again_and_later_stages_run() {
     let run = repository.run();
     assert!(!run.passed, "{}", run.output);
     assert_eq!(run.last_line(), "3 passed, 1 failed, 0 skipped");
-    assert_eq!(run.reruns(), [""; 0]);
+    assert_eq!(run.reruns(2), [""; 0]);
     assert!(run.calls.iter().any(|call| call.starts_with("life-0f")), "{:?}", run.calls);
 }
 
@@ -232,7 +249,7 @@ fn a_failed_command_fails_the_run_after_all_stages() {
         let run = repository.run();
         assert!(!run.passed, "{part}: {}", run.output);
         assert_eq!(run.last_line(), "4 passed, 0 failed, 0 skipped", "{part}");
-        assert_eq!(run.calls.len(), 6, "{part}: {:?}", run.calls);
+        assert_eq!(run.calls.len(), 7, "{part}: {:?}", run.calls);
     }
 }
 
@@ -272,10 +289,19 @@ fn a_failed_example_in_documentation_fails_the_run() {
 }
 
 #[test]
-fn a_killed_executable_fails_the_run() {
+fn a_killed_test_fails_the_run_and_ends_no_other() {
     let repository = FakeRepository::new("killed");
-    repository.prepare("first", 137, "\ntest passes_0 ... ok\n");
+    repository.prepare("first-moves", 137, "\nrunning 1 test\n");
     let run = repository.run();
     assert!(!run.passed, "{}", run.output);
-    assert_eq!((run.last_line(), run.reruns()), ("3 passed, 1 failed, 0 skipped", vec![]));
+    assert_eq!((run.last_line(), run.reruns(2)), ("3 passed, 1 failed, 0 skipped", vec![]));
+}
+
+#[test]
+fn an_executable_without_a_list_of_tests_fails_the_run() {
+    let repository = FakeRepository::new("list");
+    repository.prepare("list", 1, "");
+    let run = repository.run();
+    assert!(!run.passed, "{}", run.output);
+    assert_eq!(run.last_line(), "2 passed, 0 failed, 0 skipped");
 }
