@@ -2,10 +2,12 @@
 //!
 //! A failed stage does not stop the run: the later stages report their failures as well, unless they need its result.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
+use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use crate::clusters::{self, ClusterTest, FinishedTest};
@@ -28,13 +30,19 @@ struct Run {
     /// Filled by the build.
     executables: Vec<TestExecutable>,
     durations: Vec<TestDuration>,
+    /// The running commands of stages in the background, by title. Each returns whether it succeeds, and its output.
+    background: BTreeMap<&'static str, JoinHandle<io::Result<(bool, String)>>>,
 }
 
 /// Runs all stages in the repository at `root`. Returns whether the run passes.
 pub fn run(root: &Path) -> io::Result<bool> {
     let start = Instant::now();
     let evidence = Evidence::create(root)?;
-    let mut run = Run { root: root.to_owned(), evidence, executables: Vec::new(), durations: Vec::new() };
+    let (executables, durations) = (Vec::new(), Vec::new());
+    let mut run = Run { root: root.to_owned(), evidence, executables, durations, background: BTreeMap::new() };
+    for stage in STAGES.iter().filter(|stage| stage.kind == StageKind::Background) {
+        run.start_in_background(stage);
+    }
     let mut stages: Vec<StageSummary> = Vec::new();
     for stage in STAGES {
         print(&format!("\n=== {}\n", stage.title))?;
@@ -65,15 +73,40 @@ fn closing_line(stage: &Stage, result: StageResult, took: Duration, missing: Opt
 }
 
 impl Run {
+    /// Starts the command of a stage.
+    fn start_in_background(&mut self, stage: &Stage) {
+        let log = self.evidence.absolute(&format!("{}.log", stage.log));
+        let command = stage.command(&self.root);
+        let run = move || -> io::Result<(bool, String)> {
+            let (start, mut transcript) = (Instant::now(), Transcript::create_silent(&log)?);
+            let succeeded = command.map_or(Ok(true), |command| transcript.run(command))?;
+            transcript.add(format!("ended {} s after the start of the run\n", start.elapsed().as_secs()).as_bytes())?;
+            Ok((succeeded, transcript.text()))
+        };
+        self.background.insert(stage.title, thread::spawn(run));
+    }
+
+    /// Waits for the end of a command in the background, and prints its output. Returns whether it succeeds.
+    fn finish_background(&mut self, stage: &Stage) -> io::Result<bool> {
+        let thread = self.background.remove(stage.title).expect("invariant: the command was started");
+        let (succeeded, output) = thread.join().expect("invariant: the thread does not panic")?;
+        print(&output)?;
+        Ok(succeeded)
+    }
+
     fn run_stage(&mut self, stage: &Stage) -> io::Result<(StageResult, Counts)> {
+        if stage.kind == StageKind::Background {
+            return Ok((result_of(self.finish_background(stage)?), Counts::default()));
+        }
         let mut transcript = Transcript::create(&self.evidence.absolute(&format!("{}.log", stage.log)))?;
         match stage.kind {
-            StageKind::Command | StageKind::Build => {
-                let succeeded = self.run_own_command(stage, &mut transcript)?;
-                if stage.kind == StageKind::Build {
-                    self.executables = executables(&transcript.text());
-                }
-                Ok((if succeeded { StageResult::Passed } else { StageResult::Failed }, Counts::default()))
+            StageKind::Command | StageKind::Background => {
+                Ok((result_of(self.run_own_command(stage, &mut transcript)?), Counts::default()))
+            }
+            StageKind::Build => {
+                let result = result_of(self.run_own_command(stage, &mut transcript)?);
+                self.executables = executables(&transcript.text());
+                Ok((result, Counts::default()))
             }
             StageKind::Tests => {
                 let mut succeeded = self.run_without_clusters(&mut transcript)?;
@@ -175,6 +208,11 @@ impl Run {
         }
         Ok(())
     }
+}
+
+/// The result of a stage that consists of one command.
+fn result_of(succeeded: bool) -> StageResult {
+    if succeeded { StageResult::Passed } else { StageResult::Failed }
 }
 
 /// The results in the output of an end-to-end test. Its whole output is that of the failed test.

@@ -8,6 +8,9 @@ use std::process::Command;
 pub enum StageKind {
     /// Passes if its command exits with status 0.
     Command,
+    /// The same. Its command starts with the run, and its output is printed when its turn comes: compilers leave a core idle
+    /// whenever one crate is the only one left, and two builds fill each other's gaps.
+    Background,
     /// The same. The messages of its command name the test executables.
     Build,
     /// All test executables without clusters, and its command: a failed test never runs again.
@@ -59,7 +62,6 @@ pub const STAGES: [Stage; 6] = [
             "json-render-diagnostics",
         ],
     },
-    Stage { title: SET_UP, log: "setup", kind: StageKind::Command, needs: &[], command: &["tests/setup.sh"] },
     Stage {
         title: "lints",
         log: "lints",
@@ -67,6 +69,7 @@ pub const STAGES: [Stage; 6] = [
         needs: &[],
         command: &["cargo", "clippy", "--workspace", "--all-targets", "--locked", "--", "-D", "warnings"],
     },
+    Stage { title: SET_UP, log: "setup", kind: StageKind::Background, needs: &[], command: &["tests/setup.sh"] },
     Stage {
         title: "unit, property and kernel tests",
         log: "unit",

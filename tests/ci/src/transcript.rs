@@ -11,17 +11,23 @@ use crate::executable::MESSAGE;
 pub struct Transcript {
     log: File,
     text: Vec<u8>,
+    prints: bool,
 }
 
 impl Transcript {
     /// Starts an empty one. All of it is also written to the file `log`.
     pub fn create(log: &Path) -> io::Result<Self> {
-        Ok(Self { log: File::create(log)?, text: Vec::new() })
+        Ok(Self { log: File::create(log)?, text: Vec::new(), prints: true })
+    }
+
+    /// The same, but nothing is printed.
+    pub fn create_silent(log: &Path) -> io::Result<Self> {
+        Ok(Self { prints: false, ..Self::create(log)? })
     }
 
     /// Adds output. Messages for programs are not printed.
     pub fn add(&mut self, lines: &[u8]) -> io::Result<()> {
-        if !lines.starts_with(MESSAGE.as_bytes()) {
+        if self.prints && !lines.starts_with(MESSAGE.as_bytes()) {
             io::stdout().lock().write_all(lines)?;
         }
         self.log.write_all(lines)?;
