@@ -8,7 +8,7 @@
 //! | [`prober`] | a client on the LAN that sends requests all the time, and counts lost ones |
 //! | [`rolling`] | rolling updates of a backend, while probers send requests |
 //!
-//! The tests are in `tests/`, one file or folder per topic. Each test starts a cluster of its own.
+//! The tests are in `tests/`, one file or folder per topic, all in one binary. Each test starts a cluster of its own.
 #![allow(missing_docs, reason = "only this repository uses this library")]
 
 pub mod lan_client;

@@ -14,7 +14,7 @@ use kube::api::{DeleteParams, ListParams, Patch, PatchParams, PostParams};
 use lab::wait_until;
 use serde_json::{Value, json};
 
-use crate::wire::answering_nodes;
+use super::wire::answering_nodes;
 
 /// The label that excludes a node from load balancing.
 pub const EXCLUDE: &str = "node.kubernetes.io/exclude-from-external-load-balancers";

@@ -4,7 +4,7 @@ use anyhow::Result;
 use e2e::scene::Scene;
 use serde_json::json;
 
-use crate::fixture::{AdvertisingFixture, EXCLUDE, nodes_named, other_nodes, prefer};
+use super::fixture::{AdvertisingFixture, EXCLUDE, nodes_named, other_nodes, prefer};
 
 pub async fn an_eligible_preferred_node_takes_the_address_back(scene: &Scene<'_>) -> Result<()> {
     let fixture = AdvertisingFixture::prepare(scene, 220, 221).await?;

@@ -4,7 +4,7 @@ use anyhow::{Result, ensure};
 use e2e::scene::Scene;
 use serde_json::json;
 
-use crate::fixture::{AdvertisingFixture, ROLE, nodes_named};
+use super::fixture::{AdvertisingFixture, ROLE, nodes_named};
 
 pub async fn addresses_are_answered_only_on_selected_interfaces(scene: &Scene<'_>) -> Result<()> {
     let fixture = AdvertisingFixture::prepare(scene, 212, 213).await?;

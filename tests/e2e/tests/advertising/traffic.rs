@@ -10,8 +10,8 @@ use e2e::{ConnectOutcome, World};
 use lab::wait_until;
 use serde_json::json;
 
-use crate::fixture::{AdvertisingFixture, EXCLUDE, NODES, other_nodes};
-use crate::wire::answering_nodes;
+use super::fixture::{AdvertisingFixture, EXCLUDE, NODES, other_nodes};
+use super::wire::answering_nodes;
 
 /// The node of each pod of a Deployment.
 async fn nodes_of(world: &World, name: &str) -> Result<BTreeMap<String, String>> {

@@ -6,7 +6,7 @@ use e2e::scene::{ADDRESSES_ANNOTATION, Scene, Scenes, merge, with_annotations};
 use e2e::world::ingress;
 use serde_json::{Value, json};
 
-use crate::small;
+use super::small;
 
 #[tokio::test(flavor = "multi_thread")]
 async fn services_get_their_families_and_keep_the_first_address() -> Result<()> {

@@ -8,7 +8,7 @@ use kube::ResourceExt;
 use lab::wait_until;
 use serde_json::json;
 
-use crate::small;
+use super::small;
 
 #[tokio::test(flavor = "multi_thread")]
 async fn addresses_are_allocated_in_order_and_kept() -> Result<()> {

@@ -8,7 +8,7 @@ use kube::Api;
 use kube::api::{DeleteParams, Patch, PatchParams, PostParams};
 use serde_json::{Value, json};
 
-use crate::small;
+use super::small;
 
 #[tokio::test(flavor = "multi_thread")]
 async fn pool_edits_never_take_addresses_away() -> Result<()> {

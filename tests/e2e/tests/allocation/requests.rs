@@ -13,7 +13,7 @@ use kube::api::{WatchEvent, WatchParams};
 use lab::wait_until;
 use serde_json::json;
 
-use crate::small;
+use super::small;
 
 #[tokio::test(flavor = "multi_thread")]
 async fn requests_are_met_or_refused_with_a_reason() -> Result<()> {

@@ -11,7 +11,7 @@ use kube::api::{DeleteParams, Patch, PatchParams, PostParams};
 use lab::wait_until;
 use serde_json::{Value, json};
 
-use crate::small;
+use super::small;
 
 #[tokio::test(flavor = "multi_thread")]
 async fn reserved_addresses_are_kept_and_used_on_request() -> Result<()> {

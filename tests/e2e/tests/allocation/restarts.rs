@@ -6,7 +6,7 @@ use e2e::scene::{ADDRESSES_ANNOTATION, SHARING_KEY, Scene, Scenes, merge, with_a
 use e2e::world::{CONTROLLER, SYSTEM};
 use serde_json::json;
 
-use crate::small;
+use super::small;
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_restarted_controller_keeps_every_address() -> Result<()> {

@@ -9,7 +9,7 @@ use e2e::{ConnectOutcome, World};
 use lab::wait_until;
 use serde_json::{Value, json};
 
-use crate::small;
+use super::small;
 
 #[tokio::test(flavor = "multi_thread")]
 async fn services_with_one_key_share_an_address() -> Result<()> {

@@ -14,7 +14,7 @@ use e2e::{Transport, World};
 use lab::{Answer, Host, wait_until};
 use serde_json::{Value, json};
 
-use crate::wait_for_both_addresses;
+use super::wait_for_both_addresses;
 
 pub const NODES: [&str; 3] = ["n1", "n2", "n3"];
 

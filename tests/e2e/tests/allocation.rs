@@ -10,9 +10,11 @@
 //! | `reservations` | reserved addresses |
 //! | `restarts` | restarts of the controller |
 //! | `high_availability` | leader election |
+//! | `crash_safety` | a crash of the controller at each of its writes |
 //!
 //! Most are scenes on one cluster: see [`e2e::scene`].
 
+mod crash_safety;
 mod dual_stack;
 mod high_availability;
 mod order;

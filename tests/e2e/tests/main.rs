@@ -1,0 +1,28 @@
+//! All end-to-end tests, in one binary: they share one compilation of Kubernetes' API, and tests of all files run side by
+//! side, two clusters at a time.
+//!
+//! | module | content |
+//! |---|---|
+//! | [`advertising`] | the nodes that answer for an address, as seen on the LAN |
+//! | [`allocation`] | addresses of Services, reasons of refusals, the controller's crashes and successors |
+//! | [`announced_condition`] | the condition Announced, and addresses that another host uses |
+//! | [`beside_kube_proxy`] | forwarding beside each kind of Service proxy, and without one |
+//! | [`client_access`] | source ranges and session affinity |
+//! | [`dead_node`] | new connections after the death of a node |
+//! | [`disruptions`] | rolling updates, moves of pods, restarts of Kubernetes |
+//! | [`forwarding`] | changes of endpoints, ports and agents |
+//! | [`keys`] | keys that authenticate Hellos |
+//! | [`takeover`] | the answering node after the death of the announcer |
+//! | [`uninstalling`] | traces after an uninstallation |
+
+mod advertising;
+mod allocation;
+mod announced_condition;
+mod beside_kube_proxy;
+mod client_access;
+mod dead_node;
+mod disruptions;
+mod forwarding;
+mod keys;
+mod takeover;
+mod uninstalling;
