@@ -5,6 +5,7 @@ mod checksum;
 pub mod codec;
 pub mod datagram;
 pub mod frame;
+pub(crate) mod headers;
 pub mod hello;
 pub mod ndp;
 pub(crate) mod packing;

@@ -5,9 +5,10 @@ use std::collections::BTreeSet;
 use socket2::SockFilter;
 
 use crate::wire::codec::{FLAGS_AT, ROUTINE};
-use crate::wire::datagram::{GROUP, GROUP_V6, PORT, TTL};
+use crate::wire::datagram::{GROUP, GROUP_V6, PORT};
 use crate::wire::frame::{Channel, FrameClass};
-use crate::wire::ndp::{ADVERTISEMENT, HOP_LIMIT, ICMPV6, SOLICITATION};
+use crate::wire::headers::HOP_LIMIT;
+use crate::wire::ndp::{ADVERTISEMENT, ICMPV6, SOLICITATION};
 
 /// The maximum number of links in a filter: one jump must be able to skip all of them, and a jump skips at most 255
 /// instructions.
@@ -62,7 +63,7 @@ pub fn filter(channel: Channel, class: FrameClass, links: &BTreeSet<u32>) -> Vec
             Load(LOAD_HALF, 14 + 6),
             Clear(0x3fff), // more fragments, or an offset
             Load(LOAD_BYTE, 14 + 8),
-            Equal(TTL as u32),
+            Equal(HOP_LIMIT as u32),
             Load(LOAD_X_HEADER_LENGTH, 14),
             Load(LOAD_HALF_AT_X, 14 + 2),
             Equal(PORT as u32),
@@ -73,7 +74,7 @@ pub fn filter(channel: Channel, class: FrameClass, links: &BTreeSet<u32>) -> Vec
             Load(LOAD_BYTE, 14 + 6),
             Equal(libc::IPPROTO_UDP as u32),
             Load(LOAD_BYTE, 14 + 7),
-            Equal(TTL as u32),
+            Equal(HOP_LIMIT as u32),
             Load(LOAD_HALF, 14 + 40 + 2),
             Equal(PORT as u32),
         ],

@@ -6,7 +6,9 @@ use std::net::{IpAddr, Ipv4Addr};
 
 use crds::{MacAddr, is_station};
 use pnet_packet::arp::{ArpHardwareTypes, ArpOperation, ArpOperations, ArpPacket, MutableArpPacket};
-use pnet_packet::ethernet::{EtherTypes, EthernetPacket, MutableEthernetPacket};
+use pnet_packet::ethernet::{EtherTypes, EthernetPacket};
+
+use super::headers::{ETHERNET_LEN, ethernet_frame};
 
 /// The decision about one received frame, ARP or IPv6 neighbour discovery ([`super::ndp`]).
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -38,9 +40,6 @@ pub enum Ignored {
     /// The frame is a reply, or an announcement of the sender's own address.
     NoQuestion,
 }
-
-/// The bytes of an ARP frame without padding: Ethernet header, then ARP for IPv4.
-const FRAME_LEN: usize = EthernetPacket::minimum_packet_size() + ArpPacket::minimum_packet_size();
 
 /// Decides about `frame`, received on the interface with MAC address `mac`. `announced` is true for the addresses
 /// announced on this link.
@@ -108,13 +107,8 @@ pub fn gratuitous_reply(mac: MacAddr, lb_ip: Ipv4Addr) -> Vec<u8> {
 struct Station(MacAddr, Ipv4Addr);
 
 fn build_frame(destination: MacAddr, operation: ArpOperation, sender: Station, target: Station) -> Vec<u8> {
-    let mut frame = [0; FRAME_LEN];
-    let (header, body) = frame.split_at_mut(EthernetPacket::minimum_packet_size());
-    let mut ethernet = MutableEthernetPacket::new(header).expect("invariant: the header has its size");
-    ethernet.set_destination(destination);
-    ethernet.set_source(sender.0);
-    ethernet.set_ethertype(EtherTypes::Arp);
-    let mut arp = MutableArpPacket::new(body).expect("invariant: the body has its size");
+    let mut frame = ethernet_frame(destination, sender.0, EtherTypes::Arp, ArpPacket::minimum_packet_size());
+    let mut arp = MutableArpPacket::new(&mut frame[ETHERNET_LEN..]).expect("invariant: the body has its size");
     arp.set_hardware_type(ArpHardwareTypes::Ethernet);
     arp.set_protocol_type(EtherTypes::Ipv4);
     arp.set_hw_addr_len(6);
@@ -124,7 +118,7 @@ fn build_frame(destination: MacAddr, operation: ArpOperation, sender: Station, t
     arp.set_sender_proto_addr(sender.1);
     arp.set_target_hw_addr(target.0);
     arp.set_target_proto_addr(target.1);
-    frame.to_vec()
+    frame
 }
 
 /// The destination of a frame and its packet, if it is ARP for IPv4 over Ethernet.
@@ -133,7 +127,7 @@ fn parse(frame: &[u8]) -> Option<(MacAddr, ArpPacket<'_>)> {
     if ethernet.get_ethertype() != EtherTypes::Arp {
         return None;
     }
-    let packet = ArpPacket::new(&frame[EthernetPacket::minimum_packet_size()..])?;
+    let packet = ArpPacket::new(&frame[ETHERNET_LEN..])?;
     let is_ipv4 = packet.get_hardware_type() == ArpHardwareTypes::Ethernet
         && packet.get_protocol_type() == EtherTypes::Ipv4
         && packet.get_hw_addr_len() == 6

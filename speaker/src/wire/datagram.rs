@@ -2,20 +2,21 @@
 //!
 //! IPv4 where the link has an IPv4 address, else IPv6; a receiver accepts both. Any tool can read these frames and any
 //! switch floods them: groups in 224.0.0.0/24 are not subject to IGMP snooping (RFC 4541 §2.1.2), and the kernel reports
-//! our membership of the IPv6 group ([`crate::os::groups`]). A datagram from another network cannot pass for one of this link, because its TTL is
-//! below 255 (GTSM, RFC 5082 §3).
+//! our membership of the IPv6 group ([`crate::os::groups`]). A datagram from another network is refused, because its TTL
+//! is below 255 (GTSM, RFC 5082 §3).
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use crds::MacAddr;
 use pnet_packet::Packet;
-use pnet_packet::ethernet::{EtherTypes, EthernetPacket, MutableEthernetPacket};
+use pnet_packet::ethernet::{EtherTypes, EthernetPacket};
 use pnet_packet::ip::IpNextHeaderProtocols;
 use pnet_packet::ipv4::{self, Ipv4Packet, MutableIpv4Packet};
-use pnet_packet::ipv6::{Ipv6Packet, MutableIpv6Packet};
+use pnet_packet::ipv6::Ipv6Packet;
 use pnet_packet::udp::{MutableUdpPacket, UdpPacket};
 
 use super::checksum::checksum;
+use super::headers::{ETHERNET_LEN, HOP_LIMIT, IPV6_LEN, Ipv6Addresses, ethernet_frame, ipv6_frame};
 use super::ndp::group_mac;
 
 /// The IPv4 group, in the local network control block and not assigned by IANA.
@@ -30,12 +31,7 @@ pub const GROUP_V6: Ipv6Addr = Ipv6Addr::new(0xff12, 0, 0, 0, 0, 0, 0x4c46, 140)
 /// The UDP port, source and destination: "LF".
 pub const PORT: u16 = 0x4c46;
 
-/// The TTL that no datagram from beyond the link can have.
-pub const TTL: u8 = 255;
-
-const ETHERNET_LEN: usize = EthernetPacket::minimum_packet_size();
 const IPV4_LEN: usize = Ipv4Packet::minimum_packet_size();
-const IPV6_LEN: usize = Ipv6Packet::minimum_packet_size();
 const UDP_LEN: usize = UdpPacket::minimum_packet_size();
 
 /// Why a frame carries no datagram for this speaker.
@@ -60,29 +56,18 @@ pub fn wrap(mac: MacAddr, address: IpAddr, payload: &[u8]) -> Vec<u8> {
     let length = UDP_LEN + payload.len();
     match address {
         IpAddr::V4(source) => {
-            let mut frame = ethernet_frame(mac, GROUP_MAC, IPV4_LEN + length);
-            let (ip, datagram) = frame[ETHERNET_LEN..].split_at_mut(IPV4_LEN);
-            write_ipv4(ip, source, length);
-            write_udp(datagram, address, GROUP.into(), payload);
+            let mut frame = ethernet_frame(GROUP_MAC, mac, EtherTypes::Ipv4, IPV4_LEN + length);
+            write_ipv4(&mut frame[ETHERNET_LEN..], source, length);
+            write_udp(&mut frame[ETHERNET_LEN + IPV4_LEN..], address, GROUP.into(), payload);
             frame
         }
         IpAddr::V6(source) => {
-            let mut frame = ethernet_frame(mac, group_mac(GROUP_V6), IPV6_LEN + length);
-            let (ip, datagram) = frame[ETHERNET_LEN..].split_at_mut(IPV6_LEN);
-            write_ipv6(ip, source, length);
-            write_udp(datagram, address, GROUP_V6.into(), payload);
+            let addresses = Ipv6Addresses { to: group_mac(GROUP_V6), from: mac, source, destination: GROUP_V6 };
+            let mut frame = ipv6_frame(addresses, IpNextHeaderProtocols::Udp, length);
+            write_udp(&mut frame[ETHERNET_LEN + IPV6_LEN..], address, GROUP_V6.into(), payload);
             frame
         }
     }
-}
-
-fn ethernet_frame(source: MacAddr, destination: MacAddr, length: usize) -> Vec<u8> {
-    let mut frame = vec![0; ETHERNET_LEN + length];
-    let mut ethernet = MutableEthernetPacket::new(&mut frame).expect("invariant: the frame has a header");
-    ethernet.set_source(source);
-    ethernet.set_destination(destination);
-    ethernet.set_ethertype(if destination == GROUP_MAC { EtherTypes::Ipv4 } else { EtherTypes::Ipv6 });
-    frame
 }
 
 fn write_ipv4(header: &mut [u8], source: Ipv4Addr, length: usize) {
@@ -91,22 +76,12 @@ fn write_ipv4(header: &mut [u8], source: Ipv4Addr, length: usize) {
     ip.set_header_length(5);
     ip.set_total_length(u16::try_from(IPV4_LEN + length).expect("invariant: a payload fits a datagram"));
     ip.set_flags(ipv4::Ipv4Flags::DontFragment);
-    ip.set_ttl(TTL);
+    ip.set_ttl(HOP_LIMIT);
     ip.set_next_level_protocol(IpNextHeaderProtocols::Udp);
     ip.set_source(source);
     ip.set_destination(GROUP);
     let checksum = ipv4::checksum(&ip.to_immutable());
     ip.set_checksum(checksum);
-}
-
-fn write_ipv6(header: &mut [u8], source: Ipv6Addr, length: usize) {
-    let mut ip = MutableIpv6Packet::new(header).expect("invariant: the header has its size");
-    ip.set_version(6);
-    ip.set_payload_length(u16::try_from(length).expect("invariant: a payload fits a datagram"));
-    ip.set_next_header(IpNextHeaderProtocols::Udp);
-    ip.set_hop_limit(TTL);
-    ip.set_source(source);
-    ip.set_destination(GROUP_V6);
 }
 
 fn write_udp(datagram: &mut [u8], source: IpAddr, destination: IpAddr, payload: &[u8]) {
@@ -146,7 +121,7 @@ fn unwrap_ipv4(packet: &[u8]) -> Result<&[u8], DatagramError> {
     if ip.get_destination() != GROUP || ip.get_next_level_protocol() != IpNextHeaderProtocols::Udp || is_fragment {
         return Err(DatagramError::Foreign);
     }
-    if ip.get_ttl() != TTL {
+    if ip.get_ttl() != HOP_LIMIT {
         return Err(DatagramError::Distant);
     }
     // Ethernet pads short frames: only the lengths in the headers count.
@@ -159,7 +134,7 @@ fn unwrap_ipv6(packet: &[u8]) -> Result<&[u8], DatagramError> {
     if ip.get_version() != 6 || ip.get_destination() != GROUP_V6 || ip.get_next_header() != IpNextHeaderProtocols::Udp {
         return Err(DatagramError::Foreign);
     }
-    if ip.get_hop_limit() != TTL {
+    if ip.get_hop_limit() != HOP_LIMIT {
         return Err(DatagramError::Distant);
     }
     let end = IPV6_LEN + usize::from(ip.get_payload_length());

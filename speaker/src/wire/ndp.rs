@@ -6,17 +6,18 @@
 use std::net::{IpAddr, Ipv6Addr};
 
 use crds::{MacAddr, is_station};
-use pnet_packet::ethernet::{EtherTypes, EthernetPacket, MutableEthernetPacket};
+use pnet_packet::ethernet::{EtherTypes, EthernetPacket};
 use pnet_packet::icmpv6::ndp::{
     MutableNeighborAdvertPacket, MutableNeighborSolicitPacket, NdpOptionType, NdpOptionTypes, NeighborAdvertFlags,
     NeighborAdvertPacket, NeighborSolicitPacket,
 };
 use pnet_packet::icmpv6::{Icmpv6Packet, Icmpv6Type, Icmpv6Types, MutableIcmpv6Packet};
 use pnet_packet::ip::IpNextHeaderProtocols;
-use pnet_packet::ipv6::{Ipv6Packet, MutableIpv6Packet};
+use pnet_packet::ipv6::Ipv6Packet;
 
 use super::arp::{Ignored, Verdict};
 use super::checksum::checksum;
+use super::headers::{ETHERNET_LEN, HOP_LIMIT, IPV6_LEN, Ipv6Addresses, ipv6_frame};
 
 /// All nodes on the link.
 pub const ALL_NODES: Ipv6Addr = Ipv6Addr::new(0xff02, 0, 0, 0, 0, 0, 0, 1);
@@ -30,14 +31,9 @@ pub const SOLICITATION: u8 = Icmpv6Types::NeighborSolicit.0;
 /// The type of a Neighbor Advertisement.
 pub const ADVERTISEMENT: u8 = Icmpv6Types::NeighborAdvert.0;
 
-/// The hop limit that no packet from beyond the link can have (RFC 4861 §7.1).
-pub const HOP_LIMIT: u8 = 255;
-
-const ETHERNET_LEN: usize = EthernetPacket::minimum_packet_size();
-
 /// Offset of ICMPv6 in a frame without extension headers. No sender uses them with these messages, and fragments are
 /// forbidden (RFC 6980 §5).
-const START: usize = ETHERNET_LEN + Ipv6Packet::minimum_packet_size();
+const START: usize = ETHERNET_LEN + IPV6_LEN;
 
 /// The size of a Neighbor Solicitation or Advertisement without options.
 const FIXED: usize = NeighborSolicitPacket::minimum_packet_size();
@@ -126,7 +122,7 @@ pub fn unsolicited_advertisement(mac: MacAddr, lb_ip: Ipv6Addr) -> Vec<u8> {
 pub fn probe(mac: MacAddr, lb_ip: Ipv6Addr) -> Vec<u8> {
     let group = solicited_node(lb_ip);
     let source = Ipv6Addr::UNSPECIFIED;
-    let addresses = Addresses { to: group_mac(group), from: mac, source, destination: group };
+    let addresses = Ipv6Addresses { to: group_mac(group), from: mac, source, destination: group };
     build_frame(addresses, FIXED, |message| {
         let mut solicitation = MutableNeighborSolicitPacket::new(message).expect("invariant: it has its size");
         solicitation.set_icmpv6_type(Icmpv6Types::NeighborSolicit);
@@ -135,7 +131,7 @@ pub fn probe(mac: MacAddr, lb_ip: Ipv6Addr) -> Vec<u8> {
 }
 
 fn advertisement(to: MacAddr, mac: MacAddr, destination: Ipv6Addr, lb_ip: Ipv6Addr, flags: u8) -> Vec<u8> {
-    let addresses = Addresses { to, from: mac, source: lb_ip, destination };
+    let addresses = Ipv6Addresses { to, from: mac, source: lb_ip, destination };
     build_frame(addresses, FIXED + LINK_LAYER_OPTION, |message| {
         message[FIXED] = NdpOptionTypes::TargetLLAddr.0;
         message[FIXED + 1] = 1;
@@ -147,32 +143,12 @@ fn advertisement(to: MacAddr, mac: MacAddr, destination: Ipv6Addr, lb_ip: Ipv6Ad
     })
 }
 
-/// The addresses in the Ethernet and IPv6 headers of a frame.
-#[derive(Clone, Copy)]
-struct Addresses {
-    to: MacAddr,
-    from: MacAddr,
-    source: Ipv6Addr,
-    destination: Ipv6Addr,
-}
-
 /// A frame with an ICMPv6 message of `length` bytes, which `write` fills in but for its checksum.
-fn build_frame(addresses: Addresses, length: usize, write: impl FnOnce(&mut [u8])) -> Vec<u8> {
-    let Addresses { to, from, source, destination } = addresses;
-    let mut frame = vec![0; START + length];
-    let mut ethernet = MutableEthernetPacket::new(&mut frame).expect("invariant: the frame has a header");
-    ethernet.set_destination(to);
-    ethernet.set_source(from);
-    ethernet.set_ethertype(EtherTypes::Ipv6);
-    let (header, message) = frame[ETHERNET_LEN..].split_at_mut(START - ETHERNET_LEN);
-    let mut ip = MutableIpv6Packet::new(header).expect("invariant: the header has its size");
-    ip.set_version(6);
-    ip.set_payload_length(u16::try_from(length).expect("invariant: a message is short"));
-    ip.set_next_header(IpNextHeaderProtocols::Icmpv6);
-    ip.set_hop_limit(HOP_LIMIT);
-    ip.set_source(source);
-    ip.set_destination(destination);
+fn build_frame(addresses: Ipv6Addresses, length: usize, write: impl FnOnce(&mut [u8])) -> Vec<u8> {
+    let mut frame = ipv6_frame(addresses, IpNextHeaderProtocols::Icmpv6, length);
+    let message = &mut frame[START..];
     write(message);
+    let Ipv6Addresses { source, destination, .. } = addresses;
     let checksum = checksum(source.into(), destination.into(), IpNextHeaderProtocols::Icmpv6, message);
     MutableIcmpv6Packet::new(message).expect("invariant: it has its size").set_checksum(checksum);
     frame
@@ -269,7 +245,7 @@ mod tests {
     }
 
     fn frame_of(to: MacAddr, from: MacAddr, (source, destination): (Ipv6Addr, Ipv6Addr), message: &[u8]) -> Vec<u8> {
-        let addresses = Addresses { to, from, source, destination };
+        let addresses = Ipv6Addresses { to, from, source, destination };
         build_frame(addresses, message.len(), |bytes| bytes.copy_from_slice(message))
     }
 
@@ -393,8 +369,7 @@ mod tests {
         let padded: Vec<u8> = whole.iter().copied().chain([0; 9]).collect();
         assert_eq!(verdict(&padded), verdict(&whole));
         for options in [&[1, 0, 0, 0, 0, 0, 0, 0][..], &[1, 2, 2, 0, 0, 0, 0, 9], &[1], &[1, 1, 1, 0, 0, 0, 0, 9]] {
-            let message = [&whole[START..START + FIXED], options].concat();
-            let mut message = message;
+            let mut message = [&whole[START..START + FIXED], options].concat();
             message[2..4].fill(0);
             let frame = frame_of(group_mac(group), CLIENT, (ip("fe80::9"), group), &message);
             assert_eq!(verdict(&frame), Verdict::Ignore(Ignored::Malformed), "{options:?}");

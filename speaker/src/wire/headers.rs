@@ -1,0 +1,47 @@
+//! The Ethernet and IPv6 headers of sent frames.
+
+use std::net::Ipv6Addr;
+
+use crds::MacAddr;
+use pnet_packet::ethernet::{EtherType, EtherTypes, EthernetPacket, MutableEthernetPacket};
+use pnet_packet::ip::IpNextHeaderProtocol;
+use pnet_packet::ipv6::{Ipv6Packet, MutableIpv6Packet};
+
+pub const ETHERNET_LEN: usize = EthernetPacket::minimum_packet_size();
+pub const IPV6_LEN: usize = Ipv6Packet::minimum_packet_size();
+
+/// The TTL or hop limit that no packet from beyond the link can have (RFC 4861 §7.1; GTSM, RFC 5082 §3).
+pub const HOP_LIMIT: u8 = 255;
+
+/// The addresses in the Ethernet and IPv6 headers of a frame.
+#[derive(Clone, Copy)]
+pub struct Ipv6Addresses {
+    pub to: MacAddr,
+    pub from: MacAddr,
+    pub source: Ipv6Addr,
+    pub destination: Ipv6Addr,
+}
+
+/// A frame with an Ethernet header, and zeros for `length` bytes of content.
+pub fn ethernet_frame(to: MacAddr, from: MacAddr, ethertype: EtherType, length: usize) -> Vec<u8> {
+    let mut frame = vec![0; ETHERNET_LEN + length];
+    let mut ethernet = MutableEthernetPacket::new(&mut frame).expect("invariant: the frame has a header");
+    ethernet.set_destination(to);
+    ethernet.set_source(from);
+    ethernet.set_ethertype(ethertype);
+    frame
+}
+
+/// A frame with Ethernet and IPv6 headers, and zeros for `length` bytes of content.
+pub fn ipv6_frame(addresses: Ipv6Addresses, content: IpNextHeaderProtocol, length: usize) -> Vec<u8> {
+    let Ipv6Addresses { to, from, source, destination } = addresses;
+    let mut frame = ethernet_frame(to, from, EtherTypes::Ipv6, IPV6_LEN + length);
+    let mut ip = MutableIpv6Packet::new(&mut frame[ETHERNET_LEN..]).expect("invariant: the frame has a header");
+    ip.set_version(6);
+    ip.set_payload_length(u16::try_from(length).expect("invariant: a payload fits a datagram"));
+    ip.set_next_header(content);
+    ip.set_hop_limit(HOP_LIMIT);
+    ip.set_source(source);
+    ip.set_destination(destination);
+    frame
+}
