@@ -36,7 +36,7 @@ use crate::wire::codec::{self, DecodeError};
 use crate::wire::datagram;
 use crate::wire::frame::{Channel, Frame};
 use crate::wire::hello::Packet;
-use crate::wire::seal::{KeyRing, Keys, SealError};
+use crate::wire::seal::{Keys, SealError};
 use model::eligibility::AnnouncementPolicy;
 
 mod arrange;
@@ -44,23 +44,18 @@ mod arrange;
 /// The speaker on all links.
 #[derive(Debug)]
 pub struct Machine {
-    config: Config,
-    keys: KeyRing,
+    context: Context,
     links: BTreeMap<u32, Link>,
-    snapshot: Option<Arc<Snapshot>>,
-    forwarded: Arc<BTreeSet<IpAddr>>,
     segments: BTreeMap<u32, Segment>,
     /// Addresses that this node may no longer announce, kept on their link until a successor takes over.
     outgoing: BTreeSet<IpAddr>,
-    stopping: Stopping,
+    /// When the speaker stops although peers have not taken over, if it is about to stop.
+    stops_by: Option<Duration>,
+    is_done: bool,
     deaths: Deaths,
     neighbours: Neighbours,
     /// When the loop should run next.
     expected: Option<Duration>,
-    frames: Vec<Frame>,
-    events: Vec<Event>,
-    counters: Counters,
-    reports_changed: bool,
     groups_changed: bool,
     dead_changed: bool,
     neighbours_changed: bool,
@@ -94,33 +89,19 @@ pub struct Reportable<'a> {
     pub moved: Option<Move>,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Stopping {
-    No,
-    /// Peers should take over until this time.
-    Until(Duration),
-    Done,
-}
-
 impl Machine {
     /// A speaker without inputs.
     pub fn new(config: Config) -> Self {
         Self {
-            keys: KeyRing::new(config.authentication),
-            config,
+            context: Context::new(config),
             links: BTreeMap::new(),
-            snapshot: None,
-            forwarded: Arc::default(),
             segments: BTreeMap::new(),
             outgoing: BTreeSet::new(),
-            stopping: Stopping::No,
+            stops_by: None,
+            is_done: false,
             deaths: Deaths::default(),
             neighbours: Neighbours::default(),
             expected: None,
-            frames: Vec::new(),
-            events: Vec::new(),
-            counters: Counters::default(),
-            reports_changed: false,
             groups_changed: false,
             dead_changed: false,
             neighbours_changed: false,
@@ -134,13 +115,15 @@ impl Machine {
     /// announcements: on a busy machine, thousands of announcements would delay the loop again.
     pub fn record_wake(&mut self, now: Duration) -> bool {
         let late = self.expected.map_or(Duration::ZERO, |expected| now.saturating_sub(expected));
-        self.counters.late_max = self.counters.late_max.max(late);
-        if late <= self.slowest_interval() {
+        let is_stalled = late > self.slowest_interval();
+        let Context { config, counters, events, .. } = &mut self.context;
+        counters.late_max = counters.late_max.max(late);
+        if !is_stalled {
             return false;
         }
-        self.counters.stalls += 1;
-        self.events.push(Event::Stalled { late });
-        let missed = self.segments.values().any(|segment| segment.is_missed(now, &self.config));
+        counters.stalls += 1;
+        events.push(Event::Stalled { late });
+        let missed = self.segments.values().any(|segment| segment.is_missed(now, config));
         for segment in self.segments.values_mut() {
             segment.excuse_peers(now);
             if missed {
@@ -150,19 +133,9 @@ impl Machine {
         missed
     }
 
-    /// Counts frames that were dropped after a suspension.
-    pub fn count_dropped_backlog(&mut self, frames: u64) {
-        self.counters.dropped.backlog += frames;
-    }
-
-    /// Counts frames that could not be sent.
-    pub fn count_failed_sends(&mut self, frames: u64) {
-        self.counters.send_failed += frames;
-    }
-
     /// Sets the keys that seal packets.
     pub fn set_keys(&mut self, now: Duration, keys: &Keys) {
-        if self.keys.set(now, keys) {
+        if self.context.keys.set(now, keys) {
             for segment in self.segments.values_mut() {
                 segment.restart_listening(now);
                 segment.send_soon();
@@ -172,171 +145,121 @@ impl Machine {
 
     /// Sets the links of this node.
     pub fn set_links(&mut self, now: Duration, links: BTreeMap<u32, Link>) {
+        self.context.now = now;
         if self.links != links {
             self.links = links;
-            self.arrange(now);
+            self.place_all();
         }
     }
 
     /// Sets the snapshot of the cluster; `None` until it has arrived.
     pub fn set_snapshot(&mut self, now: Duration, snapshot: Option<Arc<Snapshot>>) {
-        let before = std::mem::replace(&mut self.snapshot, snapshot);
-        let (Some(before), Some(after)) = (before, self.snapshot.clone()) else {
-            self.arrange(now);
+        self.context.now = now;
+        let before = std::mem::replace(&mut self.context.snapshot, snapshot.clone());
+        let (Some(before), Some(after)) = (before, snapshot) else {
+            self.place_all();
             self.segments.values_mut().for_each(Segment::mark_all_dirty);
             return;
         };
         let differing = before.addresses.differing(&after.addresses).filter(|(_, before, after)| before != after);
         let changed: Vec<_> = differing.collect();
         for segment in self.segments.values_mut() {
-            segment.mark_dirty(changed.iter().filter(|(_, _, after)| after.is_some()).map(|(lb_ip, ..)| *lb_ip));
+            segment.mark_dirty(changed.iter().map(|(lb_ip, ..)| *lb_ip));
         }
         if before.node_addresses != after.node_addresses {
-            self.arrange(now);
+            self.place_all();
             return;
         }
-        let links = |wanted: &AnnouncementPolicy| wanted.candidates.get(&self.config.node).map(|own| own.links.clone());
-        let moves = |before: Option<&AnnouncementPolicy>, after: Option<&AnnouncementPolicy>| match (before, after) {
-            (Some(before), Some(after)) => links(before) != links(after),
-            _ => true,
-        };
-        let moved = changed.into_iter().filter(|(_, before, after)| moves(*before, *after));
+        let node = &self.context.config.node;
+        let links = |wanted: &AnnouncementPolicy| wanted.candidates.get(node).map(|own| own.links.clone());
+        let moved = changed.into_iter().filter(|(_, before, after)| before.map(links) != after.map(links));
         let moved: BTreeSet<IpAddr> = moved.map(|(lb_ip, ..)| *lb_ip).collect();
         if !moved.is_empty() {
-            self.rearrange(now, moved);
+            self.place(moved);
         }
     }
 
     /// Sets the addresses that the dataplane forwards.
     pub fn set_forwarded(&mut self, forwarded: Arc<BTreeSet<IpAddr>>) {
-        let changed: Vec<IpAddr> = self.forwarded.symmetric_difference(&forwarded).copied().collect();
-        self.forwarded = forwarded;
+        let changed: Vec<IpAddr> = self.context.forwarded.symmetric_difference(&forwarded).copied().collect();
+        self.context.forwarded = forwarded;
         for segment in self.segments.values_mut() {
             segment.mark_dirty(&changed);
         }
     }
 
-    fn context(&mut self, now: Duration) -> Context<'_> {
-        self.segments_and_context(now).1
-    }
-
-    fn segments_and_context(&mut self, now: Duration) -> (&mut BTreeMap<u32, Segment>, Context<'_>) {
-        let context = Context {
-            now,
-            config: &self.config,
-            keys: &self.keys,
-            snapshot: self.snapshot.as_deref(),
-            forwarded: &self.forwarded,
-            leaving: self.stopping != Stopping::No,
-            frames: &mut self.frames,
-            events: &mut self.events,
-            counters: &mut self.counters,
-            reports_changed: &mut self.reports_changed,
-        };
-        (&mut self.segments, context)
-    }
-
-    fn for_each_segment(&mut self, now: Duration, mut act: impl FnMut(&mut Segment, &mut Context<'_>)) {
-        let (segments, mut context) = self.segments_and_context(now);
-        segments.values_mut().for_each(|segment| act(segment, &mut context));
-    }
-
-    fn with_segment(&mut self, now: Duration, link: u32, act: impl FnOnce(&mut Segment, &mut Context<'_>)) {
-        let (segments, mut context) = self.segments_and_context(now);
-        if let Some(segment) = segments.get_mut(&link) {
-            act(segment, &mut context);
-        }
-    }
-
     /// Receives a frame on a link. `at` is its time of arrival, which may lie before other inputs of this round.
     pub fn receive(&mut self, at: Duration, link: u32, channel: Channel, frame: &[u8]) {
+        self.context.now = at;
         match channel {
-            Channel::Hello | Channel::HelloV6 => self.receive_hello(at, link, frame),
-            Channel::Arp => self.with_segment(at, link, |segment, context| segment.receive_arp(context, frame)),
-            Channel::Ndp => self.with_segment(at, link, |segment, context| segment.receive_ndp(context, frame)),
+            Channel::Hello | Channel::HelloV6 => self.receive_hello(link, frame),
+            Channel::Arp | Channel::Ndp => {
+                if let Some(segment) = self.segments.get_mut(&link) {
+                    segment.receive_resolution(&mut self.context, channel, frame);
+                }
+            }
         }
     }
 
-    fn receive_hello(&mut self, at: Duration, link: u32, frame: &[u8]) {
-        let dropped = &mut self.counters.dropped;
-        let Ok((mac, payload)) = datagram::unwrap(frame) else {
-            dropped.malformed += 1;
-            return;
-        };
+    fn receive_hello(&mut self, link: u32, frame: &[u8]) {
+        let Context { now, config, keys, counters, .. } = &mut self.context;
+        let dropped = &mut counters.dropped;
+        let Ok((mac, payload)) = datagram::unwrap(frame) else { return dropped.malformed += 1 };
         // Cheap checks first, so that foreign packets do not cost a calculation.
         match codec::read_cluster(payload) {
-            Ok(cluster) if cluster == self.config.cluster => {}
-            Ok(_) => {
-                dropped.cluster += 1;
-                return;
-            }
-            Err(DecodeError::Version(_)) => {
-                dropped.version += 1;
-                return;
-            }
-            Err(_) => {
-                dropped.malformed += 1;
-                return;
-            }
+            Ok(cluster) if cluster == config.cluster => {}
+            Ok(_) => return dropped.cluster += 1,
+            Err(DecodeError::Version(_)) => return dropped.version += 1,
+            Err(_) => return dropped.malformed += 1,
         }
-        let body = match self.keys.open(at, payload) {
+        let body = match keys.open(*now, payload) {
             Ok(body) => body,
-            Err(error) => {
-                match error {
-                    SealError::Malformed => dropped.malformed += 1,
-                    SealError::Unsealed => dropped.unsealed += 1,
-                    SealError::Forged => dropped.forged += 1,
-                }
-                return;
-            }
+            Err(SealError::Malformed) => return dropped.malformed += 1,
+            Err(SealError::Unsealed) => return dropped.unsealed += 1,
+            Err(SealError::Forged) => return dropped.forged += 1,
         };
-        match Packet::decode(body) {
-            Ok(packet) => {
-                self.with_segment(at, link, |segment, context| segment.receive_hello(context, mac, &packet));
-                self.record_neighbour(link, &packet.node);
-            }
-            Err(_) => dropped.malformed += 1,
-        }
-    }
-
-    /// Records a node as a neighbour on a link if both hear each other there.
-    fn record_neighbour(&mut self, link: u32, node: &str) {
-        let Some(segment) = self.segments.get(&link) else { return };
-        if let Some(peer) = segment.peers.get(node).filter(|peer| peer.lists_us) {
-            self.neighbours_changed |= self.neighbours.record(&segment.link.name, node, peer.mac);
+        let Ok(packet) = Packet::decode(body) else { return dropped.malformed += 1 };
+        let Some(segment) = self.segments.get_mut(&link) else { return };
+        segment.receive_hello(&mut self.context, mac, &packet);
+        // A node is a neighbour on a link if both hear each other there.
+        if let Some(peer) = segment.peers.get(&packet.node).filter(|peer| peer.lists_us) {
+            self.neighbours_changed |= self.neighbours.record(&segment.link.name, &packet.node, peer.mac);
         }
     }
 
     /// Starts to stop the speaker: it asks its peers to take over and continues until they have, or for a few intervals.
     /// Then it [is done](Self::is_done).
     pub fn leave(&mut self, now: Duration) {
-        if self.stopping == Stopping::No {
-            self.stopping = Stopping::Until(now + self.config.handover_timeout(self.slowest_interval()));
-            self.for_each_segment(now, |segment, _| segment.send_soon());
+        if !self.context.leaving {
+            self.context.leaving = true;
+            self.stops_by = Some(now + self.context.config.handover_timeout(self.slowest_interval()));
+            self.segments.values_mut().for_each(Segment::send_soon);
         }
     }
 
     /// The longest interval of Hellos on any link.
     fn slowest_interval(&self) -> Duration {
-        self.segments.values().map(Segment::slowest_interval).max().unwrap_or(self.config.interval)
+        self.segments.values().map(Segment::slowest_interval).max().unwrap_or(self.context.config.interval)
     }
 
     /// Whether the speaker has stopped. Only the last [`Output`] remains to be processed.
     pub fn is_done(&self) -> bool {
-        self.stopping == Stopping::Done
+        self.is_done
     }
 
     /// Runs a round: does everything that is due. At most `room` addresses are announced unasked.
     pub fn poll(&mut self, now: Duration, room: usize) -> Output {
-        if !self.is_done() {
+        if !self.is_done {
             self.run_round(now, room);
         }
-        let reports_changed = std::mem::take(&mut self.reports_changed);
+        let context = &mut self.context;
+        let (frames, events) = (std::mem::take(&mut context.frames), std::mem::take(&mut context.events));
+        let reports_changed = std::mem::take(&mut context.reports_changed);
         let groups_changed = std::mem::take(&mut self.groups_changed) || reports_changed;
         Output {
             groups: groups_changed.then(|| self.groups()),
-            frames: std::mem::take(&mut self.frames),
-            events: std::mem::take(&mut self.events),
+            frames,
+            events,
             dead: std::mem::take(&mut self.dead_changed).then(|| self.dead()),
             neighbours: std::mem::take(&mut self.neighbours_changed).then(|| self.neighbours.clone()),
             reports_changed,
@@ -344,37 +267,40 @@ impl Machine {
     }
 
     fn run_round(&mut self, now: Duration, mut room: usize) {
-        self.for_each_segment(now, Segment::update_peer_states);
+        self.context.now = now;
+        for segment in self.segments.values_mut() {
+            segment.update_peer_states(&mut self.context);
+        }
         // Before peers that have left are forgotten.
-        self.update_dead(now);
-        self.for_each_segment(now, |segment, context| {
-            segment.decide(context);
-            segment.send_hello_if_due(context);
-            segment.send_probes(context);
-            room -= segment.announce_due(context, room);
-        });
-        if let Stopping::Until(deadline) = self.stopping {
-            let is_waiting =
-                |segment: &Segment| segment.announced_claims().next().is_some() && segment.has_successors();
-            if now >= deadline || !self.segments.values().any(is_waiting) {
-                self.for_each_segment(now, Segment::leave);
-                self.reports_changed = true;
-                self.stopping = Stopping::Done;
+        self.update_dead();
+        for segment in self.segments.values_mut() {
+            segment.decide(&mut self.context);
+            segment.send_hello_if_due(&mut self.context);
+            segment.send_probes(&mut self.context);
+            room -= segment.announce_due(&mut self.context, room);
+        }
+        let is_waiting = |segment: &Segment| segment.announced_claims().next().is_some() && segment.has_successors();
+        if self.stops_by.is_some_and(|end| now >= end || !self.segments.values().any(is_waiting)) {
+            for segment in self.segments.values_mut() {
+                segment.leave(&mut self.context);
             }
+            self.context.reports_changed = true;
+            self.is_done = true;
         }
         self.expected = self.next_deadline(now);
     }
 
-    fn update_dead(&mut self, now: Duration) {
+    fn update_dead(&mut self) {
         // The usual case: no node is dead, and no known peer is silent.
         if self.deaths.is_empty() && self.segments.values().all(Segment::is_complete) {
             return;
         }
-        let observations = self.segments.values().flat_map(|segment| segment.observations(now, &self.config));
+        let Context { now, config, events, .. } = &mut self.context;
+        let observations = self.segments.values().flat_map(|segment| segment.observations(*now, config));
         let (died, returned) = self.deaths.update(observations);
         self.dead_changed |= !died.is_empty() || !returned.is_empty();
         let event = |dead| move |node| Event::Node { node, dead };
-        self.events.extend(died.into_iter().map(event(true)).chain(returned.into_iter().map(event(false))));
+        events.extend(died.into_iter().map(event(true)).chain(returned.into_iter().map(event(false))));
     }
 
     /// The dead nodes: see [`crate::peers::deaths`].
@@ -390,7 +316,7 @@ impl Machine {
     /// Whether no message is awaited. Then a routine Hello ([`codec::is_routine`]) may stay in its socket until the next
     /// round, if its time of arrival is known.
     pub fn is_idle(&self, now: Duration) -> bool {
-        self.stopping == Stopping::No && self.segments.values().all(|segment| segment.is_idle(now, &self.config))
+        !self.context.leaving && self.segments.values().all(|segment| segment.is_idle(now, &self.context.config))
     }
 
     /// When to call [`poll`](Self::poll) next, except for announcements.
@@ -400,11 +326,16 @@ impl Machine {
 
     /// When the next announcement is due: a reason to call [`poll`](Self::poll) if there is room to send.
     pub fn announcement_due(&self) -> Option<Duration> {
-        self.segments.values().filter_map(|segment| segment.announcement_due(&self.config)).min()
+        self.segments.values().filter_map(|segment| segment.announcement_due(&self.context.config)).min()
     }
 
     pub fn counters(&self) -> Counters {
-        self.counters
+        self.context.counters
+    }
+
+    /// The counters, for events that only the loop knows.
+    pub fn counters_mut(&mut self) -> &mut Counters {
+        &mut self.context.counters
     }
 
     /// The links on which Hellos are sent and received.

@@ -144,7 +144,7 @@ fn arp_classifier_answers_with_its_own_address() {
         let verdict = arp::decide(input, MINE, |lb_ip| lb_ip == Ipv4Addr::new(192, 0, 2, 200));
         if let Verdict::Answer(answer) = &verdict {
             assert_eq!(answer[6..12], MINE.octets());
-            assert_eq!(arp::address_user(answer), Some((MINE, Ipv4Addr::new(192, 0, 2, 200))));
+            assert_eq!(arp::address_user(answer), Some((MINE, Ipv4Addr::new(192, 0, 2, 200).into())));
         }
         verdict != Verdict::Ignore(Ignored::Malformed)
     });
@@ -160,7 +160,7 @@ fn ndp_classifier_answers_with_its_own_address() {
         let _ = ndp::address_user(&input);
         let verdict = ndp::decide(&input, MINE, |address| address == lb_ip);
         if let Verdict::Answer(answer) = &verdict {
-            assert_eq!(ndp::address_user(answer), Some((MINE, lb_ip)));
+            assert_eq!(ndp::address_user(answer), Some((MINE, lb_ip.into())));
         }
         verdict != Verdict::Ignore(Ignored::Malformed)
     });

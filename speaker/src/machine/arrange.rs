@@ -2,41 +2,28 @@
 //!
 //! Input are the links and the snapshot. When one of thousands of addresses changes, only that one is assigned again.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::net::IpAddr;
-use std::time::Duration;
 
 use super::Machine;
-use crate::announce::placement::links_for;
+use crate::announce::placement::{Link, links_for};
 use crate::ownership::segment::Segment;
 use crate::snapshot::Snapshot;
 use model::eligibility::{AnnouncementPolicy, Links};
 
 impl Machine {
-    /// Creates and closes segments as needed, and assigns each address to its links.
-    pub(super) fn arrange(&mut self, now: Duration) {
-        self.groups_changed = true;
-        self.outgoing.clear();
-        let mut placed: BTreeMap<u32, BTreeSet<IpAddr>> =
-            self.home_links().into_iter().map(|index| (index, BTreeSet::new())).collect();
-        if let Some(snapshot) = self.snapshot.clone() {
-            for (lb_ip, wanted) in snapshot.addresses.iter() {
-                for index in self.links_of(&snapshot, *lb_ip, wanted) {
-                    placed.entry(index).or_default().insert(*lb_ip);
-                }
-            }
-        }
-        let gone: Vec<u32> = self.segments.keys().filter(|index| !placed.contains_key(index)).copied().collect();
-        gone.into_iter().for_each(|index| self.close(now, index));
-        for (index, lb_ips) in placed {
-            self.segment(now, index).set_placed(lb_ips);
-        }
+    /// Assigns each address to its links.
+    pub(super) fn place_all(&mut self) {
+        let wanted = self.context.snapshot.iter().flat_map(|snapshot| snapshot.addresses.keys());
+        let placed = self.segments.values().flat_map(Segment::placed_addresses);
+        let all = wanted.copied().chain(placed).collect();
+        self.place(all);
     }
 
-    /// Like [`arrange`](Self::arrange), but assigns only addresses that have changed.
-    pub(super) fn rearrange(&mut self, now: Duration, mut lb_ips: BTreeSet<IpAddr>) {
+    /// Assigns these addresses to their links. Creates and closes segments as needed.
+    pub(super) fn place(&mut self, mut lb_ips: BTreeSet<IpAddr>) {
         self.groups_changed = true;
-        let Some(snapshot) = self.snapshot.clone() else { return };
+        let snapshot = self.context.snapshot.clone().unwrap_or_default();
         // Outgoing addresses keep their link only while they are announced.
         lb_ips.append(&mut self.outgoing);
         for lb_ip in lb_ips {
@@ -48,32 +35,33 @@ impl Machine {
                 }
             }
             for index in places {
-                self.segment(now, index).add_placed(lb_ip);
+                self.segment(index).add_placed(lb_ip);
             }
         }
         let homes = self.home_links();
+        for index in &homes {
+            self.segment(*index);
+        }
         let is_needed =
             |(index, segment): &(&u32, &Segment)| segment.placed_addresses().next().is_some() || homes.contains(index);
         let gone: Vec<u32> = self.segments.iter().filter(|one| !is_needed(one)).map(|(index, _)| *index).collect();
-        gone.into_iter().for_each(|index| self.close(now, index));
+        gone.into_iter().for_each(|index| self.close(index));
     }
 
     /// The links that have a segment even without addresses: the node's own, so that its peers are known when the first
     /// address appears.
     fn home_links(&self) -> BTreeSet<u32> {
-        let links = self.links.values();
-        match &self.snapshot {
-            Some(snapshot) => {
-                links.filter(|link| link.has_any_of(&snapshot.node_addresses)).map(|link| link.index).collect()
-            }
+        let is_home = |link: &&Link| match &self.context.snapshot {
+            Some(snapshot) => link.has_any_of(&snapshot.node_addresses),
             // The node's own link is not known yet. A bridge has no other nodes behind it, as a rule.
-            None => links.filter(|link| !link.is_bridge).map(|link| link.index).collect(),
-        }
+            None => !link.is_bridge,
+        };
+        self.links.values().filter(is_home).map(|link| link.index).collect()
     }
 
     /// The links that an address belongs to.
     fn links_of(&mut self, snapshot: &Snapshot, lb_ip: IpAddr, wanted: &AnnouncementPolicy) -> BTreeSet<u32> {
-        let own = wanted.candidates.get(&self.config.node);
+        let own = wanted.candidates.get(&self.context.config.node);
         let home = Links::default();
         let allowed = own.map_or(&home, |own| &own.links);
         let links = links_for(lb_ip, self.links.values(), &snapshot.node_addresses, allowed);
@@ -92,36 +80,35 @@ impl Machine {
     }
 
     /// The segment of an existing link, created if needed.
-    fn segment(&mut self, now: Duration, index: u32) -> &mut Segment {
-        let link = &self.links[&index];
-        let segment = self.segments.entry(index).or_insert_with(|| Segment::new(now, link.clone(), &self.config));
-        segment.update_link(now, link);
+    fn segment(&mut self, index: u32) -> &mut Segment {
+        let (context, link) = (&self.context, &self.links[&index]);
+        let segment =
+            self.segments.entry(index).or_insert_with(|| Segment::new(context.now, link.clone(), &context.config));
+        segment.update_link(context.now, link);
         segment
     }
 
     /// Closes the segment of a link that is gone or no longer needed.
-    fn close(&mut self, now: Duration, index: u32) {
+    fn close(&mut self, index: u32) {
         let Some(mut segment) = self.segments.remove(&index) else { return };
-        let link_exists = self.links.contains_key(&index);
-        let mut context = self.context(now);
-        segment.close(&mut context);
-        if link_exists {
-            context.leaving = true;
-            segment.send_goodbye(&mut context);
+        segment.close(&mut self.context);
+        if self.links.contains_key(&index) {
+            segment.send_goodbye(&mut self.context);
         }
-        self.reports_changed = true;
+        self.context.reports_changed = true;
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeMap;
     use std::sync::Arc;
+    use std::time::Duration;
 
     use proptest::collection::vec;
     use proptest::prelude::*;
 
     use super::*;
-    use crate::announce::placement::Link;
     use crate::config::Config;
     use crate::wire::seal::Authentication;
     use model::eligibility::{Candidate, Candidates};
@@ -138,12 +125,13 @@ mod tests {
     proptest! {
         /// Placing addresses one by one has the same result as placing all at once.
         #[test]
-        fn rearranging_equals_arranging_all(
+        fn placing_one_by_one_equals_placing_all(
             steps in vec((0u8..12, 0u8..5), 1..40),
         ) {
             let link = |index: u32, own: &str| {
                 let mac = crds::MacAddr(2, 0, 0, 0, 0, index as u8);
-                (index, Link { index, name: format!("eth{index}"), mac, addresses: vec![own.parse().expect("a prefix")], is_bridge: false })
+                let (name, addresses) = (format!("eth{index}"), vec![own.parse().expect("a prefix")]);
+                (index, Link { index, name, mac, addresses, is_bridge: false })
             };
             let mut machine = Machine::new(Config::new("cluster", "n1", 1, Authentication::Off));
             let all_links = [link(1, "192.0.2.11/24"), link(2, "198.51.100.1/29"), link(3, "203.0.113.1/24")];
@@ -176,7 +164,7 @@ mod tests {
                 }
                 machine.set_snapshot(now, Some(Arc::new(snapshot.clone())));
                 let one_by_one = placed_addresses(&machine);
-                machine.arrange(now);
+                machine.place_all();
                 prop_assert_eq!(one_by_one, placed_addresses(&machine));
                 let _ = machine.poll(now, 10);
             }

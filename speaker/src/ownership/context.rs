@@ -1,7 +1,8 @@
-//! The state of the machine that its segments share during one call.
+//! The state of the machine that its segments share.
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use crate::config::Config;
@@ -9,21 +10,46 @@ use crate::metrics::{Counters, Event};
 use crate::snapshot::Snapshot;
 use crate::wire::frame::Frame;
 use crate::wire::seal::KeyRing;
+use model::eligibility::AnnouncementPolicy;
 
 /// The inputs of a segment beyond its own state, and its outputs.
-pub struct Context<'a> {
+#[derive(Debug)]
+pub struct Context {
+    /// The time of the present input.
     pub now: Duration,
-    pub config: &'a Config,
-    pub keys: &'a KeyRing,
+    pub config: Config,
+    pub keys: KeyRing,
     /// `None` until it has arrived.
-    pub snapshot: Option<&'a Snapshot>,
+    pub snapshot: Option<Arc<Snapshot>>,
     /// The addresses that the dataplane forwards.
-    pub forwarded: &'a BTreeSet<IpAddr>,
+    pub forwarded: Arc<BTreeSet<IpAddr>>,
     /// Whether this speaker is about to stop.
     pub leaving: bool,
-    pub frames: &'a mut Vec<Frame>,
-    pub events: &'a mut Vec<Event>,
-    pub counters: &'a mut Counters,
+    pub frames: Vec<Frame>,
+    pub events: Vec<Event>,
+    pub counters: Counters,
     /// Whether the announcements or conflicts to report have changed.
-    pub reports_changed: &'a mut bool,
+    pub reports_changed: bool,
+}
+
+impl Context {
+    pub fn new(config: Config) -> Self {
+        Self {
+            now: Duration::ZERO,
+            keys: KeyRing::new(config.authentication),
+            config,
+            snapshot: None,
+            forwarded: Arc::default(),
+            leaving: false,
+            frames: Vec::new(),
+            events: Vec::new(),
+            counters: Counters::default(),
+            reports_changed: false,
+        }
+    }
+
+    /// Which nodes may announce `lb_ip`; `None` if no Service holds it.
+    pub fn policy(&self, lb_ip: IpAddr) -> Option<&AnnouncementPolicy> {
+        self.snapshot.as_ref()?.addresses.get(&lb_ip)
+    }
 }

@@ -3,7 +3,7 @@
 //! A Hello is sent once per interval ([`crate::peers::interval`]), and sooner after a change. It carries the claims
 //! that changed or were requested. A Hello that exceeds one packet is sent in parts ([`crate::wire::packing`]).
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::time::Duration;
 
@@ -11,12 +11,9 @@ use crate::announce::placement::Link;
 use crate::config::Config;
 use crate::ownership::claims::{Claims, Page};
 use crate::ownership::context::Context;
-use crate::peers::handshake::{self, Handshakes};
 use crate::peers::interval::HelloInterval;
-use crate::peers::liveness::PeerState;
-use crate::peers::peer::Peer;
 use crate::wire::codec::{self, MAX_PAYLOAD, PAGE_OVERHEAD, size};
-use crate::wire::hello::{self, Heard, HeardRange, Packet};
+use crate::wire::hello::{self, HeardRange, Packet};
 use crate::wire::packing::{PeerLists, pack};
 
 /// A change sends the next Hello at least this long after the last one, so that several changes share a Hello.
@@ -31,21 +28,23 @@ const NEWS_REPEATS: u32 = 3;
 /// The state of this node's Hellos on a link.
 #[derive(Debug)]
 pub struct HelloSender {
+    /// When the last Hello was sent. The first one is due at once.
     last: Option<Duration>,
-    /// When the first Hello is due.
-    first: Duration,
     /// Whether a change waits to be sent.
     soon: bool,
     /// Whether a peer probes this node.
     probed_by_peer: bool,
+    /// Whether the next Hello is the last one on this link.
+    is_goodbye: bool,
     /// The number of Hellos since the last one with news.
     hellos_without_news: u32,
     /// The ids of the peers to probe with the next Hello.
-    probes: Vec<u32>,
-    interval: HelloInterval,
+    pub probes: Vec<u32>,
+    pub interval: HelloInterval,
     /// The incarnation of this node on this link.
-    incarnation: u64,
-    sequence: u64,
+    pub incarnation: u64,
+    /// The sequence of the last Hello.
+    pub sequence: u64,
     /// Addresses whose claim changed since the last Hello.
     changed: BTreeSet<IpAddr>,
     /// The buckets that peers requested, one bit each.
@@ -53,13 +52,12 @@ pub struct HelloSender {
 }
 
 impl HelloSender {
-    /// No Hello was sent yet; the first one is due now.
-    pub fn new(now: Duration, incarnation: u64, config: &Config) -> Self {
+    pub fn new(incarnation: u64, config: &Config) -> Self {
         Self {
             last: None,
-            first: now,
             soon: false,
             probed_by_peer: false,
+            is_goodbye: false,
             hellos_without_news: 0,
             probes: Vec::new(),
             interval: HelloInterval::new(config),
@@ -70,35 +68,14 @@ impl HelloSender {
         }
     }
 
-    /// The incarnation of this node on this link.
-    pub fn incarnation(&self) -> u64 {
-        self.incarnation
-    }
-
-    /// Whether `echoes` contain the sequence of a recent Hello of this node.
-    pub fn is_echoed(&self, echoes: &[hello::Echo]) -> bool {
-        handshake::is_echoed(echoes, self.incarnation, self.sequence)
-    }
-
     /// Makes the next Hello due soon.
     pub fn send_soon(&mut self) {
         self.soon = true;
     }
 
-    /// Records the ids that a peer probes.
-    pub fn receive_probes(&mut self, probed: &[u32]) {
-        self.probed_by_peer |= probed.contains(&hello::id(self.incarnation));
-    }
-
-    /// Probes this peer with the next Hello.
-    pub fn add_probe(&mut self, incarnation: u64) {
-        self.probes.push(hello::id(incarnation));
-    }
-
     /// Makes a Hello due at once. It is the last one on this link.
-    pub fn send_now(&mut self) {
-        self.last = None;
-        self.first = Duration::ZERO;
+    pub fn send_goodbye(&mut self) {
+        (self.last, self.is_goodbye) = (None, true);
     }
 
     /// Nothing can be sent now: makes the next Hello due after one interval.
@@ -112,10 +89,11 @@ impl HelloSender {
         self.changed.insert(lb_ip);
     }
 
-    /// Records the buckets that a peer requests.
-    pub fn receive_bucket_requests(&mut self, requests: &[hello::BucketRequest]) {
+    /// Records the requests of a peer to this node: an answer at once, and buckets of claims.
+    pub fn receive_requests(&mut self, packet: &Packet) {
         let me = hello::id(self.incarnation);
-        for request in requests.iter().filter(|request| request.id == me) {
+        self.probed_by_peer |= packet.probed.contains(&me);
+        for request in packet.bucket_requests.iter().filter(|request| request.id == me) {
             self.requested |= request.buckets;
         }
     }
@@ -123,7 +101,7 @@ impl HelloSender {
     /// Whether peers may consider this node dead: no Hello was sent for a whole window. (The last Hello may have been
     /// lost, but then the peer has sent its claims since.)
     pub fn is_missed(&self, now: Duration, multiplier: u32) -> bool {
-        self.last.is_none_or(|last| now >= last + self.interval.published_interval() * multiplier)
+        self.last.is_none_or(|last| now >= last + self.interval.published * multiplier)
     }
 
     pub fn due(&self) -> Duration {
@@ -131,35 +109,21 @@ impl HelloSender {
             Self { probes, .. } if !probes.is_empty() => Duration::ZERO,
             Self { probed_by_peer: true, .. } => PROBE_REPLY_GAP,
             Self { soon: true, .. } => SOON_GAP,
-            _ => self.interval.actual_interval(),
+            _ => self.interval.actual,
         };
-        self.last.map_or(self.first, |last| last + pause)
-    }
-
-    pub fn is_due(&self, now: Duration) -> bool {
-        now >= self.due()
-    }
-
-    /// The interval as published to the peers.
-    pub fn interval(&self) -> Duration {
-        self.interval.published_interval()
+        self.last.map_or(Duration::ZERO, |last| last + pause)
     }
 
     /// The packets to send: first the parts, then the Hello itself. A peer that receives all of them has nothing to
     /// request.
-    pub fn packets(
-        &mut self,
-        context: &Context<'_>,
-        link: &Link,
-        own: &mut Claims,
-        peers: &HelloPeers<'_>,
-    ) -> Vec<Packet> {
-        let config = context.config;
+    pub fn packets(&mut self, context: &Context, link: &Link, own: &mut Claims, lists: PeerLists) -> Vec<Packet> {
+        let config = &context.config;
         let mut is_news = self.soon || self.probed_by_peer || self.last.is_none() || self.requested != 0;
         is_news |= !self.changed.is_empty() || !self.probes.is_empty();
+        is_news |= context.leaving || context.snapshot.is_none();
+        is_news |= !lists.echoes.is_empty() || !lists.bucket_requests.is_empty();
+        self.hellos_without_news = if is_news { 0 } else { self.hellos_without_news.saturating_add(1) };
         (self.last, self.soon, self.probed_by_peer) = (Some(context.now), false, false);
-        let published = self.interval.published_interval();
-        self.interval.update(config, peers.speakers);
         // All parts have one sequence, because they may overtake each other.
         self.sequence += 1;
         let bits = own.suitable_bits();
@@ -169,8 +133,8 @@ impl HelloSender {
             self.requested = 0;
         }
         let mut buckets = std::mem::take(&mut self.requested);
-        buckets |= self.changed.iter().fold(0, |buckets, lb_ip| buckets | 1 << own.bucket(*lb_ip));
-        self.changed.clear();
+        let changed = std::mem::take(&mut self.changed);
+        buckets |= changed.into_iter().fold(0, |buckets, lb_ip| buckets | 1 << own.bucket(lb_ip));
         if bits == 0 {
             // There are so few claims that each Hello carries them.
             buckets = 1;
@@ -178,10 +142,6 @@ impl HelloSender {
         let room = MAX_PAYLOAD - context.keys.overhead(context.now) - codec::overhead(&config.node, &link.name);
         let buckets = (0..1 << bits).filter(|bucket| buckets & 1 << bucket != 0);
         let pages: Vec<Page> = buckets.flat_map(|bucket| own.pages(bucket, room - PAGE_OVERHEAD)).collect();
-        let lists = peers.lists(context.now);
-        is_news |= published != self.interval.published_interval() || context.leaving || context.snapshot.is_none();
-        is_news |= !lists.echoes.is_empty() || !lists.bucket_requests.is_empty();
-        self.hellos_without_news = if is_news { 0 } else { self.hellos_without_news.saturating_add(1) };
         let empty = Packet {
             cluster: config.cluster,
             node: config.node.clone(),
@@ -190,8 +150,8 @@ impl HelloSender {
             incarnation: self.incarnation,
             sequence: self.sequence,
             part: 0,
-            interval: self.interval.published_interval(),
-            leaving: context.leaving,
+            interval: self.interval.published,
+            leaving: context.leaving || self.is_goodbye,
             blind: context.snapshot.is_none(),
             routine: self.hellos_without_news >= NEWS_REPEATS,
             heard: HeardRange { all: 0, from: 1, to: 0, peers: vec![] },
@@ -205,38 +165,7 @@ impl HelloSender {
         let probed = std::mem::take(&mut self.probes);
         let room = room - probed.len() * size::PROBED;
         let mut packets = pack(empty, own.digests().to_vec(), lists, pages, room);
-        let hello = packets.last_mut().expect("invariant: there is a Hello");
-        hello.probed = probed;
-        // A node that hears no peer counts as deaf. This one hears other hosts.
-        hello.heard.all = hello.heard.all.max(u16::from(peers.hears_outsiders));
+        packets.last_mut().expect("invariant: there is a Hello").probed = probed;
         packets
-    }
-}
-
-/// The peers that a Hello reports on.
-pub struct HelloPeers<'a> {
-    pub peers: &'a BTreeMap<String, Peer>,
-    /// The peers with an unfinished handshake.
-    pub handshakes: &'a Handshakes,
-    /// The number of live speakers, this one included.
-    pub speakers: usize,
-    /// Whether only hosts that are no peers are heard.
-    pub hears_outsiders: bool,
-}
-
-impl HelloPeers<'_> {
-    fn lists(&self, now: Duration) -> PeerLists {
-        let present = || self.peers.values().filter(|peer| peer.state != PeerState::Dead);
-        let id = |peer: &Peer| hello::id(peer.incarnation);
-        let heard = present().filter(|peer| peer.liveness.is_heard(now));
-        let mut heard: Vec<Heard> = heard.map(|peer| Heard { id: id(peer), age: peer.liveness.age(now) }).collect();
-        heard.sort_unstable_by_key(|heard| heard.id);
-        // A peer that does not list this node may have lost sight of it and need an echo to believe its Hellos.
-        let unsure = present().filter(|peer| !peer.lists_us);
-        let unsure = unsure.map(|peer| hello::Echo { id: id(peer), sequence: peer.sequence as u32 });
-        let echoes = self.handshakes.echoes(now).chain(unsure).collect();
-        let unread = present().filter(|peer| peer.unread_buckets != 0);
-        let request = |peer: &Peer| hello::BucketRequest { id: id(peer), buckets: peer.unread_buckets };
-        PeerLists { heard, echoes, bucket_requests: unread.map(request).collect() }
     }
 }

@@ -47,7 +47,7 @@ pub fn rank(node: &str, lb_ip: IpAddr) -> u64 {
 
 /// The state of one address on one link, as seen by this node.
 #[derive(Clone, Debug)]
-pub struct View<'a> {
+pub struct View {
     pub now: Duration,
     /// The claim of this node, if it announces the address.
     pub own: Option<Claim>,
@@ -60,10 +60,10 @@ pub struct View<'a> {
     /// The time since which a better successor is alive: a more preferred candidate, or any candidate if this node is
     /// not a candidate. Set only for an owner.
     pub successor_since: Option<Duration>,
-    /// The time since which this node, the owner, is no longer a candidate.
-    pub ineligible_since: Option<Duration>,
+    /// Why this node, the owner, should cede the address, if it should.
+    pub ceding: Option<Ceding>,
     /// The active claims of live peers that are not leaving.
-    pub peer_claims: &'a [PeerClaim],
+    pub peer_claims: Vec<PeerClaim>,
     /// Whether a peer reports a claim that has ended. That peer may have announced the address.
     pub tombstone_heard: bool,
     /// The greatest epoch seen for the address.
@@ -75,6 +75,27 @@ pub struct View<'a> {
     pub orphaned_since: Duration,
     /// How long to wait for each better candidate before this node claims.
     pub step_in: Duration,
+}
+
+impl View {
+    /// Whether no peer keeps this node from owning the address.
+    pub fn is_available(&self) -> bool {
+        self.peer_claims.iter().all(|peer| peer.yields_to(self.preference))
+    }
+
+    /// Whether no node has ever owned the address.
+    pub fn is_first(&self) -> bool {
+        self.epoch == 0 && self.own.is_none()
+    }
+}
+
+/// Why an owned address is ceded.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ceding {
+    /// Another candidate is more preferred.
+    ToPreferred,
+    /// This node is no candidate.
+    Ineligible { since: Duration },
 }
 
 /// The claim of a peer.
@@ -169,11 +190,11 @@ impl Reason {
 }
 
 /// Decides about one address.
-pub fn decide(view: &View<'_>) -> Decision {
+pub fn decide(view: &View) -> Decision {
     match view.own {
         Some(own) => decide_owned(view, own),
         None if view.eligibility.is_err() => Decision::Leave,
-        None if view.peer_claims.iter().any(|peer| !peer.yields_to(view.preference)) => Decision::Leave,
+        None if !view.is_available() => Decision::Leave,
         None => {
             let turn = view.orphaned_since + view.step_in * u32::try_from(view.better_candidates).unwrap_or(u32::MAX);
             match view.position {
@@ -190,7 +211,7 @@ pub fn decide(view: &View<'_>) -> Decision {
 }
 
 /// Decides about an address that this node announces.
-fn decide_owned(view: &View<'_>, own: Claim) -> Decision {
+fn decide_owned(view: &View, own: Claim) -> Decision {
     match view.eligibility {
         Ok(()) | Err(Reason::NotCandidate) => {}
         Err(reason) => return Decision::Withdraw(reason),
@@ -211,7 +232,8 @@ fn decide_owned(view: &View<'_>, own: Claim) -> Decision {
         let settled = view.successor_since.map(|since| since + PREFERRED_AFTER);
         (settled.is_some_and(|settled| settled <= view.now), settled.filter(|settled| view.now < *settled))
     } else {
-        let end = view.ineligible_since.unwrap_or(view.now) + INELIGIBLE_GRACE;
+        let since = if let Some(Ceding::Ineligible { since }) = view.ceding { since } else { view.now };
+        let end = since + INELIGIBLE_GRACE;
         if view.successor_since.is_none() || end <= view.now {
             return Decision::Withdraw(Reason::NotCandidate);
         }
@@ -246,7 +268,7 @@ mod tests {
     }
 
     /// The view of a backed node with rank 50, of an address with epoch 7 that lost its owner just now.
-    fn view(own: Option<Claim>, peer_claims: &[PeerClaim]) -> View<'_> {
+    fn view(own: Option<Claim>, peer_claims: &[PeerClaim]) -> View {
         View {
             now: NOW,
             own,
@@ -254,8 +276,8 @@ mod tests {
             eligibility: Ok(()),
             preference: Some(0),
             successor_since: None,
-            ineligible_since: None,
-            peer_claims,
+            ceding: None,
+            peer_claims: peer_claims.to_vec(),
             tombstone_heard: false,
             epoch: 7,
             position: Position::Backed,
@@ -313,7 +335,8 @@ mod tests {
             ("too long", ceded, ineligible, ago(9000), ago(5000), Decision::Withdraw(Reason::NotCandidate)),
             ("no successor", retained, ineligible, None, None, Decision::Withdraw(Reason::NotCandidate)),
         ] {
-            let view = View { eligibility, successor_since, ineligible_since, ..view(Some(own), &[]) };
+            let ceding = ineligible_since.map(|since| Ceding::Ineligible { since });
+            let view = View { eligibility, successor_since, ceding, ..view(Some(own), &[]) };
             assert_eq!(decide(&view), expected, "{case}");
         }
         let taken = [peer(8, true, 1)];

@@ -16,7 +16,7 @@ use crate::metrics::{Event, Move};
 use crate::ownership::claims::{Claim, Claims};
 use crate::ownership::context::Context;
 use crate::ownership::hello_sender::HelloSender;
-use crate::ownership::rules::Reason;
+use crate::ownership::rules::{Ceding, Reason};
 use crate::peers::handshake::Handshakes;
 use crate::peers::interval::MAX_INTERVAL;
 use crate::peers::liveness::{self, PeerState};
@@ -44,21 +44,6 @@ enum Quorum {
     Outsiders,
     /// A quorum.
     Majority,
-}
-
-/// Why an owned address is ceded.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Ceding {
-    /// Another candidate is more preferred.
-    ToPreferred,
-    /// This node is no candidate.
-    Ineligible { since: Duration },
-}
-
-impl Ceding {
-    fn ineligible_since(self) -> Option<Duration> {
-        if let Self::Ineligible { since } = self { Some(since) } else { None }
-    }
 }
 
 /// The state of one link.
@@ -143,7 +128,7 @@ impl Segment {
             outsider_heard_at: None,
             live_peers: 0,
             slowest_peer: Duration::ZERO,
-            hello_sender: HelloSender::new(now, incarnation, config),
+            hello_sender: HelloSender::new(incarnation, config),
         }
     }
 
@@ -174,7 +159,7 @@ impl Segment {
 
     /// The longest interval of Hellos on the link.
     pub fn slowest_interval(&self) -> Duration {
-        self.slowest_peer.min(MAX_INTERVAL).max(self.hello_sender.interval())
+        self.slowest_peer.min(MAX_INTERVAL).max(self.hello_sender.interval.published)
     }
 
     fn is_listening(&self, now: Duration, config: &Config) -> bool {
@@ -184,12 +169,6 @@ impl Segment {
     /// The time until which this node announces nothing unasked.
     fn quiet_until(&self, config: &Config) -> Duration {
         self.quiet_from.map_or(Duration::ZERO, |from| from + config.listening_time(self.slowest_interval()))
-    }
-
-    /// Sets the addresses that belong to the link.
-    pub fn set_placed(&mut self, placed: BTreeSet<IpAddr>) {
-        self.dirty.extend(self.placed.symmetric_difference(&placed));
-        self.placed = placed;
     }
 
     pub fn add_placed(&mut self, lb_ip: IpAddr) {
@@ -253,13 +232,13 @@ impl Segment {
     }
 
     /// Updates the state of each peer, and the quorum.
-    pub fn update_peer_states(&mut self, context: &mut Context<'_>) {
+    pub fn update_peer_states(&mut self, context: &mut Context) {
         (self.live_peers, self.slowest_peer) = (0, Duration::ZERO);
         for (node, peer) in &mut self.peers {
             let state = peer.liveness.state(context.now);
             if state == PeerState::Alive {
                 self.live_peers += 1;
-                self.slowest_peer = self.slowest_peer.max(peer.liveness.interval());
+                self.slowest_peer = self.slowest_peer.max(peer.liveness.interval);
             }
             if state == peer.state {
                 continue;
@@ -306,16 +285,15 @@ impl Segment {
     }
 
     /// Withdraws all addresses, because the link is gone or no longer needed.
-    pub fn close(&mut self, context: &mut Context<'_>) {
+    pub fn close(&mut self, context: &mut Context) {
         for lb_ip in self.announced_addresses() {
-            let wanted = context.snapshot.and_then(|snapshot| snapshot.addresses.get(&lb_ip));
-            let reason = self.eligibility(context, lb_ip, wanted).err().unwrap_or(Reason::LinkLost);
+            let reason = self.eligibility(context, lb_ip, context.policy(lb_ip)).err().unwrap_or(Reason::LinkLost);
             self.withdraw(context, lb_ip, reason);
         }
     }
 
     /// Withdraws all addresses and sends a goodbye at once.
-    pub fn leave(&mut self, context: &mut Context<'_>) {
+    pub fn leave(&mut self, context: &mut Context) {
         for lb_ip in self.announced_addresses() {
             self.withdraw(context, lb_ip, Reason::Leaving);
         }

@@ -26,9 +26,9 @@ fn interval_for(min: Duration, speakers: usize) -> Duration {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct HelloInterval {
     /// The time until the next Hello, as published in the last one.
-    published: Duration,
+    pub published: Duration,
     /// The real time until the next Hello.
-    actual: Duration,
+    pub actual: Duration,
     /// The number of Hellos that still publish the longer interval before it is used.
     hellos_left: u32,
 }
@@ -39,29 +39,20 @@ impl HelloInterval {
         Self { published: config.interval, actual: config.interval, hellos_left: 0 }
     }
 
-    /// The interval to publish in the next Hello.
-    pub fn published_interval(&self) -> Duration {
-        self.published
-    }
-
-    /// The real time between two Hellos.
-    pub fn actual_interval(&self) -> Duration {
-        self.actual
-    }
-
-    /// Adapts the interval to the number of speakers; called before each Hello.
-    pub fn update(&mut self, config: &Config, speakers: usize) {
-        let fitting = interval_for(config.interval, speakers);
-        if fitting > self.published {
+    /// Adapts the interval to the number of speakers; called before each Hello. Returns whether the published interval
+    /// changed.
+    pub fn update(&mut self, config: &Config, speakers: usize) -> bool {
+        let suitable = interval_for(config.interval, speakers);
+        if suitable > self.published {
             self.hellos_left = config.multiplier;
         }
-        self.published = fitting;
         if self.hellos_left == 0 {
-            self.actual = self.published;
+            self.actual = suitable;
         } else {
             self.hellos_left -= 1;
-            self.actual = self.actual.min(self.published);
+            self.actual = self.actual.min(suitable);
         }
+        std::mem::replace(&mut self.published, suitable) != suitable
     }
 }
 
@@ -104,7 +95,7 @@ mod tests {
         ] {
             interval.update(&config, speakers);
             assert_eq!(
-                (interval.published_interval(), interval.actual_interval()),
+                (interval.published, interval.actual),
                 (ms(published), ms(actual)),
                 "{speakers} speakers"
             );

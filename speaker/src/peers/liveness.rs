@@ -40,12 +40,12 @@ pub enum PeerState {
 /// When a peer was heard on a link.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Liveness {
-    /// How long the peer may be silent.
-    window: Duration,
+    /// The number of missed Hellos after which the peer is dead.
+    multiplier: u32,
     /// The interval of its Hellos.
-    interval: Duration,
+    pub interval: Duration,
     /// When this node last heard the peer.
-    last_heard: Duration,
+    pub last_heard: Duration,
     /// When another peer last heard it.
     last_vouched: Duration,
     /// The time since which the peer reports that it hears no peer.
@@ -62,7 +62,7 @@ impl Liveness {
     /// A peer heard for the first time.
     pub fn new(now: Duration, interval: Duration, multiplier: u32) -> Self {
         Self {
-            window: interval * multiplier,
+            multiplier,
             interval,
             last_heard: now,
             last_vouched: now,
@@ -74,14 +74,13 @@ impl Liveness {
     }
 
     /// Records a Hello of the peer, and its interval.
-    pub fn record_hello(&mut self, now: Duration, interval: Duration, multiplier: u32) {
+    pub fn record_hello(&mut self, now: Duration, interval: Duration) {
         if !self.is_heard(now) {
             // The peer was away: its reports from before are outdated.
             (self.hears_none_since, self.misses_us_since) = (None, None);
         }
         self.last_heard = now;
         self.interval = interval;
-        self.window = interval * multiplier;
     }
 
     /// Records whether the peer hears any peer, and whether it hears this node, if the packet covers that.
@@ -102,21 +101,12 @@ impl Liveness {
 
     /// Whether another peer heard it within its window.
     pub fn is_vouched(&self, now: Duration) -> bool {
-        now.saturating_sub(self.last_vouched) < self.window
-    }
-
-    pub fn interval(&self) -> Duration {
-        self.interval
+        now.saturating_sub(self.last_vouched) < self.window()
     }
 
     /// How long the peer may be silent.
     pub fn window(&self) -> Duration {
-        self.window
-    }
-
-    /// When this node last heard the peer.
-    pub fn last_heard(&self) -> Duration {
-        self.last_heard
+        self.interval * self.multiplier
     }
 
     /// Starts a new window for the peer, because this node was suspended until now.
@@ -136,7 +126,7 @@ impl Liveness {
 
     /// Whether this node heard the peer within its window.
     pub fn is_heard(&self, now: Duration) -> bool {
-        self.age(now) < self.window
+        self.age(now) < self.window()
     }
 
     pub fn state(&self, now: Duration) -> PeerState {
@@ -175,12 +165,12 @@ impl Liveness {
     /// When a report that the peer has made since `since` is believed. New and returning peers make such reports
     /// briefly as well.
     fn confirmed_at(&self, since: Option<Duration>) -> Option<Duration> {
-        Some(since?.max(self.excused_at) + self.window)
+        Some(since?.max(self.excused_at) + self.window())
     }
 
     fn dead_from(&self) -> Duration {
         let vouched = self.last_vouched.min(self.last_heard + self.interval * VOUCHED_INTERVALS);
-        self.last_heard.max(vouched).max(self.excused_at) + self.window
+        self.last_heard.max(vouched).max(self.excused_at) + self.window()
     }
 }
 
@@ -204,7 +194,7 @@ mod tests {
     /// A peer last heard at 1000 ms, which then reported that it hears this node.
     fn peer() -> Liveness {
         let mut peer = Liveness::new(ms(0), INTERVAL, 3);
-        peer.record_hello(ms(1000), INTERVAL, 3);
+        peer.record_hello(ms(1000), INTERVAL);
         peer.record_lists(ms(1000), true, Some(true));
         peer
     }
@@ -216,10 +206,10 @@ mod tests {
             (
                 "hears no peer",
                 |p| {
-                    p.record_hello(ms(1100), INTERVAL, 3);
+                    p.record_hello(ms(1100), INTERVAL);
                     p.record_lists(ms(1050), false, Some(false));
                     p.record_lists(ms(1100), false, Some(false));
-                    p.record_hello(ms(1190), INTERVAL, 3);
+                    p.record_hello(ms(1190), INTERVAL);
                 },
                 [(1199, Alive), (1200, Deaf)],
             ),
@@ -228,14 +218,14 @@ mod tests {
                 |p| {
                     p.record_lists(ms(1050), false, Some(false));
                     p.record_lists(ms(1100), true, Some(false));
-                    p.record_hello(ms(1100), INTERVAL, 3);
+                    p.record_hello(ms(1100), INTERVAL);
                 },
                 [(1249, Alive), (1250, Dead)],
             ),
             ("heard by another peer", |p| p.record_voucher(ms(1100)), [(1249, Alive), (1250, Dead)]),
             ("heard only by another peer for too long", |p| p.record_voucher(ms(9000)), [(2149, Alive), (2150, Dead)]),
             ("this node was suspended", |p| p.excuse(ms(5000)), [(5149, Alive), (5150, Dead)]),
-            ("a long interval", |p| p.record_hello(ms(1000), ms(500), 3), [(2499, Alive), (2500, Dead)]),
+            ("a long interval", |p| p.record_hello(ms(1000), ms(500)), [(2499, Alive), (2500, Dead)]),
         ] {
             let mut peer = peer();
             change(&mut peer);
@@ -249,7 +239,7 @@ mod tests {
     fn deadline_is_the_next_change_of_state() {
         let mut peer = peer();
         peer.record_lists(ms(1010), false, Some(false));
-        peer.record_hello(ms(1040), INTERVAL, 3);
+        peer.record_hello(ms(1040), INTERVAL);
         assert_eq!(peer.next_deadline(ms(1040)), Some(ms(1160)));
         assert_eq!((peer.state(ms(1159)), peer.state(ms(1160))), (Alive, Deaf));
         assert_eq!(peer.next_deadline(ms(1160)), Some(ms(1190)));
@@ -260,7 +250,7 @@ mod tests {
     #[test]
     fn peer_not_listing_us_for_a_window_is_deaf_to_us() {
         let mut peer = peer();
-        peer.record_hello(ms(1150), INTERVAL, 3);
+        peer.record_hello(ms(1150), INTERVAL);
         peer.record_lists(ms(1000), true, Some(false));
         peer.record_lists(ms(1150), true, Some(false));
         assert_eq!((peer.state(ms(1150)), peer.hears_us(ms(1149)), peer.hears_us(ms(1150))), (Alive, true, false));
@@ -277,7 +267,7 @@ mod tests {
             peer.record_probe(peer.probe_due());
         }
         assert_eq!(probes, [1060, 1075, 1090, 1105, 1120, 1135]);
-        peer.record_hello(ms(1140), INTERVAL, 3);
+        peer.record_hello(ms(1140), INTERVAL);
         assert_eq!(peer.probe_due(), ms(1200));
     }
 

@@ -54,19 +54,6 @@ pub struct Peer {
     pub unread_since: Duration,
 }
 
-/// The node that receives a packet.
-#[derive(Clone, Copy, Debug)]
-pub struct Receiver {
-    /// Its id on the link.
-    pub id: u32,
-    /// The number of missed Hellos after which it takes a peer for dead.
-    pub multiplier: u32,
-}
-
-/// The packet is older than one that was received, or a duplicate: it was overtaken or replayed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Replayed;
-
 impl Peer {
     /// A peer whose first packet has arrived. The packet itself must still be [received](Self::receive).
     pub fn new(now: Duration, mac: MacAddr, packet: &Packet, multiplier: u32) -> Self {
@@ -95,33 +82,19 @@ impl Peer {
         std::mem::replace(self, new).claims.iter().map(|(lb_ip, _)| lb_ip).collect()
     }
 
-    /// Checks that a packet of this incarnation is new.
-    ///
-    /// # Errors
-    /// If it is not new.
-    pub fn check(&self, packet: &Packet) -> Result<(), Replayed> {
-        let (word, bit) = part(packet)?;
-        let repeated = packet.sequence == self.sequence && self.parts[word] & bit != 0;
-        if packet.sequence < self.sequence || repeated { Err(Replayed) } else { Ok(()) }
+    /// Whether a packet of this incarnation is new: not overtaken by a later one, and not received before.
+    pub fn is_new(&self, packet: &Packet) -> bool {
+        let is_repeated = |(word, bit)| packet.sequence == self.sequence && self.parts[word] & bit != 0;
+        packet.sequence >= self.sequence && part(packet).is_some_and(|part| !is_repeated(part))
     }
 
-    /// Applies a packet of the peer. `us` is this node. Returns the addresses whose claim changed.
-    ///
-    /// # Errors
-    /// If the packet is not new.
-    pub fn receive(
-        &mut self,
-        now: Duration,
-        mac: MacAddr,
-        packet: &Packet,
-        us: Receiver,
-    ) -> Result<BTreeSet<IpAddr>, Replayed> {
-        self.check(packet)?;
-        let mut changed = BTreeSet::new();
+    /// Applies a packet of the peer, if it is new. `us` is the id of this node. Returns the addresses whose claim
+    /// changed.
+    pub fn receive(&mut self, now: Duration, mac: MacAddr, packet: &Packet, us: u32) -> Option<BTreeSet<IpAddr>> {
+        let (word, bit) = part(packet).filter(|_| self.is_new(packet))?;
         if packet.sequence > self.sequence {
             self.parts = [0; MAX_PARTS / 64];
         }
-        let (word, bit) = part(packet)?;
         self.parts[word] |= bit;
         self.sequence = packet.sequence;
         self.mac = mac;
@@ -130,16 +103,18 @@ impl Peer {
         }
         self.leaving = packet.leaving;
         self.blind = packet.blind;
-        self.liveness.record_hello(now, packet.interval.max(MIN_INTERVAL), us.multiplier);
+        self.liveness.record_hello(now, packet.interval.max(MIN_INTERVAL));
+        let mut changed = BTreeSet::new();
         for page in &packet.pages {
             if self.claims.len() + page.claims.len() <= MAX_CLAIMS {
                 changed.append(&mut self.claims.replace(page));
             }
         }
-        if packet.heard.covers(us.id) {
-            self.lists_us = packet.heard.peers.binary_search_by_key(&us.id, |heard| heard.id).is_ok();
+        let is_covered = packet.heard.covers(us);
+        if is_covered {
+            self.lists_us = packet.heard.peers.binary_search_by_key(&us, |heard| heard.id).is_ok();
         }
-        let hears_us = packet.heard.covers(us.id).then_some(self.lists_us);
+        let hears_us = is_covered.then_some(self.lists_us);
         self.liveness.record_lists(now, packet.heard.all > 0, hears_us);
         if let Some(digests) = &packet.digests {
             self.claims.set_bits(packet.bits);
@@ -148,7 +123,7 @@ impl Peer {
             }
             self.unread_buckets = self.claims.differing(digests);
         }
-        Ok(changed)
+        Some(changed)
     }
 
     /// Whether the peer is alive and not leaving: only then its claims count.
@@ -165,13 +140,13 @@ impl Peer {
     pub fn may_claim(&self, lb_ip: IpAddr, now: Duration) -> bool {
         self.is_serving()
             && self.is_unread(lb_ip)
-            && now < self.unread_since + self.liveness.interval() * UNREAD_INTERVALS
+            && now < self.unread_since + self.liveness.interval * UNREAD_INTERVALS
     }
 
     /// Whether the peer died less than an interval ago without a goodbye, and its last claim to `lb_ip` was read.
     pub fn has_just_died(&self, lb_ip: IpAddr, now: Duration) -> bool {
         let is_dead = self.state == PeerState::Dead && !self.leaving;
-        is_dead && !self.is_unread(lb_ip) && now < self.state_since + self.liveness.interval()
+        is_dead && !self.is_unread(lb_ip) && now < self.state_since + self.liveness.interval
     }
 
     fn is_unread(&self, lb_ip: IpAddr) -> bool {
@@ -180,9 +155,9 @@ impl Peer {
 }
 
 /// The word and the bit of a part in [`Peer::parts`].
-fn part(packet: &Packet) -> Result<(usize, u64), Replayed> {
+fn part(packet: &Packet) -> Option<(usize, u64)> {
     let part = usize::from(packet.part);
-    if part < MAX_PARTS { Ok((part / 64, 1 << (part % 64))) } else { Err(Replayed) }
+    (part < MAX_PARTS).then_some((part / 64, 1 << (part % 64)))
 }
 
 #[cfg(test)]
@@ -192,8 +167,8 @@ mod tests {
 
     const MAC: MacAddr = MacAddr(2, 0, 0, 0, 0, 2);
 
-    fn us() -> Receiver {
-        Receiver { id: hello::id(1), multiplier: 3 }
+    fn us() -> u32 {
+        hello::id(1)
     }
 
     fn packet(incarnation: u64, sequence: u64, part: u16) -> Packet {
@@ -223,28 +198,28 @@ mod tests {
     fn packet_counts_once_and_never_after_a_later_hello() {
         let mut peer = Peer::new(Duration::ZERO, MAC, &packet(7, 5, 0), 3);
         for (sequence, part, expected) in [
-            (5, 0, Ok(())),
-            (5, 0, Err(Replayed)),
-            (5, 2, Ok(())), // parts of one Hello may overtake each other
-            (5, 1, Ok(())),
-            (5, 2, Err(Replayed)),
-            (4, 3, Err(Replayed)),
-            (9, 1023, Ok(())),
-            (9, 1024, Err(Replayed)),
-            (5, 3, Err(Replayed)),
-            (9, 0, Ok(())),
+            (5, 0, true),
+            (5, 0, false),
+            (5, 2, true), // parts of one Hello may overtake each other
+            (5, 1, true),
+            (5, 2, false),
+            (4, 3, false),
+            (9, 1023, true),
+            (9, 1024, false),
+            (5, 3, false),
+            (9, 0, true),
         ] {
             let received = peer.receive(Duration::ZERO, MAC, &packet(7, sequence, part), us());
-            assert_eq!(received.map(|_| ()), expected, "{sequence}, part {part}");
+            assert_eq!(received.is_some(), expected, "{sequence}, part {part}");
         }
         peer.restart(Duration::ZERO, MAC, &packet(8, 1, 0), 3);
-        assert_eq!(peer.receive(Duration::ZERO, MAC, &packet(8, 1, 0), us()), Ok(BTreeSet::new()));
+        assert_eq!(peer.receive(Duration::ZERO, MAC, &packet(8, 1, 0), us()), Some(BTreeSet::new()));
     }
 
     #[test]
     fn only_a_part_covering_our_id_changes_lists_us() {
         let mut peer = Peer::new(Duration::ZERO, MAC, &packet(7, 1, 0), 3);
-        let us_id = us().id;
+        let us_id = us();
         let listed = Heard { id: us_id, age: Duration::ZERO };
         for (sequence, from, to, peers, expected) in [
             (1, 0, u32::MAX, vec![listed], true),

@@ -212,7 +212,7 @@ impl WireLoop {
         for socket in self.sockets.all() {
             while socket.receive(&mut self.buffer, |_, _| dropped += 1).map_err(Error::Socket)? {}
         }
-        self.machine.count_dropped_backlog(dropped);
+        self.machine.counters_mut().dropped.backlog += dropped;
         Ok(())
     }
 
@@ -281,9 +281,7 @@ impl WireLoop {
             };
             self.queue.drain(..done);
         }
-        if failed > 0 {
-            self.machine.count_failed_sends(failed);
-        }
+        self.machine.counters_mut().send_failed += failed;
     }
 
     fn log(&mut self, events: Vec<Event>) {

@@ -76,11 +76,11 @@ pub fn decide(frame: &[u8], mac: MacAddr, announced: impl Fn(Ipv4Addr) -> bool) 
 
 /// The host that uses an address according to `frame`: the sender with its own address or, for a probe (RFC 5227
 /// §2.1.1), with the address that it wants.
-pub fn address_user(frame: &[u8]) -> Option<(MacAddr, Ipv4Addr)> {
+pub fn address_user(frame: &[u8]) -> Option<(MacAddr, IpAddr)> {
     let (_, packet) = parse(frame)?;
     let (sender, target) = (packet.get_sender_proto_addr(), packet.get_target_proto_addr());
     let is_probe = sender.is_unspecified() && packet.get_operation() == ArpOperations::Request;
-    Some((packet.get_sender_hw_addr(), if is_probe { target } else { sender }))
+    Some((packet.get_sender_hw_addr(), if is_probe { target } else { sender }.into()))
 }
 
 /// An ARP Probe: asks the link whether a host already uses `lb_ip` (RFC 5227 §1.1).
@@ -219,11 +219,11 @@ mod tests {
             ("an announcement", gratuitous_request(OTHER, LB_IP), Some((OTHER, LB_IP))),
             ("nothing", vec![], None),
         ] {
-            assert_eq!(address_user(&frame), expected, "{what}");
+            assert_eq!(address_user(&frame), expected.map(|(mac, used)| (mac, IpAddr::V4(used))), "{what}");
         }
         // The host that has the address answers the probe.
         let Verdict::Answer(answer) = verdict(&probe(OTHER, LB_IP)) else { panic!("no answer") };
-        assert_eq!(address_user(&answer), Some((MINE, LB_IP)));
+        assert_eq!(address_user(&answer), Some((MINE, LB_IP.into())));
     }
 
     #[test]

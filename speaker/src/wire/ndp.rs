@@ -107,10 +107,10 @@ pub fn decide(frame: &[u8], mac: MacAddr, announced: impl Fn(Ipv6Addr) -> bool) 
 
 /// The host that uses an address according to `frame`: it advertises the address, sends from it, or tests it for itself
 /// (RFC 4862 §5.4.3).
-pub fn address_user(frame: &[u8]) -> Option<(MacAddr, Ipv6Addr)> {
+pub fn address_user(frame: &[u8]) -> Option<(MacAddr, IpAddr)> {
     let Message { from, source, kind, target, link_layer, .. } = parse(frame)?;
     let used = if kind == Icmpv6Types::NeighborAdvert || source.is_unspecified() { target } else { source };
-    Some((link_layer.unwrap_or(from), used))
+    Some((link_layer.unwrap_or(from), used.into()))
 }
 
 /// An unsolicited advertisement (RFC 4861 §7.2.6). It overrides existing neighbour entries at once.
@@ -410,8 +410,8 @@ mod tests {
         assert_eq!(icmp.get_checksum(), pnet_packet::icmpv6::checksum(&icmp, &source, &group));
         assert_eq!((probe.len(), &probe[..6]), (START + FIXED, &[0x33, 0x33, 0xff, 0x12, 0x34, 0x56][..]));
         assert_eq!(solicited_node(lb_ip()), ip("ff02::1:ff12:3456"));
-        assert_eq!(address_user(&probe), Some((MINE, lb_ip())));
-        assert_eq!(address_user(&frame), Some((MINE, lb_ip())));
+        assert_eq!(address_user(&probe), Some((MINE, lb_ip().into())));
+        assert_eq!(address_user(&frame), Some((MINE, lb_ip().into())));
         let asked = decide(&probe, OTHER, |address| address == lb_ip());
         assert_eq!(asked, Verdict::Answer(unsolicited_advertisement(OTHER, lb_ip())));
     }

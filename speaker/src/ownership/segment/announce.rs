@@ -13,8 +13,8 @@ use crate::wire::{arp, datagram, ndp};
 
 impl Segment {
     /// Announces the due addresses unasked, at most `limit`. Returns their number.
-    pub fn announce_due(&mut self, context: &mut Context<'_>, limit: usize) -> usize {
-        if context.now < self.quiet_until(context.config) {
+    pub fn announce_due(&mut self, context: &mut Context, limit: usize) -> usize {
+        if context.now < self.quiet_until(&context.config) {
             return 0;
         }
         let mut schedule = std::mem::take(&mut self.schedule);
@@ -24,23 +24,22 @@ impl Segment {
         // - no peer is a candidate.
         // Any other announcement might take an address back from a node that this node does not hear.
         let may = |lb_ip: IpAddr| {
-            let wanted = context.snapshot.and_then(|snapshot| snapshot.addresses.get(&lb_ip));
             self.own_claim(lb_ip).is_some_and(|claim| !claim.backed)
                 || self.insist_until.get(&lb_ip).is_some_and(|until| context.now < *until)
-                || self.is_backed(context, wanted)
+                || self.is_backed(context, context.policy(lb_ip))
         };
         let due = schedule.take_due(context.now, limit, may);
         self.schedule = schedule;
         for DueAnnouncement { lb_ip, form } in &due {
             self.announce_one(context, *lb_ip, *form);
-            *context.reports_changed |=
-                self.moves.get_mut(lb_ip).is_some_and(|moved| moved.record_announced(context.now));
+            let moved = self.moves.get_mut(lb_ip);
+            context.reports_changed |= moved.is_some_and(|moved| moved.record_announced(context.now));
         }
         due.len()
     }
 
     /// Announces an address once, unasked.
-    pub(super) fn announce_one(&self, context: &mut Context<'_>, lb_ip: IpAddr, form: Form) {
+    pub(super) fn announce_one(&self, context: &mut Context, lb_ip: IpAddr, form: Form) {
         let (link, mac) = (self.link.index, self.link.mac);
         match lb_ip {
             IpAddr::V4(lb_ip) => {

@@ -4,15 +4,15 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::time::Duration;
 
-use super::view::Facts;
+use super::view::Subject;
 use super::{Context, INSIST_TIME, Quorum, Segment};
 use crate::metrics::{Cause, Event, Move};
 use crate::ownership::claims::Claim;
-use crate::ownership::rules::{self, Decision, Reason};
+use crate::ownership::rules::{self, Decision, Reason, View};
 
 impl Segment {
     /// Decides about all addresses for which an input of the decision has changed.
-    pub fn decide(&mut self, context: &mut Context<'_>) {
+    pub fn decide(&mut self, context: &mut Context) {
         while let Some((turn, lb_ip)) = self.turns.first().copied().filter(|(turn, _)| *turn <= context.now) {
             self.turns.remove(&(turn, lb_ip));
             // By now another node may own it, as it owns most addresses of a dead node.
@@ -33,7 +33,7 @@ impl Segment {
         }
         if changed {
             self.hello_sender.send_soon();
-            *context.reports_changed = true;
+            context.reports_changed = true;
         }
     }
 
@@ -56,39 +56,41 @@ impl Segment {
     }
 
     /// Decides about one address. Returns whether the claims of this node changed.
-    fn decide_one(&mut self, context: &mut Context<'_>, lb_ip: IpAddr, others: &[(&str, Claim)]) -> bool {
-        let facts = self.facts(context, lb_ip, others);
-        let decision = rules::decide(&self.view(context, &facts));
-        if let Some(until) = self.check_conflicts(context, &facts, decision) {
+    fn decide_one(&mut self, context: &mut Context, lb_ip: IpAddr, others: &[(&str, Claim)]) -> bool {
+        let wanted = context.policy(lb_ip).cloned();
+        let subject = Subject { lb_ip, wanted: wanted.as_ref(), others };
+        let view = self.view(context, subject);
+        let decision = rules::decide(&view);
+        if let Some(until) = self.check_conflicts(context, lb_ip, &view, decision) {
             // The address stays an orphan with a turn at `until`: it is decided again then, and not before.
-            let since = self.orphaned_since(lb_ip, context.now);
-            self.orphans.insert(lb_ip, Some(since));
+            self.orphans.insert(lb_ip, Some(view.orphaned_since));
             self.turns.insert((until, lb_ip));
             return false;
         }
-        self.apply(context, &facts, decision)
+        self.apply(context, subject, &view, decision)
     }
 
     /// Starts or stops probing the address. Returns the time until which a claim must wait.
     fn check_conflicts(
         &mut self,
-        context: &mut Context<'_>,
-        facts: &Facts<'_>,
+        context: &mut Context,
+        lb_ip: IpAddr,
+        view: &View,
         decision: Decision,
     ) -> Option<Duration> {
         match decision {
-            Decision::Claim(_) if facts.is_first => self.conflicts.check_free(context.now, facts.lb_ip),
+            Decision::Claim(_) if view.is_first() => self.conflicts.check_free(context.now, lb_ip),
             Decision::Claim(_) | Decision::Wait(_) | Decision::Keep { .. } => None,
             Decision::Leave | Decision::Withdraw(_) => {
-                *context.reports_changed |= self.conflicts.cancel(facts.lb_ip);
+                context.reports_changed |= self.conflicts.cancel(lb_ip);
                 None
             }
         }
     }
 
     /// Applies a decision. Returns whether the claims of this node changed.
-    fn apply(&mut self, context: &mut Context<'_>, facts: &Facts<'_>, decision: Decision) -> bool {
-        let (now, lb_ip) = (context.now, facts.lb_ip);
+    fn apply(&mut self, context: &mut Context, subject: Subject<'_>, view: &View, decision: Decision) -> bool {
+        let Subject { lb_ip, wanted, others } = subject;
         if !matches!(decision, Decision::Wait(_)) {
             self.orphans.remove(&lb_ip);
         }
@@ -97,39 +99,38 @@ impl Segment {
         match decision {
             Decision::Leave => false,
             Decision::Wait(turn) => {
-                let since = turn.map(|_| self.orphaned_since(lb_ip, now));
-                self.orphans.insert(lb_ip, since);
+                self.orphans.insert(lb_ip, turn.map(|_| view.orphaned_since));
                 self.turns.extend(turn.map(|turn| (turn, lb_ip)));
                 false
             }
             Decision::Keep { cede, decide_again_at, .. } => {
                 self.turns.extend(decide_again_at.map(|time| (time, lb_ip)));
-                self.set_ceding(facts, cede);
+                self.set_ceding(lb_ip, view, cede);
                 if is_contested != was_contested {
-                    self.insist(now, lb_ip);
+                    self.insist(context.now, lb_ip);
                 }
                 false
             }
             Decision::Claim(claim) => {
-                self.claim(context, lb_ip, claim, facts.others);
+                self.claim(context, lb_ip, claim, others);
                 // A more preferred candidate may exist or appear.
-                let most = facts.wanted.map(|wanted| wanted.candidates.most_preferred());
-                self.dirty.extend((facts.preference < most).then_some(lb_ip));
+                let most = wanted.map(|wanted| wanted.candidates.most_preferred());
+                self.dirty.extend((view.preference < most).then_some(lb_ip));
                 true
             }
             Decision::Withdraw(reason) => {
                 self.withdraw(context, lb_ip, reason);
                 // The new owner may cede the address to this node.
-                self.dirty.extend((facts.is_available && !facts.peer_claims.is_empty()).then_some(lb_ip));
+                self.dirty.extend((view.is_available() && !view.peer_claims.is_empty()).then_some(lb_ip));
                 true
             }
         }
     }
 
     /// Records whether the owned address is ceded, and publishes a change.
-    fn set_ceding(&mut self, facts: &Facts<'_>, cede: bool) {
-        let (lb_ip, Some(claim)) = (facts.lb_ip, facts.own) else { return };
-        match facts.ceding {
+    fn set_ceding(&mut self, lb_ip: IpAddr, view: &View, cede: bool) {
+        let Some(claim) = view.own else { return };
+        match view.ceding {
             Some(ceding) => self.ceding.insert(lb_ip, ceding),
             None => self.ceding.remove(&lb_ip),
         };
@@ -148,7 +149,7 @@ impl Segment {
         self.hello_sender.send_soon();
     }
 
-    fn claim(&mut self, context: &mut Context<'_>, lb_ip: IpAddr, claim: Claim, others: &[(&str, Claim)]) {
+    fn claim(&mut self, context: &mut Context, lb_ip: IpAddr, claim: Claim, others: &[(&str, Claim)]) {
         self.hello_sender.claim_changed(lb_ip);
         let link = self.link.name.clone();
         let renewed = self.own_claim(lb_ip).is_some();
@@ -163,7 +164,7 @@ impl Segment {
         let former = others.iter().max_by_key(|(_, claim)| *claim);
         let peer = former.and_then(|(node, claim)| Some((node, claim, self.peers.get(*node)?)));
         if let Some((node, claim, peer)) = peer {
-            let (cause, heard) = (Cause::from_peer(peer, *claim), peer.liveness.last_heard());
+            let (cause, heard) = (Cause::from_peer(peer, *claim), peer.liveness.last_heard);
             context.counters.takeovers.observe(cause, peer.liveness.age(context.now));
             self.moves.insert(lb_ip, Move::begin(context.now, node, cause, heard));
         }
@@ -172,7 +173,7 @@ impl Segment {
         context.events.push(Event::Announced { lb_ip, link, epoch, backed, from });
     }
 
-    pub(super) fn withdraw(&mut self, context: &mut Context<'_>, lb_ip: IpAddr, reason: Reason) {
+    pub(super) fn withdraw(&mut self, context: &mut Context, lb_ip: IpAddr, reason: Reason) {
         self.schedule.stop(lb_ip);
         self.moves.remove(&lb_ip);
         self.contested.remove(&lb_ip);
@@ -192,10 +193,5 @@ impl Segment {
         context.counters.withdrawn += 1;
         let (link, epoch) = (self.link.name.clone(), claim.epoch);
         context.events.push(Event::Withdrawn { lb_ip, link, epoch, reason });
-    }
-
-    /// The time since which this node would claim the address, which has no owner.
-    pub(super) fn orphaned_since(&self, lb_ip: IpAddr, now: Duration) -> Duration {
-        self.orphans.get(&lb_ip).copied().flatten().unwrap_or(now)
     }
 }

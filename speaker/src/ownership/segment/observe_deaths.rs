@@ -67,5 +67,5 @@ impl Segment {
 
 /// The time since which a Hello of the peer is overdue.
 fn overdue_since(peer: &Peer) -> Duration {
-    peer.liveness.last_heard() + peer.liveness.interval() * 3 / 2
+    peer.liveness.last_heard + peer.liveness.interval * 3 / 2
 }

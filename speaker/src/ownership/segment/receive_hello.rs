@@ -5,8 +5,9 @@ use std::time::Duration;
 
 use super::{Context, Segment};
 use crate::metrics::Event;
+use crate::peers::handshake;
 use crate::peers::liveness::{MAX_VOUCHERS_PROBED, PeerState};
-use crate::peers::peer::{Peer, Receiver};
+use crate::peers::peer::Peer;
 use crate::wire::hello::{self, Packet};
 use crds::MacAddr;
 
@@ -28,18 +29,16 @@ enum Admission {
 
 impl Segment {
     /// Receives a packet of this cluster, in a frame from `mac`.
-    pub fn receive_hello(&mut self, context: &mut Context<'_>, mac: MacAddr, packet: &Packet) {
-        let (now, config) = (context.now, context.config);
+    pub fn receive_hello(&mut self, context: &mut Context, mac: MacAddr, packet: &Packet) {
+        let now = context.now;
         let dropped = &mut context.counters.dropped;
         if packet.mac != mac {
             // Another host has sent the packet again.
-            dropped.forged += 1;
-            return;
+            return dropped.forged += 1;
         }
-        if packet.node == config.node {
+        if packet.node == context.config.node {
             dropped.duplicate_node += 1;
-            self.report_duplicate(context, mac, packet);
-            return;
+            return self.report_duplicate(context, mac, packet);
         }
         match self.admission_of(now, packet) {
             Admission::Known => {}
@@ -49,29 +48,22 @@ impl Segment {
                 }
             }
             Admission::Unproven => {
-                context.counters.dropped.unproven += 1;
+                dropped.unproven += 1;
                 if self.handshakes.record_unproven(now, packet.incarnation, packet.sequence) {
                     self.hello_sender.send_soon();
                 }
                 return;
             }
-            Admission::Replayed => {
-                context.counters.dropped.replayed += 1;
-                return;
-            }
+            Admission::Replayed => return dropped.replayed += 1,
         }
         let peer = self.peers.get_mut(&packet.node).expect("invariant: the peer is known, or was just admitted");
         let before = (peer.can_take_over(), peer.is_serving(), peer.unread_buckets);
         let was_heard = peer.liveness.is_heard(now);
         let renamed = peer.link != packet.link;
-        let us = Receiver { id: hello::id(self.hello_sender.incarnation()), multiplier: config.multiplier };
-        match peer.receive(now, mac, packet, us) {
-            Ok(changed) => self.dirty.extend(changed),
-            Err(_) => {
-                context.counters.dropped.replayed += 1;
-                return;
-            }
-        }
+        let Some(changed) = peer.receive(now, mac, packet, hello::id(self.hello_sender.incarnation)) else {
+            return context.counters.dropped.replayed += 1;
+        };
+        self.dirty.extend(changed);
         context.counters.packets_received += 1;
         let state_changed = peer.liveness.state(now) != peer.state;
         if !was_heard {
@@ -83,23 +75,23 @@ impl Segment {
             self.dirty.extend(peer.claims.iter().map(|(lb_ip, _)| lb_ip));
             self.dirty.extend(self.orphans.keys().chain(self.ceding.keys()));
         }
-        if !self.is_listening(now, config) {
+        if !self.is_listening(now, &context.config) {
             // Addresses that this node did not dare to claim: now a peer was heard.
             self.dirty.extend(self.orphans.iter().filter(|(_, since)| since.is_none()).map(|(lb_ip, _)| lb_ip));
         }
         self.record_vouchers(now, packet);
-        self.hello_sender.receive_bucket_requests(&packet.bucket_requests);
-        self.hello_sender.receive_probes(&packet.probed);
+        self.hello_sender.receive_requests(packet);
         if state_changed {
             self.update_peer_states(context);
         }
     }
 
     fn admission_of(&self, now: Duration, packet: &Packet) -> Admission {
-        let is_echoed = || self.hello_sender.is_echoed(&packet.echoes);
+        let (incarnation, sequence) = (self.hello_sender.incarnation, self.hello_sender.sequence);
+        let is_echoed = || handshake::is_echoed(&packet.echoes, incarnation, sequence);
         match self.peers.get(&packet.node) {
             Some(peer) if peer.incarnation == packet.incarnation => {
-                if peer.check(packet).is_err() {
+                if !peer.is_new(packet) {
                     Admission::Replayed
                 } else if peer.liveness.is_heard(now) || peer.liveness.is_vouched(now) || is_echoed() {
                     Admission::Known
@@ -108,7 +100,7 @@ impl Segment {
                 }
             }
             known => {
-                let since = known.map(|peer| peer.liveness.last_heard());
+                let since = known.map(|peer| peer.liveness.last_heard);
                 let vouched = self.handshakes.is_vouched(now, packet.incarnation, since);
                 if vouched || is_echoed() { Admission::New } else { Admission::Unproven }
             }
@@ -116,7 +108,7 @@ impl Segment {
     }
 
     /// Adds a new peer or incarnation. Returns whether there was room for it.
-    fn admit(&mut self, context: &mut Context<'_>, mac: MacAddr, packet: &Packet) -> bool {
+    fn admit(&mut self, context: &mut Context, mac: MacAddr, packet: &Packet) -> bool {
         let (now, multiplier) = (context.now, context.config.multiplier);
         let crowded = self.peers.len() >= MAX_PEERS;
         match self.peers.entry(packet.node.clone()) {
@@ -141,8 +133,8 @@ impl Segment {
 
     /// Reports another speaker with the name of this node. It may be this node itself, because some links reflect
     /// flooded frames.
-    fn report_duplicate(&mut self, context: &mut Context<'_>, mac: MacAddr, packet: &Packet) {
-        let other = packet.incarnation != self.hello_sender.incarnation();
+    fn report_duplicate(&mut self, context: &mut Context, mac: MacAddr, packet: &Packet) {
+        let other = packet.incarnation != self.hello_sender.incarnation;
         // Once for each incarnation: the packet may be replayed repeatedly.
         if other && self.duplicate.replace(packet.incarnation) != Some(packet.incarnation) {
             context.events.push(Event::DuplicateNode { link: self.link.name.clone(), mac });
@@ -154,10 +146,9 @@ impl Segment {
         if self.live_peers > MAX_VOUCHERS_PROBED + 1 {
             return;
         }
-        let hello_sender = &mut self.hello_sender;
         let present = self.peers.values_mut().filter(|peer| peer.state != PeerState::Dead);
         for peer in present.filter(|peer| peer.liveness.probe_due() <= now) {
-            hello_sender.add_probe(peer.incarnation);
+            self.hello_sender.probes.push(hello::id(peer.incarnation));
             peer.liveness.record_probe(now);
         }
     }
@@ -167,7 +158,7 @@ impl Segment {
     pub(super) fn next_probe(&self, now: Duration) -> Option<Duration> {
         let few = self.live_peers <= MAX_VOUCHERS_PROBED + 1;
         let present = self.peers.values().filter(|peer| few && peer.state != PeerState::Dead);
-        let late = present.filter(|peer| peer.liveness.age(now) >= peer.liveness.interval());
+        let late = present.filter(|peer| peer.liveness.age(now) >= peer.liveness.interval);
         late.map(|peer| peer.liveness.probe_due()).min()
     }
 

@@ -15,26 +15,21 @@ use crds::MacAddr;
 const DEFEND_INTERVAL: Duration = Duration::from_secs(1);
 
 impl Segment {
-    pub fn receive_arp(&mut self, context: &mut Context<'_>, frame: &[u8]) {
+    /// Receives a frame of ARP or NDP.
+    pub fn receive_resolution(&mut self, context: &mut Context, channel: Channel, frame: &[u8]) {
         self.note_outsider(context.now, frame);
+        let is_arp = channel == Channel::Arp;
         if self.conflicts.is_probing() {
-            self.receive_used_address(context, arp::address_user(frame).map(|(mac, used)| (mac, used.into())));
+            let user = if is_arp { arp::address_user(frame) } else { ndp::address_user(frame) };
+            self.receive_used_address(context, user);
         }
-        let verdict = arp::decide(frame, self.link.mac, |lb_ip| self.own_claim(IpAddr::V4(lb_ip)).is_some());
-        self.apply_verdict(context, Channel::Arp, verdict);
-    }
-
-    pub fn receive_ndp(&mut self, context: &mut Context<'_>, frame: &[u8]) {
-        self.note_outsider(context.now, frame);
-        if self.conflicts.is_probing() {
-            self.receive_used_address(context, ndp::address_user(frame).map(|(mac, used)| (mac, used.into())));
-        }
-        let verdict = ndp::decide(frame, self.link.mac, |lb_ip| self.own_claim(IpAddr::V6(lb_ip)).is_some());
-        self.apply_verdict(context, Channel::Ndp, verdict);
-    }
-
-    fn apply_verdict(&mut self, context: &mut Context<'_>, channel: Channel, verdict: Verdict) {
-        let counters = if channel == Channel::Arp { &mut context.counters.arp } else { &mut context.counters.ndp };
+        let is_announced = |lb_ip: IpAddr| self.own_claim(lb_ip).is_some();
+        let verdict = if is_arp {
+            arp::decide(frame, self.link.mac, |lb_ip| is_announced(lb_ip.into()))
+        } else {
+            ndp::decide(frame, self.link.mac, |lb_ip| is_announced(lb_ip.into()))
+        };
+        let counters = if is_arp { &mut context.counters.arp } else { &mut context.counters.ndp };
         match verdict {
             Verdict::Answer(bytes) => {
                 counters.answered += 1;
@@ -50,7 +45,7 @@ impl Segment {
     }
 
     /// Announces an address again that a peer uses.
-    fn defend_against_peer(&mut self, context: &mut Context<'_>, lb_ip: IpAddr) {
+    fn defend_against_peer(&mut self, context: &mut Context, lb_ip: IpAddr) {
         let now = context.now;
         // Two owners that meet must not trigger each other repeatedly.
         if self.last_defended.get(&lb_ip).is_some_and(|at| now < *at + DEFEND_INTERVAL) {
@@ -66,28 +61,28 @@ impl Segment {
     }
 
     /// Reports a host outside the cluster that uses an announced address, and announces the address again.
-    pub(super) fn defend_against_host(&mut self, context: &mut Context<'_>, lb_ip: IpAddr, mac: MacAddr) {
+    pub(super) fn defend_against_host(&mut self, context: &mut Context, lb_ip: IpAddr, mac: MacAddr) {
         counters(context.counters, lb_ip).conflicts += 1;
         let reaction = self.conflicts.record_conflict(context.now, lb_ip, mac);
         if reaction.is_news {
-            *context.reports_changed = true;
+            context.reports_changed = true;
             let link = self.link.name.clone();
             context.events.push(Event::Conflict { lb_ip, link, mac, held_back: false });
         }
         // Not in the quiet period: a peer may own the address by now.
-        if reaction.defend && context.now >= self.quiet_until(context.config) {
+        if reaction.defend && context.now >= self.quiet_until(&context.config) {
             self.announce_one(context, lb_ip, Form::Both);
         }
     }
 
     /// Holds an address back that a host outside the cluster uses or probes.
-    pub(super) fn receive_used_address(&mut self, context: &mut Context<'_>, user: Option<(MacAddr, IpAddr)>) {
+    pub(super) fn receive_used_address(&mut self, context: &mut Context, user: Option<(MacAddr, IpAddr)>) {
         let Some((mac, used)) = user else { return };
         if mac == self.link.mac || self.peers.values().any(|peer| peer.mac == mac) {
             return;
         }
         if self.conflicts.record_user(context.now, used, mac) {
-            *context.reports_changed = true;
+            context.reports_changed = true;
             counters(context.counters, used).conflicts += 1;
             let link = self.link.name.clone();
             context.events.push(Event::Conflict { lb_ip: used, link, mac, held_back: true });
@@ -95,7 +90,7 @@ impl Segment {
     }
 
     /// Sends the due probes for addresses to announce for the first time.
-    pub fn send_probes(&mut self, context: &mut Context<'_>) {
+    pub fn send_probes(&mut self, context: &mut Context) {
         let (link, mac) = (self.link.index, self.link.mac);
         for lb_ip in self.conflicts.take_due_probes(context.now) {
             counters(context.counters, lb_ip).probes += 1;

@@ -3,18 +3,20 @@
 use std::time::Duration;
 
 use super::{Context, Quorum, Segment};
-use crate::ownership::hello_sender::HelloPeers;
 use crate::peers::deaths::FORGET_AFTER;
 use crate::peers::liveness::PeerState;
+use crate::peers::peer::Peer;
 use crate::wire::codec::MAX_PAYLOAD;
 use crate::wire::datagram;
 use crate::wire::frame::{Channel, Frame};
+use crate::wire::hello::{self, Heard};
+use crate::wire::packing::PeerLists;
 
 impl Segment {
     /// Sends a Hello if one is due.
-    pub fn send_hello_if_due(&mut self, context: &mut Context<'_>) {
+    pub fn send_hello_if_due(&mut self, context: &mut Context) {
         self.probe_late_peers(context.now);
-        if !self.hello_sender.is_due(context.now) {
+        if context.now < self.hello_sender.due() {
             return;
         }
         let Some(address) = self.link.source_address().filter(|_| context.keys.can_seal()) else {
@@ -22,11 +24,17 @@ impl Segment {
             self.hello_sender.skip(context.now);
             return;
         };
+        if self.hello_sender.interval.update(&context.config, self.live_peers + 1) {
+            self.hello_sender.send_soon();
+        }
+        let lists = self.peer_lists(context.now);
+        let mut packets = self.hello_sender.packets(context, &self.link, &mut self.own, lists);
+        if let Some(hello) = packets.last_mut() {
+            // A node that hears no peer counts as deaf. This one hears other hosts.
+            hello.heard.all = hello.heard.all.max(u16::from(self.quorum == Quorum::Outsiders));
+        }
         let channel = if address.is_ipv4() { Channel::Hello } else { Channel::HelloV6 };
-        let speakers = self.live_peers + 1;
-        let hears_outsiders = self.quorum == Quorum::Outsiders;
-        let peers = HelloPeers { peers: &self.peers, handshakes: &self.handshakes, speakers, hears_outsiders };
-        for packet in self.hello_sender.packets(context, &self.link, &mut self.own, &peers) {
+        for packet in packets {
             let payload = context.keys.seal(context.now, packet.encode());
             debug_assert!(payload.len() <= MAX_PAYLOAD, "{} bytes", payload.len());
             let bytes = datagram::wrap(self.link.mac, address, &payload);
@@ -36,23 +44,39 @@ impl Segment {
         self.expire(context);
     }
 
+    fn peer_lists(&self, now: Duration) -> PeerLists {
+        let present = || self.peers.values().filter(|peer| peer.state != PeerState::Dead);
+        let id = |peer: &Peer| hello::id(peer.incarnation);
+        let heard = present().filter(|peer| peer.liveness.is_heard(now));
+        let mut heard: Vec<Heard> = heard.map(|peer| Heard { id: id(peer), age: peer.liveness.age(now) }).collect();
+        heard.sort_unstable_by_key(|heard| heard.id);
+        // A peer that does not list this node may have lost sight of it and need an echo to believe its Hellos.
+        let unsure = present().filter(|peer| !peer.lists_us);
+        let unsure = unsure.map(|peer| hello::Echo { id: id(peer), sequence: peer.sequence as u32 });
+        let echoes = self.handshakes.echoes(now).chain(unsure).collect();
+        let unread = present().filter(|peer| peer.unread_buckets != 0);
+        let request = |peer: &Peer| hello::BucketRequest { id: id(peer), buckets: peer.unread_buckets };
+        PeerLists { heard, echoes, bucket_requests: unread.map(request).collect() }
+    }
+
     /// Sends a last Hello without claims, so that peers take over at once and do not count this node as dead.
-    pub fn send_goodbye(&mut self, context: &mut Context<'_>) {
+    pub fn send_goodbye(&mut self, context: &mut Context) {
         self.remove_tombstones(None);
-        self.hello_sender.send_now();
+        self.hello_sender.send_goodbye();
         self.send_hello_if_due(context);
     }
 
-    /// Removes or marks dirty what depends on time but on no exact moment. Called once per interval.
-    fn expire(&mut self, context: &mut Context<'_>) {
+    /// Removes state that has expired, and marks addresses dirty whose decision depends on time. Called once per
+    /// interval, because none of this needs an exact moment.
+    fn expire(&mut self, context: &mut Context) {
         let now = context.now;
         self.peers.retain(|_, peer| {
             peer.state != PeerState::Dead || !(peer.leaving || peer.liveness.age(now) > FORGET_AFTER)
         });
         let is_announced = |lb_ip| self.own.get(lb_ip).is_some_and(|claim| claim.active);
-        *context.reports_changed |= self.conflicts.expire(now, is_announced);
+        context.reports_changed |= self.conflicts.expire(now, is_announced);
         self.dirty.extend(self.orphans.iter().filter(|(_, since)| since.is_none()).map(|(lb_ip, _)| lb_ip));
-        if self.quorum != Quorum::Minority && !self.is_listening(now, context.config) {
+        if self.quorum != Quorum::Minority && !self.is_listening(now, &context.config) {
             let unbacked = self.own.iter().filter(|(_, claim)| claim.active && !claim.backed);
             self.dirty.extend(unbacked.map(|(lb_ip, _)| lb_ip));
         }
