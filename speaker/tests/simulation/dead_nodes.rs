@@ -8,14 +8,9 @@ use speaker::metrics::Event;
 use crate::world::{INTERVAL, Network, WINDOW, World, frame_of_other_host, lb_ip, name};
 use crate::{SETTLED, ms, seeds, settled_world};
 
-/// The dead nodes as seen by a node; `None` if no speaker runs there.
-pub fn dead(world: &World, node: usize) -> Option<BTreeSet<String>> {
-    Some(world.machine(node)?.dead())
-}
-
 /// The dead nodes as seen by each running speaker.
 fn dead_by_node(world: &World) -> Vec<BTreeSet<String>> {
-    (0..world.nodes()).filter_map(|node| dead(world, node)).collect()
+    (0..world.nodes()).filter_map(|node| world.dead(node).cloned()).collect()
 }
 
 fn none_dead(nodes: usize) -> Vec<BTreeSet<String>> {
@@ -84,7 +79,7 @@ fn isolated_or_suspended_node_calls_no_node_dead() {
         }
         for node in 0..nodes {
             let expected = if node == lost { BTreeSet::new() } else { BTreeSet::from([name(lost)]) };
-            assert_eq!(dead(&world, node), Some(expected), "n{node} of n{lost}");
+            assert_eq!(world.dead(node).cloned(), Some(expected), "n{node} of n{lost}");
         }
         world.heal();
         world.advance(SETTLED);
@@ -114,10 +109,10 @@ fn silent_peer_of_two_is_dead_once_another_host_is_heard() {
         world.inject(channel, &client);
         world.crash(0);
         world.advance(Duration::from_secs(5));
-        assert_eq!(dead(&world, 1), Some(BTreeSet::new()));
+        assert_eq!(world.dead(1).cloned(), Some(BTreeSet::new()));
         world.inject(channel, &client);
         world.advance(WINDOW + INTERVAL * 2);
-        assert_eq!(dead(&world, 1), Some(BTreeSet::from([name(0)])));
+        assert_eq!(world.dead(1).cloned(), Some(BTreeSet::from([name(0)])));
         world.start(0);
         world.advance(SETTLED);
         assert_eq!(dead_by_node(&world), none_dead(2));
@@ -146,5 +141,5 @@ fn last_node_remembers_earlier_deaths() {
     world.advance(SETTLED);
     world.crash(1);
     world.advance(SETTLED);
-    assert_eq!(dead(&world, 2), Some(BTreeSet::from([name(0)])), "the second death has no witness");
+    assert_eq!(world.dead(2).cloned(), Some(BTreeSet::from([name(0)])), "the second death has no witness");
 }

@@ -65,7 +65,7 @@ fn seeds(count: u64, test: impl Fn(u64) + Sync) {
 fn check(world: &World) {
     let running = (0..world.nodes()).filter(|node| world.machine(*node).is_some()).count();
     for node in 0..world.nodes() {
-        let dead = dead_nodes::dead(world, node).unwrap_or_default();
+        let dead = world.dead(node).cloned().unwrap_or_default();
         let wrong = (0..world.nodes()).find(|other| world.machine(*other).is_some() && dead.contains(&name(*other)));
         assert_eq!(wrong, None, "n{node} calls a live node dead, at {:?}\n{}", world.now, event_log(world, lb_ip(999)));
     }

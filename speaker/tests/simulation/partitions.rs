@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::time::Duration;
 
-use crate::world::{INTERVAL, WINDOW, World, frame_of_other_host, lb_ip, mac, name};
+use crate::world::{INTERVAL, WINDOW, World, frame_of_other_host, lb_ip, mac};
 use crate::{SETTLED, check, event_log, ms, seeds, settled_world, sole_owners};
 
 /// Advances while clients send frames on the LAN.
@@ -96,18 +96,17 @@ fn mutually_heard_nodes_stay_neighbours_in_silence() {
         world.partition(&racks[0]);
         world.start_all();
         world.advance(SETTLED);
-        let neighbour = |world: &World, a: usize, b: usize| world.machine(a)?.neighbours().mac("eth0", &name(b));
         let pairs = || (0..4).flat_map(|a| (0..4).map(move |b| (a, b))).filter(|(a, b)| a != b);
         for (a, b) in pairs() {
             let together = racks.iter().any(|rack| rack.contains(&a) && rack.contains(&b));
-            assert_eq!(neighbour(&world, a, b), together.then_some(mac(b)), "{a} of {b}");
+            assert_eq!(world.neighbour(a, b), together.then_some(mac(b)), "{a} of {b}");
         }
         world.heal();
         world.advance(SETTLED);
         world.crash(3);
         world.advance(Duration::from_secs(20));
         for (a, b) in pairs().filter(|(a, _)| *a != 3) {
-            assert_eq!(neighbour(&world, a, b), Some(mac(b)), "{a} of {b}");
+            assert_eq!(world.neighbour(a, b), Some(mac(b)), "{a} of {b}");
         }
     });
 }

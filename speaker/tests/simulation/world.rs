@@ -12,11 +12,10 @@ use std::time::Duration;
 
 use model::SharedMap;
 use model::eligibility::{AnnouncementPolicy, Candidates};
-use speaker::Config;
-use speaker::Keys;
-use speaker::machine::Machine;
+use speaker::machine::{Machine, Output};
 use speaker::metrics::Event;
 use speaker::wire::frame::{Channel, Frame};
+use speaker::{Config, Keys, Neighbours};
 
 mod actions;
 mod fixtures;
@@ -64,6 +63,39 @@ struct Host {
     link: String,
     has_api: bool,
     keys: Keys,
+    /// The addresses that its speaker announces, by its events.
+    owned: BTreeSet<IpAddr>,
+    /// The dead nodes, as last published by its speaker.
+    dead: BTreeSet<String>,
+    /// The nodes on its link, as last published by its speaker.
+    neighbours: Neighbours,
+}
+
+impl Host {
+    /// Records the published state of the speaker.
+    fn publish(&mut self, output: &Output) {
+        for event in &output.events {
+            match event {
+                Event::Announced { lb_ip, .. } => drop(self.owned.insert(*lb_ip)),
+                Event::Withdrawn { lb_ip, .. } => drop(self.owned.remove(lb_ip)),
+                _ => {}
+            }
+        }
+        if let Some(dead) = &output.dead {
+            self.dead.clone_from(dead);
+        }
+        if let Some(neighbours) = &output.neighbours {
+            self.neighbours.clone_from(neighbours);
+        }
+    }
+
+    /// Ends the speaker, and with it the published state.
+    fn end_speaker(&mut self) {
+        self.machine = None;
+        self.owned.clear();
+        self.dead.clear();
+        self.neighbours = Neighbours::default();
+    }
 }
 
 /// A future step of the simulation.
@@ -135,6 +167,9 @@ impl World {
             link: "eth0".into(),
             has_api: true,
             keys: key(0),
+            owned: BTreeSet::new(),
+            dead: BTreeSet::new(),
+            neighbours: Neighbours::default(),
         };
         let hosts = (0..nodes).map(host).collect();
         Self {
@@ -235,13 +270,15 @@ impl World {
         let is_done = machine.is_done();
         host.idle = machine.is_idle(clock);
         let clock_zero = host.clock;
-        if is_done {
-            host.machine = None;
-        }
         let wake = due.map(|due| due.saturating_sub(clock_zero).max(self.now));
         // A real scheduler is slightly late as well.
         let wake = wake.map(|at| at + self.random.time(Duration::ZERO, Duration::from_millis(1)));
-        self.hosts[node].wake = wake;
+        let host = &mut self.hosts[node];
+        host.wake = wake;
+        host.publish(&output);
+        if is_done {
+            host.end_speaker();
+        }
         if let Some(at) = wake {
             self.schedule(at, Scheduled::Wake(node));
         }

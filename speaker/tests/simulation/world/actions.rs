@@ -18,6 +18,7 @@ impl World {
     pub fn start(&mut self, node: usize) {
         let clock = self.clock(node);
         let host = &mut self.hosts[node];
+        host.end_speaker();
         host.starts += 1;
         let config = Config::new("world", &name(node), host.starts << 32 | node as u64, Authentication::Required);
         host.backlog.clear();
@@ -43,7 +44,7 @@ impl World {
 
     /// Ends the speaker of a node without a goodbye.
     pub fn crash(&mut self, node: usize) {
-        self.hosts[node].machine = None;
+        self.hosts[node].end_speaker();
     }
 
     /// Stops the speaker of a node in order.

@@ -1,9 +1,10 @@
 //! The queries of tests about the simulated LAN.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::time::Duration;
 
+use crds::MacAddr;
 use speaker::machine::Machine;
 
 use super::{World, name};
@@ -22,8 +23,7 @@ impl World {
     pub fn owners(&self, lb_ip: IpAddr) -> Vec<usize> {
         let owns = |node: &usize| {
             let host = &self.hosts[*node];
-            let machine = host.machine.as_ref().filter(|_| host.suspended_until <= self.now);
-            machine.is_some_and(|machine| machine.announced_claims().any(|(announced, _, _)| announced == lb_ip))
+            host.suspended_until <= self.now && host.owned.contains(&lb_ip)
         };
         (0..self.nodes()).filter(owns).collect()
     }
@@ -31,8 +31,8 @@ impl World {
     pub fn all_owners(&self) -> BTreeMap<IpAddr, Vec<usize>> {
         let mut owners: BTreeMap<IpAddr, Vec<usize>> = self.wanted.keys().map(|lb_ip| (*lb_ip, Vec::new())).collect();
         for (node, host) in self.hosts.iter().enumerate().filter(|(_, host)| host.suspended_until <= self.now) {
-            for (lb_ip, _, _) in host.machine.iter().flat_map(Machine::announced_claims) {
-                owners.entry(lb_ip).or_default().push(node);
+            for lb_ip in &host.owned {
+                owners.entry(*lb_ip).or_default().push(node);
             }
         }
         owners
@@ -50,6 +50,17 @@ impl World {
     /// The preference for a node.
     pub fn preference(&self, node: usize, lb_ip: IpAddr) -> u32 {
         self.wanted[&lb_ip].candidates.get(&name(node)).map_or(0, |candidate| candidate.preference)
+    }
+
+    /// The dead nodes as published by a node; `None` if no speaker runs there.
+    pub fn dead(&self, node: usize) -> Option<&BTreeSet<String>> {
+        let host = &self.hosts[node];
+        host.machine.is_some().then_some(&host.dead)
+    }
+
+    /// The MAC address of another node on the link `eth0`, as published by a node.
+    pub fn neighbour(&self, node: usize, other: usize) -> Option<MacAddr> {
+        self.hosts[node].neighbours.mac("eth0", &name(other))
     }
 
     pub fn machine(&self, node: usize) -> Option<&Machine> {
