@@ -24,8 +24,7 @@ use std::time::Duration;
 use crate::announce::conflicts::ConflictingHost;
 use crate::announce::placement::Link;
 use crate::config::Config;
-use crate::metrics::Move;
-use crate::metrics::{Counters, Event};
+use crate::metrics::{Counters, Event, Move};
 use crate::ownership::claims::Claim;
 use crate::ownership::context::Context;
 use crate::ownership::segment::Segment;
@@ -76,17 +75,6 @@ pub struct Output {
     pub neighbours: Option<Neighbours>,
     /// Whether [`Machine::reportable`] or [`Machine::conflicts`] has changed.
     pub reports_changed: bool,
-}
-
-/// An announced address to report.
-#[derive(Debug)]
-pub struct Reportable<'a> {
-    pub lb_ip: IpAddr,
-    /// The name of the link.
-    pub link: &'a str,
-    pub claim: Claim,
-    /// The takeover that brought the address here.
-    pub moved: Option<Move>,
 }
 
 impl Machine {
@@ -260,7 +248,7 @@ impl Machine {
             groups: groups_changed.then(|| self.groups()),
             frames,
             events,
-            dead: std::mem::take(&mut self.dead_changed).then(|| self.dead()),
+            dead: std::mem::take(&mut self.dead_changed).then(|| self.deaths.dead().clone()),
             neighbours: std::mem::take(&mut self.neighbours_changed).then(|| self.neighbours.clone()),
             reports_changed,
         }
@@ -301,16 +289,6 @@ impl Machine {
         self.dead_changed |= !died.is_empty() || !returned.is_empty();
         let event = |dead| move |node| Event::Node { node, dead };
         events.extend(died.into_iter().map(event(true)).chain(returned.into_iter().map(event(false))));
-    }
-
-    /// The dead nodes: see [`crate::peers::deaths`].
-    pub fn dead(&self) -> BTreeSet<String> {
-        self.deaths.dead().map(str::to_owned).collect()
-    }
-
-    /// The nodes on each link.
-    pub fn neighbours(&self) -> &Neighbours {
-        &self.neighbours
     }
 
     /// Whether no message is awaited. Then a routine Hello ([`codec::is_routine`]) may stay in its socket until the next
@@ -359,18 +337,12 @@ impl Machine {
             .collect()
     }
 
-    /// The announced addresses to report. An address taken over counts from its first announcement on.
-    pub fn reportable(&self, now: Duration) -> impl Iterator<Item = Reportable<'_>> {
+    /// The announced addresses to report: each with the name of the link, the claim, and the takeover that brought it
+    /// here. An address taken over counts from its first announcement on.
+    pub fn reportable(&self, now: Duration) -> impl Iterator<Item = (IpAddr, &str, Claim, Option<&Move>)> {
         self.segments.values().flat_map(move |segment| {
             let link = segment.link.name.as_str();
-            segment.reportable(now).map(move |(lb_ip, claim, moved)| Reportable { lb_ip, link, claim, moved })
-        })
-    }
-
-    /// The announced addresses with the name of the link and the claim, in order of the links.
-    pub fn announced_claims(&self) -> impl Iterator<Item = (IpAddr, &str, Claim)> {
-        self.segments.values().flat_map(|segment| {
-            segment.announced_claims().map(|(lb_ip, claim)| (lb_ip, segment.link.name.as_str(), claim))
+            segment.reportable(now).map(move |(lb_ip, claim, moved)| (lb_ip, link, claim, moved))
         })
     }
 }

@@ -28,7 +28,7 @@ use crate::config::Config;
 use crate::metrics::Counters;
 use crate::os::links;
 use crate::os::log_throttle::LogThrottle;
-use crate::os::poll::{Waker, waker};
+use crate::os::poll::Waker;
 use crate::os::scheduling;
 use crate::peers::neighbours::Neighbours;
 use crate::snapshot::Snapshot;
@@ -105,9 +105,10 @@ pub async fn run(
     let (stop_tx, stop_rx) = oneshot::channel();
     let (end_tx, mut end_rx) = oneshot::channel();
     let (links_tx, mut links_rx) = watch::channel(BTreeMap::new());
-    let (waker, wake_receiver) = waker().map_err(Error::Sleep)?;
+    let waker = Waker::new().map_err(Error::Sleep)?;
     let Inputs { mut snapshot, mut forwarded, mut keys } = inputs.clone();
-    let channels = wire_loop::Channels { links: links_rx.clone(), log: log_tx, stop: stop_rx, wake: wake_receiver };
+    let channels =
+        wire_loop::Channels { links: links_rx.clone(), log: log_tx, stop: stop_rx, waker: waker.clone() };
     let thread = move || {
         scheduling::request_short_slices();
         let _ = end_tx.send(wire_loop::WireLoop::run(config, inputs, outputs, channels));
@@ -124,16 +125,16 @@ pub async fn run(
                 let _ = thread.stop.take().map(|stop| stop.send(()));
                 thread.waker.wake();
             }
-            Some(line) = log_rx.recv(), if throttle.paused_until.is_none() => {
-                log::write(&node, line);
+            Some(event) = log_rx.recv(), if throttle.paused_until.is_none() => {
+                log::write(&node, event);
                 throttle.update(log_rx.len(), begun.elapsed());
             }
             () = sleep_until(begun + throttle.paused_until.unwrap_or_default()), if throttle.paused_until.is_some() => {
                 throttle.paused_until = None;
             }
             result = &mut end_rx => {
-                while let Ok(line) = log_rx.try_recv() {
-                    log::write(&node, line);
+                while let Ok(event) = log_rx.try_recv() {
+                    log::write(&node, event);
                 }
                 return result.unwrap_or(Err(Error::Panicked));
             }

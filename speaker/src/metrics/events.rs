@@ -1,4 +1,4 @@
-//! Events for the log. The machine creates them; [`crate::run`](fn@crate::run) writes them.
+//! Events for the log. The machine creates them, and [`crate::run`](fn@crate::run) writes them.
 
 use std::net::IpAddr;
 use std::time::Duration;
@@ -55,4 +55,6 @@ pub enum Event {
     DuplicateNode { link: String, mac: MacAddr },
     /// The loop was late by more than an interval.
     Stalled { late: Duration },
+    /// The log is too slow: this number of events was not logged.
+    Lost { count: u64 },
 }

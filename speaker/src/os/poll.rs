@@ -3,101 +3,64 @@
 //! The thread has no async runtime. It wakes sixty times per second to receive or send a packet, and the overhead of a
 //! runtime was as large as the cost of the packets.
 
-use std::io::{self, PipeReader, PipeWriter, Read, Write};
+use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
 use std::time::Duration;
 
 use nix::errno::Errno;
-use nix::fcntl::OFlag;
-use nix::poll::{PollFd, PollFlags, ppoll};
-use nix::unistd::pipe2;
+use nix::poll::{PollFd, ppoll};
+use nix::sys::eventfd::{EfdFlags, EventFd};
 
-/// The events of a descriptor to wait for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Interest {
-    /// Readable.
-    Read,
-    /// Readable or writable.
-    ReadWrite,
-}
-
-/// The ready descriptors, one bit each. Empty after a timeout.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Ready(u32);
-
-impl Ready {
-    /// Whether the descriptor at this index is ready.
-    pub fn contains(self, at: usize) -> bool {
-        self.0 & 1 << at != 0
-    }
-}
-
-/// Waits until a descriptor is ready, for at most `timeout`. A descriptor with an error counts as ready, and reading it
-/// returns the error.
+/// Waits until one of the descriptors is ready, for at most `timeout`. Returns which of them are. A descriptor with an
+/// error counts as ready, and reading it returns the error.
 ///
 /// # Errors
 /// If the kernel cannot wait for the descriptors. A signal is not an error: it returns early, and no descriptor is
 /// ready.
-pub fn wait<const N: usize>(fds: [(BorrowedFd<'_>, Interest); N], timeout: Option<Duration>) -> io::Result<Ready> {
-    const { assert!(N <= u32::BITS as usize) };
-    let mut poll_fds = fds.map(|(fd, interest)| {
-        let both = PollFlags::POLLIN | PollFlags::POLLOUT;
-        PollFd::new(fd, if interest == Interest::ReadWrite { both } else { PollFlags::POLLIN })
-    });
-    match ppoll(&mut poll_fds, timeout.map(Into::into), None) {
-        Ok(_) => {}
-        Err(Errno::EINTR) => return Ok(Ready::default()),
-        Err(error) => return Err(error.into()),
+pub fn wait<'a>(fds: impl IntoIterator<Item = PollFd<'a>>, timeout: Option<Duration>) -> io::Result<Vec<bool>> {
+    let mut fds: Vec<PollFd<'_>> = fds.into_iter().collect();
+    match ppoll(&mut fds, timeout.map(Into::into), None) {
+        Ok(_) | Err(Errno::EINTR) => Ok(fds.iter().map(|fd| fd.any().unwrap_or(true)).collect()),
+        Err(error) => Err(error.into()),
     }
-    let ready = poll_fds.iter().enumerate().filter(|(_, fd)| fd.any().unwrap_or(true));
-    Ok(Ready(ready.fold(0, |bits, (at, _)| bits | 1 << at)))
 }
 
-/// Wakes the thread that waits for its [`WakeReceiver`]. Clones wake the same thread.
+/// Wakes the thread that waits for it. All clones are the same waker.
 #[derive(Clone, Debug)]
-pub struct Waker(Arc<PipeWriter>);
-
-/// The receiving end of a [`Waker`].
-#[derive(Debug)]
-pub struct WakeReceiver {
-    reader: PipeReader,
-    /// Without any waker left, the pipe would be readable forever.
-    _waker: Waker,
-}
-
-/// A waker and its receiver.
-///
-/// # Errors
-/// If there are no descriptors left.
-pub fn waker() -> io::Result<(Waker, WakeReceiver)> {
-    let (reader, writer) = pipe2(OFlag::O_NONBLOCK | OFlag::O_CLOEXEC)?;
-    let waker = Waker(Arc::new(writer.into()));
-    Ok((waker.clone(), WakeReceiver { reader: reader.into(), _waker: waker }))
-}
+pub struct Waker(Arc<EventFd>);
 
 impl Waker {
-    /// Wakes the receiver. Several calls before it clears the wake-up count as one.
-    pub fn wake(&self) {
-        // A full pipe has a pending wake-up, and a closed one has no receiver.
-        let _ = (&*self.0).write(&[1]);
+    /// A waker without a pending wake-up.
+    ///
+    /// # Errors
+    /// If there are no descriptors left.
+    pub fn new() -> io::Result<Self> {
+        Ok(Self(Arc::new(EventFd::from_flags(EfdFlags::EFD_NONBLOCK | EfdFlags::EFD_CLOEXEC)?)))
     }
-}
 
-impl WakeReceiver {
-    pub fn as_fd(&self) -> BorrowedFd<'_> {
-        self.reader.as_fd()
+    /// Wakes the thread. Several calls before it clears the wake-up count as one.
+    pub fn wake(&self) {
+        // It is refused only if more wake-ups are pending than fit a u64.
+        let _ = self.0.write(1);
     }
 
     /// Clears the pending wake-up.
-    pub fn clear(&mut self) {
-        let mut bytes = [0; 64];
-        while self.reader.read(&mut bytes).is_ok_and(|count| count == bytes.len()) {}
+    pub fn clear(&self) {
+        // It is refused if there is none.
+        let _ = self.0.read();
+    }
+
+    /// Readable while a wake-up is pending.
+    pub fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use nix::poll::PollFlags;
+
     use super::*;
 
     /// A generous bound for an operation that takes microseconds on an idle machine.
@@ -105,15 +68,18 @@ mod tests {
 
     #[test]
     fn wakeups_before_a_clear_count_as_one() {
-        let (waker, mut receiver) = waker().expect("a waker");
-        let is_woken =
-            |receiver: &WakeReceiver, timeout| wait([(receiver.as_fd(), Interest::Read)], Some(timeout)).expect("poll");
-        assert!(!is_woken(&receiver, Duration::from_millis(1)).contains(0));
-        let thread = std::thread::spawn(move || (0..100_000).for_each(|_| waker.wake()));
-        assert!(is_woken(&receiver, BOUND).contains(0));
+        let waker = Waker::new().expect("a waker");
+        let is_woken = |timeout| {
+            let fds = [PollFd::new(waker.as_fd(), PollFlags::POLLIN)];
+            wait(fds, Some(timeout)).expect("poll")[0]
+        };
+        assert!(!is_woken(Duration::from_millis(1)));
+        let other = waker.clone();
+        let thread = std::thread::spawn(move || (0..100_000).for_each(|_| other.wake()));
+        assert!(is_woken(BOUND));
         thread.join().expect("the waking thread ends");
-        receiver.clear();
-        // Also after the last other waker is gone.
-        assert!(!is_woken(&receiver, Duration::from_millis(1)).contains(0));
+        waker.clear();
+        // Also after the other waker is gone.
+        assert!(!is_woken(Duration::from_millis(1)));
     }
 }

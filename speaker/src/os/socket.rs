@@ -16,10 +16,11 @@ use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use nix::poll::{PollFd, PollFlags};
 use socket2::{Domain, SockAddr, SockAddrStorage, Socket, Type};
 
 use crate::os::filter::filter;
-use crate::os::poll::{self, Interest};
+use crate::os::poll;
 use crate::wire::datagram::GROUP_MAC;
 use crate::wire::frame::{Channel, FrameClass};
 
@@ -39,7 +40,7 @@ const BUFFER: libc::c_int = 8 << 20;
 #[derive(Debug)]
 pub struct PacketSocket {
     socket: Socket,
-    channel: Channel,
+    pub(crate) channel: Channel,
     class: FrameClass,
     links: BTreeSet<u32>,
 }
@@ -71,8 +72,9 @@ impl PacketSocket {
         Ok(Self { socket, channel, class, links: BTreeSet::new() })
     }
 
-    pub fn channel(&self) -> Channel {
-        self.channel
+    /// Whether it receives routine Hellos only.
+    pub(crate) fn is_routine(&self) -> bool {
+        self.class == FrameClass::Routine
     }
 
     /// Listens on exactly these links, by index.
@@ -108,29 +110,19 @@ impl PacketSocket {
     /// # Errors
     /// If the kernel cannot wait.
     pub fn wait_readable(&self, timeout: Duration) -> io::Result<bool> {
-        Ok(poll::wait([(self.as_fd(), Interest::Read)], Some(timeout))?.contains(0))
+        Ok(poll::wait([PollFd::new(self.as_fd(), PollFlags::POLLIN)], Some(timeout))?[0])
     }
 
-    /// Receives at most [`BATCH`] frames and passes each to `take` with the index of its link. Returns whether more
-    /// frames may wait.
+    /// Receives at most [`BATCH`] frames and passes each to `take`, with the index of its link and its age. Returns
+    /// whether more frames may wait.
+    ///
+    /// The age is known for [`FrameClass::Routine`], and zero for others. It is wrong if the clock was set in the
+    /// meantime.
     ///
     /// # Errors
     /// Any error of the socket. The next call may succeed.
-    pub fn receive(&self, buffer: &mut ReceiveBuffer, mut take: impl FnMut(u32, &[u8])) -> io::Result<bool> {
-        self.receive_with_age(buffer, |link, _, frame| take(link, frame))
-    }
-
-    /// The same with the age of each frame. The age is known for [`FrameClass::Routine`], and wrong if the clock was
-    /// set in the meantime.
-    ///
-    /// # Errors
-    /// As for [`receive`](Self::receive).
-    pub fn receive_with_age(
-        &self,
-        buffer: &mut ReceiveBuffer,
-        mut take: impl FnMut(u32, Duration, &[u8]),
-    ) -> io::Result<bool> {
-        let has_age = self.class == FrameClass::Routine;
+    pub fn receive(&self, buffer: &mut ReceiveBuffer, mut take: impl FnMut(u32, Duration, &[u8])) -> io::Result<bool> {
+        let has_age = self.is_routine();
         let mut times = [[0u64; TIME_SPACE / 8]; BATCH];
         let mut from = [const { MaybeUninit::<libc::sockaddr_ll>::zeroed() }; BATCH];
         let mut parts = [libc::iovec { iov_base: std::ptr::null_mut(), iov_len: MAX_FRAME }; BATCH];
@@ -169,11 +161,8 @@ impl PacketSocket {
             let length = (header.msg_len as usize).min(MAX_FRAME);
             // SAFETY: the kernel has written this number of bytes.
             let frame = unsafe { std::slice::from_raw_parts(buffer.0[at].as_ptr().cast::<u8>(), length) };
-            let age = if has_age {
-                receive_time(&header.msg_hdr).map_or(Duration::ZERO, |time| now.saturating_sub(time))
-            } else {
-                Duration::ZERO
-            };
+            let time = if has_age { receive_time(&header.msg_hdr) } else { None };
+            let age = time.map_or(Duration::ZERO, |time| now.saturating_sub(time));
             take(from.sll_ifindex.cast_unsigned(), age, frame);
         }
         Ok(received == BATCH)

@@ -87,8 +87,8 @@ impl Deaths {
         (died, back)
     }
 
-    pub fn dead(&self) -> impl Iterator<Item = &str> {
-        self.dead.iter().map(String::as_str)
+    pub fn dead(&self) -> &BTreeSet<String> {
+        &self.dead
     }
 
     /// Whether no node is dead and no node has left.
@@ -106,7 +106,7 @@ mod tests {
     const UNCONFIRMED: Observation = Silent { confirmed: false };
 
     fn dead(deaths: &Deaths) -> Vec<&str> {
-        deaths.dead().collect()
+        deaths.dead.iter().map(String::as_str).collect()
     }
 
     #[test]

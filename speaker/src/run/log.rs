@@ -3,22 +3,8 @@
 use crate::metrics::Event;
 use crate::peers::liveness::PeerState;
 
-/// A line of the log.
-pub(super) enum LogLine {
-    Event(Event),
-    /// The number of events that were not logged.
-    Lost(u64),
-}
-
-/// Writes a line. `own_node` is the name of this node.
-pub(super) fn write(own_node: &str, line: LogLine) {
-    let event = match line {
-        LogLine::Event(event) => event,
-        LogLine::Lost(count) => {
-            tracing::warn!(node = own_node, count, "events lost: the log is too slow");
-            return;
-        }
-    };
+/// Writes an event. `own_node` is the name of this node.
+pub(super) fn write(own_node: &str, event: Event) {
     match event {
         Event::Announced { lb_ip, link, epoch, backed, from } => {
             tracing::info!(%lb_ip, node = own_node, link, epoch, backed, from, "announced");
@@ -43,7 +29,8 @@ pub(super) fn write(own_node: &str, line: LogLine) {
             tracing::warn!(link, live, known, "no quorum of peers is heard: unasked announcements stop");
         }
         Event::Conflict { lb_ip, link, mac, held_back } => {
-            tracing::warn!(%lb_ip, node = own_node, link, %mac, held_back, "a host outside the cluster uses this address");
+            let message = "a host outside the cluster uses this address";
+            tracing::warn!(%lb_ip, node = own_node, link, %mac, held_back, message);
         }
         Event::DuplicateNode { link, mac } => {
             tracing::warn!(node = own_node, link, %mac, "another speaker uses the name of this node");
@@ -51,5 +38,6 @@ pub(super) fn write(own_node: &str, line: LogLine) {
         Event::Stalled { late } => {
             tracing::warn!(node = own_node, ?late, "event loop stalled: ignoring missed Hellos");
         }
+        Event::Lost { count } => tracing::warn!(node = own_node, count, "events lost: the log is too slow"),
     }
 }

@@ -2,10 +2,11 @@
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
+use std::time::Duration;
 
 use jiff::Timestamp;
 
-use crate::machine::{Machine, Reportable};
+use crate::machine::Machine;
 use crate::metrics::Move;
 use crds::MacAddr;
 
@@ -42,17 +43,14 @@ pub struct Conflict {
     pub since: Timestamp,
 }
 
-/// The announcements to publish. One with the same link and epoch as in `before` is unchanged; a new one begins at `now`.
-pub(super) fn announcements<'a>(
-    reportable: impl Iterator<Item = Reportable<'a>>,
-    before: &Announcements,
-    now: Timestamp,
-) -> Announcements {
+/// The announcements to publish, at the time `at` of the machine. One with the same link and epoch as in `before` is
+/// unchanged; a new one begins at `now`.
+pub(super) fn announcements(machine: &Machine, at: Duration, before: &Announcements, now: Timestamp) -> Announcements {
     let mut all = Announcements::new();
-    for Reportable { lb_ip, link, claim, moved } in reportable {
+    for (lb_ip, link, claim, moved) in machine.reportable(at) {
         let mut known = before.get(&lb_ip).into_iter().flatten();
         let known = known.find(|known| known.link == link && known.epoch == claim.epoch);
-        let new = || Announcement { link: link.into(), epoch: claim.epoch, since: now, moved };
+        let new = || Announcement { link: link.into(), epoch: claim.epoch, since: now, moved: moved.cloned() };
         all.entry(lb_ip).or_default().push(known.cloned().unwrap_or_else(new));
     }
     all

@@ -5,9 +5,9 @@ use std::io;
 use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
+use nix::poll::{PollFd, PollFlags};
 use tokio::sync::{mpsc, oneshot, watch};
 
-use super::log::LogLine;
 use super::publish::{self, Announcements};
 use super::{Error, Inputs, Outputs};
 use crate::announce::placement::Link;
@@ -15,7 +15,7 @@ use crate::config::Config;
 use crate::machine::{Machine, Output};
 use crate::metrics::Event;
 use crate::os::groups::Groups;
-use crate::os::poll::{self, Interest, Ready, WakeReceiver};
+use crate::os::poll::{self, Waker};
 use crate::os::socket::{BATCH, PacketSocket, ReceiveBuffer};
 use crate::os::sockets::Sockets;
 use crate::wire::frame::{Channel, Frame};
@@ -23,8 +23,9 @@ use crate::wire::frame::{Channel, Frame};
 /// The maximum number of addresses to announce per round: 512 frames, about a millisecond.
 const ANNOUNCED_PER_ROUND: usize = 256;
 
-/// The maximum number of frames to receive from a socket per round, so that a flood cannot occupy the loop.
-const RECEIVED_PER_ROUND: usize = 1024;
+/// The maximum number of batches to receive from a socket per round, of 1,024 frames in sum. With more, a flood could
+/// occupy the loop.
+const BATCHES_PER_ROUND: usize = 1024 / BATCH;
 
 /// The minimum time between two publications of the announcements, which are written to the API server anyway.
 const PUBLISH_INTERVAL: Duration = Duration::from_millis(50);
@@ -39,11 +40,11 @@ const COUNTERS_INTERVAL: Duration = Duration::from_secs(1);
 /// The ends of channels that the wire thread needs in addition to [`Inputs`] and [`Outputs`].
 pub(super) struct Channels {
     pub(super) links: watch::Receiver<BTreeMap<u32, Link>>,
-    pub(super) log: mpsc::Sender<LogLine>,
-    /// Asks the thread to stop in order. A closed channel stops it at once.
+    pub(super) log: mpsc::Sender<Event>,
+    /// A message requests the thread to stop in order. A closed channel stops it at once.
     pub(super) stop: oneshot::Receiver<()>,
     /// Wakes the thread after a change of any of its inputs.
-    pub(super) wake: WakeReceiver,
+    pub(super) waker: Waker,
 }
 
 /// The state of the wire thread.
@@ -70,11 +71,20 @@ pub(super) struct WireLoop {
     lost: u64,
 }
 
-/// The value, if it changed since the last call. A value sent just before the sender was dropped is returned once. (If it
-/// were returned again, the loop would never sleep.)
+/// The value, if it changed since the last call. A value sent just before the sender was dropped is returned once. (If
+/// it were returned again, the loop would never sleep.)
 fn take_changed<T: Clone>(receiver: &mut watch::Receiver<T>) -> Option<T> {
     let value = receiver.borrow_and_update();
     value.has_changed().then(|| value.clone())
+}
+
+/// Publishes `new`, if it differs from the published value.
+fn replace_if_changed<T: PartialEq>(sender: &watch::Sender<T>, new: T) {
+    sender.send_if_modified(|known| {
+        let is_changed = *known != new;
+        *known = new;
+        is_changed
+    });
 }
 
 impl WireLoop {
@@ -119,11 +129,12 @@ impl WireLoop {
             if self.machine.record_wake(now) {
                 self.drop_backlog()?;
             } else {
-                more = self.receive(now, ready);
+                more = self.receive(now, &ready);
             }
             self.read = now;
-            if ready.contains(Sockets::PROMPT) {
-                self.channels.wake.clear();
+            // The waker comes after the sockets.
+            if ready[Sockets::COUNT] {
+                self.channels.waker.clear();
                 if self.is_abandoned(now) {
                     return Ok(());
                 }
@@ -154,63 +165,53 @@ impl WireLoop {
         }
     }
 
-    /// Sleeps until there is work. Returns the ready descriptors: the prompt sockets, and after them the waker. Routine
-    /// Hellos wake the thread only if the machine awaits a message.
-    fn sleep(&mut self, more: bool) -> Result<Ready, Error> {
+    /// Sleeps until there is work. Returns which descriptors are ready: the sockets, and after them the waker. Routine Hellos
+    /// wake the thread only if the machine awaits a message.
+    fn sleep(&mut self, more: bool) -> Result<Vec<bool>, Error> {
         let now = self.begun.elapsed();
         let announcement = self.machine.announcement_due().filter(|_| self.queue.is_empty());
         let publication =
             self.published.filter(|_| self.unpublished).map(|at| at + self.publish_interval() - self.begun);
         let deadlines = [self.machine.next_deadline(now), announcement, publication, more.then_some(now)];
         let timeout = deadlines.into_iter().flatten().min().map(|until| until.saturating_sub(now));
-        let waits_for_room =
-            |socket: &PacketSocket| self.queue.front().is_some_and(|frame| frame.channel == socket.channel());
-        let interest =
-            |socket: &PacketSocket| if waits_for_room(socket) { Interest::ReadWrite } else { Interest::Read };
-        let prompt = self.sockets.prompt.each_ref().map(|socket| (socket.as_fd(), interest(socket)));
-        let [hello, hello_v6, arp, ndp] = prompt;
-        let wake = (self.channels.wake.as_fd(), Interest::Read);
-        let ready = if self.machine.is_idle(now) {
-            poll::wait([hello, hello_v6, arp, ndp, wake], timeout)
-        } else {
-            let routine = self.sockets.routine.each_ref().map(|socket| (socket.as_fd(), Interest::Read));
-            let [routine, routine_v6] = routine;
-            poll::wait([hello, hello_v6, arp, ndp, wake, routine, routine_v6], timeout)
+        let routine = if self.machine.is_idle(now) { PollFlags::empty() } else { PollFlags::POLLIN };
+        let blocked = self.queue.front().map(|frame| frame.channel);
+        let events = |socket: &PacketSocket| match socket.channel {
+            _ if socket.is_routine() => routine,
+            channel if Some(channel) == blocked => PollFlags::POLLIN | PollFlags::POLLOUT,
+            _ => PollFlags::POLLIN,
         };
-        ready.map_err(Error::Sleep)
+        let sockets = self.sockets.iter().map(|socket| PollFd::new(socket.as_fd(), events(socket)));
+        let waker = PollFd::new(self.channels.waker.as_fd(), PollFlags::POLLIN);
+        poll::wait(sockets.chain([waker]), timeout).map_err(Error::Sleep)
     }
 
-    /// Receives the waiting frames. Hellos come first, so that a flood of other frames makes no peer look dead. Routine
-    /// Hellos are always read, because a peer whose Hello was not read is not silent. Returns whether more frames wait.
-    fn receive(&mut self, now: Duration, ready: Ready) -> bool {
+    /// Receives the waiting frames. Routine Hellos are always read, because a peer whose Hello was not read is not
+    /// silent. Returns whether more frames wait.
+    fn receive(&mut self, now: Duration, ready: &[bool]) -> bool {
         let mut more = false;
-        let prompt = self.sockets.prompt.iter().enumerate();
-        let prompt = prompt.filter(|(at, _)| ready.contains(*at)).map(|(_, socket)| socket);
-        for socket in self.sockets.routine.iter().chain(prompt) {
-            let mut left = RECEIVED_PER_ROUND / BATCH;
-            let mut again = true;
-            while again && left > 0 {
-                let machine = &mut self.machine;
-                // Whatever the clock shows, the frame arrived after the last read.
-                let max_age = now.saturating_sub(self.read);
-                let take = |link: u32, age: Duration, frame: &[u8]| {
-                    machine.receive(now - age.min(max_age), link, socket.channel(), frame);
-                };
-                again = socket.receive_with_age(&mut self.buffer, take).unwrap_or_else(|error| {
-                    tracing::debug!(%error, channel = ?socket.channel(), "a packet socket reports an error");
+        // Whatever the clock shows, the frames arrived after the last read.
+        let max_age = now.saturating_sub(self.read);
+        let readable = |(socket, is_ready): &(&PacketSocket, &bool)| socket.is_routine() || **is_ready;
+        for (socket, _) in self.sockets.iter().zip(ready).filter(readable) {
+            let machine = &mut self.machine;
+            let mut take = |link: u32, age: Duration, frame: &[u8]| {
+                machine.receive(now - age.min(max_age), link, socket.channel, frame);
+            };
+            more |= (0..BATCHES_PER_ROUND).all(|_| {
+                socket.receive(&mut self.buffer, &mut take).unwrap_or_else(|error| {
+                    tracing::debug!(%error, channel = ?socket.channel, "a packet socket reports an error");
                     true
-                });
-                left -= 1;
-            }
-            more |= again;
+                })
+            });
         }
         more
     }
 
     fn drop_backlog(&mut self) -> Result<(), Error> {
         let mut dropped = 0;
-        for socket in self.sockets.all() {
-            while socket.receive(&mut self.buffer, |_, _| dropped += 1).map_err(Error::Socket)? {}
+        for socket in self.sockets.iter() {
+            while socket.receive(&mut self.buffer, |_, _, _| dropped += 1).map_err(Error::Socket)? {}
         }
         self.machine.counters_mut().dropped.backlog += dropped;
         Ok(())
@@ -286,9 +287,9 @@ impl WireLoop {
 
     fn log(&mut self, events: Vec<Event>) {
         for event in events {
-            self.lost += u64::from(self.channels.log.try_send(LogLine::Event(event)).is_err());
+            self.lost += u64::from(self.channels.log.try_send(event).is_err());
         }
-        if self.lost > 0 && self.channels.log.try_send(LogLine::Lost(self.lost)).is_ok() {
+        if self.lost > 0 && self.channels.log.try_send(Event::Lost { count: self.lost }).is_ok() {
             self.lost = 0;
         }
     }
@@ -311,19 +312,15 @@ impl WireLoop {
         }
         (self.published, self.unpublished) = (Some(Instant::now()), false);
         let now = Timestamp::now();
-        let reportable = self.machine.reportable(self.begun.elapsed());
-        self.outputs.announcements.send_if_modified(|known| {
-            let new = publish::announcements(reportable, known, now);
-            let is_modified = new != *known;
-            *known = new;
-            is_modified
-        });
-        self.outputs.conflicts.send_if_modified(|known| {
-            let new = publish::conflicts(&self.machine, known, now);
-            let is_modified = new != *known;
-            *known = new;
-            is_modified
-        });
+        let announcements = publish::announcements(
+            &self.machine,
+            self.begun.elapsed(),
+            &self.outputs.announcements.borrow(),
+            now,
+        );
+        replace_if_changed(&self.outputs.announcements, announcements);
+        let conflicts = publish::conflicts(&self.machine, &self.outputs.conflicts.borrow(), now);
+        replace_if_changed(&self.outputs.conflicts, conflicts);
     }
 }
 

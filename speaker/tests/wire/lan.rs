@@ -231,7 +231,7 @@ impl Lan {
             while !missing.is_empty() {
                 let left = TIMEOUT.saturating_sub(begun.elapsed());
                 assert!(socket.wait_readable(left).expect("readable"), "{} of them are not announced", missing.len());
-                let take = |_, frame: &[u8]| {
+                let take = |_, _, frame: &[u8]| {
                     let lb_ip = Ipv4Addr::new(frame[28], frame[29], frame[30], frame[31]);
                     if frame[22..28] != except.octets() && missing.remove(&lb_ip) {
                         first.get_or_insert_with(|| begun.elapsed());
@@ -250,7 +250,7 @@ impl Lan {
             socket.listen_on([eth0().0].into()).expect("listen");
             self.wait_idly(time);
             let (mut ages, mut buffer) = (Vec::new(), ReceiveBuffer::default());
-            socket.receive_with_age(&mut buffer, |_, age, _| ages.push(age)).expect("receive");
+            socket.receive(&mut buffer, |_, age, _| ages.push(age)).expect("receive");
             ages
         })
     }
@@ -268,7 +268,7 @@ impl Lan {
             // More answers may come until the end.
             let end = Instant::now() + Duration::from_millis(200);
             while socket.wait_readable(end.saturating_duration_since(Instant::now())).expect("readable") {
-                let take = |_, frame: &[u8]| {
+                let take = |_, _, frame: &[u8]| {
                     if frame[..6] == own.octets() && frame[20..22] == [0, 2] && frame[28..32] == lb_ip.octets() {
                         answers.insert(MacAddr::from(<[u8; 6]>::try_from(&frame[22..28]).expect("six bytes")));
                     }

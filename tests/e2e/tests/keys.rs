@@ -195,7 +195,7 @@ fn send_forgeries(client: &Host) -> Result<()> {
         let (mut buffer, mut received) = (ReceiveBuffer::default(), None);
         while received.is_none() {
             ensure!(port.wait_readable(SOON)?, "no Hello is received");
-            port.receive(&mut buffer, |_, frame| {
+            port.receive(&mut buffer, |_, _, frame| {
                 received = datagram::unwrap(frame).ok().map(|(_, payload)| payload.to_vec());
             })?;
         }

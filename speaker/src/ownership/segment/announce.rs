@@ -67,13 +67,11 @@ impl Segment {
 
     /// The announced addresses to report, each with the takeover by which this node got it. An address that was taken
     /// over is left out while its first announcement waits.
-    pub fn reportable(&self, now: Duration) -> impl Iterator<Item = (IpAddr, Claim, Option<Move>)> + '_ {
+    pub fn reportable(&self, now: Duration) -> impl Iterator<Item = (IpAddr, Claim, Option<&Move>)> {
         let all = self.announced_claims().map(|(lb_ip, claim)| (lb_ip, claim, self.moves.get(&lb_ip)));
-        let waits = move |lb_ip, moved: Option<&Move>| {
-            moved.is_some_and(|moved| !moved.is_announced()) && self.schedule.is_waiting(lb_ip, now)
-        };
-        all.filter(move |(lb_ip, _, moved)| !waits(*lb_ip, *moved))
-            .map(|(lb_ip, claim, moved)| (lb_ip, claim, moved.cloned()))
+        all.filter(move |(lb_ip, _, moved)| {
+            moved.is_none_or(Move::is_announced) || !self.schedule.is_waiting(*lb_ip, now)
+        })
     }
 
     /// The IPv6 groups to join: the group of speakers, and those for solicitations of announced addresses.
