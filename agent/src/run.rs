@@ -214,8 +214,7 @@ impl Agent {
 
     fn spawn_speaker(&self, cluster: &str, tasks: &mut Tasks) -> SpeakerHandle {
         let channels = &self.channels;
-        let authentication = speaker::Authentication::Required;
-        let config = speaker::Config::new(cluster, &self.config.node, incarnation(), authentication);
+        let config = speaker::Config::new(cluster, &self.config.node, incarnation());
         let inputs = speaker::Inputs {
             snapshot: channels.speaker_snapshot.rx.clone(),
             forwarded: channels.announceable.rx.clone(),

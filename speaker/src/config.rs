@@ -2,7 +2,6 @@
 
 use std::time::Duration;
 
-use crate::wire::seal::Authentication;
 use model::stable_hash;
 
 /// The identity of this speaker, and its times.
@@ -13,7 +12,6 @@ pub struct Config {
     pub node: String,
     /// A random number, new at each start.
     pub incarnation: u64,
-    pub authentication: Authentication,
     /// The interval of Hellos while a link has few speakers (see [`crate::peers::interval`]).
     pub interval: Duration,
     /// The number of missed Hellos after which a peer is dead.
@@ -29,12 +27,11 @@ impl Config {
     pub const MULTIPLIER: u32 = 3;
 
     /// The speaker of `node`, with default times. `cluster` is the UID of the namespace `kube-system`.
-    pub fn new(cluster: &str, node: &str, incarnation: u64, authentication: Authentication) -> Self {
+    pub fn new(cluster: &str, node: &str, incarnation: u64) -> Self {
         Self {
             cluster: stable_hash::hash(cluster.as_bytes()),
             node: node.into(),
             incarnation,
-            authentication,
             interval: Self::INTERVAL,
             multiplier: Self::MULTIPLIER,
         }

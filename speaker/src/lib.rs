@@ -74,4 +74,4 @@ pub use metrics::Counters;
 pub use peers::neighbours::Neighbours;
 pub use run::{Announcement, Announcements, Conflict, Conflicts, Error, Inputs, Outputs, run};
 pub use snapshot::Snapshot;
-pub use wire::seal::{Authentication, Keys};
+pub use wire::seal::Keys;

@@ -350,7 +350,6 @@ impl Machine {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::wire::seal::Authentication;
 
     #[test]
     fn speaker_without_key_or_address_sleeps_and_is_silent() {
@@ -361,7 +360,7 @@ mod tests {
             addresses: addresses.iter().map(|own| own.parse().expect("an address")).collect(),
             is_bridge: false,
         };
-        let mut machine = Machine::new(Config::new("cluster", "n1", 1, Authentication::Required));
+        let mut machine = Machine::new(Config::new("cluster", "n1", 1));
         let mut now = Duration::from_secs(1);
         let mut rounds = |machine: &mut Machine, count: u32| {
             let mut frames = Vec::new();

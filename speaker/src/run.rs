@@ -50,8 +50,8 @@ pub struct Inputs {
     pub snapshot: watch::Receiver<Option<Arc<Snapshot>>>,
     /// The addresses that the dataplane has programmed in the kernel. No other address is announced.
     pub forwarded: watch::Receiver<Arc<BTreeSet<IpAddr>>>,
-    /// The keys that seal packets, if [`Config::authentication`] requires them. They may change at any time: see
-    /// [`crate::wire::seal`]. Without keys, no packet is sent and no address is announced.
+    /// The keys that seal packets. They may change at any time: see [`crate::wire::seal`]. Without keys, no packet is
+    /// sent and no address is announced.
     pub keys: watch::Receiver<Arc<Keys>>,
 }
 

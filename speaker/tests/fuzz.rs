@@ -23,7 +23,7 @@ use speaker::wire::frame::Channel;
 use speaker::wire::hello::Packet;
 use speaker::wire::seal::KeyRing;
 use speaker::wire::{arp, datagram, ndp};
-use speaker::{Authentication, Keys, Snapshot};
+use speaker::{Keys, Snapshot};
 
 const MINE: MacAddr = MacAddr(2, 0, 0, 0, 0, 1);
 
@@ -122,7 +122,7 @@ fn hello_decoder_accepts_only_consistent_packets() {
 
 #[test]
 fn unsealed_packets_are_refused() {
-    let mut ring = KeyRing::new(Authentication::Required);
+    let mut ring = KeyRing::default();
     ring.set(Duration::ZERO, &Keys::new([&[7; 32][..]]).expect("a key"));
     fuzz("hello", |input| {
         assert!(ring.open(Duration::ZERO, input).is_err(), "this is not sealed");
@@ -187,11 +187,11 @@ fn repair(frame: &mut [u8]) {
 /// The whole speaker, with packets of a faulty peer that has the key.
 #[test]
 fn speaker_survives_nonsense_of_its_peers() {
-    let mut ring = KeyRing::new(Authentication::Required);
+    let mut ring = KeyRing::default();
     let keys = Keys::new([&[7; 32][..]]).expect("a key");
     ring.set(Duration::ZERO, &keys);
     let machine = || {
-        let mut machine = Machine::new(Config::new("test", "n0", 1, Authentication::Required));
+        let mut machine = Machine::new(Config::new("test", "n0", 1));
         let addresses = vec!["192.0.2.10/24".parse().expect("address"), "2001:db8::a/64".parse().expect("address")];
         let link = Link { index: 2, name: "eth0".into(), mac: MINE, addresses, is_bridge: false };
         machine.set_keys(Duration::ZERO, &keys);

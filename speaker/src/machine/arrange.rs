@@ -110,12 +110,18 @@ mod tests {
 
     use super::*;
     use crate::config::Config;
-    use crate::wire::seal::Authentication;
+    use crate::wire::seal::Keys;
     use model::eligibility::{Candidate, Candidates};
 
     /// The addresses of each link.
     fn placed_addresses(machine: &Machine) -> BTreeMap<u32, Vec<IpAddr>> {
         machine.segments.iter().map(|(index, segment)| (*index, segment.placed_addresses().collect())).collect()
+    }
+
+    fn machine() -> Machine {
+        let mut machine = Machine::new(Config::new("cluster", "n1", 1));
+        machine.set_keys(Duration::ZERO, &Keys::new([&[7; 32][..]]).expect("a key"));
+        machine
     }
 
     fn links(names: &[&str]) -> Links {
@@ -133,7 +139,7 @@ mod tests {
                 let (name, addresses) = (format!("eth{index}"), vec![own.parse().expect("a prefix")]);
                 (index, Link { index, name, mac, addresses, is_bridge: false })
             };
-            let mut machine = Machine::new(Config::new("cluster", "n1", 1, Authentication::Off));
+            let mut machine = machine();
             let all_links = [link(1, "192.0.2.11/24"), link(2, "198.51.100.1/29"), link(3, "203.0.113.1/24")];
             machine.set_links(Duration::ZERO, BTreeMap::from(all_links));
             let lb_ip = |n: u8| -> IpAddr { if n < 6 { [198, 51, 100, n].into() } else { [192, 0, 2, n].into() } };
@@ -183,7 +189,7 @@ mod tests {
             addresses: vec![own.parse().expect("a prefix")],
             is_bridge: false,
         };
-        let mut machine = Machine::new(Config::new("cluster", "n1", 1, Authentication::Off));
+        let mut machine = machine();
         machine.set_links(Duration::ZERO, BTreeMap::from([(1, eth0)]));
         let many = (0..5000u32).map(|n| (IpAddr::from((0x0a01_0000 + n).to_be_bytes()), wanted()));
         let mut snapshot =

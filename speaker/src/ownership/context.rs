@@ -36,8 +36,8 @@ impl Context {
     pub fn new(config: Config) -> Self {
         Self {
             now: Duration::ZERO,
-            keys: KeyRing::new(config.authentication),
             config,
+            keys: KeyRing::default(),
             snapshot: None,
             forwarded: Arc::default(),
             leaving: false,

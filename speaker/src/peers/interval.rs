@@ -59,7 +59,6 @@ impl HelloInterval {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::wire::seal::Authentication;
 
     fn ms(ms: u64) -> Duration {
         Duration::from_millis(ms)
@@ -77,7 +76,7 @@ mod tests {
 
     #[test]
     fn longer_interval_is_published_before_use() {
-        let config = Config::new("test", "n1", 1, Authentication::Off);
+        let config = Config::new("test", "n1", 1);
         let mut interval = HelloInterval::new(&config);
         for (speakers, published, actual) in [
             (3, 50, 50),

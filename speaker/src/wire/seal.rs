@@ -40,8 +40,7 @@ const SEAL: usize = 4 + TAG;
 /// One key. Its content is never printed.
 #[derive(Clone)]
 pub struct Key {
-    /// Identifies the key within a set. Not secret.
-    id: u32,
+    /// Not secret.
     fingerprint: [u8; TAG],
     hmac: hmac::Key,
 }
@@ -63,14 +62,19 @@ impl Key {
         let hmac = hmac::Key::new(hmac::HMAC_SHA256, secret);
         let mut fingerprint = [0; TAG];
         fingerprint.copy_from_slice(hmac::sign(&hmac, b"the key of the speakers of Landfall").as_ref());
-        let [a, b, c, d, ..] = fingerprint;
-        Ok(Self { id: u32::from_be_bytes([a, b, c, d]), fingerprint, hmac })
+        Ok(Self { fingerprint, hmac })
+    }
+
+    /// Identifies the key within a set.
+    fn id(&self) -> [u8; 4] {
+        let [a, b, c, d, ..] = self.fingerprint;
+        [a, b, c, d]
     }
 }
 
 impl fmt::Debug for Key {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Key({:08x})", self.id)
+        write!(f, "Key({:08x})", u32::from_be_bytes(self.id()))
     }
 }
 
@@ -103,15 +107,6 @@ impl Keys {
     }
 }
 
-/// Whether packets are sealed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Authentication {
-    /// Nothing is sealed and everything is accepted: any host on the LAN can take every address.
-    Off,
-    /// A packet without a seal by a known key is dropped. Without a key, no packet is sent and no address is claimed.
-    Required,
-}
-
 /// Why a packet is refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum SealError {
@@ -124,18 +119,14 @@ pub enum SealError {
 }
 
 /// The current keys, and the recently removed ones.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct KeyRing {
-    authentication: Authentication,
     keys: Keys,
+    /// Each with the end of its grace period.
     retired: Vec<(Key, Duration)>,
 }
 
 impl KeyRing {
-    pub fn new(authentication: Authentication) -> Self {
-        Self { authentication, keys: Keys::default(), retired: Vec::new() }
-    }
-
     /// Replaces the keys. An empty set is ignored, so that a Secret emptied by mistake does not separate the speakers.
     /// Returns whether these are the first keys.
     pub fn set(&mut self, now: Duration, keys: &Keys) -> bool {
@@ -152,9 +143,9 @@ impl KeyRing {
         first
     }
 
-    /// Whether packets can be sealed, or need not be.
+    /// Whether there is a key. Without one no packet is sent and no address is claimed.
     pub fn can_seal(&self) -> bool {
-        self.authentication == Authentication::Off || !self.keys.is_empty()
+        !self.keys.is_empty()
     }
 
     fn active_keys(&self, now: Duration) -> impl Iterator<Item = &Key> {
@@ -164,22 +155,17 @@ impl KeyRing {
 
     /// The number of bytes that sealing adds to a packet.
     pub fn overhead(&self, now: Duration) -> usize {
-        match self.authentication {
-            Authentication::Off => 1,
-            Authentication::Required => 1 + SEAL * self.active_keys(now).count(),
-        }
+        1 + SEAL * self.active_keys(now).count()
     }
 
     pub fn seal(&self, now: Duration, mut body: Vec<u8>) -> Vec<u8> {
         let end = body.len();
         let mut count = 0;
-        if self.authentication == Authentication::Required {
-            for key in self.active_keys(now) {
-                let tag = hmac::sign(&key.hmac, &body[..end]);
-                body.extend(key.id.to_be_bytes());
-                body.extend(tag.as_ref());
-                count += 1;
-            }
+        for key in self.active_keys(now) {
+            let tag = hmac::sign(&key.hmac, &body[..end]);
+            body.extend(key.id());
+            body.extend(tag.as_ref());
+            count += 1;
         }
         body.push(count);
         body
@@ -193,21 +179,13 @@ impl KeyRing {
         let (count, rest) = sealed.split_last().ok_or(SealError::Malformed)?;
         let end = rest.len().checked_sub(usize::from(*count) * SEAL).ok_or(SealError::Malformed)?;
         let (body, seals) = rest.split_at(end);
-        if self.authentication == Authentication::Off {
-            return Ok(body);
-        }
-        let mut forged = false;
-        for seal in seals.chunks_exact(SEAL) {
-            let (id, tag) = seal.split_at(4);
-            // Verify one seal per packet: a forged packet must not cost a calculation for each of its seals.
-            let Some(key) = self.active_keys(now).find(|key| key.id.to_be_bytes() == id) else { continue };
-            forged = hmac::verify(&key.hmac, body, tag).is_err();
-            if !forged {
-                return Ok(body);
-            }
-            break;
-        }
-        Err(if forged { SealError::Forged } else { SealError::Unsealed })
+        let ids_and_tags = seals.chunks_exact(SEAL).map(|seal| seal.split_at(4));
+        let mut known =
+            ids_and_tags.filter_map(|(id, tag)| Some((self.active_keys(now).find(|key| key.id() == id)?, tag)));
+        // Verify one seal per packet: a forged packet must not cost a calculation for each of its seals.
+        let (key, tag) = known.next().ok_or(SealError::Unsealed)?;
+        hmac::verify(&key.hmac, body, tag).map_err(|_| SealError::Forged)?;
+        Ok(body)
     }
 }
 
@@ -220,7 +198,7 @@ mod tests {
     const NEW: &[u8] = b"a new key of the cluster";
 
     fn ring(secrets: &[&[u8]]) -> KeyRing {
-        let mut ring = KeyRing::new(Authentication::Required);
+        let mut ring = KeyRing::default();
         ring.set(Duration::ZERO, &Keys::new(secrets.iter().copied()).expect("keys"));
         ring
     }
@@ -241,12 +219,7 @@ mod tests {
             let sealed = ring(sender).seal(Duration::ZERO, body.clone());
             assert_eq!(open_by(&ring(receiver), &sealed), expected, "{case}");
         }
-        let open = KeyRing::new(Authentication::Off).seal(Duration::ZERO, body.clone());
-        assert_eq!(open_by(&ring(&[OLD]), &open), Err(SealError::Unsealed));
-        assert_eq!(open_by(&KeyRing::new(Authentication::Off), &open), Ok(body.clone()));
-        let sealed = ring(&[OLD]).seal(Duration::ZERO, body.clone());
-        assert_eq!(open_by(&KeyRing::new(Authentication::Off), &sealed), Ok(body));
-        let without = KeyRing::new(Authentication::Required);
+        let (sealed, without) = (ring(&[OLD]).seal(Duration::ZERO, body), KeyRing::default());
         assert_eq!((without.can_seal(), open_by(&without, &sealed)), (false, Err(SealError::Unsealed)));
     }
 

@@ -18,7 +18,7 @@ use netns::{Namespace, veth};
 use speaker::os::socket::{PacketSocket, ReceiveBuffer};
 use speaker::wire::frame::{Channel, FrameClass};
 use speaker::{
-    Announcements, Authentication, Config, Conflicts, Counters, Inputs, Keys, Neighbours, Outputs, Snapshot,
+    Announcements, Config, Conflicts, Counters, Inputs, Keys, Neighbours, Outputs, Snapshot,
 };
 use tokio::sync::{oneshot, watch};
 
@@ -316,7 +316,6 @@ impl Speaker {
             "test",
             &format!("n{n}"),
             u64::from(std::process::id()) << 32 | n as u64,
-            Authentication::Required,
         );
         let (keys, keys_receiver) = watch::channel(key(b"the first key of all speakers"));
         let inputs = Inputs { snapshot, forwarded: forwarded_receiver, keys: keys_receiver };

@@ -19,7 +19,7 @@ use speaker::os::socket::{PacketSocket, ReceiveBuffer};
 use speaker::wire::datagram;
 use speaker::wire::frame::Channel;
 use speaker::wire::seal::KeyRing;
-use speaker::{Authentication, Keys};
+use speaker::Keys;
 
 /// The Secret with the keys.
 const SECRET: &str = "landfall-hello-keys";
@@ -205,7 +205,7 @@ fn send_forgeries(client: &Host) -> Result<()> {
         // A time far in the future, so that an agent would use this Hello if it accepted it.
         let mut changed = received.clone();
         changed[23] ^= 1;
-        let mut ring = KeyRing::new(Authentication::Required);
+        let mut ring = KeyRing::default();
         ring.set(Duration::ZERO, &Keys::new([&b"the key of another cluster"[..]])?);
         let with_another_key = ring.seal(Duration::ZERO, body.to_vec());
         for payload in [&changed, &received, &with_another_key] {

@@ -9,7 +9,7 @@ use model::eligibility::{AnnouncementPolicy, Candidate, Candidates, Links};
 use speaker::Config;
 use speaker::machine::Machine;
 use speaker::wire::frame::Channel;
-use speaker::{Authentication, Keys, Snapshot};
+use speaker::{Keys, Snapshot};
 
 use super::{Scheduled, World, links, name};
 
@@ -20,7 +20,7 @@ impl World {
         let host = &mut self.hosts[node];
         host.end_speaker();
         host.starts += 1;
-        let config = Config::new("world", &name(node), host.starts << 32 | node as u64, Authentication::Required);
+        let config = Config::new("world", &name(node), host.starts << 32 | node as u64);
         host.backlog.clear();
         host.suspended_until = Duration::ZERO;
         let mut machine = Machine::new(config);

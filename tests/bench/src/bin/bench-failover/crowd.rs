@@ -18,7 +18,7 @@ use speaker::Config;
 use speaker::announce::placement::Link;
 use speaker::machine::Machine;
 use speaker::wire::frame::Frame;
-use speaker::{Authentication, Keys, Snapshot};
+use speaker::{Keys, Snapshot};
 
 use crate::Bench;
 
@@ -82,7 +82,7 @@ impl Crowd {
         let address: ipnet::IpNet = "198.18.255.1/15".parse()?;
         let mut machines = Vec::with_capacity(nodes);
         for node in 0..nodes {
-            let config = Config::new("crowd", &node_name(node), node as u64 + 1, Authentication::Required);
+            let config = Config::new("crowd", &node_name(node), node as u64 + 1);
             let mut machine = Machine::new(config);
             let [high, low] = (node as u16).to_be_bytes();
             let mac = MacAddr(2, 0, 0, 0, high, low);
