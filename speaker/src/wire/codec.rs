@@ -62,15 +62,15 @@ const ENDED: u64 = 1 << 62;
 const CEDED: u64 = 1 << 61;
 
 /// Why bytes are not a supported packet.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum DecodeError {
-    #[error("not a Landfall packet")]
+    /// Not a packet of Landfall.
     Foreign,
-    #[error("version {0} is not supported")]
+    /// This version is not supported.
     Version(u8),
-    #[error("truncated")]
+    /// Truncated.
     Short,
-    #[error("{0} is invalid")]
+    /// This part is invalid.
     Invalid(&'static str),
 }
 
@@ -218,8 +218,8 @@ impl Packet {
         let (node, link) = (node.to_owned(), link.to_owned());
         #[rustfmt::skip]
         let packet = Self {
-            cluster, node, mac, link, incarnation, sequence, part, interval, leaving, blind, routine, heard, echoes, probed, bucket_requests, bits,
-            digests, pages,
+            cluster, node, mac, link, incarnation, sequence, part, interval, leaving, blind, routine, heard, echoes,
+            probed, bucket_requests, bits, digests, pages,
         };
         Ok(packet)
     }
@@ -364,8 +364,8 @@ mod tests {
         ) -> Packet {
             #[rustfmt::skip]
             let packet = Packet {
-                cluster, node, mac, link, incarnation, sequence, part, interval, leaving, blind, routine, heard, echoes, probed, bucket_requests,
-                bits, digests, pages,
+                cluster, node, mac, link, incarnation, sequence, part, interval, leaving, blind, routine, heard, echoes,
+                probed, bucket_requests, bits, digests, pages,
             };
             packet
         }
@@ -467,7 +467,10 @@ mod tests {
 
         #[test]
         fn decoding_a_damaged_packet_never_panics(
-            packet in packet(), at in any::<prop::sample::Index>(), byte in any::<u8>(), end in any::<prop::sample::Index>(),
+            packet in packet(),
+            at in any::<prop::sample::Index>(),
+            byte in any::<u8>(),
+            end in any::<prop::sample::Index>(),
         ) {
             let mut bytes = packet.encode();
             let at = at.index(bytes.len());

@@ -35,19 +35,15 @@ const IPV4_LEN: usize = Ipv4Packet::minimum_packet_size();
 const UDP_LEN: usize = UdpPacket::minimum_packet_size();
 
 /// Why a frame carries no datagram for this speaker.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum DatagramError {
     /// The frame is truncated, or a length in it is wrong.
-    #[error("cut off")]
     Short,
     /// The frame is complete but of another kind.
-    #[error("not for our group and port")]
     Foreign,
     /// A router forwarded the datagram.
-    #[error("not from this link")]
     Distant,
     /// The checksum does not match the payload.
-    #[error("wrong checksum")]
     Checksum,
 }
 

@@ -40,7 +40,6 @@ const SEAL: usize = 4 + TAG;
 /// One key. Its content is never printed.
 #[derive(Clone)]
 pub struct Key {
-    /// Not secret.
     fingerprint: [u8; TAG],
     hmac: hmac::Key,
 }
@@ -65,7 +64,7 @@ impl Key {
         Ok(Self { fingerprint, hmac })
     }
 
-    /// Identifies the key within a set.
+    /// Identifies the key within a set. Not secret.
     fn id(&self) -> [u8; 4] {
         let [a, b, c, d, ..] = self.fingerprint;
         [a, b, c, d]
