@@ -7,7 +7,6 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
-use std::ops::RangeInclusive;
 
 use model::stable_hash;
 
@@ -81,10 +80,6 @@ impl Claims {
         self.entries.len()
     }
 
-    pub fn is_empty(&self) -> bool {
-        self.entries.is_empty()
-    }
-
     /// Adds the claim and returns the one it replaces.
     pub fn insert(&mut self, lb_ip: IpAddr, claim: Claim) -> Option<Claim> {
         let before = self.remove(lb_ip);
@@ -106,10 +101,10 @@ impl Claims {
         self.bits
     }
 
-    /// Sorts the claims into `1 << bits` buckets.
-    pub fn set_bits(&mut self, bits: u8) {
+    /// Sorts the claims into `1 << bits` buckets. Returns whether that is another number than before.
+    pub fn set_bits(&mut self, bits: u8) -> bool {
         if self.bits == bits {
-            return;
+            return false;
         }
         self.bits = bits.min(MAX_BITS);
         self.digests = vec![0; 1 << self.bits];
@@ -117,6 +112,7 @@ impl Claims {
             let digest = &mut self.digests[bucket_of(*lb_ip, self.bits)];
             *digest = digest.wrapping_add(claim_digest(*lb_ip, *claim));
         }
+        true
     }
 
     /// The suitable number of bits for the number of claims.
@@ -141,55 +137,45 @@ impl Claims {
         bucket_of(lb_ip, self.bits)
     }
 
+    /// The claims whose hash is in a range, in the order of their hashes, with the hash of each.
+    fn range(&self, from: u32, to: u32) -> impl Iterator<Item = (u32, IpAddr, Claim)> {
+        let lowest: IpAddr = [0; 4].into();
+        let entries = self.entries.range((from, lowest)..).take_while(move |((position, _), _)| *position <= to);
+        entries.map(|((position, lb_ip), claim)| (*position, *lb_ip, *claim))
+    }
+
     /// The claims of one bucket, as pages of at most `room` bytes each (see [`encoded_size`]).
     pub fn pages(&self, bucket: usize, room: usize) -> Vec<Page> {
-        let range = bucket_range(bucket, self.bits);
-        let mut taken = 0;
-        let mut pages = vec![Page { from: *range.start(), to: *range.end(), claims: Vec::new() }];
-        let lowest: IpAddr = [0; 4].into();
-        for ((position, lb_ip), claim) in self.entries.range((*range.start(), lowest)..) {
-            if position > range.end() {
-                break;
-            }
-            let page = pages.last_mut().expect("invariant: there is always a last page");
+        let (from, to) = bucket_range(bucket, self.bits);
+        let (mut pages, mut taken) = (Vec::new(), 0);
+        let mut page = Page { from, to, claims: Vec::new() };
+        for (position, lb_ip, claim) in self.range(from, to) {
             let last = page.claims.last().map(|(lb_ip, _)| hash_position(*lb_ip));
             // Claims of equal hash stay on one page: a page ends between two hashes.
-            if taken + encoded_size(*lb_ip) > room && last.is_some_and(|last| last < *position) {
+            if taken + encoded_size(lb_ip) > room && last.is_some_and(|last| last < position) {
                 page.to = position - 1;
-                pages.push(Page { from: *position, to: *range.end(), claims: Vec::new() });
+                pages.push(std::mem::replace(&mut page, Page { from: position, to, claims: Vec::new() }));
                 taken = 0;
             }
-            taken += encoded_size(*lb_ip);
-            pages.last_mut().expect("invariant: one was pushed").claims.push((*lb_ip, *claim));
+            taken += encoded_size(lb_ip);
+            page.claims.push((lb_ip, claim));
         }
+        pages.push(page);
         pages
     }
 
     /// Replaces the claims in the page's range by those of the page. Returns the addresses whose claim changed.
     pub fn replace(&mut self, page: &Page) -> BTreeSet<IpAddr> {
-        let new: BTreeMap<IpAddr, Claim> = page
-            .claims
-            .iter()
-            .copied()
-            .filter(|(lb_ip, _)| (page.from..=page.to).contains(&hash_position(*lb_ip)))
-            .collect();
-        let lowest: IpAddr = [0; 4].into();
-        let old: Vec<IpAddr> = self
-            .entries
-            .range((page.from, lowest)..)
-            .take_while(|((position, _), _)| *position <= page.to)
-            .map(|((_, lb_ip), _)| *lb_ip)
-            .collect();
-        let gone = old.into_iter().filter(|lb_ip| !new.contains_key(lb_ip));
-        let mut changed: BTreeSet<IpAddr> = gone.collect();
+        let is_inside = |lb_ip: IpAddr| (page.from..=page.to).contains(&hash_position(lb_ip));
+        let new: BTreeMap<IpAddr, Claim> = page.claims.iter().copied().filter(|(lb_ip, _)| is_inside(*lb_ip)).collect();
+        let old = self.range(page.from, page.to).filter(|(_, lb_ip, claim)| new.get(lb_ip) != Some(claim));
+        let mut changed: BTreeSet<IpAddr> = old.map(|(_, lb_ip, _)| lb_ip).collect();
+        changed.extend(new.keys().filter(|lb_ip| self.get(**lb_ip).is_none()));
         for lb_ip in &changed {
-            self.remove(*lb_ip);
-        }
-        for (lb_ip, claim) in new {
-            if self.get(lb_ip) != Some(claim) {
-                self.insert(lb_ip, claim);
-                changed.insert(lb_ip);
-            }
+            match new.get(lb_ip) {
+                Some(claim) => self.insert(*lb_ip, *claim),
+                None => self.remove(*lb_ip),
+            };
         }
         changed
     }
@@ -210,11 +196,11 @@ fn bucket_of(lb_ip: IpAddr, bits: u8) -> usize {
     hash_position(lb_ip).checked_shr(32 - u32::from(bits)).unwrap_or(0) as usize
 }
 
-/// The hashes of a bucket.
-fn bucket_range(bucket: usize, bits: u8) -> RangeInclusive<u32> {
+/// The lowest and the highest hash of a bucket.
+fn bucket_range(bucket: usize, bits: u8) -> (u32, u32) {
     let width = u32::MAX.checked_shr(u32::from(bits)).unwrap_or(0);
     let from = (bucket as u32).checked_shl(32 - u32::from(bits)).unwrap_or(0);
-    from..=from | width
+    (from, from | width)
 }
 
 fn claim_digest(lb_ip: IpAddr, claim: Claim) -> u32 {
@@ -228,11 +214,12 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
+    const CLAIM: Claim = Claim { epoch: 1, backed: true, active: true, retained: true };
+
     fn claims_to(addresses: impl IntoIterator<Item = u32>) -> Claims {
         let mut claims = Claims::default();
         for n in addresses {
-            claims
-                .insert(IpAddr::from(n.to_be_bytes()), Claim { epoch: 1, backed: true, active: true, retained: true });
+            claims.insert(IpAddr::from(n.to_be_bytes()), CLAIM);
         }
         claims.set_bits(claims.suitable_bits());
         claims
@@ -282,8 +269,8 @@ mod tests {
             let mut detour = Claims::default();
             detour.set_bits(bits);
             for n in addresses.iter().rev() {
-                detour.insert(IpAddr::from(n.to_be_bytes()), Claim { epoch: 1, backed: true, active: false, retained: true });
-                detour.insert(IpAddr::from(n.to_be_bytes()), Claim { epoch: 1, backed: true, active: true, retained: true });
+                detour.insert(IpAddr::from(n.to_be_bytes()), Claim { active: false, ..CLAIM });
+                detour.insert(IpAddr::from(n.to_be_bytes()), CLAIM);
             }
             prop_assert_eq!(straight.digests(), detour.digests());
         }

@@ -127,8 +127,7 @@ impl HelloSender {
         // All parts have one sequence, because they may overtake each other.
         self.sequence += 1;
         let bits = own.suitable_bits();
-        if bits != own.bits() {
-            own.set_bits(bits);
+        if own.set_bits(bits) {
             // The requests refer to the former buckets. Peers request missing claims again.
             self.requested = 0;
         }
