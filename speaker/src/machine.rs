@@ -111,7 +111,7 @@ impl Machine {
         }
         counters.stalls += 1;
         events.push(Event::Stalled { late });
-        let missed = self.segments.values().any(|segment| segment.is_missed(now, config));
+        let missed = self.segments.values().any(|segment| segment.hello_sender.is_missed(now, config.multiplier));
         for segment in self.segments.values_mut() {
             segment.excuse_peers(now);
             if missed {
@@ -126,7 +126,7 @@ impl Machine {
         if self.context.keys.set(now, keys) {
             for segment in self.segments.values_mut() {
                 segment.restart_listening(now);
-                segment.send_soon();
+                segment.hello_sender.send_soon();
             }
         }
     }
@@ -221,7 +221,7 @@ impl Machine {
         if !self.context.leaving {
             self.context.leaving = true;
             self.stops_by = Some(now + self.context.config.handover_timeout(self.slowest_interval()));
-            self.segments.values_mut().for_each(Segment::send_soon);
+            self.segments.values_mut().for_each(|segment| segment.hello_sender.send_soon());
         }
     }
 

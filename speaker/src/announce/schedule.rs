@@ -53,13 +53,6 @@ pub enum Form {
     Both,
 }
 
-/// An address to announce now.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct DueAnnouncement {
-    pub lb_ip: IpAddr,
-    pub form: Form,
-}
-
 /// The times of the next announcements.
 #[derive(Clone, Debug)]
 pub struct Schedule {
@@ -114,10 +107,10 @@ impl Schedule {
         self.entries.get(&lb_ip).is_some_and(|entry| entry.step == 0 && entry.due <= now)
     }
 
-    /// The addresses to announce now, at most `limit`, the longest overdue first. Those that `may` forbids are
-    /// deferred. A late call announces an address once in each form and skips missed repetitions. Many repetitions are
-    /// paced.
-    pub fn take_due(&mut self, now: Duration, limit: usize, may: impl Fn(IpAddr) -> bool) -> Vec<DueAnnouncement> {
+    /// The addresses to announce now and their forms, at most `limit`, the longest overdue first. Those that `may`
+    /// forbids are deferred. A late call announces an address once in each form and skips missed repetitions. Many
+    /// repetitions are paced.
+    pub fn take_due(&mut self, now: Duration, limit: usize, may: impl Fn(IpAddr) -> bool) -> Vec<(IpAddr, Form)> {
         let mut announcements = Vec::new();
         while announcements.len() < limit {
             let Some(first) = self.due.first().copied().filter(|(due, _, _)| *due <= now) else { break };
@@ -131,12 +124,11 @@ impl Schedule {
             {
                 (entry.due, entry.is_paced) = (time, true);
             } else if entry.step == 0 {
-                announcements.push(DueAnnouncement { lb_ip, form: Form::Request });
+                announcements.push((lb_ip, Form::Request));
                 // After the addresses that wait for their first frame.
                 (entry.step, entry.due) = (1, now);
             } else {
-                announcements
-                    .push(DueAnnouncement { lb_ip, form: if entry.step == 1 { Form::Reply } else { Form::Both } });
+                announcements.push((lb_ip, if entry.step == 1 { Form::Reply } else { Form::Both }));
                 entry.is_paced = false;
                 while BURST.get(entry.step).is_some_and(|after| entry.begun + *after <= now) {
                     entry.step += 1;
@@ -193,7 +185,8 @@ mod tests {
         let mut announcements = Vec::new();
         while let Some(due) = schedule.next_deadline().filter(|due| *due <= end) {
             let taken = schedule.take_due(due, 10, &may).into_iter();
-            announcements.extend(taken.filter(|one| one.form != Form::Reply).map(|one| (due.as_millis(), one.lb_ip)));
+            let first_frames = taken.filter(|(_, form)| *form != Form::Reply);
+            announcements.extend(first_frames.map(|(lb_ip, _)| (due.as_millis(), lb_ip)));
         }
         announcements
     }
@@ -215,7 +208,7 @@ mod tests {
     fn late_loop_announces_once_and_skips_missed_repetitions() {
         let mut schedule = Schedule::default();
         schedule.start(ip(1), Duration::ZERO);
-        let forms = [Form::Request, Form::Reply].map(|form| DueAnnouncement { lb_ip: ip(1), form });
+        let forms = [Form::Request, Form::Reply].map(|form| (ip(1), form));
         assert_eq!(schedule.take_due(Duration::from_secs(2), 10, |_| true), forms);
         assert_eq!(schedule.next_deadline(), Some(Duration::from_millis(2300)));
     }
@@ -225,7 +218,7 @@ mod tests {
         let mut schedule = Schedule::default();
         schedule.start(ip(1), Duration::ZERO);
         schedule.start(ip(2), Duration::ZERO);
-        let forms = [Form::Request, Form::Reply].map(|form| DueAnnouncement { lb_ip: ip(2), form });
+        let forms = [Form::Request, Form::Reply].map(|form| (ip(2), form));
         assert_eq!(schedule.take_due(Duration::ZERO, 10, |lb_ip| lb_ip == ip(2)), forms);
         let announcements = run(&mut schedule, Duration::from_secs(1), |_| true);
         assert_eq!(announcements, [(50, ip(2)), (200, ip(2)), (1000, ip(1))]);
@@ -242,16 +235,16 @@ mod tests {
         while let Some(due) = schedule.next_deadline().filter(|due| *due <= Duration::from_secs(1)) {
             wakes += u32::from(due > last);
             last = due;
-            for one in schedule.take_due(due, 256, |_| true) {
-                if one.form == Form::Both {
+            for (lb_ip, form) in schedule.take_due(due, 256, |_| true) {
+                if form == Form::Both {
                     in_100ms += u32::from(due <= Duration::from_millis(100));
-                    *repeated.entry(one.lb_ip).or_default() += 1;
+                    *repeated.entry(lb_ip).or_default() += 1;
                 }
             }
             if due >= Duration::from_millis(100) && schedule.entries.len() == 5000 {
                 schedule.start([198, 51, 100, 1].into(), due);
                 let late = schedule.take_due(due, 256, |_| true);
-                assert!(late.contains(&DueAnnouncement { lb_ip: [198, 51, 100, 1].into(), form: Form::Request }));
+                assert!(late.contains(&([198, 51, 100, 1].into(), Form::Request)));
             }
         }
         // 256 at once, and then ten per millisecond.
@@ -270,7 +263,7 @@ mod tests {
         for round in 0..40 {
             let announcements = schedule.take_due(Duration::from_millis(round), 256, |_| true);
             assert_eq!(announcements.len(), if round < 39 { 256 } else { 16 });
-            forms.extend(announcements.iter().map(|one| one.form));
+            forms.extend(announcements.iter().map(|(_, form)| *form));
         }
         // All in the request form before the first one in the reply form.
         assert_eq!(forms.iter().position(|form| *form == Form::Reply), Some(5000));

@@ -44,7 +44,8 @@ impl Groups {
             }
             let socket = self.join(*link, *group);
             if let Err(error) = &socket {
-                tracing::warn!(link, %group, %error, "cannot join an IPv6 multicast group: a switch with MLD snooping may drop its frames");
+                let message = "cannot join an IPv6 multicast group: a switch with MLD snooping may drop its frames";
+                tracing::warn!(link, %group, %error, message);
             }
             self.joined.insert((*link, *group), socket.ok());
         }
@@ -53,13 +54,10 @@ impl Groups {
     /// Joins a group with a socket that has room. Returns the socket's index.
     fn join(&mut self, link: u32, group: Ipv6Addr) -> io::Result<usize> {
         let free = self.sockets.iter().position(|(_, count)| *count < PER_SOCKET);
-        let at = match free {
-            Some(at) => at,
-            None => {
-                self.sockets.push((Socket::new(Domain::IPV6, Type::DGRAM.cloexec(), None)?, 0));
-                self.sockets.len() - 1
-            }
-        };
+        let at = free.unwrap_or(self.sockets.len());
+        if free.is_none() {
+            self.sockets.push((Socket::new(Domain::IPV6, Type::DGRAM.cloexec(), None)?, 0));
+        }
         let (socket, count) = &mut self.sockets[at];
         socket.join_multicast_v6(&group, link)?;
         *count += 1;

@@ -46,19 +46,12 @@ pub struct PacketSocket {
 }
 
 impl PacketSocket {
-    /// Opens the socket of a channel in the network namespace of this thread. It listens on no link yet.
+    /// Opens a socket for a class of the frames of a channel, in the network namespace of this thread. It listens on no
+    /// link yet.
     ///
     /// # Errors
     /// Without `CAP_NET_RAW`.
-    pub fn open(channel: Channel) -> io::Result<Self> {
-        Self::open_for(channel, FrameClass::All)
-    }
-
-    /// Opens a socket for a class of the frames of a channel.
-    ///
-    /// # Errors
-    /// Without `CAP_NET_RAW`.
-    pub fn open_for(channel: Channel, class: FrameClass) -> io::Result<Self> {
+    pub fn open(channel: Channel, class: FrameClass) -> io::Result<Self> {
         let socket = Socket::new(Domain::PACKET, Type::RAW.nonblocking().cloexec(), None)?;
         socket.attach_filter(&filter(channel, class, &BTreeSet::new()))?;
         if class == FrameClass::Routine {

@@ -24,7 +24,7 @@ impl Sockets {
     pub const COUNT: usize = Self::CLASSES.len();
 
     pub fn open() -> io::Result<Self> {
-        let sockets = Self::CLASSES.into_iter().map(|(channel, class)| PacketSocket::open_for(channel, class));
+        let sockets = Self::CLASSES.into_iter().map(|(channel, class)| PacketSocket::open(channel, class));
         sockets.collect::<io::Result<_>>().map(Self)
     }
 

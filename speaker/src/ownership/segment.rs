@@ -96,7 +96,7 @@ pub struct Segment {
     live_peers: usize,
     /// The longest interval of a live peer.
     slowest_peer: Duration,
-    hello_sender: HelloSender,
+    pub(crate) hello_sender: HelloSender,
 }
 
 impl Segment {
@@ -205,11 +205,6 @@ impl Segment {
         }
     }
 
-    /// Whether peers may consider this node dead.
-    pub fn is_missed(&self, now: Duration, config: &Config) -> bool {
-        self.hello_sender.is_missed(now, config.multiplier)
-    }
-
     /// Resumes after a suspension during which peers may have taken over this node's addresses.
     pub fn resume(&mut self, now: Duration) {
         self.restart_listening(now);
@@ -302,10 +297,6 @@ impl Segment {
 
     fn announced_addresses(&self) -> Vec<IpAddr> {
         self.announced_claims().map(|(lb_ip, _)| lb_ip).collect()
-    }
-
-    pub fn send_soon(&mut self) {
-        self.hello_sender.send_soon();
     }
 
     /// When the segment must be polled next, except for announcements.

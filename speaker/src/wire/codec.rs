@@ -124,14 +124,8 @@ impl Packet {
         out.extend(self.mac.octets());
         let flags = [(self.leaving, LEAVING), (self.blind, BLIND), (self.routine, ROUTINE)];
         out.push(flags.iter().filter(|(set, _)| *set).fold(0, |all, (_, flag)| all | flag));
-        // The name of a node is a DNS subdomain of at most 253 bytes.
-        let name = &self.node.as_bytes()[..self.node.len().min(255)];
-        out.push(name.len() as u8);
-        out.extend(name);
-        // The name of a link has at most 15 bytes (`IFNAMSIZ`).
-        let link = &self.link.as_bytes()[..self.link.len().min(255)];
-        out.push(link.len() as u8);
-        out.extend(link);
+        encode_name(&self.node, &mut out);
+        encode_name(&self.link, &mut out);
         self.encode_lists(&mut out);
         out.push(self.bits);
         for digest in self.digests.iter().flatten() {
@@ -182,15 +176,12 @@ impl Packet {
         let part = input.u16()?;
         let interval = Duration::from_millis(input.u16()?.into());
         let mac = MacAddr::from(input.take()?);
-        let [flags, length] = input.take()?;
-        let node =
-            std::str::from_utf8(input.slice(length.into())?).map_err(|_| DecodeError::Invalid("name of the node"))?;
+        let [flags] = input.take()?;
+        let node = input.name("name of the node")?;
         if node.is_empty() {
             return Err(DecodeError::Invalid("empty name"));
         }
-        let [length] = input.take()?;
-        let link =
-            std::str::from_utf8(input.slice(length.into())?).map_err(|_| DecodeError::Invalid("name of the link"))?;
+        let link = input.name("name of the link")?;
         let (all, from, to) = (input.u16()?, input.u32()?, input.u32()?);
         let peers =
             input.list(|input| Ok(Heard { id: input.u32()?, age: Duration::from_millis(input.u16()?.into()) }))?;
@@ -215,7 +206,6 @@ impl Packet {
             return Err(DecodeError::Invalid("trailing data"));
         }
         let (leaving, blind, routine) = (flags & LEAVING != 0, flags & BLIND != 0, flags & ROUTINE != 0);
-        let (node, link) = (node.to_owned(), link.to_owned());
         #[rustfmt::skip]
         let packet = Self {
             cluster, node, mac, link, incarnation, sequence, part, interval, leaving, blind, routine, heard, echoes,
@@ -228,16 +218,20 @@ impl Packet {
 /// The size of a page without claims, in bytes.
 pub const PAGE_OVERHEAD: usize = 4 + 4 + 2 + 2;
 
+/// The name of a node is a DNS subdomain of at most 253 bytes, and that of a link has at most 15 (`IFNAMSIZ`).
+fn encode_name(name: &str, out: &mut Vec<u8>) {
+    let name = &name.as_bytes()[..name.len().min(255)];
+    out.push(name.len() as u8);
+    out.extend(name);
+}
+
 fn encode_page(page: &Page, out: &mut Vec<u8>) {
     out.extend(page.from.to_be_bytes());
     out.extend(page.to.to_be_bytes());
-    let v4 = page.claims.iter().filter(|(lb_ip, _)| lb_ip.is_ipv4()).count();
-    out.extend(count(v4));
-    out.extend(count(page.claims.len() - v4));
-    for (lb_ip, claim) in page.claims.iter().filter(|(lb_ip, _)| lb_ip.is_ipv4()) {
-        encode_claim(*lb_ip, *claim, out);
-    }
-    for (lb_ip, claim) in page.claims.iter().filter(|(lb_ip, _)| lb_ip.is_ipv6()) {
+    let of_family = |is_ipv4: bool| page.claims.iter().filter(move |(lb_ip, _)| lb_ip.is_ipv4() == is_ipv4);
+    out.extend(count(of_family(true).count()));
+    out.extend(count(of_family(false).count()));
+    for (lb_ip, claim) in of_family(true).chain(of_family(false)) {
         encode_claim(*lb_ip, *claim, out);
     }
 }
@@ -289,6 +283,12 @@ impl<'a> Input<'a> {
         let (head, tail) = self.0.split_at_checked(length).ok_or(DecodeError::Short)?;
         self.0 = tail;
         Ok(head)
+    }
+
+    fn name(&mut self, what: &'static str) -> Result<String, DecodeError> {
+        let [length] = self.take()?;
+        let name = std::str::from_utf8(self.slice(length.into())?);
+        name.map(ToOwned::to_owned).map_err(|_| DecodeError::Invalid(what))
     }
 
     fn take<const N: usize>(&mut self) -> Result<[u8; N], DecodeError> {

@@ -21,11 +21,6 @@ pub enum Channel {
     Ndp,
 }
 
-impl Channel {
-    /// All channels, in the order of urgency.
-    pub const ALL: [Self; 4] = [Self::Hello, Self::HelloV6, Self::Arp, Self::Ndp];
-}
-
 /// The frames of a channel that a socket receives.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum FrameClass {

@@ -223,7 +223,7 @@ impl Lan {
     ) -> (Duration, Duration) {
         self.client.run(|| {
             let (index, _) = eth0();
-            let mut socket = PacketSocket::open(Channel::Arp).expect("a packet socket");
+            let mut socket = PacketSocket::open(Channel::Arp, FrameClass::All).expect("a packet socket");
             socket.listen_on([index].into()).expect("listen");
             let (mut missing, mut buffer) = (lb_ips.iter().copied().collect::<BTreeSet<_>>(), ReceiveBuffer::default());
             act();
@@ -246,7 +246,7 @@ impl Lan {
     /// Leaves routine Hellos unread for this time. Returns their ages in the order in which they are read.
     pub fn hello_ages(&self, time: Duration) -> Vec<Duration> {
         self.client.run(|| {
-            let mut socket = PacketSocket::open_for(Channel::Hello, FrameClass::Routine).expect("a packet socket");
+            let mut socket = PacketSocket::open(Channel::Hello, FrameClass::Routine).expect("a packet socket");
             socket.listen_on([eth0().0].into()).expect("listen");
             self.wait_idly(time);
             let (mut ages, mut buffer) = (Vec::new(), ReceiveBuffer::default());
@@ -261,7 +261,7 @@ impl Lan {
             let (index, own) = eth0();
             let mut request = speaker::wire::arp::gratuitous_request(own, lb_ip);
             request[28..32].copy_from_slice(&CLIENT.octets());
-            let mut socket = PacketSocket::open(Channel::Arp).expect("a packet socket");
+            let mut socket = PacketSocket::open(Channel::Arp, FrameClass::All).expect("a packet socket");
             socket.listen_on([index].into()).expect("listen");
             socket.send([(index, request.as_slice())]).expect("send");
             let (mut answers, mut buffer) = (BTreeSet::new(), ReceiveBuffer::default());

@@ -17,7 +17,7 @@ use lab::{Host, Topology, wait_until};
 use serde_json::json;
 use speaker::os::socket::{PacketSocket, ReceiveBuffer};
 use speaker::wire::datagram;
-use speaker::wire::frame::Channel;
+use speaker::wire::frame::{Channel, FrameClass};
 use speaker::wire::seal::KeyRing;
 use speaker::Keys;
 
@@ -190,7 +190,7 @@ fn send_forgeries(client: &Host) -> Result<()> {
     let mac = MacAddr::from(<[u8; 6]>::try_from(octets).map_err(|_| anyhow!("{mac} is no MAC address"))?);
     let own: IpAddr = client.ipv4().into();
     client.run(|| -> Result<()> {
-        let mut port = PacketSocket::open(Channel::Hello)?;
+        let mut port = PacketSocket::open(Channel::Hello, FrameClass::All)?;
         port.listen_on(BTreeSet::from([index]))?;
         let (mut buffer, mut received) = (ReceiveBuffer::default(), None);
         while received.is_none() {

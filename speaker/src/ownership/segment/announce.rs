@@ -3,12 +3,12 @@
 use std::net::{IpAddr, Ipv6Addr};
 use std::time::Duration;
 
+use super::resolve::frame_counters;
 use super::{Context, Segment};
-use crate::announce::schedule::{DueAnnouncement, Form};
+use crate::announce::schedule::Form;
 use crate::config::Config;
 use crate::metrics::Move;
 use crate::ownership::claims::Claim;
-use crate::wire::frame::{Channel, Frame};
 use crate::wire::{arp, datagram, ndp};
 
 impl Segment {
@@ -30,7 +30,7 @@ impl Segment {
         };
         let due = schedule.take_due(context.now, limit, may);
         self.schedule = schedule;
-        for DueAnnouncement { lb_ip, form } in &due {
+        for (lb_ip, form) in &due {
             self.announce_one(context, *lb_ip, *form);
             let moved = self.moves.get_mut(lb_ip);
             context.reports_changed |= moved.is_some_and(|moved| moved.record_announced(context.now));
@@ -40,23 +40,18 @@ impl Segment {
 
     /// Announces an address once, unasked.
     pub(super) fn announce_one(&self, context: &mut Context, lb_ip: IpAddr, form: Form) {
-        let (link, mac) = (self.link.index, self.link.mac);
-        match lb_ip {
-            IpAddr::V4(lb_ip) => {
-                let request = (form != Form::Reply).then(|| arp::gratuitous_request(mac, lb_ip));
-                let reply = (form != Form::Request).then(|| arp::gratuitous_reply(mac, lb_ip));
-                for bytes in request.into_iter().chain(reply) {
-                    context.counters.arp.unasked += 1;
-                    context.frames.push(Frame { link, channel: Channel::Arp, bytes });
-                }
-            }
+        let mac = self.link.mac;
+        let frames = match lb_ip {
+            IpAddr::V4(v4) => [
+                (form != Form::Reply).then(|| arp::gratuitous_request(mac, v4)),
+                (form != Form::Request).then(|| arp::gratuitous_reply(mac, v4)),
+            ],
             // IPv6 has a single form.
-            IpAddr::V6(_) if form == Form::Reply => {}
-            IpAddr::V6(lb_ip) => {
-                context.counters.ndp.unasked += 1;
-                let bytes = ndp::unsolicited_advertisement(mac, lb_ip);
-                context.frames.push(Frame { link, channel: Channel::Ndp, bytes });
-            }
+            IpAddr::V6(v6) => [(form != Form::Reply).then(|| ndp::unsolicited_advertisement(mac, v6)), None],
+        };
+        for bytes in frames.into_iter().flatten() {
+            frame_counters(context, lb_ip).unasked += 1;
+            self.send_resolution(context, lb_ip, bytes);
         }
     }
 

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use super::{Context, Quorum, Segment};
 use crate::announce::schedule::Form;
-use crate::metrics::{Counters, Event, FrameCounters};
+use crate::metrics::{Event, FrameCounters};
 use crate::wire::arp::{self, Ignored, Verdict};
 use crate::wire::frame::{Channel, Frame};
 use crate::wire::ndp;
@@ -61,13 +61,11 @@ impl Segment {
     }
 
     /// Reports a host outside the cluster that uses an announced address, and announces the address again.
-    pub(super) fn defend_against_host(&mut self, context: &mut Context, lb_ip: IpAddr, mac: MacAddr) {
-        counters(context.counters, lb_ip).conflicts += 1;
+    fn defend_against_host(&mut self, context: &mut Context, lb_ip: IpAddr, mac: MacAddr) {
+        frame_counters(context, lb_ip).conflicts += 1;
         let reaction = self.conflicts.record_conflict(context.now, lb_ip, mac);
         if reaction.is_news {
-            context.reports_changed = true;
-            let link = self.link.name.clone();
-            context.events.push(Event::Conflict { lb_ip, link, mac, held_back: false });
+            self.report_conflict(context, lb_ip, mac, false);
         }
         // Not in the quiet period: a peer may own the address by now.
         if reaction.defend && context.now >= self.quiet_until(&context.config) {
@@ -76,32 +74,41 @@ impl Segment {
     }
 
     /// Holds an address back that a host outside the cluster uses or probes.
-    pub(super) fn receive_used_address(&mut self, context: &mut Context, user: Option<(MacAddr, IpAddr)>) {
+    fn receive_used_address(&mut self, context: &mut Context, user: Option<(MacAddr, IpAddr)>) {
         let Some((mac, used)) = user else { return };
         if mac == self.link.mac || self.peers.values().any(|peer| peer.mac == mac) {
             return;
         }
         if self.conflicts.record_user(context.now, used, mac) {
-            context.reports_changed = true;
-            counters(context.counters, used).conflicts += 1;
-            let link = self.link.name.clone();
-            context.events.push(Event::Conflict { lb_ip: used, link, mac, held_back: true });
+            frame_counters(context, used).conflicts += 1;
+            self.report_conflict(context, used, mac, true);
         }
+    }
+
+    fn report_conflict(&self, context: &mut Context, lb_ip: IpAddr, mac: MacAddr, held_back: bool) {
+        context.reports_changed = true;
+        context.events.push(Event::Conflict { lb_ip, link: self.link.name.clone(), mac, held_back });
     }
 
     /// Sends the due probes for addresses to announce for the first time.
     pub fn send_probes(&mut self, context: &mut Context) {
-        let (link, mac) = (self.link.index, self.link.mac);
         for lb_ip in self.conflicts.take_due_probes(context.now) {
-            counters(context.counters, lb_ip).probes += 1;
-            context.frames.push(match lb_ip {
-                IpAddr::V4(lb_ip) => Frame { link, channel: Channel::Arp, bytes: arp::probe(mac, lb_ip) },
-                IpAddr::V6(lb_ip) => Frame { link, channel: Channel::Ndp, bytes: ndp::probe(mac, lb_ip) },
-            });
+            let bytes = match lb_ip {
+                IpAddr::V4(v4) => arp::probe(self.link.mac, v4),
+                IpAddr::V6(v6) => ndp::probe(self.link.mac, v6),
+            };
+            frame_counters(context, lb_ip).probes += 1;
+            self.send_resolution(context, lb_ip, bytes);
         }
+    }
+
+    /// Sends a frame of ARP or NDP about `lb_ip`.
+    pub(super) fn send_resolution(&self, context: &mut Context, lb_ip: IpAddr, bytes: Vec<u8>) {
+        let channel = if lb_ip.is_ipv4() { Channel::Arp } else { Channel::Ndp };
+        context.frames.push(Frame { link: self.link.index, channel, bytes });
     }
 }
 
-fn counters(counters: &mut Counters, lb_ip: IpAddr) -> &mut FrameCounters {
-    if lb_ip.is_ipv4() { &mut counters.arp } else { &mut counters.ndp }
+pub(super) fn frame_counters(context: &mut Context, lb_ip: IpAddr) -> &mut FrameCounters {
+    if lb_ip.is_ipv4() { &mut context.counters.arp } else { &mut context.counters.ndp }
 }

@@ -22,7 +22,7 @@ use socket2::{Domain, Protocol, Socket, Type};
 use speaker::Config;
 use speaker::os::socket::PacketSocket;
 use speaker::wire::arp::gratuitous_request;
-use speaker::wire::frame::Channel;
+use speaker::wire::frame::{Channel, FrameClass};
 
 /// The EtherType of IPv4.
 const IPV4: u16 = 0x0800;
@@ -41,7 +41,7 @@ const PATIENCE: Duration = Duration::from_secs(5);
 pub fn hello_cpu_percent(node: &Host, mac: MacAddr, client: &Host, time: Duration) -> Result<f64> {
     let hello = capture_hello(client, mac)?;
     let link = index_of_eth0(node)?;
-    let port = node.run(|| PacketSocket::open(Channel::Hello))?.context("a packet socket")?;
+    let port = node.run(|| PacketSocket::open(Channel::Hello, FrameClass::All))?.context("a packet socket")?;
     let sender = Sender { port, link, frames: vec![hello] };
     match thread::Builder::new().name("floor".into()).spawn(move || sender.send_hellos(time))?.join() {
         Ok(share) => share,
@@ -93,8 +93,8 @@ pub fn time_to_announce(nodes: &[(Host, MacAddr)], count: u32, client: &Host) ->
     let each = count / nodes.len() as u32;
     let mut senders = Vec::new();
     for (at, (node, mac)) in (0..).zip(nodes) {
-        let (link, port) =
-            (index_of_eth0(node)?, node.run(|| PacketSocket::open(Channel::Arp))?.context("a packet socket")?);
+        let link = index_of_eth0(node)?;
+        let port = node.run(|| PacketSocket::open(Channel::Arp, FrameClass::All))?.context("a packet socket")?;
         let addresses = (at * each..(at + 1) * each).map(|n| Ipv4Addr::from_bits(FIRST.to_bits() + n));
         let frames: Vec<Vec<u8>> =
             addresses.map(|address| gratuitous_request(crds::MacAddr::from(*mac), address)).collect();
