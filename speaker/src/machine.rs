@@ -159,7 +159,7 @@ impl Machine {
             return;
         }
         let node = &self.context.config.node;
-        let links = |wanted: &AnnouncementPolicy| wanted.candidates.get(node).map(|own| own.links.clone());
+        let links = |policy: &AnnouncementPolicy| policy.candidates.get(node).map(|own| own.links.clone());
         let moved = changed.into_iter().filter(|(_, before, after)| before.map(links) != after.map(links));
         let moved: BTreeSet<IpAddr> = moved.map(|(lb_ip, ..)| *lb_ip).collect();
         if !moved.is_empty() {

@@ -14,9 +14,9 @@ use model::eligibility::{AnnouncementPolicy, Links};
 impl Machine {
     /// Assigns each address to its links.
     pub(super) fn place_all(&mut self) {
-        let wanted = self.context.snapshot.iter().flat_map(|snapshot| snapshot.addresses.keys());
+        let held = self.context.snapshot.iter().flat_map(|snapshot| snapshot.addresses.keys());
         let placed = self.segments.values().flat_map(Segment::placed_addresses);
-        let all = wanted.copied().chain(placed).collect();
+        let all = held.copied().chain(placed).collect();
         self.place(all);
     }
 
@@ -27,8 +27,8 @@ impl Machine {
         // Outgoing addresses keep their link only while they are announced.
         lb_ips.append(&mut self.outgoing);
         for lb_ip in lb_ips {
-            let wanted = snapshot.addresses.get(&lb_ip);
-            let places = wanted.map(|wanted| self.links_of(&snapshot, lb_ip, wanted)).unwrap_or_default();
+            let policy = snapshot.addresses.get(&lb_ip);
+            let places = policy.map(|policy| self.links_of(&snapshot, lb_ip, policy)).unwrap_or_default();
             for (index, segment) in &mut self.segments {
                 if !places.contains(index) {
                     segment.remove_placed(lb_ip);
@@ -60,8 +60,8 @@ impl Machine {
     }
 
     /// The links that an address belongs to.
-    fn links_of(&mut self, snapshot: &Snapshot, lb_ip: IpAddr, wanted: &AnnouncementPolicy) -> BTreeSet<u32> {
-        let own = wanted.candidates.get(&self.context.config.node);
+    fn links_of(&mut self, snapshot: &Snapshot, lb_ip: IpAddr, policy: &AnnouncementPolicy) -> BTreeSet<u32> {
+        let own = policy.candidates.get(&self.context.config.node);
         let home = Links::default();
         let allowed = own.map_or(&home, |own| &own.links);
         let links = links_for(lb_ip, self.links.values(), &snapshot.node_addresses, allowed);
@@ -180,7 +180,7 @@ mod tests {
     #[test]
     fn changed_address_is_placed_alone() {
         let candidates: Arc<Candidates> = Arc::new(["n1".to_owned()].into_iter().collect());
-        let wanted = || AnnouncementPolicy { candidates: Arc::clone(&candidates), epoch: 0 };
+        let policy = || AnnouncementPolicy { candidates: Arc::clone(&candidates), epoch: 0 };
         let own = "10.0.0.1/8";
         let eth0 = Link {
             index: 1,
@@ -191,7 +191,7 @@ mod tests {
         };
         let mut machine = machine();
         machine.set_links(Duration::ZERO, BTreeMap::from([(1, eth0)]));
-        let many = (0..5000u32).map(|n| (IpAddr::from((0x0a01_0000 + n).to_be_bytes()), wanted()));
+        let many = (0..5000u32).map(|n| (IpAddr::from((0x0a01_0000 + n).to_be_bytes()), policy()));
         let mut snapshot =
             Snapshot { node_addresses: vec!["10.0.0.1".parse().expect("an address")], addresses: many.collect() };
         machine.set_snapshot(Duration::ZERO, Some(Arc::new(snapshot.clone())));
@@ -201,7 +201,7 @@ mod tests {
         let one: IpAddr = [10, 2, 0, 1].into();
         for is_added in [true, false] {
             if is_added {
-                snapshot.addresses.insert(one, wanted());
+                snapshot.addresses.insert(one, policy());
             } else {
                 snapshot.addresses.remove(&one);
             }

@@ -282,7 +282,7 @@ impl Segment {
     /// Withdraws all addresses, because the link is gone or no longer needed.
     pub fn close(&mut self, context: &mut Context) {
         for lb_ip in self.announced_addresses() {
-            let reason = self.eligibility(context, lb_ip, context.policy(lb_ip)).err().unwrap_or(Reason::LinkLost);
+            let reason = self.eligibility(context, lb_ip).err().unwrap_or(Reason::LinkLost);
             self.withdraw(context, lb_ip, reason);
         }
     }

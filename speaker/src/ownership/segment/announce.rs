@@ -26,7 +26,7 @@ impl Segment {
         let may = |lb_ip: IpAddr| {
             self.own_claim(lb_ip).is_some_and(|claim| !claim.backed)
                 || self.insist_until.get(&lb_ip).is_some_and(|until| context.now < *until)
-                || self.is_backed(context, context.policy(lb_ip))
+                || self.is_backed(context, lb_ip)
         };
         let due = schedule.take_due(context.now, limit, may);
         self.schedule = schedule;

@@ -4,7 +4,6 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::time::Duration;
 
-use super::view::Subject;
 use super::{Context, INSIST_TIME, Quorum, Segment};
 use crate::metrics::{Cause, Event, Move};
 use crate::ownership::claims::Claim;
@@ -15,7 +14,7 @@ impl Segment {
     pub fn decide(&mut self, context: &mut Context) {
         while let Some((turn, lb_ip)) = self.turns.first().copied().filter(|(turn, _)| *turn <= context.now) {
             self.turns.remove(&(turn, lb_ip));
-            // By now another node may own it, as it owns most addresses of a dead node.
+            // By now another candidate may own it. Then the turn is void.
             if self.orphans.contains_key(&lb_ip) || self.ceding.contains_key(&lb_ip) {
                 self.dirty.insert(lb_ip);
             }
@@ -57,9 +56,7 @@ impl Segment {
 
     /// Decides about one address. Returns whether the claims of this node changed.
     fn decide_one(&mut self, context: &mut Context, lb_ip: IpAddr, others: &[(&str, Claim)]) -> bool {
-        let wanted = context.policy(lb_ip).cloned();
-        let subject = Subject { lb_ip, wanted: wanted.as_ref(), others };
-        let view = self.view(context, subject);
+        let view = self.view(context, lb_ip, others);
         let decision = rules::decide(&view);
         if let Some(until) = self.check_conflicts(context, lb_ip, &view, decision) {
             // The address stays an orphan with a turn at `until`: it is decided again then, and not before.
@@ -67,7 +64,7 @@ impl Segment {
             self.turns.insert((until, lb_ip));
             return false;
         }
-        self.apply(context, subject, &view, decision)
+        self.apply(context, lb_ip, others, &view, decision)
     }
 
     /// Starts or stops probing the address. Returns the time until which a claim must wait.
@@ -89,8 +86,14 @@ impl Segment {
     }
 
     /// Applies a decision. Returns whether the claims of this node changed.
-    fn apply(&mut self, context: &mut Context, subject: Subject<'_>, view: &View, decision: Decision) -> bool {
-        let Subject { lb_ip, wanted, others } = subject;
+    fn apply(
+        &mut self,
+        context: &mut Context,
+        lb_ip: IpAddr,
+        others: &[(&str, Claim)],
+        view: &View,
+        decision: Decision,
+    ) -> bool {
         if !matches!(decision, Decision::Wait(_)) {
             self.orphans.remove(&lb_ip);
         }
@@ -114,7 +117,7 @@ impl Segment {
             Decision::Claim(claim) => {
                 self.claim(context, lb_ip, claim, others);
                 // A more preferred candidate may exist or appear.
-                let most = wanted.map(|wanted| wanted.candidates.most_preferred());
+                let most = context.policy(lb_ip).map(|policy| policy.candidates.most_preferred());
                 self.dirty.extend((view.preference < most).then_some(lb_ip));
                 true
             }
