@@ -234,13 +234,6 @@ mod tests {
         assert_eq!(pages.iter().map(|page| page.claims.len()).sum::<usize>(), 5000);
     }
 
-    #[test]
-    fn claims_compare_by_epoch_before_backing() {
-        let claim = |epoch, backed| Claim { epoch, backed, active: true, retained: true };
-        assert!(claim(2, false) > claim(1, true));
-        assert!(claim(1, true) > claim(1, false));
-    }
-
     proptest! {
         #[test]
         fn reading_all_differing_pages_yields_equal_claims(
