@@ -48,7 +48,7 @@ impl Config {
         interval * 2
     }
 
-    /// How long to send an ended claim: two windows, until this node knows which peers do not hear it.
+    /// How long to send an ended claim: two windows. By then this node knows which peers do not hear it.
     pub(crate) fn tombstone_ttl(&self, interval: Duration) -> Duration {
         interval * (2 * self.multiplier + 2)
     }

@@ -1,9 +1,9 @@
 //! The speaker: announces load-balancer addresses on the LAN, and decides which node announces which address.
 //!
-//! Each node runs one speaker. On each link with an lb_ip, speakers send each other Hellos with their claims. From those, each
-//! speaker decides by the same rules which node owns which address, and the owner answers ARP and NDP for it. None of this
-//! needs the API server. It supplies the list of addresses ([`Snapshot`]) and learns afterwards which node announces each
-//! ([`Announcements`]).
+//! Each node runs one speaker. On each link with an lb_ip, speakers send each other Hellos with their claims. From the
+//! claims each speaker decides by the same rules which node owns which address, and the owner answers ARP and NDP for
+//! it. None of this needs the API server. It supplies the list of addresses ([`Snapshot`]) and learns afterwards which
+//! node announces each ([`Announcements`]).
 //!
 //! ```text
 //!  objects -> model -------> Snapshot --+            +--> Announcements, Conflicts, dead nodes, Neighbours, Counters
@@ -23,13 +23,13 @@
 //! | [`os`] | packet sockets, netlink, poll, scheduling |
 //! | [`metrics`] | events for the log, and counters |
 //!
-//! Only [`run`](fn@run) and [`os`] have side effects. Everything else is pure: time is an argument, and the tests drive the
-//! same [`machine`] through a simulated network.
+//! Only [`run`](fn@run) and [`os`] have side effects. Everything else is pure: time is an argument, and the tests drive
+//! the same [`machine`] through a simulated network.
 //!
 //! # The way of a Hello
 //!
-//! 1. `os::filter` passes it to a socket, and `run::wire_loop` receives it: a routine Hello when the loop wakes anyway, any
-//!    other at once.
+//! 1. `os::filter` passes it to a socket, and `run::wire_loop` receives it: a routine Hello when the loop wakes anyway,
+//!    any other at once.
 //! 2. [`Machine::receive`](machine::Machine::receive) unwraps the datagram ([`wire::datagram`]), checks the cluster
 //!    ([`wire::codec`]), opens the seal ([`wire::seal`]) and decodes a [`Packet`](wire::hello::Packet).
 //! 3. `ownership::segment::receive_hello` decides whether its sender is believed. An unproven sender gets an echo
@@ -54,8 +54,8 @@
 //!    [`ownership::rules::decide`], which returns a [`Decision`](ownership::rules::Decision).
 //! 3. An address that no node ever owned is probed first (`announce::conflicts`).
 //! 4. The claim is added to `ownership::claims`, and `announce::schedule` starts a burst of announcements.
-//! 5. `ownership::hello_sender` sends the claim with the next Hello, and `ownership::segment::announce` sends gratuitous
-//!    ARP or unsolicited advertisements.
+//! 5. `ownership::hello_sender` sends the claim with the next Hello, and `ownership::segment::announce` sends
+//!    gratuitous ARP or unsolicited advertisements.
 //! 6. `run::publish` publishes it as an [`Announcement`].
 
 pub mod announce;

@@ -1,12 +1,12 @@
 //! The speaker without its sockets, its clock and its sleep.
 //!
-//! Inputs are frames, links, snapshots and the addresses that the dataplane forwards. [`Machine::poll`] returns the work of a
-//! round as one [`Output`]. The real loop ([`crate::run`](fn@crate::run)) and the simulated network of the tests drive the same
-//! machine:
+//! Inputs are frames, links, snapshots and the addresses that the dataplane forwards. [`Machine::poll`] returns the work
+//! of a round as one [`Output`]. The real loop ([`crate::run`](fn@crate::run)) and the simulated network of the tests
+//! drive the same machine:
 //!
 //! ```text
 //!   loop {
-//!       sleep until next_deadline() (or announcement_due(), if there is room to send), or until a frame or input arrives
+//!       sleep until next_deadline() (or announcement_due(), if there is room to send), a frame or another input
 //!       if record_wake(now) { drop the frames in the sockets }
 //!       else                { receive(time of arrival, ..) for each frame }
 //!       set_links(..), set_snapshot(..), set_forwarded(..), leave(now) as required
@@ -48,7 +48,7 @@ pub struct Machine {
     segments: BTreeMap<u32, Segment>,
     /// Addresses that this node may no longer announce, kept on their link until a successor takes over.
     outgoing: BTreeSet<IpAddr>,
-    /// When the speaker stops although peers have not taken over, if it is about to stop.
+    /// If the speaker is about to stop: when it stops although peers have not taken over.
     stops_by: Option<Duration>,
     is_done: bool,
     deaths: Deaths,
@@ -96,11 +96,11 @@ impl Machine {
         }
     }
 
-    /// Records that the loop runs; called first in each round. Returns whether the loop must drop the frames in the
-    /// sockets, because it was suspended until peers may have taken over. Then they have to answer those frames.
+    /// Records that a round begins. Returns whether the loop must drop the frames in the sockets: after a suspension
+    /// peers may have taken over, and then they have to answer those frames.
     ///
-    /// After a delay of more than an interval no peer counts as silent. A mere delay does not start a quiet period or new
-    /// announcements: on a busy machine, thousands of announcements would delay the loop again.
+    /// After a delay of more than an interval no peer counts as silent. A mere delay does not start a quiet period or
+    /// new announcements: on a busy machine, thousands of announcements would delay the loop again.
     pub fn record_wake(&mut self, now: Duration) -> bool {
         let late = self.expected.map_or(Duration::ZERO, |expected| now.saturating_sub(expected));
         let is_stalled = late > self.slowest_interval();
@@ -215,8 +215,8 @@ impl Machine {
         }
     }
 
-    /// Starts to stop the speaker: it asks its peers to take over and continues until they have, or for a few intervals.
-    /// Then it [is done](Self::is_done).
+    /// Begins to stop the speaker: it requests its peers to take over, and continues until they have, or for a few
+    /// intervals. Then it [is done](Self::is_done).
     pub fn leave(&mut self, now: Duration) {
         if !self.context.leaving {
             self.context.leaving = true;
@@ -291,8 +291,8 @@ impl Machine {
         events.extend(died.into_iter().map(event(true)).chain(returned.into_iter().map(event(false))));
     }
 
-    /// Whether no message is awaited. Then a routine Hello ([`codec::is_routine`]) may stay in its socket until the next
-    /// round, if its time of arrival is known.
+    /// Whether no message is awaited. Then a routine Hello ([`codec::is_routine`]) may stay in its socket until the
+    /// next round, if its time of arrival is known.
     pub fn is_idle(&self, now: Duration) -> bool {
         !self.context.leaving && self.segments.values().all(|segment| segment.is_idle(now, &self.context.config))
     }

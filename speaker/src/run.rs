@@ -1,7 +1,8 @@
 //! Runs the [`Machine`](crate::machine::Machine) with real sockets, real links and real time.
 //!
-//! [`run`] starts one thread, `landfall-wire`, for everything that must not wait: Hellos, ARP, NDP, takeovers. It shares
-//! nothing with the rest of the process except channels, which hold the latest value, and a waker that signals a change:
+//! [`run`] starts one thread, `landfall-wire`, for everything that must not wait: Hellos, ARP, NDP, takeovers. The
+//! thread shares nothing with the rest of the process except channels, which hold the latest value, and a waker that
+//! signals a change:
 //!
 //! ```text
 //!   snapshot  --watch-->  |  thread `landfall-wire` |  --watch-->  announcements, conflicts
@@ -12,9 +13,9 @@
 //!      +-- run(): netlink, -+ waker    +-- events, bounded --> run(): the log
 //! ```
 //!
-//! [`run`] itself writes the log, because a slow log would block the thread. It pauses for a second after hundreds of events.
-//! If it falls behind by thousands, events are lost and their number is logged. [`run`] also observes the links, whose changes
-//! are needed within a second, not within milliseconds.
+//! [`run`] itself writes the log, because a slow log would block the thread. It pauses for a second after hundreds of
+//! events. If it falls behind by thousands, events are lost and their number is logged. [`run`] also observes the links,
+//! whose changes are needed within a second, not within milliseconds.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
@@ -85,8 +86,8 @@ pub enum Error {
     Panicked,
 }
 
-/// Announces addresses until `stop` completes. Then it asks its peers to take over, which takes milliseconds, and returns
-/// when they have, or after a few intervals.
+/// Announces addresses until `stop` completes. Then it requests its peers to take over, which takes milliseconds, and
+/// returns when they have, or after a few intervals.
 ///
 /// It uses the network namespace of the thread that polls it first.
 ///
@@ -107,8 +108,7 @@ pub async fn run(
     let (links_tx, mut links_rx) = watch::channel(BTreeMap::new());
     let waker = Waker::new().map_err(Error::Sleep)?;
     let Inputs { mut snapshot, mut forwarded, mut keys } = inputs.clone();
-    let channels =
-        wire_loop::Channels { links: links_rx.clone(), log: log_tx, stop: stop_rx, waker: waker.clone() };
+    let channels = wire_loop::Channels { links: links_rx.clone(), log: log_tx, stop: stop_rx, waker: waker.clone() };
     let thread = move || {
         scheduling::request_short_slices();
         let _ = end_tx.send(wire_loop::WireLoop::run(config, inputs, outputs, channels));

@@ -10,8 +10,8 @@ use model::eligibility::AnnouncementPolicy;
 /// The cluster state for the speaker of one node.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Snapshot {
-    /// This node's own addresses (type InternalIP). An lb_ip outside of all subnets is announced on the link that has one of
-    /// them.
+    /// This node's own addresses (type InternalIP). An lb_ip outside of all subnets is announced on the link that has
+    /// one of them.
     pub node_addresses: Vec<IpAddr>,
     /// The addresses that a Service holds.
     pub addresses: SharedMap<IpAddr, AnnouncementPolicy>,

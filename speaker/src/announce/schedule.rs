@@ -39,7 +39,7 @@ const REFRESH: Duration = Duration::from_secs(60);
 /// A refresh comes early by a pseudo-random time of at most this length, so that thousands do not come at once.
 const SPREAD: Duration = Duration::from_secs(15);
 
-/// How long an announcement is deferred that must not be made now.
+/// The delay of an announcement that must not be made now.
 const DEFER: Duration = Duration::from_secs(1);
 
 /// The forms of gratuitous ARP to send. IPv6 has a single form.

@@ -44,8 +44,10 @@ impl Groups {
             }
             let socket = self.join(*link, *group);
             if let Err(error) = &socket {
-                let message = "cannot join an IPv6 multicast group: a switch with MLD snooping may drop its frames";
-                tracing::warn!(link, %group, %error, message);
+                tracing::warn!(
+                    link, %group, %error,
+                    "cannot join an IPv6 multicast group: a switch with MLD snooping may drop its frames"
+                );
             }
             self.joined.insert((*link, *group), socket.ok());
         }

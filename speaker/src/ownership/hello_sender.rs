@@ -22,7 +22,7 @@ const SOON_GAP: Duration = Duration::from_millis(10);
 /// A probe is answered at least this long after the last Hello, because several peers may probe at once.
 const PROBE_REPLY_GAP: Duration = Duration::from_millis(2);
 
-/// The number of Hellos after one with news that are not routine either: the Hello with the news may have been lost.
+/// After a Hello with news this many Hellos are not routine either, because the Hello with the news may be lost.
 const NEWS_REPEATS: u32 = 3;
 
 /// The state of this node's Hellos on a link.

@@ -417,7 +417,8 @@ mod tests {
         fn mutually_visible_owners_converge_to_one(
             owners in proptest::collection::btree_map(any::<u64>(), (0u64..3, any::<bool>()), 1..6),
         ) {
-            let all: Vec<PeerClaim> = owners.iter().map(|(rank, (epoch, backed))| peer(*epoch, *backed, *rank)).collect();
+            let all = owners.iter().map(|(rank, (epoch, backed))| peer(*epoch, *backed, *rank));
+            let all: Vec<PeerClaim> = all.collect();
             let stay = all.iter().filter(|own| {
                 let others: Vec<PeerClaim> = all.iter().filter(|other| other != own).copied().collect();
                 let decision = decide(&View { rank: own.rank, ..view(Some(own.claim), &others) });

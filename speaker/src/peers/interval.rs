@@ -93,11 +93,7 @@ mod tests {
             (3, 50, 50),
         ] {
             interval.update(&config, speakers);
-            assert_eq!(
-                (interval.published, interval.actual),
-                (ms(published), ms(actual)),
-                "{speakers} speakers"
-            );
+            assert_eq!((interval.published, interval.actual), (ms(published), ms(actual)), "{speakers} speakers");
         }
     }
 }

@@ -8,8 +8,9 @@
 //! Three mechanisms keep silence from being taken for death:
 //!
 //! - *Vouching.* Each Hello reports when its sender last heard each peer. A peer that another peer has heard since is
-//!   alive. So a few Hellos lost between two nodes have no effect. A death is not detected later for it, because every
-//!   node last heard the dead peer at the same time. After about a second only this node's own reception counts.
+//!   alive. So a few Hellos lost between two nodes have no effect. Vouching does not delay the detection of a death,
+//!   because all nodes last heard the dead peer at the same time. After about a second only this node's own reception
+//!   counts.
 //! - *Probing.* If too few peers can vouch, a peer whose Hello is late is asked to answer at once, repeatedly
 //!   ([`Liveness::probe_due`]), until its window ends. With two nodes there is no voucher, and with 2 % packet loss two
 //!   consecutive Hellos are lost every two minutes.

@@ -29,8 +29,10 @@ pub(super) fn write(own_node: &str, event: Event) {
             tracing::warn!(link, live, known, "no quorum of peers is heard: unasked announcements stop");
         }
         Event::Conflict { lb_ip, link, mac, held_back } => {
-            let message = "a host outside the cluster uses this address";
-            tracing::warn!(%lb_ip, node = own_node, link, %mac, held_back, message);
+            tracing::warn!(
+                %lb_ip, node = own_node, link, %mac, held_back,
+                "a host outside the cluster uses this address"
+            );
         }
         Event::DuplicateNode { link, mac } => {
             tracing::warn!(node = own_node, link, %mac, "another speaker uses the name of this node");

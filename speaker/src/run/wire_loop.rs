@@ -165,8 +165,8 @@ impl WireLoop {
         }
     }
 
-    /// Sleeps until there is work. Returns which descriptors are ready: the sockets, and after them the waker. Routine Hellos
-    /// wake the thread only if the machine awaits a message.
+    /// Sleeps until there is work. Returns which descriptors are ready: the sockets, and after them the waker. Routine
+    /// Hellos wake the thread only if the machine awaits a message.
     fn sleep(&mut self, more: bool) -> Result<Vec<bool>, Error> {
         let now = self.begun.elapsed();
         let announcement = self.machine.announcement_due().filter(|_| self.queue.is_empty());
@@ -312,12 +312,8 @@ impl WireLoop {
         }
         (self.published, self.unpublished) = (Some(Instant::now()), false);
         let now = Timestamp::now();
-        let announcements = publish::announcements(
-            &self.machine,
-            self.begun.elapsed(),
-            &self.outputs.announcements.borrow(),
-            now,
-        );
+        let announcements =
+            publish::announcements(&self.machine, self.begun.elapsed(), &self.outputs.announcements.borrow(), now);
         replace_if_changed(&self.outputs.announcements, announcements);
         let conflicts = publish::conflicts(&self.machine, &self.outputs.conflicts.borrow(), now);
         replace_if_changed(&self.outputs.conflicts, conflicts);

@@ -96,8 +96,8 @@ pub fn gratuitous_request(mac: MacAddr, lb_ip: Ipv4Addr) -> Vec<u8> {
     build_frame(MacAddr::broadcast(), ArpOperations::Request, Station(mac, lb_ip), target)
 }
 
-/// The reply form of a gratuitous ARP. Linux treats a reply as gratuitous only if its target hardware address equals its
-/// sender's (`arp_is_garp`), and then applies it at once instead of ignoring it for 1 s after the last change.
+/// The reply form of a gratuitous ARP. Linux treats a reply as gratuitous only if its target hardware address equals
+/// its sender's (`arp_is_garp`), and then applies it at once instead of ignoring it for 1 s after the last change.
 pub fn gratuitous_reply(mac: MacAddr, lb_ip: Ipv4Addr) -> Vec<u8> {
     build_frame(MacAddr::broadcast(), ArpOperations::Reply, Station(mac, lb_ip), Station(mac, lb_ip))
 }

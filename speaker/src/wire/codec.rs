@@ -13,7 +13,7 @@
 //!  then
 //!      length (1), name of the link                   the sender's name of it
 //!      hears (2)                                      the number of heard peers
-//!      from (4), to (4), count (2), heard: id (4), age in ms (2)    heard peers with ids in the range, and when last heard
+//!      from (4), to (4), count (2), heard: id (4), age in ms (2)    heard peers with ids in the range
 //!      count (2), echoes: id (4), sequence (4)        received packets of speakers that may need a proof
 //!      count (2), probed: id (4)                      peers that should answer at once
 //!      count (2), requests: id (4), buckets (16)      peers whose claims are unread, and which buckets
@@ -23,8 +23,8 @@
 //!      length (1), trailer: for additions of later versions
 //! ```
 //!
-//! An *id* is the short form of an incarnation ([`id`](crate::wire::hello::id)). With 1,000 speakers on a link, two have the same id once in
-//! 8,000 starts of all. Then each may be taken to hear a peer that only the other one hears, until one of them
+//! An *id* is the short form of an incarnation ([`id`](crate::wire::hello::id)). With 1,000 speakers on a link, two have
+//! the same id once in 8,000 starts of all. Then a peer that hears one of the two seems to hear both, until one of them
 //! restarts.
 //!
 //! The highest bit of an epoch means that the claim is backed, the next one that it has ended, and the third one that

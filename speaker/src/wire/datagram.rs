@@ -1,9 +1,9 @@
 //! The frames that carry packets between speakers: Ethernet, IP and UDP to a link-local multicast group.
 //!
 //! IPv4 where the link has an IPv4 address, else IPv6; a receiver accepts both. Any tool can read these frames and any
-//! switch floods them: groups in 224.0.0.0/24 are not subject to IGMP snooping (RFC 4541 §2.1.2), and the kernel reports
-//! our membership of the IPv6 group ([`crate::os::groups`]). A datagram from another network is refused, because its TTL
-//! is below 255 (GTSM, RFC 5082 §3).
+//! switch floods them: groups in 224.0.0.0/24 are not subject to IGMP snooping (RFC 4541 §2.1.2), and the kernel
+//! reports our membership of the IPv6 group ([`crate::os::groups`]). A datagram from another network is refused, because
+//! its TTL is below 255 (GTSM, RFC 5082 §3).
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 

@@ -20,7 +20,7 @@ pub struct Packet {
     pub node: String,
     /// The sender's MAC address on the link. The frame must come from it, because the frame itself is not sealed.
     pub mac: MacAddr,
-    /// The sender's name of the link, on which it depends whether it may announce an address there.
+    /// The sender's name of the link. Policies name the links on which a node may announce an address.
     pub link: String,
     /// Random at each start of the sender, and different on each of its links.
     pub incarnation: u64,

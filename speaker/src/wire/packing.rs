@@ -24,8 +24,8 @@ impl PeerLists {
     }
 }
 
-/// Packs the content into as few packets as possible, of at most `room` bytes each, the Hello last. `empty` is the packet
-/// without content.
+/// Packs the content into as few packets as possible, of at most `room` bytes each, the Hello last. `empty` is the
+/// packet without content.
 pub fn pack(empty: Packet, digests: Vec<u32>, lists: PeerLists, pages: Vec<Page>, room: usize) -> Vec<Packet> {
     let mut left = room - digests.len() * size::DIGEST;
     let all = u16::try_from(lists.heard.len()).unwrap_or(u16::MAX);

@@ -17,9 +17,7 @@ use model::eligibility::{AnnouncementPolicy, Candidates};
 use netns::{Namespace, veth};
 use speaker::os::socket::{PacketSocket, ReceiveBuffer};
 use speaker::wire::frame::{Channel, FrameClass};
-use speaker::{
-    Announcements, Config, Conflicts, Counters, Inputs, Keys, Neighbours, Outputs, Snapshot,
-};
+use speaker::{Announcements, Config, Conflicts, Counters, Inputs, Keys, Neighbours, Outputs, Snapshot};
 use tokio::sync::{oneshot, watch};
 
 /// An address that the nodes announce.
@@ -312,11 +310,7 @@ impl Speaker {
         let (counters, counters_receiver) = watch::channel(Counters::default());
         let (stop, stopped) = oneshot::channel::<()>();
         let (crash, crashed) = oneshot::channel::<()>();
-        let config = Config::new(
-            "test",
-            &format!("n{n}"),
-            u64::from(std::process::id()) << 32 | n as u64,
-        );
+        let config = Config::new("test", &format!("n{n}"), u64::from(std::process::id()) << 32 | n as u64);
         let (keys, keys_receiver) = watch::channel(key(b"the first key of all speakers"));
         let inputs = Inputs { snapshot, forwarded: forwarded_receiver, keys: keys_receiver };
         let (conflicts, conflicts_receiver) = watch::channel(Conflicts::default());

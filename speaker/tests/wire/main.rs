@@ -275,8 +275,8 @@ fn idle_speakers_hardly_use_the_cpu() {
         eprintln!("a wire thread uses {:.3} % of a core and wakes {wakes:.1} times per second", share * 100.0);
         measured.push((share, wakes));
         // Twenty wakes for the node's own Hellos, and a few for late ones. A wake for each Hello would be sixty.
-        // The share of the CPU is far above its target, because this build is not optimized. It detects loops that do not
-        // sleep.
+        // The share of the CPU is far above its target, because this build is not optimized. It detects loops that do
+        // not sleep.
         wakes < 45.0 && share < 0.02
     });
     assert!(idle, "{measured:?}");

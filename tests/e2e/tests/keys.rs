@@ -15,11 +15,11 @@ use k8s_openapi::api::core::v1::Secret;
 use kube::Api;
 use lab::{Host, Topology, wait_until};
 use serde_json::json;
+use speaker::Keys;
 use speaker::os::socket::{PacketSocket, ReceiveBuffer};
 use speaker::wire::datagram;
 use speaker::wire::frame::{Channel, FrameClass};
 use speaker::wire::seal::KeyRing;
-use speaker::Keys;
 
 /// The Secret with the keys.
 const SECRET: &str = "landfall-hello-keys";
