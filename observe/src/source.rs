@@ -107,9 +107,14 @@ pub fn peer_links() -> Source<NodeNetwork, String, PeerLinks> {
     Source { key: |meta| meta.name.clone(), read: |object| Ok(Some(PeerLinks::from(object))), labels: "" }
 }
 
-/// IPAddressPools, by name.
+/// IPAddressPools, by name: whole objects, without the managed fields, which are half of their bytes.
 pub fn pools() -> Source<IPAddressPool, String, IPAddressPool> {
-    Source { key: |meta| meta.name.clone(), read: |object| Ok(Some(object.clone())), labels: "" }
+    let read = |object: &IPAddressPool| {
+        let mut pool = object.clone();
+        pool.metadata.managed_fields = None;
+        Ok(Some(pool))
+    };
+    Source { key: |meta| meta.name.clone(), read, labels: "" }
 }
 
 /// IPAddressPools by name, for node agents.

@@ -206,9 +206,7 @@ where
     /// Returns the observation of an object. Logs an object that cannot be decoded or parsed.
     fn observe(&self, object: Decoded<R>) -> Option<Observation<K, V>> {
         match object {
-            Ok(mut object) => {
-                // The managed fields are half of the bytes of an object, and Landfall does not use them.
-                object.meta_mut().managed_fields = None;
+            Ok(object) => {
                 let (observation, malformed) = self.source.observe(&object)?;
                 if let Some(malformed) = malformed {
                     tracing::warn!(%malformed, "object skipped: it has invalid contents");

@@ -9,6 +9,7 @@
 use std::net::IpAddr;
 use std::time::Duration;
 
+use crds::service::CONTROLLER_MANAGER;
 use crds::{IPAddressPool, LoadBalancerIP, ResourceVersion, address};
 use k8s_openapi::api::core::v1 as core;
 use kube::api::{DeleteParams, Patch, PatchParams, PostParams, Preconditions};
@@ -24,9 +25,6 @@ use crate::state::stores::Stores;
 
 /// How long the API server has to answer a request. (Its own limit is 60 s, and that of its admission webhooks 10 s.)
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(15);
-
-/// Our name in `metadata.managedFields`.
-const FIELD_MANAGER: &str = "landfall-controller";
 
 /// Applies series.
 #[derive(Clone)]
@@ -103,7 +101,7 @@ impl Applier {
 
     async fn create(&self, object: &LoadBalancerIP, lb_ip: IpAddr) -> Result<Progress, Failure> {
         let api = Api::<LoadBalancerIP>::all(self.client.clone());
-        let params = PostParams { field_manager: Some(FIELD_MANAGER.into()), ..PostParams::default() };
+        let params = PostParams { field_manager: Some(CONTROLLER_MANAGER.into()), ..PostParams::default() };
         match self.write(Write::CreateRecord, api.create(&params, object)).await {
             Ok(created) => {
                 self.stores.put_record(&created);
@@ -165,7 +163,7 @@ impl Applier {
     async fn patch_record(&self, patch: &RecordPatch) -> Result<Progress, Failure> {
         let api = Api::<LoadBalancerIP>::all(self.client.clone());
         let (lb_ip, name) = (patch.lb_ip, address::object_name(patch.lb_ip));
-        let params = PatchParams { field_manager: Some(FIELD_MANAGER.into()), ..PatchParams::default() };
+        let params = PatchParams { field_manager: Some(CONTROLLER_MANAGER.into()), ..PatchParams::default() };
         let body = Patch::Merge(patch.body());
         match self.write(Write::PatchRecord, api.patch(&name, &params, &body)).await {
             Ok(object) => {
@@ -225,7 +223,7 @@ impl Applier {
     where
         K: Clone + serde::de::DeserializeOwned + std::fmt::Debug,
     {
-        let params = PatchParams { field_manager: Some(FIELD_MANAGER.into()), ..PatchParams::default() };
+        let params = PatchParams { field_manager: Some(CONTROLLER_MANAGER.into()), ..PatchParams::default() };
         self.write(kind, api.patch_status(name, &params, &Patch::Merge(body))).await
     }
 

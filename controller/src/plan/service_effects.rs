@@ -14,7 +14,7 @@ use crate::plan::effect::{Effect, ServicePatch};
 use crate::state::index::ClusterIndex;
 use crate::state::record::is_exclusive;
 use crate::status::allocated::{
-    allocated_condition, allocated_event, is_pool_address, repaired_event, reports_addresses, shows_exactly,
+    allocated_condition, allocated_event, is_pool_address, repaired_event, shows_exactly, was_given_addresses,
 };
 use crate::status::change::is_reported;
 
@@ -66,7 +66,7 @@ impl ClusterIndex {
         let changes = if allocation.targets.is_empty() {
             // If Landfall never gave this Service an address, the ingress and the finalizer belong to another provider, which
             // may serve it.
-            let is_ours = reports_addresses(service) || !allocation.surplus.is_empty();
+            let is_ours = was_given_addresses(service) || !allocation.surplus.is_empty();
             let is_foreign = |ingress: &&Ingress| !is_ours && !is_pool_address(&self.pools, ingress);
             let foreign: Vec<_> = service.ingress.iter().filter(is_foreign).cloned().collect();
             ServiceChanges {
@@ -103,14 +103,16 @@ impl ClusterIndex {
 
     /// The effects after which a Service that may not hold addresses has nothing from Landfall.
     ///
-    /// A Service is touched only if Landfall wrote to it before: if it holds an address, or has a condition of ours. The
-    /// finalizer alone proves nothing, because other providers use the same one (KEP-1959), unless the Service is ours.
+    /// A Service is touched only if Landfall wrote to it before: if it holds an address, or has a condition or a finalizer
+    /// of ours. Other providers use the same finalizer (KEP-1959), so on a Service that is not ours it must be our own.
     pub(super) fn release_effects(&self, service: &Service) -> Vec<Effect> {
         let records = self.records_held_by(service);
         let foreign_conditions = without_ours(&service.conditions);
         let has_own_conditions = foreign_conditions.len() < service.conditions.len();
         let is_ours = service.is_ours(self.default_class);
-        if records.is_empty() && !has_own_conditions && !(is_ours && service.has_finalizer()) {
+        let is_finalizer_ours = !records.is_empty() || was_given_addresses(service) || is_ours;
+        let has_own_finalizer = service.owns_finalizer || (is_ours && service.has_finalizer());
+        if records.is_empty() && !has_own_conditions && !has_own_finalizer {
             return Vec::new();
         }
         let mut effects: Vec<_> = withdrawals(&records).collect();
@@ -125,7 +127,6 @@ impl ClusterIndex {
                 || records.iter().any(|record| Some(record.address) == lb_ip)
                 || is_pool_address(&self.pools, ingress)
         };
-        let is_finalizer_ours = !records.is_empty() || reports_addresses(service) || is_ours;
         let foreign: Vec<_> = service.ingress.iter().filter(|ingress| !is_own(ingress)).cloned().collect();
         let changes = ServiceChanges {
             finalizer: !is_finalizer_ours && service.has_finalizer(),

@@ -355,24 +355,6 @@ fn forged_status_of_a_refused_service_is_cleared() {
 }
 
 #[test]
-fn status_of_another_provider_stays_on_a_refused_service() {
-    let mut theirs = service("web", 5);
-    theirs.ingress = shows("198.51.100.1");
-    theirs.finalizers = vec![FINALIZER.into()];
-    let mut world = World::new([], [theirs.clone()]);
-    world.settle();
-    let seen = world.snapshot.services[&theirs.key].clone();
-    assert_eq!((&seen.ingress, &seen.finalizers), (&theirs.ingress, &theirs.finalizers));
-    assert_eq!(seen.conditions[0].reason, "NoPool");
-    // It also stays when Landfall is no longer the default provider.
-    world.snapshot.default_class = false;
-    world.settle();
-    let seen = &world.snapshot.services[&theirs.key];
-    assert_eq!((&seen.ingress, &seen.finalizers), (&theirs.ingress, &theirs.finalizers));
-    assert!(seen.conditions.is_empty());
-}
-
-#[test]
 fn recreated_service_gets_another_address() {
     let mut world = World::new([lan()], [service("web", 5)]);
     world.settle();

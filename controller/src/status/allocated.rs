@@ -6,7 +6,7 @@ use std::fmt;
 use std::net::IpAddr;
 
 use crds::Service;
-use crds::condition::{Condition, ConditionStatus, DesiredCondition};
+use crds::condition::{ConditionStatus, DesiredCondition};
 use crds::service::{ALLOCATED, Ingress};
 
 use crate::allocate::allocation::Allocation;
@@ -16,10 +16,6 @@ use crate::state::index::ClusterIndex;
 use crate::status::change::displays_as;
 use crate::status::reason::AllocatedReason;
 
-/// The ending of a refusal's message lists the addresses that the Service keeps: `; it keeps 192.0.2.1 until then`.
-const KEEPS: &str = "; it keeps ";
-const UNTIL_THEN: &str = " until then";
-
 /// The condition that a Service should have.
 pub(crate) fn allocated_condition(allocation: &Allocation, cluster: &ClusterIndex) -> DesiredCondition {
     let service = &allocation.service;
@@ -27,7 +23,7 @@ pub(crate) fn allocated_condition(allocation: &Allocation, cluster: &ClusterInde
     let (status, reason, message) = if let Some(refusal) = &allocation.refusal {
         let mut message = refusal.to_string();
         if !allocation.targets.is_empty() {
-            message += &format!("{KEEPS}{}{UNTIL_THEN}", join_addresses(lb_ips()));
+            message += &format!("; it keeps {} until then", join_addresses(lb_ips()));
         }
         (ConditionStatus::False, refusal.reason().as_str(), message)
     } else {
@@ -101,18 +97,11 @@ pub(crate) fn repaired_event(service: &Service, lb_ips: impl IntoIterator<Item =
     }
 }
 
-/// Whether the status reports that the Service has addresses from us: those it requests, or others that it keeps while it
-/// is refused.
-pub(crate) fn reports_addresses(service: &Service) -> bool {
-    let keeps_some = |c: &Condition| c.type_ == ALLOCATED && reports_kept(&c.message);
-    service.is_allocated() || service.conditions.iter().any(keeps_some)
-}
-
-/// Whether a message ends as that of a refused Service that keeps addresses. Quoted user text is never at the end of a
-/// message, so it cannot imitate this.
-fn reports_kept(message: &str) -> bool {
-    let kept = message.strip_suffix(UNTIL_THEN).and_then(|rest| rest.rsplit_once(KEEPS));
-    kept.is_some_and(|(_, lb_ips)| lb_ips.split(", ").all(|lb_ip| lb_ip.parse::<IpAddr>().is_ok()))
+/// Whether Landfall has given this Service addresses, which it may have lost since. The condition proves it, and so does
+/// the finalizer, which stays while a refused Service keeps its addresses. Records prove nothing here: the release of an
+/// address deletes its record first.
+pub(crate) fn was_given_addresses(service: &Service) -> bool {
+    service.is_allocated() || service.owns_finalizer
 }
 
 fn join_addresses(lb_ips: impl IntoIterator<Item = IpAddr>) -> String {
@@ -141,22 +130,4 @@ pub(crate) fn shows_address(service: &Service, lb_ip: IpAddr) -> bool {
 fn is_own_entry(ingress: &Ingress, lb_ip: IpAddr) -> bool {
     let Ingress { ip: Some(ip), ip_mode: Some(mode), hostname: None } = ingress else { return false };
     mode == "VIP" && displays_as(&lb_ip, ip)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::reports_kept;
-
-    #[test]
-    fn only_the_ending_of_a_message_reports_kept_addresses() {
-        for (message, expected) in [
-            ("no IPv4 address is free; it keeps 192.0.2.1 until then", true),
-            ("no IPv4 address is free; it keeps 192.0.2.1, 2001:db8::1 until then", true),
-            ("no IPv4 address is free", false),
-            ("there is no IPAddressPool x; it keeps 192.0.2.1 until then: request another", false),
-            ("there is no IPAddressPool x; it keeps y until then", false),
-        ] {
-            assert_eq!(reports_kept(message), expected, "{message}");
-        }
-    }
 }

@@ -61,6 +61,7 @@ pub(crate) fn service(name: &str, created: i64) -> Service {
         cluster_ips: Box::default(),
         affinity: None,
         finalizers: vec![],
+        owns_finalizer: false,
         ingress: vec![],
         conditions: vec![],
     }

@@ -58,6 +58,7 @@ impl World {
         let service = self.snapshot.services.get_mut(key).map(Arc::make_mut).expect("a Service");
         edit(service);
         service.resource_version = self.version;
+        service.owns_finalizer &= service.has_finalizer();
         if !service.is_load_balancer {
             // The API server does both in the same write (pkg/registry/core/service).
             service.class = None;
@@ -242,7 +243,10 @@ impl World {
         let before = service.ingress.clone();
         service.resource_version = self.version;
         if let Some(finalizers) = &patch.finalizers {
+            let had_finalizer = service.has_finalizer();
             service.finalizers = finalizers.clone();
+            // The API server records the client that added it, in the managed fields.
+            service.owns_finalizer = service.has_finalizer() && (service.owns_finalizer || !had_finalizer);
         }
         if let Some(ingress) = &patch.ingress {
             assert!(service.is_load_balancer || ingress.is_empty(), "the API server refuses ingress here");

@@ -20,6 +20,9 @@ pub const CLASS: &str = "landfall.dev/landfall";
 /// The finalizer that keeps a deleted Service until its addresses are withdrawn (KEP-980).
 pub const FINALIZER: &str = "service.kubernetes.io/load-balancer-cleanup";
 
+/// The name of the controller in `metadata.managedFields`.
+pub const CONTROLLER_MANAGER: &str = "landfall-controller";
+
 /// The annotation that lists the source ranges of clients, separated by commas.
 const SOURCE_RANGES: &str = "service.beta.kubernetes.io/load-balancer-source-ranges";
 
@@ -274,6 +277,8 @@ pub struct Service {
     pub cluster_ips: Box<[IpAddr]>,
     /// All finalizers.
     pub finalizers: Vec<InternedStr>,
+    /// Whether the controller added [`FINALIZER`], by `metadata.managedFields`: other providers use the same one.
+    pub owns_finalizer: bool,
     /// `status.loadBalancer.ingress`. Any user who may patch the status can write it, so it never justifies an
     /// announcement or a rule.
     pub ingress: Vec<Ingress>,
@@ -329,6 +334,7 @@ impl Service {
             generation: None,
             selector: Labels::default(),
             finalizers: Vec::new(),
+            owns_finalizer: false,
             ingress: Vec::new(),
             conditions: Vec::new(),
             ..self
@@ -396,6 +402,7 @@ impl TryFrom<&core::Service> for Service {
                 timeout.and_then(|seconds| u32::try_from(seconds).ok()).unwrap_or(DEFAULT_AFFINITY)
             }),
             finalizers: collect_exact(meta.finalizers.iter().flatten().map(InternedStr::from)),
+            owns_finalizer: owns_finalizer(meta),
             ingress: collect_exact(ingress.into_iter().map(|entry| Ingress {
                 ip: entry.ip.map(InternedStr::from),
                 ip_mode: entry.ip_mode.map(InternedStr::from),
@@ -405,6 +412,15 @@ impl TryFrom<&core::Service> for Service {
             key,
         })
     }
+}
+
+/// Whether [`CONTROLLER_MANAGER`] owns [`FINALIZER`]. The API server records the client that adds an element of the list.
+fn owns_finalizer(meta: &ObjectMeta) -> bool {
+    let entries = meta.managed_fields.iter().flatten();
+    let own = entries.filter(|entry| entry.manager.as_deref() == Some(CONTROLLER_MANAGER));
+    let element = format!("v:\"{FINALIZER}\"");
+    own.filter_map(|entry| entry.fields_v1.as_ref())
+        .any(|fields| fields.0["f:metadata"]["f:finalizers"].get(&element).is_some())
 }
 
 /// The ports of a Service, or the error in them.
@@ -514,6 +530,7 @@ mod tests {
                 cluster_ips: ["2001:db8::7", "10.96.0.7"].map(|ip| ip.parse().expect("an address")).into(),
                 affinity: Some(60),
                 finalizers: vec![],
+                owns_finalizer: false,
                 ingress: vec![Ingress::from("192.0.2.1".parse::<IpAddr>().expect("address"))],
                 conditions: vec![],
             }
@@ -531,6 +548,28 @@ mod tests {
             (json!({}), true, false),
         ] {
             assert_eq!(service(spec.clone()).expect("a view").is_ours(default), ours, "{spec}, default {default}");
+        }
+    }
+
+    #[test]
+    fn finalizer_belongs_to_the_manager_that_added_it() {
+        let finalizer =
+            json!({"f:metadata": {"f:finalizers": {".": {}, "v:\"service.kubernetes.io/load-balancer-cleanup\"": {}}}});
+        for (manager, fields, owns) in [
+            ("landfall-controller", finalizer.clone(), true),
+            ("cloud-controller-manager", finalizer, false),
+            ("landfall-controller", json!({"f:metadata": {"f:finalizers": {"v:\"example.com/other\"": {}}}}), false),
+            ("landfall-controller", json!({"f:status": {"f:loadBalancer": {"f:ingress": {}}}}), false),
+        ] {
+            let entry = json!({"manager": manager, "operation": "Update", "subresource": "status", "fieldsV1": fields});
+            let object: core::Service = serde_json::from_value(json!({
+                "metadata": {
+                    "namespace": "default", "name": "web", "finalizers": [FINALIZER], "managedFields": [entry],
+                },
+            }))
+            .expect("a Service");
+            let view = Service::try_from(&object).expect("a view");
+            assert_eq!((view.owns_finalizer, view.has_finalizer()), (owns, true), "{entry}");
         }
     }
 

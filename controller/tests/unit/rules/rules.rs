@@ -15,6 +15,7 @@ use std::net::IpAddr;
 
 mod changes;
 mod families;
+mod finalizer;
 mod pools;
 mod sharing;
 
