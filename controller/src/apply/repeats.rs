@@ -31,21 +31,30 @@ pub(crate) struct RecentEvents {
 impl RecentEvents {
     /// Whether this event should be written now. If so, it is remembered.
     pub(crate) fn is_new(&mut self, event: &Event, now: Instant) -> bool {
-        while let Some((written, hash)) = self.order.front().copied()
-            && (now.duration_since(written) >= QUIET || self.order.len() >= CAPACITY)
+        while let Some((written, _)) = self.order.front()
+            && now.duration_since(*written) >= QUIET
         {
-            self.order.pop_front();
-            self.hashes.remove(&hash);
+            self.forget_oldest();
         }
         let object = &event.regarding;
         let hash = self
             .hasher
             .hash_one(((&object.kind, &object.namespace, &object.name, &object.uid), (event.reason, &event.message)));
-        if !self.hashes.insert(hash) {
+        if self.hashes.contains(&hash) {
             return false;
         }
+        if self.order.len() >= CAPACITY {
+            self.forget_oldest();
+        }
+        self.hashes.insert(hash);
         self.order.push_back((now, hash));
         true
+    }
+
+    fn forget_oldest(&mut self) {
+        if let Some((_, hash)) = self.order.pop_front() {
+            self.hashes.remove(&hash);
+        }
     }
 }
 
@@ -85,6 +94,7 @@ mod tests {
         assert!(events.iter().all(|event| recent.is_new(event, now)));
         assert_eq!((recent.hashes.len(), recent.order.len()), (CAPACITY, CAPACITY));
         assert!(!recent.is_new(&events[CAPACITY], now));
+        assert!(!recent.is_new(&events[1], now), "a repeated event displaces no other");
         assert!(recent.is_new(&events[0], now));
     }
 }
