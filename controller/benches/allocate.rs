@@ -1,7 +1,7 @@
 //! The cost of finding and taking the next address of a pool.
 //!
-//! `cargo bench -p controller --bench allocate` prints the nanoseconds of one `next_address` and `take` for each kind of
-//! pool: the median, the minimum and the maximum of all rounds. With `-- --json` it prints one line of JSON instead.
+//! `cargo bench -p controller --bench allocate` prints the nanoseconds of one `next_address` and `take` for each kind
+//! of pool: the median, the minimum and the maximum of all rounds. With `-- --json` it prints one line of JSON instead.
 
 #![allow(clippy::print_stdout, reason = "a benchmark prints its results")]
 
@@ -19,7 +19,8 @@ use jiff::{SignedDuration, Timestamp};
 /// Rounds of each case: enough for a stable median on a busy machine.
 const ROUNDS: usize = 200;
 
-/// Addresses taken in a round: enough to make the clock negligible, and few enough to keep the pool about as full as before.
+/// Addresses taken in a round: enough to make the clock negligible, and few enough to keep the pool about as full as
+/// before.
 const TAKES: u32 = 500;
 
 /// A pool in some state.
@@ -31,7 +32,8 @@ struct Case {
     /// Of its first `span` addresses, every `step`-th is in use.
     span: u32,
     step: u32,
-    /// Whether each step takes a second and releases the address of the step before, which then cools down for a minute.
+    /// Whether each step takes a second and releases the address of the step before, which then cools down for a
+    /// minute.
     churn: bool,
 }
 

@@ -1,8 +1,8 @@
 //! Metrics for Prometheus.
 //!
-//! Observations of the main loop, and the contents of the stores at each scrape → the text format of OpenMetrics. Gauges of
-//! objects are computed from the stores at each scrape: so they are right after any history, and cost nothing in between.
-//! Only the leader reports objects, so sums over all controllers are right.
+//! Observations of the main loop, and the contents of the stores at each scrape → the text format of OpenMetrics.
+//! Gauges of objects are computed from the stores at each scrape: so they are right after any history, and cost nothing
+//! in between. Only the leader reports objects, so sums over all controllers are right.
 //!
 //! Label values come from enums and names of pools, never from the text of a status.
 
@@ -169,7 +169,8 @@ impl Collectors {
         registry.register_with_unit("plan_duration", "Duration of a plan", Unit::Seconds, self.plans.clone());
         registry.register_with_unit(
             "allocation_duration",
-            "Time from the first observation of a LoadBalancer Service until its status shows its addresses; refused Services are not counted",
+            "Time from the first observation of a LoadBalancer Service until its status shows its addresses; refused \
+             Services are not counted",
             Unit::Seconds,
             self.allocations.clone(),
         );

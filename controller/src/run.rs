@@ -8,17 +8,17 @@
 //! election (2 tasks) --write fence--> main loop, each write
 //! ```
 //!
-//! One of several controllers leads. The others only watch, so the next leader knows the cluster from the start. A leader
-//! that loses the Lease drops the series in flight, and waits until it leads again.
+//! One of several controllers leads. The others only watch, so the next leader knows the cluster from the start. A
+//! leader that loses the Lease drops the series in flight, and waits until it leads again.
 //!
-//! Plans follow from the observed state, and cover everything that has changed. At most one series of a subject is in flight,
-//! so a slow write delays no other subject. A planned series that cannot start yet stays in the queue until a newer plan
-//! replaces it.
+//! Plans follow from the observed state, and cover everything that has changed. At most one series of a subject is in
+//! flight, so a slow write delays no other subject. A planned series that cannot start yet stays in the queue until a
+//! newer plan replaces it.
 //!
-//! A plan usually takes microseconds, and each wake is handled at once: nothing delays the first write for a new Service, or
-//! the write that follows from its answer. Only a plan that took long (for example, after a change of pools) is followed by
-//! a pause. Stopping waits briefly for the answers to writes in flight. Dropping the future stops all tasks, and the next
-//! start recovers unfinished work.
+//! A plan usually takes microseconds, and each wake is handled at once: nothing delays the first write for a new
+//! Service, or the write that follows from its answer. Only a plan that took long (for example, after a change of
+//! pools) is followed by a pause. Stopping waits briefly for the answers to writes in flight. Dropping the future stops
+//! all tasks, and the next start recovers unfinished work.
 
 use std::collections::BTreeSet;
 use std::fmt::Debug;
@@ -52,11 +52,12 @@ const CONCURRENCY: usize = 64;
 /// Of these, the deferrable ones.
 const DEFERRABLE_CONCURRENCY: usize = 8;
 
-/// A plan that takes no longer than this may be followed by the next one at once: at that rate planning does not dominate
-/// the processor.
+/// A plan that takes no longer than this may be followed by the next one at once: at that rate planning does not
+/// dominate the processor.
 const SHORT_PLAN: Duration = Duration::from_millis(1);
 
-/// A longer plan is followed by a pause of this many times its duration, so that planning takes at most a fifth of a core.
+/// A longer plan is followed by a pause of this many times its duration, so that planning takes at most a fifth of a
+/// core.
 const PAUSE_PER_PLAN: u32 = 4;
 
 /// Interval for pruning idle back-off entries.
@@ -370,8 +371,8 @@ impl Worker {
         next.filter(|_| self.tasks.len() < CONCURRENCY).map(Instant::from_std)
     }
 
-    /// Waits for the end of a series in flight, updates the back-off, and returns the subject. Never returns without such a
-    /// series. Cancel safe.
+    /// Waits for the end of a series in flight, updates the back-off, and returns the subject. Never returns without
+    /// such a series. Cancel safe.
     async fn next_ended(&mut self) -> Result<Subject, JoinError> {
         let Some(ended) = self.tasks.join_next().await else { return std::future::pending().await };
         let (subject, result) = ended?;

@@ -2,14 +2,14 @@
 //!
 //! Service and cluster → [`Allocation`]. How it is written to the API server is decided in [`crate::plan`].
 //!
-//! A Service keeps its addresses while it has the same UID, is ours, does not request others and fits with the Services it
-//! shares with, even if the pool is gone or would no longer assign them. The only exception is an address that another
-//! host on the LAN used before its first announcement ([`crate::allocate::quarantine`]). New addresses are assigned in the
-//! order of [`Rank`], and within a rank the oldest Service is first (by creation time, then namespace and name). So a
-//! request by name comes before a Service that takes any address.
+//! A Service keeps its addresses while it has the same UID, is ours, does not request others and fits with the Services
+//! it shares with, even if the pool is gone or would no longer assign them. The only exception is an address that
+//! another host on the LAN used before its first announcement ([`crate::allocate::quarantine`]). New addresses are
+//! assigned in the order of [`Rank`], and within a rank the oldest Service is first (by creation time, then namespace
+//! and name). So a request by name comes before a Service that takes any address.
 //!
-//! Only LoadBalancerIPs are trusted. The status of a Service is not: the API server clears it when the type changes, and
-//! every client with write access can forge it.
+//! Only LoadBalancerIPs are trusted. The status of a Service is not: the API server clears it when the type changes,
+//! and every client with write access can forge it.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -262,9 +262,9 @@ impl ClusterIndex {
         held
     }
 
-    /// For each slot of a request, the address that the Service holds for it. If several fit (after a crash in the middle
-    /// of a change, or when fewer are requested than before), the addresses in its status come first, so that users see no
-    /// change.
+    /// For each slot of a request, the address that the Service holds for it. If several fit (after a crash in the
+    /// middle of a change, or when fewer are requested than before), the addresses in its status come first, so that
+    /// users see no change.
     fn fill_slots(
         &self,
         service: &Service,
@@ -327,8 +327,8 @@ impl ClusterIndex {
         self.pools.iter().nth(index)
     }
 
-    /// An address of this family that is meant for the Service: reserved for it, shared under its key, or released by it
-    /// and still in cool-down.
+    /// An address of this family that is meant for the Service: reserved for it, shared under its key, or released by
+    /// it and still in cool-down.
     fn find_known(
         &mut self,
         search: &Search<'_>,
@@ -469,8 +469,8 @@ fn allocation(service: &Arc<Service>, held: HeldRecords, targets: Vec<Target>) -
     Allocation { service: service.clone(), targets, surplus, refusal: None, missing_family: None, is_blocked: false }
 }
 
-/// The allocation of a refused Service, which keeps its addresses. A Service that requires both families never keeps only
-/// one.
+/// The allocation of a refused Service, which keeps its addresses. A Service that requires both families never keeps
+/// only one.
 fn refused_allocation(service: &Arc<Service>, held: HeldRecords, refusal: Refusal) -> Allocation {
     let families = families(service);
     let has = |family: &Family| held.live.iter().any(|record| Family::from(record.address) == *family);

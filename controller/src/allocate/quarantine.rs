@@ -81,8 +81,8 @@ impl ClusterIndex {
         }
         let AddressConflict { mac, node, link, .. } = self.blocking_conflict(record)?;
         let message = format!(
-            "{mac} on the LAN uses {} already, as node {node} sees on {link}: the address is not assigned for {} minutes; \
-             find that host, or exclude the address from its pool (spec.exclude)",
+            "{mac} on the LAN uses {} already, as node {node} sees on {link}: the address is not assigned for {} \
+             minutes; find that host, or exclude the address from its pool (spec.exclude)",
             record.address,
             QUARANTINE.as_mins(),
         );
@@ -159,8 +159,8 @@ mod tests {
         }
         world.settle();
         assert_eq!(world.view("other"), ServiceView::has("192.0.2.12", "lan"));
-        let refused = "False AddressInUse: 192.0.2.10 is used by 02:00:00:00:00:99 on the LAN; request another address, \
-                       or remove the request";
+        let refused = "False AddressInUse: 192.0.2.10 is used by 02:00:00:00:00:99 on the LAN; request another \
+                       address, or remove the request";
         assert_eq!(world.view("by-name").condition.as_deref(), Some(refused));
         let status = world.snapshot.pools["lan"].status.clone().expect("a status");
         assert_eq!((status.assigned_ipv4, status.available_ipv4), (3, 0));
@@ -174,8 +174,8 @@ mod tests {
 
     fn pool_message(addresses: &str) -> String {
         format!(
-            "these addresses are not assigned for some minutes, because other hosts on the LAN use them: {addresses} by \
-             02:00:00:00:00:99; find these hosts, or exclude the addresses (spec.exclude)"
+            "these addresses are not assigned for some minutes, because other hosts on the LAN use them: {addresses} \
+             by 02:00:00:00:00:99; find these hosts, or exclude the addresses (spec.exclude)"
         )
     }
 
@@ -215,8 +215,8 @@ mod tests {
             world.settle();
             assert_eq!(world.view("web"), ServiceView::has("192.0.2.10", "lan"));
             let found = announced_condition(&world).expect("a condition");
-            let start = "False Conflict: 192.0.2.10 is not announced, because 02:00:00:00:00:99 on the LAN uses it already, as \
-                         node n1 sees on eth0: ";
+            let start = "False Conflict: 192.0.2.10 is not announced, because 02:00:00:00:00:99 on the LAN uses it \
+                         already, as node n1 sees on eth0: ";
             assert!(found.starts_with(start), "{found}");
             assert_eq!(messages(&world, "AddressConflict").len(), 1);
             // The conflict ends, and a node announces the address.

@@ -1,11 +1,12 @@
 //! Which Services may share an address.
 //!
-//! Two Services → whether they fit, and if not, why. They fit if they have the same key, no common port of one protocol and
-//! compatible traffic policies, and are in one namespace or consent to each other. Two policies are compatible if both are
-//! Cluster, or if both are Local and the Services have the same endpoints: only then can one announcing node serve both.
+//! Two Services → whether they fit, and if not, why. They fit if they have the same key, no common port of one protocol
+//! and compatible traffic policies, and are in one namespace or consent to each other. Two policies are compatible if
+//! both are Cluster, or if both are Local and the Services have the same endpoints: only then can one announcing node
+//! serve both.
 //!
-//! The holders of an address → which of them stay. The record keeps a fingerprint of each holder's terms. So if two holders
-//! no longer fit, the one that changed has to leave, whichever controller decides, and whenever.
+//! The holders of an address → which of them stay. The record keeps a fingerprint of each holder's terms. So if two
+//! holders no longer fit, the one that changed has to leave, whichever controller decides, and whenever.
 
 use std::fmt;
 
@@ -36,7 +37,8 @@ impl fmt::Display for Clash {
             Self::Key => f.write_str("has another key in landfall.dev/allow-shared-ip"),
             Self::Port(protocol, number) => write!(f, "has port {number}/{protocol} too"),
             Self::Policy => f.write_str(
-                "has another spec.externalTrafficPolicy, or both are Local and not in one namespace with one spec.selector",
+                "has another spec.externalTrafficPolicy, or both are Local and not in one namespace with one \
+                 spec.selector",
             ),
             Self::Namespaces => f.write_str(
                 "is in another namespace: each of both must name the other's in landfall.dev/share-with-namespaces",
@@ -152,8 +154,8 @@ pub(crate) enum Standing {
     Gone,
 }
 
-/// The standing of each holder, in their order. Holders with unchanged terms are considered first, then holders with new
-/// terms, both in the order in which they joined. A holder stays if it fits with all holders that stay.
+/// The standing of each holder, in their order. Holders with unchanged terms are considered first, then holders with
+/// new terms, both in the order in which they joined. A holder stays if it fits with all holders that stay.
 pub(crate) fn standings<'a>(holders: &'a [Holder], state: impl Fn(&Holder) -> HolderState<'a>) -> Vec<Standing> {
     let states: Vec<_> = holders.iter().map(state).collect();
     let mut standings = vec![Standing::Gone; holders.len()];

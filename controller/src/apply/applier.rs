@@ -1,10 +1,10 @@
 //! The application of a series: each effect after the one before.
 //!
 //! Answers of the API server are stored at once, so that the next plan sees the writes of the last one. Every write is
-//! conditional: a creation on the absence of the record, a deletion on its UID, a patch on the version that was read. So a
-//! write that arrives late, twice, or from a former leader changes nothing, and the next plan recovers a lost answer. For
-//! the same reason it is cancel safe. Each write is checked against the write fence when it is sent: a process that was
-//! suspended in the middle of a series writes nothing when it resumes.
+//! conditional: a creation on the absence of the record, a deletion on its UID, a patch on the version that was read.
+//! So a write that arrives late, twice, or from a former leader changes nothing, and the next plan recovers a lost
+//! answer. For the same reason it is cancel safe. Each write is checked against the write fence when it is sent: a
+//! process that was suspended in the middle of a series writes nothing when it resumes.
 
 use std::net::IpAddr;
 use std::time::Duration;
@@ -306,8 +306,8 @@ mod tests {
     use std::collections::VecDeque;
     use std::sync::{Arc, Mutex};
 
-    /// Applies one series against an API server that gives these answers in turn, and then none. Returns the result, the
-    /// requests, and the stores.
+    /// Applies one series against an API server that gives these answers in turn, and then none. Returns the result,
+    /// the requests, and the stores.
     async fn apply(
         effects: Vec<Effect>,
         answers: Vec<(u16, Value)>,

@@ -8,8 +8,8 @@
 //!                                         ^---check--- each write, when it is sent
 //! ```
 //!
-//! Two tasks: [`run_election`], and in it the watch of the Lease (one channel, which holds its latest version).
-//! The election works without the watch too, only slower: a Lease that seems to have expired is read before it is taken.
+//! Two tasks: [`run_election`], and in it the watch of the Lease (one channel, which holds its latest version). The
+//! election works without the watch too, only slower: a Lease that seems to have expired is read before it is taken.
 //!
 //! Cancel safe: a Lease that is not renewed expires.
 
@@ -74,8 +74,8 @@ impl WriteFence {
         Self(Some(Arc::new(Mutex::new(end))))
     }
 
-    /// Returns an error if the right has ended. Call this when a write is sent, not earlier: a process can be suspended for
-    /// any time between any two steps.
+    /// Returns an error if the right has ended. Call this when a write is sent, not earlier: a process can be suspended
+    /// for any time between any two steps.
     pub(crate) fn check(&self) -> Result<(), Deposed> {
         let Some(end) = &self.0 else { return Ok(()) };
         let end = *end.lock().unwrap_or_else(PoisonError::into_inner);
@@ -89,8 +89,8 @@ impl WriteFence {
     }
 }
 
-/// Takes part in the election until `resign_rx` fires, then releases the Lease within [`RELEASE_TIMEOUT`]. Each term has its
-/// own fence. `instance` makes the holder readable; a random part is appended.
+/// Takes part in the election until `resign_rx` fires, then releases the Lease within [`RELEASE_TIMEOUT`]. Each term
+/// has its own fence. `instance` makes the holder readable; a random part is appended.
 pub(crate) async fn run_election(
     client: Client,
     election: Election,

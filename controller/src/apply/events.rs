@@ -1,8 +1,9 @@
 //! Events, as `kubectl describe` and `kubectl events` show them (events.k8s.io/v1).
 //!
-//! One task reads a bounded channel and sends one request at a time, so that events never delay allocations. Repeated events
-//! are written at long intervals ([`crate::apply::repeats`]). (kube's Recorder would count repetitions in the event, but it
-//! searches all events of six minutes for each new one, and has no bound.) An event that cannot be written is dropped.
+//! One task reads a bounded channel and sends one request at a time, so that events never delay allocations. Repeated
+//! events are written at long intervals ([`crate::apply::repeats`]). (kube's Recorder would count repetitions in the
+//! event, but it searches all events of six minutes for each new one, and has no bound.) An event that cannot be
+//! written is dropped.
 
 use std::time::Duration;
 

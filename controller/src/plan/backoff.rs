@@ -1,8 +1,8 @@
 //! The pauses between attempts, by subject.
 //!
 //! The results of earlier attempts, and the time → when the next attempt may start. Failures are repeated with growing
-//! pauses. So are writes that succeed again and again: then another client writes a different value each time, and a fight at
-//! full speed helps no one.
+//! pauses. So are writes that succeed again and again: then another client writes a different value each time, and a
+//! fight at full speed helps no one.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
@@ -55,7 +55,8 @@ pub(crate) enum AttemptNews {
 }
 
 impl Backoff {
-    /// Records the end of an attempt. `jitter` (0 to 1) keeps subjects that failed together from being tried again together.
+    /// Records the end of an attempt. `jitter` (0 to 1) keeps subjects that failed together from being tried again
+    /// together.
     pub(crate) fn record_end(&mut self, subject: &Subject, success: bool, now: Instant, jitter: f64) -> AttemptNews {
         let before = self.0.remove(subject);
         let (failed, written) = before.as_ref().map_or((0, 0), |before| {

@@ -96,8 +96,8 @@ pub struct RecordPatch {
     pub sharing_key: Option<InternedStr>,
     /// `None`: unchanged.
     pub pool: Option<InternedStr>,
-    /// Whether to mark the record as a reservation (`spec.reservation: {}`). A record without holders is a reservation even
-    /// without the mark, and needs it from its first holder on.
+    /// Whether to mark the record as a reservation (`spec.reservation: {}`). A record without holders is a reservation
+    /// even without the mark, and needs it from its first holder on.
     pub becomes_reservation: bool,
     /// `None`: unchanged.
     pub quarantine: Option<Quarantine>,
@@ -137,8 +137,8 @@ pub struct Event {
 }
 
 impl ServicePatch {
-    /// The JSON merge patch (RFC 7386) for `services/status`, which replaces whole lists. This subresource accepts metadata
-    /// too, so finalizer, address and condition are one write, and a crash cannot separate them.
+    /// The JSON merge patch (RFC 7386) for `services/status`, which replaces whole lists. This subresource accepts
+    /// metadata too, so finalizer, address and condition are one write, and a crash cannot separate them.
     pub fn body(&self) -> Value {
         let mut metadata = Map::from_iter([("resourceVersion".to_owned(), json!(self.resource_version.to_string()))]);
         if let Some(finalizers) = &self.finalizers {
@@ -184,8 +184,8 @@ impl RecordPatch {
 }
 
 impl PoolPatch {
-    /// The JSON merge patch for `ipaddresspools/status`. An empty list is omitted from the status, so it must be removed
-    /// explicitly.
+    /// The JSON merge patch for `ipaddresspools/status`. An empty list is omitted from the status, so it must be
+    /// removed explicitly.
     pub fn body(&self) -> Value {
         let mut body = json!({"metadata": {"resourceVersion": self.resource_version}, "status": self.status});
         if self.status.held_by.is_empty() {

@@ -1,7 +1,7 @@
 //! Planned series that have not started, in the order in which they start.
 //!
-//! Series, and the time before which a subject must not be tried → the next series to start. Each subject has at most one
-//! series: a newer one replaces it. A series that waits for its time delays no other one, and deferrable series
+//! Series, and the time before which a subject must not be tried → the next series to start. Each subject has at most
+//! one series: a newer one replaces it. A series that waits for its time delays no other one, and deferrable series
 //! ([`Series::is_deferrable`]) start after all others.
 
 use std::collections::{BTreeMap, HashMap};
@@ -52,8 +52,8 @@ impl Queue {
         Some((position, series?))
     }
 
-    /// Removes and returns the next series whose time has come. `not_before` returns the time before which a subject must
-    /// not be tried, if that is in the future. Without `allow_deferrable`, deferrable series stay.
+    /// Removes and returns the next series whose time has come. `not_before` returns the time before which a subject
+    /// must not be tried, if that is in the future. Without `allow_deferrable`, deferrable series stay.
     pub(crate) fn pop(
         &mut self,
         now: Instant,

@@ -64,8 +64,8 @@ impl ClusterIndex {
         let desired = allocated_condition(allocation, self);
         let conditions = (!desired.is_in(&service.conditions)).then(|| desired.set_in(&service.conditions, now));
         let changes = if allocation.targets.is_empty() {
-            // If Landfall never gave this Service an address, the ingress and the finalizer belong to another provider, which
-            // may serve it.
+            // If Landfall never gave this Service an address, the ingress and the finalizer belong to another provider,
+            // which may serve it.
             let is_ours = was_given_addresses(service) || !allocation.surplus.is_empty();
             let is_foreign = |ingress: &&Ingress| !is_ours && !is_pool_address(&self.pools, ingress);
             let foreign: Vec<_> = service.ingress.iter().filter(is_foreign).cloned().collect();
@@ -103,8 +103,9 @@ impl ClusterIndex {
 
     /// The effects after which a Service that may not hold addresses has nothing from Landfall.
     ///
-    /// A Service is touched only if Landfall wrote to it before: if it holds an address, or has a condition or a finalizer
-    /// of ours. Other providers use the same finalizer (KEP-1959), so on a Service that is not ours it must be our own.
+    /// A Service is touched only if Landfall wrote to it before: if it holds an address, or has a condition or a
+    /// finalizer of ours. Other providers use the same finalizer (KEP-1959), so on a Service that is not ours it must
+    /// be our own.
     pub(super) fn release_effects(&self, service: &Service) -> Vec<Effect> {
         let records = self.records_held_by(service);
         let foreign_conditions = without_ours(&service.conditions);
@@ -119,8 +120,8 @@ impl ClusterIndex {
         if !is_release_complete(&records) {
             return effects;
         }
-        // On a Service of another provider, the addresses of that provider stay. If the type has changed, the API server has
-        // cleared the ingress.
+        // On a Service of another provider, the addresses of that provider stay. If the type has changed, the API
+        // server has cleared the ingress.
         let is_own = |ingress: &&Ingress| {
             let lb_ip = ingress.ip.as_ref().and_then(|ip| ip.parse().ok());
             is_ours
@@ -144,8 +145,8 @@ fn withdrawals(records: &[Arc<Record>]) -> impl Iterator<Item = Effect> {
     live.map(|record| Effect::Delete { lb_ip: record.address, uid: record.uid.clone(), resource_version: None })
 }
 
-/// Whether [`withdrawals`] is all that must happen before the status is cleared. A record that waits for a finalizer, or for
-/// the write of a shared record, must go first.
+/// Whether [`withdrawals`] is all that must happen before the status is cleared. A record that waits for a finalizer,
+/// or for the write of a shared record, must go first.
 fn is_release_complete(records: &[Arc<Record>]) -> bool {
     records.iter().all(|record| !record.deleting && is_exclusive(record))
 }

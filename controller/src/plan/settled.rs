@@ -1,8 +1,9 @@
-//! Settled Services: each has, alone, the one address it needs, and its status is up to date. There is nothing to decide and
-//! nothing to write.
+//! Settled Services: each has, alone, the one address it needs, and its status is up to date. There is nothing to
+//! decide and nothing to write.
 //!
-//! In nearly every plan that covers everything, nearly all Services are settled. This check finds them without allocating
-//! memory, in a tenth of the time of a decision. It only saves work: a decision about a settled Service has no effects.
+//! In nearly every plan that covers everything, nearly all Services are settled. This check finds them without
+//! allocating memory, in a tenth of the time of a decision. It only saves work: a decision about a settled Service has
+//! no effects.
 
 use crds::condition::ConditionStatus;
 use crds::service::{ALLOCATED, ANNOUNCED, FORWARDING, Family};

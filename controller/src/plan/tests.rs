@@ -186,7 +186,8 @@ fn refused_service_reports_the_reason_and_the_fix() {
             vec![lan()],
             requesting("2001:db8::1"),
             "FamilyMismatch",
-            "2001:db8::1 is IPv6, and this Service has IPv4: request an address of that family, or change spec.ipFamilies",
+            "2001:db8::1 is IPv6, and this Service has IPv4: request an address of that family, or change \
+             spec.ipFamilies",
         ),
         (
             vec![lan()],
@@ -222,8 +223,8 @@ fn preferred_second_family_may_be_missing_with_a_reason() {
     (web.families, web.family_policy) = ([Family::V4, Family::V6].into(), FamilyPolicy::PreferDualStack);
     let mut world = World::new([lan()], [web]);
     world.settle();
-    let message = "True Allocated: 192.0.2.10 from pool lan; without an IPv6 address: no IPAddressPool has IPv6 addresses \
-                   for this Service: create one that does";
+    let message = "True Allocated: 192.0.2.10 from pool lan; without an IPv6 address: no IPAddressPool has IPv6 \
+                   addresses for this Service: create one that does";
     assert_eq!(
         world.view("web"),
         ServiceView { condition: Some(message.into()), ..ServiceView::has("192.0.2.10", "lan") }
@@ -414,8 +415,8 @@ fn edited_pools_take_no_address_away() {
     world.settle();
     world.snapshot.pools.clear();
     world.settle();
-    let message = "True PoolGone: 192.0.2.10 is no longer in any IPAddressPool, and the Service keeps it: to get another \
-                   one, request it in landfall.dev/load-balancer-ips or landfall.dev/address-pool";
+    let message = "True PoolGone: 192.0.2.10 is no longer in any IPAddressPool, and the Service keeps it: to get \
+                   another one, request it in landfall.dev/load-balancer-ips or landfall.dev/address-pool";
     assert_eq!(
         world.view("web"),
         ServiceView { condition: Some(message.into()), ..ServiceView::has("192.0.2.10", "lan") }

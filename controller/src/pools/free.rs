@@ -1,11 +1,11 @@
 //! Which address is assigned next: the first free address of a pool.
 //!
-//! [`Pools`] and the addresses in use → [`Free`], which is updated when an address is taken or released. Free addresses are
-//! kept as intervals, so a step costs the logarithm of the number of gaps, however large the pools are.
+//! [`Pools`] and the addresses in use → [`Free`], which is updated when an address is taken or released. Free addresses
+//! are kept as intervals, so a step costs the logarithm of the number of gaps, however large the pools are.
 //!
-//! A released address cools down for the `reuseAfter` of its pool. Until then only three Services can get it: the one that
-//! had it, one that requests it by name, and any Service if no other address is left. In the last case the address with
-//! the oldest cool-down is assigned.
+//! A released address cools down for the `reuseAfter` of its pool. Until then only three Services can get it: the one
+//! that had it, one that requests it by name, and any Service if no other address is left. In the last case the address
+//! with the oldest cool-down is assigned.
 //!
 //! Each address of a pool is either free, used, in cool-down, or withheld ([`Pools::withheld`]) and unused.
 
@@ -104,8 +104,8 @@ impl Free {
         }
     }
 
-    /// Marks an address as unused. If a Service had it, `last` is the last one, and the address cools down. Does nothing if
-    /// it is unused already.
+    /// Marks an address as unused. If a Service had it, `last` is the last one, and the address cools down. Does
+    /// nothing if it is unused already.
     pub fn release(&mut self, address: IpAddr, last: Option<Key>, now: Timestamp) {
         self.expire_cooldowns(now);
         if !self.is_used(address) {
@@ -127,8 +127,8 @@ impl Free {
     }
 
     /// The next address of `pool` for a Service that requests none by name: the address in cool-down that it released
-    /// last, else the first free address, else the address with the oldest cool-down. It is not taken. `pool` must be one
-    /// of the pools that this was built from.
+    /// last, else the first free address, else the address with the oldest cool-down. It is not taken. `pool` must be
+    /// one of the pools that this was built from.
     pub fn next_address(&mut self, pool: &Pool, family: Family, service: &Key, now: Timestamp) -> Option<IpAddr> {
         self.expire_cooldowns(now);
         let space = &self.spaces[pool.index][family];

@@ -152,7 +152,8 @@ impl Intervals {
         if self.len == 0 && !self.is_empty() { u128::MAX } else { self.len }
     }
 
-    /// The number of elements that are not in `part`, which must be a subset. Exact, except when all 2^128 numbers remain.
+    /// The number of elements that are not in `part`, which must be a subset. Exact, except when all 2^128 numbers
+    /// remain.
     pub(crate) fn len_without(&self, part: &Self) -> u128 {
         self.len.wrapping_sub(part.len)
     }

@@ -93,8 +93,8 @@ impl Pools {
         self.by_name.get(name).map(|index| &self.pools[*index])
     }
 
-    /// Why `address` is not assigned automatically. If there are several reasons, a node or gateway that has the address
-    /// comes first.
+    /// Why `address` is not assigned automatically. If there are several reasons, a node or gateway that has the
+    /// address comes first.
     pub fn withheld(&self, address: IpAddr) -> Option<Withheld<'_>> {
         match self.map.occupied.get(address) {
             Some(Occupant::Node(node)) => return Some(Withheld::Node(node)),

@@ -17,8 +17,8 @@ const GOOD_PER_BLOCK: u128 = BLOCK - 2;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Numbering {
     All,
-    /// All except IPv4 addresses that end in .0 or .255. These have no number at all, so that it costs nothing to skip the
-    /// 131,072 of them in a /8.
+    /// All except IPv4 addresses that end in .0 or .255. These have no number at all, so that it costs nothing to skip
+    /// the 131,072 of them in a /8.
     WithoutBuggy,
 }
 

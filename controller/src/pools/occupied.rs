@@ -30,8 +30,8 @@ impl fmt::Display for Occupant {
 pub struct Occupied(Arc<BTreeMap<IpAddr, Occupant>>);
 
 impl Occupied {
-    /// Collects the addresses of nodes, and those that agents found on their networks, by node name. If several have one
-    /// address (usually a gateway), nodes come before gateways, then the first by name wins.
+    /// Collects the addresses of nodes, and those that agents found on their networks, by node name. If several have
+    /// one address (usually a gateway), nodes come before gateways, then the first by name wins.
     pub fn new<'a>(
         nodes: impl IntoIterator<Item = &'a Node>,
         networks: impl IntoIterator<Item = (&'a str, &'a Network)>,

@@ -1,7 +1,7 @@
 //! All observed objects with their indexes, and the keys whose outcome may have changed.
 //!
-//! Changes by key → updated indexes and dirty keys. A plan decides about the dirty keys alone, so one Service's change costs
-//! the same whether there are ten other Services or thirty thousand.
+//! Changes by key → updated indexes and dirty keys. A plan decides about the dirty keys alone, so one Service's change
+//! costs the same whether there are ten other Services or thirty thousand.
 //!
 //! | change | dirty |
 //! |---|---|
@@ -35,8 +35,8 @@ mod promises;
 mod unannounced;
 mod updates;
 
-/// A problem that keeps every node from announcing, with its fix: `the Secret .. is missing: create it`. Its text must be
-/// stable, because each change of it is a write for each Service.
+/// A problem that keeps every node from announcing, with its fix: `the Secret .. is missing: create it`. Its text must
+/// be stable, because each change of it is a write for each Service.
 pub type Obstacle = Arc<str>;
 
 /// All observed objects with their indexes, and the work in progress.

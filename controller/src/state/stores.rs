@@ -70,8 +70,8 @@ impl Stores {
         synced.iter().all(Option::is_some)
     }
 
-    /// Moves all changes since the last call into the index, and passes each changed Service to `observe`. Returns `false`
-    /// and moves nothing before all kinds have been listed, because a missing object may still exist.
+    /// Moves all changes since the last call into the index, and passes each changed Service to `observe`. Returns
+    /// `false` and moves nothing before all kinds have been listed, because a missing object may still exist.
     pub(crate) fn drain_into(
         &self,
         cluster: &mut ClusterIndex,

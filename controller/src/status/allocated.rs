@@ -84,8 +84,8 @@ pub(crate) fn allocated_event(service: &Service, desired: &DesiredCondition) -> 
     }
 }
 
-/// The event when the ingress differs from the addresses that the condition reports: another client wrote it, and may do so
-/// again.
+/// The event when the ingress differs from the addresses that the condition reports: another client wrote it, and may
+/// do so again.
 pub(crate) fn repaired_event(service: &Service, lb_ips: impl IntoIterator<Item = IpAddr>) -> Event {
     let lb_ips = join_addresses(lb_ips);
     let shown = if lb_ips.is_empty() { "no address of a pool".to_owned() } else { lb_ips };
@@ -97,9 +97,9 @@ pub(crate) fn repaired_event(service: &Service, lb_ips: impl IntoIterator<Item =
     }
 }
 
-/// Whether Landfall has given this Service addresses, which it may have lost since. The condition proves it, and so does
-/// the finalizer, which stays while a refused Service keeps its addresses. Records prove nothing here: the release of an
-/// address deletes its record first.
+/// Whether Landfall has given this Service addresses, which it may have lost since. The condition proves it, and so
+/// does the finalizer, which stays while a refused Service keeps its addresses. Records prove nothing here: the release
+/// of an address deletes its record first.
 pub(crate) fn was_given_addresses(service: &Service) -> bool {
     service.is_allocated() || service.owns_finalizer
 }

@@ -1,15 +1,15 @@
 //! The condition `landfall.dev/Announced`: which nodes announce the addresses of a Service, and why none does.
 //!
-//! The announcers and conflicts that nodes wrote to the LoadBalancerIPs, and the time without an announcer → the condition.
-//! A move of an address is one write. Messages contain nothing that changes on its own.
+//! The announcers and conflicts that nodes wrote to the LoadBalancerIPs, and the time without an announcer → the
+//! condition. A move of an address is one write. Messages contain nothing that changes on its own.
 //!
-//! The report of a node counts until another node reports, or its Node is deleted. TODO(correctness): an owner that dies
-//! while no other agent runs is named forever. The condition `Ready` of its Node does not help: the kubelet may run without
-//! the agent, or the other way round. A heartbeat of agents would be a write for each of them every few seconds, for a case
-//! in which no traffic passes anyway.
+//! The report of a node counts until another node reports, or its Node is deleted. TODO(correctness): an owner that
+//! dies while no other agent runs is named forever. The condition `Ready` of its Node does not help: the kubelet may
+//! run without the agent, or the other way round. A heartbeat of agents would be a write for each of them every few
+//! seconds, for a case in which no traffic passes anyway.
 //!
-//! An unannounced address is reported only after a grace period: a new address and one that moves both need a moment. The
-//! reason comes from [`model::eligibility`], which decides for the agents as well.
+//! An unannounced address is reported only after a grace period: a new address and one that moves both need a moment.
+//! The reason comes from [`model::eligibility`], which decides for the agents as well.
 
 use std::fmt;
 use std::net::IpAddr;
@@ -104,9 +104,9 @@ impl ClusterIndex {
             (None, None) => (
                 AnnouncedReason::Pending,
                 format!(
-                    "no node has reported yet that it announces {lb_ip}: see whether the agents of the eligible nodes run \
-                     and are ready (kubectl -n landfall-system get pods -o wide), and whether these nodes have a network \
-                     interface for it"
+                    "no node has reported yet that it announces {lb_ip}: see whether the agents of the eligible nodes \
+                     run and are ready (kubectl -n landfall-system get pods -o wide), and whether these nodes have a \
+                     network interface for it"
                 ),
             ),
         })
@@ -162,16 +162,16 @@ pub(crate) fn place(announcer: &Announcer) -> impl fmt::Display {
 fn announced_conflict_message(lb_ip: IpAddr, conflict: &AddressConflict) -> String {
     let AddressConflict { mac, node, link, .. } = conflict;
     format!(
-        "{mac} on the LAN uses {lb_ip} as well, as node {node} sees on {link}, and takes packets away: find that host and \
-         give it another address, or request another one for this Service in landfall.dev/load-balancer-ips"
+        "{mac} on the LAN uses {lb_ip} as well, as node {node} sees on {link}, and takes packets away: find that host \
+         and give it another address, or request another one for this Service in landfall.dev/load-balancer-ips"
     )
 }
 
 fn blocking_conflict_message(lb_ip: IpAddr, conflict: &AddressConflict) -> String {
     let AddressConflict { mac, node, link, .. } = conflict;
     format!(
-        "{lb_ip} is not announced, because {mac} on the LAN uses it already, as node {node} sees on {link}: find that host \
-         and give it another address, or request another one for this Service in landfall.dev/load-balancer-ips"
+        "{lb_ip} is not announced, because {mac} on the LAN uses it already, as node {node} sees on {link}: find that \
+         host and give it another address, or request another one for this Service in landfall.dev/load-balancer-ips"
     )
 }
 

@@ -1,4 +1,5 @@
-//! The conditions `Announced` and `Forwarding` of a Service: both follow events on the network, so no write waits for them.
+//! The conditions `Announced` and `Forwarding` of a Service: both follow events on the network, so no write waits for
+//! them.
 //!
 //! They are written together, with a deferrable series or with a write that happens anyway.
 

@@ -77,13 +77,13 @@ impl fmt::Display for ProblemMessage<'_> {
         match reason {
             ProblemReason::NoEndpoints => write!(
                 f,
-                "{lb_ip} refuses {what}, which has no endpoint: see whether the pods that the Service selects are ready, and \
-                 whether they have that target port"
+                "{lb_ip} refuses {what}, which has no endpoint: see whether the pods that the Service selects are \
+                 ready, and whether they have that target port"
             ),
             ProblemReason::NoLocalEndpoints => write!(
                 f,
-                "{lb_ip} drops {what}: externalTrafficPolicy is Local, and the node that announces the address has no ready \
-                 endpoint for it"
+                "{lb_ip} drops {what}: externalTrafficPolicy is Local, and the node that announces the address has no \
+                 ready endpoint for it"
             ),
             ProblemReason::EndpointsRefused => write!(
                 f,
@@ -92,25 +92,26 @@ impl fmt::Display for ProblemMessage<'_> {
             ),
             ProblemReason::InvalidSourceRange => write!(
                 f,
-                "loadBalancerSourceRanges has {what:?}, which is no CIDR such as 192.0.2.0/24 and admits no client: correct it"
+                "loadBalancerSourceRanges has {what:?}, which is no CIDR such as 192.0.2.0/24 and admits no client: \
+                 correct it"
             ),
             ProblemReason::BackendUnavailable => {
                 write!(f, "{lb_ip} is forwarded to endpoints, and not by the backend {what}")
             }
             ProblemReason::UnknownBackend => write!(
                 f,
-                "the annotation landfall.dev/backend has {what:?}, which is not endpoints, nodeport or clusterip, and is \
-                 ignored: correct it"
+                "the annotation landfall.dev/backend has {what:?}, which is not endpoints, nodeport or clusterip, and \
+                 is ignored: correct it"
             ),
             ProblemReason::AnswersElsewhere => write!(
                 f,
-                "answers from {lb_ip} may leave the node on another link than the requests arrive on: {what} (see \"Nodes \
-                 with several links\" in docs/guide/forwarding.md)"
+                "answers from {lb_ip} may leave the node on another link than the requests arrive on: {what} (see \
+                 \"Nodes with several links\" in docs/guide/forwarding.md)"
             ),
             ProblemReason::RequestsFiltered => write!(
                 f,
-                "the kernel of the node that announces {lb_ip} drops requests that arrive on {what} from clients that its \
-                 routes do not reach on that link: set net.ipv4.conf.LINK.rp_filter to 2 (loose)"
+                "the kernel of the node that announces {lb_ip} drops requests that arrive on {what} from clients that \
+                 its routes do not reach on that link: set net.ipv4.conf.LINK.rp_filter to 2 (loose)"
             ),
             ProblemReason::Other => {
                 write!(f, "{what} of {lb_ip} is not forwarded, for a reason that this version does not know")
@@ -181,8 +182,8 @@ fn problems<'a>(record: &'a Record, service: &'a Service) -> impl Iterator<Item 
     all.filter(|problem| problem.namespace == service.key.namespace && problem.name == service.key.name)
 }
 
-/// The event when the condition changes: only mistakes. Every Service lacks endpoints now and then, so that is reported by
-/// the condition alone.
+/// The event when the condition changes: only mistakes. Every Service lacks endpoints now and then, so that is reported
+/// by the condition alone.
 pub(super) fn forwarding_event(
     service: &Service,
     before: Option<&Condition>,

@@ -48,7 +48,8 @@ reasons! {
 }
 
 reasons! {
-    /// The state of the addresses that a Service has: reasons of `landfall.dev/Allocated`, status `True`. The worst is last.
+    /// The state of the addresses that a Service has: reasons of `landfall.dev/Allocated`, status `True`. The worst is
+    /// last.
     AllocatedReason {
         Allocated,
         /// The pool would no longer give the address to this Service.

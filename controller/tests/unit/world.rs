@@ -86,7 +86,8 @@ impl World {
         }
     }
 
-    /// A node reports that another host on the LAN uses an address. It holds the address back if it was never announced.
+    /// A node reports that another host on the LAN uses an address. It holds the address back if it was never
+    /// announced.
     pub(crate) fn report_conflict(&mut self, address: IpAddr) {
         self.report(address, |record| {
             record.conflicts = vec![AddressConflict {

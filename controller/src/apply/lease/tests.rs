@@ -1,5 +1,5 @@
-//! Tables of single decisions, and simulations of several candidates: different clocks, lost and late messages, suspended
-//! processes.
+//! Tables of single decisions, and simulations of several candidates: different clocks, lost and late messages,
+//! suspended processes.
 
 use super::*;
 use proptest::prelude::*;
@@ -174,8 +174,9 @@ const LATENCY: u64 = 10;
 /// The timeout of a request, in ms, as in the election.
 const ANSWER_TIMEOUT: u64 = 2_000;
 
-/// How soon after the last fault a candidate must lead, in ms: the duration of a Lease that was renewed at the last moment,
-/// by the slowest clock; a request without an answer and the pause after it; one request to read and one to write.
+/// How soon after the last fault a candidate must lead, in ms: the duration of a Lease that was renewed at the last
+/// moment, by the slowest clock; a request without an answer and the pause after it; one request to read and one to
+/// write.
 const BOUND: u64 = 6_000 * 106 / 100 + ANSWER_TIMEOUT * 106 / 100 + 600 + 10 * STEP;
 
 /// A fault of a candidate.

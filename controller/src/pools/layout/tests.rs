@@ -204,7 +204,8 @@ fn object_with_a_new_status_replaces_the_old_one() {
 
 #[test]
 fn many_pools_ranges_and_nodes_are_built_fast() {
-    // Pools with the maximum number of ranges and exclusions: each range is in four pools, and all are in the last pool.
+    // Pools with the maximum number of ranges and exclusions: each range is in four pools, and all are in the last
+    // pool.
     let text = |pool: u32, range: u32| format!("10.{pool}.{range}.10-10.{pool}.{range}.99");
     let pools: Vec<_> = (0..100)
         .map(|index| {

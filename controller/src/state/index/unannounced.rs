@@ -8,8 +8,8 @@ use jiff::{SignedDuration, Timestamp};
 
 use super::{ClusterIndex, Obstacle};
 
-/// How long an address may be unannounced before the condition reports it. Agents need a fraction of a second; the rest is
-/// for agents that are starting or being replaced.
+/// How long an address may be unannounced before the condition reports it. Agents need a fraction of a second; the rest
+/// is for agents that are starting or being replaced.
 const GRACE: SignedDuration = SignedDuration::from_secs(5);
 
 /// When the grace period of an address that is unannounced since then is over.

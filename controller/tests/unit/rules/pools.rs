@@ -136,8 +136,8 @@ fn node_with_the_address_of_a_service_is_reported() {
     world.settle();
     world.snapshot.nodes.insert("n1".into(), node("n1", "192.0.2.10"));
     world.settle();
-    let expected = "True NodeHasAddress: 192.0.2.10 is the address of node n1 as well, and the Service keeps it: to get \
-                another one, request it in landfall.dev/load-balancer-ips or landfall.dev/address-pool";
+    let expected = "True NodeHasAddress: 192.0.2.10 is the address of node n1 as well, and the Service keeps it: to \
+                    get another one, request it in landfall.dev/load-balancer-ips or landfall.dev/address-pool";
     assert_eq!(condition(&world, "web"), expected);
     let events: Vec<_> = world.events.iter().map(|event| (event.reason, event.is_warning)).collect();
     assert_eq!(events, [("IPAllocated", false), ("NodeHasAddress", true)]);
