@@ -6,6 +6,7 @@
 //! answer. For the same reason it is cancel safe. Each write is checked against the write fence when it is sent: a
 //! process that was suspended in the middle of a series writes nothing when it resumes.
 
+use std::fmt::Debug;
 use std::net::IpAddr;
 use std::time::Duration;
 
@@ -14,7 +15,7 @@ use crds::{IPAddressPool, LoadBalancerIP, ResourceVersion, address};
 use k8s_openapi::api::core::v1 as core;
 use kube::api::{DeleteParams, Patch, PatchParams, PostParams, Preconditions};
 use kube::{Api, Client};
-use serde_json::Value;
+use serde::de::DeserializeOwned;
 use tokio::sync::mpsc;
 use tokio::time::timeout;
 
@@ -112,7 +113,7 @@ impl Applier {
             }
             Err(failure) if failure.code() == Some(409) => {
                 // The record may be ours, if the answer to an earlier attempt was lost.
-                let existing = answer("reading a LoadBalancerIP", api.get_opt(&address::object_name(lb_ip))).await?;
+                let existing = read_again(&api, &address::object_name(lb_ip)).await?;
                 let Some(existing) = existing else { return Err(Failure::Taken(lb_ip)) };
                 self.stores.put_record(&existing);
                 let is_ours =
@@ -130,12 +131,13 @@ impl Applier {
         resource_version: Option<ResourceVersion>,
     ) -> Result<Progress, Failure> {
         let api = Api::<LoadBalancerIP>::all(self.client.clone());
+        let name = address::object_name(lb_ip);
         let preconditions = Some(Preconditions {
             uid: Some(uid.to_owned()),
             resource_version: resource_version.map(|version| version.to_string()),
         });
         let params = DeleteParams { preconditions, ..DeleteParams::default() };
-        match self.write(Write::DeleteRecord, api.delete(&address::object_name(lb_ip), &params)).await {
+        match self.write(Write::DeleteRecord, api.delete(&name, &params)).await {
             Ok(deleted) => {
                 if let Some(waiting) = deleted.left().filter(has_finalizers) {
                     self.stores.put_record(&waiting);
@@ -145,86 +147,42 @@ impl Applier {
             }
             // A Service has joined the record, or the record no longer exists.
             Err(failure) if failure.code() == Some(409) && resource_version.is_some() => {
-                if let Some(current) =
-                    answer("reading a LoadBalancerIP", api.get_opt(&address::object_name(lb_ip))).await?
-                {
-                    self.stores.put_record(&current);
-                }
+                read_again(&api, &name).await?.iter().for_each(|current| self.stores.put_record(current));
                 return Err(Failure::Changed);
             }
             // The record no longer exists, or another one has replaced it.
             Err(failure) if matches!(failure.code(), Some(404 | 409)) => {}
             Err(failure) => return Err(failure),
         }
-        self.stores.forget_record(lb_ip, uid);
+        self.stores.records.forget(&lb_ip, uid);
         Ok(Progress::Done)
     }
 
     async fn patch_record(&self, patch: &RecordPatch) -> Result<Progress, Failure> {
-        let api = Api::<LoadBalancerIP>::all(self.client.clone());
         let (lb_ip, name) = (patch.lb_ip, address::object_name(patch.lb_ip));
-        let params = PatchParams { field_manager: Some(CONTROLLER_MANAGER.into()), ..PatchParams::default() };
+        let api = Api::<LoadBalancerIP>::all(self.client.clone());
         let body = Patch::Merge(patch.body());
-        match self.write(Write::PatchRecord, api.patch(&name, &params, &body)).await {
-            Ok(object) => {
-                self.stores.put_record(&object);
-                let services = patch.holders.len();
-                tracing::info!(%lb_ip, services, key = patch.sharing_key.as_deref(), "holders changed");
-                Ok(Progress::Done)
-            }
-            Err(failure) if failure.code() == Some(404) => Ok(Progress::Waiting),
-            Err(failure) if failure.code() == Some(409) => {
-                if let Some(current) = answer("reading a LoadBalancerIP", api.get_opt(&name)).await? {
-                    self.stores.put_record(&current);
-                }
-                Err(Failure::Changed)
-            }
-            Err(failure) => Err(failure),
+        let answer = self.write(Write::PatchRecord, api.patch(&name, &patch_params(), &body)).await;
+        if answer.is_ok() {
+            let services = patch.holders.len();
+            tracing::info!(%lb_ip, services, key = patch.sharing_key.as_deref(), "holders changed");
         }
+        store_answer(answer, &api, &name, |object| self.stores.put_record(object)).await
     }
 
     async fn patch_service(&self, patch: &ServicePatch) -> Result<Progress, Failure> {
+        let name = &patch.key.name;
         let api = Api::<core::Service>::namespaced(self.client.clone(), &patch.key.namespace);
-        match self.patch(Write::PatchService, &api, &patch.key.name, patch.body()).await {
-            Ok(service) => {
-                self.stores.put_service(&service);
-                Ok(Progress::Done)
-            }
-            Err(failure) if failure.code() == Some(404) => Ok(Progress::Waiting),
-            Err(failure) if failure.code() == Some(409) => {
-                if let Some(service) = answer("reading a Service", api.get_opt(&patch.key.name)).await? {
-                    self.stores.put_service(&service);
-                }
-                Err(Failure::Changed)
-            }
-            Err(failure) => Err(failure),
-        }
+        let body = Patch::Merge(patch.body());
+        let answer = self.write(Write::PatchService, api.patch_status(name, &patch_params(), &body)).await;
+        store_answer(answer, &api, name, |object| self.stores.put_service(object)).await
     }
 
     async fn patch_pool(&self, patch: &PoolPatch) -> Result<Progress, Failure> {
         let api = Api::<IPAddressPool>::all(self.client.clone());
-        match self.patch(Write::PatchPool, &api, &patch.name, patch.body()).await {
-            Ok(pool) => {
-                self.stores.put_pool(&pool);
-                Ok(Progress::Done)
-            }
-            Err(failure) if failure.code() == Some(404) => Ok(Progress::Waiting),
-            Err(failure) if failure.code() == Some(409) => {
-                if let Some(pool) = answer("reading an IPAddressPool", api.get_opt(&patch.name)).await? {
-                    self.stores.put_pool(&pool);
-                }
-                Err(Failure::Changed)
-            }
-            Err(failure) => Err(failure),
-        }
-    }
-
-    async fn patch<K>(&self, kind: Write, api: &Api<K>, name: &str, body: Value) -> Result<K, Failure>
-    where
-        K: Clone + serde::de::DeserializeOwned + std::fmt::Debug,
-    {
-        let params = PatchParams { field_manager: Some(CONTROLLER_MANAGER.into()), ..PatchParams::default() };
-        self.write(kind, api.patch_status(name, &params, &Patch::Merge(body))).await
+        let body = Patch::Merge(patch.body());
+        let answer = self.write(Write::PatchPool, api.patch_status(&patch.name, &patch_params(), &body)).await;
+        store_answer(answer, &api, &patch.name, |object| self.stores.put_pool(object)).await
     }
 
     /// Sends a write, if the fence permits it.
@@ -251,6 +209,42 @@ impl Applier {
         }
         Progress::Done
     }
+}
+
+fn patch_params() -> PatchParams {
+    PatchParams { field_manager: Some(CONTROLLER_MANAGER.into()), ..PatchParams::default() }
+}
+
+/// Stores the answer to a patch. If another writer has changed the object, reads and stores the current one.
+async fn store_answer<K>(
+    answer: Result<K, Failure>,
+    api: &Api<K>,
+    name: &str,
+    put: impl Fn(&K),
+) -> Result<Progress, Failure>
+where
+    K: Clone + DeserializeOwned + Debug,
+{
+    match answer {
+        Ok(object) => {
+            put(&object);
+            Ok(Progress::Done)
+        }
+        Err(failure) if failure.code() == Some(404) => Ok(Progress::Waiting),
+        Err(failure) if failure.code() == Some(409) => {
+            read_again(api, name).await?.iter().for_each(put);
+            Err(Failure::Changed)
+        }
+        Err(failure) => Err(failure),
+    }
+}
+
+/// Reads an object after a conflict. `None`: it does not exist.
+async fn read_again<K>(api: &Api<K>, name: &str) -> Result<Option<K>, Failure>
+where
+    K: Clone + DeserializeOwned + Debug,
+{
+    answer("reading the object again", api.get_opt(name)).await
 }
 
 fn has_finalizers(object: &LoadBalancerIP) -> bool {
@@ -302,7 +296,7 @@ mod tests {
     use crds::{Key, Service};
     use http::{Request, Response};
     use kube::client::Body;
-    use serde_json::json;
+    use serde_json::{Value, json};
     use std::collections::VecDeque;
     use std::sync::{Arc, Mutex};
 
