@@ -7,7 +7,6 @@
 
 use std::time::Duration;
 
-use futures::StreamExt;
 use jiff::Timestamp;
 use k8s_openapi::api::events::v1 as events;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{MicroTime, ObjectMeta};
@@ -27,9 +26,6 @@ pub(crate) const CONTROLLER: &str = "landfall.dev/controller";
 /// The capacity of the channel. Events beyond it are dropped.
 pub(crate) const CAPACITY: usize = 4096;
 
-/// Concurrent requests: one, so that events take a negligible share of the API server in a burst of new Services.
-const CONCURRENCY: usize = 1;
-
 /// How long the API server has to answer.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(15);
 
@@ -40,44 +36,37 @@ const MAX_NOTE: usize = 1024;
 pub(crate) async fn write_events(
     client: Client,
     instance: String,
-    event_rx: mpsc::Receiver<Event>,
+    mut event_rx: mpsc::Receiver<Event>,
     fence_rx: watch::Receiver<Option<WriteFence>>,
     metrics: Metrics,
 ) {
-    let events = futures::stream::unfold((event_rx, RecentEvents::default()), |(mut event_rx, mut recent)| async {
-        loop {
-            let event = event_rx.recv().await?;
-            if recent.is_new(&event, Instant::now().into_std()) {
-                return Some((event, (event_rx, recent)));
-            }
-        }
-    });
-    let write = |event: Event| {
-        let object = event_object(event, &instance, Timestamp::now());
-        let namespace = object.metadata.namespace.clone().unwrap_or_default();
-        let api = Api::<events::Event>::namespaced(client.clone(), &namespace);
-        let (fence, metrics) = (fence_rx.borrow().clone(), metrics.clone());
-        async move {
-            if fence.is_none_or(|fence| fence.check().is_err()) {
-                metrics.count_write(Write::CreateEvent, Outcome::Deposed);
-                return tracing::debug!(namespace, "event dropped: not leading");
-            }
-            let outcome = match timeout(ANSWER_TIMEOUT, api.create(&PostParams::default(), &object)).await {
-                Ok(Ok(_)) => Outcome::Ok,
-                // For example, the namespace is being deleted.
-                Ok(Err(error)) => {
-                    tracing::debug!(namespace, error = observe::error_chain(&error), "event dropped");
-                    Outcome::from(&error)
-                }
-                Err(_) => {
-                    tracing::debug!(namespace, "event dropped: no answer");
-                    Outcome::Unanswered
-                }
-            };
+    let mut recent = RecentEvents::default();
+    // One request at a time, so that events take a negligible share of the API server in a burst of new Services.
+    while let Some(event) = event_rx.recv().await {
+        if recent.is_new(&event, Instant::now().into_std()) {
+            let leads = fence_rx.borrow().as_ref().is_some_and(|fence| fence.check().is_ok());
+            let outcome = if leads { write_event(&client, &instance, event).await } else { Outcome::Deposed };
             metrics.count_write(Write::CreateEvent, outcome);
         }
-    };
-    events.for_each_concurrent(CONCURRENCY, write).await;
+    }
+}
+
+async fn write_event(client: &Client, instance: &str, event: Event) -> Outcome {
+    let object = event_object(event, instance, Timestamp::now());
+    let namespace = object.metadata.namespace.as_deref().unwrap_or_default();
+    let api = Api::<events::Event>::namespaced(client.clone(), namespace);
+    match timeout(ANSWER_TIMEOUT, api.create(&PostParams::default(), &object)).await {
+        Ok(Ok(_)) => Outcome::Ok,
+        // For example, the namespace is being deleted.
+        Ok(Err(error)) => {
+            tracing::debug!(namespace, error = observe::error_chain(&error), "event dropped");
+            Outcome::from(&error)
+        }
+        Err(_) => {
+            tracing::debug!(namespace, "event dropped: no answer");
+            Outcome::Unanswered
+        }
+    }
 }
 
 /// The object for the API server.
