@@ -20,7 +20,7 @@ use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::metrics::info::Info;
-use prometheus_client::registry::{Registry, Unit};
+use prometheus_client::registry::{Metric, Registry, Unit};
 
 use crate::state::stores::Stores;
 use crate::status::reason::RefusalReason;
@@ -139,72 +139,64 @@ struct Collectors {
 
 impl Default for Collectors {
     fn default() -> Self {
-        let mut collectors = Self {
-            registry: Registry::with_prefix("landfall"),
-            writes: Family::default(),
-            // From 10 µs, the duration of a plan for one Service, to 2.6 s.
-            plans: Histogram::new(exponential_buckets(10e-6, 4.0, 10)),
-            // From 1 ms to 33 s.
-            allocations: Histogram::new(exponential_buckets(1e-3, 2.0, 16)),
-            leads: Gauge::default(),
-            elected: Counter::default(),
-            capacity: Family::default(),
-            used: Family::default(),
-            free: Family::default(),
-            allocated: Gauge::default(),
-            pending: Family::default(),
+        let mut registry = Registry::with_prefix("landfall");
+        let version = Info::new([("version", env!("CARGO_PKG_VERSION"))]);
+        registry.register("build", "The version of Landfall", version);
+        let (seconds, addresses) = (Some(Unit::Seconds), || Some(Unit::Other("addresses".into())));
+        // From 10 µs, the duration of a plan for one Service, to 2.6 s; from 1 ms to 33 s.
+        let (plan_buckets, allocation_buckets) =
+            (exponential_buckets(10e-6, 4.0, 10), exponential_buckets(1e-3, 2.0, 16));
+        let mut new = Registration(&mut registry);
+        Self {
+            writes: new.metric("writes", None, "Writes to the API server, by kind and result"),
+            plans: new.add("plan_duration", seconds.clone(), "Duration of a plan", Histogram::new(plan_buckets)),
+            allocations: new.add(
+                "allocation_duration",
+                seconds,
+                "Time from the first observation of a LoadBalancer Service until its status shows its addresses; \
+                 refused Services are not counted",
+                Histogram::new(allocation_buckets),
+            ),
+            leads: new.metric("leader", None, "Whether this controller leads (1) or stands by (0)"),
+            elected: new.metric("elections_won", None, "How often this controller has become the leader"),
+            capacity: new.metric(
+                "pool_capacity",
+                addresses(),
+                "Addresses of a pool that are used, or available without a request by name",
+            ),
+            used: new.metric("pool_used", addresses(), "Addresses of a pool that are assigned or reserved"),
+            free: new.metric(
+                "pool_free",
+                addresses(),
+                "Addresses of a pool that are available without a request by name",
+            ),
+            allocated: new.metric("services_allocated", None, "Services that have the addresses they request"),
+            pending: new.metric(
+                "services_pending",
+                None,
+                "Services that do not have the addresses they request, by the reason of their condition",
+            ),
             sources: Mutex::default(),
-        };
-        collectors.register();
-        collectors
+            registry,
+        }
     }
 }
 
-impl Collectors {
-    fn register(&mut self) {
-        let registry = &mut self.registry;
-        let version = Info::new([("version", env!("CARGO_PKG_VERSION"))]);
-        registry.register("build", "The version of Landfall", version);
-        registry.register("writes", "Writes to the API server, by kind and result", self.writes.clone());
-        registry.register_with_unit("plan_duration", "Duration of a plan", Unit::Seconds, self.plans.clone());
-        registry.register_with_unit(
-            "allocation_duration",
-            "Time from the first observation of a LoadBalancer Service until its status shows its addresses; refused \
-             Services are not counted",
-            Unit::Seconds,
-            self.allocations.clone(),
-        );
-        registry.register("leader", "Whether this controller leads (1) or stands by (0)", self.leads.clone());
-        registry.register("elections_won", "How often this controller has become the leader", self.elected.clone());
-        let addresses = || Unit::Other("addresses".into());
-        registry.register_with_unit(
-            "pool_capacity",
-            "Addresses of a pool that are used, or available without a request by name",
-            addresses(),
-            self.capacity.clone(),
-        );
-        registry.register_with_unit(
-            "pool_used",
-            "Addresses of a pool that are assigned or reserved",
-            addresses(),
-            self.used.clone(),
-        );
-        registry.register_with_unit(
-            "pool_free",
-            "Addresses of a pool that are available without a request by name",
-            addresses(),
-            self.free.clone(),
-        );
-        registry.register(
-            "services_allocated",
-            "Services that have the addresses they request",
-            self.allocated.clone(),
-        );
-        registry.register(
-            "services_pending",
-            "Services that do not have the addresses they request, by the reason of their condition",
-            self.pending.clone(),
-        );
+/// Registers metrics.
+struct Registration<'a>(&'a mut Registry);
+
+impl Registration<'_> {
+    /// A new metric.
+    fn metric<M: Metric + Clone + Default>(&mut self, name: &str, unit: Option<Unit>, help: &str) -> M {
+        self.add(name, unit, help, M::default())
+    }
+
+    fn add<M: Metric + Clone>(&mut self, name: &str, unit: Option<Unit>, help: &str, metric: M) -> M {
+        match unit {
+            Some(unit) => self.0.register_with_unit(name, help, unit, metric.clone()),
+            None => self.0.register(name, help, metric.clone()),
+        }
+        metric
     }
 }
 
@@ -328,14 +320,13 @@ impl ServiceCounts {
 /// Family, used and free addresses, for each family of a pool.
 fn address_counts(pool: &IPAddressPool) -> impl Iterator<Item = (&'static str, i64, i64)> {
     let status = pool.status.clone().unwrap_or_default();
-    let families =
-        [("ipv4", status.assigned_ipv4, status.available_ipv4), ("ipv6", status.assigned_ipv6, status.available_ipv6)];
-    let has = |family: &str| {
-        let mut ranges = pool.spec.addresses.iter().filter_map(|range| range.parse().ok());
-        ranges.any(|range| range.is_ipv4() == (family == "ipv4"))
-    };
-    let has = families.map(|(family, used, free)| has(family) || used > 0 || free > 0);
-    families.into_iter().zip(has).filter(|(_, has)| *has).map(|(family, _)| family)
+    let ranges: Vec<_> = pool.spec.addresses.iter().filter_map(|range| range.parse().ok()).collect();
+    let [has_ipv4, has_ipv6] = [true, false].map(|is_ipv4| ranges.iter().any(|range| range.is_ipv4() == is_ipv4));
+    let families = [
+        (has_ipv4, ("ipv4", status.assigned_ipv4, status.available_ipv4)),
+        (has_ipv6, ("ipv6", status.assigned_ipv6, status.available_ipv6)),
+    ];
+    families.into_iter().filter(|(has, (_, used, free))| *has || *used > 0 || *free > 0).map(|(_, counts)| counts)
 }
 
 #[cfg(test)]
