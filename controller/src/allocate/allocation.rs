@@ -298,8 +298,7 @@ impl ClusterIndex {
             return Err(Refusal::NoPool);
         }
         let Some(name) = request.pool else {
-            let labels = self.namespaces.get(&*service.key.namespace).map(|namespace| &namespace.labels);
-            let pools = self.pools.automatic_pools_for(&service.key.namespace, labels, &service.labels);
+            let pools = self.pools.automatic().filter(|pool| self.admits(pool, service));
             return Ok(pools.map(|pool| pool.index).collect());
         };
         let pool = self.pools.get(name).ok_or_else(|| Refusal::PoolNotFound(name.to_owned()))?;

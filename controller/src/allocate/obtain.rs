@@ -61,8 +61,9 @@ impl ClusterIndex {
             Some(Withheld::Excluded | Withheld::Buggy) => {
                 return Err(Refusal::AddressExcluded(lb_ip, pool.name().to_owned()));
             }
-            Some(Withheld::Node(node)) => return Err(Refusal::AddressInUse(lb_ip, InUse::Node(node.to_owned()))),
-            Some(Withheld::Gateway(node)) => return Err(Refusal::AddressInUse(lb_ip, InUse::Gateway(node.to_owned()))),
+            Some(Withheld::Occupied(occupant)) => {
+                return Err(Refusal::AddressInUse(lb_ip, InUse::Occupant(occupant.clone())));
+            }
             Some(Withheld::NetworkEnd) | None => {}
         }
         if self.is_quota_full(search, pool, lb_ip) {

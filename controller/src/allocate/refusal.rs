@@ -9,6 +9,7 @@ use crds::Key;
 use crds::service::Family;
 
 use crate::allocate::sharing::Clash;
+use crate::pools::occupied::Occupant;
 use crate::pools::truncated::Truncated;
 use crate::status::reason::RefusalReason;
 
@@ -49,9 +50,8 @@ pub enum Refusal {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum InUse {
     Service(Key),
-    Node(String),
-    /// A gateway of this node.
-    Gateway(String),
+    /// A node or a gateway.
+    Occupant(Occupant),
     /// Unknown, because its LoadBalancerIP is unreadable.
     Unknown,
     /// A former holder: the record is being deleted or changed.
@@ -169,8 +169,7 @@ fn write_in_use(f: &mut fmt::Formatter<'_>, lb_ip: IpAddr, by: &InUse) -> fmt::R
     write!(f, "{lb_ip} ")?;
     match by {
         InUse::Service(key) => write!(f, "is held by Service {key}")?,
-        InUse::Node(node) => write!(f, "is the address of node {node}")?,
-        InUse::Gateway(node) => write!(f, "is the address of the gateway of node {node}")?,
+        InUse::Occupant(occupant) => write!(f, "is the address of {occupant}")?,
         InUse::Unknown => write!(f, "is in use: see kubectl get lbip {}", crds::address::object_name(lb_ip))?,
         InUse::OtherHost(mac) => write!(f, "is used by {mac} on the LAN")?,
         InUse::Withdrawn => return f.write_str("is being withdrawn: it will be assigned as soon as it is free"),

@@ -49,10 +49,9 @@ impl Cooldowns {
         Some(cooldown)
     }
 
-    /// Removes the first cool-down that has expired, if there is one.
-    pub(crate) fn remove_expired(&mut self, now: Timestamp) -> Option<(IpAddr, Cooldown)> {
-        let (until, address) = *self.by_end.first()?;
-        (until <= now).then(|| self.remove(address)).flatten().map(|cooldown| (address, cooldown))
+    /// The address whose cool-down ends first, if it has ended.
+    pub(crate) fn first_expired(&self, now: Timestamp) -> Option<IpAddr> {
+        self.by_end.first().filter(|(until, _)| *until <= now).map(|(_, address)| *address)
     }
 
     /// The addresses in cool-down that this Service had. The address that it released last comes first.

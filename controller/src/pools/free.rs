@@ -24,7 +24,7 @@ use crate::pools::intervals::{ByFamily, FAMILIES, Intervals};
 use crate::pools::{Pool, Pools};
 
 /// The free addresses of all pools.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct Free {
     map: Arc<AddressMap>,
     /// By pool, in the order of the pools.
@@ -74,12 +74,12 @@ impl Free {
     pub fn new(pools: &Pools, used: impl IntoIterator<Item = IpAddr>) -> Self {
         let map = pools.map().clone();
         let spaces = map.spaces.iter().map(unused_space).collect();
-        let mut free = Self { map, spaces, cooldowns: Cooldowns::default(), used_outside: BTreeSet::new() };
+        let mut free = Self { map, spaces, ..Self::default() };
         used.into_iter().for_each(|address| free.take(address));
         free
     }
 
-    /// Changes to other pools. Cool-downs go on, with the length that the new pool specifies.
+    /// Changes to other pools. Cool-downs continue, with the length that the new pool specifies.
     pub fn rebuild(&mut self, pools: &Pools, used: impl IntoIterator<Item = IpAddr>, now: Timestamp) {
         self.expire_cooldowns(now);
         let old = std::mem::replace(self, Self::new(pools, used));
@@ -133,8 +133,10 @@ impl Free {
         self.expire_cooldowns(now);
         let space = &self.spaces[pool.index][family];
         let numbering = self.map.spaces[pool.index].numbering;
-        let is_of_space =
-            |address: &IpAddr| Family::from(*address) == family && self.automatic_pool_of(*address) == Some(pool.index);
+        let is_of_space = |address: &IpAddr| {
+            let found = self.map.locate(*address);
+            Family::from(*address) == family && found.is_some_and(|(own, number)| own == pool.index && number.is_some())
+        };
         let former =
             if space.cooling.is_empty() { None } else { self.cooldowns.last_held_by(service).find(is_of_space) };
         former
@@ -186,12 +188,6 @@ impl Free {
         counts
     }
 
-    /// The pool that assigns this address automatically.
-    fn automatic_pool_of(&self, address: IpAddr) -> Option<usize> {
-        let (pool, number) = self.map.locate(address)?;
-        number.map(|_| pool)
-    }
-
     /// Starts the cool-down of an unused address.
     fn start_cooldown(&mut self, address: IpAddr, service: Arc<Key>, since: Timestamp) {
         let found = self.map.locate(address);
@@ -206,19 +202,16 @@ impl Free {
     }
 
     fn expire_cooldowns(&mut self, now: Timestamp) {
-        while let Some((address, cooldown)) = self.cooldowns.remove_expired(now) {
-            self.return_to_free(address, &cooldown);
+        while let Some(address) = self.cooldowns.first_expired(now) {
+            self.end_cooldown(address);
         }
     }
 
+    /// Ends the cool-down of an address, if there is one.
     fn end_cooldown(&mut self, address: IpAddr) {
-        if let Some(cooldown) = self.cooldowns.remove(address) {
-            self.return_to_free(address, &cooldown);
-        }
-    }
-
-    fn return_to_free(&mut self, address: IpAddr, cooldown: &Cooldown) {
-        if let Some((pool, Some(number))) = self.map.locate(address) {
+        if let Some(cooldown) = self.cooldowns.remove(address)
+            && let Some((pool, Some(number))) = self.map.locate(address)
+        {
             let space = &mut self.spaces[pool][Family::from(address)];
             space.cooling.remove(&(cooldown.since, address));
             space.free.insert(number, number);

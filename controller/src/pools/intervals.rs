@@ -92,12 +92,6 @@ impl Intervals {
         self.len = self.len.wrapping_sub(last - first).wrapping_sub(1);
     }
 
-    /// The last interval that overlaps with or touches `first..=last`.
-    fn touching(&self, first: u128, last: u128) -> Option<(u128, u128)> {
-        let (start, end) = self.lasts.range(..=last.saturating_add(1)).next_back()?;
-        (end.saturating_add(1) >= first).then_some((*start, *end))
-    }
-
     /// The last interval that overlaps with `first..=last`.
     fn overlapping(&self, first: u128, last: u128) -> Option<(u128, u128)> {
         let (start, end) = self.lasts.range(..=last).next_back()?;
@@ -106,7 +100,8 @@ impl Intervals {
 
     /// Adds all numbers from `first` to `last`.
     pub(crate) fn insert(&mut self, mut first: u128, mut last: u128) {
-        while let Some((start, end)) = self.touching(first, last) {
+        // Intervals that only touch these numbers are joined with them.
+        while let Some((start, end)) = self.overlapping(first.saturating_sub(1), last.saturating_add(1)) {
             self.remove_interval(start, end);
             (first, last) = (first.min(start), last.max(end));
         }

@@ -8,8 +8,8 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::sync::Arc;
 
+use crds::IPAddressPool;
 use crds::service::Family;
-use crds::{IPAddressPool, Labels};
 
 use crate::pools::address_map::AddressMap;
 use crate::pools::intervals::number;
@@ -17,7 +17,7 @@ use crate::pools::occupied::{Occupant, Occupied};
 use crate::pools::pool::{Pool, creation_time, name};
 
 /// All pools. No two have an address in common.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct Pools {
     /// Oldest first.
     pools: Vec<Pool>,
@@ -34,20 +34,11 @@ pub enum Withheld<'a> {
     Excluded,
     /// Its pool avoids addresses that end in .0 or .255. It is never assigned.
     Buggy,
-    /// This node has it. It is never assigned.
-    Node(&'a str),
-    /// A gateway of this node has it. It is never assigned.
-    Gateway(&'a str),
+    /// A node or a gateway has it. It is never assigned.
+    Occupied(&'a Occupant),
     /// It is an end of a CIDR: in IPv4 the network address or the broadcast address of a network of that size, in IPv6
     /// the subnet-router anycast address (RFC 4291 §2.6.1). It is assigned on request.
     NetworkEnd,
-}
-
-impl Withheld<'_> {
-    /// Whether the address is not even assigned on request.
-    pub fn is_absolute(&self) -> bool {
-        *self != Self::NetworkEnd
-    }
 }
 
 impl Pools {
@@ -96,10 +87,8 @@ impl Pools {
     /// Why `address` is not assigned automatically. If there are several reasons, a node or gateway that has the
     /// address comes first.
     pub fn withheld(&self, address: IpAddr) -> Option<Withheld<'_>> {
-        match self.map.occupied.get(address) {
-            Some(Occupant::Node(node)) => return Some(Withheld::Node(node)),
-            Some(Occupant::Gateway(node)) => return Some(Withheld::Gateway(node)),
-            None => {}
+        if let Some(occupant) = self.map.occupied.get(address) {
+            return Some(Withheld::Occupied(occupant));
         }
         let pool = self.pool_of(address)?;
         if pool.excluded[Family::from(address)].contains(number(address)) {
@@ -111,15 +100,9 @@ impl Pools {
         pool.network_ends.contains(&address).then_some(Withheld::NetworkEnd)
     }
 
-    /// The pools that assign addresses automatically to this Service, in the order in which they are tried.
-    pub fn automatic_pools_for(
-        &self,
-        namespace: &str,
-        namespace_labels: Option<&Labels>,
-        service_labels: &Labels,
-    ) -> impl Iterator<Item = &Pool> {
-        let pools = self.search_order.iter().map(|index| &self.pools[*index]);
-        pools.filter(move |pool| pool.admits(namespace, namespace_labels, service_labels))
+    /// The pools that assign addresses automatically, in the order in which they are tried.
+    pub fn automatic(&self) -> impl Iterator<Item = &Pool> {
+        self.search_order.iter().map(|index| &self.pools[*index])
     }
 
     /// All pools, oldest first.

@@ -175,7 +175,7 @@ fn without_older(
     for range in ranges(&named) {
         for (taken, owner) in map.overlaps(range) {
             all[family_of(taken)].remove(number(taken.first()), number(taken.last()));
-            overlaps.push_with(|| Overlap { pool: older[owner].name().to_owned(), range: taken });
+            overlaps.push(Overlap { pool: older[owner].name().to_owned(), range: taken });
         }
     }
     (all, overlaps)

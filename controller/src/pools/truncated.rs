@@ -8,7 +8,7 @@ const SHOWN: usize = 5;
 /// The first entries of a list, and the number of the others.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Truncated<T> {
-    first: Vec<T>,
+    pub(crate) first: Vec<T>,
     more: usize,
 }
 
@@ -20,12 +20,7 @@ impl<T> Default for Truncated<T> {
 
 impl<T> Truncated<T> {
     pub fn push(&mut self, entry: T) {
-        self.push_with(|| entry);
-    }
-
-    /// Adds an entry, which is built only if it is shown.
-    pub fn push_with(&mut self, entry: impl FnOnce() -> T) {
-        if self.first.len() < SHOWN { self.first.push(entry()) } else { self.more += 1 }
+        if self.first.len() < SHOWN { self.first.push(entry) } else { self.more += 1 }
     }
 
     pub fn is_empty(&self) -> bool {
@@ -35,11 +30,6 @@ impl<T> Truncated<T> {
     /// The number of all entries.
     pub fn len(&self) -> usize {
         self.first.len() + self.more
-    }
-
-    /// The entries that are shown.
-    pub fn first(&self) -> &[T] {
-        &self.first
     }
 }
 
@@ -70,6 +60,6 @@ mod tests {
         assert_eq!(truncated(&["a", "b"]).to_string(), "a, b");
         assert_eq!(truncated(&["a", "b", "c", "d", "e"]).to_string(), "a, b, c, d, e");
         let many = truncated(&["a", "b", "c", "d", "e", "f", "g"]);
-        assert_eq!((many.to_string().as_str(), many.len(), many.first().len()), ("a, b, c, d, e and 2 more", 7, 5));
+        assert_eq!((many.to_string().as_str(), many.len(), many.first.len()), ("a, b, c, d, e and 2 more", 7, 5));
     }
 }

@@ -48,17 +48,14 @@ pub(crate) fn allocated_message(lb_ip: IpAddr, pool: &str) -> impl fmt::Display 
 fn address_state(lb_ip: IpAddr, service: &Service, cluster: &ClusterIndex) -> (AllocatedReason, String) {
     const FIX: &str = "to get another one, request it in landfall.dev/load-balancer-ips or landfall.dev/address-pool";
     let (reason, state) = match (cluster.pools.withheld(lb_ip), cluster.pools.pool_of(lb_ip)) {
-        (Some(Withheld::Node(node)), _) => {
-            (AllocatedReason::NodeHasAddress, format!("is the address of node {node} as well"))
-        }
-        (Some(Withheld::Gateway(node)), _) => {
-            (AllocatedReason::NodeHasAddress, format!("is the address of the gateway of node {node} as well"))
+        (Some(Withheld::Occupied(occupant)), _) => {
+            (AllocatedReason::NodeHasAddress, format!("is the address of {occupant} as well"))
         }
         (_, None) => (AllocatedReason::PoolGone, "is no longer in any IPAddressPool".to_owned()),
         (_, Some(pool)) if pool.object.spec.drain => {
             (AllocatedReason::PoolDraining, format!("is from pool {}, which is being drained", pool.name()))
         }
-        (Some(withheld), Some(pool)) if withheld.is_absolute() => {
+        (Some(Withheld::Excluded | Withheld::Buggy), Some(pool)) => {
             (AllocatedReason::PoolChanged, format!("is now excluded from pool {}", pool.name()))
         }
         (_, Some(pool)) if !cluster.admits(pool, service) => {

@@ -9,7 +9,7 @@ use proptest::prelude::*;
 use super::*;
 use crate::fixtures::{at_second, ip, pool};
 use crate::pools::Withheld;
-use crate::pools::occupied::Occupied;
+use crate::pools::occupied::{Occupant, Occupied};
 
 fn key(name: &str) -> Key {
     Key::new("default", name)
@@ -367,7 +367,7 @@ proptest! {
             let is_withheld = known.map_or(occupied.contains(&address), |(.., is_withheld)| *is_withheld);
             prop_assert_eq!(withheld.is_some(), is_withheld, "{}: {:?}", address, withheld);
             if occupied.contains(&address) {
-                prop_assert_eq!(withheld, Some(Withheld::Node("n1")));
+                prop_assert_eq!(withheld, Some(Withheld::Occupied(&Occupant::Node("n1".into()))));
             }
         }
     }

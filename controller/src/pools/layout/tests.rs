@@ -1,8 +1,8 @@
 use std::collections::BTreeSet;
 
-use crds::Range;
 use crds::address::InvalidRange;
 use crds::ip_address_pool::AddressRange;
+use crds::{Labels, Range};
 use proptest::prelude::*;
 
 use super::*;
@@ -32,7 +32,7 @@ fn shared_addresses_belong_to_the_older_pool() {
         ["192.0.2.0-192.0.2.4", "192.0.2.10-192.0.2.14", "192.0.2.16-192.0.2.29", "192.0.2.100-192.0.2.101"]
     );
     assert_eq!(
-        younger.overlaps.first(),
+        younger.overlaps.first,
         [
             overlap("b-older", "192.0.2.5-192.0.2.9"),
             overlap("b-older", "192.0.2.15-192.0.2.15"),
@@ -65,7 +65,7 @@ fn unreadable_range_is_reported_and_the_others_serve() {
     let lan = pools.iter().next().expect("a pool");
     assert_eq!(texts(lan), ["192.0.2.20-192.0.2.21"]);
     assert_eq!(
-        lan.invalid.first(),
+        lan.invalid.first,
         [InvalidRange::Order("192.0.2.9-192.0.2.1".into()), InvalidRange::Syntax("192.0.2.0/33".into())]
     );
 }
@@ -127,19 +127,21 @@ fn address_is_withheld_for_the_most_important_reason() {
     let network = crds::Network { addresses: vec![], gateways: vec![ip("192.0.2.255")] };
     let occupied = Occupied::new(nodes.iter().map(|node| &**node), [("n2", &network)]);
     let pools = Pools::new(&pools, &occupied);
+    let [n1, n2] = ["n1", "n2"].map(|name| Occupant::Node(name.into()));
+    let gateway = Occupant::Gateway("n2".into());
     for (address, withheld, owner) in [
         ("192.0.2.0", Some(Withheld::Buggy), Some("lan")),
         ("192.0.2.7", None, Some("lan")),
         ("192.0.2.8", Some(Withheld::Excluded), Some("lan")),
         // The younger pool names it too, but does not get addresses that the older pool excludes.
-        ("192.0.2.9", Some(Withheld::Node("n1")), Some("lan")),
+        ("192.0.2.9", Some(Withheld::Occupied(&n1)), Some("lan")),
         // The exclusions of another pool have no effect here.
         ("192.0.2.20", None, Some("lan")),
         ("198.51.100.1", None, Some("young")),
-        ("192.0.2.255", Some(Withheld::Gateway("n2")), Some("lan")),
+        ("192.0.2.255", Some(Withheld::Occupied(&gateway)), Some("lan")),
         ("192.0.3.0", Some(Withheld::Buggy), Some("lan")),
         ("192.0.3.1", None, Some("lan")),
-        ("203.0.113.1", Some(Withheld::Node("n2")), None),
+        ("203.0.113.1", Some(Withheld::Occupied(&n2)), None),
         ("203.0.113.2", None, None),
         ("2001:db8::", Some(Withheld::Excluded), Some("young")),
         ("2001:db8::1:0", None, Some("young")),
@@ -150,9 +152,9 @@ fn address_is_withheld_for_the_most_important_reason() {
         assert_eq!(found, (withheld, owner), "{address}");
     }
     let lan = pools.get("lan").expect("a pool");
-    assert_eq!(lan.invalid_exclude.first(), [InvalidRange::Syntax("nonsense".into())]);
+    assert_eq!(lan.invalid_exclude.first, [InvalidRange::Syntax("nonsense".into())]);
     assert_eq!(
-        lan.occupied.first(),
+        lan.occupied.first,
         [OccupiedAddress { address: ip("192.0.2.255"), occupant: Occupant::Gateway("n2".into()) }],
         "excluded addresses are not reported as occupied"
     );
@@ -176,7 +178,8 @@ fn pools_are_tried_by_priority_then_age() {
     ];
     let pools = Pools::new(&pools, &Occupied::default());
     let tried = |namespace: &str| {
-        pools.automatic_pools_for(namespace, None, &Labels::default()).map(Pool::name).collect::<Vec<_>>().join(" ")
+        let admitting = pools.automatic().filter(|pool| pool.admits(namespace, None, &Labels::default()));
+        admitting.map(Pool::name).collect::<Vec<_>>().join(" ")
     };
     assert_eq!(tried("a"), "ten-young twenty last open-a open-b");
     assert_eq!(tried("b"), "ten-old twenty last open-a open-b");
@@ -227,7 +230,7 @@ fn many_pools_ranges_and_nodes_are_built_fast() {
     assert_eq!(pools.get("p001").map(|pool| (pool.overlaps.len(), pool.ranges.len())), Some((256, 0)));
     assert_eq!(pools.pool_of(ip("10.24.255.99")).map(Pool::name), Some("p096"));
     assert_eq!(pools.withheld(ip("10.24.255.11")), Some(Withheld::Excluded));
-    assert_eq!(pools.withheld(ip("10.1.49.99")), Some(Withheld::Node("n4999")));
+    assert_eq!(pools.withheld(ip("10.1.49.99")), Some(Withheld::Occupied(&Occupant::Node("n4999".into()))));
 }
 
 #[test]
