@@ -32,7 +32,7 @@ use jiff::Timestamp;
 use crate::allocate::allocation::{Acquisition, Allocation, Kept};
 use crate::allocate::request::Rank;
 use crate::plan::effect::{Effect, Series, Subject};
-use crate::state::index::{ClusterIndex, Departure, Dirty};
+use crate::state::index::{ClusterIndex, Departure, Dirty, set_member};
 use crate::state::record::is_exclusive;
 use crate::status::allocated::shows_address;
 
@@ -67,7 +67,8 @@ struct Decisions {
 impl ClusterIndex {
     /// Plans everything that has changed since the last plan.
     pub fn plan(&mut self, now: Timestamp) -> Plan {
-        self.start_plan(now);
+        self.mark_due(now);
+        self.standings.clear();
         self.rebuild_pools(now);
         let mut plan = Plan::default();
         let services = self.take_dirty_services(&mut plan, now);
@@ -75,10 +76,6 @@ impl ClusterIndex {
         self.check_settled(now);
         let Decisions { released, allocations } = self.decide(services, now);
         for lb_ip in std::mem::take(&mut self.dirty.records) {
-            if self.is_busy(&Subject::Record(lb_ip)) {
-                self.dirty.records.insert(lb_ip);
-                continue;
-            }
             let effects = self.reconcile_holders(lb_ip, now).into_iter().collect();
             self.emit(&mut plan, Subject::Record(lb_ip), effects);
         }
@@ -95,10 +92,6 @@ impl ClusterIndex {
             self.emit(&mut plan, Subject::Service(allocation.service.key.clone()), effects);
         }
         for name in std::mem::take(&mut self.dirty.pools) {
-            if self.is_busy(&Subject::Pool(name.clone())) {
-                self.dirty.pools.insert(name);
-                continue;
-            }
             let effects = self.pools.get(&name).map(|pool| self.pool_effects(pool, now)).unwrap_or_default();
             self.emit(&mut plan, Subject::Pool(name), effects);
         }
@@ -136,18 +129,18 @@ impl ClusterIndex {
         let (all, mut waiting, keys) = (std::mem::take(all), std::mem::take(waiting), std::mem::take(services));
         let mut taken = Vec::new();
         for key in &keys {
-            if !all || !self.services.contains_key(key) {
+            if !all || !self.objects.services().contains_key(key) {
                 waiting |= self.take_service(key, plan, &mut taken, now);
             }
         }
         if all {
-            let unsettled = self.services.values().filter(|service| !self.is_settled(service));
+            let unsettled = self.objects.services().values().filter(|service| !self.is_settled(service));
             for service in unsettled.cloned().collect::<Vec<_>>() {
                 self.take_service(&service.key, plan, &mut taken, now);
             }
         } else if waiting {
             // A waiting Service may get the address of a broken promise.
-            for key in self.waiting().difference(&keys).cloned().collect::<Vec<_>>() {
+            for key in self.waiting.difference(&keys).cloned().collect::<Vec<_>>() {
                 self.take_service(&key, plan, &mut taken, now);
             }
         }
@@ -157,20 +150,27 @@ impl ClusterIndex {
     /// Services whose refusal is being written, with their rank. They keep their turn: an address that was freed
     /// meanwhile does not go to a Service of a lower rank.
     fn refusals_in_flight(&mut self) -> Vec<(Rank, Arc<Service>)> {
-        let services = self.waiting_with_series().into_iter().filter(|service| self.may_hold_addresses(service));
-        let mut ranked = Vec::new();
-        for service in services.collect::<Vec<_>>() {
-            if let Kept::Needs(rank) = self.try_keep(&service) {
-                ranked.push((rank, service));
-            }
-        }
-        ranked
+        let busy = self.busy.keys().filter_map(|subject| match subject {
+            Subject::Service(key) => self.objects.services().get(key),
+            _ => None,
+        });
+        let refused = busy.filter(|service| {
+            let key = &service.key;
+            self.waiting.contains(key) && !self.promised.contains(key) && !self.unreadable.services.contains(key)
+        });
+        let refused: Vec<_> = refused.filter(|service| self.may_hold_addresses(service)).cloned().collect();
+        let rank = |service: Arc<Service>| match self.try_keep(&service) {
+            Kept::Needs(rank) => Some((rank, service)),
+            Kept::Enough(_) => None,
+        };
+        refused.into_iter().filter_map(rank).collect()
     }
 
     /// Asserts that no settled Service needs effects.
     #[cfg(test)]
     fn check_settled(&mut self, now: Timestamp) {
-        for service in self.services.values().filter(|service| self.is_settled(service)).cloned().collect::<Vec<_>>() {
+        let settled = self.objects.services().values().filter(|service| self.is_settled(service));
+        for service in settled.cloned().collect::<Vec<_>>() {
             let Kept::Enough(allocation) = self.try_keep(&service) else { panic!("{} needs addresses", service.key) };
             self.update_unannounced(&allocation, now);
             let mut effects = self.allocation_effects(&allocation, now);
@@ -191,10 +191,10 @@ impl ClusterIndex {
             return false;
         }
         let had_promise = self.break_promises(key, now);
-        match self.services.get(key) {
+        match self.objects.services().get(key).cloned() {
             // The request of an unreadable Service is unknown: the Service keeps its addresses.
             Some(_) if self.unreadable.services.contains(key) => self.emit(plan, subject, Vec::new()),
-            Some(service) => taken.push(service.clone()),
+            Some(service) => taken.push(service),
             None => {
                 self.forget_needs(key, now);
                 self.emit(plan, subject, Vec::new());
@@ -207,36 +207,36 @@ impl ClusterIndex {
     fn record_outcome(&mut self, allocation: Allocation) -> Allocation {
         let key = &allocation.service.key;
         let live = allocation.surplus.iter().filter(|record| !record.deleting && !awaits_record(&allocation));
-        let departures: Vec<_> = live.map(|record| (record.address, departure(&allocation, record))).collect();
+        let departures = live.map(|record| (record.address, departure(&allocation, record))).collect();
         self.set_departures(key, departures);
         for target in allocation.targets.iter().filter(|target| target.acquisition == Acquisition::Join) {
             self.dirty.records.insert(target.lb_ip);
         }
-        let leaves_conflict = |record: &Arc<Record>| is_exclusive(record) && self.blocking_conflict(record).is_some();
-        if allocation.surplus.iter().any(leaves_conflict) {
-            self.moving.insert(key.clone());
-        } else {
-            self.moving.remove(key);
-        }
+        let moves = allocation.surplus.iter().any(|record| self.has_leavable_conflict(record));
+        set_member(&mut self.moving, key, moves);
         // A Service that joins a record waits too: the holders may change before it joins.
         let waits = awaits_record(&allocation)
             || allocation.refusal.is_some()
             || allocation.missing_family.is_some()
             || allocation.targets.iter().any(|target| self.would_leave(&allocation.service, target.lb_ip));
-        self.set_waiting(key, waits);
+        set_member(&mut self.waiting, key, waits);
         allocation
     }
 
-    /// Adds a series to the plan, or revokes the earlier one if there are no effects. If the series collides with a
-    /// started one, its subject stays dirty instead, and is planned when the started series ends.
+    /// Adds a series to the plan, or revokes the earlier one if there are no effects. If a series of the subject has
+    /// started, or the new one collides with a started one, the subject stays dirty instead, and is planned when that
+    /// series ends.
     fn emit(&mut self, plan: &mut Plan, subject: Subject, effects: Vec<Effect>) {
+        if self.is_busy(&subject) {
+            return self.dirty.add(subject);
+        }
         let series = Series { subject, effects };
         let collides = self.collides(&series);
         if collides {
             self.dirty.add(series.subject.clone());
         }
         let is_planned = !series.effects.is_empty() && !collides;
-        let had_series = self.set_pending(&series.subject, is_planned);
+        let had_series = set_member(&mut self.pending, &series.subject, is_planned);
         if is_planned {
             plan.series.push(series);
         } else if had_series {

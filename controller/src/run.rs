@@ -41,7 +41,7 @@ use crate::metrics::latency::WaitingServices;
 use crate::plan::Plan;
 use crate::plan::backoff::{AttemptNews, Backoff};
 use crate::plan::deferred_budget::DeferredBudget;
-use crate::plan::effect::{Event, Series, Subject, pool_reference, service_reference};
+use crate::plan::effect::{Event, Subject};
 use crate::plan::queue::Queue;
 use crate::state::index::{ClusterIndex, Obstacle};
 use crate::state::stores::Stores;
@@ -77,13 +77,6 @@ pub struct Config {
     pub obstacle: channel::Receiver<Option<Obstacle>>,
 }
 
-impl Default for Config {
-    fn default() -> Self {
-        let obstacle = channel::channel(None).1;
-        Self { default_class: true, election: None, metrics: Metrics::default(), obstacle }
-    }
-}
-
 /// Why a controller stopped without a shutdown.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -115,12 +108,24 @@ pub async fn run(client: Client, config: Config, shutdown: impl Future<Output = 
     let mut cluster = ClusterIndex::new(config.default_class);
     let mut obstacle_rx = config.obstacle;
     cluster.set_obstacle(obstacle_rx.borrow_and_update().clone());
-    let mut controller = Controller::new(client, stores, metrics, event_tx, cluster);
+    let mut controller = Controller {
+        client,
+        stores,
+        metrics,
+        event_tx,
+        cluster,
+        waiting: WaitingServices::default(),
+        watches_slices: false,
+        worker: None,
+        is_changed: true,
+        is_synced: false,
+        not_before: Instant::now(),
+    };
     controller.set_fence(fence_rx.borrow_and_update().clone());
     let mut shutdown = pin!(shutdown);
     loop {
         controller.plan_if_due(&mut helpers);
-        let Alarm { next, due } = controller.start_ready();
+        let alarm = controller.start_ready();
         tokio::select! {
             () = &mut shutdown => break,
             () = listener.wait() => controller.is_changed = true,
@@ -128,9 +133,9 @@ pub async fn run(client: Client, config: Config, shutdown: impl Future<Output = 
                 controller.cluster.end_series(&ended?);
                 controller.is_changed = true;
             }
-            // The time of the next plan, or of a delayed series, has come.
-            () = sleep_until(next.unwrap_or_else(Instant::now)), if next.is_some() => {
-                controller.is_changed |= due.is_some_and(|due| due <= Instant::now());
+            // The time of the next plan, of a delayed series, or of a dirty key has come.
+            () = sleep_until(alarm.unwrap_or_else(Instant::now)), if alarm.is_some() => {
+                controller.is_changed |= controller.cluster.next_deadline().is_some_and(|due| due <= Timestamp::now());
             }
             Ok(()) = fence_rx.changed() => {
                 controller.set_fence(fence_rx.borrow_and_update().clone());
@@ -175,36 +180,7 @@ struct Controller {
     not_before: Instant,
 }
 
-/// When the main loop continues without an event.
-struct Alarm {
-    next: Option<Instant>,
-    /// When a key of the index becomes dirty by time alone.
-    due: Option<Instant>,
-}
-
 impl Controller {
-    fn new(
-        client: Client,
-        stores: Stores,
-        metrics: Metrics,
-        event_tx: mpsc::Sender<Event>,
-        cluster: ClusterIndex,
-    ) -> Self {
-        Self {
-            client,
-            stores,
-            metrics,
-            event_tx,
-            cluster,
-            waiting: WaitingServices::default(),
-            watches_slices: false,
-            worker: None,
-            is_changed: true,
-            is_synced: false,
-            not_before: Instant::now(),
-        }
-    }
-
     /// Starts or ends a term of leadership.
     fn set_fence(&mut self, fence: Option<WriteFence>) {
         self.metrics.set_leader(fence.is_some());
@@ -228,12 +204,13 @@ impl Controller {
         }
         self.is_changed = false;
         let started = Instant::now();
-        worker.take_over(self.cluster.plan(Timestamp::now()));
+        let plan = self.cluster.plan(Timestamp::now());
+        worker.take_over(plan, &self.cluster);
         let duration = started.elapsed();
         self.metrics.observe_plan(duration);
         let pause = if duration > SHORT_PLAN { duration * PAUSE_PER_PLAN } else { Duration::ZERO };
         self.not_before = Instant::now() + pause;
-        if self.cluster.wants_slices() && !std::mem::replace(&mut self.watches_slices, true) {
+        if self.cluster.wants_slices && !std::mem::replace(&mut self.watches_slices, true) {
             spawn_watch(helpers, &self.client, source::endpoint_slices(), &self.stores.slices);
         }
     }
@@ -250,13 +227,16 @@ impl Controller {
         })
     }
 
-    /// Starts series while the limits permit it. Returns when to continue.
-    fn start_ready(&mut self) -> Alarm {
-        let Some(worker) = &mut self.worker else { return Alarm { next: None, due: None } };
-        let due = self.cluster.next_deadline().filter(|_| !self.is_changed).map(instant_after);
+    /// Starts series while the limits permit it. Returns when to continue without an event.
+    fn start_ready(&mut self) -> Option<Instant> {
+        let worker = self.worker.as_mut()?;
         worker.start_ready(&mut self.cluster);
-        let next_plan = (self.is_changed && self.is_synced).then_some(self.not_before);
-        Alarm { next: next_plan.into_iter().chain(worker.next_deadline()).chain(due).min(), due }
+        let next_plan = if self.is_changed {
+            self.is_synced.then_some(self.not_before)
+        } else {
+            self.cluster.next_deadline().map(instant_after)
+        };
+        next_plan.into_iter().chain(worker.next_deadline()).min()
     }
 }
 
@@ -305,9 +285,7 @@ fn instance() -> String {
 struct Worker {
     applier: Applier,
     queue: Queue,
-    /// The subjects of series in flight.
-    in_flight: BTreeSet<Subject>,
-    /// Of these, the subjects of deferrable series.
+    /// The subjects of deferrable series in flight.
     deferrable: BTreeSet<Subject>,
     budget: DeferredBudget,
     tasks: JoinSet<(Subject, Result<Progress, Failure>)>,
@@ -317,20 +295,20 @@ struct Worker {
 
 impl Worker {
     fn new(applier: Applier) -> Self {
-        let (queue, in_flight, deferrable, tasks, backoff) = Default::default();
+        let (queue, deferrable, tasks, backoff) = Default::default();
         let now = Instant::now();
         let (budget, next_prune) = (DeferredBudget::new(now.into_std()), now + PRUNE_INTERVAL);
-        Self { applier, queue, in_flight, deferrable, budget, tasks, backoff, next_prune }
+        Self { applier, queue, deferrable, budget, tasks, backoff, next_prune }
     }
 
     /// Adds a new plan to the queue.
-    fn take_over(&mut self, plan: Plan) {
-        plan.revoked.iter().for_each(|subject| self.queue.revoke(subject));
+    fn take_over(&mut self, plan: Plan, cluster: &ClusterIndex) {
+        plan.revoked.iter().for_each(|subject| drop(self.queue.remove(subject)));
         plan.series.into_iter().for_each(|series| self.queue.push(series));
         let now = Instant::now();
         if self.next_prune <= now {
             self.next_prune = now + PRUNE_INTERVAL;
-            let is_pending = |subject: &Subject| self.queue.contains(subject) || self.in_flight.contains(subject);
+            let is_pending = |subject: &Subject| self.queue.contains(subject) || cluster.is_busy(subject);
             self.backoff.prune(now.into_std(), is_pending);
         }
     }
@@ -350,17 +328,12 @@ impl Worker {
                 self.budget.record_urgent(now);
             }
             cluster.start_series(&series);
-            self.in_flight.insert(series.subject.clone());
-            self.spawn(series);
+            let applier = self.applier.clone();
+            self.tasks.spawn(async move {
+                let result = applier.apply(&series).await;
+                (series.subject, result)
+            });
         }
-    }
-
-    fn spawn(&mut self, series: Series) {
-        let applier = self.applier.clone();
-        self.tasks.spawn(async move {
-            let result = applier.apply(&series).await;
-            (series.subject, result)
-        });
     }
 
     /// When a delayed or deferred series may start, if the concurrency permits it.
@@ -376,7 +349,6 @@ impl Worker {
     async fn next_ended(&mut self) -> Result<Subject, JoinError> {
         let Some(ended) = self.tasks.join_next().await else { return std::future::pending().await };
         let (subject, result) = ended?;
-        self.in_flight.remove(&subject);
         let was_deferrable = self.deferrable.remove(&subject);
         let success = matches!(result, Ok(Progress::Done));
         let news = self.backoff.record_end(&subject, success, Instant::now().into_std(), jitter());
@@ -393,24 +365,18 @@ impl Worker {
         Ok(subject)
     }
 
-    /// Emits the event that another client keeps writing to an object.
+    /// Emits the event that another client keeps writing to a Service.
     fn report_contested(&self, subject: &Subject) -> Option<()> {
-        let stores = &self.applier.stores;
-        let regarding = match subject {
-            Subject::Service(key) => service_reference(key, &stores.services.get(key)?.uid),
-            Subject::Pool(name) => pool_reference(&*stores.pools.get(name)?),
-            Subject::Record(_) => return None,
-        };
+        let Subject::Service(key) = subject else { return None };
+        let service = self.applier.stores.services.get(key)?;
         let message = "another client writes its status again and again: check for another load balancer provider that \
                        serves it, or a tool that restores it";
-        let event = Event { regarding, is_warning: true, reason: "StatusContested", message: message.to_owned() };
-        self.applier.emit_event(&event);
+        self.applier.emit_event(&Event::for_service(&service, true, "StatusContested", message.to_owned()));
         Some(())
     }
 
     /// Waits briefly for the series in flight.
     async fn finish(mut self) {
-        self.queue.clear();
         let all = async { while self.tasks.join_next().await.is_some() {} };
         if timeout(SHUTDOWN_TIMEOUT, all).await.is_err() {
             tracing::warn!("stopping without the answers to some writes; the next start recovers");

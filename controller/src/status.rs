@@ -5,7 +5,7 @@
 //! | `allocated` | the condition `Allocated` of a Service, and its ingress |
 //! | `announced`, `forwarding` | the conditions `Announced` and `Forwarding` of a Service |
 //! | `conditions` | the common write of these two |
-//! | `change` | how a condition should change, and whether it is up to date |
+//! | `change` | whether a condition is up to date |
 //! | `pool` | the status of a pool |
 //! | `reason` | the reasons of the conditions of a Service |
 

@@ -66,6 +66,13 @@ impl<K: Ord, V> SharedMap<K, V> {
         self.get(key).is_some()
     }
 
+    /// The entries from this key on, in order of their keys.
+    pub fn iter_from<'a>(&'a self, from: &K) -> impl Iterator<Item = (&'a K, &'a V)> + use<'a, K, V> {
+        let chunks = &self.chunks[self.chunk_of(from)..];
+        let passed = chunks.first().map_or(0, |chunk| chunk.partition_point(|(key, _)| key < from));
+        chunks.iter().flat_map(|chunk| chunk.iter()).skip(passed).map(|(key, value)| (key, value))
+    }
+
     /// The index of the only chunk that may contain this key.
     fn chunk_of(&self, key: &K) -> usize {
         self.chunks.partition_point(|chunk| chunk[0].0 <= *key).saturating_sub(1)
@@ -318,6 +325,7 @@ mod tests {
             }
             prop_assert!(is_consistent(&map));
             prop_assert!(map.iter().eq(&model) && map.iter().rev().eq(model.iter().rev()));
+            prop_assert!(map.iter_from(&300).eq(model.range(300..)));
             prop_assert_eq!(map.is_empty(), model.is_empty());
             map.values_mut().for_each(|value| *value /= 2);
             prop_assert!(map.values().copied().eq(model.values().map(|value| *value / 2)));

@@ -79,45 +79,40 @@ pub(crate) enum Unavailable {
 struct Blocked;
 
 /// The records that name a Service.
+#[derive(Default)]
 struct HeldRecords {
     /// It may keep these.
     live: Vec<Arc<Record>>,
-    /// It loses these, because it no longer fits with the other holders.
+    /// It loses these: they are being deleted, or it no longer fits with the other holders.
     lost: Vec<Arc<Record>>,
-    deleting: Vec<Arc<Record>>,
 }
 
 /// The search for new addresses of a Service.
 pub(crate) struct Search<'a> {
     pub(crate) service: &'a Service,
     pub(crate) request: &'a AddressRequest<'a>,
-    /// New addresses found so far.
-    pub(crate) found: Vec<IpAddr>,
-    /// Addresses that it holds and would release.
-    pub(crate) spare: Vec<IpAddr>,
-    pub(crate) now: Timestamp,
-}
-
-/// The slots of a request that are being filled.
-struct Slots<'a> {
-    slots: &'a [Slot],
+    /// For each slot of the request, the address found so far.
     targets: Vec<Option<Target>>,
+    /// Addresses that it holds and would release.
+    spare: Vec<IpAddr>,
+    now: Timestamp,
 }
 
-impl<'a> Slots<'a> {
-    /// Slots that are filled with the addresses that the Service holds.
-    fn new(slots: &'a [Slot], held: &[Option<IpAddr>]) -> Self {
-        let targets = held.iter().map(|held| held.map(|lb_ip| Target { lb_ip, acquisition: Acquisition::Held }));
-        Self { slots, targets: targets.collect() }
-    }
-
-    /// The empty slots without a requested address.
-    fn empty(&self) -> Vec<usize> {
-        (0..self.slots.len()).filter(|i| self.targets[*i].is_none() && self.slots[*i].lb_ip.is_none()).collect()
+impl Search<'_> {
+    /// The positions of the slots that are empty and request no particular address.
+    fn empty_slots(&self) -> Vec<usize> {
+        let slots = &self.request.slots;
+        (0..slots.len()).filter(|i| self.targets[*i].is_none() && slots[*i].lb_ip.is_none()).collect()
     }
 
     fn fill(&mut self, index: usize, lb_ip: IpAddr, acquisition: Acquisition) {
         self.targets[index] = Some(Target { lb_ip, acquisition });
+    }
+
+    /// The addresses found that the Service does not hold yet.
+    fn new_addresses(&self) -> impl Iterator<Item = IpAddr> {
+        let new = self.targets.iter().flatten().filter(|target| target.acquisition != Acquisition::Held);
+        new.map(|target| target.lb_ip)
     }
 }
 
@@ -129,10 +124,11 @@ impl ClusterIndex {
             Ok(request) => request,
             Err(refusal) => return Kept::Enough(refused_allocation(service, held, refusal)),
         };
-        let filled: Option<Vec<_>> = self.fill_slots(service, &request, &held, Conflicting::Skip).into_iter().collect();
-        let Some(filled) = filled else { return Kept::Needs(request.rank()) };
-        let targets = filled.into_iter().map(|lb_ip| Target { lb_ip, acquisition: Acquisition::Held });
-        Kept::Enough(allocation(service, held, targets.collect()))
+        let targets = staying_targets(&self.held_options(service, &request, &held));
+        match targets.into_iter().collect() {
+            Some(targets) => Kept::Enough(allocation(service, held, targets)),
+            None => Kept::Needs(request.rank()),
+        }
     }
 
     /// Decides for a Service that needs new addresses, and promises them to it.
@@ -142,35 +138,32 @@ impl ClusterIndex {
             Ok(request) => request,
             Err(refusal) => return refused_allocation(service, held, refusal),
         };
-        let filled = self.fill_slots(service, &request, &held, Conflicting::Skip);
-        let is_spare = |lb_ip: &IpAddr| !filled.contains(&Some(*lb_ip));
+        let options = self.held_options(service, &request, &held);
+        let targets = staying_targets(&options);
+        let is_spare = |lb_ip: &IpAddr| targets.iter().flatten().all(|target| target.lb_ip != *lb_ip);
         let spare = held.live.iter().map(|record| record.address).filter(is_spare).collect();
-        let mut search = Search { service, request: &request, found: Vec::new(), spare, now };
-        let mut slots = Slots::new(&request.slots, &filled);
-        let mut is_blocked = match self.fill_requested(&mut search, &mut slots) {
+        let mut search = Search { service, request: &request, targets, spare, now };
+        let mut is_blocked = match self.fill_requested(&mut search) {
             Ok(()) => false,
             Err(Unavailable::Refused(refusal)) => return refused_allocation(service, held, refusal),
             Err(Unavailable::Blocked) => true,
         };
         let pools = self.pools_for(service, &request);
         if let Ok(pools) = &pools {
-            is_blocked |= self.fill_known(&mut search, &mut slots, pools).is_err();
+            is_blocked |= self.fill_known(&mut search, pools).is_err();
         }
         if is_blocked {
             return Allocation { is_blocked, ..allocation(service, held, Vec::new()) };
         }
         if let Ok(pools) = &pools {
-            self.fill_fresh(&mut search, &mut slots, pools);
+            self.fill_fresh(&mut search, pools);
         }
         // An address with a conflict is better than none: the conflict may end.
-        let with_conflicting = self.fill_slots(service, &request, &held, Conflicting::Keep);
-        for index in slots.empty() {
-            if let Some(lb_ip) = with_conflicting[index] {
-                slots.fill(index, lb_ip, Acquisition::Held);
-            }
+        for index in search.empty_slots() {
+            search.targets[index] = options[index].map(HeldOption::target);
         }
         let mut missing_family = None;
-        for index in slots.empty() {
+        for index in search.empty_slots() {
             let slot = request.slots[index];
             let why = match &pools {
                 Ok(pools) => self.exhaustion_refusal(&search, slot.family, pools),
@@ -180,42 +173,35 @@ impl ClusterIndex {
                 missing_family = Some((slot.family, why));
                 continue;
             }
-            let is_half = requires_both_families(service) && slots.targets.iter().any(Option::is_some);
+            let is_half = requires_both_families(service) && search.targets.iter().any(Option::is_some);
             let refusal = if is_half { Refusal::DualStackUnavailable(slot.family, Box::new(why)) } else { why };
             return refused_allocation(service, held, refusal);
         }
-        let targets: Vec<_> = slots.targets.into_iter().flatten().collect();
-        let new = targets.iter().filter(|target| target.acquisition != Acquisition::Held);
-        new.for_each(|target| self.promise(target.lb_ip, service));
+        search.new_addresses().for_each(|lb_ip| self.promise(lb_ip, service));
+        let targets = search.targets.into_iter().flatten().collect();
         Allocation { missing_family, ..allocation(service, held, targets) }
     }
 
     /// Fills the slots with a requested address. Stops at the first refusal; a blocked address is reported at the end.
-    fn fill_requested(&mut self, search: &mut Search<'_>, slots: &mut Slots<'_>) -> Result<(), Unavailable> {
+    fn fill_requested(&mut self, search: &mut Search<'_>) -> Result<(), Unavailable> {
         let mut result = Ok(());
         for (index, slot) in search.request.slots.iter().enumerate() {
-            let Some(lb_ip) = slot.lb_ip.filter(|_| slots.targets[index].is_none()) else { continue };
+            let Some(lb_ip) = slot.lb_ip.filter(|_| search.targets[index].is_none()) else { continue };
             match self.obtain(search, lb_ip) {
-                Ok(acquisition) => {
-                    search.found.push(lb_ip);
-                    slots.fill(index, lb_ip, acquisition);
-                }
-                Err(Unavailable::Refused(refusal)) => return Err(Unavailable::Refused(refusal)),
+                Ok(acquisition) => search.fill(index, lb_ip, acquisition),
                 Err(Unavailable::Blocked) => result = Err(Unavailable::Blocked),
+                Err(refused) => return Err(refused),
             }
         }
         result
     }
 
     /// Fills empty slots with known addresses: see [`Self::find_known`].
-    fn fill_known(&mut self, search: &mut Search<'_>, slots: &mut Slots<'_>, pools: &[usize]) -> Result<(), Blocked> {
+    fn fill_known(&mut self, search: &mut Search<'_>, pools: &[usize]) -> Result<(), Blocked> {
         let mut result = Ok(());
-        for index in slots.empty() {
-            match self.find_known(search, slots.slots[index].family, pools) {
-                Ok(Some((lb_ip, acquisition))) => {
-                    search.found.push(lb_ip);
-                    slots.fill(index, lb_ip, acquisition);
-                }
+        for index in search.empty_slots() {
+            match self.find_known(search, search.request.slots[index].family, pools) {
+                Ok(Some((lb_ip, acquisition))) => search.fill(index, lb_ip, acquisition),
                 Ok(None) => {}
                 Err(Blocked) => result = Err(Blocked),
             }
@@ -224,11 +210,12 @@ impl ClusterIndex {
     }
 
     /// Fills empty slots with unused addresses.
-    fn fill_fresh(&mut self, search: &mut Search<'_>, slots: &mut Slots<'_>, pools: &[usize]) {
-        let families: Vec<_> = slots.empty().iter().map(|index| slots.slots[*index].family).collect();
+    fn fill_fresh(&mut self, search: &mut Search<'_>, pools: &[usize]) {
+        let slots = &search.request.slots;
+        let families: Vec<_> = search.empty_slots().iter().map(|index| slots[*index].family).collect();
         let mut pools = pools.to_vec();
         // A second family comes from the pool of the first, if that pool has it.
-        let first = slots.targets.iter().flatten().next().and_then(|target| self.pools.pool_of(target.lb_ip));
+        let first = search.targets.iter().flatten().next().and_then(|target| self.pools.pool_of(target.lb_ip));
         let best = match first {
             Some(pool) => Some(pool.index),
             None => pools.iter().copied().find(|pool| {
@@ -237,27 +224,20 @@ impl ClusterIndex {
         };
         // Stable: the other pools keep their order. A pool that is not among them is not added.
         pools.sort_by_key(|pool| Some(*pool) != best);
-        for index in slots.empty() {
-            if let Some(lb_ip) = self.find_fresh(search, slots.slots[index].family, &pools) {
-                search.found.push(lb_ip);
-                slots.fill(index, lb_ip, Acquisition::Create);
+        for index in search.empty_slots() {
+            if let Some(lb_ip) = self.find_fresh(search, slots[index].family, &pools) {
+                search.fill(index, lb_ip, Acquisition::Create);
             }
         }
     }
 
     fn held_records(&mut self, service: &Service) -> HeldRecords {
-        let mut held = HeldRecords { live: Vec::new(), lost: Vec::new(), deleting: Vec::new() };
+        let mut held = HeldRecords::default();
         for record in self.records_held_by(service) {
-            if record.deleting {
-                held.deleting.push(record);
-                continue;
-            }
             let standings = self.standings(&record);
             let own = record.holders.iter().position(|holder| holder.uid == service.uid);
-            match own.map(|own| &standings[own]) {
-                Some(Standing::Clashes(..)) => held.lost.push(record),
-                _ => held.live.push(record),
-            }
+            let clashes = own.is_some_and(|own| matches!(standings[own], Standing::Clashes(..)));
+            if record.deleting || clashes { held.lost.push(record) } else { held.live.push(record) }
         }
         held
     }
@@ -265,13 +245,12 @@ impl ClusterIndex {
     /// For each slot of a request, the address that the Service holds for it. If several fit (after a crash in the
     /// middle of a change, or when fewer are requested than before), the addresses in its status come first, so that
     /// users see no change.
-    fn fill_slots(
+    fn held_options(
         &self,
         service: &Service,
         request: &AddressRequest<'_>,
         held: &HeldRecords,
-        conflicting: Conflicting,
-    ) -> Vec<Option<IpAddr>> {
+    ) -> Vec<Option<HeldOption>> {
         let live = held.live.iter().filter(|record| self.is_from_requested_pool(record, request));
         let mut options: Vec<_> = live
             .map(|record| HeldOption {
@@ -281,8 +260,14 @@ impl ClusterIndex {
             })
             .collect();
         options.sort();
-        let first_fit = |slot: &Slot| options.iter().find(|option| option.fits(slot, conflicting));
-        request.slots.iter().map(|slot| first_fit(slot).map(|option| option.lb_ip)).collect()
+        let first_fit = |slot: &Slot| match slot.lb_ip {
+            Some(requested) => {
+                let found = options.iter().find(|option| option.lb_ip == requested);
+                found.map(|found| HeldOption { should_leave: false, ..*found })
+            }
+            None => options.iter().find(|option| Family::from(option.lb_ip) == slot.family).copied(),
+        };
+        request.slots.iter().map(first_fit).collect()
     }
 
     fn is_from_requested_pool(&self, record: &Record, request: &AddressRequest<'_>) -> bool {
@@ -322,10 +307,6 @@ impl ClusterIndex {
         pool.admits(&service.key.namespace, labels, &service.labels)
     }
 
-    fn pool_at(&self, index: usize) -> Option<&Pool> {
-        self.pools.iter().nth(index)
-    }
-
     /// An address of this family that is meant for the Service: reserved for it, shared under its key, or released by
     /// it and still in cool-down.
     fn find_known(
@@ -336,7 +317,7 @@ impl ClusterIndex {
     ) -> Result<Option<(IpAddr, Acquisition)>, Blocked> {
         let service = search.service;
         let is_of_family = |lb_ip: &IpAddr| Family::from(*lb_ip) == family;
-        let reserved: Vec<_> = self.addresses_reserved_for(&service.key).filter(is_of_family).collect();
+        let reserved: Vec<_> = self.reserved.get(&service.key).copied().filter(is_of_family).collect();
         if let Some(lb_ip) = self.find_joinable(search, &reserved)? {
             return Ok(Some((lb_ip, Acquisition::Join)));
         }
@@ -345,7 +326,7 @@ impl ClusterIndex {
                 let pool = self.pools.pool_of(*lb_ip)?.index;
                 pools.iter().position(|other| *other == pool)
             };
-            let shared = self.addresses_with_key(key).filter(is_of_family);
+            let shared = self.by_sharing_key.get(key).copied().filter(is_of_family);
             let mut shared: Vec<_> = shared.filter_map(|lb_ip| Some((pool_position(&lb_ip)?, lb_ip))).collect();
             shared.sort();
             let shared: Vec<_> = shared.into_iter().map(|(_, lb_ip)| lb_ip).collect();
@@ -395,17 +376,18 @@ impl ClusterIndex {
         let Some(limit) = pool.object.spec.max_per_namespace else { return false };
         let none = BTreeMap::new();
         let usage = self.quota_usage(pool.name(), &search.service.key.namespace).unwrap_or(&none);
-        let is_of_pool = |lb_ip: &&IpAddr| self.pools.pool_of(**lb_ip).is_some_and(|of| of.index == pool.index);
+        let is_of_pool = |lb_ip: &IpAddr| self.pools.pool_of(*lb_ip).is_some_and(|of| of.index == pool.index);
         // Addresses that become free, because no other Service of the namespace has them.
-        let spare = search.spare.iter().filter(is_of_pool).filter(|spare| usage.get(spare) == Some(&1)).count();
-        let found = search.found.iter().filter(is_of_pool).filter(|found| !usage.contains_key(found)).count();
+        let spare =
+            search.spare.iter().copied().filter(is_of_pool).filter(|spare| usage.get(spare) == Some(&1)).count();
+        let found = search.new_addresses().filter(is_of_pool).filter(|found| !usage.contains_key(found)).count();
         !usage.contains_key(&lb_ip) && usage.len() - spare + found >= limit as usize
     }
 
     /// The refusal when none of these pools has an address of this family.
     fn exhaustion_refusal(&self, search: &Search<'_>, family: Family, pools: &[usize]) -> Refusal {
         let name = |pool: &Pool| pool.name().to_owned();
-        let pools: Vec<_> = pools.iter().filter_map(|index| self.pool_at(*index)).collect();
+        let pools: Vec<_> = pools.iter().filter_map(|index| self.pools.iter().nth(*index)).collect();
         let is_quota_full = |pool: &&&Pool| {
             let used = self.quota_usage(pool.name(), &search.service.key.namespace).map_or(0, |usage| usage.len());
             pool.has_family(family) && pool.object.spec.max_per_namespace.is_some_and(|limit| used >= limit as usize)
@@ -426,45 +408,37 @@ impl ClusterIndex {
     }
 }
 
-/// Whether an address with a conflict, which the Service should leave, fills a slot.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Conflicting {
-    Skip,
-    Keep,
-}
-
 /// A held address that may fill a slot, in the order of preference.
-#[derive(PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 struct HeldOption {
+    /// Whether the Service should get another address, because of a conflict.
     should_leave: bool,
     status_position: usize,
     lb_ip: IpAddr,
 }
 
 impl HeldOption {
-    fn fits(&self, slot: &Slot, conflicting: Conflicting) -> bool {
-        match slot.lb_ip {
-            Some(requested) => self.lb_ip == requested,
-            None => {
-                let may_stay = conflicting == Conflicting::Keep || !self.should_leave;
-                Family::from(self.lb_ip) == slot.family && may_stay
-            }
-        }
+    fn target(self) -> Target {
+        Target { lb_ip: self.lb_ip, acquisition: Acquisition::Held }
     }
+}
+
+/// The targets of the slots whose address the Service should not leave.
+fn staying_targets(options: &[Option<HeldOption>]) -> Vec<Option<Target>> {
+    options.iter().map(|option| option.filter(|option| !option.should_leave).map(HeldOption::target)).collect()
 }
 
 /// The position of this address in the status; after all others if it is not there.
 fn status_position(service: &Service, lb_ip: IpAddr) -> usize {
     let text = lb_ip.to_string();
-    let position = service.ingress.iter().position(|ingress| ingress.ip.as_deref() == Some(&*text));
-    position.unwrap_or(usize::MAX)
+    service.ingress.iter().position(|ingress| ingress.ip.as_deref() == Some(&*text)).unwrap_or(usize::MAX)
 }
 
 /// The allocation with these targets. The Service leaves all other records that it holds.
 fn allocation(service: &Arc<Service>, held: HeldRecords, targets: Vec<Target>) -> Allocation {
     let is_target = |record: &Arc<Record>| targets.iter().any(|target| target.lb_ip == record.address);
     let live = held.live.into_iter().filter(|record| !is_target(record));
-    let surplus = live.chain(held.lost).chain(held.deleting).collect();
+    let surplus = live.chain(held.lost).collect();
     Allocation { service: service.clone(), targets, surplus, refusal: None, missing_family: None, is_blocked: false }
 }
 

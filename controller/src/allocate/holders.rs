@@ -9,10 +9,10 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use crds::load_balancer_ip::MAX_HOLDERS;
-use crds::{Holder, InternedStr, Key, Record, Service};
+use crds::{Holder, InternedStr, Record, Service};
 use jiff::Timestamp;
 
-use crate::allocate::sharing::{self, HolderState, Standing, clash, holder};
+use crate::allocate::sharing::{self, Standing, clash, holder};
 use crate::plan::effect::{Effect, RecordPatch};
 use crate::state::index::{ClusterIndex, Departure};
 use crate::state::record::{is_exclusive, quarantine_end};
@@ -22,14 +22,14 @@ struct Remaining {
     holders: Vec<Holder>,
     /// The Services of the holders that stay, without unreadable ones.
     services: Vec<Arc<Service>>,
-    /// False if a holder that has to leave cannot leave yet.
-    is_settled: bool,
+    /// Whether every holder that has to leave has left.
+    departures_complete: bool,
 }
 
 impl ClusterIndex {
     /// The write that updates the holders in the record of this address; `None` if the record is up to date.
     pub(crate) fn reconcile_holders(&mut self, lb_ip: IpAddr, now: Timestamp) -> Option<Effect> {
-        let record = self.records.get(&lb_ip)?.clone();
+        let record = self.objects.records().get(&lb_ip)?.clone();
         if record.deleting || self.unreadable.records.contains(&lb_ip) {
             return None;
         }
@@ -41,14 +41,14 @@ impl ClusterIndex {
         if self.is_unchanged(&record) {
             return None;
         }
-        let Remaining { mut holders, mut services, is_settled } = self.remaining_holders(&record)?;
+        let Remaining { mut holders, mut services, departures_complete } = self.remaining_holders(&record)?;
         // Services join only if this write completes all departures.
-        let joining: Vec<_> = self.promised_to(lb_ip).filter_map(|key| self.services.get(key).cloned()).collect();
-        for service in joining.into_iter().filter(|_| is_settled) {
-            let fits = services.iter().all(|other| clash(&service, other).is_none());
+        let joining = self.promises.get(&lb_ip).filter_map(|key| self.objects.services().get(key));
+        for service in joining.filter(|_| departures_complete) {
+            let fits = services.iter().all(|other| clash(service, other).is_none());
             if fits && holders.len() < MAX_HOLDERS {
-                holders.push(holder(&service));
-                services.push(service);
+                holders.push(holder(service));
+                services.push(service.clone());
             }
         }
         if holders.is_empty() && !record.is_reservation() {
@@ -67,25 +67,19 @@ impl ClusterIndex {
         if holders == record.holders && sharing_key == record.sharing_key && pool.is_none() {
             return None;
         }
-        Some(Effect::PatchRecord(RecordPatch {
-            lb_ip,
-            resource_version: record.resource_version,
-            holders,
-            sharing_key,
-            pool,
-            becomes_reservation,
-            quarantine: None,
-        }))
+        let patch = RecordPatch { holders, sharing_key, pool, becomes_reservation, ..RecordPatch::new(&record) };
+        Some(Effect::PatchRecord(patch))
     }
 
     /// Fast path for nearly all records: whether the record has a single holder, which does not share and stays.
     fn is_unchanged(&self, record: &Record) -> bool {
         let [holder] = record.holders.as_slice() else { return false };
+        let key = holder.service();
         let may_change = !is_exclusive(record)
             || holder.terms.is_some()
-            || self.departures.contains_key(&record.address)
-            || self.promised_to(record.address).next().is_some();
-        let service = self.services.get(&Key::new(&holder.namespace, &holder.name));
+            || self.departure(&key, record.address).is_some()
+            || self.promises.contains(&record.address);
+        let service = self.objects.services().get(&key);
         !may_change && service.is_some_and(|service| service.uid == holder.uid && sharing::key(service).is_none())
     }
 
@@ -93,14 +87,16 @@ impl ClusterIndex {
     /// record.
     fn remaining_holders(&mut self, record: &Record) -> Option<Remaining> {
         let standings = self.standings(record);
-        let mut remaining =
-            Remaining { holders: Vec::with_capacity(record.holders.len()), services: Vec::new(), is_settled: true };
+        let mut remaining = Remaining {
+            holders: Vec::with_capacity(record.holders.len()),
+            services: Vec::new(),
+            departures_complete: true,
+        };
         for (holder, standing) in record.holders.iter().zip(standings.iter()) {
-            let key = Key::new(&holder.namespace, &holder.name);
-            let departure = self.departures.get(&record.address).and_then(|keys| keys.get(&key));
-            match (standing, departure) {
+            let key = holder.service();
+            match (standing, self.departure(&key, record.address)) {
                 (Standing::Gone, _) => {
-                    let exists = self.services.get(&key).is_some_and(|service| service.uid == holder.uid);
+                    let exists = self.objects.services().get(&key).is_some_and(|service| service.uid == holder.uid);
                     if is_exclusive(record) && exists {
                         return None;
                     }
@@ -108,17 +104,14 @@ impl ClusterIndex {
                 (_, Some(Departure::DeletesRecord)) => return None,
                 (_, Some(Departure::Now)) => {}
                 (Standing::Stays, None) => {
-                    let service = match self.holder_state(&key, &holder.uid) {
-                        HolderState::Service(_) => self.services.get(&key).cloned(),
-                        _ => None,
-                    };
+                    let service = self.objects.services().get(&key).cloned();
                     let terms = service.as_ref().map_or_else(|| holder.terms.clone(), |own| sharing::terms(own));
                     remaining.holders.push(Holder { terms, ..holder.clone() });
                     remaining.services.extend(service);
                 }
                 _ => {
                     remaining.holders.push(holder.clone());
-                    remaining.is_settled = false;
+                    remaining.departures_complete = false;
                 }
             }
         }

@@ -4,11 +4,11 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use crds::load_balancer_ip::MAX_HOLDERS;
-use crds::{Key, Record, Service};
+use crds::{Holder, Key, Record, Service};
 
 use crate::allocate::allocation::{Acquisition, Search, Unavailable};
 use crate::allocate::refusal::{InUse, Refusal};
-use crate::allocate::sharing::{self, Clash, HolderState, Standing, clash};
+use crate::allocate::sharing::{self, Clash, Standing, clash};
 use crate::pools::Withheld;
 use crate::state::index::ClusterIndex;
 
@@ -29,13 +29,13 @@ impl ClusterIndex {
         if self.unreadable.records.contains(&lb_ip) {
             return Err(in_use(lb_ip, InUse::Unknown));
         }
-        let record = self.records.get(&lb_ip).cloned();
+        let record = self.objects.records().get(&lb_ip).cloned();
         let acquisition = match &record {
             None => Acquisition::Create,
             Some(record) => self.join(search.service, record)?,
         };
-        for key in self.promised_to(lb_ip).filter(|key| **key != search.service.key) {
-            let Some(other) = self.services.get(key) else { continue };
+        for key in self.promises.get(&lb_ip).filter(|key| **key != search.service.key) {
+            let Some(other) = self.objects.services().get(key) else { continue };
             match clash(search.service, other) {
                 Some(Clash::Key) => return Err(in_use(lb_ip, InUse::Service(key.clone()))),
                 Some(clash) => return Err(Refusal::SharingConflict(lb_ip, key.clone(), clash).into()),
@@ -88,7 +88,7 @@ impl ClusterIndex {
         let mut staying = 0;
         let mut is_being_left = false;
         for (holder, standing) in record.holders.iter().zip(standings.iter()) {
-            let other = Key::new(&holder.namespace, &holder.name);
+            let other = holder.service();
             let clash = match standing {
                 Standing::Gone => continue,
                 // The Service itself holds it, and no longer fits.
@@ -99,15 +99,12 @@ impl ClusterIndex {
                     is_being_left = true;
                     continue;
                 }
-                _ if self.departures.get(&lb_ip).is_some_and(|keys| keys.contains_key(&other)) => {
+                _ if self.departure(&other, lb_ip).is_some() => {
                     is_being_left = true;
                     continue;
                 }
                 Standing::Unreadable => Some(Clash::Unreadable),
-                Standing::Stays => match self.holder_state(&other, &holder.uid) {
-                    HolderState::Service(other) => clash(service, other),
-                    _ => None,
-                },
+                Standing::Stays => self.objects.services().get(&other).and_then(|other| clash(service, other)),
             };
             staying += 1;
             match clash {
@@ -119,10 +116,9 @@ impl ClusterIndex {
         if is_being_left || (staying == 0 && !record.is_reservation()) {
             return Err(in_use(lb_ip, InUse::Withdrawn));
         }
-        let joining = self.promised_to(lb_ip).filter(|other| **other != service.key).count();
+        let joining = self.promises.get(&lb_ip).filter(|other| **other != service.key).count();
         if staying + joining >= MAX_HOLDERS {
-            let first = record.holders.first().map(|holder| Key::new(&holder.namespace, &holder.name));
-            let first = first.unwrap_or_else(|| service.key.clone());
+            let first = record.holders.first().map_or_else(|| service.key.clone(), Holder::service);
             return Err(Refusal::SharingConflict(lb_ip, first, Clash::Full).into());
         }
         Ok(Acquisition::Join)

@@ -18,7 +18,7 @@ use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
 use crate::allocate::sharing::holder;
-use crate::plan::effect::{Effect, Event, RecordPatch, service_reference};
+use crate::plan::effect::{Effect, Event, RecordPatch};
 use crate::state::index::ClusterIndex;
 use crate::state::record::{QUARANTINE, is_exclusive};
 
@@ -48,24 +48,28 @@ impl ClusterIndex {
     }
 
     fn conflicts<'a>(&self, record: &'a Record) -> impl Iterator<Item = &'a AddressConflict> + use<'_, 'a> {
-        record.conflicts.iter().filter(|conflict| self.nodes.contains_key(&conflict.node))
+        record.conflicts.iter().filter(|conflict| self.objects.nodes().contains_key(&conflict.node))
     }
 
-    /// Whether a Service that takes any address should leave this one, because a conflict blocks it.
+    /// Whether a Service that takes any address should leave this one.
     pub(crate) fn should_leave(&self, service: &Service, record: &Record) -> bool {
-        is_exclusive(record) && self.blocking_conflict(record).is_some() && !self.is_move_limit_reached(service)
+        self.has_leavable_conflict(record) && !self.is_move_limit_reached(service)
     }
 
     /// Whether a Service would leave this address if moves were not limited.
     pub(crate) fn would_leave(&self, service: &Service, lb_ip: IpAddr) -> bool {
         let takes_any = service.request.as_ref().is_ok_and(|request| !request.addresses.contains(&lb_ip));
-        let record = self.records.get(&lb_ip).filter(|_| takes_any);
-        record.is_some_and(|record| is_exclusive(record) && self.blocking_conflict(record).is_some())
+        takes_any && self.objects.records().get(&lb_ip).is_some_and(|record| self.has_leavable_conflict(record))
+    }
+
+    /// Whether a conflict prevents the first announcement of an address that has one holder.
+    pub(crate) fn has_leavable_conflict(&self, record: &Record) -> bool {
+        is_exclusive(record) && self.blocking_conflict(record).is_some()
     }
 
     fn is_move_limit_reached(&self, service: &Service) -> bool {
         let was_left_by_service = |lb_ip: &&IpAddr| {
-            let quarantine = self.records.get(*lb_ip).and_then(|record| record.quarantine.as_ref());
+            let quarantine = self.objects.records().get(*lb_ip).and_then(|record| record.quarantine.as_ref());
             quarantine.is_some_and(|quarantine| quarantine.service.uid == service.uid)
         };
         let moving = self.moving.len() - usize::from(self.moving.contains(&service.key));
@@ -93,17 +97,8 @@ impl ClusterIndex {
             since: Time(now),
             service: holder(service),
         };
-        let patch = RecordPatch {
-            lb_ip: record.address,
-            resource_version: record.resource_version,
-            holders: Vec::new(),
-            sharing_key: None,
-            pool: None,
-            becomes_reservation: false,
-            quarantine: Some(quarantine),
-        };
-        let regarding = service_reference(&service.key, &service.uid);
-        let event = Event { regarding, is_warning: true, reason: "AddressConflict", message };
+        let patch = RecordPatch { quarantine: Some(quarantine), ..RecordPatch::new(record) };
+        let event = Event::for_service(service, true, "AddressConflict", message);
         Some([Effect::PatchRecord(patch), Effect::Event(event)])
     }
 }

@@ -1,8 +1,8 @@
 //! When deferrable series may start.
 //!
-//! The starts of urgent series, and the time → whether a deferrable series may start now. A node that dies can take
-//! thousands of addresses along, and each move is a status-only write. These writes must never delay an allocation, so
-//! they start one after the other: slowly while urgent series start, faster otherwise.
+//! The starts of urgent series, and the time → whether a deferrable series may start now. When a node dies, thousands
+//! of addresses may move, and each move is a status-only write. These writes must never delay an allocation, so they
+//! start one after the other: slowly while urgent series start, faster otherwise.
 
 use std::time::{Duration, Instant};
 

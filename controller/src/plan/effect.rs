@@ -5,11 +5,10 @@ use std::net::IpAddr;
 
 use crds::service::Ingress;
 use crds::{
-    Condition, Holder, IPAddressPoolStatus, InternedStr, Key, LoadBalancerIP, LoadBalancerIPSpec, Quarantine,
-    ResourceVersion, address,
+    Condition, Holder, IPAddressPoolStatus, InternedStr, Key, LoadBalancerIP, LoadBalancerIPSpec, Quarantine, Record,
+    ResourceVersion, Service, address,
 };
 use k8s_openapi::api::core::v1::ObjectReference;
-use kube::Resource;
 use serde_json::{Map, Value, json};
 
 /// The subject of a series. At most one series of a subject runs at a time.
@@ -136,7 +135,19 @@ pub struct Event {
     pub message: String,
 }
 
+impl Event {
+    pub(crate) fn for_service(service: &Service, is_warning: bool, reason: &'static str, message: String) -> Self {
+        Self { regarding: service_reference(&service.key, &service.uid), is_warning, reason, message }
+    }
+}
+
 impl ServicePatch {
+    /// A write without changes.
+    pub(crate) fn new(service: &Service) -> Self {
+        let (key, resource_version) = (service.key.clone(), service.resource_version);
+        Self { key, resource_version, finalizers: None, ingress: None, conditions: None }
+    }
+
     /// The JSON merge patch (RFC 7386) for `services/status`, which replaces whole lists. This subresource accepts
     /// metadata too, so finalizer, address and condition are one write, and a crash cannot separate them.
     pub fn body(&self) -> Value {
@@ -166,6 +177,19 @@ fn ingress_entry(ingress: &Ingress) -> Value {
 }
 
 impl RecordPatch {
+    /// A write that leaves a record without holders and sharing key.
+    pub(crate) fn new(record: &Record) -> Self {
+        Self {
+            lb_ip: record.address,
+            resource_version: record.resource_version,
+            holders: Vec::new(),
+            sharing_key: None,
+            pool: None,
+            becomes_reservation: false,
+            quarantine: None,
+        }
+    }
+
     /// The JSON merge patch for a `loadbalancerips` object.
     pub fn body(&self) -> Value {
         // `null` removes the key.
@@ -196,17 +220,12 @@ impl PoolPatch {
 }
 
 /// A new record that names one Service.
-pub(crate) fn load_balancer_ip(
-    lb_ip: IpAddr,
-    pool: &str,
-    holder: &Holder,
-    sharing_key: Option<&str>,
-) -> LoadBalancerIP {
+pub(crate) fn load_balancer_ip(lb_ip: IpAddr, pool: &str, holder: &Holder, key: Option<&str>) -> LoadBalancerIP {
     let spec = LoadBalancerIPSpec {
         address: lb_ip.to_string(),
         pool: pool.into(),
         services: vec![holder.clone()],
-        sharing_key: sharing_key.map(str::to_owned),
+        sharing_key: key.map(str::to_owned),
         ..LoadBalancerIPSpec::default()
     };
     LoadBalancerIP::new(&address::object_name(lb_ip), spec)
@@ -222,11 +241,6 @@ pub(crate) fn service_reference(key: &Key, uid: &str) -> ObjectReference {
         uid: Some(uid.into()),
         ..ObjectReference::default()
     }
-}
-
-/// The reference to a pool in events.
-pub(crate) fn pool_reference(pool: &crds::IPAddressPool) -> ObjectReference {
-    pool.object_ref(&())
 }
 
 #[cfg(test)]

@@ -23,7 +23,7 @@ pub(crate) struct Queue {
 
 /// The order in which series start.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-struct Position {
+pub(crate) struct Position {
     is_deferrable: bool,
     number: u64,
 }
@@ -31,19 +31,15 @@ struct Position {
 impl Queue {
     /// Adds a series at the end, or at the position of the earlier series of its subject.
     pub(crate) fn push(&mut self, series: Series) {
-        let number = self.take(&series.subject).map_or(self.count, |(position, _)| position.number);
+        let number = self.remove(&series.subject).map_or(self.count, |(position, _)| position.number);
         let position = Position { is_deferrable: series.is_deferrable(), number };
         self.count += 1;
         self.positions.insert(series.subject.clone(), (None, position));
         self.ready.insert(position, series);
     }
 
-    /// Removes the series of this subject.
-    pub(crate) fn revoke(&mut self, subject: &Subject) {
-        self.take(subject);
-    }
-
-    fn take(&mut self, subject: &Subject) -> Option<(Position, Series)> {
+    /// Removes the series of this subject, and returns it with its position.
+    pub(crate) fn remove(&mut self, subject: &Subject) -> Option<(Position, Series)> {
         let (until, position) = self.positions.remove(subject)?;
         let series = match until {
             Some(until) => self.delayed.remove(&(until, position)),
@@ -91,10 +87,6 @@ impl Queue {
     pub(crate) fn contains(&self, subject: &Subject) -> bool {
         self.positions.contains_key(subject)
     }
-
-    pub(crate) fn clear(&mut self) {
-        *self = Self::default();
-    }
 }
 
 #[cfg(test)]
@@ -124,8 +116,8 @@ mod tests {
     #[test]
     fn newer_series_replaces_the_older_one() {
         let mut queue = queue(&[("a", "192.0.2.1"), ("b", "192.0.2.2"), ("a", "192.0.2.3"), ("c", "192.0.2.4")]);
-        queue.revoke(&subject("b"));
-        queue.revoke(&subject("never there"));
+        queue.remove(&subject("b"));
+        queue.remove(&subject("never there"));
         let now = Instant::now();
         let started: Vec<_> = std::iter::from_fn(|| queue.pop(now, true, |_| None)).collect();
         assert_eq!(started, [series("a", "192.0.2.3"), series("c", "192.0.2.4")]);

@@ -14,7 +14,8 @@ use crate::plan::effect::{Effect, ServicePatch};
 use crate::state::index::ClusterIndex;
 use crate::state::record::is_exclusive;
 use crate::status::allocated::{
-    allocated_condition, allocated_event, is_pool_address, repaired_event, shows_exactly, was_given_addresses,
+    address_of, allocated_condition, allocated_event, is_pool_address, repaired_event, shows_exactly,
+    was_given_addresses,
 };
 use crate::status::change::is_reported;
 
@@ -63,33 +64,25 @@ impl ClusterIndex {
         let lb_ips = || allocation.targets.iter().map(|target| target.lb_ip);
         let desired = allocated_condition(allocation, self);
         let conditions = (!desired.is_in(&service.conditions)).then(|| desired.set_in(&service.conditions, now));
-        let changes = if allocation.targets.is_empty() {
+        let (has_finalizer, ingress) = if allocation.targets.is_empty() {
             // If Landfall never gave this Service an address, the ingress and the finalizer belong to another provider,
             // which may serve it.
             let is_ours = was_given_addresses(service) || !allocation.surplus.is_empty();
             let is_foreign = |ingress: &&Ingress| !is_ours && !is_pool_address(&self.pools, ingress);
             let foreign: Vec<_> = service.ingress.iter().filter(is_foreign).cloned().collect();
-            ServiceChanges {
-                finalizer: !is_ours && service.has_finalizer(),
-                ingress: (foreign.len() < service.ingress.len()).then_some(foreign),
-                conditions,
-            }
+            (!is_ours && service.has_finalizer(), (foreign.len() < service.ingress.len()).then_some(foreign))
         } else {
-            ServiceChanges {
-                finalizer: true,
-                ingress: (!shows_exactly(service, lb_ips())).then(|| lb_ips().map(Ingress::from).collect()),
-                conditions,
-            }
+            (true, (!shows_exactly(service, lb_ips())).then(|| lb_ips().map(Ingress::from).collect()))
         };
         // Another client changed the ingress, because the allocation itself has not changed.
-        let is_repair = changes.ingress.is_some() && !has_new && allocation.surplus.is_empty();
+        let is_repair = ingress.is_some() && !has_new && allocation.surplus.is_empty();
         let event = if !is_reported(service, &desired) {
             Some(allocated_event(service, &desired))
         } else {
             is_repair.then(|| repaired_event(service, lb_ips()))
         };
         let mut effects = Vec::new();
-        if let Some(mut patch) = changes.into_patch(service) {
+        if let Some(mut patch) = service_patch(service, has_finalizer, ingress, conditions) {
             // The other conditions are part of this write.
             let conditions = patch.conditions.as_deref().unwrap_or(&service.conditions);
             let (conditions, events) = self.updated_conditions(allocation, conditions, now);
@@ -123,18 +116,15 @@ impl ClusterIndex {
         // On a Service of another provider, the addresses of that provider stay. If the type has changed, the API
         // server has cleared the ingress.
         let is_own = |ingress: &&Ingress| {
-            let lb_ip = ingress.ip.as_ref().and_then(|ip| ip.parse().ok());
             is_ours
-                || records.iter().any(|record| Some(record.address) == lb_ip)
+                || records.iter().any(|record| Some(record.address) == address_of(ingress))
                 || is_pool_address(&self.pools, ingress)
         };
         let foreign: Vec<_> = service.ingress.iter().filter(|ingress| !is_own(ingress)).cloned().collect();
-        let changes = ServiceChanges {
-            finalizer: !is_finalizer_ours && service.has_finalizer(),
-            ingress: (service.is_load_balancer && foreign.len() < service.ingress.len()).then_some(foreign),
-            conditions: has_own_conditions.then_some(foreign_conditions),
-        };
-        effects.extend(changes.into_patch(service).map(Effect::PatchService));
+        let has_finalizer = !is_finalizer_ours && service.has_finalizer();
+        let ingress = (service.is_load_balancer && foreign.len() < service.ingress.len()).then_some(foreign);
+        let conditions = has_own_conditions.then_some(foreign_conditions);
+        effects.extend(service_patch(service, has_finalizer, ingress, conditions).map(Effect::PatchService));
         effects
     }
 }
@@ -151,30 +141,18 @@ fn is_release_complete(records: &[Arc<Record>]) -> bool {
     records.iter().all(|record| !record.deleting && is_exclusive(record))
 }
 
-/// Changes of a Service. `None`: unchanged.
-struct ServiceChanges {
-    /// Whether it has our finalizer afterwards.
-    finalizer: bool,
+/// The write after which a Service has our finalizer or not, and this ingress and these conditions (`None`: unchanged).
+/// `None` if nothing changes.
+fn service_patch(
+    service: &Service,
+    has_finalizer: bool,
     ingress: Option<Vec<Ingress>>,
     conditions: Option<Vec<Condition>>,
-}
-
-impl ServiceChanges {
-    /// The write of these changes; `None` if nothing changes.
-    fn into_patch(self, service: &Service) -> Option<ServicePatch> {
-        let finalizers = (self.finalizer != service.has_finalizer()).then(|| {
-            let others = service.finalizers.iter().filter(|finalizer| *finalizer != FINALIZER).cloned();
-            others.chain(self.finalizer.then(|| FINALIZER.into())).collect()
-        });
-        if finalizers.is_none() && self.ingress.is_none() && self.conditions.is_none() {
-            return None;
-        }
-        Some(ServicePatch {
-            key: service.key.clone(),
-            resource_version: service.resource_version,
-            finalizers,
-            ingress: self.ingress,
-            conditions: self.conditions,
-        })
-    }
+) -> Option<ServicePatch> {
+    let finalizers = (has_finalizer != service.has_finalizer()).then(|| {
+        let others = service.finalizers.iter().filter(|finalizer| *finalizer != FINALIZER).cloned();
+        others.chain(has_finalizer.then(|| FINALIZER.into())).collect()
+    });
+    let has_changes = finalizers.is_some() || ingress.is_some() || conditions.is_some();
+    has_changes.then(|| ServicePatch { finalizers, ingress, conditions, ..ServicePatch::new(service) })
 }

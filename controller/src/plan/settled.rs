@@ -1,9 +1,8 @@
-//! Settled Services: each has, alone, the one address it needs, and its status is up to date. There is nothing to
-//! decide and nothing to write.
+//! Settled Services: each is the only holder of the one address it needs, and its status is up to date. There is
+//! nothing to decide and nothing to write.
 //!
-//! In nearly every plan that covers everything, nearly all Services are settled. This check finds them without
-//! allocating memory, in a tenth of the time of a decision. It only saves work: a decision about a settled Service has
-//! no effects.
+//! In a plan of all Services, nearly all of them are settled. This check finds them without allocating memory, in a
+//! tenth of the time of a decision. It only saves work: a decision about a settled Service has no effects.
 
 use crds::condition::ConditionStatus;
 use crds::service::{ALLOCATED, ANNOUNCED, FORWARDING, Family};
@@ -26,22 +25,23 @@ impl ClusterIndex {
         if !self.may_hold_addresses(service) || !service.has_finalizer() || !self.is_idle(&service.key) {
             return false;
         }
-        let [lb_ip] = self.addresses_held_by(&service.key) else { return false };
-        let Some(record) = self.records.get(lb_ip) else { return false };
+        let mut held = self.objects.addresses_of(&service.key);
+        let (Some(lb_ip), None) = (held.next(), held.next()) else { return false };
+        let Some(record) = self.objects.records().get(&lb_ip) else { return false };
         let is_own = is_exclusive(record) && record.holders[0].uid == service.uid && record.holders[0].terms.is_none();
         if !is_own || record.deleting || !record.conflicts.is_empty() || sharing::key(service).is_some() {
             return false;
         }
         let Ok(request) = &service.request else { return false };
-        let fits_request = request.pool.is_none() && (request.addresses.is_empty() || request.addresses == [*lb_ip]);
-        if !fits_request || families(service) != [Family::from(*lb_ip)] || !shows_exactly(service, [*lb_ip]) {
+        let fits_request = request.pool.is_none() && (request.addresses.is_empty() || request.addresses == [lb_ip]);
+        if !fits_request || families(service) != [Family::from(lb_ip)] || !shows_exactly(service, [lb_ip]) {
             return false;
         }
-        let Some(pool) = self.pools.pool_of(*lb_ip) else { return false };
+        let Some(pool) = self.pools.pool_of(lb_ip) else { return false };
         let may_stay = !pool.object.spec.drain
-            && matches!(self.pools.withheld(*lb_ip), None | Some(Withheld::NetworkEnd))
+            && matches!(self.pools.withheld(lb_ip), None | Some(Withheld::NetworkEnd))
             && self.admits(pool, service);
-        let (reason, message) = (AllocatedReason::Allocated.as_str(), allocated_message(*lb_ip, pool.name()));
+        let (reason, message) = (AllocatedReason::Allocated.as_str(), allocated_message(lb_ip, pool.name()));
         may_stay
             && self.are_conditions_current(service, record)
             && is_current(service, ALLOCATED, ConditionStatus::True, reason, &message)
@@ -58,7 +58,7 @@ impl ClusterIndex {
                 let (reason, message) =
                     (AnnouncedReason::Announced.as_str(), announced_message(record.address, &place));
                 is_forwarding_current(service, record.address, announcer)
-                    && self.nodes.contains_key(&**node)
+                    && self.objects.nodes().contains_key(&**node)
                     && is_current(service, ANNOUNCED, ConditionStatus::True, reason, &message)
             }
             _ => false,

@@ -21,17 +21,20 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use crds::{Advertisement, EndpointSlice, IPAddressPool, InternedStr, Key, Namespace, Network, Node, Record, Service};
+use crds::{Holder, IPAddressPool, InternedStr, Key, Namespace, Network, Record, Service};
 use jiff::Timestamp;
+use model::Cluster;
 
 use crate::allocate::sharing::{self, HolderState, Standing};
 use crate::plan::effect::{Series, Subject};
 use crate::pools::Pools;
 use crate::pools::free::Free;
 use crate::pools::occupied::Occupied;
-use crate::state::record::holds;
+use crate::state::record::{holder_keys, holds};
+use relation::Relation;
 
 mod promises;
+mod relation;
 mod unannounced;
 mod updates;
 
@@ -40,48 +43,44 @@ mod updates;
 pub type Obstacle = Arc<str>;
 
 /// All observed objects with their indexes, and the work in progress.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct ClusterIndex {
     pub(crate) default_class: bool,
-    pub(crate) services: BTreeMap<Key, Arc<Service>>,
-    pub(crate) records: BTreeMap<IpAddr, Arc<Record>>,
+    /// All objects that decide which nodes may announce an address: Services, records, nodes, advertisements, pools,
+    /// and EndpointSlices if they are watched.
+    pub(crate) objects: Cluster,
     pub(crate) unreadable: Unreadable,
     pub(crate) namespaces: BTreeMap<String, Arc<Namespace>>,
     pool_objects: BTreeMap<String, Arc<IPAddressPool>>,
-    pub(crate) nodes: BTreeMap<String, Arc<Node>>,
     pub(crate) networks: BTreeMap<String, Arc<Network>>,
-    pub(crate) advertisements: BTreeMap<String, Arc<Advertisement>>,
-    /// `None`: not watched yet, because they cost memory.
-    pub(crate) slices: Option<BTreeMap<Key, Arc<EndpointSlice>>>,
-    wants_slices: bool,
+    /// Whether EndpointSlices are watched. They cost memory.
+    pub(crate) has_slices: bool,
+    /// Whether they must be watched from now on.
+    pub(crate) wants_slices: bool,
     /// The problem that keeps every node from announcing.
     pub(crate) obstacle: Option<Obstacle>,
 
     occupied: Occupied,
     pub(crate) pools: Pools,
     pub(crate) free: Free,
-    /// By Service, the addresses whose records name it, whatever the UID.
-    held: HashMap<Key, Vec<IpAddr>>,
     /// By address, the Services that request it by name.
-    requested: BTreeMap<IpAddr, BTreeSet<Key>>,
+    requested: Relation<IpAddr, Key>,
     /// By sharing key, the addresses that are shared or will be shared under it.
-    by_sharing_key: HashMap<InternedStr, BTreeSet<IpAddr>>,
+    pub(crate) by_sharing_key: Relation<InternedStr, IpAddr>,
     /// By Service, the addresses that are reserved for it.
-    reserved: HashMap<Key, BTreeSet<IpAddr>>,
+    pub(crate) reserved: Relation<Key, IpAddr>,
     /// By pool (with a limit) and namespace, the addresses in use, each with its number of Services.
     quotas: HashMap<(String, String), BTreeMap<IpAddr, u32>>,
     /// The Services that get an address that has no record, or whose record does not name them yet.
-    promises: BTreeMap<IpAddr, BTreeSet<Key>>,
+    pub(crate) promises: Relation<IpAddr, Key>,
     /// The same, by Service.
-    promised: HashMap<Key, Vec<IpAddr>>,
+    pub(crate) promised: Relation<Key, IpAddr>,
     /// The sharing keys of promised addresses.
     promised_keys: HashMap<IpAddr, InternedStr>,
-    /// The Services that will leave an address.
-    pub(crate) departures: BTreeMap<IpAddr, BTreeMap<Key, Departure>>,
-    /// The same, by Service.
-    departing: HashMap<Key, Vec<IpAddr>>,
+    /// By Service, the addresses that it will leave.
+    departures: HashMap<Key, BTreeMap<IpAddr, Departure>>,
     /// Services that lack an address they need.
-    waiting: BTreeSet<Key>,
+    pub(crate) waiting: BTreeSet<Key>,
     /// Addresses in quarantine, and when it ends.
     pub(crate) quarantined: BTreeMap<IpAddr, Timestamp>,
     /// Services that will leave an address that then goes into quarantine.
@@ -93,11 +92,11 @@ pub struct ClusterIndex {
 
     pub(crate) dirty: Dirty,
     /// Subjects with an unfinished series.
-    pending: BTreeSet<Subject>,
+    pub(crate) pending: BTreeSet<Subject>,
     /// Subjects whose series has started, with the addresses it writes.
-    busy: BTreeMap<Subject, Vec<IpAddr>>,
+    pub(crate) busy: BTreeMap<Subject, Vec<IpAddr>>,
     /// The standings of addresses with several holders, computed once in each plan.
-    standings: HashMap<IpAddr, Arc<[Standing]>>,
+    pub(crate) standings: HashMap<IpAddr, Arc<[Standing]>>,
 }
 
 /// Objects that exist and cannot be read. They are neither changed nor treated as absent.
@@ -136,51 +135,14 @@ pub(crate) enum Departure {
 impl ClusterIndex {
     /// An empty cluster. `default_class`: whether Services without a class are ours (KEP-1959).
     pub fn new(default_class: bool) -> Self {
-        let occupied = Occupied::default();
-        let pools = Pools::new([], &occupied);
-        Self {
-            default_class,
-            services: BTreeMap::new(),
-            records: BTreeMap::new(),
-            unreadable: Unreadable::default(),
-            namespaces: BTreeMap::new(),
-            pool_objects: BTreeMap::new(),
-            nodes: BTreeMap::new(),
-            networks: BTreeMap::new(),
-            advertisements: BTreeMap::new(),
-            slices: None,
-            wants_slices: false,
-            obstacle: None,
-            free: Free::new(&pools, []),
-            occupied,
-            pools,
-            held: HashMap::new(),
-            requested: BTreeMap::new(),
-            by_sharing_key: HashMap::new(),
-            reserved: HashMap::new(),
-            quotas: HashMap::new(),
-            promises: BTreeMap::new(),
-            promised: HashMap::new(),
-            promised_keys: HashMap::new(),
-            departures: BTreeMap::new(),
-            departing: HashMap::new(),
-            waiting: BTreeSet::new(),
-            quarantined: BTreeMap::new(),
-            moving: BTreeSet::new(),
-            unannounced: BTreeMap::new(),
-            graces: BTreeSet::new(),
-            dirty: Dirty::default(),
-            pending: BTreeSet::new(),
-            busy: BTreeMap::new(),
-            standings: HashMap::new(),
-        }
+        Self { default_class, ..Self::default() }
     }
 
     /// Rebuilds pools and occupied addresses, if their objects have changed.
     pub(crate) fn rebuild_pools(&mut self, now: Timestamp) {
         if std::mem::take(&mut self.dirty.occupied) {
             let networks = self.networks.iter().map(|(name, network)| (name.as_str(), &**network));
-            let occupied = Occupied::new(self.nodes.values().map(|node| &**node), networks);
+            let occupied = Occupied::new(self.objects.nodes().values().map(|node| &**node), networks);
             self.dirty.layout |= occupied != self.occupied;
             self.occupied = occupied;
         }
@@ -188,15 +150,17 @@ impl ClusterIndex {
             return;
         }
         self.pools = Pools::new(self.pool_objects.values(), &self.occupied);
-        let promised = self.promises.keys().chain(&self.unreadable.records);
-        self.free.rebuild(&self.pools, self.records.keys().chain(promised).copied(), now);
+        let used = self.objects.records().keys().chain(self.promises.keys()).chain(&self.unreadable.records);
+        self.free.rebuild(&self.pools, used.copied(), now);
         self.quotas.clear();
         if self.pool_objects.values().any(|pool| pool.spec.max_per_namespace.is_some()) {
-            for record in self.records.values().cloned().collect::<Vec<_>>() {
-                record.holders.iter().for_each(|holder| self.charge_quota(record.address, &holder.namespace));
-            }
-            for (key, lb_ips) in self.promised.clone() {
-                lb_ips.iter().for_each(|lb_ip| self.charge_quota(*lb_ip, &key.namespace));
+            let held = self.objects.records().values();
+            let held = held.flat_map(|record| holder_keys(record).map(move |key| (record.address, key.namespace)));
+            let promised = self.promises.keys();
+            let promised =
+                promised.flat_map(|lb_ip| self.promises.get(lb_ip).map(move |key| (*lb_ip, key.namespace.clone())));
+            for (lb_ip, namespace) in held.chain(promised).collect::<Vec<_>>() {
+                self.charge_quota(lb_ip, &namespace);
             }
         }
         self.dirty.all = true;
@@ -204,48 +168,35 @@ impl ClusterIndex {
     }
 
     fn is_used(&self, lb_ip: IpAddr) -> bool {
-        self.records.contains_key(&lb_ip)
+        self.objects.records().contains_key(&lb_ip)
             || self.unreadable.records.contains(&lb_ip)
-            || self.promises.contains_key(&lb_ip)
-    }
-
-    /// The addresses that are shared or will be shared under this key, in order.
-    pub(crate) fn addresses_with_key(&self, key: &str) -> impl Iterator<Item = IpAddr> {
-        self.by_sharing_key.get(key).into_iter().flatten().copied()
-    }
-
-    /// The addresses that are reserved for this Service, in order.
-    pub(crate) fn addresses_reserved_for(&self, key: &Key) -> impl Iterator<Item = IpAddr> {
-        self.reserved.get(key).into_iter().flatten().copied()
+            || self.promises.contains(&lb_ip)
     }
 
     /// The records that name this very Service, in order of their addresses.
     pub(crate) fn records_held_by(&self, service: &Service) -> Vec<Arc<Record>> {
-        let records = self.addresses_held_by(&service.key).iter().filter_map(|lb_ip| self.records.get(lb_ip));
+        let records = self.objects.addresses_of(&service.key).filter_map(|lb_ip| self.objects.records().get(&lb_ip));
         records.filter(|record| holds(record, service)).cloned().collect()
-    }
-
-    /// The addresses whose records name a Service of this key, whatever its UID, in order.
-    pub(crate) fn addresses_held_by(&self, key: &Key) -> &[IpAddr] {
-        self.held.get(key).map(Vec::as_slice).unwrap_or_default()
     }
 
     /// Whether nothing is planned, promised or missing for this Service.
     pub(crate) fn is_idle(&self, key: &Key) -> bool {
         let is_pending = || !self.pending.is_empty() && self.pending.contains(&Subject::Service(key.clone()));
-        !self.promised.contains_key(key)
-            && !self.departing.contains_key(key)
+        !self.promised.contains(key)
+            && !self.departures.contains_key(key)
             && !self.waiting.contains(key)
             && !self.unreadable.services.contains(key)
             && !is_pending()
     }
 
-    /// The state of the Service with this key and UID, as a holder.
-    pub(crate) fn holder_state(&self, key: &Key, uid: &str) -> HolderState<'_> {
-        if self.unreadable.services.contains(key) {
+    /// The state of the Service that a record names as a holder.
+    pub(crate) fn holder_state(&self, holder: &Holder) -> HolderState<'_> {
+        let key = holder.service();
+        if self.unreadable.services.contains(&key) {
             return HolderState::Unreadable;
         }
-        let service = self.services.get(key).filter(|service| service.uid == uid && self.may_hold_addresses(service));
+        let service = self.objects.services().get(&key);
+        let service = service.filter(|service| service.uid == holder.uid && self.may_hold_addresses(service));
         service.map_or(HolderState::Gone, |service| HolderState::Service(service))
     }
 
@@ -259,56 +210,32 @@ impl ClusterIndex {
         if let Some(known) = self.standings.get(&record.address) {
             return known.clone();
         }
-        let state = |holder: &crds::Holder| self.holder_state(&Key::new(&holder.namespace, &holder.name), &holder.uid);
-        let standings: Arc<[Standing]> = sharing::standings(&record.holders, state).into();
+        let standings: Arc<[Standing]> = sharing::standings(&record.holders, |holder| self.holder_state(holder)).into();
         if record.holders.len() > 1 {
             self.standings.insert(record.address, standings.clone());
         }
         standings
     }
 
-    /// Prepares the next plan.
-    pub(crate) fn start_plan(&mut self, now: Timestamp) {
-        self.mark_due(now);
-        self.standings.clear();
-    }
-
     /// Replaces the departures of this Service.
-    pub(crate) fn set_departures(&mut self, key: &Key, departures: impl IntoIterator<Item = (IpAddr, Departure)>) {
-        for lb_ip in self.departing.remove(key).unwrap_or_default() {
-            if let Some(keys) = self.departures.get_mut(&lb_ip) {
-                keys.remove(key);
-                if keys.is_empty() {
-                    self.departures.remove(&lb_ip);
-                }
-            }
-            self.dirty.records.insert(lb_ip);
-        }
-        for (lb_ip, departure) in departures {
-            self.departures.entry(lb_ip).or_default().insert(key.clone(), departure);
-            self.departing.entry(key.clone()).or_default().push(lb_ip);
-            self.dirty.records.insert(lb_ip);
+    pub(crate) fn set_departures(&mut self, key: &Key, departures: BTreeMap<IpAddr, Departure>) {
+        self.dirty.records.extend(departures.keys());
+        let old = self.departures.remove(key);
+        self.dirty.records.extend(old.iter().flat_map(BTreeMap::keys));
+        if !departures.is_empty() {
+            self.departures.insert(key.clone(), departures);
         }
     }
 
-    /// Sets whether this Service lacks an address it needs.
-    pub(crate) fn set_waiting(&mut self, key: &Key, waits: bool) {
-        if waits {
-            self.waiting.insert(key.clone());
-        } else {
-            self.waiting.remove(key);
-        }
-    }
-
-    /// The Services that lack an address they need.
-    pub(crate) fn waiting(&self) -> &BTreeSet<Key> {
-        &self.waiting
+    /// How this Service leaves this address; `None` if it stays.
+    pub(crate) fn departure(&self, key: &Key, lb_ip: IpAddr) -> Option<Departure> {
+        self.departures.get(key)?.get(&lb_ip).copied()
     }
 
     /// Forgets the needs of a Service that may not hold addresses.
     pub(crate) fn forget_needs(&mut self, key: &Key, now: Timestamp) {
-        self.set_departures(key, []);
-        self.set_waiting(key, false);
+        self.set_departures(key, BTreeMap::new());
+        self.waiting.remove(key);
         self.set_unannounced(key, false, now);
         self.moving.remove(key);
     }
@@ -338,18 +265,6 @@ impl ClusterIndex {
         self.dirty.add(subject.clone());
     }
 
-    /// The Services that lack an address, have none promised, and have a started series.
-    pub(crate) fn waiting_with_series(&self) -> Vec<Arc<Service>> {
-        let keys = self.busy.keys().filter_map(|subject| match subject {
-            Subject::Service(key) => Some(key),
-            _ => None,
-        });
-        keys.filter(|key| self.waiting.contains(*key))
-            .filter(|key| !self.promised.contains_key(*key) && !self.unreadable.services.contains(*key))
-            .filter_map(|key| self.services.get(key).cloned())
-            .collect()
-    }
-
     /// Whether the series of this subject has started.
     pub(crate) fn is_busy(&self, subject: &Subject) -> bool {
         self.busy.contains_key(subject)
@@ -359,11 +274,6 @@ impl ClusterIndex {
     pub(crate) fn collides(&self, series: &Series) -> bool {
         let is_busy = |lb_ip: IpAddr| self.busy.values().flatten().any(|busy| *busy == lb_ip);
         !self.busy.is_empty() && series.effects.iter().filter_map(|effect| effect.lb_ip()).any(is_busy)
-    }
-
-    /// Sets whether this subject has a series. Returns whether this revokes or replaces an earlier one.
-    pub(crate) fn set_pending(&mut self, subject: &Subject, is_planned: bool) -> bool {
-        if is_planned { !self.pending.insert(subject.clone()) } else { self.pending.remove(subject) }
     }
 }
 
@@ -377,12 +287,7 @@ impl Dirty {
     }
 }
 
-/// Removes one address from an index.
-fn remove<K: std::hash::Hash + Eq>(index: &mut HashMap<K, BTreeSet<IpAddr>>, key: &K, lb_ip: &IpAddr) {
-    if let Some(lb_ips) = index.get_mut(key) {
-        lb_ips.remove(lb_ip);
-        if lb_ips.is_empty() {
-            index.remove(key);
-        }
-    }
+/// Adds or removes an element. Returns whether the set contained it before.
+pub(crate) fn set_member<T: Ord + Clone>(set: &mut BTreeSet<T>, element: &T, is_member: bool) -> bool {
+    if is_member { !set.insert(element.clone()) } else { set.remove(element) }
 }

@@ -1,6 +1,6 @@
 //! Facts that follow from one record alone.
 
-use crds::{Key, Quarantine, Record, Service};
+use crds::{Holder, Key, Quarantine, Record, Service};
 use jiff::{SignedDuration, Timestamp};
 
 /// How long an address that another host uses is given to no Service. A person needs about this long to move a host to
@@ -14,16 +14,12 @@ pub(crate) fn quarantine_end(quarantine: &Quarantine) -> Timestamp {
 
 /// The Services that a record names.
 pub(crate) fn holder_keys(record: &Record) -> impl Iterator<Item = Key> {
-    record.holders.iter().map(|holder| Key::new(&holder.namespace, &holder.name))
+    record.holders.iter().map(Holder::service)
 }
 
 /// Whether a record names this very Service.
 pub(crate) fn holds(record: &Record, service: &Service) -> bool {
-    let key = &service.key;
-    record
-        .holders
-        .iter()
-        .any(|holder| holder.uid == service.uid && holder.namespace == key.namespace && holder.name == key.name)
+    record.holders.iter().any(|holder| holder.uid == service.uid && holder.service() == service.key)
 }
 
 /// Whether no Service but the one holder can use this record.

@@ -8,7 +8,7 @@ use crds::{
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1 as core;
 use kube::Resource;
-use observe::{Source, Store, Wake, source};
+use observe::{Change, Source, Store, Wake, source};
 
 use crate::state::index::ClusterIndex;
 
@@ -22,7 +22,7 @@ pub(crate) struct Stores {
     pub(crate) nodes: Store<String, Node>,
     pub(crate) networks: Store<String, Network>,
     pub(crate) advertisements: Store<String, Advertisement>,
-    /// Watched only on demand: see [`ClusterIndex::wants_slices`].
+    /// Watched only on demand: see `ClusterIndex::wants_slices`.
     pub(crate) slices: Store<Key, EndpointSlice>,
 }
 
@@ -59,15 +59,13 @@ impl Stores {
 
     /// Whether every kind that allocation depends on has been listed completely.
     pub(crate) fn is_synced(&self) -> bool {
-        let synced = [
-            self.pools.read(|_| ()),
-            self.services.read(|_| ()),
-            self.records.read(|_| ()),
-            self.namespaces.read(|_| ()),
-            self.nodes.read(|_| ()),
-            self.networks.read(|_| ()),
-        ];
-        synced.iter().all(Option::is_some)
+        let Self { pools, services, records, namespaces, nodes, networks, .. } = self;
+        pools.is_listed()
+            && services.is_listed()
+            && records.is_listed()
+            && namespaces.is_listed()
+            && nodes.is_listed()
+            && networks.is_listed()
     }
 
     /// Moves all changes since the last call into the index, and passes each changed Service to `observe`. Returns
@@ -81,35 +79,21 @@ impl Stores {
         if !self.is_synced() {
             return false;
         }
-        for change in self.pools.take_changes().into_iter().flatten() {
-            cluster.set_pool(&change.key, change.value);
-        }
+        drain(&self.pools, |change| cluster.set_pool(&change.key, change.value));
         // Unreadable objects of these kinds have no effect.
-        for change in self.nodes.take_changes().into_iter().flatten() {
-            cluster.set_node(&change.key, change.value);
-        }
-        for change in self.networks.take_changes().into_iter().flatten() {
-            cluster.set_network(&change.key, change.value);
-        }
-        for change in self.namespaces.take_changes().into_iter().flatten() {
-            cluster.set_namespace(&change.key, change.value);
-        }
-        for change in self.advertisements.take_changes().into_iter().flatten() {
-            cluster.set_advertisement(&change.key, change.value);
-        }
-        if let Some(changes) = self.slices.take_changes() {
+        drain(&self.nodes, |change| cluster.set_node(&change.key, change.value));
+        drain(&self.networks, |change| cluster.set_network(&change.key, change.value));
+        drain(&self.namespaces, |change| cluster.set_namespace(&change.key, change.value));
+        drain(&self.advertisements, |change| cluster.set_advertisement(&change.key, change.value));
+        if self.slices.is_listed() {
             cluster.mark_slices_known();
-            for change in changes {
-                cluster.set_slice(&change.key, change.value);
-            }
+            drain(&self.slices, |change| cluster.set_slice(change.before, change.value));
         }
-        for change in self.services.take_changes().into_iter().flatten() {
+        drain(&self.services, |change| {
             observe(&change.key, change.value.as_deref());
             cluster.set_service(&change.key, change.value, change.is_unreadable);
-        }
-        for change in self.records.take_changes().into_iter().flatten() {
-            cluster.set_record(change.key, change.value, change.is_unreadable, now);
-        }
+        });
+        drain(&self.records, |change| cluster.set_record(change.key, change.value, change.is_unreadable, now));
         true
     }
 
@@ -124,10 +108,10 @@ impl Stores {
     pub(crate) fn put_record(&self, object: &LoadBalancerIP) {
         put_object(&self.records, source::records(), object);
     }
+}
 
-    pub(crate) fn forget_record(&self, lb_ip: IpAddr, uid: &str) {
-        self.records.forget(&lb_ip, uid);
-    }
+fn drain<K: Ord + Clone, V: PartialEq>(store: &Store<K, V>, set: impl FnMut(Change<K, V>)) {
+    store.take_changes().into_iter().flatten().for_each(set);
 }
 
 fn put_object<R, K, V>(store: &Store<K, V>, source: Source<R, K, V>, object: &R)

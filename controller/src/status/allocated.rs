@@ -10,7 +10,7 @@ use crds::condition::{ConditionStatus, DesiredCondition};
 use crds::service::{ALLOCATED, Ingress};
 
 use crate::allocate::allocation::Allocation;
-use crate::plan::effect::{Event, service_reference};
+use crate::plan::effect::Event;
 use crate::pools::{Pools, Withheld};
 use crate::state::index::ClusterIndex;
 use crate::status::change::displays_as;
@@ -73,12 +73,7 @@ pub(crate) fn allocated_event(service: &Service, desired: &DesiredCondition) -> 
         (ConditionStatus::True, other) => other,
         _ => "AllocationFailed",
     };
-    Event {
-        regarding: service_reference(&service.key, &service.uid),
-        is_warning: reason != "IPAllocated",
-        reason,
-        message: desired.message.clone(),
-    }
+    Event::for_service(service, reason != "IPAllocated", reason, desired.message.clone())
 }
 
 /// The event when the ingress differs from the addresses that the condition reports: another client wrote it, and may
@@ -86,12 +81,8 @@ pub(crate) fn allocated_event(service: &Service, desired: &DesiredCondition) -> 
 pub(crate) fn repaired_event(service: &Service, lb_ips: impl IntoIterator<Item = IpAddr>) -> Event {
     let lb_ips = join_addresses(lb_ips);
     let shown = if lb_ips.is_empty() { "no address of a pool".to_owned() } else { lb_ips };
-    Event {
-        regarding: service_reference(&service.key, &service.uid),
-        is_warning: true,
-        reason: "StatusRepaired",
-        message: format!("another client wrote status.loadBalancer; it shows {shown} again"),
-    }
+    let message = format!("another client wrote status.loadBalancer; it shows {shown} again");
+    Event::for_service(service, true, "StatusRepaired", message)
 }
 
 /// Whether Landfall has given this Service addresses, which it may have lost since. The condition proves it, and so
@@ -105,10 +96,14 @@ fn join_addresses(lb_ips: impl IntoIterator<Item = IpAddr>) -> String {
     lb_ips.into_iter().map(|lb_ip| lb_ip.to_string()).collect::<Vec<_>>().join(", ")
 }
 
+/// The address of an entry, in any form.
+pub(crate) fn address_of(ingress: &Ingress) -> Option<IpAddr> {
+    ingress.ip.as_ref()?.parse().ok()
+}
+
 /// Whether this is an address of a pool, which only Landfall may assign.
 pub(crate) fn is_pool_address(pools: &Pools, ingress: &Ingress) -> bool {
-    let lb_ip = ingress.ip.as_ref().and_then(|ip| ip.parse().ok());
-    lb_ip.is_some_and(|lb_ip| pools.pool_of(lb_ip).is_some())
+    address_of(ingress).is_some_and(|lb_ip| pools.pool_of(lb_ip).is_some())
 }
 
 /// Whether the ingress shows exactly these addresses, in the form in which Landfall writes them.
@@ -120,7 +115,7 @@ pub(crate) fn shows_exactly(service: &Service, lb_ips: impl IntoIterator<Item = 
 
 /// Whether the ingress shows this address in any form.
 pub(crate) fn shows_address(service: &Service, lb_ip: IpAddr) -> bool {
-    service.ingress.iter().filter_map(|ingress| ingress.ip.as_ref()?.parse::<IpAddr>().ok()).any(|ip| ip == lb_ip)
+    service.ingress.iter().any(|ingress| address_of(ingress) == Some(lb_ip))
 }
 
 /// Whether this entry is in the form in which Landfall writes the address.

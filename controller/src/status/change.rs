@@ -1,18 +1,9 @@
-//! How a condition of a Service should change, and whether it is up to date.
+//! Whether a condition of a Service is up to date.
 
 use std::fmt;
 
 use crds::Service;
-use crds::condition::{ConditionStatus, DesiredCondition};
-
-/// How a condition of a Service should change.
-pub(crate) enum ConditionChange {
-    /// It stays as it is: not enough is known yet.
-    Keep,
-    /// It goes: the Service has no address.
-    Remove,
-    Set(DesiredCondition),
-}
+use crds::condition::{Condition, ConditionStatus, DesiredCondition};
 
 /// Whether a Service has this condition, written for its current generation.
 pub(crate) fn is_current(
@@ -33,12 +24,13 @@ pub(crate) fn is_current(
 
 /// Whether a Service has this condition, whatever the generation: then an event about it would be no news.
 pub(crate) fn is_reported(service: &Service, desired: &DesiredCondition) -> bool {
-    service.conditions.iter().any(|condition| {
-        condition.type_ == desired.type_
-            && condition.status == desired.status.as_str()
-            && condition.reason == desired.reason
-            && condition.message == desired.message
-    })
+    let desired = [desired.type_, desired.status.as_str(), desired.reason, &desired.message];
+    service.conditions.iter().any(|condition| content(condition) == desired)
+}
+
+/// Type, status, reason and message of a condition.
+pub(crate) fn content(condition: &Condition) -> [&str; 4] {
+    [&condition.type_, &condition.status, &condition.reason, &condition.message]
 }
 
 /// Whether a value is displayed as this text. It allocates nothing.

@@ -7,15 +7,14 @@ use std::collections::BTreeSet;
 use std::fmt;
 use std::net::IpAddr;
 
-use crds::condition::{Condition, ConditionStatus, DesiredCondition};
+use crds::condition::{ConditionStatus, DesiredCondition};
 use crds::service::FORWARDING;
 use crds::{Announcer, ForwardingProblem, ProblemReason, Reach, Record, Service};
 use jiff::Timestamp;
 
 use crate::allocate::allocation::Allocation;
-use crate::plan::effect::{Event, service_reference};
 use crate::state::index::ClusterIndex;
-use crate::status::change::{ConditionChange, is_current};
+use crate::status::change::is_current;
 use crate::status::reason::ForwardingReason;
 
 /// Problems that a user has to correct. They are events too.
@@ -44,92 +43,74 @@ fn reason_of(reach: Option<Reach>) -> ForwardingReason {
 }
 
 /// The message about how packets to an address reach the endpoints.
-struct ReachMessage(IpAddr, Option<Reach>);
-
-impl fmt::Display for ReachMessage {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self(lb_ip, reach) = self;
-        let text = match reach {
-            Some(Reach::Spread) => "is spread over nodes, and endpoints see the client",
-            Some(Reach::Mixed) => {
-                "is spread over nodes where that is possible; endpoints elsewhere see a node, not the client"
-            }
-            Some(Reach::Translated) => {
-                "is forwarded by the node that announces it, and endpoints on other nodes see that node instead of the \
-                 client"
-            }
-            Some(Reach::Proxied) => {
-                "is forwarded by the Service proxy of the node that announces it, or by another proxy"
-            }
-            Some(Reach::Other) => "is forwarded in a way that this version does not know",
-            None => "is not forwarded by Landfall (--dataplane=off), or by an agent of an older version",
-        };
-        write!(f, "{lb_ip} {text}")
-    }
+fn reach_message(lb_ip: IpAddr, reach: Option<Reach>) -> impl fmt::Display {
+    let text = match reach {
+        Some(Reach::Spread) => "is spread over nodes, and endpoints see the client",
+        Some(Reach::Mixed) => {
+            "is spread over nodes where that is possible; endpoints elsewhere see a node, not the client"
+        }
+        Some(Reach::Translated) => {
+            "is forwarded by the node that announces it, and endpoints on other nodes see that node instead of the \
+             client"
+        }
+        Some(Reach::Proxied) => "is forwarded by the Service proxy of the node that announces it, or by another proxy",
+        Some(Reach::Other) => "is forwarded in a way that this version does not know",
+        None => "is not forwarded by Landfall (--dataplane=off), or by an agent of an older version",
+    };
+    fmt::from_fn(move |f| write!(f, "{lb_ip} {text}"))
 }
 
 /// The message about a problem of an address.
-struct ProblemMessage<'a>(IpAddr, &'a ForwardingProblem);
-
-impl fmt::Display for ProblemMessage<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self(lb_ip, ForwardingProblem { reason, what, .. }) = self;
-        match reason {
-            ProblemReason::NoEndpoints => write!(
-                f,
-                "{lb_ip} refuses {what}, which has no endpoint: see whether the pods that the Service selects are \
-                 ready, and whether they have that target port"
-            ),
-            ProblemReason::NoLocalEndpoints => write!(
-                f,
-                "{lb_ip} drops {what}: externalTrafficPolicy is Local, and the node that announces the address has no \
-                 ready endpoint for it"
-            ),
-            ProblemReason::EndpointsRefused => write!(
-                f,
-                "an EndpointSlice has {what}, which is loopback, link-local or no address at all, and is ignored: use \
-                 addresses of pods or other hosts"
-            ),
-            ProblemReason::InvalidSourceRange => write!(
-                f,
-                "loadBalancerSourceRanges has {what:?}, which is no CIDR such as 192.0.2.0/24 and admits no client: \
-                 correct it"
-            ),
-            ProblemReason::BackendUnavailable => {
-                write!(f, "{lb_ip} is forwarded to endpoints, and not by the backend {what}")
-            }
-            ProblemReason::UnknownBackend => write!(
-                f,
-                "the annotation landfall.dev/backend has {what:?}, which is not endpoints, nodeport or clusterip, and \
-                 is ignored: correct it"
-            ),
-            ProblemReason::AnswersElsewhere => write!(
-                f,
-                "answers from {lb_ip} may leave the node on another link than the requests arrive on: {what} (see \
-                 \"Nodes with several links\" in docs/guide/forwarding.md)"
-            ),
-            ProblemReason::RequestsFiltered => write!(
-                f,
-                "the kernel of the node that announces {lb_ip} drops requests that arrive on {what} from clients that \
-                 its routes do not reach on that link: set net.ipv4.conf.LINK.rp_filter to 2 (loose)"
-            ),
-            ProblemReason::Other => {
-                write!(f, "{what} of {lb_ip} is not forwarded, for a reason that this version does not know")
-            }
+fn problem_message(lb_ip: IpAddr, problem: &ForwardingProblem) -> String {
+    let what = &problem.what;
+    match problem.reason {
+        ProblemReason::NoEndpoints => format!(
+            "{lb_ip} refuses {what}, which has no endpoint: see whether the pods that the Service selects are ready, \
+             and whether they have that target port"
+        ),
+        ProblemReason::NoLocalEndpoints => format!(
+            "{lb_ip} drops {what}: externalTrafficPolicy is Local, and the node that announces the address has no \
+             ready endpoint for it"
+        ),
+        ProblemReason::EndpointsRefused => format!(
+            "an EndpointSlice has {what}, which is loopback, link-local or no address at all, and is ignored: use \
+             addresses of pods or other hosts"
+        ),
+        ProblemReason::InvalidSourceRange => format!(
+            "loadBalancerSourceRanges has {what:?}, which is no CIDR such as 192.0.2.0/24 and admits no client: \
+             correct it"
+        ),
+        ProblemReason::BackendUnavailable => {
+            format!("{lb_ip} is forwarded to endpoints, and not by the backend {what}")
+        }
+        ProblemReason::UnknownBackend => format!(
+            "the annotation landfall.dev/backend has {what:?}, which is not endpoints, nodeport or clusterip, and is \
+             ignored: correct it"
+        ),
+        ProblemReason::AnswersElsewhere => format!(
+            "answers from {lb_ip} may leave the node on another link than the requests arrive on: {what} (see \"Nodes \
+             with several links\" in docs/guide/forwarding.md)"
+        ),
+        ProblemReason::RequestsFiltered => format!(
+            "the kernel of the node that announces {lb_ip} drops requests that arrive on {what} from clients that its \
+             routes do not reach on that link: set net.ipv4.conf.LINK.rp_filter to 2 (loose)"
+        ),
+        ProblemReason::Other => {
+            format!("{what} of {lb_ip} is not forwarded, for a reason that this version does not know")
         }
     }
 }
 
 impl ClusterIndex {
-    /// How the condition should change.
-    pub(super) fn forwarding_change(&self, allocation: &Allocation, now: Timestamp) -> ConditionChange {
+    /// The condition that a Service with addresses should have. `None`: not enough is known yet.
+    pub(super) fn forwarding_condition(&self, allocation: &Allocation, now: Timestamp) -> Option<DesiredCondition> {
         let service = &allocation.service;
         let (mut reasons, mut sentences) = (Vec::new(), Vec::new());
         for record in self.shown_records(allocation) {
             let lb_ip = record.address;
             let Some(reach) = self.reach(record) else {
                 if !self.is_grace_over(&service.key, now) {
-                    return ConditionChange::Keep;
+                    return None;
                 }
                 reasons.push(ForwardingReason::NotAnnounced);
                 sentences.push(format!("{lb_ip} is not announced, so no packet reaches it"));
@@ -138,26 +119,21 @@ impl ClusterIndex {
             let problems: Vec<_> = problems(record, service).collect();
             reasons.extend(problems.iter().map(|problem| ForwardingReason::Problem(problem.reason)));
             reasons.push(reason_of(reach));
-            sentences.extend(problems.iter().map(|problem| ProblemMessage(lb_ip, problem).to_string()));
-            sentences.push(ReachMessage(lb_ip, reach).to_string());
+            sentences.extend(problems.iter().map(|problem| problem_message(lb_ip, problem)));
+            sentences.push(reach_message(lb_ip, reach).to_string());
         }
-        let Some(worst) = reasons.iter().copied().max() else {
-            return if allocation.targets.is_empty() { ConditionChange::Remove } else { ConditionChange::Keep };
-        };
+        let worst = reasons.iter().copied().max()?;
         // The cause of the missing endpoints is the better reason.
         let refused = ForwardingReason::Problem(ProblemReason::EndpointsRefused);
         let is_refused = worst == ForwardingReason::Problem(ProblemReason::NoEndpoints) && reasons.contains(&refused);
-        let reason = if is_refused { refused } else { worst }.as_str();
         let mut seen = BTreeSet::new();
         sentences.retain(|sentence| seen.insert(sentence.clone()));
-        let observed_generation = service.generation;
-        let message = sentences.join("; ");
-        ConditionChange::Set(DesiredCondition {
+        Some(DesiredCondition {
             type_: FORWARDING,
             status: status_of(worst),
-            reason,
-            message,
-            observed_generation,
+            reason: if is_refused { refused } else { worst }.as_str(),
+            message: sentences.join("; "),
+            observed_generation: service.generation,
         })
     }
 
@@ -172,7 +148,7 @@ impl ClusterIndex {
 /// Whether the condition of a Service with one address is up to date, given the only announcer of that address.
 pub(crate) fn is_forwarding_current(service: &Service, lb_ip: IpAddr, announcer: &Announcer) -> bool {
     let reason = reason_of(announcer.reach);
-    let message = ReachMessage(lb_ip, announcer.reach);
+    let message = reach_message(lb_ip, announcer.reach);
     announcer.unforwarded.is_empty() && is_current(service, FORWARDING, status_of(reason), reason.as_str(), &message)
 }
 
@@ -182,20 +158,10 @@ fn problems<'a>(record: &'a Record, service: &'a Service) -> impl Iterator<Item 
     all.filter(|problem| problem.namespace == service.key.namespace && problem.name == service.key.name)
 }
 
-/// The event when the condition changes: only mistakes. Every Service lacks endpoints now and then, so that is reported
-/// by the condition alone.
-pub(super) fn forwarding_event(
-    service: &Service,
-    before: Option<&Condition>,
-    desired: &DesiredCondition,
-) -> Option<Event> {
-    let is_same = before.is_some_and(|before| before.reason == desired.reason && before.message == desired.message);
-    (MISTAKES.map(ProblemReason::as_str).contains(&desired.reason) && !is_same).then(|| Event {
-        regarding: service_reference(&service.key, &service.uid),
-        is_warning: true,
-        reason: "NotForwarded",
-        message: desired.message.clone(),
-    })
+/// The reason of the event when the condition changes: only mistakes are events. Every Service lacks endpoints now and
+/// then, so only the condition reports that.
+pub(super) fn forwarding_event(desired: &DesiredCondition) -> Option<&'static str> {
+    MISTAKES.map(ProblemReason::as_str).contains(&desired.reason).then_some("NotForwarded")
 }
 
 #[cfg(test)]

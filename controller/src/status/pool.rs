@@ -5,7 +5,6 @@
 
 use std::collections::BTreeSet;
 use std::fmt;
-use std::net::IpAddr;
 
 use crds::condition::{Condition, ConditionStatus, DesiredCondition};
 use crds::service::Family;
@@ -16,6 +15,7 @@ use crate::pools::free::AddressCounts;
 use crate::pools::intervals::{ByFamily, FAMILIES};
 use crate::pools::truncated::Truncated;
 use crate::pools::{OccupiedAddress, Overlap, Pool};
+use crate::status::change::content;
 
 /// The condition about addresses in quarantine. It exists only while there are such addresses.
 const CONFLICT: &str = "Conflict";
@@ -34,20 +34,6 @@ pub(crate) struct PoolHolders {
     unreadable: usize,
 }
 
-/// An address that another host on the LAN uses.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) struct ConflictingAddress {
-    pub(crate) lb_ip: IpAddr,
-    /// The MAC address of that host.
-    pub(crate) mac: String,
-}
-
-impl fmt::Display for ConflictingAddress {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} by {}", self.lb_ip, self.mac)
-    }
-}
-
 impl PoolHolders {
     /// The holders that these records name. `unreadable`: how many records of the pool are unreadable.
     pub(crate) fn new<'a>(records: impl IntoIterator<Item = &'a Record>, unreadable: usize) -> Self {
@@ -55,19 +41,15 @@ impl PoolHolders {
         let services = holders.map(Holder::service).collect();
         Self { services, unreadable }
     }
-
-    fn is_empty(&self) -> bool {
-        self.services.is_empty() && self.unreadable == 0
-    }
 }
 
 /// The status that a pool should have. Conditions of other writers stay. `holders` is evaluated only while the pool
-/// drains.
+/// drains. `conflicts`: the addresses that other hosts on the LAN use, with the MAC addresses of these hosts.
 pub(crate) fn pool_status(
     pool: &Pool,
     counts: &ByFamily<AddressCounts>,
     holders: impl FnOnce() -> PoolHolders,
-    conflicts: &Truncated<ConflictingAddress>,
+    conflicts: &Truncated<String>,
     now: Timestamp,
 ) -> IPAddressPoolStatus {
     let old = pool.object.status.as_ref();
@@ -101,7 +83,8 @@ pub(crate) fn warnings<'a>(
     before: &'a [Condition],
     now: &'a [Condition],
 ) -> impl Iterator<Item = (&'static str, &'a Condition)> {
-    now.iter().filter(move |condition| !is_known(condition, before)).filter_map(|condition| {
+    let is_news = move |condition: &&Condition| before.iter().all(|old| content(old) != content(condition));
+    now.iter().filter(is_news).filter_map(|condition| {
         match (condition.type_.as_str(), condition.status.as_str(), condition.reason.as_str()) {
             // The administrator requested the drain, so it is no problem.
             ("Ready", "False", "Draining") => None,
@@ -114,57 +97,39 @@ pub(crate) fn warnings<'a>(
     })
 }
 
-fn is_known(condition: &Condition, before: &[Condition]) -> bool {
-    before.iter().any(|old| {
-        old.type_ == condition.type_
-            && old.status == condition.status
-            && old.reason == condition.reason
-            && old.message == condition.message
-    })
-}
-
 /// `Ready`, `Overlap` and `Exhausted`, `Drained` of a draining pool, and `Conflict` if there is one.
 fn desired_conditions(
     pool: &Pool,
     counts: &ByFamily<AddressCounts>,
     holders: Option<&PoolHolders>,
-    conflicts: &Truncated<ConflictingAddress>,
+    conflicts: &Truncated<String>,
 ) -> Vec<DesiredCondition> {
-    let desired = |type_, finding: Finding| DesiredCondition {
-        type_,
-        status: finding.status,
-        reason: finding.reason,
-        message: finding.message,
-        observed_generation: pool.object.metadata.generation,
-    };
-    let mut conditions = vec![
-        desired("Ready", check_ready(pool, counts)),
-        desired("Overlap", check_overlap(pool)),
-        desired("Exhausted", check_exhausted(counts)),
+    let mut findings = vec![
+        ("Ready", check_ready(pool, counts)),
+        ("Overlap", check_overlap(pool)),
+        ("Exhausted", check_exhausted(counts)),
     ];
-    conditions.extend(holders.map(|holders| desired(DRAINED, check_drained(holders))));
+    findings.extend(holders.map(|holders| (DRAINED, check_drained(holders))));
     if !conflicts.is_empty() {
         let message = format!(
             "these addresses are not assigned for some minutes, because other hosts on the LAN use them: {conflicts}; \
              find these hosts, or exclude the addresses (spec.exclude)"
         );
-        conditions.push(desired(CONFLICT, Finding::new(ConditionStatus::True, "AddressConflict", message)));
+        findings.push((CONFLICT, (ConditionStatus::True, "AddressConflict", message)));
     }
-    conditions
+    let observed_generation = pool.object.metadata.generation;
+    let desired = |(type_, (status, reason, message)): (_, Finding)| DesiredCondition {
+        type_,
+        status,
+        reason,
+        message,
+        observed_generation,
+    };
+    findings.into_iter().map(desired).collect()
 }
 
-/// The content of one condition.
-struct Finding {
-    status: ConditionStatus,
-    reason: &'static str,
-    message: String,
-}
-
-impl Finding {
-    fn new(status: ConditionStatus, reason: &'static str, message: impl Into<String>) -> Self {
-        Self { status, reason, message: message.into() }
-    }
-}
+/// Status, reason and message of a condition.
+type Finding = (ConditionStatus, &'static str, String);
 
 /// The message lists all problems, and the first one is the reason.
 fn check_ready(pool: &Pool, counts: &ByFamily<AddressCounts>) -> Finding {
@@ -174,16 +139,16 @@ fn check_ready(pool: &Pool, counts: &ByFamily<AddressCounts>) -> Finding {
         if !pool.occupied.is_empty() {
             message += &format!("; except those of nodes or gateways: {}", pool.occupied);
         }
-        return Finding::new(ConditionStatus::True, "Ready", message);
+        return (ConditionStatus::True, "Ready", message);
     };
-    let assigns_some = !pool.object.spec.drain && FAMILIES.iter().any(|family| has_automatic(&counts[*family]));
+    let assigns_some = !pool.object.spec.drain && has_automatic(counts);
     let mut message = problems.iter().map(|(_, text)| text.as_str()).collect::<Vec<_>>().join("; ");
     match *reason {
         "InvalidRange" if assigns_some => message += "; its other addresses are assigned",
         "InvalidSelector" if assigns_some => message += "; Services matched by the other selectors are still served",
         _ => {}
     }
-    Finding::new(ConditionStatus::False, reason, message)
+    (ConditionStatus::False, reason, message)
 }
 
 /// The problems that keep a pool from being ready, each with a reason and a sentence.
@@ -206,7 +171,7 @@ fn problems(pool: &Pool, counts: &ByFamily<AddressCounts>) -> Vec<(&'static str,
         problems.push(("Overlap", format!("all its addresses belong to older pools: {}", pool.overlaps)));
     } else if FAMILIES.iter().all(|family| counts[*family].size == 0) {
         problems.push(("NoAddresses", "it has no addresses: add some to spec.addresses".to_owned()));
-    } else if pool.invalid_exclude.is_empty() && FAMILIES.iter().all(|family| !has_automatic(&counts[*family])) {
+    } else if pool.invalid_exclude.is_empty() && !has_automatic(counts) {
         let mut text = "none of its addresses can be assigned without a request by name".to_owned();
         if !pool.occupied.is_empty() {
             text += &format!("; nodes or gateways have these: {}", pool.occupied);
@@ -220,50 +185,51 @@ fn problems(pool: &Pool, counts: &ByFamily<AddressCounts>) -> Vec<(&'static str,
 }
 
 /// Whether there are addresses that are assigned automatically, used or not.
-fn has_automatic(counts: &AddressCounts) -> bool {
-    counts.automatic > 0
+fn has_automatic(counts: &ByFamily<AddressCounts>) -> bool {
+    counts.v4.automatic > 0 || counts.v6.automatic > 0
 }
 
 fn check_overlap(pool: &Pool) -> Finding {
     if pool.overlaps.is_empty() {
-        return Finding::new(ConditionStatus::False, "NoOverlap", "no older pool has any of its addresses");
+        return (ConditionStatus::False, "NoOverlap", "no older pool has any of its addresses".to_owned());
     }
     let message = format!("these addresses belong to an older pool, and this one serves the others: {}", pool.overlaps);
-    Finding::new(ConditionStatus::True, "Overlap", message)
+    (ConditionStatus::True, "Overlap", message)
 }
 
 /// A pool is exhausted only in families that it assigns automatically.
 fn check_exhausted(counts: &ByFamily<AddressCounts>) -> Finding {
-    let served: Vec<Family> = FAMILIES.into_iter().filter(|family| has_automatic(&counts[*family])).collect();
+    let served: Vec<Family> = FAMILIES.into_iter().filter(|family| counts[*family].automatic > 0).collect();
     let exhausted: Vec<_> = served.iter().filter(|family| counts[**family].available() == 0).collect();
     match (served.as_slice(), exhausted.as_slice()) {
-        ([], _) => Finding::new(ConditionStatus::False, "NoAddresses", "it has no addresses to assign"),
-        (_, []) => Finding::new(ConditionStatus::False, "NotExhausted", "it has free addresses"),
+        ([], _) => (ConditionStatus::False, "NoAddresses", "it has no addresses to assign".to_owned()),
+        (_, []) => (ConditionStatus::False, "NotExhausted", "it has free addresses".to_owned()),
         (served, exhausted) => {
             let families = exhausted.iter().map(ToString::to_string).collect::<Vec<_>>().join(" and no ");
             let rest = if exhausted.len() < served.len() { "; the other family has free addresses" } else { "" };
             let message =
                 format!("no {families} address is free{rest}: add addresses, or create another IPAddressPool");
-            Finding::new(ConditionStatus::True, "Exhausted", message)
+            (ConditionStatus::True, "Exhausted", message)
         }
     }
 }
 
 fn check_drained(holders: &PoolHolders) -> Finding {
-    if holders.is_empty() {
-        return Finding::new(ConditionStatus::True, "Drained", "no Service has an address of it: it can be deleted");
+    let (services, unreadable) = (holders.services.len(), holders.unreadable);
+    if services + unreadable == 0 {
+        return (ConditionStatus::True, "Drained", "no Service has an address of it: it can be deleted".to_owned());
     }
     let mut held = Vec::new();
-    if !holders.services.is_empty() {
+    if services > 0 {
         let named: Truncated<_> = holders.services.iter().collect();
-        let have = if named.len() == 1 { "has" } else { "have" };
-        held.push(format!("{} still {have} addresses of it: {named}", plural(named.len(), "Service")));
+        let have = if services == 1 { "has" } else { "have" };
+        held.push(format!("{} still {have} addresses of it: {named}", plural(services, "Service")));
     }
-    if holders.unreadable > 0 {
-        held.push(format!("{} of it can't be read", plural(holders.unreadable, "LoadBalancerIP")));
+    if unreadable > 0 {
+        held.push(format!("{} of it can't be read", plural(unreadable, "LoadBalancerIP")));
     }
     let message = format!("{}; move them by requesting another pool in landfall.dev/address-pool", held.join("; "));
-    Finding::new(ConditionStatus::False, "Held", message)
+    (ConditionStatus::False, "Held", message)
 }
 
 /// `1 Service`, `2 Services`.

@@ -63,7 +63,7 @@ reasons! {
 }
 
 reasons! {
-    /// Reasons of `landfall.dev/Announced`.
+    /// Reasons of `landfall.dev/Announced`. Of the problems, the worst is first.
     AnnouncedReason {
         Announced,
         /// Another host on the LAN uses the address.

@@ -8,7 +8,7 @@ use crds::service::Family;
 use crds::{InternedStr, Key, Service};
 use jiff::Timestamp;
 
-use super::{ClusterIndex, remove};
+use super::ClusterIndex;
 use crate::allocate::sharing;
 
 impl ClusterIndex {
@@ -55,55 +55,45 @@ impl ClusterIndex {
     pub(crate) fn promise(&mut self, lb_ip: IpAddr, service: &Service) {
         if !self.is_used(lb_ip) {
             self.take(lb_ip);
-            self.dirty.pools.extend(self.pools.pool_of(lb_ip).map(|pool| pool.name().to_owned()));
+            self.mark_pool(lb_ip);
         }
-        self.promises.entry(lb_ip).or_default().insert(service.key.clone());
-        self.promised.entry(service.key.clone()).or_default().push(lb_ip);
+        self.promises.insert(lb_ip, service.key.clone());
+        self.promised.insert(service.key.clone(), lb_ip);
         self.charge_quota(lb_ip, &service.key.namespace);
         if let Some(key) = sharing::key(service) {
             let key = InternedStr::from(key);
-            self.by_sharing_key.entry(key.clone()).or_default().insert(lb_ip);
+            self.by_sharing_key.insert(key.clone(), lb_ip);
             self.promised_keys.insert(lb_ip, key);
         }
     }
 
     /// Breaks all promises to this Service. Returns whether there were any.
     pub(crate) fn break_promises(&mut self, key: &Key, now: Timestamp) -> bool {
-        let lb_ips = self.promised.get(key).cloned().unwrap_or_default();
+        let lb_ips: Vec<_> = self.promised.get(key).copied().collect();
         lb_ips.iter().for_each(|lb_ip| self.break_promise(*lb_ip, key, now));
         !lb_ips.is_empty()
     }
 
     pub(super) fn break_promise(&mut self, lb_ip: IpAddr, key: &Key, now: Timestamp) {
-        if let Some(promised) = self.promised.get_mut(key) {
-            promised.retain(|other| *other != lb_ip);
-            if promised.is_empty() {
-                self.promised.remove(key);
-            }
-        }
-        if let Some(keys) = self.promises.get_mut(&lb_ip) {
-            keys.remove(key);
-            if keys.is_empty() {
-                self.promises.remove(&lb_ip);
-            }
-        }
+        self.promised.remove(key, &lb_ip);
+        self.promises.remove(&lb_ip, key);
         self.refund_quota(lb_ip, &key.namespace);
-        if !self.promises.contains_key(&lb_ip)
+        if !self.promises.contains(&lb_ip)
             && let Some(key) = self.promised_keys.remove(&lb_ip)
-            && self.records.get(&lb_ip).is_none_or(|record| record.sharing_key.as_ref() != Some(&key))
+            && self.objects.records().get(&lb_ip).is_none_or(|record| record.sharing_key.as_ref() != Some(&key))
         {
-            remove(&mut self.by_sharing_key, &key, &lb_ip);
+            self.by_sharing_key.remove(&key, &lb_ip);
         }
         if !self.is_used(lb_ip) {
             self.free.release(lb_ip, None, now);
-            self.dirty.pools.extend(self.pools.pool_of(lb_ip).map(|pool| pool.name().to_owned()));
+            self.mark_pool(lb_ip);
         } else {
             self.dirty.records.insert(lb_ip);
         }
     }
 
-    /// The Services that this address is promised to.
-    pub(crate) fn promised_to(&self, lb_ip: IpAddr) -> impl Iterator<Item = &Key> {
-        self.promises.get(&lb_ip).into_iter().flatten()
+    /// Marks the pool of this address: its counts have changed.
+    pub(super) fn mark_pool(&mut self, lb_ip: IpAddr) {
+        self.dirty.pools.extend(self.pools.pool_of(lb_ip).map(|pool| pool.name().to_owned()));
     }
 }

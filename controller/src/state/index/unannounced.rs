@@ -1,10 +1,10 @@
 //! Services with an address that no node announces, the objects that can explain it, and the deadlines of the index.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use crds::{Advertisement, EndpointSlice, Key};
 use jiff::{SignedDuration, Timestamp};
+use model::cluster::Change;
 
 use super::{ClusterIndex, Obstacle};
 
@@ -20,39 +20,22 @@ fn grace_end(since: Timestamp) -> Timestamp {
 impl ClusterIndex {
     /// `None`: the advertisement does not exist.
     pub fn set_advertisement(&mut self, name: &str, advertisement: Option<Arc<Advertisement>>) {
-        match advertisement {
-            Some(advertisement) => drop(self.advertisements.insert(name.to_owned(), advertisement)),
-            None => drop(self.advertisements.remove(name)),
-        }
+        self.objects.apply([Change::Advertisement(name.to_owned(), advertisement)]);
         self.recheck_unannounced();
     }
 
-    /// `None`: the slice does not exist. Ignored until slices are watched ([`Self::mark_slices_known`]).
-    pub fn set_slice(&mut self, key: &Key, slice: Option<Arc<EndpointSlice>>) {
-        let Some(slices) = &mut self.slices else { return };
-        let old = match slice {
-            Some(ref slice) => slices.insert(key.clone(), slice.clone()),
-            None => slices.remove(key),
-        };
-        let services = old.iter().chain(&slice).map(|slice| slice.service.clone());
+    /// The state of a slice before and after a change. `None`: the slice does not exist.
+    pub fn set_slice(&mut self, before: Option<Arc<EndpointSlice>>, after: Option<Arc<EndpointSlice>>) {
+        let services = before.iter().chain(&after).map(|slice| slice.service.clone());
         self.dirty.services.extend(services.filter(|service| self.unannounced.contains_key(service)));
+        self.objects.apply([Change::Slice { before, after }]);
     }
 
     /// From now on, a Service without slices has no endpoints. The caller must set all slices before the next plan.
     pub fn mark_slices_known(&mut self) {
-        if self.slices.is_none() {
-            self.slices = Some(BTreeMap::new());
+        if !std::mem::replace(&mut self.has_slices, true) {
             self.recheck_unannounced();
         }
-    }
-
-    /// Whether EndpointSlices must be watched.
-    pub fn wants_slices(&self) -> bool {
-        self.wants_slices
-    }
-
-    pub(crate) fn request_slices(&mut self) {
-        self.wants_slices = true;
     }
 
     pub fn set_obstacle(&mut self, obstacle: Option<Obstacle>) {
@@ -91,7 +74,7 @@ impl ClusterIndex {
     }
 
     /// Marks the keys whose deadline has passed.
-    pub(super) fn mark_due(&mut self, now: Timestamp) {
+    pub(crate) fn mark_due(&mut self, now: Timestamp) {
         while let Some((until, key)) = self.graces.pop_first() {
             if until > now {
                 self.graces.insert((until, key));

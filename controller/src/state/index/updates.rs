@@ -1,13 +1,15 @@
 //! Updates of single objects: the indexes follow, and the keys that a change concerns become dirty, as the table in
 //! [`super`] specifies.
 
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use crds::{IPAddressPool, Key, Namespace, Network, Node, Record, Service};
+use crds::{IPAddressPool, Key, Namespace, Network, Node, PoolSettings, Record, Service};
 use jiff::Timestamp;
+use model::cluster::Change;
 
-use super::{ClusterIndex, remove};
+use super::{ClusterIndex, set_member};
 use crate::allocate::sharing;
 use crate::state::record::{holder_keys, quarantine_end, reserved_service};
 
@@ -21,22 +23,19 @@ impl ClusterIndex {
         }
         let is_same_layout = object.as_ref().is_some_and(|object| self.pools.replace_object(object));
         self.dirty.layout |= !is_same_layout;
-        match object {
-            Some(object) => drop(self.pool_objects.insert(name.to_owned(), object)),
-            None => drop(self.pool_objects.remove(name)),
-        }
+        let settings = object.as_deref().map(|object| Arc::new(PoolSettings::from(object)));
+        self.objects.apply([Change::Pool(name.to_owned(), settings)]);
+        replace(&mut self.pool_objects, name, object);
     }
 
     pub fn set_node(&mut self, name: &str, node: Option<Arc<Node>>) {
-        let old = match node {
-            Some(ref node) => self.nodes.insert(name.to_owned(), node.clone()),
-            None => self.nodes.remove(name),
-        };
+        let old = self.objects.nodes().get(name).cloned();
+        self.objects.apply([Change::Node(name.to_owned(), node.clone())]);
         let addresses = |node: &Option<Arc<Node>>| node.as_ref().map(|node| node.addresses.clone()).unwrap_or_default();
         self.dirty.occupied |= addresses(&old) != addresses(&node);
         if old.is_some() != node.is_some() {
             // Reports of a deleted node are ignored, and count again when the node returns.
-            let records = self.records.values().filter(|record| has_report_of(record, name));
+            let records = self.objects.records().values().filter(|record| has_report_of(record, name));
             self.dirty.services.extend(records.flat_map(|record| holder_keys(record)));
         }
         if old != node {
@@ -45,52 +44,45 @@ impl ClusterIndex {
     }
 
     pub fn set_network(&mut self, name: &str, network: Option<Arc<Network>>) {
-        let old = match network {
-            Some(ref network) => self.networks.insert(name.to_owned(), network.clone()),
-            None => self.networks.remove(name),
-        };
+        let old = replace(&mut self.networks, name, network.clone());
         self.dirty.occupied |= old != network;
         // The first agent of the cluster has started.
         self.dirty.all |= old.is_none() && self.networks.len() == 1;
     }
 
     pub fn set_namespace(&mut self, name: &str, namespace: Option<Arc<Namespace>>) {
-        let old = match namespace {
-            Some(ref namespace) => self.namespaces.insert(name.to_owned(), namespace.clone()),
-            None => self.namespaces.remove(name),
-        };
+        let old = replace(&mut self.namespaces, name, namespace.clone());
         if old.map(|old| old.labels.clone()) != namespace.map(|new| new.labels.clone()) {
-            let following = self.services.range(Key::new(name, "")..).map(|(key, _)| key);
+            let following = self.objects.services().iter_from(&Key::new(name, "")).map(|(key, _)| key);
             self.dirty.services.extend(following.take_while(|key| key.namespace == name).cloned());
         }
     }
 
     /// If the Service is unreadable, `service` is its last readable version.
     pub fn set_service(&mut self, key: &Key, service: Option<Arc<Service>>, is_unreadable: bool) {
-        let old = match service {
-            Some(ref service) => self.services.insert(key.clone(), service.clone()),
-            None => self.services.remove(key),
-        };
-        let was_unreadable = if is_unreadable {
-            !self.unreadable.services.insert(key.clone())
-        } else {
-            self.unreadable.services.remove(key)
-        };
+        let old = self.objects.services().get(key).cloned();
+        self.objects.apply([Change::Service(key.clone(), service.clone())]);
+        let was_unreadable = set_member(&mut self.unreadable.services, key, is_unreadable);
         self.dirty.services.insert(key.clone());
-        self.update_requested(key, old.as_deref(), service.as_deref());
+        for lb_ip in old.iter().flat_map(|old| requested_addresses(old)) {
+            self.requested.remove(lb_ip, key);
+        }
+        for lb_ip in service.iter().flat_map(|new| requested_addresses(new)) {
+            self.requested.insert(*lb_ip, key.clone());
+        }
         let is_same = is_unreadable == was_unreadable
             && match (&old, &service) {
-                (Some(old), Some(new)) => looks_same_to_others(old, new, self.default_class),
+                (Some(old), Some(new)) => self.looks_same_to_others(old, new),
                 (old, new) => old.is_none() && new.is_none(),
             };
         if is_same {
             return;
         }
         let shares = [&old, &service].into_iter().flatten().any(|service| sharing::key(service).is_some());
-        for lb_ip in self.held.get(key).cloned().unwrap_or_default() {
+        for lb_ip in self.objects.addresses_of(key) {
             self.dirty.records.insert(lb_ip);
-            self.dirty.services.extend(self.requested.get(&lb_ip).into_iter().flatten().cloned());
-            let Some(record) = self.records.get(&lb_ip) else { continue };
+            self.dirty.services.extend(self.requested.get(&lb_ip).cloned());
+            let Some(record) = self.objects.records().get(&lb_ip) else { continue };
             if record.holders.len() > 1 {
                 self.dirty.services.extend(holder_keys(record));
             }
@@ -99,29 +91,12 @@ impl ClusterIndex {
         self.dirty.waiting |= shares;
     }
 
-    fn update_requested(&mut self, key: &Key, old: Option<&Service>, new: Option<&Service>) {
-        for lb_ip in old.iter().flat_map(|service| requested_addresses(service)) {
-            if let Some(keys) = self.requested.get_mut(lb_ip) {
-                keys.remove(key);
-                if keys.is_empty() {
-                    self.requested.remove(lb_ip);
-                }
-            }
-        }
-        for lb_ip in new.iter().flat_map(|service| requested_addresses(service)) {
-            self.requested.entry(*lb_ip).or_default().insert(key.clone());
-        }
-    }
-
     /// If the record is unreadable, `record` is its last readable version.
     pub fn set_record(&mut self, lb_ip: IpAddr, record: Option<Arc<Record>>, is_unreadable: bool, now: Timestamp) {
         let was_used = self.is_used(lb_ip);
-        let old = match record {
-            Some(ref record) => self.records.insert(lb_ip, record.clone()),
-            None => self.records.remove(&lb_ip),
-        };
-        let was_unreadable =
-            if is_unreadable { !self.unreadable.records.insert(lb_ip) } else { self.unreadable.records.remove(&lb_ip) };
+        let old = self.objects.records().get(&lb_ip).cloned();
+        self.objects.apply([Change::Record(lb_ip, record.clone())]);
+        let was_unreadable = set_member(&mut self.unreadable.records, &lb_ip, is_unreadable);
         self.dirty.records.insert(lb_ip);
         let is_same = is_unreadable == was_unreadable
             && match (&old, &record) {
@@ -137,7 +112,7 @@ impl ClusterIndex {
         old.iter().for_each(|old| self.remove_from_indexes(old));
         record.iter().for_each(|new| self.add_to_indexes(new));
         // The promise was made without knowledge of this version.
-        for key in self.promises.get(&lb_ip).cloned().unwrap_or_default() {
+        for key in self.promises.get(&lb_ip).cloned().collect::<Vec<_>>() {
             self.break_promise(lb_ip, &key, now);
             self.dirty.services.insert(key);
         }
@@ -149,28 +124,31 @@ impl ClusterIndex {
             }
             _ => {}
         }
-        self.dirty.pools.extend(self.pools.pool_of(lb_ip).map(|pool| pool.name().to_owned()));
+        self.mark_pool(lb_ip);
         for record in old.iter().chain(&record) {
             self.dirty.services.extend(holder_keys(record));
             self.dirty.services.extend(reserved_service(record));
         }
-        self.dirty.services.extend(self.requested.get(&lb_ip).into_iter().flatten().cloned());
+        self.dirty.services.extend(self.requested.get(&lb_ip).cloned());
         self.dirty.waiting |= old.is_some() || was_unreadable || record.is_some_and(|new| new.sharing_key.is_some());
     }
 
+    /// Whether both versions leave the same addresses to other Services.
+    fn looks_same_to_others(&self, old: &Service, new: &Service) -> bool {
+        old.uid == new.uid
+            && self.may_hold_addresses(old) == self.may_hold_addresses(new)
+            && old.request == new.request
+            && old.ports == new.ports
+            && old.traffic_policy == new.traffic_policy
+            && old.selector == new.selector
+    }
+
     fn add_to_indexes(&mut self, record: &Record) {
-        for key in holder_keys(record) {
-            // Nearly all Services have one address, and there are tens of thousands of Services.
-            let held = self.held.entry(key).or_insert_with(|| Vec::with_capacity(1));
-            if let Err(position) = held.binary_search(&record.address) {
-                held.insert(position, record.address);
-            }
-        }
         if let Some(key) = &record.sharing_key {
-            self.by_sharing_key.entry(key.clone()).or_default().insert(record.address);
+            self.by_sharing_key.insert(key.clone(), record.address);
         }
         if let Some(key) = reserved_service(record) {
-            self.reserved.entry(key).or_default().insert(record.address);
+            self.reserved.insert(key, record.address);
         }
         for holder in &record.holders {
             self.charge_quota(record.address, &holder.namespace);
@@ -182,23 +160,23 @@ impl ClusterIndex {
 
     fn remove_from_indexes(&mut self, record: &Record) {
         self.quarantined.remove(&record.address);
-        for key in holder_keys(record) {
-            if let Some(held) = self.held.get_mut(&key) {
-                held.retain(|lb_ip| *lb_ip != record.address);
-                if held.is_empty() {
-                    self.held.remove(&key);
-                }
-            }
-        }
         if let Some(key) = &record.sharing_key {
-            remove(&mut self.by_sharing_key, key, &record.address);
+            self.by_sharing_key.remove(key, &record.address);
         }
         if let Some(key) = reserved_service(record) {
-            remove(&mut self.reserved, &key, &record.address);
+            self.reserved.remove(&key, &record.address);
         }
         for holder in &record.holders {
             self.refund_quota(record.address, &holder.namespace);
         }
+    }
+}
+
+/// Sets or removes the object of this name, and returns the old one.
+fn replace<T>(objects: &mut BTreeMap<String, Arc<T>>, name: &str, new: Option<Arc<T>>) -> Option<Arc<T>> {
+    match new {
+        Some(new) => objects.insert(name.to_owned(), new),
+        None => objects.remove(name),
     }
 }
 
@@ -210,17 +188,6 @@ fn has_report_of(record: &Record, node: &str) -> bool {
 
 fn requested_addresses(service: &Service) -> &[IpAddr] {
     service.request.as_ref().map(|request| request.addresses.as_slice()).unwrap_or_default()
-}
-
-/// Whether both versions leave the same addresses to other Services.
-fn looks_same_to_others(old: &Service, new: &Service, default_class: bool) -> bool {
-    let may_hold_addresses = |service: &Service| !service.deleting && service.is_ours(default_class);
-    old.uid == new.uid
-        && may_hold_addresses(old) == may_hold_addresses(new)
-        && old.request == new.request
-        && old.ports == new.ports
-        && old.traffic_policy == new.traffic_policy
-        && old.selector == new.selector
 }
 
 fn has_same_spec(old: &Record, new: &Record) -> bool {

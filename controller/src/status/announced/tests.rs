@@ -202,20 +202,20 @@ fn slices_are_watched_only_for_policy_local() {
     let mut world = world();
     let mut follower = Follower::with_advertisement(&world, without_nodes());
     follower.follow(&mut world, 105);
-    assert!(!follower.cluster.wants_slices(), "endpoints have no effect under Cluster");
+    assert!(!follower.cluster.wants_slices, "endpoints have no effect under Cluster");
     world.edit("web", |web| web.traffic_policy = TrafficPolicy::Local);
     world.snapshot.now = at_second(106);
     let mut follower = Follower::new(&world);
     world.edit("web", |web| web.conditions.retain(|condition| condition.type_ == ALLOCATED));
     assert_eq!(follower.follow(&mut world, 111), [""; 0]);
-    assert!(follower.cluster.wants_slices());
+    assert!(follower.cluster.wants_slices);
     follower.cluster.mark_slices_known();
     let elsewhere = slice(Some("gone"));
-    follower.cluster.set_slice(&elsewhere.key, Some(elsewhere.clone()));
+    follower.cluster.set_slice(None, Some(elsewhere.clone()));
     assert_eq!(follower.follow(&mut world, 112), ["conditions", "NotAnnounced"]);
     assert!(condition(&world).expect("a condition").contains("no endpoint is ready on a node that may announce it"));
     let empty = slice(None);
-    follower.cluster.set_slice(&empty.key, Some(empty.clone()));
+    follower.cluster.set_slice(Some(elsewhere), Some(empty));
     follower.follow(&mut world, 113);
     assert!(condition(&world).expect("a condition").starts_with("False Pending"));
 }

@@ -27,17 +27,17 @@ fn follow(cluster: &mut ClusterIndex, world: &mut World) -> Vec<Vec<String>> {
                 cluster.set_pool(name, Some(pool.clone()));
             }
         });
-        let keys: Vec<_> = cluster.services.keys().chain(snapshot.services.keys()).cloned().collect();
+        let keys: Vec<_> = cluster.objects.services().keys().chain(snapshot.services.keys()).cloned().collect();
         for key in keys {
             let service = snapshot.services.get(&key);
-            if cluster.services.get(&key) != service {
+            if cluster.objects.services().get(&key) != service {
                 cluster.set_service(&key, service.cloned(), false);
             }
         }
-        let lb_ips: Vec<IpAddr> = cluster.records.keys().chain(snapshot.records.keys()).copied().collect();
+        let lb_ips: Vec<IpAddr> = cluster.objects.records().keys().chain(snapshot.records.keys()).copied().collect();
         for lb_ip in lb_ips {
             let record = snapshot.records.get(&lb_ip);
-            if cluster.records.get(&lb_ip) != record {
+            if cluster.objects.records().get(&lb_ip) != record {
                 cluster.set_record(lb_ip, record.cloned(), false, snapshot.now);
             }
         }
