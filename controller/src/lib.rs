@@ -1,9 +1,9 @@
 //! Allocation: which Service gets which address, and why not.
 //!
 //! ```text
-//! API server --watch--> stores --changes--> ledger --> plan --series of effects--> queue --> apply --writes--> API server
-//!                         ^                 (      pure      )                    (pure)       |
-//!                         +------------------------------ answers -----------------------------+
+//! API server --watch--> stores --changes--> index --> plan --series of effects--> queue --> apply --writes--> API server
+//!                         ^                 (     pure     )                     (pure)       |
+//!                         +----------------------------- answers -----------------------------+
 //! ```
 //!
 //! | room | contents |
@@ -54,7 +54,6 @@ mod stories;
 #[path = "../tests/unit/world.rs"]
 mod world;
 
-pub use apply::election::Election;
 pub use metrics::Metrics;
 pub use plan::effect::{Effect, Series, Subject};
 pub use pools::Pools;

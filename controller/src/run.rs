@@ -34,7 +34,7 @@ use tokio::task::{JoinError, JoinSet};
 use tokio::time::{Instant, sleep_until, timeout};
 
 use crate::apply::applier::{Applier, Failure, Progress};
-use crate::apply::election::{Election, WriteFence, run_election};
+use crate::apply::election::{WriteFence, run_election};
 use crate::apply::events;
 use crate::metrics::Metrics;
 use crate::metrics::latency::WaitingServices;
@@ -70,8 +70,8 @@ const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(5);
 pub struct Config {
     /// Whether Services without a class are ours (KEP-1959).
     pub default_class: bool,
-    /// Where the leader is elected. `None`: there is no other controller.
-    pub election: Option<Election>,
+    /// The namespace of the Lease by which several controllers elect a leader. `None`: there is no other controller.
+    pub lease_namespace: Option<String>,
     pub metrics: Metrics,
     /// The problem that keeps every node from announcing.
     pub obstacle: channel::Receiver<Option<Obstacle>>,
@@ -96,14 +96,14 @@ pub async fn run(client: Client, config: Config, shutdown: impl Future<Output = 
     let metrics = config.metrics;
     metrics.attach(stores.clone(), config.default_class);
     let (event_tx, event_rx) = mpsc::channel(events::CAPACITY);
-    let (fence_tx, mut fence_rx) = channel::channel(config.election.is_none().then(WriteFence::without_end));
+    let (fence_tx, mut fence_rx) = channel::channel(config.lease_namespace.is_none().then(WriteFence::without_end));
     let mut helpers = JoinSet::new();
     spawn_watches(&mut helpers, &client, &stores);
     helpers.spawn(events::write_events(client.clone(), instance(), event_rx, fence_rx.clone(), metrics.clone()));
     let (resign_tx, resign_rx) = oneshot::channel();
     let mut elections = JoinSet::new();
-    if let Some(election) = config.election {
-        elections.spawn(run_election(client.clone(), election, instance(), fence_tx.clone(), resign_rx));
+    if let Some(namespace) = config.lease_namespace {
+        elections.spawn(run_election(client.clone(), namespace, instance(), fence_tx.clone(), resign_rx));
     }
     let mut cluster = ClusterIndex::new(config.default_class);
     let mut obstacle_rx = config.obstacle;

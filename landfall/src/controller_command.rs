@@ -33,11 +33,14 @@ pub(crate) struct ControllerOptions {
 /// Runs until SIGTERM.
 pub(crate) async fn run(connection: &Connection, options: ControllerOptions) -> anyhow::Result<()> {
     let client = connection.client().await?;
-    let election = options.lease_namespace.map(|namespace| controller::Election { namespace });
     let metrics = controller::Metrics::default();
     let (obstacle_tx, obstacle_rx) = tokio::sync::watch::channel(None);
-    let default_class = !options.only_class;
-    let config = controller::Config { default_class, election, metrics: metrics.clone(), obstacle: obstacle_rx };
+    let config = controller::Config {
+        default_class: !options.only_class,
+        lease_namespace: options.lease_namespace,
+        metrics: metrics.clone(),
+        obstacle: obstacle_rx,
+    };
     let secret = options.keys_namespace.map(|namespace| keys::KeySecret { client: client.clone(), namespace });
     let keep_keys = async {
         match secret {

@@ -30,7 +30,7 @@ use tokio::sync::{oneshot, watch};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep_until, timeout};
 
-use crate::apply::lease::{Answer, Candidate, Entry, Lease, Next, Request, Timing};
+use crate::apply::lease::{self, Answer, Candidate, Entry, Lease, Next, Request};
 
 /// The name of the Lease.
 const NAME: &str = "landfall-controller";
@@ -46,13 +46,6 @@ const WATCH_DELAY: Duration = Duration::from_secs(1);
 
 /// How long a stopping controller tries to release the Lease.
 const RELEASE_TIMEOUT: Duration = Duration::from_secs(2);
-
-/// Where several controllers elect a leader.
-#[derive(Clone, Debug)]
-pub struct Election {
-    /// The namespace of the Lease.
-    pub namespace: String,
-}
 
 /// The right to write, which ends at some time.
 #[derive(Clone, Debug)]
@@ -93,20 +86,20 @@ impl WriteFence {
 /// has its own fence. `instance` makes the holder readable; a random part is appended.
 pub(crate) async fn run_election(
     client: Client,
-    election: Election,
+    namespace: String,
     instance: String,
     fence_tx: watch::Sender<Option<WriteFence>>,
     mut resign_rx: oneshot::Receiver<()>,
 ) {
     let identity = format!("{instance}_{:016x}", RandomState::new().hash_one(()));
-    let api = Api::<coordination::Lease>::namespaced(client, &election.namespace);
+    let api = Api::<coordination::Lease>::namespaced(client, &namespace);
     let (lease_tx, mut lease_rx) = watch::channel(None);
     let mut watches = JoinSet::new();
     watches.spawn(watch_lease(api.clone(), lease_tx));
     let mut leadership = Leadership { identity: identity.clone(), fence: None, leader: None, fence_tx };
-    let mut candidate = Candidate::new(identity, Timing::USUAL);
+    let mut candidate = Candidate::new(identity);
     let mut request: Option<BoxFuture<'static, (Answer, Option<String>)>> = None;
-    let mut health = ElectionHealth::default();
+    let mut is_failing = false;
     let mut release_deadline = None;
     loop {
         let now = Instant::now().into_std();
@@ -125,7 +118,7 @@ pub(crate) async fn run_election(
         tokio::select! {
             Some((answer, problem)) = OptionFuture::from(request.as_mut()), if is_waiting => {
                 request = None;
-                health.update(problem);
+                log_health(&mut is_failing, problem);
                 candidate.handle_answer(answer, Instant::now().into_std());
             }
             Ok(()) = lease_rx.changed() => {
@@ -183,20 +176,13 @@ impl Leadership {
     }
 }
 
-/// Whether requests fail. Only changes are logged.
-#[derive(Default)]
-struct ElectionHealth {
-    is_failing: bool,
-}
-
-impl ElectionHealth {
-    fn update(&mut self, problem: Option<String>) {
-        match (problem, self.is_failing) {
-            (Some(error), false) => tracing::warn!(error, "cannot read or write the Lease; retrying"),
-            (None, true) => tracing::info!("the Lease can be read and written again"),
-            (Some(_), true) | (None, false) => return,
+/// Logs whether requests fail, if that has changed.
+fn log_health(is_failing: &mut bool, problem: Option<String>) {
+    if problem.is_some() != std::mem::replace(is_failing, problem.is_some()) {
+        match problem {
+            Some(error) => tracing::warn!(error, "cannot read or write the Lease; retrying"),
+            None => tracing::info!("the Lease can be read and written again"),
         }
-        self.is_failing = !self.is_failing;
     }
 }
 
@@ -243,7 +229,7 @@ async fn send(api: Api<coordination::Lease>, request: Request) -> (Answer, Optio
 fn lease_spec(entry: &Entry, now: Timestamp) -> coordination::LeaseSpec {
     coordination::LeaseSpec {
         holder_identity: entry.holder.clone(),
-        lease_duration_seconds: i32::try_from(entry.duration.as_secs()).ok(),
+        lease_duration_seconds: i32::try_from(lease::DURATION.as_secs()).ok(),
         lease_transitions: Some(entry.transitions),
         renew_time: Some(MicroTime(now)),
         acquire_time: entry.is_new.then_some(MicroTime(now)),
@@ -258,7 +244,7 @@ fn parse_lease(object: &coordination::Lease) -> Option<Lease> {
     Some(Lease {
         version: observe::source::version(&object.metadata)?,
         holder: spec.holder_identity.filter(|holder| !holder.is_empty()),
-        duration: seconds.map_or(Timing::USUAL.duration, Duration::from_secs),
+        duration: seconds.map_or(lease::DURATION, Duration::from_secs),
         transitions: spec.lease_transitions.unwrap_or_default(),
     })
 }
@@ -356,7 +342,7 @@ mod tests {
         }
 
         fn start(&self, name: &str) -> (JoinSet<()>, oneshot::Sender<()>, watch::Receiver<Option<WriteFence>>) {
-            let election = Election { namespace: "landfall-system".into() };
+            let election = "landfall-system".to_owned();
             let (fence_tx, fence_rx) = watch::channel(None);
             let (resign_tx, resign_rx) = oneshot::channel();
             let mut tasks = JoinSet::new();

@@ -1,43 +1,35 @@
 //! Leader election: the decisions of one candidate about a Lease (coordination.k8s.io/v1).
 //!
-//! Observations of the Lease, answers to own requests, the local monotonic time → the next request and its time, and until
-//! when this candidate may write. The rules and their reasons:
+//! Observations of the Lease, answers to own requests, the local monotonic time → the next request and its time, and
+//! until when this candidate may write. The rules and their reasons:
 //!
-//! - The Lease of another holder has expired when it has not changed for its duration. Only the local monotonic clock counts,
-//!   so other clocks do not matter; `renewTime` is only a text that differs from the one before.
-//! - Each write names the version that it replaces, or creates the Lease. So if several candidates take a free Lease, one
-//!   succeeds.
-//! - Own leadership counts from before the request was sent. Other candidates cannot have observed the change earlier, so
-//!   they wait longer than that.
+//! - The Lease of another holder has expired when it has not changed for its duration. Only the local monotonic clock
+//!   counts, so other clocks do not matter; `renewTime` is only a text that differs from the one before.
+//! - Each write names the version that it replaces, or creates the Lease. So if several candidates take a free Lease,
+//!   one succeeds.
+//! - Own leadership counts from before the request was sent. Other candidates cannot have observed the change earlier,
+//!   so they wait longer than that.
 //! - A Lease without a holder is free at once. A clean stop leaves such a Lease behind.
 //!
 //! If the Lease is deleted by hand, two candidates may lead until the former leader notices: a candidate that has just
-//! started cannot know the former Lease. All writes of a leader are conditional, so the two can only contradict each other.
+//! started cannot know the former Lease. All writes of a leader are conditional, so the two can only contradict each
+//! other.
 
 use std::time::{Duration, Instant};
 
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Timing {
-    /// How long a Lease is valid after a renewal. Whole seconds, like the field of the Lease.
-    pub(crate) duration: Duration,
-    /// The interval between renewals.
-    pub(crate) renewal: Duration,
-    /// The interval after a failed request.
-    pub(crate) retry: Duration,
-    /// How much earlier than the Lease the own right to write ends: for writes that are still in flight, and for clocks that
-    /// run at different speeds.
-    pub(crate) margin: Duration,
-}
+/// How long a Lease is valid after a renewal. Whole seconds, like the field of the Lease. A crash is noticed after this
+/// time.
+pub(crate) const DURATION: Duration = Duration::from_secs(6);
 
-impl Timing {
-    /// A crash is noticed after 6 s, of which 3 s are left to retry a failed renewal.
-    pub(crate) const USUAL: Self = Self {
-        duration: Duration::from_secs(6),
-        renewal: Duration::from_secs(2),
-        retry: Duration::from_millis(500),
-        margin: Duration::from_secs(1),
-    };
-}
+/// The interval between renewals. It leaves 3 s to retry a failed one.
+const RENEWAL: Duration = Duration::from_secs(2);
+
+/// The interval after a failed request.
+const RETRY: Duration = Duration::from_millis(500);
+
+/// How much earlier than the Lease the own right to write ends: for writes that are still in flight, and for clocks
+/// that run at different speeds.
+const MARGIN: Duration = Duration::from_secs(1);
 
 /// An observed version of the Lease.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -54,7 +46,6 @@ pub(crate) struct Lease {
 pub(crate) struct Entry {
     /// `None` releases the Lease.
     pub(crate) holder: Option<String>,
-    pub(crate) duration: Duration,
     pub(crate) transitions: i32,
     /// Whether the holder changes.
     pub(crate) is_new: bool,
@@ -94,14 +85,13 @@ pub(crate) enum Next {
 }
 
 /// A process that wants to lead.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(crate) struct Candidate {
     identity: String,
-    timing: Timing,
     /// The last observation of the Lease. `None`: no observation yet.
     view: Option<View>,
-    /// Whether the view is known to be outdated.
-    is_stale: bool,
+    /// Whether the view may be the current Lease. Without this, the next request reads it.
+    is_current: bool,
     /// The request in flight, and when it was sent.
     in_flight: Option<(Request, Instant)>,
     /// When the right to write ends.
@@ -123,18 +113,8 @@ struct View {
 
 impl Candidate {
     /// `identity` must differ from those of all other candidates, former ones included.
-    pub(crate) fn new(identity: String, timing: Timing) -> Self {
-        Self {
-            identity,
-            timing,
-            view: None,
-            is_stale: true,
-            in_flight: None,
-            writable_until: None,
-            renewed: None,
-            not_before: None,
-            is_resigning: false,
-        }
+    pub(crate) fn new(identity: String) -> Self {
+        Self { identity, ..Self::default() }
     }
 
     /// The holder of the last observed Lease.
@@ -142,8 +122,8 @@ impl Candidate {
         self.view.as_ref()?.lease.as_ref()?.holder.as_deref()
     }
 
-    /// When the right to write ends; `None` without that right. The right never lasts longer than last returned, unless this
-    /// is called again.
+    /// When the right to write ends; `None` without that right. The right never lasts longer than last returned, unless
+    /// this is called again.
     pub(crate) fn writable_until(&self, now: Instant) -> Option<Instant> {
         self.writable_until.filter(|until| now < *until)
     }
@@ -168,14 +148,14 @@ impl Candidate {
         if let Some(not_before) = self.not_before.filter(|not_before| now < *not_before) {
             return Next::Wait(Some(no_later_than_right(not_before)));
         }
-        let view = if self.is_stale { None } else { self.view.as_ref() };
+        let view = self.view.as_ref().filter(|_| self.is_current);
         let Some(view) = view else { return self.send(Request::Read, now) };
         let is_ours = view.lease.as_ref().is_some_and(|lease| lease.holder.as_ref() == Some(&self.identity));
         if self.is_resigning {
             return if is_ours { self.send(self.write_request(None), now) } else { Next::Done };
         }
         let due = match (self.writable_until, self.renewed) {
-            (Some(_), Some(renewed)) if is_ours => renewed + self.timing.renewal,
+            (Some(_), Some(renewed)) if is_ours => renewed + RENEWAL,
             _ => view.free_at,
         };
         if now < due {
@@ -194,17 +174,17 @@ impl Candidate {
                 self.update_view(Some(lease), now);
                 if is_renewed && !self.is_resigning {
                     self.renewed = Some(sent);
-                    self.writable_until = Some(sent + (self.timing.duration - self.timing.margin));
+                    self.writable_until = Some(sent + DURATION - MARGIN);
                 }
-                self.is_stale = false;
+                self.is_current = true;
             }
             Answer::Absent if request == Request::Read => {
                 self.update_view(None, now);
-                self.is_stale = false;
+                self.is_current = true;
             }
-            Answer::Absent | Answer::Conflict => self.is_stale = true,
+            Answer::Absent | Answer::Conflict => self.is_current = false,
             // If the write has happened after all, the next attempt gets a conflict.
-            Answer::Failed => self.not_before = Some(now + self.timing.retry),
+            Answer::Failed => self.not_before = Some(now + RETRY),
         }
     }
 
@@ -225,7 +205,7 @@ impl Candidate {
         let before = lease.map_or(0, |lease| lease.transitions);
         let is_new = holder.is_some() && lease.is_none_or(|lease| lease.holder != holder);
         let transitions = if is_new && lease.is_some() { before.saturating_add(1) } else { before };
-        let entry = Entry { holder, duration: self.timing.duration, transitions, is_new };
+        let entry = Entry { holder, transitions, is_new };
         match lease {
             Some(lease) => Request::Replace(lease.version, entry),
             None => Request::Create(entry),

@@ -8,16 +8,16 @@ const SECOND: Duration = Duration::from_secs(1);
 
 fn lease(version: u64, holder: &str) -> Lease {
     let holder = (!holder.is_empty()).then(|| holder.to_owned());
-    Lease { version, holder, duration: Timing::USUAL.duration, transitions: 3 }
+    Lease { version, holder, duration: DURATION, transitions: 3 }
 }
 
 fn entry(holder: Option<&str>, transitions: i32, is_new: bool) -> Entry {
-    Entry { holder: holder.map(str::to_owned), duration: Timing::USUAL.duration, transitions, is_new }
+    Entry { holder: holder.map(str::to_owned), transitions, is_new }
 }
 
 /// A candidate `me` that has read the Lease with this answer.
 fn reader(answer: Answer, now: Instant) -> Candidate {
-    let mut me = Candidate::new("me".into(), Timing::USUAL);
+    let mut me = Candidate::new("me".into());
     assert_eq!(me.next(now), Next::Send(Request::Read));
     me.handle_answer(answer, now);
     me
@@ -303,9 +303,9 @@ impl World {
                     continue;
                 }
             };
-            if let Some(Entry { holder, duration, transitions, .. }) = entry {
+            if let Some(Entry { holder, transitions, .. }) = entry {
                 self.version += 1;
-                self.lease = Some(Lease { version: self.version, holder, duration, transitions });
+                self.lease = Some(Lease { version: self.version, holder, duration: DURATION, transitions });
             }
             let answer = self.lease.clone().map_or(Answer::Absent, Answer::Lease);
             self.answer(from, number, answer);
@@ -345,7 +345,7 @@ impl World {
             process.lives += 1;
             (process.is_resigning, process.watched) = (false, None);
             process.inbox.clear();
-            process.candidate = Some(Candidate::new(format!("{index}/{}", process.lives), Timing::USUAL));
+            process.candidate = Some(Candidate::new(format!("{index}/{}", process.lives)));
         }
         let clock = process.clock(now);
         let candidate = process.candidate.as_mut().expect("just made");
