@@ -7,7 +7,7 @@
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
-use model::pacing;
+use model::pacing::{self, add_jitter};
 
 use crate::plan::effect::Subject;
 
@@ -64,11 +64,11 @@ impl Backoff {
         });
         let (failures, writes) = if success { (0, written + 1) } else { (failed + 1, written) };
         let pause = match subject {
-            _ if !success => pause(failures, jitter),
+            _ if !success => add_jitter(PAUSES.pause_after(failures), jitter),
             Subject::Pool(_) => POOL_PAUSE,
             // Many Services may join one record, each with a write.
             Subject::Record(_) if writes > FREE_WRITES => FIRST_PAUSE,
-            _ if writes > FREE_WRITES => pause(writes - FREE_WRITES, jitter),
+            _ if writes > FREE_WRITES => add_jitter(PAUSES.pause_after(writes - FREE_WRITES), jitter),
             _ => Duration::ZERO,
         };
         self.0.insert(subject.clone(), Attempts { ended: now, pause, failures, writes });
@@ -97,11 +97,6 @@ impl Backoff {
     }
 }
 
-/// The n-th pause. `jitter` spreads it over its upper half.
-fn pause(n: u32, jitter: f64) -> Duration {
-    pacing::add_jitter(PAUSES.pause_after(n), jitter)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -125,11 +120,6 @@ mod tests {
         assert_eq!(pauses[11], Some(30_000));
         assert_eq!(backoff.record_end(&web(), true, now, 1.0), AttemptNews::Recovered);
         assert_eq!(backoff.not_before(&web(), now), None);
-    }
-
-    #[test]
-    fn jitter_spreads_a_pause_over_its_upper_half() {
-        assert_eq!((pause(1, 0.0).as_millis(), pause(1, 1.0).as_millis()), (25, 50));
     }
 
     #[test]

@@ -74,33 +74,6 @@ fn admitting_pools_are_tried_by_priority() {
     world.snapshot.namespaces.insert("default".into(), Arc::new(namespace));
     world.settle();
     assert_eq!(ingress(&world, "s5"), ["192.0.2.4"]);
-    // When the namespace loses the label, its Services keep their addresses.
-    world.snapshot.namespaces.clear();
-    world.settle();
-    assert_eq!((ingress(&world, "s5"), reason(&world, "s5")), (vec!["192.0.2.4".into()], "True PoolChanged".into()));
-}
-
-#[test]
-fn quota_limits_a_namespace_and_counts_shared_addresses_once() {
-    let limited = edit_pool(lan(), |spec| spec.max_per_namespace = Some(1));
-    let mut far = service("far", 9);
-    far.key.namespace = "away".into();
-    let named = Service { request: request_for("192.0.2.12"), ..service("named", 4) };
-    let mut world = World::new([limited], [sharing("a", 1, 80), sharing("b", 2, 443), service("c", 3), far]);
-    world.settle();
-    assert_eq!(["a", "b"].map(|name| ingress(&world, name)), [["192.0.2.10"], ["192.0.2.10"]]);
-    world.snapshot.services.insert(named.key.clone(), Arc::new(named));
-    world.settle();
-    assert_eq!(["c", "named"].map(|name| reason(&world, name)), ["False NamespaceQuota"; 2]);
-    world.delete("named");
-    assert_eq!(world.view_key(&Key::new("away", "far")).ingress, ["192.0.2.11"]);
-    world.delete("a");
-    world.delete("b");
-    world.settle();
-    assert_eq!(ingress(&world, "c"), ["192.0.2.10"]);
-    world.edit("c", |service| service.request = request_for("192.0.2.12"));
-    world.settle();
-    assert_eq!(ingress(&world, "c"), ["192.0.2.12"], "a move does not exceed the quota");
 }
 
 #[test]
