@@ -3,9 +3,9 @@
 //! | file | content |
 //! |---|---|
 //! | [`expression`] | rules as the kernel's bytecode, exactly as `nft` writes them |
-//! | `element` | elements of sets and maps ⇄ attributes |
+//! | `element` | elements of sets and maps, and their parts ⇄ attributes |
 //! | `userdata` | notes for `nft`, which the kernel only stores |
-//! | [`contents`] | the elements of a new table, as messages |
+//! | [`contents`] | lists of elements, and the contents of a new table, as messages |
 //! | [`request`] | messages that change tables |
 //! | [`dump`] | queries, and the answers that describe a table |
 //! | `numbers` | message types and attributes |
@@ -19,7 +19,7 @@ mod numbers;
 pub mod request;
 mod userdata;
 
-pub(super) use element::encode_key;
+pub(super) use element::with_parts;
 
 #[cfg(test)]
 mod tests;

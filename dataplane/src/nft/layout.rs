@@ -24,7 +24,7 @@ use std::net::IpAddr;
 use crds::service::Family;
 
 pub use netdev::FIRST_CLIENT_SLOT;
-pub use sets::{Data, GC_INTERVAL, Set, SetId, Type, VERDICT, endpoint_types, sets};
+pub use sets::{Data, GC_INTERVAL, Set, SetId, Type, VERDICT, sets};
 
 use super::chain_name::ChainName;
 use super::codec::expression::Expression;

@@ -4,13 +4,11 @@
 mod rule;
 
 use std::fmt::Write;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use crds::{MacAddr, Protocol, Range};
+use crds::Range;
 use ipnet::IpNet;
 
-use super::codec::encode_key;
-use super::dispatch_id::DispatchId;
+use super::codec::with_parts;
 use super::elements::{ElementKey, ElementValue, Elements, KeyParts};
 use super::layout::{self, Chain, Data, Hook, Set, Table, Type, variable_chain};
 use super::projection::{is_needed, ruleset_elements};
@@ -51,16 +49,19 @@ fn print_set(set: &Set, elements: &[String], to: &mut String) -> std::fmt::Resul
     let is_map = set.data != Data::None;
     writeln!(to, "\t{} {} {{", if is_map { "map" } else { "set" }, set.name)?;
     // The type of a number from `numgen` has no name, so `nft` prints an example of the key instead.
-    let by_example = set.data == Data::Endpoint || set.key.contains(&Type::Integer);
-    let name = |kind: &Type| if by_example { example(*kind) } else { type_name(*kind) };
-    let names = |kinds: &[Type]| kinds.iter().map(name).collect::<Vec<_>>().join(" . ");
+    let by_example = set.is_typed_by_example();
+    let keyword = if by_example { "typeof" } else { "type" };
+    let name = |kind| {
+        let [name, example] = type_words(kind);
+        if by_example { example } else { name }
+    };
+    let names = |kinds: Vec<Type>| kinds.into_iter().map(name).collect::<Vec<_>>().join(" . ");
     let values = match set.data {
         Data::None => String::new(),
         Data::Verdict => " : verdict".to_owned(),
-        Data::Endpoint => format!(" : {}", names(&set.endpoint_types())),
-        Data::Plain(kind) => format!(" : {}", names(&[kind])),
+        Data::Values(_) => format!(" : {}", names(set.values().collect())),
     };
-    writeln!(to, "\t\t{} {}{values}", if by_example { "typeof" } else { "type" }, names(&set.key))?;
+    writeln!(to, "\t\t{keyword} {}{values}", names(set.key().collect()))?;
     if let Some(size) = set.size(elements.len()) {
         writeln!(to, "\t\tsize {size}\n\t\tflags {}timeout", if set.dynamic.is_some() { "dynamic," } else { "" })?;
     }
@@ -98,7 +99,6 @@ fn hook_name(table: Table, hook: Hook) -> &'static str {
         (Table::Link, _) => "ingress",
         (_, 0) => "prerouting",
         (_, 1) => "input",
-        (_, 2) => "forward",
         (_, 3) => "output",
         _ => "postrouting",
     }
@@ -107,11 +107,9 @@ fn hook_name(table: Table, hook: Hook) -> &'static str {
 /// A priority by name, or relative to a named one at this hook at most ten away.
 fn priority_name(table: Table, hook: Hook) -> String {
     let names = [
-        ("raw", -300, table != Table::Link),
         ("mangle", -150, table != Table::Link),
         ("dstnat", -100, table != Table::Link && hook.number == 0),
         ("filter", 0, true),
-        ("security", 50, table != Table::Link),
         ("srcnat", 100, table != Table::Link && hook.number == 4),
     ];
     let near = names.into_iter().find(|(_, named, is_here)| *is_here && hook.priority.abs_diff(*named) <= 10);
@@ -123,32 +121,18 @@ fn priority_name(table: Table, hook: Hook) -> String {
     }
 }
 
-fn type_name(kind: Type) -> &'static str {
+/// The name of a type, and an expression of this type as in the userdata of a set.
+fn type_words(kind: Type) -> [&'static str; 2] {
     match kind {
-        Type::Integer => "integer",
-        Type::V4 => "ipv4_addr",
-        Type::V6 => "ipv6_addr",
-        Type::Mac => "ether_addr",
-        Type::Protocol => "inet_proto",
-        Type::Port => "inet_service",
-        Type::LinkName => "ifname",
-        Type::Priority => "classid",
-        Type::Address => unreachable!("invariant: sets have resolved types"),
-    }
-}
-
-/// An expression of this type, as in the userdata of the set.
-fn example(kind: Type) -> &'static str {
-    match kind {
-        Type::Integer => "numgen random mod 2",
-        Type::V4 => "ip daddr",
-        Type::V6 => "ip6 daddr",
-        Type::Mac => "ether daddr",
-        Type::Protocol => "meta l4proto",
-        Type::Port => "th dport",
-        Type::LinkName => "iifname",
-        Type::Priority => "meta priority",
-        Type::Address => unreachable!("invariant: sets have resolved types"),
+        Type::Integer => ["integer", "numgen random mod 2"],
+        Type::V4 => ["ipv4_addr", "ip daddr"],
+        Type::V6 => ["ipv6_addr", "ip6 daddr"],
+        Type::Mac => ["ether_addr", "ether daddr"],
+        Type::Protocol => ["inet_proto", "meta l4proto"],
+        Type::Port => ["inet_service", "th dport"],
+        Type::LinkName => ["ifname", "iifname"],
+        Type::Priority => ["classid", "meta priority"],
+        Type::Address => unreachable!("invariant: types are resolved before use"),
     }
 }
 
@@ -157,10 +141,9 @@ fn element_lines(set: &Set, key: &ElementKey, value: &ElementValue) -> Vec<Strin
     if let ElementValue::Ranges(ranges) = value {
         return ranges.iter().map(print_range).collect();
     }
-    let bytes = encode_key(key);
-    let mut left = &*bytes;
-    let mut parts: Vec<String> = set.key.iter().map_while(|kind| take_part(*kind, &mut left)).collect();
-    if let (ElementKey::In(_, _, KeyParts::FrontendRange(_, clients)), Some(last)) = (key, parts.last_mut()) {
+    let ElementKey::In(_, _, key) = key else { return Vec::new() };
+    let mut parts = with_parts(key, |parts| parts.iter().map(ToString::to_string).collect::<Vec<_>>());
+    if let (KeyParts::FrontendRange(_, clients), Some(last)) = (key, parts.last_mut()) {
         *last = print_range(clients);
     }
     let key = parts.join(" . ");
@@ -177,45 +160,9 @@ fn element_lines(set: &Set, key: &ElementKey, value: &ElementValue) -> Vec<Strin
     }]
 }
 
-/// Prints the next part of a key, and takes its bytes: each part begins a word.
-fn take_part(kind: Type, bytes: &mut &[u8]) -> Option<String> {
-    let mut take = |count: usize| {
-        let (head, rest) = bytes.split_at_checked(count)?;
-        *bytes = rest;
-        Some(head)
-    };
-    Some(match kind {
-        Type::V4 => Ipv4Addr::from(<[u8; 4]>::try_from(take(4)?).ok()?).to_string(),
-        Type::V6 => Ipv6Addr::from(<[u8; 16]>::try_from(take(16)?).ok()?).to_string(),
-        Type::Integer => u32::from_ne_bytes(take(4)?.try_into().ok()?).to_string(),
-        Type::Priority => DispatchId(u32::from_ne_bytes(take(4)?.try_into().ok()?)).to_string(),
-        Type::Protocol => {
-            let number = *take(4)?.first()?;
-            let known =
-                [Protocol::Tcp, Protocol::Udp, Protocol::Sctp].into_iter().find(|known| known.number() == number);
-            known.map_or_else(|| number.to_string(), |known| known.to_string().to_lowercase())
-        }
-        Type::Mac => {
-            // As the only part it is not padded.
-            let mac: [u8; 6] = take(6)?.try_into().ok()?;
-            take(2);
-            MacAddr::from(mac).to_string()
-        }
-        Type::LinkName => {
-            let name = std::str::from_utf8(take(16)?).ok()?;
-            format!("{:?}", name.trim_end_matches('\0'))
-        }
-        Type::Port => {
-            let [high, low, ..] = take(4)? else { return None };
-            u16::from_be_bytes([*high, *low]).to_string()
-        }
-        Type::Address => unreachable!("invariant: sets have resolved types"),
-    })
-}
-
 /// A range as `nft` prints it: an address, a CIDR if possible, or both ends.
 fn print_range(range: &Range) -> String {
-    let (first, last): (IpAddr, IpAddr) = (range.first(), range.last());
+    let (first, last) = (range.first(), range.last());
     if first == last {
         return first.to_string();
     }

@@ -319,7 +319,7 @@ impl Machine {
 
     fn find(&self, table: Table, name: &str, registers: &[u8]) -> Option<&Element> {
         let set = layout::sets(table).into_iter().find(|set| set.name == name).expect("a set");
-        let length = usize::try_from(set.key_length()).expect("short");
+        let length = usize::try_from(set.key_type_and_length().1).expect("short");
         let key = &registers[..length];
         let elements = self.sets.get(&(table, name.to_owned()))?;
         if !set.interval {

@@ -10,55 +10,53 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use crds::Range;
 
-use super::element::{PartReader, decode_boundary, decode_element, items};
+use super::element::{decode_affinity_entry, decode_boundary, decode_element, decode_key, items};
 use super::expression::decode_counter;
 use super::numbers::*;
 use crate::flows::affinity::AffinityEntry;
 use crate::metrics::PacketCount;
-use crate::netlink::attribute::Attributes;
+use crate::netlink::attribute::{Attributes, Writer};
 use crate::netlink::message::{Message, NFTABLES};
 use crate::nft::chain_name::ChainName;
-use crate::nft::elements::{ElementKey, ElementValue, Elements};
+use crate::nft::elements::{ElementKey, ElementValue, Elements, KeyParts};
 use crate::nft::layout::{NAME, Set, SetId, Table};
-use crate::rules::Frontend;
 
 /// Queries the generation of nf_tables: a number that every change of any table increments.
 pub fn get_generation() -> Message {
     Message::new(NFTABLES, GETGEN, 0, 0, |_| ())
 }
 
+/// Queries objects of a table. In all queries the first attribute is the name of the table.
+fn get(kind: u8, table: Table, fill: impl FnOnce(&mut Writer)) -> Message {
+    message(kind, table, |w| fill(w.text(TABLE_NAME, NAME)))
+}
+
 pub fn get_table(table: Table) -> Message {
-    Message::new(NFTABLES, GETTABLE, 0, table.number(), |w| {
-        w.text(TABLE_NAME, NAME);
-    })
+    get(GETTABLE, table, |_| ())
 }
 
 /// Queries one chain. (The kernel could only list all chains of the family, which may be tens of thousands of other
 /// tables.)
 pub fn get_chain(table: Table, name: &str) -> Message {
-    Message::new(NFTABLES, GETCHAIN, 0, table.number(), |w| {
-        w.text(CHAIN_TABLE, NAME).text(CHAIN_NAME, name);
+    get(GETCHAIN, table, |w| {
+        w.text(CHAIN_NAME, name);
     })
 }
 
 /// Queries all rules of a table; a dump.
 pub fn get_rules(table: Table) -> Message {
-    Message::new(NFTABLES, GETRULE, 0, table.number(), |w| {
-        w.text(RULE_TABLE, NAME);
-    })
+    get(GETRULE, table, |_| ())
 }
 
 /// Queries all sets of a table; a dump.
 pub fn get_sets(table: Table) -> Message {
-    Message::new(NFTABLES, GETSET, 0, table.number(), |w| {
-        w.text(SET_TABLE, NAME);
-    })
+    get(GETSET, table, |_| ())
 }
 
 /// Queries all elements of a set; a dump.
 pub fn get_elements(table: Table, set: SetId) -> Message {
-    Message::new(NFTABLES, GETSETELEM, 0, table.number(), |w| {
-        w.text(ELEM_LIST_TABLE, NAME).text(ELEM_LIST_SET, set.name());
+    get(GETSETELEM, table, |w| {
+        w.text(ELEM_LIST_SET, set.name());
     })
 }
 
@@ -103,25 +101,11 @@ pub fn ranges(mut boundaries: Vec<Boundary>) -> Option<Vec<Range>> {
     Some(ranges)
 }
 
-/// The counted frontends in an answer about a counting set.
-pub fn decode_frontend_counts(set: &Set, answer: Attributes<'_>) -> Vec<(Frontend, PacketCount)> {
-    decode_counts(set, answer, |key| key.frontend())
-}
-
-/// The counted lb_ips in an answer about a counting set.
-pub fn decode_address_counts(set: &Set, answer: Attributes<'_>) -> Vec<(IpAddr, PacketCount)> {
-    decode_counts(set, answer, |key| key.address())
-}
-
-fn decode_counts<T>(
-    set: &Set,
-    answer: Attributes<'_>,
-    key: impl Fn(&mut PartReader<'_>) -> Option<T>,
-) -> Vec<(T, PacketCount)> {
+/// The counted keys in an answer about a counting set.
+pub fn decode_counts(set: &Set, answer: Attributes<'_>) -> Vec<(KeyParts, PacketCount)> {
     let decode = |item: Attributes<'_>| {
-        let mut reader = PartReader::new(&set.key, item.find(ELEM_KEY)?)?;
         let (packets, bytes) = decode_counter(item.find(ELEM_EXPR)?.inner())?;
-        Some((key(&mut reader)?, PacketCount { packets, bytes }))
+        Some((decode_key(set, item)?, PacketCount { packets, bytes }))
     };
     items(answer).filter_map(decode).collect()
 }
@@ -129,13 +113,6 @@ fn decode_counts<T>(
 /// The entries in an answer about `affinity`.
 pub fn decode_affinity(set: &Set, answer: Attributes<'_>) -> Vec<AffinityEntry> {
     items(answer).filter_map(|item| decode_affinity_entry(set, item)).collect()
-}
-
-fn decode_affinity_entry(set: &Set, item: Attributes<'_>) -> Option<AffinityEntry> {
-    let mut key = PartReader::new(&set.key, item.find(ELEM_KEY)?)?;
-    let (client, frontend) = (key.address()?, key.frontend()?);
-    let endpoint = PartReader::new(&set.endpoint_types(), item.find(ELEM_DATA)?)?.endpoint()?;
-    Some(AffinityEntry { client, frontend, endpoint })
 }
 
 /// All elements of a table, from those of its sets, its chains and its pod ranges.

@@ -1,13 +1,14 @@
 //! Elements of sets and maps ⇄ attributes. Pure.
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::fmt;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use crds::service::Family;
 use crds::{MacAddr, Protocol, Range};
 
 use super::expression::{Verdict, decode_value, encode_value};
 use super::key_bytes::KeyBytes;
 use super::numbers::*;
+use crate::flows::affinity::AffinityEntry;
 use crate::link_name::LinkName;
 use crate::netlink::attribute::{Attribute, Attributes, Writer};
 use crate::nft::chain_name::ChainName;
@@ -23,25 +24,25 @@ pub(super) fn encode_added(key: &ElementKey, value: &ElementValue, list: &mut Wr
     }
     list.nest(LIST_ITEM, |item| {
         encode_item_key(key, item);
+        let part = |part| encode_parts(&[part]);
         let data = match value {
             ElementValue::Present | ElementValue::Ranges(_) => return,
-            ElementValue::Goto(chain) => {
-                item.nest(ELEM_DATA, |w| Verdict::Goto(chain.to_string()).encode(w));
-                return;
+            ElementValue::Goto(chain) => return encode_verdict(&Verdict::Goto(chain.to_string()), item),
+            ElementValue::Return => return encode_verdict(&Verdict::Return, item),
+            ElementValue::DispatchId(id) => part(Part::Id(*id)),
+            ElementValue::Endpoint(endpoint) => {
+                encode_parts(&[Part::Address(endpoint.ip()), Part::Port(endpoint.port())])
             }
-            ElementValue::Return => {
-                item.nest(ELEM_DATA, |w| Verdict::Return.encode(w));
-                return;
-            }
-            ElementValue::DispatchId(id) => KeyBytes::empty().and(&id.0.to_ne_bytes()),
-            ElementValue::Endpoint(endpoint) => encode_endpoint(endpoint),
-            ElementValue::Address(address) => concatenate([Part::Address(*address)]),
-            // A value of one part is not padded.
-            ElementValue::Port(port) => KeyBytes::empty().and(&port.to_be_bytes()),
-            ElementValue::Mac(mac) => KeyBytes::empty().and(&mac.octets()),
+            ElementValue::Address(address) => part(Part::Address(*address)),
+            ElementValue::Port(port) => part(Part::Port(*port)),
+            ElementValue::Mac(mac) => part(Part::Mac(*mac)),
         };
         item.nest(ELEM_DATA, |w| encode_value(&data, w));
     });
+}
+
+fn encode_verdict(verdict: &Verdict, item: &mut Writer) {
+    item.nest(ELEM_DATA, |w| verdict.encode(w));
 }
 
 /// Writes an element to be deleted into a list.
@@ -55,10 +56,12 @@ pub(super) fn encode_deleted(key: &ElementKey, value: &ElementValue, list: &mut 
 }
 
 fn encode_item_key(key: &ElementKey, item: &mut Writer) {
-    item.nest(ELEM_KEY, |w| encode_value(&encode_key(key), w));
-    if let ElementKey::In(_, _, KeyParts::FrontendRange(frontend, range)) = key {
-        let last = frontend_parts(frontend).into_iter().chain([Part::Address(range.last())]);
-        item.nest(ELEM_KEY_END, |w| encode_value(&concatenate(last), w));
+    let ElementKey::In(_, _, parts) = key else { return };
+    item.nest(ELEM_KEY, |w| encode_value(&with_parts(parts, encode_parts), w));
+    if let KeyParts::FrontendRange(frontend, range) = parts {
+        let [address, protocol, port] = frontend_parts(frontend);
+        let last = encode_parts(&[address, protocol, port, Part::Address(range.last())]);
+        item.nest(ELEM_KEY_END, |w| encode_value(&last, w));
     }
 }
 
@@ -84,74 +87,142 @@ fn encode_boundary(address: IpAddr, is_end: bool, list: &mut Writer) {
         if is_end {
             item.u32(ELEM_FLAGS, INTERVAL_END);
         }
-        item.nest(ELEM_KEY, |w| encode_value(&concatenate([Part::Address(address)]), w));
+        item.nest(ELEM_KEY, |w| encode_value(&encode_parts(&[Part::Address(address)]), w));
     });
 }
 
-/// A part of a key or value.
-enum Part {
+/// A part of a key or value. It is displayed as `nft` prints it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(in crate::nft) enum Part {
     Address(IpAddr),
-    Protocol(u8),
+    Protocol(Protocol),
     Port(u16),
+    /// A random number or hash, in host byte order.
     Number(u32),
-    Mac([u8; 6]),
+    /// The priority of a packet, in host byte order.
+    Id(DispatchId),
+    Mac(MacAddr),
     Link(LinkName),
 }
 
-/// Concatenates parts: each begins a word, as in registers.
-fn concatenate(parts: impl IntoIterator<Item = Part>) -> KeyBytes {
-    parts.into_iter().fold(KeyBytes::empty(), |bytes, part| match part {
-        Part::Address(IpAddr::V4(v4)) => bytes.and(&v4.octets()),
-        Part::Address(IpAddr::V6(v6)) => bytes.and(&v6.octets()),
-        Part::Protocol(number) => bytes.and(&[number, 0, 0, 0]),
-        Part::Port(port) => bytes.and(&port.to_be_bytes()).and(&[0; 2]),
-        // `numgen` returns a number in host byte order.
-        Part::Number(number) => bytes.and(&number.to_ne_bytes()),
-        Part::Mac(mac) => bytes.and(&mac).and(&[0; 2]),
-        Part::Link(link) => bytes.and(&link.bytes()),
-    })
+impl Part {
+    fn append_to(self, bytes: KeyBytes) -> KeyBytes {
+        match self {
+            Self::Address(IpAddr::V4(v4)) => bytes.append(&v4.octets()),
+            Self::Address(IpAddr::V6(v6)) => bytes.append(&v6.octets()),
+            Self::Protocol(protocol) => bytes.append(&[protocol.number()]),
+            Self::Port(port) => bytes.append(&port.to_be_bytes()),
+            Self::Number(number) => bytes.append(&number.to_ne_bytes()),
+            Self::Id(id) => bytes.append(&id.0.to_ne_bytes()),
+            Self::Mac(mac) => bytes.append(&mac.octets()),
+            Self::Link(link) => bytes.append(&link.bytes()),
+        }
+    }
+
+    /// Reads a part of this type; `None` if the bytes are not such a part.
+    fn decode(kind: Type, bytes: &[u8]) -> Option<Self> {
+        Some(match kind {
+            Type::V4 => Self::Address(<[u8; 4]>::try_from(bytes).ok()?.into()),
+            Type::V6 => Self::Address(<[u8; 16]>::try_from(bytes).ok()?.into()),
+            Type::Protocol => Self::Protocol(Protocol::ALL.into_iter().find(|known| [known.number()] == *bytes)?),
+            Type::Port => Self::Port(u16::from_be_bytes(bytes.try_into().ok()?)),
+            Type::Integer => Self::Number(u32::from_ne_bytes(bytes.try_into().ok()?)),
+            Type::Priority => Self::Id(DispatchId(u32::from_ne_bytes(bytes.try_into().ok()?))),
+            Type::Mac => Self::Mac(<[u8; 6]>::try_from(bytes).ok()?.into()),
+            Type::LinkName => {
+                Self::Link(LinkName::new(std::str::from_utf8(bytes.split(|byte| *byte == 0).next()?).ok()?)?)
+            }
+            Type::Address => unreachable!("invariant: types are resolved before use"),
+        })
+    }
 }
 
-/// The key of an element as the kernel has it; empty for a chain or an interval set.
-pub(in crate::nft) fn encode_key(key: &ElementKey) -> KeyBytes {
-    use Part::{Address, Number};
-    let ElementKey::In(_, _, parts) = key else { return KeyBytes::empty() };
+impl fmt::Display for Part {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Address(address) => write!(f, "{address}"),
+            Self::Protocol(protocol) => write!(f, "{}", protocol.to_string().to_lowercase()),
+            Self::Port(port) => write!(f, "{port}"),
+            Self::Number(number) => write!(f, "{number}"),
+            Self::Id(id) => write!(f, "{id}"),
+            Self::Mac(mac) => write!(f, "{mac}"),
+            Self::Link(link) => write!(f, "\"{link}\""),
+        }
+    }
+}
+
+/// Concatenates parts: each begins a word, as in registers. A single part is not padded.
+fn encode_parts(parts: &[Part]) -> KeyBytes {
     match parts {
-        KeyParts::Address(address) => concatenate([Address(*address)]),
-        KeyParts::Frontend(frontend) => concatenate(frontend_parts(frontend)),
-        KeyParts::FrontendRange(frontend, range) => {
-            concatenate(frontend_parts(frontend).into_iter().chain([Address(range.first())]))
-        }
-        KeyParts::FrontendIndex(frontend, index) => {
-            concatenate(frontend_parts(frontend).into_iter().chain([Number(*index)]))
-        }
-        KeyParts::Pair(address, endpoint) => concatenate([*address, *endpoint].map(Address)),
-        KeyParts::Hairpin(address, endpoint) => concatenate([*address, *endpoint, *endpoint].map(Address)),
-        KeyParts::AddressProtocol(address, protocol) => {
-            concatenate([Address(*address), Part::Protocol(protocol.number())])
-        }
-        // A priority is in host byte order.
-        KeyParts::DispatchId(id) => KeyBytes::empty().and(&id.0.to_ne_bytes()),
-        KeyParts::Slot(table, slot) => concatenate([Part::Mac(table.octets()), Number(*slot)]),
-        // A key of one part is not padded.
-        KeyParts::Mac(mac) => KeyBytes::empty().and(&mac.octets()),
-        KeyParts::Link(link) => concatenate([Part::Link(*link)]),
-        KeyParts::LinkMac(link, mac) => concatenate([Part::Link(*link), Part::Mac(mac.octets())]),
+        [only] => only.append_to(KeyBytes::empty()),
+        parts => parts.iter().fold(KeyBytes::empty(), |bytes, part| part.append_to(bytes).pad()),
+    }
+}
+
+/// Reads parts of these types; `None` if the data consists of others.
+fn decode_parts(types: impl ExactSizeIterator<Item = Type>, data: Attribute<'_>) -> Option<Vec<Part>> {
+    let mut rest = decode_value(data.inner())?;
+    let word = if types.len() == 1 { 1 } else { 4 };
+    let parts: Option<Vec<Part>> = types
+        .map(|kind| {
+            let length = usize::try_from(kind.length()).ok()?;
+            let (padded, after) = rest.split_at_checked(length.next_multiple_of(word))?;
+            rest = after;
+            Part::decode(kind, &padded[..length])
+        })
+        .collect();
+    parts.filter(|_| rest.is_empty())
+}
+
+/// The parts of a key in the kernel, passed to `each`; of ranges, the first key.
+pub(in crate::nft) fn with_parts<T>(key: &KeyParts, each: impl FnOnce(&[Part]) -> T) -> T {
+    use Part::{Address, Id, Link, Mac, Number};
+    let with_frontend = |frontend: &Frontend, part| {
+        let [address, protocol, port] = frontend_parts(frontend);
+        [address, protocol, port, part]
+    };
+    match key {
+        KeyParts::Address(address) => each(&[Address(*address)]),
+        KeyParts::Frontend(frontend) => each(&frontend_parts(frontend)),
+        KeyParts::FrontendRange(frontend, range) => each(&with_frontend(frontend, Address(range.first()))),
+        KeyParts::FrontendIndex(frontend, index) => each(&with_frontend(frontend, Number(*index))),
+        KeyParts::Pair(address, endpoint) => each(&[*address, *endpoint].map(Address)),
+        KeyParts::Hairpin(address, endpoint) => each(&[*address, *endpoint, *endpoint].map(Address)),
+        KeyParts::AddressProtocol(address, protocol) => each(&[Address(*address), Part::Protocol(*protocol)]),
+        KeyParts::DispatchId(id) => each(&[Id(*id)]),
+        KeyParts::Slot(table, slot) => each(&[Mac(*table), Number(*slot)]),
+        KeyParts::Mac(mac) => each(&[Mac(*mac)]),
+        KeyParts::Link(link) => each(&[Link(*link)]),
+        KeyParts::LinkMac(link, mac) => each(&[Link(*link), Mac(*mac)]),
     }
 }
 
 fn frontend_parts(frontend: &Frontend) -> [Part; 3] {
     let Frontend { address, protocol, port } = *frontend;
-    [Part::Address(address), Part::Protocol(protocol.number()), Part::Port(port)]
-}
-
-fn encode_endpoint(endpoint: &SocketAddr) -> KeyBytes {
-    concatenate([Part::Address(endpoint.ip()), Part::Port(endpoint.port())])
+    [Part::Address(address), Part::Protocol(protocol), Part::Port(port)]
 }
 
 /// The key of an entry of `affinity`.
 pub(super) fn encode_affinity_key(client: IpAddr, frontend: &Frontend) -> KeyBytes {
-    concatenate([Part::Address(client)].into_iter().chain(frontend_parts(frontend)))
+    let [address, protocol, port] = frontend_parts(frontend);
+    encode_parts(&[Part::Address(client), address, protocol, port])
+}
+
+/// Reads the client and the frontend in the key of an entry of `affinity`.
+pub(super) fn decode_affinity_key(set: &Set, item: Attributes<'_>) -> Option<(IpAddr, Frontend)> {
+    match decode_parts(set.key(), item.find(ELEM_KEY)?)?[..] {
+        [Part::Address(client), Part::Address(address), Part::Protocol(protocol), Part::Port(port)] => {
+            Some((client, Frontend { address, protocol, port }))
+        }
+        _ => None,
+    }
+}
+
+/// Reads an entry of `affinity`.
+pub(super) fn decode_affinity_entry(set: &Set, item: Attributes<'_>) -> Option<AffinityEntry> {
+    let (client, frontend) = decode_affinity_key(set, item)?;
+    let ElementValue::Endpoint(endpoint) = decode_data(set, item)? else { return None };
+    Some(AffinityEntry { client, frontend, endpoint })
 }
 
 /// The items of the list in an answer about elements.
@@ -174,35 +245,37 @@ pub(super) fn decode_element(table: Table, set: &Set, item: Attributes<'_>) -> O
     is_ours.then_some((ElementKey::In(table, set.id, key), value))
 }
 
-fn decode_key(set: &Set, item: Attributes<'_>) -> Option<KeyParts> {
-    use Type::{Integer, LinkName, Mac, Port, Priority, Protocol, V4, V6};
-    let mut key = PartReader::new(&set.key, item.find(ELEM_KEY)?)?;
-    let parts = match set.key[..] {
-        [V4 | V6] => KeyParts::Address(key.address()?),
-        [V4 | V6, Protocol, Port] => KeyParts::Frontend(key.frontend()?),
-        [V4 | V6, Protocol, Port, V4 | V6] => {
-            let (frontend, first) = (key.frontend()?, key.address()?);
-            let mut end = PartReader::new(&set.key, item.find(ELEM_KEY_END)?)?;
-            let (same, last) = (end.frontend()?, end.address()?);
-            end.end()?;
-            (frontend == same).then_some(KeyParts::FrontendRange(frontend, Range::new(first, last)?))?
+/// Reads the key of an element.
+pub(super) fn decode_key(set: &Set, item: Attributes<'_>) -> Option<KeyParts> {
+    use Part::{Address, Id, Link, Mac, Number, Port, Protocol};
+    let key = decode_parts(set.key(), item.find(ELEM_KEY)?)?;
+    Some(match key[..] {
+        [Address(address)] => KeyParts::Address(address),
+        [Address(address), Protocol(protocol), Port(port), ref rest @ ..] => {
+            let frontend = Frontend { address, protocol, port };
+            match *rest {
+                [] => KeyParts::Frontend(frontend),
+                [Number(index)] => KeyParts::FrontendIndex(frontend, index),
+                [Address(first)] => {
+                    let end = decode_parts(set.key(), item.find(ELEM_KEY_END)?)?;
+                    let Some((Address(last), same)) = end.split_last() else { return None };
+                    (*same == key[..3]).then_some(KeyParts::FrontendRange(frontend, Range::new(first, *last)?))?
+                }
+                _ => return None,
+            }
         }
-        [V4 | V6, Protocol, Port, Integer] => KeyParts::FrontendIndex(key.frontend()?, key.number()?),
-        [V4 | V6, V4 | V6] => KeyParts::Pair(key.address()?, key.address()?),
-        [V4 | V6, V4 | V6, V4 | V6] => {
-            let (address, source, destination) = (key.address()?, key.address()?, key.address()?);
+        [Address(address), Address(endpoint)] => KeyParts::Pair(address, endpoint),
+        [Address(address), Address(source), Address(destination)] => {
             (source == destination).then_some(KeyParts::Hairpin(address, source))?
         }
-        [V4 | V6, Protocol] => KeyParts::AddressProtocol(key.address()?, key.protocol()?),
-        [Priority] => KeyParts::DispatchId(DispatchId(key.number()?)),
-        [Mac, Integer] => KeyParts::Slot(key.mac()?, key.number()?),
-        [Mac] => KeyParts::Mac(MacAddr::from(key.bytes::<6>()?)),
-        [LinkName] => KeyParts::Link(key.link()?),
-        [LinkName, Mac] => KeyParts::LinkMac(key.link()?, key.mac()?),
+        [Address(address), Protocol(protocol)] => KeyParts::AddressProtocol(address, protocol),
+        [Id(id)] => KeyParts::DispatchId(id),
+        [Mac(table), Number(slot)] => KeyParts::Slot(table, slot),
+        [Mac(mac)] => KeyParts::Mac(mac),
+        [Link(link)] => KeyParts::Link(link),
+        [Link(link), Mac(mac)] => KeyParts::LinkMac(link, mac),
         _ => return None,
-    };
-    key.end()?;
-    Some(parts)
+    })
 }
 
 fn decode_data(set: &Set, item: Attributes<'_>) -> Option<ElementValue> {
@@ -214,24 +287,15 @@ fn decode_data(set: &Set, item: Attributes<'_>) -> Option<ElementValue> {
             Verdict::Return => Some(ElementValue::Return),
             Verdict::Accept | Verdict::Drop => None,
         },
-        Data::Endpoint => PartReader::new(&set.endpoint_types(), data()?)?.endpoint().map(ElementValue::Endpoint),
-        Data::Plain(Type::Priority) => {
-            Some(ElementValue::DispatchId(DispatchId(u32::from_ne_bytes(decode_bytes(data()?)?))))
-        }
-        Data::Plain(Type::Port) => Some(ElementValue::Port(u16::from_be_bytes(decode_bytes(data()?)?))),
-        Data::Plain(Type::Mac) => Some(ElementValue::Mac(MacAddr::from(decode_bytes::<6>(data()?)?))),
-        Data::Plain(kind) => {
-            let mut value = PartReader::new(&[kind], data()?)?;
-            let address = value.address()?;
-            value.end()?;
-            Some(ElementValue::Address(address))
-        }
+        Data::Values(_) => match decode_parts(set.values(), data()?)?[..] {
+            [Part::Address(address), Part::Port(port)] => Some(ElementValue::Endpoint((address, port).into())),
+            [Part::Id(id)] => Some(ElementValue::DispatchId(id)),
+            [Part::Port(port)] => Some(ElementValue::Port(port)),
+            [Part::Mac(mac)] => Some(ElementValue::Mac(mac)),
+            [Part::Address(address)] => Some(ElementValue::Address(address)),
+            _ => None,
+        },
     }
-}
-
-/// A value of exactly N bytes.
-fn decode_bytes<const N: usize>(data: Attribute<'_>) -> Option<[u8; N]> {
-    decode_value(data.inner())?.try_into().ok()
 }
 
 /// An end of a range in an interval set.
@@ -244,79 +308,7 @@ pub struct Boundary {
 
 /// Reads an element of an interval set.
 pub(super) fn decode_boundary(set: &Set, item: Attributes<'_>) -> Option<Boundary> {
-    let mut key = PartReader::new(&set.key, item.find(ELEM_KEY)?)?;
+    let KeyParts::Address(address) = decode_key(set, item)? else { return None };
     let flags = item.find(ELEM_FLAGS).and_then(|flags| flags.u32()).unwrap_or(0);
-    let address = key.address()?;
-    key.end()?;
     Some(Boundary { address, is_end: flags & INTERVAL_END != 0 })
-}
-
-/// Reads a key or value part by part.
-pub(super) struct PartReader<'a> {
-    family: Family,
-    rest: &'a [u8],
-}
-
-impl<'a> PartReader<'a> {
-    /// Reads data with parts of these types.
-    pub(super) fn new(types: &[Type], data: Attribute<'a>) -> Option<Self> {
-        let family = if types.contains(&Type::V6) { Family::V6 } else { Family::V4 };
-        Some(Self { family, rest: decode_value(data.inner())? })
-    }
-
-    fn bytes<const N: usize>(&mut self) -> Option<[u8; N]> {
-        let (part, rest) = self.rest.split_first_chunk::<N>()?;
-        self.rest = rest;
-        Some(*part)
-    }
-
-    pub(super) fn address(&mut self) -> Option<IpAddr> {
-        match self.family {
-            Family::V4 => self.bytes::<4>().map(IpAddr::from),
-            Family::V6 => self.bytes::<16>().map(IpAddr::from),
-        }
-    }
-
-    fn port(&mut self) -> Option<u16> {
-        let [high, low, ..] = self.bytes::<4>()?;
-        Some(u16::from_be_bytes([high, low]))
-    }
-
-    /// A number in host byte order.
-    fn number(&mut self) -> Option<u32> {
-        self.bytes().map(u32::from_ne_bytes)
-    }
-
-    pub(super) fn frontend(&mut self) -> Option<Frontend> {
-        Some(Frontend { address: self.address()?, protocol: self.protocol()?, port: self.port()? })
-    }
-
-    fn protocol(&mut self) -> Option<Protocol> {
-        let [number, ..] = self.bytes::<4>()?;
-        let protocols = [Protocol::Tcp, Protocol::Udp, Protocol::Sctp];
-        protocols.into_iter().find(|protocol| protocol.number() == number)
-    }
-
-    fn mac(&mut self) -> Option<MacAddr> {
-        let [a, b, c, d, e, f, ..] = self.bytes::<8>()?;
-        Some(MacAddr(a, b, c, d, e, f))
-    }
-
-    fn link(&mut self) -> Option<LinkName> {
-        let name = self.bytes::<16>()?;
-        let name = std::str::from_utf8(name.split(|byte| *byte == 0).next()?).ok()?;
-        LinkName::new(name)
-    }
-
-    /// An address and a port, and nothing after them.
-    pub(super) fn endpoint(mut self) -> Option<SocketAddr> {
-        let endpoint = SocketAddr::new(self.address()?, self.port()?);
-        self.end()?;
-        Some(endpoint)
-    }
-
-    /// `None` if something is left.
-    fn end(self) -> Option<()> {
-        self.rest.is_empty().then_some(())
-    }
 }

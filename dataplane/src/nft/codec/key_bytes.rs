@@ -1,5 +1,5 @@
-//! The bytes of a key or value. There may be a million of them, and none is longer than the registers: so they are kept
-//! without an allocation. Pure.
+//! The bytes of a key or value. A table can have a million of them, and none is longer than the registers, so they are
+//! stored without an allocation. Pure.
 
 use std::ops::Deref;
 
@@ -15,11 +15,16 @@ impl KeyBytes {
     }
 
     /// Appends `more`.
-    pub(super) fn and(mut self, more: &[u8]) -> Self {
+    pub(super) fn append(mut self, more: &[u8]) -> Self {
         let end = self.length + more.len();
         self.bytes[self.length..end].copy_from_slice(more);
         self.length = end;
         self
+    }
+
+    /// Appends zeros up to the end of a word.
+    pub(super) fn pad(self) -> Self {
+        Self { length: self.length.next_multiple_of(4), ..self }
     }
 }
 

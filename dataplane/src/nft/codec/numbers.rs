@@ -1,4 +1,8 @@
-//! Message types and attributes, from linux/netfilter/nf_tables.h. Pure.
+//! Messages of nf_tables: their types and attributes, from linux/netfilter/nf_tables.h. Pure.
+
+use crate::netlink::attribute::Writer;
+use crate::netlink::message::{APPEND, CREATE, Message, NFTABLES};
+use crate::nft::layout::Table;
 
 // enum nf_tables_msg_types.
 pub(super) const NEWTABLE: u8 = 0;
@@ -65,3 +69,13 @@ pub(super) const ACCEPT: u32 = 1;
 /// The length at which a list of elements goes on in another message, in bytes. The length of an attribute is a number
 /// of 16 bits; the largest element needs less than the difference.
 pub(super) const LIST_LIMIT: usize = 60_000;
+
+/// A message of this type about a table.
+pub(super) fn message(kind: u8, table: Table, fill: impl FnOnce(&mut Writer)) -> Message {
+    let flags = match kind {
+        NEWRULE => CREATE | APPEND,
+        NEWTABLE | NEWCHAIN | NEWSET | NEWSETELEM => CREATE,
+        _ => 0,
+    };
+    Message::new(NFTABLES, kind, flags, table.number(), fill)
+}

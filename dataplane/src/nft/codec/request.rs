@@ -106,8 +106,9 @@ impl<'a> Requests<'a> {
     fn create_set(&mut self, table: Table, number: u32, set: &Set, size: Option<u32>) {
         self.push(table, format!("add set {} of {table}", set.name), Request::create(NEWSET), |w| {
             w.text(SET_TABLE, NAME).text(SET_NAME, set.name).u32(SET_FLAGS, set.flags());
-            w.u32(SET_KEY_TYPE, set.key_type()).u32(SET_KEY_LEN, set.key_length());
-            if let Some((kind, length)) = set.data() {
+            let (kind, length) = set.key_type_and_length();
+            w.u32(SET_KEY_TYPE, kind).u32(SET_KEY_LEN, length);
+            if let Some((kind, length)) = set.data_type_and_length() {
                 w.u32(SET_DATA_TYPE, kind).u32(SET_DATA_LEN, length);
             }
             w.u32(SET_ID, number);

@@ -11,7 +11,7 @@ use super::dump::{
     Boundary, DumpedSet, DumpedTable, decode_affinity, decode_boundaries, decode_elements, decode_generation,
     decode_hook, decode_rule, ranges,
 };
-use super::element::{PartReader, encode_added, items};
+use super::element::{decode_affinity_key, encode_added, items};
 use super::numbers::*;
 use super::request::Requests;
 use crate::flows::affinity::AffinityEntry;
@@ -273,12 +273,10 @@ proptest! {
             let answer = attributes(&bytes[Message::HEADERS..]);
             prop_assert_eq!(answer.find(ELEM_LIST_SET).and_then(|set| set.text()), Some("affinity"));
             for item in items(answer) {
-                let set = set_named(table, "affinity");
-                let mut key = PartReader::new(&set.key, item.find(ELEM_KEY).expect("a key")).expect("a value");
-                forgotten.push((key.address(), key.frontend()));
+                forgotten.push(decode_affinity_key(&set_named(table, "affinity"), item));
             }
         }
-        let expected: Vec<_> = expected.into_iter().map(|one| (Some(one.client), Some(one.frontend))).collect();
+        let expected: Vec<_> = expected.into_iter().map(|one| Some((one.client, one.frontend))).collect();
         prop_assert_eq!(forgotten, expected);
     }
 

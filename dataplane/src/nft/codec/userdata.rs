@@ -48,30 +48,13 @@ pub(super) fn decode_comment(notes: &[u8]) -> Option<&str> {
 
 /// The notes on a set.
 pub(super) fn encode_set(set: &Set) -> Vec<u8> {
-    let order = match set.key[..] {
-        [Type::LinkName | Type::Priority] => HOST_ENDIAN,
-        [_] => BIG_ENDIAN,
-        _ => NO_ORDER,
-    };
-    let mut notes = number(SET_KEY_BYTEORDER, order);
+    let mut notes = number(SET_KEY_BYTEORDER, byte_order(set.key()));
     if set.data != Data::None {
-        let order = match set.data {
-            Data::Plain(Type::Priority) => HOST_ENDIAN,
-            Data::Plain(_) => BIG_ENDIAN,
-            Data::None | Data::Verdict | Data::Endpoint => NO_ORDER,
-        };
-        notes.extend(number(SET_DATA_BYTEORDER, order));
+        notes.extend(number(SET_DATA_BYTEORDER, byte_order(set.values())));
     }
-    match set.data {
-        Data::Endpoint => {
-            notes.extend(item(SET_KEY_TYPEOF, &concatenation(&set.key)));
-            notes.extend(item(SET_DATA_TYPEOF, &concatenation(&set.endpoint_types())));
-        }
-        Data::Plain(kind) if set.key.contains(&Type::Integer) => {
-            notes.extend(item(SET_KEY_TYPEOF, &concatenation(&set.key)));
-            notes.extend(item(SET_DATA_TYPEOF, &example(kind)));
-        }
-        Data::None | Data::Verdict | Data::Plain(_) => {}
+    if set.is_typed_by_example() {
+        notes.extend(item(SET_KEY_TYPEOF, &examples(set.key())));
+        notes.extend(item(SET_DATA_TYPEOF, &examples(set.values())));
     }
     if set.data != Data::None {
         notes.extend(number(SET_DATA_INTERVAL, 0));
@@ -80,12 +63,26 @@ pub(super) fn encode_set(set: &Set) -> Vec<u8> {
     notes
 }
 
-fn concatenation(parts: &[Type]) -> Vec<u8> {
-    let parts = (0..).zip(parts).flat_map(|(index, part)| item(index, &example(*part))).collect::<Vec<u8>>();
-    expression(CONCATENATION, &parts)
+fn byte_order(mut parts: impl ExactSizeIterator<Item = Type>) -> u32 {
+    match (parts.len(), parts.next()) {
+        (1, Some(Type::LinkName | Type::Priority)) => HOST_ENDIAN,
+        (1, _) => BIG_ENDIAN,
+        _ => NO_ORDER,
+    }
 }
 
-/// An expression of this type, for `typeof`.
+/// An expression of these types, for `typeof`.
+fn examples(parts: impl ExactSizeIterator<Item = Type>) -> Vec<u8> {
+    let is_alone = parts.len() == 1;
+    let parts: Vec<Vec<u8>> = parts.map(example).collect();
+    if is_alone {
+        return parts.concat();
+    }
+    let items: Vec<u8> = (0..).zip(parts).flat_map(|(index, part)| item(index, &part)).collect();
+    expression(CONCATENATION, &items)
+}
+
+/// An expression of this type.
 fn example(kind: Type) -> Vec<u8> {
     match kind {
         Type::V4 => payload(IP_DADDR),
@@ -97,7 +94,7 @@ fn example(kind: Type) -> Vec<u8> {
         Type::Protocol => expression(META, &number(0, META_L4PROTO)),
         // Some modulus is required, and any does.
         Type::Integer => expression(NUMGEN, &[number(0, NUMGEN_RANDOM), number(1, 2), number(2, 0)].concat()),
-        Type::Address => unreachable!("invariant: sets have resolved types"),
+        Type::Address => unreachable!("invariant: types are resolved before use"),
     }
 }
 

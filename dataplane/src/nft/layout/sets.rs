@@ -1,55 +1,12 @@
-//! The declarations of all sets and maps: [`DECLARATIONS`]. A new one needs a variant of [`SetId`], a line there, and
-//! its elements in `nft/projection.rs`, unless rules fill it.
+//! The declarations of all sets and maps: a line each in [`declare_sets!`]. The elements of a new one come from
+//! `nft/projection.rs`, unless rules fill it.
 
 use std::time::Duration;
 
+use Type::{Address as A, Integer, LinkName, Mac, Port, Priority, Protocol, V4, V6};
 use crds::service::Family;
 
 use super::Table;
-
-/// A set or map, in the order in which they are created. The name of each is its name in the kernel.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum SetId {
-    Addresses,
-    Pods,
-    Services,
-    Inside,
-    Ways,
-    Refused,
-    NodePorts,
-    Nodes,
-    ClusterIps,
-    Sources,
-    Endpoints,
-    Remember,
-    Affinity,
-    Local,
-    Hairpin,
-    Traffic,
-    Begun,
-    Denied,
-    Refusals,
-    Strays,
-    Elsewhere,
-    Spread4,
-    Spread6,
-    Peers,
-    Own,
-    Alive,
-    Macs,
-    Classes4,
-    Classes6,
-    /// For fragments.
-    Wholes4,
-    Wholes6,
-    Slots,
-    Hops,
-    Connections4,
-    Connections6,
-}
-
-/// The first set of `netdev landfall`. Those before are in `ip landfall` and `ip6 landfall`.
-const FIRST_NETDEV: usize = SetId::Spread4 as usize;
 
 /// At most this many clients, with their ports, in `affinity` of each family, of all Services. Beyond that, new clients
 /// go to any endpoint until others expire. An entry takes some 120 bytes of the kernel, and made-up addresses must not
@@ -62,81 +19,91 @@ const COUNTED_SIZE: u32 = 1 << 16;
 /// some 150 bytes of the kernel, and made-up addresses must not fill its memory.
 const CONNECTIONS_SIZE: u32 = 1 << 18;
 
-/// All sets and maps, by [`SetId`].
-static DECLARATIONS: [Declaration; 35] = {
-    use SetId::*;
-    use Type::{Address as A, Integer, LinkName, Mac, Port, Priority, Protocol, V4, V6};
-    const FRONTEND: &[Type] = &[A, Protocol, Port];
-    const DISPATCH: Data = Data::Plain(Priority);
-    const MAC: Data = Data::Plain(Mac);
-    [
-        set(Addresses, "addresses", &[A], "every lb_ip").per_service(),
-        set(Pods, "pods", &[A], "where this node's pods have their addresses from").interval(),
-        map(Services, "services", FRONTEND, DISPATCH, "what is served, and by how many endpoints").per_service(),
-        map(Inside, "inside", FRONTEND, DISPATCH, "what else is served to this node and its pods").per_service(),
-        map(Ways, "ways", &[Priority], Data::Verdict, "what those stand for"),
-        map(Refused, "refused", FRONTEND, Data::Verdict, "what has no endpoint anywhere").per_service(),
-        map(NodePorts, "node-ports", FRONTEND, Data::Plain(Port), "which node port leads to the same").per_service(),
-        map(Nodes, "nodes", &[A], Data::Plain(A), "this node, as its Service proxy knows it").per_service(),
-        map(ClusterIps, "cluster-ips", FRONTEND, Data::Plain(A), "which ClusterIP leads to the same").per_service(),
-        set(Sources, "sources", &[A, Protocol, Port, A], "who may use what not everybody may").interval(),
-        map(Endpoints, "endpoints", &[A, Protocol, Port, Integer], Data::Endpoint, "where packets are sent to")
-            .per_service(),
-        map(Remember, "remember", FRONTEND, Data::Verdict, "whose clients stay with their endpoints, and for how long")
-            .per_service(),
-        map(
-            Affinity,
-            "affinity",
-            &[A, A, Protocol, Port],
-            Data::Endpoint,
-            "which endpoint a client has; learned by the rules",
-        )
-        .dynamic(AFFINITY_SIZE),
-        set(Local, "local", &[A, A], "endpoints on this node, which see the client's address").per_service(),
-        set(Hairpin, "hairpin", &[A, A, A], "endpoints that call themselves").per_service(),
-        set(Traffic, "traffic", FRONTEND, "packets that came").per_service().counting(),
-        set(Begun, "begun", FRONTEND, "connections that were sent on").per_service().counting(),
-        set(Denied, "denied", FRONTEND, "packets dropped because of where they come from").dynamic(COUNTED_SIZE),
-        set(Refusals, "refusals", FRONTEND, "packets refused because there is no endpoint").dynamic(COUNTED_SIZE),
-        set(Strays, "strays", &[A], "packets dropped because nobody serves them here").dynamic(COUNTED_SIZE),
-        set(Elsewhere, "elsewhere", FRONTEND, "endpoints on other nodes that connections were sent to")
-            .dynamic(COUNTED_SIZE),
-        set(Spread4, "spread4", &[V4], "lb_ips whose frames are spread").per_service(),
-        set(Spread6, "spread6", &[V6], "lb_ips whose frames are spread").per_service(),
-        set(Peers, "peers", &[Mac], "other nodes: what comes from them is not handed on"),
-        set(Own, "own", &[LinkName, Mac], "this node"),
-        set(Alive, "alive", &[LinkName, Mac], "this node, and others that live"),
-        map(Macs, "macs", &[LinkName], MAC, "this node's address on each link"),
-        map(Classes4, "classes4", &[V4, Protocol, Port], MAC, "which table says who gets what").per_service(),
-        map(Classes6, "classes6", &[V6, Protocol, Port], MAC, "which table says who gets what").per_service(),
-        map(Wholes4, "wholes4", &[V4, Protocol], MAC, "the same for what is in fragments").per_service(),
-        map(Wholes6, "wholes6", &[V6, Protocol], MAC, "the same for what is in fragments").per_service(),
-        map(Slots, "slots", &[Mac, Integer], MAC, "which nodes get which part of each table").per_service(),
-        map(Hops, "hops", &[LinkName, Mac], MAC, "where to find those").per_service(),
-        map(
-            Connections4,
-            "connections4",
-            &[V4, Port, V4, Port],
-            MAC,
-            "connections of TCP and where they are; learned by the rules",
-        )
-        .dynamic(CONNECTIONS_SIZE),
-        map(
-            Connections6,
-            "connections6",
-            &[V6, Port, V6, Port],
-            MAC,
-            "connections of TCP and where they are; learned by the rules",
-        )
-        .dynamic(CONNECTIONS_SIZE),
-    ]
-};
+const FRONTEND: &[Type] = &[A, Protocol, Port];
+const DISPATCH: Data = Data::Values(&[Priority]);
+const ENDPOINT: Data = Data::Values(&[A, Port]);
+const ADDRESS: Data = Data::Values(&[A]);
+const PORT: Data = Data::Values(&[Port]);
+const MAC: Data = Data::Values(&[Mac]);
+
+/// Declares the sets and maps of tables, in the order in which they are created: id, name in the kernel, types of the
+/// parts of a key, values of a map, comment, options.
+macro_rules! declare_sets {
+    ($($sets:ident {
+        $($id:ident = $kind:ident($name:literal, $($part:expr),*)$(.$option:ident($($size:expr)?))*;)*
+    })*) => {
+        /// A set or map. A number after the name is its family.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+        pub enum SetId { $($($id,)*)* }
+
+        impl SetId {
+            /// The name in the kernel.
+            pub fn name(self) -> &'static str {
+                match self { $($(Self::$id => $name,)*)* }
+            }
+        }
+
+        $(static $sets: &[Set] = &[$($kind(SetId::$id, $name, $($part),*)$(.$option($($size)?))*),*];)*
+    };
+}
+
+declare_sets! {
+    IP_SETS {
+        Addresses = set("addresses", &[A], "every lb_ip").per_service();
+        Pods = set("pods", &[A], "where this node's pods have their addresses from").interval();
+        Services = map("services", FRONTEND, DISPATCH, "what is served, and by how many endpoints").per_service();
+        Inside = map("inside", FRONTEND, DISPATCH, "what else is served to this node and its pods").per_service();
+        Ways = map("ways", &[Priority], Data::Verdict, "what those stand for");
+        Refused = map("refused", FRONTEND, Data::Verdict, "what has no endpoint anywhere").per_service();
+        NodePorts = map("node-ports", FRONTEND, PORT, "which node port leads to the same").per_service();
+        Nodes = map("nodes", &[A], ADDRESS, "this node, as its Service proxy knows it").per_service();
+        ClusterIps = map("cluster-ips", FRONTEND, ADDRESS, "which ClusterIP leads to the same").per_service();
+        Sources = set("sources", &[A, Protocol, Port, A], "who may use what not everybody may").interval();
+        Endpoints = map("endpoints", &[A, Protocol, Port, Integer], ENDPOINT, "where packets are sent to").per_service();
+        Remember = map("remember", FRONTEND, Data::Verdict, "whose clients stay with their endpoints, and for how long")
+            .per_service();
+        Affinity = map("affinity", &[A, A, Protocol, Port], ENDPOINT, "which endpoint a client has; learned by the rules")
+            .dynamic(AFFINITY_SIZE);
+        Local = set("local", &[A, A], "endpoints on this node, which see the client's address").per_service();
+        Hairpin = set("hairpin", &[A, A, A], "endpoints that call themselves").per_service();
+        Traffic = set("traffic", FRONTEND, "packets that came").per_service().counting();
+        Begun = set("begun", FRONTEND, "connections that were sent on").per_service().counting();
+        Denied = set("denied", FRONTEND, "packets dropped because of where they come from").dynamic(COUNTED_SIZE);
+        Refusals = set("refusals", FRONTEND, "packets refused because there is no endpoint").dynamic(COUNTED_SIZE);
+        Strays = set("strays", &[A], "packets dropped because nobody serves them here").dynamic(COUNTED_SIZE);
+        Elsewhere = set("elsewhere", FRONTEND, "endpoints on other nodes that connections were sent to")
+            .dynamic(COUNTED_SIZE);
+    }
+    NETDEV_SETS {
+        Spread4 = set("spread4", &[V4], "lb_ips whose frames are spread").per_service();
+        Spread6 = set("spread6", &[V6], "lb_ips whose frames are spread").per_service();
+        Peers = set("peers", &[Mac], "other nodes: what comes from them is not handed on");
+        Own = set("own", &[LinkName, Mac], "this node");
+        Alive = set("alive", &[LinkName, Mac], "this node, and others that live");
+        Macs = map("macs", &[LinkName], MAC, "this node's address on each link");
+        Classes4 = map("classes4", &[V4, Protocol, Port], MAC, "which table says who gets what").per_service();
+        Classes6 = map("classes6", &[V6, Protocol, Port], MAC, "which table says who gets what").per_service();
+        Wholes4 = map("wholes4", &[V4, Protocol], MAC, "the same for what is in fragments").per_service();
+        Wholes6 = map("wholes6", &[V6, Protocol], MAC, "the same for what is in fragments").per_service();
+        Slots = map("slots", &[Mac, Integer], MAC, "which nodes get which part of each table").per_service();
+        Hops = map("hops", &[LinkName, Mac], MAC, "where to find those").per_service();
+        Connections4 =
+            map("connections4", &[V4, Port, V4, Port], MAC, "connections of TCP and where they are; learned by the rules")
+                .dynamic(CONNECTIONS_SIZE);
+        Connections6 =
+            map("connections6", &[V6, Port, V6, Port], MAC, "connections of TCP and where they are; learned by the rules")
+                .dynamic(CONNECTIONS_SIZE);
+    }
+}
+
+/// All sets and maps of a table, in the order in which they are created.
+pub fn sets(table: Table) -> Vec<Set> {
+    let family = table.family();
+    let sets = if family.is_some() { IP_SETS } else { NETDEV_SETS };
+    sets.iter().map(|set| Set { family, ..*set }).collect()
+}
 
 impl SetId {
-    pub fn name(self) -> &'static str {
-        DECLARATIONS[self as usize].name
-    }
-
     /// The set of a pair for IPv4 and IPv6.
     pub fn by_family(family: Family, [v4, v6]: [Self; 2]) -> Self {
         match family {
@@ -152,17 +119,15 @@ pub enum Data {
     /// A set has no values.
     None,
     Verdict,
-    /// An address and a port.
-    Endpoint,
-    /// Values of this type.
-    Plain(Type),
+    /// Values with parts of these types.
+    Values(&'static [Type]),
 }
 
 /// The type of a part of a key or value: its number in `nft`, which prints it accordingly.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u32)]
 pub enum Type {
-    /// An address of the family of the table. Only in declarations: a [`Set`] has [`Type::V4`] or [`Type::V6`] instead.
+    /// An address of the family of the table. Only in declarations: it is resolved to [`Type::V4`] or [`Type::V6`].
     Address = 0,
     /// A number from `numgen`. `nft` has no name for the type.
     Integer = 4,
@@ -186,23 +151,15 @@ impl Type {
         }
     }
 
-    /// The type in a table of this family; `None` for the table of both.
-    fn resolve(self, family: Option<Family>) -> Self {
-        match (self, family) {
-            (Self::Address, Some(family)) => Self::address(family),
-            _ => self,
-        }
-    }
-
     /// The length in bytes.
-    fn length(self) -> u32 {
+    pub fn length(self) -> u32 {
         match self {
             Self::Protocol => 1,
             Self::Port => 2,
             Self::Integer | Self::V4 | Self::Priority => 4,
             Self::Mac => 6,
             Self::V6 | Self::LinkName => 16,
-            Self::Address => unreachable!("invariant: sets have resolved types"),
+            Self::Address => unreachable!("invariant: types are resolved before use"),
         }
     }
 
@@ -212,60 +169,15 @@ impl Type {
     }
 }
 
-/// A set or map, for both IP tables or for the table of frames.
-#[derive(Clone, Copy, Debug)]
-struct Declaration {
-    id: SetId,
-    name: &'static str,
-    key: &'static [Type],
-    data: Data,
-    interval: bool,
-    dynamic: Option<u32>,
-    counter: bool,
-    per_service: bool,
-    comment: &'static str,
-}
-
-const fn set(id: SetId, name: &'static str, key: &'static [Type], comment: &'static str) -> Declaration {
-    map(id, name, key, Data::None, comment)
-}
-
-const fn map(id: SetId, name: &'static str, key: &'static [Type], data: Data, comment: &'static str) -> Declaration {
-    Declaration { id, name, key, data, interval: false, dynamic: None, counter: false, per_service: false, comment }
-}
-
-impl Declaration {
-    /// Its keys are ranges.
-    const fn interval(self) -> Self {
-        Self { interval: true, ..self }
-    }
-
-    /// Rules add elements with a timeout, at most `size`. The agent ignores them.
-    const fn dynamic(self, size: u32) -> Self {
-        Self { dynamic: Some(size), ..self }
-    }
-
-    /// Each element counts the packets that match it.
-    const fn counting(self) -> Self {
-        Self { counter: true, ..self }
-    }
-
-    /// It has some elements for each Service, so it needs a size.
-    const fn per_service(self) -> Self {
-        Self { per_service: true, ..self }
-    }
-}
-
-/// A set or map of one table.
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// A set or map.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Set {
     pub id: SetId,
     pub name: &'static str,
-    /// The types of the parts of a key.
-    pub key: Vec<Type>,
+    key: &'static [Type],
     pub data: Data,
     /// The family of its table; `None` for the table of both.
-    pub family: Option<Family>,
+    family: Option<Family>,
     /// Whether keys are ranges.
     pub interval: bool,
     /// The size of a set that rules fill; `None` if the agent fills it.
@@ -277,55 +189,68 @@ pub struct Set {
     pub comment: &'static str,
 }
 
-/// All sets and maps of a table, in the order in which they are created.
-pub fn sets(table: Table) -> Vec<Set> {
-    let family = table.family();
-    let (ip, netdev) = DECLARATIONS.split_at(FIRST_NETDEV);
-    let declarations = if family.is_some() { ip } else { netdev };
-    declarations.iter().map(|declaration| Set::new(declaration, family)).collect()
+const fn set(id: SetId, name: &'static str, key: &'static [Type], comment: &'static str) -> Set {
+    map(id, name, key, Data::None, comment)
+}
+
+const fn map(id: SetId, name: &'static str, key: &'static [Type], data: Data, comment: &'static str) -> Set {
+    let (family, dynamic) = (None, None);
+    Set { id, name, key, data, family, interval: false, dynamic, counter: false, per_service: false, comment }
 }
 
 impl Set {
-    fn new(declaration: &Declaration, family: Option<Family>) -> Self {
-        let Declaration { id, name, key, data, interval, dynamic, counter, per_service, comment } = *declaration;
-        let data = match data {
-            Data::Plain(kind) => Data::Plain(kind.resolve(family)),
-            other => other,
-        };
-        let key = key.iter().map(|kind| kind.resolve(family)).collect();
-        Self { id, name, key, data, family, interval, dynamic, counter, per_service, comment }
+    const fn interval(self) -> Self {
+        Self { interval: true, ..self }
     }
 
-    /// The type of a key as one number, as in `nft`.
-    pub fn key_type(&self) -> u32 {
-        concatenated_type(&self.key)
+    /// Rules add elements with a timeout, at most `size`. The agent ignores them.
+    const fn dynamic(self, size: u32) -> Self {
+        Self { dynamic: Some(size), ..self }
     }
 
-    /// The length of a key in bytes.
-    pub fn key_length(&self) -> u32 {
-        // Only in a concatenation does each part begin a word.
-        match self.key[..] {
-            [only] => only.length(),
-            _ => concatenated_length(&self.key),
-        }
+    const fn counting(self) -> Self {
+        Self { counter: true, ..self }
     }
 
-    /// The type and length of a value.
-    pub fn data(&self) -> Option<(u32, u32)> {
+    const fn per_service(self) -> Self {
+        Self { per_service: true, ..self }
+    }
+
+    /// The types of the parts of a key.
+    pub fn key(&self) -> impl ExactSizeIterator<Item = Type> + Clone {
+        self.resolve(self.key)
+    }
+
+    /// The types of the parts of a value; none for a set and a map of verdicts.
+    pub fn values(&self) -> impl ExactSizeIterator<Item = Type> + Clone {
+        self.resolve(match self.data {
+            Data::Values(types) => types,
+            Data::None | Data::Verdict => &[],
+        })
+    }
+
+    fn resolve(&self, types: &'static [Type]) -> impl ExactSizeIterator<Item = Type> + Clone {
+        let address = self.family.map_or(Type::Address, Type::address);
+        types.iter().map(move |kind| if *kind == Type::Address { address } else { *kind })
+    }
+
+    /// The type of a key as one number, and its length.
+    pub fn key_type_and_length(&self) -> (u32, u32) {
+        type_and_length(self.key())
+    }
+
+    /// The type of a value as one number, and its length; `None` for a set.
+    pub fn data_type_and_length(&self) -> Option<(u32, u32)> {
         match self.data {
             Data::None => None,
             Data::Verdict => Some((VERDICT, 0)),
-            Data::Endpoint => {
-                let parts = self.endpoint_types();
-                Some((concatenated_type(&parts), concatenated_length(&parts)))
-            }
-            Data::Plain(kind) => Some((kind as u32, kind.length())),
+            Data::Values(_) => Some(type_and_length(self.values())),
         }
     }
 
-    /// The parts of a value of [`Data::Endpoint`].
-    pub fn endpoint_types(&self) -> [Type; 2] {
-        endpoint_types(self.family.expect("invariant: endpoints are in tables of one family"))
+    /// Whether it needs an example of key and value in `nft`, which has no name for the type of a number or endpoint.
+    pub fn is_typed_by_example(&self) -> bool {
+        self.key.contains(&Integer) || self.data == ENDPOINT
     }
 
     /// Its flags (enum nft_set_flags).
@@ -357,7 +282,7 @@ impl Set {
 
     /// The length of each part of a key in bytes; `Some` only for concatenated ranges, where the kernel requires it.
     pub fn field_lengths(&self) -> Option<Vec<u32>> {
-        (self.interval && self.key.len() > 1).then(|| self.key.iter().map(|kind| kind.length()).collect())
+        (self.interval && self.key.len() > 1).then(|| self.key().map(Type::length).collect())
     }
 }
 
@@ -377,31 +302,16 @@ const SET_TIMEOUT: u32 = 0x10;
 const SET_EVAL: u32 = 0x20;
 const SET_CONCAT: u32 = 0x80;
 
-/// Concatenated types: six bits each.
-fn concatenated_type(types: &[Type]) -> u32 {
-    types.iter().fold(0, |all, kind| all << 6 | *kind as u32)
-}
-
-/// The length of concatenated parts in bytes: each begins a word.
-fn concatenated_length(types: &[Type]) -> u32 {
-    types.iter().map(|kind| 4 * u32::from(kind.words())).sum()
-}
-
-/// The types of an endpoint: address and port.
-pub fn endpoint_types(family: Family) -> [Type; 2] {
-    [Type::address(family), Type::Port]
+/// Concatenated types as one number, six bits each, and their length: each begins a word. A single part is not padded.
+fn type_and_length(types: impl ExactSizeIterator<Item = Type> + Clone) -> (u32, u32) {
+    let number = types.clone().fold(0, |all, kind| all << 6 | kind as u32);
+    let is_alone = types.len() == 1;
+    (number, types.map(|kind| if is_alone { kind.length() } else { 4 * u32::from(kind.words()) }).sum())
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn declarations_are_in_the_order_of_their_ids() {
-        for (index, declaration) in DECLARATIONS.iter().enumerate() {
-            assert_eq!(declaration.id as usize, index, "{}", declaration.name);
-        }
-    }
 
     #[test]
     fn a_set_is_created_for_all_its_elements() {

@@ -122,8 +122,13 @@ impl DumpedSet {
     }
 
     fn expected_for(set: &Set) -> Self {
-        let key = Some((set.key_type(), set.key_length()));
-        Self { name: set.name.to_owned(), flags: set.flags(), key, data: set.data(), counter: set.counter }
+        Self {
+            name: set.name.to_owned(),
+            flags: set.flags(),
+            key: Some(set.key_type_and_length()),
+            data: set.data_type_and_length(),
+            counter: set.counter,
+        }
     }
 }
 
