@@ -17,7 +17,7 @@ use frame_bytes::{Kind, error, frame, packet};
 use proptest::prelude::*;
 use sample::{Described, ip, mac, on_eth0, ready, service, snapshot};
 use tracer::Machine;
-use tracer::frame::Handed;
+use tracer::frame::FrameFate;
 use world::{Net, V4, V6};
 
 const TCP: u8 = 6;
@@ -45,11 +45,11 @@ fn machine(net: Net, snapshot: &Snapshot) -> Machine {
     Machine::new(&plan_ruleset(snapshot), &[net.n1])
 }
 
-/// The node that has it then.
-fn node(handed: Handed) -> u8 {
-    match handed {
-        Handed::Kept => 1,
-        Handed::On { to, from } => {
+/// The number of the node that gets the frame.
+fn node(fate: FrameFate) -> u8 {
+    match fate {
+        FrameFate::Kept => 1,
+        FrameFate::Resent { to, from } => {
             assert_eq!(from, mac("n1"), "as the switch knows this node");
             to.octets()[5]
         }
@@ -83,18 +83,18 @@ fn all_nodes_agree_on_the_node_of_a_flow() {
             (mac(node), machine(net, &view))
         });
         for port in 10_000..10_200 {
-            let hands: BTreeSet<MacAddr> = views
+            let targets: BTreeSet<MacAddr> = views
                 .iter()
                 .map(|(own, machine)| {
                     let mut frame = frame(net, TCP, port, Kind::Whole);
                     frame.bytes[..6].copy_from_slice(&own.octets());
                     match machine.verdict(&frame) {
-                        Handed::Kept => *own,
-                        Handed::On { to, .. } => to,
+                        FrameFate::Kept => *own,
+                        FrameFate::Resent { to, .. } => to,
                     }
                 })
                 .collect();
-            assert_eq!(hands.len(), 1, "port {port}");
+            assert_eq!(targets.len(), 1, "port {port}");
         }
     });
 }
@@ -110,14 +110,14 @@ fn only_client_frames_to_this_node_are_resent() {
             frame.bytes[at..at + bytes.len()].copy_from_slice(bytes);
             machine.verdict(&frame)
         };
-        assert_eq!(changed(6, &mac("n2").octets()), Handed::Kept, "a peer's");
-        assert_eq!(changed(6, &mac("n3").octets()), Handed::Kept, "another peer's");
-        assert_eq!(changed(0, &[0xff; 6]), Handed::Kept, "for all hosts");
-        assert_eq!(changed(0, &mac("n2").octets()), Handed::Kept, "for another host");
-        assert_eq!(changed(12, &[0x08, 0x06]), Handed::Kept, "ARP");
+        assert_eq!(changed(6, &mac("n2").octets()), FrameFate::Kept, "a peer's");
+        assert_eq!(changed(6, &mac("n3").octets()), FrameFate::Kept, "another peer's");
+        assert_eq!(changed(0, &[0xff; 6]), FrameFate::Kept, "for all hosts");
+        assert_eq!(changed(0, &mac("n2").octets()), FrameFate::Kept, "for another host");
+        assert_eq!(changed(12, &[0x08, 0x06]), FrameFate::Kept, "ARP");
         let last = if net == V4 { 33 } else { 53 };
-        assert_eq!(changed(last, &[11]), Handed::Kept, "for another address");
-        assert_eq!(changed(last + 3, &[0, 81]), Handed::Kept, "for another port");
+        assert_eq!(changed(last, &[11]), FrameFate::Kept, "for another address");
+        assert_eq!(changed(last + 3, &[0, 81]), FrameFate::Kept, "for another port");
     });
 }
 
@@ -128,7 +128,7 @@ fn pings_and_neighbour_discovery_stay_here() {
         let (protocol, errors): (u8, &[u8]) = if net == V4 { (1, &[3, 11, 12]) } else { (58, &[0, 1, 2, 3, 4]) };
         for kind in (0..=255u8).filter(|kind| !errors.contains(kind)) {
             let bytes = [&[kind][..], &[0; 63]].concat();
-            assert_eq!(machine.verdict(&packet(net, protocol, Kind::Whole, &bytes)), Handed::Kept, "type {kind}");
+            assert_eq!(machine.verdict(&packet(net, protocol, Kind::Whole, &bytes)), FrameFate::Kept, "type {kind}");
         }
     });
 }
@@ -153,16 +153,16 @@ fn an_icmp_error_follows_the_flow_it_quotes() {
 #[test]
 fn fragments_and_sticky_frames_of_a_client_stay_together() {
     Net::each(|net| {
-        let ways = |described: Described, kinds: &[Kind]| -> BTreeSet<Handed> {
+        let fates = |described: Described, kinds: &[Kind]| -> BTreeSet<FrameFate> {
             let machine = machine(net, &on_link(described));
             let all = (10_000..10_100).flat_map(|port| kinds.iter().map(move |kind| (port, *kind)));
             all.map(|(port, kind)| machine.verdict(&frame(net, UDP, port, kind))).collect()
         };
         let parts = [Kind::First, Kind::Later];
-        assert_eq!(ways(web(net, &[1, 2, 3]), &parts).len(), 1);
-        assert_eq!(ways(web(net, &[1, 2, 3]), &[Kind::Whole]).len(), 3);
+        assert_eq!(fates(web(net, &[1, 2, 3]), &parts).len(), 1);
+        assert_eq!(fates(web(net, &[1, 2, 3]), &[Kind::Whole]).len(), 3);
         let all = [Kind::Whole, Kind::First, Kind::Later];
-        assert_eq!(ways(web(net, &[1, 2, 3]).sticky(60), &all).len(), 1);
+        assert_eq!(fates(web(net, &[1, 2, 3]).sticky(60), &all).len(), 1);
     });
 }
 
@@ -197,8 +197,8 @@ fn unspreadable_services_are_forwarded_without_share_tables() {
     for nothing in [&alone, &on_link(web(V4, &[1, 2]).unspread()), &on_link(web(V4, &[1]))] {
         let planned = plan_ruleset(nothing);
         assert_eq!(planned.tables().count(), 0);
-        let handed = Machine::new(&planned, &[V4.n1]).verdict(&frame(V4, TCP, 40_000, Kind::Whole));
-        assert_eq!(handed, Handed::Kept);
+        let fate = Machine::new(&planned, &[V4.n1]).verdict(&frame(V4, TCP, 40_000, Kind::Whole));
+        assert_eq!(fate, FrameFate::Kept);
     }
 }
 
@@ -214,7 +214,8 @@ proptest! {
     ) {
         let net = if six { V6 } else { V4 };
         let snapshot = Snapshot { dead: dead.clone(), ..on_link(web(net, &[1, 2, 3])) };
-        if let Handed::On { to, from } = machine(net, &snapshot).verdict(&packet(net, protocol, Kind::Whole, &bytes)) {
+        let packet = packet(net, protocol, Kind::Whole, &bytes);
+        if let FrameFate::Resent { to, from } = machine(net, &snapshot).verdict(&packet) {
             let living = ["n2", "n3"].into_iter().filter(|node| !dead.contains(*node)).map(mac);
             prop_assert!(living.collect::<Vec<_>>().contains(&to));
             prop_assert_eq!(from, mac("n1"));

@@ -25,7 +25,7 @@ use crds::Protocol::Tcp;
 use frame_bytes::Kind;
 use sample::{ready, service, snapshot, terminating, unready};
 use tracer::Machine;
-use tracer::frame::Handed;
+use tracer::frame::FrameFate;
 use world::{Answer, Net, PATIENCE, SILENCE, V4, ask_tcp, connect, udp, wait_for};
 
 /// Asks over `connections` connections, and counts the answers of each pod. Each pod sees the client's own address.
@@ -40,7 +40,7 @@ fn count_answers(cluster: &Cluster, net: Net, connections: usize) -> BTreeMap<(u
 }
 
 /// The answers over UDP, each from a new port.
-fn asked_udp(cluster: &Cluster, net: Net, datagrams: usize) -> BTreeSet<Answer> {
+fn udp_answers(cluster: &Cluster, net: Net, datagrams: usize) -> BTreeSet<Answer> {
     (0..datagrams).map(|_| world::ask_udp(&udp(&cluster.client, &net.port(80))).expect("an answer")).collect()
 }
 
@@ -54,7 +54,7 @@ fn endpoints_on_all_nodes_see_the_client() {
         let all_pods: BTreeSet<_> = pods.iter().map(|pod| (pod.node, pod.number)).collect();
         assert_eq!(answers.keys().copied().collect::<BTreeSet<_>>(), all_pods);
         let seen = |pod| Answer::new(pod, net.client);
-        assert_eq!(asked_udp(&cluster, net, 80), pods.iter().map(seen).collect());
+        assert_eq!(udp_answers(&cluster, net, 80), pods.iter().map(seen).collect());
     });
 }
 
@@ -69,8 +69,8 @@ fn the_kernel_resends_frames_as_traced() {
         let traced = |protocol: u8, port: u16, kind: Kind| match machine
             .verdict(&frame_bytes::frame(net, protocol, port, kind))
         {
-            Handed::Kept => 1,
-            Handed::On { to, from } => {
+            FrameFate::Kept => 1,
+            FrameFate::Resent { to, from } => {
                 assert_eq!(from, sample::mac("n1"));
                 to.octets()[5]
             }
@@ -257,7 +257,7 @@ fn an_icmp_error_reaches_the_node_of_its_connection() {
             let answer = connection.ask().expect("an answer");
             let pod = pods.iter().find(|pod| (pod.node, pod.number) == answer.pod).expect("a pod");
             // The pod gets it under its own address: the quoted packet has been translated back.
-            let heard = icmp_heard_by(pod, net);
+            let heard = icmp_errors_of(pod, net);
             cluster.report_packet_too_big(net, connection.local());
             wait_for("the error", || heard(connection.local().port()));
             reached.insert(answer.pod);
@@ -266,8 +266,8 @@ fn an_icmp_error_reaches_the_node_of_its_connection() {
     });
 }
 
-/// Whether this pod has heard of a packet that was too big, which it had sent to this port.
-fn icmp_heard_by(pod: &world::Pod, net: Net) -> impl Fn(u16) -> bool {
+/// Whether this pod receives an ICMP error about a packet from it to this port: the packet was too big.
+fn icmp_errors_of(pod: &world::Pod, net: Net) -> impl Fn(u16) -> bool {
     let any: IpAddr = if net == V4 { "0.0.0.0" } else { "::" }.parse().expect("an address");
     let socket = world::raw_icmp(&pod.namespace, any).expect("a socket");
     socket.set_read_timeout(Some(SILENCE)).expect("a timeout");

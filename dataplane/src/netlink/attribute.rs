@@ -101,6 +101,8 @@ impl Writer {
 pub struct Attribute<'a> {
     /// Without flags.
     pub kind: u16,
+    /// Whether it has the flag of an attribute that contains attributes. The kernel does not always set it.
+    pub is_nested: bool,
     pub value: &'a [u8],
 }
 
@@ -161,7 +163,8 @@ impl<'a> Iterator for Attributes<'a> {
         let length = usize::from(u16::from_ne_bytes([l0, l1]));
         let value = self.rest.get(HEADER..length)?;
         self.rest = self.rest.get(length.next_multiple_of(ALIGN)..).unwrap_or_default();
-        Some(Attribute { kind: u16::from_ne_bytes([k0, k1]) & TYPE, value })
+        let kind = u16::from_ne_bytes([k0, k1]);
+        Some(Attribute { kind: kind & TYPE, is_nested: kind & NESTED != 0, value })
     }
 }
 

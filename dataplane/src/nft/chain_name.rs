@@ -18,7 +18,12 @@ pub enum ChainName {
     Dispatch(Dispatch),
     /// `remember-T`: puts a client into `affinity` for T seconds.
     Remember(u32),
-    ReplyPath(ReplyPathChain),
+    /// `by-MARK-LINK`: marks connections that come in by this link.
+    MarkConnection(LinkName, Mark),
+    /// `back-MARK`: marks replies that are forwarded.
+    MarkForwardedReply(Mark),
+    /// `back-from-here-MARK`: marks replies of this node.
+    MarkLocalReply(Mark),
     Optional(OptionalChain),
     /// `on-LINK`: the ingress of a link.
     Ingress(LinkName),
@@ -26,17 +31,6 @@ pub enum ChainName {
     Refuse {
         restricted: bool,
     },
-}
-
-/// A chain that makes replies leave by the link of the request.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum ReplyPathChain {
-    /// `by-MARK-LINK`: marks connections that come in by this link.
-    MarkConnection(LinkName, Mark),
-    /// `back-MARK`: marks replies that are forwarded.
-    MarkForwardedReply(Mark),
-    /// `back-from-here-MARK`: marks replies of this node.
-    MarkLocalReply(Mark),
 }
 
 const RESTRICTED: &str = "restricted-";
@@ -58,7 +52,9 @@ impl fmt::Display for ChainName {
         match self {
             Self::Dispatch(dispatch) => write_dispatch(*dispatch, f),
             Self::Remember(seconds) => write!(f, "{REMEMBER}{seconds}"),
-            Self::ReplyPath(chain) => chain.fmt(f),
+            Self::MarkConnection(link, mark) => write!(f, "{BY}{:#x}{OF}{}-{link}", mark.value, mark.mask),
+            Self::MarkForwardedReply(mark) => write!(f, "{BACK}{:#x}{OF}{}", mark.value, mark.mask),
+            Self::MarkLocalReply(mark) => write!(f, "{BACK_FROM_HERE}{:#x}{OF}{}", mark.value, mark.mask),
             Self::Optional(chain) => f.write_str(chain.name()),
             Self::Ingress(link) => write!(f, "{ON}{link}"),
             Self::Refuse { restricted } => write!(f, "{}{REFUSE}", if *restricted { RESTRICTED } else { "" }),
@@ -69,12 +65,13 @@ impl fmt::Display for ChainName {
 impl ChainName {
     /// The chain of this name; `None` if no chain has it. A chain has only one name.
     pub fn parse(name: &str) -> Option<Self> {
-        let known = parse_dispatch(name).map(Self::Dispatch);
-        let known = known.or_else(|| name.strip_prefix(REMEMBER)?.parse().ok().map(Self::Remember));
-        let known = known.or_else(|| ReplyPathChain::parse(name).map(Self::ReplyPath));
-        let known = known.or_else(|| OptionalChain::parse(name).map(Self::Optional));
-        let known = known.or_else(|| LinkName::new(name.strip_prefix(ON)?).map(Self::Ingress));
-        let known = known.or_else(|| parse_refuse(name));
+        let known = parse_dispatch(name)
+            .map(Self::Dispatch)
+            .or_else(|| name.strip_prefix(REMEMBER)?.parse().ok().map(Self::Remember))
+            .or_else(|| parse_marking(name))
+            .or_else(|| OptionalChain::parse(name).map(Self::Optional))
+            .or_else(|| LinkName::new(name.strip_prefix(ON)?).map(Self::Ingress))
+            .or_else(|| name.ends_with(REFUSE).then(|| Self::Refuse { restricted: name.starts_with(RESTRICTED) }));
         known.filter(|known| known.to_string() == name)
     }
 }
@@ -117,36 +114,17 @@ fn parse_dispatch(name: &str) -> Option<Dispatch> {
     Some(Dispatch { pick, restricted, affinity, backend: Backend::Endpoints })
 }
 
-fn parse_refuse(name: &str) -> Option<ChainName> {
-    let restricted = name.starts_with(RESTRICTED);
-    name.ends_with(REFUSE).then_some(ChainName::Refuse { restricted })
-}
-
-impl fmt::Display for ReplyPathChain {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::MarkConnection(link, mark) => write!(f, "{BY}{:#x}{OF}{}-{link}", mark.value, mark.mask),
-            Self::MarkForwardedReply(mark) => write!(f, "{BACK}{:#x}{OF}{}", mark.value, mark.mask),
-            Self::MarkLocalReply(mark) => write!(f, "{BACK_FROM_HERE}{:#x}{OF}{}", mark.value, mark.mask),
-        }
+/// A chain that marks connections or replies.
+fn parse_marking(name: &str) -> Option<ChainName> {
+    if let Some(rest) = name.strip_prefix(BY) {
+        let (value, rest) = rest.split_once(OF)?;
+        let (mask, link) = rest.split_once('-')?;
+        return Some(ChainName::MarkConnection(LinkName::new(link)?, parse_mark(value, mask)?));
     }
-}
-
-impl ReplyPathChain {
-    fn parse(name: &str) -> Option<Self> {
-        let known = if let Some(rest) = name.strip_prefix(BY) {
-            let (value, rest) = rest.split_once(OF)?;
-            let (mask, link) = rest.split_once('-')?;
-            Self::MarkConnection(LinkName::new(link)?, parse_mark(value, mask)?)
-        } else if let Some(rest) = name.strip_prefix(BACK_FROM_HERE) {
-            let (value, mask) = rest.split_once(OF)?;
-            Self::MarkLocalReply(parse_mark(value, mask)?)
-        } else {
-            let (value, mask) = name.strip_prefix(BACK)?.split_once(OF)?;
-            Self::MarkForwardedReply(parse_mark(value, mask)?)
-        };
-        (known.to_string() == name).then_some(known)
-    }
+    let local = name.strip_prefix(BACK_FROM_HERE);
+    let (value, mask) = local.or_else(|| name.strip_prefix(BACK))?.split_once(OF)?;
+    let mark = parse_mark(value, mask)?;
+    Some(if local.is_some() { ChainName::MarkLocalReply(mark) } else { ChainName::MarkForwardedReply(mark) })
 }
 
 fn parse_mark(value: &str, mask: &str) -> Option<Mark> {
@@ -164,16 +142,15 @@ mod tests {
         let mark = Mask::new(0x1800).expect("a mask").mark(2);
         let link = LinkName::new("bond0-by.7").expect("a name");
         for chain in [
-            ReplyPathChain::MarkConnection(link, mark),
-            ReplyPathChain::MarkForwardedReply(mark),
-            ReplyPathChain::MarkLocalReply(mark),
+            ChainName::MarkConnection(link, mark),
+            ChainName::MarkForwardedReply(mark),
+            ChainName::MarkLocalReply(mark),
         ] {
-            assert_eq!(ReplyPathChain::parse(&chain.to_string()), Some(chain));
+            assert_eq!(ChainName::parse(&chain.to_string()), Some(chain));
         }
-        for other in
-            ["by-", "by-0x10", "by-0x10-of-0x70", "by-16-of-0x70-eth0", "back-0x10-of-0x50", "on-eth0", "back-"]
-        {
-            assert_eq!(ReplyPathChain::parse(other), None, "{other}");
+        for other in ["by-", "by-0x10", "by-0x10-of-0x70", "by-16-of-0x70-eth0", "back-0x10-of-0x50", "back-"] {
+            assert_eq!(ChainName::parse(other), None, "{other}");
         }
+        assert_eq!(ChainName::parse("on-eth0"), LinkName::new("eth0").map(ChainName::Ingress));
     }
 }

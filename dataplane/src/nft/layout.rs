@@ -10,12 +10,14 @@
 //! | `ip` | the chains of `ip landfall` and `ip6 landfall`, which translate and refuse |
 //! | `netdev` | the chains of `netdev landfall`, which spreads frames |
 //! | `reply_path` | the chains that mark connections and replies |
-//! | `fields` | parts of packets, and steps of rules |
+//! | `rule` | rules, with their expressions and their text |
+//! | `fields` | parts of packets |
 
 mod fields;
 mod ip;
 mod netdev;
 mod reply_path;
+mod rule;
 mod sets;
 
 use std::fmt;
@@ -24,10 +26,10 @@ use std::net::IpAddr;
 use crds::service::Family;
 
 pub use netdev::FIRST_CLIENT_SLOT;
+pub use rule::ChainRule;
 pub use sets::{Data, GC_INTERVAL, Set, SetId, Type, VERDICT, sets};
 
 use super::chain_name::ChainName;
-use super::codec::expression::Expression;
 use crate::link_name::LinkName;
 
 /// The name of the tables. Tables of other names are never touched.
@@ -102,7 +104,7 @@ pub struct Chain {
     pub name: String,
     /// `None` for a chain without a hook.
     pub hook: Option<Hook>,
-    pub rules: Vec<Vec<Expression>>,
+    pub rules: Vec<ChainRule>,
 }
 
 /// The hook of a base chain. The policy is always accept.
@@ -117,6 +119,22 @@ pub struct Hook {
     pub link: Option<LinkName>,
 }
 
+impl Chain {
+    fn regular(name: impl fmt::Display, rules: Vec<ChainRule>) -> Self {
+        Self { name: name.to_string(), hook: None, rules }
+    }
+
+    fn base(name: impl fmt::Display, hook: Hook, rules: Vec<ChainRule>) -> Self {
+        Self { name: name.to_string(), hook: Some(hook), rules }
+    }
+}
+
+impl Hook {
+    fn new(kind: &'static str, number: u32, priority: i32) -> Self {
+        Self { kind, number, priority, link: None }
+    }
+}
+
 /// The fixed chains of a table. A chain comes after those that it goes to.
 pub fn chains(table: Table) -> Vec<Chain> {
     table.family().map_or_else(netdev::chains, ip::chains)
@@ -127,7 +145,9 @@ pub fn variable_chain(table: Table, name: ChainName) -> Option<Chain> {
     match (table.family(), name) {
         (Some(family), ChainName::Dispatch(dispatch)) => Some(ip::dispatch_chain(family, dispatch)),
         (Some(family), ChainName::Remember(seconds)) => Some(ip::remember_chain(family, seconds)),
-        (Some(family), ChainName::ReplyPath(chain)) => Some(reply_path::chain(family, chain)),
+        (Some(family), ChainName::MarkConnection(link, mark)) => Some(reply_path::mark_connections(family, link, mark)),
+        (Some(family), ChainName::MarkForwardedReply(mark)) => Some(reply_path::mark_forwarded_replies(family, mark)),
+        (Some(family), ChainName::MarkLocalReply(mark)) => Some(reply_path::mark_local_replies(family, mark)),
         (Some(family), ChainName::Optional(chain)) => Some(ip::optional_chain(family, chain)),
         (None, ChainName::Ingress(link)) => Some(netdev::ingress_chain(link)),
         _ => None,

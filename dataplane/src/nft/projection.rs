@@ -7,7 +7,7 @@ use std::sync::Arc;
 use crds::MacAddr;
 use crds::service::Family;
 
-use super::chain_name::{ChainName, ReplyPathChain};
+use super::chain_name::ChainName;
 use super::dispatch_id::DispatchId;
 use super::elements::{ElementKey, ElementValue, Elements, KeyParts};
 use super::layout::{FIRST_CLIENT_SLOT, SetId, Table};
@@ -42,14 +42,6 @@ fn marker(id: u64) -> MacAddr {
     MacAddr(first | 1, b, c, d, e, f)
 }
 
-fn table_marker(TableId(id): TableId) -> MacAddr {
-    marker(id)
-}
-
-fn pair_marker(PairId(id): PairId) -> MacAddr {
-    marker(id)
-}
-
 /// The elements of a share table.
 pub fn table_elements(id: TableId, table: &SlotTable) -> Vec<Element> {
     let start = match table.hash_by {
@@ -57,8 +49,8 @@ pub fn table_elements(id: TableId, table: &SlotTable) -> Vec<Element> {
         HashBy::Client => FIRST_CLIENT_SLOT,
     };
     let slot = |(slot, pair): (&u32, &PairId)| {
-        let key = KeyParts::Slot(table_marker(id), start + slot);
-        (ElementKey::In(Table::Link, SetId::Slots, key), ElementValue::Mac(pair_marker(*pair)))
+        let key = KeyParts::Slot(marker(id.0), start + slot);
+        (ElementKey::In(Table::Link, SetId::Slots, key), ElementValue::Mac(marker(pair.0)))
     };
     table.slots.iter().map(slot).collect()
 }
@@ -78,7 +70,7 @@ pub fn next_hop_elements(next_hops: &NextHops) -> Vec<Element> {
         elements.extend(alive.map(|(_, mac)| present(SetId::Alive, KeyParts::LinkMac(*name, *mac))));
     }
     for ((link, pair), mac) in &next_hops.hops {
-        let key = KeyParts::LinkMac(*link, pair_marker(*pair));
+        let key = KeyParts::LinkMac(*link, marker(pair.0));
         elements.push(element(SetId::Hops, key, ElementValue::Mac(*mac)));
     }
     elements
@@ -87,7 +79,7 @@ pub fn next_hop_elements(next_hops: &NextHops) -> Vec<Element> {
 /// The elements that belong to no single lb_ip.
 pub fn shared_elements(ruleset: &Ruleset) -> Vec<Element> {
     let mut elements = Vec::new();
-    for family in [Family::V4, Family::V6] {
+    for family in Family::ALL {
         let table = Table::for_family(family);
         let mut chain = |name| elements.push((ElementKey::Chain(table, name), ElementValue::Present));
         let dispatches: Vec<_> = ruleset.dispatches().filter(|(of, _)| *of == family).map(|(_, one)| one).collect();
@@ -104,9 +96,9 @@ pub fn shared_elements(ruleset: &Ruleset) -> Vec<Element> {
             chain(ChainName::Optional(OptionalChain::CountTraffic));
         }
         for path in ruleset.reply_paths.iter().filter(|path| path.family == family) {
-            chain(ChainName::ReplyPath(ReplyPathChain::MarkConnection(path.link, path.mark)));
-            chain(ChainName::ReplyPath(ReplyPathChain::MarkForwardedReply(path.mark)));
-            chain(ChainName::ReplyPath(ReplyPathChain::MarkLocalReply(path.mark)));
+            chain(ChainName::MarkConnection(path.link, path.mark));
+            chain(ChainName::MarkForwardedReply(path.mark));
+            chain(ChainName::MarkLocalReply(path.mark));
         }
         for dispatch in dispatches {
             let key = KeyParts::DispatchId(DispatchId::new(dispatch));
@@ -122,7 +114,7 @@ pub fn shared_elements(ruleset: &Ruleset) -> Vec<Element> {
     elements
 }
 
-/// An lb_ip of this family that is not left to another proxy, if there is one.
+/// An lb_ip of this family with a port of ours, if there is one.
 fn any_lb_ip(ruleset: &Ruleset, family: Family) -> Option<&Arc<LbIp>> {
     // Addresses are sorted, IPv4 before IPv6.
     let is_of_family = |(address, _): &(&IpAddr, &Arc<LbIp>)| Family::from(**address) == family;
@@ -145,7 +137,7 @@ pub fn is_needed(ruleset: &Ruleset, table: Table) -> bool {
 /// The initial capacity for the elements of an lb_ip: enough for most.
 const USUAL_ELEMENTS: usize = 24;
 
-/// The elements of one lb_ip; none if all of it is left to another proxy.
+/// The elements of one lb_ip; none if another proxy forwards all of it.
 pub fn lb_ip_elements(address: IpAddr, lb_ip: &LbIp) -> Vec<Element> {
     if lb_ip.is_left() {
         return Vec::new();
@@ -236,7 +228,7 @@ impl LbIpElements {
         let mut is_spread = false;
         for (key, share, hash_by) in lb_ip.shares() {
             is_spread = true;
-            let value = ElementValue::Mac(table_marker(share.table_id_by(hash_by)));
+            let value = ElementValue::Mac(marker(share.table_id_by(hash_by).0));
             match key {
                 SpreadKey::Port(protocol, port) => {
                     let key = KeyParts::Frontend(Frontend { address, protocol, port });

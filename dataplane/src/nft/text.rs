@@ -1,8 +1,6 @@
 //! A ruleset as text for people: [`print_ruleset`]. The text is that of `nft list` for the programmed tables, but with
 //! sorted elements, each on its own line. Pure.
 
-mod rule;
-
 use std::fmt::Write;
 
 use crds::Range;
@@ -89,7 +87,7 @@ fn print_chain(table: Table, chain: &Chain, to: &mut String) -> std::fmt::Result
         writeln!(to, "\t\ttype {kind} hook {name}{link} priority {priority}; policy accept;")?;
     }
     for rule in &chain.rules {
-        writeln!(to, "\t\t{}", rule::print_rule(rule))?;
+        writeln!(to, "\t\t{}", rule.text)?;
     }
     writeln!(to, "\t}}")
 }

@@ -9,21 +9,21 @@ use crate::sample::{self, ip};
 use crate::tracer::frame::Frame;
 use crate::world::Net;
 
-/// In how many parts.
+/// Whether a packet is in fragments.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
-    /// In one.
+    /// It is not.
     Whole,
-    /// The first of several.
+    /// The first fragment.
     First,
-    /// One of those after it, which has no ports.
+    /// A later fragment, which has no ports.
     Later,
 }
 
 /// A packet of this protocol from this port.
 pub fn frame(net: Net, protocol: u8, port: u16, kind: Kind) -> Frame {
     let ports = [port.to_be_bytes(), 80u16.to_be_bytes()].concat();
-    // Behind the ports something that is no beginning of a connection of TCP.
+    // The bytes after the ports do not set the TCP flag SYN.
     let transport = [&ports[..], &[0; 28]].concat();
     let transport = if kind == Kind::Later { vec![0xff; 32] } else { transport };
     packet(net, protocol, kind, &transport)

@@ -18,11 +18,11 @@ pub struct Frame {
 
 /// The fate of a frame.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Handed {
+pub enum FrameFate {
     /// It continues here. Its addresses are unchanged.
     Kept,
-    /// It goes out again: to this host, from this one.
-    On {
+    /// It is re-sent.
+    Resent {
         /// The destination.
         to: MacAddr,
         /// The source.
@@ -30,7 +30,7 @@ pub enum Handed {
     },
 }
 
-/// Bytes of the header of a frame.
+/// The length of the header of a frame.
 const ETHERNET: usize = 14;
 
 struct State {
@@ -48,16 +48,16 @@ enum Step {
 
 impl Machine {
     /// The fate of a frame, without tracked connections.
-    pub fn verdict(&self, frame: &Frame) -> Handed {
+    pub fn verdict(&self, frame: &Frame) -> FrameFate {
         let mut state = State { bytes: frame.bytes.clone(), registers: [0; 64], link: frame.link };
-        let Some(_) = self.chains.get(&(Table::Link, format!("on-{}", frame.link))) else { return Handed::Kept };
+        let Some(_) = self.chains.get(&(Table::Link, format!("on-{}", frame.link))) else { return FrameFate::Kept };
         if !self.passes_out(&format!("on-{}", frame.link), &mut state) {
             assert_eq!(state.bytes, frame.bytes, "a frame that stays is as it was");
-            return Handed::Kept;
+            return FrameFate::Kept;
         }
         let mac = |at: usize| MacAddr::from(*state.bytes[at..].first_chunk::<6>().expect("an address"));
         assert_eq!(state.bytes[12..], frame.bytes[12..], "nothing but addresses changes");
-        Handed::On { to: mac(0), from: mac(6) }
+        FrameFate::Resent { to: mac(0), from: mac(6) }
     }
 
     /// Whether the frame goes out in this chain or in those that it leads to.
@@ -95,14 +95,14 @@ impl Machine {
                 let Some(value) = state.bytes.get(start..end).map(<[u8]>::to_vec) else { return Step::Breaks };
                 state.load(*into, &value);
             }
-            Expression::MetaL4Proto { into } => state.load(*into, &[state.protocol().0]),
             Expression::Meta { key, into } => {
                 let value = match key {
                     Meta::Protocol => state.bytes[12..ETHERNET].to_vec(),
                     Meta::IifType => 1u16.to_ne_bytes().to_vec(),
                     Meta::IifName => state.link.bytes().to_vec(),
                     Meta::Iif => vec![0; 4],
-                    Meta::Priority => panic!("no frame has a class"),
+                    Meta::L4Proto => vec![state.protocol().0],
+                    Meta::Priority | Meta::Mark => panic!("no frame has a {key:?}"),
                 };
                 state.load(*into, &value);
             }

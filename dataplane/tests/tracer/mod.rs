@@ -11,7 +11,7 @@ use std::net::{IpAddr, SocketAddr};
 
 use dataplane::netlink::attribute::{Attributes, attributes};
 use dataplane::netlink::message::Message;
-use dataplane::nft::codec::expression::{Expression, Header, Meta, Register, Relation, Verdict};
+use dataplane::nft::codec::expression::{Ct, Expression, Header, Meta, Register, Relation, Verdict};
 use dataplane::nft::codec::request::Requests;
 use dataplane::nft::diff::diff_elements;
 use dataplane::nft::elements::{ElementKey, Elements};
@@ -101,8 +101,8 @@ struct State {
     original: SocketAddr,
     now: SocketAddr,
     random: u32,
-    /// Its class in queues.
-    class: [u8; 4],
+    /// Its priority in queues.
+    priority: [u8; 4],
 }
 
 impl Machine {
@@ -116,7 +116,10 @@ impl Machine {
             proxied: BTreeMap::new(),
         };
         let elements = ruleset_elements(ruleset);
-        let mut add = |table, chain: Chain| machine.chains.insert((table, chain.name), chain.rules);
+        let mut add = |table, chain: Chain| {
+            let rules = chain.rules.into_iter().map(|rule| rule.expressions).collect();
+            machine.chains.insert((table, chain.name), rules)
+        };
         for table in elements.keys().map(ElementKey::table).collect::<BTreeSet<_>>() {
             machine.here.insert(table);
             layout::chains(table).into_iter().for_each(|chain| drop(add(table, chain)));
@@ -158,7 +161,7 @@ impl Machine {
     fn fate(&self, packet: Packet, random: u32) -> Fate {
         let table = Table::for_address(packet.destination);
         let original = SocketAddr::new(packet.destination, packet.port);
-        let mut state = State { packet, registers: [0; 64], original, now: original, random, class: [0; 4] };
+        let mut state = State { packet, registers: [0; 64], original, now: original, random, priority: [0; 4] };
         if !self.here.contains(&table) {
             return Fate::Passed;
         }
@@ -220,22 +223,19 @@ impl Machine {
     fn execute(&self, table: Table, expression: &Expression, state: &mut State) -> Done {
         let goes = |condition| if condition { Done::Goes } else { Done::Breaks };
         match expression {
-            Expression::Payload { .. }
-            | Expression::MetaL4Proto { .. }
-            | Expression::CtState { .. }
-            | Expression::CtStatus { .. }
-            | Expression::CtOriginalDestination { .. }
-            | Expression::CtOriginalPort { .. }
-            | Expression::CtReplySourcePort { .. }
-            | Expression::FibSourceType { .. }
-            | Expression::Numgen { .. } => self.load_field(expression, state),
             // These choose the link of replies, not the fate of a packet.
-            Expression::CtDirection { .. }
-            | Expression::LoadMark(_)
-            | Expression::SetMark(_)
+            Expression::Ct { key: Ct::Direction | Ct::Mark, .. }
+            | Expression::Meta { key: Meta::Mark, .. }
+            | Expression::SetMeta(Meta::Mark)
+            | Expression::SetCtMark
             | Expression::MaskOr { .. } => {
                 panic!("{expression:?} as the verdict of a packet")
             }
+            Expression::Payload { .. }
+            | Expression::Meta { key: Meta::L4Proto, .. }
+            | Expression::Ct { .. }
+            | Expression::FibSourceType { .. }
+            | Expression::Numgen { .. } => self.load_field(expression, state),
             Expression::Mask(mask) => mask_registers(&mut state.registers, mask),
             Expression::Compare { relation, value } => return goes(holds(*relation, &state.registers, value)),
             Expression::Lookup { set, into } => {
@@ -262,8 +262,8 @@ impl Machine {
                 let port = [state.registers[0], state.registers[1]];
                 state.now.set_port(u16::from_be_bytes(port));
             }
-            Expression::Meta { key: Meta::Priority, into } => state.load(*into, &state.class.clone()),
-            Expression::SetPriority => state.class.copy_from_slice(&state.registers[..4]),
+            Expression::Meta { key: Meta::Priority, into } => state.load(*into, &state.priority.clone()),
+            Expression::SetMeta(Meta::Priority) => state.priority.copy_from_slice(&state.registers[..4]),
             Expression::LoadZero => state.load(Register::FIRST, &[0; 4]),
             Expression::Meta { key: Meta::Iif, into } => {
                 let by: u32 = if state.packet.from == From::Here { 0 } else { 2 };
@@ -271,6 +271,7 @@ impl Machine {
             }
             // Only frames pass these.
             Expression::Meta { .. }
+            | Expression::SetMeta(_)
             | Expression::ExthdrFragment { .. }
             | Expression::Jhash { .. }
             | Expression::SetLinkHeader { .. }
@@ -296,16 +297,18 @@ impl Machine {
             Expression::Payload { header: Header::Transport, into, .. } => {
                 state.load(*into, &state.packet.port.to_be_bytes()[..1]);
             }
-            Expression::MetaL4Proto { into } => state.load(*into, &[state.packet.protocol]),
+            Expression::Meta { key: Meta::L4Proto, into } => state.load(*into, &[state.packet.protocol]),
             // A traced packet begins a connection.
-            Expression::CtState { into } => state.load(*into, &8u32.to_ne_bytes()),
-            Expression::CtStatus { into } => {
+            Expression::Ct { key: Ct::State, into } => state.load(*into, &8u32.to_ne_bytes()),
+            Expression::Ct { key: Ct::Status, into } => {
                 let translated = if state.now == state.original { 0u32 } else { 1 << 5 };
                 state.load(*into, &translated.to_ne_bytes());
             }
-            Expression::CtOriginalDestination { into, .. } => state.load(*into, &octets(state.original.ip())),
-            Expression::CtOriginalPort { into } => state.load(*into, &state.original.port().to_be_bytes()),
-            Expression::CtReplySourcePort { into } => state.load(*into, &state.now.port().to_be_bytes()),
+            Expression::Ct { key: Ct::OriginalDestination(_), into } => state.load(*into, &octets(state.original.ip())),
+            Expression::Ct { key: Ct::OriginalPort, into } => {
+                state.load(*into, &state.original.port().to_be_bytes());
+            }
+            Expression::Ct { key: Ct::ReplySourcePort, into } => state.load(*into, &state.now.port().to_be_bytes()),
             Expression::FibSourceType { into } => {
                 let kind: u32 = if self.own.contains(&state.packet.source) { 2 } else { 1 };
                 state.load(*into, &kind.to_ne_bytes());

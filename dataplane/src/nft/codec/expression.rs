@@ -1,10 +1,9 @@
 //! Rules as the kernel's bytecode: a sequence of expressions that load registers, compare them and decide. Pure.
 //!
 //! It has only the expressions that these rules need, each as `nft --debug=netlink` shows it, so that `nft list table`
-//! can print the rules. [`Expression::encode`] writes one. [`Expression::decode`] reads the kernel's dump, which may
-//! omit attributes with default values.
+//! can print the rules. [`Expression::encode`] writes one. [`is_rule`] compares the kernel's dump with a rule.
 
-mod decode;
+mod compare;
 mod encode;
 mod numbers;
 
@@ -12,7 +11,8 @@ use std::fmt;
 
 use crds::service::Family;
 
-use crate::netlink::attribute::{Attribute, Attributes, Writer};
+use crate::netlink::attribute::{Attributes, Writer};
+pub use compare::is_rule;
 
 /// A register.
 ///
@@ -39,19 +39,10 @@ impl Register {
             Self::Word(word) => 8 + u32::from(word),
         }
     }
-
-    fn decode(attribute: Attribute<'_>) -> Option<Self> {
-        match u8::try_from(attribute.u32()?).ok()? {
-            0 => Some(Self::Verdict),
-            long @ 1..=4 => Some(Self::Word((long - 1) * 4)),
-            word @ 8..=23 => Some(Self::Word(word - 8)),
-            _ => None,
-        }
-    }
 }
 
-/// The result of a rule.
-#[derive(Clone, PartialEq, Eq)]
+/// The result of a rule. It is displayed as `nft` prints it.
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Verdict {
     /// The packet passes the rest of this base chain.
     Accept,
@@ -62,7 +53,7 @@ pub enum Verdict {
     Goto(String),
 }
 
-impl fmt::Debug for Verdict {
+impl fmt::Display for Verdict {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Accept => f.write_str("accept"),
@@ -139,19 +130,34 @@ pub enum Meta {
     Protocol = 1,
     /// The priority in queues (skb->priority).
     Priority = 2,
+    Mark = 3,
     /// The index of the input interface.
     Iif = 4,
     /// The name of the input interface.
     IifName = 6,
     /// The type of the input interface (ARPHRD_*).
     IifType = 8,
+    /// The number of the transport protocol.
+    L4Proto = 16,
 }
 
-/// The owner of a mark.
+/// A part of the state of connection tracking.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum MarkOf {
-    Packet,
-    Connection,
+pub enum Ct {
+    /// Bits of the state of the packet.
+    State,
+    /// The direction of the packet: 0 for original, 1 for reply.
+    Direction,
+    /// The status bits of the connection.
+    Status,
+    /// The mark of the connection.
+    Mark,
+    /// The connection's destination before translation.
+    OriginalDestination(Family),
+    /// The connection's destination port before translation.
+    OriginalPort,
+    /// The source port of the connection's replies.
+    ReplySourcePort,
 }
 
 /// A comparison (enum nft_cmp_ops).
@@ -196,80 +202,27 @@ pub enum Expression {
         length: u32,
         into: Register,
     },
-    /// Loads the number of the transport protocol (`meta l4proto`).
-    MetaL4Proto {
-        into: Register,
-    },
     /// Loads metadata of the packet.
     Meta {
         key: Meta,
+        into: Register,
+    },
+    /// Loads a part of the state of connection tracking.
+    Ct {
+        key: Ct,
         into: Register,
     },
     /// Loads whether an IPv6 packet is a fragment (`exthdr frag`).
     ExthdrFragment {
         into: Register,
     },
-    /// Loads a hash of registers (`jhash`): a number from `offset` below `offset + modulus`.
+    /// Loads a hash (`jhash`) of `length` bytes of the registers from `from` on: a number from `offset` below
+    /// `offset + modulus`.
     Jhash {
-        /// Where the input begins.
         from: Register,
-        /// The length of the input in bytes.
         length: u32,
         modulus: u32,
         offset: u32,
-        into: Register,
-    },
-    /// Overwrites bytes of the Ethernet header.
-    SetLinkHeader {
-        offset: u32,
-        length: u32,
-    },
-    /// Overwrites the packet's destination address, and corrects the checksums.
-    SetDestination(Family),
-    /// Overwrites the destination port of TCP, UDP or SCTP, and corrects the checksum.
-    SetPort {
-        /// Its number in the IP header.
-        protocol: u8,
-    },
-    /// Overwrites the destination port of a UDP datagram without a checksum.
-    SetPortUnchecked,
-    /// Sends the packet out by the interface with this index (`fwd`).
-    Fwd,
-    /// Loads the direction of the packet: 0 for original, 1 for reply (`ct direction`).
-    CtDirection {
-        into: Register,
-    },
-    /// Loads a mark into the first register.
-    LoadMark(MarkOf),
-    SetMark(MarkOf),
-    /// Sets the packet's priority in queues.
-    SetPriority,
-    /// Loads 0.
-    LoadZero,
-    /// Keeps the bits of `mask` and sets the bits of `or`, of which none is in `mask`.
-    MaskOr {
-        mask: u32,
-        or: u32,
-    },
-    /// Loads the state bits of connection tracking (`ct state`).
-    CtState {
-        into: Register,
-    },
-    /// Loads the status bits of the connection (`ct status`).
-    CtStatus {
-        into: Register,
-    },
-    /// Loads the connection's destination before translation (`ct original daddr`).
-    CtOriginalDestination {
-        family: Family,
-        into: Register,
-    },
-    /// Loads the connection's destination port before translation (`ct original proto-dst`).
-    CtOriginalPort {
-        into: Register,
-    },
-    /// Loads the source port of the connection's replies (`ct reply proto-src`).
-    CtReplySourcePort {
         into: Register,
     },
     /// Loads the type (RTN_*) of the packet's source address (`fib saddr type`).
@@ -282,41 +235,61 @@ pub enum Expression {
         offset: u32,
         into: Register,
     },
+    /// Loads 0.
+    LoadZero,
+    /// Overwrites bytes of the Ethernet header.
+    SetLinkHeader {
+        offset: u32,
+        length: u32,
+    },
+    /// Overwrites the packet's destination address, and corrects the checksums.
+    SetDestination(Family),
+    /// Overwrites the destination port of TCP, UDP or SCTP, and corrects the checksum. `protocol` is its number in the
+    /// IP header.
+    SetPort {
+        protocol: u8,
+    },
+    /// Overwrites the destination port of a UDP datagram without a checksum.
+    SetPortUnchecked,
+    /// Sends the packet out by the interface with this index (`fwd`).
+    Fwd,
+    SetMeta(Meta),
+    SetCtMark,
     /// Keeps these bits (`bitwise`).
     Mask(Vec<u8>),
+    /// Keeps the bits of `mask` and sets the bits of `or`, of which none is in `mask`.
+    MaskOr {
+        mask: u32,
+        or: u32,
+    },
     /// Continues if the register is in this relation to a value in network byte order (`cmp`).
     Compare {
         relation: Relation,
         value: Vec<u8>,
     },
-    /// Continues if the register is a key of this set or map.
+    /// Continues if the register is a key of this set or map. `into` gets the value of a map.
     Lookup {
         set: String,
-        /// Gets the value of a map; `None` for a set.
         into: Option<Register>,
     },
     /// Continues if the register is not a key of this set.
     LookupInverted {
         set: String,
     },
-    /// Adds the key in the first register to this map, or restarts its timeout.
+    /// Adds the key in the first register to this map with the value from `value` on, or restarts its timeout.
     DynsetUpdate {
         map: String,
-        /// Where the value begins.
         value: Register,
-        /// The timeout.
         seconds: u32,
     },
-    /// Deletes the key in the first register from this map.
+    /// Deletes the key in the first register from this map. The kernel requires a value and ignores it.
     DynsetDelete {
         map: String,
-        /// Where a value begins: the kernel requires one and ignores it.
         value: Register,
     },
     /// Adds the key in the first register to this set or restarts its timeout, and counts the packet there.
     DynsetCount {
         set: String,
-        /// The timeout.
         seconds: u32,
     },
     /// Converts the protocol in this register to network byte order. It is one byte, so nothing changes; but `nft` does

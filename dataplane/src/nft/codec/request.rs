@@ -148,7 +148,7 @@ impl<'a> Requests<'a> {
             let what = format!("add rule {number} of chain {} of {table}", chain.name);
             self.push(table, what, Request { kind: NEWRULE, flags: CREATE | APPEND }, |w| {
                 w.text(RULE_TABLE, NAME).text(RULE_CHAIN, &chain.name);
-                w.nest(RULE_EXPRESSIONS, |w| rule.iter().for_each(|expression| expression.encode(w)));
+                w.nest(RULE_EXPRESSIONS, |w| rule.expressions.iter().for_each(|expression| expression.encode(w)));
             });
         }
     }

@@ -83,7 +83,8 @@ impl Engine {
 
 /// Whether a chain of this name has a hook in our layout, if it is not always there.
 fn may_be_base_chain(name: &str) -> bool {
-    matches!(ChainName::parse(name), Some(ChainName::Optional(_) | ChainName::ReplyPath(_)))
+    use ChainName::{MarkConnection, MarkForwardedReply, MarkLocalReply, Optional};
+    matches!(ChainName::parse(name), Some(Optional(_) | MarkConnection(..) | MarkForwardedReply(_) | MarkLocalReply(_)))
 }
 
 /// The answer; `None` if the kernel reports that the object does not exist.

@@ -1,9 +1,9 @@
-//! Parts of packets that rules load into registers, and steps that many rules share.
+//! Parts of packets that rules load into registers: [`Field`] → [`Key`].
 
 use crds::service::Family;
 
 use super::Type;
-use crate::nft::codec::expression::{Expression, Header, Meta, Register, Relation, Verdict};
+use crate::nft::codec::expression::{Ct, Expression, Header, Meta, Register};
 use crate::rules::Pick;
 
 /// A part of a packet, or of its connection or frame.
@@ -23,6 +23,7 @@ pub(super) enum Field {
     SourcePort,
     /// The index of a random endpoint of these.
     Random(Pick),
+    Priority,
     DestinationMac,
     SourceMac,
     /// The link that the frame came in by.
@@ -42,33 +43,42 @@ pub(super) const DESTINATION_MAC: u32 = 0;
 pub(super) const SOURCE_MAC: u32 = 6;
 pub(super) const MAC_LENGTH: u32 = 6;
 
-/// Loads fields one after the other, as the key of a set.
-pub(super) fn load(family: Family, fields: &[Field]) -> Vec<Expression> {
-    load_at(0, family, fields).0
+/// Fields in registers, one after the other.
+#[derive(Debug)]
+pub(super) struct Key {
+    /// The expressions that load them.
+    pub(super) loads: Vec<Expression>,
+    /// As `nft` prints them.
+    pub(super) words: String,
+    /// The first free word after them.
+    pub(super) end: u8,
 }
 
-/// Loads fields one after the other from the word `start` on. Also returns the first free word after them.
-pub(super) fn load_at(start: u8, family: Family, fields: &[Field]) -> (Vec<Expression>, u8) {
-    let mut word = start;
-    let mut loads = Vec::new();
-    for field in fields {
-        let into = Register::Word(word);
-        let (load, kind) = load_field(family, *field, into);
-        loads.push(load);
-        if matches!(field, Field::ProtocolInInterval) {
-            loads.push(Expression::Byteorder { register: into });
+impl Key {
+    /// Loads fields from the word `start` on. `transport` is the protocol that the rule has checked, by name, or `th`.
+    pub(super) fn load(start: u8, family: Family, transport: &str, fields: &[Field]) -> Self {
+        let mut key = Self { loads: Vec::new(), words: String::new(), end: start };
+        for field in fields {
+            let into = Register::Word(key.end);
+            let (load, kind, words) = load_field(family, transport, *field, into);
+            key.loads.push(load);
+            if matches!(field, Field::ProtocolInInterval) {
+                key.loads.push(Expression::Byteorder { register: into });
+            }
+            key.words += if key.end == start { "" } else { " . " };
+            key.words += &words;
+            key.end += kind.words();
         }
-        word += kind.words();
+        key
     }
-    (loads, word)
 }
 
-/// The expression that loads a field, and the type of the field.
-fn load_field(family: Family, field: Field, into: Register) -> (Expression, Type) {
+/// The expression that loads a field, the type of the field, and the words for it.
+fn load_field(family: Family, transport: &str, field: Field, into: Register) -> (Expression, Type, String) {
     // Offsets and length of the addresses in the header (RFC 791 §3.1, RFC 8200 §3).
-    let (source, destination, length) = match family {
-        Family::V4 => (12, 16, 4),
-        Family::V6 => (8, 24, 16),
+    let (ip, source, destination, length) = match family {
+        Family::V4 => ("ip", 12, 16, 4),
+        Family::V6 => ("ip6", 8, 24, 16),
     };
     // The quoted packet begins after the 8 bytes of the error. Its header has no options, since a node of this cluster
     // has sent it. The ports are after it (RFC 792, RFC 4443 §3).
@@ -78,69 +88,39 @@ fn load_field(family: Family, field: Field, into: Register) -> (Expression, Type
     };
     let address = Type::address(family);
     let network = |offset| Expression::Payload { header: Header::Network, offset, length, into };
+    let port = |offset| Expression::Payload { header: Header::Transport, offset, length: 2, into };
     let mac = |offset| Expression::Payload { header: Header::Link, offset, length: MAC_LENGTH, into };
+    let ct = |key| Expression::Ct { key, into };
+    let meta = |key| Expression::Meta { key, into };
+    let quoted = |offset, length, kind| {
+        let load = Expression::Payload { header: Header::Transport, offset, length, into };
+        (load, kind, format!("@th,{},{}", offset * 8, length * 8))
+    };
     match field {
-        Field::Source => (network(source), address),
-        Field::Destination => (network(destination), address),
-        Field::OriginalDestination => (Expression::CtOriginalDestination { family, into }, address),
-        Field::OriginalPort => (Expression::CtOriginalPort { into }, Type::Port),
-        Field::ReplySourcePort => (Expression::CtReplySourcePort { into }, Type::Port),
-        Field::Protocol | Field::ProtocolInInterval => (Expression::MetaL4Proto { into }, Type::Protocol),
-        Field::DestinationPort => (transport(2, 2, into), Type::Port),
-        Field::SourcePort => (transport(0, 2, into), Type::Port),
-        Field::QuotedProtocol => (transport(quoted_protocol, 1, into), Type::Protocol),
-        Field::QuotedDestination => (transport(quoted_destination, length, into), address),
-        Field::QuotedSourcePort => (transport(quoted_ports, 2, into), Type::Port),
-        Field::QuotedDestinationPort => (transport(quoted_ports + 2, 2, into), Type::Port),
-        Field::DestinationMac => (mac(DESTINATION_MAC), Type::Mac),
-        Field::SourceMac => (mac(SOURCE_MAC), Type::Mac),
-        Field::LinkName => (Expression::Meta { key: Meta::IifName, into }, Type::LinkName),
+        Field::Source => (network(source), address, format!("{ip} saddr")),
+        Field::Destination => (network(destination), address, format!("{ip} daddr")),
+        Field::OriginalDestination => (ct(Ct::OriginalDestination(family)), address, format!("ct original {ip} daddr")),
+        Field::OriginalPort => (ct(Ct::OriginalPort), Type::Port, "ct original proto-dst".to_owned()),
+        Field::ReplySourcePort => (ct(Ct::ReplySourcePort), Type::Port, "ct reply proto-src".to_owned()),
+        Field::Protocol | Field::ProtocolInInterval => (meta(Meta::L4Proto), Type::Protocol, "meta l4proto".to_owned()),
+        Field::DestinationPort => (port(2), Type::Port, format!("{transport} dport")),
+        Field::SourcePort => (port(0), Type::Port, format!("{transport} sport")),
+        Field::QuotedProtocol => quoted(quoted_protocol, 1, Type::Protocol),
+        Field::QuotedDestination => quoted(quoted_destination, length, address),
+        Field::QuotedSourcePort => quoted(quoted_ports, 2, Type::Port),
+        Field::QuotedDestinationPort => quoted(quoted_ports + 2, 2, Type::Port),
+        Field::Priority => (meta(Meta::Priority), Type::Priority, "meta priority".to_owned()),
+        Field::DestinationMac => (mac(DESTINATION_MAC), Type::Mac, "ether daddr".to_owned()),
+        Field::SourceMac => (mac(SOURCE_MAC), Type::Mac, "ether saddr".to_owned()),
+        Field::LinkName => (meta(Meta::IifName), Type::LinkName, "iifname".to_owned()),
         Field::Random(Pick { from, count }) => {
-            (Expression::Numgen { modulus: count, offset: from, into }, Type::Integer)
+            let words = format!("numgen random mod {count}{}", print_offset(from));
+            (Expression::Numgen { modulus: count, offset: from, into }, Type::Integer, words)
         }
     }
 }
 
-fn transport(offset: u32, length: u32, into: Register) -> Expression {
-    Expression::Payload { header: Header::Transport, offset, length, into }
-}
-
-pub(super) fn is_protocol(number: u8) -> Vec<Expression> {
-    vec![Expression::MetaL4Proto { into: Register::FIRST }, equals(vec![number])]
-}
-
-pub(super) fn equals(value: Vec<u8>) -> Expression {
-    Expression::Compare { relation: Relation::Equal, value }
-}
-
-/// Loads the type of a packet of this ICMP protocol.
-pub(super) fn load_icmp_type(protocol: u8) -> Vec<Expression> {
-    rule(is_protocol(protocol), [transport(0, 1, Register::FIRST)])
-}
-
-pub(super) fn lookup(set: &str) -> Expression {
-    Expression::Lookup { set: set.to_owned(), into: None }
-}
-
-/// Loads the value of a map into the first register.
-pub(super) fn lookup_value(map: &str) -> Expression {
-    Expression::Lookup { set: map.to_owned(), into: Some(Register::FIRST) }
-}
-
-pub(super) fn lookup_verdict(map: &str) -> Expression {
-    Expression::Lookup { set: map.to_owned(), into: Some(Register::Verdict) }
-}
-
-pub(super) fn goto(chain: &str) -> Expression {
-    Expression::Verdict(Verdict::Goto(chain.to_owned()))
-}
-
-/// The rule `first`, then the rules `then`.
-pub(super) fn rule_first(first: Vec<Expression>, then: Vec<Vec<Expression>>) -> Vec<Vec<Expression>> {
-    [vec![first], then].concat()
-}
-
-/// One rule with the expressions `first`, then `then`.
-pub(super) fn rule(first: Vec<Expression>, then: impl IntoIterator<Item = Expression>) -> Vec<Expression> {
-    first.into_iter().chain(then).collect()
+/// The offset of a random number or hash.
+pub(super) fn print_offset(offset: u32) -> String {
+    if offset == 0 { String::new() } else { format!(" offset {offset}") }
 }

@@ -3,13 +3,11 @@
 use crds::Backend;
 use crds::service::Family;
 
-use super::fields::{
-    FRONTEND, Field, equals, goto, is_protocol, load, load_icmp_type, lookup, lookup_value, lookup_verdict, rule,
-    rule_first,
-};
-use super::{Chain, Hook, Type};
+use super::fields::{FRONTEND, Field};
+use super::rule::{ChainRule, SCTP, TCP, UDP, equals, is_not_zero};
+use super::{Chain, Hook};
 use crate::nft::chain_name::ChainName;
-use crate::nft::codec::expression::{Expression, Header, Meta, Register, Relation, Verdict};
+use crate::nft::codec::expression::{Ct, Expression, Header, Meta, Register, Relation, Verdict};
 use crate::nft::optional_chains::OptionalChain;
 use crate::rules::Dispatch;
 
@@ -29,8 +27,6 @@ const PREROUTING: u32 = 0;
 const INPUT: u32 = 1;
 const OUTPUT: u32 = 3;
 const POSTROUTING: u32 = 4;
-/// The timeout of entries that rules count in, in seconds: a day. So nothing of a deleted Service stays for longer.
-const COUNTED_TIMEOUT: u32 = 86_400;
 /// The chain that drops packets of forbidden clients, and the set that counts them.
 const DENIED: &str = "denied";
 /// The chain that counts and drops packets that nothing serves here.
@@ -53,49 +49,43 @@ const IPS_DST_NAT: u32 = 1 << 5;
 const STATE_ESTABLISHED: u32 = 1 << 1;
 /// The packet belongs to no connection (NF_CT_STATE_INVALID_BIT).
 const STATE_INVALID: u32 = 1;
-const ICMP: u8 = 1;
-const TCP: u8 = 6;
-const UDP: u8 = 17;
-const SCTP: u8 = 132;
-const ICMPV6: u8 = 58;
-/// ICMP types.
+/// The types of an echo request in ICMP and ICMPv6.
 const ECHO_REQUEST: u8 = 8;
 const ECHO_REQUEST_V6: u8 = 128;
 /// The first and last type of neighbour discovery (RFC 4861 §4).
 const ROUTER_SOLICITATION: u8 = 133;
 const REDIRECT: u8 = 137;
 
+/// Identifies a translated connection. `nft` requires the protocol before it accepts the port of a connection as one.
+const ORIGINAL_FRONTEND: [Field; 3] = [Field::OriginalDestination, Field::Protocol, Field::OriginalPort];
+
 /// The fixed chains. A chain comes after those that it goes to.
 pub(super) fn chains(family: Family) -> Vec<Chain> {
-    let chain = |name: &str, rules| Chain { name: name.to_owned(), hook: None, rules };
-    let base = |name: &str, kind, number, priority, rules| Chain {
-        name: name.to_owned(),
-        hook: Some(Hook { kind, number, priority, link: None }),
-        rules,
-    };
-    let refuse = |restricted| ChainName::Refuse { restricted }.to_string();
-    let from_pods = rule(load(family, &[Field::Source]), [lookup("pods")]);
-    let dispatch = |map| dispatch_via(family, map);
-    let prerouting = vec![rule(from_pods, dispatch("inside")), dispatch("services"), answer_ping(family)];
-    let output = vec![dispatch("inside"), dispatch("services"), answer_ping(family)];
+    let base = |name, kind, number, priority, rules| Chain::base(name, Hook::new(kind, number, priority), rules);
+    let refuse = |restricted| ChainName::Refuse { restricted };
+    let rule = || ChainRule::new(family);
+    let from_pods = rule().lookup(&[Field::Source], "pods");
+    let prerouting = vec![dispatch(from_pods, "inside"), dispatch(rule(), "services"), answer_ping(family)];
+    let output = vec![dispatch(rule(), "inside"), dispatch(rule(), "services"), answer_ping(family)];
+    let to_unestablished = if_unestablished(family).goto(UNESTABLISHED);
     vec![
-        chain(DENIED, count_then(family, FRONTEND, DENIED, Verdict::Drop)),
-        chain(&refuse(false), refuse_rules(family)),
-        chain(&refuse(true), rule_first(deny_other_sources(family), refuse_rules(family))),
-        chain(STRAY, count_then(family, &[Field::Destination], "strays", Verdict::Drop)),
-        chain(UNSERVED, unserved_rules(family)),
-        chain("learn", learn_rules(family)),
-        chain(INVALID, invalid_rules(family)),
-        chain(UNESTABLISHED, vec![goto_invalid(), goto_unserved(family)]),
-        chain(SOURCE_HERE, source_here_rules(family)),
-        chain(SOURCE, source_rules(family)),
+        Chain::regular(DENIED, count_then_drop(family, FRONTEND, DENIED)),
+        Chain::regular(refuse(false), refuse_rules(family)),
+        Chain::regular(refuse(true), [vec![deny_other_sources(family)], refuse_rules(family)].concat()),
+        Chain::regular(STRAY, count_then_drop(family, &[Field::Destination], "strays")),
+        Chain::regular(UNSERVED, unserved_rules(family)),
+        Chain::regular("learn", learn_rules(family)),
+        Chain::regular(INVALID, invalid_rules(family)),
+        Chain::regular(UNESTABLISHED, vec![goto_invalid(family), goto_unserved(rule())]),
+        Chain::regular(SOURCE_HERE, source_here_rules(family)),
+        Chain::regular(SOURCE, source_rules(family)),
         base("nat-prerouting", "nat", PREROUTING, BEFORE_DSTNAT, prerouting),
         base("nat-output", "nat", OUTPUT, BEFORE_DSTNAT, output),
         base("late-prerouting", "nat", PREROUTING, AFTER_DSTNAT, vec![drop_unproxied(family)]),
         base("late-output", "nat", OUTPUT, AFTER_DSTNAT, vec![drop_unproxied(family)]),
         base("nat-postrouting", "nat", POSTROUTING, BEFORE_SRCNAT, postrouting_rules(family)),
-        base("filter-prerouting", "filter", PREROUTING, AFTER_DSTNAT, vec![if_unestablished([goto(UNESTABLISHED)])]),
-        base("filter-output", "filter", OUTPUT, AFTER_DSTNAT, vec![if_unestablished(goto_unserved(family))]),
+        base("filter-prerouting", "filter", PREROUTING, AFTER_DSTNAT, vec![to_unestablished]),
+        base("filter-output", "filter", OUTPUT, AFTER_DSTNAT, vec![goto_unserved(if_unestablished(family))]),
     ]
 }
 
@@ -105,165 +95,133 @@ pub(super) fn chains(family: Family) -> Vec<Chain> {
 /// a chain, the kernel walks all verdicts of the table. So only `ways` has verdicts. `nft` can only print a map lookup
 /// that is assigned to something (1.0.6 crashes on nested lookups), and `meta priority` is free at this point. The
 /// chain resets it. Only the first packet of a connection passes this rule.
-fn dispatch_via(family: Family, map: &str) -> Vec<Expression> {
-    let priority = Expression::Meta { key: Meta::Priority, into: Register::FIRST };
-    rule(load(family, FRONTEND), [lookup_value(map), Expression::SetPriority, priority, lookup_verdict("ways")])
+fn dispatch(rule: ChainRule, map: &str) -> ChainRule {
+    let key = rule.key(FRONTEND);
+    rule.map("meta priority set", key, map, Expression::SetMeta(Meta::Priority)).vmap(&[Field::Priority], "ways")
 }
 
-/// The chain that sends a new connection to a random endpoint:
-/// `dnat ip to ip daddr . meta l4proto . th dport . numgen random mod N map @endpoints`,
-/// or to the Service proxy: see [`readdress`].
+/// The chain that sends a new connection to an endpoint, or to the Service proxy.
 ///
 /// The chain itself checks the source ranges. So one element selects the endpoints and the check, and during a change
 /// no packet sees one without the other.
 pub(super) fn dispatch_chain(family: Family, dispatch: Dispatch) -> Chain {
-    let mut rules = match dispatch.backend {
+    let deny = dispatch.restricted.then(|| deny_other_sources(family));
+    let reset = [Expression::LoadZero, Expression::SetMeta(Meta::Priority)];
+    let reset = ChainRule::new(family).push(reset, "meta priority set none");
+    let count = ChainRule::new(family).lookup(FRONTEND, "begun");
+    let send = match dispatch.backend {
         Backend::Endpoints => pick_rules(family, dispatch),
         Backend::NodePort => node_port_rules(family),
-        Backend::ClusterIp => {
-            vec![readdress(family, FRONTEND, "cluster-ips", Expression::SetDestination(family))]
-        }
+        Backend::ClusterIp => vec![ChainRule::new(family).set_destination(FRONTEND, "cluster-ips")],
     };
-    rules = rule_first(rule(load(family, FRONTEND), [lookup("begun")]), rules);
-    rules = rule_first(vec![Expression::LoadZero, Expression::SetPriority], rules);
-    if dispatch.restricted {
-        rules = rule_first(deny_other_sources(family), rules);
-    }
-    Chain { name: ChainName::Dispatch(dispatch).to_string(), hook: None, rules }
+    let rules = deny.into_iter().chain([reset, count]).chain(send).collect();
+    Chain::regular(ChainName::Dispatch(dispatch), rules)
 }
 
 /// Readdresses a packet to a node port of this node.
-fn node_port_rules(family: Family) -> Vec<Vec<Expression>> {
-    let port = |packet, write| rule(packet, readdress(family, FRONTEND, "node-ports", write));
-    let checked = |protocol| port(is_protocol(protocol), Expression::SetPort { protocol });
-    // The kernel would add a checksum to a datagram without one, and a wrong one.
-    let with_checksum = port(udp_checksum(Relation::NotEqual), Expression::SetPort { protocol: UDP });
-    let without = port(udp_checksum(Relation::Equal), Expression::SetPortUnchecked);
-    let node = readdress(family, &[Field::Destination], "nodes", Expression::SetDestination(family));
-    vec![checked(TCP), with_checksum, without, checked(SCTP), node]
-}
-
-/// `ip daddr set ip daddr . meta l4proto . th dport map @…`
 ///
 /// The packet continues as if it had this destination, and meets the rules of the Service proxy at the same hook, which
 /// translate it. Connection tracking has recorded the original destination before. All later translation of the
 /// connection follows that record: replies come from the lb_ip, and later packets pass no rule.
-fn readdress(family: Family, key: &[Field], map: &str, write: Expression) -> Vec<Expression> {
-    rule(load(family, key), [lookup_value(map), write])
+fn node_port_rules(family: Family) -> Vec<ChainRule> {
+    let set_port = |rule: ChainRule, name: &str, write| {
+        let key = rule.key(FRONTEND);
+        rule.map(&format!("{name} dport set"), key, "node-ports", write)
+    };
+    let checked = |protocol| Expression::SetPort { protocol };
+    let is = |protocol| ChainRule::new(family).has_transport(protocol);
+    vec![
+        set_port(is(TCP), "tcp", checked(TCP)),
+        set_port(udp_checksum(is(UDP), Relation::NotEqual, "!= 0"), "udp", checked(UDP)),
+        // The kernel would add a checksum to a datagram without one, and a wrong one.
+        set_port(udp_checksum(is(UDP), Relation::Equal, "0"), "udp", Expression::SetPortUnchecked),
+        set_port(is(SCTP), "sctp", checked(SCTP)),
+        ChainRule::new(family).set_destination(&[Field::Destination], "nodes"),
+    ]
 }
 
 /// A UDP datagram with or without a checksum: 0 stands for none (RFC 768).
-fn udp_checksum(relation: Relation) -> Vec<Expression> {
+fn udp_checksum(rule: ChainRule, relation: Relation, text: &str) -> ChainRule {
     let load = Expression::Payload { header: Header::Transport, offset: 6, length: 2, into: Register::FIRST };
-    rule(is_protocol(UDP), [load, Expression::Compare { relation, value: vec![0; 2] }])
+    let compare = Expression::Compare { relation, value: vec![0; 2] };
+    rule.push([load, compare], &format!("udp checksum {text}"))
 }
 
-/// `ip daddr != @addresses ct original ip daddr @addresses drop`
-///
 /// Drops a readdressed packet that the Service proxy, which runs before, has not translated: the proxy does not know
 /// the Service yet, or no longer. Otherwise this packet and all that follow would reach this node itself or leave the
 /// cluster.
-fn drop_unproxied(family: Family) -> Vec<Expression> {
-    let not_to_lb_ip = Expression::LookupInverted { set: "addresses".into() };
-    let elsewhere = rule(load(family, &[Field::Destination]), [not_to_lb_ip]);
-    let readdressed = rule(load(family, &[Field::OriginalDestination]), [lookup("addresses")]);
-    rule(elsewhere, rule(readdressed, [Expression::Verdict(Verdict::Drop)]))
+fn drop_unproxied(family: Family) -> ChainRule {
+    let elsewhere = ChainRule::new(family).lookup_inverted(&[Field::Destination], "addresses");
+    elsewhere.lookup(&[Field::OriginalDestination], "addresses").verdict(Verdict::Drop)
 }
 
 /// Sends a connection to a random endpoint, or with session affinity to the client's.
-fn pick_rules(family: Family, dispatch: Dispatch) -> Vec<Vec<Expression>> {
-    let index = Field::Random(dispatch.pick);
-    let endpoint = load(family, &[Field::Destination, Field::Protocol, Field::DestinationPort, index]);
-    let mut rules = vec![rule(endpoint, [lookup_value("endpoints"), Expression::Dnat(family)])];
-    if dispatch.affinity.is_some() {
-        let client = load(family, &[Field::Source, Field::Destination, Field::Protocol, Field::DestinationPort]);
-        rules = rule_first(rule(client, [lookup_value("affinity"), Expression::Dnat(family)]), rules);
-    }
-    rules
+fn pick_rules(family: Family, dispatch: Dispatch) -> Vec<ChainRule> {
+    let client = [&[Field::Source][..], FRONTEND].concat();
+    let to_known = dispatch.affinity.map(|_| ChainRule::new(family).dnat(&client, "affinity"));
+    let endpoint = [FRONTEND, &[Field::Random(dispatch.pick)][..]].concat();
+    to_known.into_iter().chain([ChainRule::new(family).dnat(&endpoint, "endpoints")]).collect()
 }
 
-/// `ip daddr . meta l4proto . th dport . ip saddr != @sources goto denied`
-fn deny_other_sources(family: Family) -> Vec<Expression> {
-    let fields = [Field::Destination, Field::ProtocolInInterval, Field::DestinationPort, Field::Source];
-    rule(load(family, &fields), [Expression::LookupInverted { set: "sources".into() }, goto(DENIED)])
+fn deny_other_sources(family: Family) -> ChainRule {
+    let key = [Field::Destination, Field::ProtocolInInterval, Field::DestinationPort, Field::Source];
+    ChainRule::new(family).lookup_inverted(&key, "sources").goto(DENIED)
 }
 
-/// Counts a packet in this set, then decides. These are two rules: a packet that cannot be counted, since the set is
+/// Counts a packet in this set, then drops it. These are two rules: a packet that cannot be counted, since the set is
 /// full, leaves the first one, and must still meet the second.
-fn count_then(family: Family, key: &[Field], set: &str, then: Verdict) -> Vec<Vec<Expression>> {
-    vec![rule(load(family, key), [count_in(set)]), vec![Expression::Verdict(then)]]
-}
-
-fn count_in(set: &str) -> Expression {
-    Expression::DynsetCount { set: set.into(), seconds: COUNTED_TIMEOUT }
+fn count_then_drop(family: Family, key: &[Field], set: &str) -> Vec<ChainRule> {
+    vec![ChainRule::new(family).count(key, set), ChainRule::new(family).verdict(Verdict::Drop)]
 }
 
 /// Refuses a packet to a port without endpoints. So the client notices at once instead of after a timeout: with TCP by
 /// a reset, with others by ICMP, which may be lost (the kernel limits its rate).
-fn refuse_rules(family: Family) -> Vec<Vec<Expression>> {
+fn refuse_rules(family: Family) -> Vec<ChainRule> {
     vec![
-        rule(load(family, FRONTEND), [count_in("refusals")]),
-        rule(is_protocol(TCP), [Expression::RejectReset]),
-        vec![Expression::RejectUnreachable(family)],
+        ChainRule::new(family).count(FRONTEND, "refusals"),
+        ChainRule::new(family).has_transport(TCP).push([Expression::RejectReset], "reject with tcp reset"),
+        ChainRule::new(family).push([Expression::RejectUnreachable(family)], "reject"),
     ]
 }
 
-/// Decides whether the endpoint of a translated connection is remembered:
-/// `meta l4proto tcp ct original ip daddr . meta l4proto . ct original proto-dst vmap @remember`
-///
-/// The endpoint is only known here, after translation, and the source is not translated yet. `nft` requires the
-/// protocol before it accepts the port of a connection as one.
-fn learn_rules(family: Family) -> Vec<Vec<Expression>> {
-    let frontend = || load(family, &[Field::OriginalDestination, Field::Protocol, Field::OriginalPort]);
-    let learn = |protocol| rule(is_protocol(protocol), rule(frontend(), [lookup_verdict("remember")]));
+/// Decides whether the endpoint of a translated connection is remembered. The endpoint is only known here, after
+/// translation, and the source is not translated yet.
+fn learn_rules(family: Family) -> Vec<ChainRule> {
+    let learn = |protocol| ChainRule::new(family).l4proto(protocol).vmap(&ORIGINAL_FRONTEND, "remember");
     [TCP, UDP, SCTP].map(learn).into()
 }
 
 /// A chain that exists only while it is needed.
 pub(super) fn optional_chain(family: Family, chain: OptionalChain) -> Chain {
-    let learn = || vec![if_translated(vec![goto("learn")])];
-    let (kind, number, priority, rules) = match chain {
-        // `ip daddr . meta l4proto . th dport @traffic`, before translation. Every packet passes it, also those of
-        // other programs. To count replies, it would have to look up their connection, at twice the cost.
+    let learn = if_translated(family).goto("learn");
+    let (kind, number, priority, rule) = match chain {
+        // Before translation. Every packet passes it, also those of other programs. To count replies, it would have to
+        // look up their connection, at twice the cost.
         OptionalChain::CountTraffic => {
-            ("filter", PREROUTING, BEFORE_ALL_DSTNAT, vec![rule(load(family, FRONTEND), [lookup("traffic")])])
+            ("filter", PREROUTING, BEFORE_ALL_DSTNAT, ChainRule::new(family).lookup(FRONTEND, "traffic"))
         }
-        OptionalChain::LearnInput => ("nat", INPUT, BEFORE_SOURCE, learn()),
-        OptionalChain::LearnPostrouting => ("nat", POSTROUTING, BEFORE_SOURCE, learn()),
+        OptionalChain::LearnInput => ("nat", INPUT, BEFORE_SOURCE, learn),
+        OptionalChain::LearnPostrouting => ("nat", POSTROUTING, BEFORE_SOURCE, learn),
     };
-    Chain { name: chain.name().to_owned(), hook: Some(Hook { kind, number, priority, link: None }), rules }
+    Chain::base(chain.name(), Hook::new(kind, number, priority), vec![rule])
 }
 
-/// The chain that remembers the endpoint of a client for this many seconds: `meta l4proto tcp update @affinity { ip
-/// saddr . ct original ip daddr . meta l4proto . ct original proto-dst timeout 3h : ip daddr . ct reply proto-src }`
+/// The chain that remembers the endpoint of a client for this many seconds.
 pub(super) fn remember_chain(family: Family, seconds: u32) -> Chain {
-    let rules = [TCP, UDP, SCTP].map(|protocol| {
-        // The value follows the key.
-        let key = [Field::Source, Field::OriginalDestination, Field::Protocol, Field::OriginalPort];
-        let value = Register::Word(2 * Type::address(family).words() + 2);
-        let all = load(family, &[&key[..], &[Field::Destination, Field::ReplySourcePort]].concat());
-        let update = Expression::DynsetUpdate { map: "affinity".into(), value, seconds };
-        rule(is_protocol(protocol), rule(all, [update]))
-    });
-    Chain { name: ChainName::Remember(seconds).to_string(), hook: None, rules: rules.into() }
+    let client = [&[Field::Source][..], &ORIGINAL_FRONTEND].concat();
+    let endpoint = [Field::Destination, Field::ReplySourcePort];
+    let remember = |protocol| ChainRule::new(family).l4proto(protocol).update("affinity", &client, seconds, &endpoint);
+    Chain::regular(ChainName::Remember(seconds), [TCP, UDP, SCTP].map(remember).into())
 }
 
 /// Refuses an untranslated packet to a port of a Service, and drops any other to an lb_ip. Neighbour discovery for the
 /// lb_ip (RFC 4861) passes, since it is not traffic of the Service; in IPv4 it does not come here at all.
-fn unserved_rules(family: Family) -> Vec<Vec<Expression>> {
-    let neighbour_discovery = match family {
-        Family::V4 => None,
-        Family::V6 => Some(rule(
-            load_icmp_type(ICMPV6),
-            [
-                Expression::Compare { relation: Relation::AtLeast, value: vec![ROUTER_SOLICITATION] },
-                Expression::Compare { relation: Relation::AtMost, value: vec![REDIRECT] },
-                Expression::Verdict(Verdict::Return),
-            ],
-        )),
-    };
-    let refused = rule(load(family, FRONTEND), [lookup_verdict("refused")]);
-    neighbour_discovery.into_iter().chain([refused, vec![goto(STRAY)]]).collect()
+fn unserved_rules(family: Family) -> Vec<ChainRule> {
+    let discovery = [(Relation::AtLeast, ROUTER_SOLICITATION), (Relation::AtMost, REDIRECT)];
+    let pass_discovery =
+        (family == Family::V6).then(|| ChainRule::new(family).icmp_type(discovery, "133-137").verdict(Verdict::Return));
+    let refuse = ChainRule::new(family).vmap(FRONTEND, "refused");
+    pass_discovery.into_iter().chain([refuse, ChainRule::new(family).goto(STRAY)]).collect()
 }
 
 /// `ct state != established …`
@@ -274,19 +232,14 @@ fn unserved_rules(family: Family) -> Vec<Vec<Expression>> {
 ///
 /// An untranslated connection to an lb_ip that has a reply belongs to another program, from before the lb_ip was here.
 /// It passes.
-fn if_unestablished(then: impl IntoIterator<Item = Expression>) -> Vec<Expression> {
-    let other = Expression::Compare { relation: Relation::NotEqual, value: STATE_ESTABLISHED.to_ne_bytes().to_vec() };
-    rule(vec![Expression::CtState { into: Register::FIRST }, other], then)
+fn if_unestablished(family: Family) -> ChainRule {
+    let other = Expression::Compare { relation: Relation::NotEqual, value: STATE_ESTABLISHED.to_ne_bytes().into() };
+    ChainRule::new(family).push([load_ct(Ct::State), other], "ct state != established")
 }
 
-/// `ct state invalid meta l4proto tcp goto invalid`
-fn goto_invalid() -> Vec<Expression> {
-    let state = vec![
-        Expression::CtState { into: Register::FIRST },
-        Expression::Mask(STATE_INVALID.to_ne_bytes().to_vec()),
-        Expression::Compare { relation: Relation::NotEqual, value: vec![0; 4] },
-    ];
-    rule(rule(state, is_protocol(TCP)), [goto(INVALID)])
+fn goto_invalid(family: Family) -> ChainRule {
+    let is_invalid = [load_ct(Ct::State), Expression::Mask(STATE_INVALID.to_ne_bytes().into()), is_not_zero(4)];
+    ChainRule::new(family).push(is_invalid, "ct state invalid").l4proto(TCP).goto(INVALID)
 }
 
 /// Drops a segment that belongs to no connection, or that is outside its window.
@@ -295,88 +248,86 @@ fn goto_invalid() -> Vec<Expression> {
 /// address, or, if the source was replaced, this node itself. Either would answer with a reset, which breaks the
 /// connection at the endpoint. A segment to an lb_ip must not be refused either: its connection may be valid. The
 /// connection is unknown here, so the sender must be a pod of this node, or an endpoint that connections were sent to.
-fn invalid_rules(family: Family) -> Vec<Vec<Expression>> {
-    let drop = || Expression::Verdict(Verdict::Drop);
-    let to_lb_ip = rule(load(family, &[Field::Destination]), [lookup("addresses"), goto(STRAY)]);
-    let endpoint = load(family, &[Field::Source, Field::Protocol, Field::SourcePort]);
+fn invalid_rules(family: Family) -> Vec<ChainRule> {
+    let rule = || ChainRule::new(family);
+    let endpoint = [Field::Source, Field::Protocol, Field::SourcePort];
     vec![
-        to_lb_ip,
-        rule(load(family, &[Field::Source]), [lookup("pods"), drop()]),
-        rule(is_protocol(TCP), rule(endpoint, [lookup("elsewhere"), drop()])),
+        rule().lookup(&[Field::Destination], "addresses").goto(STRAY),
+        rule().lookup(&[Field::Source], "pods").verdict(Verdict::Drop),
+        rule().has_transport(TCP).lookup(&endpoint, "elsewhere").verdict(Verdict::Drop),
     ]
 }
 
-/// Chooses the source of a translated connection before it leaves for its endpoint:
-/// `ct status dnat ct original ip daddr . ip daddr @local goto source-here`, and for other endpoints
-/// `ct status dnat ct original ip daddr @addresses goto source`
+/// Chooses the source of a translated connection before it leaves for its endpoint.
 ///
 /// With spreading, nearly all endpoints are on this node. So that case comes first, also for connections of other
 /// programs.
-fn postrouting_rules(family: Family) -> Vec<Vec<Expression>> {
-    let here = load(family, &[Field::OriginalDestination, Field::Destination]);
-    let here = rule(here, [lookup("local"), goto(SOURCE_HERE)]);
-    let elsewhere = rule(load(family, &[Field::OriginalDestination]), [lookup("addresses"), goto(SOURCE)]);
-    vec![if_translated(here), if_translated(elsewhere)]
+fn postrouting_rules(family: Family) -> Vec<ChainRule> {
+    let here = [Field::OriginalDestination, Field::Destination];
+    vec![
+        if_translated(family).lookup(&here, "local").goto(SOURCE_HERE),
+        if_translated(family).lookup(&[Field::OriginalDestination], "addresses").goto(SOURCE),
+    ]
 }
 
 /// The source of a connection to an endpoint elsewhere.
-fn source_rules(family: Family) -> Vec<Vec<Expression>> {
+fn source_rules(family: Family) -> Vec<ChainRule> {
     vec![
         // The address alone does not identify replies of the endpoint: see [`invalid_rules`].
-        rule(is_protocol(TCP), rule(load(family, FRONTEND), [count_in("elsewhere")])),
-        masquerade_local_source(),
+        ChainRule::new(family).has_transport(TCP).count(FRONTEND, "elsewhere"),
+        masquerade_own_source(ChainRule::new(family)),
         // Replies to a pod of this node pass this node.
-        rule(load(family, &[Field::Source]), [lookup("pods"), Expression::Verdict(Verdict::Return)]),
-        vec![Expression::Masquerade],
+        ChainRule::new(family).lookup(&[Field::Source], "pods").verdict(Verdict::Return),
+        masquerade(ChainRule::new(family)),
     ]
 }
 
 /// The source of a connection to an endpoint on this node. All its replies pass this node, so the source stays, except
 /// for clients that would not accept the reply.
-fn source_here_rules(family: Family) -> Vec<Vec<Expression>> {
+fn source_here_rules(family: Family) -> Vec<ChainRule> {
     use Field::{Destination, OriginalDestination, Source};
     // A packet that came in by a link is not from this node. That check is cheaper than the type of the source.
-    let no_link = vec![Expression::Meta { key: Meta::Iif, into: Register::FIRST }, equals(vec![0; 4])];
-    let own_endpoint = load(family, &[OriginalDestination, Source, Destination]);
+    let no_link = [Expression::Meta { key: Meta::Iif, into: Register::FIRST }, equals([0; 4])];
     vec![
         // A pod that calls itself through the lb_ip would not recognise the reply.
-        rule(own_endpoint, [lookup("hairpin"), Expression::Masquerade]),
-        rule(no_link, masquerade_local_source()),
+        masquerade(ChainRule::new(family).lookup(&[OriginalDestination, Source, Destination], "hairpin")),
+        masquerade_own_source(ChainRule::new(family).push(no_link, "iif 0")),
     ]
 }
 
 /// `fib saddr type local masquerade`
 ///
 /// For this node itself: the route to the lb_ip has chosen its source, and the endpoint may have no route back to that.
-fn masquerade_local_source() -> Vec<Expression> {
-    vec![
-        Expression::FibSourceType { into: Register::FIRST },
-        equals(RTN_LOCAL.to_ne_bytes().to_vec()),
-        Expression::Masquerade,
-    ]
+fn masquerade_own_source(rule: ChainRule) -> ChainRule {
+    let is_own = [Expression::FibSourceType { into: Register::FIRST }, equals(RTN_LOCAL.to_ne_bytes())];
+    masquerade(rule.push(is_own, "fib saddr type local"))
+}
+
+fn masquerade(rule: ChainRule) -> ChainRule {
+    rule.push([Expression::Masquerade], "masquerade fully-random")
 }
 
 /// `ct status dnat …`
-fn if_translated(then: Vec<Expression>) -> Vec<Expression> {
-    let status = vec![
-        Expression::CtStatus { into: Register::FIRST },
-        Expression::Mask(IPS_DST_NAT.to_ne_bytes().to_vec()),
-        Expression::Compare { relation: Relation::NotEqual, value: vec![0; 4] },
-    ];
-    rule(status, then)
+fn if_translated(family: Family) -> ChainRule {
+    let is_translated = [load_ct(Ct::Status), Expression::Mask(IPS_DST_NAT.to_ne_bytes().into()), is_not_zero(4)];
+    ChainRule::new(family).push(is_translated, "ct status dnat")
 }
 
-/// `ip daddr @addresses icmp type echo-request redirect`: this node answers a ping to the lb_ip.
-fn answer_ping(family: Family) -> Vec<Expression> {
-    let (protocol, request) = match family {
-        Family::V4 => (ICMP, ECHO_REQUEST),
-        Family::V6 => (ICMPV6, ECHO_REQUEST_V6),
+/// This node answers a ping to the lb_ip.
+fn answer_ping(family: Family) -> ChainRule {
+    let request = match family {
+        Family::V4 => ECHO_REQUEST,
+        Family::V6 => ECHO_REQUEST_V6,
     };
-    let is_request = rule(load_icmp_type(protocol), [equals(vec![request])]);
-    rule(rule(load(family, &[Field::Destination]), [lookup("addresses")]), rule(is_request, [Expression::Redirect]))
+    let to_lb_ip = ChainRule::new(family).lookup(&[Field::Destination], "addresses");
+    to_lb_ip.icmp_type([(Relation::Equal, request)], "echo-request").push([Expression::Redirect], "redirect")
 }
 
-/// `ip daddr @addresses goto unserved`
-fn goto_unserved(family: Family) -> Vec<Expression> {
-    rule(load(family, &[Field::Destination]), [lookup("addresses"), goto(UNSERVED)])
+/// `… ip daddr @addresses goto unserved`
+fn goto_unserved(rule: ChainRule) -> ChainRule {
+    rule.lookup(&[Field::Destination], "addresses").goto(UNSERVED)
+}
+
+fn load_ct(key: Ct) -> Expression {
+    Expression::Ct { key, into: Register::FIRST }
 }

@@ -3,11 +3,12 @@
 
 use crds::service::Family;
 
-use super::fields::{Field, equals, load, lookup, rule};
+use super::fields::Field;
+use super::rule::{ChainRule, equals};
 use super::{Chain, Hook};
 use crate::link_name::LinkName;
-use crate::nft::chain_name::ReplyPathChain;
-use crate::nft::codec::expression::{Expression, MarkOf, Meta, Register};
+use crate::nft::chain_name::ChainName;
+use crate::nft::codec::expression::{Ct, Expression, Meta, Register};
 use crate::reply_path::Mark;
 
 /// Before any translation of the destination; ours has -110.
@@ -19,41 +20,52 @@ const OUTPUT: u32 = 3;
 /// IP_CT_DIR_REPLY.
 const REPLY: u8 = 1;
 
-/// Such a chain.
-///
-/// Only the first packet of a connection passes the chain that marks it. A reply is recognised by its direction: a
-/// packet to an endpoint must not take the route of replies.
-pub(super) fn chain(family: Family, chain: ReplyPathChain) -> Chain {
-    let (kind, number, priority, rule) = match chain {
-        ReplyPathChain::MarkConnection(link, mark) => {
-            ("nat", PREROUTING, BEFORE_DSTNAT, mark_connection(family, link, mark))
-        }
-        ReplyPathChain::MarkForwardedReply(mark) => ("filter", PREROUTING, MANGLE, mark_reply(mark)),
-        ReplyPathChain::MarkLocalReply(mark) => ("route", OUTPUT, MANGLE, mark_reply(mark)),
-    };
-    Chain { name: chain.to_string(), hook: Some(Hook { kind, number, priority, link: None }), rules: vec![rule] }
+/// Marks connections to an lb_ip that come in by this link. Only the first packet of a connection passes this chain.
+pub(super) fn mark_connections(family: Family, link: LinkName, mark: Mark) -> Chain {
+    let by_link = [Expression::Meta { key: Meta::IifName, into: Register::FIRST }, equals(link.bytes())];
+    let set_mark = [load_ct(Ct::Mark), set_bits(mark), Expression::SetCtMark];
+    let rule = ChainRule::new(family)
+        .push(by_link, &format!("iifname \"{link}\""))
+        .lookup(&[Field::Destination], "addresses")
+        .push(set_mark, &set_text("ct mark", mark));
+    let hook = Hook::new("nat", PREROUTING, BEFORE_DSTNAT);
+    Chain::base(ChainName::MarkConnection(link, mark), hook, vec![rule])
 }
 
-/// `iifname "eth1" ip daddr @addresses ct mark set ct mark & 0xffffff8f | 0x10`
-fn mark_connection(family: Family, link: LinkName, mark: Mark) -> Vec<Expression> {
-    let by_link = [Expression::Meta { key: Meta::IifName, into: Register::FIRST }, equals(link.bytes().into())];
-    let to_lb_ip = rule(load(family, &[Field::Destination]), [lookup("addresses")]);
-    [by_link.into(), to_lb_ip, set_mark(MarkOf::Connection, mark)].concat()
+/// Marks replies that this node forwards.
+pub(super) fn mark_forwarded_replies(family: Family, mark: Mark) -> Chain {
+    let hook = Hook::new("filter", PREROUTING, MANGLE);
+    Chain::base(ChainName::MarkForwardedReply(mark), hook, vec![mark_reply(family, mark)])
 }
 
-/// `ct direction reply ct mark & 0x70 == 0x10 meta mark set meta mark & 0xffffff8f | 0x10`
-fn mark_reply(mark: Mark) -> Vec<Expression> {
-    let is_reply = vec![Expression::CtDirection { into: Register::FIRST }, equals(vec![REPLY])];
-    let has_mark = vec![
-        Expression::LoadMark(MarkOf::Connection),
-        Expression::Mask(mark.mask.bits().to_ne_bytes().into()),
-        equals(mark.value.to_ne_bytes().into()),
-    ];
-    [is_reply, has_mark, set_mark(MarkOf::Packet, mark)].concat()
+/// Marks replies of this node itself.
+pub(super) fn mark_local_replies(family: Family, mark: Mark) -> Chain {
+    let hook = Hook::new("route", OUTPUT, MANGLE);
+    Chain::base(ChainName::MarkLocalReply(mark), hook, vec![mark_reply(family, mark)])
+}
+
+/// Gives a reply the mark of its connection. A reply is recognised by its direction: a packet to an endpoint must not
+/// take the route of replies.
+fn mark_reply(family: Family, mark: Mark) -> ChainRule {
+    let (bits, value) = (mark.mask.bits(), mark.value);
+    let is_reply = [load_ct(Ct::Direction), equals([REPLY])];
+    let has_mark = [load_ct(Ct::Mark), Expression::Mask(bits.to_ne_bytes().into()), equals(value.to_ne_bytes())];
+    let load = Expression::Meta { key: Meta::Mark, into: Register::FIRST };
+    ChainRule::new(family)
+        .push(is_reply, "ct direction reply")
+        .push(has_mark, &format!("ct mark & {bits:#010x} == {value:#010x}"))
+        .push([load, set_bits(mark), Expression::SetMeta(Meta::Mark)], &set_text("meta mark", mark))
 }
 
 /// Sets the bits of the mask; all others stay.
-fn set_mark(of: MarkOf, mark: Mark) -> Vec<Expression> {
-    let mask_or = Expression::MaskOr { mask: !mark.mask.bits(), or: mark.value };
-    vec![Expression::LoadMark(of), mask_or, Expression::SetMark(of)]
+fn set_bits(mark: Mark) -> Expression {
+    Expression::MaskOr { mask: !mark.mask.bits(), or: mark.value }
+}
+
+fn set_text(name: &str, mark: Mark) -> String {
+    format!("{name} set {name} & {:#010x} | {:#010x}", !mark.mask.bits(), mark.value)
+}
+
+fn load_ct(key: Ct) -> Expression {
+    Expression::Ct { key, into: Register::FIRST }
 }

@@ -2,13 +2,13 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::super::expression::{Expression, is_counter};
+use super::super::expression::{is_counter, is_rule};
 use super::super::numbers::*;
 use super::super::userdata;
 use crate::link_name::LinkName;
 use crate::netlink::attribute::Attributes;
 use crate::nft::chain_name::ChainName;
-use crate::nft::layout::{self, COMMENT, Chain, Hook, Set, Table, variable_chain};
+use crate::nft::layout::{self, COMMENT, Chain, ChainRule, Hook, Set, Table, variable_chain};
 
 /// A table in the kernel, without its elements.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -22,8 +22,8 @@ pub struct DumpedTable {
     /// The hooks of the existing chains that our layout can have. `None`: a chain without a hook, or with one that our
     /// layout never has.
     pub chains: BTreeMap<String, Option<Hook>>,
-    /// The rules of each chain that has some. `None`: a rule that our layout never has.
-    pub rules: BTreeMap<String, Vec<Option<Vec<Expression>>>>,
+    /// The rules of each chain that has some, each as its list of expressions.
+    pub rules: BTreeMap<String, Vec<Vec<u8>>>,
 }
 
 /// A set or map in the kernel.
@@ -98,14 +98,11 @@ fn parse_chain(table: Table, name: &str) -> Option<(ChainName, Chain)> {
     Some((known, variable_chain(table, known)?))
 }
 
-fn compare_rules(
-    name: &str,
-    found: Option<Vec<Option<Vec<Expression>>>>,
-    expected: &[Vec<Expression>],
-) -> Result<(), String> {
+fn compare_rules(name: &str, found: Option<Vec<Vec<u8>>>, expected: &[ChainRule]) -> Result<(), String> {
     let found = found.unwrap_or_default();
-    let same = found.len() == expected.len() && found.iter().zip(expected).all(|(f, e)| f.as_ref() == Some(e));
-    if same { Ok(()) } else { Err(format!("the rules of chain {name} are different")) }
+    let same = |(found, expected): (&Vec<u8>, &ChainRule)| is_rule(found, &expected.expressions);
+    let all_same = found.len() == expected.len() && found.iter().zip(expected).all(same);
+    if all_same { Ok(()) } else { Err(format!("the rules of chain {name} are different")) }
 }
 
 impl DumpedSet {
@@ -148,9 +145,9 @@ pub fn decode_hook(answer: Attributes<'_>) -> Option<Hook> {
     })
 }
 
-/// The rule in an answer: the name of its chain, and its expressions if our layout has them.
-pub fn decode_rule(answer: Attributes<'_>) -> Option<(String, Option<Vec<Expression>>)> {
-    let expressions = answer.find(RULE_EXPRESSIONS).map(|list| list.inner().map(Expression::decode).collect());
+/// The rule in an answer: the name of its chain, and its list of expressions.
+pub fn decode_rule(answer: Attributes<'_>) -> Option<(String, Vec<u8>)> {
+    let expressions = answer.find(RULE_EXPRESSIONS).map(|list| list.value.to_vec());
     Some((text(answer, RULE_CHAIN)?, expressions.unwrap_or_default()))
 }
 

@@ -3,7 +3,7 @@
 use crds::service::Family;
 
 use super::numbers::*;
-use super::{Expression, MarkOf, Meta, Register, encode_counter, encode_value};
+use super::{Ct, Expression, Header, Register, encode_counter, encode_value};
 use crate::netlink::attribute::Writer;
 
 impl Expression {
@@ -24,8 +24,18 @@ impl Expression {
                 data.u32(PAYLOAD_OFFSET, *offset).u32(PAYLOAD_LEN, *length);
                 "payload"
             }
-            Self::MetaL4Proto { into } => meta(data, META_L4PROTO, *into),
-            Self::Meta { key, into } => meta(data, *key as u32, *into),
+            Self::Meta { key, into } => {
+                data.u32(META_KEY, *key as u32).u32(META_DREG, into.number());
+                "meta"
+            }
+            Self::Ct { key, into } => {
+                let (key, direction) = ct_numbers(*key);
+                data.u32(CT_KEY, key).u32(CT_DREG, into.number());
+                if let Some(direction) = direction {
+                    data.u8(CT_DIRECTION, direction);
+                }
+                "ct"
+            }
             Self::ExthdrFragment { into } => {
                 data.u32(EXTHDR_DREG, into.number()).u8(EXTHDR_TYPE, FRAGMENT);
                 data.u32(EXTHDR_OFFSET, 0).u32(EXTHDR_LEN, 1);
@@ -38,21 +48,11 @@ impl Expression {
                 data.u32(HASH_TYPE, HASH_JENKINS);
                 "hash"
             }
-            Self::CtDirection { into } => ct(data, CT_DIRECTION_KEY, *into),
-            Self::LoadMark(MarkOf::Packet) => meta(data, META_MARK, Register::FIRST),
-            Self::LoadMark(MarkOf::Connection) => ct(data, CT_MARK, Register::FIRST),
             Self::LoadZero => {
                 data.u32(IMMEDIATE_DREG, Register::FIRST.number());
                 data.nest(IMMEDIATE_DATA, |data| encode_value(&[0; 4], data));
                 "immediate"
             }
-            Self::CtState { into } => ct(data, CT_STATE, *into),
-            Self::CtStatus { into } => ct(data, CT_STATUS, *into),
-            Self::CtOriginalDestination { family, into } => {
-                ct_tuple(data, family_numbers(*family).original_destination, *into, CT_ORIGINAL)
-            }
-            Self::CtOriginalPort { into } => ct_tuple(data, CT_PROTO_DST, *into, CT_ORIGINAL),
-            Self::CtReplySourcePort { into } => ct_tuple(data, CT_PROTO_SRC, *into, CT_REPLY),
             Self::FibSourceType { into } => {
                 data.u32(FIB_FLAGS, FIB_SADDR).u32(FIB_RESULT, FIB_ADDRTYPE).u32(FIB_DREG, into.number());
                 "fib"
@@ -75,16 +75,25 @@ impl Expression {
     /// Writes the attributes of an expression that changes the packet, compares or decides, and returns its name.
     fn encode_action(&self, data: &mut Writer) -> &'static str {
         match self {
-            Self::SetLinkHeader { offset, length } => link_header(*offset, *length).encode(data),
-            Self::SetDestination(family) => destination(*family).encode(data),
-            Self::SetPort { protocol } => port(*protocol).encode(data),
-            Self::SetPortUnchecked => port_unchecked().encode(data),
-            Self::SetMark(MarkOf::Packet) => meta_set(data, META_MARK),
-            Self::SetMark(MarkOf::Connection) => {
-                data.u32(CT_KEY, CT_MARK).u32(CT_SREG, Register::FIRST.number());
+            Self::SetLinkHeader { offset, length } => {
+                payload_write(data, Header::Link, (*offset, *length), NO_CHECKSUM)
+            }
+            Self::SetDestination(family) => {
+                let (bytes, checksum) = destination(*family);
+                payload_write(data, Header::Network, bytes, checksum)
+            }
+            Self::SetPort { protocol } => {
+                payload_write(data, Header::Transport, DESTINATION_PORT, port_checksum(*protocol))
+            }
+            Self::SetPortUnchecked => payload_write(data, Header::Transport, DESTINATION_PORT, NO_CHECKSUM),
+            Self::SetMeta(key) => {
+                data.u32(META_KEY, *key as u32).u32(META_SREG, Register::FIRST.number());
+                "meta"
+            }
+            Self::SetCtMark => {
+                data.u32(CT_KEY, ct_numbers(Ct::Mark).0).u32(CT_SREG, Register::FIRST.number());
                 "ct"
             }
-            Self::SetPriority => meta_set(data, Meta::Priority as u32),
             Self::Fwd => {
                 data.u32(FWD_SREG_DEV, Register::FIRST.number());
                 "fwd"
@@ -145,34 +154,13 @@ impl Expression {
     }
 }
 
-impl PayloadWrite {
-    fn encode(&self, data: &mut Writer) -> &'static str {
-        let Checksum { kind, offset, flags } = self.checksum;
-        data.u32(PAYLOAD_SREG, Register::FIRST.number()).u32(PAYLOAD_BASE, self.header as u32);
-        data.u32(PAYLOAD_OFFSET, self.offset).u32(PAYLOAD_LEN, self.length);
-        data.u32(PAYLOAD_CSUM_TYPE, kind).u32(PAYLOAD_CSUM_OFFSET, offset).u32(PAYLOAD_CSUM_FLAGS, flags);
-        "payload"
-    }
-}
-
-fn meta(data: &mut Writer, key: u32, into: Register) -> &'static str {
-    data.u32(META_KEY, key).u32(META_DREG, into.number());
-    "meta"
-}
-
-fn meta_set(data: &mut Writer, key: u32) -> &'static str {
-    data.u32(META_KEY, key).u32(META_SREG, Register::FIRST.number());
-    "meta"
-}
-
-fn ct(data: &mut Writer, key: u32, into: Register) -> &'static str {
-    data.u32(CT_KEY, key).u32(CT_DREG, into.number());
-    "ct"
-}
-
-fn ct_tuple(data: &mut Writer, key: u32, into: Register, direction: u8) -> &'static str {
-    data.u32(CT_KEY, key).u32(CT_DREG, into.number()).u8(CT_DIRECTION, direction);
-    "ct"
+/// Overwrites bytes of a header, by their offset and length.
+fn payload_write(data: &mut Writer, header: Header, bytes: (u32, u32), checksum: Checksum) -> &'static str {
+    let Checksum { kind, offset, flags } = checksum;
+    data.u32(PAYLOAD_SREG, Register::FIRST.number()).u32(PAYLOAD_BASE, header as u32);
+    data.u32(PAYLOAD_OFFSET, bytes.0).u32(PAYLOAD_LEN, bytes.1);
+    data.u32(PAYLOAD_CSUM_TYPE, kind).u32(PAYLOAD_CSUM_OFFSET, offset).u32(PAYLOAD_CSUM_FLAGS, flags);
+    "payload"
 }
 
 fn dynset_value(data: &mut Writer, map: &str, value: Register) -> &'static str {

@@ -2,9 +2,7 @@
 
 use crds::service::Family;
 
-use super::{Header, Register};
-
-pub(super) const FAMILIES: [Family; 2] = [Family::V4, Family::V6];
+use super::{Ct, Register};
 
 /// An item of a list (NFTA_LIST_ELEM), and its attributes (NFTA_EXPR_*).
 pub(super) const ITEM: u16 = 1;
@@ -43,22 +41,12 @@ pub(super) const FWD_SREG_DEV: u16 = 1;
 pub(super) const META_DREG: u16 = 1;
 pub(super) const META_KEY: u16 = 2;
 pub(super) const META_SREG: u16 = 3;
-pub(super) const META_L4PROTO: u32 = 16;
-pub(super) const META_MARK: u32 = 3;
 pub(super) const CT_DREG: u16 = 1;
 pub(super) const CT_KEY: u16 = 2;
 pub(super) const CT_DIRECTION: u16 = 3;
 pub(super) const CT_SREG: u16 = 4;
-pub(super) const CT_STATE: u32 = 0;
-pub(super) const CT_DIRECTION_KEY: u32 = 1;
-pub(super) const CT_STATUS: u32 = 2;
-pub(super) const CT_MARK: u32 = 3;
-pub(super) const CT_DST_IP: u32 = 20;
-pub(super) const CT_DST_IP6: u32 = 22;
-pub(super) const CT_PROTO_SRC: u32 = 11;
-pub(super) const CT_PROTO_DST: u32 = 12;
-pub(super) const CT_ORIGINAL: u8 = 0;
-pub(super) const CT_REPLY: u8 = 1;
+const CT_ORIGINAL: u8 = 0;
+const CT_REPLY: u8 = 1;
 pub(super) const FIB_DREG: u16 = 1;
 pub(super) const FIB_RESULT: u16 = 2;
 pub(super) const FIB_FLAGS: u16 = 3;
@@ -128,15 +116,6 @@ pub(super) const REJECT_CODE: u16 = 2;
 pub(super) const REJECT_ICMP: u32 = 0;
 pub(super) const REJECT_RESET: u32 = 1;
 
-/// Bytes of a packet that are overwritten, and the checksum to correct.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct PayloadWrite {
-    pub(super) header: Header,
-    pub(super) offset: u32,
-    pub(super) length: u32,
-    pub(super) checksum: Checksum,
-}
-
 /// The checksum over overwritten bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Checksum {
@@ -154,40 +133,42 @@ const CSUM_INET: u32 = 1;
 const CSUM_SCTP: u32 = 2;
 const PSEUDO_HEADER: u32 = 1;
 
-/// TCP, UDP and SCTP.
-pub(super) const WITH_PORTS: [u8; 3] = [6, 17, 132];
+pub(super) const NO_CHECKSUM: Checksum = Checksum { kind: CSUM_NONE, offset: 0, flags: 0 };
 
-const NO_CHECKSUM: Checksum = Checksum { kind: CSUM_NONE, offset: 0, flags: 0 };
-
-/// Bytes of the Ethernet header.
-pub(super) fn link_header(offset: u32, length: u32) -> PayloadWrite {
-    PayloadWrite { header: Header::Link, offset, length, checksum: NO_CHECKSUM }
-}
-
-/// The destination address (RFC 791 §3.1, RFC 8200 §3).
-pub(super) fn destination(family: Family) -> PayloadWrite {
+/// The offset and length of the destination address (RFC 791 §3.1, RFC 8200 §3), and the checksum to correct.
+pub(super) fn destination(family: Family) -> ((u32, u32), Checksum) {
     let flags = PSEUDO_HEADER;
-    let (offset, length, checksum) = match family {
-        Family::V4 => (16, 4, Checksum { kind: CSUM_INET, offset: 10, flags }),
-        Family::V6 => (24, 16, Checksum { kind: CSUM_NONE, offset: 0, flags }),
-    };
-    PayloadWrite { header: Header::Network, offset, length, checksum }
+    match family {
+        Family::V4 => ((16, 4), Checksum { kind: CSUM_INET, offset: 10, flags }),
+        Family::V6 => ((24, 16), Checksum { flags, ..NO_CHECKSUM }),
+    }
 }
 
-/// The destination port of a datagram without a checksum.
-pub(super) fn port_unchecked() -> PayloadWrite {
-    PayloadWrite { header: Header::Transport, offset: 2, length: 2, checksum: NO_CHECKSUM }
-}
+/// The offset and length of the destination port of TCP, UDP and SCTP (RFC 9293 §3.1, RFC 768, RFC 9260 §3).
+pub(super) const DESTINATION_PORT: (u32, u32) = (2, 2);
 
-/// The destination port of one of [`WITH_PORTS`] (RFC 9293 §3.1, RFC 768, RFC 9260 §3).
-pub(super) fn port(protocol: u8) -> PayloadWrite {
+/// The checksum of a segment or datagram of this protocol.
+pub(super) fn port_checksum(protocol: u8) -> Checksum {
     let (kind, offset) = match protocol {
         6 => (CSUM_INET, 16),
         17 => (CSUM_INET, 6),
         _ => (CSUM_SCTP, 8),
     };
-    let checksum = Checksum { kind, offset, flags: 0 };
-    PayloadWrite { header: Header::Transport, offset: 2, length: 2, checksum }
+    Checksum { kind, offset, flags: 0 }
+}
+
+/// The key of a part of connection tracking (enum nft_ct_keys), and the direction of tuples.
+pub(super) fn ct_numbers(key: Ct) -> (u32, Option<u8>) {
+    match key {
+        Ct::State => (0, None),
+        Ct::Direction => (1, None),
+        Ct::Status => (2, None),
+        Ct::Mark => (3, None),
+        Ct::ReplySourcePort => (11, Some(CT_REPLY)),
+        Ct::OriginalPort => (12, Some(CT_ORIGINAL)),
+        Ct::OriginalDestination(Family::V4) => (20, Some(CT_ORIGINAL)),
+        Ct::OriginalDestination(Family::V6) => (22, Some(CT_ORIGINAL)),
+    }
 }
 
 /// The numbers of a family in expressions.
@@ -198,19 +179,11 @@ pub(super) struct FamilyNumbers {
     pub(super) port: Register,
     /// The ICMP code for port unreachable (RFC 792; RFC 4443 §3.1).
     pub(super) port_unreachable: u8,
-    /// The `ct` key of the original destination.
-    pub(super) original_destination: u32,
 }
 
 pub(super) fn family_numbers(family: Family) -> FamilyNumbers {
     match family {
-        Family::V4 => {
-            let port = Register::Word(1);
-            FamilyNumbers { protocol: 2, port, port_unreachable: 3, original_destination: CT_DST_IP }
-        }
-        Family::V6 => {
-            let port = Register::Word(4);
-            FamilyNumbers { protocol: 10, port, port_unreachable: 4, original_destination: CT_DST_IP6 }
-        }
+        Family::V4 => FamilyNumbers { protocol: 2, port: Register::Word(1), port_unreachable: 3 },
+        Family::V6 => FamilyNumbers { protocol: 10, port: Register::Word(4), port_unreachable: 4 },
     }
 }
