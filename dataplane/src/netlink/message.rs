@@ -100,6 +100,11 @@ impl Message {
         attributes(self.body.get(FAMILY_HEADER..).unwrap_or_default())
     }
 
+    /// Whether it is a message of this type to an nfnetlink subsystem.
+    pub fn is_of_kind(&self, kind: u8) -> bool {
+        self.kind.to_be_bytes()[1] == kind
+    }
+
     pub fn family(&self) -> u8 {
         self.body.first().copied().unwrap_or_default()
     }

@@ -14,18 +14,17 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::codec::contents::table_contents;
+use super::codec::contents::{TableContents, table_contents};
 use super::codec::dump;
 use super::codec::request::Requests;
 use super::diff::{ElementChange, diff_elements, diff_rulesets};
 use super::elements::{ElementKey, ElementValue, Elements};
 use super::layout::{self, SetId, Table};
-use super::projection::{all_elements, is_needed, ruleset_elements};
+use super::projection::{all_elements, is_needed};
 use crate::flows::affinity::RetiredClients;
 use crate::netlink::socket::{NetlinkError, Socket};
 use crate::rules::Ruleset;
 pub(super) use observe::none_if_missing;
-use outcome::TableTask;
 pub use outcome::{KernelTable, TableOutcome, TableOutcomes, removed_ports};
 
 /// The number of attempts to dump the tables while nf_tables changes. After that, the last dump is used: other programs
@@ -153,12 +152,13 @@ impl Engine {
         }
         let (observed, generation) = self.observe()?;
         let Some(applied) = &mut self.applied else { return Ok(None) };
-        let difference = first_difference(&observed, &applied.ruleset);
-        match difference {
-            None => applied.generation = generation,
-            Some(_) => self.applied = None,
+        let repairs = plan_outcomes(observed, &applied.ruleset, &BTreeMap::new());
+        if repairs.is_empty() {
+            applied.generation = generation;
+        } else {
+            self.applied = None;
         }
-        Ok(difference)
+        Ok(repairs.first_key_value().map(|(table, repair)| format!("table {table}: {}", describe_damage(repair))))
     }
 
     /// Deletes the entries of retired clients from `affinity`, and returns their number. Skips families without a
@@ -224,23 +224,27 @@ impl Engine {
         for change in diff_rulesets(&applied.ruleset, desired) {
             changes.entry(change.key().table()).or_default().push(change);
         }
-        let tasks = Table::ALL.map(|table| {
+        let (mut outcomes, mut contents) = (TableOutcomes::new(), BTreeMap::new());
+        for table in Table::ALL {
             let changes = changes.remove(&table).unwrap_or_default();
-            let task = match (is_needed(&applied.ruleset, table), is_needed(desired, table)) {
-                (true, true) => TableTask::Change(changes),
+            let outcome = match (is_needed(&applied.ruleset, table), is_needed(desired, table)) {
+                (true, true) if !changes.is_empty() => TableOutcome::Changed(changes),
                 (false, true) => {
                     let added = changes.into_iter().filter_map(|change| match change {
                         ElementChange::Add(key, value) => Some((key, value)),
                         ElementChange::Delete(..) => None,
                     });
-                    TableTask::create(table_contents(added).remove(&table).unwrap_or_default(), None)
+                    let new = table_contents(added).remove(&table).unwrap_or_default();
+                    let outcome = TableOutcome::Created(new.count());
+                    contents.insert(table, new);
+                    outcome
                 }
-                (true, false) => TableTask::Remove(changes),
-                (false, false) => TableTask::Nothing,
+                (true, false) => TableOutcome::Removed(changes),
+                _ => continue,
             };
-            (table, task)
-        });
-        self.execute(tasks.into(), desired, Generations { current: applied.generation, required: None })
+            outcomes.insert(table, outcome);
+        }
+        self.execute(outcomes, contents, desired, Generations { current: applied.generation, required: None })
     }
 
     /// Dumps the tables and changes them to the desired state. The tables in `full` are replaced, with larger sets.
@@ -252,7 +256,9 @@ impl Engine {
             observed.extend(full.iter().map(foreign));
             let is_last = attempt >= ATTEMPTS;
             let generations = Generations { current, required: (!is_last).then_some(current) };
-            match self.execute(establishing_tasks(observed, desired), desired, generations) {
+            let contents = new_contents(&observed, desired);
+            let outcomes = plan_outcomes(observed, desired, &contents);
+            match self.execute(outcomes, contents, desired, generations) {
                 Err(EngineError::Refused { source, .. }) if !is_last && source.errno() == Some(ERESTART) => {
                     attempt += 1;
                 }
@@ -261,23 +267,35 @@ impl Engine {
         }
     }
 
-    /// Executes all tasks in one transaction, and remembers the new state.
+    /// Makes all changes in one transaction, and remembers the new state.
     fn execute(
         &mut self,
-        mut tasks: BTreeMap<Table, TableTask>,
+        outcomes: TableOutcomes,
+        mut contents: BTreeMap<Table, TableContents>,
         desired: &Arc<Ruleset>,
         generations: Generations,
     ) -> Result<TableOutcomes, EngineError> {
         let mut requests = Requests::default();
-        tasks.iter_mut().for_each(|(table, task)| task.request(*table, &mut requests));
+        for (&table, outcome) in &outcomes {
+            if matches!(outcome, TableOutcome::Replaced { .. } | TableOutcome::Removed(_)) {
+                requests.delete_table(table);
+            }
+            match outcome {
+                TableOutcome::Changed(changes) => requests.change(changes),
+                TableOutcome::Created(_) | TableOutcome::Replaced { .. } => {
+                    requests.create_table(table, contents.remove(&table).unwrap_or_default());
+                }
+                TableOutcome::Removed(_) => {}
+            }
+        }
         let commits = !requests.messages.is_empty();
         self.transact(&requests, generations.required)?;
         let generation = if commits { next_generation(generations.current) } else { generations.current };
         self.applied = Some(AppliedState { ruleset: Arc::clone(desired), generation });
-        Ok(tasks.into_iter().filter_map(|(table, task)| task.outcome().map(|outcome| (table, outcome))).collect())
+        Ok(outcomes)
     }
 
-    fn transact(&mut self, requests: &Requests<'_>, required: Option<u32>) -> Result<(), EngineError> {
+    fn transact(&mut self, requests: &Requests, required: Option<u32>) -> Result<(), EngineError> {
         self.socket.transact(&requests.messages, required).map_err(|source| match &source {
             NetlinkError::Refused { message, offset, .. } => {
                 let what = message.map_or_else(|| "make changes".to_owned(), |m| requests.describe(m, *offset));
@@ -302,50 +320,50 @@ fn next_generation(generation: u32) -> u32 {
     generation.wrapping_add(1).max(1)
 }
 
-/// Describes the first difference between the kernel's tables and those of `ruleset`.
-fn first_difference(observed: &BTreeMap<Table, KernelTable>, ruleset: &Ruleset) -> Option<String> {
-    let expected = split_by_table(ruleset_elements(ruleset));
-    let nothing = Elements::new();
-    observed.iter().find_map(|(table, observed)| {
-        let difference = match (observed, is_needed(ruleset, *table)) {
-            (KernelTable::Absent, false) => None,
-            (KernelTable::Absent, true) => Some("it is missing".to_owned()),
-            (_, false) => Some("it exists again".to_owned()),
-            (KernelTable::Foreign(why), true) => Some(why.clone()),
-            (KernelTable::Ours(elements), true) => {
-                let changes = diff_elements(elements, expected.get(table).unwrap_or(&nothing));
-                changes.first().map(|first| format!("to repair: {first} and {} more", changes.len() - 1))
-            }
-        };
-        difference.map(|difference| format!("table {table}: {difference}"))
-    })
+/// The contents of all needed tables, if one of them is not ours in the kernel.
+fn new_contents(observed: &BTreeMap<Table, KernelTable>, desired: &Ruleset) -> BTreeMap<Table, TableContents> {
+    let is_new = |(table, observed): (&Table, &KernelTable)| {
+        !matches!(observed, KernelTable::Ours(_)) && is_needed(desired, *table)
+    };
+    if observed.iter().any(is_new) { table_contents(all_elements(desired)) } else { BTreeMap::new() }
 }
 
-/// The tasks from the observed tables to the desired state.
-fn establishing_tasks(observed: BTreeMap<Table, KernelTable>, desired: &Ruleset) -> BTreeMap<Table, TableTask> {
+/// The changes from the observed tables to the desired state. `contents` are those of new tables.
+fn plan_outcomes(
+    observed: BTreeMap<Table, KernelTable>,
+    desired: &Ruleset,
+    contents: &BTreeMap<Table, TableContents>,
+) -> TableOutcomes {
     let nothing = Elements::new();
-    let is_ours = |table: &KernelTable| matches!(table, KernelTable::Ours(_));
     let mut compared = BTreeMap::new();
-    if observed.values().any(is_ours) {
+    if observed.values().any(|table| matches!(table, KernelTable::Ours(_))) {
         compared = split_by_table(all_elements(desired));
     }
-    let mut created = BTreeMap::new();
-    if !observed.values().all(is_ours) {
-        created = table_contents(all_elements(desired));
-    }
-    let mut task = |table: Table, observed| match (observed, is_needed(desired, table)) {
-        (KernelTable::Absent, false) => TableTask::Nothing,
-        (KernelTable::Ours(elements), false) => TableTask::Remove(diff_elements(&elements, &nothing)),
-        (KernelTable::Foreign(_), false) => TableTask::Remove(Vec::new()),
-        (KernelTable::Absent, true) => TableTask::create(created.remove(&table).unwrap_or_default(), None),
-        (KernelTable::Foreign(because), true) => {
-            TableTask::create(created.remove(&table).unwrap_or_default(), Some(because))
-        }
-        (KernelTable::Ours(elements), true) => {
-            TableTask::Change(diff_elements(&elements, compared.get(&table).unwrap_or(&nothing)))
-        }
+    let outcome = |table: Table, observed| {
+        let elements = contents.get(&table).map_or(0, TableContents::count);
+        Some(match (observed, is_needed(desired, table)) {
+            (KernelTable::Absent, false) => return None,
+            (KernelTable::Ours(elements), false) => TableOutcome::Removed(diff_elements(&elements, &nothing)),
+            (KernelTable::Foreign(_), false) => TableOutcome::Removed(Vec::new()),
+            (KernelTable::Absent, true) => TableOutcome::Created(elements),
+            (KernelTable::Foreign(because), true) => TableOutcome::Replaced { because, elements },
+            (KernelTable::Ours(elements), true) => {
+                let changes = diff_elements(&elements, compared.get(&table).unwrap_or(&nothing));
+                (!changes.is_empty()).then_some(TableOutcome::Changed(changes))?
+            }
+        })
     };
-    observed.into_iter().map(|(table, observed)| (table, task(table, observed))).collect()
+    observed.into_iter().filter_map(|(table, observed)| Some((table, outcome(table, observed)?))).collect()
+}
+
+/// Describes the damage that makes this change necessary.
+fn describe_damage(repair: &TableOutcome) -> String {
+    match repair {
+        TableOutcome::Created(_) => "it is missing".to_owned(),
+        TableOutcome::Removed(_) => "it exists again".to_owned(),
+        TableOutcome::Replaced { because, .. } => because.clone(),
+        TableOutcome::Changed(changes) => format!("to repair: {} and {} more", changes[0], changes.len() - 1),
+    }
 }
 
 fn split_by_table(all: impl IntoIterator<Item = (ElementKey, ElementValue)>) -> BTreeMap<Table, Elements> {

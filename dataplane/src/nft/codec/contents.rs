@@ -1,15 +1,17 @@
-//! The elements of new tables, as messages: elements → [`TableContents`], by [`table_contents`]. Pure.
+//! Elements as messages: the changes of one set → [`ElementLists`], and the elements of new tables → [`TableContents`].
+//! Pure.
 //!
 //! A new table may have a million elements, and there is nothing to compare them with. So they are serialised directly,
 //! set by set, without a list of elements. To name one that the kernel refuses, its message is decoded again.
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::element::{decode_element, encode_added};
+use super::element::{decode_key, encode_added, encode_deleted};
 use super::numbers::*;
 use crate::netlink::attribute::{Attribute, Writer};
-use crate::netlink::message::{CREATE, Message, NFTABLES};
+use crate::netlink::message::Message;
 use crate::nft::chain_name::ChainName;
+use crate::nft::diff::ElementChange;
 use crate::nft::elements::{ElementKey, ElementValue};
 use crate::nft::layout::{self, NAME, SetId, Table};
 
@@ -19,17 +21,7 @@ pub struct TableContents {
     /// The chains that are not always there.
     pub(super) chains: BTreeSet<ChainName>,
     /// The elements of each set that has some.
-    pub(super) sets: BTreeMap<SetId, SetContents>,
-}
-
-/// The elements of a set.
-#[derive(Debug, Default)]
-pub(super) struct SetContents {
-    pub(super) count: usize,
-    /// The messages with most of them.
-    messages: Vec<Message>,
-    /// The list with the others.
-    last: Writer,
+    pub(super) sets: BTreeMap<SetId, ElementLists>,
 }
 
 impl TableContents {
@@ -43,23 +35,8 @@ impl TableContents {
             self.chains.insert(name);
         }
         let Some(id) = key.set() else { return };
-        let set = self.sets.entry(id).or_default();
-        encode_added(&key, value, &mut set.last);
-        set.count += 1;
-        if set.last.len() > LIST_LIMIT {
-            set.messages.push(add_elements(key.table(), id, &set.last));
-            set.last.clear();
-        }
-    }
-}
-
-impl SetContents {
-    /// All messages for these elements.
-    pub(super) fn into_messages(mut self, table: Table, id: SetId) -> Vec<Message> {
-        if !self.last.is_empty() {
-            self.messages.push(add_elements(table, id, &self.last));
-        }
-        self.messages
+        let lists = self.sets.entry(id).or_insert_with(|| ElementLists::new(NEWSETELEM, key.table(), id));
+        lists.push(|list| encode_added(&key, value, list));
     }
 }
 
@@ -74,18 +51,73 @@ pub fn table_contents(
     tables
 }
 
-/// A message that adds a list of elements to a set.
-fn add_elements(table: Table, id: SetId, elements: &Writer) -> Message {
-    Message::new(NFTABLES, NEWSETELEM, CREATE, table.number(), |w| {
-        // With room for the names.
-        w.reserve(elements.len() + 64);
-        w.text(ELEM_LIST_TABLE, NAME).text(ELEM_LIST_SET, id.name());
-        w.nest(ELEM_LIST_ELEMENTS, |list| list.append(elements));
-    })
+/// Elements that are added to a set, or deleted from it.
+#[derive(Debug)]
+pub(super) struct ElementLists {
+    kind: u8,
+    pub(super) table: Table,
+    pub(super) set: SetId,
+    pub(super) count: usize,
+    /// The messages with most of them.
+    messages: Vec<Message>,
+    /// The list with the others.
+    last: Writer,
+}
+
+impl ElementLists {
+    fn new(kind: u8, table: Table, set: SetId) -> Self {
+        Self { kind, table, set, count: 0, messages: Vec::new(), last: Writer::default() }
+    }
+
+    /// The changes of one set, either all additions or all deletions.
+    pub(super) fn of_changes(set: SetId, changes: &[ElementChange]) -> Self {
+        let is_add = matches!(changes[0], ElementChange::Add(..));
+        let kind = if is_add { NEWSETELEM } else { DELSETELEM };
+        let mut lists = Self::new(kind, changes[0].key().table(), set);
+        for change in changes {
+            lists.push(|list| match change {
+                ElementChange::Add(key, value) => encode_added(key, value, list),
+                ElementChange::Delete(key, value) => encode_deleted(key, value, list),
+            });
+        }
+        lists
+    }
+
+    fn push(&mut self, write: impl FnOnce(&mut Writer)) {
+        write(&mut self.last);
+        self.count += 1;
+        if self.last.len() > LIST_LIMIT {
+            self.finish_message();
+        }
+    }
+
+    fn finish_message(&mut self) {
+        let list = &self.last;
+        self.messages.push(message(self.kind, self.table, |w| {
+            // With room for the names.
+            w.reserve(list.len() + 64);
+            w.text(ELEM_LIST_TABLE, NAME).text(ELEM_LIST_SET, self.set.name());
+            w.nest(ELEM_LIST_ELEMENTS, |w| w.append(list));
+        }));
+        self.last.clear();
+    }
+
+    /// All messages for these elements.
+    pub(super) fn into_messages(mut self) -> Vec<Message> {
+        if !self.last.is_empty() {
+            self.finish_message();
+        }
+        self.messages
+    }
 }
 
 /// Describes the element of such a message that begins last before `offset`; without an offset, all of them.
-pub(super) fn describe_element(table: Table, id: SetId, message: &Message, offset: Option<usize>) -> String {
+pub(super) fn describe_elements(table: Table, id: SetId, message: &Message, offset: Option<u32>) -> String {
+    let verb = if message.is_of_kind(DELSETELEM) { "delete" } else { "add" };
+    if id == SetId::Pods {
+        return format!("{verb} {}", ElementKey::Pods(table));
+    }
+    let offset = offset.and_then(|offset| usize::try_from(offset).ok());
     let length = |attribute: &Attribute<'_>| (Attribute::HEADER + attribute.value.len()).next_multiple_of(4);
     let before = message.attributes().take_while(|attribute| attribute.kind != ELEM_LIST_ELEMENTS);
     let mut begin = Message::HEADERS + before.map(|attribute| length(&attribute)).sum::<usize>() + Attribute::HEADER;
@@ -100,9 +132,9 @@ pub(super) fn describe_element(table: Table, id: SetId, message: &Message, offse
         .count();
     let set = layout::sets(table).into_iter().find(|set| set.id == id);
     let item = items.get(passed.min(items.len().saturating_sub(1)));
-    match set.zip(item).and_then(|(set, item)| decode_element(table, &set, item.inner())) {
-        Some((key, _)) if items.len() == 1 || offset.is_some() => format!("add {key}"),
-        Some((key, _)) => format!("add {key} or one of {} with it", items.len() - 1),
-        None => format!("add elements to {} of {table}", id.name()),
+    match set.zip(item).and_then(|(set, item)| decode_key(&set, item.inner())) {
+        Some(key) if items.len() == 1 || offset.is_some() => format!("{verb} {}", ElementKey::In(table, id, key)),
+        Some(key) => format!("{verb} {} or one of {} with it", ElementKey::In(table, id, key), items.len() - 1),
+        None => format!("{verb} elements of {} of {table}", id.name()),
     }
 }

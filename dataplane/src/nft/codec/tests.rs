@@ -6,7 +6,7 @@ use crds::service::Family;
 use crds::{Backend, MacAddr, Protocol, Range};
 use proptest::prelude::*;
 
-use super::contents::{TableContents, describe_element, table_contents};
+use super::contents::{TableContents, describe_elements, table_contents};
 use super::dump::{
     Boundary, DumpedSet, DumpedTable, decode_affinity, decode_boundaries, decode_elements, decode_generation,
     decode_hook, decode_rule, ranges,
@@ -200,7 +200,7 @@ proptest! {
         prop_assert_eq!(all.count(), elements.len());
         let mut read = Elements::new();
         for (id, set) in all.sets {
-            for message in set.into_messages(table, id) {
+            for message in set.into_messages() {
                 let list = message.attributes().find(ELEM_LIST_ELEMENTS).expect("elements");
                 let found = decode_message(table, message.attributes());
                 let mut bytes = Vec::new();
@@ -209,8 +209,8 @@ proptest! {
                     let (key, value) = found.expect("an element");
                     // The list is the last attribute of the message.
                     let in_list = item.value.as_ptr().addr() - list.value.as_ptr().addr();
-                    let offset = bytes.len() - list.value.len() + in_list;
-                    prop_assert_eq!(describe_element(table, id, &message, Some(offset)), format!("add {key}"));
+                    let offset = u32::try_from(bytes.len() - list.value.len() + in_list).expect("short");
+                    prop_assert_eq!(describe_elements(table, id, &message, Some(offset)), format!("add {key}"));
                     read.insert(key, value);
                 }
             }

@@ -1,9 +1,7 @@
-//! The observed state of a table, the task to execute, and its outcome. Pure.
+//! The observed state of a table, and the outcome of a change. Pure.
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use crate::nft::codec::contents::TableContents;
-use crate::nft::codec::request::Requests;
 use crate::nft::diff::ElementChange;
 use crate::nft::elements::{ElementKey, Elements, KeyParts};
 use crate::nft::layout::{SetId, Table};
@@ -21,7 +19,7 @@ pub enum KernelTable {
 /// The outcome by table; unchanged tables are left out.
 pub type TableOutcomes = BTreeMap<Table, TableOutcome>;
 
-/// The outcome of a task.
+/// The change of a table.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum TableOutcome {
     Changed(Vec<ElementChange>),
@@ -62,51 +60,4 @@ pub fn removed_ports(outcomes: TableOutcomes) -> BTreeSet<Frontend> {
         _ => None,
     });
     removed.collect()
-}
-
-/// The task of the engine for one table.
-pub(super) enum TableTask {
-    Nothing,
-    Change(Vec<ElementChange>),
-    Create {
-        contents: TableContents,
-        elements: usize,
-        /// Why the existing table is replaced.
-        because: Option<String>,
-    },
-    Remove(Vec<ElementChange>),
-}
-
-impl TableTask {
-    pub(super) fn create(contents: TableContents, because: Option<String>) -> Self {
-        let elements = contents.count();
-        Self::Create { contents, elements, because }
-    }
-
-    /// Adds the messages. The contents of a new table are moved there.
-    pub(super) fn request<'a>(&'a mut self, table: Table, requests: &mut Requests<'a>) {
-        match self {
-            Self::Nothing => {}
-            Self::Change(changes) => requests.change(changes),
-            Self::Create { contents, because, .. } => {
-                if because.is_some() {
-                    requests.delete_table(table);
-                }
-                requests.create_table(table, std::mem::take(contents));
-            }
-            Self::Remove(_) => requests.delete_table(table),
-        }
-    }
-
-    /// The outcome once it is executed; `None` if nothing changed.
-    pub(super) fn outcome(self) -> Option<TableOutcome> {
-        match self {
-            Self::Nothing => None,
-            Self::Change(changes) if changes.is_empty() => None,
-            Self::Change(changes) => Some(TableOutcome::Changed(changes)),
-            Self::Create { elements, because: None, .. } => Some(TableOutcome::Created(elements)),
-            Self::Create { elements, because: Some(because), .. } => Some(TableOutcome::Replaced { because, elements }),
-            Self::Remove(changes) => Some(TableOutcome::Removed(changes)),
-        }
-    }
 }
