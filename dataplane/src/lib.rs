@@ -1,7 +1,7 @@
 //! Forwarding: what the kernel must do with a packet to an lb_ip, and making it do so.
 //!
 //! ```text
-//!   Snapshot ──plan──▶ Ruleset ──projection──▶ Elements ──diff──▶ ElementChanges ──requests──▶ the kernel's tables `landfall`
+//!   Snapshot ──plan──▶ Ruleset ──projection──▶ Elements ──diff──▶ ElementChanges ──requests──▶ the kernel's tables
 //!                                                                                                 │ acknowledged
 //!                                                      Forwarding  ◀──────────────────────────────┘
 //! ```

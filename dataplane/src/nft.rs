@@ -60,8 +60,8 @@
 //!   the original destination of its connection.
 //! - `inside` has only what differs from `services`: Services with the traffic policy Local, for this node and its
 //!   pods.
-//! - All keys begin with the lb_ip, so elements of different lb_ips are independent, and the cost of a change is that of
-//!   the changed ones.
+//! - All keys begin with the lb_ip, so elements of different lb_ips are independent, and the cost of a change is that
+//!   of the changed ones.
 //! - Source ranges are checked here, before kube-proxy gets the packet: the chain that would translate it drops a
 //!   packet of a forbidden client. So no change of rules opens a Service for a moment. Only Services with ranges look
 //!   into `sources`. (The kernel copies that kind of set for each change of it: with 20,000 ranges, a changed range

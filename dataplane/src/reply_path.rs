@@ -157,21 +157,21 @@ impl fmt::Display for Gap {
         match self {
             Self::NoRouter(family, link) => write!(
                 f,
-                "replies to clients beyond link {link} take the node's own routes ({family}), since no router is known there; \
-                 add a default route by that link, with a higher metric than that of the current default route"
+                "replies to clients beyond link {link} take the node's own routes ({family}), since no router is known \
+                 there; add a default route by that link, with a higher metric than that of the current default route"
             ),
             Self::NoMark(link) => write!(
                 f,
-                "replies to clients of link {link} take the node's own routes, since the mask of marks has too few bits; \
-                 choose more with --return-mark"
+                "replies to clients of link {link} take the node's own routes, since the mask of marks has too few \
+                 bits; choose more with --return-mark"
             ),
             Self::TakenTable(table) => {
                 write!(f, "routing table {table} has routes or rules of other programs and is not used")
             }
             Self::StrictFilter(link) => write!(
                 f,
-                "the kernel drops packets that come in by link {link} from clients that its routes reach by another link; \
-                 set net.ipv4.conf.{link}.rp_filter to 2 (loose)"
+                "the kernel drops packets that come in by link {link} from clients that its routes reach by another \
+                 link; set net.ipv4.conf.{link}.rp_filter to 2 (loose)"
             ),
         }
     }

@@ -33,9 +33,9 @@ fn cluster_ip(net: Net) -> &'static str {
     CLUSTER_IPS[if net.family == Family::V4 { 0 } else { 1 }]
 }
 
-/// A nat chain's rules that play kube-proxy: for the Service of [`web`], its ClusterIP at port 80 and node port 30080,
+/// Adds a nat chain in place of kube-proxy: for the Service of [`web`], its ClusterIP at port 80 and node port 30080,
 /// to these pods at port 8080. Packets to the node port are masqueraded.
-fn play_kube_proxy(world: &World, net: Net, pods: &[&world::Pod]) {
+fn add_kube_proxy(world: &World, net: Net, pods: &[&world::Pod]) {
     let (table, ip) = match net.family {
         Family::V4 => ("ip", "ip"),
         Family::V6 => ("ip6", "ip6"),
@@ -50,7 +50,8 @@ fn play_kube_proxy(world: &World, net: Net, pods: &[&world::Pod]) {
             table {table} kube-proxy {{
                 chain services {{
                     {ip} daddr {} meta l4proto {{ tcp, udp }} th dport 80 {dnat}
-                    fib daddr type local meta l4proto {{ tcp, udp }} th dport 30080 meta mark set meta mark or 0x4000 {dnat}
+                    fib daddr type local meta l4proto {{ tcp, udp }} th dport 30080 \
+                        meta mark set meta mark or 0x4000 {dnat}
                 }}
                 chain prerouting {{ type nat hook prerouting priority -100; jump services; }}
                 chain output {{ type nat hook output priority -100; jump services; }}
@@ -99,7 +100,7 @@ fn the_service_proxy_serves_clients_pods_and_the_node() {
     Net::each(|net| {
         let world = World::new();
         let (near, far, asking) = (world.pod(1, 5), world.pod(2, 5), world.pod(1, 6));
-        play_kube_proxy(&world, net, &[&near, &far]);
+        add_kube_proxy(&world, net, &[&near, &far]);
         let mut engine = engine(&world);
         let at = net.port(80);
         for backend in BOTH {
@@ -134,7 +135,7 @@ fn a_datagram_without_checksum_reaches_the_proxy() {
     use socket2::{Domain, Protocol, Socket, Type};
     let (net, world) = (V4, World::new());
     let pod = world.pod(1, 5);
-    play_kube_proxy(&world, net, &[&pod]);
+    add_kube_proxy(&world, net, &[&pod]);
     let mut engine = engine(&world);
     for backend in BOTH {
         apply(&mut engine, &on_node([web(net, [endpoint_of(net, &pod)]).backend(backend)]));
@@ -185,15 +186,15 @@ fn a_flow_waits_until_the_proxy_knows_the_service() {
             socket.send(b"?").expect("send");
             let answer = socket.recv(&mut [0; 8]).expect_err("an answer");
             assert_eq!(answer.kind(), ErrorKind::WouldBlock, "{backend}");
-            play_kube_proxy(&world, net, &[&pod]);
+            add_kube_proxy(&world, net, &[&pod]);
             assert_eq!(ask_udp(&socket).expect("an answer").pod, (1, 5), "{backend}");
             assert_eq!(ask_tcp(&world.client, &net.port(80)).pod, (1, 5), "{backend}");
-            play_kube_proxy_no_more(&world, net);
+            remove_kube_proxy(&world, net);
         }
     });
 }
 
-fn play_kube_proxy_no_more(world: &World, net: Net) {
+fn remove_kube_proxy(world: &World, net: Net) {
     nft(&world.n1, &format!("delete table {} kube-proxy", if net.family == Family::V4 { "ip" } else { "ip6" }));
 }
 
@@ -202,7 +203,7 @@ fn forbidden_clients_never_reach_the_service_proxy() {
     Net::each(|net| {
         let world = World::new();
         let pod = world.pod(1, 5);
-        play_kube_proxy(&world, net, &[&pod]);
+        add_kube_proxy(&world, net, &[&pod]);
         let mut engine = engine(&world);
         for backend in BOTH {
             let pods_only = web(net, [endpoint_of(net, &pod)]).backend(backend).only_from(&[net.pods]);
@@ -221,7 +222,7 @@ fn forbidden_clients_never_reach_the_service_proxy() {
 fn open_connections_survive_a_change_of_the_backend() {
     let world = World::new();
     let pod = world.pod(1, 5);
-    play_kube_proxy(&world, V4, &[&pod]);
+    add_kube_proxy(&world, V4, &[&pod]);
     let mut engine = engine(&world);
     let mut open = Vec::new();
     for backend in [Endpoints, NodePort, ClusterIp, Endpoints] {

@@ -345,7 +345,8 @@ prop_compose! {
             described = described.port(&port, protocol, number);
         }
         for (ports, endpoints) in slices {
-            let ports: Vec<_> = ports.iter().map(|((name, protocol), number)| (name.as_str(), *protocol, *number)).collect();
+            let ports: Vec<_> =
+                ports.iter().map(|((name, protocol), number)| (name.as_str(), *protocol, *number)).collect();
             described = described.slice(&ports, endpoints);
         }
         if unspread {

@@ -7,9 +7,8 @@
 //! endpoint is gone: the agent deletes the entries of endpoints that new connections may not use. All other entries
 //! stay, however the endpoints change.
 //!
-//! The map belongs to one node. When the lb_ip moves, the next announcer starts with an empty map. With the same
-//! endpoints on both, a first choice by a hash of the client instead of at random would keep most clients where they
-//! are.
+//! The map belongs to one node. When the lb_ip moves, the next announcer starts with an empty map, and clients can get
+//! other endpoints.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};

@@ -93,7 +93,7 @@ fn valid_flows(address: IpAddr, lb_ip: Option<&Arc<LbIp>>) -> BTreeMap<SocketAdd
         ValidFlows { endpoints: used.chain(target.draining.iter().copied()).collect(), sources: target.sources.clone() }
     };
     ports
-        .filter(|((protocol, _), target)| *protocol == Protocol::Udp && !target.left)
+        .filter(|((protocol, _), target)| *protocol == Protocol::Udp && !target.other_proxy)
         .map(|((_, port), target)| (SocketAddr::new(address, *port), valid(target)))
         .collect()
 }

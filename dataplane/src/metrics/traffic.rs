@@ -4,7 +4,6 @@ use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
 use std::iter::Sum;
 use std::net::IpAddr;
-use std::ops::Add;
 
 use crds::Key;
 
@@ -49,23 +48,15 @@ pub struct ServiceTraffic {
     pub refused: u64,
 }
 
-impl Add for ServiceTraffic {
-    type Output = Self;
-
-    fn add(self, other: Self) -> Self {
-        Self {
-            packets: self.packets + other.packets,
-            bytes: self.bytes + other.bytes,
-            connections: self.connections + other.connections,
-            denied: self.denied + other.denied,
-            refused: self.refused + other.refused,
-        }
-    }
-}
-
 impl Sum for ServiceTraffic {
     fn sum<I: Iterator<Item = Self>>(all: I) -> Self {
-        all.fold(Self::default(), Add::add)
+        all.fold(Self::default(), |sum, one| Self {
+            packets: sum.packets + one.packets,
+            bytes: sum.bytes + one.bytes,
+            connections: sum.connections + one.connections,
+            denied: sum.denied + one.denied,
+            refused: sum.refused + one.refused,
+        })
     }
 }
 

@@ -118,7 +118,7 @@ pub fn shared_elements(ruleset: &Ruleset) -> Vec<Element> {
 fn any_lb_ip(ruleset: &Ruleset, family: Family) -> Option<&Arc<LbIp>> {
     // Addresses are sorted, IPv4 before IPv6.
     let is_of_family = |(address, _): &(&IpAddr, &Arc<LbIp>)| Family::from(**address) == family;
-    let is_ours = |(_, lb_ip): &(&IpAddr, &Arc<LbIp>)| !lb_ip.is_left();
+    let is_ours = |(_, lb_ip): &(&IpAddr, &Arc<LbIp>)| !lb_ip.is_of_other_proxy();
     let found = match family {
         Family::V4 => ruleset.addresses.iter().take_while(is_of_family).find(is_ours),
         Family::V6 => ruleset.addresses.iter().rev().take_while(is_of_family).find(is_ours),
@@ -139,7 +139,7 @@ const USUAL_ELEMENTS: usize = 24;
 
 /// The elements of one lb_ip; none if another proxy forwards all of it.
 pub fn lb_ip_elements(address: IpAddr, lb_ip: &LbIp) -> Vec<Element> {
-    if lb_ip.is_left() {
+    if lb_ip.is_of_other_proxy() {
         return Vec::new();
     }
     let mut elements =
@@ -148,7 +148,7 @@ pub fn lb_ip_elements(address: IpAddr, lb_ip: &LbIp) -> Vec<Element> {
     let (mut local, mut node) = (BTreeSet::new(), None);
     for (&(protocol, port), target) in &lb_ip.ports {
         let frontend = Frontend { address, protocol, port };
-        if target.left {
+        if target.other_proxy {
             elements.push(SetId::Refused, KeyParts::Frontend(frontend), ElementValue::Return);
             continue;
         }

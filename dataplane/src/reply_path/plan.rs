@@ -26,8 +26,6 @@ const METRIC: u32 = 1024;
 /// internet is better served by its own, and any other reaches the rest by its default route.
 const MAX_ROUTES: usize = 256;
 
-const FAMILIES: [Family; 2] = [Family::V4, Family::V6];
-
 /// The kernel's state.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ObservedRouting {
@@ -81,7 +79,7 @@ pub enum RouteChange {
 /// reply path.
 pub fn plan_routing(input: &ReplyPathInput, observed: &ObservedRouting, mask: Mask) -> RoutingPlan {
     let mut plan = RoutingPlan::default();
-    let families: Vec<Family> = FAMILIES
+    let families: Vec<Family> = Family::ALL
         .into_iter()
         .filter(|family| input.families.contains(family))
         .filter(|family| {

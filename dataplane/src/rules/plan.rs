@@ -59,15 +59,15 @@ pub(crate) fn holding_services(snapshot: &Snapshot, address: IpAddr) -> Vec<&Ser
 /// Adds the ports and problems of one Service.
 fn plan_service(snapshot: &Snapshot, family: Family, service: &Service, lb_ip: &mut LbIp) {
     let Service { object, options } = service;
-    let left = object.forwarder() == Forwarder::Other;
+    let other_proxy = object.forwarder() == Forwarder::Other;
     let slices = snapshot.slices.get(&object.key).map_or(&[][..], |slices| slices);
     let view = PortView { snapshot, family, service, slices };
     let (mut no_endpoint, mut no_local_endpoint) = (Vec::new(), Vec::new());
     let mut fallbacks = BTreeSet::new();
     for port in &object.ports {
         let Entry::Vacant(entry) = lb_ip.ports.entry((port.protocol, port.number)) else { continue };
-        if left {
-            entry.insert(Box::new(Target { left, reach: Reach::Proxied, ..Target::default() }));
+        if other_proxy {
+            entry.insert(Box::new(Target { other_proxy, reach: Reach::Proxied, ..Target::default() }));
             continue;
         }
         let target = view.plan_port(port, &mut fallbacks);
@@ -87,7 +87,7 @@ fn plan_service(snapshot: &Snapshot, family: Family, service: &Service, lb_ip: &
     }
     let fallbacks = fallbacks.iter().map(ToString::to_string);
     lb_ip.problems.extend(fallbacks.map(|fallback| problem(ProblemReason::BackendUnavailable, &fallback)));
-    let refused = slices.iter().filter(|_| !left).filter_map(|slice| slice.refused.as_deref()).min();
+    let refused = slices.iter().filter(|_| !other_proxy).filter_map(|slice| slice.refused.as_deref()).min();
     lb_ip.problems.extend(refused.map(|refused| problem(ProblemReason::EndpointsRefused, refused)));
     let invalid = options.sources.invalid().iter();
     lb_ip.problems.extend(invalid.map(|entry| problem(ProblemReason::InvalidSourceRange, entry)));

@@ -54,7 +54,7 @@ impl Planner {
     fn affected_addresses(&mut self, before: &Snapshot, after: &Snapshot) -> BTreeSet<IpAddr> {
         let mut affected = BTreeSet::new();
         for (address, before, after) in before.addresses.differing(&after.addresses) {
-            if before.is_some_and(|before| after.is_some_and(|after| Arc::ptr_eq(before, after) || before == after)) {
+            if before.zip(after).is_some_and(|(before, after)| Arc::ptr_eq(before, after) || before == after) {
                 continue;
             }
             affected.insert(*address);
@@ -63,12 +63,12 @@ impl Planner {
         }
         let mut touch = |key: &Key| affected.extend(self.held.addresses_of(key));
         for (key, before, after) in before.services.differing(&after.services) {
-            if !before.is_some_and(|before| after.is_some_and(|after| before.is_same(after))) {
+            if !before.zip(after).is_some_and(|(before, after)| before.is_same(after)) {
                 touch(key);
             }
         }
         for (key, before, after) in before.slices.differing(&after.slices) {
-            if !before.is_some_and(|before| after.is_some_and(|after| share_slices(before, after))) {
+            if !before.zip(after).is_some_and(|(before, after)| share_slices(before, after)) {
                 touch(key);
             }
         }
@@ -103,7 +103,7 @@ fn replan(ruleset: Arc<Ruleset>, before: &Snapshot, after: &Snapshot, affected: 
     }
     let mut next = Ruleset::clone(&ruleset);
     if dead_changed {
-        next.invalidate_next_hops();
+        next.next_hops_outdated = true;
     }
     for (address, new) in changed {
         next.set(address, new);

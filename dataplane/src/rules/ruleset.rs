@@ -29,8 +29,8 @@ pub struct Ruleset {
     pub pod_ranges: Vec<Range>,
     /// The links whose replies leave by them.
     pub reply_paths: Arc<BTreeSet<ReplyPath>>,
-    /// Every lb_ip that an existing Service holds. Packets to any other address are left alone, and no other address
-    /// may be announced.
+    /// Every lb_ip that an existing Service holds. Packets to any other address pass unchanged, and no other
+    /// address may be announced.
     pub addresses: SharedMap<IpAddr, Arc<LbIp>>,
     /// The number of ports that use each dispatch, by family. The engine makes one chain for each without reading all
     /// addresses.
@@ -38,8 +38,9 @@ pub struct Ruleset {
     /// The share tables in use.
     tables: SharedMap<TableId, UsedTable>,
     pub(crate) next_hops: Arc<NextHops>,
-    /// Set when `next_hops` must be resolved again by [`Ruleset::resolve_next_hops`].
-    next_hops_outdated: bool,
+    /// Set when `next_hops` must be resolved again by [`Ruleset::resolve_next_hops`], since other tables are in use or
+    /// other nodes are dead.
+    pub(super) next_hops_outdated: bool,
 }
 
 /// A share table that ports use.
@@ -106,11 +107,6 @@ impl Ruleset {
                 self.tables.remove(&id);
             }
         }
-    }
-
-    /// Marks the next hops as outdated, since another set of nodes is dead.
-    pub(crate) fn invalidate_next_hops(&mut self) {
-        self.next_hops_outdated = true;
     }
 
     /// Resolves the next hops again, if they are outdated.
@@ -200,13 +196,13 @@ impl LbIp {
     }
 
     /// Whether another proxy forwards all of it.
-    pub fn is_left(&self) -> bool {
-        !self.ports.is_empty() && self.ports.values().all(|target| target.left)
+    pub fn is_of_other_proxy(&self) -> bool {
+        !self.ports.is_empty() && self.ports.values().all(|target| target.other_proxy)
     }
 
     /// How packets from outside reach endpoints on other nodes.
     pub fn reach(&self) -> Reach {
-        let served = self.ports.values().filter(|target| target.outside.count > 0 || target.left);
+        let served = self.ports.values().filter(|target| target.outside.count > 0 || target.other_proxy);
         let mut reaches = served.map(|target| target.reach);
         let first = reaches.next().unwrap_or(Reach::Translated);
         if reaches.all(|reach| reach == first) { first } else { Reach::Mixed }
@@ -240,10 +236,10 @@ pub struct Target {
     /// The address that packets are readdressed to for the Service proxy. `endpoints` are then those it may choose
     /// from.
     pub proxied: Option<ProxyTarget>,
-    /// Another proxy forwards this port. Its packets are left alone, and all other fields have no effect.
+    /// Whether another proxy forwards this port. Its packets pass unchanged, and all other fields have no effect.
     ///
     /// TODO(correctness): if the lb_ip also has ports of ours, packets from that proxy to endpoints are masqueraded.
-    pub left: bool,
+    pub other_proxy: bool,
 }
 
 impl Target {

@@ -6,9 +6,9 @@
 //!
 //! A table has 64 *slots*, and the hash of a flow selects one. A node gets a slot by rank, which is a hash of node and
 //! slot: best rank first, until the node has its *quota* of slots. So most slots stay where they are when a node joins,
-//! leaves or gets another endpoint. 64 slots are too few to give each of three nodes a third. The slots left after each
-//! node has its whole ones are cut into 16 pieces, which are assigned in the same way. So shares are right to a
-//! thousandth, and most tables have fewer than 100 entries.
+//! leaves or gets another endpoint. 64 slots are too few to give each of three nodes a third. So each node gets a whole
+//! number of slots, and the remaining ones are cut into 16 pieces, which are assigned in the same way. Then shares are
+//! right to a thousandth, and most tables have fewer than 100 entries.
 //!
 //! Each slot has two nodes: when the first is dead, the second gets it. The second choices for a node's slots are split
 //! among the other nodes by their weights. So the death of a node moves only its own slots. It changes all tables at
@@ -42,8 +42,8 @@ pub struct Share {
 
 /// Identifies the table of a [`Share`] in the kernel. A hash of 47 bits.
 ///
-/// Among five thousand tables the chance that two have the same id is about 1 in 10^7. A frame then goes to a node that
-/// other frames should go to, and that node serves it.
+/// Among five thousand tables the chance that two have the same id is about 1 in 10^7. A frame of one can then be
+/// re-sent by the other, to a node that serves it as well.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct TableId(pub u64);
 
@@ -51,8 +51,8 @@ pub struct TableId(pub u64);
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct PairId(pub u64);
 
-/// The upper 48 bits of a hash but one: an engine keeps an id where a MAC address fits, and sets the bit of group
-/// addresses.
+/// The upper 48 bits of a hash, without the bit of group addresses: an engine stores an id in place of a MAC address,
+/// and sets that bit.
 fn id(hash: u64) -> u64 {
     (hash >> 16) & !(1 << 40)
 }

@@ -30,32 +30,31 @@ impl Forwarding {
         let set_in = |set: &mut BTreeSet<IpAddr>, is_in| if is_in { set.insert(address) } else { set.remove(&address) };
         let address_changed = set_in(&mut self.addresses, lb_ip.is_some());
         let serving_changed = set_in(&mut self.serving, lb_ip.is_some_and(serves_outside));
-        let reach = lb_ip.map(LbIp::reach);
-        let old_reach = match reach {
-            Some(reach) => self.reach.insert(address, reach),
-            None => self.reach.remove(&address),
-        };
-        let problems_changed = self.set_problems(address, lb_ip.map(|lb_ip| &lb_ip.problems));
-        address_changed || serving_changed || old_reach != reach || problems_changed
+        let reach_changed = replace(&mut self.reach, address, lb_ip.map(LbIp::reach).as_ref());
+        let problems = lb_ip.map(|lb_ip| &lb_ip.problems).filter(|problems| !problems.is_empty());
+        let problems_changed = replace(&mut self.problems, address, problems);
+        if problems_changed {
+            for problem in problems.into_iter().flatten().filter(|problem| problem.is_mistake()) {
+                tracing::warn!(lb_ip = %address, %problem, "a part of a Service is not forwarded");
+            }
+        }
+        address_changed || serving_changed || reach_changed || problems_changed
     }
+}
 
-    fn set_problems(&mut self, address: IpAddr, problems: Option<&BTreeSet<Problem>>) -> bool {
-        let problems = problems.filter(|problems| !problems.is_empty());
-        if problems == self.problems.get(&address) {
-            return false;
-        }
-        for problem in problems.into_iter().flatten().filter(|problem| problem.is_mistake()) {
-            tracing::warn!(lb_ip = %address, %problem, "a part of a Service is not forwarded");
-        }
-        match problems {
-            Some(problems) => self.problems.insert(address, problems.clone()),
-            None => self.problems.remove(&address),
+/// Sets or removes the value of `address`. Returns whether it changed.
+fn replace<V: Clone + PartialEq>(map: &mut BTreeMap<IpAddr, V>, address: IpAddr, value: Option<&V>) -> bool {
+    let is_changed = map.get(&address) != value;
+    if is_changed {
+        match value {
+            Some(value) => map.insert(address, value.clone()),
+            None => map.remove(&address),
         };
-        true
     }
+    is_changed
 }
 
 /// Whether packets from outside find an endpoint here.
 fn serves_outside(lb_ip: &LbIp) -> bool {
-    lb_ip.ports.values().any(|target| target.outside.count > 0 || target.left)
+    lb_ip.ports.values().any(|target| target.outside.count > 0 || target.other_proxy)
 }

@@ -101,18 +101,21 @@ impl Worker {
     }
 
     fn forward_with_fallbacks(&mut self, snapshot: &Arc<Snapshot>, check: bool) -> Result<(), EngineError> {
-        let no_links = self.refused_links.blocks(&snapshot.links, check);
-        let no_marks = self.refused_reply_paths.blocks(&snapshot.reply_paths, check);
-        let tried = match (no_links, no_marks) {
-            (false, false) => Arc::clone(snapshot),
-            (true, false) => without_spreading(snapshot),
-            (false, true) => without_marks(snapshot),
-            (true, true) => without_marks(&without_spreading(snapshot)),
-        };
+        let mut tried = Arc::clone(snapshot);
+        if self.refused_links.blocks(&snapshot.links, check) {
+            tried = without_spreading(&tried);
+        }
+        if self.refused_reply_paths.blocks(&snapshot.reply_paths, check) {
+            tried = without_marks(&tried);
+        }
         let error = match self.forward(&tried, check) {
             Err(error) if !tried.links.is_empty() && error.is_about_frames() => {
                 let cause = error_chain(&error);
-                tracing::warn!(%error, cause, "the kernel refuses to spread frames: each node translates the packets it gets");
+                tracing::warn!(
+                    %error,
+                    cause,
+                    "the kernel refuses to spread frames: each node translates the packets it gets"
+                );
                 self.refused_links = Refused::new(&snapshot.links);
                 return self.forward(&without_spreading(&tried), false);
             }
@@ -122,7 +125,11 @@ impl Worker {
         // If it succeeds without marks, the marks were the cause.
         self.forward(&without_marks(&tried), false)?;
         let cause = error_chain(&error);
-        tracing::warn!(%error, cause, "the kernel refuses to mark connections: replies take the node's own routes, by any link");
+        tracing::warn!(
+            %error,
+            cause,
+            "the kernel refuses to mark connections: replies take the node's own routes, by any link"
+        );
         self.refused_reply_paths = Refused::new(&snapshot.reply_paths);
         Ok(())
     }
@@ -288,8 +295,8 @@ impl Worker {
                 Ok(value) if value.trim() == "0" => tracing::warn!(
                     %family,
                     sysctl,
-                    "this node does not forward packets, so they do not reach endpoints: set this sysctl to 1 (kube-proxy or \
-                     the network plugin usually does)"
+                    "this node does not forward packets, so they do not reach endpoints: set this sysctl to 1 \
+                     (kube-proxy or the network plugin usually does)"
                 ),
                 Ok(_) => {}
                 Err(error) => tracing::debug!(%error, sysctl, "cannot read whether this node forwards packets"),

@@ -72,7 +72,7 @@ fn ports_of_clients(pod: &Pod, net: Net) -> Vec<u16> {
 }
 
 /// Whether this socket receives a reset within [`SILENCE`].
-fn hears_a_reset(socket: &Socket, net: Net) -> bool {
+fn receives_reset(socket: &Socket, net: Net) -> bool {
     // IPv4 includes its header.
     let before = if net.family == Family::V4 { 20 } else { 0 };
     let end = Instant::now() + SILENCE;
@@ -115,7 +115,7 @@ fn a_reply_outside_its_window_causes_no_reset() {
                     let segment = segment(own, client, sequence, ACK);
                     socket.send_to(&segment, &SocketAddr::new(client.ip(), 0).into()).expect("send");
                 }
-                assert!(!hears_a_reset(&socket, net), "pod on node {}, asked by {answer:?}", pod.node);
+                assert!(!receives_reset(&socket, net), "pod on node {}, asked by {answer:?}", pod.node);
                 assert_eq!(open.ask().expect("an answer"), answer);
                 drop(open);
                 wait_for("the connection to end", || ports_of_clients(pod, net).is_empty());

@@ -114,11 +114,11 @@ fn each_link_gets_its_routes_and_a_default() {
 
 #[test]
 fn a_family_with_one_link_has_no_plan() {
-    let dual = ReplyPathInput { families: FAMILIES.into(), ..input() };
+    let dual = ReplyPathInput { families: Family::ALL.into(), ..input() };
     let plan = |more: &[Route]| plan_routing(&dual, &two_links(more), Mask::default());
     let families = |plan: RoutingPlan| plan.reply_paths.into_iter().map(|one| one.family).collect::<BTreeSet<_>>();
     assert_eq!(families(plan(&[on_link("2001:db8::/64", 3)])), [Family::V4].into());
-    assert_eq!(families(plan(&[on_link("2001:db8::/64", 3), on_link("2001:db8:1::/64", 2)])), FAMILIES.into());
+    assert_eq!(families(plan(&[on_link("2001:db8::/64", 3), on_link("2001:db8:1::/64", 2)])), Family::ALL.into());
     let mut alone = two_links(&[]);
     alone.links.remove(&name("eth1"));
     assert_eq!(plan_routing(&dual, &alone, Mask::default()), RoutingPlan::default());

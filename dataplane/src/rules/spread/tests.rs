@@ -52,7 +52,8 @@ proptest! {
         let parts = parts(&owners);
         for (node, weight) in &share.weights {
             let should = f64::from(*weight) / f64::from(all);
-            prop_assert!((parts[&**node] - should).abs() <= 1.0 / 1024.0, "{node}: {} and not {should}", parts[&**node]);
+            let part = parts[&**node];
+            prop_assert!((part - should).abs() <= 1.0 / 1024.0, "{node}: {part} and not {should}");
         }
     }
 
