@@ -84,11 +84,11 @@ fn nft_prints_and_loads_the_golden_tables() {
     for (family, file) in [("ip", "table.nft"), ("ip6", "table6.nft"), ("netdev", "frames.nft")] {
         let listed = nft(&namespace, &["list", "table", family, "landfall"]);
         let path = format!("{}/tests/golden/{file}", env!("CARGO_MANIFEST_DIR"));
-        if std::env::var_os("UPDATE_GOLDEN").is_some() {
+        if std::env::var_os("LANDFALL_WRITE_GOLDENS").is_some() {
             std::fs::write(&path, &listed).expect("write the golden file");
         }
-        let golden = std::fs::read_to_string(&path).expect("a golden file; UPDATE_GOLDEN=1 makes it");
-        assert_eq!(listed, golden, "UPDATE_GOLDEN=1 rewrites {path}");
+        let golden = std::fs::read_to_string(&path).expect("a golden file; LANDFALL_WRITE_GOLDENS=1 makes it");
+        assert_eq!(listed, golden, "LANDFALL_WRITE_GOLDENS=1 rewrites {path}");
 
         // `nft` 1.0.6 prints the IPv6 rules that add elements, but crashes when it reads them: it reserves too few
         // registers for a key of more than 16 bytes. It also refuses unnamed packet fields as protocol or port, and
