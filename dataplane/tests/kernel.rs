@@ -105,6 +105,26 @@ fn nft_prints_and_loads_the_golden_tables() {
     }
 }
 
+#[test]
+fn tables_with_other_comments_on_sets_are_adopted() {
+    let (namespace, other) = (host(), host());
+    engine(&namespace).apply(&services(10)).expect("apply");
+    // Another version has other comments on its sets. `nft` 1.0.6 does not read the interval that it prints.
+    let comment = "\t\tcomment \"of another version\"";
+    let listed = nft(&namespace, &["list", "table", "ip", "landfall"]);
+    let lines = listed.lines().filter(|line| !line.contains("gc-interval"));
+    let reworded = lines.map(|line| if line.starts_with("\t\tcomment ") { comment } else { line });
+    nft_do(&other, &reworded.collect::<Vec<_>>().join("\n"));
+    let mut engine = engine(&other);
+    let applied = engine.apply(&services(10)).expect("apply");
+    assert_eq!(applied.keys().collect::<Vec<_>>(), [&Table::Link], "{applied:?}");
+    // A set with another comment can still be enlarged.
+    let applied = engine.apply(&services(1_000)).expect("apply");
+    assert!(applied.values().all(|done| matches!(done, TableOutcome::Changed(_))), "{applied:?}");
+    let listed = nft(&other, &["list", "map", "ip", "landfall", "endpoints"]);
+    assert!(listed.contains("of another version") && listed.contains("size 3072"), "{listed}");
+}
+
 /// The tables in the kernel and their generation, read by a new engine.
 fn observe(namespace: &Namespace) -> (BTreeMap<Table, KernelTable>, u32) {
     engine(namespace).observe().expect("observe")
@@ -243,17 +263,19 @@ fn a_damaged_table_is_noticed_and_repaired() {
     }
 }
 
+/// A ruleset with this number of spread Services.
+fn services(count: u32) -> Arc<Ruleset> {
+    let described = |n: u32| {
+        let [_, _, high, low] = n.to_be_bytes();
+        let endpoints = [ready(&format!("10.0.{high}.{low}"), NODE), ready(&format!("10.1.{high}.{low}"), "n2")];
+        let lb_ip = format!("198.18.{high}.{low}");
+        service(&format!("s{n}")).holds(&lb_ip).port("", Tcp, 80).slice(&[("", Tcp, 8080)], endpoints)
+    };
+    plan(&Snapshot { links: on_eth0(&["n2"]), ..snapshot((0..count).map(described)) })
+}
+
 #[test]
 fn sets_are_enlarged_for_more_elements() {
-    let services = |count: u32| {
-        let described = |n: u32| {
-            let [_, _, high, low] = n.to_be_bytes();
-            let endpoints = [ready(&format!("10.0.{high}.{low}"), NODE), ready(&format!("10.1.{high}.{low}"), "n2")];
-            let lb_ip = format!("198.18.{high}.{low}");
-            service(&format!("s{n}")).holds(&lb_ip).port("", Tcp, 80).slice(&[("", Tcp, 8080)], endpoints)
-        };
-        plan(&Snapshot { links: on_eth0(&["n2"]), ..snapshot((0..count).map(described)) })
-    };
     let size = |namespace: &Namespace, family: &str, set: &str| {
         let listed = nft(namespace, &["list", "sets"]) + &nft(namespace, &["list", "maps"]);
         let table = listed.split("table ").filter(|table| table.starts_with(&format!("{family} landfall")));

@@ -49,50 +49,51 @@ macro_rules! declare_sets {
 
 declare_sets! {
     IP_SETS {
-        Addresses = set("addresses", &[A], "every lb_ip").per_service();
-        Pods = set("pods", &[A], "where this node's pods have their addresses from").interval();
-        Services = map("services", FRONTEND, DISPATCH, "what is served, and by how many endpoints").per_service();
-        Inside = map("inside", FRONTEND, DISPATCH, "what else is served to this node and its pods").per_service();
-        Ways = map("ways", &[Priority], Data::Verdict, "what those stand for");
-        Refused = map("refused", FRONTEND, Data::Verdict, "what has no endpoint anywhere").per_service();
-        NodePorts = map("node-ports", FRONTEND, PORT, "which node port leads to the same").per_service();
-        Nodes = map("nodes", &[A], ADDRESS, "this node, as its Service proxy knows it").per_service();
-        ClusterIps = map("cluster-ips", FRONTEND, ADDRESS, "which ClusterIP leads to the same").per_service();
-        Sources = set("sources", &[A, Protocol, Port, A], "who may use what not everybody may").interval();
-        Endpoints = map("endpoints", &[A, Protocol, Port, Integer], ENDPOINT, "where packets are sent to").per_service();
-        Remember = map("remember", FRONTEND, Data::Verdict, "whose clients stay with their endpoints, and for how long")
+        Addresses = set("addresses", &[A], "all lb_ips").per_service();
+        Pods = set("pods", &[A], "addresses of pods on this node").interval();
+        Services = map("services", FRONTEND, DISPATCH, "number of the chain for each port, in ways").per_service();
+        Inside = map("inside", FRONTEND, DISPATCH, "the same for this node and its pods, where it differs")
             .per_service();
-        Affinity = map("affinity", &[A, A, Protocol, Port], ENDPOINT, "which endpoint a client has; learned by the rules")
+        Ways = map("ways", &[Priority], Data::Verdict, "chains by their numbers");
+        Refused = map("refused", FRONTEND, Data::Verdict, "ports without any endpoint").per_service();
+        NodePorts = map("node-ports", FRONTEND, PORT, "node port of each port").per_service();
+        Nodes = map("nodes", &[A], ADDRESS, "address of this node at which its Service proxy serves node ports")
+            .per_service();
+        ClusterIps = map("cluster-ips", FRONTEND, ADDRESS, "ClusterIP of each port").per_service();
+        Sources = set("sources", &[A, Protocol, Port, A], "allowed clients of ports with source ranges").interval();
+        Endpoints = map("endpoints", &[A, Protocol, Port, Integer], ENDPOINT, "endpoints of each port, by index")
+            .per_service();
+        Remember = map("remember", FRONTEND, Data::Verdict, "chain for each port with session affinity").per_service();
+        Affinity = map("affinity", &[A, A, Protocol, Port], ENDPOINT, "endpoint of each client; filled by rules")
             .dynamic(AFFINITY_SIZE);
         Local = set("local", &[A, A], "endpoints on this node, which see the client's address").per_service();
-        Hairpin = set("hairpin", &[A, A, A], "endpoints that call themselves").per_service();
-        Traffic = set("traffic", FRONTEND, "packets that came").per_service().counting();
-        Begun = set("begun", FRONTEND, "connections that were sent on").per_service().counting();
-        Denied = set("denied", FRONTEND, "packets dropped because of where they come from").dynamic(COUNTED_SIZE);
+        Hairpin = set("hairpin", &[A, A, A], "endpoints that connect to themselves").per_service();
+        Traffic = set("traffic", FRONTEND, "packets from clients").per_service().counting();
+        Begun = set("begun", FRONTEND, "new connections").per_service().counting();
+        Denied = set("denied", FRONTEND, "packets dropped because of their source").dynamic(COUNTED_SIZE);
         Refusals = set("refusals", FRONTEND, "packets refused because there is no endpoint").dynamic(COUNTED_SIZE);
-        Strays = set("strays", &[A], "packets dropped because nobody serves them here").dynamic(COUNTED_SIZE);
+        Strays = set("strays", &[A], "packets dropped because no Service on this node serves them")
+            .dynamic(COUNTED_SIZE);
         Elsewhere = set("elsewhere", FRONTEND, "endpoints on other nodes that connections were sent to")
             .dynamic(COUNTED_SIZE);
     }
     NETDEV_SETS {
         Spread4 = set("spread4", &[V4], "lb_ips whose frames are spread").per_service();
         Spread6 = set("spread6", &[V6], "lb_ips whose frames are spread").per_service();
-        Peers = set("peers", &[Mac], "other nodes: what comes from them is not handed on");
+        Peers = set("peers", &[Mac], "other nodes, whose frames are never re-sent");
         Own = set("own", &[LinkName, Mac], "this node");
-        Alive = set("alive", &[LinkName, Mac], "this node, and others that live");
-        Macs = map("macs", &[LinkName], MAC, "this node's address on each link");
-        Classes4 = map("classes4", &[V4, Protocol, Port], MAC, "which table says who gets what").per_service();
-        Classes6 = map("classes6", &[V6, Protocol, Port], MAC, "which table says who gets what").per_service();
-        Wholes4 = map("wholes4", &[V4, Protocol], MAC, "the same for what is in fragments").per_service();
-        Wholes6 = map("wholes6", &[V6, Protocol], MAC, "the same for what is in fragments").per_service();
-        Slots = map("slots", &[Mac, Integer], MAC, "which nodes get which part of each table").per_service();
-        Hops = map("hops", &[LinkName, Mac], MAC, "where to find those").per_service();
-        Connections4 =
-            map("connections4", &[V4, Port, V4, Port], MAC, "connections of TCP and where they are; learned by the rules")
-                .dynamic(CONNECTIONS_SIZE);
-        Connections6 =
-            map("connections6", &[V6, Port, V6, Port], MAC, "connections of TCP and where they are; learned by the rules")
-                .dynamic(CONNECTIONS_SIZE);
+        Alive = set("alive", &[LinkName, Mac], "this node and living peers");
+        Macs = map("macs", &[LinkName], MAC, "this node's MAC address on each link");
+        Classes4 = map("classes4", &[V4, Protocol, Port], MAC, "share table of each port").per_service();
+        Classes6 = map("classes6", &[V6, Protocol, Port], MAC, "share table of each port").per_service();
+        Wholes4 = map("wholes4", &[V4, Protocol], MAC, "share table for fragments").per_service();
+        Wholes6 = map("wholes6", &[V6, Protocol], MAC, "share table for fragments").per_service();
+        Slots = map("slots", &[Mac, Integer], MAC, "pair of nodes for each slot of a share table").per_service();
+        Hops = map("hops", &[LinkName, Mac], MAC, "next hop for each pair of nodes").per_service();
+        Connections4 = map("connections4", &[V4, Port, V4, Port], MAC, "node of each TCP connection; filled by rules")
+            .dynamic(CONNECTIONS_SIZE);
+        Connections6 = map("connections6", &[V6, Port, V6, Port], MAC, "node of each TCP connection; filled by rules")
+            .dynamic(CONNECTIONS_SIZE);
     }
 }
 
