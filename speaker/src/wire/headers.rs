@@ -23,6 +23,7 @@ pub struct Ipv6Addresses {
 }
 
 /// A frame with an Ethernet header, and zeros for `length` bytes of content.
+#[inline]
 pub fn ethernet_frame(to: MacAddr, from: MacAddr, ethertype: EtherType, length: usize) -> Vec<u8> {
     let mut frame = vec![0; ETHERNET_LEN + length];
     let mut ethernet = MutableEthernetPacket::new(&mut frame).expect("invariant: the frame has a header");
@@ -33,6 +34,7 @@ pub fn ethernet_frame(to: MacAddr, from: MacAddr, ethertype: EtherType, length: 
 }
 
 /// A frame with Ethernet and IPv6 headers, and zeros for `length` bytes of content.
+#[inline]
 pub fn ipv6_frame(addresses: Ipv6Addresses, content: IpNextHeaderProtocol, length: usize) -> Vec<u8> {
     let Ipv6Addresses { to, from, source, destination } = addresses;
     let mut frame = ethernet_frame(to, from, EtherTypes::Ipv6, IPV6_LEN + length);
