@@ -26,7 +26,7 @@ fn guide_lists_every_refusal() {
 #[test]
 fn guide_lists_every_reason_of_announced() {
     let reasons = AnnouncedReason::ALL.iter().map(|reason| reason.as_str());
-    check_reasons("docs/guide/announcing.md", &["reason", "meaning", "fix"], reasons);
+    check_reasons("docs/guide/announcing-reference.md", &["reason", "meaning", "fix"], reasons);
 }
 
 #[test]

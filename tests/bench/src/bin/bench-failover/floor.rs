@@ -27,7 +27,7 @@ use speaker::wire::frame::{Channel, FrameClass};
 /// The EtherType of IPv4.
 const IPV4: u16 = 0x0800;
 
-/// The group of the speakers, as an Ethernet address (docs/guide/announcing.md).
+/// The group of the speakers, as an Ethernet address (docs/guide/announcing-requirements.md).
 const GROUP: MacAddr = [0x01, 0x00, 0x5e, 0x00, 0x00, 0x8c];
 
 /// The first announced address: in the range of RFC 2544 for benchmarks, outside of all pools.
