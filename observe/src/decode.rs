@@ -2,16 +2,13 @@
 //!
 //! Text → typed objects, each decoded once. An object that cannot be decoded is returned with its metadata and the
 //! error, and does not affect other objects. (`DeserializeGuard` of kube first decodes each object into a tree and
-//! copies the tree, which is most of the cost of receiving a list.) The objects of a list are passed on one by one, so
-//! at most one of them is in memory with all its fields.
-
-use std::fmt;
-use std::marker::PhantomData;
+//! copies the tree, which is most of the cost of receiving a list.) The objects of a list stay text until they are
+//! passed on one by one, so at most one of them is in memory with all its fields.
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ListMeta, ObjectMeta};
 use kube::core::Status;
-use serde::de::{DeserializeOwned, DeserializeSeed, Error, IgnoredAny, MapAccess, SeqAccess, Visitor};
-use serde::{Deserialize, Deserializer};
+use serde::Deserialize;
+use serde::de::{DeserializeOwned, Error};
 use serde_json::value::RawValue;
 
 /// An object, or the error of decoding it.
@@ -84,87 +81,20 @@ impl<R: DeserializeOwned> Event<R> {
 /// If the text is not a list, or the metadata of an object cannot be decoded.
 pub(crate) fn decode_list<R: DeserializeOwned>(
     text: &str,
-    each: impl FnMut(Decoded<R>),
+    mut each: impl FnMut(Decoded<R>),
 ) -> serde_json::Result<ListMeta> {
-    let mut text = serde_json::Deserializer::from_str(text);
-    let metadata = List { each, object: PhantomData }.deserialize(&mut text)?;
-    text.end()?;
+    #[derive(Deserialize)]
+    struct List<'a> {
+        #[serde(default)]
+        metadata: ListMeta,
+        #[serde(borrow)]
+        items: Option<Vec<&'a RawValue>>,
+    }
+    let List { metadata, items } = serde_json::from_str(text)?;
+    for item in items.into_iter().flatten() {
+        each(decode_object(item)?);
+    }
     Ok(metadata)
-}
-
-/// Decodes a list and passes its objects to `each`.
-struct List<R, F> {
-    each: F,
-    object: PhantomData<R>,
-}
-
-#[derive(Deserialize)]
-#[serde(field_identifier, rename_all = "lowercase")]
-enum Field {
-    Metadata,
-    Items,
-    #[serde(other)]
-    Other,
-}
-
-impl<'de, R: DeserializeOwned, F: FnMut(Decoded<R>)> DeserializeSeed<'de> for List<R, F> {
-    type Value = ListMeta;
-
-    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<ListMeta, D::Error> {
-        deserializer.deserialize_map(self)
-    }
-}
-
-impl<'de, R: DeserializeOwned, F: FnMut(Decoded<R>)> Visitor<'de> for List<R, F> {
-    type Value = ListMeta;
-
-    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("a list of objects")
-    }
-
-    fn visit_map<A: MapAccess<'de>>(mut self, mut map: A) -> Result<ListMeta, A::Error> {
-        let mut metadata = ListMeta::default();
-        while let Some(field) = map.next_key()? {
-            match field {
-                Field::Metadata => metadata = map.next_value()?,
-                Field::Items => map.next_value_seed(Items { each: &mut self.each, object: PhantomData })?,
-                Field::Other => drop(map.next_value::<IgnoredAny>()?),
-            }
-        }
-        Ok(metadata)
-    }
-}
-
-struct Items<'a, R, F> {
-    each: &'a mut F,
-    object: PhantomData<R>,
-}
-
-impl<'de, R: DeserializeOwned, F: FnMut(Decoded<R>)> DeserializeSeed<'de> for Items<'_, R, F> {
-    type Value = ();
-
-    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<(), D::Error> {
-        deserializer.deserialize_any(self)
-    }
-}
-
-impl<'de, R: DeserializeOwned, F: FnMut(Decoded<R>)> Visitor<'de> for Items<'_, R, F> {
-    type Value = ();
-
-    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("an array of objects, or null")
-    }
-
-    fn visit_unit<E: Error>(self) -> Result<(), E> {
-        Ok(())
-    }
-
-    fn visit_seq<A: SeqAccess<'de>>(self, mut items: A) -> Result<(), A::Error> {
-        while let Some(text) = items.next_element::<&RawValue>()? {
-            (self.each)(decode_object(text).map_err(Error::custom)?);
-        }
-        Ok(())
-    }
 }
 
 #[cfg(test)]
