@@ -5,7 +5,9 @@ use std::time::Duration;
 
 use k8s_openapi::api::core::v1::Namespace;
 use kube::{Api, Client};
-use tokio::time::{sleep, timeout};
+use model::pacing::Backoff;
+use observe::{await_response, error_chain};
+use tokio::time::sleep;
 
 use crate::config::API_TIMEOUT;
 
@@ -16,18 +18,20 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 /// The UID of the namespace `kube-system`, which every cluster has and keeps. Retries until the API server answers.
 pub(crate) async fn cluster_uid(client: &Client) -> String {
     let namespaces: Api<Namespace> = Api::all(client.clone());
-    let mut pause = FIRST_PAUSE;
+    let mut backoff = Backoff::new(FIRST_PAUSE, LONGEST_PAUSE);
     loop {
-        match timeout(API_TIMEOUT, namespaces.get("kube-system")).await {
-            Ok(Ok(namespace)) => return namespace.metadata.uid.unwrap_or_default(),
-            Ok(Err(error)) => {
-                let error = observe::error_chain(&error);
-                tracing::warn!(error, retry_in = ?pause, "cannot read the namespace kube-system, which identifies the cluster");
+        match await_response(API_TIMEOUT, namespaces.get("kube-system")).await {
+            Ok(namespace) => return namespace.metadata.uid.unwrap_or_default(),
+            Err(error) => {
+                let (error, pause) = (error_chain(&error), backoff.fail());
+                tracing::warn!(
+                    error,
+                    retry_in = ?pause,
+                    "cannot read the namespace kube-system, which identifies the cluster"
+                );
+                sleep(pause).await;
             }
-            Err(_) => tracing::warn!(retry_in = ?pause, "the API server does not answer"),
         }
-        sleep(pause).await;
-        pause = (pause * 2).min(LONGEST_PAUSE);
     }
 }
 

@@ -7,10 +7,10 @@
 //!   records (the written state) ----------------+
 //! ```
 //!
-//! The status follows the wire; the wire never waits for it. Only differences are written, so an idle cluster has no writes.
-//! A node adds its own entry. It removes its own entry, and that of a node from which it has taken the address over: the
-//! successor writes its entry itself. Each write names the version that it is based on, so concurrent writes of two nodes
-//! don't undo each other. Failed writes are retried.
+//! The status follows the wire; the wire never waits for it. Only differences are written, so an idle cluster has no
+//! writes. A node adds its own entry. It removes its own entry, and that of a node from which it has taken the address
+//! over: the successor writes its entry itself. Each write names the version that it is based on, so concurrent writes
+//! of two nodes don't undo each other. Failed writes are retried.
 
 mod difference;
 mod pacer;
@@ -28,26 +28,26 @@ use dataplane::reply_path::Gap;
 use futures::StreamExt;
 use kube::api::{Patch, PatchParams};
 use kube::{Api, Client};
-use observe::{Listener, Store, source};
+use observe::{Listener, Store, await_response, error_chain, source};
 use speaker::{Announcements, Conflicts};
 use tokio::sync::watch;
-use tokio::time::{Instant, sleep, sleep_until, timeout};
+use tokio::time::{Instant, sleep, sleep_until};
 
 use crate::config::API_TIMEOUT;
 use difference::{Difference, NodeState, differences};
-use pacer::Pacers;
+use pacer::Pacer;
 
-/// The number of writes in progress at once. A node that takes over thousands of addresses reports them within seconds, and
-/// leaves the API server capacity for others.
+/// The number of writes in progress at once. A node that takes over thousands of addresses reports them within seconds,
+/// and leaves the API server capacity for others.
 const WRITES_AT_ONCE: usize = 16;
 
-/// More differences than this mean that addresses have just moved. The report then waits for [`BURST_PAUSE`], in which most
-/// of the speaker's announcements leave.
+/// More differences than this mean that addresses have just moved. The report then waits for [`BURST_PAUSE`], in which
+/// most of the speaker's announcements leave.
 const BURST: usize = 100;
 const BURST_PAUSE: Duration = Duration::from_secs(1);
 
-/// The pause between two comparisons for each thousand addresses, and one more. A comparison visits all addresses, which
-/// takes milliseconds for thousands, and the speaker needs that time while many of them move.
+/// The pause between two comparisons for each thousand addresses, and one more. A comparison visits all addresses,
+/// which takes milliseconds for thousands, and the speaker needs that time while many of them move.
 const LOOK_PAUSE: Duration = Duration::from_millis(100);
 const ADDRESSES_PER_PAUSE: usize = 1000;
 
@@ -68,7 +68,7 @@ pub(crate) struct Reporter {
 impl Reporter {
     /// Writes all differences after each change.
     pub(crate) async fn run(mut self, mut listener: Listener) -> Result<Infallible> {
-        let mut pacers = Pacers::default();
+        let mut pacer = Pacer::default();
         let mut has_paused = false;
         loop {
             let began = Instant::now();
@@ -78,9 +78,9 @@ impl Reporter {
                 continue;
             }
             has_paused = false;
-            let postponed = pacers.postpone(&mut differences, Instant::now());
+            let postponed = pacer.postpone(&mut differences, Instant::now());
             let failed = self.write_all(differences).await;
-            pacers.forget(&failed);
+            pacer.forget(&failed);
             let retry = (!failed.is_empty()).then(|| Instant::now() + RETRY_PAUSE);
             self.wait_for_change(&mut listener, postponed.into_iter().chain(retry).min()).await;
             sleep_until(began + look_pause(records)).await;
@@ -133,16 +133,10 @@ impl Reporter {
         let addresses: Api<LoadBalancerIP> = Api::all(self.client.clone());
         let (name, params, patch) =
             (address::object_name(lb_ip), PatchParams::default(), Patch::Merge(difference.patch()));
-        // The API server may be on a node that has just died.
-        let Ok(answer) = timeout(API_TIMEOUT, addresses.patch_status(&name, &params, &patch)).await else {
-            tracing::warn!(%lb_ip, "the API server does not answer; writing the status of the LoadBalancerIP again");
-            return false;
-        };
-        match answer {
+        // Without a response, the API server may be on a node that has just died.
+        match await_response(API_TIMEOUT, addresses.patch_status(&name, &params, &patch)).await {
             Ok(object) => {
-                if let Some((observation, _)) = source::records().observe(&object) {
-                    self.records.put(observation);
-                }
+                self.records.apply_response(source::records(), &object);
                 true
             }
             // The LoadBalancerIP has been deleted.
@@ -150,7 +144,8 @@ impl Reporter {
             // Another client has written first; the watch brings the new version.
             Err(kube::Error::Api(status)) if status.code == 409 => false,
             Err(error) => {
-                tracing::warn!(%lb_ip, %error, "cannot write the status of the LoadBalancerIP; trying again");
+                let error = error_chain(&error);
+                tracing::warn!(%lb_ip, error, "cannot write the status of the LoadBalancerIP; trying again");
                 false
             }
         }

@@ -14,7 +14,6 @@
 //! | [`watch`](mod@watch) | the list and the watch that feed a store |
 //! | [`watch_one`](fn@watch_one) | the watch of one object, by name |
 //! | `decode` | JSON of lists and watches; an object that cannot be decoded does not affect others |
-//! | `backoff` | delays between attempts |
 //!
 //! ```no_run
 //! # async fn example(client: kube::Client) {
@@ -32,7 +31,6 @@
 //! # }
 //! ```
 
-mod backoff;
 mod decode;
 pub mod source;
 pub mod store;
@@ -43,5 +41,5 @@ mod watch_one;
 pub use source::Source;
 pub use store::{Listener, Store, Wake};
 pub use table::{Change, Content};
-pub use watch::{error_chain, jitter, watch};
+pub use watch::{await_response, error_chain, jitter, watch};
 pub use watch_one::{OneObject, ReadBy, Seen, watch_one};

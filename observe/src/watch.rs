@@ -24,19 +24,27 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::api::{ListParams, WatchParams};
 use kube::core::{Request, Status};
 use kube::{Api, Client, Resource};
-use model::pacing::add_jitter;
+use model::pacing::{Backoff, add_jitter};
 use serde::de::DeserializeOwned;
 use tokio::time::{Instant, sleep, timeout};
 
-use crate::backoff::{LONGEST, backoff_up_to};
 use crate::decode::{Decoded, Event, Undecodable, decode_list};
 use crate::source::{Source, version};
 use crate::store::Store;
-use crate::table::{Content, Observation, ResourceVersion, Table};
+use crate::table::{Content, Observation, ResourceVersion};
 
 /// Objects per page of a list. Bounds the memory for receiving a page to a few MiB. Each page is a round trip, and
 /// planning starts after the last one.
 const PAGE_SIZE: u32 = 500;
+
+/// The first delay after a failed attempt. It is short: an API server ends all watches of a kind when its
+/// CustomResourceDefinition is created or changed, and a user who has just installed Landfall waits for the first pool
+/// to take effect.
+const FIRST_DELAY: Duration = Duration::from_millis(100);
+
+/// The longest delay between two attempts. Every node of a cluster retries, and the API server may be down because of
+/// its load.
+const LONGEST_DELAY: Duration = Duration::from_secs(30);
 
 /// Timeout for the response to a request for a page or a watch.
 const RESPONSE_TIMEOUT: Duration = Duration::from_secs(30);
@@ -52,18 +60,35 @@ pub(crate) const EVENT_TIMEOUT: Duration = Duration::from_secs(65);
 pub(crate) const MIN_DURATION: Duration = Duration::from_secs(1);
 
 /// Error of a list or watch.
-#[derive(Debug)]
-enum WatchError {
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum WatchError {
     /// A request failed.
+    #[error("{}", error_chain(.0))]
     Failed(kube::Error),
     /// The API server refused the request or ended the watch with this status.
+    #[error("{}", .0.message)]
     Refused(Box<Status>),
-    /// No response in time.
-    Timeout,
     /// The version to resume from is too old. A new list is required.
+    #[error("the version to watch from is too old")]
     Expired,
     /// An object or list has no version: the server is not a Kubernetes API server.
+    #[error("an object has no version")]
     NoVersion,
+}
+
+/// The result of a request, or an error after this time without a response.
+///
+/// # Errors
+/// Those of the request, and [`kube::Error::Service`] without a response.
+pub async fn await_response<T>(limit: Duration, request: impl Future<Output = kube::Result<T>>) -> kube::Result<T> {
+    let no_response = |_| Err(kube::Error::Service("the API server does not answer".into()));
+    timeout(limit, request).await.unwrap_or_else(no_response)
+}
+
+/// Delays of at most `longest` between attempts to reach an API server that fails, or that ends a watch right after its
+/// start.
+pub(crate) fn backoff_up_to(longest: Duration) -> Backoff {
+    Backoff::new(FIRST_DELAY, longest)
 }
 
 /// Lists and watches the objects of `source`, and feeds them to `store`. Logs a failure with advice, and the recovery.
@@ -76,7 +101,7 @@ where
 {
     let requests = Request::new(Api::<R>::all(client.clone()).resource_url());
     let watcher = Watcher { client, requests, source, store };
-    let mut backoff = backoff_up_to(LONGEST);
+    let mut backoff = backoff_up_to(LONGEST_DELAY);
     let mut health = Health { kind: R::kind(&()).into_owned(), plural: R::plural(&()).into_owned(), failure: None };
     loop {
         let mut from = match watcher.list().await {
@@ -95,12 +120,10 @@ where
             if !is_brief {
                 backoff.reset();
             }
-            let expired = matches!(result, Err(WatchError::Expired));
-            if let Err(error) = &result
-                && !expired
-            {
+            if let Err(error) = &result {
                 health.log_failure(error);
             }
+            let expired = matches!(result, Err(WatchError::Expired));
             // No delay after a watch of full duration, or before the list that an expired version requires.
             if is_brief || (result.is_err() && !expired) {
                 sleep(add_jitter(backoff.fail(), jitter())).await;
@@ -134,7 +157,7 @@ where
 {
     /// Receives a complete list, and returns its version.
     async fn list(&self) -> Result<ResourceVersion, WatchError> {
-        self.update(|table| {
+        self.store.update(|table| {
             table.begin_list();
             false
         });
@@ -142,11 +165,10 @@ where
         page.label_selector = self.labels();
         loop {
             let request = self.requests.list(&page).map_err(kube::Error::BuildRequest)?;
-            let text = timeout(RESPONSE_TIMEOUT, self.client.request_text(request)).await;
-            let text = text.map_err(|_| WatchError::Timeout)??;
+            let text = await_response(RESPONSE_TIMEOUT, self.client.request_text(request)).await?;
             let add = |object| {
                 if let Some(observation) = self.observe(object) {
-                    self.update(|table| {
+                    self.store.update(|table| {
                         table.add_listed(observation);
                         false
                     });
@@ -158,7 +180,7 @@ where
                 None => {
                     let version = metadata.resource_version.and_then(|version| version.parse().ok());
                     let version = version.ok_or(WatchError::NoVersion)?;
-                    self.update(|table| table.finish_list(version));
+                    self.store.update(|table| table.finish_list(version));
                     return Ok(version);
                 }
             }
@@ -170,30 +192,29 @@ where
         let mut params = WatchParams::default().timeout(WATCH_SECONDS);
         params.label_selector = self.labels();
         let request = self.requests.watch(&params, &from.to_string()).map_err(kube::Error::BuildRequest)?;
-        let events = timeout(RESPONSE_TIMEOUT, self.client.request_stream(request)).await;
-        let events = pin!(events.map_err(|_| WatchError::Timeout)??);
+        let events = pin!(await_response(RESPONSE_TIMEOUT, self.client.request_stream(request)).await?);
         let mut lines = events.lines();
         health.log_recovery();
         loop {
-            let line = timeout(EVENT_TIMEOUT, lines.next()).await.map_err(|_| WatchError::Timeout)?;
+            let line = await_response(EVENT_TIMEOUT, async { Ok(lines.next().await) }).await?;
             // A broken connection ends the watch. If the cause persists, the next watch fails.
             let Some(Ok(line)) = line else { return Ok(()) };
             match Event::decode(&line).map_err(kube::Error::SerdeError)? {
                 Event::Applied(object) => {
                     *from = version(metadata(&object)).ok_or(WatchError::NoVersion)?;
                     if let Some(observation) = self.observe(object) {
-                        self.update(|table| table.apply(observation));
+                        self.store.update(|table| table.apply(observation));
                     }
                 }
                 Event::Deleted(object) => {
                     *from = version(metadata(&object)).ok_or(WatchError::NoVersion)?;
                     if let Some(last) = self.source.observation(metadata(&object), Content::Ignored) {
-                        self.update(|table| table.apply_deletion(&last.key, &last.uid, last.version));
+                        self.store.update(|table| table.apply_deletion(&last.key, &last.uid, last.version));
                     }
                 }
                 Event::Bookmark(bookmark) => {
                     *from = version(&bookmark).ok_or(WatchError::NoVersion)?;
-                    self.update(|table| {
+                    self.store.update(|table| {
                         table.apply_bookmark(*from);
                         false
                     });
@@ -221,10 +242,6 @@ where
         }
     }
 
-    fn update(&self, update: impl FnOnce(&mut Table<K, V>) -> bool) {
-        self.store.update(update);
-    }
-
     fn labels(&self) -> Option<String> {
         Some(self.source.labels).filter(|labels| !labels.is_empty()).map(str::to_owned)
     }
@@ -243,7 +260,7 @@ impl From<kube::Error> for WatchError {
     }
 }
 
-fn classify_status(status: Box<Status>) -> WatchError {
+pub(crate) fn classify_status(status: Box<Status>) -> WatchError {
     if status.code == 410 { WatchError::Expired } else { WatchError::Refused(status) }
 }
 
@@ -281,25 +298,13 @@ impl Health {
                 _ => "the API server refuses the request",
             },
             WatchError::Failed(_) => "check that the API server runs and is reachable from here",
-            WatchError::Timeout => "the API server does not answer: check that it is reachable from here",
             WatchError::NoVersion => "the server is not a Kubernetes API server: check its address",
-            // The next list starts without delay.
+            // Not a failure: a new list follows.
             WatchError::Expired => return,
         };
-        if self.failure.replace(advice) == Some(advice) {
-            return;
-        }
-        let (kind, plural) = (&self.kind, &self.plural);
-        match error {
-            WatchError::Refused(status) => {
-                tracing::warn!(kind, plural, advice, error = %status.message, "watch failed; trying again");
-            }
-            WatchError::Failed(error) => {
-                tracing::warn!(kind, plural, advice, error = error_chain(error), "watch failed; trying again");
-            }
-            WatchError::Timeout | WatchError::NoVersion | WatchError::Expired => {
-                tracing::warn!(kind, plural, advice, "watch failed; trying again");
-            }
+        if self.failure.replace(advice) != Some(advice) {
+            let (kind, plural) = (&self.kind, &self.plural);
+            tracing::warn!(kind, plural, advice, %error, "watch failed; trying again");
         }
     }
 
@@ -319,7 +324,7 @@ pub(crate) mod tests {
     use k8s_openapi::api::core::v1 as core;
     use kube::client::Body;
     use serde_json::{Value, json};
-    use std::collections::{BTreeSet, VecDeque};
+    use std::collections::VecDeque;
     use std::sync::{Arc, Mutex};
 
     /// A client of an API server that returns these responses (code and body) in turn, and then none. Also returns the
@@ -359,7 +364,8 @@ pub(crate) mod tests {
     }
 
     pub(crate) fn refusal(code: u16) -> Value {
-        json!({"kind": "Status", "apiVersion": "v1", "status": "Failure", "code": code, "message": "no", "reason": "No"})
+        let (kind, message) = ("Status", "no");
+        json!({"kind": kind, "apiVersion": "v1", "status": "Failure", "code": code, "message": message, "reason": "No"})
     }
 
     /// Watches nodes until the store contains `expected`: names and addresses.
@@ -432,7 +438,8 @@ pub(crate) mod tests {
             events(&[("ADDED", bad.clone()), ("ADDED", node("n2", 10, "192.0.2.2"))]),
         ];
         let (_, store) = watch_until(responses, &[("n1", "192.0.2.1"), ("n2", "192.0.2.2")]).await;
-        assert_eq!(store.unreadable(), Some(BTreeSet::from(["bad".to_owned()])));
+        let unreadable = store.take_changes().into_iter().flatten().filter(|change| change.is_unreadable);
+        assert_eq!(unreadable.map(|change| change.key).collect::<Vec<_>>(), ["bad"]);
     }
 
     #[tokio::test(start_paused = true)]

@@ -17,10 +17,11 @@ use kube::api::{ListParams, WatchEvent, WatchParams};
 use kube::{Api, Resource};
 use model::pacing::add_jitter;
 use serde::de::DeserializeOwned;
-use tokio::time::{Instant, sleep, timeout};
+use tokio::time::{Instant, sleep};
 
-use crate::backoff::backoff_up_to;
-use crate::watch::{EVENT_TIMEOUT, MIN_DURATION, WATCH_SECONDS, error_chain, jitter};
+use crate::watch::{
+    EVENT_TIMEOUT, MIN_DURATION, WATCH_SECONDS, WatchError, await_response, backoff_up_to, classify_status, jitter,
+};
 
 /// The object to watch.
 #[derive(Clone, Debug)]
@@ -61,20 +62,6 @@ pub enum Seen<K> {
     Failing(String),
 }
 
-/// Why one round ended early.
-enum Ended {
-    Failed(String),
-    /// The API server ended the watch with an error, usually because the version is too old. The next read returns a
-    /// newer version.
-    Refused,
-}
-
-impl From<kube::Error> for Ended {
-    fn from(error: kube::Error) -> Self {
-        Self::Failed(error_chain(&error))
-    }
-}
-
 /// Reports the object after each read and each change. The future ends only when it is dropped.
 pub async fn watch_one<K>(object: &OneObject<K>, mut report: impl FnMut(Seen<K>)) -> Infallible
 where
@@ -94,10 +81,14 @@ where
             backoff.reset();
         }
         let needs_delay = is_brief || ended.is_err();
-        if let Err(Ended::Failed(error)) = ended
-            && !std::mem::replace(&mut failing, true)
-        {
-            report(Seen::Failing(error));
+        match ended {
+            // If the version is too old, the next read returns a newer one.
+            Ok(()) | Err(WatchError::Expired) => {}
+            Err(_) if failing => {}
+            Err(error) => {
+                failing = true;
+                report(Seen::Failing(error.to_string()));
+            }
         }
         // After a watch of full duration, the next round starts without delay.
         if needs_delay {
@@ -107,52 +98,41 @@ where
 }
 
 /// Reads the object, then watches it from the version of this read.
-async fn round<K>(object: &OneObject<K>, mut report: impl FnMut(Seen<K>)) -> Result<(), Ended>
+async fn round<K>(object: &OneObject<K>, mut report: impl FnMut(Seen<K>)) -> Result<(), WatchError>
 where
     K: Resource + Clone + Debug + DeserializeOwned,
 {
-    let no_response = |_| Ended::Failed("the API server does not answer".to_owned());
     let fields = format!("metadata.name={}", object.name);
-    let read = timeout(object.answer, read(object, &fields)).await.map_err(no_response)??;
-    report(read.object.map_or(Seen::Missing, Seen::Present));
-    let Some(version) = read.version else { return Ok(()) };
+    let (found, version) = await_response(object.answer, read(object, &fields)).await?;
+    report(found.map_or(Seen::Missing, Seen::Present));
+    let Some(version) = version else { return Ok(()) };
     let params = WatchParams::default().fields(&fields).timeout(WATCH_SECONDS);
-    let events = timeout(object.answer, object.api.watch(&params, &version)).await.map_err(no_response)?;
-    let mut events = pin!(events?);
-    while let Some(event) = timeout(EVENT_TIMEOUT, events.try_next()).await.map_err(no_response)?? {
+    let mut events = pin!(await_response(object.answer, object.api.watch(&params, &version)).await?);
+    while let Some(event) = await_response(EVENT_TIMEOUT, events.try_next()).await? {
         match event {
             WatchEvent::Added(object) | WatchEvent::Modified(object) => report(Seen::Present(object)),
             WatchEvent::Deleted(_) => report(Seen::Deleted),
             WatchEvent::Bookmark(_) => {}
-            WatchEvent::Error(_) => return Err(Ended::Refused),
+            WatchEvent::Error(status) => return Err(classify_status(status)),
         }
     }
     Ok(())
 }
 
-/// The result of a read.
-struct Read<K> {
-    object: Option<K>,
-    /// The version to watch from.
-    version: Option<String>,
-}
-
-async fn read<K>(object: &OneObject<K>, fields: &str) -> kube::Result<Read<K>>
+/// Reads the object. Also returns the version to watch from, if there is one.
+async fn read<K>(object: &OneObject<K>, fields: &str) -> kube::Result<(Option<K>, Option<String>)>
 where
     K: Resource + Clone + Debug + DeserializeOwned,
 {
     Ok(match object.read_by {
         ReadBy::Get => {
-            let object = object.api.get_opt(object.name).await?;
-            Read {
-                version: object.as_ref().map(|object| object.meta().resource_version.clone().unwrap_or_default()),
-                object,
-            }
+            let found = object.api.get_opt(object.name).await?;
+            let version = found.as_ref().map(|found| found.meta().resource_version.clone().unwrap_or_default());
+            (found, version)
         }
         ReadBy::List => {
             let list = object.api.list(&ListParams::default().fields(fields)).await?;
-            let version = list.metadata.resource_version.unwrap_or_default();
-            Read { object: list.items.into_iter().next(), version: Some(version) }
+            (list.items.into_iter().next(), Some(list.metadata.resource_version.unwrap_or_default()))
         }
     })
 }
@@ -163,6 +143,7 @@ mod tests {
     use crate::watch::tests::{events, refusal, scripted_client};
     use k8s_openapi::api::core::v1::ConfigMap;
     use serde_json::{Value, json};
+    use tokio::time::timeout;
 
     fn object(version: u64) -> Value {
         json!({"metadata": {"name": "one", "namespace": "here", "resourceVersion": version.to_string()}})
@@ -229,6 +210,16 @@ mod tests {
         assert_eq!(reported, ["missing", "missing", "7", "8"]);
         let gets = requests.iter().filter(|request| request.starts_with("/api/v1/namespaces/here/configmaps/one"));
         assert_eq!(gets.count(), 4);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_error_that_ends_the_watch_is_reported_unless_the_version_is_too_old() {
+        for (code, expected) in [(410, &["3", "11"][..]), (403, &["3", "failing", "11"])] {
+            let answers =
+                vec![list(9, json!([object(3)])), events(&[("ERROR", refusal(code))]), list(12, json!([object(11)]))];
+            let (reported, _) = run_watch(ReadBy::List, answers).await;
+            assert_eq!(reported, expected, "{code}");
+        }
     }
 
     #[tokio::test(start_paused = true)]

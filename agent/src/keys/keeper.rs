@@ -1,8 +1,8 @@
 //! Creates the Secret where it is missing, and rotates its keys on request.
 //!
-//! Runs in every controller, not only in the leader, so that a new installation has keys before the first election. The API
-//! server lets one controller create the Secret; late writes of the others name an old version and are refused. Writes
-//! nothing but that Secret, and nothing while idle.
+//! Runs in every controller, not only in the leader, so that a new installation has keys before the first election. The
+//! API server lets one controller create the Secret; late writes of the others name an old version and are refused.
+//! Writes nothing but that Secret, and nothing while idle.
 //!
 //! Cancel safe: the next start continues from the state of the Secret.
 
@@ -14,12 +14,12 @@ use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Secret;
 use kube::api::{Patch, PatchParams, PostParams};
 use kube::{Api, Error};
-use observe::error_chain;
+use observe::{await_response, error_chain};
 use ring::rand::{SecureRandom, SystemRandom};
 use serde_json::{Value, json};
 use speaker::wire::seal::MIN_KEY;
 use tokio::sync::watch;
-use tokio::time::{Instant, sleep, timeout};
+use tokio::time::{Instant, sleep};
 
 use super::rotation::{LENGTH, Step, next_step};
 use super::{KeySecret, NAME, SecretState, watch_secret};
@@ -34,7 +34,7 @@ const PAUSE: Duration = Duration::from_secs(2);
 /// How long the first answer may take before the Secret is reported as unreadable.
 const FIRST_ANSWER: Duration = Duration::from_secs(3);
 
-/// The longest sleep, since the clock may be set meanwhile.
+/// The longest sleep, because the clock may be set during it.
 const LONGEST_SLEEP: Duration = Duration::from_secs(60);
 
 /// Why agents have no key: a sentence for users.
@@ -49,7 +49,7 @@ pub async fn keep(secret: KeySecret, obstacle_tx: watch::Sender<Option<Obstacle>
     }
 }
 
-/// Makes the next step whenever the Secret changes or the step is due.
+/// Takes the next step whenever the Secret changes or the step is due.
 async fn maintain(
     secret: KeySecret,
     mut state_rx: watch::Receiver<SecretState>,
@@ -87,17 +87,17 @@ async fn maintain(
 }
 
 /// Logs the result of a write, failures only the first time. Returns whether writes fail now.
-fn is_failing(written: Result<&'static str, WriteError>, secret: &KeySecret, failing: bool) -> bool {
+fn is_failing(written: kube::Result<&'static str>, secret: &KeySecret, failing: bool) -> bool {
     match written {
         Ok(what) => {
             tracing::info!(%secret, what, "changed the Hello keys");
             false
         }
         // Another controller was first.
-        Err(WriteError::Refused(Error::Api(status))) if status.code == 409 => failing,
+        Err(Error::Api(status)) if status.code == 409 => failing,
         Err(error) => {
             if !failing {
-                let error = error.to_string();
+                let error = error_chain(&error);
                 tracing::warn!(%secret, error, "cannot write the Hello keys; trying again");
             }
             true
@@ -111,38 +111,24 @@ fn find_obstacle(secret: &KeySecret, state: &SecretState, failing: bool, waited:
     let advice = "check the logs of the controllers, and that the Roles of deploy/landfall.yaml exist";
     let what = match state {
         SecretState::Unknown if waited >= FIRST_ANSWER => format!(
-            "the controllers cannot read the Secret {secret}, and without its key nothing is announced; {advice}"
+            "the controllers cannot read the Secret {secret}, and nothing is announced without its key; {advice}"
         ),
         SecretState::Missing if failing => format!(
-            "the Secret {secret} is missing, without its key nothing is announced, and the controllers cannot create it; \
-             {advice}, or create it: \
+            "the Secret {secret} is missing, nothing is announced without its key, and the controllers cannot create \
+             it; {advice}, or create it: \
              kubectl -n {namespace} create secret generic {NAME} --from-file=key=<(head -c 32 /dev/urandom)"
         ),
         SecretState::Present(view) if failing && view.usable_keys().names.is_empty() => format!(
-            "the Secret {secret} has no key (an entry of at least {MIN_KEY} bytes), without one nothing is announced, and \
-             the controllers cannot write one; {advice}, or add one"
+            "the Secret {secret} has no key (an entry of at least {MIN_KEY} bytes), nothing is announced without one, \
+             and the controllers cannot write one; {advice}, or add one"
         ),
         SecretState::Unknown | SecretState::Missing | SecretState::Present(_) => return None,
     };
     Some(what.into())
 }
 
-enum WriteError {
-    Refused(Error),
-    Silent,
-}
-
-impl std::fmt::Display for WriteError {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match self {
-            Self::Refused(error) => f.write_str(&error_chain(error)),
-            Self::Silent => f.write_str("the API server does not answer"),
-        }
-    }
-}
-
-/// Makes a step, and returns a description of it.
-async fn write(secrets: &Api<Secret>, step: Step) -> Result<&'static str, WriteError> {
+/// Takes a step, and returns a description of it.
+async fn write(secrets: &Api<Secret>, step: Step) -> kube::Result<&'static str> {
     let field_manager = Some(FIELD_MANAGER.to_owned());
     let written = async {
         match step {
@@ -151,29 +137,26 @@ async fn write(secrets: &Api<Secret>, step: Step) -> Result<&'static str, WriteE
                 let params = PostParams { field_manager, ..PostParams::default() };
                 secrets.create(&params, &new_secret(&fields)).await.map(|_| "created the Secret with a first key")
             }
-            Step::Patch(patch) => {
+            Step::Patch { what, body } => {
                 let params = PatchParams { field_manager, ..PatchParams::default() };
-                secrets.patch(NAME, &params, &Patch::Merge(patch.body)).await.map(|_| patch.what)
+                secrets.patch(NAME, &params, &Patch::Merge(body)).await.map(|_| what)
             }
         }
     };
-    timeout(API_TIMEOUT, written).await.map_err(|_| WriteError::Silent)?.map_err(WriteError::Refused)
+    await_response(API_TIMEOUT, written).await
 }
 
 fn new_secret(fields: &Value) -> Secret {
-    let mut object = json!({
-        "metadata": {"name": NAME, "labels": {"app.kubernetes.io/name": "landfall"}},
-        "type": "Opaque",
-    });
-    object["data"] = fields["data"].clone();
+    let metadata = json!({"name": NAME, "labels": {"app.kubernetes.io/name": "landfall"}});
+    let object = json!({"metadata": metadata, "type": "Opaque", "data": fields["data"]});
     serde_json::from_value(object).expect("invariant: this is a Secret")
 }
 
 /// A key from the operating system's random source.
 fn random_key(random: &SystemRandom) -> [u8; LENGTH] {
     let mut key = [0; LENGTH];
-    // Blocks until the kernel is seeded, and fails without a random source: no controller is better than a key that can be
-    // guessed.
+    // Blocks until the kernel is seeded. Without a random source this process ends, because a key that can be guessed
+    // is worse than no key.
     random.fill(&mut key).expect("invariant: the kernel has a random source");
     key
 }
@@ -188,6 +171,7 @@ mod tests {
     use kube::client::Body;
     use std::collections::BTreeSet;
     use std::sync::Mutex;
+    use tokio::time::timeout;
 
     /// An API server with at most this one Secret, and the number of its writes. Its watches end at once.
     #[derive(Clone, Default)]
