@@ -379,7 +379,7 @@ mod tests {
         // A Service that is not ours.
         let mut other = service("g", "False", "NoPool");
         other.spec.as_mut().expect("a spec").type_ = Some("ClusterIP".into());
-        stores.services.put(source::services().observe(&other).expect("a name").0);
+        stores.services.apply_response(source::services(), &other);
         stores
     }
 

@@ -3,11 +3,13 @@
 //! A store runs no task: the caller that changes the table also wakes the listeners. A wake-up carries no details; the
 //! listener reads the current state. So a burst of changes is one wake-up.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use kube::Resource;
 use tokio::sync::watch;
 
+use crate::source::Source;
 use crate::table::{Change, Observation, ResourceVersion, Table};
 
 /// Signals changes to listeners. Several stores can share one `Wake`.
@@ -60,28 +62,20 @@ impl<K: Ord + Clone, V: PartialEq> Store<K, V> {
         Self { table: Arc::default(), wake: wake.clone() }
     }
 
-    /// Creates an empty store that records its changes. One consumer must take them: [`Store::take_changes`].
-    pub fn with_changes(wake: &Wake) -> Self {
-        let store = Self::new(wake);
-        store.lock().record_changes();
-        store
-    }
-
-    /// Returns the changes since the last call, from a store that records them: see [`Table::take_changes`]. `None`
-    /// before the first complete list. Changes are returned once, so there must be one caller.
+    /// Returns the changes since the last call: see [`Table::take_changes`]. `None` before the first complete list.
+    /// Changes are returned once, so there must be one caller.
     pub fn take_changes(&self) -> Option<Vec<Change<K, V>>> {
         let mut table = self.lock();
         table.is_synced().then(|| table.take_changes())
     }
 
-    /// Creates a store that records its changes, after one list of these objects at `version`. For use without an API
-    /// server.
+    /// Creates a store after one list of these objects at `version`, for use without an API server.
     pub fn from_list(
         wake: &Wake,
         version: ResourceVersion,
         observations: impl IntoIterator<Item = Observation<K, V>>,
     ) -> Self {
-        let store = Self::with_changes(wake);
+        let store = Self::new(wake);
         store.update(|table| {
             table.begin_list();
             observations.into_iter().for_each(|observation| table.add_listed(observation));
@@ -100,11 +94,6 @@ impl<K: Ord + Clone, V: PartialEq> Store<K, V> {
         self.read(|table| table.objects().map(|(key, value)| (key.clone(), value.clone())).collect())
     }
 
-    /// Keys of objects whose current state cannot be parsed; `None` before the first complete list.
-    pub fn unreadable(&self) -> Option<BTreeSet<K>> {
-        self.read(|table| table.unreadable().clone())
-    }
-
     /// The current state of one object; `None` before the first complete list.
     pub fn get(&self, key: &K) -> Option<Arc<V>> {
         self.read(|table| table.get(key).cloned())?
@@ -117,9 +106,12 @@ impl<K: Ord + Clone, V: PartialEq> Store<K, V> {
         table.is_synced().then(|| read(&table))
     }
 
-    /// Stores the response to an own write or to a read of one object: see [`Table::put`].
-    pub fn put(&self, observation: Observation<K, V>) {
-        self.update(|table| table.put(observation));
+    /// Applies the response to an own write or to a read of one object: see [`Table::apply_response`]. An object that
+    /// cannot be parsed is logged by the watch.
+    pub fn apply_response<R: Resource<DynamicType = ()>>(&self, source: Source<R, K, V>, object: &R) {
+        if let Some((observation, _)) = source.observe(object) {
+            self.update(|table| table.apply_response(observation));
+        }
     }
 
     /// Removes an object after the response to an own deletion: see [`Table::forget`].
@@ -157,23 +149,23 @@ mod tests {
         let mut listener = wake.listener();
         let (one, other) = (Store::from_list(&wake, 1, []), Store::from_list(&wake, 1, []));
         for store in [&one, &other] {
-            store.put(observation("web", 2));
+            store.update(|table| table.apply_response(observation("web", 2)));
         }
         listener.wait().await;
         let idle = std::time::Duration::from_secs(1);
         assert!(tokio::time::timeout(idle, listener.wait()).await.is_err(), "no change since");
-        one.put(observation("web", 2));
+        one.update(|table| table.apply_response(observation("web", 2)));
         assert!(tokio::time::timeout(idle, listener.wait()).await.is_err(), "a known state is not a change");
-        one.put(observation("web", 3));
+        one.update(|table| table.apply_response(observation("web", 3)));
         listener.wait().await;
         assert_eq!(one.snapshot(), Some(BTreeMap::from([("web", Arc::new(3))])));
     }
 
     #[test]
     fn store_returns_nothing_before_the_first_list() {
-        let store = Store::with_changes(&Wake::default());
-        store.put(observation("web", 2));
-        assert_eq!((store.snapshot(), store.get(&"web"), store.unreadable()), (None, None, None));
+        let store = Store::new(&Wake::default());
+        store.update(|table| table.apply_response(observation("web", 2)));
+        assert_eq!((store.snapshot(), store.get(&"web")), (None, None));
         assert_eq!(store.take_changes(), None);
         store.update(|table| {
             table.begin_list();

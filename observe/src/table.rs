@@ -66,9 +66,8 @@ pub struct Table<K, V> {
     /// A list that is being received.
     listing: Option<BTreeMap<K, Listed<V>>>,
     synced: bool,
-    /// Objects that changed since the last call of [`Table::take_changes`], with their state at that time. `None` if
-    /// changes are not recorded.
-    changed: Option<BTreeMap<K, Option<Arc<V>>>>,
+    /// Objects that changed since the last call of [`Table::take_changes`], with their state at that time.
+    changed: BTreeMap<K, Option<Arc<V>>>,
 }
 
 /// An object of a list that is being received. It takes little memory, because tens of thousands of them exist beside
@@ -109,16 +108,6 @@ impl Deleted {
     }
 }
 
-impl<V> Clone for Entry<V> {
-    fn clone(&self) -> Self {
-        Self { uid: self.uid.clone(), version: self.version, value: self.value.clone(), own: self.own }
-    }
-}
-
-fn known_values<K, V>(entries: &BTreeMap<K, Entry<V>>) -> impl Iterator<Item = (&K, &Arc<V>)> {
-    entries.iter().filter_map(|(key, entry)| Some((key, entry.value.as_ref()?)))
-}
-
 impl<K, V> Default for Table<K, V> {
     fn default() -> Self {
         Self {
@@ -128,7 +117,7 @@ impl<K, V> Default for Table<K, V> {
             deleted: BTreeMap::new(),
             listing: None,
             synced: false,
-            changed: None,
+            changed: BTreeMap::new(),
         }
     }
 }
@@ -141,7 +130,7 @@ impl<K: Ord + Clone, V: PartialEq> Table<K, V> {
 
     /// The newest known state of each object, sorted by key.
     pub fn objects(&self) -> impl Iterator<Item = (&K, &Arc<V>)> {
-        known_values(&self.entries)
+        self.entries.iter().filter_map(|(key, entry)| Some((key, entry.value.as_ref()?)))
     }
 
     /// The newest known state of one object.
@@ -149,20 +138,9 @@ impl<K: Ord + Clone, V: PartialEq> Table<K, V> {
         self.entries.get(key)?.value.as_ref()
     }
 
-    /// Keys of objects whose current state cannot be parsed. Their last known state, if any, is among the objects.
-    pub fn unreadable(&self) -> &BTreeSet<K> {
-        &self.unreadable
-    }
-
-    /// Starts to record changes for [`Table::take_changes`].
-    pub fn record_changes(&mut self) {
-        self.changed = Some(self.entries.keys().chain(&self.unreadable).map(|key| (key.clone(), None)).collect());
-    }
-
-    /// Returns the changes since the last call, sorted by key: one per object, with its newest state. Empty if changes
-    /// are not recorded.
+    /// Returns the changes since the last call, sorted by key: one per object, with its newest state.
     pub fn take_changes(&mut self) -> Vec<Change<K, V>> {
-        let changed = self.changed.as_mut().map(std::mem::take).unwrap_or_default();
+        let changed = std::mem::take(&mut self.changed);
         let change = |(key, before): (K, Option<Arc<V>>)| Change {
             before,
             value: self.get(&key).cloned(),
@@ -174,8 +152,8 @@ impl<K: Ord + Clone, V: PartialEq> Table<K, V> {
 
     /// If the state of an object `differs`, records the state before the change. Returns `differs`.
     fn record_change(&mut self, key: &K, before: Option<Arc<V>>, differs: bool) -> bool {
-        if let Some(changed) = self.changed.as_mut().filter(|_| differs) {
-            changed.entry(key.clone()).or_insert(before);
+        if differs {
+            self.changed.entry(key.clone()).or_insert(before);
         }
         differs
     }
@@ -238,21 +216,17 @@ impl<K: Ord + Clone, V: PartialEq> Table<K, V> {
         self.entries = listing.into_iter().filter_map(entry).collect();
         for (key, entry) in before.iter().filter(|(_, entry)| entry.own && entry.version > version) {
             self.unreadable.remove(key);
-            self.entries.insert(key.clone(), entry.clone());
+            let (uid, value) = (entry.uid.clone(), entry.value.clone());
+            self.entries.insert(key.clone(), Entry { uid, value, ..*entry });
         }
-        let changed = !self.synced
-            || unreadable_before != self.unreadable
-            || !known_values(&before).eq(known_values(&self.entries));
-        if changed && let Some(recorded) = &mut self.changed {
-            let entries = &self.entries;
-            let value =
-                |entries: &BTreeMap<K, Entry<V>>, key: &K| entries.get(key).and_then(|entry| entry.value.clone());
-            let pointer = |value: Option<Arc<V>>| value.as_ref().map(Arc::as_ptr);
-            let differs = |key: &&K| pointer(value(&before, key)) != pointer(value(entries, key));
-            let differing = before.keys().chain(entries.keys()).filter(differs);
-            for key in differing.chain(unreadable_before.symmetric_difference(&self.unreadable)) {
-                recorded.entry(key.clone()).or_insert_with(|| value(&before, key));
-            }
+        // An equal value of the same object is the same pointer.
+        let pointer = |entries: &BTreeMap<K, Entry<V>>, key: &K| entries.get(key)?.value.as_ref().map(Arc::as_ptr);
+        let keys = before.keys().chain(self.entries.keys());
+        let differing = keys.filter(|key| pointer(&before, key) != pointer(&self.entries, key));
+        let mut changed = !self.synced;
+        for key in differing.chain(unreadable_before.symmetric_difference(&self.unreadable)) {
+            changed = true;
+            self.changed.entry(key.clone()).or_insert_with(|| before.get(key)?.value.clone());
         }
         (self.watch_version, self.synced) = (version, true);
         changed
@@ -285,8 +259,8 @@ impl<K: Ord + Clone, V: PartialEq> Table<K, V> {
         self.watch_version = self.watch_version.max(version);
     }
 
-    /// Stores the response to an own write or to a read of one object. Returns whether the known state changed.
-    pub fn put(&mut self, observation: Observation<K, V>) -> bool {
+    /// Applies the response to an own write or to a read of one object. Returns whether the known state changed.
+    pub fn apply_response(&mut self, observation: Observation<K, V>) -> bool {
         let version = observation.version;
         let is_older = |entry: &Entry<V>| version <= entry.version;
         if version <= self.watch_version

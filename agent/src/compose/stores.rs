@@ -28,9 +28,9 @@ pub(crate) struct Stores {
     pub(crate) peer_links: Option<PeerLinkStore>,
 }
 
-/// The links of other nodes, from their NodeNetworks. An agent waits for the first list: the kernel still spreads frames from
-/// before the start, and without these links connections would break. If the list does not come (the role may not permit
-/// it), the agent gives up and spreads nothing, and each node forwards by itself.
+/// The links of other nodes, from their NodeNetworks. An agent waits for the first list: the kernel still spreads
+/// frames from before the start, and without these links connections would break. If the list does not come (the role
+/// may not permit it), the agent gives up and spreads nothing, and each node forwards by itself.
 #[derive(Clone)]
 pub(crate) struct PeerLinkStore {
     pub(crate) store: Store<String, crds::PeerLinks>,
@@ -40,7 +40,7 @@ pub(crate) struct PeerLinkStore {
 
 impl PeerLinkStore {
     pub(crate) fn new(wake: &Wake) -> Self {
-        Self { store: Store::with_changes(wake), given_up: Arc::default(), wake: wake.clone() }
+        Self { store: Store::new(wake), given_up: Arc::default(), wake: wake.clone() }
     }
 
     /// The changes since the last call; `None` while it waits for the first list.
@@ -60,12 +60,12 @@ impl PeerLinkStore {
 impl Stores {
     pub(crate) fn new(wake: &Wake) -> Self {
         Self {
-            services: Store::with_changes(wake),
-            slices: Store::with_changes(wake),
-            nodes: Store::with_changes(wake),
-            pools: Store::with_changes(wake),
-            advertisements: Store::with_changes(wake),
-            records: Store::with_changes(wake),
+            services: Store::new(wake),
+            slices: Store::new(wake),
+            nodes: Store::new(wake),
+            pools: Store::new(wake),
+            advertisements: Store::new(wake),
+            records: Store::new(wake),
             peer_links: Some(PeerLinkStore::new(wake)),
         }
     }
@@ -110,15 +110,22 @@ impl Stores {
             return None;
         }
         let peer_links = peer_links.as_ref().map_or(Some(Vec::new()), PeerLinkStore::take_changes)?;
-        let peer_links = peer_links.into_iter().map(|change| Change::PeerLinks(change.key, change.value));
-        let services = services.take_changes()?.into_iter().map(|change| Change::Service(change.key, change.value));
         let slices = slices.take_changes()?.into_iter();
-        let slices = slices.map(|change| Change::Slice { before: change.before, after: change.value });
-        let nodes = nodes.take_changes()?.into_iter().map(|change| Change::Node(change.key, change.value));
-        let pools = pools.take_changes()?.into_iter().map(|change| Change::Pool(change.key, change.value));
-        let advertisements = advertisements.take_changes()?.into_iter();
-        let advertisements = advertisements.map(|change| Change::Advertisement(change.key, change.value));
-        let records = records.take_changes()?.into_iter().map(|change| Change::Record(change.key, change.value));
-        Some(services.chain(slices).chain(records).chain(nodes).chain(pools).chain(advertisements).chain(peer_links))
+        Some(
+            map_changes(services.take_changes()?, Change::Service)
+                .chain(slices.map(|change| Change::Slice { before: change.before, after: change.value }))
+                .chain(map_changes(records.take_changes()?, Change::Record))
+                .chain(map_changes(nodes.take_changes()?, Change::Node))
+                .chain(map_changes(pools.take_changes()?, Change::Pool))
+                .chain(map_changes(advertisements.take_changes()?, Change::Advertisement))
+                .chain(map_changes(peer_links, Change::PeerLinks)),
+        )
     }
+}
+
+fn map_changes<K, V>(
+    changes: Vec<observe::Change<K, V>>,
+    to_change: fn(K, Option<Arc<V>>) -> Change,
+) -> impl Iterator<Item = Change> {
+    changes.into_iter().map(move |change| to_change(change.key, change.value))
 }

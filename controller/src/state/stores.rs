@@ -7,8 +7,7 @@ use crds::{
 };
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1 as core;
-use kube::Resource;
-use observe::{Change, Source, Store, Wake, source};
+use observe::{Change, Store, Wake, source};
 
 use crate::state::index::ClusterIndex;
 
@@ -46,14 +45,14 @@ impl Stores {
     /// Tables that are not listed yet. Each change wakes `wake`.
     pub(crate) fn new(wake: &Wake) -> Self {
         Self {
-            pools: Store::with_changes(wake),
-            services: Store::with_changes(wake),
-            records: Store::with_changes(wake),
-            namespaces: Store::with_changes(wake),
-            nodes: Store::with_changes(wake),
-            networks: Store::with_changes(wake),
-            advertisements: Store::with_changes(wake),
-            slices: Store::with_changes(wake),
+            pools: Store::new(wake),
+            services: Store::new(wake),
+            records: Store::new(wake),
+            namespaces: Store::new(wake),
+            nodes: Store::new(wake),
+            networks: Store::new(wake),
+            advertisements: Store::new(wake),
+            slices: Store::new(wake),
         }
     }
 
@@ -98,30 +97,18 @@ impl Stores {
     }
 
     pub(crate) fn put_pool(&self, pool: &IPAddressPool) {
-        put_object(&self.pools, source::pools(), pool);
+        self.pools.apply_response(source::pools(), pool);
     }
 
     pub(crate) fn put_service(&self, service: &core::Service) {
-        put_object(&self.services, source::services(), service);
+        self.services.apply_response(source::services(), service);
     }
 
     pub(crate) fn put_record(&self, object: &LoadBalancerIP) {
-        put_object(&self.records, source::records(), object);
+        self.records.apply_response(source::records(), object);
     }
 }
 
 fn drain<K: Ord + Clone, V: PartialEq>(store: &Store<K, V>, set: impl FnMut(Change<K, V>)) {
     store.take_changes().into_iter().flatten().for_each(set);
-}
-
-fn put_object<R, K, V>(store: &Store<K, V>, source: Source<R, K, V>, object: &R)
-where
-    R: Resource<DynamicType = ()>,
-    K: Ord + Clone,
-    V: PartialEq,
-{
-    // The watch reports invalid objects.
-    if let Some((observation, _)) = source.observe(object) {
-        store.put(observation);
-    }
 }

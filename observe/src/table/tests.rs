@@ -41,7 +41,7 @@ fn table_is_synced_after_the_first_complete_list() {
 #[test]
 fn stale_event_does_not_undo_an_own_write() {
     let mut table = listed_table();
-    assert!(table.put(observation("web", "u1", 9, "ours")));
+    assert!(table.apply_response(observation("web", "u1", 9, "ours")));
     assert!(!table.apply(observation("web", "u1", 8, "theirs, before")));
     assert_eq!(known_objects(&table), [("web", "ours")]);
     assert!(!table.apply(observation("web", "u1", 9, "ours")), "the event of an own write is not a change");
@@ -53,16 +53,16 @@ fn stale_event_does_not_undo_an_own_write() {
 fn late_response_does_not_undo_a_watch_event() {
     let mut table = listed_table();
     assert!(table.apply(observation("web", "u1", 9, "theirs")));
-    assert!(!table.put(observation("web", "u1", 8, "ours")));
+    assert!(!table.apply_response(observation("web", "u1", 8, "ours")));
     assert!(table.apply_deletion(&"web", "u1", 12));
-    assert!(!table.put(observation("web", "u1", 11, "ours")), "the watch has reported the deletion");
+    assert!(!table.apply_response(observation("web", "u1", 11, "ours")), "the watch has reported the deletion");
     assert_eq!(known_objects(&table), []);
 }
 
 #[test]
 fn older_event_does_not_restore_an_object_that_we_deleted() {
     let mut table = listed_table();
-    assert!(table.put(observation("new", "u2", 8, "ours")));
+    assert!(table.apply_response(observation("new", "u2", 8, "ours")));
     assert!(table.forget(&"new", "u2"));
     assert!(!table.apply(observation("new", "u2", 8, "ours")));
     assert!(!table.apply_deletion(&"new", "u2", 9));
@@ -75,10 +75,10 @@ fn older_event_does_not_restore_an_object_that_we_deleted() {
 #[test]
 fn list_replaces_all_except_newer_own_writes() {
     let mut table = listed_table();
-    table.put(observation("before", "u2", 7, "response before the list request, deleted since"));
+    table.apply_response(observation("before", "u2", 7, "response before the list request, deleted since"));
     table.begin_list();
-    table.put(observation("during", "u3", 30, "newer than the list"));
-    table.put(observation("during, older", "u4", 8, "older than the list, deleted since"));
+    table.apply_response(observation("during", "u3", 30, "newer than the list"));
+    table.apply_response(observation("during, older", "u4", 8, "older than the list, deleted since"));
     table.add_listed(observation("other", "u5", 9, "listed"));
     assert!(table.finish_list(20));
     assert_eq!(known_objects(&table), [("during", "newer than the list"), ("other", "listed")]);
@@ -86,7 +86,7 @@ fn list_replaces_all_except_newer_own_writes() {
     table.add_listed(observation("other", "u5", 9, "listed"));
     assert!(table.finish_list(3), "the storage was restored from a backup");
     assert_eq!(known_objects(&table), [("other", "listed")]);
-    assert!(table.put(observation("other", "u5", 10, "ours")), "versions continue from there");
+    assert!(table.apply_response(observation("other", "u5", 10, "ours")), "versions continue from there");
 }
 
 #[test]
@@ -108,44 +108,41 @@ fn unreadable_object_keeps_its_last_known_state() {
     let mut table = listed_table();
     assert!(table.apply(unreadable("web", "u1", 7)));
     assert!(table.apply(unreadable("bad", "u2", 8)));
-    assert_eq!((known_objects(&table), table.unreadable()), (vec![("web", "listed")], &BTreeSet::from(["bad", "web"])));
+    assert_eq!((known_objects(&table), &table.unreadable), (vec![("web", "listed")], &BTreeSet::from(["bad", "web"])));
     table.begin_list();
     table.add_listed(unreadable("web", "u1", 7));
     table.add_listed(unreadable("bad", "u2", 8));
     assert!(!table.finish_list(9));
-    assert_eq!((known_objects(&table), table.unreadable()), (vec![("web", "listed")], &BTreeSet::from(["bad", "web"])));
+    assert_eq!((known_objects(&table), &table.unreadable), (vec![("web", "listed")], &BTreeSet::from(["bad", "web"])));
     assert!(table.apply(observation("web", "u1", 10, "listed")));
     assert!(table.apply_deletion(&"bad", "u2", 11));
-    assert_eq!((known_objects(&table), table.unreadable()), (vec![("web", "listed")], &BTreeSet::new()));
+    assert_eq!((known_objects(&table), &table.unreadable), (vec![("web", "listed")], &BTreeSet::new()));
 }
 
 #[test]
 fn changes_are_returned_once_with_the_newest_state() {
     let mut table = listed_table();
-    table.put(observation("early", "u9", 7, "before recording"));
-    assert_eq!(table.take_changes(), vec![], "changes are not recorded yet");
-    table.record_changes();
+    table.apply_response(observation("early", "u9", 7, "ours"));
     type Value = Option<&'static str>;
     let change = |key, before: Value, value: Value, is_unreadable| {
         let [before, value] = [before, value].map(|value| value.map(Arc::new));
         Change { key, before, value, is_unreadable }
     };
-    let early = "before recording";
     assert_eq!(
         table.take_changes(),
-        [change("early", None, Some(early), false), change("web", None, Some("listed"), false)]
+        [change("early", None, Some("ours"), false), change("web", None, Some("listed"), false)]
     );
     assert_eq!(table.take_changes(), vec![]);
     table.apply(observation("web", "u1", 8, "once"));
     table.apply(observation("web", "u1", 9, "twice"));
-    table.put(observation("web", "u1", 9, "twice"));
+    table.apply_response(observation("web", "u1", 9, "twice"));
     table.apply(Observation { content: Content::Unreadable, ..observation("bad", "u2", 10, "") });
     table.apply_deletion(&"early", "u9", 11);
     assert_eq!(
         table.take_changes(),
         [
             change("bad", None, None, true),
-            change("early", Some(early), None, false),
+            change("early", Some("ours"), None, false),
             change("web", Some("listed"), Some("twice"), false)
         ]
     );
@@ -240,7 +237,7 @@ impl Server {
             Step::Foreign(name, true) => drop(self.delete(name)),
             Step::Response(_) if self.responses.is_empty() => {}
             Step::Response(which) => match self.responses.remove(usize::from(which) % self.responses.len()) {
-                (false, state) => drop(table.put(state)),
+                (false, state) => drop(table.apply_response(state)),
                 (true, state) => drop(table.forget(&state.key, &state.uid)),
             },
             // There is no watch while a list is pending.
@@ -275,7 +272,6 @@ proptest! {
         steps in proptest::collection::vec(step(), 0..60),
     ) {
         let (mut server, mut table) = (Server::default(), Table::default());
-        table.record_changes();
         let mut followed = BTreeMap::new();
         server.take(Step::List(false), &mut table);
         let mut newest = BTreeMap::<u8, ResourceVersion>::new();
