@@ -1,7 +1,7 @@
 //! Address ranges, and the object name of an address.
 //!
-//! A range is an interval of addresses of one family. It stores its two ends, so an IPv6 /32 takes no more memory than a
-//! single address.
+//! A range is an interval of addresses of one family. It stores its two ends, so an IPv6 /32 takes no more memory than
+//! a single address.
 
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};

@@ -7,7 +7,7 @@ use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{self, Time};
 use serde::{Deserialize, Serialize};
 
-use crate::InternedStr;
+use crate::{InternedStr, words};
 
 /// A condition with the fields of `meta/v1`. Its strings are interned: tens of thousands of Services have conditions
 /// with the same few reasons and messages.
@@ -45,28 +45,15 @@ impl From<v1::Condition> for Condition {
     }
 }
 
-/// `status` of a [`Condition`].
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum ConditionStatus {
-    /// The condition holds.
-    True,
-    /// The condition does not hold.
-    False,
-    /// The controller cannot determine whether it holds.
-    Unknown,
-}
-
-impl ConditionStatus {
-    /// All values.
-    pub const ALL: [Self; 3] = [Self::True, Self::False, Self::Unknown];
-
-    /// The value as written in the API.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::True => "True",
-            Self::False => "False",
-            Self::Unknown => "Unknown",
-        }
+words! {
+    /// `status` of a [`Condition`].
+    ConditionStatus {
+        /// The condition holds.
+        True,
+        /// The condition does not hold.
+        False,
+        /// The controller cannot determine whether it holds.
+        Unknown,
     }
 }
 
@@ -97,8 +84,8 @@ impl DesiredCondition {
         })
     }
 
-    /// Returns `conditions` with this condition set. `now` is its transition time if the status changes. Other conditions
-    /// stay unchanged.
+    /// Returns `conditions` with this condition set. `now` is its transition time if the status changes. Other
+    /// conditions stay unchanged.
     pub fn set_in(&self, conditions: &[Condition], now: Timestamp) -> Vec<Condition> {
         let mut conditions = conditions.to_vec();
         let place = conditions.iter().position(|c| c.type_ == self.type_);

@@ -9,13 +9,13 @@
 //! | [`l2_advertisement`] | `L2Advertisement`: which nodes announce the addresses of a pool, and on which links |
 //! | [`node_network`] | `NodeNetwork`: links, addresses and gateways that the agent found on its node |
 //! | [`service`], [`request`] | the fields of a Service that Landfall uses, and the addresses that it requests |
-//! | [`backend`] | where packets to a Service are sent: endpoints, node port or ClusterIP |
-//! | [`forwarding`] | how a node forwards packets to an address, as reported in the status of a LoadBalancerIP |
+//! | [`forwarding`] | how packets to a Service are forwarded: its settings, and the reports of nodes |
 //! | [`endpoints`], [`node`], [`namespace`] | the fields of EndpointSlices, Nodes and Namespaces that Landfall uses |
 //! | `station` | MAC addresses of single stations |
 //! | [`labels`] | labels and label selectors |
 //! | [`condition`] | reading and writing the conditions of a status |
 //! | `interned` | strings that are stored once and shared |
+//! | [`words!`] | enums of words in the API |
 //! | [`manifest`] | the CustomResourceDefinitions as YAML for `kubectl apply` |
 //!
 //! Objects are parsed here, at the edge, into types that hold valid values only; decisions work on these types. This
@@ -30,15 +30,15 @@ pub mod labels;
 mod objects;
 mod station;
 mod views;
+mod words;
 
 pub use objects::{ip_address_pool, l2_advertisement, load_balancer_ip, manifest, node_network};
-pub use views::{backend, endpoints, forwarding, namespace, node, request, service};
+pub use views::{endpoints, forwarding, namespace, node, request, service};
 
 pub use address::Range;
-pub use backend::{Backend, Forwarder};
 pub use condition::Condition;
 pub use endpoints::{Endpoint, EndpointSlice};
-pub use forwarding::{ForwardingProblem, ProblemReason, Reach};
+pub use forwarding::{Backend, Forwarder, ForwardingProblem, ProblemReason, Reach};
 pub use interned::InternedStr;
 pub use ip_address_pool::{IPAddressPool, IPAddressPoolSpec, IPAddressPoolStatus, PoolSettings, ServiceAllocation};
 pub use l2_advertisement::{Advertisement, L2Advertisement, L2AdvertisementSpec, PreferredNodes};

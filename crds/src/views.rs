@@ -1,6 +1,5 @@
 //! Typed views of the Kubernetes objects that Landfall reads: the fields that it uses, parsed and checked.
 
-pub mod backend;
 pub mod endpoints;
 pub mod forwarding;
 pub mod namespace;

@@ -1,31 +1,8 @@
 //! The reasons of the conditions of a Service, as machines read them.
 
-use crds::{ProblemReason, Reach};
+use crds::{ProblemReason, Reach, words};
 
-/// An enum of reasons, each with its CamelCase word.
-macro_rules! reasons {
-    ($(#[$doc:meta])* $name:ident { $($(#[$variant_doc:meta])* $variant:ident),* $(,)? }) => {
-        $(#[$doc])*
-        #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-        pub enum $name {
-            $($(#[$variant_doc])* $variant,)*
-        }
-
-        impl $name {
-            /// All reasons.
-            pub const ALL: &'static [Self] = &[$(Self::$variant),*];
-
-            /// The word in the condition.
-            pub fn as_str(self) -> &'static str {
-                match self {
-                    $(Self::$variant => stringify!($variant),)*
-                }
-            }
-        }
-    };
-}
-
-reasons! {
+words! {
     /// Why a Service is refused an address: reasons of `landfall.dev/Allocated`, status `False`.
     RefusalReason {
         AddressExcluded,
@@ -47,7 +24,7 @@ reasons! {
     }
 }
 
-reasons! {
+words! {
     /// The state of the addresses that a Service has: reasons of `landfall.dev/Allocated`, status `True`. The worst is
     /// last.
     AllocatedReason {
@@ -62,7 +39,7 @@ reasons! {
     }
 }
 
-reasons! {
+words! {
     /// Reasons of `landfall.dev/Announced`. Of the problems, the worst is first.
     AnnouncedReason {
         Announced,
@@ -91,8 +68,8 @@ pub enum ForwardingReason {
 impl ForwardingReason {
     /// All reasons, those of newer agents included.
     pub fn all() -> impl Iterator<Item = Self> {
-        let reached = Reach::ALL.into_iter().chain([Reach::Other]).map(Self::Reached);
-        let problems = ProblemReason::ALL.into_iter().chain([ProblemReason::Other]).map(Self::Problem);
+        let reached = Reach::ALL.iter().copied().map(Self::Reached);
+        let problems = ProblemReason::ALL.iter().copied().map(Self::Problem);
         reached.chain([Self::Unreported, Self::NotAnnounced]).chain(problems)
     }
 

@@ -11,13 +11,13 @@ pub const EXCLUDE: &str = "node.kubernetes.io/exclude-from-external-load-balance
 
 /// The label that moves announcements from a node to other nodes before maintenance:
 ///
-/// - `landfall.dev/drain=cordoned`: while the node is cordoned, which is the first step of `kubectl drain`. This label can
-///   stay on all nodes permanently.
+/// - `landfall.dev/drain=cordoned`: while the node is cordoned, which is the first step of `kubectl drain`. This label
+///   can stay on all nodes permanently.
 /// - `landfall.dev/drain=` or `=true`: at once, while the label exists.
 /// - `landfall.dev/drain=false`: no effect.
 ///
-/// It is a label, so `kubectl get nodes -l landfall.dev/drain` lists the nodes. Cordoning a node without the label moves
-/// nothing, because nodes are also cordoned for other reasons.
+/// It is a label, so `kubectl get nodes -l landfall.dev/drain` lists the nodes. Cordoning a node without the label
+/// moves nothing, because nodes are also cordoned for other reasons.
 pub const DRAIN: &str = "landfall.dev/drain";
 
 /// The value of [`DRAIN`] that drains a node only while it is cordoned.
@@ -43,8 +43,8 @@ pub struct Node {
     pub addresses: Vec<IpAddr>,
     /// `spec.podCIDRs`, not parsed.
     pub pod_cidrs: Vec<String>,
-    /// Whether the label `node.kubernetes.io/exclude-from-external-load-balancers` exists and its value is not false, as
-    /// in the cloud controllers of Kubernetes.
+    /// Whether the label `node.kubernetes.io/exclude-from-external-load-balancers` exists and its value is not false,
+    /// as in the cloud controllers of Kubernetes.
     pub excluded: bool,
     /// Why other nodes should announce addresses in place of this node.
     pub drain_reason: Option<DrainReason>,
@@ -63,12 +63,6 @@ pub enum DrainReason {
     ToBeDeleted,
     /// The condition `NetworkUnavailable` is true: the node cannot reach pods on other nodes.
     NetworkUnavailable,
-}
-
-impl DrainReason {
-    /// All reasons, by precedence.
-    pub const ALL: [Self; 5] =
-        [Self::Drained, Self::Deleting, Self::OutOfService, Self::ToBeDeleted, Self::NetworkUnavailable];
 }
 
 impl From<&core::Node> for Node {

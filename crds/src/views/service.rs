@@ -8,8 +8,8 @@ use jiff::Timestamp;
 use k8s_openapi::api::core::v1 as core;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 
-use crate::backend::{self, Backend, Forwarder};
 use crate::condition::Condition;
+use crate::forwarding::{BACKEND, Backend, Forwarder};
 use crate::labels::Labels;
 use crate::request::{ParsedRequest, RequestedAddresses};
 use crate::{InternedStr, Malformed, ResourceVersion};
@@ -118,11 +118,6 @@ pub enum TrafficPolicy {
     Local,
 }
 
-impl TrafficPolicy {
-    /// All policies.
-    pub const ALL: [Self; 2] = [Self::Cluster, Self::Local];
-}
-
 /// `spec.ipFamilyPolicy` (KEP-563): whether the Service needs an address of each family.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum FamilyPolicy {
@@ -133,11 +128,6 @@ pub enum FamilyPolicy {
     PreferDualStack,
     /// Both families, or no address.
     RequireDualStack,
-}
-
-impl FamilyPolicy {
-    /// All policies.
-    pub const ALL: [Self; 3] = [Self::SingleStack, Self::PreferDualStack, Self::RequireDualStack];
 }
 
 /// One port of a Service.
@@ -183,7 +173,7 @@ impl fmt::Display for Family {
 }
 
 /// An ordered set of address families.
-#[derive(Clone, Copy, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Families {
     /// With fewer than two families, an unused slot repeats the first one.
     all: [Family; 2],
@@ -209,21 +199,9 @@ impl FromIterator<Family> for Families {
     }
 }
 
-impl<const N: usize> From<[Family; N]> for Families {
-    fn from(families: [Family; N]) -> Self {
-        families.into_iter().collect()
-    }
-}
-
-impl From<&[Family]> for Families {
-    fn from(families: &[Family]) -> Self {
-        families.iter().copied().collect()
-    }
-}
-
-impl fmt::Debug for Families {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_list().entries(self.iter()).finish()
+impl<T: AsRef<[Family]>> From<T> for Families {
+    fn from(families: T) -> Self {
+        families.as_ref().iter().copied().collect()
     }
 }
 
@@ -305,14 +283,14 @@ impl From<IpAddr> for Ingress {
 }
 
 impl Service {
-    /// Whether Landfall serves this Service: it has type LoadBalancer and our class. A Service without a class is served
-    /// if Landfall is the `default` provider of the cluster (KEP-1959).
+    /// Whether Landfall serves this Service: it has type LoadBalancer and our class. A Service without a class is
+    /// served if Landfall is the `default` provider of the cluster (KEP-1959).
     pub fn is_ours(&self, default: bool) -> bool {
         self.is_load_balancer && self.class.as_deref().map_or(default, |class| class == CLASS)
     }
 
-    /// Whether its status reports addresses from Landfall. This condition is written together with the addresses and the
-    /// finalizer. So it distinguishes them from those of another provider, which uses the same finalizer.
+    /// Whether its status reports addresses from Landfall. This condition is written together with the addresses and
+    /// the finalizer. So it distinguishes them from those of another provider, which uses the same finalizer.
     pub fn is_allocated(&self) -> bool {
         self.conditions.iter().any(|condition| condition.type_ == ALLOCATED && condition.status == "True")
     }
@@ -394,7 +372,7 @@ impl TryFrom<&core::Service> for Service {
             source_ranges: spec.load_balancer_source_ranges.into_iter().flatten().map(InternedStr::from).collect(),
             source_ranges_annotation: annotation(SOURCE_RANGES).map(InternedStr::from),
             spread_disabled: annotation(SPREAD).is_some_and(|spread| spread == "false"),
-            backend: annotation(backend::ANNOTATION).map(|text| text.parse().map_err(InternedStr::from)),
+            backend: annotation(BACKEND).map(|text| text.parse().map_err(InternedStr::from)),
             // A headless Service has the text `None` here, which is not an address.
             cluster_ips: spec.cluster_ips.iter().flatten().filter_map(|address| address.parse().ok()).collect(),
             affinity: (spec.session_affinity.as_deref() == Some("ClientIP")).then(|| {
