@@ -4,19 +4,21 @@
 //! others by name. So the same names, UIDs, pools and reasons occur many times. An [`InternedStr`] is a pointer to the
 //! shared string.
 
-use std::borrow::{Borrow, Cow};
+use std::borrow::Borrow;
 use std::collections::HashSet;
 use std::fmt;
 use std::ops::Deref;
 use std::sync::{LazyLock, Mutex, PoisonError};
 
 use arcstr::ArcStr;
-use schemars::{JsonSchema, Schema, SchemaGenerator};
-use serde::{Deserialize, Deserializer, Serialize, Serializer};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize, Serializer};
 
 /// An immutable shared string. Cloning copies a pointer. Creating one from a string that is already interned allocates
 /// nothing.
-#[derive(Clone, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Deserialize, JsonSchema)]
+#[serde(from = "String")]
+#[schemars(with = "String")]
 pub struct InternedStr(ArcStr);
 
 /// All strings in use, and some that are no longer in use.
@@ -57,25 +59,14 @@ impl InternedStr {
     }
 }
 
-impl From<&str> for InternedStr {
-    fn from(text: &str) -> Self {
+impl<T: AsRef<str>> From<T> for InternedStr {
+    fn from(text: T) -> Self {
+        let text = text.as_ref();
         if text.is_empty() {
             return Self::default();
         }
         // A poisoned lock is harmless: no code that holds it panics.
         Self(POOL.lock().unwrap_or_else(PoisonError::into_inner).intern(text))
-    }
-}
-
-impl From<String> for InternedStr {
-    fn from(text: String) -> Self {
-        text.as_str().into()
-    }
-}
-
-impl From<&String> for InternedStr {
-    fn from(text: &String) -> Self {
-        text.as_str().into()
     }
 }
 
@@ -99,51 +90,16 @@ impl Deref for InternedStr {
     }
 }
 
-impl AsRef<str> for InternedStr {
-    fn as_ref(&self) -> &str {
-        &self.0
-    }
-}
-
 impl Borrow<str> for InternedStr {
     fn borrow(&self) -> &str {
         &self.0
     }
 }
 
-impl PartialEq<str> for InternedStr {
-    fn eq(&self, other: &str) -> bool {
-        self.as_str() == other
-    }
-}
-
-impl PartialEq<&str> for InternedStr {
-    fn eq(&self, other: &&str) -> bool {
-        self.as_str() == *other
-    }
-}
-
-impl PartialEq<String> for InternedStr {
-    fn eq(&self, other: &String) -> bool {
-        self.as_str() == other
-    }
-}
-
-impl PartialEq<InternedStr> for String {
-    fn eq(&self, other: &InternedStr) -> bool {
-        self == other.as_str()
-    }
-}
-
-impl PartialEq<InternedStr> for str {
-    fn eq(&self, other: &InternedStr) -> bool {
-        self == other.as_str()
-    }
-}
-
-impl PartialEq<InternedStr> for &str {
-    fn eq(&self, other: &InternedStr) -> bool {
-        *self == other.as_str()
+// `InternedStr` is not `AsRef<str>`, or this would contradict the derived `PartialEq`.
+impl<T: AsRef<str> + ?Sized> PartialEq<T> for InternedStr {
+    fn eq(&self, other: &T) -> bool {
+        self.as_str() == other.as_ref()
     }
 }
 
@@ -162,26 +118,6 @@ impl fmt::Debug for InternedStr {
 impl Serialize for InternedStr {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         serializer.serialize_str(self)
-    }
-}
-
-impl<'de> Deserialize<'de> for InternedStr {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        Cow::<'_, str>::deserialize(deserializer).map(|text| (&*text).into())
-    }
-}
-
-impl JsonSchema for InternedStr {
-    fn inline_schema() -> bool {
-        String::inline_schema()
-    }
-
-    fn schema_name() -> Cow<'static, str> {
-        String::schema_name()
-    }
-
-    fn json_schema(generator: &mut SchemaGenerator) -> Schema {
-        String::json_schema(generator)
     }
 }
 

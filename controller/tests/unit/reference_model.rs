@@ -106,8 +106,8 @@ impl<'a> Model<'a> {
         let is_team = || self.snapshot.namespaces.get(&**namespace).is_some_and(|ns| has(&ns.labels, ("team", "a")));
         let of_namespace = match (allocation.namespaces.is_empty(), allocation.namespace_selectors.is_empty()) {
             (true, true) => true,
-            (_, true) => allocation.namespaces.iter().any(|own| own == namespace),
-            _ => allocation.namespaces.iter().any(|own| own == namespace) || is_team(),
+            (_, true) => allocation.namespaces.iter().any(|own| namespace == own),
+            _ => allocation.namespaces.iter().any(|own| namespace == own) || is_team(),
         };
         of_namespace && (allocation.service_selectors.is_empty() || has(&service.labels, ("app", "web")))
     }
@@ -275,7 +275,7 @@ impl<'a> Model<'a> {
         let is_of_pool = |address: &IpAddr| {
             request.pool.as_ref().is_none_or(|pool| {
                 self.snapshot.records[address].pool == *pool
-                    || self.owners.get(address).is_some_and(|(own, _)| name(own) == pool)
+                    || self.owners.get(address).is_some_and(|(own, _)| pool == name(own))
             })
         };
         let (mut has_all, mut could_have_all, mut expected) = (true, true, Vec::new());

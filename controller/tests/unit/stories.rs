@@ -77,7 +77,7 @@ fn outcome_in(world: &World, namespace: &str, name: &str) -> String {
     let mut sorted = shown.clone();
     held.sort();
     sorted.sort();
-    assert_eq!(held, sorted, "{namespace}/{name} shows the addresses it holds: {condition}");
+    assert_eq!(sorted, held, "{namespace}/{name} shows the addresses it holds: {condition}");
     format!("{} {condition}", shown.join(",")).trim().to_owned()
 }
 

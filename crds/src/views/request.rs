@@ -4,7 +4,6 @@
 //! repeat its request in several fields and annotations if all have the same value.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fmt;
 use std::net::IpAddr;
 use std::sync::{Arc, LazyLock};
 
@@ -72,9 +71,10 @@ impl Consent {
 }
 
 /// Error in a request. Its text is shown to the user and names the fix.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum InvalidRequest {
     /// The text is not an IP address.
+    #[error("{place} {text:?} is not an IP address: use an address such as 192.0.2.10, or remove it")]
     NotAnAddress {
         /// Field or annotation.
         place: &'static str,
@@ -82,33 +82,19 @@ pub enum InvalidRequest {
         text: String,
     },
     /// More than [`MAX_ADDRESSES`] addresses.
+    #[error("{place} requests more than {MAX_ADDRESSES} addresses: request fewer")]
     TooManyAddresses {
         /// Field or annotation.
         place: &'static str,
     },
     /// Two fields or annotations contradict each other.
+    #[error("{} requests {:?}, but {} requests {:?}: remove one of them", .one.0, .one.1, .other.0, .other.1)]
     Contradiction {
         /// A field or annotation with its value.
         one: (&'static str, String),
         /// Another field or annotation with its value.
         other: (&'static str, String),
     },
-}
-
-impl fmt::Display for InvalidRequest {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::NotAnAddress { place, text } => {
-                write!(f, "{place} {text:?} is not an IP address: use an address such as 192.0.2.10, or remove it")
-            }
-            Self::TooManyAddresses { place } => {
-                write!(f, "{place} requests more than {MAX_ADDRESSES} addresses: request fewer")
-            }
-            Self::Contradiction { one, other } => {
-                write!(f, "{} requests {:?}, but {} requests {:?}: remove one of them", one.0, one.1, other.0, other.1)
-            }
-        }
-    }
 }
 
 impl RequestedAddresses {
@@ -119,7 +105,7 @@ impl RequestedAddresses {
     pub fn read(annotations: Option<&BTreeMap<String, String>>, load_balancer_ip: Option<&str>) -> ParsedRequest {
         static NOTHING: LazyLock<Arc<RequestedAddresses>> = LazyLock::new(Arc::default);
         let request = Self::parse(annotations, load_balancer_ip)?;
-        Ok(if request.is_empty() { NOTHING.clone() } else { request.into() })
+        Ok(if request == Self::default() { NOTHING.clone() } else { request.into() })
     }
 
     fn parse(
@@ -143,11 +129,6 @@ impl RequestedAddresses {
             sharing_key: merge(sharing_keys, InternedStr::eq)?,
             consent: value(SHARE_WITH_NAMESPACES).map_or(Consent::None, |(_, text)| parse_consent(text)),
         })
-    }
-
-    /// Whether nothing is requested.
-    pub fn is_empty(&self) -> bool {
-        *self == Self::default()
     }
 }
 

@@ -34,7 +34,7 @@ pub fn health_checks(snapshot: &Snapshot) -> BTreeMap<u16, HealthCheck> {
     let mut ports = BTreeMap::new();
     for holder in snapshot.addresses.values().flat_map(|holders| holders.iter()) {
         let key = Key::new(&*holder.namespace, &*holder.name);
-        if checked.get(&key).is_some_and(|(_, uid)| *uid == holder.uid)
+        if checked.get(&key).is_some_and(|(_, uid)| holder.uid == *uid)
             && let Some((port, _)) = checked.remove(&key)
         {
             let ours_alone = snapshot.services.get(&key).is_some_and(|s| s.object.forwarder() == Forwarder::Landfall);
