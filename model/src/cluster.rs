@@ -1,14 +1,14 @@
 //! The cluster as one bag of views, with the indexes that must agree with them.
 //!
-//! Batches of [`Change`]s in, views out. [`Affected`] lists the addresses and Services that a batch bears on.
+//! Batches of [`Change`]s in, views out. [`Affected`] lists the addresses and Services that a batch affects.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
 
 use crds::{Advertisement, EndpointSlice, Holder, Key, Node, PeerLinks, PoolSettings, Record, Service, TrafficPolicy};
 
-use crate::{Holdings, SharedMap};
+use crate::SharedMap;
 
 /// Objects of one kind that has no namespace, by name.
 pub type Named<T> = BTreeMap<String, Arc<T>>;
@@ -18,25 +18,25 @@ pub type Slices = Arc<[Arc<EndpointSlice>]>;
 
 /// The known objects. A kind that its owner does not watch stays empty.
 ///
-/// The kinds with tens of thousands of objects are [`SharedMap`]s: they take less room than B-trees, and snapshots share
-/// them.
+/// The kinds with tens of thousands of objects are [`SharedMap`]s: they take less room than B-trees, and snapshots
+/// share them.
 #[derive(Clone, Debug, Default)]
 pub struct Cluster {
-    services: SharedMap<Key, Arc<Service>>,
-    /// Of the Services in the bag.
-    slices: SharedMap<Key, Slices>,
-    /// Of all other Services, which may come later.
+    pub(crate) services: SharedMap<Key, Arc<Service>>,
+    /// Slices of the Services in the bag.
+    pub(crate) slices: SharedMap<Key, Slices>,
+    /// Slices of other Services, which may be added later.
     spare_slices: BTreeMap<Key, Vec<Arc<EndpointSlice>>>,
-    records: SharedMap<IpAddr, Arc<Record>>,
+    pub(crate) records: SharedMap<IpAddr, Arc<Record>>,
     /// The holders of all records.
     holdings: Holdings,
-    nodes: Named<Node>,
-    pools: Named<PoolSettings>,
-    advertisements: Named<Advertisement>,
+    pub(crate) nodes: Named<Node>,
+    pub(crate) pools: Named<PoolSettings>,
+    pub(crate) advertisements: Named<Advertisement>,
     peer_links: Named<PeerLinks>,
 }
 
-/// The new state of one object; `None` if it is gone.
+/// The new state of one object; `None` if it was deleted.
 #[derive(Clone, Debug)]
 pub enum Change {
     Service(Key, Option<Arc<Service>>),
@@ -52,10 +52,10 @@ pub enum Change {
     PeerLinks(String, Option<Arc<PeerLinks>>),
 }
 
-/// The parts of the cluster that a batch of changes bears on.
+/// The parts of the cluster that a batch of changes affects.
 #[derive(Debug, Default)]
 pub struct Affected {
-    /// Addresses whose record changed, or a Service that holds them, or the endpoints that decide who may announce them.
+    /// Addresses with a changed record, a changed holder, or changed endpoints on which their candidates depend.
     pub lb_ips: BTreeSet<IpAddr>,
     /// Services that changed, and those that a changed record names now or named before.
     pub services: BTreeSet<Key>,
@@ -89,10 +89,6 @@ impl Cluster {
 
     pub fn pools(&self) -> &Named<PoolSettings> {
         &self.pools
-    }
-
-    pub fn advertisements(&self) -> &Named<Advertisement> {
-        &self.advertisements
     }
 
     pub fn peer_links(&self) -> &Named<PeerLinks> {
@@ -206,6 +202,32 @@ impl Cluster {
         affected.lb_ips.insert(lb_ip);
         affected.services.extend(old.clone().chain(new.clone()).map(Holder::service));
         self.holdings.replace(lb_ip, old, new);
+    }
+}
+
+/// Pairs of a Service and an address that it holds.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Holdings(BTreeSet<(Key, IpAddr)>);
+
+impl Holdings {
+    /// Replaces the holders of `address`. `before` must be the same as `after` in the last call for this address.
+    pub fn replace<'a>(
+        &mut self,
+        address: IpAddr,
+        before: impl IntoIterator<Item = &'a Holder>,
+        after: impl IntoIterator<Item = &'a Holder>,
+    ) {
+        for holder in before {
+            self.0.remove(&(holder.service(), address));
+        }
+        self.0.extend(after.into_iter().map(|holder| (holder.service(), address)));
+    }
+
+    /// The addresses that `service` holds, in order.
+    pub fn addresses_of(&self, service: &Key) -> impl Iterator<Item = IpAddr> {
+        const LEAST: IpAddr = IpAddr::V4(Ipv4Addr::UNSPECIFIED);
+        let from_here = self.0.range((service.clone(), LEAST)..);
+        from_here.take_while(move |(key, _)| key == service).map(|(_, address)| *address)
     }
 }
 

@@ -4,20 +4,17 @@
 //! |---|---|
 //! | [`cluster`] | the cluster as one bag of views with its indexes |
 //! | [`eligibility`] | which nodes may announce which address |
-//! | [`holdings`] | which addresses each Service holds |
 //! | [`pacing`] | pauses between retries, budgets of deferrable work |
 //! | [`shared_map`] | maps whose copies share their common entries |
-//! | [`stable_hash`] | hashes that every version computes alike |
+//! | [`stable_hash`] | hashes that are equal in every version |
 
 pub mod cluster;
 pub mod eligibility;
 #[cfg(test)]
 mod fixtures;
-pub mod holdings;
 pub mod pacing;
 pub mod shared_map;
 pub mod stable_hash;
 
-pub use cluster::Cluster;
-pub use holdings::Holdings;
+pub use cluster::{Cluster, Holdings};
 pub use shared_map::SharedMap;

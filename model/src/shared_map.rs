@@ -57,9 +57,8 @@ impl<K, V> SharedMap<K, V> {
 
 impl<K: Ord, V> SharedMap<K, V> {
     pub fn get(&self, key: &K) -> Option<&V> {
-        let chunk = self.chunks.get(self.chunk_of(key))?;
-        let place = chunk.binary_search_by(|(known, _)| known.cmp(key)).ok()?;
-        Some(&chunk[place].1)
+        let (at, place) = self.position(key)?;
+        Some(&self.chunks[at][place].1)
     }
 
     pub fn contains_key(&self, key: &K) -> bool {
@@ -71,6 +70,13 @@ impl<K: Ord, V> SharedMap<K, V> {
         let chunks = &self.chunks[self.chunk_of(from)..];
         let passed = chunks.first().map_or(0, |chunk| chunk.partition_point(|(key, _)| key < from));
         chunks.iter().flat_map(|chunk| chunk.iter()).skip(passed).map(|(key, value)| (key, value))
+    }
+
+    /// The index of the chunk that contains this key, and the index of its entry there.
+    fn position(&self, key: &K) -> Option<(usize, usize)> {
+        let at = self.chunk_of(key);
+        let place = self.chunks.get(at)?.binary_search_by(|(known, _)| known.cmp(key)).ok()?;
+        Some((at, place))
     }
 
     /// The index of the only chunk that may contain this key.
@@ -145,8 +151,7 @@ impl<K: Ord + Clone, V: Clone> SharedMap<K, V> {
 
     /// Removes a key and returns its value.
     pub fn remove(&mut self, key: &K) -> Option<V> {
-        let at = self.chunk_of(key);
-        let place = self.chunks.get(at)?.binary_search_by(|(known, _)| known.cmp(key)).ok()?;
+        let (at, place) = self.position(key)?;
         let chunks = Arc::make_mut(&mut self.chunks);
         let (_, value) = Arc::make_mut(&mut chunks[at]).remove(place);
         self.len -= 1;
@@ -165,8 +170,7 @@ impl<K: Ord + Clone, V: Clone> SharedMap<K, V> {
     }
 
     pub fn get_mut(&mut self, key: &K) -> Option<&mut V> {
-        let at = self.chunk_of(key);
-        let place = self.chunks.get(at)?.binary_search_by(|(known, _)| known.cmp(key)).ok()?;
+        let (at, place) = self.position(key)?;
         let chunk = Arc::make_mut(&mut Arc::make_mut(&mut self.chunks)[at]);
         Some(&mut chunk[place].1)
     }

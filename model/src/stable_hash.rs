@@ -1,4 +1,4 @@
-//! Hashes that every version of Landfall computes alike, on every machine.
+//! Hashes that are equal in every version of Landfall and on every machine.
 //!
 //! Speakers of two versions run side by side during an upgrade and must agree on the node that takes an address.
 //! Dataplanes must agree on share tables, and the controller stores fingerprints in objects. So these values never

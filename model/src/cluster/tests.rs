@@ -9,7 +9,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::eligibility::Eligibility;
-use crate::fixtures::{record, service, slice};
+use crate::fixtures::{holder, record, service, slice};
 
 /// The new state of one object of a few of each kind; `None` if it is deleted.
 #[derive(Clone, Debug)]
@@ -140,7 +140,9 @@ proptest! {
                 prop_assert_eq!(cluster.addresses_of(&key).collect::<Vec<_>>(), objects.addresses_of(&key));
                 let expected = if objects.services.contains_key(&key) { objects.slices_of(&key) } else { vec![] };
                 prop_assert_eq!(cluster.slices().get(&key).map(|slices| slices.to_vec()).unwrap_or_default(), expected);
-                if before.services.get(&key) != objects.services.get(&key) || before.addresses_of(&key) != objects.addresses_of(&key) {
+                if before.services.get(&key) != objects.services.get(&key)
+                    || before.addresses_of(&key) != objects.addresses_of(&key)
+                {
                     prop_assert!(affected.services.contains(&key), "{:?} is affected", key);
                 }
             }
@@ -149,4 +151,22 @@ proptest! {
             prop_assert_eq!(eligibility.policies(), from_scratch.policies());
         }
     }
+}
+
+#[test]
+fn each_service_has_exactly_the_addresses_it_holds() {
+    let [a, b, c] = ["a", "b", "c"].map(holder);
+    let ip = |text: &str| text.parse::<IpAddr>().expect("an address");
+    let addresses = |holdings: &Holdings, holder: &Holder| holdings.addresses_of(&holder.service()).collect::<Vec<_>>();
+    let mut holdings = Holdings::default();
+    holdings.replace(ip("192.0.2.2"), [], [&b]);
+    holdings.replace(ip("2001:db8::1"), [], [&b]);
+    holdings.replace(ip("0.0.0.0"), [], [&b, &c]);
+    assert_eq!(addresses(&holdings, &a), [] as [IpAddr; 0]);
+    assert_eq!(addresses(&holdings, &b), ["0.0.0.0", "192.0.2.2", "2001:db8::1"].map(ip));
+    assert_eq!(addresses(&holdings, &c), [ip("0.0.0.0")]);
+    holdings.replace(ip("0.0.0.0"), [&b, &c], [&c, &a]);
+    assert_eq!(addresses(&holdings, &a), [ip("0.0.0.0")]);
+    assert_eq!(addresses(&holdings, &b), ["192.0.2.2", "2001:db8::1"].map(ip));
+    assert_eq!(addresses(&holdings, &c), [ip("0.0.0.0")]);
 }

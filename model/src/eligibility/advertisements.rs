@@ -15,10 +15,10 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use crds::{Advertisement, Labels, Node, PoolSettings};
+use crds::{Advertisement, Labels, PoolSettings};
 
 use super::candidates::{Candidate, Links};
-use crate::cluster::Named;
+use crate::cluster::{Cluster, Named};
 
 /// All advertisements, with the nodes that each of them selects.
 #[derive(Debug)]
@@ -45,17 +45,13 @@ pub(super) enum Applicable {
 }
 
 impl<'a> Advertisements<'a> {
-    pub(super) fn new(
-        advertisements: &'a Named<Advertisement>,
-        nodes: &'a Named<Node>,
-        pools: &'a Named<PoolSettings>,
-    ) -> Self {
-        let all = advertisements.values().map(|advertisement| {
-            let selected = nodes.values().filter(|node| advertisement.nodes.admit(&node.labels));
+    pub(super) fn new(cluster: &'a Cluster) -> Self {
+        let all = cluster.advertisements.values().map(|advertisement| {
+            let selected = cluster.nodes.values().filter(|node| advertisement.nodes.admit(&node.labels));
             let nodes = selected.map(|node| (node.name.as_str(), advertisement.preference(&node.labels)));
             Resolved { advertisement, nodes: nodes.collect() }
         });
-        Self { all: all.collect(), pools }
+        Self { all: all.collect(), pools: &cluster.pools }
     }
 
     /// The advertisements that select this pool. A pool that was deleted while Services hold its addresses has no

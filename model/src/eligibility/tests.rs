@@ -75,7 +75,7 @@ impl World {
     }
 
     fn advertise(mut self, spec: Value) -> Self {
-        let name = format!("ad{}", self.cluster.advertisements().len());
+        let name = format!("ad{}", self.cluster.advertisements.len());
         let object = L2Advertisement::new(&name, serde_json::from_value(spec).expect("a spec"));
         self.apply(Change::Advertisement(name, Some(Arc::new(Advertisement::from(&object)))));
         self
@@ -299,7 +299,15 @@ fn pool_is_announced_by_all_until_an_advertisement_selects_it() {
 #[test]
 fn advertisement_may_select_only_some_services() {
     let cluster = || World::new(&["zone=a", "zone=b", "zone=b"]);
-    let for_app = |app: &str, zone: &str| json!({"serviceSelectors": [matching(&format!("app={app}"))], "nodeSelectors": [matching(&format!("zone={zone}"))]});
+    let for_app = |app: &str, zone: &str| {
+        let [app, zone] = [format!("app={app}"), format!("zone={zone}")];
+        json!({"serviceSelectors": [matching(&app)], "nodeSelectors": [matching(&zone)]})
+    };
+    let other_pool = json!({
+        "ipAddressPools": ["x"],
+        "serviceSelectors": [matching("app=web")],
+        "nodeSelectors": [matching("zone=a")],
+    });
     let either = json!({"serviceSelectors": [matching("app=web"), matching("app=dns")]});
     for (what, specs, holders, expected) in [
         ("its selector matches", vec![for_app("web", "a")], vec!["web"], "n1"),
@@ -312,14 +320,7 @@ fn advertisement_may_select_only_some_services() {
         ),
         ("one of two selectors", vec![either], vec!["dns"], "n1 n2 n3"),
         ("two on different nodes", vec![for_app("web", "a"), for_app("web", "b")], vec!["web"], "n1 n2 n3"),
-        (
-            "the Service matches, and not the pool",
-            vec![
-                json!({"ipAddressPools": ["x"], "serviceSelectors": [matching("app=web")], "nodeSelectors": [matching("zone=a")]}),
-            ],
-            vec!["web"],
-            "n1 n2 n3",
-        ),
+        ("the Service matches, and not the pool", vec![other_pool], vec!["web"], "n1 n2 n3"),
         (
             "shared by two that are selected",
             vec![for_app("web", "b"), json!({"serviceSelectors": [matching("app=dns")]})],
@@ -380,7 +381,8 @@ fn weights_of_all_applicable_advertisements_are_added() {
     let prefer = |weight: u32, labels: &str| json!({"weight": weight, "preference": matching(labels)});
     let a = json!({"preferredNodeSelectors": [prefer(60, "zone=a"), prefer(50, "gpu=y")]});
     let b = json!({"preferredNodeSelectors": [prefer(70, "zone=b")]});
-    let hard = json!({"nodeSelectors": [matching("zone=b")], "preferredNodeSelectors": [prefer(100, "zone=a"), prefer(1, "")]});
+    let preferences = [prefer(100, "zone=a"), prefer(1, "")];
+    let hard = json!({"nodeSelectors": [matching("zone=b")], "preferredNodeSelectors": preferences});
     let for_dns = json!({"serviceSelectors": [matching("app=dns")], "preferredNodeSelectors": [prefer(100, "zone=b")]});
     for (what, specs, holders, expected) in [
         ("in one advertisement", vec![a.clone()], vec!["web"], "n1:110 n2 n3:60"),
@@ -531,11 +533,13 @@ proptest! {
         let undrained: Vec<usize> = able.iter().copied().filter(|n| !nodes[*n].2).collect();
         let expected = if undrained.is_empty() { able } else { undrained };
         let expected: Candidates = expected.into_iter().map(|n| {
-            let mut candidate = Candidate { links: Links { home: for_pool.is_empty(), named: BTreeSet::new() }, preference: 0 };
+            let links = Links { home: for_pool.is_empty(), named: BTreeSet::new() };
+            let mut candidate = Candidate { links, preference: 0 };
             for (_, _, _, interfaces, preferences) in for_service.iter().filter(|ad| matches(&ad.1, nodes[n].0)) {
                 candidate.links.home |= interfaces.is_empty();
                 candidate.links.named.extend(interfaces.iter().map(|n| format!("eth{n}")));
-                candidate.preference += preferences.iter().filter(|(_, l)| *l == nodes[n].0).map(|(weight, _)| weight).sum::<u32>();
+                let weights = preferences.iter().filter(|(_, l)| *l == nodes[n].0).map(|(weight, _)| weight);
+                candidate.preference += weights.sum::<u32>();
             }
             (format!("n{}", n + 1), candidate)
         }).collect();

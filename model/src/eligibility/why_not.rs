@@ -3,21 +3,20 @@
 //! The rules are applied again, each time with one input changed. If there are candidates then, that input is the
 //! reason.
 
-use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
 
+use crds::Record;
 use crds::l2_advertisement::Selectors;
-use crds::{Advertisement, Node, Record};
 
-use super::rules::{Rules, View};
+use super::Rules;
 use crate::SharedMap;
 use crate::cluster::{Cluster, Named};
 
 /// Why no node may announce an address.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum NoCandidateReason {
-    /// No node that may announce otherwise has a ready endpoint.
+    /// None of the nodes that satisfy the other rules has a ready endpoint.
     NoEndpoint,
     /// Every node that could announce has the label that excludes it from load balancers.
     NodesExcluded,
@@ -25,69 +24,63 @@ pub enum NoCandidateReason {
     ServiceNotSelected,
     /// L2Advertisements select the pool and the Service, and none of them selects a node.
     NodesNotSelected,
-    /// More than one of these.
+    /// Several of these at the same time.
     Several,
 }
 
-/// Why no node may announce the address of `record`; `None` if a node may.
+/// Why no node may announce the address of `record`; `None` if a node may. Copies the cluster, which should contain
+/// only the objects that concern this record.
 pub fn why_not(cluster: &Cluster, record: &Record) -> Option<NoCandidateReason> {
-    let view = View::new(cluster);
-    if has_candidates(view, record) {
-        return None;
-    }
-    let without_slices = SharedMap::default();
-    if has_candidates(View { slices: &without_slices, ..view }, record) {
-        return Some(NoCandidateReason::NoEndpoint);
-    }
-    let included = edit_all(view.nodes, |node: &mut Node| node.excluded = false);
-    if has_candidates(View { nodes: &included, ..view }, record) {
-        return Some(NoCandidateReason::NodesExcluded);
-    }
-    let for_all_services = edit_all(view.advertisements, |ad: &mut Advertisement| ad.services = Selectors::default());
-    if has_candidates(View { advertisements: &for_all_services, ..view }, record) {
-        return Some(NoCandidateReason::ServiceNotSelected);
-    }
-    let for_all_nodes = edit_all(view.advertisements, |ad: &mut Advertisement| ad.nodes = Selectors::default());
-    if has_candidates(View { advertisements: &for_all_nodes, ..view }, record) {
-        return Some(NoCandidateReason::NodesNotSelected);
+    type Edit = fn(&mut Cluster);
+    let reasons: [(Edit, Option<NoCandidateReason>); 5] = [
+        (|_| {}, None),
+        (|cluster| cluster.slices = SharedMap::default(), Some(NoCandidateReason::NoEndpoint)),
+        (|cluster| edit_all(&mut cluster.nodes, |node| node.excluded = false), Some(NoCandidateReason::NodesExcluded)),
+        (
+            |cluster| edit_all(&mut cluster.advertisements, |ad| ad.services = Selectors::default()),
+            Some(NoCandidateReason::ServiceNotSelected),
+        ),
+        (
+            |cluster| edit_all(&mut cluster.advertisements, |ad| ad.nodes = Selectors::default()),
+            Some(NoCandidateReason::NodesNotSelected),
+        ),
+    ];
+    for (edit, reason) in reasons {
+        let mut edited = cluster.clone();
+        edit(&mut edited);
+        if Rules::new(&edited).candidates(record).is_some_and(|candidates| !candidates.is_empty()) {
+            return reason;
+        }
     }
     Some(NoCandidateReason::Several)
 }
 
-fn has_candidates(view: View<'_>, record: &Record) -> bool {
-    Rules::new(view).candidates(record).is_some_and(|candidates| !candidates.is_empty())
-}
-
-fn edit_all<T: Clone>(all: &Named<T>, edit: impl Fn(&mut T)) -> Named<T> {
-    let one = |(name, object): (&String, &Arc<T>)| {
-        let mut object = T::clone(object);
-        edit(&mut object);
-        (name.clone(), Arc::new(object))
-    };
-    all.iter().map(one).collect::<BTreeMap<_, _>>()
+fn edit_all<T: Clone>(all: &mut Named<T>, edit: fn(&mut T)) {
+    all.values_mut().for_each(|object| edit(Arc::make_mut(object)));
 }
 
 impl fmt::Display for NoCandidateReason {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::NoEndpoint => {
-                "externalTrafficPolicy is Local, and no endpoint is ready on a node that may announce it: let pods run there, \
-                 or let other nodes announce"
+                "externalTrafficPolicy is Local, and none of the nodes that may announce it has a ready endpoint: run \
+                 pods on one of them, or let other nodes announce"
             }
             Self::NodesExcluded => {
-                "the nodes that could have the label node.kubernetes.io/exclude-from-external-load-balancers: take it from \
-                 one of them"
+                "every node that could announce it has the label \
+                 node.kubernetes.io/exclude-from-external-load-balancers: remove the label from one of them"
             }
             Self::ServiceNotSelected => {
-                "L2Advertisements select its pool, and none of them selects this Service: see their serviceSelectors, or \
-                 create another L2Advertisement"
+                "L2Advertisements select its pool, and none of them selects this Service: see their serviceSelectors, \
+                 or create another L2Advertisement"
             }
             Self::NodesNotSelected => {
-                "the L2Advertisements that select it select no node: see their nodeSelectors and the labels of the nodes"
+                "the L2Advertisements that select it select no node: see their nodeSelectors and the labels of the \
+                 nodes"
             }
             Self::Several => {
-                "L2Advertisements, labels of nodes and endpoints together leave none: see which nodes have an endpoint, \
-                 which ones the L2Advertisements select, and which ones are labelled \
+                "no node satisfies the L2Advertisements, the labels of nodes and the endpoints at the same time: see \
+                 which nodes have an endpoint, which ones the L2Advertisements select, and which ones have the label \
                  node.kubernetes.io/exclude-from-external-load-balancers"
             }
         })
@@ -99,7 +92,7 @@ mod tests {
     use super::*;
     use crate::cluster::Change;
     use crate::fixtures;
-    use crds::{L2Advertisement, Labels, TrafficPolicy};
+    use crds::{Advertisement, L2Advertisement, Labels, Node, TrafficPolicy};
     use serde_json::{Value, json};
 
     /// The nodes n1 and n2, one advertisement (or null) and one Service. `excluded`: the nodes that are excluded from

@@ -36,7 +36,7 @@ impl Backoff {
 
 /// Spreads a pause over its upper half. A `jitter` of 0 gives half the pause, 1 the whole.
 ///
-/// Clients that lost the same server at the same time then do not come back at the same time.
+/// So clients that lost the same server at the same time do not all return at the same time.
 pub fn add_jitter(pause: Duration, jitter: f64) -> Duration {
     pause.mul_f64(0.5 + jitter / 2.0)
 }

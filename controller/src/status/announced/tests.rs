@@ -213,7 +213,9 @@ fn slices_are_watched_only_for_policy_local() {
     let elsewhere = slice(Some("gone"));
     follower.cluster.set_slice(None, Some(elsewhere.clone()));
     assert_eq!(follower.follow(&mut world, 112), ["conditions", "NotAnnounced"]);
-    assert!(condition(&world).expect("a condition").contains("no endpoint is ready on a node that may announce it"));
+    assert!(
+        condition(&world).expect("a condition").contains("none of the nodes that may announce it has a ready endpoint")
+    );
     let empty = slice(None);
     follower.cluster.set_slice(Some(elsewhere), Some(empty));
     follower.follow(&mut world, 113);
