@@ -8,6 +8,8 @@ use std::sync::Arc;
 use anyhow::{Context, Result};
 use tokio::sync::watch;
 
+use crate::channels::send_if_new;
+
 /// Sends the speaker each new set of addresses that the kernel forwards.
 pub(crate) async fn publish_forwarded(
     mut forwarding_rx: watch::Receiver<dataplane::Forwarding>,
@@ -15,13 +17,7 @@ pub(crate) async fn publish_forwarded(
 ) -> Result<Infallible> {
     loop {
         let addresses = forwarding_rx.borrow_and_update().addresses.clone();
-        announceable_tx.send_if_modified(|current| {
-            let changed = **current != addresses;
-            if changed {
-                *current = Arc::new(addresses);
-            }
-            changed
-        });
+        send_if_new(&announceable_tx, Arc::new(addresses));
         forwarding_rx.changed().await.context("the dataplane has ended")?;
     }
 }

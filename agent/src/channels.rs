@@ -10,56 +10,53 @@ use tokio::sync::watch;
 
 use crate::keys::{KeysInUse, SecretState};
 
-/// Both ends of a watch channel.
-#[derive(Debug)]
-pub(crate) struct Channel<T> {
-    pub(crate) tx: watch::Sender<T>,
-    pub(crate) rx: watch::Receiver<T>,
+/// Sends a value that differs from the last one.
+pub(crate) fn send_if_new<T: PartialEq>(value_tx: &watch::Sender<T>, value: T) {
+    value_tx.send_if_modified(|last| {
+        let is_new = *last != value;
+        if is_new {
+            *last = value;
+        }
+        is_new
+    });
 }
 
-impl<T: Default> Default for Channel<T> {
-    fn default() -> Self {
-        let (tx, rx) = watch::channel(T::default());
-        Self { tx, rx }
-    }
-}
-
-/// All channels of one agent. Tasks clone the ends that they need; this is dropped once they run, so that a receiver
-/// notices when the task that sends has ended.
+/// The sending ends of all channels of one agent. A task that sends gets a clone, a task that receives subscribes. This
+/// is dropped once the tasks run, so that a receiver notices when the task that sends has ended.
 #[derive(Debug, Default)]
 pub(crate) struct Channels {
     /// Composer → dataplane, health checks, metrics. `None` until every kind has been listed.
-    pub(crate) dataplane_snapshot: Channel<Option<Arc<dataplane::Snapshot>>>,
+    pub(crate) dataplane_snapshot: watch::Sender<Option<Arc<dataplane::Snapshot>>>,
     /// Composer → speaker, metrics. `None` until every kind has been listed.
-    pub(crate) speaker_snapshot: Channel<Option<Arc<speaker::Snapshot>>>,
+    pub(crate) speaker_snapshot: watch::Sender<Option<Arc<speaker::Snapshot>>>,
     /// Dataplane → announceable, report, metrics: what the kernel has acknowledged.
-    pub(crate) forwarding: Channel<dataplane::Forwarding>,
+    pub(crate) forwarding: watch::Sender<dataplane::Forwarding>,
     /// The forwarded addresses → speaker: those that this node may announce.
-    pub(crate) announceable: Channel<Arc<BTreeSet<IpAddr>>>,
+    pub(crate) announceable: watch::Sender<Arc<BTreeSet<IpAddr>>>,
     /// Speaker → report, metrics.
-    pub(crate) announcements: Channel<speaker::Announcements>,
+    pub(crate) announcements: watch::Sender<speaker::Announcements>,
     /// Speaker → report, metrics: hosts that use our addresses.
-    pub(crate) conflicts: Channel<speaker::Conflicts>,
+    pub(crate) conflicts: watch::Sender<speaker::Conflicts>,
     /// Speaker → metrics.
-    pub(crate) wire_counters: Channel<speaker::Counters>,
+    pub(crate) wire_counters: watch::Sender<speaker::Counters>,
     /// Dataplane → metrics.
-    pub(crate) kernel_counters: Channel<dataplane::Counters>,
+    pub(crate) kernel_counters: watch::Sender<dataplane::Counters>,
     /// Speaker → composer, metrics: the names of dead nodes.
-    pub(crate) dead: Channel<BTreeSet<String>>,
-    /// Speaker → composer: which nodes it has heard on which link.
-    pub(crate) neighbours: Channel<speaker::Neighbours>,
+    pub(crate) dead: watch::Sender<BTreeSet<String>>,
+    /// Speaker → composer: the nodes that it has heard on each link.
+    pub(crate) neighbours: watch::Sender<speaker::Neighbours>,
     /// Kernel → composer, NodeNetwork: the links and gateways of this node.
-    pub(crate) network: Channel<Option<NodeNetworkSpec>>,
+    pub(crate) network: watch::Sender<Option<NodeNetworkSpec>>,
     /// Composer → reply paths: the links and families that need one.
-    pub(crate) reply_links: Channel<Option<ReplyPathInput>>,
+    pub(crate) reply_links: watch::Sender<Option<ReplyPathInput>>,
     /// Reply paths → composer: those that the kernel has.
-    pub(crate) reply_paths: Channel<Arc<BTreeSet<ReplyPath>>>,
+    pub(crate) reply_paths: watch::Sender<Arc<BTreeSet<ReplyPath>>>,
     /// Reply paths → report: why some links have none.
-    pub(crate) reply_gaps: Channel<BTreeSet<Gap>>,
+    pub(crate) reply_gaps: watch::Sender<BTreeSet<Gap>>,
     /// The watch of the Secret → the keys in use.
-    pub(crate) secret: Channel<SecretState>,
+    pub(crate) secret: watch::Sender<SecretState>,
     /// The keys in use → metrics.
-    pub(crate) keys_in_use: Channel<KeysInUse>,
+    pub(crate) keys_in_use: watch::Sender<KeysInUse>,
     /// The keys in use → speaker.
-    pub(crate) hello_keys: Channel<Arc<speaker::Keys>>,
+    pub(crate) hello_keys: watch::Sender<Arc<speaker::Keys>>,
 }

@@ -4,15 +4,11 @@
 //! |---|---|
 //! | [`stores`] | the watches and their tables |
 //! | [`composition`] | both snapshots, kept up to date with each change (pure) |
-//! | [`snapshots`] | the parts of the dataplane's snapshot that follow from a few objects (pure) |
 //! | [`composer`] | the task that sends new snapshots |
 
-pub(crate) mod composer;
+mod composer;
 mod composition;
-#[cfg(test)]
-mod oracle;
-mod snapshots;
-pub(crate) mod stores;
+mod stores;
 
 use crds::Backend;
 use kube::Client;
@@ -20,7 +16,7 @@ use observe::Wake;
 use tokio::task::JoinSet;
 
 pub(crate) use composer::Composer;
-use composition::Composition;
+pub(crate) use composition::Composition;
 pub(crate) use stores::Stores;
 
 /// The input of a node's dataplane.
@@ -47,5 +43,5 @@ pub async fn plan_once(client: &Client, node: &str, backend: Backend, counts: bo
     };
     let mut composition = Composition::new(node, backend, counts);
     composition.apply(changes);
-    Planned { snapshot: composition.dataplane().clone(), is_known: composition.has_own_node() }
+    Planned { snapshot: composition.dataplane.clone(), is_known: composition.has_own_node() }
 }

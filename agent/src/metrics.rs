@@ -1,8 +1,8 @@
 //! The state and the counters of an agent as metrics for Prometheus.
 //!
-//! The latest values of the agent's channels → text in the OpenMetrics format. Nothing is stored here: values are read when
-//! `/metrics` is requested, and cost nothing in between. Labels have values from enums only, except the series of the
-//! busiest Services, so the number of series does not grow with the cluster.
+//! The latest values of the agent's channels → text in the OpenMetrics format. Nothing is stored here: values are read
+//! when `/metrics` is requested, and cost nothing in between. Labels have values from enums only, except the series of
+//! the busiest Services, so the number of series does not grow with the cluster.
 
 mod exposition;
 mod traffic;
@@ -27,7 +27,7 @@ use crate::config::Config;
 use crate::keys::KeysInUse;
 use exposition::{Exposition, Label};
 
-/// What metrics are read from.
+/// The channels that metrics are read from.
 #[derive(Clone, Debug)]
 struct Sources {
     announcements_rx: watch::Receiver<speaker::Announcements>,
@@ -54,15 +54,15 @@ pub struct Metrics {
 impl Metrics {
     pub(crate) fn new(channels: &Channels, config: &Config) -> Self {
         let sources = Sources {
-            announcements_rx: channels.announcements.rx.clone(),
-            conflicts_rx: channels.conflicts.rx.clone(),
-            dead_rx: channels.dead.rx.clone(),
-            wire_counters_rx: channels.wire_counters.rx.clone(),
-            forwarding_rx: channels.forwarding.rx.clone(),
-            kernel_counters_rx: config.forwards.then(|| channels.kernel_counters.rx.clone()),
-            keys_in_use_rx: channels.keys_in_use.rx.clone(),
-            speaker_snapshot_rx: channels.speaker_snapshot.rx.clone(),
-            dataplane_snapshot_rx: channels.dataplane_snapshot.rx.clone(),
+            announcements_rx: channels.announcements.subscribe(),
+            conflicts_rx: channels.conflicts.subscribe(),
+            dead_rx: channels.dead.subscribe(),
+            wire_counters_rx: channels.wire_counters.subscribe(),
+            forwarding_rx: channels.forwarding.subscribe(),
+            kernel_counters_rx: config.forwards.then(|| channels.kernel_counters.subscribe()),
+            keys_in_use_rx: channels.keys_in_use.subscribe(),
+            speaker_snapshot_rx: channels.speaker_snapshot.subscribe(),
+            dataplane_snapshot_rx: channels.dataplane_snapshot.subscribe(),
             service_metrics: config.service_metrics,
         };
         let mut registry = Registry::with_prefix("landfall");
@@ -122,7 +122,7 @@ impl Sources {
         let forwarding = self.forwarding_rx.borrow();
         let help = "Addresses that the kernel of this node forwards now";
         to.gauges("forwarded_addresses", help, by_family(&forwarding.addresses))?;
-        let help = "Those of them with an endpoint that packets from outside may use";
+        let help = "Forwarded addresses with an endpoint that packets from outside may use";
         to.gauges("serving_addresses", help, by_family(&forwarding.serving))?;
         let help = "Addresses that are not forwarded as specified because of a mistake in a Service or EndpointSlice";
         to.gauge("forwarding_problem_addresses", help, count_mistakes(&forwarding.problems))?;
@@ -177,7 +177,7 @@ mod tests {
     /// The channels of an agent with a dataplane of its own, and its metrics.
     fn agent() -> (Channels, Metrics) {
         let channels = Channels::default();
-        channels.dead.tx.send_replace(BTreeSet::from(["n2".to_owned()]));
+        channels.dead.send_replace(BTreeSet::from(["n2".to_owned()]));
         let config = Config {
             node: "n1".into(),
             forwards: true,
@@ -209,17 +209,17 @@ mod tests {
         let since = jiff::Timestamp::UNIX_EPOCH;
         let announcement = speaker::Announcement { link: "eth0".into(), epoch: 1, since, moved: None };
         let six = "2001:db8::1".parse().expect("an address");
-        channels.announcements.tx.send_replace([(six, vec![announcement])].into());
-        channels.forwarding.tx.send_replace(dataplane::Forwarding { addresses: [six].into(), ..Default::default() });
+        channels.announcements.send_replace([(six, vec![announcement])].into());
+        channels.forwarding.send_replace(dataplane::Forwarding { addresses: [six].into(), ..Default::default() });
         let mut wire = speaker::Counters { late_max: Duration::from_millis(30), ..Default::default() };
         wire.arp.answered = 7;
         wire.dropped.forged = 3;
         wire.takeovers.observe(Cause::Died, Duration::from_millis(140));
-        channels.wire_counters.tx.send_replace(wire);
+        channels.wire_counters.send_replace(wire);
         let mut kernel = dataplane::Counters { repairs: 2, ..Default::default() };
         kernel.durations.observe(Duration::from_micros(700));
-        channels.kernel_counters.tx.send_replace(kernel);
-        channels.keys_in_use.tx.send_replace(keys_in_use());
+        channels.kernel_counters.send_replace(kernel);
+        channels.keys_in_use.send_replace(keys_in_use());
         for line in [
             "landfall_announced_addresses{family=\"ipv6\"} 1",
             "landfall_forwarded_addresses{family=\"ipv6\"} 1",
@@ -244,11 +244,11 @@ mod tests {
         let (channels, metrics) = agent();
         let waits_for = |part: &str| assert!(metrics.unready().is_some_and(|why| why.contains(part)), "{part}");
         waits_for("API server");
-        channels.speaker_snapshot.tx.send_replace(Some(Arc::default()));
+        channels.speaker_snapshot.send_replace(Some(Arc::default()));
         waits_for("Secret landfall-hello-keys");
-        channels.keys_in_use.tx.send_replace(keys_in_use());
+        channels.keys_in_use.send_replace(keys_in_use());
         waits_for("kernel");
-        channels.kernel_counters.tx.send_replace(dataplane::Counters { successful_steps: 1, ..Default::default() });
+        channels.kernel_counters.send_replace(dataplane::Counters { successful_steps: 1, ..Default::default() });
         assert_eq!(metrics.unready(), None);
     }
 

@@ -1,9 +1,9 @@
 //! Starts the agent's tasks, and ends them.
 //!
 //! Tasks: one watch for each kind of object, the composer, the dataplane, the reply paths, the speaker, the report, the
-//! keys, the metrics, this node's NodeNetwork, and the answers to health checks. When one of them ends, [`run`] returns an
-//! error and the process ends: a half-alive agent is worse than none. Kubernetes starts it again, and the kernel keeps
-//! forwarding meanwhile.
+//! keys, the metrics, this node's NodeNetwork, and the answers to health checks. When one of them ends, [`run`] returns
+//! an error and the process ends: an agent without one of its tasks is worse than none. Kubernetes starts it again, and
+//! the kernel keeps forwarding meanwhile.
 
 use std::convert::Infallible;
 use std::io;
@@ -22,7 +22,7 @@ use tokio::time::timeout;
 
 use crate::announceable::{assume_forwarded, publish_forwarded};
 use crate::channels::Channels;
-use crate::compose::{Composer, Stores, composer};
+use crate::compose::{Composer, Composition, Stores};
 use crate::config::Config;
 use crate::identity::{cluster_uid, incarnation};
 use crate::keys::{self, KeySecret};
@@ -30,7 +30,7 @@ use crate::metrics::Metrics;
 use crate::report::Reporter;
 use crate::{health, network};
 
-/// Time to withdraw the addresses and to look for an uninstallation; Kubernetes kills the process after 10 s.
+/// Time to withdraw the addresses and to detect an uninstallation. Kubernetes kills the process after 10 s.
 const STOP_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// The agent's tasks. None of them ends by itself, except with an error.
@@ -70,7 +70,7 @@ where
     agent.spawn_report(&mut tasks);
     agent.spawn_network(&mut tasks);
     let speaker = agent.spawn_speaker(&cluster, &mut tasks);
-    let wire_counters_rx = agent.channels.wire_counters.rx.clone();
+    let wire_counters_rx = agent.channels.wire_counters.subscribe();
     drop(agent);
 
     tokio::select! {
@@ -105,7 +105,7 @@ async fn is_uninstalled(client: &Client) -> bool {
     addresses.is_ok_and(|list| list.items.is_empty())
 }
 
-/// What tasks are spawned from.
+/// The parts that the tasks are made of.
 struct Agent {
     client: Client,
     config: Config,
@@ -137,44 +137,31 @@ impl Agent {
 
     fn spawn_composer(&self, tasks: &mut Tasks) {
         let Self { config, channels, .. } = self;
-        let composer = Composer {
-            stores: self.stores.clone(),
-            inputs: composer::Inputs {
-                dead_rx: channels.dead.rx.clone(),
-                neighbours_rx: channels.neighbours.rx.clone(),
-                network_rx: channels.network.rx.clone(),
-                reply_paths_rx: channels.reply_paths.rx.clone(),
-            },
-            outputs: composer::Outputs {
-                dataplane_tx: channels.dataplane_snapshot.tx.clone(),
-                speaker_tx: channels.speaker_snapshot.tx.clone(),
-                reply_links_tx: channels.reply_links.tx.clone(),
-            },
-        };
-        let options =
-            composer::NodeOptions { node: config.node.clone(), backend: config.backend, counts: config.count_traffic };
-        tasks.spawn(composer.run(options, self.wake.listener()));
+        let composition = Composition::new(&config.node, config.backend, config.count_traffic);
+        let composer = Composer::new(self.stores.clone(), composition, channels);
+        tasks.spawn(composer.run(self.wake.listener()));
     }
 
-    /// The dataplane, the reply paths and the answers to health checks; or, where another proxy forwards, their substitute.
+    /// The dataplane, the reply paths and the answers to health checks; or, where another proxy forwards, their
+    /// substitute.
     fn spawn_dataplane(&self, tasks: &mut Tasks) {
         let Self { config, channels, .. } = self;
-        let snapshot_rx = channels.dataplane_snapshot.rx.clone();
-        let forwarding_tx = channels.forwarding.tx.clone();
-        tasks.spawn(publish_forwarded(channels.forwarding.rx.clone(), channels.announceable.tx.clone()));
+        let snapshot_rx = channels.dataplane_snapshot.subscribe();
+        let forwarding_tx = channels.forwarding.clone();
+        tasks.spawn(publish_forwarded(channels.forwarding.subscribe(), channels.announceable.clone()));
         if !config.forwards {
             tasks.spawn(assume_forwarded(snapshot_rx, forwarding_tx));
             return;
         }
         let health_rx = snapshot_rx.clone();
         tasks.spawn(async move { health::serve(health_rx).await.context("answer health checks") });
-        let counters_tx = channels.kernel_counters.tx.clone();
+        let counters_tx = channels.kernel_counters.clone();
         tasks.spawn(async move {
             dataplane::run(snapshot_rx, forwarding_tx, counters_tx).await.context("run the dataplane")?;
             bail!("the dataplane has ended")
         });
-        let (links_rx, paths_tx) = (channels.reply_links.rx.clone(), channels.reply_paths.tx.clone());
-        let (gaps_tx, mask) = (channels.reply_gaps.tx.clone(), config.return_mark);
+        let (links_rx, paths_tx) = (channels.reply_links.subscribe(), channels.reply_paths.clone());
+        let (gaps_tx, mask) = (channels.reply_gaps.clone(), config.return_mark);
         tasks.spawn(async move {
             reply_path::run(links_rx, paths_tx, gaps_tx, mask).await.context("run the reply paths")?;
             bail!("the reply paths have ended")
@@ -184,10 +171,9 @@ impl Agent {
     fn spawn_keys(&self, tasks: &mut Tasks) {
         let Self { client, config, channels, .. } = self;
         let secret = KeySecret { client: client.clone(), namespace: config.keys_namespace.clone() };
-        let outputs =
-            keys::KeyOutputs { keys_tx: channels.hello_keys.tx.clone(), in_use_tx: channels.keys_in_use.tx.clone() };
-        tasks.spawn(keys::publish_keys(secret.clone(), channels.secret.rx.clone(), outputs));
-        let secret_tx = channels.secret.tx.clone();
+        let (keys_tx, in_use_tx) = (channels.hello_keys.clone(), channels.keys_in_use.clone());
+        tasks.spawn(keys::publish_keys(secret.clone(), channels.secret.subscribe(), keys_tx, in_use_tx));
+        let secret_tx = channels.secret.clone();
         tasks.spawn(async move { Ok(keys::watch_secret(secret, secret_tx).await) });
     }
 
@@ -197,10 +183,10 @@ impl Agent {
             client: client.clone(),
             node: config.node.clone(),
             records: self.stores.records.clone(),
-            announcements_rx: channels.announcements.rx.clone(),
-            conflicts_rx: channels.conflicts.rx.clone(),
-            forwarding_rx: channels.forwarding.rx.clone(),
-            gaps_rx: channels.reply_gaps.rx.clone(),
+            announcements_rx: channels.announcements.subscribe(),
+            conflicts_rx: channels.conflicts.subscribe(),
+            forwarding_rx: channels.forwarding.subscribe(),
+            gaps_rx: channels.reply_gaps.subscribe(),
         };
         tasks.spawn(reporter.run(self.wake.listener()));
     }
@@ -208,7 +194,7 @@ impl Agent {
     fn spawn_network(&self, tasks: &mut Tasks) {
         let Self { client, config, channels, .. } = self;
         let (client, node) = (client.clone(), config.node.clone());
-        let network = network::run(client, node, config.spreads(), channels.network.tx.clone());
+        let network = network::run(client, node, config.spreads(), channels.network.clone());
         tasks.spawn(async move { network.await.context("report the node's network") });
     }
 
@@ -216,16 +202,16 @@ impl Agent {
         let channels = &self.channels;
         let config = speaker::Config::new(cluster, &self.config.node, incarnation());
         let inputs = speaker::Inputs {
-            snapshot: channels.speaker_snapshot.rx.clone(),
-            forwarded: channels.announceable.rx.clone(),
-            keys: channels.hello_keys.rx.clone(),
+            snapshot: channels.speaker_snapshot.subscribe(),
+            forwarded: channels.announceable.subscribe(),
+            keys: channels.hello_keys.subscribe(),
         };
         let outputs = speaker::Outputs {
-            announcements: channels.announcements.tx.clone(),
-            conflicts: channels.conflicts.tx.clone(),
-            counters: channels.wire_counters.tx.clone(),
-            dead: channels.dead.tx.clone(),
-            neighbours: channels.neighbours.tx.clone(),
+            announcements: channels.announcements.clone(),
+            conflicts: channels.conflicts.clone(),
+            counters: channels.wire_counters.clone(),
+            dead: channels.dead.clone(),
+            neighbours: channels.neighbours.clone(),
         };
         let leave = Arc::new(Notify::new());
         let leaving = Arc::clone(&leave);

@@ -13,15 +13,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Result;
-use crds::Backend;
 use crds::node_network::NodeNetworkSpec;
 use dataplane::reply_path::{ReplyPath, ReplyPathInput};
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep_until};
 
-use super::composition::Composition;
-use super::snapshots::reply_links;
+use super::composition::{Composition, reply_links};
 use super::stores::Stores;
+use crate::channels::{Channels, send_if_new};
 
 /// How long the first snapshot of the dataplane waits for Hellos of all nodes that may be on this node's links: some
 /// intervals of Hellos, and the time to get the key. Meanwhile the kernel keeps spreading frames as before the start.
@@ -29,88 +28,77 @@ const FIRST_HELLOS: Duration = Duration::from_secs(1);
 
 /// Sends each new snapshot to its receiver.
 pub(crate) struct Composer {
-    pub(crate) stores: Stores,
-    pub(crate) inputs: Inputs,
-    pub(crate) outputs: Outputs,
-}
-
-/// The options of the node.
-pub(crate) struct NodeOptions {
-    pub(crate) node: String,
-    /// Default backend of Services.
-    pub(crate) backend: Backend,
-    /// Whether packets and bytes are counted.
-    pub(crate) counts: bool,
-}
-
-/// The inputs that do not come from the API server.
-pub(crate) struct Inputs {
-    /// The dead nodes.
-    pub(crate) dead_rx: watch::Receiver<BTreeSet<String>>,
-    /// The nodes that the speaker has heard on each link.
-    pub(crate) neighbours_rx: watch::Receiver<speaker::Neighbours>,
-    /// This node's links and gateways.
-    pub(crate) network_rx: watch::Receiver<Option<NodeNetworkSpec>>,
-    /// The reply paths that the kernel has.
-    pub(crate) reply_paths_rx: watch::Receiver<Arc<BTreeSet<ReplyPath>>>,
-}
-
-pub(crate) struct Outputs {
-    pub(crate) dataplane_tx: watch::Sender<Option<Arc<dataplane::Snapshot>>>,
-    pub(crate) speaker_tx: watch::Sender<Option<Arc<speaker::Snapshot>>>,
-    /// The links that need a reply path.
-    pub(crate) reply_links_tx: watch::Sender<Option<ReplyPathInput>>,
+    stores: Stores,
+    composition: Composition,
+    dead_rx: watch::Receiver<BTreeSet<String>>,
+    neighbours_rx: watch::Receiver<speaker::Neighbours>,
+    network_rx: watch::Receiver<Option<NodeNetworkSpec>>,
+    reply_paths_rx: watch::Receiver<Arc<BTreeSet<ReplyPath>>>,
+    dataplane_tx: watch::Sender<Option<Arc<dataplane::Snapshot>>>,
+    speaker_tx: watch::Sender<Option<Arc<speaker::Snapshot>>>,
+    reply_links_tx: watch::Sender<Option<ReplyPathInput>>,
 }
 
 impl Composer {
+    /// `composition` is that of an empty cluster.
+    pub(crate) fn new(stores: Stores, composition: Composition, channels: &Channels) -> Self {
+        Self {
+            stores,
+            composition,
+            dead_rx: channels.dead.subscribe(),
+            neighbours_rx: channels.neighbours.subscribe(),
+            network_rx: channels.network.subscribe(),
+            reply_paths_rx: channels.reply_paths.subscribe(),
+            dataplane_tx: channels.dataplane_snapshot.clone(),
+            speaker_tx: channels.speaker_snapshot.clone(),
+            reply_links_tx: channels.reply_links.clone(),
+        }
+    }
+
     /// Composes the snapshots after each change of an input, and sends them. Never ends by itself.
-    pub(crate) async fn run(self, options: NodeOptions, mut listener: observe::Listener) -> Result<Infallible> {
-        let Self { stores, mut inputs, outputs } = self;
-        let mut composition = Composition::new(&options.node, options.backend, options.counts);
+    pub(crate) async fn run(mut self, mut listener: observe::Listener) -> Result<Infallible> {
         // The end of FIRST_HELLOS, which starts when all kinds of objects have been listed.
         let mut hellos_until = None;
         loop {
             let mut waits_until = None;
-            if let Some(changes) = stores.take_changes() {
-                composition.set_dead(inputs.dead_rx.borrow_and_update().clone());
-                composition.set_reply_paths(inputs.reply_paths_rx.borrow_and_update().clone());
-                composition.set_neighbours(&inputs.neighbours_rx.borrow_and_update());
-                composition.apply(changes);
+            if let Some(changes) = self.stores.take_changes() {
+                self.composition.dataplane.dead = self.dead_rx.borrow_and_update().clone();
+                self.composition.dataplane.reply_paths = self.reply_paths_rx.borrow_and_update().clone();
+                self.composition.set_neighbours(&self.neighbours_rx.borrow_and_update());
+                self.composition.apply(changes);
                 // A node that is missing in the first snapshot would lose connections that the kernel spreads to it.
                 let hellos_until = *hellos_until.get_or_insert_with(|| Instant::now() + FIRST_HELLOS);
-                let is_waiting = Instant::now() < hellos_until && !composition.has_met_all();
+                let is_waiting = Instant::now() < hellos_until && !self.composition.has_met_all();
                 waits_until = is_waiting.then_some(hellos_until);
-                outputs.send(&composition, inputs.network_rx.borrow_and_update().as_ref(), is_waiting);
+                self.send(is_waiting);
             }
             // A death is sent to the dataplane at once, without a wait for the API server or for a composition.
             loop {
                 tokio::select! {
                     biased;
-                    Ok(()) = inputs.dead_rx.changed() => {
-                        let dead = inputs.dead_rx.borrow_and_update().clone();
-                        outputs.dataplane_tx.send_if_modified(|snapshot| set_dead(snapshot, dead));
+                    Ok(()) = self.dead_rx.changed() => {
+                        let dead = self.dead_rx.borrow_and_update().clone();
+                        self.dataplane_tx.send_if_modified(|snapshot| set_dead(snapshot, dead));
                     }
-                    Ok(()) = inputs.neighbours_rx.changed() => break,
+                    Ok(()) = self.neighbours_rx.changed() => break,
                     () = sleep_until(waits_until.unwrap_or_else(Instant::now)), if waits_until.is_some() => break,
-                    Ok(()) = inputs.network_rx.changed() => break,
-                    Ok(()) = inputs.reply_paths_rx.changed() => break,
+                    Ok(()) = self.network_rx.changed() => break,
+                    Ok(()) = self.reply_paths_rx.changed() => break,
                     () = listener.wait() => break,
                 }
             }
         }
     }
-}
 
-impl Outputs {
     /// Sends each snapshot that has changed. The dataplane gets none while its first snapshot waits for Hellos.
-    fn send(&self, composition: &Composition, network: Option<&NodeNetworkSpec>, is_waiting: bool) {
-        let snapshot = composition.dataplane();
-        let links = network.map(|network| reply_links(network, snapshot));
-        self.reply_links_tx.send_if_modified(|known| std::mem::replace(known, links.clone()) != links);
+    fn send(&mut self, is_waiting: bool) {
+        let Composition { dataplane, speaker, .. } = &self.composition;
+        let links = self.network_rx.borrow_and_update().as_ref().map(|network| reply_links(network, dataplane));
+        send_if_new(&self.reply_links_tx, links);
         if !is_waiting {
-            send_if_new(&self.dataplane_tx, snapshot);
+            send_if_new(&self.dataplane_tx, Some(Arc::new(dataplane.clone())));
         }
-        send_if_new(&self.speaker_tx, composition.speaker());
+        send_if_new(&self.speaker_tx, Some(Arc::new(speaker.clone())));
     }
 }
 
@@ -121,20 +109,11 @@ fn set_dead(snapshot: &mut Option<Arc<dataplane::Snapshot>>, dead: BTreeSet<Stri
     true
 }
 
-fn send_if_new<T: PartialEq + Clone>(snapshot_tx: &watch::Sender<Option<Arc<T>>>, new: &T) {
-    snapshot_tx.send_if_modified(|current| {
-        let changed = current.as_deref() != Some(new);
-        if changed {
-            *current = Some(Arc::new(new.clone()));
-        }
-        changed
-    });
-}
-
 #[cfg(test)]
 mod tests {
     use super::super::stores::PeerLinkStore;
     use super::*;
+    use crds::Backend;
     use dataplane::reply_path::Mask;
     use observe::{Store, Wake, source};
     use serde_json::json;
@@ -162,40 +141,18 @@ mod tests {
         }
     }
 
-    /// The other ends of a composer's channels.
-    struct Ends {
-        dead_tx: watch::Sender<BTreeSet<String>>,
-        neighbours_tx: watch::Sender<speaker::Neighbours>,
-        network_tx: watch::Sender<Option<NodeNetworkSpec>>,
-        reply_paths_tx: watch::Sender<Arc<BTreeSet<ReplyPath>>>,
-        dataplane_rx: watch::Receiver<Option<Arc<dataplane::Snapshot>>>,
-        speaker_rx: watch::Receiver<Option<Arc<speaker::Snapshot>>>,
-        reply_links_rx: watch::Receiver<Option<ReplyPathInput>>,
-    }
-
-    /// A running composer of the node n1, and the other ends of its channels.
-    fn composer(stores: Stores, wake: &Wake) -> (impl Future<Output = Result<Infallible>>, Ends) {
-        let (dead_tx, dead_rx) = watch::channel(BTreeSet::new());
-        let (neighbours_tx, neighbours_rx) = watch::channel(speaker::Neighbours::default());
-        let (network_tx, network_rx) = watch::channel(None);
-        let (reply_paths_tx, reply_paths_rx) = watch::channel(Arc::default());
-        let (dataplane_tx, dataplane_rx) = watch::channel(None);
-        let (speaker_tx, speaker_rx) = watch::channel(None);
-        let (reply_links_tx, reply_links_rx) = watch::channel(None);
-        let inputs = Inputs { dead_rx, neighbours_rx, network_rx, reply_paths_rx };
-        let outputs = Outputs { dataplane_tx, speaker_tx, reply_links_tx };
-        let options = NodeOptions { node: "n1".into(), backend: Backend::Endpoints, counts: true };
-        let running = Composer { stores, inputs, outputs }.run(options, wake.listener());
-        let ends =
-            Ends { dead_tx, neighbours_tx, network_tx, reply_paths_tx, dataplane_rx, speaker_rx, reply_links_rx };
-        (running, ends)
+    /// A running composer of the node n1, and its channels.
+    fn composer(stores: Stores, wake: &Wake) -> (impl Future<Output = Result<Infallible>>, Channels) {
+        let channels = Channels::default();
+        let composition = Composition::new("n1", Backend::Endpoints, true);
+        (Composer::new(stores, composition, &channels).run(wake.listener()), channels)
     }
 
     #[tokio::test]
     async fn a_death_reaches_the_dataplane_without_the_api_server() {
         let wake = Wake::default();
-        let (running, ends) = composer(stores(&wake), &wake);
-        let Ends { dead_tx, mut dataplane_rx, .. } = ends;
+        let (running, channels) = composer(stores(&wake), &wake);
+        let mut dataplane_rx = channels.dataplane_snapshot.subscribe();
         let story = async {
             let mut wait_for_dead = async |expected: &[&str]| {
                 let expected: BTreeSet<String> = expected.iter().map(|node| (*node).to_owned()).collect();
@@ -205,13 +162,13 @@ mod tests {
                 timeout(SOON, dataplane_rx.wait_for(matches)).await.expect("in time").expect("a snapshot");
             };
             wait_for_dead(&[]).await;
-            dead_tx.send_replace(BTreeSet::from(["n2".to_owned()]));
+            channels.dead.send_replace(BTreeSet::from(["n2".to_owned()]));
             wait_for_dead(&["n2"]).await;
             // A change from the API server keeps the dead nodes.
             wake.wake();
-            dead_tx.send_replace(BTreeSet::from(["n2".to_owned(), "n3".to_owned()]));
+            channels.dead.send_replace(BTreeSet::from(["n2".to_owned(), "n3".to_owned()]));
             wait_for_dead(&["n2", "n3"]).await;
-            dead_tx.send_replace(BTreeSet::new());
+            channels.dead.send_replace(BTreeSet::new());
             wait_for_dead(&[]).await;
         };
         tokio::select! {
@@ -223,20 +180,21 @@ mod tests {
     #[tokio::test]
     async fn links_get_reply_paths_that_reach_the_dataplane() {
         let wake = Wake::default();
-        let (running, ends) = composer(stores(&wake), &wake);
-        let Ends { network_tx, reply_paths_tx, mut dataplane_rx, mut reply_links_rx, .. } = ends;
+        let (running, channels) = composer(stores(&wake), &wake);
+        let mut dataplane_rx = channels.dataplane_snapshot.subscribe();
+        let mut reply_links_rx = channels.reply_links.subscribe();
         let link = dataplane::snapshot::LinkName::new("eth0").expect("a name");
         let story = async {
             timeout(SOON, dataplane_rx.wait_for(Option::is_some)).await.expect("in time").expect("a snapshot");
             assert_eq!(*reply_links_rx.borrow(), None, "the network is unknown");
             let eth0 = json!({"links": [{"name": "eth0", "addresses": ["192.0.2.11/24"]}], "gateways": []});
-            network_tx.send_replace(Some(serde_json::from_value(eth0).expect("a network")));
+            channels.network.send_replace(Some(serde_json::from_value(eth0).expect("a network")));
             let expected = ReplyPathInput { links: [link].into(), families: BTreeSet::new() };
             let links = timeout(SOON, reply_links_rx.wait_for(|links| links.as_ref() == Some(&expected))).await;
             links.expect("in time").expect("links");
             let family = crds::service::Family::V4;
             let all = Arc::new(BTreeSet::from([ReplyPath { family, link, mark: Mask::default().mark(1) }]));
-            reply_paths_tx.send_replace(Arc::clone(&all));
+            channels.reply_paths.send_replace(Arc::clone(&all));
             let knows = |known: &Option<Arc<dataplane::Snapshot>>| known.as_ref().is_some_and(|k| k.reply_paths == all);
             timeout(SOON, dataplane_rx.wait_for(knows)).await.expect("in time").expect("a snapshot");
         };
@@ -252,7 +210,9 @@ mod tests {
         let meta = |name: &str| json!({"name": name, "uid": format!("u-{name}"), "resourceVersion": "1"});
         let network = |last: u8| {
             let eth0 = json!({
-                "name": "eth0", "addresses": [format!("192.0.2.{last}/24")], "mac": format!("02:00:00:00:00:{last:02x}"),
+                "name": "eth0",
+                "addresses": [format!("192.0.2.{last}/24")],
+                "mac": format!("02:00:00:00:00:{last:02x}"),
             });
             let (kind, name) = ("NodeNetwork", format!("n{last}"));
             let object = json!({
@@ -269,11 +229,12 @@ mod tests {
         peer_links.store = Store::from_list(&wake, 1, [1, 2, 3].map(network));
         let nodes = Store::from_list(&wake, 1, [1, 2, 3].map(node));
         let stores = Stores { peer_links: Some(peer_links), nodes, ..stores(&wake) };
-        let (running, ends) = composer(stores, &wake);
-        let Ends { neighbours_tx, mut dataplane_rx, mut speaker_rx, .. } = ends;
+        let (running, channels) = composer(stores, &wake);
+        let mut dataplane_rx = channels.dataplane_snapshot.subscribe();
+        let mut speaker_rx = channels.speaker_snapshot.subscribe();
         let mac = |last: u8| crds::MacAddr(2, 0, 0, 0, 0, last);
         let hear = |last: u8| {
-            neighbours_tx.send_modify(|neighbours| {
+            channels.neighbours.send_modify(|neighbours| {
                 neighbours.record("eth0", &format!("n{last}"), mac(last));
             });
         };

@@ -5,37 +5,40 @@
 //! Each snapshot equals one that is composed from scratch, and shares with the previous one all parts that did not
 //! change.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use crds::{Backend, Key};
-use dataplane::reply_path::ReplyPath;
-use dataplane::snapshot::ServiceOptions;
+use crds::node_network::{NodeNetworkSpec, PeerLink};
+use crds::service::Family;
+use crds::{Backend, Key, MacAddr, Node, Service, parse_station};
+use dataplane::reply_path::ReplyPathInput;
+use dataplane::rules::Sources;
+use dataplane::snapshot::{Link, LinkName, ServiceOptions};
+use ipnet::IpNet;
 use model::Cluster;
 use model::cluster::Change;
 use model::eligibility::Eligibility;
 use speaker::Neighbours;
 
-use super::snapshots::{links, own_addresses, pod_ranges, service_options};
-
 /// The cluster and the snapshots made of it.
 #[derive(Debug)]
-pub(super) struct Composition {
+pub(crate) struct Composition {
     /// The observed objects, without Services that are no load balancers, and without records that are being deleted.
     cluster: Cluster,
     /// The nodes that the speaker has heard on each link; `None` if no speaker runs.
     neighbours: Option<Neighbours>,
     /// The options that most Services have.
     usual: Arc<ServiceOptions>,
-    dataplane: dataplane::Snapshot,
+    /// Dead nodes and reply paths are set by the owner of this composition.
+    pub(super) dataplane: dataplane::Snapshot,
     eligibility: Eligibility,
-    speaker: speaker::Snapshot,
+    pub(super) speaker: speaker::Snapshot,
 }
 
 impl Composition {
     /// An empty cluster, seen from `node`. `backend` is the default for Services; `counts` turns traffic counters on.
-    pub(super) fn new(node: &str, backend: Backend, counts: bool) -> Self {
+    pub(crate) fn new(node: &str, backend: Backend, counts: bool) -> Self {
         Self {
             cluster: Cluster::default(),
             neighbours: None,
@@ -51,27 +54,9 @@ impl Composition {
         }
     }
 
-    pub(super) fn dataplane(&self) -> &dataplane::Snapshot {
-        &self.dataplane
-    }
-
-    pub(super) fn speaker(&self) -> &speaker::Snapshot {
-        &self.speaker
-    }
-
     /// Whether the cluster has the node from which it is seen.
     pub(super) fn has_own_node(&self) -> bool {
         self.cluster.nodes().contains_key(&self.dataplane.node)
-    }
-
-    /// Sets the nodes that the speaker reports as dead.
-    pub(super) fn set_dead(&mut self, dead: BTreeSet<String>) {
-        self.dataplane.dead = dead;
-    }
-
-    /// Sets the reply paths that the kernel has.
-    pub(super) fn set_reply_paths(&mut self, reply_paths: Arc<BTreeSet<ReplyPath>>) {
-        self.dataplane.reply_paths = reply_paths;
     }
 
     /// Sets the nodes that the speaker has heard.
@@ -159,6 +144,63 @@ fn only_in_use(change: Change) -> Change {
         Change::Record(lb_ip, after) => Change::Record(lb_ip, after.filter(|record| !record.deleting)),
         other => other,
     }
+}
+
+/// The links and families that need a reply path. A link with pod addresses needs none: only pods of this node send
+/// requests to an lb_ip through it.
+pub(super) fn reply_links(network: &NodeNetworkSpec, snapshot: &dataplane::Snapshot) -> ReplyPathInput {
+    let is_pod_address = |address: &String| {
+        let own: Option<IpAddr> = address.split('/').next().and_then(|own| own.parse().ok());
+        own.is_some_and(|own| snapshot.pod_ranges.iter().any(|range| range.contains(&own)))
+    };
+    let links = network.links.iter().filter(|link| !link.addresses.iter().any(is_pod_address));
+    let ends = [snapshot.addresses.keys().next(), snapshot.addresses.keys().next_back()];
+    ReplyPathInput {
+        links: links.filter_map(|link| LinkName::new(&link.name)).collect(),
+        // IPv4 addresses sort before IPv6 addresses.
+        families: ends.into_iter().flatten().copied().map(Family::from).collect(),
+    }
+}
+
+/// The links on which this node can re-send frames, and the nodes on each. Another node is on a link if both nodes have
+/// an address of the same network there, and if the speaker heard the other node there from the MAC address in its
+/// NodeNetwork. The network alone is no proof, since separate links may use the same one. Without `neighbours` (no
+/// speaker runs) it suffices.
+fn links(node: &str, cluster: &Cluster, neighbours: Option<&Neighbours>) -> BTreeMap<LinkName, Link> {
+    let (nodes, peer_links) = (cluster.nodes(), cluster.peer_links());
+    let mut links = BTreeMap::new();
+    for own in peer_links.get(node).iter().flat_map(|node| &node.links) {
+        let (Some(name), Some(mac)) = (LinkName::new(&own.name), parse_station(&own.mac)) else { continue };
+        let shares_network = |link: &&PeerLink| link.networks.iter().any(|network| own.networks.contains(network));
+        let others = peer_links.iter().filter(|(other, _)| *other != node && nodes.contains_key(*other));
+        let peers = others.filter_map(|(other, peer_links)| {
+            let peer = parse_station(&peer_links.links.iter().find(shares_network)?.mac)?;
+            let is_heard = neighbours.is_none_or(|neighbours| neighbours.mac(&own.name, other) == Some(peer));
+            // Two nodes with one MAC address cannot be distinguished.
+            (is_heard && peer != mac).then(|| (other.clone(), peer))
+        });
+        let peers: BTreeMap<String, MacAddr> = peers.collect();
+        if !peers.is_empty() {
+            links.insert(name, Link { mac, peers });
+        }
+    }
+    links
+}
+
+/// The source ranges, the session affinity and the spreading of a Service.
+fn service_options(service: &Service, unspread: bool) -> ServiceOptions {
+    let field = service.source_ranges.iter().map(|range| &**range);
+    let sources = Sources::parse(field, service.source_ranges_annotation.as_deref());
+    ServiceOptions { sources, affinity: service.affinity, unspread }
+}
+
+/// The pod ranges of this node. An invalid range is ignored: its pods count as outside clients.
+fn pod_ranges(own: Option<&Arc<Node>>) -> Vec<IpNet> {
+    own.into_iter().flat_map(|own| &own.pod_cidrs).filter_map(|cidr| cidr.parse().ok()).collect()
+}
+
+fn own_addresses(own: Option<&Arc<Node>>) -> Vec<IpAddr> {
+    own.map(|own| own.addresses.clone()).unwrap_or_default()
 }
 
 #[cfg(test)]

@@ -1,18 +1,19 @@
 //! The incremental composition equals one from scratch.
 
-use super::super::oracle::{Observed, snapshots};
+mod oracle;
+mod parts;
+
 use super::*;
 use crds::l2_advertisement::L2AdvertisementSpec;
-use crds::node_network::PeerLink;
 use crds::{
-    Advertisement, DrainReason, Endpoint, EndpointSlice, Holder, L2Advertisement, Labels, MacAddr, Node, PeerLinks,
-    PoolSettings, Protocol, Record, Service, TrafficPolicy,
+    Advertisement, DrainReason, Endpoint, EndpointSlice, Holder, L2Advertisement, Labels, PeerLinks, PoolSettings,
+    Protocol, Record, TrafficPolicy,
 };
+use oracle::{Observed, snapshots};
 use proptest::collection::vec;
 use proptest::option;
 use proptest::prelude::*;
 use serde_json::json;
-use std::collections::BTreeMap;
 
 /// The node of the composition.
 const NODE: &str = "n0";
@@ -37,7 +38,8 @@ fn step() -> impl Strategy<Value = Step> {
         4 => (0..4u8, option::weighted(0.8, (is(), is(), is(), 0..2u8))).prop_map(|(n, what)| Step::Service(n, what)),
         4 => (0..4u8, option::weighted(0.7, (0..4u8, vec((0..4u8, is()), 0..3))))
             .prop_map(|(n, what)| Step::Slice(n, what)),
-        4 => (0..4u8, option::weighted(0.8, (0..3u8, vec(0..4u8, 0..3), is()))).prop_map(|(n, what)| Step::Address(n, what)),
+        4 => (0..4u8, option::weighted(0.8, (0..3u8, vec(0..4u8, 0..3), is())))
+            .prop_map(|(n, what)| Step::Address(n, what)),
         1 => (0..3u8, option::of(is())).prop_map(|(n, what)| Step::Pool(n, what)),
         1 => (0..3u8, option::weighted(0.8, (is(), is(), 0..2u8))).prop_map(|(n, what)| Step::Node(n, what)),
         1 => (0..2u8, option::of(0..4u8)).prop_map(|(n, what)| Step::Advertisement(n, what)),
@@ -59,7 +61,10 @@ fn put_in<K: Ord, V: PartialEq>(map: &mut BTreeMap<K, Arc<V>>, key: K, value: Op
 fn service(n: u8, (is_load_balancer, is_local, unspread, uid): (bool, bool, bool, u8)) -> Service {
     let object = json!({
         "metadata": {
-            "namespace": "default", "name": format!("s{n}"), "uid": format!("u{uid}"), "labels": {"app": format!("a{uid}")},
+            "namespace": "default",
+            "name": format!("s{n}"),
+            "uid": format!("u{uid}"),
+            "labels": {"app": format!("a{uid}")},
         },
         "spec": {"type": "LoadBalancer", "ports": [{"port": 80}]},
     });
@@ -187,7 +192,7 @@ impl World {
 
 /// Applies the changes between two worlds.
 fn follow(composition: &mut Composition, before: &World, after: &World) {
-    composition.set_dead(after.dead.clone());
+    composition.dataplane.dead = after.dead.clone();
     composition.set_neighbours(after.observed.neighbours.as_ref().unwrap_or(&Neighbours::default()));
     composition.apply(after.observed.changes_since(&before.observed));
 }
@@ -230,8 +235,8 @@ proptest! {
             batch.into_iter().for_each(|step| after.apply(step));
             follow(&mut composition, &before, &after);
             let (dataplane, speaker) = snapshots(NODE, &after.observed, after.dead.clone());
-            prop_assert_eq!(composition.dataplane(), &dataplane);
-            prop_assert_eq!(composition.speaker(), &speaker);
+            prop_assert_eq!(&composition.dataplane, &dataplane);
+            prop_assert_eq!(&composition.speaker, &speaker);
             before = after;
         }
     }
@@ -242,14 +247,14 @@ fn unchanged_parts_are_shared_with_the_previous_snapshot() {
     let before = whole();
     let mut composition = Composition::new(NODE, Backend::Endpoints, false);
     follow(&mut composition, &World::default(), &before);
-    let (dataplane, speaker) = (composition.dataplane().clone(), composition.speaker().clone());
+    let (dataplane, speaker) = (composition.dataplane.clone(), composition.speaker.clone());
     let mut after = before.clone();
     after.apply(Step::Slice(0, Some((0, vec![(0, false)]))));
     follow(&mut composition, &before, &after);
-    assert_eq!(dataplane.services.differing(&composition.dataplane().services).count(), 0);
-    assert_eq!(dataplane.addresses.differing(&composition.dataplane().addresses).count(), 0);
-    assert_eq!(dataplane.slices.differing(&composition.dataplane().slices).count(), 1);
-    assert_eq!(speaker.addresses.differing(&composition.speaker().addresses).count(), 0);
+    assert_eq!(dataplane.services.differing(&composition.dataplane.services).count(), 0);
+    assert_eq!(dataplane.addresses.differing(&composition.dataplane.addresses).count(), 0);
+    assert_eq!(dataplane.slices.differing(&composition.dataplane.slices).count(), 1);
+    assert_eq!(speaker.addresses.differing(&composition.speaker.addresses).count(), 0);
 }
 
 #[test]

@@ -11,8 +11,7 @@ use model::eligibility::Eligibility;
 use model::{Cluster, SharedMap};
 use speaker::Neighbours;
 
-use super::composition::Composition;
-use super::snapshots::{links, own_addresses, pod_ranges, service_options};
+use super::super::{Composition, links, own_addresses, pod_ranges, service_options};
 
 /// The objects of a cluster, by kind.
 #[derive(Clone, Debug, Default)]
