@@ -1,12 +1,13 @@
 //! Answers at the `healthCheckNodePort` of Services, where no other proxy on this node does.
 //!
-//! A load balancer in front of the cluster asks each node whether it has endpoints of a Service with
-//! `externalTrafficPolicy: Local`. kube-proxy answers for every Service, in the same format as here. On a cluster without
-//! kube-proxy this is the only answer.
+//! A load balancer in front of the cluster checks whether each node has endpoints of a Service with
+//! `externalTrafficPolicy: Local`. kube-proxy answers for every Service, in the same format as here. On a cluster
+//! without kube-proxy this is the only answer.
 //!
-//! One task checks every [`CHECK_PERIOD`] which ports to answer at, and one more answers at each of them. kube-proxy is
-//! detected by its own health port, to which no request is sent; any other proxy by having taken the port. They get two
-//! periods to do so first. Dropping the future closes all ports.
+//! One task checks every [`CHECK_PERIOD`] at which ports to answer, and each of these ports has a task that answers.
+//! kube-proxy is detected by its own health port, to which no request is sent. Any other proxy is detected because it
+//! has taken the port; it has two periods for that before the port is opened here. Dropping the future closes all
+//! ports.
 
 mod kube_proxy;
 mod listener;
@@ -32,7 +33,7 @@ use listener::LimitedListener;
 /// How often to check which ports are needed, and whether kube-proxy runs.
 const CHECK_PERIOD: Duration = Duration::from_secs(2);
 
-/// The shortest time between two updates of the answers, of which the cluster may cause thousands per second.
+/// The shortest time between two updates of the answers. The cluster may cause thousands of updates per second.
 const UPDATE_PERIOD: Duration = Duration::from_millis(250);
 
 /// The number of checks after which a port that no other proxy has taken is opened here.
@@ -120,7 +121,8 @@ impl Ports {
                 // Another proxy answers here.
                 Err(error) if error.kind() == io::ErrorKind::AddrInUse => {}
                 Err(error) if *checks == CHECKS_BEFORE_OPENING => {
-                    tracing::warn!(port, service = %health.service, %error, "cannot answer health checks; trying again");
+                    let service = &health.service;
+                    tracing::warn!(port, %service, %error, "cannot answer health checks; trying again");
                 }
                 Err(_) => {}
             }

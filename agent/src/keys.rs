@@ -26,7 +26,7 @@ use kube::{Api, Client};
 use observe::{OneObject, ReadBy, Seen, watch_one};
 use tokio::sync::watch;
 
-pub(crate) use in_use::{KeyOutputs, KeysInUse, publish_keys};
+pub(crate) use in_use::{KeysInUse, publish_keys};
 pub(crate) use secret::SecretView;
 
 /// The name of the Secret, which the roles in deploy/landfall.yaml contain too.

@@ -13,14 +13,14 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::{Sleep, sleep};
 
-/// The maximal number of connections to one port. Further ones wait in the kernel's queue. A load balancer sends one request
-/// every few seconds.
+/// The maximal number of connections to one port. Further connections wait in the kernel's queue. A load balancer sends
+/// one request every few seconds.
 const MAX_CONNECTIONS: usize = 64;
 
 /// The longest life of a connection, for the request and the answer together.
 const CONNECTION_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// The pause after a failed accept: as a rule the process has no file descriptor left, and others may be closed.
+/// The pause after a failed accept. Usually the process has no free file descriptor, and one may be closed meanwhile.
 const RETRY_PAUSE: Duration = Duration::from_millis(100);
 
 pub(super) struct LimitedListener {

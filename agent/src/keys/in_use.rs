@@ -1,7 +1,8 @@
 //! Gives an agent's speaker the keys of the Secret, and logs why it has none.
 //!
-//! The last keys stay in use when the Secret is deleted or has no usable key, and when the API server is away: otherwise
-//! the speakers would no longer accept each other. [`KeysInUse::update`] decides, [`publish_keys`] waits, logs and sends.
+//! The last keys stay in use when the Secret is deleted or has no usable key, and when the API server is unreachable:
+//! otherwise the speakers would no longer accept each other's Hellos. [`KeysInUse::update`] decides, [`publish_keys`]
+//! waits, logs and sends.
 
 use std::collections::BTreeSet;
 use std::convert::Infallible;
@@ -11,7 +12,7 @@ use anyhow::{Context, Result};
 use speaker::Keys;
 use tokio::sync::watch;
 
-use super::secret::EntryProblem;
+use super::secret::{EntryProblem, UsableKeys};
 use super::{KeySecret, SecretState};
 
 /// The keys in use, and the problems of the other entries.
@@ -29,35 +30,26 @@ pub(crate) struct KeysInUse {
 impl KeysInUse {
     /// The keys in use once the Secret is in this state.
     fn update(&self, state: &SecretState) -> Self {
-        let problems = match state {
+        let UsableKeys { keys, names, problems } = match state {
             SecretState::Unknown => return self.clone(),
-            SecretState::Missing => Vec::new(),
-            SecretState::Present(view) => {
-                let usable = view.usable_keys();
-                if !usable.names.is_empty() {
-                    let (keys, names, problems) = (Arc::new(usable.keys), usable.names, usable.problems);
-                    return Self { keys, names, problems, are_missing: false };
-                }
-                usable.problems
-            }
+            SecretState::Missing => UsableKeys::default(),
+            SecretState::Present(view) => view.usable_keys(),
         };
-        Self { problems, are_missing: true, ..self.clone() }
+        if names.is_empty() {
+            Self { problems, are_missing: true, ..self.clone() }
+        } else {
+            Self { keys: Arc::new(keys), names, problems, are_missing: false }
+        }
     }
-}
-
-/// The channels that [`publish_keys`] keeps up to date.
-pub(crate) struct KeyOutputs {
-    pub(crate) keys_tx: watch::Sender<Arc<Keys>>,
-    pub(crate) in_use_tx: watch::Sender<KeysInUse>,
 }
 
 /// Sends the keys after each change of the Secret, and logs what changes.
 pub(crate) async fn publish_keys(
     secret: KeySecret,
     mut state_rx: watch::Receiver<SecretState>,
-    outputs: KeyOutputs,
+    keys_tx: watch::Sender<Arc<Keys>>,
+    in_use_tx: watch::Sender<KeysInUse>,
 ) -> Result<Infallible> {
-    let KeyOutputs { keys_tx, in_use_tx } = outputs;
     loop {
         let before = in_use_tx.borrow().clone();
         let after = before.update(&state_rx.borrow_and_update());
@@ -138,7 +130,6 @@ mod tests {
             KeySecret { client: kube::Client::new(service, "default"), namespace: "landfall-system".into() };
         let (state_tx, state_rx) = watch::channel(SecretState::Unknown);
         let (keys_tx, mut keys_rx) = watch::channel(Arc::default());
-        let outputs = KeyOutputs { keys_tx, in_use_tx: watch::Sender::default() };
         let story = async {
             state_tx.send_replace(present(&[("a", A)]));
             keys_rx.changed().await.expect("keys");
@@ -150,7 +141,7 @@ mod tests {
             assert_eq!(**keys_rx.borrow_and_update(), Keys::new([A, B]).expect("keys"));
         };
         tokio::select! {
-            ended = publish_keys(secret_ref, state_rx, outputs) => panic!("{ended:?}"),
+            ended = publish_keys(secret_ref, state_rx, keys_tx, watch::Sender::default()) => panic!("{ended:?}"),
             () = story => {}
         }
     }

@@ -6,14 +6,14 @@
 //!   OVERLAP is over     ->  {new}
 //! ```
 //!
-//! At any instant any two nodes have a key in common, if the versions of the Secret that they know are less than [`OVERLAP`]
-//! apart: each version shares an entry with all versions of that time before it. Speakers also accept a removed key for
-//! [`speaker::wire::seal::GRACE`], so a Secret that is deleted, or rewritten by hand in one step, separates only nodes that learn
-//! of it later than that.
+//! At any instant any two nodes have a key in common, if the versions of the Secret that they know are less than
+//! [`OVERLAP`] apart: each version shares an entry with all versions of that time before it. Speakers also accept a
+//! removed key for [`speaker::wire::seal::GRACE`], so a Secret that is deleted, or rewritten by hand in one step,
+//! separates only nodes that receive the change later than that.
 //!
 //! Several controllers may run this at once. The API server creates a Secret only once, and every other write names the
-//! version that it changes. A request stays in the Secret until it is fulfilled, so a crash between two steps loses nothing.
-//! Entries with other names, added by hand, are keys like any other.
+//! version that it changes. A request stays in the Secret until it is fulfilled, so a crash between two steps loses
+//! nothing. Entries with other names, added by hand, are keys like any other.
 
 use jiff::{Timestamp, ToSpan};
 use k8s_openapi::ByteString;
@@ -22,8 +22,8 @@ use speaker::wire::seal::MAX_KEYS;
 
 use super::secret::{RETIRE, RETIRE_AFTER, ROTATE, SecretView};
 
-/// How long old keys stay beside a new one, in seconds. A node that loses the API server for less than this keeps a valid
-/// key; a leaked key stays usable for as long. To end it sooner, delete the Secret.
+/// How long old keys stay beside a new one, in seconds. A node that loses the API server for less than this keeps a
+/// valid key; a leaked key stays usable for as long. To end it sooner, delete the Secret.
 pub(crate) const OVERLAP: i64 = 3600;
 
 /// The length of a key in bytes: that of the hash, since a longer key would not be stronger (RFC 2104 §3).
@@ -36,16 +36,8 @@ pub(crate) enum Step {
     Wait(Option<Timestamp>),
     /// Create the Secret with these fields.
     Create(Value),
-    Patch(Patch),
-}
-
-/// A change of the Secret.
-#[derive(Clone, Debug, PartialEq)]
-pub(crate) struct Patch {
-    /// For the log.
-    pub(crate) what: &'static str,
-    /// JSON merge patch (RFC 7386).
-    pub(crate) body: Value,
+    /// Change the Secret with this JSON merge patch (RFC 7386). `what` describes the change for the log.
+    Patch { what: &'static str, body: Value },
 }
 
 /// The next step, where `random` is a new key. `secret` is `None` if it is missing.
@@ -74,7 +66,7 @@ pub(crate) fn next_step(secret: Option<&SecretView>, now: Timestamp, random: &[u
             }
             None => {
                 let annotations = json!({RETIRE_AFTER: end_of_overlap(now)});
-                patch(secret, "replaced a retirement time that is no time", annotations, json!({}))
+                patch(secret, "replaced an invalid retirement time", annotations, json!({}))
             }
         };
     }
@@ -87,7 +79,7 @@ pub(crate) fn next_step(secret: Option<&SecretView>, now: Timestamp, random: &[u
 
 fn patch(secret: &SecretView, what: &'static str, annotations: Value, data: Value) -> Step {
     let metadata = json!({"resourceVersion": secret.version, "annotations": annotations});
-    Step::Patch(Patch { what, body: json!({"metadata": metadata, "data": data}) })
+    Step::Patch { what, body: json!({"metadata": metadata, "data": data}) }
 }
 
 fn end_of_overlap(now: Timestamp) -> String {
@@ -120,7 +112,7 @@ mod tests {
 
     fn expected_patch(what: &'static str, annotations: Value, data: Value) -> Step {
         let metadata = json!({"resourceVersion": "7", "annotations": annotations});
-        Step::Patch(Patch { what, body: json!({"metadata": metadata, "data": data}) })
+        Step::Patch { what, body: json!({"metadata": metadata, "data": data}) }
     }
 
     #[test]
@@ -168,7 +160,7 @@ mod tests {
         assert_eq!(step_at_noon(taken, &[(ROTATE, "")]), Step::Wait(Some(noon() + 1.second())));
         let later = json!({RETIRE_AFTER: "2026-01-01T13:00:00Z"});
         let unclear = step_at_noon(both, &[(RETIRE, "a"), (RETIRE_AFTER, "soon")]);
-        assert_eq!(unclear, expected_patch("replaced a retirement time that is no time", later, json!({})));
+        assert_eq!(unclear, expected_patch("replaced an invalid retirement time", later, json!({})));
     }
 
     /// The Secret after the API server has handled a step.
@@ -176,10 +168,10 @@ mod tests {
         let mut object = match (&before, step) {
             (_, Step::Wait(_)) => return before,
             (_, Step::Create(fields)) => json!({"metadata": {"resourceVersion": "1"}, "data": fields["data"]}),
-            (Some(before), Step::Patch(_)) => serde_json::to_value(before).expect("JSON"),
-            (None, Step::Patch(_)) => panic!("no Secret to patch"),
+            (Some(before), Step::Patch { .. }) => serde_json::to_value(before).expect("JSON"),
+            (None, Step::Patch { .. }) => panic!("no Secret to patch"),
         };
-        if let Step::Patch(Patch { body, .. }) = step {
+        if let Step::Patch { body, .. } = step {
             let version = object["metadata"]["resourceVersion"].clone();
             assert_eq!(body["metadata"]["resourceVersion"], version);
             merge(&mut object, body);

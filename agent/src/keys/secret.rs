@@ -79,25 +79,14 @@ pub(crate) struct UsableKeys {
 }
 
 /// Why an entry is ignored.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum EntryProblem {
     /// Short enough to be guessed.
+    #[error("entry {name} has {bytes} bytes; a key needs at least {MIN_KEY}")]
     TooShort { name: String, bytes: usize },
     /// A packet has no room for a seal by this key: there are more than [`MAX_KEYS`].
+    #[error("entry {name} exceeds the limit; only the last {MAX_KEYS} keys by name are used")]
     Surplus { name: String },
-}
-
-impl fmt::Display for EntryProblem {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::TooShort { name, bytes } => {
-                write!(f, "entry {name} has {bytes} bytes; a key needs at least {MIN_KEY}")
-            }
-            Self::Surplus { name } => {
-                write!(f, "entry {name} is one too many; only the last {MAX_KEYS} by name are used")
-            }
-        }
-    }
 }
 
 impl SecretView {

@@ -65,7 +65,7 @@ fn encode_family(
             ConstCounter::new(read(others)).encode(family.encode_family(&[reason])?)?;
         }
     }
-    // A series without any label is the family itself. To encode it consumes the family, so it comes last.
+    // A series without any label is the family itself. Encoding it consumes the family, so it is the last one.
     match (&traffic.others, reads) {
         (Some(others), [(None, read)]) => ConstCounter::new(read(others)).encode(family),
         _ => Ok(()),

@@ -72,10 +72,9 @@ pub(super) fn differences(state: &NodeState<'_>, records: &BTreeMap<IpAddr, Arc<
 fn difference(state: &NodeState<'_>, lb_ip: IpAddr, record: &Record) -> Difference {
     let announcements = state.announcements.get(&lb_ip).into_iter().flatten();
     let own: Vec<Announcer> = announcements.map(|announcement| own_announcer(state, announcement, record)).collect();
-    let change = announcer_change(state.node, &own, record);
-    let is_reach_only = matches!(change, AnnouncerChange::ReachOnly(_));
-    let announcers = change.announcers();
-    // A conflict that a former announcer has reported goes with its entry: if it lasts, this node sees it too.
+    let (announcers, is_reach_only) = changed_announcers(state.node, &own, record);
+    // A conflict that a former announcer reported is removed with its entry: if the conflict lasts, this node reports
+    // it.
     let stays = |other: &AddressConflict| {
         let remaining = announcers.as_ref().filter(|_| !own.is_empty());
         remaining.is_none_or(|remaining| remaining.iter().any(|announcer| announcer.node == other.node))
@@ -90,27 +89,9 @@ fn difference(state: &NodeState<'_>, lb_ip: IpAddr, record: &Record) -> Differen
     }
 }
 
-/// What to write about announcers.
-#[derive(Debug)]
-enum AnnouncerChange {
-    None,
-    /// Other announcers, or this node with another epoch or on another link.
-    Announcers(Vec<Announcer>),
-    /// The same announcers; only their forwarding changed.
-    ReachOnly(Vec<Announcer>),
-}
-
-impl AnnouncerChange {
-    fn announcers(self) -> Option<Vec<Announcer>> {
-        match self {
-            Self::None => None,
-            Self::Announcers(announcers) | Self::ReachOnly(announcers) => Some(announcers),
-        }
-    }
-}
-
-/// Compares the announcers in the record with `own`, the entries that this node should have.
-fn announcer_change(node: &str, own: &[Announcer], record: &Record) -> AnnouncerChange {
+/// The announcers of an address, if they differ from the record, and whether they differ only in how they forward.
+/// `own` has the entries that this node should have.
+fn changed_announcers(node: &str, own: &[Announcer], record: &Record) -> (Option<Vec<Announcer>>, bool) {
     let written: Vec<_> = record.announcers.iter().filter(|announcer| announcer.node == node).collect();
     let others = || record.announcers.iter().filter(|other| other.node != node);
     let pairs = || own.iter().zip(&written);
@@ -121,16 +102,16 @@ fn announcer_change(node: &str, own: &[Announcer], record: &Record) -> Announcer
     let is_late = |other: &Announcer| own.iter().any(|own| has_moved_from(own, other));
     if own.len() == written.len() && pairs().all(is_same_place) && !record.announcers.iter().any(is_late) {
         if pairs().all(is_same_reach) {
-            return AnnouncerChange::None;
+            return (None, false);
         }
         let own = pairs().map(|(own, written)| Announcer { since: written.since.clone(), ..own.clone() });
-        return AnnouncerChange::ReachOnly(own.chain(others().cloned()).collect());
+        return (Some(own.chain(others().cloned()).collect()), true);
     }
-    // A greater epoch, or the same epoch later (written by the last of two nodes), has taken the address over. Links are
-    // not compared: the same LAN may have another name on another node.
+    // A greater epoch, or the same epoch later (written by the last of two nodes), has taken the address over. Links
+    // are not compared: the same LAN may have another name on another node.
     let is_taken = |other: &Announcer| own.iter().any(|own| (own.epoch, own.since.0) > (other.epoch, other.since.0));
     let others = others().filter(|other| !is_taken(other) && !is_late(other));
-    AnnouncerChange::Announcers(own.iter().chain(others).cloned().collect())
+    (Some(own.iter().chain(others).cloned().collect()), false)
 }
 
 /// Whether `own` has taken the address over from `other`, on the same link and with a greater epoch.
@@ -139,8 +120,8 @@ fn has_moved_from(own: &Announcer, other: &Announcer) -> bool {
     is_predecessor && own.link == other.link && own.epoch > other.epoch
 }
 
-/// The conflicts of an address, if they differ from the record: the `observed` one of this node, and those of other nodes
-/// that `stays` accepts.
+/// The conflicts of an address, if they differ from the record: the `observed` one of this node, and those of other
+/// nodes that `stays` accepts.
 fn changed_conflicts(
     node: &str,
     observed: Option<&Conflict>,
@@ -195,7 +176,7 @@ fn problem_entry(namespace: &InternedStr, name: &InternedStr, reason: ProblemRea
     ForwardingProblem { namespace: namespace.clone(), name: name.clone(), reason, what }
 }
 
-/// Why requests to an lb_ip that come in by this link may be lost, or their replies leave by another link.
+/// Why requests to an lb_ip that arrive on this link may be lost, or why their replies may leave by another link.
 fn reply_problems(state: &NodeState<'_>, lb_ip: IpAddr, link: &str) -> BTreeSet<(ProblemReason, String)> {
     let Some(link) = LinkName::new(link) else { return BTreeSet::new() };
     let mut all: BTreeSet<_> = state.gaps.iter().filter_map(|gap| gap.problem(Family::from(lb_ip), link)).collect();

@@ -155,7 +155,7 @@ fn a_late_entry_of_the_predecessor_is_removed() {
         [(entry("other", 3), false), (entry("other", 5), true), (on_eth1, true), (entry("third", 3), true)]
     {
         let record = record(&[mine.clone(), written.clone()], &[]);
-        let change = announcer_change("me", std::slice::from_ref(&mine), &record).announcers();
+        let change = changed_announcers("me", std::slice::from_ref(&mine), &record).0;
         assert_eq!(change, (!stays).then(|| vec![mine.clone()]), "{written:?}");
     }
 }
