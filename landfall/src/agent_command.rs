@@ -23,8 +23,8 @@ pub(crate) struct AgentOptions {
     #[arg(long, env = "LANDFALL_DATAPLANE", value_enum, default_value_t = Dataplane::Nft)]
     dataplane: Dataplane,
 
-    /// Whether the announcing node spreads frames over the nodes with endpoints, which then see the client's address. With
-    /// `off` it translates all packets itself. Must be the same on all nodes.
+    /// Whether the announcing node spreads frames over the nodes with endpoints, which then see the client's address.
+    /// With `off` it translates all packets itself. Must be the same on all nodes.
     #[arg(long, env = "LANDFALL_SPREAD", value_enum, default_value_t = Switch::On)]
     spread: Switch,
 
@@ -33,24 +33,24 @@ pub(crate) struct AgentOptions {
     #[arg(long, env = "LANDFALL_BACKEND", value_parser = parse_backend, default_value_t = Backend::Endpoints)]
     backend: Backend,
 
-    /// Bits of packet and connection marks that store the link by which a connection came in, so that its replies leave by
-    /// the same link: 1 to 8 adjacent bits that nothing else on the node uses. Matters on nodes with several links. With
-    /// `off` replies follow the node's routes.
+    /// Bits of packet and connection marks that store the link on which a connection arrived, so that its replies leave
+    /// by the same link: 1 to 8 adjacent bits that nothing else on the node uses. Matters on nodes with several links.
+    /// With `off` replies follow the node's routes.
     #[arg(long, env = "LANDFALL_RETURN_MARK", default_value_t = ReturnMark::default(), value_name = "MASK|off")]
     return_mark: ReturnMark,
 
-    /// Whether to count packets and bytes of each Service. This costs every packet that arrives at this node 0.1 to 0.2 µs.
-    /// New connections and dropped packets are always counted.
+    /// Whether to count packets and bytes of each Service. This costs every packet that arrives at this node 0.1 to 0.2
+    /// µs. New connections and dropped packets are always counted.
     #[arg(long, env = "LANDFALL_COUNT_TRAFFIC", value_enum, default_value_t = Switch::Off)]
     count_traffic: Switch,
 
-    /// Number of Services with series of their own in /metrics: the busiest ones, counted once for each address. The others
-    /// are summed. With 0 all are summed.
+    /// Number of Services with series of their own in /metrics: the busiest ones, counted once for each address. The
+    /// others are summed. With 0 all are summed.
     #[arg(long, env = "LANDFALL_SERVICE_METRICS", default_value_t = 1000, value_name = "NUMBER")]
     service_metrics: usize,
 
-    /// Namespace of the Secret landfall-hello-keys, whose keys authenticate Hellos between agents. Without a key nothing is
-    /// announced.
+    /// Namespace of the Secret landfall-hello-keys, whose keys authenticate Hellos between agents. Without a key
+    /// nothing is announced.
     #[arg(long, env = "LANDFALL_KEYS_NAMESPACE", default_value = "landfall-system", value_name = "NAMESPACE")]
     keys_namespace: String,
 
@@ -58,8 +58,8 @@ pub(crate) struct AgentOptions {
     #[arg(long, env = "LANDFALL_METRICS_ADDRESS", default_value = "[::]:9647", value_name = "ADDRESS:PORT|off")]
     metrics_address: http::MetricsAddress,
 
-    /// Print the nftables rules of this node for the current state of the cluster, and exit. Nothing is programmed, announced
-    /// or written, so it can run anywhere, for any node.
+    /// Print the nftables rules of this node for the current state of the cluster, and exit. Nothing is programmed,
+    /// announced or written, so it can run anywhere, for any node.
     #[arg(long)]
     dry_run: bool,
 }
@@ -126,8 +126,11 @@ pub(crate) async fn run(connection: &Connection, options: AgentOptions) -> Resul
         service_metrics: options.service_metrics,
         keys_namespace: options.keys_namespace,
     };
-    let address = options.metrics_address;
-    agent::run(client, config, |metrics| http::serve(address, metrics), shutdown::wait_for_signal()).await
+    let serve = |metrics: agent::Metrics| {
+        let state = metrics.clone();
+        http::serve(options.metrics_address, move || metrics.text(), move || state.unready())
+    };
+    agent::run(client, config, serve, shutdown::wait_for_signal()).await
 }
 
 #[cfg(test)]

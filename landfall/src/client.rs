@@ -23,7 +23,7 @@ impl Connection {
         if let Some(apiserver) = &self.apiserver {
             config.cluster_url = apiserver.clone();
         }
-        // Callers decide when to retry: a retry inside a request would delay changes that have come meanwhile.
+        // Callers decide when to retry: a retry inside a request would delay changes that arrive in the meantime.
         config.default_retry = false;
         let url = config.cluster_url.clone();
         Client::try_from(config).with_context(|| format!("create a client for the API server at {url}"))

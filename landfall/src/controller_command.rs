@@ -10,13 +10,13 @@ use crate::{http, shutdown};
 /// The options of `landfall controller`.
 #[derive(Debug, Args)]
 pub(crate) struct ControllerOptions {
-    /// Serve only Services with `loadBalancerClass: landfall.dev/landfall`. By default Landfall also serves Services without
-    /// a class.
+    /// Serve only Services with `loadBalancerClass: landfall.dev/landfall`. By default Landfall also serves Services
+    /// without a class.
     #[arg(long, env = "LANDFALL_ONLY_CLASS")]
     only_class: bool,
 
-    /// Namespace of the Lease landfall-controller, by which several controllers elect a leader; the others stand by. Without
-    /// it there is no election, and only one controller may run.
+    /// Namespace of the Lease landfall-controller, by which several controllers elect a leader; the others stand by.
+    /// Without it there is no election, and only one controller may run.
     #[arg(long, env = "LANDFALL_LEASE_NAMESPACE", value_name = "NAMESPACE")]
     lease_namespace: Option<String>,
 
@@ -48,6 +48,9 @@ pub(crate) async fn run(connection: &Connection, options: ControllerOptions) -> 
             None => std::future::pending().await,
         }
     };
+    let state = metrics.clone();
+    let text = move || metrics.text();
+    let unready = move || (!state.is_ready()).then_some("waiting for the initial lists from the API server");
     let stop = async {
         if let Err(error) = shutdown::wait_for_signal().await {
             tracing::error!(%error, "cannot wait for signals; stopping");
@@ -55,7 +58,7 @@ pub(crate) async fn run(connection: &Connection, options: ControllerOptions) -> 
     };
     tokio::select! {
         ended = controller::run(client, config, stop) => ended.context("run the controller"),
-        never = http::serve(options.metrics_address, metrics) => match never {},
+        never = http::serve(options.metrics_address, text, unready) => match never {},
         never = keep_keys => match never {},
     }
 }

@@ -33,41 +33,17 @@ impl FromStr for MetricsAddress {
     }
 }
 
-/// The metrics and the readiness of one process.
-pub(crate) trait ProcessState: Clone + Send + Sync + 'static {
-    /// All metrics, in the text format of OpenMetrics 1.0.
-    fn text(&self) -> Result<String, fmt::Error>;
-
-    /// Why the process is not ready; `None` if it is.
-    fn unready(&self) -> Option<&'static str>;
-}
-
-impl ProcessState for agent::Metrics {
-    fn text(&self) -> Result<String, fmt::Error> {
-        self.text()
-    }
-
-    fn unready(&self) -> Option<&'static str> {
-        self.unready()
-    }
-}
-
-impl ProcessState for Metrics {
-    fn text(&self) -> Result<String, fmt::Error> {
-        self.text()
-    }
-
-    fn unready(&self) -> Option<&'static str> {
-        (!self.is_ready()).then_some("waiting for the initial lists from the API server")
-    }
-}
-
-/// Answers requests until the future is dropped. If the server cannot listen, this logs a warning, and the process goes
-/// on.
-pub(crate) async fn serve(address: MetricsAddress, metrics: impl ProcessState) -> Infallible {
+/// Answers requests until the future is dropped. `text` returns all metrics in the text format of OpenMetrics 1.0, and
+/// `unready` returns why the process is not ready, if it is not. If the server cannot listen, this logs a warning, and
+/// the process goes on.
+pub(crate) async fn serve(
+    address: MetricsAddress,
+    text: impl Fn() -> Result<String, fmt::Error> + Clone + Send + Sync + 'static,
+    unready: impl Fn() -> Option<&'static str> + Clone + Send + Sync + 'static,
+) -> Infallible {
     let MetricsAddress::On(address) = address else { return std::future::pending().await };
     let served = match listen(address).await {
-        Ok(listener) => axum::serve(listener, router(metrics)).await,
+        Ok(listener) => axum::serve(listener, router(text, unready)).await,
         Err(error) => Err(error),
     };
     let error = served.err();
@@ -87,15 +63,16 @@ async fn listen(address: SocketAddr) -> io::Result<TcpListener> {
     }
 }
 
-fn router(metrics: impl ProcessState) -> Router {
-    let ready = metrics.clone();
+fn router(
+    text: impl Fn() -> Result<String, fmt::Error> + Clone + Send + Sync + 'static,
+    unready: impl Fn() -> Option<&'static str> + Clone + Send + Sync + 'static,
+) -> Router {
     Router::new()
         .route(
             "/metrics",
             get(async move || {
-                // To read the kernel's counters and to encode many series may take long, so another thread does it.
-                let metrics = metrics.clone();
-                let text = tokio::task::spawn_blocking(move || metrics.text()).await;
+                // Reading the kernel's counters and encoding many series may take long, so another thread does it.
+                let text = tokio::task::spawn_blocking(text.clone()).await;
                 let text = text.ok().and_then(Result::ok).ok_or(StatusCode::INTERNAL_SERVER_ERROR)?;
                 Ok::<_, StatusCode>(([(header::CONTENT_TYPE, Metrics::CONTENT_TYPE)], text))
             }),
@@ -104,7 +81,7 @@ fn router(metrics: impl ProcessState) -> Router {
         .route("/healthz", get(async || "ok\n"))
         .route(
             "/readyz",
-            get(async move || match ready.unready() {
+            get(async move || match unready() {
                 None => (StatusCode::OK, "ok\n".to_owned()),
                 Some(why) => (StatusCode::SERVICE_UNAVAILABLE, format!("{why}\n")),
             }),
@@ -139,19 +116,15 @@ mod tests {
             let expected = [
                 ("/metrics", "HTTP/1.1 200 OK", Metrics::CONTENT_TYPE, "# EOF"),
                 ("/healthz", "HTTP/1.1 200 OK", plain, "ok"),
-                (
-                    "/readyz",
-                    "HTTP/1.1 503 Service Unavailable",
-                    plain,
-                    "waiting for the initial lists from the API server",
-                ),
+                ("/readyz", "HTTP/1.1 503 Service Unavailable", plain, "waiting"),
             ];
             for (path, status, type_, last) in expected {
                 assert_eq!(answer(address, path).await, (status.into(), type_.into(), last.into()), "{path}");
             }
         };
+        let metrics = Metrics::default();
         tokio::select! {
-            ended = axum::serve(listener, router(Metrics::default())) => panic!("{ended:?}"),
+            ended = axum::serve(listener, router(move || metrics.text(), || Some("waiting"))) => panic!("{ended:?}"),
             () = requests => {}
         }
     }

@@ -3,16 +3,18 @@
 //! [`report`] makes them from the objects alone (pure).
 
 use std::collections::BTreeMap;
+use std::fmt::Debug;
 
 use anyhow::Context;
 use clap::Args;
 use comfy_table::{ContentArrangement, Table, presets};
 use crds::service::{ALLOCATED, ANNOUNCED, CLASS, FORWARDING};
-use crds::{AddressConflict, Condition, IPAddressPool, LoadBalancerIP, Quarantine, Reach, Service};
+use crds::{AddressConflict, Announcer, Condition, IPAddressPool, LoadBalancerIP, Quarantine, Reach, Service};
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1 as core;
 use kube::api::ListParams;
 use kube::{Api, Client, ResourceExt};
+use serde::de::DeserializeOwned;
 
 use super::output::print;
 use crate::client::Connection;
@@ -50,25 +52,20 @@ struct Objects {
 }
 
 async fn read_objects(client: Client, namespace: Option<&str>) -> anyhow::Result<Objects> {
-    let all = ListParams::default();
-    let missing = "is Landfall installed? kubectl apply -f deploy/";
-    let services: Api<core::Service> = match namespace {
+    let services = match namespace {
         Some(namespace) => Api::namespaced(client.clone(), namespace),
         None => Api::all(client.clone()),
     };
     Ok(Objects {
-        pools: Api::all(client.clone())
-            .list(&all)
-            .await
-            .with_context(|| format!("list IPAddressPools ({missing})"))?
-            .items,
-        addresses: Api::all(client)
-            .list(&all)
-            .await
-            .with_context(|| format!("list LoadBalancerIPs ({missing})"))?
-            .items,
-        services: services.list(&all).await.context("list Services")?.items,
+        pools: list(Api::all(client.clone()), "IPAddressPools (is Landfall installed? kubectl apply -f deploy/)")
+            .await?,
+        addresses: list(Api::all(client), "LoadBalancerIPs (is Landfall installed? kubectl apply -f deploy/)").await?,
+        services: list(services, "Services").await?,
     })
+}
+
+async fn list<K: Clone + Debug + DeserializeOwned>(objects: Api<K>, kind: &str) -> anyhow::Result<Vec<K>> {
+    Ok(objects.list(&ListParams::default()).await.with_context(|| format!("list {kind}"))?.items)
 }
 
 /// The tables. Every list is sorted: addresses by number, moves by time, the rest by name.
@@ -130,10 +127,8 @@ fn is_notable(condition: &Condition) -> bool {
 }
 
 fn service_table(objects: &Objects) -> Option<String> {
-    let mut announced: BTreeMap<String, String> = BTreeMap::new();
-    for object in &objects.addresses {
-        announced.insert(object.spec.address.clone(), announcers(object));
-    }
+    let announced: BTreeMap<&str, String> =
+        objects.addresses.iter().map(|object| (object.spec.address.as_str(), places(object))).collect();
     let mut malformed = Vec::new();
     let mut rows = Vec::new();
     for object in &objects.services {
@@ -148,7 +143,7 @@ fn service_table(objects: &Objects) -> Option<String> {
         let ports: Vec<_> = service.ports.iter().map(|port| format!("{}/{}", port.number, port.protocol)).collect();
         let addresses: Vec<String> =
             service.ingress.iter().filter_map(|ingress| ingress.ip.clone().map(String::from)).collect();
-        let on: Vec<_> = addresses.iter().filter_map(|address| announced.get(address)).cloned().collect();
+        let on: Vec<_> = addresses.iter().filter_map(|address| announced.get(address.as_str())).cloned().collect();
         [
             service.key.to_string(),
             if addresses.is_empty() { "<pending>".to_owned() } else { addresses.join(", ") },
@@ -192,7 +187,7 @@ fn address_table(objects: &Objects, now: Timestamp) -> Option<String> {
     let mut objects: Vec<_> = objects.addresses.iter().map(|object| (object.address(), object)).collect();
     objects.sort_by_key(|(address, object)| (address.clone().ok(), object.name_any()));
     let rows = objects.into_iter().map(|(address, object)| {
-        let since = object.status.iter().flat_map(|status| &status.announcers).map(|announcer| announcer.since.0).max();
+        let since = announcers(object).map(|announcer| announcer.since.0).max();
         let shown = address.as_ref().map_or_else(|_| object.name_any(), ToString::to_string);
         let malformed = address.err().map(|malformed| malformed.problem);
         let all = [malformed, sharing_note(object), reservation_note(object), quarantine_note(object)];
@@ -202,7 +197,7 @@ fn address_table(objects: &Objects, now: Timestamp) -> Option<String> {
             object.spec.pool.clone(),
             holders(object),
             // An address without a holder is not announced.
-            if object.spec.services.is_empty() { String::new() } else { announcers(object) },
+            if object.spec.services.is_empty() { String::new() } else { places(object) },
             reach(object),
             since.map_or_else(String::new, |since| age(since, now)),
             notes(all.iter().map(String::as_str)),
@@ -257,8 +252,7 @@ fn conflict_notes(object: &LoadBalancerIP) -> impl Iterator<Item = String> {
 /// The last moves of addresses from node to node, the latest first.
 fn move_table(objects: &Objects, now: Timestamp) -> Option<String> {
     let all = objects.addresses.iter().flat_map(|object| {
-        let announcers = object.status.iter().flat_map(|status| &status.announcers);
-        announcers.filter(|announcer| announcer.epoch > 1).map(move |announcer| (object, announcer))
+        announcers(object).filter(|announcer| announcer.epoch > 1).map(move |announcer| (object, announcer))
     });
     let mut all: Vec<_> = all.collect();
     all.sort_by_key(|(object, announcer)| (std::cmp::Reverse(announcer.since.0), object.address().ok()));
@@ -275,25 +269,29 @@ fn move_table(objects: &Objects, now: Timestamp) -> Option<String> {
 /// Why the previous node lost an address.
 fn cause_text(cause: &str) -> &str {
     match cause {
-        "deaf" => "heard no node",
+        "deaf" => "received no Hellos",
         "left" => "stopped",
-        "ceded" => "ceded it",
-        "released" => "gave it up",
+        "ceded" => "ceded the address",
+        "released" => "had withdrawn the address",
         // `died`, and causes of newer agents.
         other => other,
     }
 }
 
-fn announcers(object: &LoadBalancerIP) -> String {
-    let announcers = object.status.iter().flat_map(|status| &status.announcers);
-    let on: Vec<_> = announcers.map(|announcer| format!("{} ({})", announcer.node, announcer.link)).collect();
-    if on.is_empty() { "no node".to_owned() } else { on.join(", ") }
+fn announcers(object: &LoadBalancerIP) -> impl Iterator<Item = &Announcer> {
+    object.status.iter().flat_map(|status| &status.announcers)
+}
+
+/// The nodes and links that announce an address.
+fn places(object: &LoadBalancerIP) -> String {
+    let places: Vec<_> =
+        announcers(object).map(|announcer| format!("{} ({})", announcer.node, announcer.link)).collect();
+    if places.is_empty() { "no node".to_owned() } else { places.join(", ") }
 }
 
 /// How packets to an address get to endpoints.
 fn reach(object: &LoadBalancerIP) -> String {
-    let announcers = object.status.iter().flat_map(|status| &status.announcers);
-    let mut reaches: Vec<_> = announcers.filter_map(|announcer| announcer.reach).map(Reach::as_str).collect();
+    let mut reaches: Vec<_> = announcers(object).filter_map(|announcer| announcer.reach).map(Reach::as_str).collect();
     reaches.dedup();
     reaches.join(", ")
 }

@@ -12,6 +12,7 @@
 //! Every step can be repeated, and continues after an earlier run or a `kubectl delete`.
 
 use std::collections::BTreeSet;
+use std::fmt::Debug;
 use std::time::Duration;
 
 use anyhow::{Context, bail};
@@ -19,6 +20,7 @@ use clap::Args;
 use crds::condition::without_ours;
 use crds::service::FINALIZER;
 use crds::{IPAddressPool, InternedStr, LoadBalancerIP, NodeNetwork, Service};
+use k8s_openapi::NamespaceResourceScope;
 use k8s_openapi::api::admissionregistration::v1::{ValidatingAdmissionPolicy, ValidatingAdmissionPolicyBinding};
 use k8s_openapi::api::apps::v1::{DaemonSet, Deployment};
 use k8s_openapi::api::core::v1::{self as core, Namespace, Pod};
@@ -57,7 +59,8 @@ pub(crate) async fn run(connection: &Connection, options: UninstallOptions) -> a
         let names: Vec<_> = services.iter().map(|ours| format!("  {}\n", ours.service.key)).collect();
         return print(&format!(
             "This would remove Landfall: {} Services would lose their address and stay pending,\n{}\
-             and all IPAddressPools, LoadBalancerIPs, the namespace {NAMESPACE} and Landfall's definitions would be deleted.\n\
+             and all IPAddressPools, LoadBalancerIPs, the namespace {NAMESPACE} and Landfall's definitions would be \
+             deleted.\n\
              To proceed: landfall uninstall --yes\n",
             services.len(),
             names.concat(),
@@ -91,6 +94,11 @@ pub(crate) async fn run(connection: &Connection, options: UninstallOptions) -> a
     delete::<Namespace>(&Api::all(client.clone()), NAMESPACE).await?;
     print("removed Landfall\n")
 }
+
+/// An object of any kind.
+trait Object: Resource<DynamicType = ()> + DeserializeOwned + Clone + Debug {}
+
+impl<K: Resource<DynamicType = ()> + DeserializeOwned + Clone + Debug> Object for K {}
 
 /// A Service that Landfall has written to.
 struct OurService {
@@ -135,10 +143,7 @@ async fn release(client: &Client, OurService { service, has_address }: &OurServi
 /// Deletes a Deployment or DaemonSet of ours, and waits until its pods have ended.
 async fn delete_workload<K>(client: &Client, name: &str, component: &str) -> anyhow::Result<()>
 where
-    K: Resource<DynamicType = (), Scope = k8s_openapi::NamespaceResourceScope>
-        + DeserializeOwned
-        + Clone
-        + std::fmt::Debug,
+    K: Object + Resource<Scope = NamespaceResourceScope>,
 {
     delete::<K>(&Api::namespaced(client.clone(), NAMESPACE), name).await?;
     let pods: Api<Pod> = Api::namespaced(client.clone(), NAMESPACE);
@@ -158,10 +163,7 @@ where
     }
 }
 
-async fn delete_all<K>(client: &Client) -> anyhow::Result<()>
-where
-    K: Resource<DynamicType = ()> + DeserializeOwned + Clone + std::fmt::Debug,
-{
+async fn delete_all<K: Object>(client: &Client) -> anyhow::Result<()> {
     let objects = Api::all(client.clone());
     let deadline = tokio::time::Instant::now() + STEP_TIMEOUT;
     for object in list::<K>(client).await? {
@@ -179,10 +181,7 @@ where
 }
 
 /// All objects of a kind; none if the kind no longer exists.
-async fn list<K>(client: &Client) -> anyhow::Result<Vec<K>>
-where
-    K: Resource<DynamicType = ()> + DeserializeOwned + Clone + std::fmt::Debug,
-{
+async fn list<K: Object>(client: &Client) -> anyhow::Result<Vec<K>> {
     match Api::<K>::all(client.clone()).list(&ListParams::default()).await {
         Ok(objects) => Ok(objects.items),
         Err(error) if is_missing(&error) => Ok(Vec::new()),
@@ -191,10 +190,7 @@ where
 }
 
 /// Deletes an object, if it exists.
-async fn delete<K>(objects: &Api<K>, name: &str) -> anyhow::Result<()>
-where
-    K: Resource<DynamicType = ()> + DeserializeOwned + Clone + std::fmt::Debug,
-{
+async fn delete<K: Object>(objects: &Api<K>, name: &str) -> anyhow::Result<()> {
     match objects.delete(name, &DeleteParams::background()).await {
         Err(error) if !is_missing(&error) => Err(error).with_context(|| format!("delete {} {name}", K::kind(&()))),
         _ => Ok(()),
