@@ -28,8 +28,7 @@ pub enum NoCandidateReason {
     Several,
 }
 
-/// Why no node may announce the address of `record`; `None` if a node may. Copies the cluster, which should contain
-/// only the objects that concern this record.
+/// Why no node may announce the address of `record`; `None` if a node may.
 pub fn why_not(cluster: &Cluster, record: &Record) -> Option<NoCandidateReason> {
     type Edit = fn(&mut Cluster);
     let reasons: [(Edit, Option<NoCandidateReason>); 5] = [
@@ -45,8 +44,9 @@ pub fn why_not(cluster: &Cluster, record: &Record) -> Option<NoCandidateReason> 
             Some(NoCandidateReason::NodesNotSelected),
         ),
     ];
+    let inputs = cluster.announcement_inputs(&record.pool);
     for (edit, reason) in reasons {
-        let mut edited = cluster.clone();
+        let mut edited = inputs.clone();
         edit(&mut edited);
         if Rules::new(&edited).candidates(record).is_some_and(|candidates| !candidates.is_empty()) {
             return reason;
