@@ -1,7 +1,7 @@
 //! The Internet checksum (RFC 1071) of UDP and ICMPv6, pseudo-header included (RFC 768, RFC 8200 §8.1).
 //!
-//! `pnet_packet` adds two bytes at a time, which took most of the time to check a Hello. Four bytes at a time in the
-//! machine's own byte order give the same sum (RFC 1071 §2).
+//! `pnet_packet` adds two bytes at a time, which took most of the time to check a Hello. Eight bytes at a time in the
+//! machine's own byte order, with the carry added back, give the same sum (RFC 1071 §2).
 
 use std::net::IpAddr;
 
@@ -10,7 +10,7 @@ use pnet_packet::ip::IpNextHeaderProtocol;
 /// The checksum of `data`, whose checksum field is 0. The result is 0 for data that carries its correct checksum.
 pub fn checksum(source: IpAddr, destination: IpAddr, protocol: IpNextHeaderProtocol, data: &[u8]) -> u16 {
     let addresses = match (source, destination) {
-        (IpAddr::V4(source), IpAddr::V4(destination)) => sum(&source.octets()) + sum(&destination.octets()),
+        (IpAddr::V4(source), IpAddr::V4(destination)) => word(&source.octets()) + word(&destination.octets()),
         (IpAddr::V6(source), IpAddr::V6(destination)) => sum(&source.octets()) + sum(&destination.octets()),
         _ => unreachable!("invariant: both addresses of a packet are of one family"),
     };
@@ -22,14 +22,48 @@ pub fn checksum(source: IpAddr, destination: IpAddr, protocol: IpNextHeaderProto
     !u16::from_be(total as u16)
 }
 
-/// The sum of the bytes as 32-bit words in the machine's byte order; missing bytes at the end count as 0.
+/// The sum of the bytes in the machine's byte order, at most 34 bits wide; missing bytes at the end count as 0.
 fn sum(bytes: &[u8]) -> u64 {
-    let (words, rest) = bytes.as_chunks::<4>();
+    let (words, rest) = bytes.as_chunks::<8>();
+    let total = words.iter().fold(0_u64, |total, bytes| {
+        let (total, carry) = total.overflowing_add(u64::from_ne_bytes(*bytes));
+        total + u64::from(carry)
+    });
+    let (words, rest) = rest.as_chunks::<4>();
     let mut last = [0; 4];
     last[..rest.len()].copy_from_slice(rest);
-    words.iter().map(word).sum::<u64>() + word(&last)
+    (total >> 32) + (total & 0xffff_ffff) + words.iter().map(word).sum::<u64>() + word(&last)
 }
 
 fn word(bytes: &[u8; 4]) -> u64 {
     u32::from_ne_bytes(*bytes).into()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::{Ipv4Addr, Ipv6Addr};
+
+    use pnet_packet::ip::IpNextHeaderProtocols;
+    use pnet_packet::util;
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// Data of any length, and data whose sum has carries at every step.
+    fn any_data() -> impl Strategy<Value = Vec<u8>> {
+        prop_oneof![prop::collection::vec(any::<u8>(), 8..300), prop::collection::vec(Just(0xff), 8..300)]
+    }
+
+    proptest! {
+        #[test]
+        fn checksums_equal_those_of_pnet(data in any_data(), a in any::<u32>(), b in any::<u32>()) {
+            let udp = IpNextHeaderProtocols::Udp;
+            let (source, destination) = (Ipv4Addr::from_bits(a), Ipv4Addr::from_bits(b));
+            let expected = util::ipv4_checksum(&data, usize::MAX, &[], &source, &destination, udp);
+            prop_assert_eq!(checksum(source.into(), destination.into(), udp, &data), expected);
+            let (source, destination) = (source.to_ipv6_mapped(), Ipv6Addr::from_bits(u128::from(b) << 70));
+            let expected = util::ipv6_checksum(&data, usize::MAX, &[], &source, &destination, udp);
+            prop_assert_eq!(checksum(source.into(), destination.into(), udp, &data), expected);
+        }
+    }
 }

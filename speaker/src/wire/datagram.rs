@@ -16,7 +16,7 @@ use pnet_packet::ipv6::Ipv6Packet;
 use pnet_packet::udp::{MutableUdpPacket, UdpPacket};
 
 use super::checksum::checksum;
-use super::headers::{ETHERNET_LEN, HOP_LIMIT, IPV6_LEN, Ipv6Addresses, ethernet_frame, ipv6_frame};
+use super::headers::{ETHERNET_LEN, HOP_LIMIT, IPV6_LEN, Ipv6Addresses, endpoints, ethernet_frame, ipv6_frame};
 use super::ndp::group_mac;
 
 /// The IPv4 group, in the local network control block and not assigned by IANA.
@@ -127,7 +127,8 @@ fn unwrap_ipv4(packet: &[u8]) -> Result<&[u8], DatagramError> {
 
 fn unwrap_ipv6(packet: &[u8]) -> Result<&[u8], DatagramError> {
     let ip = Ipv6Packet::new(packet).ok_or(DatagramError::Foreign)?;
-    if ip.get_version() != 6 || ip.get_destination() != GROUP_V6 || ip.get_next_header() != IpNextHeaderProtocols::Udp {
+    let (source, destination) = endpoints(packet).ok_or(DatagramError::Foreign)?;
+    if ip.get_version() != 6 || destination != GROUP_V6 || ip.get_next_header() != IpNextHeaderProtocols::Udp {
         return Err(DatagramError::Foreign);
     }
     if ip.get_hop_limit() != HOP_LIMIT {
@@ -135,7 +136,7 @@ fn unwrap_ipv6(packet: &[u8]) -> Result<&[u8], DatagramError> {
     }
     let end = IPV6_LEN + usize::from(ip.get_payload_length());
     let datagram = packet.get(IPV6_LEN..end).ok_or(DatagramError::Short)?;
-    payload(datagram, ip.get_source().into(), GROUP_V6.into())
+    payload(datagram, source.into(), GROUP_V6.into())
 }
 
 /// The payload of a datagram for [`PORT`] with a correct checksum.

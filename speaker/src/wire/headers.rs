@@ -1,4 +1,7 @@
-//! The Ethernet and IPv6 headers of sent frames.
+//! The Ethernet and IPv6 headers of frames.
+//!
+//! IPv6 addresses are read and written whole: `pnet_packet` does it in pieces of 16 bits, which took a sixth of the time
+//! to answer a solicitation.
 
 use std::net::Ipv6Addr;
 
@@ -12,6 +15,12 @@ pub const IPV6_LEN: usize = Ipv6Packet::minimum_packet_size();
 
 /// The TTL or hop limit that no packet from beyond the link can have (RFC 4861 §7.1; GTSM, RFC 5082 §3).
 pub const HOP_LIMIT: u8 = 255;
+
+/// Offset of the source address in an IPv6 header (RFC 8200 §3).
+const SOURCE: usize = 8;
+
+/// Offset of the destination address in an IPv6 header.
+const DESTINATION: usize = 24;
 
 /// The addresses in the Ethernet and IPv6 headers of a frame.
 #[derive(Clone, Copy)]
@@ -43,7 +52,18 @@ pub fn ipv6_frame(addresses: Ipv6Addresses, content: IpNextHeaderProtocol, lengt
     ip.set_payload_length(u16::try_from(length).expect("invariant: a payload fits a datagram"));
     ip.set_next_header(content);
     ip.set_hop_limit(HOP_LIMIT);
-    ip.set_source(source);
-    ip.set_destination(destination);
+    let header = &mut frame[ETHERNET_LEN..];
+    header[SOURCE..DESTINATION].copy_from_slice(&source.octets());
+    header[DESTINATION..IPV6_LEN].copy_from_slice(&destination.octets());
     frame
+}
+
+/// The source and the destination of an IPv6 packet. `None` if its header is truncated.
+pub fn endpoints(packet: &[u8]) -> Option<(Ipv6Addr, Ipv6Addr)> {
+    Some((address(packet, SOURCE)?, address(packet, DESTINATION)?))
+}
+
+/// The IPv6 address at this offset. `None` if `bytes` end before it does.
+pub fn address(bytes: &[u8], offset: usize) -> Option<Ipv6Addr> {
+    bytes.get(offset..)?.first_chunk::<16>().map(|octets| Ipv6Addr::from(*octets))
 }

@@ -6,10 +6,11 @@
 use std::net::{IpAddr, Ipv6Addr};
 
 use crds::{MacAddr, is_station};
+use pnet_packet::Packet;
 use pnet_packet::ethernet::{EtherTypes, EthernetPacket};
 use pnet_packet::icmpv6::ndp::{
-    MutableNeighborAdvertPacket, MutableNeighborSolicitPacket, NdpOptionType, NdpOptionTypes, NeighborAdvertFlags,
-    NeighborAdvertPacket, NeighborSolicitPacket,
+    MutableNeighborAdvertPacket, NdpOptionType, NdpOptionTypes, NeighborAdvertFlags, NeighborAdvertPacket,
+    NeighborSolicitPacket,
 };
 use pnet_packet::icmpv6::{Icmpv6Packet, Icmpv6Type, Icmpv6Types, MutableIcmpv6Packet};
 use pnet_packet::ip::IpNextHeaderProtocols;
@@ -17,7 +18,7 @@ use pnet_packet::ipv6::Ipv6Packet;
 
 use super::arp::{Ignored, Verdict};
 use super::checksum::checksum;
-use super::headers::{ETHERNET_LEN, HOP_LIMIT, IPV6_LEN, Ipv6Addresses, ipv6_frame};
+use super::headers::{ETHERNET_LEN, HOP_LIMIT, IPV6_LEN, Ipv6Addresses, address, endpoints, ipv6_frame};
 
 /// All nodes on the link.
 pub const ALL_NODES: Ipv6Addr = Ipv6Addr::new(0xff02, 0, 0, 0, 0, 0, 0, 1);
@@ -34,6 +35,9 @@ pub const ADVERTISEMENT: u8 = Icmpv6Types::NeighborAdvert.0;
 /// Offset of ICMPv6 in a frame without extension headers. No sender uses them with these messages, and fragments are
 /// forbidden (RFC 6980 §5).
 const START: usize = ETHERNET_LEN + IPV6_LEN;
+
+/// Offset of the target in a Neighbor Solicitation or Advertisement.
+const TARGET: usize = 8;
 
 /// The size of a Neighbor Solicitation or Advertisement without options.
 const FIXED: usize = NeighborSolicitPacket::minimum_packet_size();
@@ -124,22 +128,22 @@ pub fn probe(mac: MacAddr, lb_ip: Ipv6Addr) -> Vec<u8> {
     let source = Ipv6Addr::UNSPECIFIED;
     let addresses = Ipv6Addresses { to: group_mac(group), from: mac, source, destination: group };
     build_frame(addresses, FIXED, |message| {
-        let mut solicitation = MutableNeighborSolicitPacket::new(message).expect("invariant: it has its size");
+        message[TARGET..FIXED].copy_from_slice(&lb_ip.octets());
+        let mut solicitation = MutableIcmpv6Packet::new(message).expect("invariant: it has its size");
         solicitation.set_icmpv6_type(Icmpv6Types::NeighborSolicit);
-        solicitation.set_target_addr(lb_ip);
     })
 }
 
 fn advertisement(to: MacAddr, mac: MacAddr, destination: Ipv6Addr, lb_ip: Ipv6Addr, flags: u8) -> Vec<u8> {
     let addresses = Ipv6Addresses { to, from: mac, source: lb_ip, destination };
     build_frame(addresses, FIXED + LINK_LAYER_OPTION, |message| {
+        message[TARGET..FIXED].copy_from_slice(&lb_ip.octets());
         message[FIXED] = NdpOptionTypes::TargetLLAddr.0;
         message[FIXED + 1] = 1;
         message[FIXED + 2..].copy_from_slice(&mac.octets());
         let mut advert = MutableNeighborAdvertPacket::new(message).expect("invariant: it has its size");
         advert.set_icmpv6_type(Icmpv6Types::NeighborAdvert);
         advert.set_flags(flags);
-        advert.set_target_addr(lb_ip);
     })
 }
 
@@ -164,7 +168,7 @@ fn parse(frame: &[u8]) -> Option<Message> {
     if ip.get_next_header() != IpNextHeaderProtocols::Icmpv6 || ip.get_hop_limit() != HOP_LIMIT {
         return None;
     }
-    let (source, destination) = (ip.get_source(), ip.get_destination());
+    let (source, destination) = endpoints(ip.packet())?;
     // Ethernet pads short frames: only the length in the header counts.
     let message = frame.get(START..START + usize::from(ip.get_payload_length()))?;
     let icmp = Icmpv6Packet::new(message)?;
@@ -172,20 +176,19 @@ fn parse(frame: &[u8]) -> Option<Message> {
         return None;
     }
     let kind = icmp.get_icmpv6_type();
-    let (target, wanted) = match kind {
-        Icmpv6Types::NeighborSolicit => {
-            (NeighborSolicitPacket::new(message)?.get_target_addr(), NdpOptionTypes::SourceLLAddr)
-        }
+    let wanted = match kind {
+        Icmpv6Types::NeighborSolicit => NdpOptionTypes::SourceLLAddr,
         Icmpv6Types::NeighborAdvert => {
-            let advert = NeighborAdvertPacket::new(message)?;
             // An advertisement to a group cannot be the answer to a solicitation.
-            if destination.is_multicast() && advert.get_flags() & NeighborAdvertFlags::Solicited != 0 {
+            let flags = NeighborAdvertPacket::new(message)?.get_flags();
+            if destination.is_multicast() && flags & NeighborAdvertFlags::Solicited != 0 {
                 return None;
             }
-            (advert.get_target_addr(), NdpOptionTypes::TargetLLAddr)
+            NdpOptionTypes::TargetLLAddr
         }
         _ => return None,
     };
+    let target = address(message, TARGET)?;
     if target.is_multicast() || source.is_multicast() {
         return None;
     }
