@@ -47,7 +47,8 @@ pub fn run(root: &Path) -> io::Result<bool> {
     for stage in STAGES {
         print(&format!("\n=== {}\n", stage.title))?;
         let start = Instant::now();
-        let has_passed = |title: &str| stages.iter().any(|done| done.title == title && summary::passed(done.result));
+        let has_passed =
+            |title: &str| stages.iter().any(|done| done.title == title && summary::has_passed(done.result));
         let missing = stage.needs.iter().find(|title| !has_passed(title));
         let (result, counts) = match missing {
             Some(_) => (StageResult::NotRun, Counts::default()),
@@ -112,12 +113,12 @@ impl Run {
                 let mut succeeded = self.run_without_clusters(&mut transcript)?;
                 succeeded &= self.run_own_command(stage, &mut transcript)?;
                 let first = TestRun { succeeded, binaries: libtest::parse(&transcript.text()) };
-                self.judge(&first, false)
+                self.decide(&first, false)
             }
             StageKind::EndToEndTests => {
                 let first = self.run_with_clusters(&mut transcript)?;
                 self.write_test_logs(&first)?;
-                self.judge(&first, true)
+                self.decide(&first, true)
             }
         }
     }
@@ -161,7 +162,7 @@ impl Run {
     }
 
     /// Decides on the tests of a stage, and runs failed ones again if that is permitted.
-    fn judge(&self, first: &TestRun, may_rerun: bool) -> io::Result<(StageResult, Counts)> {
+    fn decide(&self, first: &TestRun, may_rerun: bool) -> io::Result<(StageResult, Counts)> {
         let reruns = match verdict::decide(first, may_rerun) {
             Decision::Pass => return Ok((StageResult::Passed, verdict::count(first, &[]))),
             Decision::Fail(reason) => {

@@ -25,13 +25,13 @@ pub struct StageSummary {
 }
 
 /// Whether a stage passes.
-pub fn passed(result: StageResult) -> bool {
+pub fn has_passed(result: StageResult) -> bool {
     matches!(result, StageResult::Passed | StageResult::Flaky)
 }
 
 /// Whether the whole run passes.
 pub fn passes(stages: &[StageSummary]) -> bool {
-    stages.iter().all(|stage| passed(stage.result))
+    stages.iter().all(|stage| has_passed(stage.result))
 }
 
 /// The summary: each stage, the wall time, the evidence, and last the line `N passed, N failed, N skipped`.
