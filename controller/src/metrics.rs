@@ -1,8 +1,8 @@
 //! Metrics for Prometheus.
 //!
 //! Observations of the main loop, and the contents of the stores at each scrape → the text format of OpenMetrics.
-//! Gauges of objects are computed from the stores at each scrape: so they are right after any history, and cost nothing
-//! in between. Only the leader reports objects, so sums over all controllers are right.
+//! Gauges of objects are computed from the stores at each scrape. So they do not depend on earlier changes, and cost
+//! nothing between scrapes. Only the lease holder reports objects, so sums over all controllers are correct.
 //!
 //! Label values come from enums and names of pools, never from the text of a status.
 
@@ -27,7 +27,7 @@ use crate::status::reason::RefusalReason;
 
 pub(crate) mod latency;
 
-/// The reason of Services without an answer, and of those with an unknown reason.
+/// The label of Services without the condition `Allocated`, and of those whose condition has an unknown reason.
 const OTHER: &str = "Other";
 
 fn refusal_reasons() -> impl Iterator<Item = &'static str> {
@@ -57,7 +57,7 @@ pub(crate) enum Outcome {
     Refused,
     /// The result is unknown.
     Unanswered,
-    /// It was not sent, because another controller may lead.
+    /// The write was not sent, because another controller may hold the Lease.
     Deposed,
 }
 
@@ -143,7 +143,7 @@ impl Default for Collectors {
         let version = Info::new([("version", env!("CARGO_PKG_VERSION"))]);
         registry.register("build", "The version of Landfall", version);
         let (seconds, addresses) = (Some(Unit::Seconds), || Some(Unit::Other("addresses".into())));
-        // From 10 µs, the duration of a plan for one Service, to 2.6 s; from 1 ms to 33 s.
+        // Plans: from 10 µs, the duration of a plan for one Service, to 2.6 s. Allocations: from 1 ms to 33 s.
         let (plan_buckets, allocation_buckets) =
             (exponential_buckets(10e-6, 4.0, 10), exponential_buckets(1e-3, 2.0, 16));
         let mut new = Registration(&mut registry);
@@ -186,7 +186,7 @@ impl Default for Collectors {
 struct Registration<'a>(&'a mut Registry);
 
 impl Registration<'_> {
-    /// A new metric.
+    /// Registers a metric with its default value.
     fn metric<M: Metric + Clone + Default>(&mut self, name: &str, unit: Option<Unit>, help: &str) -> M {
         self.add(name, unit, help, M::default())
     }
@@ -215,7 +215,7 @@ impl Metrics {
     /// The HTTP content type of [`Metrics::text`].
     pub const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
-    /// Whether all kinds have been listed, so that the controller can lead without delay.
+    /// Whether every kind that allocation depends on has been listed, so that the controller can lead without delay.
     pub fn is_ready(&self) -> bool {
         self.sources().as_ref().is_some_and(|(stores, _)| stores.is_synced())
     }
@@ -250,7 +250,7 @@ impl Metrics {
         self.0.sources.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Computes the gauges of objects. One scrape at a time.
+    /// Computes the gauges of objects. The lock on the sources lets only one scrape at a time do so.
     fn refresh_gauges(&self) {
         let sources = self.sources();
         let collectors = &self.0;
@@ -295,7 +295,7 @@ struct ServiceCounts {
 }
 
 impl Default for ServiceCounts {
-    /// No Services. Each reason exists from the start, or the rate of its increase would miss the first one.
+    /// No Services. Each reason is reported from the start, with 0: a time series that begins with 1 shows no increase.
     fn default() -> Self {
         Self { allocated: 0, pending: refusal_reasons().chain([OTHER]).map(|reason| (reason, 0)).collect() }
     }
@@ -393,7 +393,7 @@ mod tests {
     }
 
     #[test]
-    fn only_the_leader_reports_pools_and_services() {
+    fn only_the_lease_holder_reports_pools_and_services() {
         let metrics = Metrics::default();
         assert!(!metrics.is_ready());
         metrics.attach(stores(), true);

@@ -8,17 +8,20 @@
 //! election (2 tasks) --write fence--> main loop, each write
 //! ```
 //!
-//! One of several controllers leads. The others only watch, so the next leader knows the cluster from the start. A
-//! leader that loses the Lease drops the series in flight, and waits until it leads again.
+//! One of several controllers leads: the lease holder. The others only watch, so the next lease holder knows the
+//! cluster from the start. A controller that loses the Lease drops the series in flight, and waits until it leads
+//! again.
 //!
-//! Plans follow from the observed state, and cover everything that has changed. At most one series of a subject is in
-//! flight, so a slow write delays no other subject. A planned series that cannot start yet stays in the queue until a
-//! newer plan replaces it.
+//! A plan depends only on the observed state, and covers everything that has changed. Series of different subjects run
+//! concurrently, so a slow write delays no other subject. At most one series of a subject is in flight. A planned
+//! series that cannot start yet stays in the queue until a newer plan replaces it.
 //!
 //! A plan usually takes microseconds, and each wake is handled at once: nothing delays the first write for a new
-//! Service, or the write that follows from its answer. Only a plan that took long (for example, after a change of
-//! pools) is followed by a pause. Stopping waits briefly for the answers to writes in flight. Dropping the future stops
-//! all tasks, and the next start recovers unfinished work.
+//! Service, or the write that follows from the answer to it. Only a plan that took long (for example, after a change of
+//! pools) is followed by a pause.
+//!
+//! A shutdown waits briefly for the answers to writes in flight. Dropping the future of [`run`] stops all tasks without
+//! waiting. In both cases the next start of a controller recovers unfinished work.
 
 use std::collections::BTreeSet;
 use std::fmt::Debug;
@@ -46,21 +49,21 @@ use crate::plan::queue::Queue;
 use crate::state::index::{ClusterIndex, Obstacle};
 use crate::state::stores::Stores;
 
-/// Series in flight: enough to keep an API server busy, and below its limit for the writes of one client.
+/// Maximum number of series in flight: enough to keep an API server busy, and below its limit for the writes of one
+/// client.
 const CONCURRENCY: usize = 64;
 
-/// Of these, the deferrable ones.
+/// Maximum number of deferrable series among them.
 const DEFERRABLE_CONCURRENCY: usize = 8;
 
-/// A plan that takes no longer than this may be followed by the next one at once: at that rate planning does not
-/// dominate the processor.
+/// No pause follows a plan that takes at most this time, because short plans do not dominate the processor.
 const SHORT_PLAN: Duration = Duration::from_millis(1);
 
 /// A longer plan is followed by a pause of this many times its duration, so that planning takes at most a fifth of a
 /// core.
 const PAUSE_PER_PLAN: u32 = 4;
 
-/// Interval for pruning idle back-off entries.
+/// Interval between removals of idle entries of the backoff.
 const PRUNE_INTERVAL: Duration = Duration::from_secs(2);
 
 /// How long a stopping controller waits for answers.
@@ -70,7 +73,7 @@ const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(5);
 pub struct Config {
     /// Whether Services without a class are ours (KEP-1959).
     pub default_class: bool,
-    /// The namespace of the Lease by which several controllers elect a leader. `None`: there is no other controller.
+    /// The namespace of the Lease that one of several controllers holds. `None`: there is no other controller.
     pub lease_namespace: Option<String>,
     pub metrics: Metrics,
     /// The problem that keeps every node from announcing.
@@ -80,7 +83,7 @@ pub struct Config {
 /// Why a controller stopped without a shutdown.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// A task panicked, which none should.
+    /// A task panicked, which is a bug.
     #[error("a task of the controller broke down")]
     Task(#[from] JoinError),
 }
@@ -88,7 +91,7 @@ pub enum Error {
 /// Runs the controller until `shutdown` completes.
 ///
 /// # Errors
-/// Only on a bug in the controller. An API server that is unreachable or refuses requests is waited for.
+/// If a task panics, which is a bug. If the API server is unreachable or refuses requests, the controller retries.
 pub async fn run(client: Client, config: Config, shutdown: impl Future<Output = ()>) -> Result<(), Error> {
     let wake = Wake::default();
     let mut listener = wake.listener();
@@ -133,7 +136,7 @@ pub async fn run(client: Client, config: Config, shutdown: impl Future<Output = 
                 controller.cluster.end_series(&ended?);
                 controller.is_changed = true;
             }
-            // The time of the next plan, of a delayed series, or of a dirty key has come.
+            // The next plan, a delayed series, or a deadline of the index is due.
             () = sleep_until(alarm.unwrap_or_else(Instant::now)), if alarm.is_some() => {
                 controller.is_changed |= controller.cluster.next_deadline().is_some_and(|due| due <= Timestamp::now());
             }
@@ -153,7 +156,7 @@ pub async fn run(client: Client, config: Config, shutdown: impl Future<Output = 
     if let Some(worker) = controller.worker {
         worker.finish().await;
     }
-    // After the last write, so that another controller can lead at once.
+    // Releases the Lease, so that another controller can lead at once. No write may follow.
     drop(resign_tx);
     while let Some(ended) = elections.join_next().await {
         ended?;
@@ -176,12 +179,12 @@ struct Controller {
     is_changed: bool,
     /// Whether these changes are in the index.
     is_synced: bool,
-    /// When the next plan may be made.
+    /// Earliest time of the next plan.
     not_before: Instant,
 }
 
 impl Controller {
-    /// Starts or ends a term of leadership.
+    /// Replaces the worker when the controller obtains or loses the Lease. The series of the old worker stop.
     fn set_fence(&mut self, fence: Option<WriteFence>) {
         self.metrics.set_leader(fence.is_some());
         self.worker = fence.map(|fence| {
@@ -193,7 +196,7 @@ impl Controller {
 
     /// Moves changes into the index, and plans if this controller leads and the pause after the last plan is over.
     fn plan_if_due(&mut self, helpers: &mut JoinSet<()>) {
-        // A standby does this too: cool-downs start when a release is observed.
+        // A controller that does not lead does this too: cool-downs start when a release is observed.
         self.is_synced = self.is_changed && self.drain_stores();
         let Some(worker) = &mut self.worker else {
             self.is_changed = false;
@@ -215,7 +218,7 @@ impl Controller {
         }
     }
 
-    /// Returns `false` if not all kinds have been listed.
+    /// Moves the changes of the stores into the index. Returns `false` if not all kinds have been listed.
     fn drain_stores(&mut self) -> bool {
         let Self { stores, cluster, waiting, worker, metrics, .. } = self;
         let (default_class, now) = (cluster.default_class, Instant::now().into_std());
@@ -261,13 +264,13 @@ where
     helpers.spawn(async move { match watch(client, source, store).await {} });
 }
 
-/// The moment after this time.
+/// The instant just after `time`, or just after now if `time` is in the past.
 fn instant_after(time: Timestamp) -> Instant {
     let left = Duration::try_from(time.duration_since(Timestamp::now())).unwrap_or_default();
     Instant::now() + left + Duration::from_millis(1)
 }
 
-/// Waits for the end of a series in flight. Never returns without a worker or without such a series. Cancel safe.
+/// Waits for the end of a series in flight. If there is no worker or no such series, it never returns. Cancel safe.
 async fn next_ended(worker: &mut Option<Worker>) -> Result<Subject, JoinError> {
     match worker {
         Some(worker) => worker.next_ended().await,
@@ -281,7 +284,7 @@ fn instance() -> String {
     Some(name.trim()).filter(|name| !name.is_empty()).unwrap_or(events::CONTROLLER).to_owned()
 }
 
-/// The series of a leader: queued, in flight, and delayed after failures.
+/// The series of the lease holder: queued, in flight, and delayed after failures.
 struct Worker {
     applier: Applier,
     queue: Queue,
@@ -301,7 +304,7 @@ impl Worker {
         Self { applier, queue, deferrable, budget, tasks, backoff, next_prune }
     }
 
-    /// Adds a new plan to the queue.
+    /// Adds the series of a new plan to the queue, and removes the series that the plan revokes.
     fn take_over(&mut self, plan: Plan, cluster: &ClusterIndex) {
         plan.revoked.iter().for_each(|subject| drop(self.queue.remove(subject)));
         plan.series.into_iter().for_each(|series| self.queue.push(series));
@@ -336,7 +339,7 @@ impl Worker {
         }
     }
 
-    /// When a delayed or deferred series may start, if the concurrency permits it.
+    /// When the next delayed or deferred series may start; `None` if there is none, or too many are in flight.
     fn next_deadline(&self) -> Option<Instant> {
         let next_token = (self.queue.has_deferrable() && self.deferrable.len() < DEFERRABLE_CONCURRENCY)
             .then(|| self.budget.next_token(Instant::now().into_std()));
@@ -344,8 +347,8 @@ impl Worker {
         next.filter(|_| self.tasks.len() < CONCURRENCY).map(Instant::from_std)
     }
 
-    /// Waits for the end of a series in flight, updates the back-off, and returns the subject. Never returns without
-    /// such a series. Cancel safe.
+    /// Waits for the end of a series in flight, updates the backoff, and returns the subject. If no series is in
+    /// flight, it never returns. Cancel safe.
     async fn next_ended(&mut self) -> Result<Subject, JoinError> {
         let Some(ended) = self.tasks.join_next().await else { return std::future::pending().await };
         let (subject, result) = ended?;
@@ -365,7 +368,7 @@ impl Worker {
         Ok(subject)
     }
 
-    /// Emits the event that another client keeps writing to a Service.
+    /// Emits an event for a Service to which another client keeps writing.
     fn report_contested(&self, subject: &Subject) -> Option<()> {
         let Subject::Service(key) = subject else { return None };
         let service = self.applier.stores.services.get(key)?;

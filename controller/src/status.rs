@@ -4,7 +4,7 @@
 //! |---|---|
 //! | `allocated` | the condition `Allocated` of a Service, and its ingress |
 //! | `announced`, `forwarding` | the conditions `Announced` and `Forwarding` of a Service |
-//! | `conditions` | the common write of these two |
+//! | `conditions` | the write of `Announced` and `Forwarding`, which are written together |
 //! | `change` | whether a condition is up to date |
 //! | `pool` | the status of a pool |
 //! | `reason` | the reasons of the conditions of a Service |

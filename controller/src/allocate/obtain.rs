@@ -39,7 +39,7 @@ impl ClusterIndex {
             match clash(search.service, other) {
                 Some(Clash::Key) => return Err(in_use(lb_ip, InUse::Service(key.clone()))),
                 Some(clash) => return Err(Refusal::SharingConflict(lb_ip, key.clone(), clash).into()),
-                // The record will exist, and the Service can join it then.
+                // A series of the other Service creates the record. Then this Service can join it.
                 None if acquisition == Acquisition::Create => return Err(Unavailable::Blocked),
                 None => {}
             }
@@ -47,7 +47,7 @@ impl ClusterIndex {
         Ok(acquisition)
     }
 
-    /// Checks everything that does not depend on the record of the address.
+    /// Checks the pools, the withheld addresses and the quota: these checks need no record.
     fn check_assignable(&self, search: &Search<'_>, lb_ip: IpAddr) -> Result<(), Refusal> {
         if self.pools.is_empty() {
             return Err(Refusal::NoPool);
@@ -72,7 +72,8 @@ impl ClusterIndex {
         Ok(())
     }
 
-    /// Whether a Service can join an existing record: by its reservation, or together with its holders.
+    /// Checks whether a Service can join an existing record: the reservation of the record must permit the Service, and
+    /// the Service must fit with the holders that stay.
     fn join(&mut self, service: &Service, record: &Arc<Record>) -> Result<Acquisition, Unavailable> {
         let lb_ip = record.address;
         if record.deleting {
@@ -91,7 +92,7 @@ impl ClusterIndex {
             let other = holder.service();
             let clash = match standing {
                 Standing::Gone => continue,
-                // The Service itself holds it, and no longer fits.
+                // This holder is the Service itself. It must leave, because it no longer fits with the Service `with`.
                 Standing::Clashes(with, clash) if holder.uid == service.uid => {
                     return Err(Refusal::SharingConflict(lb_ip, with.clone(), clash.clone()).into());
                 }

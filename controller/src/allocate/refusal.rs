@@ -1,6 +1,7 @@
 //! Why a Service does not get an address: a reason for machines, and a sentence with the fix.
 //!
-//! Sentences contain nothing that changes on its own, such as counts: each change would be a write and an event.
+//! No sentence contains a value that changes while the reason stays the same, such as a count: each change would cause
+//! a write and an event.
 
 use std::fmt;
 use std::net::IpAddr;
@@ -17,7 +18,7 @@ use crate::status::reason::RefusalReason;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Refusal {
     NoPool,
-    /// No pool assigns addresses of this family automatically; these pools would on request.
+    /// No pool assigns addresses of this family to the Service automatically; these pools assign them on request.
     NoAutomaticPool(Family, Vec<String>),
     /// All addresses of this family in these pools are in use.
     PoolsExhausted(Family, Vec<String>),
@@ -31,14 +32,14 @@ pub enum Refusal {
     /// The namespace has reached its limit in this pool.
     NamespaceQuota(String),
     InvalidRequest(String),
-    /// The address is in no pool, or not in the pool that is requested too.
+    /// The address is in no pool, or not in this pool, which the Service requests in addition to the address.
     AddressNotInPool(IpAddr, Option<String>),
     /// This pool excludes the address.
     AddressExcluded(IpAddr, String),
     AddressInUse(IpAddr, InUse),
     /// The address is reserved for another namespace or Service.
     AddressReserved(IpAddr),
-    /// This Service holds the address, and the two cannot share it.
+    /// The Service with this key has the address, and the refused Service cannot share the address with it.
     SharingConflict(IpAddr, Key, Clash),
     /// The Service has these families, and the address has another one.
     FamilyMismatch(IpAddr, Vec<Family>),

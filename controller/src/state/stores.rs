@@ -79,7 +79,7 @@ impl Stores {
             return false;
         }
         drain(&self.pools, |change| cluster.set_pool(&change.key, change.value));
-        // Unreadable objects of these kinds have no effect.
+        // An unreadable object of these kinds counts with its last readable state.
         drain(&self.nodes, |change| cluster.set_node(&change.key, change.value));
         drain(&self.networks, |change| cluster.set_network(&change.key, change.value));
         drain(&self.namespaces, |change| cluster.set_namespace(&change.key, change.value));

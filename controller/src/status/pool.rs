@@ -78,7 +78,7 @@ pub(crate) fn pool_status(
     }
 }
 
-/// The conditions that are new problems, each with the reason of its event.
+/// The conditions in `now` that report a new problem, each with the reason of its event.
 pub(crate) fn warnings<'a>(
     before: &'a [Condition],
     now: &'a [Condition],
@@ -184,7 +184,7 @@ fn problems(pool: &Pool, counts: &ByFamily<AddressCounts>) -> Vec<(&'static str,
     problems
 }
 
-/// Whether there are addresses that are assigned automatically, used or not.
+/// Whether the pool has addresses that it assigns automatically, used or not.
 fn has_automatic(counts: &ByFamily<AddressCounts>) -> bool {
     counts.v4.automatic > 0 || counts.v6.automatic > 0
 }

@@ -3,7 +3,7 @@
 use std::borrow::Borrow;
 use std::collections::{BTreeMap, BTreeSet};
 
-/// Pairs of keys. A first key exists only while it is in a pair.
+/// By first key, the second keys of its pairs. No set is empty.
 #[derive(Debug)]
 pub(crate) struct Relation<A, B>(BTreeMap<A, BTreeSet<B>>);
 

@@ -1,5 +1,5 @@
-//! Updates of single objects: the indexes follow, and the keys that a change concerns become dirty, as the table in
-//! [`super`] specifies.
+//! Updates of single objects. Each updates the indexes and marks the keys that the change affects as dirty, as the
+//! table in [`super`] specifies.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -46,7 +46,7 @@ impl ClusterIndex {
     pub fn set_network(&mut self, name: &str, network: Option<Arc<Network>>) {
         let old = replace(&mut self.networks, name, network.clone());
         self.dirty.occupied |= old != network;
-        // The first agent of the cluster has started.
+        // The first agent of the cluster has started: the conditions about announcing now apply to all Services.
         self.dirty.all |= old.is_none() && self.networks.len() == 1;
     }
 
@@ -87,7 +87,7 @@ impl ClusterIndex {
                 self.dirty.services.extend(holder_keys(record));
             }
         }
-        // Waiting Services may share with this one now.
+        // Waiting Services may now be able to share an address with this one.
         self.dirty.waiting |= shares;
     }
 
@@ -111,7 +111,7 @@ impl ClusterIndex {
         }
         old.iter().for_each(|old| self.remove_from_indexes(old));
         record.iter().for_each(|new| self.add_to_indexes(new));
-        // The promise was made without knowledge of this version.
+        // The promises were made for an older version of the record.
         for key in self.promises.get(&lb_ip).cloned().collect::<Vec<_>>() {
             self.break_promise(lb_ip, &key, now);
             self.dirty.services.insert(key);
@@ -133,7 +133,7 @@ impl ClusterIndex {
         self.dirty.waiting |= old.is_some() || was_unreadable || record.is_some_and(|new| new.sharing_key.is_some());
     }
 
-    /// Whether both versions leave the same addresses to other Services.
+    /// Whether both versions have the same effect on the allocations of other Services.
     fn looks_same_to_others(&self, old: &Service, new: &Service) -> bool {
         old.uid == new.uid
             && self.may_hold_addresses(old) == self.may_hold_addresses(new)
@@ -180,7 +180,7 @@ fn replace<T>(objects: &mut BTreeMap<String, Arc<T>>, name: &str, new: Option<Ar
     }
 }
 
-/// Whether a node reports that it announces an address, or a conflict.
+/// Whether the record has a report of this node: an announcement or a conflict.
 fn has_report_of(record: &Record, node: &str) -> bool {
     record.announcers.iter().any(|announcer| announcer.node == node)
         || record.conflicts.iter().any(|conflict| conflict.node == node)
@@ -200,7 +200,7 @@ fn has_same_spec(old: &Record, new: &Record) -> bool {
         && old.quarantine == new.quarantine
 }
 
-/// Whether the same nodes announce both, and the same hosts conflict with both.
+/// Whether both versions have the same announcers, time of the first announcement, and conflicts.
 fn has_same_status(old: &Record, new: &Record) -> bool {
     old.announcers == new.announcers && old.first_announced == new.first_announced && old.conflicts == new.conflicts
 }
