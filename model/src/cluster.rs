@@ -1,4 +1,4 @@
-//! The cluster as one bag of views, with the indexes that must agree with them.
+//! The cluster: the views of all observed objects in one value, with the indexes that must agree with them.
 //!
 //! Batches of [`Change`]s in, views out. [`Affected`] lists the addresses and Services that a batch affects.
 
@@ -16,19 +16,19 @@ pub type Named<T> = BTreeMap<String, Arc<T>>;
 /// The EndpointSlices of one Service, in order of their keys.
 pub type Slices = Arc<[Arc<EndpointSlice>]>;
 
-/// The known objects. A kind that its owner does not watch stays empty.
+/// The known objects. A kind that the program does not watch stays empty.
 ///
-/// The kinds with tens of thousands of objects are [`SharedMap`]s: they take less room than B-trees, and snapshots
+/// The kinds with tens of thousands of objects are [`SharedMap`]s: they take less memory than B-trees, and snapshots
 /// share them.
 #[derive(Clone, Debug, Default)]
 pub struct Cluster {
     pub(crate) services: SharedMap<Key, Arc<Service>>,
-    /// Slices of the Services in the bag.
+    /// Slices of the Services in `services`.
     pub(crate) slices: SharedMap<Key, Slices>,
-    /// Slices of other Services, which may be added later.
+    /// Slices of Services that are not in `services` now, but may be added later.
     spare_slices: BTreeMap<Key, Vec<Arc<EndpointSlice>>>,
     pub(crate) records: SharedMap<IpAddr, Arc<Record>>,
-    /// The holders of all records.
+    /// The holders of all records, by Service.
     holdings: Holdings,
     pub(crate) nodes: Named<Node>,
     pub(crate) pools: Named<PoolSettings>,
@@ -74,7 +74,7 @@ impl Cluster {
         &self.services
     }
 
-    /// The slices of each Service in the bag that has any.
+    /// The slices of each known Service that has any.
     pub fn slices(&self) -> &SharedMap<Key, Slices> {
         &self.slices
     }
@@ -113,7 +113,7 @@ impl Cluster {
         self.holdings.addresses_of(service)
     }
 
-    /// Takes in changes, in any order.
+    /// Applies changes. Changes to different objects may be in any order.
     pub fn apply(&mut self, changes: impl IntoIterator<Item = Change>) -> Affected {
         let mut affected = Affected::default();
         for change in changes {

@@ -1,4 +1,4 @@
-//! Which nodes may announce an lb_ip.
+//! Which nodes may announce a load-balancer address.
 //!
 //! [`Cluster`] → an [`AnnouncementPolicy`] for each address. There is one decision per address, for all Services that
 //! hold it. Separate decisions per Service could contradict each other.
@@ -14,8 +14,8 @@
 //! Rule 4 never leaves an address without a candidate. A drained node keeps an address that only this node may
 //! announce: if only this node runs the pods of a Service, they must move first, and the address moves with them.
 //!
-//! Whether a node is alive, forwards the address, and has the link that an advertisement names is not decided here:
-//! speakers exchange that over the links.
+//! These rules do not check whether a node is alive, forwards the address, and has the link that an advertisement
+//! names: speakers detect this by their Hellos.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -206,7 +206,7 @@ fn candidates(included: &[&Node], claimants: &[Claimant<'_>], advertisements: &A
 /// this node is no longer a candidate. By then, all nodes have used the new share table for some time.
 ///
 /// `None`: every node may announce, because the policy is Cluster or because there is no such endpoint. Without
-/// endpoints, the dataplane of the announcing node refuses connections, which informs clients better than silence.
+/// endpoints, the dataplane of the announcing node refuses connections: clients fail at once and not after a timeout.
 fn local_nodes<'a>(service: &Service, slices: Option<&'a Slices>, record: &Record) -> Option<BTreeSet<&'a str>> {
     if service.traffic_policy != TrafficPolicy::Local {
         return None;

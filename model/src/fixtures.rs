@@ -35,7 +35,7 @@ pub(crate) fn slice(name: &str, service: &str, endpoints: &[(&str, char)]) -> En
     }
 }
 
-/// A holder: `web` with the UID `u1`, or `web/u2`.
+/// A holder, from its name (`web`, with the UID `u1`) or from name and UID (`web/u2`).
 pub(crate) fn holder(name: &str) -> Holder {
     let (name, uid) = name.split_once('/').unwrap_or((name, "u1"));
     Holder { namespace: "default".into(), name: name.into(), uid: uid.into(), terms: None }

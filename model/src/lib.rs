@@ -1,10 +1,10 @@
-//! The cluster, and the rules about it that more than one part needs. Pure: no client, no runtime, no clock.
+//! The cluster, and the rules about it that more than one crate needs. Pure: no client, no runtime, no clock.
 //!
 //! | module | contents |
 //! |---|---|
-//! | [`cluster`] | the cluster as one bag of views with its indexes |
+//! | [`cluster`] | the views of all observed objects in one value, with indexes |
 //! | [`eligibility`] | which nodes may announce which address |
-//! | [`pacing`] | pauses between retries, budgets of deferrable work |
+//! | [`pacing`] | backoff between attempts, budgets of deferrable work |
 //! | [`shared_map`] | maps whose copies share their common entries |
 //! | [`stable_hash`] | hashes that are equal in every version |
 

@@ -1,4 +1,4 @@
-//! How often something may happen: pauses between retries, and budgets of deferrable work.
+//! Limits on the rate of work: backoff between attempts, and budgets of deferrable work.
 //!
 //! Time and randomness are arguments.
 

@@ -1,9 +1,10 @@
 //! A sorted map whose copies share their common entries.
 //!
 //! An agent makes many snapshots of the cluster. Each is almost equal to the previous one, and parts of the agent still
-//! use older ones. A [`SharedMap`] consists of sorted chunks of some dozen entries. A copy shares all chunks, a change
-//! copies one chunk, and a comparison of two versions skips the chunks that they share ([`SharedMap::differing`]). So
-//! among 30,000 entries, it takes microseconds instead of milliseconds to change one entry, and to find that change.
+//! use older ones. A [`SharedMap`] consists of sorted chunks of a few dozen entries. A copy shares all chunks, a
+//! change copies one chunk, and a comparison of two versions skips the chunks that they share
+//! ([`SharedMap::differing`]). So among 30,000 entries, it takes microseconds instead of milliseconds to change one
+//! entry, and to find that change.
 
 use std::cmp::Ordering;
 use std::fmt;
@@ -116,7 +117,7 @@ impl<K: Ord, V> SharedMap<K, V> {
 }
 
 impl<K: Ord + Clone, V: Clone> SharedMap<K, V> {
-    /// Sets the value of a key and returns the value before.
+    /// Sets the value of a key and returns the previous value.
     pub fn insert(&mut self, key: K, value: V) -> Option<V> {
         let at = self.chunk_of(&key);
         let chunks = Arc::make_mut(&mut self.chunks);
@@ -338,7 +339,7 @@ mod tests {
         }
 
         #[test]
-        fn every_difference_is_found_and_older_versions_stay(first in steps(), then in steps()) {
+        fn every_difference_is_found_and_copies_stay_unchanged(first in steps(), then in steps()) {
             let mut map = Map::default();
             for step in first {
                 apply(&mut map, step);

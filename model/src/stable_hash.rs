@@ -1,6 +1,6 @@
 //! Hashes that are equal in every version of Landfall and on every machine.
 //!
-//! Speakers of two versions run side by side during an upgrade and must agree on the node that takes an address.
+//! Speakers of two versions run side by side during an upgrade and must agree on the owner of an address.
 //! Dataplanes must agree on share tables, and the controller stores fingerprints in objects. So these values never
 //! change; `std::hash` does not guarantee that.
 
@@ -50,7 +50,7 @@ pub fn mix64(mut x: u64) -> u64 {
     x ^ (x >> 31)
 }
 
-/// One step of SplitMix64 from state `x`: [`mix64`] of `x` and its increment.
+/// One step of SplitMix64 from state `x`: [`mix64`] of the sum of `x` and the constant increment.
 pub fn splitmix64(x: u64) -> u64 {
     mix64(x.wrapping_add(0x9e37_79b9_7f4a_7c15))
 }

@@ -1,4 +1,4 @@
-//! Properties of the bag: its indexes agree with its views, and [`Affected`] misses nothing.
+//! Properties of a `Cluster`: its indexes agree with its views, and [`Affected`] misses nothing.
 
 use std::collections::BTreeMap;
 
@@ -41,7 +41,7 @@ fn key(n: u8) -> Key {
     Key::new("default", format!("s{n}"))
 }
 
-/// The plain state from which a bag can be built in one batch.
+/// The plain state from which a `Cluster` can be built in one batch.
 #[derive(Clone, Default)]
 struct Objects {
     services: BTreeMap<Key, Arc<Service>>,

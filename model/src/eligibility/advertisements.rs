@@ -1,5 +1,5 @@
-//! What L2Advertisements allow: which nodes announce the addresses of a pool for a Service, on which links, and how
-//! much each node is preferred.
+//! The rules of L2Advertisements: which nodes may announce the addresses of a pool for a Service, on which links, and
+//! how much each node is preferred.
 //!
 //! The rules are those of MetalLB with one exception: the addresses of a pool are announced even without an
 //! advertisement.
@@ -83,7 +83,8 @@ impl<'a> Advertisements<'a> {
         }
     }
 
-    /// How a node announces if all of these advertisements apply. Each one counts once.
+    /// How a node announces if all of these advertisements apply. An advertisement that occurs more than once counts
+    /// once.
     pub(super) fn candidate<'b>(&self, applicable: impl Iterator<Item = &'b Applicable>, node: &str) -> Candidate {
         let mut links = Links { home: false, named: BTreeSet::new() };
         let mut indexes: BTreeSet<usize> = BTreeSet::new();

@@ -88,7 +88,7 @@ impl FromIterator<(String, Candidate)> for Candidates {
 }
 
 impl FromIterator<String> for Candidates {
-    /// Nodes that may announce the address on its home link, none of them preferred.
+    /// Nodes that may announce the address on their home links, none of them preferred.
     fn from_iter<T: IntoIterator<Item = String>>(nodes: T) -> Self {
         nodes.into_iter().map(|node| (node, Candidate::default())).collect()
     }

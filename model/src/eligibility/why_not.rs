@@ -1,6 +1,6 @@
 //! Why no node may announce an address.
 //!
-//! The rules are applied again, each time with one input changed. If there are candidates then, that input is the
+//! The rules are applied again, each time with one changed input. The input whose change leads to candidates is the
 //! reason.
 
 use std::fmt;
@@ -148,7 +148,7 @@ mod tests {
     }
 
     #[test]
-    fn the_change_that_would_give_candidates_is_the_reason() {
+    fn input_whose_change_leads_to_candidates_is_the_reason() {
         let name = |name: &str| json!([{"matchLabels": {"name": name}}]);
         let app = |app: &str| json!([{"matchLabels": {"app": app}}]);
         let n1 = || json!({"nodeSelectors": name("n1")});
