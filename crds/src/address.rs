@@ -67,7 +67,7 @@ impl Range {
         Self::new(self.first.max(other.first), self.last.min(other.last))
     }
 
-    /// Number of addresses, at most `u128::MAX`: only all of IPv6 has one more.
+    /// Number of addresses, at most `u128::MAX`. The range of all IPv6 addresses has one more.
     pub fn size(&self) -> u128 {
         (number(self.last) - number(self.first)).saturating_add(1)
     }

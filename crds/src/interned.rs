@@ -25,7 +25,7 @@ pub struct InternedStr(ArcStr);
 #[derive(Default)]
 struct Pool {
     texts: HashSet<ArcStr>,
-    /// Unused strings are removed when there are this many strings, but at least [`MIN_LIMIT`].
+    /// Unused strings are removed when the number of strings reaches this limit, or [`MIN_LIMIT`] if that is greater.
     limit: usize,
 }
 
@@ -40,8 +40,8 @@ impl Pool {
         if self.texts.len() >= self.limit.max(MIN_LIMIT) {
             self.texts.retain(|text| ArcStr::strong_count(text) != Some(1));
             self.texts.shrink_to(self.texts.len() + MIN_LIMIT);
-            // A removal visits all strings. The doubled limit puts at least as many insertions before the next removal
-            // as strings remain now: amortized O(1) per insertion.
+            // A removal visits all strings. If n strings remain, the next removal follows after at least n insertions:
+            // amortized O(1) per insertion.
             self.limit = self.texts.len() * 2;
         }
         let new = ArcStr::from(text);
@@ -96,7 +96,7 @@ impl Borrow<str> for InternedStr {
     }
 }
 
-// `InternedStr` is not `AsRef<str>`, or this would contradict the derived `PartialEq`.
+// `InternedStr` does not implement `AsRef<str>`. Otherwise this impl would conflict with the derived `PartialEq`.
 impl<T: AsRef<str> + ?Sized> PartialEq<T> for InternedStr {
     fn eq(&self, other: &T) -> bool {
         self.as_str() == other.as_ref()

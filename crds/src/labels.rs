@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector;
 use kube::core::{ParseExpressionError, Selector, SelectorExt};
 
-/// Labels of an object, sorted by name. A boxed slice takes less memory than a map, and tens of thousands of objects
+/// Labels of an object, sorted by key. A boxed slice takes less memory than a map, and tens of thousands of objects
 /// with few labels each stay in memory.
 #[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Labels(Box<[(Box<str>, Box<str>)]>);
@@ -16,7 +16,7 @@ impl Labels {
         self.iter().map(|(name, value)| (name.to_owned(), value.to_owned())).collect()
     }
 
-    /// Name and value of each label, sorted by name.
+    /// Key and value of each label, sorted by key.
     pub fn iter(&self) -> impl Iterator<Item = (&str, &str)> {
         self.0.iter().map(|(name, value)| (&**name, &**value))
     }

@@ -260,8 +260,9 @@ impl JsonSchema for AddressRange {
         true
     }
 
-    /// The rules that the API server checks before it stores an object, each with its message to the user. All rules are
-    /// evaluated, so each rule must pass for a value that an earlier rule refuses.
+    /// The rules that the API server checks before it stores an object, each with its message to the user. The API
+    /// server evaluates all rules, even after one has failed. So each rule must accept the values that an earlier rule
+    /// refuses.
     fn json_schema(_: &mut SchemaGenerator) -> Schema {
         // CEL cannot compare addresses, but it can compare octets. The controller checks the order of IPv6 ranges and
         // reports it in the condition `Ready`.

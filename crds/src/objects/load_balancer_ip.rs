@@ -275,7 +275,8 @@ pub struct Record {
     pub uid: InternedStr,
     /// Version for conditional writes.
     pub resource_version: ResourceVersion,
-    /// Whether the object is being deleted and waits for finalizers. Its address has no holder and is not free yet.
+    /// Whether the object is being deleted and waits for finalizers. No Service holds its address, and the address is
+    /// not free until the object no longer exists.
     pub deleting: bool,
     /// Pool of the address.
     pub pool: InternedStr,

@@ -59,7 +59,7 @@ impl EndpointSlice {
         }
         let mut ports = BTreeMap::new();
         for port in object.ports.iter().flatten() {
-            // A port without a number does not restrict the port. It matches no port of a Service, so it is skipped.
+            // A port without a number stands for all ports of the endpoint. No port of a Service refers to it.
             let Some(number) = port.port else { continue };
             let malformed = |problem: String| Malformed { kind: "EndpointSlice", name: key.to_string(), problem };
             let protocol = Protocol::parse(port.protocol.as_deref())

@@ -32,7 +32,7 @@ const TO_BE_DELETED: &str = "ToBeDeletedByClusterAutoscaler";
 /// The fields of a Node that Landfall uses.
 ///
 /// The condition `Ready` is not used: a node that loses the API server becomes not ready, but still forwards. Speakers
-/// detect failed nodes by their Hellos.
+/// detect failed nodes by missing Hellos.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Node {
     /// Name of the node.
