@@ -21,17 +21,17 @@ pub(crate) fn send_if_new<T: PartialEq>(value_tx: &watch::Sender<T>, value: T) {
     });
 }
 
-/// The sending ends of all channels of one agent. A task that sends gets a clone, a task that receives subscribes. This
-/// is dropped once the tasks run, so that a receiver notices when the task that sends has ended.
+/// The sending ends of all channels of one agent. A sending task gets a clone; a receiving task subscribes. This struct
+/// is dropped once the tasks run, so that a receiver notices the end of the sending task.
 #[derive(Debug, Default)]
 pub(crate) struct Channels {
     /// Composer → dataplane, health checks, metrics. `None` until every kind has been listed.
     pub(crate) dataplane_snapshot: watch::Sender<Option<Arc<dataplane::Snapshot>>>,
     /// Composer → speaker, metrics. `None` until every kind has been listed.
     pub(crate) speaker_snapshot: watch::Sender<Option<Arc<speaker::Snapshot>>>,
-    /// Dataplane → announceable, report, metrics: what the kernel has acknowledged.
+    /// Dataplane → `announceable`, report, metrics: the forwarding that the kernel has acknowledged.
     pub(crate) forwarding: watch::Sender<dataplane::Forwarding>,
-    /// The forwarded addresses → speaker: those that this node may announce.
+    /// `announceable` → speaker: the addresses that this node may announce.
     pub(crate) announceable: watch::Sender<Arc<BTreeSet<IpAddr>>>,
     /// Speaker → report, metrics.
     pub(crate) announcements: watch::Sender<speaker::Announcements>,
@@ -47,11 +47,11 @@ pub(crate) struct Channels {
     pub(crate) neighbours: watch::Sender<speaker::Neighbours>,
     /// Kernel → composer, NodeNetwork: the links and gateways of this node.
     pub(crate) network: watch::Sender<Option<NodeNetworkSpec>>,
-    /// Composer → reply paths: the links and families that need one.
+    /// Composer → reply paths: the links and families that need a reply path.
     pub(crate) reply_links: watch::Sender<Option<ReplyPathInput>>,
-    /// Reply paths → composer: those that the kernel has.
+    /// Reply paths → composer: the reply paths that the kernel has.
     pub(crate) reply_paths: watch::Sender<Arc<BTreeSet<ReplyPath>>>,
-    /// Reply paths → report: why some links have none.
+    /// Reply paths → report: why some links have no reply path.
     pub(crate) reply_gaps: watch::Sender<BTreeSet<Gap>>,
     /// The watch of the Secret → the keys in use.
     pub(crate) secret: watch::Sender<SecretState>,

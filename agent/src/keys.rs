@@ -1,4 +1,4 @@
-//! The keys that seal Hellos: one Secret, which controllers make and rotate, and agents read.
+//! The keys that seal Hellos: one Secret, which controllers create and rotate, and agents read.
 //!
 //! ```text
 //!  controller: keeper --creates, rotates--> Secret landfall-hello-keys --watch--> agent: in_use --Keys--> speaker
@@ -8,8 +8,8 @@
 //! |---|---|
 //! | [`secret`] | the entries and annotations of the Secret, and which entries are keys (pure) |
 //! | [`rotation`] | the next write to the Secret, and its time (pure) |
-//! | [`keeper`] | makes these writes, in a controller |
-//! | [`in_use`] | gives an agent's speaker its keys, and logs why it has none |
+//! | [`keeper`] | performs these writes, in a controller |
+//! | [`in_use`] | sends the keys to an agent's speaker, and logs why there are none |
 
 mod in_use;
 pub mod keeper;
@@ -29,7 +29,7 @@ use tokio::sync::watch;
 pub(crate) use in_use::{KeysInUse, publish_keys};
 pub(crate) use secret::SecretView;
 
-/// The name of the Secret, which the roles in deploy/landfall.yaml contain too.
+/// The name of the Secret. The roles in deploy/landfall.yaml contain it, too.
 pub const NAME: &str = "landfall-hello-keys";
 
 /// How long the API server may take to answer a request of the watch.

@@ -1,15 +1,15 @@
-//! Keeps this node's NodeNetwork up to date with its links and gateways, so that the controller gives none of these
+//! Keeps this node's NodeNetwork up to date with its links and gateways. The controller then assigns none of these
 //! addresses to a Service, and other nodes know where to re-send frames.
 //!
 //! ```text
 //! kernel --changes--> watch_kernel --dump--> spec (pure) --Option<spec>--> write_changes --> API server
 //! ```
 //!
-//! Two futures joined by a watch channel: [`watch_kernel`] reads the kernel again after each burst of changes,
-//! [`write_changes`] writes the object if it differs. Nothing is written while nothing changes. The Node owns the object, so
-//! it is deleted with the Node.
+//! Two futures joined by a watch channel: [`watch_kernel`] reads the kernel's state again after each burst of changes,
+//! and [`write_changes`] writes the object if it differs. Nothing is written while nothing changes. The Node owns the
+//! object, so it is deleted with the Node.
 //!
-//! Cancel safe: the next start continues.
+//! Cancel safe: the next start reads the state again.
 
 mod spec;
 
@@ -37,21 +37,22 @@ use crate::config::API_TIMEOUT;
 /// Our name in `metadata.managedFields`.
 const FIELD_MANAGER: &str = "landfall-node";
 
-/// How long to wait for the end of a burst of changes: a link that comes up brings an address and routes.
+/// How long to wait for the end of a burst of changes: a link that comes up gets addresses and routes, too.
 const SETTLE: Duration = Duration::from_millis(500);
 
-/// The pause after a dump, as a multiple of its duration: on a router with a million routes, which change all the time, dumps
-/// then take at most 1 % of a core.
+/// The pause after a dump, as a multiple of the duration of the dump. So dumps take at most 1 % of a core, even on a
+/// router with a million routes that change all the time.
 const PAUSE_PER_DUMP: u32 = 100;
 
 /// The pause after a failure.
 const RETRY: Duration = Duration::from_secs(10);
 
-/// How often the object is read without a change of the kernel: it may have been deleted.
+/// The time between reads of the object while the kernel reports no change: another client may have changed or deleted
+/// the object.
 const CHECK: Duration = Duration::from_secs(10 * 60);
 
-/// Keeps `network_tx` and the NodeNetwork of `node` up to date with the kernel, for as long as it is polled. MAC addresses
-/// are included only if other nodes may re-send frames to this one (`accepts_frames`).
+/// Keeps `network_tx` and the NodeNetwork of `node` up to date with the kernel, for as long as this future is polled.
+/// MAC addresses are included only if other nodes may re-send frames to this node (`accepts_frames`).
 ///
 /// # Errors
 /// When the kernel's changes can no longer be read.
@@ -72,7 +73,7 @@ const CLOSED: &str = "the netlink socket is closed";
 
 async fn watch_kernel(network_tx: watch::Sender<Option<NodeNetworkSpec>>, accepts_frames: bool) -> Result<Infallible> {
     use MulticastGroup::{Ipv4Ifaddr, Ipv4Route, Ipv6Ifaddr, Ipv6Route, Link};
-    // Joined before the first dump, so that no change is missed.
+    // The socket joins these groups before the first dump, so that no change is missed.
     let groups = [Link, Ipv4Ifaddr, Ipv6Ifaddr, Ipv4Route, Ipv6Route];
     let (connection, handle, mut changes) = new_multicast_connection(&groups).context("open a netlink socket")?;
     let follow = async {
@@ -97,7 +98,7 @@ async fn watch_kernel(network_tx: watch::Sender<Option<NodeNetworkSpec>>, accept
                 }
             }
             let pause = SETTLE.max(began.elapsed() * PAUSE_PER_DUMP);
-            // The content of the messages is ignored: the next dump has it all.
+            // The content of the messages is ignored: the next dump contains the result.
             changes.next().await.context(CLOSED)?;
             let until = Instant::now() + pause;
             while let Ok(change) = timeout_at(until, changes.next()).await {
@@ -126,7 +127,7 @@ async fn dump(handle: &Handle) -> Result<Vec<RouteNetlinkMessage>, rtnetlink::Er
     Ok(all)
 }
 
-/// Writes the NodeNetwork after each change, and when it was changed or deleted meanwhile.
+/// Writes the NodeNetwork after each change, and again if another client has changed or deleted it.
 async fn write_changes(
     client: Client,
     node: String,
@@ -154,7 +155,7 @@ async fn write_changes(
                 pause = RETRY;
             }
         }
-        // If the other future ends, so does the process.
+        // Without a sender, `watch_kernel` has ended. Then `run` returns its error and drops this future.
         let changed = async {
             if network_rx.changed().await.is_err() {
                 std::future::pending::<()>().await;
@@ -186,7 +187,7 @@ async fn write(client: &Client, node: &str, spec: &NodeNetworkSpec) -> kube::Res
     Ok(())
 }
 
-/// The Node, if it exists.
+/// A reference to the Node, if the Node exists.
 async fn owner_references(client: &Client, node: &str) -> kube::Result<Vec<OwnerReference>> {
     let nodes = Api::<Node>::all(client.clone());
     let list = nodes.list_metadata(&ListParams::default().fields(&format!("metadata.name={node}"))).await?;

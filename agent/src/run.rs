@@ -36,7 +36,7 @@ const STOP_TIMEOUT: Duration = Duration::from_secs(3);
 /// The agent's tasks. None of them ends by itself, except with an error.
 type Tasks = JoinSet<Result<Infallible>>;
 
-/// Runs the agent until `stop` completes. `serve` gets the metrics, and its future is polled until then.
+/// Runs the agent until `stop` completes. `serve` gets the metrics; the future that it returns is one of the tasks.
 ///
 /// The kernel's tables stay when the agent stops, unless no LoadBalancerIP is left.
 ///
@@ -82,7 +82,7 @@ where
         },
         stop = stop => stop?,
     }
-    // The speaker announces its departure, so that peers take the addresses over without waiting for its silence.
+    // The speaker requests its peers to take over its addresses, so that they need not detect a dead peer first.
     speaker.leave.notify_one();
     let is_uninstalled = timeout(STOP_TIMEOUT, async {
         let _ = speaker.left_rx.await;
@@ -98,14 +98,14 @@ where
     Ok(())
 }
 
-/// Whether Landfall is being removed from the cluster: no LoadBalancerIP is left. Without an answer from the API server
-/// it is not.
+/// Whether Landfall is being removed from the cluster: no LoadBalancerIP is left. False without an answer from the API
+/// server.
 async fn is_uninstalled(client: &Client) -> bool {
     let addresses = Api::<LoadBalancerIP>::all(client.clone()).list(&ListParams::default().limit(1)).await;
     addresses.is_ok_and(|list| list.items.is_empty())
 }
 
-/// The parts that the tasks are made of.
+/// The values that the tasks are started with.
 struct Agent {
     client: Client,
     config: Config,
@@ -142,8 +142,8 @@ impl Agent {
         tasks.spawn(composer.run(self.wake.listener()));
     }
 
-    /// The dataplane, the reply paths and the answers to health checks; or, where another proxy forwards, their
-    /// substitute.
+    /// Spawns the dataplane, the reply paths and the answers to health checks. Where another proxy forwards, spawns
+    /// [`assume_forwarded`] instead.
     fn spawn_dataplane(&self, tasks: &mut Tasks) {
         let Self { config, channels, .. } = self;
         let snapshot_rx = channels.dataplane_snapshot.subscribe();
@@ -218,7 +218,7 @@ impl Agent {
         let (left_tx, left_rx) = oneshot::channel();
         tasks.spawn(async move {
             speaker::run(config, inputs, outputs, leaving.notified()).await.context("run the speaker")?;
-            // It ends without an error only when the process is stopping.
+            // The speaker ends without an error only when the process is stopping.
             let _ = left_tx.send(());
             std::future::pending().await
         });

@@ -1,4 +1,4 @@
-//! A TCP listener with limits: the port is open to the whole network of the node.
+//! A TCP listener with limits, because the port is open to the whole network of the node.
 
 use std::io;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -13,14 +13,14 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::{Sleep, sleep};
 
-/// The maximal number of connections to one port. Further connections wait in the kernel's queue. A load balancer sends
-/// one request every few seconds.
+/// The maximal number of connections to one port. Further connections wait in the kernel's queue. An external load
+/// balancer checks health with one request every few seconds.
 const MAX_CONNECTIONS: usize = 64;
 
-/// The longest life of a connection, for the request and the answer together.
+/// The longest duration of a connection, including the request and the answer.
 const CONNECTION_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// The pause after a failed accept. Usually the process has no free file descriptor, and one may be closed meanwhile.
+/// The pause after a failed accept. The usual cause is a lack of free file descriptors; one may be closed meanwhile.
 const RETRY_PAUSE: Duration = Duration::from_millis(100);
 
 pub(super) struct LimitedListener {
@@ -29,7 +29,7 @@ pub(super) struct LimitedListener {
 }
 
 impl LimitedListener {
-    /// Listens at `port` on all addresses of the node; without IPv6, on those of IPv4.
+    /// Listens at `port` on all addresses of the node. On a node without IPv6, it listens on all IPv4 addresses.
     pub(super) async fn bind(port: u16) -> io::Result<Self> {
         let listener = match TcpListener::bind(SocketAddr::from((Ipv6Addr::UNSPECIFIED, port))).await {
             Err(error) if error.kind() != io::ErrorKind::AddrInUse => {
@@ -72,7 +72,7 @@ pub(super) struct LimitedStream {
 }
 
 impl LimitedStream {
-    /// The error once the deadline has passed. Wakes the task then.
+    /// Returns an error once the deadline has passed. Until then, arranges that the deadline wakes the task.
     fn check_deadline(&mut self, context: &mut Context<'_>) -> io::Result<()> {
         match self.deadline.as_mut().poll(context) {
             Poll::Ready(()) => Err(io::ErrorKind::TimedOut.into()),
@@ -124,7 +124,7 @@ mod tests {
         stream.write_all(b"GET / HTTP/1.1\r\n").await.expect("send");
         let began = Instant::now();
         let mut answer = Vec::new();
-        // Closed or reset, but not answered.
+        // The connection is closed or reset, without an answer.
         let _ = stream.read_to_end(&mut answer).await;
         assert!(answer.is_empty(), "{answer:?}");
         assert!(began.elapsed() < 3 * CONNECTION_TIMEOUT, "{:?}", began.elapsed());

@@ -1,4 +1,4 @@
-//! Gives an agent's speaker the keys of the Secret, and logs why it has none.
+//! Sends the keys of the Secret to an agent's speaker, and logs why there are none.
 //!
 //! The last keys stay in use when the Secret is deleted or has no usable key, and when the API server is unreachable:
 //! otherwise the speakers would no longer accept each other's Hellos. [`KeysInUse::update`] decides, [`publish_keys`]
@@ -15,15 +15,15 @@ use tokio::sync::watch;
 use super::secret::{EntryProblem, UsableKeys};
 use super::{KeySecret, SecretState};
 
-/// The keys in use, and the problems of the other entries.
+/// The keys in use, and the problems of the entries that are ignored.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct KeysInUse {
     /// Empty until the first key is observed.
     pub(crate) keys: Arc<Keys>,
-    /// The names of their entries.
+    /// The names of the entries that contain these keys.
     pub(crate) names: BTreeSet<String>,
     pub(crate) problems: Vec<EntryProblem>,
-    /// Whether the Secret has no usable key now. Then those in use, if any, are of an earlier version of it.
+    /// Whether the Secret has no usable key now. If so, the keys in use, if there are any, are from an earlier version.
     pub(crate) are_missing: bool,
 }
 
@@ -43,7 +43,7 @@ impl KeysInUse {
     }
 }
 
-/// Sends the keys after each change of the Secret, and logs what changes.
+/// Sends the keys when they change, and logs each change of the keys and of the problems.
 pub(crate) async fn publish_keys(
     secret: KeySecret,
     mut state_rx: watch::Receiver<SecretState>,

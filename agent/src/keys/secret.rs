@@ -1,9 +1,9 @@
 //! The entries and annotations of the Secret: Secret → [`SecretView`] → [`UsableKeys`]. Pure.
 //!
-//! Every entry of `data` is a key, whatever its name. A packet carries one seal for each key, and is accepted if one of
-//! its seals is by a key that the receiver has ([`speaker::wire::seal`]). So the order of the entries has no meaning to
-//! speakers. Two nodes with different versions of the Secret accept each other's packets if both versions have an entry
-//! in common.
+//! Every entry of `data` is a key, whatever its name. A packet carries one seal for each key. A receiver accepts the
+//! packet if the receiver has the key of at least one seal ([`speaker::wire::seal`]). So the order of the entries has
+//! no meaning to speakers. Two nodes with different versions of the Secret accept each other's packets if both versions
+//! have an entry in common.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -25,13 +25,13 @@ pub(crate) const RETIRE_AFTER: &str = "landfall.dev/retire-after";
 /// The fields of the Secret that Landfall uses.
 #[derive(Clone, PartialEq, Eq)]
 pub(crate) struct SecretView {
-    /// The resource version, which a write must name.
+    /// The resource version, which a write must contain.
     pub(crate) version: String,
     /// The entries by name. Their values are never printed.
     pub(crate) entries: BTreeMap<String, Vec<u8>>,
     /// Whether a new key is requested.
     pub(crate) rotate: bool,
-    /// The end of the rotation in progress.
+    /// The removal at the end of the rotation in progress.
     pub(crate) retirement: Option<Retirement>,
 }
 
@@ -72,7 +72,7 @@ impl fmt::Debug for SecretView {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct UsableKeys {
     pub(crate) keys: Keys,
-    /// The names of their entries.
+    /// The names of the entries that contain these keys.
     pub(crate) names: BTreeSet<String>,
     /// Why the other entries are ignored.
     pub(crate) problems: Vec<EntryProblem>,
@@ -81,17 +81,18 @@ pub(crate) struct UsableKeys {
 /// Why an entry is ignored.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum EntryProblem {
-    /// Short enough to be guessed.
+    /// The key is so short that it could be guessed.
     #[error("entry {name} has {bytes} bytes; a key needs at least {MIN_KEY}")]
     TooShort { name: String, bytes: usize },
-    /// A packet has no room for a seal by this key: there are more than [`MAX_KEYS`].
+    /// A packet has no room for a seal with this key, because there are more than [`MAX_KEYS`] keys.
     #[error("entry {name} exceeds the limit; only the last {MAX_KEYS} keys by name are used")]
     Surplus { name: String },
 }
 
 impl SecretView {
-    /// The entries that are long enough. Of more than [`MAX_KEYS`] such entries, the last ones by name are used: they
-    /// are the newest, since Landfall names its keys after the time. All nodes with the same Secret use the same keys.
+    /// The entries that are long enough. Of more than [`MAX_KEYS`] such entries, the last ones by name are used. They
+    /// are the newest, since Landfall names a key after its time of creation. All nodes with the same Secret use the
+    /// same keys.
     pub(crate) fn usable_keys(&self) -> UsableKeys {
         let mut problems = Vec::new();
         let mut good: Vec<(&String, &[u8])> = Vec::new();

@@ -14,16 +14,16 @@ const MAX_ITEMS: usize = 256;
 
 /// The spec for a dump of links, addresses and routes.
 ///
-/// It has the links that addresses can be announced on, with the node's own addresses except IPv6 link-local ones, which no
-/// pool contains. A link with only host addresses (/32, /128) has no neighbours, and is left out. Gateways are those of all
-/// routing tables.
+/// The links are those that addresses can be announced on, with the node's own addresses on them. IPv6 link-local
+/// addresses are left out, because no pool contains them. A link that has only /32 and /128 addresses has no
+/// neighbours, and is left out. The gateways are those of all routing tables.
 pub(super) fn from_dump(messages: &[RouteNetlinkMessage]) -> NodeNetworkSpec {
     let mut links = BTreeMap::<u32, (String, Option<String>)>::new();
     let mut addresses = BTreeMap::<u32, BTreeSet<(IpAddr, u8)>>::new();
     let mut all_gateways = BTreeSet::new();
     for message in messages {
         match message {
-            // Bridges list their ports in messages of their own family.
+            // A message of the bridge family describes a port of a bridge, not another link.
             RouteNetlinkMessage::NewLink(link) if link.header.interface_family == AddressFamily::Unspec => {
                 links.extend(
                     speaker::os::link_table::announceable_name(link).map(|name| (link.header.index, (name, mac(link)))),
@@ -96,7 +96,7 @@ fn gateways(route: &RouteMessage) -> Vec<IpAddr> {
     found
 }
 
-/// `Via` is the gateway of a route whose destination is of the other family (RFC 5549).
+/// The gateway in an attribute. `Via` is that of a route whose destination has the other family (RFC 5549).
 fn gateway(attribute: &RouteAttribute) -> Option<IpAddr> {
     match attribute {
         RouteAttribute::Gateway(RouteAddress::Inet(v4)) | RouteAttribute::Via(RouteVia::Inet(v4)) => Some((*v4).into()),
@@ -128,7 +128,7 @@ mod tests {
         let mut message = AddressMessage::default();
         message.header.index = index;
         message.header.prefix_len = length.parse().expect("a length");
-        // The kernel has a local address for IPv4 only.
+        // For IPv6 the kernel sends no `Local` attribute, except for an address with a peer address.
         message.attributes = match address {
             IpAddr::V4(_) => vec![AddressAttribute::Address(address), AddressAttribute::Local(address)],
             IpAddr::V6(_) => vec![AddressAttribute::Address(address)],
@@ -148,7 +148,7 @@ mod tests {
     }
 
     #[test]
-    fn a_dump_in_any_order_has_one_spec() {
+    fn the_spec_does_not_depend_on_the_order_of_messages() {
         let up = LinkFlags::Up | LinkFlags::LowerUp;
         let hop = |text: &str| {
             let mut hop = RouteNextHop::default();

@@ -1,4 +1,4 @@
-//! Snapshots composed from scratch, which the incremental composition must equal.
+//! Composes snapshots from scratch. The snapshots of the incremental composition must equal them.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -23,12 +23,12 @@ pub(super) struct Observed {
     pub(super) advertisements: Named<Advertisement>,
     pub(super) addresses: BTreeMap<IpAddr, Arc<Record>>,
     pub(super) peer_links: Named<PeerLinks>,
-    /// See [`Composition`].
+    /// The nodes that the speaker has heard on each link; `None` if no speaker runs.
     pub(super) neighbours: Option<Neighbours>,
 }
 
 impl Observed {
-    /// The changes that lead here from `before`. An object that is the same `Arc` has not changed.
+    /// The changes from `before` to these objects. An object that is the same `Arc` has not changed.
     pub(super) fn changes_since(&self, before: &Self) -> Vec<Change> {
         let services =
             changed_entries(&before.services, &self.services).map(|(key, _, after)| Change::Service(key, after));
@@ -76,7 +76,7 @@ fn changed_entries<K: Ord + Clone, V>(
     })
 }
 
-/// Both snapshots of `node`, composed kind by kind.
+/// The snapshots for the dataplane and the speaker of `node`, composed kind by kind.
 pub(super) fn snapshots(
     node: &str,
     observed: &Observed,
@@ -118,7 +118,7 @@ pub(super) fn snapshots(
     (dataplane, speaker::Snapshot { node_addresses, addresses: eligibility.policies().clone() })
 }
 
-/// The Services that have an address of a pool whose packets are not spread.
+/// The Services that hold an address of a pool with spreading disabled.
 fn unspread(addresses: &BTreeMap<IpAddr, Arc<Record>>, pools: &BTreeMap<String, Arc<PoolSettings>>) -> BTreeSet<Key> {
     if pools.values().all(|pool| pool.spread) {
         return BTreeSet::new();

@@ -1,4 +1,4 @@
-//! The parts of the snapshots that are derived from a few objects.
+//! Tests of the single parts of the snapshots: objects, options, reply links, and links with their peers.
 
 use super::super::*;
 use super::oracle::Observed;
@@ -60,7 +60,7 @@ fn objects() -> Observed {
 }
 
 #[test]
-fn only_load_balancers_and_used_records_are_composed() {
+fn other_services_and_records_being_deleted_are_left_out() {
     let mut composition = objects().composition("n1");
     composition.dataplane.dead = BTreeSet::from(["n2".into()]);
     let (dataplane, speaker) = (&composition.dataplane, &composition.speaker);
@@ -113,7 +113,7 @@ fn a_service_or_its_pool_disables_spreading() {
 }
 
 #[test]
-fn reply_links_exclude_pods_and_unused_families() {
+fn reply_links_exclude_pod_links_and_unused_families() {
     let composition = objects().composition("n1");
     let link = |name: &str, addresses: &[&str]| NodeLink {
         name: name.into(),
@@ -163,7 +163,7 @@ fn frames_are_re_sent_to_heard_nodes_of_the_network() {
     ]);
     assert_eq!(objects.composition("n1").dataplane.links, expected);
     assert_eq!(objects.composition("n4").dataplane.links, BTreeMap::new(), "no other node on its link");
-    // With a speaker, only those nodes that it heard on the link from the MAC address in their NodeNetwork.
+    // With a speaker, a node is a peer only if the speaker heard it from the MAC address in its NodeNetwork.
     let mut neighbours = Neighbours::default();
     neighbours.record("eth0", "n2", mac(0, 2));
     neighbours.record("eth0", "n3", mac(0, 9));
