@@ -35,7 +35,7 @@ impl FromStr for MetricsAddress {
 
 /// Answers requests until the future is dropped. `text` returns all metrics in the text format of OpenMetrics 1.0, and
 /// `unready` returns why the process is not ready, if it is not. If the server cannot listen, this logs a warning, and
-/// the process goes on.
+/// the process continues.
 pub(crate) async fn serve(
     address: MetricsAddress,
     text: impl Fn() -> Result<String, fmt::Error> + Clone + Send + Sync + 'static,
@@ -109,7 +109,7 @@ mod tests {
     async fn metrics_health_and_readiness_are_served() {
         let listener = listen("[::]:0".parse().expect("an address")).await.expect("listen");
         let port = listener.local_addr().expect("an address").port();
-        // Over IPv4, although it listens on IPv6 if possible.
+        // The requests use IPv4, although the server listens on IPv6 if possible.
         let address = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
         let requests = async {
             let plain = "text/plain; charset=utf-8";

@@ -14,7 +14,7 @@ pub(crate) async fn run(client: &Client, node: &str, backend: Backend, counts: b
     print(&ruleset_text(node, &agent::plan_once(client, node, backend, counts).await))
 }
 
-/// The ruleset and its problems. No node counts as dead, since only speakers detect dead nodes.
+/// The ruleset and its problems, as text. No node is treated as dead: only speakers detect dead nodes.
 fn ruleset_text(node: &str, planned: &Planned) -> String {
     let ruleset = dataplane::rules::plan_ruleset(&planned.snapshot);
     let mut text = format!("# rules for node {node}: {} addresses\n", ruleset.addresses.len());

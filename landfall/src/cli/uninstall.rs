@@ -4,7 +4,7 @@
 //!   policies           they forbid the deletion of addresses in use
 //!   controller         assigns no further address
 //!   Services           lose our finalizer, conditions and addresses, so that they can be deleted
-//!   LoadBalancerIPs    agents withdraw their addresses from the wire, then from the kernel
+//!   LoadBalancerIPs    agents withdraw these addresses, then remove them from the kernel
 //!   agents             each removes its tables, rules and routes, since no address is left
 //!   the rest           pools, NodeNetworks, definitions, roles, namespace
 //! ```
@@ -103,8 +103,8 @@ impl<K: Resource<DynamicType = ()> + DeserializeOwned + Clone + Debug> Object fo
 /// A Service that Landfall has written to.
 struct OurService {
     service: Service,
-    /// Whether Landfall wrote its address and its finalizer, and not only a condition. An address and a finalizer of a
-    /// pending Service may be from another provider.
+    /// Whether Landfall wrote the address and the finalizer of the Service, and not only a condition. If not, an
+    /// address and a finalizer may be from another provider.
     has_address: bool,
 }
 
