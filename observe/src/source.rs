@@ -102,7 +102,7 @@ pub fn node_networks() -> Source<NodeNetwork, String, Network> {
     Source { key: |meta| meta.name.clone(), read: |object| Ok(Some(Network::from(object))), labels: "" }
 }
 
-/// NodeNetworks by the name of the node, for agents that re-send frames to those nodes.
+/// NodeNetworks, by the name of the node: the view of agents, which re-send frames to these nodes.
 pub fn peer_links() -> Source<NodeNetwork, String, PeerLinks> {
     Source { key: |meta| meta.name.clone(), read: |object| Ok(Some(PeerLinks::from(object))), labels: "" }
 }
@@ -117,7 +117,7 @@ pub fn pools() -> Source<IPAddressPool, String, IPAddressPool> {
     Source { key: |meta| meta.name.clone(), read, labels: "" }
 }
 
-/// IPAddressPools by name, for node agents.
+/// IPAddressPools, by name: the view of agents.
 pub fn pool_settings() -> Source<IPAddressPool, String, PoolSettings> {
     Source { key: |meta| meta.name.clone(), read: |object| Ok(Some(PoolSettings::from(object))), labels: "" }
 }

@@ -106,15 +106,15 @@ impl<K: Ord + Clone, V: PartialEq> Store<K, V> {
         table.is_synced().then(|| read(&table))
     }
 
-    /// Applies the response to an own write or to a read of one object: see [`Table::apply_response`]. An object that
-    /// cannot be parsed is logged by the watch.
+    /// Applies the response to one of our writes, or to a read of one object: see [`Table::apply_response`]. If the
+    /// object cannot be parsed, the watch logs it.
     pub fn apply_response<R: Resource<DynamicType = ()>>(&self, source: Source<R, K, V>, object: &R) {
         if let Some((observation, _)) = source.observe(object) {
             self.update(|table| table.apply_response(observation));
         }
     }
 
-    /// Removes an object after the response to an own deletion: see [`Table::forget`].
+    /// Removes an object after the response to one of our deletions: see [`Table::forget`].
     pub fn forget(&self, key: &K, uid: &str) {
         self.update(|table| table.forget(key, uid));
     }

@@ -1,15 +1,15 @@
 //! The newest known state of the objects of one kind, by key.
 //!
-//! A table has two inputs: the watch (a list, then events in order) and the responses to own writes, those of this
-//! process. The inputs arrive in any order, and the table never goes back to an older state:
+//! A table has two inputs: the watch (a list, then events in order), and the responses to our writes, which are those
+//! of this process. The inputs arrive in any order, and the table never goes back to an older state:
 //!
 //! - Versions of all objects of a kind can be compared (KEP-5504). The watch sends events in the order of versions. A
 //!   response with a version up to that of the last event is ignored: the watch has already sent the result of that
 //!   write, even if the object has since been deleted.
 //! - A response with a newer version is ahead of the watch. Its state stays in the table until the watch catches up;
 //!   older events in between are ignored.
-//! - An object that an own write deleted, identified by its UID, stays deleted; older events do not restore it.
-//! - A list replaces everything except own writes that are newer than the list.
+//! - An object that one of our writes deleted, identified by its UID, stays deleted; older events do not restore it.
+//! - A list replaces everything except the results of our writes that are newer than the list.
 //!
 //! Events and responses → the newest state of each object, and whether it changed. The result does not depend on the
 //! order of arrival.
@@ -61,7 +61,7 @@ pub struct Table<K, V> {
     unreadable: BTreeSet<K>,
     /// The watch has sent all events up to this version.
     watch_version: ResourceVersion,
-    /// Objects that were deleted by own writes. An entry stays for a short time, until the watch reports the deletion.
+    /// Objects that our writes deleted. An entry stays for a short time, until the watch reports the deletion.
     deleted: BTreeMap<K, Deleted>,
     /// A list that is being received.
     listing: Option<BTreeMap<K, Listed<V>>>,
@@ -70,8 +70,8 @@ pub struct Table<K, V> {
     changed: BTreeMap<K, Option<Arc<V>>>,
 }
 
-/// An object of a list that is being received. It takes little memory, because tens of thousands of them exist beside
-/// the old state.
+/// An object of a list that is being received. This struct is small, because tens of thousands of them exist at the
+/// same time as the old state.
 #[derive(Debug)]
 struct Listed<V> {
     uid: InternedStr,
@@ -79,13 +79,13 @@ struct Listed<V> {
     content: Content<Arc<V>>,
 }
 
-/// An object that was deleted by an own write.
+/// An object that one of our writes deleted.
 #[derive(Debug)]
 struct Deleted {
     uid: InternedStr,
     /// The last known version.
     version: ResourceVersion,
-    /// Whether a list was requested after the deletion. The deletion precedes such a list.
+    /// Whether a list was requested after the deletion. Such a list includes the deletion.
     listed_since: bool,
 }
 
@@ -93,10 +93,10 @@ struct Deleted {
 struct Entry<V> {
     uid: InternedStr,
     version: ResourceVersion,
-    /// `None` if an own write changed the object to a state that Landfall ignores. The entry stays until the watch
+    /// `None` if one of our writes changed the object to a state that Landfall ignores. The entry stays until the watch
     /// catches up.
     value: Option<Arc<V>>,
-    /// Whether this is the response to an own write, and no list was requested since.
+    /// Whether this is the response to one of our writes, and no list was requested since.
     own: bool,
 }
 
@@ -161,8 +161,8 @@ impl<K: Ord + Clone, V: PartialEq> Table<K, V> {
     /// Starts to receive a list. Must be called before the request is sent. A list that is being received is discarded.
     pub fn begin_list(&mut self) {
         self.listing = Some(BTreeMap::new());
-        // The list reflects every write that was answered before its request. So it replaces these states even if its
-        // version is lower, as after the storage of the API server was restored from a backup.
+        // The list includes every write that was answered before the list was requested. So it replaces the results of
+        // these writes even if its version is lower, as after the storage of the API server was restored from a backup.
         for entry in self.entries.values_mut() {
             entry.own = false;
         }
@@ -191,7 +191,8 @@ impl<K: Ord + Clone, V: PartialEq> Table<K, V> {
         let Some(listing) = self.listing.take() else { return false };
         let before = std::mem::take(&mut self.entries);
         let unreadable_before = std::mem::take(&mut self.unreadable);
-        // No more events arrive for objects that did not exist when the list was taken.
+        // An entry stays only while the watch can still report the deletion: of an object that the list contains, or
+        // whose last version is newer than the list.
         self.deleted.retain(|key, deleted| {
             let listed = listing.get(key).is_some_and(|observation| observation.uid == deleted.uid);
             !deleted.listed_since && (listed || deleted.version > version)
@@ -242,7 +243,7 @@ impl<K: Ord + Clone, V: PartialEq> Table<K, V> {
         self.insert(observation, false)
     }
 
-    /// Applies a watch event: the object was deleted by the write `version`. Returns whether the known state changed.
+    /// Applies a watch event: the deletion of the object, at `version`. Returns whether the known state changed.
     pub fn apply_deletion(&mut self, key: &K, uid: &str, version: ResourceVersion) -> bool {
         self.watch_version = self.watch_version.max(version);
         if self.deleted.get(key).is_some_and(|deleted| deleted.uid == uid) {
@@ -259,7 +260,7 @@ impl<K: Ord + Clone, V: PartialEq> Table<K, V> {
         self.watch_version = self.watch_version.max(version);
     }
 
-    /// Applies the response to an own write or to a read of one object. Returns whether the known state changed.
+    /// Applies the response to one of our writes, or to a read of one object. Returns whether the known state changed.
     pub fn apply_response(&mut self, observation: Observation<K, V>) -> bool {
         let version = observation.version;
         let is_older = |entry: &Entry<V>| version <= entry.version;
@@ -272,7 +273,8 @@ impl<K: Ord + Clone, V: PartialEq> Table<K, V> {
         self.insert(observation, true)
     }
 
-    /// Removes the object with this UID after the response to an own deletion. Returns whether the known state changed.
+    /// Removes the object with this UID after the response to one of our deletions. Returns whether the known state
+    /// changed.
     pub fn forget(&mut self, key: &K, uid: &str) -> bool {
         // If the object is missing, the watch has already reported the deletion.
         let Some(entry) = self.entries.get(key).filter(|entry| entry.uid == uid) else { return false };
@@ -281,7 +283,7 @@ impl<K: Ord + Clone, V: PartialEq> Table<K, V> {
         self.remove(key)
     }
 
-    /// Whether an own write has deleted the observed object since.
+    /// Whether one of our writes has deleted the observed object since.
     fn is_deleted(&self, observation: &Observation<K, V>) -> bool {
         let deleted = self.deleted.get(&observation.key);
         deleted.is_some_and(|deleted| deleted.is_after(&observation.uid, observation.version))

@@ -8,8 +8,8 @@
 //!        +------------------ version too old (410) <--------------------+
 //! ```
 //!
-//! The watcher of kube is not used because it does not expose the version of a list. Without it, the response to an own
-//! write cannot be ordered relative to the list (see [`crate::table`]).
+//! The watcher of kube is not used because it does not expose the version of a list. Without this version, the response
+//! to one of our writes cannot be ordered relative to the list (see [`crate::table`]).
 //!
 //! Cancel safe: received events are in the store, and an unfinished list is requested again.
 
@@ -76,10 +76,10 @@ pub(crate) enum WatchError {
     NoVersion,
 }
 
-/// The result of a request, or an error after this time without a response.
+/// The result of a request, or an error if no response arrives within `limit`.
 ///
 /// # Errors
-/// Those of the request, and [`kube::Error::Service`] without a response.
+/// Those of the request, and [`kube::Error::Service`] if no response arrives.
 pub async fn await_response<T>(limit: Duration, request: impl Future<Output = kube::Result<T>>) -> kube::Result<T> {
     let no_response = |_| Err(kube::Error::Service("the API server does not answer".into()));
     timeout(limit, request).await.unwrap_or_else(no_response)
@@ -327,7 +327,7 @@ pub(crate) mod tests {
     use std::collections::VecDeque;
     use std::sync::{Arc, Mutex};
 
-    /// A client of an API server that returns these responses (code and body) in turn, and then none. Also returns the
+    /// A client of an API server that sends these responses (code and body) in turn, and then none; and the list of the
     /// requested URLs.
     pub(crate) fn scripted_client(responses: Vec<(u16, String)>) -> (Client, Arc<Mutex<Vec<String>>>) {
         let requested = Arc::new(Mutex::new(Vec::new()));

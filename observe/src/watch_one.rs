@@ -41,7 +41,8 @@ pub struct OneObject<K> {
 /// The verb of the requests that read the object. The role must grant this verb and `watch`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ReadBy {
-    /// While the object does not exist, there is no version to watch from, so the read is repeated after a delay.
+    /// A read of the object by name. While the object does not exist, there is no version to watch from, so the read is
+    /// repeated after a delay.
     Get,
     /// A list that is limited to the name. It has a version even if the object does not exist, so the watch also
     /// reports the creation.
@@ -57,7 +58,7 @@ pub enum Seen<K> {
     Missing,
     /// The watch reported the deletion of the object.
     Deleted,
-    /// An attempt failed, with this error and its causes. Further failures are not reported until the object is read.
+    /// An attempt failed, with this error and its causes. Further failures are not reported until a read succeeds.
     /// Attempts continue.
     Failing(String),
 }
@@ -169,7 +170,7 @@ mod tests {
                 Seen::Failing(_) => "failing".to_owned(),
             });
         });
-        // After the last response, the next request remains without one. This time is shorter than its timeout.
+        // The request after the last response gets no response. This time is shorter than the timeout of that request.
         let never = timeout(Duration::from_secs(20), watch).await;
         assert!(never.is_err());
         let requests = requests.lock().expect("no panic").clone();
@@ -213,7 +214,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn an_error_that_ends_the_watch_is_reported_unless_the_version_is_too_old() {
+    async fn an_error_event_is_reported_unless_the_version_expired() {
         for (code, expected) in [(410, &["3", "11"][..]), (403, &["3", "failing", "11"])] {
             let answers =
                 vec![list(9, json!([object(3)])), events(&[("ERROR", refusal(code))]), list(12, json!([object(11)]))];
