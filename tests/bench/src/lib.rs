@@ -1,22 +1,22 @@
 //! Benchmarks on the lab: Landfall beside the least possible work, in the same run.
 //!
-//! No figure stands alone, because the machine, the API server and their load differ from day to day. Each contender has
-//! a rival that makes the same writes without any decision; the result is their ratio. Contender and rival take turns.
-//! Each ratio compares two adjacent runs, and is printed with the range of the ratios. On the wire the rival is
-//! keepalived, in the same run and measured by the same probe.
+//! No figure stands alone, because the machine, the API server and their load differ from day to day. Each contender
+//! has a rival that makes the same writes without any decision; the result is the ratio of the two. Contender and rival
+//! take turns. Each ratio compares two adjacent runs, and is printed with the range of all ratios. The rival of
+//! failover is keepalived, in the same run and measured by the same probe.
 //!
 //! | module | contents |
 //! |---|---|
 //! | [`distribution`] | medians, percentiles, ratios (pure) |
 //! | [`report`] | the table for people and the JSON for programs (pure) |
 //! | [`writes`] | the two writes that give a Service an address, as the rivals make them |
-//! | [`rivals`] | processes that make only these writes: a bare loop, an echo of a watch; and one that only lists |
+//! | [`rivals`] | processes that make only these writes (a bare loop, an echo of a watch), or that only list |
 //! | [`sightings`] | a watch of Services with the time when each got its address |
 //! | [`stage`] | a control plane for measurements, the processes on it, and their cost |
 //! | [`metrics`] | the API server's count of requests (pure) |
 //! | [`progress`] | elapsed time, quick mode and random times of a benchmark |
 //! | [`probe`] | continuous requests to an address, from a host on the LAN |
-//! | [`connector`] | continuous connects, from a host on the LAN |
+//! | [`connector`] | continuous connection attempts, from a host on the LAN |
 //! | [`gaps`] | outages in the log of a probe (pure) |
 //! | [`sniffer`] | gratuitous ARP as a host on the LAN receives it |
 //! | [`usage`] | the CPU time of a process, and of one of its threads |

@@ -1,7 +1,7 @@
 //! Rivals that do only the necessary work. Each is a process with one thread, like Landfall's controller.
 //!
-//! - [`bare`]: the writes of a bulk allocation for a list of Services, as many at a time as Landfall has.
-//! - [`echo`]: a watch, and the writes for each new Service at once.
+//! - [`bare`]: a list of Services, and the writes that allocate an address to each, as many at a time as Landfall.
+//! - [`echo`]: a watch, and the writes for each new Service as soon as its event arrives.
 //! - [`list`]: the lists that a controller must receive before its first decision.
 
 use std::collections::BTreeMap;
@@ -25,10 +25,10 @@ const CONCURRENCY: usize = 64;
 /// How long a watch lasts before the next begins, in seconds.
 const WATCH: u32 = 290;
 
-/// Gives an address to every Service without one, and returns.
+/// Assigns an address to every Service without one, and returns.
 ///
 /// # Errors
-/// If a write fails: there is no other writer, so none may.
+/// If a write fails. No other process writes, so no write should fail.
 pub async fn bare(client: Client) -> Result<()> {
     let services: Api<Service> = Api::all(client.clone());
     let services = services.list(&ListParams::default()).await.context("list Services")?;
@@ -53,7 +53,8 @@ pub async fn bare(client: Client) -> Result<()> {
     }
 }
 
-/// Serves every Service of its class until it is stopped.
+/// Assigns an address to each new Service of [`ECHO_CLASS`], and releases the address of each deleted one, until the
+/// future is dropped.
 ///
 /// # Errors
 /// If a write fails, or the API server ends a watch with an error.

@@ -1,12 +1,13 @@
 //! The time until a packet follows a change, alone and among a thousand other changes per second.
 //!
-//! The canary's endpoint changes its port. A client sends it datagrams, each from a new port like a new client, until
-//! one arrives at the new port. The time starts when the agent's event loop receives the snapshot. Snapshots are
-//! created as in the agent. For a single change the time excludes reading the event and composing the snapshot. Among
-//! others it includes a copy of the whole snapshot.
+//! The canary is the last of the Services. Its endpoint changes its port. A client sends datagrams to the canary, each
+//! from a new port like a new client, until one arrives at the endpoint's new port. The time starts when the agent's
+//! event loop receives the snapshot. Snapshots are created as in the agent. The time of a single change excludes
+//! reading the event and composing the snapshot. The time of a change among others includes a copy of the whole
+//! snapshot.
 //!
-//! There is no wait for answers. A veth delivers packets in the context of the sender, so a datagram has arrived when
-//! `send` returns, or never arrives. Times are rounded up to the pause between two datagrams.
+//! The client does not wait for answers. A veth delivers packets in the context of the sender, so a datagram has
+//! arrived when `send` returns, or never arrives. Times are rounded up to the pause between two datagrams.
 
 use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
 use std::sync::Arc;
@@ -27,10 +28,10 @@ use crate::{Bench, Figure};
 /// The pause between two datagrams.
 const PAUSE: Duration = Duration::from_micros(100);
 
-/// The longest time for a change.
+/// The longest time to wait for the effect of a change.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// The number of ports that the canary's endpoint uses in turn.
+/// The number of ports that the canary's endpoint uses, one after the other.
 const PORTS: usize = 64;
 
 /// The time between two changes of the canary, among other changes.
@@ -187,8 +188,8 @@ struct Changes {
     snapshots: usize,
 }
 
-/// Changes a Service a thousand times per second, and the canary now and then. As in the agent, one snapshot contains
-/// all changes that are due at the same time.
+/// Changes one of the other Services every [`CHANGE_INTERVAL`], and the canary every [`CANARY_INTERVAL`]. As in the
+/// agent, one snapshot contains all changes that are due at the same time.
 fn make_changes(canary: &mut Canary, time: Duration, current: &AtomicUsize) -> Result<Changes> {
     let (begun, mut due, mut snapshots, mut done) = (Instant::now(), vec![], 0, 0);
     let others = canary.size.services - 1;
@@ -202,7 +203,7 @@ fn make_changes(canary: &mut Canary, time: Duration, current: &AtomicUsize) -> R
             canary.snapshot.slices.insert(synthetic::key(service), [synthetic::slice(service, PORT, endpoints)].into());
         }
         done = until as u32;
-        // If the loop is late, the time of each change still counts from when it was due.
+        // If the loop is late, the time of a change still starts when the change was due.
         let before = due.len();
         while let next = begun + CANARY_INTERVAL * (due.len() as u32 + 1)
             && next <= Instant::now()
@@ -221,8 +222,8 @@ fn make_changes(canary: &mut Canary, time: Duration, current: &AtomicUsize) -> R
     Ok(Changes { due, snapshots })
 }
 
-/// Sends datagrams until `over`. Returns the changes of the canary whose port received one, with the time of the first
-/// arrival.
+/// Sends datagrams until `over`. Returns each change of the canary whose port received a datagram, with the time of the
+/// first arrival.
 fn watch_arrivals(
     target: SocketAddr,
     sockets: &[UdpSocket],

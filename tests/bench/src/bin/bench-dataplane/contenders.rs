@@ -1,5 +1,5 @@
-//! The contenders of the CPU measurement, each with a [`ForwardingPath`]: floors, kube-proxy, and Landfall in several
-//! sizes.
+//! The contenders of the CPU measurement, each with a [`ForwardingPath`]: floors (the least possible work), kube-proxy,
+//! and Landfall in several sizes.
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
@@ -111,7 +111,7 @@ fn program(
         Engine::open()?.apply(&Arc::new(plan_ruleset(snapshot))).context("program the kernel")?;
         Ok(())
     })?;
-    // Sizes differ, so each contender has its own address.
+    // The sizes of the contenders differ, so each of them has its own address.
     let address: IpAddr = synthetic::lb_ip(size.services - 1);
     ends.route_via(address, &path)?;
     Ok(Contender { name, target: (address, synthetic::PORT).into(), path: Some(path), is_spread: false })

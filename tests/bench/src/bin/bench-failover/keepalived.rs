@@ -1,13 +1,13 @@
-//! The rival: keepalived, which assigns an address to the best of three hosts by VRRP (RFC 5798), in two settings.
+//! The rival: keepalived, in two settings. It keeps an address on one of three hosts, by VRRP (RFC 5798).
 //!
-//! - *50 ms*: an advertisement every 50 ms, as often as Landfall sends a Hello. A backup takes over after three of them
-//!   and the skew. The skew depends on priorities, which are high so that it is short.
+//! - *50 ms*: an advertisement every 50 ms, as often as Landfall sends a Hello. A backup takes over after three
+//!   intervals and the skew time. The priorities are high, so that the skew time is short (RFC 5798 § 6.1).
 //! - *1 s*: an advertisement every second, the default.
 //!
-//! Neither setting preempts (`nopreempt`), like Landfall.
+//! As with Landfall, a host that returns does not take the address back (`nopreempt`).
 //!
-//! On each host a responder of this program answers at the address. It is bound there whether the host has the address
-//! or not. All processes run on client hosts of the lab, and end with them.
+//! On each host a process of this program, the responder, answers at the address. It is bound to the address even while
+//! the host does not have it. All processes run on client hosts of the lab, and end with them.
 
 use std::fs;
 use std::io::ErrorKind;
@@ -27,7 +27,7 @@ const GROUP: u8 = 3;
 /// The port of the responder.
 pub const PORT: u16 = 80;
 
-/// The name of its process on a host.
+/// The name of keepalived's process on a host.
 const DAEMON: &str = "keepalived";
 
 /// A configuration of keepalived.
@@ -106,7 +106,7 @@ impl Setting {
     }
 }
 
-/// Answers each datagram with the same bytes, and accepts each connect.
+/// Answers each datagram with the same bytes, and accepts each connection.
 pub fn answer(address: Ipv4Addr, port: u16) -> Result<()> {
     let listener = TcpListener::bind((address, port)).with_context(|| format!("listen at {address}:{port}"))?;
     let socket = UdpSocket::bind((address, port)).with_context(|| format!("bind {address}:{port}"))?;

@@ -1,12 +1,13 @@
 //! The owner of thousands of addresses is cut off: the time from the first takeover to the last.
 //!
-//! The addresses belong to Services on the cluster, and are allocated and programmed as usual. An advertisement prefers
-//! one node until that node owns all of them. Then it is deleted, which moves no address. An address counts from when
-//! the client receives a gratuitous ARP from its next owner, because the client then sends there. Afterwards a sample
-//! is tested: these Services have no pods, so each address must refuse a connect.
+//! The addresses belong to Services of the cluster, and are allocated and programmed as usual. An advertisement prefers
+//! one node until that node owns all addresses. Then the advertisement is deleted, which moves no address. The takeover
+//! of an address is complete when the client receives a gratuitous ARP from the next owner: from then on, the client
+//! sends packets to that node. Afterwards a sample of the addresses is tested. Their Services have no pods, so each
+//! address must refuse a connection.
 //!
-//! Beside it stands the time in which the same LAN carries as many frames from the same nodes without any other work
-//! ([`floor`]).
+//! The result is compared with a floor: the time in which the same LAN carries as many frames from the same nodes,
+//! without any other work ([`floor`]).
 
 use std::net::Ipv4Addr;
 use std::time::{Duration, Instant};
@@ -60,7 +61,7 @@ pub async fn measure(bench: &Bench, report: &mut Report, testbed: &FailoverTestb
     wait_until_announced(testbed, count).await?;
     advertisements.delete("many", &DeleteParams::default()).await?;
     testbed.client.output(["ip", "route", "replace", "198.18.0.0/15", "dev", "eth0"])?;
-    // Until the last bursts are over, and all nodes know that no node is preferred.
+    // By then the last bursts are over, and all nodes have observed that no node is preferred.
     sleep(Duration::from_secs(6)).await;
     bench.progress(&format!("{count} addresses on {OWNER} after {} s", since.elapsed().as_secs()))?;
 
@@ -72,7 +73,7 @@ pub async fn measure(bench: &Bench, report: &mut Report, testbed: &FailoverTestb
     let sniffer = Sniffer::begin(&testbed.client)?;
     let cut = sniffer.elapsed_time();
     cluster.cut(OWNER, Direction::Both)?;
-    // All repetitions are included: a host that misses a frame receives the next one.
+    // The sniffer records all repetitions, too: a host that misses a frame receives the next one.
     sleep(Duration::from_secs(5)).await;
     let announcements = sniffer.end()?;
     let mut first = first_by_others(&announcements, before);
@@ -129,7 +130,7 @@ async fn create_services(testbed: &FailoverTestbed, count: u32) -> Result<()> {
 async fn wait_until_announced(testbed: &FailoverTestbed, count: u32) -> Result<()> {
     let records: Api<LoadBalancerIP> = Api::all(testbed.world.client.clone());
     wait_until(SOON + TIME_PER_ADDRESS * count, &format!("{OWNER} to announce {count} addresses"), async || {
-        // Each list is megabytes, and takes time of the API server from the agents.
+        // Each list has several megabytes, and the API server serves the agents more slowly meanwhile.
         sleep(COUNT_INTERVAL).await;
         let records = records.list(&ListParams::default()).await?.items;
         let announced = records.iter().filter(|record| record.spec.pool == "many" && is_at_owner(record)).count();
@@ -144,7 +145,7 @@ fn is_at_owner(record: &LoadBalancerIP) -> bool {
     announcers.len() == 1 && announcers[0].node == OWNER
 }
 
-/// Waits until each of these addresses refuses a connect.
+/// Waits until each of these addresses refuses a connection.
 async fn wait_until_refused(testbed: &FailoverTestbed, sample: &[Ipv4Addr]) -> Result<()> {
     for address in sample {
         wait_until(SOON, &format!("{address} to refuse a connect"), async || {
