@@ -26,7 +26,7 @@ async fn services_with_one_key_share_an_address() -> Result<()> {
     world.end()
 }
 
-/// The fields of a Service with this key and this TCP port, and other fields.
+/// The fields of a Service with this sharing key and this TCP port, and more fields.
 fn sharing(key: &str, port: u16, more: Value) -> Value {
     let mut service = with_annotations(&[(SHARING_KEY, key)]);
     merge(&mut service, json!({"spec": {"ports": [{"name": "main", "port": port, "targetPort": 8080}]}}));
@@ -92,7 +92,7 @@ async fn incompatible_services_get_other_addresses(scene: &Scene<'_>) -> Result<
         ("other-key", sharing("K", 82, json!({})), 12),
         ("no-key", json!({}), 13),
         ("local", sharing("k", 83, local), 14),
-        // Joins the first compatible address, not the first one.
+        // Shares the first address that is compatible, not the first address.
         ("joins", sharing("k", 80, json!({})), 11),
     ] {
         scene.create_service(name, service).await?;
@@ -123,7 +123,7 @@ async fn an_incompatible_request_for_an_address_is_refused(scene: &Scene<'_>) ->
         let message = scene.expect_refusal(name, reason).await?;
         ensure!(message.contains(&format!("{}/first", scene.namespace_name(""))), "{name}: {message}");
     }
-    // After a change that makes it compatible, it joins.
+    // After a change that makes the Service compatible, it shares the address.
     scene.patch_service("same-port", json!({"spec": {"ports": [{"name": "main", "port": 8080}]}})).await?;
     scene.expect_addresses("same-port", &[scene.ip(10)]).await?;
     scene.expect_addresses("first", &[scene.ip(10)]).await
@@ -167,7 +167,7 @@ async fn the_changed_service_loses_the_shared_address(scene: &Scene<'_>) -> Resu
         scene.create_service(name, sharing("k", port, json!({}))).await?;
         scene.expect_addresses(name, &[scene.ip(10)]).await?;
     }
-    // The oldest Service is the one that changes: it does not displace the others.
+    // The Service that changes is the oldest one. Even so, it does not displace the others.
     scene.patch_service("first", json!({"spec": {"ports": [{"name": "main", "port": 81}]}})).await?;
     scene.expect_addresses("first", &[scene.ip(11)]).await?;
     scene.expect_addresses("second", &[scene.ip(10)]).await?;
