@@ -47,7 +47,7 @@ async fn clusters_with_the_same_addresses_are_isolated() -> Result<()> {
 
 #[tokio::test]
 async fn the_next_start_removes_the_cluster_of_a_killed_run() -> Result<()> {
-    // Killed during the start, before its description is written.
+    // The creator is killed during the start, before the description of the cluster is written.
     let mut creator = Command::new(LAB).args(["up", "lab-killed", "--nodes", "2"]).stdout(Stdio::null()).spawn()?;
     wait_until(SOON, "a process of the cluster to run", async || {
         let traces = traces("lab-killed");
@@ -82,7 +82,7 @@ async fn a_cluster_of_the_command_line_stays_until_it_is_replaced_or_removed() -
     assert!(lab(&["status", "lab-cli"])?.contains("kube-apiserver"));
     assert_eq!(lab(&["exec", "lab-cli", "n1", "--", "hostname"])?, "n1\n");
 
-    // The sweep of another run leaves it alone, and other processes can use it.
+    // The sweep of another run leaves the cluster alone, and other processes can use it.
     let cluster = Cluster::attach("lab-cli").await?;
     drop(cluster);
     Cluster::start("lab-passing", &small()).await?.remove()?;

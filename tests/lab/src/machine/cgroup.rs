@@ -14,8 +14,8 @@ use anyhow::{Context, Result, ensure};
 
 /// The lab's directory in every hierarchy.
 const PARENT: &str = "landfall-lab";
-/// Limit of waiting for killed or frozen processes. SIGKILL of a few hundred processes takes milliseconds; a process in
-/// uninterruptible sleep would exceed this.
+/// The longest wait until processes are killed or frozen. SIGKILL of a few hundred processes takes milliseconds; a
+/// process in uninterruptible sleep would exceed this limit.
 const KILL_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// The mounted cgroup hierarchies of this machine.
@@ -49,8 +49,8 @@ impl CgroupHierarchies {
         Cgroup { path: self.unified.join(PARENT).join(cluster) }
     }
 
-    /// Creates the subtree of each version 1 hierarchy that a node sees as the whole hierarchy. Returns (name, path) of
-    /// each.
+    /// Creates a subtree for a node in each version 1 hierarchy. The node sees its subtree as the whole hierarchy.
+    /// Returns (name, path) of each subtree.
     pub fn create_subtrees(&self, cluster: &str, host: &str) -> Result<Vec<(String, PathBuf)>> {
         let mut subtrees = Vec::new();
         for mount in &self.controllers {
@@ -72,7 +72,7 @@ impl CgroupHierarchies {
         Ok(subtrees)
     }
 
-    /// Removes a node's subtree of each version 1 hierarchy. Its processes must have ended.
+    /// Removes a node's subtree from each version 1 hierarchy. Its processes must have ended.
     pub fn remove_subtrees(&self, cluster: &str, host: &str) -> Result<()> {
         self.controllers.iter().try_for_each(|mount| remove_tree(&mount.join(PARENT).join(cluster).join(host)))
     }
@@ -116,8 +116,8 @@ impl Cgroup {
         create(&self.path)
     }
 
-    /// Opens `cgroup.procs`. A process joins the group when it writes `0` to this file, for which it needs no
-    /// allocation.
+    /// Opens `cgroup.procs`. A process joins the group when it writes `0` to this file. This needs no allocation, so it
+    /// is safe between fork and exec.
     pub fn open_procs(&self) -> Result<fs::File> {
         let path = self.path.join("cgroup.procs");
         fs::OpenOptions::new().write(true).open(&path).with_context(|| format!("open {}", path.display()))
