@@ -1,8 +1,8 @@
 //! The speaker without its sockets, its clock and its sleep.
 //!
-//! Inputs are frames, links, snapshots and the addresses that the dataplane forwards. [`Machine::poll`] returns the work
-//! of a round as one [`Output`]. The real loop ([`crate::run`](fn@crate::run)) and the simulated network of the tests
-//! drive the same machine:
+//! Inputs are frames, links, snapshots and the addresses that the dataplane forwards. [`Machine::poll`] returns the
+//! work of a round as one [`Output`]. The real loop ([`crate::run`](fn@crate::run)) and the simulated network of the
+//! tests drive the same machine:
 //!
 //! ```text
 //!   loop {
@@ -14,7 +14,7 @@
 //!   }
 //! ```
 //!
-//! Times are durations since any fixed moment, the same for all calls.
+//! Times are durations since one fixed moment, which is the same for all calls.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv6Addr};
@@ -48,7 +48,7 @@ pub struct Machine {
     segments: BTreeMap<u32, Segment>,
     /// Addresses that this node may no longer announce, kept on their link until a successor takes over.
     outgoing: BTreeSet<IpAddr>,
-    /// If the speaker is about to stop: when it stops although peers have not taken over.
+    /// When the speaker stops even if peers have not taken over; `None` unless it is leaving.
     stops_by: Option<Duration>,
     is_done: bool,
     deaths: Deaths,
@@ -71,7 +71,7 @@ pub struct Output {
     pub events: Vec<Event>,
     /// If they changed: the dead nodes (see [`crate::peers::deaths`]).
     pub dead: Option<BTreeSet<String>>,
-    /// If they changed: the nodes on each link.
+    /// If they changed: the neighbours on each link.
     pub neighbours: Option<Neighbours>,
     /// Whether [`Machine::reportable`] or [`Machine::conflicts`] has changed.
     pub reports_changed: bool,
@@ -96,11 +96,12 @@ impl Machine {
         }
     }
 
-    /// Records that a round begins. Returns whether the loop must drop the frames in the sockets: after a suspension
+    /// Records that a round begins. Returns whether the loop must drop the frames in the sockets: during a suspension
     /// peers may have taken over, and then they have to answer those frames.
     ///
-    /// After a delay of more than an interval no peer counts as silent. A mere delay does not start a quiet period or
-    /// new announcements: on a busy machine, thousands of announcements would delay the loop again.
+    /// After a delay of more than an interval, each peer gets a new window before it counts as dead. A delay that is
+    /// shorter than a window starts neither a quiet period nor new announcements: on a busy machine, thousands of
+    /// announcements would delay the loop again.
     pub fn record_wake(&mut self, now: Duration) -> bool {
         let late = self.expected.map_or(Duration::ZERO, |expected| now.saturating_sub(expected));
         let is_stalled = late > self.slowest_interval();
@@ -176,7 +177,7 @@ impl Machine {
         }
     }
 
-    /// Receives a frame on a link. `at` is its time of arrival, which may lie before other inputs of this round.
+    /// Receives a frame on a link. `at` is its time of arrival, which may be before other inputs of this round.
     pub fn receive(&mut self, at: Duration, link: u32, channel: Channel, frame: &[u8]) {
         self.context.now = at;
         match channel {
@@ -193,7 +194,7 @@ impl Machine {
         let Context { now, config, keys, counters, .. } = &mut self.context;
         let dropped = &mut counters.dropped;
         let Ok((mac, payload)) = datagram::unwrap(frame) else { return dropped.malformed += 1 };
-        // Cheap checks first, so that foreign packets do not cost a calculation.
+        // Cheap checks first, so that no seal is computed for foreign packets.
         match codec::read_cluster(payload) {
             Ok(cluster) if cluster == config.cluster => {}
             Ok(_) => return dropped.cluster += 1,
@@ -209,14 +210,14 @@ impl Machine {
         let Ok(packet) = Packet::decode(body) else { return dropped.malformed += 1 };
         let Some(segment) = self.segments.get_mut(&link) else { return };
         segment.receive_hello(&mut self.context, mac, &packet);
-        // A node is a neighbour on a link if both hear each other there.
+        // A node is a neighbour on a link if the two nodes hear each other there.
         if let Some(peer) = segment.peers.get(&packet.node).filter(|peer| peer.lists_us) {
             self.neighbours_changed |= self.neighbours.record(&segment.link.name, &packet.node, peer.mac);
         }
     }
 
-    /// Begins to stop the speaker: it requests its peers to take over, and continues until they have, or for a few
-    /// intervals. Then it [is done](Self::is_done).
+    /// Begins to stop the speaker. Its Hellos request that peers take over. The speaker continues until they have taken
+    /// over, but at most for a few intervals. Then it [is done](Self::is_done).
     pub fn leave(&mut self, now: Duration) {
         if !self.context.leaving {
             self.context.leaving = true;
@@ -235,7 +236,7 @@ impl Machine {
         self.is_done
     }
 
-    /// Runs a round: does everything that is due. At most `room` addresses are announced unasked.
+    /// Runs a round: does everything that is due. Sends gratuitous ARP or unsolicited NAs for at most `room` addresses.
     pub fn poll(&mut self, now: Duration, room: usize) -> Output {
         if !self.is_done {
             self.run_round(now, room);
@@ -259,7 +260,7 @@ impl Machine {
         for segment in self.segments.values_mut() {
             segment.update_peer_states(&mut self.context);
         }
-        // Before peers that have left are forgotten.
+        // This comes before the segments forget peers that have left.
         self.update_dead();
         for segment in self.segments.values_mut() {
             segment.decide(&mut self.context);
@@ -279,7 +280,7 @@ impl Machine {
     }
 
     fn update_dead(&mut self) {
-        // The usual case: no node is dead, and no known peer is silent.
+        // The usual case: no node is dead, and no known peer has stopped sending Hellos.
         if self.deaths.is_empty() && self.segments.values().all(Segment::is_complete) {
             return;
         }
@@ -291,13 +292,13 @@ impl Machine {
         events.extend(died.into_iter().map(event(true)).chain(returned.into_iter().map(event(false))));
     }
 
-    /// Whether no message is awaited. Then a routine Hello ([`codec::is_routine`]) may stay in its socket until the
-    /// next round, if its time of arrival is known.
+    /// Whether nothing is pending that a routine Hello ([`codec::is_routine`]) could change. Then a routine Hello may
+    /// stay in its socket until the next round, if its time of arrival is known.
     pub fn is_idle(&self, now: Duration) -> bool {
         !self.context.leaving && self.segments.values().all(|segment| segment.is_idle(now, &self.context.config))
     }
 
-    /// When to call [`poll`](Self::poll) next, except for announcements.
+    /// When to call [`poll`](Self::poll) next. Announcements are left out: see [`Self::announcement_due`].
     pub fn next_deadline(&self, now: Duration) -> Option<Duration> {
         self.segments.values().map(|segment| segment.next_deadline(now)).min()
     }
@@ -338,7 +339,7 @@ impl Machine {
     }
 
     /// The announced addresses to report: each with the name of the link, the claim, and the takeover that brought it
-    /// here. An address taken over counts from its first announcement on.
+    /// here. An address that was taken over is reported only after its first announcement.
     pub fn reportable(&self, now: Duration) -> impl Iterator<Item = (IpAddr, &str, Claim, Option<&Move>)> {
         self.segments.values().flat_map(move |segment| {
             let link = segment.link.name.as_str();

@@ -13,9 +13,9 @@
 //!      +-- run(): netlink, -+ waker    +-- events, bounded --> run(): the log
 //! ```
 //!
-//! [`run`] itself writes the log, because a slow log would block the thread. It pauses for a second after hundreds of
-//! events. If it falls behind by thousands, events are lost and their number is logged. [`run`] also observes the links,
-//! whose changes are needed within a second, not within milliseconds.
+//! [`run`] itself writes the log, because a slow log would block the thread. If hundreds of events are queued, the log
+//! pauses for a second. If the queue is full, events are lost, and their number is logged. [`run`] also observes the
+//! links, whose changes are needed within a second, not within milliseconds.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
@@ -71,7 +71,7 @@ pub struct Outputs {
     pub counters: watch::Sender<Counters>,
 }
 
-/// The speaker has failed. This node announces nothing any longer, and peers take over.
+/// The speaker has failed. This node no longer announces any address, and peers take over.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     #[error("cannot start the wire thread")]
@@ -86,8 +86,8 @@ pub enum Error {
     Panicked,
 }
 
-/// Announces addresses until `stop` completes. Then it requests its peers to take over, which takes milliseconds, and
-/// returns when they have, or after a few intervals.
+/// Announces addresses until `stop` completes. Then the Hellos request that peers take over, which takes milliseconds.
+/// Returns when they have taken over, or after a few intervals.
 ///
 /// It uses the network namespace of the thread that polls it first.
 ///
@@ -147,7 +147,7 @@ pub async fn run(
     }
 }
 
-/// Stops the wire thread at once when dropped, unless it was asked to stop in order before.
+/// Stops the wire thread at once when dropped, unless `stop` was sent before: then the thread is already leaving.
 struct StopOnDrop {
     stop: Option<oneshot::Sender<()>>,
     waker: Waker,

@@ -10,20 +10,20 @@ pub struct Counters {
     pub ndp: FrameCounters,
     /// Packets sent to peers.
     pub packets_sent: u64,
-    /// Packets of peers that were accepted.
+    /// Accepted packets of peers.
     pub packets_received: u64,
     pub dropped: Dropped,
-    /// Addresses that this node started to announce.
+    /// Addresses that this node began to announce.
     pub announced: u64,
     /// The takeovers among them.
     pub takeovers: Takeovers,
-    /// Addresses that this node stopped to announce.
+    /// Addresses that this node stopped announcing.
     pub withdrawn: u64,
     /// How often a peer became deaf or dead.
     pub peers_lost: u64,
     /// How often the loop was late by more than an interval.
     pub stalls: u64,
-    /// The greatest lateness of the loop.
+    /// The greatest delay of the loop.
     pub late_max: Duration,
     /// Frames that the kernel refused to send.
     pub send_failed: u64,
@@ -35,11 +35,11 @@ pub struct FrameCounters {
     /// Answered requests or solicitations for announced addresses.
     pub answered: u64,
     pub malformed: u64,
-    /// Frames of other hosts that use an address which this node announces or probes.
+    /// Frames of hosts that use an address which this node announces or probes.
     pub conflicts: u64,
     /// Probes sent before an address was announced for the first time.
     pub probes: u64,
-    /// Unasked announcements sent: gratuitous ARP in both forms, or unsolicited advertisements.
+    /// Gratuitous ARP frames sent, in both forms, or unsolicited NAs sent.
     pub unasked: u64,
 }
 
@@ -48,22 +48,22 @@ pub struct FrameCounters {
 pub struct Dropped {
     /// Not a packet of a speaker, or damaged.
     pub malformed: u64,
-    /// An unsupported version of the protocol.
+    /// Of an unsupported version of the protocol.
     pub version: u64,
-    /// Another cluster.
+    /// Of another cluster.
     pub cluster: u64,
-    /// No seal by a known key.
+    /// Without a seal by a known key.
     pub unsealed: u64,
-    /// A wrong seal, or a sender MAC address other than the sealed one.
+    /// With a wrong seal, or from a MAC address other than the sealed one.
     pub forged: u64,
     /// Older than a received packet of the same speaker: replayed or overtaken.
     pub replayed: u64,
-    /// The speaker has not proved yet that it is alive. A starting speaker causes a few; more of them are replayed
-    /// packets.
+    /// From a speaker that has not proved yet that it is alive. A starting speaker causes a few; more of them are
+    /// replayed packets.
     pub unproven: u64,
-    /// The name of this node.
+    /// With the name of this node.
     pub duplicate_node: u64,
-    /// One node more than the limit.
+    /// From a new peer on a link that already has the maximum number of peers.
     pub crowded: u64,
     /// Received while the loop was stalled.
     pub backlog: u64,

@@ -1,8 +1,8 @@
 //! The IPv6 multicast groups that this node joins.
 //!
 //! A packet socket receives without joining, but a switch with MLD snooping forwards a group only to hosts that have
-//! reported it (RFC 4541 §3), and a network card may filter it. So the groups are joined as by any application: the
-//! kernel sends reports, answers queries, and configures the card. No data is received here.
+//! reported it (RFC 4541 §3), and a network card may filter it. So this node joins the groups as an application does:
+//! the kernel sends reports, answers queries, and configures the card. No data is received here.
 //!
 //! Dropping the value leaves all groups.
 
@@ -12,8 +12,8 @@ use std::net::Ipv6Addr;
 
 use socket2::{Domain, Socket, Type};
 
-/// The number of groups per socket. The kernel bounds the memory of each (`net.core.optmem_max`, 20 KiB on old kernels,
-/// at about 50 bytes per group).
+/// The maximum number of groups per socket. The kernel limits the memory of a socket (`net.core.optmem_max`, 20 KiB on
+/// old kernels), and a group takes about 50 bytes.
 const PER_SOCKET: usize = 200;
 
 /// The joined groups.
@@ -21,13 +21,13 @@ const PER_SOCKET: usize = 200;
 pub struct Groups {
     /// The sockets, each with its number of groups.
     sockets: Vec<(Socket, usize)>,
-    /// The socket that joined each group on a link; `None` if the kernel refused.
+    /// The index of the socket that joined each group on a link; `None` if the kernel refused.
     joined: BTreeMap<(u32, Ipv6Addr), Option<usize>>,
 }
 
 impl Groups {
-    /// Joins exactly these groups, each on the link with that index, and leaves all others. A refusal is logged once;
-    /// the group is tried again after it was left.
+    /// Joins exactly these groups, each on the link with that index, and leaves all others. A refusal is logged once. A
+    /// refused group is tried again only after a call that did not include it.
     pub fn join_exactly(&mut self, wanted: &BTreeSet<(u32, Ipv6Addr)>) {
         let over: Vec<_> = self.joined.keys().filter(|known| !wanted.contains(known)).copied().collect();
         for (link, group) in over {

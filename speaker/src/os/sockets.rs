@@ -10,8 +10,8 @@ use crate::wire::frame::{Channel, Frame, FrameClass};
 pub struct Sockets(Vec<PacketSocket>);
 
 impl Sockets {
-    /// The frames of each socket, in the order in which they are read. Hellos come first, so that a flood of other
-    /// frames makes no peer look dead.
+    /// The frames that each socket receives. The sockets are read in this order. Hellos come first, so that a flood of
+    /// other frames makes no peer look dead.
     const CLASSES: [(Channel, FrameClass); 6] = [
         (Channel::Hello, FrameClass::Routine),
         (Channel::HelloV6, FrameClass::Routine),

@@ -3,17 +3,17 @@
 //! Peers must know each other's claims, thousands of them, at the cost of a few bytes in each Hello and despite lost
 //! packets. So claims are sorted into buckets by the hash of their address, and each bucket has a digest. A Hello
 //! carries all digests. A receiver whose digest of a bucket differs requests that bucket and receives it as [`Page`]s.
-//! Nothing is acknowledged, counted or ordered, and lost packets repair themselves.
+//! Nothing is acknowledged, counted or ordered: after a lost packet, the digests of a later Hello show the difference.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use model::stable_hash;
 
-/// The greatest epoch: it must fit the `int64` of the API, and a packet uses three bits for flags.
+/// The greatest epoch. An epoch must fit the `int64` of the API, and shares 64 bits of a packet with three flags.
 pub const MAX_EPOCH: u64 = (1 << 61) - 1;
 
-/// The greatest number of bits: 128 buckets, whose digests take 512 bytes of a Hello.
+/// The maximum of [`Claims::bits`]: 128 buckets, whose digests take 512 bytes of a Hello.
 pub const MAX_BITS: u8 = 7;
 
 /// At most this many claims form a single bucket, which is sent with each Hello (384 bytes for IPv4).
@@ -22,11 +22,11 @@ const MAX_IN_EACH_HELLO: usize = 32;
 /// The intended number of claims per bucket if there are several buckets. A page of them is about half a packet.
 const TARGET_PER_BUCKET: usize = 40;
 
-/// A claim to an address. The greater active claim wins: the higher epoch, then backed, then not ceded. The rank
-/// decides between equal claims.
+/// A claim to an address. The greater active claim wins: the higher epoch, then backed, then not ceded. Between equal
+/// claims the rank of the node decides ([`crate::ownership::rules`]).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Claim {
-    /// Counts the owners of the address.
+    /// The number of the claim. A takeover by a node with a quorum raises it.
     pub epoch: u64,
     /// Whether the owner heard a quorum of its peers when it made the claim. An owner without a quorum may itself be
     /// cut off, so its claim must not win against those of the majority.
@@ -34,8 +34,8 @@ pub struct Claim {
     /// Whether the claim is in force. A claim that has ended (a tombstone) is sent for a while, so that the current
     /// owner announces the address again: clients may have heard the former owner last.
     pub active: bool,
-    /// Whether the owner means to keep the address. An owner that cedes it keeps announcing until a successor claims it
-    /// ([`crate::ownership::rules`]).
+    /// Whether the owner intends to keep the address. An owner that cedes it keeps announcing until a successor claims
+    /// it ([`crate::ownership::rules`]).
     pub retained: bool,
 }
 
@@ -56,7 +56,7 @@ impl Default for Claims {
     }
 }
 
-/// All claims of a node to addresses whose hash is in a range. An address in the range without a claim is not claimed.
+/// All claims of a node to addresses whose hash is in a range. The node claims no other address in that range.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Page {
     /// The lowest hash in the range.
@@ -101,7 +101,7 @@ impl Claims {
         self.bits
     }
 
-    /// Sorts the claims into `1 << bits` buckets. Returns whether that is another number than before.
+    /// Sorts the claims into `1 << bits` buckets. Returns whether the number of buckets changed.
     pub fn set_bits(&mut self, bits: u8) -> bool {
         if self.bits == bits {
             return false;
@@ -181,7 +181,7 @@ impl Claims {
     }
 }
 
-/// The number of bytes of a claim in a packet: address and epoch.
+/// The number of bytes of a claim in a packet: the address, then epoch and flags.
 pub fn encoded_size(lb_ip: IpAddr) -> usize {
     if lb_ip.is_ipv4() { 4 + 8 } else { 16 + 8 }
 }

@@ -16,19 +16,19 @@ use crate::wire::codec::{self, MAX_PAYLOAD, PAGE_OVERHEAD, size};
 use crate::wire::hello::{self, HeardRange, Packet};
 use crate::wire::packing::{PeerLists, pack};
 
-/// A change sends the next Hello at least this long after the last one, so that several changes share a Hello.
+/// After a change, the next Hello is due this time after the last one, so that several changes share a Hello.
 const SOON_GAP: Duration = Duration::from_millis(10);
 
-/// A probe is answered at least this long after the last Hello, because several peers may probe at once.
+/// After a probe, the next Hello is due this time after the last one, so that one Hello answers several probes.
 const PROBE_REPLY_GAP: Duration = Duration::from_millis(2);
 
-/// After a Hello with news this many Hellos are not routine either, because the Hello with the news may be lost.
+/// A Hello with news and the Hellos after it are not routine, this many in total, because the first may be lost.
 const NEWS_REPEATS: u32 = 3;
 
 /// The state of this node's Hellos on a link.
 #[derive(Debug)]
 pub struct HelloSender {
-    /// When the last Hello was sent. The first one is due at once.
+    /// When the last Hello was sent. `None` makes a Hello due at once: the first one, or the goodbye.
     last: Option<Duration>,
     /// Whether a change waits to be sent.
     soon: bool,
@@ -84,7 +84,7 @@ impl HelloSender {
         self.probes.clear();
     }
 
-    /// The claim of this node to `lb_ip` changed.
+    /// Records that the claim of this node to `lb_ip` changed.
     pub fn claim_changed(&mut self, lb_ip: IpAddr) {
         self.changed.insert(lb_ip);
     }
@@ -98,8 +98,8 @@ impl HelloSender {
         }
     }
 
-    /// Whether peers may consider this node dead: no Hello was sent for a whole window. (The last Hello may have been
-    /// lost, but then the peer has sent its claims since.)
+    /// Whether peers may consider this node dead: it sent no Hello for a whole window. (A peer that lost the last Hello
+    /// may have taken over before. Then this node receives the claims that the peer has sent since.)
     pub fn is_missed(&self, now: Duration, multiplier: u32) -> bool {
         self.last.is_none_or(|last| now >= last + self.interval.published * multiplier)
     }

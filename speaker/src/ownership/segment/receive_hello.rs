@@ -33,7 +33,7 @@ impl Segment {
         let now = context.now;
         let dropped = &mut context.counters.dropped;
         if packet.mac != mac {
-            // Another host has sent the packet again.
+            // Another host has replayed the packet.
             return dropped.forged += 1;
         }
         if packet.node == context.config.node {
@@ -76,7 +76,7 @@ impl Segment {
             self.dirty.extend(self.orphans.keys().chain(self.ceding.keys()));
         }
         if !self.is_listening(now, &context.config) {
-            // Addresses that this node did not dare to claim: now a peer was heard.
+            // Addresses without an owner that this node could not claim before: now that it heard a peer, it may.
             self.dirty.extend(self.orphans.iter().filter(|(_, since)| since.is_none()).map(|(lb_ip, _)| lb_ip));
         }
         self.record_vouchers(now, packet);
@@ -131,8 +131,8 @@ impl Segment {
         true
     }
 
-    /// Reports another speaker with the name of this node. It may be this node itself, because some links reflect
-    /// flooded frames.
+    /// Reports another speaker with the name of this node. Does not report the packets of this node itself: some links
+    /// reflect flooded frames.
     fn report_duplicate(&mut self, context: &mut Context, mac: MacAddr, packet: &Packet) {
         let other = packet.incarnation != self.hello_sender.incarnation;
         // Once for each incarnation: the packet may be replayed repeatedly.
@@ -153,8 +153,8 @@ impl Segment {
         }
     }
 
-    /// When to probe a peer. A peer whose next Hello is not due yet is checked with this node's own Hello, so that the
-    /// loop does not wake without need.
+    /// When to probe the next peer whose Hello is overdue. The other peers are checked when this node sends its own
+    /// Hello, so that the loop does not wake for them.
     pub(super) fn next_probe(&self, now: Duration) -> Option<Duration> {
         let few = self.live_peers <= MAX_VOUCHERS_PROBED + 1;
         let present = self.peers.values().filter(|peer| few && peer.state != PeerState::Dead);

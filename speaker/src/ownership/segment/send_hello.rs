@@ -30,7 +30,7 @@ impl Segment {
         let lists = self.peer_lists(context.now);
         let mut packets = self.hello_sender.packets(context, &self.link, &mut self.own, lists);
         if let Some(hello) = packets.last_mut() {
-            // A node that hears no peer counts as deaf. This one hears other hosts.
+            // Peers count a node that reports no heard peer as deaf. This node hears other hosts, so it reports one.
             hello.heard.all = hello.heard.all.max(u16::from(self.quorum == Quorum::Outsiders));
         }
         let channel = if address.is_ipv4() { Channel::Hello } else { Channel::HelloV6 };
@@ -50,7 +50,7 @@ impl Segment {
         let heard = present().filter(|peer| peer.liveness.is_heard(now));
         let mut heard: Vec<Heard> = heard.map(|peer| Heard { id: id(peer), age: peer.liveness.age(now) }).collect();
         heard.sort_unstable_by_key(|heard| heard.id);
-        // A peer that does not list this node may have lost sight of it and need an echo to believe its Hellos.
+        // A peer that does not list this node may not hear it, and then needs an echo to believe its next Hello.
         let unsure = present().filter(|peer| !peer.lists_us);
         let unsure = unsure.map(|peer| hello::Echo { id: id(peer), sequence: peer.sequence as u32 });
         let echoes = self.handshakes.echoes(now).chain(unsure).collect();
@@ -66,8 +66,8 @@ impl Segment {
         self.send_hello_if_due(context);
     }
 
-    /// Removes state that has expired, and marks addresses dirty whose decision depends on time. Called once per
-    /// interval, because none of this needs an exact moment.
+    /// Removes state that has expired. Marks the addresses dirty whose decision depends on time. Called once per
+    /// interval, because nothing here needs an exact moment.
     fn expire(&mut self, context: &mut Context) {
         let now = context.now;
         self.peers.retain(|_, peer| {
@@ -85,7 +85,7 @@ impl Segment {
         self.remove_tombstones(Some(if all_hear_us { now } else { now.saturating_sub(FORGET_AFTER) }));
     }
 
-    /// Removes the tombstones that have expired by `now`, or all.
+    /// Removes the tombstones that have expired by `now`; `None`: all tombstones.
     fn remove_tombstones(&mut self, now: Option<Duration>) {
         let expired = self.tombstones.iter().filter(|(_, until)| now.is_none_or(|now| **until <= now));
         for lb_ip in expired.map(|(lb_ip, _)| *lb_ip).collect::<Vec<_>>() {
