@@ -1,4 +1,4 @@
-//! Forwarding: what the kernel must do with a packet to an lb_ip, and making it do so.
+//! Forwarding: plans what the kernel must do with a packet to an lb_ip, and programs the kernel.
 //!
 //! ```text
 //!   Snapshot ──plan──▶ Ruleset ──projection──▶ Elements ──diff──▶ ElementChanges ──requests──▶ the kernel's tables
@@ -13,7 +13,7 @@
 //! | [`nft`] | the engine: ruleset → tables of nf_tables |
 //! | [`flows`] | tracked flows and clients that the kernel must forget |
 //! | [`reply_path`] | on a node with several links, replies leave by the link of the request |
-//! | [`netlink`] | messages of the kernel, and the socket |
+//! | [`netlink`] | messages to and from the kernel, and the socket |
 //! | [`run`](mod@run) | the loop |
 //! | [`metrics`] | numbers of changes and of traffic (pure) |
 //!
@@ -34,9 +34,9 @@
 //!
 //! A frame from outside is re-sent to a node with an endpoint. That node translates it to one of its own endpoints,
 //! chosen at random, and replies to the client directly. If frames cannot be re-sent, a packet goes to a random
-//! endpoint on any node. An endpoint on this node sees the client's address; for one on another node the packet is
-//! masqueraded, so that the reply comes back through here. A packet to a port without endpoints is refused. A packet
-//! that nothing serves, or of a forbidden client, is dropped. IPv4 and IPv6 are forwarded alike.
+//! endpoint on any node. An endpoint on this node sees the client's address. A packet to an endpoint on another node is
+//! masqueraded, so that the reply comes back through this node. A packet to a port without endpoints is refused. A
+//! packet that nothing serves, or that comes from a forbidden client, is dropped. IPv4 and IPv6 are forwarded alike.
 
 mod error_chain;
 pub mod flows;

@@ -35,7 +35,7 @@ fn both_families_of_a_service_are_served_at_once() {
     let mut engine = engine(&world);
     apply(&mut engine, &snapshot([both]));
     Net::each(|net| assert_eq!(ask_tcp(&world.client, &net.port(80)), Answer::new(&pod, net.client)));
-    // One goes without the other.
+    // One family stays when the other goes.
     apply(&mut engine, &snapshot([web(V6, [endpoint_of(V6, &pod)])]));
     assert_eq!(ask_tcp(&world.client, &V6.port(80)), Answer::new(&pod, V6.client));
     assert_eq!(ping(&world.client, V6.lb_ip).map_err(|error| error.kind()), Ok(()));
@@ -88,8 +88,8 @@ fn without_endpoints_a_client_is_refused_at_once() {
         apply(&mut engine(&world), &snapshot([web(net, [])]));
         let web = net.port(80);
         for from in [&world.client, &pod.namespace, &world.n1] {
-            // A packet that gets no answer is sent again after a second. A busy machine may be as slow, but not each
-            // time.
+            // A client sends an unanswered packet again after a second. On a busy machine an answer may take as long,
+            // but not each time.
             let mut times = (0..5).map(|_| {
                 let start = Instant::now();
                 let error = connect(from, &web, PATIENCE).err().expect("no connection");
@@ -136,12 +136,12 @@ fn an_lb_ip_answers_a_ping() {
 fn neighbour_solicitations_for_an_lb_ip_are_answered() {
     let world = World::new();
     let lb_ip = "2001:db8:1::10";
-    // The node has the address of itself, as with kube-proxy's IPVS.
+    // The lb_ip is also an address of the node, as with kube-proxy in IPVS mode.
     world.n1.ip([format!("addr add {lb_ip}/128 dev eth0 nodad")]).expect("the address");
     apply(&mut engine(&world), &snapshot([service("web").holds(lb_ip).port("", Tcp, 80)]));
     let to: Ipv6Addr = lb_ip.parse().expect("an address");
     let socket = icmp(&world.client, to.into()).expect("a socket");
-    // RFC 4861 §7.1.1: a solicitation that may have been forwarded does not count.
+    // RFC 4861 §7.1.1: a solicitation that may have been forwarded is ignored.
     socket.set_unicast_hops_v6(255).expect("hops");
     // Type 135 (neighbour solicitation), code 0, checksum by the kernel, reserved, target. It is sent to the target
     // itself, as in neighbour unreachability detection (§7.3.3).
@@ -208,7 +208,7 @@ fn landfall_decides_before_kube_proxy_with_nftables() {
     }";
     let mut engine = engine(&world);
     let snapshot = snapshot([web(V4, [endpoint_of(V4, &ours)])]);
-    // In both orders.
+    // The tables are created in both orders.
     for round in 0..2 {
         if round == 0 {
             apply(&mut engine, &snapshot);
@@ -219,7 +219,7 @@ fn landfall_decides_before_kube_proxy_with_nftables() {
         }
         assert_eq!(ask_tcp(&world.client, &V4.port(80)), Answer::new(&ours, CLIENT));
         assert_eq!(ask_tcp(&world.n1, &V4.port(80)), Answer::new(&ours, "10.244.1.1"));
-        // A control: without our table, the other one translates.
+        // A control: without our table, that of kube-proxy translates.
         apply(&mut engine, &sample::nothing());
         assert_eq!(ask_tcp(&world.client, &V4.port(80)), Answer::new(&theirs, CLIENT));
         nft(&world.n1, "delete table ip kube-proxy");

@@ -28,7 +28,8 @@ use tracer::Machine;
 use tracer::frame::FrameFate;
 use world::{Answer, Net, PATIENCE, SILENCE, V4, ask_tcp, connect, udp, wait_for};
 
-/// Asks over `connections` connections, and counts the answers of each pod. Each pod sees the client's own address.
+/// Sends a request over each of `connections` connections, and counts the answers of each pod. Checks that each pod
+/// sees the client's own address.
 fn count_answers(cluster: &Cluster, net: Net, connections: usize) -> BTreeMap<(u8, u8), usize> {
     let mut answers = BTreeMap::new();
     for _ in 0..connections {
@@ -39,7 +40,7 @@ fn count_answers(cluster: &Cluster, net: Net, connections: usize) -> BTreeMap<(u
     answers
 }
 
-/// The answers over UDP, each from a new port.
+/// The answers to UDP datagrams, each of which is sent from a new port.
 fn udp_answers(cluster: &Cluster, net: Net, datagrams: usize) -> BTreeSet<Answer> {
     (0..datagrams).map(|_| world::ask_udp(&udp(&cluster.client, &net.port(80))).expect("an answer")).collect()
 }
@@ -109,7 +110,7 @@ fn frames_of_a_node_are_not_resent() {
     let cluster = Cluster::new();
     let pods = [cluster.pod(1, 5), cluster.pod(2, 5), cluster.pod(3, 5)];
     cluster.apply(&snapshot([cluster.web(V4, &pods)]));
-    // The third node has no rules for the address, and sends by the first node.
+    // The third node has no rules for the address, and sends through the first node.
     cluster.nodes[2].command("nft").args(["flush", "ruleset"]).status().expect("run nft");
     cluster.nodes[2].ip(["route add 198.51.100.0/24 via 192.0.2.1"]).expect("a route");
     for _ in 0..20 {
@@ -119,7 +120,7 @@ fn frames_of_a_node_are_not_resent() {
 }
 
 #[test]
-fn a_node_without_endpoints_forwards_final_frames() {
+fn a_node_without_endpoints_forwards_resent_frames() {
     Net::each(|net| {
         let cluster = Cluster::new();
         let pods = [cluster.pod(2, 5), cluster.pod(3, 5)];
@@ -231,7 +232,7 @@ fn a_datagram_in_fragments_arrives_whole() {
     });
 }
 
-/// Asks by a datagram that is too big for one frame.
+/// Sends a request in a datagram that is too big for one frame, and returns the answer.
 fn ask_in_fragments(socket: &UdpSocket) -> Answer {
     let mut buffer = [0; 64];
     let deadline = Instant::now() + PATIENCE;
@@ -256,7 +257,7 @@ fn an_icmp_error_reaches_the_node_of_its_connection() {
             let mut connection = connect(&cluster.client, &net.port(80), PATIENCE).expect("a connection");
             let answer = connection.ask().expect("an answer");
             let pod = pods.iter().find(|pod| (pod.node, pod.number) == answer.pod).expect("a pod");
-            // The pod gets it under its own address: the quoted packet has been translated back.
+            // The node translates the error and the packet that it quotes, so the pod gets it at its own address.
             let heard = icmp_errors_of(pod, net);
             cluster.report_packet_too_big(net, connection.local());
             wait_for("the error", || heard(connection.local().port()));
@@ -266,7 +267,8 @@ fn an_icmp_error_reaches_the_node_of_its_connection() {
     });
 }
 
-/// Whether this pod receives an ICMP error about a packet from it to this port: the packet was too big.
+/// Opens an ICMP socket in this pod. The result waits for a message, and returns whether it reports that a packet from
+/// the pod to this port was too big.
 fn icmp_errors_of(pod: &world::Pod, net: Net) -> impl Fn(u16) -> bool {
     let any: IpAddr = if net == V4 { "0.0.0.0" } else { "::" }.parse().expect("an address");
     let socket = world::raw_icmp(&pod.namespace, any).expect("a socket");
@@ -343,7 +345,7 @@ fn shares_match_the_numbers_of_endpoints() {
         let count = cluster.count_datagrams(net);
         let to: SocketAddr = net.port(80).parse().expect("an address and a port");
         let any: IpAddr = if net == V4 { "0.0.0.0" } else { "::" }.parse().expect("an address");
-        // The same ports each time, so that the same comes out.
+        // The same ports in each run, so that the result is the same.
         cluster.client.run(|| {
             for port in (20_000..).take(FLOWS) {
                 let socket = std::net::UdpSocket::bind((any, port)).expect("a socket");

@@ -5,7 +5,8 @@ use std::time::Duration;
 /// What the loop did to the kernel's tables since its start.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Counters {
-    /// Steps that ended with the kernel in the desired state, even if nothing changed. Non-zero once programmed.
+    /// Steps that ended with the kernel in the desired state, even if nothing changed. Non-zero once the kernel is
+    /// programmed.
     pub successful_steps: u64,
     /// The durations of changes, from the snapshot to the kernel's acknowledgement.
     pub durations: Durations,
@@ -13,21 +14,22 @@ pub struct Counters {
     pub changed_elements: u64,
     /// Steps that failed.
     pub failed_steps: u64,
-    /// Checks that found a table of ours changed by another program. The table was then repaired.
+    /// Checks that found one of our tables changed by another program. The table was then repaired.
     pub repairs: u64,
 }
 
 /// A histogram of durations.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Durations {
-    /// The number of durations up to each of [`Durations::BOUNDS`] and above the bound before; last those above all
-    /// bounds.
+    /// The number of durations in each bucket: at most the bound in [`Durations::BOUNDS`], and above the bound before.
+    /// The last bucket has those above all bounds.
     pub counts: [u64; Self::BOUNDS.len() + 1],
     pub sum: Duration,
 }
 
 impl Durations {
-    /// In microseconds. One change takes half a millisecond, 30,000 Services at once two seconds.
+    /// The upper bounds of the buckets, in microseconds. One change takes half a millisecond, and 30,000 Services at
+    /// once take two seconds.
     pub const BOUNDS: [u64; 9] = [250, 500, 1_000, 2_500, 5_000, 25_000, 100_000, 500_000, 2_500_000];
 
     pub fn observe(&mut self, duration: Duration) {

@@ -14,11 +14,11 @@ use socket2::{Domain, Protocol, Type};
 use super::attribute::Attributes;
 use super::message::{ACK, Body, DUMP, Message, replies};
 
-/// The longest wait for an answer. The kernel answers before the sending call returns, so this should never pass.
+/// The longest wait for an answer. The kernel answers before the sending call returns, so it should never elapse.
 const READ_TIMEOUT: Duration = Duration::from_secs(5);
 /// The number of attempts at a dump that concurrent changes make inconsistent.
 const ATTEMPTS: usize = 8;
-/// The size of the buffer for one datagram. In a dump the kernel sends at most 32 KiB.
+/// The size of the buffer for one datagram. A datagram of a dump has at most 32 KiB.
 const DATAGRAM: usize = 1 << 16;
 /// The size of the receive buffer: a transaction can get one error for each message.
 const RECEIVE_BUFFER: usize = 1 << 20;
@@ -31,11 +31,11 @@ const STRICT_CHECK: i32 = 12;
 /// Why communication with the kernel failed.
 #[derive(Debug, thiserror::Error)]
 pub enum NetlinkError {
-    /// There is no socket.
+    /// The socket cannot be opened.
     #[error("opening a netlink socket failed, nothing changed")]
     Open(#[source] io::Error),
-    /// The kernel did not accept it. EMSGSIZE: the process lacks CAP_NET_ADMIN on the host, so it cannot enlarge the
-    /// send buffer.
+    /// The kernel did not accept the datagram. EMSGSIZE: the process lacks CAP_NET_ADMIN on the host, so it cannot
+    /// enlarge the send buffer.
     #[error("sending {size} bytes to the kernel failed, nothing changed")]
     Send {
         size: usize,
@@ -90,7 +90,7 @@ impl Socket {
     /// A socket to netfilter, in the network namespace of the calling thread.
     ///
     /// # Errors
-    /// If there is no socket.
+    /// If the socket cannot be opened.
     pub fn open() -> Result<Self, NetlinkError> {
         Self::open_protocol(libc::NETLINK_NETFILTER)
     }
@@ -98,7 +98,7 @@ impl Socket {
     /// A socket to routing, in the network namespace of the calling thread. Its dumps apply filters.
     ///
     /// # Errors
-    /// If there is no socket, or the kernel has no filters of dumps (it has since 4.20).
+    /// If the socket cannot be opened, or if the kernel cannot filter dumps (before 4.20).
     pub fn open_routing() -> Result<Self, NetlinkError> {
         let socket = Self::open_protocol(libc::NETLINK_ROUTE)?;
         set_option(&socket.socket, libc::SOL_NETLINK, STRICT_CHECK, 1).map_err(NetlinkError::Open)?;
@@ -110,7 +110,8 @@ impl Socket {
         let socket =
             socket2::Socket::new(Domain::from(libc::AF_NETLINK), Type::RAW, protocol).map_err(NetlinkError::Open)?;
         socket.set_read_timeout(Some(READ_TIMEOUT)).map_err(NetlinkError::Open)?;
-        // Errors without the request, but with an explanation: both only improve messages.
+        // With these options, an error from the kernel has an explanation and no copy of the request. They only improve
+        // messages, so a failure to set them is ignored.
         for option in [libc::NETLINK_CAP_ACK, libc::NETLINK_EXT_ACK] {
             let _ = set_option(&socket, libc::SOL_NETLINK, option, 1);
         }
@@ -133,7 +134,7 @@ impl Socket {
         let mut bytes = Vec::with_capacity(messages.iter().map(Message::size).sum::<usize>() + 64);
         Message::begin(generation).encode(first, &mut bytes);
         for (index, message) in messages.iter().enumerate() {
-            // The kernel answers to failed messages, and always to the last one, after the commit.
+            // The kernel answers each failed message. It always answers the last one, after the commit.
             let is_last = index + 1 == messages.len();
             let sequence = number(index + 1);
             if is_last {
@@ -157,7 +158,7 @@ impl Socket {
                 let message = usize::try_from(index).ok().and_then(|index| index.checked_sub(1));
                 refusal = Some(refused_error(message, code, text, offset));
             }
-            // An answer to the first message is about the whole transaction, and the last one.
+            // An answer to the first message is about the whole transaction, and no other answer follows it.
             Ok(if index == 0 || sequence == last { Next::Stop } else { Next::Wait })
         })?;
         refusal.map_or(Ok(()), Err)
@@ -283,7 +284,7 @@ impl Socket {
     }
 
     fn send(&mut self, bytes: &[u8]) -> Result<(), NetlinkError> {
-        // The kernel accepts a datagram that leaves some room in the buffer.
+        // The kernel accepts a datagram only if it leaves some room in the buffer.
         let wanted = bytes.len() + 4096;
         if wanted > self.send_buffer {
             // If this fails, sending reports that the buffer is too small.
@@ -309,7 +310,7 @@ impl Socket {
             let length = match (&self.socket).read(&mut self.buffer) {
                 Ok(length) => length,
                 Err(error) if error.kind() == ErrorKind::Interrupted => continue,
-                // ENOBUFS: answers were lost. Timed out: there was none. Either way the result is unknown.
+                // ENOBUFS: answers were lost. Timeout: no answer came. Either way the result is unknown.
                 Err(error) => return Err(NetlinkError::Receive(error)),
             };
             for reply in replies(&self.buffer[..length]) {

@@ -20,7 +20,7 @@ pub type Elements = BTreeMap<ElementKey, ElementValue>;
 pub enum ElementKey {
     /// All elements of the interval set `pods`, as one.
     Pods(Table),
-    /// A chain that is not always there.
+    /// A chain that exists only while it is needed.
     Chain(Table, ChainName),
     /// An element of a set or map.
     In(Table, SetId, KeyParts),
@@ -37,11 +37,11 @@ pub enum KeyParts {
     FrontendIndex(Frontend, u32),
     /// An lb_ip and an endpoint.
     Pair(IpAddr, IpAddr),
-    /// An lb_ip and an endpoint as source and destination.
+    /// An lb_ip, and an endpoint as both source and destination.
     Hairpin(IpAddr, IpAddr),
     AddressProtocol(IpAddr, Protocol),
     DispatchId(DispatchId),
-    /// The marker of a table, and a slot.
+    /// The marker of a share table, and a slot.
     Slot(MacAddr, u32),
     Mac(MacAddr),
     Link(LinkName),
@@ -51,7 +51,7 @@ pub enum KeyParts {
 /// The value of an element.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum ElementValue {
-    /// None: an element of a set, or a chain.
+    /// No value: the element of a set, or a chain.
     Present,
     /// A verdict: goto this chain.
     Goto(ChainName),
@@ -61,7 +61,7 @@ pub enum ElementValue {
     Endpoint(SocketAddr),
     Address(IpAddr),
     Port(u16),
-    /// A MAC address, or the marker of a table or pair.
+    /// A MAC address, or the marker of a share table or of a pair of nodes.
     Mac(MacAddr),
     /// Sorted and merged.
     Ranges(Vec<Range>),

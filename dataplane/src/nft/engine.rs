@@ -1,9 +1,9 @@
 //! The engine: makes the kernel's tables equal to a [`Ruleset`]. Touches nf_tables through a netlink [`Socket`].
 //!
 //! It remembers what the kernel has acknowledged, so a change costs only its difference: one transaction with the
-//! changed elements, or none. After a start or an error it dumps the tables first. A table with our layout is changed
-//! like any other, so that traffic continues while the agent restarts; any other is replaced. All tables change in one
-//! transaction.
+//! changed elements, or none. After a start or an error it dumps the tables first. In a table with our layout it
+//! changes only the elements that differ, so that traffic continues while the agent restarts. It replaces a table with
+//! another layout. All tables change in one transaction.
 //!
 //! It blocks while the kernel works.
 
@@ -27,13 +27,13 @@ use crate::rules::Ruleset;
 pub(super) use observe::none_if_missing;
 pub use outcome::{KernelTable, TableOutcome, TableOutcomes, removed_ports};
 
-/// The number of attempts to dump the tables while nf_tables changes. After that, the last dump is used: other programs
-/// such as kube-proxy may change their tables all the time, and hardly ours.
+/// The number of attempts to dump the tables while nf_tables changes. The last dump is used in any case: other
+/// programs, such as kube-proxy, may change their own tables all the time, but hardly ours.
 const ATTEMPTS: usize = 4;
 /// The time for a packet to pass from one rule to the next: usually microseconds.
 const PACKET_TRANSIT: Duration = Duration::from_millis(1);
-/// The errno of a transaction whose generation has passed. User space normally never sees it, so libc has no name for
-/// it.
+/// The errno of a transaction whose generation is outdated. User space normally never sees this errno, so libc has no
+/// name for it.
 const ERESTART: i32 = 85;
 
 /// Why the kernel's tables are not in the desired state.
@@ -44,20 +44,20 @@ pub enum EngineError {
     /// The whole transaction is undone.
     #[error("the kernel refused to {what}, nothing changed")]
     Refused {
-        /// The refused change, described.
+        /// A description of the refused change.
         what: String,
         /// The table of the refused change; `None` for the transaction as a whole.
         table: Option<Table>,
         #[source]
         source: NetlinkError,
     },
-    /// There is no socket, or it failed.
+    /// The socket cannot be opened, or it failed.
     #[error("communication with the kernel failed")]
     Socket(#[from] NetlinkError),
 }
 
 impl EngineError {
-    /// Whether the table that spreads frames may be the cause: then the others may succeed without it.
+    /// Whether the table that spreads frames may be the cause. Then the other tables may succeed without it.
     pub fn is_about_frames(&self) -> bool {
         matches!(self, Self::Refused { table: None | Some(Table::Link), .. })
     }
@@ -78,7 +78,7 @@ impl EngineError {
 #[derive(Debug)]
 pub struct Engine {
     socket: Socket,
-    /// The acknowledged state; `None`: unknown, it must be dumped first.
+    /// The acknowledged state; `None`: the state is unknown, so the tables must be dumped first.
     applied: Option<AppliedState>,
 }
 
@@ -86,7 +86,7 @@ pub struct Engine {
 #[derive(Debug)]
 struct AppliedState {
     ruleset: Arc<Ruleset>,
-    /// The generation of nf_tables, if no other program has changed it since.
+    /// The generation of nf_tables. The kernel has another one if another program has changed nf_tables since.
     generation: u32,
 }
 
@@ -94,7 +94,7 @@ impl Engine {
     /// An engine for the network namespace of the calling thread.
     ///
     /// # Errors
-    /// If there is no socket to nf_tables.
+    /// If the socket to nf_tables cannot be opened.
     pub fn open() -> Result<Self, EngineError> {
         Ok(Self { socket: Socket::open()?, applied: None })
     }
@@ -119,7 +119,8 @@ impl Engine {
                 Err(EngineError::Refused { table: Some(table), source, .. })
                     if source.errno() == Some(libc::ENFILE) =>
                 {
-                    // Kernels before 6.5 cannot enlarge a set.
+                    // A set can still be full after the attempt to enlarge it, because kernels before 6.5 do not do
+                    // that. Then the table is replaced.
                     if !enlarged.insert(table) {
                         return self.establish(desired, &enlarged);
                     }
@@ -140,8 +141,9 @@ impl Engine {
         self.transact(&requests, None)
     }
 
-    /// Checks whether the kernel still has the applied state. Returns a description of the first difference, and then
-    /// the next [`apply`](Self::apply) repairs it. Costs one query if no other program has changed nf_tables.
+    /// Checks whether the kernel still has the applied state. Returns a description of the first difference. If
+    /// there is one, the next [`apply`](Self::apply) repairs it. Costs one query if no other program has changed
+    /// nf_tables.
     ///
     /// # Errors
     /// If the kernel cannot be read.
@@ -172,8 +174,9 @@ impl Engine {
         let ip_tables = Table::ALL.into_iter().filter(|table| table.family().is_some());
         let tables = ip_tables.filter(|table| is_needed(&applied.ruleset, *table));
         for table in tables.collect::<Vec<_>>() {
-            // Repeats until no entry is left: a packet between two rules may have found an entry before it was deleted,
-            // and adds it again. (Not for ever: see [`RetiredClients::contains`] about the node itself.)
+            // Repeats until no entry is left: a packet may find an entry in one rule, and add it again in a later rule,
+            // after the deletion. The attempts are limited, because the node itself may add entries repeatedly (see
+            // [`RetiredClients::contains`]).
             for _ in 0..ATTEMPTS {
                 match self.forget_clients_once(table, retired)? {
                     0 => break,
@@ -207,7 +210,7 @@ impl Engine {
                     }
                     return Ok(gone.len());
                 }
-                // One has expired meanwhile, which fails the whole transaction.
+                // An entry has expired meanwhile, so the whole transaction fails.
                 Err(error @ EngineError::Refused { .. })
                     if error.errno() == Some(libc::ENOENT) && attempt < ATTEMPTS =>
                 {
@@ -311,16 +314,16 @@ impl Engine {
 struct Generations {
     /// Before the transaction.
     current: u32,
-    /// The kernel refuses the transaction with ERESTART at any other generation. `None`: at none.
+    /// The kernel refuses the transaction with ERESTART unless it is at this generation. `None`: it accepts any.
     required: Option<u32>,
 }
 
-/// The generation after this one: every transaction increments it, and skips 0.
+/// The generation after this one: each transaction increments it, and 0 is skipped.
 fn next_generation(generation: u32) -> u32 {
     generation.wrapping_add(1).max(1)
 }
 
-/// The contents of all needed tables, if one of them is not ours in the kernel.
+/// The contents of all needed tables if one of them must be created or replaced; empty otherwise.
 fn new_contents(observed: &BTreeMap<Table, KernelTable>, desired: &Ruleset) -> BTreeMap<Table, TableContents> {
     let is_new = |(table, observed): (&Table, &KernelTable)| {
         !matches!(observed, KernelTable::Ours(_)) && is_needed(desired, *table)

@@ -10,11 +10,11 @@ use crate::snapshot::{Link, LinkName, Snapshot};
 /// The links on which frames are spread, and the next hop of each pair of nodes there.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct NextHops {
-    /// Empty if no table is in use.
+    /// Empty if no share table is in use.
     pub links: BTreeMap<LinkName, Link>,
     /// The names of the dead nodes.
     pub dead: BTreeSet<String>,
-    /// This node's own MAC address: the frame stays here.
+    /// The MAC address to re-send a frame to, for each link and pair. If it is this node's own, the frame stays here.
     pub hops: BTreeMap<(LinkName, PairId), MacAddr>,
 }
 
@@ -36,7 +36,7 @@ impl NextHops {
     }
 }
 
-/// The MAC address of the first node of the pair that is alive on the link. Without any, the frame stays here: this
+/// The MAC address of the first node of the pair that is alive on the link. If neither is, the frame stays here: this
 /// node can still forward it.
 fn next_hop(snapshot: &Snapshot, link: &Link, pair: &NodePair) -> MacAddr {
     let first = mac_of(snapshot, link, &pair.first);

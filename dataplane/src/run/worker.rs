@@ -23,10 +23,10 @@ use crate::reply_path::ReplyPath;
 use crate::rules::{Frontend, Planner, Ruleset, changed_lb_ips};
 use crate::snapshot::{Link, Snapshot};
 
-/// A finished sweep.
+/// A finished sweep: the deletion of stale flows.
 pub(super) struct Sweep {
     conntrack: Socket,
-    /// The ruleset that it was for.
+    /// The ruleset for which stale flows were deleted.
     ruleset: Arc<Ruleset>,
     /// The number of deleted flows.
     flows: Result<usize, NetlinkError>,
@@ -55,7 +55,7 @@ pub(super) struct Worker {
     refused_links: Refused<BTreeMap<LinkName, Link>>,
     /// The links whose connections the kernel refused to mark.
     refused_reply_paths: Refused<Arc<BTreeSet<ReplyPath>>>,
-    /// The tables for whose family the forwarding sysctl was checked.
+    /// The tables that were checked for the forwarding sysctl of their family.
     checked_sysctls: BTreeSet<Table>,
     counters: Counters,
 }
@@ -87,8 +87,8 @@ impl Worker {
 
     /// Programs the kernel for `snapshot`. With `check`, first checks whether it still has the applied tables.
     ///
-    /// Spreading frames and marking connections are optional: if the kernel refuses (it may lack that table or marks,
-    /// or a link may have vanished), everything is forwarded without.
+    /// Spreading frames and marking connections are optional. The kernel may refuse either, because it does not support
+    /// it, or because a link has vanished. Then everything is forwarded without it.
     pub(super) fn step(&mut self, snapshot: &Arc<Snapshot>, check: bool) -> Result<(), EngineError> {
         let result = self.forward_with_fallbacks(snapshot, check);
         let marks_refused = self.refused_reply_paths.is_some();
@@ -122,7 +122,7 @@ impl Worker {
             Err(error) if !tried.reply_paths.is_empty() && error.is_about_packets() => error,
             result => return result,
         };
-        // If it succeeds without marks, the marks were the cause.
+        // If forwarding succeeds without marks, the marks were the cause of the error.
         self.forward(&without_marks(&tried), false)?;
         let cause = error_chain(&error);
         tracing::warn!(
@@ -151,8 +151,8 @@ impl Worker {
         let outcomes = match self.engine.apply(&desired) {
             Ok(outcomes) => outcomes,
             Err(error) => {
-                // A failed change leaves the kernel as it was. But a broken table that could not be repaired forwards
-                // nothing that others may rely on.
+                // A failed change leaves the kernel as it was, so the published state stays valid. But a damaged table
+                // that was not repaired may forward nothing. Then no lb_ip is published as forwarded.
                 if difference.is_some() {
                     self.publish(Arc::default());
                 }
@@ -213,7 +213,7 @@ impl Worker {
         }
     }
 
-    /// The work that deletes stale flows, if there can be any. It takes connection tracking until
+    /// The work that deletes stale flows, if there can be any. It owns the socket to connection tracking until
     /// [`finish_sweep`](Self::finish_sweep).
     pub(super) fn start_sweep(&mut self) -> Option<impl FnOnce() -> Sweep + use<>> {
         let ruleset = self.programmed.as_ref()?;
@@ -249,8 +249,8 @@ impl Worker {
         }
     }
 
-    /// Withdraws the lb_ips that the next change removes, before it does: an lb_ip that is not forwarded must not be
-    /// announced.
+    /// Withdraws the lb_ips that the next change removes, before that change: an lb_ip that is not forwarded must not
+    /// be announced.
     fn withdraw(&mut self, desired: &Ruleset) {
         let changed = changed_lb_ips(&self.published, desired);
         let removed = changed.filter(|(_, before, after)| before.is_some() && after.is_none());

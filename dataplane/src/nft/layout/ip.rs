@@ -13,12 +13,13 @@ use crate::rules::Dispatch;
 
 /// Before kube-proxy's nat at -100 (dstnat).
 const BEFORE_DSTNAT: i32 = -110;
-/// Before our own translation of the source: after a nat chain that translates, the later ones at its hook are skipped.
+/// Before our own translation of the source: when a nat chain translates, the kernel skips the later nat chains at its
+/// hook.
 const BEFORE_SOURCE: i32 = 80;
 /// Before kube-proxy's masquerade at 100 (srcnat).
 const BEFORE_SRCNAT: i32 = 90;
-/// After all destination nat, which the kernel runs at -100 whatever the priority of a nat chain; and among nat chains,
-/// after those of kube-proxy.
+/// After all destination nat: the kernel runs it at -100, whatever the priority of a nat chain. Among the nat chains,
+/// those of kube-proxy come before.
 const AFTER_DSTNAT: i32 = -90;
 /// Before all destination nat.
 const BEFORE_ALL_DSTNAT: i32 = -105;
@@ -56,10 +57,11 @@ const ECHO_REQUEST_V6: u8 = 128;
 const ROUTER_SOLICITATION: u8 = 133;
 const REDIRECT: u8 = 137;
 
-/// Identifies a translated connection. `nft` requires the protocol before it accepts the port of a connection as one.
+/// Identifies a translated connection. A rule must compare the protocol before it uses this key, or `nft` does not
+/// accept the port of a connection.
 const ORIGINAL_FRONTEND: [Field; 3] = [Field::OriginalDestination, Field::Protocol, Field::OriginalPort];
 
-/// The fixed chains. A chain comes after those that it goes to.
+/// The fixed chains. A chain comes after the chains to which its rules go.
 pub(super) fn chains(family: Family) -> Vec<Chain> {
     let base = |name, kind, number, priority, rules| Chain::base(name, Hook::new(kind, number, priority), rules);
     let refuse = |restricted| ChainName::Refuse { restricted };
@@ -91,10 +93,11 @@ pub(super) fn chains(family: Family) -> Vec<Chain> {
 
 /// `meta priority set ip daddr . meta l4proto . th dport map @… meta priority vmap @ways`
 ///
-/// With verdicts in a map of each Service, a change would cost what exists: at every change of a verdict that leads to
-/// a chain, the kernel walks all verdicts of the table. So only `ways` has verdicts. `nft` can only print a map lookup
-/// that is assigned to something (1.0.6 crashes on nested lookups), and `meta priority` is free at this point. The
-/// chain resets it. Only the first packet of a connection passes this rule.
+/// The first map has the number of a chain for each port, and `ways` has the verdict for each number. If the first map
+/// had verdicts, the cost of each change would grow with the number of Services: when a verdict that leads to a chain
+/// changes, the kernel walks all verdicts of the table. The rule assigns the number to `meta priority`, because `nft`
+/// can only print a map lookup that is assigned to something (1.0.6 crashes on nested lookups). `meta priority` is
+/// unused at this point, and the dispatch chain resets it. Only the first packet of a connection reaches this rule.
 fn dispatch(rule: ChainRule, map: &str) -> ChainRule {
     let key = rule.key(FRONTEND);
     rule.map("meta priority set", key, map, Expression::SetMeta(Meta::Priority)).vmap(&[Field::Priority], "ways")
@@ -122,7 +125,7 @@ pub(super) fn dispatch_chain(family: Family, dispatch: Dispatch) -> Chain {
 ///
 /// The packet continues as if it had this destination, and meets the rules of the Service proxy at the same hook, which
 /// translate it. Connection tracking has recorded the original destination before. All later translation of the
-/// connection follows that record: replies come from the lb_ip, and later packets pass no rule.
+/// connection follows that record: replies come from the lb_ip, and later packets traverse no nat chain.
 fn node_port_rules(family: Family) -> Vec<ChainRule> {
     let set_port = |rule: ChainRule, name: &str, write| {
         let key = rule.key(FRONTEND);
@@ -133,14 +136,14 @@ fn node_port_rules(family: Family) -> Vec<ChainRule> {
     vec![
         set_port(is(TCP), "tcp", checked(TCP)),
         set_port(udp_checksum(is(UDP), Relation::NotEqual, "!= 0"), "udp", checked(UDP)),
-        // The kernel would add a checksum to a datagram without one, and a wrong one.
+        // Without this rule, the kernel would add a wrong checksum to a datagram that has none.
         set_port(udp_checksum(is(UDP), Relation::Equal, "0"), "udp", Expression::SetPortUnchecked),
         set_port(is(SCTP), "sctp", checked(SCTP)),
         ChainRule::new(family).set_destination(&[Field::Destination], "nodes"),
     ]
 }
 
-/// A UDP datagram with or without a checksum: 0 stands for none (RFC 768).
+/// A UDP datagram with or without a checksum: 0 means that there is none (RFC 768).
 fn udp_checksum(rule: ChainRule, relation: Relation, text: &str) -> ChainRule {
     let load = Expression::Payload { header: Header::Transport, offset: 6, length: 2, into: Register::FIRST };
     let compare = Expression::Compare { relation, value: vec![0; 2] };
@@ -155,7 +158,7 @@ fn drop_unproxied(family: Family) -> ChainRule {
     elsewhere.lookup(&[Field::OriginalDestination], "addresses").verdict(Verdict::Drop)
 }
 
-/// Sends a connection to a random endpoint, or with session affinity to the client's.
+/// Sends a connection to a random endpoint or, with session affinity, to the endpoint of the client.
 fn pick_rules(family: Family, dispatch: Dispatch) -> Vec<ChainRule> {
     let client = [&[Field::Source][..], FRONTEND].concat();
     let to_known = dispatch.affinity.map(|_| ChainRule::new(family).dnat(&client, "affinity"));
@@ -168,14 +171,14 @@ fn deny_other_sources(family: Family) -> ChainRule {
     ChainRule::new(family).lookup_inverted(&key, "sources").goto(DENIED)
 }
 
-/// Counts a packet in this set, then drops it. These are two rules: a packet that cannot be counted, since the set is
-/// full, leaves the first one, and must still meet the second.
+/// Counts a packet in this set, then drops it. These are two rules: if the set is full, the first rule ends without a
+/// count, and the second one must still drop the packet.
 fn count_then_drop(family: Family, key: &[Field], set: &str) -> Vec<ChainRule> {
     vec![ChainRule::new(family).count(key, set), ChainRule::new(family).verdict(Verdict::Drop)]
 }
 
-/// Refuses a packet to a port without endpoints. So the client notices at once instead of after a timeout: with TCP by
-/// a reset, with others by ICMP, which may be lost (the kernel limits its rate).
+/// Refuses a packet to a port without endpoints, so that the client gets an error at once and not after a timeout. The
+/// error is a reset for TCP. For other protocols it is an ICMP error, which may be lost (the kernel limits the rate).
 fn refuse_rules(family: Family) -> Vec<ChainRule> {
     vec![
         ChainRule::new(family).count(FRONTEND, "refusals"),
@@ -195,8 +198,8 @@ fn learn_rules(family: Family) -> Vec<ChainRule> {
 pub(super) fn optional_chain(family: Family, chain: OptionalChain) -> Chain {
     let learn = if_translated(family).goto("learn");
     let (kind, number, priority, rule) = match chain {
-        // Before translation. Every packet passes it, also those of other programs. To count replies, it would have to
-        // look up their connection, at twice the cost.
+        // Before translation. All packets traverse this chain, including those of other programs. To count replies, it
+        // would have to look up their connection, at twice the cost.
         OptionalChain::CountTraffic => {
             ("filter", PREROUTING, BEFORE_ALL_DSTNAT, ChainRule::new(family).lookup(FRONTEND, "traffic"))
         }
@@ -214,8 +217,8 @@ pub(super) fn remember_chain(family: Family, seconds: u32) -> Chain {
     Chain::regular(ChainName::Remember(seconds), [TCP, UDP, SCTP].map(remember).into())
 }
 
-/// Refuses an untranslated packet to a port of a Service, and drops any other to an lb_ip. Neighbour discovery for the
-/// lb_ip (RFC 4861) passes, since it is not traffic of the Service; in IPv4 it does not come here at all.
+/// Refuses an untranslated packet to a port of a Service, and drops any other packet to an lb_ip. Neighbour discovery
+/// for the lb_ip (RFC 4861) passes, since it is not traffic of the Service. (IPv4 uses ARP, which does not come here.)
 fn unserved_rules(family: Family) -> Vec<ChainRule> {
     let discovery = [(Relation::AtLeast, ROUTER_SOLICITATION), (Relation::AtMost, REDIRECT)];
     let pass_discovery =
@@ -226,12 +229,12 @@ fn unserved_rules(family: Family) -> Vec<ChainRule> {
 
 /// `ct state != established …`
 ///
-/// Every packet of the node passes this comparison. For packets of open connections it is the only one. The first
-/// packets of a connection, until the first reply, and packets without a connection continue. A packet has exactly one
+/// Every packet of the node is compared. For packets of open connections this is the only comparison. The rule applies
+/// to the packets of a connection until its first reply, and to packets without a connection. A packet has exactly one
 /// state, so the comparison uses all bits.
 ///
-/// An untranslated connection to an lb_ip that has a reply belongs to another program, from before the lb_ip was here.
-/// It passes.
+/// A connection to an lb_ip that has a reply but is not translated belongs to another program, from before the lb_ip
+/// was here. The rule does not apply to it.
 fn if_unestablished(family: Family) -> ChainRule {
     let other = Expression::Compare { relation: Relation::NotEqual, value: STATE_ESTABLISHED.to_ne_bytes().into() };
     ChainRule::new(family).push([load_ct(Ct::State), other], "ct state != established")
@@ -244,10 +247,11 @@ fn goto_invalid(family: Family) -> ChainRule {
 
 /// Drops a segment that belongs to no connection, or that is outside its window.
 ///
-/// The kernel does not translate such a segment. A segment of an endpoint would reach the client from an unknown
-/// address, or, if the source was replaced, this node itself. Either would answer with a reset, which breaks the
-/// connection at the endpoint. A segment to an lb_ip must not be refused either: its connection may be valid. The
-/// connection is unknown here, so the sender must be a pod of this node, or an endpoint that connections were sent to.
+/// The kernel does not translate such a segment. A segment from an endpoint would reach the client from an unknown
+/// address. If the connection is masqueraded, the segment would reach this node itself. The receiver would answer with
+/// a reset, which breaks the connection at the endpoint. A segment to an lb_ip must not be refused either: its
+/// connection may be valid. The connection of a segment is unknown here, so the rules drop segments from pods of this
+/// node, and from endpoints that connections were sent to.
 fn invalid_rules(family: Family) -> Vec<ChainRule> {
     let rule = || ChainRule::new(family);
     let endpoint = [Field::Source, Field::Protocol, Field::SourcePort];
@@ -260,8 +264,8 @@ fn invalid_rules(family: Family) -> Vec<ChainRule> {
 
 /// Chooses the source of a translated connection before it leaves for its endpoint.
 ///
-/// With spreading, nearly all endpoints are on this node. So that case comes first, also for connections of other
-/// programs.
+/// With spreading, nearly all endpoints are on this node. So the first rule checks that case, even for translated
+/// connections of other programs.
 fn postrouting_rules(family: Family) -> Vec<ChainRule> {
     let here = [Field::OriginalDestination, Field::Destination];
     vec![
@@ -276,17 +280,17 @@ fn source_rules(family: Family) -> Vec<ChainRule> {
         // The address alone does not identify replies of the endpoint: see [`invalid_rules`].
         ChainRule::new(family).has_transport(TCP).count(FRONTEND, "elsewhere"),
         masquerade_own_source(ChainRule::new(family)),
-        // Replies to a pod of this node pass this node.
+        // Replies to a pod of this node come through this node, so the source stays.
         ChainRule::new(family).lookup(&[Field::Source], "pods").verdict(Verdict::Return),
         masquerade(ChainRule::new(family)),
     ]
 }
 
-/// The source of a connection to an endpoint on this node. All its replies pass this node, so the source stays, except
-/// for clients that would not accept the reply.
+/// The source of a connection to an endpoint on this node. All replies come through this node, so the source stays,
+/// except for clients that would not accept the reply.
 fn source_here_rules(family: Family) -> Vec<ChainRule> {
     use Field::{Destination, OriginalDestination, Source};
-    // A packet that came in by a link is not from this node. That check is cheaper than the type of the source.
+    // A packet that arrived by a link is not from this node. This check is cheaper than that of the source's type.
     let no_link = [Expression::Meta { key: Meta::Iif, into: Register::FIRST }, equals([0; 4])];
     vec![
         // A pod that calls itself through the lb_ip would not recognise the reply.
@@ -297,7 +301,8 @@ fn source_here_rules(family: Family) -> Vec<ChainRule> {
 
 /// `fib saddr type local masquerade`
 ///
-/// For this node itself: the route to the lb_ip has chosen its source, and the endpoint may have no route back to that.
+/// For connections from this node itself: the route to the lb_ip has determined the source address, and the endpoint
+/// may have no route back to it.
 fn masquerade_own_source(rule: ChainRule) -> ChainRule {
     let is_own = [Expression::FibSourceType { into: Register::FIRST }, equals(RTN_LOCAL.to_ne_bytes())];
     masquerade(rule.push(is_own, "fib saddr type local"))
@@ -313,7 +318,7 @@ fn if_translated(family: Family) -> ChainRule {
     ChainRule::new(family).push(is_translated, "ct status dnat")
 }
 
-/// This node answers a ping to the lb_ip.
+/// Redirects a ping to an lb_ip to this node, which answers it.
 fn answer_ping(family: Family) -> ChainRule {
     let request = match family {
         Family::V4 => ECHO_REQUEST,
