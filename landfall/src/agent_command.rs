@@ -19,12 +19,12 @@ pub(crate) struct AgentOptions {
     #[arg(long, env = "NODE_NAME", value_name = "NAME")]
     node_name: String,
 
-    /// What forwards packets. With `off` Landfall only announces addresses, and another proxy on the node must forward.
+    /// The part that forwards packets. With `off` Landfall only announces addresses, and another proxy on the node must forward.
     #[arg(long, env = "LANDFALL_DATAPLANE", value_enum, default_value_t = Dataplane::Nft)]
     dataplane: Dataplane,
 
-    /// Whether the announcing node spreads frames over the nodes with endpoints, which then see the client's address.
-    /// With `off` it translates all packets itself. Must be the same on all nodes.
+    /// Whether the announcing node spreads frames over the nodes with endpoints, so that the endpoints see the address of
+    /// the client. With `off` it translates all packets itself. Must be the same on all nodes.
     #[arg(long, env = "LANDFALL_SPREAD", value_enum, default_value_t = Switch::On)]
     spread: Switch,
 
@@ -39,13 +39,13 @@ pub(crate) struct AgentOptions {
     #[arg(long, env = "LANDFALL_RETURN_MARK", default_value_t = ReturnMark::default(), value_name = "MASK|off")]
     return_mark: ReturnMark,
 
-    /// Whether to count packets and bytes of each Service. This costs every packet that arrives at this node 0.1 to 0.2
+    /// Whether to count packets and bytes of each Service. This delays each packet that arrives at this node by 0.1 to 0.2
     /// µs. New connections and dropped packets are always counted.
     #[arg(long, env = "LANDFALL_COUNT_TRAFFIC", value_enum, default_value_t = Switch::Off)]
     count_traffic: Switch,
 
-    /// Number of Services with series of their own in /metrics: the busiest ones, counted once for each address. The
-    /// others are summed. With 0 all are summed.
+    /// Number of Services with metrics of their own in /metrics: the busiest ones. A Service counts once for each of its
+    /// addresses. The others are summed. With 0 all are summed.
     #[arg(long, env = "LANDFALL_SERVICE_METRICS", default_value_t = 1000, value_name = "NUMBER")]
     service_metrics: usize,
 

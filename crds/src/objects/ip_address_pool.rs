@@ -101,8 +101,8 @@ pub struct IPAddressPoolSpec {
     pub reuse_after: Option<String>,
 
     /// Whether to drain this pool: its addresses are no longer assigned, even on request. Services keep the addresses
-    /// that they hold. `status.heldBy` lists these Services, and the condition `Drained` becomes true when no Service is
-    /// left. Default: false.
+    /// that they hold. `status.heldBy` lists these Services, and the condition `Drained` becomes true when no Service
+    /// holds an address of this pool. Default: false.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub drain: bool,
 

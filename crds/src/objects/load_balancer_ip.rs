@@ -83,9 +83,9 @@ pub struct LoadBalancerIPSpec {
     ))]
     pub reservation: Option<Reservation>,
 
-    /// Set by Landfall if another host on the LAN uses the address before its first announcement. The Service gets another
-    /// address, and this one is not assigned for 10 minutes. Then Landfall deletes the object and the address can be
-    /// assigned again. Delete the object to end the quarantine early.
+    /// Set by Landfall if another host on the LAN uses the address before the address is first announced. The Service gets
+    /// another address, and this one is not assigned for 10 minutes. Then Landfall deletes the object and the address can
+    /// be assigned again. Delete the object to end the quarantine early.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub quarantine: Option<Quarantine>,
 }
@@ -171,14 +171,14 @@ pub struct LoadBalancerIPStatus {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub first_announced: Option<Time>,
 
-    /// Hosts outside the cluster that use the address, as seen by the nodes that announce it or would announce it. At most
-    /// 16. Absent: no conflict is known.
+    /// Hosts outside the cluster that use the address, as seen by its announcers and candidates. At most 16. Absent: no
+    /// conflict is known.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 16))]
     pub conflicts: Vec<AddressConflict>,
 }
 
-/// A host on the LAN, not a node of this cluster, uses the address.
+/// Use of the address by a host on the LAN that is not a node of this cluster.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct AddressConflict {
@@ -242,7 +242,7 @@ pub struct Takeover {
     #[schemars(length(max = 32))]
     pub cause: InternedStr,
     /// Time from the last Hello of that node to the announcement by this node, in milliseconds. If that node died, it is
-    /// an upper bound of the outage: the node died at any moment after that Hello. Otherwise that node answered for the
+    /// an upper bound of the outage: the node died at some moment after that Hello. Otherwise that node answered for the
     /// address until the takeover.
     #[schemars(range(min = 0))]
     pub took_milliseconds: i64,

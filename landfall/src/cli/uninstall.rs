@@ -46,7 +46,7 @@ const STEP_TIMEOUT: Duration = Duration::from_secs(60);
 /// The options of `landfall uninstall`.
 #[derive(Debug, Args)]
 pub(crate) struct UninstallOptions {
-    /// Remove it. Without this option, only show what would be removed.
+    /// Remove Landfall. Without this option, only show what would be removed.
     #[arg(long)]
     yes: bool,
 }
