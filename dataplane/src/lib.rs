@@ -13,7 +13,6 @@
 //! | [`nft`] | the engine: ruleset → tables of nf_tables |
 //! | [`flows`] | tracked flows and clients that the kernel must forget |
 //! | [`reply_path`] | on a node with several links, replies leave by the link of the request |
-//! | [`netlink`] | messages to and from the kernel, and the socket |
 //! | [`run`](mod@run) | the loop |
 //! | [`metrics`] | numbers of changes and of traffic (pure) |
 //!
@@ -42,7 +41,6 @@ mod error_chain;
 pub mod flows;
 mod link_name;
 pub mod metrics;
-pub mod netlink;
 pub mod nft;
 pub mod reply_path;
 pub mod rules;

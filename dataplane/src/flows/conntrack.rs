@@ -2,8 +2,8 @@
 //! [`crate::flows::stale`] decides which flows are stale.
 
 use super::stale::StaleFlows;
-use crate::netlink::conntrack::{self, TrackedFlow};
-use crate::netlink::socket::{NetlinkError, Socket};
+use netlink::conntrack::{self, TrackedFlow};
+use netlink::socket::{NetlinkError, Socket};
 
 /// Forgets the stale UDP flows and returns their number. If any flow can be stale, the kernel lists its UDP flows;
 /// otherwise it is not asked.

@@ -15,8 +15,8 @@ use std::sync::Arc;
 use crds::service::Family;
 use crds::{Protocol, Range};
 
-use crate::netlink::conntrack::Flow;
 use crate::rules::{Frontend, LbIp, Ruleset, Target, changed_lb_ips, contains_address, full_outer_join};
+use netlink::conntrack::Flow;
 
 /// The UDP ports of lb_ips with flows that can be stale.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

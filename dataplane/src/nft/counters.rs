@@ -6,7 +6,7 @@ use super::elements::KeyParts;
 use super::engine::{EngineError, none_if_missing};
 use super::layout::{self, SetId, Table};
 use crate::metrics::{KernelCounters, PacketCount};
-use crate::netlink::socket::Socket;
+use netlink::socket::Socket;
 
 /// The sets whose counters are read.
 const COUNTING: [SetId; 5] = [SetId::Traffic, SetId::Begun, SetId::Denied, SetId::Refusals, SetId::Strays];

@@ -22,8 +22,8 @@ use super::elements::{ElementKey, ElementValue, Elements};
 use super::layout::{self, SetId, Table};
 use super::projection::{all_elements, is_needed};
 use crate::flows::affinity::RetiredClients;
-use crate::netlink::socket::{NetlinkError, Socket};
 use crate::rules::Ruleset;
+use netlink::socket::{NetlinkError, Socket};
 pub(super) use observe::none_if_missing;
 pub use outcome::{KernelTable, TableOutcome, TableOutcomes, removed_ports};
 

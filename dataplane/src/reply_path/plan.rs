@@ -11,7 +11,7 @@ use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
 use super::{Gap, Mask, ReplyPath, ReplyPathInput};
 use crate::link_name::LinkName;
-use crate::netlink::route::{Hop, MAIN, Route, Rule, SCOPE_UNIVERSE, UNICAST};
+use netlink::route::{Hop, MAIN, Route, Rule, SCOPE_UNIVERSE, UNICAST};
 
 /// The protocol of our routes and rules (RTPROT_*): an unregistered number (/etc/iproute2/rt_protos).
 pub const PROTOCOL: u8 = 76;

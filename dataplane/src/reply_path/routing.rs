@@ -10,8 +10,8 @@ use crds::service::Family;
 use super::plan::{ObservedRouting, RouteChange, TABLES, diff_routing, is_our_table, plan_routing};
 use super::{Gap, Mask, ReplyPath, ReplyPathInput};
 use crate::link_name::LinkName;
-use crate::netlink::route::{self, MAIN};
-use crate::netlink::socket::{NetlinkError, Socket};
+use netlink::route::{self, MAIN};
+use netlink::socket::{NetlinkError, Socket};
 
 /// The greatest slot of any mask.
 const LAST_SLOT: u32 = 255;
@@ -79,7 +79,7 @@ impl Routing {
     fn observe(&mut self, input: &ReplyPathInput, mask: Mask) -> Result<ObservedRouting, ReplyPathError> {
         let mut observed = ObservedRouting::default();
         for name in &input.links {
-            let answer = self.socket.query_routing(route::get_link(name), route::decode_link);
+            let answer = self.socket.query_routing(route::get_link(name.as_str()), route::decode_link);
             let link = none_if(answer, &[libc::ENODEV]).map_err(ReplyPathError::Read)?;
             if let Some(link) = link.flatten().flatten() {
                 observed.links.insert(*name, link);

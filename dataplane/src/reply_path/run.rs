@@ -15,8 +15,8 @@ use tokio::time::{Instant, sleep, sleep_until};
 use super::routing::{ReplyPathError, ReplyPathState, Routing};
 use super::{Gap, Mask, ReplyPath, ReplyPathInput};
 use crate::error_chain::error_chain;
-use crate::netlink::notifications::RouteNotifications;
 use crate::run::run_blocking;
+use netlink::notifications::RouteNotifications;
 
 /// The wait for the end of a burst of changes: a link that comes up brings several routes.
 const BURST: Duration = Duration::from_millis(100);

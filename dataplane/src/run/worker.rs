@@ -16,12 +16,12 @@ use crate::flows::conntrack::forget_flows;
 use crate::flows::stale::stale_flows;
 use crate::link_name::LinkName;
 use crate::metrics::Counters;
-use crate::netlink::socket::{NetlinkError, Socket};
 use crate::nft::layout::Table;
 use crate::nft::{Engine, EngineError, TableOutcome, TableOutcomes, is_needed, removed_ports};
 use crate::reply_path::ReplyPath;
 use crate::rules::{Frontend, Planner, Ruleset, changed_lb_ips};
 use crate::snapshot::{Link, Snapshot};
+use netlink::socket::{NetlinkError, Socket};
 
 /// A finished sweep: the deletion of stale flows.
 pub(super) struct Sweep {

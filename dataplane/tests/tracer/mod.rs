@@ -9,8 +9,6 @@ pub mod frame;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 
-use dataplane::netlink::attribute::{Attributes, attributes};
-use dataplane::netlink::message::Message;
 use dataplane::nft::codec::expression::{Ct, Expression, Header, Meta, Register, Relation, Verdict};
 use dataplane::nft::codec::request::Requests;
 use dataplane::nft::diff::diff_elements;
@@ -18,6 +16,8 @@ use dataplane::nft::elements::{ElementKey, Elements};
 use dataplane::nft::layout::{self, Chain, Set, Table, variable_chain};
 use dataplane::nft::projection::ruleset_elements;
 use dataplane::rules::Ruleset;
+use netlink::attribute::{Attributes, attributes};
+use netlink::message::Message;
 
 /// Where a packet comes from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

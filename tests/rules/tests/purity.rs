@@ -11,7 +11,8 @@ use rules::items::items;
 use rules::{read, sources};
 
 /// Libraries with files that decide.
-const LIBRARIES: [&str; 6] = ["controller/src", "crds/src", "dataplane/src", "model/src", "observe/src", "speaker/src"];
+const LIBRARIES: [&str; 7] =
+    ["controller/src", "crds/src", "dataplane/src", "model/src", "netlink/src", "observe/src", "speaker/src"];
 
 /// Folders of files that act: they write to the API server, or call the operating system.
 const SHELL_FOLDERS: [&str; 2] = ["apply", "os"];
@@ -113,6 +114,7 @@ fn crates_depend_only_on_lower_ones() {
     for (package, foreign) in [
         ("crds", ["kube-client", "tokio", "model", "observe"].as_slice()),
         ("model", &["kube-client", "tokio", "observe"]),
+        ("netlink", &["kube-client", "model", "observe"]),
         ("observe", &[]),
         ("controller", &[]),
         ("speaker", &["kube-client", "observe"]),

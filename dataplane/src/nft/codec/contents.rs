@@ -8,12 +8,12 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::element::{decode_key, encode_added, encode_deleted};
 use super::numbers::*;
-use crate::netlink::attribute::{Attribute, Writer};
-use crate::netlink::message::Message;
 use crate::nft::chain_name::ChainName;
 use crate::nft::diff::ElementChange;
 use crate::nft::elements::{ElementKey, ElementValue};
 use crate::nft::layout::{self, NAME, SetId, Table};
+use netlink::attribute::{Attribute, Writer};
+use netlink::message::Message;
 
 /// The contents of a new table.
 #[derive(Debug, Default)]

@@ -15,11 +15,11 @@ use super::expression::decode_counter;
 use super::numbers::*;
 use crate::flows::affinity::AffinityEntry;
 use crate::metrics::PacketCount;
-use crate::netlink::attribute::{Attributes, Writer};
-use crate::netlink::message::{Message, NFTABLES};
 use crate::nft::chain_name::ChainName;
 use crate::nft::elements::{ElementKey, ElementValue, Elements, KeyParts};
 use crate::nft::layout::{NAME, Set, SetId, Table};
+use netlink::attribute::{Attributes, Writer};
+use netlink::message::{Message, NFTABLES};
 
 /// Queries the generation of nf_tables: a number that every change of any table increments.
 pub fn get_generation() -> Message {

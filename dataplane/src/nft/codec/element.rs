@@ -10,12 +10,12 @@ use super::key_bytes::KeyBytes;
 use super::numbers::*;
 use crate::flows::affinity::AffinityEntry;
 use crate::link_name::LinkName;
-use crate::netlink::attribute::{Attribute, Attributes, Writer};
 use crate::nft::chain_name::ChainName;
 use crate::nft::dispatch_id::DispatchId;
 use crate::nft::elements::{ElementKey, ElementValue, KeyParts};
 use crate::nft::layout::{Data, Set, SetId, Table, Type};
 use crate::rules::Frontend;
+use netlink::attribute::{Attribute, Attributes, Writer};
 
 /// Writes an element to be added into a list.
 pub(super) fn encode_added(key: &ElementKey, value: &ElementValue, list: &mut Writer) {

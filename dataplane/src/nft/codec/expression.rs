@@ -11,8 +11,8 @@ use std::fmt;
 
 use crds::service::Family;
 
-use crate::netlink::attribute::{Attributes, Writer};
 pub use compare::is_rule;
+use netlink::attribute::{Attributes, Writer};
 
 /// A register.
 ///

@@ -1,8 +1,8 @@
 //! Messages of nf_tables: their types and attributes, from linux/netfilter/nf_tables.h. Pure.
 
-use crate::netlink::attribute::Writer;
-use crate::netlink::message::{APPEND, CREATE, Message, NFTABLES};
 use crate::nft::layout::Table;
+use netlink::attribute::Writer;
+use netlink::message::{APPEND, CREATE, Message, NFTABLES};
 
 // enum nf_tables_msg_types.
 pub(super) const NEWTABLE: u8 = 0;

@@ -8,12 +8,12 @@ use super::expression::{encode_counter, encode_value};
 use super::numbers::*;
 use super::userdata;
 use crate::flows::affinity::AffinityEntry;
-use crate::netlink::attribute::Writer;
-use crate::netlink::message::Message;
 use crate::nft::chain_name::ChainName;
 use crate::nft::diff::ElementChange;
 use crate::nft::elements::ElementKey;
 use crate::nft::layout::{self, COMMENT, Chain, NAME, Set, SetId, Table, variable_chain};
+use netlink::attribute::Writer;
+use netlink::message::Message;
 
 /// Messages with their subjects.
 #[derive(Debug, Default)]

@@ -17,8 +17,6 @@ use super::numbers::*;
 use super::request::Requests;
 use crate::flows::affinity::AffinityEntry;
 use crate::link_name::LinkName;
-use crate::netlink::attribute::{Attributes, Writer, attributes};
-use crate::netlink::message::Message;
 use crate::nft::chain_name::ChainName;
 use crate::nft::diff::diff_elements;
 use crate::nft::dispatch_id::DispatchId;
@@ -26,6 +24,8 @@ use crate::nft::elements::{ElementKey, ElementValue, Elements, KeyParts};
 use crate::nft::layout::{self, Chain, Set, SetId, Table, variable_chain};
 use crate::reply_path::Mask;
 use crate::rules::{Dispatch, Frontend, Pick};
+use netlink::attribute::{Attributes, Writer, attributes};
+use netlink::message::Message;
 
 fn a_table() -> impl Strategy<Value = Table> {
     proptest::sample::select(Table::ALL.to_vec())

@@ -4,11 +4,11 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::outcome::KernelTable;
 use super::{ATTEMPTS, Engine, EngineError};
-use crate::netlink::socket::NetlinkError;
 use crate::nft::chain_name::ChainName;
 use crate::nft::codec::dump::{self, DumpedSet, DumpedTable};
 use crate::nft::elements::Elements;
 use crate::nft::layout::{self, Table};
+use netlink::socket::NetlinkError;
 
 impl Engine {
     /// Dumps all tables. Also returns their generation.

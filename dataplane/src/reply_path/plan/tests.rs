@@ -1,5 +1,5 @@
 use super::*;
-use crate::netlink::route::SCOPE_LINK;
+use netlink::route::SCOPE_LINK;
 use proptest::prelude::*;
 
 fn name(link: &str) -> LinkName {

@@ -6,9 +6,9 @@ use super::super::expression::{is_counter, is_rule};
 use super::super::numbers::*;
 use super::super::userdata;
 use crate::link_name::LinkName;
-use crate::netlink::attribute::Attributes;
 use crate::nft::chain_name::ChainName;
 use crate::nft::layout::{self, COMMENT, Chain, ChainRule, Hook, Set, Table, variable_chain};
+use netlink::attribute::Attributes;
 
 /// A table in the kernel, without its elements.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

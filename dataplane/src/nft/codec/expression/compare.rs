@@ -4,7 +4,7 @@
 
 use super::Expression;
 use super::numbers::*;
-use crate::netlink::attribute::{Attribute, Attributes, Writer, attributes};
+use netlink::attribute::{Attribute, Attributes, Writer, attributes};
 
 /// Whether a list of expressions in the kernel's dump consists of the expected ones.
 pub fn is_rule(found: &[u8], expected: &[Expression]) -> bool {

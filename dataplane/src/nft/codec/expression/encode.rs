@@ -4,7 +4,7 @@ use crds::service::Family;
 
 use super::numbers::*;
 use super::{Ct, Expression, Header, Register, encode_counter, encode_value};
-use crate::netlink::attribute::Writer;
+use netlink::attribute::Writer;
 
 impl Expression {
     /// Writes it as one item of a rule.

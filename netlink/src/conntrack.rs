@@ -139,7 +139,7 @@ fn tuple(attributes: Attributes<'_>) -> Option<(SocketAddr, SocketAddr)> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::netlink::attribute::attributes;
+    use crate::attribute::attributes;
     use proptest::prelude::*;
 
     /// Three addresses with ports of one family.

@@ -1,4 +1,4 @@
-//! Netlink, as far as nf_tables, connection tracking and routing need it.
+//! Messages of the kernel, and the sockets that carry them: nf_tables, connection tracking, links and routing.
 //!
 //! | file | content |
 //! |---|---|
@@ -10,8 +10,8 @@
 //! | [`socket`] | transactions, commands and dumps (shell) |
 
 pub mod attribute;
-pub(crate) mod conntrack;
+pub mod conntrack;
 pub mod message;
-pub(crate) mod notifications;
+pub mod notifications;
 pub mod route;
 pub mod socket;

@@ -8,7 +8,6 @@ use ipnet::IpNet;
 
 use super::attribute::{Attribute, Attributes, Writer, attributes};
 use super::message::{CREATE, Message};
-use crate::link_name::LinkName;
 
 /// The main routing table (RT_TABLE_MAIN).
 pub const MAIN: u32 = 254;
@@ -112,9 +111,9 @@ pub struct Rule {
 }
 
 /// Queries the link of this name.
-pub fn get_link(name: &LinkName) -> Message {
+pub fn get_link(name: &str) -> Message {
     Message::with_header(GETLINK, 0, vec![0; LINK_HEADER], |w| {
-        w.text(IFLA_IFNAME, name.as_str());
+        w.text(IFLA_IFNAME, name);
     })
 }
 
