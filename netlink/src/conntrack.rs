@@ -5,11 +5,8 @@ use std::net::{IpAddr, SocketAddr};
 use crds::service::Family;
 
 use super::attribute::{Attributes, Writer};
-use super::message::{CTNETLINK, Message};
+use super::message::{CTNETLINK, Message, family_number};
 
-/// AF_INET and AF_INET6.
-const IPV4: u8 = 2;
-const IPV6: u8 = 10;
 const UDP: u8 = 17;
 const GET: u8 = 1;
 const DELETE: u8 = 2;
@@ -73,13 +70,6 @@ pub fn get_udp_flows(family: Family, destination: Option<IpAddr>) -> Message {
             filter.bytes(FILTER_ORIG_FLAGS, &flags.to_ne_bytes());
         });
     })
-}
-
-fn family_number(family: Family) -> u8 {
-    match family {
-        Family::V4 => IPV4,
-        Family::V6 => IPV6,
-    }
 }
 
 /// The flow in an answer; `None` if it is not a UDP flow.

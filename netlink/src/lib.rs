@@ -2,12 +2,14 @@
 //!
 //! | file | content |
 //! |---|---|
-//! | [`attribute`] | attributes, written into messages and read without trust (pure) |
+//! | [`attribute`] | attributes of netfilter, written into messages and read without trust (pure) |
 //! | [`message`] | requests encoded, replies decoded (pure) |
 //! | [`conntrack`] | messages about tracked flows (pure) |
-//! | [`route`] | messages about links, routes and rules (pure) |
-//! | [`notifications`] | wakes when links, routes or rules change (shell) |
+//! | [`route`] | messages about routes and rules (pure) |
 //! | [`socket`] | transactions, commands and dumps (shell) |
+//! | [`notifications`] | wakes when links, addresses, routes or rules change (shell) |
+//!
+//! Messages of netfilter are our own (ADR 1). Those about links and routing are the types of [`packet_route`].
 
 pub mod attribute;
 pub mod conntrack;
@@ -15,3 +17,5 @@ pub mod message;
 pub mod notifications;
 pub mod route;
 pub mod socket;
+
+pub use netlink_packet_route as packet_route;

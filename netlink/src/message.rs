@@ -4,39 +4,29 @@
 //! A transaction is a sequence of messages between *batch begin* and *batch end*. The kernel executes all of them or
 //! none.
 
-use super::attribute::{Attributes, Writer, attributes};
+use crds::service::Family;
+use netlink_packet_core::{
+    Emitable, NLM_F_ACK_TLVS as ACK_TLVS, NLM_F_CAPPED as CAPPED, NLM_F_DUMP_INTR as INTERRUPTED,
+    NLM_F_MULTIPART as MULTI, NLM_F_REQUEST as REQUEST, NLMSG_DONE, NLMSG_ERROR, ParseableParametrized,
+};
+pub use netlink_packet_core::{
+    NLM_F_ACK as ACK, NLM_F_APPEND as APPEND, NLM_F_CREATE as CREATE, NLM_F_DUMP as DUMP, NLM_F_EXCL as EXCLUSIVE,
+    NLM_F_REPLACE as REPLACE,
+};
+use netlink_packet_route::RouteNetlinkMessage;
+
+use crate::attribute::{Attributes, Writer, attributes};
 
 /// The nfnetlink subsystem nf_tables.
 pub const NFTABLES: u8 = 10;
 /// The nfnetlink subsystem of connection tracking.
 pub const CTNETLINK: u8 = 1;
 
-/// NLM_F_REQUEST.
-pub const REQUEST: u16 = 0x1;
-/// The answer has several messages (NLM_F_MULTI).
-const MULTI: u16 = 0x2;
-/// Requests an acknowledgement (NLM_F_ACK).
-pub const ACK: u16 = 0x4;
-/// The dumped objects changed meanwhile (NLM_F_DUMP_INTR).
-const INTERRUPTED: u16 = 0x10;
-/// Lists all objects (NLM_F_DUMP).
-pub const DUMP: u16 = 0x300;
-/// Creates the object if it does not exist (NLM_F_CREATE).
-pub const CREATE: u16 = 0x400;
-/// Adds the object after the others (NLM_F_APPEND).
-pub const APPEND: u16 = 0x800;
-
 /// The length of a netlink header in bytes.
 const HEADER: usize = 16;
 /// The length of the netfilter header after it (struct nfgenmsg).
 const FAMILY_HEADER: usize = 4;
 
-const NLMSG_ERROR: u16 = 2;
-const NLMSG_DONE: u16 = 3;
-/// The error has extended attributes (NLM_F_ACK_TLVS).
-const ACK_TLVS: u16 = 0x200;
-/// The error does not contain the request (NLM_F_CAPPED).
-const CAPPED: u16 = 0x100;
 const BATCH_BEGIN: u16 = 0x10;
 const BATCH_END: u16 = 0x11;
 const BATCH_GENID: u16 = 1;
@@ -58,20 +48,27 @@ impl Message {
 
     /// A message to an nfnetlink subsystem, about objects of a family (`libc::AF_INET`).
     pub fn new(subsystem: u8, kind: u8, flags: u16, family: u8, fill: impl FnOnce(&mut Writer)) -> Self {
-        Self::with_header(u16::from_be_bytes([subsystem, kind]), flags, vec![family, 0, 0, 0], fill)
+        Self::with_header(u16::from_be_bytes([subsystem, kind]), flags, [family, 0, 0, 0], fill)
     }
 
-    /// A message with this header of a subsystem, which begins with the family. Its length must be a multiple of four.
-    pub fn with_header(kind: u16, flags: u16, header: Vec<u8>, fill: impl FnOnce(&mut Writer)) -> Self {
-        let mut writer = Writer::append_to(header);
+    /// A message with this netfilter header, which begins with the family.
+    fn with_header(kind: u16, flags: u16, header: [u8; FAMILY_HEADER], fill: impl FnOnce(&mut Writer)) -> Self {
+        let mut writer = Writer::append_to(header.to_vec());
         fill(&mut writer);
         Self { kind, flags: flags | REQUEST, body: writer.finish() }
+    }
+
+    /// A message about links, addresses, routes or rules.
+    pub fn routing(message: &RouteNetlinkMessage, flags: u16) -> Self {
+        let mut body = vec![0; message.buffer_len()];
+        message.emit(&mut body);
+        Self { kind: message.message_type(), flags: flags | REQUEST, body }
     }
 
     /// A message that begins or ends a batch: it names the subsystem as the resource.
     fn batch(kind: u16, fill: impl FnOnce(&mut Writer)) -> Self {
         let [high, low] = u16::from(NFTABLES).to_be_bytes();
-        Self::with_header(kind, 0, vec![0, 0, high, low], fill)
+        Self::with_header(kind, 0, [0, 0, high, low], fill)
     }
 
     /// Begins a transaction of nf_tables. With a generation, the kernel refuses it (ERESTART) if nf_tables has changed
@@ -166,15 +163,24 @@ pub enum Body<'a> {
 impl<'a> Body<'a> {
     /// The attributes of an object of netfilter; none for any other reply.
     pub fn attributes(&self) -> Attributes<'a> {
-        attributes(self.payload().get(FAMILY_HEADER..).unwrap_or_default())
+        match self {
+            Self::Object { payload, .. } => attributes(payload.get(FAMILY_HEADER..).unwrap_or_default()),
+            _ => attributes(&[]),
+        }
     }
 
-    /// Everything after the netlink header of an object; empty for any other reply.
-    pub fn payload(&self) -> &'a [u8] {
-        match self {
-            Self::Object { payload, .. } => payload,
-            _ => &[],
-        }
+    /// A link, address, route or rule; `None` for any other reply, and for one that cannot be decoded.
+    pub fn routing(&self) -> Option<RouteNetlinkMessage> {
+        let Self::Object { kind, payload, .. } = self else { return None };
+        RouteNetlinkMessage::parse_with_param(payload, u16::from(*kind)).ok()
+    }
+}
+
+/// AF_INET or AF_INET6.
+pub fn family_number(family: Family) -> u8 {
+    match family {
+        Family::V4 => 2,
+        Family::V6 => 10,
     }
 }
 

@@ -1,50 +1,43 @@
-//! Notifications of the kernel about links, routes and rules. Touches the kernel of the network namespace that it was
-//! opened in.
-//!
-//! The content of a notification is ignored: everything is read again then.
+//! Notifications of the kernel about links, addresses, routes and rules. Touches the kernel of the network namespace
+//! that it was opened in.
 #![allow(unsafe_code)]
 
-use std::io::{ErrorKind, Read};
+use std::io::{self, ErrorKind};
 use std::os::fd::{AsRawFd, RawFd};
 
-use socket2::{Domain, Protocol, SockAddr, Type};
+use netlink_sys::protocols::NETLINK_ROUTE;
+use netlink_sys::{Socket, SocketAddr};
 use tokio::io::unix::AsyncFd;
 
-use super::socket::NetlinkError;
+use crate::socket::NetlinkError;
 
-/// Links; routes and rules of IPv4; routes and rules of IPv6 (RTNLGRP_*).
-const GROUPS: [u32; 5] = [1, 7, 8, 11, 19];
+/// Links, and addresses of IPv4 and IPv6 (RTNLGRP_* as bits).
+pub const LINKS: u32 = 1 | 1 << 4 | 1 << 8;
+/// Routes of IPv4 and IPv6.
+pub const ROUTES: u32 = 1 << 6 | 1 << 10;
+/// Links without addresses, and routes and rules of IPv4 and IPv6.
+pub const ROUTING: u32 = 1 | ROUTES | 1 << 7 | 1 << 18;
+
+/// The size of the buffer for one datagram. The kernel sends each change in one of its own.
+const DATAGRAM: usize = 1 << 15;
 
 /// A socket that becomes readable when something changes.
 #[derive(Debug)]
-pub struct RouteNotifications(socket2::Socket);
+pub struct Notifications(Socket);
 
-impl RouteNotifications {
-    /// Notifications for the network namespace of the calling thread.
+impl Notifications {
+    /// Notifications of these groups, for the network namespace of the calling thread.
     ///
     /// # Errors
     /// If there is no socket.
-    pub fn open() -> Result<Self, NetlinkError> {
-        let protocol = Some(Protocol::from(libc::NETLINK_ROUTE));
-        let socket = socket2::Socket::new(Domain::from(libc::AF_NETLINK), Type::RAW, protocol);
-        let socket = socket.map_err(NetlinkError::Open)?;
-        socket.set_nonblocking(true).map_err(NetlinkError::Open)?;
-        let groups = GROUPS.iter().fold(0, |all, group| all | 1 << (group - 1));
-        let family = libc::sa_family_t::try_from(libc::AF_NETLINK).expect("invariant: a small number");
-        let length = libc::socklen_t::try_from(size_of::<libc::sockaddr_nl>()).expect("invariant: twelve bytes");
-        // SAFETY: the storage is all zeros and larger than a `sockaddr_nl`, for which every bit pattern is valid.
-        let (_, address) = unsafe {
-            SockAddr::try_init(|storage, size| {
-                let address = storage.cast::<libc::sockaddr_nl>();
-                (*address).nl_family = family;
-                (*address).nl_groups = groups;
-                *size = length;
-                Ok(())
-            })
-        }
-        .map_err(NetlinkError::Open)?;
-        socket.bind(&address).map_err(NetlinkError::Open)?;
-        Ok(Self(socket))
+    pub fn open(groups: u32) -> Result<Self, NetlinkError> {
+        let open = || {
+            let mut socket = Socket::new(NETLINK_ROUTE)?;
+            socket.set_non_blocking(true)?;
+            socket.bind(&SocketAddr::new(0, groups))?;
+            io::Result::Ok(Self(socket))
+        };
+        open().map_err(NetlinkError::Open)
     }
 
     /// Registers it with the runtime of the calling task.
@@ -56,22 +49,24 @@ impl RouteNotifications {
         unsafe { AsyncFd::register(self) }.map_err(|error| NetlinkError::Open(error.into()))
     }
 
-    /// Discards all notifications so far.
-    pub fn drain(&self) {
-        let mut buffer = [0; 4096];
+    /// Passes all waiting notifications to `each`, without blocking. Returns whether these are all: if there were too
+    /// many, some were lost.
+    pub fn read(&self, mut each: impl FnMut(&[u8])) -> bool {
+        let mut buffer = [0; DATAGRAM];
+        let mut is_complete = true;
         loop {
-            match (&self.0).read(&mut buffer) {
-                Ok(_) => {}
-                // Some were lost, so there were many.
-                Err(error) if error.raw_os_error() == Some(libc::ENOBUFS) => {}
+            match self.0.recv(&mut &mut buffer[..], 0) {
+                Ok(length) => each(&buffer[..length]),
                 Err(error) if error.kind() == ErrorKind::Interrupted => {}
-                Err(_) => return,
+                Err(error) if error.kind() == ErrorKind::WouldBlock => return is_complete,
+                Err(error) if error.raw_os_error() == Some(libc::ENOBUFS) => is_complete = false,
+                Err(_) => return false,
             }
         }
     }
 }
 
-impl AsRawFd for RouteNotifications {
+impl AsRawFd for Notifications {
     fn as_raw_fd(&self) -> RawFd {
         self.0.as_raw_fd()
     }

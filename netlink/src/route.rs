@@ -1,13 +1,19 @@
-//! rtnetlink messages about links, routes and rules of policy routing: queries, answers, additions and deletions. All
-//! numbers are in host byte order, unlike those of netfilter. Pure.
+//! Routes and rules of policy routing: requests, and objects from answers. Pure.
+//!
+//! Only the parts are decoded that a copy of a route needs, or that distinguish a rule of Landfall.
 
 use std::net::IpAddr;
 
 use crds::service::Family;
-use ipnet::IpNet;
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
+use netlink_packet_core::{DefaultNla, Emitable};
+use netlink_packet_route::route::{
+    RouteAddress, RouteAttribute, RouteFlags, RouteHeader, RouteMessage, RouteNextHopFlags, RouteVia,
+};
+use netlink_packet_route::rule::{RuleAction, RuleAttribute, RuleHeader, RuleMessage};
+use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 
-use super::attribute::{Attribute, Attributes, Writer, attributes};
-use super::message::{CREATE, Message};
+use crate::message::family_number;
 
 /// The main routing table (RT_TABLE_MAIN).
 pub const MAIN: u32 = 254;
@@ -18,45 +24,9 @@ pub const SCOPE_UNIVERSE: u8 = 0;
 /// RT_SCOPE_LINK: on the link itself.
 pub const SCOPE_LINK: u8 = 253;
 
-// From linux/rtnetlink.h.
-const GETLINK: u16 = 18;
-const NEWROUTE: u16 = 24;
-const DELROUTE: u16 = 25;
-const GETROUTE: u16 = 26;
-const NEWRULE: u16 = 32;
-const DELRULE: u16 = 33;
-const GETRULE: u16 = 34;
-/// Replaces an existing object (NLM_F_REPLACE).
-const REPLACE: u16 = 0x100;
-/// Fails if the object exists (NLM_F_EXCL).
-const EXCLUSIVE: u16 = 0x200;
-const LINK_HEADER: usize = 16;
-const ROUTE_HEADER: usize = 12;
-const IFLA_IFNAME: u16 = 3;
-const RTA_DST: u16 = 1;
-const RTA_OIF: u16 = 4;
-const RTA_GATEWAY: u16 = 5;
-const RTA_PRIORITY: u16 = 6;
 const RTA_METRICS: u16 = 8;
-const RTA_MULTIPATH: u16 = 9;
-const RTA_TABLE: u16 = 15;
-const RTA_VIA: u16 = 18;
-const RTA_ENCAP: u16 = 22;
-/// The gateway is on the link, whatever the addresses of the link (RTNH_F_ONLINK).
-const ON_LINK: u8 = 4;
 /// The number of the table is in an attribute (RT_TABLE_COMPAT).
 const TABLE_IN_ATTRIBUTE: u8 = 252;
-const FRA_PRIORITY: u16 = 6;
-const FRA_MARK: u16 = 10;
-const FRA_TABLE: u16 = 15;
-const FRA_MASK: u16 = 16;
-const FRA_PROTOCOL: u16 = 21;
-/// Routes with a shorter prefix are ignored; usually -1.
-const FRA_SUPPRESS_PREFIXLEN: u16 = 14;
-/// The attributes of our rules.
-const FRA_PLAIN: [u16; 6] = [FRA_PRIORITY, FRA_MARK, FRA_TABLE, FRA_MASK, FRA_PROTOCOL, FRA_SUPPRESS_PREFIXLEN];
-/// Look up in a table (FR_ACT_TO_TBL).
-const TO_TABLE: u8 = 1;
 
 /// A route.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -110,225 +80,185 @@ pub struct Rule {
     pub plain: bool,
 }
 
-/// Queries the link of this name.
-pub fn get_link(name: &str) -> Message {
-    Message::with_header(GETLINK, 0, vec![0; LINK_HEADER], |w| {
-        w.text(IFLA_IFNAME, name);
-    })
-}
-
-/// The index of the link in an answer.
-pub fn decode_link(answer: &[u8]) -> Option<u32> {
-    Some(u32::from_ne_bytes(*answer.get(4..)?.first_chunk()?))
-}
-
-/// Queries all routes of a table in a family; a dump. With a link, only those with a hop there. A table that does not
-/// exist is an error: ENOENT.
-pub fn get_routes(family: Family, table: u32, link: Option<u32>) -> Message {
-    let mut header = vec![0; ROUTE_HEADER];
-    header[0] = family_number(family);
-    Message::with_header(GETROUTE, 0, header, |w| {
-        put_number(w, RTA_TABLE, table);
-        if let Some(link) = link {
-            put_number(w, RTA_OIF, link);
-        }
-    })
-}
-
-/// The route in an answer; `None` if it is not for IPv4 or IPv6.
-pub fn decode_route(answer: &[u8]) -> Option<Route> {
-    let header: &[u8; ROUTE_HEADER] = answer.first_chunk()?;
-    let [family, length, _, tos, _, protocol, scope, kind, flags, ..] = *header;
-    let family = family_of(family)?;
-    let all = attributes(answer.get(ROUTE_HEADER..)?);
-    let destination = match all.find(RTA_DST) {
-        Some(found) => address(found.value)?,
-        None => anywhere(family),
-    };
-    let hops = match all.find(RTA_MULTIPATH) {
-        Some(found) => decode_hops(found.value),
-        None => decode_hop(all, all.find(RTA_OIF).and_then(|link| native(&link)), flags).into_iter().collect(),
-    };
-    Some(Route {
-        table: all.find(RTA_TABLE).and_then(|table| native(&table))?,
-        protocol,
-        kind,
-        scope,
-        tos,
-        destination: IpNet::new(destination, length).ok()?,
-        metric: all.find(RTA_PRIORITY).and_then(|metric| native(&metric)).unwrap_or(0),
-        metrics: all.find(RTA_METRICS).map(|found| found.value.to_vec()).unwrap_or_default(),
-        hops,
-        encap: all.find(RTA_ENCAP).is_some(),
-    })
-}
-
-/// Adds a route with one hop, or replaces the one with the same destination and metric in the table.
-pub fn put_route(route: &Route) -> Message {
-    change_route(NEWROUTE, CREATE | REPLACE, route)
-}
-
-pub fn delete_route(route: &Route) -> Message {
-    change_route(DELROUTE, 0, route)
-}
-
-fn change_route(kind: u16, flags: u16, route: &Route) -> Message {
-    let Route { table, protocol, scope, destination, metric, metrics, hops, .. } = route;
-    let hop = hops.first();
-    let on_link = if hop.is_some_and(|hop| hop.on_link) { ON_LINK } else { 0 };
-    let family = family_number(Family::from(destination.addr()));
-    let header = vec![
-        family,
-        destination.prefix_len(),
-        0,
-        route.tos,
-        TABLE_IN_ATTRIBUTE,
-        *protocol,
-        *scope,
-        route.kind,
-        on_link,
-        0,
-        0,
-        0,
-    ];
-    Message::with_header(kind, flags, header, |w| {
-        if destination.prefix_len() > 0 {
-            w.bytes(RTA_DST, &octets(destination.network()));
-        }
-        put_number(w, RTA_TABLE, *table);
-        put_number(w, RTA_PRIORITY, *metric);
-        if let Some(hop) = hop {
-            put_number(w, RTA_OIF, hop.link);
-            match hop.gateway {
-                Some(gateway) if gateway.is_ipv4() == destination.addr().is_ipv4() => {
-                    w.bytes(RTA_GATEWAY, &octets(gateway));
+impl Route {
+    /// `None` for any other message, and for a family other than IPv4 and IPv6.
+    pub fn decode(message: &RouteNetlinkMessage) -> Option<Self> {
+        let RouteNetlinkMessage::NewRoute(message) = message else { return None };
+        let RouteHeader { address_family, destination_prefix_length, tos, table, protocol, scope, kind, flags, .. } =
+            message.header;
+        let mut route = Self {
+            table: table.into(),
+            protocol: protocol.into(),
+            kind: kind.into(),
+            scope: scope.into(),
+            tos,
+            destination: anywhere(family_of(address_family)?),
+            metric: 0,
+            metrics: Vec::new(),
+            hops: Vec::new(),
+            encap: false,
+        };
+        for attribute in &message.attributes {
+            match attribute {
+                RouteAttribute::Table(table) => route.table = *table,
+                RouteAttribute::Priority(metric) => route.metric = *metric,
+                RouteAttribute::Encap(_) => route.encap = true,
+                RouteAttribute::Destination(to) => {
+                    route.destination = IpNet::new(address(to)?, destination_prefix_length).ok()?;
                 }
-                Some(gateway) => {
-                    let family = u16::from(family_number(Family::from(gateway))).to_ne_bytes();
-                    w.bytes(RTA_VIA, &[&family[..], &octets(gateway)].concat());
+                RouteAttribute::Metrics(all) => {
+                    route.metrics = vec![0; all.as_slice().buffer_len()];
+                    all.as_slice().emit(&mut route.metrics);
                 }
-                None => {}
+                RouteAttribute::Oif(link) => {
+                    route.hops.push(Hop::decode(*link, flags.contains(RouteFlags::Onlink), &message.attributes));
+                }
+                RouteAttribute::MultiPath(all) => route.hops.extend(all.iter().map(|hop| {
+                    Hop::decode(hop.interface_index, hop.flags.contains(RouteNextHopFlags::Onlink), &hop.attributes)
+                })),
+                _ => {}
             }
         }
-        if !metrics.is_empty() {
-            w.bytes(RTA_METRICS, metrics);
+        Some(route)
+    }
+
+    /// The route with its first hop.
+    pub fn encode(&self) -> RouteMessage {
+        let hop = self.hops.first();
+        let gateway = hop.and_then(|hop| hop.gateway).map(|gateway| {
+            match gateway.is_ipv4() == self.destination.addr().is_ipv4() {
+                true => RouteAttribute::Gateway(gateway.into()),
+                false => RouteAttribute::Via(gateway.into()),
+            }
+        });
+        let attributes = [
+            (self.destination.prefix_len() > 0).then(|| RouteAttribute::Destination(self.destination.network().into())),
+            Some(RouteAttribute::Table(self.table)),
+            Some(RouteAttribute::Priority(self.metric)),
+            hop.map(|hop| RouteAttribute::Oif(hop.link)),
+            gateway,
+            // As in the message that they were read from.
+            (!self.metrics.is_empty())
+                .then(|| RouteAttribute::Other(DefaultNla::new(RTA_METRICS, self.metrics.clone()))),
+        ];
+        let mut message = RouteMessage::default();
+        message.header = RouteHeader {
+            address_family: family_number(Family::from(self.destination.addr())).into(),
+            destination_prefix_length: self.destination.prefix_len(),
+            tos: self.tos,
+            table: TABLE_IN_ATTRIBUTE,
+            protocol: self.protocol.into(),
+            scope: self.scope.into(),
+            kind: self.kind.into(),
+            flags: if hop.is_some_and(|hop| hop.on_link) { RouteFlags::Onlink } else { RouteFlags::empty() },
+            ..RouteHeader::default()
+        };
+        message.attributes = attributes.into_iter().flatten().collect();
+        message
+    }
+}
+
+impl Hop {
+    fn decode(link: u32, on_link: bool, attributes: &[RouteAttribute]) -> Self {
+        let gateway = attributes.iter().find_map(|attribute| match attribute {
+            RouteAttribute::Gateway(gateway) => address(gateway),
+            RouteAttribute::Via(RouteVia::Inet(v4)) => Some((*v4).into()),
+            RouteAttribute::Via(RouteVia::Inet6(v6)) => Some((*v6).into()),
+            _ => None,
+        });
+        Self { link, gateway, on_link }
+    }
+}
+
+impl Rule {
+    /// `None` for any other message, and for a family other than IPv4 and IPv6.
+    pub fn decode(message: &RouteNetlinkMessage) -> Option<Self> {
+        let RouteNetlinkMessage::NewRule(RuleMessage { header, attributes, .. }) = message else { return None };
+        let mut rule = Self {
+            family: family_of(header.family)?,
+            priority: 0,
+            table: header.table.into(),
+            protocol: 0,
+            mark: 0,
+            mask: 0,
+            plain: *header == RuleHeader { table: header.table, ..lookup_header(header.family) },
+        };
+        for attribute in attributes {
+            match attribute {
+                RuleAttribute::Priority(priority) => rule.priority = *priority,
+                RuleAttribute::Table(table) => rule.table = *table,
+                RuleAttribute::FwMark(mark) => rule.mark = *mark,
+                RuleAttribute::FwMask(mask) => rule.mask = *mask,
+                RuleAttribute::Protocol(protocol) => rule.protocol = (*protocol).into(),
+                // Ignores routes with a prefix of at most this length: none.
+                RuleAttribute::SuppressPrefixLen(u32::MAX) => {}
+                _ => rule.plain = false,
+            }
         }
-    })
+        Some(rule)
+    }
+
+    pub fn encode(&self) -> RuleMessage {
+        let mut message = RuleMessage::default();
+        message.header = RuleHeader { table: TABLE_IN_ATTRIBUTE, ..lookup_header(family_number(self.family).into()) };
+        message.attributes = vec![
+            RuleAttribute::Priority(self.priority),
+            RuleAttribute::Table(self.table),
+            RuleAttribute::FwMark(self.mark),
+            RuleAttribute::FwMask(self.mask),
+            RuleAttribute::Protocol(self.protocol.into()),
+        ];
+        message
+    }
+}
+
+/// The header of a rule without conditions that looks up in a table.
+fn lookup_header(family: AddressFamily) -> RuleHeader {
+    RuleHeader { family, action: RuleAction::ToTable, ..RuleHeader::default() }
+}
+
+/// Queries all routes of a family; a dump. With a table, only its routes, and a table that does not exist is an error:
+/// ENOENT. With a link, only routes with a hop there.
+pub fn get_routes(family: Family, table: Option<u32>, link: Option<u32>) -> RouteNetlinkMessage {
+    let mut message = RouteMessage::default();
+    message.header.address_family = family_number(family).into();
+    message.attributes.extend(table.map(RouteAttribute::Table));
+    message.attributes.extend(link.map(RouteAttribute::Oif));
+    RouteNetlinkMessage::GetRoute(message)
 }
 
 /// Queries all rules of a family; a dump.
-pub fn get_rules(family: Family) -> Message {
-    let mut header = vec![0; ROUTE_HEADER];
-    header[0] = family_number(family);
-    Message::with_header(GETRULE, 0, header, |_| ())
+pub fn get_rules(family: Family) -> RouteNetlinkMessage {
+    let mut message = RuleMessage::default();
+    message.header.family = family_number(family).into();
+    RouteNetlinkMessage::GetRule(message)
 }
 
-/// The rule in an answer; `None` if it is not for IPv4 or IPv6.
-pub fn decode_rule(answer: &[u8]) -> Option<Rule> {
-    let header: &[u8; ROUTE_HEADER] = answer.first_chunk()?;
-    let [family, to, from, tos, table, _, _, action, flags, ..] = *header;
-    let all = attributes(answer.get(ROUTE_HEADER..)?);
-    let value = |kind| all.find(kind).and_then(|found| native(&found));
-    let mark = value(FRA_MARK).unwrap_or(0);
-    let is_unconditional = [to, from, tos, flags] == [0; 4];
-    // A rule for any mark has neither mark nor mask.
-    let has_known_attributes = all.into_iter().all(|one| FRA_PLAIN.contains(&one.kind));
-    let suppresses = value(FRA_SUPPRESS_PREFIXLEN).is_some_and(|length| length != u32::MAX);
-    Some(Rule {
-        family: family_of(family)?,
-        priority: value(FRA_PRIORITY).unwrap_or(0),
-        table: value(FRA_TABLE).unwrap_or(u32::from(table)),
-        protocol: all.find(FRA_PROTOCOL).and_then(|found| found.u8()).unwrap_or(0),
-        mark,
-        mask: value(FRA_MASK).unwrap_or(0),
-        plain: is_unconditional && has_known_attributes && !suppresses && action == TO_TABLE,
-    })
+fn family_of(number: AddressFamily) -> Option<Family> {
+    [Family::V4, Family::V6].into_iter().find(|family| AddressFamily::from(family_number(*family)) == number)
 }
 
-pub fn add_rule(rule: &Rule) -> Message {
-    change_rule(NEWRULE, CREATE | EXCLUSIVE, rule)
-}
-
-pub fn delete_rule(rule: &Rule) -> Message {
-    change_rule(DELRULE, 0, rule)
-}
-
-fn change_rule(kind: u16, flags: u16, rule: &Rule) -> Message {
-    let mut header = vec![0; ROUTE_HEADER];
-    (header[0], header[4], header[7]) = (family_number(rule.family), TABLE_IN_ATTRIBUTE, TO_TABLE);
-    Message::with_header(kind, flags, header, |w| {
-        put_number(w, FRA_PRIORITY, rule.priority);
-        put_number(w, FRA_TABLE, rule.table);
-        put_number(w, FRA_MARK, rule.mark);
-        put_number(w, FRA_MASK, rule.mask);
-        w.u8(FRA_PROTOCOL, rule.protocol);
-    })
-}
-
-/// The hop in these attributes.
-fn decode_hop(all: Attributes<'_>, link: Option<u32>, flags: u8) -> Option<Hop> {
-    let via = |found: Attribute<'_>| address(found.value.get(2..)?);
-    let gateway = all.find(RTA_GATEWAY).and_then(|found| address(found.value)).or(all.find(RTA_VIA).and_then(via));
-    Some(Hop { link: link?, gateway, on_link: flags & ON_LINK != 0 })
-}
-
-/// The hops of a route with several (struct rtnexthop, each with attributes).
-fn decode_hops(mut bytes: &[u8]) -> Vec<Hop> {
-    let mut all = Vec::new();
-    while let Some([low, high, flags, _, link @ ..]) = bytes.first_chunk::<8>() {
-        let length = usize::from(u16::from_ne_bytes([*low, *high]));
-        let Some(inside) = bytes.get(8..length) else { break };
-        all.extend(decode_hop(attributes(inside), Some(u32::from_ne_bytes(*link)), *flags));
-        bytes = bytes.get(length.next_multiple_of(4)..).unwrap_or_default();
-    }
-    all
-}
-
-fn put_number(into: &mut Writer, kind: u16, value: u32) {
-    into.bytes(kind, &value.to_ne_bytes());
-}
-
-fn native(attribute: &Attribute<'_>) -> Option<u32> {
-    Some(u32::from_ne_bytes(attribute.value.try_into().ok()?))
-}
-
-/// AF_INET and AF_INET6.
-fn family_number(family: Family) -> u8 {
+/// All destinations.
+pub fn anywhere(family: Family) -> IpNet {
     match family {
-        Family::V4 => 2,
-        Family::V6 => 10,
+        Family::V4 => Ipv4Net::default().into(),
+        Family::V6 => Ipv6Net::default().into(),
     }
 }
 
-fn family_of(number: u8) -> Option<Family> {
-    [Family::V4, Family::V6].into_iter().find(|family| family_number(*family) == number)
-}
-
-fn anywhere(family: Family) -> IpAddr {
-    match family {
-        Family::V4 => IpAddr::from([0; 4]),
-        Family::V6 => IpAddr::from([0; 16]),
-    }
-}
-
-fn address(bytes: &[u8]) -> Option<IpAddr> {
-    match bytes.len() {
-        4 => Some(IpAddr::from(*bytes.first_chunk::<4>()?)),
-        16 => Some(IpAddr::from(*bytes.first_chunk::<16>()?)),
-        _ => None,
-    }
-}
-
-fn octets(address: IpAddr) -> Vec<u8> {
+fn address(address: &RouteAddress) -> Option<IpAddr> {
     match address {
-        IpAddr::V4(v4) => v4.octets().to_vec(),
-        IpAddr::V6(v6) => v6.octets().to_vec(),
+        RouteAddress::Inet(v4) => Some((*v4).into()),
+        RouteAddress::Inet6(v6) => Some((*v6).into()),
+        _ => None,
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::attribute::Writer;
+    use crate::message::{Body, CREATE, EXCLUSIVE, Message, REPLACE};
     use proptest::prelude::*;
 
     fn ip(text: &str) -> IpAddr {
@@ -350,10 +280,24 @@ mod tests {
         }
     }
 
-    fn bytes(message: &Message) -> Vec<u8> {
+    fn bytes(message: &RouteNetlinkMessage, flags: u16) -> Vec<u8> {
         let mut bytes = Vec::new();
-        message.encode(5, &mut bytes);
+        Message::routing(message, flags).encode(5, &mut bytes);
         bytes
+    }
+
+    fn put(route: &Route) -> Vec<u8> {
+        bytes(&RouteNetlinkMessage::NewRoute(route.encode()), CREATE | REPLACE)
+    }
+
+    /// The route in an answer with this content.
+    fn decode_route(content: &[u8]) -> Option<Route> {
+        Route::decode(&Body::Object { kind: 24, more: false, payload: content }.routing()?)
+    }
+
+    /// The rule in an answer with this content.
+    fn decode_rule(content: &[u8]) -> Option<Rule> {
+        Rule::decode(&Body::Object { kind: 32, more: false, payload: content }.routing()?)
     }
 
     /// `ip route replace default via 198.51.100.9 dev (7) table 76001 proto 76 metric 200 mtu 1400 onlink`, and
@@ -361,7 +305,7 @@ mod tests {
     #[cfg(target_endian = "little")]
     #[test]
     fn a_route_and_a_rule_have_these_bytes() {
-        let route = bytes(&put_route(&sample("0.0.0.0/0", Some("198.51.100.9"))));
+        let route = put(&sample("0.0.0.0/0", Some("198.51.100.9")));
         let expected = [
             &[72, 0, 0, 0, 24, 0, 1, 5, 5, 0, 0, 0, 0, 0, 0, 0][..],
             &[2, 0, 0, 0, 252, 76, 0, 1, 4, 0, 0, 0],
@@ -390,8 +334,8 @@ mod tests {
             &[8, 0, 16, 0, 0x70, 0, 0, 0],
             &[5, 0, 21, 0, 76, 0, 0, 0],
         ];
-        assert_eq!(bytes(&add_rule(&rule)), expected.concat());
-        assert_eq!(decode_rule(&bytes(&delete_rule(&rule))[16..]), Some(rule));
+        assert_eq!(bytes(&RouteNetlinkMessage::NewRule(rule.encode()), CREATE | EXCLUSIVE), expected.concat());
+        assert_eq!(decode_rule(&bytes(&RouteNetlinkMessage::DelRule(rule.encode()), 0)[16..]), Some(rule));
     }
 
     #[test]
@@ -403,8 +347,9 @@ mod tests {
             sample("::/0", Some("fe80::1")),
             sample("2001:db8::/32", None),
         ] {
-            assert_eq!(decode_route(&bytes(&put_route(&route))[16..]), Some(route.clone()));
-            assert_eq!(decode_route(&bytes(&delete_route(&route))[16..]), Some(route));
+            let deletion = bytes(&RouteNetlinkMessage::DelRoute(route.encode()), 0);
+            assert_eq!(decode_route(&put(&route)[16..]), Some(route.clone()));
+            assert_eq!(decode_route(&deletion[16..]), Some(route));
         }
     }
 
@@ -412,9 +357,10 @@ mod tests {
     fn all_hops_of_a_route_are_decoded() {
         let hop =
             |link: u32, gateway: [u8; 4]| [&[16, 0, 0, 0][..], &link.to_ne_bytes(), &[8, 0, 5, 0], &gateway].concat();
-        let mut bytes = bytes(&put_route(&Route { hops: vec![], ..sample("0.0.0.0/0", None) }));
+        let mut bytes = put(&Route { hops: vec![], ..sample("0.0.0.0/0", None) });
         let mut more = Writer::default();
-        more.bytes(RTA_MULTIPATH, &[hop(3, [192, 0, 2, 1]), hop(7, [198, 51, 100, 9])].concat());
+        // RTA_MULTIPATH.
+        more.bytes(9, &[hop(3, [192, 0, 2, 1]), hop(7, [198, 51, 100, 9])].concat());
         bytes.extend(more.finish());
         let hop = |link, gateway| Hop { link, gateway: Some(ip(gateway)), on_link: false };
         let expected = vec![hop(3, "192.0.2.1"), hop(7, "198.51.100.9")];
@@ -424,7 +370,7 @@ mod tests {
     proptest! {
         #[test]
         fn decoding_any_answer_never_panics(bytes in proptest::collection::vec(any::<u8>(), 0..120)) {
-            let _ = (decode_link(&bytes), decode_route(&bytes), decode_rule(&bytes));
+            let _ = (decode_route(&bytes), decode_rule(&bytes));
         }
     }
 }

@@ -3,19 +3,18 @@
 //!
 //! Everything here blocks, but briefly: the kernel executes a transaction within the call that sends it, and a call
 //! waits at most [`READ_TIMEOUT`] for an answer. An answer to an abandoned request is skipped by its sequence number.
-#![allow(unsafe_code)]
 
-use std::io::{self, ErrorKind, Read};
-use std::os::fd::AsRawFd;
-use std::time::Duration;
+use std::io::{self, ErrorKind};
 
-use socket2::{Domain, Protocol, Type};
+use netlink_sys::protocols::{NETLINK_NETFILTER, NETLINK_ROUTE};
+use nix::sys::socket::{setsockopt, sockopt};
+use nix::sys::time::TimeVal;
 
-use super::attribute::Attributes;
-use super::message::{ACK, Body, DUMP, Message, replies};
+use crate::attribute::Attributes;
+use crate::message::{ACK, Body, DUMP, Message, replies};
 
 /// The longest wait for an answer. The kernel answers before the sending call returns, so it should never elapse.
-const READ_TIMEOUT: Duration = Duration::from_secs(5);
+const READ_TIMEOUT: TimeVal = TimeVal::new(5, 0);
 /// The number of attempts at a dump that concurrent changes make inconsistent.
 const ATTEMPTS: usize = 8;
 /// The size of the buffer for one datagram. A datagram of a dump has at most 32 KiB.
@@ -24,9 +23,6 @@ const DATAGRAM: usize = 1 << 16;
 const RECEIVE_BUFFER: usize = 1 << 20;
 /// The default size of the send buffer.
 const SEND_BUFFER: usize = 1 << 17;
-
-/// The kernel applies the filters of dumps (NETLINK_GET_STRICT_CHK).
-const STRICT_CHECK: i32 = 12;
 
 /// Why communication with the kernel failed.
 #[derive(Debug, thiserror::Error)]
@@ -80,7 +76,7 @@ impl NetlinkError {
 /// A netlink socket.
 #[derive(Debug)]
 pub struct Socket {
-    socket: socket2::Socket,
+    socket: netlink_sys::Socket,
     sequence: u32,
     send_buffer: usize,
     buffer: Vec<u8>,
@@ -92,7 +88,7 @@ impl Socket {
     /// # Errors
     /// If the socket cannot be opened.
     pub fn open() -> Result<Self, NetlinkError> {
-        Self::open_protocol(libc::NETLINK_NETFILTER)
+        Self::open_protocol(NETLINK_NETFILTER).map_err(NetlinkError::Open)
     }
 
     /// A socket to routing, in the network namespace of the calling thread. Its dumps apply filters.
@@ -100,22 +96,23 @@ impl Socket {
     /// # Errors
     /// If the socket cannot be opened, or if the kernel cannot filter dumps (before 4.20).
     pub fn open_routing() -> Result<Self, NetlinkError> {
-        let socket = Self::open_protocol(libc::NETLINK_ROUTE)?;
-        set_option(&socket.socket, libc::SOL_NETLINK, STRICT_CHECK, 1).map_err(NetlinkError::Open)?;
-        Ok(socket)
+        let open = || {
+            let socket = Self::open_protocol(NETLINK_ROUTE)?;
+            socket.socket.set_netlink_get_strict_chk(true)?;
+            io::Result::Ok(socket)
+        };
+        open().map_err(NetlinkError::Open)
     }
 
-    fn open_protocol(protocol: i32) -> Result<Self, NetlinkError> {
-        let protocol = Some(Protocol::from(protocol));
-        let socket =
-            socket2::Socket::new(Domain::from(libc::AF_NETLINK), Type::RAW, protocol).map_err(NetlinkError::Open)?;
-        socket.set_read_timeout(Some(READ_TIMEOUT)).map_err(NetlinkError::Open)?;
+    fn open_protocol(protocol: isize) -> io::Result<Self> {
+        let socket = netlink_sys::Socket::new(protocol)?;
+        setsockopt(&socket, sockopt::ReceiveTimeout, &READ_TIMEOUT)?;
         // With these options, an error from the kernel has an explanation and no copy of the request. They only improve
         // messages, so a failure to set them is ignored.
-        for option in [libc::NETLINK_CAP_ACK, libc::NETLINK_EXT_ACK] {
-            let _ = set_option(&socket, libc::SOL_NETLINK, option, 1);
-        }
-        let _ = set_buffer_size(&socket, [libc::SO_RCVBUFFORCE, libc::SO_RCVBUF], RECEIVE_BUFFER);
+        let _ = (socket.set_cap_ack(true), socket.set_ext_ack(true));
+        // Beyond the system's limit if permitted, otherwise up to it.
+        let _ = setsockopt(&socket, sockopt::RcvBufForce, &RECEIVE_BUFFER)
+            .or_else(|_| setsockopt(&socket, sockopt::RcvBuf, &RECEIVE_BUFFER));
         Ok(Self { socket, sequence: 0, send_buffer: SEND_BUFFER, buffer: vec![0; DATAGRAM] })
     }
 
@@ -169,10 +166,10 @@ impl Socket {
     /// # Errors
     /// If the kernel refuses, or if there is no answer.
     pub fn command(&mut self, message: Message) -> Result<(), NetlinkError> {
-        self.query(message.with_flags(ACK), |_| ()).map(|_| ())
+        self.exchange(&message.with_flags(ACK), |_| ()).map(|_| ())
     }
 
-    /// Sends a query, and decodes the attributes of the object in the answer, if there is one.
+    /// Sends a query to netfilter, and decodes the attributes of the object in the answer, if there is one.
     ///
     /// # Errors
     /// If the kernel refuses, or if there is no answer.
@@ -181,99 +178,58 @@ impl Socket {
         message: Message,
         mut decode: impl FnMut(Attributes<'_>) -> T,
     ) -> Result<Option<T>, NetlinkError> {
-        self.query_body(message, |body| decode(body.attributes()))
+        let mut answer = None;
+        self.exchange(&message, |body| answer = Some(decode(body.attributes())))?;
+        Ok(answer)
     }
 
-    /// Sends a query, and decodes everything after the netlink header of the object.
+    /// Lists objects, and decodes each. Starts over if the objects change meanwhile.
     ///
     /// # Errors
-    /// As [`Socket::query`].
-    pub fn query_routing<T>(
-        &mut self,
-        message: Message,
-        decode: impl Fn(&[u8]) -> T,
-    ) -> Result<Option<T>, NetlinkError> {
-        self.query_body(message, |body| decode(body.payload()))
-    }
-
-    fn query_body<T>(
+    /// If the kernel refuses, if there is no answer, or if the objects keep changing.
+    pub fn dump<T: IntoIterator>(
         &mut self,
         message: Message,
         mut decode: impl FnMut(Body<'_>) -> T,
-    ) -> Result<Option<T>, NetlinkError> {
+    ) -> Result<Vec<T::Item>, NetlinkError> {
+        let message = message.with_flags(DUMP);
+        for _ in 0..ATTEMPTS {
+            let mut all = Vec::new();
+            if !self.exchange(&message, |body| all.extend(decode(body)))? {
+                return Ok(all);
+            }
+        }
+        Err(NetlinkError::KeepsChanging)
+    }
+
+    /// Sends a request, and passes each object of the answer to `collect`. Returns whether the objects changed
+    /// meanwhile, so that they are inconsistent.
+    fn exchange(&mut self, message: &Message, mut collect: impl FnMut(Body<'_>)) -> Result<bool, NetlinkError> {
         let own = self.next_sequence(1);
         let mut bytes = Vec::with_capacity(message.size());
         message.encode(own, &mut bytes);
         self.send(&bytes)?;
-        let mut answer = None;
-        self.receive(|sequence, _, body| match body {
-            _ if sequence != own => Ok(Next::Wait),
-            Body::Object { .. } => {
-                answer = Some(decode(body));
-                Ok(Next::Stop)
+        let mut changed = false;
+        self.receive(|sequence, interrupted, body| {
+            if sequence != own {
+                return Ok(Next::Wait);
             }
-            Body::Failed { code, text, offset } => Err(refused_error(Some(0), code, text, offset)),
-            Body::Done | Body::End(_) => Ok(Next::Stop),
+            changed |= interrupted;
+            match body {
+                Body::Object { more, .. } => {
+                    collect(body);
+                    Ok(if more { Next::Wait } else { Next::Stop })
+                }
+                Body::Done | Body::End(0) => Ok(Next::Stop),
+                Body::End(libc::EINTR) => {
+                    changed = true;
+                    Ok(Next::Stop)
+                }
+                Body::End(code) => Err(refused_error(Some(0), code, None, None)),
+                Body::Failed { code, text, offset } => Err(refused_error(Some(0), code, text, offset)),
+            }
         })?;
-        Ok(answer)
-    }
-
-    /// Lists objects, and decodes the attributes of each. Starts over if the objects change meanwhile.
-    ///
-    /// # Errors
-    /// If the kernel refuses, if there is no answer, or if the objects keep changing.
-    pub fn dump<T>(
-        &mut self,
-        message: Message,
-        mut decode: impl FnMut(Attributes<'_>) -> T,
-    ) -> Result<Vec<T>, NetlinkError> {
-        self.dump_bodies(message, |body| decode(body.attributes()))
-    }
-
-    /// Lists objects, and decodes everything after the netlink header of each.
-    ///
-    /// # Errors
-    /// As [`Socket::dump`].
-    pub fn dump_routing<T>(&mut self, message: Message, decode: impl Fn(&[u8]) -> T) -> Result<Vec<T>, NetlinkError> {
-        self.dump_bodies(message, |body| decode(body.payload()))
-    }
-
-    fn dump_bodies<T>(
-        &mut self,
-        message: Message,
-        mut decode: impl FnMut(Body<'_>) -> T,
-    ) -> Result<Vec<T>, NetlinkError> {
-        let message = message.with_flags(DUMP);
-        for _ in 0..ATTEMPTS {
-            let own = self.next_sequence(1);
-            let mut bytes = Vec::with_capacity(message.size());
-            message.encode(own, &mut bytes);
-            self.send(&bytes)?;
-            let (mut objects, mut changed) = (Vec::new(), false);
-            self.receive(|sequence, interrupted, body| {
-                if sequence != own {
-                    return Ok(Next::Wait);
-                }
-                changed |= interrupted;
-                match body {
-                    Body::Object { more, .. } => {
-                        objects.push(decode(body));
-                        Ok(if more { Next::Wait } else { Next::Stop })
-                    }
-                    Body::Done | Body::End(0) => Ok(Next::Stop),
-                    Body::End(libc::EINTR) => {
-                        changed = true;
-                        Ok(Next::Stop)
-                    }
-                    Body::End(code) => Err(refused_error(Some(0), code, None, None)),
-                    Body::Failed { code, text, offset } => Err(refused_error(Some(0), code, text, offset)),
-                }
-            })?;
-            if !changed {
-                return Ok(objects);
-            }
-        }
-        Err(NetlinkError::KeepsChanging)
+        Ok(changed)
     }
 
     /// Reserves this many sequence numbers and returns the first.
@@ -288,11 +244,12 @@ impl Socket {
         let wanted = bytes.len() + 4096;
         if wanted > self.send_buffer {
             // If this fails, sending reports that the buffer is too small.
-            let _ = set_buffer_size(&self.socket, [libc::SO_SNDBUFFORCE, libc::SO_SNDBUF], wanted);
+            let _ = setsockopt(&self.socket, sockopt::SndBufForce, &wanted)
+                .or_else(|_| setsockopt(&self.socket, sockopt::SndBuf, &wanted));
             self.send_buffer = wanted;
         }
         loop {
-            match self.socket.send(bytes) {
+            match self.socket.send(bytes, 0) {
                 Ok(_) => return Ok(()),
                 Err(error) if error.kind() == ErrorKind::Interrupted => {}
                 Err(source) => return Err(NetlinkError::Send { size: bytes.len(), source }),
@@ -307,7 +264,7 @@ impl Socket {
         mut each: impl FnMut(u32, bool, Body<'_>) -> Result<Next, NetlinkError>,
     ) -> Result<(), NetlinkError> {
         loop {
-            let length = match (&self.socket).read(&mut self.buffer) {
+            let length = match self.socket.recv(&mut self.buffer.as_mut_slice(), 0) {
                 Ok(length) => length,
                 Err(error) if error.kind() == ErrorKind::Interrupted => continue,
                 // ENOBUFS: answers were lost. Timeout: no answer came. Either way the result is unknown.
@@ -330,18 +287,4 @@ enum Next {
 
 fn refused_error(message: Option<usize>, code: i32, text: Option<&str>, offset: Option<u32>) -> NetlinkError {
     NetlinkError::Refused { message, offset, text: text.map(str::to_owned), source: io::Error::from_raw_os_error(code) }
-}
-
-/// Sets the size of a buffer: beyond the system's limit if permitted, otherwise up to it.
-fn set_buffer_size(socket: &socket2::Socket, [forced, limited]: [i32; 2], size: usize) -> io::Result<()> {
-    let size = i32::try_from(size).unwrap_or(i32::MAX);
-    set_option(socket, libc::SOL_SOCKET, forced, size).or_else(|_| set_option(socket, libc::SOL_SOCKET, limited, size))
-}
-
-fn set_option(socket: &socket2::Socket, level: i32, option: i32, value: i32) -> io::Result<()> {
-    let length = libc::socklen_t::try_from(size_of::<i32>()).expect("invariant: four bytes");
-    // SAFETY: the descriptor is open while `socket` is borrowed, and the pointer is to `length` readable bytes, which
-    // the kernel copies before the call returns.
-    let result = unsafe { libc::setsockopt(socket.as_raw_fd(), level, option, (&raw const value).cast(), length) };
-    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }

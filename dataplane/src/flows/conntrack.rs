@@ -16,8 +16,9 @@ pub fn forget_flows(socket: &mut Socket, stale: &StaleFlows) -> Result<usize, Ne
     }
     let mut forgotten = 0;
     for family in stale.families() {
-        let tracked = socket.dump(conntrack::get_udp_flows(family, stale.only_address()), conntrack::decode_flow)?;
-        for tracked in tracked.into_iter().flatten().filter(|tracked: &TrackedFlow| stale.contains(&tracked.flow)) {
+        let query = conntrack::get_udp_flows(family, stale.only_address());
+        let tracked = socket.dump(query, |body| conntrack::decode_flow(body.attributes()))?;
+        for tracked in tracked.into_iter().filter(|tracked: &TrackedFlow| stale.contains(&tracked.flow)) {
             match socket.command(conntrack::delete_flow(&tracked)) {
                 Ok(()) => forgotten += 1,
                 // It has ended meanwhile.

@@ -22,10 +22,10 @@ pub fn read_kernel_counters() -> Result<KernelCounters, EngineError> {
     for table in Table::ALL {
         for set in layout::sets(table).into_iter().filter(|set| COUNTING.contains(&set.id)) {
             let query = dump::get_elements(table, set.id);
-            let answers = socket.dump(query, |answer| dump::decode_counts(&set, answer)).map(Some);
+            let answers = socket.dump(query, |body| dump::decode_counts(&set, body.attributes())).map(Some);
             // A table without work does not exist.
             let answers = none_if_missing(answers).map_err(EngineError::Read)?;
-            for (key, count) in answers.into_iter().flatten().flatten() {
+            for (key, count) in answers.into_iter().flatten() {
                 add_count(&mut counters, set.id, key, count);
             }
         }

@@ -195,9 +195,9 @@ impl Engine {
         let mut attempt = 1;
         loop {
             let query = dump::get_elements(table, SetId::Affinity);
-            let all = self.socket.dump(query, |answer| dump::decode_affinity(&affinity, answer));
+            let all = self.socket.dump(query, |body| dump::decode_affinity(&affinity, body.attributes()));
             let all = all.map_err(EngineError::Read)?;
-            let gone: Vec<_> = all.into_iter().flatten().filter(|entry| retired.contains(entry)).collect();
+            let gone: Vec<_> = all.into_iter().filter(|entry| retired.contains(entry)).collect();
             if gone.is_empty() {
                 return Ok(0);
             }

@@ -7,11 +7,11 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use crds::service::Family;
-use ipnet::{IpNet, Ipv4Net, Ipv6Net};
+use ipnet::IpNet;
 
 use super::{Gap, Mask, ReplyPath, ReplyPathInput};
 use crate::link_name::LinkName;
-use netlink::route::{Hop, MAIN, Route, Rule, SCOPE_UNIVERSE, UNICAST};
+use netlink::route::{Hop, MAIN, Route, Rule, SCOPE_UNIVERSE, UNICAST, anywhere};
 
 /// The protocol of our routes and rules (RTPROT_*): an unregistered number (/etc/iproute2/rt_protos).
 pub const PROTOCOL: u8 = 76;
@@ -232,17 +232,13 @@ fn missing_default_route(family: Family, routes: &[Route]) -> Result<Option<Rout
     let via_router = routes.iter().filter(|route| route.hops.iter().any(|hop| hop.gateway.is_some()));
     let routers: BTreeSet<Hop> = via_router.flat_map(|route| route.hops.clone()).collect();
     let [router] = routers.into_iter().collect::<Vec<_>>()[..] else { return Err(UnknownRouter) };
-    let destination = match family {
-        Family::V4 => IpNet::V4(Ipv4Net::default()),
-        Family::V6 => IpNet::V6(Ipv6Net::default()),
-    };
     Ok(Some(Route {
         table: MAIN,
         protocol: PROTOCOL,
         kind: UNICAST,
         scope: SCOPE_UNIVERSE,
         tos: 0,
-        destination,
+        destination: anywhere(family),
         metric: METRIC,
         metrics: Vec::new(),
         hops: vec![router],

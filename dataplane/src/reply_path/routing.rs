@@ -10,8 +10,12 @@ use crds::service::Family;
 use super::plan::{ObservedRouting, RouteChange, TABLES, diff_routing, is_our_table, plan_routing};
 use super::{Gap, Mask, ReplyPath, ReplyPathInput};
 use crate::link_name::LinkName;
-use netlink::route::{self, MAIN};
+use netlink::message::{CREATE, EXCLUSIVE, Message, REPLACE};
+use netlink::packet_route::RouteNetlinkMessage;
+use netlink::route::{self, MAIN, Route, Rule};
 use netlink::socket::{NetlinkError, Socket};
+use nix::errno::Errno;
+use nix::net::if_::if_nametoindex;
 
 /// The greatest slot of any mask.
 const LAST_SLOT: u32 = 255;
@@ -79,15 +83,14 @@ impl Routing {
     fn observe(&mut self, input: &ReplyPathInput, mask: Mask) -> Result<ObservedRouting, ReplyPathError> {
         let mut observed = ObservedRouting::default();
         for name in &input.links {
-            let answer = self.socket.query_routing(route::get_link(name.as_str()), route::decode_link);
-            let link = none_if(answer, &[libc::ENODEV]).map_err(ReplyPathError::Read)?;
-            if let Some(link) = link.flatten().flatten() {
-                observed.links.insert(*name, link);
+            match if_nametoindex(name.as_str()) {
+                Ok(link) => drop(observed.links.insert(*name, link)),
+                Err(Errno::ENODEV) => {}
+                Err(errno) => return Err(ReplyPathError::Read(NetlinkError::Open(errno.into()))),
             }
         }
         for family in [Family::V4, Family::V6] {
-            let rules = self.socket.dump_routing(route::get_rules(family), route::decode_rule);
-            observed.rules.extend(rules_of(family, rules).map_err(ReplyPathError::Read)?);
+            observed.rules.extend(self.list(&route::get_rules(family), Rule::decode)?);
         }
         let last = if self.all_tables_read { mask.slots() } else { LAST_SLOT };
         let mut tables: BTreeSet<u32> = (1..=last).map(|slot| TABLES + slot).collect();
@@ -110,23 +113,36 @@ impl Routing {
         Ok(observed)
     }
 
-    fn routes(&mut self, family: Family, table: u32, link: Option<u32>) -> Result<Vec<route::Route>, ReplyPathError> {
-        let answers = self.socket.dump_routing(route::get_routes(family, table, link), route::decode_route);
+    fn routes(&mut self, family: Family, table: u32, link: Option<u32>) -> Result<Vec<Route>, ReplyPathError> {
+        let mut routes = self.list(&route::get_routes(family, Some(table), link), Route::decode)?;
+        routes.retain(|route| route.table == table);
+        Ok(routes)
+    }
+
+    /// Lists objects. A kernel without their table or family has none.
+    fn list<T>(
+        &mut self,
+        request: &RouteNetlinkMessage,
+        decode: fn(&RouteNetlinkMessage) -> Option<T>,
+    ) -> Result<Vec<T>, ReplyPathError> {
         let absent = [libc::ENOENT, libc::EAFNOSUPPORT, libc::EOPNOTSUPP];
-        let routes = none_if(answers, &absent).map_err(ReplyPathError::Read)?;
-        Ok(routes.into_iter().flatten().flatten().filter(|route| route.table == table).collect())
+        match self.socket.dump(Message::routing(request, 0), |body| decode(&body.routing()?)) {
+            Err(error) if error.errno().is_some_and(|errno| absent.contains(&errno)) => Ok(Vec::new()),
+            answer => answer.map_err(ReplyPathError::Read),
+        }
     }
 
     fn make_change(&mut self, change: &RouteChange) -> Result<(), ReplyPathError> {
-        let (message, deletes) = match change {
-            RouteChange::PutRoute(route) => (route::put_route(route), false),
-            RouteChange::DeleteRoute(route) => (route::delete_route(route), true),
-            RouteChange::AddRule(rule) => (route::add_rule(rule), false),
-            RouteChange::DeleteRule(rule) => (route::delete_rule(rule), true),
+        use RouteNetlinkMessage::{DelRoute, DelRule, NewRoute, NewRule};
+        let (message, flags) = match change {
+            RouteChange::PutRoute(route) => (NewRoute(route.encode()), CREATE | REPLACE),
+            RouteChange::DeleteRoute(route) => (DelRoute(route.encode()), 0),
+            RouteChange::AddRule(rule) => (NewRule(rule.encode()), CREATE | EXCLUSIVE),
+            RouteChange::DeleteRule(rule) => (DelRule(rule.encode()), 0),
         };
-        match self.socket.command(message) {
+        match self.socket.command(Message::routing(&message, flags)) {
             // It is gone already: the routes of a link are deleted with it.
-            Err(error) if deletes && matches!(error.errno(), Some(libc::ESRCH | libc::ENOENT)) => Ok(()),
+            Err(error) if flags == 0 && matches!(error.errno(), Some(libc::ESRCH | libc::ENOENT)) => Ok(()),
             Err(source) => Err(ReplyPathError::Refused { what: describe(change), source }),
             Ok(()) => Ok(()),
         }
@@ -151,23 +167,6 @@ fn describe(change: &RouteChange) -> String {
         }
         RouteChange::AddRule(rule) => format!("add the rule for mark {:#x} to table {}", rule.mark, rule.table),
         RouteChange::DeleteRule(rule) => format!("delete the rule for mark {:#x} to table {}", rule.mark, rule.table),
-    }
-}
-
-/// The rules in answers. A kernel without a family has no rules of it.
-fn rules_of(
-    family: Family,
-    answers: Result<Vec<Option<route::Rule>>, NetlinkError>,
-) -> Result<Vec<route::Rule>, NetlinkError> {
-    let answers = none_if(answers, &[libc::EAFNOSUPPORT, libc::EOPNOTSUPP])?.unwrap_or_default();
-    Ok(answers.into_iter().flatten().filter(|rule| rule.family == family).collect())
-}
-
-/// The answer; `None` if it failed with one of these errnos.
-fn none_if<T>(answer: Result<T, NetlinkError>, absent: &[i32]) -> Result<Option<T>, NetlinkError> {
-    match answer {
-        Err(error) if error.errno().is_some_and(|errno| absent.contains(&errno)) => Ok(None),
-        other => other.map(Some),
     }
 }
 

@@ -16,7 +16,7 @@ use super::routing::{ReplyPathError, ReplyPathState, Routing};
 use super::{Gap, Mask, ReplyPath, ReplyPathInput};
 use crate::error_chain::error_chain;
 use crate::run::run_blocking;
-use netlink::notifications::RouteNotifications;
+use netlink::notifications::{Notifications, ROUTING};
 
 /// The wait for the end of a burst of changes: a link that comes up brings several routes.
 const BURST: Duration = Duration::from_millis(100);
@@ -41,7 +41,7 @@ pub async fn run(
     mask: Option<Mask>,
 ) -> Result<(), ReplyPathError> {
     let mut routing = run_blocking(Routing::open).await?;
-    let notifications = run_blocking(RouteNotifications::open).await?.into_async()?;
+    let notifications = run_blocking(|| Notifications::open(ROUTING)).await?.into_async()?;
     loop {
         let now = input.borrow_and_update().clone();
         let Some(now) = now else {
@@ -54,7 +54,7 @@ pub async fn run(
         let is_multi_link = now.links.len() > 1 && !now.families.is_empty();
         let start = Instant::now();
         // The step reads everything that the notifications so far are about.
-        notifications.get_ref().drain();
+        notifications.get_ref().read(|_| ());
         let result;
         (routing, result) = run_blocking(move || {
             let result = routing.apply(&now, mask.unwrap_or_default());

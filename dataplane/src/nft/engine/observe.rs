@@ -40,8 +40,8 @@ impl Engine {
         let Some(mut found) = none_if_missing(found)? else {
             return Ok(KernelTable::Absent);
         };
-        found.sets = self.socket.dump(dump::get_sets(table), DumpedSet::decode)?;
-        for (chain, rule) in self.socket.dump(dump::get_rules(table), dump::decode_rule)?.into_iter().flatten() {
+        found.sets = self.socket.dump(dump::get_sets(table), |body| Some(DumpedSet::decode(body.attributes())))?;
+        for (chain, rule) in self.socket.dump(dump::get_rules(table), |body| dump::decode_rule(body.attributes()))? {
             found.rules.entry(chain).or_default().push(rule);
         }
         let fixed = layout::chains(table).into_iter().map(|chain| chain.name);
@@ -68,11 +68,9 @@ impl Engine {
         for set in layout::sets(table).into_iter().filter(|set| set.dynamic.is_none()) {
             let query = dump::get_elements(table, set.id);
             if set.interval && set.field_lengths().is_none() {
-                let answers = self.socket.dump(query, |answer| dump::decode_boundaries(&set, answer))?;
-                boundaries.extend(answers.into_iter().flatten());
+                boundaries.extend(self.socket.dump(query, |body| dump::decode_boundaries(&set, body.attributes()))?);
             } else {
-                let answers = self.socket.dump(query, |answer| dump::decode_elements(table, &set, answer))?;
-                elements.extend(answers.into_iter().flatten());
+                elements.extend(self.socket.dump(query, |body| dump::decode_elements(table, &set, body.attributes()))?);
             }
         }
         let pods = boundaries.into_iter().collect::<Option<Vec<_>>>().and_then(dump::ranges);
