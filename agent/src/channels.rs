@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use crds::node_network::NodeNetworkSpec;
 use dataplane::reply_path::{Gap, ReplyPath, ReplyPathInput};
+use netlink::links::Links;
 use tokio::sync::watch;
 
 use crate::keys::{KeysInUse, SecretState};
@@ -45,7 +46,9 @@ pub(crate) struct Channels {
     pub(crate) dead: watch::Sender<BTreeSet<String>>,
     /// Speaker → composer: the nodes that it has heard on each link.
     pub(crate) neighbours: watch::Sender<speaker::Neighbours>,
-    /// Kernel → composer, NodeNetwork: the links and gateways of this node.
+    /// Kernel → speaker, NodeNetwork: the links of this node. `None` until all are listed.
+    pub(crate) links: watch::Sender<Option<Links>>,
+    /// Links and routes → composer, NodeNetwork: the links and gateways of this node.
     pub(crate) network: watch::Sender<Option<NodeNetworkSpec>>,
     /// Composer → reply paths: the links and families that need a reply path.
     pub(crate) reply_links: watch::Sender<Option<ReplyPathInput>>,

@@ -2,11 +2,11 @@
 //! addresses to a Service, and other nodes know where to re-send frames.
 //!
 //! ```text
-//! kernel --changes--> watch_kernel --dump--> spec (pure) --Option<spec>--> write_changes --> API server
+//! links, routes of the kernel --> watch_kernel --> spec (pure) --Option<spec>--> write_changes --> API server
 //! ```
 //!
-//! Two futures joined by a watch channel: [`watch_kernel`] reads the kernel's state again after each burst of changes,
-//! and [`write_changes`] writes the object if it differs. Nothing is written while nothing changes. The Node owns the
+//! Two futures joined by a watch channel: [`watch_kernel`] lists the routes again after each burst of changes, and
+//! [`write_changes`] writes the object if it differs. Nothing is written while nothing changes. The Node owns the
 //! object, so it is deleted with the Node.
 //!
 //! Cancel safe: the next start reads the state again.
@@ -14,23 +14,23 @@
 mod spec;
 
 use std::convert::Infallible;
-use std::net::{Ipv4Addr, Ipv6Addr};
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 use crds::NodeNetwork;
 use crds::node_network::NodeNetworkSpec;
-use futures::{StreamExt, TryStreamExt};
 use k8s_openapi::api::core::v1::Node;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
 use kube::api::{ListParams, Patch, PatchParams, PostParams};
 use kube::{Api, Client, Resource};
+use netlink::links::Links;
+use netlink::notifications::{Notifications, ROUTES};
+use netlink::watch::list_gateways;
 use observe::error_chain;
-use rtnetlink::packet_route::RouteNetlinkMessage;
-use rtnetlink::{Handle, MulticastGroup, RouteMessageBuilder, new_multicast_connection};
 use serde_json::json;
 use tokio::sync::watch;
-use tokio::time::{Instant, sleep, timeout, timeout_at};
+use tokio::task::spawn_blocking;
+use tokio::time::{Instant, sleep, timeout};
 
 use crate::config::API_TIMEOUT;
 
@@ -40,12 +40,14 @@ const FIELD_MANAGER: &str = "landfall-node";
 /// How long to wait for the end of a burst of changes: a link that comes up gets addresses and routes, too.
 const SETTLE: Duration = Duration::from_millis(500);
 
-/// The pause after a dump, as a multiple of the duration of the dump. So dumps take at most 1 % of a core, even on a
-/// router with a million routes that change all the time.
-const PAUSE_PER_DUMP: u32 = 100;
+/// The pause after a list of the routes, as a multiple of the time that the list took. So lists take at most 1 % of a
+/// core, even on a router with a million routes that change all the time.
+const PAUSE_PER_LIST: u32 = 100;
 
 /// The pause after a failure.
 const RETRY: Duration = Duration::from_secs(10);
+
+const CLOSED: &str = "the links are no longer observed";
 
 /// The time between reads of the object while the kernel reports no change: another client may have changed or deleted
 /// the object.
@@ -60,71 +62,46 @@ pub(crate) async fn run(
     client: Client,
     node: String,
     accepts_frames: bool,
+    links_rx: watch::Receiver<Option<Links>>,
     network_tx: watch::Sender<Option<NodeNetworkSpec>>,
 ) -> Result<Infallible> {
     let network_rx = network_tx.subscribe();
     tokio::select! {
-        end = watch_kernel(network_tx, accepts_frames) => end.context("watch the node's network"),
+        end = watch_kernel(links_rx, network_tx, accepts_frames) => end.context("watch the node's network"),
         never = write_changes(client, node, network_rx) => match never {},
     }
 }
 
-const CLOSED: &str = "the netlink socket is closed";
-
-async fn watch_kernel(network_tx: watch::Sender<Option<NodeNetworkSpec>>, accepts_frames: bool) -> Result<Infallible> {
-    use MulticastGroup::{Ipv4Ifaddr, Ipv4Route, Ipv6Ifaddr, Ipv6Route, Link};
-    // The socket joins these groups before the first dump, so that no change is missed.
-    let groups = [Link, Ipv4Ifaddr, Ipv6Ifaddr, Ipv4Route, Ipv6Route];
-    let (connection, handle, mut changes) = new_multicast_connection(&groups).context("open a netlink socket")?;
-    let follow = async {
-        loop {
-            let began = Instant::now();
-            match dump(&handle).await {
-                Ok(messages) => {
-                    let mut network = spec::from_dump(&messages);
-                    if !accepts_frames {
-                        network.links.iter_mut().for_each(|link| link.mac = None);
-                    }
-                    let network = Some(network);
-                    network_tx.send_if_modified(|known| std::mem::replace(known, network.clone()) != network);
-                }
-                Err(error) => {
-                    tracing::warn!(
-                        error = error_chain(&error),
-                        "cannot list links, addresses and routes; trying again"
-                    );
-                    sleep(RETRY).await;
-                    continue;
-                }
+async fn watch_kernel(
+    mut links_rx: watch::Receiver<Option<Links>>,
+    network_tx: watch::Sender<Option<NodeNetworkSpec>>,
+    accepts_frames: bool,
+) -> Result<Infallible> {
+    let notifications = Notifications::open(ROUTES)?.into_async()?;
+    links_rx.wait_for(Option::is_some).await.context(CLOSED)?;
+    loop {
+        let began = Instant::now();
+        // The content of the messages is ignored: the next list contains the result.
+        notifications.get_ref().read(|_| ());
+        match spawn_blocking(list_gateways).await.context("list gateways")? {
+            Ok(gateways) => {
+                let links = links_rx.borrow_and_update().clone();
+                let network = links.map(|links| spec::for_network(&links, &gateways, accepts_frames));
+                network_tx.send_if_modified(|known| std::mem::replace(known, network.clone()) != network);
             }
-            let pause = SETTLE.max(began.elapsed() * PAUSE_PER_DUMP);
-            // The content of the messages is ignored: the next dump contains the result.
-            changes.next().await.context(CLOSED)?;
-            let until = Instant::now() + pause;
-            while let Ok(change) = timeout_at(until, changes.next()).await {
-                change.context(CLOSED)?;
+            Err(error) => {
+                tracing::warn!(error = error_chain(&error), "cannot list routes; trying again");
+                sleep(RETRY).await;
+                continue;
             }
         }
-    };
-    tokio::select! {
-        () = connection => bail!(CLOSED),
-        end = follow => end,
+        let pause = SETTLE.max(began.elapsed() * PAUSE_PER_LIST);
+        tokio::select! {
+            changed = links_rx.changed() => changed.context(CLOSED)?,
+            ready = notifications.readable() => ready?.clear_ready(),
+        }
+        sleep(pause).await;
     }
-}
-
-/// Reads all links, addresses and routes, one after the other: the kernel allows one dump at a time for a socket.
-async fn dump(handle: &Handle) -> Result<Vec<RouteNetlinkMessage>, rtnetlink::Error> {
-    let links = handle.link().get().execute().map_ok(RouteNetlinkMessage::NewLink);
-    let mut all: Vec<_> = links.try_collect().await?;
-    let addresses = handle.address().get().execute().map_ok(RouteNetlinkMessage::NewAddress);
-    all.append(&mut addresses.try_collect().await?);
-    let v4 = RouteMessageBuilder::<Ipv4Addr>::new().build();
-    let v6 = RouteMessageBuilder::<Ipv6Addr>::new().build();
-    for family in [v4, v6] {
-        let routes = handle.route().get(family).execute().map_ok(RouteNetlinkMessage::NewRoute);
-        all.append(&mut routes.try_collect().await?);
-    }
-    Ok(all)
 }
 
 /// Writes the NodeNetwork after each change, and again if another client has changed or deleted it.
@@ -279,8 +256,10 @@ mod tests {
                     );
                     assert!(without.await.is_ok(), "the link without a carrier stays");
                 };
+                let (links_tx, links_rx) = watch::channel(None);
                 tokio::select! {
-                    end = watch_kernel(network_tx, false) => panic!("{end:?}"),
+                    end = netlink::watch::watch_links(links_tx) => panic!("{end:?}"),
+                    end = watch_kernel(links_rx, network_tx, false) => panic!("{end:?}"),
                     () = follow => {}
                 }
             });

@@ -15,6 +15,7 @@ use crds::LoadBalancerIP;
 use dataplane::reply_path;
 use kube::api::ListParams;
 use kube::{Api, Client};
+use netlink::watch::watch_links;
 use observe::Wake;
 use tokio::sync::{Notify, oneshot};
 use tokio::task::JoinSet;
@@ -193,8 +194,11 @@ impl Agent {
 
     fn spawn_network(&self, tasks: &mut Tasks) {
         let Self { client, config, channels, .. } = self;
+        let links = watch_links(channels.links.clone());
+        tasks.spawn(async move { links.await.context("observe the node's links") });
         let (client, node) = (client.clone(), config.node.clone());
-        let network = network::run(client, node, config.spreads(), channels.network.clone());
+        let (links_rx, network_tx) = (channels.links.subscribe(), channels.network.clone());
+        let network = network::run(client, node, config.spreads(), links_rx, network_tx);
         tasks.spawn(async move { network.await.context("report the node's network") });
     }
 
@@ -204,6 +208,7 @@ impl Agent {
         let inputs = speaker::Inputs {
             snapshot: channels.speaker_snapshot.subscribe(),
             forwarded: channels.announceable.subscribe(),
+            links: channels.links.subscribe(),
             keys: channels.hello_keys.subscribe(),
         };
         let outputs = speaker::Outputs {

@@ -234,6 +234,12 @@ pub fn get_rules(family: Family) -> RouteNetlinkMessage {
     RouteNetlinkMessage::GetRule(message)
 }
 
+/// The gateways of a route to hosts: one for each path.
+pub fn gateways(message: &RouteNetlinkMessage) -> Vec<IpAddr> {
+    let route = Route::decode(message).filter(|route| route.kind == UNICAST);
+    route.into_iter().flat_map(|route| route.hops).filter_map(|hop| hop.gateway).collect()
+}
+
 fn family_of(number: AddressFamily) -> Option<Family> {
     [Family::V4, Family::V6].into_iter().find(|family| AddressFamily::from(family_number(*family)) == number)
 }

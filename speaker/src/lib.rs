@@ -20,7 +20,7 @@
 //! | `peers` | which peers of a link are alive, and which nodes are dead |
 //! | [`ownership`] | which node owns an address; the claims of this node and of its peers |
 //! | [`announce`] | the links and times of announcements; conflicts with other hosts |
-//! | [`os`] | packet sockets, netlink, poll, scheduling |
+//! | [`os`] | packet sockets, poll, scheduling |
 //! | [`metrics`] | events for the log, and counters |
 //!
 //! Only [`run`](fn@run) and [`os`] have side effects. Everything else is pure: time is an argument, and the tests drive

@@ -22,7 +22,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::announce::conflicts::ConflictingHost;
-use crate::announce::placement::Link;
 use crate::config::Config;
 use crate::metrics::{Counters, Event, Move};
 use crate::ownership::claims::Claim;
@@ -37,6 +36,7 @@ use crate::wire::frame::{Channel, Frame};
 use crate::wire::hello::Packet;
 use crate::wire::seal::{Keys, SealError};
 use model::eligibility::AnnouncementPolicy;
+use netlink::links::Link;
 
 mod arrange;
 
@@ -359,6 +359,7 @@ mod tests {
             name: "eth0".into(),
             mac: crds::MacAddr(2, 0, 0, 0, 0, 1),
             addresses: addresses.iter().map(|own| own.parse().expect("an address")).collect(),
+            unusable: vec![],
             is_bridge: false,
         };
         let mut machine = Machine::new(Config::new("cluster", "n1", 1));

@@ -9,25 +9,24 @@
 //!   forwarded --watch-->  |   Machine <-> sockets   |  --watch-->  dead, neighbours
 //!   keys      --watch-->  |                         |  --watch-->  counters
 //!   links     --watch-->  |                         |
-//!      ^                    ^          |
-//!      +-- run(): netlink, -+ waker    +-- events, bounded --> run(): the log
+//!                           ^          |
+//!              run(): waker +          +-- events, bounded --> run(): the log
 //! ```
 //!
 //! [`run`] itself writes the log, because a slow log would block the thread. If hundreds of events are queued, the log
-//! pauses for a second. If the queue is full, events are lost, and their number is logged. [`run`] also observes the
-//! links, whose changes are needed within a second, not within milliseconds.
+//! pauses for a second. If the queue is full, events are lost, and their number is logged.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::io;
 use std::net::IpAddr;
 use std::sync::Arc;
 
+use netlink::links::Links;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::sleep_until;
 
 use crate::config::Config;
 use crate::metrics::Counters;
-use crate::os::links;
 use crate::os::log_throttle::LogThrottle;
 use crate::os::poll::Waker;
 use crate::os::scheduling;
@@ -51,6 +50,8 @@ pub struct Inputs {
     pub snapshot: watch::Receiver<Option<Arc<Snapshot>>>,
     /// The addresses that the dataplane has programmed in the kernel. No other address is announced.
     pub forwarded: watch::Receiver<Arc<BTreeSet<IpAddr>>>,
+    /// The links of this node; `None` until all are listed.
+    pub links: watch::Receiver<Option<Links>>,
     /// The keys that seal packets. They may change at any time: see [`crate::wire::seal`]. Without keys, no packet is
     /// sent and no address is announced.
     pub keys: watch::Receiver<Arc<Keys>>,
@@ -80,8 +81,6 @@ pub enum Error {
     Socket(#[source] io::Error),
     #[error("the wire thread cannot wait for its sockets")]
     Sleep(#[source] io::Error),
-    #[error("cannot observe the links of this node")]
-    Links(#[from] links::LinkError),
     #[error("the wire thread panicked")]
     Panicked,
 }
@@ -105,10 +104,9 @@ pub async fn run(
     let (log_tx, mut log_rx) = mpsc::channel(MAX_QUEUED_EVENTS);
     let (stop_tx, stop_rx) = oneshot::channel();
     let (end_tx, mut end_rx) = oneshot::channel();
-    let (links_tx, mut links_rx) = watch::channel(BTreeMap::new());
     let waker = Waker::new().map_err(Error::Sleep)?;
-    let Inputs { mut snapshot, mut forwarded, mut keys } = inputs.clone();
-    let channels = wire_loop::Channels { links: links_rx.clone(), log: log_tx, stop: stop_rx, waker: waker.clone() };
+    let Inputs { mut snapshot, mut forwarded, mut links, mut keys } = inputs.clone();
+    let channels = wire_loop::Channels { log: log_tx, stop: stop_rx, waker: waker.clone() };
     let thread = move || {
         scheduling::request_short_slices();
         let _ = end_tx.send(wire_loop::WireLoop::run(config, inputs, outputs, channels));
@@ -117,7 +115,6 @@ pub async fn run(
     // However this function ends, the thread is woken and stops.
     let mut thread = StopOnDrop { stop: Some(stop_tx), waker };
     let mut stop = std::pin::pin!(stop);
-    let mut link_watch = std::pin::pin!(links::watch(links_tx));
     let (begun, mut throttle) = (tokio::time::Instant::now(), LogThrottle::default());
     loop {
         tokio::select! {
@@ -138,8 +135,7 @@ pub async fn run(
                 }
                 return result.unwrap_or(Err(Error::Panicked));
             }
-            Err(error) = &mut link_watch => return Err(error.into()),
-            Ok(()) = links_rx.changed() => thread.waker.wake(),
+            Ok(()) = links.changed() => thread.waker.wake(),
             Ok(()) = snapshot.changed() => thread.waker.wake(),
             Ok(()) = forwarded.changed() => thread.waker.wake(),
             Ok(()) = keys.changed() => thread.waker.wake(),

@@ -15,8 +15,8 @@ use std::time::{Duration, Instant};
 use crds::MacAddr;
 use model::eligibility::AnnouncementPolicy;
 use model::{SharedMap, stable_hash};
+use netlink::links::Link;
 use speaker::Config;
-use speaker::announce::placement::Link;
 use speaker::machine::Machine;
 use speaker::wire::arp::{Ignored, Verdict};
 use speaker::wire::frame::Channel;
@@ -193,7 +193,7 @@ fn speaker_survives_nonsense_of_its_peers() {
     let machine = || {
         let mut machine = Machine::new(Config::new("test", "n0", 1));
         let addresses = vec!["192.0.2.10/24".parse().expect("address"), "2001:db8::a/64".parse().expect("address")];
-        let link = Link { index: 2, name: "eth0".into(), mac: MINE, addresses, is_bridge: false };
+        let link = Link { index: 2, name: "eth0".into(), mac: MINE, addresses, unusable: vec![], is_bridge: false };
         machine.set_keys(Duration::ZERO, &keys);
         machine.set_links(Duration::ZERO, BTreeMap::from([(2, link)]));
         let candidates = Arc::new(["n0", "n1"].map(String::from).into_iter().collect());

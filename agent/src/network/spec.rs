@@ -1,117 +1,45 @@
-//! Netlink messages of a dump → the spec of the NodeNetwork. Pure. The order of the messages does not matter.
+//! The links and gateways of this node → the spec of the NodeNetwork. Pure.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 
 use crds::node_network::{NodeLink, NodeNetworkSpec};
-use rtnetlink::packet_route::address::{AddressAttribute, AddressMessage};
-use rtnetlink::packet_route::link::{LinkAttribute, LinkMessage};
-use rtnetlink::packet_route::route::{RouteAddress, RouteAttribute, RouteMessage, RouteType, RouteVia};
-use rtnetlink::packet_route::{AddressFamily, RouteNetlinkMessage};
+use netlink::links::{Link, Links, is_link_local};
 
 /// The maximal number of links, and of gateways, in the definition of NodeNetwork.
 const MAX_ITEMS: usize = 256;
 
-/// The spec for a dump of links, addresses and routes.
-///
-/// The links are those that addresses can be announced on, with the node's own addresses on them. IPv6 link-local
-/// addresses are left out, because no pool contains them. A link that has only /32 and /128 addresses has no
-/// neighbours, and is left out. The gateways are those of all routing tables.
-pub(super) fn from_dump(messages: &[RouteNetlinkMessage]) -> NodeNetworkSpec {
-    let mut links = BTreeMap::<u32, (String, Option<String>)>::new();
-    let mut addresses = BTreeMap::<u32, BTreeSet<(IpAddr, u8)>>::new();
-    let mut all_gateways = BTreeSet::new();
-    for message in messages {
-        match message {
-            // A message of the bridge family describes a port of a bridge, not another link.
-            RouteNetlinkMessage::NewLink(link) if link.header.interface_family == AddressFamily::Unspec => {
-                links.extend(
-                    speaker::os::link_table::announceable_name(link).map(|name| (link.header.index, (name, mac(link)))),
-                );
-            }
-            RouteNetlinkMessage::NewAddress(message) => {
-                let own = own_address(message).filter(|own| !is_link_local(*own));
-                addresses
-                    .entry(message.header.index)
-                    .or_default()
-                    .extend(own.map(|own| (own, message.header.prefix_len)));
-            }
-            RouteNetlinkMessage::NewRoute(route) if route.header.kind == RouteType::Unicast => {
-                all_gateways.extend(gateways(route));
-            }
-            _ => {}
-        }
-    }
-    let mut links: Vec<NodeLink> = links
-        .into_iter()
-        .filter_map(|(index, (name, mac))| {
-            let addresses = addresses.remove(&index)?;
-            let has_neighbours = addresses.iter().any(|(own, length)| *length < if own.is_ipv4() { 32 } else { 128 });
-            let addresses = addresses.into_iter().map(|(own, length)| format!("{own}/{length}")).collect();
-            has_neighbours.then_some(NodeLink { name, addresses, mac })
-        })
-        .collect();
+/// The spec of this node. Its links have the node's own addresses, except IPv6 link-local ones, which no pool contains.
+/// MAC addresses are included only if other nodes may re-send frames to this node.
+pub(super) fn for_network(links: &Links, gateways: &BTreeSet<IpAddr>, accepts_frames: bool) -> NodeNetworkSpec {
+    let node_link = |link: &Link| {
+        let nets = link.addresses.iter().chain(&link.unusable).filter(|net| !is_link_local(&net.addr()));
+        let addresses = nets.collect::<BTreeSet<_>>().into_iter().map(|net| net.to_string()).collect();
+        NodeLink { name: link.name.clone(), addresses, mac: accepts_frames.then(|| link.mac.to_string()) }
+    };
+    let mut links: Vec<NodeLink> = links.values().map(node_link).collect();
     links.sort();
     links.truncate(MAX_ITEMS);
-    NodeNetworkSpec { links, gateways: all_gateways.into_iter().take(MAX_ITEMS).map(|it| it.to_string()).collect() }
-}
-
-fn mac(link: &LinkMessage) -> Option<String> {
-    link.attributes.iter().find_map(|attribute| match attribute {
-        LinkAttribute::Address(bytes) => {
-            <[u8; 6]>::try_from(bytes.as_slice()).ok().map(|bytes| crds::MacAddr::from(bytes).to_string())
-        }
-        _ => None,
-    })
-}
-
-fn is_link_local(address: IpAddr) -> bool {
-    matches!(address, IpAddr::V6(v6) if v6.is_unicast_link_local())
-}
-
-/// The node's own address, not that of the peer on a point-to-point link.
-fn own_address(message: &AddressMessage) -> Option<IpAddr> {
-    let mut own = None;
-    for attribute in &message.attributes {
-        match attribute {
-            AddressAttribute::Local(local) => return Some(*local),
-            AddressAttribute::Address(address) => own = Some(*address),
-            _ => {}
-        }
-    }
-    own
-}
-
-/// The gateways of a route: one for each path.
-fn gateways(route: &RouteMessage) -> Vec<IpAddr> {
-    let mut found = Vec::new();
-    for attribute in &route.attributes {
-        match attribute {
-            RouteAttribute::MultiPath(hops) => {
-                found.extend(hops.iter().flat_map(|hop| &hop.attributes).filter_map(gateway));
-            }
-            attribute => found.extend(gateway(attribute)),
-        }
-    }
-    found
-}
-
-/// The gateway in an attribute. `Via` is that of a route whose destination has the other family (RFC 5549).
-fn gateway(attribute: &RouteAttribute) -> Option<IpAddr> {
-    match attribute {
-        RouteAttribute::Gateway(RouteAddress::Inet(v4)) | RouteAttribute::Via(RouteVia::Inet(v4)) => Some((*v4).into()),
-        RouteAttribute::Gateway(RouteAddress::Inet6(v6)) | RouteAttribute::Via(RouteVia::Inet6(v6)) => {
-            Some((*v6).into())
-        }
-        _ => None,
-    }
+    NodeNetworkSpec { links, gateways: gateways.iter().take(MAX_ITEMS).map(ToString::to_string).collect() }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use rtnetlink::packet_route::link::{LinkFlags, LinkLayerType};
-    use rtnetlink::packet_route::route::RouteNextHop;
+    use netlink::links::LinkTable;
+    use netlink::packet_route::address::{AddressAttribute, AddressMessage};
+    use netlink::packet_route::link::{LinkAttribute, LinkFlags, LinkLayerType, LinkMessage};
+    use netlink::packet_route::route::{RouteAttribute, RouteMessage, RouteNextHop, RouteType, RouteVia};
+    use netlink::packet_route::{AddressFamily, RouteNetlinkMessage};
+    use netlink::route;
+
+    /// The spec for these messages of the kernel.
+    fn from_dump(messages: &[RouteNetlinkMessage]) -> NodeNetworkSpec {
+        let mut table = LinkTable::default();
+        messages.iter().for_each(|message| table.apply(message.clone()));
+        let gateways = messages.iter().flat_map(route::gateways).collect();
+        for_network(&table.links(), &gateways, true)
+    }
 
     fn link(index: u32, name: &str, flags: LinkFlags) -> RouteNetlinkMessage {
         let mut message = LinkMessage::default();
@@ -136,9 +64,11 @@ mod tests {
         RouteNetlinkMessage::NewAddress(message)
     }
 
-    fn route(attributes: Vec<RouteAttribute>) -> RouteNetlinkMessage {
+    fn route(mut attributes: Vec<RouteAttribute>) -> RouteNetlinkMessage {
         let mut message = RouteMessage::default();
+        message.header.address_family = AddressFamily::Inet;
         message.header.kind = RouteType::Unicast;
+        attributes.push(RouteAttribute::Oif(2));
         message.attributes = attributes;
         RouteNetlinkMessage::NewRoute(message)
     }

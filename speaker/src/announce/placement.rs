@@ -1,63 +1,12 @@
 //! The links of this node on which an lb_ip is announced.
 //!
 //! Input are the links and the node's own addresses. Only links that can have clients get here: links that are down,
-//! not Ethernet, or ports of a bridge are filtered out before (see [`crate::os::links`]).
+//! not Ethernet, or ports of a bridge are filtered out before (see [`netlink::links`]).
 
 use std::net::IpAddr;
 
-use crds::MacAddr;
-use ipnet::IpNet;
-
 use model::eligibility::Links;
-
-/// A link of this node that can announce addresses.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Link {
-    /// The interface index.
-    pub index: u32,
-    /// The interface name, such as `eth0`.
-    pub name: String,
-    pub mac: MacAddr,
-    /// The node's own addresses on the link with their prefixes, the primary one of each family first. At least one has
-    /// neighbours (see [`has_neighbours`]).
-    pub addresses: Vec<IpNet>,
-    /// Whether the link is a bridge. Its ports may be pods of this node.
-    pub is_bridge: bool,
-}
-
-impl Link {
-    /// The length of the longest own prefix that contains `lb_ip`.
-    fn prefix_containing(&self, lb_ip: IpAddr) -> Option<u8> {
-        self.addresses.iter().filter(|own| own.contains(&lb_ip)).map(IpNet::prefix_len).max()
-    }
-
-    /// Whether one of `addresses` is an own address of the link.
-    pub fn has_any_of(&self, addresses: &[IpAddr]) -> bool {
-        self.addresses.iter().any(|own| addresses.contains(&own.addr()))
-    }
-
-    /// Whether the link has an own address of the same family.
-    fn has_family_of(&self, lb_ip: IpAddr) -> bool {
-        self.addresses.iter().any(|own| own.addr().is_ipv4() == lb_ip.is_ipv4())
-    }
-
-    /// The source address of Hellos: an IPv4 one if there is any. On a link without IPv4 it is a link-local one, which
-    /// does not change with prefixes.
-    pub fn source_address(&self) -> Option<IpAddr> {
-        let all = || self.addresses.iter().map(IpNet::addr);
-        all().find(IpAddr::is_ipv4).or_else(|| all().find(is_link_local)).or_else(|| all().next())
-    }
-}
-
-fn is_link_local(address: &IpAddr) -> bool {
-    matches!(address, IpAddr::V6(v6) if v6.is_unicast_link_local())
-}
-
-/// Whether a link with these own addresses has neighbours. A link with host prefixes only has none, such as a pod's
-/// veth or a dummy, and neither has a link with only a link-local address, which the kernel assigns to every link.
-pub fn has_neighbours(addresses: &[IpNet]) -> bool {
-    addresses.iter().any(|own| own.prefix_len() < own.max_prefix_len() && !is_link_local(&own.addr()))
-}
+use netlink::links::Link;
 
 /// The link that `lb_ip` belongs to: the one whose subnet contains it (longest prefix, then lowest index). If there is
 /// none, it is the link with one of `node_addresses` (the node's InternalIPs) and the family of `lb_ip`, because a
@@ -91,6 +40,7 @@ pub fn links_for<'a>(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crds::MacAddr;
 
     fn link(index: u32, addresses: &[&str]) -> Link {
         Link {
@@ -98,6 +48,7 @@ mod tests {
             name: format!("eth{index}"),
             mac: MacAddr(2, 0, 0, 0, 0, 1),
             addresses: addresses.iter().map(|address| address.parse().expect("address")).collect(),
+            unusable: vec![],
             is_bridge: false,
         }
     }
@@ -138,19 +89,6 @@ mod tests {
         ] {
             let source = link(2, addresses).source_address();
             assert_eq!(source, expected.map(|text| text.parse().expect("address")), "{addresses:?}");
-        }
-    }
-
-    #[test]
-    fn links_with_a_global_subnet_have_neighbours() {
-        for (addresses, expected) in [
-            (&["192.0.2.1/24"][..], true),
-            (&["2001:db8::1/64"], true),
-            (&["10.0.0.1/32", "fe80::1/64"], false),
-            (&["2001:db8::1/128", "fe80::1/64"], false),
-            (&[], false),
-        ] {
-            assert_eq!(has_neighbours(&link(2, addresses).addresses), expected, "{addresses:?}");
         }
     }
 

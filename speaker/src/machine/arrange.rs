@@ -6,10 +6,11 @@ use std::collections::BTreeSet;
 use std::net::IpAddr;
 
 use super::Machine;
-use crate::announce::placement::{Link, links_for};
+use crate::announce::placement::links_for;
 use crate::ownership::segment::Segment;
 use crate::snapshot::Snapshot;
 use model::eligibility::{AnnouncementPolicy, Links};
+use netlink::links::Link;
 
 impl Machine {
     /// Assigns each address to its links.
@@ -137,7 +138,7 @@ mod tests {
             let link = |index: u32, own: &str| {
                 let mac = crds::MacAddr(2, 0, 0, 0, 0, index as u8);
                 let (name, addresses) = (format!("eth{index}"), vec![own.parse().expect("a prefix")]);
-                (index, Link { index, name, mac, addresses, is_bridge: false })
+                (index, Link { index, name, mac, addresses, unusable: vec![], is_bridge: false })
             };
             let mut machine = machine();
             let all_links = [link(1, "192.0.2.11/24"), link(2, "198.51.100.1/29"), link(3, "203.0.113.1/24")];
@@ -187,6 +188,7 @@ mod tests {
             name: "eth0".into(),
             mac: crds::MacAddr(2, 0, 0, 0, 0, 1),
             addresses: vec![own.parse().expect("a prefix")],
+            unusable: vec![],
             is_bridge: false,
         };
         let mut machine = machine();

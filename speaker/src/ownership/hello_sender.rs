@@ -7,7 +7,6 @@ use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::time::Duration;
 
-use crate::announce::placement::Link;
 use crate::config::Config;
 use crate::ownership::claims::{Claims, Page};
 use crate::ownership::context::Context;
@@ -15,6 +14,7 @@ use crate::peers::interval::HelloInterval;
 use crate::wire::codec::{self, MAX_PAYLOAD, PAGE_OVERHEAD, size};
 use crate::wire::hello::{self, HeardRange, Packet};
 use crate::wire::packing::{PeerLists, pack};
+use netlink::links::Link;
 
 /// After a change, the next Hello is due this time after the last one, so that several changes share a Hello.
 const SOON_GAP: Duration = Duration::from_millis(10);

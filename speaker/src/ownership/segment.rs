@@ -9,7 +9,6 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 use crate::announce::conflicts::AddressConflicts;
-use crate::announce::placement::Link;
 use crate::announce::schedule::Schedule;
 use crate::config::Config;
 use crate::metrics::{Event, Move};
@@ -22,6 +21,7 @@ use crate::peers::interval::MAX_INTERVAL;
 use crate::peers::liveness::{self, PeerState};
 use crate::peers::peer::Peer;
 use model::stable_hash;
+use netlink::links::Link;
 
 /// How long this node announces an owned address even without a quorum, after a peer began or ceased to claim it. A
 /// burst takes 4 s.

@@ -1,16 +1,16 @@
 //! The loop of the wire thread.
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::{BTreeSet, VecDeque};
 use std::io;
 use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
+use netlink::links::has_neighbours;
 use nix::poll::{PollFd, PollFlags};
 use tokio::sync::{mpsc, oneshot, watch};
 
 use super::publish::{self, Announcements};
 use super::{Error, Inputs, Outputs};
-use crate::announce::placement::Link;
 use crate::config::Config;
 use crate::machine::{Machine, Output};
 use crate::metrics::Event;
@@ -39,7 +39,6 @@ const COUNTERS_INTERVAL: Duration = Duration::from_secs(1);
 
 /// The ends of channels that the wire thread needs in addition to [`Inputs`] and [`Outputs`].
 pub(super) struct Channels {
-    pub(super) links: watch::Receiver<BTreeMap<u32, Link>>,
     pub(super) log: mpsc::Sender<Event>,
     /// A message requests the thread to stop in order. A closed channel stops it at once.
     pub(super) stop: oneshot::Receiver<()>,
@@ -108,7 +107,7 @@ impl WireLoop {
             lost: 0,
         };
         // The present values count as changes.
-        wire.channels.links.mark_changed();
+        wire.inputs.links.mark_changed();
         wire.inputs.snapshot.mark_changed();
         wire.inputs.forwarded.mark_changed();
         wire.inputs.keys.mark_changed();
@@ -219,16 +218,18 @@ impl WireLoop {
 
     /// Passes changed inputs to the machine.
     fn read_inputs(&mut self, now: Duration) -> Result<(), Error> {
-        let Inputs { snapshot, forwarded, keys } = &mut self.inputs;
+        let Inputs { snapshot, forwarded, links, keys } = &mut self.inputs;
         if let Some(keys) = take_changed(keys) {
             self.machine.set_keys(now, &keys);
         }
         if let Some(forwarded) = take_changed(forwarded) {
             self.machine.set_forwarded(forwarded);
         }
-        let (links, snapshot) = (take_changed(&mut self.channels.links), take_changed(snapshot));
+        let (links, snapshot) = (take_changed(links), take_changed(snapshot));
         let may_change_links = links.is_some() || snapshot.is_some();
         if let Some(links) = links {
+            let mut links = links.unwrap_or_default();
+            links.retain(|_, link| has_neighbours(&link.addresses));
             self.machine.set_links(now, links);
         }
         if let Some(snapshot) = snapshot {

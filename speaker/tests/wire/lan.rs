@@ -312,7 +312,8 @@ impl Speaker {
         let (crash, crashed) = oneshot::channel::<()>();
         let config = Config::new("test", &format!("n{n}"), u64::from(std::process::id()) << 32 | n as u64);
         let (keys, keys_receiver) = watch::channel(key(b"the first key of all speakers"));
-        let inputs = Inputs { snapshot, forwarded: forwarded_receiver, keys: keys_receiver };
+        let (links_sender, links) = watch::channel(None);
+        let inputs = Inputs { snapshot, forwarded: forwarded_receiver, links, keys: keys_receiver };
         let (conflicts, conflicts_receiver) = watch::channel(Conflicts::default());
         let (dead, dead_receiver) = watch::channel(BTreeSet::new());
         let (neighbours, _) = watch::channel(Neighbours::default());
@@ -329,6 +330,7 @@ impl Speaker {
                     });
                     tokio::select! {
                         result = run => result.expect("the speaker runs"),
+                        end = netlink::watch::watch_links(links_sender) => panic!("{end:?}"),
                         _ = crashed => {}
                     }
                 });

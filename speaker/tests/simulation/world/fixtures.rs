@@ -5,8 +5,8 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
 
 use crds::MacAddr;
+use netlink::links::Link;
 use speaker::Keys;
-use speaker::announce::placement::Link;
 use speaker::wire::frame::{Channel, Frame};
 use speaker::wire::{codec, datagram};
 
@@ -60,5 +60,8 @@ pub fn mac(node: usize) -> MacAddr {
 
 pub(super) fn links(node: usize, name: &str) -> BTreeMap<u32, Link> {
     let addresses = ["10.0.0.1/8", "2001:db8::1/32"].map(|own| own.parse().expect("address")).into();
-    BTreeMap::from([(LINK, Link { index: LINK, name: name.into(), mac: mac(node), addresses, is_bridge: false })])
+    BTreeMap::from([(
+        LINK,
+        Link { index: LINK, name: name.into(), mac: mac(node), addresses, unusable: vec![], is_bridge: false },
+    )])
 }

@@ -14,8 +14,8 @@ use bench::report::Report;
 use bench::usage;
 use crds::MacAddr;
 use model::eligibility::{AnnouncementPolicy, Candidates};
+use netlink::links::Link;
 use speaker::Config;
-use speaker::announce::placement::Link;
 use speaker::machine::Machine;
 use speaker::wire::frame::Frame;
 use speaker::{Keys, Snapshot};
@@ -86,7 +86,14 @@ impl Crowd {
             let mut machine = Machine::new(config);
             let [high, low] = (node as u16).to_be_bytes();
             let mac = MacAddr(2, 0, 0, 0, high, low);
-            let link = Link { index: LINK, name: "eth0".into(), mac, addresses: vec![address], is_bridge: false };
+            let link = Link {
+                index: LINK,
+                name: "eth0".into(),
+                mac,
+                addresses: vec![address],
+                unusable: vec![],
+                is_bridge: false,
+            };
             machine.set_links(Duration::ZERO, BTreeMap::from([(LINK, link)]));
             machine.set_keys(Duration::ZERO, &keys);
             machine.set_forwarded(Arc::clone(&forwarded));

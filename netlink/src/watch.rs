@@ -1,0 +1,79 @@
+//! Reads links and gateways from the kernel: a dump, and for links then each change.
+
+use std::collections::BTreeSet;
+use std::convert::Infallible;
+use std::net::IpAddr;
+
+use crds::service::Family;
+use netlink_packet_route::RouteNetlinkMessage::{GetAddress, GetLink};
+use netlink_packet_route::address::AddressMessage;
+use netlink_packet_route::link::LinkMessage;
+use tokio::sync::watch;
+
+use crate::links::{LinkTable, Links};
+use crate::message::{Message, replies};
+use crate::notifications::{LINKS, Notifications};
+use crate::route;
+use crate::socket::{NetlinkError, Socket};
+
+/// Keeps `links` up to date, in the network namespace of the calling thread. It is `None` until all links are listed.
+///
+/// # Errors
+/// If the links can no longer be observed.
+pub async fn watch_links(links: watch::Sender<Option<Links>>) -> Result<Infallible, NetlinkError> {
+    // Joined before the dump: a change during the dump is received as well.
+    let notifications = Notifications::open(LINKS)?.into_async()?;
+    let mut socket = Socket::open_routing()?;
+    let (mut table, mut is_complete) = (LinkTable::default(), false);
+    loop {
+        if !is_complete {
+            match list_links(&mut socket) {
+                Ok(listed) => (table, is_complete) = (listed, true),
+                // The changes are waiting to be received, so that this is tried again at once.
+                Err(NetlinkError::KeepsChanging) => {}
+                Err(error) => return Err(error),
+            }
+        }
+        if is_complete {
+            let now = Some(table.links());
+            links.send_if_modified(|known| std::mem::replace(known, now.clone()) != now);
+        }
+        notifications.readable().await.map_err(NetlinkError::Receive)?.clear_ready();
+        is_complete &= follow_links(notifications.get_ref(), &mut table);
+    }
+}
+
+/// Lists all links with their addresses.
+///
+/// # Errors
+/// If the kernel refuses, if there is no answer, or if the links keep changing.
+pub fn list_links(socket: &mut Socket) -> Result<LinkTable, NetlinkError> {
+    let mut table = LinkTable::default();
+    for request in [GetLink(LinkMessage::default()), GetAddress(AddressMessage::default())] {
+        socket.dump(Message::routing(&request, 0), |body| body.routing().map(|message| table.apply(message)))?;
+    }
+    Ok(table)
+}
+
+/// Applies all waiting changes, without blocking. Returns whether these are all: if some were lost, the links must be
+/// listed again.
+pub fn follow_links(notifications: &Notifications, table: &mut LinkTable) -> bool {
+    notifications.read(|datagram| {
+        let messages = replies(datagram).filter_map(|reply| reply.body.routing());
+        messages.for_each(|message| table.apply(message));
+    })
+}
+
+/// Lists the gateways of all routes to hosts, in all routing tables.
+///
+/// # Errors
+/// If the kernel refuses, or if there is no answer.
+pub fn list_gateways() -> Result<BTreeSet<IpAddr>, NetlinkError> {
+    let mut socket = Socket::open_routing()?;
+    let mut all = BTreeSet::new();
+    for family in [Family::V4, Family::V6] {
+        let request = Message::routing(&route::get_routes(family, None, None), 0);
+        all.extend(socket.dump(request, |body| body.routing().iter().flat_map(route::gateways).collect::<Vec<_>>())?);
+    }
+    Ok(all)
+}
