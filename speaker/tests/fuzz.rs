@@ -2,9 +2,13 @@
 //! consistent.
 //!
 //! The inputs of `corpus/` (one per line, in hex) are changed in the ways in which parsers fail: bits, lengths, and
-//! pieces that are removed, doubled or taken from another input. Accepted inputs are changed further. A failure prints
-//! its input: add it to the corpus with a comment. `LANDFALL_FUZZ_SECONDS=600` fuzzes for longer, `LANDFALL_SEED=7`
-//! with another seed.
+//! pieces that are removed, doubled or taken from another input. Accepted inputs are changed further.
+//!
+//! Each run has a fresh seed, which it prints. A failure prints its input and the command that replays it: add the input
+//! to the corpus with a comment. `LANDFALL_FUZZ_SECONDS=600` fuzzes for longer, `LANDFALL_SEED=7` with this seed, and
+//! `LANDFALL_FUZZ_INPUTS=1000` stops after this number of inputs, whatever their time.
+
+mod seed;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{Ipv4Addr, Ipv6Addr};
@@ -25,6 +29,8 @@ use speaker::wire::seal::KeyRing;
 use speaker::wire::{arp, datagram, ndp};
 use speaker::{Keys, Snapshot};
 
+use seed::{base, number, replay_command, test_name};
+
 const MINE: MacAddr = MacAddr(2, 0, 0, 0, 0, 1);
 
 /// The number of inputs that are kept to be changed further.
@@ -32,10 +38,6 @@ const POOL_SIZE: usize = 512;
 
 /// The maximum length of a frame from a socket.
 const MAX_LENGTH: usize = 2048;
-
-fn number(name: &str) -> Option<u64> {
-    std::env::var(name).ok().map(|text| text.parse().expect(name))
-}
 
 fn corpus(name: &str) -> Vec<Vec<u8>> {
     let path = format!("{}/tests/corpus/{name}.hex", env!("CARGO_MANIFEST_DIR"));
@@ -48,36 +50,39 @@ fn corpus(name: &str) -> Vec<Vec<u8>> {
 /// Changes inputs of the corpus and passes them to `accepts`, which returns whether it accepts one.
 fn fuzz(name: &str, accepts: impl Fn(&[u8]) -> bool) {
     let mut pool = corpus(name);
-    let accepted_count = pool.iter().filter(|input| attempt(&accepts, input)).count();
+    let (seed, limit) = (base(), number("LANDFALL_FUZZ_INPUTS"));
+    let accepted_count = pool.iter().filter(|input| attempt(&accepts, input, seed, 0)).count();
     assert!(accepted_count > 0, "no input of the corpus is accepted");
     let end = Instant::now() + Duration::from_secs(number("LANDFALL_FUZZ_SECONDS").unwrap_or(1));
-    let mut state = stable_hash::mix64(number("LANDFALL_SEED").unwrap_or(0) ^ stable_hash::hash(name.as_bytes()));
+    let mut state = stable_hash::mix64(seed ^ stable_hash::hash(name.as_bytes()));
     let mut below = move |end: usize| {
         state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
         (stable_hash::mix64(state) % end.max(1) as u64) as usize
     };
     let (mut tried, mut accepted) = (0u64, 0u64);
-    while Instant::now() < end {
+    while limit.map_or_else(|| Instant::now() < end, |limit| tried < limit) {
         let mut input = pool[below(pool.len())].clone();
         for _ in 0..=below(4) {
             let other = pool[below(pool.len())].clone();
             mutate(&mut input, &other, &mut below);
         }
         tried += 1;
-        if attempt(&accepts, &input) {
+        if attempt(&accepts, &input, seed, tried) {
             accepted += 1;
             let at = below(POOL_SIZE);
             if pool.len() < POOL_SIZE { pool.push(input) } else { pool[at] = input }
         }
     }
     eprintln!("{name}: {tried} inputs, {accepted} accepted");
-    assert!(accepted > 0, "no changed input is accepted: only the first check was tested");
+    assert!(accepted > 0 || limit.is_some(), "no changed input is accepted: only the first check was tested");
 }
 
-fn attempt(accepts: &impl Fn(&[u8]) -> bool, input: &[u8]) -> bool {
+/// Tries one input, the one with number `tried` of a run with this seed; the corpus has number 0.
+fn attempt(accepts: &impl Fn(&[u8]) -> bool, input: &[u8], seed: u64, tried: u64) -> bool {
     catch_unwind(AssertUnwindSafe(|| accepts(input))).unwrap_or_else(|panic| {
         let hex: String = input.iter().map(|byte| format!("{byte:02x}")).collect();
-        eprintln!("failed with {hex}");
+        let variables = format!("LANDFALL_SEED={seed} LANDFALL_FUZZ_INPUTS={tried}");
+        eprintln!("failed with {hex}; this replays it: {}", replay_command(&variables, "fuzz", &test_name()));
         resume_unwind(panic)
     })
 }

@@ -1,26 +1,26 @@
-//! Many speakers on a simulated LAN, in simulated time, from seeds.
-//!
-//! A failure prints its seed. `LANDFALL_SEED=7 cargo test -p speaker --test simulation` replays that seed alone, and
-//! `LANDFALL_SEEDS=10000` tries this number of seeds. Seeds run on all processors at once.
+//! Many speakers on a simulated LAN, in simulated time, from seeds. [`seeds`] explains the seeds.
 
 mod address_conflicts;
 mod dead_nodes;
+mod open_defects;
 mod partitions;
 mod planned_moves;
 mod replay_and_keys;
+#[path = "../seed/mod.rs"]
+mod seed;
+mod seeds;
 mod suspended_nodes;
 mod takeovers;
 mod world;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
-use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::thread::available_parallelism;
 use std::time::Duration;
 
 use speaker::metrics::Event;
 use speaker::ownership::rules::INELIGIBLE_GRACE;
+
+use seeds::{is_replay, seeds};
 use world::{INTERVAL, Network, Random, World, lb_ip, name};
 
 /// The LAN settles within this time after the last disturbance. A silent node is dead after a window, a returning node
@@ -29,35 +29,6 @@ const SETTLED: Duration = Duration::from_millis(1500);
 
 fn ms(ms: u64) -> Duration {
     Duration::from_millis(ms)
-}
-
-/// Runs a test with many seeds.
-fn seeds(count: u64, test: impl Fn(u64) + Sync) {
-    let number = |name: &str| std::env::var(name).ok().map(|text| text.parse::<u64>().expect(name));
-    let seeds = match number("LANDFALL_SEED") {
-        Some(seed) => seed..seed + 1,
-        None => 0..number("LANDFALL_SEEDS").unwrap_or(count),
-    };
-    let next = AtomicU64::new(seeds.start);
-    let run = || {
-        loop {
-            let seed = next.fetch_add(1, Ordering::Relaxed);
-            if seed >= seeds.end {
-                return;
-            }
-            if let Err(panic) = catch_unwind(AssertUnwindSafe(|| test(seed))) {
-                eprintln!("failed with LANDFALL_SEED={seed}");
-                next.store(seeds.end, Ordering::Relaxed);
-                resume_unwind(panic);
-            }
-        }
-    };
-    std::thread::scope(|scope| {
-        for _ in 1..available_parallelism().map_or(1, usize::from) {
-            scope.spawn(run);
-        }
-        run();
-    });
 }
 
 /// Checks an undisturbed LAN: each address with an eligible node has one owner, which was the last to announce it. (A
@@ -123,7 +94,7 @@ fn settled_world(seed: u64, nodes: usize, lb_ips: usize) -> World {
 
 #[test]
 fn one_owner_remains_and_announced_last_after_any_disturbance() {
-    seeds(2000, |seed| {
+    seeds(1000, |seed| {
         let mut choice = Random::new(seed);
         // Large networks take long, so they are rare: one in a hundred has up to 20 nodes, one in five hundred up to
         // 100.
@@ -172,7 +143,7 @@ fn disturb(world: &mut World, choice: &mut Random) {
     let (node, other) = (choice.next_below(world.nodes()), choice.next_below(world.nodes()));
     let lb_ips = world.lb_ips();
     let kind = choice.next_below(13);
-    if std::env::var_os("LANDFALL_SEED").is_some() {
+    if is_replay() {
         eprintln!("{:?}: disturbance {kind}, n{node}, n{other}", world.now);
     }
     match kind {
