@@ -3,9 +3,11 @@
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
 NAME ?= demo
+SEEDS ?= 200000
+FUZZ_SECONDS ?= 600
 LAB := target/debug/lab
 
-.PHONY: help setup build demo test bench bench-controller bench-failover bench-dataplane lab-up lab-down crds
+.PHONY: help setup build demo test soak bench bench-controller bench-failover bench-dataplane lab-up lab-down crds
 
 help: ## List the commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-17s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -21,6 +23,10 @@ demo: setup ## Show Landfall: a cluster, an EXTERNAL-IP that appears and answers
 
 test: ## Run everything CI checks: format, lints, unit, property, kernel and end-to-end tests (docs/dev/testing.md)
 	@tests/run.sh
+
+soak: ## Search the speaker for defects with fresh seeds: simulation, then fuzzers (hours; SEEDS=200000 FUZZ_SECONDS=600)
+	@LANDFALL_SEEDS=$(SEEDS) cargo test --quiet --locked --workspace --test simulation any_disturbance
+	@LANDFALL_FUZZ_SECONDS=$(FUZZ_SECONDS) cargo test --quiet --locked --workspace --test fuzz
 
 bench: setup ## Measure time from Service to address and first answer, memory, size (half a minute)
 	@cargo build --quiet --locked --workspace --bin first-light --test whole_run
