@@ -49,7 +49,7 @@ pub use load_balancer_ip::{
 };
 pub use namespace::Namespace;
 pub use node::{DrainReason, Node};
-pub use node_network::{Network, NodeNetwork, PeerLinks};
+pub use node_network::{NodeAddresses, NodeNetwork, PeerLinks};
 pub use pnet_base::MacAddr;
 pub use request::{InvalidRequest, RequestedAddresses};
 pub use service::{FamilyPolicy, Key, Port, Protocol, Service, TrafficPolicy};

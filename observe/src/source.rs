@@ -6,8 +6,8 @@
 use std::net::IpAddr;
 
 use crds::{
-    Advertisement, EndpointSlice, IPAddressPool, Key, L2Advertisement, LoadBalancerIP, Malformed, Namespace, Network,
-    Node, NodeNetwork, PeerLinks, PoolSettings, Record, Service, address,
+    Advertisement, EndpointSlice, IPAddressPool, Key, L2Advertisement, LoadBalancerIP, Malformed, Namespace, Node,
+    NodeAddresses, NodeNetwork, PeerLinks, PoolSettings, Record, Service, address,
 };
 use k8s_openapi::api::core::v1 as core;
 use k8s_openapi::api::discovery::v1 as discovery;
@@ -98,8 +98,8 @@ pub fn namespaces() -> Source<core::Namespace, String, Namespace> {
 }
 
 /// NodeNetworks, by the name of the node.
-pub fn node_networks() -> Source<NodeNetwork, String, Network> {
-    Source { key: |meta| meta.name.clone(), read: |object| Ok(Some(Network::from(object))), labels: "" }
+pub fn node_networks() -> Source<NodeNetwork, String, NodeAddresses> {
+    Source { key: |meta| meta.name.clone(), read: |object| Ok(Some(NodeAddresses::from(object))), labels: "" }
 }
 
 /// NodeNetworks, by the name of the node: the view of agents, which re-send frames to these nodes.

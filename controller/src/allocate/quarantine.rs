@@ -109,7 +109,7 @@ mod tests {
     use crate::fixtures::{at_second, ip, pool, request_for, request_of, service};
     use crate::world::{ServiceView, World};
     use crds::service::ANNOUNCED;
-    use crds::{IPAddressPool, Network};
+    use crds::{IPAddressPool, NodeAddresses};
     use std::sync::Arc;
 
     fn lan(last: u8) -> Arc<IPAddressPool> {
@@ -119,7 +119,7 @@ mod tests {
     /// A settled cluster in which `web` has 192.0.2.10.
     fn world(last: u8) -> World {
         let mut world = World::new([lan(last)], [service("web", 5)]);
-        world.snapshot.networks.insert("n1".into(), Arc::new(Network { addresses: vec![], gateways: vec![] }));
+        world.snapshot.networks.insert("n1".into(), Arc::new(NodeAddresses { addresses: vec![], gateways: vec![] }));
         world.snapshot.now = at_second(100);
         world.settle();
         assert_eq!(world.view("web"), ServiceView::has("192.0.2.10", "lan"));

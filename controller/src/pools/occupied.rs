@@ -5,7 +5,7 @@ use std::fmt;
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use crds::node_network::Network;
+use crds::node_network::NodeAddresses;
 use crds::{Node, Range};
 
 /// Which node or gateway has an address.
@@ -34,7 +34,7 @@ impl Occupied {
     /// one address (usually a gateway), nodes come before gateways, then the first by name wins.
     pub fn new<'a>(
         nodes: impl IntoIterator<Item = &'a Node>,
-        networks: impl IntoIterator<Item = (&'a str, &'a Network)>,
+        networks: impl IntoIterator<Item = (&'a str, &'a NodeAddresses)>,
     ) -> Self {
         let mut occupied = Self::default();
         for node in nodes {
@@ -72,7 +72,8 @@ mod tests {
     #[test]
     fn nodes_come_before_gateways_then_the_first_by_name() {
         let nodes = [node("n2", "192.0.2.12"), node("n1", "192.0.2.11")];
-        let network = |own: &str, gateway: &str| Network { addresses: vec![ip(own)], gateways: vec![ip(gateway)] };
+        let network =
+            |own: &str, gateway: &str| NodeAddresses { addresses: vec![ip(own)], gateways: vec![ip(gateway)] };
         let networks = [("n2", network("192.0.2.12", "192.0.2.1")), ("n1", network("2001:db8::11", "192.0.2.1"))];
         let third = network("2001:db8::13", "192.0.2.11");
         let networks = networks.iter().map(|(name, network)| (*name, network)).chain([("n0", &third)]);

@@ -21,7 +21,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use crds::{Holder, IPAddressPool, InternedStr, Key, Namespace, Network, Record, Service};
+use crds::{Holder, IPAddressPool, InternedStr, Key, Namespace, NodeAddresses, Record, Service};
 use jiff::Timestamp;
 use model::Cluster;
 
@@ -52,7 +52,7 @@ pub struct ClusterIndex {
     pub(crate) unreadable: Unreadable,
     pub(crate) namespaces: BTreeMap<String, Arc<Namespace>>,
     pool_objects: BTreeMap<String, Arc<IPAddressPool>>,
-    pub(crate) networks: BTreeMap<String, Arc<Network>>,
+    pub(crate) networks: BTreeMap<String, Arc<NodeAddresses>>,
     /// Whether EndpointSlices are watched. They cost memory.
     pub(crate) has_slices: bool,
     /// Whether they must be watched from now on.

@@ -3,7 +3,7 @@
 use std::net::IpAddr;
 
 use crds::{
-    Advertisement, EndpointSlice, IPAddressPool, Key, LoadBalancerIP, Namespace, Network, Node, Record, Service,
+    Advertisement, EndpointSlice, IPAddressPool, Key, LoadBalancerIP, Namespace, Node, NodeAddresses, Record, Service,
 };
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1 as core;
@@ -19,7 +19,7 @@ pub(crate) struct Stores {
     pub(crate) records: Store<IpAddr, Record>,
     pub(crate) namespaces: Store<String, Namespace>,
     pub(crate) nodes: Store<String, Node>,
-    pub(crate) networks: Store<String, Network>,
+    pub(crate) networks: Store<String, NodeAddresses>,
     pub(crate) advertisements: Store<String, Advertisement>,
     /// Watched only on demand: see `ClusterIndex::wants_slices`.
     pub(crate) slices: Store<Key, EndpointSlice>,

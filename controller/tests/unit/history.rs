@@ -10,8 +10,8 @@ use std::sync::Arc;
 use crds::request::Consent;
 use crds::service::Family;
 use crds::{
-    FamilyPolicy, IPAddressPool, Key, Labels, Namespace, Network, Port, Protocol, RequestedAddresses, Reservation,
-    Service, ServiceAllocation, TrafficPolicy,
+    FamilyPolicy, IPAddressPool, Key, Labels, Namespace, NodeAddresses, Port, Protocol, RequestedAddresses,
+    Reservation, Service, ServiceAllocation, TrafficPolicy,
 };
 use proptest::prelude::*;
 use proptest::test_runner::FileFailurePersistence;
@@ -303,7 +303,7 @@ fn happen(world: &mut World, step: &Step, time: i64) {
         }
         Step::Node(address) => drop(world.snapshot.nodes.insert("n1".into(), node("n1", &address.to_string()))),
         Step::Gateway(address) => {
-            let network = Network { addresses: vec![], gateways: vec![*address] };
+            let network = NodeAddresses { addresses: vec![], gateways: vec![*address] };
             world.snapshot.networks.insert("n1".into(), Arc::new(network));
         }
         Step::Label(team) => {

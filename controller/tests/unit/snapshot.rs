@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use crds::{IPAddressPool, Key, Namespace, Network, Node, Record, Service};
+use crds::{IPAddressPool, Key, Namespace, Node, NodeAddresses, Record, Service};
 use jiff::Timestamp;
 
 use crate::plan::Plan;
@@ -20,7 +20,7 @@ pub(crate) struct Snapshot {
     pub(crate) records: BTreeMap<IpAddr, Arc<Record>>,
     pub(crate) nodes: BTreeMap<String, Arc<Node>>,
     /// The addresses that agents found on the networks of their nodes, by node.
-    pub(crate) networks: BTreeMap<String, Arc<Network>>,
+    pub(crate) networks: BTreeMap<String, Arc<NodeAddresses>>,
     pub(crate) namespaces: BTreeMap<String, Arc<Namespace>>,
     pub(crate) unreadable: Unreadable,
     /// Whether Services without a class are ours (KEP-1959).

@@ -57,16 +57,16 @@ pub struct NodeLink {
     pub mac: Option<String>,
 }
 
-/// Addresses of a [`NodeNetwork`] that must not be assigned. Invalid entries are skipped.
+/// Addresses of a [`NodeNetwork`] that are never assigned. Invalid entries are skipped.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Network {
+pub struct NodeAddresses {
     /// Addresses of the node.
     pub addresses: Vec<IpAddr>,
     /// Addresses of its gateways.
     pub gateways: Vec<IpAddr>,
 }
 
-impl From<&NodeNetwork> for Network {
+impl From<&NodeNetwork> for NodeAddresses {
     fn from(object: &NodeNetwork) -> Self {
         let addresses = object.spec.links.iter().flat_map(|link| &link.addresses);
         Self {
@@ -130,8 +130,8 @@ mod tests {
         };
         assert_eq!(PeerLinks::from(&NodeNetwork::new("n1", spec.clone())), PeerLinks { links: vec![eth0] });
         assert_eq!(
-            Network::from(&NodeNetwork::new("n1", spec)),
-            Network {
+            NodeAddresses::from(&NodeNetwork::new("n1", spec)),
+            NodeAddresses {
                 addresses: vec![ip("192.0.2.11"), ip("2001:db8::11")],
                 gateways: vec![ip("192.0.2.1"), ip("fe80::1")],
             }

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use crds::{IPAddressPool, Key, Namespace, Network, Node, PoolSettings, Record, Service};
+use crds::{IPAddressPool, Key, Namespace, Node, NodeAddresses, PoolSettings, Record, Service};
 use jiff::Timestamp;
 use model::cluster::Change;
 
@@ -43,7 +43,7 @@ impl ClusterIndex {
         }
     }
 
-    pub fn set_network(&mut self, name: &str, network: Option<Arc<Network>>) {
+    pub fn set_network(&mut self, name: &str, network: Option<Arc<NodeAddresses>>) {
         let old = replace(&mut self.networks, name, network.clone());
         self.dirty.occupied |= old != network;
         // The first agent of the cluster has started: the conditions about announcing now apply to all Services.

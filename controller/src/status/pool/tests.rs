@@ -38,7 +38,7 @@ fn status_counts_used_and_available_addresses() {
         pool.metadata.generation = Some(4);
     });
     let nodes = [node("n1", "192.0.2.5"), node("n2", "192.0.2.15")];
-    let network = crds::Network { addresses: vec![], gateways: vec![ip("192.0.2.6")] };
+    let network = crds::NodeAddresses { addresses: vec![], gateways: vec![ip("192.0.2.6")] };
     let occupied = Occupied::new(nodes.iter().map(|node| &**node), [("n1", &network)]);
     // 16 addresses: three are used, one is the broadcast address and that of a node, one is that of a node, and one is
     // that of a gateway.
