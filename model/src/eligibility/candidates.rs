@@ -16,7 +16,7 @@ pub struct AnnouncementPolicy {
 #[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Candidates {
     nodes: BTreeMap<String, Candidate>,
-    most_preferred: u32,
+    greatest_preference: u32,
 }
 
 /// How a node may announce an address.
@@ -69,8 +69,8 @@ impl Candidates {
     }
 
     /// The greatest preference of any candidate, alive or not.
-    pub fn most_preferred(&self) -> u32 {
-        self.most_preferred
+    pub fn greatest_preference(&self) -> u32 {
+        self.greatest_preference
     }
 
     /// All candidates with their nodes, in order of the names of the nodes.
@@ -82,8 +82,8 @@ impl Candidates {
 impl FromIterator<(String, Candidate)> for Candidates {
     fn from_iter<T: IntoIterator<Item = (String, Candidate)>>(candidates: T) -> Self {
         let nodes: BTreeMap<String, Candidate> = candidates.into_iter().collect();
-        let most_preferred = nodes.values().map(|candidate| candidate.preference).max().unwrap_or(0);
-        Self { nodes, most_preferred }
+        let greatest_preference = nodes.values().map(|candidate| candidate.preference).max().unwrap_or(0);
+        Self { nodes, greatest_preference }
     }
 }
 

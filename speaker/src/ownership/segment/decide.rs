@@ -117,7 +117,7 @@ impl Segment {
             Decision::Claim(claim) => {
                 self.claim(context, lb_ip, claim, others);
                 // A more preferred candidate may exist or appear.
-                let most = context.policy(lb_ip).map(|policy| policy.candidates.most_preferred());
+                let most = context.policy(lb_ip).map(|policy| policy.candidates.greatest_preference());
                 self.dirty.extend((view.preference < most).then_some(lb_ip));
                 true
             }

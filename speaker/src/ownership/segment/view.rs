@@ -155,7 +155,7 @@ impl Segment {
         match (preference, self.ceding.get(&lb_ip)) {
             (None, Some(Ceding::Ineligible { since })) => Some(Ceding::Ineligible { since: *since }),
             (None, _) => Some(Ceding::Ineligible { since: context.now }),
-            (Some(own), _) => (own < policy.candidates.most_preferred()).then_some(Ceding::ToPreferred),
+            (Some(own), _) => (own < policy.candidates.greatest_preference()).then_some(Ceding::ToPreferred),
         }
     }
 
