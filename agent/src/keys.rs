@@ -32,8 +32,8 @@ pub(crate) use secret::SecretView;
 /// The name of the Secret. The roles in deploy/landfall.yaml contain it, too.
 pub const NAME: &str = "landfall-hello-keys";
 
-/// How long the API server may take to answer a request of the watch.
-const ANSWER: Duration = Duration::from_secs(30);
+/// Timeout for the response to one request of the watch.
+const RESPONSE_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// The longest delay between two attempts to watch.
 const LONGEST_DELAY: Duration = Duration::from_secs(20);
@@ -72,8 +72,13 @@ pub(crate) enum SecretState {
 /// Watches the Secret, and sends each new state to `state_tx`. While the API server does not answer, the last state
 /// stays. Logs when the watch stops working, and when it works again.
 pub(crate) async fn watch_secret(secret: KeySecret, state_tx: watch::Sender<SecretState>) -> Infallible {
-    let (answer, longest_delay) = (ANSWER, LONGEST_DELAY);
-    let object = OneObject { api: secret.api(), name: NAME, read_by: ReadBy::List, answer, longest_delay };
+    let object = OneObject {
+        api: secret.api(),
+        name: NAME,
+        read_by: ReadBy::List,
+        response_timeout: RESPONSE_TIMEOUT,
+        longest_delay: LONGEST_DELAY,
+    };
     let mut failing = false;
     watch_one(&object, |seen| {
         let state = match seen {

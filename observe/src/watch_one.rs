@@ -33,7 +33,7 @@ pub struct OneObject<K> {
     /// How the object is read.
     pub read_by: ReadBy,
     /// Timeout for the response to one request.
-    pub answer: Duration,
+    pub response_timeout: Duration,
     /// The longest delay between two attempts.
     pub longest_delay: Duration,
 }
@@ -104,11 +104,11 @@ where
     K: Resource + Clone + Debug + DeserializeOwned,
 {
     let fields = format!("metadata.name={}", object.name);
-    let (found, version) = await_response(object.answer, read(object, &fields)).await?;
+    let (found, version) = await_response(object.response_timeout, read(object, &fields)).await?;
     report(found.map_or(Seen::Missing, Seen::Present));
     let Some(version) = version else { return Ok(()) };
     let params = WatchParams::default().fields(&fields).timeout(WATCH_SECONDS);
-    let mut events = pin!(await_response(object.answer, object.api.watch(&params, &version)).await?);
+    let mut events = pin!(await_response(object.response_timeout, object.api.watch(&params, &version)).await?);
     while let Some(event) = await_response(EVENT_TIMEOUT, events.try_next()).await? {
         match event {
             WatchEvent::Added(object) | WatchEvent::Modified(object) => report(Seen::Present(object)),
@@ -159,8 +159,8 @@ mod tests {
     async fn run_watch(read_by: ReadBy, answers: Vec<(u16, String)>) -> (Vec<String>, Vec<String>) {
         let (client, requests) = scripted_client(answers);
         let api: Api<ConfigMap> = Api::namespaced(client, "here");
-        let (answer, longest_delay) = (Duration::from_secs(30), Duration::from_secs(1));
-        let object = OneObject { api, name: "one", read_by, answer, longest_delay };
+        let (response_timeout, longest_delay) = (Duration::from_secs(30), Duration::from_secs(1));
+        let object = OneObject { api, name: "one", read_by, response_timeout, longest_delay };
         let mut reported = Vec::new();
         let watch = watch_one(&object, |seen| {
             reported.push(match seen {

@@ -256,7 +256,7 @@ async fn watch_lease(api: Api<coordination::Lease>, lease_tx: watch::Sender<Opti
         name: NAME,
         // A watch that starts with the current objects would need no read, but requires etcd 3.4.31 or 3.5.13.
         read_by: ReadBy::Get,
-        answer: ANSWER_TIMEOUT,
+        response_timeout: ANSWER_TIMEOUT,
         longest_delay: WATCH_DELAY,
     };
     watch_one(&object, |seen| match seen {
