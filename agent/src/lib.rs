@@ -13,9 +13,8 @@
 //! | room | contents |
 //! |---|---|
 //! | [`run`](mod@run) | starts the tasks and ends them |
-//! | [`channels`] | the watch channels between the tasks |
+//! | [`channels`] | the watch channels between the tasks, and which addresses the speaker may announce |
 //! | [`compose`] | the snapshots of the dataplane and the speaker, from the observed objects |
-//! | [`announceable`] | which addresses the speaker may announce |
 //! | [`report`] | writes announcers and conflicts to the status of LoadBalancerIPs |
 //! | [`network`] | writes this node's links and gateways to its NodeNetwork |
 //! | [`health`] | answers at `healthCheckNodePort`s |
@@ -23,7 +22,6 @@
 //! | [`keys`] | the Secret that seals Hellos: read by agents, created and rotated by controllers |
 //! | [`identity`] | what distinguishes this cluster and this start of the agent |
 
-mod announceable;
 mod channels;
 mod compose;
 mod config;

@@ -13,7 +13,6 @@
 //! of two nodes don't undo each other. Failed writes are retried.
 
 mod difference;
-mod pacer;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::convert::Infallible;
@@ -34,8 +33,7 @@ use tokio::sync::watch;
 use tokio::time::{Instant, sleep, sleep_until};
 
 use crate::config::API_TIMEOUT;
-use difference::{Difference, NodeState, differences};
-use pacer::Pacer;
+use difference::{Difference, NodeState, Pacer, differences};
 
 /// The number of writes in progress at once. A node that takes over thousands of addresses reports them within seconds,
 /// and leaves the API server capacity for others.

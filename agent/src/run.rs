@@ -21,8 +21,7 @@ use tokio::sync::{Notify, oneshot};
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 
-use crate::announceable::{assume_forwarded, publish_forwarded};
-use crate::channels::Channels;
+use crate::channels::{Channels, assume_forwarded, publish_forwarded};
 use crate::compose::{Composer, Composition, Stores};
 use crate::config::Config;
 use crate::identity::{cluster_uid, incarnation};

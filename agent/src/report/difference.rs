@@ -1,8 +1,10 @@
-//! What to write to the status of LoadBalancerIPs: this node's state and the records → [`Difference`]s. Pure.
+//! What to write to the status of LoadBalancerIPs, and when: this node's state and the records → [`Difference`]s →
+//! [`Pacer`] → those that may be written now. Pure.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use crds::service::Family;
 use crds::{
@@ -15,6 +17,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use serde_json::{Value, json};
 use speaker::metrics::Move;
 use speaker::{Announcement, Announcements, Conflict, Conflicts};
+use tokio::time::Instant;
 
 /// The longest description of one problem, in characters. The field takes 253.
 const MAX_PROBLEM_CHARS: usize = 200;
@@ -189,6 +192,66 @@ fn reply_problems(state: &NodeState<'_>, lb_ip: IpAddr, link: &str) -> BTreeSet<
 fn move_entry(moved: &Move) -> Takeover {
     let took_milliseconds = i64::try_from(moved.silence.as_millis()).unwrap_or(i64::MAX);
     Takeover { from: moved.from.as_str().into(), cause: moved.cause.as_str().into(), took_milliseconds }
+}
+
+/// The minimum time between two writes of one part for one address. If two hosts use the address, the observed host may
+/// change with each frame; and the reach changes with the endpoints, which may change continuously.
+const PAUSE: Duration = Duration::from_secs(10);
+
+/// A volatile part of a status.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Part {
+    Conflicts,
+    /// The announcers, if they differ only in how they forward.
+    Reach,
+}
+
+/// Admits at most one write for each part of an address in each pause.
+#[derive(Debug, Default)]
+pub(super) struct Pacer {
+    written: BTreeMap<(IpAddr, Part), Instant>,
+    /// When the first of the refused writes is admitted.
+    postponed_until: Option<Instant>,
+}
+
+impl Pacer {
+    /// Removes the parts that have to wait, and returns when the first of them may be written. The rest counts as
+    /// written.
+    pub(super) fn postpone(&mut self, differences: &mut Vec<(IpAddr, Difference)>, now: Instant) -> Option<Instant> {
+        for (lb_ip, difference) in differences.iter_mut() {
+            if difference.conflicts.is_some() && !self.may_write(*lb_ip, Part::Conflicts, now) {
+                difference.conflicts = None;
+            }
+            if difference.is_reach_only && !self.may_write(*lb_ip, Part::Reach, now) {
+                difference.announcers = None;
+            }
+        }
+        differences.retain(|(_, difference)| !difference.is_empty());
+        self.postponed_until.take()
+    }
+
+    /// Forgets the writes for these addresses, because they have failed.
+    pub(super) fn forget(&mut self, failed: &[IpAddr]) {
+        for lb_ip in failed {
+            self.written.remove(&(*lb_ip, Part::Conflicts));
+            self.written.remove(&(*lb_ip, Part::Reach));
+        }
+    }
+
+    /// Whether a write is admitted now. If so, it counts as done.
+    fn may_write(&mut self, lb_ip: IpAddr, part: Part, now: Instant) -> bool {
+        match self.written.get(&(lb_ip, part)).map(|written| *written + PAUSE).filter(|next| *next > now) {
+            Some(next) => {
+                self.postponed_until = Some(self.postponed_until.map_or(next, |first| first.min(next)));
+                false
+            }
+            None => {
+                self.written.retain(|_, written| *written + PAUSE > now);
+                self.written.insert((lb_ip, part), now);
+                true
+            }
+        }
+    }
 }
 
 #[cfg(test)]

@@ -2,7 +2,6 @@ use super::*;
 use crds::{Holder, Key, MacAddr, Reach};
 use dataplane::rules::Problem;
 use speaker::metrics::Cause;
-use std::time::Duration;
 
 const LB_IP: [u8; 4] = [192, 0, 2, 200];
 
@@ -221,4 +220,19 @@ fn a_patch_has_only_differences_and_its_base_version() {
     let withdrawn = Difference { announcers: Some(vec![]), first_announced: Some(second(0)), ..nothing };
     let first = "1970-01-01T00:00:00Z";
     assert_eq!(withdrawn.patch(), body(json!({"announcers": [], "firstAnnounced": first})));
+}
+
+#[test]
+fn a_part_of_an_address_is_admitted_once_in_each_pause() {
+    let mut pacer = Pacer::default();
+    let now = Instant::now();
+    let [one, other] = [200, 201].map(|last| IpAddr::from([192, 0, 2, last]));
+    let later = |seconds| now + Duration::from_secs(seconds);
+    assert!(pacer.may_write(one, Part::Reach, now));
+    assert!(pacer.may_write(other, Part::Reach, later(3)));
+    assert!(pacer.may_write(one, Part::Conflicts, later(1)), "another part");
+    assert!(!pacer.may_write(other, Part::Reach, later(4)) && !pacer.may_write(one, Part::Reach, later(4)));
+    assert_eq!(pacer.postponed_until.take(), Some(later(10)));
+    assert!(pacer.may_write(one, Part::Reach, later(10)));
+    assert_eq!((pacer.postponed_until, pacer.written.len()), (None, 3));
 }
