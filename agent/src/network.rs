@@ -32,6 +32,7 @@ use tokio::sync::watch;
 use tokio::task::spawn_blocking;
 use tokio::time::{Instant, sleep, timeout};
 
+use crate::channels::send_if_new;
 use crate::config::API_TIMEOUT;
 
 /// Our name in `metadata.managedFields`.
@@ -87,7 +88,7 @@ async fn watch_kernel(
             Ok(gateways) => {
                 let links = links_rx.borrow_and_update().clone();
                 let network = links.map(|links| spec::for_network(&links, &gateways, accepts_frames));
-                network_tx.send_if_modified(|known| std::mem::replace(known, network.clone()) != network);
+                send_if_new(&network_tx, network);
             }
             Err(error) => {
                 tracing::warn!(error = error_chain(&error), "cannot list routes; trying again");

@@ -23,6 +23,7 @@ use tokio::time::{Instant, sleep};
 
 use super::rotation::{LENGTH, Step, next_step};
 use super::{KeySecret, NAME, SecretState, watch_secret};
+use crate::channels::send_if_new;
 use crate::config::API_TIMEOUT;
 
 /// Our name in `metadata.managedFields`.
@@ -77,7 +78,7 @@ async fn maintain(
             }
         };
         let obstacle = find_obstacle(&secret, &state, failing, began.elapsed());
-        obstacle_tx.send_if_modified(|known| std::mem::replace(known, obstacle.clone()) != obstacle);
+        send_if_new(&obstacle_tx, obstacle);
         // If the watch ends, so does this.
         tokio::select! {
             Ok(()) = state_rx.changed() => {}
