@@ -17,8 +17,33 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use crds::{Advertisement, Labels, PoolSettings};
 
-use super::candidates::{Candidate, Links};
 use crate::cluster::{Cluster, Named};
+
+/// How a node may announce an address.
+#[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Candidate {
+    pub links: Links,
+    /// The sum of the weights that users give this node. Of the live candidates, one with the greatest sum is the
+    /// owner.
+    pub preference: u32,
+}
+
+/// The links of a node on which an address may be announced.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Links {
+    /// Whether the node may announce on its home link: the link that the address belongs to by its network. Only the
+    /// node itself knows which link that is.
+    pub home: bool,
+    /// The links with these names, whatever their networks.
+    pub named: BTreeSet<String>,
+}
+
+impl Default for Links {
+    /// Only the home link.
+    fn default() -> Self {
+        Self { home: true, named: BTreeSet::new() }
+    }
+}
 
 /// All advertisements, with the nodes that each of them selects.
 #[derive(Debug)]
