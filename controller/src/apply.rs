@@ -3,11 +3,10 @@
 //! | file | contents |
 //! |---|---|
 //! | `applier` | the application of a series |
-//! | `events`, `repeats` | events, and the suppression of repeated ones |
+//! | `events` | events, and the suppression of repeated ones |
 //! | `lease`, `election` | the rules of the leader election, and the participation in it |
 
 pub(crate) mod applier;
 pub(crate) mod election;
 pub(crate) mod events;
 mod lease;
-mod repeats;

@@ -22,7 +22,7 @@
 //! | `effect` | the writes as data |
 //! | `service_effects`, `pool_effects` | the effects for one Service, and for one pool |
 //! | `settled` | Services for which there is nothing to decide |
-//! | `queue`, `backoff`, `deferred_budget` | the order in which series start, and the delays between them |
+//! | `queue`, `backoff` | the order in which series start, and the delays between them |
 
 use std::sync::Arc;
 
@@ -37,7 +37,6 @@ use crate::state::record::is_exclusive;
 use crate::status::allocated::shows_address;
 
 pub(crate) mod backoff;
-pub(crate) mod deferred_budget;
 pub(crate) mod effect;
 mod pool_effects;
 pub(crate) mod queue;

@@ -2,8 +2,8 @@
 //!
 //! | file | contents |
 //! |---|---|
-//! | `layout`, `address_map` | all pools; which pool an address belongs to, and which addresses are withheld |
-//! | `pool`, `selector` | one pool; which Services it admits |
+//! | `pool`, `address_map` | the pools; which pool an address belongs to, and which addresses are withheld |
+//! | `selector` | which Services a pool admits |
 //! | `occupied` | addresses of nodes and gateways |
 //! | `free`, `cooldown` | free addresses, and addresses in cool-down |
 //! | `intervals`, `numbering` | sets of addresses whose cost does not depend on their size |
@@ -13,12 +13,10 @@ mod address_map;
 mod cooldown;
 pub(crate) mod free;
 pub(crate) mod intervals;
-mod layout;
 mod numbering;
 pub(crate) mod occupied;
 mod pool;
 mod selector;
 pub(crate) mod truncated;
 
-pub use layout::{Pools, Withheld};
-pub use pool::{OccupiedAddress, Overlap, Pool};
+pub use pool::{OccupiedAddress, Overlap, Pool, Pools, Withheld};

@@ -43,9 +43,8 @@ use crate::metrics::Metrics;
 use crate::metrics::latency::WaitingServices;
 use crate::plan::Plan;
 use crate::plan::backoff::{AttemptNews, Backoff};
-use crate::plan::deferred_budget::DeferredBudget;
 use crate::plan::effect::{Event, Subject};
-use crate::plan::queue::Queue;
+use crate::plan::queue::{DeferredBudget, Queue};
 use crate::state::index::{ClusterIndex, Obstacle};
 use crate::state::stores::Stores;
 

@@ -1,11 +1,13 @@
 //! Events, as `kubectl describe` and `kubectl events` show them (events.k8s.io/v1).
 //!
 //! One task reads a bounded channel and sends one request at a time, so that events never delay allocations. Repeated
-//! events are written at long intervals ([`crate::apply::repeats`]). (kube's Recorder would count repetitions in the
+//! events are written at long intervals ([`RecentEvents`]). (kube's Recorder would count repetitions in the
 //! event, but it searches all events of six minutes for each new one, and has no bound.) An event that cannot be
 //! written is dropped.
 
-use std::time::Duration;
+use std::collections::{HashSet, VecDeque};
+use std::hash::{BuildHasher, RandomState};
+use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
 use k8s_openapi::api::events::v1 as events;
@@ -13,10 +15,9 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::{MicroTime, ObjectMeta};
 use kube::api::PostParams;
 use kube::{Api, Client};
 use tokio::sync::{mpsc, watch};
-use tokio::time::{Instant, timeout};
+use tokio::time::timeout;
 
 use crate::apply::election::WriteFence;
-use crate::apply::repeats::RecentEvents;
 use crate::metrics::{Metrics, Outcome, Write};
 use crate::plan::effect::Event;
 
@@ -32,6 +33,14 @@ const ANSWER_TIMEOUT: Duration = Duration::from_secs(15);
 /// The maximum length of a note, in bytes: the API server rejects longer ones.
 const MAX_NOTE: usize = 1024;
 
+/// Time during which the same event is not written again. Users look at the newest events, and the API server keeps
+/// them for an hour.
+const QUIET: Duration = Duration::from_secs(5 * 60);
+
+/// Maximum number of remembered events: as many as a burst of 10k Services causes, and as many as fit into a table of
+/// 2¹⁴ slots. About 40 bytes each.
+const REMEMBERED: usize = 14_336;
+
 /// Writes events until the channel closes. Drops them while this controller does not lead.
 pub(crate) async fn write_events(
     client: Client,
@@ -43,7 +52,7 @@ pub(crate) async fn write_events(
     let mut recent = RecentEvents::default();
     // One request at a time, so that events take a negligible share of the API server in a burst of new Services.
     while let Some(event) = event_rx.recv().await {
-        if recent.is_new(&event, Instant::now().into_std()) {
+        if recent.is_new(&event, tokio::time::Instant::now().into_std()) {
             let leads = fence_rx.borrow().as_ref().is_some_and(|fence| fence.check().is_ok());
             let outcome = if leads { write_event(&client, &instance, event).await } else { Outcome::Deposed };
             metrics.count_write(Write::CreateEvent, outcome);
@@ -89,5 +98,86 @@ fn event_object(event: Event, instance: &str, now: Timestamp) -> events::Event {
         reporting_instance: Some(instance.to_owned()),
         type_: Some(if event.is_warning { "Warning" } else { "Normal" }.into()),
         ..events::Event::default()
+    }
+}
+
+/// Events that were written recently.
+#[derive(Debug, Default)]
+pub(crate) struct RecentEvents {
+    hasher: RandomState,
+    /// The hashes of the events.
+    hashes: HashSet<u64>,
+    /// The same hashes with the time of the write, in the order of the writes.
+    order: VecDeque<(Instant, u64)>,
+}
+
+impl RecentEvents {
+    /// Whether this event should be written now. If so, it is remembered.
+    pub(crate) fn is_new(&mut self, event: &Event, now: Instant) -> bool {
+        while let Some((written, _)) = self.order.front()
+            && now.duration_since(*written) >= QUIET
+        {
+            self.forget_oldest();
+        }
+        let object = &event.regarding;
+        let hash = self
+            .hasher
+            .hash_one(((&object.kind, &object.namespace, &object.name, &object.uid), (event.reason, &event.message)));
+        if self.hashes.contains(&hash) {
+            return false;
+        }
+        if self.order.len() >= REMEMBERED {
+            self.forget_oldest();
+        }
+        self.hashes.insert(hash);
+        self.order.push_back((now, hash));
+        true
+    }
+
+    fn forget_oldest(&mut self) {
+        if let Some((_, hash)) = self.order.pop_front() {
+            self.hashes.remove(&hash);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::plan::effect::service_reference;
+    use crds::Key;
+
+    fn event(name: &str, uid: &str, reason: &'static str, message: &str) -> Event {
+        let regarding = service_reference(&Key::new("default", name), uid);
+        Event { regarding, is_warning: true, reason, message: message.into() }
+    }
+
+    #[test]
+    fn same_event_is_new_again_after_a_while() {
+        let (mut recent, now) = (RecentEvents::default(), Instant::now());
+        let first = event("web", "u1", "NoPool", "none");
+        assert!(recent.is_new(&first, now));
+        assert!(!recent.is_new(&first, now));
+        for other in [
+            event("api", "u1", "NoPool", "none"),
+            event("web", "u2", "NoPool", "none"),
+            event("web", "u1", "PoolExhausted", "none"),
+            event("web", "u1", "NoPool", "still none"),
+        ] {
+            assert!(recent.is_new(&other, now), "{other:?}");
+        }
+        assert!(!recent.is_new(&first, now + QUIET - Duration::from_millis(1)));
+        assert!(recent.is_new(&first, now + QUIET));
+    }
+
+    #[test]
+    fn oldest_events_are_forgotten_at_capacity() {
+        let (mut recent, now) = (RecentEvents::default(), Instant::now());
+        let events: Vec<_> = (0..=REMEMBERED).map(|n| event(&format!("s{n}"), "u", "NoPool", "none")).collect();
+        assert!(events.iter().all(|event| recent.is_new(event, now)));
+        assert_eq!((recent.hashes.len(), recent.order.len()), (REMEMBERED, REMEMBERED));
+        assert!(!recent.is_new(&events[REMEMBERED], now));
+        assert!(!recent.is_new(&events[1], now), "a repeated event displaces no other");
+        assert!(recent.is_new(&events[0], now));
     }
 }
