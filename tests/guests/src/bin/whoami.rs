@@ -1,6 +1,7 @@
 //! Answers with the pod's name and the client's address, over TCP and UDP, IPv4 and IPv6.
 //!
-//! The answer is one line, `POD CLIENT_ADDRESS:PORT`:
+//! The answer is one line, `POD CLIENT_ADDRESS:PORT`. A request `#NUMBER` gets the number as a third word, so that a
+//! client knows which request was answered:
 //! - TCP, an HTTP request: as the body of an HTTP/1.0 response, then the connection is closed;
 //! - TCP, any other line: the bare line, and one more for each further line, until the client closes
 //!   (a test of open connections sends a line at intervals and checks which pod answers);
@@ -11,7 +12,7 @@
 #![allow(unsafe_code)]
 
 use std::io::{self, BufRead, BufReader, Read, Write};
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::os::fd::AsRawFd;
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -98,18 +99,26 @@ fn bind_udp(port: u16) -> io::Result<UdpSocket> {
     UdpSocket::bind(&wildcard_addresses(port)[..])
 }
 
-/// The answer to a client. An IPv4 client of an IPv6 socket is shown as IPv4.
-fn answer_line(name: &str, client: SocketAddr) -> String {
-    let ip: IpAddr = client.ip().to_canonical();
-    format!("{name} {}\n", SocketAddr::new(ip, client.port()))
+/// The answer to a request of a client. An IPv4 client of an IPv6 socket is shown as IPv4.
+fn answer_line(name: &str, client: SocketAddr, request: &[u8]) -> String {
+    let client = SocketAddr::new(client.ip().to_canonical(), client.port());
+    match number(request) {
+        Some(number) => format!("{name} {client} {number}\n"),
+        None => format!("{name} {client}\n"),
+    }
+}
+
+/// The number of a request `#NUMBER`.
+fn number(request: &[u8]) -> Option<u64> {
+    std::str::from_utf8(request.strip_prefix(b"#")?.trim_ascii_end()).ok()?.parse().ok()
 }
 
 fn serve_udp(socket: &UdpSocket, name: &str) {
     let mut buffer = [0; 2048];
     loop {
         // An error here belongs to an earlier answer, whose client has ended: the next datagram is unaffected.
-        if let Ok((_, client)) = socket.recv_from(&mut buffer) {
-            let _ = socket.send_to(answer_line(name, client).as_bytes(), client);
+        if let Ok((length, client)) = socket.recv_from(&mut buffer) {
+            let _ = socket.send_to(answer_line(name, client, &buffer[..length]).as_bytes(), client);
         }
     }
 }
@@ -118,9 +127,10 @@ fn serve_tcp(listener: &TcpListener, name: &Arc<str>) {
     loop {
         match listener.accept() {
             Ok((stream, client)) => {
-                let answer = answer_line(name, client);
+                let name = Arc::clone(name);
                 // If there is no thread left, the client sees its connection closed.
-                let _ = thread::Builder::new().stack_size(STACK).spawn(move || serve_connection(&stream, &answer));
+                let serve = move || serve_connection(&stream, client, &name);
+                let _ = thread::Builder::new().stack_size(STACK).spawn(serve);
             }
             // Out of descriptors, or the client left the queue: continue, but do not spin.
             Err(_) => thread::sleep(Duration::from_millis(1)),
@@ -128,7 +138,8 @@ fn serve_tcp(listener: &TcpListener, name: &Arc<str>) {
     }
 }
 
-fn serve_connection(stream: &TcpStream, answer: &str) -> io::Result<()> {
+fn serve_connection(stream: &TcpStream, client: SocketAddr, name: &str) -> io::Result<()> {
+    let answer = answer_line(name, client, b"");
     stream.set_nodelay(true)?;
     stream.set_read_timeout(Some(SILENCE))?;
     let mut reader = BufReader::new(stream);
@@ -155,7 +166,7 @@ fn serve_connection(stream: &TcpStream, answer: &str) -> io::Result<()> {
         return writer.write_all([head.as_bytes(), answer.as_bytes()].concat().as_slice());
     }
     loop {
-        writer.write_all(answer.as_bytes())?;
+        writer.write_all(answer_line(name, client, &first).as_bytes())?;
         first.clear();
         if (&mut reader).take(LONGEST).read_until(b'\n', &mut first)? == 0 {
             return Ok(());
@@ -202,6 +213,18 @@ mod tests {
     fn a_line_gets_the_bare_line() {
         let (answer, line) = query(b"hello\n");
         assert_eq!(answer, line);
+    }
+
+    #[test]
+    fn a_numbered_request_gets_its_number() {
+        for (request, expected) in [("#12\n", " 12"), ("#0", " 0"), ("#\n", ""), ("#-1\n", ""), ("12\n", ""), ("", "")]
+        {
+            let client = SocketAddr::from(([192, 0, 2, 7], 4711));
+            let answer = answer_line("pod", client, request.as_bytes());
+            assert_eq!(answer, format!("pod 192.0.2.7:4711{expected}\n"), "{request:?}");
+        }
+        let (answer, line) = query(b"#7\n");
+        assert_eq!(answer, line.replace('\n', " 7\n"));
     }
 
     #[test]
