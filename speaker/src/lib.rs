@@ -14,12 +14,12 @@
 //! | room | content |
 //! |---|---|
 //! | [`run`](fn@run) | the entry point: the wire thread with real sockets and time |
-//! | [`machine`] | the same without sockets and clock, for all links |
+//! | [`machine`] | the same without sockets and clock, for all links; the links of each address |
 //! | [`snapshot`] | the part of the cluster state that the speaker needs |
 //! | [`wire`] | frames and packets: ARP, NDP, Hello, seal |
 //! | `peers` | which peers of a link are alive, and which nodes are dead |
 //! | [`ownership`] | which node owns an address; the claims of this node and of its peers |
-//! | [`announce`] | the links and times of announcements; conflicts with other hosts |
+//! | `announce` | the times of announcements; conflicts with other hosts |
 //! | [`os`] | packet sockets, poll, scheduling |
 //! | [`metrics`] | events for the log, and counters |
 //!
@@ -58,7 +58,7 @@
 //!    gratuitous ARP or unsolicited advertisements.
 //! 6. `run::publish` publishes it as an [`Announcement`].
 
-pub mod announce;
+mod announce;
 mod config;
 pub mod machine;
 pub mod metrics;

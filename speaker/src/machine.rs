@@ -38,7 +38,7 @@ use crate::wire::seal::{Keys, SealError};
 use model::eligibility::AnnouncementPolicy;
 use netlink::links::Link;
 
-mod arrange;
+mod placement;
 
 /// The speaker on all links.
 #[derive(Debug)]

@@ -6,4 +6,3 @@ pub(crate) mod log_throttle;
 pub(crate) mod poll;
 pub(crate) mod scheduling;
 pub mod socket;
-pub(crate) mod sockets;

@@ -34,7 +34,6 @@ use crate::peers::neighbours::Neighbours;
 use crate::snapshot::Snapshot;
 use crate::wire::seal::Keys;
 
-mod log;
 mod publish;
 mod wire_loop;
 
@@ -123,7 +122,7 @@ pub async fn run(
                 thread.waker.wake();
             }
             Some(event) = log_rx.recv(), if throttle.paused_until.is_none() => {
-                log::write(&node, event);
+                event.log(&node);
                 throttle.update(log_rx.len(), begun.elapsed());
             }
             () = sleep_until(begun + throttle.paused_until.unwrap_or_default()), if throttle.paused_until.is_some() => {
@@ -131,7 +130,7 @@ pub async fn run(
             }
             result = &mut end_rx => {
                 while let Ok(event) = log_rx.try_recv() {
-                    log::write(&node, event);
+                    event.log(&node);
                 }
                 return result.unwrap_or(Err(Error::Panicked));
             }

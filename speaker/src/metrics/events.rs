@@ -1,4 +1,4 @@
-//! Events for the log. The machine creates them, and [`crate::run`](fn@crate::run) writes them.
+//! Events for the log, and the log line of each. The machine creates them, and [`crate::run`](fn@crate::run) writes them.
 
 use std::net::IpAddr;
 use std::time::Duration;
@@ -57,4 +57,47 @@ pub enum Event {
     Stalled { late: Duration },
     /// The log is too slow: this number of events was not logged.
     Lost { count: u64 },
+}
+
+impl Event {
+    /// Writes the event to the log. `own_node` is the name of this node.
+    pub(crate) fn log(self, own_node: &str) {
+        match self {
+            Self::Announced { lb_ip, link, epoch, backed, from } => {
+                tracing::info!(%lb_ip, node = own_node, link, epoch, backed, from, "announced");
+            }
+            Self::Renewed { lb_ip, link, epoch } => {
+                tracing::info!(%lb_ip, node = own_node, link, epoch, "renewed with a quorum of peers");
+            }
+            Self::Withdrawn { lb_ip, link, epoch, reason } => {
+                tracing::info!(%lb_ip, node = own_node, link, epoch, reason = reason.as_str(), "withdrawn");
+            }
+            Self::Peer { node, link, state } => match state {
+                PeerState::Alive => tracing::info!(node, link, "peer is alive"),
+                PeerState::Deaf => tracing::warn!(node, link, "peer hears no other peer: its claims are void"),
+                PeerState::Dead => tracing::warn!(node, link, "peer is silent: its addresses are taken over"),
+            },
+            Self::Node { node, dead: true } => tracing::warn!(node, "node is dead: it gets no new connections"),
+            Self::Node { node, dead: false } => tracing::info!(node, "node is no longer dead"),
+            Self::Quorum { link, backed: true, live, known } => {
+                tracing::info!(link, live, known, "a quorum of peers is heard");
+            }
+            Self::Quorum { link, backed: false, live, known } => {
+                tracing::warn!(link, live, known, "no quorum of peers is heard: unasked announcements stop");
+            }
+            Self::Conflict { lb_ip, link, mac, held_back } => {
+                tracing::warn!(
+                    %lb_ip, node = own_node, link, %mac, held_back,
+                    "a host outside the cluster uses this address"
+                );
+            }
+            Self::DuplicateNode { link, mac } => {
+                tracing::warn!(node = own_node, link, %mac, "another speaker uses the name of this node");
+            }
+            Self::Stalled { late } => {
+                tracing::warn!(node = own_node, ?late, "event loop stalled: ignoring missed Hellos");
+            }
+            Self::Lost { count } => tracing::warn!(node = own_node, count, "events lost: the log is too slow"),
+        }
+    }
 }

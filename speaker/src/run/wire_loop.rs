@@ -16,8 +16,7 @@ use crate::machine::{Machine, Output};
 use crate::metrics::Event;
 use crate::os::groups::Groups;
 use crate::os::poll::{self, Waker};
-use crate::os::socket::{BATCH, PacketSocket, ReceiveBuffer};
-use crate::os::sockets::Sockets;
+use crate::os::socket::{BATCH, PacketSocket, ReceiveBuffer, Sockets};
 use crate::wire::frame::{Channel, Frame};
 
 /// The maximum number of addresses to announce per round: 512 frames, about a millisecond.
