@@ -311,17 +311,6 @@ mod tests {
     #[cfg(target_endian = "little")]
     #[test]
     fn a_route_and_a_rule_have_these_bytes() {
-        let route = put(&sample("0.0.0.0/0", Some("198.51.100.9")));
-        let expected = [
-            &[72, 0, 0, 0, 24, 0, 1, 5, 5, 0, 0, 0, 0, 0, 0, 0][..],
-            &[2, 0, 0, 0, 252, 76, 0, 1, 4, 0, 0, 0],
-            &[8, 0, 15, 0, 0xe1, 0x28, 1, 0],
-            &[8, 0, 6, 0, 200, 0, 0, 0],
-            &[8, 0, 4, 0, 7, 0, 0, 0],
-            &[8, 0, 5, 0, 198, 51, 100, 9],
-            &[12, 0, 8, 0, 8, 0, 2, 0, 120, 5, 0, 0],
-        ];
-        assert_eq!(route, expected.concat());
         let rule = Rule {
             family: Family::V4,
             priority: 760,
@@ -331,7 +320,16 @@ mod tests {
             mask: 0x70,
             plain: true,
         };
-        let expected = [
+        let route = [
+            &[72, 0, 0, 0, 24, 0, 1, 5, 5, 0, 0, 0, 0, 0, 0, 0][..],
+            &[2, 0, 0, 0, 252, 76, 0, 1, 4, 0, 0, 0],
+            &[8, 0, 15, 0, 0xe1, 0x28, 1, 0],
+            &[8, 0, 6, 0, 200, 0, 0, 0],
+            &[8, 0, 4, 0, 7, 0, 0, 0],
+            &[8, 0, 5, 0, 198, 51, 100, 9],
+            &[12, 0, 8, 0, 8, 0, 2, 0, 120, 5, 0, 0],
+        ];
+        let lookup = [
             &[68, 0, 0, 0, 32, 0, 1, 6, 5, 0, 0, 0, 0, 0, 0, 0][..],
             &[2, 0, 0, 0, 252, 0, 0, 1, 0, 0, 0, 0],
             &[8, 0, 6, 0, 0xf8, 2, 0, 0],
@@ -340,7 +338,12 @@ mod tests {
             &[8, 0, 16, 0, 0x70, 0, 0, 0],
             &[5, 0, 21, 0, 76, 0, 0, 0],
         ];
-        assert_eq!(bytes(&RouteNetlinkMessage::NewRule(rule.encode()), CREATE | EXCLUSIVE), expected.concat());
+        for (encoded, expected) in [
+            (put(&sample("0.0.0.0/0", Some("198.51.100.9"))), &route[..]),
+            (bytes(&RouteNetlinkMessage::NewRule(rule.encode()), CREATE | EXCLUSIVE), &lookup),
+        ] {
+            assert_eq!(encoded, expected.concat());
+        }
         assert_eq!(decode_rule(&bytes(&RouteNetlinkMessage::DelRule(rule.encode()), 0)[16..]), Some(rule));
     }
 
