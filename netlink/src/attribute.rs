@@ -74,7 +74,7 @@ impl Writer {
         self.bytes.extend_from_slice(&other.bytes);
     }
 
-    /// Reserves room for `more` bytes, so that they are not moved later.
+    /// Reserves room for `more` bytes, so that appending them moves no memory.
     pub fn reserve(&mut self, more: usize) {
         self.bytes.reserve_exact(more);
     }
@@ -126,7 +126,7 @@ impl<'a> Attribute<'a> {
         Some(u64::from_be_bytes(self.value.try_into().ok()?))
     }
 
-    /// The text up to the first zero byte, if there is one.
+    /// The text, which ends at the first zero byte; `None` if it is not UTF-8.
     pub fn text(&self) -> Option<&'a str> {
         std::str::from_utf8(self.value.split(|byte| *byte == 0).next()?).ok()
     }

@@ -65,7 +65,7 @@ pub fn get_udp_flows(family: Family, destination: Option<IpAddr>) -> Message {
             });
         });
         let flags = if destination.is_some() { BY_PROTOCOL | BY_DESTINATION } else { BY_PROTOCOL };
-        // In host byte order, unlike all others.
+        // These flags are in host byte order, unlike all other numbers.
         w.nest(FILTER, |filter| {
             filter.bytes(FILTER_ORIG_FLAGS, &flags.to_ne_bytes());
         });

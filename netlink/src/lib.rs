@@ -2,7 +2,7 @@
 //!
 //! | file | content |
 //! |---|---|
-//! | [`attribute`] | attributes of netfilter, written into messages and read without trust (pure) |
+//! | [`attribute`] | attributes of netfilter: written into messages, and read from untrusted bytes (pure) |
 //! | [`message`] | requests encoded, replies decoded (pure) |
 //! | [`conntrack`] | messages about tracked flows (pure) |
 //! | [`links`] | messages about links and addresses → the links of this node (pure) |

@@ -26,8 +26,8 @@ pub struct Link {
     pub mac: MacAddr,
     /// The node's own addresses on the link with their prefixes, the primary one of each family first.
     pub addresses: Vec<IpNet>,
-    /// Further own addresses that the node must not use: those that duplicate address detection has not passed yet, and
-    /// duplicates (RFC 4862 §5.4).
+    /// Further own addresses that the node must not use: those that have not passed duplicate address detection yet,
+    /// and duplicates (RFC 4862 §5.4).
     pub unusable: Vec<IpNet>,
     /// Whether the link is a bridge. Its ports may be pods of this node.
     pub is_bridge: bool,
@@ -49,8 +49,8 @@ impl Link {
         self.addresses.iter().any(|own| own.addr().is_ipv4() == ip.is_ipv4())
     }
 
-    /// The address to send from: an IPv4 one if there is any. On a link without IPv4 it is a link-local one, which does
-    /// not change with prefixes.
+    /// The address to send from. It is an IPv4 address if the link has one. Otherwise a link-local address comes first,
+    /// because it does not change with prefixes.
     pub fn source_address(&self) -> Option<IpAddr> {
         let all = || self.addresses.iter().map(IpNet::addr);
         all().find(IpAddr::is_ipv4).or_else(|| all().find(is_link_local)).or_else(|| all().next())
@@ -62,8 +62,9 @@ pub fn is_link_local(address: &IpAddr) -> bool {
     matches!(address, IpAddr::V6(v6) if v6.is_unicast_link_local())
 }
 
-/// Whether a link with these own addresses has neighbours. A link with host prefixes only has none, such as a pod's
-/// veth or a dummy, and neither has a link with only a link-local address, which the kernel assigns to every link.
+/// Whether a link with these own addresses can have neighbours. A link with only host prefixes has no neighbours: it
+/// is, for example, a pod's veth or a dummy. A link-local address does not count, because the kernel assigns one to
+/// every link.
 pub fn has_neighbours(addresses: &[IpNet]) -> bool {
     addresses.iter().any(|own| own.prefix_len() < own.max_prefix_len() && !is_link_local(&own.addr()))
 }
@@ -71,7 +72,7 @@ pub fn has_neighbours(addresses: &[IpNet]) -> bool {
 /// All links and addresses of the node.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct LinkTable {
-    /// Those that can have clients, without their addresses.
+    /// The links that can have clients, without their addresses.
     links: Links,
     /// The usable addresses and the others, both in the order of the kernel.
     addresses: BTreeMap<u32, (Vec<IpNet>, Vec<IpNet>)>,

@@ -65,14 +65,14 @@ impl Message {
         Self { kind: message.message_type(), flags: flags | REQUEST, body }
     }
 
-    /// A message that begins or ends a batch: it names the subsystem as the resource.
+    /// A message that begins or ends a batch. Its netfilter header contains the subsystem as the resource.
     fn batch(kind: u16, fill: impl FnOnce(&mut Writer)) -> Self {
         let [high, low] = u16::from(NFTABLES).to_be_bytes();
         Self::with_header(kind, 0, [0, 0, high, low], fill)
     }
 
-    /// Begins a transaction of nf_tables. With a generation, the kernel refuses it (ERESTART) if nf_tables has changed
-    /// since.
+    /// Begins a transaction of nf_tables. With a generation, the kernel refuses the transaction (ERESTART) if nf_tables
+    /// has changed since.
     pub fn begin(generation: Option<u32>) -> Self {
         Self::batch(BATCH_BEGIN, |w| {
             if let Some(generation) = generation {
@@ -97,7 +97,7 @@ impl Message {
         attributes(self.body.get(FAMILY_HEADER..).unwrap_or_default())
     }
 
-    /// Whether it is a message of this type to an nfnetlink subsystem.
+    /// Whether the message has this type within its nfnetlink subsystem.
     pub fn is_of_kind(&self, kind: u8) -> bool {
         self.kind.to_be_bytes()[1] == kind
     }
@@ -128,7 +128,7 @@ impl Message {
 pub struct Reply<'a> {
     /// The sequence number of the request.
     pub sequence: u32,
-    /// Whether the dumped objects changed meanwhile, so that the dump is inconsistent.
+    /// Whether objects changed during the dump, so that the dump is inconsistent.
     pub interrupted: bool,
     pub body: Body<'a>,
 }
@@ -151,7 +151,7 @@ pub enum Body<'a> {
     Failed {
         /// The errno.
         code: i32,
-        /// The kernel's explanation, if there is one.
+        /// The kernel's explanation; `None` if it sent none.
         text: Option<&'a str>,
         /// The offset of the offending attribute in the request, in bytes.
         offset: Option<u32>,
@@ -226,8 +226,8 @@ fn reply(message: &[u8]) -> Option<Reply<'_>> {
     Some(Reply { sequence: u32_at(message, 8)?, interrupted: flags & INTERRUPTED != 0, body })
 }
 
-/// The extended attributes of an error. They follow the header of the failed request, or all of the request if the
-/// kernel did not cap it.
+/// The extended attributes of an error. They follow a copy of the failed request: only its header, or all of it if the
+/// kernel did not cap the copy.
 fn extended_attributes(payload: &[u8], flags: u16) -> Attributes<'_> {
     let request = match u32_at(payload, 4).map(usize::try_from) {
         Some(Ok(length)) if flags & CAPPED == 0 => length.next_multiple_of(4),

@@ -18,10 +18,10 @@ pub const ROUTES: u32 = 1 << 6 | 1 << 10;
 /// Links without addresses, and routes and rules of IPv4 and IPv6.
 pub const ROUTING: u32 = 1 | ROUTES | 1 << 7 | 1 << 18;
 
-/// The size of the buffer for one datagram. The kernel sends each change in one of its own.
+/// The size of the buffer for one datagram. The kernel sends each change in a datagram of its own.
 const DATAGRAM: usize = 1 << 15;
 
-/// A socket that becomes readable when something changes.
+/// A socket that becomes readable when an object of its groups changes.
 #[derive(Debug)]
 pub struct Notifications(Socket);
 
@@ -29,7 +29,7 @@ impl Notifications {
     /// Notifications of these groups, for the network namespace of the calling thread.
     ///
     /// # Errors
-    /// If there is no socket.
+    /// If the socket cannot be opened.
     pub fn open(groups: u32) -> Result<Self, NetlinkError> {
         let open = || {
             let mut socket = Socket::new(NETLINK_ROUTE)?;
@@ -40,7 +40,7 @@ impl Notifications {
         open().map_err(NetlinkError::Open)
     }
 
-    /// Registers it with the runtime of the calling task.
+    /// Registers the socket with the runtime of the calling task.
     ///
     /// # Errors
     /// If the runtime refuses.
@@ -49,8 +49,8 @@ impl Notifications {
         unsafe { AsyncFd::register(self) }.map_err(|error| NetlinkError::Open(error.into()))
     }
 
-    /// Passes all waiting notifications to `each`, without blocking. Returns whether these are all: if there were too
-    /// many, some were lost.
+    /// Passes all waiting notifications to `each`, without blocking. Returns whether they are complete: if the buffer
+    /// of the socket was full, some were lost.
     pub fn read(&self, mut each: impl FnMut(&[u8])) -> bool {
         let mut buffer = [0; DATAGRAM];
         let mut is_complete = true;

@@ -1,6 +1,6 @@
 //! Routes and rules of policy routing: requests, and objects from answers. Pure.
 //!
-//! Only the parts are decoded that a copy of a route needs, or that distinguish a rule of Landfall.
+//! This file decodes only the parts that a copy of a route needs, or that distinguish a rule of Landfall.
 
 use std::net::IpAddr;
 
@@ -43,7 +43,7 @@ pub struct Route {
     pub destination: IpNet,
     /// Of two routes to the same destination, the one with the lower metric is used.
     pub metric: u32,
-    /// RTA_METRICS, such as the MTU, as in messages.
+    /// RTA_METRICS, such as the MTU, as the bytes in a message.
     pub metrics: Vec<u8>,
     /// In the order of the kernel.
     pub hops: Vec<Hop>,
@@ -56,9 +56,9 @@ pub struct Route {
 pub struct Hop {
     /// The index of the link.
     pub link: u32,
-    /// `None`: the destination is on the link.
+    /// `None` if the destination is on the link.
     pub gateway: Option<IpAddr>,
-    /// Whether the gateway is on the link, whatever the addresses of the link.
+    /// Whether the gateway counts as reachable on the link, even if no prefix of the link contains it.
     pub on_link: bool,
 }
 
@@ -137,7 +137,7 @@ impl Route {
             Some(RouteAttribute::Priority(self.metric)),
             hop.map(|hop| RouteAttribute::Oif(hop.link)),
             gateway,
-            // As in the message that they were read from.
+            // The same bytes as in the message from which the metrics were read.
             (!self.metrics.is_empty())
                 .then(|| RouteAttribute::Other(DefaultNla::new(RTA_METRICS, self.metrics.clone()))),
         ];
@@ -190,7 +190,7 @@ impl Rule {
                 RuleAttribute::FwMark(mark) => rule.mark = *mark,
                 RuleAttribute::FwMask(mask) => rule.mask = *mask,
                 RuleAttribute::Protocol(protocol) => rule.protocol = (*protocol).into(),
-                // Ignores routes with a prefix of at most this length: none.
+                // This value ignores no route because of the length of its prefix.
                 RuleAttribute::SuppressPrefixLen(u32::MAX) => {}
                 _ => rule.plain = false,
             }
@@ -217,8 +217,8 @@ fn lookup_header(family: AddressFamily) -> RuleHeader {
     RuleHeader { family, action: RuleAction::ToTable, ..RuleHeader::default() }
 }
 
-/// Queries all routes of a family; a dump. With a table, only its routes, and a table that does not exist is an error:
-/// ENOENT. With a link, only routes with a hop there.
+/// Queries all routes of a family; a dump. With a table, the kernel lists only its routes, and returns the error ENOENT
+/// if the table does not exist. With a link, it lists only routes with a hop on that link.
 pub fn get_routes(family: Family, table: Option<u32>, link: Option<u32>) -> RouteNetlinkMessage {
     let mut message = RouteMessage::default();
     message.header.address_family = family_number(family).into();
@@ -234,7 +234,7 @@ pub fn get_rules(family: Family) -> RouteNetlinkMessage {
     RouteNetlinkMessage::GetRule(message)
 }
 
-/// The gateways of a route to hosts: one for each path.
+/// The gateways of a route to hosts, one for each path; none for other routes.
 pub fn gateways(message: &RouteNetlinkMessage) -> Vec<IpAddr> {
     let route = Route::decode(message).filter(|route| route.kind == UNICAST);
     route.into_iter().flat_map(|route| route.hops).filter_map(|hop| hop.gateway).collect()

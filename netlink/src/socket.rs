@@ -15,8 +15,8 @@ use crate::message::{ACK, Body, DUMP, Message, replies};
 
 /// The longest wait for an answer. The kernel answers before the sending call returns, so it should never elapse.
 const READ_TIMEOUT: TimeVal = TimeVal::new(5, 0);
-/// The number of attempts at a dump that concurrent changes make inconsistent.
-const ATTEMPTS: usize = 8;
+/// The maximum number of dumps for one list. A dump is repeated if concurrent changes made it inconsistent.
+const MAX_DUMPS: usize = 8;
 /// The size of the buffer for one datagram. A datagram of a dump has at most 32 KiB.
 const DATAGRAM: usize = 1 << 16;
 /// The size of the receive buffer: a transaction can get one error for each message.
@@ -53,8 +53,8 @@ pub enum NetlinkError {
         #[source]
         source: io::Error,
     },
-    /// Every attempt at a dump was interrupted by changes.
-    #[error("the kernel's tables changed {ATTEMPTS} times while being read, nothing changed")]
+    /// Changes interrupted each of [`MAX_DUMPS`] dumps.
+    #[error("the kernel's tables changed {MAX_DUMPS} times while being read, nothing changed")]
     KeepsChanging,
 }
 
@@ -63,7 +63,7 @@ fn in_parentheses(text: &Option<String>) -> String {
 }
 
 impl NetlinkError {
-    /// The errno, if there is one.
+    /// The errno; `None` if the error has no errno.
     pub fn errno(&self) -> Option<i32> {
         match self {
             Self::Open(source) | Self::Receive(source) => source.raw_os_error(),
@@ -110,7 +110,7 @@ impl Socket {
         // With these options, an error from the kernel has an explanation and no copy of the request. They only improve
         // messages, so a failure to set them is ignored.
         let _ = (socket.set_cap_ack(true), socket.set_ext_ack(true));
-        // Beyond the system's limit if permitted, otherwise up to it.
+        // The buffer exceeds the system's limit if this process is permitted to do so. Otherwise that limit applies.
         let _ = setsockopt(&socket, sockopt::RcvBufForce, &RECEIVE_BUFFER)
             .or_else(|_| setsockopt(&socket, sockopt::RcvBuf, &RECEIVE_BUFFER));
         Ok(Self { socket, sequence: 0, send_buffer: SEND_BUFFER, buffer: vec![0; DATAGRAM] })
@@ -169,7 +169,8 @@ impl Socket {
         self.exchange(&message.with_flags(ACK), |_| ()).map(|_| ())
     }
 
-    /// Sends a query to netfilter, and decodes the attributes of the object in the answer, if there is one.
+    /// Sends a query to netfilter, and decodes the attributes of the object in the answer. Returns `None` if the answer
+    /// has no object.
     ///
     /// # Errors
     /// If the kernel refuses, or if there is no answer.
@@ -193,7 +194,7 @@ impl Socket {
         mut decode: impl FnMut(Body<'_>) -> T,
     ) -> Result<Vec<T::Item>, NetlinkError> {
         let message = message.with_flags(DUMP);
-        for _ in 0..ATTEMPTS {
+        for _ in 0..MAX_DUMPS {
             let mut all = Vec::new();
             if !self.exchange(&message, |body| all.extend(decode(body)))? {
                 return Ok(all);

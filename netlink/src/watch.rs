@@ -16,12 +16,13 @@ use crate::notifications::{LINKS, Notifications};
 use crate::route;
 use crate::socket::{NetlinkError, Socket};
 
-/// Keeps `links` up to date, in the network namespace of the calling thread. It is `None` until all links are listed.
+/// Keeps `links` up to date, in the network namespace of the calling thread. The value is `None` until all links are
+/// listed.
 ///
 /// # Errors
 /// If the links can no longer be observed.
 pub async fn watch_links(links: watch::Sender<Option<Links>>) -> Result<Infallible, NetlinkError> {
-    // Joined before the dump: a change during the dump is received as well.
+    // The groups are joined before the dump, so that a change during the dump is also received.
     let notifications = Notifications::open(LINKS)?.into_async()?;
     let mut socket = Socket::open_routing()?;
     let (mut table, mut is_complete) = (LinkTable::default(), false);
@@ -29,7 +30,7 @@ pub async fn watch_links(links: watch::Sender<Option<Links>>) -> Result<Infallib
         if !is_complete {
             match list_links(&mut socket) {
                 Ok(listed) => (table, is_complete) = (listed, true),
-                // The changes are waiting to be received, so that this is tried again at once.
+                // The links are listed again at once, because notifications of the changes already wait in the socket.
                 Err(NetlinkError::KeepsChanging) => {}
                 Err(error) => return Err(error),
             }
@@ -55,8 +56,8 @@ pub fn list_links(socket: &mut Socket) -> Result<LinkTable, NetlinkError> {
     Ok(table)
 }
 
-/// Applies all waiting changes, without blocking. Returns whether these are all: if some were lost, the links must be
-/// listed again.
+/// Applies all waiting changes, without blocking. Returns whether they are complete: if some were lost, the links must
+/// be listed again.
 pub fn follow_links(notifications: &Notifications, table: &mut LinkTable) -> bool {
     notifications.read(|datagram| {
         let messages = replies(datagram).filter_map(|reply| reply.body.routing());

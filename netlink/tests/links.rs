@@ -19,7 +19,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use tokio::sync::watch;
 use tokio::time::timeout;
 
-/// How long a change may take.
+/// The bound of each wait for a change.
 const SOON: Duration = Duration::from_secs(20);
 
 /// A node with two links, a bridge with a port, links without Ethernet or ARP, and their other ends.
@@ -54,7 +54,7 @@ fn node() -> (Namespace, Namespace) {
     (node, other)
 }
 
-/// Names, addresses that are not link-local ones, and whether a link is a bridge.
+/// The name of each link, its addresses except for link-local ones, and whether it is a bridge.
 fn summary(links: &Links) -> Vec<(String, Vec<String>, bool)> {
     let global = |net: &&IpNet| !matches!(net.addr(), IpAddr::V6(v6) if v6.is_unicast_link_local());
     let texts = |link: &Link| link.addresses.iter().filter(global).map(ToString::to_string).collect();
@@ -73,7 +73,7 @@ fn br0() -> (String, Vec<String>, bool) {
     link("br0", &["203.0.113.1/24"], true)
 }
 
-/// Sorted, because the order of indexes depends on the order of creation.
+/// The links in the order of their names. Their indexes depend on the order of creation.
 fn sort_by_name(mut all: Vec<(String, Vec<String>, bool)>) -> Vec<(String, Vec<String>, bool)> {
     all.sort();
     all

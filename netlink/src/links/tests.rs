@@ -25,7 +25,7 @@ fn own(index: u32, address: &str) -> AddressMessage {
     message
 }
 
-/// The links with neighbours by the addresses that the node may use.
+/// The names of the links that have neighbours, by the addresses that the node may use.
 fn names(table: &LinkTable) -> Vec<String> {
     let mut links = table.links();
     links.retain(|_, link| has_neighbours(&link.addresses));
