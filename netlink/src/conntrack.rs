@@ -153,7 +153,8 @@ mod tests {
                     write_address(ip, DESTINATION, client.ip());
                 });
                 tuple.nest(TUPLE_PROTO, |proto| {
-                    proto.u8(PROTO_NUM, UDP).u16(PROTO_SRC_PORT, replies_from.port()).u16(PROTO_DST_PORT, client.port());
+                    proto.u8(PROTO_NUM, UDP);
+                    proto.u16(PROTO_SRC_PORT, replies_from.port()).u16(PROTO_DST_PORT, client.port());
                 });
             });
             prop_assert_eq!(decode_flow(attributes(&answer.finish())), Some(tracked));

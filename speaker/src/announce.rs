@@ -1,4 +1,4 @@
-//! When an address is announced, and which other hosts use it.
+//! When this node announces an address, and which hosts outside the cluster use it.
 
 pub(crate) mod conflicts;
 mod pacer;

@@ -19,11 +19,11 @@ pub struct Config {
 }
 
 impl Config {
-    /// The default interval of Hellos. A dead node is detected within 150 ms, so an open connection loses a single
-    /// retransmission (after 200 ms), at the cost of 20 small packets per second.
+    /// The default interval of Hellos. A dead node is detected within 150 ms. TCP retransmits after 200 ms, so an open
+    /// connection needs a single retransmission. The cost is 20 small packets per second.
     pub const INTERVAL: Duration = Duration::from_millis(50);
 
-    /// The default number of missed Hellos after which a peer is dead. One or two are lost now and then.
+    /// The default number of missed Hellos after which a peer is dead. Networks lose one or two packets now and then.
     pub const MULTIPLIER: u32 = 3;
 
     /// The speaker of `node`, with default times. `cluster` is the UID of the namespace `kube-system`.
@@ -37,23 +37,24 @@ impl Config {
         }
     }
 
-    /// How long to listen before claiming, if Hellos come at this interval. By then each peer has sent a Hello, even if
-    /// one was lost, and has sent its claims on request.
+    /// How long this node listens before it claims addresses, if peers send Hellos at this interval. In this time each
+    /// peer sends a Hello, even if another one is lost, and answers a request for its claims.
     pub(crate) fn listening_time(&self, interval: Duration) -> Duration {
         interval * (self.multiplier + 1)
     }
 
-    /// How long to wait for each better candidate. It may see a change one interval later, and its Hello may be lost.
+    /// How long this node waits for each better candidate. That candidate may see a change one interval later than this
+    /// node, and its Hello may be lost.
     pub(crate) fn step_in_delay(&self, interval: Duration) -> Duration {
         interval * 2
     }
 
-    /// How long to send an ended claim: two windows. By then this node knows which peers do not hear it.
+    /// How long this node sends a claim that has ended: two windows. After that it knows which peers do not hear it.
     pub(crate) fn tombstone_ttl(&self, interval: Duration) -> Duration {
         interval * (2 * self.multiplier + 2)
     }
 
-    /// How long to wait for a takeover when this speaker stops.
+    /// How long a speaker that stops waits until peers have taken over.
     pub(crate) fn handover_timeout(&self, interval: Duration) -> Duration {
         interval * self.multiplier + self.step_in_delay(interval) * 2
     }

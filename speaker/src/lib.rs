@@ -1,9 +1,9 @@
 //! The speaker: announces load-balancer addresses on the LAN, and decides which node announces which address.
 //!
-//! Each node runs one speaker. On each link with an lb_ip, speakers send each other Hellos with their claims. From the
-//! claims each speaker decides by the same rules which node owns which address, and the owner answers ARP and NDP for
-//! it. None of this needs the API server. It supplies the list of addresses ([`Snapshot`]) and learns afterwards which
-//! node announces each ([`Announcements`]).
+//! Each node runs one speaker. On each link with an lb_ip, speakers send each other Hellos with their claims. All
+//! speakers apply the same rules to the claims, so they agree on the owner of each address. The owner answers ARP and
+//! NDP for the address. None of this needs the API server. Only the list of addresses comes from there ([`Snapshot`]),
+//! and the agent reports afterwards which node announces each ([`Announcements`]).
 //!
 //! ```text
 //!  objects -> model -------> Snapshot --+            +--> Announcements, Conflicts, dead nodes, Neighbours, Counters
@@ -14,33 +14,34 @@
 //! | room | content |
 //! |---|---|
 //! | [`run`](fn@run) | the entry point: the wire thread with real sockets and time |
-//! | [`machine`] | the same without sockets and clock, for all links; the links of each address |
+//! | [`machine`] | the speaker without sockets and clock; the links of each address |
 //! | [`snapshot`] | the part of the cluster state that the speaker needs |
 //! | [`wire`] | frames and packets: ARP, NDP, Hello, seal |
 //! | `peers` | which peers of a link are alive, and which nodes are dead |
 //! | [`ownership`] | which node owns an address; the claims of this node and of its peers |
 //! | `announce` | the times of announcements; conflicts with other hosts |
 //! | [`os`] | packet sockets, poll, scheduling |
-//! | [`metrics`] | events for the log, and counters |
+//! | [`metrics`] | events for the log, counters, takeovers |
 //!
-//! Only [`run`](fn@run) and [`os`] have side effects. Everything else is pure: time is an argument, and the tests drive
-//! the same [`machine`] through a simulated network.
+//! Only [`run`](fn@run) and [`os`] have side effects. Everything else is pure, except for the log lines of events,
+//! which only [`run`](fn@run) writes. Time is an argument, and the tests drive the same [`machine`] through a simulated
+//! network.
 //!
 //! # The way of a Hello
 //!
-//! 1. `os::filter` passes it to a socket, and `run::wire_loop` receives it: a routine Hello when the loop wakes anyway,
-//!    any other at once.
+//! 1. `os::filter` passes it to a socket, and `run::wire_loop` receives it. A routine Hello waits until the loop wakes
+//!    for another reason. Any other Hello wakes the loop.
 //! 2. [`Machine::receive`](machine::Machine::receive) unwraps the datagram ([`wire::datagram`]), checks the cluster
 //!    ([`wire::codec`]), opens the seal ([`wire::seal`]) and decodes a [`Packet`](wire::hello::Packet).
-//! 3. `ownership::segment::receive_hello` decides whether its sender is believed. An unproven sender gets an echo
-//!    (`peers::handshake`).
+//! 3. `ownership::segment::receive_hello` decides whether this node believes the sender. A sender that has not proved
+//!    that it is alive gets an echo (`peers::handshake`).
 //! 4. `peers::peer` updates the peer: liveness, claims, unread buckets. Addresses whose claim changed are marked dirty.
 //! 5. The round continues with [`Machine::poll`](machine::Machine::poll), as for a claim below.
 //!
 //! # The way of an ARP request
 //!
-//! 1. `os::filter` passes it, and [`Machine::receive`](machine::Machine::receive) hands it to the segment of its link
-//!    (`ownership::segment::resolve`). NDP solicitations take the same way.
+//! 1. `os::filter` passes it to a socket, and [`Machine::receive`](machine::Machine::receive) passes it to the segment
+//!    of its link (`ownership::segment::resolve`). NDP solicitations take the same way.
 //! 2. [`wire::arp::decide`] returns a [`Verdict`](wire::arp::Verdict): an answer if this node announces the target, a
 //!    conflict if the sender uses an announced address, or the reason for no answer.
 //! 3. An answer becomes a [`Frame`](wire::frame::Frame) of the next [`Output`](machine::Output), which `run::wire_loop`
@@ -55,8 +56,8 @@
 //! 3. An address that no node ever owned is probed first (`announce::conflicts`).
 //! 4. The claim is added to `ownership::claims`, and `announce::schedule` starts a burst of announcements.
 //! 5. `ownership::hello_sender` sends the claim with the next Hello, and `ownership::segment::announce` sends
-//!    gratuitous ARP or unsolicited advertisements.
-//! 6. `run::publish` publishes it as an [`Announcement`].
+//!    gratuitous ARP or unsolicited NAs.
+//! 6. `run::publish` publishes the claim as an [`Announcement`].
 
 mod announce;
 mod config;

@@ -1,8 +1,8 @@
-//! The speaker without its sockets, its clock and its sleep.
+//! The whole speaker, except for its sockets, its clock and its sleep.
 //!
-//! Inputs are frames, links, snapshots and the addresses that the dataplane forwards. [`Machine::poll`] returns the
-//! work of a round as one [`Output`]. The real loop ([`crate::run`](fn@crate::run)) and the simulated network of the
-//! tests drive the same machine:
+//! Inputs are frames, links, snapshots and the addresses that the dataplane forwards. [`Machine::poll`] decides, and
+//! returns everything that the loop must do as one [`Output`]. The real loop ([`crate::run`](fn@crate::run)) and the
+//! simulated network of the tests drive the same machine:
 //!
 //! ```text
 //!   loop {
@@ -46,14 +46,15 @@ pub struct Machine {
     context: Context,
     links: BTreeMap<u32, Link>,
     segments: BTreeMap<u32, Segment>,
-    /// Addresses that this node may no longer announce, kept on their link until a successor takes over.
+    /// Addresses that this node still announces although it is no longer a candidate. Each stays on its link until a
+    /// successor takes over.
     outgoing: BTreeSet<IpAddr>,
-    /// When the speaker stops even if peers have not taken over; `None` unless it is leaving.
+    /// While the speaker is leaving: when it stops, even if peers have not taken over.
     stops_by: Option<Duration>,
     is_done: bool,
     deaths: Deaths,
     neighbours: Neighbours,
-    /// When the loop should run next.
+    /// When the next round is due. If it begins later, the loop is late.
     expected: Option<Duration>,
     groups_changed: bool,
     dead_changed: bool,
@@ -64,14 +65,14 @@ pub struct Machine {
 #[must_use]
 #[derive(Debug)]
 pub struct Output {
-    /// If they changed: the IPv6 groups to join, each on its link. Join before announcing, because hosts may resolve an
-    /// address as soon as it is announced.
+    /// The IPv6 groups to join, each on its link; `None` if they have not changed. The loop joins them before it sends
+    /// frames, because hosts may resolve an address as soon as it is announced.
     pub groups: Option<BTreeSet<(u32, Ipv6Addr)>>,
     pub frames: Vec<Frame>,
     pub events: Vec<Event>,
-    /// If they changed: the dead nodes (see [`crate::peers::deaths`]).
+    /// The dead nodes (see [`crate::peers::deaths`]); `None` if they have not changed.
     pub dead: Option<BTreeSet<String>>,
-    /// If they changed: the neighbours on each link.
+    /// The neighbours on each link; `None` if they have not changed.
     pub neighbours: Option<Neighbours>,
     /// Whether [`Machine::reportable`] or [`Machine::conflicts`] has changed.
     pub reports_changed: bool,
@@ -96,12 +97,12 @@ impl Machine {
         }
     }
 
-    /// Records that a round begins. Returns whether the loop must drop the frames in the sockets: during a suspension
-    /// peers may have taken over, and then they have to answer those frames.
+    /// Records that a round begins. Returns whether this node was suspended and peers may have taken over. Then the
+    /// loop drops the frames in the sockets, because the new owners answer them.
     ///
-    /// After a delay of more than an interval, each peer gets a new window before it counts as dead. A delay that is
-    /// shorter than a window starts neither a quiet period nor new announcements: on a busy machine, thousands of
-    /// announcements would delay the loop again.
+    /// After a delay of more than an interval, each peer gets a new window before it counts as dead. Only a delay of a
+    /// whole window also starts a quiet period, and new announcements after it. On a busy machine shorter delays are
+    /// frequent, and thousands of announcements would delay the loop again.
     pub fn record_wake(&mut self, now: Duration) -> bool {
         let late = self.expected.map_or(Duration::ZERO, |expected| now.saturating_sub(expected));
         let is_stalled = late > self.slowest_interval();
@@ -194,7 +195,7 @@ impl Machine {
         let Context { now, config, keys, counters, .. } = &mut self.context;
         let dropped = &mut counters.dropped;
         let Ok((mac, payload)) = datagram::unwrap(frame) else { return dropped.malformed += 1 };
-        // Cheap checks first, so that no seal is computed for foreign packets.
+        // The cheap checks come first, so that no seal is computed for foreign packets.
         match codec::read_cluster(payload) {
             Ok(cluster) if cluster == config.cluster => {}
             Ok(_) => return dropped.cluster += 1,
@@ -236,7 +237,8 @@ impl Machine {
         self.is_done
     }
 
-    /// Runs a round: does everything that is due. Sends gratuitous ARP or unsolicited NAs for at most `room` addresses.
+    /// Runs a round: decides, and collects everything that is due. Sends gratuitous ARP or unsolicited NAs for at most
+    /// `room` addresses.
     pub fn poll(&mut self, now: Duration, room: usize) -> Output {
         if !self.is_done {
             self.run_round(now, room);
@@ -260,7 +262,7 @@ impl Machine {
         for segment in self.segments.values_mut() {
             segment.update_peer_states(&mut self.context);
         }
-        // This comes before the segments forget peers that have left.
+        // Before the segments forget peers that have left, which they do in `send_hello_if_due`.
         self.update_dead();
         for segment in self.segments.values_mut() {
             segment.decide(&mut self.context);
@@ -292,18 +294,18 @@ impl Machine {
         events.extend(died.into_iter().map(event(true)).chain(returned.into_iter().map(event(false))));
     }
 
-    /// Whether nothing is pending that a routine Hello ([`codec::is_routine`]) could change. Then a routine Hello may
-    /// stay in its socket until the next round, if its time of arrival is known.
+    /// Whether no pending work depends on a routine Hello ([`codec::is_routine`]). Then the loop need not wake for one.
+    /// The Hello stays in its socket until the next round, and keeps its time of arrival.
     pub fn is_idle(&self, now: Duration) -> bool {
         !self.context.leaving && self.segments.values().all(|segment| segment.is_idle(now, &self.context.config))
     }
 
-    /// When to call [`poll`](Self::poll) next. Announcements are left out: see [`Self::announcement_due`].
+    /// When to call [`poll`](Self::poll) next, except for announcements: see [`Self::announcement_due`].
     pub fn next_deadline(&self, now: Duration) -> Option<Duration> {
         self.segments.values().map(|segment| segment.next_deadline(now)).min()
     }
 
-    /// When the next announcement is due: a reason to call [`poll`](Self::poll) if there is room to send.
+    /// When the next announcement is due. The loop calls [`poll`](Self::poll) for it only if there is room to send.
     pub fn announcement_due(&self) -> Option<Duration> {
         self.segments.values().filter_map(|segment| segment.announcement_due(&self.context.config)).min()
     }
@@ -312,7 +314,7 @@ impl Machine {
         self.context.counters
     }
 
-    /// The counters, for events that only the loop knows.
+    /// The counters, to which the loop adds dropped frames and failed sends.
     pub fn counters_mut(&mut self) -> &mut Counters {
         &mut self.context.counters
     }

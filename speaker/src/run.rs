@@ -1,8 +1,8 @@
 //! Runs the [`Machine`](crate::machine::Machine) with real sockets, real links and real time.
 //!
-//! [`run`] starts one thread, `landfall-wire`, for everything that must not wait: Hellos, ARP, NDP, takeovers. The
-//! thread shares nothing with the rest of the process except channels, which hold the latest value, and a waker that
-//! signals a change:
+//! [`run`] starts one thread, the wire thread `landfall-wire`, for everything that must not wait: Hellos, ARP, NDP,
+//! takeovers. It shares two things with the rest of the process: channels, which hold the latest value, and a waker,
+//! which signals a change.
 //!
 //! ```text
 //!   snapshot  --watch-->  |  thread `landfall-wire` |  --watch-->  announcements, conflicts
@@ -13,8 +13,8 @@
 //!              run(): waker +          +-- events, bounded --> run(): the log
 //! ```
 //!
-//! [`run`] itself writes the log, because a slow log would block the thread. If hundreds of events are queued, the log
-//! pauses for a second. If the queue is full, events are lost, and their number is logged.
+//! [`run`] itself writes the log, because a slow log would block the wire thread. If more than a hundred events are
+//! queued, the log pauses for a second. If the queue is full, events are lost, and their number is logged.
 
 use std::collections::BTreeSet;
 use std::io;
@@ -62,7 +62,7 @@ pub struct Outputs {
     /// The announcements of this node. Empty when the speaker has stopped.
     pub announcements: watch::Sender<Announcements>,
     pub conflicts: watch::Sender<Conflicts>,
-    /// The names of the dead nodes, which should get no connections, whatever the API server reports: see
+    /// The names of the dead nodes. They should get no connections, even if the API server reports them as ready: see
     /// [`crate::peers::deaths`]. Sent at once. Empty when the speaker has stopped.
     pub dead: watch::Sender<BTreeSet<String>>,
     /// The nodes heard on each link since the start of the speaker.
@@ -85,9 +85,9 @@ pub enum Error {
 }
 
 /// Announces addresses until `stop` completes. Then the Hellos request that peers take over, which takes milliseconds.
-/// Returns when they have taken over, or after a few intervals.
+/// Returns when peers have taken over, or after a few intervals.
 ///
-/// It uses the network namespace of the thread that polls it first.
+/// The speaker uses the network namespace of the thread that first polls this future.
 ///
 /// Dropping the future stops the thread without a goodbye, like a crash. Peers detect that after a few intervals.
 ///
@@ -111,7 +111,7 @@ pub async fn run(
         let _ = end_tx.send(wire_loop::WireLoop::run(config, inputs, outputs, channels));
     };
     std::thread::Builder::new().name("landfall-wire".into()).spawn(thread).map_err(Error::Thread)?;
-    // However this function ends, the thread is woken and stops.
+    // When this function ends for any reason, the guard wakes the thread, and the thread stops.
     let mut thread = StopOnDrop { stop: Some(stop_tx), waker };
     let mut stop = std::pin::pin!(stop);
     let (begun, mut throttle) = (tokio::time::Instant::now(), LogThrottle::default());
@@ -142,7 +142,8 @@ pub async fn run(
     }
 }
 
-/// Stops the wire thread at once when dropped, unless `stop` was sent before: then the thread is already leaving.
+/// Stops the wire thread at once when dropped. If `stop` was sent before, the thread is already leaving, and stops in
+/// order.
 struct StopOnDrop {
     stop: Option<oneshot::Sender<()>>,
     waker: Waker,

@@ -4,7 +4,7 @@
 //! The inputs of `corpus/` (one per line, in hex) are changed in the ways in which parsers fail: bits, lengths, and
 //! pieces that are removed, doubled or taken from another input. Accepted inputs are changed further.
 //!
-//! Each run has a fresh seed, which it prints. A failure prints its input and the command that replays it: add the input
+//! Each run has a fresh seed, and prints it. A failure prints its input and the command that replays it: add the input
 //! to the corpus with a comment. `LANDFALL_FUZZ_SECONDS=600` fuzzes for longer, `LANDFALL_SEED=7` with this seed, and
 //! `LANDFALL_FUZZ_INPUTS=1000` stops after this number of inputs, whatever their time.
 
@@ -33,7 +33,7 @@ use seed::{base, number, replay_command, test_name};
 
 const MINE: MacAddr = MacAddr(2, 0, 0, 0, 0, 1);
 
-/// The number of inputs that are kept to be changed further.
+/// The maximum number of inputs in the pool, from which inputs are changed further.
 const POOL_SIZE: usize = 512;
 
 /// The maximum length of a frame from a socket.
@@ -47,7 +47,7 @@ fn corpus(name: &str) -> Vec<Vec<u8>> {
     lines.map(|line| line.as_bytes().chunks(2).map(byte).collect()).collect()
 }
 
-/// Changes inputs of the corpus and passes them to `accepts`, which returns whether it accepts one.
+/// Changes inputs of the corpus and passes them to `accepts`, which returns whether it accepts an input.
 fn fuzz(name: &str, accepts: impl Fn(&[u8]) -> bool) {
     let mut pool = corpus(name);
     let (seed, limit) = (base(), number("LANDFALL_FUZZ_INPUTS"));
@@ -189,7 +189,7 @@ fn repair(frame: &mut [u8]) {
     frame[56..58].copy_from_slice(&(!(sum as u16)).to_be_bytes());
 }
 
-/// The whole speaker, with packets of a faulty peer that has the key.
+/// The whole machine receives packets of a faulty peer that has the key.
 #[test]
 fn speaker_survives_nonsense_of_its_peers() {
     let mut ring = KeyRing::default();
@@ -217,7 +217,7 @@ fn speaker_survives_nonsense_of_its_peers() {
         machine.record_wake(*now);
         (packet.sequence, packet.part) = (now.as_millis() as u64, packet.part % 1024);
         (packet.cluster, packet.mac) = (stable_hash::hash(b"test"), MacAddr(2, 0, 0, 0, 0, 7));
-        // An echo of any recent packet of the machine.
+        // Echoes of all recent packets of the machine, so that it believes the peer.
         let id = speaker::wire::hello::id(stable_hash::mix64(1 ^ stable_hash::mix64(2)));
         packet.echoes.extend((0..64).map(|sequence| speaker::wire::hello::Echo { id, sequence }));
         let sealed = ring.seal(*now, packet.encode());

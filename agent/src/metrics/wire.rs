@@ -16,7 +16,7 @@ pub(super) fn encode_neighbour_frames(counters: &speaker::Counters, to: &mut Exp
     let help = "Requests for announced addresses that were answered";
     to.counters("neighbour_answers", help, both(|frames| frames.answered))?;
     let help = "Unasked announcements: gratuitous ARP, unsolicited neighbour advertisements";
-    to.counters("unasked_frames", help, both(|frames| frames.unasked))?;
+    to.counters("unasked_frames", help, both(|frames| frames.gratuitous))?;
     let help = "Probes for other hosts with an address, before its first announcement";
     to.counters("probe_frames", help, both(|frames| frames.probes))?;
     let help = "Frames in which a host outside the cluster uses one of our addresses";
@@ -38,13 +38,13 @@ pub(super) fn encode_hellos(counters: &speaker::Counters, to: &mut Exposition<'_
         replayed,
         unproven,
         duplicate_node,
-        crowded,
+        too_many_peers,
         backlog,
     } = counters.dropped;
     let values = [
         ("backlog", backlog),
         ("cluster", cluster),
-        ("crowded", crowded),
+        ("crowded", too_many_peers),
         ("forged", forged),
         ("malformed", malformed),
         ("replayed", replayed),

@@ -1,15 +1,17 @@
 //! Conflicts: hosts outside the cluster that use an lb_ip (RFC 5227; over IPv6, RFC 4862 §5.4).
 //!
-//! Input are addresses, times and observed frames; output are the times to probe and to wait for. Frames are built
-//! elsewhere.
+//! Input are addresses, times and observed frames. Output are the addresses to probe, and the time until which a claim
+//! must wait. Other files build the frames.
 //!
-//! - *Before the first use* three probes ask whether a host has the address. If one answers, the address is not
-//!   announced and probed again later, when it may be free. RFC 5227 §1.1 takes up to seven seconds for this. Users
-//!   wait for their first connection, so here it takes [`PROBE_TIME`], which is long for a LAN. An address that had an
-//!   owner before is not probed, because a takeover must not wait. A conflict that arose meanwhile is found later.
-//! - *Later* any host that uses the address is a conflict, unless it is a peer. This node answers with one
-//!   announcement, at most every [`DEFEND_INTERVAL`] and without end (RFC 5227 §2.4 (c)): an owner that gave way would
-//!   hand its clients to any host that announces. A human has to decide, so the conflict is reported.
+//! - *Before the first use* three probes detect whether a host has the address. If a host answers, this node does not
+//!   announce the address. It probes the address again later, because the host may have released it. In RFC 5227 §1.1
+//!   the probes take up to seven seconds. Users wait for their first connection, so here the probes take only
+//!   [`PROBE_TIME`], which is long for a LAN. An address that had an owner before is not probed, because a takeover
+//!   must not wait. If a host has begun to use that address meanwhile, the conflict is found later.
+//! - *Later* a host that uses the address is a conflict, unless it is a peer. This node defends the address: it
+//!   announces the address once, at most every [`DEFEND_INTERVAL`]. It never gives the address up (RFC 5227 §2.4 (c)):
+//!   otherwise its clients would follow any host that announces it. Only a human can resolve the conflict, so the
+//!   conflict is reported.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -25,16 +27,16 @@ const PROBES: u32 = 3;
 /// milliseconds if it is busy or on a wireless link.
 const PROBE_GAP: Duration = Duration::from_millis(40);
 
-/// The delay of the first announcement of an address.
+/// The time that the probes of an address take. They delay its first announcement.
 pub const PROBE_TIME: Duration = Duration::from_millis(120);
 
-/// At most this many addresses start probing at once, because thousands may be created together, and every host on the
-/// LAN receives each broadcast.
+/// The maximum number of addresses whose probes start at once. Thousands of addresses may be created together, and
+/// every host on the LAN receives each broadcast.
 const PROBED_AT_ONCE: u32 = 128;
 
-/// Then one address starts per this interval: 1,000 addresses per second or, with three probes each, 3,000 frames. That
-/// is a third of the rate that a port with storm control at 1 % of a gigabit admits. Controllers create addresses more
-/// slowly.
+/// After [`PROBED_AT_ONCE`] addresses, the probes of one more start per this interval. These are 1,000 addresses and
+/// 3,000 frames per second: a third of the rate that a port with storm control at 1 % of a gigabit admits. Controllers
+/// create addresses more slowly.
 const PROBE_INTERVAL: Duration = Duration::from_millis(1);
 
 /// An address in use by another host is probed again after this time.
@@ -43,8 +45,8 @@ const PROBE_AGAIN_AFTER: Duration = Duration::from_secs(10);
 /// The minimum time between two defences of an address (RFC 5227 §1.1, DEFEND_INTERVAL).
 const DEFEND_INTERVAL: Duration = Duration::from_secs(10);
 
-/// A host that was not seen for this long is forgotten. The time covers several of the intervals in which a live host
-/// is resolved by others or announces itself.
+/// A host that was not seen for this time is forgotten. A live host is seen several times within it, because other
+/// hosts resolve it or it announces itself.
 const EXPIRE_AFTER: Duration = Duration::from_secs(120);
 
 /// A host outside the cluster that uses an address.
@@ -53,12 +55,15 @@ pub struct ConflictingHost {
     pub mac: MacAddr,
     /// Whether the address is not announced because of this host.
     pub held_back: bool,
+    /// When the host last used or probed the address.
     seen: Duration,
+    /// When this node last defended the address.
     defended: Option<Duration>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Probing {
+    /// The number of sent probes.
     sent: u32,
     /// When the next probe is due, or when the address counts as free.
     next: Duration,
@@ -84,13 +89,14 @@ impl Default for AddressConflicts {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Reaction {
     /// The host was unknown: report it.
-    pub is_news: bool,
+    pub is_new_host: bool,
     /// Announce the address once.
     pub defend: bool,
 }
 
 impl AddressConflicts {
-    /// Checks `lb_ip` before it is announced for the first time. Returns until when to wait, or `None` if it is free.
+    /// Checks `lb_ip` before it is announced for the first time. Returns the time until which the claim must wait, or
+    /// `None` if the address is free.
     pub fn check_free(&mut self, now: Duration, lb_ip: IpAddr) -> Option<Duration> {
         let held_back = self.hosts.get(&lb_ip).filter(|host| host.held_back);
         if let Some(time) = held_back.map(|host| host.seen + PROBE_AGAIN_AFTER).filter(|time| now < *time) {
@@ -129,7 +135,7 @@ impl AddressConflicts {
     }
 
     /// Repeats the last probe of each address, because its answer may have been dropped while this node was suspended.
-    /// (It does not repeat all probes: on an overloaded machine that would never end.)
+    /// It does not repeat all three: on an overloaded machine the probes would never end.
     pub fn restart_probes(&mut self, now: Duration) {
         self.first_probes.reset(now);
         self.due.clear();
@@ -170,8 +176,8 @@ impl AddressConflicts {
         !self.probing.is_empty()
     }
 
-    /// Records that a host outside the cluster uses or probes `used`. Returns whether the address is being probed and
-    /// the host was unknown.
+    /// Records that a host outside the cluster uses or probes `used`. If this node is probing the address, holds it
+    /// back. Returns whether this is a new conflict.
     pub fn record_user(&mut self, now: Duration, used: IpAddr, mac: MacAddr) -> bool {
         if !self.probing.contains_key(&used) {
             return false;
@@ -188,15 +194,15 @@ impl AddressConflicts {
         let defend = last.is_none_or(|last| now >= last + DEFEND_INTERVAL);
         let defended = if defend { Some(now) } else { last };
         self.hosts.insert(lb_ip, ConflictingHost { mac, held_back: false, seen: now, defended });
-        Reaction { is_news: before.is_none_or(|before| before.mac != mac), defend }
+        Reaction { is_new_host: before.is_none_or(|before| before.mac != mac), defend }
     }
 
     pub fn iter(&self) -> impl Iterator<Item = (IpAddr, ConflictingHost)> + '_ {
         self.hosts.iter().map(|(lb_ip, host)| (*lb_ip, *host))
     }
 
-    /// Forgets hosts that were not seen for long or whose address is not announced here. Returns whether there were
-    /// any.
+    /// Forgets hosts that were not seen for [`EXPIRE_AFTER`], or whose address is no longer announced here. Keeps hosts
+    /// for which an address is held back. Returns whether a host was forgotten.
     pub fn expire(&mut self, now: Duration, announced: impl Fn(IpAddr) -> bool) -> bool {
         let before = self.hosts.len();
         self.hosts.retain(|lb_ip, host| host.held_back || announced(*lb_ip) && now < host.seen + EXPIRE_AFTER);
@@ -263,13 +269,13 @@ mod tests {
         assert_eq!(sent.values().sum::<usize>(), 9000);
         assert!(sent.values().all(|frames| *frames <= 3 * (PROBED_AT_ONCE as usize + 100)), "{sent:?}");
         assert!(sent.values().skip(1).all(|frames| *frames <= 400), "{sent:?}");
-        // The last addresses are free in the end, and a single new one no longer waits.
+        // In the end the last address is free, and a new address no longer waits for its first probe.
         let end = begin + PROBE_INTERVAL * 3000 + PROBE_TIME;
         assert_eq!(
             (conflicts.check_free(end, lb_ip(2999)), conflicts.check_free(end, lb_ip(9999))),
             (None, Some(end + PROBE_TIME))
         );
-        // After a suspension all are probed again, paced as well.
+        // After a suspension all addresses are probed again, also paced.
         (0..1000).for_each(|n| assert!(conflicts.check_free(end, lb_ip(n + 20_000)).is_some()));
         conflicts.restart_probes(end);
         assert!(conflicts.take_due_probes(end).len() <= PROBED_AT_ONCE as usize);
@@ -287,11 +293,11 @@ mod tests {
         let known = ConflictingHost { mac: HOST, held_back: true, seen: ms(1), defended: None };
         assert_eq!(conflicts.iter().collect::<Vec<_>>(), [(ip(1), known)]);
         assert!(!conflicts.expire(ms(9000), |_| false));
-        // Still there: nothing new.
+        // The host still has the address: that is no new conflict.
         assert_eq!(conflicts.check_free(ms(10_001), ip(1)), Some(ms(10_121)));
         conflicts.take_due_probes(ms(10_001));
         assert!(!conflicts.record_user(ms(10_002), ip(1), HOST));
-        // Gone.
+        // The host no longer has the address.
         assert_eq!(conflicts.check_free(ms(20_002), ip(1)), Some(ms(20_122)));
         for at in [20_002, 20_042, 20_082] {
             conflicts.take_due_probes(ms(at));
@@ -303,11 +309,12 @@ mod tests {
     #[test]
     fn announced_address_is_defended_at_a_bounded_rate() {
         let mut conflicts = AddressConflicts::default();
-        for (at, is_news, defend) in [(0, true, true), (1, false, false), (9_999, false, false), (10_000, false, true)]
+        for (at, is_new_host, defend) in
+            [(0, true, true), (1, false, false), (9_999, false, false), (10_000, false, true)]
         {
-            assert_eq!(conflicts.record_conflict(ms(at), ip(1), HOST), Reaction { is_news, defend }, "at {at} ms");
+            assert_eq!(conflicts.record_conflict(ms(at), ip(1), HOST), Reaction { is_new_host, defend }, "at {at} ms");
         }
-        assert!(conflicts.record_conflict(ms(10_001), ip(1), MacAddr(2, 0, 0, 0, 0, 0x98)).is_news);
+        assert!(conflicts.record_conflict(ms(10_001), ip(1), MacAddr(2, 0, 0, 0, 0, 0x98)).is_new_host);
         assert!(!conflicts.expire(ms(130_000), |_| true));
         assert!(conflicts.expire(ms(130_001), |_| true));
         conflicts.record_conflict(ms(0), ip(1), HOST);

@@ -7,7 +7,7 @@ use std::time::Duration;
 pub struct Pacer {
     interval: Duration,
     burst: u32,
-    /// The next start time of a pacer with the same interval and no burst.
+    /// The next start time if there were no burst. The burst permits starts up to `burst - 1` intervals earlier.
     next: Duration,
 }
 

@@ -1,4 +1,4 @@
-//! The schedule of unasked announcements (gratuitous ARP, unsolicited advertisements).
+//! When this node sends gratuitous ARP or unsolicited NAs for each address.
 //!
 //! An address is announced in a burst when it is claimed, and then in a slow refresh for hosts that missed the burst.
 //! This file computes times only: [`Schedule::take_due`] returns the addresses that are due.
@@ -10,9 +10,9 @@ use std::time::Duration;
 use crate::announce::pacer::Pacer;
 use model::stable_hash;
 
-/// The times of a burst, counted from the claim: at once in both forms, then twice soon against loss. Kernels as old as
-/// RHEL 7 ignore an announcement within a second of their last update (`locktime`), so at least one must come more than
-/// a second after any earlier one.
+/// The times of a burst, counted from the claim. The first two are the two forms of one announcement. The next two
+/// follow soon, because frames may be lost. Kernels as old as RHEL 7 ignore an announcement within a second of their
+/// last update (`locktime`). So at least one announcement must come more than a second after the one before it.
 const BURST: [Duration; 7] = [
     Duration::ZERO,
     Duration::ZERO,
@@ -23,11 +23,13 @@ const BURST: [Duration; 7] = [
     Duration::from_secs(4),
 ];
 
-/// At most this many addresses are repeated at once. When thousands of addresses move, their repetitions would all be
-/// due together with the first frames of this node and of others, and switches and clients have limited capacity.
+/// The maximum number of addresses whose announcements are repeated at once. When thousands of addresses move, all
+/// their repetitions are due while this node and others send first frames. The capacity of switches and clients is
+/// limited.
 const REPEATED_AT_ONCE: u32 = 256;
 
-/// Then one repetition starts per this interval: 10,000 addresses per second. Ten times as many would be due.
+/// After [`REPEATED_AT_ONCE`] addresses, one more is repeated per this interval: 10,000 addresses per second. Without
+/// this limit, ten times as many would be due.
 const REPEAT_INTERVAL: Duration = Duration::from_micros(100);
 
 /// Repetitions are rounded up to multiples of this time, so that the loop does not wake for each.
@@ -36,7 +38,7 @@ const REPEAT_ROUNDING: Duration = Duration::from_millis(5);
 /// The interval between announcements after the burst, for hosts that missed it, such as a restarted switch.
 const REFRESH: Duration = Duration::from_secs(60);
 
-/// A refresh comes early by a pseudo-random time of at most this length, so that thousands do not come at once.
+/// Each refresh comes early by a pseudo-random time of at most this length, so that thousands are not sent at once.
 const SPREAD: Duration = Duration::from_secs(15);
 
 /// The delay of an announcement that must not be made now.
@@ -56,8 +58,8 @@ pub enum Form {
 /// The times of the next announcements.
 #[derive(Clone, Debug)]
 pub struct Schedule {
-    /// The time, whether this is the second frame of a burst (which comes after all first frames of the same time), and
-    /// the address.
+    /// Each address with the time of its next announcement. The flag marks the second frame of a burst, which comes
+    /// after all first frames of the same time.
     due: BTreeSet<(Duration, bool, IpAddr)>,
     entries: BTreeMap<IpAddr, Entry>,
     repetitions: Pacer,
@@ -83,7 +85,7 @@ impl Default for Schedule {
 }
 
 impl Schedule {
-    /// Starts the burst for `lb_ip`, again if there was one already.
+    /// Starts the burst for `lb_ip`, from the beginning if there was one already.
     pub fn start(&mut self, lb_ip: IpAddr, now: Duration) {
         self.stop(lb_ip);
         self.entries.insert(lb_ip, Entry { begun: now, step: 0, due: now, is_paced: false });
@@ -107,9 +109,9 @@ impl Schedule {
         self.entries.get(&lb_ip).is_some_and(|entry| entry.step == 0 && entry.due <= now)
     }
 
-    /// The addresses to announce now and their forms, at most `limit`, the longest overdue first. Those that `may`
-    /// forbids are deferred. A late call announces an address once in each form and skips missed repetitions. Many
-    /// repetitions are paced.
+    /// Takes at most `limit` addresses to announce now, with their forms, the longest overdue first. An address for
+    /// which `may` returns false is deferred. If this call is late, missed repetitions are skipped, so that each
+    /// address is announced once in each form. Repetitions are paced.
     pub fn take_due(&mut self, now: Duration, limit: usize, may: impl Fn(IpAddr) -> bool) -> Vec<(IpAddr, Form)> {
         let mut announcements = Vec::new();
         while announcements.len() < limit {
@@ -125,7 +127,7 @@ impl Schedule {
                 (entry.due, entry.is_paced) = (time, true);
             } else if entry.step == 0 {
                 announcements.push((lb_ip, Form::Request));
-                // After the addresses that wait for their first frame.
+                // The reply form comes after the addresses that wait for their first frame.
                 (entry.step, entry.due) = (1, now);
             } else {
                 announcements.push((lb_ip, if entry.step == 1 { Form::Reply } else { Form::Both }));
@@ -150,7 +152,8 @@ impl Entry {
         self.step == 1
     }
 
-    /// Whether a repetition is due that has no assigned time yet. Refreshes are spread anyway.
+    /// Whether the next announcement is a repetition to which the pacer has not assigned a time yet. Refreshes need no
+    /// pacer: their times vary.
     fn wants_pacing(&self) -> bool {
         (2..BURST.len()).contains(&self.step) && !self.is_paced
     }
@@ -265,7 +268,7 @@ mod tests {
             assert_eq!(announcements.len(), if round < 39 { 256 } else { 16 });
             forms.extend(announcements.iter().map(|(_, form)| *form));
         }
-        // All in the request form before the first one in the reply form.
+        // All addresses are announced in the request form before the first one in the reply form.
         assert_eq!(forms.iter().position(|form| *form == Form::Reply), Some(5000));
         assert!(forms[5000..].iter().all(|form| *form == Form::Reply));
         run(&mut schedule, Duration::from_secs(5), |_| true);

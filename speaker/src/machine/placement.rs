@@ -26,7 +26,7 @@ impl Machine {
     pub(super) fn place(&mut self, mut lb_ips: BTreeSet<IpAddr>) {
         self.groups_changed = true;
         let snapshot = self.context.snapshot.clone().unwrap_or_default();
-        // Outgoing addresses keep their link only while they are announced.
+        // Outgoing addresses are placed each time, because they keep their link only while they are announced.
         lb_ips.append(&mut self.outgoing);
         for lb_ip in lb_ips {
             let policy = snapshot.addresses.get(&lb_ip);
@@ -50,23 +50,25 @@ impl Machine {
         gone.into_iter().for_each(|index| self.close(index));
     }
 
-    /// The links that have a segment even without addresses: the node's own, so that its peers are known when the first
-    /// address appears.
+    /// The links that have a segment even without addresses: those with a node address. So this node knows its peers
+    /// before the first address appears.
     fn home_links(&self) -> BTreeSet<u32> {
         let is_home = |link: &&Link| match &self.context.snapshot {
             Some(snapshot) => link.has_any_of(&snapshot.node_addresses),
-            // The node's own link is not known yet. A bridge has no other nodes behind it, as a rule.
+            // The node addresses are not known yet. Any link may have one, except for bridges: behind them are pods,
+            // not other nodes.
             None => !link.is_bridge,
         };
         self.links.values().filter(is_home).map(|link| link.index).collect()
     }
 
-    /// The links that an address belongs to.
+    /// The links on which this node places an address: the allowed ones, and those on which it still announces the
+    /// address.
     fn links_of(&mut self, snapshot: &Snapshot, lb_ip: IpAddr, policy: &AnnouncementPolicy) -> BTreeSet<u32> {
         let own = policy.candidates.get(&self.context.config.node);
         let home = Links::default();
         let allowed = own.map_or(&home, |own| &own.links);
-        let links = links_for(lb_ip, self.links.values(), &snapshot.node_addresses, allowed);
+        let links = allowed_links(lb_ip, self.links.values(), &snapshot.node_addresses, allowed);
         let mut places: BTreeSet<u32> = links.into_iter().map(|link| link.index).collect();
         if own.is_none() {
             // An address that this node may no longer announce keeps its link until a peer has taken it over.
@@ -101,9 +103,9 @@ impl Machine {
     }
 }
 
-/// The link that `lb_ip` belongs to: the one whose subnet contains it (longest prefix, then lowest index). If there is
-/// none, it is the link with one of `node_addresses` (the node's InternalIPs) and the family of `lb_ip`, because a
-/// router with a route for the address resolves it there.
+/// The home link of `lb_ip`: the link whose subnet contains the address (longest prefix, then lowest index). If no
+/// subnet contains it, the home link has one of `node_addresses` (the node's InternalIPs) and an address of the same
+/// family. A router with a route for the address resolves it on that link.
 fn home_link<'a>(
     lb_ip: IpAddr,
     links: impl Iterator<Item = &'a Link> + Clone,
@@ -117,9 +119,9 @@ fn home_link<'a>(
     })
 }
 
-/// The links on which a node announces `lb_ip` if `allowed` permits: the one it belongs to ([`home_link`]), and each
-/// named one that has an address of the family.
-fn links_for<'a>(
+/// The links on which a node may announce `lb_ip`: its home link if `allowed` permits that, and each named link that
+/// has an address of the family.
+fn allowed_links<'a>(
     lb_ip: IpAddr,
     links: impl Iterator<Item = &'a Link> + Clone,
     node_addresses: &[IpAddr],
@@ -227,7 +229,7 @@ mod tests {
         let mut snapshot =
             Snapshot { node_addresses: vec!["10.0.0.1".parse().expect("an address")], addresses: many.collect() };
         machine.set_snapshot(Duration::ZERO, Some(Arc::new(snapshot.clone())));
-        // Placing this address as well would put it back.
+        // If all addresses were placed again, this one would return.
         let other: IpAddr = [10, 1, 0, 7].into();
         machine.segments.get_mut(&1).expect("a segment").remove_placed(other);
         let one: IpAddr = [10, 2, 0, 1].into();
@@ -259,7 +261,7 @@ mod tests {
     }
 
     #[test]
-    fn home_link_is_its_subnets_or_else_the_nodes() {
+    fn home_link_has_the_subnet_or_a_node_address() {
         let links = [
             link(2, &["10.0.0.5/8"]),
             link(3, &["192.0.2.5/24", "198.51.100.5/24"]),
@@ -313,7 +315,7 @@ mod tests {
             ("192.0.2.200", named(false, &["eth4"]), vec![]),
             ("2001:db8::200", named(false, &["eth3", "eth4"]), vec![4]),
         ] {
-            let found = links_for(lb_ip.parse().expect("address"), links.iter(), &node, &allowed);
+            let found = allowed_links(lb_ip.parse().expect("address"), links.iter(), &node, &allowed);
             let found: Vec<u32> = found.iter().map(|link| link.index).collect();
             assert_eq!(found, expected, "{lb_ip} on {allowed:?}");
         }

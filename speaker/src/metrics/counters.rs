@@ -40,7 +40,7 @@ pub struct FrameCounters {
     /// Probes sent before an address was announced for the first time.
     pub probes: u64,
     /// Gratuitous ARP frames sent, in both forms, or unsolicited NAs sent.
-    pub unasked: u64,
+    pub gratuitous: u64,
 }
 
 /// Dropped packets, by reason.
@@ -61,10 +61,10 @@ pub struct Dropped {
     /// From a speaker that has not proved yet that it is alive. A starting speaker causes a few; more of them are
     /// replayed packets.
     pub unproven: u64,
-    /// With the name of this node.
+    /// With the name of this node: another speaker uses it.
     pub duplicate_node: u64,
     /// From a new peer on a link that already has the maximum number of peers.
-    pub crowded: u64,
+    pub too_many_peers: u64,
     /// Received while the loop was stalled.
     pub backlog: u64,
 }

@@ -1,4 +1,4 @@
-//! Events for the log, and the log line of each. The machine creates them, and [`crate::run`](fn@crate::run) writes them.
+//! Events for the log, each with its log line. The machine creates them, and [`crate::run`](fn@crate::run) writes them.
 
 use std::net::IpAddr;
 use std::time::Duration;
@@ -15,11 +15,12 @@ pub enum Event {
         lb_ip: IpAddr,
         link: String,
         epoch: u64,
+        /// Whether this node hears a quorum of its peers.
         backed: bool,
-        /// The node that claimed it before, if any is known.
+        /// The node that claimed the address before; `None` if no such claim is known.
         from: Option<String>,
     },
-    /// A claim that was not backed is backed now.
+    /// A claim that this node made without a quorum of peers was renewed with one.
     Renewed { lb_ip: IpAddr, link: String, epoch: u64 },
     /// This node no longer announces an lb_ip.
     Withdrawn {
@@ -31,7 +32,7 @@ pub enum Event {
     },
     /// A peer on a link was heard for the first time, or changed its state.
     Peer { node: String, link: String, state: PeerState },
-    /// A quorum of the peers on a link is heard, or no longer.
+    /// This node began or ceased to hear a quorum of the peers on a link.
     Quorum {
         link: String,
         /// Whether a quorum is heard.
@@ -83,7 +84,12 @@ impl Event {
                 tracing::info!(link, live, known, "a quorum of peers is heard");
             }
             Self::Quorum { link, backed: false, live, known } => {
-                tracing::warn!(link, live, known, "no quorum of peers is heard: unasked announcements stop");
+                tracing::warn!(
+                    link,
+                    live,
+                    known,
+                    "no quorum of peers is heard: gratuitous ARP and unsolicited NAs stop"
+                );
             }
             Self::Conflict { lb_ip, link, mac, held_back } => {
                 tracing::warn!(

@@ -1,6 +1,7 @@
 //! Takeovers: addresses that this node took over from another node, why, and how long that node had been silent.
 //!
-//! Clients notice the silence, plus at most one interval: the node may have died at any moment after its last Hello.
+//! The outage of clients is as long as the silence, or shorter by at most one interval: the node may have died at any
+//! moment after its last Hello.
 
 use std::time::Duration;
 
@@ -26,7 +27,7 @@ pub enum Cause {
 impl Cause {
     pub const ALL: [Self; 5] = [Self::Died, Self::Deaf, Self::Left, Self::Ceded, Self::Released];
 
-    /// Why `peer` lost the address that it has or had this claim to.
+    /// Why `peer` lost an address. `claim` is its last claim to the address.
     pub fn from_peer(peer: &Peer, claim: Claim) -> Self {
         match peer.state {
             _ if peer.leaving => Self::Left,
@@ -59,17 +60,17 @@ pub struct Move {
     /// The time from the last Hello of the former owner until this node announced the address, or until the claim if it
     /// is not announced yet.
     pub silence: Duration,
-    /// When the former owner was last heard, while the address is not announced yet.
+    /// When the former owner was last heard. Set until this node announces the address.
     unannounced: Option<Duration>,
 }
 
 impl Move {
-    /// An address that this node announced when its former owner had been silent for this long.
+    /// A move whose address is already announced. The former owner had been silent for this time.
     pub fn new(from: &str, cause: Cause, silence: Duration) -> Self {
         Self { from: from.to_owned(), cause, silence, unannounced: None }
     }
 
-    /// An address that this node claims, and whose former owner was last heard at `heard`.
+    /// A move whose address is claimed but not announced yet. The former owner was last heard at `heard`.
     pub(crate) fn begin(now: Duration, from: &str, cause: Cause, heard: Duration) -> Self {
         Self { unannounced: Some(heard), ..Self::new(from, cause, now.saturating_sub(heard)) }
     }

@@ -4,7 +4,7 @@
 //! reported it (RFC 4541 §3), and a network card may filter it. So this node joins the groups as an application does:
 //! the kernel sends reports, answers queries, and configures the card. No data is received here.
 //!
-//! Dropping the value leaves all groups.
+//! When [`Groups`] is dropped, the kernel leaves all groups.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
@@ -29,11 +29,11 @@ impl Groups {
     /// Joins exactly these groups, each on the link with that index, and leaves all others. A refusal is logged once. A
     /// refused group is tried again only after a call that did not include it.
     pub fn join_exactly(&mut self, wanted: &BTreeSet<(u32, Ipv6Addr)>) {
-        let over: Vec<_> = self.joined.keys().filter(|known| !wanted.contains(known)).copied().collect();
-        for (link, group) in over {
+        let outdated: Vec<_> = self.joined.keys().filter(|known| !wanted.contains(known)).copied().collect();
+        for (link, group) in outdated {
             if let Some(Some(at)) = self.joined.remove(&(link, group)) {
                 let (socket, count) = &mut self.sockets[at];
-                // The link, and with it the membership, may be gone.
+                // This fails if the link is gone, and its memberships with it.
                 let _ = socket.leave_multicast_v6(&group, link);
                 *count -= 1;
             }

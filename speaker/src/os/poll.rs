@@ -34,24 +34,24 @@ impl Waker {
     /// A waker without a pending wake-up.
     ///
     /// # Errors
-    /// If there are no descriptors left.
+    /// If the process may open no more descriptors.
     pub fn new() -> io::Result<Self> {
         Ok(Self(Arc::new(EventFd::from_flags(EfdFlags::EFD_NONBLOCK | EfdFlags::EFD_CLOEXEC)?)))
     }
 
     /// Wakes the thread. Several calls before it clears the wake-up count as one.
     pub fn wake(&self) {
-        // It is refused only if more wake-ups are pending than fit a u64.
+        // The write fails only if more wake-ups are pending than fit a u64.
         let _ = self.0.write(1);
     }
 
     /// Clears the pending wake-up.
     pub fn clear(&self) {
-        // It is refused if there is none.
+        // The read fails if no wake-up is pending.
         let _ = self.0.read();
     }
 
-    /// Readable while a wake-up is pending.
+    /// The descriptor to wait for. It is readable while a wake-up is pending.
     pub fn as_fd(&self) -> BorrowedFd<'_> {
         self.0.as_fd()
     }
@@ -79,7 +79,7 @@ mod tests {
         assert!(is_woken(BOUND));
         thread.join().expect("the waking thread ends");
         waker.clear();
-        // Also after the other waker is gone.
+        // The drop of the other waker is no wake-up.
         assert!(!is_woken(Duration::from_millis(1)));
     }
 }

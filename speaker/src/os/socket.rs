@@ -1,9 +1,9 @@
 //! Packet sockets for ARP, for NDP, and for Hellos over IPv4 and IPv6.
 //!
 //! Hellos are ordinary UDP datagrams on the wire, but they bypass the kernel's UDP: like ARP, they are sent and
-//! received by a packet socket, outside netfilter and routing. So no host firewall can separate the detector from the
-//! detected: a node whose Hellos are not heard is a node whose ARP answers are not heard. This needs `CAP_NET_RAW`
-//! only.
+//! received by a packet socket, outside netfilter and routing. So Hellos take the same path as ARP answers, and no host
+//! firewall can block only one of them: a node whose Hellos are not heard cannot answer ARP either. A packet socket
+//! needs only `CAP_NET_RAW`.
 //!
 //! A kernel filter ([`crate::os::filter`]) passes only frames of interest, on the links to listen on, so other traffic
 //! does not wake the process. The socket is created without a protocol, gets its filter, and is bound last, so no other
@@ -24,7 +24,7 @@ use crate::os::poll;
 use crate::wire::datagram::GROUP_MAC;
 use crate::wire::frame::{Channel, Frame, FrameClass};
 
-/// The maximum length of a frame: an MTU of 1500, the header, and room. A longer frame is truncated, and therefore
+/// The maximum length of a frame: an MTU of 1500, the header, and some more. A longer frame is truncated, and therefore
 /// malformed.
 const MAX_FRAME: usize = 2048;
 
@@ -46,7 +46,7 @@ pub struct PacketSocket {
 }
 
 impl PacketSocket {
-    /// Opens a socket for a class of the frames of a channel, in the network namespace of this thread. It listens on no
+    /// Opens a socket for one class of frames of a channel, in the network namespace of this thread. It listens on no
     /// link yet.
     ///
     /// # Errors
@@ -164,8 +164,8 @@ impl PacketSocket {
     /// Sends at most [`BATCH`] frames in order, each on the link with its index. Returns the number of frames sent.
     ///
     /// # Errors
-    /// If the first frame was not sent: `WouldBlock` if there is no room and it can be sent later, any other error if
-    /// it cannot be sent.
+    /// If the first frame was not sent. `WouldBlock`: the kernel has no room now, and the frame can be sent later. Any
+    /// other error: the frame cannot be sent.
     pub fn send<'a>(&self, frames: impl IntoIterator<Item = (u32, &'a [u8])>) -> io::Result<usize> {
         let mut to = [const { None::<SockAddr> }; BATCH];
         let mut parts = [libc::iovec { iov_base: std::ptr::null_mut(), iov_len: 0 }; BATCH];
@@ -242,7 +242,7 @@ impl Sockets {
     }
 }
 
-/// The space for the time of arrival in the control data of a frame.
+/// The size of the control data of a frame, with room for the time of arrival, in bytes.
 const TIME_SPACE: usize = 64;
 
 /// The time of arrival of a frame, since 1970.

@@ -16,7 +16,7 @@ pub const MAX_EPOCH: u64 = (1 << 61) - 1;
 /// The maximum of [`Claims::bits`]: 128 buckets, whose digests take 512 bytes of a Hello.
 pub const MAX_BITS: u8 = 7;
 
-/// At most this many claims form a single bucket, which is sent with each Hello (384 bytes for IPv4).
+/// Up to this number, all claims are in one bucket, which is sent with each Hello (384 bytes for IPv4).
 const MAX_IN_EACH_HELLO: usize = 32;
 
 /// The intended number of claims per bucket if there are several buckets. A page of them is about half a packet.
@@ -96,7 +96,7 @@ impl Claims {
         Some(claim)
     }
 
-    /// The number of bits of the hash that select the bucket.
+    /// The number of hash bits that select the bucket of a claim.
     pub fn bits(&self) -> u8 {
         self.bits
     }
@@ -192,7 +192,7 @@ fn hash_position(lb_ip: IpAddr) -> u32 {
 }
 
 fn bucket_of(lb_ip: IpAddr, bits: u8) -> usize {
-    // Shifting by all 32 bits overflows in Rust.
+    // A shift by 32 bits would overflow.
     hash_position(lb_ip).checked_shr(32 - u32::from(bits)).unwrap_or(0) as usize
 }
 

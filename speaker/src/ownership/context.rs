@@ -12,14 +12,14 @@ use crate::wire::frame::Frame;
 use crate::wire::seal::KeyRing;
 use model::eligibility::AnnouncementPolicy;
 
-/// The inputs of a segment beyond its own state, and its outputs.
+/// The inputs that all segments read, and the outputs to which they add.
 #[derive(Debug)]
 pub struct Context {
-    /// The time of the present input.
+    /// The time of the current input.
     pub now: Duration,
     pub config: Config,
     pub keys: KeyRing,
-    /// `None` until it has arrived.
+    /// The snapshot of the cluster; `None` until it has arrived.
     pub snapshot: Option<Arc<Snapshot>>,
     /// The addresses that the dataplane forwards.
     pub forwarded: Arc<BTreeSet<IpAddr>>,

@@ -22,8 +22,9 @@ const SOON_GAP: Duration = Duration::from_millis(10);
 /// After a probe, the next Hello is due this time after the last one, so that one Hello answers several probes.
 const PROBE_REPLY_GAP: Duration = Duration::from_millis(2);
 
-/// A Hello with news and the Hellos after it are not routine, this many in total, because the first may be lost.
-const NEWS_REPEATS: u32 = 3;
+/// An urgent Hello carries a change, a request or an answer. It and the next ones, this many in total, are not routine,
+/// because the first may be lost.
+const URGENT_REPEATS: u32 = 3;
 
 /// The state of this node's Hellos on a link.
 #[derive(Debug)]
@@ -36,8 +37,8 @@ pub struct HelloSender {
     probed_by_peer: bool,
     /// Whether the next Hello is the last one on this link.
     is_goodbye: bool,
-    /// The number of Hellos since the last one with news.
-    hellos_without_news: u32,
+    /// The number of Hellos since the last urgent one.
+    hellos_since_urgent: u32,
     /// The ids of the peers to probe with the next Hello.
     pub probes: Vec<u32>,
     pub interval: HelloInterval,
@@ -58,7 +59,7 @@ impl HelloSender {
             soon: false,
             probed_by_peer: false,
             is_goodbye: false,
-            hellos_without_news: 0,
+            hellos_since_urgent: 0,
             probes: Vec::new(),
             interval: HelloInterval::new(config),
             incarnation,
@@ -78,28 +79,28 @@ impl HelloSender {
         (self.last, self.is_goodbye) = (None, true);
     }
 
-    /// Nothing can be sent now: makes the next Hello due after one interval.
+    /// Makes the next Hello due after one interval, because none can be sent now.
     pub fn skip(&mut self, now: Duration) {
         (self.last, self.soon, self.probed_by_peer) = (Some(now), false, false);
         self.probes.clear();
     }
 
     /// Records that the claim of this node to `lb_ip` changed.
-    pub fn claim_changed(&mut self, lb_ip: IpAddr) {
+    pub fn record_claim_change(&mut self, lb_ip: IpAddr) {
         self.changed.insert(lb_ip);
     }
 
-    /// Records the requests of a peer to this node: an answer at once, and buckets of claims.
+    /// Records whether a peer requests an answer at once, and the buckets of claims that it requests.
     pub fn receive_requests(&mut self, packet: &Packet) {
-        let me = hello::id(self.incarnation);
-        self.probed_by_peer |= packet.probed.contains(&me);
-        for request in packet.bucket_requests.iter().filter(|request| request.id == me) {
+        let own_id = hello::id(self.incarnation);
+        self.probed_by_peer |= packet.probed.contains(&own_id);
+        for request in packet.bucket_requests.iter().filter(|request| request.id == own_id) {
             self.requested |= request.buckets;
         }
     }
 
-    /// Whether peers may consider this node dead: it sent no Hello for a whole window. (A peer that lost the last Hello
-    /// may have taken over before. Then this node receives the claims that the peer has sent since.)
+    /// Whether peers may have declared this node dead, because it sent no Hello for a whole window. (A peer that did
+    /// not receive the last Hello may have taken over sooner. Then this node receives the claims of that peer.)
     pub fn is_missed(&self, now: Duration, multiplier: u32) -> bool {
         self.last.is_none_or(|last| now >= last + self.interval.published * multiplier)
     }
@@ -118,11 +119,11 @@ impl HelloSender {
     /// request.
     pub fn packets(&mut self, context: &Context, link: &Link, own: &mut Claims, lists: PeerLists) -> Vec<Packet> {
         let config = &context.config;
-        let mut is_news = self.soon || self.probed_by_peer || self.last.is_none() || self.requested != 0;
-        is_news |= !self.changed.is_empty() || !self.probes.is_empty();
-        is_news |= context.leaving || context.snapshot.is_none();
-        is_news |= !lists.echoes.is_empty() || !lists.bucket_requests.is_empty();
-        self.hellos_without_news = if is_news { 0 } else { self.hellos_without_news.saturating_add(1) };
+        let mut is_urgent = self.soon || self.probed_by_peer || self.last.is_none() || self.requested != 0;
+        is_urgent |= !self.changed.is_empty() || !self.probes.is_empty();
+        is_urgent |= context.leaving || context.snapshot.is_none();
+        is_urgent |= !lists.echoes.is_empty() || !lists.bucket_requests.is_empty();
+        self.hellos_since_urgent = if is_urgent { 0 } else { self.hellos_since_urgent.saturating_add(1) };
         (self.last, self.soon, self.probed_by_peer) = (Some(context.now), false, false);
         // All parts have one sequence, because they may overtake each other.
         self.sequence += 1;
@@ -135,7 +136,7 @@ impl HelloSender {
         let changed = std::mem::take(&mut self.changed);
         buckets |= changed.into_iter().fold(0, |buckets, lb_ip| buckets | 1 << own.bucket(lb_ip));
         if bits == 0 {
-            // There are so few claims that each Hello carries them.
+            // All claims are in one bucket, which each Hello carries.
             buckets = 1;
         }
         let room = MAX_PAYLOAD - context.keys.overhead(context.now) - codec::overhead(&config.node, &link.name);
@@ -152,7 +153,7 @@ impl HelloSender {
             interval: self.interval.published,
             leaving: context.leaving || self.is_goodbye,
             blind: context.snapshot.is_none(),
-            routine: self.hellos_without_news >= NEWS_REPEATS,
+            routine: self.hellos_since_urgent >= URGENT_REPEATS,
             heard: HeardRange { all: 0, from: 1, to: 0, peers: vec![] },
             echoes: vec![],
             probed: vec![],

@@ -6,19 +6,19 @@
 //! - The greatest claim wins: the higher epoch, then backed over not backed, then the higher [`rank`].
 //! - An address without a claim goes to the best live candidate: the most preferred one, and among equally preferred
 //!   candidates the one with the highest rank. The best candidate claims the next epoch at once. The others wait for
-//!   their turn and claim only if it does not.
+//!   their turn, and claim only if the best one does not.
 //! - There is no failback. A claim ends when a greater one is heard, when its owner must stop announcing, or when its
 //!   owner dies.
 //! - An owner *cedes* an address when it sees a live candidate that is more preferred, or when it is itself no longer a
 //!   candidate. It sets the flag in its claim and keeps announcing. A candidate that considers itself more preferred
-//!   than the owner claims the next epoch and announces, and only then the owner stops. So a planned move has no gap, a
-//!   node that cannot announce triggers no move, and two nodes with different API state do not take an address from
-//!   each other repeatedly: a move needs the consent of both.
+//!   than the owner claims the next epoch and announces. Only then the owner stops. So a planned move has no gap, and a
+//!   node that cannot announce triggers no move. A move needs the consent of both nodes, so two nodes with different
+//!   API state do not take an address from each other repeatedly.
 //! - A claim made without a quorum of peers is not backed and keeps the epoch. An isolated node assumes that all peers
 //!   are dead. When it returns, its new claims lose against those of the majority, and its old claims lose against
 //!   those that replaced them: nothing moves.
-//! - With two nodes, neither has a quorum without the other. There, a node that has heard any other host on the LAN
-//!   since its peer fell silent is not isolated, and its claims are backed. So after a cut, the node that clients could
+//! - With two nodes, neither has a quorum without the other. If one of them has heard any other host on the LAN since
+//!   its peer fell silent, it is not isolated, and its claims are backed. So after a cut, the node that clients could
 //!   reach keeps all addresses. If neither heard any other host, each node gets its former addresses back.
 //!
 //! A takeover does not probe whether the silent owner still answers (RFC 5227 §2.1.1). The owner's Hellos travel the
@@ -64,7 +64,7 @@ pub struct View {
     pub ceding: Option<Ceding>,
     /// The active claims of live peers that are not leaving.
     pub peer_claims: Vec<PeerClaim>,
-    /// Whether a peer reports a claim that has ended. That peer may have announced the address.
+    /// Whether a peer reports a claim that has ended. That peer may have announced the address last.
     pub tombstone_heard: bool,
     /// The greatest epoch seen for the address.
     pub epoch: u64,
@@ -78,7 +78,7 @@ pub struct View {
 }
 
 impl View {
-    /// Whether no peer keeps this node from owning the address.
+    /// Whether this node may own the address: each peer with a claim cedes it to this node, or no peer has a claim.
     pub fn is_available(&self) -> bool {
         self.peer_claims.iter().all(|peer| peer.yields_to(self.preference))
     }
@@ -133,12 +133,12 @@ pub enum Position {
 pub enum Decision {
     /// Do nothing: the address belongs to another node, or may not be announced here.
     Leave,
-    /// The address has no owner. Decide again at this time, if there is one.
+    /// Do not claim it yet. Decide again at this time; without a time, when an input changes.
     Wait(Option<Duration>),
     /// Claim it, or renew the claim.
     Claim(Claim),
     Keep {
-        /// Whether a weaker claim, or one that has ended, is heard.
+        /// Whether a peer has a weaker claim, or one that has ended.
         contested: bool,
         /// Whether to cede it to a successor.
         cede: bool,
@@ -199,9 +199,10 @@ pub fn decide(view: &View) -> Decision {
             let turn = view.orphaned_since + view.step_in * u32::try_from(view.better_candidates).unwrap_or(u32::MAX);
             match view.position {
                 Position::Listening => Decision::Wait(None),
-                // Its owner keeps announcing, so there is no hurry, and an unbacked claim would be weaker.
+                // The owner cedes the address, but keeps announcing it, so a claim is not urgent. An unbacked claim
+                // would be weaker.
                 Position::Isolated if !view.peer_claims.is_empty() => Decision::Wait(None),
-                // That owner would not stop.
+                // An owner that does not hear this node would not stop.
                 _ if view.peer_claims.iter().any(|peer| !peer.hears_us) => Decision::Wait(None),
                 _ if view.now < turn => Decision::Wait(Some(turn)),
                 position => Decision::Claim(next_claim(view.epoch, position == Position::Backed)),
@@ -221,7 +222,7 @@ fn decide_owned(view: &View, own: Claim) -> Decision {
         return Decision::Withdraw(if own.retained { Reason::Outbid } else { Reason::Ceded });
     }
     if view.peer_claims.iter().any(|peer| !peer.hears_us) {
-        // Only this node knows of both claims, so this node withdraws.
+        // The peer does not know of this node's claim, so this node withdraws.
         return Decision::Withdraw(Reason::Unheard);
     }
     let contested = view.tombstone_heard || !view.peer_claims.is_empty();
@@ -297,7 +298,7 @@ mod tests {
             ("same epoch, lower rank", vec![peer(7, true, 49)], keep(true)),
             ("same epoch, higher rank", vec![peer(7, true, 51)], Decision::Withdraw(Reason::Outbid)),
             ("a later epoch", vec![peer(8, false, 1)], Decision::Withdraw(Reason::Outbid)),
-            ("one of two", vec![peer(6, true, 1), peer(8, true, 1)], Decision::Withdraw(Reason::Outbid)),
+            ("one later epoch", vec![peer(6, true, 1), peer(8, true, 1)], Decision::Withdraw(Reason::Outbid)),
             (
                 "a weaker peer that does not hear us",
                 vec![PeerClaim { hears_us: false, ..peer(6, true, 1) }],
@@ -326,13 +327,13 @@ mod tests {
         for (case, own, eligibility, successor_since, ineligible_since, expected) in [
             ("no better candidate", retained, Ok(()), None, None, wait(None)),
             ("the better candidate has just started", retained, Ok(()), ago(0), None, wait(later(5000))),
-            ("almost", retained, Ok(()), ago(4999), None, wait(later(1))),
+            ("almost settled", retained, Ok(()), ago(4999), None, wait(later(1))),
             ("the better candidate is settled", retained, Ok(()), ago(5000), None, cede(None)),
             ("the address was ceded before", ceded, Ok(()), ago(5000), None, cede(None)),
             ("the better candidate is gone again", ceded, Ok(()), None, None, wait(None)),
             ("no longer a candidate", retained, ineligible, ago(0), None, cede(later(5000))),
             ("no longer a candidate for a while", ceded, ineligible, ago(9000), ago(4999), cede(later(1))),
-            ("too long", ceded, ineligible, ago(9000), ago(5000), Decision::Withdraw(Reason::NotCandidate)),
+            ("ineligible for 5 s", ceded, ineligible, ago(9000), ago(5000), Decision::Withdraw(Reason::NotCandidate)),
             ("no successor", retained, ineligible, None, None, Decision::Withdraw(Reason::NotCandidate)),
         ] {
             let ceding = ineligible_since.map(|since| Ceding::Ineligible { since });

@@ -1,8 +1,8 @@
 //! One link and the LAN behind it: its peers, and the claims and announcements of this node there.
 //!
 //! A segment holds the state. Pure functions in other modules decide: [`crate::ownership::rules`],
-//! [`crate::peers::liveness`], [`crate::wire::arp`], [`crate::announce::schedule`]. Only the addresses in the set
-//! `dirty` are decided again: an input of their decision has changed.
+//! [`crate::peers::liveness`], [`crate::wire::arp`], [`crate::announce::schedule`]. Only addresses for which an input
+//! of the decision has changed are decided again: those in the set `dirty`.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -23,8 +23,8 @@ use crate::peers::peer::Peer;
 use model::stable_hash;
 use netlink::links::Link;
 
-/// How long this node announces an owned address even without a quorum, after a peer began or ceased to claim it. A
-/// burst takes 4 s.
+/// After a peer began or ceased to claim an owned address, this node announces it for this time, even without a quorum.
+/// A burst takes 4 s, which is less.
 const INSIST_TIME: Duration = Duration::from_secs(5);
 
 mod announce;
@@ -38,11 +38,11 @@ mod view;
 /// Whether this node hears enough of its peers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Quorum {
-    /// Less than a quorum. This node may be cut off.
+    /// This node hears less than a quorum, so it may be cut off.
     Minority,
     /// The only peer is silent, but a host that is no peer was heard since. So this node is not cut off.
     Outsiders,
-    /// A quorum.
+    /// This node hears a quorum.
     Majority,
 }
 
@@ -56,22 +56,23 @@ pub struct Segment {
     /// The last reported incarnation of another speaker that uses this node's name.
     duplicate: Option<u64>,
     /// The claims of this node as sent to peers: active ones and tombstones.
-    own: Claims,
+    own_claims: Claims,
     /// The end of each tombstone.
     tombstones: BTreeMap<IpAddr, Duration>,
     /// The addresses that belong to the link.
     placed: BTreeSet<IpAddr>,
-    /// The addresses to decide again.
+    /// The addresses for which a decision is due, because an input has changed.
     dirty: BTreeSet<IpAddr>,
     /// The greatest epoch seen for each address.
     epochs: BTreeMap<IpAddr, u64>,
-    /// Addresses without an owner, and since when this node waits for its turn to claim each. `None`: it may not claim
-    /// the address now.
+    /// Addresses without an owner, each with the time since which this node waits for its turn to claim it. `None` if
+    /// this node may not claim the address now.
     orphans: BTreeMap<IpAddr, Option<Duration>>,
     /// The times at which to decide again about an address.
     turns: BTreeSet<(Duration, IpAddr)>,
+    /// Why this node cedes an owned address.
     ceding: BTreeMap<IpAddr, Ceding>,
-    /// The takeover by which this node got each owned address, if there was one.
+    /// The takeovers by which this node got owned addresses.
     moves: BTreeMap<IpAddr, Move>,
     /// Owned addresses that a peer claims too.
     contested: BTreeSet<IpAddr>,
@@ -82,11 +83,11 @@ pub struct Segment {
     last_defended: BTreeMap<IpAddr, Duration>,
     pub(crate) conflicts: AddressConflicts,
     schedule: Schedule,
-    /// The start of the listening period, in which this node claims nothing: it has just started or resumed, or hears a
-    /// quorum again.
+    /// The start of the listening period, in which this node claims no address. It begins when this node starts,
+    /// resumes, or hears a quorum again.
     listen_from: Duration,
-    /// The start of the quiet period, in which this node announces nothing unasked: it was suspended or cut off, and a
-    /// peer may have taken over.
+    /// The start of the quiet period, in which this node sends no gratuitous ARP and no unsolicited NA. This node was
+    /// suspended or cut off, and a peer may have taken over.
     quiet_from: Option<Duration>,
     quorum: Quorum,
     /// When the first frame of a host that is no peer arrived after the only peer fell silent: a sign that this node
@@ -108,7 +109,7 @@ impl Segment {
             peers: BTreeMap::new(),
             handshakes: Handshakes::default(),
             duplicate: None,
-            own: Claims::default(),
+            own_claims: Claims::default(),
             tombstones: BTreeMap::new(),
             placed: BTreeSet::new(),
             dirty: BTreeSet::new(),
@@ -144,15 +145,15 @@ impl Segment {
 
     /// The addresses that this node announces on the link, with their claims.
     pub fn announced_claims(&self) -> impl Iterator<Item = (IpAddr, Claim)> + '_ {
-        self.own.iter().filter(|(_, claim)| claim.active)
+        self.own_claims.iter().filter(|(_, claim)| claim.active)
     }
 
     /// The claim of this node to `lb_ip`, if it announces the address.
     pub fn own_claim(&self, lb_ip: IpAddr) -> Option<Claim> {
-        self.own.get(lb_ip).filter(|claim| claim.active)
+        self.own_claims.get(lb_ip).filter(|claim| claim.active)
     }
 
-    /// Restarts the listening period at `now`: if a peer was not heard before, that is no evidence that it is dead.
+    /// Restarts the listening period at `now`. Silence of a peer before `now` does not prove that it is dead.
     pub fn restart_listening(&mut self, now: Duration) {
         self.listen_from = self.listen_from.max(now);
     }
@@ -166,7 +167,7 @@ impl Segment {
         now < self.listen_from + config.listening_time(self.slowest_interval())
     }
 
-    /// The time until which this node announces nothing unasked.
+    /// The end of the quiet period.
     fn quiet_until(&self, config: &Config) -> Duration {
         self.quiet_from.map_or(Duration::ZERO, |from| from + config.listening_time(self.slowest_interval()))
     }
@@ -310,8 +311,8 @@ impl Segment {
             .fold(self.hello_sender.due(), Duration::min)
     }
 
-    /// Whether nothing is pending that a routine Hello could change: each peer is alive, hears this node and has no
-    /// unread claims, and there is no open handshake, decision, turn or tombstone.
+    /// Whether no pending work depends on a routine Hello: each peer is alive, hears this node and has no unread
+    /// claims, and there is no open handshake, decision, turn or tombstone.
     pub fn is_idle(&self, now: Duration, config: &Config) -> bool {
         let is_settled =
             |peer: &Peer| peer.state == PeerState::Alive && !peer.leaving && peer.lists_us && peer.unread_buckets == 0;

@@ -80,8 +80,8 @@ impl Deaths {
                 Observation::Silent { .. } => {}
             }
         }
-        // A node without observations is forgotten, or was on a link where this node no longer sends Hellos. Its return
-        // would not be noticed.
+        // A node without observations was forgotten, or this node no longer sends Hellos on its link. This node would
+        // not notice its return, so it does not stay dead.
         self.left.retain(|node| seen.contains_key(node.as_str()));
         back.extend(self.dead.extract_if(.., |node| !seen.contains_key(node.as_str())));
         (died, back)

@@ -24,15 +24,15 @@ use std::time::Duration;
 use crate::wire::hello;
 
 /// An echo proves life if it has the sequence of one of the last 32 Hellos of this node: 1.6 s at 20 Hellos per second.
-/// The first echo arrives after some milliseconds, so it may be lost a few times.
+/// An echo arrives after some milliseconds, so there is time for further ones if some are lost.
 pub const ECHO_WINDOW: u32 = 32;
 
-/// This node echoes an unproven speaker for at most this time after its last packet. A live speaker sends several
-/// packets in that time.
+/// This node echoes the last packet of an unproven speaker for at most this time. A live speaker sends several packets
+/// in that time.
 const LIFETIME: Duration = Duration::from_secs(1);
 
 /// The maximum number of handshakes. An attacker without a key can create at most one for each incarnation whose
-/// packets were recorded.
+/// packets it has recorded.
 const MAX_HANDSHAKES: usize = 1024;
 
 /// The last packet of a speaker that is not believed yet.
@@ -92,8 +92,8 @@ impl Handshakes {
 
 /// Whether `echoes` contain a recent packet of the speaker with this incarnation, whose current sequence is `sequence`.
 pub fn is_echoed(echoes: &[hello::Echo], incarnation: u64, sequence: u64) -> bool {
-    let me = hello::id(incarnation);
-    echoes.iter().any(|echo| echo.id == me && (sequence as u32).wrapping_sub(echo.sequence) < ECHO_WINDOW)
+    let own_id = hello::id(incarnation);
+    echoes.iter().any(|echo| echo.id == own_id && (sequence as u32).wrapping_sub(echo.sequence) < ECHO_WINDOW)
 }
 
 #[cfg(test)]

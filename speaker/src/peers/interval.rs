@@ -12,7 +12,7 @@ use crate::config::Config;
 /// speakers can send a Hello every 50 ms; 50 speakers send one every 98 ms, and 100 every 198 ms.
 const PACKETS_PER_SECOND: u32 = 500;
 
-/// The longest interval. The API server would detect a death sooner than a longer one.
+/// The longest interval. With a longer one, the API server would detect a death before the peers do.
 pub const MAX_INTERVAL: Duration = Duration::from_secs(1);
 
 /// The suitable interval for this number of speakers, in whole milliseconds and at least `min`.

@@ -1,9 +1,10 @@
 //! Whether a peer is alive on a link.
 //!
 //! Input are times, output is a [`PeerState`]. A peer is *alive* if it was heard within a few of its intervals and
-//! reports that it hears any peer. A peer that reports hearing none is *deaf*: it does not hear clients either, so its
-//! claims are void. (The test is not "hears this node": if only the path to the peer is cut, it still serves its
-//! clients. A takeover that it cannot hear would give the address two owners until the cut ends.)
+//! reports that it hears any peer. A peer that reports that it hears no peer is *deaf*: it does not hear clients
+//! either, so its claims are void. (A peer that hears others, but not this node, is alive. Only the path from this node
+//! to the peer is cut, and the peer still serves its clients. If this node took over, the address would have two owners
+//! until the cut ends.)
 //!
 //! Three mechanisms keep silence from being taken for death:
 //!
@@ -14,17 +15,17 @@
 //! - *Probing.* If too few peers can vouch, a peer whose Hello is late is asked to answer at once, repeatedly
 //!   ([`Liveness::probe_due`]), until its window ends. With two nodes there is no voucher, and with 2 % packet loss two
 //!   consecutive Hellos are lost every two minutes.
-//! - *Self-distrust.* A node that was suspended has heard nothing and must conclude nothing: [`Liveness::excuse`]
+//! - *Self-distrust.* A node that was suspended could hear no peer, so silence proves nothing: [`Liveness::excuse`]
 //!   starts a new window for each peer.
 
 use std::time::Duration;
 
-/// Other peers can vouch for a silent peer for at most this many of its intervals. That outlasts any series of lost
-/// packets, but claims that can no longer be read do not bind for long.
+/// Other peers can vouch for a silent peer for at most this many of its intervals. This time outlasts any series of
+/// lost packets. It is limited, because this node can no longer read the claims of the silent peer.
 const VOUCHED_INTERVALS: u32 = 20;
 
-/// A peer is probed if at most this many other peers can vouch for it. With three, all their vouchers would have to be
-/// lost as well, and hundreds of nodes probing one dead node would be a useless burst.
+/// A peer is probed if at most this many other peers can vouch for it. With three, probes are not needed: all vouchers
+/// would have to be lost as well. And probes of hundreds of nodes to one dead node would be a useless burst.
 pub const MAX_VOUCHERS_PROBED: usize = 2;
 
 /// Whether a peer's claims count.
@@ -47,7 +48,7 @@ pub struct Liveness {
     pub interval: Duration,
     /// When this node last heard the peer.
     pub last_heard: Duration,
-    /// When another peer last heard it.
+    /// When another peer last heard the peer.
     last_vouched: Duration,
     /// The time since which the peer reports that it hears no peer.
     hears_none_since: Option<Duration>,
@@ -95,12 +96,12 @@ impl Liveness {
         }
     }
 
-    /// Records that another peer heard it at `at`.
+    /// Records that another peer heard this one at `at`.
     pub fn record_voucher(&mut self, at: Duration) {
         self.last_vouched = self.last_vouched.max(at);
     }
 
-    /// Whether another peer heard it within its window.
+    /// Whether another peer heard this one within its window.
     pub fn is_vouched(&self, now: Duration) -> bool {
         now.saturating_sub(self.last_vouched) < self.window()
     }
@@ -140,10 +141,10 @@ impl Liveness {
         }
     }
 
-    /// When to probe the peer: when its Hello is late by a fifth of an interval, then three times per interval. A node
-    /// that checks only when its own Hello is due still probes four to six times before the peer is dead, three
-    /// intervals after it was last heard. With 2 % packet loss, all those probes or answers and the Hellos before them
-    /// are lost once in 10^9 times.
+    /// When to probe the peer: when its Hello is late by a fifth of an interval, then three times per interval. The
+    /// peer is dead three intervals after it was last heard. Before that, even a node that checks only when its own
+    /// Hello is due probes four to six times. With 2 % packet loss, these probes or their answers, and the Hellos
+    /// before them, are all lost once in 10^9 times.
     pub fn probe_due(&self) -> Duration {
         (self.last_heard + self.interval * 6 / 5).max(self.last_probe + self.interval * 3 / 10)
     }
@@ -157,26 +158,27 @@ impl Liveness {
         self.confirmed_at(self.misses_us_since).is_none_or(|from| now < from)
     }
 
-    /// When the state changes if nothing is heard.
+    /// When the state changes next if the peer stays silent.
     pub fn next_deadline(&self, now: Duration) -> Option<Duration> {
         let times = [Some(self.dead_from()), self.confirmed_at(self.hears_none_since)];
         times.into_iter().flatten().filter(|at| *at > now).min()
     }
 
-    /// When a report that the peer has made since `since` is believed. New and returning peers make such reports
-    /// briefly as well.
+    /// When this node believes a report that the peer repeats since `since`: one window after `since`. New and
+    /// returning peers make such reports for a short time as well.
     fn confirmed_at(&self, since: Option<Duration>) -> Option<Duration> {
         Some(since?.max(self.excused_at) + self.window())
     }
 
+    /// The time from which the peer is dead if it stays silent.
     fn dead_from(&self) -> Duration {
         let vouched = self.last_vouched.min(self.last_heard + self.interval * VOUCHED_INTERVALS);
         self.last_heard.max(vouched).max(self.excused_at) + self.window()
     }
 }
 
-/// Whether a node that hears `live` of `known` peers is, with those, the majority. A node that is not may itself be cut
-/// off.
+/// Whether a node is in the majority: it hears `live` of its `known` peers, and counts itself. A node in the minority
+/// may itself be cut off.
 pub fn is_majority(live: usize, known: usize) -> bool {
     live > 0 && 2 * (live + 1) > known + 1
 }

@@ -1,9 +1,9 @@
-//! Which nodes are on which link, for the dataplane: it hands frames to them there.
+//! Which nodes are on which link. The dataplane re-sends frames to them there.
 //!
-//! Equal prefixes prove nothing: two racks may both use 10.0.0.0/24. A Hello does, because it does not leave the link.
-//! A node is on a link if its Hello was heard there and lists this node as heard. Its MAC address is the one that the
-//! Hello came from. A node that falls silent stays in the table, because it is dead and not elsewhere, until it is
-//! heard on another link with the same MAC address.
+//! Equal prefixes do not prove that two nodes share a link: two racks may both use 10.0.0.0/24. A Hello proves it,
+//! because it does not leave the link. A node is on a link if its Hello was heard there and lists this node as heard.
+//! Its MAC address is the one that the Hello came from. A node that falls silent stays in the table, because it has
+//! probably died, not moved. It moves when it is heard on another link with the same MAC address.
 
 use std::collections::BTreeMap;
 

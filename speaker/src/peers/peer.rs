@@ -16,11 +16,11 @@ use crds::MacAddr;
 /// At most this many claims of a peer are stored, so that a faulty peer cannot exhaust memory.
 const MAX_CLAIMS: usize = 65_536;
 
-/// Unread claims keep others from claiming for at most this many intervals of the peer. After that another fault is
-/// more likely, and an address without an owner is worse.
+/// Unread claims of a peer keep this node from claiming addresses, for at most this many intervals of the peer. After
+/// that another fault is more likely, and an address without an owner is worse.
 const UNREAD_INTERVALS: u32 = 20;
 
-/// A shorter published interval is taken for this one, so that a peer cannot make this node check too often.
+/// A shorter interval of a peer counts as this one, so that a peer cannot make this node check too often.
 const MIN_INTERVAL: Duration = Duration::from_millis(10);
 
 /// A peer on a link.
@@ -34,7 +34,7 @@ pub struct Peer {
     parts: [u64; MAX_PARTS / 64],
     /// The peer's MAC address on the link.
     pub mac: MacAddr,
-    /// The peer's name of the link.
+    /// The name of the link at the peer.
     pub link: String,
     pub liveness: Liveness,
     /// The state at the last check.
@@ -43,14 +43,14 @@ pub struct Peer {
     pub state_since: Duration,
     /// The peer is about to stop.
     pub leaving: bool,
-    /// The peer does not know the addresses yet.
+    /// The peer has no snapshot yet, so it knows no addresses.
     pub blind: bool,
-    /// Whether the peer's last packet about this node lists it as heard.
+    /// Whether the peer hears this node, by the peer's last list that covers the id of this node.
     pub lists_us: bool,
     pub claims: Claims,
-    /// The buckets whose claims are known to differ at the peer, one bit each.
+    /// The buckets in which the peer's claims differ from the copy in `claims`, one bit each.
     pub unread_buckets: u128,
-    /// The time since which there are any.
+    /// The time since which any bucket is unread.
     pub unread_since: Duration,
 }
 
@@ -82,7 +82,8 @@ impl Peer {
         std::mem::replace(self, new).claims.iter().map(|(lb_ip, _)| lb_ip).collect()
     }
 
-    /// Whether a packet of this incarnation is new: not overtaken by a later one, and not received before.
+    /// Whether a packet of this incarnation is new: it was not received before, and neither was a packet of a later
+    /// Hello.
     pub fn is_new(&self, packet: &Packet) -> bool {
         let is_repeated = |(word, bit)| packet.sequence == self.sequence && self.parts[word] & bit != 0;
         packet.sequence >= self.sequence && part(packet).is_some_and(|part| !is_repeated(part))

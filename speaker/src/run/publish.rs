@@ -26,7 +26,7 @@ pub struct Announcement {
     pub moved: Option<Move>,
 }
 
-/// The addresses that a host outside the cluster uses as well.
+/// The load-balancer addresses that hosts outside the cluster use, each with its conflict.
 pub type Conflicts = BTreeMap<IpAddr, Conflict>;
 
 /// A host outside the cluster that uses an lb_ip.
@@ -43,8 +43,8 @@ pub struct Conflict {
     pub since: Timestamp,
 }
 
-/// The announcements to publish, at the time `at` of the machine. One with the same link and epoch as in `before` is
-/// unchanged; a new one begins at `now`.
+/// The announcements to publish. `at` is the time of the machine. An announcement with the same link and epoch as in
+/// `before` is unchanged. A new one begins at `now`.
 pub(super) fn announcements(machine: &Machine, at: Duration, before: &Announcements, now: Timestamp) -> Announcements {
     let mut all = Announcements::new();
     for (lb_ip, link, claim, moved) in machine.reportable(at) {
@@ -56,7 +56,8 @@ pub(super) fn announcements(machine: &Machine, at: Duration, before: &Announceme
     all
 }
 
-/// The conflicts to publish. One with the same link and host as in `before` began then; a new one begins at `now`.
+/// The conflicts to publish. A conflict with the same link and host as in `before` keeps its beginning. A new one
+/// begins at `now`.
 pub(super) fn conflicts(machine: &Machine, before: &Conflicts, now: Timestamp) -> Conflicts {
     let conflicts = machine.conflicts().map(|(lb_ip, link, host)| {
         let known = before.get(&lb_ip).filter(|known| known.link == link && known.mac == host.mac);

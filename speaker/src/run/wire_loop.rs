@@ -22,15 +22,16 @@ use crate::wire::frame::{Channel, Frame};
 /// The maximum number of addresses to announce per round: 512 frames, about a millisecond.
 const ANNOUNCED_PER_ROUND: usize = 256;
 
-/// The maximum number of batches to receive from a socket per round, of 1,024 frames in sum. With more, a flood could
-/// occupy the loop.
+/// The maximum number of batches to receive from a socket per round: 1,024 frames. Without a limit a flood could occupy
+/// the loop.
 const BATCHES_PER_ROUND: usize = 1024 / BATCH;
 
-/// The minimum time between two publications of the announcements, which are written to the API server anyway.
+/// The minimum time between two publications of the announcements. The agent then writes them to the API server, so a
+/// shorter time gains nothing.
 const PUBLISH_INTERVAL: Duration = Duration::from_millis(50);
 
-/// The publish interval grows by its base value for each of this many announced addresses. Comparing thousands takes
-/// milliseconds, and while they move other work is more urgent.
+/// The time between two publications grows by [`PUBLISH_INTERVAL`] with each thousand announced addresses. To compare
+/// thousands of announcements takes milliseconds, and while they move other work is more urgent.
 const ANNOUNCEMENTS_PER_INTERVAL: u32 = 1000;
 
 /// The time between two publications of the counters.
@@ -105,7 +106,7 @@ impl WireLoop {
             read: Duration::ZERO,
             lost: 0,
         };
-        // The present values count as changes.
+        // The first values of the inputs count as changes.
         wire.inputs.links.mark_changed();
         wire.inputs.snapshot.mark_changed();
         wire.inputs.forwarded.mark_changed();
@@ -130,7 +131,7 @@ impl WireLoop {
                 more = self.receive(now, &ready);
             }
             self.read = now;
-            // The waker comes after the sockets.
+            // The last descriptor is the waker.
             if ready[Sockets::COUNT] {
                 self.channels.waker.clear();
                 if self.is_abandoned(now) {
@@ -147,7 +148,7 @@ impl WireLoop {
         }
     }
 
-    /// Reads the request to stop. Returns whether the thread must stop at once, because its owner is gone.
+    /// Reads the request to stop. Returns whether the thread must stop at once, because [`super::run`] has ended.
     fn is_abandoned(&mut self, now: Duration) -> bool {
         if self.stopping {
             return false;
@@ -164,7 +165,7 @@ impl WireLoop {
     }
 
     /// Sleeps until there is work. Returns which descriptors are ready: the sockets, and after them the waker. Routine
-    /// Hellos wake the thread only if the machine awaits a message.
+    /// Hellos wake the thread only if the machine waits for one.
     fn sleep(&mut self, more: bool) -> Result<Vec<bool>, Error> {
         let now = self.begun.elapsed();
         let announcement = self.machine.announcement_due().filter(|_| self.queue.is_empty());
@@ -184,11 +185,11 @@ impl WireLoop {
         poll::wait(sockets.chain([waker]), timeout).map_err(Error::Sleep)
     }
 
-    /// Receives the waiting frames. Routine Hellos are always read, because a peer whose Hello was not read is not
-    /// silent. Returns whether more frames wait.
+    /// Receives the waiting frames. Routine Hellos are always read, even if they did not wake the thread: an unread
+    /// Hello would make its sender look silent. Returns whether more frames wait.
     fn receive(&mut self, now: Duration, ready: &[bool]) -> bool {
         let mut more = false;
-        // Whatever the clock shows, the frames arrived after the last read.
+        // The frames arrived after the last read, even if the clock was set meanwhile.
         let max_age = now.saturating_sub(self.read);
         let readable = |(socket, is_ready): &(&PacketSocket, &bool)| socket.is_routine() || **is_ready;
         for (socket, _) in self.sockets.iter().zip(ready).filter(readable) {
@@ -206,6 +207,7 @@ impl WireLoop {
         more
     }
 
+    /// Drops all frames that wait in the sockets.
     fn drop_backlog(&mut self) -> Result<(), Error> {
         let mut dropped = 0;
         for socket in self.sockets.iter() {
@@ -259,7 +261,8 @@ impl WireLoop {
         self.publish();
     }
 
-    /// Sends frames. ARP and NDP frames wait if there is no room. A Hello that cannot be sent now is worthless later.
+    /// Sends frames. ARP and NDP frames wait if the kernel has no room. A Hello that cannot be sent now is dropped,
+    /// because the next one replaces it.
     fn send(&mut self, frames: Vec<Frame>) {
         let mut failed = 0;
         for frame in frames {
@@ -300,7 +303,7 @@ impl WireLoop {
         PUBLISH_INTERVAL * (1 + announced / ANNOUNCEMENTS_PER_INTERVAL)
     }
 
-    /// Publishes counters, announcements and conflicts, if it is time to.
+    /// Publishes counters, announcements and conflicts, each at most once per its interval.
     fn publish(&mut self) {
         if self.counted.is_none_or(|counted| counted.elapsed() >= COUNTERS_INTERVAL) {
             self.counted = Some(Instant::now());

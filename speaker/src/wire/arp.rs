@@ -41,10 +41,10 @@ pub enum Ignored {
     NoQuestion,
 }
 
-/// Decides about `frame`, received on the interface with MAC address `mac`. `announced` is true for the addresses
+/// Decides about `frame`, received on the interface with MAC address `mac`. `announced` returns true for the addresses
 /// announced on this link.
 ///
-/// A request is answered if it was broadcast or sent to this station, and asks for an announced address. Clients
+/// A request is answered if it was broadcast or sent to this station, and its target is an announced address. Clients
 /// revalidate their neighbour entries with unicast requests (RFC 1122 §2.3.2.1). A sender address of 0.0.0.0 marks a
 /// probe; the reply reports that the address is in use (RFC 5227 §2.1.1).
 pub fn decide(frame: &[u8], mac: MacAddr, announced: impl Fn(Ipv4Addr) -> bool) -> Verdict {
@@ -57,7 +57,7 @@ pub fn decide(frame: &[u8], mac: MacAddr, announced: impl Fn(Ipv4Addr) -> bool) 
     if from == mac {
         return Verdict::Ignore(Ignored::Own);
     }
-    // RFC 5227 §2.4: any frame, whatever its destination, whose sender address is ours is a conflict.
+    // RFC 5227 §2.4: a frame of another host with our address as its sender is a conflict, for any destination.
     if announced(sender) {
         return Verdict::Conflict { lb_ip: sender.into(), mac: from };
     }
@@ -74,8 +74,8 @@ pub fn decide(frame: &[u8], mac: MacAddr, announced: impl Fn(Ipv4Addr) -> bool) 
     Verdict::Answer(build_frame(from, ArpOperations::Reply, Station(mac, target), Station(from, sender)))
 }
 
-/// The host that uses an address according to `frame`: the sender with its own address or, for a probe (RFC 5227
-/// §2.1.1), with the address that it wants.
+/// The sender of `frame`, and the address that it uses: its own address or, in a probe (RFC 5227 §2.1.1), the address
+/// that it is about to use.
 pub fn address_user(frame: &[u8]) -> Option<(MacAddr, IpAddr)> {
     let (_, packet) = parse(frame)?;
     let (sender, target) = (packet.get_sender_proto_addr(), packet.get_target_proto_addr());
@@ -83,7 +83,7 @@ pub fn address_user(frame: &[u8]) -> Option<(MacAddr, IpAddr)> {
     Some((packet.get_sender_hw_addr(), if is_probe { target } else { sender }.into()))
 }
 
-/// An ARP Probe: asks the link whether a host already uses `lb_ip` (RFC 5227 §1.1).
+/// An ARP Probe (RFC 5227 §1.1). A host that already uses `lb_ip` answers it.
 pub fn probe(mac: MacAddr, lb_ip: Ipv4Addr) -> Vec<u8> {
     let sender = Station(mac, Ipv4Addr::UNSPECIFIED);
     build_frame(MacAddr::broadcast(), ArpOperations::Request, sender, Station(MacAddr::zero(), lb_ip))
@@ -161,7 +161,7 @@ mod tests {
         let elsewhere = Ipv4Addr::new(192, 0, 2, 201);
         let answer = |to| Verdict::Answer(build_frame(CLIENT, reply, Station(MINE, LB_IP), Station(CLIENT, to)));
         let conflict = Verdict::Conflict { lb_ip: LB_IP.into(), mac: OTHER };
-        for (what, frame, expected) in [
+        for (case, frame, expected) in [
             ("by broadcast", frame(MacAddr::broadcast(), request, client, LB_IP), answer(CLIENT_IP)),
             ("by unicast", frame(MINE, request, client, LB_IP), answer(CLIENT_IP)),
             (
@@ -175,7 +175,7 @@ mod tests {
             ("gratuitous", frame(MacAddr::broadcast(), request, client, CLIENT_IP), Verdict::Ignore(NoQuestion)),
             ("an unknown operation", frame(MINE, ArpOperation::new(9), client, LB_IP), Verdict::Ignore(NoQuestion)),
             (
-                "our own, looped",
+                "our own frame, looped",
                 frame(MacAddr::broadcast(), request, Station(MINE, LB_IP), LB_IP),
                 Verdict::Ignore(Own),
             ),
@@ -185,10 +185,14 @@ mod tests {
                 Verdict::Ignore(Malformed),
             ),
             ("from zero", frame(MINE, request, Station(MacAddr::zero(), CLIENT_IP), LB_IP), Verdict::Ignore(Malformed)),
-            ("gratuitous from another", gratuitous_request(OTHER, LB_IP), conflict.clone()),
-            ("a reply from another", frame(CLIENT, reply, Station(OTHER, LB_IP), CLIENT_IP), conflict),
+            ("our address, gratuitous, by another host", gratuitous_request(OTHER, LB_IP), conflict.clone()),
+            (
+                "our address, in a reply of another host",
+                frame(CLIENT, reply, Station(OTHER, LB_IP), CLIENT_IP),
+                conflict,
+            ),
         ] {
-            assert_eq!(verdict(&frame), expected, "{what}");
+            assert_eq!(verdict(&frame), expected, "{case}");
         }
     }
 
@@ -207,20 +211,20 @@ mod tests {
 
     #[test]
     fn frames_name_the_user_of_an_address() {
-        for (what, frame, expected) in [
+        for (case, frame, expected) in [
             ("a probe", probe(OTHER, LB_IP), Some((OTHER, LB_IP))),
             (
-                "a question",
+                "a request",
                 frame(MacAddr::broadcast(), ArpOperations::Request, Station(CLIENT, CLIENT_IP), LB_IP),
                 Some((CLIENT, CLIENT_IP)),
             ),
             ("an answer", frame(MINE, ArpOperations::Reply, Station(OTHER, LB_IP), CLIENT_IP), Some((OTHER, LB_IP))),
             ("an announcement", gratuitous_request(OTHER, LB_IP), Some((OTHER, LB_IP))),
-            ("nothing", vec![], None),
+            ("an empty frame", vec![], None),
         ] {
-            assert_eq!(address_user(&frame), expected.map(|(mac, used)| (mac, IpAddr::V4(used))), "{what}");
+            assert_eq!(address_user(&frame), expected.map(|(mac, used)| (mac, IpAddr::V4(used))), "{case}");
         }
-        // The host that has the address answers the probe.
+        // The host that has the address answers a probe.
         let Verdict::Answer(answer) = verdict(&probe(OTHER, LB_IP)) else { panic!("no answer") };
         assert_eq!(address_user(&answer), Some((MINE, LB_IP.into())));
     }

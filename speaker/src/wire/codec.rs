@@ -1,8 +1,8 @@
 //! The wire format of packets between speakers.
 //!
 //! Two kinds of packets have the same header and lists. A *Hello* is sent once per interval, with the digests of the
-//! sender's claims ([`crate::ownership::claims`]). Content that exceeds a packet is sent before it in *parts* of the
-//! same sequence: changed or requested claims, and the rest of long lists. All numbers are big-endian.
+//! sender's claims ([`crate::ownership::claims`]). Content that does not fit into the Hello is sent before it, in
+//! *parts* with the same sequence: changed or requested claims, and the rest of long lists. All numbers are big-endian.
 //!
 //! ```text
 //!   0  magic "LF"  version  kind (1 Hello, 2 part)    | 30  interval in ms (2 bytes)
@@ -11,7 +11,7 @@
 //!  20  sequence (8 bytes)                             | 39  length of the name, name of the node
 //!  28  part (2 bytes)                                 |
 //!  then
-//!      length (1), name of the link                   the sender's name of it
+//!      length (1), name of the link                   at the sender
 //!      hears (2)                                      the number of heard peers
 //!      from (4), to (4), count (2), heard: id (4), age in ms (2)    heard peers with ids in the range
 //!      count (2), echoes: id (4), sequence (4)        received packets of speakers that may need a proof
@@ -23,14 +23,14 @@
 //!      length (1), trailer: for additions of later versions
 //! ```
 //!
-//! An *id* is the short form of an incarnation ([`id`](crate::wire::hello::id)). With 1,000 speakers on a link, two have
-//! the same id once in 8,000 starts of all. Then a peer that hears one of the two seems to hear both, until one of them
-//! restarts.
+//! An *id* is the short form of an incarnation ([`id`](crate::wire::hello::id)). If 1,000 speakers on a link start
+//! 8,000 times, two of them have the same id once. Then a peer that hears one of these two seems to hear both, until
+//! one of them restarts.
 //!
 //! The highest bit of an epoch means that the claim is backed, the next one that it has ended, and the third one that
 //! its owner cedes it. A packet of another version is dropped and counted. A change that old speakers cannot read needs
-//! a new version, of which an upgrade must send both. Unknown flags and a trailer are ignored. The whole packet is
-//! sealed ([`crate::wire::seal`]).
+//! a new version. During an upgrade, speakers must send both versions. Unknown flags and a trailer are ignored. The
+//! whole packet is sealed ([`crate::wire::seal`]).
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::time::Duration;
@@ -51,7 +51,7 @@ const PART: u8 = 2;
 const LEAVING: u8 = 1;
 const BLIND: u8 = 2;
 
-/// The offset of the flags, for the filters of the sockets.
+/// The offset of the flags. The kernel filters of the sockets read them there.
 pub const FLAGS_AT: u32 = 38;
 
 /// The flag of a routine Hello.
@@ -309,7 +309,7 @@ impl<'a> Input<'a> {
         Ok(u64::from_be_bytes(self.take()?))
     }
 
-    /// Reads a count and then that many entries. It allocates nothing for missing entries.
+    /// Reads a count, and then this number of entries. Allocates nothing for missing entries.
     fn list<T>(&mut self, read: impl Fn(&mut Self) -> Result<T, DecodeError>) -> Result<Vec<T>, DecodeError> {
         (0..self.u16()?).map(|_| read(self)).collect()
     }

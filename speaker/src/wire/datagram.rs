@@ -1,9 +1,9 @@
 //! The frames that carry packets between speakers: Ethernet, IP and UDP to a link-local multicast group.
 //!
-//! IPv4 where the link has an IPv4 address, else IPv6; a receiver accepts both. Any tool can read these frames and any
-//! switch floods them: groups in 224.0.0.0/24 are not subject to IGMP snooping (RFC 4541 §2.1.2), and the kernel
-//! reports our membership of the IPv6 group ([`crate::os::groups`]). A datagram from another network is refused, because
-//! its TTL is below 255 (GTSM, RFC 5082 §3).
+//! Speakers use IPv4 if the link has an IPv4 address, otherwise IPv6. A receiver accepts both. Any tool can read these
+//! frames and any switch floods them: groups in 224.0.0.0/24 are not subject to IGMP snooping (RFC 4541 §2.1.2), and
+//! the kernel reports our membership of the IPv6 group ([`crate::os::groups`]). A datagram from another network is
+//! refused, because its TTL is below 255 (GTSM, RFC 5082 §3).
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
@@ -28,7 +28,7 @@ pub const GROUP_MAC: MacAddr = MacAddr(0x01, 0x00, 0x5e, 0, 0, 140);
 /// The IPv6 group: link-local scope, transient (RFC 4291 §2.7, flag T).
 pub const GROUP_V6: Ipv6Addr = Ipv6Addr::new(0xff12, 0, 0, 0, 0, 0, 0x4c46, 140);
 
-/// The UDP port, source and destination: "LF".
+/// The UDP port of source and destination: the letters "LF".
 pub const PORT: u16 = 0x4c46;
 
 const IPV4_LEN: usize = Ipv4Packet::minimum_packet_size();

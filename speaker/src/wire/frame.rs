@@ -26,9 +26,9 @@ pub enum Channel {
 pub enum FrameClass {
     /// All frames.
     All,
-    /// Routine Hellos ([`crate::wire::codec::is_routine`]), which need not wake the receiver. Their time of arrival is
-    /// known.
+    /// Routine Hellos ([`crate::wire::codec::is_routine`]), which need not wake the receiver. The socket reports their
+    /// time of arrival.
     Routine,
-    /// All others.
+    /// All other frames of the channel.
     Prompt,
 }

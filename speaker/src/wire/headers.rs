@@ -1,7 +1,7 @@
 //! The Ethernet and IPv6 headers of frames.
 //!
-//! IPv6 addresses are read and written whole: `pnet_packet` does it in pieces of 16 bits, which took a sixth of the time
-//! to answer a solicitation.
+//! IPv6 addresses are read and written whole: `pnet_packet` does it in pieces of 16 bits, which took a sixth of the
+//! time to answer a solicitation.
 
 use std::net::Ipv6Addr;
 

@@ -6,7 +6,7 @@ use crate::ownership::claims::Page;
 use crds::MacAddr;
 use model::stable_hash;
 
-/// The short form of an incarnation, where 8 bytes are too many.
+/// The short form of an incarnation, for lists in which 8 bytes per entry are too many.
 pub fn id(incarnation: u64) -> u32 {
     (stable_hash::mix64(incarnation) >> 32) as u32
 }
@@ -20,7 +20,7 @@ pub struct Packet {
     pub node: String,
     /// The sender's MAC address on the link. The frame must come from it, because the frame itself is not sealed.
     pub mac: MacAddr,
-    /// The sender's name of the link. Policies name the links on which a node may announce an address.
+    /// The name of the link at the sender. Policies name the links on which a node may announce an address.
     pub link: String,
     /// Random at each start of the sender, and different on each of its links.
     pub incarnation: u64,
@@ -36,7 +36,7 @@ pub struct Packet {
     pub blind: bool,
     /// A bare keep-alive. An idle receiver may leave it in the socket until it wakes for another reason.
     pub routine: bool,
-    /// The peers that the sender hears, or a range of them.
+    /// The peers that the sender hears, all or those in a range of ids.
     pub heard: HeardRange,
     /// Received packets of speakers that may need a proof that the sender is alive.
     pub echoes: Vec<Echo>,
@@ -78,7 +78,7 @@ pub struct Heard {
     pub age: Duration,
 }
 
-/// An echo of a received packet, with which its receiver believes the sender ([`crate::peers::handshake`]).
+/// An echo of a received packet. It proves that the sender of the echo is alive ([`crate::peers::handshake`]).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Echo {
     /// The speaker whose packet is echoed.
@@ -90,6 +90,7 @@ pub struct Echo {
 /// A request for claims of a peer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct BucketRequest {
+    /// The peer whose claims are requested.
     pub id: u32,
     /// The requested buckets, one bit each.
     pub buckets: u128,

@@ -70,10 +70,10 @@ struct Message {
     link_layer: Option<MacAddr>,
 }
 
-/// Decides about `frame`, received on the interface with MAC address `mac`. `announced` is true for the addresses
+/// Decides about `frame`, received on the interface with MAC address `mac`. `announced` returns true for the addresses
 /// announced on this link.
 ///
-/// A solicitation is answered if it was sent to the address's group or to this station, and asks for an announced
+/// A solicitation is answered if it was sent to the address's group or to this station, and its target is an announced
 /// address. A solicitation without a source address comes from a host that tests the address for itself (RFC 4862
 /// §5.4.3); the reply then goes to all nodes. Without a link-layer option the reply goes to the source of the frame.
 pub fn decide(frame: &[u8], mac: MacAddr, announced: impl Fn(Ipv6Addr) -> bool) -> Verdict {
@@ -109,8 +109,8 @@ pub fn decide(frame: &[u8], mac: MacAddr, announced: impl Fn(Ipv6Addr) -> bool) 
     })
 }
 
-/// The host that uses an address according to `frame`: it advertises the address, sends from it, or tests it for itself
-/// (RFC 4862 §5.4.3).
+/// The sender of `frame`, and the address that it uses: it advertises the address, sends from it, or tests it for
+/// itself (RFC 4862 §5.4.3).
 pub fn address_user(frame: &[u8]) -> Option<(MacAddr, IpAddr)> {
     let Message { from, source, kind, target, link_layer, .. } = parse(frame)?;
     let used = if kind == Icmpv6Types::NeighborAdvert || source.is_unspecified() { target } else { source };
@@ -122,7 +122,7 @@ pub fn unsolicited_advertisement(mac: MacAddr, lb_ip: Ipv6Addr) -> Vec<u8> {
     advertisement(group_mac(ALL_NODES), mac, ALL_NODES, lb_ip, NeighborAdvertFlags::Override)
 }
 
-/// Asks the link whether a host already uses `lb_ip` (RFC 4862 §5.4.2).
+/// A solicitation that tests `lb_ip` (RFC 4862 §5.4.2). A host that already uses the address answers it.
 pub fn probe(mac: MacAddr, lb_ip: Ipv6Addr) -> Vec<u8> {
     let group = solicited_node(lb_ip);
     let source = Ipv6Addr::UNSPECIFIED;
@@ -204,7 +204,8 @@ fn has_valid_checksum(message: &[u8], source: Ipv6Addr, destination: Ipv6Addr) -
     checksum(source.into(), destination.into(), IpNextHeaderProtocols::Icmpv6, message) == 0
 }
 
-/// The address in the last option of this type, if there is one. `None` if an option is malformed.
+/// The address in the last option of this type: `Some(None)` if there is no such option, `None` if an option is
+/// malformed.
 ///
 /// The options are walked by hand: `NdpOptionPacket` computes an option's length in a `u8` and overflows at 32 units.
 fn link_layer_option(mut options: &[u8], wanted: NdpOptionType) -> Option<Option<MacAddr>> {
@@ -282,7 +283,7 @@ mod tests {
             false => Verdict::Answer(unsolicited_advertisement(MINE, lb_ip())),
         };
         let conflict = Verdict::Conflict { lb_ip: lb_ip().into(), mac: OTHER };
-        for (what, frame, expected) in [
+        for (case, frame, expected) in [
             ("by multicast", solicitation(all, client, lb_ip(), true), answer(true)),
             ("by multicast, without the option", solicitation(all, client, lb_ip(), false), answer(true)),
             ("by unicast", solicitation(mine, client, lb_ip(), true), answer(true)),
@@ -325,10 +326,10 @@ mod tests {
             ),
             ("for a group", solicitation(all, client, ALL_NODES, true), Verdict::Ignore(Malformed)),
             ("another host's own address", unsolicited_advertisement(OTHER, client), Verdict::Ignore(NoQuestion)),
-            ("our own, looped", unsolicited_advertisement(MINE, lb_ip()), Verdict::Ignore(Own)),
-            ("ours, by another", unsolicited_advertisement(OTHER, lb_ip()), conflict.clone()),
+            ("our own frame, looped", unsolicited_advertisement(MINE, lb_ip()), Verdict::Ignore(Own)),
+            ("our address, by another host", unsolicited_advertisement(OTHER, lb_ip()), conflict.clone()),
             (
-                "ours, as an answer of another",
+                "our address, in an answer of another host",
                 advertisement(CLIENT, OTHER, client, lb_ip(), NeighborAdvertFlags::Solicited),
                 conflict,
             ),
@@ -343,7 +344,7 @@ mod tests {
                 Verdict::Conflict { lb_ip: lb_ip().into(), mac: CLIENT },
             ),
         ] {
-            assert_eq!(verdict(&frame), expected, "{what}");
+            assert_eq!(verdict(&frame), expected, "{case}");
         }
     }
 
@@ -354,13 +355,13 @@ mod tests {
         for (at, byte) in [
             (13, 0x00), // another EtherType
             (14, 0x40), // another version
-            (19, 33),   // longer than it is
+            (19, 33),   // a payload longer than the frame
             (20, 0),    // an extension header
             (21, 254),  // through a router
-            (55, 1),    // a code
-            (56, 0),    // the checksum
-            (77, 0),    // what the checksum covers
-            (78, 2),    // another option: the checksum again
+            (55, 1),    // an ICMPv6 code
+            (56, 0),    // the checksum itself
+            (77, 0),    // the target, which the checksum covers
+            (78, 2),    // the type of the option, which the checksum covers
         ] {
             let mut changed = whole.clone();
             changed[at] = byte;
@@ -404,7 +405,7 @@ mod tests {
         let frame = unsolicited_advertisement(MINE, lb_ip());
         assert_eq!(frame[..56], expected[..56]);
         assert_eq!(frame[58..], expected[58..]);
-        // The checksum as another implementation computes it.
+        // Another implementation computes the same checksum.
         let icmp = Icmpv6Packet::new(&frame[START..]).expect("a message");
         assert_eq!(icmp.get_checksum(), pnet_packet::icmpv6::checksum(&icmp, &lb_ip(), &ALL_NODES));
         let probe = probe(MINE, lb_ip());
@@ -415,8 +416,8 @@ mod tests {
         assert_eq!(solicited_node(lb_ip()), ip("ff02::1:ff12:3456"));
         assert_eq!(address_user(&probe), Some((MINE, lb_ip().into())));
         assert_eq!(address_user(&frame), Some((MINE, lb_ip().into())));
-        let asked = decide(&probe, OTHER, |address| address == lb_ip());
-        assert_eq!(asked, Verdict::Answer(unsolicited_advertisement(OTHER, lb_ip())));
+        let verdict_of_probe = decide(&probe, OTHER, |address| address == lb_ip());
+        assert_eq!(verdict_of_probe, Verdict::Answer(unsolicited_advertisement(OTHER, lb_ip())));
     }
 
     proptest! {

@@ -39,7 +39,7 @@ pub fn pack(empty: Packet, digests: Vec<u32>, lists: PeerLists, pages: Vec<Page>
     } else {
         let ranges = split_heard(&lists.heard, room / size::HEARD).into_iter();
         parts.extend(ranges.map(|heard| Packet { heard, ..empty.clone() }));
-        // Half a packet for each list. Entries without room are sent with a later Hello.
+        // Each list gets half a packet. Entries without room are sent with a later Hello.
         let (mut echoes, mut bucket_requests) = (lists.echoes, lists.bucket_requests);
         rotate_and_truncate(&mut echoes, room / 2 / size::ECHO, empty.sequence);
         rotate_and_truncate(&mut bucket_requests, room / 2 / size::BUCKET_REQUEST, empty.sequence);
@@ -52,7 +52,7 @@ pub fn pack(empty: Packet, digests: Vec<u32>, lists: PeerLists, pages: Vec<Page>
     } else {
         pack_pages(&empty, &hello.heard, pages, room, &mut parts);
     }
-    // Peers request the claims that are left out.
+    // If claims are left out, peers request them.
     parts.truncate(MAX_PARTS - 1);
     for (part, packet) in (1..).zip(&mut parts) {
         packet.part = part;
@@ -98,7 +98,7 @@ fn split_heard(heard: &[Heard], limit: usize) -> Vec<HeardRange> {
     ranges
 }
 
-/// Shortens `list` to `limit` entries, other ones for each sequence.
+/// Shortens `list` to `limit` entries. With each sequence other entries remain, so that all are sent in turn.
 fn rotate_and_truncate<T>(list: &mut Vec<T>, limit: usize, sequence: u64) {
     if list.len() > limit {
         let by = (sequence as usize).wrapping_mul(limit) % list.len();
@@ -151,7 +151,8 @@ mod tests {
     }
 
     proptest! {
-        /// No packet is too large. All heard peers are listed, and each id is covered once, or alike in each packet.
+        /// No packet is too large. All heard peers are listed. Each id is covered, and all packets that cover it agree
+        /// whether it is heard.
         #[test]
         fn any_amount_of_content_fits(
             ids in btree_set(any::<u32>(), 0..800),

@@ -1,6 +1,6 @@
 //! The seal of packets between speakers: HMAC-SHA256 (RFC 2104) with the keys of the cluster.
 //!
-//! A [`KeyRing`] seals bytes, and opens sealed bytes or returns why they are refused. It keeps no state but keys.
+//! A [`KeyRing`] seals bytes, and opens sealed bytes or returns why they are refused. Its only state are keys.
 //!
 //! ```text
 //!   body, then for each key: id of the key (4), HMAC of the body (32), then the number of keys (1)
@@ -121,7 +121,7 @@ pub enum SealError {
 #[derive(Clone, Debug, Default)]
 pub struct KeyRing {
     keys: Keys,
-    /// Each with the end of its grace period.
+    /// Removed keys, each with the end of its grace period.
     retired: Vec<(Key, Duration)>,
 }
 
@@ -136,7 +136,7 @@ impl KeyRing {
         let first = before.is_empty();
         self.retired.retain(|(key, until)| now < *until && !keys.0.contains(key));
         self.retired.extend(before.0.into_iter().filter(|key| !keys.0.contains(key)).map(|key| (key, now + GRACE)));
-        // Keep the latest: many rotations must not overfill packets.
+        // Only the latest are kept, because many rotations must not overfill packets.
         let surplus = self.retired.len().saturating_sub(MAX_KEYS);
         self.retired.drain(..surplus);
         first
@@ -181,7 +181,8 @@ impl KeyRing {
         let ids_and_tags = seals.chunks_exact(SEAL).map(|seal| seal.split_at(4));
         let mut known =
             ids_and_tags.filter_map(|(id, tag)| Some((self.active_keys(now).find(|key| key.id() == id)?, tag)));
-        // Verify one seal per packet: a forged packet must not cost a calculation for each of its seals.
+        // Only one seal per packet is verified, because a forged packet must not cost a calculation for each of its
+        // seals.
         let (key, tag) = known.next().ok_or(SealError::Unsealed)?;
         hmac::verify(&key.hmac, body, tag).map_err(|_| SealError::Forged)?;
         Ok(body)
@@ -226,13 +227,13 @@ mod tests {
         let (mut ahead, behind) = (ring(&[OLD]), ring(&[OLD]));
         let at = Duration::from_secs(1000);
         assert!(!ahead.set(at, &Keys::new([NEW]).expect("keys")), "not the first keys");
-        let (good, over) = (at + GRACE - Duration::from_millis(1), at + GRACE);
+        let (good, expired) = (at + GRACE - Duration::from_millis(1), at + GRACE);
         for (from, to) in [(&ahead, &behind), (&behind, &ahead), (&ahead, &ring(&[NEW]))] {
             assert!(to.open(good, &from.seal(good, b"hello".to_vec())).is_ok());
         }
-        assert_eq!(behind.open(over, &ahead.seal(over, b"hello".to_vec())), Err(SealError::Unsealed));
-        assert_eq!(ahead.open(over, &behind.seal(over, b"hello".to_vec())), Err(SealError::Unsealed));
-        assert!(!ahead.set(over, &Keys::default()) && ahead.can_seal(), "an empty set changes nothing");
+        assert_eq!(behind.open(expired, &ahead.seal(expired, b"hello".to_vec())), Err(SealError::Unsealed));
+        assert_eq!(ahead.open(expired, &behind.seal(expired, b"hello".to_vec())), Err(SealError::Unsealed));
+        assert!(!ahead.set(expired, &Keys::default()) && ahead.can_seal(), "an empty set changes nothing");
     }
 
     #[test]

@@ -158,7 +158,8 @@ impl Lan {
         });
     }
 
-    /// Waits until the client's neighbour entry for `lb_ip` has a MAC address that is `right`. Returns it.
+    /// Waits until the client's neighbour entry for `lb_ip` has a MAC address that satisfies `right`. Returns the MAC
+    /// address.
     pub fn wait_neighbour(&self, lb_ip: impl Into<IpAddr>, right: impl Fn(MacAddr) -> bool + Sync) -> MacAddr {
         let lb_ip = lb_ip.into();
         wait("a neighbour entry", || {
@@ -201,9 +202,9 @@ impl Lan {
         self.client.ip([format!("addr add {lb_ip}/{length} dev eth0 nodad")]).expect("address");
     }
 
-    /// Waits until the kernel of a node is a member of a group, or is not.
+    /// Waits until the kernel of a node is a member of a group. If `expected` is false, waits until it is not.
     pub fn wait_membership(&self, node: usize, group: Ipv6Addr, expected: bool) {
-        wait("a group", || {
+        wait("the expected membership", || {
             let output = ip_output(&self.nodes[node], &["-6", "maddr", "show", "dev", "eth0"]);
             let group = format!("inet6 {group}");
             let listens = output.lines().any(|line| line.trim_start().split(" users").next() == Some(group.as_str()));
@@ -211,8 +212,8 @@ impl Lan {
         });
     }
 
-    /// Calls `act`, and waits until hosts other than `except` have announced all of `lb_ips` unasked. Returns the time
-    /// until the first and the last announcement.
+    /// Calls `act`, and waits until hosts other than `except` have sent gratuitous ARP for all of `lb_ips`. Returns the
+    /// time until the first and the last address.
     pub fn time_announcements(
         &self,
         lb_ips: &[Ipv4Addr],
@@ -228,7 +229,7 @@ impl Lan {
             let (begun, mut first) = (Instant::now(), None);
             while !missing.is_empty() {
                 let left = TIMEOUT.saturating_sub(begun.elapsed());
-                assert!(socket.wait_readable(left).expect("readable"), "{} of them are not announced", missing.len());
+                assert!(socket.wait_readable(left).expect("readable"), "{} addresses are not announced", missing.len());
                 let take = |_, _, frame: &[u8]| {
                     let lb_ip = Ipv4Addr::new(frame[28], frame[29], frame[30], frame[31]);
                     if frame[22..28] != except.octets() && missing.remove(&lb_ip) {
@@ -253,7 +254,7 @@ impl Lan {
         })
     }
 
-    /// Resolves `lb_ip` by broadcast. Returns each host that answers, once.
+    /// Resolves `lb_ip` by broadcast. Returns the hosts that answer, without duplicates.
     pub fn arp_answers(&self, lb_ip: Ipv4Addr) -> Vec<MacAddr> {
         self.client.run(|| {
             let (index, own) = eth0();
@@ -263,7 +264,7 @@ impl Lan {
             socket.listen_on([index].into()).expect("listen");
             socket.send([(index, request.as_slice())]).expect("send");
             let (mut answers, mut buffer) = (BTreeSet::new(), ReceiveBuffer::default());
-            // More answers may come until the end.
+            // Several hosts may answer, so this waits until the end.
             let end = Instant::now() + Duration::from_millis(200);
             while socket.wait_readable(end.saturating_duration_since(Instant::now())).expect("readable") {
                 let take = |_, _, frame: &[u8]| {
@@ -384,10 +385,11 @@ impl Speaker {
         });
     }
 
-    /// Waits until a conflict is reported, or none, and whether the address is held back for it.
+    /// Waits until a conflict about `lb_ip` is reported, with this value of `held_back`. `None`: until no conflict is
+    /// reported.
     pub fn wait_conflict(&self, lb_ip: impl Into<IpAddr>, expected: Option<bool>) {
         let lb_ip = lb_ip.into();
-        wait("a conflict, or none", || {
+        wait("the expected conflict", || {
             let conflicts = self.conflicts.borrow().clone();
             if conflicts.get(&lb_ip).map(|conflict| conflict.held_back) == expected {
                 Ok(())
@@ -401,7 +403,7 @@ impl Speaker {
         *self.counters.borrow()
     }
 
-    /// Waits until the published counters are `enough`.
+    /// Waits until the published counters satisfy `enough`.
     pub fn wait_counters(&self, enough: impl Fn(&Counters) -> bool) {
         wait("the counters", || {
             let counters = self.counters();
@@ -420,10 +422,10 @@ impl Speaker {
         lb_ips.iter().copied().filter(|lb_ip| announcements.contains_key(&IpAddr::V4(*lb_ip))).collect()
     }
 
-    /// Waits until the node announces `lb_ip`, or does not.
+    /// Waits until the node announces `lb_ip`. If `expected` is false, waits until it does not.
     pub fn wait_announced(&self, lb_ip: impl Into<IpAddr>, expected: bool) {
         let lb_ip = lb_ip.into();
-        wait("an announcement, or none", || {
+        wait("the expected announcement", || {
             let epoch = self.epoch(lb_ip);
             if epoch.is_some() == expected { Ok(()) } else { Err(format!("{lb_ip}: {epoch:?}")) }
         });
@@ -458,7 +460,7 @@ fn wait<T>(what: &str, mut look: impl FnMut() -> Result<T, String>) -> T {
     loop {
         match look() {
             Ok(found) => return found,
-            Err(state) if Instant::now() > until => panic!("no {what}: {state}"),
+            Err(state) if Instant::now() > until => panic!("timeout, waiting for {what}: {state}"),
             Err(_) => std::thread::sleep(Duration::from_millis(1)),
         }
     }

@@ -7,12 +7,12 @@ use std::time::{Duration, Instant};
 
 use lan::{LB_IP, LB_IP_V6, Lan};
 
-/// A generous bound: the time is printed, and benchmarks assert it. It is 0.1 to 0.2 s, even on a machine with ten
-/// times its load.
+/// The bound of a takeover. It takes 0.1 to 0.2 s, even with ten times the load that the machine can carry. The bound
+/// is generous, because benchmarks assert the exact time.
 const TAKEOVER: Duration = Duration::from_secs(3);
 
-/// The bound from the first of thousands of addresses to the last. It is less than 0.1 s on such a machine, but seconds
-/// where late announcements cause more announcements.
+/// The bound between the first and the last announcement of thousands. They take less than 0.1 s, even under that load.
+/// They would take seconds if late announcements caused more announcements.
 const TOGETHER: Duration = Duration::from_secs(1);
 
 #[test]
@@ -42,11 +42,11 @@ fn client_follows_after_the_owner_is_cut_off() {
         assert!(took < TAKEOVER, "{took:?}");
         assert_eq!(lan.arp_answers(LB_IP), [successor]);
         for (n, node) in nodes.iter().enumerate() {
-            // A node that hears no peer calls no node dead.
+            // A node that hears no peer declares no node dead.
             node.wait_dead(if n == owner { &[] } else { std::slice::from_ref(&owner) });
         }
 
-        // After the cut it finds itself outbid. Nothing moves.
+        // After the cut the former owner hears the greater claim and withdraws. The address does not move.
         lan.heal(owner);
         nodes[owner].wait_announced(LB_IP, false);
         nodes.iter().for_each(|node| node.wait_dead(&[]));
@@ -100,7 +100,7 @@ fn stopping_node_hands_over_before_it_ends() {
     let stop = Instant::now();
     gone.stop();
     eprintln!("the owner stopped within {:?}", stop.elapsed());
-    // It returns after the takeover, not before.
+    // `stop` returns after the takeover, not before.
     let successor = lan.wait_owner(&nodes, LB_IP);
     assert_eq!(nodes[successor].epoch(LB_IP), Some(epoch + 1));
     assert_eq!(lan.arp_answers(LB_IP), [nodes[successor].mac]);
@@ -201,7 +201,7 @@ fn client_follows_over_ipv6_and_verifies_by_unicast() {
     assert_eq!(successor, nodes[1 - owner].mac);
     lan.wait_membership(1 - owner, group, true);
     lan.verify_neighbour(LB_IP_V6, successor);
-    nodes[1 - owner].wait_counters(|counters| counters.ndp.answered > 0 && counters.ndp.unasked > 0);
+    nodes[1 - owner].wait_counters(|counters| counters.ndp.answered > 0 && counters.ndp.gratuitous > 0);
 }
 
 #[test]
@@ -252,7 +252,7 @@ fn age_of_a_waiting_hello_is_known() {
     lan.wait_idly(Duration::from_secs(1)); // until Hellos are routine
     let ages = lan.hello_ages(TIME);
     let apart: Vec<Duration> = ages.windows(2).map(|pair| pair[0].saturating_sub(pair[1])).collect();
-    // Ten Hellos on an idle machine.
+    // On an idle machine ten Hellos wait.
     assert!(ages.len() >= 3 && apart.iter().all(|apart| *apart >= Duration::from_millis(25)), "{ages:?}");
 }
 
@@ -274,9 +274,9 @@ fn idle_speakers_hardly_use_the_cpu() {
         let wakes = (after.1 - before.1) as f64 / TIME.as_secs_f64() / 3.0;
         eprintln!("a wire thread uses {:.3} % of a core and wakes {wakes:.1} times per second", share * 100.0);
         measured.push((share, wakes));
-        // Twenty wakes for the node's own Hellos, and a few for late ones. A wake for each Hello would be sixty.
-        // The share of the CPU is far above its target, because this build is not optimized. It detects loops that do
-        // not sleep.
+        // An idle thread wakes twenty times per second for the node's own Hellos, and a few times for late ones. If
+        // each Hello woke it, it would wake sixty times. The share of the CPU is far above its target, because this
+        // build is not optimized. It detects loops that do not sleep.
         wakes < 45.0 && share < 0.02
     });
     assert!(idle, "{measured:?}");

@@ -1,4 +1,4 @@
-//! The announcements of a segment, and the addresses that it announces.
+//! The gratuitous ARP and unsolicited NAs of a segment, and the addresses that it announces.
 
 use std::net::{IpAddr, Ipv6Addr};
 use std::time::Duration;
@@ -12,7 +12,7 @@ use crate::ownership::claims::Claim;
 use crate::wire::{arp, datagram, ndp};
 
 impl Segment {
-    /// Announces the due addresses unasked, at most `limit`. Returns their number.
+    /// Sends gratuitous ARP or unsolicited NAs for at most `limit` due addresses. Returns the number of addresses.
     pub fn announce_due(&mut self, context: &mut Context, limit: usize) -> usize {
         if context.now < self.quiet_until(&context.config) {
             return 0;
@@ -38,7 +38,7 @@ impl Segment {
         due.len()
     }
 
-    /// Announces an address once, unasked.
+    /// Sends gratuitous ARP or an unsolicited NA for an address once.
     pub(super) fn announce_one(&self, context: &mut Context, lb_ip: IpAddr, form: Form) {
         let mac = self.link.mac;
         let frames = match lb_ip {
@@ -50,7 +50,7 @@ impl Segment {
             IpAddr::V6(v6) => [(form != Form::Reply).then(|| ndp::unsolicited_advertisement(mac, v6)), None],
         };
         for bytes in frames.into_iter().flatten() {
-            frame_counters(context, lb_ip).unasked += 1;
+            frame_counters(context, lb_ip).gratuitous += 1;
             self.send_resolution(context, lb_ip, bytes);
         }
     }
@@ -69,7 +69,8 @@ impl Segment {
         })
     }
 
-    /// The IPv6 groups to join: the group of speakers, and those for solicitations of announced addresses.
+    /// The IPv6 groups to join: the group of speakers, and the groups to which hosts send solicitations for announced
+    /// addresses.
     pub fn multicast_groups(&self) -> impl Iterator<Item = Ipv6Addr> + '_ {
         let has_v6 = self.link.addresses.iter().any(|own| own.addr().is_ipv6());
         let solicited = self.announced_claims().filter_map(|(lb_ip, _)| match lb_ip {

@@ -36,7 +36,8 @@ impl Segment {
         }
     }
 
-    /// All claims of peers to these addresses, with those of dead peers. `names` are the names of all peers, in order.
+    /// All claims of peers to these addresses, including those of dead peers. `names` are the names of all peers, in
+    /// order.
     fn claims_of_peers<'a>(
         &self,
         names: &'a [String],
@@ -59,7 +60,7 @@ impl Segment {
         let view = self.view(context, lb_ip, others);
         let decision = rules::decide(&view);
         if let Some(until) = self.check_conflicts(context, lb_ip, &view, decision) {
-            // The address stays an orphan with a turn at `until`: it is decided again then, and not before.
+            // The address stays an orphan with a turn at `until`, when it is decided again.
             self.orphans.insert(lb_ip, Some(view.orphaned_since));
             self.turns.insert((until, lb_ip));
             return false;
@@ -116,7 +117,7 @@ impl Segment {
             }
             Decision::Claim(claim) => {
                 self.claim(context, lb_ip, claim, others);
-                // A more preferred candidate may exist or appear.
+                // A more preferred candidate may be alive. Then the next decision cedes the address.
                 let most = context.policy(lb_ip).map(|policy| policy.candidates.greatest_preference());
                 self.dirty.extend((view.preference < most).then_some(lb_ip));
                 true
@@ -130,7 +131,7 @@ impl Segment {
         }
     }
 
-    /// Records whether the owned address is ceded, and publishes a change.
+    /// Records whether the owned address is ceded. Sends a change to the peers.
     fn set_ceding(&mut self, lb_ip: IpAddr, view: &View, cede: bool) {
         let Some(claim) = view.own else { return };
         match view.ceding {
@@ -138,8 +139,8 @@ impl Segment {
             None => self.ceding.remove(&lb_ip),
         };
         if claim.retained == cede {
-            self.own.insert(lb_ip, Claim { retained: !cede, ..claim });
-            self.hello_sender.claim_changed(lb_ip);
+            self.own_claims.insert(lb_ip, Claim { retained: !cede, ..claim });
+            self.hello_sender.record_claim_change(lb_ip);
             self.hello_sender.send_soon();
         }
     }
@@ -153,11 +154,11 @@ impl Segment {
     }
 
     fn claim(&mut self, context: &mut Context, lb_ip: IpAddr, claim: Claim, others: &[(&str, Claim)]) {
-        self.hello_sender.claim_changed(lb_ip);
+        self.hello_sender.record_claim_change(lb_ip);
         let link = self.link.name.clone();
         let renewed = self.own_claim(lb_ip).is_some();
         self.tombstones.remove(&lb_ip);
-        self.own.insert(lb_ip, claim);
+        self.own_claims.insert(lb_ip, claim);
         if renewed {
             context.events.push(Event::Renewed { lb_ip, link, epoch: claim.epoch });
             return;
@@ -183,15 +184,16 @@ impl Segment {
         self.ceding.remove(&lb_ip);
         self.insist_until.remove(&lb_ip);
         self.last_defended.remove(&lb_ip);
-        self.hello_sender.claim_changed(lb_ip);
+        self.hello_sender.record_claim_change(lb_ip);
         let Some(claim) = self.own_claim(lb_ip) else { return };
         let cut_off = self.quorum == Quorum::Minority && !self.peers.is_empty();
         if matches!(reason, Reason::Outbid | Reason::Ceded | Reason::Unheard) || cut_off {
-            // Another node owns or will own the address, and may not hear this one now.
-            self.own.insert(lb_ip, Claim { active: false, ..claim });
+            // Another node owns the address, or will own it. It may not hear this node now, so the ended claim is sent
+            // for a while.
+            self.own_claims.insert(lb_ip, Claim { active: false, ..claim });
             self.tombstones.insert(lb_ip, context.now + context.config.tombstone_ttl(self.slowest_interval()));
         } else {
-            self.own.remove(lb_ip);
+            self.own_claims.remove(lb_ip);
         }
         context.counters.withdrawn += 1;
         let (link, epoch) = (self.link.name.clone(), claim.epoch);

@@ -15,7 +15,7 @@ impl Segment {
         self.peers.values().all(|peer| peer.state != PeerState::Dead)
     }
 
-    /// The observation of each node.
+    /// The observation of each known peer.
     pub fn observations(&self, now: Duration, config: &Config) -> impl Iterator<Item = (&str, Observation)> {
         let listening = self.is_listening(now, config);
         // A peer heard just now shows that the silence of others is not the start of this node's own isolation.
@@ -36,9 +36,9 @@ impl Segment {
         })
     }
 
-    /// Notes a frame of ARP or NDP as a sign that this node can hear other hosts. That matters only while there is a
-    /// single peer, and only the first frame since that peer fell silent counts.
-    pub(super) fn note_outsider(&mut self, now: Duration, frame: &[u8]) {
+    /// Records when a frame of ARP or NDP proved that this node can hear other hosts. This matters only while there is
+    /// a single peer. Only the first frame counts that arrived since that peer fell silent.
+    pub(super) fn record_outsider(&mut self, now: Duration, frame: &[u8]) {
         // Frames on a bridge may be from pods or guests of this node.
         let mut peers = self.peers.values();
         let (Some(peer), None, false) = (peers.next(), peers.next(), self.link.is_bridge) else { return };

@@ -1,4 +1,4 @@
-//! Receives the Hellos of peers: which are believed, and their effect.
+//! Receives the Hellos of peers: decides which are believed, and applies them.
 
 use std::collections::btree_map::Entry;
 use std::time::Duration;
@@ -76,7 +76,7 @@ impl Segment {
             self.dirty.extend(self.orphans.keys().chain(self.ceding.keys()));
         }
         if !self.is_listening(now, &context.config) {
-            // Addresses without an owner that this node could not claim before: now that it heard a peer, it may.
+            // This node could not claim these addresses before. Now that it has heard a peer, it may.
             self.dirty.extend(self.orphans.iter().filter(|(_, since)| since.is_none()).map(|(lb_ip, _)| lb_ip));
         }
         self.record_vouchers(now, packet);
@@ -110,15 +110,16 @@ impl Segment {
     /// Adds a new peer or incarnation. Returns whether there was room for it.
     fn admit(&mut self, context: &mut Context, mac: MacAddr, packet: &Packet) -> bool {
         let (now, multiplier) = (context.now, context.config.multiplier);
-        let crowded = self.peers.len() >= MAX_PEERS;
+        let is_full = self.peers.len() >= MAX_PEERS;
         match self.peers.entry(packet.node.clone()) {
             Entry::Occupied(mut known) => {
                 self.dirty.extend(known.get_mut().restart(now, mac, packet, multiplier));
-                // The former incarnation may have been leaving or blind.
+                // The former incarnation may have been leaving or blind. Then the new one may be the first that can
+                // take these addresses over.
                 self.dirty.extend(self.orphans.keys().chain(self.ceding.keys()));
             }
-            Entry::Vacant(_) if crowded => {
-                context.counters.dropped.crowded += 1;
+            Entry::Vacant(_) if is_full => {
+                context.counters.dropped.too_many_peers += 1;
                 return false;
             }
             Entry::Vacant(place) => {
@@ -135,7 +136,7 @@ impl Segment {
     /// reflect flooded frames.
     fn report_duplicate(&mut self, context: &mut Context, mac: MacAddr, packet: &Packet) {
         let other = packet.incarnation != self.hello_sender.incarnation;
-        // Once for each incarnation: the packet may be replayed repeatedly.
+        // Each incarnation is reported once, because its packets may be replayed.
         if other && self.duplicate.replace(packet.incarnation) != Some(packet.incarnation) {
             context.events.push(Event::DuplicateNode { link: self.link.name.clone(), mac });
         }

@@ -17,7 +17,7 @@ const DEFEND_INTERVAL: Duration = Duration::from_secs(1);
 impl Segment {
     /// Receives a frame of ARP or NDP.
     pub fn receive_resolution(&mut self, context: &mut Context, channel: Channel, frame: &[u8]) {
-        self.note_outsider(context.now, frame);
+        self.record_outsider(context.now, frame);
         let is_arp = channel == Channel::Arp;
         if self.conflicts.is_probing() {
             let user = if is_arp { arp::address_user(frame) } else { ndp::address_user(frame) };
@@ -44,7 +44,7 @@ impl Segment {
         }
     }
 
-    /// Announces an address again that a peer uses.
+    /// Announces an owned address again, because a peer uses it.
     fn defend_against_peer(&mut self, context: &mut Context, lb_ip: IpAddr) {
         let now = context.now;
         // Two owners that meet must not trigger each other repeatedly.
@@ -53,7 +53,8 @@ impl Segment {
         }
         self.last_defended.insert(lb_ip, now);
         // A peer that takes over sends its claim in a Hello, and this node withdraws. A peer with a weaker claim does
-        // not hear this node, so this node must be the last to announce, unless it is the one that does not hear.
+        // not hear this node, so this node must be the last to announce. A node without a quorum does not, because the
+        // peer may have a greater claim that this node has not heard.
         if self.quorum != Quorum::Minority {
             self.schedule.start(lb_ip, now);
             self.hello_sender.send_soon();
@@ -64,16 +65,16 @@ impl Segment {
     fn defend_against_host(&mut self, context: &mut Context, lb_ip: IpAddr, mac: MacAddr) {
         frame_counters(context, lb_ip).conflicts += 1;
         let reaction = self.conflicts.record_conflict(context.now, lb_ip, mac);
-        if reaction.is_news {
+        if reaction.is_new_host {
             self.report_conflict(context, lb_ip, mac, false);
         }
-        // Not in the quiet period: a peer may own the address by now.
+        // In the quiet period this node does not announce it: a peer may own the address by now.
         if reaction.defend && context.now >= self.quiet_until(&context.config) {
             self.announce_one(context, lb_ip, Form::Both);
         }
     }
 
-    /// Holds an address back that a host outside the cluster uses or probes.
+    /// Holds back an address that a host outside the cluster uses or probes.
     fn receive_used_address(&mut self, context: &mut Context, user: Option<(MacAddr, IpAddr)>) {
         let Some((mac, used)) = user else { return };
         if mac == self.link.mac || self.peers.values().any(|peer| peer.mac == mac) {

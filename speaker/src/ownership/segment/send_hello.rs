@@ -28,9 +28,10 @@ impl Segment {
             self.hello_sender.send_soon();
         }
         let lists = self.peer_lists(context.now);
-        let mut packets = self.hello_sender.packets(context, &self.link, &mut self.own, lists);
+        let mut packets = self.hello_sender.packets(context, &self.link, &mut self.own_claims, lists);
         if let Some(hello) = packets.last_mut() {
-            // Peers count a node that reports no heard peer as deaf. This node hears other hosts, so it reports one.
+            // Peers count a node that reports no heard peer as deaf. This node hears other hosts, so it reports one
+            // peer.
             hello.heard.all = hello.heard.all.max(u16::from(self.quorum == Quorum::Outsiders));
         }
         let channel = if address.is_ipv4() { Channel::Hello } else { Channel::HelloV6 };
@@ -50,7 +51,8 @@ impl Segment {
         let heard = present().filter(|peer| peer.liveness.is_heard(now));
         let mut heard: Vec<Heard> = heard.map(|peer| Heard { id: id(peer), age: peer.liveness.age(now) }).collect();
         heard.sort_unstable_by_key(|heard| heard.id);
-        // A peer that does not list this node may not hear it, and then needs an echo to believe its next Hello.
+        // A peer that does not list this node may not hear this node. Then it needs an echo to believe this node's next
+        // Hello.
         let unsure = present().filter(|peer| !peer.lists_us);
         let unsure = unsure.map(|peer| hello::Echo { id: id(peer), sequence: peer.sequence as u32 });
         let echoes = self.handshakes.echoes(now).chain(unsure).collect();
@@ -73,25 +75,26 @@ impl Segment {
         self.peers.retain(|_, peer| {
             peer.state != PeerState::Dead || !(peer.leaving || peer.liveness.age(now) > FORGET_AFTER)
         });
-        let is_announced = |lb_ip| self.own.get(lb_ip).is_some_and(|claim| claim.active);
+        let is_announced = |lb_ip| self.own_claims.get(lb_ip).is_some_and(|claim| claim.active);
         context.reports_changed |= self.conflicts.expire(now, is_announced);
         self.dirty.extend(self.orphans.iter().filter(|(_, since)| since.is_none()).map(|(lb_ip, _)| lb_ip));
         if self.quorum != Quorum::Minority && !self.is_listening(now, &context.config) {
-            let unbacked = self.own.iter().filter(|(_, claim)| claim.active && !claim.backed);
+            let unbacked = self.own_claims.iter().filter(|(_, claim)| claim.active && !claim.backed);
             self.dirty.extend(unbacked.map(|(lb_ip, _)| lb_ip));
         }
         let mut alive = self.peers.values().filter(|peer| peer.state == PeerState::Alive);
         let all_hear_us = self.quorum == Quorum::Majority && alive.all(|peer| peer.liveness.hears_us(now));
+        // While a live peer does not hear this node, tombstones stay for longer.
         self.remove_tombstones(Some(if all_hear_us { now } else { now.saturating_sub(FORGET_AFTER) }));
     }
 
-    /// Removes the tombstones that have expired by `now`; `None`: all tombstones.
+    /// Removes the tombstones that have expired by `now`, or all tombstones if `now` is `None`.
     fn remove_tombstones(&mut self, now: Option<Duration>) {
         let expired = self.tombstones.iter().filter(|(_, until)| now.is_none_or(|now| **until <= now));
         for lb_ip in expired.map(|(lb_ip, _)| *lb_ip).collect::<Vec<_>>() {
             self.tombstones.remove(&lb_ip);
-            self.own.remove(lb_ip);
-            self.hello_sender.claim_changed(lb_ip);
+            self.own_claims.remove(lb_ip);
+            self.hello_sender.record_claim_change(lb_ip);
         }
     }
 }

@@ -11,8 +11,8 @@ use crate::peers::peer::Peer;
 use model::eligibility::AnnouncementPolicy;
 
 impl Segment {
-    /// The view for the rules. `others` are all claims of peers: active and ended ones, and those of dead peers.
-    /// Remembers the greatest epoch of the address.
+    /// The view for the rules. `others` are all claims of peers: active and ended ones, and those of dead peers. Also
+    /// records the greatest epoch of the address.
     pub(super) fn view(&mut self, context: &Context, lb_ip: IpAddr, others: &[(&str, Claim)]) -> View {
         let (now, node, own) = (context.now, &context.config.node, self.own_claim(lb_ip));
         let policy = context.policy(lb_ip);
@@ -36,13 +36,14 @@ impl Segment {
             orphaned_since: self.orphans.get(&lb_ip).copied().flatten().unwrap_or(now),
             step_in: context.config.step_in_delay(self.slowest_interval()),
         };
-        // Counting better candidates is expensive with many peers, so do it only for an address that may be claimed.
+        // With many peers it is expensive to count better candidates. So they are counted only for an address that may
+        // be claimed.
         let may_claim = own.is_none() && view.position != Position::Listening && view.is_available();
         if let Some(policy) = policy.filter(|_| may_claim) {
             view.better_candidates = self.better_candidates(lb_ip, policy, preference, view.rank);
         }
         if view.is_first() {
-            // If many addresses are probed, the better candidates are delayed as well.
+            // If many addresses are being probed, the better candidates must also wait for their probes.
             view.step_in += self.conflicts.queue_delay(now);
         }
         view
@@ -102,27 +103,29 @@ impl Segment {
         let fresh = self.peers.values().filter(|peer| peer.state == PeerState::Alive && peer.liveness.is_fresh(now));
         let is_majority = || liveness::is_majority(fresh.count(), self.peers.len());
         if self.quorum == Quorum::Majority && !is_majority() && !self.is_only_candidate(context, lb_ip) {
-            // A node that is cut off loses its peers one by one, in the order of their last Hellos. When it misses the
-            // first, the others are no quorum either: they were not heard since.
+            // A node that is cut off loses its peers one by one, in the order of their last Hellos. When the first one
+            // is dead, the others still count as alive, but too few of them were heard just now.
             return Position::Listening;
         }
         if self.is_backed(context, lb_ip) { Position::Backed } else { Position::Isolated }
     }
 
     /// Whether the owner of the address has just died and meant to keep it. A peer with unread claims can have taken it
-    /// only for the same reason, and between two such claims the rank decides. So unread claims need not be awaited.
+    /// only for the same reason, and between two such claims the rank decides. So this node need not wait for unread
+    /// claims.
     fn owner_just_died(&self, now: Duration, lb_ip: IpAddr, others: &[(&str, Claim)]) -> bool {
         let Some((owner, claim)) = others.iter().max_by_key(|(_, claim)| *claim) else { return false };
         let has_just_died = |peer: &Peer| peer.has_just_died(lb_ip, now);
         claim.active && claim.retained && self.peers.get(*owner).is_some_and(has_just_died)
     }
 
-    /// Whether this node hears enough peers to announce an address unasked.
+    /// Whether this node may send gratuitous ARP or unsolicited NAs for an address: it hears enough peers, or it is the
+    /// only candidate.
     pub(super) fn is_backed(&self, context: &Context, lb_ip: IpAddr) -> bool {
         self.quorum != Quorum::Minority || self.is_only_candidate(context, lb_ip)
     }
 
-    /// Whether no peer is a candidate, so that none can be missed.
+    /// Whether this node is the only candidate, so that no other node can own the address.
     fn is_only_candidate(&self, context: &Context, lb_ip: IpAddr) -> bool {
         let policy = context.policy(lb_ip);
         policy.is_some_and(|policy| policy.candidates.iter().all(|(node, _)| *node == context.config.node))
@@ -143,8 +146,8 @@ impl Segment {
         candidates.filter(|candidate| *candidate > (preference, rank)).count()
     }
 
-    /// Why this node, the owner, should cede the address, if it should: it is no candidate, or not one of the most
-    /// preferred candidates, alive or not.
+    /// Why this node, the owner, should cede the address; `None` if it should keep it. It cedes if it is no candidate,
+    /// or if another candidate is more preferred, alive or not.
     fn ceding(
         &self,
         context: &Context,
