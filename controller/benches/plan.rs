@@ -3,8 +3,8 @@
 //! `cargo bench -p controller --bench plan` prints times in microseconds for several numbers of Services with
 //! addresses. Each line has the median, the minimum and the maximum of all rounds:
 //!
-//! - all plans for one new Service: it appears, the API server answers the writes of its LoadBalancerIP and its patch,
-//!   its series ends
+//! - all plans for one new Service: from its first observation, over the answers to its two writes, to the end of its
+//!   series
 //! - the first of these plans
 //! - a plan that covers all Services, as after a change of a pool (processor time)
 

@@ -1,4 +1,4 @@
-//! Which Service keeps, gets, shares, gives up or is refused an address.
+//! Which Service keeps, gets, shares or releases an address, or is refused one.
 //!
 //! | file | contents |
 //! |---|---|

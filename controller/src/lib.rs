@@ -1,16 +1,16 @@
 //! Allocation: which Service gets which address, and why not.
 //!
 //! ```text
-//! API server --watch--> stores --changes--> index --> plan --series of effects--> queue --> apply --writes--> API server
-//!                         ^                 (     pure     )                     (pure)       |
-//!                         +----------------------------- answers -----------------------------+
+//! API server --watch--> stores --changes--> index --> plan --series--> queue --> apply --writes--> API server
+//!                         ^                 (     pure     )          (pure)       |
+//!                         +------------------------- answers ----------------------+
 //! ```
 //!
 //! | room | contents |
 //! |---|---|
-//! | `state` | the observed objects with their indexes, and the keys a change makes dirty |
-//! | `pools` | pools without overlaps; sets of addresses; which address is given next |
-//! | `allocate` | which Service keeps, gets, shares, gives up or is refused an address |
+//! | `state` | the observed objects with their indexes, and the keys that a change makes dirty |
+//! | `pools` | pools without overlaps; sets of addresses; which address is assigned next |
+//! | `allocate` | which Service keeps, gets, shares or releases an address, or is refused one |
 //! | `plan` | series of effects: the writes to make, as data, and the order in which they start |
 //! | `status` | conditions and events of Services and pools |
 //! | `apply` | application of the effects, events, leader election |

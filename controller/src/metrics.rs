@@ -162,13 +162,13 @@ impl Default for Collectors {
             capacity: new.metric(
                 "pool_capacity",
                 addresses(),
-                "Addresses of a pool that are used, or available without a request by name",
+                "Addresses of a pool that are assigned, reserved, or free: the sum of pool_used and pool_free",
             ),
             used: new.metric("pool_used", addresses(), "Addresses of a pool that are assigned or reserved"),
             free: new.metric(
                 "pool_free",
                 addresses(),
-                "Addresses of a pool that are available without a request by name",
+                "Addresses of a pool that Services can get without requesting one by name",
             ),
             allocated: new.metric("services_allocated", None, "Services that have the addresses they request"),
             pending: new.metric(

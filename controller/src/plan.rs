@@ -244,7 +244,7 @@ impl ClusterIndex {
     }
 }
 
-/// Whether a record must be written first, before the status of the Service.
+/// Whether a record must be written before the status of the Service.
 fn awaits_record(allocation: &Allocation) -> bool {
     allocation.is_blocked || allocation.targets.iter().any(|target| target.acquisition == Acquisition::Join)
 }

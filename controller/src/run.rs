@@ -65,7 +65,7 @@ const PAUSE_PER_PLAN: u32 = 4;
 /// Interval between removals of idle entries of the backoff.
 const PRUNE_INTERVAL: Duration = Duration::from_secs(2);
 
-/// How long a stopping controller waits for answers.
+/// How long a stopping controller waits for the answers to its writes.
 const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(5);
 
 #[derive(Clone, Debug)]
@@ -83,7 +83,7 @@ pub struct Config {
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// A task panicked, which is a bug.
-    #[error("a task of the controller broke down")]
+    #[error("a task of the controller panicked")]
     Task(#[from] JoinError),
 }
 
@@ -207,7 +207,7 @@ impl Controller {
         self.is_changed = false;
         let started = Instant::now();
         let plan = self.cluster.plan(Timestamp::now());
-        worker.take_over(plan, &self.cluster);
+        worker.enqueue(plan, &self.cluster);
         let duration = started.elapsed();
         self.metrics.observe_plan(duration);
         let pause = if duration > SHORT_PLAN { duration * PAUSE_PER_PLAN } else { Duration::ZERO };
@@ -229,7 +229,7 @@ impl Controller {
         })
     }
 
-    /// Starts series while the limits permit it. Returns when to continue without an event.
+    /// Starts series while the limits permit it. Returns when the main loop must continue even without an event.
     fn start_ready(&mut self) -> Option<Instant> {
         let worker = self.worker.as_mut()?;
         worker.start_ready(&mut self.cluster);
@@ -304,7 +304,7 @@ impl Worker {
     }
 
     /// Adds the series of a new plan to the queue, and removes the series that the plan revokes.
-    fn take_over(&mut self, plan: Plan, cluster: &ClusterIndex) {
+    fn enqueue(&mut self, plan: Plan, cluster: &ClusterIndex) {
         plan.revoked.iter().for_each(|subject| drop(self.queue.remove(subject)));
         plan.series.into_iter().for_each(|series| self.queue.push(series));
         let now = Instant::now();
@@ -338,7 +338,7 @@ impl Worker {
         }
     }
 
-    /// When the next delayed or deferred series may start; `None` if there is none, or too many are in flight.
+    /// When the next delayed or deferrable series may start; `None` if no series waits, or if too many are in flight.
     fn next_deadline(&self) -> Option<Instant> {
         let next_token = (self.queue.has_deferrable() && self.deferrable.len() < DEFERRABLE_CONCURRENCY)
             .then(|| self.budget.next_token(Instant::now().into_std()));
@@ -355,11 +355,15 @@ impl Worker {
         let success = matches!(result, Ok(Progress::Done));
         let news = self.backoff.record_end(&subject, success, Instant::now().into_std(), jitter());
         match (result, news) {
-            (Err(failure), _) if failure.is_conflict() => tracing::debug!(%subject, %failure, "planning again"),
-            (Err(failure), AttemptNews::Failing) => {
-                tracing::warn!(%subject, error = error_chain(&failure), "write failed; retrying");
+            (Err(failure), _) if failure.is_conflict() => {
+                tracing::debug!(%subject, %failure, "a write conflicted; its subject is planned again")
             }
-            (Ok(Progress::Done), AttemptNews::Recovered) => tracing::info!(%subject, "writes succeed again"),
+            (Err(failure), AttemptNews::Failing) => {
+                tracing::warn!(%subject, error = error_chain(&failure), "a write failed; the controller repeats it");
+            }
+            (Ok(Progress::Done), AttemptNews::Recovered) => {
+                tracing::info!(%subject, "writes for this subject succeed again")
+            }
             // Repeated deferrable writes only mean that an address moves from node to node.
             (Ok(Progress::Done), AttemptNews::Contested) if !was_deferrable => drop(self.report_contested(&subject)),
             _ => {}
@@ -371,8 +375,8 @@ impl Worker {
     fn report_contested(&self, subject: &Subject) -> Option<()> {
         let Subject::Service(key) = subject else { return None };
         let service = self.applier.stores.services.get(key)?;
-        let message = "another client writes its status again and again: check for another load balancer provider that \
-                       serves it, or a tool that restores it";
+        let message = "another client keeps changing the status of this Service: look for another load balancer \
+                       provider that serves it, or a tool that restores its status";
         self.applier.emit_event(&Event::for_service(&service, true, "StatusContested", message.to_owned()));
         Some(())
     }
@@ -381,7 +385,7 @@ impl Worker {
     async fn finish(mut self) {
         let all = async { while self.tasks.join_next().await.is_some() {} };
         if timeout(SHUTDOWN_TIMEOUT, all).await.is_err() {
-            tracing::warn!("stopping without the answers to some writes; the next start recovers");
+            tracing::warn!("stopping before all writes were answered; the next controller finishes them");
         }
     }
 }

@@ -30,11 +30,11 @@ use crate::state::record::holds;
 #[derive(Debug)]
 pub(crate) struct Allocation {
     pub(crate) service: Arc<Service>,
-    /// The addresses it has in the end, in the order in which its status shows them.
+    /// The addresses that the Service has afterwards, in the order in which its status shows them.
     pub(crate) targets: Vec<Target>,
-    /// Records that it holds and leaves.
+    /// Records that the Service holds and leaves.
     pub(crate) surplus: Vec<Arc<Record>>,
-    /// Why it does not get the addresses it requests.
+    /// Why the Service does not get the addresses that it requests.
     pub(crate) refusal: Option<Refusal>,
     /// An optional family without an address, and the reason.
     pub(crate) missing_family: Option<(Family, Refusal)>,
@@ -81,9 +81,9 @@ struct Blocked;
 /// The records that name a Service.
 #[derive(Default)]
 struct HeldRecords {
-    /// It may keep these.
+    /// Records that the Service may keep.
     live: Vec<Arc<Record>>,
-    /// It loses these: they are being deleted, or it no longer fits with the other holders.
+    /// Records that the Service loses: they are being deleted, or it no longer fits with the other holders.
     lost: Vec<Arc<Record>>,
 }
 
@@ -93,7 +93,7 @@ pub(crate) struct Search<'a> {
     pub(crate) request: &'a AddressRequest<'a>,
     /// For each slot of the request, the address found so far.
     targets: Vec<Option<Target>>,
-    /// Addresses that it holds and would release.
+    /// Addresses that the Service holds and would release.
     spare: Vec<IpAddr>,
     now: Timestamp,
 }
@@ -117,7 +117,7 @@ impl Search<'_> {
 }
 
 impl ClusterIndex {
-    /// Decides for a Service that needs no new addresses. For any other Service, returns its turn.
+    /// Decides for a Service that needs no new addresses. For any other Service, returns the rank of its request.
     pub(crate) fn try_keep(&mut self, service: &Arc<Service>) -> Kept {
         let held = self.held_records(service);
         let request = match address_request(service) {
@@ -182,7 +182,8 @@ impl ClusterIndex {
         Allocation { missing_family, ..allocation(service, held, targets) }
     }
 
-    /// Fills the slots with a requested address. Stops at the first refusal; a blocked address is reported at the end.
+    /// Fills the slots that request a particular address. Stops at the first refusal; a blocked address is reported at
+    /// the end.
     fn fill_requested(&mut self, search: &mut Search<'_>) -> Result<(), Unavailable> {
         let mut result = Ok(());
         for (index, slot) in search.request.slots.iter().enumerate() {
@@ -277,7 +278,7 @@ impl ClusterIndex {
         })
     }
 
-    /// The pools from which a Service may have any address, in the order in which they are tried.
+    /// The pools from which a Service may get any address, in the order in which they are tried.
     fn pools_for(&self, service: &Service, request: &AddressRequest<'_>) -> Result<Vec<usize>, Refusal> {
         if self.pools.is_empty() {
             return Err(Refusal::NoPool);
@@ -370,8 +371,8 @@ impl ClusterIndex {
         None
     }
 
-    /// Whether this address would exceed the quota of the Service's namespace, given the addresses that it gets and
-    /// releases.
+    /// Whether this address would exceed the quota of the namespace. The addresses that the Service gets or releases in
+    /// the same decision count too.
     pub(crate) fn is_quota_full(&self, search: &Search<'_>, pool: &Pool, lb_ip: IpAddr) -> bool {
         let Some(limit) = pool.object.spec.max_per_namespace else { return false };
         let none = BTreeMap::new();

@@ -87,7 +87,7 @@ impl ClusterIndex {
         }
         let standings = self.standings(record);
         let mut staying = 0;
-        let mut is_being_left = false;
+        let mut has_leaving_holder = false;
         for (holder, standing) in record.holders.iter().zip(standings.iter()) {
             let other = holder.service();
             let clash = match standing {
@@ -97,11 +97,11 @@ impl ClusterIndex {
                     return Err(Refusal::SharingConflict(lb_ip, with.clone(), clash.clone()).into());
                 }
                 Standing::Clashes(..) => {
-                    is_being_left = true;
+                    has_leaving_holder = true;
                     continue;
                 }
                 _ if self.departure(&other, lb_ip).is_some() => {
-                    is_being_left = true;
+                    has_leaving_holder = true;
                     continue;
                 }
                 Standing::Unreadable => Some(Clash::Unreadable),
@@ -114,7 +114,7 @@ impl ClusterIndex {
                 Some(clash) => return Err(Refusal::SharingConflict(lb_ip, other, clash).into()),
             }
         }
-        if is_being_left || (staying == 0 && !record.is_reservation()) {
+        if has_leaving_holder || (staying == 0 && !record.is_reservation()) {
             return Err(in_use(lb_ip, InUse::Withdrawn));
         }
         let joining = self.promises.get(&lb_ip).filter(|other| **other != service.key).count();

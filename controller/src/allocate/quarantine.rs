@@ -25,10 +25,10 @@ use crate::state::record::{QUARANTINE, is_exclusive};
 /// Maximum number of addresses that a Service may leave within [`QUARANTINE`].
 const MAX_MOVES: usize = 3;
 
-/// Maximum number of addresses in quarantine at once. A LAN does not have that many conflicts by mistake.
+/// Maximum number of addresses in quarantine at once. More conflicts have another cause than wrongly configured hosts.
 const MAX_QUARANTINED: usize = 16;
 
-/// The order in which conflicts are reported. The first node to report one is named, so that the message is stable.
+/// The order in which nodes reported conflicts. Messages name the first of these nodes, so that they are stable.
 fn report_order(conflict: &AddressConflict) -> (Timestamp, &str) {
     (conflict.since.0, &conflict.node)
 }
@@ -181,7 +181,7 @@ mod tests {
         world.settle();
         for is_announced in [true, false] {
             world.report_conflict(ip("192.0.2.10"));
-            // Even if a node holds it back.
+            // The Service also keeps the address if a node holds it back.
             world.edit_record(ip("192.0.2.10"), |record| record.conflicts[0].held_back = true);
             if !is_announced {
                 world.stop_announcing(ip("192.0.2.10"));

@@ -93,12 +93,12 @@ impl fmt::Display for Refusal {
                  such as spec.addresses: [192.0.2.200-192.0.2.250]",
             ),
             Self::NoAutomaticPool(family, pools) if pools.is_empty() => {
-                write!(f, "no IPAddressPool has {family} addresses for this Service: create one that does")
+                write!(f, "no IPAddressPool has {family} addresses for this Service: create a pool with such addresses")
             }
             Self::NoAutomaticPool(family, pools) => write!(
                 f,
-                "no IPAddressPool assigns {family} addresses to this Service automatically: request one of {} in \
-                 landfall.dev/address-pool, or set spec.autoAssign of a pool, or create another",
+                "no IPAddressPool assigns {family} addresses to this Service automatically: request a pool in \
+                 landfall.dev/address-pool ({}), set spec.autoAssign of a pool to true, or create another pool",
                 truncate(pools)
             ),
             Self::PoolsExhausted(family, pools) => write!(
@@ -107,7 +107,7 @@ impl fmt::Display for Refusal {
                 truncate(pools)
             ),
             Self::PoolNotFound(pool) => {
-                write!(f, "there is no IPAddressPool {pool}: request another, or remove landfall.dev/address-pool")
+                write!(f, "no IPAddressPool {pool} exists: request another, or remove landfall.dev/address-pool")
             }
             Self::PoolExhausted(family, pool) => write!(
                 f,
@@ -115,20 +115,20 @@ impl fmt::Display for Refusal {
             ),
             Self::PoolNotAllowed(pool) => write!(
                 f,
-                "IPAddressPool {pool} is not for this Service: request another, or have its spec.serviceAllocation \
-                 admit this Service"
+                "spec.serviceAllocation of IPAddressPool {pool} does not admit this Service: request another pool, or \
+                 change that field"
             ),
             Self::PoolDraining(pool) => {
-                write!(f, "IPAddressPool {pool} is being drained: request another, or have its spec.drain unset")
+                write!(f, "IPAddressPool {pool} is being drained: request another pool, or unset its spec.drain")
             }
             Self::NamespaceQuota(pool) => write!(
                 f,
-                "this namespace has as many addresses of IPAddressPool {pool} as its spec.maxPerNamespace allows: \
-                 delete Services that need none, or have the limit raised"
+                "this namespace has reached its limit of addresses in IPAddressPool {pool}: release an address of \
+                 another Service, or raise spec.maxPerNamespace of the pool"
             ),
             Self::InvalidRequest(text) => f.write_str(text),
             Self::AddressNotInPool(lb_ip, None) => {
-                write!(f, "{lb_ip} is in no IPAddressPool: request an address of a pool, or add it to one")
+                write!(f, "{lb_ip} is in no IPAddressPool: request an address of a pool, or add this address to a pool")
             }
             Self::AddressNotInPool(lb_ip, Some(pool)) => write!(
                 f,
@@ -148,7 +148,8 @@ impl fmt::Display for Refusal {
             ),
             Self::SharingConflict(lb_ip, key, clash) => write!(
                 f,
-                "{lb_ip} can't be shared with Service {key}, which {clash}; request another address, or make them fit"
+                "{lb_ip} can't be shared with Service {key}, which {clash}; request another address, or change one of \
+                 the two Services"
             ),
             Self::FamilyMismatch(lb_ip, families) => write!(
                 f,
@@ -159,8 +160,8 @@ impl fmt::Display for Refusal {
             ),
             Self::DualStackUnavailable(family, why) => write!(
                 f,
-                "spec.ipFamilyPolicy RequireDualStack requires both families, and there is no {family} address: \
-                 {why}; or use PreferDualStack"
+                "spec.ipFamilyPolicy RequireDualStack requires both families, and no {family} address is available: \
+                 {why}; with PreferDualStack, one family is enough"
             ),
         }
     }

@@ -33,9 +33,9 @@ pub(crate) struct Slot {
 /// The order in which requests are served: those with the fewest alternatives first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Rank {
-    /// Names addresses.
+    /// The request names addresses.
     Address,
-    /// Names a pool.
+    /// The request names a pool.
     Pool,
     Any,
 }
@@ -52,7 +52,7 @@ impl AddressRequest<'_> {
     }
 }
 
-/// The families of which a Service gets addresses, the first one first.
+/// The families of the addresses that a Service gets, in order.
 pub(crate) fn families(service: &Service) -> &[Family] {
     match (service.family_policy, &service.families[..]) {
         // The API server always sets the families.

@@ -17,7 +17,7 @@ use model::stable_hash::Fnv1a;
 /// Why two Services cannot share an address.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Clash {
-    /// One has no sharing key, or another one.
+    /// One of them has no sharing key, or their keys differ.
     Key,
     /// Both have this port.
     Port(Protocol, u16),
@@ -37,14 +37,14 @@ impl fmt::Display for Clash {
             Self::Key => f.write_str("has another key in landfall.dev/allow-shared-ip"),
             Self::Port(protocol, number) => write!(f, "has port {number}/{protocol} too"),
             Self::Policy => f.write_str(
-                "has another spec.externalTrafficPolicy, or both are Local and not in one namespace with one \
+                "has another spec.externalTrafficPolicy; or both have Local, but not the same namespace and \
                  spec.selector",
             ),
             Self::Namespaces => f.write_str(
-                "is in another namespace: each of both must name the other's in landfall.dev/share-with-namespaces",
+                "is in another namespace: each must name the other namespace in landfall.dev/share-with-namespaces",
             ),
             Self::Unreadable => f.write_str("can't be read"),
-            Self::Full => f.write_str("shares it with as many Services as can share one address"),
+            Self::Full => f.write_str("shares it with the maximum number of Services already"),
         }
     }
 }
@@ -110,7 +110,7 @@ pub(crate) fn terms(service: &Service) -> Option<InternedStr> {
             }
         }
     }
-    // Ends the labels of the selector: no text contains this byte.
+    // Separates the labels of the selector from the namespaces: no text contains this byte.
     hash.write(&[0xfe]);
     match consent(service)? {
         Consent::None => {}
@@ -147,15 +147,17 @@ pub(crate) enum HolderState<'a> {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Standing {
     Stays,
-    /// It stays, because nothing is known about it.
+    /// The holder stays, because its Service is unreadable.
     Unreadable,
-    /// It has to leave, because it does not fit with this Service.
+    /// The holder has to leave, because it does not fit with this Service.
     Clashes(Key, Clash),
+    /// The Service of the holder does not exist, or may not hold addresses.
     Gone,
 }
 
-/// The standing of each holder, in their order. Holders with unchanged terms are considered first, then holders with
-/// new terms, both in the order in which they joined. A holder stays if it fits with all holders that stay.
+/// The standing of each holder, in the order of the holders. Holders with unchanged terms are considered first, then
+/// holders with new terms, both in the order in which they joined. A holder stays if it fits with all holders that
+/// stay.
 pub(crate) fn standings<'a>(holders: &'a [Holder], state: impl Fn(&Holder) -> HolderState<'a>) -> Vec<Standing> {
     let states: Vec<_> = holders.iter().map(state).collect();
     let mut standings = vec![Standing::Gone; holders.len()];
@@ -190,7 +192,7 @@ pub(crate) fn standings<'a>(holders: &'a [Holder], state: impl Fn(&Holder) -> Ho
 fn clash_with(service: &Service, holder: &Holder, state: HolderState<'_>, is_unchanged: bool) -> Option<(Key, Clash)> {
     let clash = match state {
         HolderState::Service(other) => clash(service, other),
-        // They fitted when they joined, and still do if neither has changed.
+        // Both fitted when they joined, and still fit if neither has changed.
         _ => (!is_unchanged).then_some(Clash::Unreadable),
     };
     Some((holder.service(), clash?))
@@ -258,7 +260,8 @@ mod tests {
         let mut no_selector = web_local.clone();
         no_selector.selector = Labels::default();
         let other = Service { ports: vec![], key: Key::new("default", "other"), ..no_selector.clone() };
-        assert_eq!(clash(&no_selector, &other), Some(Clash::Policy), "without a selector, others write the endpoints");
+        // Without a selector, other clients write the endpoints.
+        assert_eq!(clash(&no_selector, &other), Some(Clash::Policy));
     }
 
     #[test]

@@ -24,7 +24,8 @@ use crate::metrics::{Metrics, Outcome, Write};
 use crate::plan::effect::{Effect, Event, PoolPatch, RecordPatch, Series, ServicePatch, load_balancer_ip};
 use crate::state::stores::Stores;
 
-/// How long the API server has to answer a request. (Its own limit is 60 s, and that of its admission webhooks 10 s.)
+/// How long a request waits for its answer. (The limit of the API server is 60 s, and the limit of its admission
+/// webhooks is 10 s.)
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(15);
 
 /// Applies series.
@@ -43,11 +44,12 @@ pub(crate) struct Applier {
 pub(crate) enum Progress {
     /// All effects have happened.
     Done,
-    /// A deletion waits for a finalizer, or an object no longer exists. A later observation continues from there.
+    /// A deletion waits for a finalizer, or an object no longer exists. The next observation of the object leads to a
+    /// new plan.
     Waiting,
 }
 
-/// Why a series failed. The effects before have happened; the others are planned again.
+/// Why a series failed. The effects before the failed one have happened; the others are planned again.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum Failure {
     /// Another Service has the address. Nothing changed.
@@ -205,7 +207,7 @@ impl Applier {
         }
         // The channel is full if the API server is slow. The conditions contain the same messages.
         if self.event_tx.try_send(event.clone()).is_err() {
-            tracing::debug!(kind, namespace, name, reason = event.reason, "event dropped: too many at once");
+            tracing::debug!(kind, namespace, name, reason = event.reason, "event dropped: the channel is full");
         }
         Progress::Done
     }
@@ -300,8 +302,8 @@ mod tests {
     use std::collections::VecDeque;
     use std::sync::{Arc, Mutex};
 
-    /// Applies one series against an API server that gives these answers in turn, and then none. Returns the result,
-    /// the requests, and the stores.
+    /// Applies one series against an API server that sends these answers in order, and then stops answering. Returns
+    /// the result, the requests, and the stores.
     async fn apply(
         effects: Vec<Effect>,
         answers: Vec<(u16, Value)>,

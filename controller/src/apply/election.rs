@@ -38,7 +38,7 @@ const NAME: &str = "landfall-controller";
 /// Our name in `metadata.managedFields`.
 const FIELD_MANAGER: &str = "landfall-election";
 
-/// How long the API server has to answer. It leaves enough of the time for a renewal for a second attempt.
+/// How long a request waits for its answer. After it, a renewal has time for a second attempt.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// The longest delay between two watches.
@@ -213,7 +213,7 @@ async fn send(api: Api<coordination::Lease>, request: Request) -> (Answer, Optio
             Some(lease) => (Answer::Lease(lease), None),
             None => (Answer::Failed, Some("the server is not a Kubernetes API: the Lease has no version".into())),
         },
-        // For a creation, it means that the namespace does not exist.
+        // The answer 404 to a creation means that the namespace does not exist.
         Ok(Err(kube::Error::Api(status))) if status.code == 404 && !matches!(request, Request::Create(_)) => {
             (Answer::Absent, None)
         }
@@ -398,7 +398,7 @@ mod tests {
             &Method::PATCH,
             PATH,
             None,
-            br#"{"metadata": {"resourceVersion": "1"}, "spec": {"holderIdentity": "robber"}}"#,
+            br#"{"metadata": {"resourceVersion": "1"}, "spec": {"holderIdentity": "thief"}}"#,
         );
         wait(&mut fence_rx, false).await;
         assert_eq!(fence.check(), Err(Deposed));

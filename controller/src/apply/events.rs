@@ -27,7 +27,7 @@ pub(crate) const CONTROLLER: &str = "landfall.dev/controller";
 /// The capacity of the channel. Events beyond it are dropped.
 pub(crate) const CAPACITY: usize = 4096;
 
-/// How long the API server has to answer.
+/// How long a request waits for its answer.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(15);
 
 /// The maximum length of a note, in bytes: the API server rejects longer ones.
@@ -37,8 +37,8 @@ const MAX_NOTE: usize = 1024;
 /// them for an hour.
 const QUIET: Duration = Duration::from_secs(5 * 60);
 
-/// Maximum number of remembered events: as many as a burst of 10k Services causes, and as many as fit into a table of
-/// 2¹⁴ slots. About 40 bytes each.
+/// Maximum number of remembered events, of about 40 bytes each: enough for a burst of 10k Services, and as many as fit
+/// into a table of 2¹⁴ slots.
 const REMEMBERED: usize = 14_336;
 
 /// Writes events until the channel closes. Drops them while this controller does not lead.
@@ -72,7 +72,7 @@ async fn write_event(client: &Client, instance: &str, event: Event) -> Outcome {
             Outcome::from(&error)
         }
         Err(_) => {
-            tracing::debug!(namespace, "event dropped: no answer");
+            tracing::debug!(namespace, "event dropped: the API server did not answer");
             Outcome::Unanswered
         }
     }

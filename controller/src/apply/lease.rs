@@ -7,8 +7,8 @@
 //!   counts, so other clocks do not matter; `renewTime` is only a text that differs from the one before.
 //! - Each write names the version that it replaces, or creates the Lease. So if several candidates take a free Lease,
 //!   one succeeds.
-//! - Own leadership counts from before the request was sent. Other candidates cannot have observed the change earlier,
-//!   so they wait longer than that.
+//! - The leadership of this candidate counts from before its request was sent. Other candidates cannot have observed
+//!   the change earlier, so they wait longer than that.
 //! - A Lease without a holder is free at once. A clean stop leaves such a Lease behind.
 //!
 //! If the Lease is deleted by hand, two candidates may lead until the former leader notices: a candidate that has just
@@ -27,8 +27,8 @@ const RENEWAL: Duration = Duration::from_secs(2);
 /// The interval after a failed request.
 const RETRY: Duration = Duration::from_millis(500);
 
-/// How much earlier than the Lease the own right to write ends: for writes that are still in flight, and for clocks
-/// that run at different speeds.
+/// The right to write ends this long before the Lease does. The margin is for writes in flight, and for clocks that run
+/// at different speeds.
 const MARGIN: Duration = Duration::from_secs(1);
 
 /// An observed version of the Lease.
@@ -90,7 +90,7 @@ pub(crate) struct Candidate {
     identity: String,
     /// The last observation of the Lease. `None`: no observation yet.
     view: Option<View>,
-    /// Whether the view may be the current Lease. Without this, the next request reads it.
+    /// Whether the view may be the current Lease. If not, the next request reads the Lease.
     is_current: bool,
     /// The request in flight, and when it was sent.
     in_flight: Option<(Request, Instant)>,
@@ -98,7 +98,7 @@ pub(crate) struct Candidate {
     writable_until: Option<Instant>,
     /// When the last successful renewal was sent.
     renewed: Option<Instant>,
-    /// No request before this time, after a failure.
+    /// After a failure: the time before which no request is sent.
     not_before: Option<Instant>,
     is_resigning: bool,
 }
@@ -122,8 +122,8 @@ impl Candidate {
         self.view.as_ref()?.lease.as_ref()?.holder.as_deref()
     }
 
-    /// When the right to write ends; `None` without that right. The right never lasts longer than last returned, unless
-    /// this is called again.
+    /// When the right to write ends; `None` without that right. The right ends at the returned time, unless a later
+    /// call returns another time.
     pub(crate) fn writable_until(&self, now: Instant) -> Option<Instant> {
         self.writable_until.filter(|until| now < *until)
     }
@@ -199,7 +199,7 @@ impl Candidate {
         Next::Send(request)
     }
 
-    /// The request after which this is the holder.
+    /// The request that sets this holder.
     fn write_request(&self, holder: Option<String>) -> Request {
         let lease = self.view.as_ref().and_then(|view| view.lease.as_ref());
         let before = lease.map_or(0, |lease| lease.transitions);

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use crds::service::ALLOCATED;
 use crds::{Key, Service};
 
-/// The Services without an answer yet, and since when they wait.
+/// The Services without the condition `Allocated`, and since when they wait.
 #[derive(Debug, Default)]
 pub(crate) struct WaitingServices(BTreeMap<Key, Instant>);
 

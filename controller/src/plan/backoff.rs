@@ -1,8 +1,8 @@
 //! The pauses between attempts, by subject.
 //!
-//! The results of earlier attempts, and the time → when the next attempt may start. Failures are repeated with growing
-//! pauses. So are writes that succeed again and again: then another client writes a different value each time, and a
-//! fight at full speed helps no one.
+//! The results of earlier attempts, and the time → when the next attempt may start. The pauses after failures grow.
+//! Writes that succeed again and again need growing pauses too: another client undoes each of them, and writes without
+//! pauses would only load the API server.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
@@ -23,7 +23,7 @@ const POOL_PAUSE: Duration = Duration::from_millis(500);
 /// Only writes of one subject at shorter intervals than this count as repeated.
 const QUIET_AFTER: Duration = Duration::from_secs(10);
 
-/// How many repeated writes need no pause: users correct themselves.
+/// The number of repeated writes without a pause: users may edit a Service several times in a row.
 const FREE_WRITES: u32 = 8;
 
 /// The pauses between attempts, by subject.
@@ -137,7 +137,7 @@ mod tests {
     }
 
     #[test]
-    fn many_services_joining_a_record_is_no_contest() {
+    fn services_that_join_a_record_are_no_contest() {
         let (mut backoff, mut now) = (Backoff::default(), Instant::now());
         let address = Subject::Record("192.0.2.1".parse().expect("an address"));
         for write in 1..=40 {

@@ -66,7 +66,7 @@ pub enum Effect {
     },
     /// Write status and finalizers of a Service.
     PatchService(ServicePatch),
-    /// Same, but only the conditions `Announced` and `Forwarding` change.
+    /// The same write if only the conditions `Announced` and `Forwarding` change.
     PatchConditions(ServicePatch),
     PatchPool(PoolPatch),
     Event(Event),
@@ -96,7 +96,7 @@ pub struct RecordPatch {
     /// `None`: unchanged.
     pub pool: Option<InternedStr>,
     /// Whether to mark the record as a reservation (`spec.reservation: {}`). A record without holders is a reservation
-    /// even without the mark, and needs it from its first holder on.
+    /// even without the mark. With its first holder, it needs the mark.
     pub becomes_reservation: bool,
     /// `None`: unchanged.
     pub quarantine: Option<Quarantine>,

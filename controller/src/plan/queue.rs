@@ -15,16 +15,16 @@ use model::pacing::TokenBucket;
 
 use crate::plan::effect::{Series, Subject};
 
-/// How many may start at once after an idle time, so that a single write starts immediately.
+/// How many deferrable series may start at once after an idle time, so that a single write starts immediately.
 const BURST: u32 = 32;
 
 /// The queue counts as idle once no urgent series has started for this long.
 const IDLE_AFTER: Duration = Duration::from_millis(250);
 
-/// The interval while idle: 200 per second, so 5,000 moved addresses take 25 s.
+/// The interval between deferrable series while idle: 200 per second, so 5,000 moved addresses take 25 s.
 const IDLE_INTERVAL: Duration = Duration::from_millis(5);
 
-/// The interval while busy: 20 per second, when an API server takes some hundred writes per second.
+/// The interval while busy: 20 per second. An API server takes some hundred writes per second.
 const BUSY_INTERVAL: Duration = Duration::from_millis(50);
 
 /// Planned series that have not started.
@@ -240,7 +240,7 @@ mod tests {
     }
 
     /// How many deferrable series start within a second, while urgent series start at these intervals.
-    fn in_a_second(budget: &mut DeferredBudget, from: Instant, urgent: Option<Duration>) -> u32 {
+    fn count_in_a_second(budget: &mut DeferredBudget, from: Instant, urgent: Option<Duration>) -> u32 {
         let mut started = 0;
         let mut next_urgent = from;
         for ms in 0..1000 {
@@ -264,7 +264,7 @@ mod tests {
             [(None, 231), (Some(Duration::from_millis(1)), 51), (Some(Duration::from_millis(200)), 51)]
         {
             let mut budget = DeferredBudget::new(from);
-            assert_eq!(in_a_second(&mut budget, from, urgent), expected, "{urgent:?}");
+            assert_eq!(count_in_a_second(&mut budget, from, urgent), expected, "{urgent:?}");
         }
     }
 
@@ -272,7 +272,7 @@ mod tests {
     fn saved_tokens_are_at_most_one_burst() {
         let from = Instant::now();
         let mut budget = DeferredBudget::new(from);
-        in_a_second(&mut budget, from, None);
+        count_in_a_second(&mut budget, from, None);
         let late = from + Duration::from_secs(60);
         assert!(budget.is_available(late));
         let saved = std::iter::from_fn(|| budget.is_available(late).then(|| budget.spend())).count();

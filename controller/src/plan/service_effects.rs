@@ -45,7 +45,7 @@ impl ClusterIndex {
         effects
     }
 
-    /// The creation of the records that the Service gets.
+    /// The creation of the records of new addresses.
     fn creations(&self, allocation: &Allocation) -> Vec<Effect> {
         let sharing_key = sharing::key(&allocation.service);
         let created = allocation.targets.iter().filter(|target| target.acquisition == Acquisition::Create);
@@ -74,7 +74,7 @@ impl ClusterIndex {
         } else {
             (true, (!shows_exactly(service, lb_ips())).then(|| lb_ips().map(Ingress::from).collect()))
         };
-        // Another client changed the ingress, because the allocation itself has not changed.
+        // The allocation has not changed, so another client changed the ingress.
         let is_repair = ingress.is_some() && !has_new && allocation.surplus.is_empty();
         let event = if !is_reported(service, &desired) {
             Some(allocated_event(service, &desired))
@@ -97,8 +97,8 @@ impl ClusterIndex {
     /// The effects after which a Service that may not hold addresses has nothing from Landfall.
     ///
     /// A Service is touched only if Landfall wrote to it before: if it holds an address, or has a condition or a
-    /// finalizer of ours. Other providers use the same finalizer (KEP-1959), so on a Service that is not ours it must
-    /// be our own.
+    /// finalizer of ours. Other providers use the same finalizer (KEP-1959). On a Service that is not ours, the
+    /// finalizer is removed only if Landfall gave the Service an address.
     pub(super) fn release_effects(&self, service: &Service) -> Vec<Effect> {
         let records = self.records_held_by(service);
         let foreign_conditions = without_ours(&service.conditions);
@@ -135,13 +135,13 @@ fn withdrawals(records: &[Arc<Record>]) -> impl Iterator<Item = Effect> {
     live.map(|record| Effect::Delete { lb_ip: record.address, uid: record.uid.clone(), resource_version: None })
 }
 
-/// Whether [`withdrawals`] is all that must happen before the status is cleared. A record that waits for a finalizer,
-/// or for the write of a shared record, must go first.
+/// Whether the status may be cleared right after the [`withdrawals`]. A record that waits for a finalizer must
+/// disappear first, and a shared record must drop the Service first.
 fn is_release_complete(records: &[Arc<Record>]) -> bool {
     records.iter().all(|record| !record.deleting && is_exclusive(record))
 }
 
-/// The write after which a Service has our finalizer or not, and this ingress and these conditions (`None`: unchanged).
+/// The write of a Service: whether it has our finalizer, and its ingress and conditions (`None`: unchanged). Returns
 /// `None` if nothing changes.
 fn service_patch(
     service: &Service,

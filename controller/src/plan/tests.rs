@@ -65,7 +65,7 @@ fn new_service_gets_its_address_in_two_writes() {
     let create =
         Effect::Create { lb_ip: ip("192.0.2.10"), pool: "lan".into(), holder: holder("web"), sharing_key: None };
     let conditions = vec![
-        condition("Ready", "True", "Ready", "its addresses are assigned", 9),
+        condition("Ready", "True", "Ready", "Services can get addresses of this pool", 9),
         condition("Overlap", "False", "NoOverlap", "no older pool has any of its addresses", 9),
         condition("Exhausted", "False", "NotExhausted", "it has free addresses", 9),
     ];
@@ -142,8 +142,8 @@ fn refused_service_reports_the_reason_and_the_fix() {
             vec![manual.clone()],
             service("web", 5),
             "NoAutomaticPool",
-            "no IPAddressPool assigns IPv4 addresses to this Service automatically: request one of manual in \
-             landfall.dev/address-pool, or set spec.autoAssign of a pool, or create another",
+            "no IPAddressPool assigns IPv4 addresses to this Service automatically: request a pool in \
+             landfall.dev/address-pool (manual), set spec.autoAssign of a pool to true, or create another pool",
         ),
         (
             vec![full(), manual.clone()],
@@ -161,7 +161,7 @@ fn refused_service_reports_the_reason_and_the_fix() {
             vec![lan()],
             requesting("192.0.2.99"),
             "AddressNotInPool",
-            "192.0.2.99 is in no IPAddressPool: request an address of a pool, or add it to one",
+            "192.0.2.99 is in no IPAddressPool: request an address of a pool, or add this address to a pool",
         ),
         (
             vec![full()],
@@ -193,14 +193,15 @@ fn refused_service_reports_the_reason_and_the_fix() {
             vec![lan()],
             six.clone(),
             "NoAutomaticPool",
-            "no IPAddressPool has IPv6 addresses for this Service: create one that does",
+            "no IPAddressPool has IPv6 addresses for this Service: create a pool with such addresses",
         ),
         (
             vec![lan()],
             both.clone(),
             "DualStackUnavailable",
-            "spec.ipFamilyPolicy RequireDualStack requires both families, and there is no IPv6 address: no \
-             IPAddressPool has IPv6 addresses for this Service: create one that does; or use PreferDualStack",
+            "spec.ipFamilyPolicy RequireDualStack requires both families, and no IPv6 address is available: no \
+             IPAddressPool has IPv6 addresses for this Service: create a pool with such addresses; with \
+             PreferDualStack, one family is enough",
         ),
     ] {
         let mut world = World::new(pools, [service, crate::fixtures::service("other", 1)]);
@@ -224,7 +225,7 @@ fn preferred_second_family_may_be_missing_with_a_reason() {
     let mut world = World::new([lan()], [web]);
     world.settle();
     let message = "True Allocated: 192.0.2.10 from pool lan; without an IPv6 address: no IPAddressPool has IPv6 \
-                   addresses for this Service: create one that does";
+                   addresses for this Service: create a pool with such addresses";
     assert_eq!(
         world.view("web"),
         ServiceView { condition: Some(message.into()), ..ServiceView::has("192.0.2.10", "lan") }
@@ -259,7 +260,7 @@ fn deleted_service_loses_the_record_before_the_finalizer() {
 }
 
 #[test]
-fn deleting_record_delays_status_and_finalizer() {
+fn record_in_deletion_delays_status_and_finalizer() {
     let mut world = World::new([lan()], [service("web", 5)]);
     world.settle();
     Arc::make_mut(world.snapshot.records.get_mut(&ip("192.0.2.10")).expect("a record")).deleting = true;
@@ -317,7 +318,7 @@ fn classless_service_belongs_to_the_default_provider() {
 fn service_with_a_new_class_keeps_its_new_address() {
     let mut world = World::new([lan()], [service("web", 5)]);
     world.settle();
-    // The type changed in between, unobserved.
+    // A class changes only with the type. The controller did not observe the other type in between.
     world.edit("web", |service| {
         service.class = Some("example.com/other".into());
         service.ingress.extend(shows("198.51.100.1"));
@@ -350,7 +351,10 @@ fn forged_status_of_a_refused_service_is_cleared() {
     let made = plan(&world.snapshot);
     assert_eq!(effects(&made), ["patch default/late", "event StatusRepaired"]);
     let Some(Effect::Event(event)) = made.series[0].effects.last() else { panic!("{made:?}") };
-    assert_eq!(event.message, "another client wrote status.loadBalancer; it shows no address of a pool again");
+    assert_eq!(
+        event.message,
+        "another client wrote status.loadBalancer; Landfall restored it, so that it shows no address of a pool"
+    );
     world.settle();
     assert!(world.snapshot.services[&Key::new("default", "late")].ingress.is_empty());
 }
@@ -399,7 +403,7 @@ fn refused_change_keeps_the_old_address() {
     world.edit("web", |service| service.request = request_for("192.0.2.11"));
     world.settle();
     let message = "False AddressInUse: 192.0.2.11 is held by Service default/other; request another \
-                   address, or remove the request; it keeps 192.0.2.10 until then";
+                   address, or remove the request; until then, the Service keeps 192.0.2.10";
     assert_eq!(
         world.view("web"),
         ServiceView { condition: Some(message.into()), ..ServiceView::has("192.0.2.10", "lan") }
@@ -527,7 +531,7 @@ fn older_of_two_requests_for_one_address_wins() {
 }
 
 #[test]
-fn shown_address_stays_of_two_held_by_accident() {
+fn service_with_two_addresses_keeps_the_shown_one() {
     let mut world = World::new([lan()], [service("web", 5)]);
     world.snapshot.records = [record("192.0.2.11", "lan", &["web"]), record("192.0.2.12", "lan", &["web"])].into();
     world.edit("web", |service| service.ingress = shows("192.0.2.12"));
@@ -536,7 +540,7 @@ fn shown_address_stays_of_two_held_by_accident() {
 }
 
 #[test]
-fn deleting_address_is_replaced_and_not_assigned_yet() {
+fn address_in_deletion_is_replaced_and_not_assigned() {
     let mut world = World::new([lan()], [service("web", 5)]);
     world.settle();
     Arc::make_mut(world.snapshot.records.get_mut(&ip("192.0.2.10")).expect("a record")).deleting = true;

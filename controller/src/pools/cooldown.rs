@@ -1,8 +1,8 @@
-//! Cool-down: after its last holder has released an address, no other Service gets the address for a while, so that
-//! clients and network devices forget the former holder.
+//! Cool-down: the time after the last holder of an address has released it. No other Service gets the address in this
+//! time, so that clients and network devices forget the former holder.
 //!
-//! Released addresses, with time and Service → which addresses cool down, and until when. Expired cool-downs are
-//! forgotten.
+//! Released addresses, each with its time and its Service → which addresses cool down, and until when. Expired
+//! cool-downs are forgotten.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;

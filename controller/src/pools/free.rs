@@ -3,9 +3,9 @@
 //! [`Pools`] and the addresses in use → [`Free`], which is updated when an address is taken or released. Free addresses
 //! are kept as intervals, so a step costs the logarithm of the number of gaps, however large the pools are.
 //!
-//! A released address cools down for the `reuseAfter` of its pool. Until then only three Services can get it: the one
-//! that had it, one that requests it by name, and any Service if no other address is left. In the last case the address
-//! with the oldest cool-down is assigned.
+//! A released address cools down for the `reuseAfter` of its pool. Until then it is assigned only to the Service that
+//! had it, or to one that requests it by name. If no other address is left, any Service gets the address with the
+//! oldest cool-down.
 //!
 //! Each address of a pool is either free, used, in cool-down, or withheld ([`Pools::withheld`]) and unused.
 
@@ -29,7 +29,7 @@ pub struct Free {
     map: Arc<AddressMap>,
     /// By pool, in the order of the pools.
     spaces: Vec<ByFamily<FreeSpace>>,
-    /// Also of addresses that no pool contains at the moment.
+    /// All cool-downs, including those of addresses that no pool contains now.
     cooldowns: Cooldowns,
     /// Used addresses that are not assigned automatically. An automatic address is used if it is neither free nor in
     /// cool-down.
@@ -70,7 +70,7 @@ impl AddressCounts {
 }
 
 impl Free {
-    /// The free addresses of these pools while `used` are in use. None is in cool-down.
+    /// The free addresses of these pools while `used` are in use. No address is in cool-down.
     pub fn new(pools: &Pools, used: impl IntoIterator<Item = IpAddr>) -> Self {
         let map = pools.map().clone();
         let spaces = map.spaces.iter().map(unused_space).collect();
@@ -79,7 +79,7 @@ impl Free {
         free
     }
 
-    /// Changes to other pools. Cool-downs continue, with the length that the new pool specifies.
+    /// Replaces the pools. Cool-downs continue, with the length that the new pool specifies.
     pub fn rebuild(&mut self, pools: &Pools, used: impl IntoIterator<Item = IpAddr>, now: Timestamp) {
         self.expire_cooldowns(now);
         let old = std::mem::replace(self, Self::new(pools, used));
@@ -104,8 +104,8 @@ impl Free {
         }
     }
 
-    /// Marks an address as unused. If a Service had it, `last` is the last one, and the address cools down. Does
-    /// nothing if it is unused already.
+    /// Marks an address as unused. `last` is the last Service that had it: then the address cools down. Does nothing
+    /// if it is unused already.
     pub fn release(&mut self, address: IpAddr, last: Option<Key>, now: Timestamp) {
         self.expire_cooldowns(now);
         if !self.is_used(address) {
@@ -127,8 +127,9 @@ impl Free {
     }
 
     /// The next address of `pool` for a Service that requests none by name: the address in cool-down that it released
-    /// last, else the first free address, else the address with the oldest cool-down. It is not taken. `pool` must be
-    /// one of the pools that this was built from.
+    /// last, else the first free address, else the address with the oldest cool-down. The address is not marked as
+    /// used.
+    /// `pool` must be one of the pools that this was built from.
     pub fn next_address(&mut self, pool: &Pool, family: Family, service: &Key, now: Timestamp) -> Option<IpAddr> {
         self.expire_cooldowns(now);
         let space = &self.spaces[pool.index][family];
@@ -207,7 +208,7 @@ impl Free {
         }
     }
 
-    /// Ends the cool-down of an address, if there is one.
+    /// Ends the cool-down of an address that cools down. Does nothing for other addresses.
     fn end_cooldown(&mut self, address: IpAddr) {
         if let Some(cooldown) = self.cooldowns.remove(address)
             && let Some((pool, Some(number))) = self.map.locate(address)
@@ -219,7 +220,7 @@ impl Free {
     }
 }
 
-/// The free addresses of a pool that has no used ones.
+/// The free addresses of a pool without used addresses.
 fn unused_space(space: &PoolSpace) -> ByFamily<FreeSpace> {
     ByFamily {
         v4: FreeSpace { free: space.automatic.v4.clone(), ..FreeSpace::default() },

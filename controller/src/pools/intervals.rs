@@ -44,7 +44,7 @@ pub(crate) fn number(address: IpAddr) -> u128 {
     }
 }
 
-/// The address with this number, which must be one of the family.
+/// The address with this number. The number must be in the range of the family.
 pub(crate) fn address(family: Family, number: u128) -> IpAddr {
     match family {
         Family::V4 => Ipv4Addr::from_bits(number as u32).into(),
@@ -75,7 +75,7 @@ pub(crate) fn ranges(set: &ByFamily<Intervals>) -> impl Iterator<Item = Range> {
 /// A set of numbers.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Intervals {
-    /// The last number of each interval by its first. At least one number is missing between two intervals.
+    /// The first number of each interval → its last number. Between two intervals, at least one number is missing.
     lasts: BTreeMap<u128, u128>,
     /// The number of elements modulo 2^128: see [`Intervals::len`].
     len: u128,
@@ -100,7 +100,7 @@ impl Intervals {
 
     /// Adds all numbers from `first` to `last`.
     pub(crate) fn insert(&mut self, mut first: u128, mut last: u128) {
-        // Intervals that only touch these numbers are joined with them.
+        // An interval that ends just before these numbers, or begins just after them, is joined with them too.
         while let Some((start, end)) = self.overlapping(first.saturating_sub(1), last.saturating_add(1)) {
             self.remove_interval(start, end);
             (first, last) = (first.min(start), last.max(end));
@@ -142,13 +142,13 @@ impl Intervals {
         self.lasts.is_empty()
     }
 
-    /// The number of elements. For the set of all numbers, where it does not fit, it is `u128::MAX`.
+    /// The number of elements. The size of the set of all numbers does not fit, so it is returned as `u128::MAX`.
     pub(crate) fn len(&self) -> u128 {
         if self.len == 0 && !self.is_empty() { u128::MAX } else { self.len }
     }
 
-    /// The number of elements that are not in `part`, which must be a subset. Exact, except when all 2^128 numbers
-    /// remain.
+    /// The number of elements that are not in `part`, which must be a subset. If all 2^128 numbers remain, the result
+    /// is 0.
     pub(crate) fn len_without(&self, part: &Self) -> u128 {
         self.len.wrapping_sub(part.len)
     }

@@ -1,4 +1,4 @@
-//! How the addresses of a pool are numbered, so that addresses that follow each other have numbers that do.
+//! The numbers of the addresses of a pool. The addresses that have a number are numbered without gaps.
 
 use std::net::IpAddr;
 
@@ -7,18 +7,18 @@ use crds::service::Family;
 
 use crate::pools::intervals;
 
-/// IPv4 addresses that share their first three octets.
+/// The number of IPv4 addresses that share their first three octets.
 const BLOCK: u128 = 256;
 
-/// The addresses of a block that end neither in .0 nor in .255.
+/// The number of addresses in a block that end neither in .0 nor in .255.
 const GOOD_PER_BLOCK: u128 = BLOCK - 2;
 
 /// Which addresses have a number.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Numbering {
     All,
-    /// All except IPv4 addresses that end in .0 or .255. These have no number at all, so that it costs nothing to skip
-    /// the 131,072 of them in a /8.
+    /// All except IPv4 addresses that end in .0 or .255. These have no number, so the 131,072 of them in a /8 are
+    /// skipped without cost.
     WithoutBuggy,
 }
 
@@ -36,7 +36,7 @@ impl Numbering {
         if self == Self::All || !range.is_ipv4() {
             return Some((first, last));
         }
-        // How many numbered addresses precede a given one.
+        // The number of numbered addresses below this one.
         let before = |bits: u128| bits / BLOCK * GOOD_PER_BLOCK + (bits % BLOCK).saturating_sub(1);
         let (first, end) = (before(first), before(last + 1));
         (first < end).then(|| (first, end - 1))
@@ -87,7 +87,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn number_of_an_address_leads_back_to_it(bits: u32) {
+        fn address_of_the_number_is_the_same_address(bits: u32) {
             let address = IpAddr::from(bits.to_be_bytes());
             let number = Numbering::WithoutBuggy.number(address);
             prop_assert_eq!(number.is_none(), [0, 255].contains(&(bits & 255)));

@@ -30,8 +30,9 @@ impl fmt::Display for Occupant {
 pub struct Occupied(Arc<BTreeMap<IpAddr, Occupant>>);
 
 impl Occupied {
-    /// Collects the addresses of nodes, and those that agents found on their networks, by node name. If several have
-    /// one address (usually a gateway), nodes come before gateways, then the first by name wins.
+    /// Collects the addresses in the objects of nodes, and the addresses that agents found on the networks, by node
+    /// name. If several nodes report one address, a node comes before a gateway, and then the first node by name
+    /// counts.
     pub fn new<'a>(
         nodes: impl IntoIterator<Item = &'a Node>,
         networks: impl IntoIterator<Item = (&'a str, &'a NodeAddresses)>,
@@ -70,7 +71,7 @@ mod tests {
     use crate::fixtures::{ip, node};
 
     #[test]
-    fn nodes_come_before_gateways_then_the_first_by_name() {
+    fn node_comes_before_gateway_then_first_name_counts() {
         let nodes = [node("n2", "192.0.2.12"), node("n1", "192.0.2.11")];
         let network =
             |own: &str, gateway: &str| NodeAddresses { addresses: vec![ip(own)], gateways: vec![ip(gateway)] };

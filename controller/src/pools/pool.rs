@@ -42,8 +42,8 @@ pub enum Withheld<'a> {
     Buggy,
     /// A node or a gateway has it. It is never assigned.
     Occupied(&'a Occupant),
-    /// It is an end of a CIDR: in IPv4 the network address or the broadcast address of a network of that size, in IPv6
-    /// the subnet-router anycast address (RFC 4291 §2.6.1). It is assigned on request.
+    /// It is an end of a CIDR. In IPv4, a network of this size has its network address or broadcast address there; in
+    /// IPv6, its subnet-router anycast address (RFC 4291 §2.6.1). It is assigned only on request.
     NetworkEnd,
 }
 
@@ -90,8 +90,8 @@ impl Pools {
         self.by_name.get(name).map(|index| &self.pools[*index])
     }
 
-    /// Why `address` is not assigned automatically. If there are several reasons, a node or gateway that has the
-    /// address comes first.
+    /// Why `address` is not assigned automatically. If a node or gateway has the address, this reason comes before all
+    /// others.
     pub fn withheld(&self, address: IpAddr) -> Option<Withheld<'_>> {
         if let Some(occupant) = self.map.occupied.get(address) {
             return Some(Withheld::Occupied(occupant));
@@ -131,11 +131,11 @@ pub struct Pool {
     pub object: Arc<IPAddressPool>,
     /// The ranges of addresses that belong to the pool, in order, including excluded addresses.
     pub ranges: Vec<Range>,
-    /// Addresses that are assigned on request only: ends of a CIDR that no range of the pool contains inside. See
+    /// Ends of a CIDR, unless they are inner addresses of another range. They are assigned only on request: see
     /// [`Withheld::NetworkEnd`].
     pub network_ends: BTreeSet<IpAddr>,
     pub invalid: Truncated<InvalidRange>,
-    /// Unreadable entries of `exclude`. While there is one, the pool assigns only addresses that are requested by name.
+    /// Unreadable entries of `exclude`. If there are any, the pool assigns only addresses that are requested by name.
     pub invalid_exclude: Truncated<InvalidRange>,
     /// A sentence for each unreadable selector.
     pub invalid_selectors: Truncated<String>,
@@ -249,7 +249,7 @@ impl ParsedRange {
         ends.into_iter().flatten().filter(|_| self.is_network)
     }
 
-    /// The range without those ends.
+    /// The inner addresses: the range without the ends that are assigned on request only.
     fn without_ends(&self) -> Option<Range> {
         if !self.is_network {
             return Some(self.range);
@@ -272,7 +272,7 @@ fn parse_ranges(texts: &[AddressRange]) -> (Vec<ParsedRange>, Truncated<InvalidR
     (parsed, invalid)
 }
 
-/// The part of `named` that belongs to no older pool, and the parts that do.
+/// The part of `named` that belongs to no older pool, and the parts that belong to older pools.
 fn without_older(
     named: ByFamily<Intervals>,
     map: &AddressMap,
@@ -289,11 +289,11 @@ fn without_older(
     (all, overlaps)
 }
 
-/// The addresses of a pool that are an end of a CIDR, and that no range of the pool contains inside.
+/// The addresses of a pool that are an end of a CIDR, unless they are inner addresses of another range.
 fn network_ends(parsed: &[ParsedRange], all: &ByFamily<Intervals>) -> BTreeSet<IpAddr> {
-    let inside = union(parsed.iter().filter_map(ParsedRange::without_ends));
+    let inner = union(parsed.iter().filter_map(ParsedRange::without_ends));
     let contains = |set: &ByFamily<Intervals>, end: IpAddr| set[Family::from(end)].contains(number(end));
-    parsed.iter().flat_map(ParsedRange::ends).filter(|end| contains(all, *end) && !contains(&inside, *end)).collect()
+    parsed.iter().flat_map(ParsedRange::ends).filter(|end| contains(all, *end) && !contains(&inner, *end)).collect()
 }
 
 /// The numbers of the addresses in `ranges` that are not withheld.

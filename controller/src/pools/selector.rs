@@ -33,7 +33,7 @@ impl PoolSelector {
         let service_selectors = parse_selectors(&spec.service_selectors, "serviceSelectors", &mut invalid);
         let mut namespaces = spec.namespaces.clone();
         namespaces.sort();
-        // Zero is the default, and is tried last.
+        // Pools with zero, the default, are tried last.
         let priority = if spec.priority == 0 { i32::MAX } else { spec.priority };
         (Self { priority, namespaces, namespace_selectors, service_selectors }, invalid)
     }

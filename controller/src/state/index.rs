@@ -5,8 +5,10 @@
 //!
 //! | change | dirty |
 //! |---|---|
-//! | a Service | the Service, the records that name it, and the Services that request these addresses; if it shares, also its co-holders and the waiting Services |
-//! | a record | the record, its holders before and now, and the Services that request it; also the waiting Services, if space has become free or none is left |
+//! | a Service | the Service, its records, and the Services that request their addresses |
+//! | a Service that shares | also the other holders of its records, and the waiting Services |
+//! | a record | the record, its holders before and now, and the Services that request its address |
+//! | space becomes free, or none is left | the waiting Services |
 //! | labels of a namespace | its Services |
 //! | pools, nodes, gateways | everything; if only the status of a pool differs, that pool |
 //! | the end of a series | its subject |
@@ -14,8 +16,8 @@
 //! | advertisements, endpoints, nodes, pools | the Services with an unannounced address |
 //! | the grace period of an unannounced address ends | its holders |
 //!
-//! An address that a plan assigns is promised until its record exists: no other Service gets it, unless the Service is
-//! decided again first.
+//! An address that a plan assigns is promised until its record exists: no other Service gets it. The next decision
+//! about the Service replaces its promises.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::IpAddr;
@@ -55,7 +57,7 @@ pub struct ClusterIndex {
     pub(crate) networks: BTreeMap<String, Arc<NodeAddresses>>,
     /// Whether EndpointSlices are watched. They cost memory.
     pub(crate) has_slices: bool,
-    /// Whether they must be watched from now on.
+    /// Whether EndpointSlices must be watched from now on.
     pub(crate) wants_slices: bool,
     /// The problem that keeps every node from announcing.
     pub(crate) obstacle: Option<Obstacle>,
@@ -71,9 +73,9 @@ pub struct ClusterIndex {
     pub(crate) reserved: Relation<Key, IpAddr>,
     /// By pool (with a limit) and namespace, the addresses in use, each with its number of Services.
     quotas: HashMap<(String, String), BTreeMap<IpAddr, u32>>,
-    /// The Services that get an address that has no record, or whose record does not name them yet.
+    /// By address, the Services that it is promised to: its record does not exist, or does not name them yet.
     pub(crate) promises: Relation<IpAddr, Key>,
-    /// The same, by Service.
+    /// The same pairs, by Service.
     pub(crate) promised: Relation<Key, IpAddr>,
     /// The sharing keys of promised addresses.
     promised_keys: HashMap<IpAddr, InternedStr>,
@@ -87,7 +89,7 @@ pub struct ClusterIndex {
     pub(crate) moving: BTreeSet<Key>,
     /// Services with an address that no node announces, and since when that is known.
     pub(crate) unannounced: BTreeMap<Key, Timestamp>,
-    /// Those of them that are still in their grace period, by its end.
+    /// The Services in `unannounced` that are in their grace period, by its end.
     graces: BTreeSet<(Timestamp, Key)>,
 
     pub(crate) dirty: Dirty,
@@ -102,9 +104,9 @@ pub struct ClusterIndex {
 /// Objects that exist and cannot be read. They are neither changed nor treated as absent.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Unreadable {
-    /// They keep the addresses they hold.
+    /// These Services keep the addresses they hold.
     pub(crate) services: BTreeSet<Key>,
-    /// Their addresses are in use.
+    /// The addresses of these records count as used.
     pub(crate) records: BTreeSet<IpAddr>,
 }
 
@@ -116,19 +118,20 @@ pub(crate) struct Dirty {
     pub(crate) services: BTreeSet<Key>,
     pub(crate) records: BTreeSet<IpAddr>,
     pub(crate) pools: BTreeSet<String>,
-    /// The specs of pools, or the occupied addresses.
+    /// The specs of pools, or `occupied`.
     layout: bool,
+    /// The addresses of nodes and gateways.
     occupied: bool,
 }
 
 /// How a Service leaves an address.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Departure {
-    /// It is the only holder: its own series deletes the record.
+    /// The Service is the only holder: its own series deletes the record.
     DeletesRecord,
-    /// The record may drop it now.
+    /// The record may drop the Service now.
     Now,
-    /// The record may drop it when its status no longer shows the address.
+    /// The record may drop the Service when the status of the Service no longer shows the address.
     AfterStatusWrite,
 }
 
@@ -173,7 +176,7 @@ impl ClusterIndex {
             || self.promises.contains(&lb_ip)
     }
 
-    /// The records that name this very Service, in order of their addresses.
+    /// The records that name this Service, with the same key and UID, in order of their addresses.
     pub(crate) fn records_held_by(&self, service: &Service) -> Vec<Arc<Record>> {
         let records = self.objects.addresses_of(&service.key).filter_map(|lb_ip| self.objects.records().get(&lb_ip));
         records.filter(|record| holds(record, service)).cloned().collect()

@@ -3,8 +3,8 @@
 use crds::{Holder, Key, Quarantine, Record, Service};
 use jiff::{SignedDuration, Timestamp};
 
-/// How long an address that another host uses is given to no Service. A person needs about this long to move a host to
-/// another address, and each retry costs the next Service a fraction of a second.
+/// How long an address that another host uses is assigned to no Service. A person needs about this long to move a host
+/// to another address, and each retry costs the next Service a fraction of a second.
 pub(crate) const QUARANTINE: SignedDuration = SignedDuration::from_mins(10);
 
 /// When a quarantine is over.
@@ -17,12 +17,12 @@ pub(crate) fn holder_keys(record: &Record) -> impl Iterator<Item = Key> {
     record.holders.iter().map(Holder::service)
 }
 
-/// Whether a record names this very Service.
+/// Whether a record names this Service, with the same key and UID.
 pub(crate) fn holds(record: &Record, service: &Service) -> bool {
     record.holders.iter().any(|holder| holder.uid == service.uid && holder.service() == service.key)
 }
 
-/// Whether no Service but the one holder can use this record.
+/// Whether one Service holds this record, and no other Service can join it.
 pub(crate) fn is_exclusive(record: &Record) -> bool {
     record.holders.len() == 1 && record.sharing_key.is_none() && record.reservation.is_none()
 }

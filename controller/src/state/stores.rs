@@ -67,8 +67,8 @@ impl Stores {
             && networks.is_listed()
     }
 
-    /// Moves all changes since the last call into the index, and passes each changed Service to `observe`. Returns
-    /// `false` and moves nothing before all kinds have been listed, because a missing object may still exist.
+    /// Moves all changes since the last call into the index, and passes each changed Service to `observe`. Until all
+    /// kinds have been listed, moves nothing and returns `false`: an object that is missing in the tables may exist.
     pub(crate) fn drain_into(
         &self,
         cluster: &mut ClusterIndex,

@@ -23,7 +23,7 @@ pub(crate) fn allocated_condition(allocation: &Allocation, cluster: &ClusterInde
     let (status, reason, message) = if let Some(refusal) = &allocation.refusal {
         let mut message = refusal.to_string();
         if !allocation.targets.is_empty() {
-            message += &format!("; it keeps {} until then", join_addresses(lb_ips()));
+            message += &format!("; until then, the Service keeps {}", join_addresses(lb_ips()));
         }
         (ConditionStatus::False, refusal.reason().as_str(), message)
     } else {
@@ -81,7 +81,7 @@ pub(crate) fn allocated_event(service: &Service, desired: &DesiredCondition) -> 
 pub(crate) fn repaired_event(service: &Service, lb_ips: impl IntoIterator<Item = IpAddr>) -> Event {
     let lb_ips = join_addresses(lb_ips);
     let shown = if lb_ips.is_empty() { "no address of a pool".to_owned() } else { lb_ips };
-    let message = format!("another client wrote status.loadBalancer; it shows {shown} again");
+    let message = format!("another client wrote status.loadBalancer; Landfall restored it, so that it shows {shown}");
     Event::for_service(service, true, "StatusRepaired", message)
 }
 

@@ -122,8 +122,9 @@ pub(crate) fn place(announcer: &Announcer) -> impl fmt::Display {
 fn announced_conflict_message(lb_ip: IpAddr, conflict: &AddressConflict) -> String {
     let AddressConflict { mac, node, link, .. } = conflict;
     format!(
-        "{mac} on the LAN uses {lb_ip} as well, as node {node} sees on {link}, and takes packets away: find that host \
-         and give it another address, or request another one for this Service in landfall.dev/load-balancer-ips"
+        "{mac} on the LAN uses {lb_ip} as well, as node {node} sees on {link}, and receives some of its packets: find \
+         that host and give it another address, or request another one for this Service in \
+         landfall.dev/load-balancer-ips"
     )
 }
 

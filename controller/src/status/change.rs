@@ -22,7 +22,7 @@ pub(crate) fn is_current(
     })
 }
 
-/// Whether a Service has this condition, whatever the generation: then an event about it would be no news.
+/// Whether a Service has this condition, for any generation. Then no event about it is needed.
 pub(crate) fn is_reported(service: &Service, desired: &DesiredCondition) -> bool {
     let desired = [desired.type_, desired.status.as_str(), desired.reason, &desired.message];
     service.conditions.iter().any(|condition| content(condition) == desired)

@@ -92,8 +92,8 @@ fn problem_message(lb_ip: IpAddr, problem: &ForwardingProblem) -> String {
              with several links\" in docs/guide/forwarding.md)"
         ),
         ProblemReason::RequestsFiltered => format!(
-            "the kernel of the node that announces {lb_ip} drops requests that arrive on {what} from clients that its \
-             routes do not reach on that link: set net.ipv4.conf.LINK.rp_filter to 2 (loose)"
+            "the kernel of the node that announces {lb_ip} drops requests that arrive on {what} if its route to the \
+             client uses another link: set net.ipv4.conf.LINK.rp_filter to 2 (loose)"
         ),
         ProblemReason::Other => {
             format!("{what} of {lb_ip} is not forwarded, for a reason that this version does not know")
@@ -137,7 +137,7 @@ impl ClusterIndex {
         })
     }
 
-    /// How the announcers of an address forward it; `None` without announcers. If they differ, it is mixed.
+    /// How the announcers of an address forward it; `None` without announcers. If they differ, the result is `Mixed`.
     fn reach(&self, record: &Record) -> Option<Option<Reach>> {
         let reaches: Vec<_> = self.announcers(record).map(|announcer| announcer.reach).collect();
         let first = *reaches.first()?;

@@ -131,21 +131,21 @@ fn desired_conditions(
 /// Status, reason and message of a condition.
 type Finding = (ConditionStatus, &'static str, String);
 
-/// The message lists all problems, and the first one is the reason.
+/// The message lists all problems. The reason is that of the first one.
 fn check_ready(pool: &Pool, counts: &ByFamily<AddressCounts>) -> Finding {
     let problems = problems(pool, counts);
     let Some((reason, _)) = problems.first() else {
-        let mut message = "its addresses are assigned".to_owned();
+        let mut message = "Services can get addresses of this pool".to_owned();
         if !pool.occupied.is_empty() {
-            message += &format!("; except those of nodes or gateways: {}", pool.occupied);
+            message += &format!(", except those of nodes or gateways: {}", pool.occupied);
         }
         return (ConditionStatus::True, "Ready", message);
     };
     let assigns_some = !pool.object.spec.drain && has_automatic(counts);
     let mut message = problems.iter().map(|(_, text)| text.as_str()).collect::<Vec<_>>().join("; ");
     match *reason {
-        "InvalidRange" if assigns_some => message += "; its other addresses are assigned",
-        "InvalidSelector" if assigns_some => message += "; Services matched by the other selectors are still served",
+        "InvalidRange" if assigns_some => message += "; Services can get its other addresses",
+        "InvalidSelector" if assigns_some => message += "; Services that match the other selectors can get addresses",
         _ => {}
     }
     (ConditionStatus::False, reason, message)
@@ -159,7 +159,7 @@ fn problems(pool: &Pool, counts: &ByFamily<AddressCounts>) -> Vec<(&'static str,
     }
     if !pool.invalid_exclude.is_empty() {
         let text = format!(
-            "exclude: {}; until that is corrected, only addresses that are requested by name are assigned",
+            "spec.exclude: {}; until this is corrected, the pool assigns only addresses that are requested by name",
             pool.invalid_exclude
         );
         problems.push(("InvalidRange", text));
@@ -179,7 +179,7 @@ fn problems(pool: &Pool, counts: &ByFamily<AddressCounts>) -> Vec<(&'static str,
         problems.push(("NoAddresses", text));
     }
     if pool.object.spec.drain {
-        problems.push(("Draining", "spec.drain is set, and its addresses are no longer assigned".to_owned()));
+        problems.push(("Draining", "spec.drain is set, so its addresses are no longer assigned".to_owned()));
     }
     problems
 }
@@ -193,7 +193,8 @@ fn check_overlap(pool: &Pool) -> Finding {
     if pool.overlaps.is_empty() {
         return (ConditionStatus::False, "NoOverlap", "no older pool has any of its addresses".to_owned());
     }
-    let message = format!("these addresses belong to an older pool, and this one serves the others: {}", pool.overlaps);
+    let message =
+        format!("these addresses belong to an older pool: {}; this pool assigns only its others", pool.overlaps);
     (ConditionStatus::True, "Overlap", message)
 }
 
@@ -217,18 +218,22 @@ fn check_exhausted(counts: &ByFamily<AddressCounts>) -> Finding {
 fn check_drained(holders: &PoolHolders) -> Finding {
     let (services, unreadable) = (holders.services.len(), holders.unreadable);
     if services + unreadable == 0 {
-        return (ConditionStatus::True, "Drained", "no Service has an address of it: it can be deleted".to_owned());
+        return (
+            ConditionStatus::True,
+            "Drained",
+            "no Service has an address of this pool: the pool can be deleted".to_owned(),
+        );
     }
     let mut held = Vec::new();
     if services > 0 {
         let named: Truncated<_> = holders.services.iter().collect();
         let have = if services == 1 { "has" } else { "have" };
-        held.push(format!("{} still {have} addresses of it: {named}", plural(services, "Service")));
+        held.push(format!("{} still {have} addresses of this pool: {named}", plural(services, "Service")));
     }
     if unreadable > 0 {
-        held.push(format!("{} of it can't be read", plural(unreadable, "LoadBalancerIP")));
+        held.push(format!("{} of this pool can't be read", plural(unreadable, "LoadBalancerIP")));
     }
-    let message = format!("{}; move them by requesting another pool in landfall.dev/address-pool", held.join("; "));
+    let message = format!("{}; move the Services: request another pool in landfall.dev/address-pool", held.join("; "));
     (ConditionStatus::False, "Held", message)
 }
 

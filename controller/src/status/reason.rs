@@ -29,7 +29,7 @@ words! {
     /// last.
     AllocatedReason {
         Allocated,
-        /// The pool would no longer give the address to this Service.
+        /// The pool would no longer assign the address to this Service.
         PoolChanged,
         PoolDraining,
         /// No pool contains the address.

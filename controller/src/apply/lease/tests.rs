@@ -174,9 +174,9 @@ const LATENCY: u64 = 10;
 /// The timeout of a request, in ms, as in the election.
 const ANSWER_TIMEOUT: u64 = 2_000;
 
-/// How soon after the last fault a candidate must lead, in ms: the duration of a Lease that was renewed at the last
-/// moment, by the slowest clock; a request without an answer and the pause after it; one request to read and one to
-/// write.
+/// How soon after the last fault a candidate must lead, in ms. This is a sum: the duration of a Lease that was renewed
+/// at the last moment, by the slowest clock; a request without an answer, and the pause after it; one request that
+/// reads the Lease, and one that writes it.
 const BOUND: u64 = 6_000 * 106 / 100 + ANSWER_TIMEOUT * 106 / 100 + 600 + 10 * STEP;
 
 /// A fault of a candidate.
@@ -213,6 +213,7 @@ struct Process {
     /// The last version sent by its watch.
     watched: Option<u64>,
     is_resigning: bool,
+    /// The number of candidates that the process has run, one after the other.
     lives: u32,
 }
 
@@ -377,17 +378,17 @@ impl World {
             Next::Done => process.candidate = None,
             Next::Wait(_) => {}
         }
-        // It has stopped when the fault is over.
+        // When the fault ends, the process has stopped.
         if !is_stopping && self.processes[index].is_resigning {
             self.processes[index].candidate = None;
         }
     }
 }
 
-/// Runs until [`BOUND`] after the last fault. Asserts that two candidates never may write at once.
+/// Runs until [`BOUND`] after the last fault. Asserts that at most one candidate may write at any time.
 fn settle(world: &mut World) -> Result<(), TestCaseError> {
-    let over = world.faults.iter().map(|(_, from, length, _)| from + length).max().unwrap_or(0);
-    while world.now < over + BOUND {
+    let faults_end = world.faults.iter().map(|(_, from, length, _)| from + length).max().unwrap_or(0);
+    while world.now < faults_end + BOUND {
         world.step();
         let leaders = world.leaders();
         prop_assert!(leaders.len() <= 1, "{leaders:?} may write at {} ms", world.now);
@@ -425,7 +426,7 @@ proptest! {
     }
 }
 
-/// How long no candidate may write after this fault of the leader, in ms.
+/// The time from this fault of the leader until another candidate may write, in ms.
 fn gap(fault: Fault) -> u64 {
     let mut world = World::new(&[(0, 1.0), (5_000, 1.0)], &[]);
     settle(&mut world).expect("one leader");

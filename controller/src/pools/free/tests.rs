@@ -94,11 +94,11 @@ fn cooling_address_goes_to_its_service_or_comes_last() {
 }
 
 #[test]
-fn cooldowns_go_on_when_pools_change() {
+fn cooldowns_continue_when_pools_change() {
     let (pools, mut free) = lan(&["192.0.2.1-192.0.2.2"], |_| {});
     free.take(ip("192.0.2.1"));
     free.release(ip("192.0.2.1"), Some(key("a")), at_second(100));
-    // The cool-down goes on without the pool.
+    // The cool-down continues without the pool.
     free.rebuild(&Pools::new([], &Occupied::default()), [], at_second(101));
     assert!(free.is_cooling(ip("192.0.2.1")) && !free.is_free(ip("192.0.2.1")));
     free.rebuild(&pools, [], at_second(102));
@@ -119,10 +119,10 @@ fn cooldowns_go_on_when_pools_change() {
     assert!(!free.is_cooling(ip("192.0.2.2")) && !free.is_free(ip("192.0.2.2")));
 }
 
-/// Where the addresses of a history are: at both ends of the families, and across a third octet.
+/// The first addresses of the places that a history uses: both ends of each family, and a change of the third octet.
 const PLACES: [&str; 5] = ["0.0.0.0", "0.0.0.224", "255.255.255.192", "::", "ffff:ffff:ffff:ffff:ffff:ffff:ffff:ffc0"];
 
-/// How many addresses each place has.
+/// The number of addresses in each place.
 const WIDTH: u8 = 64;
 
 fn address_at(place: usize, number: u8) -> IpAddr {
@@ -190,6 +190,7 @@ enum Step {
     Release(usize, u8, Option<u8>),
     /// A Service takes any address of a pool and family.
     Next(usize, bool, u8),
+    /// This number of seconds passes.
     Pass(u8),
     /// The other pools replace the current ones.
     Rebuild,

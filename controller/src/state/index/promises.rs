@@ -1,5 +1,5 @@
-//! Promises (addresses that are assigned, and that no record names yet), and quotas (how many addresses of a pool each
-//! namespace has or gets).
+//! Promises (addresses that are assigned, but whose record does not name the Service yet), and quotas (how many
+//! addresses of a pool each namespace has or gets).
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -16,12 +16,12 @@ impl ClusterIndex {
     pub(super) fn charge_quota(&mut self, lb_ip: IpAddr, namespace: &str) {
         let Some((usage, limit)) = self.quota_of(lb_ip, namespace) else { return };
         *usage.entry(lb_ip).or_default() += 1;
-        // The reason that waiting Services report may be the quota now.
+        // Waiting Services may be refused because of the quota now, and must report that.
         let is_full = usage.len() >= limit;
         self.dirty.waiting |= is_full;
     }
 
-    /// Counts one Service of this namespace less at this address.
+    /// Counts one Service of this namespace fewer at this address.
     pub(super) fn refund_quota(&mut self, lb_ip: IpAddr, namespace: &str) {
         let Some((usage, _)) = self.quota_of(lb_ip, namespace) else { return };
         let count = usage.entry(lb_ip).or_default();

@@ -12,7 +12,7 @@ use super::{ClusterIndex, Obstacle};
 /// is for agents that are starting or being replaced.
 const GRACE: SignedDuration = SignedDuration::from_secs(5);
 
-/// When the grace period of an address that is unannounced since then is over.
+/// The end of the grace period of an address that is unannounced since this time.
 fn grace_end(since: Timestamp) -> Timestamp {
     since.saturating_add(GRACE).unwrap_or(Timestamp::MAX)
 }
@@ -67,7 +67,7 @@ impl ClusterIndex {
         self.unannounced.get(key).is_some_and(|since| grace_end(*since) <= now)
     }
 
-    /// When the next key becomes dirty by time alone.
+    /// When the next deadline makes a key dirty.
     pub fn next_deadline(&self) -> Option<Timestamp> {
         let grace = self.graces.first().map(|(until, _)| *until);
         grace.into_iter().chain(self.quarantined.values().copied()).min()

@@ -142,12 +142,12 @@ fn missing_announcer_is_reported_after_the_grace_period() {
 
 #[test]
 fn only_mistakes_are_events() {
-    let events = |shortcoming| {
+    let events = |problem| {
         let mut world = world();
         world.announce(ip("192.0.2.10"));
         world.edit_record(ip("192.0.2.10"), |record| {
             let (namespace, name, what) = ("default".into(), "web".into(), "80/TCP".into());
-            record.announcers[0].unforwarded = vec![ForwardingProblem { namespace, name, reason: shortcoming, what }];
+            record.announcers[0].unforwarded = vec![ForwardingProblem { namespace, name, reason: problem, what }];
         });
         let plan = ClusterIndex::from_snapshot(&world.snapshot).plan(at_second(101));
         let effects = plan.series.into_iter().flat_map(|series| series.effects);

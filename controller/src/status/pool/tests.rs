@@ -24,12 +24,12 @@ fn edit_pool(mut pool: Arc<IPAddressPool>, edit: impl FnOnce(&mut IPAddressPool)
     pool
 }
 
-const READY: &str = "Ready=True Ready: its addresses are assigned";
+const READY: &str = "Ready=True Ready: Services can get addresses of this pool";
 const NO_OVERLAP: &str = "Overlap=False NoOverlap: no older pool has any of its addresses";
 const NOT_EXHAUSTED: &str = "Exhausted=False NotExhausted: it has free addresses";
 
 fn overlap(text: &str) -> String {
-    format!("Overlap=True Overlap: these addresses belong to an older pool, and this one serves the others: {text}")
+    format!("Overlap=True Overlap: these addresses belong to an older pool: {text}; this pool assigns only its others")
 }
 
 #[test]
@@ -44,7 +44,7 @@ fn status_counts_used_and_available_addresses() {
     // that of a gateway.
     let used = ["192.0.2.0", "192.0.2.3", "192.0.2.4", "2001:db8::7"];
     let [status] = statuses(&[lan], &occupied, &used).try_into().expect("one pool");
-    let ready = "; except those of nodes or gateways: 192.0.2.5 of node n1, \
+    let ready = ", except those of nodes or gateways: 192.0.2.5 of node n1, \
                  192.0.2.6 of the gateway of node n1, 192.0.2.15 of node n2";
     assert_eq!(lines(&status), [format!("{READY}{ready}"), NO_OVERLAP.into(), NOT_EXHAUSTED.into()]);
     assert!(status.conditions.iter().all(|condition| condition.observed_generation == Some(4)));
@@ -94,7 +94,7 @@ fn conditions_list_each_problem_with_its_addresses() {
         ]
         .to_vec(),
         [
-            format!("Ready=False InvalidRange: {nonsense}; its other addresses are assigned"),
+            format!("Ready=False InvalidRange: {nonsense}; Services can get its other addresses"),
             NO_OVERLAP.into(),
             NOT_EXHAUSTED.into(),
         ]
@@ -102,11 +102,11 @@ fn conditions_list_each_problem_with_its_addresses() {
         [
             format!(
                 "Ready=False InvalidRange: {nonsense}; it has no addresses: add some to spec.addresses; spec.drain \
-                 is set, and its addresses are no longer assigned"
+                 is set, so its addresses are no longer assigned"
             ),
             NO_OVERLAP.into(),
             nothing.clone(),
-            "Drained=True Drained: no Service has an address of it: it can be deleted".into(),
+            "Drained=True Drained: no Service has an address of this pool: the pool can be deleted".into(),
         ]
         .to_vec(),
         [
@@ -117,15 +117,15 @@ fn conditions_list_each_problem_with_its_addresses() {
         .to_vec(),
         [
             "Ready=False InvalidSelector: serviceAllocation.serviceSelectors[0] selects nothing: Invalid \
-             expression operator; Services matched by the other selectors are still served"
+             expression operator; Services that match the other selectors can get addresses"
                 .into(),
             NO_OVERLAP.into(),
             NOT_EXHAUSTED.into(),
         ]
         .to_vec(),
         [
-            "Ready=False InvalidRange: exclude: \"2001:db8::9-2001:db8::1\" ends before it begins; until that is \
-             corrected, only addresses that are requested by name are assigned"
+            "Ready=False InvalidRange: spec.exclude: \"2001:db8::9-2001:db8::1\" ends before it begins; until this is \
+             corrected, the pool assigns only addresses that are requested by name"
                 .into(),
             NO_OVERLAP.into(),
             nothing,
@@ -171,20 +171,21 @@ fn draining_pool_names_its_holders_until_it_is_empty() {
     let (line, held_by) = outcome(PoolHolders::new([&*all, &*all], 0));
     assert_eq!(
         line,
-        "Drained=False Held: 130 Services still have addresses of it: default/s000, default/s001, default/s002, \
-         default/s003, default/s004 and 125 more; move them by requesting another pool in landfall.dev/address-pool"
+        "Drained=False Held: 130 Services still have addresses of this pool: default/s000, default/s001, default/s002, \
+         default/s003, default/s004 and 125 more; move the Services: request another pool in \
+         landfall.dev/address-pool"
     );
     assert_eq!((held_by.len(), held_by[99].as_str()), (100, "default/s099"));
     let (line, held_by) = outcome(PoolHolders::new([&*record_of(&["web"])], 2));
     assert_eq!(
         line,
-        "Drained=False Held: 1 Service still has addresses of it: default/web; 2 LoadBalancerIPs of it can't be \
-         read; move them by requesting another pool in landfall.dev/address-pool"
+        "Drained=False Held: 1 Service still has addresses of this pool: default/web; 2 LoadBalancerIPs of this \
+         pool can't be read; move the Services: request another pool in landfall.dev/address-pool"
     );
     assert_eq!(held_by, ["default/web"]);
     // A reservation without holders does not count.
     let (line, held_by) = outcome(PoolHolders::new([&*record_of(&[])], 0));
-    assert_eq!(line, "Drained=True Drained: no Service has an address of it: it can be deleted");
+    assert_eq!(line, "Drained=True Drained: no Service has an address of this pool: the pool can be deleted");
     assert_eq!(held_by, [""; 0]);
 }
 

@@ -26,7 +26,7 @@ fn status_of_another_provider_stays_on_a_refused_service() {
 fn release_needs_no_condition_to_find_its_finalizer() {
     type Edit = fn(&mut Service);
     let edits: [Edit; 2] =
-        [|web| web.conditions[0].message = "there is no IPAddressPool gone".into(), |web| web.conditions.clear()];
+        [|web| web.conditions[0].message = "no IPAddressPool gone exists".into(), |web| web.conditions.clear()];
     for edit in edits {
         let mut world = World::new([lan()], [service("web", 5)]);
         world.settle();
@@ -52,7 +52,7 @@ fn message_that_imitates_ours_claims_nothing_of_another_provider() {
             type_: ALLOCATED,
             status: ConditionStatus::False,
             reason: "PoolNotFound",
-            message: "there is no IPAddressPool gone; it keeps 192.0.2.10 until then".into(),
+            message: "no IPAddressPool gone exists; until then, the Service keeps 192.0.2.10".into(),
             observed_generation: None,
         };
         theirs.conditions = forged.set_in(&[], at_second(1));

@@ -212,7 +212,7 @@ async fn a_refused_request_keeps_the_current_address(scene: &Scene<'_>) -> Resul
     }
     scene.annotate("two", &[(ADDRESSES_ANNOTATION, &scene.ip(10).to_string())]).await?;
     let message = scene.expect_refusal_with("two", "AddressInUse", &[scene.ip(11)]).await?;
-    ensure!(message.ends_with(&format!("it keeps {} until then", scene.ip(11))), "{message}");
+    ensure!(message.ends_with(&format!("until then, the Service keeps {}", scene.ip(11))), "{message}");
     ensure!(message.contains(&format!("{}/one", scene.namespace_name(""))), "{message}");
     scene.delete_service("one").await?;
     scene.expect_addresses("two", &[scene.ip(10)]).await?;
