@@ -25,8 +25,8 @@ pub struct Cluster {
     pub(crate) services: SharedMap<Key, Arc<Service>>,
     /// Slices of the Services in `services`.
     pub(crate) slices: SharedMap<Key, Slices>,
-    /// Slices of Services that are not in `services` now, but may be added later.
-    spare_slices: BTreeMap<Key, Vec<Arc<EndpointSlice>>>,
+    /// Slices whose Service is not in `services`. They wait for it.
+    waiting_slices: BTreeMap<Key, Vec<Arc<EndpointSlice>>>,
     pub(crate) records: SharedMap<IpAddr, Arc<Record>>,
     /// The holders of all records, by Service.
     holdings: Holdings,
@@ -147,14 +147,14 @@ impl Cluster {
         match after {
             Some(service) => {
                 let is_new = self.services.insert(key.clone(), service).is_none();
-                if is_new && let Some(slices) = self.spare_slices.remove(&key) {
+                if is_new && let Some(slices) = self.waiting_slices.remove(&key) {
                     self.slices.insert(key.clone(), slices.into());
                 }
             }
             None => {
                 self.services.remove(&key);
                 if let Some(slices) = self.slices.remove(&key) {
-                    self.spare_slices.insert(key.clone(), slices.to_vec());
+                    self.waiting_slices.insert(key.clone(), slices.to_vec());
                 }
             }
         }
@@ -187,10 +187,10 @@ impl Cluster {
     /// Edits the slices of a Service, in order of their keys.
     fn edit_slices(&mut self, service: &Key, affected: &mut Affected, edit: impl FnOnce(&mut Vec<Arc<EndpointSlice>>)) {
         let Some(known) = self.services.get(service) else {
-            let slices = self.spare_slices.entry(service.clone()).or_default();
+            let slices = self.waiting_slices.entry(service.clone()).or_default();
             edit(slices);
             if slices.is_empty() {
-                self.spare_slices.remove(service);
+                self.waiting_slices.remove(service);
             }
             return;
         };
@@ -223,7 +223,7 @@ impl Cluster {
 pub struct Holdings(BTreeSet<(Key, IpAddr)>);
 
 impl Holdings {
-    /// Replaces the holders of `address`. `before` must be the same as `after` in the last call for this address.
+    /// Replaces the holders of `address`. `before` must equal `after` of the previous call for this address.
     pub fn replace<'a>(
         &mut self,
         address: IpAddr,

@@ -10,11 +10,11 @@
 
 pub mod cluster;
 pub mod eligibility;
-#[cfg(test)]
-mod fixtures;
 pub mod pacing;
 pub mod shared_map;
 pub mod stable_hash;
+#[cfg(test)]
+mod test_objects;
 
 pub use cluster::{Cluster, Holdings};
 pub use shared_map::SharedMap;

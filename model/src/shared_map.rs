@@ -255,7 +255,7 @@ impl<K: Ord, V> Index<&K> for SharedMap<K, V> {
     type Output = V;
 
     fn index(&self, key: &K) -> &V {
-        self.get(key).expect("no entry under this key")
+        self.get(key).expect("an entry under this key")
     }
 }
 

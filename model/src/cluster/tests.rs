@@ -9,18 +9,18 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::eligibility::Eligibility;
-use crate::fixtures::{holder, record, service, slice};
+use crate::test_objects::{holder, record, service, slice};
 
-/// The new state of one object of a few of each kind; `None` if it is deleted.
+/// The new state of one object, which the number selects; `None` deletes the object.
 #[derive(Clone, Debug)]
 enum Step {
-    /// Its traffic policy is Local.
+    /// Whether its traffic policy is Local.
     Service(u8, Option<bool>),
-    /// The Service that it belongs to, and the node of its endpoint.
+    /// The Service of the slice, and the node of its endpoint.
     Slice(u8, Option<(u8, u8)>),
-    /// The holders.
+    /// The Services that hold the address.
     Record(u8, Option<Vec<u8>>),
-    /// Whether it is excluded.
+    /// Whether the node is excluded from load balancers.
     Node(u8, Option<bool>),
 }
 
@@ -59,7 +59,8 @@ fn set_entry<K: Ord, V>(map: &mut BTreeMap<K, V>, key: K, value: Option<V>) -> O
 }
 
 impl Objects {
-    fn take(&mut self, step: Step) -> Change {
+    /// Performs a step, and returns it as a change of the cluster.
+    fn apply(&mut self, step: Step) -> Change {
         match step {
             Step::Service(n, state) => {
                 let policy = |is_local| if is_local { TrafficPolicy::Local } else { TrafficPolicy::Cluster };
@@ -110,7 +111,7 @@ impl Objects {
         eligibility
     }
 
-    /// The addresses that name this Service.
+    /// The addresses whose records name this Service.
     fn addresses_of(&self, service: &Key) -> Vec<IpAddr> {
         let names = |record: &Record| record.holders.iter().any(|holder| holder.service() == *service);
         self.records.values().filter(|record| names(record)).map(|record| record.address).collect()
@@ -128,7 +129,7 @@ proptest! {
         let mut eligibility = Eligibility::default();
         for batch in batches {
             let before = objects.clone();
-            let changes: Vec<Change> = batch.into_iter().map(|step| objects.take(step)).collect();
+            let changes: Vec<Change> = batch.into_iter().map(|step| objects.apply(step)).collect();
             let affected = cluster.apply(changes);
             eligibility.update(&cluster, &affected);
 

@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 
 use super::*;
 use crate::cluster::Change;
-use crate::fixtures::{record, service, slice};
+use crate::test_objects::{record, service, slice};
 
 /// The address that all tables are about.
 const LB_IP: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(192, 0, 2, 200));
@@ -140,8 +140,8 @@ fn matching(labels: &str) -> Value {
     json!({"matchLabels": read_labels(labels).to_map()})
 }
 
-/// Four nodes. The last one is excluded.
-fn four() -> World {
+/// A world of four nodes. The last one is excluded from load balancers.
+fn four_nodes() -> World {
     World::new(&["", "", "", ""]).exclude("n4")
 }
 
@@ -169,25 +169,25 @@ fn candidates_follow_labels_policies_and_endpoints_of_all_holders() {
             Some("n2"),
         ),
         (
-            "two Local ones",
+            "two of policy Local",
             vec![("local", vec![("n1", 'r'), ("n2", 'r')]), ("other", vec![("n2", 'r'), ("n3", 'r')])],
             vec!["local", "other"],
             Some("n2"),
         ),
         (
-            "two Local ones without a common node",
+            "two of policy Local without a common node",
             vec![("local", vec![("n1", 'r')]), ("other", vec![("n3", 'r')])],
             vec!["local", "other"],
             Some("n1 n3"),
         ),
         (
-            "two Local ones without a common node, and one of policy Cluster",
+            "two of policy Local without a common node, and one of policy Cluster",
             vec![("local", vec![("n1", 'r')]), ("other", vec![("n3", 'r')])],
             vec!["local", "web", "other"],
             Some("n1 n3"),
         ),
         (
-            "two Local ones, one without endpoints",
+            "two of policy Local, one without endpoints",
             vec![("local", vec![("n1", 'r')])],
             vec!["local", "other"],
             Some("n1"),
@@ -197,8 +197,9 @@ fn candidates_follow_labels_policies_and_endpoints_of_all_holders() {
         ("another Service of that name", vec![], vec!["web/u2"], None),
         ("a deleted Service and an existing one", vec![], vec!["gone", "web"], all),
     ] {
-        let cluster =
-            endpoints.into_iter().fold(four(), |cluster, (service, endpoints)| cluster.endpoints(service, &endpoints));
+        let cluster = endpoints
+            .into_iter()
+            .fold(four_nodes(), |cluster, (service, endpoints)| cluster.endpoints(service, &endpoints));
         assert_eq!(cluster.candidates(&holders).as_deref(), expected, "{what}");
     }
 }
@@ -216,10 +217,10 @@ fn spreading_node_stays_candidate_while_its_endpoint_drains() {
         ("the endpoint of another node drains", vec![("n1", 'r'), ("n2", 's')], Some(Spread), "n1"),
         ("all endpoints drain", vec![("n1", 's'), ("n2", 's')], Some(Spread), "n1 n2"),
     ] {
-        let cluster = four().endpoints("local", &endpoints);
+        let cluster = four_nodes().endpoints("local", &endpoints);
         assert_eq!(cluster.candidates_while(&["local"], reach).as_deref(), Some(expected), "{what}");
     }
-    let drained = four().endpoints("local", &[("n1", 's'), ("n2", 'r')]).drain("n1");
+    let drained = four_nodes().endpoints("local", &[("n1", 's'), ("n2", 'r')]).drain("n1");
     assert_eq!(drained.candidates_while(&["local"], Some(Spread)).as_deref(), Some("n2"), "the node drains too");
 }
 
@@ -263,7 +264,7 @@ fn pool_is_announced_by_all_until_an_advertisement_selects_it() {
     let zone = |zone: &str| json!([matching(&format!("zone={zone}"))]);
     for (what, specs, expected) in [
         ("no advertisement", vec![], "n1 n2 n3"),
-        ("an empty one", vec![json!({})], "n1 n2 n3"),
+        ("an empty advertisement", vec![json!({})], "n1 n2 n3"),
         ("one for another pool", vec![json!({"ipAddressPools": ["dmz"], "nodeSelectors": zone("a")})], "n1 n2 n3"),
         (
             "one for a pool that does not exist",
@@ -416,7 +417,7 @@ fn address_of_deleted_pool_follows_advertisements_naming_it() {
 
 #[test]
 fn former_load_balancer_holds_no_address() {
-    let mut cluster = four();
+    let mut cluster = four_nodes();
     let service = Service { is_load_balancer: false, ..service("web", TrafficPolicy::Cluster, Labels::default()) };
     cluster.put_service(service);
     assert_eq!(cluster.candidates(&["web"]), None);
@@ -424,7 +425,7 @@ fn former_load_balancer_holds_no_address() {
 
 #[test]
 fn record_being_deleted_has_no_policy() {
-    let mut cluster = four();
+    let mut cluster = four_nodes();
     let record = Record { deleting: true, ..record(LB_IP, "lan", &["web"]) };
     cluster.apply(Change::Record(LB_IP, Some(Arc::new(record))));
     assert_eq!(cluster.policies(), SharedMap::default());
@@ -432,7 +433,7 @@ fn record_being_deleted_has_no_policy() {
 
 #[test]
 fn equal_sets_of_candidates_are_stored_once() {
-    let mut cluster = four().endpoints("local", &[("n2", 'r')]).endpoints("other", &[("n2", 'r')]);
+    let mut cluster = four_nodes().endpoints("local", &[("n2", 'r')]).endpoints("other", &[("n2", 'r')]);
     for (last, name) in [(1, "web"), (2, "dns"), (3, "local"), (4, "other")] {
         cluster.put_record([192, 0, 2, last].into(), &[name]);
     }

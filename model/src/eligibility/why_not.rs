@@ -91,7 +91,7 @@ impl fmt::Display for NoCandidateReason {
 mod tests {
     use super::*;
     use crate::cluster::Change;
-    use crate::fixtures;
+    use crate::test_objects;
     use crds::{Advertisement, L2Advertisement, Labels, Node, TrafficPolicy};
     use serde_json::{Value, json};
 
@@ -131,10 +131,10 @@ mod tests {
                 )
             };
             let policy = self.endpoints.map_or(TrafficPolicy::Cluster, |_| TrafficPolicy::Local);
-            let service = fixtures::service("web", policy, Labels::from([("app", "web")]));
+            let service = test_objects::service("web", policy, Labels::from([("app", "web")]));
             let endpoints: Vec<_> = self.endpoints.iter().copied().flatten().map(|node| (*node, 'r')).collect();
-            let slice = fixtures::slice("web-1", "web", &endpoints);
-            let record = fixtures::record([192, 0, 2, 1].into(), "lan", &["web"]);
+            let slice = test_objects::slice("web-1", "web", &endpoints);
+            let record = test_objects::record([192, 0, 2, 1].into(), "lan", &["web"]);
             let mut cluster = Cluster::default();
             cluster.apply(["n1", "n2"].map(node));
             cluster.apply((!self.advertisement.is_null()).then(|| advertisement(&self.advertisement)));

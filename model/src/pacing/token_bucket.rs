@@ -32,7 +32,7 @@ impl TokenBucket {
         self.tokens > 0
     }
 
-    /// Takes a token, if there is one.
+    /// Takes one token; returns false if the bucket is empty.
     pub fn take(&mut self) -> bool {
         let has_token = self.has_token();
         self.tokens -= u32::from(has_token);
@@ -61,7 +61,7 @@ mod tests {
         for (what, waits, expected) in [
             ("at once", vec![0], vec![3]),
             ("before the interval is over", vec![0, 4], vec![3, 0]),
-            ("a rest of an interval is kept", vec![0, 4, 1], vec![3, 0, 1]),
+            ("the remainder of an interval counts", vec![0, 4, 1], vec![3, 0, 1]),
             ("two intervals and a half", vec![0, 12, 3], vec![3, 2, 1]),
             ("long", vec![0, 60_000], vec![3, 3]),
         ] {

@@ -1,4 +1,4 @@
-//! Objects for tests.
+//! Services, slices, holders and records for tests.
 
 use std::net::IpAddr;
 
