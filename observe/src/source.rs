@@ -1,7 +1,7 @@
 //! Sources: key and view of an object, for each kind that Landfall watches.
 //!
-//! Object → [`Observation`]. For an object that cannot be parsed, the error is returned too. Its observation has a key,
-//! so that the planner can leave the object alone.
+//! Object → [`Observation`]. For an object that cannot be parsed, the error is returned too. Even then the observation
+//! has the key of the object, so that the planner can leave the object alone.
 
 use std::net::IpAddr;
 

@@ -1,7 +1,7 @@
 //! The newest known state of the objects of one kind, by key.
 //!
-//! A table has two inputs: the watch (a list, then events in order), and the responses to our writes, which are those
-//! of this process. The inputs arrive in any order, and the table never goes back to an older state:
+//! A table has two inputs: the watch (a list, then events in order), and the responses to our writes, the writes of
+//! this process. The two inputs arrive in any relative order, and the table never goes back to an older state:
 //!
 //! - Versions of all objects of a kind can be compared (KEP-5504). The watch sends events in the order of versions. A
 //!   response with a version up to that of the last event is ignored: the watch has already sent the result of that

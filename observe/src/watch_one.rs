@@ -72,7 +72,7 @@ where
     let mut failing = false;
     loop {
         let start = Instant::now();
-        let ended = round(object, |seen| {
+        let ended = read_and_watch(object, |seen| {
             failing = false;
             report(seen);
         });
@@ -99,7 +99,7 @@ where
 }
 
 /// Reads the object, then watches it from the version of this read.
-async fn round<K>(object: &OneObject<K>, mut report: impl FnMut(Seen<K>)) -> Result<(), WatchError>
+async fn read_and_watch<K>(object: &OneObject<K>, mut report: impl FnMut(Seen<K>)) -> Result<(), WatchError>
 where
     K: Resource + Clone + Debug + DeserializeOwned,
 {
@@ -120,7 +120,7 @@ where
     Ok(())
 }
 
-/// Reads the object. Also returns the version to watch from, if there is one.
+/// Reads the object. Also returns the version to watch from, if the response has one.
 async fn read<K>(object: &OneObject<K>, fields: &str) -> kube::Result<(Option<K>, Option<String>)>
 where
     K: Resource + Clone + Debug + DeserializeOwned,
