@@ -33,9 +33,9 @@ pub(crate) struct Channels {
     pub(crate) dataplane_snapshot: watch::Sender<Option<Arc<dataplane::Snapshot>>>,
     /// Composer → speaker, metrics. `None` until every kind has been listed.
     pub(crate) speaker_snapshot: watch::Sender<Option<Arc<speaker::Snapshot>>>,
-    /// Dataplane → `announceable`, report, metrics: the forwarding that the kernel has acknowledged.
+    /// Dataplane → [`publish_forwarded`], report, metrics: the forwarding that the kernel has acknowledged.
     pub(crate) forwarding: watch::Sender<dataplane::Forwarding>,
-    /// `announceable` → speaker: the addresses that this node may announce.
+    /// [`publish_forwarded`] → speaker: the addresses that this node may announce.
     pub(crate) announceable: watch::Sender<Arc<BTreeSet<IpAddr>>>,
     /// Speaker → report, metrics.
     pub(crate) announcements: watch::Sender<speaker::Announcements>,
@@ -79,7 +79,7 @@ pub(crate) async fn publish_forwarded(
     }
 }
 
-/// Takes the place of our own dataplane: assumes that another proxy forwards every address.
+/// Runs in place of Landfall's dataplane: assumes that another proxy forwards every address.
 pub(crate) async fn assume_forwarded(
     mut snapshot_rx: watch::Receiver<Option<Arc<dataplane::Snapshot>>>,
     forwarding_tx: watch::Sender<dataplane::Forwarding>,

@@ -21,15 +21,15 @@ pub(crate) use stores::Stores;
 
 /// The input of a node's dataplane.
 #[derive(Clone, Debug)]
-pub struct Planned {
-    /// Its set of dead nodes is empty, since only speakers detect dead nodes.
+pub struct DataplaneInput {
+    /// Without dead nodes, since only speakers detect them.
     pub snapshot: dataplane::Snapshot,
     /// Whether the cluster has a node of this name.
     pub is_known: bool,
 }
 
 /// Composes the dataplane's snapshot of `node` once, from the current objects. Waits until the API server has answered.
-pub async fn plan_once(client: &Client, node: &str, backend: Backend, counts: bool) -> Planned {
+pub async fn compose_once(client: &Client, node: &str, backend: Backend, count_traffic: bool) -> DataplaneInput {
     let wake = Wake::default();
     let mut listener = wake.listener();
     let stores = Stores::new(&wake);
@@ -41,7 +41,7 @@ pub async fn plan_once(client: &Client, node: &str, backend: Backend, counts: bo
         }
         listener.wait().await;
     };
-    let mut composition = Composition::new(node, backend, counts);
+    let mut composition = Composition::new(node, backend, count_traffic);
     composition.apply(changes);
-    Planned { snapshot: composition.dataplane.clone(), is_known: composition.has_own_node() }
+    DataplaneInput { snapshot: composition.dataplane.clone(), is_known: composition.has_own_node() }
 }

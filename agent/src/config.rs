@@ -27,7 +27,7 @@ pub struct Config {
     pub count_traffic: bool,
     /// The maximal number of Services with metrics of their own. A Service counts once for each of its addresses.
     pub service_metrics: usize,
-    /// Namespace of the Secret [`NAME`](crate::keys::NAME).
+    /// Namespace of the Secret with the Hello keys, [`NAME`](crate::keys::NAME).
     pub keys_namespace: String,
 }
 

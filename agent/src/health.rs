@@ -6,8 +6,8 @@
 //!
 //! One task checks every [`CHECK_PERIOD`] at which ports to answer, and each of these ports has a task that answers.
 //! kube-proxy is detected by its own health port, to which no request is sent. Any other proxy is detected because it
-//! has taken the port; it has two periods for that before the port is opened here. Dropping the future closes all
-//! ports.
+//! has taken the port of the Service. So a port is opened here only if it is still free at the second check. Dropping
+//! the future closes all ports.
 
 mod kube_proxy;
 mod listener;
@@ -55,7 +55,7 @@ pub(crate) async fn serve(mut snapshot_rx: watch::Receiver<Option<Arc<dataplane:
     let mut kube_proxy_runs = false;
     loop {
         tokio::select! {
-            // An answer changes soon, the set of ports with the next check.
+            // Answers follow a new snapshot within UPDATE_PERIOD, the set of open ports with the next check.
             answers = next_answers(&mut snapshot_rx, &mut updates) => drop(answers_tx.send_replace(answers?)),
             _ = checks.tick() => {
                 // Without a port to answer at, kube-proxy does not matter.
@@ -177,7 +177,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_port_is_open_while_kube_proxy_is_away() {
+    async fn a_port_is_open_while_kube_proxy_does_not_run() {
         let port = free_port();
         let health = |count| {
             let health = HealthCheck { service: Key::new("default", "web"), local_endpoints: count, ours_alone: false };

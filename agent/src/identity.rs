@@ -1,4 +1,4 @@
-//! What distinguishes this cluster from others, and this start of the agent from earlier ones.
+//! The identifiers of this cluster and of this start of the agent: other clusters and earlier starts have others.
 
 use std::hash::{BuildHasher, Hasher, RandomState};
 use std::time::Duration;
@@ -11,7 +11,7 @@ use tokio::time::sleep;
 
 use crate::config::API_TIMEOUT;
 
-/// The first and the longest pause between two requests. The agent can do nothing before one is answered.
+/// The first and the longest pause between two requests. The agent can do nothing before the API server answers.
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
 const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 

@@ -9,7 +9,7 @@
 //! | [`secret`] | the entries and annotations of the Secret, and which entries are keys (pure) |
 //! | [`rotation`] | the next write to the Secret, and its time (pure) |
 //! | [`keeper`] | performs these writes, in a controller |
-//! | [`in_use`] | sends the keys to an agent's speaker, and logs why there are none |
+//! | [`in_use`] | sends the keys to an agent's speaker, and logs why keys are missing |
 
 mod in_use;
 pub mod keeper;

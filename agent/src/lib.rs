@@ -20,7 +20,7 @@
 //! | [`health`] | answers at `healthCheckNodePort`s |
 //! | [`metrics`] | metrics for Prometheus, and readiness |
 //! | [`keys`] | the Secret that seals Hellos: read by agents, created and rotated by controllers |
-//! | [`identity`] | what distinguishes this cluster and this start of the agent |
+//! | [`identity`] | the identifiers of this cluster and of this start of the agent |
 
 mod channels;
 mod compose;
@@ -33,7 +33,7 @@ mod network;
 mod report;
 mod run;
 
-pub use compose::{Planned, plan_once};
+pub use compose::{DataplaneInput, compose_once};
 pub use config::Config;
 pub use metrics::Metrics;
 pub use run::run;

@@ -1,8 +1,8 @@
 //! The state and the counters of an agent as metrics for Prometheus.
 //!
-//! The latest values of the agent's channels → text in the OpenMetrics format. Nothing is stored here: values are read
-//! when `/metrics` is requested, and cost nothing in between. Labels have values from enums only, except the series of
-//! the busiest Services, so the number of series does not grow with the cluster.
+//! The latest values of the agent's channels → text in the OpenMetrics format. This module stores no value: it reads
+//! them when `/metrics` is requested, and costs nothing in between. Labels have values from enums only, except the
+//! series of the busiest Services, so the number of series does not grow with the cluster.
 
 mod exposition;
 mod traffic;

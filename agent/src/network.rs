@@ -234,9 +234,9 @@ mod tests {
                 let (network_tx, mut network_rx) = watch::channel(None);
                 let expect = async |network_rx: &mut watch::Receiver<Option<NodeNetworkSpec>>,
                                     expected: NodeNetworkSpec| {
-                    let there =
+                    let arrived =
                         timeout(SOON, network_rx.wait_for(|spec| spec.as_ref() == Some(&expected))).await.is_ok();
-                    assert!(there, "{:?} instead of {expected:?}", *network_rx.borrow());
+                    assert!(arrived, "{:?} instead of {expected:?}", *network_rx.borrow());
                 };
                 let follow = async {
                     let eth0: (&str, &[&str]) = ("eth0", &["192.0.2.11/24", "2001:db8::11/64"]);

@@ -8,8 +8,8 @@
 //! ```
 //!
 //! The status follows the wire; the wire never waits for it. Only differences are written, so an idle cluster has no
-//! writes. A node adds its own entry. It removes its own entry, and that of a node from which it has taken the address
-//! over: the successor writes its entry itself. Each write names the version that it is based on, so concurrent writes
+//! writes. A node adds and removes its own entry. It also removes the entry of the node from which it has taken the
+//! address over, because that node may be dead. Each write names the version that it is based on, so concurrent writes
 //! of two nodes don't undo each other. Failed writes are retried.
 
 mod difference;
@@ -44,9 +44,9 @@ const WRITES_AT_ONCE: usize = 16;
 const BURST: usize = 100;
 const BURST_PAUSE: Duration = Duration::from_secs(1);
 
-/// The pause between two comparisons for each thousand addresses, and one more. A comparison visits all addresses,
-/// which takes milliseconds for thousands, and the speaker needs that time while many of them move.
-const LOOK_PAUSE: Duration = Duration::from_millis(100);
+/// The pause between two comparisons: this time, and once more for each thousand addresses. A comparison visits all
+/// addresses, which takes milliseconds for thousands, and the speaker needs that time while many of them move.
+const COMPARISON_PAUSE: Duration = Duration::from_millis(100);
 const ADDRESSES_PER_PAUSE: usize = 1000;
 
 /// The pause after a failed write.
@@ -81,7 +81,7 @@ impl Reporter {
             pacer.forget(&failed);
             let retry = (!failed.is_empty()).then(|| Instant::now() + RETRY_PAUSE);
             self.wait_for_change(&mut listener, postponed.into_iter().chain(retry).min()).await;
-            sleep_until(began + look_pause(records)).await;
+            sleep_until(began + comparison_pause(records)).await;
         }
     }
 
@@ -151,6 +151,6 @@ impl Reporter {
 }
 
 /// The pause after a comparison with this number of records.
-fn look_pause(records: usize) -> Duration {
-    LOOK_PAUSE * u32::try_from(1 + records / ADDRESSES_PER_PAUSE).unwrap_or(u32::MAX)
+fn comparison_pause(records: usize) -> Duration {
+    COMPARISON_PAUSE * u32::try_from(1 + records / ADDRESSES_PER_PAUSE).unwrap_or(u32::MAX)
 }

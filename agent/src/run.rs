@@ -2,8 +2,8 @@
 //!
 //! Tasks: one watch for each kind of object, the composer, the dataplane, the reply paths, the speaker, the report, the
 //! keys, the metrics, this node's NodeNetwork, and the answers to health checks. When one of them ends, [`run`] returns
-//! an error and the process ends: an agent without one of its tasks is worse than none. Kubernetes starts it again, and
-//! the kernel keeps forwarding meanwhile.
+//! an error and the process ends: an agent that lacks one of its tasks is worse than no agent. Kubernetes starts it
+//! again, and the kernel keeps forwarding meanwhile.
 
 use std::convert::Infallible;
 use std::io;
@@ -105,7 +105,7 @@ async fn is_uninstalled(client: &Client) -> bool {
     addresses.is_ok_and(|list| list.items.is_empty())
 }
 
-/// The values that the tasks are started with.
+/// The clients, stores and channels that the tasks share.
 struct Agent {
     client: Client,
     config: Config,

@@ -22,8 +22,9 @@ use super::composition::{Composition, reply_links};
 use super::stores::Stores;
 use crate::channels::{Channels, send_if_new};
 
-/// How long the first snapshot of the dataplane waits for Hellos of all nodes that may be on this node's links: some
-/// intervals of Hellos, and the time to get the key. Meanwhile the kernel keeps spreading frames as before the start.
+/// How long the first snapshot of the dataplane waits for Hellos of all nodes that may be on this node's links. It
+/// covers the time to receive the key, and some intervals of Hellos. Meanwhile the kernel keeps spreading frames as
+/// before the start.
 const FIRST_HELLOS: Duration = Duration::from_secs(1);
 
 /// Sends each new snapshot to its receiver.
@@ -40,7 +41,7 @@ pub(crate) struct Composer {
 }
 
 impl Composer {
-    /// `composition` is that of an empty cluster.
+    /// `composition` has no object yet.
     pub(crate) fn new(stores: Stores, composition: Composition, channels: &Channels) -> Self {
         Self {
             stores,
@@ -68,7 +69,7 @@ impl Composer {
                 self.composition.apply(changes);
                 // A node that is missing in the first snapshot would lose connections that the kernel spreads to it.
                 let hellos_until = *hellos_until.get_or_insert_with(|| Instant::now() + FIRST_HELLOS);
-                let is_waiting = Instant::now() < hellos_until && !self.composition.has_met_all();
+                let is_waiting = Instant::now() < hellos_until && !self.composition.has_heard_all();
                 waits_until = is_waiting.then_some(hellos_until);
                 self.send(is_waiting);
             }
@@ -119,7 +120,7 @@ mod tests {
     use serde_json::json;
     use tokio::time::timeout;
 
-    /// A bound for operations that take microseconds on an idle machine.
+    /// The maximum duration of an operation that takes microseconds on an idle machine.
     const SOON: Duration = Duration::from_secs(30);
 
     /// Stores after their first list, with one Service.
@@ -256,7 +257,7 @@ mod tests {
             let knows =
                 |known: &Option<Arc<dataplane::Snapshot>>| known.as_deref().is_some_and(|k| peers(k).len() == 2);
             timeout(SOON, dataplane_rx.wait_for(knows)).await.expect("in time").expect("a snapshot");
-            assert!(began.elapsed() < 2 * FIRST_HELLOS, "it does not wait again");
+            assert!(began.elapsed() < 2 * FIRST_HELLOS, "the second snapshot does not wait");
         };
         tokio::select! {
             ended = running => panic!("{ended:?}"),

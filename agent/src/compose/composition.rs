@@ -37,8 +37,9 @@ pub(crate) struct Composition {
 }
 
 impl Composition {
-    /// An empty cluster, seen from `node`. `backend` is the default for Services; `counts` turns traffic counters on.
-    pub(crate) fn new(node: &str, backend: Backend, counts: bool) -> Self {
+    /// An empty cluster, seen from `node`. `backend` is the default for Services; `count_traffic` turns traffic counters
+    /// on.
+    pub(crate) fn new(node: &str, backend: Backend, count_traffic: bool) -> Self {
         Self {
             cluster: Cluster::default(),
             neighbours: None,
@@ -46,7 +47,7 @@ impl Composition {
             dataplane: dataplane::Snapshot {
                 node: node.to_owned(),
                 backend,
-                count_traffic: counts,
+                count_traffic,
                 ..dataplane::Snapshot::default()
             },
             eligibility: Eligibility::default(),
@@ -68,7 +69,7 @@ impl Composition {
     }
 
     /// Whether the speaker has heard every node that may be on a link of this node.
-    pub(super) fn has_met_all(&self) -> bool {
+    pub(super) fn has_heard_all(&self) -> bool {
         links(&self.dataplane.node, &self.cluster, None) == self.dataplane.links
     }
 
@@ -165,7 +166,7 @@ pub(super) fn reply_links(network: &NodeNetworkSpec, snapshot: &dataplane::Snaps
 /// The links on which this node can re-send frames, and the nodes on each. Another node is on a link if both nodes have
 /// an address of the same network there, and if the speaker heard the other node there from the MAC address in its
 /// NodeNetwork. The network alone is no proof, since separate links may use the same one. Without `neighbours` (no
-/// speaker runs) it suffices.
+/// speaker runs), a common network suffices.
 fn links(node: &str, cluster: &Cluster, neighbours: Option<&Neighbours>) -> BTreeMap<LinkName, Link> {
     let (nodes, peer_links) = (cluster.nodes(), cluster.peer_links());
     let mut links = BTreeMap::new();

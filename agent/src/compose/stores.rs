@@ -28,9 +28,11 @@ pub(crate) struct Stores {
     pub(crate) peer_links: Option<PeerLinkStore>,
 }
 
-/// The links of other nodes, from their NodeNetworks. An agent waits for the first list: the kernel still spreads
-/// frames from before the start, and without these links connections would break. If the list does not come (the role
-/// may not permit it), the agent gives up and spreads nothing, and each node forwards by itself.
+/// The links of other nodes, from their NodeNetworks.
+///
+/// The first snapshot waits for the first list. Until then, the kernel keeps spreading frames as before the start of
+/// the agent; a snapshot without these links would stop that and break connections. If the list does not arrive (the
+/// role may not permit it), the agent gives up after [`API_TIMEOUT`]: it spreads nothing.
 #[derive(Clone)]
 pub(crate) struct PeerLinkStore {
     pub(crate) store: Store<String, crds::PeerLinks>,

@@ -23,11 +23,11 @@ fn has_listener_in(path: &str) -> bool {
     File::open(path).is_ok_and(|table| has_listener(BufReader::new(table), PORT))
 }
 
-/// Whether `port` is taken on any address of this node, by a listener or by a connection from there.
+/// Whether `port` is taken on any address of this node, by a listener or by the local end of a connection.
 fn is_taken(port: u16) -> bool {
     let bind = |socket: io::Result<TcpSocket>, address: IpAddr| {
         let socket = socket?;
-        // Accepted connections that have outlived their listener don't count.
+        // With this option, accepted connections that have outlived their listener do not count.
         socket.set_reuseaddr(true)?;
         socket.bind((address, port).into())
     };

@@ -1,4 +1,4 @@
-//! Sends the keys of the Secret to an agent's speaker, and logs why there are none.
+//! Sends the keys of the Secret to an agent's speaker, and logs why keys are missing.
 //!
 //! The last keys stay in use when the Secret is deleted or has no usable key, and when the API server is unreachable:
 //! otherwise the speakers would no longer accept each other's Hellos. [`KeysInUse::update`] decides, [`publish_keys`]
@@ -23,7 +23,7 @@ pub(crate) struct KeysInUse {
     /// The names of the entries that contain these keys.
     pub(crate) names: BTreeSet<String>,
     pub(crate) problems: Vec<EntryProblem>,
-    /// Whether the Secret has no usable key now. If so, the keys in use, if there are any, are from an earlier version.
+    /// Whether the Secret has no usable key now. Keys that are in use nevertheless are from an earlier version.
     pub(crate) are_missing: bool,
 }
 
@@ -94,7 +94,7 @@ mod tests {
         SecretState::Present(Arc::new(SecretView::from(&secret(entries, &[]))))
     }
 
-    /// The names in use after these states, whether the last one had no key, and the number of problems.
+    /// The names in use after these states, whether the last state had no key, and the number of problems.
     fn in_use_after(states: &[SecretState]) -> (Vec<String>, bool, usize) {
         let in_use = states.iter().fold(KeysInUse::default(), |in_use, state| in_use.update(state));
         assert_eq!(in_use.names.is_empty(), in_use.keys.is_empty());

@@ -1,4 +1,4 @@
-//! Creates the Secret where it is missing, and rotates its keys on request.
+//! Creates the Secret if it is missing, and rotates its keys on request.
 //!
 //! Runs in every controller, not only in the leader, so that a new installation has keys before the first election. The
 //! API server lets one controller create the Secret; late writes of the others name an old version and are refused.
@@ -29,7 +29,7 @@ use crate::config::API_TIMEOUT;
 /// Our name in `metadata.managedFields`.
 const FIELD_MANAGER: &str = "landfall-controller";
 
-/// How long to wait after a write for the watch to show it, and after a failure.
+/// The pause after a write, in which the watch reports its result, and after a failure.
 const PAUSE: Duration = Duration::from_secs(2);
 
 /// How long the first answer may take before the Secret is reported as unreadable.
@@ -79,7 +79,7 @@ async fn maintain(
         };
         let obstacle = find_obstacle(&secret, &state, failing, began.elapsed());
         send_if_new(&obstacle_tx, obstacle);
-        // If the watch ends, so does this.
+        // The sender exists as long as this future, because `keep` polls both.
         tokio::select! {
             Ok(()) = state_rx.changed() => {}
             () = sleep(pause) => {}
@@ -244,7 +244,7 @@ mod tests {
 
         /// Waits for this number of entries and no open request. Returns their names, and the number of writes.
         async fn wait_for(&self, count: usize) -> (BTreeSet<String>, usize) {
-            // In real time: keys are named after its seconds, and two of one second would clash.
+            // Waits in real time: a key is named after the second of its creation, and two of one second would clash.
             let begun = std::time::Instant::now();
             while begun.elapsed() < Duration::from_secs(30) {
                 let (state, writes) = self.0.lock().expect("no panic").clone();
@@ -254,7 +254,7 @@ mod tests {
                 }
                 sleep(Duration::from_millis(10)).await;
             }
-            panic!("never: {:?}", self.0.lock().expect("no panic").0);
+            panic!("these entries never appeared: {:?}", self.0.lock().expect("no panic").0);
         }
     }
 

@@ -6,10 +6,10 @@
 //!   OVERLAP is over     ->  {new}
 //! ```
 //!
-//! At any instant any two nodes have a key in common, if the versions of the Secret that they know are less than
-//! [`OVERLAP`] apart: each version shares an entry with all versions of that time before it. Speakers also accept a
-//! removed key for [`speaker::wire::seal::GRACE`], so a Secret that is deleted, or rewritten by hand in one step,
-//! separates only nodes that receive the change later than that.
+//! Two nodes have a key in common if the versions of the Secret that they know are less than [`OVERLAP`] apart: each
+//! version shares an entry with every version of the last [`OVERLAP`]. Speakers also accept a removed key for
+//! [`speaker::wire::seal::GRACE`]. So if the Secret is deleted, or rewritten by hand in one step, only nodes that
+//! receive the change later than that are separated.
 //!
 //! Several controllers may run this at once. The API server creates a Secret only once, and every other write names the
 //! version that it changes. A request stays in the Secret until it is fulfilled, so a crash between two steps loses
@@ -55,14 +55,14 @@ pub(crate) fn next_step(secret: Option<&SecretView>, now: Timestamp, random: &[u
         return add("added a key: there was none", json!({ROTATE: null}));
     }
     if let Some(retirement) = &secret.retirement {
-        let over = json!({RETIRE: null, RETIRE_AFTER: null});
+        let no_retirement = json!({RETIRE: null, RETIRE_AFTER: null});
         return match retirement.after {
             // The last usable key is never removed.
-            _ if names.is_subset(&retirement.names) => patch(secret, "kept the only keys", over, json!({})),
+            _ if names.is_subset(&retirement.names) => patch(secret, "kept the only keys", no_retirement, json!({})),
             Some(after) if now < after => Step::Wait(Some(after)),
             Some(_) => {
                 let old = retirement.names.iter().filter(|name| secret.entries.contains_key(*name));
-                patch(secret, "removed old keys", over, old.map(|name| (name.clone(), Value::Null)).collect())
+                patch(secret, "removed old keys", no_retirement, old.map(|name| (name.clone(), Value::Null)).collect())
             }
             None => {
                 let annotations = json!({RETIRE_AFTER: end_of_overlap(now)});
@@ -127,17 +127,20 @@ mod tests {
 
     #[test]
     fn a_rotation_removes_the_old_key_after_an_hour() {
-        let (one, two) = ("2026-01-01T13:00:00Z", "2026-01-01T11:59:59Z");
-        let annotations = json!({ROTATE: null, RETIRE: "a", RETIRE_AFTER: one});
+        let (future, past) = ("2026-01-01T13:00:00Z", "2026-01-01T11:59:59Z");
+        let annotations = json!({ROTATE: null, RETIRE: "a", RETIRE_AFTER: future});
         assert_eq!(
             step_at_noon(&[("a", OLD)], &[(ROTATE, "now")]),
             expected_patch("added a new key", annotations, new_entry())
         );
         let both: &[(&str, &[u8])] = &[("a", OLD), ("b", &NEW)];
         let under_way = |after| [(RETIRE, "a"), (RETIRE_AFTER, after)];
-        assert_eq!(step_at_noon(both, &under_way(one)), Step::Wait(Some(one.parse().expect("a time"))));
-        let over = json!({RETIRE: null, RETIRE_AFTER: null});
-        assert_eq!(step_at_noon(both, &under_way(two)), expected_patch("removed old keys", over, json!({"a": null})));
+        assert_eq!(step_at_noon(both, &under_way(future)), Step::Wait(Some(future.parse().expect("a time"))));
+        let no_retirement = json!({RETIRE: null, RETIRE_AFTER: null});
+        assert_eq!(
+            step_at_noon(both, &under_way(past)),
+            expected_patch("removed old keys", no_retirement, json!({"a": null}))
+        );
     }
 
     #[test]
@@ -152,10 +155,10 @@ mod tests {
 
     #[test]
     fn the_last_key_and_existing_names_stay() {
-        let over = json!({RETIRE: null, RETIRE_AFTER: null});
+        let no_retirement = json!({RETIRE: null, RETIRE_AFTER: null});
         let past = [(RETIRE, "a b"), (RETIRE_AFTER, "2026-01-01T11:00:00Z")];
         let both: &[(&str, &[u8])] = &[("a", OLD), ("b", &NEW)];
-        assert_eq!(step_at_noon(both, &past), expected_patch("kept the only keys", over, json!({})));
+        assert_eq!(step_at_noon(both, &past), expected_patch("kept the only keys", no_retirement, json!({})));
         let taken: &[(&str, &[u8])] = &[("key-20260101T120000Z", OLD)];
         assert_eq!(step_at_noon(taken, &[(ROTATE, "")]), Step::Wait(Some(noon() + 1.second())));
         let later = json!({RETIRE_AFTER: "2026-01-01T13:00:00Z"});

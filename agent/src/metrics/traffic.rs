@@ -2,8 +2,7 @@
 
 use std::fmt;
 
-use dataplane::metrics::Durations;
-use dataplane::metrics::{ServiceTraffic, TrafficReport};
+use dataplane::metrics::{Durations, ServiceTraffic, TrafficReport};
 use prometheus_client::encoding::{EncodeMetric, NoLabelSet};
 use prometheus_client::metrics::MetricType;
 use prometheus_client::metrics::counter::ConstCounter;
@@ -40,9 +39,9 @@ pub(super) fn encode_services(traffic: &TrafficReport, to: &mut Exposition<'_>) 
     to.counter("unserved_packets", help, traffic.strays)
 }
 
-/// Encodes one counter of all Services. Each element of `reads` has the value of the label `reason`, if there is one,
-/// and the function that reads the counter. It gives one series per Service and address, and one for the other
-/// Services.
+/// Encodes one counter of all Services. Each element of `reads` has the value of the label `reason` (`None`: no such
+/// label) and the function that reads the counter. The element becomes one series per Service and address, and one for
+/// all other Services.
 fn encode_family(
     traffic: &TrafficReport,
     to: &mut Exposition<'_>,

@@ -215,8 +215,8 @@ pub(super) struct Pacer {
 }
 
 impl Pacer {
-    /// Removes the parts that have to wait, and returns when the first of them may be written. The rest counts as
-    /// written.
+    /// Removes the parts that have to wait, and returns when the first of them may be written. The remaining parts
+    /// count as written.
     pub(super) fn postpone(&mut self, differences: &mut Vec<(IpAddr, Difference)>, now: Instant) -> Option<Instant> {
         for (lb_ip, difference) in differences.iter_mut() {
             if difference.conflicts.is_some() && !self.may_write(*lb_ip, Part::Conflicts, now) {

@@ -18,33 +18,42 @@ use serde_json::json;
 /// The node of the composition.
 const NODE: &str = "n0";
 
-/// One object of a kind is added, changed or removed, out of two to four.
+/// A change of one object, which the number selects: its new state, or `None` to remove it.
 #[derive(Clone, Debug)]
 enum Step {
+    /// Whether it is a load balancer, has traffic policy Local, and disables spreading; its UID.
     Service(u8, Option<(bool, bool, bool, u8)>),
+    /// The Service of the slice; the node of each endpoint, and whether the endpoint is ready.
     Slice(u8, Option<(u8, Vec<(u8, bool)>)>),
+    /// The pool and the holders of the record, and whether the record is being deleted.
     Address(u8, Option<(u8, Vec<u8>, bool)>),
+    /// Whether the pool enables spreading.
     Pool(u8, Option<bool>),
+    /// Whether the node is excluded and drained; its UID.
     Node(u8, Option<(bool, bool, u8)>),
+    /// One of four specs: see [`advertisement`].
     Advertisement(u8, Option<u8>),
+    /// The LAN of the node.
     PeerLinks(u8, Option<u8>),
-    Meet(u8),
+    /// The speaker hears the node.
+    Hear(u8),
+    /// The node dies, or lives again.
     Die(u8),
 }
 
 fn step() -> impl Strategy<Value = Step> {
     let is = any::<bool>;
     prop_oneof![
-        4 => (0..4u8, option::weighted(0.8, (is(), is(), is(), 0..2u8))).prop_map(|(n, what)| Step::Service(n, what)),
+        4 => (0..4u8, option::weighted(0.8, (is(), is(), is(), 0..2u8))).prop_map(|(n, state)| Step::Service(n, state)),
         4 => (0..4u8, option::weighted(0.7, (0..4u8, vec((0..4u8, is()), 0..3))))
-            .prop_map(|(n, what)| Step::Slice(n, what)),
+            .prop_map(|(n, state)| Step::Slice(n, state)),
         4 => (0..4u8, option::weighted(0.8, (0..3u8, vec(0..4u8, 0..3), is())))
-            .prop_map(|(n, what)| Step::Address(n, what)),
-        1 => (0..3u8, option::of(is())).prop_map(|(n, what)| Step::Pool(n, what)),
-        1 => (0..3u8, option::weighted(0.8, (is(), is(), 0..2u8))).prop_map(|(n, what)| Step::Node(n, what)),
-        1 => (0..2u8, option::of(0..4u8)).prop_map(|(n, what)| Step::Advertisement(n, what)),
-        1 => (0..3u8, option::weighted(0.8, 0..2u8)).prop_map(|(n, what)| Step::PeerLinks(n, what)),
-        1 => (0..3u8).prop_map(Step::Meet),
+            .prop_map(|(n, state)| Step::Address(n, state)),
+        1 => (0..3u8, option::of(is())).prop_map(|(n, state)| Step::Pool(n, state)),
+        1 => (0..3u8, option::weighted(0.8, (is(), is(), 0..2u8))).prop_map(|(n, state)| Step::Node(n, state)),
+        1 => (0..2u8, option::of(0..4u8)).prop_map(|(n, state)| Step::Advertisement(n, state)),
+        1 => (0..3u8, option::weighted(0.8, 0..2u8)).prop_map(|(n, state)| Step::PeerLinks(n, state)),
+        1 => (0..3u8).prop_map(Step::Hear),
         1 => (0..3u8).prop_map(Step::Die),
     ]
 }
@@ -123,8 +132,8 @@ fn node(n: u8, (excluded, drained, uid): (bool, bool, u8)) -> Node {
     }
 }
 
-fn advertisement(n: u8, what: u8) -> Advertisement {
-    let spec = match what {
+fn advertisement(n: u8, state: u8) -> Advertisement {
+    let spec = match state {
         0 => json!({}),
         1 => json!({"ipAddressPools": ["p0"], "nodeSelectors": [{"matchLabels": {"rack": "r0"}}]}),
         2 => json!({"serviceSelectors": [{"matchLabels": {"app": "a0"}}]}),
@@ -155,29 +164,29 @@ impl World {
         let World { observed, dead } = self;
         let key = |n: u8| Key::new("default", format!("s{n}"));
         match step {
-            Step::Service(n, what) => put_in(&mut observed.services, key(n), what.map(|what| service(n, what))),
-            Step::Slice(n, what) => {
+            Step::Service(n, state) => put_in(&mut observed.services, key(n), state.map(|state| service(n, state))),
+            Step::Slice(n, state) => {
                 put_in(
                     &mut observed.slices,
                     Key::new("default", format!("slice-{n}")),
-                    what.map(|what| slice(n, what)),
+                    state.map(|state| slice(n, state)),
                 );
             }
-            Step::Address(n, what) => {
-                put_in(&mut observed.addresses, [192, 0, 2, n].into(), what.map(|what| record(n, what)));
+            Step::Address(n, state) => {
+                put_in(&mut observed.addresses, [192, 0, 2, n].into(), state.map(|state| record(n, state)));
             }
-            Step::Pool(n, what) => {
-                let terms = |spread| PoolSettings { labels: Arc::default(), spread };
-                put_in(&mut observed.pools, format!("p{n}"), what.map(terms));
+            Step::Pool(n, state) => {
+                let settings = |spread| PoolSettings { labels: Arc::default(), spread };
+                put_in(&mut observed.pools, format!("p{n}"), state.map(settings));
             }
-            Step::Node(n, what) => put_in(&mut observed.nodes, format!("n{n}"), what.map(|what| node(n, what))),
-            Step::Advertisement(n, what) => {
-                put_in(&mut observed.advertisements, format!("ad{n}"), what.map(|what| advertisement(n, what)));
+            Step::Node(n, state) => put_in(&mut observed.nodes, format!("n{n}"), state.map(|state| node(n, state))),
+            Step::Advertisement(n, state) => {
+                put_in(&mut observed.advertisements, format!("ad{n}"), state.map(|state| advertisement(n, state)));
             }
             Step::PeerLinks(n, lan) => {
                 put_in(&mut observed.peer_links, format!("n{n}"), lan.map(|lan| peer_links(n, lan)))
             }
-            Step::Meet(n) => {
+            Step::Hear(n) => {
                 observed.neighbours.get_or_insert_default().record("eth0", &format!("n{n}"), mac(n));
             }
             Step::Die(n) => {
@@ -209,7 +218,7 @@ fn whole() -> World {
         Step::Node(1, Some((false, false, 0))),
         Step::PeerLinks(0, Some(0)),
         Step::PeerLinks(1, Some(0)),
-        Step::Meet(1),
+        Step::Hear(1),
     ] {
         world.apply(step);
     }
@@ -258,15 +267,15 @@ fn unchanged_parts_are_shared_with_the_previous_snapshot() {
 }
 
 #[test]
-fn all_nodes_are_met_once_each_was_heard() {
+fn composition_knows_when_all_neighbours_were_heard() {
     let mut world = whole();
     world.apply(Step::Node(2, Some((false, false, 0))));
     world.apply(Step::PeerLinks(2, Some(0)));
     let mut composition = Composition::new(NODE, Backend::Endpoints, false);
     follow(&mut composition, &World::default(), &world);
-    assert!(!composition.has_met_all(), "n2 was not heard");
+    assert!(!composition.has_heard_all(), "n2 was not heard");
     let before = world.clone();
-    world.apply(Step::Meet(2));
+    world.apply(Step::Hear(2));
     follow(&mut composition, &before, &world);
-    assert!(composition.has_met_all());
+    assert!(composition.has_heard_all());
 }
