@@ -19,12 +19,13 @@ pub(crate) struct AgentOptions {
     #[arg(long, env = "NODE_NAME", value_name = "NAME")]
     node_name: String,
 
-    /// The part that forwards packets. With `off` Landfall only announces addresses, and another proxy on the node must forward.
+    /// The part that forwards packets. With `off` Landfall only announces addresses, and another proxy on the node must
+    /// forward packets.
     #[arg(long, env = "LANDFALL_DATAPLANE", value_enum, default_value_t = Dataplane::Nft)]
     dataplane: Dataplane,
 
-    /// Whether the announcing node spreads frames over the nodes with endpoints, so that the endpoints see the address of
-    /// the client. With `off` it translates all packets itself. Must be the same on all nodes.
+    /// Whether the announcing node spreads frames over the nodes with endpoints, so that the endpoints see the address
+    /// of the client. With `off` the announcing node translates all packets itself. Must be the same on all nodes.
     #[arg(long, env = "LANDFALL_SPREAD", value_enum, default_value_t = Switch::On)]
     spread: Switch,
 
@@ -39,13 +40,13 @@ pub(crate) struct AgentOptions {
     #[arg(long, env = "LANDFALL_RETURN_MARK", default_value_t = ReturnMark::default(), value_name = "MASK|off")]
     return_mark: ReturnMark,
 
-    /// Whether to count packets and bytes of each Service. This delays each packet that arrives at this node by 0.1 to 0.2
-    /// µs. New connections and dropped packets are always counted.
+    /// Whether to count packets and bytes of each Service. This delays each packet that arrives at this node by 0.1 to
+    /// 0.2 µs. New connections and dropped packets are always counted.
     #[arg(long, env = "LANDFALL_COUNT_TRAFFIC", value_enum, default_value_t = Switch::Off)]
     count_traffic: Switch,
 
-    /// Number of Services with metrics of their own in /metrics: the busiest ones. A Service counts once for each of its
-    /// addresses. The others are summed. With 0 all are summed.
+    /// Number of Services with metrics of their own in /metrics: the busiest ones. A Service counts once for each of
+    /// its addresses. The others are summed. With 0 all are summed.
     #[arg(long, env = "LANDFALL_SERVICE_METRICS", default_value_t = 1000, value_name = "NUMBER")]
     service_metrics: usize,
 
@@ -59,7 +60,7 @@ pub(crate) struct AgentOptions {
     metrics_address: http::MetricsAddress,
 
     /// Print the nftables rules of this node for the current state of the cluster, and exit. Nothing is programmed,
-    /// announced or written, so it can run anywhere, for any node.
+    /// announced or written, so the command can run on any machine, for any node.
     #[arg(long)]
     dry_run: bool,
 }

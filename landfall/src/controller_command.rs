@@ -15,8 +15,8 @@ pub(crate) struct ControllerOptions {
     #[arg(long, env = "LANDFALL_ONLY_CLASS")]
     only_class: bool,
 
-    /// Namespace of the Lease landfall-controller. Of several controllers one holds the Lease and acts; the others stand
-    /// by. Without this option there is no election, and only one controller may run.
+    /// Namespace of the Lease landfall-controller. Of several controllers one holds the Lease and acts; the others
+    /// stand by. Without this option there is no election, and only one controller may run.
     #[arg(long, env = "LANDFALL_LEASE_NAMESPACE", value_name = "NAMESPACE")]
     lease_namespace: Option<String>,
 

@@ -2,7 +2,7 @@
 //!
 //! It observes, composes and plans as the agent does, but applies nothing.
 
-use agent::Planned;
+use agent::DataplaneInput;
 use anyhow::Result;
 use crds::Backend;
 use kube::Client;
@@ -10,15 +10,15 @@ use kube::Client;
 use super::output::print;
 
 /// Prints the ruleset of `node`. Waits until the API server has answered.
-pub(crate) async fn run(client: &Client, node: &str, backend: Backend, counts: bool) -> Result<()> {
-    print(&ruleset_text(node, &agent::plan_once(client, node, backend, counts).await))
+pub(crate) async fn run(client: &Client, node: &str, backend: Backend, count_traffic: bool) -> Result<()> {
+    print(&ruleset_text(node, &agent::compose_once(client, node, backend, count_traffic).await))
 }
 
 /// The ruleset and its problems, as text. No node is treated as dead: only speakers detect dead nodes.
-fn ruleset_text(node: &str, planned: &Planned) -> String {
-    let ruleset = dataplane::rules::plan_ruleset(&planned.snapshot);
+fn ruleset_text(node: &str, input: &DataplaneInput) -> String {
+    let ruleset = dataplane::rules::plan_ruleset(&input.snapshot);
     let mut text = format!("# rules for node {node}: {} addresses\n", ruleset.addresses.len());
-    if !planned.is_known {
+    if !input.is_known {
         text += "# the cluster has no node of this name\n";
     }
     for (lb_ip, rules) in ruleset.addresses.iter() {
@@ -56,7 +56,7 @@ mod tests {
             addresses: [(IpAddr::from([192, 0, 2, 1]), [holder].into())].into_iter().collect(),
             ..dataplane::Snapshot::default()
         };
-        let text = ruleset_text("n1", &Planned { snapshot, is_known: false });
+        let text = ruleset_text("n1", &DataplaneInput { snapshot, is_known: false });
         for line in [
             "# rules for node n1: 1 addresses",
             "# the cluster has no node of this name",

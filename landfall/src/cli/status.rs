@@ -160,8 +160,8 @@ fn service_table(objects: &Objects) -> Option<String> {
 
 /// Why a Service is pending, or how its addresses differ from the usual.
 fn service_notes(service: &Service) -> String {
-    // An option of the controller decides whether Landfall serves a Service without a class. Only if it does, the
-    // Service has a condition.
+    // An option of the controller decides whether Landfall serves a Service without a class. Such a Service has a
+    // condition only if Landfall serves it.
     if let Some(class) = service.class.as_deref().filter(|class| *class != CLASS) {
         return format!("class {class}: not served by Landfall");
     }

@@ -58,9 +58,10 @@ pub(crate) async fn run(connection: &Connection, options: UninstallOptions) -> a
     if !options.yes {
         let names: Vec<_> = services.iter().map(|ours| format!("  {}\n", ours.service.key)).collect();
         return print(&format!(
-            "This would remove Landfall: {} Services would lose their address and stay pending,\n{}\
-             and all IPAddressPools, LoadBalancerIPs, the namespace {NAMESPACE} and Landfall's definitions would be \
-             deleted.\n\
+            "This would remove Landfall.\n\
+             Services that would lose their addresses and stay pending: {}\n{}\
+             Objects that would be deleted: all IPAddressPools, LoadBalancerIPs and NodeNetworks, the namespace \
+             {NAMESPACE}, and Landfall's definitions and roles.\n\
              To proceed: landfall uninstall --yes\n",
             services.len(),
             names.concat(),
