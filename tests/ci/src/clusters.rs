@@ -1,7 +1,7 @@
 //! Runs the end-to-end tests: each in a process of its own, a few at a time.
 //!
-//! So tests of all binaries share the places for clusters, each has a duration and an output, and a test that aborts ends
-//! no other.
+//! So tests of all binaries share one limit of clusters at a time, each test has a duration and an output of its own,
+//! and a test that aborts ends no other.
 
 use std::collections::VecDeque;
 use std::io;
@@ -86,10 +86,10 @@ impl<'a> ClusterTest<'a> {
     }
 }
 
-/// Runs tests, at most `places` at a time, in their order.
+/// Runs tests in their order, at most `limit` at a time.
 pub fn run_all<'a>(
     tests: Vec<ClusterTest<'a>>,
-    places: usize,
+    limit: usize,
     evidence: &Path,
     transcript: &mut Transcript,
 ) -> io::Result<Vec<FinishedTest<'a>>> {
@@ -103,7 +103,7 @@ pub fn run_all<'a>(
         }
     };
     thread::scope(|scope| {
-        let workers: Vec<_> = (0..places).map(|_| scope.spawn(work)).collect();
+        let workers: Vec<_> = (0..limit).map(|_| scope.spawn(work)).collect();
         let results = workers.into_iter().map(|worker| worker.join().expect("invariant: a worker does not panic"));
         Ok(results.collect::<io::Result<Vec<_>>>()?.concat())
     })

@@ -90,8 +90,8 @@ mod tests {
     fn message(kind: &str, name: &str, is_test: bool, executable: &str) -> String {
         format!(
             "{{\"reason\":\"compiler-artifact\",\"package_id\":\"path+file:///r/tests/e2e#0.1.0\",\
-             \"manifest_path\":\"/r/tests/e2e/Cargo.toml\",\"target\":{{\"kind\":[\"{kind}\"],\"crate_types\":[\"bin\"],\
-             \"name\":\"{name}\",\"src_path\":\"/r/tests/e2e/x.rs\",\"doctest\":false,\"test\":true}},\
+             \"manifest_path\":\"/r/tests/e2e/Cargo.toml\",\"target\":{{\"kind\":[\"{kind}\"],\
+             \"crate_types\":[\"bin\"],\"name\":\"{name}\",\"src_path\":\"/r/tests/e2e/x.rs\",\"doctest\":false,\"test\":true}},\
              \"profile\":{{\"opt_level\":\"0\",\"debuginfo\":1,\"test\":{is_test}}},\"features\":[],\
              \"filenames\":[\"/r/x\"],\"executable\":{executable},\"fresh\":true}}\n"
         )

@@ -15,7 +15,7 @@ use crate::durations::{self, TestDuration};
 use crate::evidence::Evidence;
 use crate::executable::{TestExecutable, executables};
 use crate::libtest::{self, TestBinary};
-use crate::stage::{STAGES, Stage, StageKind, cluster_places};
+use crate::stage::{STAGES, Stage, StageKind, clusters_at_once};
 use crate::summary::{self, StageResult, StageSummary};
 use crate::transcript::{Transcript, print};
 use crate::verdict::{self, Counts, Decision, Rerun, RerunTarget, TestRun};
@@ -147,7 +147,7 @@ impl Run {
                 }
             }
         }
-        let finished = clusters::run_all(tests, cluster_places(), &self.evidence.absolute(FIRST), transcript)?;
+        let finished = clusters::run_all(tests, clusters_at_once(), &self.evidence.absolute(FIRST), transcript)?;
         for FinishedTest { test, output, took, .. } in &finished {
             let name = format!("{}::{}", test.executable.target, test.name);
             self.durations.extend(durations::with_scenes(&name, *took, output));
@@ -156,7 +156,7 @@ impl Run {
         Ok(TestRun { succeeded, binaries: finished.iter().flat_map(results).collect() })
     }
 
-    /// Runs the command of the stage, if it has one. Returns whether it succeeds.
+    /// Runs the command of the stage. Returns whether it succeeds; true for a stage without a command.
     fn run_own_command(&self, stage: &Stage, transcript: &mut Transcript) -> io::Result<bool> {
         stage.command(&self.root).map_or(Ok(true), |command| transcript.run(command))
     }

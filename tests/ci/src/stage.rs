@@ -8,14 +8,14 @@ use std::process::Command;
 pub enum StageKind {
     /// Passes if its command exits with status 0.
     Command,
-    /// The same. Its command starts with the run, and its output is printed when its turn comes: compilers leave a core idle
-    /// whenever one crate is the only one left, and two builds fill each other's gaps.
+    /// As `Command`, but the command starts with the run, and its output is printed when its turn comes. A build leaves
+    /// a core idle while only one crate is left to compile, and a second build uses that core.
     Background,
-    /// The same. The messages of its command name the test executables.
+    /// As `Command`. The messages of the command name the test executables.
     Build,
-    /// All test executables without clusters, and its command: a failed test never runs again.
+    /// Runs the command, and all test executables without clusters. A failed test never runs again.
     Tests,
-    /// The test executables with clusters: failed tests may run again.
+    /// Runs the test executables with clusters. Failed tests may run again.
     EndToEndTests,
 }
 
@@ -91,7 +91,7 @@ pub const STAGES: [Stage; 6] = [
 const CLUSTERS_VARIABLE: &str = "LANDFALL_TEST_CLUSTERS";
 
 impl Stage {
-    /// Its command, if it has one.
+    /// The command of the stage; `None` for a stage without a command.
     pub fn command(&self, root: &Path) -> Option<Command> {
         let (program, arguments) = self.command.split_first()?;
         let mut command = Command::new(program);
@@ -101,6 +101,6 @@ impl Stage {
 }
 
 /// The number of tests with clusters that run at the same time.
-pub fn cluster_places() -> usize {
-    std::env::var(CLUSTERS_VARIABLE).ok().and_then(|text| text.parse().ok()).filter(|places| *places > 0).unwrap_or(2)
+pub fn clusters_at_once() -> usize {
+    std::env::var(CLUSTERS_VARIABLE).ok().and_then(|text| text.parse().ok()).filter(|limit| *limit > 0).unwrap_or(2)
 }

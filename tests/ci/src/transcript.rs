@@ -15,12 +15,12 @@ pub struct Transcript {
 }
 
 impl Transcript {
-    /// Starts an empty one. All of it is also written to the file `log`.
+    /// Starts an empty transcript. All output is also written to the file `log`.
     pub fn create(log: &Path) -> io::Result<Self> {
         Ok(Self { log: File::create(log)?, text: Vec::new(), prints: true })
     }
 
-    /// The same, but nothing is printed.
+    /// Starts an empty transcript that is written to the file `log` only.
     pub fn create_silent(log: &Path) -> io::Result<Self> {
         Ok(Self { prints: false, ..Self::create(log)? })
     }
@@ -46,8 +46,8 @@ impl Transcript {
     }
 }
 
-/// Runs a command to its end. Calls `receive` for each line of its standard output and standard error, in order. Returns
-/// whether it exits with status 0.
+/// Runs a command to its end. Calls `receive` for each line of its standard output and standard error, in order.
+/// Returns whether it exits with status 0.
 pub fn run_command(mut command: Command, mut receive: impl FnMut(&[u8]) -> io::Result<()>) -> io::Result<bool> {
     let (reader, writer) = io::pipe()?;
     command.stdin(Stdio::null()).stdout(writer.try_clone()?).stderr(writer).env("CARGO_TERM_COLOR", "never");
@@ -58,7 +58,7 @@ pub fn run_command(mut command: Command, mut receive: impl FnMut(&[u8]) -> io::R
             return Ok(false);
         }
     };
-    // It holds the writing end of the pipe, which would never end otherwise.
+    // The command holds the writing end of the pipe. Until it is dropped, the reader sees no end.
     drop(command);
     let mut reader = BufReader::new(reader);
     let mut line = Vec::new();

@@ -40,8 +40,8 @@ struct RunResult {
 }
 
 impl FakeRepository {
-    /// A repository in which everything passes: two unit tests, the end-to-end tests `moves` and `stays`, and every second
-    /// run.
+    /// A repository in which everything passes: two unit tests, the end-to-end tests `moves` and `stays`, and every
+    /// second run.
     fn new(name: &str) -> Self {
         let root = Path::new(env!("CARGO_TARGET_TMPDIR")).join(name);
         let _ = fs::remove_dir_all(&root);

@@ -85,13 +85,13 @@ impl Namespace {
     }
 
     /// Removes the name. The kernel removes the namespace with its last handle and its last process.
-    /// Succeeds if there is no such name.
+    /// Succeeds if the name does not exist.
     pub fn delete(name: &str) -> io::Result<()> {
         let path = Self::path_of(name);
         if !path.exists() {
             return Ok(());
         }
-        // Ignored if it is not mounted: after a crash of the machine only the file is left.
+        // Fails if the file is no mount, as after a restart of the machine. Then only the file is removed.
         let _ = umount2(&path, MntFlags::MNT_DETACH);
         std::fs::remove_file(&path)
     }

@@ -7,7 +7,8 @@ use std::path::{Path, PathBuf};
 
 use crate::items::{self, items};
 
-/// The module of a file below `src`: `a/b.rs` → `["a", "b"]`. `None` for a binary in `bin`, which is a crate of its own.
+/// The module of a file below `src`: `a/b.rs` → `["a", "b"]`. `None` for a binary in `bin`, which is a crate of its
+/// own.
 fn module(file: &Path) -> Option<Vec<String>> {
     let mut segments: Vec<_> = file.with_extension("").iter().map(|part| part.to_string_lossy().into_owned()).collect();
     if segments.first().is_some_and(|first| first == "bin") {
@@ -40,7 +41,7 @@ pub fn graph(files: &[(PathBuf, String)]) -> BTreeMap<PathBuf, BTreeSet<PathBuf>
     graph
 }
 
-/// The file that has the longest common part with a path.
+/// The file whose module is the longest beginning of a path.
 fn target<'a>(path: &items::Path<'_>, module: &[String], modules: &BTreeMap<&[String], &'a Path>) -> Option<&'a Path> {
     let mut base = module.to_vec();
     let mut depth = path.depth;

@@ -365,8 +365,8 @@ mod tests {
     fn functions_have_their_trait_and_are_marked_as_tests() {
         let source = "fn a() {}\nimpl<T: Fn() -> u8> From<T> for B { fn from(x: T) -> B { fn inner() {} } }\n\
                       impl B { fn c(&self) {} }\ntrait D { fn e(); fn f() {} }\n\
-                      #[cfg(test)]\nmod tests { fn g() {} }\n#[tokio::test]\nasync fn h() {}\n#[cfg(not(test))] fn i() {}\n\
-                      let p: fn(u8) = x;";
+                      #[cfg(test)]\nmod tests { fn g() {} }\n#[tokio::test]\nasync fn h() {}\n\
+                      #[cfg(not(test))] fn i() {}\nlet p: fn(u8) = x;";
         let found: Vec<_> = items(source).functions.into_iter().map(|f| (f.name, f.of_trait, f.is_test)).collect();
         assert_eq!(
             found,

@@ -77,8 +77,8 @@ impl Rules {
         found
     }
 
-    /// The banned words in a name: `is_blue`, `IsBlue`. Phrases of several words do not count: `is_none` is a name of the
-    /// standard library.
+    /// The banned words in a name: `is_blue`, `IsBlue`. Phrases of several words do not count: `is_none` is a name of
+    /// the standard library.
     pub fn find_in_name(&self, name: &str) -> Vec<Finding> {
         let words = split_name(name).into_iter().map(str::to_lowercase);
         let phrase = |word: String| {

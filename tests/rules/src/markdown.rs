@@ -2,8 +2,8 @@
 
 use std::collections::BTreeSet;
 
-/// Removes code between backquotes and code in fences, and keeps the lines. A fence of `text`, or without a language, is a
-/// diagram or output and stays. In other fences, comments stay.
+/// Removes code between backquotes and code in fences, and keeps the lines. A fence of `text`, or without a language,
+/// is a diagram or output and stays. In other fences, comments stay.
 pub fn prose(text: &str) -> String {
     let mut prose = String::with_capacity(text.len());
     let mut fence: Option<bool> = None;

@@ -2,7 +2,7 @@
 //!
 //! It knows as much of the language as the rules need: comments, literals, names and punctuation. It accepts any text.
 
-/// What a token is.
+/// The kind of a token.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
     /// The text of a comment without its markers.
@@ -150,7 +150,7 @@ impl<'a> Lexer<'a> {
     }
 }
 
-/// The length of what introduces a string literal: `"`, `r#"`, `b"`, `br"`, `c"`.
+/// The length of the characters that introduce a string literal: `"`, `r#"`, `b"`, `br"`, `c"`.
 fn string_prefix(rest: &str) -> Option<usize> {
     let letters = rest.find(|c| !"brc".contains(c))?;
     let hashes = rest[letters..].find(|c| c != '#')?;

@@ -1,7 +1,7 @@
 //! Decisions are pure: they read no clock, no file and no socket, and know no client and no runtime.
 //!
-//! Two rules: the dependencies of each crate, and the words in files that decide. Files that act are recognised by their
-//! names: see [`is_shell`].
+//! Two rules: the dependencies of each crate, and the words in files that decide. Files that act (shells) are
+//! recognised by their names: see [`is_shell`].
 
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -34,7 +34,7 @@ const SHELL_FILES: [&str; 13] = [
     "worker.rs",
 ];
 
-/// Whether a file acts. All other files decide.
+/// Whether a file acts. Every other file decides.
 fn is_shell(path: &Path) -> bool {
     let folder = path.parent().and_then(Path::file_name).unwrap_or_default().to_string_lossy();
     let file = path.file_name().unwrap_or_default().to_string_lossy();
@@ -78,7 +78,7 @@ fn files_that_decide_touch_nothing() {
         let source = read(&path);
         found.extend(impurities(&source).into_iter().map(|(line, word)| format!("{}:{line}: {word}", path.display())));
     }
-    assert!(shells > 0, "the names of shells match no file");
+    assert!(shells > 0, "the names of files that act match no file");
     assert!(found.is_empty(), "files that decide, but touch something:\n{}", found.join("\n"));
 }
 
@@ -94,7 +94,8 @@ fn impurities(source: &str) -> Vec<(usize, &'static str)> {
 
 #[test]
 fn impure_words_are_found_outside_of_comments_and_tests() {
-    let source = "use std::net::IpAddr;\n// Instant::now\n#[cfg(test)]\nmod tests {\nuse std::fs;\n}\nuse kube::{Api, Client};\n";
+    let source = "use std::net::IpAddr;\n// Instant::now\n#[cfg(test)]\nmod tests {\nuse std::fs;\n}\n\
+                  use kube::{Api, Client};\n";
     assert_eq!(impurities(source), [(7, "kube::{Api")]);
 }
 
