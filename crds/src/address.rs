@@ -135,7 +135,7 @@ pub fn object_name(address: IpAddr) -> String {
     }
 }
 
-/// The address with this [`object_name`]; `None` if no address has it.
+/// The address with this [`object_name`]; `None` if no address has this name.
 pub fn parse_object_name(name: &str) -> Option<IpAddr> {
     let address = match name.parse::<Ipv4Addr>() {
         Ok(v4) => IpAddr::V4(v4),

@@ -21,18 +21,18 @@ use serde::{Deserialize, Serialize, Serializer};
 #[schemars(with = "String")]
 pub struct InternedStr(ArcStr);
 
-/// All strings in use, and some that are no longer in use.
+/// All strings in use, and unused ones that are not removed yet.
 #[derive(Default)]
-struct Pool {
+struct Interner {
     texts: HashSet<ArcStr>,
-    /// Unused strings are removed when the number of strings reaches this limit, or [`MIN_LIMIT`] if that is greater.
+    /// When the number of strings reaches this limit, unused ones are removed. The limit is at least [`MIN_LIMIT`].
     limit: usize,
 }
 
 /// With fewer strings than this, unused ones are not removed.
 const MIN_LIMIT: usize = 1024;
 
-impl Pool {
+impl Interner {
     fn intern(&mut self, text: &str) -> ArcStr {
         if let Some(shared) = self.texts.get(text) {
             return shared.clone();
@@ -50,7 +50,7 @@ impl Pool {
     }
 }
 
-static POOL: LazyLock<Mutex<Pool>> = LazyLock::new(Mutex::default);
+static INTERNER: LazyLock<Mutex<Interner>> = LazyLock::new(Mutex::default);
 
 impl InternedStr {
     /// Returns the string.
@@ -66,7 +66,7 @@ impl<T: AsRef<str>> From<T> for InternedStr {
             return Self::default();
         }
         // A poisoned lock is harmless: no code that holds it panics.
-        Self(POOL.lock().unwrap_or_else(PoisonError::into_inner).intern(text))
+        Self(INTERNER.lock().unwrap_or_else(PoisonError::into_inner).intern(text))
     }
 }
 
@@ -136,14 +136,14 @@ mod tests {
 
     #[test]
     fn unused_strings_are_removed_and_used_ones_kept() {
-        let mut pool = Pool::default();
-        let held: Vec<_> = (0..100).map(|n| pool.intern(&format!("held-{n}"))).collect();
+        let mut interner = Interner::default();
+        let held: Vec<_> = (0..100).map(|n| interner.intern(&format!("held-{n}"))).collect();
         for n in 0..100 * MIN_LIMIT {
-            pool.intern(&format!("dropped-{n}"));
+            interner.intern(&format!("dropped-{n}"));
         }
-        assert!(pool.texts.len() <= 2 * MIN_LIMIT, "{}", pool.texts.len());
+        assert!(interner.texts.len() <= 2 * MIN_LIMIT, "{}", interner.texts.len());
         for text in &held {
-            assert_eq!(pool.intern(text).as_ptr(), text.as_ptr());
+            assert_eq!(interner.intern(text).as_ptr(), text.as_ptr());
         }
     }
 }

@@ -11,7 +11,7 @@
 //! | [`service`], [`request`] | the fields of a Service that Landfall uses, and the addresses that it requests |
 //! | [`forwarding`] | how packets to a Service are forwarded: its settings, and the reports of nodes |
 //! | [`endpoints`], [`node`], [`namespace`] | the fields of EndpointSlices, Nodes and Namespaces that Landfall uses |
-//! | `station` | MAC addresses of single stations |
+//! | `station` | MAC addresses of single network interfaces |
 //! | [`labels`] | labels and label selectors |
 //! | [`condition`] | reading and writing the conditions of a status |
 //! | `interned` | strings that are stored once and shared |

@@ -1,4 +1,4 @@
-//! MAC addresses of single stations.
+//! MAC addresses of single network interfaces (stations in IEEE 802).
 
 use pnet_base::MacAddr;
 
@@ -7,7 +7,7 @@ pub fn is_station(mac: MacAddr) -> bool {
     mac.is_unicast() && !mac.is_zero()
 }
 
-/// Reads a MAC address of one interface, such as `02:00:00:00:00:01`. `None` for any other text.
+/// Reads the MAC address of one network interface, such as `02:00:00:00:00:01`. `None` for any other text.
 pub fn parse_station(text: &str) -> Option<MacAddr> {
     let mut parts = text.split(':').map(|part| (part.len() == 2).then(|| u8::from_str_radix(part, 16).ok())?);
     let mut bytes = [0; 6];

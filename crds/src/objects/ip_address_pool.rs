@@ -90,9 +90,9 @@ pub struct IPAddressPoolSpec {
     pub max_per_namespace: Option<u32>,
 
     /// Cool-down of an address after its last Service released it, so that clients and network devices can drop stale
-    /// cache entries. A duration such as `60s` or `1h30m`. Default: `60s`. During the cool-down the address is assigned
-    /// only to the Service that held it (same namespace and name), to a Service that requests it, or if this pool has no
-    /// other free address of that family.
+    /// cache entries. A duration such as `60s` or `1h30m`. Default: `60s`. During the cool-down, only these Services
+    /// get the address: the Service that held it (same namespace and name), a Service that requests it, and any Service
+    /// while this pool has no other free address of that family.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 32))]
     #[x_kube(validation = Rule::new(
@@ -106,10 +106,10 @@ pub struct IPAddressPoolSpec {
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub drain: bool,
 
-    /// Whether the announcing node re-sends packets to the nodes that run the endpoints, so that endpoints see the client
-    /// address. With `false` the announcing node translates all packets itself, for every Service that holds an address
-    /// of this pool. Default: true. To disable it for one Service, annotate the Service with
-    /// `landfall.dev/spread: "false"`.
+    /// Whether the announcing node spreads packets: it re-sends them to the nodes that run the endpoints, so that
+    /// endpoints see the client address. With `false` the announcing node translates all packets itself, for every
+    /// Service that holds an address of this pool. Default: true. To disable spreading for one Service, annotate the
+    /// Service with `landfall.dev/spread: "false"`.
     #[serde(default = "default_true")]
     pub spread: bool,
 }
@@ -151,17 +151,20 @@ pub struct ServiceAllocation {
     #[schemars(range(min = 0))]
     pub priority: i32,
 
-    /// Namespaces whose Services are admitted, by name. At most 256 entries. Example: `team-a`.
+    /// Namespaces whose Services are admitted, by name. The namespaces that `namespaceSelectors` matches are admitted
+    /// too. At most 256 entries. Example: `team-a`.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = MAX_NAMES))]
     pub namespaces: Vec<String>,
 
-    /// Namespaces whose Services are admitted, by label. A namespace must match one entry. At most 256 entries.
+    /// Namespaces whose Services are admitted, by label: each namespace that matches at least one entry. The namespaces
+    /// in `namespaces` are admitted too. At most 256 entries.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = MAX_NAMES))]
     pub namespace_selectors: Vec<LabelSelector>,
 
-    /// Services that are admitted, by label. A Service must match one entry. At most 256 entries.
+    /// Services that are admitted, by label: each Service that matches at least one entry. Default: all Services. At
+    /// most 256 entries.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = MAX_NAMES))]
     pub service_selectors: Vec<LabelSelector>,
@@ -205,8 +208,8 @@ pub struct IPAddressPoolStatus {
     #[serde(default, rename = "availableIPv4")]
     pub available_ipv4: i64,
 
-    /// Number of IPv6 addresses that a Service can get without requesting a specific address, at most 2^63 - 1. Includes
-    /// addresses in cool-down.
+    /// Number of IPv6 addresses that a Service can get without requesting a specific address. Includes addresses in
+    /// cool-down. Greater numbers are reported as 2^63 - 1.
     #[serde(default, rename = "availableIPv6")]
     pub available_ipv6: i64,
 
@@ -216,9 +219,9 @@ pub struct IPAddressPoolStatus {
     pub held_by: Vec<String>,
 
     /// `Ready`: whether addresses of this pool are assigned, and if not, the reason. `Overlap`: whether some of its
-    /// addresses belong to an older pool. `Exhausted`: whether no address is free, and of which family. `Drained` (only
-    /// while `spec.drain` is true): whether no Service holds an address of this pool. `Conflict` (only while true): some
-    /// of its addresses are quarantined because hosts outside the cluster use them.
+    /// addresses belong to an older pool. `Exhausted`: whether no address is free, and of which family. `Drained`
+    /// (present only while `spec.drain` is true): whether no Service holds an address of this pool. `Conflict` (present
+    /// only while true): some of its addresses are quarantined because hosts outside the cluster use them.
     #[serde(default)]
     #[schemars(schema_with = "conditions")]
     pub conditions: Vec<Condition>,

@@ -22,8 +22,9 @@ const MAX_NAME: usize = 15;
 /// Which nodes announce load-balancer addresses by ARP and NDP, on which network interfaces, and which nodes are
 /// preferred.
 ///
-/// L2Advertisements are optional: any node announces the addresses of a pool that no L2Advertisement selects. If at least
-/// one selects the pool, its addresses are announced only as the L2Advertisements that select it allow together.
+/// L2Advertisements are optional: any node may announce the addresses of a pool that no L2Advertisement selects.
+/// Otherwise a node may announce an address of the pool only if one L2Advertisement selects the node, the pool and a
+/// Service that holds the address.
 #[derive(CustomResource, Clone, Debug, Default, PartialEq, Serialize, Deserialize, KubeSchema)]
 #[kube(
     group = "landfall.dev",
@@ -33,11 +34,12 @@ const MAX_NAME: usize = 15;
     shortname = "lbl2",
     category = "landfall",
     derive = "PartialEq",
-    doc = "Which nodes announce load-balancer addresses by ARP and NDP, on which network interfaces, and which nodes are \
-           preferred. L2Advertisements are optional: any node announces the addresses of a pool that no L2Advertisement \
-           selects. If at least one selects the pool (by name, by label, or because it names no pool and so selects \
-           all), a node may announce an address only if one L2Advertisement selects the node, the pool and a Service that \
-           holds the address. On each link one node announces the address, however many L2Advertisements select it.",
+    doc = "Which nodes announce load-balancer addresses by ARP and NDP, on which network interfaces, and which nodes \
+           are preferred. L2Advertisements are optional: any node may announce the addresses of a pool that no \
+           L2Advertisement selects. An L2Advertisement selects pools by name or by label; one that names none selects \
+           all. If at least one selects the pool, a node may announce an address only if one L2Advertisement selects \
+           the node, the pool and a Service that holds the address. On each link one node announces the address, \
+           however many L2Advertisements select it.",
     printcolumn(name = "Pools", type_ = "string", json_path = ".spec.ipAddressPools"),
     printcolumn(name = "Interfaces", type_ = "string", json_path = ".spec.interfaces"),
     printcolumn(
@@ -51,19 +53,20 @@ const MAX_NAME: usize = 15;
 #[serde(rename_all = "camelCase")]
 pub struct L2AdvertisementSpec {
     /// Names of the pools that this L2Advertisement selects. At most 256 entries. Default: none. If
-    /// `ipAddressPoolSelectors` is empty too, all pools are selected. Names of missing pools are ignored. Example: `lan`.
+    /// `ipAddressPoolSelectors` is empty too, all pools are selected. Names of missing pools are ignored. Example:
+    /// `lan`.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(schema_with = "pool_names")]
     pub ip_address_pools: Vec<String>,
 
-    /// Label selectors for pools. A pool is selected if it matches one entry or is named in `ipAddressPools`. At most 256
-    /// entries. Default: none.
+    /// Label selectors for pools. A pool is selected if it matches at least one entry or is named in `ipAddressPools`.
+    /// At most 256 entries. Default: none.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(schema_with = "selectors")]
     pub ip_address_pool_selectors: Vec<LabelSelector>,
 
-    /// Label selectors for the nodes that may announce the addresses. A node must match one entry. At most 256 entries.
-    /// Default: all nodes. If no node matches, no node announces the addresses.
+    /// Label selectors for the nodes that may announce the addresses. A node must match at least one entry. At most 256
+    /// entries. Default: all nodes. If no node matches, this L2Advertisement lets no node announce.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(schema_with = "selectors")]
     pub node_selectors: Vec<LabelSelector>,
@@ -76,16 +79,16 @@ pub struct L2AdvertisementSpec {
     #[schemars(schema_with = "interfaces")]
     pub interfaces: Vec<String>,
 
-    /// Label selectors for the Services that hold the addresses. A Service must match one entry. At most 256 entries.
-    /// Default: all Services. A shared address is announced by a node that may announce it for all of its Services, or,
-    /// without such a node, for as many of them as possible.
+    /// Label selectors for the Services that hold the addresses. A Service must match at least one entry. At most 256
+    /// entries. Default: all Services. A shared address is announced by a node that may announce it for as many of its
+    /// Services as possible.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(schema_with = "selectors")]
     pub service_selectors: Vec<LabelSelector>,
 
-    /// Preferred nodes, each entry with a weight. The weights of a node are summed over all L2Advertisements that allow it
-    /// to announce the address; the node with the greatest sum announces. At most 256 entries. Default: no preference;
-    /// addresses are distributed over the nodes.
+    /// Preferred nodes, each entry with a weight. The weights of a node are summed over all L2Advertisements that allow
+    /// the node to announce the address. The node with the greatest sum announces. At most 256 entries. Default: no
+    /// preference; addresses are distributed over the nodes.
     ///
     /// If a node returns with a greater sum than the announcing node, it takes the address back after some seconds,
     /// without interruption. Nodes with equal sums never take an address from each other.
@@ -116,7 +119,7 @@ fn label_selector(generator: &mut SchemaGenerator) -> Schema {
         "description": "`In`, `NotIn`, `Exists` or `DoesNotExist`.",
         "enum": ["In", "NotIn", "Exists", "DoesNotExist"],
     });
-    Schema::try_from(schema).expect("invariant: it was one")
+    Schema::try_from(schema).expect("invariant: this is a schema")
 }
 
 fn selectors(generator: &mut SchemaGenerator) -> Schema {
@@ -167,8 +170,8 @@ pub struct Advertisement {
     pub preferences: Vec<(u32, Selector)>,
 }
 
-/// A list of selectors; `None` if the list is empty. A selector with an unknown operator matches nothing. (The API server
-/// refuses such a selector, but the object can be older than the check.)
+/// A list of selectors; `None` if the list is empty. A selector with an unknown operator matches nothing. (The API
+/// server refuses such a selector, but the object can be older than the check.)
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Selectors(Option<Vec<Selector>>);
 

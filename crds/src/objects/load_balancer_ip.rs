@@ -27,9 +27,10 @@ use crate::{InternedStr, Malformed, ResourceVersion, address};
     category = "landfall",
     status = "LoadBalancerIPStatus",
     derive = "PartialEq",
-    doc = "One load-balancer address, the Services that hold it and the nodes that announce it. The name is the address, \
-           so the API server guarantees that an address is assigned once. Landfall creates and deletes these objects. To \
-           reserve an address, create an object without services: it is kept when no Service uses the address.",
+    doc = "One load-balancer address, the Services that hold it and the nodes that announce it. The name is the \
+           address, so the API server guarantees that an address is assigned once. Landfall creates and deletes these \
+           objects. To reserve an address, create an object without services: it is kept when no Service uses the \
+           address.",
     selectable = ".spec.pool",
     validation = Rule::new(
         "self.metadata.name.contains('.') ? self.metadata.name == self.spec.address \
@@ -83,9 +84,9 @@ pub struct LoadBalancerIPSpec {
     ))]
     pub reservation: Option<Reservation>,
 
-    /// Set by Landfall if another host on the LAN uses the address before the address is first announced. The Service gets
-    /// another address, and this one is not assigned for 10 minutes. Then Landfall deletes the object and the address can
-    /// be assigned again. Delete the object to end the quarantine early.
+    /// Set by Landfall if another host on the LAN uses the address before the address is first announced. The Service
+    /// gets another address, and this one is not assigned for 10 minutes. Then Landfall deletes the object, and the
+    /// address can be assigned again. Delete the object to end the quarantine early.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub quarantine: Option<Quarantine>,
 }
@@ -121,7 +122,7 @@ pub struct Reservation {
     #[schemars(length(max = 63))]
     pub namespace: Option<InternedStr>,
 
-    /// Only the Service with this name in that namespace can get the address, and it gets it without a request. Default:
+    /// Only the Service with this name in that namespace can get the address. It needs no request for that. Default:
     /// any Service that requests the address.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 63))]
@@ -166,8 +167,8 @@ pub struct LoadBalancerIPStatus {
     #[schemars(length(max = 16))]
     pub announcers: Vec<Announcer>,
 
-    /// Time of the first announcement. From then on the address is in use, and its Services keep it even if another host
-    /// on the LAN uses it too.
+    /// Time of the first announcement. From then on the address is in use, and its Services keep it even if another
+    /// host on the LAN uses it too.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub first_announced: Option<Time>,
 
@@ -216,10 +217,10 @@ pub struct Announcer {
     /// Takeover of the address from another node. Absent: no previous announcer is known.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub moved: Option<Takeover>,
-    /// How this node forwards packets from clients to endpoints. `Spread`: through the nodes that run the endpoints, which
-    /// see the client address. `Translated`: by this node; endpoints on other nodes see the address of this node.
-    /// `Mixed`: both. `Proxied`: by the Service proxy. Absent: Landfall forwards no packets here, or the agent runs an
-    /// older version.
+    /// How this node forwards packets from clients to endpoints. `Spread`: through the nodes that run the endpoints;
+    /// the endpoints see the client address. `Translated`: by this node; endpoints on other nodes see the address of
+    /// this node. `Mixed`: both. `Proxied`: by the Service proxy. Absent: Landfall forwards no packets here, or the
+    /// agent runs an older version.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(with = "Option<String>", length(max = 63))]
     pub reach: Option<Reach>,
@@ -236,14 +237,14 @@ pub struct Takeover {
     /// Node that announced the address before.
     #[schemars(length(max = 253))]
     pub from: InternedStr,
-    /// Why that node lost the address. `died`: no Hello arrived from it. `deaf`: it reported that it receives no Hellos.
-    /// `left`: it reported that it shuts down. `ceded`: it ceded the address to a preferred node and announced it until
-    /// the takeover. `released`: it had already withdrawn the address.
+    /// Why the previous node lost the address. `died`: no Hello arrived from it. `deaf`: it reported that it receives
+    /// no Hellos. `left`: it reported that it shuts down. `ceded`: it ceded the address to a preferred node and
+    /// announced it until the takeover. `released`: it had already withdrawn the address.
     #[schemars(length(max = 32))]
     pub cause: InternedStr,
-    /// Time from the last Hello of that node to the announcement by this node, in milliseconds. If that node died, it is
-    /// an upper bound of the outage: the node died at some moment after that Hello. Otherwise that node answered for the
-    /// address until the takeover.
+    /// Time from the last Hello of the previous node to the announcement by this node, in milliseconds. If the previous
+    /// node died, this is an upper bound of the outage, because the node died after that Hello. If it ceded the
+    /// address, there was no outage.
     #[schemars(range(min = 0))]
     pub took_milliseconds: i64,
 }

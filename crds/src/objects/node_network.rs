@@ -22,8 +22,8 @@ use serde::{Deserialize, Serialize};
     shortname = "lbnode",
     category = "landfall",
     derive = "PartialEq",
-    doc = "Links, addresses and gateways of a node, as found by the agent on the node. The name is that of the node. Written \
-           only by the agent. Landfall never assigns one of these addresses to a Service.",
+    doc = "Links, addresses and gateways of a node, as found by the agent on the node. The name is that of the node. \
+           Written only by the agent. Landfall never assigns one of these addresses to a Service.",
     printcolumn(name = "Links", type_ = "string", json_path = ".spec.links[*].name"),
     printcolumn(name = "Addresses", type_ = "string", json_path = ".spec.links[*].addresses[*]"),
     printcolumn(name = "Gateways", type_ = "string", json_path = ".spec.gateways[*]"),
@@ -98,7 +98,7 @@ impl From<&NodeNetwork> for PeerLinks {
     fn from(object: &NodeNetwork) -> Self {
         let link = |link: &NodeLink| {
             let networks = link.addresses.iter().filter_map(|text| text.parse::<IpNet>().ok());
-            // A prefix of full length has no neighbours.
+            // A network of one address has no neighbours.
             let networks = networks.filter(|net| net.prefix_len() < net.max_prefix_len()).map(|net| net.trunc());
             Some(PeerLink { name: link.name.clone(), mac: link.mac.clone()?, networks: networks.collect() })
         };

@@ -1,8 +1,8 @@
 //! How packets to a Service are forwarded: the settings of the Service, and the reports of nodes in the status of its
 //! LoadBalancerIPs.
 //!
-//! Agent and controller can have different versions. So an unknown value in a report is parsed as `Other`, and the schema
-//! does not restrict the values.
+//! Agent and controller can have different versions. So an unknown value in a report is parsed as `Other`, and the
+//! schema does not restrict the values.
 
 use std::fmt;
 use std::str::FromStr;
@@ -126,7 +126,7 @@ words! {
         EndpointsRefused,
         /// The kernel of the node drops requests because of their source address (`rp_filter`).
         RequestsFiltered,
-        /// A port has endpoints, but with traffic policy Local none on this node: packets are dropped.
+        /// The traffic policy is Local, and a port has endpoints only on other nodes: packets are dropped.
         NoLocalEndpoints,
         /// A port has no usable endpoint: connections are refused.
         NoEndpoints,
@@ -153,8 +153,8 @@ pub struct ForwardingProblem {
     /// `UnknownBackend`, `AnswersElsewhere` or `RequestsFiltered`.
     #[schemars(with = "String", length(max = 63))]
     pub reason: ProblemReason,
-    /// The affected part, depending on `reason`: ports (`80/TCP, 53/UDP`), the address of an endpoint, a source range, the
-    /// backend and its missing requirement, or a link of the node.
+    /// The affected part, depending on `reason`: ports (`80/TCP, 53/UDP`), the address of an endpoint, a source range,
+    /// the backend and its missing requirement, or a link of the node.
     #[schemars(length(max = 253))]
     pub what: InternedStr,
 }

@@ -21,8 +21,8 @@ pub const LOAD_BALANCER_IPS: [&str; 3] =
 pub const ALLOW_SHARED_IP: [&str; 3] =
     ["landfall.dev/allow-shared-ip", "metallb.io/allow-shared-ip", "metallb.universe.tf/allow-shared-ip"];
 
-/// Annotation that lists other namespaces whose Services may share the address, separated by commas; `*` for all. Both
-/// Services must list the namespace of the other.
+/// Annotation that lists other namespaces whose Services may share the address, separated by commas; `*` for all. Two
+/// Services share an address only if each of them lists the namespace of the other.
 pub const SHARE_WITH_NAMESPACES: &str = "landfall.dev/share-with-namespaces";
 
 /// The field that requests one address. Kubernetes deprecated it, but it must still be honoured or refused.

@@ -220,7 +220,7 @@ pub struct Service {
     pub created: Timestamp,
     /// Whether the Service is being deleted and waits for finalizers.
     pub deleting: bool,
-    /// Whether the type is LoadBalancer. For other types the following fields only serve to clean up.
+    /// Whether the type is LoadBalancer. For other types, Landfall reads the following fields only to clean up.
     pub is_load_balancer: bool,
     /// `spec.loadBalancerClass`.
     pub class: Option<InternedStr>,
@@ -255,7 +255,8 @@ pub struct Service {
     pub cluster_ips: Box<[IpAddr]>,
     /// All finalizers.
     pub finalizers: Vec<InternedStr>,
-    /// Whether the controller added [`FINALIZER`], by `metadata.managedFields`: other providers use the same one.
+    /// Whether our controller added [`FINALIZER`], according to `metadata.managedFields`. Other providers use the same
+    /// finalizer.
     pub owns_finalizer: bool,
     /// `status.loadBalancer.ingress`. Any user who may patch the status can write it, so it never justifies an
     /// announcement or a rule.
@@ -289,8 +290,9 @@ impl Service {
         self.is_load_balancer && self.class.as_deref().map_or(default, |class| class == CLASS)
     }
 
-    /// Whether its status reports addresses from Landfall. This condition is written together with the addresses and
-    /// the finalizer. So it distinguishes them from those of another provider, which uses the same finalizer.
+    /// Whether its status reports addresses from Landfall: whether the condition [`ALLOCATED`] is true. The controller
+    /// writes this condition together with the addresses and the finalizer. Addresses and finalizer alone could be
+    /// those of another provider.
     pub fn is_allocated(&self) -> bool {
         self.conditions.iter().any(|condition| condition.type_ == ALLOCATED && condition.status == "True")
     }
@@ -392,7 +394,8 @@ impl TryFrom<&core::Service> for Service {
     }
 }
 
-/// Whether [`CONTROLLER_MANAGER`] owns [`FINALIZER`]. The API server records the client that adds an element of the list.
+/// Whether [`CONTROLLER_MANAGER`] owns [`FINALIZER`]. For each element of the list, the API server records the client
+/// that added it.
 fn owns_finalizer(meta: &ObjectMeta) -> bool {
     let entries = meta.managed_fields.iter().flatten();
     let own = entries.filter(|entry| entry.manager.as_deref() == Some(CONTROLLER_MANAGER));
