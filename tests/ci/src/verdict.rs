@@ -10,7 +10,7 @@ use crate::libtest::{BinaryKind, TestBinary};
 /// At most this many tests of a run may fail and still run once more. More failures than this are no coincidence.
 pub const MAX_RERUNS: usize = 2;
 
-/// Begins the line in which a test lists its failed scenes, separated by spaces (`e2e::Scenes::end`).
+/// Begins the line in which a test lists its failed scenes, separated by spaces (`e2e::Scenes::play`).
 const FAILED_SCENES: &str = "failed scenes: ";
 
 /// One run of several test executables.

@@ -3,7 +3,8 @@
 //! | file | content |
 //! |---|---|
 //! | [`world`] | a cluster of the lab with Landfall installed as in the README, and objects for tests |
-//! | [`scene`] | parts of a test that share a cluster, each with its own namespaces and addresses |
+//! | [`scene`] | a part of a test that shares its cluster with others, with its own namespaces and addresses |
+//! | [`scenes`] | plays scenes on one cluster: all, one, shuffled or repeatedly |
 //! | [`lan_client`] | a client on the LAN: requests over TCP and UDP, ARP |
 //! | [`prober`] | a client on the LAN that sends requests all the time, and counts lost ones |
 //! | [`rolling`] | rolling updates of a backend, while probers send requests |
@@ -15,11 +16,13 @@ pub mod lan_client;
 pub mod prober;
 pub mod rolling;
 pub mod scene;
+pub mod scenes;
 pub mod world;
 
 pub use lan_client::{ConnectOutcome, LanClient};
 pub use prober::{Prober, Transport};
-pub use scene::{Scene, Scenes};
+pub use scene::Scene;
+pub use scenes::Scenes;
 pub use world::World;
 
 /// Prints to standard output. A closed pipe (`| head`) is no error.

@@ -1,15 +1,11 @@
-//! Scenes: parts of a test that share a cluster. Each is a function whose name is a sentence. It has its own namespaces and
-//! addresses, and its objects are removed when it ends.
-//!
-//! A cluster takes longer to come up than most scenes take. So scenes share one, one after the other. A scene that fails
-//! does not stop the next ones; [`Scenes::end`] reports all failures. With `LANDFALL_SCENE=NAME` only that scene is played.
+//! A scene: a part of a test that shares its cluster with others. It is a function whose name is a sentence. It has its own
+//! namespaces and addresses, and its objects are removed when it ends. [`crate::scenes`] plays them.
 //!
 //! Addresses of scenes are in the ranges for benchmarks (RFC 2544) and documentation (RFC 3849): no node has such a link,
 //! so no node announces them. Scenes with traffic use 192.0.2.200-250.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
-use std::time::Instant;
 
 use anyhow::{Context, Result, bail, ensure};
 use crds::{IPAddressPool, LoadBalancerIP};
@@ -22,32 +18,13 @@ use serde_json::{Value, json};
 
 use crate::world::{SOON, World, allocated_condition, ingress};
 
-/// Variable with the name of the only scene to play.
-const SELECTION: &str = "LANDFALL_SCENE";
-
-/// How many failed scenes of a test have their cluster's logs and objects collected.
-const MAX_EVIDENCE: usize = 2;
-
-/// The scenes that are played on one cluster.
-pub struct Scenes<'a> {
-    world: &'a World,
-    /// The only scene to play, if it is set.
-    selected: Option<String>,
-    /// Scenes so far, without regard to the selection: a scene has the same number, and so the same addresses, alone.
-    count: u8,
-    played: u8,
-    failed: Vec<FailedScene>,
-}
-
-struct FailedScene {
-    name: &'static str,
-    error: anyhow::Error,
-}
-
 /// The context of one scene.
 pub struct Scene<'a> {
     pub world: &'a World,
-    number: u8,
+    /// Selects its addresses and namespaces.
+    pub(crate) number: u8,
+    /// Counts repetitions: each has its own namespaces, because those of the last one may still be terminating.
+    pub(crate) round: u8,
 }
 
 /// An event about a Service.
@@ -59,59 +36,6 @@ pub struct ReportedEvent {
     pub reason: String,
     /// The message.
     pub note: String,
-}
-
-impl<'a> Scenes<'a> {
-    /// Starts with no scene, on this cluster.
-    pub fn new(world: &'a World) -> Self {
-        let selected = std::env::var(SELECTION).ok().filter(|name| !name.is_empty());
-        Self { world, selected, count: 0, played: 0, failed: Vec::new() }
-    }
-
-    /// Plays a scene: a function whose name is a sentence about its subject.
-    pub async fn play<S: AsyncFnOnce(&Scene<'_>) -> Result<()>>(&mut self, show: S) {
-        let name = std::any::type_name::<S>().rsplit("::").next().unwrap_or_default();
-        self.count += 1;
-        if self.selected.as_ref().is_some_and(|selected| selected != name) {
-            return;
-        }
-        self.played += 1;
-        let scene = Scene { world: self.world, number: self.count };
-        let start = Instant::now();
-        let mut result = async {
-            scene.create_namespace("", &[]).await?;
-            show(&scene).await
-        }
-        .await;
-        let took = start.elapsed();
-        if result.is_err() && self.failed.len() < MAX_EVIDENCE {
-            self.world.keep_evidence(name);
-        }
-        if let Err(error) = scene.remove_objects().await {
-            result = result.and(Err(error.context("remove the objects of the scene")));
-        }
-        match result {
-            Ok(()) => eprintln!("scene {name} ... ok ({took:.1?})"),
-            Err(error) => {
-                eprintln!("scene {name} ... FAILED ({took:.1?}): {error:#}");
-                self.failed.push(FailedScene { name, error });
-            }
-        }
-    }
-
-    /// Returns an error if a scene failed, or if the selected scene does not exist.
-    pub fn end(self) -> Result<()> {
-        if let Some(selected) = &self.selected {
-            ensure!(self.played > 0, "{SELECTION}: this test has no scene {selected}");
-        }
-        if self.failed.is_empty() {
-            return Ok(());
-        }
-        // `tests/ci` reads this line: it runs these scenes once more, alone.
-        eprintln!("failed scenes: {}", self.failed.iter().map(|scene| scene.name).collect::<Vec<_>>().join(" "));
-        let errors: Vec<_> = self.failed.iter().map(|scene| format!("{}: {:#}", scene.name, scene.error)).collect();
-        bail!("{} of {} scenes failed:\n{}", errors.len(), self.played, errors.join("\n"))
-    }
 }
 
 impl Scene<'_> {
@@ -139,7 +63,8 @@ impl Scene<'_> {
     /// [`Scene::create_namespace`].
     pub fn namespace_name(&self, namespace: &str) -> String {
         let dash = if namespace.is_empty() { "" } else { "-" };
-        format!("scene-{}{dash}{namespace}", self.number)
+        let round = if self.round == 0 { String::new() } else { format!("r{}", self.round) };
+        format!("scene-{}{round}{dash}{namespace}", self.number)
     }
 
     /// Creates a namespace. Other functions name its Services `namespace/name`, and those of the namespace "" just `name`.
@@ -420,8 +345,8 @@ impl Scene<'_> {
         (Api::namespaced(self.world.client.clone(), &self.namespace_name(namespace)), name)
     }
 
-    /// Removes all objects of the scene.
-    async fn remove_objects(&self) -> Result<()> {
+    /// Removes all Services, records, pools and namespaces of the scene.
+    pub(crate) async fn remove_objects(&self) -> Result<()> {
         let client = &self.world.client;
         let namespaces: Api<Namespace> = Api::all(client.clone());
         let now = DeleteParams::default();

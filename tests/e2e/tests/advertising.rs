@@ -20,8 +20,7 @@ mod traffic;
 mod wire;
 
 use anyhow::Result;
-use e2e::World;
-use e2e::scene::Scenes;
+use e2e::{Scenes, World};
 use lab::Topology;
 use serde_json::json;
 
@@ -32,18 +31,18 @@ async fn selected_live_nodes_answer_for_addresses() -> Result<()> {
     world.create_whoami("web", 3).await?;
     world.create_whoami_with("first", 1, json!({"nodeName": "n1"})).await?;
     let mut scenes = Scenes::new(&world);
-    scenes.play(traffic::one_node_announces_and_all_pods_are_reached).await;
-    scenes.play(traffic::local_policy_reaches_all_pods_with_the_client_address).await;
-    scenes.play(traffic::shared_addresses_are_announced_by_one_node).await;
-    scenes.play(traffic::an_ineligible_node_hands_over_its_addresses_for_good).await;
-    scenes.play(selectors::addresses_are_answered_only_on_selected_interfaces).await;
-    scenes.play(selectors::the_announcer_follows_the_node_selector).await;
-    scenes.play(selectors::local_policy_needs_a_selected_node_with_an_endpoint).await;
-    scenes.play(selectors::an_advertisement_must_select_pool_and_service).await;
-    scenes.play(preferences::an_eligible_preferred_node_takes_the_address_back).await;
-    scenes.play(preferences::weights_add_up_but_make_no_node_eligible).await;
-    scenes.play(traffic::addresses_of_a_node_without_agent_move_for_good).await;
-    scenes.play(traffic::another_node_takes_over_from_a_dead_owner).await;
-    scenes.end()?;
+    scenes.add(traffic::one_node_announces_and_all_pods_are_reached);
+    scenes.add(traffic::local_policy_reaches_all_pods_with_the_client_address);
+    scenes.add(traffic::shared_addresses_are_announced_by_one_node);
+    scenes.add(traffic::an_ineligible_node_hands_over_its_addresses_for_good);
+    scenes.add(selectors::addresses_are_answered_only_on_selected_interfaces);
+    scenes.add(selectors::the_announcer_follows_the_node_selector);
+    scenes.add(selectors::local_policy_needs_a_selected_node_with_an_endpoint);
+    scenes.add(selectors::an_advertisement_must_select_pool_and_service);
+    scenes.add(preferences::an_eligible_preferred_node_takes_the_address_back);
+    scenes.add(preferences::weights_add_up_but_make_no_node_eligible);
+    scenes.add(traffic::addresses_of_a_node_without_agent_move_for_good);
+    scenes.add_last(traffic::another_node_takes_over_from_a_dead_owner);
+    scenes.play().await?;
     world.end()
 }

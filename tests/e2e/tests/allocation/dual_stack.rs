@@ -1,9 +1,9 @@
 //! Services with addresses of one or both families.
 
 use anyhow::{Result, ensure};
-use e2e::World;
-use e2e::scene::{ADDRESSES_ANNOTATION, Scene, Scenes, merge, with_annotations};
+use e2e::scene::{ADDRESSES_ANNOTATION, Scene, merge, with_annotations};
 use e2e::world::ingress;
+use e2e::{Scenes, World};
 use serde_json::{Value, json};
 
 use super::small;
@@ -12,15 +12,15 @@ use super::small;
 async fn services_get_their_families_and_keep_the_first_address() -> Result<()> {
     let world = World::with_landfall("e2e-families", small()).await?;
     let mut scenes = Scenes::new(&world);
-    scenes.play(families_are_allocated_in_the_order_of_the_service).await;
-    scenes.play(a_pool_with_both_families_is_preferred).await;
-    scenes.play(prefer_dual_stack_gets_the_second_family_later).await;
-    scenes.play(prefer_dual_stack_keeps_its_addresses_when_pools_change).await;
-    scenes.play(require_dual_stack_gets_both_families_or_none).await;
-    scenes.play(a_changed_family_policy_is_applied_both_ways).await;
-    scenes.play(the_first_address_stays_when_the_second_changes).await;
-    scenes.play(an_unrequested_family_gets_any_address).await;
-    scenes.end()?;
+    scenes.add(families_are_allocated_in_the_order_of_the_service);
+    scenes.add(a_pool_with_both_families_is_preferred);
+    scenes.add(prefer_dual_stack_gets_the_second_family_later);
+    scenes.add(prefer_dual_stack_keeps_its_addresses_when_pools_change);
+    scenes.add(require_dual_stack_gets_both_families_or_none);
+    scenes.add(a_changed_family_policy_is_applied_both_ways);
+    scenes.add(the_first_address_stays_when_the_second_changes);
+    scenes.add(an_unrequested_family_gets_any_address);
+    scenes.play().await?;
     world.end()
 }
 

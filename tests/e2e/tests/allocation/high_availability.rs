@@ -5,9 +5,9 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use crds::service::ANNOUNCED;
-use e2e::World;
-use e2e::scene::{Scene, Scenes};
+use e2e::scene::Scene;
 use e2e::world::{CONTROLLER, SOON, SYSTEM, ingress};
+use e2e::{Scenes, World};
 use futures::TryStreamExt;
 use k8s_openapi::api::coordination::v1::Lease;
 use k8s_openapi::api::core::v1::{Pod, Service};
@@ -32,10 +32,10 @@ const WATCH_TIME: Duration = Duration::from_secs(4);
 async fn a_standby_controller_takes_over_in_time() -> Result<()> {
     let world = World::with_landfall("e2e-leaders", Topology { nodes: 2, ..Topology::default() }).await?;
     let mut scenes = Scenes::new(&world);
-    scenes.play(services_wait_briefly_while_a_leader_terminates).await;
-    scenes.play(a_standby_leads_after_the_lease_of_a_killed_leader).await;
-    scenes.play(a_thawed_former_leader_writes_nothing).await;
-    scenes.end()?;
+    scenes.add(services_wait_briefly_while_a_leader_terminates);
+    scenes.add(a_standby_leads_after_the_lease_of_a_killed_leader);
+    scenes.add(a_thawed_former_leader_writes_nothing);
+    scenes.play().await?;
     world.end()
 }
 

@@ -1,9 +1,9 @@
 //! Order of allocation, and an address during the life of its Service.
 
 use anyhow::{Context, Result, ensure};
-use e2e::scene::{ADDRESSES_ANNOTATION, Scene, Scenes};
+use e2e::scene::{ADDRESSES_ANNOTATION, Scene};
 use e2e::world::{SOON, allocated_condition, ingress};
-use e2e::{ConnectOutcome, World};
+use e2e::{ConnectOutcome, Scenes, World};
 use kube::ResourceExt;
 use lab::wait_until;
 use serde_json::json;
@@ -14,16 +14,16 @@ use super::small;
 async fn addresses_are_allocated_in_order_and_kept() -> Result<()> {
     let world = World::with_landfall("e2e-turns", small()).await?;
     let mut scenes = Scenes::new(&world);
-    scenes.play(the_lowest_free_address_is_allocated_first).await;
-    scenes.play(a_released_address_goes_to_the_oldest_waiting_service).await;
-    scenes.play(an_address_in_cool_down_returns_to_its_service).await;
-    scenes.play(the_older_service_gets_a_requested_address).await;
-    scenes.play(services_of_a_foreign_class_are_never_written).await;
-    scenes.play(a_changed_class_releases_the_service).await;
-    scenes.play(edits_of_a_service_keep_its_address).await;
-    scenes.play(a_service_without_node_ports_keeps_its_address).await;
-    scenes.play(all_protocols_of_a_service_share_its_address).await;
-    scenes.end()?;
+    scenes.add(the_lowest_free_address_is_allocated_first);
+    scenes.add(a_released_address_goes_to_the_oldest_waiting_service);
+    scenes.add(an_address_in_cool_down_returns_to_its_service);
+    scenes.add(the_older_service_gets_a_requested_address);
+    scenes.add(services_of_a_foreign_class_are_never_written);
+    scenes.add(a_changed_class_releases_the_service);
+    scenes.add(edits_of_a_service_keep_its_address);
+    scenes.add(a_service_without_node_ports_keeps_its_address);
+    scenes.add(all_protocols_of_a_service_share_its_address);
+    scenes.play().await?;
     world.end()
 }
 

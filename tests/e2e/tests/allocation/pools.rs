@@ -2,8 +2,8 @@
 
 use anyhow::{Context, Result, ensure};
 use crds::node_network::{NodeLink, NodeNetwork, NodeNetworkSpec};
-use e2e::World;
-use e2e::scene::{ADDRESSES_ANNOTATION, POOL_ANNOTATION, SHARING_KEY, Scene, Scenes, with_annotations};
+use e2e::scene::{ADDRESSES_ANNOTATION, POOL_ANNOTATION, SHARING_KEY, Scene, with_annotations};
+use e2e::{Scenes, World};
 use kube::Api;
 use kube::api::{DeleteParams, Patch, PatchParams, PostParams};
 use serde_json::{Value, json};
@@ -14,21 +14,21 @@ use super::small;
 async fn pool_edits_never_take_addresses_away() -> Result<()> {
     let world = World::with_landfall("e2e-pools", small()).await?;
     let mut scenes = Scenes::new(&world);
-    scenes.play(pools_are_tried_in_order_of_priority).await;
-    scenes.play(no_spelling_of_a_request_bypasses_pool_selectors).await;
-    scenes.play(a_pool_without_auto_assign_needs_a_request).await;
-    scenes.play(excluded_and_outer_addresses_are_not_allocated_automatically).await;
-    scenes.play(addresses_of_nodes_and_gateways_are_not_allocated).await;
-    scenes.play(the_namespace_quota_counts_a_shared_address_once).await;
-    scenes.play(a_deleted_pool_takes_no_address_away).await;
-    scenes.play(a_restricted_pool_takes_no_address_away).await;
-    scenes.play(a_service_leaves_a_deleted_pool_only_on_request).await;
-    scenes.play(a_draining_pool_lists_its_holders_until_it_is_empty).await;
-    scenes.play(a_pool_counts_addresses_and_repairs_its_status).await;
-    scenes.play(the_older_of_overlapping_pools_owns_the_addresses).await;
-    scenes.play(the_api_server_refuses_invalid_objects_by_name).await;
-    scenes.play(an_invalid_pool_affects_only_itself).await;
-    scenes.end()?;
+    scenes.add(pools_are_tried_in_order_of_priority);
+    scenes.add(no_spelling_of_a_request_bypasses_pool_selectors);
+    scenes.add(a_pool_without_auto_assign_needs_a_request);
+    scenes.add(excluded_and_outer_addresses_are_not_allocated_automatically);
+    scenes.add(addresses_of_nodes_and_gateways_are_not_allocated);
+    scenes.add(the_namespace_quota_counts_a_shared_address_once);
+    scenes.add(a_deleted_pool_takes_no_address_away);
+    scenes.add(a_restricted_pool_takes_no_address_away);
+    scenes.add(a_service_leaves_a_deleted_pool_only_on_request);
+    scenes.add(a_draining_pool_lists_its_holders_until_it_is_empty);
+    scenes.add(a_pool_counts_addresses_and_repairs_its_status);
+    scenes.add(the_older_of_overlapping_pools_owns_the_addresses);
+    scenes.add(the_api_server_refuses_invalid_objects_by_name);
+    scenes.add(an_invalid_pool_affects_only_itself);
+    scenes.play().await?;
     world.end()
 }
 

@@ -3,9 +3,9 @@
 use std::net::IpAddr;
 
 use anyhow::{Context, Result, ensure};
-use e2e::World;
-use e2e::scene::{ADDRESSES_ANNOTATION, POOL_ANNOTATION, SHARING_KEY, Scene, Scenes, with_annotations};
+use e2e::scene::{ADDRESSES_ANNOTATION, POOL_ANNOTATION, SHARING_KEY, Scene, with_annotations};
 use e2e::world::{SOON, allocated_condition, ingress};
+use e2e::{Scenes, World};
 use futures::{StreamExt, TryStreamExt};
 use k8s_openapi::api::core::v1::Service;
 use kube::Api;
@@ -19,17 +19,17 @@ use super::small;
 async fn requests_are_met_or_refused_with_a_reason() -> Result<()> {
     let world = World::with_landfall("e2e-requests", small()).await?;
     let mut scenes = Scenes::new(&world);
-    scenes.play(every_spelling_of_a_request_is_accepted).await;
-    scenes.play(requested_addresses_are_compared_by_value).await;
-    scenes.play(several_requested_addresses_are_allocated_together).await;
-    scenes.play(an_impossible_request_is_refused_until_it_changes).await;
-    scenes.play(a_new_address_replaces_the_old_without_a_gap).await;
-    scenes.play(a_refused_request_keeps_the_current_address).await;
-    scenes.play(a_withdrawn_request_changes_nothing).await;
-    scenes.play(a_requested_address_of_another_provider_is_kept).await;
-    scenes.play(a_forged_status_is_repaired_and_gains_no_address).await;
-    scenes.play(kubectl_waits_for_conditions_and_shows_columns).await;
-    scenes.end()?;
+    scenes.add(every_spelling_of_a_request_is_accepted);
+    scenes.add(requested_addresses_are_compared_by_value);
+    scenes.add(several_requested_addresses_are_allocated_together);
+    scenes.add(an_impossible_request_is_refused_until_it_changes);
+    scenes.add(a_new_address_replaces_the_old_without_a_gap);
+    scenes.add(a_refused_request_keeps_the_current_address);
+    scenes.add(a_withdrawn_request_changes_nothing);
+    scenes.add(a_requested_address_of_another_provider_is_kept);
+    scenes.add(a_forged_status_is_repaired_and_gains_no_address);
+    scenes.add(kubectl_waits_for_conditions_and_shows_columns);
+    scenes.play().await?;
     world.end()
 }
 

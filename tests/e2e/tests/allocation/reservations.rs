@@ -4,9 +4,9 @@ use std::net::IpAddr;
 
 use anyhow::{Context, Result, ensure};
 use crds::{LoadBalancerIP, Reservation};
-use e2e::World;
-use e2e::scene::{ADDRESSES_ANNOTATION, Scene, Scenes, with_annotations};
+use e2e::scene::{ADDRESSES_ANNOTATION, Scene, with_annotations};
 use e2e::world::{SOON, allocated_condition, ingress};
+use e2e::{Scenes, World};
 use kube::api::{DeleteParams, Patch, PatchParams, PostParams};
 use lab::wait_until;
 use serde_json::{Value, json};
@@ -17,13 +17,13 @@ use super::small;
 async fn reserved_addresses_are_kept_and_used_on_request() -> Result<()> {
     let world = World::with_landfall("e2e-reserved", small()).await?;
     let mut scenes = Scenes::new(&world);
-    scenes.play(a_reserved_address_is_allocated_only_on_request).await;
-    scenes.play(a_reservation_excludes_other_namespaces_and_services).await;
-    scenes.play(a_service_gets_its_reserved_address_without_a_request).await;
-    scenes.play(an_address_in_use_can_become_a_reservation).await;
-    scenes.play(a_reservation_does_not_bypass_pool_selectors).await;
-    scenes.play(only_an_unused_address_can_be_deleted).await;
-    scenes.end()?;
+    scenes.add(a_reserved_address_is_allocated_only_on_request);
+    scenes.add(a_reservation_excludes_other_namespaces_and_services);
+    scenes.add(a_service_gets_its_reserved_address_without_a_request);
+    scenes.add(an_address_in_use_can_become_a_reservation);
+    scenes.add(a_reservation_does_not_bypass_pool_selectors);
+    scenes.add(only_an_unused_address_can_be_deleted);
+    scenes.play().await?;
     world.end()
 }
 

@@ -1,9 +1,9 @@
 //! Restarts of the controller change nothing, for Services with and without an address.
 
 use anyhow::{Result, ensure};
-use e2e::World;
-use e2e::scene::{ADDRESSES_ANNOTATION, SHARING_KEY, Scene, Scenes, merge, with_annotations};
+use e2e::scene::{ADDRESSES_ANNOTATION, SHARING_KEY, Scene, merge, with_annotations};
 use e2e::world::{CONTROLLER, SYSTEM};
+use e2e::{Scenes, World};
 use serde_json::json;
 
 use super::small;
@@ -12,9 +12,9 @@ use super::small;
 async fn a_restarted_controller_keeps_every_address() -> Result<()> {
     let world = World::with_landfall("e2e-restarts", small()).await?;
     let mut scenes = Scenes::new(&world);
-    scenes.play(restarts_write_nothing).await;
-    scenes.play(the_next_controller_repairs_changes_made_without_one).await;
-    scenes.end()?;
+    scenes.add(restarts_write_nothing);
+    scenes.add(the_next_controller_repairs_changes_made_without_one);
+    scenes.play().await?;
     world.end()
 }
 

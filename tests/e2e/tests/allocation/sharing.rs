@@ -3,9 +3,9 @@
 use std::net::IpAddr;
 
 use anyhow::{Context, Result, ensure};
-use e2e::scene::{ADDRESSES_ANNOTATION, SHARE_WITH, SHARING_KEY, Scene, Scenes, merge, with_annotations};
+use e2e::scene::{ADDRESSES_ANNOTATION, SHARE_WITH, SHARING_KEY, Scene, merge, with_annotations};
 use e2e::world::{SOON, ingress};
-use e2e::{ConnectOutcome, World};
+use e2e::{ConnectOutcome, Scenes, World};
 use lab::wait_until;
 use serde_json::{Value, json};
 
@@ -15,14 +15,14 @@ use super::small;
 async fn services_with_one_key_share_an_address() -> Result<()> {
     let world = World::with_landfall("e2e-sharing", small()).await?;
     let mut scenes = Scenes::new(&world);
-    scenes.play(a_shared_address_answers_for_both_services).await;
-    scenes.play(incompatible_services_get_other_addresses).await;
-    scenes.play(an_incompatible_request_for_an_address_is_refused).await;
-    scenes.play(local_policy_shares_only_with_equal_selectors).await;
-    scenes.play(the_changed_service_loses_the_shared_address).await;
-    scenes.play(namespaces_share_only_by_mutual_consent).await;
-    scenes.play(the_last_service_releases_a_shared_address).await;
-    scenes.end()?;
+    scenes.add(a_shared_address_answers_for_both_services);
+    scenes.add(incompatible_services_get_other_addresses);
+    scenes.add(an_incompatible_request_for_an_address_is_refused);
+    scenes.add(local_policy_shares_only_with_equal_selectors);
+    scenes.add(the_changed_service_loses_the_shared_address);
+    scenes.add(namespaces_share_only_by_mutual_consent);
+    scenes.add(the_last_service_releases_a_shared_address);
+    scenes.play().await?;
     world.end()
 }
 
