@@ -12,7 +12,7 @@
 //! | `high_availability` | leader election |
 //! | `crash_safety` | a crash of the controller at each of its writes |
 //!
-//! Most are scenes on one cluster: see [`e2e::scene`].
+//! Most are scenes on one cluster with one node, which is enough for allocation: see [`e2e::scenes`].
 
 mod crash_safety;
 mod dual_stack;
@@ -24,9 +24,21 @@ mod reservations;
 mod restarts;
 mod sharing;
 
+use anyhow::Result;
+use e2e::{Scenes, World};
 use lab::Topology;
 
-/// A topology of one node, which is enough for allocation.
-fn small() -> Topology {
-    Topology { nodes: 1, ..Topology::default() }
+#[tokio::test(flavor = "multi_thread")]
+async fn services_get_and_keep_addresses_by_the_rules() -> Result<()> {
+    let world = World::with_landfall("e2e-allocation", Topology { nodes: 1, ..Topology::default() }).await?;
+    let mut scenes = Scenes::new(&world);
+    order::add_scenes(&mut scenes);
+    pools::add_scenes(&mut scenes);
+    requests::add_scenes(&mut scenes);
+    sharing::add_scenes(&mut scenes);
+    dual_stack::add_scenes(&mut scenes);
+    reservations::add_scenes(&mut scenes);
+    restarts::add_scenes(&mut scenes);
+    scenes.play().await?;
+    world.end()
 }

@@ -1,17 +1,12 @@
 //! Services with addresses of one or both families.
 
 use anyhow::{Result, ensure};
+use e2e::Scenes;
 use e2e::scene::{ADDRESSES_ANNOTATION, Scene, merge, with_annotations};
 use e2e::world::ingress;
-use e2e::{Scenes, World};
 use serde_json::{Value, json};
 
-use super::small;
-
-#[tokio::test(flavor = "multi_thread")]
-async fn services_get_their_families_and_keep_the_first_address() -> Result<()> {
-    let world = World::with_landfall("e2e-families", small()).await?;
-    let mut scenes = Scenes::new(&world);
+pub fn add_scenes(scenes: &mut Scenes<'_>) {
     scenes.add(families_are_allocated_in_the_order_of_the_service);
     scenes.add(a_pool_with_both_families_is_preferred);
     scenes.add(prefer_dual_stack_gets_the_second_family_later);
@@ -20,8 +15,6 @@ async fn services_get_their_families_and_keep_the_first_address() -> Result<()> 
     scenes.add(a_changed_family_policy_is_applied_both_ways);
     scenes.add(the_first_address_stays_when_the_second_changes);
     scenes.add(an_unrequested_family_gets_any_address);
-    scenes.play().await?;
-    world.end()
 }
 
 /// The fields of a Service with this policy and these families.

@@ -3,17 +3,12 @@
 use anyhow::{Context, Result, ensure};
 use e2e::scene::{ADDRESSES_ANNOTATION, Scene};
 use e2e::world::{SOON, allocated_condition, ingress};
-use e2e::{ConnectOutcome, Scenes, World};
+use e2e::{ConnectOutcome, Scenes};
 use kube::ResourceExt;
 use lab::wait_until;
 use serde_json::json;
 
-use super::small;
-
-#[tokio::test(flavor = "multi_thread")]
-async fn addresses_are_allocated_in_order_and_kept() -> Result<()> {
-    let world = World::with_landfall("e2e-turns", small()).await?;
-    let mut scenes = Scenes::new(&world);
+pub fn add_scenes(scenes: &mut Scenes<'_>) {
     scenes.add(the_lowest_free_address_is_allocated_first);
     scenes.add(a_released_address_goes_to_the_oldest_waiting_service);
     scenes.add(an_address_in_cool_down_returns_to_its_service);
@@ -23,8 +18,6 @@ async fn addresses_are_allocated_in_order_and_kept() -> Result<()> {
     scenes.add(edits_of_a_service_keep_its_address);
     scenes.add(a_service_without_node_ports_keeps_its_address);
     scenes.add(all_protocols_of_a_service_share_its_address);
-    scenes.play().await?;
-    world.end()
 }
 
 async fn the_lowest_free_address_is_allocated_first(scene: &Scene<'_>) -> Result<()> {

@@ -2,18 +2,13 @@
 
 use anyhow::{Context, Result, ensure};
 use crds::node_network::{NodeLink, NodeNetwork, NodeNetworkSpec};
+use e2e::Scenes;
 use e2e::scene::{ADDRESSES_ANNOTATION, POOL_ANNOTATION, SHARING_KEY, Scene, with_annotations};
-use e2e::{Scenes, World};
 use kube::Api;
 use kube::api::{DeleteParams, Patch, PatchParams, PostParams};
 use serde_json::{Value, json};
 
-use super::small;
-
-#[tokio::test(flavor = "multi_thread")]
-async fn pool_edits_never_take_addresses_away() -> Result<()> {
-    let world = World::with_landfall("e2e-pools", small()).await?;
-    let mut scenes = Scenes::new(&world);
+pub fn add_scenes(scenes: &mut Scenes<'_>) {
     scenes.add(pools_are_tried_in_order_of_priority);
     scenes.add(no_spelling_of_a_request_bypasses_pool_selectors);
     scenes.add(a_pool_without_auto_assign_needs_a_request);
@@ -28,8 +23,6 @@ async fn pool_edits_never_take_addresses_away() -> Result<()> {
     scenes.add(the_older_of_overlapping_pools_owns_the_addresses);
     scenes.add(the_api_server_refuses_invalid_objects_by_name);
     scenes.add(an_invalid_pool_affects_only_itself);
-    scenes.play().await?;
-    world.end()
 }
 
 async fn pools_are_tried_in_order_of_priority(scene: &Scene<'_>) -> Result<()> {

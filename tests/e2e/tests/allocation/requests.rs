@@ -3,9 +3,9 @@
 use std::net::IpAddr;
 
 use anyhow::{Context, Result, ensure};
+use e2e::Scenes;
 use e2e::scene::{ADDRESSES_ANNOTATION, POOL_ANNOTATION, SHARING_KEY, Scene, with_annotations};
 use e2e::world::{SOON, allocated_condition, ingress};
-use e2e::{Scenes, World};
 use futures::{StreamExt, TryStreamExt};
 use k8s_openapi::api::core::v1::Service;
 use kube::Api;
@@ -13,12 +13,7 @@ use kube::api::{WatchEvent, WatchParams};
 use lab::wait_until;
 use serde_json::json;
 
-use super::small;
-
-#[tokio::test(flavor = "multi_thread")]
-async fn requests_are_met_or_refused_with_a_reason() -> Result<()> {
-    let world = World::with_landfall("e2e-requests", small()).await?;
-    let mut scenes = Scenes::new(&world);
+pub fn add_scenes(scenes: &mut Scenes<'_>) {
     scenes.add(every_spelling_of_a_request_is_accepted);
     scenes.add(requested_addresses_are_compared_by_value);
     scenes.add(several_requested_addresses_are_allocated_together);
@@ -29,8 +24,6 @@ async fn requests_are_met_or_refused_with_a_reason() -> Result<()> {
     scenes.add(a_requested_address_of_another_provider_is_kept);
     scenes.add(a_forged_status_is_repaired_and_gains_no_address);
     scenes.add(kubectl_waits_for_conditions_and_shows_columns);
-    scenes.play().await?;
-    world.end()
 }
 
 async fn every_spelling_of_a_request_is_accepted(scene: &Scene<'_>) -> Result<()> {

@@ -4,27 +4,20 @@ use std::net::IpAddr;
 
 use anyhow::{Context, Result, ensure};
 use crds::{LoadBalancerIP, Reservation};
+use e2e::Scenes;
 use e2e::scene::{ADDRESSES_ANNOTATION, Scene, with_annotations};
 use e2e::world::{SOON, allocated_condition, ingress};
-use e2e::{Scenes, World};
 use kube::api::{DeleteParams, Patch, PatchParams, PostParams};
 use lab::wait_until;
 use serde_json::{Value, json};
 
-use super::small;
-
-#[tokio::test(flavor = "multi_thread")]
-async fn reserved_addresses_are_kept_and_used_on_request() -> Result<()> {
-    let world = World::with_landfall("e2e-reserved", small()).await?;
-    let mut scenes = Scenes::new(&world);
+pub fn add_scenes(scenes: &mut Scenes<'_>) {
     scenes.add(a_reserved_address_is_allocated_only_on_request);
     scenes.add(a_reservation_excludes_other_namespaces_and_services);
     scenes.add(a_service_gets_its_reserved_address_without_a_request);
     scenes.add(an_address_in_use_can_become_a_reservation);
     scenes.add(a_reservation_does_not_bypass_pool_selectors);
     scenes.add(only_an_unused_address_can_be_deleted);
-    scenes.play().await?;
-    world.end()
 }
 
 /// Creates a reservation.

@@ -1,21 +1,14 @@
 //! Restarts of the controller change nothing, for Services with and without an address.
 
 use anyhow::{Result, ensure};
+use e2e::Scenes;
 use e2e::scene::{ADDRESSES_ANNOTATION, SHARING_KEY, Scene, merge, with_annotations};
 use e2e::world::{CONTROLLER, SYSTEM};
-use e2e::{Scenes, World};
 use serde_json::json;
 
-use super::small;
-
-#[tokio::test(flavor = "multi_thread")]
-async fn a_restarted_controller_keeps_every_address() -> Result<()> {
-    let world = World::with_landfall("e2e-restarts", small()).await?;
-    let mut scenes = Scenes::new(&world);
+pub fn add_scenes(scenes: &mut Scenes<'_>) {
     scenes.add(restarts_write_nothing);
     scenes.add(the_next_controller_repairs_changes_made_without_one);
-    scenes.play().await?;
-    world.end()
 }
 
 /// Names and versions of all objects that a controller writes.

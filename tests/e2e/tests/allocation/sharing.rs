@@ -5,16 +5,11 @@ use std::net::IpAddr;
 use anyhow::{Context, Result, ensure};
 use e2e::scene::{ADDRESSES_ANNOTATION, SHARE_WITH, SHARING_KEY, Scene, merge, with_annotations};
 use e2e::world::{SOON, ingress};
-use e2e::{ConnectOutcome, Scenes, World};
+use e2e::{ConnectOutcome, Scenes};
 use lab::wait_until;
 use serde_json::{Value, json};
 
-use super::small;
-
-#[tokio::test(flavor = "multi_thread")]
-async fn services_with_one_key_share_an_address() -> Result<()> {
-    let world = World::with_landfall("e2e-sharing", small()).await?;
-    let mut scenes = Scenes::new(&world);
+pub fn add_scenes(scenes: &mut Scenes<'_>) {
     scenes.add(a_shared_address_answers_for_both_services);
     scenes.add(incompatible_services_get_other_addresses);
     scenes.add(an_incompatible_request_for_an_address_is_refused);
@@ -22,8 +17,6 @@ async fn services_with_one_key_share_an_address() -> Result<()> {
     scenes.add(the_changed_service_loses_the_shared_address);
     scenes.add(namespaces_share_only_by_mutual_consent);
     scenes.add(the_last_service_releases_a_shared_address);
-    scenes.play().await?;
-    world.end()
 }
 
 /// The fields of a Service with this sharing key and this TCP port, and more fields.

@@ -4,13 +4,13 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use anyhow::{Result, ensure};
-use e2e::World;
 use e2e::world::{SOON, ingress};
-use lab::{KubeProxy, Topology, wait_until};
+use e2e::{Scene, World};
+use lab::{KubeProxy, wait_until};
 use serde_json::json;
 
-async fn check_an_address(name: &str, kube_proxy: KubeProxy) -> Result<()> {
-    let world = World::with_landfall(name, Topology { kube_proxy, ..Topology::default() }).await?;
+pub async fn a_pending_service_gets_an_address_that_answers(scene: &Scene<'_>) -> Result<()> {
+    let world = scene.world;
     world.create_whoami("web", 3).await?;
     world.create_service("web", json!({})).await?;
     let refusal = world.wait_for_refusal("web").await?;
@@ -53,12 +53,12 @@ async fn check_an_address(name: &str, kube_proxy: KubeProxy) -> Result<()> {
         Ok(())
     })
     .await?;
-    if kube_proxy != KubeProxy::None {
-        check_forwarding_through_the_proxy(&world).await?;
+    if world.cluster.topology().kube_proxy != KubeProxy::None {
+        check_forwarding_through_the_proxy(world).await?;
     }
     let report = world.run_landfall(&["status"])?;
     ensure!(report.contains("default/web") && report.contains(&announcer), "{report}");
-    world.end()
+    Ok(())
 }
 
 /// Checks the backends `nodeport` and `clusterip`, which hand packets to kube-proxy, and `endpoints`.
@@ -114,19 +114,4 @@ async fn check_forwarding_through_the_proxy(world: &World) -> Result<()> {
         }
     }
     world.delete_service("through").await
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn an_address_answers_beside_kube_proxy_nftables() -> Result<()> {
-    check_an_address("e2e-nftables", KubeProxy::Nftables).await
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn an_address_answers_beside_kube_proxy_iptables() -> Result<()> {
-    check_an_address("e2e-iptables", KubeProxy::Iptables).await
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn an_address_answers_without_kube_proxy() -> Result<()> {
-    check_an_address("e2e-noproxy", KubeProxy::None).await
 }

@@ -3,9 +3,9 @@
 use std::net::IpAddr;
 
 use anyhow::{Context, Result, ensure};
-use e2e::World;
 use e2e::world::SOON;
-use lab::{KubeProxy, Topology, wait_until};
+use e2e::{Scene, World};
+use lab::wait_until;
 use serde_json::json;
 
 /// Waits until each node answers with this status; `None` means no answer.
@@ -22,8 +22,9 @@ async fn expect_statuses(world: &World, port: u16, expected: &[(&str, Option<u16
     Ok(())
 }
 
-async fn check_health_checks(name: &str, kube_proxy: KubeProxy) -> Result<()> {
-    let world = World::with_landfall(name, Topology { kube_proxy, ..Topology::default() }).await?;
+/// Without kube-proxy. kube-proxy itself answers at these ports if it runs.
+pub async fn health_checks_work_without_kube_proxy(scene: &Scene<'_>) -> Result<()> {
+    let world = scene.world;
     world.create_pool("lan", &["192.0.2.200/32"]).await?;
     world.create_whoami_with("web", 1, json!({"nodeName": "n1"})).await?;
     let local = json!({"externalTrafficPolicy": "Local"});
@@ -31,7 +32,7 @@ async fn check_health_checks(name: &str, kube_proxy: KubeProxy) -> Result<()> {
     world.wait_for_address("web").await?;
     let spec = world.get_service("web").await?.spec.unwrap_or_default();
     let port = spec.health_check_node_port.context("the API server gives it a port")?.try_into()?;
-    expect_statuses(&world, port, &[("n1", Some(200)), ("n2", Some(503)), ("n3", Some(503))]).await?;
+    expect_statuses(world, port, &[("n1", Some(200)), ("n2", Some(503)), ("n3", Some(503))]).await?;
     let (_, answer) = world.lan.get_health(world.cluster.node("n1").ipv4().into(), port)?;
     ensure!(answer.to_lowercase().contains("x-load-balancing-endpoint-weight: 1"), "{answer}");
     ensure!(answer.contains("\"localEndpoints\":1"), "{answer}");
@@ -40,19 +41,13 @@ async fn check_health_checks(name: &str, kube_proxy: KubeProxy) -> Result<()> {
     ensure!(status == 200, "{status} over IPv6");
 
     world.scale("web", 0).await?;
-    expect_statuses(&world, port, &[("n1", Some(503)), ("n2", Some(503))]).await?;
+    expect_statuses(world, port, &[("n1", Some(503)), ("n2", Some(503))]).await?;
     world.patch_service("web", json!({"spec": {"externalTrafficPolicy": "Cluster"}})).await?;
-    expect_statuses(&world, port, &[("n1", None), ("n2", None), ("n3", None)]).await?;
+    expect_statuses(world, port, &[("n1", None), ("n2", None), ("n3", None)]).await?;
     world.scale("web", 1).await?;
     let again = json!({"spec": {"externalTrafficPolicy": "Local", "healthCheckNodePort": port}});
     world.patch_service("web", again).await?;
-    expect_statuses(&world, port, &[("n1", Some(200)), ("n2", Some(503)), ("n3", Some(503))]).await?;
+    expect_statuses(world, port, &[("n1", Some(200)), ("n2", Some(503)), ("n3", Some(503))]).await?;
     world.delete_service("web").await?;
-    expect_statuses(&world, port, &[("n1", None), ("n2", None), ("n3", None)]).await?;
-    world.end()
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn health_checks_work_without_kube_proxy() -> Result<()> {
-    check_health_checks("e2e-health", KubeProxy::None).await
+    expect_statuses(world, port, &[("n1", None), ("n2", None), ("n3", None)]).await
 }

@@ -13,12 +13,12 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use e2e::world::ingress;
-use e2e::{ConnectOutcome, World};
+use e2e::{ConnectOutcome, Scene, World};
 use k8s_openapi::api::core::v1::Pod;
 use k8s_openapi::api::discovery::v1::EndpointSlice;
-use kube::api::{ListParams, Patch, PatchParams};
+use kube::api::{DeleteParams, ListParams, Patch, PatchParams};
 use kube::{Api, ResourceExt};
-use lab::{Answer, KubeProxy, Topology, wait_until};
+use lab::{Answer, KubeProxy, wait_until};
 use netns::Namespace;
 use serde_json::{Value, json};
 use tokio::runtime::Handle;
@@ -120,8 +120,8 @@ fn parse_outcomes(text: &str, own: Option<&str>) -> BTreeSet<RequestOutcome> {
 }
 
 /// A cluster with a Service whose endpoints the test writes.
-struct TruthTableFixture {
-    world: World,
+struct TruthTableFixture<'a> {
+    world: &'a World,
     /// The load-balancer addresses, IPv4 first.
     both: [IpAddr; 2],
     /// The addresses of each pod, IPv4 first.
@@ -139,9 +139,8 @@ struct Sender {
     pod: Option<String>,
 }
 
-impl TruthTableFixture {
-    async fn start(name: &str, kube_proxy: KubeProxy) -> Result<Self> {
-        let world = World::with_landfall(name, Topology { kube_proxy, ..Topology::default() }).await?;
+impl<'a> TruthTableFixture<'a> {
+    async fn start(world: &'a World) -> Result<Self> {
         world.create_pool("lan", &["192.0.2.200/32", "2001:db8::200/128"]).await?;
         for (pod, node) in PODS {
             world.create_whoami_with(pod, 1, json!({"nodeName": node})).await?;
@@ -216,6 +215,16 @@ impl TruthTableFixture {
             format!("route replace {}/32 via {}", self.both[0], host.ipv4()),
             format!("route replace {}/128 via {}", self.both[1], host.ipv6()),
         ])?;
+        Ok(())
+    }
+
+    /// Removes the slices and the client's routes.
+    async fn remove(&self) -> Result<()> {
+        let slices: Api<EndpointSlice> = Api::default_namespaced(self.world.client.clone());
+        let own = ListParams::default().labels("endpointslice.kubernetes.io/managed-by=truth-table");
+        slices.delete_collection(&DeleteParams::default(), &own).await.context("delete the slices")?;
+        let client = self.world.cluster.client_host("c1").netns()?;
+        client.ip([format!("route del {}/32", self.both[0]), format!("route del {}/128", self.both[1])])?;
         Ok(())
     }
 
@@ -319,8 +328,13 @@ fn list(outcomes: &BTreeSet<RequestOutcome>) -> String {
     outcomes.iter().map(RequestOutcome::to_string).collect::<Vec<_>>().join(" or ")
 }
 
-async fn check_truth_table(name: &str, kube_proxy: KubeProxy) -> Result<()> {
-    let fixture = TruthTableFixture::start(name, kube_proxy).await?;
+pub async fn the_truth_table_holds(scene: &Scene<'_>) -> Result<()> {
+    let fixture = TruthTableFixture::start(scene.world).await?;
+    let result = check_truth_table(&fixture).await;
+    result.and(fixture.remove().await)
+}
+
+async fn check_truth_table(fixture: &TruthTableFixture<'_>) -> Result<()> {
     for policy in ["Cluster", "Local"] {
         for entry in ["n1", "n3"] {
             // The internal traffic policy has no effect on load-balancer addresses.
@@ -340,18 +354,17 @@ async fn check_truth_table(name: &str, kube_proxy: KubeProxy) -> Result<()> {
                     fixture.expect_outcomes(source, entry, expected).await.with_context(case)?;
                 }
                 if (policy, entry) == ("Local", "n1") {
-                    expect_health_checks(&fixture, row.endpoints).await?;
+                    expect_health_checks(fixture, row.endpoints).await?;
                 }
             }
         }
     }
-    check_source_ranges(&fixture, kube_proxy).await?;
-    fixture.world.end()
+    check_source_ranges(fixture).await
 }
 
 /// Waits until the health checks for an external load balancer are right: a node with only terminating endpoints fails,
 /// although these still serve.
-async fn expect_health_checks(fixture: &TruthTableFixture, endpoints: &str) -> Result<()> {
+async fn expect_health_checks(fixture: &TruthTableFixture<'_>, endpoints: &str) -> Result<()> {
     let port = fixture.world.get_service("web").await?.spec.unwrap_or_default().health_check_node_port;
     let port = port.context("the API server gives it a port")?.try_into()?;
     let ready: BTreeSet<&str> = endpoints.split_whitespace().filter(|word| !word.ends_with(['t', 'x', 'u'])).collect();
@@ -369,7 +382,7 @@ async fn expect_health_checks(fixture: &TruthTableFixture, endpoints: &str) -> R
 }
 
 /// Source ranges apply to all sources: outside, in pods and on nodes. They do not apply to node ports.
-async fn check_source_ranges(fixture: &TruthTableFixture, kube_proxy: KubeProxy) -> Result<()> {
+async fn check_source_ranges(fixture: &TruthTableFixture<'_>) -> Result<()> {
     fixture.write_endpoints("l6 r6").await?;
     let ranges = json!({"spec": {"loadBalancerSourceRanges": ["198.51.100.0/24", "2001:db8:1::/48"]}});
     fixture.world.patch_service("web", ranges).await?;
@@ -383,7 +396,7 @@ async fn check_source_ranges(fixture: &TruthTableFixture, kube_proxy: KubeProxy)
             }
         }
     }
-    if kube_proxy != KubeProxy::None {
+    if fixture.world.cluster.topology().kube_proxy != KubeProxy::None {
         let ports = fixture.world.get_service("web").await?.spec.unwrap_or_default().ports.unwrap_or_default();
         let port = ports.first().and_then(|port| port.node_port).context("it has node ports")?.try_into()?;
         let node = IpAddr::from(fixture.world.cluster.node("n1").ipv4());
@@ -395,19 +408,4 @@ async fn check_source_ranges(fixture: &TruthTableFixture, kube_proxy: KubeProxy)
         .await?;
     }
     Ok(())
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn the_truth_table_holds_beside_kube_proxy_nftables() -> Result<()> {
-    check_truth_table("e2e-truth-nft", KubeProxy::Nftables).await
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn the_truth_table_holds_beside_kube_proxy_iptables() -> Result<()> {
-    check_truth_table("e2e-truth-ipt", KubeProxy::Iptables).await
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn the_truth_table_holds_without_kube_proxy() -> Result<()> {
-    check_truth_table("e2e-truth-none", KubeProxy::None).await
 }
