@@ -1,8 +1,9 @@
 //! A scene: a part of a test that shares its cluster with others. It is a function whose name is a sentence. It has its own
 //! namespaces and addresses, and its objects are removed when it ends. [`crate::scenes`] plays them.
 //!
-//! Addresses of scenes are in the ranges for benchmarks (RFC 2544) and documentation (RFC 3849): no node has such a link,
-//! so no node announces them. Scenes with traffic use 192.0.2.200-250.
+//! Addresses of scenes are in the ranges for benchmarks (RFC 2544) and documentation (RFC 3849). No node is in such a
+//! network, so no client reaches them, although nodes announce them on the link of their InternalIP. Scenes with traffic
+//! use 192.0.2.200-250.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -14,6 +15,7 @@ use k8s_openapi::api::events::v1::Event;
 use kube::api::{DeleteParams, ListParams, Patch, PatchParams, PostParams};
 use kube::{Api, ResourceExt};
 use lab::wait_until;
+use observer::Fault;
 use serde_json::{Value, json};
 
 use crate::world::{SOON, World, allocated_condition, ingress};
@@ -180,6 +182,8 @@ impl Scene<'_> {
     /// Merges `patch` into the status of a Service, like another provider.
     pub async fn patch_service_status(&self, name: &str, patch: Value) -> Result<Service> {
         let (services, name) = self.service_api(name);
+        let namespace = services.namespace().unwrap_or_default();
+        self.world.declare(Fault::forged_status(&format!("{namespace}/{name}")));
         let patch = Patch::Merge(patch);
         services
             .patch_status(name, &PatchParams::default(), &patch)

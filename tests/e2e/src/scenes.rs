@@ -114,22 +114,23 @@ impl<'a> Scenes<'a> {
         failed: usize,
     ) -> Result<()> {
         let (name, start) = (listed.name, Instant::now());
-        let mut result = async {
+        let result = async {
             scene.create_namespace("", &[]).await?;
             (listed.play)(scene).await
         }
         .await;
-        if result.is_err() && failed < MAX_EVIDENCE {
-            self.world.keep_evidence(name);
-        }
+        let result = self.world.add_breaches(result).await;
+        let has_failed = result.is_err();
+        self.keep_evidence(name, has_failed, failed);
         let mut removed = scene.remove_objects().await;
         // A damaged cluster may be unable to remove pods.
         if !listed.is_last {
             removed = removed.and(remove_deployments(self.world, shared).await);
         }
-        if let Err(error) = removed {
-            result = result.and(Err(error.context("remove the objects of the scene")));
-        }
+        let removed = removed.context("remove the objects of the scene");
+        let result = self.world.add_breaches(result.and(removed)).await;
+        self.keep_evidence(name, !has_failed && result.is_err(), failed);
+        self.world.end_faults();
         // `tests/ci` reads these lines.
         let seconds = start.elapsed().as_secs_f64();
         match &result {
@@ -137,6 +138,13 @@ impl<'a> Scenes<'a> {
             Err(error) => eprintln!("scene {name} ... FAILED ({seconds:.1} s): {error:#}"),
         }
         result
+    }
+
+    /// Collects the state of the cluster if the scene failed and is not one of many.
+    fn keep_evidence(&self, scene: &str, is_needed: bool, failed: usize) {
+        if is_needed && failed < MAX_EVIDENCE {
+            self.world.keep_evidence(scene);
+        }
     }
 }
 

@@ -13,7 +13,9 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use kube::api::{DeleteParams, ListParams, Patch, PatchParams, PostParams};
 use kube::{Api, Client, ResourceExt};
 use lab::{Cluster, Host, KubeProxy, Topology, wait_until};
+use observer::{Component, Fault, Observer};
 use serde_json::{Value, json};
+use tokio::runtime::Handle;
 
 use crate::lan_client::LanClient;
 
@@ -37,6 +39,8 @@ const AGENT_PORT: u16 = 9647;
 
 /// A cluster and its clients. Dropping it removes the cluster.
 pub struct World {
+    /// Checks invariants of Landfall until the end. It ends before the cluster.
+    observer: Option<Observer>,
     pub cluster: Cluster,
     /// A client of the API server.
     pub client: Client,
@@ -54,17 +58,77 @@ impl World {
 
     /// Starts a cluster of this shape with Landfall's image on its nodes, but without Landfall.
     pub async fn without_landfall(name: &str, topology: Topology) -> Result<Self> {
-        Ok(Self::from_cluster(Cluster::start(name, &with_image(topology)?).await?))
+        let mut world = Self::from_cluster(Cluster::start(name, &with_image(topology)?).await?);
+        world.observer = Some(Observer::start(&world.cluster).context("start the observer")?);
+        Ok(world)
     }
 
-    /// The same, but the cluster outlives the value. Calls `progress` after each step.
+    /// The same, but the cluster outlives the value, and is not observed. Calls `progress` after each step.
     pub async fn without_landfall_detached(name: &str, topology: Topology, progress: fn(&str)) -> Result<Self> {
         Ok(Self::from_cluster(Cluster::start_detached(name, &with_image(topology)?, progress).await?))
     }
 
-    /// Removes the cluster, at the end of a test that passed. Dropping the value instead keeps logs of the failure.
+    /// Ends the observer, for a measurement.
+    pub fn stop_observing(mut self) -> Self {
+        self.observer = None;
+        self
+    }
+
+    /// Fails if an invariant was breached; otherwise removes the cluster, at the end of a test that passed. Dropping the
+    /// value instead keeps logs of the failure.
     pub fn end(self) -> Result<()> {
-        self.cluster.remove()
+        if let Some(observer) = &self.observer {
+            tokio::task::block_in_place(|| Handle::current().block_on(observer.check_end()))?;
+        }
+        let Self { observer, cluster, .. } = self;
+        drop(observer);
+        cluster.remove()
+    }
+
+    /// Declares a fault that the scene causes, so that the observer permits its effects until the end of the scene.
+    pub fn declare(&self, fault: Fault) {
+        if let Some(observer) = &self.observer {
+            observer.declare(fault);
+        }
+    }
+
+    /// The observer, unless this is a measurement.
+    pub fn observer(&self) -> Option<&Observer> {
+        self.observer.as_ref()
+    }
+
+    /// Adds breaches of invariants to the result of a scene.
+    pub async fn add_breaches(&self, result: Result<()>) -> Result<()> {
+        let Some(observer) = &self.observer else { return result };
+        match (result, observer.check_scene().await) {
+            (Ok(()), checked) => checked,
+            (failed, Ok(())) => failed,
+            (Err(failed), Err(breaches)) => bail!("{failed:#}\n{breaches:#}"),
+        }
+    }
+
+    /// Ends the declared faults, at the end of a scene.
+    pub fn end_faults(&self) {
+        if let Some(observer) = &self.observer {
+            observer.end_faults();
+        }
+    }
+
+    /// Powers off a node.
+    pub fn power_off(&self, node: &str) -> Result<()> {
+        self.declare(Fault::power_off(node));
+        self.cluster.power_off(node)
+    }
+
+    /// Kills the agent, or all controllers, on a node.
+    pub fn kill(&self, component: Component, node: &str) -> Result<()> {
+        let pattern = match component {
+            Component::Agent => "landfall node",
+            Component::Controller => "landfall controller",
+        };
+        let host = self.cluster.node(node);
+        self.declare(Fault::restarts(component, node, host.processes(pattern).len() as u32));
+        host.kill(pattern).map(drop)
     }
 
     /// Collects logs, objects and frames of the cluster after a failed scene.
@@ -78,7 +142,7 @@ impl World {
     fn from_cluster(cluster: Cluster) -> Self {
         let client = cluster.client();
         let lan = LanClient::new(cluster.client_host("c1"));
-        Self { cluster, client, lan }
+        Self { observer: None, cluster, client, lan }
     }
 
     /// Installs Landfall as in the README, and waits until it runs on every node.

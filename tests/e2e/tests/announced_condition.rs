@@ -7,6 +7,7 @@ use e2e::World;
 use e2e::world::SOON;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use lab::{Host, Topology, wait_until};
+use observer::Fault;
 use serde_json::json;
 
 const ANNOUNCED: &str = "landfall.dev/Announced";
@@ -67,6 +68,8 @@ async fn a_conflicting_host_is_reported_and_avoided() -> Result<()> {
     ensure!(row.contains("ANNOUNCER") && row.contains(&node), "{row}");
 
     // Another host uses the next address of the pool: the Service gets the following address, which answers.
+    world.declare(Fault::conflict("192.0.2.201".parse()?));
+    world.declare(Fault::address_change("default/second"));
     conflicting.add_address("192.0.2.201")?;
     world.create_service("second", json!({"selector": {"app": "web"}})).await?;
     let free: IpAddr = "192.0.2.202".parse()?;
@@ -91,6 +94,7 @@ async fn a_conflicting_host_is_reported_and_avoided() -> Result<()> {
 
     // A Service that requests an address of another host gets it, and its condition names the host. The address is
     // announced after the host no longer uses it.
+    world.declare(Fault::conflict("192.0.2.205".parse()?));
     conflicting.add_address("192.0.2.205")?;
     world.create_service("named", json!({"selector": {"app": "web"}, "loadBalancerIP": "192.0.2.205"})).await?;
     wait_for(&format!("{ANNOUNCED}=false"), "named")?;
@@ -102,6 +106,7 @@ async fn a_conflicting_host_is_reported_and_avoided() -> Result<()> {
     ensure!(world.wait_for_address("named").await?.to_string() == "192.0.2.205");
 
     // Another host starts to use an announced address: the Service keeps it.
+    world.declare(Fault::conflict(free));
     conflicting.add_address("192.0.2.202")?;
     conflicting.host.output(["arping", "-q", "-U", "-c", "2", "-I", "eth0", "192.0.2.202"])?;
     expect_announced(&world, "second", "True", "Conflict", &["192.0.2.202 by ", &mac]).await?;

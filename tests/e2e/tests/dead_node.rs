@@ -32,7 +32,7 @@ async fn is_ready(world: &World, node: &str) -> Result<bool> {
 
 /// Powers off a node, and checks that all new connections succeed after the deadline.
 async fn power_off_and_check(world: &World, victim: &str, address: IpAddr) -> Result<()> {
-    world.cluster.power_off(victim)?;
+    world.power_off(victim)?;
     let died = Instant::now();
     let mut last_loss = Duration::ZERO;
     while died.elapsed() < DEADLINE {

@@ -8,6 +8,7 @@ use anyhow::{Context, Result, ensure};
 use e2e::world::SOON;
 use e2e::{ConnectOutcome, Prober, Transport, World};
 use lab::{Topology, wait_until};
+use observer::Component;
 use serde_json::{Value, json};
 
 /// Limit from a change in the API server to its effect on packets. It takes milliseconds; the rest is for a busy machine.
@@ -194,7 +195,7 @@ async fn a_killed_agent_loses_no_connection() -> Result<()> {
     // which change all the time.
     let rules = async || node.output(["nft", "-a", "-s", "list", "table", "ip", "landfall"]);
     let before = rules().await?;
-    node.kill("landfall node")?;
+    world.kill(Component::Agent, &announcer)?;
     let (mut lost, start) = (0, Instant::now());
     // Covers the death, the restart and the first reconciliation of the agent.
     while start.elapsed() < Duration::from_secs(6) {

@@ -14,6 +14,7 @@ use e2e::{LanClient, World};
 use k8s_openapi::api::core::v1::Secret;
 use kube::Api;
 use lab::{Host, Topology, wait_until};
+use observer::Component;
 use serde_json::json;
 use speaker::Keys;
 use speaker::os::socket::{PacketSocket, ReceiveBuffer};
@@ -171,7 +172,7 @@ async fn key_rotation_loses_no_answer_and_moves_nothing() -> Result<()> {
     ensure!(fixture.sum(UNSEALED)? == dropped, "agents have dropped each other's Hellos");
     let announcers: BTreeSet<&str> = fixture.announcers.iter().map(|(node, _)| node.as_str()).collect();
     let other = fixture.nodes().find(|node| !announcers.contains(node.name())).context("another node")?;
-    other.kill("landfall node")?;
+    fixture.world.kill(Component::Agent, other.name())?;
     fixture.expect_on_all_nodes("landfall_hello_packets_received", |count| count > 0.0).await?;
     fixture.world.wait_until_installed().await?;
     let requests = prober.stop()?;

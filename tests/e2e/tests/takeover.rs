@@ -56,7 +56,7 @@ async fn one_other_node_answers_after_the_announcer_dies() -> Result<()> {
     let seen = world.lan.arp_macs(address)?;
     ensure!(Some(&seen) == mac(&first).as_ref(), "{first} announces, but {seen:?} answer");
 
-    world.cluster.power_off(&first)?;
+    world.power_off(&first)?;
     let died = Instant::now();
     // A third of the requests is sent to the pod of the dead node until Kubernetes notices the death. After such a
     // request the next attempt follows at once.

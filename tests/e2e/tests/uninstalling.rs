@@ -7,6 +7,7 @@ use k8s_openapi::api::admissionregistration::v1::ValidatingAdmissionPolicy;
 use kube::ResourceExt;
 use kube::api::ListParams;
 use lab::{Topology, wait_until};
+use observer::Fault;
 use serde_json::json;
 
 #[tokio::test(flavor = "multi_thread")]
@@ -25,6 +26,7 @@ async fn uninstalling_leaves_no_rules_addresses_or_finalizers() -> Result<()> {
     ensure!(preview.contains("default/web") && preview.contains("--yes"), "{preview}");
     ensure!(world.lan.query_tcp(address).is_ok(), "a preview must change nothing");
 
+    world.declare(Fault::address_change("default/web"));
     world.run_landfall(&["uninstall", "--yes"])?;
     let service = world.get_service("web").await?;
     ensure!(service.metadata.finalizers.is_none(), "{:?}", service.metadata.finalizers);

@@ -31,7 +31,7 @@ struct Times {
 
 #[tokio::main]
 async fn main() -> Result<()> {
-    let world = World::with_landfall("bench-first-light", Topology::default()).await?;
+    let world = World::with_landfall("bench-first-light", Topology::default()).await?.stop_observing();
     world.create_pool("lan", &["192.0.2.200-192.0.2.250"]).await?;
     world.create_whoami("web", 3).await?;
     let mut runs = Vec::new();

@@ -177,7 +177,7 @@ pub async fn another_node_takes_over_from_a_dead_owner(scene: &Scene<'_>) -> Res
     for address in &addresses {
         wait_until(SOON, "an answer", async || lan.query_tcp(*address)).await?;
     }
-    scene.world.cluster.power_off(&owner)?;
+    scene.world.power_off(&owner)?;
     // The node's pod is dead as well, and Kubernetes has not noticed yet: one request in three gets no answer.
     for address in &addresses {
         wait_until(TAKEOVER, &format!("{address} to answer"), async || {

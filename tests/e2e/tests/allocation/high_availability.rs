@@ -14,6 +14,7 @@ use k8s_openapi::api::core::v1::{Pod, Service};
 use kube::api::{ListParams, WatchEvent, WatchParams};
 use kube::{Api, ResourceExt};
 use lab::{Topology, wait_until};
+use observer::{Component, Fault};
 use serde_json::json;
 
 /// Limit for the time that a Service waits for its address while the leader terminates. At most 2 s are expected; the
@@ -177,6 +178,7 @@ async fn a_standby_leads_after_the_lease_of_a_killed_leader(scene: &Scene<'_>) -
     .await?;
     let leader = ControllerPod::leader(world).await?;
     let killed = Instant::now();
+    world.declare(Fault::restarts(Component::Controller, &leader.node, 1));
     leader.signal(world, "-KILL")?;
     scene.create_service("after", json!({})).await?;
     wait_until(TAKEOVER, "a Service to be served", async || {

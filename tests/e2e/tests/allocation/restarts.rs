@@ -4,6 +4,7 @@ use anyhow::{Result, ensure};
 use e2e::Scenes;
 use e2e::scene::{ADDRESSES_ANNOTATION, SHARING_KEY, Scene, merge, with_annotations};
 use e2e::world::{CONTROLLER, SYSTEM};
+use observer::Component;
 use serde_json::json;
 
 pub fn add_scenes(scenes: &mut Scenes<'_>) {
@@ -55,7 +56,7 @@ async fn restarts_write_nothing(scene: &Scene<'_>) -> Result<()> {
     for round in 1..=5 {
         if round % 2 == 1 {
             // Kills all replicas at once.
-            scene.world.cluster.node("n1").kill("landfall controller")?;
+            scene.world.kill(Component::Controller, "n1")?;
         } else {
             scene.world.kubectl(&["-n", SYSTEM, "delete", "pods", "-l", CONTROLLER, "--now"])?;
         }

@@ -199,7 +199,7 @@ pub async fn affinity_survives_moves_of_the_address(world: &World) -> Result<()>
     world.kubectl(&["delete", "l2advertisement", "mover"])?;
     let mut client = RecordingClient::start(&host, both);
     client.wait_for_answers().await?;
-    world.cluster.power_off(without_endpoint)?;
+    world.power_off(without_endpoint)?;
     for address in both {
         wait_until(SOON, &format!("another node than {without_endpoint} to announce {address}"), async || {
             let node = world.wait_for_announcer(address).await?;

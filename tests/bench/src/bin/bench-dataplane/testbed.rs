@@ -41,7 +41,7 @@ impl ForwardingTestbed {
     /// Starts the cluster, and waits until all pods answer.
     pub async fn start(bench: &Bench) -> Result<Self> {
         let topology = Topology { capture: false, ..Topology::default() };
-        let world = World::with_landfall("bench-dataplane", topology).await?;
+        let world = World::with_landfall("bench-dataplane", topology).await?.stop_observing();
         world.create_pool("lan", &["192.0.2.200-192.0.2.209"]).await?;
         for (node, pods) in PODS {
             let spec = json!({"nodeName": node});

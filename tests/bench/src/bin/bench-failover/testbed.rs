@@ -44,7 +44,7 @@ impl FailoverTestbed {
             capture: false,
             ..Topology::default()
         };
-        let world = World::with_landfall("bench-failover", topology).await?;
+        let world = World::with_landfall("bench-failover", topology).await?.stop_observing();
         let client = world.cluster.client_host("c1");
         world.create_pool("lan", &["192.0.2.200-192.0.2.229"]).await?;
         let spread = json!([{
