@@ -1,4 +1,7 @@
 //! New connections after a node with endpoints loses its power, before Kubernetes notices.
+//! [`takeover`] has the node that answers for the address then.
+
+mod takeover;
 
 use std::net::IpAddr;
 use std::time::{Duration, Instant};

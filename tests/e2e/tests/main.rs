@@ -8,11 +8,11 @@
 //! | [`announced_condition`] | the condition Announced, and addresses that another host uses |
 //! | [`beside_kube_proxy`] | forwarding beside each kind of Service proxy, and without one |
 //! | [`client_access`] | source ranges and session affinity |
-//! | [`dead_node`] | new connections after the death of a node |
+//! | [`dead_node`] | new connections after the death of a node, and the node that answers then |
 //! | [`disruptions`] | rolling updates, moves of pods, restarts of Kubernetes |
 //! | [`forwarding`] | changes of endpoints, ports and agents |
 //! | [`keys`] | keys that authenticate Hellos |
-//! | [`takeover`] | the answering node after the death of the announcer |
+//! | [`observation`] | breaches of invariants, which the observer must find |
 //! | [`uninstalling`] | traces after an uninstallation |
 
 mod advertising;
@@ -24,5 +24,5 @@ mod dead_node;
 mod disruptions;
 mod forwarding;
 mod keys;
-mod takeover;
+mod observation;
 mod uninstalling;
