@@ -168,7 +168,8 @@ async fn edits_of_a_service_keep_its_address(scene: &Scene<'_>) -> Result<()> {
     ensure!(finalizers().await? == ["service.kubernetes.io/load-balancer-cleanup"], "{:?}", finalizers().await?);
     let spec = web.spec.context("a spec")?;
     let mut port = serde_json::to_value(spec.ports.context("ports")?.remove(0))?;
-    for (field, value) in [("nodePort", json!(32_123)), ("port", json!(81)), ("targetPort", json!(9090))] {
+    // The API server chooses no node port below 30,086 by itself (KEP-3668), so no other Service has this one.
+    for (field, value) in [("nodePort", json!(30_023)), ("port", json!(81)), ("targetPort", json!(9090))] {
         port[field] = value;
         scene.patch_service("web", json!({"spec": {"ports": [port]}})).await?;
         scene.expect_addresses("web", &[scene.ip(10)]).await?;
