@@ -45,6 +45,9 @@ pub async fn health_checks_work_without_kube_proxy(scene: &Scene<'_>) -> Result<
     world.patch_service("web", json!({"spec": {"externalTrafficPolicy": "Cluster"}})).await?;
     expect_statuses(world, port, &[("n1", None), ("n2", None), ("n3", None)]).await?;
     world.scale("web", 1).await?;
+    // The API server reserves the port of a patch. If Landfall writes the status at the same moment, the patch is tried
+    // again, and finds its own port reserved. So no write of a status may be due.
+    world.kubectl(&["wait", "--for=condition=landfall.dev/Forwarding", "service/web", "--timeout=30s"])?;
     let again = json!({"spec": {"externalTrafficPolicy": "Local", "healthCheckNodePort": port}});
     world.patch_service("web", again).await?;
     expect_statuses(world, port, &[("n1", Some(200)), ("n2", Some(503)), ("n3", Some(503))]).await?;
