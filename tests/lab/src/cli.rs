@@ -16,7 +16,7 @@ use lab::{Cluster, Direction, KubeProxy, Topology};
 ///
 /// A cluster is a switch with hosts on it: the control plane `cp`, nodes `n1`.. with containerd and kubelet, light nodes
 /// `l1`.. (a Node object and a network namespace), clients `c1`.. on the same LAN. It stays until `lab down`; several can
-/// be up at once. It needs root; tests/lab/setup.sh installs and builds the rest.
+/// be up at once. It needs root; tests/lab/setup.sh installs and builds the rest. `lab doctor` checks the machine.
 ///
 ///   lab up demo --nodes 3
 ///   lab kubectl demo -- get nodes -o wide
@@ -37,6 +37,13 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum LabCommand {
+    /// Check whether this machine can run the lab, and state the fix of each problem.
+    #[command(long_about = doctor::HELP)]
+    Doctor {
+        /// Print only lines that are not ok.
+        #[arg(long)]
+        quiet: bool,
+    },
     /// Start a cluster and wait until it is Ready; replaces a cluster of that name.
     Up(UpArgs),
     /// Remove a cluster: processes, namespaces, mounts, files, control groups.
@@ -223,6 +230,11 @@ struct ProcessArgs {
 /// Parses the command line and runs its command.
 pub async fn run() -> Result<ExitCode> {
     match Cli::parse().command {
+        LabCommand::Doctor { quiet } => {
+            let (text, is_suitable) = doctor::examine(doctor::Options { quiet, ..Default::default() });
+            print!("{text}");
+            return Ok(if is_suitable { ExitCode::SUCCESS } else { ExitCode::FAILURE });
+        }
         LabCommand::Up(arguments) => start_cluster(arguments).await?,
         LabCommand::Down { all: true, .. } => {
             for name in names() {
