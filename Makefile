@@ -7,13 +7,16 @@ SEEDS ?= 200000
 FUZZ_SECONDS ?= 600
 LAB := target/debug/lab
 
-.PHONY: help setup build demo test soak bench bench-controller bench-failover bench-dataplane lab-up lab-down crds
+.PHONY: help setup doctor build demo test soak bench bench-controller bench-failover bench-dataplane lab-up lab-down crds
 
 help: ## List the commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-17s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: ## Install and build the lab (once; about ten minutes on two cores)
 	@tests/setup.sh
+
+doctor: ## Check whether this machine can run the lab, and how to fix it (a second)
+	@cargo run --quiet --locked -p doctor
 
 build: ## Build the release binary and its image (target/landfall.tar)
 	@tests/setup.sh --only-image

@@ -28,6 +28,7 @@ use crate::machine::host::Host;
 use crate::machine::network::{self, BRIDGE, SWITCH};
 use crate::state::{self, ClusterDir, Lock, SavedCluster};
 use crate::topology::{API_PORT, HostKind, Topology};
+use crate::wait::extend_limit;
 
 /// Limit of waiting for a Ready cluster. It takes 6 to 10 s on two idle cores, and longer if several start at once.
 const READY_TIMEOUT: Duration = Duration::from_secs(120);
@@ -140,7 +141,7 @@ impl Cluster {
             thread::spawn(move || build_hosts(&cluster_dir, &topology, &switch, &authority))
         };
         let cluster = Self::open(cluster_dir.clone(), topology.clone()).await?;
-        let ready = cluster.wait_for_api(READY_TIMEOUT).await;
+        let ready = cluster.wait_for_api(extend_limit(READY_TIMEOUT)).await;
         if ready.is_ok() {
             progress("API server ready");
         }
@@ -159,7 +160,7 @@ impl Cluster {
             node::start_kube_proxy(&host, topology)?;
         }
         progress("kubelets started");
-        cluster.wait_ready(READY_TIMEOUT).await?;
+        cluster.wait_ready(extend_limit(READY_TIMEOUT)).await?;
         if topology.capture {
             cluster.start_capture()?;
         }

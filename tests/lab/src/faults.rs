@@ -83,7 +83,7 @@ impl Cluster {
         self.cut(host.name(), Direction::Both)?;
         host.group().kill()?;
         // The next kubelet would otherwise look for the containers of these groups.
-        CgroupHierarchies::find()?.remove_subtrees(&self.cluster_dir().name, host.name())?;
+        CgroupHierarchies::find()?.remove_view(&self.cluster_dir().name, host.name())?;
         network::unplug(&self.cluster_dir().name, &self.switch().netns()?, host.name())
     }
 

@@ -44,4 +44,4 @@ pub use machine::host::Host;
 pub use machine::process::Process;
 pub use nix::sys::signal::Signal;
 pub use topology::{KubeProxy, Topology};
-pub use wait::wait_until;
+pub use wait::{extend_limit, wait_until};

@@ -7,6 +7,16 @@ use anyhow::{Context, Result};
 /// Pause between two attempts: short for a test or a person, long compared with the cost of an attempt.
 const PAUSE: Duration = Duration::from_millis(25);
 
+/// Variable with a factor for limits of waiting, for emulated processors.
+const PATIENCE: &str = "LANDFALL_LAB_PATIENCE";
+
+/// A limit of waiting, extended on machines that declare to be slow. Only for limits that detect a machine that hangs: it
+/// is no bound of a promise.
+pub fn extend_limit(limit: Duration) -> Duration {
+    let factor = std::env::var(PATIENCE).ok().and_then(|factor| factor.parse().ok());
+    limit * factor.unwrap_or(1)
+}
+
 /// Calls `condition` until it returns a value, for at most `within`. Its errors are observations, not failures. After the
 /// time limit the last one becomes the cause of an error that names `what`.
 ///

@@ -15,9 +15,10 @@ use anyhow::{Context, Result, ensure};
 
 use crate::kubernetes::certificates::Authority;
 use crate::kubernetes::control_plane::{binary, lan_url, lease_duration};
-use crate::machine::cgroup::CgroupHierarchies;
+use crate::machine::cgroup::{CgroupHierarchies, NodeView};
 use crate::machine::host::Host;
 use crate::topology::{HostSpec, KubeProxy, POD_CIDRS, Topology};
+use crate::wait::extend_limit;
 
 /// The lab's own files inside a node.
 const FILES: &str = "/var/lib/lab";
@@ -34,6 +35,7 @@ const JOIN_TIMEOUT: Duration = Duration::from_secs(10);
 pub fn write_files(node: &Host, spec: &HostSpec, topology: &Topology, authority: &Authority) -> Result<()> {
     let pods = spec.pods().context("invariant: a node has pods")?;
     let url = lan_url(topology);
+    let has_limits = CgroupHierarchies::find()?.has_limits();
     let name = &spec.name;
     let user = format!("system:node:{name}");
     let server =
@@ -49,7 +51,7 @@ pub fn write_files(node: &Host, spec: &HostSpec, topology: &Topology, authority:
         ("kubelet.kubeconfig", authority.kubeconfig(&url, &user, "system:nodes")?),
         ("kube-proxy.kubeconfig", authority.kubeconfig(&url, "system:kube-proxy", "system:node-proxier")?),
         ("kubelet.yaml", kubelet_config(topology)),
-        ("containerd.toml", containerd_config()),
+        ("containerd.toml", containerd_config(has_limits)),
         ("cni/lab.conflist", cni_config(&pods.v4(), &pods.v6())),
         ("cni-bin/lab-ptp", CNI_PLUGIN.to_owned()),
     ] {
@@ -64,15 +66,10 @@ pub fn write_files(node: &Host, spec: &HostSpec, topology: &Topology, authority:
 }
 
 /// The script that runs as process 1 in the node's new namespaces, and then executes `pause`.
-fn boot_script(node: &Host, subtrees: &[(String, PathBuf)]) -> Result<String> {
+fn boot_script(node: &Host, view: &NodeView) -> Result<String> {
     let pause = binary("pause")?;
     let bin = pause.parent().context("invariant: a binary is in a directory")?;
-    let cgroups: String = subtrees
-        .iter()
-        .map(|(name, path)| {
-            format!("mkdir /var/.run/cgroup/{name}; mount --bind {} /var/.run/cgroup/{name}\n", path.display())
-        })
-        .collect();
+    let cgroups = mount_cgroups(view);
     Ok(format!(
         r#"# Boots node {name}: run by the lab as process 1 of new mount, pid, uts and ipc namespaces.
 set -eu
@@ -89,8 +86,7 @@ mkdir -p /var/.run
 mount -t tmpfs -o mode=755 run /var/.run
 mkdir -p /var/.run/lab /var/.run/lock /var/.run/cgroup
 mount --bind {bin} /var/.run/lab
-# The node sees a subtree of each of the machine's control group hierarchies as the whole hierarchy.
-mount -t tmpfs -o mode=755 cgroup /var/.run/cgroup
+# The node sees its part of each of the machine's control group hierarchies as the whole hierarchy.
 {cgroups}
 [ -z "$others" ] || umount -n -l $others 2>/dev/null || :
 # A covered mount would still be listed, and programs would use it as the node's.
@@ -118,15 +114,31 @@ exec /run/lab/pause
     ))
 }
 
+/// The lines of the boot script that mount the control groups.
+fn mount_cgroups(view: &NodeView) -> String {
+    match view {
+        // The root of this mount is the root of the cgroup namespace.
+        NodeView::Unified => "mount -t cgroup2 cgroup /var/.run/cgroup".to_owned(),
+        NodeView::Version1(subtrees) => {
+            let binds = subtrees.iter().map(|(name, path)| {
+                format!("mkdir /var/.run/cgroup/{name}; mount --bind {} /var/.run/cgroup/{name}\n", path.display())
+            });
+            "mount -t tmpfs -o mode=755 cgroup /var/.run/cgroup\n".to_owned() + &binds.collect::<String>()
+        }
+    }
+}
+
 /// Boots the node: its namespaces, process 1, and containerd, ready to run containers. Its network must exist.
 pub fn boot(node: &Host) -> Result<()> {
-    let subtrees = CgroupHierarchies::find()?.create_subtrees(&node.cluster_dir().name, node.name())?;
+    let hierarchies = CgroupHierarchies::find()?;
+    let view = hierarchies.create_view(&node.cluster_dir().name, node.name())?;
     let script = boot_script_path(node);
-    fs::write(&script, boot_script(node, &subtrees)?).with_context(|| format!("write {}", script.display()))?;
+    fs::write(&script, boot_script(node, &view)?).with_context(|| format!("write {}", script.display()))?;
     let mut unshare = Command::new("unshare");
     unshare.args(["--mount", "--pid", "--fork", "--uts", "--ipc", "--propagation=private", "/bin/sh"]);
     unshare.arg(script);
-    start_init(node, &unshare)?;
+    start_init(node, &view, &unshare)?;
+    hierarchies.enable_limits(node.group())?;
     let mut containerd = Command::new("containerd");
     containerd.args(["--config", &format!("{FILES}/containerd.toml"), "--log-level", "info"]);
     node.spawn("containerd", &containerd)?;
@@ -143,15 +155,27 @@ pub fn boot_time(node: &Host) -> Result<SystemTime> {
     Ok(fs::metadata(boot_script_path(node)).and_then(|data| data.modified())?)
 }
 
+/// Joins the group of the first argument, makes it the root of a new cgroup namespace, joins the group of the second
+/// argument, and executes the rest. The first group is left without processes, so it can have controllers.
+const ENTER_CGROUP_NAMESPACE: &str =
+    r#"echo 0 > "$0" && exec unshare --cgroup /bin/sh -c 'echo 0 > "$0" && exec "$@"' "$@""#;
+/// Joins the group of the second argument and executes the rest.
+const ENTER_GROUP: &str = r#"echo 0 > "$1" && shift && exec "$@""#;
+
 /// Starts process 1 from outside the node, and waits until it executes `pause`.
-fn start_init(node: &Host, unshare: &Command) -> Result<()> {
+fn start_init(node: &Host, view: &NodeView, unshare: &Command) -> Result<()> {
     // `Host::command` needs process 1. At this point only the node's network namespace and its group exist.
     let group = node.group().child("init");
     group.create()?;
     let log = fs::File::create(node.logs().join("boot.log"))?;
+    let script = match view {
+        NodeView::Unified => ENTER_CGROUP_NAMESPACE,
+        NodeView::Version1(_) => ENTER_GROUP,
+    };
     let mut command = node.netns()?.command("setsid");
-    command.arg("--fork").arg("/bin/sh").args(["-c", r#"echo 0 > "$0" && exec "$@""#]);
-    command.arg(group.path().join("cgroup.procs")).arg(unshare.get_program()).args(unshare.get_args());
+    command.arg("--fork").arg("/bin/sh").args(["-c", script]);
+    command.args([node.group(), &group].map(|group| group.path().join("cgroup.procs")));
+    command.arg(unshare.get_program()).args(unshare.get_args());
     command.env_clear().env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin").current_dir("/");
     command.stdin(std::process::Stdio::null()).stdout(log.try_clone()?).stderr(log);
     let status = command.status().context("start process 1")?;
@@ -164,13 +188,14 @@ fn wait_until_ready(node: &Host, log: &str, is_ready: impl Fn() -> bool) -> Resu
     while !is_ready() {
         let path = node.logs().join(format!("{log}.log"));
         ensure!(
-            start.elapsed() < BOOT_TIMEOUT,
-            "{log} of {} is not ready after {BOOT_TIMEOUT:?}; {}:\n{}",
+            start.elapsed() < extend_limit(BOOT_TIMEOUT),
+            "{log} of {} is not ready after {:?}; {}:\n{}",
             node.name(),
+            extend_limit(BOOT_TIMEOUT),
             path.display(),
             last_lines(&path)
         );
-        let ended = !node.group().is_populated() && start.elapsed() > JOIN_TIMEOUT;
+        let ended = !node.group().is_populated() && start.elapsed() > extend_limit(JOIN_TIMEOUT);
         ensure!(!ended, "{log} of {} has ended; {}:\n{}", node.name(), path.display(), last_lines(&path));
         std::thread::sleep(Duration::from_millis(10));
     }
@@ -243,7 +268,7 @@ authentication: {{x509: {{clientCAFile: {FILES}/ca.crt}}}}
 tlsCertFile: {FILES}/kubelet.crt
 tlsPrivateKeyFile: {FILES}/kubelet.key
 containerRuntimeEndpoint: unix:///run/containerd/containerd.sock
-# Uses the machine's version 1 hierarchies, without features that need more privileges than the lab has.
+# The control groups may be version 1, and features that need more privileges than the lab has are off.
 failCgroupV1: false
 cgroupDriver: cgroupfs
 cgroupsPerQOS: false
@@ -265,7 +290,9 @@ makeIPTablesUtilChains: false
     )
 }
 
-fn containerd_config() -> String {
+/// Without limits, runc gets no limit of the pod's and needs no controller.
+fn containerd_config(has_limits: bool) -> String {
+    let disable_cgroup = !has_limits;
     format!(
         r#"version = 2
 disabled_plugins = [
@@ -278,6 +305,7 @@ disabled_plugins = [
   # runc may not raise its own priority here: no CAP_SYS_RESOURCE.
   restrict_oom_score_adj = true
   disable_apparmor = true
+  disable_cgroup = {disable_cgroup}
 [plugins."io.containerd.grpc.v1.cri".cni]
   bin_dir = "{FILES}/cni-bin"
   conf_dir = "{FILES}/cni"

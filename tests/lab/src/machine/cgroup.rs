@@ -1,9 +1,12 @@
 //! Control groups: how the lab finds, freezes and ends every process of a host, containers included.
 //!
 //! Touches `/sys/fs/cgroup/**/landfall-lab/CLUSTER/HOST/PROCESS`. The cgroup2 hierarchy holds the processes: a child
-//! always starts in its parent's group, so `cgroup.kill` reaches all processes of a node at once. runc can't see that
-//! hierarchy inside a node (see [`node`](crate::kubernetes::node)). It sees per-node subtrees of the version 1
-//! controllers, so all groups that it creates have a known parent and can be removed.
+//! starts in its parent's group, and runc creates the groups of containers inside the host's, so `cgroup.kill` reaches
+//! all processes of a node at once.
+//!
+//! A node sees only its own part of the control groups as `/sys/fs/cgroup` ([`NodeView`]), so all groups that runc
+//! creates have a known parent and can be removed. On cgroup2 a group of a host has processes only in its children, as
+//! the kernel demands of groups with controllers.
 
 use std::fs;
 use std::io;
@@ -11,6 +14,8 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
+use doctor::control_groups::CONTROLLERS;
+use doctor::{ContainerGroups, ControlGroups};
 
 /// The lab's directory in every hierarchy.
 const PARENT: &str = "landfall-lab";
@@ -18,68 +23,87 @@ const PARENT: &str = "landfall-lab";
 /// process in uninterruptible sleep would exceed this limit.
 const KILL_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// The mounted cgroup hierarchies of this machine.
+/// The cgroup hierarchies of this machine.
 pub struct CgroupHierarchies {
-    /// The cgroup2 mount.
-    unified: PathBuf,
-    /// The version 1 mounts, by the last part of their path (`cpu`, `memory`, ..).
-    controllers: Vec<PathBuf>,
+    groups: ControlGroups,
+}
+
+/// The control groups that a node sees as `/sys/fs/cgroup`.
+pub enum NodeView {
+    /// A subtree of each version 1 hierarchy: (name, path). runc uses them, and cannot see the cgroup2 hierarchy.
+    Version1(Vec<(String, PathBuf)>),
+    /// Its group of the cgroup2 hierarchy, as the root of a cgroup namespace.
+    Unified,
 }
 
 impl CgroupHierarchies {
-    /// Reads the mounts. The error states the lab's requirements.
+    /// Reads the mounts. The error states the fix.
     pub fn find() -> Result<Self> {
-        let mounts = fs::read_to_string("/proc/self/mounts")?;
-        let mounts_of_type = |kind: &str| -> Vec<PathBuf> {
-            let words = mounts.lines().map(|line| line.split(' ').collect::<Vec<_>>());
-            words.filter(|words| words.get(2) == Some(&kind)).map(|words| PathBuf::from(words[1])).collect()
-        };
-        let mut unified = mounts_of_type("cgroup2");
-        let controllers = mounts_of_type("cgroup");
-        ensure!(
-            !unified.is_empty() && controllers.iter().any(|path| path.ends_with("memory")),
-            "the lab needs a machine in hybrid mode: version 1 cgroup controllers for runc, and a cgroup2 mount; \
-             this one has cgroup2 at {unified:?} and version 1 at {controllers:?}"
-        );
-        Ok(Self { unified: unified.swap_remove(0), controllers })
+        Ok(Self { groups: ControlGroups::find()? })
     }
 
     /// The group of a cluster, which contains the groups of its hosts.
     pub fn cluster(&self, cluster: &str) -> Cgroup {
-        Cgroup { path: self.unified.join(PARENT).join(cluster) }
+        Cgroup { path: self.groups.unified.join(PARENT).join(cluster) }
     }
 
-    /// Creates a subtree for a node in each version 1 hierarchy. The node sees its subtree as the whole hierarchy.
-    /// Returns (name, path) of each subtree.
-    pub fn create_subtrees(&self, cluster: &str, host: &str) -> Result<Vec<(String, PathBuf)>> {
-        let mut subtrees = Vec::new();
-        for mount in &self.controllers {
-            let mut path = mount.clone();
-            for part in [PARENT, cluster, host] {
-                let parent = path.clone();
-                path.push(part);
-                create(&path)?;
-                // A new cpuset is empty, and no process can run in an empty one.
-                for file in ["cpuset.cpus", "cpuset.mems"] {
-                    if path.join(file).exists() {
-                        fs::write(path.join(file), fs::read(parent.join(file))?)?;
-                    }
-                }
-            }
-            let name = mount.file_name().unwrap_or_default().to_string_lossy().into_owned();
-            subtrees.push((name, path));
+    /// Whether containers have limits.
+    pub fn has_limits(&self) -> bool {
+        self.groups.containers != ContainerGroups::UnifiedWithoutLimits
+    }
+
+    /// The mounts of version 1 hierarchies in which containers have groups.
+    fn version1(&self) -> &[PathBuf] {
+        match &self.groups.containers {
+            ContainerGroups::Version1(mounts) => mounts,
+            ContainerGroups::Unified | ContainerGroups::UnifiedWithoutLimits => &[],
         }
-        Ok(subtrees)
     }
 
-    /// Removes a node's subtree from each version 1 hierarchy. Its processes must have ended.
-    pub fn remove_subtrees(&self, cluster: &str, host: &str) -> Result<()> {
-        self.controllers.iter().try_for_each(|mount| remove_tree(&mount.join(PARENT).join(cluster).join(host)))
+    /// Creates the groups that a node sees.
+    pub fn create_view(&self, cluster: &str, host: &str) -> Result<NodeView> {
+        self.cluster(cluster).child(host).create()?;
+        match &self.groups.containers {
+            ContainerGroups::Version1(mounts) => {
+                let subtrees = mounts.iter().map(|mount| create_subtree(mount, cluster, host));
+                subtrees.collect::<Result<_>>().map(NodeView::Version1)
+            }
+            ContainerGroups::Unified => {
+                // From the root down: a group can have only controllers of its parent.
+                let root = &self.groups.unified;
+                for group in [root, &root.join(PARENT), &root.join(PARENT).join(cluster)] {
+                    enable_controllers(group)?;
+                }
+                Ok(NodeView::Unified)
+            }
+            ContainerGroups::UnifiedWithoutLimits => Ok(NodeView::Unified),
+        }
+    }
+
+    /// Gives the groups inside a host's the controllers of limits, if they are on cgroup2. No process may be in the
+    /// host's own group.
+    pub fn enable_limits(&self, host: &Cgroup) -> Result<()> {
+        match self.groups.containers {
+            ContainerGroups::Unified => enable_controllers(&host.path),
+            ContainerGroups::Version1(_) | ContainerGroups::UnifiedWithoutLimits => Ok(()),
+        }
+    }
+
+    /// Removes the groups that a node sees, with those that runc created. Its processes must have ended.
+    pub fn remove_view(&self, cluster: &str, host: &str) -> Result<()> {
+        match &self.groups.containers {
+            ContainerGroups::Version1(mounts) => {
+                mounts.iter().try_for_each(|mount| remove_tree(&mount.join(PARENT).join(cluster).join(host)))
+            }
+            ContainerGroups::Unified | ContainerGroups::UnifiedWithoutLimits => {
+                remove_tree(self.cluster(cluster).child(host).path())
+            }
+        }
     }
 
     /// Removes every group of a cluster, in all hierarchies. Its processes must have ended.
     pub fn remove(&self, cluster: &str) -> Result<()> {
-        for mount in self.controllers.iter().chain([&self.unified]) {
+        for mount in self.version1().iter().chain([&self.groups.unified]) {
             remove_tree(&mount.join(PARENT).join(cluster))?;
             // Fails while other clusters have groups in it.
             let _ = fs::remove_dir(mount.join(PARENT));
@@ -89,9 +113,35 @@ impl CgroupHierarchies {
 
     /// Clusters that have a group in any hierarchy.
     pub fn clusters(&self) -> Vec<String> {
-        let mounts = self.controllers.iter().chain([&self.unified]);
+        let mounts = self.version1().iter().chain([&self.groups.unified]);
         mounts.flat_map(|mount| children(&mount.join(PARENT))).filter_map(|path| file_name(&path)).collect()
     }
+}
+
+/// Creates a subtree for a node in a version 1 hierarchy. The node sees its subtree as the whole hierarchy. Returns the
+/// name and path of the subtree.
+fn create_subtree(mount: &Path, cluster: &str, host: &str) -> Result<(String, PathBuf)> {
+    let mut path = mount.to_owned();
+    for part in [PARENT, cluster, host] {
+        let parent = path.clone();
+        path.push(part);
+        create(&path)?;
+        // A new cpuset is empty, and no process can run in an empty one.
+        for file in ["cpuset.cpus", "cpuset.mems"] {
+            if path.join(file).exists() {
+                fs::write(path.join(file), fs::read(parent.join(file))?)?;
+            }
+        }
+    }
+    let name = mount.file_name().unwrap_or_default().to_string_lossy().into_owned();
+    Ok((name, path))
+}
+
+/// Gives the children of a cgroup2 group the controllers that runc needs for limits.
+fn enable_controllers(group: &Path) -> Result<()> {
+    let wanted: Vec<String> = CONTROLLERS.iter().map(|controller| format!("+{controller}")).collect();
+    fs::write(group.join("cgroup.subtree_control"), wanted.join(" "))
+        .with_context(|| format!("enable the controllers {} in {}", CONTROLLERS.join(", "), group.display()))
 }
 
 /// A group of processes in the cgroup2 hierarchy.

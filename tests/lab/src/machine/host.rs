@@ -1,6 +1,7 @@
 //! Handle on a host of the lab: its addresses, and commands in it.
 //!
-//! Reads the host's control group and network namespace. Processes that it starts join both.
+//! Reads the host's control group and network namespace. Processes that it starts join the namespace, and a child of the
+//! group: the group itself has no processes.
 
 use std::ffi::OsStr;
 use std::fs;
@@ -17,6 +18,9 @@ use crate::machine::cgroup::{Cgroup, CgroupHierarchies};
 use crate::machine::network::{SWITCH, namespace_name};
 use crate::state::ClusterDir;
 use crate::topology::{HostKind, HostSpec, PodCidrs};
+
+/// The group, inside a host's, of processes that are no daemons.
+const COMMANDS: &str = "commands";
 
 /// A handle on a host, valid also after a power-off and a power-on.
 #[derive(Clone, Debug)]
@@ -129,7 +133,7 @@ impl Host {
     /// A command that runs on this host: in its namespaces (a node has its own mounts and processes, the others only a
     /// network) and in its control group, so that faults of the host affect the command.
     pub fn command(&self, program: impl AsRef<OsStr>) -> Result<Command> {
-        self.command_in(&self.group, program)
+        self.command_in(&self.group.child(COMMANDS), program)
     }
 
     #[allow(unsafe_code)]
@@ -147,7 +151,7 @@ impl Host {
                 })?;
                 let mut command = Command::new("nsenter");
                 command.args(["--target", &init.to_string()]);
-                command.args(["--mount", "--uts", "--ipc", "--net", "--pid", "--"]).arg(program);
+                command.args(["--mount", "--uts", "--ipc", "--net", "--pid", "--cgroup", "--"]).arg(program);
                 command
             }
             _ => self.netns()?.command(program),

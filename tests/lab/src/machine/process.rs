@@ -73,10 +73,10 @@ impl Host {
         }
     }
 
-    /// The names of the running daemons, sorted.
+    /// The names of the running daemons, sorted. Other groups of the host have process 1, commands and containers.
     pub fn daemons(&self) -> Vec<String> {
         let names = self.group().children().into_iter();
-        names.filter(|name| self.group().child(name).is_populated()).collect()
+        names.filter(|name| self.process(name).spec_file().exists() && self.process(name).is_running()).collect()
     }
 
     /// (pid outside of the host, command line) of every process of the host, containers included, whose command line

@@ -8,7 +8,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use k8s_openapi::api::core::v1::{Node, Pod};
 use kube::api::{Api, ListParams};
-use lab::{Cluster, wait_until};
+use lab::{Cluster, extend_limit, wait_until};
 
 /// Limit of waiting for a change that takes a second or two on an idle machine.
 pub const SOON: Duration = Duration::from_secs(60);
@@ -31,7 +31,7 @@ pub fn whoami(name: &str, node: &str, more: &str) -> String {
 /// Waits until a pod runs, and returns its addresses with whoami's port.
 pub async fn addresses(cluster: &Cluster, pod: &str) -> Result<Vec<SocketAddr>> {
     let pods: Api<Pod> = Api::default_namespaced(cluster.client());
-    wait_until(SOON, &format!("pod {pod} to run"), async || {
+    wait_until(extend_limit(SOON), &format!("pod {pod} to run"), async || {
         let status = pods.get(pod).await?.status.context("no status")?;
         let ready = status.conditions.iter().flatten().any(|c| c.type_ == "Ready" && c.status == "True");
         ensure!(ready, "{:?} {:?}", status.phase, status.container_statuses);
@@ -74,8 +74,10 @@ pub fn traces(cluster: &str) -> Vec<String> {
     if fs::exists(format!("/run/landfall-lab/{cluster}")).expect("look") {
         found.push("its directory".to_owned());
     }
-    for hierarchy in fs::read_dir("/sys/fs/cgroup").into_iter().flatten().flatten() {
-        let group = hierarchy.path().join("landfall-lab").join(cluster);
+    // One hierarchy is mounted there, or several are below.
+    let hierarchies = fs::read_dir("/sys/fs/cgroup").into_iter().flatten().flatten().map(|entry| entry.path());
+    for hierarchy in hierarchies.chain(["/sys/fs/cgroup".into()]) {
+        let group = hierarchy.join("landfall-lab").join(cluster);
         if group.exists() {
             found.push(format!("control group {}", group.display()));
         }
