@@ -13,5 +13,8 @@ abort() {
 command -v cargo >/dev/null || abort "cargo is missing: install Rust with rustup (https://rustup.rs)"
 # The set-up installs a linker on a machine that has none.
 command -v cc >/dev/null || tests/setup.sh || abort "the set-up of the lab failed"
+# A machine that cannot run all tests is reported within seconds.
+cargo run --quiet --locked --package doctor -- --quiet --before-setup ||
+    abort "this machine cannot run the tests (see above; all checks: cargo run -p doctor)"
 cargo build --quiet --locked --package ci || abort "tests/ci does not build"
 exec "${CARGO_TARGET_DIR:-target}/debug/ci"

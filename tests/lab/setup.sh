@@ -2,7 +2,8 @@
 # Prepares this machine for the lab: installs missing packages, builds the lab's programs.
 #
 #   tests/lab/setup.sh            about 6 minutes on a fresh machine with 2 cores, 2 seconds if nothing has changed
-#   tests/lab/setup.sh PACKAGE... also installs these Debian packages; each must provide a command of its name
+#   tests/lab/setup.sh PACKAGE... also installs these Debian packages: PACKAGE with a command of its name, or
+#                                 COMMAND:PACKAGE
 #
 # Needs root, apt-get, Rust (rustup) and Go. Installs Debian packages (their services are neither started nor enabled)
 # and a Rust target. Build output goes to target/lab, or to $LANDFALL_LAB. It can run again at any time: it does only the
@@ -21,9 +22,7 @@ progress() { printf '%4d s  %s\n' "$SECONDS" "$*"; }
 fail() { printf 'setup: %s\n' "$*" >&2; exit 1; }
 
 [ "$(id -u)" = 0 ] || fail "this needs root: it installs packages, and the lab creates namespaces"
-# Checked before ten minutes of building.
-grep -q ' cgroup2 ' /proc/mounts && grep -q '^[^ ]* [^ ]*/memory cgroup ' /proc/mounts ||
-  fail "the lab needs control groups in hybrid mode; boot with systemd.unified_cgroup_hierarchy=0"
+command -v cargo >/dev/null || fail "cargo is missing: install Rust with rustup (https://rustup.rs)"
 mkdir -p "$out/bin"
 # Removes our policy file and ends the build, also after an error or an interrupt.
 policy= build=
@@ -37,53 +36,45 @@ exec 9>"$out/setup.lock"
 flock --nonblock 9 || { progress "waiting for another setup.sh to end"; flock 9; }
 
 # --- Debian packages ------------------------------------------------------------------------------------------------
-# A command of the package, and the package.
-packages=()
-for package; do
-  PATH=$PATH:/usr/sbin:/sbin command -v "$package" >/dev/null || packages+=("$package")
-done
-while read -r command package; do
-  PATH=$PATH:/usr/sbin:/sbin command -v "$command" >/dev/null || packages+=("$package")
-done <<'END'
-etcd etcd-server
-containerd containerd
-runc runc
-/usr/lib/cni/ptp containernetworking-plugins
-nft nftables
-iptables iptables
-conntrack conntrack
-tcpdump tcpdump
-ip iproute2
-ss iproute2
-nsenter util-linux
-arping iputils-arping
-ping iputils-ping
-curl curl
-musl-gcc musl-tools
-awk mawk
-cc build-essential
-END
-if [ ${#packages[@]} -gt 0 ]; then
-  progress "installing ${packages[*]} (about 30 s)"
-  command -v apt-get >/dev/null || fail "apt-get is missing; install by other means: ${packages[*]}"
+# install PACKAGE...: installs Debian packages, without starting their services.
+install() {
+  progress "installing $* (about 30 s)"
+  command -v apt-get >/dev/null || fail "apt-get is missing; install by other means: $*"
   # Debian starts a package's daemon unless this file forbids it. An existing file is left alone.
   if [ ! -e /usr/sbin/policy-rc.d ]; then
     policy=/usr/sbin/policy-rc.d
     printf '#!/bin/sh\nexit 101\n' >$policy
     chmod 755 $policy
   fi
-  log=$out/apt.log
+  local log=$out/apt.log
   export DEBIAN_FRONTEND=noninteractive
-  apt_install() { apt-get install -y -q --no-install-recommends "${packages[@]}" >>"$log" 2>&1; }
+  apt_install() { apt-get install -y -q --no-install-recommends "$@" >>"$log" 2>&1; }
   : >"$log"
   # The package lists may be old or missing: then it fetches them and tries once more.
-  apt_install || { apt-get update -q >>"$log" 2>&1 && apt_install; } || fail "apt-get failed, see $log"
+  apt_install "$@" || { apt-get update -q >>"$log" 2>&1 && apt_install "$@"; } || fail "apt-get failed, see $log"
   [ -z "$policy" ] || rm -f "$policy"
   policy=
+}
+
+# doctor OPTION...: checks this machine. It is a small program, built in seconds.
+doctor() { cargo run --quiet --locked --package doctor -- "$@"; }
+refuse() { fail "this machine cannot run the lab (see above; all checks: cargo run -p doctor)"; }
+
+# Without a linker nothing can be built.
+command -v cc >/dev/null || install build-essential
+# Checked before ten minutes of building.
+doctor --quiet --before-setup || refuse
+mapfile -t packages < <(doctor --packages)
+for argument; do
+  PATH=$PATH:/usr/sbin:/sbin command -v "${argument%:*}" >/dev/null || packages+=("${argument#*:}")
+done
+if [ ${#packages[@]} -gt 0 ]; then
+  install "${packages[@]}"
+  # Some kernel features can be tried only with these programs.
+  doctor --quiet || refuse
 fi
 
 # --- the guests: programs of the pods -------------------------------------------------------------------------------
-command -v cargo >/dev/null || fail "cargo is missing: install Rust with rustup"
 if ! rustc --target "$target" --print target-libdir >/dev/null 2>&1 ||
   [ ! -d "$(rustc --target "$target" --print target-libdir)" ]; then
   progress "adding the Rust target $target"
@@ -100,7 +91,6 @@ for guest in whoami pause; do
 done
 
 # --- Kubernetes -----------------------------------------------------------------------------------------------------
-command -v go >/dev/null || fail "go is missing: install Go 1.26 or newer"
 cd "$here/kubernetes"
 sum=$(cat go.mod go.sum ./*.go | sha256sum | cut -d' ' -f1)
 if [ -x "$out/bin/kubernetes" ] && [ "$(cat "$out/bin/.kubernetes.sum" 2>/dev/null)" = "$sum" ]; then
