@@ -52,6 +52,14 @@ impl Check {
         self
     }
 
+    /// The same for a property that only some tests or features need: its absence is a note.
+    pub fn optional(mut self) -> Self {
+        if self.outcome == Outcome::Missing {
+            self.outcome = Outcome::Note;
+        }
+        self
+    }
+
     /// The check on one line: `MISSING  nft  not found; needed: to program the kernel; do: apt-get install nftables`.
     pub fn line(&self) -> String {
         let advice = if self.advice.is_empty() { String::new() } else { format!("; do: {}", self.advice) };
@@ -78,8 +86,8 @@ impl Report {
         self.checks.iter().filter(|check| check.outcome == Outcome::Missing).count()
     }
 
-    /// One line per check, and the conclusion. If `quiet`, only notes and missing requirements, and a conclusion only if
-    /// something is missing.
+    /// One line per check, and the conclusion. If `quiet`, only notes and missing requirements, and a conclusion only
+    /// if something is missing.
     pub fn render(&self, quiet: bool) -> String {
         let is_quiet = |check: &&Check| matches!(check.outcome, Outcome::Ok | Outcome::Untried);
         let checks = self.checks.iter().filter(|check| !quiet || !is_quiet(check));
@@ -113,6 +121,15 @@ mod tests {
             (&[Ok, Missing, Note, Missing], false),
         ] {
             assert_eq!(report(outcomes).is_suitable(), is_suitable, "{outcomes:?}");
+        }
+    }
+
+    #[test]
+    fn the_absence_of_an_optional_property_is_a_note() {
+        use Outcome::{Missing, Note, Ok, Untried};
+        for (outcome, expected) in [(Ok, Ok), (Untried, Untried), (Note, Note), (Missing, Note)] {
+            let check = Check::new("curl", "tests", outcome, "found").with_advice("install it");
+            assert_eq!(check.clone().optional(), Check { outcome: expected, ..check });
         }
     }
 

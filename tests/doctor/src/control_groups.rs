@@ -65,17 +65,27 @@ pub fn decide(mounts: &str, read_root: impl FnOnce(&Path) -> RootGroup) -> Resul
     // Device, mount point, type, options.
     let lines = mounts.lines().map(|line| line.split(' ').collect::<Vec<_>>());
     let lines: Vec<_> = lines.filter(|words| words.len() >= 4).collect();
-    let version1: Vec<PathBuf> =
-        lines.iter().filter(|words| words[2] == "cgroup").map(|words| words[1].into()).collect();
+    let is_writable = |words: &&Vec<&str>| words[3].split(',').all(|option| option != "ro");
+    let version1 = lines.iter().filter(|words| words[2] == "cgroup" && is_writable(words));
+    let version1: Vec<PathBuf> = version1.map(|words| words[1].into()).collect();
     let has_version1 = version1.iter().any(|path| path.ends_with("memory"));
-    let Some(mount) = lines.iter().find(|words| words[2] == "cgroup2") else {
-        let found =
-            if has_version1 { "version 1 controllers, but no cgroup2 mount" } else { "no control groups are mounted" };
-        let advice = "mkdir -p /run/cgroup2 && mount -t cgroup2 cgroup2 /run/cgroup2";
+    let unified: Vec<_> = lines.iter().filter(|words| words[2] == "cgroup2").collect();
+    let Some(mount) = unified.iter().copied().find(is_writable).or(unified.first().copied()) else {
+        let (found, advice) = if has_version1 {
+            (
+                "version 1 controllers, but no cgroup2 mount",
+                "mkdir -p /run/cgroup2 && mount -t cgroup2 cgroup2 /run/cgroup2 (a container needs --privileged)",
+            )
+        } else {
+            (
+                "no control groups are mounted",
+                "mount -t cgroup2 cgroup2 /sys/fs/cgroup (a container needs --privileged)",
+            )
+        };
         return Err(Unsuitable { found: found.to_owned(), advice: advice.to_owned() });
     };
     let unified = PathBuf::from(mount[1]);
-    if mount[3].split(',').any(|option| option == "ro") {
+    if !is_writable(&mount) {
         return Err(Unsuitable {
             found: format!("cgroup2 at {} is read-only", unified.display()),
             advice: "in a container, run it with --privileged --cgroupns=private".to_owned(),
@@ -167,6 +177,8 @@ mod tests {
     fn each_kind_of_machine_has_its_hierarchies() {
         use ContainerGroups::{Unified, UnifiedWithoutLimits, Version1};
         let with_net_cls = DEBIAN.to_owned() + "cgroup /run/vpn/net_cls cgroup rw,net_cls 0 0\n";
+        let read_only_version1 = HYBRID.replace("cgroup rw", "cgroup ro");
+        let read_only_first = DEBIAN.replace("cgroup2 rw", "cgroup2 ro") + "cgroup2 /run/cgroup2 cgroup2 rw 0 0\n";
         let second_mount = DEBIAN.to_owned() + "cgroup2 /run/cilium/cgroupv2 cgroup2 rw 0 0\n";
         let v1 = || Version1(vec!["/sys/fs/cgroup/memory".into(), "/sys/fs/cgroup/systemd".into()]);
         for (machine, mounts, root, unified, containers) in [
@@ -183,6 +195,14 @@ mod tests {
                 DEBIAN,
                 ("cpuset cpu pids\n", "", false),
                 "/sys/fs/cgroup",
+                UnifiedWithoutLimits,
+            ),
+            ("a read-only mount first", &read_only_first, (ALL, "", false), "/run/cgroup2", Unified),
+            (
+                "container, read-only version 1",
+                &read_only_version1,
+                ("hugetlb\n", "", false),
+                "/sys/fs/cgroup/unified",
                 UnifiedWithoutLimits,
             ),
             ("hybrid", HYBRID, ("hugetlb\n", "", false), "/sys/fs/cgroup/unified", v1()),

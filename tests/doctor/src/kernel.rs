@@ -4,6 +4,7 @@
 
 use std::fs;
 use std::io;
+use std::net::UdpSocket;
 use std::path::Path;
 
 use netns::Namespace;
@@ -19,13 +20,14 @@ const NAMESPACES: [&str; 6] = ["cgroup", "ipc", "mnt", "net", "pid", "uts"];
 
 /// Advice for a feature that the kernel refuses.
 pub(crate) fn kernel_advice(option: &str) -> String {
-    format!(
-        "a kernel with {option} (on Ubuntu: apt-get install linux-modules-extra-$(uname -r)); in a container, --privileged"
-    )
+    let ubuntu = "on Ubuntu: apt-get install linux-modules-extra-$(uname -r)";
+    format!("a kernel with {option} ({ubuntu}); a container needs --privileged")
 }
 
 /// Checks all features.
 pub(crate) fn checks() -> Vec<Check> {
+    // A kernel with IPv6 as a module loads it for the first socket.
+    let _ = UdpSocket::bind("[::1]:0");
     let mut checks = vec![
         namespaces(),
         existing(
@@ -34,8 +36,14 @@ pub(crate) fn checks() -> Vec<Check> {
             "/proc/net/if_inet6",
             "CONFIG_IPV6, booted without ipv6.disable=1",
         ),
-        existing("packet sockets", "ARP and captures", "/proc/net/packet", "CONFIG_PACKET"),
-        describe_trial("overlayfs", "root file systems of containers", "CONFIG_OVERLAY_FS", is_root().then(try_overlayfs)),
+        // A kernel with packet sockets as a module loads it later, for the first socket.
+        existing("packet sockets", "ARP and captures", "/proc/net/packet", "CONFIG_PACKET").optional(),
+        describe_trial(
+            "overlayfs",
+            "root file systems of containers",
+            "CONFIG_OVERLAY_FS",
+            is_root().then(try_overlayfs),
+        ),
     ];
     let may_link = is_root() && is_installed("ip");
     for (subject, needed, option, try_it) in [
@@ -58,7 +66,8 @@ fn namespaces() -> Check {
 
 fn existing(subject: &str, needed: &str, file: &str, option: &str) -> Check {
     let exists = Path::new(file).exists();
-    let (outcome, found) = if exists { (Outcome::Ok, "works") } else { (Outcome::Missing, "not in this kernel") };
+    let (outcome, found) =
+        if exists { (Outcome::Ok, "works") } else { (Outcome::Missing, "not in this kernel, or not loaded") };
     Check::new(subject, needed, outcome, found).with_advice(kernel_advice(option))
 }
 

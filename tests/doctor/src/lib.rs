@@ -31,9 +31,9 @@ Check whether this machine can run the lab, in a second.
 It prints one line per check: the state of the machine, the requirement (\"needed\"), and the fix (\"do\").
 
   ok       the machine has it
-  note     the lab runs, with the stated restriction
+  note     `make demo` runs; some tests or features need it, or it is scarce
   untried  not checked yet: it needs root, or a program that is not installed
-  MISSING  the lab cannot run without it
+  MISSING  `make demo` and `make test` cannot run without it
 
 It exits with status 1 if something is MISSING, else with 0. It changes nothing: it tries kernel features in namespaces
 that end with it. `make demo` and `make test` run it first.

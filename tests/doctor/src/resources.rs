@@ -1,6 +1,7 @@
 //! Root, kernel version, memory, disk and inotify instances.
 
 use std::fs;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use nix::sys::statvfs::statvfs;
@@ -15,6 +16,8 @@ const GIB: u64 = 1 << 30;
 
 /// Memory of one cluster of three nodes with Landfall, about 1.5 GiB, and of the largest build step.
 const MEMORY_OF_ONE_CLUSTER: u64 = 2 * GIB;
+/// Less than this is too little, also with swap.
+const LEAST_MEMORY: u64 = GIB;
 /// Memory of the two clusters that `make test` runs at once.
 const MEMORY_OF_TWO_CLUSTERS: u64 = 4 * GIB;
 
@@ -23,8 +26,9 @@ const DISK_OF_FIRST_BUILD: u64 = 12 * GIB;
 /// Disk space for later builds and the evidence of runs.
 const DISK_OF_LATER_BUILDS: u64 = 2 * GIB;
 
-/// inotify instances of one cluster of three nodes: 27 of kubelets, containerds and the control plane, and on cgroup2 one
-/// of each container.
+/// inotify instances of one cluster of three nodes: 27 of kubelets, containerds and the control plane.
+const LEAST_INOTIFY: u64 = 27;
+/// The same on cgroup2, where each container has one more.
 const INOTIFY_OF_ONE_CLUSTER: u64 = 50;
 /// inotify instances of the two clusters that `make test` runs at once.
 const INOTIFY_OF_TWO_CLUSTERS: u64 = 100;
@@ -48,7 +52,8 @@ pub(crate) fn is_root() -> bool {
 
 fn root(is_root: bool) -> Check {
     let (outcome, found) = if is_root { (Outcome::Ok, "root") } else { (Outcome::Missing, "an ordinary user") };
-    Check::new("user", "root, to create namespaces and mounts", outcome, found).with_advice("sudo -E, or a root shell")
+    Check::new("user", "root, to create namespaces and mounts", outcome, found)
+        .with_advice("a root shell, or sudo -E env PATH=\"$PATH\" COMMAND")
 }
 
 fn kernel_version(release: &str) -> Check {
@@ -71,6 +76,7 @@ fn memory(available: Option<u64>) -> Check {
     let (outcome, advice) = match available {
         MEMORY_OF_TWO_CLUSTERS.. => (Outcome::Ok, ""),
         MEMORY_OF_ONE_CLUSTER.. => (Outcome::Note, "LANDFALL_TEST_CLUSTERS=1 make test (one cluster at a time)"),
+        LEAST_MEMORY.. => (Outcome::Note, "end other programs, or add swap"),
         _ => (Outcome::Missing, "end other programs, or use a larger machine"),
     };
     Check::new("memory", needed, outcome, format!("{} MiB available", available / MIB)).with_advice(advice)
@@ -97,19 +103,20 @@ fn disk_space(free: Option<u64>, is_built: bool, folder: &Path) -> Check {
     let needed = format!("{} GiB for {purpose}", bytes / GIB);
     let folder = folder.canonicalize().unwrap_or_else(|_| folder.to_owned());
     let Some(free) = free else { return Check::new("disk", &needed, Outcome::Note, "not known") };
-    // Builds are in other places, too, so the size is an estimate.
+    // The sizes are estimates: builds are in other places, too, and parts may be built already.
     let outcome = match free {
         free if free >= bytes => Outcome::Ok,
-        free if free >= bytes / 2 => Outcome::Note,
+        free if free >= bytes / 4 => Outcome::Note,
         _ => Outcome::Missing,
     };
     let found = format!("{} MiB free at {}", free / MIB, folder.display());
     Check::new("disk", &needed, outcome, found).with_advice("free space, or set CARGO_TARGET_DIR to another disk")
 }
 
-/// The inotify instances of all processes that this one can see.
+/// The inotify instances of root's processes, as far as this process can see them.
 fn used_inotify_instances() -> u64 {
-    let processes = fs::read_dir("/proc").into_iter().flatten().flatten();
+    let entries = fs::read_dir("/proc").into_iter().flatten().flatten();
+    let processes = entries.filter(|entry| entry.metadata().is_ok_and(|owned| owned.uid() == 0));
     let descriptors =
         processes.flat_map(|process| fs::read_dir(process.path().join("fd")).into_iter().flatten().flatten());
     let is_inotify = |target: PathBuf| target.as_os_str() == "anon_inode:inotify";
@@ -122,7 +129,7 @@ fn inotify(limit: Option<u64>, used: u64) -> Check {
     let Some(limit) = limit else { return Check::new("inotify instances", &needed, Outcome::Note, "not known") };
     let outcome = match limit.saturating_sub(used) {
         INOTIFY_OF_TWO_CLUSTERS.. => Outcome::Ok,
-        INOTIFY_OF_ONE_CLUSTER.. => Outcome::Note,
+        LEAST_INOTIFY.. => Outcome::Note,
         _ => Outcome::Missing,
     };
     Check::new("inotify instances", &needed, outcome, format!("{limit} allowed, {used} in use"))
@@ -151,7 +158,9 @@ mod tests {
 
     #[test]
     fn memory_for_one_cluster_is_a_note() {
-        for (kilobytes, outcome) in [(8_388_608, Ok), (4_194_304, Ok), (4_194_303, Note), (2_097_151, Missing)] {
+        for (kilobytes, outcome) in
+            [(8_388_608, Ok), (4_194_304, Ok), (4_194_303, Note), (1_048_576, Note), (1_048_575, Missing)]
+        {
             let meminfo = format!("MemTotal:       24683656 kB\nMemAvailable:   {kilobytes} kB\nBuffers: 1 kB\n");
             assert_eq!(memory(available_memory(&meminfo)).outcome, outcome, "{kilobytes}");
         }
@@ -163,7 +172,8 @@ mod tests {
         for (gibibytes, is_built, outcome) in [
             (12, false, Ok),
             (11, false, Note),
-            (5, false, Missing),
+            (3, false, Note),
+            (2, false, Missing),
             (2, true, Ok),
             (1, true, Note),
             (0, true, Missing),
@@ -179,7 +189,8 @@ mod tests {
             (Some(128), 0, Ok),
             (Some(128), 28, Ok),
             (Some(128), 29, Note),
-            (Some(128), 79, Missing),
+            (Some(128), 101, Note),
+            (Some(128), 102, Missing),
             (Some(10), 20, Missing),
             (None, 0, Note),
         ] {

@@ -23,9 +23,18 @@ enum Source {
 
 use Source::{Package, User};
 
-const TOOLS: [Tool; 19] = [
-    Tool { program: "cargo", needed: "to build", source: User("install Rust with rustup: https://rustup.rs") },
-    Tool { program: "go", needed: "to build Kubernetes", source: User("install Go 1.26 or newer: https://go.dev/dl") },
+/// Programs without which `make demo` fails.
+const TOOLS: [Tool; 13] = [
+    Tool {
+        program: "cargo",
+        needed: "to build",
+        source: User("install Rust with rustup (https://rustup.rs), in PATH"),
+    },
+    Tool {
+        program: "go",
+        needed: "to build Kubernetes",
+        source: User("install Go 1.26 or later (https://go.dev/dl), in PATH"),
+    },
     Tool { program: "cc", needed: "to build", source: Package("build-essential") },
     Tool { program: "musl-gcc", needed: "to build static programs", source: Package("musl-tools") },
     Tool { program: "awk", needed: "to boot nodes", source: Package("mawk") },
@@ -34,12 +43,16 @@ const TOOLS: [Tool; 19] = [
     Tool { program: "runc", needed: "pods", source: Package("runc") },
     Tool { program: "/usr/lib/cni/ptp", needed: "networks of pods", source: Package("containernetworking-plugins") },
     Tool { program: "nft", needed: "the switch, kube-proxy", source: Package("nftables") },
-    Tool { program: "iptables", needed: "kube-proxy in iptables mode", source: Package("iptables") },
-    Tool { program: "conntrack", needed: "kube-proxy, evidence", source: Package("conntrack") },
     Tool { program: "tcpdump", needed: "captures", source: Package("tcpdump") },
     Tool { program: "ip", needed: "cables and routes", source: Package("iproute2") },
-    Tool { program: "ss", needed: "evidence", source: Package("iproute2") },
     Tool { program: "nsenter", needed: "commands on nodes", source: Package("util-linux") },
+];
+
+/// Programs that only some tests need.
+const OPTIONAL_TOOLS: [Tool; 6] = [
+    Tool { program: "iptables", needed: "kube-proxy in iptables mode", source: Package("iptables") },
+    Tool { program: "conntrack", needed: "tests, evidence of failed tests", source: Package("conntrack") },
+    Tool { program: "ss", needed: "evidence of failed tests", source: Package("iproute2") },
     Tool { program: "arping", needed: "tests", source: Package("iputils-arping") },
     Tool { program: "ping", needed: "tests", source: Package("iputils-ping") },
     Tool { program: "curl", needed: "tests", source: Package("curl") },
@@ -63,31 +76,56 @@ pub(crate) fn is_installed(program: &str) -> bool {
 
 /// The Debian packages of missing programs, each once.
 pub(crate) fn missing_packages() -> Vec<&'static str> {
-    let missing = TOOLS.iter().filter(|tool| !is_installed(tool.program));
+    let missing = TOOLS.iter().chain(&OPTIONAL_TOOLS).filter(|tool| !is_installed(tool.program));
     let mut packages: Vec<_> = missing
         .filter_map(|tool| match tool.source {
             Package(package) => Some(package),
             User(_) => None,
         })
         .collect();
+    packages.sort_unstable();
     packages.dedup();
     packages
 }
 
-/// Checks all programs. Before the set-up, a program that it can install is not missing.
-pub(crate) fn checks(before_setup: bool) -> Vec<Check> {
-    let can_install = before_setup && is_installed("apt-get");
-    TOOLS.iter().map(|tool| describe(tool, find(tool.program).as_deref(), can_install)).collect()
+/// The installation of Debian packages on this machine.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Apt {
+    /// tests/setup.sh runs next, and installs missing packages.
+    SetupInstalls,
+    /// The user can install packages.
+    UserInstalls,
+    /// There is no apt-get.
+    Absent,
 }
 
-fn describe(tool: &Tool, path: Option<&Path>, can_install: bool) -> Check {
+/// Checks all programs. Before the set-up, a program that it can install is not missing.
+pub(crate) fn checks(before_setup: bool) -> Vec<Check> {
+    let apt = match is_installed("apt-get") {
+        true if before_setup => Apt::SetupInstalls,
+        true => Apt::UserInstalls,
+        false => Apt::Absent,
+    };
+    let check = |tool: &Tool| describe(tool, find(tool.program).as_deref(), apt);
+    TOOLS.iter().map(check).chain(OPTIONAL_TOOLS.iter().map(|tool| check(tool).optional())).collect()
+}
+
+fn describe(tool: &Tool, path: Option<&Path>, apt: Apt) -> Check {
     let subject = tool.program.rsplit('/').next().unwrap_or(tool.program);
     let new = |outcome, found: String| Check::new(subject, tool.needed, outcome, found);
     match (path, tool.source) {
         (Some(path), _) => new(Outcome::Ok, path.display().to_string()),
-        (None, Package(_)) if can_install => new(Outcome::Ok, "not found; the set-up installs it".to_owned()),
+        (None, Package(_)) if apt == Apt::SetupInstalls => {
+            new(Outcome::Ok, "not found; the set-up installs it".to_owned())
+        }
         (None, Package(package)) => {
-            new(Outcome::Missing, "not found".to_owned()).with_advice(format!("apt-get install {package}"))
+            let is_path = tool.program.starts_with('/');
+            let advice = match apt {
+                Apt::Absent if is_path => format!("install it as {} (Debian's package: {package})", tool.program),
+                Apt::Absent => format!("install it (Debian's package: {package})"),
+                Apt::SetupInstalls | Apt::UserInstalls => format!("apt-get install {package}"),
+            };
+            new(Outcome::Missing, "not found".to_owned()).with_advice(advice)
         }
         (None, User(advice)) => new(Outcome::Missing, "not found".to_owned()).with_advice(advice),
     }
@@ -102,14 +140,17 @@ mod tests {
         let nft = Tool { program: "nft", needed: "the switch", source: Package("nftables") };
         let go = Tool { program: "go", needed: "Kubernetes", source: User("install Go") };
         let path = Some(Path::new("/usr/sbin/nft"));
-        for (tool, path, can_install, outcome, advice) in [
-            (&nft, path, false, Outcome::Ok, ""),
-            (&nft, None, true, Outcome::Ok, ""),
-            (&nft, None, false, Outcome::Missing, "apt-get install nftables"),
-            (&go, path, false, Outcome::Ok, ""),
-            (&go, None, true, Outcome::Missing, "install Go"),
+        let ptp = Tool { program: "/usr/lib/cni/ptp", needed: "networks", source: Package("plugins") };
+        for (tool, path, apt, outcome, advice) in [
+            (&nft, path, Apt::UserInstalls, Outcome::Ok, ""),
+            (&nft, None, Apt::SetupInstalls, Outcome::Ok, ""),
+            (&nft, None, Apt::UserInstalls, Outcome::Missing, "apt-get install nftables"),
+            (&nft, None, Apt::Absent, Outcome::Missing, "install it (Debian's package: nftables)"),
+            (&ptp, None, Apt::Absent, Outcome::Missing, "install it as /usr/lib/cni/ptp (Debian's package: plugins)"),
+            (&go, path, Apt::Absent, Outcome::Ok, ""),
+            (&go, None, Apt::SetupInstalls, Outcome::Missing, "install Go"),
         ] {
-            let check = describe(tool, path, can_install);
+            let check = describe(tool, path, apt);
             assert_eq!((check.outcome, &*check.advice), (outcome, advice), "{}", check.line());
         }
     }
