@@ -10,11 +10,13 @@ abort() {
     exit 1
 }
 
-command -v cargo >/dev/null || abort "cargo is missing: install Rust with rustup (https://rustup.rs)"
+command -v cargo >/dev/null || abort "cargo is not in PATH: install Rust with rustup (https://rustup.rs)"
 # The set-up installs a linker on a machine that has none.
 command -v cc >/dev/null || tests/setup.sh || abort "the set-up of the lab failed"
-# A machine that cannot run all tests is reported within seconds.
+cargo build --quiet --locked --package doctor ||
+    abort "tests/doctor does not build (see above): the first build needs the network, for Rust and its crates"
+# A machine that cannot run the tests is reported within seconds.
 cargo run --quiet --locked --package doctor -- --quiet --before-setup ||
-    abort "this machine cannot run the tests (see above; all checks: cargo run -p doctor)"
+    abort "this machine cannot run the tests (see above; all checks: make doctor)"
 cargo build --quiet --locked --package ci || abort "tests/ci does not build"
 exec "${CARGO_TARGET_DIR:-target}/debug/ci"

@@ -53,7 +53,7 @@ crates() {
     cargo tree --locked --prefix none --edges normal,build "${options[@]}" | sed 's/ (\*)$//' | sort -u | wc -l
 }
 
-command -v cargo >/dev/null || fail "cargo is missing: install Rust with rustup (https://rustup.rs)"
+command -v cargo >/dev/null || fail "cargo is not in PATH: install Rust with rustup (https://rustup.rs)"
 if [ "${1:-}" = --only-image ]; then
     [ -d "$(rustc --target $target --print target-libdir 2>/dev/null)" ] || rustup target add $target
     command -v musl-gcc >/dev/null || fail "musl-gcc is missing: apt-get install musl-tools"

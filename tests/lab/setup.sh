@@ -21,8 +21,8 @@ target=$(uname -m)-unknown-linux-musl
 progress() { printf '%4d s  %s\n' "$SECONDS" "$*"; }
 fail() { printf 'setup: %s\n' "$*" >&2; exit 1; }
 
-[ "$(id -u)" = 0 ] || fail "this needs root: it installs packages, and the lab creates namespaces"
-command -v cargo >/dev/null || fail "cargo is missing: install Rust with rustup (https://rustup.rs)"
+[ "$(id -u)" = 0 ] || fail "this needs root, to install packages and to create namespaces; run it in a root shell"
+command -v cargo >/dev/null || fail "cargo is not in PATH: install Rust with rustup (https://rustup.rs)"
 mkdir -p "$out/bin"
 # Removes our policy file and ends the build, also after an error or an interrupt.
 policy= build=
@@ -36,10 +36,13 @@ exec 9>"$out/setup.lock"
 flock --nonblock 9 || { progress "waiting for another setup.sh to end"; flock 9; }
 
 # --- Debian packages ------------------------------------------------------------------------------------------------
-# install PACKAGE...: installs Debian packages, without starting their services.
+# install PACKAGE...: installs Debian packages, without starting their services. Fails with a message if it cannot.
 install() {
+  if ! command -v apt-get >/dev/null; then
+    printf 'setup: apt-get is missing; install the programs of these Debian packages by other means: %s\n' "$*" >&2
+    return 1
+  fi
   progress "installing $* (about 30 s)"
-  command -v apt-get >/dev/null || fail "apt-get is missing; install by other means: $*"
   # Debian starts a package's daemon unless this file forbids it. An existing file is left alone.
   if [ ! -e /usr/sbin/policy-rc.d ]; then
     policy=/usr/sbin/policy-rc.d
@@ -51,34 +54,48 @@ install() {
   apt_install() { apt-get install -y -q --no-install-recommends "$@" >>"$log" 2>&1; }
   : >"$log"
   # The package lists may be old or missing: then it fetches them and tries once more.
-  apt_install "$@" || { apt-get update -q >>"$log" 2>&1 && apt_install "$@"; } || fail "apt-get failed, see $log"
+  local installed=1
+  apt_install "$@" || { apt-get update -q >>"$log" 2>&1 && apt_install "$@"; } || installed=0
   [ -z "$policy" ] || rm -f "$policy"
   policy=
+  [ $installed = 0 ] || return 0
+  tail -5 "$log" >&2
+  printf 'setup: apt-get could not install %s\n' "$*" >&2
+  printf 'setup: check the network and /etc/apt (log: %s), or install the programs by other means\n' "$log" >&2
+  return 1
 }
 
 # doctor OPTION...: checks this machine. It is a small program, built in seconds.
 doctor() { cargo run --quiet --locked --package doctor -- "$@"; }
-refuse() { fail "this machine cannot run the lab (see above; all checks: cargo run -p doctor)"; }
+refuse() { fail "this machine cannot run the lab (see above; all checks: make doctor)"; }
 
 # Without a linker nothing can be built.
-command -v cc >/dev/null || install build-essential
+command -v cc >/dev/null || install build-essential || exit 1
+cargo build --quiet --locked --package doctor ||
+  fail "tests/doctor does not build (see above): the first build needs the network, for Rust and its crates"
 # Checked before ten minutes of building.
 doctor --quiet --before-setup || refuse
 mapfile -t packages < <(doctor --packages)
-for argument; do
-  PATH=$PATH:/usr/sbin:/sbin command -v "${argument%:*}" >/dev/null || packages+=("${argument#*:}")
-done
 if [ ${#packages[@]} -gt 0 ]; then
-  install "${packages[@]}"
-  # Some kernel features can be tried only with these programs.
+  # Some of them are optional, so the doctor decides after a failure. Some kernel features can be tried only with these
+  # programs.
+  install "${packages[@]}" || progress "going on without them, if possible"
   doctor --quiet || refuse
 fi
+requested=()
+for argument; do
+  PATH=$PATH:/usr/sbin:/sbin command -v "${argument%:*}" >/dev/null || requested+=("${argument#*:}")
+done
+[ ${#requested[@]} = 0 ] || install "${requested[@]}" || exit 1
 
 # --- the guests: programs of the pods -------------------------------------------------------------------------------
 if ! rustc --target "$target" --print target-libdir >/dev/null 2>&1 ||
   [ ! -d "$(rustc --target "$target" --print target-libdir)" ]; then
   progress "adding the Rust target $target"
-  rustup target add "$target" >/dev/null 2>&1 || fail "rustup target add $target failed: check rustup and the network"
+  rustup target add "$target" >"$out/rustup.log" 2>&1 || {
+    cat "$out/rustup.log" >&2
+    fail "rustup target add $target failed: check the network; without rustup, install Rust's target $target"
+  }
 fi
 progress "building whoami and pause"
 # A separate target directory: another build may hold the lock of the usual one for minutes.
