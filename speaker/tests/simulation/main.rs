@@ -2,6 +2,7 @@
 
 mod address_conflicts;
 mod dead_nodes;
+mod exploration;
 mod open_defects;
 mod partitions;
 mod planned_moves;

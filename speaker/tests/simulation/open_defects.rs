@@ -1,7 +1,85 @@
 //! Known defects, each as a test that fails: minimal, and the same in each run. When the defect is mended, its test
 //! passes: then remove `should_panic`, and the exclusion that names the test.
 
-use crate::planned_moves;
+use std::time::Duration;
+
+use crate::exploration::{TWO_ANNOUNCERS, check_reports};
+use crate::world::World;
+use crate::{SETTLED, check, ms, planned_moves};
+
+/// Settled nodes with ten addresses and an API without faults. From now on each address has one announcer.
+fn observed_world(nodes: usize) -> World {
+    let mut world = World::new(1, nodes, 10);
+    world.add_api(ms(50), 0.0);
+    world.start_all();
+    world.advance(Duration::from_secs(10));
+    check(&world);
+    check_reports(&world);
+    world.observer.limit = Some(TWO_ANNOUNCERS);
+    world
+}
+
+/// TODO(correctness): a link that comes back restarts its sequence under the same incarnation, so peers drop its Hellos
+/// as replays, and its node announces the addresses of all others.
+#[test]
+#[should_panic(expected = "has several announcers on LAN 0")]
+fn returned_link_is_heard_again() {
+    let mut world = observed_world(3);
+    world.set_carrier(0, 0, false);
+    world.advance(Duration::from_secs(2));
+    world.set_carrier(0, 0, true);
+    world.advance(SETTLED);
+    check(&world);
+}
+
+/// TODO(correctness): two nodes that do not hear each other take each other's addresses after a second, although a
+/// third node hears both and vouches for them.
+#[test]
+#[should_panic(expected = "has several announcers on LAN 0")]
+fn pair_that_a_third_node_hears_keeps_its_addresses() {
+    let mut world = observed_world(3);
+    world.cut(0, 1, true);
+    world.cut(1, 0, true);
+    world.advance(Duration::from_secs(5));
+}
+
+/// TODO(correctness): if the only peer and all other hosts fall silent for one of two nodes, and the peer still hears
+/// that node, both announce the addresses of the peer for as long as that lasts.
+#[test]
+#[should_panic(expected = "has several announcers on LAN 0")]
+fn node_of_two_that_hears_nothing_leaves_one_announcer() {
+    let mut world = observed_world(2);
+    world.cut(1, 0, true);
+    world.advance(Duration::from_secs(5));
+}
+
+/// TODO(correctness): a stopping node without a quorum announces its addresses beside their new owner until its time is
+/// over, because that claim is not backed and therefore weaker.
+#[test]
+#[should_panic(expected = "has several announcers on LAN 0")]
+fn node_stopping_without_a_quorum_leaves_in_time() {
+    let mut world = observed_world(4);
+    for dead in [3, 2] {
+        world.crash(dead);
+        world.advance(Duration::from_secs(5));
+    }
+    world.stop(1);
+    world.advance(SETTLED);
+    check(&world);
+}
+
+/// TODO(correctness): an isolated node writes itself to the status as an announcer, with the epoch of the owner. If it
+/// dies, its entry stays, because only a greater epoch or a later claim removes the entry of another node.
+#[test]
+#[should_panic(expected = "the reported announcers of")]
+fn entry_of_a_dead_isolated_node_leaves_the_api() {
+    let mut world = observed_world(3);
+    world.isolate(1, true);
+    world.advance(Duration::from_secs(5));
+    world.crash(1);
+    world.advance(Duration::from_secs(30));
+    check_reports(&world);
+}
 
 /// TODO(correctness): two candidates can take a ceded address within a few milliseconds of each other, because neither
 /// has heard the claim of the other, and then three nodes announce it.

@@ -1,7 +1,8 @@
-//! A simulated LAN: nodes with the real machine, simulated clocks, and a network that loses, delays, reorders and cuts
-//! frames.
+//! A simulated LAN, or two: nodes with the real machine, simulated clocks, links and API, and a network that loses,
+//! delays, reorders and cuts frames.
 //!
-//! One seed determines the whole run. Tests act on the LAN ([`actions`]) and inspect it ([`queries`]).
+//! One seed determines the whole run. Tests act on the LAN ([`actions`], [`faults`]) and inspect it ([`queries`]). The
+//! [`observer`] checks it at each step.
 //! [`World::record_frame`] counts and checks each frame that a node sends.
 
 use std::cmp::Reverse;
@@ -12,20 +13,26 @@ use std::time::Duration;
 
 use model::SharedMap;
 use model::eligibility::{AnnouncementPolicy, Candidates};
-use speaker::machine::{Machine, Output};
+use speaker::Config;
 use speaker::metrics::Event;
 use speaker::wire::frame::{Channel, Frame};
-use speaker::{Config, Keys, Neighbours};
 
 mod actions;
+mod api;
+mod faults;
 mod fixtures;
+mod host;
+mod observer;
 mod queries;
 mod random;
 
-pub use fixtures::{frame_of_other_host, key, lb_ip, mac, name};
+pub use fixtures::{frame_of_other_host, key, lan_of, lb_ip, lb_ip_on_second, mac, name};
 pub use random::Random;
 
-use fixtures::{is_routine, links, probed_address};
+use api::{Api, ApiStep};
+use fixtures::{is_routine, mac_on, probed_address};
+use host::{Host, Waiting};
+use observer::Observer;
 
 /// The interval between the Hellos of each node.
 pub const INTERVAL: Duration = Config::INTERVAL;
@@ -33,6 +40,7 @@ pub const INTERVAL: Duration = Config::INTERVAL;
 /// The time after which a silent node is dead.
 pub const WINDOW: Duration = Duration::from_millis(150);
 
+/// The index of the link to the first LAN. Those of the others follow.
 const LINK: u32 = 2;
 
 /// How the network loses and delays frames.
@@ -44,65 +52,15 @@ pub struct Network {
     pub straggle: f64,
 }
 
-struct Host {
-    machine: Option<Machine>,
-    starts: u64,
-    /// The value of the node's clock when the world's clock is zero.
-    clock: Duration,
-    suspended_until: Duration,
-    /// The frames that wait in the sockets, with their time of arrival.
-    backlog: Vec<(Duration, Channel, Arc<[u8]>)>,
-    /// Whether routine Hellos may wait in its sockets until its next round.
-    idle: bool,
-    /// The time of its next round, if no frame arrives before.
-    wake: Option<Duration>,
-    /// The addresses that its kernel forwards.
-    forwarded: Arc<BTreeSet<IpAddr>>,
-    /// Whether its kernel forwards nothing and cannot be programmed.
-    stuck: bool,
-    link: String,
-    has_api: bool,
-    keys: Keys,
-    /// The addresses that its speaker announces, by its events.
-    owned: BTreeSet<IpAddr>,
-    /// The dead nodes, as last published by its speaker.
-    dead: BTreeSet<String>,
-    /// The nodes on its link, as last published by its speaker.
-    neighbours: Neighbours,
-}
-
-impl Host {
-    /// Records the published state of the speaker.
-    fn publish(&mut self, output: &Output) {
-        for event in &output.events {
-            match event {
-                Event::Announced { lb_ip, .. } => drop(self.owned.insert(*lb_ip)),
-                Event::Withdrawn { lb_ip, .. } => drop(self.owned.remove(lb_ip)),
-                _ => {}
-            }
-        }
-        if let Some(dead) = &output.dead {
-            self.dead.clone_from(dead);
-        }
-        if let Some(neighbours) = &output.neighbours {
-            self.neighbours.clone_from(neighbours);
-        }
-    }
-
-    /// Ends the speaker, and with it the published state.
-    fn end_speaker(&mut self) {
-        self.machine = None;
-        self.owned.clear();
-        self.dead.clear();
-        self.neighbours = Neighbours::default();
-    }
-}
-
 /// A future step of the simulation.
 enum Scheduled {
     Wake(usize),
-    Arrive(usize, Channel, Arc<[u8]>),
+    /// A frame arrives at a node on a LAN.
+    Arrive(usize, usize, Channel, Arc<[u8]>),
     Forward(usize, Arc<BTreeSet<IpAddr>>),
+    /// The kernel of a node reports the link to a LAN as it is now.
+    ReportLink(usize, usize),
+    Api(ApiStep),
 }
 
 /// An unasked announcement seen on the wire.
@@ -114,7 +72,7 @@ pub struct Announcement {
     start: u64,
 }
 
-/// The LAN.
+/// The nodes, on one or two LANs.
 pub struct World {
     pub now: Duration,
     pub random: Random,
@@ -122,17 +80,17 @@ pub struct World {
     /// The maximum time until a dataplane acknowledges an address.
     pub acknowledgement: Duration,
     hosts: Vec<Host>,
-    /// `cut[a][b]`: no frame gets from a to b. The last row and the last column stand for the clients.
-    cut: Vec<Vec<bool>>,
+    /// `cut[lan][a][b]`: no frame gets from a to b. The last row and the last column stand for the clients.
+    cut: Vec<Vec<Vec<bool>>>,
     wanted: SharedMap<IpAddr, AnnouncementPolicy>,
     queue: BinaryHeap<Reverse<(Duration, u64)>>,
     scheduled: BTreeMap<u64, Scheduled>,
     /// The number of scheduled steps so far, which is the id of the last one.
     count: u64,
-    /// For each address, its last announcement that reached the clients.
+    /// For each address, its last announcement on its LAN that reached the clients.
     pub last_announcements: BTreeMap<IpAddr, Announcement>,
-    /// For each node and address, the start of a period of 100 ms, and the number of announcements in it.
-    recent: BTreeMap<(usize, IpAddr), (Duration, usize)>,
+    /// For each node, LAN and address, the start of a period of 100 ms, and the number of announcements in it.
+    recent: BTreeMap<(usize, usize, IpAddr), (Duration, usize)>,
     /// The number of frames that announced an address unasked.
     pub announcement_count: u64,
     /// Other hosts: the address of each, and the frame with which it answers probes.
@@ -145,39 +103,32 @@ pub struct World {
     pub events: Vec<(Duration, usize, Event)>,
     /// The packets between speakers; `None` if the test does not record them.
     pub recorded: Option<Vec<Arc<[u8]>>>,
+    /// The API; `None` if no node writes to it.
+    pub api: Option<Api>,
+    pub observer: Observer,
 }
 
 impl World {
     /// A LAN with this number of nodes and addresses. All nodes may announce all addresses. No speaker runs yet.
     pub fn new(seed: u64, nodes: usize, lb_ips: usize) -> Self {
+        Self::with_lans(seed, nodes, lb_ips, 1)
+    }
+
+    /// The same, but each node has a link to each of `lans` LANs. The addresses are on the first one.
+    pub fn with_lans(seed: u64, nodes: usize, lb_ips: usize, lans: usize) -> Self {
         let mut random = Random::new(seed);
         let all: Arc<Candidates> = Arc::new((0..nodes).map(name).collect());
         let wanted =
             (0..lb_ips).map(|n| (lb_ip(n), AnnouncementPolicy { candidates: Arc::clone(&all), epoch: 0 })).collect();
-        let host = |_| Host {
-            machine: None,
-            starts: 0,
-            clock: random.time(Duration::ZERO, Duration::from_secs(1_000_000)),
-            suspended_until: Duration::ZERO,
-            backlog: Vec::new(),
-            idle: false,
-            wake: None,
-            forwarded: Arc::default(),
-            stuck: false,
-            link: "eth0".into(),
-            has_api: true,
-            keys: key(0),
-            owned: BTreeSet::new(),
-            dead: BTreeSet::new(),
-            neighbours: Neighbours::default(),
-        };
+        let earliest = Duration::from_secs(100_000);
+        let host = |_| Host::new(earliest + random.time(Duration::ZERO, Duration::from_secs(1_000_000)), lans);
         let hosts = (0..nodes).map(host).collect();
         Self {
             now: Duration::ZERO,
             network: Network { loss: 0.0, straggle: 0.0 },
             acknowledgement: Duration::from_millis(1),
             hosts,
-            cut: vec![vec![false; nodes + 1]; nodes + 1],
+            cut: vec![vec![vec![false; nodes + 1]; nodes + 1]; lans],
             wanted,
             queue: BinaryHeap::new(),
             scheduled: BTreeMap::new(),
@@ -190,6 +141,8 @@ impl World {
             hello_count: 0,
             events: Vec::new(),
             recorded: None,
+            api: None,
+            observer: Observer::default(),
             random,
         }
     }
@@ -198,6 +151,7 @@ impl World {
         let end = self.now + time;
         while self.step(end) {}
         self.now = end;
+        self.check_announcers();
     }
 
     /// Advances until `done` returns true, for at most `time`. Returns the elapsed time; `None` if it never did.
@@ -220,16 +174,19 @@ impl World {
         };
         self.queue.pop();
         self.now = at;
+        self.check_announcers();
         match self.scheduled.remove(&id) {
             Some(Scheduled::Wake(node)) if self.hosts[node].wake == Some(at) => self.run_host(node, None),
-            Some(Scheduled::Arrive(node, channel, bytes)) => self.run_host(node, Some((channel, bytes))),
+            Some(Scheduled::Arrive(node, lan, channel, bytes)) if self.hosts[node].links[lan].has_carrier => {
+                self.run_host(node, Some((lan, channel, bytes)));
+            }
             Some(Scheduled::Forward(node, forwarded)) => {
-                self.hosts[node].forwarded = Arc::clone(&forwarded);
-                if let Some(machine) = &mut self.hosts[node].machine {
-                    machine.set_forwarded(forwarded);
-                }
+                self.hosts[node].forwarded = forwarded;
+                self.hosts[node].unread.forwarded = true;
                 self.run_host(node, None);
             }
+            Some(Scheduled::ReportLink(node, lan)) => self.report_link(node, lan),
+            Some(Scheduled::Api(step)) => self.step_api(step),
             _ => {}
         }
         true
@@ -241,30 +198,50 @@ impl World {
         self.queue.push(Reverse((at, self.count)));
     }
 
+    /// The time of the node's monotonic clock, and of its wall clock.
+    fn clocks(&self, node: usize) -> (Duration, Duration) {
+        let host = &self.hosts[node];
+        let now = host.paused_at.unwrap_or(self.now);
+        (host.clock + now, host.wall + now)
+    }
+
     fn clock(&self, node: usize) -> Duration {
-        self.hosts[node].clock + self.now
+        self.clocks(node).0
     }
 
     /// Runs one round of a node's loop.
-    fn run_host(&mut self, node: usize, arrived: Option<(Channel, Arc<[u8]>)>) {
-        let clock = self.clock(node);
+    fn run_host(&mut self, node: usize, arrived: Option<(usize, Channel, Arc<[u8]>)>) {
+        self.end_pause(node);
+        let (clock, wall) = self.clocks(node);
         let host = &mut self.hosts[node];
         let Some(machine) = &mut host.machine else { return };
-        let waits = host.idle && arrived.as_ref().is_some_and(|(channel, bytes)| is_routine(*channel, bytes));
+        let waits = host.idle && arrived.as_ref().is_some_and(|(_, channel, bytes)| is_routine(*channel, bytes));
         let is_asleep = host.suspended_until > self.now || waits;
-        host.backlog.extend(arrived.map(|(channel, bytes)| (clock, channel, bytes)));
+        host.backlog.extend(arrived.map(|(lan, channel, bytes)| Waiting { at: clock, wall, lan, channel, bytes }));
         if is_asleep {
             return;
         }
         let was_suspended = machine.record_wake(clock);
-        let waiting = std::mem::take(&mut host.backlog).into_iter();
-        let (routine, prompt): (Vec<_>, Vec<_>) = waiting.partition(|(_, channel, bytes)| is_routine(*channel, bytes));
-        for (at, channel, bytes) in routine.into_iter().filter(|_| !was_suspended) {
-            machine.receive(at, LINK, channel, &bytes);
+        let backlog = std::mem::take(&mut host.backlog).into_iter();
+        let (routine, prompt): (Vec<_>, Vec<_>) = backlog.partition(|it| is_routine(it.channel, &it.bytes));
+        // Whatever the wall clock shows, the frames arrived after the last read.
+        let max_age = clock.saturating_sub(host.read_at);
+        for it in routine.into_iter().filter(|_| !was_suspended) {
+            let age = wall.saturating_sub(it.wall).min(max_age);
+            machine.receive(clock - age, LINK + it.lan as u32, it.channel, &it.bytes);
         }
-        for (at, channel, bytes) in prompt.into_iter().filter(|(at, _, _)| !was_suspended || *at == clock) {
-            machine.receive(clock.max(at), LINK, channel, &bytes);
+        for it in prompt.into_iter().filter(|it| !was_suspended || it.at == clock) {
+            machine.receive(clock, LINK + it.lan as u32, it.channel, &it.bytes);
         }
+        host.read_at = clock;
+        host.read_inputs(node, clock);
+        self.poll_host(node, clock);
+    }
+
+    /// Does the work of a round of a node's loop.
+    fn poll_host(&mut self, node: usize, clock: Duration) {
+        let host = &mut self.hosts[node];
+        let Some(machine) = &mut host.machine else { return };
         let output = machine.poll(clock, 256);
         let due = machine.next_deadline(clock).into_iter().chain(machine.announcement_due()).min();
         let is_done = machine.is_done();
@@ -279,6 +256,7 @@ impl World {
         if is_done {
             host.end_speaker();
         }
+        let has_changed = std::mem::take(&mut host.slept) || is_done || !output.events.is_empty();
         if let Some(at) = wake {
             self.schedule(at, Scheduled::Wake(node));
         }
@@ -286,25 +264,35 @@ impl World {
         for frame in output.frames {
             self.send(node, &frame);
         }
+        if has_changed {
+            self.observe();
+        }
+        if output.reports_changed {
+            self.schedule_report(node);
+        }
     }
 
-    /// Sends a frame to all nodes.
+    /// Sends a frame to all nodes of a LAN.
     fn send(&mut self, from: usize, frame: &Frame) {
-        self.record_frame(from, frame);
+        let lan = (frame.link - LINK) as usize;
+        if !self.hosts[from].links[lan].has_carrier {
+            return;
+        }
+        self.record_frame(from, lan, frame);
         let bytes: Arc<[u8]> = frame.bytes.clone().into();
         for to in (0..self.nodes()).filter(|to| *to != from) {
-            if self.cut[from][to] || self.random.happens(self.network.loss) {
+            if self.cut[lan][from][to] || self.random.happens(self.network.loss) {
                 continue;
             }
             let straggles = self.random.happens(self.network.straggle);
             let limit = if straggles { Duration::from_millis(80) } else { Duration::from_micros(500) };
             let at = self.now + self.random.time(Duration::from_micros(20), limit);
-            self.schedule(at, Scheduled::Arrive(to, frame.channel, Arc::clone(&bytes)));
+            self.schedule(at, Scheduled::Arrive(to, lan, frame.channel, Arc::clone(&bytes)));
         }
     }
 
     /// Records a frame on the wire, and checks unasked announcements.
-    fn record_frame(&mut self, from: usize, frame: &Frame) {
+    fn record_frame(&mut self, from: usize, lan: usize, frame: &Frame) {
         if frame.channel == Channel::Hello {
             self.hello_count += 1;
             if let Some(recorded) = &mut self.recorded {
@@ -317,11 +305,11 @@ impl World {
             // A host with the address answers, and its frame reaches all nodes.
             if let Some((_, answer)) = self.other_hosts.iter().find(|(lb_ip, _)| *lb_ip == probed).cloned() {
                 for to in 0..self.nodes() {
-                    if self.cut[self.nodes()][to] {
+                    if self.cut[lan][self.nodes()][to] {
                         continue;
                     }
                     let at = self.now + self.random.time(Duration::from_micros(100), Duration::from_millis(20));
-                    self.schedule(at, Scheduled::Arrive(to, frame.channel, Arc::clone(&answer)));
+                    self.schedule(at, Scheduled::Arrive(to, lan, frame.channel, Arc::clone(&answer)));
                 }
             }
             return;
@@ -337,17 +325,17 @@ impl World {
             }
             _ => (&frame.bytes[22..28], true),
         };
-        assert_eq!((station, group), (&mac(from).octets()[..], true), "an announcement of another station");
+        assert_eq!((station, group), (&mac_on(lan, from).octets()[..], true), "an announcement of another station");
         self.announcement_count += 1;
         // A burst sends two frames at once. A contest, a resumption or a new quorum starts it again. More frames in
         // 100 ms are a storm.
-        let (since, count) = self.recent.entry((from, lb_ip)).or_insert((self.now, 0));
+        let (since, count) = self.recent.entry((from, lan, lb_ip)).or_insert((self.now, 0));
         if *since + Duration::from_millis(100) < self.now {
             (*since, *count) = (self.now, 0);
         }
         *count += 1;
         assert!(*count <= 16, "n{from} announces {lb_ip} too often at {:?}", self.now);
-        if !self.cut[from][self.nodes()] {
+        if lan == lan_of(lb_ip) && !self.cut[lan][from][self.nodes()] {
             self.last_announcements
                 .insert(lb_ip, Announcement { at: self.now, node: from, start: self.hosts[from].starts });
         }

@@ -11,24 +11,28 @@ use speaker::machine::Machine;
 use speaker::wire::frame::Channel;
 use speaker::{Keys, Snapshot};
 
-use super::{Scheduled, World, links, name};
+use super::fixtures::node_addresses;
+use super::{Scheduled, World, name};
 
 impl World {
     /// Starts the speaker of a node. A running speaker crashes first.
     pub fn start(&mut self, node: usize) {
+        self.end_pause(node);
         let clock = self.clock(node);
         let host = &mut self.hosts[node];
         host.end_speaker();
         host.starts += 1;
         let config = Config::new("world", &name(node), host.starts << 32 | node as u64);
         host.backlog.clear();
+        host.read_at = clock;
         host.suspended_until = Duration::ZERO;
         let mut machine = Machine::new(config);
-        machine.set_links(clock, links(node, &host.link));
+        machine.set_links(clock, host.reported_links(node));
         machine.set_keys(clock, &host.keys);
         // The kernel keeps the addresses that were programmed before.
         machine.set_forwarded(Arc::clone(&host.forwarded));
         host.machine = Some(machine);
+        self.list_records(node);
         self.deliver_snapshot(node);
         self.run_host(node, None);
     }
@@ -45,41 +49,41 @@ impl World {
     /// Ends the speaker of a node without a goodbye.
     pub fn crash(&mut self, node: usize) {
         self.hosts[node].end_speaker();
+        self.observe();
     }
 
     /// Stops the speaker of a node in order.
     pub fn stop(&mut self, node: usize) {
-        let clock = self.clock(node);
-        if let Some(machine) = &mut self.hosts[node].machine {
-            machine.leave(clock);
-        }
+        self.hosts[node].unread.leave = true;
         self.run_host(node, None);
     }
 
     /// Suspends the speaker of a node.
     pub fn suspend(&mut self, node: usize, time: Duration) {
         let until = self.now + time;
-        self.hosts[node].suspended_until = until;
-        self.hosts[node].wake = Some(until);
+        let host = &mut self.hosts[node];
+        (host.suspended_until, host.wake, host.slept) = (until, Some(until), true);
         self.schedule(until, Scheduled::Wake(node));
+        self.observe();
     }
 
-    /// Steps the clock of a node, as after a suspension that takes no time in the world.
+    /// Steps the monotonic clock of a node, as after a suspension that takes no time in the world.
     pub fn step_clock(&mut self, node: usize, by: Duration) {
         self.hosts[node].clock += by;
         self.run_host(node, None);
     }
 
-    /// Cuts or restores the path from `a` to `b`.
+    /// Cuts or restores the path from `a` to `b` on all LANs.
     pub fn cut(&mut self, a: usize, b: usize, cut: bool) {
-        self.cut[a][b] = cut;
+        self.cut.iter_mut().for_each(|lan| lan[a][b] = cut);
+        self.observe();
     }
 
     /// Cuts or restores all paths to and from a node, those of clients included.
     pub fn isolate(&mut self, node: usize, cut: bool) {
         for other in (0..=self.nodes()).filter(|other| *other != node) {
-            self.cut[node][other] = cut;
-            self.cut[other][node] = cut;
+            self.cut(node, other, cut);
+            self.cut(other, node, cut);
         }
     }
 
@@ -88,14 +92,15 @@ impl World {
         for a in 0..=self.nodes() {
             for b in 0..=self.nodes() {
                 let inside = |n: usize| n == self.nodes() || first.contains(&n);
-                self.cut[a][b] = inside(a) != inside(b);
+                self.cut(a, b, inside(a) != inside(b));
             }
         }
     }
 
     /// Restores all paths.
     pub fn heal(&mut self) {
-        self.cut.iter_mut().flatten().for_each(|cut| *cut = false);
+        self.cut.iter_mut().flatten().flatten().for_each(|cut| *cut = false);
+        self.observe();
     }
 
     /// Sets the nodes that may announce an address; `None` removes the address.
@@ -107,6 +112,7 @@ impl World {
             }
             None => {
                 self.wanted.remove(&lb_ip);
+                self.forget_record(lb_ip);
             }
         }
         (0..self.nodes()).for_each(|node| self.deliver_snapshot(node));
@@ -130,14 +136,11 @@ impl World {
         (0..self.nodes()).for_each(|node| self.deliver_snapshot(node));
     }
 
-    /// Renames the link of a node.
+    /// Renames the link of a node to the first LAN.
     pub fn rename_link(&mut self, node: usize, link: &str) {
-        let clock = self.clock(node);
         let host = &mut self.hosts[node];
-        host.link = link.into();
-        if let Some(machine) = &mut host.machine {
-            machine.set_links(clock, links(node, link));
-        }
+        host.links[0].name = link.into();
+        host.unread.links = true;
         self.run_host(node, None);
     }
 
@@ -154,40 +157,41 @@ impl World {
     /// Cuts a node off from the API server, or reconnects it. The node keeps its snapshot until it restarts.
     pub fn set_blind(&mut self, node: usize, blind: bool) {
         self.hosts[node].has_api = !blind;
+        self.list_records(node);
         self.deliver_snapshot(node);
     }
 
     /// Delivers new keys to a node.
     pub fn set_keys(&mut self, node: usize, keys: Keys) {
-        let clock = self.clock(node);
-        if let Some(machine) = &mut self.hosts[node].machine {
-            machine.set_keys(clock, &keys);
-        }
         self.hosts[node].keys = keys;
+        self.hosts[node].unread.keys = true;
         self.run_host(node, None);
     }
 
-    /// Sends a frame of another host to all nodes that clients can reach.
+    /// Sends a frame of another host to all nodes that clients can reach on the first LAN.
     pub fn inject(&mut self, channel: Channel, frame: &Arc<[u8]>) {
-        for to in (0..self.nodes()).filter(|to| !self.cut[self.nodes()][*to]).collect::<Vec<_>>() {
+        self.inject_on(0, channel, frame);
+    }
+
+    /// Sends a frame of another host to all nodes that clients can reach on a LAN.
+    pub fn inject_on(&mut self, lan: usize, channel: Channel, frame: &Arc<[u8]>) {
+        for to in (0..self.nodes()).filter(|to| !self.cut[lan][self.nodes()][*to]).collect::<Vec<_>>() {
             let at = self.now + self.random.time(Duration::from_micros(20), Duration::from_micros(500));
-            self.schedule(at, Scheduled::Arrive(to, channel, Arc::clone(frame)));
+            self.schedule(at, Scheduled::Arrive(to, lan, channel, Arc::clone(frame)));
         }
     }
 
     /// Delivers the snapshot to a node. Its dataplane acknowledges the addresses some time later.
-    fn deliver_snapshot(&mut self, node: usize) {
-        let clock = self.clock(node);
+    pub(super) fn deliver_snapshot(&mut self, node: usize) {
         if !self.hosts[node].has_api {
             return;
         }
-        let snapshot = Arc::new(Snapshot { node_addresses: vec![], addresses: self.wanted.clone() });
         let later = self.now + self.random.time(Duration::ZERO, self.acknowledgement);
-        let host = &mut self.hosts[node];
         let all: Arc<BTreeSet<IpAddr>> = Arc::new(self.wanted.keys().copied().collect());
-        if let Some(machine) = &mut host.machine {
-            machine.set_snapshot(clock, Some(snapshot));
-        }
+        let addresses = self.addresses_known_to(node);
+        let node_addresses = if self.cut.len() > 1 { node_addresses() } else { vec![] };
+        let host = &mut self.hosts[node];
+        host.unread.snapshot = Some(Arc::new(Snapshot { node_addresses, addresses }));
         if host.forwarded != all && !host.stuck {
             self.schedule(later, Scheduled::Forward(node, all));
         }
@@ -199,9 +203,7 @@ impl World {
         self.hosts[node].stuck = stuck;
         if stuck {
             self.hosts[node].forwarded = Arc::default();
-            if let Some(machine) = &mut self.hosts[node].machine {
-                machine.set_forwarded(Arc::default());
-            }
+            self.hosts[node].unread.forwarded = true;
             self.run_host(node, None);
         } else {
             self.deliver_snapshot(node);

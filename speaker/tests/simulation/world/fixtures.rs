@@ -1,10 +1,10 @@
 //! Names, addresses, keys and frames for tests.
 
-use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
 
 use crds::MacAddr;
+use ipnet::IpNet;
 use netlink::links::Link;
 use speaker::Keys;
 use speaker::wire::frame::{Channel, Frame};
@@ -54,14 +54,44 @@ pub fn lb_ip(n: usize) -> IpAddr {
     }
 }
 
-pub fn mac(node: usize) -> MacAddr {
-    MacAddr(2, 0, 0, 0, 0, node as u8 + 1)
+/// An address on the second LAN.
+pub fn lb_ip_on_second(n: usize) -> IpAddr {
+    match n % 3 {
+        2 => Ipv6Addr::from_bits(0x2001_0db9_0000_0000_0000_0000_0000_0000 + n as u128).into(),
+        _ => Ipv4Addr::from_bits(0xac11_0000 + n as u32).into(),
+    }
 }
 
-pub(super) fn links(node: usize, name: &str) -> BTreeMap<u32, Link> {
-    let addresses = ["10.0.0.1/8", "2001:db8::1/32"].map(|own| own.parse().expect("address")).into();
-    BTreeMap::from([(
-        LINK,
-        Link { index: LINK, name: name.into(), mac: mac(node), addresses, unusable: vec![], is_bridge: false },
-    )])
+/// The LAN that an address belongs to.
+pub fn lan_of(lb_ip: IpAddr) -> usize {
+    let is_second = match lb_ip {
+        IpAddr::V4(v4) => v4.octets()[0] == 172,
+        IpAddr::V6(v6) => v6.segments()[1] == 0xdb9,
+    };
+    usize::from(is_second)
+}
+
+/// The MAC address of a node on the first LAN.
+pub fn mac(node: usize) -> MacAddr {
+    mac_on(0, node)
+}
+
+pub(super) fn mac_on(lan: usize, node: usize) -> MacAddr {
+    MacAddr(2, 0, 0, lan as u8, 0, node as u8 + 1)
+}
+
+/// The node's own addresses on a LAN.
+fn own_addresses(lan: usize) -> [IpNet; 2] {
+    let texts = [["10.0.0.1/8", "2001:db8::1/32"], ["172.16.0.1/12", "2001:db9::1/32"]];
+    texts[lan].map(|own| own.parse().expect("address"))
+}
+
+/// The addresses of a node in the API: those on the first LAN.
+pub(super) fn node_addresses() -> Vec<IpAddr> {
+    own_addresses(0).iter().map(IpNet::addr).collect()
+}
+
+pub(super) fn link_on(lan: usize, node: usize, name: &str) -> Link {
+    let (index, mac) = (LINK + lan as u32, mac_on(lan, node));
+    Link { index, name: name.into(), mac, addresses: own_addresses(lan).into(), unusable: vec![], is_bridge: false }
 }

@@ -7,7 +7,7 @@ use std::time::Duration;
 use crds::MacAddr;
 use speaker::machine::Machine;
 
-use super::{World, name};
+use super::{World, lan_of, name};
 
 impl World {
     /// The number of nodes, with or without a speaker.
@@ -19,11 +19,11 @@ impl World {
         self.wanted.keys().copied().collect()
     }
 
-    /// The awake nodes that announce `lb_ip`.
+    /// The awake nodes that announce `lb_ip` on its LAN.
     pub fn owners(&self, lb_ip: IpAddr) -> Vec<usize> {
         let owns = |node: &usize| {
             let host = &self.hosts[*node];
-            host.suspended_until <= self.now && host.owned.contains(&lb_ip)
+            host.suspended_until <= self.now && host.owned.contains(&(lan_of(lb_ip), lb_ip))
         };
         (0..self.nodes()).filter(owns).collect()
     }
@@ -31,20 +31,29 @@ impl World {
     pub fn all_owners(&self) -> BTreeMap<IpAddr, Vec<usize>> {
         let mut owners: BTreeMap<IpAddr, Vec<usize>> = self.wanted.keys().map(|lb_ip| (*lb_ip, Vec::new())).collect();
         for (node, host) in self.hosts.iter().enumerate().filter(|(_, host)| host.suspended_until <= self.now) {
-            for lb_ip in &host.owned {
+            for (_, lb_ip) in host.owned.iter().filter(|(lan, lb_ip)| *lan == lan_of(*lb_ip)) {
                 owners.entry(*lb_ip).or_default().push(node);
             }
         }
         owners
     }
 
+    /// The addresses that awake nodes announce on another LAN than their own: each with the node.
+    pub fn misplaced_announcements(&self) -> Vec<(usize, IpAddr)> {
+        let awake = self.hosts.iter().enumerate().filter(|(_, host)| host.suspended_until <= self.now);
+        let owned = awake.flat_map(|(node, host)| host.owned.iter().map(move |(lan, lb_ip)| (node, *lan, *lb_ip)));
+        owned.filter(|(_, lan, lb_ip)| *lan != lan_of(*lb_ip)).map(|(node, _, lb_ip)| (node, lb_ip)).collect()
+    }
+
     /// Whether a speaker of the node is awake and may announce `lb_ip`.
     pub fn is_eligible(&self, node: usize, lb_ip: IpAddr) -> bool {
         let host = &self.hosts[node];
+        let link = &host.links[lan_of(lb_ip)];
         host.machine.is_some()
             && host.suspended_until <= self.now
+            && link.has_carrier
             && host.forwarded.contains(&lb_ip)
-            && self.wanted.get(&lb_ip).is_some_and(|w| w.candidates.preference(&name(node), &host.link).is_some())
+            && self.wanted.get(&lb_ip).is_some_and(|w| w.candidates.preference(&name(node), &link.name).is_some())
     }
 
     /// The preference for a node.
@@ -76,6 +85,6 @@ impl World {
 
     /// When a node last announced `lb_ip`, to within 100 ms, heard or not.
     pub fn last_announced_by(&self, node: usize, lb_ip: IpAddr) -> Option<Duration> {
-        self.recent.get(&(node, lb_ip)).map(|(at, _)| *at)
+        self.recent.get(&(node, lan_of(lb_ip), lb_ip)).map(|(at, _)| *at)
     }
 }
