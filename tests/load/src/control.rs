@@ -4,8 +4,8 @@
 //! wake-ups. And the same tries go to a target that the system under test does not forward to, such as a
 //! [`crate::Server`] on a node's own address.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
@@ -57,40 +57,45 @@ impl Control {
 /// The thread that sleeps and records how late it woke up.
 pub struct WakeupThread {
     stop: Arc<AtomicBool>,
-    thread: Option<JoinHandle<Vec<Wakeup>>>,
+    wakeups: Arc<Mutex<Vec<Wakeup>>>,
+    thread: Option<JoinHandle<()>>,
 }
 
 impl WakeupThread {
     /// Starts it. It ends when it is stopped or dropped.
     pub fn start(clock: Clock) -> Self {
-        let stop = Arc::new(AtomicBool::new(false));
+        let (stop, wakeups) = (Arc::new(AtomicBool::new(false)), Arc::new(Mutex::new(Vec::new())));
         let thread = {
-            let stop = Arc::clone(&stop);
+            let (stop, wakeups) = (Arc::clone(&stop), Arc::clone(&wakeups));
             thread::spawn(move || {
-                let mut late_wakeups = Vec::new();
                 while !stop.load(Ordering::Relaxed) {
                     let due = clock.now() + SLEEP;
                     thread::sleep(SLEEP);
                     let at = clock.now();
                     let late = at.saturating_sub(due);
                     if late > PRECISION {
-                        late_wakeups.push(Wakeup { at, late });
+                        wakeups.lock().unwrap_or_else(PoisonError::into_inner).push(Wakeup { at, late });
                     }
                 }
-                late_wakeups
             })
         };
-        Self { stop, thread: Some(thread) }
+        Self { stop, wakeups, thread: Some(thread) }
     }
 
-    /// Stops it, and returns its late wake-ups.
+    /// Returns the late wake-ups since the last call.
+    pub fn take_wakeups(&self) -> Vec<Wakeup> {
+        std::mem::take(&mut self.wakeups.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Stops it, and returns the late wake-ups since the last call of [`WakeupThread::take_wakeups`].
     ///
     /// # Errors
     /// If the thread panicked.
     pub fn stop(mut self) -> Result<Vec<Wakeup>> {
         self.stop.store(true, Ordering::Relaxed);
         let thread = self.thread.take().expect("invariant: it is stopped once");
-        thread.join().map_err(|_| anyhow!("the thread of wake-ups panicked"))
+        thread.join().map_err(|_| anyhow!("the thread of wake-ups panicked"))?;
+        Ok(self.take_wakeups())
     }
 }
 
