@@ -12,9 +12,10 @@ use k8s_openapi::api::apps::v1::DaemonSet;
 use kube::Api;
 use kube::api::PostParams;
 use lab::wait_until;
+use load::Transport;
 use serde_json::json;
 
-use crate::prober::{Prober, Tally, Transport};
+use crate::traffic::{Target, Traffic, TrafficRun};
 use crate::world::{SOON, World};
 
 /// The traffic policies, and the Service of each.
@@ -31,11 +32,8 @@ const PRE_STOP_SECONDS: u32 = 4;
 /// The backend, and its clients.
 pub struct RollingUpdates<'a> {
     world: &'a World,
-    probers: Vec<(&'static str, Transport, Prober)>,
+    traffic: Traffic,
 }
-
-/// Results of one update, by policy and protocol.
-pub type UpdateTallies = Vec<(&'static str, Transport, Tally)>;
 
 impl<'a> RollingUpdates<'a> {
     /// Creates a pod on each node and a Service for each policy, and starts the clients. A pool must have two free
@@ -64,7 +62,7 @@ impl<'a> RollingUpdates<'a> {
         let api: Api<DaemonSet> = Api::default_namespaced(world.client.clone());
         api.create(&PostParams::default(), &serde_json::from_value(daemon_set)?).await.context("create a DaemonSet")?;
         wait_for_rollout(world)?;
-        let mut probers = Vec::new();
+        let mut targets = Vec::new();
         for (policy, name) in POLICIES {
             let selector = json!({"app": PODS});
             world.create_service(name, json!({"selector": selector, "externalTrafficPolicy": policy})).await?;
@@ -76,23 +74,20 @@ impl<'a> RollingUpdates<'a> {
                 Ok(())
             })
             .await?;
-            let (client, target) = (world.cluster.client_host("c1"), SocketAddr::new(address, 80));
-            for transport in [Transport::Tcp, Transport::Udp] {
-                probers.push((policy, transport, Prober::start(&client, target, transport)));
-            }
+            let over = |transport| Target::new(policy, SocketAddr::new(address, 80), transport);
+            targets.extend([Transport::Tcp, Transport::Udp].map(over));
         }
-        Ok(Self { world, probers })
+        let traffic = Traffic::start(world, &world.cluster.client_host("c1"), targets)?;
+        Ok(Self { world, traffic })
     }
 
-    /// Replaces all pods.
+    /// Replaces all pods. Returns the record of each policy and protocol: the policy is the target's name.
     ///
     /// # Errors
     /// If an old pod stays, or a new pod does not become ready.
-    pub async fn update(&self) -> Result<UpdateTallies> {
+    pub async fn update(&self) -> Result<TrafficRun> {
         let before: BTreeSet<_> = self.world.pod_nodes(PODS).await?.into_iter().collect();
-        for (.., prober) in &self.probers {
-            prober.take_tally();
-        }
+        self.traffic.take_run();
         self.world.kubectl(&["rollout", "restart", &format!("daemonset/{PODS}")])?;
         wait_for_rollout(self.world)?;
         // A rollout ends a moment before the last old pod is deleted.
@@ -102,7 +97,7 @@ impl<'a> RollingUpdates<'a> {
             Ok(())
         })
         .await?;
-        Ok(self.probers.iter().map(|(policy, transport, prober)| (*policy, *transport, prober.take_tally())).collect())
+        Ok(self.traffic.take_run())
     }
 
     /// Stops the clients and deletes the backend.
@@ -110,9 +105,7 @@ impl<'a> RollingUpdates<'a> {
     /// # Errors
     /// If the host of a client is off, or a deletion fails.
     pub async fn end(self) -> Result<()> {
-        for (.., prober) in self.probers {
-            prober.stop()?;
-        }
+        self.traffic.stop()?;
         for (_, name) in POLICIES {
             self.world.delete_service(name).await?;
         }
