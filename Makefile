@@ -27,7 +27,7 @@ demo: setup ## Show Landfall: a cluster, an EXTERNAL-IP that appears and answers
 test: ## Run everything CI checks: format, lints, unit, property, kernel and end-to-end tests (docs/dev/testing.md)
 	@tests/run.sh
 
-soak: ## Search the speaker for defects with fresh seeds: simulation, then fuzzers (hours; SEEDS=200000 FUZZ_SECONDS=600)
+soak: ## Search the speaker for defects with fresh seeds: simulation, then fuzzers (seven hours; SEEDS=200000 FUZZ_SECONDS=600)
 	@LANDFALL_SEEDS=$(SEEDS) cargo test --quiet --locked --workspace --test simulation any_disturbance
 	@LANDFALL_FUZZ_SECONDS=$(FUZZ_SECONDS) cargo test --quiet --locked --workspace --test fuzz
 
