@@ -14,14 +14,14 @@
 //! | [`flows`] | tracked flows and clients that the kernel must forget |
 //! | [`reply_path`] | on a node with several links, replies leave by the link of the request |
 //! | [`run`](mod@run) | the loop |
-//! | [`metrics`] | numbers of changes and of traffic (pure) |
+//! | [`metrics`] | counters of changes and of traffic (pure) |
 //!
 //! # One Service, from watch to element
 //!
 //! | step | file | from → to |
 //! |---|---|---|
 //! | the agent composes | `snapshot.rs` | Service, EndpointSlices, LoadBalancerIP → [`Snapshot`] |
-//! | what changed | `rules/planner.rs` | two snapshots → affected lb_ips |
+//! | find changes | `rules/planner.rs` | two snapshots → affected lb_ips |
 //! | plan | `rules/plan.rs` | Service, slices → `LbIp` with a `Target` for each port |
 //! | collect | `rules/ruleset.rs` | `LbIp` → [`Ruleset`](rules::Ruleset): addresses, dispatches, share tables |
 //! | next hops | `rules/next_hops.rs` | share tables, links, dead nodes → MAC addresses |
@@ -29,13 +29,14 @@
 //! | diff | `nft/diff.rs` | two rulesets → `ElementChange`s |
 //! | encode | `nft/codec/request.rs` | changes → messages of one transaction |
 //! | apply | `nft/engine.rs` | messages → the kernel |
-//! | publish | `run/forwarding.rs` | what the kernel acknowledged → [`Forwarding`] |
+//! | publish | `run/forwarding.rs` | the acknowledged ruleset → [`Forwarding`] |
 //!
 //! A frame from outside is re-sent to a node with an endpoint. That node translates it to one of its own endpoints,
 //! chosen at random, and replies to the client directly. If frames cannot be re-sent, a packet goes to a random
 //! endpoint on any node. An endpoint on this node sees the client's address. A packet to an endpoint on another node is
 //! masqueraded, so that the reply comes back through this node. A packet to a port without endpoints is refused. A
-//! packet that nothing serves, or that comes from a forbidden client, is dropped. IPv4 and IPv6 are forwarded alike.
+//! packet is dropped if no Service on this node serves it, or if its client is forbidden. IPv4 and IPv6 are forwarded
+//! alike.
 
 mod error_chain;
 pub mod flows;

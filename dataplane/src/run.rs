@@ -1,15 +1,16 @@
 //! The loop: wake → snapshot → plan → diff → apply → publish.
 //!
 //! One task owns a [`Worker`] and moves it to a blocking thread for each step, so that no async worker waits for the
-//! kernel. Stale flows are deleted on another such thread, one sweep at a time: the kernel takes ten milliseconds to
-//! walk its table of flows, however few they are, and the next change must not wait for that. After a sweep, the next
-//! one waits nine times its duration. So with constant changes of endpoints, one sweep covers many changes.
+//! kernel. Stale flows are deleted on another blocking thread, in one sweep at a time. The kernel takes ten
+//! milliseconds to walk its table of flows, even if there are few, and the next change must not wait for that. The next
+//! sweep begins after a pause of nine times the duration of the last one. So if endpoints change constantly, one sweep
+//! covers many changes.
 //!
 //! The loop wakes for a new snapshot (several at once count as one), for a check of the kernel, and to retry a failed
 //! step. It ends when all senders of snapshots are dropped.
 //!
-//! Cancel safe: if dropped within a step, that step still finishes. The kernel continues to forward in any case; only
-//! [`remove`](crate::remove) ends that.
+//! Cancel safe: if the future is dropped within a step, that step still finishes. The kernel continues to forward in
+//! any case, until [`remove`](crate::remove) deletes the tables.
 
 mod forwarding;
 mod refused;
@@ -30,16 +31,16 @@ use crate::snapshot::Snapshot;
 pub use forwarding::Forwarding;
 use worker::{Sweep, Worker};
 
-/// The interval of checks whether the kernel still has the applied tables. Another program may flush all of nf_tables
-/// (a firewall that is reloaded); it should not touch our tables otherwise.
+/// The interval of checks whether the kernel still has the applied tables. Another program may flush all of nf_tables,
+/// such as a firewall that is reloaded. Other changes of our tables are not expected.
 const CHECK_INTERVAL: Duration = Duration::from_secs(10);
 /// The pause after a sweep, as a multiple of its duration: sweeps use at most a tenth of a processor.
 const PAUSE_PER_SWEEP: u32 = 9;
 /// The pauses after failed steps in a row.
 const RETRY_PAUSES: Backoff = Backoff::new(Duration::from_millis(50), Duration::from_secs(5));
 
-/// Forwards according to the latest snapshot, until all senders are dropped. Until the first snapshot that is not
-/// `None`, the kernel's state stays. Publishes to `forwarding` and `counters`.
+/// Forwards according to the latest snapshot, until all senders are dropped. The kernel's state does not change before
+/// the first snapshot that is not `None`. Publishes to `forwarding` and `counters`.
 ///
 /// # Errors
 /// If there is no socket to the kernel. Later errors are logged, and the step is retried.
@@ -60,7 +61,7 @@ pub async fn run(
             }
             continue;
         };
-        // By the clock, so that constant changes do not postpone checks.
+        // A check is due by the clock, so that constant changes do not postpone it.
         let check = Instant::now() >= next_check;
         let result;
         (worker, result) = run_blocking(move || {
@@ -127,7 +128,7 @@ impl Sweeps {
     }
 }
 
-/// Runs `work` on a thread that may block. A panic in it continues here.
+/// Runs `work` on a thread that may block. A panic in `work` continues in the caller.
 pub(crate) async fn run_blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
     unwrap_join(task::spawn_blocking(work).await).await
 }

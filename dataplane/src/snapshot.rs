@@ -15,32 +15,35 @@ use crate::rules::Sources;
 /// The observed state of the cluster and this node, as far as forwarding depends on it.
 ///
 /// It consists of shared parts. To make the next snapshot, change a copy of the last one, and keep the same `Arc`
-/// wherever nothing changed: equal `Arc`s are skipped.
+/// wherever nothing changed: the planner skips identical `Arc`s.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Snapshot {
     /// The name of this node. Endpoints on it are local.
     pub node: String,
-    /// The ranges of this node's pods (`Node.spec.podCIDRs`). A packet from them is not from outside, so the traffic
-    /// policy Local does not apply to it. If empty, pods count as outside.
+    /// The ranges of this node's pods (`Node.spec.podCIDRs`). A packet from these ranges is not from outside, so the
+    /// traffic policy Local does not apply to it. If there are no ranges, packets of pods count as packets from
+    /// outside.
     pub pod_ranges: Vec<IpNet>,
     /// The addresses at which this node's Service proxy serves node ports (InternalIP), the preferred one first.
     pub node_ips: Vec<IpAddr>,
     /// The backend of Services without the annotation `landfall.dev/backend`.
     pub backend: Backend,
-    /// The names of the nodes that the speaker reports dead. Their endpoints get no new connection unless there are no
-    /// others: then the speaker may be wrong, and trying costs nothing.
+    /// The names of the nodes that the speaker reports dead. Their endpoints get new connections only if there are no
+    /// other endpoints: the speaker may be wrong, and an attempt costs nothing.
     pub dead: BTreeSet<String>,
     /// The links on which frames to an lb_ip are spread over nodes. Empty: frames are not spread. All nodes must agree
     /// on the peers of a link.
     pub links: BTreeMap<LinkName, Link>,
-    /// The links whose replies leave by them, on a node with several links.
+    /// On a node with several links: the links whose connections are marked, so that replies leave by the link of the
+    /// request.
     pub reply_paths: Arc<BTreeSet<ReplyPath>>,
     /// Whether packets and bytes are counted for each Service, at some cost for each packet. Drops and new connections
     /// are always counted.
     pub count_traffic: bool,
-    /// The holders of each lb_ip, from the LoadBalancerIP objects. No other source decides this.
+    /// The holders of each lb_ip, from the LoadBalancerIP objects. Only these objects decide which Services hold an
+    /// lb_ip.
     pub addresses: SharedMap<IpAddr, Arc<[Holder]>>,
-    /// At least all Services that holders name.
+    /// All Services that holders name, and possibly others.
     pub services: SharedMap<Key, Service>,
     /// The slices of each Service, by the key of the Service, in any order.
     pub slices: SharedMap<Key, Slices>,
@@ -79,7 +82,7 @@ pub struct ServiceOptions {
 }
 
 impl Service {
-    /// Whether both are equal, decided by two comparisons of pointers if possible.
+    /// Whether both are known to be equal. Objects are compared by pointer only; options are also compared by value.
     pub(crate) fn is_same(&self, other: &Self) -> bool {
         Arc::ptr_eq(&self.object, &other.object)
             && (Arc::ptr_eq(&self.options, &other.options) || self.options == other.options)

@@ -1,4 +1,4 @@
-//! What differs between two rulesets or two maps. Pure.
+//! The differences between two rulesets or two maps. Pure.
 
 use std::cmp::Ordering;
 use std::collections::BTreeMap;
@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use super::ruleset::{LbIp, Ruleset};
 
-/// The lb_ips that may differ, before and after. An lb_ip that both share costs a comparison of pointers.
+/// The lb_ips that may differ, before and after. An lb_ip that both rulesets share costs only a comparison of pointers.
 pub(crate) fn changed_lb_ips<'a>(
     before: &'a Ruleset,
     after: &'a Ruleset,

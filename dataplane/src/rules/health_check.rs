@@ -1,8 +1,8 @@
-//! The health check of a Service for an external load balancer: whether this node has endpoints of a Service with
-//! `externalTrafficPolicy: Local`, served at the Service's `healthCheckNodePort`. Pure.
+//! The health check that an external load balancer reads at the `healthCheckNodePort` of a Service with
+//! `externalTrafficPolicy: Local`. It reports whether this node has endpoints of the Service. Pure.
 //!
-//! The answer is that of kube-proxy: only ready endpoints count. So an external load balancer avoids a node whose
-//! endpoints all terminate, while the node still serves (KEP-1669).
+//! As in kube-proxy, only ready endpoints count. So an external load balancer avoids a node whose endpoints all
+//! terminate, although the node still serves (KEP-1669).
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -16,7 +16,7 @@ pub struct HealthCheck {
     pub service: Key,
     /// The number of ready endpoints on this node.
     pub local_endpoints: usize,
-    /// Whether kube-proxy, if it runs, does not serve this health check.
+    /// Whether only Landfall serves this health check: kube-proxy, if it runs, ignores the Service.
     pub ours_alone: bool,
 }
 
@@ -46,7 +46,7 @@ pub fn health_checks(snapshot: &Snapshot) -> BTreeMap<u16, HealthCheck> {
 }
 
 /// Counts each endpoint once, even if it is in several slices or families. kube-proxy counts the addresses of the
-/// Service's first family; this counts the family with more addresses.
+/// Service's first family; this function counts the family with more addresses.
 fn local_endpoints(snapshot: &Snapshot, service: &Key) -> usize {
     let slices = snapshot.slices.get(service).map_or(&[][..], |slices| slices);
     let ready = slices.iter().flat_map(|slice| &slice.endpoints);

@@ -36,8 +36,8 @@ impl NextHops {
     }
 }
 
-/// The MAC address of the first node of the pair that is alive on the link. If neither is, the frame stays here: this
-/// node can still forward it.
+/// The MAC address of the first node of the pair that is alive on the link. If neither node is alive there, the frame
+/// stays here: this node can still forward it.
 fn next_hop(snapshot: &Snapshot, link: &Link, pair: &NodePair) -> MacAddr {
     let first = mac_of(snapshot, link, &pair.first);
     first.or_else(|| mac_of(snapshot, link, pair.second.as_deref()?)).unwrap_or(link.mac)

@@ -16,7 +16,7 @@ use super::sources::merge_ranges;
 use super::spread::{HashBy, Share, rank};
 use crate::snapshot::{Service, Snapshot};
 
-/// Plans all of a snapshot.
+/// Plans all lb_ips of a snapshot.
 pub fn plan_ruleset(snapshot: &Snapshot) -> Ruleset {
     let mut ruleset = Ruleset::new(merge_ranges(&snapshot.pod_ranges), Arc::clone(&snapshot.reply_paths));
     for address in snapshot.addresses.keys() {
@@ -43,8 +43,8 @@ pub(crate) fn plan_lb_ip(snapshot: &Snapshot, address: IpAddr) -> Option<LbIp> {
 
 /// The existing Services that hold `address`, by name.
 ///
-/// The controller lets Services share an lb_ip only with different ports. Should two Services have the same port, it
-/// belongs to the first by name, so that all nodes agree.
+/// The controller lets Services share an lb_ip only if their ports differ. If two Services have the same port
+/// nevertheless, the port belongs to the first Service by name, so that all nodes agree.
 pub(crate) fn holding_services(snapshot: &Snapshot, address: IpAddr) -> Vec<&Service> {
     let mut holders: Vec<&Service> = Vec::new();
     for holder in snapshot.addresses.get(&address).into_iter().flat_map(|holders| holders.iter()) {
@@ -108,7 +108,7 @@ impl PortView<'_> {
             fallbacks.insert(fallback);
             None
         });
-        // For the Service proxy frames stay here, and the proxy implements session affinity.
+        // If the Service proxy forwards the port, its frames stay here, and the proxy implements session affinity.
         let affinity = options.affinity.filter(|_| proxied.is_none());
         let hash_by = if affinity.is_some() { HashBy::Client } else { HashBy::Flow };
         let target = self.plan_endpoints(port, (!options.unspread && proxied.is_none()).then_some(hash_by));
@@ -116,7 +116,7 @@ impl PortView<'_> {
         Target { sources: options.sources.for_family(self.family), affinity, reach, proxied, ..target }
     }
 
-    /// Chooses the endpoints of a port. Its frames are spread by `hash_by`, or not at all.
+    /// Chooses the endpoints of a port. Its frames are spread by `hash_by`; `None`: they are not spread.
     fn plan_endpoints(&self, port: &Port, hash_by: Option<HashBy>) -> Target {
         let policy = self.service.object.traffic_policy;
         let all = self.candidates(port);
@@ -126,7 +126,7 @@ impl PortView<'_> {
             TrafficPolicy::Local => usable_endpoints(&all, |endpoint| !endpoint.remote),
         };
         match hash_by.and_then(|hash_by| plan_spread(self.snapshot, policy, &all, hash_by)) {
-            // There is no endpoint for new connections.
+            // No endpoint gets new connections, but frames of open connections still go to their nodes.
             Some(spread) if inside.is_empty() => {
                 Target { share: spread.share, ..order_endpoints(outside, inside, &all) }
             }
@@ -149,8 +149,9 @@ impl PortView<'_> {
         for slice in self.slices {
             let Some(number) = slice.port(&port.name, port.protocol) else { continue };
             for endpoint in slice.endpoints.iter().filter(|endpoint| Family::from(endpoint.address) == self.family) {
-                // An endpoint that moves between slices may be in two for a moment: the better conditions count. Of
-                // equal ones the lesser node name counts, so that the order of slices has no effect.
+                // An endpoint that moves between slices may be in two of them for a moment. The entry with the better
+                // conditions counts. Of entries with equal conditions, the one with the lesser node name counts, so
+                // that the order of slices has no effect.
                 let rank = |e: &crds::Endpoint| (e.ready, e.serving, !e.terminating, Reverse(e.node.clone()));
                 let known = endpoints.entry(SocketAddr::new(endpoint.address, number)).or_insert(endpoint);
                 if rank(endpoint) > rank(known) {
@@ -185,12 +186,12 @@ struct Spread {
 
 /// Spreads packets from outside over the nodes with ready endpoints; `None` if no such node is on a link.
 ///
-/// While other nodes have endpoints in any condition, frames are still looked up, even if all new connections stay
-/// here: open connections to those endpoints must continue there.
+/// While another node has an endpoint in any condition, each frame is looked up, even if all new connections stay here.
+/// So open connections to that endpoint continue there.
 ///
-/// Dead nodes count: a table has a second node for each. Endpoints on nodes that are not on a link are assigned to
-/// nodes that are, by the rank of their address. They are reached from there as without spreading; under the policy
-/// Local they cannot be used.
+/// Dead nodes get slots too, because a table has a second node for each slot. An endpoint whose node is on no link is
+/// assigned to a node that is on one, by the rank of the endpoint's address. That node forwards to the endpoint as it
+/// does without spreading. Under the policy Local such an endpoint is not used.
 fn plan_spread(snapshot: &Snapshot, policy: TrafficPolicy, all: &[Candidate<'_>], hash_by: HashBy) -> Option<Spread> {
     let is_on_link = |node: &str| {
         !snapshot.links.is_empty()
@@ -245,7 +246,7 @@ fn plan_spread(snapshot: &Snapshot, policy: TrafficPolicy, all: &[Candidate<'_>]
 /// An endpoint in the slices.
 struct Candidate<'a> {
     endpoint: Endpoint,
-    /// `None`: unknown.
+    /// `None`: its node is unknown.
     node: Option<&'a str>,
     /// Whether its node is dead.
     dead: bool,
@@ -256,9 +257,9 @@ struct Candidate<'a> {
     serving: bool,
 }
 
-/// The endpoints for new connections, of those that `may` be used: ready ones, and without any, those that serve while
-/// they terminate (KEP-1669), since a short connection is better than none. In both cases endpoints on dead nodes are
-/// used only if there are no others.
+/// The endpoints for new connections, of those that `may` be used. These are the ready endpoints. If there are none,
+/// these are the endpoints that serve while they terminate (KEP-1669), since a short connection is better than no
+/// connection. In both cases endpoints on dead nodes are used only if there are no others.
 fn usable_endpoints(all: &[Candidate<'_>], may: impl Fn(&Endpoint) -> bool) -> BTreeSet<Endpoint> {
     let select = |which: fn(&Candidate<'_>) -> bool| -> BTreeSet<Endpoint> {
         all.iter().filter(|c| may(&c.endpoint) && which(c)).map(|c| c.endpoint).collect()
@@ -268,7 +269,7 @@ fn usable_endpoints(all: &[Candidate<'_>], may: impl Fn(&Endpoint) -> bool) -> B
     choices.into_iter().map(select).find(|chosen| !chosen.is_empty()).unwrap_or_default()
 }
 
-/// Orders the endpoints so that both choices are consecutive.
+/// Orders the endpoints so that those of each pick are consecutive: first `outside`, then the rest of `inside`.
 ///
 /// `outside` is either a subset of `inside` or disjoint from it. They are disjoint if all local endpoints terminate
 /// while remote ones are ready.

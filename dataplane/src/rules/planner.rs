@@ -1,9 +1,10 @@
-//! Plans only what changed: [`Planner::plan`] returns the same as [`plan_ruleset`], at the cost of the difference.
-//! Pure.
+//! Plans only the lb_ips that may have changed. [`Planner::plan`] returns the same ruleset as [`plan_ruleset`], but
+//! costs only as much as the difference. Pure.
 //!
-//! In a cluster of 30,000 Services one changes at a time, and its packets must take the new path within milliseconds.
-//! So the planner keeps the last snapshot and skips what the new one shares with it: pieces of maps and equal `Arc`s;
-//! of holders also equal values. Rulesets share unaffected parts, so that the next stage can skip them too.
+//! In a cluster of 30,000 Services, one Service changes at a time, and its packets must take the new path within
+//! milliseconds. So the planner keeps the last snapshot, and skips the parts that the new one shares with it: pieces of
+//! maps and identical `Arc`s. It also skips holders with equal values. The new ruleset shares all unaffected parts with
+//! the last one, so that the next stage can skip them too.
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
@@ -72,7 +73,8 @@ impl Planner {
                 touch(key);
             }
         }
-        // Services with endpoints on nodes that died or came back. Slices that changed as well are touched above.
+        // Services with endpoints on nodes that died or came back. Services whose slices changed as well are touched
+        // above.
         let changed: BTreeSet<&str> = before.dead.symmetric_difference(&after.dead).map(String::as_str).collect();
         if !changed.is_empty() {
             let is_on_changed = |slice: &Arc<EndpointSlice>| {

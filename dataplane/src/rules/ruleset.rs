@@ -1,6 +1,6 @@
 //! What must happen to packets on this node: a [`Ruleset`], planned by [`plan_ruleset`](super::plan::plan_ruleset).
 //!
-//! A ruleset consists of lb_ips, ports and endpoints. How a kernel is programmed is the engine's business.
+//! A ruleset consists of lb_ips, ports and endpoints. Only the engine knows how a kernel is programmed.
 //!
 //! Packets have one of two origins. Packets from *outside* come from other hosts; the traffic policy applies to them.
 //! Packets from *inside* come from this node or its pods; they may use every endpoint under either policy, as with
@@ -27,13 +27,13 @@ use crate::snapshot::Snapshot;
 pub struct Ruleset {
     /// The ranges of this node's pods, sorted and merged.
     pub pod_ranges: Vec<Range>,
-    /// The links whose replies leave by them.
+    /// The links whose connections are marked, so that replies leave by the link of the request.
     pub reply_paths: Arc<BTreeSet<ReplyPath>>,
     /// Every lb_ip that an existing Service holds. Packets to any other address pass unchanged, and no other
     /// address may be announced.
     pub addresses: SharedMap<IpAddr, Arc<LbIp>>,
-    /// The number of ports that use each dispatch, by family. The engine makes one chain for each without reading all
-    /// addresses.
+    /// The number of ports that use each dispatch, by family. So the engine makes one chain for each dispatch without
+    /// reading all addresses.
     dispatches: BTreeMap<(Family, Dispatch), usize>,
     /// The share tables in use.
     tables: SharedMap<TableId, UsedTable>,
@@ -58,13 +58,13 @@ impl Ruleset {
         Self { pod_ranges, reply_paths, ..Self::default() }
     }
 
-    /// Sets or removes an lb_ip. After the last one, [`Ruleset::resolve_next_hops`] must be called.
+    /// Sets or removes an lb_ip. After the last change, the caller must call [`Ruleset::resolve_next_hops`].
     pub(crate) fn set(&mut self, address: IpAddr, mut new: Option<LbIp>) {
         let family = Family::from(address);
         for (_, share, hash_by) in new.iter().flat_map(LbIp::shares) {
             self.use_table(share, hash_by);
         }
-        // Most Services have one of a few shares, so one copy serves all.
+        // Most Services have one of a few shares, so ports with equal shares use one copy.
         for share in new.iter_mut().flat_map(|new| new.ports.values_mut()).filter_map(|target| target.share.as_mut()) {
             if let Some(used) = self.tables.get(&share.table_id()).filter(|used| used.share == *share) {
                 *share = Arc::clone(&used.share);
@@ -124,7 +124,8 @@ impl Ruleset {
         self.tables.iter().map(|(id, used)| (*id, &used.table))
     }
 
-    /// The tables that only one of the two has: here, and in `other`. Tables with the same id are equal.
+    /// The tables that only one of the two rulesets has: first the table in `self`, then the table in `other`. Tables
+    /// with the same id are equal.
     pub(crate) fn differing_tables<'a>(
         &'a self,
         other: &'a Self,
@@ -177,8 +178,8 @@ pub enum SpreadKey {
 impl LbIp {
     /// The share of each key whose frames are spread, and the part of the packet that is hashed.
     ///
-    /// Fragments of a protocol use the share of its lowest port, hashed by client. If another port has its endpoints
-    /// elsewhere, the node that gets its fragments forwards them.
+    /// Fragments of a protocol use the share of its lowest port, hashed by client. If another port has its endpoints on
+    /// other nodes, the node that receives fragments of that port forwards them.
     pub fn shares(&self) -> impl Iterator<Item = (SpreadKey, &Arc<Share>, HashBy)> {
         let mut last = None;
         let shared = self.ports.iter().filter_map(|(&port, target)| Some((port, target.share.as_ref()?)));
@@ -195,7 +196,7 @@ impl LbIp {
         self.ports.values().flat_map(|target| [target.outside_dispatch(), target.inside_dispatch()]).flatten()
     }
 
-    /// Whether another proxy forwards all of it.
+    /// Whether another proxy forwards all of its ports.
     pub fn is_of_other_proxy(&self) -> bool {
         !self.ports.is_empty() && self.ports.values().all(|target| target.other_proxy)
     }
@@ -211,18 +212,18 @@ impl LbIp {
 
 /// The endpoints and rules of one port of an lb_ip.
 ///
-/// Without any endpoint, packets are refused. With endpoints, but none for packets from outside, those packets are
-/// dropped: the endpoints are alive on other nodes.
+/// If there is no endpoint, packets are refused. If there are endpoints, but none for packets from outside, packets
+/// from outside are dropped and not refused: the endpoints are alive on other nodes.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Target {
-    /// All endpoints that new connections may use. Endpoints for packets from outside come first, local ones first
-    /// among them; then by address.
+    /// All endpoints that new connections may use. Endpoints for packets from outside come first. Within each of the
+    /// two parts, local endpoints come first; then the address decides.
     pub endpoints: Vec<Endpoint>,
     /// The endpoints for packets from outside.
     pub outside: Pick,
     /// The endpoints for packets from inside.
     pub inside: Pick,
-    /// Endpoints that get no new connection but still serve those they have.
+    /// Endpoints that get no new connection but still serve their open connections.
     pub draining: BTreeSet<SocketAddr>,
     /// The ranges of allowed clients, sorted and merged. Packets of other clients are dropped, with or without
     /// endpoints. `None`: every client is allowed.
@@ -233,8 +234,7 @@ pub struct Target {
     pub share: Option<Arc<Share>>,
     /// How packets from outside reach endpoints on other nodes.
     pub reach: Reach,
-    /// The address that packets are readdressed to for the Service proxy. `endpoints` are then those it may choose
-    /// from.
+    /// The destination to which packets are readdressed for the Service proxy. The proxy then chooses from `endpoints`.
     pub proxied: Option<ProxyTarget>,
     /// Whether another proxy forwards this port. Its packets pass unchanged, and all other fields have no effect.
     ///
@@ -243,12 +243,12 @@ pub struct Target {
 }
 
 impl Target {
-    /// The dispatch of packets from outside; `None` without endpoints for them.
+    /// The dispatch of packets from outside; `None` if there are no endpoints for them.
     pub fn outside_dispatch(&self) -> Option<Dispatch> {
         self.dispatch(self.outside)
     }
 
-    /// The dispatch of packets from inside; `None` without endpoints for them.
+    /// The dispatch of packets from inside; `None` if there are no endpoints for them.
     pub fn inside_dispatch(&self) -> Option<Dispatch> {
         self.dispatch(self.inside)
     }
@@ -279,7 +279,7 @@ pub struct Dispatch {
 /// An endpoint that packets are sent to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Endpoint {
-    /// Whether it is on another node. The first field, so that local endpoints sort first.
+    /// Whether it is on another node. This is the first field, so that local endpoints sort first.
     pub remote: bool,
     pub address: SocketAddr,
 }

@@ -1,9 +1,9 @@
 //! The clients allowed to use a Service: `spec.loadBalancerSourceRanges` or its annotation → [`Sources`], by
 //! [`Sources::parse`]. Pure.
 //!
-//! A Service with any range is closed to all other clients. An invalid entry allows no client, so a Service whose only
-//! entry is invalid is closed. A Service with ranges of one family only is closed in the other: a list of allowed
-//! clients does not allow the clients that it omits.
+//! A Service with at least one range is closed to all clients outside of its ranges. An invalid entry allows no client,
+//! so a Service whose only entry is invalid is closed. A Service with ranges of one family only is closed in the other:
+//! a list of allowed clients does not allow the clients that it omits.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
@@ -86,7 +86,7 @@ pub fn merge_ranges(nets: &[IpNet]) -> Vec<Range> {
     merged
 }
 
-/// Whether no address is between `first` and `second`. `second` begins at or after the begin of `first`.
+/// Whether no address is between `first` and `second`. `second` must not begin before `first`.
 fn are_joined(first: &Range, second: &Range) -> bool {
     first.is_ipv4() == second.is_ipv4() && crds::address::next(first.last()).is_none_or(|after| second.first() <= after)
 }

@@ -1,18 +1,19 @@
 //! Which node gets which part of the packets to a port: [`Share`] → [`SlotTable`], by [`Share::table`].
 //!
-//! The announcer re-sends most frames to other nodes, frame by frame and without state. A connection must survive that
-//! another node takes the address over, so every node must compute the same table. It follows from the names of the
-//! nodes and the number of endpoints on each, and from nothing else.
+//! The announcer re-sends most frames to other nodes, frame by frame and without state. A connection must survive a
+//! takeover of the address by another node, so every node must compute the same table. The table depends only on the
+//! names of the nodes and the number of endpoints on each.
 //!
-//! A table has 64 *slots*, and the hash of a flow selects one. A node gets a slot by rank, which is a hash of node and
-//! slot: best rank first, until the node has its *quota* of slots. So most slots stay where they are when a node joins,
-//! leaves or gets another endpoint. 64 slots are too few to give each of three nodes a third. So each node gets a whole
-//! number of slots, and the remaining ones are cut into 16 pieces, which are assigned in the same way. Then shares are
-//! right to a thousandth, and most tables have fewer than 100 entries.
+//! A table has 64 *slots*, and the hash of a flow selects one. Each node has a rank for each slot: a hash of both.
+//! Slots are assigned by rank, best rank first, until each node has its *quota* of slots. So most slots keep their node
+//! when a node joins, leaves or gets another endpoint. 64 slots cannot be divided evenly among, for example, three
+//! nodes. So each node first gets a whole number of slots. Each remaining slot is cut into 16 pieces, which are
+//! assigned in the same way. Then shares are exact to a thousandth, and most tables have fewer than 100 entries.
 //!
-//! Each slot has two nodes: when the first is dead, the second gets it. The second choices for a node's slots are split
-//! among the other nodes by their weights. So the death of a node moves only its own slots. It changes all tables at
-//! once, whatever the number of Services, since only the meaning of a pair of nodes changes ([`NodePair`]).
+//! Each slot has two nodes: while the first is dead, the second gets the slot. The other nodes are the second nodes of
+//! a node's slots, in proportion to their weights. So the death of a node moves only its own slots. It changes all
+//! tables at once, whatever the number of Services: tables name pairs of nodes ([`NodePair`]), and only the next hops
+//! of pairs change.
 
 mod slots;
 
@@ -36,28 +37,28 @@ pub enum HashBy {
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Share {
     hash_by: HashBy,
-    /// By node, divided by their greatest common divisor: Services with the same proportions share one table.
+    /// By node, divided by their greatest common divisor, so that Services with the same proportions share one table.
     weights: BTreeMap<Arc<str>, u32>,
 }
 
 /// Identifies the table of a [`Share`] in the kernel. A hash of 47 bits.
 ///
-/// Among five thousand tables the chance that two have the same id is about 1 in 10^7. A frame of one can then be
-/// re-sent by the other, to a node that serves it as well.
+/// Among five thousand tables the chance that two have the same id is about 1 in 10^7. Then a frame can be re-sent by
+/// the wrong table, to a node that can forward it as well.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct TableId(pub u64);
 
-/// Identifies a [`NodePair`] in the kernel. A hash of 47 bits, as [`TableId`].
+/// Identifies a [`NodePair`] in the kernel. A hash of 47 bits, like [`TableId`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct PairId(pub u64);
 
-/// The upper 48 bits of a hash, without the bit of group addresses: an engine stores an id in place of a MAC address,
-/// and sets that bit.
+/// The upper 48 bits of a hash, with the bit of group addresses cleared. An engine stores an id in place of a MAC
+/// address, and sets that bit.
 fn id(hash: u64) -> u64 {
     (hash >> 16) & !(1 << 40)
 }
 
-/// The two nodes that a slot is for.
+/// The two nodes of a slot.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct NodePair {
     pub first: Arc<str>,
@@ -142,7 +143,7 @@ fn common_divisor(a: u32, b: u32) -> u32 {
     if b == 0 { a } else { common_divisor(b, a % b) }
 }
 
-/// How well a node suits an object. The highest rank wins, and every node computes the same.
+/// The rank of a node for an object: the node with the highest rank gets the object. Every node computes the same rank.
 pub fn rank(node: &str, object: &str) -> u64 {
     splitmix64(fnv1a(node.as_bytes()) ^ splitmix64(fnv1a(object.as_bytes())))
 }

@@ -7,13 +7,14 @@ use crds::Reach;
 
 use crate::rules::{LbIp, Problem};
 
-/// What the kernel of this node forwards. It is published after the kernel's acknowledgement, and withdrawn before it
-/// ends.
+/// What the kernel of this node forwards. An lb_ip is published after the kernel has acknowledged its rules, and
+/// withdrawn before its rules are removed.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Forwarding {
     /// The lb_ips that are programmed. Only these may be announced from here.
     pub addresses: BTreeSet<IpAddr>,
-    /// Those with an endpoint for packets from outside: under the traffic policy Local, on this node.
+    /// The lb_ips with an endpoint for packets from outside. Under the traffic policy Local, that endpoint is on this
+    /// node.
     pub serving: BTreeSet<IpAddr>,
     /// How packets from outside reach endpoints on other nodes.
     pub reach: BTreeMap<IpAddr, Reach>,
@@ -25,7 +26,7 @@ pub struct Forwarding {
 }
 
 impl Forwarding {
-    /// Sets everything about `address`. Returns whether it changed. Logs new mistakes.
+    /// Sets all fields for `address`. Returns whether it changed. Logs new mistakes.
     pub(super) fn set(&mut self, address: IpAddr, lb_ip: Option<&LbIp>) -> bool {
         let set_in = |set: &mut BTreeSet<IpAddr>, is_in| if is_in { set.insert(address) } else { set.remove(&address) };
         let address_changed = set_in(&mut self.addresses, lb_ip.is_some());

@@ -1,9 +1,9 @@
 //! An input that the kernel has refused: [`Refused`]. Pure.
 
-/// The number of checks until a refused input is tried again: five minutes.
+/// The number of checks until a refused input is tried again. They take five minutes.
 const CHECKS_UNTIL_RETRY: u32 = 30;
 
-/// The last refused input, if it is not to be tried yet.
+/// The last refused input, while it must not be tried again.
 pub(super) struct Refused<T>(Option<(T, u32)>);
 
 impl<T> Default for Refused<T> {
@@ -22,7 +22,7 @@ impl<T: Clone + PartialEq> Refused<T> {
         self.0.is_some()
     }
 
-    /// Whether this input is refused and not to be tried yet. With `check`, the time of one check has passed. Any other
+    /// Whether this input was refused and must not be tried yet. With `check`, this call counts as one check. Any other
     /// input clears the refusal.
     pub(super) fn blocks(&mut self, input: &T, check: bool) -> bool {
         let Some((refused, checks)) = &mut self.0 else { return false };

@@ -55,7 +55,7 @@ pub(super) struct Worker {
     refused_links: Refused<BTreeMap<LinkName, Link>>,
     /// The links whose connections the kernel refused to mark.
     refused_reply_paths: Refused<Arc<BTreeSet<ReplyPath>>>,
-    /// The tables that were checked for the forwarding sysctl of their family.
+    /// The tables for whose family the forwarding sysctl was checked.
     checked_sysctls: BTreeSet<Table>,
     counters: Counters,
 }
@@ -87,8 +87,8 @@ impl Worker {
 
     /// Programs the kernel for `snapshot`. With `check`, first checks whether it still has the applied tables.
     ///
-    /// Spreading frames and marking connections are optional. The kernel may refuse either, because it does not support
-    /// it, or because a link has vanished. Then everything is forwarded without it.
+    /// Spreading frames and marking connections are optional. The kernel may refuse either of them, because it does not
+    /// support it, or because a link has vanished. Then all packets are forwarded without it.
     pub(super) fn step(&mut self, snapshot: &Arc<Snapshot>, check: bool) -> Result<(), EngineError> {
         let result = self.forward_with_fallbacks(snapshot, check);
         let marks_refused = self.refused_reply_paths.is_some();
@@ -193,7 +193,7 @@ impl Worker {
         }
     }
 
-    /// Forgets the clients that may no longer use their endpoint. After a failure it is tried again at the next check.
+    /// Forgets the clients that may no longer use their endpoint. After a failure, the next check tries again.
     fn forget_clients(&mut self) {
         let Some(ruleset) = &self.programmed else { return };
         if is_same(&self.clients_forgotten, ruleset) {
@@ -217,7 +217,8 @@ impl Worker {
     /// [`finish_sweep`](Self::finish_sweep).
     pub(super) fn start_sweep(&mut self) -> Option<impl FnOnce() -> Sweep + use<>> {
         let ruleset = self.programmed.as_ref()?;
-        // Retired clients come first, or the next packet of a deleted flow would go to the same endpoint again.
+        // Retired clients must be forgotten first. Otherwise the next packet of a deleted flow would go to the same
+        // endpoint again.
         let is_ready = is_same(&self.clients_forgotten, ruleset);
         if !is_ready || is_same(&self.flows_forgotten, ruleset) || is_same(&self.failed_sweep, ruleset) {
             return None;
@@ -279,8 +280,8 @@ impl Worker {
         self.published = ruleset;
     }
 
-    /// Warns if the node does not forward at all. The operator of the cluster network decides that, so nothing changes
-    /// here.
+    /// Warns if the node does not forward packets at all. The operator of the cluster network decides that, so Landfall
+    /// does not change the sysctl.
     fn warn_if_not_forwarding(&mut self, desired: &Ruleset) {
         for table in Table::ALL {
             let Some(family) = table.family().filter(|_| is_needed(desired, table)) else { continue };

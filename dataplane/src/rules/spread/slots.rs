@@ -8,7 +8,7 @@ use model::stable_hash::splitmix64;
 pub const SLOTS: u32 = 64;
 /// The number of pieces that a slot shared by several nodes is cut into.
 pub const PIECES: u32 = 16;
-/// The number of the first piece of the first slot, after the whole slots.
+/// The number of the first piece of the first slot. Lesser numbers are those of whole slots.
 pub const FIRST_PIECE: u32 = SLOTS;
 
 /// The first and the second node of each slot or piece.
@@ -56,7 +56,7 @@ struct Successors {
     nodes: Vec<usize>,
     weights: Vec<u64>,
     seeds: Vec<u64>,
-    /// Held by each, in pieces.
+    /// The size of the slots that each node holds, in pieces.
     held: Vec<u64>,
 }
 
@@ -71,7 +71,8 @@ impl Successors {
         (weights.iter().sum::<u64>() > 0).then_some(Self { nodes, weights, seeds, held })
     }
 
-    /// Assigns `slots` so that each successor has its share of all: whole slots first, since pieces can even them out.
+    /// Assigns `slots` so that each successor holds its share of all slots. Whole slots come first, since pieces can
+    /// then even out the difference.
     fn inherit(mut self, slots: &[u32]) -> BTreeMap<u32, usize> {
         let all: u64 = self.weights.iter().sum();
         let mut inherited = BTreeMap::new();
@@ -109,7 +110,8 @@ impl Owed {
     }
 }
 
-/// Rounds to whole quotas with the sum `sum`: the whole parts first, then one more each by largest rest.
+/// Rounds to whole quotas with the sum `sum`. Each node gets its whole part. Then the nodes with the largest rests get
+/// one more each.
 fn round_quotas(owed: &[Owed], sum: usize, seeds: &[u64]) -> Vec<u64> {
     let mut open = u64::try_from(sum).unwrap_or(u64::MAX);
     let mut by_rest: Vec<usize> = (0..owed.len()).collect();

@@ -103,7 +103,7 @@ fn equal_proportions_and_only_they_share_a_table_id() {
 
 #[test]
 fn few_pieces_move_when_a_node_joins() {
-    // The part that must move, and the part that does: the difference is the cost of exact shares.
+    // Compares the part that must move with the part that moves. The difference is the cost of exact shares.
     let equal = |count: usize| -> Vec<String> { (0..count).map(|n| format!("worker-{n}")).collect() };
     for count in 2..9usize {
         let names = equal(count + 1);
