@@ -1,9 +1,9 @@
 //! The engine nft: a [`Ruleset`](crate::rules::Ruleset) as elements of three tables. `netdev landfall` re-sends frames
 //! to other nodes; `ip landfall` and `ip6 landfall` translate packets for this one.
 //!
-//! The two IP tables have the same layout, and one transaction changes all three. With one table `inet landfall`, every
-//! packet would pass checks of its family, and the table would still need each set twice. Frames of both families pass
-//! one hook.
+//! The two IP tables have the same layout, and one transaction changes all three. In one table `inet landfall`, every
+//! packet would pass checks of its family, and the table would still need each set twice. For frames one table is
+//! enough, since frames of both families pass one hook.
 //!
 //! The layout is *few maps with many elements*: the cost of a packet, and of changing one Service, is the same with one
 //! Service as with 30,000. No chain or map belongs to a single Service.
@@ -41,45 +41,45 @@
 //! 1. A client's SYN to 192.0.2.10:80 comes in. `nat-prerouting` finds it in `services`, and `ways` leads to `pick-1`,
 //!    which translates the destination to 10.244.1.5:8080. `nat-postrouting` finds the endpoint in `local`, so the
 //!    source stays.
-//! 2. A pod of this node connects. Its source is in `pods`, so `inside` decides: `pick-2` selects one of both
-//!    endpoints.
+//! 2. A pod of this node connects. Its source is in `pods`, so `inside` decides, and leads to `pick-2`. That chain
+//!    selects one of the two endpoints.
 //! 3. A SYN to 192.0.2.10:81 is in no map. `filter-prerouting` sends it to `unserved`, which drops it.
 //!
 //! # Rules
 //!
 //! - Only the first packet of a connection passes nat chains. Every packet passes one comparison of its connection
 //!   state.
-//! - nat at -110 runs before kube-proxy's -100, so this table decides about addresses that both have. The filter runs
-//!   after both, so a packet that another proxy has translated is not refused.
+//! - nat at -110 runs before kube-proxy's nat at -100, so this table decides about an address that both tables have.
+//!   The filter at -90 runs after both, so it does not refuse a packet that another proxy has translated.
 //! - Only small maps have verdicts that lead to chains: when such a verdict changes, the kernel walks all of the table.
-//!   So `services` has an id, and `ways` leads from the id to the chain. In between `meta priority` carries it, and the
-//!   chain resets that.
-//! - Sets with elements of each Service are created for the number of elements at hand ([`layout::Set::size`]), and
-//!   enlarged in a transaction of their own: once for every doubling.
+//!   So `services` only has an id, and the small map `ways` leads from the id to the chain. Between the two lookups
+//!   `meta priority` carries the id. The chain resets `meta priority`.
+//! - A set with elements of each Service is created for its first number of elements ([`layout::Set::size`]). It is
+//!   enlarged in a transaction of its own, once for every doubling.
 //! - No packet mark is used, so the marks of other programs stay. `nat-postrouting` recognises a translated packet by
 //!   the original destination of its connection.
-//! - `inside` has only what differs from `services`: Services with the traffic policy Local, for this node and its
-//!   pods.
-//! - All keys begin with the lb_ip, so elements of different lb_ips are independent, and the cost of a change is that
-//!   of the changed ones.
-//! - Source ranges are checked here, before kube-proxy gets the packet: the chain that would translate it drops a
-//!   packet of a forbidden client. So no change of rules opens a Service for a moment. Only Services with ranges look
-//!   into `sources`. (The kernel copies that kind of set for each change of it: with 20,000 ranges, a changed range
-//!   costs milliseconds. Other changes do not.)
-//! - Rules fill `affinity`, and entries expire. The agent deletes entries of endpoints that are gone (see
+//! - `inside` has only the ports whose id differs from that in `services` for this node and its pods. These are ports
+//!   of Services with the traffic policy Local.
+//! - The keys of all elements of an lb_ip begin with the lb_ip. So elements of different lb_ips are independent, and a
+//!   change costs only as much as the changed lb_ips.
+//! - Source ranges are checked here, before kube-proxy gets the packet: the chain that would translate a packet drops
+//!   it if its client is forbidden. So no change of rules opens a Service for a moment. Only packets of Services with
+//!   ranges are looked up in `sources`. (The kernel copies a set of concatenated ranges, such as `sources`, at each
+//!   change of the set. With 20,000 ranges, a changed range costs milliseconds. Changes of other sets do not.)
+//! - Rules fill `affinity`, and its entries expire. The agent deletes entries of endpoints that no longer exist (see
 //!   [`crate::flows::affinity`]). A replaced table loses its entries.
-//! - Refusal happens before routing, so it needs neither forwarding nor a route to the lb_ip.
-//! - Packets are counted where they are decided: in `begun` by the chain that translates, in `denied`, `refusals` and
-//!   `strays` by those that drop and refuse. `traffic` counts every packet, in the chain `count` before any
-//!   translation. That alone has a cost, and can be switched off. Elements of `traffic` and `begun` exist as long as
-//!   their port, so a change of endpoints resets nothing, and a diff ignores counts. The other elements are added by
-//!   the first packet.
+//! - Packets are refused before routing, so a refusal needs neither forwarding nor a route to the lb_ip.
+//! - The chain that decides about a packet counts it: in `begun` if it translates, in `denied`, `refusals` or `strays`
+//!   if it drops or refuses. `traffic` counts every packet, in the chain `count` before any translation. Only this
+//!   count has a cost, and it can be switched off. Elements of `traffic` and `begun` exist as long as their port, so a
+//!   change of endpoints resets no count. A diff ignores counts. In the other counting sets, the first packet adds the
+//!   element.
 //! - Neighbour discovery for an lb_ip is never dropped here; the speaker answers it.
 //!
-//! `layout/netdev.rs` describes how frames are spread. That table only supports the others: without it, or for a packet
-//! in none of its maps, each node translates the packets it gets.
+//! `layout/netdev.rs` describes how frames are spread. The other tables work without that table. Without it, or if a
+//! packet is in none of its maps, each node translates the packets that it receives.
 //!
-//! It needs Linux 5.10 or newer (for a reset from prerouting), and does not need the program `nft`.
+//! The engine needs Linux 5.10 or newer (for a reset from prerouting). It does not need the program `nft`.
 //!
 //! | file | content |
 //! |---|---|

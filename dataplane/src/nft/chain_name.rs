@@ -1,6 +1,7 @@
 //! The names of chains: [`ChainName`] ⇄ text. Pure.
 //!
-//! Some chains exist only while an element, a link or a Service needs them. Their names are their parameters.
+//! Some chains exist only while an element, a link or a Service needs them. The name of such a chain contains its
+//! parameters.
 
 use std::fmt;
 
@@ -11,7 +12,7 @@ use crate::link_name::LinkName;
 use crate::reply_path::Mark;
 use crate::rules::{Dispatch, Pick};
 
-/// A chain that is not always there, or that elements lead to.
+/// A chain that exists only while it is needed, or to which elements lead.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum ChainName {
     /// `…pick-N`, `…to-node-port` or `…to-cluster-ip`: sends new connections on.
@@ -27,7 +28,7 @@ pub enum ChainName {
     Optional(OptionalChain),
     /// `on-LINK`: the ingress of a link.
     Ingress(LinkName),
-    /// `refuse`, or `restricted-refuse` if source ranges apply. Always there.
+    /// `refuse`, or `restricted-refuse` if source ranges apply. These two always exist.
     Refuse {
         restricted: bool,
     },
@@ -63,7 +64,7 @@ impl fmt::Display for ChainName {
 }
 
 impl ChainName {
-    /// The chain of this name; `None` if no chain has it. A chain has only one name.
+    /// The chain of this name; `None` if no chain has this name. Each chain has exactly one name.
     pub fn parse(name: &str) -> Option<Self> {
         let known = parse_dispatch(name)
             .map(Self::Dispatch)
@@ -114,7 +115,7 @@ fn parse_dispatch(name: &str) -> Option<Dispatch> {
     Some(Dispatch { pick, restricted, affinity, backend: Backend::Endpoints })
 }
 
-/// A chain that marks connections or replies.
+/// Parses the name of a chain that marks connections or replies.
 fn parse_marking(name: &str) -> Option<ChainName> {
     if let Some(rest) = name.strip_prefix(BY) {
         let (value, rest) = rest.split_once(OF)?;

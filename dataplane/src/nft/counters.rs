@@ -1,5 +1,5 @@
-//! The kernel's packet counters. A new one needs a counting set in `layout/sets.rs`, a field of [`KernelCounters`], and
-//! a line here. Touches nf_tables through a netlink [`Socket`].
+//! The kernel's packet counters. A new counter needs a counting set in `layout/sets.rs`, a field of [`KernelCounters`],
+//! and a line here. Touches nf_tables through a netlink [`Socket`].
 
 use super::codec::dump;
 use super::elements::KeyParts;
@@ -23,7 +23,7 @@ pub fn read_kernel_counters() -> Result<KernelCounters, EngineError> {
         for set in layout::sets(table).into_iter().filter(|set| COUNTING.contains(&set.id)) {
             let query = dump::get_elements(table, set.id);
             let answers = socket.dump(query, |body| dump::decode_counts(&set, body.attributes())).map(Some);
-            // A table without work does not exist.
+            // A table exists only while it has something to do.
             let answers = none_if_missing(answers).map_err(EngineError::Read)?;
             for (key, count) in answers.into_iter().flatten() {
                 add_count(&mut counters, set.id, key, count);

@@ -24,8 +24,8 @@ impl ElementChange {
         }
     }
 
-    /// The stage of a transaction that it belongs to. A chain is added before elements lead to it, and deleted after
-    /// the last one that did. An element that changes is deleted before it is added: to the kernel, the same key with
+    /// The stage of a transaction to which the change belongs. A chain is added before the elements that lead to it,
+    /// and deleted after them. An element that changes is deleted before it is added: to the kernel, the same key with
     /// another value is an error.
     fn stage(&self) -> u8 {
         match self {
@@ -58,8 +58,8 @@ pub fn diff_elements(observed: &Elements, desired: &Elements) -> Vec<ElementChan
     sort_changes(changes)
 }
 
-/// The changes from the elements of `applied` to those of `desired`: the same as [`diff_elements`] of all elements.
-/// Shared parts cost a comparison of pointers.
+/// The changes from the elements of `applied` to those of `desired`: the same as [`diff_elements`] of all elements. But
+/// parts that both rulesets share cost only a comparison of pointers.
 pub fn diff_rulesets(applied: &Ruleset, desired: &Ruleset) -> Vec<ElementChange> {
     let mut changes = Vec::new();
     for (address, before, after) in changed_lb_ips(applied, desired) {

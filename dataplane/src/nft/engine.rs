@@ -1,9 +1,9 @@
 //! The engine: makes the kernel's tables equal to a [`Ruleset`]. Touches nf_tables through a netlink [`Socket`].
 //!
-//! It remembers what the kernel has acknowledged, so a change costs only its difference: one transaction with the
-//! changed elements, or none. After a start or an error it dumps the tables first. In a table with our layout it
-//! changes only the elements that differ, so that traffic continues while the agent restarts. It replaces a table with
-//! another layout. All tables change in one transaction.
+//! It remembers the ruleset that the kernel has acknowledged. So a change costs only one transaction with the changed
+//! elements, or no transaction if no element differs. After a start or an error it dumps the tables first. In a table
+//! with our layout it changes only the elements that differ, so that traffic continues while the agent restarts. It
+//! replaces a table with another layout. All tables change in one transaction.
 //!
 //! It blocks while the kernel works.
 
@@ -27,10 +27,10 @@ use netlink::socket::{NetlinkError, Socket};
 pub(super) use observe::none_if_missing;
 pub use outcome::{KernelTable, TableOutcome, TableOutcomes, removed_ports};
 
-/// The number of attempts to dump the tables while nf_tables changes. The last dump is used in any case: other
-/// programs, such as kube-proxy, may change their own tables all the time, but hardly ours.
+/// The greatest number of attempts to dump the tables while nf_tables changes. The last dump is used in any case: other
+/// programs, such as kube-proxy, may change their own tables constantly, but they seldom change ours.
 const ATTEMPTS: usize = 4;
-/// The time for a packet to pass from one rule to the next: usually microseconds.
+/// A time in which a packet certainly passes from one rule to the next. Usually this takes microseconds.
 const PACKET_TRANSIT: Duration = Duration::from_millis(1);
 /// The errno of a transaction whose generation is outdated. User space normally never sees this errno, so libc has no
 /// name for it.
@@ -86,7 +86,7 @@ pub struct Engine {
 #[derive(Debug)]
 struct AppliedState {
     ruleset: Arc<Ruleset>,
-    /// The generation of nf_tables. The kernel has another one if another program has changed nf_tables since.
+    /// The generation of nf_tables. If another program has changed nf_tables since, the kernel has another generation.
     generation: u32,
 }
 
@@ -107,7 +107,7 @@ impl Engine {
         if self.applied.as_ref().is_some_and(|applied| Arc::ptr_eq(&applied.ruleset, desired)) {
             return Ok(TableOutcomes::new());
         }
-        // Taken: after an error the state is unknown.
+        // The state is taken out, because it is unknown after an error.
         let mut applied = self.applied.take();
         let mut enlarged = BTreeSet::new();
         loop {
@@ -119,8 +119,8 @@ impl Engine {
                 Err(EngineError::Refused { table: Some(table), source, .. })
                     if source.errno() == Some(libc::ENFILE) =>
                 {
-                    // A set can still be full after the attempt to enlarge it, because kernels before 6.5 do not do
-                    // that. Then the table is replaced.
+                    // Kernels before 6.5 do not enlarge a set, so the set can still be full after the attempt. Then the
+                    // table is replaced.
                     if !enlarged.insert(table) {
                         return self.establish(desired, &enlarged);
                     }
@@ -250,7 +250,8 @@ impl Engine {
         self.execute(outcomes, contents, desired, Generations { current: applied.generation, required: None })
     }
 
-    /// Dumps the tables and changes them to the desired state. The tables in `full` are replaced, with larger sets.
+    /// Dumps the tables and changes them to the desired state. `full` are the tables with a full set: they are
+    /// replaced, with larger sets.
     fn establish(&mut self, desired: &Arc<Ruleset>, full: &BTreeSet<Table>) -> Result<TableOutcomes, EngineError> {
         let mut attempt = 1;
         loop {
@@ -312,7 +313,7 @@ impl Engine {
 
 /// The generations of a transaction.
 struct Generations {
-    /// Before the transaction.
+    /// The generation before the transaction.
     current: u32,
     /// The kernel refuses the transaction with ERESTART unless it is at this generation. `None`: it accepts any.
     required: Option<u32>,

@@ -34,13 +34,14 @@ use crate::link_name::LinkName;
 
 /// The name of the tables. Tables of other names are never touched.
 pub const NAME: &str = "landfall";
-/// The comment on the tables, for a person who finds one. It is part of the layout: another text is another version.
+/// The comment on the tables, for a person who finds one. It is part of the layout: another text means another version.
 pub const COMMENT: &str = "Landfall forwards LoadBalancer addresses here; made by landfall node; version 7";
 
 /// A table of Landfall.
 ///
-/// There is one for each family, so that IPv4 packets do not pass rules of IPv6, and one for frames before them. One
-/// transaction changes all of them. A table exists only while it has something to do.
+/// Each IP family has its own table, so that IPv4 packets do not pass rules of IPv6. A third table handles frames,
+/// before the IP tables get the packets. One transaction changes all of them. A table exists only while it has
+/// something to do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Table {
     /// `ip landfall`.
@@ -52,7 +53,7 @@ pub enum Table {
 }
 
 impl Table {
-    /// In the order of changes.
+    /// All tables, in the order in which a transaction changes them.
     pub const ALL: [Self; 3] = [Self::V4, Self::V6, Self::Link];
 
     /// The table that translates packets to this lb_ip.
@@ -115,7 +116,7 @@ pub struct Hook {
     /// NF_INET_* or NF_NETDEV_*.
     pub number: u32,
     pub priority: i32,
-    /// The link, in the table of frames.
+    /// The link of the hook; `None` in the IP tables.
     pub link: Option<LinkName>,
 }
 
@@ -135,12 +136,12 @@ impl Hook {
     }
 }
 
-/// The fixed chains of a table. A chain comes after those that it goes to.
+/// The fixed chains of a table. Each chain comes after the chains to which its rules go.
 pub fn chains(table: Table) -> Vec<Chain> {
     table.family().map_or_else(netdev::chains, ip::chains)
 }
 
-/// A chain that exists only while it is needed; `None` if no such chain can be in this table.
+/// The chain of this name, which exists only while it is needed; `None` if this table cannot have the chain.
 pub fn variable_chain(table: Table, name: ChainName) -> Option<Chain> {
     match (table.family(), name) {
         (Some(family), ChainName::Dispatch(dispatch)) => Some(ip::dispatch_chain(family, dispatch)),

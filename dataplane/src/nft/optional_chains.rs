@@ -1,7 +1,7 @@
 //! Base chains that exist only while some Service needs them. Pure.
 //!
-//! Every packet at a hook passes all base chains there, also packets of open connections. So an optional function is
-//! not a rule of a permanent chain but a chain of its own.
+//! Every packet at a hook passes all base chains there, even a packet of an open connection. So an optional function
+//! has a chain of its own, and not a rule in a permanent chain.
 
 /// A base chain that exists only while some Service needs it, since every packet at its hook pays for it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]

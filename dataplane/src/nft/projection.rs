@@ -35,8 +35,8 @@ pub fn all_elements(ruleset: &Ruleset) -> impl Iterator<Item = Element> {
     few.into_iter().chain(many)
 }
 
-/// The marker of a table or pair, which takes the place of a MAC address while a frame is looked up. As a group address
-/// it differs from the address of every host.
+/// The marker of a table or pair, which takes the place of a MAC address while a frame is looked up. It is a group
+/// address, so it differs from the address of every host.
 fn marker(id: u64) -> MacAddr {
     let [_, _, first, b, c, d, e, f] = id.to_be_bytes();
     MacAddr(first | 1, b, c, d, e, f)
@@ -114,7 +114,7 @@ pub fn shared_elements(ruleset: &Ruleset) -> Vec<Element> {
     elements
 }
 
-/// An lb_ip of this family with a port of ours, if there is one.
+/// An lb_ip of this family with a port that Landfall forwards, if there is one.
 fn any_lb_ip(ruleset: &Ruleset, family: Family) -> Option<&Arc<LbIp>> {
     // Addresses are sorted, IPv4 before IPv6.
     let is_of_family = |(address, _): &(&IpAddr, &Arc<LbIp>)| Family::from(**address) == family;
@@ -137,7 +137,7 @@ pub fn is_needed(ruleset: &Ruleset, table: Table) -> bool {
 /// The initial capacity for the elements of an lb_ip: enough for most.
 const USUAL_ELEMENTS: usize = 24;
 
-/// The elements of one lb_ip; none if another proxy forwards all of it.
+/// The elements of one lb_ip; empty if another proxy forwards all of its ports.
 pub fn lb_ip_elements(address: IpAddr, lb_ip: &LbIp) -> Vec<Element> {
     if lb_ip.is_of_other_proxy() {
         return Vec::new();
@@ -170,7 +170,7 @@ pub fn lb_ip_elements(address: IpAddr, lb_ip: &LbIp) -> Vec<Element> {
     elements.elements
 }
 
-/// The elements of one lb_ip, being collected.
+/// Collects the elements of one lb_ip.
 struct LbIpElements {
     /// The table that translates packets to it.
     table: Table,
@@ -182,7 +182,7 @@ impl LbIpElements {
         self.elements.push((ElementKey::In(self.table, set, key), value));
     }
 
-    /// The elements of one port.
+    /// Adds the elements of one port.
     fn push_port(&mut self, frontend: Frontend, target: &Target, counted: bool) {
         let key = KeyParts::Frontend(frontend);
         match target.proxied {
@@ -190,7 +190,7 @@ impl LbIpElements {
             Some(ProxyTarget::ClusterIp(at)) => self.push(SetId::ClusterIps, key, ElementValue::Address(at)),
             None => {}
         }
-        // They exist as long as the port, even without endpoints, so that no count is lost.
+        // These elements exist as long as the port, even if it has no endpoints, so that no count is lost.
         self.push(SetId::Begun, key, ElementValue::Present);
         if counted {
             self.push(SetId::Traffic, key, ElementValue::Present);
@@ -220,7 +220,7 @@ impl LbIpElements {
         }
     }
 
-    /// The elements that spread its frames.
+    /// Adds the elements that spread the frames of an lb_ip.
     fn push_spread(&mut self, address: IpAddr, lb_ip: &LbIp) {
         let family = Family::from(address);
         let set = |pair| SetId::by_family(family, pair);

@@ -102,7 +102,7 @@ fn hook_name(table: Table, hook: Hook) -> &'static str {
     }
 }
 
-/// A priority by name, or relative to a named one at this hook at most ten away.
+/// A priority as `nft` prints it: by name, or relative to a named priority of this hook that is at most ten away.
 fn priority_name(table: Table, hook: Hook) -> String {
     let names = [
         ("mangle", -150, table != Table::Link),
@@ -134,7 +134,7 @@ fn type_words(kind: Type) -> [&'static str; 2] {
     }
 }
 
-/// One element as one line; an interval set as several.
+/// The lines for one element. An interval set is one element with several lines.
 fn element_lines(set: &Set, key: &ElementKey, value: &ElementValue) -> Vec<String> {
     if let ElementValue::Ranges(ranges) = value {
         return ranges.iter().map(print_range).collect();

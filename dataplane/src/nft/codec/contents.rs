@@ -2,7 +2,8 @@
 //! Pure.
 //!
 //! A new table may have a million elements, and there is nothing to compare them with. So they are serialised directly,
-//! set by set, without a list of elements. To name one that the kernel refuses, its message is decoded again.
+//! set by set, without a list of elements. If the kernel refuses an element, its message is decoded again to name the
+//! element.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -18,7 +19,7 @@ use netlink::message::Message;
 /// The contents of a new table.
 #[derive(Debug, Default)]
 pub struct TableContents {
-    /// The chains that are not always there.
+    /// The chains that exist only while they are needed.
     pub(super) chains: BTreeSet<ChainName>,
     /// The elements of each set that has some.
     pub(super) sets: BTreeMap<SetId, ElementLists>,
@@ -40,7 +41,7 @@ impl TableContents {
     }
 }
 
-/// Serialises these elements, of which each comes once, by table.
+/// Serialises these elements by table. Each element must occur only once.
 pub fn table_contents(
     elements: impl IntoIterator<Item = (ElementKey, ElementValue)>,
 ) -> BTreeMap<Table, TableContents> {
@@ -58,9 +59,9 @@ pub(super) struct ElementLists {
     pub(super) table: Table,
     pub(super) set: SetId,
     pub(super) count: usize,
-    /// The messages with most of them.
+    /// The finished messages.
     messages: Vec<Message>,
-    /// The list with the others.
+    /// The list for the next message.
     last: Writer,
 }
 
@@ -94,7 +95,7 @@ impl ElementLists {
     fn finish_message(&mut self) {
         let list = &self.last;
         self.messages.push(message(self.kind, self.table, |w| {
-            // With room for the names.
+            // Reserves room for the list and for the names before it.
             w.reserve(list.len() + 64);
             w.text(ELEM_LIST_TABLE, NAME).text(ELEM_LIST_SET, self.set.name());
             w.nest(ELEM_LIST_ELEMENTS, |w| w.append(list));
@@ -111,7 +112,8 @@ impl ElementLists {
     }
 }
 
-/// Describes the element of such a message that begins last before `offset`; without an offset, all of them.
+/// Describes the element of such a message that contains the byte at `offset`. Without an offset, describes the first
+/// element and the number of the others.
 pub(super) fn describe_elements(table: Table, id: SetId, message: &Message, offset: Option<u32>) -> String {
     let verb = if message.is_of_kind(DELSETELEM) { "delete" } else { "add" };
     if id == SetId::Pods {

@@ -35,8 +35,8 @@ pub fn get_table(table: Table) -> Message {
     get(GETTABLE, table, |_| ())
 }
 
-/// Queries one chain. (The kernel could only list all chains of the family, which may be tens of thousands of other
-/// tables.)
+/// Queries one chain. (The kernel cannot list the chains of one table. A list of all chains of the family may contain
+/// tens of thousands of chains of other tables.)
 pub fn get_chain(table: Table, name: &str) -> Message {
     get(GETCHAIN, table, |w| {
         w.text(CHAIN_NAME, name);

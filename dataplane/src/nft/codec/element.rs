@@ -17,7 +17,7 @@ use crate::nft::layout::{Data, Set, SetId, Table, Type};
 use crate::rules::Frontend;
 use netlink::attribute::{Attribute, Attributes, Writer};
 
-/// Writes an element to be added into a list.
+/// Appends an element to the list of a message that adds elements.
 pub(super) fn encode_added(key: &ElementKey, value: &ElementValue, list: &mut Writer) {
     if let ElementValue::Ranges(ranges) = value {
         return encode_ranges(ranges, list);
@@ -45,7 +45,7 @@ fn encode_verdict(verdict: &Verdict, item: &mut Writer) {
     item.nest(ELEM_DATA, |w| verdict.encode(w));
 }
 
-/// Writes an element to be deleted into a list.
+/// Appends an element to the list of a message that deletes elements.
 pub(super) fn encode_deleted(key: &ElementKey, value: &ElementValue, list: &mut Writer) {
     match value {
         ElementValue::Ranges(ranges) => encode_ranges(ranges, list),
@@ -174,7 +174,7 @@ fn decode_parts(types: impl ExactSizeIterator<Item = Type>, data: Attribute<'_>)
     parts.filter(|_| rest.is_empty())
 }
 
-/// The parts of a key in the kernel, passed to `each`; of ranges, the first key.
+/// Passes the parts of a key in the kernel to `each`. For a range, these are the parts of its first key.
 pub(in crate::nft) fn with_parts<T>(key: &KeyParts, each: impl FnOnce(&[Part]) -> T) -> T {
     use Part::{Address, Id, Link, Mac, Number};
     let with_frontend = |frontend: &Frontend, part| {
@@ -301,7 +301,7 @@ fn decode_data(set: &Set, item: Attributes<'_>) -> Option<ElementValue> {
 /// An end of a range in an interval set.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Boundary {
-    /// The first address of a range, or the first after it.
+    /// The first address of a range, or the first address after the range.
     pub address: IpAddr,
     pub is_end: bool,
 }

@@ -22,12 +22,12 @@ use netlink::attribute::{Attributes, Writer};
 pub enum Register {
     /// Holds the verdict.
     Verdict,
-    /// Begins with this word, from 0 to 15.
+    /// A register that begins with this word, from 0 to 15.
     Word(u8),
 }
 
 impl Register {
-    /// Where all concatenations and values begin.
+    /// The register at which all concatenations and values begin.
     pub const FIRST: Self = Self::Word(0);
 
     /// The number in messages (enum nft_registers). A word that begins a 16-byte register has the number of that
@@ -171,7 +171,7 @@ pub enum Relation {
 }
 
 impl Expression {
-    /// The seed of every hash. Any number does, but all nodes must have the same.
+    /// The seed of every hash. Any value works, but all nodes must use the same one.
     pub const SEED: u32 = 0x4c66;
 }
 
@@ -192,7 +192,7 @@ pub fn decode_counter(expression: Attributes<'_>) -> Option<(u64, u64)> {
     Some((data.find(numbers::COUNTER_PACKETS)?.u64()?, data.find(numbers::COUNTER_BYTES)?.u64()?))
 }
 
-/// One step of a rule. Without a register of its own it uses the first one.
+/// One step of a rule. An expression without a field for a register uses the first register.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Expression {
     /// Loads bytes of the packet.
@@ -216,8 +216,8 @@ pub enum Expression {
     ExthdrFragment {
         into: Register,
     },
-    /// Loads a hash (`jhash`) of `length` bytes of the registers from `from` on: a number from `offset` below
-    /// `offset + modulus`.
+    /// Loads a hash (`jhash`) of `length` bytes of the registers from `from` on: a number that is at least `offset` and
+    /// less than `offset + modulus`.
     Jhash {
         from: Register,
         length: u32,
@@ -229,7 +229,7 @@ pub enum Expression {
     FibSourceType {
         into: Register,
     },
-    /// Loads a random number from `offset` below `offset + modulus` (`numgen random`).
+    /// Loads a random number that is at least `offset` and less than `offset + modulus` (`numgen random`).
     Numgen {
         modulus: u32,
         offset: u32,
@@ -257,7 +257,7 @@ pub enum Expression {
     SetCtMark,
     /// Keeps these bits (`bitwise`).
     Mask(Vec<u8>),
-    /// Keeps the bits of `mask` and sets the bits of `or`, of which none is in `mask`.
+    /// Keeps the bits of `mask` and sets the bits of `or`. No bit is in both.
     MaskOr {
         mask: u32,
         or: u32,
@@ -292,8 +292,8 @@ pub enum Expression {
         set: String,
         seconds: u32,
     },
-    /// Converts the protocol in this register to network byte order. It is one byte, so nothing changes; but `nft` does
-    /// so before a lookup in an interval set, where all parts must be in that order.
+    /// Converts the protocol in this register to network byte order. The protocol is one byte, so nothing changes. But
+    /// `nft` writes this expression before a lookup in an interval set, where all parts must be in that order.
     Byteorder {
         register: Register,
     },

@@ -1,5 +1,5 @@
-//! The bytes of a key or value. A table can have a million of them, and none is longer than the registers, so they are
-//! stored without an allocation. Pure.
+//! The bytes of a key or value. A table can have a million keys and values, and they are at most as long as the
+//! registers. So their bytes are stored without an allocation. Pure.
 
 use std::ops::Deref;
 

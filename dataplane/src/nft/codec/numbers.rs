@@ -66,8 +66,8 @@ pub(super) const INTERVAL_END: u32 = 1;
 /// The policy of base chains (NF_ACCEPT).
 pub(super) const ACCEPT: u32 = 1;
 
-/// The length at which a list of elements goes on in another message, in bytes. The length of an attribute is a number
-/// of 16 bits; the largest element needs less than the difference.
+/// The length in bytes at which a list of elements continues in another message. The length of an attribute is a number
+/// of 16 bits, so it is at most 65,535. The largest element needs less than the difference.
 pub(super) const LIST_LIMIT: usize = 60_000;
 
 /// A message of this type about a table.

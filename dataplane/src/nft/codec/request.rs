@@ -1,4 +1,4 @@
-//! Messages that change tables: their layout, and [`ElementChange`]s. Pure.
+//! Messages that change tables: the layout of a table, and [`ElementChange`]s. Pure.
 //!
 //! Every message keeps its subject, so that a refusal can be described.
 
@@ -18,7 +18,7 @@ use netlink::message::Message;
 /// Messages with their subjects.
 #[derive(Debug, Default)]
 pub struct Requests {
-    /// In order.
+    /// In the order of the transaction.
     pub messages: Vec<Message>,
     subjects: Vec<Subject>,
 }
@@ -33,7 +33,8 @@ enum Subject {
 }
 
 impl Requests {
-    /// Describes the subject of a message: the element that begins last before `offset`, if there is one.
+    /// Describes the subject of a message. In a list of elements, this is the element that contains the byte at
+    /// `offset`.
     pub fn describe(&self, message: usize, offset: Option<u32>) -> String {
         match self.subjects.get(message) {
             None => "the transaction".to_owned(),
@@ -172,7 +173,7 @@ impl Requests {
 
     /// Deletes these entries of `affinity`. All of them must still exist.
     pub fn forget_clients(&mut self, table: Table, entries: &[AffinityEntry]) {
-        // IPv6 keys with their headers, and some room: below the 64 KiB of a list.
+        // This number of IPv6 keys with their headers stays below 64 KiB, the limit of a list.
         const AT_ONCE: usize = 500;
         for some in entries.chunks(AT_ONCE) {
             self.push(table, format!("forget clients in affinity of {table}"), DELSETELEM, |w| {

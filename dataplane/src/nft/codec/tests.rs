@@ -246,7 +246,7 @@ proptest! {
     #[test]
     fn exactly_the_given_clients_are_forgotten(
         family in a_family(),
-        // Few, and as many as just fit into one message or no longer do.
+        // A few clients, and numbers around the greatest one that fits into one message.
         clients in prop_oneof![0usize..4, 499usize..502].prop_flat_map(|count| {
             proptest::collection::vec((any::<[u8; 16]>(), any::<[u8; 16]>(), any::<u16>()), count)
         }),
@@ -324,7 +324,7 @@ proptest! {
     }
 }
 
-/// Some chains of this table that are not always there.
+/// Some chains of this table that exist only while they are needed.
 fn variable_chains(table: Table) -> Vec<ChainName> {
     let link = LinkName::new("eth0.7").expect("a name");
     if table == Table::Link {
@@ -343,7 +343,7 @@ fn variable_chains(table: Table) -> Vec<ChainName> {
     dispatches.chain(reply_path).chain([ChainName::Remember(10_800)]).collect()
 }
 
-/// All chains of all tables, with some of those that are not always there.
+/// All fixed chains of all tables, and some chains that exist only while they are needed.
 pub(super) fn all_chains() -> Vec<Chain> {
     let chains = |table: Table| {
         let variable = variable_chains(table).into_iter().filter_map(move |name| variable_chain(table, name));

@@ -1,8 +1,8 @@
 //! Notes that the kernel stores for `nft` and does not read: comments, and how the key of a set was declared. Pure.
 //!
 //! Without the declaration, `nft` prints the key of `endpoints` as a type that it does not accept. With it, the output
-//! of `nft list table` can be loaded again. The numbers are those of `nft`, which keeps them stable, since they outlive
-//! it in the kernel.
+//! of `nft list table` can be loaded again. The numbers are those of `nft`. They stay the same in all its versions,
+//! since a note in the kernel can outlive the version that wrote it.
 
 use crate::nft::layout::{Data, Set, Type};
 
@@ -92,7 +92,7 @@ fn example(kind: Type) -> Vec<u8> {
         Type::LinkName => expression(META, &number(0, META_IIFNAME)),
         Type::Priority => expression(META, &number(0, META_PRIORITY)),
         Type::Protocol => expression(META, &number(0, META_L4PROTO)),
-        // Some modulus is required, and any does.
+        // A modulus is required, but its value has no effect.
         Type::Integer => expression(NUMGEN, &[number(0, NUMGEN_RANDOM), number(1, 2), number(2, 0)].concat()),
         Type::Address => unreachable!("invariant: types are resolved before use"),
     }

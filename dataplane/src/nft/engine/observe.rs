@@ -79,7 +79,7 @@ impl Engine {
     }
 }
 
-/// Whether a chain of this name has a hook in our layout, if it is not always there.
+/// Whether this name belongs to a chain that our layout has only while it is needed, and that has a hook.
 fn may_be_base_chain(name: &str) -> bool {
     use ChainName::{MarkConnection, MarkForwardedReply, MarkLocalReply, Optional};
     matches!(ChainName::parse(name), Some(Optional(_) | MarkConnection(..) | MarkForwardedReply(_) | MarkLocalReply(_)))

@@ -11,7 +11,7 @@ use crate::rules::Frontend;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum KernelTable {
     Absent,
-    /// Another layout than ours, and the first difference.
+    /// The table has another layout than ours: the first difference.
     Foreign(String),
     Ours(Elements),
 }
@@ -30,7 +30,7 @@ pub enum TableOutcome {
         because: String,
         elements: usize,
     },
-    /// Removed, since it has nothing to do, and all known elements with it.
+    /// Removed together with all its known elements, since the table has nothing to do.
     Removed(Vec<ElementChange>),
 }
 
@@ -45,7 +45,7 @@ impl TableOutcome {
     }
 }
 
-/// The ports whose endpoints changed or that were removed from existing tables.
+/// The ports that were removed from existing tables, or whose elements there changed.
 pub fn removed_ports(outcomes: TableOutcomes) -> BTreeSet<Frontend> {
     let changes = outcomes.into_values().filter_map(|outcome| match outcome {
         TableOutcome::Changed(changes) | TableOutcome::Removed(changes) => Some(changes),

@@ -21,7 +21,7 @@ pub(super) enum Field {
     ProtocolInInterval,
     DestinationPort,
     SourcePort,
-    /// The index of a random endpoint of these.
+    /// The index of an endpoint, chosen at random from this pick.
     Random(Pick),
     Priority,
     DestinationMac,
@@ -81,7 +81,7 @@ fn load_field(family: Family, transport: &str, field: Field, into: Register) -> 
         Family::V6 => ("ip6", 8, 24, 16),
     };
     // The quoted packet begins after the 8 bytes of the error. Its header has no options, since a node of this cluster
-    // has sent it. The ports are after it (RFC 792, RFC 4443 §3).
+    // has sent it. The ports follow that header (RFC 792, RFC 4443 §3).
     let (quoted_protocol, quoted_destination, quoted_ports) = match family {
         Family::V4 => (8 + 9, 8 + 16, 8 + 20),
         Family::V6 => (8 + 6, 8 + 24, 8 + 40),
@@ -120,7 +120,7 @@ fn load_field(family: Family, transport: &str, field: Field, into: Register) -> 
     }
 }
 
-/// The offset of a random number or hash.
+/// The text for the offset of a random number or hash.
 pub(super) fn print_offset(offset: u32) -> String {
     if offset == 0 { String::new() } else { format!(" offset {offset}") }
 }

@@ -18,8 +18,8 @@ const BEFORE_DSTNAT: i32 = -110;
 const BEFORE_SOURCE: i32 = 80;
 /// Before kube-proxy's masquerade at 100 (srcnat).
 const BEFORE_SRCNAT: i32 = 90;
-/// After all destination nat: the kernel runs it at -100, whatever the priority of a nat chain. Among the nat chains,
-/// those of kube-proxy come before.
+/// After all destination nat: the kernel runs destination nat at -100, whatever the priority of a nat chain. A nat
+/// chain with this priority comes after those of kube-proxy.
 const AFTER_DSTNAT: i32 = -90;
 /// Before all destination nat.
 const BEFORE_ALL_DSTNAT: i32 = -105;
@@ -30,7 +30,7 @@ const OUTPUT: u32 = 3;
 const POSTROUTING: u32 = 4;
 /// The chain that drops packets of forbidden clients, and the set that counts them.
 const DENIED: &str = "denied";
-/// The chain that counts and drops packets that nothing serves here.
+/// The chain that counts and drops packets that no Service on this node serves.
 const STRAY: &str = "stray";
 /// The chain for untranslated packets to an lb_ip.
 const UNSERVED: &str = "unserved";
@@ -150,9 +150,9 @@ fn udp_checksum(rule: ChainRule, relation: Relation, text: &str) -> ChainRule {
     rule.push([load, compare], &format!("udp checksum {text}"))
 }
 
-/// Drops a readdressed packet that the Service proxy, which runs before, has not translated: the proxy does not know
-/// the Service yet, or no longer. Otherwise this packet and all that follow would reach this node itself or leave the
-/// cluster.
+/// Drops a readdressed packet that the Service proxy has not translated at its earlier priority. The proxy does not
+/// know the Service yet, or no longer. Without this rule, this packet and all later ones would reach this node itself
+/// or leave the cluster.
 fn drop_unproxied(family: Family) -> ChainRule {
     let elsewhere = ChainRule::new(family).lookup_inverted(&[Field::Destination], "addresses");
     elsewhere.lookup(&[Field::OriginalDestination], "addresses").verdict(Verdict::Drop)
@@ -187,8 +187,8 @@ fn refuse_rules(family: Family) -> Vec<ChainRule> {
     ]
 }
 
-/// Decides whether the endpoint of a translated connection is remembered. The endpoint is only known here, after
-/// translation, and the source is not translated yet.
+/// Decides whether the endpoint of a translated connection is remembered. At this point the destination is translated,
+/// so the endpoint is known. The source is not translated yet, so the client is known.
 fn learn_rules(family: Family) -> Vec<ChainRule> {
     let learn = |protocol| ChainRule::new(family).l4proto(protocol).vmap(&ORIGINAL_FRONTEND, "remember");
     [TCP, UDP, SCTP].map(learn).into()
@@ -198,8 +198,8 @@ fn learn_rules(family: Family) -> Vec<ChainRule> {
 pub(super) fn optional_chain(family: Family, chain: OptionalChain) -> Chain {
     let learn = if_translated(family).goto("learn");
     let (kind, number, priority, rule) = match chain {
-        // Before translation. All packets traverse this chain, including those of other programs. To count replies, it
-        // would have to look up their connection, at twice the cost.
+        // Before translation. All packets of the node traverse this chain, including those of other programs. Replies
+        // are not counted: the chain would have to look up their connection, at twice the cost.
         OptionalChain::CountTraffic => {
             ("filter", PREROUTING, BEFORE_ALL_DSTNAT, ChainRule::new(family).lookup(FRONTEND, "traffic"))
         }
@@ -233,8 +233,8 @@ fn unserved_rules(family: Family) -> Vec<ChainRule> {
 /// to the packets of a connection until its first reply, and to packets without a connection. A packet has exactly one
 /// state, so the comparison uses all bits.
 ///
-/// A connection to an lb_ip that has a reply but is not translated belongs to another program, from before the lb_ip
-/// was here. The rule does not apply to it.
+/// A connection to an lb_ip can have a reply although it is not translated. Such a connection belongs to another
+/// program, and began before the lb_ip was here. The rule does not apply to it.
 fn if_unestablished(family: Family) -> ChainRule {
     let other = Expression::Compare { relation: Relation::NotEqual, value: STATE_ESTABLISHED.to_ne_bytes().into() };
     ChainRule::new(family).push([load_ct(Ct::State), other], "ct state != established")
@@ -274,10 +274,11 @@ fn postrouting_rules(family: Family) -> Vec<ChainRule> {
     ]
 }
 
-/// The source of a connection to an endpoint elsewhere.
+/// The source of a connection to an endpoint on another node.
 fn source_rules(family: Family) -> Vec<ChainRule> {
     vec![
-        // The address alone does not identify replies of the endpoint: see [`invalid_rules`].
+        // Remembers the address and port of the endpoint for [`invalid_rules`]. The address alone does not identify
+        // replies of the endpoint.
         ChainRule::new(family).has_transport(TCP).count(FRONTEND, "elsewhere"),
         masquerade_own_source(ChainRule::new(family)),
         // Replies to a pod of this node come through this node, so the source stays.

@@ -14,8 +14,8 @@
 //! ```
 //!
 //! The lookups overwrite the frame's destination address step by step: first with the marker of a share table, then
-//! with the marker of a pair of nodes, then with a MAC address. `nft` can express that. A frame that stays gets this
-//! node's address back.
+//! with the marker of a pair of nodes, then with a MAC address. `nft` can express these steps. A frame that stays gets
+//! this node's address back.
 
 use crds::service::Family;
 
@@ -28,14 +28,15 @@ use crate::nft::codec::expression::{Expression, Header, Meta, Register, Relation
 use crate::rules::{FIRST_PIECE, PIECES, SLOTS};
 
 /// The number of the first slot of a table hashed by client. It follows all slots of a table hashed by flow, so that
-/// one map holds both.
+/// one map holds both kinds of slots.
 pub const FIRST_CLIENT_SLOT: u32 = 2048;
 /// NF_NETDEV_INGRESS.
 const INGRESS: u32 = 0;
-/// Programs that filter frames do so before.
+/// The priority of the chain. Programs that filter frames run before it.
 const PRIORITY: i32 = 0;
-/// A TCP connection stays on its node for this many seconds after its last packet, whatever happens to the table.
-/// Keepalives are more frequent. A connection that is silent for longer goes by the table, which seldom changes.
+/// A TCP connection stays on its node for this many seconds after its last packet, even if the share table changes.
+/// Keepalives are more frequent. After a longer silence, the connection follows the share table again, which seldom
+/// changes.
 const CONNECTION_TIMEOUT: u32 = 120;
 /// The ICMP types that quote a packet (RFC 792), with their names in `nft`.
 const ICMP_ERRORS: [(u8, &str); 3] = [(3, "destination-unreachable"), (11, "time-exceeded"), (12, "parameter-problem")];
@@ -50,7 +51,7 @@ const LINK_MAC: &[Field] = &[Field::LinkName, Field::DestinationMac];
 /// Identifies a connection.
 const CONNECTION: &[Field] = &[Field::Source, Field::SourcePort, Field::Destination, Field::DestinationPort];
 
-/// The fixed chains. A chain comes after those that it goes to.
+/// The fixed chains. Each chain comes after the chains to which its rules go.
 pub(super) fn chains() -> Vec<Chain> {
     let mut chains = vec![Chain::regular("send", send_rules()), Chain::regular("hop", hop_rules("send"))];
     chains.extend(Family::ALL.into_iter().flat_map(family_chains));
@@ -108,8 +109,8 @@ fn spread_rules(family: Family) -> Vec<ChainRule> {
     rules
 }
 
-/// An ICMP error goes to the node that sent the quoted packet. With source and destination exchanged, that packet
-/// belongs to the flow whose packets come here.
+/// An ICMP error goes to the node that sent the quoted packet. The quoted packet is a reply. With its source and
+/// destination exchanged, it belongs to the flow whose packets come here.
 fn icmp_error_rules(family: Family) -> Vec<ChainRule> {
     let to_quoted = |comparison, text| {
         let key = [Field::Destination, Field::QuotedProtocol, Field::QuotedSourcePort];
@@ -122,8 +123,8 @@ fn icmp_error_rules(family: Family) -> Vec<ChainRule> {
     }
 }
 
-/// Forgets the connection of a SYN, since a new connection may have the ports of an old one, and sends known
-/// connections on.
+/// Forgets the old connection with the ports of a SYN, since the SYN begins a new connection. Then sends the packets of
+/// known connections on.
 fn tcp_rules(family: Family) -> Vec<ChainRule> {
     let connections = with_family(family, "connections");
     let begins = has_syn(family, Relation::NotEqual, "syn").has_ethernet_and_family();
@@ -134,14 +135,14 @@ fn tcp_rules(family: Family) -> Vec<ChainRule> {
     ]
 }
 
-/// A known connection stays on its node, unless that is dead.
+/// A known connection stays on its node, unless that node is dead.
 fn known_rules(family: Family) -> Vec<ChainRule> {
     let stays = ChainRule::new(family).has_ethernet().lookup(LINK_MAC, "alive");
     let moves = classify(family);
     vec![stays.goto(&with_family(family, "learn")), moves.goto(&with_family(family, "flow")), restore_own_mac()]
 }
 
-/// Remembers the node of a TCP connection, but not of a SYN: a client could send any number of these.
+/// Remembers the node of a TCP connection, but not of a SYN: a client could send any number of SYNs.
 fn learn_rules(family: Family) -> Vec<ChainRule> {
     let is_open = has_syn(family, Relation::Equal, "! syn").has_ethernet_and_family();
     let connections = with_family(family, "connections");
@@ -151,7 +152,7 @@ fn learn_rules(family: Family) -> Vec<ChainRule> {
     ]
 }
 
-/// Resolves the marker of a pair to a MAC address, and goes to that chain.
+/// Resolves the marker of a pair to a MAC address, and goes to the chain `then`.
 fn hop_rules(then: &str) -> Vec<ChainRule> {
     vec![set_mac(ChainRule::new(Family::V4), LINK_MAC, "hops").goto(then), restore_own_mac()]
 }
@@ -159,7 +160,7 @@ fn hop_rules(then: &str) -> Vec<ChainRule> {
 /// Re-sends the frame to its destination, or keeps it if that is this node.
 fn send_rules() -> Vec<ChainRule> {
     let stays = ChainRule::new(Family::V4).has_ethernet().lookup(LINK_MAC, "own").verdict(Verdict::Accept);
-    // With the client's source address, the switch would learn the client at this node's port.
+    // If the frame kept the client's MAC address as its source, the switch would learn the client at this node's port.
     let own_source = Expression::SetLinkHeader { offset: SOURCE_MAC, length: MAC_LENGTH };
     let sends = ChainRule::new(Family::V4).has_ethernet();
     let link = sends.key(&[Field::LinkName]);
@@ -176,7 +177,7 @@ fn restore_own_mac() -> ChainRule {
 /// pieces.
 fn hash_rules(family: Family, fields: &[Field], first_slot: u32, then: &str) -> Vec<ChainRule> {
     let step = |modulus, offset| {
-        // The quoted fields belong to no protocol of their own.
+        // `nft` reads quoted fields by their offsets alone, so it checks no Ethernet type before them.
         let is_packet = matches!(fields[0], Field::Source);
         let rule = ChainRule::new(family).has_ethernet();
         let rule = if is_packet { rule.has_ether_type() } else { rule };
@@ -195,7 +196,7 @@ fn hash_rules(family: Family, fields: &[Field], first_slot: u32, then: &str) -> 
     vec![step(SLOTS, first_slot), step(SLOTS * PIECES, first_slot + FIRST_PIECE)]
 }
 
-/// The same by a hash of the client alone. If the table has no such slot, which cannot happen, the frame stays.
+/// The same, but by a hash of the client alone. If the table has no such slot, which cannot happen, the frame stays.
 fn client_hash_rules(family: Family, client: &[Field], then: &str) -> Vec<ChainRule> {
     [hash_rules(family, client, FIRST_CLIENT_SLOT, then), vec![restore_own_mac()]].concat()
 }

@@ -1,5 +1,5 @@
-//! The chains that mark connections with the link that they came in by, and replies with the same mark: one of each for
-//! each link, on a node with several. See [`crate::reply_path`].
+//! The chains that mark connections with the link by which they came in, and replies with the same mark. On a node with
+//! several links, each link has its own chains. See [`crate::reply_path`].
 
 use crds::service::Family;
 
@@ -11,7 +11,7 @@ use crate::nft::chain_name::ChainName;
 use crate::nft::codec::expression::{Ct, Expression, Meta, Register};
 use crate::reply_path::Mark;
 
-/// Before any translation of the destination; ours has -110.
+/// Before any translation of the destination: our own has the priority -110.
 const BEFORE_DSTNAT: i32 = -120;
 /// The usual priority for marks (mangle): before the route of the packet is looked up.
 const MANGLE: i32 = -150;
@@ -44,8 +44,8 @@ pub(super) fn mark_local_replies(family: Family, mark: Mark) -> Chain {
     Chain::base(ChainName::MarkLocalReply(mark), hook, vec![mark_reply(family, mark)])
 }
 
-/// Gives a reply the mark of its connection. A reply is recognised by its direction: a packet to an endpoint must not
-/// take the route of replies.
+/// Gives a reply the mark of its connection. A reply is recognised by its direction. A packet to the endpoint has the
+/// same connection mark, but must not take the route of replies.
 fn mark_reply(family: Family, mark: Mark) -> ChainRule {
     let (bits, value) = (mark.mask.bits(), mark.value);
     let is_reply = [load_ct(Ct::Direction), equals([REPLY])];

@@ -1,7 +1,8 @@
 //! Rules: their expressions, and the text that `nft list` prints for them.
 //!
 //! A rule is built statement by statement. Each method adds the expressions of one statement and its text. `nft` also
-//! checks for headers before it reads them, and does not print that; methods that begin with `has_` do so here.
+//! checks that a header is present before it reads the header, and does not print this check. Methods that begin with
+//! `has_` add such a check.
 
 use crds::service::Family;
 
@@ -15,7 +16,7 @@ pub(super) const ICMPV6: u8 = 58;
 pub(super) const SCTP: u8 = 132;
 /// ARPHRD_ETHER.
 const ETHERNET: u16 = 1;
-/// The timeout of entries that rules count in, in seconds: a day. So nothing of a deleted Service stays for longer.
+/// The timeout of entries that rules count in, in seconds: a day. So no entry of a deleted Service stays for longer.
 const COUNTED_TIMEOUT: u32 = 86_400;
 
 /// A rule of a chain.
@@ -24,7 +25,7 @@ pub struct ChainRule {
     pub expressions: Vec<Expression>,
     pub text: String,
     family: Family,
-    /// The transport protocol that is checked, by name, or `th` for any: how `nft` names the ports.
+    /// The name of the transport protocol that the rule has checked, or `th` for any. `nft` prints it before a port.
     transport: &'static str,
 }
 
@@ -42,12 +43,12 @@ impl ChainRule {
         self
     }
 
-    /// Fields from the first register on.
+    /// Loads fields into the registers, from the first one on.
     pub(super) fn key(&self, fields: &[Field]) -> Key {
         self.key_at(0, fields)
     }
 
-    /// Fields from this word of the registers on.
+    /// Loads fields into the registers, from this word on.
     pub(super) fn key_at(&self, start: u8, fields: &[Field]) -> Key {
         Key::load(start, self.family, self.transport, fields)
     }
@@ -57,30 +58,30 @@ impl ChainRule {
         self.push(key.loads.into_iter().chain([then]), text)
     }
 
-    /// An Ethernet frame.
+    /// Checks for an Ethernet frame.
     pub(super) fn has_ethernet(self) -> Self {
         self.push([Expression::Meta { key: Meta::IifType, into: Register::FIRST }, equals(ETHERNET.to_ne_bytes())], "")
     }
 
-    /// A packet of the family.
+    /// Checks for a packet of the family.
     pub(super) fn has_family(self) -> Self {
         let is_family = equals(ether_type(self.family).to_be_bytes());
         self.push([Expression::Meta { key: Meta::Protocol, into: Register::FIRST }, is_family], "")
     }
 
-    /// An Ethernet frame with a packet of the family.
+    /// Checks for an Ethernet frame with a packet of the family.
     pub(super) fn has_ethernet_and_family(self) -> Self {
         self.has_ethernet().has_ether_type()
     }
 
-    /// A packet of the family, in a frame that is known to be Ethernet.
+    /// Checks for a packet of the family, in a frame that is known to be Ethernet.
     pub(super) fn has_ether_type(self) -> Self {
         let load = Expression::Payload { header: Header::Link, offset: 12, length: 2, into: Register::FIRST };
         let is_family = equals(ether_type(self.family).to_be_bytes());
         self.push([load, is_family], "")
     }
 
-    /// A packet of this transport protocol. Later text of the rule contains the protocol.
+    /// Checks for a packet of this transport protocol. Later text of the rule contains the name of the protocol.
     pub(super) fn has_transport(mut self, protocol: u8) -> Self {
         self.transport = protocol_name(protocol);
         self.push(is_protocol(protocol), "")
@@ -185,7 +186,7 @@ pub(super) fn equals(value: impl Into<Vec<u8>>) -> Expression {
     Expression::Compare { relation: Relation::Equal, value: value.into() }
 }
 
-/// Compares with 0 of this length: whether any bit is set.
+/// Whether any bit is set in a value of this length.
 pub(super) fn is_not_zero(length: usize) -> Expression {
     Expression::Compare { relation: Relation::NotEqual, value: vec![0; length] }
 }

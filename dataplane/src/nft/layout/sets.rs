@@ -1,5 +1,5 @@
-//! The declarations of all sets and maps: a line each in [`declare_sets!`]. The elements of a new one come from
-//! `nft/projection.rs`, unless rules fill it.
+//! The declarations of all sets and maps: one line for each in [`declare_sets!`]. The elements of a new set come from
+//! `nft/projection.rs`, unless rules fill the set.
 
 use std::time::Duration;
 
@@ -8,15 +8,15 @@ use crds::service::Family;
 
 use super::Table;
 
-/// At most this many clients, with their ports, in `affinity` of each family, of all Services. Beyond that, new clients
-/// go to any endpoint until others expire. An entry takes some 120 bytes of the kernel, and made-up addresses must not
-/// fill its memory.
+/// The greatest number of entries in `affinity` of each family, for all Services together. Beyond that, new clients go
+/// to any endpoint until other entries expire. An entry takes some 120 bytes of kernel memory, and forged addresses
+/// must not fill that memory.
 const AFFINITY_SIZE: u32 = 1 << 18;
-/// At most this many entries in a set of each family that rules count in. Packets cannot make up a frontend, so there
-/// are no more than Services have; beyond that, packets are dropped uncounted.
+/// The greatest number of entries in each set in which rules count. Forged packets cannot add a frontend, so there are
+/// at most as many entries as the Services have frontends. Beyond that, packets are handled alike, but not counted.
 const COUNTED_SIZE: u32 = 1 << 16;
-/// At most this many TCP connections in each family. Beyond that, new ones go by the share table alone. An entry takes
-/// some 150 bytes of the kernel, and made-up addresses must not fill its memory.
+/// The greatest number of TCP connections in the set of each family. Beyond that, new connections follow the share
+/// table alone. An entry takes some 150 bytes of kernel memory, and forged addresses must not fill that memory.
 const CONNECTIONS_SIZE: u32 = 1 << 18;
 
 const FRONTEND: &[Type] = &[A, Protocol, Port];
@@ -26,8 +26,8 @@ const ADDRESS: Data = Data::Values(&[A]);
 const PORT: Data = Data::Values(&[Port]);
 const MAC: Data = Data::Values(&[Mac]);
 
-/// Declares the sets and maps of tables, in the order in which they are created: id, name in the kernel, types of the
-/// parts of a key, values of a map, comment, options.
+/// Declares the sets and maps of tables, in the order in which they are created. Each line has id, name in the kernel,
+/// types of the parts of a key, values of a map, comment, options.
 macro_rules! declare_sets {
     ($($sets:ident {
         $($id:ident = $kind:ident($name:literal, $($part:expr),*)$(.$option:ident($($size:expr)?))*;)*
@@ -105,7 +105,7 @@ pub fn sets(table: Table) -> Vec<Set> {
 }
 
 impl SetId {
-    /// The set of a pair for IPv4 and IPv6.
+    /// The set for this family, out of a pair for IPv4 and IPv6.
     pub fn by_family(family: Family, [v4, v6]: [Self; 2]) -> Self {
         match family {
             Family::V4 => v4,
@@ -177,7 +177,7 @@ pub struct Set {
     pub name: &'static str,
     key: &'static [Type],
     pub data: Data,
-    /// The family of its table; `None` for the table of both.
+    /// The family of its table; `None` for the table of both families.
     family: Option<Family>,
     /// Whether keys are ranges.
     pub interval: bool,
@@ -249,7 +249,8 @@ impl Set {
         }
     }
 
-    /// Whether it needs an example of key and value in `nft`, which has no name for the type of a number or endpoint.
+    /// Whether `nft` needs an example of its key and value, because `nft` has no name for the type of a number or
+    /// endpoint.
     pub fn is_typed_by_example(&self) -> bool {
         self.key.contains(&Integer) || self.data == ENDPOINT
     }
@@ -267,13 +268,13 @@ impl Set {
         interval | dynamic | per_service | map
     }
 
-    /// The size to create it with, for `count` elements at once; `None`: unlimited.
+    /// The size with which the set is created for `count` elements; `None`: unlimited.
     ///
-    /// The kernel keeps elements in a hash table. It cannot enlarge one within a transaction: it chains a second table,
-    /// a third, and searches all of them for every element. To be created for many elements, a set needs a size. To be
-    /// enlarged later, its elements must be able to expire. The kernel adds a third, and rounds up to a power of two;
-    /// so does this. But the kernel uses only the lower 16 bits of the size: above, all of them are set, and the table
-    /// is created for 65,535.
+    /// The kernel keeps elements in a hash table, and cannot enlarge that table within a transaction. Instead it chains
+    /// a second table, then a third, and searches all of them for every element. So a set that is created with many
+    /// elements needs a size. The kernel can enlarge a set later only if its elements can expire. It adds a third to
+    /// the size, and rounds up to a power of two; this function does the same. But the kernel uses only the lower 16
+    /// bits of the size. So above 65,535 elements all 16 bits are set, and the table is created for 65,535 elements.
     pub fn size(&self, count: usize) -> Option<u32> {
         let count = u32::try_from(count).unwrap_or(MAX_SIZE).clamp(MIN_SIZE, MAX_SIZE);
         let room = (count + count.div_ceil(3)).next_power_of_two() / 4 * 3;
@@ -287,7 +288,7 @@ impl Set {
     }
 }
 
-/// The `gc-interval` of a set whose elements never expire: a long and round one.
+/// The `gc-interval` of a set whose elements never expire: a long and round time.
 pub const GC_INTERVAL: Duration = Duration::from_hours(24);
 /// The least size of a set with elements of each Service.
 const MIN_SIZE: u32 = 768;
@@ -303,7 +304,8 @@ const SET_TIMEOUT: u32 = 0x10;
 const SET_EVAL: u32 = 0x20;
 const SET_CONCAT: u32 = 0x80;
 
-/// Concatenated types as one number, six bits each, and their length: each begins a word. A single part is not padded.
+/// Concatenated types as one number, with six bits for each, and their total length. Each part begins a word. A single
+/// part is not padded.
 fn type_and_length(types: impl ExactSizeIterator<Item = Type> + Clone) -> (u32, u32) {
     let number = types.clone().fold(0, |all, kind| all << 6 | kind as u32);
     let is_alone = types.len() == 1;

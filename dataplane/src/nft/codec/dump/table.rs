@@ -48,7 +48,7 @@ impl DumpedTable {
         }
     }
 
-    /// Compares it with our layout. Returns its chains that are not always there.
+    /// Compares it with our layout. Returns those of its chains that exist only while they are needed.
     ///
     /// # Errors
     /// The first difference, described.
@@ -92,7 +92,7 @@ impl DumpedTable {
     }
 }
 
-/// The chain of this name, if it is one that is not always there.
+/// The chain of this name, if it is a chain that exists only while it is needed.
 fn parse_chain(table: Table, name: &str) -> Option<(ChainName, Chain)> {
     let known = ChainName::parse(name)?;
     Some((known, variable_chain(table, known)?))

@@ -32,7 +32,7 @@ fn name_and_data(item: Attribute<'_>) -> Option<(&str, Attributes<'_>)> {
     Some((item.inner().find(NAME)?.text()?, item.inner().find(DATA)?.inner()))
 }
 
-/// Whether the attribute is in `found`, with everything inside.
+/// Whether `found` contains this attribute, with all attributes inside it.
 fn has(found: Attributes<'_>, written: Attribute<'_>) -> bool {
     found.find(written.kind).is_some_and(|found| {
         if written.is_nested {
@@ -56,8 +56,8 @@ fn may_be_omitted(name: &str, attribute: &Attribute<'_>) -> bool {
     may_be && attribute.value.iter().all(|byte| *byte == 0)
 }
 
-/// Whether this attribute, which was not written, makes another expression of those `found` with it. All others are
-/// ignored: a later kernel may add some.
+/// Whether this attribute of the dump, which was not written, changes the meaning of the expression `found`. All other
+/// such attributes are ignored, since a later kernel may add some.
 fn changes_meaning(name: &str, attribute: &Attribute<'_>, found: Attributes<'_>) -> bool {
     let differs_from = |kind: u16| found.find(kind).is_none_or(|other| other.value != attribute.value);
     match (name, attribute.kind) {

@@ -144,7 +144,7 @@ impl Expression {
             Self::Redirect => "redir",
             Self::RejectReset => reject(data, REJECT_RESET, 0),
             Self::RejectUnreachable(family) => reject(data, REJECT_ICMP, family_numbers(*family).port_unreachable),
-            // A set, and everything that `encode_load` writes.
+            // This is a lookup in a set: `encode_load` writes a lookup in a map, and every other load.
             Self::Lookup { set, .. } => {
                 data.u32(LOOKUP_SREG, Register::FIRST.number()).text(LOOKUP_SET, set);
                 "lookup"

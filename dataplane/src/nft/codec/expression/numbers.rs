@@ -106,8 +106,8 @@ pub(super) const NAT_DNAT: u32 = 1;
 /// NF_NAT_RANGE_MAP_IPS and NF_NAT_RANGE_PROTO_SPECIFIED: the kernel adds them itself, and dumps them.
 pub(super) const NAT_IMPLIED: u32 = 1 | 2;
 pub(super) const MASQ_FLAGS: u16 = 1;
-/// NF_NAT_RANGE_PROTO_RANDOM_FULLY: with sequential ports, two clients that connect at once can get the same port, and
-/// one of them loses its first packet.
+/// NF_NAT_RANGE_PROTO_RANDOM_FULLY: the kernel chooses the port at random. With sequential ports, two clients that
+/// connect at once can get the same port, and one of them loses its first packet.
 pub(super) const FULLY_RANDOM: u32 = 1 << 4;
 pub(super) const REDIR_REG_PROTO_MIN: u16 = 1;
 pub(super) const REDIR_FLAGS: u16 = 3;
