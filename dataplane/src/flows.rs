@@ -4,7 +4,7 @@
 //! | file | content |
 //! |---|---|
 //! | [`stale`] | the tracked flows that lead to no endpoint (pure) |
-//! | [`affinity`] | the clients whose endpoint they may no longer use (pure) |
+//! | [`affinity`] | the clients that may no longer use their endpoint (pure) |
 //! | [`conntrack`] | makes the kernel forget flows (shell) |
 
 pub mod affinity;

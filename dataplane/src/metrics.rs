@@ -2,12 +2,12 @@
 //!
 //! | file | content |
 //! |---|---|
-//! | `counters` | what the loop did to the kernel's tables (pure) |
+//! | `counters` | the loop's steps and its changes of the kernel's tables (pure) |
 //! | `traffic` | the kernel's packet counters → numbers per Service (pure) |
 //!
 //! The kernel's packet counters are read by [`read_kernel_counters`](crate::read_kernel_counters), in
-//! `nft/counters.rs`. A new one needs a counting set in `nft/layout/sets.rs`, a field of [`KernelCounters`], and a line
-//! there.
+//! `nft/counters.rs`. A new counter needs a counting set in `nft/layout/sets.rs`, a field of [`KernelCounters`], and a
+//! line in `nft/counters.rs`.
 
 mod counters;
 mod traffic;

@@ -15,10 +15,10 @@
 //! Without it, a reply takes the node's own route to the client, by any link. A firewall on the path then sees half of
 //! a connection, and a router that filters by source drops the reply.
 //!
-//! Nothing of other programs changes. Marks use a few bits. Our routing tables (76001 and following) contain copies of
-//! the routes that the main table has by that link. The rules that lead to them have protocol number 76, by which they
-//! are recognised. If such a table has no route to the client, the node's own routes apply, as without it. Everything
-//! is deleted when no address is in use, and by [`remove`].
+//! Marks, rules and routes of other programs do not change. Our marks use a few bits. Each link has a routing table of
+//! ours (76001 and following), with copies of the routes that the main table has by that link. The rules that lead to
+//! these tables have protocol number 76, by which Landfall recognises them. If such a table has no route to the client,
+//! the node's own routes apply. All our rules and routes are deleted when no address is in use, and by [`remove`].
 
 pub mod plan;
 pub mod routing;
@@ -45,7 +45,7 @@ pub struct ReplyPathInput {
     pub families: BTreeSet<Family>,
 }
 
-/// A link whose replies leave by it.
+/// A link whose connections are marked, so that their replies leave by it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ReplyPath {
     pub family: Family,
@@ -120,14 +120,15 @@ impl FromStr for Mask {
 /// Why a reply may leave by another link than the request came in by, on a node with several links.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Gap {
-    /// No router is known on the link, or several and none for all destinations: replies to clients beyond it take the
-    /// node's own routes.
+    /// No router for all destinations is known on the link: the link has no router, or several and no default route.
+    /// Replies to clients beyond the link take the node's own routes.
     NoRouter(Family, LinkName),
     /// There are more links than marks.
     NoMark(LinkName),
-    /// A routing table of ours has routes or rules of other programs, so it is not used.
+    /// A routing table with one of our numbers has routes or rules of other programs, so Landfall does not use it.
     TakenTable(u32),
-    /// The kernel drops packets that come in by this link from clients that its routes reach by another.
+    /// The kernel drops a packet that comes in by this link if the node's own route to the client leaves by another
+    /// link.
     StrictFilter(LinkName),
 }
 
@@ -146,7 +147,7 @@ impl Gap {
             Self::StrictFilter(gap_link) if family == Family::V4 && *gap_link == link => {
                 Some((ProblemReason::RequestsFiltered, format!("link {link}")))
             }
-            // Another table is used instead; without one, the gap is a missing mark.
+            // Another table is used instead of a taken one. If there is no other, the gap is [`Gap::NoMark`].
             Self::TakenTable(_) | Self::NoRouter(..) | Self::NoMark(_) | Self::StrictFilter(_) => None,
         }
     }

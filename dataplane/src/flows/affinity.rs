@@ -1,5 +1,5 @@
-//! The clients with session affinity that may no longer use their endpoint: [`retired_clients`] finds the ports where
-//! that can have happened, and [`RetiredClients::contains`] decides for one entry of the kernel's map. Pure.
+//! The clients with session affinity that may no longer use their endpoint: [`retired_clients`] finds the ports that
+//! can have such clients, and [`RetiredClients::contains`] decides for one entry of the kernel's map. Pure.
 //!
 //! A Service with sessionAffinity ClientIP sends all connections of a client to one endpoint. The kernel learns that
 //! endpoint itself: each new connection puts the client and its endpoint into the map `affinity` for the timeout of the
@@ -52,8 +52,9 @@ impl RetiredClients {
 
     /// Whether this entry must be deleted.
     ///
-    /// Only pods of this node count as inside. The node itself does so too when it connects, but its addresses are
-    /// unknown here. So under the traffic policy Local its entry may be deleted without need when endpoints change.
+    /// Here only pods of this node count as inside. Connections of the node itself come from inside too, but its
+    /// addresses are unknown here. So under the traffic policy Local, an entry of the node may be deleted without need
+    /// when endpoints change.
     pub fn contains(&self, entry: &AffinityEntry) -> bool {
         match self.ports.get(&entry.frontend) {
             None => self.others,
@@ -70,7 +71,8 @@ pub fn retired_clients(before: Option<&Ruleset>, after: &Ruleset) -> RetiredClie
     let others = before.is_none();
     let same_pods = before.is_some_and(|before| before.pod_ranges == after.pod_ranges);
     let known = before.map_or(&nothing, |ruleset| &ruleset.addresses);
-    // Other pod ranges affect every port: a copy that shares nothing makes all of them differ.
+    // If the pod ranges changed, every port is affected. A copy that shares no part with the old map makes all lb_ips
+    // differ.
     let copy: SharedMap<_, _>;
     let now = if same_pods {
         &after.addresses

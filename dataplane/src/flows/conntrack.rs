@@ -5,11 +5,10 @@ use super::stale::StaleFlows;
 use netlink::conntrack::{self, TrackedFlow};
 use netlink::socket::{NetlinkError, Socket};
 
-/// Forgets the stale UDP flows and returns their number. If any flow can be stale, the kernel lists its UDP flows;
-/// otherwise it is not asked.
+/// Forgets the stale UDP flows and returns their number. Reads the kernel's UDP flows only if a flow can be stale.
 ///
 /// # Errors
-/// If the kernel does not list or delete them. Flows deleted before stay deleted.
+/// If the kernel does not list or delete them. Flows that were deleted before the error stay deleted.
 pub fn forget_flows(socket: &mut Socket, stale: &StaleFlows) -> Result<usize, NetlinkError> {
     if stale.is_empty() {
         return Ok(0);
@@ -21,7 +20,7 @@ pub fn forget_flows(socket: &mut Socket, stale: &StaleFlows) -> Result<usize, Ne
         for tracked in tracked.into_iter().filter(|tracked: &TrackedFlow| stale.contains(&tracked.flow)) {
             match socket.command(conntrack::delete_flow(&tracked)) {
                 Ok(()) => forgotten += 1,
-                // It has ended meanwhile.
+                // The flow has ended meanwhile.
                 Err(error) if error.errno() == Some(libc::ENOENT) => {}
                 Err(error) => return Err(error),
             }

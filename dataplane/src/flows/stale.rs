@@ -1,12 +1,13 @@
 //! The tracked flows that lead to no endpoint: [`stale_flows`] finds the ports whose flows can have become stale, and
 //! [`StaleFlows::contains`] decides for one flow. Pure.
 //!
-//! Only the first packet of a flow passes the maps; the kernel sends all others to the same endpoint. A TCP client
-//! whose endpoint is gone notices and connects again. A UDP client that keeps sending from one port would keep its flow
-//! alive without any reply, so such a flow is deleted: its next packet counts as a first one again.
+//! Only the first packet of a flow passes the maps. The kernel sends all later packets to the same endpoint. A TCP
+//! client whose endpoint is gone notices and connects again. A UDP client that keeps sending from one port would keep
+//! its flow alive without any reply, so such a flow is deleted. Its next packet is then a first packet again.
 //!
-//! A flow may stay with an endpoint that drains, since that still replies. It may not stay if its client is no longer
-//! allowed to use the Service: TCP connections continue then, as with kube-proxy, but a UDP flow would never end.
+//! A flow may stay with an endpoint that drains, since that endpoint still replies. A flow may not stay if its client
+//! is no longer allowed to use the Service. TCP connections continue in this case, as with kube-proxy, but a UDP flow
+//! would never end.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
@@ -39,7 +40,7 @@ impl StaleFlows {
         self.ports.is_empty()
     }
 
-    /// The lb_ip of all ports, if there is only one.
+    /// The lb_ip of the ports, if all ports have the same one.
     pub fn only_address(&self) -> Option<IpAddr> {
         let first = self.ports.first_key_value()?.0.ip();
         let last = self.ports.last_key_value()?.0.ip();
@@ -68,7 +69,8 @@ pub fn stale_flows(before: Option<&Ruleset>, after: &Ruleset, removed: &BTreeSet
     for (address, old, new) in changed_lb_ips(before.unwrap_or(&nothing), after) {
         let (old, new) = (valid_flows(address, old), valid_flows(address, new));
         full_outer_join(&old, &new, |port, old, new| match (old, new) {
-            // All valid flows stay valid. (A new port may have untranslated flows.)
+            // All valid flows stay valid, so the port is skipped. A new port is not skipped: it may have untranslated
+            // flows.
             (Some(old), Some(new))
                 if old.endpoints.is_subset(&new.endpoints) && (new.sources.is_none() || old.sources == new.sources) => {
             }

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-/// What the loop did to the kernel's tables since its start.
+/// The loop's steps, and its changes of the kernel's tables, since its start.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Counters {
     /// Steps that ended with the kernel in the desired state, even if nothing changed. Non-zero once the kernel is
@@ -21,8 +21,8 @@ pub struct Counters {
 /// A histogram of durations.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Durations {
-    /// The number of durations in each bucket: at most the bound in [`Durations::BOUNDS`], and above the bound before.
-    /// The last bucket has those above all bounds.
+    /// The number of durations in each bucket. A duration is at most the bound of its bucket in [`Durations::BOUNDS`],
+    /// and above the bound before. The last bucket has the durations above all bounds.
     pub counts: [u64; Self::BOUNDS.len() + 1],
     pub sum: Duration,
 }

@@ -67,14 +67,14 @@ pub struct TrafficReport {
     pub busiest: BTreeMap<(Key, IpAddr), ServiceTraffic>,
     /// The sum of all others, if there are any.
     pub others: Option<ServiceTraffic>,
-    /// Packets to lb_ips dropped because nothing serves them on this node.
+    /// Packets to lb_ips that were dropped because no Service on this node serves them.
     pub strays: u64,
     /// Whether packets and bytes are counted. Otherwise they are 0 and mean nothing.
     pub packets_counted: bool,
 }
 
-/// The traffic of each Service in the snapshot, at most `limit` of them (each lb_ip counts once). If there are more,
-/// those with the most packets are listed, with equal numbers the first by name.
+/// The traffic of each Service in the snapshot at each of its lb_ips: at most `limit` entries. If there are more, the
+/// entries with the most packets are listed; of equal ones, the first by name.
 pub fn report_traffic(snapshot: &Snapshot, counters: &KernelCounters, limit: usize) -> TrafficReport {
     let mut all: Vec<((Key, IpAddr), ServiceTraffic)> = Vec::new();
     for &address in snapshot.addresses.keys() {
@@ -85,7 +85,7 @@ pub fn report_traffic(snapshot: &Snapshot, counters: &KernelCounters, limit: usi
                 protocol: port.protocol,
                 port: port.number,
             });
-            // A port of two Services belongs to the first.
+            // A port of two Services belongs to the first Service by name.
             let own = ports.filter(|frontend| claimed.insert(*frontend));
             let traffic = own.map(|frontend| port_traffic(counters, &frontend)).sum();
             all.push(((service.object.key.clone(), address), traffic));

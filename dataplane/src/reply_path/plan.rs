@@ -1,7 +1,8 @@
 //! The rules and routes by which replies leave by the link of the request: [`ReplyPathInput`] and [`ObservedRouting`] →
 //! [`RoutingPlan`], by [`plan_routing`]; and the changes to make, by [`diff_routing`]. Pure.
 //!
-//! A link keeps its mark as long as the kernel's tables show it: connections outlive agents.
+//! A link keeps its mark while one of our tables in the kernel has routes by the link, because connections outlive
+//! agents.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -20,10 +21,10 @@ pub const TABLES: u32 = 76_000;
 /// The priority of our rules: after those of network plugins for their own traffic (Cilium up to 111), before those
 /// that route packets of pods elsewhere.
 pub const PRIORITY: u32 = 760;
-/// The metric of a default route that the main table does not have.
+/// The metric of an inferred default route, which the main table does not have.
 const METRIC: u32 = 1024;
-/// The greatest number of routes in a table, those with the shortest prefixes first. A node with the routes of the
-/// internet is better served by its own, and any other reaches the rest by its default route.
+/// The greatest number of routes in a table. Those with the shortest prefixes are kept. A node with all routes of the
+/// internet works better with its own routes. Any other node reaches the remaining destinations by its default route.
 const MAX_ROUTES: usize = 256;
 
 /// The kernel's state.
@@ -75,7 +76,7 @@ pub enum RouteChange {
     DeleteRoute(Route),
 }
 
-/// Plans the desired state. It is empty for a family with fewer than two links with routes, since there is only one
+/// Plans the desired state. It is empty for a family in which fewer than two links have routes, since there is only one
 /// reply path.
 pub fn plan_routing(input: &ReplyPathInput, observed: &ObservedRouting, mask: Mask) -> RoutingPlan {
     let mut plan = RoutingPlan::default();
@@ -127,8 +128,8 @@ pub fn plan_routing(input: &ReplyPathInput, observed: &ObservedRouting, mask: Ma
     plan
 }
 
-/// The changes from the kernel's state to the plan, in an order in which the routes of a rule exist before it. Routes
-/// and rules of other programs are ignored.
+/// The changes from the kernel's state to the plan, in an order in which the routes of a rule exist before the rule.
+/// Routes and rules of other programs are ignored.
 pub fn diff_routing(observed: &ObservedRouting, plan: &RoutingPlan) -> Vec<RouteChange> {
     let ours = |route: &&Route| route.protocol == PROTOCOL && is_our_table(route.table);
     let existing: BTreeMap<RouteKey, &Route> =
@@ -148,7 +149,7 @@ pub fn diff_routing(observed: &ObservedRouting, plan: &RoutingPlan) -> Vec<Route
     puts.into_iter().chain(add).chain(remove).chain(delete).collect()
 }
 
-/// Whether this table is ours under some mask.
+/// Whether this is the number of one of our tables, under any mask.
 pub fn is_our_table(table: u32) -> bool {
     (1..=255).contains(&table.wrapping_sub(TABLES))
 }
@@ -157,7 +158,7 @@ fn is_our_rule(rule: &Rule) -> bool {
     rule.protocol == PROTOCOL && is_our_table(rule.table) && rule.plain
 }
 
-/// Assigns slots to links.
+/// Assigns slots to links. A link that has a slot in the kernel's routes keeps it.
 fn assign_slots(observed: &ObservedRouting, mask: Mask, gaps: &mut BTreeSet<Gap>) -> BTreeMap<LinkName, u32> {
     let foreign_routes = observed.routes.iter().filter(|route| route.protocol != PROTOCOL).map(|route| route.table);
     let foreign_rules = observed.rules.iter().filter(|rule| !is_our_rule(rule)).map(|rule| rule.table);
@@ -223,8 +224,8 @@ fn routes_by_link(observed: &ObservedRouting, family: Family, link: u32) -> Vec<
 /// No router is known for all destinations.
 struct UnknownRouter;
 
-/// The default route that these routes lack, if they lack one and it can be inferred: if all routes with a gateway have
-/// the same one, that router also reaches all other destinations.
+/// The default route, if these routes lack one. If all routes with a gateway have the same gateway, that router also
+/// reaches all other destinations. Otherwise the router for these is unknown.
 fn missing_default_route(family: Family, routes: &[Route]) -> Result<Option<Route>, UnknownRouter> {
     if routes.iter().any(|route| route.destination.prefix_len() == 0) {
         return Ok(None);

@@ -38,7 +38,7 @@ pub enum ReplyPathError {
     },
 }
 
-/// What the kernel has after a step.
+/// The kernel's state after a step.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ReplyPathState {
     /// The links whose connections may be marked: their rules and routes exist.
@@ -52,7 +52,7 @@ pub struct ReplyPathState {
 #[derive(Debug)]
 pub struct Routing {
     socket: Socket,
-    /// Whether all tables have been read that an earlier agent may have used.
+    /// Whether this agent has read all tables that an earlier agent may have used.
     all_tables_read: bool,
 }
 
@@ -119,7 +119,7 @@ impl Routing {
         Ok(routes)
     }
 
-    /// Lists objects. A kernel without their table or family has none.
+    /// Lists objects. If the kernel lacks their table or family, the list is empty.
     fn list<T>(
         &mut self,
         request: &RouteNetlinkMessage,
@@ -141,7 +141,7 @@ impl Routing {
             RouteChange::DeleteRule(rule) => (DelRule(rule.encode()), 0),
         };
         match self.socket.command(Message::routing(&message, flags)) {
-            // It is gone already: the routes of a link are deleted with it.
+            // The object no longer exists: the kernel deletes the routes of a link with the link.
             Err(error) if flags == 0 && matches!(error.errno(), Some(libc::ESRCH | libc::ENOENT)) => Ok(()),
             Err(source) => Err(ReplyPathError::Refused { what: describe(change), source }),
             Ok(()) => Ok(()),
@@ -171,7 +171,7 @@ fn describe(change: &RouteChange) -> String {
 }
 
 /// Whether the kernel drops packets that come in by this link if it would reply by another (rp_filter 1). The greater
-/// of two sysctls counts.
+/// of two sysctls counts: that of the link, and that of all links.
 fn filters_strictly(link: &LinkName) -> bool {
     let sysctl = |of: &str| {
         let path = format!("/proc/sys/net/ipv4/conf/{of}/rp_filter");

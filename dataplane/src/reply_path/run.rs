@@ -1,9 +1,10 @@
 //! The loop: wake → read → plan → diff → apply → publish.
 //!
 //! One task owns a [`Routing`] and moves it to a blocking thread for each step. It wakes when the input changes, when
-//! routes, rules or links change, and periodically. With a single link it only waits for other input.
+//! routes, rules or links change, and periodically. With a single link, it only waits for the next input.
 //!
-//! Cancel safe: if dropped within a step, that step still finishes, and the next start reads the kernel's state.
+//! Cancel safe: if the future is dropped within a step, that step still finishes, and the next start reads the kernel's
+//! state.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -20,8 +21,8 @@ use netlink::notifications::{Notifications, ROUTING};
 
 /// The wait for the end of a burst of changes: a link that comes up brings several routes.
 const BURST: Duration = Duration::from_millis(100);
-/// A pause after changes, as a multiple of the duration of a step. So a router with constant changes uses at most a
-/// fiftieth of a core.
+/// A pause after changes, as a multiple of the duration of a step. So on a router with constant changes, the loop uses
+/// at most a fiftieth of a core.
 const PAUSE_PER_STEP: u32 = 50;
 /// The interval of checks without a notification, since notifications can be lost.
 const CHECK_INTERVAL: Duration = Duration::from_secs(30);
@@ -29,8 +30,8 @@ const CHECK_INTERVAL: Duration = Duration::from_secs(30);
 const RETRY_DELAY: Duration = Duration::from_secs(5);
 
 /// Keeps rules and routes as the latest input needs them, until all senders of `input` are dropped. Publishes the links
-/// whose connections may be marked to `reply_paths`, and the rest to `gaps`. Until the first input that is not `None`,
-/// the kernel's state stays. Without a mask everything is deleted.
+/// whose connections may be marked to `reply_paths`, and the known gaps to `gaps`. The kernel's state does not change
+/// before the first input that is not `None`. Without a mask, all our rules and routes are deleted.
 ///
 /// # Errors
 /// If there is no socket to the kernel. Later errors are logged, and the step is retried.
@@ -53,7 +54,7 @@ pub async fn run(
         let now = if mask.is_some() { now } else { ReplyPathInput::default() };
         let is_multi_link = now.links.len() > 1 && !now.families.is_empty();
         let start = Instant::now();
-        // The step reads everything that the notifications so far are about.
+        // Discards the notifications so far: the step reads the state that they report.
         notifications.get_ref().read(|_| ());
         let result;
         (routing, result) = run_blocking(move || {

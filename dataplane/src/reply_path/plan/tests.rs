@@ -200,7 +200,7 @@ proptest! {
     }
 }
 
-/// Changes the state as the kernel would. No change may be of another program's routes.
+/// Changes the state as the kernel would. A change must not concern routes of another program.
 fn make_changes(observed: &mut ObservedRouting, changes: &[RouteChange]) {
     for change in changes {
         match change {
