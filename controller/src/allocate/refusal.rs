@@ -32,7 +32,7 @@ pub enum Refusal {
     /// The namespace has reached its limit in this pool.
     NamespaceQuota(String),
     InvalidRequest(String),
-    /// The address is in no pool, or not in this pool, which the Service requests in addition to the address.
+    /// The address is in no pool. With a pool: the Service requests this pool too, and the address is not in it.
     AddressNotInPool(IpAddr, Option<String>),
     /// This pool excludes the address.
     AddressExcluded(IpAddr, String),

@@ -11,7 +11,7 @@ use crate::state::index::ClusterIndex;
 use crate::status::pool::{PoolHolders, pool_status, warnings};
 
 impl ClusterIndex {
-    /// The write of the status of a pool and the events about it, if the status differs.
+    /// The write of the status of a pool, and the events about new problems. Empty if the status is up to date.
     pub(super) fn pool_effects(&self, pool: &Pool, now: Timestamp) -> Vec<Effect> {
         let holders = || {
             let records = pool.ranges.iter().flat_map(|range| {

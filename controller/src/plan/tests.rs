@@ -318,7 +318,8 @@ fn classless_service_belongs_to_the_default_provider() {
 fn service_with_a_new_class_keeps_its_new_address() {
     let mut world = World::new([lan()], [service("web", 5)]);
     world.settle();
-    // A class changes only with the type. The controller did not observe the other type in between.
+    // Kubernetes admits a change of the class only with a change of the type (KEP-1959). The controller did not observe
+    // the other type in between.
     world.edit("web", |service| {
         service.class = Some("example.com/other".into());
         service.ingress.extend(shows("198.51.100.1"));
@@ -475,7 +476,7 @@ fn next_plan_finishes_an_interrupted_release() {
 fn unreadable_objects_keep_their_addresses() {
     let mut world = World::new([lan()], [service("web", 5)]);
     world.settle();
-    // The Service exists and is unreadable, and so is a record.
+    // The Service exists, but it is unreadable. A record is unreadable too.
     world.snapshot.services.clear();
     world.snapshot.unreadable.services.insert(World::key("web"));
     world.snapshot.unreadable.records.insert(ip("192.0.2.11"));

@@ -1,8 +1,8 @@
-//! A list for a sentence: the first entries, and the number of the others.
+//! A list that is part of a message: its first entries, and the number of the others.
 
 use std::fmt;
 
-/// How many entries are shown.
+/// The maximum number of entries that the message names.
 const SHOWN: usize = 5;
 
 /// The first entries of a list, and the number of the others.

@@ -3,8 +3,8 @@
 use crds::{Holder, Key, Quarantine, Record, Service};
 use jiff::{SignedDuration, Timestamp};
 
-/// How long an address that another host uses is assigned to no Service. A person needs about this long to move a host
-/// to another address, and each retry costs the next Service a fraction of a second.
+/// The duration of a quarantine. An administrator needs about this time to move the other host to another address. A
+/// Service that gets the address while the host still uses it loses a fraction of a second.
 pub(crate) const QUARANTINE: SignedDuration = SignedDuration::from_mins(10);
 
 /// When a quarantine is over.

@@ -1,6 +1,7 @@
 //! The condition `landfall.dev/Allocated`, and `status.loadBalancer.ingress`.
 //!
-//! The allocation of a Service, and the pools → the condition. Messages contain nothing that changes on its own.
+//! The allocation of a Service, and the pools → the condition. Messages contain nothing that changes on its own: each
+//! change would cause a write and an event.
 
 use std::fmt;
 use std::net::IpAddr;
@@ -39,7 +40,7 @@ pub(crate) fn allocated_condition(allocation: &Allocation, cluster: &ClusterInde
     DesiredCondition { type_: ALLOCATED, status, reason, message, observed_generation: service.generation }
 }
 
-/// The message about an address that is as it should be.
+/// The message about an address without a problem.
 pub(crate) fn allocated_message(lb_ip: IpAddr, pool: &str) -> impl fmt::Display {
     fmt::from_fn(move |f| write!(f, "{lb_ip} from pool {pool}"))
 }
@@ -85,9 +86,9 @@ pub(crate) fn repaired_event(service: &Service, lb_ips: impl IntoIterator<Item =
     Event::for_service(service, true, "StatusRepaired", message)
 }
 
-/// Whether Landfall has given this Service addresses, which it may have lost since. The condition proves it, and so
-/// does the finalizer, which stays while a refused Service keeps its addresses. Records prove nothing here: the release
-/// of an address deletes its record first.
+/// Whether Landfall has assigned addresses to this Service. The Service may have lost them since. The condition proves
+/// the assignment. The finalizer proves it too: it stays while a refused Service keeps its addresses. Records prove
+/// nothing here: the release of an address deletes its record first.
 pub(crate) fn was_given_addresses(service: &Service) -> bool {
     service.is_allocated() || service.owns_finalizer
 }
@@ -96,7 +97,7 @@ fn join_addresses(lb_ips: impl IntoIterator<Item = IpAddr>) -> String {
     lb_ips.into_iter().map(|lb_ip| lb_ip.to_string()).collect::<Vec<_>>().join(", ")
 }
 
-/// The address of an entry, in any form.
+/// The address of an entry of the ingress, written in any form.
 pub(crate) fn address_of(ingress: &Ingress) -> Option<IpAddr> {
     ingress.ip.as_ref()?.parse().ok()
 }

@@ -30,7 +30,7 @@ const MAX_HELD_BY: usize = 100;
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct PoolHolders {
     services: BTreeSet<Key>,
-    /// Addresses with an unreadable record, whose holders are unknown.
+    /// The number of records that cannot be read. Their holders are unknown.
     unreadable: usize,
 }
 
@@ -97,7 +97,8 @@ pub(crate) fn warnings<'a>(
     })
 }
 
-/// `Ready`, `Overlap` and `Exhausted`, `Drained` of a draining pool, and `Conflict` if there is one.
+/// The conditions of a pool: always `Ready`, `Overlap` and `Exhausted`; `Drained` while it drains; `Conflict` while it
+/// has addresses in quarantine.
 fn desired_conditions(
     pool: &Pool,
     counts: &ByFamily<AddressCounts>,
@@ -131,7 +132,7 @@ fn desired_conditions(
 /// Status, reason and message of a condition.
 type Finding = (ConditionStatus, &'static str, String);
 
-/// The message lists all problems. The reason is that of the first one.
+/// The message lists all problems. The reason belongs to the first problem.
 fn check_ready(pool: &Pool, counts: &ByFamily<AddressCounts>) -> Finding {
     let problems = problems(pool, counts);
     let Some((reason, _)) = problems.first() else {

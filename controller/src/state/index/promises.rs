@@ -1,5 +1,5 @@
-//! Promises (addresses that are assigned, but whose record does not name the Service yet), and quotas (how many
-//! addresses of a pool each namespace has or gets).
+//! Promises and quotas. A promise is an address that is assigned, but whose record does not name the Service yet. A
+//! quota limits the addresses of a pool that a namespace has or gets.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -16,7 +16,7 @@ impl ClusterIndex {
     pub(super) fn charge_quota(&mut self, lb_ip: IpAddr, namespace: &str) {
         let Some((usage, limit)) = self.quota_of(lb_ip, namespace) else { return };
         *usage.entry(lb_ip).or_default() += 1;
-        // Waiting Services may be refused because of the quota now, and must report that.
+        // If the quota is used up, waiting Services may be refused because of the quota, and must report this reason.
         let is_full = usage.len() >= limit;
         self.dirty.waiting |= is_full;
     }
