@@ -97,12 +97,12 @@ impl Machine {
         }
     }
 
-    /// Records that a round begins. Returns whether this node was suspended and peers may have taken over. Then the
-    /// loop drops the frames in the sockets, because the new owners answer them.
+    /// Records that a round begins. Returns whether this node was suspended, so that peers may have taken over. If so,
+    /// the loop must drop the frames in the sockets, because the new owners answer them.
     ///
-    /// After a delay of more than an interval, each peer gets a new window before it counts as dead. Only a delay of a
-    /// whole window also starts a quiet period, and new announcements after it. On a busy machine shorter delays are
-    /// frequent, and thousands of announcements would delay the loop again.
+    /// After a delay of more than an interval, each peer gets a new window before it counts as dead. A delay of a whole
+    /// window also starts a quiet period, after which this node announces its addresses again. A shorter delay does
+    /// not: on a busy machine it is frequent, and thousands of announcements would delay the loop again.
     pub fn record_wake(&mut self, now: Duration) -> bool {
         let late = self.expected.map_or(Duration::ZERO, |expected| now.saturating_sub(expected));
         let is_stalled = late > self.slowest_interval();
@@ -262,7 +262,7 @@ impl Machine {
         for segment in self.segments.values_mut() {
             segment.update_peer_states(&mut self.context);
         }
-        // Before the segments forget peers that have left, which they do in `send_hello_if_due`.
+        // This must precede `send_hello_if_due`, in which a segment forgets the peers that have left.
         self.update_dead();
         for segment in self.segments.values_mut() {
             segment.decide(&mut self.context);
@@ -340,8 +340,8 @@ impl Machine {
             .collect()
     }
 
-    /// The announced addresses to report: each with the name of the link, the claim, and the takeover that brought it
-    /// here. An address that was taken over is reported only after its first announcement.
+    /// The announced addresses to report: each with the name of the link, the claim, and the takeover by which this
+    /// node got it. An address that was taken over is reported only after its first announcement.
     pub fn reportable(&self, now: Duration) -> impl Iterator<Item = (IpAddr, &str, Claim, Option<&Move>)> {
         self.segments.values().flat_map(move |segment| {
             let link = segment.link.name.as_str();

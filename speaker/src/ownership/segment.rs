@@ -23,8 +23,8 @@ use crate::peers::peer::Peer;
 use model::stable_hash;
 use netlink::links::Link;
 
-/// After a peer began or ceased to claim an owned address, this node announces it for this time, even without a quorum.
-/// A burst takes 4 s, which is less.
+/// When a peer has begun or ceased to claim an owned address, this node announces the address for this time, even
+/// without a quorum. The time is longer than a burst, which takes 4 s.
 const INSIST_TIME: Duration = Duration::from_secs(5);
 
 mod announce;
@@ -51,7 +51,7 @@ enum Quorum {
 pub struct Segment {
     pub(crate) link: Link,
     pub(crate) peers: BTreeMap<String, Peer>,
-    /// Speakers that are not believed yet.
+    /// The unfinished handshakes with speakers that have not proved yet that they are alive.
     handshakes: Handshakes,
     /// The last reported incarnation of another speaker that uses this node's name.
     duplicate: Option<u64>,
@@ -258,8 +258,8 @@ impl Segment {
         };
         let before = std::mem::replace(&mut self.quorum, quorum);
         if quorum == Quorum::Majority && before != Quorum::Majority {
-            // Peers may have claimed addresses meanwhile. This node must receive those claims before it claims
-            // addresses.
+            // While this node heard no quorum, peers may have claimed addresses. It must receive those claims before it
+            // claims addresses.
             self.restart_listening(context.now);
             if before == Quorum::Minority {
                 self.announce_again_after_quiet(context.now);

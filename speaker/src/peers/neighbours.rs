@@ -2,14 +2,14 @@
 //!
 //! Equal prefixes do not prove that two nodes share a link: two racks may both use 10.0.0.0/24. A Hello proves it,
 //! because it does not leave the link. A node is on a link if its Hello was heard there and lists this node as heard.
-//! Its MAC address is the one that the Hello came from. A node that falls silent stays in the table, because it has
-//! probably died, not moved. It moves when it is heard on another link with the same MAC address.
+//! The source address of that Hello is the MAC address of the node. A node that falls silent stays in the table,
+//! because it has probably died, not moved. It moves when it is heard on another link with the same MAC address.
 
 use std::collections::BTreeMap;
 
 use crds::MacAddr;
 
-/// The nodes heard on each link, by the names of both.
+/// The MAC address of each node that was heard on a link, by the names of the link and the node.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Neighbours {
     links: BTreeMap<String, BTreeMap<String, MacAddr>>,

@@ -26,12 +26,12 @@ const ANNOUNCED_PER_ROUND: usize = 256;
 /// the loop.
 const BATCHES_PER_ROUND: usize = 1024 / BATCH;
 
-/// The minimum time between two publications of the announcements. The agent then writes them to the API server, so a
-/// shorter time gains nothing.
+/// The minimum time between two publications of the announcements. The agent waits longer between its writes to the API
+/// server, so a shorter time gains nothing.
 const PUBLISH_INTERVAL: Duration = Duration::from_millis(50);
 
-/// The time between two publications grows by [`PUBLISH_INTERVAL`] with each thousand announced addresses. To compare
-/// thousands of announcements takes milliseconds, and while they move other work is more urgent.
+/// The time between two publications grows by [`PUBLISH_INTERVAL`] with each thousand announced addresses. A comparison
+/// of thousands of announcements takes milliseconds. While addresses move, other work is more urgent.
 const ANNOUNCEMENTS_PER_INTERVAL: u32 = 1000;
 
 /// The time between two publications of the counters.
@@ -66,7 +66,7 @@ pub(super) struct WireLoop {
     counted: Option<Instant>,
     /// When the sockets were last read.
     read: Duration,
-    /// The number of events that were not logged.
+    /// The number of events that were dropped because the log channel was full, and that no log line has reported yet.
     lost: u64,
 }
 
@@ -189,7 +189,8 @@ impl WireLoop {
     /// Hello would make its sender look silent. Returns whether more frames wait.
     fn receive(&mut self, now: Duration, ready: &[bool]) -> bool {
         let mut more = false;
-        // The frames arrived after the last read, even if the clock was set meanwhile.
+        // All waiting frames arrived after the last read. The system clock may have been set since, so their ages are
+        // limited.
         let max_age = now.saturating_sub(self.read);
         let readable = |(socket, is_ready): &(&PacketSocket, &bool)| socket.is_routine() || **is_ready;
         for (socket, _) in self.sockets.iter().zip(ready).filter(readable) {

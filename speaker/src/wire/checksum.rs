@@ -7,7 +7,8 @@ use std::net::IpAddr;
 
 use pnet_packet::ip::IpNextHeaderProtocol;
 
-/// The checksum of `data`, whose checksum field is 0. The result is 0 for data that carries its correct checksum.
+/// The checksum of `data`. To compute it, the caller sets the checksum field to 0. To verify received data, the caller
+/// leaves the field as it is: the result is 0 if the field is correct.
 pub fn checksum(source: IpAddr, destination: IpAddr, protocol: IpNextHeaderProtocol, data: &[u8]) -> u16 {
     let addresses = match (source, destination) {
         (IpAddr::V4(source), IpAddr::V4(destination)) => word(&source.octets()) + word(&destination.octets()),

@@ -30,7 +30,7 @@ pub fn test_name() -> String {
 
 /// The command that replays a failure of the test `name` in the test target `target`.
 pub fn replay_command(variables: &str, target: &str, name: &str) -> String {
-    // With a single test thread, the test has no thread of its own.
+    // With a single test thread, the harness runs the test on the main thread, and the name of the test is unknown.
     let filter = if name == "main" { String::new() } else { format!(" --exact {name}") };
     format!("{variables} cargo test -p speaker --test {target} -- --nocapture{filter}")
 }

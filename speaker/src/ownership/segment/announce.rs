@@ -20,8 +20,9 @@ impl Segment {
         let mut schedule = std::mem::take(&mut self.schedule);
         // Without a quorum this node announces an address only if
         // - it claimed the address without a quorum, to take over from a dead node,
-        // - a peer has just begun or ceased to claim the address: the owner must be the last node to announce it, or
+        // - a peer has just begun or ceased to claim the address, or
         // - no peer is a candidate.
+        // In the second case the owner must be the last node to announce: hosts keep the last announced MAC address.
         // Any other announcement might take an address back from a node that this node does not hear.
         let may = |lb_ip: IpAddr| {
             self.own_claim(lb_ip).is_some_and(|claim| !claim.backed)
@@ -46,7 +47,7 @@ impl Segment {
                 (form != Form::Reply).then(|| arp::gratuitous_request(mac, v4)),
                 (form != Form::Request).then(|| arp::gratuitous_reply(mac, v4)),
             ],
-            // IPv6 has a single form.
+            // NDP has one form of announcement, which takes the place of the request.
             IpAddr::V6(v6) => [(form != Form::Reply).then(|| ndp::unsolicited_advertisement(mac, v6)), None],
         };
         for bytes in frames.into_iter().flatten() {
