@@ -2,7 +2,7 @@
 
 use pnet_base::MacAddr;
 
-/// Whether `mac` can be the address of one network interface: neither a group nor zero.
+/// Whether `mac` can be the address of one network interface: neither a group address nor all zeros.
 pub fn is_station(mac: MacAddr) -> bool {
     mac.is_unicast() && !mac.is_zero()
 }

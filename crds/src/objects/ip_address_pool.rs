@@ -227,7 +227,8 @@ pub struct IPAddressPoolStatus {
     pub conditions: Vec<Condition>,
 }
 
-/// Schema of a list of conditions: a map by type, so that each of several writers can own its conditions.
+/// Schema of a list of conditions. The API server treats the list as a map by type, so that each writer can own its
+/// conditions.
 pub(crate) fn conditions(generator: &mut SchemaGenerator) -> Schema {
     let item = generator.subschema_for::<v1::Condition>();
     json_schema!({

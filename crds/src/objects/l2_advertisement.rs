@@ -110,7 +110,7 @@ pub struct PreferredNodes {
     pub preference: LabelSelector,
 }
 
-/// Schema of a label selector with known operators. Kubernetes checks operators only in its own kinds.
+/// Schema of a label selector that admits only known operators. Kubernetes checks operators only in its own kinds.
 fn label_selector(generator: &mut SchemaGenerator) -> Schema {
     let mut schema = generator.subschema_for::<LabelSelector>().to_value();
     let operator = schema.pointer_mut("/properties/matchExpressions/items/properties/operator");

@@ -25,7 +25,8 @@ pub const ALLOW_SHARED_IP: [&str; 3] =
 /// Services share an address only if each of them lists the namespace of the other.
 pub const SHARE_WITH_NAMESPACES: &str = "landfall.dev/share-with-namespaces";
 
-/// The field that requests one address. Kubernetes deprecated it, but it must still be honoured or refused.
+/// The field that requests one address. Kubernetes deprecated the field, but users still set it. So Landfall honours or
+/// refuses the request, and does not ignore it.
 const LOAD_BALANCER_IP: &str = "spec.loadBalancerIP";
 
 /// Maximum number of addresses that a Service can request. The limit bounds the size of the status.
@@ -132,7 +133,7 @@ impl RequestedAddresses {
     }
 }
 
-/// Returns the value that all entries have; `None` without entries.
+/// Returns the value that all entries have, or an error if two entries differ. `None` without entries.
 fn merge<'a, T>(
     entries: impl Iterator<Item = Result<((&'static str, &'a str), T), InvalidRequest>>,
     same: impl Fn(&T, &T) -> bool,

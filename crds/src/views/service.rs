@@ -277,7 +277,8 @@ pub struct Ingress {
 }
 
 impl From<IpAddr> for Ingress {
-    /// The entry that Landfall writes for `address`: packets arrive with it as their destination (KEP-1860).
+    /// The entry that Landfall writes for `address`. Its mode `VIP` means that packets arrive with this address as
+    /// their destination (KEP-1860).
     fn from(address: IpAddr) -> Self {
         Self { ip: Some(address.to_string().into()), ip_mode: Some("VIP".into()), hostname: None }
     }
@@ -290,14 +291,14 @@ impl Service {
         self.is_load_balancer && self.class.as_deref().map_or(default, |class| class == CLASS)
     }
 
-    /// Whether its status reports addresses from Landfall: whether the condition [`ALLOCATED`] is true. The controller
-    /// writes this condition together with the addresses and the finalizer. Addresses and finalizer alone could be
-    /// those of another provider.
+    /// Whether the status reports addresses from Landfall. This is so if the condition [`ALLOCATED`] is true. The
+    /// controller writes this condition together with the addresses and the finalizer. Addresses and finalizer alone
+    /// could be those of another provider.
     pub fn is_allocated(&self) -> bool {
         self.conditions.iter().any(|condition| condition.type_ == ALLOCATED && condition.status == "True")
     }
 
-    /// Which program forwards packets to the Service. Landfall assigns and announces its addresses in any case.
+    /// The program that forwards packets to the Service. Whichever it is, Landfall assigns and announces the addresses.
     pub fn forwarder(&self) -> Forwarder {
         Forwarder::from(&self.labels)
     }
@@ -575,7 +576,8 @@ mod tests {
 
     #[test]
     fn view_fits_into_an_allocation_of_320_bytes() {
-        // An `Arc` adds two counters, and the allocator of musl four bytes. Its next larger size class is 400 bytes.
+        // An `Arc` adds two counters, and the allocator of musl adds four bytes. The next larger size class of this
+        // allocator is 400 bytes.
         assert!(size_of::<Service>() + 16 + 4 <= 320, "{}", size_of::<Service>());
     }
 }
