@@ -11,7 +11,7 @@ pub(crate) const API_TIMEOUT: Duration = Duration::from_secs(10);
 /// The options of an agent.
 #[derive(Clone, Debug)]
 pub struct Config {
-    /// The name of the node, as Kubernetes has it.
+    /// The name of the Node object of this node.
     pub node: String,
     /// Whether Landfall's dataplane forwards packets, with nftables. Otherwise another proxy on the node must forward
     /// them.
@@ -20,14 +20,14 @@ pub struct Config {
     pub spread: bool,
     /// Default backend for Services without the annotation `landfall.dev/backend`.
     pub backend: Backend,
-    /// The bits of packet and connection marks by which a reply leaves through the link of its request. `None`: replies
-    /// follow the node's routes.
+    /// The bits of packet marks and connection marks that select the link of a reply: the link of its request. `None`:
+    /// replies follow the node's routes.
     pub return_mark: Option<Mask>,
     /// Whether packets and bytes are counted for each Service.
     pub count_traffic: bool,
     /// The maximal number of Services with metrics of their own. A Service counts once for each of its addresses.
     pub service_metrics: usize,
-    /// Namespace of the Secret with the Hello keys, [`NAME`](crate::keys::NAME).
+    /// Namespace of the Secret [`NAME`](crate::keys::NAME), which contains the Hello keys.
     pub keys_namespace: String,
 }
 

@@ -1,5 +1,5 @@
-//! Writes to the status of each LoadBalancerIP whether this node announces it, how it forwards, and which host uses the
-//! address too.
+//! Writes the report of this node to the status of each LoadBalancerIP. It contains the announcements of the address by
+//! this node, how this node forwards packets, and the host that uses the address too.
 //!
 //! ```text
 //!   announcements, conflicts, forwarding, gaps --+
@@ -7,10 +7,10 @@
 //!   records (the written state) ----------------+
 //! ```
 //!
-//! The status follows the wire; the wire never waits for it. Only differences are written, so an idle cluster has no
-//! writes. A node adds and removes its own entry. It also removes the entry of the node from which it has taken the
-//! address over, because that node may be dead. Each write names the version that it is based on, so concurrent writes
-//! of two nodes don't undo each other. Failed writes are retried.
+//! The status follows the announcements; an announcement never waits for the status. Only differences are written, so
+//! an idle cluster has no writes. A node adds and removes its own entry. It also removes the entry of the node from
+//! which it has taken the address over, because that node may be dead. Each write names the version that it is based
+//! on, so concurrent writes of two nodes don't undo each other. Failed writes are retried.
 
 mod difference;
 
@@ -39,13 +39,14 @@ use difference::{Difference, NodeState, Pacer, differences};
 /// and leaves the API server capacity for others.
 const WRITES_AT_ONCE: usize = 16;
 
-/// More differences than this mean that addresses have just moved. The report then waits for [`BURST_PAUSE`], in which
-/// most of the speaker's announcements leave.
+/// If there are more differences than this, addresses have just moved. The reporter then waits for [`BURST_PAUSE`], in
+/// which the speaker sends most of its announcements.
 const BURST: usize = 100;
 const BURST_PAUSE: Duration = Duration::from_secs(1);
 
-/// The pause between two comparisons: this time, and once more for each thousand addresses. A comparison visits all
-/// addresses, which takes milliseconds for thousands, and the speaker needs that time while many of them move.
+/// The minimum time from one comparison to the next: this time, plus the same time for each thousand addresses. A
+/// comparison visits all addresses, which takes milliseconds for thousands. While many addresses move, the speaker
+/// needs the CPU.
 const COMPARISON_PAUSE: Duration = Duration::from_millis(100);
 const ADDRESSES_PER_PAUSE: usize = 1000;
 
@@ -107,7 +108,7 @@ impl Reporter {
             changed = self.announcements_rx.changed() => changed.is_ok(),
             changed = self.conflicts_rx.changed() => changed.is_ok(),
             changed = self.forwarding_rx.changed() => changed.is_ok(),
-            // Gaps have no sender where another proxy forwards.
+            // If another proxy forwards, the channel of the gaps has no sender.
             Ok(()) = self.gaps_rx.changed() => true,
             () = sleep_until(deadline.unwrap_or_else(Instant::now)), if deadline.is_some() => true,
         };
@@ -117,7 +118,7 @@ impl Reporter {
         }
     }
 
-    /// Writes all, and returns the addresses to be tried again.
+    /// Writes all differences. Returns the addresses whose write must be tried again.
     async fn write_all(&self, differences: Vec<(IpAddr, Difference)>) -> Vec<IpAddr> {
         let writes = futures::stream::iter(differences).map(|(lb_ip, difference)| async move {
             let is_done = self.write(lb_ip, &difference).await;
@@ -131,7 +132,7 @@ impl Reporter {
         let addresses: Api<LoadBalancerIP> = Api::all(self.client.clone());
         let (name, params, patch) =
             (address::object_name(lb_ip), PatchParams::default(), Patch::Merge(difference.patch()));
-        // Without a response, the API server may be on a node that has just died.
+        // The API server may be on a node that has just died. Then no response arrives.
         match await_response(API_TIMEOUT, addresses.patch_status(&name, &params, &patch)).await {
             Ok(object) => {
                 self.records.apply_response(source::records(), &object);

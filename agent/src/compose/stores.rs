@@ -24,15 +24,15 @@ pub(crate) struct Stores {
     pub(crate) pools: Store<String, crds::PoolSettings>,
     pub(crate) advertisements: Store<String, crds::Advertisement>,
     pub(crate) records: Store<IpAddr, crds::Record>,
-    /// `None` where frames are not spread.
+    /// `None` if this node does not spread frames.
     pub(crate) peer_links: Option<PeerLinkStore>,
 }
 
 /// The links of other nodes, from their NodeNetworks.
 ///
 /// The first snapshot waits for the first list. Until then, the kernel keeps spreading frames as before the start of
-/// the agent; a snapshot without these links would stop that and break connections. If the list does not arrive (the
-/// role may not permit it), the agent gives up after [`API_TIMEOUT`]: it spreads nothing.
+/// the agent. A snapshot without these links would stop the spreading and break connections. If the list does not
+/// arrive (the role may not permit it), the agent gives up after [`API_TIMEOUT`]: it spreads nothing.
 #[derive(Clone)]
 pub(crate) struct PeerLinkStore {
     pub(crate) store: Store<String, crds::PeerLinks>,
@@ -98,7 +98,8 @@ impl Stores {
         }
     }
 
-    /// The changes since the last call, once every kind has been listed. There is one caller.
+    /// The changes since the last call; `None` until every kind has been listed. Changes are returned once, so there
+    /// must be one caller.
     pub(super) fn take_changes(&self) -> Option<impl Iterator<Item = Change> + use<>> {
         let Self { services, slices, nodes, pools, advertisements, records, peer_links } = self;
         let is_listed = services.is_listed()
@@ -107,7 +108,8 @@ impl Stores {
             && pools.is_listed()
             && advertisements.is_listed()
             && records.is_listed();
-        // A change that is taken here must be applied. A kind that has been listed once stays listed.
+        // No change is taken before all kinds are listed, because each change that is taken must be applied. A listed
+        // kind stays listed.
         if !is_listed {
             return None;
         }

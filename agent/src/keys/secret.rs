@@ -13,13 +13,13 @@ use k8s_openapi::api::core::v1::Secret;
 use speaker::Keys;
 use speaker::wire::seal::{MAX_KEYS, MIN_KEY};
 
-/// Annotation that requests a new key, with any value. It is removed when the key is added.
+/// Annotation that requests a new key, whatever its value. Landfall removes the annotation when it adds the key.
 pub(crate) const ROTATE: &str = "landfall.dev/rotate";
 
 /// Annotation with the names of the entries that a rotation removes at its end, separated by spaces.
 pub(crate) const RETIRE: &str = "landfall.dev/retire";
 
-/// Annotation with the time of that removal (RFC 3339).
+/// Annotation with the time at which the entries in [`RETIRE`] are removed (RFC 3339).
 pub(crate) const RETIRE_AFTER: &str = "landfall.dev/retire-after";
 
 /// The fields of the Secret that Landfall uses.
@@ -68,7 +68,7 @@ impl fmt::Debug for SecretView {
     }
 }
 
-/// The keys among the entries.
+/// The keys in the usable entries, and why the other entries are ignored.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct UsableKeys {
     pub(crate) keys: Keys,

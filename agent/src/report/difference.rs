@@ -19,10 +19,10 @@ use speaker::metrics::Move;
 use speaker::{Announcement, Announcements, Conflict, Conflicts};
 use tokio::time::Instant;
 
-/// The longest description of one problem, in characters. The field takes 253.
+/// The longest description of one problem, in characters. The field in the CRD admits 253.
 const MAX_PROBLEM_CHARS: usize = 200;
 
-/// What this node knows.
+/// The state of this node that its reports depend on.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct NodeState<'a> {
     pub(super) node: &'a str,
@@ -76,8 +76,8 @@ fn difference(state: &NodeState<'_>, lb_ip: IpAddr, record: &Record) -> Differen
     let announcements = state.announcements.get(&lb_ip).into_iter().flatten();
     let own: Vec<Announcer> = announcements.map(|announcement| own_announcer(state, announcement, record)).collect();
     let (announcers, is_reach_only) = changed_announcers(state.node, &own, record);
-    // A conflict that a former announcer reported is removed with its entry: if the conflict lasts, this node reports
-    // it.
+    // A conflict that a former announcer reported is removed together with the entry of that announcer. If the conflict
+    // lasts, this node reports it.
     let stays = |other: &AddressConflict| {
         let remaining = announcers.as_ref().filter(|_| !own.is_empty());
         remaining.is_none_or(|remaining| remaining.iter().any(|announcer| announcer.node == other.node))
@@ -98,10 +98,11 @@ fn changed_announcers(node: &str, own: &[Announcer], record: &Record) -> (Option
     let written: Vec<_> = record.announcers.iter().filter(|announcer| announcer.node == node).collect();
     let others = || record.announcers.iter().filter(|other| other.node != node);
     let pairs = || own.iter().zip(&written);
-    // The written `since` stays after a restart with the same epoch: `own` has the start of this process.
+    // After a restart with the same epoch, the written `since` stays, because that of `own` begins with this process.
     let is_same_place = |(a, b): (&Announcer, &&Announcer)| (&a.link, a.epoch) == (&b.link, b.epoch);
     let is_same_reach = |(a, b): (&Announcer, &&Announcer)| (a.reach, &a.unforwarded) == (b.reach, &b.unforwarded);
-    // A node may write its entry again just before it notices that it has lost the address, and then end.
+    // Just before a node notices that it has lost the address, it may write its entry again. If the node then ends, it
+    // does not remove this entry.
     let is_late = |other: &Announcer| own.iter().any(|own| has_moved_from(own, other));
     if own.len() == written.len() && pairs().all(is_same_place) && !record.announcers.iter().any(is_late) {
         if pairs().all(is_same_reach) {
@@ -110,8 +111,9 @@ fn changed_announcers(node: &str, own: &[Announcer], record: &Record) -> (Option
         let own = pairs().map(|(own, written)| Announcer { since: written.since.clone(), ..own.clone() });
         return (Some(own.chain(others().cloned()).collect()), true);
     }
-    // A greater epoch, or the same epoch later (written by the last of two nodes), has taken the address over. Links
-    // are not compared: the same LAN may have another name on another node.
+    // An entry with a greater epoch has taken the address over. So has an entry with the same epoch and a later
+    // `since`: the last of two nodes wrote it. Links are not compared: the same LAN may have another name on another
+    // node.
     let is_taken = |other: &Announcer| own.iter().any(|own| (own.epoch, own.since.0) > (other.epoch, other.since.0));
     let others = others().filter(|other| !is_taken(other) && !is_late(other));
     (Some(own.iter().chain(others).cloned().collect()), false)
