@@ -1,7 +1,7 @@
 //! The newest known state of the objects of one kind, by key.
 //!
-//! A table has two inputs: the watch (a list, then events in order), and the responses to our writes, the writes of
-//! this process. The two inputs arrive in any relative order, and the table never goes back to an older state:
+//! A table has two inputs: the watch (a list, then events in order), and the responses to our writes. "Our writes" are
+//! those of this process. The two inputs arrive in any relative order, and the table never goes back to an older state:
 //!
 //! - Versions of all objects of a kind can be compared (KEP-5504). The watch sends events in the order of versions. A
 //!   response with a version up to that of the last event is ignored: the watch has already sent the result of that
@@ -25,7 +25,7 @@ pub use crds::ResourceVersion;
 pub enum Content<V> {
     /// The parsed view.
     Known(V),
-    /// Landfall does not use the object in this state, as if it did not exist.
+    /// Landfall does not use the object in this state. The table treats the object as if it did not exist.
     Ignored,
     /// The state cannot be parsed. The last known state of the object stays in the table.
     Unreadable,
@@ -101,8 +101,8 @@ struct Entry<V> {
 }
 
 impl Deleted {
-    /// Whether this state is older than the deletion: a state of the deleted object, or of an older object with the
-    /// same name.
+    /// Whether the deletion is later than the state with this UID and version. Such a state belongs to the deleted
+    /// object, or to an older object with the same name.
     fn is_after(&self, uid: &str, version: ResourceVersion) -> bool {
         self.uid == uid || version <= self.version
     }
@@ -191,8 +191,8 @@ impl<K: Ord + Clone, V: PartialEq> Table<K, V> {
         let Some(listing) = self.listing.take() else { return false };
         let before = std::mem::take(&mut self.entries);
         let unreadable_before = std::mem::take(&mut self.unreadable);
-        // An entry stays only while the watch can still report the deletion: of an object that the list contains, or
-        // whose last version is newer than the list.
+        // An entry stays only while the watch can still report the deletion. This is so if the list contains the
+        // object, or if the last version of the object is newer than the list.
         self.deleted.retain(|key, deleted| {
             let listed = listing.get(key).is_some_and(|observation| observation.uid == deleted.uid);
             !deleted.listed_since && (listed || deleted.version > version)

@@ -33,12 +33,12 @@ use crate::source::{Source, version};
 use crate::store::Store;
 use crate::table::{Content, Observation, ResourceVersion};
 
-/// Objects per page of a list. Bounds the memory for receiving a page to a few MiB. Each page is a round trip, and
-/// planning starts after the last one.
+/// Objects per page of a list. Bounds the memory for receiving a page to a few MiB. Smaller pages would delay planning:
+/// each page costs a round trip, and planning starts after the last page.
 const PAGE_SIZE: u32 = 500;
 
-/// The first delay after a failed attempt. It is short: an API server ends all watches of a kind when its
-/// CustomResourceDefinition is created or changed, and a user who has just installed Landfall waits for the first pool
+/// The first delay after a failed attempt. An API server ends all watches of a kind when its CustomResourceDefinition
+/// is created or changed. The delay is short, because a user who has just installed Landfall waits for the first pool
 /// to take effect.
 const FIRST_DELAY: Duration = Duration::from_millis(100);
 
@@ -327,8 +327,8 @@ pub(crate) mod tests {
     use std::collections::VecDeque;
     use std::sync::{Arc, Mutex};
 
-    /// A client of an API server that sends these responses (code and body) in turn, and then none; and the list of the
-    /// requested URLs.
+    /// A client of an API server, and the list of the requested URLs. The server sends these responses (code and body)
+    /// in turn, and answers no further request.
     pub(crate) fn scripted_client(responses: Vec<(u16, String)>) -> (Client, Arc<Mutex<Vec<String>>>) {
         let requested = Arc::new(Mutex::new(Vec::new()));
         let responses = Arc::new(Mutex::new(VecDeque::from(responses)));
