@@ -193,7 +193,7 @@ fn insert_into<T>(chunk: &mut Vec<T>, place: usize, entry: T) {
 /// A position in the chunks of a map.
 struct Cursor<'a, K, V> {
     chunks: &'a [Chunk<K, V>],
-    /// Number of entries in the first chunk that precede this position.
+    /// The number of entries of `chunks[0]` that precede this position.
     passed: usize,
 }
 

@@ -105,7 +105,7 @@ impl World {
         self.candidates_while(holders, None)
     }
 
-    /// The same, while n1 announces the address with this reach.
+    /// The candidates, while n1 announces the address with this reach.
     fn candidates_while(mut self, holders: &[&str], reach: Option<Reach>) -> Option<String> {
         let mut record = record(LB_IP, "lan", holders);
         record.announcers.iter_mut().for_each(|announcer| announcer.reach = reach);
@@ -483,7 +483,7 @@ fn cluster(nodes: &[AnyNode], services: &[AnyService], ads: &[Ad]) -> World {
     cluster_in_order(nodes, services, ads, |n| n)
 }
 
-/// The same, with slices in the order of the numbers that `order` returns.
+/// The same cluster as [`cluster`]. The names of the slices follow the order of the numbers that `order` returns.
 fn cluster_in_order(nodes: &[AnyNode], services: &[AnyService], ads: &[Ad], order: fn(usize) -> usize) -> World {
     let labels: Vec<String> = nodes.iter().map(|(label, _, _)| format!("l={label}")).collect();
     let mut cluster = World::new(&labels.iter().map(String::as_str).collect::<Vec<_>>());

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-/// Pauses that double with each failure in a row, from a first to a longest one.
+/// Pauses that double with each failure in a row, from the first pause to the longest one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Backoff {
     first: Duration,
@@ -26,7 +26,7 @@ impl Backoff {
         self.failures = 0;
     }
 
-    /// The pause after this many failures in a row. After none it is the first pause as well.
+    /// The pause after this number of failures in a row. With 0 failures it is the first pause too.
     pub fn pause_after(&self, failures: u32) -> Duration {
         // 16 doublings of the shortest pause in use, 50 ms, make almost an hour.
         let doublings = failures.saturating_sub(1).min(16);

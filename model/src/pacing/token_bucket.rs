@@ -2,7 +2,8 @@
 
 use std::time::{Duration, Instant};
 
-/// At most `capacity` tokens. One more is credited per interval; each call states the interval, which may vary.
+/// A bucket of at most `capacity` tokens. One token is credited per interval. Each call specifies the interval, which
+/// may vary.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct TokenBucket {
     capacity: u32,
