@@ -109,7 +109,7 @@ mod tests {
     async fn metrics_health_and_readiness_are_served() {
         let listener = listen("[::]:0".parse().expect("an address")).await.expect("listen");
         let port = listener.local_addr().expect("an address").port();
-        // The requests use IPv4, although the server listens on IPv6 if possible.
+        // The requests use IPv4. They also reach a server on `[::]`, because it listens for both families.
         let address = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
         let requests = async {
             let plain = "text/plain; charset=utf-8";

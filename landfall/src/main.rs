@@ -32,7 +32,7 @@ struct Cli {
     logging: logging::Logging,
 }
 
-/// Shown below the options.
+/// The end of the help text, below the options.
 const FIRST_STEPS: &str = "\
 First steps:
   kubectl apply -f deploy/           Install Landfall

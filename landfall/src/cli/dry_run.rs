@@ -9,7 +9,7 @@ use kube::Client;
 
 use super::output::print;
 
-/// Prints the ruleset of `node`. Waits until the API server has answered.
+/// Prints the ruleset of `node`. Waits until the API server has sent the objects.
 pub(crate) async fn run(client: &Client, node: &str, backend: Backend, count_traffic: bool) -> Result<()> {
     print(&ruleset_text(node, &agent::compose_once(client, node, backend, count_traffic).await))
 }

@@ -111,12 +111,12 @@ fn pool_table(objects: &Objects) -> Option<String> {
 
 /// Used and free addresses of a family; empty if the pool has none of that family.
 fn used_and_free(has_any: bool, used: i64, free: i64) -> String {
-    // A greater number of free addresses is `i64::MAX` in the status, too.
+    // In the status, `i64::MAX` also stands for every greater number of free addresses.
     let free = if free == i64::MAX { "2^63 or more".to_owned() } else { free.to_string() };
     if has_any || used > 0 { format!("{used}/{free}") } else { String::new() }
 }
 
-/// Whether a condition of a pool differs from the usual.
+/// Whether the table shows a condition of a pool: a problem, or the state of a drain.
 fn is_notable(condition: &Condition) -> bool {
     match condition.type_.as_str() {
         "Ready" => condition.status != "True",
@@ -158,7 +158,7 @@ fn service_table(objects: &Objects) -> Option<String> {
     table(["SERVICE", "ADDRESS", "PORTS", "ANNOUNCED BY", "NOTES"], rows)
 }
 
-/// Why a Service is pending, or how its addresses differ from the usual.
+/// Why a Service is pending, or the condition that reports another problem.
 fn service_notes(service: &Service) -> String {
     // An option of the controller decides whether Landfall serves a Service without a class. Such a Service has a
     // condition only if Landfall serves it.
@@ -206,7 +206,7 @@ fn address_table(objects: &Objects, now: Timestamp) -> Option<String> {
     table(["ADDRESS", "POOL", "SERVICE", "ANNOUNCED BY", "REACH", "SINCE", "NOTES"], rows)
 }
 
-/// The holders of an address, as many as fit into a line.
+/// The first holders of an address by name, and the number of the others.
 fn holders(object: &LoadBalancerIP) -> String {
     let names = object.spec.services.iter().map(|holder| format!("{}/{}", holder.namespace, holder.name));
     let shown: Vec<_> = names.take(NAMED_HOLDERS).collect();
@@ -240,7 +240,7 @@ fn quarantine_note(object: &LoadBalancerIP) -> Option<String> {
     Some(format!("not assigned: {mac} uses it (seen by {node} on {link})"))
 }
 
-/// The hosts that use an address of ours.
+/// A note about each host outside the cluster that uses the load-balancer address.
 fn conflict_notes(object: &LoadBalancerIP) -> impl Iterator<Item = String> {
     let conflicts = object.status.iter().flat_map(|status| &status.conflicts);
     conflicts.map(|AddressConflict { mac, node, link, held_back, .. }| {
