@@ -50,9 +50,9 @@ pub struct TrackedFlow {
     zone: Option<u16>,
 }
 
-/// Queries all UDP flows of this family; a dump. In IPv4, only those to `destination` if it is given. In IPv6, Linux
-/// (at least up to 6.18) inverts this filter and would list all others. Kernels before 5.8 ignore the filter, so
-/// answers must be checked in any case.
+/// Queries all UDP flows of this family; a dump. In IPv4, a `destination` limits the dump to the flows to this address.
+/// In IPv6, the request has no such filter: Linux (at least up to 6.18) inverts it and would list all other flows.
+/// Kernels before 5.8 ignore the filter, so the caller must always check the answers.
 pub fn get_udp_flows(family: Family, destination: Option<IpAddr>) -> Message {
     let destination = destination.filter(IpAddr::is_ipv4);
     Message::new(CTNETLINK, GET, 0, family_number(family), |w| {

@@ -79,7 +79,7 @@ pub struct LinkTable {
 }
 
 impl LinkTable {
-    /// Applies a message, of a dump or about a change. Applying it twice is harmless.
+    /// Applies a message of a dump, or a message about a change. Applying it twice is harmless.
     pub fn apply(&mut self, message: RouteNetlinkMessage) {
         use RouteNetlinkMessage::{DelAddress, DelLink, NewAddress, NewLink};
         match &message {

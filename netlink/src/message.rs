@@ -72,7 +72,7 @@ impl Message {
     }
 
     /// Begins a transaction of nf_tables. With a generation, the kernel refuses the transaction (ERESTART) if nf_tables
-    /// has changed since.
+    /// has changed since that generation.
     pub fn begin(generation: Option<u32>) -> Self {
         Self::batch(BATCH_BEGIN, |w| {
             if let Some(generation) = generation {

@@ -25,7 +25,7 @@ pub const SCOPE_UNIVERSE: u8 = 0;
 pub const SCOPE_LINK: u8 = 253;
 
 const RTA_METRICS: u16 = 8;
-/// The number of the table is in an attribute (RT_TABLE_COMPAT).
+/// In a header, this value means that the number of the table is in an attribute (RT_TABLE_COMPAT).
 const TABLE_IN_ATTRIBUTE: u8 = 252;
 
 /// A route.
@@ -76,12 +76,12 @@ pub struct Rule {
     pub mark: u32,
     /// The bits of the mark that are compared.
     pub mask: u32,
-    /// Whether it has no other condition, and only looks up in the table.
+    /// Whether the rule has no other condition, and only looks up in the table.
     pub plain: bool,
 }
 
 impl Route {
-    /// `None` for any other message, and for a family other than IPv4 and IPv6.
+    /// Decodes a route. `None` for any other message, and for a family other than IPv4 and IPv6.
     pub fn decode(message: &RouteNetlinkMessage) -> Option<Self> {
         let RouteNetlinkMessage::NewRoute(message) = message else { return None };
         let RouteHeader { address_family, destination_prefix_length, tos, table, protocol, scope, kind, flags, .. } =
@@ -122,7 +122,7 @@ impl Route {
         Some(route)
     }
 
-    /// The route with its first hop.
+    /// The route with its first hop; other hops are left out.
     pub fn encode(&self) -> RouteMessage {
         let hop = self.hops.first();
         let gateway = hop.and_then(|hop| hop.gateway).map(|gateway| {
@@ -171,7 +171,7 @@ impl Hop {
 }
 
 impl Rule {
-    /// `None` for any other message, and for a family other than IPv4 and IPv6.
+    /// Decodes a rule. `None` for any other message, and for a family other than IPv4 and IPv6.
     pub fn decode(message: &RouteNetlinkMessage) -> Option<Self> {
         let RouteNetlinkMessage::NewRule(RuleMessage { header, attributes, .. }) = message else { return None };
         let mut rule = Self {
@@ -190,7 +190,7 @@ impl Rule {
                 RuleAttribute::FwMark(mark) => rule.mark = *mark,
                 RuleAttribute::FwMask(mask) => rule.mask = *mask,
                 RuleAttribute::Protocol(protocol) => rule.protocol = (*protocol).into(),
-                // This value ignores no route because of the length of its prefix.
+                // With this value, no route is ignored because of the length of its prefix.
                 RuleAttribute::SuppressPrefixLen(u32::MAX) => {}
                 _ => rule.plain = false,
             }

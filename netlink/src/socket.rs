@@ -13,7 +13,8 @@ use nix::sys::time::TimeVal;
 use crate::attribute::Attributes;
 use crate::message::{ACK, Body, DUMP, Message, replies};
 
-/// The longest wait for an answer. The kernel answers before the sending call returns, so it should never elapse.
+/// The longest wait for an answer. The kernel answers before the sending call returns, so this time should never
+/// elapse.
 const READ_TIMEOUT: TimeVal = TimeVal::new(5, 0);
 /// The maximum number of dumps for one list. A dump is repeated if concurrent changes made it inconsistent.
 const MAX_DUMPS: usize = 8;
@@ -110,14 +111,15 @@ impl Socket {
         // With these options, an error from the kernel has an explanation and no copy of the request. They only improve
         // messages, so a failure to set them is ignored.
         let _ = (socket.set_cap_ack(true), socket.set_ext_ack(true));
-        // The buffer exceeds the system's limit if this process is permitted to do so. Otherwise that limit applies.
+        // If this process is permitted to exceed the system's limit, the buffer has this size. Otherwise that limit
+        // applies.
         let _ = setsockopt(&socket, sockopt::RcvBufForce, &RECEIVE_BUFFER)
             .or_else(|_| setsockopt(&socket, sockopt::RcvBuf, &RECEIVE_BUFFER));
         Ok(Self { socket, sequence: 0, send_buffer: SEND_BUFFER, buffer: vec![0; DATAGRAM] })
     }
 
     /// Executes `messages` as one transaction of nf_tables. With a `generation`, the kernel refuses with ERESTART if
-    /// nf_tables has changed since.
+    /// nf_tables has changed since that generation.
     ///
     /// # Errors
     /// If the kernel refuses, or if there is no answer.
@@ -241,7 +243,7 @@ impl Socket {
     }
 
     fn send(&mut self, bytes: &[u8]) -> Result<(), NetlinkError> {
-        // The kernel accepts a datagram only if it leaves some room in the buffer.
+        // The kernel accepts a datagram only if the datagram leaves some room in the buffer.
         let wanted = bytes.len() + 4096;
         if wanted > self.send_buffer {
             // If this fails, sending reports that the buffer is too small.

@@ -1,4 +1,4 @@
-//! Reads links and gateways from the kernel: a dump, and for links then each change.
+//! Reads links and gateways from the kernel by dumps. For links, it then also reads each change.
 
 use std::collections::BTreeSet;
 use std::convert::Infallible;

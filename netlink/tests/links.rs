@@ -133,7 +133,7 @@ fn an_address_is_usable_after_duplicate_detection() {
         let notifications = Notifications::open(LINKS).expect("notifications");
         let mut table = list_links(&mut Socket::open_routing().expect("a socket")).expect("links");
         node.ip(["addr add 2001:db8::1/64 dev eth0", "addr add 2001:db8::2/64 dev eth0"]).expect("addresses");
-        // A reader with a raw descriptor, outside of any runtime.
+        // The test polls the raw descriptor, because it runs outside of any async runtime.
         // SAFETY: the descriptor is open for as long as `notifications`.
         #[allow(unsafe_code)]
         let descriptor = unsafe { BorrowedFd::borrow_raw(notifications.as_raw_fd()) };
@@ -146,7 +146,7 @@ fn an_address_is_usable_after_duplicate_detection() {
             let links = table.links();
             if let Some(link) = links.values().next() {
                 was_unusable |= expected(&link.unusable, 2);
-                // The other host has the first address, so it stays unusable.
+                // The first address stays unusable, because the other host has it.
                 if expected(&link.addresses, 2) && expected(&link.unusable, 1) {
                     break;
                 }
@@ -169,7 +169,7 @@ fn lost_notifications_are_reported_and_a_list_replaces_them() {
         let notifications = Notifications::open(LINKS).expect("notifications");
         let mut socket = Socket::open_routing().expect("a socket");
         let mut table = list_links(&mut socket).expect("links");
-        // More than the buffer of the socket holds.
+        // These addresses cause more notifications than the buffer of the socket holds.
         let line = |host: u32| format!("addr add 10.{}.{}.1/24 dev br0", host / 250, host % 250);
         node.ip((0..2000).map(line)).expect("addresses");
         assert!(!follow_links(&notifications, &mut table), "some are lost");

@@ -126,7 +126,7 @@ proptest! {
         mut content in proptest::collection::vec(any::<u8>(), 0..200),
         attributes in proptest::collection::vec((0u16..70, 0u16..40), 0..8),
     ) {
-        // Attributes with their real lengths reach deeper than random bytes.
+        // Attributes with correct lengths reach more code of the decoder than random bytes.
         for (kind, length) in attributes {
             content.extend((length + 4).to_ne_bytes());
             content.extend(kind.to_ne_bytes());
