@@ -27,8 +27,8 @@
 //!
 //! # Example
 //!
-//! The Service `web` with the lb_ip 192.0.2.10, port 80/TCP, traffic policy Local, and the endpoints 10.244.1.5:8080 on
-//! this node and 10.244.2.5:8080 on another has these elements, and the chains `pick-1` and `pick-2`:
+//! The Service `web` has the lb_ip 192.0.2.10, port 80/TCP and traffic policy Local. Its endpoints are 10.244.1.5:8080
+//! on this node and 10.244.2.5:8080 on another. It has these elements, and the chains `pick-1` and `pick-2`:
 //!
 //! ```text
 //!   addresses { 192.0.2.10 }                             begun     { 192.0.2.10 . tcp . 80 }

@@ -1,7 +1,7 @@
 //! Whether packets to a port go to endpoints or to the node's Service proxy: [`choose_backend`]. Pure.
 //!
-//! If a Service selects the Service proxy (kube-proxy), its packets are readdressed to its node port on this node, or
-//! to its ClusterIP, and the proxy forwards them. If that is impossible, packets go to endpoints, and the Service
+//! A Service can select the Service proxy (kube-proxy). Then its packets are readdressed to its node port on this node,
+//! or to its ClusterIP, and the proxy forwards them. If that is impossible, packets go to endpoints, and the Service
 //! reports the reason.
 
 use std::fmt;

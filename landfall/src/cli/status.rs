@@ -2,7 +2,7 @@
 //!
 //! [`report`] makes them from the objects alone (pure).
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Debug;
 
 use anyhow::Context;
@@ -291,9 +291,8 @@ fn places(object: &LoadBalancerIP) -> String {
 
 /// How packets to an address get to endpoints.
 fn reach(object: &LoadBalancerIP) -> String {
-    let mut reaches: Vec<_> = announcers(object).filter_map(|announcer| announcer.reach).map(Reach::as_str).collect();
-    reaches.dedup();
-    reaches.join(", ")
+    let reaches: BTreeSet<_> = announcers(object).filter_map(|announcer| announcer.reach).map(Reach::as_str).collect();
+    reaches.into_iter().collect::<Vec<_>>().join(", ")
 }
 
 fn notes<'a>(notes: impl IntoIterator<Item = &'a str>) -> String {
@@ -363,6 +362,24 @@ mod tests {
             "metadata": {"namespace": "default", "name": name}, "spec": spec,
             "status": {"loadBalancer": {"ingress": ingress}, "conditions": conditions},
         }))
+    }
+
+    #[test]
+    fn each_reach_of_an_address_is_shown_once() {
+        for (reaches, expected) in [
+            (&[][..], ""),
+            (&["Translated"], "Translated"),
+            (&["Spread", "Spread"], "Spread"),
+            (&["Spread", "Translated", "Spread"], "Spread, Translated"),
+        ] {
+            let announcers: serde_json::Value = reaches
+                .iter()
+                .map(|reach| {
+                    json!({"node": "n1", "link": "eth0", "epoch": 1, "since": "2026-01-01T00:00:00Z", "reach": reach})
+                })
+                .collect();
+            assert_eq!(reach(&address("192.0.2.200", json!({}), announcers)), expected, "{reaches:?}");
+        }
     }
 
     fn holder_refs(names: &[&str]) -> serde_json::Value {
