@@ -7,7 +7,8 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use lab::{Answer, Host};
-use load::Transport;
+
+use crate::prober::Transport;
 
 /// Limit of waiting for the answer to a request.
 const TIMEOUT: Duration = Duration::from_millis(800);

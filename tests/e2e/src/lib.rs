@@ -6,24 +6,23 @@
 //! | [`scene`] | a part of a test that shares its cluster with others, with its own namespaces and addresses |
 //! | [`scenes`] | plays scenes on one cluster: all, one, shuffled or repeatedly |
 //! | [`lan_client`] | a client on the LAN: requests over TCP and UDP, ARP |
-//! | [`traffic`] | a client on the LAN that sends requests all the time, with a record of every try, and the control |
-//! | [`rolling`] | rolling updates of a backend, with traffic |
+//! | [`prober`] | a client on the LAN that sends requests all the time, and counts lost ones |
+//! | [`rolling`] | rolling updates of a backend, while probers send requests |
 //!
 //! The tests are in `tests/`, one file or folder per topic, all in one binary. Each test starts a cluster of its own.
 #![allow(missing_docs, reason = "only this repository uses this library")]
 
 pub mod lan_client;
+pub mod prober;
 pub mod rolling;
 pub mod scene;
 pub mod scenes;
-pub mod traffic;
 pub mod world;
 
 pub use lan_client::{ConnectOutcome, LanClient};
-pub use load::Transport;
+pub use prober::{Prober, Transport};
 pub use scene::Scene;
 pub use scenes::Scenes;
-pub use traffic::{Target, Traffic};
 pub use world::World;
 
 /// Prints to standard output. A closed pipe (`| head`) is no error.

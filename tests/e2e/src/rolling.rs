@@ -12,10 +12,9 @@ use k8s_openapi::api::apps::v1::DaemonSet;
 use kube::Api;
 use kube::api::PostParams;
 use lab::wait_until;
-use load::Transport;
 use serde_json::json;
 
-use crate::traffic::{Target, Traffic, TrafficRun};
+use crate::prober::{Prober, Tally, Transport};
 use crate::world::{SOON, World};
 
 /// The traffic policies, and the Service of each.
@@ -32,8 +31,11 @@ const PRE_STOP_SECONDS: u32 = 4;
 /// The backend, and its clients.
 pub struct RollingUpdates<'a> {
     world: &'a World,
-    traffic: Traffic,
+    probers: Vec<(&'static str, Transport, Prober)>,
 }
+
+/// Results of one update, by policy and protocol.
+pub type UpdateTallies = Vec<(&'static str, Transport, Tally)>;
 
 impl<'a> RollingUpdates<'a> {
     /// Creates a pod on each node and a Service for each policy, and starts the clients. A pool must have two free
@@ -62,7 +64,7 @@ impl<'a> RollingUpdates<'a> {
         let api: Api<DaemonSet> = Api::default_namespaced(world.client.clone());
         api.create(&PostParams::default(), &serde_json::from_value(daemon_set)?).await.context("create a DaemonSet")?;
         wait_for_rollout(world)?;
-        let mut targets = Vec::new();
+        let mut probers = Vec::new();
         for (policy, name) in POLICIES {
             let selector = json!({"app": PODS});
             world.create_service(name, json!({"selector": selector, "externalTrafficPolicy": policy})).await?;
@@ -74,20 +76,23 @@ impl<'a> RollingUpdates<'a> {
                 Ok(())
             })
             .await?;
-            let over = |transport| Target::new(policy, SocketAddr::new(address, 80), transport);
-            targets.extend([Transport::Tcp, Transport::Udp].map(over));
+            let (client, target) = (world.cluster.client_host("c1"), SocketAddr::new(address, 80));
+            for transport in [Transport::Tcp, Transport::Udp] {
+                probers.push((policy, transport, Prober::start(&client, target, transport)));
+            }
         }
-        let traffic = Traffic::start(world, &world.cluster.client_host("c1"), targets)?;
-        Ok(Self { world, traffic })
+        Ok(Self { world, probers })
     }
 
-    /// Replaces all pods. Returns the record of each policy and protocol: the policy is the target's name.
+    /// Replaces all pods.
     ///
     /// # Errors
     /// If an old pod stays, or a new pod does not become ready.
-    pub async fn update(&self) -> Result<TrafficRun> {
+    pub async fn update(&self) -> Result<UpdateTallies> {
         let before: BTreeSet<_> = self.world.pod_nodes(PODS).await?.into_iter().collect();
-        self.traffic.take_run();
+        for (.., prober) in &self.probers {
+            prober.take_tally();
+        }
         self.world.kubectl(&["rollout", "restart", &format!("daemonset/{PODS}")])?;
         wait_for_rollout(self.world)?;
         // A rollout ends a moment before the last old pod is deleted.
@@ -97,7 +102,7 @@ impl<'a> RollingUpdates<'a> {
             Ok(())
         })
         .await?;
-        Ok(self.traffic.take_run())
+        Ok(self.probers.iter().map(|(policy, transport, prober)| (*policy, *transport, prober.take_tally())).collect())
     }
 
     /// Stops the clients and deletes the backend.
@@ -105,7 +110,9 @@ impl<'a> RollingUpdates<'a> {
     /// # Errors
     /// If the host of a client is off, or a deletion fails.
     pub async fn end(self) -> Result<()> {
-        self.traffic.stop()?;
+        for (.., prober) in self.probers {
+            prober.stop()?;
+        }
         for (_, name) in POLICIES {
             self.world.delete_service(name).await?;
         }
