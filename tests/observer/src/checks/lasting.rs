@@ -8,23 +8,42 @@ use crate::breach::{Invariant, Subject};
 /// A breach before it has a time.
 pub type Finding = (Invariant, Subject, String);
 
-/// The beginning of each present disagreement, and whether it has been reported.
+/// Disagreements that change may last for this many limits: an address that moves again and again is between two states
+/// most of the time.
+const CHANGING: u32 = 4;
+
+/// The present disagreements.
 #[derive(Clone, Debug, Default)]
 pub struct Lasting {
-    since: BTreeMap<(Invariant, Subject), (Duration, bool)>,
+    present: BTreeMap<(Invariant, Subject), Disagreement>,
+}
+
+/// One disagreement, which may change its text.
+#[derive(Clone, Debug)]
+struct Disagreement {
+    since: Duration,
+    text: String,
+    text_since: Duration,
+    is_reported: bool,
 }
 
 impl Lasting {
-    /// Sets the present disagreements. Returns those that have lasted for `limit`, each once. A disagreement whose text
-    /// changes is still the same.
+    /// Sets the present disagreements. Returns those that have had one text for `limit`, or changing texts for
+    /// [`CHANGING`] limits, each once.
     pub fn update(&mut self, now: Duration, limit: Duration, present: Vec<Finding>) -> Vec<Finding> {
         let key = |finding: &Finding| (finding.0, finding.1.clone());
-        self.since.retain(|known, _| present.iter().any(|finding| key(finding) == *known));
+        self.present.retain(|known, _| present.iter().any(|finding| key(finding) == *known));
         let mut reported = Vec::new();
         for finding in present {
-            let (since, is_reported) = self.since.entry(key(&finding)).or_insert((now, false));
-            if !*is_reported && now.saturating_sub(*since) >= limit {
-                *is_reported = true;
+            let text = &finding.2;
+            let new = || Disagreement { since: now, text: text.clone(), text_since: now, is_reported: false };
+            let known = self.present.entry(key(&finding)).or_insert_with(new);
+            if known.text != *text {
+                (known.text, known.text_since) = (text.clone(), now);
+            }
+            let lasts = now.saturating_sub(known.text_since) >= limit;
+            if !known.is_reported && (lasts || now.saturating_sub(known.since) >= limit * CHANGING) {
+                known.is_reported = true;
                 reported.push(finding);
             }
         }
@@ -33,7 +52,7 @@ impl Lasting {
 
     /// Whether each present disagreement has been reported.
     pub fn is_settled(&self) -> bool {
-        self.since.values().all(|(_, is_reported)| *is_reported)
+        self.present.values().all(|known| known.is_reported)
     }
 }
 
@@ -47,13 +66,18 @@ mod tests {
         let mut lasting = Lasting::default();
         for (seconds, present, expected, is_settled) in [
             (0, &[("a", "x")][..], &[][..], false),
-            (4, &[("a", "y"), ("b", "x")], &[], false),
-            (5, &[("a", "z"), ("b", "x")], &[("a", "z")], false),
-            (8, &[("a", "z")], &[], true),
-            (9, &[("a", "z"), ("b", "x")], &[], false),
-            (13, &[("a", "z"), ("b", "x")], &[], false),
-            (14, &[("b", "x")], &[("b", "x")], true),
-            (15, &[], &[], true),
+            (4, &[("a", "x"), ("b", "x")], &[], false),
+            (5, &[("a", "x"), ("b", "x")], &[("a", "x")], false),
+            (8, &[("a", "x")], &[], true),
+            (9, &[("a", "y"), ("b", "x")], &[], false),
+            (13, &[("a", "y"), ("b", "y")], &[], false),
+            (14, &[("b", "y")], &[], false),
+            (18, &[("b", "y")], &[("b", "y")], true),
+            (19, &[], &[], true),
+            (20, &[("c", "1")], &[], false),
+            (24, &[("c", "2")], &[], false),
+            (39, &[("c", "3")], &[], false),
+            (40, &[("c", "4")], &[("c", "4")], true),
         ] {
             let findings =
                 |all: &[(&str, &str)]| all.iter().map(|(node, text)| finding(node, text)).collect::<Vec<_>>();
