@@ -11,8 +11,8 @@ use lan::{LB_IP, LB_IP_V6, Lan};
 /// is generous, because benchmarks assert the exact time.
 const TAKEOVER: Duration = Duration::from_secs(3);
 
-/// The bound between the first and the last announcement of thousands. They take less than 0.1 s, even under that load.
-/// They would take seconds if late announcements caused more announcements.
+/// The bound of the time between the first and the last of thousands of announcements. They take less than 0.1 s, even
+/// under that load. They would take seconds if late announcements caused more announcements.
 const TOGETHER: Duration = Duration::from_secs(1);
 
 #[test]
