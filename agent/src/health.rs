@@ -1,8 +1,8 @@
 //! Answers at the `healthCheckNodePort` of Services, where no other proxy on this node does.
 //!
 //! A load balancer in front of the cluster checks whether each node has endpoints of a Service with
-//! `externalTrafficPolicy: Local`. kube-proxy answers for every Service, in the same format as here. On a cluster
-//! without kube-proxy this is the only answer.
+//! `externalTrafficPolicy: Local`. kube-proxy answers for every Service that it does not ignore, in the same format as
+//! here. On a cluster without kube-proxy this is the only answer.
 //!
 //! One task checks every [`CHECK_PERIOD`] at which ports to answer, and each of these ports has a task that answers.
 //! kube-proxy is detected by its own health port, to which no request is sent. Any other proxy is detected because it

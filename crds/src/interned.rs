@@ -25,7 +25,7 @@ pub struct InternedStr(ArcStr);
 #[derive(Default)]
 struct Interner {
     texts: HashSet<ArcStr>,
-    /// When the number of strings reaches this limit, unused ones are removed. The limit is at least [`MIN_LIMIT`].
+    /// When the number of strings reaches this limit, and at least [`MIN_LIMIT`], unused ones are removed.
     limit: usize,
 }
 

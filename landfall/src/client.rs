@@ -8,7 +8,7 @@ use kube::{Client, Config};
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Connection")]
 pub(crate) struct Connection {
-    /// URL of the API server, such as https://192.0.2.1:6443, instead of that in kubeconfig or the pod's environment.
+    /// URL of the API server, such as https://192.0.2.1:6443. Default: that of kubeconfig or of the pod.
     /// Required in clusters without kube-proxy or another Service proxy, where the in-cluster address does not work.
     #[arg(long, global = true, env = "LANDFALL_APISERVER", value_name = "URL")]
     apiserver: Option<http::Uri>,

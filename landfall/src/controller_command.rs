@@ -21,7 +21,7 @@ pub(crate) struct ControllerOptions {
     lease_namespace: Option<String>,
 
     /// Namespace of the Secret landfall-hello-keys, whose keys authenticate Hellos between node agents. The controller
-    /// creates it if it is missing, and rotates its keys on request. Without this option it does neither.
+    /// creates a missing Secret, and rotates the keys on request. Without this option the controller does neither.
     #[arg(long, env = "LANDFALL_KEYS_NAMESPACE", value_name = "NAMESPACE")]
     keys_namespace: Option<String>,
 

@@ -38,7 +38,7 @@ First steps:
   kubectl apply -f deploy/           Install Landfall
   kubectl apply -f my-pool.yaml      Create an IPAddressPool: unused addresses of your nodes' network
                                      (example: deploy/examples/pool.yaml)
-  landfall status                    Show Services with their addresses, and why one is pending
+  landfall status                    Show Services, their addresses, and the reason of each pending one
   kubectl explain ipaddresspools.spec --api-version=landfall.dev/v1alpha1
                                      Describe the fields of a pool";
 

@@ -184,7 +184,7 @@ impl Cluster {
         }
     }
 
-    /// Edits the slices of a Service, in order of their keys.
+    /// Calls `edit` with all slices of a Service, sorted by key.
     fn edit_slices(&mut self, service: &Key, affected: &mut Affected, edit: impl FnOnce(&mut Vec<Arc<EndpointSlice>>)) {
         let Some(known) = self.services.get(service) else {
             let slices = self.waiting_slices.entry(service.clone()).or_default();

@@ -112,7 +112,7 @@ pub struct Eligibility {
     limit: usize,
 }
 
-/// The least `limit` after a removal of unused sets.
+/// The least `limit` after a removal of unused sets, so that few sets are not searched again and again.
 const FEW_SETS: usize = 64;
 
 impl Eligibility {
@@ -267,7 +267,8 @@ fn candidates(included: &[&Node], claimants: &[Claimant<'_>], advertisements: &A
 /// A node that announces the address and spreads its packets stays a candidate while its own endpoint terminates. The
 /// endpoint gets no new connections, but its open connections continue. Only this node knows these connections: another
 /// node would re-send their packets by its share table, which no longer counts the endpoint. When the endpoint ends,
-/// this node is no longer a candidate. By then, all nodes have used the new share table for some time.
+/// this node is no longer a candidate. By then, all nodes use the new share table, so a takeover
+/// moves no open connection.
 ///
 /// `None`: every node may announce, because the policy is Cluster or because there is no such endpoint. Without
 /// endpoints, the dataplane of the announcing node refuses connections: clients fail at once and not after a timeout.

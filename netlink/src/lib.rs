@@ -11,6 +11,8 @@
 //! | [`notifications`] | wakes when links, addresses, routes or rules change (shell) |
 //! | [`watch`] | the links, kept up to date, and the gateways (shell) |
 //!
+//! A pure file decides or converts; a shell does input and output.
+//!
 //! Messages of netfilter are our own (ADR 1). Those about links and routing are the types of [`packet_route`].
 
 pub mod attribute;

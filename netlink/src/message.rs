@@ -215,8 +215,8 @@ fn reply(message: &[u8]) -> Option<Reply<'_>> {
                 }
             }
         },
-        // Netfilter sends neither NLMSG_OVERRUN nor NLMSG_NOOP.
         NLMSG_DONE => Body::End(i32_at(payload, 0).unwrap_or(0).saturating_neg()),
+        // NLMSG_NOOP and NLMSG_OVERRUN, which the kernel does not send.
         kind if kind < 0x10 => return None,
         kind => {
             let [_, kind] = kind.to_be_bytes();

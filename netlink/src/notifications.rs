@@ -1,5 +1,5 @@
-//! Notifications of the kernel about links, addresses, routes and rules. Touches the kernel of the network namespace
-//! that it was opened in.
+//! Notifications of the kernel about links, addresses, routes and rules. The socket belongs to the network namespace in
+//! which it was opened.
 #![allow(unsafe_code)]
 
 use std::io::{self, ErrorKind};

@@ -17,7 +17,7 @@ use crate::message::family_number;
 
 /// The main routing table (RT_TABLE_MAIN).
 pub const MAIN: u32 = 254;
-/// A route to hosts, not one that refuses or drops (RTN_UNICAST).
+/// A unicast route, not one that refuses or drops (RTN_UNICAST).
 pub const UNICAST: u8 = 1;
 /// RT_SCOPE_UNIVERSE: beyond a router.
 pub const SCOPE_UNIVERSE: u8 = 0;
@@ -234,7 +234,7 @@ pub fn get_rules(family: Family) -> RouteNetlinkMessage {
     RouteNetlinkMessage::GetRule(message)
 }
 
-/// The gateways of a route to hosts, one for each path; none for other routes.
+/// The gateways of a unicast route, one for each path; none for other routes.
 pub fn gateways(message: &RouteNetlinkMessage) -> Vec<IpAddr> {
     let route = Route::decode(message).filter(|route| route.kind == UNICAST);
     route.into_iter().flat_map(|route| route.hops).filter_map(|hop| hop.gateway).collect()

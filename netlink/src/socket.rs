@@ -1,5 +1,5 @@
-//! The socket to netfilter or routing: transactions, commands and dumps. Touches the kernel of the network namespace
-//! that it was opened in.
+//! The socket to netfilter or routing: transactions, commands and dumps. It belongs to the network namespace in which
+//! it was opened.
 //!
 //! Everything here blocks, but briefly: the kernel executes a transaction within the call that sends it, and a call
 //! waits at most [`READ_TIMEOUT`] for an answer. An answer to an abandoned request is skipped by its sequence number.
@@ -55,7 +55,7 @@ pub enum NetlinkError {
         source: io::Error,
     },
     /// Changes interrupted each of [`MAX_DUMPS`] dumps.
-    #[error("the kernel's tables changed {MAX_DUMPS} times while being read, nothing changed")]
+    #[error("other programs changed the kernel's tables during each of {MAX_DUMPS} reads; Landfall changed nothing")]
     KeepsChanging,
 }
 

@@ -65,10 +65,10 @@ pub fn follow_links(notifications: &Notifications, table: &mut LinkTable) -> boo
     })
 }
 
-/// Lists the gateways of all routes to hosts, in all routing tables.
+/// Lists the gateways of all unicast routes, in all routing tables.
 ///
 /// # Errors
-/// If the kernel refuses, or if there is no answer.
+/// If the socket cannot be opened, the kernel refuses or does not answer, or the routes keep changing.
 pub fn list_gateways() -> Result<BTreeSet<IpAddr>, NetlinkError> {
     let mut socket = Socket::open_routing()?;
     let mut all = BTreeSet::new();

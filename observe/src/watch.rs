@@ -124,7 +124,7 @@ where
                 health.log_failure(error);
             }
             let expired = matches!(result, Err(WatchError::Expired));
-            // No delay after a watch of full duration, or before the list that an expired version requires.
+            // No delay after a watch of at least `MIN_DURATION` that had no error, or whose version expired.
             if is_brief || (result.is_err() && !expired) {
                 sleep(add_jitter(backoff.fail(), jitter())).await;
             }

@@ -242,7 +242,8 @@ mod tests {
             Self::version(object);
         }
 
-        /// Waits for this number of entries and no open request. Returns their names, and the number of writes.
+        /// Waits for this number of entries, and until no rotation is requested. Returns their names, and the number of
+        /// writes.
         async fn wait_for(&self, count: usize) -> (BTreeSet<String>, usize) {
             // Waits in real time: a key is named after the second of its creation, and two of one second would clash.
             let begun = std::time::Instant::now();

@@ -55,8 +55,8 @@ pub(super) fn encode_hellos(counters: &speaker::Counters, to: &mut Exposition<'_
     ];
     let values = values.map(|(reason, value)| ([("reason", reason)], value));
     to.counters("hello_packets_dropped", "Rejected packets of other nodes, by reason", values)?;
-    to.counter("peers_lost", "How often another node was no longer heard on a link", counters.peers_lost)?;
-    let help = "How often the agent did not run for longer than an interval";
+    to.counter("peers_lost", "How often a node became silent on a link", counters.peers_lost)?;
+    let help = "Pauses of the agent that were longer than an interval between Hellos";
     to.counter("hello_sleeps", help, counters.stalls)?;
     to.seconds_gauge("hello_late_max", "Greatest delay of the agent since it started", counters.late_max)
 }
@@ -64,7 +64,7 @@ pub(super) fn encode_hellos(counters: &speaker::Counters, to: &mut Exposition<'_
 pub(super) fn encode_takeovers(counters: &speaker::Counters, to: &mut Exposition<'_>) -> fmt::Result {
     to.counter("announcements_begun", "Addresses that this node started to announce", counters.announced)?;
     to.counter("announcements_ended", "Addresses that this node stopped announcing", counters.withdrawn)?;
-    let help = "Addresses taken over from another node, by how long that node had not been heard, and by cause";
+    let help = "Addresses taken over from another node, by the silence of that node before, and by cause";
     let unit = Some(&Unit::Seconds);
     let mut family = to.0.encode_descriptor("takeover_silence", help, unit, MetricType::Histogram)?;
     Cause::ALL.into_iter().try_for_each(|cause| {

@@ -107,7 +107,7 @@ impl fmt::Display for Refusal {
                 truncate(pools)
             ),
             Self::PoolNotFound(pool) => {
-                write!(f, "no IPAddressPool {pool} exists: request another, or remove landfall.dev/address-pool")
+                write!(f, "no IPAddressPool {pool} exists: request another pool, or remove landfall.dev/address-pool")
             }
             Self::PoolExhausted(family, pool) => write!(
                 f,

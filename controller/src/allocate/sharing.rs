@@ -37,8 +37,8 @@ impl fmt::Display for Clash {
             Self::Key => f.write_str("has another key in landfall.dev/allow-shared-ip"),
             Self::Port(protocol, number) => write!(f, "has port {number}/{protocol} too"),
             Self::Policy => f.write_str(
-                "has another spec.externalTrafficPolicy; or both have Local, but not the same namespace and \
-                 spec.selector",
+                "has another spec.externalTrafficPolicy, or another namespace or spec.selector while both policies are \
+                 Local",
             ),
             Self::Namespaces => f.write_str(
                 "is in another namespace: each must name the other namespace in landfall.dev/share-with-namespaces",

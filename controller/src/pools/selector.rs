@@ -112,8 +112,8 @@ mod tests {
         let team = json!([{"matchLabels": {"team": "a"}}]);
         let web = json!([{"matchLabels": {"app": "web"}}, {"matchLabels": {"app": "api"}}]);
         let bad = json!([{"matchExpressions": [{"key": "team", "operator": "Like", "values": ["a"]}]}]);
-        // The admitted Services of `web` (app=web) and `any` (no labels), in each of the namespaces n1 (named), n2
-        // (team=a), n3 (neither) and n4 (labels unknown).
+        // Which of the Services `web` (app=web) and `any` (no labels) are admitted in each of the namespaces n1
+        // (named), n2 (team=a), n3 (neither) and n4 (labels unknown).
         for (spec, admitted) in [
             (json!({}), ["web any", "web any", "web any", "web any"]),
             (json!({"priority": 7}), ["web any", "web any", "web any", "web any"]),

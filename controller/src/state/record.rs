@@ -3,8 +3,9 @@
 use crds::{Holder, Key, Quarantine, Record, Service};
 use jiff::{SignedDuration, Timestamp};
 
-/// The duration of a quarantine. An administrator needs about this time to move the other host to another address. A
-/// Service that gets the address while the host still uses it loses a fraction of a second.
+/// The duration of a quarantine. An administrator needs about this time to move the other host to another address. If
+/// the host still uses the address afterwards, probes detect that, and the next Service gets another address after a
+/// fraction of a second.
 pub(crate) const QUARANTINE: SignedDuration = SignedDuration::from_mins(10);
 
 /// When a quarantine is over.

@@ -53,11 +53,11 @@ pub const REUSE_AFTER: Duration = Duration::from_secs(60);
 pub struct IPAddressPoolSpec {
     /// Addresses of this pool, IPv4 or IPv6. Each entry is a CIDR (`192.0.2.0/28`), a range that includes both ends
     /// (`192.0.2.10-192.0.2.20`) or a single address (`192.0.2.10`). At least 1 and at most 256 entries. An address in
-    /// two pools belongs to the older pool; the other pool reports it in its condition `Overlap`.
+    /// two pools belongs to the older pool; the condition `Overlap` of the younger pool reports it.
     ///
-    /// The first and last address of an IPv4 CIDR are the network and broadcast address of a network of that size. The
-    /// first address of an IPv6 CIDR is the anycast address of its routers (RFC 4291 §2.6.1). Such an address is
-    /// assigned only if a Service requests that address. Addresses of nodes and of their gateways are never assigned.
+    /// The first and last address of an IPv4 CIDR, and the first of an IPv6 CIDR, are assigned only if a Service
+    /// requests them. In a network of that size they are the network and broadcast address, and the anycast address of
+    /// the routers (RFC 4291 §2.6.1). Addresses of nodes and of their gateways are never assigned.
     /// Services keep their addresses when a range is removed or the pool is deleted.
     #[schemars(length(min = 1, max = MAX_RANGES))]
     pub addresses: Vec<AddressRange>,

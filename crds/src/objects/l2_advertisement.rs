@@ -36,7 +36,7 @@ const MAX_NAME: usize = 15;
     derive = "PartialEq",
     doc = "Which nodes announce load-balancer addresses by ARP and NDP, on which network interfaces, and which nodes \
            are preferred. L2Advertisements are optional: any node may announce the addresses of a pool that no \
-           L2Advertisement selects. An L2Advertisement selects pools by name or by label; one that names none selects \
+           L2Advertisement selects. An L2Advertisement selects pools by name or by label; without either it selects \
            all. If at least one selects the pool, a node may announce an address only if one L2Advertisement selects \
            the node, the pool and a Service that holds the address. On each link one node announces the address, \
            however many L2Advertisements select it.",
@@ -66,22 +66,23 @@ pub struct L2AdvertisementSpec {
     pub ip_address_pool_selectors: Vec<LabelSelector>,
 
     /// Label selectors for the nodes that may announce the addresses. A node must match at least one entry. At most 256
-    /// entries. Default: all nodes. If no node matches, this L2Advertisement lets no node announce.
+    /// entries. Default: all nodes. If no node matches, no node announces because of this
+    /// L2Advertisement.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(schema_with = "selectors")]
     pub node_selectors: Vec<LabelSelector>,
 
-    /// Names of the network interfaces to announce on. A node announces on each listed interface that is up and has an
-    /// address of the same family (IPv4 or IPv6). A node without such an interface does not announce; another node with
-    /// one does. At most 256 entries, each of at most 15 characters. Default: one interface, whose subnet contains the
-    /// address, or else the interface with the InternalIP of the node. Example: `eth0`.
+    /// Names of the network interfaces to announce on. A node announces an address on each listed interface that is up
+    /// and has an address of its family (IPv4 or IPv6). A node without such an interface does not announce; another
+    /// node with one does. At most 256 entries, each of at most 15 characters. Default: one interface, whose subnet
+    /// contains the address, or else the interface with the InternalIP of the node. Example: `eth0`.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(schema_with = "interfaces")]
     pub interfaces: Vec<String>,
 
     /// Label selectors for the Services that hold the addresses. A Service must match at least one entry. At most 256
-    /// entries. Default: all Services. A shared address is announced by a node that may announce it for as many of its
-    /// Services as possible.
+    /// entries. Default: all Services. Several Services can share an address: then a node announces it that may do so
+    /// for the greatest number of them.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(schema_with = "selectors")]
     pub service_selectors: Vec<LabelSelector>,

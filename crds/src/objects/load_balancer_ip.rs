@@ -75,7 +75,7 @@ pub struct LoadBalancerIPSpec {
     #[schemars(length(max = 253))]
     pub sharing_key: Option<String>,
 
-    /// Reserves the address: the object is kept when no Service uses the address. The address is assigned only to a
+    /// Reserves the address: this object stays when no Service uses the address. The address is assigned only to a
     /// Service that requests it or that is named here. An object that is created without `services` is always a
     /// reservation.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -122,8 +122,8 @@ pub struct Reservation {
     #[schemars(length(max = 63))]
     pub namespace: Option<InternedStr>,
 
-    /// Only the Service with this name in that namespace can get the address. It needs no request for that. Default:
-    /// any Service that requests the address.
+    /// Only the Service with this name in `namespace` gets the address, also without a request. Default: any Service
+    /// that requests the address.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 63))]
     pub service: Option<InternedStr>,
@@ -192,7 +192,7 @@ pub struct AddressConflict {
     /// MAC address of the conflicting host. Example: `02:00:5e:10:00:99`.
     #[schemars(length(max = 17))]
     pub mac: String,
-    /// Whether the node does not announce the address because of the conflict. True for an address that was never
+    /// True if the conflict keeps the node from announcing the address. That is the case for an address that was never
     /// announced; an address that was announced before stays announced.
     pub held_back: bool,
     /// Time at which the node detected the conflict.

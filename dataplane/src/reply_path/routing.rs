@@ -23,7 +23,7 @@ const LAST_SLOT: u32 = 255;
 /// Why replies may leave by another link than the requests came in by.
 #[derive(Debug, thiserror::Error)]
 pub enum ReplyPathError {
-    /// There is no socket to routing.
+    /// The netlink socket for routes and rules cannot be used.
     #[error("communication with the kernel about routes failed")]
     Socket(#[from] NetlinkError),
     #[error("listing links, rules and routes failed, nothing changed")]
@@ -60,7 +60,7 @@ impl Routing {
     /// The rules and routes of the network namespace of the calling thread.
     ///
     /// # Errors
-    /// If there is no socket to routing.
+    /// If the netlink socket for routes and rules cannot be opened.
     pub fn open() -> Result<Self, ReplyPathError> {
         Ok(Self { socket: Socket::open_routing()?, all_tables_read: false })
     }

@@ -1,4 +1,4 @@
-//! The fate of a frame by the rules: a trace of the table that spreads frames, over the frame's bytes.
+//! Executes the rules of the table that spreads frames on the bytes of a frame, and returns the fate of the frame.
 
 use crds::MacAddr;
 use dataplane::nft::codec::expression::{Expression, Header, Meta, Register, Verdict};
@@ -132,7 +132,7 @@ impl Machine {
             Expression::LookupInverted { set } => return goes(self.find(Table::Link, set, &state.registers).is_none()),
             Expression::Verdict(verdict) => return Step::Verdict(verdict.clone()),
             Expression::Fwd => return Step::Out,
-            // Learned by frames that come later.
+            // Only later frames can find such an element.
             Expression::DynsetUpdate { .. } | Expression::DynsetDelete { .. } => {}
             other => panic!("{other:?} for a frame"),
         }
@@ -210,6 +210,6 @@ fn jhash(key: &[u8], seed: u32) -> u32 {
         c = (c ^ b).wrapping_sub(b.rotate_left(turn));
         (a, b, c) = (b, c, a);
     }
-    // The last turn was of the backend that is third by then.
+    // The last turn computed `c`, and its rotation moved the value to `b`.
     b
 }

@@ -59,9 +59,9 @@ pub(crate) async fn run(connection: &Connection, options: UninstallOptions) -> a
         let names: Vec<_> = services.iter().map(|ours| format!("  {}\n", ours.service.key)).collect();
         return print(&format!(
             "This would remove Landfall.\n\
-             Services that would lose their addresses and stay pending: {}\n{}\
-             Objects that would be deleted: all IPAddressPools, LoadBalancerIPs and NodeNetworks, the namespace \
-             {NAMESPACE}, and Landfall's definitions and roles.\n\
+             Services that would lose their addresses and conditions, and stay pending: {}\n{}\
+             Objects that would be deleted: all IPAddressPools, L2Advertisements, LoadBalancerIPs and NodeNetworks, \
+             the namespace {NAMESPACE}, and Landfall's definitions and roles.\n\
              To proceed: landfall uninstall --yes\n",
             services.len(),
             names.concat(),

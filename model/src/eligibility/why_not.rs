@@ -63,8 +63,8 @@ impl fmt::Display for NoCandidateReason {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::NoEndpoint => {
-                "externalTrafficPolicy is Local, and none of the nodes that may announce it has a ready endpoint: run \
-                 pods on one of them, or let other nodes announce"
+                "externalTrafficPolicy is Local, and none of the nodes that the other rules allow has a ready \
+                 endpoint: run pods on one of them, or let other nodes announce"
             }
             Self::NodesExcluded => {
                 "every node that could announce it has the label \

@@ -25,7 +25,7 @@ fn own(index: u32, address: &str) -> AddressMessage {
     message
 }
 
-/// The names of the links that have neighbours, by the addresses that the node may use.
+/// The names of the links that have neighbours according to their usable addresses.
 fn names(table: &LinkTable) -> Vec<String> {
     let mut links = table.links();
     links.retain(|_, link| has_neighbours(&link.addresses));

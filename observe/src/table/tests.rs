@@ -277,7 +277,7 @@ proptest! {
         let mut newest = BTreeMap::<u8, ResourceVersion>::new();
         let rest = std::iter::repeat_n([Step::Response(0), Step::Event], 200).flatten();
         for step in steps.into_iter().chain([Step::List(false)]).chain(rest) {
-            // A list that is pending after the steps arrives.
+            // If a list is still pending after the steps, it arrives now.
             let step = if matches!(step, Step::Event) && server.responses.is_empty() && server.list.is_some() {
                 Step::List(false)
             } else {

@@ -3,7 +3,8 @@
 //! Input is a [`View`] of one address, output a [`Decision`]. The rules keep no state. All nodes apply the same rules
 //! to the claims they hear:
 //!
-//! - The greatest claim wins: the higher epoch, then backed over not backed, then the higher [`rank`].
+//! - The greatest claim wins: the higher epoch, then backed over not backed, then not ceded over ceded, then the
+//!   higher [`rank`].
 //! - An address without a claim goes to the best live candidate: the most preferred one, and among equally preferred
 //!   candidates the one with the highest rank. The best candidate claims the next epoch at once. The others wait for
 //!   their turn, and claim only if the best one does not.
@@ -19,7 +20,8 @@
 //!   those that replaced them: nothing moves.
 //! - With two nodes, neither has a quorum without the other. If one of them has heard any other host on the LAN since
 //!   its peer fell silent, it is not isolated, and its claims are backed. So after a cut, the node that clients could
-//!   reach keeps all addresses. If neither heard any other host, each node gets its former addresses back.
+//!   reach keeps all addresses. If neither heard any other host, each node has its former addresses again after the
+//!   cut.
 //!
 //! A takeover does not probe whether the silent owner still answers (RFC 5227 §2.1.1). The owner's Hellos travel the
 //! same path as its answers, and the wait would lengthen every outage.
@@ -35,8 +37,8 @@ use model::stable_hash;
 pub const PREFERRED_AFTER: Duration = Duration::from_secs(5);
 
 /// An owner that is no longer a candidate keeps announcing for at most this long until a successor takes over. The
-/// successor may hear of the change later, or may have to program its kernel first. Then the owner stops, because
-/// users' rules must take effect.
+/// successor may hear of the change later, or may have to program its kernel first. After this time the owner stops
+/// even without a successor, because users' rules must take effect.
 pub const INELIGIBLE_GRACE: Duration = Duration::from_secs(5);
 
 /// The rank of a node for an address (rendezvous hashing); the highest rank is best. All nodes compute the same value.
@@ -122,9 +124,10 @@ impl PeerClaim {
 pub enum Position {
     /// This node has just started or resumed, is about to stop, or knows of unread claims. It makes no new claims.
     Listening,
-    /// This node hears less than a quorum of its peers.
+    /// None of the cases of `Backed`: this node hears less than a quorum of its peers.
     Isolated,
-    /// This node hears a quorum of its peers, or has none.
+    /// This node hears a quorum of its peers, has no peers, is the only candidate, or is one of two nodes and has heard
+    /// another host.
     Backed,
 }
 

@@ -8,10 +8,10 @@
 //!
 //! Three mechanisms keep silence from being taken for death:
 //!
-//! - *Vouching.* Each Hello reports when its sender last heard each peer. A peer that another peer has heard since is
-//!   alive. So a few Hellos lost between two nodes have no effect. Vouching does not delay the detection of a death,
-//!   because all nodes last heard the dead peer at the same time. After about a second only this node's own reception
-//!   counts.
+//! - *Vouching.* Each Hello reports when its sender last heard each peer. A peer that another peer has heard more
+//!   recently than this node is alive. So a few Hellos lost between two nodes have no effect. Vouching does not delay
+//!   the detection of a death, because all nodes last heard the dead peer at the same time. After about a second only
+//!   this node's own reception counts.
 //! - *Probing.* If too few peers can vouch, a peer whose Hello is late is asked to answer at once, repeatedly
 //!   ([`Liveness::probe_due`]), until its window ends. With two nodes there is no voucher, and with 2 % packet loss two
 //!   consecutive Hellos are lost every two minutes.
@@ -142,9 +142,9 @@ impl Liveness {
     }
 
     /// When to probe the peer: when its Hello is late by a fifth of an interval, then three times per interval. The
-    /// peer is dead three intervals after it was last heard. Before that, even a node that checks only when its own
-    /// Hello is due probes four to six times. With 2 % packet loss, these probes or their answers, and the Hellos
-    /// before them, are all lost once in 10^9 times.
+    /// peer is dead three intervals after it was last heard. Before that, a node probes four to six times: it may
+    /// notice the delay only when its own Hello is due, and then wakes for each further probe. With 2 % packet loss,
+    /// these probes or their answers, and the Hellos before them, are all lost once in 10^9 times.
     pub fn probe_due(&self) -> Duration {
         (self.last_heard + self.interval * 6 / 5).max(self.last_probe + self.interval * 3 / 10)
     }

@@ -39,7 +39,7 @@ const UDP_LEN: usize = UdpPacket::minimum_packet_size();
 pub enum DatagramError {
     /// The frame is truncated, or a length in it is wrong.
     Short,
-    /// The frame is complete but of another kind.
+    /// The frame is of another kind, or has no complete IP header.
     Foreign,
     /// A router forwarded the datagram.
     Distant,

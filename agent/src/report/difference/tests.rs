@@ -223,7 +223,7 @@ fn a_patch_has_only_differences_and_its_base_version() {
 }
 
 #[test]
-fn a_part_of_an_address_is_admitted_once_in_each_pause() {
+fn each_part_of_a_status_is_admitted_once_per_pause() {
     let mut pacer = Pacer::default();
     let now = Instant::now();
     let [one, other] = [200, 201].map(|last| IpAddr::from([192, 0, 2, last]));

@@ -214,7 +214,9 @@ fn slices_are_watched_only_for_policy_local() {
     follower.cluster.set_slice(None, Some(elsewhere.clone()));
     assert_eq!(follower.follow(&mut world, 112), ["conditions", "NotAnnounced"]);
     assert!(
-        condition(&world).expect("a condition").contains("none of the nodes that may announce it has a ready endpoint")
+        condition(&world)
+            .expect("a condition")
+            .contains("none of the nodes that the other rules allow has a ready endpoint")
     );
     let empty = slice(None);
     follower.cluster.set_slice(Some(elsewhere), Some(empty));

@@ -8,7 +8,7 @@ fn service_moves_to_the_requested_pool_in_order() {
     world.settle();
     world.edit("web", |service| request_of(service).pool = Some("gone".into()));
     world.settle();
-    let refused = "False PoolNotFound: no IPAddressPool gone exists: request another, or remove \
+    let refused = "False PoolNotFound: no IPAddressPool gone exists: request another pool, or remove \
                    landfall.dev/address-pool; until then, the Service keeps 192.0.2.10";
     assert_eq!(
         world.view("web"),

@@ -24,7 +24,7 @@ fn changed_service_that_no_longer_fits_loses_the_address() {
     world.edit("a", |service| service.traffic_policy = TrafficPolicy::Local);
     world.settle();
     let refused = "False SharingConflict: 192.0.2.10 can't be shared with Service default/b, which has another \
-                   spec.externalTrafficPolicy; or both have Local, but not the same namespace and spec.selector; \
+                   spec.externalTrafficPolicy, or another namespace or spec.selector while both policies are Local; \
                    request another address, or change one of the two Services";
     assert_eq!(world.view("a"), ServiceView { condition: Some(refused.into()), ..ServiceView::nothing() });
     assert_eq!(world.view("b"), ServiceView::has("192.0.2.10", "lan"));

@@ -16,7 +16,8 @@ pub(super) const ICMPV6: u8 = 58;
 pub(super) const SCTP: u8 = 132;
 /// ARPHRD_ETHER.
 const ETHERNET: u16 = 1;
-/// The timeout of entries that rules count in, in seconds: a day. So no entry of a deleted Service stays for longer.
+/// The timeout of elements with counters that rules add, in seconds: a day. So no element of a deleted Service stays
+/// for longer.
 const COUNTED_TIMEOUT: u32 = 86_400;
 
 /// A rule of a chain.
