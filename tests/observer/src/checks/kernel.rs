@@ -6,12 +6,14 @@ use std::net::{IpAddr, Ipv6Addr};
 /// The state of a node's kernel, as lines: tables, rules, routes, addresses, groups, sysctls, sockets.
 pub type KernelState = BTreeSet<String>;
 
-/// Interfaces of pods come and go with all their lines.
-const POD_INTERFACE: &str = "veth";
+/// Lines with these words are not Landfall's: interfaces of pods come and go, and kube-proxy creates its tables at a
+/// time of its own.
+const FOREIGN: [&str; 2] = ["veth", " kube-proxy"];
 
 /// Lines that exist after an uninstallation, but not before the installation.
 pub fn find_leftovers(before: &KernelState, after: &KernelState) -> Vec<String> {
-    after.difference(before).filter(|line| !line.contains(POD_INTERFACE)).cloned().collect()
+    let is_foreign = |line: &String| FOREIGN.iter().any(|word| line.contains(word));
+    after.difference(before).filter(|line| !is_foreign(line)).cloned().collect()
 }
 
 /// All addresses in a text.
@@ -86,6 +88,7 @@ mod tests {
             ("a sysctl", &["sysctl net/ipv4/ip_forward 0"], &["sysctl net/ipv4/ip_forward 0"]),
             ("a rule", &["rule 760: fwmark 0x10 lookup 76001"], &["rule 760: fwmark 0x10 lookup 76001"]),
             ("a pod", &["route 10.244.1.5 dev veth12"], &[]),
+            ("kube-proxy", &["table ip kube-proxy"], &[]),
         ] {
             assert_eq!(find_leftovers(&before, &state(after)), expected, "{case}");
         }
