@@ -180,7 +180,7 @@ impl Observer {
     /// Waits until Landfall writes nothing to the API server for a while.
     async fn wait_for_rest(&self) -> Result<()> {
         let deadline = self.shared.now() + REST_LIMIT;
-        while let Some(writes) = self.writes_within(REST).await? {
+        while let Some(writes) = self.writes_during(tokio::time::sleep(REST)).await? {
             if self.shared.now() > deadline {
                 let text = format!("is not at rest after {REST_LIMIT:?}: {writes} in the last {REST:?}");
                 self.report(vec![(Invariant::I14, Subject::Cluster, text)]);
@@ -190,10 +190,10 @@ impl Observer {
         Ok(())
     }
 
-    /// The writes to the API server of which only Landfall makes any in an idle cluster, from now on for a time.
-    pub async fn writes_within(&self, time: Duration) -> Result<Option<String>> {
+    /// The writes to the API server while `action` runs, of the kinds of which only Landfall makes any in an idle cluster.
+    pub async fn writes_during(&self, action: impl Future<Output = ()>) -> Result<Option<String>> {
         let before = self.count_writes().await?;
-        tokio::time::sleep(time).await;
+        action.await;
         Ok(describe_writes(&before, &self.count_writes().await?))
     }
 
