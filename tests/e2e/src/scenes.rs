@@ -19,6 +19,7 @@ use k8s_openapi::api::core::v1::Pod;
 use kube::api::{DeleteParams, ListParams};
 use kube::{Api, ResourceExt};
 use lab::wait_until;
+use model::stable_hash::splitmix64;
 
 use crate::scene::Scene;
 use crate::world::{SOON, World};
@@ -193,17 +194,10 @@ fn random_seed() -> u64 {
 /// Shuffles with Fisher and Yates' algorithm.
 fn shuffle(indices: &mut [usize], random: &mut u64) {
     for last in (1..indices.len()).rev() {
-        let other = next_random(random) % (last as u64 + 1);
+        *random = splitmix64(*random);
+        let other = *random % (last as u64 + 1);
         indices.swap(last, other as usize);
     }
-}
-
-/// The next number of SplitMix64.
-fn next_random(state: &mut u64) -> u64 {
-    *state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
-    let mixed = (*state ^ (*state >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    let mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-    mixed ^ (mixed >> 31)
 }
 
 /// The names of the Deployments in the default namespace.
