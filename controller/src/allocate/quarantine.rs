@@ -7,9 +7,9 @@
 //! address gets another one, and the address in conflict goes into quarantine: it is assigned to no Service until the
 //! quarantine ends, and is then tried again.
 //!
-//! Moves are limited. A router that answers for every address (proxy ARP) would otherwise drive all Services through
-//! all pools. A Service that cannot move keeps its address and reports the conflict. Both limits are computed from the
-//! objects themselves, so they survive a restart.
+//! Moves are limited, for each Service and in the cluster. A router that answers for every address (proxy ARP) would
+//! otherwise drive all Services through all pools. A Service that cannot move keeps its address and reports the
+//! conflict. Both limits count the quarantined records, so a restart does not reset them.
 
 use std::net::IpAddr;
 

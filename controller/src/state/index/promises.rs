@@ -1,5 +1,5 @@
 //! Promises and quotas. A promise is an address that is assigned, but whose record does not name the Service yet. A
-//! quota limits the addresses of a pool that a namespace has or gets.
+//! quota limits the addresses of a pool that the Services of a namespace hold or are promised.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -21,7 +21,7 @@ impl ClusterIndex {
         self.dirty.waiting |= is_full;
     }
 
-    /// Counts one Service of this namespace fewer at this address.
+    /// Counts one fewer Service of this namespace at this address.
     pub(super) fn refund_quota(&mut self, lb_ip: IpAddr, namespace: &str) {
         let Some((usage, _)) = self.quota_of(lb_ip, namespace) else { return };
         let count = usage.entry(lb_ip).or_default();
@@ -46,7 +46,8 @@ impl ClusterIndex {
         }
     }
 
-    /// The addresses of this pool that Services of this namespace have or get, each with its number of Services.
+    /// The addresses of this pool that Services of this namespace hold or are promised, each with the number of these
+    /// Services.
     pub(crate) fn quota_usage(&self, pool: &str, namespace: &str) -> Option<&BTreeMap<IpAddr, u32>> {
         self.quotas.get(&(pool.to_owned(), namespace.to_owned()))
     }
