@@ -23,14 +23,14 @@
 //! | [`os`] | packet sockets, poll, scheduling |
 //! | [`metrics`] | events for the log, counters, takeovers |
 //!
-//! Only [`run`](fn@run) and [`os`] have side effects. Everything else is pure, except for the log lines of events,
-//! which only [`run`](fn@run) writes. Time is an argument, and the tests drive the same [`machine`] through a simulated
-//! network.
+//! Only [`run`](fn@run) and [`os`] have side effects. Everything else is pure, except for the function in [`metrics`]
+//! that writes an event to the log. Only [`run`](fn@run) calls it. Time is an argument, and the tests drive the same
+//! [`machine`] through a simulated network.
 //!
 //! # The way of a Hello
 //!
-//! 1. `os::filter` passes it to a socket, and `run::wire_loop` receives it. A routine Hello waits until the loop wakes
-//!    for another reason. Any other Hello wakes the loop.
+//! 1. `os::filter` passes it to a socket, and `run::wire_loop` receives it. While the machine is idle, a routine
+//!    Hello waits until the loop wakes for another reason. Any other Hello wakes the loop.
 //! 2. [`Machine::receive`](machine::Machine::receive) unwraps the datagram ([`wire::datagram`]), checks the cluster
 //!    ([`wire::codec`]), opens the seal ([`wire::seal`]) and decodes a [`Packet`](wire::hello::Packet).
 //! 3. `ownership::segment::receive_hello` decides whether this node believes the sender. A sender that has not proved
@@ -45,7 +45,8 @@
 //! 2. [`wire::arp::decide`] returns a [`Verdict`](wire::arp::Verdict): an answer if this node announces the target, a
 //!    conflict if the sender uses an announced address, or the reason for no answer.
 //! 3. An answer becomes a [`Frame`](wire::frame::Frame) of the next [`Output`](machine::Output), which `run::wire_loop`
-//!    sends. A conflict is recorded in `announce::conflicts`, and the address is announced again.
+//!    sends. A conflict with a host is recorded in `announce::conflicts`; one with a peer is not. In both cases the
+//!    address is announced again, at limited intervals, unless a peer may own it.
 //!
 //! # The way of a claim
 //!

@@ -5,8 +5,8 @@
 //! pieces that are removed, doubled or taken from another input. Accepted inputs are changed further.
 //!
 //! Each run has a fresh seed, and prints it. A failure prints its input and the command that replays it: add the input
-//! to the corpus with a comment. `LANDFALL_FUZZ_SECONDS=600` fuzzes for longer, `LANDFALL_SEED=7` with this seed, and
-//! `LANDFALL_FUZZ_INPUTS=1000` stops after this number of inputs, whatever their time.
+//! to the corpus with a comment. `LANDFALL_FUZZ_SECONDS=600` fuzzes for 600 s, `LANDFALL_SEED=7` uses this seed, and
+//! `LANDFALL_FUZZ_INPUTS=1000` tries 1000 inputs, regardless of the time.
 
 mod seed;
 
@@ -33,7 +33,8 @@ use seed::{base, number, replay_command, test_name};
 
 const MINE: MacAddr = MacAddr(2, 0, 0, 0, 0, 1);
 
-/// The maximum number of inputs in the pool, from which inputs are changed further.
+/// The number of inputs at which the pool stops growing: an accepted input then replaces another one. The next inputs
+/// are changed from inputs of the pool.
 const POOL_SIZE: usize = 512;
 
 /// The maximum length of a frame from a socket.
@@ -119,7 +120,7 @@ fn hello_decoder_accepts_only_consistent_packets() {
     fuzz("hello", |input| {
         let Ok(packet) = Packet::decode(input) else { return false };
         assert!(packet.pages.iter().map(|page| page.claims.len()).sum::<usize>() <= input.len());
-        // An accepted packet encodes to itself, except for a trailer.
+        // Encoding and decoding return the same packet. A trailer is not part of a packet.
         assert_eq!(Packet::decode(&packet.encode()), Ok(packet));
         true
     });

@@ -40,7 +40,8 @@ const COUNTERS_INTERVAL: Duration = Duration::from_secs(1);
 /// The ends of channels that the wire thread needs in addition to [`Inputs`] and [`Outputs`].
 pub(super) struct Channels {
     pub(super) log: mpsc::Sender<Event>,
-    /// A message requests the thread to stop in order. A closed channel stops it at once.
+    /// After a message, the thread stops as soon as peers have taken over, or a few intervals later. After a closed
+    /// channel, it stops at once.
     pub(super) stop: oneshot::Receiver<()>,
     /// Wakes the thread after a change of any of its inputs.
     pub(super) waker: Waker,

@@ -15,11 +15,11 @@ use super::headers::{ETHERNET_LEN, ethernet_frame};
 pub enum Verdict {
     /// Send this frame as the reply.
     Answer(Vec<u8>),
-    /// Another host uses a load-balancer address that is announced here.
+    /// A host or a peer uses a load-balancer address that is announced here.
     Conflict {
         /// The address.
         lb_ip: IpAddr,
-        /// The MAC address of that host.
+        /// The MAC address of that host or peer.
         mac: MacAddr,
     },
     /// Do nothing.
@@ -37,7 +37,7 @@ pub enum Ignored {
     OtherStation,
     /// The requested address is not announced here.
     OtherAddress,
-    /// The frame is a reply, or an announcement of the sender's own address.
+    /// The frame is not a request, or it announces the sender's own address.
     NoQuestion,
 }
 
@@ -97,7 +97,8 @@ pub fn gratuitous_request(mac: MacAddr, lb_ip: Ipv4Addr) -> Vec<u8> {
 }
 
 /// The reply form of a gratuitous ARP. Linux treats a reply as gratuitous only if its target hardware address equals
-/// its sender's (`arp_is_garp`), and then applies it at once instead of ignoring it for 1 s after the last change.
+/// its sender's (`arp_is_garp`). Linux applies a gratuitous reply at once, and ignores other replies for 1 s after the
+/// last change.
 pub fn gratuitous_reply(mac: MacAddr, lb_ip: Ipv4Addr) -> Vec<u8> {
     build_frame(MacAddr::broadcast(), ArpOperations::Reply, Station(mac, lb_ip), Station(mac, lb_ip))
 }

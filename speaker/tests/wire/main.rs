@@ -7,8 +7,8 @@ use std::time::{Duration, Instant};
 
 use lan::{LB_IP, LB_IP_V6, Lan};
 
-/// The bound of a takeover. It takes 0.1 to 0.2 s, even with ten times the load that the machine can carry. The bound
-/// is generous, because benchmarks assert the exact time.
+/// The bound of a takeover. A takeover takes 0.1 to 0.2 s, even with ten times the load that the machine can carry. The
+/// bound is generous, because benchmarks assert the exact time.
 const TAKEOVER: Duration = Duration::from_secs(3);
 
 /// The bound of the time between the first and the last of thousands of announcements. They take less than 0.1 s, even
@@ -46,7 +46,7 @@ fn client_follows_after_the_owner_is_cut_off() {
             node.wait_dead(if n == owner { &[] } else { std::slice::from_ref(&owner) });
         }
 
-        // After the cut the former owner hears the greater claim and withdraws. The address does not move.
+        // Once the former owner is connected again, it hears the greater claim and withdraws. The address stays.
         lan.heal(owner);
         nodes[owner].wait_announced(LB_IP, false);
         nodes.iter().for_each(|node| node.wait_dead(&[]));
@@ -95,7 +95,7 @@ fn stopping_node_hands_over_before_it_ends() {
     let lan = Lan::new(3);
     let mut nodes = lan.speakers(&[LB_IP]);
     let owner = lan.wait_owner(&nodes, LB_IP);
-    let epoch = nodes[owner].epoch(LB_IP).expect("it announces it");
+    let epoch = nodes[owner].epoch(LB_IP).expect("the owner announces the address");
     let gone = nodes.remove(owner);
     let stop = Instant::now();
     gone.stop();
@@ -275,8 +275,8 @@ fn idle_speakers_hardly_use_the_cpu() {
         eprintln!("a wire thread uses {:.3} % of a core and wakes {wakes:.1} times per second", share * 100.0);
         measured.push((share, wakes));
         // An idle thread wakes twenty times per second for the node's own Hellos, and a few times for late ones. If
-        // each Hello woke it, it would wake sixty times. The share of the CPU is far above its target, because this
-        // build is not optimized. It detects loops that do not sleep.
+        // each Hello woke it, it would wake sixty times. The bound on the share of the CPU is far above the target,
+        // because this build is not optimized. This bound detects loops that do not sleep.
         wakes < 45.0 && share < 0.02
     });
     assert!(idle, "{measured:?}");
