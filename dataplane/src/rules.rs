@@ -6,10 +6,10 @@
 //! | `backend` | whether packets go to endpoints or to the Service proxy |
 //! | `spread` | which node gets which part of the packets |
 //! | `plan` | snapshot → ruleset, one lb_ip at a time |
-//! | `planner` | plans only what changed |
+//! | `planner` | plans only the lb_ips that may have changed |
 //! | `ruleset` | the types of a ruleset |
 //! | `next_hops` | where spread frames are re-sent |
-//! | `diff` | what differs between two rulesets |
+//! | `diff` | the differences between two rulesets |
 //! | `problem` | problems of Services for users |
 //! | `health_check` | the health checks that this node serves |
 

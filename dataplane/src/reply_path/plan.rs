@@ -16,15 +16,16 @@ use netlink::route::{Hop, MAIN, Route, Rule, SCOPE_UNIVERSE, UNICAST, anywhere};
 
 /// The protocol of our routes and rules (RTPROT_*): an unregistered number (/etc/iproute2/rt_protos).
 pub const PROTOCOL: u8 = 76;
-/// The number before the routing table of slot 1.
+/// The routing table of slot n has this number plus n.
 pub const TABLES: u32 = 76_000;
 /// The priority of our rules: after those of network plugins for their own traffic (Cilium up to 111), before those
 /// that route packets of pods elsewhere.
 pub const PRIORITY: u32 = 760;
 /// The metric of an inferred default route, which the main table does not have.
 const METRIC: u32 = 1024;
-/// The greatest number of routes in a table. Those with the shortest prefixes are kept. A node with all routes of the
-/// internet works better with its own routes. Any other node reaches the remaining destinations by its default route.
+/// The greatest number of routes in a table. Those with the shortest prefixes are kept. Replies to other destinations
+/// take the default route of the table. Without one, as on a node with all routes of the internet, they follow the
+/// node's own routes.
 const MAX_ROUTES: usize = 256;
 
 /// The kernel's state.

@@ -1,4 +1,4 @@
-//! Executes the rules of the table that spreads frames on the bytes of a frame, and returns the fate of the frame.
+//! Executes the rules of the link table, which spreads frames. Input are the bytes of a frame; output is its fate.
 
 use crds::MacAddr;
 use dataplane::nft::codec::expression::{Expression, Header, Meta, Register, Verdict};
@@ -7,7 +7,7 @@ use dataplane::snapshot::LinkName;
 
 use super::{Machine, holds, mask_registers};
 
-/// A frame of Ethernet, as it comes in by a link.
+/// An Ethernet frame that arrives on a link.
 #[derive(Clone, Debug)]
 pub struct Frame {
     /// The link.
@@ -60,7 +60,7 @@ impl Machine {
         FrameFate::Resent { to: mac(0), from: mac(6) }
     }
 
-    /// Whether the frame goes out in this chain or in those that it leads to.
+    /// Whether this chain, or a chain to which it goes, re-sends the frame.
     fn passes_out(&self, chain: &str, state: &mut State) -> bool {
         let rules = self.chains.get(&(Table::Link, chain.to_owned())).unwrap_or_else(|| panic!("no chain {chain}"));
         for rule in rules {
@@ -169,7 +169,7 @@ impl State {
         }
     }
 
-    /// Where the header of the transport is, if it is in this packet.
+    /// Where the transport header begins. `None` for a later fragment, which has no such header.
     fn transport(&self) -> Option<usize> {
         let offset = |at: usize| u16::from_be_bytes([self.bytes[at], self.bytes[at + 1]]);
         let is_later = match (self.is_ipv4(), self.is_fragment()) {

@@ -65,8 +65,8 @@ fn encode_item_key(key: &ElementKey, item: &mut Writer) {
     }
 }
 
-/// Writes an interval set: an element where each range begins, and one after its end. As in `nft`, an
-/// end without a begin precedes the first range.
+/// Writes an interval set: an element where each range begins, and one after its end. As in `nft`, an end element at
+/// the lowest address precedes the first range, unless that range begins there.
 fn encode_ranges(ranges: &[Range], list: &mut Writer) {
     let lowest = |range: &Range| -> IpAddr {
         if range.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() }
@@ -298,7 +298,7 @@ fn decode_data(set: &Set, item: Attributes<'_>) -> Option<ElementValue> {
     }
 }
 
-/// An end of a range in an interval set.
+/// The beginning or the end of a range in an interval set.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Boundary {
     /// The first address of a range, or the first address after the range.

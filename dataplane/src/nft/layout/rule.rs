@@ -44,12 +44,12 @@ impl ChainRule {
         self
     }
 
-    /// Loads fields into the registers, from the first one on.
+    /// A key that loads fields into the registers, from the first one on.
     pub(super) fn key(&self, fields: &[Field]) -> Key {
         self.key_at(0, fields)
     }
 
-    /// Loads fields into the registers, from this word on.
+    /// A key that loads fields into the registers, from this word on.
     pub(super) fn key_at(&self, start: u8, fields: &[Field]) -> Key {
         Key::load(start, self.family, self.transport, fields)
     }

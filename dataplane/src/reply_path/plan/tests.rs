@@ -187,7 +187,7 @@ proptest! {
         let first = plan_routing(&input, &observed, Mask::default());
         let changes = diff_routing(&observed, &first);
         make_changes(&mut observed, &changes);
-        // Planned again, nothing changes.
+        // A second plan equals the first, and needs no changes.
         let again = plan_routing(&input, &observed, Mask::default());
         prop_assert_eq!(&again, &first);
         prop_assert_eq!(diff_routing(&observed, &again), Vec::new());
