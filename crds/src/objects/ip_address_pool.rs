@@ -20,8 +20,8 @@ const MAX_RANGES: usize = 256;
 /// Maximum number of namespaces or selectors in a list of a pool. Bounds the cost of matching.
 const MAX_NAMES: usize = 256;
 
-/// Default cool-down of a released address. Neighbour caches keep an entry for about a minute after its last use
-/// (RFC 1122 §2.3.2.1 requires a timeout of that order), and clients cache DNS records about as long.
+/// Default cool-down of a released address. Neighbour caches keep an entry for about a minute after its last use: RFC
+/// 1122 §2.3.2.1 requires a timeout of that order. Clients cache DNS records for a similar time.
 pub const REUSE_AFTER: Duration = Duration::from_secs(60);
 
 /// Addresses that Landfall may assign to Services of type LoadBalancer. One pool is enough to start: it serves all
@@ -139,9 +139,12 @@ impl IPAddressPoolSpec {
 }
 
 /// Which Services may get addresses of a pool, and in which order pools are tried; the meaning is that of MetalLB. A
-/// Service is admitted if its namespace is in `namespaces` or matches one of `namespaceSelectors` (any namespace, if
-/// both are empty), and if the Service matches one of `serviceSelectors` (any Service, if empty). A request does not
-/// bypass these limits.
+/// Service is admitted if both conditions hold:
+///
+/// - Its namespace is in `namespaces` or matches one of `namespaceSelectors`, or both lists are empty.
+/// - The Service matches one of `serviceSelectors`, or that list is empty.
+///
+/// A request does not bypass these limits.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct ServiceAllocation {
