@@ -1,4 +1,4 @@
-//! Answers at the `healthCheckNodePort` of Services, where no other proxy on this node does.
+//! Answers health checks at the `healthCheckNodePort` of Services, unless another proxy on this node answers them.
 //!
 //! A load balancer in front of the cluster checks whether each node has endpoints of a Service with
 //! `externalTrafficPolicy: Local`. kube-proxy answers for every Service that it does not ignore, in the same format as
@@ -76,7 +76,7 @@ async fn next_answers(
     Ok(Arc::new(snapshot_rx.borrow_and_update().as_deref().map(health_checks).unwrap_or_default()))
 }
 
-/// The ports that are answered at.
+/// The ports at which this agent answers.
 struct Ports {
     answers_rx: watch::Receiver<Answers>,
     open: BTreeMap<u16, AbortHandle>,

@@ -1,4 +1,4 @@
-//! The agent of one node: watches the API server once, and composes the dataplane and the speaker.
+//! The agent of one node: runs the dataplane and the speaker, and watches the objects of the API server for both.
 //!
 //! ```text
 //!                 +-> dataplane::Snapshot --> dataplane --> kernel

@@ -23,7 +23,7 @@ use speaker::wire::seal::MAX_KEYS;
 use super::secret::{RETIRE, RETIRE_AFTER, ROTATE, SecretView};
 
 /// How long old keys stay beside a new one, in seconds. A node that loses the API server for less than this keeps a
-/// valid key; a leaked key stays usable for as long. To end it sooner, delete the Secret.
+/// valid key; a leaked key stays usable for this time. To revoke a key sooner, delete the Secret.
 pub(crate) const OVERLAP: i64 = 3600;
 
 /// The length of a key in bytes: that of the hash, since a longer key would not be stronger (RFC 2104 §3).

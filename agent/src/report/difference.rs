@@ -29,7 +29,7 @@ pub(super) struct NodeState<'a> {
     pub(super) announcements: &'a Announcements,
     pub(super) conflicts: &'a Conflicts,
     pub(super) forwarding: &'a Forwarding,
-    /// Why replies may leave by another link than the requests came in by.
+    /// Why replies may leave by another link than that of their requests.
     pub(super) gaps: &'a BTreeSet<Gap>,
 }
 
@@ -98,7 +98,8 @@ fn changed_announcers(node: &str, own: &[Announcer], record: &Record) -> (Option
     let written: Vec<_> = record.announcers.iter().filter(|announcer| announcer.node == node).collect();
     let others = || record.announcers.iter().filter(|other| other.node != node);
     let pairs = || own.iter().zip(&written);
-    // After a restart with the same epoch, the written `since` stays, because that of `own` begins with this process.
+    // After a restart with the same epoch, the written `since` stays: that of `own` is not before the start of this
+    // process.
     let is_same_place = |(a, b): (&Announcer, &&Announcer)| (&a.link, a.epoch) == (&b.link, b.epoch);
     let is_same_reach = |(a, b): (&Announcer, &&Announcer)| (a.reach, &a.unforwarded) == (b.reach, &b.unforwarded);
     // Just before a node notices that it has lost the address, it may write its entry again. If the node then ends, it
@@ -111,9 +112,8 @@ fn changed_announcers(node: &str, own: &[Announcer], record: &Record) -> (Option
         let own = pairs().map(|(own, written)| Announcer { since: written.since.clone(), ..own.clone() });
         return (Some(own.chain(others().cloned()).collect()), true);
     }
-    // An entry with a greater epoch has taken the address over. So has an entry with the same epoch and a later
-    // `since`: the last of two nodes wrote it. Links are not compared: the same LAN may have another name on another
-    // node.
+    // Of two entries, the one with the greater epoch has taken the address over. If their epochs are equal, the one
+    // with the later `since` has. Links are not compared: the same LAN may have another name on another node.
     let is_taken = |other: &Announcer| own.iter().any(|own| (own.epoch, own.since.0) > (other.epoch, other.since.0));
     let others = others().filter(|other| !is_taken(other) && !is_late(other));
     (Some(own.iter().chain(others).cloned().collect()), false)
