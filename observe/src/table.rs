@@ -162,7 +162,8 @@ impl<K: Ord + Clone, V: PartialEq> Table<K, V> {
     pub fn begin_list(&mut self) {
         self.listing = Some(BTreeMap::new());
         // The list includes every write that was answered before the list was requested. So it replaces the results of
-        // these writes even if its version is lower, as after the storage of the API server was restored from a backup.
+        // these writes even if its version is lower. It is lower after the storage of the API server was restored from
+        // a backup.
         for entry in self.entries.values_mut() {
             entry.own = false;
         }

@@ -91,7 +91,7 @@ where
                 report(Seen::Failing(error.to_string()));
             }
         }
-        // After a watch of full duration, the next round starts without delay.
+        // After a watch of at least `MIN_DURATION` that had no error, the next round starts without delay.
         if needs_delay {
             sleep(add_jitter(backoff.fail(), jitter())).await;
         }
