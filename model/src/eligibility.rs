@@ -68,8 +68,8 @@ impl Candidates {
 
     /// The preference of `node` on its link `link`; `None` if the node may not announce the address there.
     ///
-    /// If the candidate may use its home link, the result is the same for every link, because only the node itself
-    /// knows which of its links is the home link.
+    /// If the candidate may use its home link, the result is the same for every link. Only the node itself knows which
+    /// of its links is the home link.
     pub fn preference(&self, node: &str, link: &str) -> Option<u32> {
         let candidate = self.get(node)?;
         (candidate.links.home || candidate.links.named.contains(link)).then_some(candidate.preference)
@@ -118,8 +118,8 @@ const FEW_SETS: usize = 64;
 impl Eligibility {
     /// The policy of each address that a Service holds.
     ///
-    /// An address has no policy if it is only reserved, or if none of its holders exists: they were deleted, or other
-    /// Services have their names now.
+    /// An address has no policy if it is only reserved, if its record is being deleted, or if none of its holders
+    /// exists: they were deleted, or other Services have their names now.
     pub fn policies(&self) -> &SharedMap<IpAddr, AnnouncementPolicy> {
         &self.policies
     }

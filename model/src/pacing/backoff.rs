@@ -1,8 +1,8 @@
-//! Pauses between retries.
+//! Delays between attempts.
 
 use std::time::Duration;
 
-/// Pauses that double with each failure in a row, from the first pause to the longest one.
+/// Delays that double with each failure in a row, from the first delay to the longest one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Backoff {
     first: Duration,
@@ -15,28 +15,28 @@ impl Backoff {
         Self { first, longest, failures: 0 }
     }
 
-    /// Counts a failure and returns the pause before the next try.
+    /// Counts a failure and returns the delay before the next attempt.
     pub fn fail(&mut self) -> Duration {
         self.failures = self.failures.saturating_add(1);
         self.pause_after(self.failures)
     }
 
-    /// Counts a success: the pause after the next failure is the first one again.
+    /// Counts a success: the delay after the next failure is the first one again.
     pub fn reset(&mut self) {
         self.failures = 0;
     }
 
-    /// The pause after this number of failures in a row. With 0 failures it is the first pause too.
+    /// The delay after this number of failures in a row. With 0 failures it is the first delay too.
     pub fn pause_after(&self, failures: u32) -> Duration {
-        // 16 doublings of the shortest pause in use, 50 ms, make almost an hour.
+        // 16 doublings of the shortest delay in use, 50 ms, make almost an hour.
         let doublings = failures.saturating_sub(1).min(16);
         self.first.saturating_mul(1 << doublings).min(self.longest)
     }
 }
 
-/// Spreads a pause over its upper half. A `jitter` of 0 gives half the pause, 1 the whole.
+/// Spreads a delay over its upper half. A `jitter` of 0 gives half the delay, 1 the whole.
 ///
-/// So clients that lost the same server at the same time do not all return at the same time.
+/// Clients that lost the same server together then do not all return together.
 pub fn add_jitter(pause: Duration, jitter: f64) -> Duration {
     pause.mul_f64(0.5 + jitter / 2.0)
 }
