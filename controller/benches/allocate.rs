@@ -1,7 +1,8 @@
 //! The cost of finding and taking the next address of a pool.
 //!
 //! `cargo bench -p controller --bench allocate` prints the nanoseconds of one `next_address` and `take` for each kind
-//! of pool: the median, the minimum and the maximum of all rounds. With `-- --json` it prints one line of JSON instead.
+//! of pool: the median, the minimum and the maximum of all rounds. With `-- --json` it prints one line of JSON with all
+//! rounds instead.
 
 #![allow(clippy::print_stdout, reason = "a benchmark prints its results")]
 
@@ -54,20 +55,22 @@ const CASES: [Case; 8] = [
 fn main() {
     let results = CASES.map(|case| (case.name, measure(&case)));
     if std::env::args().any(|argument| argument == "--json") {
-        let fields = results.map(|(name, [min, median, max])| {
-            format!("\"{name}\":{median:.1},\"{name}_min\":{min:.1},\"{name}_max\":{max:.1}")
+        let fields = results.map(|(name, rounds)| {
+            let rounds: Vec<String> = rounds.iter().map(|nanoseconds| format!("{nanoseconds:.1}")).collect();
+            format!("\"{name}\":[{}]", rounds.join(","))
         });
         println!("{{{}}}", fields.join(","));
     } else {
         println!("{:<24}{:>10}{:>10}{:>10}", "nanoseconds", "median", "min", "max");
-        for (name, [min, median, max]) in results {
+        for (name, rounds) in results {
+            let [min, median, max] = [rounds[0], rounds[ROUNDS / 2], rounds[ROUNDS - 1]];
             println!("{name:<24}{median:>10.0}{min:>10.0}{max:>10.0}");
         }
     }
 }
 
-/// The minimum, the median and the maximum of one step, in nanoseconds.
-fn measure(case: &Case) -> [f64; 3] {
+/// The nanoseconds of one step in each round, in ascending order.
+fn measure(case: &Case) -> Vec<f64> {
     let addresses = vec![AddressRange(case.range.to_owned())];
     let object = IPAddressPool::new("lan", IPAddressPoolSpec { addresses, ..IPAddressPoolSpec::default() });
     let pools = Pools::new([&Arc::new(object)], &Occupied::default());
@@ -79,7 +82,7 @@ fn measure(case: &Case) -> [f64; 3] {
     let services: Vec<_> = (0..TAKES).map(|index| Key::new("default", format!("service-{index}"))).collect();
     let mut rounds: Vec<f64> = (0..ROUNDS).map(|_| time_round(case, &pools, full.clone(), &services)).collect();
     rounds.sort_by(f64::total_cmp);
-    [rounds[0], rounds[ROUNDS / 2], rounds[ROUNDS - 1]]
+    rounds
 }
 
 /// The nanoseconds of one step: the mean of a round.

@@ -8,7 +8,8 @@
 //! | module | contents |
 //! |---|---|
 //! | [`distribution`] | medians, percentiles, ratios (pure) |
-//! | [`report`] | the table for people and the JSON for programs (pure) |
+//! | [`report`] | the table for people and the figures for programs (pure) |
+//! | [`figures`] | one figure, and the file of figures (pure) |
 //! | [`writes`] | the two writes that give a Service an address, as the rivals make them |
 //! | [`rivals`] | processes that make only these writes (a bare loop, an echo of a watch), or that only list |
 //! | [`sightings`] | a watch of Services with the time when each got its address |
@@ -35,7 +36,7 @@ pub mod stage;
 pub mod usage;
 pub mod writes;
 
-pub use report::{distribution, progress};
+pub use report::{distribution, figures, progress};
 
 use std::path::{Path, PathBuf};
 

@@ -17,7 +17,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, anyhow};
 use lab::Host;
 
-use crate::connector::{connect, next_on_grid};
+use crate::connector::{Grid, connect};
 use crate::gaps::{Attempt, Datagrams};
 
 /// Interval between datagrams.
@@ -70,13 +70,14 @@ impl Probe {
         let sender = {
             let (socket, over) = (Arc::clone(&socket), Arc::clone(&over));
             thread::spawn(move || {
+                let grid = Grid { begun, every: DATAGRAMS };
                 let (mut sent, mut next) = (Vec::new(), begun);
                 while !is_over(&over) {
                     thread::sleep(next.saturating_duration_since(Instant::now()));
                     // A refused send counts as well: while no host has the address, the kernel reports that here.
                     sent.push(begun.elapsed());
                     let _ = socket.send(b"?\n");
-                    next = next_on_grid(begun, DATAGRAMS);
+                    next = grid.next();
                 }
                 sent
             })
@@ -98,7 +99,8 @@ impl Probe {
         };
         let connector = {
             let (host, over) = (host.clone(), Arc::clone(&over));
-            thread::spawn(move || host.run(|| connect(target, begun, CONNECTS, || is_over(&over)))?)
+            let grid = Grid { begun, every: CONNECTS };
+            thread::spawn(move || host.run(|| connect(target, grid, &Arc::default(), || is_over(&over)))?)
         };
         Ok(Self { begun, over, last, sender, receiver, connector })
     }

@@ -28,6 +28,12 @@ pub fn percentile(values: &[f64], share: f64) -> Option<f64> {
     sorted.get(rank.clamp(1, sorted.len().max(1)) - 1).copied()
 }
 
+/// Whether at least one of this number of samples is expected beyond the percentile.
+pub fn supports(share: f64, samples: usize) -> bool {
+    // 100 samples support 0.99, although 0.99 is not exact.
+    (1.0 - share) * samples as f64 > 1.0 - 1e-9
+}
+
 /// The ratio of each pair.
 pub fn ratios(ours: &[f64], theirs: &[f64]) -> Vec<f64> {
     ours.iter().zip(theirs).map(|(ours, theirs)| ours / theirs).collect()

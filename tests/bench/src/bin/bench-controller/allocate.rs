@@ -4,7 +4,7 @@
 use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
-use bench::report::Report;
+use bench::report::{FigureSpec, Report};
 use bench::root;
 use serde_json::Value;
 
@@ -20,11 +20,13 @@ pub fn measure(runner: &Runner, report: &mut Report) -> Result<()> {
     let text = String::from_utf8_lossy(&output.stdout);
     let line = text.lines().find(|line| line.starts_with('{')).with_context(|| format!("no JSON in {text:?}"))?;
     let figures: Value = serde_json::from_str(line).context("read the output of cargo bench")?;
-    let figure = |key: &str| figures[key].as_f64().with_context(|| format!("no {key} in {line}"));
-    report.part("Find and take an address (median)");
-    let (empty, nearly_full) = (figure("alloc_ns_at_0")?, figure("alloc_ns_at_65k")?);
-    report.row("in an empty /16", &format!("{empty:8.0} ns"));
-    report.row("in a /16 with 65,000 used addresses", &format!("{nearly_full:8.0} ns  goal 1000 or less"));
-    report.figure("alloc_ns_at_65k", nearly_full);
+    let rounds = |key: &str| -> Result<Vec<f64>> {
+        let rounds = figures[key].as_array().with_context(|| format!("no {key} in {line}"))?;
+        Ok(rounds.iter().filter_map(Value::as_f64).collect())
+    };
+    report.part("Find and take an address, rounds of 500");
+    report.distribution("in an empty /16", &rounds("alloc_ns_at_0")?, "ns");
+    let label = "in a /16 with 65,000 used addresses";
+    report.measure(FigureSpec::lower("alloc_ns_at_65k", label, "ns").goal("1000 or less"), &rounds("alloc_ns_at_65k")?);
     Ok(())
 }

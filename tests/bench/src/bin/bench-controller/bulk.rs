@@ -8,9 +8,9 @@ use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use bench::distribution::{Distribution, ratios};
+use bench::distribution::ratios;
 use bench::metrics;
-use bench::report::Report;
+use bench::report::{FigureSpec, Report};
 use bench::sightings::{Change, Sightings};
 use bench::stage::{NAMESPACE, Stage};
 
@@ -52,17 +52,15 @@ pub async fn measure(runner: &Runner, report: &mut Report, count: u32, name: &st
     }
     report.part(&format!("{count} Services at once, {runs} pairs (addresses per second, first to last)"));
     for (label, bulks) in [("landfall", &ours), ("bare loop, 64 at a time", &bare)] {
-        report.distribution(label, distribution(&values(bulks, |bulk| bulk.rate))?, "/s");
-        report.distribution("  CPU per address", distribution(&values(bulks, |bulk| bulk.cpu))?, "us");
-        report.distribution(
-            "  CPU of the control plane per address",
-            distribution(&values(bulks, |bulk| bulk.control_plane_cpu))?,
-            "us",
-        );
-        report.distribution("  writes per address, of any kind", distribution(&values(bulks, |bulk| bulk.writes))?, "");
+        report.distribution(label, &values(bulks, |bulk| bulk.rate), "/s");
+        report.distribution("  CPU per address", &values(bulks, |bulk| bulk.cpu), "us");
+        let cpu = values(bulks, |bulk| bulk.control_plane_cpu);
+        report.distribution("  CPU of the control plane per address", &cpu, "us");
+        report.distribution("  writes per address, of any kind", &values(bulks, |bulk| bulk.writes), "");
     }
-    let ratio = distribution(&ratios(&values(&ours, |bulk| bulk.rate), &values(&bare, |bulk| bulk.rate)))?;
-    report.ratio(&format!("bulk_ratio_{name}"), "landfall to bare loop", ratio, "0.80 or more");
+    let ratios = ratios(&values(&ours, |bulk| bulk.rate), &values(&bare, |bulk| bulk.rate));
+    let name = format!("bulk_ratio_{name}");
+    report.measure(FigureSpec::higher(&name, "landfall to bare loop", "ratio").goal("0.80 or more"), &ratios);
     Ok(())
 }
 
@@ -111,9 +109,4 @@ pub async fn wait_until_served(sightings: &mut Sightings, count: u32) -> Result<
             return Ok((sighting.at - first, sighting.at));
         }
     }
-}
-
-/// The distribution of at least one measurement.
-pub fn distribution(values: &[f64]) -> Result<Distribution> {
-    Distribution::from_values(values).context("nothing was measured")
 }

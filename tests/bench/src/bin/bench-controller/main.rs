@@ -20,7 +20,7 @@ use std::time::Instant;
 
 use anyhow::{Context, Result, ensure};
 use bench::progress::print;
-use bench::report::Report;
+use bench::report::{FigureSpec, Report};
 use bench::sightings::Sightings;
 use bench::stage::{Actor, NAMESPACE, Stage};
 use bench::{rivals, root};
@@ -213,8 +213,8 @@ async fn measure_long_run(
         stage.settle().await?;
         let rss = landfall.rss()?;
         report.part(&format!("Memory at {existing} Services"));
-        report.row("RSS of landfall", &format!("{rss:8.1} MiB  goal 30 or less"));
-        report.figure("rss_mib_10k", rss);
+        let spec = FigureSpec::lower("rss_mib_10k", "RSS of landfall", "MiB").goal("30 or less");
+        report.measure(spec, &[rss]);
     }
     if is_wanted("restart") {
         let (name, rounds) = if quick { ("1k", 3) } else { ("10k", 5) };

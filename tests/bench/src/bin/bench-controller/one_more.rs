@@ -8,8 +8,8 @@
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use bench::distribution::{percentile, ratios};
-use bench::report::Report;
+use bench::distribution::{Distribution, percentile, ratios};
+use bench::report::{FigureSpec, Report, quantiles_text};
 use bench::sightings::{Change, Sightings};
 use bench::stage::{Actor, NAMESPACE, Stage, service};
 use bench::writes::ECHO_CLASS;
@@ -17,7 +17,6 @@ use k8s_openapi::api::core::v1::Service;
 use kube::Api;
 use kube::api::{DeleteParams, PostParams};
 
-use crate::bulk::distribution;
 use crate::{Case, Runner};
 
 /// Services of one side in a turn. They take about a second, which is less than the term of a leader.
@@ -100,21 +99,17 @@ pub async fn measure(
 
     report
         .part(&format!("One more Service at {name}, {rounds} rounds of {} each (ms, create to address)", TURN * TURNS));
-    let p99s = |side: &Side<'_>| side.rounds.iter().filter_map(|round| percentile(round, 0.99)).collect::<Vec<_>>();
     for (label, side) in [("landfall", &ours), ("echo", &echo)] {
-        report.row(label, &percentiles(&side.rounds.concat()));
-        report.row("  without a pause after the previous one", &percentiles(&side.unpaused));
+        report.row(label, &quantiles_text(&side.rounds.concat()));
+        report.row("  without a pause after the previous one", &quantiles_text(&side.unpaused));
     }
+    let p99s = |side: &Side<'_>| side.rounds.iter().filter_map(|round| percentile(round, 0.99)).collect::<Vec<_>>();
     let (our_p99s, echo_p99s) = (p99s(&ours), p99s(&echo));
-    let ratio = distribution(&ratios(&our_p99s, &echo_p99s))?;
-    report.ratio(&format!("one_more_p99_ratio_{name}"), "p99, landfall to echo", ratio, "2 or less");
-    Ok(OneMore { p99: distribution(&our_p99s)?.median })
-}
-
-/// The percentiles of times in milliseconds, as a row shows them.
-fn percentiles(times: &[f64]) -> String {
-    let at = |share| percentile(times, share).unwrap_or_default();
-    format!("p50 {:5.1}  p99 {:5.1}  max {:5.1}", at(0.5), at(0.99), at(1.0))
+    let name = format!("one_more_p99_ratio_{name}");
+    let spec = FigureSpec::lower(&name, "p99, landfall to echo", "ratio").goal("2 or less");
+    report.measure(spec, &ratios(&our_p99s, &echo_p99s));
+    let p99 = Distribution::from_values(&our_p99s).context("invariant: there are rounds")?.median;
+    Ok(OneMore { p99 })
 }
 
 /// Creates the Services of one turn, one after the other. The first one follows a thaw, and does not count.

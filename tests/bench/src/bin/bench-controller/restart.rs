@@ -9,11 +9,10 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use anyhow::{Context, Result};
 use bench::distribution::ratios;
 use bench::metrics;
-use bench::report::Report;
+use bench::report::{FigureSpec, Report};
 use bench::sightings::{Change, Sightings};
 use bench::stage::{Actor, NAMESPACE, Stage};
 
-use crate::bulk::distribution;
 use crate::{Case, Runner};
 
 /// The longest time to start.
@@ -68,17 +67,15 @@ pub async fn measure(runner: &Runner, report: &mut Report, stage: &Stage, ours: 
     let total: u64 = counted.iter().map(|(_, count)| **count).sum();
 
     report.part(&format!("Restart at {name} Services, {pairs} pairs (ms from the start of the process)"));
-    report.distribution("landfall: the pending Service is served", distribution(&served)?, "ms");
-    report.distribution("bare client: the same objects are listed and decoded", distribution(&listed)?, "ms");
-    report.ratio(
-        &format!("restart_ratio_{name}"),
-        "landfall to bare client",
-        distribution(&ratios(&served, &listed))?,
-        "1.30 or less",
-    );
-    report.row("writes of a restart", &format!("{total} ({})  goal 0", list_counts(&counted)));
+    report.distribution("landfall: the pending Service is served", &served, "ms");
+    report.distribution("bare client: the same objects are listed and decoded", &listed, "ms");
+    let name = format!("restart_ratio_{name}");
+    let spec = FigureSpec::lower(&name, "landfall to bare client", "ratio").goal("1.30 or less");
+    report.measure(spec, &ratios(&served, &listed));
+    let writes = FigureSpec::lower("restart_writes", "writes of a restart", "writes").goal("0");
+    report.count(writes, total as usize, 1);
+    report.row("  these are", &list_counts(&counted));
     report.row("  and separately", &list_counts(&separate));
-    report.figure("restart_writes", total as f64);
     Ok(ours)
 }
 

@@ -16,14 +16,13 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use bench::distribution::{Distribution, percentile};
-use bench::report::Report;
+use bench::report::{FigureSpec, Report, quantiles_text};
 use dataplane::Snapshot;
 
+use crate::Bench;
 use crate::agent::Agent;
 use crate::path::{Ends, ForwardingPath, PORT};
 use crate::synthetic::{self, NODE, Size};
-use crate::{Bench, Figure};
 
 /// The pause between two datagrams.
 const PAUSE: Duration = Duration::from_micros(100);
@@ -126,7 +125,7 @@ fn drain(socket: &UdpSocket) {
 pub async fn measure_single_changes(bench: &Bench, report: &mut Report) -> Result<()> {
     let changes = if bench.quick { 100 } else { 500 };
     report.part(&format!("One change → a packet at the new port ({changes} changes each)"));
-    for (key, services) in [("change_ms_p99_100", 100), ("change_ms_p99_30k", 30_000)] {
+    for (key, services) in [("change_ms_100", 100), ("change_ms_30k", 30_000)] {
         let mut canary = Canary::start(Size { services, endpoints: 4, spread: true }).await?;
         let (client, target) = (canary.ends.client.clone(), canary.target());
         let times = client.run(|| -> Result<Vec<f64>> {
@@ -134,7 +133,7 @@ pub async fn measure_single_changes(bench: &Bench, report: &mut Report) -> Resul
         })?;
         canary.stop()?;
         let label = format!("{services} Services");
-        report_times(bench, report, Figure { key, label: &label, goal: "5 or less" }, &times)?;
+        report_times(bench, report, FigureSpec::lower(key, &label, "ms").goal("p99 5 or less"), &times)?;
     }
     Ok(())
 }
@@ -173,8 +172,8 @@ pub async fn measure_churn(bench: &Bench, report: &mut Report) -> Result<()> {
     let lags = lags(&changes.due, &arrivals)?;
     let count = time.as_millis();
     report.part(&format!("{count} endpoint changes in {} s, 10,000 Services × 2", time.as_secs()));
-    let figure = Figure { key: "churn_lag_ms_p99", label: "lag of a change among them", goal: "50 or less" };
-    report_times(bench, report, figure, &lags)?;
+    let spec = FigureSpec::lower("churn_lag_ms", "lag of a change among them", "ms").goal("p99 50 or less");
+    report_times(bench, report, spec, &lags)?;
     report.row("snapshots published", &format!("{:8}", changes.snapshots));
     report.row("CPU of agent and client together", &format!("{cpu:8.1} % of a core"));
     Ok(())
@@ -262,13 +261,8 @@ fn lags(due: &[Instant], arrivals: &[(usize, Instant)]) -> Result<Vec<f64>> {
 }
 
 /// Reports times in milliseconds.
-fn report_times(bench: &Bench, report: &mut Report, figure: Figure<'_>, times: &[f64]) -> Result<()> {
-    let at = |share| percentile(times, share).context("invariant: there are changes");
-    let Distribution { median, max, .. } = Distribution::from_values(times).context("invariant: there are changes")?;
-    let Figure { key, label, goal } = figure;
-    let text = format!("p50 {median:.2}  p99 {:.2}  max {max:.2} ms  goal p99 {goal}", at(0.99)?);
-    bench.progress(&format!("{label}: {text}"))?;
-    report.row(label, &text);
-    report.figure(key, at(0.99)?);
+fn report_times(bench: &Bench, report: &mut Report, spec: FigureSpec<'_>, times: &[f64]) -> Result<()> {
+    bench.progress(&format!("{}: {} ms", spec.label, quantiles_text(times)))?;
+    report.quantiles(spec, times);
     Ok(())
 }

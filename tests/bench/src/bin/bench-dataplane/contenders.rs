@@ -23,14 +23,16 @@ pub struct Contender {
     pub is_spread: bool,
 }
 
-/// The address of kube-proxy's only Service.
-pub const KUBE_PROXY_LB_IP: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 1);
+/// The address of kube-proxy's only Service, on the path of this number.
+pub fn kube_proxy_lb_ip(path: u8) -> Ipv4Addr {
+    Ipv4Addr::new(203, 0, 113, path)
+}
 
-/// The address of the static rule.
+/// The address of the static rule. kube-proxy's are in the same network, by the numbers of their paths.
 const STATIC_LB_IP: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 2);
 
-/// The number of the path to which kube-proxy's rules forward.
-pub const KUBE_PROXY_PATH: u8 = 9;
+/// The numbers of the paths to which kube-proxy's rules forward, under the policies Cluster and Local.
+pub const KUBE_PROXY_PATHS: [u8; 2] = [9, 10];
 
 /// Client and server without a host in between.
 pub fn direct(ends: &Ends) -> Contender {
@@ -61,16 +63,12 @@ pub fn static_dnat(ends: &Ends) -> Result<Contender> {
 }
 
 /// kube-proxy's rules for one Service, from the node on which it wrote them.
-pub fn kube_proxy(ends: &Ends, rules: &str) -> Result<Contender> {
-    let path = ends.add_path(KUBE_PROXY_PATH)?;
+pub fn kube_proxy(ends: &Ends, name: &'static str, number: u8, rules: &str) -> Result<Contender> {
+    let path = ends.add_path(number)?;
     path.nft(rules)?;
-    ends.route_via(KUBE_PROXY_LB_IP.into(), &path)?;
-    Ok(Contender {
-        name: "kube-proxy nftables, 1 Service",
-        target: (KUBE_PROXY_LB_IP, synthetic::PORT).into(),
-        path: Some(path),
-        is_spread: false,
-    })
+    let address = kube_proxy_lb_ip(number);
+    ends.route_via(address.into(), &path)?;
+    Ok(Contender { name, target: (address, synthetic::PORT).into(), path: Some(path), is_spread: false })
 }
 
 /// Landfall with synthetic Services. The last one is measured.

@@ -8,11 +8,15 @@
 //! - A *connection* is opened and reset: four packets. The cost of client and server alone is subtracted. Thus the
 //!   ratio compares the work of the host in between: routing, connection tracking, translation.
 //! - A *question* is one byte each way over an open connection, without GSO or other batching, which would hide the
-//!   cost of a packet. The ratio compares the whole cost, as a client sees it: questions in the same time.
+//!   cost of a packet. The ratio compares the whole cost, as a client sees it: questions in the same time. Client and
+//!   server are most of that, so the ratio of the host in between alone is reported, too.
 //!
-//! The single Service has its endpoint on the node and nothing to spread, like a static rule. Some of the 30,000
-//! Services are spread, so each incoming frame is hashed. Their cost is therefore compared with that of two Services,
-//! one of which is spread. The number of Services is the only difference.
+//! By default agents spread, so in the main figures another Service is spread: each incoming frame is looked up, and
+//! the measured Service has its only endpoint on this node. Variants are named: nothing is spread (like a static rule),
+//! traffic is counted, kept by the spread (half of the measured Service's flows are re-sent, and the others measured).
+//! 30,000 Services, some of which are spread, are compared with two Services, one of which is spread: their number is
+//! the only difference. kube-proxy masquerades external clients under the policy Cluster, and does not under Local, so
+//! both are measured.
 //!
 //! All agents are off, so only the rules in the kernel are measured. Short timeouts empty the connection tracking
 //! table. The measurement fails if connection tracking has dropped a packet.
@@ -23,12 +27,12 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 use bench::distribution::{Distribution, ratios};
-use bench::report::Report;
+use bench::report::{FigureSpec, Report, median_text};
 use nix::time::{ClockId, clock_gettime};
 use socket2::SockRef;
 
 use crate::Bench;
-use crate::contenders::{self, Contender};
+use crate::contenders::{self, Contender, KUBE_PROXY_PATHS};
 use crate::kube_proxy;
 use crate::path::{Ends, PORT};
 use crate::synthetic::Size;
@@ -52,6 +56,7 @@ const FEW: usize = 5;
 const SPREAD: usize = 6;
 const COUNTED: usize = 7;
 const KUBE_PROXY: usize = 8;
+const KUBE_PROXY_LOCAL: usize = 9;
 
 pub async fn measure(bench: &Bench, report: &mut Report) -> Result<()> {
     // Without these rules the other contenders are measured.
@@ -80,10 +85,13 @@ pub async fn measure(bench: &Bench, report: &mut Report) -> Result<()> {
         )?,
     ];
     match &rules {
-        Ok(rules) => all.push(contenders::kube_proxy(&ends, rules)?),
+        Ok([cluster, local]) => {
+            all.push(contenders::kube_proxy(&ends, "kube-proxy nftables, Cluster", KUBE_PROXY_PATHS[0], cluster)?);
+            all.push(contenders::kube_proxy(&ends, "kube-proxy nftables, Local", KUBE_PROXY_PATHS[1], local)?);
+        }
         Err(error) => bench.progress(&format!("kube-proxy has no rules: {error:#}"))?,
     }
-    let rounds = BATCH * if bench.quick { 4 } else { 15 };
+    let rounds = BATCH * if bench.quick { 5 } else { 15 };
     let listener = ends.server.run(|| TcpListener::bind(("0.0.0.0", PORT))).context("listen")?;
     let costs = ends.client.run(|| -> Result<_> {
         let connections = take_turns(&all, rounds, |contender| time_connections(contender, &listener))?;
@@ -197,54 +205,89 @@ fn cpu() -> Result<Duration> {
 }
 
 fn report_costs(bench: &Bench, report: &mut Report, all: &[Contender], rounds: usize, costs: &Costs) -> Result<()> {
-    let Costs { connections, questions } = costs;
     report.part(&format!("CPU time, {rounds} rounds of 2 × {BLOCK} connections and questions each"));
-    for (contender, (connections, questions)) in all.iter().zip(connections.iter().zip(questions)) {
-        let forwarding = subtract(&medians(connections), &medians(&costs.connections[DIRECT]));
+    for (place, contender) in all.iter().enumerate() {
         report.row(contender.name, "");
         if !contender.is_spread {
-            report.distribution("  a connection", distribution(connections)?, "ns");
+            report.distribution("  a connection", &medians(&costs.connections[place]), "ns");
         }
         if contender.path.is_some() && !contender.is_spread {
-            report.distribution("    of that, on the host in between", distribution(&forwarding)?, "ns");
+            report.distribution("    of that, on the host in between", &costs.forwarding(place), "ns");
         }
-        report.distribution("  a question and its answer", distribution(questions)?, "ns");
+        report.distribution("  a question and its answer", &medians(&costs.questions[place]), "ns");
     }
-    // The cost of the host in between.
-    let forwarding = |place: usize| subtract(&medians(&connections[place]), &medians(&connections[DIRECT]));
-    let forwarding_ratio = |ours: usize, theirs: usize| distribution(&ratios(&forwarding(ours), &forwarding(theirs)));
-    let question_rate = |ours: usize| distribution(&ratios(&medians(&questions[ROUTED]), &medians(&questions[ours])));
-    let first = forwarding_ratio(ONE, DNAT)?;
-    report.ratio("cpu_per_conn_vs_static_dnat", "new connection: 1 Service to static DNAT", first, "1.15 or less");
-    for (label, place) in [("another Service is spread", FEW), ("packets and bytes counted", COUNTED)] {
-        report.row(&format!("  the same, {label}"), &format!("{:8.2}", forwarding_ratio(place, DNAT)?.median));
-    }
-    let flat = forwarding_ratio(MANY, FEW)?;
-    report.ratio("cpu_per_conn_30k_vs_1", "new connection: 30,000 Services to 2, some spread", flat, "0.97 to 1.03");
-    if all.len() > KUBE_PROXY {
-        let label = "new connection: 1 Service to kube-proxy nftables";
-        report.ratio("cpu_per_conn_vs_kube_proxy", label, forwarding_ratio(ONE, KUBE_PROXY)?, "0.90 or less");
-    }
-    report.ratio(
-        "established_vs_routed",
-        "questions per second: 1 Service to routed + conntrack",
-        question_rate(ONE)?,
-        "0.97 or more",
-    );
-    let others = [
-        ("30,000 Services", MANY),
-        ("kept by the spread", SPREAD),
-        ("packets and bytes counted", COUNTED),
-        ("static DNAT", DNAT),
-    ];
-    for (label, place) in others {
-        report.row(&format!("  the same, {label}"), &format!("{:8.2}", question_rate(place)?.median));
-    }
-    bench.progress(&format!("a connection costs {:.2} times as much as with one static rule", first.median))
+    report_connections(report, all, costs);
+    report_questions(report, costs);
+    let first = median_text(&costs.forwarding_ratios(FEW, DNAT));
+    bench.progress(&format!("a connection costs {first} times as much as with one static rule"))
 }
 
-fn distribution(values: &[f64]) -> Result<Distribution> {
-    Distribution::from_values(values).context("invariant: there are rounds")
+/// The cost of a new connection on the host in between, to that of others.
+fn report_connections(report: &mut Report, all: &[Contender], costs: &Costs) {
+    let ratios = |ours, theirs| costs.forwarding_ratios(ours, theirs);
+    let default = "new connection, another Service is spread: to static DNAT";
+    let spec = FigureSpec::lower("cpu_per_conn_vs_static_dnat", default, "ratio").goal("1.00 or less");
+    report.measure(spec, &ratios(FEW, DNAT));
+    let spec = FigureSpec::lower("cpu_per_conn_unspread_vs_static_dnat", "  no Service is spread", "ratio");
+    report.measure(spec, &ratios(ONE, DNAT));
+    let spec = FigureSpec::lower("cpu_per_conn_counted_vs_static_dnat", "  packets and bytes counted", "ratio");
+    report.measure(spec, &ratios(COUNTED, DNAT));
+    let label = "new connection, some spread: 30,000 Services to 2";
+    let spec = FigureSpec::lower("cpu_per_conn_30k_vs_2", label, "ratio").goal("0.97 to 1.03");
+    report.measure(spec, &ratios(MANY, FEW));
+    let label = "new connection: 30,000 Services, some spread, to 1, unspread";
+    report.measure(FigureSpec::lower("cpu_per_conn_30k_vs_1_unspread", label, "ratio"), &ratios(MANY, ONE));
+    if all.len() > KUBE_PROXY_LOCAL {
+        let label = "new connection, another Service is spread: to kube-proxy, Cluster";
+        let spec = FigureSpec::lower("cpu_per_conn_vs_kube_proxy_cluster", label, "ratio").goal("0.90 or less");
+        report.measure(spec, &ratios(FEW, KUBE_PROXY));
+        let label = "  to kube-proxy, Local: without masquerading";
+        let spec = FigureSpec::lower("cpu_per_conn_vs_kube_proxy_local", label, "ratio");
+        report.measure(spec, &ratios(FEW, KUBE_PROXY_LOCAL));
+    }
+}
+
+/// Questions in the same time as with plain routing: with client and server, and of the host in between alone.
+fn report_questions(report: &mut Report, costs: &Costs) {
+    let label = "questions per second, kept by the spread: to routed + conntrack";
+    let spec = FigureSpec::higher("established_vs_routed", label, "ratio").goal("0.97 or more");
+    report.measure(spec, &costs.question_rates(SPREAD));
+    for (name, label, place) in [
+        ("established_unspread_vs_routed", "  no Service is spread", ONE),
+        ("established_30k_vs_routed", "  30,000 Services", MANY),
+        ("established_counted_vs_routed", "  packets and bytes counted", COUNTED),
+        ("static_dnat_established_vs_routed", "  static DNAT", DNAT),
+    ] {
+        report.measure(FigureSpec::higher(name, label, "ratio"), &costs.question_rates(place));
+    }
+    let label = "the same without client and server, kept by the spread";
+    let spec = FigureSpec::higher("established_host_vs_routed", label, "ratio");
+    report.measure(spec, &costs.host_question_rates(SPREAD));
+    let label = "  no Service is spread";
+    let spec = FigureSpec::higher("established_host_unspread_vs_routed", label, "ratio");
+    report.measure(spec, &costs.host_question_rates(ONE));
+}
+
+impl Costs {
+    /// The nanoseconds of a connection on the host in between.
+    fn forwarding(&self, place: usize) -> Vec<f64> {
+        subtract(&medians(&self.connections[place]), &medians(&self.connections[DIRECT]))
+    }
+
+    fn forwarding_ratios(&self, ours: usize, theirs: usize) -> Vec<f64> {
+        ratios(&self.forwarding(ours), &self.forwarding(theirs))
+    }
+
+    /// The rate of questions, to that of plain routing.
+    fn question_rates(&self, ours: usize) -> Vec<f64> {
+        ratios(&medians(&self.questions[ROUTED]), &medians(&self.questions[ours]))
+    }
+
+    /// Like [`Costs::question_rates`], without the cost of client and server.
+    fn host_question_rates(&self, ours: usize) -> Vec<f64> {
+        let host = |place: usize| subtract(&medians(&self.questions[place]), &medians(&self.questions[DIRECT]));
+        ratios(&host(ROUTED), &host(ours))
+    }
 }
 
 /// The median of each batch of rounds.

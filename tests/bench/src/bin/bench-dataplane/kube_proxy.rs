@@ -13,12 +13,12 @@ use bench::stage::{Actor, NAMESPACE, Stage, service};
 use k8s_openapi::api::core::v1::Service;
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use kube::Api;
-use kube::api::{Patch, PatchParams, PostParams};
+use kube::api::{DeleteParams, Patch, PatchParams, PostParams};
 use lab::{Host, wait_until};
 use serde_json::{Value, json};
 
 use crate::Bench;
-use crate::contenders::{KUBE_PROXY_LB_IP, KUBE_PROXY_PATH};
+use crate::contenders::{KUBE_PROXY_PATHS, kube_proxy_lb_ip};
 use crate::path;
 
 /// The address of its metrics, in its own network namespace.
@@ -63,6 +63,12 @@ impl KubeProxy {
         self.host.output(["nft", "--stateless", "list", "table", "ip", "kube-proxy"])
     }
 
+    /// Ends it, and deletes its table.
+    pub async fn remove(self) -> Result<()> {
+        self.actor.end().await?;
+        self.host.output(["nft", "delete", "table", "ip", "kube-proxy"]).map(drop)
+    }
+
     /// The number of Service ports that it forwards.
     pub fn ports(&self) -> Result<usize> {
         let map = self.host.output(["nft", "list", "map", "ip", "kube-proxy", "service-ips"])?;
@@ -87,32 +93,40 @@ fn read_metrics() -> Result<String> {
     Ok(page)
 }
 
-/// kube-proxy's rules for one Service, with the address and the endpoint of [`KUBE_PROXY_PATH`].
-pub async fn rules_for_one(bench: &Bench) -> Result<String> {
+/// kube-proxy's rules for one Service under the policies Cluster and Local, for the paths [`KUBE_PROXY_PATHS`].
+pub async fn rules_for_one(bench: &Bench) -> Result<[String; 2]> {
     let stage = Stage::with_nodes("bench-dataplane", 1).await?;
-    stage.create(["one".to_owned()]).await?;
+    let [cluster, local] = KUBE_PROXY_PATHS;
+    let rules = [write_rules(&stage, "Cluster", cluster).await?, write_rules(&stage, "Local", local).await?];
+    stage.strike()?;
+    bench.progress("kube-proxy has written its rules for one Service under each policy")?;
+    Ok(rules)
+}
+
+/// Runs kube-proxy for one Service with this policy, with the address and the endpoint of this path.
+async fn write_rules(stage: &Stage, policy: &str, path: u8) -> Result<String> {
+    let (name, params) = (policy.to_lowercase(), PostParams::default());
     let services: Api<Service> = Api::namespaced(stage.client.clone(), NAMESPACE);
-    let ingress =
-        json!({"status": {"loadBalancer": {"ingress": [{"ip": KUBE_PROXY_LB_IP.to_string(), "ipMode": "VIP"}]}}});
-    services.patch_status("one", &PatchParams::default(), &Patch::Merge(ingress)).await?;
-    let endpoint = Ipv4Addr::new(10, 2, KUBE_PROXY_PATH, 2);
     let slices: Api<EndpointSlice> = Api::namespaced(stage.client.clone(), NAMESPACE);
-    let slice = slice("one", path::PORT, &[(endpoint.into(), "l1")]);
-    slices.create(&PostParams::default(), &serde_json::from_value(slice)?).await?;
-    let proxy = KubeProxy::start(&stage, "l1")?;
-    let within = Duration::from_secs(30);
-    let table = wait_until(within, "kube-proxy's rules", async || {
+    let mut object = service(&name, None);
+    object["spec"]["externalTrafficPolicy"] = json!(policy);
+    services.create(&params, &serde_json::from_value(object)?).await.context("create a Service")?;
+    let (address, endpoint) = (kube_proxy_lb_ip(path), Ipv4Addr::new(10, 2, path, 2));
+    let ingress = json!({"status": {"loadBalancer": {"ingress": [{"ip": address.to_string(), "ipMode": "VIP"}]}}});
+    services.patch_status(&name, &PatchParams::default(), &Patch::Merge(ingress)).await?;
+    let slice = slice(&name, path::PORT, &[(endpoint.into(), "l1")]);
+    slices.create(&params, &serde_json::from_value(slice)?).await.context("create a slice")?;
+    let proxy = KubeProxy::start(stage, "l1")?;
+    let table = wait_until(Duration::from_secs(30), "kube-proxy's rules", async || {
         let table = proxy.table()?;
-        ensure!(
-            table.contains(&endpoint.to_string()) && table.contains(&KUBE_PROXY_LB_IP.to_string()),
-            "the rules are incomplete"
-        );
+        let is_complete = table.contains(&endpoint.to_string()) && table.contains(&address.to_string());
+        ensure!(is_complete, "the rules are incomplete");
         Ok(table)
     })
     .await?;
-    drop(proxy);
-    stage.strike()?;
-    bench.progress("kube-proxy has written its rules for one Service")?;
+    proxy.remove().await?;
+    services.delete(&name, &DeleteParams::default()).await?;
+    slices.delete(&name, &DeleteParams::default()).await?;
     Ok(table)
 }
 

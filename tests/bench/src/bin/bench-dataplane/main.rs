@@ -10,8 +10,9 @@
 //! | change, churn | [`change`] | the same |
 //! | cpu | [`cpu`] | the same, and for a moment a control plane for kube-proxy to write its rules |
 //! | many | [`many`] | a control plane, and agents and kube-proxy on nodes without kubelets |
-//! | share, planned, crash, dead-node | [`testbed::connections`] | a cluster of three nodes |
+//! | share, planned, crash | [`testbed::connections`] | a cluster of three nodes |
 //! | rolling | [`testbed::rolling`] | the same |
+//! | dead-node | [`testbed::dead_node`] | the same |
 //!
 //! Effects that would distort the figures, and their remedies:
 //!
@@ -57,7 +58,7 @@ use clap::Parser;
 use tokio::signal::ctrl_c;
 use tokio::signal::unix::{SignalKind, signal};
 
-use crate::testbed::{ForwardingTestbed, connections, rolling};
+use crate::testbed::{ForwardingTestbed, connections, dead_node, rolling};
 
 /// The parts, in the order of measurement.
 const PARTS: [&str; 10] =
@@ -77,16 +78,6 @@ struct DataplaneOptions {
     /// Only these parts: cold, change, churn, cpu, many, share, planned, rolling, crash, dead-node.
     #[arg(long, value_delimiter = ',', value_name = "PARTS")]
     only: Vec<String>,
-}
-
-/// A figure of the report.
-#[derive(Clone, Copy)]
-struct Figure<'a> {
-    /// The key in the JSON.
-    key: &'a str,
-    /// The label of its row.
-    label: &'a str,
-    goal: &'a str,
 }
 
 fn main() -> Result<()> {
@@ -159,7 +150,7 @@ async fn measure_on_testbed(
         "planned" => connections::measure_planned_moves(bench, report, testbed).await,
         "rolling" => rolling::measure(bench, report, testbed).await,
         "crash" => connections::measure_crashes(bench, report, testbed).await,
-        _ => connections::measure_dead_node(bench, report, testbed).await,
+        _ => dead_node::measure(bench, report, testbed).await,
     }
 }
 

@@ -14,8 +14,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use bench::distribution::{Distribution, percentile};
-use bench::report::Report;
+use bench::report::{FigureSpec, Report, median_text, quantiles_text};
 use bench::root;
 use bench::stage::{Actor, NAMESPACE, Stage, service};
 use bench::writes::{LANDFALL, Writer};
@@ -28,8 +27,8 @@ use lab::{Host, wait_until};
 use serde_json::json;
 use tokio::task::block_in_place;
 
+use crate::Bench;
 use crate::kube_proxy::{KubeProxy, slice};
-use crate::{Bench, Figure};
 
 /// The nodes with an agent.
 const AGENT_NODES: [&str; 2] = ["l1", "l2"];
@@ -54,7 +53,7 @@ pub async fn measure(bench: &Bench, report: &mut Report) -> Result<()> {
     let agents = AGENT_NODES.map(|node| start_agent(&stage, node, &binary));
     let agents = agents.into_iter().collect::<Result<Vec<_>>>()?;
     report.part(&format!("Resident memory of agents, {} s after the last change", settle.as_secs()));
-    let empty = Figure { key: "rss_mib_empty", label: "without Services", goal: "12 or less" };
+    let empty = FigureSpec::lower("rss_mib_empty", "without Services", "MiB").goal("12 or less");
     measure_memory(bench, report, &agents, settle, empty).await?;
     // Running agents would process every create, and slow the creation down.
     for agent in &agents {
@@ -80,7 +79,7 @@ pub async fn measure(bench: &Bench, report: &mut Report) -> Result<()> {
         .await?;
     }
     bench.progress(&format!("agents have programmed them {} s after the start", begun.elapsed().as_secs()))?;
-    let full = Figure { key: "rss_mib_10k", label: "10,000 Services × 2 endpoints", goal: "40 or less" };
+    let full = FigureSpec::lower("rss_mib_10k", "10,000 Services × 2 endpoints", "MiB").goal("40 or less");
     measure_memory(bench, report, &agents, settle, full).await?;
     measure_change(bench, report, &stage).await?;
     for agent in &agents {
@@ -94,12 +93,8 @@ pub async fn measure(bench: &Bench, report: &mut Report) -> Result<()> {
     ensure!(ports >= COUNT, "kube-proxy reports a complete sync with only {ports} ports of Services");
     bench.progress(&format!("kube-proxy has programmed them in {seconds:.1} s"))?;
     report.part("kube-proxy nftables, cold, 10,000 Services × 2 endpoints");
-    report.row("its full sync, by its own metrics", &format!("{seconds:8.1} s"));
-    report.row("its resident memory", &format!("{:8.1} MiB", proxy.actor.rss()?));
-    report.figure("kube_proxy_cold_10k_s", seconds);
-    if let Some(ours) = report.get("cold_10k_s") {
-        report.row("Landfall is faster by", &format!("{:8.0} times  goal 100 or more", seconds / ours));
-    }
+    report.measure(FigureSpec::lower("kube_proxy_sync_10k_s", "its full sync, by its own metrics", "s"), &[seconds]);
+    report.measure(FigureSpec::lower("kube_proxy_rss_mib_10k", "its resident memory", "MiB"), &[proxy.actor.rss()?]);
     proxy.actor.end().await?;
     stage.strike()
 }
@@ -113,14 +108,12 @@ async fn measure_memory(
     report: &mut Report,
     agents: &[Actor],
     settle: Duration,
-    figure: Figure<'_>,
+    spec: FigureSpec<'_>,
 ) -> Result<()> {
-    let Figure { key, label, goal } = figure;
     tokio::time::sleep(settle).await;
     let sizes = agents.iter().map(|agent| agent.check().and_then(|()| agent.rss())).collect::<Result<Vec<_>>>()?;
-    let memory = Distribution::from_values(&sizes).context("invariant: there are agents")?;
-    bench.progress(&format!("an agent has {:.1} MiB {label}", memory.median))?;
-    report.measurement(key, label, memory, ("MiB", goal));
+    bench.progress(&format!("an agent has {} MiB {}", median_text(&sizes), spec.label))?;
+    report.measure(spec, &sizes);
     Ok(())
 }
 
@@ -173,9 +166,8 @@ async fn measure_change(bench: &Bench, report: &mut Report, stage: &Stage) -> Re
         let committed = block_in_place(|| commits.next(Duration::from_secs(10)))?;
         times.push(committed.saturating_duration_since(written).as_secs_f64() * 1e3);
     }
-    let at = |share| percentile(&times, share).unwrap_or_default();
     report.part(&format!("One slice changed among 10,000 Services, {changes} times: from the API server's answer"));
-    report.row("to the commit on an agent's node", &format!("p50 {:.1}  p99 {:.1} ms", at(0.5), at(0.99)));
+    report.row("to the commit on an agent's node, in ms", &quantiles_text(&times));
     Ok(())
 }
 

@@ -5,6 +5,7 @@
 
 mod client;
 pub mod connections;
+pub mod dead_node;
 pub mod rolling;
 
 use std::collections::BTreeMap;

@@ -8,7 +8,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use bench::report::Report;
+use bench::report::{FigureSpec, Report};
 use bench::sniffer::{Sniffer, changes};
 use tokio::time::sleep;
 
@@ -77,11 +77,11 @@ pub async fn measure(bench: &Bench, report: &mut Report, testbed: &FailoverTestb
     let takeovers = changes(&announcements);
     bench.progress(&format!("{takeovers} takeovers without a reason"))?;
     report.part(&format!("{count} burners on as many processors, {minutes} min"));
-    report.row("takeovers without a reason", &format!("{takeovers:8}  goal 0"));
+    let name = format!("false_takeovers_{minutes}_min");
+    let spec = FigureSpec::lower(&name, "takeovers without a reason", "takeovers").goal("0");
+    report.count(spec, takeovers, 1);
     report.row("announcements received", &format!("{:8}", announcements.len()));
     report.row("CPU of an agent meanwhile", &format!("{agent_cpu:8.2} % of a core"));
-    report.figure("false_takeovers", takeovers as f64);
-    report.figure("false_takeover_minutes", minutes as f64);
     Ok(())
 }
 

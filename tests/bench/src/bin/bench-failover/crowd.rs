@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
-use bench::report::Report;
+use bench::report::{FigureSpec, Report};
 use bench::usage;
 use crds::MacAddr;
 use model::eligibility::{AnnouncementPolicy, Candidates};
@@ -49,12 +49,9 @@ pub fn measure(bench: &Bench, report: &mut Report) -> Result<()> {
         let lost: u64 = crowd.machines.iter().map(|machine| machine.counters().peers_lost).sum();
         ensure!(lost == 0, "{nodes} nodes: nodes were declared dead {lost} times");
         bench.progress(&format!("{nodes} nodes: {share:.3} % of a core and {hellos:.0} Hellos per second for each"))?;
-        report.row(
-            &format!("{nodes} nodes: decisions of each"),
-            &format!("{share:8.3} % of a core, {hellos:.0} Hellos read per second"),
-        );
-        report.figure(&format!("crowd_{nodes}_cpu_percent"), share);
-        report.figure(&format!("crowd_{nodes}_hellos_per_second"), hellos);
+        let (name, label) = (format!("crowd_{nodes}_cpu_percent"), format!("{nodes} nodes: decisions of each"));
+        report.measure(FigureSpec::lower(&name, &label, "% of a core"), &[share]);
+        report.row("  Hellos read by each", &format!("{hellos:8.0} per second"));
     }
     Ok(())
 }

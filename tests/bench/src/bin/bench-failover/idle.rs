@@ -8,8 +8,8 @@ use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
-use bench::distribution::Distribution;
-use bench::report::Report;
+use bench::distribution::ratios;
+use bench::report::{FigureSpec, Report, median_text};
 use bench::{metrics, usage};
 use k8s_openapi::api::core::v1::Event;
 use kube::Api;
@@ -53,45 +53,34 @@ pub async fn measure(bench: &Bench, report: &mut Report, testbed: &FailoverTestb
         agents.push(usage::percent(after.0.saturating_sub(before.0), time));
         wires.push(usage::percent(after.1.saturating_sub(before.1), time));
     }
-    let (agent, wire) = (distribution(&agents)?, distribution(&wires)?);
     let (seconds, ours) = (time.as_secs(), count_ours(&written) + events(testbed).await?.saturating_sub(events_before));
-    bench.progress(&format!("idle for {seconds} s: {:.2} % of a core for an agent, {ours} writes", agent.median))?;
+    bench
+        .progress(&format!("idle for {seconds} s: {} % of a core for an agent, {ours} writes", median_text(&agents)))?;
     report.part(&format!("{} idle nodes, {seconds} s", NODES.len()));
-    report.row("CPU of an agent", &format!("{}  goal 0.3 or less", core_share(agent)));
-    report.row("of that, the wire thread", &core_share(wire));
-    let floor = measure_floors(testbed, time / 4)?;
-    report.row("a thread that only sends the same Hellos", &core_share(floor));
-    let ratio = |s: Distribution| format!("{:8.2}  times that", s.median / floor.median);
-    report.row("an agent", &ratio(agent));
-    report.row("the wire thread", &ratio(wire));
-    report.row("writes of agents and controllers", &format!("{ours:8}  goal 0"));
+    let spec = FigureSpec::lower("idle_cpu_percent", "CPU of an agent", "% of a core").goal("0.3 or less");
+    report.measure(spec, &agents);
+    report.measure(FigureSpec::lower("idle_wire_cpu_percent", "of that, the wire thread", "% of a core"), &wires);
+    let floors = measure_floors(testbed, time / 4)?;
+    report.distribution("a thread that only sends the same Hellos", &floors, "% of a core");
+    let spec = FigureSpec::lower("idle_vs_bare_hellos", "an agent to this thread", "ratio");
+    report.measure(spec, &ratios(&agents, &floors));
+    let spec = FigureSpec::lower("idle_wire_vs_bare_hellos", "the wire thread to this thread", "ratio");
+    report.measure(spec, &ratios(&wires, &floors));
+    let spec = FigureSpec::lower("idle_api_writes", "writes of agents and controllers", "writes").goal("0");
+    report.count(spec, ours as usize, 1);
     report.row("writes of all", &format!("{written:?}"));
-    report.figure("idle_cpu_percent", agent.median);
-    report.figure("idle_wire_cpu_percent", wire.median);
-    report.figure("idle_floor_cpu_percent", floor.median);
-    report.figure("idle_floor_ratio", agent.median / floor.median);
-    report.figure("idle_wire_floor_ratio", wire.median / floor.median);
-    report.figure("idle_api_writes", ours as f64);
     Ok(())
 }
 
 /// The CPU time that only the Hellos of each node take, one node after the other.
-fn measure_floors(testbed: &FailoverTestbed, time: Duration) -> Result<Distribution> {
+fn measure_floors(testbed: &FailoverTestbed, time: Duration) -> Result<Vec<f64>> {
     let mut floors = Vec::new();
     for node in NODES {
         let host = testbed.world.cluster.node(node);
         let floor = floor::hello_cpu_percent(&host, mac(&host)?, &testbed.client, time);
         floors.push(floor.with_context(|| format!("the floor on {node}"))?);
     }
-    distribution(&floors)
-}
-
-fn distribution(values: &[f64]) -> Result<Distribution> {
-    Distribution::from_values(values).context("invariant: there are nodes")
-}
-
-fn core_share(share: Distribution) -> String {
-    format!("{:8.3}  ({:.3} to {:.3}) % of a core", share.median, share.min, share.max)
+    Ok(floors)
 }
 
 /// The CPU time so far of the agent on a node, and that of its wire thread. Fails unless exactly one agent runs there.

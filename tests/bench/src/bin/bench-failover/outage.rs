@@ -16,10 +16,9 @@ use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use bench::distribution::percentile;
 use bench::gaps::{Connects, Outage, connects};
 use bench::probe::{CONNECTS, DATAGRAMS, Probe};
-use bench::report::Report;
+use bench::report::{FigureSpec, Report, quantiles_text};
 use lab::{Direction, Host, wait_until};
 use tokio::time::{sleep, sleep_until};
 
@@ -103,7 +102,7 @@ pub async fn measure(bench: &Bench, report: &mut Report, testbed: &FailoverTestb
             results.push(format!("{} {:.0} ms{}", product.name, ms(run.outage.length), late_remark(run.outage)));
             product.runs.push(run);
         }
-        bench.progress(&format!("power-off {} of {rounds}: {}", round + 1, results.join(", ")))?;
+        bench.progress(&format!("switch cut {} of {rounds}: {}", round + 1, results.join(", ")))?;
     }
     for product in &all {
         report_product(report, product);
@@ -185,31 +184,20 @@ async fn wait_for_takeover(
 fn report_product(report: &mut Report, product: &Product) {
     let Product { name, key, runs, .. } = product;
     let values = |field: &dyn Fn(&Run) -> Option<f64>| runs.iter().filter_map(field).collect::<Vec<f64>>();
-    report.part(&format!("{name}: the owner is cut off {} times", runs.len()));
+    report.part(&format!("{name}: the switch cuts the owner off, {} times", runs.len()));
+    let goal = if key.starts_with("keepalived") { "" } else { "p50 110, p99 200 or less" };
     let outages = values(&|run| Some(ms(run.outage.length)));
-    let goal = if key.is_empty() { "  goal p50 150, p99 250 or less" } else { "" };
-    report.row("no answer to datagrams", &format!("{}{goal}", percentiles(&outages)));
+    let figure = format!("{key}cut_outage_ms");
+    report.quantiles(FigureSpec::lower(&figure, "no answer to datagrams", "ms").goal(goal), &outages);
     let connects = values(&|run| Some(ms(run.connects.outage)));
-    report.row("no connect accepted", &percentiles(&connects));
+    let figure = format!("{key}cut_connect_outage_ms");
+    report.quantiles(FigureSpec::lower(&figure, "no connect accepted", "ms"), &connects);
     let fresh = values(&|run| run.fresh.then_some(ms(run.outage.length)));
-    report.row(&format!("no answer, with a fresh neighbour entry ({})", fresh.len()), &percentiles(&fresh));
-    let lost = values(&|run| Some(run.connects.lost as f64));
-    report.row("connects lost", &percentiles(&lost).replace(" ms", ""));
-    let late = values(&|run| Some(ms(run.outage.late)));
-    report.row("delay of the probe itself", &percentiles(&late));
-    for (figure, values) in [("outage_ms", &outages), ("connect_outage_ms", &connects), ("fresh_arp_outage_ms", &fresh)]
-    {
-        for (name, share) in [("p50", 0.5), ("p99", 0.99), ("max", 1.0)] {
-            report.figure(&format!("{key}{figure}_{name}"), percentile(values, share).unwrap_or_default());
-        }
-    }
-    report.figure(&format!("{key}runs"), runs.len() as f64);
-}
-
-/// The percentiles of times in milliseconds, as a row shows them.
-fn percentiles(times: &[f64]) -> String {
-    let at = |share| percentile(times, share).unwrap_or_default();
-    format!("p50 {:6.1}  p99 {:6.1}  ({:.1} to {:.1}) ms", at(0.5), at(0.99), at(0.0), at(1.0))
+    let (figure, label) =
+        (format!("{key}cut_fresh_arp_outage_ms"), format!("no answer, with a fresh neighbour entry ({})", fresh.len()));
+    report.quantiles(FigureSpec::lower(&figure, &label, "ms"), &fresh);
+    report.row("connects lost", &quantiles_text(&values(&|run| Some(run.connects.lost as f64))));
+    report.row("delay of the probe itself, in ms", &quantiles_text(&values(&|run| Some(ms(run.outage.late)))));
 }
 
 fn ms(time: Duration) -> f64 {

@@ -9,7 +9,7 @@
 use std::collections::BTreeMap;
 
 use anyhow::Result;
-use bench::report::Report;
+use bench::report::{FigureSpec, Report};
 use e2e::Transport;
 use e2e::rolling::{POLICIES, RollingUpdates};
 
@@ -37,12 +37,11 @@ pub async fn measure(bench: &Bench, report: &mut Report, testbed: &ForwardingTes
     for (policy, _) in POLICIES {
         for (over, suffix) in [(Transport::Tcp, ""), (Transport::Udp, "_udp")] {
             let which = (policy, over);
+            let name = format!("rolling_worst_percent_{}{suffix}", policy.to_lowercase());
+            let label = format!("{policy}, {over:?}: answered in the worst round");
             let worst = rounds[&which].iter().copied().fold(100.0, f64::min);
-            report.row(
-                &format!("{policy}, {over:?}: answered in the worst round"),
-                &format!("{worst:8.2} %  goal 99.5 % or more; of {} in all, {} late", requests[&which], slow[&which]),
-            );
-            report.figure(&format!("rolling_worst_percent_{}{suffix}", policy.to_lowercase()), worst);
+            report.worst(FigureSpec::higher(&name, &label, "%").goal("99.5 or more"), worst, rounds[&which].len());
+            report.row("  requests in all rounds, late ones", &format!("{}, {}", requests[&which], slow[&which]));
         }
     }
     rolling.end().await
