@@ -77,8 +77,8 @@ pub struct ServiceOptions {
     /// A client keeps its endpoint for this many seconds after its last new connection (sessionAffinity ClientIP).
     /// `None`: each connection goes to any endpoint.
     pub affinity: Option<u32>,
-    /// Whether all packets stay on the announcer, even if those of other Services are spread.
-    pub unspread: bool,
+    /// Whether the announcer itself forwards all packets, even if those of other Services are spread.
+    pub no_spreading: bool,
 }
 
 impl Service {

@@ -189,12 +189,12 @@ fn unspreadable_services_are_forwarded_without_share_tables() {
     let reach = |snapshot: &Snapshot| plan_ruleset(snapshot).addresses[&ip(V4.lb_ip)].reach();
     let alone = snapshot([web(V4, &[1, 2])]);
     assert_eq!(reach(&alone), Reach::Translated, "no links");
-    assert_eq!(reach(&on_link(web(V4, &[1, 2]).unspread())), Reach::Translated, "spreading is disabled");
+    assert_eq!(reach(&on_link(web(V4, &[1, 2]).without_spreading())), Reach::Translated, "spreading is disabled");
     assert_eq!(reach(&on_link(web(V4, &[1, 2]))), Reach::Spread);
     assert_eq!(reach(&on_link(web(V4, &[1, 4]))), Reach::Mixed, "n4 is not on the link");
     assert_eq!(reach(&on_link(web(V4, &[4]))), Reach::Translated, "no pod can get frames");
     // If no frames are spread, there are no rules for it.
-    for nothing in [&alone, &on_link(web(V4, &[1, 2]).unspread()), &on_link(web(V4, &[1]))] {
+    for nothing in [&alone, &on_link(web(V4, &[1, 2]).without_spreading()), &on_link(web(V4, &[1]))] {
         let planned = plan_ruleset(nothing);
         assert_eq!(planned.tables().count(), 0);
         let fate = Machine::new(&planned, &[V4.n1]).verdict(&frame(V4, TCP, 40_000, Kind::Whole));

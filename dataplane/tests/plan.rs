@@ -325,7 +325,7 @@ prop_compose! {
             0..3,
         ),
         local: bool,
-        unspread: bool,
+        no_spreading: bool,
         backend in proptest::option::of(proptest::sample::select(Backend::ALL.to_vec())),
         elsewhere in proptest::bool::weighted(0.2),
         sources in proptest::option::of(proptest::collection::vec(
@@ -349,8 +349,8 @@ prop_compose! {
                 ports.iter().map(|((name, protocol), number)| (name.as_str(), *protocol, *number)).collect();
             described = described.slice(&ports, endpoints);
         }
-        if unspread {
-            described = described.unspread();
+        if no_spreading {
+            described = described.without_spreading();
         }
         if let Some(backend) = backend {
             described = described.backend(backend);

@@ -311,11 +311,11 @@ fn policy_local_spreads_over_nodes_with_endpoints() {
 }
 
 #[test]
-fn an_unspread_service_is_translated_by_the_announcer() {
+fn the_announcer_translates_a_service_without_spreading() {
     Net::each(|net| {
         let cluster = Cluster::new();
         let pods = [cluster.pod(1, 5), cluster.pod(2, 5)];
-        cluster.apply(&snapshot([cluster.web(net, &pods).unspread()]));
+        cluster.apply(&snapshot([cluster.web(net, &pods).without_spreading()]));
         let answers: BTreeSet<Answer> = (0..40).map(|_| ask_tcp(&cluster.client, &net.port(80))).collect();
         assert_eq!(answers, [Answer::new(&pods[0], net.client), Answer::new(&pods[1], net.n1)].into());
     });

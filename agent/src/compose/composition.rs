@@ -115,8 +115,8 @@ impl Composition {
                 self.dataplane.services.remove(key);
                 continue;
             };
-            let unspread = object.spread_disabled || some_are_unspread && self.is_in_unspread_pool(key);
-            let new = service_options(object, unspread);
+            let no_spreading = object.spread_disabled || some_are_unspread && self.is_in_unspread_pool(key);
+            let new = service_options(object, no_spreading);
             let known = self.dataplane.services.get(key);
             let old = known.map(|known| &known.options).into_iter().chain([&self.usual]).find(|old| ***old == new);
             let options = old.cloned().unwrap_or_else(|| Arc::new(new));
@@ -189,10 +189,10 @@ fn links(node: &str, cluster: &Cluster, neighbours: Option<&Neighbours>) -> BTre
 }
 
 /// The source ranges, the session affinity and the spreading of a Service.
-fn service_options(service: &Service, unspread: bool) -> ServiceOptions {
+fn service_options(service: &Service, no_spreading: bool) -> ServiceOptions {
     let field = service.source_ranges.iter().map(|range| &**range);
     let sources = Sources::parse(field, service.source_ranges_annotation.as_deref());
-    ServiceOptions { sources, affinity: service.affinity, unspread }
+    ServiceOptions { sources, affinity: service.affinity, no_spreading }
 }
 
 /// The pod ranges of this node. An invalid range is ignored: its pods count as outside clients.

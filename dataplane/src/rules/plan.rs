@@ -111,7 +111,7 @@ impl PortView<'_> {
         // If the Service proxy forwards the port, its frames stay here, and the proxy implements session affinity.
         let affinity = options.affinity.filter(|_| proxied.is_none());
         let hash_by = if affinity.is_some() { HashBy::Client } else { HashBy::Flow };
-        let target = self.plan_endpoints(port, (!options.unspread && proxied.is_none()).then_some(hash_by));
+        let target = self.plan_endpoints(port, (!options.no_spreading && proxied.is_none()).then_some(hash_by));
         let reach = if proxied.is_some() { Reach::Proxied } else { target.reach };
         Target { sources: options.sources.for_family(self.family), affinity, reach, proxied, ..target }
     }

@@ -122,9 +122,9 @@ impl Described {
         self
     }
 
-    /// Its packets stay on the node that announces it.
-    pub fn unspread(mut self) -> Self {
-        self.options.unspread = true;
+    /// The announcer forwards its packets: they are not spread.
+    pub fn without_spreading(mut self) -> Self {
+        self.options.no_spreading = true;
         self
     }
 

@@ -87,7 +87,7 @@ fn options_have_source_ranges_and_affinity() {
     (service.source_ranges, service.affinity) = (["192.0.2.0/24".into()].into(), Some(60));
     assert_eq!(
         *options(&objects),
-        ServiceOptions { sources: Sources::parse(["192.0.2.0/24"], None), affinity: Some(60), unspread: false }
+        ServiceOptions { sources: Sources::parse(["192.0.2.0/24"], None), affinity: Some(60), no_spreading: false }
     );
     let service = Arc::make_mut(objects.services.get_mut(&web).expect("a Service"));
     (service.source_ranges, service.source_ranges_annotation) = (Box::default(), Some("198.51.100.0/24".into()));
@@ -96,20 +96,21 @@ fn options_have_source_ranges_and_affinity() {
 
 #[test]
 fn a_service_or_its_pool_disables_spreading() {
-    let unspread =
-        |objects: Observed| objects.composition("n1").dataplane.services[&Key::new("default", "web")].options.unspread;
+    let no_spreading = |objects: Observed| {
+        objects.composition("n1").dataplane.services[&Key::new("default", "web")].options.no_spreading
+    };
     let settings = |spread| PoolSettings { labels: Arc::default(), spread };
-    assert!(!unspread(objects()));
+    assert!(!no_spreading(objects()));
     let mut by_its_pool = objects();
     by_its_pool.pools.insert("lan".into(), Arc::new(settings(false)));
-    assert!(unspread(by_its_pool));
+    assert!(no_spreading(by_its_pool));
     let mut by_another_pool = objects();
     by_another_pool.pools.insert("other".into(), Arc::new(settings(false)));
-    assert!(!unspread(by_another_pool));
+    assert!(!no_spreading(by_another_pool));
     let mut by_itself = objects();
     let web = by_itself.services.get_mut(&Key::new("default", "web")).expect("a Service");
     Arc::make_mut(web).spread_disabled = true;
-    assert!(unspread(by_itself));
+    assert!(no_spreading(by_itself));
 }
 
 #[test]
