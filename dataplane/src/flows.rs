@@ -1,9 +1,9 @@
-//! State that the kernel must forget when endpoints are gone: UDP flows of connection tracking, and clients with
-//! session affinity.
+//! State that the kernel must forget when endpoints or allowed clients change: UDP flows of connection tracking, and
+//! clients with session affinity.
 //!
 //! | file | content |
 //! |---|---|
-//! | [`stale`] | the tracked flows that lead to no endpoint (pure) |
+//! | [`stale`] | the tracked flows without an endpoint or an allowed client (pure) |
 //! | [`affinity`] | the clients that may no longer use their endpoint (pure) |
 //! | [`conntrack`] | makes the kernel forget flows (shell) |
 

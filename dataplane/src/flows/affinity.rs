@@ -1,11 +1,11 @@
-//! The clients with session affinity that may no longer use their endpoint: [`retired_clients`] finds the ports that
+//! The clients with session affinity that may no longer use their endpoint. [`retired_clients`] finds the ports that
 //! can have such clients, and [`RetiredClients::contains`] decides for one entry of the kernel's map. Pure.
 //!
 //! A Service with sessionAffinity ClientIP sends all connections of a client to one endpoint. The kernel learns that
-//! endpoint itself: each new connection puts the client and its endpoint into the map `affinity` for the timeout of the
-//! Service, and the next one finds it there. So this works without the agent. The kernel does not notice that an
-//! endpoint is gone: the agent deletes the entries of endpoints that new connections may not use. All other entries
-//! stay, however the endpoints change.
+//! endpoint itself. Each new connection puts the client and its endpoint into the map `affinity` for the timeout of the
+//! Service. The next connection finds the endpoint there. So this works without the agent. The kernel does not notice
+//! that an endpoint is gone: the agent deletes the entries of endpoints that new connections may not use. All other
+//! entries stay when endpoints change.
 //!
 //! The map belongs to one node. When the lb_ip moves, the next announcer starts with an empty map, and clients can get
 //! other endpoints.
@@ -71,8 +71,8 @@ pub fn retired_clients(before: Option<&Ruleset>, after: &Ruleset) -> RetiredClie
     let others = before.is_none();
     let same_pods = before.is_some_and(|before| before.pod_ranges == after.pod_ranges);
     let known = before.map_or(&nothing, |ruleset| &ruleset.addresses);
-    // If the pod ranges changed, every port is affected. A copy that shares no part with the old map makes all lb_ips
-    // differ.
+    // If the pod ranges changed, every port is affected. `differing` skips parts that both maps share, so it gets a
+    // copy of the new map that shares none.
     let copy: SharedMap<_, _>;
     let now = if same_pods {
         &after.addresses
@@ -89,7 +89,7 @@ pub fn retired_clients(before: Option<&Ruleset>, after: &Ruleset) -> RetiredClie
             let all_stay = matches!((old, new), (Some(old), Some(new)) if same_pods
                 && old.outside.is_subset(&new.outside)
                 && old.inside.is_subset(&new.inside));
-            // A new port has no entries, unless the past is unknown.
+            // A new port has no entries, unless `before` is unknown.
             if !all_stay && (old.is_some() || others) {
                 ports.insert(*port, new.cloned().unwrap_or_default());
             }

@@ -1,5 +1,5 @@
-//! The tracked flows that lead to no endpoint: [`stale_flows`] finds the ports whose flows can have become stale, and
-//! [`StaleFlows::contains`] decides for one flow. Pure.
+//! Stale flows: tracked UDP flows without an endpoint, or of a client that is no longer allowed. [`stale_flows`] finds
+//! the ports whose flows can have become stale, and [`StaleFlows::contains`] decides for one flow. Pure.
 //!
 //! Only the first packet of a flow passes the maps. The kernel sends all later packets to the same endpoint. A TCP
 //! client whose endpoint is gone notices and connects again. A UDP client that keeps sending from one port would keep

@@ -10,11 +10,11 @@ pub struct Counters {
     pub successful_steps: u64,
     /// The durations of changes, from the snapshot to the kernel's acknowledgement.
     pub durations: Durations,
-    /// Elements of tables that were added, deleted or changed.
+    /// Elements that were added to tables or deleted from them. An element that gets another value counts twice.
     pub changed_elements: u64,
     /// Steps that failed.
     pub failed_steps: u64,
-    /// Checks that found one of our tables changed by another program. The table was then repaired.
+    /// Checks that found one of our tables changed by another program. The same step then repairs the table.
     pub repairs: u64,
 }
 

@@ -1,4 +1,4 @@
-//! The kernel's packet counters → numbers of Services at their lb_ips: [`report_traffic`]. Pure.
+//! The kernel's packet counters → the traffic of each Service at each of its lb_ips: [`report_traffic`]. Pure.
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
