@@ -19,11 +19,11 @@ pub enum ChainName {
     Dispatch(Dispatch),
     /// `remember-T`: puts a client into `affinity` for T seconds.
     Remember(u32),
-    /// `by-MARK-LINK`: marks connections that come in by this link.
+    /// `by-VALUE-of-MASK-LINK`: marks connections that come in by this link.
     MarkConnection(LinkName, Mark),
-    /// `back-MARK`: marks replies that are forwarded.
+    /// `back-VALUE-of-MASK`: marks replies that are forwarded.
     MarkForwardedReply(Mark),
-    /// `back-from-here-MARK`: marks replies of this node.
+    /// `back-from-here-VALUE-of-MASK`: marks replies of this node.
     MarkLocalReply(Mark),
     Optional(OptionalChain),
     /// `on-LINK`: the ingress of a link.

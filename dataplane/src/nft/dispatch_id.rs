@@ -10,16 +10,16 @@ use crate::rules::Dispatch;
 /// The number of a [`Dispatch`] in `services` and `inside`. `meta priority` carries it from there to the map `ways`,
 /// which leads to the chain.
 ///
-/// It is not a verdict: at each change of a verdict that leads to a chain, the kernel walks all verdicts of the table.
-/// That takes a hundred milliseconds with 30,000 Services.
+/// The maps have no verdicts instead: at each change of a verdict that leads to a chain, the kernel walks all verdicts
+/// of the table. That takes a hundred milliseconds with 30,000 Services.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct DispatchId(pub u32);
 
 impl DispatchId {
     /// A hash (FNV-1a) of the name of the chain, equal on every node and in every run.
     ///
-    /// A node has some ten dispatches, seldom a hundred: the chance that two have the same id is about one in a
-    /// million.
+    /// A node has some ten dispatches, seldom a hundred. Among a hundred, the chance that two have the same id is about
+    /// one in a million.
     pub fn new(dispatch: Dispatch) -> Self {
         Self(fnv1a_32(ChainName::Dispatch(dispatch).to_string().as_bytes()))
     }
@@ -58,7 +58,7 @@ mod tests {
     }
 
     #[test]
-    fn it_is_printed_as_a_classid() {
+    fn an_id_is_printed_as_a_classid() {
         assert_eq!(DispatchId(0x0a70_4fab).to_string(), "a70:4fab");
         assert_eq!(DispatchId(0x0001_0000).to_string(), "1:0");
     }

@@ -31,7 +31,7 @@ pub enum ElementKey {
 pub enum KeyParts {
     Address(IpAddr),
     Frontend(Frontend),
-    /// A frontend and the allowed clients.
+    /// A frontend and a range of allowed clients.
     FrontendRange(Frontend, Range),
     /// A frontend and the index of an endpoint.
     FrontendIndex(Frontend, u32),
@@ -85,7 +85,7 @@ impl ElementKey {
 }
 
 impl fmt::Display for ElementKey {
-    /// As a person finds it in the output of `nft list table`.
+    /// The text by which a user finds the element in the output of `nft list table`.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Pods(table) => write!(f, "set pods of {table}"),

@@ -112,8 +112,8 @@ impl ElementLists {
     }
 }
 
-/// Describes the element of such a message that contains the byte at `offset`. Without an offset, describes the first
-/// element and the number of the others.
+/// Describes one element of a message that adds or deletes elements: the one that contains the byte at `offset`.
+/// Without an offset, describes the first element and the number of the others.
 pub(super) fn describe_elements(table: Table, id: SetId, message: &Message, offset: Option<u32>) -> String {
     let verb = if message.is_of_kind(DELSETELEM) { "delete" } else { "add" };
     if id == SetId::Pods {

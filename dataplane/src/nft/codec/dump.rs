@@ -86,7 +86,7 @@ pub fn ranges(mut boundaries: Vec<Boundary>) -> Option<Vec<Range>> {
                 ranges.push(Range::new(first, crds::address::previous(address)?)?);
                 open = None;
             }
-            // Before the first range there is an end without a begin.
+            // One end may precede the first range.
             (None, true) if ranges.is_empty() => {}
             _ => return None,
         }

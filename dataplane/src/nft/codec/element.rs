@@ -174,7 +174,7 @@ fn decode_parts(types: impl ExactSizeIterator<Item = Type>, data: Attribute<'_>)
     parts.filter(|_| rest.is_empty())
 }
 
-/// Passes the parts of a key in the kernel to `each`. For a range, these are the parts of its first key.
+/// Passes the parts of a key, as the kernel has them, to `each`. For a range, these are the parts of its first key.
 pub(in crate::nft) fn with_parts<T>(key: &KeyParts, each: impl FnOnce(&[Part]) -> T) -> T {
     use Part::{Address, Id, Link, Mac, Number};
     let with_frontend = |frontend: &Frontend, part| {

@@ -44,10 +44,10 @@ impl Register {
 /// The result of a rule. It is displayed as `nft` prints it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Verdict {
-    /// The packet passes the rest of this base chain.
+    /// The packet skips the rest of this base chain.
     Accept,
     Drop,
-    /// Continues after the call of this chain; at the end of a base chain its policy applies.
+    /// Ends the chain. Our rules go to chains and never jump, so the policy of the base chain applies.
     Return,
     /// Continues in another chain and does not come back.
     Goto(String),
@@ -276,7 +276,8 @@ pub enum Expression {
     LookupInverted {
         set: String,
     },
-    /// Adds the key in the first register to this map with the value from `value` on, or restarts its timeout.
+    /// Adds the key in the first register to this map, with the value in the registers from `value` on, or restarts its
+    /// timeout.
     DynsetUpdate {
         map: String,
         value: Register,

@@ -109,7 +109,7 @@ impl Requests {
                 });
             }
             if set.per_service {
-                let interval = u32::try_from(layout::GC_INTERVAL.as_millis()).expect("invariant: some days");
+                let interval = u32::try_from(layout::GC_INTERVAL.as_millis()).expect("invariant: less than 49 days");
                 w.u32(SET_GC_INTERVAL, interval);
             }
             if let Some(lengths) = set.field_lengths() {

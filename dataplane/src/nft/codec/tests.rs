@@ -246,7 +246,7 @@ proptest! {
     #[test]
     fn exactly_the_given_clients_are_forgotten(
         family in a_family(),
-        // A few clients, and numbers around the greatest one that fits into one message.
+        // A few clients, or about as many as fit into one message.
         clients in prop_oneof![0usize..4, 499usize..502].prop_flat_map(|count| {
             proptest::collection::vec((any::<[u8; 16]>(), any::<[u8; 16]>(), any::<u16>()), count)
         }),

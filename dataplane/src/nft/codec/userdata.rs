@@ -1,4 +1,5 @@
-//! Notes that the kernel stores for `nft` and does not read: comments, and how the key of a set was declared. Pure.
+//! Notes that the kernel stores for `nft` and does not read: comments, and how the key and the value of a set were
+//! declared. Pure.
 //!
 //! Without the declaration, `nft` prints the key of `endpoints` as a type that it does not accept. With it, the output
 //! of `nft list table` can be loaded again. The numbers are those of `nft`. They stay the same in all its versions,
@@ -14,7 +15,7 @@ const SET_KEY_TYPEOF: u8 = 3;
 const SET_DATA_TYPEOF: u8 = 4;
 const SET_DATA_INTERVAL: u8 = 6;
 const SET_COMMENT: u8 = 7;
-/// A key of one part is big-endian, unless it is a number of the kernel itself; a concatenation has no byte order.
+/// A key of one part is big-endian, except for a link name or a priority. A concatenation has no byte order.
 const HOST_ENDIAN: u32 = 1;
 const BIG_ENDIAN: u32 = 2;
 const NO_ORDER: u32 = 0;
@@ -106,7 +107,7 @@ fn expression(kind: u32, data: &[u8]) -> Vec<u8> {
     [number(0, kind), item(1, data)].concat()
 }
 
-/// In host byte order, unlike numbers of netlink.
+/// In host byte order, unlike numbers in the attributes of netfilter.
 fn number(kind: u8, value: u32) -> Vec<u8> {
     item(kind, &value.to_ne_bytes())
 }

@@ -83,7 +83,7 @@ impl DumpedTable {
             compare_rules(&name, Some(rules), &expected.rules)?;
             chains.insert(known);
         }
-        // An object with neither rules nor a known name can only be counted.
+        // Only the number of objects reveals unknown objects without rules.
         let objects = expected.len() + fixed.len() + chains.len();
         if usize::try_from(self.objects) != Ok(objects) {
             return Err(format!("it has {} chains, sets and other objects instead of {objects}", self.objects));

@@ -43,7 +43,7 @@ fn has(found: Attributes<'_>, written: Attribute<'_>) -> bool {
     })
 }
 
-/// Whether the kernel omits this attribute, since it is 0.
+/// Whether the kernel omits this attribute: it is 0, and optional in a dump.
 fn may_be_omitted(name: &str, attribute: &Attribute<'_>) -> bool {
     let may_be = match name {
         "payload" => [PAYLOAD_CSUM_TYPE, PAYLOAD_CSUM_OFFSET, PAYLOAD_CSUM_FLAGS].contains(&attribute.kind),
@@ -101,7 +101,8 @@ mod tests {
         }
     }
 
-    /// Copies attributes, but without the one at `skipped`. Counts it and those inside.
+    /// Copies attributes, but without the one with the number `skipped`. `next` is the number of the first one; an
+    /// attribute is numbered before those inside it.
     fn copy_without(skipped: usize, from: Attributes<'_>, next: &mut usize, to: &mut Writer) {
         for attribute in from {
             let number = *next;
@@ -114,7 +115,7 @@ mod tests {
         }
     }
 
-    /// Copies attributes, but with another value of the one at `changed`.
+    /// Copies attributes, but with another value of the one with the number `changed`.
     fn copy_with_change(changed: usize, from: Attributes<'_>, next: &mut usize, to: &mut Writer) {
         for attribute in from {
             let number = *next;

@@ -9,7 +9,7 @@ pub(super) const ITEM: u16 = 1;
 pub(super) const NAME: u16 = 1;
 pub(super) const DATA: u16 = 2;
 
-// Attributes of each expression, in the order of linux/netfilter/nf_tables.h.
+// Attributes and values of each expression, from linux/netfilter/nf_tables.h.
 pub(super) const PAYLOAD_DREG: u16 = 1;
 pub(super) const PAYLOAD_BASE: u16 = 2;
 pub(super) const PAYLOAD_OFFSET: u16 = 3;
@@ -116,7 +116,7 @@ pub(super) const REJECT_CODE: u16 = 2;
 pub(super) const REJECT_ICMP: u32 = 0;
 pub(super) const REJECT_RESET: u32 = 1;
 
-/// The checksum over overwritten bytes.
+/// The checksum that covers overwritten bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Checksum {
     /// NFT_PAYLOAD_CSUM_*.
@@ -157,7 +157,7 @@ pub(super) fn port_checksum(protocol: u8) -> Checksum {
     Checksum { kind, offset, flags: 0 }
 }
 
-/// The key of a part of connection tracking (enum nft_ct_keys), and the direction of tuples.
+/// The key of a part of connection tracking (enum nft_ct_keys), and the direction if it belongs to one.
 pub(super) fn ct_numbers(key: Ct) -> (u32, Option<u8>) {
     match key {
         Ct::State => (0, None),
