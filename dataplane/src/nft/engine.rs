@@ -27,10 +27,15 @@ use netlink::socket::{NetlinkError, Socket};
 pub(super) use observe::none_if_missing;
 pub use outcome::{KernelTable, TableOutcome, TableOutcomes, removed_ports};
 
-/// The greatest number of attempts to dump the tables while nf_tables changes. The last dump is used in any case: other
-/// programs, such as kube-proxy, may change their own tables constantly, but they seldom change ours.
-const ATTEMPTS: usize = 4;
-/// A time in which a packet certainly passes from one rule to the next. Usually this takes microseconds.
+/// The greatest number of attempts to dump the tables, or to change dumped tables, without another change of nf_tables
+/// in between. The last dump is used in any case: other programs, such as kube-proxy, may change their own tables
+/// constantly, but they seldom change ours.
+const DUMP_ATTEMPTS: usize = 4;
+/// The greatest number of rounds that delete retired clients, and of attempts in each round. Packets can add entries
+/// meanwhile, and entries can expire.
+const FORGET_ATTEMPTS: usize = 4;
+/// A time in which a packet certainly passes from the rule that finds an entry to the rule that adds it again. Usually
+/// this takes microseconds.
 const PACKET_TRANSIT: Duration = Duration::from_millis(1);
 /// The errno of a transaction whose generation is outdated. User space normally never sees this errno, so libc has no
 /// name for it.
@@ -82,7 +87,7 @@ pub struct Engine {
     applied: Option<AppliedState>,
 }
 
-/// What the kernel has acknowledged.
+/// The state that the kernel has acknowledged.
 #[derive(Debug)]
 struct AppliedState {
     ruleset: Arc<Ruleset>,
@@ -174,10 +179,10 @@ impl Engine {
         let ip_tables = Table::ALL.into_iter().filter(|table| table.family().is_some());
         let tables = ip_tables.filter(|table| is_needed(&applied.ruleset, *table));
         for table in tables.collect::<Vec<_>>() {
-            // Repeats until no entry is left: a packet may find an entry in one rule, and add it again in a later rule,
-            // after the deletion. The attempts are limited, because the node itself may add entries repeatedly (see
+            // Repeats until no entry is left. A packet may find an entry in one rule, and add it again in a later rule,
+            // after the deletion. The rounds are limited, because the node itself may add entries repeatedly (see
             // [`RetiredClients::contains`]).
-            for _ in 0..ATTEMPTS {
+            for _ in 0..FORGET_ATTEMPTS {
                 match self.forget_clients_once(table, retired)? {
                     0 => break,
                     count => forgotten += count,
@@ -212,7 +217,7 @@ impl Engine {
                 }
                 // An entry has expired meanwhile, so the whole transaction fails.
                 Err(error @ EngineError::Refused { .. })
-                    if error.errno() == Some(libc::ENOENT) && attempt < ATTEMPTS =>
+                    if error.errno() == Some(libc::ENOENT) && attempt < FORGET_ATTEMPTS =>
                 {
                     attempt += 1;
                 }
@@ -258,7 +263,7 @@ impl Engine {
             let (mut observed, current) = self.observe()?;
             let foreign = |table: &Table| (*table, KernelTable::Foreign("one of its sets is full".to_owned()));
             observed.extend(full.iter().map(foreign));
-            let is_last = attempt >= ATTEMPTS;
+            let is_last = attempt >= DUMP_ATTEMPTS;
             let generations = Generations { current, required: (!is_last).then_some(current) };
             let contents = new_contents(&observed, desired);
             let outcomes = plan_outcomes(observed, desired, &contents);

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::outcome::KernelTable;
-use super::{ATTEMPTS, Engine, EngineError};
+use super::{DUMP_ATTEMPTS, Engine, EngineError};
 use crate::nft::chain_name::ChainName;
 use crate::nft::codec::dump::{self, DumpedSet, DumpedTable};
 use crate::nft::elements::Elements;
@@ -23,7 +23,7 @@ impl Engine {
             let observed: Result<BTreeMap<_, _>, _> = Table::ALL.into_iter().map(read).collect();
             let after = self.generation()?;
             // A dump in several parts is consistent only if nothing changed meanwhile.
-            if before == after || attempt >= ATTEMPTS {
+            if before == after || attempt >= DUMP_ATTEMPTS {
                 return Ok((observed.map_err(EngineError::Read)?, before));
             }
             attempt += 1;
@@ -79,7 +79,7 @@ impl Engine {
     }
 }
 
-/// Whether this name belongs to a chain that our layout has only while it is needed, and that has a hook.
+/// Whether this name belongs to a chain of the IP tables that exists only while it is needed, and that has a hook.
 fn may_be_base_chain(name: &str) -> bool {
     use ChainName::{MarkConnection, MarkForwardedReply, MarkLocalReply, Optional};
     matches!(ChainName::parse(name), Some(Optional(_) | MarkConnection(..) | MarkForwardedReply(_) | MarkLocalReply(_)))

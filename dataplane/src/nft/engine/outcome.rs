@@ -11,7 +11,7 @@ use crate::rules::Frontend;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum KernelTable {
     Absent,
-    /// The table has another layout than ours: the first difference.
+    /// The table must be replaced, for this reason: mostly the first difference from our layout.
     Foreign(String),
     Ours(Elements),
 }
@@ -25,7 +25,7 @@ pub enum TableOutcome {
     Changed(Vec<ElementChange>),
     /// Created with this number of elements.
     Created(usize),
-    /// Replaced, since it did not have our layout.
+    /// Replaced, since it did not have our layout, or one of its sets was full.
     Replaced {
         because: String,
         elements: usize,
@@ -35,7 +35,7 @@ pub enum TableOutcome {
 }
 
 impl TableOutcome {
-    /// The number of changed elements.
+    /// The number of elements that were added or deleted.
     pub fn size(&self) -> u64 {
         let count = match self {
             Self::Changed(changes) | Self::Removed(changes) => changes.len(),
