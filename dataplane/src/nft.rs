@@ -5,7 +5,7 @@
 //! packet would pass checks of its family, and the table would still need each set twice. For frames one table is
 //! enough, since frames of both families pass one hook.
 //!
-//! The layout is *few maps with many elements*: the cost of a packet, and of changing one Service, is the same with one
+//! The layout is *few maps with many elements*. The cost of a packet, and of changing one Service, is the same with one
 //! Service as with 30,000. No chain or map belongs to a single Service.
 //!
 //! ```text
@@ -52,22 +52,22 @@
 //! - nat at -110 runs before kube-proxy's nat at -100, so this table decides about an address that both tables have.
 //!   The filter at -90 runs after both, so it does not refuse a packet that another proxy has translated.
 //! - Only small maps have verdicts that lead to chains: when such a verdict changes, the kernel walks all of the table.
-//!   So `services` only has an id, and the small map `ways` leads from the id to the chain. Between the two lookups
+//!   So `services` has only ids, and the small map `ways` leads from an id to its chain. Between the two lookups,
 //!   `meta priority` carries the id. The chain resets `meta priority`.
-//! - A set with elements of each Service is created for its first number of elements ([`layout::Set::size`]). It is
-//!   enlarged in a transaction of its own, once for every doubling.
+//! - A set with elements of each Service is created with room for its first elements ([`layout::Set::size`]). When it
+//!   is full, a transaction of its own enlarges it, about once for every doubling.
 //! - No packet mark is used, so the marks of other programs stay. `nat-postrouting` recognises a translated packet by
 //!   the original destination of its connection.
 //! - `inside` has only the ports whose id differs from that in `services` for this node and its pods. These are ports
-//!   of Services with the traffic policy Local.
+//!   of Services with the traffic policy Local, and of Services whose frames are spread.
 //! - The keys of all elements of an lb_ip begin with the lb_ip. So elements of different lb_ips are independent, and a
 //!   change costs only as much as the changed lb_ips.
 //! - Source ranges are checked here, before kube-proxy gets the packet: the chain that would translate a packet drops
 //!   it if its client is forbidden. So no change of rules opens a Service for a moment. Only packets of Services with
 //!   ranges are looked up in `sources`. (The kernel copies a set of concatenated ranges, such as `sources`, at each
 //!   change of the set. With 20,000 ranges, a changed range costs milliseconds. Changes of other sets do not.)
-//! - Rules fill `affinity`, and its entries expire. The agent deletes entries of endpoints that no longer exist (see
-//!   [`crate::flows::affinity`]). A replaced table loses its entries.
+//! - Rules fill `affinity`, and its entries expire. The agent deletes entries of clients that may no longer use their
+//!   endpoint (see [`crate::flows::affinity`]). A replaced table loses its entries.
 //! - Packets are refused before routing, so a refusal needs neither forwarding nor a route to the lb_ip.
 //! - The chain that decides about a packet counts it: in `begun` if it translates, in `denied`, `refusals` or `strays`
 //!   if it drops or refuses. `traffic` counts every packet, in the chain `count` before any translation. Only this

@@ -1,9 +1,10 @@
 //! Base chains that exist only while some Service needs them. Pure.
 //!
-//! Every packet at a hook passes all base chains there, even a packet of an open connection. So an optional function
-//! has a chain of its own, and not a rule in a permanent chain.
+//! Every packet at a hook passes all filter chains there, and the first packet of a connection also passes the nat
+//! chains. So an optional function has a chain of its own, and not a rule in a permanent chain.
 
-/// A base chain that exists only while some Service needs it, since every packet at its hook pays for it.
+/// A base chain that exists only while some Service needs it, since it has a cost for packets of all Services and
+/// programs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum OptionalChain {
     /// Counts packets and bytes.

@@ -24,7 +24,7 @@ pub fn ruleset_elements(ruleset: &Ruleset) -> Elements {
     all_elements(ruleset).collect()
 }
 
-/// All elements of a ruleset, each once, in no order.
+/// All elements of a ruleset, each once, in no particular order.
 pub fn all_elements(ruleset: &Ruleset) -> impl Iterator<Item = Element> {
     let mut few: Elements = shared_elements(ruleset).into_iter().collect();
     for (id, table) in ruleset.tables() {

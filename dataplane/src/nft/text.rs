@@ -46,7 +46,8 @@ fn print_table(table: Table, elements: &Elements, to: &mut String) -> std::fmt::
 fn print_set(set: &Set, elements: &[String], to: &mut String) -> std::fmt::Result {
     let is_map = set.data != Data::None;
     writeln!(to, "\t{} {} {{", if is_map { "map" } else { "set" }, set.name)?;
-    // The type of a number from `numgen` has no name, so `nft` prints an example of the key instead.
+    // `nft` has no name for the type of a number or an endpoint, so it prints examples of the key and the value
+    // instead.
     let by_example = set.is_typed_by_example();
     let keyword = if by_example { "typeof" } else { "type" };
     let name = |kind| {

@@ -36,7 +36,7 @@ const STRAY: &str = "stray";
 const UNSERVED: &str = "unserved";
 /// The chain for packets that belong to no connection.
 const INVALID: &str = "invalid";
-/// The chain for packets of connections without a reply so far.
+/// The chain for packets of connections without a reply so far, and for packets of no connection.
 const UNESTABLISHED: &str = "unestablished";
 /// The chains that choose the source of a connection.
 const SOURCE: &str = "source";
@@ -93,8 +93,8 @@ pub(super) fn chains(family: Family) -> Vec<Chain> {
 
 /// `meta priority set ip daddr . meta l4proto . th dport map @… meta priority vmap @ways`
 ///
-/// The first map has the number of a chain for each port, and `ways` has the verdict for each number. If the first map
-/// had verdicts, the cost of each change would grow with the number of Services: when a verdict that leads to a chain
+/// The first map has the number of a chain for each port, and `ways` has the verdict for each number. With verdicts in
+/// the first map, the cost of each change would grow with the number of Services. When a verdict that leads to a chain
 /// changes, the kernel walks all verdicts of the table. The rule assigns the number to `meta priority`, because `nft`
 /// can only print a map lookup that is assigned to something (1.0.6 crashes on nested lookups). `meta priority` is
 /// unused at this point, and the dispatch chain resets it. Only the first packet of a connection reaches this rule.
@@ -230,8 +230,8 @@ fn unserved_rules(family: Family) -> Vec<ChainRule> {
 /// `ct state != established …`
 ///
 /// Every packet of the node is compared. For packets of open connections this is the only comparison. The rule applies
-/// to the packets of a connection until its first reply, and to packets without a connection. A packet has exactly one
-/// state, so the comparison uses all bits.
+/// to all other packets, mostly those of a connection until its first reply, and those of no connection. A packet has
+/// exactly one state, so the comparison uses all bits.
 ///
 /// A connection to an lb_ip can have a reply although it is not translated. Such a connection belongs to another
 /// program, and began before the lb_ip was here. The rule does not apply to it.
@@ -250,8 +250,8 @@ fn goto_invalid(family: Family) -> ChainRule {
 /// The kernel does not translate such a segment. A segment from an endpoint would reach the client from an unknown
 /// address. If the connection is masqueraded, the segment would reach this node itself. The receiver would answer with
 /// a reset, which breaks the connection at the endpoint. A segment to an lb_ip must not be refused either: its
-/// connection may be valid. The connection of a segment is unknown here, so the rules drop segments from pods of this
-/// node, and from endpoints that connections were sent to.
+/// connection may be valid. The connection of a segment is unknown here. So the rules drop segments from pods of this
+/// node, and from the endpoints in `elsewhere`.
 fn invalid_rules(family: Family) -> Vec<ChainRule> {
     let rule = || ChainRule::new(family);
     let endpoint = [Field::Source, Field::Protocol, Field::SourcePort];
@@ -264,8 +264,8 @@ fn invalid_rules(family: Family) -> Vec<ChainRule> {
 
 /// Chooses the source of a translated connection before it leaves for its endpoint.
 ///
-/// With spreading, nearly all endpoints are on this node. So the first rule checks that case, even for translated
-/// connections of other programs.
+/// With spreading, nearly all endpoints are on this node, so the first rule checks that case. It also looks up
+/// translated connections of other programs, which are not in `local`.
 fn postrouting_rules(family: Family) -> Vec<ChainRule> {
     let here = [Field::OriginalDestination, Field::Destination];
     vec![
@@ -302,7 +302,7 @@ fn source_here_rules(family: Family) -> Vec<ChainRule> {
 
 /// `fib saddr type local masquerade`
 ///
-/// For connections from this node itself: the route to the lb_ip has determined the source address, and the endpoint
+/// For connections from this node itself. The route to the lb_ip has determined the source address, and the endpoint
 /// may have no route back to it.
 fn masquerade_own_source(rule: ChainRule) -> ChainRule {
     let is_own = [Expression::FibSourceType { into: Register::FIRST }, equals(RTN_LOCAL.to_ne_bytes())];

@@ -13,9 +13,9 @@
 //!   send: own MAC address ──▶ stays here; any other ──▶ out by the same link, from this node's MAC address
 //! ```
 //!
-//! The lookups overwrite the frame's destination address step by step: first with the marker of a share table, then
-//! with the marker of a pair of nodes, then with a MAC address. `nft` can express these steps. A frame that stays gets
-//! this node's address back.
+//! The lookups overwrite the frame's destination address in steps that `nft` can express. They write the marker of a
+//! share table, then the marker of a pair of nodes, then a MAC address. A frame that stays gets this node's address
+//! back.
 
 use crds::service::Family;
 
@@ -35,8 +35,8 @@ const INGRESS: u32 = 0;
 /// The priority of the chain. Programs that filter frames run before it.
 const PRIORITY: i32 = 0;
 /// A TCP connection stays on its node for this many seconds after its last packet, even if the share table changes.
-/// Keepalives are more frequent. After a longer silence, the connection follows the share table again, which seldom
-/// changes.
+/// After a longer silence, the connection follows the share table again. So it moves if its slot has another node by
+/// then. An application can prevent this with TCP keepalives at a shorter interval; the default of Linux is two hours.
 const CONNECTION_TIMEOUT: u32 = 120;
 /// The ICMP types that quote a packet (RFC 792), with their names in `nft`.
 const ICMP_ERRORS: [(u8, &str); 3] = [(3, "destination-unreachable"), (11, "time-exceeded"), (12, "parameter-problem")];
@@ -123,8 +123,8 @@ fn icmp_error_rules(family: Family) -> Vec<ChainRule> {
     }
 }
 
-/// Forgets the old connection with the ports of a SYN, since the SYN begins a new connection. Then sends the packets of
-/// known connections on.
+/// Deletes the entry with the addresses and ports of a SYN, since the SYN begins a new connection. Then sends packets
+/// of the remembered connections on.
 fn tcp_rules(family: Family) -> Vec<ChainRule> {
     let connections = with_family(family, "connections");
     let begins = has_syn(family, Relation::NotEqual, "syn").has_ethernet_and_family();
@@ -196,7 +196,8 @@ fn hash_rules(family: Family, fields: &[Field], first_slot: u32, then: &str) -> 
     vec![step(SLOTS, first_slot), step(SLOTS * PIECES, first_slot + FIRST_PIECE)]
 }
 
-/// The same, but by a hash of the client alone. If the table has no such slot, which cannot happen, the frame stays.
+/// The same, but by a hash of the client alone. The last rule, by which the frame stays, is never reached if the table
+/// is complete.
 fn client_hash_rules(family: Family, client: &[Field], then: &str) -> Vec<ChainRule> {
     [hash_rules(family, client, FIRST_CLIENT_SLOT, then), vec![restore_own_mac()]].concat()
 }
@@ -222,7 +223,7 @@ fn has_syn(family: Family, relation: Relation, text: &str) -> ChainRule {
     segment.push([flags, Expression::Mask(vec![SYN]), is_set], &format!("tcp flags {text}"))
 }
 
-/// A fragment: it has an offset or the flag for more (RFC 791 §3.1), or a fragment header (RFC 8200 §4.5).
+/// A fragment: it has an offset or the flag More Fragments (RFC 791 §3.1), or a fragment header (RFC 8200 §4.5).
 fn is_fragment(family: Family) -> ChainRule {
     let packet = ChainRule::new(family).has_family();
     let into = Register::FIRST;

@@ -12,8 +12,9 @@ use super::Table;
 /// to any endpoint until other entries expire. An entry takes some 120 bytes of kernel memory, and forged addresses
 /// must not fill that memory.
 const AFFINITY_SIZE: u32 = 1 << 18;
-/// The greatest number of entries in each set in which rules count. Forged packets cannot add a frontend, so there are
-/// at most as many entries as the Services have frontends. Beyond that, packets are handled alike, but not counted.
+/// The greatest number of entries in each set in which rules count. The keys are frontends, lb_ips and endpoints, so
+/// forged packets cannot add more entries than there are of these. Beyond the limit, packets are handled alike, but not
+/// counted, and `elsewhere` gets no more endpoints.
 const COUNTED_SIZE: u32 = 1 << 16;
 /// The greatest number of TCP connections in the set of each family. Beyond that, new connections follow the share
 /// table alone. An entry takes some 150 bytes of kernel memory, and forged addresses must not fill that memory.
@@ -183,7 +184,7 @@ pub struct Set {
     pub interval: bool,
     /// The size of a set that rules fill; `None` if the agent fills it.
     pub dynamic: Option<u32>,
-    /// Whether each element counts the packets that match it.
+    /// Whether the kernel gives each new element a counter. In sets that rules fill, the rule adds the counter.
     pub counter: bool,
     /// Whether it has some elements for each Service.
     pub per_service: bool,
@@ -288,7 +289,7 @@ impl Set {
     }
 }
 
-/// The `gc-interval` of a set whose elements never expire: a long and round time.
+/// The `gc-interval` of a set whose elements never expire: a long time in whole days, as `nft` prints it.
 pub const GC_INTERVAL: Duration = Duration::from_hours(24);
 /// The least size of a set with elements of each Service.
 const MIN_SIZE: u32 = 768;
