@@ -120,8 +120,8 @@ impl FromStr for Mask {
 /// Why a reply may leave by another link than the request came in by, on a node with several links.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Gap {
-    /// No router for all destinations is known on the link: the link has no router, or several and no default route.
-    /// Replies to clients beyond the link take the node's own routes.
+    /// No router on the link is known to lead to all destinations: the link has no router, or several and no default
+    /// route. Replies to clients beyond the link take the node's own routes.
     NoRouter(Family, LinkName),
     /// There are more links than marks.
     NoMark(LinkName),

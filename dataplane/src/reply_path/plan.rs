@@ -1,5 +1,5 @@
-//! The rules and routes by which replies leave by the link of the request: [`ReplyPathInput`] and [`ObservedRouting`] →
-//! [`RoutingPlan`], by [`plan_routing`]; and the changes to make, by [`diff_routing`]. Pure.
+//! The rules and routes by which replies leave by the link of the request. [`plan_routing`]: [`ReplyPathInput`] and
+//! [`ObservedRouting`] → [`RoutingPlan`]. [`diff_routing`] returns the changes to make. Pure.
 //!
 //! A link keeps its mark while one of our tables in the kernel has routes by the link, because connections outlive
 //! agents.
@@ -18,8 +18,8 @@ use netlink::route::{Hop, MAIN, Route, Rule, SCOPE_UNIVERSE, UNICAST, anywhere};
 pub const PROTOCOL: u8 = 76;
 /// The routing table of slot n has this number plus n.
 pub const TABLES: u32 = 76_000;
-/// The priority of our rules: after those of network plugins for their own traffic (Cilium up to 111), before those
-/// that route packets of pods elsewhere.
+/// The priority of our rules. They come after the rules of network plugins for their own traffic (Cilium up to 111),
+/// and before rules that route packets of pods elsewhere.
 pub const PRIORITY: u32 = 760;
 /// The metric of an inferred default route, which the main table does not have.
 const METRIC: u32 = 1024;
@@ -77,8 +77,8 @@ pub enum RouteChange {
     DeleteRoute(Route),
 }
 
-/// Plans the desired state. It is empty for a family in which fewer than two links have routes, since there is only one
-/// reply path.
+/// Plans the desired state. It is empty for a family in which fewer than two links have routes, since there is at most
+/// one reply path then.
 pub fn plan_routing(input: &ReplyPathInput, observed: &ObservedRouting, mask: Mask) -> RoutingPlan {
     let mut plan = RoutingPlan::default();
     let families: Vec<Family> = Family::ALL
@@ -222,11 +222,11 @@ fn routes_by_link(observed: &ObservedRouting, family: Family, link: u32) -> Vec<
     routes
 }
 
-/// No router is known for all destinations.
+/// No router is known to lead to all destinations.
 struct UnknownRouter;
 
-/// The default route, if these routes lack one. If all routes with a gateway have the same gateway, that router also
-/// reaches all other destinations. Otherwise the router for these is unknown.
+/// The default route to add if these routes lack one. If all routes with a gateway have the same gateway, that router
+/// is assumed to lead to all other destinations. Otherwise the router for these is unknown.
 fn missing_default_route(family: Family, routes: &[Route]) -> Result<Option<Route>, UnknownRouter> {
     if routes.iter().any(|route| route.destination.prefix_len() == 0) {
         return Ok(None);

@@ -28,7 +28,7 @@ pub enum ReplyPathError {
     Socket(#[from] NetlinkError),
     #[error("listing links, rules and routes failed, nothing changed")]
     Read(#[source] NetlinkError),
-    /// The kernel refused a change; those before it are made.
+    /// The kernel refused a change; the changes before it stay.
     #[error("the kernel refused to {what}")]
     Refused {
         /// The refused change, described.

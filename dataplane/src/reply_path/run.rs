@@ -1,7 +1,8 @@
 //! The loop: wake → read → plan → diff → apply → publish.
 //!
 //! One task owns a [`Routing`] and moves it to a blocking thread for each step. It wakes when the input changes, when
-//! routes, rules or links change, and periodically. With a single link, it only waits for the next input.
+//! routes, rules or links change, and periodically. With a single link, it wakes only for the next input, or to retry a
+//! failed step.
 //!
 //! Cancel safe: if the future is dropped within a step, that step still finishes, and the next start reads the kernel's
 //! state.
@@ -26,7 +27,7 @@ const BURST: Duration = Duration::from_millis(100);
 const PAUSE_PER_STEP: u32 = 50;
 /// The interval of checks without a notification, since notifications can be lost.
 const CHECK_INTERVAL: Duration = Duration::from_secs(30);
-/// The pause after a failed step.
+/// The delay after a failed step.
 const RETRY_DELAY: Duration = Duration::from_secs(5);
 
 /// Keeps rules and routes as the latest input needs them, until all senders of `input` are dropped. Publishes the links
