@@ -1,14 +1,14 @@
-//! What must happen to packets: [`Snapshot`](crate::Snapshot) → [`Ruleset`], without any knowledge of a kernel. Pure.
+//! The rules for packets: [`Snapshot`](crate::Snapshot) → [`Ruleset`], without any knowledge of a kernel. Pure.
 //!
 //! | file | content |
 //! |---|---|
 //! | `sources` | the clients allowed to use a Service |
-//! | `backend` | whether packets go to endpoints or to the Service proxy |
-//! | `spread` | which node gets which part of the packets |
+//! | `backend` | the backend of a port: endpoints or the Service proxy |
+//! | `spread` | the part of the packets that each node gets |
 //! | `plan` | snapshot → ruleset, one lb_ip at a time |
 //! | `planner` | plans only the lb_ips that may have changed |
 //! | `ruleset` | the types of a ruleset |
-//! | `next_hops` | where spread frames are re-sent |
+//! | `next_hops` | the next hops of spread frames |
 //! | `diff` | the differences between two rulesets |
 //! | `problem` | problems of Services for users |
 //! | `health_check` | the health checks that this node serves |

@@ -7,7 +7,8 @@ use std::sync::Arc;
 
 use super::ruleset::{LbIp, Ruleset};
 
-/// The lb_ips that may differ, before and after. An lb_ip that both rulesets share costs only a comparison of pointers.
+/// The lb_ips that may differ, with their states before and after. An lb_ip that both rulesets share costs only a
+/// comparison of pointers.
 pub(crate) fn changed_lb_ips<'a>(
     before: &'a Ruleset,
     after: &'a Ruleset,

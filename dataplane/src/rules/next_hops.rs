@@ -1,4 +1,4 @@
-//! Where spread frames are re-sent: pairs of nodes → MAC addresses, on each link. Pure.
+//! The next hops of spread frames: pairs of nodes → MAC addresses, on each link. Pure.
 
 use std::collections::{BTreeMap, BTreeSet};
 

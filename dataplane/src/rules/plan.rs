@@ -184,7 +184,8 @@ struct Spread {
     reach: Reach,
 }
 
-/// Spreads packets from outside over the nodes with ready endpoints; `None` if no such node is on a link.
+/// Spreads packets from outside over the nodes on a link that have ready endpoints. If no endpoint is ready, those that
+/// serve while they terminate count instead. `None`: the packets are not spread.
 ///
 /// While another node has an endpoint in any condition, each frame is looked up, even if all new connections stay here.
 /// So open connections to that endpoint continue there.
@@ -257,9 +258,9 @@ struct Candidate<'a> {
     serving: bool,
 }
 
-/// The endpoints for new connections, of those that `may` be used. These are the ready endpoints. If there are none,
-/// these are the endpoints that serve while they terminate (KEP-1669), since a short connection is better than no
-/// connection. In both cases endpoints on dead nodes are used only if there are no others.
+/// The endpoints for new connections, of those that `may` be used. These are the first of four groups that is not
+/// empty. Ready endpoints come first, then those that serve while they terminate (KEP-1669), since a short connection
+/// is better than no connection. The same two groups on dead nodes follow.
 fn usable_endpoints(all: &[Candidate<'_>], may: impl Fn(&Endpoint) -> bool) -> BTreeSet<Endpoint> {
     let select = |which: fn(&Candidate<'_>) -> bool| -> BTreeSet<Endpoint> {
         all.iter().filter(|c| may(&c.endpoint) && which(c)).map(|c| c.endpoint).collect()

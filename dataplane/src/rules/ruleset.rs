@@ -1,4 +1,4 @@
-//! What must happen to packets on this node: a [`Ruleset`], planned by [`plan_ruleset`](super::plan::plan_ruleset).
+//! The rules for packets on this node: a [`Ruleset`], planned by [`plan_ruleset`](super::plan::plan_ruleset).
 //!
 //! A ruleset consists of lb_ips, ports and endpoints. Only the engine knows how a kernel is programmed.
 //!
@@ -22,7 +22,7 @@ use super::spread::{HashBy, Share, SlotTable, TableId};
 use crate::reply_path::ReplyPath;
 use crate::snapshot::Snapshot;
 
-/// What must happen to packets on this node.
+/// The rules for packets on this node.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Ruleset {
     /// The ranges of this node's pods, sorted and merged.
@@ -32,8 +32,8 @@ pub struct Ruleset {
     /// Every lb_ip that an existing Service holds. Packets to any other address pass unchanged, and no other
     /// address may be announced.
     pub addresses: SharedMap<IpAddr, Arc<LbIp>>,
-    /// The number of ports that use each dispatch, by family. So the engine makes one chain for each dispatch without
-    /// reading all addresses.
+    /// The number of uses of each dispatch by family: each port counts once for packets from outside, and once for
+    /// packets from inside. So the engine makes one chain for each dispatch without reading all addresses.
     dispatches: BTreeMap<(Family, Dispatch), usize>,
     /// The share tables in use.
     tables: SharedMap<TableId, UsedTable>,
@@ -124,8 +124,8 @@ impl Ruleset {
         self.tables.iter().map(|(id, used)| (*id, &used.table))
     }
 
-    /// The tables that only one of the two rulesets has: first the table in `self`, then the table in `other`. Tables
-    /// with the same id are equal.
+    /// The tables that only one of the two rulesets has: the first `Option` is the table in `self`, the second that in
+    /// `other`. Tables with the same id are equal.
     pub(crate) fn differing_tables<'a>(
         &'a self,
         other: &'a Self,
@@ -178,8 +178,8 @@ pub enum SpreadKey {
 impl LbIp {
     /// The share of each key whose frames are spread, and the part of the packet that is hashed.
     ///
-    /// Fragments of a protocol use the share of its lowest port, hashed by client. If another port has its endpoints on
-    /// other nodes, the node that receives fragments of that port forwards them.
+    /// Fragments of a protocol use the share of its lowest port whose frames are spread, hashed by client. If another
+    /// port has its endpoints on other nodes, the node that receives fragments of that port forwards them.
     pub fn shares(&self) -> impl Iterator<Item = (SpreadKey, &Arc<Share>, HashBy)> {
         let mut last = None;
         let shared = self.ports.iter().filter_map(|(&port, target)| Some((port, target.share.as_ref()?)));

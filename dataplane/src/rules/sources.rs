@@ -2,8 +2,8 @@
 //! [`Sources::parse`]. Pure.
 //!
 //! A Service with at least one range is closed to all clients outside of its ranges. An invalid entry allows no client,
-//! so a Service whose only entry is invalid is closed. A Service with ranges of one family only is closed in the other:
-//! a list of allowed clients does not allow the clients that it omits.
+//! so a Service whose only entry is invalid is closed. Ranges of one family alone close the Service in the other
+//! family: a list of allowed clients excludes all others.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;

@@ -1,8 +1,9 @@
-//! Which node gets which part of the packets to a port: [`Share`] → [`SlotTable`], by [`Share::table`].
+//! The part of the packets to a port that each node gets: [`Share`] → [`SlotTable`], by [`Share::table`].
 //!
-//! The announcer re-sends most frames to other nodes, frame by frame and without state. A connection must survive a
-//! takeover of the address by another node, so every node must compute the same table. The table depends only on the
-//! names of the nodes and the number of endpoints on each.
+//! The announcer re-sends most frames to other nodes. A hash of each frame selects the node; only the nodes of open TCP
+//! connections are remembered. Another node that takes the address over remembers nothing, and connections must survive
+//! the takeover. So every node must compute the same table. The table depends only on the names of the nodes and the
+//! number of endpoints on each.
 //!
 //! A table has 64 *slots*, and the hash of a flow selects one. Each node has a rank for each slot: a hash of both.
 //! Slots are assigned by rank, best rank first, until each node has its *quota* of slots. So most slots keep their node
@@ -10,10 +11,10 @@
 //! nodes. So each node first gets a whole number of slots. Each remaining slot is cut into 16 pieces, which are
 //! assigned in the same way. Then shares are exact to a thousandth, and most tables have fewer than 100 entries.
 //!
-//! Each slot has two nodes: while the first is dead, the second gets the slot. The other nodes are the second nodes of
-//! a node's slots, in proportion to their weights. So the death of a node moves only its own slots. It changes all
-//! tables at once, whatever the number of Services: tables name pairs of nodes ([`NodePair`]), and only the next hops
-//! of pairs change.
+//! Each slot has two nodes: while the first is dead, the second gets the slot. The second nodes of a node's slots are
+//! the other nodes, in proportion to their weights. So the death of a node moves only its own slots. One small change
+//! moves the slots of all tables, whatever the number of Services. Tables name pairs of nodes ([`NodePair`]), and only
+//! the next hops of pairs change.
 
 mod slots;
 
