@@ -31,13 +31,13 @@ use crate::snapshot::Snapshot;
 pub use forwarding::Forwarding;
 use worker::{Sweep, Worker};
 
-/// The interval of checks whether the kernel still has the applied tables. Another program may flush all of nf_tables,
-/// such as a firewall that is reloaded. Other changes of our tables are not expected.
+/// The interval of checks whether the kernel still has the applied tables. Another program, such as a firewall that is
+/// reloaded, may flush all of nf_tables. Other changes of our tables are not expected.
 const CHECK_INTERVAL: Duration = Duration::from_secs(10);
 /// The pause after a sweep, as a multiple of its duration: sweeps use at most a tenth of a processor.
 const PAUSE_PER_SWEEP: u32 = 9;
-/// The pauses after failed steps in a row.
-const RETRY_PAUSES: Backoff = Backoff::new(Duration::from_millis(50), Duration::from_secs(5));
+/// The delays after failed steps in a row.
+const RETRY_DELAYS: Backoff = Backoff::new(Duration::from_millis(50), Duration::from_secs(5));
 
 /// Forwards according to the latest snapshot, until all senders are dropped. The kernel's state does not change before
 /// the first snapshot that is not `None`. Publishes to `forwarding` and `counters`.
@@ -50,7 +50,7 @@ pub async fn run(
     counters: watch::Sender<Counters>,
 ) -> Result<(), EngineError> {
     let mut worker = run_blocking(move || Worker::open(forwarding)).await?;
-    let mut pauses = RETRY_PAUSES;
+    let mut backoff = RETRY_DELAYS;
     let mut next_check = Instant::now() + CHECK_INTERVAL;
     let mut sweeps = Sweeps { running: None, next: Instant::now() };
     loop {
@@ -72,7 +72,7 @@ pub async fn run(
         counters.send_replace(worker.counters());
         let wake = match result {
             Ok(()) => {
-                pauses.reset();
+                backoff.reset();
                 if check {
                     next_check = Instant::now() + CHECK_INTERVAL;
                 }
@@ -80,9 +80,9 @@ pub async fn run(
             }
             Err(error) => {
                 let cause = error_chain(&error);
-                let pause = pauses.fail();
-                tracing::error!(%error, cause, retry_in = ?pause, "programming the kernel failed");
-                Instant::now() + pause
+                let retry_in = backoff.fail();
+                tracing::error!(%error, cause, ?retry_in, "programming the kernel failed");
+                Instant::now() + retry_in
             }
         };
         if sweeps.run_until(wake, &mut worker, &mut snapshots).await.is_err() {

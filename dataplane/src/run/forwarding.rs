@@ -1,4 +1,4 @@
-//! What the kernel of this node forwards: [`Forwarding`], as published to other parts. Pure.
+//! The forwarding state of this node: [`Forwarding`], as published to other parts. Pure.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -7,14 +7,14 @@ use crds::Reach;
 
 use crate::rules::{LbIp, Problem};
 
-/// What the kernel of this node forwards. An lb_ip is published after the kernel has acknowledged its rules, and
-/// withdrawn before its rules are removed.
+/// The forwarding state of this node. An lb_ip is published after the kernel has acknowledged its rules, and withdrawn
+/// before its rules are removed.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Forwarding {
     /// The lb_ips that are programmed. Only these may be announced from here.
     pub addresses: BTreeSet<IpAddr>,
-    /// The lb_ips with an endpoint for packets from outside. Under the traffic policy Local, that endpoint is on this
-    /// node.
+    /// The lb_ips with an endpoint for packets from outside, or with a port that another proxy forwards. Under the
+    /// traffic policy Local, that endpoint is on this node.
     pub serving: BTreeSet<IpAddr>,
     /// How packets from outside reach endpoints on other nodes.
     pub reach: BTreeMap<IpAddr, Reach>,
@@ -26,7 +26,7 @@ pub struct Forwarding {
 }
 
 impl Forwarding {
-    /// Sets all fields for `address`. Returns whether it changed. Logs new mistakes.
+    /// Sets all fields that have an entry for `address`. Returns whether one of them changed. Logs new mistakes.
     pub(super) fn set(&mut self, address: IpAddr, lb_ip: Option<&LbIp>) -> bool {
         let set_in = |set: &mut BTreeSet<IpAddr>, is_in| if is_in { set.insert(address) } else { set.remove(&address) };
         let address_changed = set_in(&mut self.addresses, lb_ip.is_some());
@@ -55,7 +55,7 @@ fn replace<V: Clone + PartialEq>(map: &mut BTreeMap<IpAddr, V>, address: IpAddr,
     is_changed
 }
 
-/// Whether packets from outside find an endpoint here.
+/// Whether packets from outside have an endpoint, or another proxy forwards them.
 fn serves_outside(lb_ip: &LbIp) -> bool {
     lb_ip.ports.values().any(|target| target.outside.count > 0 || target.other_proxy)
 }

@@ -145,7 +145,7 @@ impl Worker {
             self.forget_clients();
             return Ok(());
         }
-        // Until this step succeeds, the kernel's state is unknown.
+        // If this step fails, the next one must apply the ruleset again, even if it is the same.
         self.programmed = None;
         self.withdraw(&desired);
         let outcomes = match self.engine.apply(&desired) {
@@ -193,7 +193,7 @@ impl Worker {
         }
     }
 
-    /// Forgets the clients that may no longer use their endpoint. After a failure, the next check tries again.
+    /// Forgets the clients that may no longer use their endpoint. After a failure, the next step tries again.
     fn forget_clients(&mut self) {
         let Some(ruleset) = &self.programmed else { return };
         if is_same(&self.clients_forgotten, ruleset) {
@@ -203,7 +203,7 @@ impl Worker {
             Ok(clients) => {
                 self.clients_forgotten = Some(Arc::clone(ruleset));
                 if clients > 0 {
-                    tracing::debug!(clients, "forgot the endpoints of clients whose endpoint is gone");
+                    tracing::debug!(clients, "forgot clients that may no longer use their endpoint");
                 }
             }
             Err(error) => {
@@ -239,7 +239,7 @@ impl Worker {
                 self.flows_forgotten = Some(sweep.ruleset);
                 self.removed_ports = BTreeSet::new();
                 if flows > 0 {
-                    tracing::debug!(flows, "deleted UDP flows whose endpoint is gone");
+                    tracing::debug!(flows, "deleted UDP flows without an endpoint or an allowed client");
                 }
             }
             Err(error) => {
