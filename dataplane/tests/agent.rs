@@ -118,7 +118,7 @@ fn a_flushed_ruleset_is_repaired_and_counted() {
     wait_for("the address", || published_mistakes(&agent) == forwarding(&[LB_IP], &[LB_IP]));
     let before = observe(&namespace);
     nft(&namespace, "flush ruleset");
-    // It checks every ten seconds.
+    // The agent checks every ten seconds.
     let deadline = Instant::now() + Duration::from_secs(20);
     while observe(&namespace) != before {
         assert!(Instant::now() < deadline, "not repaired");
@@ -137,7 +137,7 @@ fn a_refused_change_is_retried_and_not_published() {
     const NEWTABLE: u8 = 0;
     const OWNED: u32 = 2;
     let namespace = Namespace::new().expect("a namespace");
-    // A table that belongs to another process as long as that lives.
+    // A table that belongs to another socket until that socket is closed (NFT_TABLE_F_OWNER).
     let mut other = namespace.run(|| Socket::open().expect("a socket"));
     let table = Message::new(NFTABLES, NEWTABLE, CREATE, 2, |w| {
         w.text(1, "landfall").u32(2, OWNED);

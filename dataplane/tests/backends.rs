@@ -33,8 +33,8 @@ fn cluster_ip(net: Net) -> &'static str {
     CLUSTER_IPS[if net.family == Family::V4 { 0 } else { 1 }]
 }
 
-/// Adds a nat chain in place of kube-proxy: for the Service of [`web`], its ClusterIP at port 80 and node port 30080,
-/// to these pods at port 8080. Packets to the node port are masqueraded.
+/// Adds nat chains in place of kube-proxy. They send packets to the ClusterIP of [`web`] at port 80, and to node port
+/// 30080, to these pods at port 8080. Packets to the node port are masqueraded.
 fn add_kube_proxy(world: &World, net: Net, pods: &[&world::Pod]) {
     let (table, ip) = match net.family {
         Family::V4 => ("ip", "ip"),
@@ -279,7 +279,7 @@ fn a_service_of_another_proxy_is_left_alone() {
     let published = agent.forwarding();
     assert!(published.serving.contains(&ip(V4.lb_ip)), "it may be announced: {published:?}");
     let list = || world.n1.command("nft").args(["list", "tables"]).output().expect("run nft").stdout;
-    assert_eq!(String::from_utf8_lossy(&list()), "", "nothing of ours stands in the way");
+    assert_eq!(String::from_utf8_lossy(&list()), "", "no table of ours exists");
 
     // With one of our Services at the same lb_ip, only the port of the other Service is left alone. Packets to other
     // ports are dropped.
@@ -295,7 +295,11 @@ fn a_service_of_another_proxy_is_left_alone() {
         }
         }",
     );
-    assert_eq!(ask_tcp(&world.client, &V4.port(80)), Answer::new(&theirs, V4.gateway), "as what leaves the node");
+    assert_eq!(
+        ask_tcp(&world.client, &V4.port(80)),
+        Answer::new(&theirs, V4.gateway),
+        "our table masquerades the packets of the other proxy"
+    );
     assert_eq!(ask_tcp(&world.client, &V4.port(81)), Answer::new(&pod, V4.client));
     let error = connect(&world.client, &V4.port(82), SILENCE).err().expect("no connection");
     assert_eq!(error.kind(), ErrorKind::TimedOut);

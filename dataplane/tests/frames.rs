@@ -1,4 +1,4 @@
-//! Which frames the rules forward to which node, traced without a kernel.
+//! The node to which the rules re-send a frame, traced without a kernel.
 
 mod frame_bytes;
 mod sample;
@@ -193,7 +193,7 @@ fn unspreadable_services_are_forwarded_without_share_tables() {
     assert_eq!(reach(&on_link(web(V4, &[1, 2]))), Reach::Spread);
     assert_eq!(reach(&on_link(web(V4, &[1, 4]))), Reach::Mixed, "n4 is not on the link");
     assert_eq!(reach(&on_link(web(V4, &[4]))), Reach::Translated, "no pod can get frames");
-    // If no frames are spread, there are no rules for it.
+    // If no frames are spread, there are no share tables.
     for nothing in [&alone, &on_link(web(V4, &[1, 2]).without_spreading()), &on_link(web(V4, &[1]))] {
         let planned = plan_ruleset(nothing);
         assert_eq!(planned.tables().count(), 0);

@@ -90,7 +90,7 @@ fn nft_prints_and_loads_the_golden_tables() {
         let golden = std::fs::read_to_string(&path).expect("a golden file; LANDFALL_WRITE_GOLDENS=1 makes it");
         assert_eq!(listed, golden, "LANDFALL_WRITE_GOLDENS=1 rewrites {path}");
 
-        // `nft` 1.0.6 prints the IPv6 rules that add elements, but crashes when it reads them: it reserves too few
+        // `nft` 1.0.6 prints the IPv6 rules that add elements, but crashes when it reads them. It reserves too few
         // registers for a key of more than 16 bytes. It also refuses unnamed packet fields as protocol or port, and
         // `gc-interval` of a map. The rest can be loaded.
         let learns = |line: &&str| {

@@ -115,7 +115,7 @@ fn with_spreading_a_node_prefers_its_own_endpoints() {
         // Open connections stay with the other node, so there is a share table. Its one node is this one.
         ("the other stops", false, vec![ready_("l1"), stops(on_node("r1", "n2"))], &[], &["l1"], Reach::Spread, 1),
         (
-            "the other is unwell",
+            "the other is unready",
             false,
             vec![ready_("l1"), unready(on_node("r1", "n2"))],
             &[],
@@ -123,7 +123,7 @@ fn with_spreading_a_node_prefers_its_own_endpoints() {
             Reach::Spread,
             1,
         ),
-        ("all are unwell", false, vec![unready(on_node("r1", "n2"))], &[], &[], Reach::Translated, 1),
+        ("all are unready", false, vec![unready(on_node("r1", "n2"))], &[], &[], Reach::Translated, 1),
         (
             "Local: the other stops",
             true,
@@ -133,7 +133,7 @@ fn with_spreading_a_node_prefers_its_own_endpoints() {
             Reach::Spread,
             1,
         ),
-        ("Local: all are unwell", true, vec![unready(on_node("r1", "n2"))], &[], &[], Reach::Translated, 1),
+        ("Local: all are unready", true, vec![unready(on_node("r1", "n2"))], &[], &[], Reach::Translated, 1),
         (
             "one beyond the link stops",
             false,
@@ -229,7 +229,7 @@ fn only_a_holder_with_a_matching_uid_is_forwarded() {
     // A Service that is being deleted is served until its address is released.
     assert_eq!(with(|service| service.deleting = true), plan_ruleset(&good));
     assert_eq!(plan_ruleset(&Snapshot { services: SharedMap::default(), ..good.clone() }), Ruleset::default());
-    // A status has no effect.
+    // Without a LoadBalancerIP object nothing is forwarded. The status of the Service has no effect.
     assert_eq!(plan_ruleset(&Snapshot { addresses: SharedMap::default(), ..good }), Ruleset::default());
 }
 
@@ -408,7 +408,7 @@ fn make_changes(elements: &Elements, changes: &[ElementChange]) -> Result<Elemen
     Ok(elements)
 }
 
-/// The optional chain that an element jumps to.
+/// The chain that an element leads to, if it exists only while it is needed.
 fn target(key: &ElementKey, value: &ElementValue) -> Option<ElementKey> {
     match value {
         ElementValue::Goto(chain @ (ChainName::Dispatch(_) | ChainName::Remember(_))) => {
@@ -483,14 +483,14 @@ proptest! {
             prop_assert_eq!(&*replanned, &plan_ruleset(&snapshot));
             let same_node = next.pod_ranges == before.pod_ranges && next.node_ips == before.node_ips;
             if replanned == planned && same_node && next.links == before.links {
-                prop_assert!(Arc::ptr_eq(&replanned, &planned), "the same is not made twice");
+                prop_assert!(Arc::ptr_eq(&replanned, &planned), "an equal ruleset is the same `Arc`");
             }
             (before, planned) = (next, replanned);
         }
     }
 
     #[test]
-    fn planning_again_changes_nothing(snapshot in a_snapshot()) {
+    fn planning_an_equal_snapshot_changes_nothing(snapshot in a_snapshot()) {
         prop_assert_eq!(diff_rulesets(&plan_ruleset(&snapshot), &plan_ruleset(&snapshot)), vec![]);
     }
 

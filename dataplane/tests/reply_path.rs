@@ -225,7 +225,7 @@ fn mark_chains_are_printed_and_observed_unchanged() {
         let text = String::from_utf8(output.stdout).expect("text");
         text.lines().skip(2).take(2).map(|line| line.trim().to_owned()).collect::<Vec<_>>()
     };
-    // nft prints the mask with the bits that it sets as well.
+    // `nft` prints a mask that also contains the bits of the mark: 0xffffffaf for 0xffffff8f.
     assert_eq!(
         list("by-0x20-of-0x70-eth1"),
         [
@@ -254,7 +254,7 @@ fn links_keep_their_marks_across_restarts() {
     assert_eq!(first.reply_paths, reply_paths(&["eth0", "eth1"]));
     assert!(first.changes > 0);
     assert_eq!(world.settle(&both()), ReplyPathState { changes: 0, ..first.clone() });
-    // A link that is first by name gets the next mark.
+    // A new link gets the next mark, even if it is first by name.
     world.node.ip(["link add ens0 type veth peer name ens1", "link set ens0 up", "link set ens1 up"]).expect("a link");
     world.node.ip(["addr add 10.9.0.1/24 dev ens0"]).expect("an address");
     let more = ReplyPathInput { links: [link("ens0"), link("eth0"), link("eth1")].into(), ..both() };

@@ -90,9 +90,9 @@ fn policy(described: Described, local: bool) -> Described {
 /// The endpoints, and the fates for an outside client, a pod and the node: with the policy Cluster, then with Local.
 type Row = (&'static str, [&'static str; 3], [&'static str; 3]);
 
-/// A source is replaced only if the reply would not come back through this node otherwise. To endpoints on this node
-/// and from its pods, the source is kept. The node's own source may have no route back, so it is replaced; so is the
-/// source of a pod that connects to itself.
+/// A source is replaced only if the reply would not come back through this node otherwise. Packets to endpoints on this
+/// node, and packets from its pods, keep their source. The node's own source may have no route back, so it is replaced;
+/// so is the source of a pod that connects to itself.
 const TABLE: [Row; 12] = [
     ("l6", ["l6", "l6", "l6m"], ["l6", "l6", "l6m"]),
     ("r6", ["r6m", "r6", "r6m"], ["drop", "r6", "r6m"]),
@@ -141,7 +141,7 @@ fn published_unready_endpoints_count_as_ready() {
 }
 
 #[test]
-fn packets_without_a_port_have_these_fates() {
+fn packets_to_no_service_port_have_these_fates() {
     Net::each(|net| {
         let snapshot = snapshot([web(net, endpoints(net, "l6"))]);
         for client in ALL_CLIENTS {

@@ -1,9 +1,9 @@
-//! Frames spread over three nodes by the kernel: which pods get them, which client they see, and their path when nodes
-//! come and go.
+//! Frames spread over three nodes by the kernel: the pods that get them, and the client that pods see. Also the path of
+//! frames when nodes come and go.
 //!
 //! ```text
 //!   client 192.0.2.100 ──┐
-//!   node n1 192.0.2.1 ───┤        n1 has the lb_ips: the client's packets for them come here
+//!   node n1 192.0.2.1 ───┤        n1 announces the lb_ips: the client's packets come here
 //!   node n2 192.0.2.2 ───┤ LAN
 //!   node n3 192.0.2.3 ───┘        behind each node: pods 10.244.N.0/24
 //! ```
@@ -336,7 +336,7 @@ fn endpoints_on_unlinked_nodes_are_reached_through_others() {
 
 #[test]
 fn shares_match_the_numbers_of_endpoints() {
-    // Frames alone, without a pod to answer: the first packet of each of many connections.
+    // One datagram of each of many flows. The answers do not matter.
     const FLOWS: usize = 10_000;
     Net::each(|net| {
         let cluster = Cluster::new();

@@ -91,7 +91,7 @@ fn drops_are_counted_by_their_reason() {
         let counted = of_web(&world, &closed, net);
         assert_eq!((counted.connections, counted.packets, counted.refused, strays(&world.n1)), (0, 0, 0, 0));
         udp(&world.client, &net.port(81)).send(b"?").expect("send");
-        wait_for("packets without an endpoint to be counted", || strays(&world.n1) == 1);
+        wait_for("the packet to an unknown port to be counted", || strays(&world.n1) == 1);
         assert_eq!(of_web(&world, &closed, net), counted);
     });
 }
@@ -103,7 +103,7 @@ fn an_unanswered_older_connection_is_dropped() {
         let mut engine = engine(&world);
         let other = || service("other").holds(net.other).port("", Udp, 80);
         apply(&mut engine, &snapshot([other()]));
-        // So far the way to the lb_ip is that of any client's packets, and connection tracking knows them.
+        // At first the node routes packets for the lb_ip like any others, so connection tracking has their flow.
         world.n1.ip([format!("route add {} via {}", net.lb_ip, net.client)]).expect("a route");
         let client = udp(&world.client, &net.port(81));
         client.send(b"?").expect("send");

@@ -16,14 +16,15 @@ use netns::Namespace;
 use sample::{Described, NODE, ip, ready, service, snapshot, terminating};
 use world::{Answer, Net, Pod, V4, World, ask_tcp, ask_udp, udp, wait_for};
 
-/// Longer than a test takes.
+/// A timeout in seconds that is longer than any test.
 const LONG: u32 = 10_800;
 
 fn start(world: &World) -> Agent {
     Agent::start(&world.n1)
 }
 
-/// Sends a snapshot with `web` and a Service at the other lb_ip, and waits until the state of the latter shows `round`.
+/// Sends a snapshot with `web`, and with a Service at the other lb_ip that has an endpoint in even rounds. Waits until
+/// this is published.
 fn send_and_wait(agent: &Agent, net: Net, web: Described, round: u16) {
     let marker = service("marker").holds(net.other).port("", crds::Protocol::Tcp, round).local();
     let marker = marker.slice(&[("", crds::Protocol::Tcp, 1)], [ready(&net.pod(1, 99), NODE)]);
@@ -32,7 +33,7 @@ fn send_and_wait(agent: &Agent, net: Net, web: Described, round: u16) {
     wait_for("the change", || agent.forwarding().serving.contains(&ip(net.other)) == round.is_multiple_of(2));
 }
 
-/// Which pods answer a client.
+/// The pods that answer a client.
 fn pods(from: &Namespace, net: Net) -> BTreeSet<(u8, u8)> {
     all(|| ask_tcp(from, &net.port(80))).into_iter().map(|answer: Answer| answer.pod).collect()
 }
@@ -71,10 +72,10 @@ fn a_client_keeps_its_endpoint_while_others_change() {
         let agent = start(&world);
         send_and_wait(&agent, net, web(net, endpoints(net, &[&a])).sticky(LONG), 2);
         assert_eq!(only(&pods(&world.client, net)), (1, 5));
-        // With the new endpoints, a random choice would differ in 39 of 40 tries.
+        // With three endpoints, a random choice would stay with the first one once in 3^40 runs.
         send_and_wait(&agent, net, web(net, endpoints(net, &[&a, &b, &c])).sticky(LONG), 3);
         assert_eq!(only(&pods(&world.client, net)), (1, 5));
-        // Another agent starts over.
+        // A new agent replaces the first one.
         agent.end();
         let agent = start(&world);
         send_and_wait(&agent, net, web(net, endpoints(net, &[&c, &a])).sticky(LONG), 4);

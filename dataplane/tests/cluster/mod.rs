@@ -15,7 +15,7 @@ use netns::{Namespace, veth};
 use crate::sample::{self, Described, ready, service};
 use crate::world::{Net, Pod, V4, V6, host, nft, raw_icmp, wait_for, wait_for_addresses};
 
-/// How many nodes there are.
+/// The number of nodes.
 const NODES: u8 = 3;
 
 /// The nodes, the client and the switch.
@@ -79,7 +79,7 @@ impl Cluster {
         cluster
     }
 
-    /// The client's packets for the lb_ips go to this node from now on.
+    /// From now on this node announces the lb_ips: the client's packets for them go to it.
     pub fn announced_by(&self, node: u8) {
         let routes = [
             format!("route replace 198.51.100.0/24 via 192.0.2.{node}"),
@@ -122,7 +122,7 @@ impl Cluster {
         engine.apply(&self.plan(node, snapshot)).expect("apply");
     }
 
-    /// This node no longer sends or receives frames.
+    /// Disconnects this node: it no longer sends or receives frames.
     pub fn cut_off(&self, node: u8) {
         self.lan.ip([format!("link set {} down", name(node))]).expect("a port");
     }
@@ -137,8 +137,8 @@ impl Cluster {
         mac(100)
     }
 
-    /// Lets the client report that a packet to it from port 80 of the lb_ip, over the connection that it has there, was
-    /// too big for a link on the way.
+    /// Sends an ICMP error from the client about a packet of this connection, from port 80 of the lb_ip. It reports
+    /// that the packet was too big for a link on the path.
     pub fn report_packet_too_big(&self, net: Net, connection: SocketAddr) {
         let (lb_ip, client) = (sample::ip(net.lb_ip), connection.ip());
         let ports = [80u16.to_be_bytes(), connection.port().to_be_bytes(), [0; 2], [0; 2]].concat();
@@ -164,8 +164,8 @@ impl Cluster {
         socket.send_to(&message, &SocketAddr::new(lb_ip, 0).into()).expect("sent");
     }
 
-    /// From now on counts the datagrams that each node gets; the result waits for this number of them and returns which
-    /// part each node has kept.
+    /// From now on counts the datagrams that each node gets. The result waits for this number of them, and returns the
+    /// fraction that each node has kept.
     pub fn count_datagrams(&self, net: Net) -> impl Fn(usize) -> [f64; 3] {
         let (kind, address) = if net == V4 { ("ip", V4.lb_ip) } else { ("ip6", V6.lb_ip) };
         let each = |node: u8| {

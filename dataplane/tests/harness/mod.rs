@@ -1,4 +1,4 @@
-//! A node of the small network that runs the data plane, and the one Service of most tests.
+//! A node of the small network that runs the dataplane, and the one Service of most tests.
 #![allow(dead_code, reason = "each test binary uses some of it")]
 
 use std::collections::BTreeSet;

@@ -1,5 +1,5 @@
-//! A segment outside of each tracked connection, or outside of its window, does not break a connection: it is dropped
-//! without a reset.
+//! A segment of no tracked connection, or outside the window of its connection, is dropped without a reset. So it
+//! breaks no connection.
 //!
 //! The kernel does not translate such a segment back. So its receiver would find no connection, and send a reset.
 
@@ -57,7 +57,7 @@ fn segment(from: SocketAddr, to: SocketAddr, sequence: u32, flags: u8) -> Vec<u8
     segment
 }
 
-/// The ports of the clients whose connections a pod has, as the pod sees them.
+/// The clients' ports of a pod's open connections, as the pod sees them.
 fn ports_of_clients(pod: &Pod, net: Net) -> Vec<u16> {
     let file = if net.family == Family::V4 { "tcp" } else { "tcp6" };
     let table = pod.namespace.run(|| std::fs::read_to_string(format!("/proc/thread-self/net/{file}")));
@@ -92,7 +92,7 @@ fn receives_reset(socket: &Socket, net: Net) -> bool {
     }
 }
 
-/// So far from each other that some are outside of each window.
+/// Sequence numbers so far from each other that some are outside of any window.
 const SEQUENCES: [u32; 4] = [0, 1 << 30, 2 << 30, 3 << 30];
 
 #[test]

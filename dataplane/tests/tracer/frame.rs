@@ -1,4 +1,5 @@
-//! Executes the rules of the link table, which spreads frames. Input are the bytes of a frame; output is its fate.
+//! Executes the rules of the link table, which spreads frames. The input is the bytes of a frame; the output is its
+//! fate.
 
 use crds::MacAddr;
 use dataplane::nft::codec::expression::{Expression, Header, Meta, Register, Verdict};
@@ -160,7 +161,7 @@ impl State {
         }
     }
 
-    /// The transport protocol and where its header begins.
+    /// The transport protocol and the offset of its header.
     fn protocol(&self) -> (u8, usize) {
         match (self.is_ipv4(), self.is_fragment()) {
             (true, _) => (self.bytes[ETHERNET + 9], ETHERNET + 20),
@@ -169,7 +170,7 @@ impl State {
         }
     }
 
-    /// Where the transport header begins. `None` for a later fragment, which has no such header.
+    /// The offset of the transport header. `None` for a later fragment, which has no such header.
     fn transport(&self) -> Option<usize> {
         let offset = |at: usize| u16::from_be_bytes([self.bytes[at], self.bytes[at + 1]]);
         let is_later = match (self.is_ipv4(), self.is_fragment()) {

@@ -19,7 +19,7 @@ use dataplane::rules::Ruleset;
 use netlink::attribute::{Attributes, attributes};
 use netlink::message::Message;
 
-/// Where a packet comes from.
+/// The origin of a packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum From {
     /// Another host, or a pod: by a link.
@@ -31,7 +31,7 @@ pub enum From {
 /// The first packet of a connection, or one that belongs to none.
 #[derive(Clone, Copy, Debug)]
 pub struct Packet {
-    /// Where it comes from.
+    /// Its origin.
     pub from: From,
     /// Its source.
     pub source: IpAddr,
@@ -72,13 +72,13 @@ pub struct Machine {
     /// The addresses of this node.
     own: BTreeSet<IpAddr>,
     here: BTreeSet<Table>,
-    /// The target of packets to these addresses, by another proxy on the node.
+    /// The addresses that the Service proxy of the node translates, each with its target.
     pub proxied: BTreeMap<SocketAddr, SocketAddr>,
 }
 
 struct Element {
     first: Vec<u8>,
-    /// Of a range in parts.
+    /// The last key of a concatenated range.
     last: Option<Vec<u8>>,
     /// A range has ended here.
     end: bool,

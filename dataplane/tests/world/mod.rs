@@ -182,8 +182,7 @@ impl Pod {
     }
 }
 
-/// A host without duplicate address detection (RFC 4862 §5.4). Addresses that a test needs at once
-/// have `nodad` too.
+/// A host without duplicate address detection (RFC 4862 §5.4). Addresses that a test needs at once have `nodad`, too.
 pub fn host() -> std::io::Result<Namespace> {
     let namespace = Namespace::new()?;
     for of in ["all", "default"] {
@@ -192,7 +191,8 @@ pub fn host() -> std::io::Result<Namespace> {
     Ok(namespace)
 }
 
-/// Waits until a host has its link-local addresses, without which it asks no neighbour for theirs.
+/// Waits until no address of a host is tentative. With tentative addresses only, a host sends no neighbour
+/// solicitations.
 pub fn wait_for_addresses(host: &Namespace) {
     wait_for("addresses", || {
         let tentative = host.command("ip").args(["-6", "addr", "show", "tentative"]).output().expect("run ip");
@@ -202,16 +202,16 @@ pub fn wait_for_addresses(host: &Namespace) {
 
 /// A pod that answers with its own name and the client's address.
 pub struct Pod {
-    /// Where it lives.
+    /// Its network namespace.
     pub namespace: Namespace,
-    /// Which node it is on.
+    /// The number of its node.
     pub node: u8,
     /// Its number there.
     pub number: u8,
 }
 
 impl Pod {
-    /// Answers at this address too, of TCP and UDP.
+    /// Answers requests to this address too, over TCP and UDP.
     pub fn serve(&self, at: SocketAddr) {
         let (tcp, udp) =
             self.namespace.run(|| (TcpListener::bind(at).expect("tcp"), UdpSocket::bind(at).expect("udp")));
@@ -271,12 +271,12 @@ impl Answer {
 pub struct Connection(BufReader<TcpStream>);
 
 impl Connection {
-    /// Its end here.
+    /// Its local address and port.
     pub fn local(&self) -> SocketAddr {
         self.0.get_ref().local_addr().expect("an address")
     }
 
-    /// Asks once more.
+    /// Sends one more request, and returns the answer.
     pub fn ask(&mut self) -> std::io::Result<Answer> {
         self.0.get_mut().write_all(b"?\n")?;
         let mut line = String::new();
@@ -285,7 +285,7 @@ impl Connection {
     }
 }
 
-/// Connects to an lb_ip from somewhere.
+/// Connects to an lb_ip from this host.
 pub fn connect(from: &Namespace, to: &str, patience: Duration) -> std::io::Result<Connection> {
     let to = to.parse().expect("an address and a port");
     let stream = from.run(|| TcpStream::connect_timeout(&to, patience))?;
@@ -293,12 +293,12 @@ pub fn connect(from: &Namespace, to: &str, patience: Duration) -> std::io::Resul
     Ok(Connection(BufReader::new(stream)))
 }
 
-/// Asks over a new connection.
+/// Sends a request over a new connection, and returns the answer.
 pub fn ask_tcp(from: &Namespace, to: &str) -> Answer {
     connect(from, to, PATIENCE).and_then(|mut connection| connection.ask()).expect("an answer over TCP")
 }
 
-/// A socket of UDP, of a flow that is new to connection tracking.
+/// A UDP socket, whose flow is new to connection tracking.
 pub fn udp(from: &Namespace, to: &str) -> UdpSocket {
     let to: SocketAddr = to.parse().expect("an address and a port");
     let socket = from.run(|| netns::udp_flow(to).expect("a socket"));
@@ -306,7 +306,7 @@ pub fn udp(from: &Namespace, to: &str) -> UdpSocket {
     socket
 }
 
-/// Asks over UDP, again and again, since datagrams may be lost.
+/// Sends requests over UDP until one is answered, since datagrams may be lost.
 pub fn ask_udp(socket: &UdpSocket) -> std::io::Result<Answer> {
     let deadline = Instant::now() + PATIENCE;
     let mut buffer = [0; 64];
@@ -320,7 +320,7 @@ pub fn ask_udp(socket: &UdpSocket) -> std::io::Result<Answer> {
     }
 }
 
-/// Whether an address answers a ping, once.
+/// Sends one ping to an address, and waits for the reply.
 pub fn ping(from: &Namespace, to: &str) -> std::io::Result<()> {
     let to: IpAddr = to.parse().expect("an address");
     // Code 0, checksum, identifier 0x4c66, sequence number 1; no payload. The kernel fills in the checksum of ICMPv6.
@@ -366,7 +366,7 @@ pub fn raw_icmp(from: &Namespace, family: IpAddr) -> std::io::Result<socket2::So
     from.run(|| Socket::new(domain, Type::RAW, Some(protocol)))
 }
 
-/// Lets `nft` do these lines.
+/// Runs these lines with `nft`.
 pub fn nft(namespace: &Namespace, lines: &str) {
     let mut child = namespace.command("nft").args(["-f", "-"]).stdin(Stdio::piped()).spawn().expect("run nft");
     child.stdin.take().expect("stdin").write_all(lines.as_bytes()).expect("write");
