@@ -118,7 +118,7 @@ impl LinkTable {
     }
 }
 
-/// The link, if it is up, uses ARP, and is not part of another link: frames on a port of a bridge or bond belong to the
+/// The link, if it is up, uses ARP, and is not part of another link. Frames on a port of a bridge or bond belong to the
 /// bridge or bond. A port of a VRF is an ordinary link.
 fn decode_link(message: &LinkMessage) -> Option<Link> {
     let flags = message.header.flags;

@@ -1,5 +1,5 @@
-//! Netlink messages: a header with length, type and sequence number, then the header of the subsystem (of netfilter, or
-//! of links, routes and rules), then attributes. Pure.
+//! Netlink messages. Each has a header with length, type and sequence number, then the header of its subsystem, then
+//! attributes. The subsystem is netfilter, or links, routes and rules. Pure.
 //!
 //! A transaction is a sequence of messages between *batch begin* and *batch end*. The kernel executes all of them or
 //! none.
@@ -46,7 +46,7 @@ impl Message {
     /// The length of all headers in a message to netfilter, in bytes.
     pub const HEADERS: usize = HEADER + FAMILY_HEADER;
 
-    /// A message to an nfnetlink subsystem, about objects of a family (`libc::AF_INET`).
+    /// A message to an nfnetlink subsystem, about objects of a family (NFPROTO_*).
     pub fn new(subsystem: u8, kind: u8, flags: u16, family: u8, fill: impl FnOnce(&mut Writer)) -> Self {
         Self::with_header(u16::from_be_bytes([subsystem, kind]), flags, [family, 0, 0, 0], fill)
     }

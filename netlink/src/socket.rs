@@ -1,8 +1,8 @@
 //! The socket to netfilter or routing: transactions, commands and dumps. It belongs to the network namespace in which
 //! it was opened.
 //!
-//! Everything here blocks, but briefly: the kernel executes a transaction within the call that sends it, and a call
-//! waits at most [`READ_TIMEOUT`] for an answer. An answer to an abandoned request is skipped by its sequence number.
+//! Everything here blocks, but briefly. The kernel executes a transaction within the call that sends it. A call waits
+//! at most [`READ_TIMEOUT`] for an answer. An answer to an abandoned request is skipped by its sequence number.
 
 use std::io::{self, ErrorKind};
 
@@ -22,7 +22,7 @@ const MAX_DUMPS: usize = 8;
 const DATAGRAM: usize = 1 << 16;
 /// The size of the receive buffer: a transaction can get one error for each message.
 const RECEIVE_BUFFER: usize = 1 << 20;
-/// The default size of the send buffer.
+/// The assumed initial size of the send buffer. The default of Linux is larger (net.core.wmem_default).
 const SEND_BUFFER: usize = 1 << 17;
 
 /// Why communication with the kernel failed.
@@ -157,7 +157,7 @@ impl Socket {
                 let message = usize::try_from(index).ok().and_then(|index| index.checked_sub(1));
                 refusal = Some(refused_error(message, code, text, offset));
             }
-            // An answer to the first message is about the whole transaction, and no other answer follows it.
+            // An answer to *batch begin* is about the whole transaction, and no other answer follows it.
             Ok(if index == 0 || sequence == last { Next::Stop } else { Next::Wait })
         })?;
         refusal.map_or(Ok(()), Err)
@@ -206,7 +206,7 @@ impl Socket {
     }
 
     /// Sends a request, and passes each object of the answer to `collect`. Returns whether the objects changed
-    /// meanwhile, so that they are inconsistent.
+    /// meanwhile, so that the answer is inconsistent.
     fn exchange(&mut self, message: &Message, mut collect: impl FnMut(Body<'_>)) -> Result<bool, NetlinkError> {
         let own = self.next_sequence(1);
         let mut bytes = Vec::with_capacity(message.size());
