@@ -270,6 +270,11 @@ impl Cluster {
         &self.control_plane
     }
 
+    /// Applies the lab's part of the Node object of a node whose object was deleted: its pod CIDRs.
+    pub async fn apply_node(&self, name: &str) -> Result<()> {
+        light_node::apply_nodes(&self.client, &[self.topology.host(name)?]).await
+    }
+
     /// A kubectl command for this cluster.
     pub fn kubectl_command(&self) -> Result<Command> {
         control_plane::kubectl(&self.files)
@@ -368,6 +373,9 @@ fn build_hosts(
         std::iter::once(archive.as_path()).chain(topology.images.iter().map(PathBuf::as_path)).collect();
     for_each_in_parallel(specs[1..].to_vec(), |spec| {
         let host = Host::new(cluster_dir, Some(spec.clone()))?;
+        if spec.kind == HostKind::Node {
+            cluster_dir.create_disk(&spec.name)?;
+        }
         fs::create_dir_all(host.logs())?;
         network::plug(&cluster_dir.name, switch, spec, &specs)?;
         if spec.kind == HostKind::Node {

@@ -3,13 +3,16 @@
 //! Touches the table `bridge lab` in the switch's namespace, control groups of hosts, and namespaces of hosts. The
 //! switch drops the frames of a cut, and both sides keep their carrier, so no host notices.
 
+pub(crate) mod limits;
+
 use anyhow::{Context, Result, ensure};
 
 use crate::cluster::Cluster;
 use crate::kubernetes::node;
 use crate::machine::cgroup::CgroupHierarchies;
+use crate::machine::host::Host;
 use crate::machine::network::{self, nft};
-use crate::topology::HostKind;
+use crate::topology::{HostKind, HostSpec};
 
 /// The direction of a cut, as seen from the host.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
@@ -92,15 +95,27 @@ impl Cluster {
     pub fn power_on(&self, host: &str) -> Result<()> {
         let host = self.host(host)?;
         let Some(spec) = host.spec() else { return Ok(()) };
+        self.power_on_as(&host, spec)
+    }
+
+    /// Powers on another machine under the name of a node that is off: its network card has another MAC address. It has
+    /// the disk of the former machine. [`Host::mac`] returns the former address.
+    pub fn power_on_with_mac(&self, host: &str, mac: &str) -> Result<()> {
+        let host = self.host(host)?;
+        let spec = host.spec().context("the switch can't be replaced")?.clone().with_mac(mac);
+        self.power_on_as(&host, &spec)
+    }
+
+    fn power_on_as(&self, host: &Host, spec: &HostSpec) -> Result<()> {
         if host.netns().is_ok() {
             return Ok(());
         }
         network::plug(&self.cluster_dir().name, &self.switch().netns()?, spec, &self.topology().hosts())?;
         self.heal(host.name())?;
         if spec.kind == HostKind::Node {
-            node::boot(&host)?;
-            node::start_kubelet(&host, spec)?;
-            node::start_kube_proxy(&host, self.topology())?;
+            node::boot(host)?;
+            node::start_kubelet(host, spec)?;
+            node::start_kube_proxy(host, self.topology())?;
         }
         Ok(())
     }

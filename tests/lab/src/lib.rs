@@ -19,7 +19,7 @@
 //! | `machine` | the hosts: switch, cables, addresses and routes; control groups; daemons; requests from a host |
 //! | `kubernetes` | the processes and objects of a cluster, and when they are ready |
 //! | [`image`] | container images without a builder |
-//! | `faults` | cuts, losses, freezes, power-offs |
+//! | `faults` | cuts, losses, freezes, power-offs, limits of processes, full disks |
 //! | `state` | directories, locks, removal |
 //! | `wait` | waiting, with time limits |
 //! | `collect` | evidence of a failed test |
@@ -38,6 +38,7 @@ mod wait;
 
 pub use cluster::Cluster;
 pub use faults::Direction;
+pub use faults::limits::{CpuLimit, FileLimit, FullDisk};
 pub use kubernetes::light_node::LABEL as LIGHT_NODE_LABEL;
 pub use machine::answer::Answer;
 pub use machine::host::Host;

@@ -1,7 +1,7 @@
 //! A cluster's state outside of any process: its directory, its lock, and its removal.
 //!
-//! Touches `/run/landfall-lab/CLUSTER`, a tmpfs per cluster: etcd and containerd sync to it without a disk, and one
-//! unmount removes it. The lock of a cluster is an abstract socket, which the kernel frees when its process ends, however
+//! Touches `/run/landfall-lab/CLUSTER`, a tmpfs per cluster with another one for each node: etcd and containerd sync to
+//! them without a disk, and one unmount removes all. The lock of a cluster is an abstract socket, which the kernel frees when its process ends, however
 //! it ends. So [`sweep`] can remove every cluster without a lock, and trusts no file of a killed process.
 
 use std::fs;
@@ -71,6 +71,14 @@ impl ClusterDir {
         mount(Some("landfall-lab"), &self.path, Some("tmpfs"), MsFlags::empty(), Some("mode=755"))
             .with_context(|| format!("mount a tmpfs on {}", self.path.display()))?;
         fs::write(self.path.join(CREATOR), std::process::id().to_string()).context("write the pid of the creator")
+    }
+
+    /// Creates the directory of a node on a tmpfs of its own: its disk, which can be full alone.
+    pub fn create_disk(&self, host: &str) -> Result<()> {
+        let disk = self.host(host);
+        fs::create_dir(&disk).with_context(|| format!("create {}", disk.display()))?;
+        mount(Some("landfall-lab"), &disk, Some("tmpfs"), MsFlags::empty(), Some("mode=755"))
+            .with_context(|| format!("mount a tmpfs on {}", disk.display()))
     }
 
     /// Whether its owner has ended, or its creator if it is unfinished.

@@ -130,9 +130,15 @@ pub struct HostSpec {
     pub kind: HostKind,
     /// The last number of its addresses on the LAN.
     number: u8,
+    /// The MAC address of another network card.
+    replaced_mac: Option<String>,
 }
 
 impl HostSpec {
+    fn new(name: String, kind: HostKind, number: u8) -> Self {
+        Self { name, kind, number, replaced_mac: None }
+    }
+
     /// Its IPv4 address on the LAN (a /24).
     pub fn v4(&self) -> Ipv4Addr {
         Ipv4Addr::new(192, 0, 2, self.number)
@@ -147,7 +153,13 @@ impl HostSpec {
 
     /// Its MAC address, the same after each boot. It ends with the digits of the IPv4 address.
     pub fn mac(&self) -> String {
-        format!("02:00:00:00:{:02}:{:02}", self.number / 100, self.number % 100)
+        let first = || format!("02:00:00:00:{:02}:{:02}", self.number / 100, self.number % 100);
+        self.replaced_mac.clone().unwrap_or_else(first)
+    }
+
+    /// The same host with another network card.
+    pub fn with_mac(self, mac: &str) -> Self {
+        Self { replaced_mac: Some(mac.to_owned()), ..self }
     }
 
     /// Its pod CIDRs, if it is a node of either kind.
@@ -182,9 +194,9 @@ impl Topology {
     /// All hosts on the LAN: the control plane, nodes, light nodes, clients.
     pub fn hosts(&self) -> Vec<HostSpec> {
         let rows = |kind, letter: char, base: u8, count: u8| {
-            (1..=count).map(move |n| HostSpec { name: format!("{letter}{n}"), kind, number: base + n })
+            (1..=count).map(move |n| HostSpec::new(format!("{letter}{n}"), kind, base + n))
         };
-        std::iter::once(HostSpec { name: "cp".to_owned(), kind: HostKind::ControlPlane, number: 1 })
+        std::iter::once(HostSpec::new("cp".to_owned(), HostKind::ControlPlane, 1))
             .chain(rows(HostKind::Node, 'n', 10, self.nodes))
             .chain(rows(HostKind::LightNode, 'l', 40, self.light_nodes))
             .chain(rows(HostKind::Client, 'c', 100, self.clients))

@@ -52,6 +52,20 @@ impl CgroupHierarchies {
         self.groups.containers != ContainerGroups::UnifiedWithoutLimits
     }
 
+    /// The mount of the hierarchy in which containers have limits of this controller, if they have limits.
+    pub fn mount_of(&self, controller: &str) -> Option<&Path> {
+        match &self.groups.containers {
+            ContainerGroups::Version1(mounts) => {
+                let has_controller = |mount: &&PathBuf| {
+                    mount.file_name().is_some_and(|name| name.to_string_lossy().split(',').any(|one| one == controller))
+                };
+                mounts.iter().find(has_controller).map(PathBuf::as_path)
+            }
+            ContainerGroups::Unified => Some(&self.groups.unified),
+            ContainerGroups::UnifiedWithoutLimits => None,
+        }
+    }
+
     /// The mounts of version 1 hierarchies in which containers have groups.
     fn version1(&self) -> &[PathBuf] {
         match &self.groups.containers {
