@@ -20,7 +20,7 @@ use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::time::Duration;
 
-use crds::Record;
+use crds::{MacAddr, Record};
 
 use crate::breach::{Breach, Component, Invariant, Subject};
 use crate::checks::lasting::Finding;
@@ -89,6 +89,11 @@ impl Checks {
     /// Forgets declared faults, at the end of a scene.
     pub fn end_faults(&mut self) {
         self.faults.clear();
+    }
+
+    /// Adds the MAC address of a node's new network card.
+    pub fn add_mac(&mut self, node: &str, mac: MacAddr) {
+        self.wire.add_mac(node, mac);
     }
 
     /// Adds a fact.

@@ -75,6 +75,11 @@ impl Observer {
         self.shared.checks().declare(now, fault);
     }
 
+    /// From now on, a node also has this MAC address: its network card was replaced.
+    pub fn add_mac(&self, node: &str, mac: MacAddr) {
+        self.shared.checks().add_mac(node, mac);
+    }
+
     /// Fails if an invariant was breached so far. Waits until all sources agree, and the kernels have forgotten deleted
     /// Services.
     pub async fn check_scene(&self) -> Result<()> {

@@ -72,6 +72,11 @@ impl Wire {
         &self.lan.own_addresses
     }
 
+    /// Adds another MAC address of a node.
+    pub fn add_mac(&mut self, node: &str, mac: MacAddr) {
+        self.lan.nodes.insert(mac, node.to_owned());
+    }
+
     /// Adds how late the observer itself was.
     pub fn add_delay(&mut self, now: Duration, delay: Duration) {
         self.delays.retain(|(at, _)| now.saturating_sub(*at) < DELAY_MEMORY);
