@@ -16,7 +16,9 @@ use pnet_packet::ipv6::Ipv6Packet;
 use pnet_packet::udp::{MutableUdpPacket, UdpPacket};
 
 use super::checksum::checksum;
-use super::headers::{ETHERNET_LEN, HOP_LIMIT, IPV6_LEN, Ipv6Addresses, endpoints, ethernet_frame, ipv6_frame};
+use super::headers::{
+    ETHERNET_LEN, HOP_LIMIT, IPV6_LEN, Ipv6Addresses, endpoints, ethernet_frame, ipv6_frame, source_mac,
+};
 use super::ndp::group_mac;
 
 /// The IPv4 group, in the local network control block and not assigned by IANA.
@@ -104,7 +106,7 @@ pub fn unwrap(frame: &[u8]) -> Result<(MacAddr, &[u8]), DatagramError> {
     let packet = &frame[ETHERNET_LEN..];
     let is_ipv6 = ethernet.get_ethertype() == EtherTypes::Ipv6;
     let payload = if is_ipv6 { unwrap_ipv6(packet)? } else { unwrap_ipv4(packet)? };
-    Ok((ethernet.get_source(), payload))
+    Ok((source_mac(frame).ok_or(DatagramError::Short)?, payload))
 }
 
 fn unwrap_ipv4(packet: &[u8]) -> Result<&[u8], DatagramError> {
@@ -140,6 +142,7 @@ fn unwrap_ipv6(packet: &[u8]) -> Result<&[u8], DatagramError> {
 }
 
 /// The payload of a datagram for [`PORT`] with a correct checksum.
+#[inline]
 fn payload(datagram: &[u8], source: IpAddr, destination: IpAddr) -> Result<&[u8], DatagramError> {
     let udp = UdpPacket::new(datagram).ok_or(DatagramError::Short)?;
     if udp.get_destination() != PORT {
