@@ -110,7 +110,7 @@ fn settled_world(seed: u64, nodes: usize, lb_ips: usize) -> World {
 
 #[test]
 fn one_owner_remains_and_announced_last_after_any_disturbance() {
-    seeds(1000, |seed| {
+    seeds(500, |seed| {
         let mut choice = Random::new(seed);
         // Large networks take long, so they are rare: one in a hundred has up to 20 nodes, one in five hundred up to
         // 100.
