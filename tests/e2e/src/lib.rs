@@ -24,12 +24,3 @@ pub use prober::{Prober, Transport};
 pub use scene::Scene;
 pub use scenes::Scenes;
 pub use world::World;
-
-/// Prints to standard output. A closed pipe (`| head`) is no error.
-pub fn print(text: &str) -> anyhow::Result<()> {
-    use std::io::Write;
-    match std::io::stdout().lock().write_all(text.as_bytes()) {
-        Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => Err(error.into()),
-        _ => Ok(()),
-    }
-}

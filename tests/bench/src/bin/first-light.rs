@@ -2,14 +2,20 @@
 //!
 //! `make bench` runs it: a three-node cluster with kube-proxy, three pods, and Services for them created one after the
 //! other. The time starts before the create request is sent. The floor is the same create and one status patch by this
-//! program itself, which no controller can beat.
+//! program itself, which no controller can beat. Each ratio compares a Service with the floor right before it. The
+//! program prints a table and writes `target/bench/first-light.json`.
 
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
+use bench::distribution::ratios;
+use bench::progress::print;
+use bench::report::{FigureSpec, Report};
+use bench::root;
 use e2e::World;
-use e2e::world::{SOON, SYSTEM, ingress, root};
+use e2e::world::{SOON, SYSTEM, ingress};
 use k8s_openapi::api::core::v1::{Pod, Service};
 use kube::api::{ListParams, Patch, PatchParams, WatchEvent, WatchParams};
 use kube::{Api, ResourceExt};
@@ -18,6 +24,8 @@ use serde_json::json;
 
 /// Number of measured Services, after one that does not count.
 const RUNS: usize = 20;
+
+const MIB: f64 = (1 << 20) as f64;
 
 /// Limit of waiting for the answer to one request of the client.
 const TIMEOUT: Duration = Duration::from_millis(100);
@@ -41,15 +49,16 @@ async fn main() -> Result<()> {
             runs.push(times);
         }
     }
-    let mut out = String::new();
-    out += &format!("{RUNS} Services, one after the other; milliseconds   min  median     max\n");
-    out += &row("floor: create and one status patch, no controller", runs.iter().map(|times| times.floor));
-    out += &row("create to address in the status", runs.iter().map(|times| times.address));
-    out += &row("create to first answer to a client on the LAN", runs.iter().map(|times| times.answer));
-    out += &memory(&world).await?;
+    let mut report = Report::default();
+    report_times(&mut report, &runs);
+    report_memory(&mut report, &world).await?;
     let binary = std::fs::metadata(root().join("target/x86_64-unknown-linux-musl/release/landfall"))?.len();
-    out += &format!("binary, stripped: {:.1} MiB\n", binary as f64 / f64::from(1 << 20));
-    e2e::print(&out)?;
+    let spec = FigureSpec::lower("binary_mib", "binary, stripped", "MiB").goal("16 or less");
+    report.measure(spec, &[binary as f64 / MIB]);
+    let path = root().join("target/bench/first-light.json");
+    std::fs::create_dir_all(path.parent().context("invariant: it has a parent")?)?;
+    std::fs::write(&path, report.json_over("")).with_context(|| format!("write {}", path.display()))?;
+    print(&format!("{}\nwrote {}\n", report.table(), path.display()))?;
     world.end()
 }
 
@@ -108,28 +117,47 @@ async fn watch_for_address(services: &Api<Service>, name: &str) -> Result<tokio:
     }))
 }
 
-fn row(title: &str, times: impl Iterator<Item = Duration>) -> String {
-    let mut times: Vec<f64> = times.map(|time| time.as_secs_f64() * 1e3).collect();
-    times.sort_by(f64::total_cmp);
-    let median = (times[(times.len() - 1) / 2] + times[times.len() / 2]) / 2.0;
-    format!("  {title:50}{:6.1}  {median:6.1}  {:6.1}\n", times[0], times[times.len() - 1])
+fn report_times(report: &mut Report, runs: &[Times]) {
+    let ms = |time: fn(&Times) -> Duration| -> Vec<f64> {
+        runs.iter().map(|times| time(times).as_secs_f64() * 1e3).collect()
+    };
+    let (floor, address, answer) = (ms(|times| times.floor), ms(|times| times.address), ms(|times| times.answer));
+    report.part(&format!("{RUNS} Services, one after the other"));
+    report.distribution("floor: create and one status patch, no controller", &floor, "ms");
+    report.distribution("create to address in the status", &address, "ms");
+    report.distribution("create to first answer to a client on the LAN", &answer, "ms");
+    let spec = FigureSpec::lower("create_to_address_vs_floor", "create to address, to the floor", "ratio");
+    report.measure(spec, &ratios(&address, &floor));
+    let spec = FigureSpec::lower("create_to_answer_vs_floor", "create to first answer, to the floor", "ratio");
+    report.measure(spec, &ratios(&answer, &floor));
 }
 
 /// Resident memory of Landfall's processes, as the kernel counts it.
-async fn memory(world: &World) -> Result<String> {
+async fn report_memory(report: &mut Report, world: &World) -> Result<()> {
     let pods: Api<Pod> = Api::namespaced(world.client.clone(), SYSTEM);
-    let mut lines = String::new();
-    for pod in pods.list(&ListParams::default()).await?.items {
-        let node = pod.spec.as_ref().and_then(|spec| spec.node_name.clone()).unwrap_or_default();
-        let role = if pod.name_any().contains("controller") { "landfall controller" } else { "landfall node" };
-        for (pid, _) in world.cluster.node(&node).processes(role) {
-            let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
-            let field = |name: &str| {
-                let line = status.lines().find_map(|line| line.strip_prefix(name)).unwrap_or_default();
-                line.trim().trim_end_matches(" kB").parse::<f64>().unwrap_or(0.0) / 1024.0
-            };
-            lines += &format!("{role} on {node}: RSS {:.1} MiB (peak {:.1})\n", field("VmRSS:"), field("VmHWM:"));
-        }
+    let pods = pods.list(&ListParams::default()).await?.items;
+    report.part("Resident memory, after these Services");
+    for (name, role, label) in
+        [("controller_rss_mib", "landfall controller", "controllers"), ("agent_rss_mib", "landfall node", "agents")]
+    {
+        let is_role = |pod: &&Pod| pod.name_any().contains("controller") == role.contains("controller");
+        let nodes = pods.iter().filter(is_role).filter_map(|pod| pod.spec.as_ref()?.node_name.clone());
+        let nodes: BTreeSet<String> = nodes.collect();
+        let processes = nodes.iter().flat_map(|node| world.cluster.node(node).processes(role));
+        let memory = processes.map(|(pid, _)| memory_mib(pid)).collect::<Result<Vec<_>>>()?;
+        let (resident, peak): (Vec<f64>, Vec<f64>) = memory.into_iter().unzip();
+        report.measure(FigureSpec::lower(name, label, "MiB"), &resident);
+        report.distribution("  peak", &peak, "MiB");
     }
-    Ok(lines)
+    Ok(())
+}
+
+/// The resident memory of a process, and its peak.
+fn memory_mib(pid: i32) -> Result<(f64, f64)> {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).context("read the status of a process")?;
+    let field = |name: &str| -> Result<f64> {
+        let value = status.lines().find_map(|line| line.strip_prefix(name)).with_context(|| format!("no {name}"))?;
+        Ok(value.trim().trim_end_matches(" kB").parse::<f64>()? / 1024.0)
+    };
+    Ok((field("VmRSS:")?, field("VmHWM:")?))
 }
