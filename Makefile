@@ -7,7 +7,7 @@ SEEDS ?= 200000
 FUZZ_SECONDS ?= 600
 LAB := target/debug/lab
 
-.PHONY: help setup doctor build demo test soak bench bench-controller bench-failover bench-dataplane lab-up lab-down crds
+.PHONY: help setup doctor build demo test soak bench bench-controller bench-failover bench-dataplane bench-all bench-compare lab-up lab-down crds
 
 help: ## List the commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-17s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -47,6 +47,20 @@ bench-failover: ## Measure the outage for clients when a node dies, beside keepa
 bench-dataplane: setup ## Measure forwarding beside kube-proxy, routing and one static rule (28 minutes; QUICK=1: eleven minutes)
 	@cargo build --quiet --release --locked --target x86_64-unknown-linux-musl -p bench
 	@target/x86_64-unknown-linux-musl/release/bench-dataplane $(if $(QUICK),--quick)
+
+bench-all: ## Run all benchmarks quickly, and compare their figures with the accepted ones (half an hour, on an idle machine)
+	@rm -f target/bench/*.json
+	@failed=; for name in bench bench-controller bench-failover bench-dataplane; do \
+		printf '\n=== %s\n' $$name; \
+		$(MAKE) --no-print-directory $$name QUICK=1 || failed="$$failed $$name"; \
+	done; \
+	printf '\n=== comparison\n'; \
+	$(MAKE) --no-print-directory bench-compare || failed="$$failed bench-compare"; \
+	[ -z "$$failed" ] || { echo "failed:$$failed" >&2; exit 1; }
+
+bench-compare: ## Compare the figures of the last runs with the accepted ones (ACCEPT=1: accept them; docs/dev/testing.md)
+	@cargo build --quiet --release --locked --target x86_64-unknown-linux-musl -p bench --bin bench-compare
+	@target/x86_64-unknown-linux-musl/release/bench-compare $(if $(ACCEPT),--accept)
 
 lab-up: setup ## Start a cluster to try things on: NAME=demo ARGS='--nodes 3 --kube-proxy none'
 	@$(LAB) up $(NAME) $(ARGS)
