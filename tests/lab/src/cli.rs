@@ -113,7 +113,7 @@ enum LabCommand {
         /// The host.
         host: String,
     },
-    /// Drop a part of a host's frames, in both directions.
+    /// Drop a part of a host's frames.
     Loss {
         /// The cluster.
         name: String,
@@ -121,6 +121,9 @@ enum LabCommand {
         host: String,
         /// Percentage of dropped frames; 0 ends the loss.
         percent: f64,
+        /// The direction of the dropped frames, as seen from the host.
+        #[arg(long, value_enum, default_value_t = Direction::Both)]
+        direction: Direction,
     },
     /// Freeze all processes of a host, or those that match a pattern.
     Freeze(ProcessArgs),
@@ -267,7 +270,9 @@ pub async fn run() -> Result<ExitCode> {
         LabCommand::Capture { name, host, arguments } => return capture(&name, host.as_deref(), &arguments).await,
         LabCommand::Cut { name, host, direction } => Cluster::attach(&name).await?.cut(&host, direction)?,
         LabCommand::Heal { name, host } => Cluster::attach(&name).await?.heal(&host)?,
-        LabCommand::Loss { name, host, percent } => Cluster::attach(&name).await?.lose(&host, percent)?,
+        LabCommand::Loss { name, host, percent, direction } => {
+            Cluster::attach(&name).await?.lose(&host, direction, percent)?
+        }
         LabCommand::Freeze(arguments) => freeze_or_thaw(&arguments, true).await?,
         LabCommand::Thaw(arguments) => freeze_or_thaw(&arguments, false).await?,
         LabCommand::Kill { name, host, process } => {

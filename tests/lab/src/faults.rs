@@ -1,7 +1,7 @@
-//! Injected faults: cut cables, lost frames, frozen and dead machines.
+//! Injected faults: cut cables, lost and filtered frames, ports without a carrier, frozen and dead machines.
 //!
-//! Touches the table `bridge lab` in the switch's namespace, control groups of hosts, and namespaces of hosts. The
-//! switch drops the frames of a cut, and both sides keep their carrier, so no host notices.
+//! Touches the table `bridge lab` in the switch's namespace and the switch's ports, control groups of hosts, and
+//! namespaces of hosts. The switch drops the frames of a cut, and both sides keep their carrier, so no host notices.
 
 pub(crate) mod limits;
 
@@ -11,17 +11,17 @@ use crate::cluster::Cluster;
 use crate::kubernetes::node;
 use crate::machine::cgroup::CgroupHierarchies;
 use crate::machine::host::Host;
-use crate::machine::network::{self, nft};
+use crate::machine::network::{self, BRIDGE, nft};
 use crate::topology::{HostKind, HostSpec};
 
-/// The direction of a cut, as seen from the host.
+/// The direction of frames, as seen from the host.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
 pub enum Direction {
-    /// Drops frames to the host.
+    /// Frames to the host.
     In,
-    /// Drops frames from the host.
+    /// Frames from the host.
     Out,
-    /// Drops all frames.
+    /// All frames of the host.
     #[default]
     Both,
 }
@@ -30,7 +30,7 @@ impl Cluster {
     /// Drops frames from a host, to it, or both, silently. Succeeds if the host is cut already.
     pub fn cut(&self, host: &str, direction: Direction) -> Result<()> {
         let port = self.host(host)?.name().to_owned();
-        nft(&self.switch().netns()?, &set_lines("add", &port, direction))
+        self.change_fault_table(&set_lines("add", &port, direction))
     }
 
     /// Ends a cut, in both directions. Succeeds if the host is not cut.
@@ -38,11 +38,34 @@ impl Cluster {
         let port = self.host(host)?.name().to_owned();
         // Only an existing element can be deleted, so this adds it first, in the same transaction.
         let both = Direction::Both;
-        nft(&self.switch().netns()?, &(set_lines("add", &port, both) + &set_lines("delete", &port, both)))
+        self.change_fault_table(&(set_lines("add", &port, both) + &set_lines("delete", &port, both)))
     }
 
-    /// Drops each frame from and to a host with this probability, in percent. 0 ends the loss.
-    pub fn lose(&self, host: &str, percent: f64) -> Result<()> {
+    /// Drops all frames between two hosts, silently. Both still reach all others. Succeeds if the pair is cut already.
+    pub fn cut_pair(&self, a: &str, b: &str) -> Result<()> {
+        self.change_fault_table(&self.pair_lines("add", a, b)?)
+    }
+
+    /// Ends a cut of two hosts. Succeeds if the pair is not cut.
+    pub fn heal_pair(&self, a: &str, b: &str) -> Result<()> {
+        self.change_fault_table(&(self.pair_lines("add", a, b)? + &self.pair_lines("delete", a, b)?))
+    }
+
+    /// Drops all frames to a multicast MAC address, as a switch does that filters multicast by mistake. All other frames
+    /// pass.
+    pub fn block_group(&self, group: &str) -> Result<()> {
+        self.change_fault_table(&format!("add element bridge lab blocked_groups {{ {group} }}\n"))
+    }
+
+    /// Ends [`Cluster::block_group`]. Succeeds if the group is not blocked.
+    pub fn unblock_group(&self, group: &str) -> Result<()> {
+        let line = |verb: &str| format!("{verb} element bridge lab blocked_groups {{ {group} }}\n");
+        self.change_fault_table(&(line("add") + &line("delete")))
+    }
+
+    /// Drops each frame of a host in this direction with this probability, in percent, in place of an earlier loss. 0
+    /// ends the loss.
+    pub fn lose(&self, host: &str, direction: Direction, percent: f64) -> Result<()> {
         ensure!((0.0..=100.0).contains(&percent), "a loss of {percent} % is out of range (0-100)");
         let port = self.host(host)?.name().to_owned();
         let mut script = format!(
@@ -52,15 +75,34 @@ impl Cluster {
         let of_10000 = (percent * 100.0).round() as u32;
         // `numgen` gives each frame a number from 0 to 9999, and the rule drops those from 0 to `highest`.
         if let Some(highest) = of_10000.checked_sub(1) {
-            for direction in ["iifname", "oifname"] {
+            let keys: &[&str] = match direction {
+                Direction::In => &["oifname"],
+                Direction::Out => &["iifname"],
+                Direction::Both => &["iifname", "oifname"],
+            };
+            for key in keys {
                 script += &format!(
-                    "add rule bridge lab loss_{port} {direction} {port} numgen random mod 10000 <= {highest} drop\n"
+                    "add rule bridge lab loss_{port} {key} {port} numgen random mod 10000 <= {highest} drop\n"
                 );
             }
         } else {
             script += &format!("delete chain bridge lab loss_{port}\n");
         }
-        nft(&self.switch().netns()?, &script)
+        self.change_fault_table(&script)
+    }
+
+    /// Takes the carrier of hosts away or gives it back, all at once: the ports of the switch go down or up. A host
+    /// that is powered off has no port.
+    pub fn set_carrier<'a>(&self, hosts: impl IntoIterator<Item = &'a str>, is_up: bool) -> Result<()> {
+        let state = if is_up { "up" } else { "down" };
+        let lines = hosts.into_iter().map(|host| Ok(format!("link set {} {state}", self.host(host)?.name())));
+        let lines = lines.collect::<Result<Vec<_>>>()?;
+        self.switch().netns()?.ip(lines).with_context(|| format!("set ports {state}"))
+    }
+
+    /// Forgets all MAC addresses that the switch has learned.
+    pub fn flush_fdb(&self) -> Result<()> {
+        self.switch().netns()?.ip([format!("link set dev {BRIDGE} type bridge fdb_flush")]).context("flush the FDB")
     }
 
     /// Freezes all processes of a host, including those of its containers. The kernel still answers pings and forwards.
@@ -118,6 +160,17 @@ impl Cluster {
             node::start_kube_proxy(host, self.topology())?;
         }
         Ok(())
+    }
+
+    fn pair_lines(&self, verb: &str, a: &str, b: &str) -> Result<String> {
+        let (a, b) = (self.host(a)?, self.host(b)?);
+        let (a, b) = (a.name(), b.name());
+        Ok(format!("{verb} element bridge lab cut_pairs {{ {a} . {b}, {b} . {a} }}\n"))
+    }
+
+    /// Runs an nft script in the switch.
+    fn change_fault_table(&self, script: &str) -> Result<()> {
+        nft(&self.switch().netns()?, script)
     }
 }
 

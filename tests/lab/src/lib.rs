@@ -19,7 +19,7 @@
 //! | `machine` | the hosts: switch, cables, addresses and routes; control groups; daemons; requests from a host |
 //! | `kubernetes` | the processes and objects of a cluster, and when they are ready |
 //! | [`image`] | container images without a builder |
-//! | `faults` | cuts, losses, freezes, power-offs, limits of processes, full disks |
+//! | `faults` | cuts, losses, ports without a carrier, freezes, power-offs, limits of processes, full disks |
 //! | `state` | directories, locks, removal |
 //! | `wait` | waiting, with time limits |
 //! | `collect` | evidence of a failed test |

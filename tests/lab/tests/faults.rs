@@ -2,7 +2,7 @@
 
 mod support;
 
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
 use std::process::Command;
 use std::time::Duration;
 
@@ -47,11 +47,7 @@ async fn faults_are_silent_complete_and_reversible() -> Result<()> {
     ensure_silent_udp(&c1, &n1)?;
     cluster.heal("n1")?;
 
-    // A loss of all frames.
-    cluster.lose("n1", 100.0)?;
-    silent(host[0])?;
-    cluster.lose("n1", 0.0)?;
-    answers(host[0])?;
+    check_faults_of_the_switch(&cluster, host[0])?;
 
     // While the processes are frozen (all of the host, or those that match), the kernel accepts a connection, but no
     // process answers.
@@ -98,6 +94,65 @@ async fn wait_for_pod(cluster: &Cluster, n2: &Host, families: usize) -> Result<(
         Ok(())
     })
     .await
+}
+
+/// Checks losses, cut pairs, blocked groups and ports without a carrier. `server` is on n1.
+fn check_faults_of_the_switch(cluster: &Cluster, server: SocketAddr) -> Result<()> {
+    let (n1, n2, c1) = (cluster.node("n1"), cluster.node("n2"), cluster.client_host("c1"));
+    let answers = |host: &Host| host.query_tcp(server, ANSWER);
+    let silent = |host: &Host| ensure_silent(host.query_tcp(server, SILENCE));
+
+    // A loss of all frames, in one direction and in both.
+    cluster.lose("n1", Direction::In, 100.0)?;
+    assert_eq!(send_datagram(&n1, &c1)?, "from 192.0.2.11");
+    silent(&c1)?;
+    cluster.lose("n1", Direction::Both, 100.0)?;
+    silent(&c1)?;
+    cluster.lose("n1", Direction::Both, 0.0)?;
+    answers(&c1)?;
+
+    // A pair: a third host reaches both.
+    cluster.cut_pair("n2", "n1")?;
+    cluster.cut_pair("n1", "n2")?;
+    silent(&n2)?;
+    answers(&c1)?;
+    ensure_refused(c1.query_tcp((n2.ipv4(), 8080).into(), ANSWER))?;
+    cluster.heal_pair("n1", "n2")?;
+    cluster.heal_pair("n1", "n2")?;
+    answers(&n2)?;
+
+    // One group: other groups and unicast pass.
+    let groups = [Ipv4Addr::new(239, 1, 2, 3), Ipv4Addr::new(239, 1, 2, 4)];
+    let receive = || groups.map(|group| send_to_group(&n1, &n2, group).is_ok());
+    assert_eq!(receive(), [true, true]);
+    cluster.block_group("01:00:5e:01:02:03")?;
+    assert_eq!(receive(), [false, true]);
+    answers(&c1)?;
+    cluster.unblock_group("01:00:5e:01:02:03")?;
+    assert_eq!(receive(), [true, true]);
+
+    // Ports without a carrier, and a switch that has forgotten all addresses.
+    let carriers = || [&n1, &n2].map(|host| host.output(["cat", "/sys/class/net/eth0/carrier"]).unwrap_or_default());
+    cluster.set_carrier(["n1", "c1"], false)?;
+    assert_eq!(carriers(), ["0\n", "1\n"]);
+    silent(&n2)?;
+    cluster.flush_fdb()?;
+    cluster.set_carrier(["n1", "c1"], true)?;
+    assert_eq!(carriers(), ["1\n", "1\n"]);
+    answers(&c1)?;
+    answers(&n2)?;
+    Ok(())
+}
+
+/// Sends a datagram from one host to a group that another has joined, and fails if it does not arrive.
+fn send_to_group(from: &Host, to: &Host, group: Ipv4Addr) -> Result<()> {
+    let receiver = to.run(|| UdpSocket::bind((group, 9)))??;
+    receiver.join_multicast_v4(&group, &to.ipv4())?;
+    receiver.set_read_timeout(Some(SILENCE))?;
+    let sender = from.run(|| UdpSocket::bind((from.ipv4(), 0)))??;
+    sender.send_to(b"?", (group, 9))?;
+    receiver.recv(&mut [0; 16])?;
+    Ok(())
 }
 
 /// Checks that the API server can end and start again without an effect on pods.
@@ -152,7 +207,7 @@ fn ensure_refused<T: std::fmt::Debug>(answer: Result<T>) -> Result<()> {
 
 /// Sends a datagram from one host to another, and returns its source as the receiver sees it.
 fn send_datagram(from: &lab::Host, to: &lab::Host) -> Result<String> {
-    let receiver = to.run(|| std::net::UdpSocket::bind((to.ipv4(), 9)))??;
+    let receiver = to.run(|| UdpSocket::bind((to.ipv4(), 9)))??;
     receiver.set_read_timeout(Some(ANSWER))?;
     // The sender may be unable to receive an ARP reply, so this sets its neighbour entry.
     let mac = to.mac().expect("a client has a MAC address");

@@ -86,16 +86,23 @@ pub fn nft(namespace: &Namespace, script: &str) -> Result<()> {
     Ok(())
 }
 
-/// The table of injected faults in the switch. It drops frames from a cut port before the switch learns from them, so that the capture on the
-/// bridge does not show them either. It drops frames to a cut port last.
+/// The table of injected faults in the switch. It drops frames from a cut port before the switch learns from them, so
+/// that the capture on the bridge does not show them either. It drops frames to a cut port last.
 const FAULT_TABLE: &str = "table bridge lab {
     set cut_from { type ifname; }
     set cut_to { type ifname; }
+    set cut_pairs { type ifname . ifname; }
+    set blocked_groups { type ether_addr; }
     chain from { type filter hook prerouting priority -300; policy accept; iifname @cut_from drop; }
+    chain between {
+        type filter hook forward priority -300; policy accept;
+        iifname . oifname @cut_pairs drop
+        ether daddr @blocked_groups drop
+    }
     chain to { type filter hook postrouting priority 300; policy accept; oifname @cut_to drop; }
 }";
 
-/// Creates the table of cuts and losses.
+/// Creates the table of injected faults.
 pub fn create_fault_table(switch: &Namespace) -> Result<()> {
     nft(switch, FAULT_TABLE)
 }
