@@ -9,6 +9,7 @@ use anyhow::{Context, Result, ensure};
 
 use crate::cluster::Cluster;
 use crate::kubernetes::node;
+use crate::machine::cable::{Cable, CablePlan};
 use crate::machine::cgroup::CgroupHierarchies;
 use crate::machine::host::Host;
 use crate::machine::network::{self, BRIDGE, nft};
@@ -103,6 +104,12 @@ impl Cluster {
     /// Forgets all MAC addresses that the switch has learned.
     pub fn flush_fdb(&self) -> Result<()> {
         self.switch().netns()?.ip([format!("link set dev {BRIDGE} type bridge fdb_flush")]).context("flush the FDB")
+    }
+
+    /// Inserts a cable with delay, duplication and reordering between a host and its port of the switch. Frames of a
+    /// millisecond are lost, and the carrier stays. Cuts and losses of the host have no effect until the cable is removed.
+    pub fn insert_cable(&self, host: &str, plan: CablePlan) -> Result<Cable> {
+        Cable::insert(&self.switch().netns()?, self.host(host)?.name(), plan)
     }
 
     /// Freezes all processes of a host, including those of its containers. The kernel still answers pings and forwards.

@@ -41,6 +41,7 @@ pub use faults::Direction;
 pub use faults::limits::{CpuLimit, FileLimit, FullDisk};
 pub use kubernetes::light_node::LABEL as LIGHT_NODE_LABEL;
 pub use machine::answer::Answer;
+pub use machine::cable::{Cable, CablePlan};
 pub use machine::host::Host;
 pub use machine::process::Process;
 pub use nix::sys::signal::Signal;

@@ -4,10 +4,10 @@ mod support;
 
 use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
 use std::process::Command;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
-use lab::{Cluster, Direction, Host, KubeProxy, Signal, Topology, wait_until};
+use lab::{CablePlan, Cluster, Direction, Host, KubeProxy, Signal, Topology, wait_until};
 use support::{ANSWER, SILENCE, SOON, addresses, wait_for_ready_status, whoami};
 
 #[tokio::test]
@@ -141,6 +141,15 @@ fn check_faults_of_the_switch(cluster: &Cluster, server: SocketAddr) -> Result<(
     assert_eq!(carriers(), ["1\n", "1\n"]);
     answers(&c1)?;
     answers(&n2)?;
+
+    // A cable with a delay, in both directions.
+    let delay = Duration::from_millis(100);
+    let cable = cluster.insert_cable("n1", CablePlan { delay, ..CablePlan::default() })?;
+    let start = Instant::now();
+    answers(&c1)?;
+    assert!(start.elapsed() > 4 * delay, "two round trips took {:?}", start.elapsed());
+    cable.remove()?;
+    answers(&c1)?;
     Ok(())
 }
 
